@@ -1,0 +1,165 @@
+//! What every failure can say: its kind (and so the exit code), what to do about it, and what was seen.
+//!
+//! Each module has its own `thiserror` enum with the context as fields. Through [`Fault`] it names its [`Kind`] and its
+//! hints; [`Failure`] carries any of them upwards, together with whatever went wrong during clean-up. The first error
+//! wins: a failure while cleaning up is attached to it and never replaces it.
+
+use std::error::Error;
+use std::fmt;
+
+/// What sort of failure this is. The discriminants are the exit codes of the command line and never change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    /// The command line makes no sense.
+    Usage = 2,
+    /// The spec, or an input file it names, is wrong.
+    Spec = 3,
+    /// This host cannot do it: QEMU, the accelerator, firmware, disk space, limits.
+    Host = 4,
+    /// The base image is missing, hostile or not what it is said to be.
+    Base = 5,
+    /// The guest did not boot, or its agent does not speak as it should.
+    Boot = 6,
+    /// A step of the spec failed.
+    Step = 7,
+    /// The output could not be made or stored.
+    Output = 8,
+    /// A test of the sealed image failed.
+    Test = 9,
+    /// A bug in kiln.
+    Bug = 70,
+    /// The user interrupted the command.
+    Interrupted = 130,
+}
+
+impl Kind {
+    /// Every kind with the sentence that documents it, in the order of the exit codes.
+    pub const ALL: [(Kind, &'static str); 10] = [
+        (Kind::Usage, "the command line makes no sense"),
+        (Kind::Spec, "the spec, or an input it names, is wrong"),
+        (Kind::Host, "this host is not fit: QEMU, accelerator, firmware, space"),
+        (Kind::Base, "the base image is missing, hostile or not what it is said to be"),
+        (Kind::Boot, "the guest did not boot, or its agent did not answer"),
+        (Kind::Step, "a step failed"),
+        (Kind::Output, "the output could not be made or stored"),
+        (Kind::Test, "a test of the sealed image failed"),
+        (Kind::Bug, "a bug in kiln"),
+        (Kind::Interrupted, "interrupted"),
+    ];
+
+    /// The exit code of the process for this kind.
+    #[must_use]
+    pub fn exit_code(self) -> u8 {
+        self as u8
+    }
+}
+
+/// An error that knows its kind and what the user can do about it.
+pub trait Fault: Error + Send + Sync + 'static {
+    /// The kind, and so the exit code.
+    fn kind(&self) -> Kind;
+
+    /// What to do about it, a sentence each, most useful first.
+    fn hints(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// What was seen just before, such as the last lines of a step or of the console; shown indented below the error.
+    fn evidence(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// Any [`Fault`] on its way to the command line.
+pub struct Failure {
+    fault: Box<dyn Fault>,
+    attached: Vec<String>,
+}
+
+impl Failure {
+    /// The kind of the error that came first.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.fault.kind()
+    }
+
+    /// What the user can do about it.
+    #[must_use]
+    pub fn hints(&self) -> Vec<String> {
+        self.fault.hints()
+    }
+
+    /// What was seen just before.
+    #[must_use]
+    pub fn evidence(&self) -> Vec<String> {
+        self.fault.evidence()
+    }
+
+    /// Adds what went wrong while cleaning up after this failure.
+    pub fn attach(&mut self, what: impl fmt::Display) {
+        self.attached.push(what.to_string());
+    }
+
+    /// What went wrong while cleaning up.
+    #[must_use]
+    pub fn attached(&self) -> &[String] {
+        &self.attached
+    }
+
+    /// The message and the messages of its causes, outermost first. A cause whose text its parent already ends with
+    /// is left out.
+    #[must_use]
+    pub fn chain(&self) -> Vec<String> {
+        let mut messages = vec![self.fault.to_string()];
+        let mut source = self.fault.source();
+        while let Some(cause) = source {
+            let text = cause.to_string();
+            if messages.last().is_none_or(|last| !last.ends_with(&text)) {
+                messages.push(text);
+            }
+            source = cause.source();
+        }
+        messages
+    }
+}
+
+impl<F: Fault> From<F> for Failure {
+    fn from(fault: F) -> Self {
+        Self { fault: Box::new(fault), attached: Vec::new() }
+    }
+}
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Failure({:?}, {self})", self.kind())
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.chain().join(": "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot open the base image")]
+    struct Outer(#[source] std::io::Error);
+
+    impl Fault for Outer {
+        fn kind(&self) -> Kind {
+            Kind::Base
+        }
+    }
+
+    #[test]
+    fn a_failure_keeps_kind_and_causes() {
+        let failure = Failure::from(Outer(std::io::Error::other("gone")));
+        assert_eq!(failure.kind().exit_code(), 5);
+        assert_eq!(failure.to_string(), "cannot open the base image: gone");
+    }
+}

@@ -1,0 +1,162 @@
+//! Sizes in bytes and durations as users write them: `512MiB`, `8GiB`; `90s`, `10m`, `1h`.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// A number of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct ByteSize(pub u64);
+
+const UNITS: [(&str, u64); 5] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+
+impl ByteSize {
+    /// `n` mebibytes.
+    #[must_use]
+    pub const fn mib(n: u64) -> Self {
+        Self(n << 20)
+    }
+
+    /// `n` gibibytes.
+    #[must_use]
+    pub const fn gib(n: u64) -> Self {
+        Self(n << 30)
+    }
+
+    /// The number of bytes.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+/// A size or a duration that cannot be understood.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ParseError {
+    /// No number with a known unit of size behind it.
+    #[error("`{0}` is not a size; write a whole number and a unit, such as 512MiB or 8GiB")]
+    Size(String),
+    /// No number with a known unit of time behind it.
+    #[error("`{0}` is not a duration; write a whole number and a unit, such as 90s, 10m or 1h")]
+    Duration(String),
+    /// More than fits into 63 bits.
+    #[error("`{0}` is too large")]
+    TooLarge(String),
+}
+
+fn split(text: &str) -> Option<(u64, &str)> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(digits);
+    // More than 20 digits cannot be a u64; the caller's checked multiplication reports it as too large.
+    Some((if number.is_empty() { return None } else { number.parse().unwrap_or(u64::MAX) }, unit))
+}
+
+impl FromStr for ByteSize {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let bad = || ParseError::Size(text.to_owned());
+        let (number, unit) = split(text).ok_or_else(bad)?;
+        let (_, factor) = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(bad)?;
+        number
+            .checked_mul(*factor)
+            .filter(|bytes| *bytes <= i64::MAX as u64)
+            .map(Self)
+            .ok_or_else(|| ParseError::TooLarge(text.to_owned()))
+    }
+}
+
+/// Written so that it can be read back when it is a whole number of some unit (`8GiB`), else with one digit (`1.4 GiB`).
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, factor) = UNITS.into_iter().find(|(_, factor)| self.0 >= *factor).unwrap_or(("B", 1));
+        if self.0.is_multiple_of(factor) {
+            write!(f, "{}{name}", self.0 / factor)
+        } else {
+            let tenths = u128::from(self.0) * 10 / u128::from(factor);
+            write!(f, "{}.{} {name}", tenths / 10, tenths % 10)
+        }
+    }
+}
+
+/// Reads a duration in whole seconds, minutes or hours.
+///
+/// # Errors
+/// When the text is not a whole number followed by `s`, `m` or `h`.
+pub fn parse_duration(text: &str) -> Result<Duration, ParseError> {
+    let bad = || ParseError::Duration(text.to_owned());
+    let (number, unit) = split(text).ok_or_else(bad)?;
+    let factor = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(bad()),
+    };
+    number
+        .checked_mul(factor)
+        .filter(|seconds| *seconds <= i64::MAX as u64)
+        .map(Duration::from_secs)
+        .ok_or_else(|| ParseError::TooLarge(text.to_owned()))
+}
+
+/// The shortest text that [`parse_duration`] reads back as this many whole seconds.
+#[must_use]
+pub fn format_duration(duration: Duration) -> String {
+    match duration.as_secs() {
+        seconds if seconds > 0 && seconds.is_multiple_of(3600) => format!("{}h", seconds / 3600),
+        seconds if seconds > 0 && seconds.is_multiple_of(60) => format!("{}m", seconds / 60),
+        seconds => format!("{seconds}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn sizes_are_read_and_refused() {
+        assert_eq!("512MiB".parse(), Ok(ByteSize::mib(512)));
+        assert_eq!("8GiB".parse(), Ok(ByteSize::gib(8)));
+        for bad in ["", "8", "GiB", "10Q", "8 GiB", "-1GiB", "1.5GiB", "8gib", "１GiB"] {
+            assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
+        }
+        assert_eq!(
+            "9223372036854775808B".parse::<ByteSize>(),
+            Err(ParseError::TooLarge("9223372036854775808B".into()))
+        );
+        assert_eq!(ByteSize(1_503_238_554).to_string(), "1.4 GiB");
+    }
+
+    #[test]
+    fn durations_are_read_and_refused() {
+        assert_eq!(parse_duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("1h"), Ok(Duration::from_secs(3600)));
+        for bad in ["", "1", "m", "1d", "1.5h", "1h30m", "-1s"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_whole_number_of_a_unit_survives_a_round_trip(n in 1u64..1024, unit in 0usize..5) {
+            let size = ByteSize(n * UNITS[unit].1);
+            prop_assert_eq!(size.to_string().parse(), Ok(size));
+        }
+
+        #[test]
+        fn any_seconds_survive_a_round_trip(n in 0..(1u64 << 40)) {
+            let duration = Duration::from_secs(n);
+            prop_assert_eq!(parse_duration(&format_duration(duration)), Ok(duration));
+        }
+
+        #[test]
+        fn no_text_makes_the_parsers_panic(text in ".*") {
+            let _ = text.parse::<ByteSize>();
+            let _ = parse_duration(&text);
+        }
+    }
+}

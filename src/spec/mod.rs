@@ -1,0 +1,301 @@
+//! Text becomes a [`Spec`]: every key known, every value in range, every path resolved, every reference checked.
+//!
+//! ```text
+//! kiln.toml -> Document (text with spans) -> Spec (no doubts left)
+//!                        \-> SpecErrors (all of them at once, each with its span)
+//! ```
+//!
+//! Nothing here reads anything but the spec file itself; whether the inputs exist is `plan`'s question.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::size::ByteSize;
+
+pub mod seal;
+
+/// One image's specification, validated. Paths are absolute.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Spec {
+    /// The file it was read from.
+    pub path: PathBuf,
+    /// What is made.
+    pub image: Image,
+    /// What it is made from.
+    pub base: Base,
+    /// The virtual machine it is made in.
+    pub machine: Machine,
+    /// Variables after `--var`; run and script steps see them as environment variables.
+    pub vars: BTreeMap<String, String>,
+    /// Where each secret comes from. The values are read by the build, never here.
+    pub secrets: BTreeMap<String, SecretSource>,
+    /// What is done, in order.
+    pub steps: Vec<Step>,
+    /// What the sealed image is tested for.
+    pub tests: Vec<Test>,
+    /// How the guest is generalised.
+    pub seal: Seal,
+    /// The formats to write; never empty.
+    pub outputs: Vec<Output>,
+    /// Limits of the whole build.
+    pub build: Build,
+}
+
+/// `[image]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// `[a-z0-9][a-z0-9._-]{0,63}`
+    pub name: String,
+    /// `[A-Za-z0-9][A-Za-z0-9._+-]{0,63}`, after `--version`
+    pub version: String,
+    /// One line for people; may be empty.
+    pub description: String,
+    /// Free key-value pairs for the manifest.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// `[base]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Base {
+    /// The image file on this host.
+    pub file: PathBuf,
+    /// 64 lower-case hex digits.
+    pub sha256: Option<String>,
+    /// Stated, never guessed.
+    pub format: BaseFormat,
+}
+
+/// The format of a base image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BaseFormat {
+    /// QEMU's copy-on-write format.
+    #[default]
+    Qcow2,
+    /// The bytes of the disk.
+    Raw,
+}
+
+/// `[machine]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// Virtual CPUs asked for, 1 to 255; the plan caps them at the host's.
+    pub cpus: u8,
+    /// Guest memory, 128 MiB to 1 TiB.
+    pub memory: ByteSize,
+    /// Virtual disk size, a multiple of 1 MiB; `None` is the base's own.
+    pub disk: Option<ByteSize>,
+    /// What starts the boot loader.
+    pub firmware: Firmware,
+    /// Which accelerator may be used.
+    pub accel: Accel,
+    /// Whether the guest has a network card.
+    pub network: Network,
+    /// Until the agent answers; the plan scales it under software emulation.
+    pub boot_timeout: Duration,
+}
+
+/// Firmware of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Firmware {
+    /// `SeaBIOS`.
+    #[default]
+    Bios,
+    /// OVMF.
+    Uefi,
+}
+
+/// The accelerator a spec asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Accel {
+    /// KVM where a probe shows that it works, else software emulation.
+    #[default]
+    Auto,
+    /// KVM or nothing.
+    Kvm,
+    /// Software emulation.
+    Tcg,
+}
+
+/// What network the guest sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Network {
+    /// No network card at all.
+    #[default]
+    None,
+    /// QEMU's user-mode network.
+    User,
+}
+
+/// Where a secret comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SecretSource {
+    /// An environment variable of the kiln process.
+    Env(String),
+    /// A file on this host.
+    File(PathBuf),
+}
+
+/// `[[step]]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// Unique in its spec; made from the verb where the spec gives none.
+    pub name: String,
+    /// What to do.
+    pub action: Action,
+    /// How long it may take.
+    pub timeout: Duration,
+    /// `false`: always run, and everything after it too.
+    pub cache: bool,
+    /// Line of the spec file on which the step begins, from 1.
+    pub line: usize,
+}
+
+/// What a step does: exactly one verb.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// `run`: a command in the guest.
+    Run {
+        /// What is executed.
+        command: Command,
+        /// Who, where and with what.
+        context: Context,
+    },
+    /// `script`: a host file, sent to the guest and run by its own `#!` line.
+    Script {
+        /// The file on this host.
+        file: PathBuf,
+        /// Arguments.
+        args: Vec<String>,
+        /// Who, where and with what.
+        context: Context,
+    },
+    /// `copy`: a file or folder from this host into the guest.
+    Copy(Copy),
+    /// `write`: a small file from text in the spec.
+    Write {
+        /// The whole content, variables filled in.
+        content: String,
+        /// Absolute path in the guest.
+        to: String,
+        /// Owner and group, `root:root` by default.
+        owner: Owner,
+        /// Permission bits; `0644` by default.
+        mode: u32,
+    },
+    /// `fetch`: a file or folder of the guest, kept beside the image.
+    Fetch {
+        /// Absolute path in the guest.
+        from: String,
+        /// Relative path, without `..`, below the version's folder.
+        to: PathBuf,
+    },
+    /// `reboot = true`
+    Reboot,
+}
+
+/// `copy`. A trailing slash on either side means what it means to cp and rsync: see `docs/spec.md`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Copy {
+    /// The file or folder on this host.
+    pub from: PathBuf,
+    /// The source was written with a trailing slash: copy what is in the folder, not the folder.
+    pub contents: bool,
+    /// Absolute path in the guest, without its trailing slash.
+    pub to: String,
+    /// The destination was written with a trailing slash: it is a folder, and the source goes into it.
+    pub into: bool,
+    /// Owner and group of everything copied, `root:root` by default.
+    pub owner: Owner,
+    /// Permission bits of regular files; the source's own where `None`.
+    pub mode: Option<u32>,
+}
+
+/// A command of a `run` step or a test.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Text for `sh -eu`.
+    Shell(String),
+    /// An argument vector, run without a shell; never empty.
+    Argv(Vec<String>),
+}
+
+/// Who runs a command, where and with what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Context {
+    /// Extra environment variables.
+    pub env: BTreeMap<String, String>,
+    /// User name in the guest.
+    pub user: String,
+    /// Working directory in the guest, absolute.
+    pub dir: String,
+    /// Names of the secrets it may read; each is declared.
+    pub secrets: BTreeSet<String>,
+}
+
+/// `user:group` or `user`, by name or number, as the guest knows them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// User name or number.
+    pub user: String,
+    /// Group name or number; the user's own group where absent.
+    pub group: Option<String>,
+}
+
+/// `[[test]]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Test {
+    /// Unique in its spec.
+    pub name: String,
+    /// What must succeed.
+    pub command: Command,
+    /// Try again until it passes or this is over.
+    pub retry_for: Duration,
+    /// How long one try may take.
+    pub timeout: Duration,
+    /// Line of the spec file on which the test begins, from 1.
+    pub line: usize,
+}
+
+/// `[seal]`
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Seal {
+    /// Operations left out; each is a name of [`seal::OPERATIONS`].
+    pub skip: BTreeSet<String>,
+}
+
+/// `[[output]]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// File format.
+    pub format: OutputFormat,
+    /// Compression inside the format.
+    pub compression: Compression,
+}
+
+/// Format of an output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OutputFormat {
+    /// QEMU's own.
+    Qcow2,
+    /// The bytes of the disk, sparse.
+    Raw,
+}
+
+/// Compression of an output's clusters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Compression {
+    /// Fast and small; QEMU 5.1 and newer read it.
+    Zstd,
+    /// For older readers.
+    Zlib,
+    /// None.
+    None,
+}
+
+/// `[build]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Build {
+    /// How long the whole build may take.
+    pub timeout: Duration,
+}
