@@ -4,6 +4,7 @@
 //! hints; [`Failure`] carries any of them upwards, together with whatever went wrong during clean-up. The first error
 //! wins: a failure while cleaning up is attached to it and never replaces it.
 
+use std::any::Any;
 use std::error::Error;
 use std::fmt;
 
@@ -56,7 +57,7 @@ impl Kind {
 }
 
 /// An error that knows its kind and what the user can do about it.
-pub trait Fault: Error + Send + Sync + 'static {
+pub trait Fault: Error + Any + Send + Sync {
     /// The kind, and so the exit code.
     fn kind(&self) -> Kind;
 
@@ -94,6 +95,13 @@ impl Failure {
     #[must_use]
     pub fn evidence(&self) -> Vec<String> {
         self.fault.evidence()
+    }
+
+    /// The error that came first, if it is of this type.
+    #[must_use]
+    pub fn fault<F: Fault>(&self) -> Option<&F> {
+        let any: &dyn Any = self.fault.as_ref();
+        any.downcast_ref()
     }
 
     /// Adds what went wrong while cleaning up after this failure.

@@ -1,6 +1,20 @@
 //! kiln, the disk-image compiler: a TOML spec in, a sealed, versioned, checksummed VM image out.
 
+pub mod agent;
+pub mod build;
+pub mod cli;
+pub mod disk;
 pub mod error;
 pub mod event;
+pub mod guest;
+pub mod machine;
+pub mod plan;
+pub mod process;
+pub mod report;
+pub mod seed;
+pub mod signal;
 pub mod size;
 pub mod spec;
+pub mod store;
+pub mod wire;
+pub mod workdir;

@@ -1,3 +1,7 @@
-//! The `kiln` command.
+//! The `kiln` command: arguments in, exit code out. Everything else is the library's.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kiln::cli::main()
+}

@@ -63,7 +63,7 @@ impl FromStr for ByteSize {
         let (_, factor) = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(bad)?;
         number
             .checked_mul(*factor)
-            .filter(|bytes| *bytes <= i64::MAX as u64)
+            .filter(|bytes| i64::try_from(*bytes).is_ok())
             .map(Self)
             .ok_or_else(|| ParseError::TooLarge(text.to_owned()))
     }
@@ -97,7 +97,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, ParseError> {
     };
     number
         .checked_mul(factor)
-        .filter(|seconds| *seconds <= i64::MAX as u64)
+        .filter(|seconds| i64::try_from(*seconds).is_ok())
         .map(Duration::from_secs)
         .ok_or_else(|| ParseError::TooLarge(text.to_owned()))
 }

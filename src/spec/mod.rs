@@ -13,7 +13,39 @@ use std::time::Duration;
 
 use crate::size::ByteSize;
 
+mod complaint;
+mod compound;
+mod document;
+mod keys;
+mod load;
+mod paths;
+mod reader;
 pub mod seal;
+mod shape;
+mod steps;
+mod suggest;
+mod table;
+mod template;
+mod validate;
+
+pub use complaint::{LoadError, SpecError, SpecErrors};
+pub use document::{Document, Position};
+pub use load::MAX_BYTES;
+
+/// What the command line changes in a spec.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// `--version`, in place of the spec's own.
+    pub version: Option<String>,
+    /// `--var name=value`, in the order given; each name is one that `[vars]` declares.
+    pub vars: Vec<(String, String)>,
+}
+
+/// JSON Schema, draft 7, of a spec file, for editors. It comes from the declarations that specs are read with.
+#[must_use]
+pub fn schema() -> serde_json::Value {
+    table::root_schema::<keys::Document>()
+}
 
 /// One image's specification, validated. Paths are absolute.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,0 +1,135 @@
+//! Users and groups as the guest's own files have them. NSS is not asked: a static program cannot load its modules.
+
+use std::fs;
+use std::path::Path;
+
+use super::Refusal;
+use super::sys::Identity;
+use crate::wire::Class;
+use crate::wire::tree::Owner;
+
+/// The contents of `passwd` and `group`.
+#[derive(Debug, Default)]
+pub struct Accounts {
+    passwd: String,
+    group: String,
+}
+
+/// A user who can run something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// Login name, or the number where it has none.
+    pub name: String,
+    /// For the kernel.
+    pub identity: Identity,
+    /// Home folder.
+    pub home: String,
+    /// Login shell.
+    pub shell: String,
+}
+
+impl Accounts {
+    /// Reads both files below `etc`. A missing one is empty: a guest without it still has numbers.
+    #[must_use]
+    pub fn read(etc: &Path) -> Self {
+        let text = |name| fs::read(etc.join(name)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        Self { passwd: text("passwd").unwrap_or_default(), group: text("group").unwrap_or_default() }
+    }
+
+    /// The user of this name or number.
+    ///
+    /// # Errors
+    /// When there is no such name. A number needs no entry.
+    pub fn user(&self, wanted: &str) -> Result<User, Refusal> {
+        let lines = || self.passwd.lines().filter_map(parse_user);
+        let by_name = lines().find(|user| user.name == wanted);
+        let number = wanted.parse::<u32>().ok();
+        let found = by_name.or_else(|| lines().find(|user| Some(user.identity.uid) == number)).or_else(|| {
+            number.map(|uid| User {
+                name: wanted.to_owned(),
+                identity: Identity { uid, gid: uid, groups: Vec::new() },
+                home: "/".into(),
+                shell: "/bin/sh".into(),
+            })
+        });
+        let mut user = found
+            .ok_or_else(|| Refusal::new(Class::NotFound {}, format!("there is no user `{wanted}` in the guest")))?;
+        user.identity.groups = self.groups_of(&user);
+        Ok(user)
+    }
+
+    /// The numbers of an owner.
+    ///
+    /// # Errors
+    /// When a name is not known.
+    pub fn owner(&self, owner: &Owner) -> Result<(u32, u32), Refusal> {
+        let user = self.user(&owner.user)?.identity;
+        Ok((user.uid, owner.group.as_deref().map_or(Ok(user.gid), |group| self.group(group))?))
+    }
+
+    fn group(&self, wanted: &str) -> Result<u32, Refusal> {
+        let by_name = self.groups().find(|(name, ..)| *name == wanted).map(|(_, gid, _)| gid);
+        by_name
+            .or_else(|| wanted.parse().ok())
+            .ok_or_else(|| Refusal::new(Class::NotFound {}, format!("there is no group `{wanted}` in the guest")))
+    }
+
+    fn groups_of(&self, user: &User) -> Vec<u32> {
+        let mine = self.groups().filter(|(_, _, members)| members.split(',').any(|member| member == user.name));
+        let mut groups: Vec<u32> = mine.map(|(_, gid, _)| gid).collect();
+        groups.push(user.identity.gid);
+        groups.sort_unstable();
+        groups.dedup();
+        groups
+    }
+
+    fn groups(&self) -> impl Iterator<Item = (&str, u32, &str)> {
+        self.group.lines().filter_map(|line| {
+            let mut fields = line.split(':');
+            let (name, gid) = (fields.next()?, fields.nth(1)?.parse().ok()?);
+            Some((name, gid, fields.next().unwrap_or_default()))
+        })
+    }
+}
+
+fn parse_user(line: &str) -> Option<User> {
+    let fields: Vec<&str> = line.split(':').collect();
+    let &[name, _, uid, gid, _, home, shell] = fields.as_slice() else { return None };
+    let identity = Identity { uid: uid.parse().ok()?, gid: gid.parse().ok()?, groups: Vec::new() };
+    let or = |text: &str, default: &str| if text.is_empty() { default.to_owned() } else { text.to_owned() };
+    Some(User { name: name.into(), identity, home: or(home, "/"), shell: or(shell, "/bin/sh") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accounts() -> Accounts {
+        Accounts {
+            passwd: "root:x:0:0:root:/root:/bin/bash\nbroken\nweb:x:33:33::/var/www:\n7:x:70:70::/:/bin/sh\n".into(),
+            group: "root:x:0:\nweb:x:33:\nadm:x:4:syslog,web\nssl:x:110:web\nno\n".into(),
+        }
+    }
+
+    #[test]
+    fn users_are_found_by_name_and_number() {
+        let web = accounts().user("web").unwrap();
+        assert_eq!(web.identity, Identity { uid: 33, gid: 33, groups: vec![4, 33, 110] });
+        assert_eq!((web.home.as_str(), web.shell.as_str()), ("/var/www", "/bin/sh"));
+        assert_eq!(accounts().user("33").unwrap().name, "web");
+        assert_eq!(accounts().user("7").unwrap().identity.uid, 70, "a name goes before a number");
+        assert_eq!(accounts().user("1000").unwrap().identity.gid, 1000);
+        assert_eq!(accounts().user("nobody").unwrap_err().class, Class::NotFound {});
+    }
+
+    #[test]
+    fn owners_have_the_group_that_was_asked_for_or_their_own() {
+        let owner = |user: &str, group: Option<&str>| {
+            accounts().owner(&Owner { user: user.into(), group: group.map(Into::into) }).ok()
+        };
+        assert_eq!(owner("web", None), Some((33, 33)));
+        assert_eq!(owner("root", Some("ssl")), Some((0, 110)));
+        assert_eq!(owner("12", Some("34")), Some((12, 34)));
+        assert_eq!(owner("web", Some("nogroup")), None);
+    }
+}

@@ -1,0 +1,63 @@
+//! What the agent can say about its guest.
+
+use std::fs;
+use std::path::Path;
+use std::time::SystemTime;
+
+use crate::wire::message::Facts;
+
+/// Longer values are cut: the hello must stay small.
+const LONGEST: usize = 256;
+
+/// Looks everything up anew; cloud-init may have become wiser since. `start` is handed through.
+pub fn gather(start: u64) -> Facts {
+    let release = fs::read_to_string("/etc/os-release").or_else(|_| fs::read_to_string("/usr/lib/os-release"));
+    let release = release.unwrap_or_default();
+    Facts {
+        boot_id: first_line("/proc/sys/kernel/random/boot_id").unwrap_or_default(),
+        // The first is of this boot; the second survives in an image that ran cloud-init before.
+        instance_id: first_line("/run/cloud-init/.instance-id")
+            .or_else(|| first_line("/var/lib/cloud/data/instance-id")),
+        os: field(&release, "PRETTY_NAME"),
+        os_id: field(&release, "ID"),
+        kernel: first_line("/proc/sys/kernel/osrelease").unwrap_or_default(),
+        arch: std::env::consts::ARCH.into(),
+        clock: now(),
+        systemd: Path::new("/run/systemd/system").is_dir(),
+        start,
+    }
+}
+
+/// Nanoseconds since the epoch.
+pub fn now() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+fn first_line(path: &str) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    text.lines().next().map(|line| short(line.trim())).filter(|line| !line.is_empty())
+}
+
+fn field(release: &str, name: &str) -> String {
+    let value = release.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    short(value.unwrap_or_default().trim().trim_matches(['"', '\'']))
+}
+
+fn short(text: &str) -> String {
+    text.chars().take(LONGEST).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn os_release_is_read_with_and_without_quotes() {
+        let text = "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nID=debian\nVERSION_ID='12'\n";
+        assert_eq!(field(text, "PRETTY_NAME"), "Debian GNU/Linux 12 (bookworm)");
+        assert_eq!(field(text, "ID"), "debian");
+        assert_eq!(field(text, "VERSION_ID"), "12");
+        assert_eq!(field(text, "NAME"), "");
+    }
+}

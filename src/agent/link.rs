@@ -1,0 +1,260 @@
+//! Writing to the port from many threads, and credit for each of them.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufRead, Read, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::wire::{self, Hidden, MAX_DATA, Message, WINDOW};
+
+/// Credit is granted again when this much was used.
+const GRANT: usize = WINDOW / 4;
+
+/// What a lane's thread waits for.
+#[derive(Debug)]
+pub enum Event {
+    /// The host said something on this stream.
+    Said(Message),
+    /// The conversation is over.
+    Lost,
+    /// The command ended.
+    Exited(std::process::ExitStatus),
+    /// One of the command's pipes is empty and closed.
+    Drained,
+}
+
+/// The port, for writing, and the open lanes.
+#[derive(Debug)]
+pub struct Link {
+    out: Mutex<File>,
+    lanes: Mutex<HashMap<u32, Arc<Lane>>>,
+}
+
+/// One stream of the conversation.
+#[derive(Debug)]
+pub struct Lane {
+    id: u32,
+    link: Arc<Link>,
+    inbox: Sender<Event>,
+    unread: AtomicUsize,
+    send: Mutex<Allowance>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Allowance {
+    credit: usize,
+    over: bool,
+}
+
+impl Link {
+    /// Writes to this port.
+    pub fn new(out: File) -> Arc<Self> {
+        Arc::new(Self { out: Mutex::new(out), lanes: Mutex::default() })
+    }
+
+    /// Sends one message.
+    pub fn send(&self, stream: u32, message: &Message) -> io::Result<()> {
+        self.send_if(stream, || Some(message.clone())).map(|_| ())
+    }
+
+    /// Sends what `make` returns; nothing else can be sent between its decision and the message.
+    pub fn send_if(&self, stream: u32, make: impl FnOnce() -> Option<Message>) -> io::Result<bool> {
+        let mut out = lock(&self.out);
+        let Some(message) = make() else { return Ok(false) };
+        let mut bytes = Vec::with_capacity(message.cost() + 64);
+        wire::put_frame(stream, &message, &mut bytes);
+        out.write_all(&bytes).map(|()| true)
+    }
+
+    /// Opens a lane; `None` where the stream is in use.
+    pub fn open(self: &Arc<Self>, id: u32) -> Option<(Arc<Lane>, Receiver<Event>)> {
+        let (inbox, events) = channel();
+        let lane = Arc::new(Lane {
+            id,
+            link: Arc::clone(self),
+            inbox,
+            unread: AtomicUsize::new(0),
+            send: Mutex::new(Allowance { credit: WINDOW, over: false }),
+            changed: Condvar::new(),
+        });
+        let mut lanes = lock(&self.lanes);
+        if lanes.contains_key(&id) {
+            return None;
+        }
+        lanes.insert(id, Arc::clone(&lane));
+        Some((lane, events))
+    }
+
+    /// Hands a message to its lane. One for a lane that has ended is dropped: the host could not know yet.
+    ///
+    /// # Errors
+    /// When the host sent more than it had credit for.
+    pub fn deliver(&self, stream: u32, message: Message) -> Result<(), &'static str> {
+        let Some(lane) = lock(&self.lanes).get(&stream).cloned() else { return Ok(()) };
+        if let Message::Credit { bytes } = message {
+            lane.allow(bytes as usize);
+            return Ok(());
+        }
+        let cost = message.cost();
+        if lane.unread.fetch_add(cost, Ordering::SeqCst) + cost > WINDOW {
+            return Err("more data than there was credit for");
+        }
+        let _ = lane.inbox.send(Event::Said(message));
+        Ok(())
+    }
+
+    /// Whether any lane is open.
+    pub fn is_busy(&self) -> bool {
+        !lock(&self.lanes).is_empty()
+    }
+
+    /// Ends every lane.
+    pub fn hang_up(&self) {
+        for (_, lane) in lock(&self.lanes).drain() {
+            lane.close();
+            let _ = lane.inbox.send(Event::Lost);
+        }
+    }
+}
+
+impl Lane {
+    /// The number of the stream.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Where the lane's thread gets its events from; for threads that work for it.
+    pub fn inbox(&self) -> Sender<Event> {
+        self.inbox.clone()
+    }
+
+    /// Sends a message that needs no credit. After the end of the lane it goes nowhere.
+    pub fn send(&self, message: Message) -> io::Result<()> {
+        // Asked under the link's lock: nothing may follow the last message.
+        let sent = self.link.send_if(self.id, || (!lock(&self.send).over).then_some(message))?;
+        if sent { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+    }
+
+    /// Sends bytes in as many messages as it takes, waiting for credit.
+    pub fn send_data(&self, mut bytes: &[u8], make: fn(Vec<u8>) -> Message) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let n = self.take_credit(bytes.len().min(MAX_DATA))?;
+            let (now, later) = bytes.split_at(n);
+            self.send(make(now.to_vec()))?;
+            bytes = later;
+        }
+        Ok(())
+    }
+
+    /// Whether a sender waits for the host, rather than for its own input.
+    pub fn starved(&self) -> bool {
+        lock(&self.send).credit == 0
+    }
+
+    /// `n` bytes of what the host sent were used.
+    pub fn used(&self, n: usize, owed: &mut usize) {
+        *owed += n;
+        if *owed >= GRANT {
+            self.unread.fetch_sub(*owed, Ordering::SeqCst);
+            let _ = self.send(Message::Credit { bytes: u32::try_from(*owed).unwrap_or(u32::MAX) });
+            *owed = 0;
+        }
+    }
+
+    /// Sends the last message. The lane is gone before the host can read it: what the host asks next must not find the
+    /// agent still busy.
+    pub fn finish(&self, message: Message) {
+        let _ = self.link.send_if(self.id, || {
+            lock(&self.link.lanes).remove(&self.id);
+            (!lock(&self.send).over).then_some(message)
+        });
+        self.close();
+    }
+
+    fn close(&self) {
+        lock(&self.send).over = true;
+        self.changed.notify_all();
+    }
+
+    fn allow(&self, bytes: usize) {
+        let mut send = lock(&self.send);
+        send.credit = send.credit.saturating_add(bytes).min(WINDOW);
+        self.changed.notify_all();
+    }
+
+    fn take_credit(&self, wanted: usize) -> io::Result<usize> {
+        let ready = |send: &mut Allowance| send.credit == 0 && !send.over;
+        let mut send = self.changed.wait_while(lock(&self.send), ready).unwrap_or_else(PoisonError::into_inner);
+        if send.over {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let n = wanted.min(send.credit);
+        send.credit -= n;
+        Ok(n)
+    }
+}
+
+/// A poisoned lock is taken all the same: what it guards is valid after every statement.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The host's data as a reader.
+#[derive(Debug)]
+pub struct Incoming<'a> {
+    lane: &'a Lane,
+    events: Receiver<Event>,
+    chunk: Vec<u8>,
+    at: usize,
+    owed: usize,
+}
+
+impl<'a> Incoming<'a> {
+    /// Reads the data that arrives in this lane.
+    pub fn new(lane: &'a Lane, events: Receiver<Event>) -> Self {
+        Self { lane, events, chunk: Vec::new(), at: 0, owed: 0 }
+    }
+}
+
+impl BufRead for Incoming<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.at == self.chunk.len() {
+            match self.events.recv() {
+                Ok(Event::Said(Message::Data { bytes: Hidden(bytes) })) => (self.chunk, self.at) = (bytes, 0),
+                Ok(Event::Said(_)) => {}
+                _ => return Err(io::ErrorKind::ConnectionAborted.into()),
+            }
+        }
+        Ok(&self.chunk[self.at..])
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.at += n;
+        self.lane.used(n, &mut self.owed);
+    }
+}
+
+impl Read for Incoming<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.fill_buf()?.read(buffer)?;
+        self.consume(n);
+        Ok(n)
+    }
+}
+
+/// The lane as a writer of data.
+#[derive(Debug)]
+pub struct Outgoing<'a>(pub &'a Lane);
+
+impl Write for Outgoing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.send_data(bytes, |bytes| Message::Data { bytes: Hidden(bytes) }).map(|()| bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,88 @@
+//! The guest's end of the conversation: finds its port, says hello, and does what the host asks.
+//!
+//! ```text
+//! main thread   reads the port, cuts frames, answers pings, hands messages to lanes      serve
+//! one lane      for each request: a thread that works and owns what it started           exec, pack, unpack, device
+//! the link      one lock around writing; credit for each lane                            link
+//! ```
+//!
+//! The module is compiled twice: into the agent's executable and into the library, where tests run it in process and
+//! the host shares its [`pack`]. It uses the standard library and `wire` alone.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
+
+use crate::wire::{self, Class};
+
+pub mod accounts;
+mod device;
+mod exec;
+mod facts;
+mod link;
+pub mod pack;
+mod secrets;
+pub mod serve;
+mod sys;
+mod unpack;
+
+#[cfg(test)]
+pub(crate) mod testing;
+
+/// Pause before the port is looked for or opened again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Why a request failed, in the words of the protocol.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The sort.
+    pub class: Class,
+    /// What and why.
+    pub text: String,
+}
+
+impl Refusal {
+    fn new(class: Class, text: impl Into<String>) -> Self {
+        Self { class, text: text.into() }
+    }
+
+    fn io(what: impl fmt::Display, error: &io::Error) -> Self {
+        let class = match error.kind() {
+            io::ErrorKind::NotFound => Class::NotFound {},
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Class::NoSpace {},
+            io::ErrorKind::InvalidData => Class::Request {},
+            _ => Class::System {},
+        };
+        Self { class, text: format!("{what}: {error}") }
+    }
+}
+
+/// Serves hosts on the port for ever. Whatever ends a conversation, the next one starts from nothing. After a goodbye
+/// `power_off` is called.
+pub fn run(port: Option<&Path>, power_off: fn()) {
+    sys::survive();
+    loop {
+        let opened = port.map(Path::to_owned).or_else(find_port).and_then(|path| open(&path).ok());
+        if let Some(Err(error)) = opened.map(|file| serve::converse(&file, power_off)) {
+            // The journal or the console has it; there is no other reader.
+            eprintln!("kiln-agent: {error}");
+        }
+        sleep(RETRY);
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    const O_NOCTTY: i32 = 0o400;
+    OpenOptions::new().read(true).write(true).custom_flags(O_NOCTTY).open(path)
+}
+
+fn find_port() -> Option<PathBuf> {
+    let mut ports = fs::read_dir("/sys/class/virtio-ports").ok()?.flatten();
+    let ours = ports
+        .find(|port| fs::read_to_string(port.path().join("name")).is_ok_and(|name| name.trim_end() == wire::PORT))?;
+    Some(Path::new("/dev").join(ours.file_name()))
+}

@@ -1,0 +1,252 @@
+//! Reads files and folders into a tree stream. The host uses it too: one packer for both directions.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::vec;
+
+use super::sys;
+use crate::wire::tree::{BLOCK, Encoder, Entry, Kind, Totals, Xattr};
+
+/// Bytes of content read at once.
+const CHUNK: usize = 1 << 20;
+const ZEROS: [u8; BLOCK] = [0; BLOCK];
+
+/// Why a tree could not be packed.
+#[derive(Debug)]
+pub enum PackError {
+    /// Something cannot be read.
+    Read(PathBuf, io::Error),
+    /// Something changed while it was read.
+    Changed(PathBuf),
+    /// Something cannot be sent: what it is.
+    Unfit(PathBuf, &'static str),
+    /// The stream's end takes no more.
+    Write(io::Error),
+}
+
+impl fmt::Display for PackError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Read(path, error) => write!(f, "cannot read {}: {error}", path.display()),
+            Self::Changed(path) => write!(f, "{} changed while it was read", path.display()),
+            Self::Unfit(path, what) => write!(f, "{} is {what}, which cannot be copied", path.display()),
+            Self::Write(error) => write!(f, "cannot send: {error}"),
+        }
+    }
+}
+
+impl Error for PackError {}
+
+/// What else happens to a tree on its way.
+pub struct Packing<'a> {
+    /// Permission bits of regular files instead of their own.
+    pub mode: Option<u32>,
+    /// Hears what is sent, for a digest: entries, and blocks of content with their offset. Blocks of zeros are left
+    /// out, so that holes do not matter.
+    pub watch: &'a mut dyn FnMut(&[u8]),
+}
+
+/// Packs a file or folder, which may itself be named through a symbolic link; links within are kept as links.
+///
+/// # Errors
+/// When something cannot be read or sent. Sockets are left out, as they mean nothing without their process.
+pub fn pack<W: Write>(root: &Path, encoder: Encoder<W>, packing: Packing<'_>) -> Result<Totals, PackError> {
+    let root = fs::canonicalize(root).map_err(|error| PackError::Read(root.to_owned(), error))?;
+    let mut walk = Walk { path: root.clone(), root, encoder, packing, links: HashMap::new(), buffer: Vec::new() };
+    walk.whole_tree()?;
+    walk.encoder.finish().map_err(PackError::Write)
+}
+
+struct Walk<'a, W> {
+    root: PathBuf,
+    path: PathBuf,
+    encoder: Encoder<W>,
+    packing: Packing<'a>,
+    links: HashMap<(u64, u64), Vec<u8>>,
+    buffer: Vec<u8>,
+}
+
+/// A folder being walked, deepest last. A stack of our own: a path may have two thousand components.
+struct Level {
+    leave: Entry,
+    names: vec::IntoIter<OsString>,
+}
+
+impl<W: Write> Walk<'_, W> {
+    fn whole_tree(&mut self) -> Result<(), PackError> {
+        let mut levels: Vec<Level> = self.visit()?.into_iter().collect();
+        while let Some(level) = levels.last_mut() {
+            if let Some(name) = level.names.next() {
+                self.path.push(name);
+                match self.visit()? {
+                    Some(deeper) => levels.push(deeper),
+                    None => _ = self.path.pop(),
+                }
+            } else if let Some(level) = levels.pop() {
+                self.emit(level.leave)?;
+                self.path.pop();
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what is at the path; a folder's content is left to the caller.
+    fn visit(&mut self) -> Result<Option<Level>, PackError> {
+        let metadata = fs::symlink_metadata(&self.path).map_err(|error| self.unreadable(error))?;
+        let kind = metadata.file_type();
+        if kind.is_file() {
+            return self.file().map(|()| None);
+        }
+        if kind.is_dir() {
+            return self.folder(&metadata).map(Some);
+        }
+        let kind = if kind.is_symlink() {
+            let target = fs::read_link(&self.path).map_err(|error| self.unreadable(error))?;
+            Kind::Symlink { target: target.into_os_string().into_encoded_bytes() }
+        } else if kind.is_fifo() {
+            Kind::Fifo {}
+        } else if kind.is_socket() {
+            return Ok(None);
+        } else {
+            return Err(PackError::Unfit(self.path.clone(), "a device"));
+        };
+        let entry = self.entry(&metadata, kind)?;
+        self.emit(entry).map(|()| None)
+    }
+
+    fn folder(&mut self, metadata: &Metadata) -> Result<Level, PackError> {
+        let list = || -> io::Result<_> { fs::read_dir(&self.path)?.map(|entry| Ok(entry?.file_name())).collect() };
+        let mut names: Vec<OsString> = list().map_err(|error| self.unreadable(error))?;
+        // The order of a folder differs from file system to file system.
+        names.sort_unstable();
+        let entry = self.entry(metadata, Kind::Dir {})?;
+        let leave = Entry { kind: Kind::Leave {}, ..entry.clone() };
+        self.emit(entry)?;
+        Ok(Level { leave, names: names.into_iter() })
+    }
+
+    fn file(&mut self) -> Result<(), PackError> {
+        let flags = sys::O_NOFOLLOW | sys::O_NONBLOCK;
+        let opened = OpenOptions::new().read(true).custom_flags(flags).open(&self.path);
+        let file = opened.map_err(|error| self.unreadable(error))?;
+        let before = file.metadata().map_err(|error| self.unreadable(error))?;
+        if !before.is_file() {
+            return Err(PackError::Changed(self.path.clone()));
+        }
+        if before.nlink() > 1 {
+            let here = self.relative();
+            let first = self.links.entry((before.dev(), before.ino())).or_insert_with(|| here.clone());
+            if *first != here {
+                let kind = Kind::Hardlink { target: first.clone() };
+                let entry = self.entry(&before, kind)?;
+                return self.emit(entry);
+            }
+        }
+        let mut entry = self.entry(&before, Kind::File { size: before.size() })?;
+        if let Some(mode) = self.packing.mode {
+            entry.mode = bits(mode);
+        }
+        self.emit(entry)?;
+        self.content(&file, &before)?;
+        let after = file.metadata().map_err(|error| self.unreadable(error))?;
+        let stamp = |of: &Metadata| (of.size(), of.mtime(), of.mtime_nsec());
+        if stamp(&before) == stamp(&after) { Ok(()) } else { Err(PackError::Changed(self.path.clone())) }
+    }
+
+    fn content(&mut self, file: &File, metadata: &Metadata) -> Result<(), PackError> {
+        let size = metadata.size();
+        if metadata.blocks() * 512 >= size {
+            return self.extent(file, 0, size);
+        }
+        let mut at = 0;
+        while at < size {
+            let found = sys::next_data(file, at).map_err(|error| self.unreadable(error))?;
+            let Some((start, end)) = found else { break };
+            let end = end.next_multiple_of(BLOCK as u64).min(size);
+            self.extent(file, (start / BLOCK as u64 * BLOCK as u64).max(at), end)?;
+            at = end;
+        }
+        Ok(())
+    }
+
+    fn extent(&mut self, file: &File, start: u64, end: u64) -> Result<(), PackError> {
+        if start >= end {
+            return Ok(());
+        }
+        self.encoder.data(start, end - start).map_err(PackError::Write)?;
+        self.buffer.resize(CHUNK, 0);
+        let mut at = start;
+        while at < end {
+            let n = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
+            file.read_exact_at(&mut self.buffer[..n], at).map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => PackError::Changed(self.path.clone()),
+                _ => PackError::Read(self.path.clone(), error),
+            })?;
+            for (offset, block) in (at..).step_by(BLOCK).zip(self.buffer[..n].chunks(BLOCK)) {
+                if *block != ZEROS[..block.len()] {
+                    (self.packing.watch)(&offset.to_le_bytes());
+                    (self.packing.watch)(block);
+                }
+            }
+            self.encoder.content(&self.buffer[..n]).map_err(PackError::Write)?;
+            at += n as u64;
+        }
+        Ok(())
+    }
+
+    fn emit(&mut self, entry: Entry) -> Result<(), PackError> {
+        let bytes = self.encoder.entry(entry).map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidData => {
+                PackError::Unfit(self.path.clone(), "beyond the limits of names or attributes")
+            }
+            _ => PackError::Write(error),
+        })?;
+        (self.packing.watch)(bytes);
+        Ok(())
+    }
+
+    fn entry(&self, metadata: &Metadata, kind: Kind) -> Result<Entry, PackError> {
+        let xattrs = xattrs(&self.path).map_err(|error| self.unreadable(error))?;
+        let mtime = metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
+        Ok(Entry { path: self.relative(), mode: bits(metadata.mode()), mtime, xattrs, kind })
+    }
+
+    fn relative(&self) -> Vec<u8> {
+        self.path.strip_prefix(&self.root).unwrap_or(&self.path).as_os_str().as_bytes().to_vec()
+    }
+
+    /// What was listed a moment ago and is not there any more has changed.
+    fn unreadable(&self, error: io::Error) -> PackError {
+        let path = self.path.clone();
+        match error.kind() {
+            io::ErrorKind::NotFound => PackError::Changed(path),
+            _ => PackError::Read(path, error),
+        }
+    }
+}
+
+fn bits(mode: u32) -> u16 {
+    u16::try_from(mode & 0o7777).unwrap_or_default()
+}
+
+/// The attributes that mean the same on another machine: no labels of a security policy, no overlay's bookkeeping.
+fn xattrs(path: &Path) -> io::Result<Vec<Xattr>> {
+    let portable = |name: &Vec<u8>| {
+        name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_") || name == b"security.capability"
+    };
+    let mut names = match sys::xattr_names(path) {
+        // The file system has none.
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => Vec::new(),
+        other => other?,
+    };
+    names.retain(portable);
+    names.sort_unstable();
+    names.into_iter().map(|name| Ok(Xattr { value: sys::xattr(path, &name)?, name })).collect()
+}

@@ -1,0 +1,72 @@
+//! Secrets of one command, as files on a tmpfs that goes away with it.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown, fchown};
+use std::path::{Path, PathBuf};
+
+use super::Refusal;
+use super::sys::{self, Identity};
+use crate::wire::tree::MAX_NAME;
+use crate::wire::{Class, Secret};
+
+const BASE: &str = "/run/kiln";
+
+/// A mounted folder of secrets; unmounted when dropped.
+#[derive(Debug)]
+pub struct Secrets {
+    folder: PathBuf,
+}
+
+impl Secrets {
+    /// Mounts a folder for this user alone and writes the secrets; nothing where there are none.
+    pub fn mount(id: u32, secrets: &[Secret], owner: &Identity) -> Result<Option<Self>, Refusal> {
+        if secrets.is_empty() {
+            return Ok(None);
+        }
+        if let Some(bad) = secrets.iter().find(|secret| !is_name(&secret.name)) {
+            return Err(Refusal::new(Class::Request {}, format!("`{}` cannot be the name of a secret", bad.name)));
+        }
+        let folder = Path::new(BASE).join(format!("secrets-{id}"));
+        mount(&folder, secrets, owner).map(Some).map_err(|error| Refusal::io("cannot hand over the secrets", &error))
+    }
+
+    /// The value of `$KILN_SECRETS`.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+}
+
+impl Drop for Secrets {
+    fn drop(&mut self) {
+        let _ = sys::unmount(&self.folder);
+        // Fails while something is still mounted, and then nothing is lost: the tmpfs itself is detached.
+        let _ = fs::remove_dir(&self.folder);
+    }
+}
+
+fn mount(folder: &Path, secrets: &[Secret], owner: &Identity) -> io::Result<Secrets> {
+    DirBuilder::new().recursive(true).mode(0o755).create(BASE)?;
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    // Each file takes whole pages.
+    let size: usize = secrets.iter().map(|secret| secret.value.0.len().next_multiple_of(4096) + 4096).sum();
+    let options = format!("size={},mode=0700,uid={},gid={}", size + 65536, owner.uid, owner.gid);
+    // Linux before 6.4 does not know `noswap`.
+    sys::mount_tmpfs(folder, &format!("{options},noswap")).or_else(|_| sys::mount_tmpfs(folder, &options))?;
+    let mounted = Secrets { folder: folder.to_owned() };
+    for secret in secrets {
+        write(&folder.join(&secret.name), &secret.value.0, owner)?;
+    }
+    chown(folder, Some(owner.uid), Some(owner.gid))?;
+    Ok(mounted)
+}
+
+fn write(path: &Path, value: &[u8], owner: &Identity) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o400).open(path)?;
+    file.write_all(value)?;
+    fchown(&file, Some(owner.uid), Some(owner.gid))
+}
+
+fn is_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && name.len() <= MAX_NAME && !name.contains(['/', '\0'])
+}

@@ -1,0 +1,239 @@
+//! One conversation: from the first hello on an open port until that port says no more.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::accounts::Accounts;
+use super::link::{Event, Incoming, Lane, Link, Outgoing};
+use super::pack::{PackError, Packing, pack};
+use super::{Refusal, device, exec, facts, sys, unpack};
+use crate::wire::code::{Code, Fields, Malformed};
+use crate::wire::message::Origin;
+use crate::wire::tree::{Encoder, Head, Layout, MAX_PATH, Totals};
+use crate::wire::{Class, ExecRequest, Frame, MAX_DATA, MAX_EXEC, MAX_FRAME, Message, Splitter};
+
+/// Between two hellos, and between two messages of progress.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Talks to whoever is at the other end of the port until it is closed or talks nonsense.
+///
+/// # Errors
+/// When the port fails, or the host says what no host says.
+pub fn converse(port: &File, power_off: fn()) -> io::Result<()> {
+    let mut conversation = Conversation {
+        link: Link::new(port.try_clone()?),
+        splitter: Splitter::new(),
+        state: Arc::new(State::default()),
+        execs: Vec::new(),
+        power_off,
+    };
+    conversation.announce();
+    let ended = conversation.listen(port);
+    conversation.state.ended.store(true, Ordering::SeqCst);
+    conversation.link.hang_up();
+    ended
+}
+
+#[derive(Debug, Default)]
+struct State {
+    welcomed: AtomicBool,
+    ended: AtomicBool,
+}
+
+struct Conversation {
+    link: Arc<Link>,
+    splitter: Splitter,
+    state: Arc<State>,
+    /// Commands whose parts are still arriving.
+    execs: Vec<(u32, Vec<u8>)>,
+    /// What follows a goodbye.
+    power_off: fn(),
+}
+
+impl Conversation {
+    /// Says hello again and again: the host may come later than we, or read only garbage at first.
+    fn announce(&self) {
+        let (link, state) = (Arc::clone(&self.link), Arc::clone(&self.state));
+        let start = facts::now().unsigned_abs();
+        let silent = move || state.welcomed.load(Ordering::SeqCst) || state.ended.load(Ordering::SeqCst);
+        thread::spawn(move || {
+            loop {
+                let hello = Message::Hello { origin: Origin, facts: facts::gather(start) };
+                if !link.send_if(0, || (!silent()).then_some(hello)).unwrap_or(false) {
+                    break;
+                }
+                thread::sleep(TICK);
+            }
+        });
+    }
+
+    fn listen(&mut self, mut port: &File) -> io::Result<()> {
+        let mut buffer = vec![0; MAX_FRAME];
+        loop {
+            match port.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(n) => self.splitter.push(&buffer[..n]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            if let Err(why) = self.answer_all() {
+                let _ = self.link.send(0, &Message::Trouble { text: why.clone() });
+                return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+            }
+        }
+    }
+
+    fn answer_all(&mut self) -> Result<(), String> {
+        let text = |why: Malformed| why.to_string();
+        while let Some(Frame { stream, message }) = self.splitter.next_frame().map_err(text)? {
+            self.answer(stream, message)?;
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, stream: u32, message: Message) -> Result<(), String> {
+        match message {
+            Message::Welcome { nonce, .. } => self.begin(nonce),
+            Message::Resume { .. } => {
+                self.splitter.trust();
+                self.say(0, &message);
+            }
+            Message::Park { .. } if self.link.is_busy() => self.say(stream, &busy()),
+            Message::Park { .. } => {
+                self.say(stream, &message);
+                self.splitter.doubt();
+            }
+            Message::Ping { token } => self.say(stream, &Message::Pong { token }),
+            Message::SetClock { clock } => self.say(stream, &set_clock(clock)),
+            Message::Exec { part, last } => return self.exec(stream, part.0, last),
+            Message::Upload {} => return self.serve(stream, |lane, events| done(upload(lane, events))),
+            Message::Fetch { path } => return self.serve(stream, move |lane, _| done(fetch(lane, &path))),
+            Message::Unpack { serial } => return self.serve(stream, move |lane, _| done(unpack_device(lane, &serial))),
+            Message::Bye {} => return self.bye(stream),
+            Message::Data { .. } | Message::Eof {} | Message::Signal { .. } | Message::Credit { .. } => {
+                self.link.deliver(stream, message)?;
+            }
+            other => return Err(format!("message {} is not for a guest", other.code())),
+        }
+        Ok(())
+    }
+
+    /// A host has heard us. An earlier one, and all it began, is gone.
+    fn begin(&mut self, nonce: u64) {
+        self.state.welcomed.store(true, Ordering::SeqCst);
+        self.link.hang_up();
+        self.execs.clear();
+        self.splitter.trust();
+        self.say(0, &Message::Ready { nonce });
+    }
+
+    /// The reader of the port learns of its end by itself.
+    fn say(&self, stream: u32, message: &Message) {
+        let _ = self.link.send(stream, message);
+    }
+
+    fn exec(&mut self, stream: u32, part: Vec<u8>, last: bool) -> Result<(), String> {
+        let at = self.execs.iter().position(|(id, _)| *id == stream);
+        let mut whole = at.map(|at| self.execs.swap_remove(at).1).unwrap_or_default();
+        whole.extend(part);
+        if whole.len() > MAX_EXEC || self.execs.len() > 16 {
+            return Err("commands beyond the limit".into());
+        }
+        if !last {
+            self.execs.push((stream, whole));
+            return Ok(());
+        }
+        let mut fields = Fields::new(&whole);
+        let request = ExecRequest::get(&mut fields).and_then(|request| fields.end().map(|()| request));
+        let request = request.map_err(|why| why.to_string())?;
+        self.serve(stream, move |lane, events| Message::Exited { exit: exec::run(lane, &events, &request) })
+    }
+
+    /// The answer is written before the power goes, so that the host never has to guess what a closed port means.
+    fn bye(&self, stream: u32) -> Result<(), String> {
+        let (lane, _events) = self.link.open(stream).ok_or_else(|| format!("stream {stream} is in use"))?;
+        let power_off = self.power_off;
+        thread::spawn(move || {
+            sys::sync_all();
+            lane.finish(Message::Bye {});
+            power_off();
+        });
+        Ok(())
+    }
+
+    fn serve<F>(&self, stream: u32, work: F) -> Result<(), String>
+    where
+        F: FnOnce(&Arc<Lane>, Receiver<Event>) -> Message + Send + 'static,
+    {
+        let (lane, events) = self.link.open(stream).ok_or_else(|| format!("stream {stream} is in use"))?;
+        thread::spawn(move || {
+            let last = work(&lane, events);
+            lane.finish(last);
+        });
+        Ok(())
+    }
+}
+
+fn done(result: Result<Totals, Refusal>) -> Message {
+    match result {
+        Ok(Totals { entries, bytes }) => Message::Done { entries, bytes },
+        Err(Refusal { class, text }) => Message::Failed { class, text },
+    }
+}
+
+fn set_clock(clock: i64) -> Message {
+    let set = sys::set_clock(clock).map(|()| Totals::default());
+    done(set.map_err(|error| Refusal::io("cannot set the clock", &error)))
+}
+
+fn busy() -> Message {
+    done(Err(Refusal::new(Class::Request {}, "something still runs")))
+}
+
+fn accounts() -> Accounts {
+    Accounts::read(Path::new("/etc"))
+}
+
+fn upload(lane: &Lane, events: Receiver<Event>) -> Result<Totals, Refusal> {
+    unpack::unpack(Incoming::new(lane, events), &accounts(), &mut ticker(lane))
+}
+
+fn unpack_device(lane: &Lane, serial: &str) -> Result<Totals, Refusal> {
+    let path = device::find(serial)?;
+    let device = device::ReadAhead::open(&path).map_err(|error| Refusal::io(path.display(), &error))?;
+    unpack::unpack(device, &accounts(), &mut ticker(lane))
+}
+
+/// Tells the host how far it is, but not at every block.
+fn ticker(lane: &Lane) -> impl FnMut(u64) {
+    let mut last = Instant::now();
+    move |bytes| {
+        if last.elapsed() >= TICK {
+            last = Instant::now();
+            let _ = lane.send(Message::Progress { bytes });
+        }
+    }
+}
+
+fn fetch(lane: &Lane, path: &[u8]) -> Result<Totals, Refusal> {
+    let shown = String::from_utf8_lossy(path);
+    if !path.starts_with(b"/") || path.len() >= MAX_PATH {
+        return Err(Refusal::new(Class::Request {}, format!("`{shown}` is not an absolute path")));
+    }
+    let head = Head { to: Vec::new(), name: Vec::new(), into: false, contents: false, owner: None };
+    let out = BufWriter::with_capacity(MAX_DATA, Outgoing(lane));
+    let encoder = Encoder::new(out, Layout::Packed, head).map_err(|error| Refusal::io("the port", &error))?;
+    let root = Path::new(std::ffi::OsStr::from_bytes(path));
+    pack(root, encoder, Packing { mode: None, watch: &mut |_| {} }).map_err(|error| match error {
+        PackError::Read(path, error) => Refusal::io(path.display(), &error),
+        PackError::Write(error) => Refusal::io("the port", &error),
+        other => Refusal::new(Class::System {}, other.to_string()),
+    })
+}

@@ -1,0 +1,225 @@
+//! The C library's calls that std does not offer. The only unsafe code of the agent.
+
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+/// Politely asks a process to end.
+pub const SIGTERM: u8 = 15;
+/// Ends a process.
+pub const SIGKILL: u8 = 9;
+/// `O_DIRECT` of x86-64.
+pub const O_DIRECT: i32 = 0o40_000;
+/// `O_NOFOLLOW` of x86-64.
+pub const O_NOFOLLOW: i32 = 0o400_000;
+/// `O_NONBLOCK`.
+pub const O_NONBLOCK: i32 = 0o4000;
+
+const SIGHUP: c_int = 1;
+const SIG_DFL: usize = 0;
+const SIG_IGN: usize = 1;
+const AT_FDCWD: c_int = -100;
+const AT_SYMLINK_NOFOLLOW: c_int = 0x100;
+const UTIME_OMIT: i64 = (1 << 30) - 2;
+const SEEK_DATA: c_int = 3;
+const SEEK_HOLE: c_int = 4;
+const ENXIO: i32 = 6;
+const CLOCK_REALTIME: c_int = 0;
+const MS_NOSUID_NODEV_NOEXEC: u64 = 2 | 4 | 8;
+const MNT_DETACH: c_int = 2;
+const SECOND: i64 = 1_000_000_000;
+
+#[repr(C)]
+struct Timespec {
+    seconds: i64,
+    nanoseconds: i64,
+}
+
+#[expect(unsafe_code, reason = "declarations of libc functions, with the types of x86-64 Linux")]
+unsafe extern "C" {
+    fn kill(pid: c_int, signal: c_int) -> c_int;
+    fn setsid() -> c_int;
+    fn setgroups(count: usize, groups: *const u32) -> c_int;
+    fn setgid(gid: u32) -> c_int;
+    fn setuid(uid: u32) -> c_int;
+    fn umask(mask: u32) -> u32;
+    fn signal(signal: c_int, action: usize) -> usize;
+    fn sync();
+    fn mkfifo(path: *const c_char, mode: u32) -> c_int;
+    fn lseek(fd: c_int, offset: i64, whence: c_int) -> i64;
+    fn utimensat(dir: c_int, path: *const c_char, times: *const Timespec, flags: c_int) -> c_int;
+    fn clock_settime(clock: c_int, time: *const Timespec) -> c_int;
+    fn llistxattr(path: *const c_char, list: *mut c_char, size: usize) -> isize;
+    fn lgetxattr(path: *const c_char, name: *const c_char, value: *mut c_void, size: usize) -> isize;
+    fn lsetxattr(path: *const c_char, name: *const c_char, value: *const c_void, size: usize, flags: c_int) -> c_int;
+    fn mount(source: *const c_char, on: *const c_char, kind: *const c_char, flags: u64, data: *const c_void) -> c_int;
+    fn umount2(on: *const c_char, flags: c_int) -> c_int;
+}
+
+/// A user as the kernel knows one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// User.
+    pub uid: u32,
+    /// Primary group.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// Outlives the terminal or service manager that started the agent, and makes files with predictable modes.
+#[expect(unsafe_code, reason = "libc")]
+pub fn survive() {
+    // SAFETY: plain system calls without pointers; setsid fails harmlessly where the agent already leads a session.
+    unsafe {
+        signal(SIGHUP, SIG_IGN);
+        setsid();
+        umask(0o022);
+    }
+}
+
+/// The command gets a session of its own, the umask 022, default signals and this identity.
+#[expect(unsafe_code, reason = "libc between fork and exec")]
+pub fn on_start(command: &mut Command, identity: Identity) {
+    let become_user = move || {
+        // SAFETY: single-threaded here after fork; only system calls; the vector lives in the closure.
+        unsafe {
+            // An ignored signal would stay ignored across exec.
+            signal(SIGHUP, SIG_DFL);
+            umask(0o022);
+            setsid();
+            check(setgroups(identity.groups.len(), identity.groups.as_ptr()))?;
+            check(setgid(identity.gid))?;
+            check(setuid(identity.uid))
+        }
+    };
+    // SAFETY: the closure allocates nothing and takes no lock.
+    unsafe { command.pre_exec(become_user) };
+}
+
+/// Sends a signal to a process, or to the group `-pid`.
+#[expect(unsafe_code, reason = "libc")]
+pub fn send_signal(pid: i32, number: u8) {
+    // SAFETY: no pointers. A process that is gone already is no error for any caller.
+    unsafe { kill(pid, c_int::from(number)) };
+}
+
+/// Writes everything that the page cache holds.
+#[expect(unsafe_code, reason = "libc")]
+pub fn sync_all() {
+    // SAFETY: no arguments.
+    unsafe { sync() };
+}
+
+/// Sets the system clock to nanoseconds since the epoch.
+#[expect(unsafe_code, reason = "libc")]
+pub fn set_clock(clock: i64) -> io::Result<()> {
+    let time = timespec(clock);
+    // SAFETY: the pointer is valid for the call.
+    check(unsafe { clock_settime(CLOCK_REALTIME, &raw const time) })
+}
+
+/// Makes a named pipe.
+#[expect(unsafe_code, reason = "libc")]
+pub fn make_fifo(path: &Path, mode: u32) -> io::Result<()> {
+    let path = c_path(path)?;
+    // SAFETY: a valid C string.
+    check(unsafe { mkfifo(path.as_ptr(), mode) })
+}
+
+/// Sets the modification time, nanoseconds since the epoch; of a symbolic link its own.
+#[expect(unsafe_code, reason = "libc")]
+pub fn set_mtime(path: &Path, mtime: i64) -> io::Result<()> {
+    let path = c_path(path)?;
+    let times = [Timespec { seconds: 0, nanoseconds: UTIME_OMIT }, timespec(mtime)];
+    // SAFETY: a valid C string and two times, as the call wants.
+    check(unsafe { utimensat(AT_FDCWD, path.as_ptr(), times.as_ptr(), AT_SYMLINK_NOFOLLOW) })
+}
+
+/// The next data at or behind `from`, as start and end; none where only a hole follows. A file system without holes
+/// reports all as data.
+#[expect(unsafe_code, reason = "libc")]
+pub fn next_data(file: &File, from: u64) -> io::Result<Option<(u64, u64)>> {
+    let seek = |offset: i64, whence| {
+        // SAFETY: an open descriptor and no pointers.
+        let at = unsafe { lseek(file.as_raw_fd(), offset, whence) };
+        u64::try_from(at).map_err(|_| io::Error::last_os_error())
+    };
+    let from = i64::try_from(from).map_err(io::Error::other)?;
+    let start = match seek(from, SEEK_DATA) {
+        Err(error) if error.raw_os_error() == Some(ENXIO) => return Ok(None),
+        other => other?,
+    };
+    let end = seek(i64::try_from(start).map_err(io::Error::other)?, SEEK_HOLE)?;
+    Ok(Some((start, end)))
+}
+
+/// The names of the extended attributes, of a symbolic link its own.
+#[expect(unsafe_code, reason = "libc")]
+pub fn xattr_names(path: &Path) -> io::Result<Vec<Vec<u8>>> {
+    let path = c_path(path)?;
+    // SAFETY: a valid C string; the buffer is as large as its stated size.
+    let list = fill(|buffer| unsafe { llistxattr(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) })?;
+    Ok(list.split(|byte| *byte == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect())
+}
+
+/// The value of an extended attribute.
+#[expect(unsafe_code, reason = "libc")]
+pub(crate) fn xattr(path: &Path, name: &[u8]) -> io::Result<Vec<u8>> {
+    let (path, name) = (c_path(path)?, CString::new(name)?);
+    // SAFETY: valid C strings; the buffer is as large as its stated size.
+    fill(|buffer| unsafe { lgetxattr(path.as_ptr(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) })
+}
+
+/// Sets an extended attribute.
+#[expect(unsafe_code, reason = "libc")]
+pub(crate) fn set_xattr(path: &Path, name: &[u8], value: &[u8]) -> io::Result<()> {
+    let (path, name) = (c_path(path)?, CString::new(name)?);
+    // SAFETY: valid C strings, and a value of the stated size.
+    check(unsafe { lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) })
+}
+
+/// Mounts a new tmpfs, without programs, devices and setuid.
+#[expect(unsafe_code, reason = "libc")]
+pub fn mount_tmpfs(on: &Path, options: &str) -> io::Result<()> {
+    let (on, options) = (c_path(on)?, CString::new(options)?);
+    let kind = c"tmpfs".as_ptr();
+    // SAFETY: valid C strings all.
+    check(unsafe { mount(kind, on.as_ptr(), kind, MS_NOSUID_NODEV_NOEXEC, options.as_ptr().cast()) })
+}
+
+/// Takes a mount away, now from the tree and for good when its last user is gone.
+#[expect(unsafe_code, reason = "libc")]
+pub fn unmount(on: &Path) -> io::Result<()> {
+    let on = c_path(on)?;
+    // SAFETY: a valid C string.
+    check(unsafe { umount2(on.as_ptr(), MNT_DETACH) })
+}
+
+fn timespec(nanoseconds: i64) -> Timespec {
+    Timespec { seconds: nanoseconds.div_euclid(SECOND), nanoseconds: nanoseconds.rem_euclid(SECOND) }
+}
+
+/// Calls with an empty buffer for the size, then with one of that size.
+fn fill(call: impl Fn(&mut [u8]) -> isize) -> io::Result<Vec<u8>> {
+    let size = |n: isize| usize::try_from(n).map_err(|_| io::Error::last_os_error());
+    let mut buffer = vec![0; size(call(&mut []))?];
+    if !buffer.is_empty() {
+        let n = size(call(&mut buffer))?;
+        buffer.truncate(n);
+    }
+    Ok(buffer)
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    Ok(CString::new(path.as_os_str().as_bytes())?)
+}
+
+fn check(result: c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -1,0 +1,273 @@
+//! Writes a tree into the guest as `cp -a` would: merges into folders, replaces files, keeps what can be kept.
+//!
+//! The host is trusted here, and so are the guest's own symbolic links: a parent that is one is followed.
+
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, BufRead};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, fchown, lchown, symlink};
+use std::path::{Path, PathBuf};
+
+use super::accounts::Accounts;
+use super::{Refusal, sys};
+use crate::wire::Class;
+use crate::wire::tree::{BLOCK, Decoder, Entry, Head, Item, Kind, LARGE, Owner, Totals};
+
+/// Reads the whole tree and writes it. `progress` hears the bytes of content written so far.
+pub fn unpack(input: impl BufRead, accounts: &Accounts, progress: &mut dyn FnMut(u64)) -> Result<Totals, Refusal> {
+    let broken = |error: io::Error| Refusal::io("cannot read the tree", &error);
+    let (mut decoder, head) = Decoder::new(input).map_err(broken)?;
+    let mut place = Place::new(head, accounts)?;
+    let mut done = 0;
+    loop {
+        match decoder.next_item().map_err(broken)? {
+            Item::Entry(entry) => place.enter(&entry)?,
+            Item::Data { mut offset } => loop {
+                let bytes = decoder.content().map_err(broken)?;
+                let n = bytes.len();
+                if n == 0 {
+                    break;
+                }
+                place.write(offset, bytes)?;
+                decoder.consume(n);
+                offset += n as u64;
+                done += n as u64;
+                progress(done);
+            },
+            Item::End(totals) => return place.close_file().map(|()| totals),
+        }
+    }
+}
+
+struct Place {
+    head: Head,
+    owner: (u32, u32),
+    base: PathBuf,
+    keep_root: bool,
+    open: Option<Open>,
+    temporary: u64,
+}
+
+/// The file being written.
+struct Open {
+    file: File,
+    direct: Direct,
+    entry: Entry,
+    /// Where it is, and where it goes when it is whole.
+    written: PathBuf,
+    path: PathBuf,
+    end: u64,
+    whole: bool,
+}
+
+/// The same file, opened for direct I/O.
+enum Direct {
+    Untried,
+    Ready(File),
+    /// The file system has none.
+    Impossible,
+}
+
+impl Place {
+    fn new(head: Head, accounts: &Accounts) -> Result<Self, Refusal> {
+        let root = || Owner { user: "0".into(), group: Some("0".into()) };
+        let owner = accounts.owner(&head.owner.clone().unwrap_or_else(root))?;
+        Ok(Self { head, owner, base: PathBuf::new(), keep_root: false, open: None, temporary: 0 })
+    }
+
+    fn enter(&mut self, entry: &Entry) -> Result<(), Refusal> {
+        self.close_file()?;
+        if self.base.as_os_str().is_empty() {
+            self.settle(entry)?;
+        }
+        let path = self.at(&entry.path);
+        let done = match &entry.kind {
+            Kind::File { .. } => self.open_file(&path, entry),
+            Kind::Dir {} => make_folder(&path),
+            Kind::Leave {} => self.leave(&path, entry),
+            Kind::Symlink { target } => self.replace(&path, |path| symlink(OsStr::from_bytes(target), path), entry),
+            Kind::Fifo {} => self.replace(&path, |path| sys::make_fifo(path, 0o600), entry),
+            Kind::Hardlink { target } => link(&self.at(target), &path),
+        };
+        done.map_err(|error| Refusal::io(path.display(), &error))
+    }
+
+    /// Decides where the tree's root goes, by the rules of `cp`, and makes the folders above it.
+    fn settle(&mut self, root: &Entry) -> Result<(), Refusal> {
+        let to = Path::new(OsStr::from_bytes(&self.head.to));
+        if !to.is_absolute() || !root.path.is_empty() {
+            return Err(Refusal::new(Class::Request {}, "a tree without a place"));
+        }
+        let exists = to.is_dir();
+        let inside = self.head.into || (exists && !self.head.contents);
+        let name = OsStr::from_bytes(&self.head.name);
+        let contents = self.head.contents && root.kind == Kind::Dir {};
+        self.base = if inside && !contents { to.join(name) } else { to.to_owned() };
+        // `/etc` must not become the user's because something was copied into it.
+        self.keep_root = exists && contents;
+        let above = self.base.parent().unwrap_or(Path::new("/"));
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(above)
+            .map_err(|error| Refusal::io(above.display(), &error))
+    }
+
+    fn at(&self, path: &[u8]) -> PathBuf {
+        if path.is_empty() { self.base.clone() } else { self.base.join(OsStr::from_bytes(path)) }
+    }
+
+    fn open_file(&mut self, path: &Path, entry: &Entry) -> io::Result<()> {
+        let create = |path: &Path| OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        let mut written = path.to_owned();
+        let file = match create(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                refuse_folder(path)?;
+                written = self.beside(path);
+                create(&written)?
+            }
+            other => other?,
+        };
+        let (entry, path) = (entry.clone(), path.to_owned());
+        self.open = Some(Open { file, direct: Direct::Untried, entry, written, path, end: 0, whole: false });
+        Ok(())
+    }
+
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Refusal> {
+        let Some(open) = &mut self.open else {
+            return Err(Refusal::new(Class::Request {}, "content without a file"));
+        };
+        open.write(offset, bytes).map_err(|error| Refusal::io(open.path.display(), &error))
+    }
+
+    fn close_file(&mut self) -> Result<(), Refusal> {
+        let Some(mut open) = self.open.take() else { return Ok(()) };
+        open.finish(self.owner).map_err(|error| Refusal::io(open.path.display(), &error))
+    }
+
+    fn leave(&self, path: &Path, entry: &Entry) -> io::Result<()> {
+        // A folder that is a link in the guest is somebody else's.
+        if (self.keep_root && entry.path.is_empty()) || fs::symlink_metadata(path)?.is_symlink() {
+            return Ok(());
+        }
+        lchown(path, Some(self.owner.0), Some(self.owner.1))?;
+        set_xattrs(path, entry)?;
+        fs::set_permissions(path, Permissions::from_mode(u32::from(entry.mode)))?;
+        sys::set_mtime(path, entry.mtime)
+    }
+
+    /// Makes something that is neither file nor folder, in place of what was there.
+    fn replace(&mut self, path: &Path, make: impl Fn(&Path) -> io::Result<()>, entry: &Entry) -> io::Result<()> {
+        let mut at = path.to_owned();
+        match make(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                refuse_folder(path)?;
+                at = self.beside(path);
+                make(&at)?;
+            }
+            other => other?,
+        }
+        lchown(&at, Some(self.owner.0), Some(self.owner.1))?;
+        set_xattrs(&at, entry)?;
+        if entry.kind == (Kind::Fifo {}) {
+            fs::set_permissions(&at, Permissions::from_mode(u32::from(entry.mode)))?;
+        }
+        sys::set_mtime(&at, entry.mtime)?;
+        if at == path { Ok(()) } else { fs::rename(&at, path) }
+    }
+
+    fn beside(&mut self, path: &Path) -> PathBuf {
+        self.temporary += 1;
+        path.with_file_name(format!(".kiln-{}-{}", std::process::id(), self.temporary))
+    }
+}
+
+impl Open {
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.end = offset + bytes.len() as u64;
+        let written = self.write_direct(offset, bytes)?;
+        self.file.write_all_at(&bytes[written..], offset + written as u64)
+    }
+
+    /// Writes the part of `bytes` that direct I/O can take, and says how much that was.
+    fn write_direct(&mut self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        let whole = bytes.len() / BLOCK * BLOCK;
+        let aligned = bytes.as_ptr().align_offset(BLOCK) == 0 && offset.is_multiple_of(BLOCK as u64);
+        if !aligned || (whole as u64) < LARGE {
+            return Ok(0);
+        }
+        if matches!(self.direct, Direct::Untried) {
+            let opened = OpenOptions::new().write(true).custom_flags(sys::O_DIRECT).open(&self.written);
+            self.direct = opened.map_or(Direct::Impossible, Direct::Ready);
+        }
+        let Direct::Ready(file) = &self.direct else { return Ok(0) };
+        match file.write_all_at(&bytes[..whole], offset) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                self.direct = Direct::Impossible;
+                Ok(0)
+            }
+            other => other.map(|()| whole),
+        }
+    }
+
+    fn finish(&mut self, owner: (u32, u32)) -> io::Result<()> {
+        if let Kind::File { size } = self.entry.kind
+            && size != self.end
+        {
+            self.file.set_len(size)?;
+        }
+        // Changing the owner clears setuid and capabilities, so it comes first.
+        fchown(&self.file, Some(owner.0), Some(owner.1))?;
+        set_xattrs(&self.written, &self.entry)?;
+        self.file.set_permissions(Permissions::from_mode(u32::from(self.entry.mode)))?;
+        sys::set_mtime(&self.written, self.entry.mtime)?;
+        if self.written != self.path {
+            fs::rename(&self.written, &self.path)?;
+        }
+        self.whole = true;
+        Ok(())
+    }
+}
+
+/// Half a file must not be taken for one.
+impl Drop for Open {
+    fn drop(&mut self) {
+        if !self.whole {
+            let _ = fs::remove_file(&self.written);
+        }
+    }
+}
+
+fn make_folder(path: &Path) -> io::Result<()> {
+    // Private until its own mode is set, when all that is in it is there.
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        other => other,
+    }
+}
+
+fn link(target: &Path, path: &Path) -> io::Result<()> {
+    match fs::hard_link(target, path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            refuse_folder(path)?;
+            fs::remove_file(path)?;
+            fs::hard_link(target, path)
+        }
+        other => other,
+    }
+}
+
+fn refuse_folder(path: &Path) -> io::Result<()> {
+    let is_folder = fs::symlink_metadata(path)?.is_dir();
+    if is_folder { Err(io::ErrorKind::IsADirectory.into()) } else { Ok(()) }
+}
+
+/// Attributes of users are left out where the file system has none, as `cp -a` does; capabilities and access lists are
+/// never lost in silence.
+fn set_xattrs(path: &Path, entry: &Entry) -> io::Result<()> {
+    entry.xattrs.iter().try_for_each(|xattr| match sys::set_xattr(path, &xattr.name, &xattr.value) {
+        Err(error) if error.kind() == io::ErrorKind::Unsupported && xattr.name.starts_with(b"user.") => Ok(()),
+        other => other,
+    })
+}

@@ -1,0 +1,242 @@
+//! From an overlay and a seed to a guest that listens.
+
+use std::time::Duration;
+
+use crate::disk::qemu_img::{Image, create_overlay};
+use crate::error::{Failure, Fault, Kind};
+use crate::event::Level;
+use crate::guest::{AGENT, Exec, Exit, Hello, Session};
+use crate::machine::argv::{Backing, OVERLAY, SEED};
+use crate::machine::{self, Running};
+use crate::plan::machine::Machine;
+use crate::plan::{Plan, with_grace};
+use crate::seed;
+use crate::size::{ByteSize, format_duration};
+use crate::spec::Network;
+
+use super::Build;
+use super::limits::Limits;
+
+/// Resets before the agent speaks: firmware and boot loaders may need one or two, a boot loop needs more.
+const RESETS_AT_BOOT: u32 = 3;
+/// Lines of the console shown with an error.
+const CONSOLE_LINES: usize = 20;
+
+/// A guest that listens.
+pub(crate) struct Guest {
+    pub(crate) machine: Running,
+    pub(crate) session: Session,
+    pub(crate) hello: Hello,
+}
+
+/// A guest that does not.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// Nothing came from the agent.
+    #[error("the agent did not answer within {} of boot", format_duration(*after))]
+    NoAgent {
+        /// How long it had.
+        after: Duration,
+        /// What the console showed.
+        seen: Seen,
+        /// The console's last lines.
+        console: Vec<String>,
+    },
+    /// The machine ended before the agent spoke.
+    #[error("the guest did not boot: {fate}")]
+    Ended {
+        /// How.
+        fate: machine::Fate,
+        /// The console's last lines.
+        console: Vec<String>,
+    },
+    /// cloud-init took another seed than ours.
+    #[error("the guest runs as the cloud-init instance `{0}`, so it took its seed from somewhere else")]
+    OtherSeed(String),
+    /// The rest of the boot did not end.
+    #[error("the guest did not finish booting within {}", format_duration(*.0))]
+    NotSettled(Duration),
+    /// The scratch files could not be written.
+    #[error("cannot write the seed")]
+    Seed(#[source] std::io::Error),
+}
+
+/// What the console showed of a guest whose agent never spoke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// Nothing at all, or only firmware.
+    Nothing,
+    /// A boot, but no login prompt.
+    Boot,
+    /// A login prompt: it is up, and cloud-init did not start the agent.
+    LoginPrompt,
+}
+
+impl Fault for BootError {
+    fn kind(&self) -> Kind {
+        match self {
+            BootError::Ended { fate, .. } => fate.kind(),
+            BootError::Seed(_) => Kind::Host,
+            _ => Kind::Boot,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            BootError::NoAgent { seen: Seen::Nothing, .. } => vec![
+                "the base image may need the other `machine.firmware` (bios or uefi), or may not be bootable".into(),
+            ],
+            BootError::NoAgent { seen: Seen::LoginPrompt, .. } => {
+                vec!["the guest is up: has the base image cloud-init, with NoCloud among its datasources?".into()]
+            }
+            BootError::NoAgent { .. } | BootError::NotSettled(_) => {
+                vec!["a slow host may need a larger `machine.boot-timeout`".into()]
+            }
+            BootError::Ended { fate, .. } => fate.hints(),
+            BootError::OtherSeed(_) => vec!["the base image carries a cloud-init volume of its own; remove it".into()],
+            BootError::Seed(_) => vec!["free some space where the cache folder is, or set KILN_CACHE".into()],
+        }
+    }
+
+    fn evidence(&self) -> Vec<String> {
+        match self {
+            BootError::NoAgent { console, .. } | BootError::Ended { console, .. } => console.clone(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Where the base image is and what it is.
+pub(crate) fn backing(plan: &Plan) -> Backing {
+    Backing { file: plan.spec.base.file.clone(), format: plan.spec.base.format }
+}
+
+/// Makes the overlay and the seed in the scratch folder.
+pub(crate) async fn prepare(build: &Build<'_>) -> Result<(), Failure> {
+    let plan = build.plan;
+    let overlay = build.work.join(OVERLAY);
+    let base = Image { path: &plan.spec.base.file, format: plan.spec.base.format };
+    build.limits.hold(create_overlay(&overlay, base, plan.disk_size())).await?;
+    write_seed(build, plan.grows())
+}
+
+/// Writes the seed into the scratch folder.
+pub(crate) fn write_seed(build: &Build<'_>, grow: bool) -> Result<(), Failure> {
+    let options = seed::Options { grow, network: build.plan.machine.network == Network::User };
+    let volume = seed::volume(AGENT, options).map_err(BootError::Seed)?;
+    std::fs::write(build.work.join(SEED), volume).map_err(BootError::Seed)?;
+    Ok(())
+}
+
+/// Boots the plan's machine from its overlay.
+pub(crate) async fn boot(build: &Build<'_>) -> Result<Guest, Failure> {
+    let guest = start(build, &build.plan.machine, &backing(build.plan)).await?;
+    if build.plan.grows() {
+        return check_growth(build, guest).await;
+    }
+    Ok(guest)
+}
+
+/// Starts a machine and waits until its agent speaks and the boot is over.
+pub(crate) async fn start(build: &Build<'_>, machine: &Machine, backing: &Backing) -> Result<Guest, Failure> {
+    let launched = machine::launch(machine, backing, build.work.path(), &build.events);
+    let (running, stream) = build.limits.hold(launched).await?;
+    running.tolerate_resets(RESETS_AT_BOOT);
+    let patience = machine.boot_timeout;
+    let accepted =
+        build.limits.hold_guest(&running, patience, || no_agent(&running, patience), Session::accept(stream));
+    let (session, hello) = match accepted.await {
+        Ok(accepted) => accepted,
+        Err(failure) => {
+            let failure = explain(failure, &running).await;
+            running.abort().await;
+            return Err(failure);
+        }
+    };
+    let guest = Guest { machine: running, session, hello };
+    guest.settle(build, patience).await
+}
+
+impl Guest {
+    /// Ends the machine after a failure.
+    pub(crate) async fn abandon(self, failure: Failure) -> Failure {
+        self.machine.abort().await;
+        failure
+    }
+
+    /// Checks that it is our guest, and waits for the rest of its boot: a step may start services and expects that
+    /// those of the image are up.
+    async fn settle(mut self, build: &Build<'_>, patience: Duration) -> Result<Self, Failure> {
+        if let Err(failure) = self.finish_boot(&build.limits, patience).await {
+            return Err(self.abandon(failure).await);
+        }
+        self.machine.tolerate_resets(0);
+        let Hello { os, kernel, .. } = &self.hello;
+        build.events.notice(Level::Info, format!("{os}, kernel {kernel}"));
+        Ok(self)
+    }
+
+    pub(crate) async fn finish_boot(&mut self, limits: &Limits, patience: Duration) -> Result<(), Failure> {
+        if let Some(other) = self.hello.instance_id.as_ref().filter(|id| *id != seed::INSTANCE_ID) {
+            return Err(BootError::OtherSeed(other.clone()).into());
+        }
+        let script = if self.hello.systemd { SETTLED_SYSTEMD } else { SETTLED_SYSVINIT };
+        let exec = Exec { timeout: Some(patience), ..Exec::new(["sh", "-c", script]) };
+        let mut silent = |_, _: &[u8]| {};
+        let work = self.session.exec(&exec, &mut silent);
+        let late = || BootError::NotSettled(patience).into();
+        match limits.hold_guest(&self.machine, with_grace(patience), late, work).await? {
+            Exit::TimedOut => Err(BootError::NotSettled(patience).into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Kilobytes of the root file system (POSIX df).
+const ROOT_SIZE: &str = "df -Pk / | awk 'NR == 2 { print $2 }'";
+/// For small questions to the guest.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// A degraded system has failed units, as one without ssh host keys has; it is as ready as it will be.
+const SETTLED_SYSTEMD: &str = "systemctl is-system-running --wait >/dev/null || true";
+/// sysvinit has nothing to wait on but the run level, which changes when rcS is done.
+const SETTLED_SYSVINIT: &str = "until runlevel | grep -q ' [2-5]$'; do sleep 0.2; done";
+
+async fn explain(failure: Failure, machine: &Running) -> Failure {
+    match machine.fate_within(Duration::ZERO).await {
+        Some(fate) => BootError::Ended { fate, console: machine.console().tail(CONSOLE_LINES) }.into(),
+        None => failure,
+    }
+}
+
+fn no_agent(machine: &Running, after: Duration) -> Failure {
+    let console = machine.console();
+    let seen = if console.shows("login:") {
+        Seen::LoginPrompt
+    } else if console.shows("Linux version") || console.tail(usize::MAX).len() > CONSOLE_LINES {
+        Seen::Boot
+    } else {
+        Seen::Nothing
+    };
+    BootError::NoAgent { after, seen, console: console.tail(CONSOLE_LINES) }.into()
+}
+
+/// A base without growpart boots with its old size; the steps may still have room enough.
+async fn check_growth(build: &Build<'_>, mut guest: Guest) -> Result<Guest, Failure> {
+    let mut output = Vec::new();
+    let exec = Exec { timeout: Some(PATIENCE), ..Exec::new(["sh", "-c", ROOT_SIZE]) };
+    let mut keep = |_, bytes: &[u8]| output.extend_from_slice(bytes);
+    let work = guest.session.exec(&exec, &mut keep);
+    let late = || BootError::NotSettled(PATIENCE).into();
+    let done = build.limits.hold_guest(&guest.machine, with_grace(PATIENCE), late, work).await;
+    if let Err(failure) = done {
+        return Err(guest.abandon(failure).await);
+    }
+    let root = String::from_utf8_lossy(&output).trim().parse::<u64>().unwrap_or(0) << 10;
+    let disk = build.plan.disk_size();
+    if root < disk / 2 {
+        let (root, disk) = (ByteSize(root), ByteSize(disk));
+        let text = format!("the root file system has {root} of the disk's {disk}: the base image did not grow it");
+        build.events.notice(Level::Warning, text);
+    }
+    Ok(guest)
+}

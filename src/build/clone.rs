@@ -1,0 +1,151 @@
+//! A throw-away clone of a published image, for people to look at.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::disk::qemu_img::{Image, create_overlay};
+use crate::error::{Failure, Fault, Kind};
+use crate::machine::argv::{self, Backing, OVERLAY, SEED, UEFI_VARS};
+use crate::machine::{MachineError, host};
+use crate::plan::machine::{Accelerator, Firmware, Machine};
+use crate::size::ByteSize;
+use crate::spec::{BaseFormat, Network};
+use crate::store::Artifact;
+use crate::workdir::Workdir;
+use crate::{process, seed};
+
+use super::ScratchError;
+
+/// What the user asks for.
+pub struct Wanted {
+    /// Guest memory.
+    pub memory: ByteSize,
+    /// Port of this host that leads to the guest's SSH.
+    pub ssh: Option<u16>,
+    /// Who may log in there.
+    pub ssh_keys: Vec<String>,
+}
+
+/// A clone, ready to run. Dropping it removes it.
+pub struct Clone {
+    machine: Machine,
+    backing: Backing,
+    ssh: Option<u16>,
+    work: Workdir,
+}
+
+/// There is nothing to boot.
+#[derive(Debug, thiserror::Error)]
+pub enum CloneError {
+    /// No output that QEMU boots.
+    #[error("{0} has no qcow2 or raw file to boot")]
+    NotBootable(String),
+    /// It was built for a firmware that is not here.
+    #[error("the image wants UEFI firmware, and none for QEMU is installed")]
+    NoFirmware,
+    /// The seed cannot be written.
+    #[error("cannot write the clone's seed")]
+    Seed(#[source] std::io::Error),
+    /// QEMU failed.
+    #[error("QEMU ended with {0}")]
+    Qemu(String),
+}
+
+impl Fault for CloneError {
+    fn kind(&self) -> Kind {
+        match self {
+            CloneError::NotBootable(_) => Kind::Output,
+            _ => Kind::Host,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            CloneError::NoFirmware => vec!["apt-get install ovmf".into()],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Makes an overlay over the image and a seed for a first boot. Also tells why it will be slow, where it will be.
+///
+/// # Errors
+/// When the image or the host is not fit.
+pub async fn prepare(artifact: &Artifact, wanted: &Wanted, cache: &Path) -> Result<(Clone, Option<String>), Failure> {
+    let (file, format) = bootable(artifact)?;
+    let host = host::survey().await?;
+    let accelerator = if host.kvm.is_usable() { Accelerator::Kvm } else { Accelerator::Tcg };
+    let made = &artifact.manifest().machine;
+    let firmware = match &*made.firmware {
+        "uefi" => Firmware::Uefi(host.firmware.first().cloned().ok_or(CloneError::NoFirmware)?),
+        _ => Firmware::Bios,
+    };
+    let machine = Machine {
+        qemu: host.qemu.system,
+        qemu_version: host.qemu.version.to_string(),
+        machine_type: host.qemu.machine_type,
+        accelerator,
+        accel_reason: (!host.kvm.is_usable()).then(|| host.kvm.to_string()),
+        cpus: made.cpus,
+        memory: wanted.memory,
+        disk: None,
+        firmware,
+        network: Network::User,
+        boot_timeout: Duration::MAX,
+    };
+    let backing = Backing { file, format };
+    let work = Workdir::create(&cache.join("work")).map_err(ScratchError::at("a scratch folder", cache))?;
+    let size = artifact.manifest().outputs[0].virtual_bytes;
+    create_overlay(&work.join(OVERLAY), Image { path: &backing.file, format }, size).await?;
+    // A name of its own each time: cloud-init treats the clone as a machine it has never seen.
+    let instance = format!("kiln-run-{}", std::process::id());
+    let volume = seed::first_boot(&instance, &wanted.ssh_keys).map_err(CloneError::Seed)?;
+    std::fs::write(work.join(SEED), volume).map_err(CloneError::Seed)?;
+    let reason = machine.accel_reason.clone();
+    Ok((Clone { machine, backing, ssh: wanted.ssh, work }, reason))
+}
+
+fn bootable(artifact: &Artifact) -> Result<(PathBuf, BaseFormat), CloneError> {
+    let formats = [("qcow2", BaseFormat::Qcow2), ("raw", BaseFormat::Raw)];
+    let found = formats.into_iter().find_map(|(name, format)| {
+        let output = artifact.manifest().outputs.iter().find(|output| output.format == name)?;
+        Some((artifact.folder().join(&output.file), format))
+    });
+    found.ok_or_else(|| CloneError::NotBootable(artifact.id().to_string()))
+}
+
+impl Clone {
+    /// Runs it in the foreground. QEMU shares kiln's process group here, since it reads the terminal; it puts the
+    /// terminal into raw mode, so that Ctrl-C reaches the guest.
+    ///
+    /// # Errors
+    /// When QEMU cannot be started or fails.
+    pub async fn run(self, cancel: CancellationToken) -> Result<(), Failure> {
+        if let Firmware::Uefi(uefi) = &self.machine.firmware {
+            std::fs::copy(&uefi.vars_template, self.work.join(UEFI_VARS)).map_err(CloneError::Seed)?;
+        }
+        let mut command = process::supervised(&self.machine.qemu);
+        command
+            .process_group(nix::unistd::getpgrp().as_raw())
+            .args(argv::interactive(&self.machine, &self.backing, self.ssh))
+            .current_dir(self.work.path())
+            .stdin(Stdio::inherit());
+        let spawned = command.spawn();
+        let mut child = spawned.map_err(|source| MachineError::Spawn { program: self.machine.qemu.clone(), source })?;
+        let status = tokio::select! {
+            status = child.wait() => status,
+            () = cancel.cancelled() => {
+                let _ = child.start_kill();
+                child.wait().await
+            }
+        };
+        match status {
+            Ok(status) if status.success() || cancel.is_cancelled() => Ok(()),
+            Ok(status) => Err(CloneError::Qemu(process::describe(status)).into()),
+            Err(source) => Err(MachineError::Spawn { program: self.machine.qemu.clone(), source }.into()),
+        }
+    }
+}

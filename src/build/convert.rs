@@ -1,0 +1,162 @@
+//! The sealed disk becomes output files, and is read once more for its digests.
+
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use crate::disk::chain::{Chain, Layer};
+use crate::disk::digest::{disk_sha256, hex};
+use crate::disk::packages::packages;
+use crate::disk::qemu_img::{Image, Target, convert as run_convert};
+use crate::disk::tree::Tree;
+use crate::error::{Failure, Fault, Kind};
+use crate::event::{Event, Level, Stage};
+use crate::plan::PlannedOutput;
+use crate::spec::{BaseFormat, OutputFormat};
+use crate::store::manifest::Package;
+
+use super::Build;
+use super::shutdown::CleanShutdown;
+
+/// The outputs are in the staging folder, and what is known of the disk they all hold.
+#[derive(Debug)]
+pub struct Converted {
+    /// Digest of the disk the guest sees.
+    pub disk_sha256: String,
+    /// What is in it, being read meanwhile.
+    pub contents: JoinHandle<Result<Contents, Failure>>,
+    /// The output that tests boot.
+    pub bootable: PathBuf,
+    /// Its format.
+    pub bootable_format: BaseFormat,
+}
+
+/// What is in a disk, as far as it can be read on the host.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// Digest of the file tree.
+    pub content_sha256: Option<String>,
+    /// What is installed.
+    pub packages: Vec<Package>,
+}
+
+/// The sealed disk is not what it should be.
+#[derive(Debug, thiserror::Error)]
+enum SealedDiskError {
+    #[error("cannot open the sealed disk ({})", path.display())]
+    Unreadable {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the sealed guest left its root file system unclean")]
+    Unclean,
+}
+
+impl Fault for SealedDiskError {
+    fn kind(&self) -> Kind {
+        match self {
+            SealedDiskError::Unreadable { .. } => Kind::Host,
+            SealedDiskError::Unclean => Kind::Output,
+        }
+    }
+}
+
+/// The files of the disk, top first.
+type Layers = [(PathBuf, BaseFormat); 2];
+
+/// Writes every output, and computes the disk's digest on the other processor meanwhile.
+pub(crate) async fn convert(build: &Build<'_>, disk: CleanShutdown, staging: &Path) -> Result<Converted, Failure> {
+    let base = &build.plan.spec.base;
+    let layers = [(disk.overlay.clone(), BaseFormat::Qcow2), (base.file.clone(), base.format)];
+    check_clean(&layers)?;
+    let written = write_outputs(build, &layers, staging);
+    let digest = digest(build, layers.clone());
+    let ((), disk_sha256) = build.limits.hold(async { tokio::try_join!(written, digest) }).await?;
+    let first = &build.plan.outputs[0];
+    Ok(Converted {
+        disk_sha256,
+        contents: read_contents(build, layers)?,
+        bootable: staging.join(&first.file),
+        bootable_format: match first.format {
+            OutputFormat::Qcow2 => BaseFormat::Qcow2,
+            OutputFormat::Raw => BaseFormat::Raw,
+        },
+    })
+}
+
+fn open(layers: Layers) -> Result<Chain, Failure> {
+    let opened = layers.into_iter().map(|(path, format)| {
+        let file = File::open(&path).map_err(|source| SealedDiskError::Unreadable { path, source })?;
+        Ok::<_, Failure>(Layer { file, format })
+    });
+    Ok(Chain::open(opened.collect::<Result<_, _>>()?)?)
+}
+
+/// The guest's word is not enough: its root file system has to say the same.
+fn check_clean(layers: &Layers) -> Result<(), Failure> {
+    let chain = open(layers.clone())?;
+    match Tree::open(&chain) {
+        Ok(tree) if !tree.is_clean() => Err(SealedDiskError::Unclean.into()),
+        _ => Ok(()),
+    }
+}
+
+async fn write_outputs(build: &Build<'_>, layers: &Layers, staging: &Path) -> Result<(), Failure> {
+    let chain: Vec<_> = layers.iter().map(|(path, format)| Image { path, format: *format }).collect();
+    let (count, size) = (build.plan.outputs.len() as u64, build.plan.disk_size());
+    for (index, PlannedOutput { file, format, compression }) in (0..).zip(&build.plan.outputs) {
+        let progress = |fraction: f64| {
+            let done = index * size + share(size, fraction);
+            build.events.emit(&Event::Progress { stage: Stage::Convert, done, total: count * size });
+        };
+        let target = Target { path: &staging.join(file), format: *format, compression: *compression };
+        run_convert(&chain, target, progress).await?;
+    }
+    Ok(())
+}
+
+/// A fraction of a size; only for showing.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "shown rounded"
+)]
+fn share(size: u64, fraction: f64) -> u64 {
+    (size as f64 * fraction.clamp(0.0, 1.0)) as u64
+}
+
+async fn digest(build: &Build<'_>, layers: Layers) -> Result<String, Failure> {
+    let limits = build.limits.clone();
+    let hashing = spawn_blocking(move || {
+        let mut watch = |_| if limits.is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+        Ok(hex(&disk_sha256(&open(layers)?, &mut watch)?))
+    });
+    hashing.await.expect("hashing does not panic")
+}
+
+/// Reads the tree while the tests boot or the outputs are hashed. The files are opened now: the tests' overlay takes the
+/// name of this one.
+fn read_contents(build: &Build<'_>, layers: Layers) -> Result<JoinHandle<Result<Contents, Failure>>, Failure> {
+    let chain = open(layers)?;
+    let events = build.events.clone();
+    Ok(spawn_blocking(move || {
+        let tree = match Tree::open(&chain) {
+            Ok(tree) => tree,
+            Err(error) => {
+                events.notice(Level::Info, format!("the manifest will lack content and packages: {error}"));
+                return Ok(Contents::default());
+            }
+        };
+        let packages = packages(&tree)?.unwrap_or_default().into_iter();
+        Ok(Contents {
+            content_sha256: Some(hex(&tree.content_sha256()?)),
+            packages: packages
+                .map(|found| Package { name: found.name, version: found.version, arch: found.arch })
+                .collect(),
+        })
+    }))
+}

@@ -1,0 +1,199 @@
+//! A build, told as a table of contents.
+//!
+//! ```text
+//! survey ─> Plan ─> claim the version ─> Overlay + seed ─> boot ─> Guest ─> provision ─> seal ─> CleanShutdown
+//!                                                                                                    │
+//!                              Artifact <─ publish <─ test <─ Converted (outputs + digests) <─ convert ┘
+//! ```
+//!
+//! A stage's result is the next stage's argument: conversion takes a [`shutdown::CleanShutdown`], which only a guest that
+//! said goodbye and powered itself off can give, so an image of a guest that died cannot be published.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Failure, Fault, Kind};
+use crate::event::{Event, Events, Level, Outcome, Sink, Stage};
+use crate::plan::Plan;
+use crate::store::{Artifact, Lookup, Staging, Store};
+use crate::workdir::Workdir;
+
+pub mod boot;
+pub mod clone;
+pub mod convert;
+pub mod inputs;
+pub mod limits;
+pub mod output;
+pub mod provision;
+pub mod publish;
+pub mod seal;
+pub mod secrets;
+pub mod shutdown;
+pub mod survey;
+pub mod test;
+
+use limits::Limits;
+
+/// What becomes of the scratch folder when a build fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnFailure {
+    /// Removed.
+    #[default]
+    Clean,
+    /// Kept, and said where.
+    Keep,
+}
+
+/// Where a build works and how it behaves.
+pub struct Surroundings {
+    /// The store it publishes to.
+    pub store: Store,
+    /// Folder for caches and scratch disks.
+    pub cache: PathBuf,
+    /// Who listens.
+    pub events: Events,
+    /// Makes the listener that writes a build's log to this file.
+    pub open_log: fn(&Path) -> io::Result<Arc<dyn Sink>>,
+    /// Cancelled by the first Ctrl-C.
+    pub cancel: CancellationToken,
+    /// Replace a version that came from other inputs.
+    pub replace: bool,
+    /// Do not run the spec's tests.
+    pub skip_tests: bool,
+    /// What becomes of the scratch folder of a failed build.
+    pub on_failure: OnFailure,
+}
+
+/// Carries out a plan: publishes its image, or finds it up to date.
+///
+/// # Errors
+/// Whatever went wrong first. Nothing is published then, and no process or scratch folder is left, unless
+/// [`OnFailure::Keep`] asks for it.
+pub async fn build(plan: &Plan, around: &Surroundings) -> Result<Artifact, Failure> {
+    let began = Instant::now();
+    let image = &plan.spec.image;
+    around.events.emit(&Event::BuildStarted {
+        image: image.name.clone(),
+        version: image.version.clone(),
+        steps: plan.steps.len(),
+    });
+    let result = claim_and_build(plan, around).await;
+    let outcome = match &result {
+        Ok((_, outcome)) => *outcome,
+        Err(_) => Outcome::Failed,
+    };
+    around.events.emit(&Event::BuildFinished { outcome, seconds: began.elapsed().as_secs_f64() });
+    result.map(|(artifact, _)| artifact)
+}
+
+async fn claim_and_build(plan: &Plan, around: &Surroundings) -> Result<(Artifact, Outcome), Failure> {
+    let limits = Limits::new(around.cancel.clone(), plan.spec.build.timeout);
+    let waiting = |sentence| around.events.notice(Level::Info, sentence);
+    let lock = match limits.hold(around.store.claim(&publish::image_id(plan)?, waiting)).await? {
+        Lookup::Exists(existing) if existing.is_from(&plan.build_key.to_string()) => {
+            return Ok((existing.keep(), Outcome::UpToDate));
+        }
+        Lookup::Exists(existing) if around.replace => existing.replace(),
+        Lookup::Exists(existing) => return Err(existing.refuse().into()),
+        Lookup::Vacant(lock) => lock,
+    };
+    for note in plan.notes() {
+        around.events.notice(Level::Info, note);
+    }
+    let secrets = secrets::Secrets::load(&plan.spec)?;
+    let staging = lock.stage()?;
+    let work =
+        Workdir::create(&around.cache.join("work")).map_err(ScratchError::at("a scratch folder", &around.cache))?;
+    let events = publish::with_log(around, work.path()).map_err(ScratchError::at("the log", work.path()))?;
+    let build = Build { plan, events, limits, secrets, work };
+    match build.make(staging, around.skip_tests).await {
+        Ok(artifact) => Ok((artifact, Outcome::Published)),
+        Err(failure) => Err(build.give_up(failure, around)),
+    }
+}
+
+/// The scratch folder fails.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {what} ({})", path.display())]
+pub struct ScratchError {
+    what: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+impl ScratchError {
+    pub(crate) fn at(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = path.to_owned();
+        move |source| Self { what, path, source }
+    }
+}
+
+impl Fault for ScratchError {
+    fn kind(&self) -> Kind {
+        Kind::Host
+    }
+
+    fn hints(&self) -> Vec<String> {
+        vec!["choose another folder with --cache or KILN_CACHE, or free some space there".into()]
+    }
+}
+
+/// One build under way.
+pub(crate) struct Build<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) events: Events,
+    pub(crate) limits: Limits,
+    pub(crate) secrets: secrets::Secrets,
+    pub(crate) work: Workdir,
+}
+
+impl Build<'_> {
+    async fn make(&self, staging: Staging, skip_tests: bool) -> Result<Artifact, Failure> {
+        let mut record = publish::Record::begin();
+        self.stage(Stage::Base, boot::prepare(self)).await?;
+        let mut guest = self.stage(Stage::Boot, boot::boot(self)).await?;
+        let provisioned = self.stage(Stage::Provision, provision::provision(self, &mut guest, staging.path())).await;
+        let steps = match provisioned {
+            Ok(steps) => steps,
+            Err(failure) => return Err(guest.abandon(failure).await),
+        };
+        let sealed = match self.stage(Stage::Seal, seal::seal(self, &mut guest)).await {
+            Ok(sealed) => sealed,
+            Err(failure) => return Err(guest.abandon(failure).await),
+        };
+        let disk = self.stage(Stage::Shutdown, shutdown::shut_down(self, guest, sealed)).await?;
+        let converted = self.stage(Stage::Convert, convert::convert(self, disk, staging.path())).await?;
+        if !skip_tests && !self.plan.spec.tests.is_empty() {
+            record.tests = self.stage(Stage::Test, test::test(self, &converted)).await?;
+        }
+        record.steps = steps;
+        self.stage(Stage::Publish, publish::publish(self, record, converted, staging)).await
+    }
+
+    async fn stage<T>(&self, stage: Stage, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        let began = Instant::now();
+        self.events.emit(&Event::StageStarted { stage });
+        let done = work.await?;
+        self.events.emit(&Event::StageFinished { stage, seconds: began.elapsed().as_secs_f64() });
+        Ok(done)
+    }
+
+    /// The logs outlive a failed build, in the cache; the rest only where the user wants to look at it.
+    fn give_up(self, mut failure: Failure, around: &Surroundings) -> Failure {
+        let image = &self.plan.spec.image;
+        let logs = around.cache.join("failed").join(format!("{}-{}", image.name, image.version));
+        match publish::keep_logs(self.work.path(), &logs) {
+            Ok(()) => failure.attach(format!("log: {}", logs.join(publish::BUILD_LOG).display())),
+            Err(error) => failure.attach(format!("the log could not be kept: {error}")),
+        }
+        if around.on_failure == OnFailure::Keep {
+            failure.attach(format!("the guest's disk is kept: {}", self.work.keep().display()));
+        }
+        failure
+    }
+}

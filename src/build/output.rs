@@ -1,0 +1,104 @@
+//! What a guest process writes, on its way to people: cut into lines, bounded, without secrets, its end remembered.
+
+use std::collections::VecDeque;
+
+use crate::event::Channel;
+
+use super::secrets::Secrets;
+
+/// Lines longer than this come in pieces, bytes.
+const LINE_LIMIT: usize = 4 << 10;
+/// Lines remembered for an error message.
+const TAIL: usize = 20;
+
+/// Cuts the output of one process into lines.
+pub struct Lines<'a> {
+    secrets: &'a Secrets,
+    partial: [Vec<u8>; 2],
+    tail: VecDeque<String>,
+}
+
+impl<'a> Lines<'a> {
+    /// No line yet.
+    #[must_use]
+    pub fn new(secrets: &'a Secrets) -> Self {
+        Self { secrets, partial: Default::default(), tail: VecDeque::with_capacity(TAIL) }
+    }
+
+    /// Takes bytes and gives each whole line to `emit`.
+    pub fn feed(&mut self, channel: Channel, bytes: &[u8], emit: &mut dyn FnMut(Channel, String)) {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            for part in piece.chunks(LINE_LIMIT) {
+                let partial = &mut self.partial[channel as usize];
+                partial.extend_from_slice(part);
+                if partial.last() == Some(&b'\n') || partial.len() >= LINE_LIMIT {
+                    self.flush(channel, emit);
+                }
+            }
+        }
+    }
+
+    /// Gives what is left without a newline.
+    pub fn finish(&mut self, emit: &mut dyn FnMut(Channel, String)) {
+        for channel in [Channel::Stdout, Channel::Stderr] {
+            if !self.partial[channel as usize].is_empty() {
+                self.flush(channel, emit);
+            }
+        }
+    }
+
+    /// The last lines, oldest first.
+    #[must_use]
+    pub fn tail(&self) -> Vec<String> {
+        self.tail.iter().cloned().collect()
+    }
+
+    fn flush(&mut self, channel: Channel, emit: &mut dyn FnMut(Channel, String)) {
+        let bytes = std::mem::take(&mut self.partial[channel as usize]);
+        let text = String::from_utf8_lossy(&bytes);
+        let line = self.secrets.redact(text.strip_suffix('\n').unwrap_or(&text));
+        if self.tail.len() == TAIL {
+            self.tail.pop_front();
+        }
+        self.tail.push_back(line.clone());
+        emit(channel, line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(chunks: &[&[u8]]) -> (Vec<String>, Vec<String>) {
+        let secrets = Secrets::default();
+        let (mut lines, mut seen) = (Lines::new(&secrets), Vec::new());
+        for chunk in chunks {
+            lines.feed(Channel::Stdout, chunk, &mut |_, line| seen.push(line));
+        }
+        lines.finish(&mut |_, line| seen.push(line));
+        (seen, lines.tail())
+    }
+
+    #[test]
+    fn lines_survive_any_cut() {
+        assert_eq!(lines(&[b"one\ntw", b"o\n\nthree"]).0, ["one", "two", "", "three"]);
+    }
+
+    #[test]
+    fn an_endless_line_comes_in_pieces() {
+        let (seen, tail) = lines(&[&vec![b'x'; 1 << 20]]);
+        assert_eq!(seen.len(), (1 << 20) / LINE_LIMIT);
+        assert!(seen.iter().all(|line| line.len() <= LINE_LIMIT));
+        assert_eq!(tail.len(), TAIL);
+    }
+
+    #[test]
+    fn streams_do_not_mix_within_a_line() {
+        let secrets = Secrets::default();
+        let (mut lines, mut seen) = (Lines::new(&secrets), Vec::new());
+        lines.feed(Channel::Stdout, b"out", &mut |channel, line| seen.push((channel, line)));
+        lines.feed(Channel::Stderr, b"err\n", &mut |channel, line| seen.push((channel, line)));
+        lines.feed(Channel::Stdout, b"put\n", &mut |channel, line| seen.push((channel, line)));
+        assert_eq!(seen, [(Channel::Stderr, "err".into()), (Channel::Stdout, "output".into())]);
+    }
+}

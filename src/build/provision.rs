@@ -1,0 +1,346 @@
+//! The steps, in order.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::task::spawn_blocking;
+
+use crate::error::{Failure, Fault, Kind};
+use crate::event::{Channel, Event, Stage};
+use crate::guest::{Exec, Exit, GuestError, Source, What, stage};
+use crate::machine::Fate;
+use crate::plan::{PlannedStep, input_path, with_grace};
+use crate::size::format_duration;
+use crate::spec::{Action, Command, Context, Owner};
+
+use super::boot::Guest;
+use super::inputs::{InputError, examine};
+use super::limits::LimitReached;
+use super::output::Lines;
+use super::{Build, ScratchError};
+
+/// Copies larger than this go over a hot-plugged disk; below it plugging costs more than the port's lower rate.
+const PORT_LIMIT: u64 = 8 << 20;
+/// A fetched tree may be this large, bytes.
+const FETCH_LIMIT: u64 = 16 << 30;
+/// Firmware may reset once more on its own account.
+const RESETS_AT_REBOOT: u32 = 3;
+/// Where scripts lie while they run.
+const SCRIPT_FOLDER: &str = "/run/kiln/scripts";
+
+/// A step that is done.
+#[derive(Debug, Clone)]
+pub struct Done {
+    /// Wall time.
+    pub took: Duration,
+    /// Files brought back, relative to the version's folder.
+    pub fetched: Vec<PathBuf>,
+}
+
+/// A step failed.
+#[derive(Debug, thiserror::Error)]
+#[error("step {number} `{name}` ({}:{line}) {how}", spec.display())]
+pub struct StepError {
+    /// Position in the spec, from 1.
+    pub number: usize,
+    /// Its name.
+    pub name: String,
+    /// The spec file.
+    pub spec: PathBuf,
+    /// Its line.
+    pub line: usize,
+    /// What happened.
+    pub how: How,
+    /// The last lines it wrote.
+    pub tail: Vec<String>,
+}
+
+/// How a step failed.
+#[derive(Debug, thiserror::Error)]
+pub enum How {
+    /// Its command returned something else than 0.
+    #[error("failed with exit status {0}")]
+    Status(u8),
+    /// Its command was killed.
+    #[error("was killed by signal {0}")]
+    Signal(u8),
+    /// Its command could not be started.
+    #[error("could not be started: {0}")]
+    NotStarted(String),
+    /// It took too long.
+    #[error("took longer than {} (`timeout`)", format_duration(*.0))]
+    TimedOut(Duration),
+    /// The machine ended under it.
+    #[error("ended with the machine: {0}")]
+    Machine(Fate),
+    /// A copy, write or fetch failed.
+    #[error("failed: {0}")]
+    Transfer(Failure),
+}
+
+impl Fault for StepError {
+    fn kind(&self) -> Kind {
+        match &self.how {
+            How::Machine(Fate::PoweredOff | Fate::Panicked | Fate::Rebooted) => Kind::Step,
+            How::Machine(fate) => fate.kind(),
+            How::Transfer(failure) => failure.kind(),
+            _ => Kind::Step,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match &self.how {
+            How::Machine(fate) => fate.hints(),
+            How::Transfer(failure) => failure.hints(),
+            How::TimedOut(_) => vec!["give the step a larger `timeout`".into()],
+            How::Status(_) if self.tail.iter().any(|line| line.contains("No space left on device")) => {
+                vec!["the guest's disk is full: set `machine.disk` to a larger size".into()]
+            }
+            How::Status(_) if self.tail.iter().any(|line| line.contains("Temporary failure in name resolution")) => {
+                vec!["builds have no network unless the spec says `machine.network = \"user\"`".into()]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn evidence(&self) -> Vec<String> {
+        self.tail.clone()
+    }
+}
+
+/// Runs every step.
+pub(crate) async fn provision(build: &Build<'_>, guest: &mut Guest, fetched: &Path) -> Result<Vec<Done>, Failure> {
+    let mut done = Vec::with_capacity(build.plan.steps.len());
+    for (index, planned) in build.plan.steps.iter().enumerate() {
+        let step = &planned.step;
+        let verb = verb(&step.action);
+        build.events.emit(&Event::StepStarted { index, name: step.name.clone(), verb });
+        let began = Instant::now();
+        let mut running = Running { build, guest, index, planned, lines: Lines::new(&build.secrets), fetched };
+        let result = running.run().await;
+        let took = began.elapsed();
+        build.events.emit(&Event::StepFinished { index, ok: result.is_ok(), seconds: took.as_secs_f64() });
+        done.push(Done { took, fetched: result? });
+    }
+    Ok(done)
+}
+
+/// The name of a step's verb.
+#[must_use]
+pub fn verb(action: &Action) -> &'static str {
+    match action {
+        Action::Run { .. } => "run",
+        Action::Script { .. } => "script",
+        Action::Copy(_) => "copy",
+        Action::Write { .. } => "write",
+        Action::Fetch { .. } => "fetch",
+        Action::Reboot => "reboot",
+    }
+}
+
+/// What a command of the spec becomes in the guest.
+pub(crate) fn argv(command: &Command) -> Vec<String> {
+    match command {
+        Command::Shell(text) => ["sh", "-eu", "-c", text].map(str::to_owned).to_vec(),
+        Command::Argv(argv) => argv.clone(),
+    }
+}
+
+struct Running<'a, 'b> {
+    build: &'a Build<'b>,
+    guest: &'a mut Guest,
+    index: usize,
+    planned: &'a PlannedStep,
+    lines: Lines<'a>,
+    fetched: &'a Path,
+}
+
+impl Running<'_, '_> {
+    async fn run(&mut self) -> Result<Vec<PathBuf>, Failure> {
+        let done = match &self.planned.step.action {
+            Action::Run { command, context } => self.command(argv(command), context).await,
+            Action::Script { file, args, context } => self.script(file, args, context).await,
+            Action::Copy(copy) => self.copy(&Source::from(copy)).await,
+            Action::Write { content, to, owner, mode } => {
+                self.send(&self.text(content.clone().into(), to, owner, *mode)).await
+            }
+            Action::Fetch { from, to } => return self.fetch(from, to).await,
+            Action::Reboot => self.reboot().await,
+        };
+        done.map(|()| Vec::new())
+    }
+
+    fn failed(&self, how: How) -> Failure {
+        let step = &self.planned.step;
+        StepError {
+            number: self.index + 1,
+            name: step.name.clone(),
+            spec: self.build.plan.spec.path.clone(),
+            line: step.line,
+            how,
+            tail: self.lines.tail(),
+        }
+        .into()
+    }
+
+    async fn command(&mut self, argv: Vec<String>, context: &Context) -> Result<(), Failure> {
+        let timeout = self.planned.step.timeout;
+        let mut env = self.build.plan.spec.vars.clone();
+        env.extend(context.env.clone());
+        let exec = Exec {
+            argv,
+            env,
+            dir: context.dir.clone(),
+            user: context.user.clone(),
+            timeout: Some(timeout),
+            secrets: self.build.secrets.pick(&context.secrets),
+            stdin: None,
+        };
+        let (index, events, lines) = (self.index, &self.build.events, &mut self.lines);
+        let mut emit = |channel, line| events.emit(&Event::StepOutput { index, channel, line });
+        let mut output = |channel: Channel, bytes: &[u8]| lines.feed(channel, bytes, &mut emit);
+        let work = self.guest.session.exec(&exec, &mut output);
+        let late = || GuestError::Overdue(timeout).into();
+        let exit = self.build.limits.hold_guest(&self.guest.machine, with_grace(timeout), late, work).await;
+        self.lines.finish(&mut |channel, line| events.emit(&Event::StepOutput { index, channel, line }));
+        match self.blame(exit)? {
+            Exit::Code(0) => Ok(()),
+            Exit::Code(code) => Err(self.failed(How::Status(code))),
+            Exit::Signal(number) => Err(self.failed(How::Signal(number))),
+            Exit::TimedOut => Err(self.failed(How::TimedOut(timeout))),
+            Exit::NotStarted(why) => Err(self.failed(How::NotStarted(why))),
+        }
+    }
+
+    /// Says which step was running when the machine or the conversation failed. An interruption is nobody's fault.
+    fn blame<T>(&self, result: Result<T, Failure>) -> Result<T, Failure> {
+        result.map_err(|failure| match failure.fault::<Fate>() {
+            Some(fate) => self.failed(How::Machine(fate.clone())),
+            None if failure.fault::<LimitReached>().is_some() => failure,
+            None => self.failed(How::Transfer(failure)),
+        })
+    }
+
+    async fn script(&mut self, file: &Path, args: &[String], context: &Context) -> Result<(), Failure> {
+        let line = self.planned.step.line;
+        let unreadable = |source| InputError::Unreadable { line, path: file.to_owned(), source };
+        let content = std::fs::read(file).map_err(unreadable)?;
+        let target = format!("{SCRIPT_FOLDER}/{}", self.index + 1);
+        let owner = Owner { user: context.user.clone(), group: None };
+        self.send(&self.text(content, &target, &owner, 0o500)).await?;
+        let argv = std::iter::once(target).chain(args.iter().cloned()).collect();
+        self.command(argv, context).await
+    }
+
+    fn text(&self, content: Vec<u8>, to: &str, owner: &Owner, mode: u32) -> Source {
+        let epoch = self.build.plan.source_date_epoch.and_then(|epoch| u64::try_from(epoch).ok());
+        let mtime = epoch.map_or_else(SystemTime::now, |epoch| SystemTime::UNIX_EPOCH + Duration::from_secs(epoch));
+        Source {
+            what: What::Text { content, mtime },
+            to: to.to_owned(),
+            into: false,
+            owner: owner.clone(),
+            mode: Some(mode),
+        }
+    }
+
+    async fn copy(&mut self, source: &Source) -> Result<(), Failure> {
+        if self.input_bytes() > PORT_LIMIT {
+            self.send_by_disk(source).await?;
+        } else {
+            self.send(source).await?;
+        }
+        self.check_unchanged().await
+    }
+
+    fn input_bytes(&self) -> u64 {
+        self.planned.input.as_ref().map_or(0, |input| input.bytes)
+    }
+
+    /// An input that changed since it was planned would be published under the key of what it was.
+    async fn check_unchanged(&self) -> Result<(), Failure> {
+        let (Some(planned), Some(path)) = (&self.planned.input, input_path(&self.planned.step.action)) else {
+            return Ok(());
+        };
+        let (path, line) = (path.clone(), self.planned.step.line);
+        let again = {
+            let path = path.clone();
+            spawn_blocking(move || examine(&path, line))
+        };
+        let now = self.build.limits.hold(async { again.await.expect("examining does not panic") }).await?;
+        if now.sha256 == planned.sha256 { Ok(()) } else { Err(InputError::Changed { line, path }.into()) }
+    }
+
+    async fn send(&mut self, source: &Source) -> Result<(), Failure> {
+        let timeout = self.planned.step.timeout;
+        let (events, total) = (&self.build.events, self.input_bytes());
+        let mut progress = |done| events.emit(&Event::Progress { stage: Stage::Provision, done, total });
+        let work = self.guest.session.upload(source, &mut progress);
+        let late = || GuestError::Overdue(timeout).into();
+        let sent = self.build.limits.hold_guest(&self.guest.machine, timeout, late, work).await;
+        self.blame(sent).map(|_| ())
+    }
+
+    /// Writes the tree into a scratch file, plugs that in as a read-only disk, and has the guest unpack it: several times
+    /// the rate of the port.
+    async fn send_by_disk(&mut self, source: &Source) -> Result<(), Failure> {
+        let path = self.build.work.join(format!("copy-{}", self.index + 1));
+        let serial = format!("kiln-copy-{}", self.index + 1);
+        let staged = self.stage(source.clone(), path.clone()).await;
+        self.blame(staged)?;
+        let timeout = self.planned.step.timeout;
+        let late = || GuestError::Overdue(timeout).into();
+        let disk = self.guest.machine.plug(&path, &serial).await?;
+        let (events, total) = (&self.build.events, self.input_bytes());
+        let mut progress = |done| events.emit(&Event::Progress { stage: Stage::Provision, done, total });
+        let work = self.guest.session.unpack_device(&serial, &mut progress);
+        let unpacked = self.build.limits.hold_guest(&self.guest.machine, timeout, late, work).await;
+        self.blame(unpacked)?;
+        let unplugged = self.build.limits.hold(self.guest.machine.unplug(disk)).await;
+        self.blame(unplugged)?;
+        // Only room: the scratch folder goes anyway.
+        let _ = std::fs::remove_file(path);
+        Ok(())
+    }
+
+    async fn stage(&self, source: Source, path: PathBuf) -> Result<(), Failure> {
+        let staging = spawn_blocking(move || {
+            let file = std::fs::File::create_new(&path).map_err(ScratchError::at("the disk of a copy", &path))?;
+            Ok::<_, Failure>(stage(&source, &file, &mut |_| {}).map(|_| ())?)
+        });
+        self.build.limits.hold(async { staging.await.expect("staging does not panic") }).await
+    }
+
+    async fn fetch(&mut self, from: &str, to: &Path) -> Result<Vec<PathBuf>, Failure> {
+        let timeout = self.planned.step.timeout;
+        let events = &self.build.events;
+        let mut progress = |done| events.emit(&Event::Progress { stage: Stage::Provision, done, total: 0 });
+        let target = self.fetched.join(to);
+        let work = self.guest.session.fetch(from, &target, FETCH_LIMIT, &mut progress);
+        let late = || GuestError::Overdue(timeout).into();
+        let files = self.build.limits.hold_guest(&self.guest.machine, timeout, late, work).await;
+        let files = self.blame(files)?;
+        Ok(files.iter().map(|file| file.strip_prefix(self.fetched).unwrap_or(file).to_owned()).collect())
+    }
+
+    /// A reboot by the guest's own hand. The agent comes back with the seed's bootcmd, on the same port.
+    async fn reboot(&mut self) -> Result<(), Failure> {
+        let patience = self.build.plan.machine.boot_timeout;
+        let late = || GuestError::Overdue(patience).into();
+        self.guest.machine.tolerate_resets(RESETS_AT_REBOOT);
+        let exec = Exec { timeout: Some(patience), ..Exec::new(["sh", "-c", "sync; exec reboot"]) };
+        let session = &mut self.guest.session;
+        let rebooted = async {
+            // The command may be cut off by the very reboot it asked for.
+            match session.exec(&exec, &mut |_, _| {}).await {
+                Ok(_) | Err(GuestError::Restarted | GuestError::Silent(_)) => session.reconnect().await,
+                Err(error) => Err(error),
+            }
+        };
+        let hello = self.build.limits.hold_guest(&self.guest.machine, patience, late, rebooted).await;
+        self.guest.hello = self.blame(hello)?;
+        let settled = self.guest.finish_boot(&self.build.limits, patience).await;
+        self.guest.machine.tolerate_resets(0);
+        self.blame(settled)
+    }
+}

@@ -1,0 +1,151 @@
+//! The evidence beside the image, and the moment it becomes a version of the store.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use jiff::Timestamp;
+use tokio::task::spawn_blocking;
+
+use crate::error::Failure;
+use crate::event::{Event, Events, Stage};
+use crate::plan::machine::format_name;
+use crate::plan::{Plan, PlannedStep, output_extension};
+use crate::spec::Network;
+use crate::store::{Artifact, ImageId, Manifest, Staging, manifest};
+
+use super::convert::{Contents, Converted};
+use super::provision::{Done, verb};
+use super::{Build, ScratchError, Surroundings};
+
+/// Name of the build's log in the version's folder.
+pub const BUILD_LOG: &str = "build.log";
+/// Name of the console's record.
+pub const CONSOLE_LOG: &str = "console.log";
+
+/// What a build learns on its way for the manifest.
+pub(crate) struct Record {
+    pub(crate) started: Timestamp,
+    pub(crate) steps: Vec<Done>,
+    pub(crate) tests: Vec<manifest::Test>,
+}
+
+impl Record {
+    pub(crate) fn begin() -> Self {
+        Self { started: Timestamp::now(), steps: Vec::new(), tests: Vec::new() }
+    }
+}
+
+/// The version a plan makes.
+pub(crate) fn image_id(plan: &Plan) -> Result<ImageId, Failure> {
+    Ok(ImageId::new(&*plan.spec.image.name, &*plan.spec.image.version)?)
+}
+
+/// Puts the version into the store. The logs come last, so that they hold as much as can be.
+pub(crate) async fn publish(
+    build: &Build<'_>,
+    record: Record,
+    converted: Converted,
+    staging: Staging,
+) -> Result<Artifact, Failure> {
+    let contents = async { converted.contents.await.expect("reading the tree does not panic") };
+    let contents = build.limits.hold(contents).await?;
+    let manifest = manifest(build.plan, record, converted.disk_sha256, contents);
+    for log in [BUILD_LOG, CONSOLE_LOG] {
+        let copied = std::fs::copy(build.work.join(log), staging.path().join(log));
+        copied.map_err(ScratchError::at(log, staging.path()))?;
+    }
+    let (events, cancel) = (build.events.clone(), build.limits.clone());
+    let finish = spawn_blocking(move || {
+        let watch = |done, total| {
+            events.emit(&Event::Progress { stage: Stage::Publish, done, total });
+            if cancel.is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        staging.finish(manifest, &watch)
+    });
+    // Not raced with an interruption: the watch stops it, and it leaves the store as it was or with the whole version.
+    Ok(finish.await.expect("publishing does not panic")?)
+}
+
+fn manifest(plan: &Plan, record: Record, disk_sha256: String, contents: Contents) -> Manifest {
+    let spec = &plan.spec;
+    let fetched = record.steps.iter().flat_map(|done| &done.fetched);
+    let fetched = fetched.map(|file| manifest::Fetched::staged(file.to_string_lossy())).collect();
+    Manifest {
+        schema: manifest::SCHEMA,
+        sequence: 0,
+        kiln: env!("CARGO_PKG_VERSION").to_owned(),
+        image: manifest::Image {
+            name: spec.image.name.clone(),
+            version: spec.image.version.clone(),
+            description: spec.image.description.clone(),
+            labels: spec.image.labels.clone(),
+        },
+        build_key: plan.build_key.to_string(),
+        base: manifest::Base {
+            source: spec.base.file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            sha256: plan.base.sha256.clone(),
+            format: format_name(spec.base.format).to_owned(),
+        },
+        machine: machine(plan),
+        steps: plan.steps.iter().zip(&record.steps).map(step).collect(),
+        outputs: outputs(plan),
+        disk_sha256,
+        content_sha256: contents.content_sha256,
+        packages: contents.packages,
+        tests: record.tests,
+        fetched,
+        started: record.started,
+        finished: Timestamp::now(),
+        source_date_epoch: plan.source_date_epoch,
+    }
+}
+
+fn machine(plan: &Plan) -> manifest::Machine {
+    let machine = &plan.machine;
+    manifest::Machine {
+        accel: machine.accelerator.name().to_owned(),
+        accel_reason: machine.accel_reason.clone().unwrap_or_default(),
+        qemu: machine.qemu_version.clone(),
+        machine_type: machine.machine_type.clone(),
+        cpu: machine.accelerator.cpu_model().to_owned(),
+        cpus: machine.cpus,
+        memory: machine.memory.bytes(),
+        firmware: machine.firmware.name().to_owned(),
+        firmware_sha256: None,
+        network: if machine.network == Network::User { "user" } else { "none" }.to_owned(),
+    }
+}
+
+fn step((planned, done): (&PlannedStep, &Done)) -> manifest::Step {
+    manifest::Step {
+        name: planned.step.name.clone(),
+        verb: verb(&planned.step.action).to_owned(),
+        key: planned.key.to_string(),
+        cached: false,
+        seconds: done.took.as_secs_f64(),
+    }
+}
+
+fn outputs(plan: &Plan) -> Vec<manifest::Output> {
+    let staged = |output: &crate::plan::PlannedOutput| {
+        manifest::Output::staged(&*output.file, output_extension(output.format), plan.disk_size())
+    };
+    plan.outputs.iter().map(staged).collect()
+}
+
+/// The events of one build, with its log as one more listener.
+pub(crate) fn with_log(around: &Surroundings, folder: &Path) -> std::io::Result<Events> {
+    Ok(around.events.with((around.open_log)(&folder.join(BUILD_LOG))?))
+}
+
+/// Copies the logs of a failed build to where they outlive it.
+pub(crate) fn keep_logs(work: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for log in [BUILD_LOG, CONSOLE_LOG] {
+        match std::fs::copy(work.join(log), to.join(log)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! Generalises the guest: what makes it one machine among many goes, so that each clone becomes itself at first boot.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::error::{Failure, Fault, Kind};
+use crate::event::{Channel, Level};
+use crate::guest::{Exec, Exit};
+use crate::plan::with_grace;
+use crate::spec::seal::OPERATIONS;
+
+use super::Build;
+use super::boot::Guest;
+use super::output::Lines;
+
+/// The operations, one shell function each.
+const SCRIPT: &str = include_str!("seal.sh");
+/// Sealing takes seconds; a guest that stops large services first may take minutes under software emulation.
+const PATIENCE: Duration = Duration::from_secs(15 * 60);
+
+/// The guest is generalised; it has to power off now, and nothing may be done in it any more.
+#[derive(Debug)]
+#[must_use]
+pub struct Sealed(());
+
+/// Sealing failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SealError {
+    /// The script failed.
+    #[error("the guest could not be sealed: the script {how}")]
+    Failed {
+        /// What happened.
+        how: String,
+        /// The last lines it wrote.
+        tail: Vec<String>,
+    },
+    /// It did not end.
+    #[error("sealing did not end within {} s", PATIENCE.as_secs())]
+    Late,
+}
+
+impl Fault for SealError {
+    fn kind(&self) -> Kind {
+        Kind::Output
+    }
+
+    fn evidence(&self) -> Vec<String> {
+        match self {
+            SealError::Failed { tail, .. } => tail.clone(),
+            SealError::Late => Vec::new(),
+        }
+    }
+}
+
+/// Runs every operation that the spec does not skip, then discards free blocks.
+pub(crate) async fn seal(build: &Build<'_>, guest: &mut Guest) -> Result<Sealed, Failure> {
+    let argv = ["sh", "-u", "-c", SCRIPT, "seal"].into_iter().chain(operations(&build.plan.spec.seal.skip));
+    let exec = Exec { timeout: Some(PATIENCE), ..Exec::new(argv) };
+    let mut lines = Lines::new(&build.secrets);
+    let mut emit = |_, line| build.events.notice(Level::Debug, format!("seal: {line}"));
+    let mut output = |channel: Channel, bytes: &[u8]| lines.feed(channel, bytes, &mut emit);
+    let work = guest.session.exec(&exec, &mut output);
+    let late = || SealError::Late.into();
+    let exit = build.limits.hold_guest(&guest.machine, with_grace(PATIENCE), late, work).await?;
+    lines.finish(&mut |_, line| build.events.notice(Level::Debug, format!("seal: {line}")));
+    match exit {
+        Exit::Code(0) => Ok(Sealed(())),
+        Exit::TimedOut => Err(SealError::Late.into()),
+        other => Err(SealError::Failed { how: other.to_string(), tail: lines.tail() }.into()),
+    }
+}
+
+fn operations(skip: &BTreeSet<String>) -> impl Iterator<Item = &'static str> {
+    OPERATIONS.iter().map(|(name, _)| *name).filter(|name| !skip.contains(*name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operation_is_a_function_of_the_script() {
+        for (name, _) in OPERATIONS {
+            let function = format!("{}() {{", name.replace('-', "_"));
+            assert!(SCRIPT.lines().any(|line| line.starts_with(&function)), "{name} has no function");
+        }
+    }
+}

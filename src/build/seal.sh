@@ -1,0 +1,124 @@
+#!/bin/sh
+# Generalises the guest, from inside, just before it powers off. Runs as `sh -u seal.sh OPERATION...`.
+#
+# One function an operation, by the names of `spec::seal::OPERATIONS`. Each leaves the file system as a first boot
+# expects it, and none fails because something is not there. First everything that still writes is stopped, since a
+# service that logs its own end would undo the work.
+
+quiet() { "$@" >/dev/null 2>&1 || true; }
+empty() { for f in "$@"; do [ -f "$f" ] && : >"$f"; done; }
+homes() { cut -d: -f6 /etc/passwd | sort -u | while read -r h; do [ "$h" != / ] && [ -d "$h" ] && echo "$h"; done; }
+
+settle() {
+    if [ -d /run/systemd/system ]; then
+        # Leaves only what early boot started; the agent's unit ignores isolation.
+        quiet systemctl isolate kiln-seal.target
+        quiet systemctl stop systemd-random-seed.service systemd-update-utmp.service systemd-timesyncd.service
+        quiet journalctl --relinquish-var
+    else
+        for s in rsyslog cron ssh; do [ -x "/etc/init.d/$s" ] && quiet "/etc/init.d/$s" stop; done
+    fi
+}
+
+cloud_init() {
+    if [ -e /etc/cloud/cloud.cfg ]; then
+        rm -rf /var/lib/cloud /run/cloud-init
+        rm -f /var/log/cloud-init.log /var/log/cloud-init-output.log
+        # What cloud-init generated for the build's own instance.
+        for f in /etc/netplan/50-cloud-init.yaml /etc/network/interfaces.d/50-cloud-init* \
+            /etc/systemd/network/10-cloud-init-* /etc/NetworkManager/system-connections/cloud-init-* \
+            /etc/NetworkManager/conf.d/*cloud-init.conf /etc/sysconfig/network-scripts/ifcfg-eth0 \
+            /etc/cloud/cloud.cfg.d/90-installer-network.cfg /etc/sudoers.d/90-cloud-init-users \
+            /etc/ssh/sshd_config.d/50-cloud-init.conf /etc/apt/sources.list.d/cloud-init.list; do
+            [ -e "$f" ] && grep -qiE 'cloud-init|datasource' "$f" && rm -f "$f"
+        done
+        rm -f /etc/udev/rules.d/70-persistent-net.rules.cloud-init
+    fi
+}
+
+machine_id() {
+    # "uninitialized" makes the next boot a first boot for systemd (machine-id(5)); others want the file empty.
+    if [ -e /etc/machine-id ] || [ -d /run/systemd/system ]; then
+        if [ -d /run/systemd/system ]; then echo uninitialized >/etc/machine-id; else : >/etc/machine-id; fi
+    fi
+    [ -L /var/lib/dbus/machine-id ] || rm -f /var/lib/dbus/machine-id
+}
+
+ssh_hostkeys() { rm -f /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub; }
+
+ssh_userdir() {
+    homes | while read -r h; do
+        rm -f "$h/.ssh/known_hosts" "$h/.ssh/known_hosts.old"
+        [ -d "$h/.ssh" ] && rmdir "$h/.ssh" 2>/dev/null
+    done
+    true
+}
+
+dhcp_client_state() {
+    rm -rf /var/lib/dhcp/*.leases /var/lib/dhclient/* /var/lib/dhcpcd/*.lease /var/lib/NetworkManager/*lease* \
+        /var/lib/NetworkManager/secret_key /var/lib/NetworkManager/timestamps /run/systemd/netif/leases/*
+}
+
+net_hwaddr() {
+    rm -f /etc/udev/rules.d/70-persistent-net.rules
+    for f in /etc/sysconfig/network-scripts/ifcfg-*; do [ -f "$f" ] && sed -i '/^HWADDR=/d' "$f"; done
+    true
+}
+
+random_seed() {
+    rm -f /var/lib/systemd/random-seed /var/lib/systemd/credential.secret /var/lib/urandom/random-seed \
+        /boot/efi/loader/random-seed /efi/loader/random-seed /boot/loader/random-seed
+}
+
+logfiles() {
+    rm -rf /var/log/journal/*
+    find /var/log -xdev -type f \( -name '*.gz' -o -name '*.xz' -o -name '*.old' -o -name '*.[0-9]' \) -delete
+    find /var/log -xdev -type f -size +0 -exec sh -c 'for f; do : >"$f"; done' sh {} +
+}
+
+bash_history() {
+    homes | while read -r h; do
+        rm -f "$h/.bash_history" "$h/.ash_history" "$h/.zsh_history" "$h/.python_history" "$h/.lesshst" "$h/.viminfo"
+    done
+}
+
+package_manager_cache() {
+    rm -rf /var/cache/apt/archives/*.deb /var/cache/apt/archives/partial/* /var/cache/apt/*.bin /var/lib/apt/lists/* \
+        /var/cache/dnf/* /var/cache/yum/* /var/cache/zypp/* /var/cache/apk/* /var/cache/pacman/pkg/*
+}
+
+tmp_files() {
+    find /tmp /var/tmp -xdev -mindepth 1 -maxdepth 1 ! -name 'systemd-private-*' -exec rm -rf {} +
+    find /var/tmp -xdev -mindepth 1 -maxdepth 1 -exec rm -rf {} +
+}
+
+crash_data() { rm -rf /var/crash/* /var/lib/systemd/coredump/* /var/lib/systemd/pstore/* /var/spool/abrt/*; }
+mail_spool() { rm -rf /var/spool/mail/* /var/mail/*; }
+
+utmp() {
+    empty /var/log/wtmp /var/log/btmp /var/log/lastlog
+    rm -f /var/lib/lastlog/lastlog2.db /var/lib/wtmpdb/wtmp.db
+}
+
+backup_files() {
+    rm -f /etc/passwd- /etc/shadow- /etc/group- /etc/gshadow- /etc/subuid- /etc/subgid-
+    find /etc -xdev -type f \( -name '*.dpkg-old' -o -name '*.rpmsave' -o -name '*.ucf-old' \) -delete
+}
+
+caches() {
+    rm -f /var/cache/ldconfig/aux-cache /var/cache/debconf/*-old /var/lib/dpkg/*-old
+    rm -rf /var/cache/fontconfig/* /var/cache/man/*
+}
+
+timers() {
+    rm -f /var/lib/systemd/timers/* /var/lib/systemd/timesync/clock /var/spool/anacron/* /var/lib/apt/periodic/* \
+        /var/lib/logrotate/status
+}
+
+settle
+for operation in "$@"; do
+    "$(echo "$operation" | tr - _)" || { echo "seal: $operation failed" >&2; exit 1; }
+done
+# What deleted files leave in free blocks is discarded, so that it is neither converted nor published.
+sync
+quiet fstrim -a

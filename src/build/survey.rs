@@ -1,0 +1,120 @@
+//! Gathers the facts a plan needs: the host, the base image, what the steps bring. Reads, and changes nothing.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+
+use tokio::task::spawn_blocking;
+
+use crate::disk::digest::{hex, sha256_file};
+use crate::disk::inspect::BaseImage;
+use crate::error::{Failure, Fault, Kind};
+use crate::event::{Events, Level};
+use crate::guest;
+use crate::machine::host;
+use crate::plan::{BaseFacts, Facts, InputFacts, Plan, input_path};
+use crate::spec::{Action, Base, Spec};
+
+use super::inputs::{examine, examine_script};
+
+/// The facts cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SurveyError {
+    /// The base image is not the one the spec pins.
+    #[error("base image {}: its sha256 is {found}, the spec says {expected}", path.display())]
+    WrongBase {
+        /// The file.
+        path: PathBuf,
+        /// Digest of the file.
+        found: String,
+        /// Digest in the spec.
+        expected: String,
+    },
+    /// The base image cannot be read to its end.
+    #[error("cannot read the base image {}", path.display())]
+    UnreadableBase {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// `SOURCE_DATE_EPOCH` is not a number.
+    #[error("SOURCE_DATE_EPOCH is `{0}`, which is not a number of seconds")]
+    BadEpoch(String),
+}
+
+impl Fault for SurveyError {
+    fn kind(&self) -> Kind {
+        match self {
+            SurveyError::WrongBase { .. } | SurveyError::UnreadableBase { .. } => Kind::Base,
+            SurveyError::BadEpoch(_) => Kind::Usage,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            SurveyError::WrongBase { .. } => {
+                vec!["if the base was updated on purpose, write its new digest into `base.sha256`".into()]
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Everything that can be known about a spec without booting it, decided.
+///
+/// # Errors
+/// When the base, an input or the host is not fit.
+///
+/// # Panics
+/// Only if hashing does.
+pub async fn plan(spec: Spec, events: &Events) -> Result<Plan, Failure> {
+    let host = host::survey();
+    let described = spec.clone();
+    // Hashing half a gigabyte takes a second; the host's programs are asked meanwhile.
+    let inputs =
+        spawn_blocking(move || Ok::<_, Failure>((examine_base(&described.base)?, examine_inputs(&described)?)));
+    let (host, inputs) = tokio::join!(host, inputs);
+    let ((base, warnings), inputs) = inputs.expect("examining neither panics nor is cancelled")?;
+    for warning in warnings {
+        events.notice(Level::Warning, format!("base image: {warning}"));
+    }
+    let source_date_epoch = source_date_epoch()?;
+    let facts = Facts { host: host?, base, inputs, agent_build: guest::BUILD.to_owned(), source_date_epoch };
+    Ok(Plan::new(spec, &facts)?)
+}
+
+/// Inspects the base before anything else looks at it, then hashes it.
+fn examine_base(base: &Base) -> Result<(BaseFacts, Vec<String>), Failure> {
+    let image = BaseImage::open(&base.file, base.format)?;
+    let unreadable = |source| SurveyError::UnreadableBase { path: base.file.clone(), source };
+    let found = hex(&sha256_file(&image.file).map_err(unreadable)?);
+    match &base.sha256 {
+        Some(expected) if *expected != found => {
+            Err(SurveyError::WrongBase { path: base.file.clone(), found, expected: expected.clone() }.into())
+        }
+        _ => Ok((BaseFacts { sha256: found, virtual_size: image.facts.virtual_size }, image.facts.warnings)),
+    }
+}
+
+fn examine_inputs(spec: &Spec) -> Result<BTreeMap<usize, InputFacts>, Failure> {
+    let with_input =
+        spec.steps.iter().enumerate().filter_map(|(index, step)| Some((index, step, input_path(&step.action)?)));
+    let examined = with_input.map(|(index, step, path)| {
+        let facts = match step.action {
+            Action::Script { .. } => examine_script(path, step.line)?,
+            _ => examine(path, step.line)?,
+        };
+        Ok((index, facts))
+    });
+    examined.collect()
+}
+
+/// The clock of reproducible builds (reproducible-builds.org/specs/source-date-epoch).
+fn source_date_epoch() -> Result<Option<i64>, SurveyError> {
+    match std::env::var("SOURCE_DATE_EPOCH") {
+        Err(_) => Ok(None),
+        Ok(text) => text.parse().map(Some).map_err(|_| SurveyError::BadEpoch(text)),
+    }
+}

@@ -1,0 +1,258 @@
+//! The command line: what may be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// The disk-image compiler: a TOML spec in, a sealed, versioned, checksummed VM image out.
+#[derive(Debug, Parser)]
+#[command(
+    name = "kiln",
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: `kiln help-exit-codes`. Begin with `kiln init`."
+)]
+pub struct Cli {
+    /// Options every verb takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Options every verb takes.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Where images are kept [default: `$XDG_DATA_HOME/kiln/store`]
+    #[arg(long, value_name = "DIR", env = "KILN_STORE", global = true, hide_env_values = true)]
+    pub store: Option<PathBuf>,
+    /// Where scratch disks and caches are kept [default: `$XDG_CACHE_HOME/kiln`]
+    #[arg(long, value_name = "DIR", env = "KILN_CACHE", global = true, hide_env_values = true)]
+    pub cache: Option<PathBuf>,
+    /// How progress is shown on standard error
+    #[arg(long, value_enum, default_value_t, global = true)]
+    pub progress: Progress,
+    /// Warnings and errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// The guest's console and details as well
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+}
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub enum Progress {
+    /// Bars on a terminal, else plain
+    #[default]
+    Auto,
+    /// Live bars
+    Bars,
+    /// A line for each thing that happens
+    Plain,
+    /// A JSON object for each thing that happens
+    Json,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Build, seal, test and publish images
+    Build(Build),
+    /// Check specs without booting anything
+    Check(Specs),
+    /// Show what a build would do
+    Plan(Plan),
+    /// Boot a throw-away clone of an image, its console on this terminal
+    Run(Run),
+    /// List the images of the store
+    List(Json),
+    /// Show one image's manifest
+    Inspect(Inspect),
+    /// Recompute every checksum of an image
+    Verify(Image),
+    /// Delete an image, or one version of it
+    Remove(Image),
+    /// Tell how an image is generalised
+    Seal(Seal),
+    /// Tell whether this host is fit, and how to mend it
+    Doctor(super::doctor::DoctorArgs),
+    /// Write a commented spec to begin with
+    Init(Init),
+    /// Print the JSON Schema of specs
+    Schema,
+    /// Print a completion script
+    Completions(Completions),
+    /// Print the manual page
+    Man,
+    /// List the exit codes
+    #[command(name = "help-exit-codes", hide = true)]
+    ExitCodes,
+}
+
+/// `kiln build`
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag that is typed")]
+#[command(
+    after_help = "Example:\n  kiln build images/hello\n  kiln build web.toml --version 1.4.1 --var site=example.org -o out/"
+)]
+pub struct Build {
+    /// Spec files, or folders with a kiln.toml
+    #[arg(required = true, value_name = "SPEC")]
+    pub specs: Vec<PathBuf>,
+    /// The version to build, instead of the spec's
+    #[arg(long, value_name = "V")]
+    pub version: Option<String>,
+    /// Set a variable that the spec declares
+    #[arg(long = "var", value_name = "K=V", value_parser = key_value)]
+    pub vars: Vec<(String, String)>,
+    /// Run every step, whatever is cached
+    #[arg(long)]
+    pub no_cache: bool,
+    /// Also put the files there
+    #[arg(short, long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// Replace a version that was built from other inputs
+    #[arg(long)]
+    pub replace: bool,
+    /// Skip the tests; the manifest says so
+    #[arg(long)]
+    pub no_test: bool,
+    /// What becomes of the guest when a step fails
+    #[arg(long, value_enum, default_value_t)]
+    pub on_failure: OnFailure,
+    /// Print the manifest instead of the paths
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What becomes of the guest when a step fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum OnFailure {
+    /// Throw it away
+    #[default]
+    Clean,
+    /// Keep its disk, console and log, and say where
+    Keep,
+}
+
+/// `kiln check`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  kiln check images/*")]
+pub struct Specs {
+    /// Spec files, or folders with a kiln.toml
+    #[arg(required = true, value_name = "SPEC")]
+    pub specs: Vec<PathBuf>,
+    /// Set a variable that the spec declares
+    #[arg(long = "var", value_name = "K=V", value_parser = key_value)]
+    pub vars: Vec<(String, String)>,
+}
+
+/// `kiln plan`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  kiln plan images/nginx --json | jq .steps")]
+pub struct Plan {
+    /// A spec file, or a folder with a kiln.toml
+    #[arg(value_name = "SPEC")]
+    pub spec: PathBuf,
+    /// The version to build, instead of the spec's
+    #[arg(long, value_name = "V")]
+    pub version: Option<String>,
+    /// Set a variable that the spec declares
+    #[arg(long = "var", value_name = "K=V", value_parser = key_value)]
+    pub vars: Vec<(String, String)>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `kiln run`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  kiln run hello --ssh 2222\n\nCtrl-A X ends the machine, Ctrl-A H lists the other keys."
+)]
+pub struct Run {
+    /// `name` or `name@version`
+    pub image: String,
+    /// Guest memory
+    #[arg(long, default_value = "1GiB")]
+    pub memory: crate::size::ByteSize,
+    /// Forward this port of the host to the guest's SSH
+    #[arg(long, value_name = "PORT")]
+    pub ssh: Option<u16>,
+}
+
+/// A verb that can answer in JSON.
+#[derive(Debug, Args)]
+pub struct Json {
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `kiln inspect`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  kiln inspect web@1.4.0 --json | jq .packages")]
+pub struct Inspect {
+    /// `name` or `name@version`
+    pub image: String,
+    /// The manifest itself
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A verb about one image.
+#[derive(Debug, Args)]
+pub struct Image {
+    /// `name` or `name@version`
+    pub image: String,
+}
+
+/// `kiln seal`
+#[derive(Debug, Args)]
+pub struct Seal {
+    /// Name every operation, with a line each
+    #[arg(long, required = true)]
+    pub list: bool,
+}
+
+/// `kiln init`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  kiln init web && $EDITOR web/kiln.toml")]
+pub struct Init {
+    /// Where to write kiln.toml
+    #[arg(default_value = ".", value_name = "DIR")]
+    pub folder: PathBuf,
+}
+
+/// `kiln completions`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  kiln completions bash >~/.local/share/bash-completion/completions/kiln")]
+pub struct Completions {
+    /// Which shell
+    pub shell: clap_complete::Shell,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or_else(|| "write it as NAME=VALUE".to_owned())?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_explains_itself() {
+        for verb in Cli::command().get_subcommands() {
+            assert!(verb.get_about().is_some(), "{} has no description", verb.get_name());
+        }
+    }
+}

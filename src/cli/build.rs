@@ -1,0 +1,64 @@
+//! `kiln build`: one image after the other.
+
+use std::io::stdout;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::build::survey;
+use crate::build::{self, OnFailure, Surroundings};
+use crate::error::Failure;
+use crate::event::Level;
+use crate::report::log::Log;
+use crate::spec::{Overrides, Spec};
+use crate::store::{Artifact, OnConflict, UNWATCHED};
+
+use super::args::{self, Build, Global};
+use super::folders::Folders;
+
+/// Builds every spec; the first failure ends it.
+///
+/// # Errors
+/// Whatever went wrong first.
+pub async fn run(args: Build, global: &Global, folders: &Folders, cancel: CancellationToken) -> Result<(), Failure> {
+    let overrides = Overrides { version: args.version.clone(), vars: args.vars.clone() };
+    // All specs are read before anything boots: a mistake in the last one shows at once.
+    let specs = args.specs.iter().map(|path| Ok(Spec::load(path, &overrides)?)).collect::<Result<Vec<_>, Failure>>()?;
+    let events = super::events(global);
+    if nix::unistd::geteuid().is_root() {
+        events.notice(Level::Debug, "running as root, which kiln never needs");
+    }
+    let around = Surroundings {
+        store: folders.store()?,
+        cache: folders.cache_path()?,
+        events,
+        open_log: |path| Ok(Arc::new(Log::create(path)?)),
+        cancel,
+        replace: args.replace,
+        skip_tests: args.no_test,
+        on_failure: match args.on_failure {
+            args::OnFailure::Clean => OnFailure::Clean,
+            args::OnFailure::Keep => OnFailure::Keep,
+        },
+    };
+    for spec in specs {
+        let plan = survey::plan(spec, &around.events).await?;
+        let artifact = build::build(&plan, &around).await?;
+        deliver(&artifact, args.output.as_deref(), args.replace, args.json)?;
+    }
+    Ok(())
+}
+
+fn deliver(artifact: &Artifact, folder: Option<&Path>, replace: bool, json: bool) -> Result<(), Failure> {
+    if let Some(folder) = folder {
+        artifact.export(folder, if replace { OnConflict::Replace } else { OnConflict::Refuse }, UNWATCHED)?;
+    }
+    let text = if json {
+        artifact.manifest().to_json()
+    } else {
+        let folder = folder.map_or_else(|| artifact.folder().to_owned(), Path::to_owned);
+        artifact.manifest().outputs.iter().map(|output| format!("{}\n", folder.join(&output.file).display())).collect()
+    };
+    super::print(&mut stdout().lock(), &text)
+}

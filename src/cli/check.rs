@@ -1,0 +1,27 @@
+//! `kiln check`: everything that can be known about specs without booting, offline.
+
+use crate::build::survey;
+use crate::error::Failure;
+use crate::event::Level;
+use crate::spec::{Overrides, Spec};
+
+use super::args::{Global, Specs};
+
+/// Checks every spec; all are looked at, and the first failure is the command's.
+///
+/// # Errors
+/// The first failure; the others are printed as they are found.
+pub async fn run(args: Specs, global: &Global) -> Result<(), Failure> {
+    let events = super::events(global);
+    let overrides = Overrides { version: None, vars: args.vars };
+    let mut first = None;
+    for path in &args.specs {
+        let checked = async { survey::plan(Spec::load(path, &overrides)?, &events).await };
+        match checked.await {
+            Ok(plan) => events.notice(Level::Info, format!("{}: ok, {} steps", path.display(), plan.steps.len())),
+            Err(failure) if first.is_none() => first = Some(failure),
+            Err(failure) => super::diagnostics::print(&failure),
+        }
+    }
+    first.map_or(Ok(()), Err)
+}

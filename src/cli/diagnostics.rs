@@ -1,0 +1,98 @@
+//! Complaints about a spec with file, line, column, the source line and a caret. Pure: text in, text out.
+
+use std::io::Write;
+use std::ops::Range;
+
+use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet, normalize_untrusted_str};
+
+use crate::error::Failure;
+use crate::spec::{Document, LoadError, SpecError, SpecErrors};
+
+/// The renderer reads all it is given for each error anew: of lines longer than this only the place is shown.
+const MAX_SNIPPET: usize = 4096;
+
+/// Tells the user on standard error what went wrong, why, and what to do about it.
+pub(crate) fn print(failure: &Failure) {
+    let colour = super::colour(&std::io::stderr());
+    // A terminal that is gone cannot be told anything.
+    let _ = std::io::stderr().lock().write_all(describe(failure, colour).as_bytes());
+}
+
+/// A failure as a person reads it: the spec's own errors with their source lines, any other with evidence and hints.
+#[must_use]
+pub fn describe(failure: &Failure, colour: bool) -> String {
+    let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
+    if let Some(LoadError::Invalid(errors)) = failure.fault() {
+        return render(errors, colour);
+    }
+    let message = normalize_untrusted_str(&failure.to_string());
+    let mut group = Group::with_title(Level::ERROR.primary_title(message));
+    for hint in failure.hints() {
+        group = group.element(Level::HELP.message(hint));
+    }
+    for note in failure.attached() {
+        group = group.element(Level::NOTE.message(note.clone()));
+    }
+    let evidence =
+        failure.evidence().iter().map(|line| format!("  | {}\n", normalize_untrusted_str(line))).collect::<String>();
+    format!("{evidence}{}\n", renderer.render(&[group]))
+}
+
+/// All errors of a spec as a person reads them, with a line that sums them up at the end.
+#[must_use]
+pub fn render(errors: &SpecErrors, color: bool) -> String {
+    let renderer = if color { Renderer::styled() } else { Renderer::plain() };
+    let mut shown = String::new();
+    for error in &errors.errors {
+        shown.push_str(&renderer.render(&report(error, &errors.document)));
+        shown.push_str("\n\n");
+    }
+    let summary = match errors.omitted {
+        0 => errors.to_string(),
+        omitted => format!("{errors}, {omitted} of them not shown"),
+    };
+    shown.push_str(&renderer.render(&[Group::with_title(Level::ERROR.primary_title(summary))]));
+    shown.push('\n');
+    shown
+}
+
+fn report<'e>(error: &'e SpecError, document: &'e Document) -> [Group<'e>; 1] {
+    let mut group = Group::with_title(Level::ERROR.primary_title(error.message.as_str()));
+    if let Some(span) = &error.span {
+        group = places(group, span, error, document);
+    }
+    if let Some(help) = &error.help {
+        group = group.element(Level::HELP.message(normalize_untrusted_str(help)));
+    }
+    [group]
+}
+
+/// One snippet with all places of an error where they are near each other, else one for each.
+fn places<'e>(group: Group<'e>, span: &'e Range<usize>, error: &'e SpecError, document: &'e Document) -> Group<'e> {
+    let primary = (AnnotationKind::Primary, span, None);
+    let related = error.related.iter().map(|(span, label)| (AnnotationKind::Context, span, Some(label.as_str())));
+    let all: Vec<Place> = std::iter::once(primary).chain(related).collect();
+    let first = all.iter().map(|(_, span, _)| span.start).min().unwrap_or(span.start);
+    let last = all.iter().map(|(_, span, _)| span.end).max().unwrap_or(span.end);
+    if document.lines_around(&(first..last)).len() <= MAX_SNIPPET {
+        return show(group, &all, first..last, document);
+    }
+    all.iter().fold(group, |group, place| show(group, &[*place], place.1.clone(), document))
+}
+
+type Place<'e> = (AnnotationKind, &'e Range<usize>, Option<&'e str>);
+
+fn show<'e>(group: Group<'e>, places: &[Place<'e>], span: Range<usize>, document: &'e Document) -> Group<'e> {
+    let path = document.path().display().to_string();
+    let lines = document.lines_around(&span);
+    if lines.len() > MAX_SNIPPET {
+        let at = document.position(span.start);
+        return group.element(Origin::path(path).line(at.line).char_column(at.column));
+    }
+    let annotation = |(kind, span, label): &Place<'e>| {
+        let inside = span.start - lines.start..span.end - lines.start;
+        kind.span(inside).label(*label)
+    };
+    let snippet = Snippet::source(&document.text()[lines.clone()]).path(path).line_start(document.line(lines.start));
+    group.element(snippet.annotations(places.iter().map(annotation)))
+}

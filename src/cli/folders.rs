@@ -1,0 +1,62 @@
+//! Where things are: the store and the cache, from options, environment or the XDG base folders.
+
+use std::path::PathBuf;
+
+use crate::error::Failure;
+use crate::store::Store;
+
+use super::Unfit;
+use super::args::Global;
+
+/// The folders of one command.
+pub struct Folders {
+    store: Option<PathBuf>,
+    cache: Option<PathBuf>,
+}
+
+impl Folders {
+    /// What the options say (clap has filled in `KILN_STORE` and `KILN_CACHE`), else XDG's folders.
+    #[must_use]
+    pub fn new(global: &Global) -> Self {
+        let store =
+            global.store.clone().or_else(|| xdg("XDG_DATA_HOME", ".local/share").map(|data| data.join("kiln/store")));
+        let cache = global.cache.clone().or_else(|| xdg("XDG_CACHE_HOME", ".cache").map(|cache| cache.join("kiln")));
+        Self { store, cache }
+    }
+
+    /// The store, opened.
+    ///
+    /// # Errors
+    /// When there is no place for it or it cannot be used.
+    pub fn store(&self) -> Result<Store, Failure> {
+        Ok(Store::open(&self.store_path()?)?)
+    }
+
+    /// Where the store is.
+    ///
+    /// # Errors
+    /// When nothing says so.
+    pub fn store_path(&self) -> Result<PathBuf, Failure> {
+        absolute(self.store.as_ref(), "the store", "--store")
+    }
+
+    /// Where caches and scratch disks are.
+    ///
+    /// # Errors
+    /// When nothing says so.
+    pub fn cache_path(&self) -> Result<PathBuf, Failure> {
+        absolute(self.cache.as_ref(), "the cache", "--cache")
+    }
+}
+
+fn absolute(path: Option<&PathBuf>, what: &'static str, option: &'static str) -> Result<PathBuf, Failure> {
+    let path = path.ok_or(Unfit::NoHome { what, option })?;
+    Ok(std::path::absolute(path).map_err(Unfit::Runtime)?)
+}
+
+/// The XDG base directory specification: a relative path in a variable is to be ignored.
+fn xdg(variable: &str, below_home: &str) -> Option<PathBuf> {
+    let home =
+        || std::env::var_os("HOME").filter(|home| !home.is_empty()).map(|home| PathBuf::from(home).join(below_home));
+    std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute()).or_else(home)
+}

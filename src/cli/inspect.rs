@@ -1,0 +1,147 @@
+//! `kiln inspect IMAGE`: what a version is and how it was made.
+
+use std::fmt::Write as _;
+use std::io::Write;
+
+use super::print;
+use crate::error::Failure;
+use crate::report::escape::escape;
+use crate::size::ByteSize;
+use crate::store::manifest::{Manifest, Output, Step, Test};
+use crate::store::{Artifact, Reference, Store};
+
+/// Writes a summary of a version, or its manifest.
+///
+/// # Errors
+/// When there is no such version, or it cannot be read.
+pub fn run(store: &Store, image: &Reference, json: bool, out: &mut dyn Write) -> Result<(), Failure> {
+    let artifact = store.artifact(image)?;
+    let text = if json { artifact.manifest().to_json() } else { summary(&artifact) };
+    print(out, &text)
+}
+
+/// A text of `label  value` lines and indented lists. Values come from specs and guests, so each is escaped.
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn line(&mut self, label: &str, value: &str) {
+        if !value.is_empty() {
+            // Writing to a string cannot fail.
+            let _ = writeln!(self.0, "{label:<13} {}", escape(value));
+        }
+    }
+
+    fn list<T>(&mut self, title: &str, items: &[T], describe: impl Fn(&T) -> String) {
+        if items.is_empty() {
+            return;
+        }
+        let _ = writeln!(self.0, "{title}");
+        for item in items {
+            let _ = writeln!(self.0, "  {}", escape(&describe(item)));
+        }
+    }
+}
+
+fn summary(artifact: &Artifact) -> String {
+    let manifest = artifact.manifest();
+    let mut page = Page::default();
+    page.line("image", &artifact.id().to_string());
+    page.line("description", &manifest.image.description);
+    for (key, value) in &manifest.image.labels {
+        page.line("label", &format!("{key} = {value}"));
+    }
+    page.line("folder", &artifact.folder().display().to_string());
+    page.line("built", &built(manifest));
+    page.line("base", &format!("{} ({}, sha256 {})", manifest.base.source, manifest.base.format, manifest.base.sha256));
+    page.line("machine", &machine(manifest));
+    page.line("build key", &manifest.build_key);
+    page.line("disk sha256", &manifest.disk_sha256);
+    page.line("content", manifest.content_sha256.as_deref().unwrap_or_default());
+    if !manifest.packages.is_empty() {
+        page.line("packages", &manifest.packages.len().to_string());
+    }
+    page.list("outputs", &manifest.outputs, output);
+    page.list("steps", &manifest.steps, step);
+    page.list("tests", &manifest.tests, test);
+    page.list("fetched", &manifest.fetched, |file| format!("{}  {}", file.file, ByteSize(file.bytes)));
+    page.0
+}
+
+fn built(manifest: &Manifest) -> String {
+    let seconds = manifest.finished.duration_since(manifest.started).as_secs();
+    let at = manifest.finished.strftime("%Y-%m-%d %H:%M:%S UTC");
+    format!("{at}, in {seconds}s, by kiln {}", manifest.kiln)
+}
+
+fn machine(manifest: &Manifest) -> String {
+    let m = &manifest.machine;
+    let why = if m.accel_reason.is_empty() { String::new() } else { format!(" ({})", m.accel_reason) };
+    format!("{}{why}, QEMU {}, {}, {} cpus, {}", m.accel, m.qemu, m.firmware, m.cpus, ByteSize(m.memory))
+}
+
+fn output(output: &Output) -> String {
+    let (bytes, size) = (ByteSize(output.bytes), ByteSize(output.virtual_bytes));
+    format!("{}  {}  {bytes}, disk {size}  sha256 {}", output.file, output.format, output.sha256)
+}
+
+fn step(step: &Step) -> String {
+    let how = if step.cached { "cached".to_owned() } else { format!("{:.1}s", step.seconds) };
+    format!("{} ({})  {how}", step.name, step.verb)
+}
+
+fn test(test: &Test) -> String {
+    format!("{} {}  {:.1}s", if test.ok { "ok" } else { "FAILED" }, test.name, test.seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::shelf::{Shelf, written};
+
+    #[test]
+    fn a_summary_tells_the_story() {
+        let shelf = Shelf::with(&["web@1"]);
+        let text = written(|out| run(&shelf.store, &"web".parse().unwrap(), false, out)).unwrap();
+        let sha256 = shelf.store.artifact(&"web".parse().unwrap()).unwrap().manifest().outputs[0].sha256.clone();
+        let expected = format!(
+            "image         web@1
+folder        {}/web/1
+built         2026-01-02 03:05:05 UTC, in 60s, by kiln 0.1.0
+base          debian-12.qcow2 (qcow2, sha256 9f2c)
+machine       tcg, QEMU 10.0.2, bios, 2 cpus, 1GiB
+build key     disk
+disk sha256   00ff
+outputs
+  web-1.qcow2  qcow2  4B, disk 8GiB  sha256 {sha256}
+steps
+  install (run)  1.5s
+",
+            shelf.store.path().display()
+        );
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn json_is_the_manifest_to_the_byte() {
+        let shelf = Shelf::with(&["web@1"]);
+        let text = written(|out| run(&shelf.store, &"web@1".parse().unwrap(), true, out)).unwrap();
+        assert_eq!(text, std::fs::read_to_string(shelf.store.path().join("web/1/manifest.json")).unwrap());
+    }
+
+    #[test]
+    fn an_unknown_image_is_exit_8() {
+        let shelf = Shelf::with(&["web@1"]);
+        let failure = written(|out| run(&shelf.store, &"wob".parse().unwrap(), false, out)).unwrap_err();
+        assert_eq!(failure.kind().exit_code(), 8);
+        assert_eq!(failure.hints(), ["images there are: web"]);
+    }
+
+    #[test]
+    fn text_from_elsewhere_is_escaped() {
+        let mut page = Page::default();
+        page.line("description", "\x1b[2J");
+        page.list("steps", &["a\rb"], |text| (*text).to_owned());
+        assert_eq!(page.0, "description   \\x1b[2J\nsteps\n  a\\rb\n");
+    }
+}

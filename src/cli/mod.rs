@@ -1,0 +1,179 @@
+//! The command line: parses, dispatches to one file a verb, prints failures and picks the exit code. Nothing below knows
+//! a terminal.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{CommandFactory, Parser};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Failure, Kind};
+use crate::event::{Events, Sink};
+use crate::report;
+
+pub mod args;
+pub mod build;
+pub mod check;
+pub mod diagnostics;
+pub mod doctor;
+pub mod folders;
+pub mod init;
+pub mod inspect;
+pub mod list;
+pub mod plan;
+pub mod remove;
+pub mod run;
+pub mod verify;
+
+use args::{Cli, Global, Verb};
+use folders::Folders;
+
+/// The whole command.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { Kind::Usage.exit_code() } else { 0 });
+        }
+    };
+    match dispatch(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            diagnostics::print(&failure);
+            ExitCode::from(failure.kind().exit_code())
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<(), Failure> {
+    let folders = Folders::new(&cli.global);
+    let out = &mut std::io::stdout().lock();
+    let global = cli.global;
+    match cli.verb {
+        Verb::Build(args) => in_runtime(|cancel| build::run(args, &global, &folders, cancel)),
+        Verb::Check(args) => in_runtime(|_| check::run(args, &global)),
+        Verb::Plan(args) => in_runtime(|_| plan::run(args, &global, out)),
+        Verb::Run(args) => in_runtime(|cancel| run::run(args, &global, &folders, cancel)),
+        Verb::List(args) => list::run(&folders.store()?, args.json, out),
+        Verb::Inspect(args) => inspect::run(&folders.store()?, &args.image.parse()?, args.json, out),
+        Verb::Verify(args) => verify::run(&folders.store()?, &args.image.parse()?, out),
+        Verb::Remove(args) => remove::run(&folders.store()?, &args.image.parse()?, &mut std::io::stderr().lock()),
+        Verb::Seal(_) => print(out, &seal_list()),
+        Verb::Doctor(args) => in_runtime(|_| doctor(args, &folders, out)),
+        Verb::Init(args) => init::run(&args.folder, out),
+        Verb::Schema => print(out, &format!("{:#}\n", crate::spec::schema())),
+        Verb::Completions(args) => print(out, &completions(args.shell)),
+        Verb::Man => print(out, &manual()),
+        Verb::ExitCodes => print(out, &exit_codes()),
+    }
+}
+
+async fn doctor(args: doctor::DoctorArgs, folders: &Folders, out: &mut dyn Write) -> Result<(), Failure> {
+    let (store, cache) = (folders.store_path()?, folders.cache_path()?);
+    doctor::run(&args, doctor::Places { store: &store, cache: &cache }, out).await
+}
+
+/// Runs a verb that needs the runtime, with the token that the first Ctrl-C cancels. One thread: QEMU's death signal is
+/// bound to the thread that spawns it.
+fn in_runtime<F>(verb: impl FnOnce(CancellationToken) -> F) -> Result<(), Failure>
+where
+    F: Future<Output = Result<(), Failure>>,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Unfit::Runtime)?;
+    let local = tokio::task::LocalSet::new();
+    let result = local.block_on(&runtime, async {
+        let cancel = crate::signal::interruption().map_err(Unfit::Runtime)?;
+        verb(cancel).await
+    });
+    // Work on the blocking pool that was given up must not hold up the prompt.
+    runtime.shutdown_background();
+    result
+}
+
+/// The host does not give what any command needs.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfit {
+    /// Threads, signals or descriptors.
+    #[error("cannot start: {0}")]
+    Runtime(#[source] std::io::Error),
+    /// Standard output is gone.
+    #[error("cannot write to standard output")]
+    Stdout(#[source] std::io::Error),
+    /// No place for images or scratch files is known.
+    #[error("no folder for {what}: neither {option} nor HOME is set")]
+    NoHome {
+        /// `the store` or `the cache`.
+        what: &'static str,
+        /// The option that would say it.
+        option: &'static str,
+    },
+}
+
+impl crate::error::Fault for Unfit {
+    fn kind(&self) -> Kind {
+        Kind::Host
+    }
+}
+
+/// Writes a verb's result. A reader that has gone away (`kiln schema | head`) is no failure.
+pub(crate) fn print(out: &mut dyn Write, text: &str) -> Result<(), Failure> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Unfit::Stdout(error).into()),
+        _ => Ok(()),
+    }
+}
+
+/// The event stream of a verb, with what the user wants to see of it.
+pub(crate) fn events(global: &Global) -> Events {
+    let verbosity = match (global.quiet, global.verbose) {
+        (true, _) => report::Verbosity::Quiet,
+        (_, true) => report::Verbosity::Verbose,
+        _ => report::Verbosity::Normal,
+    };
+    let progress = match global.progress {
+        args::Progress::Auto => report::Progress::Auto,
+        args::Progress::Bars => report::Progress::Bars,
+        args::Progress::Plain => report::Progress::Plain,
+        args::Progress::Json => report::Progress::Json,
+    };
+    let sink: Arc<dyn Sink> = report::terminal(progress, verbosity);
+    Events::new(vec![sink])
+}
+
+pub(crate) fn colour(stream: &impl IsTerminal) -> bool {
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    stream.is_terminal() && !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+fn seal_list() -> String {
+    let width = crate::spec::seal::OPERATIONS.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    crate::spec::seal::OPERATIONS.iter().map(|(name, what)| format!("{name:width$}  {what}\n")).collect()
+}
+
+fn exit_codes() -> String {
+    let codes = Kind::ALL.iter().map(|(kind, what)| format!("{:>3}  {what}\n", kind.exit_code()));
+    std::iter::once("  0  done, or already up to date\n".to_owned()).chain(codes).collect()
+}
+
+fn completions(shell: clap_complete::Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "kiln", &mut script);
+    String::from_utf8_lossy(&script).into_owned()
+}
+
+fn manual() -> String {
+    let mut pages = Vec::new();
+    let command = Cli::command();
+    let rendered = clap_mangen::Man::new(command.clone()).render(&mut pages);
+    let verbs = command.get_subcommands().filter(|verb| !verb.is_hide_set());
+    let all = verbs.fold(rendered, |done, verb| {
+        done.and_then(|()| {
+            clap_mangen::Man::new(verb.clone().bin_name(format!("kiln {}", verb.get_name()))).render(&mut pages)
+        })
+    });
+    debug_assert!(all.is_ok(), "writing to memory cannot fail");
+    String::from_utf8_lossy(&pages).into_owned()
+}

@@ -1,0 +1,135 @@
+//! `kiln plan`: what a build would do, exactly.
+
+use std::fmt::Write as _;
+use std::io::Write;
+
+use serde_json::{Value, json};
+
+use crate::build::boot::backing;
+use crate::build::provision::verb;
+use crate::build::survey;
+use crate::error::Failure;
+use crate::machine::argv::argv;
+use crate::plan::{Plan, compression_name, output_extension};
+use crate::size::{ByteSize, format_duration};
+use crate::spec::{Overrides, Spec};
+
+use super::args::{self, Global};
+
+/// Version of the JSON form.
+const SCHEMA: u32 = 1;
+
+/// Prints the plan of a spec.
+///
+/// # Errors
+/// When the spec cannot be built here.
+pub async fn run(args: args::Plan, global: &Global, out: &mut dyn Write) -> Result<(), Failure> {
+    let overrides = Overrides { version: args.version, vars: args.vars };
+    let plan = survey::plan(Spec::load(&args.spec, &overrides)?, &super::events(global)).await?;
+    let text = if args.json { format!("{:#}\n", as_json(&plan)) } else { as_text(&plan) };
+    super::print(out, &text)
+}
+
+fn as_json(plan: &Plan) -> Value {
+    let steps: Vec<_> = plan
+        .steps
+        .iter()
+        .map(|planned| {
+            json!({
+                "name": planned.step.name, "verb": verb(&planned.step.action), "line": planned.step.line,
+                "key": planned.key, "cached": false, "timeout": planned.step.timeout.as_secs(),
+                "input_sha256": planned.input.as_ref().map(|input| &input.sha256),
+                "input_bytes": planned.input.as_ref().map(|input| input.bytes),
+            })
+        })
+        .collect();
+    let outputs: Vec<_> = plan
+        .outputs
+        .iter()
+        .map(|output| {
+            json!({
+                "file": output.file, "format": output_extension(output.format),
+                "compression": compression_name(output.compression),
+            })
+        })
+        .collect();
+    json!({
+        "schema": SCHEMA,
+        "image": { "name": plan.spec.image.name, "version": plan.spec.image.version },
+        "build_key": plan.build_key,
+        "base": { "file": plan.spec.base.file, "sha256": plan.base.sha256, "virtual_bytes": plan.base.virtual_size },
+        "machine": {
+            "accel": plan.machine.accelerator, "accel_reason": plan.machine.accel_reason,
+            "cpus": plan.machine.cpus, "memory": plan.machine.memory, "disk": plan.disk_size(),
+            "firmware": plan.machine.firmware.name(), "boot_timeout": plan.machine.boot_timeout.as_secs(),
+            "qemu": plan.machine.qemu_version, "argv": command_line(plan),
+        },
+        "steps": steps,
+        "outputs": outputs,
+        "tests": plan.spec.tests.iter().map(|test| &test.name).collect::<Vec<_>>(),
+    })
+}
+
+fn command_line(plan: &Plan) -> Vec<String> {
+    let program = plan.machine.qemu.display().to_string();
+    std::iter::once(program).chain(argv(&plan.machine, &backing(plan))).collect()
+}
+
+fn as_text(plan: &Plan) -> String {
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = describe(plan, &mut text);
+    text
+}
+
+fn describe(plan: &Plan, text: &mut String) -> std::fmt::Result {
+    let (spec, machine) = (&plan.spec, &plan.machine);
+    writeln!(text, "image    {}@{}", spec.image.name, spec.image.version)?;
+    writeln!(text, "base     {} (sha256 {})", spec.base.file.display(), &plan.base.sha256[..12])?;
+    writeln!(
+        text,
+        "machine  {} {}, {} CPUs, {} memory, {} disk, {}, boot within {}",
+        machine.machine_type,
+        machine.accelerator.name(),
+        machine.cpus,
+        machine.memory,
+        ByteSize(plan.disk_size()),
+        machine.firmware.name(),
+        format_duration(machine.boot_timeout),
+    )?;
+    for note in plan.notes() {
+        writeln!(text, "note     {note}")?;
+    }
+    for (number, planned) in plan.steps.iter().enumerate() {
+        let input = planned.input.as_ref().map(|input| format!(" ({})", ByteSize(input.bytes))).unwrap_or_default();
+        let key = &planned.key.to_string()[..12];
+        writeln!(text, "step {:<3} {key}  runs  {}{input}", number + 1, planned.step.name)?;
+    }
+    for test in &spec.tests {
+        writeln!(text, "test     {}", test.name)?;
+    }
+    for output in &plan.outputs {
+        writeln!(text, "output   {} ({})", output.file, compression_name(output.compression))?;
+    }
+    writeln!(text, "key      {}", plan.build_key)?;
+    writeln!(text, "qemu     {}", command_line(plan).iter().map(|arg| quote(arg)).collect::<Vec<_>>().join(" "))
+}
+
+/// For a shell, so that the line can be copied.
+fn quote(arg: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=.,/:@+".contains(c);
+    if !arg.is_empty() && arg.chars().all(plain) { arg.to_owned() } else { format!("'{}'", arg.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quoting_survives_a_shell() {
+        for arg in ["plain", "", "it's", r#"{"a": "$HOME"}"#] {
+            let echoed = std::process::Command::new("sh").args(["-c", &format!("printf %s {}", quote(arg))]).output();
+            assert_eq!(String::from_utf8(echoed.unwrap().stdout).unwrap(), arg);
+        }
+    }
+}

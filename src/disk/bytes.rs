@@ -1,0 +1,35 @@
+//! Integers out of untrusted bytes: a slice that is too short gives `None`, never a panic.
+
+fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..at.checked_add(N)?)?.try_into().ok()
+}
+
+/// Big-endian 32 bits at `at`.
+pub(super) fn be32(bytes: &[u8], at: usize) -> Option<u32> {
+    array(bytes, at).map(u32::from_be_bytes)
+}
+
+/// Big-endian 64 bits at `at`.
+pub(super) fn be64(bytes: &[u8], at: usize) -> Option<u64> {
+    array(bytes, at).map(u64::from_be_bytes)
+}
+
+/// Little-endian 16 bits at `at`.
+pub(super) fn le16(bytes: &[u8], at: usize) -> Option<u16> {
+    array(bytes, at).map(u16::from_le_bytes)
+}
+
+/// Little-endian 32 bits at `at`.
+pub(super) fn le32(bytes: &[u8], at: usize) -> Option<u32> {
+    array(bytes, at).map(u32::from_le_bytes)
+}
+
+/// Little-endian 64 bits at `at`.
+pub(super) fn le64(bytes: &[u8], at: usize) -> Option<u64> {
+    array(bytes, at).map(u64::from_le_bytes)
+}
+
+/// Every big-endian 64-bit word of a table; a partial word at its end is left out.
+pub(super) fn be64_table(bytes: &[u8]) -> Vec<u64> {
+    bytes.as_chunks().0.iter().map(|word| u64::from_be_bytes(*word)).collect()
+}

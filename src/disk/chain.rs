@@ -1,0 +1,272 @@
+//! What the guest sees: a chain of opened image files, read only and in this process.
+//!
+//! The files are given, top first; the names in their headers are never looked at. Where the top has no data the next
+//! one is asked, and so on; beyond the end of a shorter file, and below the last one, everything is zero.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+
+use super::qcow2::header::HeaderError;
+use super::qcow2::reader::{Place, Reader, Run};
+use crate::error::{Fault, Kind};
+use crate::spec::BaseFormat;
+
+/// Memory for the L2 tables of a whole chain, bytes. Each file of 64 KiB clusters needs 64 KiB for every 512 MiB.
+const TABLE_MEMORY: u64 = 12 << 20;
+
+/// One file of a chain.
+#[derive(Debug)]
+pub struct Layer {
+    /// Opened for reading.
+    pub file: File,
+    /// Stated, never guessed.
+    pub format: BaseFormat,
+}
+
+/// The disk as the guest sees it. Reading is possible from several threads at once.
+#[derive(Debug)]
+pub struct Chain {
+    layers: Vec<Source>,
+    size: u64,
+}
+
+/// A part of the disk that has data, or that is known to be zero without being read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extent {
+    /// Which bytes of the disk.
+    pub range: Range<u64>,
+    /// `false`: all of them are zero. `true`: they have to be read, and may be zero nevertheless.
+    pub data: bool,
+}
+
+/// What can be wrong with one file of a chain.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// Reading failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The qcow2 header.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// A table entry that leads nowhere.
+    #[error("{what} should be at byte {at} of a file of {file_size} bytes: the file is truncated or damaged")]
+    Entry {
+        /// What should be there.
+        what: &'static str,
+        /// Where, in the file.
+        at: u64,
+        /// Size of the file.
+        file_size: u64,
+    },
+    /// A compressed cluster that is none.
+    #[error("a compressed cluster at byte {at} cannot be unpacked")]
+    Unpack {
+        /// Where, in the file.
+        at: u64,
+        /// What is wrong with it.
+        source: io::Error,
+    },
+}
+
+/// Reading a chain failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ChainError {
+    /// One of its files.
+    #[error("cannot read layer {layer} of the disk (0 is the top)")]
+    Layer {
+        /// Which, from the top.
+        layer: usize,
+        /// What is wrong with it.
+        source: LayerError,
+    },
+    /// Someone asked for bytes that no disk of this size has.
+    #[error("bytes {}..{} are beyond the end of a disk of {size} bytes", .range.start, .range.end)]
+    Beyond {
+        /// What was asked for.
+        range: Range<u64>,
+        /// The disk's size.
+        size: u64,
+    },
+    /// A chain of no files.
+    #[error("a disk needs at least one file")]
+    NoLayers,
+}
+
+impl Fault for ChainError {
+    fn kind(&self) -> Kind {
+        match self {
+            ChainError::Layer { source: LayerError::Io(_), .. } => Kind::Host,
+            ChainError::Layer { .. } | ChainError::Beyond { .. } => Kind::Base,
+            ChainError::NoLayers => Kind::Bug,
+        }
+    }
+}
+
+/// One file of the chain, by its format.
+#[derive(Debug)]
+enum Source {
+    Qcow2(Reader),
+    Raw(File, u64),
+}
+
+impl Source {
+    fn open(layer: Layer, memory: u64) -> Result<Self, LayerError> {
+        match layer.format {
+            BaseFormat::Qcow2 => Reader::open(layer.file, memory).map(Source::Qcow2),
+            BaseFormat::Raw => {
+                let size = layer.file.metadata()?.len();
+                Ok(Source::Raw(layer.file, size))
+            }
+        }
+    }
+
+    fn size(&self) -> u64 {
+        match self {
+            Source::Qcow2(reader) => reader.size(),
+            Source::Raw(_, size) => *size,
+        }
+    }
+
+    fn run_at(&self, offset: u64, enough: u64) -> Result<Run, LayerError> {
+        match self {
+            Source::Qcow2(reader) => reader.run_at(offset, enough),
+            Source::Raw(file, size) => Ok(raw_run_at(file, *size, offset)?),
+        }
+    }
+
+    fn read(&self, place: Place, offset: u64, bytes: &mut [u8]) -> Result<(), LayerError> {
+        match self {
+            Source::Qcow2(reader) => reader.read(place, offset, bytes),
+            Source::Raw(file, _) => Ok(file.read_exact_at(bytes, offset)?),
+        }
+    }
+}
+
+/// Holes of a raw file, as the file system knows them (lseek(2), `SEEK_DATA`).
+fn raw_run_at(file: &File, size: u64, offset: u64) -> io::Result<Run> {
+    let seek = |whence| match lseek(file, i64::try_from(offset).unwrap_or(i64::MAX), whence) {
+        Ok(at) => Ok(u64::try_from(at).unwrap_or(size).min(size)),
+        Err(Errno::ENXIO) => Ok(size),
+        Err(error) => Err(io::Error::from(error)),
+    };
+    let data = seek(Whence::SeekData)?;
+    if data > offset {
+        return Ok(Run { place: Place::Zero, length: data - offset });
+    }
+    // A file cut by someone else since it was opened has no hole here; the read that follows will say so.
+    let hole = seek(Whence::SeekHole)?;
+    Ok(Run { place: Place::At(offset), length: hole.saturating_sub(offset).max(1) })
+}
+
+impl Chain {
+    /// Opens a chain; `layers` begins with the top. Its size is the top's.
+    ///
+    /// # Errors
+    /// When there is no layer, or a header cannot be read or is refused.
+    pub fn open(layers: Vec<Layer>) -> Result<Self, ChainError> {
+        let memory = TABLE_MEMORY / layers.len().max(1) as u64;
+        let mut sources = Vec::new();
+        for (index, layer) in layers.into_iter().enumerate() {
+            let opened = Source::open(layer, memory);
+            sources.push(opened.map_err(|source| ChainError::Layer { layer: index, source })?);
+        }
+        let size = sources.first().ok_or(ChainError::NoLayers)?.size();
+        Ok(Self { layers: sources, size })
+    }
+
+    /// Bytes of the disk.
+    #[must_use]
+    pub fn virtual_size(&self) -> u64 {
+        self.size
+    }
+
+    /// Fills `bytes` with what the guest reads at `offset`.
+    ///
+    /// # Errors
+    /// When a part of it is beyond the end of the disk, or a file is damaged or cannot be read.
+    pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<(), ChainError> {
+        let end = offset.saturating_add(bytes.len() as u64);
+        if end > self.size {
+            return Err(ChainError::Beyond { range: offset..end, size: self.size });
+        }
+        let (mut offset, mut rest) = (offset, bytes);
+        while !rest.is_empty() {
+            let (layer, run) = self.locate(offset, rest.len() as u64)?;
+            let length = usize::try_from(run.length).unwrap_or(usize::MAX).min(rest.len());
+            let (now, remaining) = rest.split_at_mut(length);
+            match layer {
+                None => now.fill(0),
+                Some(index) => {
+                    let read = self.layers[index].read(run.place, offset, now);
+                    read.map_err(|source| ChainError::Layer { layer: index, source })?;
+                }
+            }
+            (offset, rest) = (offset + length as u64, remaining);
+        }
+        Ok(())
+    }
+
+    /// The layer that has the byte at `offset`, and where; no layer for bytes known to be zero. The run may stop at
+    /// `enough` bytes though it could go on.
+    fn locate(&self, offset: u64, enough: u64) -> Result<(Option<usize>, Run), ChainError> {
+        let mut length = self.size - offset;
+        // Beyond the end of a layer is zero, whatever lies below it.
+        for (index, layer) in self.layers.iter().enumerate().take_while(|(_, layer)| offset < layer.size()) {
+            let run = layer.run_at(offset, enough).map_err(|source| ChainError::Layer { layer: index, source })?;
+            length = length.min(run.length);
+            match run.place {
+                Place::Below => {}
+                Place::Zero => return Ok((None, Run { place: Place::Zero, length })),
+                Place::At(_) | Place::Packed(_) => return Ok((Some(index), Run { place: run.place, length })),
+            }
+        }
+        Ok((None, Run { place: Place::Zero, length }))
+    }
+
+    /// The extent that begins at `offset`, as long as can be; `None` at the end of the disk.
+    ///
+    /// # Errors
+    /// When a file is damaged or cannot be read.
+    pub fn extent_at(&self, offset: u64) -> Result<Option<Extent>, ChainError> {
+        let mut extent: Option<Extent> = None;
+        let mut at = offset;
+        while at < self.size {
+            let (layer, run) = self.locate(at, u64::MAX)?;
+            let data = layer.is_some();
+            if extent.as_ref().is_some_and(|extent| extent.data != data) {
+                break;
+            }
+            at += run.length;
+            extent = Some(Extent { range: offset..at, data });
+        }
+        Ok(extent)
+    }
+
+    /// All extents in order, without gaps.
+    pub fn extents(&self) -> impl Iterator<Item = Result<Extent, ChainError>> {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let extent = self.extent_at(at).transpose()?;
+            at = extent.as_ref().map_or(self.size, |extent| extent.range.end);
+            Some(extent)
+        })
+    }
+
+    /// The first extent with data at or after `offset`; `None` where only zeroes follow.
+    ///
+    /// # Errors
+    /// When a file is damaged or cannot be read.
+    pub fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>, ChainError> {
+        let first = self.extent_at(offset)?;
+        let found = match first {
+            Some(extent) if !extent.data => self.extent_at(extent.range.end)?,
+            other => other,
+        };
+        Ok(found.map(|extent| extent.range))
+    }
+}

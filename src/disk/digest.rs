@@ -1,0 +1,149 @@
+//! SHA-256 of files and of whole disks.
+//!
+//! The digest of a disk is that of the bytes its guest sees, so it is the same for every format and compression the
+//! disk is stored in. Reading and unpacking happen on the calling thread, hashing on another: together they run at
+//! the speed of the slower one.
+
+use std::fs::File;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread;
+
+use sha2::{Digest, Sha256};
+
+use super::chain::{Chain, ChainError};
+use crate::error::{Fault, Kind};
+
+/// Small enough that four of them stay in a processor's cache on their way from one thread to the other.
+const PIECE: usize = 256 << 10;
+const IN_FLIGHT: usize = 4;
+static ZEROES: [u8; PIECE] = [0; PIECE];
+
+/// No digest.
+#[derive(Debug, thiserror::Error)]
+pub enum DigestError {
+    /// The disk cannot be read.
+    #[error(transparent)]
+    Read(#[from] ChainError),
+    /// The caller asked to stop.
+    #[error("stopped")]
+    Stopped,
+}
+
+impl Fault for DigestError {
+    fn kind(&self) -> Kind {
+        match self {
+            DigestError::Read(error) => error.kind(),
+            DigestError::Stopped => Kind::Interrupted,
+        }
+    }
+}
+
+/// What goes to the hashing thread.
+enum Piece {
+    Bytes(Vec<u8>),
+    Zeroes(u64),
+}
+
+/// SHA-256 of the raw disk. `progress` is told how many bytes are done, several times a second, and may stop the work.
+/// Blocks the calling thread.
+///
+/// # Errors
+/// When the chain cannot be read, or `progress` breaks.
+pub fn disk_sha256(chain: &Chain, progress: &mut dyn FnMut(u64) -> ControlFlow<()>) -> Result<[u8; 32], DigestError> {
+    thread::scope(|scope| {
+        let (pieces, inbox) = sync_channel(IN_FLIGHT);
+        let (empties, spare) = channel();
+        let hashing = scope.spawn(move || hash(&inbox, &empties));
+        let read = send_all(chain, &pieces, &spare, progress);
+        drop(pieces);
+        // The hashing thread ends when the sender is gone, and has nothing in it that could panic.
+        let digest = hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        read.map(|()| digest)
+    })
+}
+
+fn hash(inbox: &Receiver<Piece>, empties: &Sender<Vec<u8>>) -> [u8; 32] {
+    let mut sha = Sha256::new();
+    for piece in inbox {
+        match piece {
+            Piece::Bytes(bytes) => {
+                sha.update(&bytes);
+                // Nobody takes buffers back once everything is read.
+                let _ = empties.send(bytes);
+            }
+            Piece::Zeroes(count) => hash_zeroes(&mut sha, count),
+        }
+    }
+    sha.finalize().into()
+}
+
+/// Hashes this many zeroes.
+pub(super) fn hash_zeroes(sha: &mut Sha256, mut count: u64) {
+    while count > 0 {
+        let now = usize::try_from(count).unwrap_or(PIECE).min(PIECE);
+        sha.update(&ZEROES[..now]);
+        count -= now as u64;
+    }
+}
+
+/// Sends the disk from its first byte to its last. Zeroes go in pieces too, so that progress and stopping work.
+fn send_all(
+    chain: &Chain,
+    pieces: &SyncSender<Piece>,
+    spare: &Receiver<Vec<u8>>,
+    progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
+) -> Result<(), DigestError> {
+    for extent in chain.extents() {
+        let extent = extent?;
+        let mut at = extent.range.start;
+        while at < extent.range.end {
+            let left = extent.range.end - at;
+            let length = left.min(if extent.data { PIECE as u64 } else { 64 << 20 });
+            let piece = if extent.data { read_piece(chain, at, length, spare)? } else { Piece::Zeroes(length) };
+            at += length;
+            // A hashing thread that died is reported when it is joined.
+            if pieces.send(piece).is_err() || progress(at).is_break() {
+                return Err(DigestError::Stopped);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn read_piece(chain: &Chain, at: u64, length: u64, spare: &Receiver<Vec<u8>>) -> Result<Piece, ChainError> {
+    let mut bytes = spare.try_recv().unwrap_or_default();
+    bytes.resize(usize::try_from(length).unwrap_or(PIECE), 0);
+    chain.read_at(at, &mut bytes)?;
+    Ok(Piece::Bytes(bytes))
+}
+
+/// SHA-256 of an opened file from its first byte to its last, whatever its position. Blocks the calling thread.
+///
+/// # Errors
+/// When reading fails.
+pub fn sha256_file(file: &File) -> io::Result<[u8; 32]> {
+    let mut sha = Sha256::new();
+    let mut buffer = vec![0; PIECE];
+    let mut at = 0;
+    loop {
+        match file.read_at(&mut buffer, at) {
+            Ok(0) => return Ok(sha.finalize().into()),
+            Ok(count) => {
+                sha.update(&buffer[..count]);
+                at += count as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Lower-case hexadecimal digits.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
+}

@@ -1,0 +1,244 @@
+//! Where the content of a file is, and reading it ("Block and Inode Allocation", "The Contents of `inode.i_block`").
+
+use std::ops::ControlFlow;
+
+use super::{Ext4, Ext4Error, FileKind, Inode, damaged};
+use crate::disk::bytes::{le16, le32};
+
+/// One run is one extent or more; a file of a million of them is no file anyone keeps.
+const MAX_RUNS: usize = 1 << 20;
+/// Tables and extent nodes of one file; with blocks of 4 KiB they map a terabyte even in the old, flat form. Without
+/// this, tables that point at each other would keep us busy for days.
+const MAX_TABLES: u32 = 1 << 18;
+/// The kernel's own limit: five levels address every block there can be.
+const MAX_DEPTH: u16 = 5;
+const EXTENT_MAGIC: u16 = 0xf30a;
+/// A longer extent is allocated but not written: it reads as zero.
+const MAX_WRITTEN: u16 = 0x8000;
+const PIECE: u64 = 256 << 10;
+
+/// Blocks of a file that lie one after the other on the disk. Blocks in no run are zero.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    logical: u64,
+    physical: u64,
+    count: u64,
+}
+
+/// A part of a file's content, in order.
+#[derive(Debug, Clone, Copy)]
+pub enum Chunk<'b> {
+    /// Bytes.
+    Data(&'b [u8]),
+    /// This many zeroes.
+    Zeroes(u64),
+}
+
+impl Ext4<'_> {
+    /// Gives the content of a file piece by piece until `visit` breaks. Returns whether it got to the end.
+    ///
+    /// # Errors
+    /// When the file system is damaged or cannot be read.
+    pub fn read_chunks(
+        &self,
+        inode: &Inode,
+        visit: &mut dyn FnMut(Chunk<'_>) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, Ext4Error> {
+        if inode.is_inline() {
+            return Ok(visit(Chunk::Data(&self.inline_content(inode)?)));
+        }
+        let mut at = 0;
+        let mut buffer = Vec::new();
+        for run in self.runs(inode)? {
+            let start = (run.logical << self.superblock.block_bits).min(inode.size);
+            let end = ((run.logical + run.count) << self.superblock.block_bits).min(inode.size);
+            let physical = run.physical << self.superblock.block_bits;
+            if zeroes(at, start, visit).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+            for piece in (start..end).step_by(usize::try_from(PIECE).unwrap_or(1)) {
+                let length = (end - piece).min(PIECE);
+                buffer.resize(usize::try_from(length).unwrap_or(0), 0);
+                self.read_at(physical + (piece - start), &mut buffer, inode.number)?;
+                if visit(Chunk::Data(&buffer)).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+            at = end;
+        }
+        Ok(zeroes(at, inode.size, visit))
+    }
+
+    /// The whole content of a small file.
+    ///
+    /// # Errors
+    /// When it has more than `limit` bytes, or cannot be read.
+    pub fn read(&self, inode: &Inode, limit: u64) -> Result<Vec<u8>, Ext4Error> {
+        if inode.size > limit {
+            return Err(Ext4Error::TooMuch { what: "its size", inode: inode.number });
+        }
+        let mut content = Vec::new();
+        let _ = self.read_chunks(inode, &mut |chunk| {
+            match chunk {
+                Chunk::Data(bytes) => content.extend_from_slice(bytes),
+                Chunk::Zeroes(count) => content.resize(content.len() + usize::try_from(count).unwrap_or(0), 0),
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(content)
+    }
+
+    /// The target of a symbolic link. Up to 59 bytes are in the inode itself ("Symbolic Links").
+    ///
+    /// # Errors
+    /// When it cannot be read, or is longer than any path.
+    pub fn link_target(&self, inode: &Inode) -> Result<Vec<u8>, Ext4Error> {
+        if inode.kind == FileKind::Link && inode.size < 60 && !inode.is_inline() {
+            return Ok(inode.block_area()[..usize::try_from(inode.size).unwrap_or(0)].to_vec());
+        }
+        self.read(inode, 4096)
+    }
+
+    /// Content in the inode: 60 bytes of `i_block`, the rest in an attribute ("Inline Data").
+    fn inline_content(&self, inode: &Inode) -> Result<Vec<u8>, Ext4Error> {
+        let mut content = inode.block_area().to_vec();
+        content.extend(self.inline_rest(inode)?);
+        if inode.size > content.len() as u64 {
+            return Err(damaged(inode.number, "its inline data is shorter than its size"));
+        }
+        content.truncate(usize::try_from(inode.size).unwrap_or(0));
+        Ok(content)
+    }
+
+    /// The runs of a file, in order, without overlaps.
+    fn runs(&self, inode: &Inode) -> Result<Vec<Run>, Ext4Error> {
+        let mut runs =
+            Runs { found: Vec::new(), next: 0, tables: 0, inode: inode.number, blocks: self.superblock.blocks };
+        let end = inode.size.div_ceil(self.block_size());
+        if inode.has_extents() {
+            self.walk_extents(inode.block_area(), MAX_DEPTH, &mut runs)?;
+        } else {
+            self.walk_block_map(inode, end, &mut runs)?;
+        }
+        Ok(runs.found)
+    }
+
+    /// "Extent Tree". Depth goes down at every level and every node has entries, so the walk ends.
+    fn walk_extents(&self, node: &[u8], deepest: u16, runs: &mut Runs) -> Result<(), Ext4Error> {
+        let inode = runs.inode;
+        let bad = |what| damaged(inode, what);
+        let half = |at| le16(node, at).ok_or(bad("an extent node is cut"));
+        let word = |at| le32(node, at).ok_or(bad("an extent node is cut"));
+        let (count, depth) = (half(2)?, half(6)?);
+        if half(0)? != EXTENT_MAGIC || depth > deepest {
+            return Err(bad("an extent node is none"));
+        }
+        for at in (1..=usize::from(count)).map(|index| 12 * index) {
+            if depth == 0 {
+                let physical = u64::from(half(at + 6)?) << 32 | u64::from(word(at + 8)?);
+                runs.add(word(at)?.into(), physical, half(at + 4)?)?;
+                continue;
+            }
+            let child = u64::from(half(at + 8)?) << 32 | u64::from(word(at + 4)?);
+            let child = self.read_table(child, runs)?;
+            if le16(&child, 2) == Some(0) || le16(&child, 6) != Some(depth - 1) {
+                return Err(bad("an extent node does not belong below its parent"));
+            }
+            self.walk_extents(&child, depth - 1, runs)?;
+        }
+        Ok(())
+    }
+
+    fn read_table(&self, block: u64, runs: &mut Runs) -> Result<Vec<u8>, Ext4Error> {
+        runs.tables += 1;
+        if runs.tables > MAX_TABLES {
+            return Err(Ext4Error::TooMuch { what: "the number of tables", inode: runs.inode });
+        }
+        self.read_block(block, runs.inode)
+    }
+
+    /// "Direct/Indirect Block Addressing": twelve blocks, then tables one, two and three levels deep.
+    fn walk_block_map(&self, inode: &Inode, end: u64, runs: &mut Runs) -> Result<(), Ext4Error> {
+        let mut logical = 0;
+        for (index, level) in [0; 12].into_iter().chain([1, 2, 3]).enumerate() {
+            let block = le32(inode.block_area(), 4 * index).unwrap_or(0);
+            self.walk_block(block, level, &mut logical, end, runs)?;
+        }
+        Ok(())
+    }
+
+    /// Adds the blocks below one entry of the map; `logical` moves on by as many as the entry stands for.
+    fn walk_block(
+        &self,
+        block: u32,
+        level: u32,
+        logical: &mut u64,
+        end: u64,
+        runs: &mut Runs,
+    ) -> Result<(), Ext4Error> {
+        if block == 0 || *logical >= end {
+            *logical += 1 << ((self.superblock.block_bits - 2) * level);
+            return Ok(());
+        }
+        if level == 0 {
+            runs.add(*logical, block.into(), 1)?;
+            *logical += 1;
+            return Ok(());
+        }
+        let table = self.read_table(block.into(), runs)?;
+        for at in (0..table.len()).step_by(4) {
+            self.walk_block(le32(&table, at).unwrap_or(0), level - 1, logical, end, runs)?;
+        }
+        Ok(())
+    }
+}
+
+/// Tells `visit` about the hole from `at` to `until`, if there is one.
+fn zeroes(at: u64, until: u64, visit: &mut dyn FnMut(Chunk<'_>) -> ControlFlow<()>) -> ControlFlow<()> {
+    // In pieces, so that whoever visits a hole of terabytes can stop.
+    for start in (at..until).step_by(64 << 20) {
+        visit(Chunk::Zeroes((until - start).min(64 << 20)))?;
+    }
+    ControlFlow::Continue(())
+}
+
+/// Collects runs, joining neighbours.
+struct Runs {
+    found: Vec<Run>,
+    /// The first logical block that no extent has covered yet.
+    next: u64,
+    /// How many tables were read.
+    tables: u32,
+    inode: u32,
+    blocks: u64,
+}
+
+impl Runs {
+    fn add(&mut self, logical: u64, physical: u64, length: u16) -> Result<(), Ext4Error> {
+        let written = length <= MAX_WRITTEN;
+        let count = u64::from(if written { length } else { length - MAX_WRITTEN });
+        if count == 0 || logical < self.next {
+            return Err(damaged(self.inode, "its extents are out of order"));
+        }
+        if physical == 0 || physical + count > self.blocks {
+            return Err(damaged(self.inode, "an extent is out of range"));
+        }
+        self.next = logical + count;
+        if written { self.push(Run { logical, physical, count }) } else { Ok(()) }
+    }
+
+    fn push(&mut self, run: Run) -> Result<(), Ext4Error> {
+        if let Some(last) = self.found.last_mut() {
+            let end = (last.logical + last.count, last.physical + last.count);
+            if end == (run.logical, run.physical) {
+                last.count += run.count;
+                return Ok(());
+            }
+        }
+        if self.found.len() >= MAX_RUNS {
+            return Err(Ext4Error::TooMuch { what: "the number of extents", inode: self.inode });
+        }
+        self.found.push(run);
+        Ok(())
+    }
+}

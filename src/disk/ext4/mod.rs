@@ -1,0 +1,162 @@
+//! A read-only ext4 (and ext3, ext2) over a partition of a [`Chain`]: no mount, no root, no kernel.
+//!
+//! Source: the kernel's `Documentation/filesystems/ext4/`, each file here naming its chapters. The file system was
+//! written by a guest nobody vouches for: every number is checked before it is used, every loop is bounded, and damage
+//! is an error, not a guess. The journal is not replayed; [`Ext4::is_clean`] says whether it would have to be.
+
+mod directory;
+mod inode;
+mod mapping;
+mod superblock;
+mod xattr;
+
+use superblock::Superblock;
+
+pub use directory::DirectoryEntry;
+pub use inode::{FileKind, Inode, Time};
+pub use mapping::Chunk;
+pub use xattr::Xattr;
+
+use super::bytes::le32;
+use super::chain::{Chain, ChainError};
+use crate::error::Fault;
+
+/// Inode of the root directory ("Special inodes").
+pub const ROOT: u32 = 2;
+
+/// Reading a file system failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Ext4Error {
+    /// The disk below.
+    #[error(transparent)]
+    Read(#[from] ChainError),
+    /// No superblock.
+    #[error("there is no ext4 file system here")]
+    NotExt4,
+    /// Features that change how data is read and that are not known here.
+    #[error("the file system uses {}, which kiln does not read", .0.join(", "))]
+    Features(Vec<String>),
+    /// It contradicts itself.
+    #[error("the file system is damaged: {what} (inode {inode})")]
+    Damaged {
+        /// What is wrong.
+        what: &'static str,
+        /// Of which inode; 0 for the whole file system.
+        inode: u32,
+    },
+    /// More than we are willing to hold in memory.
+    #[error("inode {inode}: {what} is more than kiln reads")]
+    TooMuch {
+        /// Of what.
+        what: &'static str,
+        /// In which inode.
+        inode: u32,
+    },
+}
+
+impl Fault for Ext4Error {
+    fn kind(&self) -> crate::error::Kind {
+        match self {
+            Ext4Error::Read(error) => error.kind(),
+            _ => crate::error::Kind::Output,
+        }
+    }
+}
+
+fn damaged(inode: u32, what: &'static str) -> Ext4Error {
+    Ext4Error::Damaged { what, inode }
+}
+
+/// An ext4 file system on a disk.
+#[derive(Debug)]
+pub struct Ext4<'c> {
+    disk: &'c Chain,
+    start: u64,
+    superblock: Superblock,
+}
+
+impl<'c> Ext4<'c> {
+    /// Opens the file system whose first byte is at `start` and that may be up to `length` bytes long.
+    ///
+    /// # Errors
+    /// When there is none, or it uses what is not known here, or it contradicts itself.
+    pub fn open(disk: &'c Chain, start: u64, length: u64) -> Result<Self, Ext4Error> {
+        let available = length.min(disk.virtual_size().saturating_sub(start));
+        if available < 2048 {
+            return Err(Ext4Error::NotExt4);
+        }
+        let mut bytes = vec![0; 1024];
+        disk.read_at(start + 1024, &mut bytes)?;
+        let superblock = Superblock::parse(&bytes, available)?;
+        Ok(Self { disk, start, superblock })
+    }
+
+    /// Whether it was unmounted: marked clean, without errors, without a journal to replay or orphans to delete.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.superblock.clean
+    }
+
+    /// Bytes of the whole file system.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.superblock.blocks * self.block_size()
+    }
+
+    fn block_size(&self) -> u64 {
+        1 << self.superblock.block_bits
+    }
+
+    /// Reads bytes of the file system.
+    fn read_at(&self, at: u64, bytes: &mut [u8], inode: u32) -> Result<(), Ext4Error> {
+        if at.checked_add(bytes.len() as u64).is_none_or(|end| end > self.size()) {
+            return Err(damaged(inode, "something lies beyond the end"));
+        }
+        Ok(self.disk.read_at(self.start + at, bytes)?)
+    }
+
+    /// Reads one block. Block 0 holds the boot sector, so nothing that is looked for can be there.
+    fn read_block(&self, block: u64, inode: u32) -> Result<Vec<u8>, Ext4Error> {
+        if block == 0 || block >= self.superblock.blocks {
+            return Err(damaged(inode, "a block number is out of range"));
+        }
+        let mut bytes = vec![0; 1 << self.superblock.block_bits];
+        self.read_at(block << self.superblock.block_bits, &mut bytes, inode)?;
+        Ok(bytes)
+    }
+
+    /// Reads an inode ("Index Nodes", "Block Group Descriptors").
+    ///
+    /// # Errors
+    /// When there is no inode of this number, or it cannot be read.
+    pub fn inode(&self, number: u32) -> Result<Inode, Ext4Error> {
+        let superblock = &self.superblock;
+        if number == 0 || number > superblock.inodes {
+            return Err(damaged(number, "there is no such inode"));
+        }
+        let (group, index) = ((number - 1) / superblock.inodes_per_group, (number - 1) % superblock.inodes_per_group);
+        let table = self.inode_table(group, number)?;
+        let mut bytes = vec![0; usize::from(superblock.inode_size)];
+        let inside = u64::from(index) * u64::from(superblock.inode_size);
+        self.read_at((table << superblock.block_bits) + inside, &mut bytes, number)?;
+        Inode::parse(number, bytes).ok_or_else(|| damaged(number, "it has no type"))
+    }
+
+    /// The first block of a group's inode table.
+    fn inode_table(&self, group: u32, inode: u32) -> Result<u64, Ext4Error> {
+        let superblock = &self.superblock;
+        let mut descriptor = vec![0; usize::from(superblock.descriptor_size)];
+        // In the block after the superblock's, which is block 1 where blocks are 1 KiB and block 0 elsewhere. The
+        // superblock's own `s_first_data_block` says something else where bigalloc meets blocks of 1 KiB.
+        let at = ((1024 >> superblock.block_bits) + 1) << superblock.block_bits;
+        let at = at + u64::from(group) * u64::from(superblock.descriptor_size);
+        self.read_at(at, &mut descriptor, inode)?;
+        let low = le32(&descriptor, 8).unwrap_or(0);
+        let high = le32(&descriptor, 0x28).unwrap_or(0);
+        let block = u64::from(high) << 32 | u64::from(low);
+        if block == 0 || block >= superblock.blocks {
+            return Err(damaged(inode, "its inode table is out of range"));
+        }
+        Ok(block)
+    }
+}

@@ -1,0 +1,111 @@
+//! Extended attributes ("Extended Attributes"): in the inode, in a block of their own, large values in inodes.
+
+use super::{Ext4, Ext4Error, Inode, damaged};
+use crate::disk::bytes::{le16, le32};
+
+const MAGIC: u32 = 0xea02_0000;
+/// VFS limit of a value (linux/limits.h, `XATTR_SIZE_MAX`).
+const MAX_VALUE: u64 = 64 << 10;
+/// Where inline data beyond 60 bytes is kept; not an attribute to anyone but the file system.
+const INLINE_DATA: &[u8] = b"system.data";
+
+/// An extended attribute.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Xattr {
+    /// With its namespace, such as `security.capability`.
+    pub name: Vec<u8>,
+    /// As it is stored: access control lists are in the file system's own form, not that of getxattr(2).
+    pub value: Vec<u8>,
+}
+
+impl Ext4<'_> {
+    /// The attributes of an inode, sorted by name.
+    ///
+    /// # Errors
+    /// When they are damaged or cannot be read.
+    pub fn xattrs(&self, inode: &Inode) -> Result<Vec<Xattr>, Ext4Error> {
+        let mut xattrs = self.all_xattrs(inode)?;
+        xattrs.retain(|xattr| xattr.name != INLINE_DATA);
+        xattrs.sort_unstable();
+        Ok(xattrs)
+    }
+
+    /// Inline data beyond what `i_block` holds.
+    pub(super) fn inline_rest(&self, inode: &Inode) -> Result<Vec<u8>, Ext4Error> {
+        let found = self.all_xattrs(inode)?.into_iter().find(|xattr| xattr.name == INLINE_DATA);
+        Ok(found.map(|xattr| xattr.value).unwrap_or_default())
+    }
+
+    fn all_xattrs(&self, inode: &Inode) -> Result<Vec<Xattr>, Ext4Error> {
+        let mut xattrs = Vec::new();
+        let area = inode.xattr_area();
+        if le32(area, 0) == Some(MAGIC) {
+            // Values are found from the first entry on.
+            self.add_xattrs(&area[4..], 0, inode.number, &mut xattrs)?;
+        }
+        if inode.xattr_block() != 0 {
+            let block = self.read_block(inode.xattr_block(), inode.number)?;
+            if le32(&block, 0) != Some(MAGIC) {
+                return Err(damaged(inode.number, "its attribute block is none"));
+            }
+            self.add_xattrs(&block, 32, inode.number, &mut xattrs)?;
+        }
+        Ok(xattrs)
+    }
+
+    /// Reads entries from `first` on. Every entry moves on by at least 16 bytes, so this ends.
+    fn add_xattrs(&self, area: &[u8], first: usize, inode: u32, xattrs: &mut Vec<Xattr>) -> Result<(), Ext4Error> {
+        let bad = || damaged(inode, "an extended attribute is damaged");
+        let mut at = first;
+        // Four zero bytes end the list; in a full area they may be missing.
+        while le32(area, at).is_some_and(|start| start != 0) {
+            let entry = area.get(at..at + 16).ok_or_else(bad)?;
+            let name_length = usize::from(entry[0]);
+            let suffix = area.get(at + 16..at + 16 + name_length).ok_or_else(bad)?;
+            let prefix = prefix(entry[1]).ok_or_else(bad)?;
+            let size = le32(entry, 8).ok_or_else(bad)?;
+            let value = match le32(entry, 4).ok_or_else(bad)? {
+                0 => value_within(area, le16(entry, 2).unwrap_or(0), size).ok_or_else(bad)?,
+                holder => self.value_of(holder, inode)?,
+            };
+            if value.len() as u64 > MAX_VALUE {
+                return Err(bad());
+            }
+            xattrs.push(Xattr { name: [prefix, suffix].concat(), value });
+            at += 16 + name_length.next_multiple_of(4);
+        }
+        Ok(())
+    }
+}
+
+impl Ext4<'_> {
+    /// A value that has an inode of its own (feature `ea_inode`).
+    fn value_of(&self, holder: u32, inode: u32) -> Result<Vec<u8>, Ext4Error> {
+        let holder = self.inode(holder)?;
+        // Inline data may itself be in an attribute, whose value is in this inode again: round and round.
+        if holder.is_inline() {
+            return Err(damaged(inode, "an attribute's inode holds its value inline"));
+        }
+        self.read(&holder, MAX_VALUE)
+    }
+}
+
+fn value_within(area: &[u8], offset: u16, size: u32) -> Option<Vec<u8>> {
+    let start = usize::from(offset);
+    area.get(start..start.checked_add(size as usize)?).map(<[u8]>::to_vec)
+}
+
+/// "Extended Attribute Name Prefixes".
+fn prefix(index: u8) -> Option<&'static [u8]> {
+    Some(match index {
+        0 => b"",
+        1 => b"user.",
+        2 => b"system.posix_acl_access",
+        3 => b"system.posix_acl_default",
+        4 => b"trusted.",
+        6 => b"security.",
+        7 => b"system.",
+        8 => b"system.richacl",
+        _ => return None,
+    })
+}

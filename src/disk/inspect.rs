@@ -1,0 +1,320 @@
+//! Reads an untrusted base image's header before any QEMU tool may open it, and refuses what could reach this host.
+//!
+//! QEMU follows what a header says: a backing file or a data file may name any file, device or URL of the host, and
+//! `-f qcow2` does not stop that. So a base that names anything outside itself never gets as far as QEMU.
+//! Nothing here reads more than the first cluster, two tables of bounded size and the last sector.
+
+use std::fs::{self, File, FileType, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+
+use super::bytes::be64_table;
+use super::magic::{self, Found};
+use super::qcow2::header::{Codec, HEAD_LIMIT, Header, HeaderError};
+use crate::error::{Fault, Kind};
+use crate::spec::BaseFormat;
+
+/// A base image that passed inspection. It is never written.
+#[derive(Debug)]
+pub struct BaseImage {
+    /// Where it was opened, as the user wrote it.
+    pub path: PathBuf,
+    /// The opened file: what was inspected is what is hashed, whatever happens to the name.
+    pub file: File,
+    /// What the inspection found.
+    pub facts: BaseFacts,
+}
+
+/// What is known about a base image from its header alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseFacts {
+    /// As the spec says and the bytes confirm.
+    pub format: BaseFormat,
+    /// Size of the disk the guest sees, bytes.
+    pub virtual_size: u64,
+    /// Size of the file, bytes; holes count.
+    pub file_size: u64,
+    /// How compressed clusters would be compressed; `None` for raw. Whether there are any is not known from the header.
+    pub codec: Option<Codec>,
+    /// What the user should know, a sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Why a base image is refused.
+#[derive(Debug, thiserror::Error)]
+#[error("base image {}: {why}", .path.display())]
+pub struct BaseError {
+    path: PathBuf,
+    why: Refusal,
+}
+
+/// The reason of a [`BaseError`].
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// It cannot be opened or read.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// A directory, FIFO, device or socket.
+    #[error("this is {0}, not a file")]
+    NotAFile(&'static str),
+    /// No bytes at all.
+    #[error("the file is empty")]
+    Empty,
+    /// A raw disk without a boot sector.
+    #[error("the first 64 KiB are all zero: there is no boot sector or partition table")]
+    Blank,
+    /// A raw disk that ends within a sector.
+    #[error("a raw disk is whole sectors of 512 bytes, this file has {0} bytes: is it truncated?")]
+    PartSector(u64),
+    /// More than 64 TiB.
+    #[error("{0} bytes is larger than any disk kiln builds (64 TiB)")]
+    TooLarge(u64),
+    /// The bytes are another format than the spec says.
+    #[error("the spec says {}, but the file is {}", format_name(*.declared), .found.name())]
+    Mismatch {
+        /// What the spec says.
+        declared: BaseFormat,
+        /// What the bytes say.
+        found: Found,
+    },
+    /// The bytes are no format at all, and qcow2 is wanted.
+    #[error("the spec says qcow2, but the file does not begin as a qcow2 file does")]
+    NotQcow2,
+    /// More than one format's signature.
+    #[error("the file looks like multiple formats at once: {}", names(.0))]
+    Multiple(Vec<Found>),
+    /// The qcow2 header.
+    #[error("{0}")]
+    Header(#[from] HeaderError),
+    /// It depends on another file.
+    #[error("the image has a backing file (`{0}`), which could be any file of this host")]
+    BackingFile(String),
+    /// Internal snapshots.
+    #[error("the image holds {0} internal snapshots, perhaps with a guest's memory in them")]
+    Snapshots(u32),
+    /// Clusters in use lie beyond the end of the file.
+    #[error("the image's clusters in use reach to byte {used}, the file ends at byte {file_size}: it is truncated")]
+    Truncated {
+        /// Where the last cluster in use begins.
+        used: u64,
+        /// Size of the file.
+        file_size: u64,
+    },
+}
+
+fn format_name(format: BaseFormat) -> &'static str {
+    match format {
+        BaseFormat::Qcow2 => "qcow2",
+        BaseFormat::Raw => "raw",
+    }
+}
+
+fn names(found: &[Found]) -> String {
+    found.iter().map(|found| found.name()).collect::<Vec<_>>().join(", ")
+}
+
+impl BaseError {
+    /// What is wrong with it.
+    #[must_use]
+    pub fn why(&self) -> &Refusal {
+        &self.why
+    }
+}
+
+impl Fault for BaseError {
+    fn kind(&self) -> Kind {
+        Kind::Base
+    }
+
+    fn hints(&self) -> Vec<String> {
+        let flatten = |what: &str| {
+            let path = self.path.display();
+            format!("if you trust it, make a plain copy {what}: qemu-img convert -f qcow2 -O qcow2 {path} plain.qcow2")
+        };
+        match &self.why {
+            Refusal::Mismatch { found, .. } => vec![mismatch_hint(*found)],
+            Refusal::BackingFile(_) => vec![flatten("that needs no backing file")],
+            Refusal::Snapshots(_) => vec![flatten("without the snapshots")],
+            Refusal::Header(HeaderError::ExtendedL2) => vec![flatten("without extended L2 entries")],
+            Refusal::Header(HeaderError::DataFile) => vec![flatten("that holds its own data")],
+            Refusal::Header(HeaderError::Corrupt) => vec!["get a fresh copy of the image".to_owned()],
+            Refusal::Truncated { .. } | Refusal::PartSector(_) | Refusal::Header(HeaderError::Truncated) => {
+                vec!["the download or copy may not have finished: get it again and compare its checksum".to_owned()]
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn mismatch_hint(found: Found) -> String {
+    match found {
+        Found::Qcow2 => "write format = \"qcow2\" under [base]".to_owned(),
+        Found::PartitionTable => "write format = \"raw\" under [base]".to_owned(),
+        Found::Disk("luks") => "an encrypted disk cannot be a base".to_owned(),
+        Found::Disk(name) => {
+            format!("if you trust it, convert it first: qemu-img convert -f {name} -O qcow2 <the file> base.qcow2")
+        }
+        Found::Iso => "an installation medium is no base; use a disk image with a system installed".to_owned(),
+        Found::Packed(name) => format!("unpack it first; kiln does not unpack {name}"),
+    }
+}
+
+impl BaseImage {
+    /// Opens and inspects the file at `path`; symbolic links are followed.
+    ///
+    /// # Errors
+    /// When it is not a regular file, not of this format, or nothing that should come near QEMU.
+    pub fn open(path: &Path, format: BaseFormat) -> Result<Self, BaseError> {
+        let opened = open_regular(path).and_then(|file| Ok((inspect(&file, format)?, file)));
+        match opened {
+            Ok((facts, file)) => Ok(Self { path: path.to_owned(), file, facts }),
+            Err(why) => Err(BaseError { path: path.to_owned(), why }),
+        }
+    }
+}
+
+/// Opens a regular file and nothing else. The type is looked at first, because opening alone may do something (a tape
+/// rewinds, a watchdog starts), and again afterwards, because the name may have changed hands in between; `O_NONBLOCK`
+/// keeps a FIFO that slipped in from blocking us.
+fn open_regular(path: &Path) -> Result<File, Refusal> {
+    check_type(fs::metadata(path)?.file_type())?;
+    let flags = OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
+    check_type(file.metadata()?.file_type())?;
+    Ok(file)
+}
+
+fn check_type(kind: FileType) -> Result<(), Refusal> {
+    match () {
+        () if kind.is_file() => Ok(()),
+        () if kind.is_dir() => Err(Refusal::NotAFile("a directory")),
+        () if kind.is_fifo() => Err(Refusal::NotAFile("a FIFO")),
+        () if kind.is_block_device() || kind.is_char_device() => Err(Refusal::NotAFile("a device")),
+        () => Err(Refusal::NotAFile("a socket or something else")),
+    }
+}
+
+/// Inspects an opened regular file.
+///
+/// # Errors
+/// As [`BaseImage::open`].
+pub fn inspect(file: &File, format: BaseFormat) -> Result<BaseFacts, Refusal> {
+    let file_size = file.metadata()?.len();
+    if file_size == 0 {
+        return Err(Refusal::Empty);
+    }
+    let head = read_up_to(file, 0, HEAD_LIMIT)?;
+    let start = &head[..head.len().min(magic::HEAD)];
+    let tail = read_up_to(file, file_size.saturating_sub(magic::TAIL as u64), magic::TAIL)?;
+    let found = magic::find(start, &tail);
+    match format {
+        BaseFormat::Qcow2 => {
+            check_qcow2_signature(found)?;
+            inspect_qcow2(file, &head, file_size)
+        }
+        BaseFormat::Raw => {
+            check_raw_signature(found)?;
+            inspect_raw(start, file_size)
+        }
+    }
+}
+
+/// Up to `limit` bytes at `offset`; fewer only where the file ends.
+pub(super) fn read_up_to(file: &File, offset: u64, limit: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; limit];
+    let mut filled = 0;
+    while filled < limit {
+        match file.read_at(&mut bytes[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes)
+}
+
+fn check_qcow2_signature(found: Vec<Found>) -> Result<(), Refusal> {
+    match found.as_slice() {
+        [Found::Qcow2] => Ok(()),
+        [] => Err(Refusal::NotQcow2),
+        [other] => Err(Refusal::Mismatch { declared: BaseFormat::Qcow2, found: *other }),
+        _ => Err(Refusal::Multiple(found)),
+    }
+}
+
+fn check_raw_signature(mut found: Vec<Found>) -> Result<(), Refusal> {
+    let all = found.clone();
+    found.retain(|format| *format != Found::PartitionTable);
+    match found.as_slice() {
+        [] => Ok(()),
+        // A hybrid ISO has a partition table and is still an installation medium.
+        [Found::Iso] => Err(Refusal::Mismatch { declared: BaseFormat::Raw, found: Found::Iso }),
+        [other] if all.len() == 1 => Err(Refusal::Mismatch { declared: BaseFormat::Raw, found: *other }),
+        _ => Err(Refusal::Multiple(all)),
+    }
+}
+
+fn inspect_raw(start: &[u8], file_size: u64) -> Result<BaseFacts, Refusal> {
+    if start.iter().all(|byte| *byte == 0) {
+        return Err(Refusal::Blank);
+    }
+    if !file_size.is_multiple_of(512) {
+        return Err(Refusal::PartSector(file_size));
+    }
+    if file_size > 64 << 40 {
+        return Err(Refusal::TooLarge(file_size));
+    }
+    Ok(BaseFacts { format: BaseFormat::Raw, virtual_size: file_size, file_size, codec: None, warnings: Vec::new() })
+}
+
+fn inspect_qcow2(file: &File, head: &[u8], file_size: u64) -> Result<BaseFacts, Refusal> {
+    let header = Header::parse(head, file_size)?;
+    if let Some(name) = header.backing {
+        return Err(Refusal::BackingFile(name));
+    }
+    if header.snapshots > 0 {
+        return Err(Refusal::Snapshots(header.snapshots));
+    }
+    check_complete(file, &header, file_size)?;
+    let mut warnings = Vec::new();
+    if header.dirty {
+        warnings.push("the base image was not closed cleanly (dirty bit); its data may be older than expected".into());
+    } else if header.lazy_refcounts {
+        warnings
+            .push("the base image has lazy reference counts; a crash of its last writer may have left leaks".into());
+    }
+    Ok(BaseFacts {
+        format: BaseFormat::Qcow2,
+        virtual_size: header.virtual_size,
+        file_size,
+        codec: Some(header.codec),
+        warnings,
+    })
+}
+
+/// Refuses a file that ends before its last cluster in use: `qemu-img check` finds nothing wrong with a download that
+/// broke off, it reads the missing clusters as zeroes. The reference counts tell with two reads, however large the
+/// image ("Host cluster management").
+fn check_complete(file: &File, header: &Header, file_size: u64) -> Result<(), Refusal> {
+    let cluster = header.cluster_size();
+    let table_bytes = usize::try_from(header.refcounts.end - header.refcounts.start).unwrap_or(0);
+    let table = be64_table(&read_up_to(file, header.refcounts.start, table_bytes)?);
+    let Some(index) = table.iter().rposition(|entry| *entry != 0) else { return Ok(()) };
+    let at = table[index] & !0x1ff;
+    if at.checked_add(cluster).is_none_or(|end| end > file_size.next_multiple_of(cluster)) {
+        return Err(Refusal::Truncated { used: at, file_size });
+    }
+    let block = read_up_to(file, at, 1 << header.cluster_bits)?;
+    let Some(last) = block.iter().rposition(|byte| *byte != 0) else { return Ok(()) };
+    // Counts narrower than a byte fill it from the low bits up, so the highest bit set is in the last count in use.
+    let bit = (last as u64) * 8 + u64::from(block[last].ilog2());
+    let counts_per_block = (cluster * 8) >> header.refcount_order;
+    let last_used = index as u64 * counts_per_block + (bit >> header.refcount_order);
+    let used = last_used.saturating_mul(cluster);
+    if used < file_size { Ok(()) } else { Err(Refusal::Truncated { used, file_size }) }
+}

@@ -1,0 +1,23 @@
+//! Disks: the untrusted base image, overlays on it, and our own read-only view of what the guest sees.
+//!
+//! ```text
+//! base file --inspect--> BaseImage --qemu_img--> overlay --(QEMU writes it)--> Chain of opened files
+//!                                                                                |- digest  sha256 of the raw disk
+//!                                                                                |- partition -> ext4 -> tree -> packages
+//!                                                                                `- qemu_img: converted outputs
+//! ```
+//!
+//! Two rules hold everywhere here. No name that stands in an image's header is ever followed, and no QEMU tool opens a
+//! base before [`inspect`] has read its header. Sizes and offsets found in an image are checked before they are used.
+
+mod bytes;
+pub mod chain;
+pub mod digest;
+pub mod ext4;
+pub mod inspect;
+mod magic;
+pub mod packages;
+pub mod partition;
+pub mod qcow2;
+pub mod qemu_img;
+pub mod tree;

@@ -1,0 +1,462 @@
+//! The header of a qcow2 file: every field checked before anything uses it.
+//!
+//! Source: QEMU's `docs/interop/qcow2.rst`, sections "Header", "Additional fields" and "Header extensions". Where QEMU
+//! has a tighter limit than the format, that limit is ours too, so what passes here does not fail there.
+
+use std::ops::Range;
+
+use crate::disk::bytes::{be32, be64};
+
+/// The first four bytes of every qcow2 file.
+pub const MAGIC: &[u8] = b"QFI\xfb";
+
+/// As much of the file's beginning as [`Header::parse`] may look at: the largest cluster.
+pub const HEAD_LIMIT: usize = 2 << 20;
+
+/// More than any disk kiln builds; a larger one is a mistake or an attack on whoever allocates by it.
+const MAX_VIRTUAL_SIZE: u64 = 64 << 40;
+/// 64 TiB in clusters of 32 KiB. QEMU would go to 32 MiB; we hold the whole table in memory.
+const MAX_L1_BYTES: u64 = 8 << 20;
+/// QEMU's own limit ("Host cluster management").
+const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
+const MAX_BACKING_NAME: u64 = 1023;
+
+const DIRTY: u64 = 1;
+const CORRUPT: u64 = 1 << 1;
+const DATA_FILE: u64 = 1 << 2;
+const COMPRESSION_TYPE: u64 = 1 << 3;
+const EXTENDED_L2: u64 = 1 << 4;
+const LAZY_REFCOUNTS: u64 = 1;
+const DATA_FILE_RAW: u64 = 1 << 1;
+
+const EXTENSION_DATA_FILE: u32 = 0x4441_5441;
+const EXTENSION_ENCRYPTION: u32 = 0x0537_be77;
+
+/// How compressed clusters are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Codec {
+    /// Raw deflate, which QEMU calls zlib.
+    Deflate,
+    /// Zstandard frames.
+    Zstd,
+}
+
+/// What the header says, after every check that holds for bases and overlays alike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// 2 or 3.
+    pub version: u32,
+    /// log2 of the cluster size in bytes, 9 to 21.
+    pub cluster_bits: u32,
+    /// Size of the disk the guest sees, in bytes; whole sectors, at most 64 TiB.
+    pub virtual_size: u64,
+    /// Where the L1 table lies in the file, in bytes.
+    pub l1: Range<u64>,
+    /// Where the refcount table lies in the file, in bytes.
+    pub refcounts: Range<u64>,
+    /// log2 of the width of a reference count in bits, 0 to 6.
+    pub refcount_order: u32,
+    /// The name of the backing file, escaped for display. Never opened.
+    pub backing: Option<String>,
+    /// Number of internal snapshots.
+    pub snapshots: u32,
+    /// The last writer did not close the file.
+    pub dirty: bool,
+    /// Reference counts are written late.
+    pub lazy_refcounts: bool,
+    /// Of compressed clusters, if there are any.
+    pub codec: Codec,
+}
+
+/// Why a header is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HeaderError {
+    /// The file ends within its header.
+    #[error("the file ends within its qcow2 header: it is truncated")]
+    Truncated,
+    /// Not qcow2.
+    #[error("the file does not begin as a qcow2 file does")]
+    Magic,
+    /// A field out of its range.
+    #[error("qcow2 header: {field} is {value}; it must be {rule}")]
+    Field {
+        /// Name in the format's description.
+        field: &'static str,
+        /// What the file says.
+        value: u64,
+        /// What is allowed.
+        rule: &'static str,
+    },
+    /// Guest data in another file.
+    #[error("the image keeps its data in an external data file, which could be any file of this host")]
+    DataFile,
+    /// AES or LUKS.
+    #[error("the image is encrypted")]
+    Encrypted,
+    /// Subclusters.
+    #[error("the image has extended L2 entries (subclusters), which kiln does not read yet")]
+    ExtendedL2,
+    /// Marked by QEMU as damaged.
+    #[error("the image is marked corrupt")]
+    Corrupt,
+    /// Bits nobody knew when this was written.
+    #[error("the image needs features kiln does not know (incompatible bits {bits:#x})")]
+    UnknownFeatures {
+        /// The unknown ones.
+        bits: u64,
+    },
+    /// Not deflate, not zstd, or the field contradicts its feature bit.
+    #[error("the image's compression type {kind} is unknown or contradicts its feature bits")]
+    Compression {
+        /// The field's value.
+        kind: u8,
+    },
+    /// A table that the file does not contain.
+    #[error("{table} should be at bytes {}..{} of a file of {file_size} bytes: it is truncated or damaged", .at.start, .at.end)]
+    Outside {
+        /// Which table.
+        table: &'static str,
+        /// Where it should be.
+        at: Range<u64>,
+        /// Size of the file.
+        file_size: u64,
+    },
+    /// Two tables share bytes.
+    #[error("{first} and {second} overlap in the file")]
+    Overlap {
+        /// One of them.
+        first: &'static str,
+        /// The other.
+        second: &'static str,
+    },
+    /// A header extension longer than the space it has.
+    #[error("a header extension does not fit into the first cluster")]
+    Extension,
+}
+
+/// `Err` naming the field unless `ok`.
+fn require(ok: bool, field: &'static str, value: u64, rule: &'static str) -> Result<(), HeaderError> {
+    if ok { Ok(()) } else { Err(HeaderError::Field { field, value, rule }) }
+}
+
+impl Header {
+    /// Reads the header. `head` is the beginning of the file, as much of [`HEAD_LIMIT`] as there is, and `file_size`
+    /// the size of the whole file in bytes.
+    ///
+    /// # Errors
+    /// Whatever the format forbids, what kiln does not read, and sizes that make no sense.
+    pub fn parse(head: &[u8], file_size: u64) -> Result<Self, HeaderError> {
+        if !head.starts_with(MAGIC) {
+            return Err(HeaderError::Magic);
+        }
+        let raw = Raw::read(head).ok_or(HeaderError::Truncated)?;
+        raw.check_ranges()?;
+        raw.check_features()?;
+        let codec = raw.codec()?;
+        check_extensions(head, &raw)?;
+        let (l1, refcounts) = raw.check_tables(file_size)?;
+        Ok(Self {
+            version: raw.version,
+            cluster_bits: raw.cluster_bits,
+            virtual_size: raw.size,
+            l1,
+            refcounts,
+            refcount_order: raw.refcount_order,
+            backing: (raw.backing_offset != 0).then(|| raw.backing_name(head)),
+            snapshots: raw.snapshots,
+            dirty: raw.incompatible & DIRTY != 0,
+            lazy_refcounts: raw.compatible & LAZY_REFCOUNTS != 0,
+            codec,
+        })
+    }
+
+    /// Bytes in a cluster.
+    #[must_use]
+    pub fn cluster_size(&self) -> u64 {
+        1 << self.cluster_bits
+    }
+}
+
+/// The fields as they stand in the file, unchecked. What version 2 lacks has the value it is defined to have.
+struct Raw {
+    version: u32,
+    backing_offset: u64,
+    backing_size: u32,
+    cluster_bits: u32,
+    size: u64,
+    crypt_method: u32,
+    l1_entries: u32,
+    l1_offset: u64,
+    refcount_offset: u64,
+    refcount_clusters: u32,
+    snapshots: u32,
+    snapshots_offset: u64,
+    incompatible: u64,
+    compatible: u64,
+    autoclear: u64,
+    refcount_order: u32,
+    length: u32,
+    compression: u8,
+}
+
+impl Raw {
+    fn read(head: &[u8]) -> Option<Self> {
+        let version = be32(head, 4)?;
+        let v3 = version > 2;
+        let length = if v3 { be32(head, 100)? } else { 72 };
+        Some(Self {
+            version,
+            backing_offset: be64(head, 8)?,
+            backing_size: be32(head, 16)?,
+            cluster_bits: be32(head, 20)?,
+            size: be64(head, 24)?,
+            crypt_method: be32(head, 32)?,
+            l1_entries: be32(head, 36)?,
+            l1_offset: be64(head, 40)?,
+            refcount_offset: be64(head, 48)?,
+            refcount_clusters: be32(head, 56)?,
+            snapshots: be32(head, 60)?,
+            snapshots_offset: be64(head, 64)?,
+            incompatible: if v3 { be64(head, 72)? } else { 0 },
+            compatible: if v3 { be64(head, 80)? } else { 0 },
+            autoclear: if v3 { be64(head, 88)? } else { 0 },
+            refcount_order: if v3 { be32(head, 96)? } else { 4 },
+            length,
+            compression: if length > 104 { *head.get(104)? } else { 0 },
+        })
+    }
+
+    fn check_ranges(&self) -> Result<(), HeaderError> {
+        require(matches!(self.version, 2 | 3), "version", self.version.into(), "2 or 3")?;
+        require((9..=21).contains(&self.cluster_bits), "cluster_bits", self.cluster_bits.into(), "9 to 21")?;
+        require(self.size > 0, "size", self.size, "more than 0")?;
+        // The format allows it, but QEMU cuts the rest off and so would disagree with us about the disk's bytes.
+        require(self.size.is_multiple_of(512), "size", self.size, "whole sectors of 512 bytes")?;
+        require(self.size <= MAX_VIRTUAL_SIZE, "size", self.size, "at most 64 TiB")?;
+        require(self.refcount_order <= 6, "refcount_order", self.refcount_order.into(), "at most 6")?;
+        let length = u64::from(self.length);
+        if self.version == 3 {
+            let ok = length >= 104 && length.is_multiple_of(8) && length <= 1 << self.cluster_bits;
+            require(ok, "header_length", length, "a multiple of 8, at least 104, at most a cluster")?;
+        }
+        let name = u64::from(self.backing_size);
+        require(name <= MAX_BACKING_NAME, "backing_file_size", name, "at most 1023")
+    }
+
+    fn check_features(&self) -> Result<(), HeaderError> {
+        let unknown = self.incompatible & !(DIRTY | CORRUPT | DATA_FILE | COMPRESSION_TYPE | EXTENDED_L2);
+        // The raw-data-file bit alone means nothing to QEMU today; an image that sets it is not one we want to explain.
+        let data_file = self.incompatible & DATA_FILE != 0 || self.autoclear & DATA_FILE_RAW != 0;
+        match () {
+            () if data_file => Err(HeaderError::DataFile),
+            () if self.crypt_method != 0 => Err(HeaderError::Encrypted),
+            () if self.incompatible & CORRUPT != 0 => Err(HeaderError::Corrupt),
+            () if self.incompatible & EXTENDED_L2 != 0 => Err(HeaderError::ExtendedL2),
+            () if unknown != 0 => Err(HeaderError::UnknownFeatures { bits: unknown }),
+            () => Ok(()),
+        }
+    }
+
+    fn codec(&self) -> Result<Codec, HeaderError> {
+        match (self.incompatible & COMPRESSION_TYPE != 0, self.compression) {
+            (false, 0) => Ok(Codec::Deflate),
+            (true, 1) => Ok(Codec::Zstd),
+            (_, kind) => Err(HeaderError::Compression { kind }),
+        }
+    }
+
+    /// Where the L1 and refcount tables are: aligned, large enough, within the file, apart from each other.
+    fn check_tables(&self, file_size: u64) -> Result<(Range<u64>, Range<u64>), HeaderError> {
+        let cluster = 1u64 << self.cluster_bits;
+        let l1_bytes = u64::from(self.l1_entries) * 8;
+        // An L2 table is one cluster of 8-byte entries, each for one cluster.
+        let needed = self.size.div_ceil(cluster * (cluster / 8));
+        let entries = u64::from(self.l1_entries);
+        require(entries >= needed, "l1_size", entries, "enough for the virtual size")?;
+        require(l1_bytes <= MAX_L1_BYTES, "l1_size", entries, "at most 1048576")?;
+        let clusters = u64::from(self.refcount_clusters);
+        require(clusters > 0, "refcount_table_clusters", clusters, "more than 0")?;
+        let small = clusters * cluster <= MAX_REFCOUNT_TABLE_BYTES;
+        require(small, "refcount_table_clusters", clusters, "at most 8 MiB in all")?;
+        // Nothing here reads that table, but QEMU refuses the file even where it is empty.
+        let at = self.snapshots_offset;
+        let ok = at.is_multiple_of(cluster) && i64::try_from(at).is_ok();
+        require(ok, "snapshots_offset", at, "at the start of a cluster")?;
+        let l1 = self.table("the L1 table", self.l1_offset, l1_bytes, file_size)?;
+        let refcounts = self.table("the refcount table", self.refcount_offset, clusters * cluster, file_size)?;
+        if l1.start < refcounts.end && refcounts.start < l1.end {
+            return Err(HeaderError::Overlap { first: "the L1 table", second: "the refcount table" });
+        }
+        Ok((l1, refcounts))
+    }
+
+    fn table(&self, table: &'static str, start: u64, bytes: u64, file_size: u64) -> Result<Range<u64>, HeaderError> {
+        let cluster = 1u64 << self.cluster_bits;
+        require(start.is_multiple_of(cluster), table, start, "at the start of a cluster")?;
+        if start < cluster {
+            return Err(HeaderError::Overlap { first: "the header", second: table });
+        }
+        let at = start..start.saturating_add(bytes);
+        if at.end > file_size {
+            return Err(HeaderError::Outside { table, at, file_size });
+        }
+        Ok(at)
+    }
+
+    fn backing_name(&self, head: &[u8]) -> String {
+        let start = usize::try_from(self.backing_offset).unwrap_or(usize::MAX);
+        let name = start.checked_add(self.backing_size as usize).and_then(|end| head.get(start..end));
+        name.unwrap_or_default().escape_ascii().to_string()
+    }
+}
+
+/// Walks the header extensions. Those that would make QEMU open or decrypt something are refused even where the
+/// feature bit that should go with them is missing; all others are harmless to a reader.
+fn check_extensions(head: &[u8], raw: &Raw) -> Result<(), HeaderError> {
+    let cluster = 1usize << raw.cluster_bits;
+    let area = head.get(..cluster.min(head.len())).unwrap_or_default();
+    let mut at = raw.length as usize;
+    // The area ends with an extension of type 0, with the first cluster, or with the file.
+    while let (Some(kind), Some(length)) = (be32(area, at), be32(area, at + 4)) {
+        match kind {
+            0 => break,
+            EXTENSION_DATA_FILE => return Err(HeaderError::DataFile),
+            EXTENSION_ENCRYPTION => return Err(HeaderError::Encrypted),
+            _ => {}
+        }
+        at = at + 8 + (length as usize).next_multiple_of(8);
+        if at > cluster {
+            return Err(HeaderError::Extension);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A header as `qemu-img create` writes it for 1 GiB with clusters of 64 KiB.
+    pub(crate) fn valid() -> Vec<u8> {
+        let mut head = vec![0; 5 << 16];
+        let mut put = |at: usize, bytes: &[u8]| head[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, MAGIC);
+        for (at, value) in [(4, 3u32), (20, 16), (36, 2), (56, 1), (96, 4), (100, 112)] {
+            put(at, &value.to_be_bytes());
+        }
+        for (at, value) in [(24, 1u64 << 30), (40, 3 << 16), (48, 1 << 16)] {
+            put(at, &value.to_be_bytes());
+        }
+        head
+    }
+
+    fn parse(head: &[u8]) -> Result<Header, HeaderError> {
+        Header::parse(head, head.len() as u64)
+    }
+
+    fn with32(at: usize, value: u32) -> Vec<u8> {
+        let mut head = valid();
+        head[at..at + 4].copy_from_slice(&value.to_be_bytes());
+        head
+    }
+
+    fn with64(at: usize, value: u64) -> Vec<u8> {
+        let mut head = valid();
+        head[at..at + 8].copy_from_slice(&value.to_be_bytes());
+        head
+    }
+
+    #[test]
+    fn a_plain_header_is_read() {
+        let header = parse(&valid()).unwrap();
+        assert_eq!((header.version, header.virtual_size, header.cluster_size()), (3, 1 << 30, 65536));
+        assert_eq!((header.codec, header.backing, header.snapshots), (Codec::Deflate, None, 0));
+    }
+
+    #[test]
+    fn hostile_fields_are_refused_by_name() {
+        let cases = [
+            (with32(4, 9), "version"),
+            (with32(4, 1), "version"),
+            (with32(20, 0), "cluster_bits"),
+            (with32(20, 40), "cluster_bits"),
+            (with64(24, 0), "size"),
+            (with64(24, 1 << 60), "size"),
+            (with64(24, u64::MAX), "size"),
+            (with64(24, (1 << 20) + 1), "size"),
+            (with64(24, 2 << 30), "l1_size"),
+            (with32(36, u32::MAX), "l1_size"),
+            (with32(56, 0), "refcount_table_clusters"),
+            (with32(56, u32::MAX), "refcount_table_clusters"),
+            (with32(96, 60), "refcount_order"),
+            (with32(100, 72), "header_length"),
+            (with32(100, 106), "header_length"),
+            (with32(100, u32::MAX), "header_length"),
+            (with32(16, 5000), "backing_file_size"),
+            (with64(40, 3 << 16 | 512), "the L1 table"),
+        ];
+        for (head, name) in cases {
+            let error = parse(&head).unwrap_err();
+            assert!(matches!(&error, HeaderError::Field { field, .. } if *field == name), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn features_are_refused_by_what_they_mean() {
+        let cases = [
+            (with64(72, CORRUPT), HeaderError::Corrupt),
+            (with64(72, DATA_FILE), HeaderError::DataFile),
+            (with64(88, DATA_FILE_RAW), HeaderError::DataFile),
+            (with64(72, EXTENDED_L2), HeaderError::ExtendedL2),
+            (with64(72, 1 << 40), HeaderError::UnknownFeatures { bits: 1 << 40 }),
+            (with64(72, COMPRESSION_TYPE), HeaderError::Compression { kind: 0 }),
+            (with32(104, 1 << 24), HeaderError::Compression { kind: 1 }),
+            (with32(32, 1), HeaderError::Encrypted),
+            (with32(32, 2), HeaderError::Encrypted),
+            (with32(112, EXTENSION_DATA_FILE), HeaderError::DataFile),
+            (with32(112, EXTENSION_ENCRYPTION), HeaderError::Encrypted),
+            (with64(112, 0xffff_ffff_0001_0000), HeaderError::Extension),
+        ];
+        for (head, expected) in cases {
+            assert_eq!(parse(&head).unwrap_err(), expected);
+        }
+    }
+
+    #[test]
+    fn tables_lie_within_the_file_and_apart() {
+        assert!(matches!(parse(&with64(40, 5 << 16)), Err(HeaderError::Outside { .. })));
+        assert!(matches!(parse(&with64(40, u64::MAX << 16)), Err(HeaderError::Outside { .. })));
+        assert!(matches!(parse(&with64(40, 1 << 16)), Err(HeaderError::Overlap { .. })));
+        assert!(matches!(parse(&with64(48, 0)), Err(HeaderError::Overlap { .. })));
+    }
+
+    #[test]
+    fn a_cut_header_is_truncated() {
+        for length in 4..104 {
+            assert_eq!(parse(&valid()[..length]), Err(HeaderError::Truncated), "{length}");
+        }
+    }
+
+    #[test]
+    fn dirty_is_a_fact_and_a_backing_name_is_escaped() {
+        assert!(parse(&with64(72, DIRTY)).unwrap().dirty);
+        let mut head = with64(8, 1024);
+        head[16..20].copy_from_slice(&3u32.to_be_bytes());
+        head[1024..1027].copy_from_slice(b"a\x1bb");
+        assert_eq!(parse(&head).unwrap().backing.as_deref(), Some("a\\x1bb"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_mutation_panics(changes in prop::collection::vec((4usize..160, any::<u8>()), 1..12), cut in 0usize..400) {
+            let mut head = valid();
+            for (at, byte) in changes {
+                head[at] = byte;
+            }
+            let _ = parse(&head);
+            let _ = parse(&head[..cut]);
+            let _ = Header::parse(&head, u64::MAX);
+        }
+    }
+}

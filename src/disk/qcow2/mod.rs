@@ -1,0 +1,5 @@
+//! The qcow2 format, read only, as QEMU's `docs/interop/qcow2.rst` describes it.
+
+pub mod header;
+pub(super) mod reader;
+mod unpack;

@@ -1,0 +1,214 @@
+//! Reads guest data of one qcow2 file: where each cluster is, and its bytes.
+//!
+//! Source: `docs/interop/qcow2.rst`, "Cluster mapping". Entries are checked when they are used: they come from a base
+//! nobody vouches for, or from an overlay whose guest nobody vouches for.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::header::{HEAD_LIMIT, Header};
+use super::unpack::unpack;
+use crate::disk::bytes::be64_table;
+use crate::disk::chain::LayerError;
+use crate::disk::inspect::read_up_to;
+
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+const COMPRESSED: u64 = 1 << 62;
+const READS_AS_ZERO: u64 = 1;
+/// Memory for unpacked clusters: readers of a file system come back to the same cluster many times.
+const UNPACKED_BYTES: u64 = 4 << 20;
+
+/// Where the bytes at some place of the disk are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::disk) enum Place {
+    /// Not in this file: ask the one below.
+    Below,
+    /// Nowhere: they are zero.
+    Zero,
+    /// In the file, from this byte on.
+    At(u64),
+    /// In the compressed cluster of this L2 entry.
+    Packed(u64),
+}
+
+/// Bytes of the disk that are all in one place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::disk) struct Run {
+    /// Where the first byte is.
+    pub place: Place,
+    /// How many bytes; never 0.
+    pub length: u64,
+}
+
+/// One opened qcow2 file.
+#[derive(Debug)]
+pub(in crate::disk) struct Reader {
+    file: File,
+    file_size: u64,
+    header: Header,
+    l1: Vec<u64>,
+    tables: Slots<Vec<u64>>,
+    unpacked: Slots<Vec<u8>>,
+}
+
+impl Reader {
+    /// Reads header and L1 table. L2 tables take at most `memory` bytes at a time, but at least one is kept.
+    pub fn open(file: File, memory: u64) -> Result<Self, LayerError> {
+        let file_size = file.metadata()?.len();
+        let header = Header::parse(&read_up_to(&file, 0, HEAD_LIMIT)?, file_size)?;
+        let length = usize::try_from(header.l1.end - header.l1.start).unwrap_or(0);
+        let l1 = be64_table(&read_up_to(&file, header.l1.start, length)?);
+        let tables = Slots::new(memory / header.cluster_size());
+        let unpacked = Slots::new(UNPACKED_BYTES / header.cluster_size());
+        Ok(Self { file, file_size, header, l1, tables, unpacked })
+    }
+
+    /// Bytes of the disk.
+    pub fn size(&self) -> u64 {
+        self.header.virtual_size
+    }
+
+    /// The place of the byte at `offset` of the disk, and how far it goes on like that; looks no farther than `enough`
+    /// bytes need. `offset` is below the size.
+    pub fn run_at(&self, offset: u64, enough: u64) -> Result<Run, LayerError> {
+        let bits = self.header.cluster_bits;
+        let cluster = offset >> bits;
+        let per_table = self.header.cluster_size() / 8;
+        let (table_index, first) = (cluster / per_table, cluster % per_table);
+        let (place, clusters) = match self.table(table_index)? {
+            None => (Place::Below, per_table - first),
+            Some(table) => {
+                let entries = &table[usize::try_from(first).unwrap_or(0)..];
+                // One more than that many whole clusters, for the part of one at either end.
+                let enough = usize::try_from(enough >> bits).unwrap_or(usize::MAX).saturating_add(2);
+                self.same_place(&entries[..entries.len().min(enough)])?
+            }
+        };
+        let end = ((cluster + clusters) << bits).min(self.size());
+        let inside = offset & (self.header.cluster_size() - 1);
+        let place = if let Place::At(start) = place { Place::At(start + inside) } else { place };
+        Ok(Run { place, length: end - offset })
+    }
+
+    /// The place of the first entry's cluster, and how many clusters continue it.
+    fn same_place(&self, entries: &[u64]) -> Result<(Place, u64), LayerError> {
+        let first = self.place(entries[0])?;
+        let mut count = 1;
+        for entry in &entries[1..] {
+            let continued = match (first, self.place(*entry)) {
+                (Place::At(start), Ok(Place::At(next))) => next == start + count * self.header.cluster_size(),
+                (Place::Below, Ok(Place::Below)) | (Place::Zero, Ok(Place::Zero)) => true,
+                _ => false,
+            };
+            if !continued {
+                break;
+            }
+            count += 1;
+        }
+        Ok((first, count))
+    }
+
+    fn place(&self, entry: u64) -> Result<Place, LayerError> {
+        if entry & COMPRESSED != 0 {
+            return Ok(Place::Packed(entry & (COMPRESSED - 1)));
+        }
+        // Version 2 has no zero flag; the bit is reserved there.
+        if entry & READS_AS_ZERO != 0 && self.header.version > 2 {
+            return Ok(Place::Zero);
+        }
+        match entry & OFFSET {
+            0 => Ok(Place::Below),
+            at => self.check_cluster("a data cluster", at).map(|()| Place::At(at)),
+        }
+    }
+
+    fn check_cluster(&self, what: &'static str, at: u64) -> Result<(), LayerError> {
+        if at.is_multiple_of(self.header.cluster_size()) && at < self.file_size {
+            return Ok(());
+        }
+        Err(LayerError::Entry { what, at, file_size: self.file_size })
+    }
+
+    /// The L2 table of an L1 entry; `None` where nothing is allocated.
+    fn table(&self, index: u64) -> Result<Option<Arc<Vec<u64>>>, LayerError> {
+        let entry = usize::try_from(index).ok().and_then(|index| self.l1.get(index)).copied().unwrap_or(0);
+        let at = entry & OFFSET;
+        if at == 0 {
+            return Ok(None);
+        }
+        let read = || {
+            self.check_cluster("an L2 table", at)?;
+            let mut bytes = vec![0; 1 << self.header.cluster_bits];
+            self.read_file(at, &mut bytes)?;
+            Ok(be64_table(&bytes))
+        };
+        self.tables.get(index, read).map(Some)
+    }
+
+    /// Reads file bytes. What lies beyond the end is zero, as in QEMU: the last cluster of a file need not be whole.
+    fn read_file(&self, at: u64, bytes: &mut [u8]) -> io::Result<()> {
+        let there = usize::try_from(self.file_size.saturating_sub(at)).unwrap_or(usize::MAX).min(bytes.len());
+        let (inside, beyond) = bytes.split_at_mut(there);
+        beyond.fill(0);
+        self.file.read_exact_at(inside, at)
+    }
+
+    /// Fills `bytes` with what is at `offset` of the disk, which [`Reader::run_at`] said is at `place`.
+    pub fn read(&self, place: Place, offset: u64, bytes: &mut [u8]) -> Result<(), LayerError> {
+        match place {
+            Place::Below | Place::Zero => bytes.fill(0),
+            Place::At(at) => self.read_file(at, bytes)?,
+            Place::Packed(entry) => {
+                let inside = usize::try_from(offset & (self.header.cluster_size() - 1)).unwrap_or(0);
+                let cluster = self.unpacked.get(offset >> self.header.cluster_bits, || self.unpack(entry))?;
+                bytes.copy_from_slice(&cluster[inside..inside + bytes.len()]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Unpacks the cluster of an L2 entry ("Compressed Clusters Descriptor").
+    fn unpack(&self, entry: u64) -> Result<Vec<u8>, LayerError> {
+        let offset_bits = 62 - (self.header.cluster_bits - 8);
+        let at = entry & ((1 << offset_bits) - 1);
+        let sectors = (entry >> offset_bits) + 1;
+        if at >= self.file_size {
+            return Err(LayerError::Entry { what: "a compressed cluster", at, file_size: self.file_size });
+        }
+        // At most two clusters: the count of sectors has cluster_bits - 8 bits.
+        let length = (sectors * 512 - at % 512).min(self.file_size - at);
+        let mut packed = vec![0; usize::try_from(length).unwrap_or(0)];
+        self.read_file(at, &mut packed)?;
+        unpack(self.header.codec, &packed, 1 << self.header.cluster_bits)
+            .map_err(|source| LayerError::Unpack { at, source })
+    }
+}
+
+/// Remembers what was read last under each key modulo a number of slots: bounded, and good for reading in order.
+#[derive(Debug)]
+struct Slots<T>(Mutex<Vec<Slot<T>>>);
+
+type Slot<T> = Option<(u64, Arc<T>)>;
+
+impl<T> Slots<T> {
+    /// Between 1 and 256 slots.
+    fn new(count: u64) -> Self {
+        let count = usize::try_from(count.clamp(1, 256)).unwrap_or(1);
+        Self(Mutex::new((0..count).map(|_| None).collect()))
+    }
+
+    /// What is remembered for `key`, or what `read` gives.
+    fn get(&self, key: u64, read: impl FnOnce() -> Result<T, LayerError>) -> Result<Arc<T>, LayerError> {
+        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = slots.len() as u64;
+        let slot = &mut slots[usize::try_from(key % count).unwrap_or(0)];
+        if let Some((_, value)) = slot.as_ref().filter(|(remembered, _)| *remembered == key) {
+            return Ok(Arc::clone(value));
+        }
+        let value = Arc::new(read()?);
+        *slot = Some((key, Arc::clone(&value)));
+        Ok(value)
+    }
+}

@@ -1,0 +1,295 @@
+//! `qemu-img`, typed: makes overlays and converts a finished chain into an output file.
+//!
+//! Every file is named with its driver, in a complete block graph, so nothing is probed and no name in a header is
+//! followed. A guest that writes a qcow2 header into its raw disk gains nothing (CVE-2026-24708): a raw layer stays
+//! raw, and nothing here ever resizes an image in place. The children are [`supervised`]: dropping a future kills them.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::Command;
+
+use crate::error::{Fault, Kind};
+use crate::process::{describe, stderr_tail, supervised};
+use crate::size::ByteSize;
+use crate::spec::{BaseFormat, Compression, OutputFormat};
+
+const PROGRAM: &str = "qemu-img";
+
+/// A file of a block graph, by name: `qemu-img` opens it itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Image<'a> {
+    /// Where it is.
+    pub path: &'a Path,
+    /// Stated, never guessed.
+    pub format: BaseFormat,
+}
+
+/// What [`convert`] is to write.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    /// Where to; a file that is there already is overwritten.
+    pub path: &'a Path,
+    /// In which format.
+    pub format: OutputFormat,
+    /// Of its clusters; a raw file has none.
+    pub compression: Compression,
+}
+
+/// `qemu-img` did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum QemuImgError {
+    /// It is not there, or cannot be started.
+    #[error("cannot start {PROGRAM}")]
+    Start(#[source] io::Error),
+    /// Waiting for it failed.
+    #[error("lost {PROGRAM}")]
+    Wait(#[source] io::Error),
+    /// A path that cannot stand in a JSON text.
+    #[error("the path {} is not UTF-8, which {PROGRAM} needs", .0.display())]
+    Path(PathBuf),
+    /// The disk of this host is full, or a limit or quota is reached.
+    #[error("no space for {}: {stderr}{}", .path.display(), room(*.need, *.have))]
+    NoSpace {
+        /// What was being written.
+        path: PathBuf,
+        /// What it may need at most, where that is known.
+        need: Option<ByteSize>,
+        /// What is free now, where that is known.
+        have: Option<ByteSize>,
+        /// What `qemu-img` said.
+        stderr: String,
+    },
+    /// Anything else.
+    #[error("{PROGRAM} {verb} ended with {status}: {stderr}")]
+    Failed {
+        /// Which of its commands.
+        verb: &'static str,
+        /// How it ended.
+        status: String,
+        /// The end of what it said.
+        stderr: String,
+    },
+}
+
+fn room(need: Option<ByteSize>, have: Option<ByteSize>) -> String {
+    let need = need.map(|need| format!("; needs at most {need}")).unwrap_or_default();
+    let have = have.map(|have| format!("; {have} are free")).unwrap_or_default();
+    need + &have
+}
+
+impl Fault for QemuImgError {
+    fn kind(&self) -> Kind {
+        match self {
+            QemuImgError::Failed { .. } => Kind::Output,
+            _ => Kind::Host,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            QemuImgError::Start(error) if error.kind() == io::ErrorKind::NotFound => {
+                vec![format!("install {PROGRAM}: Debian and Ubuntu have it in the package qemu-utils")]
+            }
+            QemuImgError::NoSpace { .. } => vec!["make room, or put the store elsewhere with --store".to_owned()],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Creates an empty qcow2 overlay over `base`, as large as `virtual_size` bytes.
+///
+/// The base is not opened (`-u`). Its name goes into the header for people and for `qemu-img info` alone; kiln always
+/// states the whole graph itself.
+///
+/// # Errors
+/// When `qemu-img` is missing or fails, or the disk is full.
+pub async fn create_overlay(path: &Path, base: Image<'_>, virtual_size: u64) -> Result<(), QemuImgError> {
+    let mut command = supervised(PROGRAM);
+    command.args(["create", "-q", "-u", "-f", "qcow2", "-F", driver(base.format), "-b"]);
+    command.arg(absolute(base.path)?).arg(absolute(path)?).arg(virtual_size.to_string());
+    let run = run(command, "create", |_| ()).await?;
+    run.check(path, None)
+}
+
+/// Converts the disk of a chain, top first, to one file. `progress` is told fractions from 0 to 1. Dropping the future
+/// kills `qemu-img` and leaves a part of the file behind; a failure leaves none.
+///
+/// The same disk gives the same bytes: that rules out `-W`, which writes clusters in the order they get ready.
+///
+/// # Errors
+/// When `qemu-img` is missing or fails, or the disk is full.
+pub async fn convert(chain: &[Image<'_>], target: Target<'_>, progress: impl FnMut(f64)) -> Result<(), QemuImgError> {
+    let mut command = supervised(PROGRAM);
+    // 16 coroutines are what -m allows; compression is done in threads, one for each.
+    command.args(["convert", "-p", "-m", "16", "-O"]).args(target_options(target.format, target.compression));
+    command.arg(format!("json:{}", graph(chain)?)).arg(absolute(target.path)?);
+    let run = run(command, "convert", progress).await;
+    if !run.as_ref().is_ok_and(|run| run.status.success()) {
+        // Before the free space is looked at. It may not even exist; what matters is the first error.
+        let _ = std::fs::remove_file(target.path);
+    }
+    run?.check(target.path, Some(ByteSize(chain.iter().map(|image| allocated(image.path)).sum())))
+}
+
+fn target_options(format: OutputFormat, compression: Compression) -> &'static [&'static str] {
+    match (format, compression) {
+        (OutputFormat::Raw, _) => &["raw", "-S", "4k"],
+        (OutputFormat::Qcow2, Compression::Zstd) => &["qcow2", "-c", "-o", "compression_type=zstd"],
+        (OutputFormat::Qcow2, Compression::Zlib) => &["qcow2", "-c", "-o", "compression_type=zlib"],
+        (OutputFormat::Qcow2, Compression::None) => &["qcow2"],
+    }
+}
+
+fn driver(format: BaseFormat) -> &'static str {
+    match format {
+        BaseFormat::Qcow2 => "qcow2",
+        BaseFormat::Raw => "raw",
+    }
+}
+
+/// The block graph of a chain: each file under its driver, the next one as its backing, `null` below the last.
+fn graph(chain: &[Image<'_>]) -> Result<Value, QemuImgError> {
+    let mut below = Value::Null;
+    for image in chain.iter().rev() {
+        let path = absolute(image.path)?;
+        let name = path.to_str().ok_or_else(|| QemuImgError::Path(path.clone()))?;
+        let file = json!({ "driver": "file", "filename": name });
+        below = match image.format {
+            BaseFormat::Qcow2 => json!({ "driver": "qcow2", "file": file, "backing": below }),
+            BaseFormat::Raw => json!({ "driver": "raw", "file": file }),
+        };
+    }
+    Ok(below)
+}
+
+/// An absolute path begins with a slash, so it is neither an option nor a protocol (`nbd:`, `json:`) to `qemu-img`.
+fn absolute(path: &Path) -> Result<PathBuf, QemuImgError> {
+    std::path::absolute(path).map_err(|_| QemuImgError::Path(path.to_owned()))
+}
+
+/// What became of a child.
+struct Run {
+    verb: &'static str,
+    status: ExitStatus,
+    stderr: String,
+}
+
+impl Run {
+    fn check(self, path: &Path, need: Option<ByteSize>) -> Result<(), QemuImgError> {
+        if self.status.success() {
+            return Ok(());
+        }
+        let stderr = self.stderr;
+        if is_full(&stderr) {
+            let have = path.parent().and_then(free_space);
+            return Err(QemuImgError::NoSpace { path: path.to_owned(), need, have, stderr });
+        }
+        Err(QemuImgError::Failed { verb: self.verb, status: describe(self.status), stderr })
+    }
+}
+
+/// The texts of `ENOSPC`, `EDQUOT` and `EFBIG` under `LC_ALL=C`.
+fn is_full(stderr: &str) -> bool {
+    ["No space left on device", "Disk quota exceeded", "File too large"].iter().any(|text| stderr.contains(text))
+}
+
+fn free_space(folder: &Path) -> Option<ByteSize> {
+    let facts = nix::sys::statvfs::statvfs(folder).ok()?;
+    Some(ByteSize(facts.blocks_available().saturating_mul(facts.fragment_size())))
+}
+
+/// Bytes a file takes on its disk; 0 for one that cannot be asked.
+fn allocated(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).map_or(0, |facts| facts.blocks() * 512)
+}
+
+async fn run(mut command: Command, verb: &'static str, progress: impl FnMut(f64)) -> Result<Run, QemuImgError> {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(QemuImgError::Start)?;
+    // Both streams are piped just above, so neither `take` gives None; with nothing to read there is nothing to lose.
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let watch = async {
+        if let Some(stdout) = stdout {
+            watch_progress(stdout, progress).await;
+        }
+    };
+    let tail = async {
+        match stderr {
+            Some(stderr) => stderr_tail(stderr).await,
+            None => String::new(),
+        }
+    };
+    let ((), stderr, status) = tokio::join!(watch, tail, child.wait());
+    Ok(Run { verb, status: status.map_err(QemuImgError::Wait)?, stderr })
+}
+
+/// Reads `(12.34/100%)\r` over and over. A longer text than that is no progress and is dropped.
+async fn watch_progress(mut stdout: impl AsyncRead + Unpin, mut progress: impl FnMut(f64)) {
+    const LONGEST: usize = 64;
+    let mut text = Vec::new();
+    let mut buffer = [0; 512];
+    while let Ok(count @ 1..) = stdout.read(&mut buffer).await {
+        for byte in &buffer[..count] {
+            match byte {
+                b'\r' | b'\n' => {
+                    if let Some(fraction) = parse_progress(&text) {
+                        progress(fraction);
+                    }
+                    text.clear();
+                }
+                _ if text.len() < LONGEST => text.push(*byte),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn parse_progress(text: &[u8]) -> Option<f64> {
+    let text = std::str::from_utf8(text).ok()?;
+    let (_, rest) = text.split_once('(')?;
+    let (percent, _) = rest.split_once("/100%)")?;
+    let percent: f64 = percent.trim().parse().ok()?;
+    (0.0..=100.0).contains(&percent).then_some(percent / 100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_read_and_nothing_else() {
+        assert_eq!(parse_progress(b"    (12.50/100%)"), Some(0.125));
+        for bad in ["", "(", "(x/100%)", "(-1/100%)", "(101/100%)", "(NaN/100%)", "100%"] {
+            assert_eq!(parse_progress(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_graph_names_every_driver_and_ends_in_null() {
+        let image = |path, format| Image { path: Path::new(path), format };
+        let qcow2 = graph(&[image("/a,b", BaseFormat::Qcow2), image("/\"c", BaseFormat::Qcow2)]).unwrap();
+        let below = json!({"driver": "qcow2", "file": {"driver": "file", "filename": "/\"c"}, "backing": null});
+        let top = json!({"driver": "qcow2", "file": {"driver": "file", "filename": "/a,b"}, "backing": below});
+        assert_eq!(qcow2, top);
+        let raw = graph(&[image("/r", BaseFormat::Raw)]).unwrap();
+        assert_eq!(raw, json!({"driver": "raw", "file": {"driver": "file", "filename": "/r"}}));
+    }
+
+    #[test]
+    fn a_full_disk_is_the_hosts_fault() {
+        use std::os::unix::process::ExitStatusExt;
+        let check = |stderr: &str| {
+            let run = Run { verb: "convert", status: ExitStatus::from_raw(256), stderr: stderr.to_owned() };
+            run.check(Path::new("/tmp/out"), Some(ByteSize::gib(1))).unwrap_err()
+        };
+        let full = check("qemu-img: error while writing at byte 8323072: No space left on device");
+        assert_eq!(full.kind(), Kind::Host);
+        assert!(full.to_string().contains("needs at most 1GiB; "), "{full}");
+        assert_eq!(check("qemu-img: Could not open '/x'").kind(), Kind::Output);
+    }
+}

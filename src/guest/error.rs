@@ -1,0 +1,136 @@
+//! What can go wrong between kiln and the guest.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::agent::pack::PackError;
+use crate::error::{Fault, Kind};
+use crate::size::{ByteSize, format_duration};
+use crate::wire::code::Malformed;
+
+/// A failed conversation, transfer or request.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// The other end of the port is gone.
+    #[error("the agent's port was closed")]
+    Closed,
+    /// The port failed.
+    #[error("the agent's port failed")]
+    Port(#[source] io::Error),
+    /// The guest said what no agent says.
+    #[error("the guest does not speak the agent's language: {0}")]
+    Protocol(String),
+    /// An agent of another kiln answered.
+    #[error("the guest runs another agent: version {version}, build {build}")]
+    OtherBuild {
+        /// Its version.
+        version: u16,
+        /// Its build.
+        build: String,
+    },
+    /// The agent began anew in the middle of a request: the guest rebooted, or the agent died.
+    #[error("the guest's agent started anew in the middle of a request")]
+    Restarted,
+    /// The guest does not take what is sent to it.
+    #[error("the guest read nothing for {}", format_duration(*.0))]
+    Stalled(Duration),
+    /// Not even pings are answered.
+    #[error("the guest's agent said nothing for {}", format_duration(*.0))]
+    Silent(Duration),
+    /// A command should have been killed by the agent long ago.
+    #[error("the guest's agent did not end a command that was to take at most {}", format_duration(*.0))]
+    Overdue(Duration),
+    /// The guest refused or failed a request.
+    #[error("the guest says: {text}")]
+    Refused {
+        /// Its file system is full.
+        full: bool,
+        /// What and why, in the agent's words.
+        text: String,
+    },
+    /// A command with its environment and secrets is too large to be sent.
+    #[error("the command with its environment and secrets has {bytes}; the limit is {limit}")]
+    TooLarge {
+        /// Its size.
+        bytes: ByteSize,
+        /// What can be sent.
+        limit: ByteSize,
+    },
+    /// An input on this host cannot be read, or is nothing that can be copied.
+    #[error("{0}")]
+    Input(String),
+    /// An input on this host changed during the build.
+    #[error("{} changed while it was read", .0.display())]
+    Changed(PathBuf),
+    /// What the guest sent as files may not be written here.
+    #[error("the guest sent a tree that is refused: {0}")]
+    Hostile(String),
+    /// What the guest sent is larger than allowed.
+    #[error("the guest sent more than {0}")]
+    Beyond(String),
+    /// A file on this host cannot be written.
+    #[error("cannot write {}", .path.display())]
+    Write {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Fault for GuestError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Closed
+            | Self::Port(_)
+            | Self::Protocol(_)
+            | Self::OtherBuild { .. }
+            | Self::Stalled(_)
+            | Self::Silent(_) => Kind::Boot,
+            Self::Restarted | Self::Overdue(_) | Self::Refused { .. } | Self::Hostile(_) | Self::Beyond(_) => {
+                Kind::Step
+            }
+            Self::TooLarge { .. } | Self::Input(_) => Kind::Spec,
+            Self::Changed(_) => Kind::Base,
+            Self::Write { .. } => Kind::Output,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        let hint = match self {
+            Self::Refused { full: true, .. } => "make the disk larger: set `disk` under [machine]",
+            Self::OtherBuild { .. } => "the base image must not contain a running kiln agent",
+            Self::Restarted => "a step that reboots the guest must say `reboot = true`",
+            Self::Changed(_) => "build again when nothing writes to it any more",
+            Self::TooLarge { .. } => "copy large text as a file and run that",
+            Self::Stalled(_) | Self::Silent(_) => "see console.log for a crash or a hang of the guest's kernel",
+            _ => return Vec::new(),
+        };
+        vec![hint.into()]
+    }
+}
+
+impl From<Malformed> for GuestError {
+    fn from(why: Malformed) -> Self {
+        match why {
+            Malformed::Version { version, build } => Self::OtherBuild { version, build: printable(&build) },
+            other => Self::Protocol(other.to_string()),
+        }
+    }
+}
+
+impl From<PackError> for GuestError {
+    fn from(error: PackError) -> Self {
+        match error {
+            PackError::Changed(path) => Self::Changed(path),
+            PackError::Write(error) => Self::Port(error),
+            other => Self::Input(other.to_string()),
+        }
+    }
+}
+
+/// Text of the guest without what a terminal might obey.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}

@@ -1,0 +1,179 @@
+//! Runs commands in the guest, their output streamed as it comes.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::GuestError;
+use super::error::printable;
+use super::session::{Session, unexpected};
+use crate::event::Channel;
+use crate::size::ByteSize;
+use crate::wire::code::Code;
+use crate::wire::message::Pair;
+use crate::wire::{self, ExecRequest, Hidden, MAX_DATA, MAX_EXEC, Message, Secret};
+
+/// How much later than its time-out a command may end: the agent first asks, then kills, then drains the pipes.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// A command for the guest.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Exec {
+    /// Program and arguments, run without a shell; never empty.
+    pub argv: Vec<String>,
+    /// Environment on top of `PATH`, `HOME`, `USER`, `LOGNAME` and `SHELL`.
+    pub env: BTreeMap<String, String>,
+    /// Working directory, absolute.
+    pub dir: String,
+    /// User name or number; with its groups as the guest knows them.
+    pub user: String,
+    /// After this all its processes are killed.
+    pub timeout: Option<Duration>,
+    /// Files below `$KILN_SECRETS`, by name.
+    pub secrets: Vec<(String, Vec<u8>)>,
+    /// All of its stdin; `/dev/null` where absent.
+    pub stdin: Option<Vec<u8>>,
+}
+
+/// Values may be secret, so only names are shown.
+impl fmt::Debug for Exec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exec").field("argv", &self.argv).field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+impl Exec {
+    /// This command as root in `/`, without a time-out.
+    pub fn new<S: Into<String>>(argv: impl IntoIterator<Item = S>) -> Self {
+        Self {
+            argv: argv.into_iter().map(Into::into).collect(),
+            env: BTreeMap::new(),
+            dir: "/".into(),
+            user: "root".into(),
+            timeout: None,
+            secrets: Vec::new(),
+            stdin: None,
+        }
+    }
+
+    fn request(&self) -> ExecRequest {
+        let pair = |(name, value): (&String, &String)| Pair { name: name.clone(), value: value.clone() };
+        let secret = |(name, value): &(String, Vec<u8>)| Secret { name: name.clone(), value: Hidden(value.clone()) };
+        ExecRequest {
+            argv: self.argv.clone(),
+            env: self.env.iter().map(pair).collect(),
+            dir: self.dir.clone(),
+            user: self.user.clone(),
+            timeout: self.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
+            stdin: self.stdin.is_some(),
+            tty: None,
+            secrets: self.secrets.iter().map(secret).collect(),
+        }
+    }
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exit {
+    /// It returned this code.
+    Code(u8),
+    /// This signal killed it.
+    Signal(u8),
+    /// It took too long and was killed.
+    TimedOut,
+    /// It could not be started, and why.
+    NotStarted(String),
+}
+
+impl Exit {
+    /// Whether it did what it should.
+    #[must_use]
+    pub fn is_success(&self) -> bool {
+        *self == Self::Code(0)
+    }
+}
+
+/// Fits behind "the step ": `exited with code 2`.
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exited with code {code}"),
+            Self::Signal(number) => write!(f, "was killed by signal {number}"),
+            Self::TimedOut => write!(f, "took too long and was killed"),
+            Self::NotStarted(why) => write!(f, "could not start: {why}"),
+        }
+    }
+}
+
+impl Session {
+    /// Runs a command to its end. `output` gets its bytes as they come, at most 64 KiB at once; while it works, the
+    /// command may have to wait.
+    ///
+    /// # Errors
+    /// When the conversation fails. A command that fails is an [`Exit`].
+    pub async fn exec(&mut self, exec: &Exec, output: &mut dyn FnMut(Channel, &[u8])) -> Result<Exit, GuestError> {
+        let mut encoded = Vec::new();
+        exec.request().put(&mut encoded);
+        if encoded.len() > MAX_EXEC {
+            let (bytes, limit) = (ByteSize(encoded.len() as u64), ByteSize(MAX_EXEC as u64));
+            return Err(GuestError::TooLarge { bytes, limit });
+        }
+        self.begin();
+        let parts = encoded.len().div_ceil(MAX_DATA);
+        for (index, part) in encoded.chunks(MAX_DATA).enumerate() {
+            self.queue(&Message::Exec { part: Hidden(part.to_vec()), last: index + 1 == parts });
+            self.flush().await?;
+        }
+        let finished = self.follow(exec.stdin.as_deref(), output);
+        match exec.timeout.map(|limit| (limit, limit.saturating_add(GRACE))) {
+            Some((limit, late)) => timeout(late, finished).await.unwrap_or(Err(GuestError::Overdue(limit))),
+            None => finished.await,
+        }
+    }
+
+    async fn follow(
+        &mut self,
+        mut stdin: Option<&[u8]>,
+        output: &mut dyn FnMut(Channel, &[u8]),
+    ) -> Result<Exit, GuestError> {
+        loop {
+            self.feed(&mut stdin).await?;
+            let (channel, bytes) = match self.next().await? {
+                Message::Stdout { bytes } => (Channel::Stdout, bytes),
+                Message::Stderr { bytes } => (Channel::Stderr, bytes),
+                Message::Credit { .. } => continue,
+                Message::Exited { exit } => return Ok(ended(exit)),
+                other => return Err(unexpected(other)),
+            };
+            output(channel, &bytes);
+            self.used(bytes.len());
+        }
+    }
+
+    /// Sends as much stdin as there is credit for, and its end.
+    async fn feed(&mut self, stdin: &mut Option<&[u8]>) -> Result<(), GuestError> {
+        let Some(rest) = stdin else { return Ok(()) };
+        while !rest.is_empty() && self.credit > 0 {
+            let (now, later) = rest.split_at(rest.len().min(MAX_DATA).min(self.credit));
+            self.queue(&Message::Data { bytes: Hidden(now.to_vec()) });
+            *rest = later;
+            self.flush().await?;
+        }
+        if rest.is_empty() {
+            *stdin = None;
+            self.queue(&Message::Eof {});
+        }
+        Ok(())
+    }
+}
+
+fn ended(exit: wire::Exit) -> Exit {
+    match exit {
+        wire::Exit::Code { code } => Exit::Code(code),
+        wire::Exit::Signal { number } => Exit::Signal(number),
+        wire::Exit::TimedOut {} => Exit::TimedOut,
+        wire::Exit::NotStarted { text } => Exit::NotStarted(printable(&text)),
+    }
+}

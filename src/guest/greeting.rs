@@ -1,0 +1,150 @@
+//! How a session begins, and begins again: after a boot, a reboot, and a checkpoint.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::{Duration, SystemTime};
+
+use tokio::net::UnixStream;
+
+use super::GuestError;
+use super::error::printable;
+use super::session::{Session, unexpected};
+use crate::wire::Message;
+use crate::wire::message::{Facts, Origin};
+
+/// What the agent said about its guest. Texts hold no control characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// Different after each boot.
+    pub boot_id: String,
+    /// cloud-init's instance-id, if it had one by then.
+    pub instance_id: Option<String>,
+    /// The operating system's name for people.
+    pub os: String,
+    /// Its `ID`, such as `debian`.
+    pub os_id: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// Machine architecture.
+    pub arch: String,
+    /// The guest's clock when it said hello.
+    pub clock: SystemTime,
+    /// Whether systemd is PID 1.
+    pub systemd: bool,
+}
+
+impl Session {
+    /// Waits for the agent's hello, throwing away whatever else is in the port. Takes as long as it takes: the caller
+    /// races it with its deadline and the machine's death.
+    ///
+    /// # Errors
+    /// When the port closes, or an agent of another build answers.
+    pub async fn accept(stream: UnixStream) -> Result<(Self, Hello), GuestError> {
+        let mut session = Self::new(stream);
+        let hello = session.greet().await?;
+        Ok((session, hello))
+    }
+
+    /// After a reboot: waits for a hello with another boot id on the same port.
+    ///
+    /// # Errors
+    /// As [`Session::accept`].
+    pub async fn reconnect(&mut self) -> Result<Hello, GuestError> {
+        self.splitter.doubt();
+        self.out.clear();
+        self.written = 0;
+        self.greet().await
+    }
+
+    /// Has the agent hold still for a checkpoint; only [`Session::resume`] may follow.
+    ///
+    /// # Errors
+    /// When it is busy or does not answer.
+    pub async fn park(&mut self) -> Result<(), GuestError> {
+        self.begin();
+        let asked = Message::Park { token: nonce() };
+        self.queue(&asked);
+        match self.next().await? {
+            told if told == asked => {
+                self.splitter.doubt();
+                Ok(())
+            }
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Wakes the parked agent in the machine that went on after the checkpoint.
+    ///
+    /// # Errors
+    /// When the port closes, or an agent answers that was not parked.
+    pub async fn resume(&mut self) -> Result<(), GuestError> {
+        let nonce = nonce();
+        self.put(0, &Message::Resume { origin: Origin, nonce });
+        loop {
+            match self.splitter.next_frame()?.map(|frame| frame.message) {
+                Some(Message::Resume { nonce: told, .. }) if told == nonce => break,
+                Some(Message::Hello { .. }) => return Err(GuestError::Restarted),
+                Some(_) => {}
+                None => self.exchange().await?,
+            }
+        }
+        self.splitter.trust();
+        Ok(())
+    }
+
+    /// Wakes the parked agent of a checkpoint that was loaded into another machine. `boot_id` is the one it said
+    /// when it was accepted. Takes as long as it takes, as [`Session::accept`].
+    ///
+    /// # Errors
+    /// As [`Session::resume`].
+    pub async fn resumed(stream: UnixStream, boot_id: &str) -> Result<Self, GuestError> {
+        let mut session = Self::new(stream);
+        session.boot_id = boot_id.into();
+        session.resume().await?;
+        Ok(session)
+    }
+
+    async fn greet(&mut self) -> Result<Hello, GuestError> {
+        let mut asked: Option<(u64, Facts)> = None;
+        loop {
+            match self.splitter.next_frame()?.map(|frame| frame.message) {
+                // A hello of before the reboot, or one repeated before it had our answer.
+                Some(Message::Hello { facts, .. })
+                    if facts.boot_id != self.boot_id
+                        && asked.as_ref().is_none_or(|(_, known)| known.start != facts.start) =>
+                {
+                    let nonce = nonce();
+                    self.put(0, &Message::Welcome { origin: Origin, nonce });
+                    asked = Some((nonce, facts));
+                }
+                Some(Message::Ready { nonce }) => {
+                    if let Some((_, facts)) = asked.take_if(|(expected, _)| *expected == nonce) {
+                        self.splitter.trust();
+                        self.boot_id.clone_from(&facts.boot_id);
+                        return Ok(hello(&facts));
+                    }
+                }
+                Some(_) => {}
+                None => self.exchange().await?,
+            }
+        }
+    }
+}
+
+/// Not to be guessed, and different each time.
+fn nonce() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+fn hello(facts: &Facts) -> Hello {
+    let since = Duration::from_nanos(u64::try_from(facts.clock).unwrap_or_default());
+    Hello {
+        boot_id: printable(&facts.boot_id),
+        instance_id: facts.instance_id.as_deref().map(printable),
+        os: printable(&facts.os),
+        os_id: printable(&facts.os_id),
+        kernel: printable(&facts.kernel),
+        arch: printable(&facts.arch),
+        clock: SystemTime::UNIX_EPOCH + since,
+        systemd: facts.systemd,
+    }
+}

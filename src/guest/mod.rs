@@ -1,0 +1,30 @@
+//! The host's end of the conversation with the agent in the guest.
+//!
+//! ```text
+//! accept -> Session --exec, upload, unpack_device, fetch, set_clock, ping--> bye
+//!              \--(the guest reboots)--> reconnect --/
+//! ```
+//!
+//! The guest is hostile as far as this side is concerned: every frame, queue and wait has a limit, and what it sends as
+//! files is written strictly beneath one folder.
+
+pub mod error;
+pub mod exec;
+pub mod greeting;
+mod receive;
+pub mod session;
+pub mod stage;
+pub mod transfer;
+
+#[cfg(test)]
+mod tests;
+
+pub use crate::wire::{BUILD, PORT};
+pub use error::GuestError;
+pub use exec::{Exec, Exit};
+pub use greeting::Hello;
+pub use session::{Farewell, Limits, Session};
+pub use stage::{Source, Staged, What, stage};
+
+/// The agent as an executable for the guest: static, x86-64 Linux.
+pub static AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kiln-agent"));

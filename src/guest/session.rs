@@ -1,0 +1,319 @@
+//! One connection to an agent: frames both ways, credit, liveness.
+
+use std::io;
+use std::time::{Duration, SystemTime};
+
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::time::{Instant, timeout_at};
+
+use super::GuestError;
+use super::error::printable;
+use crate::wire::{self, Class, Frame, MAX_FRAME, Message, Splitter, WINDOW};
+
+/// No more is read from the port while this much waits to be understood.
+const BACKLOG: usize = 2 * WINDOW;
+/// Credit is granted again when this much was used.
+const GRANT: usize = WINDOW / 4;
+
+/// The guest has synced its file systems and said goodbye: its last word.
+#[derive(Debug)]
+#[must_use]
+pub struct Farewell(());
+
+/// How long the guest may be slow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Without taking a byte that we want to send.
+    pub stalled: Duration,
+    /// Without a byte from it, pings being sent after a quarter of that.
+    pub silent: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { stalled: Duration::from_secs(30), silent: Duration::from_secs(60) }
+    }
+}
+
+/// The conversation with one agent. A request whose future was dropped leaves the session usable: what the guest still
+/// says about it is ignored.
+#[derive(Debug)]
+pub struct Session {
+    pub(super) stream: UnixStream,
+    pub(super) splitter: Splitter,
+    buffer: Box<[u8]>,
+    pub(super) out: Vec<u8>,
+    pub(super) written: usize,
+    limits: Limits,
+    pub(super) boot_id: String,
+    request: u32,
+    /// Bytes the guest has sent on this request and we have not paid back; bytes used but not granted again.
+    received: usize,
+    owed: usize,
+    /// Bytes we may send on this request.
+    pub(super) credit: usize,
+    heard: Instant,
+    moved: Instant,
+    /// The ping that was not answered yet, and when it was sent.
+    ping: Option<(u64, Instant)>,
+    pings: u64,
+}
+
+impl Session {
+    pub(super) fn new(stream: UnixStream) -> Self {
+        let now = Instant::now();
+        Self {
+            stream,
+            splitter: Splitter::new(),
+            buffer: vec![0; MAX_FRAME].into(),
+            out: Vec::new(),
+            written: 0,
+            limits: Limits::default(),
+            boot_id: String::new(),
+            request: 0,
+            received: 0,
+            owed: 0,
+            credit: 0,
+            heard: now,
+            moved: now,
+            ping: None,
+            pings: 0,
+        }
+    }
+
+    /// The same session with other limits.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Asks for a sign of life.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn ping(&mut self) -> Result<(), GuestError> {
+        self.begin();
+        self.send_ping();
+        while self.ping.is_some() {
+            if !self.hear()? {
+                self.step().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the guest's clock.
+    ///
+    /// # Errors
+    /// When the guest cannot or does not answer.
+    pub async fn set_clock(&mut self, to: SystemTime) -> Result<(), GuestError> {
+        self.begin();
+        let since = to.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.queue(&Message::SetClock { clock: i64::try_from(since.as_nanos()).unwrap_or(i64::MAX) });
+        match self.next().await? {
+            Message::Done { .. } => Ok(()),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Tells the agent that nothing more will come. When this returns, the guest has synced its file systems and is about
+    /// to power itself off.
+    ///
+    /// # Errors
+    /// When the agent does not answer in kind.
+    pub async fn bye(mut self) -> Result<Farewell, GuestError> {
+        self.begin();
+        self.queue(&Message::Bye {});
+        match self.next().await? {
+            Message::Bye {} => Ok(Farewell(())),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// A new request, with a stream of its own.
+    pub(super) fn begin(&mut self) {
+        self.request += 1;
+        (self.received, self.owed, self.credit) = (0, 0, WINDOW);
+        self.ping = None;
+        (self.heard, self.moved) = (Instant::now(), Instant::now());
+    }
+
+    /// Puts a message of this request behind what is to be written.
+    pub(super) fn queue(&mut self, message: &Message) {
+        self.credit = self.credit.saturating_sub(message.cost());
+        self.put(self.request, message);
+    }
+
+    pub(super) fn put(&mut self, stream: u32, message: &Message) {
+        if self.out.is_empty() {
+            self.moved = Instant::now();
+        }
+        wire::put_frame(stream, message, &mut self.out);
+    }
+
+    /// Writes all that is queued, while it goes on reading: a guest that waits for us to read never reads itself.
+    pub(super) async fn flush(&mut self) -> Result<(), GuestError> {
+        while !self.out.is_empty() {
+            self.step().await?;
+        }
+        Ok(())
+    }
+
+    /// The next message of this request. Safe to be dropped while it waits.
+    pub(super) async fn next(&mut self) -> Result<Message, GuestError> {
+        loop {
+            let Some(frame) = self.splitter.next_frame()? else {
+                self.step().await?;
+                continue;
+            };
+            if let Some(message) = self.take(frame)? {
+                return Ok(message);
+            }
+        }
+    }
+
+    /// `n` bytes of data were used; the guest may send as many again.
+    pub(super) fn used(&mut self, n: usize) {
+        self.owed += n;
+        if self.owed >= GRANT {
+            let owed = std::mem::take(&mut self.owed);
+            self.received -= owed;
+            self.queue(&Message::Credit { bytes: u32::try_from(owed).unwrap_or(u32::MAX) });
+        }
+    }
+
+    fn hear(&mut self) -> Result<bool, GuestError> {
+        match self.splitter.next_frame()? {
+            Some(frame) => self.take(frame).map(|_| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Handles what concerns the conversation; hands out what belongs to the request.
+    fn take(&mut self, Frame { stream, message }: Frame) -> Result<Option<Message>, GuestError> {
+        match message {
+            Message::Hello { .. } => return Err(GuestError::Restarted),
+            Message::Trouble { text } => return Err(GuestError::Protocol(format!("it says {}", printable(&text)))),
+            Message::Pong { token } if stream == 0 => {
+                // A pong may be late, but never for a ping that was not sent.
+                if token > self.pings {
+                    return Err(GuestError::Protocol("an answer to no question".into()));
+                }
+                self.ping = self.ping.filter(|(ping, _)| *ping != token);
+                return Ok(None);
+            }
+            _ => {}
+        }
+        if stream != self.request {
+            let known = stream != 0 && stream < self.request;
+            let unknown = || Err(GuestError::Protocol(format!("a message on stream {stream}, which is not open")));
+            return if known { Ok(None) } else { unknown() };
+        }
+        self.received += message.cost();
+        if self.received > WINDOW {
+            return Err(GuestError::Protocol("more data than it had credit for".into()));
+        }
+        if let Message::Credit { bytes } = message {
+            self.credit = (self.credit + bytes as usize).min(WINDOW);
+        }
+        Ok(Some(message))
+    }
+
+    /// Waits until some bytes went in either direction, no longer than the limits allow.
+    async fn step(&mut self) -> Result<(), GuestError> {
+        // Silence is counted from the ping: a kiln that was itself stopped for an hour must ask before it judges.
+        let quarter = self.limits.silent / 4;
+        let stalled_at = self.moved + self.limits.stalled;
+        let mut wake = self.ping.map_or(self.heard + quarter, |(_, sent)| sent + 3 * quarter);
+        if !self.out.is_empty() {
+            wake = wake.min(stalled_at);
+        }
+        if let Ok(done) = timeout_at(wake, self.exchange()).await {
+            return done;
+        }
+        let now = Instant::now();
+        if !self.out.is_empty() && now >= stalled_at {
+            return Err(GuestError::Stalled(self.limits.stalled));
+        }
+        match self.ping {
+            None => self.send_ping(),
+            Some((_, sent)) if now >= sent + 3 * quarter => return Err(GuestError::Silent(self.limits.silent)),
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    fn send_ping(&mut self) {
+        self.pings += 1;
+        self.ping = Some((self.pings, Instant::now()));
+        self.put(0, &Message::Ping { token: self.pings });
+    }
+
+    /// Waits until the port is ready for something we want, and does that.
+    pub(super) async fn exchange(&mut self) -> Result<(), GuestError> {
+        let full = self.splitter.waiting() > BACKLOG;
+        let interest = match (self.out.is_empty(), full) {
+            (true, _) => Interest::READABLE,
+            (false, true) => Interest::WRITABLE,
+            (false, false) => Interest::READABLE | Interest::WRITABLE,
+        };
+        let ready = self.stream.ready(interest).await.map_err(GuestError::Port)?;
+        if ready.is_writable() && !self.out.is_empty() {
+            self.write()?;
+        }
+        if ready.is_readable() && interest.is_readable() {
+            self.read()?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self) -> Result<(), GuestError> {
+        match self.stream.try_write(&self.out[self.written..]) {
+            Ok(n) => {
+                self.written += n;
+                self.moved = Instant::now();
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(port(error)),
+        }
+        if self.written == self.out.len() {
+            self.out.clear();
+            self.written = 0;
+        }
+        Ok(())
+    }
+
+    fn read(&mut self) -> Result<(), GuestError> {
+        match self.stream.try_read(&mut self.buffer) {
+            Ok(0) => return Err(GuestError::Closed),
+            Ok(n) => {
+                self.heard = Instant::now();
+                // Whatever it said, it is alive.
+                self.ping = self.ping.map(|(token, _)| (token, self.heard));
+                self.splitter.push(&self.buffer[..n]);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(port(error)),
+        }
+        Ok(())
+    }
+}
+
+/// What a message that does not fit the request means.
+pub(super) fn unexpected(message: Message) -> GuestError {
+    match message {
+        Message::Failed { class, text } => {
+            GuestError::Refused { full: class == Class::NoSpace {}, text: printable(&text) }
+        }
+        other => GuestError::Protocol(format!("message {} out of turn", other.code())),
+    }
+}
+
+fn port(error: io::Error) -> GuestError {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => GuestError::Closed,
+        _ => GuestError::Port(error),
+    }
+}

@@ -1,0 +1,257 @@
+//! The host's end against the real agent, running in a thread, and against guests that misbehave.
+
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as Socket;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::net::UnixStream;
+
+use super::*;
+use crate::agent::serve;
+use crate::event::Channel;
+use crate::spec;
+
+mod hostile;
+mod trees;
+
+/// Runs a test against an agent in a thread. It ends when the session is dropped, for then its port closes.
+fn with_agent<F: Future<Output = ()>>(test: impl FnOnce(Session, Hello) -> F) {
+    let (host, guest) = Socket::pair().unwrap();
+    let agent = std::thread::spawn(move || serve::converse(&File::from(OwnedFd::from(guest)), || ()));
+    run(async {
+        let (session, hello) = Session::accept(port(host)).await.unwrap();
+        test(session, hello).await;
+    });
+    agent.join().unwrap().unwrap();
+}
+
+fn run<T>(test: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), test).await.expect("the test hangs") })
+}
+
+fn port(socket: Socket) -> UnixStream {
+    socket.set_nonblocking(true).unwrap();
+    UnixStream::from_std(socket).unwrap()
+}
+
+fn sh(text: &str) -> Exec {
+    Exec::new(["sh", "-c", text])
+}
+
+async fn output(session: &mut Session, exec: &Exec) -> (Exit, String, String) {
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let mut keep = |channel, bytes: &[u8]| match channel {
+        Channel::Stdout => out.extend_from_slice(bytes),
+        Channel::Stderr => err.extend_from_slice(bytes),
+    };
+    let exit = session.exec(exec, &mut keep).await.unwrap();
+    (exit, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+}
+
+fn me() -> spec::Owner {
+    let (uid, gid) = (nix::unistd::getuid().to_string(), nix::unistd::getgid().to_string());
+    spec::Owner { user: uid, group: Some(gid) }
+}
+
+fn text(content: &str, to: &Path) -> Source {
+    Source {
+        what: What::Text {
+            content: content.into(),
+            mtime: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),
+        },
+        to: to.to_str().unwrap().into(),
+        into: false,
+        owner: me(),
+        mode: None,
+    }
+}
+
+#[test]
+fn the_agent_introduces_itself_and_says_bye() {
+    with_agent(async |mut session, hello| {
+        assert_eq!(hello.boot_id.len(), 36, "{hello:?}");
+        assert_eq!(hello.arch, std::env::consts::ARCH);
+        assert!(hello.clock.elapsed().unwrap() < Duration::from_secs(60));
+        session.ping().await.unwrap();
+        let _farewell = session.bye().await.unwrap();
+    });
+}
+
+#[test]
+fn output_comes_as_it_is_written() {
+    with_agent(async |mut session, _| {
+        let began = Instant::now();
+        let mut first = None;
+        let exec = sh("echo one; sleep 1; echo two >&2; exit 3");
+        let exit = session.exec(&exec, &mut |_, _| _ = first.get_or_insert(began.elapsed())).await.unwrap();
+        assert_eq!(exit, Exit::Code(3));
+        assert!(first.unwrap() < Duration::from_millis(800), "{first:?}");
+    });
+}
+
+#[test]
+fn each_way_to_end_is_told_apart() {
+    with_agent(async |mut session, _| {
+        let mut exit = async |exec: &Exec| output(&mut session, exec).await.0;
+        assert_eq!(exit(&sh("exit 255")).await, Exit::Code(255));
+        assert_eq!(exit(&sh("kill -9 $$")).await, Exit::Signal(9));
+        assert!(matches!(exit(&Exec::new(["/no/such/program"])).await, Exit::NotStarted(_)));
+        assert!(matches!(exit(&Exec { dir: "/no/such/folder".into(), ..sh("true") }).await, Exit::NotStarted(_)));
+        assert!(matches!(exit(&Exec { user: "no such user".into(), ..sh("true") }).await, Exit::NotStarted(_)));
+    });
+}
+
+#[test]
+fn a_time_out_reaches_grandchildren_that_ignore_the_polite_signal() {
+    with_agent(async |mut session, _| {
+        let exec =
+            Exec { timeout: Some(Duration::from_millis(300)), ..sh("trap '' TERM; sleep 1000 & echo $!; wait; wait") };
+        let began = Instant::now();
+        let (exit, pid, _) = output(&mut session, &exec).await;
+        assert_eq!(exit, Exit::TimedOut);
+        assert!(began.elapsed() < Duration::from_secs(10));
+        // It may be a zombie still, for whoever is PID 1 here to collect.
+        let state = fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        assert!(state.is_empty() || state.contains(") Z "), "{state}");
+    });
+}
+
+#[test]
+fn a_process_left_behind_neither_holds_up_the_end_nor_dies() {
+    with_agent(async |mut session, _| {
+        let began = Instant::now();
+        let (exit, out, _) = output(&mut session, &sh("(sleep 3; echo late; exec sleep 1) & echo $!")).await;
+        assert_eq!(exit, Exit::Code(0));
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+        assert!(Path::new("/proc").join(out.trim()).exists());
+    });
+}
+
+#[test]
+fn the_environment_is_clean_and_the_session_its_own() {
+    with_agent(async |mut session, _| {
+        let mut exec = sh("env; umask; pwd; cat");
+        exec.env.insert("SITE".into(), "a b\nc".into());
+        exec.dir = "/tmp".into();
+        let (_, out, err) = output(&mut session, &exec).await;
+        assert_eq!(err, "");
+        for expected in
+            ["SITE=a b\nc\n", "HOME=/root\n", "USER=root\n", "LOGNAME=root\n", "PATH=/usr/local/sbin", "0022\n/tmp\n"]
+        {
+            assert!(out.contains(expected), "{expected} in {out}");
+        }
+        assert!(!out.contains("CARGO"), "{out}");
+    });
+}
+
+#[test]
+fn a_user_gets_its_own_groups() {
+    with_agent(async |mut session, _| {
+        let exec = Exec { user: "nobody".into(), ..sh("id -u; id -G; grep -c ^SigIgn:.*1$ /proc/self/status") };
+        let (exit, out, err) = output(&mut session, &exec).await;
+        assert_eq!((exit, out.as_str(), err.as_str()), (Exit::Code(1), "65534\n65534\n0\n", ""));
+    });
+}
+
+#[test]
+fn stdin_arrives_whole_and_much_output_comes_back() {
+    with_agent(async |mut session, _| {
+        let content = "0123456789abcde\n".repeat(300_000);
+        let exec = Exec { stdin: Some(content.clone().into_bytes()), ..sh("cat") };
+        let (exit, out, _) = output(&mut session, &exec).await;
+        assert_eq!(exit, Exit::Code(0));
+        assert!(out == content, "{} of {} bytes", out.len(), content.len());
+    });
+}
+
+#[test]
+fn secrets_are_files_for_one_command() {
+    with_agent(async |mut session, _| {
+        let show = "stat -f -c %T $KILN_SECRETS; stat -c '%a %U' $KILN_SECRETS $KILN_SECRETS/token; cat $KILN_SECRETS/token; echo; echo $KILN_SECRETS";
+        let secrets = vec![("token".to_owned(), b"s3cret".to_vec())];
+        let exec = Exec { secrets, user: "nobody".into(), ..sh(show) };
+        assert!(!format!("{exec:?}").contains("s3cret"));
+        let (exit, out, err) = output(&mut session, &exec).await;
+        assert_eq!(exit, Exit::Code(0), "{err}");
+        let lines: Vec<&str> = out.lines().collect();
+        assert_eq!(lines[..4], ["tmpfs", "700 nobody", "400 nobody", "s3cret"]);
+        assert!(!Path::new(lines[4]).exists());
+    });
+}
+
+#[test]
+fn a_large_command_travels_in_parts_and_a_huge_one_is_refused() {
+    with_agent(async |mut session, _| {
+        let exec = Exec { secrets: vec![("big".into(), vec![b'x'; 300_000])], ..sh("wc -c < $KILN_SECRETS/big") };
+        assert_eq!(output(&mut session, &exec).await.1.trim(), "300000");
+        let huge = Exec { secrets: vec![("big".into(), vec![b'x'; 2_000_000])], ..sh("true") };
+        assert!(matches!(session.exec(&huge, &mut |_, _| {}).await, Err(GuestError::TooLarge { .. })));
+    });
+}
+
+#[test]
+fn a_dropped_request_does_not_disturb_the_next() {
+    with_agent(async |mut session, _| {
+        let endless = sh("yes");
+        let dropped = tokio::time::timeout(Duration::from_millis(300), session.exec(&endless, &mut |_, _| {})).await;
+        assert!(dropped.is_err());
+        assert_eq!(output(&mut session, &sh("echo fine")).await.1, "fine\n");
+    });
+}
+
+#[test]
+fn a_parked_agent_wakes_for_whoever_loaded_it() {
+    with_agent(async |mut session, hello| {
+        session.park().await.unwrap();
+        session.resume().await.unwrap();
+        assert_eq!(output(&mut session, &sh("echo one")).await.1, "one\n");
+        session.park().await.unwrap();
+        // The next host knows nothing but the boot id; what the last one left in the port is noise.
+        let Session { stream, .. } = session;
+        stream.try_write(b"noise").unwrap();
+        let mut session = Session::resumed(stream, &hello.boot_id).await.unwrap();
+        assert_eq!(output(&mut session, &sh("echo two")).await.1, "two\n");
+    });
+}
+
+#[test]
+fn a_busy_agent_does_not_park() {
+    with_agent(async |mut session, _| {
+        let slow = sh("sleep 2");
+        let _ = tokio::time::timeout(Duration::from_millis(300), session.exec(&slow, &mut |_, _| {})).await;
+        assert!(matches!(session.park().await, Err(GuestError::Refused { .. })));
+        session.ping().await.unwrap();
+    });
+}
+
+#[test]
+fn commands_end_with_the_conversation() {
+    let pid = std::sync::Mutex::new(String::new());
+    with_agent(async |mut session, _| {
+        let exec = sh("sleep 1000 & echo $!; wait");
+        let mut keep = |_, bytes: &[u8]| pid.lock().unwrap().push_str(std::str::from_utf8(bytes).unwrap());
+        let _ = tokio::time::timeout(Duration::from_secs(1), session.exec(&exec, &mut keep)).await;
+    });
+    let path = Path::new("/proc").join(pid.lock().unwrap().trim()).join("stat");
+    let began = Instant::now();
+    // Gone, or a zombie for whoever is PID 1 here.
+    while fs::read_to_string(&path).is_ok_and(|stat| !stat.contains(") Z ")) {
+        assert!(began.elapsed() < Duration::from_secs(5));
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn the_agent_is_a_static_executable_of_this_build() {
+    assert_eq!(AGENT[..4], *b"\x7fELF");
+    assert!(AGENT.windows(BUILD.len()).any(|window| window == BUILD.as_bytes()));
+    // A program header of type 3, PT_INTERP, would want a loader and a C library of the guest.
+    let number = |at: usize| usize::from(u16::from_le_bytes(AGENT[at..at + 2].try_into().unwrap()));
+    let (table, size, count) = (number(32), number(54), number(56));
+    let kinds = AGENT[table..].chunks(size).take(count).map(|header| header[..4].try_into().unwrap());
+    let kinds: Vec<u32> = kinds.map(u32::from_le_bytes).collect();
+    assert!(!kinds.is_empty() && !kinds.contains(&3), "{kinds:?}");
+}

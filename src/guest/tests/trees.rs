@@ -1,0 +1,273 @@
+//! Trees to the guest and back.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+
+use super::*;
+
+fn folder(from: &Path, to: &Path, contents: bool, into: bool) -> Source {
+    Source {
+        what: What::Path { from: from.to_owned(), contents },
+        to: to.to_str().unwrap().into(),
+        into,
+        owner: me(),
+        mode: None,
+    }
+}
+
+/// Everything about a tree that a copy keeps, by path.
+fn listing(root: &Path) -> BTreeMap<Vec<u8>, String> {
+    let mut found = BTreeMap::new();
+    let mut waiting = vec![root.to_owned()];
+    while let Some(path) = waiting.pop() {
+        let about = fs::symlink_metadata(&path).unwrap();
+        let content = match about.file_type() {
+            kind if kind.is_dir() => {
+                waiting.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+                "folder".into()
+            }
+            kind if kind.is_symlink() => format!("-> {}", fs::read_link(&path).unwrap().display()),
+            kind if kind.is_file() => format!("{:?}", hash(&fs::read(&path).unwrap())),
+            other => format!("{other:?}"),
+        };
+        let links = if about.is_dir() { 0 } else { about.nlink() };
+        let line = format!("{:o} {links} {}.{} {content}", about.mode(), about.mtime(), about.mtime_nsec());
+        found.insert(path.strip_prefix(root).unwrap().as_os_str().as_bytes().to_vec(), line);
+    }
+    found
+}
+
+fn hash(bytes: &[u8]) -> (usize, u64) {
+    (bytes.len(), bytes.iter().fold(7, |sum: u64, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte))))
+}
+
+/// A folder with one of everything.
+fn zoo(root: &Path) {
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    fs::create_dir_all(root.join("deep/er/empty")).unwrap();
+    fs::write(root.join("plain"), "plain").unwrap();
+    fs::write(root.join("nothing"), "").unwrap();
+    fs::write(root.join("deep/run.sh"), "#!/bin/sh\n").unwrap();
+    mode(&root.join("deep/run.sh"), 0o4755);
+    fs::write(root.join(OsStr::from_bytes(b"\xff\xfe name\n")), "odd").unwrap();
+    fs::hard_link(root.join("plain"), root.join("deep/er/same")).unwrap();
+    symlink("../nowhere", root.join("deep/link")).unwrap();
+    let sparse = File::create(root.join("deep/sparse")).unwrap();
+    sparse.write_all_at(&[7; 10_000], 5 << 20).unwrap();
+    sparse.set_len((20 << 20) + 123).unwrap();
+    fs::write(root.join("large"), vec![42; (9 << 20) + 17]).unwrap();
+    nix::unistd::mkfifo(&root.join("pipe"), nix::sys::stat::Mode::from_bits_truncate(0o620)).unwrap();
+    mode(&root.join("deep/er"), 0o2750);
+    mode(root, 0o711);
+    for path in ["large", "deep/er/empty", "deep/er", "deep", "."] {
+        File::open(root.join(path))
+            .unwrap()
+            .set_modified(SystemTime::UNIX_EPOCH + Duration::new(1_234_567_890, 987_654_321))
+            .unwrap();
+    }
+}
+
+#[test]
+fn a_tree_arrives_as_it_was() {
+    let temp = tempfile::tempdir().unwrap();
+    let (from, to) = (temp.path().join("zoo"), temp.path().join("a/b/copy"));
+    zoo(&from);
+    with_agent(async |mut session, _| {
+        let mut progress = 0;
+        let sent = session.upload(&folder(&from, &to, false, false), &mut |bytes| progress = bytes).await.unwrap();
+        assert_eq!(listing(&from), listing(&to));
+        assert!(progress > 9 << 20);
+        assert_eq!(sent, stage::digest(&folder(&from, &to, false, false)).unwrap().sha256);
+        let blocks = fs::metadata(to.join("deep/sparse")).unwrap().blocks();
+        assert!(blocks <= 64, "{blocks} blocks: the holes are gone");
+        assert_eq!(fs::metadata(temp.path().join("a")).unwrap().mode() & 0o7777, 0o755);
+    });
+}
+
+#[test]
+fn extended_attributes_are_kept() {
+    let temp = tempfile::tempdir().unwrap();
+    let (from, to) = (temp.path().join("from"), temp.path().join("to"));
+    fs::write(&from, "x").unwrap();
+    crate::agent::testing::set_xattr(&from, b"user.kiln", b"v\0lue").unwrap();
+    with_agent(async |mut session, _| {
+        session.upload(&folder(&from, &to, false, false), &mut |_| {}).await.unwrap();
+        assert_eq!(crate::agent::testing::xattr(&to, b"user.kiln").unwrap(), b"v\0lue");
+    });
+}
+
+#[test]
+fn slashes_mean_what_they_mean_to_cp() {
+    let temp = tempfile::tempdir().unwrap();
+    let base = temp.path();
+    let from = base.join("site");
+    fs::create_dir(&from).unwrap();
+    fs::write(from.join("index"), "new").unwrap();
+    let file = from.join("index");
+    fs::create_dir_all(base.join("old/site")).unwrap();
+    fs::write(base.join("old/index"), "old").unwrap();
+    fs::write(base.join("old/kept"), "kept").unwrap();
+    fs::set_permissions(base.join("old"), fs::Permissions::from_mode(0o700)).unwrap();
+    with_agent(async |mut session, _| {
+        let mut check = async |source: Source, expected: &str| {
+            session.upload(&source, &mut |_| {}).await.unwrap();
+            assert_eq!(fs::read_to_string(base.join(expected)).unwrap(), "new", "{source:?}");
+        };
+        check(folder(&from, &base.join("n1"), false, false), "n1/index").await;
+        check(folder(&from, &base.join("n2"), true, true), "n2/index").await;
+        check(folder(&from, &base.join("n3"), true, false), "n3/index").await;
+        check(folder(&from, &base.join("n4"), false, true), "n4/site/index").await;
+        check(folder(&from, &base.join("old"), false, false), "old/site/index").await;
+        check(folder(&from, &base.join("old"), true, true), "old/index").await;
+        check(folder(&file, &base.join("f1"), false, false), "f1").await;
+        check(folder(&file, &base.join("f2"), false, true), "f2/index").await;
+        check(folder(&file, &base.join("n1"), false, false), "n1/index").await;
+        check(text("new", &base.join("t1/deeper")), "t1/deeper").await;
+        let refused = session.upload(&text("new", &base.join("n1")), &mut |_| {}).await;
+        assert!(matches!(refused, Err(GuestError::Refused { full: false, .. })), "{refused:?}");
+    });
+    assert_eq!(fs::read_to_string(base.join("old/kept")).unwrap(), "kept");
+    assert_eq!(fs::metadata(base.join("old")).unwrap().mode() & 0o7777, 0o700, "an existing folder keeps its mode");
+    assert_eq!(fs::metadata(base.join("t1/deeper")).unwrap().mtime(), 1_700_000_000);
+}
+
+#[test]
+fn links_in_the_guest_are_followed_above_and_replaced_below() {
+    let temp = tempfile::tempdir().unwrap();
+    let base = temp.path();
+    fs::create_dir_all(base.join("root/usr/bin")).unwrap();
+    symlink("usr/bin", base.join("root/bin")).unwrap();
+    fs::write(base.join("target"), "untouched").unwrap();
+    symlink(base.join("target"), base.join("root/usr/bin/tool")).unwrap();
+    fs::create_dir_all(base.join("from/bin")).unwrap();
+    fs::write(base.join("from/bin/tool"), "new").unwrap();
+    with_agent(async |mut session, _| {
+        session.upload(&folder(&base.join("from"), &base.join("root"), true, true), &mut |_| {}).await.unwrap();
+    });
+    assert!(fs::symlink_metadata(base.join("root/bin")).unwrap().is_symlink());
+    assert!(fs::symlink_metadata(base.join("root/usr/bin/tool")).unwrap().is_file());
+    assert_eq!(fs::read_to_string(base.join("target")).unwrap(), "untouched");
+    let left: Vec<_> = fs::read_dir(base.join("root/usr/bin")).unwrap().collect();
+    assert_eq!(left.len(), 1, "a temporary name is left: {left:?}");
+}
+
+#[test]
+fn twenty_thousand_small_files_are_quick() {
+    let temp = tempfile::tempdir().unwrap();
+    let (from, to) = (temp.path().join("from"), temp.path().join("to"));
+    for n in 0..200 {
+        let inner = from.join(n.to_string());
+        fs::create_dir_all(&inner).unwrap();
+        (0..100).for_each(|n| fs::write(inner.join(n.to_string()), n.to_string()).unwrap());
+    }
+    with_agent(async |mut session, _| {
+        let began = Instant::now();
+        session.upload(&folder(&from, &to, false, false), &mut |_| {}).await.unwrap();
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(20), "{took:?}");
+    });
+    assert_eq!(listing(&from).len(), listing(&to).len());
+}
+
+#[test]
+fn what_was_fetched_is_tame() {
+    let temp = tempfile::tempdir().unwrap();
+    let (from, to) = (temp.path().join("zoo"), temp.path().join("out/zoo"));
+    zoo(&from);
+    fs::remove_file(from.join("pipe")).unwrap();
+    with_agent(async |mut session, _| {
+        let from = from.to_str().unwrap();
+        let files = session.fetch(from, &to, 1 << 30, &mut |_| {}).await.unwrap();
+        assert_eq!(files.len(), 7, "{files:?}");
+        let one = session.fetch(&format!("{from}/plain"), &temp.path().join("one"), 5, &mut |_| {}).await.unwrap();
+        assert_eq!(one, [temp.path().join("one")]);
+        let missing = session.fetch("/no/such/file", &temp.path().join("two"), 5, &mut |_| {}).await;
+        assert!(matches!(missing, Err(GuestError::Refused { full: false, .. })), "{missing:?}");
+        assert_eq!(output(&mut session, &sh("echo still here")).await.1, "still here\n");
+    });
+    assert_eq!(fs::metadata(to.join("deep/run.sh")).unwrap().mode() & 0o7777, 0o755);
+    assert_eq!(fs::metadata(to.join("plain")).unwrap().mode() & 0o7777, 0o644);
+    assert_eq!(fs::read(to.join("large")).unwrap(), fs::read(from.join("large")).unwrap());
+    assert_eq!(fs::read(to.join("deep/sparse")).unwrap(), fs::read(from.join("deep/sparse")).unwrap());
+    assert_eq!(fs::metadata(to.join("large")).unwrap().mtime(), 1_234_567_890);
+}
+
+#[test]
+fn a_fetch_beyond_its_limit_is_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let from = temp.path().join("from");
+    File::create(&from).unwrap().set_len(1 << 40).unwrap();
+    with_agent(async |mut session, _| {
+        let refused = session.fetch(from.to_str().unwrap(), &temp.path().join("to"), 1 << 30, &mut |_| {}).await;
+        assert!(matches!(refused, Err(GuestError::Beyond(_))), "{refused:?}");
+        session.ping().await.unwrap();
+    });
+}
+
+#[test]
+fn a_staged_tree_is_the_same_tree() {
+    let temp = tempfile::tempdir().unwrap();
+    let (from, to) = (temp.path().join("zoo"), temp.path().join("copy"));
+    zoo(&from);
+    let device = temp.path().join("device");
+    let source = folder(&from, &to, false, false);
+    let mut progress = 0;
+    let staged = stage(&source, &File::create(&device).unwrap(), &mut |bytes| progress = bytes).unwrap();
+    assert_eq!(fs::metadata(&device).unwrap().len(), staged.bytes);
+    assert!(staged.bytes.is_multiple_of(4096) && progress <= staged.bytes && progress + 4096 > staged.bytes);
+    assert_eq!(staged.sha256, stage::digest(&source).unwrap().sha256);
+    let totals = crate::agent::testing::unpack_file(&device).unwrap();
+    assert_eq!((totals.entries, totals.bytes), (staged.entries, staged.content));
+    assert_eq!(listing(&from), listing(&to));
+}
+
+#[test]
+fn the_digest_sees_content_but_not_holes() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("file");
+    let digest = |write: &dyn Fn(&File)| {
+        let file = File::create(&path).unwrap();
+        write(&file);
+        file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        stage::digest(&folder(&path, Path::new("/x"), false, false)).unwrap().sha256
+    };
+    let holes = digest(&|file| file.set_len(1 << 20).unwrap());
+    let zeros = digest(&|file| file.write_all_at(&vec![0; 1 << 20], 0).unwrap());
+    let other = digest(&|file| file.write_all_at(&vec![1; 1 << 20], 0).unwrap());
+    assert_eq!(holes, zeros);
+    assert_ne!(zeros, other);
+}
+
+#[test]
+fn an_input_that_cannot_be_read_is_the_users_fault_and_spoils_nothing() {
+    let temp = tempfile::tempdir().unwrap();
+    with_agent(async |mut session, _| {
+        let source = folder(&temp.path().join("missing"), &temp.path().join("to"), false, false);
+        let missing = session.upload(&source, &mut |_| {}).await;
+        assert!(matches!(missing, Err(GuestError::Input(_))), "{missing:?}");
+        let device = folder(Path::new("/dev/null"), &temp.path().join("to"), false, false);
+        let device = session.upload(&device, &mut |_| {}).await;
+        assert!(matches!(device, Err(GuestError::Input(_))), "{device:?}");
+        session.ping().await.unwrap();
+    });
+}
+
+#[test]
+fn an_upload_that_breaks_off_leaves_no_half_file() {
+    let temp = tempfile::tempdir().unwrap();
+    let (from, to) = (temp.path().join("from"), temp.path().join("to"));
+    fs::create_dir(&from).unwrap();
+    fs::write(from.join("a"), vec![1; 3 << 20]).unwrap();
+    let mut stream = Vec::new();
+    folder(&from, &to, true, false).write_to(&mut stream, crate::wire::tree::Layout::Packed).unwrap();
+    let device = temp.path().join("device");
+    fs::write(&device, &stream[..2 << 20]).unwrap();
+    crate::agent::testing::unpack_file(&device).unwrap_err();
+    assert_eq!(fs::read_dir(&to).unwrap().count(), 0);
+    // The same where it was to replace an older file.
+    fs::write(to.join("a"), "older").unwrap();
+    crate::agent::testing::unpack_file(&device).unwrap_err();
+    assert_eq!(fs::read_to_string(to.join("a")).unwrap(), "older");
+}

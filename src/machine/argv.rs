@@ -1,0 +1,184 @@
+//! QEMU's command line: pure, the same for the same plan, and printed by `kiln plan` as it is run.
+//!
+//! QEMU runs in the build's scratch folder and finds its files there by fixed relative names; its QMP, agent and console
+//! channels are connected socketpairs under fixed descriptor numbers. So the command line holds nothing random.
+//! Rules: every block node is explicit (no probing, JSON, so commas in paths are harmless); no default devices, no
+//! configuration files; one root port is there from the start, since q35 can hot-plug only below one
+//! (QEMU's docs/pcie.txt).
+
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::plan::machine::{Accelerator, Firmware, Machine, format_name};
+use crate::spec::{BaseFormat, Network};
+
+/// Descriptor of the QMP channel.
+pub const QMP_FD: RawFd = 3;
+/// Descriptor of the agent's channel.
+pub const AGENT_FD: RawFd = 4;
+/// Descriptor of the serial console.
+pub const CONSOLE_FD: RawFd = 5;
+
+/// The overlay, in the scratch folder.
+pub const OVERLAY: &str = "overlay.qcow2";
+/// The seed, in the scratch folder.
+pub const SEED: &str = "seed.img";
+/// This machine's copy of the UEFI variable store, in the scratch folder.
+pub const UEFI_VARS: &str = "uefi-vars.fd";
+
+/// Name of the virtio-serial port the agent looks for.
+pub const AGENT_PORT: &str = "kiln.agent.0";
+/// Serial number of the seed's disk, by which the start script finds it.
+pub const SEED_SERIAL: &str = "kiln-seed";
+/// Root port for hot-plugged disks.
+pub const HOTPLUG_BUS: &str = "hotplug0";
+
+/// Every build sees the same machine: identifiers are constants, and cloned images make their own at first boot.
+const SYSTEM_UUID: &str = "6b696c6e-0000-4000-8000-000000000001";
+/// From the range that QEMU uses for its own cards; locally administered.
+const MAC: &str = "52:54:00:6b:69:6c";
+
+/// What the overlay lies on: never opened for writing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backing {
+    /// Absolute path.
+    pub file: PathBuf,
+    /// Its format, as inspected.
+    pub format: BaseFormat,
+}
+
+/// The command line after the program's name.
+#[must_use]
+pub fn argv(machine: &Machine, backing: &Backing) -> Vec<String> {
+    let mut args = Args::default();
+    basics(&mut args, machine);
+    firmware(&mut args, &machine.firmware);
+    channels(&mut args);
+    disks(&mut args, backing);
+    network(&mut args, machine.network);
+    args.0
+}
+
+/// The command line of a machine for people: its console and QEMU's monitor share this terminal, and a port of this host
+/// may lead to the guest's SSH.
+#[must_use]
+pub fn interactive(machine: &Machine, backing: &Backing, ssh: Option<u16>) -> Vec<String> {
+    let mut args = Args::default();
+    basics(&mut args, machine);
+    firmware(&mut args, &machine.firmware);
+    args.option("-serial", "mon:stdio");
+    disks(&mut args, backing);
+    let forward = ssh.map(|port| format!(",hostfwd=tcp:127.0.0.1:{port}-:22")).unwrap_or_default();
+    args.option("-netdev", format!("user,id=net0{forward}"));
+    args.option("-device", format!("virtio-net-pci,netdev=net0,mac={MAC},romfile="));
+    args.0
+}
+
+#[derive(Default)]
+struct Args(Vec<String>);
+
+impl Args {
+    fn flag(&mut self, flag: &str) {
+        self.0.push(flag.to_owned());
+    }
+
+    fn option(&mut self, option: &str, value: impl std::fmt::Display) {
+        self.flag(option);
+        self.0.push(value.to_string());
+    }
+
+    fn blockdev(&mut self, node: &Value) {
+        self.option("-blockdev", node);
+    }
+}
+
+fn basics(args: &mut Args, machine: &Machine) {
+    args.option("-name", "kiln,process=kiln-guest,debug-threads=on");
+    for flag in ["-nodefaults", "-no-user-config"] {
+        args.flag(flag);
+    }
+    args.option("-display", "none");
+    args.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+    args.option("-machine", format!("{},vmport=off,hpet=off", machine.machine_type));
+    match machine.accelerator {
+        Accelerator::Kvm => args.option("-accel", "kvm"),
+        Accelerator::Tcg => args.option("-accel", "tcg,thread=multi,tb-size=512"),
+    }
+    args.option("-cpu", machine.accelerator.cpu_model());
+    args.option("-smp", machine.cpus);
+    args.option("-m", format!("size={}k", machine.memory.bytes() >> 10));
+    args.option("-uuid", SYSTEM_UUID);
+    args.option("-rtc", "base=utc,clock=host");
+    // A panicked guest stays as it is, so that the console can be read; GUEST_PANICKED ends the build.
+    args.option("-action", "panic=pause,reboot=reset,shutdown=poweroff");
+    args.option("-device", "pvpanic");
+    args.option("-device", format!("vmgenid,guid={SYSTEM_UUID}"));
+    args.option("-object", "rng-random,id=entropy,filename=/dev/urandom");
+    args.option("-device", "virtio-rng-pci,rng=entropy");
+    args.option("-device", format!("pcie-root-port,id={HOTPLUG_BUS},chassis=1,slot=1"));
+}
+
+fn firmware(args: &mut Args, firmware: &Firmware) {
+    let Firmware::Uefi(uefi) = firmware else { return };
+    args.blockdev(&json!({
+        "node-name": "uefi-code", "driver": uefi.code_format, "read-only": true,
+        "file": file_node(&uefi.code, true),
+    }));
+    args.blockdev(&json!({
+        "node-name": "uefi-vars", "driver": uefi.vars_format,
+        "file": file_node(Path::new(UEFI_VARS), false),
+    }));
+    args.option("-machine", "pflash0=uefi-code,pflash1=uefi-vars");
+}
+
+fn channels(args: &mut Args) {
+    args.option("-chardev", format!("socket,id=qmp,fd={QMP_FD}"));
+    args.option("-mon", "chardev=qmp,mode=control");
+    args.option("-chardev", format!("socket,id=console,fd={CONSOLE_FD}"));
+    args.option("-serial", "chardev:console");
+    args.option("-chardev", format!("socket,id=agent,fd={AGENT_FD}"));
+    args.option("-device", "virtio-serial-pci,id=ports");
+    args.option("-device", format!("virtserialport,bus=ports.0,chardev=agent,name={AGENT_PORT}"));
+}
+
+fn disks(args: &mut Args, backing: &Backing) {
+    // no-flush: the overlay is scratch until the guest has powered off, and is worthless if the host dies before that.
+    args.blockdev(&json!({
+        "node-name": "disk", "driver": "qcow2", "discard": "unmap", "detect-zeroes": "unmap",
+        "cache": { "no-flush": true },
+        "file": { "driver": "file", "filename": OVERLAY, "discard": "unmap", "cache": { "no-flush": true } },
+        "backing": backing_node(backing),
+    }));
+    args.option("-device", "virtio-blk-pci,drive=disk,serial=kiln-disk,bootindex=0,werror=stop,rerror=stop");
+    // The seed comes last: cloud-init tries labelled devices in reverse order, so that ours wins over one that the base
+    // image may carry.
+    args.blockdev(&json!({
+        "node-name": "seed", "driver": "raw", "read-only": true, "file": file_node(Path::new(SEED), true),
+    }));
+    args.option("-device", format!("virtio-blk-pci,drive=seed,serial={SEED_SERIAL}"));
+}
+
+fn backing_node(backing: &Backing) -> Value {
+    let mut node = json!({
+        "node-name": "base", "driver": format_name(backing.format), "read-only": true,
+        "file": file_node(&backing.file, true),
+    });
+    if backing.format == BaseFormat::Qcow2 {
+        // Inspection has refused a base with a backing file; this says so to QEMU as well.
+        node["backing"] = Value::Null;
+    }
+    node
+}
+
+fn file_node(path: &Path, read_only: bool) -> Value {
+    json!({ "driver": "file", "filename": path, "read-only": read_only })
+}
+
+fn network(args: &mut Args, network: Network) {
+    if network == Network::User {
+        args.option("-netdev", "user,id=net0");
+        args.option("-device", format!("virtio-net-pci,netdev=net0,mac={MAC},romfile="));
+    }
+}

@@ -1,0 +1,129 @@
+//! The guest's serial console: always on disk, bounded, its last lines at hand for error messages.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::Write;
+use std::rc::Rc;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+
+use crate::event::{Event, Events};
+
+/// A guest that floods its console fills at most this much of the host's disk, bytes.
+const FILE_LIMIT: u64 = 64 << 20;
+const TAIL_LINES: usize = 200;
+const LINE_LIMIT: usize = 400;
+
+/// The last lines of the console. Cheap to clone; all clones see the same console.
+#[derive(Clone, Default)]
+pub struct Console(Rc<RefCell<Lines>>);
+
+#[derive(Default)]
+struct Lines {
+    done: VecDeque<String>,
+    current: Vec<u8>,
+}
+
+impl Console {
+    /// The last `count` lines that are not empty, oldest first.
+    #[must_use]
+    pub fn tail(&self, count: usize) -> Vec<String> {
+        let lines = self.0.borrow();
+        let current = clean(&lines.current);
+        let all = lines.done.iter().cloned().chain((!current.is_empty()).then_some(current));
+        let all: Vec<_> = all.collect();
+        all[all.len().saturating_sub(count)..].to_vec()
+    }
+
+    /// Whether any of the last lines holds the text.
+    #[must_use]
+    pub fn shows(&self, text: &str) -> bool {
+        self.tail(TAIL_LINES).iter().any(|line| line.contains(text))
+    }
+
+    fn feed(&self, bytes: &[u8], events: &Events) {
+        for byte in bytes {
+            let mut lines = self.0.borrow_mut();
+            if *byte != b'\n' && lines.current.len() < LINE_LIMIT {
+                lines.current.push(*byte);
+                continue;
+            }
+            let line = clean(&std::mem::take(&mut lines.current));
+            if *byte != b'\n' {
+                lines.current.push(*byte);
+            }
+            if line.is_empty() {
+                continue;
+            }
+            if lines.done.len() == TAIL_LINES {
+                lines.done.pop_front();
+            }
+            lines.done.push_back(line.clone());
+            drop(lines);
+            events.emit(&Event::Console { line });
+        }
+    }
+}
+
+/// Text without terminal escape sequences (ECMA-48 5.4: CSI ends with a byte of 0x40 to 0x7e) and control characters.
+fn clean(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\u{1b}' => match chars.next() {
+                Some('[') => while chars.next().is_some_and(|c| !('\u{40}'..='\u{7e}').contains(&c)) {},
+                Some(']') => while chars.next().is_some_and(|c| c != '\u{7}' && c != '\u{1b}') {},
+                _ => {}
+            },
+            '\t' => out.push(' '),
+            c if !c.is_control() => out.push(c),
+            _ => {}
+        }
+    }
+    out.trim_end().to_owned()
+}
+
+/// Copies the console to its file until QEMU closes it. A file that cannot be written does not stop the console: a
+/// guest blocks when nobody reads its serial port.
+pub async fn record(mut stream: UnixStream, mut file: File, console: Console, events: Events) {
+    let mut buffer = vec![0; 16 << 10];
+    let mut room = FILE_LIMIT;
+    while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+        let bytes = &buffer[..count];
+        if room > 0 {
+            let _ = file.write_all(&bytes[..count.min(usize::try_from(room).unwrap_or(count))]);
+            room = room.saturating_sub(count as u64);
+            if room == 0 {
+                let _ = file.write_all(b"\n[kiln: the console is longer than 64 MiB; the rest is left out]\n");
+            }
+        }
+        console.feed(bytes, &events);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tail_holds_the_last_lines_without_escapes() {
+        let console = Console::default();
+        let events = Events::new(Vec::new());
+        console.feed(b"one\r\n\r\n\x1b[0;32m  OK  \x1b[0m two\n\x1b]0;title\x07login: ", &events);
+        assert_eq!(console.tail(10), ["one", "  OK   two", "login:"]);
+        assert_eq!(console.tail(1), ["login:"]);
+        assert!(console.shows("login:"));
+    }
+
+    #[test]
+    fn an_endless_line_is_cut_into_pieces() {
+        let console = Console::default();
+        let events = Events::new(Vec::new());
+        console.feed(&vec![b'x'; 10 * LINE_LIMIT], &events);
+        assert!(console.tail(100).iter().all(|line| line.len() <= LINE_LIMIT));
+    }
+}

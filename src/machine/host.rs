@@ -1,0 +1,452 @@
+//! Gathers the facts of this host: every build asks, so it must not take longer than the slowest QEMU needs to answer.
+//!
+//! ```text
+//! qemu --version ----------\
+//! qemu -machine help -------+--> Host
+//! KVM probe, in its thread -/
+//! ```
+
+use std::fs;
+use std::io;
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::{AccessFlags, Pid, access};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, Command};
+use tokio::task::spawn_blocking;
+
+use crate::error::{Fault, Kind};
+use crate::machine::{accel, firmware};
+use crate::plan::host::{Host, Kernel, KvmVerdict, Qemu, QemuVersion};
+use crate::size::ByteSize;
+
+/// Names another `qemu-system-x86_64` than the one on `PATH`.
+pub const QEMU_VARIABLE: &str = "KILN_QEMU";
+
+/// How to get QEMU on Debian and Ubuntu.
+const INSTALL_QEMU: &str = "sudo apt-get install qemu-system-x86 qemu-utils";
+
+/// How long QEMU may take to say what it is. It needs 30 ms.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// What is read of an answer; `-machine help` has 5 KiB.
+const LONGEST_ANSWER: u64 = 64 << 10;
+/// Lines of standard error kept as evidence.
+const EVIDENCE_LINES: usize = 20;
+
+/// What makes a host unfit before anything is started on it.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// Not on `PATH`.
+    #[error("`{program}` is not installed")]
+    NotInstalled {
+        /// Its name.
+        program: &'static str,
+    },
+    /// It cannot be executed.
+    #[error("cannot run {}", path.display())]
+    NotRunnable {
+        /// The program.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It did not answer in time, and was killed.
+    #[error("`{} {}` did not answer within {} s", path.display(), args.join(" "), patience.as_secs())]
+    Silent {
+        /// The program.
+        path: PathBuf,
+        /// Its arguments.
+        args: &'static [&'static str],
+        /// How long it had.
+        patience: Duration,
+    },
+    /// It failed or crashed.
+    #[error("`{} {}` failed with {status}", path.display(), args.join(" "))]
+    Failed {
+        /// The program.
+        path: PathBuf,
+        /// Its arguments.
+        args: &'static [&'static str],
+        /// Its exit status, or the signal that ended it.
+        status: ExitStatus,
+        /// The last lines of its standard error.
+        tail: Vec<String>,
+    },
+    /// Its answer makes no sense.
+    #[error("{} does not say {what}", path.display())]
+    Unintelligible {
+        /// The program.
+        path: PathBuf,
+        /// What was asked for.
+        what: &'static str,
+        /// The first lines of its answer.
+        answer: Vec<String>,
+    },
+    /// Older than [`QemuVersion::OLDEST`].
+    #[error("{} is QEMU {version}; kiln needs {} or newer", path.display(), QemuVersion::OLDEST)]
+    TooOld {
+        /// The program.
+        path: PathBuf,
+        /// Its version.
+        version: QemuVersion,
+    },
+    /// The kernel does not tell a fact.
+    #[error("cannot read {}", path.display())]
+    Unknown {
+        /// The file the fact is in.
+        path: &'static Path,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Fault for HostError {
+    fn kind(&self) -> Kind {
+        Kind::Host
+    }
+
+    fn hints(&self) -> Vec<String> {
+        let hint = match self {
+            Self::NotInstalled { .. } => format!("run `{INSTALL_QEMU}`"),
+            Self::TooOld { .. } => {
+                format!("use Debian 12, Ubuntu 23.04 or newer, or set {QEMU_VARIABLE} to a newer `qemu-system-x86_64`")
+            }
+            Self::NotRunnable { .. } | Self::Silent { .. } | Self::Failed { .. } | Self::Unintelligible { .. } => {
+                format!("try `sudo apt-get install --reinstall qemu-system-x86`, and see that {QEMU_VARIABLE} is unset")
+            }
+            Self::Unknown { .. } => "see that /proc is mounted".to_owned(),
+        };
+        vec![hint]
+    }
+
+    fn evidence(&self) -> Vec<String> {
+        match self {
+            Self::Failed { tail: lines, .. } | Self::Unintelligible { answer: lines, .. } => lines.clone(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// All facts of this host, in about the time of one `qemu-system-x86_64 --version`.
+///
+/// # Errors
+/// When QEMU is missing, too old or does not answer, or the kernel does not tell what it should.
+pub async fn survey() -> Result<Host, HostError> {
+    let (qemu, kvm) = tokio::join!(qemu(), kvm());
+    let qemu = qemu?;
+    Ok(Host {
+        cpus: cpus(),
+        cpu_model: cpu_model(),
+        memory: memory()?.total,
+        firmware: firmware::find(&qemu.machine_type),
+        qemu,
+        kvm,
+        kernel: kernel(),
+    })
+}
+
+/// The QEMU on `PATH`, or the one that [`QEMU_VARIABLE`] names.
+///
+/// # Errors
+/// When it is missing, too old or does not answer.
+pub async fn qemu() -> Result<Qemu, HostError> {
+    let system = match std::env::var_os(QEMU_VARIABLE) {
+        Some(path) if !path.is_empty() => PathBuf::from(path),
+        _ => program("qemu-system-x86_64")?,
+    };
+    identify(system, program("qemu-img")?, PATIENCE).await
+}
+
+/// Whether KVM works; see [`accel::probe`].
+pub async fn kvm() -> KvmVerdict {
+    let crashed = |error: tokio::task::JoinError| KvmVerdict::Error { doing: "the probe", reason: error.to_string() };
+    spawn_blocking(accel::probe).await.unwrap_or_else(crashed)
+}
+
+async fn identify(system: PathBuf, img: PathBuf, patience: Duration) -> Result<Qemu, HostError> {
+    let (version, machines) =
+        tokio::try_join!(ask(&system, &["--version"], patience), ask(&system, &["-machine", "help"], patience))?;
+    let unclear = |what, answer: &str| {
+        let answer = answer.lines().take(EVIDENCE_LINES).map(str::to_owned).collect();
+        HostError::Unintelligible { path: system.clone(), what, answer }
+    };
+    let version = parse_version(&version).ok_or_else(|| unclear("its version", &version))?;
+    if version < QemuVersion::OLDEST {
+        return Err(HostError::TooOld { path: system, version });
+    }
+    let machine_type = newest_q35(&machines).ok_or_else(|| unclear("which Q35 machine it has", &machines))?;
+    Ok(Qemu { system, img, version, machine_type })
+}
+
+/// The first executable of this name on `PATH`. Relative entries are passed over: they would mean the current folder.
+fn program(name: &'static str) -> Result<PathBuf, HostError> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .filter(|folder| folder.is_absolute())
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file() && access(file, AccessFlags::X_OK).is_ok())
+        .ok_or(HostError::NotInstalled { program: name })
+}
+
+/// Runs a program that answers and exits. However it behaves, it is gone afterwards, also when this is cancelled.
+async fn ask(path: &Path, args: &'static [&'static str], patience: Duration) -> Result<String, HostError> {
+    let not_runnable = |source| HostError::NotRunnable { path: path.to_owned(), source };
+    let mut asked = Asked::start(path, args).map_err(not_runnable)?;
+    let answered = tokio::time::timeout(patience, asked.conversation()).await;
+    let silent = |_| HostError::Silent { path: path.to_owned(), args, patience };
+    let (answer, complaint, status) = answered.map_err(silent)?.map_err(not_runnable)?;
+    if status.success() {
+        return Ok(answer);
+    }
+    Err(HostError::Failed { path: path.to_owned(), args, status, tail: last_lines(&complaint) })
+}
+
+/// A child that leads a process group of its own, which is killed with it: a wrapper script has children too.
+struct Asked(Child);
+
+impl Asked {
+    fn start(path: &Path, args: &[&str]) -> io::Result<Self> {
+        let mut command = Command::new(path);
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.process_group(0).kill_on_drop(true).spawn().map(Self)
+    }
+
+    async fn conversation(&mut self) -> io::Result<(String, String, ExitStatus)> {
+        let (stdout, stderr) = (self.0.stdout.take(), self.0.stderr.take());
+        let (answer, complaint) = tokio::try_join!(text(stdout), text(stderr))?;
+        Ok((answer, complaint, self.0.wait().await?))
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        // There is an id only until the child has been waited for, so it cannot be anybody else's by now.
+        if let Some(group) = self.0.id().and_then(|id| i32::try_from(id).ok()) {
+            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+        }
+    }
+}
+
+/// What comes on a pipe, up to [`LONGEST_ANSWER`]; then the pipe is closed.
+async fn text(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    if let Some(pipe) = pipe {
+        pipe.take(LONGEST_ANSWER).read_to_end(&mut bytes).await?;
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn last_lines(text: &str) -> Vec<String> {
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(EVIDENCE_LINES)..].iter().map(|line| (*line).to_owned()).collect()
+}
+
+/// From `QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)`.
+fn parse_version(answer: &str) -> Option<QemuVersion> {
+    let (_, rest) = answer.split_once("version ")?;
+    let number = rest.split(|c: char| !c.is_ascii_digit() && c != '.').next()?;
+    let mut parts = number.split('.').map(str::parse);
+    let mut next = || parts.next()?.ok();
+    Some(QemuVersion { major: next()?, minor: next()?, micro: next().unwrap_or(0) })
+}
+
+/// The newest `pc-q35-N.M`; where a distribution has only names of its own, the one that `q35` is an alias of.
+fn newest_q35(answer: &str) -> Option<String> {
+    let names = || answer.lines().filter_map(|line| line.split_whitespace().next());
+    let numbered = names().filter_map(|name| Some((machine_version(name)?, name)));
+    let newest = numbered.max().map(|(_, name)| name);
+    let alias = || {
+        let line = answer.lines().find(|line| line.split_whitespace().next() == Some("q35"))?;
+        Some(line.split_once("(alias of ")?.1.split_once(')')?.0)
+    };
+    newest.or_else(alias).map(str::to_owned)
+}
+
+/// `[10, 0]` of `pc-q35-10.0`, and nothing of `pc-q35-rhel9.4.0`.
+fn machine_version(name: &str) -> Option<Vec<u32>> {
+    name.strip_prefix("pc-q35-")?.split('.').map(|part| part.parse().ok()).collect()
+}
+
+/// CPUs this process may use.
+#[must_use]
+pub fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+fn cpu_model() -> String {
+    let model = fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| field(&text, "model name").map(str::to_owned));
+    model.unwrap_or_else(|| "unknown".to_owned())
+}
+
+/// Memory of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// All of it, or what this process's cgroup may use where that is less.
+    pub total: ByteSize,
+    /// What new programs can have without swapping.
+    pub available: ByteSize,
+}
+
+/// Reads proc(5)'s `meminfo` and the limits of the cgroups this process is in.
+///
+/// # Errors
+/// When procfs is not mounted.
+pub fn memory() -> Result<Memory, HostError> {
+    let path = Path::new("/proc/meminfo");
+    let unknown = |source| HostError::Unknown { path, source };
+    let text = fs::read_to_string(path).map_err(unknown)?;
+    let bytes = |name| {
+        let kibibytes = field(&text, name)?.split_whitespace().next()?.parse::<u64>().ok()?;
+        kibibytes.checked_mul(1024)
+    };
+    let missing = || unknown(io::Error::other("it has no such field"));
+    let limit = cgroup_limit().unwrap_or(u64::MAX);
+    Ok(Memory {
+        total: ByteSize(bytes("MemTotal").ok_or_else(missing)?.min(limit)),
+        available: ByteSize(bytes("MemAvailable").ok_or_else(missing)?.min(limit)),
+    })
+}
+
+/// The smallest `memory.max` between this process's cgroup and the root; `None` without cgroup v2 or a limit.
+fn cgroup_limit() -> Option<u64> {
+    let text = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let limits = Path::new("/sys/fs/cgroup").join(path);
+    limits
+        .ancestors()
+        .filter_map(|folder| fs::read_to_string(folder.join("memory.max")).ok()?.trim().parse().ok())
+        .min()
+}
+
+/// The value of the first `name : value` line.
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let mut pairs = text.lines().filter_map(|line| line.split_once(':'));
+    pairs.find(|(key, _)| key.trim() == name).map(|(_, value)| value.trim())
+}
+
+/// The running kernel.
+#[must_use]
+pub fn kernel() -> Kernel {
+    let release = nix::sys::utsname::uname().map(|names| names.release().to_string_lossy().into_owned());
+    let modules = fs::read_to_string("/sys/kernel/security/lsm").ok();
+    Kernel {
+        release: release.unwrap_or_else(|_| "unknown".to_owned()),
+        landlock: modules.map(|text| text.trim().split(',').any(|name| name == "landlock")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    /// An executable shell script. It is written by another process: a descriptor of ours, open for writing, could be
+    /// inherited by a child that another test forks just then, and running the script would fail with ETXTBSY.
+    fn script(folder: &Path, body: &str) -> PathBuf {
+        let path = folder.join("qemu-system-x86_64");
+        let status = std::process::Command::new("sh")
+            .args(["-c", "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$2\" && chmod 755 \"$2\"", "sh", body])
+            .arg(&path)
+            .status()
+            .expect("sh runs");
+        assert!(status.success());
+        path
+    }
+
+    async fn identify_script(body: &str, patience: Duration) -> Result<Qemu, HostError> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        identify(script(folder.path(), body), "/usr/bin/qemu-img".into(), patience).await
+    }
+
+    #[test]
+    fn versions_are_read() {
+        let version = |major, minor, micro| Some(QemuVersion { major, minor, micro });
+        assert_eq!(parse_version("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\nCopyright"), version(10, 0, 2));
+        assert_eq!(parse_version("QEMU emulator version 9.1.50 (v9.1.0-1-gabc)"), version(9, 1, 50));
+        assert_eq!(parse_version("QEMU emulator version 8.2\n"), version(8, 2, 0));
+        for bad in ["", "version ", "QEMU version x.y.z", "QEMU emulator version 10", "version 99999999999.1.1"] {
+            assert_eq!(parse_version(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_newest_machine_is_the_newest_by_number() {
+        let debian = "Supported machines are:\npc-q35-9.2  Standard PC\npc-q35-4.0.1  Standard PC (deprecated)\n\
+                      q35  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-10.0)\npc-q35-10.0  Standard PC\nmicrovm  x\n";
+        assert_eq!(newest_q35(debian).as_deref(), Some("pc-q35-10.0"));
+        let rhel = "q35    RHEL-9.6.0 PC (Q35 + ICH9, 2009) (alias of pc-q35-rhel9.6.0)\npc-q35-rhel9.6.0  RHEL\n";
+        assert_eq!(newest_q35(rhel).as_deref(), Some("pc-q35-rhel9.6.0"));
+        assert_eq!(newest_q35("microvm  microvm (i386)\nq35 no alias\n"), None);
+    }
+
+    #[tokio::test]
+    async fn this_host_is_surveyed_quickly() {
+        let began = Instant::now();
+        let host = survey().await.expect("the tests need QEMU");
+        eprintln!("{:?} for {host:#?}", began.elapsed());
+        assert!(host.qemu.version >= QemuVersion::OLDEST);
+        assert!(machine_version(&host.qemu.machine_type).is_some() && host.cpus > 0);
+        assert!(host.memory > ByteSize::mib(64) && !host.kernel.release.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_old_qemu_is_refused() {
+        let error = identify_script("echo 'QEMU emulator version 6.2.0 (x)'", PATIENCE).await.expect_err("too old");
+        assert!(error.to_string().ends_with("is QEMU 6.2.0; kiln needs 7.2.0 or newer"), "{error}");
+        assert_eq!(error.kind(), Kind::Host);
+    }
+
+    #[tokio::test]
+    async fn a_crash_names_its_signal_and_shows_what_was_said() {
+        let error = identify_script("echo no such library >&2; kill -SEGV $$", PATIENCE).await.expect_err("crashed");
+        assert!(error.to_string().contains("SIGSEGV"), "{error}");
+        assert_eq!(error.evidence(), ["no such library"]);
+    }
+
+    #[tokio::test]
+    async fn a_qemu_that_hangs_is_killed_with_its_children() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let fifo = folder.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("made");
+        let mut alive = tokio::net::unix::pipe::OpenOptions::new().open_receiver(&fifo).expect("opened");
+        // The shell and its child both hold the FIFO; it ends when both are gone.
+        let body = format!("exec 9> {}; echo started >&9; sleep 1000 & wait", fifo.display());
+        let error = identify_script(&body, Duration::from_secs(1)).await.expect_err("silent");
+        assert!(matches!(error, HostError::Silent { .. }), "{error}");
+        let mut said = String::new();
+        let ended = tokio::time::timeout(Duration::from_secs(10), alive.read_to_string(&mut said)).await;
+        assert!(ended.is_ok() && said.contains("started"), "{ended:?} {said}");
+    }
+
+    #[tokio::test]
+    async fn endless_and_meaningless_answers_are_bounded() {
+        for body in ["echo hello", "yes hello", "head -c 1000000 /dev/zero"] {
+            let error = identify_script(body, PATIENCE).await.expect_err("no version");
+            let expected = matches!(error, HostError::Unintelligible { .. } | HostError::Failed { .. });
+            assert!(expected && error.evidence().len() <= EVIDENCE_LINES, "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_missing_or_forbidden_program_says_so() {
+        let error = identify("/nowhere/qemu".into(), "/nowhere/qemu-img".into(), PATIENCE).await.expect_err("missing");
+        assert!(matches!(error, HostError::NotRunnable { .. }), "{error}");
+        let error = program("qemu-system-nothing").expect_err("no such program");
+        assert_eq!(error.to_string(), "`qemu-system-nothing` is not installed");
+        assert_eq!(error.hints(), [format!("run `{INSTALL_QEMU}`")]);
+    }
+
+    #[test]
+    fn fields_are_found_by_their_whole_name() {
+        let text = "MemTotal:       1000 kB\nmodel name\t: A CPU @ 2: GHz\n";
+        assert_eq!(field(text, "MemTotal"), Some("1000 kB"));
+        assert_eq!(field(text, "model name"), Some("A CPU @ 2: GHz"));
+        assert_eq!(field(text, "Total"), None);
+    }
+}

@@ -1,0 +1,455 @@
+//! One QEMU from launch to power-off.
+//!
+//! ```text
+//!  launch ──> Running ──power_off──> PoweredOff      the guest shut itself down and QEMU left with status 0
+//!                │  └──abort───────> (gone)
+//!                └── trouble(): Fate                  died, panicked, disk error, stopped unasked, powered off unasked
+//! ```
+//!
+//! Everything QEMU tells (QMP events, its exit) flows into one [`Life`], which every wait can watch: no wait for the
+//! guest ever outlives QEMU. QEMU does not exit on a KVM internal error or a full host disk: it emits STOP and waits for
+//! ever, so every STOP that kiln did not ask for is final.
+
+use std::fs::File;
+use std::future::Future;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use qapi::qmp as schema;
+use serde_json::json;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use crate::error::{Failure, Fault, Kind};
+use crate::event::Events;
+use crate::plan::machine::{Firmware, Machine};
+use crate::process;
+
+pub mod accel;
+pub mod argv;
+pub mod console;
+pub mod firmware;
+pub mod host;
+pub mod qmp;
+
+use argv::{AGENT_FD, Backing, CONSOLE_FD, HOTPLUG_BUS, QMP_FD, UEFI_VARS};
+use console::Console;
+use qmp::{Qmp, QmpError};
+
+/// QEMU has to answer on its monitor within this time; it does so in milliseconds, and on a loaded host in seconds.
+const MONITOR_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a killed QEMU may take to be gone.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+/// A disk is unplugged when the guest's kernel has let go of it.
+const UNPLUG_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What can go wrong with a machine.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// QEMU could not be started.
+    #[error("cannot start QEMU ({})", program.display())]
+    Spawn {
+        /// The binary.
+        program: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file or channel for the machine could not be made.
+    #[error("cannot prepare the machine: {what}")]
+    Prepare {
+        /// What was being made.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// QEMU's monitor failed.
+    #[error(transparent)]
+    Monitor(#[from] QmpError),
+    /// QEMU's monitor did not answer in time.
+    #[error("QEMU's monitor did not answer within {} s", .0.as_secs())]
+    Silent(Duration),
+    /// The machine came to an end that nobody asked for.
+    #[error(transparent)]
+    Ended(#[from] Fate),
+    /// The guest did not power off.
+    #[error("the guest did not power off within {} s", .0.as_secs())]
+    StillRunning(Duration),
+}
+
+/// An end, or a standstill, that nobody asked for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fate {
+    /// The QEMU process is gone.
+    #[error("QEMU ended unexpectedly with {status}{}{stderr}", if stderr.is_empty() { "" } else { ": " })]
+    Exited {
+        /// How it ended.
+        status: String,
+        /// The end of its standard error.
+        stderr: String,
+        /// It was killed, most often by the kernel for want of memory.
+        killed: bool,
+    },
+    /// The guest turned itself off.
+    #[error("the guest powered itself off")]
+    PoweredOff,
+    /// The guest's kernel panicked.
+    #[error("the guest's kernel panicked")]
+    Panicked,
+    /// The host could not read or write a disk.
+    #[error("the host could not {operation} the disk `{node}`: {reason}")]
+    Disk {
+        /// `read` or `write`.
+        operation: &'static str,
+        /// Block node.
+        node: String,
+        /// QEMU's reason.
+        reason: String,
+        /// The host's disk is full.
+        full: bool,
+    },
+    /// The guest rebooted.
+    #[error("the guest rebooted without being asked")]
+    Rebooted,
+    /// The virtual CPUs stopped, as they do on a KVM internal error.
+    #[error("QEMU stopped the guest without being asked, as it does when KVM fails to execute an instruction")]
+    Stopped,
+}
+
+impl Fault for Fate {
+    fn kind(&self) -> Kind {
+        match self {
+            Fate::Exited { .. } | Fate::Disk { .. } | Fate::Stopped => Kind::Host,
+            Fate::PoweredOff | Fate::Panicked | Fate::Rebooted => Kind::Boot,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Fate::Exited { killed: true, .. } => {
+                vec!["if the host ran out of memory, lower `machine.memory` in the spec (`dmesg` tells)".into()]
+            }
+            Fate::Disk { full: true, .. } => {
+                vec!["free some space where the cache folder is, or set KILN_CACHE".into()]
+            }
+            Fate::Rebooted => vec!["write `reboot = true` as a step of its own where a reboot is wanted".into()],
+            Fate::Stopped => vec!["try `accel = \"tcg\"`; `kiln doctor` tells whether KVM works here".into()],
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl Fault for MachineError {
+    fn kind(&self) -> Kind {
+        match self {
+            MachineError::Ended(fate) => fate.kind(),
+            MachineError::StillRunning(_) => Kind::Boot,
+            _ => Kind::Host,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            MachineError::Spawn { .. } => vec!["`kiln doctor` tells what is missing and how to install it".into()],
+            MachineError::Ended(fate) => fate.hints(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Everything that QEMU has told so far.
+#[derive(Debug, Clone, Default)]
+struct Life {
+    /// A SHUTDOWN event came: whether the guest itself asked for it.
+    shutdown: Option<bool>,
+    panicked: bool,
+    disk: Option<Fate>,
+    stopped: bool,
+    resets: u32,
+    tolerated_resets: u32,
+    unplugged: u32,
+    exited: Option<(ExitStatus, String)>,
+}
+
+impl Life {
+    fn note(&mut self, event: &schema::Event) {
+        match event {
+            schema::Event::SHUTDOWN { data, .. } => {
+                self.shutdown = Some(data.guest && data.reason == schema::ShutdownCause::guest_shutdown);
+            }
+            schema::Event::GUEST_PANICKED { .. } => self.panicked = true,
+            schema::Event::BLOCK_IO_ERROR { data, .. } if data.action == schema::BlockErrorAction::stop => {
+                self.disk = Some(Fate::Disk {
+                    operation: if data.operation == schema::IoOperationType::read { "read" } else { "write" },
+                    node: data.node_name.clone().unwrap_or_default(),
+                    reason: data.reason.clone(),
+                    full: data.nospace.unwrap_or(false),
+                });
+            }
+            schema::Event::STOP { .. } => self.stopped = true,
+            schema::Event::RESET { data, .. } if data.guest => self.resets += 1,
+            schema::Event::DEVICE_DELETED { data, .. } if data.device.is_some() => self.unplugged += 1,
+            _ => {}
+        }
+    }
+
+    fn fate(&self) -> Option<Fate> {
+        if self.panicked {
+            return Some(Fate::Panicked);
+        }
+        if self.disk.is_some() {
+            return self.disk.clone();
+        }
+        match (&self.exited, self.shutdown, self.stopped) {
+            (_, Some(true), _) => Some(Fate::PoweredOff),
+            (Some((status, stderr)), _, _) => Some(Fate::Exited {
+                status: process::describe(*status),
+                stderr: stderr.clone(),
+                killed: std::os::unix::process::ExitStatusExt::signal(status) == Some(Signal::SIGKILL as i32),
+            }),
+            (None, _, true) => Some(Fate::Stopped),
+            (None, ..) if self.resets > self.tolerated_resets => Some(Fate::Rebooted),
+            _ => None,
+        }
+    }
+}
+
+/// A live machine. Dropping it kills QEMU; [`Running::abort`] is the orderly way.
+pub struct Running {
+    group: Pid,
+    qmp: Qmp,
+    life: watch::Sender<Life>,
+    console: Console,
+    plugged: u32,
+}
+
+/// The guest has shut itself down and QEMU has left with status 0: nobody writes to the overlay any more.
+#[derive(Debug)]
+#[must_use]
+pub struct PoweredOff(());
+
+/// A hot-plugged, read-only disk.
+#[derive(Debug)]
+#[must_use]
+pub struct Plugged {
+    id: String,
+}
+
+/// Starts QEMU in the scratch folder, which holds the overlay and the seed. Gives the machine and the agent's channel.
+///
+/// # Errors
+/// When QEMU cannot be started or does not answer on its monitor.
+///
+/// # Panics
+/// Never: a child that was just started has a process id.
+pub async fn launch(
+    machine: &Machine,
+    backing: &Backing,
+    folder: &Path,
+    events: &Events,
+) -> Result<(Running, UnixStream), Failure> {
+    let prepare = |what| move |source| MachineError::Prepare { what, source };
+    if let Firmware::Uefi(uefi) = &machine.firmware {
+        std::fs::copy(&uefi.vars_template, folder.join(UEFI_VARS)).map_err(prepare("the UEFI variable store"))?;
+    }
+    let (qmp, qmp_theirs) = channel().map_err(prepare("QEMU's monitor channel"))?;
+    let (agent, agent_theirs) = channel().map_err(prepare("the agent's channel"))?;
+    let (serial, serial_theirs) = channel().map_err(prepare("the console's channel"))?;
+    let console_file = open_console(&folder.join("console.log")).map_err(prepare("console.log"))?;
+    let descriptors = vec![(QMP_FD, qmp_theirs), (AGENT_FD, agent_theirs), (CONSOLE_FD, serial_theirs)];
+    let mut command = process::with_descriptors(&machine.qemu, descriptors);
+    command.args(argv::argv(machine, backing)).current_dir(folder).stdout(Stdio::null()).stderr(Stdio::piped());
+    let child = command.spawn().map_err(|source| MachineError::Spawn { program: machine.qemu.clone(), source })?;
+    // The command owns QEMU's ends of the channels; they must close here, or QEMU's death would go unnoticed.
+    drop(command);
+    let group = Pid::from_raw(child.id().and_then(|id| i32::try_from(id).ok()).expect("a fresh child has an id"));
+    let life = watch::Sender::new(Life::default());
+    tokio::task::spawn_local(wait_for_exit(child, life.clone()));
+    let console = Console::default();
+    tokio::task::spawn_local(console::record(serial, console_file, console.clone(), events.clone()));
+    let (qmp, qmp_events) = connect(qmp, life.subscribe(), group).await?;
+    tokio::task::spawn_local(follow(qmp_events, life.clone()));
+    Ok((Running { group, qmp, life, console, plugged: 0 }, agent))
+}
+
+async fn connect(
+    stream: UnixStream,
+    mut life: watch::Receiver<Life>,
+    group: Pid,
+) -> Result<(Qmp, mpsc::UnboundedReceiver<schema::Event>), MachineError> {
+    let error = match timeout(MONITOR_TIMEOUT, Qmp::connect(stream)).await {
+        Ok(Ok(connected)) => return Ok(connected),
+        Ok(Err(error)) => error.into(),
+        Err(_) => MachineError::Silent(MONITOR_TIMEOUT),
+    };
+    // A QEMU that refuses its command line closes the monitor and says why on standard error. In any other case it is
+    // alive, and how it ends is our doing and explains nothing.
+    let mut fate = None;
+    if matches!(error, MachineError::Monitor(QmpError::Gone)) {
+        let exited = timeout(KILL_TIMEOUT, life.wait_for(|life| life.exited.is_some())).await;
+        fate = exited.ok().and_then(Result::ok).and_then(|life| life.fate());
+    }
+    let _ = killpg(group, Signal::SIGKILL);
+    Err(fate.map_or(error, MachineError::Ended))
+}
+
+/// A connected pair: our end for tokio, QEMU's end out of the way of the low descriptor numbers.
+fn channel() -> std::io::Result<(UnixStream, OwnedFd)> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    Ok((UnixStream::from_std(ours)?, process::raise(&OwnedFd::from(theirs))?))
+}
+
+fn open_console(path: &Path) -> std::io::Result<File> {
+    File::options().append(true).create(true).mode(0o644).open(path)
+}
+
+async fn wait_for_exit(mut child: tokio::process::Child, life: watch::Sender<Life>) {
+    let stderr = match child.stderr.take() {
+        Some(pipe) => process::stderr_tail(pipe).await,
+        None => String::new(),
+    };
+    if let Ok(status) = child.wait().await {
+        life.send_modify(|life| life.exited = Some((status, stderr)));
+    }
+}
+
+async fn follow(mut events: mpsc::UnboundedReceiver<schema::Event>, life: watch::Sender<Life>) {
+    while let Some(event) = events.recv().await {
+        life.send_modify(|life| life.note(&event));
+    }
+}
+
+impl Running {
+    /// The guest's console.
+    #[must_use]
+    pub fn console(&self) -> &Console {
+        &self.console
+    }
+
+    /// From now on the guest may reset itself this often before it counts as rebooting unasked.
+    pub fn tolerate_resets(&self, more: u32) {
+        self.life.send_modify(|life| life.tolerated_resets = life.resets + more);
+    }
+
+    /// Waits for an end that nobody asked for.
+    pub async fn trouble(&self) -> Fate {
+        let mut life = self.life.subscribe();
+        match life.wait_for(|life| life.fate().is_some()).await {
+            Ok(life) => life.fate().unwrap_or(Fate::Stopped),
+            // The sender lives as long as QEMU is waited for; without it nothing more will ever be known.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Does some work with the guest, unless the machine comes to an end first.
+    ///
+    /// # Errors
+    /// The machine's fate.
+    pub async fn supervise<T>(&self, work: impl Future<Output = T>) -> Result<T, Fate> {
+        tokio::select! {
+            biased;
+            fate = self.trouble() => Err(fate),
+            done = work => Ok(done),
+        }
+    }
+
+    /// What became of the machine if it is ending right now: a broken connection is noticed before QEMU's exit is.
+    pub async fn fate_within(&self, wait: Duration) -> Option<Fate> {
+        timeout(wait, self.trouble()).await.ok()
+    }
+
+    /// Plugs in a file as a read-only disk; the guest finds it by its serial number, at most 20 bytes (virtio 1.2, 5.2.6).
+    ///
+    /// # Errors
+    /// When QEMU refuses.
+    pub async fn plug(&mut self, file: &Path, serial: &str) -> Result<Plugged, MachineError> {
+        self.plugged += 1;
+        let id = format!("plugged{}", self.plugged);
+        let node: schema::blockdev_add = typed(json!({
+            "node-name": id, "driver": "raw", "read-only": true,
+            "file": { "driver": "file", "filename": file, "read-only": true },
+        }))?;
+        self.qmp.execute(node).await?;
+        let device: schema::device_add = typed(json!({
+            "driver": "virtio-blk-pci", "id": id, "bus": HOTPLUG_BUS, "drive": id, "serial": serial,
+        }))?;
+        self.qmp.execute(device).await?;
+        Ok(Plugged { id })
+    }
+
+    /// Takes the disk away again, when the guest has let go of it.
+    ///
+    /// # Errors
+    /// When QEMU refuses or the guest does not let go.
+    pub async fn unplug(&self, disk: Plugged) -> Result<(), MachineError> {
+        let before = self.life.borrow().unplugged;
+        self.qmp.execute(schema::device_del { id: disk.id.clone() }).await?;
+        let mut life = self.life.subscribe();
+        let gone = life.wait_for(|life| life.unplugged > before || life.fate().is_some());
+        let _ = timeout(UNPLUG_TIMEOUT, gone).await.map_err(|_| MachineError::Silent(UNPLUG_TIMEOUT))?;
+        self.qmp.execute(schema::blockdev_del { node_name: disk.id }).await?;
+        Ok(())
+    }
+
+    /// Presses the virtual power button, for a guest that did not power off by itself.
+    ///
+    /// # Errors
+    /// When QEMU refuses.
+    pub async fn press_power_button(&self) -> Result<(), MachineError> {
+        self.qmp.execute(schema::system_powerdown {}).await?;
+        Ok(())
+    }
+
+    /// Waits until the guest, which was asked to power off, has done so and QEMU is gone.
+    ///
+    /// # Errors
+    /// When it does not within `grace`, or ends in any other way. QEMU is killed then.
+    pub async fn power_off(self, grace: Duration) -> Result<PoweredOff, Failure> {
+        let mut life = self.life.subscribe();
+        let ended = life.wait_for(|life| life.exited.is_some() || life.panicked || life.disk.is_some());
+        let outcome = match timeout(grace, ended).await {
+            Ok(Ok(life)) => match (&life.exited, life.shutdown) {
+                (Some((status, _)), Some(true)) if status.success() && !life.panicked => Ok(PoweredOff(())),
+                _ => Err(life.fate().map_or(MachineError::StillRunning(grace), MachineError::Ended)),
+            },
+            _ => Err(MachineError::StillRunning(grace)),
+        };
+        if outcome.is_err() {
+            self.abort().await;
+        }
+        Ok(outcome?)
+    }
+
+    /// Kills QEMU and waits until it is gone.
+    pub async fn abort(self) {
+        self.kill();
+        let mut life = self.life.subscribe();
+        let _ = timeout(KILL_TIMEOUT, life.wait_for(|life| life.exited.is_some())).await;
+    }
+
+    fn kill(&self) {
+        // Once it is reaped its number may belong to somebody else.
+        if self.life.borrow().exited.is_none() {
+            let _ = killpg(self.group, Signal::SIGKILL);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// QAPI's flattened unions are best written as the JSON they become.
+fn typed<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> Result<T, QmpError> {
+    serde_json::from_value(value).map_err(|error| QmpError::Protocol(error.to_string()))
+}

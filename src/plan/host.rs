@@ -1,0 +1,234 @@
+//! What is known of this host, as plain data: the facts a plan decides by. `machine::host` gathers them.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::size::ByteSize;
+
+/// The facts of one host at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Host {
+    /// CPUs this process may use: affinity and cgroup quota count.
+    pub cpus: usize,
+    /// The processor's model name, `unknown` where the kernel does not tell.
+    pub cpu_model: String,
+    /// All memory of the host, or what its cgroup may use where that is less.
+    pub memory: ByteSize,
+    /// The QEMU to use.
+    pub qemu: Qemu,
+    /// Whether KVM works here.
+    pub kvm: KvmVerdict,
+    /// UEFI firmware for the machine type, best first; empty where none is installed.
+    pub firmware: Vec<UefiFirmware>,
+    /// The kernel and what of it matters.
+    pub kernel: Kernel,
+}
+
+/// One installed QEMU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Qemu {
+    /// `qemu-system-x86_64`
+    pub system: PathBuf,
+    /// `qemu-img`
+    pub img: PathBuf,
+    /// Its version.
+    pub version: QemuVersion,
+    /// The newest versioned Q35 machine it has, such as `pc-q35-10.0`: the guest sees the same hardware after an upgrade.
+    pub machine_type: String,
+}
+
+/// A version of QEMU. Ordered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct QemuVersion {
+    /// The first number.
+    pub major: u32,
+    /// The second number.
+    pub minor: u32,
+    /// The third number; 50 and more is a development version.
+    pub micro: u32,
+}
+
+impl QemuVersion {
+    /// The oldest version kiln works with.
+    pub const OLDEST: Self = Self { major: 7, minor: 2, micro: 0 };
+}
+
+impl fmt::Display for QemuVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.micro)
+    }
+}
+
+impl Serialize for QemuVersion {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// The running kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Kernel {
+    /// As `uname -r` prints it.
+    pub release: String,
+    /// Whether Landlock is among the active security modules; `None` where securityfs cannot be read.
+    pub landlock: Option<bool>,
+}
+
+/// UEFI firmware as a pair of flash images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UefiFirmware {
+    /// The executable image, shared and read-only.
+    pub code: PathBuf,
+    /// Its format.
+    pub code_format: FirmwareFormat,
+    /// The variable store each machine gets a copy of.
+    pub vars_template: PathBuf,
+    /// Its format.
+    pub vars_format: FirmwareFormat,
+    /// It enforces Secure Boot, or can once keys are enrolled.
+    pub secure_boot: bool,
+    /// It starts only on a machine with `smm=on`.
+    pub requires_smm: bool,
+    /// The descriptor that names it.
+    pub descriptor: PathBuf,
+}
+
+/// The format of a flash image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FirmwareFormat {
+    /// The bytes of the flash.
+    Raw,
+    /// QEMU's copy-on-write format.
+    Qcow2,
+}
+
+/// Whether KVM works on this host, found out by running a guest. `Display` is one clause that says why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "verdict", rename_all = "kebab-case")]
+pub enum KvmVerdict {
+    /// A guest ran as it should.
+    Usable,
+    /// There is no KVM device, or nothing behind it.
+    NoDevice,
+    /// This user may not open the device.
+    Denied,
+    /// Another hypervisor has the processor.
+    Busy,
+    /// The kernel's KVM is older than QEMU needs.
+    OldApi {
+        /// What it should have and has not.
+        lacks: Vec<&'static str>,
+    },
+    /// Its CPUs lack what a stock x86-64 kernel or its programs use.
+    MissingCpuFeatures {
+        /// Names as in `/proc/cpuinfo`, except `sse3`, which is `pni` there.
+        lacks: Vec<&'static str>,
+    },
+    /// A guest was stopped at an instruction that every processor since 2011 has.
+    InternalError {
+        /// The instruction.
+        at: &'static str,
+        /// What came instead of its result.
+        saw: String,
+    },
+    /// Instructions are emulated, or the guest did not come back in time.
+    TooSlow {
+        /// The instruction.
+        at: &'static str,
+        /// How long it ran.
+        took: Duration,
+    },
+    /// The kernel refused for another reason.
+    Error {
+        /// What was tried.
+        doing: &'static str,
+        /// What the kernel said.
+        reason: String,
+    },
+}
+
+impl KvmVerdict {
+    /// Whether machines may use KVM.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        *self == Self::Usable
+    }
+
+    /// What to do about it, or `None` when there is nothing to do.
+    #[must_use]
+    pub fn remedy(&self) -> Option<&'static str> {
+        match self {
+            Self::Usable => None,
+            Self::NoDevice => Some(
+                "turn on virtualisation in the host's firmware (in a VM: nested virtualisation) and run \
+                 `modprobe kvm_intel` or `modprobe kvm_amd`; in a container add `--device /dev/kvm`",
+            ),
+            Self::Denied => Some("run `sudo usermod -aG kvm $USER` and log in again"),
+            Self::Busy => Some("stop the other hypervisor (VirtualBox, VMware) and try again"),
+            Self::OldApi { .. } => Some("install a newer kernel"),
+            Self::MissingCpuFeatures { .. } | Self::InternalError { .. } | Self::TooSlow { .. } => {
+                Some("use a host with hardware virtualisation, or `accel = \"tcg\"` (slower) on this one")
+            }
+            Self::Error { .. } => Some("look at `dmesg` for what KVM says, or use `accel = \"tcg\"` (slower)"),
+        }
+    }
+}
+
+impl fmt::Display for KvmVerdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usable => f.write_str("KVM works here"),
+            Self::NoDevice => f.write_str("this host has no KVM: there is no /dev/kvm, or nothing behind it"),
+            Self::Denied => f.write_str("this user may not open /dev/kvm"),
+            Self::Busy => f.write_str("KVM is busy: another hypervisor uses the processor"),
+            Self::OldApi { lacks } => write!(f, "KVM here is too old for QEMU: it lacks {}", lacks.join(", ")),
+            Self::MissingCpuFeatures { lacks } => {
+                write!(f, "KVM here does not run a stock kernel: its CPUs lack {}", lacks.join(", "))
+            }
+            Self::InternalError { at, saw } => {
+                write!(f, "KVM here does not run a stock kernel: its probe guest stopped at `{at}` with {saw}")
+            }
+            Self::TooSlow { at, took } => write!(
+                f,
+                "KVM here emulates instructions: its probe guest needed {} ms of a processor at `{at}`",
+                took.as_millis()
+            ),
+            Self::Error { doing, reason } => write!(f, "KVM here fails at {doing}: {reason}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verdict_says_why_and_what_to_do() {
+        let verdict = KvmVerdict::MissingCpuFeatures { lacks: vec!["sse3", "cx16", "popcnt", "xsave"] };
+        assert_eq!(
+            verdict.to_string(),
+            "KVM here does not run a stock kernel: its CPUs lack sse3, cx16, popcnt, xsave"
+        );
+        assert!(verdict.remedy().is_some_and(|text| text.contains("tcg")));
+        assert!(!verdict.is_usable());
+        assert_eq!(KvmVerdict::Usable.remedy(), None);
+    }
+
+    #[test]
+    fn versions_are_ordered_as_numbers() {
+        let ten = QemuVersion { major: 10, minor: 0, micro: 2 };
+        assert!(ten > QemuVersion { major: 9, minor: 2, micro: 4 });
+        assert!(ten > QemuVersion::OLDEST);
+        assert_eq!(ten.to_string(), "10.0.2");
+    }
+
+    #[test]
+    fn json_names_the_verdict() {
+        let json = serde_json::to_value(KvmVerdict::Denied).expect("plain data");
+        assert_eq!(json, serde_json::json!({ "verdict": "denied" }));
+    }
+}

@@ -1,0 +1,120 @@
+//! Keys: a digest over everything that can influence a result, chained from the base image to the finished image.
+//!
+//! A key is `sha256(parent key, canonical JSON)`. The JSON has sorted keys and holds content digests, never paths of
+//! the checkout nor times, so that the same inputs give the same key on every machine. A secret enters by its name
+//! alone: a digest of a short secret could be guessed from a published manifest.
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::spec::{Action, Command, Context, Copy, Owner};
+
+/// Changes when the meaning of the hashed form does.
+const SCHEME: &str = "kiln-key-1";
+
+/// A digest that stands for a result.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Key([u8; 32]);
+
+impl Key {
+    /// The key that everything begins with.
+    #[must_use]
+    pub fn root() -> Self {
+        Self(Sha256::digest(SCHEME).into())
+    }
+
+    /// The key of what comes of this one by doing what `content` says.
+    #[must_use]
+    pub fn then(self, content: &Value) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(self.0);
+        // serde_json's map is sorted, so the text is canonical.
+        hash.update(content.to_string());
+        Self(hash.finalize().into())
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key({self})")
+    }
+}
+
+impl Serialize for Key {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A step as its key sees it. `input` is the digest of what it brings from the host.
+#[must_use]
+pub fn canonical(action: &Action, input: Option<&str>) -> Value {
+    match action {
+        Action::Run { command, context } => json!({ "run": command_value(command), "context": context_value(context) }),
+        Action::Script { args, context, .. } => {
+            json!({ "script": input, "args": args, "context": context_value(context) })
+        }
+        Action::Copy(Copy { from, contents, to, into, owner, mode }) => json!({
+            "copy": input, "to": to, "owner": owner_value(owner), "mode": mode,
+            // Where the folder itself is copied, its name ends up in the guest.
+            "name": (*into && !contents).then(|| from.file_name().map(|name| name.to_string_lossy())).flatten(),
+            "contents": contents, "into": into,
+        }),
+        Action::Write { content, to, owner, mode } => {
+            json!({ "write": content, "to": to, "owner": owner_value(owner), "mode": mode })
+        }
+        Action::Fetch { from, to } => json!({ "fetch": from, "to": to }),
+        Action::Reboot => json!("reboot"),
+    }
+}
+
+/// A command in canonical form: text for a shell and an argument vector never look alike.
+#[must_use]
+pub fn command_value(command: &Command) -> Value {
+    match command {
+        Command::Shell(text) => json!({ "shell": text }),
+        Command::Argv(argv) => json!({ "argv": argv }),
+    }
+}
+
+fn context_value(context: &Context) -> Value {
+    json!({ "env": context.env, "user": context.user, "dir": context.dir, "secrets": context.secrets })
+}
+
+fn owner_value(owner: &Owner) -> Value {
+    json!([owner.user, owner.group])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_of_object_keys_does_not_matter() {
+        let one: Value = serde_json::from_str(r#"{"a": 1, "b": [2]}"#).unwrap();
+        let other: Value = serde_json::from_str(r#"{"b": [2], "a": 1}"#).unwrap();
+        assert_eq!(Key::root().then(&one), Key::root().then(&other));
+    }
+
+    #[test]
+    fn neighbours_do_not_run_together() {
+        let key = |values: &[&str]| values.iter().fold(Key::root(), |key, value| key.then(&json!(value)));
+        assert_ne!(key(&["ab", "c"]), key(&["a", "bc"]));
+        assert_ne!(key(&["a"]), key(&["a", ""]));
+    }
+
+    #[test]
+    fn shell_text_and_argv_differ() {
+        let argv = Command::Argv(vec!["true".into()]);
+        assert_ne!(command_value(&Command::Shell("true".into())), command_value(&argv));
+    }
+}

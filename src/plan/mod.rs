@@ -1,0 +1,337 @@
+//! A [`Spec`] and facts become a [`Plan`]: every decision made, every key computed, nothing done yet.
+//!
+//! ```text
+//! Spec + Facts (host, base image, inputs) -> Plan -> `kiln plan` prints it, the engine carries it out
+//! ```
+//!
+//! Pure: the facts are gathered by `build::survey`, so a plan can be tested without a host.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::error::{Fault, Kind};
+use crate::size::{ByteSize, format_duration};
+use crate::spec::{self, Action, Compression, Network, OutputFormat, Spec};
+
+pub mod host;
+pub mod key;
+pub mod machine;
+
+use host::{Host, KvmVerdict};
+use key::Key;
+use machine::{Accelerator, Firmware, Machine, format_name};
+
+/// Software emulation is slower by about this factor than the hardware that timeouts are thought for.
+const TCG_TIMEOUT_FACTOR: u32 = 4;
+
+/// What is known about the base image after inspection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseFacts {
+    /// Digest of the file, hex.
+    pub sha256: String,
+    /// Virtual size, bytes.
+    pub virtual_size: u64,
+}
+
+/// What is known about what a step brings from the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InputFacts {
+    /// Digest of the content, hex.
+    pub sha256: String,
+    /// Bytes of all regular files.
+    pub bytes: u64,
+    /// Number of files and folders.
+    pub entries: u64,
+}
+
+/// Everything a plan depends on besides the spec.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// This host.
+    pub host: Host,
+    /// The base image.
+    pub base: BaseFacts,
+    /// Inputs by the index of their step.
+    pub inputs: BTreeMap<usize, InputFacts>,
+    /// Identifies the agent's protocol and behaviour.
+    pub agent_build: String,
+    /// `SOURCE_DATE_EPOCH`, seconds since 1970; `None` where it is not set.
+    pub source_date_epoch: Option<i64>,
+}
+
+/// A spec cannot be carried out here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// `accel = "kvm"` and KVM does not work.
+    #[error("the spec asks for `accel = \"kvm\"`, but {0}")]
+    KvmUnusable(KvmVerdict),
+    /// `firmware = "uefi"` and there is none.
+    #[error("the spec asks for `firmware = \"uefi\"`, but no UEFI firmware for QEMU is installed")]
+    NoFirmware,
+    /// The disk would shrink.
+    #[error("`machine.disk` is {disk}, but the base image is {base} large; a disk can only grow")]
+    DiskTooSmall {
+        /// As the spec says.
+        disk: ByteSize,
+        /// Virtual size of the base.
+        base: ByteSize,
+    },
+}
+
+impl Fault for PlanError {
+    fn kind(&self) -> Kind {
+        match self {
+            PlanError::KvmUnusable(_) | PlanError::NoFirmware => Kind::Host,
+            PlanError::DiskTooSmall { .. } => Kind::Spec,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            PlanError::KvmUnusable(verdict) => verdict
+                .remedy()
+                .map(str::to_owned)
+                .into_iter()
+                .chain(["or `accel = \"auto\"`, which falls back to software emulation".to_owned()])
+                .collect(),
+            PlanError::NoFirmware => vec!["apt-get install ovmf".into()],
+            PlanError::DiskTooSmall { base, .. } => vec![format!("leave `disk` out, or make it at least {base}")],
+        }
+    }
+}
+
+/// One step with its key.
+#[derive(Debug, Clone)]
+pub struct PlannedStep {
+    /// The step.
+    pub step: spec::Step,
+    /// Stands for the guest's disk after the step.
+    pub key: Key,
+    /// What it brings from the host.
+    pub input: Option<InputFacts>,
+}
+
+/// One output file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedOutput {
+    /// File name in the version's folder.
+    pub file: String,
+    /// Format.
+    pub format: OutputFormat,
+    /// Compression inside it.
+    pub compression: Compression,
+}
+
+/// What a build does.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The spec it came from.
+    pub spec: Spec,
+    /// The machine to build in.
+    pub machine: Machine,
+    /// The base image.
+    pub base: BaseFacts,
+    /// Stands for the guest's disk before the first step.
+    pub base_key: Key,
+    /// The steps.
+    pub steps: Vec<PlannedStep>,
+    /// The outputs.
+    pub outputs: Vec<PlannedOutput>,
+    /// Stands for everything that is published.
+    pub build_key: Key,
+    /// `SOURCE_DATE_EPOCH`, where it is set.
+    pub source_date_epoch: Option<i64>,
+}
+
+impl Plan {
+    /// Decides everything.
+    ///
+    /// # Errors
+    /// When the spec cannot be carried out on this host or with this base.
+    pub fn new(spec: Spec, facts: &Facts) -> Result<Self, PlanError> {
+        let machine = plan_machine(&spec.machine, facts)?;
+        let base_key = base_key(&spec, facts, &machine);
+        let steps = plan_steps(&spec, facts, base_key);
+        let outputs = plan_outputs(&spec);
+        let last = steps.last().map_or(base_key, |step| step.key);
+        let build_key = last.then(&result_value(&spec, facts));
+        let base = facts.base.clone();
+        Ok(Self {
+            spec,
+            machine,
+            base,
+            base_key,
+            steps,
+            outputs,
+            build_key,
+            source_date_epoch: facts.source_date_epoch,
+        })
+    }
+
+    /// Virtual size of the disk, bytes.
+    #[must_use]
+    pub fn disk_size(&self) -> u64 {
+        self.machine.disk.map_or(self.base.virtual_size, ByteSize::bytes)
+    }
+
+    /// Whether the root file system has to grow at boot.
+    #[must_use]
+    pub fn grows(&self) -> bool {
+        self.disk_size() > self.base.virtual_size
+    }
+
+    /// Sentences for people about what was decided for them.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if let Some(reason) = &self.machine.accel_reason {
+            let scaled = format_duration(self.machine.boot_timeout);
+            notes.push(format!("software emulation (tcg): {reason}; boot-timeout is scaled to {scaled}"));
+        }
+        if self.machine.cpus < u32::from(self.spec.machine.cpus) {
+            notes.push(format!(
+                "{} CPUs instead of {}: the host has no more",
+                self.machine.cpus, self.spec.machine.cpus
+            ));
+        }
+        if self.machine.accelerator == Accelerator::Tcg && self.spec.base.sha256.is_none() {
+            notes.push(
+                "software emulation is no security boundary; pin `base.sha256` if the base image is not yours".into(),
+            );
+        }
+        notes
+    }
+}
+
+fn plan_machine(wanted: &spec::Machine, facts: &Facts) -> Result<Machine, PlanError> {
+    let (accelerator, accel_reason) = choose_accelerator(wanted.accel, &facts.host.kvm)?;
+    let base = ByteSize(facts.base.virtual_size);
+    if let Some(disk) = wanted.disk.filter(|disk| *disk < base) {
+        return Err(PlanError::DiskTooSmall { disk, base });
+    }
+    let factor = if accelerator == Accelerator::Tcg { TCG_TIMEOUT_FACTOR } else { 1 };
+    Ok(Machine {
+        qemu: facts.host.qemu.system.clone(),
+        qemu_version: facts.host.qemu.version.to_string(),
+        machine_type: facts.host.qemu.machine_type.clone(),
+        accelerator,
+        accel_reason,
+        cpus: u32::from(wanted.cpus).min(u32::try_from(facts.host.cpus).unwrap_or(u32::MAX)),
+        memory: wanted.memory,
+        disk: wanted.disk,
+        firmware: choose_firmware(wanted.firmware, facts)?,
+        network: wanted.network,
+        boot_timeout: wanted.boot_timeout.saturating_mul(factor),
+    })
+}
+
+fn choose_accelerator(wanted: spec::Accel, kvm: &KvmVerdict) -> Result<(Accelerator, Option<String>), PlanError> {
+    match (wanted, kvm) {
+        (spec::Accel::Auto | spec::Accel::Kvm, KvmVerdict::Usable) => Ok((Accelerator::Kvm, None)),
+        (spec::Accel::Auto, verdict) => Ok((Accelerator::Tcg, Some(verdict.to_string()))),
+        (spec::Accel::Kvm, verdict) => Err(PlanError::KvmUnusable(verdict.clone())),
+        (spec::Accel::Tcg, _) => Ok((Accelerator::Tcg, Some("the spec asks for it".into()))),
+    }
+}
+
+fn choose_firmware(wanted: spec::Firmware, facts: &Facts) -> Result<Firmware, PlanError> {
+    match wanted {
+        spec::Firmware::Bios => Ok(Firmware::Bios),
+        spec::Firmware::Uefi => facts.host.firmware.first().cloned().map(Firmware::Uefi).ok_or(PlanError::NoFirmware),
+    }
+}
+
+/// The guest before the first step. The accelerator is left out: it changes how fast a guest runs, not what it does.
+fn base_key(spec: &Spec, facts: &Facts, machine: &Machine) -> Key {
+    Key::root().then(&json!({
+        "agent": facts.agent_build,
+        "base": { "sha256": facts.base.sha256, "format": format_name(spec.base.format) },
+        "machine": {
+            "cpus": spec.machine.cpus, "memory": spec.machine.memory, "disk": spec.machine.disk,
+            "firmware": machine.firmware.name(), "network": spec.machine.network == Network::User,
+        },
+        "source_date_epoch": facts.source_date_epoch,
+    }))
+}
+
+fn plan_steps(spec: &Spec, facts: &Facts, base: Key) -> Vec<PlannedStep> {
+    let mut key = base;
+    let plan = |(index, step): (usize, &spec::Step)| {
+        let input = facts.inputs.get(&index).cloned();
+        let mut value = json!({ "do": key::canonical(&step.action, input.as_ref().map(|input| &*input.sha256)) });
+        // Only commands see the variables; text they were filled into has changed already.
+        if matches!(step.action, Action::Run { .. } | Action::Script { .. }) {
+            value["vars"] = json!(spec.vars);
+        }
+        key = key.then(&value);
+        PlannedStep { step: step.clone(), key, input }
+    };
+    spec.steps.iter().enumerate().map(plan).collect()
+}
+
+fn plan_outputs(spec: &Spec) -> Vec<PlannedOutput> {
+    let stem = format!("{}-{}", spec.image.name, spec.image.version);
+    let file = |output: &spec::Output| PlannedOutput {
+        file: format!("{stem}.{}", output_extension(output.format)),
+        format: output.format,
+        compression: output.compression,
+    };
+    spec.outputs.iter().map(file).collect()
+}
+
+/// The file name extension of a format, which is also its name in specs and manifests.
+#[must_use]
+pub fn output_extension(format: OutputFormat) -> &'static str {
+    match format {
+        OutputFormat::Qcow2 => "qcow2",
+        OutputFormat::Raw => "raw",
+    }
+}
+
+/// The name of a compression in specs and manifests.
+#[must_use]
+pub fn compression_name(compression: Compression) -> &'static str {
+    match compression {
+        Compression::Zstd => "zstd",
+        Compression::Zlib => "zlib",
+        Compression::None => "none",
+    }
+}
+
+/// What is done after the last step, and what the manifest says of the image.
+fn result_value(spec: &Spec, facts: &Facts) -> serde_json::Value {
+    let tests: Vec<_> = spec.tests.iter().map(|test| json!([test.name, key::command_value(&test.command)])).collect();
+    let outputs: Vec<_> = spec
+        .outputs
+        .iter()
+        .map(|output| json!([output_extension(output.format), compression_name(output.compression)]))
+        .collect();
+    json!({
+        "image": {
+            "name": spec.image.name, "version": spec.image.version,
+            "description": spec.image.description, "labels": spec.image.labels,
+        },
+        "seal": { "agent": facts.agent_build, "skip": spec.seal.skip },
+        "tests": tests,
+        "outputs": outputs,
+    })
+}
+
+/// A deadline for the guest's own work plus what the conversation about it may take.
+#[must_use]
+pub fn with_grace(timeout: Duration) -> Duration {
+    timeout.saturating_add(Duration::from_secs(30))
+}
+
+/// The host path a step takes its input from.
+#[must_use]
+pub fn input_path(action: &Action) -> Option<&PathBuf> {
+    match action {
+        Action::Script { file, .. } => Some(file),
+        Action::Copy(copy) => Some(&copy.from),
+        _ => None,
+    }
+}

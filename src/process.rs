@@ -1,0 +1,132 @@
+//! Child processes that cannot outlive kiln: own process group, killed by the kernel when kiln dies, descriptors handed over.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+use std::process::{ExitStatus, Stdio};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, Command};
+
+/// How much of a child's standard error is kept for error messages, bytes.
+const STDERR_TAIL: usize = 8 << 10;
+
+/// A command that runs in a process group of its own, so that the terminal's Ctrl-C reaches kiln alone and kiln stops it
+/// in order, and that the kernel kills when kiln dies.
+///
+/// `PR_SET_PDEATHSIG` is bound to the thread that spawns (prctl(2)): spawn from the main thread, never from a pool.
+#[must_use]
+pub fn supervised(program: impl AsRef<OsStr>) -> Command {
+    with_descriptors(program, Vec::new())
+}
+
+/// [`supervised`], with each descriptor given to the child under the stated number.
+#[expect(unsafe_code, reason = "pre_exec is the one place where prctl and dup2 act on the child")]
+pub fn with_descriptors(program: impl AsRef<OsStr>, descriptors: Vec<(RawFd, OwnedFd)>) -> Command {
+    let mut command = Command::new(program);
+    command.process_group(0).stdin(Stdio::null()).env("LC_ALL", "C").kill_on_drop(true);
+    let parent = nix::unistd::getpid();
+    let hook = move || {
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+        // The parent may have died between fork and prctl; then nobody would ever send the signal.
+        if nix::unistd::getppid() != parent {
+            return Err(io::Error::from(nix::errno::Errno::ESRCH));
+        }
+        for (number, descriptor) in &descriptors {
+            // SAFETY: the target is a slot of the forked child, owned by nothing there; exec inherits it.
+            let placed = unsafe { nix::unistd::dup2_raw(descriptor, *number) }?;
+            std::mem::forget(placed);
+        }
+        Ok(())
+    };
+    // SAFETY: the hook calls prctl, getppid and dup2 only, all async-signal-safe, and allocates nothing.
+    unsafe { command.pre_exec(hook) };
+    command
+}
+
+/// Moves a descriptor out of the way of the low numbers that [`with_descriptors`] hands out.
+///
+/// # Errors
+/// When no descriptor is free.
+pub fn raise(descriptor: &OwnedFd) -> io::Result<OwnedFd> {
+    const ABOVE_HANDED_OUT: RawFd = 64;
+    let raised = nix::fcntl::fcntl(descriptor, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(ABOVE_HANDED_OUT))?;
+    #[expect(unsafe_code, reason = "fcntl answers with a bare number")]
+    // SAFETY: F_DUPFD_CLOEXEC has just made this descriptor, and nothing else knows its number.
+    Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(raised) })
+}
+
+/// Kills a child and everything in its process group. A child that is gone already is no error.
+pub fn kill_group(child: &Child) {
+    if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()) {
+        let _ = killpg(Pid::from_raw(id), Signal::SIGKILL);
+    }
+}
+
+/// Reads a child's standard error to its end, keeping the last few kilobytes.
+pub async fn stderr_tail(mut stderr: impl AsyncRead + Unpin) -> String {
+    let mut tail = Vec::new();
+    let mut buffer = [0; 4096];
+    while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
+        tail.extend_from_slice(&buffer[..count]);
+        if tail.len() > 2 * STDERR_TAIL {
+            tail.drain(..tail.len() - STDERR_TAIL);
+        }
+    }
+    String::from_utf8_lossy(&tail).trim_end().to_owned()
+}
+
+/// How a process ended, as people say it: `exit status 1`, `signal 9 (SIGKILL)`.
+#[must_use]
+pub fn describe(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(number)) => match Signal::try_from(number) {
+            Ok(signal) => format!("signal {number} ({signal})"),
+            Err(_) => format!("signal {number}"),
+        },
+        (None, None) => "an unknown status".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+    }
+
+    #[test]
+    fn a_descriptor_reaches_the_child_under_its_number() {
+        runtime().block_on(async {
+            let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+            let raised = raise(&OwnedFd::from(theirs)).unwrap();
+            let mut command = with_descriptors("sh", vec![(5, raised)]);
+            let status = command.args(["-c", "echo through >&5"]).status().await.unwrap();
+            assert!(status.success());
+            drop(command);
+            let mut text = String::new();
+            io::Read::read_to_string(&mut &ours, &mut text).unwrap();
+            assert_eq!(text, "through\n");
+        });
+    }
+
+    #[test]
+    fn a_killed_group_takes_its_grandchildren_along() {
+        runtime().block_on(async {
+            let mut child =
+                supervised("sh").args(["-c", "sleep 100 & echo started; wait"]).stdout(Stdio::piped()).spawn().unwrap();
+            let mut stdout = child.stdout.take().unwrap();
+            let mut buffer = [0; 8];
+            stdout.read_exact(&mut buffer).await.unwrap();
+            kill_group(&child);
+            assert_eq!(describe(child.wait().await.unwrap()), "signal 9 (SIGKILL)");
+            // The pipe ends only when the grandchild, which inherited it, is gone too.
+            assert_eq!(stdout.read(&mut buffer).await.unwrap(), 0);
+        });
+    }
+}

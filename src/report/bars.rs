@@ -1,0 +1,178 @@
+//! Live progress at the bottom of a terminal: what is finished scrolls up as lines, what runs is redrawn in place.
+//!
+//! ```text
+//! build web@1.4.0, 3 steps
+//!   ok base  0.4s
+//!   ok boot  23.1s
+//!   ok step 1/3 install nginx  12.0s
+//! / step 2/3 site/ to /var/www/html 1.2 MiB of 8MiB, 4.1 MiB/s      3s
+//!     the last line that the running step wrote
+//! ```
+
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::escape::escape;
+use super::story::{Line, Story, amount};
+use super::{Paint, Shared, Verbosity, is_shown};
+use crate::event::{Event, Outcome, Sink, Stage};
+use crate::size::ByteSize;
+
+/// How often the spinner turns and the clock is redrawn.
+const TICK: Duration = Duration::from_millis(125);
+
+/// Live lines. Dropping it clears them.
+pub struct Bars {
+    verbosity: Verbosity,
+    paint: Paint,
+    screen: MultiProgress,
+    state: Shared<State>,
+}
+
+#[derive(Default)]
+struct State {
+    story: Story,
+    /// What runs, with its spinner and clock; and the last line it wrote.
+    live: Option<(ProgressBar, ProgressBar)>,
+    /// Name of what runs, before any amount.
+    label: String,
+    stage: Option<Stage>,
+    pace: Option<Pace>,
+}
+
+/// Where the transfer of a stage began.
+struct Pace {
+    stage: Stage,
+    at: Duration,
+    done: u64,
+}
+
+impl Bars {
+    /// Bars on standard error, ticking.
+    #[must_use]
+    pub fn on_stderr(verbosity: Verbosity, paint: Paint) -> Self {
+        Self::on(ProgressDrawTarget::stderr(), verbosity, paint)
+    }
+
+    pub(super) fn on(target: ProgressDrawTarget, verbosity: Verbosity, paint: Paint) -> Self {
+        let screen = MultiProgress::with_draw_target(target);
+        Self { verbosity, paint, screen, state: Shared::new(State::default()) }
+    }
+
+    fn show(&self, state: &mut State, at: Duration, event: &Event) {
+        let line = state.story.tell(event);
+        match event {
+            Event::BuildStarted { .. } => {
+                self.print(&line);
+                state.live = Some(self.live_lines());
+            }
+            Event::BuildFinished { outcome, .. } => {
+                self.clear(state);
+                // How a failed build ended is told at length by the command line.
+                if *outcome != Outcome::Failed {
+                    self.print(&line);
+                }
+            }
+            Event::StageStarted { stage } => {
+                state.stage = Some(*stage);
+                state.begin(stage.name().to_owned());
+            }
+            Event::StepStarted { .. } => state.begin(line.text.trim_end_matches("...").to_owned()),
+            Event::StepFinished { .. } => {
+                self.print(&line);
+                state.begin(state.stage.map_or(String::new(), |stage| stage.name().to_owned()));
+            }
+            Event::StepOutput { line: text, .. } => {
+                state.last(text);
+                if self.verbosity == Verbosity::Verbose {
+                    self.print(&line);
+                }
+            }
+            Event::Progress { stage, done, total } => state.advance(at, *stage, *done, *total),
+            _ => self.print(&line),
+        }
+    }
+
+    fn print(&self, line: &Line) {
+        if is_shown(line.topic, self.verbosity) {
+            // The terminal is gone: nobody is left to tell.
+            let _ = self.screen.println(self.paint.line(line));
+        }
+    }
+
+    fn live_lines(&self) -> (ProgressBar, ProgressBar) {
+        // Only the wide part gives way on a narrow terminal: a live line that wrapped could not be redrawn.
+        let style = |template: &str| {
+            ProgressStyle::with_template(template)
+                .unwrap_or_else(|_| ProgressStyle::default_spinner())
+                .tick_chars("|/-\\ ")
+        };
+        let now = self.screen.add(ProgressBar::new_spinner().with_style(style("{spinner} {wide_msg} {elapsed:>4}")));
+        let last = self.screen.add(ProgressBar::new_spinner().with_style(style(&self.paint.dim("    {wide_msg}"))));
+        now.enable_steady_tick(TICK);
+        (now, last)
+    }
+
+    fn clear(&self, state: &mut State) {
+        if let Some((now, last)) = state.live.take() {
+            now.finish_and_clear();
+            last.finish_and_clear();
+            self.screen.remove(&now);
+            self.screen.remove(&last);
+        }
+    }
+}
+
+impl State {
+    /// Something new runs.
+    fn begin(&mut self, label: String) {
+        if let Some((now, last)) = &self.live {
+            now.reset_elapsed();
+            now.set_message(label.clone());
+            last.set_message("");
+        }
+        self.label = label;
+        self.pace = None;
+    }
+
+    fn last(&self, text: &str) {
+        if let Some((_, last)) = &self.live {
+            // A tab has no width of its own, and would move the rest of the line out of what was measured.
+            last.set_message(escape(text).replace('\t', " "));
+        }
+    }
+
+    fn advance(&mut self, at: Duration, stage: Stage, done: u64, total: u64) {
+        let pace = match self.pace.take() {
+            Some(pace) if pace.stage == stage && pace.done <= done => pace,
+            _ => Pace { stage, at, done },
+        };
+        if let Some((now, _)) = &self.live {
+            now.set_message(format!("{} {}{}", self.label, amount(done, total), rate(&pace, at, done)));
+        }
+        self.pace = Some(pace);
+    }
+}
+
+/// The mean since the transfer began, once there is something to measure.
+fn rate(pace: &Pace, at: Duration, done: u64) -> String {
+    let millis = at.saturating_sub(pace.at).as_millis();
+    match u128::from(done - pace.done) * 1000 / millis.max(1) {
+        0 => String::new(),
+        _ if millis < 500 => String::new(),
+        rate => format!(", {}/s", ByteSize(u64::try_from(rate).unwrap_or(u64::MAX))),
+    }
+}
+
+impl Sink for Bars {
+    fn emit(&self, at: Duration, event: &Event) {
+        self.state.with(|state| self.show(state, at, event));
+    }
+}
+
+impl Drop for Bars {
+    fn drop(&mut self) {
+        self.state.with(|state| self.clear(state));
+    }
+}

@@ -1,0 +1,43 @@
+//! One JSON object a line, for programs: `{"schema":1,"at":12.345,"event":"step-started",...}`. See `docs/events.md`.
+
+use std::io::Write;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::escape::escape_json;
+use super::{Shared, write_line};
+use crate::event::{Event, Sink};
+
+/// Version of the schema. Within one version fields and events are only ever added.
+pub const SCHEMA: u32 = 1;
+
+/// JSON lines. Every event is written, whatever `-q` and `-v` say.
+pub struct Json {
+    out: Shared<Box<dyn Write + Send>>,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    schema: u32,
+    at: f64,
+    #[serde(flatten)]
+    event: &'a Event,
+}
+
+impl Json {
+    /// Lines go to `out`.
+    #[must_use]
+    pub fn new(out: Box<dyn Write + Send>) -> Self {
+        Self { out: Shared::new(out) }
+    }
+}
+
+impl Sink for Json {
+    fn emit(&self, at: Duration, event: &Event) {
+        let at = (at.as_secs_f64() * 1000.0).round() / 1000.0;
+        // Events are plain data, and a reader that is gone must not fail the build.
+        let Ok(line) = serde_json::to_string(&Line { schema: SCHEMA, at, event }) else { return };
+        self.out.with(|out| drop(write_line(out, escape_json(&line))));
+    }
+}

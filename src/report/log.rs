@@ -1,0 +1,152 @@
+//! `build.log`: every event, a line each, with the seconds since the command began.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::story::{Story, Topic};
+use super::{Shared, write_line};
+use crate::event::{Event, Sink};
+
+/// Largest log, bytes. A guest can write for hours.
+const LARGEST: u64 = 256 << 20;
+
+/// A log file. It never fails the build: what went wrong is said when it is closed.
+pub struct Log {
+    state: Shared<State<File>>,
+}
+
+struct State<W> {
+    story: Story,
+    /// `None` once closed or full.
+    out: Option<W>,
+    written: u64,
+    limit: u64,
+    error: Option<io::Error>,
+}
+
+impl Log {
+    /// Makes a new file.
+    ///
+    /// # Errors
+    /// When it exists or cannot be made.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        let file = File::create_new(path)?;
+        let mut state = State::new(file, LARGEST);
+        state.write(format!("kiln {} {}", env!("CARGO_PKG_VERSION"), Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ")));
+        Ok(Self { state: Shared::new(state) })
+    }
+
+    /// Ends the log: events that come later are dropped, since the file is about to be digested and made read-only.
+    ///
+    /// # Errors
+    /// The first write that failed.
+    pub fn close(&self) -> io::Result<()> {
+        self.state.with(|state| {
+            state.out = None;
+            state.error.take().map_or(Ok(()), Err)
+        })
+    }
+}
+
+impl Sink for Log {
+    fn emit(&self, at: Duration, event: &Event) {
+        self.state.with(|state| state.record(at, event));
+    }
+}
+
+impl<W: Write> State<W> {
+    fn new(out: W, limit: u64) -> Self {
+        Self { story: Story::default(), out: Some(out), written: 0, limit, error: None }
+    }
+
+    fn record(&mut self, at: Duration, event: &Event) {
+        let line = self.story.tell(event);
+        let mark = match line.topic {
+            Topic::Done => "ok ",
+            Topic::Failed => "FAILED ",
+            _ => "",
+        };
+        self.write(format!("{:10.3} {mark}{}", at.as_secs_f64(), line.text));
+    }
+
+    fn write(&mut self, line: String) {
+        let Some(out) = &mut self.out else { return };
+        self.written += line.len() as u64 + 1;
+        let is_full = self.written > self.limit;
+        let line = if is_full { format!("(the log ends here: it has reached {} bytes)", self.limit) } else { line };
+        let result = write_line(out, line);
+        if is_full || result.is_err() {
+            self.out = None;
+        }
+        self.error = self.error.take().or(result.err());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Level;
+
+    fn notice(text: &str) -> Event {
+        Event::Notice { level: Level::Info, text: text.into() }
+    }
+
+    #[test]
+    fn a_log_ends_at_its_limit() {
+        let mut state = State::new(Vec::new(), 60);
+        let mut out = Vec::new();
+        for _ in 0..1000 {
+            state.record(Duration::from_millis(12_345), &notice("hello"));
+            if let Some(written) = &state.out {
+                out.clone_from(written);
+            }
+        }
+        assert!(state.out.is_none() && state.error.is_none());
+        assert_eq!(String::from_utf8(out).unwrap(), "    12.345 note: hello\n".repeat(2));
+    }
+
+    #[test]
+    fn the_marker_is_in_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("build.log");
+        let mut state = State::new(File::create(&path).unwrap(), 60);
+        (0..9).for_each(|_| state.record(Duration::ZERO, &notice("hello")));
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().last(), Some("(the log ends here: it has reached 60 bytes)"));
+        assert_eq!(text.lines().count(), 3);
+    }
+
+    #[test]
+    fn the_first_error_is_remembered_and_stops_the_log() {
+        struct Full(usize);
+        impl Write for Full {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0 += 1;
+                if self.0 > 1 { Err(io::Error::other(format!("write {}", self.0))) } else { Ok(bytes.len()) }
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut state = State::new(Full(0), LARGEST);
+        (0..9).for_each(|_| state.record(Duration::ZERO, &notice("hello")));
+        assert_eq!(state.error.unwrap().to_string(), "write 2");
+    }
+
+    #[test]
+    fn a_closed_log_does_not_change_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("build.log");
+        let log = Log::create(&path).unwrap();
+        log.emit(Duration::ZERO, &notice("kept"));
+        log.close().unwrap();
+        log.emit(Duration::ZERO, &notice("dropped"));
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.ends_with("note: kept\n"), "{text}");
+        assert!(Log::create(&path).is_err(), "an old log is not overwritten");
+    }
+}

@@ -1,0 +1,172 @@
+//! Events as lines of text: the words that plain output, bars and log have in common.
+
+use crate::event::{Event, Level, Outcome};
+use crate::report::escape::escape;
+use crate::size::ByteSize;
+
+/// In front of every line of a step: none can pass for one of ours, or for a command to a CI service. Standard error is
+/// not marked, since most programs use both streams for one story.
+const MARGIN: &str = "  | ";
+
+/// What a line is about, and so who shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Topic {
+    /// Something went wrong or may.
+    Warning,
+    /// Something began.
+    Began,
+    /// Something is over, and well.
+    Done,
+    /// Something is over, and failed.
+    Failed,
+    /// A sentence worth a line.
+    Note,
+    /// A line that a step wrote.
+    Output,
+    /// Console and debug sentences.
+    Detail,
+    /// Bytes moved.
+    Progress,
+}
+
+/// A line without its newline. It begins with a word of ours or with `  | `, whatever the guest wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Line {
+    pub(super) topic: Topic,
+    pub(super) text: String,
+}
+
+/// What must be remembered of earlier events to tell the next one.
+#[derive(Debug, Default)]
+pub(super) struct Story {
+    image: String,
+    steps: usize,
+    step: Option<(usize, String)>,
+}
+
+impl Story {
+    /// The line for an event.
+    pub(super) fn tell(&mut self, event: &Event) -> Line {
+        let (topic, text) = match event {
+            Event::BuildStarted { image, version, steps } => (Topic::Began, self.build(image, version, *steps)),
+            Event::BuildFinished { outcome, seconds } => self.end(*outcome, *seconds),
+            Event::StageStarted { stage } => (Topic::Began, format!("{}...", stage.name())),
+            Event::StageFinished { stage, seconds } => (Topic::Done, format!("{}  {}", stage.name(), span(*seconds))),
+            Event::StepStarted { index, name, verb } => {
+                self.step = Some((*index, escape(name).into_owned()));
+                (Topic::Began, format!("{} ({verb})...", self.step_label(*index)))
+            }
+            Event::StepOutput { line, .. } => (Topic::Output, format!("{MARGIN}{}", escape(line))),
+            Event::StepFinished { index, ok, seconds } => {
+                over(*ok, format!("{}  {}", self.step_label(*index), span(*seconds)))
+            }
+            Event::Progress { stage, done, total } => {
+                (Topic::Progress, format!("{}  {}", stage.name(), amount(*done, *total)))
+            }
+            Event::Console { line } => (Topic::Detail, format!("console | {}", escape(line))),
+            Event::Notice { level, text } => notice(*level, text),
+            Event::TestFinished { name, ok, seconds } => {
+                over(*ok, format!("test {}  {}", escape(name), span(*seconds)))
+            }
+        };
+        Line { topic, text }
+    }
+
+    /// The step that runs or ran last, as in `step 2/5 install nginx`.
+    fn step_label(&self, index: usize) -> String {
+        let place = format!("step {}/{}", index + 1, self.steps.max(index + 1));
+        match &self.step {
+            Some((at, name)) if *at == index => format!("{place} {name}"),
+            _ => place,
+        }
+    }
+
+    fn build(&mut self, image: &str, version: &str, steps: usize) -> String {
+        self.image = format!("{}@{}", escape(image), escape(version));
+        (self.steps, self.step) = (steps, None);
+        format!("build {}, {steps} step{}", self.image, if steps == 1 { "" } else { "s" })
+    }
+
+    fn end(&self, outcome: Outcome, seconds: f64) -> (Topic, String) {
+        let after = span(seconds);
+        match outcome {
+            Outcome::Published => (Topic::Done, format!("published {}  {after}", self.image)),
+            Outcome::UpToDate => (Topic::Done, format!("up to date {}  {after}", self.image)),
+            Outcome::Failed => (Topic::Failed, format!("build {}  {after}", self.image)),
+        }
+    }
+}
+
+fn over(ok: bool, text: String) -> (Topic, String) {
+    (if ok { Topic::Done } else { Topic::Failed }, text)
+}
+
+fn notice(level: Level, text: &str) -> (Topic, String) {
+    let text = escape(text);
+    match level {
+        Level::Warning => (Topic::Warning, format!("warning: {text}")),
+        Level::Info => (Topic::Note, format!("note: {text}")),
+        Level::Debug => (Topic::Detail, format!("debug: {text}")),
+    }
+}
+
+/// `1.2 GiB of 8GiB`, or how much so far.
+pub(super) fn amount(done: u64, total: u64) -> String {
+    match total {
+        0 => ByteSize(done).to_string(),
+        total => format!("{} of {}", ByteSize(done), ByteSize(total)),
+    }
+}
+
+/// A duration for people: `0.4s`, `2m 03s`, `1h 02m`.
+pub(super) fn span(seconds: f64) -> String {
+    // What would be rounded up to 60.0 is a minute.
+    if seconds < 59.95 {
+        return format!("{:.1}s", seconds.max(0.0));
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive, and such casts saturate")]
+    let whole = seconds.round() as u64;
+    match whole {
+        0..3600 => format!("{}m {:02}s", whole / 60, whole % 60),
+        _ => format!("{}h {:02}m", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_short() {
+        let cases = [
+            (0.0, "0.0s"),
+            (0.44, "0.4s"),
+            (59.94, "59.9s"),
+            (59.96, "1m 00s"),
+            (123.0, "2m 03s"),
+            (3599.9, "1h 00m"),
+            (3725.0, "1h 02m"),
+            (-1.0, "0.0s"),
+        ];
+        for (seconds, expected) in cases {
+            assert_eq!(span(seconds), expected);
+        }
+    }
+
+    #[test]
+    fn amounts_tell_the_total_where_it_is_known() {
+        assert_eq!(amount(1 << 20, 8 << 30), "1MiB of 8GiB");
+        assert_eq!(amount(1_503_238_554, 0), "1.4 GiB");
+    }
+
+    #[test]
+    fn a_step_keeps_its_name_until_the_next_build() {
+        let mut story = Story::default();
+        let mut tell = |event| story.tell(&event).text;
+        tell(Event::BuildStarted { image: "web".into(), version: "1".into(), steps: 2 });
+        tell(Event::StepStarted { index: 1, name: "install".into(), verb: "run" });
+        assert_eq!(tell(Event::StepFinished { index: 1, ok: true, seconds: 1.0 }), "step 2/2 install  1.0s");
+        tell(Event::BuildStarted { image: "app".into(), version: "1".into(), steps: 2 });
+        assert_eq!(tell(Event::StepFinished { index: 1, ok: false, seconds: 1.0 }), "step 2/2  1.0s");
+    }
+}

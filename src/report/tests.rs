@@ -1,0 +1,294 @@
+//! The consumers, fed with one build.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use indicatif::{InMemoryTerm, ProgressDrawTarget};
+use proptest::prelude::*;
+
+use super::log::Log;
+use super::*;
+use crate::event::{Channel, Event, Events, Level, Outcome, Stage};
+
+/// A writer whose content can be read while somebody else owns it.
+#[derive(Clone, Default)]
+struct Tape(Arc<Mutex<Vec<u8>>>);
+
+impl Tape {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl Write for Tape {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn output(line: &str) -> Event {
+    Event::StepOutput { index: 0, channel: Channel::Stderr, line: line.into() }
+}
+
+/// A build with a step that writes hostile text, a step that fails, and one of every other event.
+fn build(outcome: Outcome) -> Vec<Event> {
+    vec![
+        Event::Notice { level: Level::Info, text: "waiting for another kiln".into() },
+        Event::BuildStarted { image: "web".into(), version: "1.4.0".into(), steps: 2 },
+        Event::StageStarted { stage: Stage::Boot },
+        Event::Console { line: "Linux version 6.1".into() },
+        Event::Notice { level: Level::Debug, text: "agent 1".into() },
+        Event::StageFinished { stage: Stage::Boot, seconds: 23.14 },
+        Event::StageStarted { stage: Stage::Provision },
+        Event::StepStarted { index: 0, name: "install nginx".into(), verb: "run" },
+        output("::set-output name=x::y"),
+        output("\x1b]52;c;cm0=\x07\rok"),
+        Event::Progress { stage: Stage::Provision, done: 1 << 20, total: 8 << 20 },
+        Event::StepFinished { index: 0, ok: true, seconds: 1.26 },
+        Event::StepStarted { index: 1, name: "site".into(), verb: "copy" },
+        Event::StepFinished { index: 1, ok: false, seconds: 61.0 },
+        Event::Notice { level: Level::Warning, text: "the clock is off".into() },
+        Event::TestFinished { name: "answers".into(), ok: true, seconds: 2.0 },
+        Event::BuildFinished { outcome, seconds: 99.5 },
+    ]
+}
+
+fn feed(sink: &dyn Sink, events: &[Event]) {
+    for (n, event) in (0..).zip(events) {
+        sink.emit(Duration::from_millis(1000 + n * 250), event);
+    }
+}
+
+fn plain(verbosity: Verbosity, paint: Paint, events: &[Event]) -> String {
+    let tape = Tape::default();
+    feed(&Plain::new(Box::new(tape.clone()), verbosity, paint), events);
+    tape.text()
+}
+
+#[test]
+fn plain_output_is_a_line_for_each_change() {
+    let text = plain(Verbosity::Normal, Paint(false), &build(Outcome::Failed));
+    let expected = r"note: waiting for another kiln
+build web@1.4.0, 2 steps
+boot...
+  ok boot  23.1s
+provision...
+step 1/2 install nginx (run)...
+  | ::set-output name=x::y
+  | \x1b]52;c;cm0=\x07\rok
+  ok step 1/2 install nginx  1.3s
+step 2/2 site (copy)...
+  FAILED step 2/2 site  1m 01s
+warning: the clock is off
+  ok test answers  2.0s
+  FAILED build web@1.4.0  1m 40s
+";
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn quiet_is_warnings_and_verbose_is_the_console_too() {
+    let events = build(Outcome::Published);
+    assert_eq!(plain(Verbosity::Quiet, Paint(false), &events), "warning: the clock is off\n");
+    let verbose = plain(Verbosity::Verbose, Paint(false), &events);
+    assert!(verbose.contains("\nconsole | Linux version 6.1\ndebug: agent 1\n"), "{verbose}");
+    assert!(verbose.ends_with("\n  ok published web@1.4.0  1m 40s\n"), "{verbose}");
+}
+
+#[test]
+fn colour_is_there_or_not_at_all() {
+    let events = build(Outcome::Published);
+    assert!(plain(Verbosity::Normal, Paint(true), &events).contains("  \x1b[32mok\x1b[0m boot  23.1s\n"));
+    assert!(!plain(Verbosity::Verbose, Paint(false), &events).contains('\x1b'));
+}
+
+#[test]
+fn json_is_one_object_a_line() {
+    let tape = Tape::default();
+    feed(&Json::new(Box::new(tape.clone())), &build(Outcome::UpToDate));
+    let text = tape.text();
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), build(Outcome::UpToDate).len());
+    assert_eq!(lines[1], r#"{"schema":1,"at":1.25,"event":"build-started","image":"web","version":"1.4.0","steps":2}"#);
+    assert_eq!(lines[5], r#"{"schema":1,"at":2.25,"event":"stage-finished","stage":"boot","seconds":23.14}"#);
+    assert_eq!(lines[16], r#"{"schema":1,"at":5.0,"event":"build-finished","outcome":"up-to-date","seconds":99.5}"#);
+    for (line, event) in lines.iter().zip(build(Outcome::UpToDate)) {
+        let read: serde_json::Value = serde_json::from_str(line).unwrap();
+        let sent = serde_json::to_value(&event).unwrap();
+        assert_eq!(read["event"], sent["event"]);
+        assert_eq!(read["line"], sent["line"], "hostile text arrives as it was sent");
+        assert!(!line.contains('\x1b'));
+    }
+}
+
+/// `docs/events.md` names every event and field there is.
+#[test]
+fn the_schema_is_documented() {
+    let docs = include_str!("../../docs/events.md");
+    for event in build(Outcome::Published) {
+        let json = serde_json::to_value(&event).unwrap();
+        for (field, value) in json.as_object().unwrap() {
+            assert!(docs.contains(&format!("`{field}`")), "{field}");
+            if field == "event" {
+                assert!(docs.contains(&format!("### `{}`", value.as_str().unwrap())), "{value}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_log_has_every_event() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("build.log");
+    let log = Log::create(&path).unwrap();
+    let events = build(Outcome::Failed);
+    feed(&log, &events);
+    log.close().unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), events.len() + 1);
+    assert!(lines[0].starts_with("kiln ") && lines[0].ends_with('Z'), "{}", lines[0]);
+    assert_eq!(lines[4], "     1.750 console | Linux version 6.1");
+    assert_eq!(lines[11], "     3.500 provision  1MiB of 8MiB");
+    assert_eq!(lines[14], "     4.250 FAILED step 2/2 site  1m 01s");
+}
+
+/// A terminal of this many columns, and bars on it.
+fn bars(columns: u16, verbosity: Verbosity, paint: Paint) -> (InMemoryTerm, Bars) {
+    let term = InMemoryTerm::new(30, columns);
+    let target = ProgressDrawTarget::term_like_with_hz(Box::new(term.clone()), 255);
+    (term, Bars::on(target, verbosity, paint))
+}
+
+/// What is on the screen, the spinner standing still.
+fn screen(term: &InMemoryTerm) -> String {
+    let still = |line: &str| match line.strip_prefix(['|', '/', '-', '\\']) {
+        Some(rest) if rest.starts_with(' ') => format!("*{rest}"),
+        _ => line.to_owned(),
+    };
+    term.contents().lines().map(still).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn bars_show_what_is_done_above_what_runs() {
+    let (term, bars) = bars(50, Verbosity::Normal, Paint(false));
+    let events = build(Outcome::Published);
+    feed(&bars, &events[..11]);
+    let expected = r"note: waiting for another kiln
+build web@1.4.0, 2 steps
+  ok boot  23.1s
+* step 1/2 install nginx (run) 1MiB of 8MiB     0s
+    \x1b]52;c;cm0=\x07\rok";
+    assert_eq!(screen(&term), expected);
+}
+
+#[test]
+fn bars_tell_the_pace_of_a_transfer() {
+    let (term, bars) = bars(60, Verbosity::Normal, Paint(false));
+    bars.emit(Duration::ZERO, &Event::BuildStarted { image: "web".into(), version: "1".into(), steps: 0 });
+    bars.emit(Duration::ZERO, &Event::StageStarted { stage: Stage::Convert });
+    for (seconds, mib) in [(1, 10), (2, 40), (3, 50)] {
+        let event = Event::Progress { stage: Stage::Convert, done: mib << 20, total: 80 << 20 };
+        bars.emit(Duration::from_secs(seconds), &event);
+    }
+    assert!(screen(&term).contains("* convert 50MiB of 80MiB, 20MiB/s"), "{}", screen(&term));
+}
+
+#[test]
+fn bars_leave_nothing_live_at_the_end() {
+    for outcome in [Outcome::Published, Outcome::Failed] {
+        let (term, bars) = bars(50, Verbosity::Normal, Paint(true));
+        feed(&bars, &build(outcome));
+        let text = screen(&term);
+        let last = text.lines().last().unwrap();
+        let expected =
+            if outcome == Outcome::Failed { "  ok test answers  2.0s" } else { "  ok published web@1.4.0  1m 40s" };
+        assert_eq!(last, expected);
+    }
+    // Cut short, as by an error outside of the build.
+    let (term, bars) = bars(50, Verbosity::Normal, Paint(false));
+    feed(&bars, &build(Outcome::Published)[..10]);
+    drop(bars);
+    assert_eq!(screen(&term).lines().last(), Some("  ok boot  23.1s"));
+}
+
+#[test]
+fn live_lines_do_not_wrap_on_a_narrow_terminal() {
+    for text in ["x".repeat(500), "日本".repeat(100), "\t\x1b[31m".repeat(50)] {
+        let (term, bars) = bars(40, Verbosity::Normal, Paint(true));
+        bars.emit(Duration::ZERO, &Event::BuildStarted { image: "web".into(), version: "1".into(), steps: 1 });
+        bars.emit(Duration::ZERO, &Event::StepStarted { index: 0, name: text.clone(), verb: "run" });
+        bars.emit(Duration::ZERO, &output(&text));
+        bars.emit(Duration::ZERO, &Event::Progress { stage: Stage::Provision, done: 1, total: 1 << 40 });
+        let text = screen(&term);
+        assert_eq!(text.lines().count(), 3, "{text}");
+        assert!(text.lines().nth(1).unwrap().ends_with("0s"), "{text}");
+    }
+}
+
+#[test]
+fn the_terminal_decides_what_auto_means() {
+    let shown = |progress, verbosity, term: Option<&str>, is_terminal| {
+        shown(progress, verbosity, Terminal::new(is_terminal, term, None))
+    };
+    assert_eq!(shown(Progress::Auto, Verbosity::Normal, Some("xterm"), true), Progress::Bars);
+    assert_eq!(shown(Progress::Auto, Verbosity::Normal, Some("xterm"), false), Progress::Plain);
+    assert_eq!(shown(Progress::Auto, Verbosity::Normal, Some("dumb"), true), Progress::Plain);
+    assert_eq!(shown(Progress::Auto, Verbosity::Quiet, Some("xterm"), true), Progress::Plain);
+    assert_eq!(shown(Progress::Bars, Verbosity::Normal, None, true), Progress::Plain);
+    assert_eq!(shown(Progress::Plain, Verbosity::Verbose, Some("xterm"), true), Progress::Plain);
+    assert_eq!(shown(Progress::Json, Verbosity::Quiet, Some("xterm"), true), Progress::Json);
+}
+
+#[test]
+fn no_color_is_honoured() {
+    let colour = |no_color| Terminal::new(true, Some("xterm"), no_color).has_colour;
+    assert!(colour(None) && colour(Some("")));
+    assert!(!colour(Some("1")));
+}
+
+#[test]
+fn a_sink_outlives_its_reader() {
+    struct Gone;
+    impl Write for Gone {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+    }
+    let tape = Tape::default();
+    let plain = |out| Arc::new(Plain::new(out, Verbosity::Normal, Paint(false)));
+    let sinks: Vec<Arc<dyn Sink>> =
+        vec![plain(Box::new(Gone)), Arc::new(Json::new(Box::new(Gone))), plain(Box::new(tape.clone()))];
+    Events::new(sinks).notice(Level::Info, "hello");
+    assert_eq!(tape.text(), "note: hello\n");
+}
+
+proptest! {
+    /// Fault row G4: whatever text comes from outside, every line is one of ours, whole and without commands.
+    #[test]
+    fn no_line_can_be_forged(text in any::<String>(), prefix in "(::|##\\[|##vso\\[|\r|\n|\x1b\\[)?") {
+        let text = prefix + &text;
+        let events = [
+            Event::StepStarted { index: 0, name: text.clone(), verb: "run" },
+            output(&text),
+            Event::Console { line: text.clone() },
+            Event::Notice { level: Level::Info, text: text.clone() },
+            Event::TestFinished { name: text, ok: true, seconds: 0.0 },
+        ];
+        let shown = plain(Verbosity::Verbose, Paint(false), &events);
+        prop_assert_eq!(shown.matches('\n').count(), events.len());
+        for (line, start) in shown.lines().zip(["step 1/1 ", "  | ", "console | ", "note: ", "  ok test "]) {
+            prop_assert!(line.starts_with(start), "{line:?}");
+            prop_assert!(!line.contains("##[") && !line.contains(['\x1b', '\r']));
+        }
+    }
+}

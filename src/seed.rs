@@ -1,0 +1,155 @@
+//! The seed for cloud-init's `NoCloud`: a small FAT volume that makes cloud-init start the agent and do nothing else.
+//!
+//! Sources: cloud-init's `nocloud.rst` (volume label `cidata`, both `user-data` and `meta-data` are required) and
+//! `DataSourceNoCloud.py` (labelled devices are tried in reverse order). It holds no secret: cloud-init keeps user-data
+//! in the image. The bytes depend on the machine alone, never on the steps, so that one boot serves all specs.
+
+use std::io::{self, Cursor, Write};
+
+use fatfs::{FileSystem, FormatVolumeOptions, FsOptions};
+
+/// The instance a build runs as; the agent reports it, and another one means that another seed won.
+pub const INSTANCE_ID: &str = "kiln-build";
+
+/// FAT's volume label, padded to its eleven bytes.
+const LABEL: [u8; 11] = *b"CIDATA     ";
+/// Constant, so that the same plan gives the same bytes.
+const VOLUME_ID: u32 = 0x6b69_6c6e;
+/// Room for FAT's own tables and folder, bytes.
+const OVERHEAD: usize = 256 << 10;
+const SECTOR: usize = 512;
+
+/// What differs between seeds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// The disk is larger than the base: let cloud-init grow the root partition and its file system first.
+    pub grow: bool,
+    /// The guest has a network card.
+    pub network: bool,
+}
+
+/// The volume that starts the agent.
+///
+/// # Errors
+/// Only when the agent does not fit, which would be a bug.
+pub fn volume(agent: &[u8], options: Options) -> io::Result<Vec<u8>> {
+    fat(&[
+        ("user-data", user_data(options).as_bytes()),
+        ("meta-data", meta_data(INSTANCE_ID).as_bytes()),
+        ("network-config", network_config(options.network).as_bytes()),
+        ("start", START.as_bytes()),
+        ("kiln-agent", agent),
+    ])
+}
+
+/// The volume of a first boot for people: a new instance, whose default user lets these SSH keys in.
+///
+/// # Errors
+/// Only when the keys do not fit.
+pub fn first_boot(instance_id: &str, ssh_keys: &[String]) -> io::Result<Vec<u8>> {
+    let keys = serde_json::Value::from(ssh_keys.to_vec());
+    let user_data = format!("#cloud-config\nssh_authorized_keys: {keys}\n");
+    fat(&[("user-data", user_data.as_bytes()), ("meta-data", meta_data(instance_id).as_bytes())])
+}
+
+fn fat(files: &[(&str, &[u8])]) -> io::Result<Vec<u8>> {
+    let size = files.iter().map(|(_, content)| content.len()).sum::<usize>() + OVERHEAD;
+    let sectors = u32::try_from(size.next_multiple_of(1 << 20) / SECTOR).map_err(io::Error::other)?;
+    let mut disk = Cursor::new(vec![0; sectors as usize * SECTOR]);
+    let format = FormatVolumeOptions::new().total_sectors(sectors).volume_label(LABEL).volume_id(VOLUME_ID);
+    fatfs::format_volume(&mut disk, format)?;
+    {
+        let volume = FileSystem::new(&mut disk, FsOptions::new())?;
+        for (name, content) in files {
+            let mut file = volume.root_dir().create_file(name)?;
+            file.write_all(content)?;
+            file.flush()?;
+        }
+        volume.unmount()?;
+    }
+    Ok(disk.into_inner())
+}
+
+/// Only the modules that are needed run, all of them in cloud-init's first Python process. `bootcmd` runs at every boot,
+/// so the agent also comes back after a reboot step.
+fn user_data(options: Options) -> String {
+    let modules = if options.grow { "[growpart, resizefs, bootcmd]" } else { "[bootcmd]" };
+    format!(
+        "#cloud-config\n\
+         bootcmd: [[sh, -c, {FIND:?}]]\n\
+         cloud_init_modules: {modules}\n\
+         cloud_config_modules: []\n\
+         cloud_final_modules: []\n\
+         growpart: {{mode: auto, devices: [/], ignore_growroot_disabled: false}}\n"
+    )
+}
+
+fn meta_data(instance_id: &str) -> String {
+    format!("instance-id: {instance_id}\n")
+}
+
+/// Without a card there is nothing to configure and nothing to wait for; with one, DHCP on whatever it is called.
+fn network_config(network: bool) -> &'static str {
+    if network {
+        "version: 2\nethernets: {build: {match: {name: \"e*\"}, dhcp4: true}}\n"
+    } else {
+        "version: 1\nconfig: []\n"
+    }
+}
+
+/// Finds the seed by its serial number, which no other volume has, without waiting for udev's links. `/run` is mounted
+/// noexec on Debian, so the agent runs from the volume itself.
+const FIND: &str = "for d in /sys/block/*; do \
+    if [ \"$(cat $d/serial 2>/dev/null)\" = kiln-seed ]; then \
+    mkdir -p /run/kiln/seed; mountpoint -q /run/kiln/seed || mount -t vfat -o ro /dev/${d##*/} /run/kiln/seed; \
+    exec sh /run/kiln/seed/start; fi; done; \
+    echo 'kiln: no disk with the serial number kiln-seed' >/dev/console";
+
+/// Starts the agent so that it outlives cloud-init. Under systemd it gets a unit of its own, without the default
+/// dependencies, since those would make it wait for the boot that waits for cloud-init. Scripts of steps need a place
+/// that is not noexec and not on the disk. cloud-init's two later stages
+/// have nothing to do and cost a start of Python each. `kiln-seal.target` is what sealing isolates: early boot's units
+/// and nothing else.
+const START: &str = "\
+agent=/run/kiln/seed/kiln-agent
+mkdir -p /run/kiln/scripts
+mountpoint -q /run/kiln/scripts || mount -t tmpfs -o nosuid,nodev,mode=755 kiln-scripts /run/kiln/scripts
+if [ -d /run/systemd/system ]; then
+    cd /run/systemd/system
+    ln -sf /dev/null cloud-config.service
+    ln -sf /dev/null cloud-final.service
+    printf '[Unit]\\nRequires=sysinit.target\\nAfter=sysinit.target\\nAllowIsolate=yes\\n' >kiln-seal.target
+    systemctl daemon-reload
+    systemd-run --quiet --no-block --collect --unit=kiln-agent --property=DefaultDependencies=no \\
+        --property=IgnoreOnIsolate=yes --property=KillMode=process $agent
+else
+    setsid $agent </dev/null >/dev/console 2>&1 &
+fi
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    const PLAIN: Options = Options { grow: false, network: false };
+
+    #[test]
+    fn the_same_options_give_the_same_bytes() {
+        assert_eq!(volume(b"agent", PLAIN).unwrap(), volume(b"agent", PLAIN).unwrap());
+        assert_ne!(volume(b"agent", PLAIN).unwrap(), volume(b"agent", Options { grow: true, ..PLAIN }).unwrap());
+    }
+
+    #[test]
+    fn the_volume_holds_label_and_files() {
+        let agent = vec![7; 3 << 20];
+        let mut bytes = volume(&agent, PLAIN).unwrap();
+        let volume = FileSystem::new(Cursor::new(&mut bytes), FsOptions::new()).unwrap();
+        assert_eq!(volume.read_volume_label_from_root_dir().unwrap().as_deref(), Some("CIDATA"));
+        let mut read = Vec::new();
+        volume.root_dir().open_file("kiln-agent").unwrap().read_to_end(&mut read).unwrap();
+        assert_eq!(read, agent);
+        let names: Vec<_> = volume.root_dir().iter().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["user-data", "meta-data", "network-config", "start", "kiln-agent"]);
+    }
+}

@@ -1,0 +1,30 @@
+//! Ctrl-C in two stages: the first interrupt asks the command to stop in order, the second ends it at once.
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::Kind;
+
+/// A token that the first SIGINT, SIGTERM or SIGHUP cancels. The second one ends the process with 130; children die with
+/// it (see `process::supervised`) and the next command sweeps up what was left behind.
+///
+/// Must be called within a tokio runtime.
+///
+/// # Errors
+/// When a signal handler cannot be installed.
+pub fn interruption() -> std::io::Result<CancellationToken> {
+    let token = CancellationToken::new();
+    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+        let mut stream = signal(kind)?;
+        let token = token.clone();
+        tokio::spawn(async move {
+            while stream.recv().await.is_some() {
+                if token.is_cancelled() {
+                    std::process::exit(i32::from(Kind::Interrupted.exit_code()));
+                }
+                token.cancel();
+            }
+        });
+    }
+    Ok(token)
+}

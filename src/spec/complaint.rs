@@ -1,0 +1,182 @@
+//! What can be wrong with a spec: all complaints of a file at once, or why it could not be read at all.
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use super::document::Document;
+use super::shape::is_forgery;
+use crate::error::{Fault, Kind};
+
+/// More complaints than anybody reads; the rest are only counted.
+const SHOWN: usize = 100;
+
+/// In characters; a message quotes what the user wrote, which may be the whole file.
+const MAX_MESSAGE: usize = 400;
+
+/// One thing that is wrong with a spec.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpecError {
+    /// The bytes of the document it is about; `None` when it is about an option of the command line.
+    pub span: Option<Range<usize>>,
+    /// What is wrong, a lower-case sentence without a full stop.
+    pub message: String,
+    /// What to do about it.
+    pub help: Option<String>,
+    /// Other places that matter, with a few words each.
+    pub related: Vec<(Range<usize>, String)>,
+}
+
+impl SpecError {
+    pub(super) fn new(span: Range<usize>, message: impl AsRef<str>) -> Self {
+        Self { span: Some(span), ..Self::of_option(message) }
+    }
+
+    pub(super) fn of_option(message: impl AsRef<str>) -> Self {
+        Self { span: None, message: presentable(message.as_ref()), help: None, related: Vec::new() }
+    }
+
+    pub(super) fn help(self, help: impl AsRef<str>) -> Self {
+        self.maybe_help(Some(help))
+    }
+
+    pub(super) fn maybe_help(self, help: Option<impl AsRef<str>>) -> Self {
+        Self { help: help.map(|help| presentable(help.as_ref())), ..self }
+    }
+
+    pub(super) fn related(mut self, span: Range<usize>, label: impl Into<String>) -> Self {
+        self.related.push((span, label.into()));
+        self
+    }
+}
+
+/// What can be shown on any terminal: not too long, and nothing that changes how the rest looks.
+fn presentable(text: &str) -> String {
+    let mut shown = String::new();
+    for c in text.chars().take(MAX_MESSAGE) {
+        if is_forgery(c) { shown.extend(c.escape_unicode()) } else { shown.push(c) }
+    }
+    if text.chars().nth(MAX_MESSAGE).is_some() {
+        shown.push_str("...");
+    }
+    shown
+}
+
+/// Everything that is wrong with one spec file, in the order of the file; never empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpecErrors {
+    /// The file.
+    pub document: Document,
+    /// At most a hundred errors.
+    pub errors: Vec<SpecError>,
+    /// How many more there are.
+    pub omitted: usize,
+}
+
+impl SpecErrors {
+    pub(super) fn new(document: Document, mut errors: Vec<SpecError>) -> Self {
+        errors.sort_by_key(|error| error.span.as_ref().map(|span| span.start));
+        let omitted = errors.len().saturating_sub(SHOWN);
+        errors.truncate(SHOWN);
+        Self { document, errors, omitted }
+    }
+}
+
+impl fmt::Display for SpecErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.document.path().display();
+        match self.errors.len() + self.omitted {
+            1 => write!(f, "{path} has an error"),
+            many => write!(f, "{path} has {many} errors"),
+        }
+    }
+}
+
+impl std::error::Error for SpecErrors {}
+
+impl Fault for SpecErrors {
+    fn kind(&self) -> Kind {
+        Kind::Spec
+    }
+
+    /// A line for each error, for where nobody can see carets, such as a log.
+    fn evidence(&self) -> Vec<String> {
+        let line = |error: &SpecError| match &error.span {
+            Some(span) => {
+                let at = self.document.position(span.start);
+                format!("{}:{}:{}: {}", self.document.path().display(), at.line, at.column, error.message)
+            }
+            None => error.message.clone(),
+        };
+        self.errors.iter().map(line).collect()
+    }
+}
+
+/// Why there is no [`Spec`](super::Spec).
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file cannot be opened or read.
+    #[error("cannot read the spec {}", path.display())]
+    Read {
+        /// The spec file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A folder, but without a `kiln.toml`.
+    #[error("the folder {} holds no kiln.toml", path.display())]
+    EmptyFolder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A pipe, a device or the like.
+    #[error("the spec {} is not a regular file", path.display())]
+    NotAFile {
+        /// What was named as the spec.
+        path: PathBuf,
+    },
+    /// More than [`super::MAX_BYTES`].
+    #[error("the spec {} is larger than 1 MiB", path.display())]
+    TooLarge {
+        /// The spec file.
+        path: PathBuf,
+    },
+    /// Not text.
+    #[error("the spec {} is not UTF-8: byte {offset} cannot be part of a text", path.display())]
+    NotUtf8 {
+        /// The spec file.
+        path: PathBuf,
+        /// The first wrong byte, from 0.
+        offset: usize,
+    },
+    /// It was read, and is wrong.
+    #[error(transparent)]
+    Invalid(#[from] SpecErrors),
+}
+
+impl Fault for LoadError {
+    fn kind(&self) -> Kind {
+        Kind::Spec
+    }
+
+    fn hints(&self) -> Vec<String> {
+        let hint = match self {
+            Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                "`kiln init` writes a commented spec to start from"
+            }
+            Self::EmptyFolder { .. } => "name the spec file, or let `kiln init` write a commented one",
+            Self::TooLarge { .. } => "keep long texts in files beside the spec, and name them with `script` or `copy`",
+            Self::NotUtf8 { .. } => "save the file as UTF-8",
+            Self::Read { .. } | Self::NotAFile { .. } | Self::Invalid(_) => return Vec::new(),
+        };
+        vec![hint.to_owned()]
+    }
+
+    fn evidence(&self) -> Vec<String> {
+        match self {
+            Self::Invalid(errors) => errors.evidence(),
+            _ => Vec::new(),
+        }
+    }
+}

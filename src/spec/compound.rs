@@ -1,0 +1,171 @@
+//! Values made of values: lists, tables with the user's own keys, commands.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value as Json, json};
+use toml::Spanned;
+use toml::de::{DeString, DeValue};
+
+use super::Command;
+use super::complaint::SpecError;
+use super::document::At;
+use super::reader::{Node, Reader};
+use super::shape::{Shape, Word, text};
+
+/// More arguments than any command of a spec needs.
+const MAX_ARGUMENTS: usize = 1000;
+
+/// A list of one kind of value, of at most so many.
+pub(super) struct List<S>(pub S, pub usize);
+
+impl<S: Shape> Shape for List<S> {
+    type Value = Vec<At<S::Value>>;
+
+    fn expects(&self) -> String {
+        format!("a list of at most {}, each {}", self.1, self.0.expects())
+    }
+
+    /// Elements that cannot be read are reported and left out.
+    fn read(&self, node: &Node, reader: &mut Reader) -> Option<Self::Value> {
+        let DeValue::Array(elements) = node.get_ref() else {
+            wrong_brackets(node, reader, &self.expects());
+            return None;
+        };
+        if let Some(extra) = elements.get(self.1) {
+            reader.report(SpecError::new(extra.span(), format!("more than {} of these", self.1)));
+        }
+        let read = |node: &Node| self.0.read(node, reader).map(|value| At { value, span: node.span() });
+        Some(elements.iter().take(self.1).filter_map(read).collect())
+    }
+
+    fn schema(&self) -> Json {
+        json!({ "type": "array", "items": self.0.schema(), "maxItems": self.1 })
+    }
+}
+
+/// A type error, with help for `[step]` where `[[step]]` is meant and the other way round.
+pub(super) fn wrong_brackets(node: &Node, reader: &mut Reader, expected: &str) {
+    let header = reader.document.text().get(node.span()).unwrap_or_default();
+    let help = match node.get_ref() {
+        DeValue::Table(_) if header.starts_with('[') => format!("write `[{header}]`, once for each"),
+        DeValue::Array(_) if header.starts_with("[[") => format!("write `{}`, once", &header[1..header.len() - 1]),
+        _ => return reader.wrong_type(node, expected),
+    };
+    reader.report(SpecError::new(node.span(), format!("expected {expected}")).help(help));
+}
+
+/// A table whose keys are the user's, all with one kind of value.
+pub(super) struct Map<S>(pub Word, pub S);
+
+impl<S: Shape> Shape for Map<S> {
+    type Value = BTreeMap<String, At<S::Value>>;
+
+    fn expects(&self) -> String {
+        format!("a table, each value {}", self.1.expects())
+    }
+
+    fn read(&self, node: &Node, reader: &mut Reader) -> Option<Self::Value> {
+        let DeValue::Table(entries) = node.get_ref() else {
+            wrong_brackets(node, reader, &self.expects());
+            return None;
+        };
+        let mut map = BTreeMap::new();
+        for (key, value) in entries {
+            check_name(&self.0, key, reader);
+            if let Some(read) = self.1.read(value, reader) {
+                map.insert(key.get_ref().to_string(), At { value: read, span: key.span() });
+            }
+        }
+        Some(map)
+    }
+
+    fn schema(&self) -> Json {
+        let names = json!({ "pattern": format!("^{}$", self.0.pattern()) });
+        json!({ "type": "object", "propertyNames": names, "additionalProperties": self.1.schema() })
+    }
+}
+
+fn check_name(allowed: &Word, key: &Spanned<DeString>, reader: &mut Reader) {
+    if let Err(refusal) = allowed.check(key.get_ref()) {
+        reader.report(SpecError::new(key.span(), refusal.message).maybe_help(refusal.help));
+    }
+}
+
+/// A command: a text for the shell, or a list of strings that is run without one.
+pub(super) struct CommandLine;
+
+impl Shape for CommandLine {
+    type Value = Command;
+
+    fn expects(&self) -> String {
+        "a text for `sh -eu`, or a list of strings to run without a shell".into()
+    }
+
+    fn read(&self, node: &Node, reader: &mut Reader) -> Option<Command> {
+        let command = match node.get_ref() {
+            DeValue::String(_) => Command::Shell(text().read(node, reader)?),
+            DeValue::Array(words) => {
+                let argv: Vec<_> = List(text(), MAX_ARGUMENTS).read(node, reader)?;
+                if argv.len() < words.len() {
+                    return None;
+                }
+                Command::Argv(argv.into_iter().map(|word| word.value).collect())
+            }
+            _ => {
+                reader.wrong_type(node, &self.expects());
+                return None;
+            }
+        };
+        let program = match &command {
+            Command::Shell(text) => Some(text),
+            Command::Argv(words) => words.first(),
+        };
+        if program.is_none_or(|program| program.trim().is_empty()) {
+            reader.report(SpecError::new(node.span(), "there is nothing to run"));
+        }
+        Some(command)
+    }
+
+    fn schema(&self) -> Json {
+        let mut argv = List(text(), MAX_ARGUMENTS).schema();
+        argv["minItems"] = 1.into();
+        json!({ "anyOf": [{ "type": "string", "minLength": 1 }, argv] })
+    }
+}
+
+/// `[vars]`. Its values are taken as they are; then `--var` has its say, and every text read later sees the variables.
+pub(super) struct Variables(pub Word);
+
+impl Shape for Variables {
+    type Value = BTreeMap<String, String>;
+
+    fn expects(&self) -> String {
+        "a table of strings".into()
+    }
+
+    fn read(&self, node: &Node, reader: &mut Reader) -> Option<Self::Value> {
+        let DeValue::Table(entries) = node.get_ref() else {
+            wrong_brackets(node, reader, &self.expects());
+            return None;
+        };
+        for (key, value) in entries {
+            check_name(&self.0, key, reader);
+            match value.get_ref() {
+                DeValue::String(text) if text.contains('\0') => {
+                    reader.report(SpecError::new(value.span(), "a NUL byte cannot be in an environment variable"));
+                }
+                DeValue::String(_) => {}
+                _ => reader.wrong_type(value, "a string"),
+            }
+            // A wrong value is declared all the same, so that its uses are not reported too.
+            reader.vars.insert(key.get_ref().to_string(), value.get_ref().as_str().unwrap_or_default().to_owned());
+        }
+        reader.override_variables();
+        Some(reader.vars.clone())
+    }
+
+    fn schema(&self) -> Json {
+        let names = json!({ "pattern": format!("^{}$", self.0.pattern()) });
+        json!({ "type": "object", "propertyNames": names, "additionalProperties": { "type": "string" } })
+    }
+}

@@ -1,0 +1,89 @@
+//! The text of a spec file and the places in it, so that every complaint can point at what it is about.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// A value and the bytes of the document it was read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct At<T> {
+    pub value: T,
+    pub span: Range<usize>,
+}
+
+/// A spec file's text, without the byte order mark it may begin with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Document {
+    path: PathBuf,
+    text: String,
+    line_starts: Vec<usize>,
+}
+
+/// A place in a document as editors count: from 1, columns in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// Line, from 1.
+    pub line: usize,
+    /// Character in that line, from 1.
+    pub column: usize,
+}
+
+impl Document {
+    pub(super) fn new(path: &Path, text: &str) -> Self {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text).to_owned();
+        let after_newlines = text.match_indices('\n').map(|(newline, _)| newline + 1);
+        let line_starts = std::iter::once(0).chain(after_newlines).collect();
+        Self { path: path.to_owned(), text, line_starts }
+    }
+
+    /// The file as the user named it.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The whole text; spans are byte ranges of it.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The line of a byte, from 1.
+    #[must_use]
+    pub fn line(&self, offset: usize) -> usize {
+        self.line_starts.partition_point(|start| *start <= offset)
+    }
+
+    /// Where a byte of the text is.
+    #[must_use]
+    pub fn position(&self, offset: usize) -> Position {
+        let line = self.line(offset);
+        let before = self.text.get(self.line_starts[line - 1]..offset).unwrap_or_default();
+        Position { line, column: before.chars().count() + 1 }
+    }
+
+    /// The bytes of the whole lines that a span touches.
+    #[must_use]
+    pub fn lines_around(&self, span: &Range<usize>) -> Range<usize> {
+        let start = self.line_starts[self.line(span.start) - 1];
+        // A span that ends with a newline does not touch the line after it.
+        let last = self.line(span.end.saturating_sub(1).max(span.start));
+        start..self.line_starts.get(last).copied().unwrap_or(self.text.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_counted_as_editors_do() {
+        let document = Document::new(Path::new("kiln.toml"), "\u{feff}a\r\nübc\n");
+        assert_eq!(document.text(), "a\r\nübc\n");
+        assert_eq!(document.position(0), Position { line: 1, column: 1 });
+        assert_eq!(document.position(6), Position { line: 2, column: 3 });
+        assert_eq!(document.position(8), Position { line: 3, column: 1 });
+        assert_eq!(document.lines_around(&(5..6)), 3..8);
+        assert_eq!(document.lines_around(&(0..3)), 0..3);
+        assert_eq!(document.lines_around(&(8..8)), 8..8);
+    }
+}

@@ -1,0 +1,291 @@
+//! Every key of a spec, declared once: its name, its meaning, what it may be, and its default.
+//!
+//! The tables here hold what was read; `validate` makes the [`Spec`](super::Spec) of them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::compound::{CommandLine, List, Map, Variables};
+use super::document::At;
+use super::paths::{ACCOUNT, Slashed, guest_file, guest_folder, guest_path, host_path, kept_path, owner};
+use super::reader::{Reader, Section};
+use super::shape::{Boolean, Integer, Mode, Word, choice, content, duration, line, sha256, size, text, title, word};
+use super::table::{Chosen, Field, Key, Optional, Or, Required, Table, Variant, Variants, of, one_of, table, variants};
+use super::{Accel, BaseFormat, Command, Compression, Firmware, Network, OutputFormat, Owner, seal};
+use crate::size::ByteSize;
+
+const IMAGE_NAME: Word = Word::new("a-z0-9", "a-z0-9._-", 64);
+pub(super) const IMAGE_VERSION: Word = Word::new("A-Za-z0-9", "A-Za-z0-9._+-", 64);
+const LABEL: Word = Word::new("A-Za-z0-9", "A-Za-z0-9._/-", 128);
+const VARIABLE: Word = Word { reserved: "KILN_", ..Word::new("A-Za-z_", "A-Za-z0-9_", 128) };
+const SECRET: Word = Word::new("A-Za-z0-9_", "A-Za-z0-9_.-", 64);
+
+/// The longest name of a step or test, and the longest description, in characters.
+const MAX_TITLE: usize = 200;
+const MAX_LINE: usize = 1000;
+/// A spec is written by people; this many steps are a program's mistake.
+const MAX_STEPS: usize = 1000;
+/// A week, in seconds: no deadline is longer.
+const WEEK: u64 = 7 * 24 * 3600;
+const TIB: u64 = 1 << 40;
+const MEMORY: std::ops::RangeInclusive<ByteSize> = ByteSize::mib(128)..=ByteSize(TIB);
+const DISK: std::ops::RangeInclusive<ByteSize> = ByteSize::mib(1)..=ByteSize(64 * TIB);
+
+type Texts = BTreeMap<String, At<String>>;
+
+table! {
+    /// A kiln image specification.
+    Document {
+        // First of all: whatever is read after it may name variables.
+        /// Variables. Run and script steps see them as environment variables, and `{{ name }}` in any other string
+        /// value stands for one. `--var name=value` overrides one that is declared here.
+        vars: BTreeMap<String, String> = Or(Variables(VARIABLE), "{}"),
+        /// What is made.
+        image: Option<At<Image>> = Required(of::<Image>()),
+        /// What it is made from.
+        base: Option<At<Chosen<Base, Source>>> = Required(one_of::<Base, Source>()),
+        /// The virtual machine it is made in.
+        machine: Machine = Or(of::<Machine>(), "{}"),
+        /// Files that steps may read and that leave no trace: not in the image, a log, a cache key or a manifest.
+        secrets: BTreeMap<String, At<Chosen<Nothing, Secret>>> = Or(Map(SECRET, one_of::<Nothing, Secret>()), "{}"),
+        /// What is done in the guest, in order.
+        step: Vec<At<Chosen<Step, Verb>>> = Or(List(one_of::<Step, Verb>(), MAX_STEPS), "[]"),
+        /// What must hold in a throw-away clone of the sealed image, freshly booted.
+        test: Vec<At<Test>> = Or(List(of::<Test>(), MAX_STEPS), "[]"),
+        /// How the guest is generalised.
+        seal: Seal = Or(of::<Seal>(), "{}"),
+        /// The files to write; one zstd-compressed qcow2 when there is none.
+        output: Vec<At<Output>> = Or(List(of::<Output>(), 16), "[]"),
+        /// Limits of the whole build.
+        build: Build = Or(of::<Build>(), "{}"),
+    }
+}
+
+table! {
+    /// What is made.
+    Image {
+        /// The image's name in the store.
+        name: Option<At<String>> = Required(word(IMAGE_NAME)),
+        /// The version; `kiln build --version` overrides it.
+        version: Option<At<String>> = Required(word(IMAGE_VERSION)),
+        /// What the image is for.
+        description: String = Or(line(MAX_LINE), "''"),
+        /// Free pairs for the manifest.
+        labels: Texts = Or(Map(LABEL, line(MAX_LINE)), "{}"),
+    }
+}
+
+table! {
+    /// What every kind of base image can say.
+    Base {
+        /// Checked before anything boots.
+        sha256: Option<At<String>> = Optional(sha256()),
+        /// The format of the base image; it is never guessed.
+        format: BaseFormat =
+            Or(choice([("qcow2", BaseFormat::Qcow2), ("raw", BaseFormat::Raw)], &["vmdk", "vhd", "vhdx", "vdi"]), "'qcow2'"),
+    }
+}
+
+variants! {
+    /// Where the base image comes from.
+    Source, "the source of the base image" { file: BaseFile, } later ["url", "image", "spec", "oci"]
+}
+
+table! {
+    /// A disk image on this host.
+    BaseFile {
+        /// The image file; it is never written.
+        file: Option<At<Slashed<PathBuf>>> = Required(host_path()),
+    }
+}
+
+table! {
+    /// The virtual machine the image is made in.
+    Machine {
+        /// Virtual CPUs; capped at the host's.
+        cpus: u8 = Or(Integer(1..=255), "2"),
+        /// Memory of the guest during the build.
+        memory: ByteSize = Or(size(MEMORY), "'1GiB'"),
+        /// Virtual size of the disk, not smaller than the base image's; without it, the base image's own.
+        disk: Option<At<ByteSize>> = Optional(size(DISK)),
+        /// What starts the boot loader.
+        firmware: Firmware = Or(choice([("bios", Firmware::Bios), ("uefi", Firmware::Uefi)], &[]), "'bios'"),
+        /// `auto` is KVM where it works, else software emulation; `kvm` insists.
+        accel: Accel = Or(choice([("auto", Accel::Auto), ("kvm", Accel::Kvm), ("tcg", Accel::Tcg)], &[]), "'auto'"),
+        /// `none` is no network card at all, `user` QEMU's user-mode network.
+        network: Network = Or(choice([("none", Network::None), ("user", Network::User)], &[]), "'none'"),
+        /// Until the guest answers; longer under software emulation, which says so.
+        boot_timeout: Duration = Or(duration(1..=WEEK), "'5m'"),
+    }
+}
+
+table! {
+    /// Shared by all secrets.
+    Nothing {}
+}
+
+variants! {
+    /// Where a secret comes from.
+    Secret, "where the secret comes from" { env: SecretEnv, file: SecretFile, } later []
+}
+
+table! {
+    /// A secret in an environment variable of the kiln process.
+    SecretEnv {
+        /// The environment variable.
+        env: Option<At<String>> = Required(word(Word::new("A-Za-z_", "A-Za-z0-9_", 128))),
+    }
+}
+
+table! {
+    /// A secret in a file on this host.
+    SecretFile {
+        /// The file.
+        file: Option<At<Slashed<PathBuf>>> = Required(host_path()),
+    }
+}
+
+table! {
+    /// Shared by all steps.
+    Step {
+        /// For people and logs; made from the verb when there is none.
+        name: Option<At<String>> = Optional(title(MAX_TITLE)),
+        /// How long the step may take.
+        timeout: Duration = Or(duration(1..=WEEK), "'1h'"),
+        /// `false`: always run this step, and everything after it.
+        cache: bool = Or(Boolean, "true"),
+    }
+}
+
+variants! {
+    /// What a step does.
+    Verb, "the step's verb" {
+        run: RunCommand, script: RunScript, copy: CopyIn, write: WriteFile, fetch: FetchOut, reboot: Reboot,
+    } later []
+}
+
+table! {
+    /// A command in the guest.
+    RunCommand {
+        /// What to run: a text is for `sh -eu`, a list of strings is an argument vector and needs no shell.
+        run: Option<At<Command>> = Required(CommandLine),
+        /// Environment variables for this step.
+        env: Texts = Or(Map(VARIABLE, text()), "{}"),
+        /// Who runs it.
+        user: String = Or(word(ACCOUNT), "'root'"),
+        /// Working directory in the guest.
+        dir: String = Or(guest_folder(), "'/'"),
+        /// Names of `[secrets]` that this step finds as files under `$KILN_SECRETS`.
+        secrets: Vec<At<String>> = Or(List(word(SECRET), 100), "[]"),
+    }
+}
+
+table! {
+    /// A script from this host, run in the guest by its own `#!` line.
+    RunScript {
+        /// The file.
+        script: Option<At<Slashed<PathBuf>>> = Required(host_path()),
+        /// Its arguments.
+        args: Vec<At<String>> = Or(List(text(), 1000), "[]"),
+        /// Environment variables for this step.
+        env: Texts = Or(Map(VARIABLE, text()), "{}"),
+        /// Who runs it.
+        user: String = Or(word(ACCOUNT), "'root'"),
+        /// Working directory in the guest.
+        dir: String = Or(guest_folder(), "'/'"),
+        /// Names of `[secrets]` that this step finds as files under `$KILN_SECRETS`.
+        secrets: Vec<At<String>> = Or(List(word(SECRET), 100), "[]"),
+    }
+}
+
+table! {
+    /// A file or folder of this host, copied into the guest.
+    CopyIn {
+        /// The file or folder; with a trailing slash, what is in the folder.
+        copy: Option<At<Slashed<PathBuf>>> = Required(host_path()),
+        /// Where to; with a trailing slash, into that folder.
+        to: Option<At<Slashed<String>>> = Required(guest_path()),
+        /// Owner of everything copied.
+        owner: Owner = Or(owner(), "'root:root'"),
+        /// Permission bits of the files; without it, the files' own.
+        mode: Option<At<u32>> = Optional(Mode),
+    }
+}
+
+table! {
+    /// A small file, written from text in the spec.
+    WriteFile {
+        /// The whole content.
+        write: Option<At<String>> = Required(content()),
+        /// The file.
+        to: Option<At<String>> = Required(guest_file()),
+        /// Its owner.
+        owner: Owner = Or(owner(), "'root:root'"),
+        /// Its permission bits.
+        mode: u32 = Or(Mode, "'0644'"),
+    }
+}
+
+table! {
+    /// A file or folder of the guest, kept beside the image and listed in the manifest.
+    FetchOut {
+        /// The file or folder.
+        fetch: Option<At<String>> = Required(guest_folder()),
+        /// Its name beside the image.
+        to: Option<At<PathBuf>> = Required(kept_path()),
+    }
+}
+
+table! {
+    /// A restart of the guest; the build goes on when it is back.
+    Reboot {
+        /// Always `true`.
+        reboot: Option<At<bool>> = Required(Boolean),
+    }
+}
+
+table! {
+    /// What must hold in the sealed image.
+    Test {
+        /// For people and logs; made from the command when there is none.
+        name: Option<At<String>> = Optional(title(MAX_TITLE)),
+        /// What must succeed: a text for `sh -eu`, or a list of strings.
+        run: Option<At<Command>> = Required(CommandLine),
+        /// Try again until it passes or this is over.
+        retry_for: Duration = Or(duration(0..=WEEK), "'0s'"),
+        /// How long one try may take.
+        timeout: Duration = Or(duration(1..=WEEK), "'2m'"),
+    }
+}
+
+table! {
+    /// How the guest is generalised.
+    Seal {
+        /// Operations to leave out; `kiln seal --list` explains them.
+        skip: Vec<At<&'static str>> = Or(List(choice(seal::OPERATIONS.map(|(name, _)| (name, name)), &[]), 100), "[]"),
+    }
+}
+
+table! {
+    /// A file to write.
+    Output {
+        /// The format of the file.
+        format: OutputFormat = Or(choice([("qcow2", OutputFormat::Qcow2), ("raw", OutputFormat::Raw)], LATER_FORMATS), "'qcow2'"),
+        /// Compression inside a qcow2 file; the default there is `zstd`.
+        compression: Option<At<Compression>> = Optional(choice(
+            [("zstd", Compression::Zstd), ("zlib", Compression::Zlib), ("none", Compression::None)],
+            &[],
+        )),
+    }
+}
+
+const LATER_FORMATS: &[&str] = &["vmdk", "vhd", "vhdx", "vdi", "ova", "gcp", "vagrant"];
+
+table! {
+    /// Limits of the whole build.
+    Build {
+        /// How long the whole build may take.
+        timeout: Duration = Or(duration(1..=WEEK), "'2h'"),
+    }
+}

@@ -1,0 +1,157 @@
+//! Paths in a spec: on the host below the spec's folder, in the guest from its root, and owners of files there.
+
+use std::path::{Component, Path, PathBuf};
+
+use serde_json::json;
+
+use super::Owner;
+use super::shape::{Refusal, Text, Word, matching, quoted};
+
+/// The longest path that Linux takes, without its NUL.
+const MAX_PATH: usize = 4095;
+/// The longest name of a file.
+const MAX_NAME: usize = 255;
+
+/// A path and whether it was written with a trailing slash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Slashed<P> {
+    /// Without the slash.
+    pub path: P,
+    /// The trailing slash, or `/.`, which means the same to cp.
+    pub slash: bool,
+}
+
+fn has_slash(text: &str) -> bool {
+    text.ends_with('/') || text.ends_with("/.") || text == "."
+}
+
+fn check(text: &str) -> Result<(), Refusal> {
+    if text.is_empty() {
+        return Err("a path cannot be empty".into());
+    }
+    if let Some(c) = text.chars().find(|c| c.is_control()) {
+        return Err(format!("the character {} is not allowed in a path", c.escape_unicode()).into());
+    }
+    if text.len() > MAX_PATH || text.split('/').any(|name| name.len() > MAX_NAME) {
+        Err("longer than a path or a file name can be".into())
+    } else {
+        Ok(())
+    }
+}
+
+/// A file or folder on this host, as written: relative ones start at the spec's folder.
+pub(super) fn host_path() -> Text<Slashed<PathBuf>> {
+    let parse = |text: &str| {
+        check(text)?;
+        let path: PathBuf = Path::new(text).components().collect();
+        Ok(Slashed { path, slash: has_slash(text) })
+    };
+    let expects = "a path on this host, absolute or from the spec's folder".into();
+    Text { expects, schema: json!({ "type": "string", "minLength": 1 }), parse: Box::new(parse) }
+}
+
+fn absolute(text: &str) -> Result<Slashed<String>, Refusal> {
+    check(text)?;
+    if !text.starts_with('/') {
+        return Err(format!("{} is not absolute: a path in the guest begins with `/`", quoted(text)).into());
+    }
+    let names: Vec<&str> = text.split('/').filter(|name| !matches!(*name, "" | ".")).collect();
+    if names.contains(&"..") {
+        Err(format!("{} has `..` in it; write where it leads", quoted(text)).into())
+    } else {
+        Ok(Slashed { path: format!("/{}", names.join("/")), slash: has_slash(text) })
+    }
+}
+
+/// A path in the guest that may end with a slash.
+pub(super) fn guest_path() -> Text<Slashed<String>> {
+    Text { expects: "an absolute path in the guest".into(), schema: matching("/.*"), parse: Box::new(absolute) }
+}
+
+/// A folder in the guest.
+pub(super) fn guest_folder() -> Text<String> {
+    let parse = |text: &str| absolute(text).map(|folder| folder.path);
+    Text { expects: "an absolute path in the guest".into(), schema: matching("/.*"), parse: Box::new(parse) }
+}
+
+/// A file in the guest, whose path is complete.
+pub(super) fn guest_file() -> Text<String> {
+    let parse = |text: &str| match absolute(text)? {
+        Slashed { slash: true, .. } => Err("a slash at the end names a folder: add the file's name".into()),
+        Slashed { path, .. } => Ok(path),
+    };
+    let expects = "an absolute path of a file in the guest".into();
+    Text { expects, schema: matching("/.*[^/]"), parse: Box::new(parse) }
+}
+
+/// Where a fetched file is kept: below the version's folder, and nowhere else.
+pub(super) fn kept_path() -> Text<PathBuf> {
+    let parse = |text: &str| {
+        check(text)?;
+        let path: PathBuf = Path::new(text).components().collect();
+        if !path.components().all(|part| matches!(part, Component::Normal(_))) {
+            return Err(format!("{} leads elsewhere: write a relative path without `..`", quoted(text)).into());
+        }
+        if has_slash(text) { Err("a slash at the end names a folder: add the file's name".into()) } else { Ok(path) }
+    };
+    let expects = "a relative path below the image's folder in the store".into();
+    Text { expects, schema: matching("[^/].*"), parse: Box::new(parse) }
+}
+
+/// User or group in the guest, by name or number.
+pub(super) const ACCOUNT: Word = Word::new("A-Za-z0-9_", "A-Za-z0-9_.-", 32);
+
+/// `user` or `user:group`.
+pub(super) fn owner() -> Text<Owner> {
+    let parse = |text: &str| {
+        let (user, group) = match text.split_once(':') {
+            Some((user, group)) => (user, Some(group)),
+            None => (text, None),
+        };
+        std::iter::once(user).chain(group).try_for_each(|name| ACCOUNT.check(name))?;
+        Ok(Owner { user: user.to_owned(), group: group.map(str::to_owned) })
+    };
+    let name = ACCOUNT.pattern();
+    let expects = "`user` or `user:group`, by name or number".into();
+    Text { expects, schema: matching(&format!("{name}(?::{name})?")), parse: Box::new(parse) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse<T>(shape: &Text<T>, text: &str) -> Option<T> {
+        (shape.parse)(text).ok()
+    }
+
+    #[test]
+    fn trailing_slashes_are_remembered() {
+        let host = |text| parse(&host_path(), text).map(|p| (p.path.to_str().unwrap().to_owned(), p.slash));
+        assert_eq!(host("site/"), Some(("site".into(), true)));
+        assert_eq!(host("./site/."), Some(("./site".into(), true)));
+        assert_eq!(host("../site"), Some(("../site".into(), false)));
+        let guest = |text| parse(&guest_path(), text).map(|p| (p.path, p.slash));
+        assert_eq!(guest("/srv//www/./"), Some(("/srv/www".into(), true)));
+        assert_eq!(guest("/"), Some(("/".into(), true)));
+        assert_eq!(guest("/srv/../etc"), None);
+        assert_eq!(guest("srv"), None);
+    }
+
+    #[test]
+    fn what_is_kept_stays_in_its_folder() {
+        assert_eq!(parse(&kept_path(), "a/b.json"), Some("a/b.json".into()));
+        for bad in ["", ".", "..", "../a", "a/../../b", "/a", "a/", "a/.", "a\nb", &"x".repeat(256)] {
+            assert_eq!(parse(&kept_path(), bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn owners_are_one_or_two_accounts() {
+        let group = |text| parse(&owner(), text).map(|owner| owner.group);
+        assert_eq!(group("www-data"), Some(None));
+        assert_eq!(group("33:0"), Some(Some("0".into())));
+        for bad in ["", ":", "root:", ":root", "a:b:c", "-x", "a b"] {
+            assert_eq!(group(bad), None, "{bad}");
+        }
+    }
+}

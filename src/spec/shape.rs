@@ -1,0 +1,322 @@
+//! The kinds of values a key can have. Each reads itself, says what it expects, and gives its own JSON Schema, so that
+//! reading, messages and schema cannot disagree.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use serde_json::{Value as Json, json};
+use toml::de::DeValue;
+
+use super::complaint::SpecError;
+use super::reader::{Node, Reader};
+use super::suggest::{list, suggest};
+use crate::size::{ByteSize, format_duration, parse_duration};
+
+/// A kind of value.
+pub(super) trait Shape {
+    /// What it becomes.
+    type Value;
+
+    /// What is allowed, as it stands after "expected" and in the reference.
+    fn expects(&self) -> String;
+
+    /// Reads a value, or reports why not.
+    fn read(&self, node: &Node, reader: &mut Reader) -> Option<Self::Value>;
+
+    /// JSON Schema, draft 7, without a description.
+    fn schema(&self) -> Json;
+}
+
+/// What is wrong with a text, and what to do about it.
+pub(super) struct Refusal {
+    pub message: String,
+    pub help: Option<String>,
+}
+
+impl<M: ToString> From<M> for Refusal {
+    fn from(message: M) -> Self {
+        Self { message: message.to_string(), help: None }
+    }
+}
+
+/// A string that is parsed further, after its variables are filled in.
+pub(super) struct Text<T> {
+    pub expects: String,
+    pub schema: Json,
+    #[expect(clippy::type_complexity, reason = "a parser is just this")]
+    pub parse: Box<dyn Fn(&str) -> Result<T, Refusal>>,
+}
+
+impl<T> Shape for Text<T> {
+    type Value = T;
+
+    fn expects(&self) -> String {
+        self.expects.clone()
+    }
+
+    fn read(&self, node: &Node, reader: &mut Reader) -> Option<T> {
+        let text = reader.text(node, &self.expects)?;
+        match (self.parse)(&text) {
+            Ok(value) => Some(value),
+            Err(refusal) => {
+                reader.report(SpecError::new(node.span(), refusal.message).maybe_help(refusal.help));
+                None
+            }
+        }
+    }
+
+    fn schema(&self) -> Json {
+        self.schema.clone()
+    }
+}
+
+/// A string that matches a pattern, or one with variables, whose final text no schema can know.
+pub(super) fn matching(pattern: &str) -> Json {
+    json!({ "type": "string", "pattern": format!(r"^(?:{pattern})$|\{{\{{") })
+}
+
+/// A character that could make a terminal show something else than what is there.
+pub(super) fn is_forgery(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// What the user wrote, as it stands in a message.
+pub(super) fn quoted(text: &str) -> String {
+    let mut short: String = text.chars().take(40).collect();
+    if short.len() < text.len() {
+        short.push_str("...");
+    }
+    if text.is_empty() { "an empty text".to_owned() } else { format!("`{short}`") }
+}
+
+/// Any text at all, such as the content of a file.
+pub(super) fn content() -> Text<String> {
+    let parse = |text: &str| Ok(text.to_owned());
+    Text { expects: "a text".into(), schema: json!({ "type": "string" }), parse: Box::new(parse) }
+}
+
+/// A text without NUL, as the arguments and the environment of a process must be.
+pub(super) fn text() -> Text<String> {
+    let parse = |text: &str| {
+        if text.contains('\0') { Err("a NUL byte cannot be given to a process".into()) } else { Ok(text.to_owned()) }
+    };
+    Text { expects: "a text".into(), schema: json!({ "type": "string" }), parse: Box::new(parse) }
+}
+
+/// One line for people. Control characters could forge what a terminal shows, and so could bidirectional ones.
+pub(super) fn line(max: usize) -> Text<String> {
+    let expects = format!("one line of at most {max} characters");
+    let parse = move |text: &str| match text.chars().find(|c| is_forgery(*c)) {
+        Some(c) => Err(format!("the character {} is not allowed here", c.escape_unicode()).into()),
+        None if text.chars().count() > max => Err(format!("longer than {max} characters").into()),
+        None => Ok(text.to_owned()),
+    };
+    Text { expects, schema: json!({ "type": "string" }), parse: Box::new(parse) }
+}
+
+/// A [`line`] that is not blank, as a name must be.
+pub(super) fn title(max: usize) -> Text<String> {
+    let any = line(max);
+    let parse =
+        move |text: &str| if text.trim().is_empty() { Err("a name cannot be blank".into()) } else { (any.parse)(text) };
+    Text { expects: any.expects, schema: json!({ "type": "string", "minLength": 1 }), parse: Box::new(parse) }
+}
+
+/// A word: its first character is of one class and the others of another, both written as in a regular expression's
+/// brackets, with ranges, and `-` last.
+#[derive(Clone, Copy)]
+pub(super) struct Word {
+    pub first: &'static str,
+    pub rest: &'static str,
+    /// The longest allowed, in characters.
+    pub max: usize,
+    /// A prefix that is kiln's own; may be empty.
+    pub reserved: &'static str,
+}
+
+impl Word {
+    pub const fn new(first: &'static str, rest: &'static str, max: usize) -> Self {
+        Self { first, rest, max, reserved: "" }
+    }
+
+    pub fn pattern(&self) -> String {
+        let not = if self.reserved.is_empty() { String::new() } else { format!("(?!{})", self.reserved) };
+        format!("{not}[{}][{}]{{0,{}}}", self.first, self.rest, self.max - 1)
+    }
+
+    pub fn check(&self, text: &str) -> Result<(), Refusal> {
+        let mut chars = text.chars();
+        let fits = chars.next().is_some_and(|c| in_class(self.first, c)) && chars.all(|c| in_class(self.rest, c));
+        if !fits || text.len() > self.max {
+            let most = format!("of at most {} characters", self.max);
+            return Err(format!("{} does not match [{}][{}]*, {most}", quoted(text), self.first, self.rest).into());
+        }
+        if !self.reserved.is_empty() && text.starts_with(self.reserved) {
+            Err(format!("names that begin with `{}` are kiln's own", self.reserved).into())
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// A string that is one [`Word`].
+pub(super) fn word(word: Word) -> Text<String> {
+    let parse = move |text: &str| word.check(text).map(|()| text.to_owned());
+    let expects = format!("`[{}][{}]*`, at most {} characters", word.first, word.rest, word.max);
+    Text { expects, schema: matching(&word.pattern()), parse: Box::new(parse) }
+}
+
+fn in_class(class: &str, c: char) -> bool {
+    match class.as_bytes() {
+        [from, b'-', to, ..] => (char::from(*from)..=char::from(*to)).contains(&c) || in_class(&class[3..], c),
+        [one, ..] => char::from(*one) == c || in_class(&class[1..], c),
+        [] => false,
+    }
+}
+
+/// A size within bounds, a whole number of MiB.
+pub(super) fn size(allowed: RangeInclusive<ByteSize>) -> Text<ByteSize> {
+    let expects = format!("a size from {} to {} in whole MiB, such as 512MiB or 8GiB", allowed.start(), allowed.end());
+    let parse = move |text: &str| {
+        let size: ByteSize = text.parse()?;
+        if !allowed.contains(&size) {
+            return Err(outside(text, allowed.start(), allowed.end()));
+        }
+        if !size.bytes().is_multiple_of(1 << 20) {
+            return Err(format!("`{text}` is not a whole number of MiB").into());
+        }
+        Ok(size)
+    };
+    Text { expects, schema: matching("[0-9]+(?:B|KiB|MiB|GiB|TiB)"), parse: Box::new(parse) }
+}
+
+/// A duration within bounds, in seconds.
+pub(super) fn duration(allowed: RangeInclusive<u64>) -> Text<Duration> {
+    let least = format_duration(Duration::from_secs(*allowed.start()));
+    let most = format_duration(Duration::from_secs(*allowed.end()));
+    let expects = format!("a duration from {least} to {most}, such as 90s, 10m or 1h");
+    let parse = move |text: &str| {
+        let duration = parse_duration(text)?;
+        if allowed.contains(&duration.as_secs()) { Ok(duration) } else { Err(outside(text, &least, &most)) }
+    };
+    Text { expects, schema: matching("[0-9]+[smh]"), parse: Box::new(parse) }
+}
+
+fn outside(text: &str, least: &dyn fmt::Display, most: &dyn fmt::Display) -> Refusal {
+    format!("`{text}` is out of range: from {least} to {most} is allowed").into()
+}
+
+/// One of a few names. Those in `later` are known, but not to this version.
+pub(super) fn choice<T: Copy + 'static>(
+    known: impl Into<Vec<(&'static str, T)>>,
+    later: &'static [&'static str],
+) -> Text<T> {
+    let known = known.into();
+    let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+    let expects = format!("one of {}", list(&names));
+    let schema = json!({ "type": "string", "anyOf": [{ "enum": names }, { "pattern": r"\{\{" }] });
+    let parse = move |text: &str| match known.iter().find(|(name, _)| *name == text) {
+        Some((_, value)) => Ok(*value),
+        None if later.contains(&text) => Err(not_yet(text, &names).into()),
+        None => Err(Refusal {
+            message: format!("{} is not known here", quoted(text)),
+            help: suggest(text, names.iter().copied()),
+        }),
+    };
+    Text { expects, schema, parse: Box::new(parse) }
+}
+
+/// The sentence for what the format of specs foresees, and this version cannot do.
+pub(super) fn not_yet(what: &str, known: &[&str]) -> String {
+    format!("`{what}` is not supported by this version of kiln, only {}", list(known))
+}
+
+/// 64 hex digits, in lower case from here on.
+pub(super) fn sha256() -> Text<String> {
+    let parse = |text: &str| {
+        if text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            Ok(text.to_ascii_lowercase())
+        } else {
+            Err(format!("{} is not a SHA-256 digest, which has 64 hex digits", quoted(text)).into())
+        }
+    };
+    Text { expects: "64 hex digits".into(), schema: matching("[0-9A-Fa-f]{64}"), parse: Box::new(parse) }
+}
+
+/// Permission bits as an octal number in a string, since TOML's own octal numbers look different.
+pub(super) struct Mode;
+
+impl Shape for Mode {
+    type Value = u32;
+
+    fn expects(&self) -> String {
+        "octal permission bits in a string, such as \"0644\", up to \"7777\"".into()
+    }
+
+    fn read(&self, node: &Node, reader: &mut Reader) -> Option<u32> {
+        let text = reader.text(node, &self.expects())?;
+        let digits = text.strip_prefix('0').filter(|rest| rest.len() > 2).unwrap_or(&text);
+        let octal = matches!(digits.len(), 3 | 4) && digits.bytes().all(|b| matches!(b, b'0'..=b'7'));
+        if !octal {
+            let message = format!("{} is not a mode: expected {}", quoted(&text), self.expects());
+            reader.report(SpecError::new(node.span(), message));
+        }
+        u32::from_str_radix(digits, 8).ok().filter(|_| octal)
+    }
+
+    fn schema(&self) -> Json {
+        matching("0?[0-7]{3,4}")
+    }
+}
+
+/// A whole number within bounds.
+pub(super) struct Integer(pub RangeInclusive<u8>);
+
+impl Shape for Integer {
+    type Value = u8;
+
+    fn expects(&self) -> String {
+        format!("a whole number from {} to {}", self.0.start(), self.0.end())
+    }
+
+    fn read(&self, node: &Node, reader: &mut Reader) -> Option<u8> {
+        let DeValue::Integer(integer) = node.get_ref() else {
+            reader.wrong_type(node, &self.expects());
+            return None;
+        };
+        let value = u8::from_str_radix(integer.as_str(), integer.radix()).ok().filter(|n| self.0.contains(n));
+        if value.is_none() {
+            let message = format!("{integer} is out of range: from {} to {} is allowed", self.0.start(), self.0.end());
+            reader.report(SpecError::new(node.span(), message));
+        }
+        value
+    }
+
+    fn schema(&self) -> Json {
+        json!({ "type": "integer", "minimum": self.0.start(), "maximum": self.0.end() })
+    }
+}
+
+/// `true` or `false`.
+pub(super) struct Boolean;
+
+impl Shape for Boolean {
+    type Value = bool;
+
+    fn expects(&self) -> String {
+        "`true` or `false`".into()
+    }
+
+    fn read(&self, node: &Node, reader: &mut Reader) -> Option<bool> {
+        if node.get_ref().as_bool().is_none() {
+            reader.wrong_type(node, &self.expects());
+        }
+        node.get_ref().as_bool()
+    }
+
+    fn schema(&self) -> Json {
+        json!({ "type": "boolean" })
+    }
+}

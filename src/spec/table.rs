@@ -1,0 +1,351 @@
+//! Tables whose keys are kiln's: one declaration gives the reading, the check for unknown keys, and the JSON Schema.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map as JsonMap, Value as Json, json};
+use toml::de::{DeTable, DeValue};
+
+use super::complaint::SpecError;
+use super::compound::wrong_brackets;
+use super::document::At;
+use super::reader::{Node, Reader, Section};
+use super::shape::{Shape, not_yet, quoted};
+use super::suggest::{list, suggest};
+
+/// Keys and values as read: types and ranges are right, what they mean together is `validate`'s question.
+pub(super) trait Table: Sized {
+    /// What the table is for.
+    const ABOUT: &'static str;
+    fn keys() -> Vec<Key>;
+    fn key_names() -> Vec<String>;
+    fn read(section: &Section, reader: &mut Reader) -> Self;
+}
+
+/// One key, for the schema.
+pub(super) struct Key {
+    pub name: String,
+    pub schema: Json,
+    pub required: bool,
+}
+
+/// How a key that may or must be there is read.
+pub(super) trait Field {
+    /// What is kept of it.
+    type Stored;
+    fn read(&self, name: &str, section: &Section, reader: &mut Reader) -> Self::Stored;
+    fn key(&self, name: String, about: &str) -> Key;
+}
+
+/// A key that must be there.
+pub(super) struct Required<S>(pub S);
+/// A key that may be there.
+pub(super) struct Optional<S>(pub S);
+/// A key with a default, which is written as TOML and read in the same way as the user's text.
+pub(super) struct Or<S>(pub S, pub &'static str);
+
+fn find<S: Shape>(shape: &S, name: &str, section: &Section, reader: &mut Reader) -> Option<At<S::Value>> {
+    let node = section.entries.get(name)?;
+    shape.read(node, reader).map(|value| At { value, span: node.span() })
+}
+
+fn describe<S: Shape>(shape: &S, about: &str) -> Json {
+    let mut schema = shape.schema();
+    schema["description"] = format!("{} Expects {}.", about.trim(), shape.expects()).into();
+    schema
+}
+
+impl<S: Shape> Field for Required<S> {
+    type Stored = Option<At<S::Value>>;
+
+    fn read(&self, name: &str, section: &Section, reader: &mut Reader) -> Self::Stored {
+        if !section.entries.contains_key(name) {
+            let message = format!("the key `{name}` is missing");
+            let help = format!("`{name}` is {}", self.0.expects());
+            reader.report_missing(SpecError::new(section.span.clone(), message).help(help));
+        }
+        find(&self.0, name, section, reader)
+    }
+
+    fn key(&self, name: String, about: &str) -> Key {
+        Key { name, schema: describe(&self.0, about), required: true }
+    }
+}
+
+impl<S: Shape> Field for Optional<S> {
+    type Stored = Option<At<S::Value>>;
+
+    fn read(&self, name: &str, section: &Section, reader: &mut Reader) -> Self::Stored {
+        find(&self.0, name, section, reader)
+    }
+
+    fn key(&self, name: String, about: &str) -> Key {
+        Key { name, schema: describe(&self.0, about), required: false }
+    }
+}
+
+impl<S: Shape> Field for Or<S> {
+    type Stored = S::Value;
+
+    fn read(&self, name: &str, section: &Section, reader: &mut Reader) -> Self::Stored {
+        if let Some(found) = find(&self.0, name, section, reader) {
+            return found.value;
+        }
+        let default = DeValue::parse(self.1).expect("a default is TOML");
+        self.0.read(&default, reader).expect("a default is valid")
+    }
+
+    fn key(&self, name: String, about: &str) -> Key {
+        let mut schema = describe(&self.0, about);
+        schema["default"] = to_json(DeValue::parse(self.1).expect("a default is TOML").get_ref());
+        Key { name, schema, required: false }
+    }
+}
+
+/// Defaults are short: no dates, and nothing in the lists and tables.
+fn to_json(value: &DeValue) -> Json {
+    match value {
+        DeValue::String(text) => json!(text),
+        DeValue::Integer(number) => json!(number.as_str().parse::<i64>().ok()),
+        DeValue::Boolean(yes) => json!(yes),
+        DeValue::Array(_) => json!([]),
+        DeValue::Table(_) => json!({}),
+        DeValue::Float(_) | DeValue::Datetime(_) => Json::Null,
+    }
+}
+
+/// Declares a table: its keys with their documentation, the type kept and the kind of value. Underscores in the names
+/// of fields are hyphens in keys.
+macro_rules! table {
+    ($(#[doc = $about:literal])+ $name:ident { $($(#[doc = $doc:literal])+ $field:ident: $stored:ty = $kind:expr,)* }) => {
+        $(#[doc = $about])+
+        pub(super) struct $name { $($(#[doc = $doc])+ pub $field: $stored,)* }
+
+        impl Table for $name {
+            const ABOUT: &'static str = concat!($($about),+);
+
+            fn keys() -> Vec<Key> {
+                vec![$($kind.key(stringify!($field).replace('_', "-"), concat!($($doc),+)),)*]
+            }
+
+            fn key_names() -> Vec<String> {
+                vec![$(stringify!($field).replace('_', "-"),)*]
+            }
+
+            fn read(section: &Section, reader: &mut Reader) -> Self {
+                $(let $field = $kind.read(&stringify!($field).replace('_', "-"), section, reader);)*
+                // A table without keys of its own reads nothing.
+                let _ = (section, reader);
+                Self { $($field,)* }
+            }
+        }
+    };
+}
+pub(super) use table;
+
+/// The shape of a [`Table`].
+pub(super) struct Of<T>(std::marker::PhantomData<T>);
+
+pub(super) fn of<T: Table>() -> Of<T> {
+    Of(std::marker::PhantomData)
+}
+
+impl<T: Table> Shape for Of<T> {
+    type Value = T;
+
+    fn expects(&self) -> String {
+        "a table".into()
+    }
+
+    fn read(&self, node: &Node, reader: &mut Reader) -> Option<T> {
+        let DeValue::Table(entries) = node.get_ref() else {
+            wrong_brackets(node, reader, &self.expects());
+            return None;
+        };
+        let known = T::key_names();
+        for (key, _) in entries {
+            if !known.iter().any(|name| name == key.get_ref()) {
+                let help = suggest(key.get_ref(), known.iter().map(String::as_str));
+                reader.report(SpecError::new(key.span(), unknown(key.get_ref())).maybe_help(help));
+            }
+        }
+        Some(T::read(&Section { entries, span: node.span() }, reader))
+    }
+
+    fn schema(&self) -> Json {
+        object(T::keys())
+    }
+}
+
+/// The schema of a whole document.
+pub(super) fn root_schema<T: Table>() -> Json {
+    let mut schema = object(T::keys());
+    schema["$schema"] = "http://json-schema.org/draft-07/schema#".into();
+    schema["title"] = T::ABOUT.trim().trim_end_matches('.').into();
+    schema
+}
+
+fn unknown(key: &str) -> String {
+    format!("unknown key {}", quoted(key))
+}
+
+fn object(keys: Vec<Key>) -> Json {
+    let required: Vec<String> = keys.iter().filter(|key| key.required).map(|key| key.name.clone()).collect();
+    let properties: JsonMap<String, Json> = keys.into_iter().map(|key| (key.name, key.schema)).collect();
+    let mut object = json!({ "type": "object", "properties": properties, "additionalProperties": false });
+    if !required.is_empty() {
+        object["required"] = required.into();
+    }
+    object
+}
+
+/// Tables that are one of several kinds, told apart by which of a few keys is there.
+pub(super) trait Variants: Sized {
+    /// What one of these keys is, with its article, as in "a verb".
+    const ONE: &'static str;
+    /// The keys, with all that may stand beside each.
+    fn all() -> Vec<Variant>;
+    fn read(key: &str, section: &Section, reader: &mut Reader) -> Option<Self>;
+    /// Kinds that the format of specs foresees, and this version cannot do.
+    const LATER: &'static [&'static str];
+}
+
+/// One of the [`Variants`].
+pub(super) struct Variant {
+    pub key: &'static str,
+    pub about: &'static str,
+    pub key_names: fn() -> Vec<String>,
+    pub keys: fn() -> Vec<Key>,
+}
+
+/// Declares [`Variants`]: an enum of tables, each with the key that tells it apart.
+macro_rules! variants {
+    ($(#[doc = $about:literal])+ $name:ident, $one:literal { $($key:ident: $table:ident,)+ } later $later:expr) => {
+        $(#[doc = $about])+
+        pub(super) enum $name { $(#[doc = concat!("`", stringify!($key), "`")] $table($table),)+ }
+
+        impl Variants for $name {
+            const ONE: &'static str = $one;
+            const LATER: &'static [&'static str] = &$later;
+
+            fn all() -> Vec<Variant> {
+                vec![$(Variant {
+                    key: stringify!($key),
+                    about: $table::ABOUT,
+                    key_names: $table::key_names,
+                    keys: $table::keys,
+                },)+]
+            }
+
+            fn read(key: &str, section: &Section, reader: &mut Reader) -> Option<Self> {
+                match key {
+                    $(stringify!($key) => Some(Self::$table($table::read(section, reader))),)+
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+pub(super) use variants;
+
+/// The shape of [`Variants`] with keys that all of them share.
+pub(super) struct OneOf<C, V>(std::marker::PhantomData<(C, V)>);
+
+pub(super) fn one_of<C: Table, V: Variants>() -> OneOf<C, V> {
+    OneOf(std::marker::PhantomData)
+}
+
+/// What was read: the shared keys, and the one variant if there was exactly one.
+pub(super) struct Chosen<C, V> {
+    pub common: C,
+    pub variant: Option<V>,
+}
+
+impl<C: Table, V: Variants> Shape for OneOf<C, V> {
+    type Value = Chosen<C, V>;
+
+    fn expects(&self) -> String {
+        let all = V::all();
+        let keys: Vec<&str> = all.iter().map(|variant| variant.key).collect();
+        match keys[..] {
+            [only] => format!("a table with `{only}`"),
+            _ => format!("a table with exactly one of {}", list(&keys)),
+        }
+    }
+
+    fn read(&self, node: &Node, reader: &mut Reader) -> Option<Self::Value> {
+        let DeValue::Table(entries) = node.get_ref() else {
+            wrong_brackets(node, reader, &self.expects());
+            return None;
+        };
+        let section = Section { entries, span: node.span() };
+        let chosen = choose::<V>(&section, reader);
+        check_keys::<C, V>(entries, chosen, reader);
+        let common = C::read(&section, reader);
+        Some(Chosen { common, variant: chosen.and_then(|key| V::read(key, &section, reader)) })
+    }
+
+    fn schema(&self) -> Json {
+        let branch = |variant: Variant| {
+            let keys = C::keys().into_iter().chain((variant.keys)()).collect();
+            let mut schema = object(keys);
+            schema["description"] = variant.about.trim().into();
+            schema
+        };
+        json!({ "type": "object", "oneOf": V::all().into_iter().map(branch).collect::<Vec<_>>() })
+    }
+}
+
+/// The one key that tells the variant; reports none, several, and those of a later version.
+fn choose<V: Variants>(section: &Section, reader: &mut Reader) -> Option<&'static str> {
+    let all: Vec<&str> = V::all().iter().map(|variant| variant.key).collect();
+    let mut found: Vec<_> = section.entries.keys().filter(|key| all.contains(&key.get_ref().as_ref())).collect();
+    found.sort_by_key(|key| key.span().start);
+    let mut later = section.entries.keys().filter(|key| V::LATER.contains(&key.get_ref().as_ref())).peekable();
+    match found[..] {
+        [] if later.peek().is_some() => {}
+        [] => {
+            let one_of = if all.len() > 1 { "one of " } else { "" };
+            let message = format!("{} is missing: {one_of}{}", V::ONE, list(&all));
+            reader.report_missing(SpecError::new(section.span.clone(), message));
+        }
+        [_] => {}
+        [first, second, ..] => {
+            let message = format!("`{second}` beside `{first}`, where only one of {} can be", list(&all));
+            let error = SpecError::new(second.span(), message).related(first.span(), "the first one");
+            reader.report(error);
+        }
+    }
+    for key in later {
+        reader.report(SpecError::new(key.span(), not_yet(key.get_ref(), &all)));
+    }
+    let only = found.first().filter(|_| found.len() == 1)?;
+    all.into_iter().find(|key| *key == only.get_ref())
+}
+
+/// Reports keys that nobody knows, and those that belong to another variant than the chosen one.
+fn check_keys<C: Table, V: Variants>(entries: &DeTable, chosen: Option<&str>, reader: &mut Reader) {
+    let common = C::key_names();
+    let variants: Vec<(&str, Vec<String>)> = V::all().iter().map(|v| (v.key, (v.key_names)())).collect();
+    for (key, _) in entries {
+        let name: &str = key.get_ref();
+        if V::LATER.contains(&name) || common.iter().any(|known| known == name) {
+            continue;
+        }
+        let has_it =
+            |(variant, keys): &(&'static str, Vec<String>)| keys.iter().any(|known| known == name).then_some(*variant);
+        let owners: Vec<&str> = variants.iter().filter_map(has_it).collect();
+        match chosen {
+            _ if owners.is_empty() => {
+                let beside = variants.iter().filter(|(variant, _)| chosen.is_none_or(|chosen| chosen == *variant));
+                let valid: BTreeSet<&str> =
+                    common.iter().chain(beside.flat_map(|(_, keys)| keys)).map(|key| &**key).collect();
+                reader.report(SpecError::new(key.span(), unknown(name)).maybe_help(suggest(name, valid)));
+            }
+            Some(chosen) if !owners.contains(&chosen) => {
+                let message = format!("`{name}` belongs to {}, not to `{chosen}`", list(&owners));
+                reader.report(SpecError::new(key.span(), message));
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! A published version, open for reading.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::digest::{self, Digest, Job, Watch};
+use super::error::StoreError;
+use super::folder::Folder;
+use super::manifest::{self, Manifest};
+use super::reference::ImageId;
+use super::{Store, sums};
+
+/// How often a reader tries again when the version is replaced between opening its folder and locking it.
+const TRIES: usize = 16;
+
+/// A version of an image. While it lives, no kiln deletes the version's files; a replacement may take its name.
+#[derive(Debug)]
+pub struct Artifact {
+    id: ImageId,
+    /// Holds the folder's shared flock.
+    folder: Folder,
+    manifest: Box<Manifest>,
+}
+
+/// What [`Artifact::verify`] found.
+#[derive(Debug)]
+pub struct Verdict {
+    id: ImageId,
+    /// The files that are what they were.
+    pub sound: BTreeMap<String, Digest>,
+    /// What is wrong, a fragment for each file, which it names first.
+    pub damage: Vec<String>,
+}
+
+impl Verdict {
+    /// # Errors
+    /// When anything is damaged.
+    pub fn into_result(self) -> Result<(), StoreError> {
+        if self.damage.is_empty() { Ok(()) } else { Err(StoreError::Damaged { id: self.id, damage: self.damage }) }
+    }
+}
+
+impl Store {
+    /// Opens a version by its name alone.
+    pub(super) fn artifact_at(&self, id: &ImageId) -> Result<Artifact, StoreError> {
+        let folder = self.open_shared(id)?;
+        let text = match folder.read(manifest::FILE, manifest::LARGEST) {
+            Err(error) if error.is_not_found() => return Err(damaged(id, "manifest.json is missing".into())),
+            other => other?,
+        };
+        let manifest = Manifest::parse(&text, &folder.path().join(manifest::FILE))?;
+        Ok(Artifact::new(id.clone(), folder, manifest))
+    }
+
+    /// The version's folder with its shared lock. Waits only for one who is removing it.
+    fn open_shared(&self, id: &ImageId) -> Result<Folder, StoreError> {
+        for _ in 0..TRIES {
+            let folder = Folder::open(self.version_path(id))?;
+            folder.file().lock_shared().map_err(StoreError::io("lock", folder.path()))?;
+            if folder.is_current() {
+                return Ok(folder);
+            }
+        }
+        Err(StoreError::InUse(id.clone()))
+    }
+}
+
+impl Drop for Artifact {
+    fn drop(&mut self) {
+        // Not left to closing: a child just forked by another thread would keep the lock until it executes.
+        let _ = self.folder.file().unlock();
+    }
+}
+
+impl Artifact {
+    pub(super) fn new(id: ImageId, folder: Folder, manifest: Manifest) -> Self {
+        Self { id, folder, manifest: Box::new(manifest) }
+    }
+
+    /// Which version it is.
+    #[must_use]
+    pub fn id(&self) -> &ImageId {
+        &self.id
+    }
+
+    /// Its folder in the store.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Its manifest.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Paths of the image files, in the manifest's order.
+    #[must_use]
+    pub fn outputs(&self) -> Vec<PathBuf> {
+        self.manifest.outputs.iter().map(|output| self.folder().join(&output.file)).collect()
+    }
+
+    pub(super) fn open_folder(&self) -> &Folder {
+        &self.folder
+    }
+
+    /// Checks that every file the manifest lists has its length: the cheap check before an image is used.
+    ///
+    /// # Errors
+    /// When one is missing or has another length.
+    pub fn check_sizes(&self) -> Result<(), StoreError> {
+        let mut damage = Vec::new();
+        for (file, bytes, _) in self.manifest.vouched() {
+            match Job::open(&self.folder, file) {
+                Ok(job) if job.bytes == bytes => {}
+                Ok(job) => damage.push(format!("{file} has {} bytes and should have {bytes}", job.bytes)),
+                Err(error) => damage.push(missing(file, &error)),
+            }
+        }
+        Verdict { id: self.id.clone(), sound: BTreeMap::new(), damage }.into_result()
+    }
+
+    /// Reads every file and compares it with `SHA256SUMS`, and that with the manifest and the folder.
+    ///
+    /// # Errors
+    /// When a file cannot be read for another reason than damage, or `watch` says stop. Damage is in the verdict.
+    pub fn verify(&self, watch: Watch<'_>) -> Result<Verdict, StoreError> {
+        let mut damage = Vec::new();
+        let expected = self.sums()?;
+        let mut jobs = Vec::new();
+        for file in expected.keys() {
+            match Job::open(&self.folder, file) {
+                Ok(job) => jobs.push(job),
+                Err(error) => damage.push(missing(file, &error)),
+            }
+        }
+        let mut sound = digest::digest_all(&jobs, watch, |_, _| Ok(()))?;
+        sound.retain(|file, digest| {
+            let is_sound = digest.sha256 == expected[file];
+            if !is_sound {
+                damage.push(format!("{file} differs from its checksum"));
+            }
+            is_sound
+        });
+        damage.extend(self.contradictions(&expected, &sound));
+        damage.extend(self.strangers(&expected)?);
+        damage.sort_unstable();
+        if !damage.is_empty() && !self.folder.is_current() {
+            // Files were listed by a path that means another version by now.
+            return Err(StoreError::InUse(self.id.clone()));
+        }
+        Ok(Verdict { id: self.id.clone(), sound, damage })
+    }
+
+    /// File to digest, from `SHA256SUMS`.
+    pub(super) fn sums(&self) -> Result<BTreeMap<String, String>, StoreError> {
+        let bytes = match self.folder.read(sums::FILE, sums::LARGEST) {
+            Err(error) if error.is_not_found() => return Err(damaged(&self.id, "SHA256SUMS is missing".into())),
+            other => other?,
+        };
+        let sums = str::from_utf8(&bytes).ok().and_then(sums::parse);
+        sums.ok_or_else(|| damaged(&self.id, "SHA256SUMS has a line that is no checksum".into()))
+    }
+
+    /// Where manifest, sums and folder name tell different stories.
+    fn contradictions(&self, sums: &BTreeMap<String, String>, sound: &BTreeMap<String, Digest>) -> Vec<String> {
+        let mut found = Vec::new();
+        for (file, bytes, sha256) in self.manifest.vouched() {
+            let is_listed = sums.get(file).is_some_and(|sum| sum == sha256);
+            if !is_listed || sound.get(file).is_some_and(|digest| digest.bytes != bytes) {
+                found.push(format!("manifest.json and SHA256SUMS disagree on {file}"));
+            }
+        }
+        let image = &self.manifest.image;
+        if (image.name.as_str(), image.version.as_str()) != (self.id.name(), self.id.version()) {
+            found.push(format!("manifest.json is that of {}@{}", image.name, image.version));
+        }
+        if !sums.contains_key(manifest::FILE) {
+            found.push("manifest.json is not in SHA256SUMS".into());
+        }
+        found
+    }
+
+    /// Files that were not there when the version was published.
+    fn strangers(&self, sums: &BTreeMap<String, String>) -> Result<Vec<String>, StoreError> {
+        let files = self.folder.tree()?.files;
+        let strange = files.into_iter().filter(|file| file != sums::FILE && !sums.contains_key(file));
+        Ok(strange.map(|file| format!("{file} is not in SHA256SUMS")).collect())
+    }
+}
+
+fn damaged(id: &ImageId, what: String) -> StoreError {
+    StoreError::Damaged { id: id.clone(), damage: vec![what] }
+}
+
+fn missing(file: &str, error: &StoreError) -> String {
+    match error {
+        StoreError::Io { source, .. } if !error.is_not_found() => format!("{file} cannot be opened: {source}"),
+        _ => format!("{file} is missing"),
+    }
+}

@@ -1,0 +1,185 @@
+//! SHA-256 of files, several at a time, watched and stoppable.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::ops::ControlFlow;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread;
+
+use sha2::{Digest as _, Sha256};
+
+use super::error::StoreError;
+use super::folder::Folder;
+
+/// Bytes read at a time: how far a digest runs on after it was told to stop.
+const CHUNK: usize = 1 << 20;
+
+/// Told (bytes done, bytes in all) from any thread while files are read or copied; `Break` stops the work with
+/// [`StoreError::Interrupted`].
+pub type Watch<'a> = &'a (dyn Fn(u64, u64) -> ControlFlow<()> + Sync);
+
+/// A [`Watch`] for work that nobody watches.
+pub const UNWATCHED: Watch<'static> = &|_, _| ControlFlow::Continue(());
+
+/// Length and SHA-256 of a file, taken from the same descriptor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Digest {
+    /// Length.
+    pub bytes: u64,
+    /// 64 lower-case hex digits.
+    pub sha256: String,
+}
+
+/// Lower-case hex.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// The digest of some bytes in memory.
+pub(super) fn of_bytes(bytes: &[u8]) -> Digest {
+    Digest { bytes: bytes.len() as u64, sha256: hex(&Sha256::digest(bytes)) }
+}
+
+/// What several threads report to one [`Watch`].
+pub(super) struct Meter<'a> {
+    watch: Watch<'a>,
+    done: AtomicU64,
+    total: u64,
+}
+
+impl<'a> Meter<'a> {
+    pub(super) fn new(watch: Watch<'a>, total: u64) -> Self {
+        Self { watch, done: AtomicU64::new(0), total }
+    }
+
+    /// Counts `bytes` more.
+    pub(super) fn add(&self, bytes: u64) -> Result<(), StoreError> {
+        let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        match (self.watch)(done, self.total) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(StoreError::Interrupted),
+        }
+    }
+}
+
+/// A file to digest, and how to name it in an error.
+pub(super) struct Job {
+    pub(super) name: String,
+    pub(super) file: File,
+    pub(super) bytes: u64,
+}
+
+impl Job {
+    /// Opens a file below a folder.
+    pub(super) fn open(folder: &Folder, name: &str) -> Result<Self, StoreError> {
+        let file = folder.open_file(name)?;
+        let bytes = file.metadata().map_err(StoreError::io("read", folder.path().join(name)))?.len();
+        Ok(Self { name: name.to_owned(), file, bytes })
+    }
+}
+
+/// Reads one file from its current position to its end.
+fn digest(job: &Job, meter: &Meter<'_>) -> Result<Digest, StoreError> {
+    let mut hasher = Sha256::new();
+    let mut chunk = vec![0; CHUNK];
+    let mut bytes = 0;
+    loop {
+        let n = match (&job.file).read(&mut chunk) {
+            Ok(n) => n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(StoreError::io("read", &job.name)(error)),
+        };
+        if n == 0 {
+            return Ok(Digest { bytes, sha256: hex(&hasher.finalize()) });
+        }
+        hasher.update(&chunk[..n]);
+        bytes += n as u64;
+        meter.add(n as u64)?;
+    }
+}
+
+/// Digests all files on as many threads as there are processors, and hands each file with its digest to `then` on
+/// the thread that read it. The first error stops the rest.
+pub(super) fn digest_all(
+    jobs: &[Job],
+    watch: Watch<'_>,
+    then: impl Fn(&Job, &Digest) -> Result<(), StoreError> + Sync,
+) -> Result<BTreeMap<String, Digest>, StoreError> {
+    let meter = Meter::new(watch, jobs.iter().map(|job| job.bytes).sum());
+    let next = AtomicUsize::new(0);
+    let outcome = Mutex::new(Ok(BTreeMap::new()));
+    let work = || {
+        while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let result = digest(job, &meter).and_then(|digest| then(job, &digest).map(|()| digest));
+            let mut outcome = outcome.lock().expect("no thread panics while it holds the lock");
+            match (&mut *outcome, result) {
+                (Ok(digests), Ok(digest)) => drop(digests.insert(job.name.clone(), digest)),
+                (Ok(_), Err(error)) => *outcome = Err(error),
+                // Somebody failed before: that error stands.
+                (Err(_), _) => {}
+            }
+            if outcome.is_err() {
+                next.store(jobs.len(), Ordering::Relaxed);
+            }
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, Into::into).min(jobs.len());
+    thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(work);
+        }
+        work();
+    });
+    outcome.into_inner().expect("no thread panics while it holds the lock")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Seek, Write};
+
+    fn job(name: &str, content: &[u8]) -> Job {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(content).unwrap();
+        file.rewind().unwrap();
+        Job { name: name.into(), file, bytes: content.len() as u64 }
+    }
+
+    #[test]
+    fn digests_are_sha256() {
+        // FIPS 180-4, the one-block example and the empty message.
+        let digests = digest_all(&[job("abc", b"abc"), job("empty", b"")], UNWATCHED, |_, _| Ok(())).unwrap();
+        assert_eq!(digests["abc"].sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(digests["empty"].sha256, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+        assert_eq!((digests["abc"].bytes, digests["empty"].bytes), (3, 0));
+        assert_eq!(digests["abc"], of_bytes(b"abc"));
+    }
+
+    #[test]
+    fn a_watch_sees_every_byte_and_can_stop() {
+        let jobs = || [job("a", &vec![1; 3 * CHUNK]), job("b", &vec![2; 2 * CHUNK])];
+        let most = AtomicU64::new(0);
+        let count = |done, total| {
+            assert_eq!(total, 5 * CHUNK as u64);
+            most.fetch_max(done, Ordering::Relaxed);
+            ControlFlow::Continue(())
+        };
+        digest_all(&jobs(), &count, |_, _| Ok(())).unwrap();
+        assert_eq!(most.into_inner(), 5 * CHUNK as u64);
+        let stopped = digest_all(&jobs(), &|_, _| ControlFlow::Break(()), |_, _| Ok(()));
+        assert!(matches!(stopped, Err(StoreError::Interrupted)));
+    }
+
+    #[test]
+    fn the_first_error_stands() {
+        let fail = |job: &Job, _: &Digest| Err(StoreError::NotStaged(job.name.clone()));
+        assert!(matches!(digest_all(&[job("a", b"")], UNWATCHED, fail), Err(StoreError::NotStaged(_))));
+    }
+}

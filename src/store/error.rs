@@ -1,0 +1,198 @@
+//! What can go wrong in the store.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::reference::{ImageId, ReferenceError};
+use crate::error::{Fault, Kind};
+
+/// A failure of the store.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A file-system call failed.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried, as in "cannot ...".
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The store is not a folder.
+    #[error("the store {} is not a folder", .0.display())]
+    NotAFolder(PathBuf),
+    /// The store belongs to somebody else.
+    #[error("the store {} belongs to user {owner}, and kiln runs as user {user}", path.display())]
+    NotOwned {
+        /// The store, symbolic links resolved.
+        path: PathBuf,
+        /// Its owner's number.
+        owner: u32,
+        /// The effective user's number.
+        user: u32,
+    },
+    /// Anybody could swap an image.
+    #[error("everybody may write to the store {}", .0.display())]
+    WorldWritable(PathBuf),
+    /// A lock there may block for ever.
+    #[error("the store {} is on a network file system, where locks cannot be trusted", .0.display())]
+    Network(PathBuf),
+    /// No such image.
+    #[error("there is no image `{name}` in the store {}", store.display())]
+    NoImage {
+        /// What was asked for.
+        name: String,
+        /// Where.
+        store: PathBuf,
+        /// What there is, sorted.
+        known: Vec<String>,
+    },
+    /// No such version or tag.
+    #[error("`{name}` has no version or tag `{selector}`")]
+    NoVersion {
+        /// The image.
+        name: String,
+        /// What was asked for.
+        selector: String,
+        /// The versions there are, newest first.
+        known: Vec<String>,
+    },
+    /// A name or version the store cannot take.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// The version is there, from other inputs.
+    #[error("{0} exists already and was built from other inputs")]
+    Taken(ImageId),
+    /// A build of this very version is running.
+    #[error("{0} is being built by another kiln")]
+    Busy(ImageId),
+    /// Another process reads the version.
+    #[error("{0} is in use by another kiln")]
+    InUse(ImageId),
+    /// A version is not what was published.
+    #[error("{id} is damaged: {}", damage.join("; "))]
+    Damaged {
+        /// Which version.
+        id: ImageId,
+        /// What is wrong, a fragment for each file.
+        damage: Vec<String>,
+    },
+    /// Written by a newer kiln.
+    #[error("{} has schema {found}, and this kiln reads {known}", path.display())]
+    NewerSchema {
+        /// The file.
+        path: PathBuf,
+        /// Its schema.
+        found: u64,
+        /// The newest one this kiln reads.
+        known: u32,
+    },
+    /// Not JSON of the expected shape.
+    #[error("{} cannot be understood", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// Larger than anything kiln writes.
+    #[error("{} is larger than {limit} bytes", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The limit.
+        limit: u64,
+    },
+    /// A staged file that must not be published.
+    #[error("{} cannot be published: {why}", path.display())]
+    Unpublishable {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        why: &'static str,
+    },
+    /// The manifest lists a file that was not staged.
+    #[error("the manifest lists `{0}`, which was never written")]
+    NotStaged(String),
+    /// An export would overwrite something.
+    #[error("{} exists and differs", .0.display())]
+    Conflict(PathBuf),
+    /// The caller's watch said stop.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl StoreError {
+    /// The result adapter for a failed call: `.map_err(StoreError::io("read", path))`.
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| StoreError::Io { action, path, source }
+    }
+
+    /// Whether it says that a file or folder is not there.
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(self, StoreError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+/// Errors that are the host's shortage rather than the store's: full disk, quota, file size limit, open files.
+fn is_shortage(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, OutOfMemory, QuotaExceeded, StorageFull};
+    let too_many_files = [nix::libc::EMFILE, nix::libc::ENFILE].map(Some).contains(&error.raw_os_error());
+    too_many_files || matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge | OutOfMemory)
+}
+
+impl Fault for StoreError {
+    fn kind(&self) -> Kind {
+        match self {
+            StoreError::Io { source, .. } if is_shortage(source) => Kind::Host,
+            StoreError::NotStaged(_) => Kind::Bug,
+            StoreError::Reference(_) => Kind::Usage,
+            StoreError::Interrupted => Kind::Interrupted,
+            _ => Kind::Output,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            StoreError::Io { source, .. } => io_hints(source),
+            StoreError::NotAFolder(_) | StoreError::Network(_) => {
+                vec!["name a folder on a local disk with --store or KILN_STORE".to_owned()]
+            }
+            StoreError::NotOwned { path, .. } => vec![
+                "run kiln as the store's owner, or name another store with --store or KILN_STORE".to_owned(),
+                format!("to take it over: chown -R \"$(id -u)\" '{}'", path.display()),
+            ],
+            StoreError::WorldWritable(path) => vec![format!("chmod o-w '{}'", path.display())],
+            StoreError::NoImage { known, .. } => known_hint("images", known),
+            StoreError::NoVersion { known, .. } => known_hint("versions", known),
+            StoreError::Taken(_) => vec!["give it a new version, or replace the old image with --replace".to_owned()],
+            StoreError::Busy(_) => vec!["try again when that build is over".to_owned()],
+            StoreError::InUse(_) => vec!["try again when nothing reads it any more".to_owned()],
+            StoreError::Damaged { id, .. } => vec![format!("remove it with `kiln remove {id}` and build it again")],
+            StoreError::NewerSchema { .. } => vec!["use the kiln that wrote it, or a newer one".to_owned()],
+            StoreError::Conflict(_) => vec!["name another folder, or overwrite it with --replace".to_owned()],
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn io_hints(error: &io::Error) -> Vec<String> {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            vec!["name a folder you may write to with --store or KILN_STORE".to_owned()]
+        }
+        _ if is_shortage(error) => vec!["make room with `kiln remove` or `kiln gc`, or raise the limit".to_owned()],
+        _ => Vec::new(),
+    }
+}
+
+fn known_hint(what: &str, known: &[String]) -> Vec<String> {
+    const SHOWN: usize = 10;
+    match known.len() {
+        0 => vec!["`kiln list` shows what there is".to_owned()],
+        n if n > SHOWN => vec![format!("{what} there are: {} and {} more", known[..SHOWN].join(", "), n - SHOWN)],
+        _ => vec![format!("{what} there are: {}", known.join(", "))],
+    }
+}

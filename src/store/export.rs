@@ -1,0 +1,114 @@
+//! `-o DIR`: puts a copy of a version's files into a folder of the user's.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::artifact::Artifact;
+use super::digest::{self, Job, Meter, Watch};
+use super::error::StoreError;
+use super::folder::Folder;
+use super::fs::Fs;
+use super::{clone, sums};
+
+/// The copies are the user's, to run and change.
+const MODE: u32 = 0o644;
+
+/// What to do with a file that is there already and differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnConflict {
+    /// Fail before anything is written.
+    Refuse,
+    /// Overwrite it.
+    Replace,
+}
+
+/// `?` inside a copy turns both kinds of error into this one.
+enum CopyError {
+    Io(io::Error),
+    Store(StoreError),
+}
+
+impl From<io::Error> for CopyError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl Artifact {
+    /// Copies every file of the version into `target`, made if missing, and returns where the image files are now. Each file
+    /// appears whole; one that is there already with the same bytes is left alone.
+    ///
+    /// # Errors
+    /// When a file is there that differs, a call fails, or `watch` says stop.
+    pub fn export(&self, target: &Path, conflict: OnConflict, watch: Watch<'_>) -> Result<Vec<PathBuf>, StoreError> {
+        self.check_sizes()?;
+        let target = create_target(target)?;
+        let wanted = self.missing_in(&target, conflict, watch)?;
+        let meter = Meter::new(watch, wanted.iter().map(|job| job.bytes).sum());
+        for job in &wanted {
+            copy_into_place(job, &target.path().join(&job.name), conflict, &meter)?;
+        }
+        Ok(self.manifest().outputs.iter().map(|output| target.path().join(&output.file)).collect())
+    }
+
+    /// The files that are not in the target yet.
+    fn missing_in(&self, target: &Folder, conflict: OnConflict, watch: Watch<'_>) -> Result<Vec<Job>, StoreError> {
+        let mut sums = self.sums()?;
+        let own = digest::of_bytes(&self.open_folder().read(sums::FILE, sums::LARGEST)?);
+        sums.insert(sums::FILE.to_owned(), own.sha256);
+        let mut wanted = Vec::new();
+        for (name, sha256) in &sums {
+            let job = Job::open(self.open_folder(), name)?;
+            let path = target.path().join(name);
+            match path.symlink_metadata() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => wanted.push(job),
+                _ if has_digest(target, &job, sha256, watch)? => {}
+                _ if conflict == OnConflict::Replace => wanted.push(job),
+                _ => return Err(StoreError::Conflict(path)),
+            }
+        }
+        Ok(wanted)
+    }
+}
+
+fn create_target(path: &Path) -> Result<Folder, StoreError> {
+    std::fs::create_dir_all(path).map_err(StoreError::io("create", path))?;
+    // The user's own path may go through links; what is below may not.
+    Folder::open(path.canonicalize().map_err(StoreError::io("find", path))?)
+}
+
+/// Whether the target's file of that name has the same bytes. One that is no regular file never has.
+fn has_digest(target: &Folder, job: &Job, sha256: &str, watch: Watch<'_>) -> Result<bool, StoreError> {
+    match Job::open(target, &job.name) {
+        Ok(there) if there.bytes == job.bytes => {
+            let digests = digest::digest_all(&[there], watch, |_, _| Ok(()))?;
+            Ok(digests[&job.name].sha256 == sha256)
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Copy under a temporary name, sync, rename, sync the folder.
+fn copy_into_place(job: &Job, path: &Path, conflict: OnConflict, meter: &Meter<'_>) -> Result<(), StoreError> {
+    let fs = Fs::default();
+    let folder = path.parent().expect("a path below the target");
+    std::fs::create_dir_all(folder).map_err(StoreError::io("create", folder))?;
+    let failed = |error| StoreError::io("write", path)(error);
+    let temporary = tempfile::Builder::new().prefix(".kiln-").tempfile_in(folder).map_err(failed)?;
+    copy(&job.file, temporary.as_file(), meter).map_err(|error| match error {
+        CopyError::Io(error) => failed(error),
+        CopyError::Store(error) => error,
+    })?;
+    fs.seal(temporary.as_file(), MODE).map_err(failed)?;
+    let persisted = match conflict {
+        OnConflict::Refuse => temporary.persist_noclobber(path),
+        OnConflict::Replace => temporary.persist(path),
+    };
+    persisted.map_err(|error| failed(error.error))?;
+    fs.sync_dir(folder).map_err(StoreError::io("sync", folder))
+}
+
+fn copy(from: &File, to: &File, meter: &Meter<'_>) -> Result<(), CopyError> {
+    clone::copy(from, to, |n| meter.add(n).map_err(CopyError::Store))
+}

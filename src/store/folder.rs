@@ -1,0 +1,186 @@
+//! An open folder: what is read through it comes from the folder that was opened, whatever its name means by then.
+//!
+//! A folder's own flock says that somebody uses it: shared for reading, exclusive for changing or removing it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+
+use super::error::StoreError;
+
+/// Most files and folders below one folder.
+const MOST_ENTRIES: usize = 100_000;
+
+/// A folder, held by its descriptor.
+#[derive(Debug)]
+pub(super) struct Folder {
+    file: File,
+    path: PathBuf,
+}
+
+/// What is below a folder. Names are relative to it; each list is sorted, so a folder comes before what it holds.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Tree {
+    pub(super) files: Vec<String>,
+    pub(super) folders: Vec<String>,
+}
+
+impl Folder {
+    /// Opens a folder. A symbolic link is refused.
+    pub(super) fn open(path: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        let path = path.into();
+        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+        match OpenOptions::new().read(true).custom_flags(flags.bits()).open(&path) {
+            Ok(file) => Ok(Self { file, path }),
+            Err(error) => Err(StoreError::io("open", path)(error)),
+        }
+    }
+
+    /// The same open folder once more; both share one lock, which lives as long as either.
+    pub(super) fn try_clone(&self) -> Result<Self, StoreError> {
+        let file = self.file.try_clone().map_err(StoreError::io("open", &self.path))?;
+        Ok(Self { file, path: self.path.clone() })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The same folder under the name it has been given since.
+    pub(super) fn renamed(self, path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), ..self }
+    }
+
+    /// Whether the folder's path still names this folder.
+    pub(super) fn is_current(&self) -> bool {
+        let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
+        let there = fs::symlink_metadata(&self.path).map(identity);
+        matches!((there, self.file.metadata().map(identity)), (Ok(there), Ok(here)) if there == here)
+    }
+
+    /// Opens a regular file below the folder for reading. No component may be a symbolic link, and nothing that could
+    /// make the open block is opened for long: a FIFO opens at once and is then refused.
+    pub(super) fn open_file(&self, name: &str) -> Result<File, StoreError> {
+        let failed = |error: io::Error| StoreError::io("open", self.path.join(name))(error);
+        let (folders, last) = name.rsplit_once('/').map_or((None, name), |(folders, last)| (Some(folders), last));
+        let mut at = self.file.try_clone().map_err(failed)?;
+        for folder in folders.into_iter().flat_map(|folders| folders.split('/')) {
+            at = open_below(&at, folder, OFlag::O_DIRECTORY).map_err(failed)?;
+        }
+        let file = open_below(&at, last, OFlag::O_NONBLOCK).map_err(failed)?;
+        let is_file = file.metadata().map_err(failed)?.is_file();
+        if is_file { Ok(file) } else { Err(failed(io::Error::other("not a regular file"))) }
+    }
+
+    /// Reads a file of at most `limit` bytes.
+    pub(super) fn read(&self, name: &str, limit: u64) -> Result<Vec<u8>, StoreError> {
+        let path = || self.path.join(name);
+        let mut content = Vec::new();
+        self.open_file(name)?
+            .take(limit + 1)
+            .read_to_end(&mut content)
+            .map_err(|error| StoreError::io("read", path())(error))?;
+        if content.len() as u64 > limit { Err(StoreError::TooLarge { path: path(), limit }) } else { Ok(content) }
+    }
+
+    /// Everything below the folder. Anything but regular files and folders, and names that are not UTF-8, are refused.
+    pub(super) fn tree(&self) -> Result<Tree, StoreError> {
+        let mut tree = Tree::default();
+        let mut pending = vec![String::new()];
+        while let Some(folder) = pending.pop() {
+            self.read_folder(&folder, &mut tree, &mut pending)?;
+        }
+        tree.files.sort_unstable();
+        tree.folders.sort_unstable();
+        Ok(tree)
+    }
+
+    fn read_folder(&self, folder: &str, tree: &mut Tree, pending: &mut Vec<String>) -> Result<(), StoreError> {
+        let path = self.path.join(folder);
+        let failed = |error| StoreError::io("list", &path)(error);
+        for entry in fs::read_dir(&path).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let refuse = |why| StoreError::Unpublishable { path: entry.path(), why };
+            let name = entry.file_name().into_string().map_err(|_| refuse("its name is not UTF-8"))?;
+            let name = if folder.is_empty() { name } else { format!("{folder}/{name}") };
+            match entry.file_type().map_err(failed)? {
+                kind if kind.is_file() => tree.files.push(name),
+                kind if kind.is_dir() => {
+                    tree.folders.push(name.clone());
+                    pending.push(name);
+                }
+                _ => return Err(refuse("it is neither a file nor a folder")),
+            }
+            if tree.files.len() + tree.folders.len() > MOST_ENTRIES {
+                return Err(refuse("there are more than 100000 files"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn open_below(folder: &File, name: &str, flags: OFlag) -> io::Result<File> {
+    if matches!(name, "" | "." | "..") {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let flags = flags | OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    Ok(File::from(openat(folder, name, flags, Mode::empty())?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn folder() -> (tempfile::TempDir, Folder) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("a/b")).unwrap();
+        fs::write(dir.path().join("a/b/c"), "deep").unwrap();
+        fs::write(dir.path().join("top"), "top").unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        (dir, folder)
+    }
+
+    #[test]
+    fn files_are_read_by_name_and_limit() {
+        let (_dir, folder) = folder();
+        assert_eq!(folder.read("a/b/c", 4).unwrap(), b"deep");
+        assert!(matches!(folder.read("a/b/c", 3), Err(StoreError::TooLarge { limit: 3, .. })));
+        assert_eq!(
+            folder.tree().unwrap(),
+            Tree { files: vec!["a/b/c".into(), "top".into()], folders: vec!["a".into(), "a/b".into()] }
+        );
+    }
+
+    #[test]
+    fn links_fifos_and_ways_out_are_refused() {
+        let (dir, folder) = folder();
+        symlink("top", dir.path().join("link")).unwrap();
+        symlink("a", dir.path().join("way")).unwrap();
+        nix::unistd::mkfifo(&dir.path().join("fifo"), Mode::S_IRWXU).unwrap();
+        for bad in ["link", "way/b/c", "../x", "a/../top", "/etc/passwd", "fifo", "a", ""] {
+            assert!(folder.open_file(bad).is_err(), "{bad}");
+        }
+        assert!(Folder::open(dir.path().join("way")).is_err());
+        assert!(matches!(folder.tree(), Err(StoreError::Unpublishable { .. })));
+    }
+
+    #[test]
+    fn an_open_folder_outlives_its_name() {
+        let (dir, folder) = folder();
+        let moved = dir.path().with_extension("moved");
+        fs::rename(dir.path(), &moved).unwrap();
+        assert!(!folder.is_current());
+        assert_eq!(folder.read("top", 9).unwrap(), b"top");
+        fs::rename(&moved, dir.path()).unwrap();
+        assert!(folder.is_current());
+    }
+}

@@ -1,0 +1,352 @@
+//! `manifest.json`, schema 1: what a version is, what it was made from and how. Documented in `docs/store.md`.
+//!
+//! Fields are only ever added within a schema, so unknown ones are ignored when reading; a newer schema is refused.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::digest::Digest;
+use super::error::StoreError;
+
+/// The schema this kiln writes, and the newest it reads.
+pub const SCHEMA: u32 = 1;
+/// The manifest's name inside a version folder.
+pub const FILE: &str = "manifest.json";
+/// Largest manifest that is read, bytes.
+pub const LARGEST: u64 = 64 << 20;
+
+/// One version of one image.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Always [`SCHEMA`] in memory.
+    pub schema: u32,
+    /// Order of the image's versions by a counter, since clocks jump. The store assigns it when it publishes; 0 before.
+    pub sequence: u64,
+    /// Version of the kiln that built it.
+    pub kiln: String,
+    /// What was made.
+    pub image: Image,
+    /// Digest of every input: the same key means the same build.
+    pub build_key: String,
+    /// What it was made from.
+    pub base: Base,
+    /// The virtual machine it was made in.
+    pub machine: Machine,
+    /// The steps, in order.
+    pub steps: Vec<Step>,
+    /// The image files.
+    pub outputs: Vec<Output>,
+    /// SHA-256 of the disk as the guest sees it: the same for every format.
+    pub disk_sha256: String,
+    /// SHA-256 over the sorted file tree, where it could be read.
+    #[serde(default)]
+    pub content_sha256: Option<String>,
+    /// What the guest's package database lists.
+    #[serde(default)]
+    pub packages: Vec<Package>,
+    /// The tests the sealed image passed.
+    #[serde(default)]
+    pub tests: Vec<Test>,
+    /// Files that steps fetched from the guest.
+    #[serde(default)]
+    pub fetched: Vec<Fetched>,
+    /// When the build began.
+    #[serde(with = "rfc3339")]
+    pub started: Timestamp,
+    /// When it was published.
+    #[serde(with = "rfc3339")]
+    pub finished: Timestamp,
+    /// The time the guest was told, seconds since 1970; `None` where the build followed the host's clock.
+    #[serde(default)]
+    pub source_date_epoch: Option<i64>,
+}
+
+/// `image` of the manifest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// Name of the image.
+    pub name: String,
+    /// Version of the image.
+    pub version: String,
+    /// One line for people; may be empty.
+    #[serde(default)]
+    pub description: String,
+    /// The spec's labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// `base` of the manifest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// Where it came from, as the spec says it.
+    pub source: String,
+    /// SHA-256 of the file.
+    pub sha256: String,
+    /// Its format.
+    pub format: String,
+}
+
+/// `machine` of the manifest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// The accelerator that was used: `kvm` or `tcg`.
+    pub accel: String,
+    /// Why that one.
+    #[serde(default)]
+    pub accel_reason: String,
+    /// QEMU's version.
+    pub qemu: String,
+    /// QEMU's versioned machine type.
+    #[serde(default)]
+    pub machine_type: String,
+    /// CPU model.
+    #[serde(default)]
+    pub cpu: String,
+    /// Number of virtual CPUs.
+    pub cpus: u32,
+    /// Guest memory, bytes.
+    pub memory: u64,
+    /// `bios` or `uefi`.
+    pub firmware: String,
+    /// SHA-256 of the firmware file, where there is one.
+    #[serde(default)]
+    pub firmware_sha256: Option<String>,
+    /// `none` or `user`.
+    #[serde(default)]
+    pub network: String,
+}
+
+/// One of `steps`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// Its name in the spec.
+    pub name: String,
+    /// Its verb.
+    pub verb: String,
+    /// Digest of all it depends on.
+    pub key: String,
+    /// Whether its result came from the cache.
+    pub cached: bool,
+    /// Wall time; 0 for a cached one.
+    pub seconds: f64,
+}
+
+/// One of `outputs`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Output {
+    /// File name inside the version folder.
+    pub file: String,
+    /// Its format.
+    pub format: String,
+    /// Length of the file. The store fills it in when it publishes.
+    pub bytes: u64,
+    /// Size of the disk the guest sees.
+    pub virtual_bytes: u64,
+    /// SHA-256 of the file. The store fills it in when it publishes.
+    pub sha256: String,
+}
+
+impl Output {
+    /// An output that is staged but not digested yet.
+    #[must_use]
+    pub fn staged(file: impl Into<String>, format: impl Into<String>, virtual_bytes: u64) -> Self {
+        Self { file: file.into(), format: format.into(), virtual_bytes, ..Self::default() }
+    }
+}
+
+/// One of `packages`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Package {
+    /// Its name.
+    pub name: String,
+    /// Its version, as its package format writes it.
+    pub version: String,
+    /// Its architecture, as its package format writes it.
+    pub arch: String,
+}
+
+/// One of `tests`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Test {
+    /// Its name in the spec.
+    pub name: String,
+    /// Whether it passed.
+    pub ok: bool,
+    /// Wall time over all tries.
+    pub seconds: f64,
+}
+
+/// One of `fetched`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetched {
+    /// Path inside the version folder.
+    pub file: String,
+    /// Its length. The store fills it in when it publishes.
+    pub bytes: u64,
+    /// Its SHA-256. The store fills it in when it publishes.
+    pub sha256: String,
+}
+
+impl Fetched {
+    /// A fetched file that is staged but not digested yet.
+    #[must_use]
+    pub fn staged(file: impl Into<String>) -> Self {
+        Self { file: file.into(), ..Self::default() }
+    }
+}
+
+/// The two fields that must be known before the rest can be trusted.
+#[derive(Deserialize)]
+struct Head {
+    schema: u64,
+    #[serde(default)]
+    sequence: u64,
+}
+
+/// Reads schema and sequence, and refuses a newer schema.
+fn parse_head(text: &[u8], path: &Path) -> Result<Head, StoreError> {
+    let malformed = |source| StoreError::Malformed { path: path.to_owned(), source };
+    let head: Head = serde_json::from_slice(text).map_err(malformed)?;
+    if head.schema > u64::from(SCHEMA) {
+        return Err(StoreError::NewerSchema { path: path.to_owned(), found: head.schema, known: SCHEMA });
+    }
+    Ok(head)
+}
+
+/// Reads the sequence alone.
+pub(super) fn parse_sequence(text: &[u8], path: &Path) -> Result<u64, StoreError> {
+    Ok(parse_head(text, path)?.sequence)
+}
+
+impl Manifest {
+    /// Reads a manifest; `path` is for messages.
+    ///
+    /// # Errors
+    /// A newer schema, or not a manifest.
+    pub fn parse(text: &[u8], path: &Path) -> Result<Self, StoreError> {
+        parse_head(text, path)?;
+        serde_json::from_slice(text).map_err(|source| StoreError::Malformed { path: path.to_owned(), source })
+    }
+
+    /// The file's text: indented, ends with a newline, the same bytes for the same manifest.
+    ///
+    /// # Panics
+    /// Never: neither maps with keys that are not strings nor serialisers that fail are in the type.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        let mut text = serde_json::to_string_pretty(self).expect("a manifest is plain data");
+        text.push('\n');
+        text
+    }
+
+    /// Enters the size and digest of every file it lists.
+    pub(super) fn fill(&mut self, digests: &BTreeMap<String, Digest>) -> Result<(), StoreError> {
+        let find = |file: &str| digests.get(file).ok_or_else(|| StoreError::NotStaged(file.to_owned()));
+        for output in &mut self.outputs {
+            let digest = find(&output.file)?;
+            (output.bytes, output.sha256) = (digest.bytes, digest.sha256.clone());
+        }
+        for fetched in &mut self.fetched {
+            let digest = find(&fetched.file)?;
+            (fetched.bytes, fetched.sha256) = (digest.bytes, digest.sha256.clone());
+        }
+        Ok(())
+    }
+
+    /// File, length and digest of everything the manifest vouches for.
+    pub(super) fn vouched(&self) -> impl Iterator<Item = (&str, u64, &str)> {
+        let outputs = self.outputs.iter().map(|o| (o.file.as_str(), o.bytes, o.sha256.as_str()));
+        outputs.chain(self.fetched.iter().map(|f| (f.file.as_str(), f.bytes, f.sha256.as_str())))
+    }
+}
+
+/// Times as RFC 3339 in UTC, to the second.
+mod rfc3339 {
+    use jiff::Timestamp;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&time.strftime("%Y-%m-%dT%H:%M:%SZ"))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A manifest that is not published yet, with one qcow2 output.
+    pub(crate) fn sample(name: &str, version: &str, build_key: &str) -> Manifest {
+        Manifest {
+            schema: SCHEMA,
+            sequence: 0,
+            kiln: "0.1.0".into(),
+            image: Image { name: name.into(), version: version.into(), ..Image::default() },
+            build_key: build_key.into(),
+            base: Base { source: "debian-12.qcow2".into(), sha256: "9f2c".into(), format: "qcow2".into() },
+            machine: Machine {
+                accel: "tcg".into(),
+                qemu: "10.0.2".into(),
+                cpus: 2,
+                memory: 1 << 30,
+                firmware: "bios".into(),
+                ..Machine::default()
+            },
+            steps: vec![Step { name: "install".into(), verb: "run".into(), seconds: 1.5, ..Step::default() }],
+            outputs: vec![Output::staged(format!("{name}-{version}.qcow2"), "qcow2", 8 << 30)],
+            disk_sha256: "00ff".into(),
+            content_sha256: None,
+            packages: Vec::new(),
+            tests: Vec::new(),
+            fetched: Vec::new(),
+            started: "2026-01-02T03:04:05Z".parse().unwrap(),
+            finished: "2026-01-02T03:05:05Z".parse().unwrap(),
+            source_date_epoch: Some(1_767_323_045),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Manifest, StoreError> {
+        Manifest::parse(text.as_bytes(), Path::new("manifest.json"))
+    }
+
+    #[test]
+    fn a_manifest_survives_a_round_trip() {
+        let manifest = sample("web", "1.4.0", "k");
+        assert_eq!(parse(&manifest.to_json()).unwrap(), manifest);
+    }
+
+    #[test]
+    fn times_are_written_in_utc_to_the_second() {
+        let mut manifest = sample("web", "1", "k");
+        manifest.started = "2026-01-02T03:04:05.987+01:00".parse().unwrap();
+        assert!(manifest.to_json().contains(r#""started": "2026-01-02T02:04:05Z""#));
+    }
+
+    #[test]
+    fn unknown_fields_of_the_same_schema_are_tolerated() {
+        let text = sample("web", "1", "k").to_json().replacen('{', r#"{"signature": {"by": "me"},"#, 1);
+        assert_eq!(parse(&text).unwrap(), sample("web", "1", "k"));
+    }
+
+    /// Fault row D2. A newer schema may have any shape, so it is refused by its number before the rest is read.
+    #[test]
+    fn a_newer_schema_is_refused_whatever_else_it_holds() {
+        let error = parse(r#"{"schema": 2, "sequence": 7, "image": []}"#).unwrap_err();
+        assert!(matches!(error, StoreError::NewerSchema { found: 2, known: 1, .. }), "{error:?}");
+        assert!(matches!(parse("{}"), Err(StoreError::Malformed { .. })));
+        assert!(matches!(parse(""), Err(StoreError::Malformed { .. })));
+    }
+
+    #[test]
+    fn a_listed_file_must_have_been_staged() {
+        let error = sample("web", "1", "k").fill(&BTreeMap::new()).unwrap_err();
+        assert!(matches!(error, StoreError::NotStaged(file) if file == "web-1.qcow2"));
+    }
+}

@@ -1,0 +1,392 @@
+//! The store: every version of every image, whole or not there at all.
+//!
+//! ```text
+//! claim(name@version) -> Exists(artifact)               same inputs: up to date
+//!                      \-> Vacant(VersionLock) -> Staging -> finish(manifest) -> Artifact
+//!
+//! STORE/web/1.4.0/          a version: 0755, its files 0444, under its final name only when complete
+//! STORE/web/tags.json
+//! STORE/.kiln/tmp/          folders being filled or deleted, each with its own flock while its process lives
+//! STORE/.kiln/tmp.lock      shared: a folder is being made in tmp; exclusive: stale ones are looked for
+//! STORE/.kiln/locks/ID      one build of that version at a time       (files here are never removed)
+//! STORE/.kiln/locks/NAME    sequence numbers and the image's folder; held for milliseconds
+//! ```
+//!
+//! Locks are flocks: the kernel frees them with their holder, however it dies. A lock file is never unlinked, so two
+//! processes can never hold "the" lock on two different files of one name. Order of taking: version, image, folder.
+
+use std::fs::{DirBuilder, File, TryLockError};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use nix::sys::statfs::{self, FsType};
+
+mod artifact;
+mod clone;
+mod digest;
+mod error;
+mod export;
+mod folder;
+mod fs;
+mod lock;
+pub mod manifest;
+mod reference;
+#[cfg(test)]
+pub(crate) mod shelf;
+mod staging;
+mod sums;
+mod tags;
+#[cfg(test)]
+mod tests;
+
+pub use artifact::{Artifact, Verdict};
+pub use digest::{Digest, UNWATCHED, Watch};
+pub use error::StoreError;
+pub use export::OnConflict;
+pub use lock::{Existing, Lookup, VersionLock};
+pub use manifest::Manifest;
+pub use reference::{ImageId, Reference, ReferenceError};
+pub use staging::Staging;
+
+use folder::Folder;
+use fs::Fs;
+use lock::Lock;
+
+/// The folder for what is not an image.
+const PRIVATE: &str = ".kiln";
+/// The lock of the folder for temporary folders, which the locks of those folders cannot be made without.
+const TMP_LOCK: &str = "tmp.lock";
+/// Marks an old version that was moved aside where two names cannot be swapped.
+const ASIDE: &str = "aside.";
+
+/// A folder of images. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    root: PathBuf,
+    fs: Fs,
+}
+
+/// What `list` says of a version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// Which version.
+    pub id: ImageId,
+    /// Its place in the order of the image's versions.
+    pub sequence: u64,
+    /// When it was published.
+    pub finished: Timestamp,
+    /// Length of all image files.
+    pub bytes: u64,
+    /// The formats, in the manifest's order.
+    pub formats: Vec<String>,
+    /// Its folder.
+    pub folder: PathBuf,
+}
+
+/// All versions of all images.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// By name, newest first.
+    pub versions: Vec<Summary>,
+    /// A failure for each version that cannot be read.
+    pub unreadable: Vec<StoreError>,
+}
+
+impl Store {
+    /// Opens the store, made (0755) if missing, and clears away what dead processes left.
+    ///
+    /// # Errors
+    /// When it cannot be made, is not a folder, belongs to another user, may be written by everybody, or is on a network
+    /// file system.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        Self::open_on(path, Fs::default())
+    }
+
+    fn open_on(path: &Path, fs: Fs) -> Result<Self, StoreError> {
+        let root = std::path::absolute(path).map_err(StoreError::io("find", path))?;
+        let store = Self { root, fs };
+        store.create().map_err(StoreError::io("create the store at", &store.root))?;
+        store.check_fit()?;
+        for folder in [store.private(""), store.private("locks"), store.private("tmp")] {
+            store.fs.ensure_dir(&folder, 0o700).map_err(StoreError::io("create", &folder))?;
+        }
+        // Whatever cannot be cleared now, the next opener tries again; a full disk must not stop a reader.
+        let _ = store.clear_stale();
+        Ok(store)
+    }
+
+    /// The store's folder, absolute.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
+    /// Every version there is.
+    ///
+    /// # Errors
+    /// When the store cannot be read; a version that cannot be is part of the listing.
+    pub fn list(&self) -> Result<Listing, StoreError> {
+        let mut listing = Listing::default();
+        for name in self.names()? {
+            let mut versions = Vec::new();
+            for id in self.versions(&name)? {
+                match self.artifact_at(&id) {
+                    Ok(artifact) => versions.push(Summary::from(&artifact)),
+                    // Removed since the folder was listed.
+                    Err(error) if error.is_not_found() => {}
+                    Err(error) => listing.unreadable.push(error),
+                }
+            }
+            versions.sort_by_key(|summary| std::cmp::Reverse(summary.sequence));
+            listing.versions.append(&mut versions);
+        }
+        Ok(listing)
+    }
+
+    /// Opens the version a user means, and keeps it from being removed until it is dropped.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read.
+    pub fn artifact(&self, reference: &Reference) -> Result<Artifact, StoreError> {
+        let id = self.resolve(reference)?;
+        self.artifact_at(&id).map_err(|error| if error.is_not_found() { self.no_version(reference) } else { error })
+    }
+
+    /// Removes a version: its name is gone in one step, and its files after that. A tag that names it stays and names
+    /// nothing.
+    ///
+    /// # Errors
+    /// When there is none, somebody builds or reads it, or a call fails.
+    pub fn remove(&self, reference: &Reference) -> Result<ImageId, StoreError> {
+        let id = self.resolve(reference)?;
+        let path = self.version_path(&id);
+        let Some(_version) = self.try_version_lock(&id)? else { return Err(StoreError::Busy(id)) };
+        let image = self.lock_image(id.name())?;
+        let folder = Folder::open(&path)
+            .map_err(|error| if error.is_not_found() { self.no_version(reference) } else { error })?;
+        if !try_lock(folder.file()).map_err(StoreError::io("lock", &path))? {
+            return Err(StoreError::InUse(id));
+        }
+        let doomed = self.fresh_tmp(&id);
+        self.fs.rename(&path, &doomed).map_err(StoreError::io("remove", &path))?;
+        self.sync_dir(&self.image_path(id.name()))?;
+        let parent = self.image_path(id.name());
+        self.fs.remove_if_empty(&parent).map_err(StoreError::io("remove", &parent))?;
+        drop(image);
+        self.fs.remove(&doomed).map_err(StoreError::io("remove", &doomed))?;
+        Ok(id)
+    }
+
+    fn create(&self) -> io::Result<()> {
+        if self.root.exists() {
+            return Ok(());
+        }
+        if let Some(parent) = self.root.parent() {
+            DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
+        }
+        self.fs.ensure_dir(&self.root, 0o755)
+    }
+
+    /// Fault row D3: nobody else may be able to swap an image. Row H15: flock on a network file system may block for ever.
+    fn check_fit(&self) -> Result<(), StoreError> {
+        let root = || self.root.clone();
+        let meta = std::fs::metadata(&self.root).map_err(StoreError::io("read", &self.root))?;
+        let user = nix::unistd::geteuid().as_raw();
+        if !meta.is_dir() {
+            return Err(StoreError::NotAFolder(root()));
+        }
+        if meta.uid() != user {
+            return Err(StoreError::NotOwned { path: root(), owner: meta.uid(), user });
+        }
+        if meta.mode() & 0o002 != 0 {
+            return Err(StoreError::WorldWritable(root()));
+        }
+        let kind = statfs::statfs(&self.root).map_err(|error| StoreError::io("read", root())(error.into()))?;
+        if is_network(kind.filesystem_type()) { Err(StoreError::Network(root())) } else { Ok(()) }
+    }
+
+    fn private(&self, name: &str) -> PathBuf {
+        self.root.join(PRIVATE).join(name)
+    }
+
+    fn image_path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    fn version_path(&self, id: &ImageId) -> PathBuf {
+        self.root.join(id.name()).join(id.version())
+    }
+
+    fn aside_path(&self, id: &ImageId) -> PathBuf {
+        self.private("tmp").join(format!("{ASIDE}{id}"))
+    }
+
+    /// A name in tmp that nobody else uses: 64 random bits from the standard library's hasher seed.
+    fn fresh_tmp(&self, id: &ImageId) -> PathBuf {
+        self.private("tmp").join(format!("{id}.{:016x}", RandomState::new().build_hasher().finish()))
+    }
+
+    fn sync_dir(&self, path: &Path) -> Result<(), StoreError> {
+        self.fs.sync_dir(path).map_err(StoreError::io("sync", path))
+    }
+
+    /// Names of the images, sorted.
+    fn names(&self) -> Result<Vec<String>, StoreError> {
+        let is_image = |name: &str| ImageId::new(name, "0").is_ok() && self.image_path(name).is_dir();
+        Ok(entries(&self.root)?.into_iter().filter(|name| is_image(name)).collect())
+    }
+
+    /// The versions of an image, sorted by version text. A folder without a manifest is not one of them.
+    fn versions(&self, name: &str) -> Result<Vec<ImageId>, StoreError> {
+        let versions = match entries(&self.image_path(name)) {
+            Err(error) if error.is_not_found() => Vec::new(),
+            other => other?,
+        };
+        let ids = versions.into_iter().filter_map(|version| ImageId::new(name, version).ok());
+        Ok(ids.filter(|id| self.version_path(id).join(manifest::FILE).is_file()).collect())
+    }
+
+    /// From what a user types to one version. A version goes before a tag of the same name.
+    fn resolve(&self, reference: &Reference) -> Result<ImageId, StoreError> {
+        let Some(selector) = reference.selector() else { return self.newest(reference) };
+        let id = ImageId::new(reference.name(), selector)?;
+        if self.version_path(&id).is_dir() {
+            return Ok(id);
+        }
+        let tagged = tags::lookup(&self.image_path(reference.name()), selector)?;
+        tagged.map_or_else(|| Err(self.no_version(reference)), |version| Ok(ImageId::new(reference.name(), version)?))
+    }
+
+    fn newest(&self, reference: &Reference) -> Result<ImageId, StoreError> {
+        let mut newest = None;
+        for id in self.versions(reference.name())? {
+            match self.sequence(&id) {
+                Ok(sequence) => newest = newest.max(Some((sequence, id))),
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        newest.map(|(_, id)| id).ok_or_else(|| self.no_version(reference))
+    }
+
+    fn sequence(&self, id: &ImageId) -> Result<u64, StoreError> {
+        let folder = Folder::open(self.version_path(id))?;
+        let text = folder.read(manifest::FILE, manifest::LARGEST)?;
+        manifest::parse_sequence(&text, &folder.path().join(manifest::FILE))
+    }
+
+    fn no_version(&self, reference: &Reference) -> StoreError {
+        let name = reference.name().to_owned();
+        // The lists are hints; what cannot be read is not worth a second error.
+        let ids = self.versions(&name).unwrap_or_default();
+        match reference.selector() {
+            Some(selector) if !ids.is_empty() => {
+                let known = ids.iter().map(|id| id.version().to_owned()).collect();
+                StoreError::NoVersion { name, selector: selector.to_owned(), known }
+            }
+            _ => StoreError::NoImage { name, store: self.root.clone(), known: self.names().unwrap_or_default() },
+        }
+    }
+
+    /// Deletes what dead processes left in tmp. Whatever is alive holds the flock of its folder, or of the version.
+    fn clear_stale(&self) -> Result<(), StoreError> {
+        let Some(_guard) = self.lock_file(TMP_LOCK, Lock::try_exclusive)? else { return Ok(()) };
+        for name in entries(&self.private("tmp"))? {
+            let path = self.private("tmp").join(&name);
+            match name.strip_prefix(ASIDE).and_then(|id| id.split_once('@')) {
+                Some((name, version)) => self.recover_stale(&ImageId::new(name, version)?)?,
+                None => self.discard(&path)?,
+            }
+        }
+        self.clear_empty()
+    }
+
+    /// Removes folders of images without a version: a first publication was cut short before its rename.
+    fn clear_empty(&self) -> Result<(), StoreError> {
+        for name in self.names()? {
+            let path = self.image_path(&name);
+            if entries(&path)?.is_empty() {
+                let _image = self.lock_image(&name)?;
+                self.fs.remove_if_empty(&path).map_err(StoreError::io("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn recover_stale(&self, id: &ImageId) -> Result<(), StoreError> {
+        match self.try_version_lock(id)? {
+            Some(_lock) => self.recover(id),
+            None => Ok(()),
+        }
+    }
+
+    /// Finishes or undoes a replacement that was cut short between its two renames. The caller holds the version's lock.
+    fn recover(&self, id: &ImageId) -> Result<(), StoreError> {
+        let (aside, path) = (self.aside_path(id), self.version_path(id));
+        match (aside.is_dir(), path.is_dir()) {
+            (false, _) => Ok(()),
+            (true, true) => self.discard(&aside),
+            (true, false) => {
+                self.fs.rename(&aside, &path).map_err(StoreError::io("restore", &path))?;
+                self.sync_dir(&self.image_path(id.name()))
+            }
+        }
+    }
+
+    /// Deletes a folder of tmp unless somebody holds its flock; then whoever opens the store next will.
+    fn discard(&self, path: &Path) -> Result<(), StoreError> {
+        let folder = match Folder::open(path) {
+            Ok(folder) => folder,
+            Err(error) if error.is_not_found() => return Ok(()),
+            // Not a folder: nothing of ours, and nobody can hold it.
+            Err(_) => return self.fs.remove(path).map_err(StoreError::io("remove", path)),
+        };
+        if try_lock(folder.file()).map_err(StoreError::io("lock", path))? {
+            self.fs.remove(path).map_err(StoreError::io("remove", path))?;
+        }
+        Ok(())
+    }
+}
+
+impl From<&Artifact> for Summary {
+    fn from(artifact: &Artifact) -> Self {
+        let manifest = artifact.manifest();
+        Self {
+            id: artifact.id().clone(),
+            sequence: manifest.sequence,
+            finished: manifest.finished,
+            bytes: manifest.outputs.iter().map(|output| output.bytes).sum(),
+            formats: manifest.outputs.iter().map(|output| output.format.clone()).collect(),
+            folder: artifact.folder().to_owned(),
+        }
+    }
+}
+
+/// Takes the exclusive lock if it is free.
+fn try_lock(file: &File) -> io::Result<bool> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Names in a folder, sorted; those that are not UTF-8 cannot be ours.
+fn entries(path: &Path) -> Result<Vec<String>, StoreError> {
+    let failed = |error| StoreError::io("list", path)(error);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(failed)? {
+        names.extend(entry.map_err(failed)?.file_name().into_string());
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+fn is_network(kind: FsType) -> bool {
+    // CIFS (0xFF534D42) and SMB2 (0xFE534D42) are missing in libc; statfs(2) lists them.
+    let smb = [FsType(0xFF53_4D42), FsType(0xFE53_4D42)];
+    kind == statfs::NFS_SUPER_MAGIC || kind == statfs::SMB_SUPER_MAGIC || smb.contains(&kind)
+}

@@ -1,0 +1,210 @@
+//! A version on its way into the store: files are put into a folder of their own, digested, made durable and read-only,
+//! and appear under the version's name in one rename.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::artifact::Artifact;
+use super::digest::{self, Digest, Job, Watch};
+use super::error::StoreError;
+use super::folder::{Folder, Tree};
+use super::fs::Fs;
+use super::lock::{Lock, VersionLock};
+use super::manifest::{self, Manifest};
+use super::reference::ImageId;
+use super::{TMP_LOCK, sums};
+
+/// Mode of every published file.
+const FILE_MODE: u32 = 0o444;
+/// Mode of every published folder.
+const FOLDER_MODE: u32 = 0o755;
+
+/// The folder of a version that is being made. Dropping it deletes the folder; [`Staging::abort`] says if that failed.
+#[derive(Debug)]
+#[must_use]
+pub struct Staging {
+    // Before the lock: fields are dropped in this order, and the folder goes while the version is still ours.
+    scratch: Scratch,
+    lock: VersionLock,
+}
+
+impl Staging {
+    pub(super) fn create(lock: VersionLock) -> Result<Self, StoreError> {
+        let store = &lock.store;
+        let path = store.fresh_tmp(&lock.id);
+        // Shared with other makers; keeps those away that clear tmp until the new folder has its own lock.
+        let _guard = store.lock_file(TMP_LOCK, Lock::shared)?;
+        store.fs.create_dir(&path, 0o700).map_err(StoreError::io("create", &path))?;
+        let folder = Folder::open(&path)?;
+        folder.file().lock().map_err(StoreError::io("lock", &path))?;
+        Ok(Self { scratch: Scratch { fs: store.fs.clone(), path, folder, is_ours: true }, lock })
+    }
+
+    /// The version it will be.
+    #[must_use]
+    pub fn id(&self) -> &ImageId {
+        &self.lock.id
+    }
+
+    /// The folder to put files into. What is in it when [`Staging::finish`] is called is published: the image files, what
+    /// was fetched (in folders, if need be) and the logs, but neither links nor special files. Nobody may write to them
+    /// from then on.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.scratch.path
+    }
+
+    /// Publishes the version: digests every file and enters what the manifest lists of them, makes all durable and
+    /// read-only, writes manifest and `SHA256SUMS`, and renames the folder into place. Blocks while it reads and syncs.
+    ///
+    /// # Errors
+    /// When a call fails, a file cannot be published, the manifest lists one that is not there, or `watch` says stop.
+    /// Nothing is published then, unless only the last sync failed.
+    pub fn finish(mut self, mut manifest: Manifest, watch: Watch<'_>) -> Result<Artifact, StoreError> {
+        let folder = self.scratch.folder.try_clone()?;
+        let image_lock = self.prepare(&folder, &mut manifest, watch)?;
+        let path = self.place(&folder)?;
+        drop(image_lock);
+        self.scratch.is_ours = false;
+        Ok(Artifact::new(self.lock.id.clone(), folder.renamed(path), manifest))
+    }
+
+    /// Deletes everything.
+    ///
+    /// # Errors
+    /// When the folder cannot be removed; the next opener of the store tries again.
+    pub fn abort(mut self) -> Result<(), StoreError> {
+        let path = self.scratch.path.clone();
+        self.scratch.delete().map_err(StoreError::io("remove", path))
+    }
+
+    /// Everything up to the rename. Returns the image's lock, under which the sequence number was chosen.
+    fn prepare(&self, folder: &Folder, manifest: &mut Manifest, watch: Watch<'_>) -> Result<Lock, StoreError> {
+        let tree = folder.tree()?;
+        self.refuse_reserved(&tree)?;
+        let mut digests = self.seal_files(folder, &tree, watch)?;
+        manifest.fill(&digests)?;
+        let image_lock = self.lock.store.lock_image(self.lock.id.name())?;
+        manifest.schema = manifest::SCHEMA;
+        manifest.sequence = self.next_sequence()?;
+        let text = manifest.to_json();
+        digests.insert(manifest::FILE.to_owned(), digest::of_bytes(text.as_bytes()));
+        self.write(sums::FILE, &sums::render(&digests))?;
+        self.write(manifest::FILE, &text)?;
+        self.seal_folders(folder, &tree)?;
+        Ok(image_lock)
+    }
+
+    fn refuse_reserved(&self, tree: &Tree) -> Result<(), StoreError> {
+        let reserved = [sums::FILE, manifest::FILE];
+        match tree.files.iter().chain(&tree.folders).find(|name| reserved.contains(&name.as_str())) {
+            Some(name) => Err(StoreError::Unpublishable {
+                path: self.path().join(name),
+                why: "the store writes that file itself",
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Digests all files, each made durable and read-only by the thread that read it.
+    fn seal_files(
+        &self,
+        folder: &Folder,
+        tree: &Tree,
+        watch: Watch<'_>,
+    ) -> Result<BTreeMap<String, Digest>, StoreError> {
+        let jobs: Vec<Job> = tree.files.iter().map(|name| Job::open(folder, name)).collect::<Result<_, _>>()?;
+        digest::digest_all(&jobs, watch, |job, _| {
+            self.scratch.fs.seal(&job.file, FILE_MODE).map_err(StoreError::io("sync", self.path().join(&job.name)))
+        })
+    }
+
+    /// One more than any version of this image has. One that cannot be read has no say: it must not stop a build.
+    fn next_sequence(&self) -> Result<u64, StoreError> {
+        let store = &self.lock.store;
+        let ids = store.versions(self.lock.id.name())?;
+        Ok(1 + ids.iter().filter_map(|id| store.sequence(id).ok()).max().unwrap_or(0))
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<(), StoreError> {
+        let path = self.path().join(name);
+        self.scratch.fs.write_new(&path, text.as_bytes(), FILE_MODE).map_err(StoreError::io("write", path))
+    }
+
+    /// Deepest first, the version folder last.
+    fn seal_folders(&self, folder: &Folder, tree: &Tree) -> Result<(), StoreError> {
+        for name in tree.folders.iter().rev() {
+            let below = Folder::open(self.path().join(name))?;
+            self.seal_folder(&below)?;
+        }
+        self.seal_folder(folder)
+    }
+
+    fn seal_folder(&self, folder: &Folder) -> Result<(), StoreError> {
+        self.scratch.fs.seal(folder.file(), FOLDER_MODE).map_err(StoreError::io("sync", folder.path()))
+    }
+
+    /// Gives the folder its final name, durably.
+    fn place(&self, folder: &Folder) -> Result<PathBuf, StoreError> {
+        let (store, id) = (&self.lock.store, &self.lock.id);
+        let (image, path) = (store.image_path(id.name()), store.version_path(id));
+        store.fs.ensure_dir(&image, FOLDER_MODE).map_err(StoreError::io("create", &image))?;
+        // From now on it is read, no longer made: readers that come at once shall not wait for us.
+        folder.file().lock_shared().map_err(StoreError::io("lock", &path))?;
+        let result = if self.lock.replaces { self.swap(&path) } else { store.fs.rename(self.path(), &path) };
+        result.map_err(StoreError::io("publish", &path))?;
+        store.sync_dir(&image)?;
+        store.sync_dir(store.path())?;
+        if self.lock.replaces {
+            // The old version, if somebody reads it still, is left to the next opener of the store.
+            store.discard(self.path())?;
+            store.discard(&store.aside_path(id))?;
+        }
+        Ok(path)
+    }
+
+    /// Puts the new folder in the place of the old one, which ends up in tmp. Where two names cannot be swapped there is
+    /// a moment without either; [`super::Store::recover`] restores the old one if kiln dies in it.
+    fn swap(&self, path: &Path) -> io::Result<()> {
+        let fs = &self.scratch.fs;
+        match fs.exchange(self.path(), path) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                let aside = self.lock.store.aside_path(&self.lock.id);
+                fs.rename(path, &aside)?;
+                fs.rename(self.path(), path).inspect_err(|_| drop(fs.rename(&aside, path)))
+            }
+            other => other,
+        }
+    }
+}
+
+/// A folder in tmp, deleted when dropped.
+#[derive(Debug)]
+struct Scratch {
+    fs: Fs,
+    path: PathBuf,
+    /// Holds the folder's exclusive flock, which tells other processes that it is no litter.
+    folder: Folder,
+    /// Whether there is anything left to delete.
+    is_ours: bool,
+}
+
+impl Scratch {
+    fn delete(&mut self) -> io::Result<()> {
+        self.is_ours = false;
+        let removed = self.fs.remove(&self.path);
+        // As `Lock` does; whatever is left is litter from now on.
+        let _ = self.folder.file().unlock();
+        removed
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if self.is_ours {
+            // The net below `abort`: nobody is left to tell.
+            let _ = self.delete();
+        }
+    }
+}

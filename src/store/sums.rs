@@ -1,0 +1,97 @@
+//! `SHA256SUMS` as coreutils' `sha256sum` writes and checks it.
+
+use std::collections::BTreeMap;
+
+use super::digest::Digest;
+
+/// Its name inside a version folder.
+pub(super) const FILE: &str = "SHA256SUMS";
+/// Largest one that is read, bytes.
+pub(super) const LARGEST: u64 = 64 << 20;
+
+/// A line for each file, sorted by name.
+pub(super) fn render(digests: &BTreeMap<String, Digest>) -> String {
+    digests.iter().map(|(file, digest)| line(file, &digest.sha256)).collect()
+}
+
+/// A name with a backslash or line break is escaped, and the whole line then starts with a backslash
+/// (coreutils manual, "md5sum invocation").
+fn line(file: &str, sha256: &str) -> String {
+    let escaped = file.replace('\\', r"\\").replace('\n', r"\n").replace('\r', r"\r");
+    let mark = if escaped == file { "" } else { r"\" };
+    format!("{mark}{sha256}  {escaped}\n")
+}
+
+/// File to digest; `None` when a line is not what [`render`] writes or a file is listed twice.
+pub(super) fn parse(text: &str) -> Option<BTreeMap<String, String>> {
+    let mut sums = BTreeMap::new();
+    for line in text.lines() {
+        let (line, is_escaped) = line.strip_prefix('\\').map_or((line, false), |rest| (rest, true));
+        let (sha256, file) = line.split_once("  ")?;
+        if sha256.len() != 64 || !sha256.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
+            return None;
+        }
+        let file = if is_escaped { unescape(file)? } else { file.to_owned() };
+        if sums.insert(file, sha256.to_owned()).is_some() {
+            return None;
+        }
+    }
+    Some(sums)
+}
+
+fn unescape(text: &str) -> Option<String> {
+    let mut chars = text.chars();
+    let mut plain = String::new();
+    while let Some(c) = chars.next() {
+        plain.push(match c {
+            '\\' => match chars.next()? {
+                'n' => '\n',
+                'r' => '\r',
+                '\\' => '\\',
+                _ => return None,
+            },
+            c => c,
+        });
+    }
+    Some(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn digest(byte: u8) -> Digest {
+        Digest { bytes: 0, sha256: format!("{byte:02x}").repeat(32) }
+    }
+
+    #[test]
+    fn lines_are_sorted_and_odd_names_escaped() {
+        let digests = [("b", 1), ("a\nb\\", 2)].map(|(name, byte)| (name.to_owned(), digest(byte))).into();
+        let expected = format!("\\{}  a\\nb\\\\\n{}  b\n", "02".repeat(32), "01".repeat(32));
+        assert_eq!(render(&digests), expected);
+    }
+
+    #[test]
+    fn torn_and_foreign_lines_are_refused() {
+        let good = line("a", &"0".repeat(64));
+        assert!(parse(&good).is_some());
+        for bad in [&good[..40], "no sums\n", &good.replace("  a", " *a"), &good.repeat(2), &good.replace('0', "F")] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_names_survive_a_round_trip(names in proptest::collection::btree_set("[a-z \\\\\n\r/]{1,8}", 0..6)) {
+            let digests: BTreeMap<_, _> = names.into_iter().zip(0..).map(|(name, n)| (name, digest(n))).collect();
+            let expected: BTreeMap<_, _> = digests.iter().map(|(n, d)| (n.clone(), d.sha256.clone())).collect();
+            prop_assert_eq!(parse(&render(&digests)), Some(expected));
+        }
+
+        #[test]
+        fn no_text_makes_the_parser_panic(text in "\\PC*") {
+            let _ = parse(&text);
+        }
+    }
+}

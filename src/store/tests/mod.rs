@@ -1,0 +1,103 @@
+//! The store as its users see it. Fault rows are those of the table in `docs/faults.md`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::fs::Fs;
+use super::manifest::tests::sample;
+use super::*;
+
+mod exporting;
+mod killing;
+mod publishing;
+mod racing;
+mod reading;
+
+/// A store in a temporary folder.
+struct Fixture {
+    dir: tempfile::TempDir,
+    store: Store,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        Self { dir, store }
+    }
+
+    /// Another opener, as another process would be: flocks belong to open files, not to processes.
+    fn reopen(&self) -> Store {
+        Store::open(self.store.path()).unwrap()
+    }
+
+    fn path(&self, relative: &str) -> PathBuf {
+        self.store.path().join(relative)
+    }
+
+    /// What is left in tmp.
+    fn litter(&self) -> Vec<String> {
+        entries(&self.path(".kiln/tmp")).unwrap()
+    }
+}
+
+fn id(text: &str) -> ImageId {
+    let (name, version) = text.split_once('@').unwrap();
+    ImageId::new(name, version).unwrap()
+}
+
+fn reference(text: &str) -> Reference {
+    text.parse().unwrap()
+}
+
+fn wait_for<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
+}
+
+/// Asks for a version that nobody else may be asking for.
+fn claim(store: &Store, text: &str) -> Result<Lookup, StoreError> {
+    wait_for(store.claim(&id(text), |sentence| panic!("{sentence}")))
+}
+
+fn vacant(store: &Store, text: &str) -> VersionLock {
+    match claim(store, text).unwrap() {
+        Lookup::Vacant(lock) => lock,
+        Lookup::Exists(existing) => panic!("{} exists", existing.artifact().id()),
+    }
+}
+
+fn existing(store: &Store, text: &str) -> Existing {
+    match claim(store, text).unwrap() {
+        Lookup::Vacant(lock) => panic!("{} does not exist", lock.id()),
+        Lookup::Exists(existing) => existing,
+    }
+}
+
+/// Stages an image file with this content, a log and a fetched file, and publishes them with a key equal to the content.
+fn fill(lock: VersionLock, content: &str) -> Result<Artifact, StoreError> {
+    let (name, version) = (lock.id().name().to_owned(), lock.id().version().to_owned());
+    let staging = lock.stage()?;
+    fs::write(staging.path().join(format!("{name}-{version}.qcow2")), content).unwrap();
+    fs::write(staging.path().join("build.log"), "boot\n").unwrap();
+    fs::create_dir(staging.path().join("reports")).unwrap();
+    fs::write(staging.path().join("reports/a.json"), "{}").unwrap();
+    let mut manifest = sample(&name, &version, content);
+    manifest.fetched.push(manifest::Fetched::staged("reports/a.json"));
+    staging.finish(manifest, UNWATCHED)
+}
+
+/// Publishes a version that is not there.
+fn publish(store: &Store, text: &str, content: &str) -> Artifact {
+    fill(vacant(store, text), content).unwrap()
+}
+
+/// Checks that the store holds a sound version with this content.
+fn assert_sound(store: &Store, text: &str, content: &str) {
+    let artifact = store.artifact(&reference(text)).unwrap();
+    artifact.verify(UNWATCHED).unwrap().into_result().unwrap();
+    assert_eq!(fs::read_to_string(&artifact.outputs()[0]).unwrap(), content);
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::symlink_metadata(path).unwrap().mode() & 0o7777
+}

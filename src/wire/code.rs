@@ -1,0 +1,274 @@
+//! A compact binary encoding: little-endian integers, a `u32` count before texts and lists, one byte before options.
+//!
+//! Decoding is strict: what was not written by the same rules is an error, never a panic, and a count is believed only
+//! as far as there are bytes behind it.
+
+use std::fmt;
+
+/// Why bytes are not a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Malformed {
+    /// They end in the middle of a field.
+    Short,
+    /// Something stands behind the last field.
+    Trailing(usize),
+    /// A length beyond the limit.
+    Length(usize),
+    /// No such message, variant or flag.
+    Unknown(&'static str, u8),
+    /// A text that is not UTF-8.
+    Text,
+    /// A value outside its range: which.
+    Range(&'static str),
+    /// A greeting without its magic, or a magic before something else.
+    Misplaced,
+    /// The peer speaks another version, or was built from other sources.
+    Version {
+        /// Its version.
+        version: u16,
+        /// Its build.
+        build: String,
+    },
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Short => write!(f, "a message that ends too early"),
+            Self::Trailing(n) => write!(f, "{n} bytes behind a message"),
+            Self::Length(n) => write!(f, "a length of {n} bytes, which is beyond the limit"),
+            Self::Unknown(what, code) => write!(f, "unknown {what} {code}"),
+            Self::Text => write!(f, "a text that is not UTF-8"),
+            Self::Range(what) => write!(f, "{what} out of range"),
+            Self::Misplaced => write!(f, "a greeting without its magic"),
+            Self::Version { version, build } => write!(f, "version {version}, build {build}"),
+        }
+    }
+}
+
+impl std::error::Error for Malformed {}
+
+/// The bytes not yet decoded.
+#[derive(Debug)]
+pub struct Fields<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Fields<'a> {
+    /// Decodes from these bytes.
+    #[must_use]
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Self { rest: bytes }
+    }
+
+    /// The next `n` bytes.
+    ///
+    /// # Errors
+    /// When there are fewer.
+    pub fn take(&mut self, n: usize) -> Result<&'a [u8], Malformed> {
+        let (taken, rest) = self.rest.split_at_checked(n).ok_or(Malformed::Short)?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    /// Nothing may be left.
+    ///
+    /// # Errors
+    /// When something is.
+    pub fn end(&self) -> Result<(), Malformed> {
+        if self.rest.is_empty() { Ok(()) } else { Err(Malformed::Trailing(self.rest.len())) }
+    }
+}
+
+/// A value with an encoding. `get` reads exactly what `put` wrote.
+pub trait Code: Sized {
+    /// Appends the encoding.
+    fn put(&self, out: &mut Vec<u8>);
+
+    /// Reads one value.
+    ///
+    /// # Errors
+    /// When the bytes are not one.
+    fn get(fields: &mut Fields<'_>) -> Result<Self, Malformed>;
+
+    /// Appends a count and the values.
+    fn put_all(all: &[Self], out: &mut Vec<u8>) {
+        count(all.len()).put(out);
+        for one in all {
+            one.put(out);
+        }
+    }
+
+    /// Reads a count and the values.
+    ///
+    /// # Errors
+    /// When the bytes are not that.
+    fn get_all(fields: &mut Fields<'_>) -> Result<Vec<Self>, Malformed> {
+        // Grows as values are read: the count alone must not make it allocate.
+        let mut all = Vec::new();
+        for _ in 0..u32::get(fields)? {
+            all.push(Self::get(fields)?);
+        }
+        Ok(all)
+    }
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+macro_rules! integers {
+    ($($type:ty),*) => {$(
+        impl Code for $type {
+            fn put(&self, out: &mut Vec<u8>) {
+                out.extend_from_slice(&self.to_le_bytes());
+            }
+
+            fn get(fields: &mut Fields<'_>) -> Result<Self, Malformed> {
+                let bytes = fields.take(size_of::<Self>())?;
+                bytes.try_into().map(Self::from_le_bytes).map_err(|_| Malformed::Short)
+            }
+        }
+    )*};
+}
+integers!(u16, u32, u64, i64);
+
+impl Code for u8 {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.push(*self);
+    }
+
+    fn get(fields: &mut Fields<'_>) -> Result<Self, Malformed> {
+        fields.take(1).map(|bytes| bytes[0])
+    }
+
+    fn put_all(all: &[Self], out: &mut Vec<u8>) {
+        count(all.len()).put(out);
+        out.extend_from_slice(all);
+    }
+
+    fn get_all(fields: &mut Fields<'_>) -> Result<Vec<Self>, Malformed> {
+        let n = u32::get(fields)? as usize;
+        fields.take(n).map(<[u8]>::to_vec)
+    }
+}
+
+impl Code for bool {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.push(u8::from(*self));
+    }
+
+    fn get(fields: &mut Fields<'_>) -> Result<Self, Malformed> {
+        match u8::get(fields)? {
+            0 => Ok(false),
+            1 => Ok(true),
+            other => Err(Malformed::Unknown("flag", other)),
+        }
+    }
+}
+
+impl Code for String {
+    fn put(&self, out: &mut Vec<u8>) {
+        u8::put_all(self.as_bytes(), out);
+    }
+
+    fn get(fields: &mut Fields<'_>) -> Result<Self, Malformed> {
+        Self::from_utf8(u8::get_all(fields)?).map_err(|_| Malformed::Text)
+    }
+}
+
+impl<T: Code> Code for Vec<T> {
+    fn put(&self, out: &mut Vec<u8>) {
+        T::put_all(self, out);
+    }
+
+    fn get(fields: &mut Fields<'_>) -> Result<Self, Malformed> {
+        T::get_all(fields)
+    }
+}
+
+impl<T: Code> Code for Option<T> {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.is_some().put(out);
+        if let Some(value) = self {
+            value.put(out);
+        }
+    }
+
+    fn get(fields: &mut Fields<'_>) -> Result<Self, Malformed> {
+        if bool::get(fields)? { T::get(fields).map(Some) } else { Ok(None) }
+    }
+}
+
+/// Defines a struct whose encoding is its fields in their order.
+macro_rules! coded_struct {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub struct $name { $($(#[$doc])* pub $field: $type,)* }
+
+        impl $crate::wire::code::Code for $name {
+            fn put(&self, out: &mut Vec<u8>) {
+                $(self.$field.put(out);)*
+            }
+
+            fn get(fields: &mut $crate::wire::code::Fields<'_>) -> Result<Self, $crate::wire::code::Malformed> {
+                Ok(Self { $($field: $crate::wire::code::Code::get(fields)?,)* })
+            }
+        }
+    };
+}
+
+/// Defines an enum whose encoding is the variant's code and then its fields in their order.
+macro_rules! coded_enum {
+    ($(#[$meta:meta])* $name:ident as $what:literal {
+        $($(#[$vdoc:meta])* $code:literal $variant:ident { $($(#[$doc:meta])* $field:ident: $type:ty,)* })*
+    }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub enum $name { $($(#[$vdoc])* $variant { $($(#[$doc])* $field: $type,)* },)* }
+
+        impl $name {
+            /// The first byte of the encoding.
+            #[must_use]
+            pub fn code(&self) -> u8 {
+                match self { $(Self::$variant { .. } => $code,)* }
+            }
+
+            /// Appends the fields, without the code.
+            pub fn put_fields(&self, out: &mut Vec<u8>) {
+                let _ = &out;
+                match self { $(Self::$variant { $($field),* } => { $($field.put(out);)* })* }
+            }
+
+            /// Reads the fields of the variant `code`.
+            ///
+            /// # Errors
+            /// When there is no such variant, or the bytes are not its fields.
+            pub fn get_fields(
+                code: u8,
+                fields: &mut $crate::wire::code::Fields<'_>,
+            ) -> Result<Self, $crate::wire::code::Malformed> {
+                let _ = &fields;
+                match code {
+                    $($code => Ok(Self::$variant { $($field: $crate::wire::code::Code::get(fields)?,)* }),)*
+                    other => Err($crate::wire::code::Malformed::Unknown($what, other)),
+                }
+            }
+        }
+
+        impl $crate::wire::code::Code for $name {
+            fn put(&self, out: &mut Vec<u8>) {
+                out.push(self.code());
+                self.put_fields(out);
+            }
+
+            fn get(fields: &mut $crate::wire::code::Fields<'_>) -> Result<Self, $crate::wire::code::Malformed> {
+                let code = u8::get(fields)?;
+                Self::get_fields(code, fields)
+            }
+        }
+    };
+}
+
+pub(crate) use {coded_enum, coded_struct};

@@ -1,0 +1,179 @@
+//! The words between kiln and its agent: frames, messages and the tree stream. Both ends compile this module, so it
+//! uses the standard library alone.
+//!
+//! ```text
+//! frame    = length: u32 LE, body                       length of the body, 5 ..= MAX_FRAME
+//! body     = code: u8, stream: u32 LE, fields           see `message`
+//! greeting = MAGIC, frame of a Hello, Welcome, Ready or Resume, body <= MAX_GREETING
+//! ```
+//!
+//! A port may hold stale bytes of an earlier boot. Until a greeting was answered, a [`Splitter`] therefore looks for
+//! [`MAGIC`] and throws away everything else. Later on a greeting may stand between any two frames: the peer began anew.
+//!
+//! Data in a stream is limited by credit: each end may send [`WINDOW`] bytes per stream and direction, and more only
+//! after the other granted it with `Credit`.
+
+pub mod code;
+pub mod message;
+pub mod tree;
+
+use code::{Code, Fields, Malformed};
+pub use message::{Class, ExecRequest, Exit, Frame, Hidden, Message, Secret};
+
+/// The version of this language. Changes when a message changes its meaning.
+pub const VERSION: u16 = 1;
+
+/// Which sources both ends were built from: 16 hex digits, computed by `build.rs`.
+pub const BUILD: &str = env!("KILN_AGENT_BUILD");
+
+/// The name of the virtio-serial port.
+pub const PORT: &str = "kiln.agent.0";
+
+/// Stands before each greeting. Read as a length, its first four bytes are far above [`MAX_FRAME`].
+pub const MAGIC: [u8; 16] = *b"KILN\x00\xff\xfe greeting";
+
+/// The largest body of a frame, in bytes.
+pub const MAX_FRAME: usize = 64 * 1024;
+
+/// The largest body of a greeting, in bytes: what may be lost after a stale magic.
+pub const MAX_GREETING: usize = 4096;
+
+/// The most payload one data frame carries, in bytes.
+pub const MAX_DATA: usize = MAX_FRAME - 16;
+
+/// How many bytes of a stream may be under way in one direction.
+pub const WINDOW: usize = 1 << 20;
+
+/// The largest encoded [`ExecRequest`], in bytes; it travels in parts.
+pub const MAX_EXEC: usize = WINDOW;
+
+const LENGTH: usize = 4;
+
+/// Appends the frame to `out`, with the magic where it is a greeting.
+pub fn put_frame(stream: u32, message: &Message, out: &mut Vec<u8>) {
+    if message.is_greeting() {
+        out.extend_from_slice(&MAGIC);
+    }
+    let start = out.len();
+    0u32.put(out);
+    message.put_body(stream, out);
+    let length = out.len() - start - LENGTH;
+    debug_assert!(length <= MAX_FRAME, "a frame of {length} bytes");
+    out[start..start + LENGTH].copy_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
+}
+
+/// Cuts the bytes of a port into frames. Holds no more than one frame and what was pushed last.
+#[derive(Debug, Default)]
+pub struct Splitter {
+    buffer: Vec<u8>,
+    start: usize,
+    in_step: bool,
+}
+
+impl Splitter {
+    /// Expects a dirty port: until [`Splitter::trust`], only greetings come out and everything else is thrown away.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The peer has proven that it means us: from here on every byte must belong to a frame.
+    pub fn trust(&mut self) {
+        self.in_step = true;
+    }
+
+    /// Looks for greetings again, as on a new port.
+    pub fn doubt(&mut self) {
+        self.in_step = false;
+    }
+
+    /// Takes bytes as the port gave them. Call [`Splitter::next_frame`] until it has none before pushing more.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.buffer.drain(..self.start);
+        self.start = 0;
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// How many bytes wait to be cut.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.buffer.len() - self.start
+    }
+
+    /// The next whole frame, if there is one.
+    ///
+    /// # Errors
+    /// Bytes that are no frame, once trusted; a greeting in another version at any time.
+    pub fn next_frame(&mut self) -> Result<Option<Frame>, Malformed> {
+        if self.in_step { self.frame_in_step() } else { self.seek_greeting() }
+    }
+
+    fn frame_in_step(&mut self) -> Result<Option<Frame>, Malformed> {
+        let rest = &self.buffer[self.start..];
+        let (skip, limit) = if rest.starts_with(&MAGIC) { (MAGIC.len(), MAX_GREETING) } else { (0, MAX_FRAME) };
+        if skip == 0 && rest.len() >= LENGTH && MAGIC.starts_with(&rest[..rest.len().min(MAGIC.len())]) {
+            return Ok(None);
+        }
+        let Some(body) = body(&rest[skip..], limit)? else { return Ok(None) };
+        let frame = Frame::decode(body)?;
+        if (skip > 0) != frame.message.is_greeting() {
+            return Err(Malformed::Misplaced);
+        }
+        self.start += skip + LENGTH + body.len();
+        Ok(Some(frame))
+    }
+
+    fn seek_greeting(&mut self) -> Result<Option<Frame>, Malformed> {
+        while let Some(at) = find(&self.buffer[self.start..]) {
+            self.start += at;
+            let rest = &self.buffer[self.start + MAGIC.len()..];
+            match body(rest, MAX_GREETING) {
+                // A stale magic may pretend that a true greeting behind it is part of its body.
+                Ok(None) if find(rest).is_none() => return Ok(None),
+                Ok(None) | Err(_) => self.start += 1,
+                Ok(Some(body)) => match Frame::decode(body) {
+                    Ok(frame) if frame.message.is_greeting() => {
+                        self.start += MAGIC.len() + LENGTH + body.len();
+                        return Ok(Some(frame));
+                    }
+                    Err(other @ Malformed::Version { .. }) => return Err(other),
+                    _ => self.start += 1,
+                },
+            }
+        }
+        let kept = self.buffer.len().saturating_sub(MAGIC.len() - 1);
+        self.start = self.start.max(kept);
+        Ok(None)
+    }
+}
+
+fn find(bytes: &[u8]) -> Option<usize> {
+    bytes.windows(MAGIC.len()).position(|window| window == MAGIC)
+}
+
+fn body(bytes: &[u8], limit: usize) -> Result<Option<&[u8]>, Malformed> {
+    let Some((length, rest)) = bytes.split_first_chunk::<LENGTH>() else { return Ok(None) };
+    let length = u32::from_le_bytes(*length) as usize;
+    if length > limit {
+        return Err(Malformed::Length(length));
+    }
+    Ok(rest.get(..length))
+}
+
+impl Frame {
+    /// Reads one body.
+    ///
+    /// # Errors
+    /// Anything that [`put_frame`] would not have written.
+    pub fn decode(body: &[u8]) -> Result<Self, Malformed> {
+        let mut fields = Fields::new(body);
+        let code = u8::get(&mut fields)?;
+        let stream = u32::get(&mut fields)?;
+        let message = Message::get_fields(code, &mut fields)?;
+        fields.end()?;
+        Ok(Self { stream, message })
+    }
+}
+
+#[cfg(test)]
+mod tests;

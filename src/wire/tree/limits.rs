@@ -1,0 +1,42 @@
+//! What an entry of a tree may be, whoever sent it.
+
+use super::super::code::Malformed;
+use super::{Entry, Kind};
+
+/// The longest path, in bytes, as Linux has it.
+pub const MAX_PATH: usize = 4096;
+
+/// The longest name, in bytes.
+pub const MAX_NAME: usize = 255;
+
+/// The most bytes that all extended attributes of one entry may take, encoded. Linux allows 64 KiB for one value.
+pub const MAX_XATTRS: usize = 128 * 1024;
+
+/// The limits of one entry, for both ends.
+pub(super) fn check(entry: &Entry) -> Result<(), Malformed> {
+    check_path(&entry.path)?;
+    let xattrs: usize = entry.xattrs.iter().map(|xattr| xattr.name.len() + xattr.value.len() + 8).sum();
+    if xattrs > MAX_XATTRS || entry.xattrs.iter().any(|xattr| xattr.name.is_empty() || xattr.name.contains(&0)) {
+        return Err(Malformed::Range("extended attributes"));
+    }
+    if entry.mode & !0o7777 != 0 {
+        return Err(Malformed::Range("mode"));
+    }
+    match &entry.kind {
+        Kind::Hardlink { target } if target.is_empty() => Err(Malformed::Range("hard link")),
+        Kind::Hardlink { target } => check_path(target),
+        Kind::Symlink { target } if target.is_empty() || target.len() >= MAX_PATH || target.contains(&0) => {
+            Err(Malformed::Range("symbolic link"))
+        }
+        Kind::File { size } if i64::try_from(*size).is_err() => Err(Malformed::Range("size")),
+        _ => Ok(()),
+    }
+}
+
+fn check_path(path: &[u8]) -> Result<(), Malformed> {
+    let bad = |name: &[u8]| matches!(name, b"" | b"." | b"..") || name.len() > MAX_NAME || name.contains(&0);
+    if path.len() >= MAX_PATH || (!path.is_empty() && path.split(|byte| *byte == b'/').any(bad)) {
+        return Err(Malformed::Range("path"));
+    }
+    Ok(())
+}

@@ -1,0 +1,304 @@
+//! The command line as its users meet it: help, exit codes, mistakes, and verbs on a published image.
+
+mod support;
+
+use std::fs;
+use std::io::pipe;
+use std::process::{Command, Stdio};
+
+use support::redact::redact;
+use support::{Ended, Kiln, Place};
+
+const VERBS: [&str; 14] = [
+    "build",
+    "check",
+    "plan",
+    "run",
+    "list",
+    "inspect",
+    "verify",
+    "remove",
+    "seal",
+    "doctor",
+    "init",
+    "schema",
+    "completions",
+    "man",
+];
+const STEPS: &str = "[vars]\nsite = 'example.org'\n[[step]]\nname = 'greet'\nrun = 'echo hello'\n\
+                     [[step]]\ncopy = 'page'\nto = '/srv/'\n[[test]]\nname = 'answers'\nrun = 'true'\n\
+                     [[output]]\nformat = 'qcow2'\n[[output]]\nformat = 'raw'\n";
+
+fn kiln<const N: usize>(args: [&str; N]) -> Kiln {
+    Kiln::new().args(args)
+}
+
+fn published() -> Ended {
+    Kiln::new().file("page", "a page").spec(STEPS).build().run()
+}
+
+#[test]
+fn every_verb_explains_itself() {
+    let help = kiln(["--help"]).run().stdout;
+    for verb in VERBS {
+        assert!(help.contains(&format!("\n  {verb}")), "{verb} is not in the list: {help}");
+        let ended = kiln([verb, "--help"]).stdout_has("Usage: kiln").run();
+        assert_eq!(ended.stderr, "", "help is a result");
+    }
+    for verb in ["build", "check", "plan", "run", "inspect", "init", "completions"] {
+        kiln([verb, "--help"]).stdout_has("Example:\n  kiln ").run();
+    }
+}
+
+#[test]
+fn mistakes_of_typing_are_exit_2_with_a_suggestion() {
+    kiln([]).fails(2).stderr_has("Usage: kiln").run();
+    kiln(["biuld"]).fails(2).stderr_has("'build'").run();
+    kiln(["build"]).fails(2).stderr_has("SPEC").run();
+    kiln(["build", ".", "--replaec"]).fails(2).stderr_has("'--replace'").run();
+    kiln(["build", ".", "--var", "novalue"]).fails(2).stderr_has("NAME=VALUE").run();
+    kiln(["list", "--progress", "colourful"]).fails(2).stderr_has("plain").run();
+    kiln(["list", "-q", "-v"]).fails(2).stderr_has("cannot be used with").run();
+    kiln(["completions", "tcsh"]).fails(2).stderr_has("bash").run();
+    kiln(["inspect", "We@b"]).fails(2).run();
+}
+
+#[test]
+fn the_exit_codes_are_listed() {
+    let codes = kiln(["help-exit-codes"]).run().stdout;
+    let numbers: Vec<_> = codes.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(numbers, ["0", "2", "3", "4", "5", "6", "7", "8", "9", "70", "130"]);
+}
+
+#[test]
+fn the_version_is_the_packages() {
+    assert_eq!(kiln(["--version"]).run().stdout, format!("kiln {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn init_makes_a_spec_that_check_accepts() {
+    let made = kiln(["init", "web"]).run();
+    assert_eq!(made.stdout, "web/kiln.toml\n");
+    let check = || made.then(["check", "web"]);
+    check().fails(5).stderr_has("base.qcow2").run();
+    fs::copy(made.place().join("base.qcow2"), made.place().join("web/base.qcow2")).expect("copied");
+    let checked = check().run();
+    assert_eq!(checked.stdout, "", "there is no result but the exit code");
+    made.then(["init", "web"]).fails(8).stderr_has("never overwrites").run();
+}
+
+#[test]
+fn check_looks_at_every_spec() {
+    let kiln = Kiln::new().file("one.toml", "[image]\nname = 3\n").file("two.toml", "[[[").spec("");
+    let ended = kiln.args(["check", "one.toml", ".", "two.toml", "nowhere"]).fails(3).run();
+    for text in ["one.toml:2:8", "two.toml:1:", "nowhere", ".: ok, 0 steps"] {
+        assert!(ended.stderr.contains(text), "no {text}: {}", ended.stderr);
+    }
+    assert_eq!(ended.place().starts(), 0);
+}
+
+#[test]
+fn a_bad_spec_is_shown_with_a_caret_and_boots_nothing() {
+    let ended = Kiln::new().spec("[[step]]\nrunn = 'true'").build().fails(3).stderr_has("`run`").run();
+    assert!(ended.stderr.contains("kiln.toml:9:1") && ended.stderr.contains("^^^^"), "{}", ended.stderr);
+    assert_eq!(ended.place().starts(), 0);
+}
+
+#[test]
+fn the_plan_is_what_it_was() {
+    let kiln = Kiln::new().file("page", "a page").machine("cpus = 1").spec(STEPS);
+    let text = kiln.args(["plan", "."]).run();
+    insta::assert_snapshot!("plan-text", redact(&text.stdout, text.place()));
+    let json = text.then(["plan", ".", "--json"]).run();
+    insta::assert_snapshot!("plan-json", redact(&json.stdout, json.place()));
+    assert_eq!(text.place().starts(), 0, "planning boots nothing");
+    assert_eq!(support::names(&text.place().store()), [""; 0], "planning writes nothing");
+}
+
+#[test]
+fn the_plans_keys_are_the_manifests() {
+    let built = published();
+    let plan = json(&built.then(["plan", ".", "--json"]).run().stdout);
+    let manifest = json(&built.then(["inspect", "web", "--json"]).run().stdout);
+    assert_eq!(plan["build_key"], manifest["build_key"]);
+    assert_eq!(plan["steps"][1]["key"], manifest["steps"][1]["key"]);
+}
+
+fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+#[test]
+fn the_schema_is_the_committed_one() {
+    let committed = fs::read_to_string("docs/kiln.schema.json").expect("committed");
+    assert!(kiln(["schema"]).run().stdout == committed, "run `kiln schema >docs/kiln.schema.json`");
+}
+
+#[test]
+fn the_completions_are_valid_bash() {
+    let script = kiln(["completions", "bash"]).stdout_has("build").run();
+    let path = script.place().join("kiln.bash");
+    fs::write(&path, &script.stdout).expect("written");
+    let output = Command::new("bash").arg("-n").arg(path).output().expect("bash is installed");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for shell in ["zsh", "fish", "elvish", "powershell"] {
+        kiln(["completions", shell]).stdout_has("build").run();
+    }
+}
+
+#[test]
+fn the_manual_is_a_valid_page() {
+    let page = kiln(["man"]).stdout_has(".TH kiln").run();
+    for verb in VERBS {
+        assert!(
+            page.stdout.contains(&format!("kiln {verb}")) || page.stdout.contains(&format!("kiln\\-{verb}")),
+            "{verb}"
+        );
+    }
+    let path = page.place().join("kiln.1");
+    fs::write(&path, &page.stdout).expect("written");
+    match Command::new("mandoc").args(["-Tlint", "-W", "error"]).arg(path).output() {
+        Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout)),
+        Err(_) => eprintln!("SKIPPED: mandoc is not installed, so the manual was not checked by it"),
+    }
+}
+
+#[test]
+fn seal_names_its_operations() {
+    kiln(["seal", "--list"]).stdout_has("machine-id").stdout_has("ssh-hostkeys").run();
+}
+
+#[test]
+fn doctor_answers_with_a_finding_for_the_fake() {
+    let ended = kiln(["doctor"]).stdout_has("10.0.2").run();
+    assert_eq!(ended.place().starts(), 0);
+}
+
+#[test]
+fn a_published_image_can_be_listed_inspected_verified_and_removed() {
+    let built = published();
+    let folder = built.place().store().join("web/1");
+    assert_eq!(
+        support::names(&folder),
+        ["SHA256SUMS", "build.log", "console.log", "manifest.json", "web-1.qcow2", "web-1.raw"]
+    );
+    built.then(["list"]).stdout_has("web").stdout_has("qcow2,raw").run();
+    let listed = json(&built.then(["list", "--json"]).run().stdout);
+    assert_eq!(listed[0]["path"], folder.to_str().expect("UTF-8"));
+    built.then(["inspect", "web@1"]).stdout_has("greet").run();
+    let manifest = json(&built.then(["inspect", "web", "--json"]).run().stdout);
+    assert_eq!((&manifest["schema"], &manifest["tests"][0]["ok"]), (&1.into(), &true.into()));
+    built.then(["verify", "web"]).stdout_has("ok web-1.qcow2").stdout_has("ok web-1.raw").run();
+    let sums = Command::new("sha256sum").args(["-c", "--quiet", "SHA256SUMS"]).current_dir(&folder).status();
+    assert!(sums.expect("sha256sum is installed").success());
+    built.then(["remove", "web@1"]).run();
+    assert_eq!(built.place().published(), [""; 0]);
+    built.then(["verify", "web"]).fails(8).stderr_has("web").run();
+}
+
+#[test]
+fn the_digest_is_that_of_the_disk_in_every_format() {
+    let built = published();
+    let manifest = json(&built.then(["inspect", "web", "--json"]).run().stdout);
+    let raw = built.place().store().join("web/1/web-1.raw");
+    let digest = Command::new("sha256sum").arg(raw).output().expect("sha256sum is installed");
+    assert_eq!(manifest["disk_sha256"], String::from_utf8_lossy(&digest.stdout[..64]).as_ref());
+    let qcow2 = built.place().store().join("web/1/web-1.qcow2");
+    let unpacked = built.place().join("unpacked.raw");
+    let paths = [&qcow2, &unpacked].map(|path| path.to_str().expect("UTF-8"));
+    support::qemu_img(&["convert", "-f", "qcow2", "-O", "raw", paths[0], paths[1]]);
+    let digest = Command::new("sha256sum").arg(unpacked).output().expect("sha256sum is installed");
+    assert_eq!(manifest["disk_sha256"], String::from_utf8_lossy(&digest.stdout[..64]).as_ref());
+}
+
+#[test]
+fn a_damaged_image_is_named() {
+    let built = published();
+    let image = built.place().store().join("web/1/web-1.raw");
+    support::make_writable(&image);
+    let mut bytes = fs::read(&image).expect("published");
+    bytes[4096] ^= 1;
+    fs::write(image, bytes).expect("damaged");
+    built.then(["verify", "web"]).fails(8).stdout_has("ok web-1.qcow2").stderr_has("web-1.raw differs").run();
+}
+
+#[test]
+fn a_missing_image_is_told_with_what_there_is() {
+    let built = published();
+    built.then(["inspect", "wbe"]).fails(8).stderr_has("web").run();
+    built.then(["inspect", "web@2"]).fails(8).stderr_has("1").run();
+}
+
+#[test]
+fn progress_as_json_is_an_event_a_line() {
+    let ended = Kiln::new().file("page", "a page").spec(STEPS).build().args(["--progress", "json"]).run();
+    let events: Vec<_> = ended.stderr.lines().map(json).collect();
+    let first = events.iter().find(|event| event["event"] != "notice").expect("there are events");
+    assert_eq!(first["event"], "build-started");
+    assert_eq!(events[events.len() - 1]["event"], "build-finished");
+    assert!(events.iter().any(|event| event["event"] == "step-output" && event["line"] == "hello"));
+}
+
+#[test]
+fn quiet_is_silent_where_all_is_well() {
+    let ended = Kiln::new().file("page", "a page").spec(STEPS).build().args(["-q"]).run();
+    assert_eq!(ended.stderr, "");
+}
+
+#[test]
+fn h6_a_reader_that_has_gone_away_is_no_failure() {
+    for args in [["schema", "--quiet"], ["man", "--quiet"], ["completions", "bash"]] {
+        let (reader, writer) = pipe().expect("a pipe");
+        drop(reader);
+        let output = Command::new(env!("CARGO_BIN_EXE_kiln")).args(args).stdout(writer).stderr(Stdio::piped()).output();
+        let output = output.expect("kiln runs");
+        assert!(output.status.success(), "{args:?}: {}", output.status);
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    }
+}
+
+#[test]
+fn h14_without_a_home_the_folders_must_be_named() {
+    let homeless = |kiln: Kiln| kiln.without_env("HOME").without_env("KILN_STORE").without_env("KILN_CACHE");
+    homeless(kiln(["list"])).fails(4).stderr_has("--store").run();
+    let ended = homeless(Kiln::new().file("page", "").spec(STEPS)).args(["build", ".", "--store", "store"]);
+    ended.fails(4).stderr_has("--cache").run();
+    let ended = homeless(Kiln::new().file("page", "").spec(STEPS));
+    ended.args(["build", ".", "--store", "store", "--cache", "cache"]).run();
+}
+
+#[test]
+fn h14_xdg_folders_are_used() {
+    let kiln = Kiln::new().file("page", "").spec(STEPS).without_env("KILN_STORE").without_env("KILN_CACHE");
+    let (data, cache) = (kiln.place().join("data"), kiln.place().join("xdg-cache"));
+    let ended = kiln.env("XDG_DATA_HOME", &data).env("XDG_CACHE_HOME", &cache).build().run();
+    assert!(ended.stdout.starts_with(data.join("kiln/store").to_str().expect("UTF-8")), "{}", ended.stdout);
+    assert_eq!(support::names(&cache), ["kiln"]);
+}
+
+/// What does not change with the surroundings: the disk, its file and the key.
+fn result(place: &Place) -> (Vec<u8>, serde_json::Value) {
+    let folder = place.store().join("web/1");
+    let manifest = json(&fs::read_to_string(folder.join("manifest.json")).expect("published"));
+    (fs::read(folder.join("web-1.qcow2")).expect("published"), manifest["build_key"].clone())
+}
+
+#[test]
+fn h14_surroundings_do_not_change_the_image() {
+    let build = |change: &dyn Fn(Kiln) -> Kiln| {
+        let ended = change(Kiln::new().file("page", "a page").spec(STEPS).build()).run();
+        assert!(!ended.stderr.contains('\x1b'), "escapes without a terminal: {}", ended.stderr);
+        result(ended.place())
+    };
+    let usual = build(&|kiln| kiln);
+    let others: [&dyn Fn(Kiln) -> Kiln; 5] = [
+        &|kiln| kiln.after("umask 077"),
+        &|kiln| kiln.after("umask 000"),
+        &|kiln| kiln.env("TERM", "dumb").env("LANG", "tr_TR.UTF-8").env("TZ", "Pacific/Kiritimati"),
+        &|kiln| kiln.env("NO_COLOR", "1").args(["--progress", "bars"]),
+        &|kiln| kiln.without_env("HOME").env("LC_ALL", "xx_XX"),
+    ];
+    for (index, other) in others.iter().enumerate() {
+        assert!(build(other) == usual, "surroundings {index} change the image");
+    }
+}

@@ -1,0 +1,741 @@
+//! The disk modules against `qemu-img` and e2fsprogs as independent witnesses. Both must be installed: a test that
+//! cannot ask its witness fails.
+
+use std::fs::{self, File};
+use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use kiln::disk::chain::{Chain, Layer};
+use kiln::disk::digest::{DigestError, disk_sha256, hex, sha256_file};
+use kiln::disk::inspect::{BaseError, BaseFacts, BaseImage, Refusal};
+use kiln::disk::packages::{Package, packages};
+use kiln::disk::partition::partitions;
+use kiln::disk::qcow2::header::{Codec, HeaderError};
+use kiln::disk::qemu_img::{Image, Target, convert, create_overlay};
+use kiln::disk::tree::{Tree, TreeError, canonical};
+use kiln::error::{Fault, Kind};
+use kiln::spec::{BaseFormat, Compression, OutputFormat};
+use tempfile::TempDir;
+
+/// Runs a tool and returns what it wrote to stdout.
+#[track_caller]
+fn tool(program: &str, args: &[&str]) -> Vec<u8> {
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let output = Command::new(program).args(args).env("PATH", path).env("LC_ALL", "C").output();
+    let output = output.unwrap_or_else(|error| panic!("{program} must be installed for this test: {error}"));
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+/// A folder for one test, with names in it.
+struct Scratch(TempDir);
+
+impl Scratch {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).into_os_string().into_string().unwrap()
+    }
+
+    /// `qemu-img create -f FORMAT OPTIONS NAME 64M`
+    fn create(&self, name: &str, format: &str, options: &[&str]) -> PathBuf {
+        let path = self.text(name);
+        tool("qemu-img", &[&["create", "-q", "-f", format], options, &[&path, "64M"]].concat());
+        self.path(name)
+    }
+
+    /// A raw disk of 8 MiB: a boot signature, text that compresses, noise that does not, and holes.
+    fn raw(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        let file = File::create(&path).unwrap();
+        file.set_len(8 << 20).unwrap();
+        file.write_all_at(b"\x55\xaa", 510).unwrap();
+        file.write_all_at(&b"the quick brown fox ".repeat(30_000), 1 << 20).unwrap();
+        let mut state = 1u64;
+        let noise: Vec<u8> = (0..300_000).map(|_| next_byte(&mut state)).collect();
+        file.write_all_at(&noise, (4 << 20) + 777).unwrap();
+        file.write_all_at(b"end", (8 << 20) - 3).unwrap();
+        path
+    }
+}
+
+/// Xorshift: noise that is the same in every run.
+fn next_byte(state: &mut u64) -> u8 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    state.to_le_bytes()[3]
+}
+
+#[track_caller]
+fn facts(path: &Path, format: BaseFormat) -> BaseFacts {
+    BaseImage::open(path, format).unwrap().facts
+}
+
+#[track_caller]
+fn refused(path: &Path, format: BaseFormat) -> BaseError {
+    let error = BaseImage::open(path, format).unwrap_err();
+    assert_eq!(error.kind(), Kind::Base);
+    error
+}
+
+#[test]
+fn inspection_agrees_with_qemu_img_on_good_images() {
+    let scratch = Scratch::new();
+    let options = [
+        "cluster_size=512",
+        "cluster_size=64k",
+        "cluster_size=2M",
+        "compat=0.10",
+        "lazy_refcounts=on",
+        "refcount_bits=1",
+        "refcount_bits=64",
+        "compression_type=zstd",
+        "preallocation=metadata",
+        "preallocation=full",
+    ];
+    for (index, option) in options.into_iter().enumerate() {
+        let path = scratch.create(&format!("{index}.qcow2"), "qcow2", &["-o", option]);
+        let facts = facts(&path, BaseFormat::Qcow2);
+        let info = tool("qemu-img", &["info", "--output=json", path.to_str().unwrap()]);
+        let info: serde_json::Value = serde_json::from_slice(&info).unwrap();
+        assert_eq!(info["virtual-size"], facts.virtual_size, "{option}");
+        assert_eq!(facts.codec == Some(Codec::Zstd), option.ends_with("zstd"));
+        assert_eq!(facts.warnings.len(), usize::from(option.starts_with("lazy")), "{option}");
+    }
+    let raw = scratch.raw("disk.raw");
+    assert_eq!(facts(&raw, BaseFormat::Raw).virtual_size, 8 << 20);
+    for compression in ["zlib", "zstd"] {
+        let packed = scratch.text(compression);
+        let option = format!("compression_type={compression}");
+        tool("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", "-c", "-o", &option, raw.to_str().unwrap(), &packed]);
+        assert_eq!(facts(Path::new(&packed), BaseFormat::Qcow2).virtual_size, 8 << 20);
+    }
+}
+
+#[test]
+fn a_backing_file_of_any_spelling_is_refused() {
+    let scratch = Scratch::new();
+    let names = ["/etc/hostname", "json:{\"driver\":\"raw\"}", "nbd://127.0.0.1:9/x", "fat:/etc", "/dev/null", "x y"];
+    for name in names {
+        let path = scratch.create("overlay", "qcow2", &["-u", "-b", name, "-F", "raw"]);
+        let error = refused(&path, BaseFormat::Qcow2);
+        assert!(matches!(error.why(), Refusal::BackingFile(_)), "{name}: {error}");
+        fs::remove_file(path).unwrap();
+    }
+}
+
+#[test]
+fn images_that_are_more_than_one_disk_are_refused() {
+    let scratch = Scratch::new();
+    let data = format!("data_file={}", scratch.text("data"));
+    let header = |path: &Path| match refused(path, BaseFormat::Qcow2).why() {
+        Refusal::Header(error) => error.clone(),
+        other => panic!("{}: {other}", path.display()),
+    };
+    assert_eq!(header(&scratch.create("d1", "qcow2", &["-o", &data])), HeaderError::DataFile);
+    let raw_data = format!("{data},data_file_raw=on");
+    assert_eq!(header(&scratch.create("d2", "qcow2", &["-o", &raw_data])), HeaderError::DataFile);
+    assert_eq!(header(&scratch.create("l2", "qcow2", &["-o", "extended_l2=on"])), HeaderError::ExtendedL2);
+    let luks =
+        ["--object", "secret,id=s,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"];
+    assert_eq!(header(&scratch.create("luks", "qcow2", &luks)), HeaderError::Encrypted);
+    let snapshots = scratch.create("snapshots", "qcow2", &[]);
+    tool("qemu-img", &["snapshot", "-c", "one", snapshots.to_str().unwrap()]);
+    assert!(matches!(refused(&snapshots, BaseFormat::Qcow2).why(), Refusal::Snapshots(1)));
+}
+
+#[test]
+fn bytes_of_another_format_are_refused_whatever_the_spec_says() {
+    let scratch = Scratch::new();
+    for format in ["vmdk", "vdi", "vhdx", "vpc", "qed"] {
+        let path = scratch.create(format, format, &[]);
+        for declared in [BaseFormat::Raw, BaseFormat::Qcow2] {
+            let error = refused(&path, declared);
+            assert!(matches!(error.why(), Refusal::Mismatch { .. }), "{error}");
+            assert!(error.to_string().ends_with(&format!("the file is {format}")), "{error}");
+        }
+    }
+    let fixed = scratch.create("fixed", "vpc", &["-o", "subformat=fixed"]);
+    File::options().write(true).open(&fixed).unwrap().write_all_at(b"\x55\xaa", 510).unwrap();
+    assert!(matches!(refused(&fixed, BaseFormat::Raw).why(), Refusal::Mismatch { .. }));
+    let qcow2 = scratch.create("q", "qcow2", &[]);
+    assert!(matches!(refused(&qcow2, BaseFormat::Raw).why(), Refusal::Mismatch { .. }));
+    let raw = scratch.raw("disk.raw");
+    assert!(matches!(refused(&raw, BaseFormat::Qcow2).why(), Refusal::NotQcow2));
+    let flat = scratch.path("flat.vmdk");
+    fs::write(&flat, "# Disk DescriptorFile\nversion=1\nRW 2048 FLAT \"/etc/hostname\" 0\n").unwrap();
+    assert!(matches!(refused(&flat, BaseFormat::Raw).why(), Refusal::Mismatch { .. }));
+}
+
+#[test]
+fn a_polyglot_is_refused_under_either_name() {
+    let scratch = Scratch::new();
+    let path = scratch.create("polyglot", "qcow2", &["-o", "preallocation=full"]);
+    let file = File::options().write(true).open(&path).unwrap();
+    file.write_all_at(b"EFI PART", 512).unwrap();
+    file.write_all_at(b"CD001", 0x8001).unwrap();
+    for declared in [BaseFormat::Qcow2, BaseFormat::Raw] {
+        let error = refused(&path, declared);
+        assert!(error.to_string().contains("multiple formats"), "{error}");
+    }
+}
+
+#[test]
+fn what_is_not_a_whole_disk_is_refused_at_once() {
+    let scratch = Scratch::new();
+    let why = |path: &Path, format| match refused(path, format).why() {
+        Refusal::NotAFile(what) => (*what).to_owned(),
+        other => other.to_string(),
+    };
+    let fifo = scratch.path("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let (empty, zero, part) = (scratch.path("empty"), scratch.path("zero"), scratch.path("part"));
+    File::create(&empty).unwrap();
+    File::create(&zero).unwrap().set_len(1 << 40).unwrap();
+    fs::write(&part, b"\x55\xaa".repeat(300)).unwrap();
+    assert_eq!(why(&fifo, BaseFormat::Qcow2), "a FIFO");
+    assert_eq!(why(scratch.0.path(), BaseFormat::Raw), "a directory");
+    assert_eq!(why(Path::new("/dev/zero"), BaseFormat::Raw), "a device");
+    assert!(why(&empty, BaseFormat::Raw).contains("empty"));
+    assert!(why(&zero, BaseFormat::Raw).contains("all zero"));
+    assert!(why(&zero, BaseFormat::Qcow2).contains("does not begin"));
+    assert!(why(&part, BaseFormat::Raw).contains("600 bytes"));
+    assert!(why(&scratch.path("absent"), BaseFormat::Raw).contains("No such file"));
+}
+
+#[test]
+fn a_cut_image_is_truncated_wherever_it_is_cut() {
+    let scratch = Scratch::new();
+    let raw = scratch.raw("disk.raw");
+    for extra in [&[][..], &["-c"], &["-c", "-o", "compression_type=zstd"], &["-o", "cluster_size=4k"]] {
+        let path = scratch.text("whole.qcow2");
+        let args = [&["convert", "-f", "raw", "-O", "qcow2"], extra, &[raw.to_str().unwrap(), &path]].concat();
+        tool("qemu-img", &args);
+        let whole = fs::read(&path).unwrap();
+        facts(Path::new(&path), BaseFormat::Qcow2);
+        for eighth in 1..8 {
+            let cut = scratch.path("cut.qcow2");
+            fs::write(&cut, &whole[..whole.len() * eighth / 8]).unwrap();
+            let error = refused(&cut, BaseFormat::Qcow2);
+            assert!(error.to_string().contains("truncated"), "{error}");
+        }
+    }
+}
+
+fn chain(layers: &[(&Path, BaseFormat)]) -> Chain {
+    let open = |(path, format): &(&Path, BaseFormat)| Layer { file: File::open(path).unwrap(), format: *format };
+    Chain::open(layers.iter().map(open).collect()).unwrap()
+}
+
+/// The raw bytes of a qcow2 as `qemu-img` sees them, backing files included.
+fn as_raw(scratch: &Scratch, image: &Path) -> PathBuf {
+    let raw = scratch.text("witness.raw");
+    tool("qemu-img", &["convert", "-f", "qcow2", "-O", "raw", image.to_str().unwrap(), &raw]);
+    PathBuf::from(raw)
+}
+
+fn sha256sum(path: &Path) -> String {
+    let line = String::from_utf8(tool("sha256sum", &[path.to_str().unwrap()])).unwrap();
+    line.split(' ').next().unwrap().to_owned()
+}
+
+/// Digest, bytes and extents of a chain are what `qemu-img` makes of it.
+#[track_caller]
+fn assert_same_disk(scratch: &Scratch, layers: &[(&Path, BaseFormat)]) {
+    let disk = chain(layers);
+    let raw = as_raw(scratch, layers[0].0);
+    let digest = disk_sha256(&disk, &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!(hex(&digest), sha256sum(&raw));
+    assert_eq!(sha256_file(&File::open(&raw).unwrap()).unwrap(), digest);
+    let expected = fs::read(&raw).unwrap();
+    assert_eq!(disk.virtual_size(), expected.len() as u64);
+    let mut state = 7;
+    for _ in 0..300 {
+        let mut number = || (0..4).fold(0, |number, _| number << 8 | usize::from(next_byte(&mut state)));
+        let start = number() % expected.len();
+        let mut bytes = vec![1; (number() % 200_000).min(expected.len() - start)];
+        disk.read_at(start as u64, &mut bytes).unwrap();
+        assert!(bytes == expected[start..start + bytes.len()], "at {start}");
+    }
+    assert_extents(&disk, layers[0].0, &expected);
+}
+
+#[track_caller]
+fn assert_extents(disk: &Chain, top: &Path, expected: &[u8]) {
+    let extents: Vec<_> = disk.extents().map(Result::unwrap).collect();
+    let zero = |range: &std::ops::Range<u64>| {
+        expected[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()]
+            .iter()
+            .all(|byte| *byte == 0)
+    };
+    assert!(extents.iter().all(|extent| extent.data || zero(&extent.range)));
+    assert!(extents.windows(2).all(|pair| pair[0].range.end == pair[1].range.start && pair[0].data != pair[1].data));
+    let map = tool("qemu-img", &["map", "-f", "qcow2", "--output=json", top.to_str().unwrap()]);
+    let map: Vec<serde_json::Value> = serde_json::from_slice(&map).unwrap();
+    let data = |at: u64| {
+        let inside = |entry: &&serde_json::Value| {
+            let start = entry["start"].as_u64().unwrap();
+            (start..start + entry["length"].as_u64().unwrap()).contains(&at)
+        };
+        let entry = map.iter().find(inside).unwrap();
+        entry["data"] == true && entry["zero"] == false
+    };
+    for extent in extents {
+        assert_eq!(data(extent.range.start), extent.data, "{extent:?}");
+        assert_eq!(disk.next_data(extent.range.start).unwrap() == Some(extent.range.clone()), extent.data);
+    }
+}
+
+#[test]
+fn a_chain_reads_what_qemu_img_reads() {
+    let scratch = Scratch::new();
+    let raw = scratch.raw("base.raw");
+    let kinds: [&[&str]; 7] = [
+        &[],
+        &["-c"],
+        &["-c", "-o", "compression_type=zstd"],
+        &["-c", "-o", "compression_type=zstd,cluster_size=2M"],
+        &["-c", "-o", "cluster_size=512"],
+        &["-o", "compat=0.10,cluster_size=4k"],
+        &["-c", "-o", "compat=0.10"],
+    ];
+    for kind in kinds {
+        let base = scratch.text("base.qcow2");
+        tool("qemu-img", &[&["convert", "-f", "raw", "-O", "qcow2"], kind, &[raw.to_str().unwrap(), &base]].concat());
+        assert_same_disk(&scratch, &[(Path::new(&base), BaseFormat::Qcow2)]);
+        for (below, format) in [(scratch.path("base.qcow2"), "qcow2"), (raw.clone(), "raw")] {
+            let overlay = overlay_with_writes(&scratch, &below, format);
+            let format = if format == "raw" { BaseFormat::Raw } else { BaseFormat::Qcow2 };
+            assert_same_disk(&scratch, &[(&overlay, BaseFormat::Qcow2), (&below, format)]);
+        }
+    }
+}
+
+/// A larger overlay with data, zero clusters and discarded clusters of its own; its size is no multiple of its cluster.
+fn overlay_with_writes(scratch: &Scratch, below: &Path, format: &str) -> PathBuf {
+    let overlay = scratch.text("overlay.qcow2");
+    let below = below.to_str().unwrap();
+    tool("qemu-img", &["create", "-q", "-f", "qcow2", "-b", below, "-F", format, &overlay, "12585472"]);
+    let writes = ["write -P 7 100k 70k", "write -z 1M 256k", "write -P 9 9M 1M", "write -z 5M 100k", "discard 9M 128k"];
+    let commands = writes.iter().flat_map(|write| ["-c", *write]);
+    tool("qemu-io", &["-f", "qcow2"].into_iter().chain(commands).chain([overlay.as_str()]).collect::<Vec<_>>());
+    PathBuf::from(overlay)
+}
+
+#[test]
+fn a_chain_of_three_hides_what_a_shorter_middle_cannot_see() {
+    let scratch = Scratch::new();
+    let raw = scratch.raw("base.raw");
+    let (middle, top) = (scratch.text("middle"), scratch.text("top"));
+    tool("qemu-img", &["create", "-q", "-f", "qcow2", "-b", raw.to_str().unwrap(), "-F", "raw", &middle, "4M"]);
+    tool("qemu-img", &["create", "-q", "-f", "qcow2", "-b", &middle, "-F", "qcow2", &top, "8M"]);
+    let (middle, top) = (Path::new(&middle), Path::new(&top));
+    assert_same_disk(&scratch, &[(top, BaseFormat::Qcow2), (middle, BaseFormat::Qcow2), (&raw, BaseFormat::Raw)]);
+}
+
+#[test]
+fn a_damaged_or_stopped_chain_is_an_error() {
+    let scratch = Scratch::new();
+    let raw = scratch.raw("base.raw");
+    let packed = scratch.text("packed.qcow2");
+    tool("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", "-c", raw.to_str().unwrap(), &packed]);
+    let whole = fs::read(&packed).unwrap();
+    let disk = chain(&[(Path::new(&packed), BaseFormat::Qcow2)]);
+    let stopped = disk_sha256(&disk, &mut |_| ControlFlow::Break(()));
+    assert!(matches!(stopped, Err(DigestError::Stopped)));
+    assert!(disk.read_at(8 << 20, &mut [0]).is_err());
+    // Every 64 KiB of the file broken in turn, tables and data alike: an answer or an error, never a panic.
+    let mut errors = 0;
+    for at in (64 << 10..whole.len()).step_by(64 << 10) {
+        let mut bytes = whole.clone();
+        let end = bytes.len().min(at + 300);
+        bytes[at..end].fill(0xfe);
+        let broken = scratch.path("broken.qcow2");
+        fs::write(&broken, bytes).unwrap();
+        let layer = Layer { file: File::open(&broken).unwrap(), format: BaseFormat::Qcow2 };
+        let digest = Chain::open(vec![layer]).map(|disk| disk_sha256(&disk, &mut |_| ControlFlow::Continue(())));
+        errors += usize::from(!matches!(digest, Ok(Ok(_))));
+    }
+    assert!(errors > 3, "{errors}");
+}
+
+/// Runs on a current-thread runtime, as the binary does.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+#[test]
+fn an_overlay_converts_to_every_format_with_the_same_disk_and_the_same_bytes() {
+    let scratch = Scratch::new();
+    let folder = scratch.path("a,b: c=d");
+    fs::create_dir(&folder).unwrap();
+    let base = folder.join("base,x.raw");
+    fs::rename(scratch.raw("base.raw"), &base).unwrap();
+    let overlay = folder.join("over,lay");
+    let below = Image { path: &base, format: BaseFormat::Raw };
+    block_on(create_overlay(&overlay, below, 12 << 20)).unwrap();
+    tool("qemu-io", &["-f", "qcow2", "-c", "write -P 7 9M 1M", overlay.to_str().unwrap()]);
+    let disk = chain(&[(&overlay, BaseFormat::Qcow2), (&base, BaseFormat::Raw)]);
+    let digest = disk_sha256(&disk, &mut |_| ControlFlow::Continue(())).unwrap();
+    let graph = [Image { path: &overlay, format: BaseFormat::Qcow2 }, below];
+    let outputs = [
+        (OutputFormat::Qcow2, Compression::Zstd),
+        (OutputFormat::Qcow2, Compression::Zlib),
+        (OutputFormat::Qcow2, Compression::None),
+        (OutputFormat::Raw, Compression::None),
+    ];
+    for (format, compression) in outputs {
+        let (first, second) = (folder.join("first"), folder.join("second"));
+        for path in [&first, &second] {
+            let mut seen = vec![];
+            block_on(convert(&graph, Target { path, format, compression }, |done| seen.push(done))).unwrap();
+            assert!(seen.is_sorted() && seen.last() == Some(&1.0), "{seen:?}");
+        }
+        assert!(fs::read(&first).unwrap() == fs::read(&second).unwrap(), "{format:?} {compression:?}");
+        let read_as = if format == OutputFormat::Raw { BaseFormat::Raw } else { BaseFormat::Qcow2 };
+        let converted = chain(&[(&first, read_as)]);
+        assert_eq!(disk_sha256(&converted, &mut |_| ControlFlow::Continue(())).unwrap(), digest);
+        assert_eq!(facts(&first, read_as).virtual_size, 12 << 20);
+    }
+}
+
+#[test]
+fn a_raw_guest_disk_with_a_qcow2_header_stays_raw() {
+    let scratch = Scratch::new();
+    let canary = scratch.path("canary");
+    fs::write(&canary, b"secret of the host".repeat(1000)).unwrap();
+    let hostile = scratch.create("hostile", "qcow2", &["-u", "-F", "raw", "-b", canary.to_str().unwrap()]);
+    let out = scratch.path("out.raw");
+    let graph = [Image { path: &hostile, format: BaseFormat::Raw }];
+    let target = Target { path: &out, format: OutputFormat::Raw, compression: Compression::None };
+    block_on(convert(&graph, target, |_| ())).unwrap();
+    let bytes = fs::read(&out).unwrap();
+    assert!(bytes.starts_with(b"QFI\xfb"));
+    assert!(!bytes.windows(18).any(|window| window == b"secret of the host"));
+}
+
+#[test]
+fn a_failed_conversion_says_why_and_leaves_nothing() {
+    let scratch = Scratch::new();
+    let (source, out) = (scratch.raw("source"), scratch.path("out"));
+    let graph = [Image { path: &source, format: BaseFormat::Qcow2 }];
+    let target = Target { path: &out, format: OutputFormat::Qcow2, compression: Compression::None };
+    let error = block_on(convert(&graph, target, |_| ())).unwrap_err();
+    assert!(error.to_string().contains("Image is not in qcow2 format"), "{error}");
+    assert_eq!(error.kind(), Kind::Output);
+    assert!(!out.exists());
+}
+
+#[test]
+fn a_dropped_conversion_kills_qemu_img() {
+    let scratch = Scratch::new();
+    let source = scratch.path("source.raw");
+    let file = File::create(&source).unwrap();
+    let mut state = 3;
+    let noise: Vec<u8> = (0..4 << 20).map(|_| next_byte(&mut state)).collect();
+    for piece in 0..48 {
+        file.write_all_at(&noise, piece * (4 << 20)).unwrap();
+    }
+    let out = scratch.path("out.qcow2");
+    let graph = [Image { path: &source, format: BaseFormat::Raw }];
+    let target = Target { path: &out, format: OutputFormat::Qcow2, compression: Compression::Zlib };
+    block_on(async {
+        let (started, mut first_progress) = tokio::sync::mpsc::unbounded_channel();
+        let conversion = convert(&graph, target, move |done| started.send(done).unwrap());
+        tokio::select! {
+            result = conversion => panic!("over before it could be dropped: {result:?}"),
+            _ = first_progress.recv() => {}
+        }
+    });
+    let name = out.to_str().unwrap();
+    let running = || {
+        let processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path().join("cmdline"));
+        processes.filter_map(|path| fs::read(path).ok()).any(|line| String::from_utf8_lossy(&line).contains(name))
+    };
+    let began = std::time::Instant::now();
+    while running() {
+        assert!(began.elapsed().as_secs() < 5, "qemu-img still runs");
+        std::thread::yield_now();
+    }
+}
+
+/// A tree with everything a file system treats specially, made in a folder of the host.
+fn source_tree(folder: &Path) {
+    use std::os::unix::ffi::OsStrExt;
+    let write = |name: &str, content: &[u8]| fs::write(folder.join(name), content).unwrap();
+    for name in ["etc", "usr/lib", "many", "deep/er/est", "var/lib/dpkg", "a"] {
+        fs::create_dir_all(folder.join(name)).unwrap();
+    }
+    write("usr/lib/os-release", b"ID=test\n");
+    write("a/x", b"x");
+    write("a-b", b"sorted after a/x");
+    write("empty", b"");
+    write("tiny", b"fits into an inode");
+    write("hundred", &b"more than sixty bytes, less than an inode. ".repeat(2));
+    write("big", &b"0123456789abcdef".repeat(20_000));
+    write(&"n".repeat(255), b"the longest name");
+    fs::write(folder.join(std::ffi::OsStr::from_bytes(b"not \xff utf-8\\")), b"?").unwrap();
+    let status = "Package: zsh\nStatus: install ok installed\nArchitecture: amd64\nVersion: 5.9\n";
+    write("var/lib/dpkg/status", status.as_bytes());
+    (0..700).for_each(|index| write(&format!("many/file with a longer name {index}"), index.to_string().as_bytes()));
+    std::os::unix::fs::symlink("../usr/lib/os-release", folder.join("etc/os-release")).unwrap();
+    std::os::unix::fs::symlink("/".repeat(150), folder.join("long-link")).unwrap();
+    fs::hard_link(folder.join("big"), folder.join("deep/er/est/same")).unwrap();
+    let holes = File::create(folder.join("holes")).unwrap();
+    // Ends in data: mke2fs 1.47.0 forgets a hole at the end where it uses inline_data.
+    holes.write_all_at(b"end", (5 << 20) - 3).unwrap();
+    (0..400).for_each(|index| holes.write_all_at(&[1; 900], index * 12_288).unwrap());
+    for (name, mode) in [("tiny", 0o4711), ("a", 0o1777), ("empty", 0o400)] {
+        fs::set_permissions(folder.join(name), std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    }
+}
+
+/// The canonical lines of a folder of the host, read with nothing but the host's own calls.
+fn host_lines(root: &Path, folder: &Path, lines: &mut Vec<String>) {
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::MetadataExt;
+    let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    names.sort_by(|one, other| one.file_name().unwrap().as_bytes().cmp(other.file_name().unwrap().as_bytes()));
+    let escape = |bytes: &[u8]| -> String {
+        let one = |byte: &u8| match byte {
+            0x21..=0x7e if *byte != b'\\' => char::from(*byte).to_string(),
+            _ => format!("\\x{byte:02x}"),
+        };
+        bytes.iter().map(one).collect()
+    };
+    for path in names {
+        let facts = fs::symlink_metadata(&path).unwrap();
+        let (kind, rest) = match facts.file_type() {
+            kind if kind.is_dir() => ("dir", String::new()),
+            kind if kind.is_symlink() => {
+                ("link", format!(" to={}", escape(fs::read_link(&path).unwrap().as_os_str().as_bytes())))
+            }
+            _ => {
+                let digest = sha256_file(&File::open(&path).unwrap()).unwrap();
+                ("file", format!(" size={} sha256={}", facts.len(), hex(&digest)))
+            }
+        };
+        let name = escape(&[b"/", path.strip_prefix(root).unwrap().as_os_str().as_bytes()].concat());
+        let (mode, uid, gid) = (facts.mode() & 0o7777, facts.uid(), facts.gid());
+        lines.push(format!("path={name} type={kind} mode={mode:04o} owner={uid}:{gid}{rest}\n"));
+        if facts.is_dir() {
+            host_lines(root, &path, lines);
+        }
+    }
+}
+
+/// The canonical lines of a disk, without the root directory and `lost+found`, which only `mkfs` makes.
+fn tree_lines(tree: &Tree) -> Vec<String> {
+    let mut lines = Vec::new();
+    tree.walk(&mut |entry| {
+        if entry.path != b"/" && entry.path != b"/lost+found" {
+            lines.push(canonical(entry));
+        }
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    lines
+}
+
+fn make_ext4(scratch: &Scratch, name: &str, size: &str, options: &[&str], folder: &Path) -> PathBuf {
+    let path = scratch.text(name);
+    let source = ["-d", folder.to_str().unwrap(), &path, size];
+    tool("mke2fs", &[&["-q", "-F"], options, &source].concat());
+    scratch.path(name)
+}
+
+#[test]
+fn every_kind_of_ext_file_system_is_read_as_it_was_written() {
+    let scratch = Scratch::new();
+    let folder = scratch.path("tree");
+    source_tree(&folder);
+    let mut expected = Vec::new();
+    host_lines(&folder, &folder, &mut expected);
+    let kinds: [&[&str]; 7] = [
+        &["-t", "ext4", "-b", "4096"],
+        &["-t", "ext4", "-b", "1024", "-O", "^64bit"],
+        &["-t", "ext4", "-O", "inline_data", "-I", "256"],
+        &["-t", "ext4", "-O", "bigalloc,large_dir,casefold,metadata_csum_seed"],
+        &["-t", "ext4", "-O", "^flex_bg", "-g", "2048", "-b", "1024"],
+        &["-t", "ext3", "-b", "1024"],
+        &["-t", "ext2", "-I", "128"],
+    ];
+    for kind in kinds {
+        let image = make_ext4(&scratch, "fs", "48M", kind, &folder);
+        let disk = chain(&[(&image, BaseFormat::Raw)]);
+        let tree = Tree::open(&disk).unwrap();
+        assert!(tree.is_clean(), "{kind:?}");
+        for (line, expected) in tree_lines(&tree).iter().zip(&expected) {
+            assert_eq!(line, expected, "{kind:?}");
+        }
+        assert_eq!(tree_lines(&tree).len(), expected.len(), "{kind:?}");
+        let zsh = Package { name: "zsh".into(), version: "5.9".into(), arch: "amd64".into() };
+        assert_eq!(packages(&tree).unwrap(), Some(vec![zsh]));
+        assert_eq!(tree.read("/etc/os-release", 100).unwrap().unwrap(), b"ID=test\n");
+    }
+}
+
+#[test]
+fn what_only_root_can_make_is_read_too() {
+    let scratch = Scratch::new();
+    let folder = scratch.path("tree");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("file"), "content").unwrap();
+    let image = make_ext4(&scratch, "fs", "4M", &["-t", "ext4"], &folder);
+    let long = "v".repeat(700);
+    fs::write(scratch.path("long"), &long).unwrap();
+    let commands = [
+        "mknod null c 1 3".to_owned(),
+        "mknod disk b 259 3000".to_owned(),
+        "mknod pipe p".to_owned(),
+        "sif file uid 70000".to_owned(),
+        "sif file gid 4000000000".to_owned(),
+        "sif file mtime 20400102030405".to_owned(),
+        "ea_set file user.short abc".to_owned(),
+        format!("ea_set -f {} file security.long", scratch.text("long")),
+    ];
+    let script = scratch.text("script");
+    fs::write(&script, commands.join("\n")).unwrap();
+    tool("debugfs", &["-w", "-f", &script, image.to_str().unwrap()]);
+    let disk = chain(&[(&image, BaseFormat::Raw)]);
+    let tree = Tree::open(&disk).unwrap();
+    let digest = "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73";
+    let value = hex(long.as_bytes());
+    let expected = [
+        "path=/disk type=block mode=0000 owner=0:0 device=259:3000\n".to_owned(),
+        format!(
+            "path=/file type=file mode=0644 owner=70000:4000000000 size=7 sha256={digest} \
+             xattr:security.long={value} xattr:user.short=616263\n"
+        ),
+        "path=/null type=char mode=0000 owner=0:0 device=1:3\n".to_owned(),
+        "path=/pipe type=fifo mode=0000 owner=0:0\n".to_owned(),
+    ];
+    fs::set_permissions(folder.join("file"), std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    assert_eq!(tree_lines(&tree), expected);
+    let mut seconds = 0;
+    tree.walk(&mut |entry| {
+        seconds = seconds.max(entry.modified.seconds);
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!(seconds, 2_209_086_245, "after 2038");
+}
+
+#[test]
+fn a_file_system_that_was_not_unmounted_says_so() {
+    let scratch = Scratch::new();
+    let folder = scratch.path("tree");
+    fs::create_dir(&folder).unwrap();
+    for command in ["ssv state 0", "ssv state 3", "ssv last_orphan 12", "feature needs_recovery"] {
+        let image = make_ext4(&scratch, "fs", "4M", &["-t", "ext4"], &folder);
+        tool("debugfs", &["-w", "-R", command, image.to_str().unwrap()]);
+        let disk = chain(&[(&image, BaseFormat::Raw)]);
+        assert!(!Tree::open(&disk).unwrap().is_clean(), "{command}");
+    }
+    let image = make_ext4(&scratch, "fs", "4M", &["-t", "ext4", "-O", "encrypt"], &folder);
+    let error = Tree::open(&chain(&[(&image, BaseFormat::Raw)])).unwrap_err();
+    assert!(matches!(&error, TreeError::FileSystem(error) if error.to_string().contains("encrypt")), "{error}");
+}
+
+#[test]
+fn the_root_is_found_among_partitions_and_the_digest_depends_on_content_alone() {
+    let scratch = Scratch::new();
+    let (root, data) = (scratch.path("root"), scratch.path("data"));
+    source_tree(&root);
+    fs::create_dir(&data).unwrap();
+    fs::write(data.join("data"), "no system here").unwrap();
+    let mut digests = Vec::new();
+    for (label, block, types) in [("gpt", "4096", ["L", "U", "L"]), ("dos", "1024", ["83", "ef", "83"])] {
+        let image = scratch.path("disk");
+        let file = File::create(&image).unwrap();
+        file.set_len(150 << 20).unwrap();
+        let [first, second, third] = types;
+        let script = format!(
+            "label: {label}\nstart=2048,size=131072,type={first}\nstart=133120,size=2048,type={second}\n\
+             start=135168,size=131072,type={third}\n"
+        );
+        fs::write(scratch.path("script"), script).unwrap();
+        let command = format!("sfdisk -q {} < {}", scratch.text("disk"), scratch.text("script"));
+        tool("sh", &["-c", &command]);
+        for (sectors, size, folder) in [(2048, "64M", &data), (135_168, "48M", &root)] {
+            let fs_image = make_ext4(&scratch, "fs", size, &["-t", "ext4", "-b", block], folder);
+            file.write_all_at(&fs::read(fs_image).unwrap(), sectors * 512).unwrap();
+        }
+        let disk = chain(&[(&image, BaseFormat::Raw)]);
+        let found: Vec<_> = partitions(&disk).unwrap().iter().map(|part| (part.number, part.start / 512)).collect();
+        assert_eq!(found, [(1, 2048), (2, 133_120), (3, 135_168)]);
+        let tree = Tree::open(&disk).unwrap();
+        assert!(tree.read("/usr/lib/os-release", 100).unwrap().is_some());
+        digests.push(tree.content_sha256().unwrap());
+    }
+    assert_eq!(digests[0], digests[1]);
+    fs::write(root.join("a/x"), "y").unwrap();
+    let changed = make_ext4(&scratch, "fs", "48M", &["-t", "ext4"], &root);
+    let changed = chain(&[(&changed, BaseFormat::Raw)]);
+    assert_ne!(Tree::open(&changed).unwrap().content_sha256().unwrap(), digests[0]);
+}
+
+#[test]
+fn a_damaged_file_system_is_an_answer_or_an_error() {
+    let scratch = Scratch::new();
+    let folder = scratch.path("tree");
+    fs::create_dir_all(folder.join("a/b")).unwrap();
+    for index in 0..60 {
+        fs::write(folder.join(format!("a/{index}")), index.to_string().repeat(40)).unwrap();
+    }
+    let (mut refused, mut read) = (0, 0);
+    for kind in
+        [&["-t", "ext4", "-b", "1024", "-O", "inline_data", "-N", "96"][..], &["-t", "ext2", "-b", "1024", "-N", "96"]]
+    {
+        let image = make_ext4(&scratch, "fs", "1M", kind, &folder);
+        let whole = fs::read(&image).unwrap();
+        let mut state = 5;
+        for _ in 0..150 {
+            let mut bytes = whole.clone();
+            for _ in 0..24 {
+                let mut number = || (0..3).fold(0, |number, _| number << 8 | usize::from(next_byte(&mut state)));
+                let (at, byte) = (1024 + number() % (160 << 10), number());
+                bytes[at] = byte.to_le_bytes()[0];
+            }
+            let broken = scratch.path("broken");
+            fs::write(&broken, bytes).unwrap();
+            let disk = chain(&[(&broken, BaseFormat::Raw)]);
+            let result = Tree::open(&disk).and_then(|tree| tree.content_sha256());
+            refused += usize::from(result.is_err());
+            read += usize::from(result.is_ok());
+        }
+    }
+    assert!(refused > 20 && read > 20, "{refused} {read}");
+}
+
+#[test]
+fn qemu_img_opens_every_mutated_header_that_inspection_accepts() {
+    let scratch = Scratch::new();
+    let whole = fs::read(scratch.create("q", "qcow2", &[])).unwrap();
+    let mutated = scratch.path("mutated");
+    let (mut state, mut accepted, mut refused) = (11, 0, 0);
+    for _ in 0..200 {
+        let mut bytes = whole.clone();
+        let at = 4 + usize::from(next_byte(&mut state)) % 108;
+        bytes[at] = 1 << (next_byte(&mut state) % 8);
+        fs::write(&mutated, &bytes).unwrap();
+        let Ok(image) = BaseImage::open(&mutated, BaseFormat::Qcow2) else {
+            refused += 1;
+            continue;
+        };
+        let info = tool("qemu-img", &["info", "-f", "qcow2", "--output=json", mutated.to_str().unwrap()]);
+        let info: serde_json::Value = serde_json::from_slice(&info).unwrap();
+        assert_eq!(info["virtual-size"], image.facts.virtual_size, "byte {at}");
+        accepted += 1;
+    }
+    assert!(accepted > 20 && refused > 20, "{accepted} {refused}");
+}

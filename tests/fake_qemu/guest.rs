@@ -1,0 +1,401 @@
+//! The agent's end of the conversation, over a file system that is a map in memory.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use kiln::seed::INSTANCE_ID;
+use kiln::wire::code::{Code, Fields};
+use kiln::wire::message::{Facts, Origin};
+use kiln::wire::tree::{Decoder, Encoder, Entry, Head, Item, Kind, Layout, Totals};
+use kiln::wire::{
+    BUILD, Class, ExecRequest, Exit, Frame, Hidden, MAGIC, MAX_DATA, Message, Splitter, WINDOW, put_frame,
+};
+use nix::sys::signal::{Signal, raise};
+
+use super::machine::Machine;
+use super::script::{self, Does, Fault};
+
+/// Between two hellos, as the agent has it.
+const TICK: Duration = Duration::from_millis(300);
+
+/// Boots, talks and ends as `mode` says.
+pub fn live(machine: &Machine, port: &UnixStream, mut console: UnixStream, mode: &str) {
+    match mode {
+        "never-boots" => return hold(port),
+        "login-prompt" => {
+            let _ = console.write_all(b"\r\nDebian GNU/Linux 12 fake ttyS0\r\n\r\nfake login: ");
+            return hold(port);
+        }
+        "boot-loop" => {
+            (0..8).for_each(|_| machine.reset());
+            return hold(port);
+        }
+        "panics-at-boot" => {
+            let _ = console.write_all(b"\r\nKernel panic - not syncing: VFS: Unable to mount root fs\r\n");
+            machine.panic();
+            return hold(port);
+        }
+        "garbage" => {
+            // Noise of an earlier boot, and a magic that leads nowhere.
+            let _ =
+                port.try_clone().and_then(|mut port| port.write_all(&[&[0xff; 3000][..], &MAGIC, b"\x01"].concat()));
+        }
+        _ => {}
+    }
+    let mut guest = Guest {
+        machine,
+        port,
+        console,
+        mode: mode.to_owned(),
+        boots: 1,
+        welcomed: false,
+        files: BTreeMap::new(),
+        execs: BTreeMap::new(),
+        uploads: BTreeMap::new(),
+        hanging: None,
+        flood: None,
+    };
+    // The port is closed by kiln's end, or by a fault that closes it on purpose; the monitor decides when QEMU ends.
+    let _ = guest.converse();
+}
+
+/// Keeps the port open, and says nothing on it.
+fn hold(mut port: &UnixStream) {
+    let _ = io::copy(&mut port, &mut io::sink());
+}
+
+struct Guest<'a> {
+    machine: &'a Machine,
+    port: &'a UnixStream,
+    console: UnixStream,
+    mode: String,
+    boots: u32,
+    welcomed: bool,
+    files: BTreeMap<String, Vec<u8>>,
+    execs: BTreeMap<u32, Vec<u8>>,
+    uploads: BTreeMap<u32, Vec<u8>>,
+    /// A command that waits for its time-out.
+    hanging: Option<(u32, Option<Instant>)>,
+    /// A command that writes without end.
+    flood: Option<Flood>,
+}
+
+struct Flood {
+    stream: u32,
+    left: usize,
+    credit: usize,
+}
+
+impl Guest<'_> {
+    fn converse(&mut self) -> io::Result<()> {
+        let mut splitter = Splitter::new();
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            if !self.welcomed {
+                self.hello()?;
+            }
+            self.end_hanging()?;
+            self.port.set_read_timeout(Some(TICK))?;
+            match self.port.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(n) => splitter.push(&buffer[..n]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) => return Err(error),
+            }
+            while let Some(Frame { stream, message }) = splitter.next_frame().map_err(io::Error::other)? {
+                if matches!(message, Message::Welcome { .. }) {
+                    splitter.trust();
+                }
+                self.answer(stream, message)?;
+            }
+        }
+    }
+
+    fn hello(&mut self) -> io::Result<()> {
+        let instance = if self.mode == "other-instance" { "i-0123456789" } else { INSTANCE_ID };
+        let facts = Facts {
+            boot_id: format!("boot-{}", self.boots),
+            instance_id: Some(instance.to_owned()),
+            os: "Fake OS 1".to_owned(),
+            os_id: "fake".to_owned(),
+            kernel: "6.1.0-fake".to_owned(),
+            arch: "x86_64".to_owned(),
+            clock: 1_700_000_000_000_000_000,
+            systemd: true,
+            start: u64::from(self.boots),
+        };
+        let mut bytes = Vec::new();
+        put_frame(0, &Message::Hello { origin: Origin, facts }, &mut bytes);
+        if self.mode == "wrong-build" {
+            let at = bytes.windows(BUILD.len()).position(|window| window == BUILD.as_bytes()).expect("it is in there");
+            bytes[at..at + BUILD.len()].copy_from_slice("0".repeat(BUILD.len()).as_bytes());
+        }
+        let mut port = self.port;
+        port.write_all(&bytes)
+    }
+
+    fn say(&self, stream: u32, message: &Message) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        put_frame(stream, message, &mut bytes);
+        let mut port = self.port;
+        port.write_all(&bytes)
+    }
+
+    fn answer(&mut self, stream: u32, message: Message) -> io::Result<()> {
+        match message {
+            Message::Welcome { nonce, .. } => {
+                self.welcomed = true;
+                self.say(0, &Message::Ready { nonce })
+            }
+            Message::Ping { token } => self.say(stream, &Message::Pong { token }),
+            Message::SetClock { .. } => self.say(stream, &Message::Done { entries: 0, bytes: 0 }),
+            Message::Exec { part, last } => self.exec(stream, &part.0, last),
+            Message::Upload {} => {
+                self.uploads.insert(stream, Vec::new());
+                Ok(())
+            }
+            Message::Data { bytes } => self.upload(stream, &bytes.0),
+            Message::Unpack { serial } => self.unpack(stream, &serial),
+            Message::Fetch { path } => self.fetch(stream, &String::from_utf8_lossy(&path)),
+            Message::Bye {} => self.bye(stream),
+            Message::Credit { bytes } => self.pour(bytes as usize),
+            _ => Ok(()),
+        }
+    }
+
+    fn bye(&mut self, stream: u32) -> io::Result<()> {
+        super::log("bye");
+        match &*self.mode {
+            "silent-bye" => return Ok(()),
+            "dies-at-bye" => {
+                let _ = raise(Signal::SIGKILL);
+            }
+            _ => {}
+        }
+        self.say(stream, &Message::Bye {})?;
+        if self.mode != "ignores-power-off" {
+            self.machine.power_off();
+        }
+        Ok(())
+    }
+
+    fn exec(&mut self, stream: u32, part: &[u8], last: bool) -> io::Result<()> {
+        let whole = self.execs.entry(stream).or_default();
+        whole.extend_from_slice(part);
+        if !last {
+            return Ok(());
+        }
+        let whole = self.execs.remove(&stream).unwrap_or_default();
+        let request = ExecRequest::get(&mut Fields::new(&whole)).map_err(io::Error::other)?;
+        let argv: Vec<&str> = request.argv.iter().map(String::as_str).collect();
+        match &argv[..] {
+            ["sh", "-eu", "-c", script] => self.step(stream, script, &request),
+            ["sh", "-c", script] if script.contains("reboot") => {
+                self.reboot();
+                Ok(())
+            }
+            ["sh", "-c", script] if script.contains("df ") => {
+                self.say(stream, &Message::Stdout { bytes: b"1000000\n".to_vec() })?;
+                self.exited(stream, Exit::Code { code: 0 })
+            }
+            ["sh", "-c", _] => self.exited(stream, Exit::Code { code: 0 }),
+            ["sh", "-u", "-c", _, "seal", operations @ ..] => self.seal(stream, operations),
+            [file, ..] => match self.files.get(*file).cloned() {
+                Some(content) => self.step(stream, &String::from_utf8_lossy(&content), &request),
+                None => self.exited(
+                    stream,
+                    Exit::NotStarted { text: format!("cannot run `{file}`: No such file or directory") },
+                ),
+            },
+            [] => Err(io::Error::other("a command without a program")),
+        }
+    }
+
+    /// Sealing is only ever written down.
+    fn seal(&mut self, stream: u32, operations: &[&str]) -> io::Result<()> {
+        super::log(&format!("seal {}", operations.join(" ")));
+        if self.mode == "seal-fails" {
+            self.say(stream, &Message::Stderr { bytes: b"seal: logfiles failed\n".to_vec() })?;
+            return self.exited(stream, Exit::Code { code: 1 });
+        }
+        self.exited(stream, Exit::Code { code: 0 })
+    }
+
+    fn exited(&mut self, stream: u32, exit: Exit) -> io::Result<()> {
+        self.say(stream, &Message::Exited { exit })
+    }
+
+    fn step(&mut self, stream: u32, text: &str, request: &ExecRequest) -> io::Result<()> {
+        super::log(&format!("step {}", text.lines().next().unwrap_or_default()));
+        let does = script::run(text, request, |path| self.files.get(path).cloned());
+        if let Does::Ends(out, _) | Does::Hangs(out, _) | Does::Fault(out, _) = &does {
+            out.iter().try_for_each(|message| self.say(stream, message))?;
+        }
+        match does {
+            Does::Ends(_, exit) => self.exited(stream, exit),
+            Does::Hangs(_, timeout) => {
+                self.hanging = Some((stream, timeout.map(|timeout| Instant::now() + timeout)));
+                Ok(())
+            }
+            Does::Floods(left) => {
+                self.flood = Some(Flood { stream, left, credit: 0 });
+                self.pour(WINDOW)
+            }
+            Does::Fault(_, fault) => self.suffer(stream, fault),
+        }
+    }
+
+    /// Goes on with the flood, as far as there is credit.
+    fn pour(&mut self, more: usize) -> io::Result<()> {
+        let Some(Flood { stream, mut left, credit }) = self.flood.take() else { return Ok(()) };
+        let mut credit = credit + more;
+        while left.min(credit) > 0 {
+            let bytes = vec![b'x'; left.min(credit).min(MAX_DATA)];
+            (left, credit) = (left - bytes.len(), credit - bytes.len());
+            self.say(stream, &Message::Stdout { bytes })?;
+        }
+        if left == 0 {
+            return self.exited(stream, Exit::Code { code: 0 });
+        }
+        self.flood = Some(Flood { stream, left, credit });
+        Ok(())
+    }
+
+    fn suffer(&mut self, stream: u32, fault: Fault) -> io::Result<()> {
+        match fault {
+            Fault::Panic => {
+                self.console.write_all(b"Kernel panic - not syncing: sysrq triggered crash\r\n")?;
+                self.machine.panic();
+            }
+            Fault::Reboot => self.reboot(),
+            Fault::PowerOff => self.machine.power_off(),
+            Fault::DiskFull => self.machine.disk_full(),
+            Fault::Stop => self.machine.stop(),
+            Fault::Killed => drop(raise(Signal::SIGKILL)),
+            Fault::HalfFrame => {
+                let mut bytes = Vec::new();
+                put_frame(stream, &Message::Stdout { bytes: vec![b'x'; 1000] }, &mut bytes);
+                self.port.write_all(&bytes[..500])?;
+                self.port.shutdown(Shutdown::Both)?;
+            }
+            Fault::Garbage => self.port.write_all(&[0xfe; 64])?,
+            Fault::AgentDies => self.restart(),
+        }
+        Ok(())
+    }
+
+    fn reboot(&mut self) {
+        super::log("reboot");
+        self.machine.reset();
+        self.restart();
+    }
+
+    fn restart(&mut self) {
+        self.boots += 1;
+        self.welcomed = false;
+        self.hanging = None;
+    }
+
+    fn end_hanging(&mut self) -> io::Result<()> {
+        match self.hanging {
+            Some((stream, Some(deadline))) if Instant::now() >= deadline => {
+                self.hanging = None;
+                self.exited(stream, Exit::TimedOut {})
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Content arrives in pieces; the tree says itself where it ends.
+    fn upload(&mut self, stream: u32, bytes: &[u8]) -> io::Result<()> {
+        let Some(received) = self.uploads.get_mut(&stream) else { return Ok(()) };
+        received.extend_from_slice(bytes);
+        let unpacked = unpack(&received[..]);
+        self.say(stream, &Message::Credit { bytes: u32::try_from(bytes.len()).expect("a frame's worth") })?;
+        match unpacked {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
+            unpacked => {
+                self.uploads.remove(&stream);
+                self.unpacked(stream, unpacked)
+            }
+        }
+    }
+
+    fn unpack(&mut self, stream: u32, serial: &str) -> io::Result<()> {
+        let disk = self.machine.disk(serial).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound));
+        let unpacked = disk.and_then(std::fs::File::open).and_then(|file| unpack(BufReader::new(file)));
+        self.unpacked(stream, unpacked)
+    }
+
+    fn unpacked(&mut self, stream: u32, unpacked: io::Result<(BTreeMap<String, Vec<u8>>, Totals)>) -> io::Result<()> {
+        match unpacked {
+            Ok(_) if self.mode == "no-space" => self.failed(stream, Class::NoSpace {}, "/: No space left on device"),
+            Ok((files, Totals { entries, bytes })) => {
+                self.files.extend(files);
+                self.say(stream, &Message::Done { entries, bytes })
+            }
+            Err(error) => self.failed(stream, Class::System {}, &error.to_string()),
+        }
+    }
+
+    fn failed(&mut self, stream: u32, class: Class, text: &str) -> io::Result<()> {
+        self.say(stream, &Message::Failed { class, text: text.to_owned() })
+    }
+
+    fn fetch(&mut self, stream: u32, path: &str) -> io::Result<()> {
+        let Some(content) = self.files.get(path).cloned() else {
+            return self.failed(stream, Class::NotFound {}, &format!("{path}: No such file or directory"));
+        };
+        let mut bytes = Vec::new();
+        let Totals { entries, bytes: total } = pack(&content, &mut bytes)?;
+        self.say(stream, &Message::Data { bytes: Hidden(bytes) })?;
+        self.say(stream, &Message::Done { entries, bytes: total })
+    }
+}
+
+/// The files of a tree, by their whole paths in the guest.
+fn unpack(bytes: impl io::BufRead) -> io::Result<(BTreeMap<String, Vec<u8>>, Totals)> {
+    let (mut tree, head) = Decoder::new(bytes)?;
+    let mut files = BTreeMap::new();
+    let mut current = String::new();
+    loop {
+        match tree.next_item()? {
+            Item::Entry(Entry { path, kind, .. }) => {
+                current = place(&head, &path);
+                if let Kind::File { .. } = kind {
+                    files.insert(current.clone(), Vec::new());
+                }
+            }
+            Item::Data { .. } => loop {
+                let piece = tree.content()?.to_vec();
+                if piece.is_empty() {
+                    break;
+                }
+                tree.consume(piece.len());
+                files.entry(current.clone()).or_default().extend(piece);
+            },
+            Item::End(totals) => return Ok((files, totals)),
+        }
+    }
+}
+
+fn place(head: &Head, path: &[u8]) -> String {
+    let name = if head.into && !head.contents { &head.name[..] } else { b"" };
+    let parts = [&head.to[..], name, path].map(String::from_utf8_lossy);
+    parts.iter().filter(|part| !part.is_empty()).map(AsRef::as_ref).collect::<Vec<_>>().join("/")
+}
+
+fn pack(content: &[u8], out: &mut Vec<u8>) -> io::Result<Totals> {
+    let head = Head { to: Vec::new(), name: Vec::new(), into: false, contents: false, owner: None };
+    let mut tree = Encoder::new(out, Layout::Packed, head)?;
+    let kind = Kind::File { size: content.len() as u64 };
+    tree.entry(Entry { path: Vec::new(), mode: 0o644, mtime: 1_700_000_000_000_000_000, xattrs: Vec::new(), kind })?;
+    if !content.is_empty() {
+        tree.data(0, content.len() as u64)?;
+        tree.content(content)?;
+    }
+    tree.finish()
+}

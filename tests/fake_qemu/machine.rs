@@ -1,0 +1,126 @@
+//! The monitor's end: a greeting, an answer to each command, events.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::process::exit;
+use std::sync::Mutex;
+use std::sync::mpsc::Sender;
+
+use serde_json::{Value, json};
+
+/// What QEMU says first, as version 10.0.2 does.
+const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": "Debian 1:10.0.2+ds-2"}, "capabilities": ["oob"]}}"#;
+
+/// The machine as the monitor shows it.
+pub struct Machine {
+    monitor: UnixStream,
+    /// Files of block nodes, and the nodes' device serials.
+    disks: Mutex<Disks>,
+}
+
+#[derive(Default)]
+struct Disks {
+    files: HashMap<String, String>,
+    serials: HashMap<String, String>,
+}
+
+impl Machine {
+    pub fn new(monitor: UnixStream) -> Self {
+        Self { monitor, disks: Mutex::default() }
+    }
+
+    /// Greets and answers until kiln is gone. `ready` hears when events may be sent: QEMU keeps them back until then.
+    pub fn serve_monitor(&self, ready: &Sender<()>) {
+        self.say(GREETING);
+        for line in BufReader::new(&self.monitor).lines() {
+            let Ok(line) = line else { break };
+            let command: Value = serde_json::from_str(&line).expect("kiln sends JSON");
+            let name = command["execute"].as_str().unwrap_or_default();
+            self.answer(name, &command["arguments"], &command["id"]);
+            if name == "qmp_capabilities" {
+                ready.send(()).expect("the guest waits for it");
+            }
+        }
+        exit(0);
+    }
+
+    fn answer(&self, command: &str, arguments: &Value, id: &Value) {
+        let text = |name: &str| arguments[name].as_str().unwrap_or_default().to_owned();
+        match command {
+            "blockdev-add" => {
+                let file = arguments["file"]["filename"].as_str().unwrap_or_default().to_owned();
+                self.disks().files.insert(text("node-name"), file);
+            }
+            "device_add" => drop(self.disks().serials.insert(text("serial"), text("drive"))),
+            _ => {}
+        }
+        self.say(&json!({ "return": {}, "id": id }).to_string());
+        match command {
+            "device_del" => {
+                let path = format!("/machine/peripheral/{}", text("id"));
+                self.event("DEVICE_DELETED", &json!({ "device": text("id"), "path": path }));
+            }
+            "system_powerdown" => self.power_off(),
+            "quit" => {
+                self.event("SHUTDOWN", &json!({ "guest": false, "reason": "host-qmp-quit" }));
+                exit(0);
+            }
+            _ => {}
+        }
+    }
+
+    /// The file behind the hot-plugged disk with this serial number.
+    pub fn disk(&self, serial: &str) -> Option<String> {
+        let disks = self.disks();
+        disks.files.get(disks.serials.get(serial)?).cloned()
+    }
+
+    /// The guest has turned itself off: the event, then the end.
+    pub fn power_off(&self) {
+        self.event("SHUTDOWN", &json!({ "guest": true, "reason": "guest-shutdown" }));
+        exit(0);
+    }
+
+    pub fn panic(&self) {
+        self.event("GUEST_PANICKED", &json!({ "action": "pause" }));
+        self.stop();
+    }
+
+    pub fn disk_full(&self) {
+        self.event(
+            "BLOCK_IO_ERROR",
+            &json!({
+                "device": "", "node-name": "disk", "qom-path": "/machine/peripheral-anon/device[3]/virtio-backend",
+                "reason": "No space left on device", "operation": "write", "action": "stop", "nospace": true,
+            }),
+        );
+        self.stop();
+    }
+
+    pub fn stop(&self) {
+        self.send(&json!({ "event": "STOP", "timestamp": { "seconds": 1_700_000_000, "microseconds": 5 } }));
+    }
+
+    pub fn reset(&self) {
+        self.event("RESET", &json!({ "guest": true, "reason": "guest-reset" }));
+    }
+
+    fn event(&self, name: &str, data: &Value) {
+        let timestamp = json!({ "seconds": 1_700_000_000, "microseconds": 5 });
+        self.send(&json!({ "event": name, "data": data, "timestamp": timestamp }));
+    }
+
+    fn send(&self, message: &Value) {
+        self.say(&message.to_string());
+    }
+
+    fn say(&self, line: &str) {
+        // One write a line: events come from another thread than answers. Kiln may be gone already.
+        let _ = (&self.monitor).write_all(format!("{line}\r\n").as_bytes());
+    }
+
+    fn disks(&self) -> std::sync::MutexGuard<'_, Disks> {
+        self.disks.lock().expect("no thread panics with it")
+    }
+}

@@ -1,0 +1,104 @@
+//! A QEMU that misbehaves on request, for tests of what kiln does then. It speaks the monitor's and the agent's protocols
+//! and **runs nothing**: whatever kiln sends as a command is looked at, never executed, since this "guest" is the very
+//! machine the tests run on and sealing it would be its end. Steps are written in the small language of `script`.
+//!
+//! `KILN_FAKE` names a fault that begins before any step; `KILN_FAKE_LOG` a file that gets a line for each thing done.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{FromRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::process::exit;
+use std::sync::{Arc, mpsc};
+
+use nix::sys::signal::{Signal, raise};
+
+mod guest;
+mod machine;
+mod script;
+
+use machine::Machine;
+
+/// What `qemu-system-x86_64 --version` of Debian 13 says.
+const VERSION: &str = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\n\
+                       Copyright (c) 2003-2025 Fabrice Bellard and the QEMU Project developers\n";
+const MACHINES: &str = "Supported machines are:\npc                   Standard PC (i440FX + PIIX, 1996)\n\
+                        q35                  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-10.0)\n\
+                        pc-q35-10.0          Standard PC (Q35 + ICH9, 2009)\n\
+                        pc-q35-9.2           Standard PC (Q35 + ICH9, 2009)\n";
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let mode = std::env::var("KILN_FAKE").unwrap_or_default();
+    match &args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["--version"] => answer(&mode, VERSION),
+        ["-machine", "help"] => answer(&mode, MACHINES),
+        _ => run(&mode, &args),
+    }
+}
+
+fn answer(mode: &str, text: &str) {
+    match mode {
+        "segv-at-version" => crash(),
+        "too-old" => print!("{}", text.replace("10.0.2", "5.2.0")),
+        _ => print!("{text}"),
+    }
+}
+
+fn run(mode: &str, args: &[String]) {
+    log(&format!("start {}", std::process::id()));
+    match mode {
+        "dies-at-start" => fail("could not set up host forwarding rule"),
+        "refuses-argv" => fail("-sandbox: invalid option"),
+        "segv" => crash(),
+        _ => {}
+    }
+    if mode == "no-monitor" {
+        let _ = channel(3).write_all(b"{\"hello\": \"I am no monitor\"}\r\n");
+        std::thread::park();
+    }
+    let machine = Arc::new(Machine::new(channel(3)));
+    let (agent, mut console) = (channel(4), channel(5));
+    if mode == "silent-monitor" {
+        // The channels stay open and nothing is said: only kiln's patience ends this.
+        std::thread::park();
+    }
+    // A tested image is booted from the store's staging folder; a base is somewhere else.
+    let is_clone = args.iter().any(|arg| arg.contains("/.kiln/tmp/"));
+    let mode = if is_clone { mode.strip_prefix("clone-").unwrap_or("") } else { mode }.to_owned();
+    let _ = console.write_all(b"SeaBIOS (version fake)\r\nLinux version 6.1.0 (fake)\r\n");
+    let on = Arc::clone(&machine);
+    let (ready, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        told.recv().expect("kiln negotiates");
+        guest::live(&on, &agent, console, &mode);
+    });
+    machine.serve_monitor(&ready);
+}
+
+/// One of the channels that kiln hands over under fixed numbers.
+fn channel(number: RawFd) -> UnixStream {
+    #[expect(unsafe_code, reason = "descriptors are inherited by number")]
+    // SAFETY: kiln puts a connected socket there before exec, and each number is taken once.
+    unsafe {
+        UnixStream::from_raw_fd(number)
+    }
+}
+
+fn fail(why: &str) {
+    eprintln!("qemu-system-x86_64: {why}");
+    exit(1);
+}
+
+fn crash() {
+    // Rust's own handler takes the first one, and hands the second to the default action.
+    let _ = raise(Signal::SIGSEGV);
+    let _ = raise(Signal::SIGSEGV);
+}
+
+/// Tells the test what was done.
+fn log(line: &str) {
+    let Some(path) = std::env::var_os("KILN_FAKE_LOG") else { return };
+    let mut file = File::options().append(true).create(true).open(path).expect("KILN_FAKE_LOG can be written");
+    file.write_all(format!("{line}\n").as_bytes()).expect("KILN_FAKE_LOG can be written");
+}

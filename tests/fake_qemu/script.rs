@@ -1,0 +1,101 @@
+//! The language of this guest's steps: a command a line (or between `;`), none of which touches the host.
+
+use std::time::Duration;
+
+use kiln::wire::{ExecRequest, Exit, Message};
+
+/// What comes of a script.
+pub enum Does {
+    /// Its output, and its end.
+    Ends(Vec<Message>, Exit),
+    /// Its output, and then nothing until its time-out, if it has one.
+    Hangs(Vec<Message>, Option<Duration>),
+    /// So many bytes without a newline, as fast as they are taken, and success.
+    Floods(usize),
+    /// Its output, and then a misfortune of the machine or the agent.
+    Fault(Vec<Message>, Fault),
+}
+
+/// What can befall the guest in the middle of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The kernel panics.
+    Panic,
+    /// It resets itself.
+    Reboot,
+    /// It turns itself off.
+    PowerOff,
+    /// The host's disk is full.
+    DiskFull,
+    /// The virtual CPUs stop.
+    Stop,
+    /// QEMU is killed, as the kernel does for want of memory.
+    Killed,
+    /// The port closes in the middle of a frame.
+    HalfFrame,
+    /// A frame with an absurd length.
+    Garbage,
+    /// The agent starts anew.
+    AgentDies,
+}
+
+/// Reads a script up to the command that ends it. `file` gives the content of a file of this guest.
+pub fn run(script: &str, request: &ExecRequest, file: impl Fn(&str) -> Option<Vec<u8>>) -> Does {
+    let mut out = Vec::new();
+    for line in script.lines().flat_map(|line| line.split(';')).map(str::trim) {
+        let (command, rest) = line.split_once(' ').unwrap_or((line, ""));
+        let mut print = |text: &[u8]| out.push(Message::Stdout { bytes: [text, b"\n"].concat() });
+        match command {
+            "" | "true" | "#!/bin/sh" => {}
+            "echo" => print(rest.as_bytes()),
+            "warn" => out.push(Message::Stderr { bytes: format!("{rest}\n").into_bytes() }),
+            "secret" => match request.secrets.iter().find(|secret| secret.name == rest) {
+                Some(secret) => print(&secret.value.0),
+                None => return unknown(out, line),
+            },
+            "env" => match request.env.iter().find(|pair| pair.name == rest) {
+                Some(pair) => print(pair.value.as_bytes()),
+                None => return unknown(out, line),
+            },
+            "cat" => match file(rest) {
+                Some(content) => print(&content),
+                None => return unknown(out, line),
+            },
+            "size" => match file(rest) {
+                Some(content) => print(content.len().to_string().as_bytes()),
+                None => return unknown(out, line),
+            },
+            // Until the test opens and closes the other end of this FIFO.
+            "await" => drop(std::fs::read(rest).expect("the test has made the FIFO")),
+            "exit" => return Does::Ends(out, Exit::Code { code: rest.parse().expect("exit CODE") }),
+            "kill" => return Does::Ends(out, Exit::Signal { number: rest.parse().expect("kill SIGNAL") }),
+            "flood" => return Does::Floods(rest.parse::<usize>().expect("flood MIB") << 20),
+            "hang" => return Does::Hangs(out, request.timeout.map(Duration::from_millis)),
+            _ => match fault(command) {
+                Some(fault) => return Does::Fault(out, fault),
+                None => return unknown(out, line),
+            },
+        }
+    }
+    Does::Ends(out, Exit::Code { code: 0 })
+}
+
+fn fault(command: &str) -> Option<Fault> {
+    Some(match command {
+        "panic" => Fault::Panic,
+        "reboot" => Fault::Reboot,
+        "poweroff" => Fault::PowerOff,
+        "disk-full" => Fault::DiskFull,
+        "stop" => Fault::Stop,
+        "killed" => Fault::Killed,
+        "half-frame" => Fault::HalfFrame,
+        "garbage" => Fault::Garbage,
+        "agent-dies" => Fault::AgentDies,
+        _ => return None,
+    })
+}
+
+fn unknown(mut out: Vec<Message>, line: &str) -> Does {
+    out.push(Message::Stderr { bytes: format!("fake: {line}: not found\n").into_bytes() });
+    Does::Ends(out, Exit::Code { code: 127 })
+}

@@ -1,0 +1,359 @@
+//! Real boots of a real Debian under a real QEMU. Slow, so ignored by a plain `cargo test`; `scripts/test` runs them one
+//! after the other, after it has made the base images. They share one store: later tests look at what earlier ones built.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// A kiln with a store, a cache and a home of its own.
+struct Bench {
+    folder: tempfile::TempDir,
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn debian() -> PathBuf {
+    let image = root().join("fixtures/cache/debian-12.qcow2");
+    assert!(image.exists(), "{} is not there: run fixtures/debian/build", image.display());
+    image
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self { folder: tempfile::Builder::new().prefix("kiln-vm-").tempdir_in("/var/tmp").unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn kiln(&self, args: &[&str]) -> Output {
+        let began = Instant::now();
+        let output = Command::new(env!("CARGO_BIN_EXE_kiln"))
+            .args(args)
+            .env("KILN_STORE", self.path("store"))
+            .env("KILN_CACHE", self.path("cache"))
+            .env("HOME", self.folder.path())
+            .env("TOKEN", "correct-horse-battery")
+            .output()
+            .unwrap();
+        println!("kiln {} took {:.1} s", args.join(" "), began.elapsed().as_secs_f64());
+        output
+    }
+
+    /// A spec over Debian with this text, and whatever files it copies beside it.
+    fn spec(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(&format!("{name}.toml"));
+        let head = format!("[image]\nname = \"{name}\"\nversion = \"1\"\n[base]\nfile = \"{}\"\n", debian().display());
+        fs::write(&path, head + text).unwrap();
+        path
+    }
+
+    fn builds(&self, spec: &Path) -> PathBuf {
+        let output = self.kiln(&["build", spec.to_str().unwrap()]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        self.nothing_left();
+        PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+    }
+
+    fn fails(&self, spec: &Path, code: i32) -> String {
+        let output = self.kiln(&["build", spec.to_str().unwrap()]);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{stderr}");
+        self.nothing_left();
+        stderr
+    }
+
+    fn nothing_left(&self) {
+        let scratch = fs::read_dir(self.path("cache/work")).map_or(0, Iterator::count);
+        assert_eq!(scratch, 0, "a scratch folder is left");
+        let staged = fs::read_dir(self.path("store/.kiln/tmp")).map_or(0, Iterator::count);
+        assert_eq!(staged, 0, "a staging folder is left");
+    }
+}
+
+fn manifest(image: &Path) -> Value {
+    serde_json::from_slice(&fs::read(image.with_file_name("manifest.json")).unwrap()).unwrap()
+}
+
+fn run(program: &str, args: &[&str], folder: &Path) -> Output {
+    Command::new(program).args(args).current_dir(folder).output().unwrap_or_else(|error| panic!("{program}: {error}"))
+}
+
+#[test]
+#[ignore = "boots a VM"]
+fn hello_is_sealed_checksummed_and_up_to_date() {
+    let bench = Bench::new();
+    let spec = root().join("images/hello");
+    let image = bench.builds(&spec);
+    let folder = image.parent().unwrap();
+    assert!(run("sha256sum", &["-c", "--strict", "SHA256SUMS"], folder).status.success());
+    assert!(run("qemu-img", &["check", "-q", image.to_str().unwrap()], folder).status.success());
+    let manifest = manifest(&image);
+    assert_eq!(manifest["tests"][0]["ok"], true);
+    assert!(manifest["packages"].as_array().unwrap().iter().any(|package| package["name"] == "systemd"));
+    assert_eq!(manifest["content_sha256"].as_str().unwrap().len(), 64);
+    // The digest of the disk is what anybody finds who looks.
+    run("qemu-img", &["convert", "-O", "raw", image.to_str().unwrap(), bench.path("raw").to_str().unwrap()], folder);
+    let sum = run("sha256sum", &[bench.path("raw").to_str().unwrap()], folder);
+    assert!(sum.stdout.starts_with(manifest["disk_sha256"].as_str().unwrap().as_bytes()));
+    no_trace(&bench);
+    let began = Instant::now();
+    assert_eq!(bench.builds(&spec), image);
+    assert!(began.elapsed() < Duration::from_secs(20), "an image that is up to date was built again");
+}
+
+/// Looks into the raw disk from outside, with e2fsprogs, for what a build must not leave.
+fn no_trace(bench: &Bench) {
+    let raw = fs::File::open(bench.path("raw")).unwrap();
+    let root = bench.path("root.ext4");
+    let start = root_start(&bench.path("raw"));
+    let dd = ["dd", "status=none", "bs=1M", &format!("skip={}", start >> 20), &format!("of={}", root.display())]
+        .map(str::to_owned);
+    assert!(Command::new(&dd[0]).args(&dd[1..]).arg("conv=sparse").stdin(raw).status().unwrap().success());
+    let root = root.to_str().unwrap();
+    let ask = |request: &str| String::from_utf8(run("debugfs", &["-R", request, root], Path::new("/")).stdout).unwrap();
+    assert!(run("e2fsck", &["-fn", root], Path::new("/")).status.success(), "the root file system is not clean");
+    assert_eq!(ask("cat /etc/machine-id").trim(), "uninitialized");
+    for gone in ["/var/lib/cloud", "/var/lib/systemd/random-seed", "/etc/netplan/50-cloud-init.yaml", "/run/kiln"] {
+        assert!(!ask(&format!("stat {gone}")).contains("Inode:"), "{gone} is in the image");
+    }
+    assert!(!ask("ls /etc/ssh").contains("ssh_host_"), "host keys are in the image");
+    assert!(!ask("ls /var/log").contains("cloud-init"), "cloud-init's logs are in the image");
+    assert!(
+        !ask("ls -p /var/log/journal").lines().any(|line| line.split('/').nth(5).is_some_and(|name| name.len() == 32))
+    );
+    let names = run(
+        "sh",
+        &["-c", &format!("debugfs -R 'ls -p /' {root} 2>/dev/null; grep -a -c kiln-agent {root} || true")],
+        Path::new("/"),
+    );
+    println!("traces: {}", String::from_utf8_lossy(&names.stdout).lines().last().unwrap_or_default());
+}
+
+fn root_start(raw: &Path) -> u64 {
+    let table = run("sfdisk", &["--json", raw.to_str().unwrap()], Path::new("/"));
+    let table: Value = serde_json::from_slice(&table.stdout).unwrap();
+    let partitions = table["partitiontable"]["partitions"].as_array().unwrap();
+    partitions.iter().map(|partition| partition["start"].as_u64().unwrap() * 512).max().unwrap()
+}
+
+#[test]
+#[ignore = "boots a VM"]
+fn every_verb_does_what_the_contract_says() {
+    let bench = Bench::new();
+    let tree = bench.path("tree");
+    fs::create_dir_all(tree.join("sub")).unwrap();
+    fs::write(tree.join("sub/file"), "content\n").unwrap();
+    std::os::unix::fs::symlink("sub/file", tree.join("link")).unwrap();
+    fs::hard_link(tree.join("sub/file"), tree.join("hard")).unwrap();
+    let large = fs::File::create(bench.path("large")).unwrap();
+    let noise: Vec<u8> = (0..64u64 << 17).flat_map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_le_bytes()).collect();
+    std::io::Write::write_all(&mut &large, &noise).unwrap();
+    fs::write(
+        bench.path("script.sh"),
+        "#!/bin/sh\nset -eu\n[ \"$1\" = --fast ]\n[ \"$who\" = world ]\nid -un >/tmp/script\n",
+    )
+    .unwrap();
+    let spec = bench.spec("verbs", VERBS);
+    let image = bench.builds(&spec);
+    let fetched = fs::read_to_string(image.with_file_name("report.txt")).unwrap();
+    let sum = run("sha256sum", &[bench.path("large").to_str().unwrap()], Path::new("/"));
+    let sum = String::from_utf8(sum.stdout).unwrap();
+    assert_eq!(fetched.lines().next(), sum.split(' ').next());
+    assert!(fetched.lines().any(|line| line == "after the reboot"), "{fetched}");
+    let log = fs::read_to_string(image.with_file_name("build.log")).unwrap();
+    assert!(!log.contains("correct-horse"), "the log shows the secret");
+    let manifest = manifest(&image);
+    assert_eq!(manifest["fetched"][0]["file"], "report.txt");
+    // 8 GiB were asked for, and the root file system has them.
+    assert_eq!(manifest["outputs"][0]["virtual_bytes"], 8u64 << 30);
+    assert!(fetched.lines().any(|line| line.parse::<u64>().is_ok_and(|kilobytes| kilobytes > 7 << 20)), "{fetched}");
+}
+
+const VERBS: &str = r#"
+[machine]
+disk = "8GiB"
+[vars]
+who = "world"
+[secrets]
+token = { env = "TOKEN" }
+[[step]]
+copy = "tree/"
+to = "/srv/tree"
+owner = "nobody:nogroup"
+[[step]]
+run = """
+[ "$(cat /srv/tree/link)" = content ] && [ "$(readlink /srv/tree/link)" = sub/file ]
+[ "$(stat -c %i /srv/tree/hard)" = "$(stat -c %i /srv/tree/sub/file)" ]
+[ "$(stat -c %U:%G /srv/tree/sub/file)" = nobody:nogroup ]
+"""
+[[step]]
+copy = "large"
+to = "/srv/"
+[[step]]
+script = "script.sh"
+args = ["--fast"]
+[[step]]
+name = "as somebody else, with a secret"
+run = "cat $KILN_SECRETS/token; [ \"$(cat $KILN_SECRETS/token)\" = correct-horse-battery ] && [ \"$(id -un)\" = nobody ]"
+user = "nobody"
+secrets = ["token"]
+[[step]]
+name = "the secret is gone"
+run = "[ -z \"${KILN_SECRETS:-}\" ] && ! grep -rq correct-horse /run/kiln /tmp /var/log /srv/tree"
+[[step]]
+run = ["sh", "-c", "cat /proc/sys/kernel/random/boot_id >/root/boot"]
+[[step]]
+reboot = true
+[[step]]
+name = "rebooted"
+run = """
+[ "$(cat /root/boot)" != "$(cat /proc/sys/kernel/random/boot_id)" ]
+{ sha256sum /srv/large | cut -d ' ' -f 1; echo after the reboot; df -Pk / | awk 'NR == 2 { print $2 }'; } >/root/report
+"""
+[[step]]
+fetch = "/root/report"
+to = "report.txt"
+"#;
+
+#[test]
+#[ignore = "boots a VM"]
+fn a_step_that_fails_or_takes_too_long_is_named() {
+    let bench = Bench::new();
+    let failing = bench.spec("failing", "[[step]]\nname = \"break it\"\nrun = \"echo before; ls /nowhere\"\n");
+    let stderr = bench.fails(&failing, 7);
+    for said in ["break it", "failing.toml:6", "exit status 2", "cannot access '/nowhere'", "build.log"] {
+        assert!(stderr.contains(said), "`{said}` is not in: {stderr}");
+    }
+    let slow = bench.spec("slow", "[[step]]\nrun = \"sleep 600\"\ntimeout = \"2s\"\n");
+    let stderr = bench.fails(&slow, 7);
+    assert!(stderr.contains("took longer than 2s"), "{stderr}");
+    assert!(!bench.path("store/failing").exists() && !bench.path("store/slow").exists());
+}
+
+#[test]
+#[ignore = "boots a VM"]
+fn a_failing_test_publishes_nothing() {
+    let bench = Bench::new();
+    let spec =
+        bench.spec("untested", "[[test]]\nname = \"no such unit\"\nrun = \"systemctl is-active nothing.service\"\n");
+    let stderr = bench.fails(&spec, 9);
+    assert!(stderr.contains("no such unit"), "{stderr}");
+    assert!(!bench.path("store/untested").exists());
+}
+
+#[test]
+#[ignore = "boots a VM"]
+fn a_panic_is_noticed() {
+    let bench = Bench::new();
+    let spec = bench.spec("panic", "[[step]]\nrun = \"echo c >/proc/sysrq-trigger\"\n");
+    let stderr = bench.fails(&spec, 7);
+    assert!(stderr.contains("panicked"), "{stderr}");
+}
+
+#[test]
+#[ignore = "boots a VM"]
+fn uefi_boots_and_an_image_becomes_itself_at_first_boot() {
+    let bench = Bench::new();
+    let spec = bench.spec("uefi", "[machine]\nfirmware = \"uefi\"\n[[step]]\nrun = \"[ -d /sys/firmware/efi ]\"\n[[test]]\nrun = \"[ -d /sys/firmware/efi ]\"\n");
+    let image = bench.builds(&spec);
+    let first = first_boot(&bench, &image, "one");
+    let second = first_boot(&bench, &image, "two");
+    println!("{first:?}\n{second:?}");
+    assert!(first.iter().zip(&second).all(|(one, two)| one != two), "two clones share an identity");
+}
+
+/// Boots a clone under BIOS as a new machine with cloud-init's own defaults, and gives what makes it itself: machine-id
+/// and the fingerprint of its host key.
+fn first_boot(bench: &Bench, image: &Path, name: &str) -> [String; 2] {
+    let seed = bench.path(&format!("{name}.seed"));
+    let user_data = "#cloud-config\nssh_genkeytypes: [ed25519]\nruncmd:\n- [sh, -c, \"echo ID=$(cat /etc/machine-id) \
+                     KEY=$(cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub)= >/dev/ttyS0; poweroff\"]\n";
+    let folder = bench.path(&format!("{name}.d"));
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("user-data"), user_data).unwrap();
+    fs::write(folder.join("meta-data"), format!("instance-id: {name}\n")).unwrap();
+    let seed = seed.to_str().unwrap();
+    let made = run(
+        "sh",
+        &[
+            "-c",
+            &format!(
+                "truncate -s 2M {seed} && mformat -i {seed} -v CIDATA :: && mcopy -i {seed} user-data meta-data ::"
+            ),
+        ],
+        &folder,
+    );
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let overlay = bench.path(&format!("{name}.qcow2"));
+    let created = run(
+        "qemu-img",
+        &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", image.to_str().unwrap(), overlay.to_str().unwrap()],
+        &folder,
+    );
+    assert!(created.status.success());
+    let disk = format!("file={},if=virtio,cache=unsafe", overlay.display());
+    let seed = format!("file={seed},format=raw,if=virtio,readonly=on");
+    let args = [
+        "1200",
+        "qemu-system-x86_64",
+        "-accel",
+        "tcg",
+        "-cpu",
+        "max",
+        "-smp",
+        "2",
+        "-m",
+        "1024",
+        "-machine",
+        "q35",
+        "-nodefaults",
+        "-display",
+        "none",
+        "-serial",
+        "stdio",
+        "-no-reboot",
+        "-drive",
+        &disk,
+        "-drive",
+        &seed,
+    ];
+    let console = String::from_utf8_lossy(&run("timeout", &args, &folder).stdout).into_owned();
+    let found = |key: &str| {
+        let rest =
+            &console[console.rfind(key).unwrap_or_else(|| panic!("{name} did not say {key}: {console}")) + key.len()..];
+        rest.split_whitespace().next().unwrap_or_default().to_owned()
+    };
+    let identity = [found("ID="), found("KEY=")];
+    assert!(identity[0].len() == 32 && identity[1].len() > 60, "{identity:?}");
+    identity
+}
+
+#[test]
+#[ignore = "boots a VM"]
+fn the_other_images_build() {
+    let bench = Bench::new();
+    bench.builds(&root().join("images/offline-app"));
+    bench.builds(&root().join("images/nginx"));
+}
+
+#[test]
+#[ignore = "boots a VM"]
+fn a_guest_without_systemd_is_built_and_tested() {
+    let bench = Bench::new();
+    let base = root().join("fixtures/cache/debian-12-sysvinit.qcow2");
+    assert!(base.exists(), "{} is not there: run fixtures/debian/build --init sysvinit", base.display());
+    let spec = bench.path("sysvinit.toml");
+    let text = format!(
+        "[image]\nname = \"sysvinit\"\nversion = \"1\"\n[base]\nfile = \"{}\"\n[[step]]\nrun = \"[ ! -d /run/systemd/system ]\"\n[[test]]\nrun = \"[ ! -d /run/systemd/system ]\"\n",
+        base.display()
+    );
+    fs::write(&spec, text).unwrap();
+    bench.builds(&spec);
+}
