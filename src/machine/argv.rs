@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::plan::machine::{Accelerator, Firmware, Machine, format_name};
 use crate::spec::{BaseFormat, Network};
+use crate::wire::PORT;
 
 /// Descriptor of the QMP channel.
 pub const QMP_FD: RawFd = 3;
@@ -28,8 +29,6 @@ pub const SEED: &str = "seed.img";
 /// This machine's copy of the UEFI variable store, in the scratch folder.
 pub const UEFI_VARS: &str = "uefi-vars.fd";
 
-/// Name of the virtio-serial port the agent looks for.
-pub const AGENT_PORT: &str = "kiln.agent.0";
 /// Serial number of the seed's disk, by which the start script finds it.
 pub const SEED_SERIAL: &str = "kiln-seed";
 /// Root port for hot-plugged disks.
@@ -140,7 +139,7 @@ fn channels(args: &mut Args) {
     args.option("-serial", "chardev:console");
     args.option("-chardev", format!("socket,id=agent,fd={AGENT_FD}"));
     args.option("-device", "virtio-serial-pci,id=ports");
-    args.option("-device", format!("virtserialport,bus=ports.0,chardev=agent,name={AGENT_PORT}"));
+    args.option("-device", format!("virtserialport,bus=ports.0,chardev=agent,name={PORT}"));
 }
 
 fn disks(args: &mut Args, backing: &Backing) {
