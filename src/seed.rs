@@ -35,9 +35,9 @@ pub struct Options {
 pub fn volume(agent: &[u8], options: Options) -> io::Result<Vec<u8>> {
     fat(&[
         ("user-data", user_data(options).as_bytes()),
-        ("meta-data", meta_data(INSTANCE_ID).as_bytes()),
+        ("meta-data", [meta_data(INSTANCE_ID), DSMODE.to_owned()].concat().as_bytes()),
         ("network-config", network_config(options.network).as_bytes()),
-        ("start", START.as_bytes()),
+        ("start", start(options.network).as_bytes()),
         ("kiln-agent", agent),
     ])
 }
@@ -70,6 +70,10 @@ fn fat(files: &[(&str, &[u8])]) -> io::Result<Vec<u8>> {
     Ok(disk.into_inner())
 }
 
+/// `NoCloud`'s `dsmode`: cloud-init runs its modules in its first stage, before the network, and so the agent starts one
+/// start of Python earlier.
+const DSMODE: &str = "dsmode: local\n";
+
 /// Only the modules that are needed run, all of them in cloud-init's first Python process. `bootcmd` runs at every boot,
 /// so the agent also comes back after a reboot step.
 fn user_data(options: Options) -> String {
@@ -88,12 +92,13 @@ fn meta_data(instance_id: &str) -> String {
     format!("instance-id: {instance_id}\n")
 }
 
-/// Without a card there is nothing to configure and nothing to wait for; with one, DHCP on whatever it is called.
+/// Without a card there is nothing to configure, and rendering nothing would cost a start of netplan; with one, DHCP on
+/// whatever it is called.
 fn network_config(network: bool) -> &'static str {
     if network {
         "version: 2\nethernets: {build: {match: {name: \"e*\"}, dhcp4: true}}\n"
     } else {
-        "version: 1\nconfig: []\n"
+        "config: disabled\n"
     }
 }
 
@@ -105,27 +110,36 @@ const FIND: &str = "for d in /sys/block/*; do \
     exec sh /run/kiln/seed/start; fi; done; \
     echo 'kiln: no disk with the serial number kiln-seed' >/dev/console";
 
-/// Starts the agent so that it outlives cloud-init. Under systemd it gets a unit of its own, without the default
-/// dependencies, since those would make it wait for the boot that waits for cloud-init. Scripts of steps need a place
-/// that is not noexec and not on the disk. cloud-init's two later stages
-/// have nothing to do and cost a start of Python each. `kiln-seal.target` is what sealing isolates: early boot's units
-/// and nothing else.
-const START: &str = "\
+/// cloud-init's later stages have nothing to do, and cost a start of Python each.
+const LATER_STAGES: &str = "cloud-init.service cloud-init-network.service cloud-config.service cloud-final.service";
+/// Without a card these wait for their whole time-out, and some images' boot waits for them.
+const WAIT_ONLINE: &str = "systemd-networkd-wait-online.service NetworkManager-wait-online.service";
+
+/// Starts the agent so that it outlives cloud-init. Scripts of steps need a place that is neither noexec nor on the disk.
+///
+/// Under systemd the agent gets a unit of its own, without the default dependencies, since those would make it wait for
+/// the boot that waits for cloud-init. Units with nothing to do are masked; for the starts that are already queued, the
+/// mask comes too late and a stop takes their place. Both is cheaper than the reload that would make the mask known,
+/// which runs every generator again.
+fn start(network: bool) -> String {
+    let idle = if network { LATER_STAGES.to_owned() } else { format!("{LATER_STAGES} {WAIT_ONLINE}") };
+    format!(
+        "\
 agent=/run/kiln/seed/kiln-agent
 mkdir -p /run/kiln/scripts
 mountpoint -q /run/kiln/scripts || mount -t tmpfs -o nosuid,nodev,mode=755 kiln-scripts /run/kiln/scripts
 if [ -d /run/systemd/system ]; then
-    cd /run/systemd/system
-    ln -sf /dev/null cloud-config.service
-    ln -sf /dev/null cloud-final.service
-    printf '[Unit]\\nRequires=sysinit.target\\nAfter=sysinit.target\\nAllowIsolate=yes\\n' >kiln-seal.target
-    systemctl daemon-reload
+    idle='{idle}'
+    for unit in $idle; do ln -sf /dev/null /run/systemd/system/$unit; done
+    systemctl --no-block stop $idle
     systemd-run --quiet --no-block --collect --unit=kiln-agent --property=DefaultDependencies=no \\
         --property=IgnoreOnIsolate=yes --property=KillMode=process $agent
 else
     setsid $agent </dev/null >/dev/console 2>&1 &
 fi
-";
+"
+    )
+}
 
 #[cfg(test)]
 mod tests {

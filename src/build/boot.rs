@@ -15,7 +15,6 @@ use crate::size::{ByteSize, format_duration};
 use crate::spec::Network;
 
 use super::Build;
-use super::limits::Limits;
 
 /// Resets before the agent speaks: firmware and boot loaders may need one or two, a boot loop needs more.
 const RESETS_AT_BOOT: u32 = 3;
@@ -167,7 +166,7 @@ impl Guest {
     /// Checks that it is our guest, and waits for the rest of its boot: a step may start services and expects that
     /// those of the image are up.
     async fn settle(mut self, build: &Build<'_>, patience: Duration) -> Result<Self, Failure> {
-        if let Err(failure) = self.finish_boot(&build.limits, patience).await {
+        if let Err(failure) = self.finish_boot(build, patience).await {
             return Err(self.abandon(failure).await);
         }
         self.machine.tolerate_resets(0);
@@ -176,16 +175,17 @@ impl Guest {
         Ok(self)
     }
 
-    pub(crate) async fn finish_boot(&mut self, limits: &Limits, patience: Duration) -> Result<(), Failure> {
+    pub(crate) async fn finish_boot(&mut self, build: &Build<'_>, patience: Duration) -> Result<(), Failure> {
         if let Some(other) = self.hello.instance_id.as_ref().filter(|id| *id != seed::INSTANCE_ID) {
             return Err(BootError::OtherSeed(other.clone()).into());
         }
         let script = if self.hello.systemd { SETTLED_SYSTEMD } else { SETTLED_SYSVINIT };
-        let exec = Exec { timeout: Some(patience), ..Exec::new(["sh", "-c", script]) };
+        let network = if build.plan.machine.network == Network::None { "none" } else { "user" };
+        let exec = Exec { timeout: Some(patience), ..Exec::new(["sh", "-c", script, "settled", network]) };
         let mut silent = |_, _: &[u8]| {};
         let work = self.session.exec(&exec, &mut silent);
         let late = || BootError::NotSettled(patience).into();
-        match limits.hold_guest(&self.machine, with_grace(patience), late, work).await? {
+        match build.limits.hold_guest(&self.machine, with_grace(patience), late, work).await? {
             Exit::TimedOut => Err(BootError::NotSettled(patience).into()),
             _ => Ok(()),
         }
@@ -196,8 +196,10 @@ impl Guest {
 const ROOT_SIZE: &str = "df -Pk / | awk 'NR == 2 { print $2 }'";
 /// For small questions to the guest.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// A degraded system has failed units, as one without ssh host keys has; it is as ready as it will be.
-const SETTLED_SYSTEMD: &str = "systemctl is-system-running --wait >/dev/null || true";
+/// The stage of cloud-init that would wait for the network does not run. A degraded system has failed units, as one
+/// without ssh host keys has; it is as ready as it will be.
+const SETTLED_SYSTEMD: &str = "[ \"$1\" = none ] || systemctl start network-online.target
+    systemctl is-system-running --wait >/dev/null || true";
 /// sysvinit has nothing to wait on but the run level, which changes when rcS is done.
 const SETTLED_SYSVINIT: &str = "until runlevel | grep -q ' [2-5]$'; do sleep 0.2; done";
 

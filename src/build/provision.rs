@@ -339,7 +339,7 @@ impl Running<'_, '_> {
         };
         let hello = self.build.limits.hold_guest(&self.guest.machine, patience, late, rebooted).await;
         self.guest.hello = self.blame(hello)?;
-        let settled = self.guest.finish_boot(&self.build.limits, patience).await;
+        let settled = self.guest.finish_boot(self.build, patience).await;
         self.guest.machine.tolerate_resets(0);
         self.blame(settled)
     }

@@ -12,6 +12,7 @@ homes() { cut -d: -f6 /etc/passwd | sort -u | while read -r h; do [ "$h" != / ] 
 settle() {
     if [ -d /run/systemd/system ]; then
         # Leaves only what early boot started; the agent's unit ignores isolation.
+        printf '[Unit]\nRequires=sysinit.target\nAfter=sysinit.target\nAllowIsolate=yes\n' >/run/systemd/system/kiln-seal.target
         quiet systemctl isolate kiln-seal.target
         quiet systemctl stop systemd-random-seed.service systemd-update-utmp.service systemd-timesyncd.service
         quiet journalctl --relinquish-var
