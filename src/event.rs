@@ -118,6 +118,15 @@ pub enum Event {
         /// The text; bytes that are not UTF-8 are replaced.
         line: String,
     },
+    /// A step does not run: what it did is in the cache.
+    StepCached {
+        /// Position in the spec, from 0.
+        index: usize,
+        /// Its name.
+        name: String,
+        /// Its verb.
+        verb: &'static str,
+    },
     /// A step is over.
     StepFinished {
         /// Position in the spec, from 0.

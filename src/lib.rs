@@ -3,11 +3,14 @@
 pub mod agent;
 pub mod build;
 pub mod cli;
+pub mod digest;
 pub mod disk;
 pub mod error;
 pub mod event;
 pub mod guest;
+pub mod layer;
 pub mod machine;
+pub mod memo;
 pub mod plan;
 pub mod process;
 pub mod report;

@@ -7,8 +7,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use kiln::digest::{hex, sha256_file};
 use kiln::disk::chain::{Chain, Layer};
-use kiln::disk::digest::{DigestError, disk_sha256, hex, sha256_file};
+use kiln::disk::digest::{DigestError, disk_sha256};
 use kiln::disk::inspect::{BaseError, BaseFacts, BaseImage, Refusal};
 use kiln::disk::packages::{Package, packages};
 use kiln::disk::partition::partitions;
@@ -382,7 +383,7 @@ fn an_overlay_converts_to_every_format_with_the_same_disk_and_the_same_bytes() {
     fs::rename(scratch.raw("base.raw"), &base).unwrap();
     let overlay = folder.join("over,lay");
     let below = Image { path: &base, format: BaseFormat::Raw };
-    block_on(create_overlay(&overlay, below, 12 << 20)).unwrap();
+    block_on(create_overlay(&overlay, 12 << 20)).unwrap();
     tool("qemu-io", &["-f", "qcow2", "-c", "write -P 7 9M 1M", overlay.to_str().unwrap()]);
     let disk = chain(&[(&overlay, BaseFormat::Qcow2), (&base, BaseFormat::Raw)]);
     let digest = disk_sha256(&disk, &mut |_| ControlFlow::Continue(())).unwrap();

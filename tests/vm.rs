@@ -11,6 +11,7 @@ use serde_json::Value;
 /// A kiln with a store, a cache and a home of its own.
 struct Bench {
     folder: tempfile::TempDir,
+    cache: PathBuf,
 }
 
 fn root() -> &'static Path {
@@ -24,8 +25,17 @@ fn debian() -> PathBuf {
 }
 
 impl Bench {
+    /// A store of its own, and one cache for all tests: what boots alike boots once.
     fn new() -> Self {
-        Self { folder: tempfile::Builder::new().prefix("kiln-vm-").tempdir_in("/var/tmp").unwrap() }
+        let folder = tempfile::Builder::new().prefix("kiln-vm-").tempdir_in("/var/tmp").unwrap();
+        Self { folder, cache: Path::new(env!("CARGO_TARGET_TMPDIR")).join("vm-cache") }
+    }
+
+    /// A cache of its own as well.
+    fn cold() -> Self {
+        let bench = Self::new();
+        let cache = bench.path("cache");
+        Self { cache, ..bench }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -37,7 +47,7 @@ impl Bench {
         let output = Command::new(env!("CARGO_BIN_EXE_kiln"))
             .args(args)
             .env("KILN_STORE", self.path("store"))
-            .env("KILN_CACHE", self.path("cache"))
+            .env("KILN_CACHE", &self.cache)
             .env("HOME", self.folder.path())
             .env("TOKEN", "correct-horse-battery")
             .output()
@@ -70,7 +80,7 @@ impl Bench {
     }
 
     fn nothing_left(&self) {
-        let scratch = fs::read_dir(self.path("cache/work")).map_or(0, Iterator::count);
+        let scratch = fs::read_dir(self.cache.join("work")).map_or(0, Iterator::count);
         assert_eq!(scratch, 0, "a scratch folder is left");
         let staged = fs::read_dir(self.path("store/.kiln/tmp")).map_or(0, Iterator::count);
         assert_eq!(staged, 0, "a staging folder is left");
@@ -88,7 +98,7 @@ fn run(program: &str, args: &[&str], folder: &Path) -> Output {
 #[test]
 #[ignore = "boots a VM"]
 fn hello_is_sealed_checksummed_and_up_to_date() {
-    let bench = Bench::new();
+    let bench = Bench::cold();
     let spec = root().join("images/hello");
     let image = bench.builds(&spec);
     let folder = image.parent().unwrap();
@@ -221,6 +231,72 @@ run = """
 fetch = "/root/report"
 to = "report.txt"
 "#;
+
+#[test]
+#[ignore = "boots a VM"]
+fn a_changed_last_step_goes_on_from_a_checkpoint_to_the_same_image() {
+    let bench = Bench::cold();
+    let text = |last: &str| {
+        format!(
+            "[vars]\ncolour = \"red\"\n[[step]]\nrun = \"echo one >/etc/one\"\n[[step]]\nrun = \"echo {last} >/etc/two\"\n\
+             [[step]]\nname = \"tell\"\ncache = false\nrun = \"{TELL}\"\n"
+        )
+    };
+    let build = |version: &str, last: &str, options: &[&str]| {
+        let spec = bench.spec("layered", &text(last));
+        let began = Instant::now();
+        let output = bench.kiln(&[&["build", "--version", version, spec.to_str().unwrap()], options].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        bench.nothing_left();
+        let image = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
+        let log = fs::read_to_string(image.with_file_name("build.log")).unwrap();
+        let told = log.lines().find_map(|line| line.split_once("told ")).map(|(_, told)| told.to_owned());
+        let manifest = manifest(&image);
+        let cached = manifest["steps"].as_array().unwrap().iter().map(|step| step["cached"].as_bool().unwrap());
+        Built {
+            cached: cached.collect(),
+            content: manifest["content_sha256"].as_str().unwrap().to_owned(),
+            told: told.unwrap().split(' ').map(str::to_owned).collect(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            took: began.elapsed(),
+        }
+    };
+    let cold = build("1", "two", &[]);
+    assert_eq!(cold.cached, [false, false, false]);
+    let resumed = build("2", "three", &[]);
+    assert_eq!(resumed.cached, [true, false, false], "{}", resumed.stderr);
+    let again = build("3", "three", &[]);
+    assert_eq!(again.cached, [true, true, false], "{}", again.stderr);
+    // One checkpoint, two machines: other random bytes, another generation, and the time is the host's.
+    let [random, generation] = [0, 1].map(|at| (&resumed.told[at], &again.told[at]));
+    assert!(random.0 != random.1 && generation.0 != generation.1, "{:?} {:?}", resumed.told, again.told);
+    assert!(cold.took > resumed.took, "{:?} {:?}", cold.took, resumed.took);
+    let reference = build("4", "three", &["--no-cache"]);
+    assert_eq!(reference.cached, [false, false, false]);
+    assert!(resumed.content == reference.content && again.content == reference.content);
+    for layer in fs::read_dir(bench.cache.join("layers")).unwrap() {
+        let ram = layer.unwrap().path().join("ram");
+        if ram.exists() {
+            fs::File::options().write(true).open(ram).unwrap().set_len(100_000).unwrap();
+        }
+    }
+    let damaged = build("5", "three", &[]);
+    assert!(damaged.stderr.contains("checkpoint is not used"), "{}", damaged.stderr);
+    assert_eq!(damaged.content, reference.content);
+}
+
+/// What a build of the test above tells.
+struct Built {
+    cached: Vec<bool>,
+    content: String,
+    told: Vec<String>,
+    stderr: String,
+    took: Duration,
+}
+
+/// Random bytes, the machine's generation, and the time.
+const TELL: &str = "echo told $(head -c8 /dev/urandom | od -An -tx1 | tr -d ' ') \
+    $(od -An -tx1 /sys/firmware/qemu_fw_cfg/by_name/etc/vmgenid_guid/raw | tr -d ' \\\\n') $(date +%s)";
 
 #[test]
 #[ignore = "boots a VM"]

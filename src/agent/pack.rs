@@ -48,6 +48,8 @@ impl Error for PackError {}
 pub struct Packing<'a> {
     /// Permission bits of regular files instead of their own.
     pub mode: Option<u32>,
+    /// Modification time of everything instead of its own, nanoseconds since the epoch.
+    pub mtime: Option<i64>,
     /// Hears what is sent, for a digest: entries, and blocks of content with their offset. Blocks of zeros are left
     /// out, so that holes do not matter.
     pub watch: &'a mut dyn FnMut(&[u8]),
@@ -214,7 +216,8 @@ impl<W: Write> Walk<'_, W> {
 
     fn entry(&self, metadata: &Metadata, kind: Kind) -> Result<Entry, PackError> {
         let xattrs = xattrs(&self.path).map_err(|error| self.unreadable(error))?;
-        let mtime = metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
+        let own = || metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
+        let mtime = self.packing.mtime.unwrap_or_else(own);
         Ok(Entry { path: self.relative(), mode: bits(metadata.mode()), mtime, xattrs, kind })
     }
 

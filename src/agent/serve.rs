@@ -111,7 +111,7 @@ impl Conversation {
                 self.splitter.doubt();
             }
             Message::Ping { token } => self.say(stream, &Message::Pong { token }),
-            Message::SetClock { clock } => self.say(stream, &set_clock(clock)),
+            Message::Wake { clock, entropy } => self.say(stream, &wake(clock, &entropy)),
             Message::Exec { part, last } => return self.exec(stream, part.0, last),
             Message::Upload {} => return self.serve(stream, |lane, events| done(upload(lane, events))),
             Message::Fetch { path } => return self.serve(stream, move |lane, _| done(fetch(lane, &path))),
@@ -188,9 +188,10 @@ fn done(result: Result<Totals, Refusal>) -> Message {
     }
 }
 
-fn set_clock(clock: i64) -> Message {
-    let set = sys::set_clock(clock).map(|()| Totals::default());
-    done(set.map_err(|error| Refusal::io("cannot set the clock", &error)))
+fn wake(clock: i64, entropy: &[u8]) -> Message {
+    let set = sys::set_clock(clock).map_err(|error| Refusal::io("cannot set the clock", &error));
+    let stirred = || sys::stir(entropy).map_err(|error| Refusal::io("cannot reseed the random numbers", &error));
+    done(set.and_then(|()| stirred()).map(|()| Totals::default()))
 }
 
 fn busy() -> Message {
@@ -231,7 +232,7 @@ fn fetch(lane: &Lane, path: &[u8]) -> Result<Totals, Refusal> {
     let out = BufWriter::with_capacity(MAX_DATA, Outgoing(lane));
     let encoder = Encoder::new(out, Layout::Packed, head).map_err(|error| Refusal::io("the port", &error))?;
     let root = Path::new(std::ffi::OsStr::from_bytes(path));
-    pack(root, encoder, Packing { mode: None, watch: &mut |_| {} }).map_err(|error| match error {
+    pack(root, encoder, Packing { mode: None, mtime: None, watch: &mut |_| {} }).map_err(|error| match error {
         PackError::Read(path, error) => Refusal::io(path.display(), &error),
         PackError::Write(error) => Refusal::io("the port", &error),
         other => Refusal::new(Class::System {}, other.to_string()),

@@ -32,6 +32,8 @@ const ENXIO: i32 = 6;
 const CLOCK_REALTIME: c_int = 0;
 const MS_NOSUID_NODEV_NOEXEC: u64 = 2 | 4 | 8;
 const MNT_DETACH: c_int = 2;
+const RNDADDENTROPY: u64 = 0x4008_5203;
+const RNDRESEEDCRNG: u64 = 0x5207;
 const SECOND: i64 = 1_000_000_000;
 
 #[repr(C)]
@@ -53,6 +55,7 @@ unsafe extern "C" {
     fn mkfifo(path: *const c_char, mode: u32) -> c_int;
     fn lseek(fd: c_int, offset: i64, whence: c_int) -> i64;
     fn utimensat(dir: c_int, path: *const c_char, times: *const Timespec, flags: c_int) -> c_int;
+    fn ioctl(fd: c_int, request: u64, ...) -> c_int;
     fn clock_settime(clock: c_int, time: *const Timespec) -> c_int;
     fn llistxattr(path: *const c_char, list: *mut c_char, size: usize) -> isize;
     fn lgetxattr(path: *const c_char, name: *const c_char, value: *mut c_void, size: usize) -> isize;
@@ -122,6 +125,22 @@ pub fn set_clock(clock: i64) -> io::Result<()> {
     let time = timespec(clock);
     // SAFETY: the pointer is valid for the call.
     check(unsafe { clock_settime(CLOCK_REALTIME, &raw const time) })
+}
+
+/// Credits bytes to the kernel's random numbers and has them drawn anew (random(4)).
+#[expect(unsafe_code, reason = "libc")]
+pub fn stir(entropy: &[u8]) -> io::Result<()> {
+    let too_much = || io::Error::from(io::ErrorKind::InvalidInput);
+    let bytes = i32::try_from(entropy.len()).ok().filter(|bytes| *bytes <= 512).ok_or_else(too_much)?;
+    // struct rand_pool_info: the bits to credit, the size, the bytes.
+    let mut pool = [(8 * bytes).to_ne_bytes(), bytes.to_ne_bytes()].concat();
+    pool.extend(entropy);
+    let random = File::options().write(true).open("/dev/urandom")?;
+    // SAFETY: the buffer is as long as it says.
+    check(unsafe { ioctl(random.as_raw_fd(), RNDADDENTROPY, pool.as_ptr().cast::<c_void>()) })?;
+    // SAFETY: no pointers. Kernels before 4.14 do not know it, and draw anew within five minutes.
+    let _ = unsafe { ioctl(random.as_raw_fd(), RNDRESEEDCRNG, std::ptr::null::<c_void>()) };
+    Ok(())
 }
 
 /// Makes a named pipe.

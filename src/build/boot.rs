@@ -1,23 +1,29 @@
 //! From an overlay and a seed to a guest that listens.
 
-use std::time::Duration;
+use std::fs::File;
+use std::io::Read;
+use std::time::{Duration, SystemTime};
 
-use crate::disk::qemu_img::{Image, create_overlay};
+use crate::disk::qemu_img::create_overlay;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::Level;
-use crate::guest::{AGENT, Exec, Exit, Hello, Session};
-use crate::machine::argv::{Backing, OVERLAY, SEED};
+use crate::guest::{AGENT, Exec, Exit, GuestError, Hello, Session};
+use crate::layer::Stack;
+use crate::machine::argv::{Backing, OVERLAY, SEED, Start};
+use crate::machine::checkpoint::RamFormat;
 use crate::machine::{self, Running};
 use crate::plan::machine::Machine;
 use crate::plan::{Plan, with_grace};
 use crate::seed;
 use crate::size::{ByteSize, format_duration};
-use crate::spec::Network;
+use crate::spec::{BaseFormat, Network};
 
 use super::Build;
 
 /// Resets before the agent speaks: firmware and boot loaders may need one or two, a boot loop needs more.
 const RESETS_AT_BOOT: u32 = 3;
+/// A guest with its memory in place answers at once; a host may be busy.
+const WAKING: Duration = Duration::from_secs(60);
 /// Lines of the console shown with an error.
 const CONSOLE_LINES: usize = 20;
 
@@ -105,17 +111,17 @@ impl Fault for BootError {
     }
 }
 
-/// Where the base image is and what it is.
-pub(crate) fn backing(plan: &Plan) -> Backing {
-    Backing { file: plan.spec.base.file.clone(), format: plan.spec.base.format }
+/// What the overlay lies on: the layers of a stack, if there is one, and the base image.
+pub(crate) fn backing(plan: &Plan, stack: Option<&Stack>) -> Backing {
+    let layers = stack.into_iter().flat_map(Stack::disks).map(|disk| (disk, BaseFormat::Qcow2));
+    Backing(layers.chain([(plan.spec.base.file.clone(), plan.spec.base.format)]).collect())
 }
 
 /// Makes the overlay and the seed in the scratch folder.
 pub(crate) async fn prepare(build: &Build<'_>) -> Result<(), Failure> {
     let plan = build.plan;
     let overlay = build.work.join(OVERLAY);
-    let base = Image { path: &plan.spec.base.file, format: plan.spec.base.format };
-    build.limits.hold(create_overlay(&overlay, base, plan.disk_size())).await?;
+    build.limits.hold(create_overlay(&overlay, plan.disk_size())).await?;
     write_seed(build, plan.grows())
 }
 
@@ -128,17 +134,54 @@ pub(crate) fn write_seed(build: &Build<'_>, grow: bool) -> Result<(), Failure> {
 }
 
 /// Boots the plan's machine from its overlay.
-pub(crate) async fn boot(build: &Build<'_>) -> Result<Guest, Failure> {
-    let guest = start(build, &build.plan.machine, &backing(build.plan)).await?;
-    if build.plan.grows() {
+pub(crate) async fn boot(build: &Build<'_>, stack: Option<&Stack>) -> Result<Guest, Failure> {
+    let guest = start(build, &build.plan.machine, &backing(build.plan, stack)).await?;
+    if build.plan.grows() && stack.is_none() {
         return check_growth(build, guest).await;
     }
     Ok(guest)
 }
 
+/// Goes on from the memory of a checkpoint, on an overlay over its disk.
+pub(crate) async fn resume(
+    build: &Build<'_>,
+    stack: &Stack,
+    format: RamFormat,
+    hello: Hello,
+) -> Result<Guest, Failure> {
+    let (machine, ram) = (&build.plan.machine, stack.top().ram());
+    let backing = backing(build.plan, Some(stack));
+    let launched = machine::launch(machine, &backing, Start::Restore, build.work.path(), &build.events);
+    let (running, stream) = build.limits.hold(launched).await?;
+    let awake = async {
+        build.limits.hold(running.restore(&ram, format)).await?;
+        let late = || GuestError::Overdue(WAKING).into();
+        let work = async {
+            let mut session = Session::resumed(stream, &hello.boot_id).await?;
+            let mut entropy = [0; 64];
+            File::open("/dev/urandom")
+                .and_then(|mut random| random.read_exact(&mut entropy))
+                .map_err(GuestError::Port)?;
+            session.wake(SystemTime::now(), entropy).await?;
+            Ok::<_, GuestError>(session)
+        };
+        build.limits.hold_guest(&running, WAKING, late, work).await
+    };
+    match awake.await {
+        Ok(session) => {
+            build.events.notice(Level::Debug, "the guest goes on from a checkpoint");
+            Ok(Guest { machine: running, session, hello })
+        }
+        Err(failure) => {
+            running.abort().await;
+            Err(failure)
+        }
+    }
+}
+
 /// Starts a machine and waits until its agent speaks and the boot is over.
 pub(crate) async fn start(build: &Build<'_>, machine: &Machine, backing: &Backing) -> Result<Guest, Failure> {
-    let launched = machine::launch(machine, backing, build.work.path(), &build.events);
+    let launched = machine::launch(machine, backing, Start::Boot, build.work.path(), &build.events);
     let (running, stream) = build.limits.hold(launched).await?;
     running.tolerate_resets(RESETS_AT_BOOT);
     let patience = machine.boot_timeout;

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use tokio::task::{JoinHandle, spawn_blocking};
 
+use crate::digest::hex;
 use crate::disk::chain::{Chain, Layer};
-use crate::disk::digest::{disk_sha256, hex};
+use crate::disk::digest::disk_sha256;
 use crate::disk::packages::packages;
 use crate::disk::qemu_img::{Image, Target, convert as run_convert};
 use crate::disk::tree::Tree;
@@ -65,12 +66,11 @@ impl Fault for SealedDiskError {
 }
 
 /// The files of the disk, top first.
-type Layers = [(PathBuf, BaseFormat); 2];
+type Layers = Vec<(PathBuf, BaseFormat)>;
 
 /// Writes every output, and computes the disk's digest on the other processor meanwhile.
 pub(crate) async fn convert(build: &Build<'_>, disk: CleanShutdown, staging: &Path) -> Result<Converted, Failure> {
-    let base = &build.plan.spec.base;
-    let layers = [(disk.overlay.clone(), BaseFormat::Qcow2), (base.file.clone(), base.format)];
+    let layers = disk.chain;
     check_clean(&layers)?;
     let written = write_outputs(build, &layers, staging);
     let digest = digest(build, layers.clone());

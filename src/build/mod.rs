@@ -18,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Event, Events, Level, Outcome, Sink, Stage};
+use crate::layer::Cache;
+use crate::memo::Memo;
 use crate::plan::Plan;
 use crate::store::{Artifact, Lookup, Staging, Store};
 use crate::workdir::Workdir;
@@ -26,6 +28,7 @@ pub mod boot;
 pub mod clone;
 pub mod convert;
 pub mod inputs;
+pub mod layers;
 pub mod limits;
 pub mod output;
 pub mod provision;
@@ -36,6 +39,8 @@ pub mod shutdown;
 pub mod survey;
 pub mod test;
 
+use boot::Guest;
+use layers::{Begin, Layers};
 use limits::Limits;
 
 /// What becomes of the scratch folder when a build fails.
@@ -54,6 +59,8 @@ pub struct Surroundings {
     pub store: Store,
     /// Folder for caches and scratch disks.
     pub cache: PathBuf,
+    /// Digests of inputs that did not change.
+    pub memo: Arc<Memo>,
     /// Who listens.
     pub events: Events,
     /// Makes the listener that writes a build's log to this file.
@@ -62,6 +69,8 @@ pub struct Surroundings {
     pub cancel: CancellationToken,
     /// Replace a version that came from other inputs.
     pub replace: bool,
+    /// Take nothing from the step cache, and give nothing to it.
+    pub no_cache: bool,
     /// Do not run the spec's tests.
     pub skip_tests: bool,
     /// What becomes of the scratch folder of a failed build.
@@ -109,11 +118,21 @@ async fn claim_and_build(plan: &Plan, around: &Surroundings) -> Result<(Artifact
     let work =
         Workdir::create(&around.cache.join("work")).map_err(ScratchError::at("a scratch folder", &around.cache))?;
     let events = publish::with_log(around, work.path()).map_err(ScratchError::at("the log", work.path()))?;
-    let build = Build { plan, events, limits, secrets, work };
-    match build.make(staging, around.skip_tests).await {
+    let build = Build { plan, memo: Arc::clone(&around.memo), events, limits, secrets, work };
+    let cache = if around.no_cache { None } else { open_cache(around, &build.events) };
+    let mut layers = Layers::new(plan, build.events.clone(), cache, build.work.path());
+    let made = build.make(&mut layers, staging, around.skip_tests).await;
+    layers.finish().await;
+    match made {
         Ok(artifact) => Ok((artifact, Outcome::Published)),
         Err(failure) => Err(build.give_up(failure, around)),
     }
+}
+
+/// The step cache; without one, everything runs.
+fn open_cache(around: &Surroundings, events: &Events) -> Option<Cache> {
+    let opened = Cache::open(&around.cache, Arc::clone(&around.memo));
+    opened.inspect_err(|error| events.notice(Level::Warning, format!("the step cache cannot be used: {error}"))).ok()
 }
 
 /// The scratch folder fails.
@@ -146,6 +165,7 @@ impl Fault for ScratchError {
 /// One build under way.
 pub(crate) struct Build<'a> {
     pub(crate) plan: &'a Plan,
+    pub(crate) memo: Arc<Memo>,
     pub(crate) events: Events,
     pub(crate) limits: Limits,
     pub(crate) secrets: secrets::Secrets,
@@ -153,11 +173,12 @@ pub(crate) struct Build<'a> {
 }
 
 impl Build<'_> {
-    async fn make(&self, staging: Staging, skip_tests: bool) -> Result<Artifact, Failure> {
+    async fn make(&self, layers: &mut Layers<'_>, staging: Staging, skip_tests: bool) -> Result<Artifact, Failure> {
         let mut record = publish::Record::begin();
-        self.stage(Stage::Base, boot::prepare(self)).await?;
-        let mut guest = self.stage(Stage::Boot, boot::boot(self)).await?;
-        let provisioned = self.stage(Stage::Provision, provision::provision(self, &mut guest, staging.path())).await;
+        let (begin, done) = self.stage(Stage::Base, self.limits.hold(layers.begin())).await?;
+        let mut guest = self.stage(Stage::Boot, self.start(layers, begin)).await?;
+        let provision = provision::provision(self, &mut guest, layers, done, staging.path());
+        let provisioned = self.stage(Stage::Provision, provision).await;
         let steps = match provisioned {
             Ok(steps) => steps,
             Err(failure) => return Err(guest.abandon(failure).await),
@@ -166,13 +187,41 @@ impl Build<'_> {
             Ok(sealed) => sealed,
             Err(failure) => return Err(guest.abandon(failure).await),
         };
-        let disk = self.stage(Stage::Shutdown, shutdown::shut_down(self, guest, sealed)).await?;
+        let disk = self.stage(Stage::Shutdown, shutdown::shut_down(self, guest, sealed, layers.chain())).await?;
         let converted = self.stage(Stage::Convert, convert::convert(self, disk, staging.path())).await?;
         if !skip_tests && !self.plan.spec.tests.is_empty() {
             record.tests = self.stage(Stage::Test, test::test(self, &converted)).await?;
         }
         record.steps = steps;
         self.stage(Stage::Publish, publish::publish(self, record, converted, staging)).await
+    }
+
+    /// Brings up the guest that a build begins with. Whatever is wrong with a checkpoint, its disk can be booted.
+    async fn start(&self, layers: &mut Layers<'_>, begin: Begin) -> Result<Guest, Failure> {
+        boot::prepare(self).await?;
+        let begin = match begin {
+            Begin::Memory(stack, format, hello) => match boot::resume(self, &stack, format, hello.clone()).await {
+                Ok(guest) => {
+                    layers.began(Begin::Memory(stack, format, hello));
+                    return Ok(guest);
+                }
+                Err(failure) if failure.fault::<limits::LimitReached>().is_some() => return Err(failure),
+                Err(failure) => {
+                    let text = format!("the checkpoint is not used, its disk is booted: {failure}");
+                    self.events.notice(Level::Warning, text);
+                    boot::prepare(self).await?;
+                    Begin::Disk(stack)
+                }
+            },
+            other => other,
+        };
+        let began = Instant::now();
+        let mut guest = boot::boot(self, begin.stack()).await?;
+        layers.began(begin);
+        match layers.after_boot(self, &mut guest, began.elapsed()).await {
+            Ok(()) => Ok(guest),
+            Err(failure) => Err(guest.abandon(failure).await),
+        }
     }
 
     async fn stage<T>(&self, stage: Stage, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {

@@ -1,6 +1,7 @@
 //! The steps, in order.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::task::spawn_blocking;
@@ -15,6 +16,7 @@ use crate::spec::{Action, Command, Context, Owner};
 
 use super::boot::Guest;
 use super::inputs::{InputError, examine};
+use super::layers::Layers;
 use super::limits::LimitReached;
 use super::output::Lines;
 use super::{Build, ScratchError};
@@ -31,8 +33,10 @@ const SCRIPT_FOLDER: &str = "/run/kiln/scripts";
 /// A step that is done.
 #[derive(Debug, Clone)]
 pub struct Done {
-    /// Wall time.
+    /// Wall time; none for a cached one.
     pub took: Duration,
+    /// It did not run: what it did was in the cache.
+    pub cached: bool,
     /// Files brought back, relative to the version's folder.
     pub fetched: Vec<PathBuf>,
 }
@@ -108,10 +112,21 @@ impl Fault for StepError {
     }
 }
 
-/// Runs every step.
-pub(crate) async fn provision(build: &Build<'_>, guest: &mut Guest, fetched: &Path) -> Result<Vec<Done>, Failure> {
-    let mut done = Vec::with_capacity(build.plan.steps.len());
-    for (index, planned) in build.plan.steps.iter().enumerate() {
+/// Runs every step that is not `done` by the layer the build began with.
+pub(crate) async fn provision(
+    build: &Build<'_>,
+    guest: &mut Guest,
+    layers: &mut Layers<'_>,
+    mut done: Vec<Done>,
+    fetched: &Path,
+) -> Result<Vec<Done>, Failure> {
+    let cached = done.len();
+    for (index, planned) in build.plan.steps.iter().enumerate().take(cached) {
+        let (name, verb) = (planned.step.name.clone(), verb(&planned.step.action));
+        build.events.emit(&Event::StepCached { index, name, verb });
+        done[index].fetched = layers.fetched(index, fetched).map_err(ScratchError::at("a fetched file", fetched))?;
+    }
+    for (index, planned) in build.plan.steps.iter().enumerate().skip(cached) {
         let step = &planned.step;
         let verb = verb(&step.action);
         build.events.emit(&Event::StepStarted { index, name: step.name.clone(), verb });
@@ -120,7 +135,9 @@ pub(crate) async fn provision(build: &Build<'_>, guest: &mut Guest, fetched: &Pa
         let result = running.run().await;
         let took = began.elapsed();
         build.events.emit(&Event::StepFinished { index, ok: result.is_ok(), seconds: took.as_secs_f64() });
-        done.push(Done { took, fetched: result? });
+        let step = Done { took, cached: false, fetched: result? };
+        layers.after_step(build, guest, index, &step, fetched).await?;
+        done.push(step);
     }
     Ok(done)
 }
@@ -264,8 +281,8 @@ impl Running<'_, '_> {
         };
         let (path, line) = (path.clone(), self.planned.step.line);
         let again = {
-            let path = path.clone();
-            spawn_blocking(move || examine(&path, line))
+            let (path, memo) = (path.clone(), Arc::clone(&self.build.memo));
+            spawn_blocking(move || examine(&path, line, &memo))
         };
         let now = self.build.limits.hold(async { again.await.expect("examining does not panic") }).await?;
         if now.sha256 == planned.sha256 { Ok(()) } else { Err(InputError::Changed { line, path }.into()) }

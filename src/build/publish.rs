@@ -121,7 +121,7 @@ fn step((planned, done): (&PlannedStep, &Done)) -> manifest::Step {
         name: planned.step.name.clone(),
         verb: verb(&planned.step.action).to_owned(),
         key: planned.key.to_string(),
-        cached: false,
+        cached: done.cached,
         seconds: done.took.as_secs_f64(),
     }
 }

@@ -14,7 +14,9 @@ settle() {
         # Leaves only what early boot started; the agent's unit ignores isolation.
         printf '[Unit]\nRequires=sysinit.target\nAfter=sysinit.target\nAllowIsolate=yes\n' >/run/systemd/system/kiln-seal.target
         quiet systemctl isolate kiln-seal.target
-        quiet systemctl stop systemd-random-seed.service systemd-update-utmp.service systemd-timesyncd.service
+        # Terminals ignore it too, and their end is written to wtmp.
+        quiet systemctl stop 'getty@*.service' 'serial-getty@*.service' \
+            systemd-random-seed.service systemd-update-utmp.service systemd-timesyncd.service
         quiet journalctl --relinquish-var
     else
         for s in rsyslog cron ssh; do [ -x "/etc/init.d/$s" ] && quiet "/etc/init.d/$s" stop; done

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::error::{Failure, Fault, Kind};
 use crate::guest::Farewell;
 use crate::machine::PoweredOff;
-use crate::machine::argv::OVERLAY;
+use crate::spec::BaseFormat;
 
 use super::Build;
 use super::boot::Guest;
@@ -15,12 +15,12 @@ use super::seal::Sealed;
 /// From the goodbye to the end of QEMU. Stopping takes two seconds; a service may insist on systemd's 90.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// The overlay of a guest that was sealed, said goodbye and powered itself off: the only thing that is ever converted.
+/// The disk of a guest that was sealed, said goodbye and powered itself off: the only thing that is ever converted.
 #[derive(Debug)]
 #[must_use]
 pub struct CleanShutdown {
-    /// The overlay, in the scratch folder.
-    pub overlay: PathBuf,
+    /// Its files, top first.
+    pub chain: Vec<(PathBuf, BaseFormat)>,
     _proof: (Sealed, Farewell, PoweredOff),
 }
 
@@ -36,7 +36,12 @@ impl Fault for NoFarewell {
 }
 
 /// Ends the guest in order.
-pub(crate) async fn shut_down(build: &Build<'_>, guest: Guest, sealed: Sealed) -> Result<CleanShutdown, Failure> {
+pub(crate) async fn shut_down(
+    build: &Build<'_>,
+    guest: Guest,
+    sealed: Sealed,
+    chain: Vec<(PathBuf, BaseFormat)>,
+) -> Result<CleanShutdown, Failure> {
     let Guest { machine, session, .. } = guest;
     let farewell = session.bye();
     let farewell = build.limits.hold_guest(&machine, PATIENCE, || NoFarewell.into(), farewell).await;
@@ -48,5 +53,5 @@ pub(crate) async fn shut_down(build: &Build<'_>, guest: Guest, sealed: Sealed) -
         }
     };
     let powered_off = build.limits.hold(machine.power_off(PATIENCE)).await?;
-    Ok(CleanShutdown { overlay: build.work.join(OVERLAY), _proof: (sealed, farewell, powered_off) })
+    Ok(CleanShutdown { chain, _proof: (sealed, farewell, powered_off) })
 }

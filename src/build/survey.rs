@@ -1,17 +1,21 @@
 //! Gathers the facts a plan needs: the host, the base image, what the steps bring. Reads, and changes nothing.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
 
-use crate::disk::digest::{hex, sha256_file};
+use crate::digest::{hex, sha256_file};
 use crate::disk::inspect::BaseImage;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Events, Level};
 use crate::guest;
 use crate::machine::host;
+use crate::memo::{Digested, Memo};
 use crate::plan::{BaseFacts, Facts, InputFacts, Plan, input_path};
 use crate::spec::{Action, Base, Spec};
 
@@ -69,14 +73,18 @@ impl Fault for SurveyError {
 ///
 /// # Panics
 /// Only if hashing does.
-pub async fn plan(spec: Spec, events: &Events) -> Result<Plan, Failure> {
+pub async fn plan(spec: Spec, memo: &Arc<Memo>, events: &Events) -> Result<Plan, Failure> {
     let host = host::survey();
-    let described = spec.clone();
+    let (described, known) = (spec.clone(), Arc::clone(memo));
     // Hashing half a gigabyte takes a second; the host's programs are asked meanwhile.
-    let inputs =
-        spawn_blocking(move || Ok::<_, Failure>((examine_base(&described.base)?, examine_inputs(&described)?)));
+    let inputs = spawn_blocking(move || {
+        Ok::<_, Failure>((examine_base(&described.base, &known)?, examine_inputs(&described, &known)?))
+    });
     let (host, inputs) = tokio::join!(host, inputs);
     let ((base, warnings), inputs) = inputs.expect("examining neither panics nor is cancelled")?;
+    if let Err(error) = memo.save() {
+        events.notice(Level::Debug, format!("digests cannot be remembered: {error}"));
+    }
     for warning in warnings {
         events.notice(Level::Warning, format!("base image: {warning}"));
     }
@@ -85,11 +93,21 @@ pub async fn plan(spec: Spec, events: &Events) -> Result<Plan, Failure> {
     Ok(Plan::new(spec, &facts)?)
 }
 
-/// Inspects the base before anything else looks at it, then hashes it.
-fn examine_base(base: &Base) -> Result<(BaseFacts, Vec<String>), Failure> {
+/// Inspects the base before anything else looks at it, then hashes it, unless it is known.
+fn examine_base(base: &Base, memo: &Memo) -> Result<(BaseFacts, Vec<String>), Failure> {
     let image = BaseImage::open(&base.file, base.format)?;
     let unreadable = |source| SurveyError::UnreadableBase { path: base.file.clone(), source };
-    let found = hex(&sha256_file(&image.file).map_err(unreadable)?);
+    let found = memo.digest("file", &base.file, || {
+        // Opened again: a digest is remembered for what lies at the path, whatever was inspected.
+        let file = File::open(&base.file)?;
+        Ok(Digested { sha256: hex(&sha256_file(&file)?), bytes: file.metadata()?.len(), entries: 1 })
+    });
+    let found = found.map_err(unreadable)?.sha256;
+    let place = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    let inspected = image.file.metadata().map(place).map_err(unreadable)?;
+    if std::fs::metadata(&base.file).map(place).map_err(unreadable)? != inspected {
+        return Err(unreadable(io::Error::other("it was replaced meanwhile")).into());
+    }
     match &base.sha256 {
         Some(expected) if *expected != found => {
             Err(SurveyError::WrongBase { path: base.file.clone(), found, expected: expected.clone() }.into())
@@ -98,15 +116,15 @@ fn examine_base(base: &Base) -> Result<(BaseFacts, Vec<String>), Failure> {
     }
 }
 
-fn examine_inputs(spec: &Spec) -> Result<BTreeMap<usize, InputFacts>, Failure> {
+fn examine_inputs(spec: &Spec, memo: &Memo) -> Result<BTreeMap<usize, InputFacts>, Failure> {
     let with_input =
         spec.steps.iter().enumerate().filter_map(|(index, step)| Some((index, step, input_path(&step.action)?)));
     let examined = with_input.map(|(index, step, path)| {
-        let facts = match step.action {
-            Action::Script { .. } => examine_script(path, step.line)?,
-            _ => examine(path, step.line)?,
+        let Digested { sha256, bytes, entries } = match step.action {
+            Action::Script { .. } => examine_script(path, step.line, memo)?,
+            _ => examine(path, step.line, memo)?,
         };
-        Ok((index, facts))
+        Ok((index, InputFacts { sha256, bytes, entries }))
     });
     examined.collect()
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::disk::qemu_img::{Image, create_overlay};
+use crate::disk::qemu_img::create_overlay;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Channel, Event, Level};
 use crate::guest::{Exec, Exit, GuestError};
@@ -67,12 +67,11 @@ impl Fault for DoesNotBoot {
 
 /// Boots the first output and runs every test; the first that fails ends it.
 pub(crate) async fn test(build: &Build<'_>, converted: &Converted) -> Result<Vec<manifest::Test>, Failure> {
-    let clone = Backing { file: converted.bootable.clone(), format: converted.bootable_format };
+    let clone = Backing(vec![(converted.bootable.clone(), converted.bootable_format)]);
     let overlay = build.work.join(OVERLAY);
     // The overlay that was converted has done its duty; the clone's takes its name, since that is what QEMU opens.
     let _ = std::fs::remove_file(&overlay);
-    let image = Image { path: &clone.file, format: clone.format };
-    build.limits.hold(create_overlay(&overlay, image, build.plan.disk_size())).await?;
+    build.limits.hold(create_overlay(&overlay, build.plan.disk_size())).await?;
     boot::write_seed(build, false)?;
     let mut guest = boot::start(build, &build.plan.machine, &clone).await.map_err(DoesNotBoot)?;
     let mut passed = Vec::new();

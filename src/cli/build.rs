@@ -32,10 +32,12 @@ pub async fn run(args: Build, global: &Global, folders: &Folders, cancel: Cancel
     let around = Surroundings {
         store: folders.store()?,
         cache: folders.cache_path()?,
+        memo: folders.memo()?,
         events,
         open_log: |path| Ok(Arc::new(Log::create(path)?)),
         cancel,
         replace: args.replace,
+        no_cache: args.no_cache,
         skip_tests: args.no_test,
         on_failure: match args.on_failure {
             args::OnFailure::Clean => OnFailure::Clean,
@@ -43,7 +45,7 @@ pub async fn run(args: Build, global: &Global, folders: &Folders, cancel: Cancel
         },
     };
     for spec in specs {
-        let plan = survey::plan(spec, &around.events).await?;
+        let plan = survey::plan(spec, &around.memo, &around.events).await?;
         let artifact = build::build(&plan, &around).await?;
         deliver(&artifact, args.output.as_deref(), args.replace, args.json)?;
     }

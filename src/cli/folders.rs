@@ -1,8 +1,10 @@
 //! Where things are: the store and the cache, from options, environment or the XDG base folders.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::error::Failure;
+use crate::memo::Memo;
 use crate::store::Store;
 
 use super::Unfit;
@@ -46,6 +48,14 @@ impl Folders {
     /// When nothing says so.
     pub fn cache_path(&self) -> Result<PathBuf, Failure> {
         absolute(self.cache.as_ref(), "the cache", "--cache")
+    }
+
+    /// The digests that are remembered in the cache.
+    ///
+    /// # Errors
+    /// When nothing says where the cache is.
+    pub fn memo(&self) -> Result<Arc<Memo>, Failure> {
+        Ok(Arc::new(Memo::load(&self.cache_path()?)))
     }
 }
 

@@ -54,8 +54,8 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
     let global = cli.global;
     match cli.verb {
         Verb::Build(args) => in_runtime(|cancel| build::run(args, &global, &folders, cancel)),
-        Verb::Check(args) => in_runtime(|_| check::run(args, &global)),
-        Verb::Plan(args) => in_runtime(|_| plan::run(args, &global, out)),
+        Verb::Check(args) => in_runtime(|_| check::run(args, &global, &folders)),
+        Verb::Plan(args) => in_runtime(|_| plan::run(args, &global, &folders, out)),
         Verb::Run(args) => in_runtime(|cancel| run::run(args, &global, &folders, cancel)),
         Verb::List(args) => list::run(&folders.store()?, args.json, out),
         Verb::Inspect(args) => inspect::run(&folders.store()?, &args.image.parse()?, args.json, out),

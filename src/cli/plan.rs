@@ -2,19 +2,23 @@
 
 use std::fmt::Write as _;
 use std::io::Write;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use crate::build::boot::backing;
+use crate::build::layers::cached_steps;
 use crate::build::provision::verb;
 use crate::build::survey;
 use crate::error::Failure;
-use crate::machine::argv::argv;
+use crate::layer::Cache;
+use crate::machine::argv::{Start, argv};
 use crate::plan::{Plan, compression_name, output_extension};
 use crate::size::{ByteSize, format_duration};
 use crate::spec::{Overrides, Spec};
 
 use super::args::{self, Global};
+use super::folders::Folders;
 
 /// Version of the JSON form.
 const SCHEMA: u32 = 1;
@@ -23,21 +27,25 @@ const SCHEMA: u32 = 1;
 ///
 /// # Errors
 /// When the spec cannot be built here.
-pub async fn run(args: args::Plan, global: &Global, out: &mut dyn Write) -> Result<(), Failure> {
+pub async fn run(args: args::Plan, global: &Global, folders: &Folders, out: &mut dyn Write) -> Result<(), Failure> {
     let overrides = Overrides { version: args.version, vars: args.vars };
-    let plan = survey::plan(Spec::load(&args.spec, &overrides)?, &super::events(global)).await?;
-    let text = if args.json { format!("{:#}\n", as_json(&plan)) } else { as_text(&plan) };
+    let spec = Spec::load(&args.spec, &overrides)?;
+    let (memo, events) = (folders.memo()?, super::events(global));
+    let plan = survey::plan(spec, &memo, &events).await?;
+    let cached = cached_steps(&plan, &Cache::peek(&folders.cache_path()?, Arc::clone(&memo)), &events);
+    let text = if args.json { format!("{:#}\n", as_json(&plan, cached)) } else { as_text(&plan, cached) };
     super::print(out, &text)
 }
 
-fn as_json(plan: &Plan) -> Value {
+fn as_json(plan: &Plan, cached: usize) -> Value {
     let steps: Vec<_> = plan
         .steps
         .iter()
-        .map(|planned| {
+        .enumerate()
+        .map(|(index, planned)| {
             json!({
                 "name": planned.step.name, "verb": verb(&planned.step.action), "line": planned.step.line,
-                "key": planned.key, "cached": false, "timeout": planned.step.timeout.as_secs(),
+                "key": planned.key, "cached": index < cached, "timeout": planned.step.timeout.as_secs(),
                 "input_sha256": planned.input.as_ref().map(|input| &input.sha256),
                 "input_bytes": planned.input.as_ref().map(|input| input.bytes),
             })
@@ -72,17 +80,17 @@ fn as_json(plan: &Plan) -> Value {
 
 fn command_line(plan: &Plan) -> Vec<String> {
     let program = plan.machine.qemu.display().to_string();
-    std::iter::once(program).chain(argv(&plan.machine, &backing(plan))).collect()
+    std::iter::once(program).chain(argv(&plan.machine, &backing(plan, None), Start::Boot)).collect()
 }
 
-fn as_text(plan: &Plan) -> String {
+fn as_text(plan: &Plan, cached: usize) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
-    let _ = describe(plan, &mut text);
+    let _ = describe(plan, cached, &mut text);
     text
 }
 
-fn describe(plan: &Plan, text: &mut String) -> std::fmt::Result {
+fn describe(plan: &Plan, cached: usize, text: &mut String) -> std::fmt::Result {
     let (spec, machine) = (&plan.spec, &plan.machine);
     writeln!(text, "image    {}@{}", spec.image.name, spec.image.version)?;
     writeln!(text, "base     {} (sha256 {})", spec.base.file.display(), &plan.base.sha256[..12])?;
@@ -103,7 +111,8 @@ fn describe(plan: &Plan, text: &mut String) -> std::fmt::Result {
     for (number, planned) in plan.steps.iter().enumerate() {
         let input = planned.input.as_ref().map(|input| format!(" ({})", ByteSize(input.bytes))).unwrap_or_default();
         let key = &planned.key.to_string()[..12];
-        writeln!(text, "step {:<3} {key}  runs  {}{input}", number + 1, planned.step.name)?;
+        let fate = if number < cached { "cached" } else { "runs" };
+        writeln!(text, "step {:<3} {key}  {fate:<6}  {}{input}", number + 1, planned.step.name)?;
     }
     for test in &spec.tests {
         writeln!(text, "test     {}", test.name)?;

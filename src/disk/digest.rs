@@ -4,10 +4,7 @@
 //! disk is stored in. Reading and unpacking happen on the calling thread, hashing on another: together they run at
 //! the speed of the slower one.
 
-use std::fs::File;
-use std::io;
 use std::ops::ControlFlow;
-use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread;
 
@@ -118,32 +115,4 @@ fn read_piece(chain: &Chain, at: u64, length: u64, spare: &Receiver<Vec<u8>>) ->
     bytes.resize(usize::try_from(length).unwrap_or(PIECE), 0);
     chain.read_at(at, &mut bytes)?;
     Ok(Piece::Bytes(bytes))
-}
-
-/// SHA-256 of an opened file from its first byte to its last, whatever its position. Blocks the calling thread.
-///
-/// # Errors
-/// When reading fails.
-pub fn sha256_file(file: &File) -> io::Result<[u8; 32]> {
-    let mut sha = Sha256::new();
-    let mut buffer = vec![0; PIECE];
-    let mut at = 0;
-    loop {
-        match file.read_at(&mut buffer, at) {
-            Ok(0) => return Ok(sha.finalize().into()),
-            Ok(count) => {
-                sha.update(&buffer[..count]);
-                at += count as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// Lower-case hexadecimal digits.
-#[must_use]
-pub fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
 }

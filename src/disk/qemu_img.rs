@@ -100,17 +100,14 @@ impl Fault for QemuImgError {
     }
 }
 
-/// Creates an empty qcow2 overlay over `base`, as large as `virtual_size` bytes.
-///
-/// The base is not opened (`-u`). Its name goes into the header for people and for `qemu-img info` alone; kiln always
-/// states the whole graph itself.
+/// Creates an empty qcow2 overlay, as large as `virtual_size` bytes. What it lies on does not stand in its header: kiln
+/// always states the whole graph itself, and QEMU would open a file that is named there.
 ///
 /// # Errors
 /// When `qemu-img` is missing or fails, or the disk is full.
-pub async fn create_overlay(path: &Path, base: Image<'_>, virtual_size: u64) -> Result<(), QemuImgError> {
+pub async fn create_overlay(path: &Path, virtual_size: u64) -> Result<(), QemuImgError> {
     let mut command = supervised(PROGRAM);
-    command.args(["create", "-q", "-u", "-f", "qcow2", "-F", driver(base.format), "-b"]);
-    command.arg(absolute(base.path)?).arg(absolute(path)?).arg(virtual_size.to_string());
+    command.args(["create", "-q", "-f", "qcow2"]).arg(absolute(path)?).arg(virtual_size.to_string());
     let run = run(command, "create", |_| ()).await?;
     run.check(path, None)
 }
@@ -141,13 +138,6 @@ fn target_options(format: OutputFormat, compression: Compression) -> &'static [&
         (OutputFormat::Qcow2, Compression::Zstd) => &["qcow2", "-c", "-o", "compression_type=zstd"],
         (OutputFormat::Qcow2, Compression::Zlib) => &["qcow2", "-c", "-o", "compression_type=zlib"],
         (OutputFormat::Qcow2, Compression::None) => &["qcow2"],
-    }
-}
-
-fn driver(format: BaseFormat) -> &'static str {
-    match format {
-        BaseFormat::Qcow2 => "qcow2",
-        BaseFormat::Raw => "raw",
     }
 }
 

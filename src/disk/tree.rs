@@ -28,9 +28,10 @@ use std::ops::ControlFlow;
 use sha2::{Digest, Sha256};
 
 use super::chain::{Chain, ChainError};
-use super::digest::{hash_zeroes, hex};
+use super::digest::hash_zeroes;
 use super::ext4::{Chunk, DirectoryEntry, Ext4, Ext4Error, FileKind, Inode, ROOT, Time, Xattr};
 use super::partition::partitions;
+use crate::digest::hex;
 use crate::error::{self, Fault};
 
 /// Ten times what the largest distributions install.

@@ -3,6 +3,7 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::{Duration, SystemTime};
 
+use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
 use super::GuestError;
@@ -12,7 +13,7 @@ use crate::wire::Message;
 use crate::wire::message::{Facts, Origin};
 
 /// What the agent said about its guest. Texts hold no control characters.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// Different after each boot.
     pub boot_id: String,

@@ -1,7 +1,7 @@
 //! The host's end of the conversation with the agent in the guest.
 //!
 //! ```text
-//! accept -> Session --exec, upload, unpack_device, fetch, set_clock, ping--> bye
+//! accept -> Session --exec, upload, unpack_device, fetch, wake, ping--> bye
 //!              \--(the guest reboots)--> reconnect --/
 //! ```
 //!
@@ -19,12 +19,13 @@ pub mod transfer;
 #[cfg(test)]
 mod tests;
 
+pub use crate::agent::pack::PackError;
 pub use crate::wire::{BUILD, PORT};
 pub use error::GuestError;
 pub use exec::{Exec, Exit};
 pub use greeting::Hello;
 pub use session::{Farewell, Limits, Session};
-pub use stage::{Source, Staged, What, stage};
+pub use stage::{Source, Staged, What, stage, timeless_digest};
 
 /// The agent as an executable for the guest: static, x86-64 Linux.
 pub static AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kiln-agent"));

@@ -104,14 +104,15 @@ impl Session {
         Ok(())
     }
 
-    /// Sets the guest's clock.
+    /// Tells a resumed guest what it cannot know: the time, and that it is not the only one with its random numbers.
     ///
     /// # Errors
     /// When the guest cannot or does not answer.
-    pub async fn set_clock(&mut self, to: SystemTime) -> Result<(), GuestError> {
+    pub async fn wake(&mut self, now: SystemTime, entropy: [u8; 64]) -> Result<(), GuestError> {
         self.begin();
-        let since = to.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        self.queue(&Message::SetClock { clock: i64::try_from(since.as_nanos()).unwrap_or(i64::MAX) });
+        let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let clock = i64::try_from(since.as_nanos()).unwrap_or(i64::MAX);
+        self.queue(&Message::Wake { clock, entropy: entropy.to_vec() });
         match self.next().await? {
             Message::Done { .. } => Ok(()),
             other => Err(unexpected(other)),

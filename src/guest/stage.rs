@@ -2,13 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
 
 use super::GuestError;
-use crate::agent::pack::{Packing, pack};
+use crate::agent::pack::{PackError, Packing, pack};
 use crate::spec;
 use crate::wire::tree::{BLOCK, Encoder, Entry, Head, Kind, Layout, Owner, Totals};
 
@@ -94,13 +94,18 @@ pub fn stage(source: &Source, file: &File, progress: &mut dyn FnMut(u64)) -> Res
     Ok(Staged { bytes, entries: totals.entries, content: totals.bytes, sha256 })
 }
 
-/// The digest that [`stage`] and an upload find, without writing anything; blocking.
+/// Digest of a file or folder by all that a copy of it keeps but times, for the key of a step: git keeps no times.
+/// Writes nothing; blocking.
 ///
 /// # Errors
-/// When the source cannot be read.
-pub fn digest(source: &Source) -> Result<Staged, GuestError> {
-    let (totals, sha256) = source.write_to(io::sink(), Layout::Packed)?;
-    Ok(Staged { bytes: 0, entries: totals.entries, content: totals.bytes, sha256 })
+/// When something in it cannot be read or copied.
+pub fn timeless_digest(path: &Path) -> Result<Staged, PackError> {
+    let head = Head { to: Vec::new(), name: Vec::new(), into: false, contents: false, owner: None };
+    let encoder = Encoder::new(io::sink(), Layout::Packed, head).map_err(PackError::Write)?;
+    let mut hash = Sha256::new();
+    let packing = Packing { mode: None, mtime: Some(0), watch: &mut |bytes| hash.update(bytes) };
+    let totals = pack(path, encoder, packing)?;
+    Ok(Staged { bytes: 0, entries: totals.entries, content: totals.bytes, sha256: hash.finalize().into() })
 }
 
 impl Source {
@@ -110,7 +115,9 @@ impl Source {
         let encoder = Encoder::new(out, layout, self.head()).map_err(GuestError::Port)?;
         let mut watch = |bytes: &[u8]| hash.update(bytes);
         let totals = match &self.what {
-            What::Path { from, .. } => pack(from, encoder, Packing { mode: self.mode, watch: &mut watch })?,
+            What::Path { from, .. } => {
+                pack(from, encoder, Packing { mode: self.mode, mtime: None, watch: &mut watch })?
+            }
             What::Text { content, mtime } => self.write_text(content, *mtime, encoder, &mut watch)?,
         };
         Ok((totals, hash.finalize().into()))

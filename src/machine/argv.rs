@@ -39,20 +39,27 @@ const SYSTEM_UUID: &str = "6b696c6e-0000-4000-8000-000000000001";
 /// From the range that QEMU uses for its own cards; locally administered.
 const MAC: &str = "52:54:00:6b:69:6c";
 
-/// What the overlay lies on: never opened for writing.
+/// The node that takes the guest's writes at first.
+pub const TOP: &str = "disk";
+
+/// What the overlay lies on: files that are never opened for writing, with their formats, top first. Absolute paths.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Backing {
-    /// Absolute path.
-    pub file: PathBuf,
-    /// Its format, as inspected.
-    pub format: BaseFormat,
+pub struct Backing(pub Vec<(PathBuf, BaseFormat)>);
+
+/// How a machine begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// With its firmware.
+    Boot,
+    /// With the memory of a checkpoint.
+    Restore,
 }
 
 /// The command line after the program's name.
 #[must_use]
-pub fn argv(machine: &Machine, backing: &Backing) -> Vec<String> {
+pub fn argv(machine: &Machine, backing: &Backing, start: Start) -> Vec<String> {
     let mut args = Args::default();
-    basics(&mut args, machine);
+    basics(&mut args, machine, start);
     firmware(&mut args, &machine.firmware);
     channels(&mut args);
     disks(&mut args, backing);
@@ -65,7 +72,7 @@ pub fn argv(machine: &Machine, backing: &Backing) -> Vec<String> {
 #[must_use]
 pub fn interactive(machine: &Machine, backing: &Backing, ssh: Option<u16>) -> Vec<String> {
     let mut args = Args::default();
-    basics(&mut args, machine);
+    basics(&mut args, machine, Start::Boot);
     firmware(&mut args, &machine.firmware);
     args.option("-serial", "mon:stdio");
     disks(&mut args, backing);
@@ -93,7 +100,7 @@ impl Args {
     }
 }
 
-fn basics(args: &mut Args, machine: &Machine) {
+fn basics(args: &mut Args, machine: &Machine, start: Start) {
     args.option("-name", "kiln,process=kiln-guest,debug-threads=on");
     for flag in ["-nodefaults", "-no-user-config"] {
         args.flag(flag);
@@ -113,7 +120,15 @@ fn basics(args: &mut Args, machine: &Machine) {
     // A panicked guest stays as it is, so that the console can be read; GUEST_PANICKED ends the build.
     args.option("-action", "panic=pause,reboot=reset,shutdown=poweroff");
     args.option("-device", "pvpanic");
-    args.option("-device", format!("vmgenid,guid={SYSTEM_UUID}"));
+    match start {
+        Start::Boot => args.option("-device", format!("vmgenid,guid={SYSTEM_UUID}")),
+        Start::Restore => {
+            args.option("-incoming", "defer");
+            // Two machines that begin with one memory must not draw the same random numbers: the guest's kernel sees
+            // another generation, and draws anew.
+            args.option("-device", "vmgenid,guid=auto");
+        }
+    }
     args.option("-object", "rng-random,id=entropy,filename=/dev/urandom");
     args.option("-device", "virtio-rng-pci,rng=entropy");
     args.option("-device", format!("pcie-root-port,id={HOTPLUG_BUS},chassis=1,slot=1"));
@@ -144,12 +159,10 @@ fn channels(args: &mut Args) {
 
 fn disks(args: &mut Args, backing: &Backing) {
     // no-flush: the overlay is scratch until the guest has powered off, and is worthless if the host dies before that.
-    args.blockdev(&json!({
-        "node-name": "disk", "driver": "qcow2", "discard": "unmap", "detect-zeroes": "unmap",
-        "cache": { "no-flush": true },
-        "file": { "driver": "file", "filename": OVERLAY, "discard": "unmap", "cache": { "no-flush": true } },
-        "backing": backing_node(backing),
-    }));
+    let mut node = overlay_node(TOP, OVERLAY);
+    node["backing"] =
+        backing.0.iter().rev().fold(Value::Null, |below, (file, format)| backing_node(file, *format, below));
+    args.blockdev(&node);
     args.option("-device", "virtio-blk-pci,drive=disk,serial=kiln-disk,bootindex=0,werror=stop,rerror=stop");
     // The seed comes last: cloud-init tries labelled devices in reverse order, so that ours wins over one that the base
     // image may carry.
@@ -159,14 +172,22 @@ fn disks(args: &mut Args, backing: &Backing) {
     args.option("-device", format!("virtio-blk-pci,drive=seed,serial={SEED_SERIAL}"));
 }
 
-fn backing_node(backing: &Backing) -> Value {
-    let mut node = json!({
-        "node-name": "base", "driver": format_name(backing.format), "read-only": true,
-        "file": file_node(&backing.file, true),
-    });
-    if backing.format == BaseFormat::Qcow2 {
-        // Inspection has refused a base with a backing file; this says so to QEMU as well.
-        node["backing"] = Value::Null;
+/// An overlay in the scratch folder; its backing is left to be said.
+#[must_use]
+pub fn overlay_node(name: &str, file: &str) -> Value {
+    json!({
+        "node-name": name, "driver": "qcow2", "discard": "unmap", "detect-zeroes": "unmap",
+        "cache": { "no-flush": true },
+        "file": { "driver": "file", "filename": file, "discard": "unmap", "cache": { "no-flush": true } },
+    })
+}
+
+/// No node names: QEMU makes its own, and nobody asks for these.
+fn backing_node(file: &Path, format: BaseFormat, below: Value) -> Value {
+    let mut node = json!({ "driver": format_name(format), "read-only": true, "file": file_node(file, true) });
+    if format == BaseFormat::Qcow2 {
+        // Inspection has refused a base with a backing file; for the last one this says so to QEMU as well.
+        node["backing"] = below;
     }
     node
 }

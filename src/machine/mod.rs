@@ -33,12 +33,13 @@ use crate::process;
 
 pub mod accel;
 pub mod argv;
+pub mod checkpoint;
 pub mod console;
 pub mod firmware;
 pub mod host;
 pub mod qmp;
 
-use argv::{AGENT_FD, Backing, CONSOLE_FD, HOTPLUG_BUS, QMP_FD, UEFI_VARS};
+use argv::{AGENT_FD, Backing, CONSOLE_FD, HOTPLUG_BUS, QMP_FD, Start, UEFI_VARS};
 use console::Console;
 use qmp::{Qmp, QmpError};
 
@@ -79,6 +80,9 @@ pub enum MachineError {
     /// The machine came to an end that nobody asked for.
     #[error(transparent)]
     Ended(#[from] Fate),
+    /// The memory could not be saved or loaded.
+    #[error("the guest's memory could not be moved: {0}")]
+    Memory(String),
     /// The guest did not power off.
     #[error("the guest did not power off within {} s", .0.as_secs())]
     StillRunning(Duration),
@@ -172,6 +176,9 @@ struct Life {
     panicked: bool,
     disk: Option<Fate>,
     stopped: bool,
+    /// We have stopped it ourselves, or not started it yet.
+    held: bool,
+    migration: Option<schema::MigrationStatus>,
     resets: u32,
     tolerated_resets: u32,
     unplugged: u32,
@@ -193,7 +200,8 @@ impl Life {
                     full: data.nospace.unwrap_or(false),
                 });
             }
-            schema::Event::STOP { .. } => self.stopped = true,
+            schema::Event::STOP { .. } if !self.held => self.stopped = true,
+            schema::Event::MIGRATION { data, .. } => self.migration = Some(data.status),
             schema::Event::RESET { data, .. } if data.guest => self.resets += 1,
             schema::Event::DEVICE_DELETED { data, .. } if data.device.is_some() => self.unplugged += 1,
             _ => {}
@@ -228,6 +236,9 @@ pub struct Running {
     life: watch::Sender<Life>,
     console: Console,
     plugged: u32,
+    /// The node that takes the guest's writes, and how many did before it.
+    top: String,
+    frozen: u32,
 }
 
 /// The guest has shut itself down and QEMU has left with status 0: nobody writes to the overlay any more.
@@ -242,7 +253,8 @@ pub struct Plugged {
     id: String,
 }
 
-/// Starts QEMU in the scratch folder, which holds the overlay and the seed. Gives the machine and the agent's channel.
+/// Starts QEMU in the scratch folder, which holds the overlay and the seed. Gives the machine and the agent's channel. One
+/// started for [`Start::Restore`] waits for [`Running::restore`].
 ///
 /// # Errors
 /// When QEMU cannot be started or does not answer on its monitor.
@@ -252,6 +264,7 @@ pub struct Plugged {
 pub async fn launch(
     machine: &Machine,
     backing: &Backing,
+    start: Start,
     folder: &Path,
     events: &Events,
 ) -> Result<(Running, UnixStream), Failure> {
@@ -265,18 +278,18 @@ pub async fn launch(
     let console_file = open_console(&folder.join("console.log")).map_err(prepare("console.log"))?;
     let descriptors = vec![(QMP_FD, qmp_theirs), (AGENT_FD, agent_theirs), (CONSOLE_FD, serial_theirs)];
     let mut command = process::with_descriptors(&machine.qemu, descriptors);
-    command.args(argv::argv(machine, backing)).current_dir(folder).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.args(argv::argv(machine, backing, start)).current_dir(folder).stdout(Stdio::null()).stderr(Stdio::piped());
     let child = command.spawn().map_err(|source| MachineError::Spawn { program: machine.qemu.clone(), source })?;
     // The command owns QEMU's ends of the channels; they must close here, or QEMU's death would go unnoticed.
     drop(command);
     let group = Pid::from_raw(child.id().and_then(|id| i32::try_from(id).ok()).expect("a fresh child has an id"));
-    let life = watch::Sender::new(Life::default());
+    let life = watch::Sender::new(Life { held: start == Start::Restore, ..Life::default() });
     tokio::task::spawn_local(wait_for_exit(child, life.clone()));
     let console = Console::default();
     tokio::task::spawn_local(console::record(serial, console_file, console.clone(), events.clone()));
     let (qmp, qmp_events) = connect(qmp, life.subscribe(), group).await?;
     tokio::task::spawn_local(follow(qmp_events, life.clone()));
-    Ok((Running { group, qmp, life, console, plugged: 0 }, agent))
+    Ok((Running { group, qmp, life, console, plugged: 0, top: argv::TOP.into(), frozen: 0 }, agent))
 }
 
 async fn connect(

@@ -5,18 +5,26 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::io::IoSlice;
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
+use std::time::Duration;
 
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use qapi::Command;
 use qapi::qmp;
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::time::timeout;
 
 /// The longest line that is taken from QEMU, bytes. Its largest answer (a schema) is well below.
 const LINE_LIMIT: u64 = 16 << 20;
+
+/// QEMU answers in milliseconds, and on a loaded host in seconds; a snapshot has to write what it holds back.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What can go wrong between kiln and QEMU's monitor.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +40,9 @@ pub enum QmpError {
     /// The connection is gone, most often because QEMU is.
     #[error("the connection to QEMU's monitor is gone")]
     Gone,
+    /// It did not answer a command.
+    #[error("QEMU did not answer `{0}` within a minute")]
+    Unanswered(&'static str),
     /// QEMU said something that is not QMP.
     #[error("QEMU's monitor said something unexpected: {0}")]
     Protocol(String),
@@ -76,6 +87,32 @@ impl Qmp {
         serde_json::from_value(answer).map_err(|e| protocol(&e))
     }
 
+    /// [`Qmp::execute`] with a descriptor beside the command (`SCM_RIGHTS`, unix(7)), as `getfd` wants it.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub async fn hand_over<C: Command>(&self, command: C, descriptor: &impl AsRawFd) -> Result<C::Ok, QmpError> {
+        // QEMU takes the descriptor with whatever byte it comes with: a space between commands.
+        {
+            let write = self.write.lock().await;
+            let stream: &UnixStream = write.as_ref();
+            let send = || {
+                let rights = [ControlMessage::ScmRights(&[descriptor.as_raw_fd()])];
+                let sent = sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(b" ")], &rights, MsgFlags::empty(), None);
+                sent.map_err(std::io::Error::from)
+            };
+            loop {
+                stream.writable().await.map_err(|_| QmpError::Gone)?;
+                match stream.try_io(Interest::WRITABLE, send) {
+                    Ok(_) => break,
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                    Err(_) => return Err(QmpError::Gone),
+                }
+            }
+        }
+        self.execute(command).await
+    }
+
     async fn send(&self, command: &'static str, arguments: Value) -> Result<Value, QmpError> {
         let id = {
             let mut next = self.next.borrow_mut();
@@ -87,7 +124,8 @@ impl Qmp {
         let mut line = serde_json::json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
         line.push('\n');
         self.write.lock().await.write_all(line.as_bytes()).await.map_err(|_| QmpError::Gone)?;
-        let mut answer = receiver.await.map_err(|_| QmpError::Gone)?;
+        let answered = timeout(ANSWER_TIMEOUT, receiver).await.map_err(|_| QmpError::Unanswered(command))?;
+        let mut answer = answered.map_err(|_| QmpError::Gone)?;
         match answer.pointer("/error/desc").and_then(Value::as_str) {
             Some(reason) => Err(QmpError::Refused { command, reason: reason.to_owned() }),
             None => Ok(answer["return"].take()),

@@ -57,6 +57,10 @@ impl Story {
                 (Topic::Began, format!("{} ({verb})...", self.step_label(*index)))
             }
             Event::StepOutput { line, .. } => (Topic::Output, format!("{MARGIN}{}", escape(line))),
+            Event::StepCached { index, name, .. } => {
+                let place = format!("step {}/{}", index + 1, self.steps.max(index + 1));
+                (Topic::Done, format!("{place} {}  cached", escape(name)))
+            }
             Event::StepFinished { index, ok, seconds } => {
                 over(*ok, format!("{}  {}", self.step_label(*index), span(*seconds)))
             }

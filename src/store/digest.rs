@@ -10,6 +10,8 @@ use std::thread;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::digest::hex;
+
 use super::error::StoreError;
 use super::folder::Folder;
 
@@ -30,16 +32,6 @@ pub struct Digest {
     pub bytes: u64,
     /// 64 lower-case hex digits.
     pub sha256: String,
-}
-
-/// Lower-case hex.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// The digest of some bytes in memory.

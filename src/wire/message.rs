@@ -265,10 +265,13 @@ coded_enum! {
             /// The host's.
             token: u64,
         }
-        /// Host: set the clock. Answered by `Done` or `Failed`.
-        32 SetClock {
+        /// Host: another time and another machine. The guest sets its clock, stirs the bytes into its random numbers and
+        /// draws them anew. Answered by `Done` or `Failed`.
+        32 Wake {
             /// Nanoseconds since the epoch.
             clock: i64,
+            /// Random bytes, at most 512.
+            entropy: Vec<u8>,
         }
         /// Host: nothing more will come. The guest syncs its file systems, answers `Bye` and powers off.
         33 Bye {}

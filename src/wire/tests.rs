@@ -47,7 +47,7 @@ fn message() -> impl Strategy<Value = Message> {
         bytes().prop_map(|path| Message::Fetch { path }),
         ".*".prop_map(|serial| Message::Unpack { serial }),
         any::<u64>().prop_map(|token| Message::Ping { token }),
-        any::<i64>().prop_map(|clock| Message::SetClock { clock }),
+        (any::<i64>(), any::<Vec<u8>>()).prop_map(|(clock, entropy)| Message::Wake { clock, entropy }),
         Just(Message::Bye {}),
         any::<u64>().prop_map(|token| Message::Park { token }),
     ];

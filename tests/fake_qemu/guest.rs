@@ -21,8 +21,8 @@ use super::script::{self, Does, Fault};
 /// Between two hellos, as the agent has it.
 const TICK: Duration = Duration::from_millis(300);
 
-/// Boots, talks and ends as `mode` says.
-pub fn live(machine: &Machine, port: &UnixStream, mut console: UnixStream, mode: &str) {
+/// Boots, talks and ends as `mode` says. A restored guest has booted already, and waits to be woken.
+pub fn live(machine: &Machine, port: &UnixStream, mut console: UnixStream, mode: &str, restored: bool) {
     match mode {
         "never-boots" => return hold(port),
         "login-prompt" => {
@@ -51,7 +51,7 @@ pub fn live(machine: &Machine, port: &UnixStream, mut console: UnixStream, mode:
         console,
         mode: mode.to_owned(),
         boots: 1,
-        welcomed: false,
+        welcomed: restored,
         files: BTreeMap::new(),
         execs: BTreeMap::new(),
         uploads: BTreeMap::new(),
@@ -106,8 +106,10 @@ impl Guest<'_> {
                 Err(error) => return Err(error),
             }
             while let Some(Frame { stream, message }) = splitter.next_frame().map_err(io::Error::other)? {
-                if matches!(message, Message::Welcome { .. }) {
-                    splitter.trust();
+                match message {
+                    Message::Welcome { .. } | Message::Resume { .. } => splitter.trust(),
+                    Message::Park { .. } => splitter.doubt(),
+                    _ => {}
                 }
                 self.answer(stream, message)?;
             }
@@ -150,8 +152,10 @@ impl Guest<'_> {
                 self.welcomed = true;
                 self.say(0, &Message::Ready { nonce })
             }
+            Message::Park { .. } => self.say(stream, &message),
+            Message::Resume { .. } if self.mode != "never-wakes" => self.say(0, &message),
             Message::Ping { token } => self.say(stream, &Message::Pong { token }),
-            Message::SetClock { .. } => self.say(stream, &Message::Done { entries: 0, bytes: 0 }),
+            Message::Wake { .. } => self.say(stream, &Message::Done { entries: 0, bytes: 0 }),
             Message::Exec { part, last } => self.exec(stream, &part.0, last),
             Message::Upload {} => {
                 self.uploads.insert(stream, Vec::new());

@@ -67,11 +67,12 @@ fn run(mode: &str, args: &[String]) {
     let is_clone = args.iter().any(|arg| arg.contains("/.kiln/tmp/"));
     let mode = if is_clone { mode.strip_prefix("clone-").unwrap_or("") } else { mode }.to_owned();
     let _ = console.write_all(b"SeaBIOS (version fake)\r\nLinux version 6.1.0 (fake)\r\n");
+    let restored = args.iter().any(|arg| arg == "-incoming");
     let on = Arc::clone(&machine);
     let (ready, told) = mpsc::channel();
     std::thread::spawn(move || {
         told.recv().expect("kiln negotiates");
-        guest::live(&on, &agent, console, &mode);
+        guest::live(&on, &agent, console, &mode, restored);
     });
     machine.serve_monitor(&ready);
 }

@@ -1,0 +1,109 @@
+//! SHA-256 of files, and digests in hex.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+use sha2::{Digest, Sha256};
+
+/// Bytes read at once.
+const PIECE: usize = 256 << 10;
+
+/// SHA-256 of an opened file from its first byte to its last, whatever its position. Blocks the calling thread.
+///
+/// # Errors
+/// When reading fails.
+pub fn sha256_file(file: &File) -> io::Result<[u8; 32]> {
+    let mut sha = Sha256::new();
+    let mut buffer = vec![0; PIECE];
+    let mut at = 0;
+    loop {
+        match file.read_at(&mut buffer, at) {
+            Ok(0) => return Ok(sha.finalize().into()),
+            Ok(count) => {
+                sha.update(&buffer[..count]);
+                at += count as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// SHA-256 of the blocks of an opened file that are not zeros, each with its offset, and of the file's length. The same for
+/// holes and for zeros, and as fast as there is data. Blocks the calling thread.
+///
+/// # Errors
+/// When reading fails.
+pub fn sha256_data(file: &File) -> io::Result<[u8; 32]> {
+    let length = file.metadata()?.len();
+    let mut sha = Sha256::new();
+    sha.update(length.to_le_bytes());
+    let mut buffer = vec![0; PIECE];
+    let mut at = 0;
+    while at < length {
+        // ENXIO: nothing but a hole is left (lseek(2)).
+        let data = match lseek(file, at.cast_signed(), Whence::SeekData) {
+            Ok(data) => data.cast_unsigned(),
+            Err(Errno::ENXIO) => break,
+            Err(errno) => return Err(errno.into()),
+        };
+        let end = lseek(file, data.cast_signed(), Whence::SeekHole)?.cast_unsigned();
+        // From a multiple of the piece on, so that pieces do not depend on where holes are.
+        at = data / PIECE as u64 * PIECE as u64;
+        while at < end {
+            let n = usize::try_from(length - at).unwrap_or(PIECE).min(PIECE);
+            file.read_exact_at(&mut buffer[..n], at)?;
+            if buffer[..n].iter().any(|byte| *byte != 0) {
+                sha.update(at.to_le_bytes());
+                sha.update(&buffer[..n]);
+            }
+            at += n as u64;
+        }
+    }
+    Ok(sha.finalize().into())
+}
+
+/// Lower-case hexadecimal digits.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_are_zeros_and_everything_else_counts() {
+        let digest = |write: &dyn Fn(&File)| {
+            let file = tempfile::tempfile().unwrap();
+            write(&file);
+            hex(&sha256_data(&file).unwrap())
+        };
+        let size = 3 * PIECE as u64 + 5;
+        let put = |file: &File, at: u64, bytes: &[u8]| {
+            file.set_len(size).unwrap();
+            file.write_all_at(bytes, at).unwrap();
+        };
+        let sparse = digest(&|file| put(file, size - 2, b"x"));
+        let dense = digest(&|file| {
+            put(file, 0, &vec![0; 3 * PIECE]);
+            put(file, size - 2, b"x");
+        });
+        assert_eq!(sparse, dense);
+        let others = [
+            digest(&|file| put(file, size - 1, b"x")),
+            digest(&|file| put(file, 7, b"x")),
+            digest(&|file| put(file, size - 2, b"y")),
+            digest(&|file| file.set_len(size).unwrap()),
+            digest(&|file| file.set_len(size + 1).unwrap()),
+        ];
+        for (index, other) in others.iter().enumerate() {
+            assert!(*other != sparse && !others[..index].contains(other), "{index}");
+        }
+    }
+}

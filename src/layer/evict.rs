@@ -1,0 +1,70 @@
+//! What goes when the cache is full: the layers used longest ago, and none that is in use.
+
+use std::fs;
+use std::io;
+use std::time::SystemTime;
+
+use super::{Cache, Layer, Name, remove};
+
+/// What an eviction did.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Evicted {
+    /// Layers removed.
+    pub layers: usize,
+    /// Bytes they took on this host.
+    pub bytes: u64,
+    /// Bytes of what is left.
+    pub left: u64,
+}
+
+struct Candidate {
+    layer: Layer,
+    used: SystemTime,
+}
+
+/// Removes layers until the rest takes at most `limit` bytes. One that another lies on goes after it; one in use stays,
+/// and what it lies on.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn evict(cache: &Cache, limit: u64) -> io::Result<Evicted> {
+    let mut candidates = Vec::new();
+    let entries = match fs::read_dir(&cache.root) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Evicted::default()),
+        other => other?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !entry.file_type()?.is_dir() || name.starts_with(super::DRAFT) {
+            continue;
+        }
+        let used = entry.metadata()?.modified()?;
+        match Layer::open(&entry.path()) {
+            Ok(layer) => candidates.push(Candidate { layer, used }),
+            // Nobody can use it.
+            Err(_) => _ = remove(&cache.root, &entry.path()),
+        }
+    }
+    let mut left: u64 = candidates.iter().map(|candidate| candidate.layer.size()).sum();
+    let mut evicted = Evicted::default();
+    candidates.sort_by_key(|candidate| candidate.used);
+    while left > limit {
+        let Some(at) = candidates.iter().position(|one| is_leaf(&one.layer.facts.name, &candidates)) else { break };
+        let Candidate { layer, .. } = candidates.remove(at);
+        let (folder, size) = (layer.folder.clone(), layer.size());
+        drop(layer);
+        if !remove(&cache.root, &folder) {
+            continue;
+        }
+        left -= size;
+        evicted.layers += 1;
+        evicted.bytes += size;
+    }
+    evicted.left = left;
+    Ok(evicted)
+}
+
+fn is_leaf(name: &Name, among: &[Candidate]) -> bool {
+    !among.iter().any(|other| other.layer.facts.parent.as_ref() == Some(name))
+}

@@ -1,0 +1,476 @@
+//! The step cache: frozen disks, and memory to go on from, content-addressed by the key of what made them.
+//!
+//! ```text
+//! CACHE/layers/KEY.ID/layer.json    what it is; a folder of this name is whole
+//! CACHE/layers/KEY.ID/disk.qcow2    what the step changed on the disk of its parent; never written again
+//! CACHE/layers/KEY.ID/ram           the machine's memory at that moment, where there is one (mode 0600)
+//! CACHE/layers/KEY.ID/fetched/      what a fetch step brought back
+//! CACHE/layers/claim-KEY            locked by the build that makes the first layer of this key
+//! CACHE/layers/draft-XXXXXX/        one being made; swept up when its maker is dead
+//! ```
+//!
+//! One key may have several layers, each with an id of its own: two makings of a step are never the same to the bit. A
+//! layer names its parent by both, so it is never put on another making than the one it was made on. Whoever uses a layer
+//! holds a shared flock(2) on its folder; it is only removed under an exclusive one. Every file is checked against its
+//! digest before it is used, once for each change of its inode ([`Memo`]).
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+use crate::digest::{hex, sha256_data};
+use crate::memo::{Digested, Memo};
+use crate::plan::key::Key;
+
+pub mod evict;
+
+const SCHEMA: u32 = 1;
+const FACTS: &str = "layer.json";
+const DISK: &str = "disk.qcow2";
+const RAM: &str = "ram";
+const FETCHED: &str = "fetched";
+const DRAFT: &str = "draft-";
+
+/// One making of a layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Name {
+    /// What it stands for.
+    pub key: String,
+    /// Which making of it: random.
+    pub id: String,
+}
+
+/// A file of a layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sealed {
+    /// Size, bytes.
+    pub bytes: u64,
+    /// Digest of its data and where that lies, hex: most of a memory file is holes.
+    pub sha256: String,
+}
+
+/// Memory that a machine can go on from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// The file.
+    pub file: Sealed,
+    /// How it is laid out, as the machine calls it.
+    pub format: String,
+    /// Digest of the machine it belongs to; it fits no other.
+    pub machine: String,
+    /// What the agent said when it was accepted.
+    pub hello: serde_json::Value,
+}
+
+/// What is known of a layer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Facts {
+    schema: u32,
+    /// Which one it is.
+    #[serde(flatten)]
+    pub name: Name,
+    /// What it lies on; nothing for the first, which lies on the base image.
+    pub parent: Option<Name>,
+    /// What it took to make, wall time.
+    pub seconds: f64,
+    /// The disk.
+    pub disk: Sealed,
+    /// The memory.
+    pub memory: Option<Memory>,
+    /// Files that were fetched, relative to the version's folder.
+    pub fetched: Vec<PathBuf>,
+}
+
+/// The layers of one cache folder.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    root: PathBuf,
+    memo: Arc<Memo>,
+    /// Whether what is found to be unusable is removed.
+    tidy: bool,
+}
+
+/// A layer in use: it stays where it is while this lives.
+#[derive(Debug)]
+pub struct Layer {
+    /// What is known of it.
+    pub facts: Facts,
+    folder: PathBuf,
+    _used: Flock<File>,
+}
+
+/// A layer with all that it lies on: the first lies on the base image, the last is the layer.
+#[derive(Debug)]
+pub struct Stack(Vec<Layer>);
+
+/// Why a layer is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum Unusable {
+    /// There is none.
+    #[error("there is none")]
+    Missing,
+    /// Something cannot be read.
+    #[error("{} cannot be read: {source}", path.display())]
+    Unreadable {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is not what it was.
+    #[error("{} is damaged: {what}", path.display())]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// How that shows.
+        what: &'static str,
+    },
+}
+
+impl Cache {
+    /// The layers below a cache folder, made if missing. Drafts of dead builds are removed.
+    ///
+    /// # Errors
+    /// When the folder cannot be made or read.
+    pub fn open(cache: &Path, memo: Arc<Memo>) -> io::Result<Self> {
+        let root = cache.join("layers");
+        DirBuilder::new().recursive(true).mode(0o700).create(&root)?;
+        let cache = Self { root, memo, tidy: true };
+        cache.sweep()?;
+        Ok(cache)
+    }
+
+    /// The layers below a cache folder, for looking only: nothing is made or removed.
+    #[must_use]
+    pub fn peek(cache: &Path, memo: Arc<Memo>) -> Self {
+        Self { root: cache.join("layers"), memo, tidy: false }
+    }
+
+    /// Every layer of a key that is whole, undamaged, and whose parents are so too; the one used last comes first.
+    /// `problem` hears of those that are there and cannot be used; they are removed.
+    pub fn find(&self, key: Key, problem: &mut dyn FnMut(Unusable)) -> Vec<Stack> {
+        let prefix = format!("{key}.");
+        let Ok(entries) = fs::read_dir(&self.root) else { return Vec::new() };
+        let mut found: Vec<_> = entries
+            .flatten()
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+            .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+            .collect();
+        found.sort();
+        let stacks = found.into_iter().rev().filter_map(|(_, folder)| match self.stack(&folder) {
+            Ok(stack) => Some(stack),
+            Err(why) => {
+                if self.tidy {
+                    remove(&self.root, &folder);
+                }
+                // One whose parent was evicted is nothing to talk about.
+                if !matches!(why, Unusable::Missing) {
+                    problem(why);
+                }
+                None
+            }
+        });
+        stacks.collect()
+    }
+
+    /// The layer in a folder, and everything below it.
+    fn stack(&self, folder: &Path) -> Result<Stack, Unusable> {
+        let mut layers = vec![self.whole(folder)?];
+        while let Some(parent) = layers.last().and_then(|layer| layer.facts.parent.clone()) {
+            layers.push(self.whole(&self.root.join(parent.folder()))?);
+        }
+        layers.reverse();
+        Ok(Stack(layers))
+    }
+
+    fn whole(&self, folder: &Path) -> Result<Layer, Unusable> {
+        let layer = Layer::open(folder)?;
+        self.check(&layer.disk(), &layer.facts.disk)?;
+        Ok(layer)
+    }
+
+    /// Whether the layer's memory is there and undamaged.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    pub fn check_memory(&self, layer: &Layer) -> Result<(), Unusable> {
+        let memory = layer.facts.memory.as_ref().ok_or(Unusable::Missing)?;
+        self.check(&layer.ram(), &memory.file)
+    }
+
+    fn check(&self, path: &Path, expected: &Sealed) -> Result<(), Unusable> {
+        let unreadable = |source| Unusable::Unreadable { path: path.to_owned(), source };
+        let damaged = |what| Unusable::Damaged { path: path.to_owned(), what };
+        if fs::symlink_metadata(path).map_err(unreadable)?.len() != expected.bytes {
+            return Err(damaged("its size is another"));
+        }
+        let found = self.memo.digest("data", path, || digest(path)).map_err(unreadable)?;
+        if found.sha256 == expected.sha256 { Ok(()) } else { Err(damaged("its digest is another")) }
+    }
+
+    /// Begins a layer.
+    ///
+    /// # Errors
+    /// When its folder cannot be made.
+    pub fn draft(&self) -> io::Result<Draft> {
+        // Mode 0700, as tempfile makes folders.
+        let folder = tempfile::Builder::new().prefix(DRAFT).tempdir_in(&self.root)?;
+        let lock = lock(folder.path(), FlockArg::LockExclusiveNonblock)?;
+        Ok(Draft { root: self.root.clone(), folder, _lock: lock })
+    }
+
+    /// Waits until nobody else makes the layer of this key. Blocks the calling thread.
+    ///
+    /// # Errors
+    /// When the lock cannot be had.
+    pub fn claim(&self, key: Key, mut waiting: impl FnMut()) -> io::Result<Claim> {
+        let path = self.root.join(format!("claim-{key}"));
+        let open = || File::options().create(true).append(true).open(&path);
+        let lock = match Flock::lock(open()?, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
+                waiting();
+                Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| io::Error::from(errno))?
+            }
+            Err((_, errno)) => return Err(errno.into()),
+        };
+        Ok(Claim { _lock: lock })
+    }
+
+    /// Bytes the cache may take: `most`, or a tenth of its file system.
+    #[must_use]
+    pub fn limit(&self, most: u64) -> u64 {
+        nix::sys::statvfs::statvfs(&self.root).map_or(most, |disk| most.min(disk.blocks() * disk.fragment_size() / 10))
+    }
+
+    fn sweep(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.root)? {
+            let path = entry?.path();
+            let draft = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(DRAFT));
+            if draft && lock(&path, FlockArg::LockExclusiveNonblock).is_ok() {
+                let _ = fs::remove_dir_all(&path);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The right to make the layer of a key while others wait.
+#[derive(Debug)]
+pub struct Claim {
+    _lock: Flock<File>,
+}
+
+fn lock(folder: &Path, how: FlockArg) -> io::Result<Flock<File>> {
+    Flock::lock(File::open(folder)?, how).map_err(|(_, errno)| errno.into())
+}
+
+/// Removes a layer that nobody uses. Renames first: from then on nobody finds it.
+fn remove(root: &Path, folder: &Path) -> bool {
+    if lock(folder, FlockArg::LockExclusiveNonblock).is_err() {
+        return false;
+    }
+    let Ok(trash) = tempfile::Builder::new().prefix(DRAFT).tempdir_in(root) else { return false };
+    fs::rename(folder, trash.path().join("layer")).is_ok()
+}
+
+fn digest(path: &Path) -> io::Result<Digested> {
+    let file = File::open(path)?;
+    Ok(Digested { sha256: hex(&sha256_data(&file)?), bytes: file.metadata()?.len(), entries: 1 })
+}
+
+fn seal(path: &Path) -> io::Result<Sealed> {
+    File::open(path)?.sync_all()?;
+    let Digested { sha256, bytes, .. } = digest(path)?;
+    Ok(Sealed { bytes, sha256 })
+}
+
+impl Stack {
+    /// The layer itself.
+    ///
+    /// # Panics
+    /// Never: a stack has at least one.
+    #[must_use]
+    pub fn top(&self) -> &Layer {
+        self.0.last().expect("a stack is made with a layer")
+    }
+
+    /// The frozen disks, top first.
+    pub fn disks(&self) -> impl Iterator<Item = PathBuf> {
+        self.0.iter().rev().map(Layer::disk)
+    }
+
+    /// All of it, first one first.
+    pub fn layers(&self) -> impl Iterator<Item = &Layer> {
+        self.0.iter()
+    }
+
+    /// What the boot on the base image took, seconds.
+    #[must_use]
+    pub fn boot_seconds(&self) -> f64 {
+        self.0[0].facts.seconds
+    }
+
+    /// Notes that it is used now, for eviction.
+    pub fn touch(&self) {
+        for layer in &self.0 {
+            let _ = File::open(&layer.folder).and_then(|folder| folder.set_modified(SystemTime::now()));
+        }
+    }
+}
+
+impl Layer {
+    fn open(folder: &Path) -> Result<Self, Unusable> {
+        // Who holds it exclusively is removing it.
+        let used = match lock(folder, FlockArg::LockSharedNonblock) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::WouldBlock) => {
+                return Err(Unusable::Missing);
+            }
+            other => other.map_err(|source| Unusable::Unreadable { path: folder.to_owned(), source })?,
+        };
+        let path = folder.join(FACTS);
+        let text = fs::read(&path).map_err(|source| Unusable::Unreadable { path: path.clone(), source })?;
+        let facts: Facts = serde_json::from_slice(&text)
+            .map_err(|_| Unusable::Damaged { path: path.clone(), what: "not readable" })?;
+        if facts.schema != SCHEMA || folder.file_name() != Some(facts.name.folder().as_ref()) {
+            return Err(Unusable::Damaged { path, what: "it belongs to another layer" });
+        }
+        Ok(Self { facts, folder: folder.to_owned(), _used: used })
+    }
+
+    /// The frozen disk.
+    #[must_use]
+    pub fn disk(&self) -> PathBuf {
+        self.folder.join(DISK)
+    }
+
+    /// The memory.
+    #[must_use]
+    pub fn ram(&self) -> PathBuf {
+        self.folder.join(RAM)
+    }
+
+    /// A file that was fetched.
+    #[must_use]
+    pub fn fetched(&self, file: &Path) -> PathBuf {
+        self.folder.join(FETCHED).join(file)
+    }
+
+    /// Bytes it takes on this host.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        let size = |path: PathBuf| fs::metadata(path).map_or(0, |metadata| metadata.blocks() * 512);
+        size(self.disk()) + size(self.ram())
+    }
+}
+
+/// A layer being made. Dropping it removes it.
+#[derive(Debug)]
+pub struct Draft {
+    root: PathBuf,
+    folder: tempfile::TempDir,
+    _lock: Flock<File>,
+}
+
+/// What a layer is made of, besides its files.
+#[derive(Debug, Clone)]
+pub struct Made {
+    /// Which making of which key.
+    pub name: Name,
+    /// What it lies on.
+    pub parent: Option<Name>,
+    /// What it took.
+    pub seconds: f64,
+    /// Its memory, but for the file's digest.
+    pub memory: Option<Recorded>,
+    /// What was fetched: where it lies now, and its name in the version's folder.
+    pub fetched: Vec<(PathBuf, PathBuf)>,
+}
+
+/// What is said of memory in [`Memory`].
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    /// See [`Memory::format`].
+    pub format: String,
+    /// See [`Memory::machine`].
+    pub machine: String,
+    /// See [`Memory::hello`].
+    pub hello: serde_json::Value,
+}
+
+impl Name {
+    /// A new making of a key.
+    #[must_use]
+    pub fn new(key: Key) -> Self {
+        use std::hash::{BuildHasher, Hasher, RandomState};
+        Self { key: key.to_string(), id: format!("{:016x}", RandomState::new().build_hasher().finish()) }
+    }
+
+    fn folder(&self) -> String {
+        format!("{}.{}", self.key, self.id)
+    }
+}
+
+impl Draft {
+    /// Where the memory is to be written.
+    #[must_use]
+    pub fn ram(&self) -> PathBuf {
+        self.folder.path().join(RAM)
+    }
+
+    /// Takes a frozen disk, which stays where it is under its own name as well.
+    ///
+    /// # Errors
+    /// When it cannot be linked.
+    pub fn take_disk(&self, disk: &Path) -> io::Result<()> {
+        fs::hard_link(disk, self.folder.path().join(DISK))
+    }
+
+    /// Makes it a layer, durable and whole. Blocks while it hashes and syncs.
+    ///
+    /// # Errors
+    /// When that fails; nothing is left then.
+    pub fn commit(self, made: Made) -> io::Result<()> {
+        let folder = self.folder.path();
+        let disk = seal(&folder.join(DISK))?;
+        let memory = match made.memory {
+            Some(Recorded { format, machine, hello }) => {
+                fs::set_permissions(self.ram(), fs::Permissions::from_mode(0o600))?;
+                Some(Memory { file: seal(&self.ram())?, format, machine, hello })
+            }
+            None => None,
+        };
+        let mut fetched = Vec::new();
+        for (from, name) in made.fetched {
+            let to = folder.join(FETCHED).join(&name);
+            fs::create_dir_all(to.parent().unwrap_or(folder))?;
+            fs::copy(from, to)?;
+            fetched.push(name);
+        }
+        let target = self.root.join(made.name.folder());
+        let facts = Facts {
+            schema: SCHEMA,
+            name: made.name,
+            parent: made.parent,
+            seconds: made.seconds,
+            disk,
+            memory,
+            fetched,
+        };
+        let mut file = File::create_new(folder.join(FACTS))?;
+        file.write_all(&serde_json::to_vec_pretty(&facts)?)?;
+        file.sync_all()?;
+        File::open(folder)?.sync_all()?;
+        fs::rename(self.folder.keep(), target)?;
+        File::open(&self.root)?.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,218 @@
+//! A machine's memory in a file: written while it holds still, and loaded into another QEMU later.
+//!
+//! ```text
+//! stop -> blockdev-snapshot (the disk is frozen, a new overlay takes the writes) -> migrate to the file -> cont
+//! a new QEMU with -incoming defer, an overlay on the frozen disk -> migrate-incoming from the file -> cont
+//! ```
+//!
+//! Where QEMU has it (9.0 and later) the file is a mapped-ram one: each page has its place, so several threads write and
+//! read it, and empty pages are holes (QEMU's docs/devel/migration/mapped-ram.rst). Otherwise it is the plain stream, through
+//! a descriptor that is handed over. Which of the two works is asked of QEMU, never guessed from its version.
+
+use std::fs::File;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::Duration;
+
+use qapi::qmp as schema;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use tokio::time::timeout;
+
+use super::argv::{Backing, Start, argv, overlay_node};
+use super::{Fate, MachineError, Running, typed};
+use crate::digest::hex;
+use crate::plan::machine::{Firmware, Machine};
+
+/// A gigabyte takes seconds; a full host disk shows as an error, not as silence.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(120);
+/// As many threads as a small host has processors.
+const CHANNELS: u8 = 2;
+/// Under this name the monitor knows the descriptor of a plain stream.
+const DESCRIPTOR: &str = "memory";
+
+/// How memory lies in its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RamFormat {
+    /// Each page at its own offset.
+    Mapped,
+    /// One stream.
+    Stream,
+}
+
+impl RamFormat {
+    /// The name that is written down.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            RamFormat::Mapped => "mapped",
+            RamFormat::Stream => "stream",
+        }
+    }
+
+    /// The format of a name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        [RamFormat::Mapped, RamFormat::Stream].into_iter().find(|format| format.name() == name)
+    }
+}
+
+/// What has to be the same for a machine to go on from another's memory: digest, hex. The command line says all about
+/// the devices; the rest is QEMU itself, the firmware, and the processors below.
+#[must_use]
+pub fn fingerprint(machine: &Machine) -> String {
+    let mut hash = Sha256::new();
+    let mut add = |bytes: &[u8]| {
+        hash.update((bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    };
+    for arg in argv(machine, &Backing(Vec::new()), Start::Restore) {
+        add(arg.as_bytes());
+    }
+    add(machine.qemu_version.as_bytes());
+    let firmware = match &machine.firmware {
+        Firmware::Uefi(uefi) => vec![uefi.code.as_path(), uefi.vars_template.as_path()],
+        Firmware::Bios => Vec::new(),
+    };
+    for file in std::iter::once(machine.qemu.as_path()).chain(firmware) {
+        // A package's upgrade changes size or time; a file that cannot be read gives another digest than one that can.
+        if let Ok(metadata) = std::fs::metadata(file) {
+            add(&metadata.size().to_le_bytes());
+            add(&metadata.mtime().to_le_bytes());
+        }
+    }
+    let processors = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let mut model = processors.lines().take_while(|line| !line.is_empty());
+    for line in model.by_ref().filter(|line| line.starts_with("model name") || line.starts_with("flags")) {
+        add(line.as_bytes());
+    }
+    hex(&hash.finalize())
+}
+
+impl Running {
+    /// How many overlays are frozen by now.
+    #[must_use]
+    pub fn frozen(&self) -> u32 {
+        self.frozen
+    }
+
+    /// Freezes the disk as it is now: the overlay that took the writes so far is never written again, and `overlay`, an
+    /// empty one in the scratch folder, takes its place.
+    ///
+    /// # Errors
+    /// When QEMU refuses; the old overlay goes on taking writes then.
+    pub async fn freeze_disk(&mut self, overlay: &str) -> Result<(), MachineError> {
+        let name = format!("overlay{}", self.frozen + 1);
+        let mut node = overlay_node(&name, overlay);
+        // It gets its backing by the snapshot, and must have none before.
+        node["backing"] = json!(null);
+        let node: schema::blockdev_add = typed(node)?;
+        self.qmp.execute(node).await?;
+        let snapshot = schema::BlockdevSnapshot { node: self.top.clone(), overlay: name.clone() };
+        self.qmp.execute(schema::blockdev_snapshot(snapshot)).await?;
+        self.top = name;
+        self.frozen += 1;
+        Ok(())
+    }
+
+    /// Freezes the disk, and writes the memory that belongs to it into `ram`, a new file. The guest holds still meanwhile,
+    /// and goes on afterwards, whatever happened.
+    ///
+    /// # Errors
+    /// When QEMU refuses or the memory cannot be written.
+    pub async fn checkpoint(&mut self, overlay: &str, ram: &Path) -> Result<RamFormat, MachineError> {
+        self.life.send_modify(|life| life.held = true);
+        self.qmp.execute(schema::stop {}).await?;
+        let written = match self.freeze_disk(overlay).await {
+            Ok(()) => self.write_memory(ram).await,
+            Err(error) => Err(error),
+        };
+        self.go_on().await?;
+        written
+    }
+
+    async fn go_on(&self) -> Result<(), MachineError> {
+        self.qmp.execute(schema::cont {}).await?;
+        self.life.send_modify(|life| life.held = false);
+        Ok(())
+    }
+
+    async fn write_memory(&self, ram: &Path) -> Result<RamFormat, MachineError> {
+        let file = File::options().write(true).create_new(true).mode(0o600).open(ram);
+        let file = file.map_err(|source| MachineError::Prepare { what: "the memory's file", source })?;
+        let format = self.choose_format(None).await?;
+        let uri = self.uri(format, ram, &file).await?;
+        self.transfer(schema::migrate { channels: None, detach: None, resume: None, uri: Some(uri) }).await?;
+        Ok(format)
+    }
+
+    /// Loads the memory into a machine that was launched for it, and lets the guest go on.
+    ///
+    /// # Errors
+    /// When it does not fit this machine, or QEMU refuses.
+    pub async fn restore(&self, ram: &Path, format: RamFormat) -> Result<(), MachineError> {
+        let file = File::open(ram).map_err(|source| MachineError::Prepare { what: "the memory's file", source })?;
+        self.choose_format(Some(format)).await?;
+        let uri = self.uri(format, ram, &file).await?;
+        self.transfer(schema::migrate_incoming { channels: None, exit_on_error: None, uri: Some(uri) }).await?;
+        self.go_on().await
+    }
+
+    /// Sets the capabilities of a format; of the best that QEMU has, if none is given.
+    async fn choose_format(&self, wanted: Option<RamFormat>) -> Result<RamFormat, MachineError> {
+        if wanted != Some(RamFormat::Stream) {
+            match self.set_capabilities(&["events", "mapped-ram", "multifd"]).await {
+                Ok(()) => {
+                    let channels: schema::migrate_set_parameters = typed(json!({ "multifd-channels": CHANNELS }))?;
+                    self.qmp.execute(channels).await?;
+                    return Ok(RamFormat::Mapped);
+                }
+                Err(error) if wanted.is_some() => return Err(error),
+                Err(_) => {}
+            }
+        }
+        self.set_capabilities(&["events"]).await?;
+        Ok(RamFormat::Stream)
+    }
+
+    async fn set_capabilities(&self, names: &[&str]) -> Result<(), MachineError> {
+        let states: Vec<_> = names.iter().map(|name| json!({ "capability": name, "state": true })).collect();
+        let capabilities: schema::migrate_set_capabilities = typed(json!({ "capabilities": states }))?;
+        self.qmp.execute(capabilities).await?;
+        Ok(())
+    }
+
+    async fn uri(&self, format: RamFormat, ram: &Path, file: &File) -> Result<String, MachineError> {
+        if format == RamFormat::Mapped {
+            // The several threads each open it.
+            return Ok(format!("file:{}", ram.display()));
+        }
+        self.qmp.hand_over(schema::getfd { fdname: DESCRIPTOR.into() }, file).await?;
+        Ok(format!("fd:{DESCRIPTOR}"))
+    }
+
+    /// Starts a migration and waits for its end.
+    async fn transfer<C: qapi::Command>(&self, command: C) -> Result<(), MachineError> {
+        self.life.send_modify(|life| life.migration = None);
+        let mut life = self.life.subscribe();
+        self.qmp.execute(command).await?;
+        let over = |life: &super::Life| {
+            use schema::MigrationStatus::{cancelled, completed, failed};
+            life.exited.is_some()
+                || life.disk.is_some()
+                || matches!(life.migration, Some(completed | failed | cancelled))
+        };
+        let Ok(waited) = timeout(TRANSFER_TIMEOUT, life.wait_for(over)).await else {
+            return Err(MachineError::Silent(TRANSFER_TIMEOUT));
+        };
+        let life = waited.map_err(|_| MachineError::Ended(Fate::Stopped))?.clone();
+        if let Some(fate) = life.fate() {
+            return Err(MachineError::Ended(fate));
+        }
+        if life.migration == Some(schema::MigrationStatus::completed) {
+            return Ok(());
+        }
+        let reason = self.qmp.execute(schema::query_migrate {}).await.ok().and_then(|info| info.error_desc);
+        Err(MachineError::Memory(reason.unwrap_or_else(|| "QEMU does not say why".into())))
+    }
+}

@@ -1,0 +1,282 @@
+//! Digests of large files and trees, remembered between builds, as git's index remembers them.
+//!
+//! What was hashed is recognised by a stamp: the device, inode, size, mode, mtime and ctime of every entry. Writing to a
+//! file, replacing it or setting its times back changes its ctime, which no program can choose. A file that changes
+//! twice within one tick of the clock keeps its stamp ("racily clean" in git's racy-git.txt), so a digest is only
+//! remembered when the youngest change was a while before the hashing began.
+//!
+//! The memory is a convenience: if it is lost, damaged or written by two builds at once, something is hashed again.
+
+use std::collections::BTreeMap;
+use std::fs::{self, Metadata};
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::digest::hex;
+
+/// Coarser than the clock of every file system in use (FAT counts two seconds).
+const RACY: Duration = Duration::from_secs(3);
+/// So many are kept, the ones used last.
+const LIMIT: usize = 1000;
+const FILE: &str = "digests.json";
+const SCHEMA: u32 = 1;
+
+/// A digest, and what it stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Digested {
+    /// Hex.
+    pub sha256: String,
+    /// Bytes of all regular files.
+    pub bytes: u64,
+    /// Files, folders and links.
+    pub entries: u64,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Stored {
+    schema: u32,
+    digests: BTreeMap<String, Entry>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Entry {
+    #[serde(flatten)]
+    digested: Digested,
+    /// Seconds since 1970 when it was last asked for.
+    used: u64,
+}
+
+/// What was hashed before.
+#[derive(Debug)]
+pub struct Memo {
+    folder: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    digests: BTreeMap<String, Entry>,
+    changed: bool,
+}
+
+impl Memo {
+    /// Reads what is remembered in a cache folder, if anything.
+    #[must_use]
+    pub fn load(folder: &Path) -> Self {
+        let text = fs::read(folder.join(FILE)).unwrap_or_default();
+        let stored: Stored = serde_json::from_slice(&text).unwrap_or_default();
+        let digests = if stored.schema == SCHEMA { stored.digests } else { BTreeMap::new() };
+        Self { folder: folder.to_owned(), state: Mutex::new(State { digests, changed: false }) }
+    }
+
+    /// The digest of the file or tree at `path`: the remembered one, or what `compute` finds. `purpose` keeps apart the
+    /// digests of different kinds.
+    ///
+    /// # Errors
+    /// What `compute` says.
+    ///
+    /// # Panics
+    /// Only if another thread did, holding the lock.
+    pub fn digest<E>(
+        &self,
+        purpose: &str,
+        path: &Path,
+        compute: impl FnOnce() -> Result<Digested, E>,
+    ) -> Result<Digested, E> {
+        let began = SystemTime::now();
+        let before = Stamp::of(purpose, path).ok();
+        if let Some(known) = before.as_ref().and_then(|stamp| self.recall(&stamp.id)) {
+            return Ok(known);
+        }
+        let digested = compute()?;
+        if let Some(before) = before.filter(|stamp| stamp.settled(began))
+            && Stamp::of(purpose, path).is_ok_and(|after| after.id == before.id)
+        {
+            self.remember(before.id, digested.clone());
+        }
+        Ok(digested)
+    }
+
+    fn recall(&self, id: &str) -> Option<Digested> {
+        let mut state = self.state.lock().expect("nobody panics with the lock");
+        let entry = state.digests.get_mut(id)?;
+        let now = seconds();
+        let stale = now.saturating_sub(entry.used) > 24 * 3600;
+        entry.used = now;
+        let digested = entry.digested.clone();
+        // Not worth writing a file for at every build.
+        state.changed |= stale;
+        Some(digested)
+    }
+
+    fn remember(&self, id: String, digested: Digested) {
+        let mut state = self.state.lock().expect("nobody panics with the lock");
+        state.digests.insert(id, Entry { digested, used: seconds() });
+        state.changed = true;
+    }
+
+    /// Writes down what is new.
+    ///
+    /// # Errors
+    /// When the folder cannot be written, which costs the next build some time and nothing else.
+    ///
+    /// # Panics
+    /// Only if another thread did, holding the lock.
+    pub fn save(&self) -> io::Result<()> {
+        let mut state = self.state.lock().expect("nobody panics with the lock");
+        if !std::mem::take(&mut state.changed) {
+            return Ok(());
+        }
+        if state.digests.len() > LIMIT {
+            let mut used: Vec<_> = state.digests.values().map(|entry| entry.used).collect();
+            used.sort_unstable();
+            let oldest = used[used.len() - LIMIT];
+            state.digests.retain(|_, entry| entry.used >= oldest);
+        }
+        let stored = Stored { schema: SCHEMA, digests: std::mem::take(&mut state.digests) };
+        fs::create_dir_all(&self.folder)?;
+        let mut file = tempfile::NamedTempFile::new_in(&self.folder)?;
+        file.write_all(&serde_json::to_vec(&stored)?)?;
+        state.digests = stored.digests;
+        file.persist(self.folder.join(FILE))?;
+        Ok(())
+    }
+}
+
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// By which a file or a tree is recognised.
+struct Stamp {
+    id: String,
+    /// The latest change of anything in it, nanoseconds since 1970.
+    latest: i128,
+}
+
+impl Stamp {
+    fn of(purpose: &str, path: &Path) -> io::Result<Self> {
+        let mut hash = Sha256::new();
+        hash.update(purpose);
+        let mut latest = i128::MIN;
+        let root = fs::canonicalize(path)?;
+        let mut folders = vec![root.clone()];
+        let mut add = |path: &Path, metadata: &Metadata| {
+            let relative = path.strip_prefix(&root).unwrap_or(path).as_os_str().as_bytes();
+            hash.update((relative.len() as u64).to_le_bytes());
+            hash.update(relative);
+            let nanoseconds = |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
+            let mtime = nanoseconds(metadata.mtime(), metadata.mtime_nsec());
+            let ctime = nanoseconds(metadata.ctime(), metadata.ctime_nsec());
+            latest = latest.max(mtime).max(ctime);
+            for number in [metadata.dev(), metadata.ino(), metadata.size(), metadata.mode().into()] {
+                hash.update(number.to_le_bytes());
+            }
+            hash.update(mtime.to_le_bytes());
+            hash.update(ctime.to_le_bytes());
+        };
+        let metadata = fs::metadata(&root)?;
+        add(&root, &metadata);
+        if !metadata.is_dir() {
+            folders.clear();
+        }
+        while let Some(folder) = folders.pop() {
+            let mut names = fs::read_dir(&folder)?.collect::<io::Result<Vec<_>>>()?;
+            names.sort_by_key(fs::DirEntry::file_name);
+            for entry in names {
+                let metadata = entry.metadata()?;
+                add(&entry.path(), &metadata);
+                if metadata.is_dir() {
+                    folders.push(entry.path());
+                }
+            }
+        }
+        Ok(Self { id: hex(&hash.finalize()), latest })
+    }
+
+    /// Whether its last change was long enough before `began`. A time in the future never is.
+    fn settled(&self, began: SystemTime) -> bool {
+        let began = began.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let limit = began.saturating_sub(RACY).as_nanos();
+        i128::try_from(limit).is_ok_and(|limit| self.latest < limit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+    use std::convert::Infallible;
+    use std::fs::File;
+
+    /// Asks for the digest of `path`; tells whether it had to be computed.
+    fn ask(memo: &Memo, path: &Path, sha256: &str) -> (String, bool) {
+        let computed = Cell::new(false);
+        let compute = || {
+            computed.set(true);
+            Ok::<_, Infallible>(Digested { sha256: sha256.into(), bytes: 1, entries: 1 })
+        };
+        let Ok(digested) = memo.digest("test", path, compute);
+        (digested.sha256, computed.get())
+    }
+
+    /// A ctime cannot be set back, so the test lets it become old.
+    fn grow_old() {
+        std::thread::sleep(RACY + Duration::from_millis(100));
+    }
+
+    #[test]
+    fn what_did_not_change_is_remembered_and_what_changed_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = folder.path().join("cache");
+        let tree = folder.path().join("tree");
+        fs::create_dir_all(tree.join("sub")).unwrap();
+        let file = tree.join("sub/file");
+        fs::write(&file, "one").unwrap();
+        let memo = Memo::load(&cache);
+        assert_eq!(ask(&memo, &tree, "young"), ("young".into(), true));
+        assert_eq!(ask(&memo, &tree, "still young"), ("still young".into(), true));
+        grow_old();
+        assert_eq!(ask(&memo, &tree, "one"), ("one".into(), true));
+        memo.save().unwrap();
+        let memo = Memo::load(&cache);
+        assert_eq!(ask(&memo, &tree, "two"), ("one".into(), false));
+        // The same size, and the time set back.
+        let mtime = fs::metadata(&file).unwrap().modified().unwrap();
+        fs::write(&file, "two").unwrap();
+        File::options().write(true).open(&file).unwrap().set_modified(mtime).unwrap();
+        assert_eq!(ask(&memo, &tree, "two"), ("two".into(), true));
+    }
+
+    #[test]
+    fn a_change_while_hashing_is_not_remembered() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "one").unwrap();
+        grow_old();
+        let memo = Memo::load(folder.path());
+        let compute = || {
+            fs::write(&file, "two").unwrap();
+            Ok::<_, Infallible>(Digested { sha256: "mixed".into(), bytes: 1, entries: 1 })
+        };
+        let Ok(_) = memo.digest("test", &file, compute);
+        assert!(memo.state.lock().unwrap().digests.is_empty());
+    }
+
+    #[test]
+    fn purposes_and_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "one").unwrap();
+        assert_ne!(Stamp::of("one", &file).unwrap().id, Stamp::of("other", &file).unwrap().id);
+        fs::write(folder.path().join(FILE), "{\"schema\":1,\"digests\":{\"a\":").unwrap();
+        assert!(Memo::load(folder.path()).state.lock().unwrap().digests.is_empty());
+    }
+}
