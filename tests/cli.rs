@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use support::redact::redact;
 use support::{Ended, Kiln, Place};
 
-const VERBS: [&str; 14] = [
+const VERBS: [&str; 15] = [
     "build",
     "check",
     "plan",
@@ -18,6 +18,7 @@ const VERBS: [&str; 14] = [
     "inspect",
     "verify",
     "remove",
+    "gc",
     "seal",
     "doctor",
     "init",

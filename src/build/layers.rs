@@ -35,8 +35,8 @@ const USUAL_COST: Duration = Duration::from_secs(2);
 const RESUME_SECONDS: f64 = 2.0;
 /// For small requests to the guest.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// The cache may take this much, or a tenth of its disk.
-const LIMIT: u64 = 20 << 30;
+/// The cache may take this much, bytes, or a tenth of its disk if that is less.
+pub const CACHE_LIMIT: u64 = 20 << 30;
 
 /// Before a checkpoint: nothing of the page cache has to be saved, and the frozen disk is complete.
 const SYNC: &str = "sync";
@@ -60,6 +60,19 @@ impl Begin {
             Begin::Disk(stack) | Begin::Memory(stack, ..) => Some(stack),
         }
     }
+}
+
+/// A layer a build could begin with.
+struct Way {
+    /// Until the build is where the deepest layer would put it.
+    seconds: f64,
+    /// Its place among the keys.
+    at: usize,
+    stack: Stack,
+    /// Go on from its memory, rather than boot its disk.
+    memory: bool,
+    /// No layer is deeper, so without memory its disk is the one to boot.
+    worth_booting: bool,
 }
 
 /// What one build takes from the cache and gives to it.
@@ -133,53 +146,57 @@ impl<'a> Layers<'a> {
     }
 
     fn look(&self, cache: &Cache) -> (Begin, Vec<Done>) {
-        let keys = Self::keys(self.plan);
+        let (mut ways, mut foreign) = self.ways(cache);
+        loop {
+            ways.sort_by(|one, other| other.seconds.total_cmp(&one.seconds));
+            let best = ways.pop();
+            if foreign && !best.as_ref().is_some_and(|way| way.memory) {
+                foreign = false;
+                let why = "the checkpoint is another machine's (QEMU, CPU or firmware changed): booting";
+                self.events.notice(Level::Info, why);
+            }
+            let Some(mut way) = best else { return (Begin::Base, Vec::new()) };
+            if !way.memory {
+                return (Begin::Disk(way.stack), Self::done(way.at));
+            }
+            match Self::memory_of(cache, &way.stack) {
+                Ok((format, hello)) => return (Begin::Memory(way.stack, format, hello), Self::done(way.at)),
+                Err(why) => {
+                    self.events.notice(Level::Warning, format!("the checkpoint is not used: {why}"));
+                    if way.worth_booting {
+                        (way.memory, way.seconds) = (false, way.stack.boot_seconds());
+                        ways.push(way);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Every layer the build could begin with, and whether there is memory of another machine.
+    fn ways(&self, cache: &Cache) -> (Vec<Way>, bool) {
         let mut problem = |why| self.events.notice(Level::Warning, format!("cache: a layer is not used: {why}"));
-        let mut ways: Vec<(f64, usize, Stack, bool)> = Vec::new();
-        // What the steps that were done before take to do again.
-        let mut again = 0.0;
-        let mut foreign = false;
-        let mut deepest = true;
-        for (at, key) in keys.into_iter().enumerate().rev() {
+        let (mut ways, mut foreign) = (Vec::new(), false);
+        // What the steps after this layer, which were done before, take to do again; none for the deepest layer.
+        let mut again = None;
+        for (at, key) in Self::keys(self.plan).into_iter().enumerate().rev() {
             let stacks = cache.find(key, &mut problem);
             let Some(newest) = stacks.first() else { continue };
-            let seconds = newest.top().facts.seconds;
-            let mut booted = deepest;
+            let took = newest.top().facts.seconds;
+            // Booting the disk of the very first layer takes what a boot of the base does.
+            let mut worth_booting = again.is_none() && at > 0;
             for stack in stacks {
-                let facts = &stack.top().facts;
-                let fits = facts.memory.as_ref().is_some_and(|memory| memory.machine == self.machine);
-                foreign |= facts.memory.is_some() && !fits;
-                if fits {
-                    ways.push((RESUME_SECONDS + again, at, stack, true));
-                } else if std::mem::take(&mut booted) && at > 0 {
-                    // What lies on the base image alone says how long a boot takes.
-                    ways.push((stack.boot_seconds(), at, stack, false));
+                let owner = stack.top().facts.memory.as_ref().map(|memory| memory.machine == self.machine);
+                let memory = owner == Some(true);
+                foreign |= owner == Some(false);
+                if memory || worth_booting {
+                    let seconds = if memory { RESUME_SECONDS + again.unwrap_or(0.0) } else { stack.boot_seconds() };
+                    ways.push(Way { seconds, at, stack, memory, worth_booting });
                 }
+                worth_booting = false;
             }
-            deepest = false;
-            again += seconds;
+            again = Some(again.unwrap_or(0.0) + took);
         }
-        ways.sort_by(|one, other| one.0.total_cmp(&other.0));
-        for (_, at, stack, memory) in ways {
-            if !memory {
-                if foreign {
-                    self.events.notice(
-                        Level::Info,
-                        "the checkpoint is another machine's (QEMU, CPU or firmware changed): booting",
-                    );
-                }
-                return (Begin::Disk(stack), Self::done(at));
-            }
-            match Self::memory_of(cache, &stack) {
-                Ok((format, hello)) => return (Begin::Memory(stack, format, hello), Self::done(at)),
-                Err(why) => self.events.notice(Level::Warning, format!("the checkpoint is not used: {why}")),
-            }
-        }
-        if foreign {
-            self.events
-                .notice(Level::Info, "the checkpoint is another machine's (QEMU, CPU or firmware changed): booting");
-        }
-        (Begin::Base, Vec::new())
+        (ways, foreign)
     }
 
     fn memory_of(cache: &Cache, stack: &Stack) -> Result<(RamFormat, Hello), String> {
@@ -303,7 +320,13 @@ impl<'a> Layers<'a> {
         let name = Name::new(key);
         let parent = self.parent.replace(name.clone());
         let made = Made { name, parent, seconds: took.as_secs_f64(), memory: recorded, fetched };
-        self.commits.push(spawn_blocking(move || draft.commit(made)));
+        // Who waits for the boot may look when it is there.
+        let claim = self.claim.take();
+        self.commits.push(spawn_blocking(move || {
+            let committed = draft.commit(made);
+            drop(claim);
+            committed
+        }));
         if memory {
             self.cost = began.elapsed();
             self.since_memory = Duration::ZERO;
@@ -365,7 +388,7 @@ impl<'a> Layers<'a> {
         }
         let Some(cache) = self.cache.take() else { return };
         drop(self.stack.take());
-        let limit = cache.limit(LIMIT);
+        let limit = cache.limit(CACHE_LIMIT);
         match spawn_blocking(move || evict(&cache, limit)).await.expect("evicting does not panic") {
             Ok(evicted) if evicted.layers > 0 => {
                 let text = format!("cache: {} old layers removed", evicted.layers);

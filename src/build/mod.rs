@@ -103,6 +103,7 @@ async fn claim_and_build(plan: &Plan, around: &Surroundings) -> Result<(Artifact
     let limits = Limits::new(around.cancel.clone(), plan.spec.build.timeout);
     let waiting = |sentence| around.events.notice(Level::Info, sentence);
     let lock = match limits.hold(around.store.claim(&publish::image_id(plan)?, waiting)).await? {
+        Lookup::Exists(existing) if around.no_cache && around.replace => existing.replace(),
         Lookup::Exists(existing) if existing.is_from(&plan.build_key.to_string()) => {
             return Ok((existing.keep(), Outcome::UpToDate));
         }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::size::ByteSize;
+
 /// The disk-image compiler: a TOML spec in, a sealed, versioned, checksummed VM image out.
 #[derive(Debug, Parser)]
 #[command(
@@ -41,6 +43,14 @@ pub struct Global {
     pub verbose: bool,
 }
 
+/// What `kiln gc` keeps.
+#[derive(Debug, Args)]
+pub struct Gc {
+    /// How much of the step cache may stay, such as `5GiB` [default: 20GiB, or a tenth of the disk]
+    #[arg(long, value_name = "SIZE")]
+    pub keep_cache: Option<ByteSize>,
+}
+
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 pub enum Progress {
@@ -74,6 +84,8 @@ pub enum Verb {
     Verify(Image),
     /// Delete an image, or one version of it
     Remove(Image),
+    /// Make room in the cache
+    Gc(Gc),
     /// Tell how an image is generalised
     Seal(Seal),
     /// Tell whether this host is fit, and how to mend it
@@ -177,7 +189,7 @@ pub struct Run {
     pub image: String,
     /// Guest memory
     #[arg(long, default_value = "1GiB")]
-    pub memory: crate::size::ByteSize,
+    pub memory: ByteSize,
     /// Forward this port of the host to the guest's SSH
     #[arg(long, value_name = "PORT")]
     pub ssh: Option<u16>,

@@ -18,6 +18,7 @@ pub mod check;
 pub mod diagnostics;
 pub mod doctor;
 pub mod folders;
+pub mod gc;
 pub mod init;
 pub mod inspect;
 pub mod list;
@@ -61,6 +62,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Verb::Inspect(args) => inspect::run(&folders.store()?, &args.image.parse()?, args.json, out),
         Verb::Verify(args) => verify::run(&folders.store()?, &args.image.parse()?, out),
         Verb::Remove(args) => remove::run(&folders.store()?, &args.image.parse()?, &mut std::io::stderr().lock()),
+        Verb::Gc(args) => gc::run(&folders.cache_path()?, args.keep_cache, &mut std::io::stderr().lock()),
         Verb::Seal(_) => print(out, &seal_list()),
         Verb::Doctor(args) => in_runtime(|_| doctor(args, &folders, out)),
         Verb::Init(args) => init::run(&args.folder, out),

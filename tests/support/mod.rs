@@ -419,7 +419,7 @@ pub fn names(folder: &Path) -> Vec<String> {
 }
 
 /// The stand-in for QEMU, beside the tests' own executables.
-fn fake_qemu() -> PathBuf {
+pub fn fake_qemu() -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_kiln")).with_file_name("examples").join("fake_qemu");
     assert!(path.exists(), "{} is missing: `cargo build --example fake_qemu` makes it", path.display());
     path
