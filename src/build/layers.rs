@@ -4,8 +4,8 @@
 //! end is reached soonest: the memory of a checkpoint, with the steps after it done again, or a boot from a frozen disk.
 //! Every layer fits by its key, so this is a question of time alone.
 //!
-//! After each step the disk is frozen. Memory goes with it after a boot, after the last step and the one before it (the
-//! step people work on is the last one), and wherever the steps since the last checkpoint took longer than a checkpoint
+//! After each step the disk is frozen. Memory goes with it after a boot, after the last step that is cached and the one
+//! before it (the step people work on is the last one), and wherever the steps since the last checkpoint took longer than a checkpoint
 //! is worth. There is none once a step has seen a secret: memory keeps what a program forgot to wipe.
 
 use std::path::{Path, PathBuf};
@@ -260,7 +260,8 @@ impl<'a> Layers<'a> {
         fetched: &Path,
     ) -> Result<(), Failure> {
         self.since_memory += done.took;
-        let Some(key) = Self::keys(self.plan).get(index + 1).copied() else {
+        let keys = Self::keys(self.plan);
+        let Some(key) = keys.get(index + 1).copied() else {
             // Nothing after this step is kept either.
             self.cache = None;
             return Ok(());
@@ -268,7 +269,7 @@ impl<'a> Layers<'a> {
         if sees_secret(&self.plan.steps[index].step.action) {
             self.memory = false;
         }
-        let near_the_end = index + 2 >= self.plan.steps.len();
+        let near_the_end = index + 3 >= keys.len();
         let memory = self.memory && (near_the_end || self.since_memory > 2 * self.cost);
         let files = done.fetched.iter().map(|file| (fetched.join(file), file.clone())).collect();
         self.keep(build, guest, key, done.took, memory, files).await
