@@ -157,6 +157,18 @@ pub enum Event {
         /// The sentence.
         text: String,
     },
+    /// A person takes over: what comes next on the terminal is the guest's.
+    ShellStarted {
+        /// The step that failed, and how; none where the shell is all that was asked for.
+        failure: Option<String>,
+        /// The last lines that step wrote.
+        tail: Vec<String>,
+    },
+    /// The person has left.
+    ShellFinished {
+        /// The shell's exit code.
+        code: u8,
+    },
     /// A test of the sealed image is over.
     TestFinished {
         /// Its name.

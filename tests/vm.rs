@@ -317,6 +317,17 @@ fn a_step_that_fails_or_takes_too_long_is_named() {
     for said in ["break it", "failing.toml:6", "exit status 2", "cannot access '/nowhere'", "build.log"] {
         assert!(stderr.contains(said), "`{said}` is not in: {stderr}");
     }
+    // The guest can be entered where it failed, from the checkpoint of its boot.
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "echo 'cat /etc/debian_version; tty; exit 4' | \"$0\" shell \"$1\" --at 'break it'"]);
+    shell.args([env!("CARGO_BIN_EXE_kiln"), failing.to_str().unwrap()]);
+    shell.env("KILN_STORE", bench.path("store")).env("KILN_CACHE", &bench.cache).env("HOME", bench.folder.path());
+    let entered = shell.output().unwrap();
+    let stderr = String::from_utf8_lossy(&entered.stderr);
+    assert_eq!(entered.status.code(), Some(4), "{stderr}");
+    assert!(entered.stdout.starts_with(b"12.") && entered.stdout.ends_with(b"not a tty\n"), "{entered:?}");
+    assert!(!stderr.contains("before"), "the step ran: {stderr}");
+    bench.nothing_left();
     let slow = bench.spec("slow", "[[step]]\nrun = \"sleep 600\"\ntimeout = \"2s\"\n");
     let stderr = bench.fails(&slow, 7);
     assert!(stderr.contains("took longer than 2s"), "{stderr}");

@@ -1,10 +1,10 @@
-//! Runs one command: its own session, pipes pumped by threads, a time-out that also reaches its children.
+//! Runs one command: its own session, pipes or a terminal pumped by threads, a time-out that also reaches its children.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 use super::accounts::{Accounts, User};
 use super::link::{Event, Lane};
 use super::secrets::Secrets;
-use super::{Refusal, sys};
+use super::sys::Identity;
+use super::{Refusal, sys, terminal};
+use crate::wire::message::TtySize;
 use crate::wire::{Class, ExecRequest, Exit, Hidden, Message};
 
 /// Between the polite and the final signal.
@@ -41,33 +43,73 @@ struct Running<'a> {
     lane: &'a Arc<Lane>,
     leader: i32,
     stdin: Option<Sender<Vec<u8>>>,
+    /// The master of its terminal.
+    terminal: Option<File>,
     moved: Arc<AtomicUsize>,
-    drained: usize,
+    /// How many of its pipes can still bring something.
+    open: usize,
     /// Unmounted when the command is over.
     _secrets: Option<Secrets>,
 }
 
 impl<'a> Running<'a> {
     fn start(lane: &'a Arc<Lane>, request: &ExecRequest) -> Result<Self, Refusal> {
-        if request.tty.is_some() {
-            return Err(Refusal::new(Class::Request {}, "this agent has no terminals"));
-        }
         let user = Accounts::read(Path::new("/etc")).user(&request.user)?;
         let secrets = Secrets::mount(lane.id(), &request.secrets, &user.identity)?;
         let mut command = command(request, &user, secrets.as_ref())?;
+        let broken = |error| Refusal::io("cannot open a terminal", &error);
+        let terminal = match &request.tty {
+            Some(size) => Some(attach(&mut command, size, &user.identity).map_err(broken)?),
+            None => None,
+        };
+        sys::on_start(&mut command, user.identity.clone(), terminal.is_some());
         let program = || format!("cannot run `{}`", request.argv[0]);
         let mut child = command.spawn().map_err(|error| Refusal::io(program(), &error))?;
+        // The slave's end shows only when nobody but the command's processes holds it.
+        drop(command);
         let leader = i32::try_from(child.id()).unwrap_or_default();
-        let moved = Arc::new(AtomicUsize::new(0));
-        let stdin = child.stdin.take().map(|pipe| feed(pipe, lane));
+        let mut running =
+            Self { lane, leader, stdin: None, terminal, moved: Arc::default(), open: 0, _secrets: secrets };
+        if let Some(master) = &running.terminal {
+            let end = || master.try_clone().map_err(broken);
+            running.stdin = Some(feed(end()?, lane));
+            let output = end()?;
+            running.pump(output, |bytes| Message::Stdout { bytes });
+        }
+        if let Some(pipe) = child.stdin.take() {
+            running.stdin = Some(feed(pipe, lane));
+        }
         if let Some(pipe) = child.stdout.take() {
-            pump(pipe, lane, &moved, |bytes| Message::Stdout { bytes });
+            running.pump(pipe, |bytes| Message::Stdout { bytes });
         }
         if let Some(pipe) = child.stderr.take() {
-            pump(pipe, lane, &moved, |bytes| Message::Stderr { bytes });
+            running.pump(pipe, |bytes| Message::Stderr { bytes });
         }
         watch(child, lane);
-        Ok(Self { lane, leader, stdin, moved, drained: 0, _secrets: secrets })
+        Ok(running)
+    }
+
+    /// Reads to the very end, even when nobody listens any more: a service that the command started must not die of a
+    /// closed pipe.
+    fn pump(&mut self, mut from: impl Read + Send + 'static, make: fn(Vec<u8>) -> Message) {
+        let (lane, moved) = (Arc::clone(self.lane), Arc::clone(&self.moved));
+        self.open += 1;
+        thread::spawn(move || {
+            let mut buffer = vec![0; CHUNK];
+            loop {
+                match from.read(&mut buffer) {
+                    Ok(0) => break,
+                    Ok(n) => {
+                        moved.fetch_add(n, Ordering::SeqCst);
+                        let _ = lane.send_data(&buffer[..n], make);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    // A terminal without a slave gives EIO.
+                    Err(_) => break,
+                }
+            }
+            let _ = lane.inbox().send(Event::Drained);
+        });
     }
 
     fn supervise(&mut self, events: &Receiver<Event>, timeout: Option<Duration>) -> Exit {
@@ -77,7 +119,7 @@ impl<'a> Running<'a> {
             match next(events, deadline) {
                 Some(Event::Exited(status)) => break status,
                 Some(Event::Said(message)) => self.hear(message),
-                Some(Event::Drained) => self.drained += 1,
+                Some(Event::Drained) => self.open -= 1,
                 Some(Event::Lost) => signal_session(self.leader, sys::SIGKILL),
                 None if timed_out => {
                     signal_session(self.leader, sys::SIGKILL);
@@ -106,6 +148,10 @@ impl<'a> Running<'a> {
             }
             Message::Eof {} => self.stdin = None,
             Message::Signal { number } => signal_session(self.leader, number),
+            Message::Resize { size } => {
+                // A terminal of the wrong size is better than none.
+                let _ = self.terminal.as_ref().map(|master| terminal::resize(master, &size));
+            }
             _ => {}
         }
     }
@@ -114,9 +160,9 @@ impl<'a> Running<'a> {
     fn drain(&mut self, events: &Receiver<Event>) {
         let at_exit = self.moved.load(Ordering::SeqCst);
         let mut before = at_exit;
-        while self.drained < 2 {
+        while self.open > 0 {
             match events.recv_timeout(QUIET) {
-                Ok(Event::Drained) => self.drained += 1,
+                Ok(Event::Drained) => self.open -= 1,
                 Ok(Event::Lost) => return,
                 Ok(_) => {}
                 Err(_) => {
@@ -147,8 +193,14 @@ fn command(request: &ExecRequest, user: &User, secrets: Option<&Secrets>) -> Res
     if let Some(secrets) = secrets {
         command.env("KILN_SECRETS", secrets.folder());
     }
-    sys::on_start(&mut command, user.identity.clone());
     Ok(command)
+}
+
+/// Makes a terminal the command's standard streams, and returns the master.
+fn attach(command: &mut Command, size: &TtySize, owner: &Identity) -> io::Result<File> {
+    let (master, slave) = terminal::open(size, owner)?;
+    command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(slave);
+    Ok(master)
 }
 
 fn next(events: &Receiver<Event>, deadline: Option<Instant>) -> Option<Event> {
@@ -177,34 +229,8 @@ fn watch(mut child: Child, lane: &Lane) {
     });
 }
 
-/// Reads to the very end, even when nobody listens any more: a service that the command started must not die of a
-/// closed pipe.
-fn pump(
-    mut from: impl Read + Send + 'static,
-    lane: &Arc<Lane>,
-    moved: &Arc<AtomicUsize>,
-    make: fn(Vec<u8>) -> Message,
-) {
-    let (lane, moved) = (Arc::clone(lane), Arc::clone(moved));
-    thread::spawn(move || {
-        let mut buffer = vec![0; CHUNK];
-        loop {
-            match from.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(n) => {
-                    moved.fetch_add(n, Ordering::SeqCst);
-                    let _ = lane.send_data(&buffer[..n], make);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => break,
-            }
-        }
-        let _ = lane.inbox().send(Event::Drained);
-    });
-}
-
 /// Writes what it is given to the command; bytes for a command that has closed its stdin are lost.
-fn feed(mut pipe: ChildStdin, lane: &Arc<Lane>) -> Sender<Vec<u8>> {
+fn feed(mut pipe: impl Write + Send + 'static, lane: &Arc<Lane>) -> Sender<Vec<u8>> {
     let (sender, chunks) = channel::<Vec<u8>>();
     let lane = Arc::clone(lane);
     thread::spawn(move || {

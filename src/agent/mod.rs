@@ -28,6 +28,7 @@ pub mod pack;
 mod secrets;
 pub mod serve;
 mod sys;
+mod terminal;
 mod unpack;
 
 #[cfg(test)]
@@ -76,8 +77,7 @@ pub fn run(port: Option<&Path>, power_off: fn()) {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    const O_NOCTTY: i32 = 0o400;
-    OpenOptions::new().read(true).write(true).custom_flags(O_NOCTTY).open(path)
+    OpenOptions::new().read(true).write(true).custom_flags(sys::O_NOCTTY).open(path)
 }
 
 fn find_port() -> Option<PathBuf> {

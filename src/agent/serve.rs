@@ -117,9 +117,11 @@ impl Conversation {
             Message::Fetch { path } => return self.serve(stream, move |lane, _| done(fetch(lane, &path))),
             Message::Unpack { serial } => return self.serve(stream, move |lane, _| done(unpack_device(lane, &serial))),
             Message::Bye {} => return self.bye(stream),
-            Message::Data { .. } | Message::Eof {} | Message::Signal { .. } | Message::Credit { .. } => {
-                self.link.deliver(stream, message)?;
-            }
+            Message::Data { .. }
+            | Message::Eof {}
+            | Message::Signal { .. }
+            | Message::Resize { .. }
+            | Message::Credit { .. } => self.link.deliver(stream, message)?,
             other => return Err(format!("message {} is not for a guest", other.code())),
         }
         Ok(())

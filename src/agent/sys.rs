@@ -17,6 +17,8 @@ pub const SIGKILL: u8 = 9;
 pub const O_DIRECT: i32 = 0o40_000;
 /// `O_NOFOLLOW` of x86-64.
 pub const O_NOFOLLOW: i32 = 0o400_000;
+/// `O_NOCTTY` of x86-64.
+pub const O_NOCTTY: i32 = 0o400;
 /// `O_NONBLOCK`.
 pub const O_NONBLOCK: i32 = 0o4000;
 
@@ -32,6 +34,10 @@ const ENXIO: i32 = 6;
 const CLOCK_REALTIME: c_int = 0;
 const MS_NOSUID_NODEV_NOEXEC: u64 = 2 | 4 | 8;
 const MNT_DETACH: c_int = 2;
+const TIOCSCTTY: u64 = 0x540e;
+const TIOCSWINSZ: u64 = 0x5414;
+const TIOCSPTLCK: u64 = 0x4004_5431;
+const TIOCGPTN: u64 = 0x8004_5430;
 const RNDADDENTROPY: u64 = 0x4008_5203;
 const RNDRESEEDCRNG: u64 = 0x5207;
 const SECOND: i64 = 1_000_000_000;
@@ -86,9 +92,10 @@ pub fn survive() {
     }
 }
 
-/// The command gets a session of its own, the umask 022, default signals and this identity.
+/// The command gets a session of its own, the umask 022, default signals and this identity; where its stdin is a
+/// `terminal`, that is the session's.
 #[expect(unsafe_code, reason = "libc between fork and exec")]
-pub fn on_start(command: &mut Command, identity: Identity) {
+pub fn on_start(command: &mut Command, identity: Identity, terminal: bool) {
     let become_user = move || {
         // SAFETY: single-threaded here after fork; only system calls; the vector lives in the closure.
         unsafe {
@@ -96,6 +103,9 @@ pub fn on_start(command: &mut Command, identity: Identity) {
             signal(SIGHUP, SIG_DFL);
             umask(0o022);
             setsid();
+            if terminal {
+                check(ioctl(0, TIOCSCTTY, 0))?;
+            }
             check(setgroups(identity.groups.len(), identity.groups.as_ptr()))?;
             check(setgid(identity.gid))?;
             check(setuid(identity.uid))
@@ -110,6 +120,27 @@ pub fn on_start(command: &mut Command, identity: Identity) {
 pub fn send_signal(pid: i32, number: u8) {
     // SAFETY: no pointers. A process that is gone already is no error for any caller.
     unsafe { kill(pid, c_int::from(number)) };
+}
+
+/// Opens the slave of a terminal's master for use: the number of it in `/dev/pts`.
+#[expect(unsafe_code, reason = "libc")]
+pub fn unlock_terminal(master: &File) -> io::Result<u32> {
+    let (locked, mut number): (c_int, u32) = (0, 0);
+    // SAFETY: both calls take a pointer to an int that outlives them.
+    unsafe {
+        check(ioctl(master.as_raw_fd(), TIOCSPTLCK, &raw const locked))?;
+        check(ioctl(master.as_raw_fd(), TIOCGPTN, &raw mut number))?;
+    }
+    Ok(number)
+}
+
+/// Sets the size of a terminal, in characters.
+#[expect(unsafe_code, reason = "libc")]
+pub fn set_window(master: &File, rows: u16, columns: u16) -> io::Result<()> {
+    // struct winsize: the size in pixels is not known.
+    let size = [rows, columns, 0, 0];
+    // SAFETY: a pointer to four shorts, as the call wants.
+    check(unsafe { ioctl(master.as_raw_fd(), TIOCSWINSZ, size.as_ptr()) })
 }
 
 /// Writes everything that the page cache holds.

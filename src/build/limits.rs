@@ -50,6 +50,12 @@ impl Limits {
         Self { cancel, timeout, deadline }
     }
 
+    /// The same, but for the build's time.
+    #[must_use]
+    pub fn without_timeout(&self) -> Self {
+        Self::new(self.cancel.clone(), Duration::MAX)
+    }
+
     /// Whether the user has asked for the end: for work on other threads, which cannot be dropped.
     #[must_use]
     pub fn is_interrupted(&self) -> bool {

@@ -35,6 +35,7 @@ pub mod provision;
 pub mod publish;
 pub mod seal;
 pub mod secrets;
+pub mod shell;
 pub mod shutdown;
 pub mod survey;
 pub mod test;
@@ -42,6 +43,7 @@ pub mod test;
 use boot::Guest;
 use layers::{Begin, Layers};
 use limits::Limits;
+use provision::Done;
 
 /// What becomes of the scratch folder when a build fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -51,6 +53,8 @@ pub enum OnFailure {
     Clean,
     /// Kept, and said where.
     Keep,
+    /// Removed, after a person has looked around in the guest.
+    Shell,
 }
 
 /// Where a build works and how it behaves.
@@ -75,6 +79,8 @@ pub struct Surroundings {
     pub skip_tests: bool,
     /// What becomes of the scratch folder of a failed build.
     pub on_failure: OnFailure,
+    /// Takes over the terminal for a shell in the guest.
+    pub attach: shell::Attach,
 }
 
 /// Carries out a plan: publishes its image, or finds it up to date.
@@ -114,26 +120,15 @@ async fn claim_and_build(plan: &Plan, around: &Surroundings) -> Result<(Artifact
     for note in plan.notes() {
         around.events.notice(Level::Info, note);
     }
-    let secrets = secrets::Secrets::load(&plan.spec)?;
+    let build = Build::open(plan, around, limits)?;
     let staging = lock.stage()?;
-    let work =
-        Workdir::create(&around.cache.join("work")).map_err(ScratchError::at("a scratch folder", &around.cache))?;
-    let events = publish::with_log(around, work.path()).map_err(ScratchError::at("the log", work.path()))?;
-    let build = Build { plan, memo: Arc::clone(&around.memo), events, limits, secrets, work };
-    let cache = if around.no_cache { None } else { open_cache(around, &build.events) };
-    let mut layers = Layers::new(plan, build.events.clone(), cache, build.work.path());
-    let made = build.make(&mut layers, staging, around.skip_tests).await;
+    let mut layers = build.layers(around);
+    let made = build.make(&mut layers, staging, around).await;
     layers.finish().await;
     match made {
         Ok(artifact) => Ok((artifact, Outcome::Published)),
         Err(failure) => Err(build.give_up(failure, around)),
     }
-}
-
-/// The step cache; without one, everything runs.
-fn open_cache(around: &Surroundings, events: &Events) -> Option<Cache> {
-    let opened = Cache::open(&around.cache, Arc::clone(&around.memo));
-    opened.inspect_err(|error| events.notice(Level::Warning, format!("the step cache cannot be used: {error}"))).ok()
 }
 
 /// The scratch folder fails.
@@ -173,28 +168,66 @@ pub(crate) struct Build<'a> {
     pub(crate) work: Workdir,
 }
 
-impl Build<'_> {
-    async fn make(&self, layers: &mut Layers<'_>, staging: Staging, skip_tests: bool) -> Result<Artifact, Failure> {
-        let mut record = publish::Record::begin();
-        let (begin, done) = self.stage(Stage::Base, self.limits.hold(layers.begin())).await?;
-        let mut guest = self.stage(Stage::Boot, self.start(layers, begin)).await?;
-        let provision = provision::provision(self, &mut guest, layers, done, staging.path());
-        let provisioned = self.stage(Stage::Provision, provision).await;
-        let steps = match provisioned {
-            Ok(steps) => steps,
-            Err(failure) => return Err(guest.abandon(failure).await),
+impl<'a> Build<'a> {
+    /// Takes the secrets in and makes the scratch folder, with the log in it.
+    fn open(plan: &'a Plan, around: &Surroundings, limits: Limits) -> Result<Self, Failure> {
+        let secrets = secrets::Secrets::load(&plan.spec)?;
+        let work =
+            Workdir::create(&around.cache.join("work")).map_err(ScratchError::at("a scratch folder", &around.cache))?;
+        let events = publish::with_log(around, work.path()).map_err(ScratchError::at("the log", work.path()))?;
+        Ok(Self { plan, memo: Arc::clone(&around.memo), events, limits, secrets, work })
+    }
+
+    /// The step cache; without one, everything runs.
+    fn layers(&self, around: &Surroundings) -> Layers<'a> {
+        let unusable = |error: &io::Error| {
+            self.events.notice(Level::Warning, format!("the step cache cannot be used: {error}"));
         };
+        let opened = || Cache::open(&around.cache, Arc::clone(&around.memo)).inspect_err(unusable).ok();
+        let cache = if around.no_cache { None } else { opened() };
+        Layers::new(self.plan, self.events.clone(), cache, self.work.path())
+    }
+
+    async fn make(
+        &self,
+        layers: &mut Layers<'_>,
+        staging: Staging,
+        around: &Surroundings,
+    ) -> Result<Artifact, Failure> {
+        let mut record = publish::Record::begin();
+        let (mut guest, steps) = self.provisioned(layers, staging.path(), around).await?;
         let sealed = match self.stage(Stage::Seal, seal::seal(self, &mut guest)).await {
             Ok(sealed) => sealed,
             Err(failure) => return Err(guest.abandon(failure).await),
         };
         let disk = self.stage(Stage::Shutdown, shutdown::shut_down(self, guest, sealed, layers.chain())).await?;
         let converted = self.stage(Stage::Convert, convert::convert(self, disk, staging.path())).await?;
-        if !skip_tests && !self.plan.spec.tests.is_empty() {
+        if !around.skip_tests && !self.plan.spec.tests.is_empty() {
             record.tests = self.stage(Stage::Test, test::test(self, &converted)).await?;
         }
         record.steps = steps;
         self.stage(Stage::Publish, publish::publish(self, record, converted, staging)).await
+    }
+
+    /// The guest after the last step, and what became of the steps. What they fetch goes to `fetched`.
+    async fn provisioned(
+        &self,
+        layers: &mut Layers<'_>,
+        fetched: &Path,
+        around: &Surroundings,
+    ) -> Result<(Guest, Vec<Done>), Failure> {
+        let (begin, done) = self.stage(Stage::Base, self.limits.hold(layers.begin())).await?;
+        let mut guest = self.stage(Stage::Boot, self.start(layers, begin)).await?;
+        let provision = provision::provision(self, &mut guest, layers, done, fetched);
+        match self.stage(Stage::Provision, provision).await {
+            Ok(steps) => Ok((guest, steps)),
+            Err(mut failure) => {
+                if around.on_failure == OnFailure::Shell {
+                    self.look_around(&mut guest, &mut failure, around.attach).await;
+                }
+                Err(guest.abandon(failure).await)
+            }
+        }
     }
 
     /// Brings up the guest that a build begins with. Whatever is wrong with a checkpoint, its disk can be booted.

@@ -74,6 +74,8 @@ pub enum Verb {
     Check(Specs),
     /// Show what a build would do
     Plan(Plan),
+    /// Open a terminal in the guest as it stands before or after a step
+    Shell(Shell),
     /// Boot a throw-away clone of an image, its console on this terminal
     Run(Run),
     /// List the images of the store
@@ -147,6 +149,27 @@ pub enum OnFailure {
     Clean,
     /// Keep its disk, console and log, and say where
     Keep,
+    /// Open a shell in it, on this terminal, then throw it away
+    Shell,
+}
+
+/// `kiln shell`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  kiln shell images/nginx --at 3\n  echo 'dpkg -l' | kiln shell images/nginx\n\n\
+        Steps that are not in the cache are done first. What is done in the shell is thrown away. Its exit code is kiln's.\n\
+        Ctrl-] three times within a second ends a shell that hangs.")]
+pub struct Shell {
+    /// A spec file, or a folder with a kiln.toml
+    pub spec: PathBuf,
+    /// As the guest stands before this step: its number or its name
+    #[arg(long, value_name = "STEP", conflicts_with = "after")]
+    pub at: Option<String>,
+    /// As the guest stands after this step [default: the last one]
+    #[arg(long, value_name = "STEP")]
+    pub after: Option<String>,
+    /// Set a variable that the spec declares
+    #[arg(long = "var", value_name = "K=V", value_parser = key_value)]
+    pub vars: Vec<(String, String)>,
 }
 
 /// `kiln check`

@@ -9,13 +9,14 @@ use tokio_util::sync::CancellationToken;
 use crate::build::survey;
 use crate::build::{self, OnFailure, Surroundings};
 use crate::error::Failure;
-use crate::event::Level;
+use crate::event::{Events, Level};
 use crate::report::log::Log;
 use crate::spec::{Overrides, Spec};
 use crate::store::{Artifact, OnConflict, UNWATCHED};
 
 use super::args::{self, Build, Global};
 use super::folders::Folders;
+use super::terminal;
 
 /// Builds every spec; the first failure ends it.
 ///
@@ -30,19 +31,15 @@ pub async fn run(args: Build, global: &Global, folders: &Folders, cancel: Cancel
         events.notice(Level::Debug, "running as root, which kiln never needs");
     }
     let around = Surroundings {
-        store: folders.store()?,
-        cache: folders.cache_path()?,
-        memo: folders.memo()?,
-        events,
-        open_log: |path| Ok(Arc::new(Log::create(path)?)),
-        cancel,
         replace: args.replace,
         no_cache: args.no_cache,
         skip_tests: args.no_test,
         on_failure: match args.on_failure {
             args::OnFailure::Clean => OnFailure::Clean,
             args::OnFailure::Keep => OnFailure::Keep,
+            args::OnFailure::Shell => OnFailure::Shell,
         },
+        ..surroundings(folders, events, cancel)?
     };
     for spec in specs {
         let plan = survey::plan(spec, &around.memo, &around.events).await?;
@@ -50,6 +47,27 @@ pub async fn run(args: Build, global: &Global, folders: &Folders, cancel: Cancel
         deliver(&artifact, args.output.as_deref(), args.replace, args.json)?;
     }
     Ok(())
+}
+
+/// The folders, the terminal, and no wishes.
+pub(super) fn surroundings(
+    folders: &Folders,
+    events: Events,
+    cancel: CancellationToken,
+) -> Result<Surroundings, Failure> {
+    Ok(Surroundings {
+        store: folders.store()?,
+        cache: folders.cache_path()?,
+        memo: folders.memo()?,
+        events,
+        open_log: |path| Ok(Arc::new(Log::create(path)?)),
+        cancel,
+        replace: false,
+        no_cache: false,
+        skip_tests: false,
+        on_failure: OnFailure::Clean,
+        attach: terminal::attach,
+    })
 }
 
 fn deliver(artifact: &Artifact, folder: Option<&Path>, replace: bool, json: bool) -> Result<(), Failure> {

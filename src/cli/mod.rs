@@ -25,6 +25,8 @@ pub mod list;
 pub mod plan;
 pub mod remove;
 pub mod run;
+pub mod shell;
+pub mod terminal;
 pub mod verify;
 
 use args::{Cli, Global, Verb};
@@ -41,7 +43,7 @@ pub fn main() -> ExitCode {
         }
     };
     match dispatch(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(failure) => {
             diagnostics::print(&failure);
             ExitCode::from(failure.kind().exit_code())
@@ -49,14 +51,17 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn dispatch(cli: Cli) -> Result<(), Failure> {
+/// What the process ends with when nothing of kiln's own has failed.
+fn dispatch(cli: Cli) -> Result<u8, Failure> {
     let folders = Folders::new(&cli.global);
-    let out = &mut std::io::stdout().lock();
+    // Not locked: a shell in a guest is shown by a thread of its own.
+    let out = &mut std::io::stdout();
     let global = cli.global;
-    match cli.verb {
+    let done = match cli.verb {
         Verb::Build(args) => in_runtime(|cancel| build::run(args, &global, &folders, cancel)),
         Verb::Check(args) => in_runtime(|_| check::run(args, &global, &folders)),
         Verb::Plan(args) => in_runtime(|_| plan::run(args, &global, &folders, out)),
+        Verb::Shell(args) => return in_runtime(|cancel| shell::run(args, &global, &folders, cancel)),
         Verb::Run(args) => in_runtime(|cancel| run::run(args, &global, &folders, cancel)),
         Verb::List(args) => list::run(&folders.store()?, args.json, out),
         Verb::Inspect(args) => inspect::run(&folders.store()?, &args.image.parse()?, args.json, out),
@@ -70,7 +75,8 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Verb::Completions(args) => print(out, &completions(args.shell)),
         Verb::Man => print(out, &manual()),
         Verb::ExitCodes => print(out, &exit_codes()),
-    }
+    };
+    done.map(|()| 0)
 }
 
 async fn doctor(args: doctor::DoctorArgs, folders: &Folders, out: &mut dyn Write) -> Result<(), Failure> {
@@ -80,9 +86,9 @@ async fn doctor(args: doctor::DoctorArgs, folders: &Folders, out: &mut dyn Write
 
 /// Runs a verb that needs the runtime, with the token that the first Ctrl-C cancels. One thread: QEMU's death signal is
 /// bound to the thread that spawns it.
-fn in_runtime<F>(verb: impl FnOnce(CancellationToken) -> F) -> Result<(), Failure>
+fn in_runtime<T, F>(verb: impl FnOnce(CancellationToken) -> F) -> Result<T, Failure>
 where
-    F: Future<Output = Result<(), Failure>>,
+    F: Future<Output = Result<T, Failure>>,
 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Unfit::Runtime)?;
     let local = tokio::task::LocalSet::new();

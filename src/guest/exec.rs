@@ -58,7 +58,7 @@ impl Exec {
         }
     }
 
-    fn request(&self) -> ExecRequest {
+    pub(super) fn request(&self) -> ExecRequest {
         let pair = |(name, value): (&String, &String)| Pair { name: name.clone(), value: value.clone() };
         let secret = |(name, value): &(String, Vec<u8>)| Secret { name: name.clone(), value: Hidden(value.clone()) };
         ExecRequest {
@@ -114,8 +114,18 @@ impl Session {
     /// # Errors
     /// When the conversation fails. A command that fails is an [`Exit`].
     pub async fn exec(&mut self, exec: &Exec, output: &mut dyn FnMut(Channel, &[u8])) -> Result<Exit, GuestError> {
+        self.start(&exec.request()).await?;
+        let finished = self.follow(exec.stdin.as_deref(), output);
+        match exec.timeout.map(|limit| (limit, limit.saturating_add(GRACE))) {
+            Some((limit, late)) => timeout(late, finished).await.unwrap_or(Err(GuestError::Overdue(limit))),
+            None => finished.await,
+        }
+    }
+
+    /// Sends a command in as many parts as it takes.
+    pub(super) async fn start(&mut self, request: &ExecRequest) -> Result<(), GuestError> {
         let mut encoded = Vec::new();
-        exec.request().put(&mut encoded);
+        request.put(&mut encoded);
         if encoded.len() > MAX_EXEC {
             let (bytes, limit) = (ByteSize(encoded.len() as u64), ByteSize(MAX_EXEC as u64));
             return Err(GuestError::TooLarge { bytes, limit });
@@ -126,11 +136,7 @@ impl Session {
             self.queue(&Message::Exec { part: Hidden(part.to_vec()), last: index + 1 == parts });
             self.flush().await?;
         }
-        let finished = self.follow(exec.stdin.as_deref(), output);
-        match exec.timeout.map(|limit| (limit, limit.saturating_add(GRACE))) {
-            Some((limit, late)) => timeout(late, finished).await.unwrap_or(Err(GuestError::Overdue(limit))),
-            None => finished.await,
-        }
+        Ok(())
     }
 
     async fn follow(
@@ -169,7 +175,7 @@ impl Session {
     }
 }
 
-fn ended(exit: wire::Exit) -> Exit {
+pub(super) fn ended(exit: wire::Exit) -> Exit {
     match exit {
         wire::Exit::Code { code } => Exit::Code(code),
         wire::Exit::Signal { number } => Exit::Signal(number),

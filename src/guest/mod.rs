@@ -1,7 +1,7 @@
 //! The host's end of the conversation with the agent in the guest.
 //!
 //! ```text
-//! accept -> Session --exec, upload, unpack_device, fetch, wake, ping--> bye
+//! accept -> Session --exec, shell, upload, unpack_device, fetch, wake, ping--> bye
 //!              \--(the guest reboots)--> reconnect --/
 //! ```
 //!
@@ -13,6 +13,7 @@ pub mod exec;
 pub mod greeting;
 mod receive;
 pub mod session;
+pub mod shell;
 pub mod stage;
 pub mod transfer;
 
@@ -20,11 +21,13 @@ pub mod transfer;
 mod tests;
 
 pub use crate::agent::pack::PackError;
+pub use crate::wire::message::TtySize;
 pub use crate::wire::{BUILD, PORT};
 pub use error::GuestError;
 pub use exec::{Exec, Exit};
 pub use greeting::Hello;
 pub use session::{Farewell, Limits, Session};
+pub use shell::{Line, Typed};
 pub use stage::{Source, Staged, What, stage, timeless_digest};
 
 /// The agent as an executable for the guest: static, x86-64 Linux.

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::UnixStream;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::*;
 use crate::agent::serve;
@@ -24,12 +25,16 @@ fn with_agent<F: Future<Output = ()>>(test: impl FnOnce(Session, Hello) -> F) {
         let (session, hello) = Session::accept(port(host)).await.unwrap();
         test(session, hello).await;
     });
-    agent.join().unwrap().unwrap();
+    match agent.join().unwrap() {
+        // A socket that is closed with something unread in it tells the other end so; a port does not.
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
+        ended => ended.unwrap(),
+    }
 }
 
 fn run<T>(test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), test).await.expect("the test hangs") })
+    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(180), test).await.expect("the test hangs") })
 }
 
 fn port(socket: Socket) -> UnixStream {
@@ -254,4 +259,95 @@ fn the_agent_is_a_static_executable_of_this_build() {
     let kinds = AGENT[table..].chunks(size).take(count).map(|header| header[..4].try_into().unwrap());
     let kinds: Vec<u32> = kinds.map(u32::from_le_bytes).collect();
     assert!(!kinds.is_empty() && !kinds.contains(&3), "{kinds:?}");
+}
+
+/// A person on the line, and the shell's exit.
+async fn on_the_line<F: Future<Output = ()>>(
+    session: &mut Session,
+    exec: &Exec,
+    size: Option<TtySize>,
+    person: impl FnOnce(Sender<Typed>, Receiver<(Channel, Vec<u8>)>) -> F,
+) -> Exit {
+    let (typing, typed) = channel(4);
+    let (show, shown) = channel(4);
+    let mut line = Line { size, typed, shown: show };
+    let (exit, ()) = tokio::join!(session.shell(exec, &mut line), person(typing, shown));
+    exit.unwrap()
+}
+
+#[test]
+fn a_shell_has_a_terminal_that_can_be_resized_and_interrupted() {
+    with_agent(async |mut session, _| {
+        let size = Some(TtySize { rows: 30, columns: 100 });
+        let mut exec = Exec::new(["sh", "-i"]);
+        exec.user = nix::unistd::getuid().to_string();
+        let person = async |typing: Sender<Typed>, mut shown: Receiver<(Channel, Vec<u8>)>| {
+            let mut seen = String::new();
+            let mut until = async |text: &str| {
+                while !seen.contains(text) {
+                    let (channel, bytes) = shown.recv().await.unwrap_or_else(|| panic!("no `{text}` in {seen}"));
+                    assert_eq!(channel, Channel::Stdout);
+                    seen.push_str(&String::from_utf8_lossy(&bytes));
+                }
+            };
+            let keys = async |text: &str| typing.send(Typed::Bytes(text.into())).await.unwrap();
+            keys("stty size\n").await;
+            until("30 100").await;
+            typing.send(Typed::Resized(TtySize { rows: 40, columns: 120 })).await.unwrap();
+            keys("stty size; tty\n").await;
+            until("40 120").await;
+            until("/dev/pts/").await;
+            keys("sleep 1000; echo a'ft'er\n").await;
+            until("a'ft'er").await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            keys("\x03").await;
+            keys("echo still h'er'e; exit 7\n").await;
+            until("still here").await;
+        };
+        let exit = on_the_line(&mut session, &exec, size, person).await;
+        assert_eq!(exit, Exit::Code(7));
+        session.ping().await.unwrap();
+    });
+}
+
+#[test]
+fn without_a_terminal_a_shell_reads_to_the_end_of_what_is_typed() {
+    with_agent(async |mut session, _| {
+        let person = async |typing: Sender<Typed>, mut shown: Receiver<(Channel, Vec<u8>)>| {
+            for part in ["echo on", "e; echo two >&2; ex", "it 4\n"] {
+                typing.send(Typed::Bytes(part.into())).await.unwrap();
+            }
+            drop(typing);
+            let mut seen = Vec::new();
+            while seen.len() < 2 {
+                seen.push(shown.recv().await.unwrap());
+            }
+            seen.sort_by_key(|(_, bytes)| bytes.clone());
+            assert_eq!(seen, [(Channel::Stdout, b"one\n".to_vec()), (Channel::Stderr, b"two\n".to_vec())]);
+        };
+        assert_eq!(on_the_line(&mut session, &Exec::new(["sh"]), None, person).await, Exit::Code(4));
+    });
+}
+
+#[test]
+fn a_shell_whose_host_goes_away_is_killed() {
+    let mut pid = String::new();
+    with_agent(async |mut session, _| {
+        let size = Some(TtySize { rows: 30, columns: 100 });
+        let (_typing, typed) = channel(4);
+        let (show, mut shown) = channel(4);
+        let mut line = Line { size, typed, shown: show };
+        let exec = sh("trap '' HUP; echo $$; sleep 1000");
+        let shell = session.shell(&exec, &mut line);
+        tokio::select! {
+            _ = shell => panic!("it ended"),
+            (_, bytes) = async { shown.recv().await.unwrap() } => pid = String::from_utf8(bytes).unwrap(),
+        }
+    });
+    let stat = Path::new("/proc").join(pid.trim()).join("stat");
+    let began = Instant::now();
+    while fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
+        assert!(began.elapsed() < Duration::from_secs(10), "it lives");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }

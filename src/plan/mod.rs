@@ -177,6 +177,15 @@ impl Plan {
         self.machine.disk.map_or(self.base.virtual_size, ByteSize::bytes)
     }
 
+    /// The plan of the first steps alone.
+    #[must_use]
+    pub fn until(&self, steps: usize) -> Self {
+        let mut plan = self.clone();
+        plan.steps.truncate(steps);
+        plan.spec.steps.truncate(steps);
+        plan
+    }
+
     /// Whether the root file system has to grow at boot.
     #[must_use]
     pub fn grows(&self) -> bool {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::escape::escape;
-use super::story::{Line, Story, amount};
+use super::story::{Line, Story, Topic, amount, quoted};
 use super::{Paint, Shared, Verbosity, is_shown};
 use crate::event::{Event, Outcome, Sink, Stage};
 use crate::size::ByteSize;
@@ -73,6 +73,14 @@ impl Bars {
                 if *outcome != Outcome::Failed {
                     self.print(&line);
                 }
+            }
+            Event::ShellStarted { tail, .. } => {
+                self.clear(state);
+                // Of a running step only the last line was seen.
+                for text in tail {
+                    self.print(&Line { topic: Topic::Output, text: quoted(text) });
+                }
+                self.print(&line);
             }
             Event::StageStarted { stage } => {
                 state.stage = Some(*stage);

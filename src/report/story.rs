@@ -56,7 +56,7 @@ impl Story {
                 self.step = Some((*index, escape(name).into_owned()));
                 (Topic::Began, format!("{} ({verb})...", self.step_label(*index)))
             }
-            Event::StepOutput { line, .. } => (Topic::Output, format!("{MARGIN}{}", escape(line))),
+            Event::StepOutput { line, .. } => (Topic::Output, quoted(line)),
             Event::StepCached { index, name, .. } => {
                 let place = format!("step {}/{}", index + 1, self.steps.max(index + 1));
                 (Topic::Done, format!("{place} {}  cached", escape(name)))
@@ -69,6 +69,8 @@ impl Story {
             }
             Event::Console { line } => (Topic::Detail, format!("console | {}", escape(line))),
             Event::Notice { level, text } => notice(*level, text),
+            Event::ShellStarted { failure, .. } => (Topic::Note, shell(failure.as_deref())),
+            Event::ShellFinished { code } => (Topic::Detail, format!("the shell ended with exit code {code}")),
             Event::TestFinished { name, ok, seconds } => {
                 over(*ok, format!("test {}  {}", escape(name), span(*seconds)))
             }
@@ -99,6 +101,16 @@ impl Story {
             Outcome::Failed => (Topic::Failed, format!("build {}  {after}", self.image)),
         }
     }
+}
+
+fn shell(failure: Option<&str>) -> String {
+    let why = failure.map(|failure| format!("{}; ", escape(failure))).unwrap_or_default();
+    format!("{why}a shell in the guest: `exit` leaves it, Ctrl-] three times ends it, nothing is kept")
+}
+
+/// A line that a guest wrote.
+pub(super) fn quoted(line: &str) -> String {
+    format!("{MARGIN}{}", escape(line))
 }
 
 fn over(ok: bool, text: String) -> (Topic, String) {

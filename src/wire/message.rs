@@ -119,7 +119,7 @@ coded_struct! {
         timeout: Option<u64>,
         /// Whether stdin comes in `Data`; else it is `/dev/null`.
         stdin: bool,
-        /// A terminal instead of pipes. Reserved: this version's agent refuses it as not started.
+        /// A terminal instead of pipes; stdin comes in `Data` then, and all output is stdout.
         tty: Option<TtySize>,
         /// For this command alone, under `$KILN_SECRETS`.
         secrets: Vec<Secret>,
@@ -218,6 +218,11 @@ coded_enum! {
         16 Signal {
             /// Its number.
             number: u8,
+        }
+        /// Host: the terminal of a command has another size.
+        17 Resize {
+            /// The new one.
+            size: TtySize,
         }
         /// Host: a tree stream follows in `Data`.
         20 Upload {}

@@ -58,6 +58,7 @@ fn message() -> impl Strategy<Value = Message> {
         bytes().prop_map(|bytes| Message::Stderr { bytes }),
         exit.prop_map(|exit| Message::Exited { exit }),
         any::<u8>().prop_map(|number| Message::Signal { number }),
+        tty().prop_map(|size| Message::Resize { size }),
         any::<u64>().prop_map(|bytes| Message::Progress { bytes }),
         (any::<u64>(), any::<u64>()).prop_map(|(entries, bytes)| Message::Done { entries, bytes }),
         (class, ".*").prop_map(|(class, text)| Message::Failed { class, text }),
@@ -68,12 +69,15 @@ fn message() -> impl Strategy<Value = Message> {
     prop_oneof![greetings, requests, rest]
 }
 
+fn tty() -> impl Strategy<Value = TtySize> {
+    (any::<u16>(), any::<u16>()).prop_map(|(rows, columns)| TtySize { rows, columns })
+}
+
 fn request() -> impl Strategy<Value = ExecRequest> {
     let pair = (".*", ".*").prop_map(|(name, value)| Pair { name, value });
     let secret = (".*", bytes()).prop_map(|(name, value)| Secret { name, value: Hidden(value) });
-    let tty = (any::<u16>(), any::<u16>()).prop_map(|(rows, columns)| TtySize { rows, columns });
     let first = (vec(".*", 0..4), vec(pair, 0..4), ".*", ".*");
-    (first, option::of(any::<u64>()), any::<bool>(), option::of(tty), vec(secret, 0..3)).prop_map(
+    (first, option::of(any::<u64>()), any::<bool>(), option::of(tty()), vec(secret, 0..3)).prop_map(
         |((argv, env, dir, user), timeout, stdin, tty, secrets)| ExecRequest {
             argv,
             env,

@@ -57,6 +57,7 @@ pub fn live(machine: &Machine, port: &UnixStream, mut console: UnixStream, mode:
         uploads: BTreeMap::new(),
         hanging: None,
         flood: None,
+        shell: None,
     };
     // The port is closed by kiln's end, or by a fault that closes it on purpose; the monitor decides when QEMU ends.
     let _ = guest.converse();
@@ -81,6 +82,8 @@ struct Guest<'a> {
     hanging: Option<(u32, Option<Instant>)>,
     /// A command that writes without end.
     flood: Option<Flood>,
+    /// A person's shell, and what was typed: a script that runs when a line of it ends.
+    shell: Option<(u32, ExecRequest, Vec<u8>)>,
 }
 
 struct Flood {
@@ -161,7 +164,13 @@ impl Guest<'_> {
                 self.uploads.insert(stream, Vec::new());
                 Ok(())
             }
+            Message::Data { bytes } if self.shell.is_some() => self.typed(&bytes.0),
             Message::Data { bytes } => self.upload(stream, &bytes.0),
+            Message::Resize { size } => {
+                super::log(&format!("terminal {}x{}", size.columns, size.rows));
+                Ok(())
+            }
+            Message::Eof {} if self.shell.is_some() => self.typed(b"\nexit 0\n"),
             Message::Unpack { serial } => self.unpack(stream, &serial),
             Message::Fetch { path } => self.fetch(stream, &String::from_utf8_lossy(&path)),
             Message::Bye {} => self.bye(stream),
@@ -197,6 +206,13 @@ impl Guest<'_> {
         let argv: Vec<&str> = request.argv.iter().map(String::as_str).collect();
         match &argv[..] {
             ["sh", "-eu", "-c", script] => self.step(stream, script, &request),
+            ["sh", "-c", script] if script.contains("$SHELL") || script.contains("${SHELL") => {
+                if let Some(size) = &request.tty {
+                    super::log(&format!("terminal {}x{}", size.columns, size.rows));
+                }
+                self.shell = Some((stream, request, Vec::new()));
+                Ok(())
+            }
             ["sh", "-c", script] if script.contains("reboot") => {
                 self.reboot();
                 Ok(())
@@ -216,6 +232,28 @@ impl Guest<'_> {
             },
             [] => Err(io::Error::other("a command without a program")),
         }
+    }
+
+    /// Each line is a script; `exit` ends the shell.
+    fn typed(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let Some((stream, request, mut before)) = self.shell.take() else { return Ok(()) };
+        before.extend(bytes.iter().map(|byte| if *byte == b'\r' { b'\n' } else { *byte }));
+        while let Some(end) = before.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = before.drain(..=end).collect();
+            let line = String::from_utf8_lossy(&line);
+            match script::run(line.trim(), &request, |path| self.files.get(path).cloned()) {
+                Does::Ends(out, exit) => {
+                    out.iter().try_for_each(|message| self.say(stream, message))?;
+                    if line.trim().starts_with("exit") {
+                        return self.exited(stream, exit);
+                    }
+                }
+                Does::Fault(_, fault) => return self.suffer(stream, fault),
+                Does::Hangs(..) | Does::Floods(_) => return Ok(()),
+            }
+        }
+        self.shell = Some((stream, request, before));
+        Ok(())
     }
 
     /// Sealing is only ever written down.

@@ -155,7 +155,7 @@ fn links_in_the_guest_are_followed_above_and_replaced_below() {
 }
 
 #[test]
-fn twenty_thousand_small_files_are_quick() {
+fn twenty_thousand_small_files_arrive() {
     let temp = tempfile::tempdir().unwrap();
     let (from, to) = (temp.path().join("from"), temp.path().join("to"));
     for n in 0..200 {
@@ -164,10 +164,7 @@ fn twenty_thousand_small_files_are_quick() {
         (0..100).for_each(|n| fs::write(inner.join(n.to_string()), n.to_string()).unwrap());
     }
     with_agent(async |mut session, _| {
-        let began = Instant::now();
         session.upload(&folder(&from, &to, false, false), &mut |_| {}).await.unwrap();
-        let took = began.elapsed();
-        assert!(took < Duration::from_secs(20), "{took:?}");
     });
     assert_eq!(listing(&from).len(), listing(&to).len());
 }

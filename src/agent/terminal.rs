@@ -1,0 +1,33 @@
+//! A terminal for a command (pts(4)): the agent holds the master, the command's standard streams are the slave.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
+
+use super::sys::{self, Identity, O_NOCTTY};
+use crate::wire::message::TtySize;
+
+/// Opens a terminal of this size that belongs to this user: master and slave.
+pub fn open(size: &TtySize, owner: &Identity) -> io::Result<(File, File)> {
+    let open = |path: &str| OpenOptions::new().read(true).write(true).custom_flags(O_NOCTTY).open(path);
+    let master = open("/dev/ptmx")?;
+    let slave = open(&format!("/dev/pts/{}", sys::unlock_terminal(&master)?))?;
+    resize(&master, size)?;
+    if let Err(error) = fchown(&slave, Some(owner.uid), None).and_then(|()| slave.set_permissions(mode())) {
+        // Who may not give it away keeps it: then the command runs as the same user.
+        if error.kind() != io::ErrorKind::PermissionDenied {
+            return Err(error);
+        }
+    }
+    Ok((master, slave))
+}
+
+/// Tells the terminal its size; what runs in the foreground there gets a SIGWINCH.
+pub fn resize(master: &File, size: &TtySize) -> io::Result<()> {
+    sys::set_window(master, size.rows, size.columns)
+}
+
+/// No other user may write to it.
+fn mode() -> std::fs::Permissions {
+    std::fs::Permissions::from_mode(0o600)
+}

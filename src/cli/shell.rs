@@ -1,0 +1,65 @@
+//! `kiln shell`: a terminal in the guest as it stands before or after a step.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::build::{shell, survey};
+use crate::error::{Failure, Fault, Kind};
+use crate::spec::{Overrides, Spec, Step};
+
+use super::args::{self, Global};
+use super::folders::Folders;
+
+/// The step that was asked for is not there.
+#[derive(Debug, thiserror::Error)]
+#[error("the spec has no step `{wanted}`")]
+pub struct NoStep {
+    wanted: String,
+    /// What there is.
+    steps: Vec<String>,
+}
+
+impl Fault for NoStep {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match &self.steps[..] {
+            [] => vec!["it has no steps at all".into()],
+            steps => vec![format!("its steps are {}", steps.join(", "))],
+        }
+    }
+}
+
+/// Opens the shell and returns its exit code.
+///
+/// # Errors
+/// When the guest cannot be brought to where the shell should be.
+pub async fn run(
+    args: args::Shell,
+    global: &Global,
+    folders: &Folders,
+    cancel: CancellationToken,
+) -> Result<u8, Failure> {
+    let spec = Spec::load(&args.spec, &Overrides { version: None, vars: args.vars })?;
+    let steps = match (&args.at, &args.after) {
+        (Some(step), _) => find(&spec.steps, step)?,
+        (None, Some(step)) => find(&spec.steps, step)? + 1,
+        (None, None) => spec.steps.len(),
+    };
+    let around = super::build::surroundings(folders, super::events(global), cancel)?;
+    let plan = survey::plan(spec, &Arc::clone(&around.memo), &around.events).await?;
+    shell::shell(&plan, steps, &around).await
+}
+
+/// The place of a step, by its name or by its number from 1. Names are unique.
+fn find(steps: &[Step], wanted: &str) -> Result<usize, NoStep> {
+    let named = steps.iter().position(|step| step.name == wanted);
+    let number = || wanted.parse().ok().filter(|number| (1..=steps.len()).contains(number));
+    named.or_else(|| number().map(|number| number - 1)).ok_or_else(|| {
+        let steps = steps.iter().zip(1..).map(|(step, number)| format!("{number} `{}`", step.name)).collect();
+        NoStep { wanted: wanted.to_owned(), steps }
+    })
+}

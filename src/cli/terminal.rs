@@ -1,0 +1,176 @@
+//! This terminal, lent to a guest: raw while it is lent, as it was afterwards.
+//!
+//! ```text
+//! stdin   -> a thread that polls and reads ->  typed  (also SIGWINCH)
+//! stdout, stderr <- a thread that writes   <-  shown
+//! ```
+//! Without a terminal at stdin, bytes go in and out as they are, as with a pipe to `ssh HOST`.
+
+use std::io::{self, IsTerminal, PipeReader, PipeWriter, Write, stderr, stdin, stdout};
+use std::os::fd::AsFd;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, raise};
+use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use terminal_size::{Height, Width, terminal_size_of};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+
+use crate::build::shell::Attached;
+use crate::event::Channel;
+use crate::guest::shell::MAX_TYPED;
+use crate::guest::{Line, TtySize, Typed};
+
+/// What may wait in either direction.
+const BACKLOG: usize = 16;
+/// Ctrl-], as telnet and machinectl have it.
+const ESCAPE: u8 = 0x1d;
+/// So often within [`ESCAPE_TIME`] ends the shell.
+const ESCAPES: usize = 3;
+const ESCAPE_TIME: Duration = Duration::from_secs(1);
+
+/// Takes over standard input, output and error. Must be called within a tokio runtime.
+///
+/// # Errors
+/// When the terminal or its signals cannot be had.
+pub fn attach() -> io::Result<Attached> {
+    let is_terminal = stdin().is_terminal();
+    let (typing, typed) = channel(BACKLOG);
+    let (show, shown) = channel(BACKLOG);
+    let (stop, stopped) = io::pipe()?;
+    let mut lent = Lent::default();
+    if is_terminal {
+        let before = tcgetattr(stdin())?;
+        let mut raw = before.clone();
+        cfmakeraw(&mut raw);
+        let mut resized = signal(SignalKind::window_change())?;
+        let typing = typing.clone();
+        let watch =
+            async move { while resized.recv().await.is_some() && typing.send(Typed::Resized(size())).await.is_ok() {} };
+        tcsetattr(stdin(), SetArg::TCSADRAIN, &raw)?;
+        (lent.before, lent.resizes) = (Some(before), Some(tokio::spawn(watch)));
+    }
+    lent.stop = Some(stopped);
+    lent.threads.push(std::thread::spawn(move || read(&stop, is_terminal, &typing)));
+    lent.threads.push(std::thread::spawn(move || write(shown)));
+    let term = std::env::var("TERM").ok().filter(|term| !term.is_empty());
+    Ok(Attached {
+        line: Line { size: is_terminal.then(size), typed, shown: show },
+        term: term.filter(|_| is_terminal).unwrap_or_else(|| "dumb".to_owned()),
+        restore: Box::new(lent),
+    })
+}
+
+/// What has to be undone.
+#[derive(Default)]
+struct Lent {
+    before: Option<Termios>,
+    resizes: Option<tokio::task::JoinHandle<()>>,
+    /// Closed, it ends the reader.
+    stop: Option<PipeWriter>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(resizes) = &self.resizes {
+            resizes.abort();
+        }
+        // The writer has shown everything when it ends, which it does because the line is closed by now.
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+        if let Some(before) = &self.before {
+            // A terminal that is gone needs nothing.
+            let _ = tcsetattr(stdin(), SetArg::TCSADRAIN, before);
+        }
+    }
+}
+
+fn size() -> TtySize {
+    let (Width(columns), Height(rows)) = terminal_size_of(stdin()).unwrap_or((Width(80), Height(24)));
+    TtySize { rows, columns }
+}
+
+/// Reads until stdin ends or the shell does. Polls, so that nothing is read that the next program should have.
+fn read(stop: &PipeReader, is_terminal: bool, typing: &Sender<Typed>) {
+    let stdin = stdin();
+    let mut buffer = [0; MAX_TYPED];
+    let mut escape = Escape::default();
+    loop {
+        let mut watched = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut watched, PollTimeout::NONE) {
+            Err(nix::errno::Errno::EINTR) => continue,
+            Err(_) => return,
+            Ok(_) if watched[1].any() != Some(false) => return,
+            Ok(_) => {}
+        }
+        // Not through std's buffer: what it held back would be lost to poll.
+        let bytes = match nix::unistd::read(&stdin, &mut buffer) {
+            Ok(0) => return,
+            Ok(n) => &buffer[..n],
+            Err(nix::errno::Errno::EINTR) => continue,
+            Err(_) => return,
+        };
+        if is_terminal && escape.typed(bytes, Instant::now()) {
+            // As Ctrl-C does where the terminal is not raw.
+            let _ = raise(Signal::SIGINT);
+            return;
+        }
+        if typing.blocking_send(Typed::Bytes(bytes.to_vec())).is_err() {
+            return;
+        }
+    }
+}
+
+fn write(mut shown: Receiver<(Channel, Vec<u8>)>) {
+    while let Some((channel, bytes)) = shown.blocking_recv() {
+        // Who closed the terminal or the pipe wants to see no more.
+        let _ = match channel {
+            Channel::Stdout => stdout().write_all(&bytes).and_then(|()| stdout().flush()),
+            Channel::Stderr => stderr().write_all(&bytes),
+        };
+    }
+}
+
+/// Counts Ctrl-] in a row.
+#[derive(Default)]
+struct Escape {
+    times: Vec<Instant>,
+}
+
+impl Escape {
+    /// Whether this was one too many.
+    fn typed(&mut self, bytes: &[u8], now: Instant) -> bool {
+        for byte in bytes {
+            if *byte == ESCAPE {
+                self.times.push(now);
+            } else {
+                self.times.clear();
+            }
+        }
+        self.times.retain(|at| now.duration_since(*at) <= ESCAPE_TIME);
+        self.times.len() >= ESCAPES
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_escapes_in_a_row_and_in_a_second_end_it() {
+        let begin = Instant::now();
+        let after = |keys: &[(&[u8], u64)]| {
+            let mut escape = Escape::default();
+            keys.iter().any(|(bytes, millis)| escape.typed(bytes, begin + Duration::from_millis(*millis)))
+        };
+        assert!(after(&[(b"\x1d", 0), (b"\x1d", 400), (b"\x1d", 900)]));
+        assert!(after(&[(b"ls\r\x1d\x1d\x1d", 0)]));
+        assert!(!after(&[(b"\x1d", 0), (b"\x1d", 400), (b"\x1d", 1500)]));
+        assert!(!after(&[(b"\x1d", 0), (b"x", 100), (b"\x1d\x1d", 200)]));
+    }
+}

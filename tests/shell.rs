@@ -1,0 +1,189 @@
+//! A person in the guest, with the fake QEMU: where the shell stands, what passes through, what is left afterwards. The
+//! agent's real terminals are tested in `guest`.
+
+mod support;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::pty::{Winsize, openpty};
+use nix::sys::termios::{LocalFlags, tcgetattr};
+use support::{Ended, Kiln, fake_qemu};
+
+const STEPS: &str = "[vars]\nwho = 'world'\n[[step]]\nwrite = 'one'\nto = '/one'\n[[step]]\nname = 'second'\n\
+                     run = 'echo two'\nenv = { COLOUR = 'red' }\n[[step]]\nrun = 'echo three'\n";
+
+/// `kiln shell .` with these arguments, in the place of an earlier command, with this typed into a pipe.
+fn shell(before: &Ended, args: &[&str], typed: &str) -> Kiln {
+    let args = [&["shell", "."], args].concat();
+    before.then(args).file("typed", typed).after("exec <typed")
+}
+
+fn ran(ended: &Ended, step: &str) -> usize {
+    ended.place().fake_log().iter().filter(|line| *line == &format!("step {step}")).count()
+}
+
+#[test]
+fn a_shell_stands_before_or_after_a_step_and_its_exit_code_is_kilns() {
+    let built = Kiln::new().spec(STEPS).build().run();
+    let at = shell(&built, &["--at", "second"], "env who\nenv COLOUR\nexit 3\n").fails(3).run();
+    assert_eq!(at.stdout, "world\nred\n");
+    assert!(at.stderr.contains("step 1/1 write /one  cached"), "{}", at.stderr);
+    let after = shell(&built, &["--after", "2"], "echo here\n").stdout_has("here").run();
+    assert!(after.stderr.contains("step 2/2 second  cached"), "{}", after.stderr);
+    shell(&built, &[], "").stderr_has("step 3/3 run echo three  cached").run();
+    assert_eq!((ran(&built, "echo two"), ran(&built, "echo three")), (1, 1), "only the build ran them");
+    built.place().assert_no_process();
+    built.place().assert_no_leftovers();
+}
+
+#[test]
+fn what_is_not_in_the_cache_is_done_first_and_kept() {
+    let first = Kiln::new().spec(STEPS).args(["shell", ".", "--at", "3"]).run();
+    assert_eq!((ran(&first, "echo two"), ran(&first, "echo three")), (1, 0));
+    let second = first.then(["build", "."]).stderr_has("step 2/3 second  cached").run();
+    assert_eq!((ran(&second, "echo two"), ran(&second, "echo three")), (1, 1));
+    assert_eq!(second.place().published(), ["web@1"]);
+}
+
+#[test]
+fn a_step_that_is_not_there_is_a_mistake_of_the_command_line() {
+    let kiln = |args: &[&str]| Kiln::new().spec(STEPS).args([&["shell", "."], args].concat()).fails(2);
+    kiln(&["--at", "secnd"]).stderr_has("2 `second`").run();
+    kiln(&["--at", "0"]).stderr_has("no step `0`").run();
+    kiln(&["--after", "4"]).stderr_has("no step `4`").run();
+    kiln(&["--at", "1", "--after", "1"]).stderr_has("cannot be used with").run();
+}
+
+#[test]
+fn a_failed_step_can_be_entered_and_has_failed_nevertheless() {
+    let kiln = Kiln::new().spec("[[step]]\nname = 'break it'\nrun = 'echo before; exit 3'\n");
+    let kiln = kiln.file("typed", "echo looked around\nexit 5\n").args(["build", ".", "--on-failure", "shell"]);
+    let ended = kiln.after("exec <typed").fails(7).run();
+    assert_eq!(ended.stdout, "looked around\n");
+    assert!(ended.stderr.contains("failed with exit status 3; a shell in the guest"), "{}", ended.stderr);
+    ended.place().assert_nothing_published();
+    ended.place().assert_no_process();
+    ended.place().assert_no_leftovers();
+}
+
+#[test]
+fn a_dead_guest_cannot_be_entered() {
+    let kiln = Kiln::new().spec("[[step]]\nrun = 'panic'\n").args(["build", ".", "--on-failure", "shell"]).fails(7);
+    let ended = kiln.run();
+    assert!(!ended.stderr.contains("a shell in the guest"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_guest_that_ends_under_the_shell_ends_kiln() {
+    let built = Kiln::new().spec(STEPS).build().run();
+    shell(&built, &[], "poweroff\n").run();
+    shell(&built, &[], "killed\n").fails(4).stderr_has("QEMU ended unexpectedly").run();
+    shell(&built, &[], "panic\n").fails(6).stderr_has("panicked").run();
+    built.place().assert_no_process();
+    built.place().assert_no_leftovers();
+}
+
+/// kiln on a terminal of its own.
+struct OnTerminal {
+    child: std::process::Child,
+    master: File,
+    seen: String,
+    before: Ended,
+}
+
+impl OnTerminal {
+    fn start(before: Ended, args: &[&str]) -> Self {
+        let size = Winsize { ws_row: 30, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
+        let pty = openpty(&size, None).unwrap();
+        let slave = || Stdio::from(OwnedFd::try_clone(&pty.slave).unwrap());
+        let place = before.place();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
+        command.args(args).current_dir(place.path()).stdin(slave()).stdout(slave()).stderr(slave());
+        command.env("KILN_QEMU", fake_qemu()).env("KILN_STORE", place.store()).env("KILN_CACHE", place.cache());
+        command.env("KILN_FAKE_LOG", place.join("fake.log")).env("TERM", "xterm");
+        let child = command.spawn().unwrap();
+        Self { child, master: File::from(pty.master), seen: String::new(), before }
+    }
+
+    fn wait_for(&mut self, text: &str) {
+        let mut buffer = [0; 4096];
+        while !self.seen.contains(text) {
+            let n = self.master.read(&mut buffer).unwrap_or_else(|error| panic!("{error}: {}", self.seen));
+            self.seen.push_str(&String::from_utf8_lossy(&buffer[..n]));
+        }
+    }
+
+    fn type_in(&mut self, text: &str) {
+        self.master.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// The line discipline of the terminal.
+    fn is_raw(&self) -> bool {
+        !tcgetattr(&self.master).unwrap().local_flags.contains(LocalFlags::ICANON)
+    }
+
+    fn wait_until(&self, what: &str, is: impl Fn(&Self) -> bool) {
+        let began = Instant::now();
+        while !is(self) {
+            assert!(began.elapsed() < Duration::from_secs(20), "{what}: {}", self.seen);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn log_has(&self, line: &str) -> bool {
+        self.before.place().fake_log().iter().any(|logged| logged == line)
+    }
+
+    fn end(mut self) -> Option<i32> {
+        let code = self.child.wait().unwrap().code();
+        assert!(!self.is_raw(), "the terminal was left raw");
+        self.before.place().assert_no_leftovers();
+        code
+    }
+}
+
+#[test]
+fn a_terminal_is_raw_while_it_is_lent_and_its_size_goes_with_it() {
+    let built = Kiln::new().spec(STEPS).build().run();
+    let mut kiln = OnTerminal::start(built, &["shell", "."]);
+    kiln.wait_for("a shell in the guest");
+    kiln.wait_until("the size", |kiln| kiln.log_has("terminal 100x30"));
+    assert!(kiln.is_raw());
+    kiln.type_in("env TERM\r");
+    kiln.wait_for("xterm");
+    // What the terminal driver does, done by the terminal emulator: a new size, and a signal for kiln.
+    let size = Winsize { ws_row: 40, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
+    resize(&kiln.master, size);
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(i32::try_from(kiln.child.id()).unwrap()),
+        nix::sys::signal::SIGWINCH,
+    )
+    .unwrap();
+    kiln.wait_until("the new size", |kiln| kiln.log_has("terminal 120x40"));
+    // Ctrl-C is the guest's.
+    kiln.type_in("\x03");
+    kiln.type_in("\rexit 9\r");
+    assert_eq!(kiln.end(), Some(9));
+}
+
+#[expect(unsafe_code, reason = "the ioctl of a terminal emulator")]
+fn resize(master: &File, size: Winsize) {
+    // SAFETY: an open descriptor and a valid structure.
+    let done =
+        unsafe { nix::libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(master), nix::libc::TIOCSWINSZ, &raw const size) };
+    assert_eq!(done, 0);
+}
+
+#[test]
+fn three_escapes_end_a_shell_that_hangs() {
+    let built = Kiln::new().spec(STEPS).build().run();
+    let mut kiln = OnTerminal::start(built, &["shell", "."]);
+    kiln.wait_until("raw", OnTerminal::is_raw);
+    kiln.type_in("hang\r");
+    kiln.type_in("\x1d\x1d\x1d");
+    assert_eq!(kiln.end(), Some(130));
+}
