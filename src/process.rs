@@ -46,6 +46,14 @@ pub fn with_descriptors(program: impl AsRef<OsStr>, descriptors: Vec<(RawFd, Own
     command
 }
 
+/// Lets this thread, and those it starts, work only when a processor is idle or nearly so (nice(2); a thread's own on
+/// Linux). There is no way back.
+#[expect(unsafe_code, reason = "nix has no setpriority")]
+pub fn step_back() {
+    // SAFETY: no pointers. Lowering one's own priority cannot fail.
+    let _ = unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, 0, 19) };
+}
+
 /// Moves a descriptor out of the way of the low numbers that [`with_descriptors`] hands out.
 ///
 /// # Errors

@@ -9,6 +9,7 @@ use std::process::Command;
 
 use kiln::digest::{hex, sha256_file};
 use kiln::disk::chain::{Chain, Layer};
+use kiln::disk::compress::{CompressError, Twin, compress};
 use kiln::disk::digest::{DigestError, disk_sha256};
 use kiln::disk::inspect::{BaseError, BaseFacts, BaseImage, Refusal};
 use kiln::disk::packages::{Package, packages};
@@ -407,6 +408,81 @@ fn an_overlay_converts_to_every_format_with_the_same_disk_and_the_same_bytes() {
         assert_eq!(disk_sha256(&converted, &mut |_| ControlFlow::Continue(())).unwrap(), digest);
         assert_eq!(facts(&first, read_as).virtual_size, 12 << 20);
     }
+}
+
+/// The disk as a compressed file of this name.
+fn compressed(scratch: &Scratch, name: &str, layers: &[(&Path, BaseFormat)], twin: Option<&Path>) -> PathBuf {
+    let path = scratch.path(name);
+    let twin = twin.map(|twin| Twin::open(File::open(twin).unwrap()).unwrap());
+    let mut seen = vec![];
+    let mut watch = |done| {
+        seen.push(done);
+        ControlFlow::Continue(())
+    };
+    compress(&chain(layers), twin.as_ref(), File::create(&path).unwrap(), &mut watch).unwrap();
+    assert!(seen.is_sorted(), "{seen:?}");
+    // Neither errors nor leaked clusters: it would end with 2 or 3.
+    tool("qemu-img", &["check", "-q", "-f", "qcow2", path.to_str().unwrap()]);
+    path
+}
+
+#[test]
+fn a_compressed_disk_is_the_disk_and_the_same_bytes_with_a_twin() {
+    let scratch = Scratch::new();
+    let raw = scratch.raw("base.raw");
+    let zstd = ["-c", "-o", "compression_type=zstd"];
+    let kinds: [&[&str]; 5] =
+        [&[], &["-c"], &zstd, &["-c", "-o", "cluster_size=512"], &["-o", "compat=0.10,cluster_size=2M"]];
+    let mut bases = vec![(raw.clone(), "raw")];
+    for (index, kind) in kinds.into_iter().enumerate() {
+        let base = scratch.text(&format!("base-{index}"));
+        tool("qemu-img", &[&["convert", "-f", "raw", "-O", "qcow2"], kind, &[raw.to_str().unwrap(), &base]].concat());
+        bases.push((PathBuf::from(base), "qcow2"));
+    }
+    let mut all = vec![];
+    for (below, format) in bases {
+        let overlay = overlay_with_writes(&scratch, &below, format);
+        let format = if format == "raw" { BaseFormat::Raw } else { BaseFormat::Qcow2 };
+        let base = (&*below, format);
+        let layers = [(&*overlay, BaseFormat::Qcow2), base];
+        let twin = compressed(&scratch, "twin", &[base], None);
+        let (slow, fast) =
+            (compressed(&scratch, "slow", &layers, None), compressed(&scratch, "fast", &layers, Some(&twin)));
+        assert!(fs::read(&slow).unwrap() == fs::read(&fast).unwrap(), "{base:?}");
+        assert_same_disk(&scratch, &[(&fast, BaseFormat::Qcow2)]);
+        let digest = |layers: &[_]| disk_sha256(&chain(layers), &mut |_| ControlFlow::Continue(())).unwrap();
+        assert_eq!(digest(&layers), digest(&[(&fast, BaseFormat::Qcow2)]));
+        all.push(fs::read(fast).unwrap());
+    }
+    all.dedup();
+    assert_eq!(all.len(), 1, "the base's own format shows");
+    let theirs = scratch.text("theirs");
+    let overlay = scratch.text("overlay.qcow2");
+    tool("qemu-img", &[&["convert", "-O", "qcow2"], &zstd[..], &[&overlay, &theirs]].concat());
+    let size = fs::metadata(theirs).unwrap().len();
+    assert!(all[0].len() as u64 <= size + (64 << 10), "{} and {size}", all[0].len());
+}
+
+#[test]
+fn a_huge_sparse_disk_is_compressed_in_no_time_and_a_stopped_one_is_an_error() {
+    let scratch = Scratch::new();
+    let raw = scratch.path("huge.raw");
+    let file = File::create(&raw).unwrap();
+    file.set_len(3 << 40).unwrap();
+    for at in [0, (1 << 40) + 12345, (3 << 40) - 6] {
+        file.write_all_at(b"kiln", at).unwrap();
+    }
+    let layers = [(&*raw, BaseFormat::Raw)];
+    let packed = compressed(&scratch, "packed", &layers, None);
+    tool("qemu-img", &["compare", "-q", "-f", "raw", "-F", "qcow2", raw.to_str().unwrap(), packed.to_str().unwrap()]);
+    assert!(fs::metadata(packed).unwrap().len() < 1 << 20);
+    let out = File::create(scratch.path("stopped")).unwrap();
+    let stopped = compress(&chain(&layers), None, out, &mut |_| ControlFlow::Break(()));
+    assert!(matches!(stopped, Err(CompressError::Stopped)));
+    // An empty disk has no data, and is a disk.
+    let empty = scratch.create("empty.qcow2", "qcow2", &[]);
+    let packed = compressed(&scratch, "packed-empty", &[(&empty, BaseFormat::Qcow2)], None);
+    assert_eq!(facts(&packed, BaseFormat::Qcow2).virtual_size, 64 << 20);
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod agent;
 #[path = "../wire/mod.rs"]
 mod wire;
 
+use std::path::Path;
 use std::process::{Command, ExitStatus};
 
 fn main() {
@@ -14,9 +15,13 @@ fn main() {
     agent::run(port.as_deref(), power_off);
 }
 
-/// Every init system has a command of this name, and each stops its services first.
+/// Every init system has a `poweroff`, which stops services first. systemd's are stopped already, by sealing: its
+/// `--force` goes straight to ending processes and unmounting file systems (systemctl(1); that of `poweroff` would not).
 fn power_off() {
-    let status = Command::new("poweroff").env("PATH", "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin").status();
+    let systemd = Path::new("/run/systemd/system").is_dir();
+    let argv: &[&str] = if systemd { &["systemctl", "poweroff", "--force"] } else { &["poweroff"] };
+    let mut command = Command::new(argv[0]);
+    let status = command.args(&argv[1..]).env("PATH", "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin").status();
     if !status.as_ref().is_ok_and(ExitStatus::success) {
         eprintln!("kiln-agent: cannot power off: {status:?}");
     }

@@ -3,11 +3,13 @@
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::digest::hex;
 use crate::disk::chain::{Chain, Layer};
+use crate::disk::compress::{CompressError, Twin, compress};
 use crate::disk::digest::disk_sha256;
 use crate::disk::packages::packages;
 use crate::disk::qemu_img::{Image, Target, convert as run_convert};
@@ -20,6 +22,8 @@ use crate::store::manifest::Package;
 
 use super::Build;
 use super::shutdown::CleanShutdown;
+use super::survey::check_base;
+use super::twin::{BaseTwin, is_ours};
 
 /// The outputs are in the staging folder, and what is known of the disk they all hold.
 #[derive(Debug)]
@@ -68,17 +72,24 @@ impl Fault for SealedDiskError {
 /// The files of the disk, top first.
 type Layers = Vec<(PathBuf, BaseFormat)>;
 
-/// Writes every output, and computes the disk's digest on the other processor meanwhile.
-pub(crate) async fn convert(build: &Build<'_>, disk: CleanShutdown, staging: &Path) -> Result<Converted, Failure> {
+/// Writes every output; the disk's digest is computed and its files are read meanwhile.
+pub(crate) async fn convert(
+    build: &Build<'_>,
+    disk: CleanShutdown,
+    twin: Option<&mut BaseTwin>,
+    staging: &Path,
+) -> Result<Converted, Failure> {
     let layers = disk.chain;
+    check_base(build.plan, &build.memo)?;
     check_clean(&layers)?;
-    let written = write_outputs(build, &layers, staging);
+    let contents = read_contents(build, layers.clone())?;
+    let written = write_outputs(build, &layers, twin, staging);
     let digest = digest(build, layers.clone());
     let ((), disk_sha256) = build.limits.hold(async { tokio::try_join!(written, digest) }).await?;
     let first = &build.plan.outputs[0];
     Ok(Converted {
         disk_sha256,
-        contents: read_contents(build, layers)?,
+        contents,
         bootable: staging.join(&first.file),
         bootable_format: match first.format {
             OutputFormat::Qcow2 => BaseFormat::Qcow2,
@@ -104,7 +115,16 @@ fn check_clean(layers: &Layers) -> Result<(), Failure> {
     }
 }
 
-async fn write_outputs(build: &Build<'_>, layers: &Layers, staging: &Path) -> Result<(), Failure> {
+async fn write_outputs(
+    build: &Build<'_>,
+    layers: &Layers,
+    twin: Option<&mut BaseTwin>,
+    staging: &Path,
+) -> Result<(), Failure> {
+    let twin = match twin {
+        Some(twin) => twin.ready().await.map(Arc::new),
+        None => None,
+    };
     let chain: Vec<_> = layers.iter().map(|(path, format)| Image { path, format: *format }).collect();
     let (count, size) = (build.plan.outputs.len() as u64, build.plan.disk_size());
     for (index, PlannedOutput { file, format, compression }) in (0..).zip(&build.plan.outputs) {
@@ -112,10 +132,36 @@ async fn write_outputs(build: &Build<'_>, layers: &Layers, staging: &Path) -> Re
             let done = index * size + share(size, fraction);
             build.events.emit(&Event::Progress { stage: Stage::Convert, done, total: count * size });
         };
+        if is_ours(*format, *compression) {
+            write_packed(build, layers.clone(), twin.clone(), &staging.join(file), index).await?;
+            continue;
+        }
         let target = Target { path: &staging.join(file), format: *format, compression: *compression };
         run_convert(&chain, target, progress).await?;
     }
     Ok(())
+}
+
+/// The output that is ours from the first byte to the last.
+async fn write_packed(
+    build: &Build<'_>,
+    layers: Layers,
+    twin: Option<Arc<Twin>>,
+    path: &Path,
+    index: u64,
+) -> Result<(), Failure> {
+    let file = File::create_new(path).map_err(CompressError::Write)?;
+    let (events, limits) = (build.events.clone(), build.limits.clone());
+    let (count, size) = (build.plan.outputs.len() as u64, build.plan.disk_size());
+    let work = spawn_blocking(move || {
+        let mut watch = |done| {
+            let done = index * size + done;
+            events.emit(&Event::Progress { stage: Stage::Convert, done, total: count * size });
+            if limits.is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        Ok(compress(&open(layers)?, twin.as_deref(), file, &mut watch)?)
+    });
+    work.await.expect("compressing does not panic")
 }
 
 /// A fraction of a size; only for showing.

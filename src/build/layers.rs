@@ -122,6 +122,11 @@ impl<'a> Layers<'a> {
         std::iter::once(plan.base_key).chain(cached).collect()
     }
 
+    /// The cache, for what else may be kept there.
+    pub(crate) fn cache(&self) -> Option<Cache> {
+        self.cache.clone()
+    }
+
     /// Decides where to begin, and how many steps are done by that. Who has to boot first waits for another build that
     /// boots the same.
     pub(crate) async fn begin(&mut self) -> Result<(Begin, Vec<Done>), Failure> {

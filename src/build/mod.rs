@@ -39,11 +39,13 @@ pub mod shell;
 pub mod shutdown;
 pub mod survey;
 pub mod test;
+mod twin;
 
 use boot::Guest;
 use layers::{Begin, Layers};
 use limits::Limits;
 use provision::Done;
+use twin::BaseTwin;
 
 /// What becomes of the scratch folder when a build fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -195,18 +197,23 @@ impl<'a> Build<'a> {
         around: &Surroundings,
     ) -> Result<Artifact, Failure> {
         let mut record = publish::Record::begin();
+        let mut twin = BaseTwin::begin(self, layers.cache());
         let (mut guest, steps) = self.provisioned(layers, staging.path(), around).await?;
         let sealed = match self.stage(Stage::Seal, seal::seal(self, &mut guest)).await {
             Ok(sealed) => sealed,
             Err(failure) => return Err(guest.abandon(failure).await),
         };
         let disk = self.stage(Stage::Shutdown, shutdown::shut_down(self, guest, sealed, layers.chain())).await?;
-        let converted = self.stage(Stage::Convert, convert::convert(self, disk, staging.path())).await?;
+        let converted = self.stage(Stage::Convert, convert::convert(self, disk, twin.as_mut(), staging.path())).await?;
         if !around.skip_tests && !self.plan.spec.tests.is_empty() {
             record.tests = self.stage(Stage::Test, test::test(self, &converted)).await?;
         }
         record.steps = steps;
-        self.stage(Stage::Publish, publish::publish(self, record, converted, staging)).await
+        let published = self.stage(Stage::Publish, publish::publish(self, record, converted, staging)).await;
+        if let Some(twin) = twin {
+            twin.finish().await;
+        }
+        published
     }
 
     /// The guest after the last step, and what became of the steps. What they fetch goes to `fetched`.

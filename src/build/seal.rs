@@ -54,7 +54,8 @@ impl Fault for SealError {
 
 /// Runs every operation that the spec does not skip, then discards free blocks.
 pub(crate) async fn seal(build: &Build<'_>, guest: &mut Guest) -> Result<Sealed, Failure> {
-    let argv = ["sh", "-u", "-c", SCRIPT, "seal"].into_iter().chain(operations(&build.plan.spec.seal.skip));
+    let script = ["sh", "-u", "-c", SCRIPT, "seal"].into_iter().map(str::to_owned);
+    let argv = script.chain(operations(&build.plan.spec.seal.skip));
     let exec = Exec { timeout: Some(PATIENCE), ..Exec::new(argv) };
     let mut lines = Lines::new(&build.secrets);
     let mut emit = |_, line| build.events.notice(Level::Debug, format!("seal: {line}"));
@@ -70,8 +71,13 @@ pub(crate) async fn seal(build: &Build<'_>, guest: &mut Guest) -> Result<Sealed,
     }
 }
 
-fn operations(skip: &BTreeSet<String>) -> impl Iterator<Item = &'static str> {
-    OPERATIONS.iter().map(|(name, _)| *name).filter(|name| !skip.contains(*name))
+/// The functions to call.
+fn operations(skip: &BTreeSet<String>) -> impl Iterator<Item = String> {
+    OPERATIONS.iter().filter(|(name, _)| !skip.contains(*name)).map(|(name, _)| function(name))
+}
+
+fn function(operation: &str) -> String {
+    operation.replace('-', "_")
 }
 
 #[cfg(test)]
@@ -81,7 +87,7 @@ mod tests {
     #[test]
     fn every_operation_is_a_function_of_the_script() {
         for (name, _) in OPERATIONS {
-            let function = format!("{}() {{", name.replace('-', "_"));
+            let function = format!("{}() {{", function(name));
             assert!(SCRIPT.lines().any(|line| line.starts_with(&function)), "{name} has no function");
         }
     }

@@ -1,23 +1,35 @@
 #!/bin/sh
 # Generalises the guest, from inside, just before it powers off. Runs as `sh -u seal.sh OPERATION...`.
 #
-# One function an operation, by the names of `spec::seal::OPERATIONS`. Each leaves the file system as a first boot
+# One function an operation, by the names of `spec::seal::OPERATIONS` with `_` for `-`. Each leaves the file system as a first boot
 # expects it, and none fails because something is not there. First everything that still writes is stopped, since a
 # service that logs its own end would undo the work.
 
 quiet() { "$@" >/dev/null 2>&1 || true; }
 empty() { for f in "$@"; do [ -f "$f" ] && : >"$f"; done; }
-homes() { cut -d: -f6 /etc/passwd | sort -u | while read -r h; do [ "$h" != / ] && [ -d "$h" ] && echo "$h"; done; }
+
+# One a line. Each process costs tens of milliseconds under software emulation, so there is one for all.
+homes=$(cut -d: -f6 /etc/passwd | sort -u)
+each_home() {
+    printf '%s\n' "$homes" | while read -r h; do
+        if [ "$h" != / ] && [ -d "$h" ]; then "$@" "$h"; fi
+    done
+}
 
 settle() {
     if [ -d /run/systemd/system ]; then
-        # Leaves only what early boot started; the agent's unit ignores isolation.
-        printf '[Unit]\nRequires=sysinit.target\nAfter=sysinit.target\nAllowIsolate=yes\n' >/run/systemd/system/kiln-seal.target
+        # Leaves only what early boot started. The agent's unit ignores isolation. So do terminals, whose end is written
+        # to wtmp: they are named.
+        conflicts='systemd-random-seed.service systemd-update-utmp.service systemd-timesyncd.service'
+        for f in /sys/fs/cgroup/system.slice/system-*getty.slice/*.service \
+            /sys/fs/cgroup/systemd/system.slice/system-*getty.slice/*.service; do
+            [ -d "$f" ] && conflicts="$conflicts ${f##*/}"
+        done
+        printf '[Unit]\nRequires=sysinit.target\nAfter=sysinit.target\nAllowIsolate=yes\nConflicts=%s\n' "$conflicts" \
+            >/run/systemd/system/kiln-seal.target
+        quiet journalctl --relinquish-var &
         quiet systemctl isolate kiln-seal.target
-        # Terminals ignore it too, and their end is written to wtmp.
-        quiet systemctl stop 'getty@*.service' 'serial-getty@*.service' \
-            systemd-random-seed.service systemd-update-utmp.service systemd-timesyncd.service
-        quiet journalctl --relinquish-var
+        wait
     else
         for s in rsyslog cron ssh; do [ -x "/etc/init.d/$s" ] && quiet "/etc/init.d/$s" stop; done
     fi
@@ -49,11 +61,14 @@ machine_id() {
 
 ssh_hostkeys() { rm -f /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub; }
 
+known_hosts() {
+    if [ -d "$1/.ssh" ]; then
+        rm -f "$1/.ssh/known_hosts" "$1/.ssh/known_hosts.old"
+        rmdir "$1/.ssh" 2>/dev/null
+    fi
+}
 ssh_userdir() {
-    homes | while read -r h; do
-        rm -f "$h/.ssh/known_hosts" "$h/.ssh/known_hosts.old"
-        [ -d "$h/.ssh" ] && rmdir "$h/.ssh" 2>/dev/null
-    done
+    each_home known_hosts
     true
 }
 
@@ -79,11 +94,8 @@ logfiles() {
     find /var/log -xdev -type f -size +0 -exec sh -c 'for f; do : >"$f"; done' sh {} +
 }
 
-bash_history() {
-    homes | while read -r h; do
-        rm -f "$h/.bash_history" "$h/.ash_history" "$h/.zsh_history" "$h/.python_history" "$h/.lesshst" "$h/.viminfo"
-    done
-}
+histories() { rm -f "$1/.bash_history" "$1/.ash_history" "$1/.zsh_history" "$1/.python_history" "$1/.lesshst" "$1/.viminfo"; }
+bash_history() { each_home histories; }
 
 package_manager_cache() {
     rm -rf /var/cache/apt/archives/*.deb /var/cache/apt/archives/partial/* /var/cache/apt/*.bin /var/lib/apt/lists/* \
@@ -120,7 +132,7 @@ timers() {
 
 settle
 for operation in "$@"; do
-    "$(echo "$operation" | tr - _)" || { echo "seal: $operation failed" >&2; exit 1; }
+    "$operation" || { echo "seal: $operation failed" >&2; exit 1; }
 done
 # What deleted files leave in free blocks is discarded, so that it is neither converted nor published.
 sync

@@ -97,12 +97,7 @@ pub async fn plan(spec: Spec, memo: &Arc<Memo>, events: &Events) -> Result<Plan,
 fn examine_base(base: &Base, memo: &Memo) -> Result<(BaseFacts, Vec<String>), Failure> {
     let image = BaseImage::open(&base.file, base.format)?;
     let unreadable = |source| SurveyError::UnreadableBase { path: base.file.clone(), source };
-    let found = memo.digest("file", &base.file, || {
-        // Opened again: a digest is remembered for what lies at the path, whatever was inspected.
-        let file = File::open(&base.file)?;
-        Ok(Digested { sha256: hex(&sha256_file(&file)?), bytes: file.metadata()?.len(), entries: 1 })
-    });
-    let found = found.map_err(unreadable)?.sha256;
+    let found = base_sha256(base, memo).map_err(unreadable)?;
     let place = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
     let inspected = image.file.metadata().map(place).map_err(unreadable)?;
     if std::fs::metadata(&base.file).map(place).map_err(unreadable)? != inspected {
@@ -114,6 +109,29 @@ fn examine_base(base: &Base, memo: &Memo) -> Result<(BaseFacts, Vec<String>), Fa
         }
         _ => Ok((BaseFacts { sha256: found, virtual_size: image.facts.virtual_size }, image.facts.warnings)),
     }
+}
+
+fn base_sha256(base: &Base, memo: &Memo) -> io::Result<String> {
+    let found = memo.digest("file", &base.file, || {
+        // Opened again: a digest is remembered for what lies at the path, whatever was inspected.
+        let file = File::open(&base.file)?;
+        Ok(Digested { sha256: hex(&sha256_file(&file)?), bytes: file.metadata()?.len(), entries: 1 })
+    });
+    found.map(|found| found.sha256)
+}
+
+/// Everything that lies on the base is named after its digest, so nothing may be kept of a build whose base has changed
+/// under it. Costs next to nothing while it has not.
+///
+/// # Errors
+/// When it is not the planned one any more.
+pub(crate) fn check_base(plan: &Plan, memo: &Memo) -> Result<(), SurveyError> {
+    let base = &plan.spec.base;
+    let unreadable = |source| SurveyError::UnreadableBase { path: base.file.clone(), source };
+    if base_sha256(base, memo).map_err(unreadable)? == plan.base.sha256 {
+        return Ok(());
+    }
+    Err(unreadable(io::Error::other("it changed during the build")))
 }
 
 fn examine_inputs(spec: &Spec, memo: &Memo) -> Result<BTreeMap<usize, InputFacts>, Failure> {

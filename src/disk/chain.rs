@@ -228,6 +228,22 @@ impl Chain {
         Ok((None, Run { place: Place::Zero, length }))
     }
 
+    /// Whether the last layer, and none above it, has all bytes of this range. `false` where they are known to be zero.
+    ///
+    /// # Errors
+    /// When a file is damaged or cannot be read.
+    pub(super) fn is_of_the_base(&self, range: Range<u64>) -> Result<bool, ChainError> {
+        let mut at = range.start;
+        while at < range.end {
+            let (layer, run) = self.locate(at, range.end - at)?;
+            if layer.is_none_or(|layer| layer + 1 < self.layers.len()) {
+                return Ok(false);
+            }
+            at += run.length;
+        }
+        Ok(true)
+    }
+
     /// The extent that begins at `offset`, as long as can be; `None` at the end of the disk.
     ///
     /// # Errors

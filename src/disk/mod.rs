@@ -4,7 +4,8 @@
 //! base file --inspect--> BaseImage --qemu_img--> overlay --(QEMU writes it)--> Chain of opened files
 //!                                                                                |- digest  sha256 of the raw disk
 //!                                                                                |- partition -> ext4 -> tree -> packages
-//!                                                                                `- qemu_img: converted outputs
+//!                                                                                |- compress: the zstd qcow2
+//!                                                                                `- qemu_img: every other output
 //! ```
 //!
 //! Two rules hold everywhere here. No name that stands in an image's header is ever followed, and no QEMU tool opens a
@@ -12,6 +13,7 @@
 
 mod bytes;
 pub mod chain;
+pub mod compress;
 pub mod digest;
 pub mod ext4;
 pub mod inspect;

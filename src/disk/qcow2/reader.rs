@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::header::{HEAD_LIMIT, Header};
+use super::header::{Codec, HEAD_LIMIT, Header};
 use super::unpack::unpack;
 use crate::disk::bytes::be64_table;
 use crate::disk::chain::LayerError;
@@ -63,6 +63,11 @@ impl Reader {
         let tables = Slots::new(memory / header.cluster_size());
         let unpacked = Slots::new(UNPACKED_BYTES / header.cluster_size());
         Ok(Self { file, file_size, header, l1, tables, unpacked })
+    }
+
+    /// Whether compressed clusters are of this kind and size.
+    pub fn is_packed(&self, codec: Codec, cluster_bits: u32) -> bool {
+        self.header.codec == codec && self.header.cluster_bits == cluster_bits
     }
 
     /// Bytes of the disk.
@@ -169,8 +174,15 @@ impl Reader {
         Ok(())
     }
 
-    /// Unpacks the cluster of an L2 entry ("Compressed Clusters Descriptor").
+    /// Unpacks the cluster of an L2 entry.
     fn unpack(&self, entry: u64) -> Result<Vec<u8>, LayerError> {
+        let (at, packed) = self.packed(entry)?;
+        unpack(self.header.codec, &packed, 1 << self.header.cluster_bits)
+            .map_err(|source| LayerError::Unpack { at, source })
+    }
+
+    /// Where in the file the compressed cluster of an L2 entry is, and its sectors ("Compressed Clusters Descriptor").
+    pub fn packed(&self, entry: u64) -> Result<(u64, Vec<u8>), LayerError> {
         let offset_bits = 62 - (self.header.cluster_bits - 8);
         let at = entry & ((1 << offset_bits) - 1);
         let sectors = (entry >> offset_bits) + 1;
@@ -181,8 +193,7 @@ impl Reader {
         let length = (sectors * 512 - at % 512).min(self.file_size - at);
         let mut packed = vec![0; usize::try_from(length).unwrap_or(0)];
         self.read_file(at, &mut packed)?;
-        unpack(self.header.codec, &packed, 1 << self.header.cluster_bits)
-            .map_err(|source| LayerError::Unpack { at, source })
+        Ok((at, packed))
     }
 }
 

@@ -1,0 +1,146 @@
+//! The base image, compressed as outputs are: made once, while the first guest boots, and remembered in the cache. A
+//! conversion then has to compress only what the build has changed.
+//!
+//! Nothing depends on it but time: without a twin everything is compressed, and the bytes are the same.
+
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use serde_json::json;
+use tokio::sync::oneshot;
+
+use crate::disk::chain::{Chain, Layer};
+use crate::disk::compress::{self, Twin, compress};
+use crate::error::Failure;
+use crate::event::{Events, Level};
+use crate::layer::{Cache, Made, Name, Stack};
+use crate::memo::Memo;
+use crate::plan::Plan;
+use crate::plan::key::Key;
+use crate::plan::machine::format_name;
+use crate::process;
+use crate::spec::{Compression, OutputFormat};
+
+use super::survey::check_base;
+use super::{Build, ScratchError};
+
+/// Name of the file in the scratch folder.
+const FILE: &str = "base.qcow2";
+
+/// The twin, as soon as there is one.
+pub(crate) struct BaseTwin {
+    made: oneshot::Receiver<(Twin, Option<Stack>)>,
+    /// The layer that the twin is in stays in use.
+    used: Option<Stack>,
+    abandoned: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl BaseTwin {
+    /// Begins to make it, or to look for it. Nothing for a plan whose outputs have no use for it.
+    pub(crate) fn begin(build: &Build<'_>, cache: Option<Cache>) -> Option<Self> {
+        let plan = build.plan;
+        if !plan.outputs.iter().any(|output| is_ours(output.format, output.compression)) {
+            return None;
+        }
+        let (send, made) = oneshot::channel();
+        let abandoned = Arc::new(AtomicBool::new(false));
+        let maker = Maker {
+            plan: plan.clone(),
+            memo: Arc::clone(&build.memo),
+            cache,
+            file: build.work.join(FILE),
+            events: build.events.clone(),
+            abandoned: Arc::clone(&abandoned),
+        };
+        // A thread of its own, since one that has stepped back never comes forward again.
+        let thread = thread::spawn(move || {
+            process::step_back();
+            if let Err(failure) = maker.run(send) {
+                maker.events.notice(Level::Debug, format!("the base is not compressed ahead: {failure}"));
+            }
+        });
+        Some(Self { made, used: None, abandoned, thread: Some(thread) })
+    }
+
+    /// Waits for it. Nothing where it could not be made.
+    pub(crate) async fn ready(&mut self) -> Option<Twin> {
+        let (twin, used) = (&mut self.made).await.ok()?;
+        self.used = used;
+        Some(twin)
+    }
+
+    /// Waits until it is in the cache.
+    pub(crate) async fn finish(mut self) {
+        let thread = self.thread.take();
+        // Only a bug makes it panic, and then nothing is remembered.
+        let _ = tokio::task::spawn_blocking(move || thread.map(JoinHandle::join)).await;
+    }
+}
+
+/// Whoever does not wait does not want it.
+impl Drop for BaseTwin {
+    fn drop(&mut self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Whether an output is written by our own hand.
+pub(crate) fn is_ours(format: OutputFormat, compression: Compression) -> bool {
+    (format, compression) == (OutputFormat::Qcow2, Compression::Zstd)
+}
+
+fn key(plan: &Plan) -> Key {
+    let base = &plan.base.sha256;
+    Key::root().then(&json!({ "twin": base, "format": format_name(plan.spec.base.format), "codec": compress::codec() }))
+}
+
+struct Maker {
+    plan: Plan,
+    memo: Arc<Memo>,
+    cache: Option<Cache>,
+    file: PathBuf,
+    events: Events,
+    abandoned: Arc<AtomicBool>,
+}
+
+impl Maker {
+    fn run(&self, send: oneshot::Sender<(Twin, Option<Stack>)>) -> Result<(), Failure> {
+        let open = |path: &Path| File::open(path).map_err(ScratchError::at("the compressed base", path));
+        let (base, key) = (&self.plan.spec.base, key(&self.plan));
+        if let Some(twin) = Twin::itself(open(&base.file)?, base.format) {
+            let _ = send.send((twin, None));
+            return Ok(());
+        }
+        let mut problem = |why| self.events.notice(Level::Warning, format!("cache: a layer is not used: {why}"));
+        let found = self.cache.as_ref().and_then(|cache| cache.find(key, &mut problem).into_iter().next());
+        if let Some(stack) = found {
+            stack.touch();
+            let twin = Twin::open(open(&stack.top().disk())?).map_err(compress::CompressError::from)?;
+            let _ = send.send((twin, Some(stack)));
+            return Ok(());
+        }
+        let began = Instant::now();
+        let chain = Chain::open(vec![Layer { file: open(&base.file)?, format: base.format }])?;
+        let file = File::create_new(&self.file).map_err(ScratchError::at("the compressed base", &self.file))?;
+        let mut watch =
+            |_| if self.abandoned.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+        compress(&chain, None, file, &mut watch)?;
+        check_base(&self.plan, &self.memo)?;
+        let _ = send.send((Twin::open(open(&self.file)?).map_err(compress::CompressError::from)?, None));
+        let took = began.elapsed();
+        self.events.notice(Level::Debug, format!("the base was compressed ahead in {:.2} s", took.as_secs_f64()));
+        let Some(cache) = &self.cache else { return Ok(()) };
+        let kept = cache.draft().and_then(|draft| {
+            draft.take_disk(&self.file)?;
+            let name = Name::new(key);
+            draft.commit(Made { name, parent: None, seconds: took.as_secs_f64(), memory: None, fetched: Vec::new() })
+        });
+        Ok(kept.map_err(ScratchError::at("the compressed base", &self.file))?)
+    }
+}

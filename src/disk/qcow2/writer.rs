@@ -1,0 +1,175 @@
+//! Writes one qcow2 file of compressed clusters, from its first cluster to its last.
+//!
+//! Source: `docs/interop/qcow2.rst`: "Header", "Cluster mapping", "Host cluster management". The file is
+//!
+//! ```text
+//! header | clusters, packed, in the order of the disk | L2 tables | L1 table | refcount table | refcount blocks
+//! ```
+//! and depends on nothing but what is put in: the same clusters in the same order give the same bytes.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+
+use super::header::MAGIC;
+
+/// Bytes of a cluster, and its log2: what QEMU makes, too.
+pub(in crate::disk) const CLUSTER: usize = 1 << CLUSTER_BITS;
+pub(in crate::disk) const CLUSTER_BITS: u32 = 16;
+
+const VERSION: u32 = 3;
+const HEADER_LENGTH: u32 = 112;
+const COMPRESSION_TYPE: u64 = 1 << 3;
+const ZSTD: u8 = 1;
+const REFCOUNT_ORDER: u32 = 4;
+/// Entries of an L2 table, and of a refcount block.
+const L2_ENTRIES: usize = CLUSTER / 8;
+const BLOCK_ENTRIES: usize = CLUSTER / 2;
+/// The only reference to this cluster.
+const COPIED: u64 = 1 << 63;
+const COMPRESSED: u64 = 1 << 62;
+/// Where a compressed cluster's count of further sectors begins.
+const SECTORS_SHIFT: u32 = 62 - (CLUSTER_BITS - 8);
+const SECTOR_BITS: u32 = 9;
+const BUFFER: usize = 1 << 20;
+
+/// A file that is being written.
+pub(in crate::disk) struct Writer {
+    out: BufWriter<File>,
+    size: u64,
+    /// Where the next byte goes.
+    end: u64,
+    tables: BTreeMap<u64, Vec<u64>>,
+    /// References to each cluster of the file.
+    counts: Vec<u16>,
+}
+
+impl Writer {
+    /// A disk of `size` bytes, all of it zero so far. `file` is empty.
+    pub fn new(mut file: File, size: u64) -> io::Result<Self> {
+        file.seek(SeekFrom::Start(CLUSTER as u64))?;
+        let out = BufWriter::with_capacity(BUFFER, file);
+        Ok(Self { out, size, end: CLUSTER as u64, tables: BTreeMap::new(), counts: vec![1] })
+    }
+
+    /// Puts a zstd frame that unpacks to the whole cluster, and is smaller.
+    pub fn put_packed(&mut self, cluster: u64, frame: &[u8]) -> io::Result<()> {
+        debug_assert!((1..CLUSTER).contains(&frame.len()));
+        let (at, last) = (self.end, self.end + frame.len() as u64 - 1);
+        self.append(frame)?;
+        let further_sectors = (last >> SECTOR_BITS) - (at >> SECTOR_BITS);
+        self.map(cluster, COMPRESSED | further_sectors << SECTORS_SHIFT | at);
+        (at >> CLUSTER_BITS..=last >> CLUSTER_BITS).for_each(|host| self.count(host));
+        Ok(())
+    }
+
+    /// Puts a cluster as it is.
+    pub fn put_plain(&mut self, cluster: u64, bytes: &[u8]) -> io::Result<()> {
+        debug_assert_eq!(bytes.len(), CLUSTER);
+        let at = self.append_aligned(bytes)?;
+        self.map(cluster, COPIED | at);
+        Ok(())
+    }
+
+    /// Writes the tables and the header. The file is whole, and not synced.
+    pub fn finish(mut self) -> io::Result<()> {
+        let mut l1 =
+            vec![0; self.size.div_ceil((L2_ENTRIES * CLUSTER) as u64).max(1).try_into().map_err(io::Error::other)?];
+        for (index, table) in std::mem::take(&mut self.tables) {
+            let at = self.append_aligned(&big_endian(&table))?;
+            l1[usize::try_from(index).map_err(io::Error::other)?] = COPIED | at;
+        }
+        let l1_at = self.append_aligned(&big_endian(&l1))?;
+        let (table_at, table_clusters) = self.put_refcounts()?;
+        let header = header(self.size, (l1_at, l1.len()), (table_at, table_clusters));
+        self.out.seek(SeekFrom::Start(0))?;
+        self.out.write_all(&header)?;
+        self.out.flush()
+    }
+
+    /// The refcount structures count themselves.
+    fn put_refcounts(&mut self) -> io::Result<(u64, u64)> {
+        self.align()?;
+        let before = self.end >> CLUSTER_BITS;
+        let (mut blocks, mut table) = (1, 1);
+        while before + table + blocks > blocks * BLOCK_ENTRIES as u64 {
+            blocks += 1;
+            table = (blocks * 8).div_ceil(CLUSTER as u64);
+        }
+        let table_at = self.end;
+        let first_block = table_at + (table << CLUSTER_BITS);
+        let entries: Vec<u64> = (0..blocks).map(|block| first_block + (block << CLUSTER_BITS)).collect();
+        self.append_aligned(&big_endian(&entries))?;
+        let last = before + table + blocks;
+        (self.end >> CLUSTER_BITS..last).for_each(|host| self.count(host));
+        for block in std::mem::take(&mut self.counts).chunks(BLOCK_ENTRIES) {
+            let mut bytes: Vec<u8> = block.iter().flat_map(|count| count.to_be_bytes()).collect();
+            bytes.resize(CLUSTER, 0);
+            self.append(&bytes)?;
+        }
+        Ok((table_at, table))
+    }
+
+    fn map(&mut self, cluster: u64, entry: u64) {
+        let entries = L2_ENTRIES as u64;
+        let table = self.tables.entry(cluster / entries).or_insert_with(|| vec![0; L2_ENTRIES]);
+        table[usize::try_from(cluster % entries).unwrap_or(0)] = entry;
+    }
+
+    fn count(&mut self, host: u64) {
+        let host = usize::try_from(host).unwrap_or(usize::MAX);
+        if host >= self.counts.len() {
+            self.counts.resize(host + 1, 0);
+        }
+        self.counts[host] += 1;
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.end += bytes.len() as u64;
+        self.out.write_all(bytes)
+    }
+
+    /// Begins at a cluster's start and fills up the last one; all of them are referred to once.
+    fn append_aligned(&mut self, bytes: &[u8]) -> io::Result<u64> {
+        self.align()?;
+        let at = self.end;
+        self.append(bytes)?;
+        self.align()?;
+        (at >> CLUSTER_BITS..self.end >> CLUSTER_BITS).for_each(|host| self.count(host));
+        Ok(at)
+    }
+
+    fn align(&mut self) -> io::Result<()> {
+        static ZEROES: [u8; CLUSTER] = [0; CLUSTER];
+        let missing = self.end.next_multiple_of(CLUSTER as u64) - self.end;
+        self.append(&ZEROES[..usize::try_from(missing).unwrap_or(0)])
+    }
+}
+
+fn big_endian(entries: &[u64]) -> Vec<u8> {
+    entries.iter().flat_map(|entry| entry.to_be_bytes()).collect()
+}
+
+fn header(size: u64, (l1_at, l1_entries): (u64, usize), (table_at, table_clusters): (u64, u64)) -> Vec<u8> {
+    let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX).to_be_bytes();
+    let mut header = Vec::with_capacity(HEADER_LENGTH as usize + 8);
+    header.extend(MAGIC);
+    header.extend(VERSION.to_be_bytes());
+    header.extend([0; 12]); // no backing file
+    header.extend(CLUSTER_BITS.to_be_bytes());
+    header.extend(size.to_be_bytes());
+    header.extend([0; 4]); // not encrypted
+    header.extend(small(l1_entries as u64));
+    header.extend(l1_at.to_be_bytes());
+    header.extend(table_at.to_be_bytes());
+    header.extend(small(table_clusters));
+    header.extend([0; 12]); // no snapshots
+    header.extend(COMPRESSION_TYPE.to_be_bytes()); // incompatible features
+    header.extend([0; 16]); // compatible and autoclear features
+    header.extend(REFCOUNT_ORDER.to_be_bytes());
+    header.extend(HEADER_LENGTH.to_be_bytes());
+    header.push(ZSTD);
+    header.resize(HEADER_LENGTH as usize, 0);
+    header.extend([0; 8]); // the end of the header extensions
+    header
+}
