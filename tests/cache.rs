@@ -178,3 +178,48 @@ fn builds_that_need_the_same_boot_boot_it_once() {
     assert_eq!(place.published(), ["web@1", "web@2"]);
     assert!(restores(&one) >= 1, "{:?} {} {}", place.fake_log(), one.stderr, two.stderr);
 }
+
+/// The lines of `kiln plan` about the steps, without their keys.
+fn planned(before: &Ended, steps: &str) -> Vec<String> {
+    let ended = before.then(["plan", "."]).spec(steps).run();
+    let lines = ended.stdout.lines().filter(|line| line.starts_with("step ") || line.starts_with("changed "));
+    lines.map(|line| line.split_whitespace().filter(|word| word.len() != 12).collect::<Vec<_>>().join(" ")).collect()
+}
+
+#[test]
+fn a_plan_says_which_input_changed() {
+    let steps = format!("{STEPS}[[step]]\ncopy = 'site'\nto = '/srv'\n");
+    let first = Kiln::new().file("site/index.html", "one").spec(&steps);
+    let never = first.args(["plan", "."]).stdout_has("write /one: not built before").run();
+    let built = never.then(["build", "."]).run();
+    let all = planned(&built, &steps);
+    assert!(all.iter().all(|line| line.contains("cached")), "{all:?}");
+    let after = |steps: &str, expected: [&str; 4]| {
+        let lines = planned(&built, steps);
+        for (line, expected) in lines.iter().zip(expected) {
+            assert!(line.ends_with(expected), "`{expected}` in {lines:#?}");
+        }
+        assert_eq!(lines.len(), 4);
+    };
+    let command = "run echo 2: the command changed";
+    after(&steps.replace("echo two", "echo 2"), ["/one", command, "comes after step 2", "comes after step 2"]);
+    let variable = "echo two: variable `who` changed";
+    after(&steps.replace("world", "moon"), ["/one", variable, "echo three: variable `who` changed", "after step 2"]);
+    let text = "/one: `mode`, the text changed";
+    let written = steps.replace("'one'\nto", "'uno'\nmode = '0600'\nto");
+    after(&written, [text, "after step 1", "after step 1", "after step 1"]);
+    let name = "run = 'echo three'\nenv = { A = 'b' }\nuser = 'web'\ncache = false";
+    after(&steps.replace("run = 'echo three'", name), ["/one", "two", "three: `cache = false`", "after step 3"]);
+    let name = "run = 'echo three'\nenv = { A = 'b' }\nuser = 'web'";
+    after(
+        &steps.replace("run = 'echo three'", name),
+        ["/one", "two", "three: `env.A`, `user` changed", "after step 3"],
+    );
+    fs::write(built.place().join("site/index.html"), "two").unwrap();
+    after(&steps, ["/one", "two", "three", "(3B): what is copied changed"]);
+    fs::write(built.place().join("site/index.html"), "one").unwrap();
+    let other = built.then(["plan", "."]).machine("memory = '2GiB'").spec(&steps);
+    other.stdout_has("changed  `machine.memory`").stdout_has("write /one: the machine or its base is another").run();
+    built.then(["gc", "--keep-cache", "0MiB"]).run();
+    after(&steps, ["not in the cache", "not in the cache", "not in the cache", "not in the cache"]);
+}

@@ -27,6 +27,7 @@ use crate::workdir::Workdir;
 pub mod boot;
 pub mod clone;
 pub mod convert;
+pub mod history;
 pub mod inputs;
 pub mod layers;
 pub mod limits;
@@ -124,6 +125,11 @@ async fn claim_and_build(plan: &Plan, around: &Surroundings) -> Result<(Artifact
     }
     let build = Build::open(plan, around, limits)?;
     let staging = lock.stage()?;
+    if !around.no_cache
+        && let Err(error) = history::remember(&around.cache, plan)
+    {
+        build.events.notice(Level::Debug, format!("this plan cannot be remembered: {error}"));
+    }
     let mut layers = build.layers(around);
     let made = build.make(&mut layers, staging, around).await;
     layers.finish().await;

@@ -9,10 +9,11 @@ use serde_json::{Value, json};
 use crate::build::boot::backing;
 use crate::build::layers::cached_steps;
 use crate::build::provision::verb;
-use crate::build::survey;
+use crate::build::{history, survey};
 use crate::error::Failure;
 use crate::layer::Cache;
 use crate::machine::argv::{Start, argv};
+use crate::plan::trace::{Reason, Trace};
 use crate::plan::{Plan, compression_name, output_extension};
 use crate::size::{ByteSize, format_duration};
 use crate::spec::{Overrides, Spec};
@@ -32,20 +33,39 @@ pub async fn run(args: args::Plan, global: &Global, folders: &Folders, out: &mut
     let spec = Spec::load(&args.spec, &overrides)?;
     let (memo, events) = (folders.memo()?, super::events(global));
     let plan = survey::plan(spec, &memo, &events).await?;
-    let cached = cached_steps(&plan, &Cache::peek(&folders.cache_path()?, Arc::clone(&memo)), &events);
-    let text = if args.json { format!("{:#}\n", as_json(&plan, cached)) } else { as_text(&plan, cached) };
+    let cache = folders.cache_path()?;
+    let cached = cached_steps(&plan, &Cache::peek(&cache, Arc::clone(&memo)), &events);
+    let fates = Fates::new(&plan, cached, history::recall(&cache, &plan).as_ref());
+    let text = if args.json { format!("{:#}\n", as_json(&plan, &fates)) } else { as_text(&plan, &fates) };
     super::print(out, &text)
 }
 
-fn as_json(plan: &Plan, cached: usize) -> Value {
+/// What becomes of the steps, and why.
+struct Fates {
+    /// What is another in the machine and its base than last time.
+    base: Vec<String>,
+    /// Why a step runs; nothing for one that is cached.
+    steps: Vec<Option<Reason>>,
+}
+
+impl Fates {
+    fn new(plan: &Plan, cached: usize, last: Option<&Trace>) -> Self {
+        let now = Trace::of(plan);
+        let base = last.map(|last| now.base_changes(last)).unwrap_or_default();
+        Self { base, steps: now.reasons(plan, cached, last) }
+    }
+}
+
+fn as_json(plan: &Plan, fates: &Fates) -> Value {
     let steps: Vec<_> = plan
         .steps
         .iter()
-        .enumerate()
-        .map(|(index, planned)| {
+        .zip(&fates.steps)
+        .map(|(planned, reason)| {
             json!({
                 "name": planned.step.name, "verb": verb(&planned.step.action), "line": planned.step.line,
-                "key": planned.key, "cached": index < cached, "timeout": planned.step.timeout.as_secs(),
+                "key": planned.key, "cached": reason.is_none(), "reason": reason.as_ref().map(Reason::to_string),
+                "timeout": planned.step.timeout.as_secs(),
                 "input_sha256": planned.input.as_ref().map(|input| &input.sha256),
                 "input_bytes": planned.input.as_ref().map(|input| input.bytes),
             })
@@ -65,6 +85,7 @@ fn as_json(plan: &Plan, cached: usize) -> Value {
         "schema": SCHEMA,
         "image": { "name": plan.spec.image.name, "version": plan.spec.image.version },
         "build_key": plan.build_key,
+        "changed": fates.base,
         "base": { "file": plan.spec.base.file, "sha256": plan.base.sha256, "virtual_bytes": plan.base.virtual_size },
         "machine": {
             "accel": plan.machine.accelerator, "accel_reason": plan.machine.accel_reason,
@@ -83,14 +104,14 @@ fn command_line(plan: &Plan) -> Vec<String> {
     std::iter::once(program).chain(argv(&plan.machine, &backing(plan, None), Start::Boot)).collect()
 }
 
-fn as_text(plan: &Plan, cached: usize) -> String {
+fn as_text(plan: &Plan, fates: &Fates) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
-    let _ = describe(plan, cached, &mut text);
+    let _ = describe(plan, fates, &mut text);
     text
 }
 
-fn describe(plan: &Plan, cached: usize, text: &mut String) -> std::fmt::Result {
+fn describe(plan: &Plan, fates: &Fates, text: &mut String) -> std::fmt::Result {
     let (spec, machine) = (&plan.spec, &plan.machine);
     writeln!(text, "image    {}@{}", spec.image.name, spec.image.version)?;
     writeln!(text, "base     {} (sha256 {})", spec.base.file.display(), &plan.base.sha256[..12])?;
@@ -108,11 +129,15 @@ fn describe(plan: &Plan, cached: usize, text: &mut String) -> std::fmt::Result {
     for note in plan.notes() {
         writeln!(text, "note     {note}")?;
     }
-    for (number, planned) in plan.steps.iter().enumerate() {
+    if !fates.base.is_empty() {
+        writeln!(text, "changed  {}", fates.base.join(", "))?;
+    }
+    for (number, (planned, reason)) in plan.steps.iter().zip(&fates.steps).enumerate() {
         let input = planned.input.as_ref().map(|input| format!(" ({})", ByteSize(input.bytes))).unwrap_or_default();
         let key = &planned.key.to_string()[..12];
-        let fate = if number < cached { "cached" } else { "runs" };
-        writeln!(text, "step {:<3} {key}  {fate:<6}  {}{input}", number + 1, planned.step.name)?;
+        let fate = if reason.is_none() { "cached" } else { "runs" };
+        let why = reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        writeln!(text, "step {:<3} {key}  {fate:<6}  {}{input}{why}", number + 1, planned.step.name)?;
     }
     for test in &spec.tests {
         writeln!(text, "test     {}", test.name)?;

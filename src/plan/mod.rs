@@ -19,10 +19,12 @@ use crate::spec::{self, Action, Compression, Network, OutputFormat, Spec};
 pub mod host;
 pub mod key;
 pub mod machine;
+pub mod trace;
 
 use host::{Host, KvmVerdict};
 use key::Key;
 use machine::{Accelerator, Firmware, Machine, format_name};
+use trace::Parts;
 
 /// Software emulation is slower by about this factor than the hardware that timeouts are thought for.
 const TCG_TIMEOUT_FACTOR: u32 = 4;
@@ -110,6 +112,8 @@ pub struct PlannedStep {
     pub step: spec::Step,
     /// Stands for the guest's disk after the step.
     pub key: Key,
+    /// What the key was made of.
+    pub parts: Parts,
     /// What it brings from the host.
     pub input: Option<InputFacts>,
 }
@@ -136,6 +140,8 @@ pub struct Plan {
     pub base: BaseFacts,
     /// Stands for the guest's disk before the first step.
     pub base_key: Key,
+    /// What that was made of.
+    pub base_parts: Parts,
     /// The steps.
     pub steps: Vec<PlannedStep>,
     /// The outputs.
@@ -153,7 +159,8 @@ impl Plan {
     /// When the spec cannot be carried out on this host or with this base.
     pub fn new(spec: Spec, facts: &Facts) -> Result<Self, PlanError> {
         let machine = plan_machine(&spec.machine, facts)?;
-        let base_key = base_key(&spec, facts, &machine);
+        let base_content = base_content(&spec, facts, &machine);
+        let base_key = Key::root().then(&base_content);
         let steps = plan_steps(&spec, facts, base_key);
         let outputs = plan_outputs(&spec);
         let last = steps.last().map_or(base_key, |step| step.key);
@@ -164,6 +171,7 @@ impl Plan {
             machine,
             base,
             base_key,
+            base_parts: trace::parts(&base_content),
             steps,
             outputs,
             build_key,
@@ -254,8 +262,8 @@ fn choose_firmware(wanted: spec::Firmware, facts: &Facts) -> Result<Firmware, Pl
 }
 
 /// The guest before the first step. The accelerator is left out: it changes how fast a guest runs, not what it does.
-fn base_key(spec: &Spec, facts: &Facts, machine: &Machine) -> Key {
-    Key::root().then(&json!({
+fn base_content(spec: &Spec, facts: &Facts, machine: &Machine) -> serde_json::Value {
+    json!({
         "agent": facts.agent_build,
         "base": { "sha256": facts.base.sha256, "format": format_name(spec.base.format) },
         "machine": {
@@ -263,7 +271,7 @@ fn base_key(spec: &Spec, facts: &Facts, machine: &Machine) -> Key {
             "firmware": machine.firmware.name(), "network": spec.machine.network == Network::User,
         },
         "source_date_epoch": facts.source_date_epoch,
-    }))
+    })
 }
 
 fn plan_steps(spec: &Spec, facts: &Facts, base: Key) -> Vec<PlannedStep> {
@@ -276,7 +284,7 @@ fn plan_steps(spec: &Spec, facts: &Facts, base: Key) -> Vec<PlannedStep> {
             value["vars"] = json!(spec.vars);
         }
         key = key.then(&value);
-        PlannedStep { step: step.clone(), key, input }
+        PlannedStep { step: step.clone(), key, parts: trace::parts(&value), input }
     };
     spec.steps.iter().enumerate().map(plan).collect()
 }

@@ -1,0 +1,173 @@
+//! What the keys of a plan were made of, part by part, so that the next plan can say which input changed.
+//!
+//! Parts are kept as digests: a trace tells that a variable changed, never what it was.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::Plan;
+use crate::digest::hex;
+
+/// Digests by the path of the part, as in `do.context.env.SITE`.
+pub type Parts = BTreeMap<String, String>;
+
+/// The parts of a whole plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trace {
+    base: Parts,
+    steps: Vec<Traced>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Traced {
+    name: String,
+    parts: Parts,
+}
+
+/// Why a step runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// These inputs are other ones than last time, in words.
+    Changed(Vec<String>),
+    /// It was not there last time.
+    New,
+    /// What it stands on is another: the step of this number, from 1, or the machine for 0.
+    After(usize),
+    /// The spec says so.
+    Uncached,
+    /// It is as it was, but there is no layer of it.
+    NoLayer,
+    /// Nothing is known of an earlier build.
+    NeverBuilt,
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Reason::Changed(what) => write!(f, "{} changed", what.join(", ")),
+            Reason::New => write!(f, "new"),
+            Reason::After(0) => write!(f, "the machine or its base is another"),
+            Reason::After(step) => write!(f, "comes after step {step}"),
+            Reason::Uncached => write!(f, "`cache = false`"),
+            Reason::NoLayer => write!(f, "not in the cache"),
+            Reason::NeverBuilt => write!(f, "not built before"),
+        }
+    }
+}
+
+/// The parts of a value that goes into a key.
+#[must_use]
+pub fn parts(content: &Value) -> Parts {
+    let mut parts = Parts::new();
+    flatten(content, "", &mut parts);
+    parts
+}
+
+fn flatten(content: &Value, path: &str, parts: &mut Parts) {
+    match content {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                flatten(value, &path, parts);
+            }
+        }
+        Value::Null => {}
+        leaf => {
+            parts.insert(path.to_owned(), hex(&Sha256::digest(leaf.to_string())[..8]));
+        }
+    }
+}
+
+impl Trace {
+    /// The parts of this plan.
+    #[must_use]
+    pub fn of(plan: &Plan) -> Self {
+        let step =
+            |planned: &super::PlannedStep| Traced { name: planned.step.name.clone(), parts: planned.parts.clone() };
+        Self { base: plan.base_parts.clone(), steps: plan.steps.iter().map(step).collect() }
+    }
+
+    /// What is another in the machine and its base than it was in `last`, in words.
+    #[must_use]
+    pub fn base_changes(&self, last: &Trace) -> Vec<String> {
+        differences(&self.base, &last.base)
+    }
+
+    /// Why each step that is not among the first `cached` ones runs.
+    #[must_use]
+    pub fn reasons(&self, plan: &Plan, cached: usize, last: Option<&Trace>) -> Vec<Option<Reason>> {
+        let mut uncached = false;
+        // The first thing that is another: everything after it runs for that reason.
+        let mut first = last.is_some_and(|last| self.base != last.base).then_some(0);
+        let steps = self.steps.iter().zip(&plan.steps).enumerate();
+        let reasons = steps.map(|(index, (step, planned))| {
+            uncached |= !planned.step.cache;
+            let own = last.and_then(|last| step.change(index, last));
+            let reason = match (last, own, first) {
+                _ if uncached && !planned.step.cache => Reason::Uncached,
+                (None, ..) => Reason::NeverBuilt,
+                (_, Some(own), _) => own,
+                (.., Some(before)) => Reason::After(before),
+                _ => Reason::NoLayer,
+            };
+            let moves = matches!(reason, Reason::Changed(_) | Reason::New | Reason::Uncached);
+            first = first.or(moves.then_some(index + 1));
+            (index >= cached).then_some(reason)
+        });
+        reasons.collect()
+    }
+}
+
+impl Traced {
+    /// What is another in this step than last time.
+    fn change(&self, index: usize, last: &Trace) -> Option<Reason> {
+        if last.steps.get(index).is_some_and(|before| before.parts == self.parts) {
+            return None;
+        }
+        if last.steps.iter().any(|before| before.parts == self.parts) {
+            return Some(Reason::Changed(vec!["its place".into()]));
+        }
+        // A default name is made from the command, so a step with another name may be the same one, changed.
+        let same_name = last.steps.iter().find(|before| before.name == self.name);
+        let same_verb = || last.steps.get(index).filter(|before| before.verb() == self.verb());
+        match same_name.or_else(same_verb) {
+            Some(before) => Some(Reason::Changed(differences(&self.parts, &before.parts))),
+            None => Some(Reason::New),
+        }
+    }
+
+    fn verb(&self) -> Option<&str> {
+        let verbs = ["do.run", "do.script", "do.copy", "do.write", "do.fetch"];
+        verbs.into_iter().find(|verb| self.parts.keys().any(|part| part.starts_with(verb)))
+    }
+}
+
+/// The parts that one has and the other has not, or has otherwise, in the words of a spec.
+fn differences(one: &Parts, other: &Parts) -> Vec<String> {
+    let differs = |part: &&String| one.get(*part) != other.get(*part);
+    let mut words: Vec<String> = one.keys().chain(other.keys()).filter(differs).map(|part| in_words(part)).collect();
+    words.sort();
+    words.dedup();
+    words
+}
+
+fn in_words(part: &str) -> String {
+    let inside = part.strip_prefix("do.").unwrap_or(part);
+    let inside = inside.strip_prefix("context.").unwrap_or(inside);
+    match inside.split_once('.').unwrap_or((inside, "")) {
+        ("run", _) => "the command".into(),
+        ("script", _) => "the script".into(),
+        ("copy", _) => "what is copied".into(),
+        ("write", _) => "the text".into(),
+        ("name" | "contents" | "into", "") => "how it is copied".into(),
+        ("vars", name) => format!("variable `{name}`"),
+        ("env", name) => format!("`env.{name}`"),
+        ("base", _) => "the base image".into(),
+        ("agent", _) => "kiln itself".into(),
+        ("source_date_epoch", _) => "SOURCE_DATE_EPOCH".into(),
+        _ => format!("`{inside}`"),
+    }
+}
