@@ -18,15 +18,20 @@ each_home() {
 
 settle() {
     if [ -d /run/systemd/system ]; then
-        # Leaves only what early boot started. The agent's unit ignores isolation. So do terminals, whose end is written
-        # to wtmp: they are named.
-        conflicts='systemd-random-seed.service systemd-update-utmp.service systemd-timesyncd.service'
-        for f in /sys/fs/cgroup/system.slice/system-*getty.slice/*.service \
-            /sys/fs/cgroup/systemd/system.slice/system-*getty.slice/*.service; do
-            [ -d "$f" ] && conflicts="$conflicts ${f##*/}"
+        # Leaves only what early boot started, and of that nothing that writes when it ends. The agent's unit ignores
+        # isolation. So do terminals, whose end is written to wtmp: they are named.
+        stop='systemd-random-seed.service systemd-update-utmp.service systemd-timesyncd.service'
+        after=
+        for f in /run/systemd/units/invocation:*.service; do
+            [ -L "$f" ] || continue
+            unit=${f##*invocation:}
+            after="$after $unit"
+            case $unit in getty@* | serial-getty@*) stop="$stop $unit" ;; esac
         done
-        printf '[Unit]\nRequires=sysinit.target\nAfter=sysinit.target\nAllowIsolate=yes\nConflicts=%s\n' "$conflicts" \
-            >/run/systemd/system/kiln-seal.target
+        # Isolating waits for the target alone, and that for the end of nothing but what it comes after: without the
+        # list a service could still write behind our back.
+        printf '[Unit]\nRequires=sysinit.target\nAllowIsolate=yes\nConflicts=%s\nAfter=sysinit.target %s\n' \
+            "$stop" "$stop $after" >/run/systemd/system/kiln-seal.target
         quiet journalctl --relinquish-var &
         quiet systemctl isolate kiln-seal.target
         wait
