@@ -135,6 +135,7 @@ fn no_trace(bench: &Bench) {
     }
     assert!(!ask("ls /etc/ssh").contains("ssh_host_"), "host keys are in the image");
     assert!(!ask("ls /var/log").contains("cloud-init"), "cloud-init's logs are in the image");
+    assert!(!ask("ls /tmp").contains("systemd-private"), "folders of services that ran are in the image");
     assert!(
         !ask("ls -p /var/log/journal").lines().any(|line| line.split('/').nth(5).is_some_and(|name| name.len() == 32))
     );

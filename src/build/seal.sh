@@ -108,8 +108,8 @@ package_manager_cache() {
 }
 
 tmp_files() {
-    find /tmp /var/tmp -xdev -mindepth 1 -maxdepth 1 ! -name 'systemd-private-*' -exec rm -rf {} +
-    find /var/tmp -xdev -mindepth 1 -maxdepth 1 -exec rm -rf {} +
+    # With the private ones of services that still run: they are not stopped any more, only killed.
+    find /tmp /var/tmp -xdev -mindepth 1 -maxdepth 1 -exec rm -rf {} +
 }
 
 crash_data() { rm -rf /var/crash/* /var/lib/systemd/coredump/* /var/lib/systemd/pstore/* /var/spool/abrt/*; }

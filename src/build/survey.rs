@@ -20,6 +20,7 @@ use crate::plan::{BaseFacts, Facts, InputFacts, Plan, input_path};
 use crate::spec::{Action, Base, Spec};
 
 use super::inputs::{examine, examine_script};
+use super::seal;
 
 /// The facts cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +90,14 @@ pub async fn plan(spec: Spec, memo: &Arc<Memo>, events: &Events) -> Result<Plan,
         events.notice(Level::Warning, format!("base image: {warning}"));
     }
     let source_date_epoch = source_date_epoch()?;
-    let facts = Facts { host: host?, base, inputs, agent_build: guest::BUILD.to_owned(), source_date_epoch };
+    let facts = Facts {
+        host: host?,
+        base,
+        inputs,
+        agent_build: guest::BUILD.to_owned(),
+        seal_build: seal::build(),
+        source_date_epoch,
+    };
     Ok(Plan::new(spec, &facts)?)
 }
 

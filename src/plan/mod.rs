@@ -60,6 +60,8 @@ pub struct Facts {
     pub inputs: BTreeMap<usize, InputFacts>,
     /// Identifies the agent's protocol and behaviour.
     pub agent_build: String,
+    /// Identifies what sealing does.
+    pub seal_build: String,
     /// `SOURCE_DATE_EPOCH`, seconds since 1970; `None` where it is not set.
     pub source_date_epoch: Option<i64>,
 }
@@ -331,7 +333,7 @@ fn result_value(spec: &Spec, facts: &Facts) -> serde_json::Value {
             "name": spec.image.name, "version": spec.image.version,
             "description": spec.image.description, "labels": spec.image.labels,
         },
-        "seal": { "agent": facts.agent_build, "skip": spec.seal.skip },
+        "seal": { "build": facts.seal_build, "skip": spec.seal.skip },
         "tests": tests,
         "outputs": outputs,
     })
