@@ -442,3 +442,6 @@ async fn quiesce(build: &Build<'_>, guest: &mut Guest, script: &str) -> Result<(
     let work = guest.session.exec(&exec, &mut silent);
     build.limits.hold_guest(&guest.machine, with_grace(PATIENCE), late, work).await.map(|_| ())
 }
+
+#[cfg(test)]
+mod tests;

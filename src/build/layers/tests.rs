@@ -1,0 +1,227 @@
+//! Random histories of one cache, against what each spec says: builds of changing specs, killed ones, other machines,
+//! evictions and damage, in any order. The guest is a text that each step appends to; a layer's disk holds what its step
+//! appended, its memory the whole text. Everything between the plan and the files is the real thing.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::*;
+use crate::memo::Memo;
+use crate::plan::host::{Host, Kernel, KvmVerdict, Qemu, QemuVersion};
+use crate::plan::{BaseFacts, Facts};
+use crate::spec::{Overrides, Spec};
+
+const HISTORIES: u64 = 500;
+const EVENTS: u64 = 8;
+
+/// Xorshift: a history is known by its number.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % sides
+    }
+}
+
+struct World {
+    folder: tempfile::TempDir,
+    dice: Dice,
+    /// Another number, another QEMU.
+    micro: u32,
+    made: u64,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        // In memory where there is such a folder: a layer is synced to its disk, thousands of times.
+        let folder = ["/dev/shm", "/tmp"].into_iter().find_map(|place| tempfile::tempdir_in(place).ok()).unwrap();
+        Self { folder, dice: Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1), micro: 0, made: 0 }
+    }
+
+    fn cache(&self) -> Cache {
+        Cache::open(self.folder.path(), Arc::new(Memo::load(self.folder.path()))).unwrap()
+    }
+
+    fn plan(&mut self) -> Plan {
+        let variable = self.dice.roll(3);
+        let mut text = format!("[image]\nname = 'a'\nversion = '1'\n[base]\nfile = 'b'\n[vars]\nv = '{variable}'\n");
+        for _ in 0..=self.dice.roll(4) {
+            let (command, cache) = (self.dice.roll(3), self.dice.roll(8) > 0);
+            let step = format!("[[step]]\nrun = 'do {command}'\ncache = {cache}\n");
+            text.push_str(&step);
+        }
+        let spec = Spec::parse(Path::new("/spec"), &text, &Overrides::default()).unwrap();
+        Plan::new(spec, &facts(self.micro)).unwrap()
+    }
+
+    /// A build up to its end, or to a random step; what the guest is then, and what it should be.
+    fn build(&mut self, killed: bool) {
+        let plan = self.plan();
+        let steps = if killed { self.index(plan.steps.len() + 1) } else { plan.steps.len() };
+        let cache = self.cache();
+        let mut layers = Layers::new(&plan, Events::new(Vec::new()), None, self.folder.path());
+        let (begin, done) = layers.look(&cache);
+        let mut guest = match &begin {
+            Begin::Base => String::new(),
+            Begin::Disk(stack) => disks(stack),
+            Begin::Memory(stack, ..) => {
+                let memory = fs::read_to_string(stack.top().ram()).unwrap();
+                assert_eq!(memory, disks(stack), "memory and disks are of different makings");
+                memory
+            }
+        };
+        let booted = matches!(begin, Begin::Base);
+        layers.began(begin);
+        if booted {
+            guest += &self.keep(&cache, &mut layers, plan.base_key, "boot", &guest);
+        }
+        let keys = Layers::keys(&plan);
+        for index in done.len()..steps {
+            let does = what(&plan, index);
+            let change = match keys.get(index + 1) {
+                Some(key) => self.keep(&cache, &mut layers, *key, &does, &guest),
+                None => format!("{does}#0 "),
+            };
+            guest.push_str(&change);
+        }
+        let wanted = (0..steps.max(done.len())).map(|index| what(&plan, index));
+        let wanted: Vec<String> = std::iter::once("boot".to_owned()).chain(wanted).collect();
+        let is: Vec<&str> = guest.split(' ').filter_map(|word| Some(word.split_once('#')?.0)).collect();
+        assert_eq!(is, wanted);
+        if killed {
+            // What a dead build was making.
+            let draft = self.folder.path().join("layers/draft-dead");
+            let _ = fs::create_dir(&draft);
+            let _ = fs::write(draft.join("disk.qcow2"), "half");
+        }
+    }
+
+    /// Makes a layer: on the disk what was done, in memory all of it. No two makings are the same.
+    fn keep(&mut self, cache: &Cache, layers: &mut Layers<'_>, key: Key, does: &str, before: &str) -> String {
+        self.made += 1;
+        let change = format!("{does}#{} ", self.made);
+        let disk = self.folder.path().join(format!("overlay-{}", self.made));
+        fs::write(&disk, &change).unwrap();
+        let draft = cache.draft().unwrap();
+        draft.take_disk(&disk).unwrap();
+        fs::remove_file(disk).unwrap();
+        let memory = (self.dice.roll(2) == 0).then(|| {
+            fs::write(draft.ram(), format!("{before}{change}")).unwrap();
+            let hello = serde_json::to_value(hello()).unwrap();
+            Recorded { format: RamFormat::Stream.name().to_owned(), machine: layers.machine.clone(), hello }
+        });
+        let name = Name::new(key);
+        let parent = layers.parent.replace(name.clone());
+        let seconds = f64::from(u32::try_from(self.dice.roll(60)).unwrap());
+        draft.commit(Made { name, parent, seconds, memory, fetched: Vec::new() }).unwrap();
+        change
+    }
+
+    /// Something happens to a file of some layer.
+    fn damage(&mut self) {
+        let Ok(entries) = fs::read_dir(self.folder.path().join("layers")) else { return };
+        let mut folders: Vec<_> = entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect();
+        folders.sort();
+        if folders.is_empty() {
+            return;
+        }
+        let folder = folders.swap_remove(self.index(folders.len()));
+        let file = folder.join(["disk.qcow2", "ram", "layer.json"][self.index(3)]);
+        let Ok(mut content) = fs::read(&file) else { return };
+        match self.dice.roll(4) {
+            0 => fs::remove_file(file).unwrap(),
+            1 => fs::remove_dir_all(folder).unwrap(),
+            2 => fs::write(file, &content[..content.len() / 2]).unwrap(),
+            _ => {
+                let at = self.index(content.len());
+                content[at] ^= 1;
+                fs::write(file, content).unwrap();
+            }
+        }
+    }
+
+    fn index(&mut self, length: usize) -> usize {
+        usize::try_from(self.dice.roll(length as u64)).unwrap()
+    }
+}
+
+/// What a step does, as it sees itself.
+fn what(plan: &Plan, index: usize) -> String {
+    let Action::Run { command: crate::spec::Command::Shell(text), .. } = &plan.steps[index].step.action else {
+        panic!("all steps are commands")
+    };
+    format!("{}/{}", text.replace(' ', "-"), plan.spec.vars["v"])
+}
+
+fn disks(stack: &Stack) -> String {
+    stack.layers().map(|layer| fs::read_to_string(layer.disk()).unwrap()).collect()
+}
+
+fn hello() -> Hello {
+    Hello {
+        boot_id: "b".into(),
+        instance_id: None,
+        os: "o".into(),
+        os_id: "o".into(),
+        kernel: "k".into(),
+        arch: "a".into(),
+        clock: SystemTime::UNIX_EPOCH,
+        systemd: true,
+    }
+}
+
+fn facts(micro: u32) -> Facts {
+    let qemu = Qemu {
+        system: "/qemu".into(),
+        img: "/qemu-img".into(),
+        version: QemuVersion { major: 10, minor: 0, micro },
+        machine_type: "pc-q35-10.0".into(),
+    };
+    let host = Host {
+        cpus: 2,
+        cpu_model: "unknown".into(),
+        memory: crate::size::ByteSize(4 << 30),
+        qemu,
+        kvm: KvmVerdict::NoDevice,
+        firmware: Vec::new(),
+        kernel: Kernel { release: "6".into(), landlock: None },
+    };
+    Facts {
+        host,
+        base: BaseFacts { sha256: "00".repeat(32), virtual_size: 2 << 30 },
+        inputs: std::collections::BTreeMap::new(),
+        agent_build: "a".into(),
+        seal_build: "s".into(),
+        source_date_epoch: None,
+    }
+}
+
+#[test]
+fn random_histories_of_a_cache_never_lie() {
+    let (mut builds, mut hits) = (0, 0);
+    for seed in 1..=HISTORIES {
+        let mut world = World::new(seed);
+        for _ in 0..EVENTS {
+            match world.dice.roll(8) {
+                0 => world.damage(),
+                1 => drop(evict(&world.cache(), world.dice.roll(60_000)).unwrap()),
+                2 => world.micro = 1 - world.micro,
+                3 => world.build(true),
+                _ => {
+                    let before = world.made;
+                    world.build(false);
+                    builds += 1;
+                    hits += u64::from(world.made == before);
+                }
+            }
+        }
+    }
+    assert!(
+        builds > 3 * HISTORIES && hits > HISTORIES / 20,
+        "{hits} of {builds} builds made nothing: tries too little"
+    );
+}
