@@ -141,13 +141,23 @@ impl Memo {
             state.digests.retain(|_, entry| entry.used >= oldest);
         }
         let stored = Stored { schema: SCHEMA, digests: std::mem::take(&mut state.digests) };
-        fs::create_dir_all(&self.folder)?;
-        let mut file = tempfile::NamedTempFile::new_in(&self.folder)?;
-        file.write_all(&serde_json::to_vec(&stored)?)?;
+        let text = serde_json::to_vec(&stored)?;
         state.digests = stored.digests;
-        file.persist(self.folder.join(FILE))?;
-        Ok(())
+        replace(&self.folder.join(FILE), &text)
     }
+}
+
+/// Writes a file of the cache whole or not at all. It is not synced: what is remembered may be lost.
+///
+/// # Errors
+/// When its folder cannot be made or written.
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(path);
+    fs::create_dir_all(folder)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(content)?;
+    file.persist(path)?;
+    Ok(())
 }
 
 fn seconds() -> u64 {

@@ -128,16 +128,17 @@ async fn write_outputs(
     let chain: Vec<_> = layers.iter().map(|(path, format)| Image { path, format: *format }).collect();
     let (count, size) = (build.plan.outputs.len() as u64, build.plan.disk_size());
     for (index, PlannedOutput { file, format, compression }) in (0..).zip(&build.plan.outputs) {
-        let progress = |fraction: f64| {
-            let done = index * size + share(size, fraction);
-            build.events.emit(&Event::Progress { stage: Stage::Convert, done, total: count * size });
+        let events = build.events.clone();
+        let progress = move |done: u64| {
+            let (done, total) = (index * size + done, count * size);
+            events.emit(&Event::Progress { stage: Stage::Convert, done, total });
         };
         if is_ours(*format, *compression) {
-            write_packed(build, layers.clone(), twin.clone(), &staging.join(file), index).await?;
+            write_packed(build, layers.clone(), twin.clone(), &staging.join(file), progress).await?;
             continue;
         }
         let target = Target { path: &staging.join(file), format: *format, compression: *compression };
-        run_convert(&chain, target, progress).await?;
+        run_convert(&chain, target, |fraction| progress(share(size, fraction))).await?;
     }
     Ok(())
 }
@@ -148,15 +149,13 @@ async fn write_packed(
     layers: Layers,
     twin: Option<Arc<Twin>>,
     path: &Path,
-    index: u64,
+    progress: impl Fn(u64) + Send + 'static,
 ) -> Result<(), Failure> {
     let file = File::create_new(path).map_err(CompressError::Write)?;
-    let (events, limits) = (build.events.clone(), build.limits.clone());
-    let (count, size) = (build.plan.outputs.len() as u64, build.plan.disk_size());
+    let limits = build.limits.clone();
     let work = spawn_blocking(move || {
         let mut watch = |done| {
-            let done = index * size + done;
-            events.emit(&Event::Progress { stage: Stage::Convert, done, total: count * size });
+            progress(done);
             if limits.is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         Ok(compress(&open(layers)?, twin.as_deref(), file, &mut watch)?)

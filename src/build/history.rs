@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::memo;
 use crate::plan::Plan;
 use crate::plan::trace::Trace;
 
@@ -24,11 +25,5 @@ pub fn recall(cache: &Path, plan: &Plan) -> Option<Trace> {
 
 /// Remembers this one.
 pub(crate) fn remember(cache: &Path, plan: &Plan) -> io::Result<()> {
-    let path = path(cache, plan);
-    let folder = path.parent().unwrap_or(cache);
-    fs::create_dir_all(folder)?;
-    let file = tempfile::NamedTempFile::new_in(folder)?;
-    serde_json::to_writer(file.as_file(), &Trace::of(plan))?;
-    file.persist(path)?;
-    Ok(())
+    memo::replace(&path(cache, plan), &serde_json::to_vec(&Trace::of(plan))?)
 }

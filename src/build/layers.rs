@@ -5,8 +5,8 @@
 //! Every layer fits by its key, so this is a question of time alone.
 //!
 //! After each step the disk is frozen. Memory goes with it after a boot, after the last step that is cached and the one
-//! before it (the step people work on is the last one), and wherever the steps since the last checkpoint took longer than a checkpoint
-//! is worth. There is none once a step has seen a secret: memory keeps what a program forgot to wipe.
+//! before it (the step people work on is the last one), and wherever the steps since the last checkpoint took longer than
+//! a checkpoint is worth. There is none once a step has seen a secret: memory keeps what a program forgot to wipe.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use crate::error::Failure;
 use crate::event::{Events, Level};
 use crate::guest::{Exec, GuestError, Hello};
 use crate::layer::evict::evict;
-use crate::layer::{Cache, Claim, Draft, Made, Name, Recorded, Stack};
+use crate::layer::{Cache, Claim, Draft, Made, Name, Recorded, Stack, Unusable};
 use crate::machine::argv::OVERLAY;
 use crate::machine::checkpoint::{RamFormat, fingerprint};
 use crate::plan::key::Key;
@@ -179,7 +179,7 @@ impl<'a> Layers<'a> {
 
     /// Every layer the build could begin with, and whether there is memory of another machine.
     fn ways(&self, cache: &Cache) -> (Vec<Way>, bool) {
-        let mut problem = |why| self.events.notice(Level::Warning, format!("cache: a layer is not used: {why}"));
+        let mut problem = unusable(&self.events);
         let (mut ways, mut foreign) = (Vec::new(), false);
         // What the steps after this layer, which were done before, take to do again; none for the deepest layer.
         let mut again = None;
@@ -417,6 +417,11 @@ impl<'a> Layers<'a> {
         }
         Ok(layer.facts.fetched.clone())
     }
+}
+
+/// Says of a layer that is there why it is not used.
+pub(super) fn unusable(events: &Events) -> impl FnMut(Unusable) {
+    |why| events.notice(Level::Warning, format!("cache: a layer is not used: {why}"))
 }
 
 /// How many of a plan's steps a build would take from the cache; changes nothing.

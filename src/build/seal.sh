@@ -1,9 +1,9 @@
 #!/bin/sh
 # Generalises the guest, from inside, just before it powers off. Runs as `sh -u seal.sh OPERATION...`.
 #
-# One function an operation, by the names of `spec::seal::OPERATIONS` with `_` for `-`. Each leaves the file system as a first boot
-# expects it, and none fails because something is not there. First everything that still writes is stopped, since a
-# service that logs its own end would undo the work.
+# One function an operation, by the names of `spec::seal::OPERATIONS` with `_` for `-`. Each leaves the file system as a
+# first boot expects it, and none fails because something is not there. First everything that still writes is stopped,
+# since a service that logs its own end would undo the work.
 
 quiet() { "$@" >/dev/null 2>&1 || true; }
 empty() { for f in "$@"; do [ -f "$f" ] && : >"$f"; done; }

@@ -26,6 +26,7 @@ use crate::plan::machine::format_name;
 use crate::process;
 use crate::spec::{Compression, OutputFormat};
 
+use super::layers::unusable;
 use super::survey::check_base;
 use super::{Build, ScratchError};
 
@@ -117,7 +118,7 @@ impl Maker {
             let _ = send.send((twin, None));
             return Ok(());
         }
-        let mut problem = |why| self.events.notice(Level::Warning, format!("cache: a layer is not used: {why}"));
+        let mut problem = unusable(&self.events);
         let found = self.cache.as_ref().and_then(|cache| cache.find(key, &mut problem).into_iter().next());
         if let Some(stack) = found {
             stack.touch();

@@ -1,7 +1,5 @@
 //! `kiln shell`: a terminal in the guest as it stands before or after a step.
 
-use std::sync::Arc;
-
 use tokio_util::sync::CancellationToken;
 
 use crate::build::{shell, survey};
@@ -50,7 +48,7 @@ pub async fn run(
         (None, None) => spec.steps.len(),
     };
     let around = super::build::surroundings(folders, super::events(global), cancel)?;
-    let plan = survey::plan(spec, &Arc::clone(&around.memo), &around.events).await?;
+    let plan = survey::plan(spec, &around.memo, &around.events).await?;
     shell::shell(&plan, steps, &around).await
 }
 

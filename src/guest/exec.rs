@@ -146,15 +146,14 @@ impl Session {
     ) -> Result<Exit, GuestError> {
         loop {
             self.feed(&mut stdin).await?;
-            let (channel, bytes) = match self.next().await? {
-                Message::Stdout { bytes } => (Channel::Stdout, bytes),
-                Message::Stderr { bytes } => (Channel::Stderr, bytes),
-                Message::Credit { .. } => continue,
-                Message::Exited { exit } => return Ok(ended(exit)),
-                other => return Err(unexpected(other)),
-            };
-            output(channel, &bytes);
-            self.used(bytes.len());
+            match told(self.next().await?)? {
+                Told::Output(channel, bytes) => {
+                    output(channel, &bytes);
+                    self.used(bytes.len());
+                }
+                Told::Credit => {}
+                Told::Ended(exit) => return Ok(exit),
+            }
         }
     }
 
@@ -175,7 +174,24 @@ impl Session {
     }
 }
 
-pub(super) fn ended(exit: wire::Exit) -> Exit {
+/// What a running command's message means.
+pub(super) enum Told {
+    Output(Channel, Vec<u8>),
+    Credit,
+    Ended(Exit),
+}
+
+pub(super) fn told(message: Message) -> Result<Told, GuestError> {
+    Ok(match message {
+        Message::Stdout { bytes } => Told::Output(Channel::Stdout, bytes),
+        Message::Stderr { bytes } => Told::Output(Channel::Stderr, bytes),
+        Message::Credit { .. } => Told::Credit,
+        Message::Exited { exit } => Told::Ended(ended(exit)),
+        other => return Err(unexpected(other)),
+    })
+}
+
+fn ended(exit: wire::Exit) -> Exit {
     match exit {
         wire::Exit::Code { code } => Exit::Code(code),
         wire::Exit::Signal { number } => Exit::Signal(number),

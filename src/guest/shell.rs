@@ -2,8 +2,8 @@
 
 use tokio::sync::mpsc::{Receiver, Sender};
 
-use super::exec::{Exec, Exit, ended};
-use super::session::{Session, unexpected};
+use super::exec::{Exec, Exit, Told, told};
+use super::session::Session;
 use super::{GuestError, TtySize};
 use crate::event::Channel;
 use crate::wire::{ExecRequest, Hidden, Message};
@@ -55,17 +55,16 @@ impl Session {
                     continue;
                 }
             };
-            let (channel, bytes) = match message {
-                Message::Stdout { bytes } => (Channel::Stdout, bytes),
-                Message::Stderr { bytes } => (Channel::Stderr, bytes),
-                Message::Credit { .. } => continue,
-                Message::Exited { exit } => return Ok(ended(exit)),
-                other => return Err(unexpected(other)),
-            };
-            let used = bytes.len();
-            // Who has gone away sees nothing; the command goes on to its end.
-            let _ = line.shown.send((channel, bytes)).await;
-            self.used(used);
+            match told(message)? {
+                Told::Output(channel, bytes) => {
+                    let used = bytes.len();
+                    // Who has gone away sees nothing; the command goes on to its end.
+                    let _ = line.shown.send((channel, bytes)).await;
+                    self.used(used);
+                }
+                Told::Credit => {}
+                Told::Ended(exit) => return Ok(exit),
+            }
         }
     }
 }

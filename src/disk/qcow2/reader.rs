@@ -15,10 +15,15 @@ use crate::disk::chain::LayerError;
 use crate::disk::inspect::read_up_to;
 
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-const COMPRESSED: u64 = 1 << 62;
+pub(super) const COMPRESSED: u64 = 1 << 62;
 const READS_AS_ZERO: u64 = 1;
 /// Memory for unpacked clusters: readers of a file system come back to the same cluster many times.
 const UNPACKED_BYTES: u64 = 4 << 20;
+
+/// How many bits of a compressed cluster's entry are its place; the count of further sectors follows.
+pub(super) const fn offset_bits(cluster_bits: u32) -> u32 {
+    62 - (cluster_bits - 8)
+}
 
 /// Where the bytes at some place of the disk are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,7 +188,7 @@ impl Reader {
 
     /// Where in the file the compressed cluster of an L2 entry is, and its sectors ("Compressed Clusters Descriptor").
     pub fn packed(&self, entry: u64) -> Result<(u64, Vec<u8>), LayerError> {
-        let offset_bits = 62 - (self.header.cluster_bits - 8);
+        let offset_bits = offset_bits(self.header.cluster_bits);
         let at = entry & ((1 << offset_bits) - 1);
         let sectors = (entry >> offset_bits) + 1;
         if at >= self.file_size {

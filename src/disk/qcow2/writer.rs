@@ -11,7 +11,8 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 
-use super::header::MAGIC;
+use super::header::{COMPRESSION_TYPE, MAGIC};
+use super::reader::{COMPRESSED, offset_bits};
 
 /// Bytes of a cluster, and its log2: what QEMU makes, too.
 pub(in crate::disk) const CLUSTER: usize = 1 << CLUSTER_BITS;
@@ -19,7 +20,6 @@ pub(in crate::disk) const CLUSTER_BITS: u32 = 16;
 
 const VERSION: u32 = 3;
 const HEADER_LENGTH: u32 = 112;
-const COMPRESSION_TYPE: u64 = 1 << 3;
 const ZSTD: u8 = 1;
 const REFCOUNT_ORDER: u32 = 4;
 /// Entries of an L2 table, and of a refcount block.
@@ -27,9 +27,6 @@ const L2_ENTRIES: usize = CLUSTER / 8;
 const BLOCK_ENTRIES: usize = CLUSTER / 2;
 /// The only reference to this cluster.
 const COPIED: u64 = 1 << 63;
-const COMPRESSED: u64 = 1 << 62;
-/// Where a compressed cluster's count of further sectors begins.
-const SECTORS_SHIFT: u32 = 62 - (CLUSTER_BITS - 8);
 const SECTOR_BITS: u32 = 9;
 const BUFFER: usize = 1 << 20;
 
@@ -58,7 +55,7 @@ impl Writer {
         let (at, last) = (self.end, self.end + frame.len() as u64 - 1);
         self.append(frame)?;
         let further_sectors = (last >> SECTOR_BITS) - (at >> SECTOR_BITS);
-        self.map(cluster, COMPRESSED | further_sectors << SECTORS_SHIFT | at);
+        self.map(cluster, COMPRESSED | further_sectors << offset_bits(CLUSTER_BITS) | at);
         (at >> CLUSTER_BITS..=last >> CLUSTER_BITS).for_each(|host| self.count(host));
         Ok(())
     }
