@@ -34,6 +34,16 @@ pub fn now() -> i64 {
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
+/// Bytes in the page cache, by what /proc/meminfo says (`proc_meminfo(5)`).
+pub fn page_cache(meminfo: &str) -> u64 {
+    let kilobytes = |line: &str| {
+        let (name, size) = line.split_once(':')?;
+        let counts = matches!(name, "Buffers" | "Cached");
+        counts.then(|| size.trim().trim_end_matches(" kB").parse::<u64>().ok()).flatten()
+    };
+    meminfo.lines().filter_map(kilobytes).sum::<u64>() * 1024
+}
+
 fn first_line(path: &str) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
     text.lines().next().map(|line| short(line.trim())).filter(|line| !line.is_empty())
@@ -51,6 +61,13 @@ fn short(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_page_cache_is_what_files_and_devices_have_in_memory() {
+        let text = "MemTotal:  994232 kB\nBuffers:   2048 kB\nCached:   131072 kB\nSwapCached:  5 kB\n";
+        assert_eq!(page_cache(text), (2048 + 131_072) * 1024);
+        assert_eq!(page_cache("nonsense"), 0);
+    }
 
     #[test]
     fn os_release_is_read_with_and_without_quotes() {

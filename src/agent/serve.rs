@@ -115,6 +115,7 @@ impl Conversation {
             Message::Exec { part, last } => return self.exec(stream, part.0, last),
             Message::Upload {} => return self.serve(stream, |lane, events| done(upload(lane, events))),
             Message::Fetch { path } => return self.serve(stream, move |lane, _| done(fetch(lane, &path))),
+            Message::Sync { cached } => return self.serve(stream, move |_, _| done(sync(cached))),
             Message::Unpack { serial } => return self.serve(stream, move |lane, _| done(unpack_device(lane, &serial))),
             Message::Bye {} => return self.bye(stream),
             Message::Data { .. }
@@ -194,6 +195,17 @@ fn wake(clock: i64, entropy: &[u8]) -> Message {
     let set = sys::set_clock(clock).map_err(|error| Refusal::io("cannot set the clock", &error));
     let stirred = || sys::stir(entropy).map_err(|error| Refusal::io("cannot reseed the random numbers", &error));
     done(set.and_then(|()| stirred()).map(|()| Totals::default()))
+}
+
+/// The page cache is dropped only where it is large: what runs next reads all that was in it again.
+fn sync(cached: u64) -> Result<Totals, Refusal> {
+    sys::sync_all();
+    let meminfo = std::fs::read_to_string("/proc/meminfo").map_err(|error| Refusal::io("/proc/meminfo", &error))?;
+    if facts::page_cache(&meminfo) > cached {
+        const DROP: &str = "/proc/sys/vm/drop_caches";
+        std::fs::write(DROP, "3").map_err(|error| Refusal::io(DROP, &error))?;
+    }
+    Ok(Totals::default())
 }
 
 fn busy() -> Message {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::time::{Duration, SystemTime};
 
-use crate::disk::qemu_img::create_overlay;
+use crate::disk::qcow2::create_overlay;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::Level;
 use crate::guest::{AGENT, Exec, Exit, GuestError, Hello, Session};
@@ -18,7 +18,7 @@ use crate::seed;
 use crate::size::{ByteSize, format_duration};
 use crate::spec::{BaseFormat, Network};
 
-use super::Build;
+use super::{Build, ScratchError};
 
 /// Resets before the agent speaks: firmware and boot loaders may need one or two, a boot loop needs more.
 const RESETS_AT_BOOT: u32 = 3;
@@ -118,10 +118,10 @@ pub(crate) fn backing(plan: &Plan, stack: Option<&Stack>) -> Backing {
 }
 
 /// Makes the overlay and the seed in the scratch folder.
-pub(crate) async fn prepare(build: &Build<'_>) -> Result<(), Failure> {
+pub(crate) fn prepare(build: &Build<'_>) -> Result<(), Failure> {
     let plan = build.plan;
     let overlay = build.work.join(OVERLAY);
-    build.limits.hold(create_overlay(&overlay, plan.disk_size())).await?;
+    create_overlay(&overlay, plan.disk_size()).map_err(ScratchError::at("an overlay", &overlay))?;
     write_seed(build, plan.grows())
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::disk::qemu_img::create_overlay;
+use crate::disk::qcow2::create_overlay;
 use crate::error::{Failure, Fault, Kind};
 use crate::machine::argv::{self, Backing, OVERLAY, SEED, UEFI_VARS};
 use crate::machine::{MachineError, host};
@@ -99,7 +99,8 @@ pub async fn prepare(artifact: &Artifact, wanted: &Wanted, cache: &Path) -> Resu
     let backing = Backing(vec![(file, format)]);
     let work = Workdir::create(&cache.join("work")).map_err(ScratchError::at("a scratch folder", cache))?;
     let size = artifact.manifest().outputs[0].virtual_bytes;
-    create_overlay(&work.join(OVERLAY), size).await?;
+    let overlay = work.join(OVERLAY);
+    create_overlay(&overlay, size).map_err(ScratchError::at("an overlay", &overlay))?;
     // A name of its own each time: cloud-init treats the clone as a machine it has never seen.
     let instance = format!("kiln-run-{}", std::process::id());
     let volume = seed::first_boot(&instance, &wanted.ssh_keys).map_err(CloneError::Seed)?;

@@ -9,25 +9,27 @@
 //! a checkpoint is worth. There is none once a step has seen a secret: memory keeps what a program forgot to wipe.
 
 use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::spawn_blocking;
 
-use crate::disk::qemu_img::create_overlay;
+use crate::disk::qcow2::create_overlay;
 use crate::error::Failure;
 use crate::event::{Events, Level};
-use crate::guest::{Exec, GuestError, Hello};
+use crate::guest::{GuestError, Hello};
 use crate::layer::evict::evict;
 use crate::layer::{Cache, Claim, Draft, Made, Name, Recorded, Stack, Unusable};
 use crate::machine::argv::OVERLAY;
 use crate::machine::checkpoint::{RamFormat, fingerprint};
+use crate::plan::Plan;
 use crate::plan::key::Key;
-use crate::plan::{Plan, with_grace};
+use crate::process;
 use crate::spec::{Action, BaseFormat};
 
-use super::Build;
 use super::boot::Guest;
 use super::provision::Done;
+use super::{Build, ScratchError};
 
 /// What a checkpoint takes before one was made.
 const USUAL_COST: Duration = Duration::from_secs(2);
@@ -38,9 +40,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// The cache may take this much, bytes, or a tenth of its disk if that is less.
 pub const CACHE_LIMIT: u64 = 20 << 30;
 
-/// Before a checkpoint: nothing of the page cache has to be saved, and the frozen disk is complete.
-const SYNC: &str = "sync";
-const SHED: &str = "sync; echo 3 >/proc/sys/vm/drop_caches";
+/// A page cache of this many bytes is kept in a checkpoint after a step: what comes next would read most of it again. After
+/// a boot nothing is.
+const WARM: u64 = 128 << 20;
 
 /// Where a build begins.
 pub(crate) enum Begin {
@@ -294,8 +296,16 @@ impl<'a> Layers<'a> {
         let began = Instant::now();
         let overlay = format!("overlay-{}.qcow2", self.frozen.len() + 1);
         let next = build.work.join(&overlay);
-        build.limits.hold(create_overlay(&next, self.plan.disk_size())).await?;
-        quiesce(build, guest, if memory { SHED } else { SYNC }).await?;
+        create_overlay(&next, self.plan.disk_size()).map_err(ScratchError::at("an overlay", &next))?;
+        let cached = if !memory {
+            u64::MAX
+        } else if self.frozen.is_empty() {
+            0
+        } else {
+            WARM
+        };
+        let late = || GuestError::Overdue(PATIENCE).into();
+        build.limits.hold_guest(&guest.machine, PATIENCE, late, guest.session.sync(cached)).await?;
         let draft = match cache.draft() {
             Ok(draft) => draft,
             Err(error) => {
@@ -328,7 +338,9 @@ impl<'a> Layers<'a> {
         let made = Made { name, parent, seconds: took.as_secs_f64(), memory: recorded, fetched };
         // Who waits for the boot may look when it is there.
         let claim = self.claim.take();
-        self.commits.push(spawn_blocking(move || {
+        // A thread of its own, since one that has stepped back never comes forward again.
+        self.commits.push(thread::spawn(move || {
+            process::step_back();
             let committed = draft.commit(made);
             drop(claim);
             committed
@@ -388,7 +400,8 @@ impl<'a> Layers<'a> {
     /// Waits until what was kept is on the disk, then makes room. The layers this build used stay in use until here.
     pub(crate) async fn finish(mut self) {
         for commit in self.commits.drain(..) {
-            if let Err(error) = commit.await.expect("committing does not panic") {
+            let committed = spawn_blocking(move || commit.join()).await.expect("joining does not panic");
+            if let Err(error) = committed.expect("committing does not panic") {
                 self.events.notice(Level::Warning, format!("a layer could not be kept: {error}"));
             }
         }
@@ -438,14 +451,6 @@ fn sees_secret(action: &Action) -> bool {
         Action::Run { context, .. } | Action::Script { context, .. } => !context.secrets.is_empty(),
         _ => false,
     }
-}
-
-async fn quiesce(build: &Build<'_>, guest: &mut Guest, script: &str) -> Result<(), Failure> {
-    let exec = Exec { timeout: Some(PATIENCE), ..Exec::new(["sh", "-c", script]) };
-    let mut silent = |_, _: &[u8]| {};
-    let late = || GuestError::Overdue(PATIENCE).into();
-    let work = guest.session.exec(&exec, &mut silent);
-    build.limits.hold_guest(&guest.machine, with_grace(PATIENCE), late, work).await.map(|_| ())
 }
 
 #[cfg(test)]

@@ -245,7 +245,7 @@ impl<'a> Build<'a> {
 
     /// Brings up the guest that a build begins with. Whatever is wrong with a checkpoint, its disk can be booted.
     async fn start(&self, layers: &mut Layers<'_>, begin: Begin) -> Result<Guest, Failure> {
-        boot::prepare(self).await?;
+        boot::prepare(self)?;
         let begin = match begin {
             Begin::Memory(stack, format, hello) => match boot::resume(self, &stack, format, hello.clone()).await {
                 Ok(guest) => {
@@ -256,7 +256,7 @@ impl<'a> Build<'a> {
                 Err(failure) => {
                     let text = format!("the checkpoint is not used, its disk is booted: {failure}");
                     self.events.notice(Level::Warning, text);
-                    boot::prepare(self).await?;
+                    boot::prepare(self)?;
                     Begin::Disk(stack)
                 }
             },

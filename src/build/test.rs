@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::disk::qemu_img::create_overlay;
+use crate::disk::qcow2::create_overlay;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Channel, Event, Level};
 use crate::guest::{Exec, Exit, GuestError};
@@ -12,11 +12,11 @@ use crate::size::format_duration;
 use crate::spec::Test;
 use crate::store::manifest;
 
-use super::Build;
 use super::boot::{self, Guest};
 use super::convert::Converted;
 use super::output::Lines;
 use super::provision::argv;
+use super::{Build, ScratchError};
 
 /// Between two tries of a test. There is no event for "the service answers now".
 const PAUSE: Duration = Duration::from_millis(500);
@@ -71,7 +71,7 @@ pub(crate) async fn test(build: &Build<'_>, converted: &Converted) -> Result<Vec
     let overlay = build.work.join(OVERLAY);
     // The overlay that was converted has done its duty; the clone's takes its name, since that is what QEMU opens.
     let _ = std::fs::remove_file(&overlay);
-    build.limits.hold(create_overlay(&overlay, build.plan.disk_size())).await?;
+    create_overlay(&overlay, build.plan.disk_size()).map_err(ScratchError::at("an overlay", &overlay))?;
     boot::write_seed(build, false)?;
     let mut guest = boot::start(build, &build.plan.machine, &clone).await.map_err(DoesNotBoot)?;
     let mut passed = Vec::new();

@@ -100,18 +100,6 @@ impl Fault for QemuImgError {
     }
 }
 
-/// Creates an empty qcow2 overlay, as large as `virtual_size` bytes. What it lies on does not stand in its header: kiln
-/// always states the whole graph itself, and QEMU would open a file that is named there.
-///
-/// # Errors
-/// When `qemu-img` is missing or fails, or the disk is full.
-pub async fn create_overlay(path: &Path, virtual_size: u64) -> Result<(), QemuImgError> {
-    let mut command = supervised(PROGRAM);
-    command.args(["create", "-q", "-f", "qcow2"]).arg(absolute(path)?).arg(virtual_size.to_string());
-    let run = run(command, "create", |_| ()).await?;
-    run.check(path, None)
-}
-
 /// Converts the disk of a chain, top first, to one file. `progress` is told fractions from 0 to 1. Dropping the future
 /// kills `qemu-img` and leaves a part of the file behind; a failure leaves none.
 ///

@@ -119,6 +119,19 @@ impl Session {
         }
     }
 
+    /// Has everything written to the guest's disks, and the page cache dropped if there are more than `cached` bytes in it.
+    ///
+    /// # Errors
+    /// When the guest cannot or does not answer.
+    pub async fn sync(&mut self, cached: u64) -> Result<(), GuestError> {
+        self.begin();
+        self.queue(&Message::Sync { cached });
+        match self.next().await? {
+            Message::Done { .. } => Ok(()),
+            other => Err(unexpected(other)),
+        }
+    }
+
     /// Tells the agent that nothing more will come. When this returns, the guest has synced its file systems and is about
     /// to power itself off.
     ///

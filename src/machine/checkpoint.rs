@@ -28,6 +28,8 @@ use crate::plan::machine::{Firmware, Machine};
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(120);
 /// As many threads as a small host has processors.
 const CHANNELS: u8 = 2;
+/// Bytes a second, more than any disk takes: QEMU is made to leave room on a network, 128 MiB a second.
+const MAX_BANDWIDTH: u64 = 1 << 40;
 /// Under this name the monitor knows the descriptor of a plain stream.
 const DESCRIPTOR: &str = "memory";
 
@@ -141,6 +143,7 @@ impl Running {
         let file = File::options().write(true).create_new(true).mode(0o600).open(ram);
         let file = file.map_err(|source| MachineError::Prepare { what: "the memory's file", source })?;
         let format = self.choose_format(None).await?;
+        self.set_parameter("max-bandwidth", MAX_BANDWIDTH).await?;
         let uri = self.uri(format, ram, &file).await?;
         self.transfer(schema::migrate { channels: None, detach: None, resume: None, uri: Some(uri) }).await?;
         Ok(format)
@@ -163,8 +166,7 @@ impl Running {
         if wanted != Some(RamFormat::Stream) {
             match self.set_capabilities(&["events", "mapped-ram", "multifd"]).await {
                 Ok(()) => {
-                    let channels: schema::migrate_set_parameters = typed(json!({ "multifd-channels": CHANNELS }))?;
-                    self.qmp.execute(channels).await?;
+                    self.set_parameter("multifd-channels", CHANNELS.into()).await?;
                     return Ok(RamFormat::Mapped);
                 }
                 Err(error) if wanted.is_some() => return Err(error),
@@ -173,6 +175,12 @@ impl Running {
         }
         self.set_capabilities(&["events"]).await?;
         Ok(RamFormat::Stream)
+    }
+
+    async fn set_parameter(&self, name: &str, value: u64) -> Result<(), MachineError> {
+        let parameters: schema::migrate_set_parameters = typed(json!({ name: value }))?;
+        self.qmp.execute(parameters).await?;
+        Ok(())
     }
 
     async fn set_capabilities(&self, names: &[&str]) -> Result<(), MachineError> {

@@ -278,6 +278,12 @@ coded_enum! {
             /// Random bytes, at most 512.
             entropy: Vec<u8>,
         }
+        /// Host: write to the disks what waits for it, and drop the page cache if more than so much is in it. Answered by
+        /// `Done` or `Failed`.
+        37 Sync {
+            /// Bytes.
+            cached: u64,
+        }
         /// Host: nothing more will come. The guest syncs its file systems, answers `Bye` and powers off.
         33 Bye {}
         /// Host: hold still for a checkpoint. The guest answers `Park` if nothing runs, and waits for `Resume` or

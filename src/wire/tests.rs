@@ -48,6 +48,7 @@ fn message() -> impl Strategy<Value = Message> {
         ".*".prop_map(|serial| Message::Unpack { serial }),
         any::<u64>().prop_map(|token| Message::Ping { token }),
         (any::<i64>(), any::<Vec<u8>>()).prop_map(|(clock, entropy)| Message::Wake { clock, entropy }),
+        any::<u64>().prop_map(|cached| Message::Sync { cached }),
         Just(Message::Bye {}),
         any::<u64>().prop_map(|token| Message::Park { token }),
     ];

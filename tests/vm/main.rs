@@ -2,98 +2,16 @@
 //! after the other, after it has made the base images. They share one store: later tests look at what earlier ones built.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use std::time::{Duration, Instant, SystemTime};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// A kiln with a store, a cache and a home of its own.
-struct Bench {
-    folder: tempfile::TempDir,
-    cache: PathBuf,
-}
+mod bench;
+mod cache;
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn debian() -> PathBuf {
-    let image = root().join("fixtures/cache/debian-12.qcow2");
-    assert!(image.exists(), "{} is not there: run fixtures/debian/build", image.display());
-    image
-}
-
-impl Bench {
-    /// A store of its own, and one cache for all tests: what boots alike boots once.
-    fn new() -> Self {
-        let folder = tempfile::Builder::new().prefix("kiln-vm-").tempdir_in("/var/tmp").unwrap();
-        Self { folder, cache: Path::new(env!("CARGO_TARGET_TMPDIR")).join("vm-cache") }
-    }
-
-    /// A cache of its own as well.
-    fn cold() -> Self {
-        let bench = Self::new();
-        let cache = bench.path("cache");
-        Self { cache, ..bench }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn kiln(&self, args: &[&str]) -> Output {
-        let began = Instant::now();
-        let output = Command::new(env!("CARGO_BIN_EXE_kiln"))
-            .args(args)
-            .env("KILN_STORE", self.path("store"))
-            .env("KILN_CACHE", &self.cache)
-            .env("HOME", self.folder.path())
-            .env("TOKEN", "correct-horse-battery")
-            .output()
-            .unwrap();
-        println!("kiln {} took {:.1} s", args.join(" "), began.elapsed().as_secs_f64());
-        output
-    }
-
-    /// A spec over Debian with this text, and whatever files it copies beside it.
-    fn spec(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.path(&format!("{name}.toml"));
-        let head = format!("[image]\nname = \"{name}\"\nversion = \"1\"\n[base]\nfile = \"{}\"\n", debian().display());
-        fs::write(&path, head + text).unwrap();
-        path
-    }
-
-    fn builds(&self, spec: &Path) -> PathBuf {
-        let output = self.kiln(&["build", spec.to_str().unwrap()]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        self.nothing_left();
-        PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
-    }
-
-    fn fails(&self, spec: &Path, code: i32) -> String {
-        let output = self.kiln(&["build", spec.to_str().unwrap()]);
-        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(code), "{stderr}");
-        self.nothing_left();
-        stderr
-    }
-
-    fn nothing_left(&self) {
-        let scratch = fs::read_dir(self.cache.join("work")).map_or(0, Iterator::count);
-        assert_eq!(scratch, 0, "a scratch folder is left");
-        let staged = fs::read_dir(self.path("store/.kiln/tmp")).map_or(0, Iterator::count);
-        assert_eq!(staged, 0, "a staging folder is left");
-    }
-}
-
-fn manifest(image: &Path) -> Value {
-    serde_json::from_slice(&fs::read(image.with_file_name("manifest.json")).unwrap()).unwrap()
-}
-
-fn run(program: &str, args: &[&str], folder: &Path) -> Output {
-    Command::new(program).args(args).current_dir(folder).output().unwrap_or_else(|error| panic!("{program}: {error}"))
-}
+use bench::{Bench, manifest, root, run};
 
 #[test]
 #[ignore = "boots a VM"]
@@ -232,82 +150,6 @@ run = """
 fetch = "/root/report"
 to = "report.txt"
 "#;
-
-#[test]
-#[ignore = "boots a VM"]
-fn a_changed_last_step_goes_on_from_a_checkpoint_to_the_same_image() {
-    let bench = Bench::cold();
-    let text = |last: &str| {
-        format!(
-            "[vars]\ncolour = \"red\"\n[[step]]\nrun = \"echo one >/etc/one\"\n[[step]]\nrun = \"echo {last} >/etc/two\"\n\
-             [[step]]\nname = \"tell\"\ncache = false\nrun = \"{TELL}\"\n"
-        )
-    };
-    let build = |version: &str, last: &str, options: &[&str]| {
-        let spec = bench.spec("layered", &text(last));
-        let (began, since) = (Instant::now(), seconds());
-        let output = bench.kiln(&[&["build", "--version", version, spec.to_str().unwrap()], options].concat());
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        bench.nothing_left();
-        let image = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
-        let log = fs::read_to_string(image.with_file_name("build.log")).unwrap();
-        let told = log.lines().find_map(|line| line.split_once("told ")).map(|(_, told)| told.to_owned());
-        let told: Vec<String> = told.unwrap().split(' ').map(str::to_owned).collect();
-        let clock: u64 = told[2].parse().unwrap();
-        assert!((since..=seconds()).contains(&clock), "the guest's clock is {clock}, and the build began at {since}");
-        let manifest = manifest(&image);
-        let cached = manifest["steps"].as_array().unwrap().iter().map(|step| step["cached"].as_bool().unwrap());
-        Built {
-            cached: cached.collect(),
-            content: manifest["content_sha256"].as_str().unwrap().to_owned(),
-            told,
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-            took: began.elapsed(),
-        }
-    };
-    let cold = build("1", "two", &[]);
-    assert_eq!(cold.cached, [false, false, false]);
-    let twins = ["2", "3"].map(|version| build(version, "two", &[]));
-    for twin in &twins {
-        assert_eq!(twin.cached, [true, true, false], "{}", twin.stderr);
-        assert_eq!(twin.content, cold.content);
-        assert!(twin.took < cold.took, "{:?} {:?}", cold.took, twin.took);
-    }
-    // One checkpoint, two machines: other random bytes, and another generation.
-    let [one, two] = twins.map(|twin| twin.told);
-    assert!(one[0] != two[0] && one[1] != two[1], "{one:?} {two:?}");
-    let changed = build("4", "three", &[]);
-    assert_eq!(changed.cached, [true, false, false], "{}", changed.stderr);
-    let reference = build("5", "three", &["--no-cache"]);
-    assert_eq!(reference.cached, [false, false, false]);
-    assert_eq!(changed.content, reference.content);
-    for layer in fs::read_dir(bench.cache.join("layers")).unwrap() {
-        let ram = layer.unwrap().path().join("ram");
-        if ram.exists() {
-            fs::File::options().write(true).open(ram).unwrap().set_len(100_000).unwrap();
-        }
-    }
-    let damaged = build("6", "three", &[]);
-    assert!(damaged.stderr.contains("checkpoint is not used"), "{}", damaged.stderr);
-    assert_eq!(damaged.content, reference.content);
-}
-
-fn seconds() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
-}
-
-/// What a build of the test above tells.
-struct Built {
-    cached: Vec<bool>,
-    content: String,
-    told: Vec<String>,
-    stderr: String,
-    took: Duration,
-}
-
-/// Random bytes, the generation (at byte 40, QEMU's docs/specs/vmgenid.rst), and the time.
-const TELL: &str = "echo told $(head -c8 /dev/urandom | od -An -tx1 | tr -d ' ') \
-    $(od -An -tx1 -j40 -N16 /sys/firmware/qemu_fw_cfg/by_name/etc/vmgenid_guid/raw | tr -d ' \\\\n') $(date +%s)";
 
 #[test]
 #[ignore = "boots a VM"]
