@@ -256,7 +256,7 @@ fn sha256sum(path: &Path) -> String {
 fn assert_same_disk(scratch: &Scratch, layers: &[(&Path, BaseFormat)]) {
     let disk = chain(layers);
     let raw = as_raw(scratch, layers[0].0);
-    let digest = disk_sha256(&disk, &mut |_| ControlFlow::Continue(())).unwrap();
+    let digest = disk_sha256(&disk, &mut |_, _| ControlFlow::Continue(())).unwrap();
     assert_eq!(hex(&digest), sha256sum(&raw));
     assert_eq!(sha256_file(&File::open(&raw).unwrap()).unwrap(), digest);
     let expected = fs::read(&raw).unwrap();
@@ -353,7 +353,7 @@ fn a_damaged_or_stopped_chain_is_an_error() {
     tool("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", "-c", raw.to_str().unwrap(), &packed]);
     let whole = fs::read(&packed).unwrap();
     let disk = chain(&[(Path::new(&packed), BaseFormat::Qcow2)]);
-    let stopped = disk_sha256(&disk, &mut |_| ControlFlow::Break(()));
+    let stopped = disk_sha256(&disk, &mut |_, _| ControlFlow::Break(()));
     assert!(matches!(stopped, Err(DigestError::Stopped)));
     assert!(disk.read_at(8 << 20, &mut [0]).is_err());
     // Every 64 KiB of the file broken in turn, tables and data alike: an answer or an error, never a panic.
@@ -365,7 +365,7 @@ fn a_damaged_or_stopped_chain_is_an_error() {
         let broken = scratch.path("broken.qcow2");
         fs::write(&broken, bytes).unwrap();
         let layer = Layer { file: File::open(&broken).unwrap(), format: BaseFormat::Qcow2 };
-        let digest = Chain::open(vec![layer]).map(|disk| disk_sha256(&disk, &mut |_| ControlFlow::Continue(())));
+        let digest = Chain::open(vec![layer]).map(|disk| disk_sha256(&disk, &mut |_, _| ControlFlow::Continue(())));
         errors += usize::from(!matches!(digest, Ok(Ok(_))));
     }
     assert!(errors > 3, "{errors}");
@@ -388,7 +388,7 @@ fn an_overlay_converts_to_every_format_with_the_same_disk_and_the_same_bytes() {
     create_overlay(&overlay, 12 << 20).unwrap();
     tool("qemu-io", &["-f", "qcow2", "-c", "write -P 7 9M 1M", overlay.to_str().unwrap()]);
     let disk = chain(&[(&overlay, BaseFormat::Qcow2), (&base, BaseFormat::Raw)]);
-    let digest = disk_sha256(&disk, &mut |_| ControlFlow::Continue(())).unwrap();
+    let digest = disk_sha256(&disk, &mut |_, _| ControlFlow::Continue(())).unwrap();
     let graph = [Image { path: &overlay, format: BaseFormat::Qcow2 }, below];
     let outputs = [
         (OutputFormat::Qcow2, Compression::Zstd),
@@ -406,7 +406,7 @@ fn an_overlay_converts_to_every_format_with_the_same_disk_and_the_same_bytes() {
         assert!(fs::read(&first).unwrap() == fs::read(&second).unwrap(), "{format:?} {compression:?}");
         let read_as = if format == OutputFormat::Raw { BaseFormat::Raw } else { BaseFormat::Qcow2 };
         let converted = chain(&[(&first, read_as)]);
-        assert_eq!(disk_sha256(&converted, &mut |_| ControlFlow::Continue(())).unwrap(), digest);
+        assert_eq!(disk_sha256(&converted, &mut |_, _| ControlFlow::Continue(())).unwrap(), digest);
         assert_eq!(facts(&first, read_as).virtual_size, 12 << 20);
     }
 }
@@ -451,7 +451,7 @@ fn a_compressed_disk_is_the_disk_and_the_same_bytes_with_a_twin() {
             (compressed(&scratch, "slow", &layers, None), compressed(&scratch, "fast", &layers, Some(&twin)));
         assert!(fs::read(&slow).unwrap() == fs::read(&fast).unwrap(), "{base:?}");
         assert_same_disk(&scratch, &[(&fast, BaseFormat::Qcow2)]);
-        let digest = |layers: &[_]| disk_sha256(&chain(layers), &mut |_| ControlFlow::Continue(())).unwrap();
+        let digest = |layers: &[_]| disk_sha256(&chain(layers), &mut |_, _| ControlFlow::Continue(())).unwrap();
         assert_eq!(digest(&layers), digest(&[(&fast, BaseFormat::Qcow2)]));
         all.push(fs::read(fast).unwrap());
     }

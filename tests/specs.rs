@@ -129,7 +129,7 @@ fn what_is_no_spec_is_refused() {
 
 /// Nested keys exhausted the stack, and the others took far more time or memory than their text.
 #[test]
-fn hostile_specs_end_soon() {
+fn s7_hostile_specs_end_soon() {
     let size = usize::try_from(MAX_BYTES).unwrap();
     let (value, uses) = ("x".repeat(size / 2), "{{a}}".repeat(size / 10));
     let specs = [
@@ -284,7 +284,7 @@ proptest! {
     }
 
     #[test]
-    fn sizes_are_kept_or_named_with_their_range(mib in prop_oneof![0..(1_u64 << 43), 0..(1_u64 << 21)]) {
+    fn s3_sizes_are_kept_or_named_with_their_range(mib in prop_oneof![0..(1_u64 << 43), 0..(1_u64 << 21)]) {
         let size = ByteSize::mib(mib);
         let text = spec(&format!("[machine]\nmemory = '{mib}MiB'"));
         if (ByteSize::mib(128)..=ByteSize::gib(1024)).contains(&size) {
@@ -295,7 +295,7 @@ proptest! {
     }
 
     #[test]
-    fn durations_are_kept_or_named_with_their_range(seconds in prop_oneof![0..(1_u64 << 63), 0..(1_u64 << 21)]) {
+    fn s3_durations_are_kept_or_named_with_their_range(seconds in prop_oneof![0..(1_u64 << 63), 0..(1_u64 << 21)]) {
         let text = spec(&format!("[build]\ntimeout = '{seconds}s'"));
         if (1..=7 * 24 * 3600).contains(&seconds) {
             prop_assert_eq!(parse(&text).unwrap().build.timeout.as_secs(), seconds);
@@ -305,7 +305,7 @@ proptest! {
     }
 
     #[test]
-    fn processors_are_kept_or_named_with_their_range(cpus in prop_oneof![any::<i64>(), -10..300_i64]) {
+    fn s3_processors_are_kept_or_named_with_their_range(cpus in prop_oneof![any::<i64>(), -10..300_i64]) {
         let text = spec(&format!("[machine]\ncpus = {cpus}"));
         if (1..=255).contains(&cpus) {
             prop_assert_eq!(i64::from(parse(&text).unwrap().machine.cpus), cpus);
@@ -315,7 +315,7 @@ proptest! {
     }
 
     #[test]
-    fn names_that_are_paths_or_options_are_refused(name in r"[-./][a-z0-9./-]{0,20}|[a-z]{65,300}|[a-z]+/[a-z.]*") {
+    fn s9_names_that_are_paths_or_options_are_refused(name in r"[-./][a-z0-9./-]{0,20}|[a-z]{65,300}|[a-z]+/[a-z.]*") {
         let text = spec("").replace("'web'", &format!("'{name}'"));
         prop_assert!(messages(&text).contains("does not match [a-z0-9]"));
     }

@@ -21,6 +21,8 @@ use crate::spec::{BaseFormat, OutputFormat};
 use crate::store::manifest::Package;
 
 use super::Build;
+use super::identity;
+use super::leaks::Search;
 use super::shutdown::CleanShutdown;
 use super::survey::check_base;
 use super::twin::{BaseTwin, is_ours};
@@ -72,7 +74,7 @@ impl Fault for SealedDiskError {
 /// The files of the disk, top first.
 type Layers = Vec<(PathBuf, BaseFormat)>;
 
-/// Writes every output; the disk's digest is computed and its files are read meanwhile.
+/// Writes every output; the disk's digest is computed, it is searched for secrets, and its files are read meanwhile.
 pub(crate) async fn convert(
     build: &Build<'_>,
     disk: CleanShutdown,
@@ -81,7 +83,7 @@ pub(crate) async fn convert(
 ) -> Result<Converted, Failure> {
     let layers = disk.chain;
     check_base(build.plan, &build.memo)?;
-    check_clean(&layers)?;
+    check_sealed(build, &layers)?;
     let contents = read_contents(build, layers.clone())?;
     let written = write_outputs(build, &layers, twin, staging);
     let digest = digest(build, layers.clone());
@@ -107,12 +109,14 @@ fn open(layers: Layers) -> Result<Chain, Failure> {
 }
 
 /// The guest's word is not enough: its root file system has to say the same.
-fn check_clean(layers: &Layers) -> Result<(), Failure> {
+fn check_sealed(build: &Build<'_>, layers: &Layers) -> Result<(), Failure> {
     let chain = open(layers.clone())?;
-    match Tree::open(&chain) {
-        Ok(tree) if !tree.is_clean() => Err(SealedDiskError::Unclean.into()),
-        _ => Ok(()),
+    // Whoever reads the contents says why they cannot be read.
+    let Ok(tree) = Tree::open(&chain) else { return Ok(()) };
+    if !tree.is_clean() {
+        return Err(SealedDiskError::Unclean.into());
     }
+    Ok(identity::look(&tree, &build.plan.spec.seal.skip)?.map_or(Ok(()), Err)?)
 }
 
 async fn write_outputs(
@@ -176,9 +180,20 @@ fn share(size: u64, fraction: f64) -> u64 {
 
 async fn digest(build: &Build<'_>, layers: Layers) -> Result<String, Failure> {
     let limits = build.limits.clone();
+    let mut too_short = |name: &str| {
+        let text = format!("the secret `{name}` is too short to be looked for in the image");
+        build.events.notice(Level::Warning, text);
+    };
+    let mut search = Search::new(&build.secrets, &mut too_short);
     let hashing = spawn_blocking(move || {
-        let mut watch = |_| if limits.is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-        Ok(hex(&disk_sha256(&open(layers)?, &mut watch)?))
+        let mut leak = None;
+        let mut watch = |at, bytes: &[u8]| {
+            leak = search.as_mut().and_then(|search| search.look(at, bytes));
+            if leak.is_some() || limits.is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let hashed = disk_sha256(&open(layers)?, &mut watch);
+        leak.map_or(Ok(()), Err)?;
+        Ok(hex(&hashed?))
     });
     hashing.await.expect("hashing does not panic")
 }

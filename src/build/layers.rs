@@ -8,6 +8,7 @@
 //! before it (the step people work on is the last one), and wherever the steps since the last checkpoint took longer than
 //! a checkpoint is worth. There is none once a step has seen a secret: memory keeps what a program forgot to wipe.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -28,6 +29,7 @@ use crate::process;
 use crate::spec::{Action, BaseFormat};
 
 use super::boot::Guest;
+use super::leaks::Search;
 use super::provision::Done;
 use super::{Build, ScratchError};
 
@@ -93,7 +95,7 @@ pub(crate) struct Layers<'a> {
     since_memory: Duration,
     cost: Duration,
     memory: bool,
-    commits: Vec<JoinHandle<std::io::Result<()>>>,
+    commits: Vec<JoinHandle<io::Result<()>>>,
     claim: Option<Claim>,
 }
 
@@ -338,10 +340,12 @@ impl<'a> Layers<'a> {
         let made = Made { name, parent, seconds: took.as_secs_f64(), memory: recorded, fetched };
         // Who waits for the boot may look when it is there.
         let claim = self.claim.take();
+        let search = Search::new(&build.secrets, &mut |_| {});
         // A thread of its own, since one that has stepped back never comes forward again.
         self.commits.push(thread::spawn(move || {
             process::step_back();
-            let committed = draft.commit(made);
+            let leak = search.map(|search| search.look_at_file(&draft.disk())).transpose()?.flatten();
+            let committed = leak.map_or(Ok(()), |leak| Err(io::Error::other(leak))).and_then(|()| draft.commit(made));
             drop(claim);
             committed
         }));
@@ -419,7 +423,7 @@ impl<'a> Layers<'a> {
     }
 
     /// Brings what a cached step has fetched.
-    pub(crate) fn fetched(&self, index: usize, to: &Path) -> std::io::Result<Vec<PathBuf>> {
+    pub(crate) fn fetched(&self, index: usize, to: &Path) -> io::Result<Vec<PathBuf>> {
         let key = self.plan.steps[index].key.to_string();
         let layer = self.stack.iter().flat_map(Stack::layers).find(|layer| layer.facts.name.key == key);
         let Some(layer) = layer else { return Ok(Vec::new()) };

@@ -10,6 +10,7 @@
 //! said goodbye and powered itself off can give, so an image of a guest that died cannot be published.
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,6 +22,7 @@ use crate::event::{Event, Events, Level, Outcome, Sink, Stage};
 use crate::layer::Cache;
 use crate::memo::Memo;
 use crate::plan::Plan;
+use crate::size::ByteSize;
 use crate::store::{Artifact, Lookup, Staging, Store};
 use crate::workdir::Workdir;
 
@@ -28,16 +30,20 @@ pub mod boot;
 pub mod clone;
 pub mod convert;
 pub mod history;
+pub mod identity;
 pub mod inputs;
 pub mod layers;
+pub mod leaks;
 pub mod limits;
 pub mod output;
 pub mod provision;
 pub mod publish;
+pub mod reach;
 pub mod seal;
 pub mod secrets;
 pub mod shell;
 pub mod shutdown;
+pub mod space;
 pub mod survey;
 pub mod test;
 mod twin;
@@ -182,6 +188,8 @@ impl<'a> Build<'a> {
         let secrets = secrets::Secrets::load(&plan.spec)?;
         let work =
             Workdir::create(&around.cache.join("work")).map_err(ScratchError::at("a scratch folder", &around.cache))?;
+        let base = std::fs::metadata(&plan.spec.base.file).map_or(0, |facts| facts.blocks() * 512);
+        space::check([work.path(), around.store.path()], ByteSize(base), &around.events)?;
         let events = publish::with_log(around, work.path()).map_err(ScratchError::at("the log", work.path()))?;
         Ok(Self { plan, memo: Arc::clone(&around.memo), events, limits, secrets, work })
     }

@@ -83,6 +83,11 @@ impl Secrets {
         names.iter().filter_map(|name| Some((name.clone(), self.0.get(name)?.clone()))).collect()
     }
 
+    /// All of them, with their names.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_slice()))
+    }
+
     /// The line with every secret, or line of one, replaced.
     #[must_use]
     pub fn redact(&self, line: &str) -> String {
@@ -114,6 +119,13 @@ fn read(name: &str, source: &SecretSource) -> Result<Vec<u8>, SecretError> {
             }
             Ok(value)
         }
+    }
+}
+
+#[cfg(test)]
+impl<const N: usize> From<[(&str, &[u8]); N]> for Secrets {
+    fn from(secrets: [(&str, &[u8]); N]) -> Self {
+        Self(secrets.into_iter().map(|(name, value)| (name.to_owned(), value.to_vec())).collect())
     }
 }
 

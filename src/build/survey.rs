@@ -17,9 +17,11 @@ use crate::guest;
 use crate::machine::host;
 use crate::memo::{Digested, Memo};
 use crate::plan::{BaseFacts, Facts, InputFacts, Plan, input_path};
+use crate::spec::giveaways::giveaways;
 use crate::spec::{Action, Base, Spec};
 
 use super::inputs::{examine, examine_script};
+use super::reach::{self, Reach};
 use super::seal;
 
 /// The facts cannot be had.
@@ -74,7 +76,9 @@ impl Fault for SurveyError {
 ///
 /// # Panics
 /// Only if hashing does.
-pub async fn plan(spec: Spec, memo: &Arc<Memo>, events: &Events) -> Result<Plan, Failure> {
+pub async fn plan(spec: Spec, reach: Reach, memo: &Arc<Memo>, events: &Events) -> Result<Plan, Failure> {
+    reach::check(&spec, reach, events)?;
+    warn_of_giveaways(&spec, events);
     let host = host::survey();
     let (described, known) = (spec.clone(), Arc::clone(memo));
     // Hashing half a gigabyte takes a second; the host's programs are asked meanwhile.
@@ -99,6 +103,16 @@ pub async fn plan(spec: Spec, memo: &Arc<Memo>, events: &Events) -> Result<Plan,
         source_date_epoch,
     };
     Ok(Plan::new(spec, &facts)?)
+}
+
+fn warn_of_giveaways(spec: &Spec, events: &Events) {
+    // It was read a moment ago; gone now, it gives nothing away.
+    let text = std::fs::read_to_string(&spec.path).unwrap_or_default();
+    for (line, what) in giveaways(&text) {
+        let place = format!("{}:{line}", spec.path.display());
+        events
+            .notice(Level::Warning, format!("{place}: this looks like {what}; give it to steps by [secrets] instead"));
+    }
 }
 
 /// Inspects the base before anything else looks at it, then hashes it, unless it is known.

@@ -131,7 +131,8 @@ impl Maker {
         let file = File::create_new(&self.file).map_err(ScratchError::at("the compressed base", &self.file))?;
         let mut watch =
             |_| if self.abandoned.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-        compress(&chain, None, file, &mut watch)?;
+        // Room that a full disk needs for what matters.
+        compress(&chain, None, file, &mut watch).inspect_err(|_| drop(std::fs::remove_file(&self.file)))?;
         check_base(&self.plan, &self.memo)?;
         let _ = send.send((Twin::open(open(&self.file)?).map_err(compress::CompressError::from)?, None));
         let took = began.elapsed();

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::build::reach::Reach;
 use crate::size::ByteSize;
 
 /// The disk-image compiler: a TOML spec in, a sealed, versioned, checksummed VM image out.
@@ -105,6 +106,25 @@ pub enum Verb {
     ExitCodes,
 }
 
+/// How specs are read, whatever is done with them.
+#[derive(Debug, Args)]
+pub struct Reading {
+    /// Set a variable that the spec declares
+    #[arg(long = "var", value_name = "K=V", value_parser = key_value)]
+    pub vars: Vec<(String, String)>,
+    /// Let steps and secrets name files outside of the spec's project, its git work tree or its own folder
+    #[arg(long)]
+    pub allow_outside: bool,
+}
+
+impl Reading {
+    /// How far the spec may reach.
+    #[must_use]
+    pub fn reach(&self) -> Reach {
+        if self.allow_outside { Reach::Host } else { Reach::Project }
+    }
+}
+
 /// `kiln build`
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag that is typed")]
@@ -118,9 +138,9 @@ pub struct Build {
     /// The version to build, instead of the spec's
     #[arg(long, value_name = "V")]
     pub version: Option<String>,
-    /// Set a variable that the spec declares
-    #[arg(long = "var", value_name = "K=V", value_parser = key_value)]
-    pub vars: Vec<(String, String)>,
+    /// How specs are read.
+    #[command(flatten)]
+    pub reading: Reading,
     /// Run every step, whatever is cached
     #[arg(long)]
     pub no_cache: bool,
@@ -167,9 +187,9 @@ pub struct Shell {
     /// As the guest stands after this step [default: the last one]
     #[arg(long, value_name = "STEP")]
     pub after: Option<String>,
-    /// Set a variable that the spec declares
-    #[arg(long = "var", value_name = "K=V", value_parser = key_value)]
-    pub vars: Vec<(String, String)>,
+    /// How specs are read.
+    #[command(flatten)]
+    pub reading: Reading,
 }
 
 /// `kiln check`
@@ -179,9 +199,9 @@ pub struct Specs {
     /// Spec files, or folders with a kiln.toml
     #[arg(required = true, value_name = "SPEC")]
     pub specs: Vec<PathBuf>,
-    /// Set a variable that the spec declares
-    #[arg(long = "var", value_name = "K=V", value_parser = key_value)]
-    pub vars: Vec<(String, String)>,
+    /// How specs are read.
+    #[command(flatten)]
+    pub reading: Reading,
 }
 
 /// `kiln plan`
@@ -194,9 +214,9 @@ pub struct Plan {
     /// The version to build, instead of the spec's
     #[arg(long, value_name = "V")]
     pub version: Option<String>,
-    /// Set a variable that the spec declares
-    #[arg(long = "var", value_name = "K=V", value_parser = key_value)]
-    pub vars: Vec<(String, String)>,
+    /// How specs are read.
+    #[command(flatten)]
+    pub reading: Reading,
     /// As JSON
     #[arg(long)]
     pub json: bool,

@@ -23,7 +23,8 @@ use super::terminal;
 /// # Errors
 /// Whatever went wrong first.
 pub async fn run(args: Build, global: &Global, folders: &Folders, cancel: CancellationToken) -> Result<(), Failure> {
-    let overrides = Overrides { version: args.version.clone(), vars: args.vars.clone() };
+    let reach = args.reading.reach();
+    let overrides = Overrides { version: args.version.clone(), vars: args.reading.vars.clone() };
     // All specs are read before anything boots: a mistake in the last one shows at once.
     let specs = args.specs.iter().map(|path| Ok(Spec::load(path, &overrides)?)).collect::<Result<Vec<_>, Failure>>()?;
     let events = super::events(global);
@@ -42,7 +43,7 @@ pub async fn run(args: Build, global: &Global, folders: &Folders, cancel: Cancel
         ..surroundings(folders, events, cancel)?
     };
     for spec in specs {
-        let plan = survey::plan(spec, &around.memo, &around.events).await?;
+        let plan = survey::plan(spec, reach, &around.memo, &around.events).await?;
         let artifact = build::build(&plan, &around).await?;
         deliver(&artifact, args.output.as_deref(), args.replace, args.json)?;
     }

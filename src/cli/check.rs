@@ -15,10 +15,11 @@ use super::folders::Folders;
 pub async fn run(args: Specs, global: &Global, folders: &Folders) -> Result<(), Failure> {
     let events = super::events(global);
     let memo = folders.memo()?;
-    let overrides = Overrides { version: None, vars: args.vars };
+    let reach = args.reading.reach();
+    let overrides = Overrides { version: None, vars: args.reading.vars };
     let mut first = None;
     for path in &args.specs {
-        let checked = async { survey::plan(Spec::load(path, &overrides)?, &memo, &events).await };
+        let checked = async { survey::plan(Spec::load(path, &overrides)?, reach, &memo, &events).await };
         match checked.await {
             Ok(plan) => events.notice(Level::Info, format!("{}: ok, {} steps", path.display(), plan.steps.len())),
             Err(failure) if first.is_none() => first = Some(failure),

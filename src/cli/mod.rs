@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{CommandFactory, Parser};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Failure, Kind};
@@ -90,6 +91,7 @@ fn in_runtime<T, F>(verb: impl FnOnce(CancellationToken) -> F) -> Result<T, Fail
 where
     F: Future<Output = Result<T, Failure>>,
 {
+    ask_for_descriptors()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Unfit::Runtime)?;
     let local = tokio::task::LocalSet::new();
     let result = local.block_on(&runtime, async {
@@ -101,12 +103,34 @@ where
     result
 }
 
+/// A build holds every layer of its guest's disk open, some of them twice; and what is short of descriptors fails in
+/// places where that was never thought of.
+fn ask_for_descriptors() -> Result<(), Unfit> {
+    const LEAST: u64 = 128;
+    let (now, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|errno| Unfit::Runtime(errno.into()))?;
+    if most < LEAST {
+        return Err(Unfit::Descriptors { most, least: LEAST });
+    }
+    if now < LEAST {
+        setrlimit(Resource::RLIMIT_NOFILE, LEAST, most).map_err(|errno| Unfit::Runtime(errno.into()))?;
+    }
+    Ok(())
+}
+
 /// The host does not give what any command needs.
 #[derive(Debug, thiserror::Error)]
 pub enum Unfit {
     /// Threads, signals or descriptors.
     #[error("cannot start: {0}")]
     Runtime(#[source] std::io::Error),
+    /// Too few files may be open at once.
+    #[error("only {most} files may be open at once (`ulimit -n`), and kiln needs {least}")]
+    Descriptors {
+        /// The hard limit.
+        most: u64,
+        /// What is needed.
+        least: u64,
+    },
     /// Standard output is gone.
     #[error("cannot write to standard output")]
     Stdout(#[source] std::io::Error),

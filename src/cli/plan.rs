@@ -29,10 +29,11 @@ const SCHEMA: u32 = 1;
 /// # Errors
 /// When the spec cannot be built here.
 pub async fn run(args: args::Plan, global: &Global, folders: &Folders, out: &mut dyn Write) -> Result<(), Failure> {
-    let overrides = Overrides { version: args.version, vars: args.vars };
+    let reach = args.reading.reach();
+    let overrides = Overrides { version: args.version, vars: args.reading.vars };
     let spec = Spec::load(&args.spec, &overrides)?;
     let (memo, events) = (folders.memo()?, super::events(global));
-    let plan = survey::plan(spec, &memo, &events).await?;
+    let plan = survey::plan(spec, reach, &memo, &events).await?;
     let cache = folders.cache_path()?;
     let cached = cached_steps(&plan, &Cache::peek(&cache, Arc::clone(&memo)), &events);
     let fates = Fates::new(&plan, cached, history::recall(&cache, &plan).as_ref());

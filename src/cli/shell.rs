@@ -41,14 +41,15 @@ pub async fn run(
     folders: &Folders,
     cancel: CancellationToken,
 ) -> Result<u8, Failure> {
-    let spec = Spec::load(&args.spec, &Overrides { version: None, vars: args.vars })?;
+    let reach = args.reading.reach();
+    let spec = Spec::load(&args.spec, &Overrides { version: None, vars: args.reading.vars })?;
     let steps = match (&args.at, &args.after) {
         (Some(step), _) => find(&spec.steps, step)?,
         (None, Some(step)) => find(&spec.steps, step)? + 1,
         (None, None) => spec.steps.len(),
     };
     let around = super::build::surroundings(folders, super::events(global), cancel)?;
-    let plan = survey::plan(spec, &around.memo, &around.events).await?;
+    let plan = survey::plan(spec, reach, &around.memo, &around.events).await?;
     shell::shell(&plan, steps, &around).await
 }
 

@@ -44,17 +44,20 @@ enum Piece {
     Zeroes(u64),
 }
 
-/// SHA-256 of the raw disk. `progress` is told how many bytes are done, several times a second, and may stop the work.
-/// Blocks the calling thread.
+/// Sees each piece of data of a disk, with its place in bytes, and may stop the work. Zeroes between are passed over, but
+/// it is called for them now and then, with nothing, so that it can stop there as well.
+pub type Watch<'a> = dyn FnMut(u64, &[u8]) -> ControlFlow<()> + 'a;
+
+/// SHA-256 of the raw disk. `watch` sees all data on the way. Blocks the calling thread.
 ///
 /// # Errors
-/// When the chain cannot be read, or `progress` breaks.
-pub fn disk_sha256(chain: &Chain, progress: &mut dyn FnMut(u64) -> ControlFlow<()>) -> Result<[u8; 32], DigestError> {
+/// When the chain cannot be read, or `watch` breaks.
+pub fn disk_sha256(chain: &Chain, watch: &mut Watch<'_>) -> Result<[u8; 32], DigestError> {
     thread::scope(|scope| {
         let (pieces, inbox) = sync_channel(IN_FLIGHT);
         let (empties, spare) = channel();
         let hashing = scope.spawn(move || hash(&inbox, &empties));
-        let read = send_all(chain, &pieces, &spare, progress);
+        let read = send_all(chain, &pieces, &spare, watch);
         drop(pieces);
         // The hashing thread ends when the sender is gone, and has nothing in it that could panic.
         let digest = hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -86,12 +89,12 @@ pub(super) fn hash_zeroes(sha: &mut Sha256, mut count: u64) {
     }
 }
 
-/// Sends the disk from its first byte to its last. Zeroes go in pieces too, so that progress and stopping work.
+/// Sends the disk from its first byte to its last. Zeroes go in pieces too, so that stopping works.
 fn send_all(
     chain: &Chain,
     pieces: &SyncSender<Piece>,
     spare: &Receiver<Vec<u8>>,
-    progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    watch: &mut Watch<'_>,
 ) -> Result<(), DigestError> {
     for extent in chain.extents() {
         let extent = extent?;
@@ -99,10 +102,16 @@ fn send_all(
         while at < extent.range.end {
             let left = extent.range.end - at;
             let length = left.min(if extent.data { PIECE as u64 } else { 64 << 20 });
-            let piece = if extent.data { read_piece(chain, at, length, spare)? } else { Piece::Zeroes(length) };
+            let (piece, seen) = if extent.data {
+                let bytes = read_piece(chain, at, length, spare)?;
+                let seen = watch(at, &bytes);
+                (Piece::Bytes(bytes), seen)
+            } else {
+                (Piece::Zeroes(length), watch(at, &[]))
+            };
             at += length;
             // A hashing thread that died is reported when it is joined.
-            if pieces.send(piece).is_err() || progress(at).is_break() {
+            if seen.is_break() || pieces.send(piece).is_err() {
                 return Err(DigestError::Stopped);
             }
         }
@@ -110,9 +119,9 @@ fn send_all(
     Ok(())
 }
 
-fn read_piece(chain: &Chain, at: u64, length: u64, spare: &Receiver<Vec<u8>>) -> Result<Piece, ChainError> {
+fn read_piece(chain: &Chain, at: u64, length: u64, spare: &Receiver<Vec<u8>>) -> Result<Vec<u8>, ChainError> {
     let mut bytes = spare.try_recv().unwrap_or_default();
     bytes.resize(usize::try_from(length).unwrap_or(PIECE), 0);
     chain.read_at(at, &mut bytes)?;
-    Ok(Piece::Bytes(bytes))
+    Ok(bytes)
 }

@@ -424,12 +424,18 @@ impl Draft {
         self.folder.path().join(RAM)
     }
 
+    /// Where the disk lies that was taken.
+    #[must_use]
+    pub fn disk(&self) -> PathBuf {
+        self.folder.path().join(DISK)
+    }
+
     /// Takes a frozen disk, which stays where it is under its own name as well.
     ///
     /// # Errors
     /// When it cannot be linked.
     pub fn take_disk(&self, disk: &Path) -> io::Result<()> {
-        fs::hard_link(disk, self.folder.path().join(DISK))
+        fs::hard_link(disk, self.disk())
     }
 
     /// Makes it a layer, durable and whole. Blocks while it hashes and syncs.
@@ -438,7 +444,7 @@ impl Draft {
     /// When that fails; nothing is left then.
     pub fn commit(self, made: Made) -> io::Result<()> {
         let folder = self.folder.path();
-        let disk = seal(&folder.join(DISK))?;
+        let disk = seal(&self.disk())?;
         let memory = match made.memory {
             Some(Recorded { format, machine, hello }) => {
                 fs::set_permissions(self.ram(), fs::Permissions::from_mode(0o600))?;

@@ -16,6 +16,7 @@ use crate::size::ByteSize;
 mod complaint;
 mod compound;
 mod document;
+pub mod giveaways;
 mod keys;
 mod load;
 mod paths;

@@ -50,7 +50,7 @@ pub struct Kiln {
     place: Arc<Place>,
     machine: String,
     command: Command,
-    exit: i32,
+    exits: Vec<i32>,
     stdout_has: Vec<String>,
     stderr_has: Vec<String>,
     within: Duration,
@@ -67,7 +67,7 @@ pub struct Live {
 
 struct Expected {
     place: Arc<Place>,
-    exit: i32,
+    exits: Vec<i32>,
     stdout_has: Vec<String>,
     stderr_has: Vec<String>,
     within: Duration,
@@ -100,7 +100,7 @@ impl Kiln {
         command.env("KILN_STORE", place.store()).env("KILN_CACHE", place.cache());
         command.env("KILN_FAKE_LOG", place.join("fake.log")).env(MARK, place.path()).current_dir(place.path());
         let (machine, none) = (String::new(), Vec::new());
-        Self { place, machine, command, exit: 0, stdout_has: none.clone(), stderr_has: none, within: PATIENCE }
+        Self { place, machine, command, exits: vec![0], stdout_has: none.clone(), stderr_has: none, within: PATIENCE }
     }
 
     /// Where it will work.
@@ -171,8 +171,13 @@ impl Kiln {
     }
 
     /// Expects this exit code.
-    pub fn fails(mut self, code: i32) -> Self {
-        self.exit = code;
+    pub fn fails(self, code: i32) -> Self {
+        self.ends_with(&[code])
+    }
+
+    /// Expects one of these exit codes.
+    pub fn ends_with(mut self, codes: &[i32]) -> Self {
+        self.exits = codes.to_vec();
         self
     }
 
@@ -201,13 +206,13 @@ impl Kiln {
 
     /// Starts it.
     pub fn start(self) -> Live {
-        let Self { place, mut command, exit, stdout_has, stderr_has, within, .. } = self;
+        let Self { place, mut command, exits, stdout_has, stderr_has, within, .. } = self;
         place.running.fetch_add(1, Ordering::SeqCst);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("kiln starts");
         let stdout = Pipe::new(child.stdout.take().expect("piped"));
         let stderr = Pipe::new(child.stderr.take().expect("piped"));
-        let expected = Expected { place, exit, stdout_has, stderr_has, within };
+        let expected = Expected { place, exits, stdout_has, stderr_has, within };
         Live { expected, child, began: Instant::now(), stdout, stderr }
     }
 }
@@ -274,7 +279,8 @@ impl Live {
         let (stdout, stderr) = (self.stdout.rest(PATIENCE), self.stderr.rest(PATIENCE));
         let told = format!("\n--- stdout\n{stdout}--- stderr\n{stderr}---");
         let code = status.code().unwrap_or_else(|| -status.signal().unwrap_or(0));
-        assert_eq!(code, self.expected.exit, "the exit code; {status}{told}");
+        let exits = &self.expected.exits;
+        assert!(exits.contains(&code), "the exit code is {code}, not of {exits:?}; {status}{told}");
         for (stream, name, texts) in
             [(&stdout, "stdout", &self.expected.stdout_has), (&stderr, "stderr", &self.expected.stderr_has)]
         {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Instant;
 
+use nix::unistd::Pid;
 use serde_json::Value;
 
 /// A kiln with a store, a cache and a home of its own.
@@ -81,6 +82,18 @@ impl Bench {
         assert_eq!(output.status.code(), Some(code), "{stderr}");
         self.nothing_left();
         stderr
+    }
+
+    /// Processes whose command line names a folder of this bench.
+    pub fn processes(&self) -> Vec<(Pid, String)> {
+        let folders = [self.folder.path(), &self.cache];
+        let names = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().file_name());
+        let ids = names.filter_map(|name| name.to_str()?.parse::<i32>().ok());
+        let lines = ids.filter_map(|id| {
+            let line = String::from_utf8_lossy(&fs::read(format!("/proc/{id}/cmdline")).ok()?).replace('\0', " ");
+            Some((Pid::from_raw(id), line))
+        });
+        lines.filter(|(_, line)| folders.iter().any(|folder| line.contains(folder.to_str().unwrap()))).collect()
     }
 
     pub fn nothing_left(&self) {

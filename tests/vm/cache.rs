@@ -196,11 +196,7 @@ fn killed(bench: &Bench, steps: &str, version: &str, after: Duration) -> bool {
     child.kill().unwrap();
     child.wait().unwrap();
     sleep(Duration::from_secs(1));
-    let folder = bench.folder.path().to_str().unwrap().as_bytes();
-    for process in fs::read_dir("/proc").unwrap() {
-        let line = fs::read(process.unwrap().path().join("cmdline")).unwrap_or_default();
-        assert!(!line.windows(folder.len()).any(|part| part == folder), "left: {}", String::from_utf8_lossy(&line));
-    }
+    assert_eq!(bench.processes(), [], "processes are left");
     running
 }
 

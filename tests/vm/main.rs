@@ -10,6 +10,7 @@ use serde_json::Value;
 
 mod bench;
 mod cache;
+mod faults;
 
 use bench::{Bench, manifest, root, run};
 
@@ -186,15 +187,6 @@ fn a_failing_test_publishes_nothing() {
     let stderr = bench.fails(&spec, 9);
     assert!(stderr.contains("no such unit"), "{stderr}");
     assert!(!bench.path("store/untested").exists());
-}
-
-#[test]
-#[ignore = "boots a VM"]
-fn a_panic_is_noticed() {
-    let bench = Bench::new();
-    let spec = bench.spec("panic", "[[step]]\nrun = \"echo c >/proc/sysrq-trigger\"\n");
-    let stderr = bench.fails(&spec, 7);
-    assert!(stderr.contains("panicked"), "{stderr}");
 }
 
 #[test]

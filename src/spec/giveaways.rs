@@ -1,0 +1,39 @@
+//! Secrets that stand in a spec in clear. A spec is committed, and its text ends in logs and keys; only warned of, since a
+//! shape is no proof.
+
+/// What such a text begins with, how many letters and digits follow at least, and what it then looks like.
+const SHAPES: [(&str, usize, &str); 9] = [
+    ("AKIA", 16, "an AWS access key"),
+    ("ASIA", 16, "an AWS access key"),
+    ("ghp_", 36, "a GitHub token"),
+    ("github_pat_", 22, "a GitHub token"),
+    ("glpat-", 20, "a GitLab token"),
+    ("xoxb-", 10, "a Slack token"),
+    ("xoxp-", 10, "a Slack token"),
+    ("sk_live_", 16, "a Stripe key"),
+    ("PRIVATE KEY-----", 0, "a private key"),
+];
+
+/// The lines of a text that look like a secret, from 1, and like which.
+#[must_use]
+pub fn giveaways(text: &str) -> Vec<(usize, &'static str)> {
+    let seen = |line: &str| SHAPES.iter().find(|shape| holds(line, shape)).map(|(_, _, what)| *what);
+    text.lines().zip(1..).filter_map(|(line, number)| Some((number, seen(line)?))).collect()
+}
+
+fn holds(line: &str, (start, least, _): &(&str, usize, &str)) -> bool {
+    let follows = |rest: &str| rest.chars().take_while(char::is_ascii_alphanumeric).count();
+    line.match_indices(start).any(|(at, _)| follows(&line[at + start.len()..]) >= *least)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s10_keys_and_tokens_are_seen_and_words_are_not() {
+        let text = "run = 'export K=AKIAABCDEFGHIJKLMNOP'\nname = 'AKIAABC'\n\n-----BEGIN OPENSSH PRIVATE KEY-----\n";
+        assert_eq!(giveaways(text), [(1, "an AWS access key"), (4, "a private key")]);
+        assert_eq!(giveaways("run = 'glpat-short; xoxb-'"), []);
+    }
+}

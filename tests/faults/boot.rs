@@ -1,0 +1,41 @@
+//! A base that does not boot, or boots as somebody else.
+
+use crate::support::Kiln;
+use crate::{BOOT_TIMEOUT, STEP, fault, refused};
+
+#[test]
+fn b13_a_base_that_never_speaks_is_given_up_with_what_the_console_showed() {
+    let kiln = Kiln::new().machine(BOOT_TIMEOUT).spec(STEP).build().fake("never-boots");
+    refused(kiln.fails(6).stderr_has("did not answer within 4s").stderr_has("Linux version").stderr_has("help: "));
+}
+
+#[test]
+fn b14_a_login_prompt_without_an_agent_hints_at_cloud_init() {
+    let kiln = Kiln::new().machine(BOOT_TIMEOUT).spec(STEP).build().fake("login-prompt");
+    refused(kiln.fails(6).stderr_has("fake login:").stderr_has("NoCloud"));
+}
+
+#[test]
+fn b15_a_guest_with_another_seed_is_refused() {
+    refused(fault("other-instance").fails(6).stderr_has("i-0123456789").stderr_has("help: "));
+}
+
+#[test]
+fn g1_noise_on_the_port_before_the_hello_is_thrown_away() {
+    assert_eq!(fault("garbage").run().place().published(), ["web@1"]);
+}
+
+#[test]
+fn g7_an_agent_of_another_build_is_refused() {
+    refused(fault("wrong-build").fails(6).stderr_has("another agent").stderr_has("help: "));
+}
+
+#[test]
+fn g8_a_panic_at_boot_shows_the_console() {
+    refused(fault("panics-at-boot").fails(6).stderr_has("panicked").stderr_has("Unable to mount root fs"));
+}
+
+#[test]
+fn g10_a_boot_loop_is_given_up() {
+    refused(fault("boot-loop").fails(6).stderr_has("rebooted"));
+}

@@ -1,0 +1,146 @@
+//! Specs, bases and files that are not what they should be, or not where they may be.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use crate::support::{Kiln, names, qemu_img};
+use crate::{STEP, fifo, files_with, open_gate, refused_at_once};
+
+#[test]
+fn s6_a_missing_source_is_found_before_anything_boots() {
+    for text in ["copy = 'nothing'\nto = '/srv/'", "script = 'nothing'"] {
+        let kiln = Kiln::new().spec(&format!("[[step]]\n{text}")).build();
+        refused_at_once(kiln.fails(3).stderr_has("line 8").stderr_has("nothing").stderr_has("No such file"));
+    }
+}
+
+#[test]
+fn s6_an_input_that_changes_during_the_build_is_not_published() {
+    let kiln = Kiln::new().file("data", "one");
+    let gate = fifo(kiln.place());
+    let wait = format!("[[step]]\nrun = 'await {}'\n", gate.display());
+    let live = kiln.spec(&format!("{wait}[[step]]\ncopy = 'data'\nto = '/srv/data'")).build();
+    let live = live.fails(5).stderr_has("data changed during the build").start();
+    live.stderr_shows("provision");
+    fs::write(live.place().join("data"), "two").expect("written");
+    open_gate(&gate);
+    live.finish().place().assert_nothing_published();
+}
+
+#[test]
+fn a_missing_base_is_told() {
+    let kiln = Kiln::new().spec(STEP);
+    fs::remove_file(kiln.place().join("base.qcow2")).expect("removed");
+    refused_at_once(kiln.build().fails(5).stderr_has("base.qcow2"));
+}
+
+#[test]
+fn b1_a_base_with_another_digest_is_told_with_both() {
+    let wanted = "0".repeat(64);
+    let spec = format!(
+        "[image]\nname = 'web'\nversion = '1'\n[base]\nfile = 'base.qcow2'\nsha256 = '{wanted}'\n[machine]\naccel = 'tcg'\n"
+    );
+    let kiln = Kiln::new().file("kiln.toml", spec);
+    let digest = std::process::Command::new("sha256sum").arg(kiln.place().join("base.qcow2")).output().expect("runs");
+    let digest = String::from_utf8_lossy(&digest.stdout[..64]).into_owned();
+    refused_at_once(kiln.build().fails(5).stderr_has(wanted).stderr_has(digest).stderr_has("base.sha256"));
+}
+
+#[test]
+fn b2_a_base_with_a_backing_file_is_refused_and_nothing_of_it_is_read() {
+    let kiln = Kiln::new().file("canary", "canary ".repeat(200_000)).spec(STEP);
+    let (canary, base) = (kiln.place().join("canary"), kiln.place().join("base.qcow2"));
+    let paths = [&canary, &base].map(|path| path.to_str().expect("UTF-8"));
+    qemu_img(&["create", "-q", "-f", "qcow2", "-F", "raw", "-b", paths[0], paths[1]]);
+    let ended = refused_at_once(kiln.build().fails(5).stderr_has("backing file"));
+    for folder in [ended.place().store(), ended.place().cache()] {
+        assert_eq!(files_with(&folder, "canary canary"), [""; 0].map(PathBuf::from));
+    }
+}
+
+/// Builds a fixture of the specs' tests; there the whole of the answer is in a snapshot.
+fn invalid(name: &str) {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("fixtures/specs/invalid/{name}.toml"));
+    let ended = Kiln::new().args([Path::new("build"), &fixture]).fails(3).stderr_has(format!("{name}.toml:")).run();
+    assert!(ended.stderr.lines().any(|line| line.trim_start_matches(['|', ' ']).starts_with('^')), "{}", ended.stderr);
+    assert_eq!(names(ended.place().path()), ["base.qcow2", "home"], "a bad spec has no effect");
+}
+
+#[test]
+fn s1_a_syntax_error_has_a_caret_and_no_effect() {
+    invalid("syntax");
+}
+
+#[test]
+fn s2_an_unknown_key_has_a_caret_and_no_effect() {
+    invalid("unknown-key");
+    Kiln::new().machine("memroy = '1GiB'").spec(STEP).build().fails(3).stderr_has("did you mean `memory`?").run();
+}
+
+#[test]
+fn s3_a_value_out_of_its_range_has_a_caret_and_no_effect() {
+    ["machine-ranges", "machine-units", "machine-types", "machine-overflow"].into_iter().for_each(invalid);
+}
+
+#[test]
+fn s4_a_name_that_is_taken_has_a_caret_and_no_effect() {
+    invalid("duplicate-names");
+}
+
+#[test]
+fn s5_what_leads_out_of_the_project_is_refused_unless_allowed() {
+    let elsewhere = tempfile::tempdir().expect("a temporary folder");
+    let outside = elsewhere.path().join("key");
+    fs::write(&outside, "a private key").expect("written");
+    let head = "[image]\nname = 'web'\nversion = '1'\n[base]\nfile = '../base.qcow2'\n[machine]\naccel = 'tcg'\n";
+    let cases = [
+        format!("[[step]]\ncopy = '{}'\nto = '/srv/key'", outside.display()),
+        "[[step]]\ncopy = '../home'\nto = '/srv/'".into(),
+        "[[step]]\ncopy = 'link'\nto = '/srv/key'".into(),
+        "[[step]]\ncopy = 'folder/key'\nto = '/srv/key'".into(),
+        "[[step]]\nscript = '../run.sh'".into(),
+        "[secrets]\ntoken = { file = 'link' }\n[[step]]\nrun = 'true'\nsecrets = ['token']".into(),
+    ];
+    for text in cases {
+        let kiln = Kiln::new().file("sub/kiln.toml", format!("{head}{text}\n")).file("run.sh", "#!/bin/sh\n");
+        let sub = kiln.place().join("sub");
+        symlink(&outside, sub.join("link")).expect("made");
+        symlink(elsewhere.path(), sub.join("folder")).expect("made");
+        let ended = refused_at_once(
+            kiln.args(["build", "sub"]).fails(3).stderr_has("outside of the project").stderr_has("--allow-outside"),
+        );
+        let allowed = ended.then(["build", "sub", "--allow-outside"]).stderr_has("allowed by --allow-outside").run();
+        assert_eq!(allowed.place().published(), ["web@1"], "{text}");
+    }
+}
+
+#[test]
+fn s5_the_project_is_the_git_work_tree() {
+    let spec = "[image]\nname = 'web'\nversion = '1'\n[base]\nfile = '../../base.qcow2'\n[machine]\naccel = 'tcg'\n\
+                [[step]]\ncopy = '../../site/page'\nto = '/srv/page'\n";
+    let kiln =
+        Kiln::new().file("images/web/kiln.toml", spec).file("site/page", "a page").file(".git", "gitdir: elsewhere");
+    assert_eq!(kiln.args(["build", "images/web"]).run().place().published(), ["web@1"]);
+}
+
+#[test]
+fn s7_a_spec_of_a_hundred_megabytes_costs_no_memory() {
+    let kiln = Kiln::new().file("kiln.toml", "");
+    let spec = fs::File::options().write(true).open(kiln.place().join("kiln.toml")).expect("there");
+    spec.set_len(100 << 20).expect("sparse");
+    refused_at_once(kiln.build().after("ulimit -v 524288").fails(3).stderr_has("is larger than 1 MiB"));
+}
+
+#[test]
+fn s8_names_with_hidden_characters_are_refused_and_foreign_line_ends_accepted() {
+    ["name-characters", "image-name-homoglyph", "nul-in-command", "terminal-escapes"].into_iter().for_each(invalid);
+    let text = "\u{feff}[image]\nname = 'web'\nversion = '1'\n[base]\nfile = 'base.qcow2'\n[machine]\naccel = 'tcg'\n";
+    let ended = Kiln::new().file("kiln.toml", text.replace('\n', "\r\n")).build().run();
+    assert_eq!(ended.place().published(), ["web@1"]);
+}
+
+#[test]
+fn s9_a_name_that_is_a_path_or_an_option_has_no_effect() {
+    ["image-name", "image-name-too-long"].into_iter().for_each(invalid);
+}
