@@ -1,7 +1,8 @@
 //! A build's scratch folder: private, gone when the build ends, and swept up by the next build if this one is killed.
 //!
-//! Each folder holds a `lock` file on which its owner keeps an exclusive flock(2). The kernel drops the lock with its
-//! holder, so a folder whose lock can be taken belongs to nobody and may be removed; no pid file can go stale.
+//! Its owner keeps an exclusive flock(2) on each folder. The kernel drops the lock with its holder, so a folder whose lock can
+//! be taken belongs to nobody and may be removed; no pid file can go stale. Making and sweeping take turns, by a lock on the
+//! parent: nobody ever sees a folder that its maker has not locked yet.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -10,7 +11,6 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 
-const LOCK: &str = "lock";
 const PREFIX: &str = "build-";
 
 /// A private scratch folder. Dropping it removes it.
@@ -28,10 +28,10 @@ impl Workdir {
     /// When the folder cannot be made.
     pub fn create(parent: &Path) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
-        sweep(parent)?;
+        let _turn = lock(parent, FlockArg::LockExclusive)?;
+        clear(parent)?;
         let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(parent)?;
-        let file = File::create(folder.path().join(LOCK))?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| io::Error::from(errno))?;
+        let lock = lock(folder.path(), FlockArg::LockExclusiveNonblock)?;
         Ok(Self { folder, _lock: lock })
     }
 
@@ -62,26 +62,25 @@ impl Workdir {
 /// Removes the folders whose owners are dead.
 ///
 /// # Errors
-/// When `parent` cannot be read. A folder that cannot be removed is left for the next time.
+/// When `parent` cannot be read or locked. A folder that cannot be removed is left for the next time.
 pub fn sweep(parent: &Path) -> io::Result<()> {
+    let _turn = lock(parent, FlockArg::LockExclusive)?;
+    clear(parent)
+}
+
+fn clear(parent: &Path) -> io::Result<()> {
     for entry in fs::read_dir(parent)? {
         let entry = entry?;
         let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
-        if ours && is_abandoned(&entry.path()) {
+        if ours && lock(&entry.path(), FlockArg::LockExclusiveNonblock).is_ok() {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
     Ok(())
 }
 
-/// A folder without its lock file yet may be one that another build is just making: it counts as alive for a minute.
-fn is_abandoned(folder: &Path) -> bool {
-    match File::open(folder.join(LOCK)) {
-        Ok(file) => Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok(),
-        Err(_) => fs::metadata(folder)
-            .and_then(|metadata| metadata.modified())
-            .is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age.as_secs() > 60)),
-    }
+fn lock(folder: &Path, how: FlockArg) -> io::Result<Flock<File>> {
+    Flock::lock(File::open(folder)?, how).map_err(|(_, errno)| errno.into())
 }
 
 #[cfg(test)]
@@ -104,11 +103,13 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let dead = parent.path().join("build-dead");
         fs::create_dir(&dead).unwrap();
-        fs::write(dead.join(LOCK), "").unwrap();
         fs::write(dead.join("overlay.qcow2"), "x").unwrap();
+        // Whoever died while it made or removed one has left an empty one.
+        let empty = parent.path().join("build-empty");
+        fs::create_dir(&empty).unwrap();
         let other = parent.path().join("something else");
         fs::create_dir(&other).unwrap();
         let _live = Workdir::create(parent.path()).unwrap();
-        assert!(!dead.exists() && other.exists());
+        assert!(!dead.exists() && !empty.exists() && other.exists());
     }
 }

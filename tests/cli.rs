@@ -214,7 +214,7 @@ fn the_digest_is_that_of_the_disk_in_every_format() {
 }
 
 #[test]
-fn a_damaged_image_is_named() {
+fn d1_a_damaged_image_is_named() {
     let built = published();
     let image = built.place().store().join("web/1/web-1.raw");
     support::make_writable(&image);

@@ -411,6 +411,36 @@ fn an_overlay_converts_to_every_format_with_the_same_disk_and_the_same_bytes() {
     }
 }
 
+#[test]
+fn an_empty_overlay_of_any_size_is_sound() {
+    let scratch = Scratch::new();
+    for size in [512, 1 << 20, (2 << 30) + 512, 4 << 30, 1 << 40, (1 << 40) + 512, 64 << 40] {
+        let path = scratch.path("empty");
+        create_overlay(&path, size).unwrap();
+        let name = path.to_str().unwrap();
+        tool("qemu-img", &["check", "-q", "-f", "qcow2", name]);
+        tool("qemu-io", &["-f", "qcow2", "-c", &format!("write -P 7 {} 512", size - 512), name]);
+        tool("qemu-img", &["check", "-q", "-f", "qcow2", name]);
+        assert_eq!(facts(&path, BaseFormat::Qcow2).virtual_size, size);
+    }
+}
+
+/// A freed block of the guest's is gone from the disk, whatever its neighbours hold.
+#[test]
+fn o4_a_discarded_block_is_gone_and_its_neighbours_stay() {
+    let scratch = Scratch::new();
+    let path = scratch.path("overlay");
+    create_overlay(&path, 1 << 20).unwrap();
+    let options = format!("driver=qcow2,discard=unmap,file.driver=file,file.filename={}", path.display());
+    let commands = ["-c", "write -P 7 0 64k", "-c", "discard 4k 4k", "-c", "discard 60k 4k"];
+    tool("qemu-io", &[&["--image-opts"], commands.as_slice(), &[&options]].concat());
+    let mut bytes = vec![0; 64 << 10];
+    chain(&[(&path, BaseFormat::Qcow2)]).read_at(0, &mut bytes).unwrap();
+    let blocks: Vec<u8> =
+        bytes.chunks(4096).map(|block| if block.iter().all(|byte| *byte == block[0]) { block[0] } else { 1 }).collect();
+    assert_eq!(blocks, [7, 0, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 0]);
+}
+
 /// The disk as a compressed file of this name.
 fn compressed(scratch: &Scratch, name: &str, layers: &[(&Path, BaseFormat)], twin: Option<&Path>) -> PathBuf {
     let path = scratch.path(name);

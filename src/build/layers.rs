@@ -42,9 +42,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// The cache may take this much, bytes, or a tenth of its disk if that is less.
 pub const CACHE_LIMIT: u64 = 20 << 30;
 
-/// A page cache of this many bytes is kept in a checkpoint after a step: what comes next would read most of it again. After
-/// a boot nothing is.
-const WARM: u64 = 128 << 20;
+/// A page cache of this many bytes is kept in a checkpoint: what comes next would read most of it again.
+const WARM: u64 = 256 << 20;
 
 /// Where a build begins.
 pub(crate) enum Begin {
@@ -299,13 +298,7 @@ impl<'a> Layers<'a> {
         let overlay = format!("overlay-{}.qcow2", self.frozen.len() + 1);
         let next = build.work.join(&overlay);
         create_overlay(&next, self.plan.disk_size()).map_err(ScratchError::at("an overlay", &next))?;
-        let cached = if !memory {
-            u64::MAX
-        } else if self.frozen.is_empty() {
-            0
-        } else {
-            WARM
-        };
+        let cached = if memory { WARM } else { u64::MAX };
         let late = || GuestError::Overdue(PATIENCE).into();
         build.limits.hold_guest(&guest.machine, PATIENCE, late, guest.session.sync(cached)).await?;
         let draft = match cache.draft() {

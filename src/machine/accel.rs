@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn the_guest_and_cpuid_agree_about_this_host() {
+    fn h2_the_guest_and_cpuid_agree_about_this_host() {
         let _alone = alone();
         let (whole, whole_took) = timed(probe);
         let (guest, guest_took) = timed(|| verdict_of(|| examine(DEVICE, Cpuid::Ignore)));
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_answer_is_found() {
+    fn h2_a_wrong_answer_is_found() {
         static WRONG: [Trial; 1] = [Trial { name: "mov", code: &[0xb0, 1], answer: 2 }];
         let _alone = alone();
         let verdict = guest_alone(&WRONG);
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_never_returns_is_given_up() {
+    fn h2_a_guest_that_never_returns_is_given_up() {
         static SPIN: [Trial; 1] = [Trial { name: "jmp", code: &[0xeb, 0xfe], answer: 0 }];
         let _alone = alone();
         let (verdict, took) = timed(|| guest_alone(&SPIN));
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_cannot_be_had_says_why() {
+    fn h1_a_device_that_cannot_be_had_says_why() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path =
             |name: &str| CString::new(folder.path().join(name).into_os_string().into_encoded_bytes()).expect("no NUL");

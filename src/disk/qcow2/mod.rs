@@ -5,7 +5,6 @@ pub(super) mod reader;
 mod unpack;
 pub(super) mod writer;
 
-use std::fs::File;
 use std::io;
 use std::path::Path;
 
@@ -15,5 +14,5 @@ use std::path::Path;
 /// # Errors
 /// When it cannot be written.
 pub fn create_overlay(path: &Path, virtual_size: u64) -> io::Result<()> {
-    writer::Writer::new(File::create(path)?, virtual_size)?.finish()
+    std::fs::write(path, writer::empty(virtual_size))
 }

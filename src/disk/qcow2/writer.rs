@@ -30,6 +30,29 @@ const COPIED: u64 = 1 << 63;
 const SECTOR_BITS: u32 = 9;
 const BUFFER: usize = 1 << 20;
 
+/// An overlay in which nothing is written: header, refcount table, one refcount block, L1 table.
+///
+/// Its clusters are as small as the blocks of the guest's file system. What the guest discards is then gone as a whole: in
+/// larger clusters a freed block beside one in use would stay, with all that was in it. Nor has QEMU to copy what lies
+/// around a block that is written. Only where the L1 table would grow too large are they larger.
+pub(super) fn empty(size: u64) -> Vec<u8> {
+    const BLOCK_BITS: u32 = 12;
+    const LARGEST_OF_BLOCKS: u64 = 1 << 40;
+    let bits = if size <= LARGEST_OF_BLOCKS { BLOCK_BITS } else { CLUSTER_BITS };
+    let cluster = 1_usize << bits;
+    let covered = (cluster / 8 * cluster) as u64;
+    let l1_entries = usize::try_from(size.div_ceil(covered).max(1)).unwrap_or(usize::MAX);
+    let clusters = 3 + (l1_entries * 8).div_ceil(cluster);
+    let mut file = header(size, bits, (3 << bits, l1_entries), (1 << bits, 1));
+    file.resize(cluster, 0);
+    file.extend((2_u64 << bits).to_be_bytes());
+    file.resize(2 * cluster, 0);
+    // More than enough for any L1 table: a refcount block counts half as many clusters as it has bytes.
+    file.extend(1_u16.to_be_bytes().repeat(clusters));
+    file.resize(clusters * cluster, 0);
+    file
+}
+
 /// A file that is being written.
 pub(in crate::disk) struct Writer {
     out: BufWriter<File>,
@@ -78,7 +101,7 @@ impl Writer {
         }
         let l1_at = self.append_aligned(&big_endian(&l1))?;
         let (table_at, table_clusters) = self.put_refcounts()?;
-        let header = header(self.size, (l1_at, l1.len()), (table_at, table_clusters));
+        let header = header(self.size, CLUSTER_BITS, (l1_at, l1.len()), (table_at, table_clusters));
         self.out.seek(SeekFrom::Start(0))?;
         self.out.write_all(&header)?;
         self.out.flush()
@@ -147,13 +170,18 @@ fn big_endian(entries: &[u64]) -> Vec<u8> {
     entries.iter().flat_map(|entry| entry.to_be_bytes()).collect()
 }
 
-fn header(size: u64, (l1_at, l1_entries): (u64, usize), (table_at, table_clusters): (u64, u64)) -> Vec<u8> {
+fn header(
+    size: u64,
+    cluster_bits: u32,
+    (l1_at, l1_entries): (u64, usize),
+    (table_at, table_clusters): (u64, u64),
+) -> Vec<u8> {
     let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX).to_be_bytes();
     let mut header = Vec::with_capacity(HEADER_LENGTH as usize + 8);
     header.extend(MAGIC);
     header.extend(VERSION.to_be_bytes());
     header.extend([0; 12]); // no backing file
-    header.extend(CLUSTER_BITS.to_be_bytes());
+    header.extend(cluster_bits.to_be_bytes());
     header.extend(size.to_be_bytes());
     header.extend([0; 4]); // not encrypted
     header.extend(small(l1_entries as u64));
