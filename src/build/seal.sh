@@ -91,6 +91,8 @@ net_hwaddr() {
 random_seed() {
     rm -f /var/lib/systemd/random-seed /var/lib/systemd/credential.secret /var/lib/urandom/random-seed \
         /boot/efi/loader/random-seed /efi/loader/random-seed /boot/loader/random-seed
+    # sysvinit writes a new one on its way down: into a file system that goes with it.
+    if [ -d /var/lib/urandom ] && [ ! -d /run/systemd/system ]; then mount -t tmpfs tmpfs /var/lib/urandom; fi
 }
 
 logfiles() {
