@@ -1,5 +1,7 @@
 //! Child processes that cannot outlive kiln: own process group, killed by the kernel when kiln dies, descriptors handed over.
 
+mod wall;
+
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
@@ -9,6 +11,8 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
+
+pub use wall::{Allowed, Wall};
 
 /// How much of a child's standard error is kept for error messages, bytes.
 const STDERR_TAIL: usize = 8 << 10;
@@ -43,6 +47,15 @@ pub fn with_descriptors(program: impl AsRef<OsStr>, descriptors: Vec<(RawFd, Own
     };
     // SAFETY: the hook calls prctl, getppid and dup2 only, all async-signal-safe, and allocates nothing.
     unsafe { command.pre_exec(hook) };
+    command
+}
+
+/// [`supervised`], behind a wall.
+#[expect(unsafe_code, reason = "the wall is closed in the child")]
+pub fn walled(program: impl AsRef<OsStr>, wall: Wall) -> Command {
+    let mut command = supervised(program);
+    // SAFETY: the hook calls setrlimit, prctl and landlock_restrict_self only, all async-signal-safe, and allocates nothing.
+    unsafe { command.pre_exec(move || wall.close()) };
     command
 }
 

@@ -1,5 +1,7 @@
-//! Ctrl-C in two stages: the first interrupt asks the command to stop in order, the second ends it at once.
+//! Ctrl-C in two stages: the first interrupt asks the command to stop in order, the second ends it at once. And a signal
+//! that is to be an error.
 
+use nix::sys::signal::{SigHandler, Signal};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -27,4 +29,12 @@ pub fn interruption() -> std::io::Result<CancellationToken> {
         });
     }
     Ok(token)
+}
+
+/// Makes a write beyond the limit on the size of files an error (`EFBIG`) instead of the end: of this process, and of its
+/// children, which inherit it.
+#[expect(unsafe_code, reason = "nix cannot know that nothing else handles it")]
+pub fn ignore_file_size() {
+    // SAFETY: no handler is installed or replaced. It cannot fail: the signal exists and may be ignored.
+    let _ = unsafe { nix::sys::signal::signal(Signal::SIGXFSZ, SigHandler::SigIgn) };
 }

@@ -92,6 +92,7 @@ where
     F: Future<Output = Result<T, Failure>>,
 {
     ask_for_descriptors()?;
+    crate::signal::ignore_file_size();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Unfit::Runtime)?;
     let local = tokio::task::LocalSet::new();
     let result = local.block_on(&runtime, async {

@@ -63,6 +63,16 @@ pub enum LayerError {
         /// Size of the file.
         file_size: u64,
     },
+    /// Something is in use twice, which is how a small file would be an endless disk.
+    #[error(
+        "tables and clusters in use take {claimed} bytes of a file of {file_size} bytes: the file is damaged or hostile"
+    )]
+    Claims {
+        /// What the tables read so far claim.
+        claimed: u64,
+        /// Size of the file.
+        file_size: u64,
+    },
     /// A compressed cluster that is none.
     #[error("a compressed cluster at byte {at} cannot be unpacked")]
     Unpack {

@@ -102,11 +102,18 @@ pub enum CompressError {
     Stopped,
 }
 
+/// A full disk, a quota, or a limit on the size of files.
+fn is_shortage(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), FileTooLarge | QuotaExceeded | StorageFull)
+}
+
 impl Fault for CompressError {
     fn kind(&self) -> Kind {
         match self {
             CompressError::Read(error) => error.kind(),
             CompressError::Twin(_) => Kind::Host,
+            CompressError::Write(error) if is_shortage(error) => Kind::Host,
             CompressError::Write(_) => Kind::Output,
             CompressError::Compress(_) => Kind::Bug,
             CompressError::Stopped => Kind::Interrupted,
@@ -115,7 +122,7 @@ impl Fault for CompressError {
 
     fn hints(&self) -> Vec<String> {
         match self {
-            CompressError::Write(_) => vec!["free some space where the store is".into()],
+            CompressError::Write(error) if is_shortage(error) => vec!["free some space where the store is".into()],
             _ => Vec::new(),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! QEMU follows what a header says: a backing file or a data file may name any file, device or URL of the host, and
 //! `-f qcow2` does not stop that. So a base that names anything outside itself never gets as far as QEMU.
-//! Nothing here reads more than the first cluster, two tables of bounded size and the last sector.
+//! Nothing here reads more than the first cluster, three tables of bounded size and the last sector.
 
 use std::fs::{self, File, FileType, OpenOptions};
 use std::io;
@@ -14,6 +14,7 @@ use nix::fcntl::OFlag;
 use super::bytes::be64_table;
 use super::magic::{self, Found};
 use super::qcow2::header::{Codec, HEAD_LIMIT, Header, HeaderError};
+use super::qcow2::reader::OFFSET;
 use crate::error::{Fault, Kind};
 use crate::spec::BaseFormat;
 
@@ -100,6 +101,14 @@ pub enum Refusal {
     Truncated {
         /// Where the last cluster in use begins.
         used: u64,
+        /// Size of the file.
+        file_size: u64,
+    },
+    /// A small file that would be an endless disk.
+    #[error("the image has {tables} L2 tables, which do not fit into {file_size} bytes: some are in use twice")]
+    SharedTables {
+        /// How many its L1 table names.
+        tables: u64,
         /// Size of the file.
         file_size: u64,
     },
@@ -281,6 +290,7 @@ fn inspect_qcow2(file: &File, head: &[u8], file_size: u64) -> Result<BaseFacts, 
         return Err(Refusal::Snapshots(header.snapshots));
     }
     check_complete(file, &header, file_size)?;
+    check_tables(file, &header, file_size)?;
     let mut warnings = Vec::new();
     if header.dirty {
         warnings.push("the base image was not closed cleanly (dirty bit); its data may be older than expected".into());
@@ -317,4 +327,14 @@ fn check_complete(file: &File, header: &Header, file_size: u64) -> Result<(), Re
     let last_used = index as u64 * counts_per_block + (bit >> header.refcount_order);
     let used = last_used.saturating_mul(cluster);
     if used < file_size { Ok(()) } else { Err(Refusal::Truncated { used, file_size }) }
+}
+
+/// Refuses a table that is in use in many places, and so makes a disk of any size out of a small file. Where clusters
+/// are in use twice, whoever reads the disk notices.
+fn check_tables(file: &File, header: &Header, file_size: u64) -> Result<(), Refusal> {
+    let bytes = usize::try_from(header.l1.end - header.l1.start).unwrap_or(0);
+    let l1 = be64_table(&read_up_to(file, header.l1.start, bytes)?);
+    let tables = l1.iter().filter(|entry| **entry & OFFSET != 0).count() as u64;
+    let fits = tables * header.cluster_size() <= file_size.next_multiple_of(header.cluster_size());
+    if fits { Ok(()) } else { Err(Refusal::SharedTables { tables, file_size }) }
 }

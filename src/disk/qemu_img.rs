@@ -1,23 +1,35 @@
-//! `qemu-img`, typed: makes overlays and converts a finished chain into an output file.
+//! `qemu-img`, typed: converts a finished chain into an output file.
 //!
 //! Every file is named with its driver, in a complete block graph, so nothing is probed and no name in a header is
 //! followed. A guest that writes a qcow2 header into its raw disk gains nothing (CVE-2026-24708): a raw layer stays
-//! raw, and nothing here ever resizes an image in place. The children are [`supervised`]: dropping a future kills them.
+//! raw, and nothing here ever resizes an image in place. The child is [`walled`]: it reaches the files of the graph and the
+//! target's folder, and nothing else of this host. Dropping the future kills it.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 
+use super::chain::{Chain, Layer};
 use crate::error::{Fault, Kind};
-use crate::process::{describe, stderr_tail, supervised};
+use crate::process::{Allowed, Wall, describe, stderr_tail, walled};
 use crate::size::ByteSize;
 use crate::spec::{BaseFormat, Compression, OutputFormat};
 
 const PROGRAM: &str = "qemu-img";
+
+/// What `qemu-img` may map, without the files: ten times what was seen, for hosts with many more processors.
+const ADDRESS_SPACE: u64 = 8 << 30;
+/// Tables and their caches, for each file.
+const ADDRESS_SPACE_PER_FILE: u64 = 128 << 20;
+/// More than the tables of an empty qcow2 file take; those of a full one take less than a thousandth of its clusters.
+const LEAST_FILE: u64 = 16 << 20;
 
 /// A file of a block graph, by name: `qemu-img` opens it itself.
 #[derive(Debug, Clone, Copy)]
@@ -63,6 +75,14 @@ pub enum QemuImgError {
         /// What `qemu-img` said.
         stderr: String,
     },
+    /// No file there can be as large as the disk.
+    #[error("a raw disk of {size} is larger than any file can be in {}", folder.display())]
+    TooLarge {
+        /// Where it should be.
+        folder: PathBuf,
+        /// Of the disk.
+        size: ByteSize,
+    },
     /// Anything else.
     #[error("{PROGRAM} {verb} ended with {status}: {stderr}")]
     Failed {
@@ -84,7 +104,7 @@ fn room(need: Option<ByteSize>, have: Option<ByteSize>) -> String {
 impl Fault for QemuImgError {
     fn kind(&self) -> Kind {
         match self {
-            QemuImgError::Failed { .. } => Kind::Output,
+            QemuImgError::Failed { .. } | QemuImgError::TooLarge { .. } => Kind::Output,
             _ => Kind::Host,
         }
     }
@@ -95,6 +115,9 @@ impl Fault for QemuImgError {
                 vec![format!("install {PROGRAM}: Debian and Ubuntu have it in the package qemu-utils")]
             }
             QemuImgError::NoSpace { .. } => vec!["make room, or put the store elsewhere with --store".to_owned()],
+            QemuImgError::TooLarge { .. } => {
+                vec!["write qcow2, which takes only what the disk holds, or use another file system".to_owned()]
+            }
             _ => Vec::new(),
         }
     }
@@ -108,16 +131,53 @@ impl Fault for QemuImgError {
 /// # Errors
 /// When `qemu-img` is missing or fails, or the disk is full.
 pub async fn convert(chain: &[Image<'_>], target: Target<'_>, progress: impl FnMut(f64)) -> Result<(), QemuImgError> {
-    let mut command = supervised(PROGRAM);
+    let target = Target { path: &absolute(target.path)?, ..target };
+    let folder = target.path.parent().unwrap_or(Path::new("/"));
+    let size = disk_size(chain);
+    if target.format == OutputFormat::Raw {
+        check_fits(folder, size)?;
+    }
+    let mut command = walled(PROGRAM, wall(chain, folder, size).map_err(QemuImgError::Start)?);
     // 16 coroutines are what -m allows; compression is done in threads, one for each.
     command.args(["convert", "-p", "-m", "16", "-O"]).args(target_options(target.format, target.compression));
-    command.arg(format!("json:{}", graph(chain)?)).arg(absolute(target.path)?);
+    command.arg(format!("json:{}", graph(chain)?)).arg(target.path);
     let run = run(command, "convert", progress).await;
     if !run.as_ref().is_ok_and(|run| run.status.success()) {
         // Before the free space is looked at. It may not even exist; what matters is the first error.
         let _ = std::fs::remove_file(target.path);
     }
     run?.check(target.path, Some(ByteSize(chain.iter().map(|image| allocated(image.path)).sum())))
+}
+
+/// What stands around a conversion of this disk.
+fn wall(chain: &[Image<'_>], folder: &Path, size: u64) -> io::Result<Wall> {
+    let allowed = Allowed {
+        read: chain.iter().map(|image| image.path).collect(),
+        write: folder,
+        address_space: ADDRESS_SPACE + chain.len() as u64 * ADDRESS_SPACE_PER_FILE,
+        file_size: LEAST_FILE + size + size / 1000,
+    };
+    Wall::new(PROGRAM, &allowed)
+}
+
+/// Size of the disk; 0 where the top is not what it is said to be, which `qemu-img` will say better.
+fn disk_size(chain: &[Image<'_>]) -> u64 {
+    let top = chain.first().and_then(|top| Some(Layer { file: File::open(top.path).ok()?, format: top.format }));
+    top.and_then(|top| Chain::open(vec![top]).ok()).map_or(0, |disk| disk.virtual_size())
+}
+
+/// Refuses a raw disk that is larger than any file can be in this folder (4 GiB on FAT, 16 TiB on ext4). Nothing is
+/// written: beyond that size a file cannot even be positioned. What else is wrong with the folder shows when it is used.
+///
+/// # Errors
+/// When it is.
+pub fn check_fits(folder: &Path, size: u64) -> Result<(), QemuImgError> {
+    match tempfile::tempfile_in(folder).and_then(|mut file| file.seek(SeekFrom::Start(size))) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            Err(QemuImgError::TooLarge { folder: folder.to_owned(), size: ByteSize(size) })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn target_options(format: OutputFormat, compression: Compression) -> &'static [&'static str] {
@@ -162,7 +222,7 @@ impl Run {
             return Ok(());
         }
         let stderr = self.stderr;
-        if is_full(&stderr) {
+        if is_full(&stderr) || self.status.signal() == Some(Signal::SIGXFSZ as i32) {
             let have = path.parent().and_then(free_space);
             return Err(QemuImgError::NoSpace { path: path.to_owned(), need, have, stderr });
         }

@@ -14,7 +14,7 @@ use crate::disk::bytes::be64_table;
 use crate::disk::chain::LayerError;
 use crate::disk::inspect::read_up_to;
 
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+pub(in crate::disk) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 pub(super) const COMPRESSED: u64 = 1 << 62;
 const READS_AS_ZERO: u64 = 1;
 /// Memory for unpacked clusters: readers of a file system come back to the same cluster many times.
@@ -55,6 +55,7 @@ pub(in crate::disk) struct Reader {
     header: Header,
     l1: Vec<u64>,
     tables: Slots<Vec<u64>>,
+    claims: Mutex<Claims>,
     unpacked: Slots<Vec<u8>>,
 }
 
@@ -67,7 +68,8 @@ impl Reader {
         let l1 = be64_table(&read_up_to(&file, header.l1.start, length)?);
         let tables = Slots::new(memory / header.cluster_size());
         let unpacked = Slots::new(UNPACKED_BYTES / header.cluster_size());
-        Ok(Self { file, file_size, header, l1, tables, unpacked })
+        let claims = Mutex::new(Claims { counted: vec![false; l1.len()], bytes: 0 });
+        Ok(Self { file, file_size, header, l1, tables, claims, unpacked })
     }
 
     /// Whether compressed clusters are of this kind and size.
@@ -143,7 +145,8 @@ impl Reader {
 
     /// The L2 table of an L1 entry; `None` where nothing is allocated.
     fn table(&self, index: u64) -> Result<Option<Arc<Vec<u64>>>, LayerError> {
-        let entry = usize::try_from(index).ok().and_then(|index| self.l1.get(index)).copied().unwrap_or(0);
+        let slot = usize::try_from(index).unwrap_or(usize::MAX);
+        let entry = self.l1.get(slot).copied().unwrap_or(0);
         let at = entry & OFFSET;
         if at == 0 {
             return Ok(None);
@@ -152,9 +155,26 @@ impl Reader {
             self.check_cluster("an L2 table", at)?;
             let mut bytes = vec![0; 1 << self.header.cluster_bits];
             self.read_file(at, &mut bytes)?;
-            Ok(be64_table(&bytes))
+            let table = be64_table(&bytes);
+            self.claim(slot, &table)?;
+            Ok(table)
         };
         self.tables.get(index, read).map(Some)
+    }
+
+    /// Counts what the L2 table of this slot says is in use. No two entries share a table or a plain cluster in a disk
+    /// without snapshots, so all of them have to fit into the file. Compressed clusters are bounded by their entries.
+    fn claim(&self, slot: usize, table: &[u64]) -> Result<(), LayerError> {
+        let cluster = self.header.cluster_size();
+        let plain = table.iter().filter(|entry| matches!(self.place(**entry), Ok(Place::At(_)))).count();
+        let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        if !std::mem::replace(&mut claims.counted[slot], true) {
+            claims.bytes = claims.bytes.saturating_add(cluster.saturating_mul(1 + plain as u64));
+        }
+        if claims.bytes <= self.file_size.next_multiple_of(cluster) {
+            return Ok(());
+        }
+        Err(LayerError::Claims { claimed: claims.bytes, file_size: self.file_size })
     }
 
     /// Reads file bytes. What lies beyond the end is zero, as in QEMU: the last cluster of a file need not be whole.
@@ -200,6 +220,14 @@ impl Reader {
         self.read_file(at, &mut packed)?;
         Ok((at, packed))
     }
+}
+
+/// What the L2 tables read so far say is in use.
+#[derive(Debug)]
+struct Claims {
+    /// Which tables are in the sum; those that were forgotten are read again.
+    counted: Vec<bool>,
+    bytes: u64,
 }
 
 /// Remembers what was read last under each key modulo a number of slots: bounded, and good for reading in order.
