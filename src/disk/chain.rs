@@ -120,14 +120,14 @@ impl Fault for ChainError {
 /// One file of the chain, by its format.
 #[derive(Debug)]
 enum Source {
-    Qcow2(Reader),
+    Qcow2(Box<Reader>),
     Raw(File, u64),
 }
 
 impl Source {
     fn open(layer: Layer, memory: u64) -> Result<Self, LayerError> {
         match layer.format {
-            BaseFormat::Qcow2 => Reader::open(layer.file, memory).map(Source::Qcow2),
+            BaseFormat::Qcow2 => Reader::open(layer.file, memory).map(|reader| Source::Qcow2(Box::new(reader))),
             BaseFormat::Raw => {
                 let size = layer.file.metadata()?.len();
                 Ok(Source::Raw(layer.file, size))
