@@ -60,6 +60,10 @@ pub enum Start {
 pub fn argv(machine: &Machine, backing: &Backing, start: Start) -> Vec<String> {
     let mut args = Args::default();
     basics(&mut args, machine, start);
+    if start == Start::Boot {
+        // QEMU tells nobody what happens before its monitor is spoken to, such as a KVM that fails on the first instruction.
+        args.flag("-S");
+    }
     firmware(&mut args, &machine.firmware);
     channels(&mut args);
     disks(&mut args, backing);

@@ -133,9 +133,10 @@ impl Running {
         written
     }
 
-    async fn go_on(&self) -> Result<(), MachineError> {
-        self.qmp.execute(schema::cont {}).await?;
+    /// Lets the virtual CPUs run. From here on a STOP is none of ours, and may come before the answer does.
+    pub(super) async fn go_on(&self) -> Result<(), MachineError> {
         self.life.send_modify(|life| life.held = false);
+        self.qmp.execute(schema::cont {}).await?;
         Ok(())
     }
 

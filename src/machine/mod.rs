@@ -283,13 +283,17 @@ pub async fn launch(
     // The command owns QEMU's ends of the channels; they must close here, or QEMU's death would go unnoticed.
     drop(command);
     let group = Pid::from_raw(child.id().and_then(|id| i32::try_from(id).ok()).expect("a fresh child has an id"));
-    let life = watch::Sender::new(Life { held: start == Start::Restore, ..Life::default() });
+    let life = watch::Sender::new(Life { held: true, ..Life::default() });
     tokio::task::spawn_local(wait_for_exit(child, life.clone()));
     let console = Console::default();
     tokio::task::spawn_local(console::record(serial, console_file, console.clone(), events.clone()));
     let (qmp, qmp_events) = connect(qmp, life.subscribe(), group).await?;
     tokio::task::spawn_local(follow(qmp_events, life.clone()));
-    Ok((Running { group, qmp, life, console, plugged: 0, top: argv::TOP.into(), frozen: 0 }, agent))
+    let running = Running { group, qmp, life, console, plugged: 0, top: argv::TOP.into(), frozen: 0 };
+    if start == Start::Boot {
+        running.go_on().await?;
+    }
+    Ok((running, agent))
 }
 
 async fn connect(

@@ -32,16 +32,17 @@ impl Machine {
         Self { monitor, disks: Mutex::default() }
     }
 
-    /// Greets and answers until kiln is gone. `ready` hears when events may be sent: QEMU keeps them back until then.
-    pub fn serve_monitor(&self, ready: &Sender<()>) {
+    /// Greets and answers until kiln is gone. `start` hears when the guest may run.
+    pub fn serve_monitor(&self, start: Sender<()>) {
+        let mut start = Some(start);
         self.say(GREETING);
         for line in BufReader::new(&self.monitor).lines() {
             let Ok(line) = line else { break };
             let command: Value = serde_json::from_str(&line).expect("kiln sends JSON");
             let name = command["execute"].as_str().unwrap_or_default();
             self.answer(name, &command["arguments"], &command["id"]);
-            if name == "qmp_capabilities" {
-                ready.send(()).expect("the guest waits for it");
+            if let Some(start) = start.take_if(|_| name == "cont") {
+                start.send(()).expect("the guest waits for it");
             }
         }
         exit(0);

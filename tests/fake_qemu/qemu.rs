@@ -69,12 +69,12 @@ fn run(mode: &str, args: &[String]) {
     let _ = console.write_all(b"SeaBIOS (version fake)\r\nLinux version 6.1.0 (fake)\r\n");
     let restored = args.iter().any(|arg| arg == "-incoming");
     let on = Arc::clone(&machine);
-    let (ready, told) = mpsc::channel();
+    let (start, started) = mpsc::channel();
     std::thread::spawn(move || {
-        told.recv().expect("kiln negotiates");
+        started.recv().expect("kiln lets it run");
         guest::live(&on, &agent, console, &mode, restored);
     });
-    machine.serve_monitor(&ready);
+    machine.serve_monitor(start);
 }
 
 /// One of the channels that kiln hands over under fixed numbers.

@@ -111,3 +111,23 @@ pub fn manifest(image: &Path) -> Value {
 pub fn run(program: &str, args: &[&str], folder: &Path) -> Output {
     Command::new(program).args(args).current_dir(folder).output().unwrap_or_else(|error| panic!("{program}: {error}"))
 }
+
+/// Xorshift: the same fates in each run, known by their seed.
+pub struct Dice(u64);
+
+impl Dice {
+    pub fn new(number: u64) -> Self {
+        Self(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(number) | 1)
+    }
+
+    pub fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % sides
+    }
+
+    pub fn of<'a, T>(&mut self, among: &'a [T]) -> &'a T {
+        &among[usize::try_from(self.roll(among.len() as u64)).unwrap()]
+    }
+}

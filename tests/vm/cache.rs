@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::bench::{Bench, manifest, root};
+use crate::bench::{Bench, Dice, manifest, root};
 
 /// Random bytes, the generation (at byte 40, QEMU's docs/specs/vmgenid.rst), and the time.
 const TELL: &str = "echo told $(head -c8 /dev/urandom | od -An -tx1 | tr -d ' ') \
@@ -113,22 +113,6 @@ fn an_older_qemu_goes_on_from_a_stream_and_another_boots() {
     assert_eq!(foreign.content, cold.content);
 }
 
-/// Xorshift: a history is known by its number.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % sides
-    }
-
-    fn of<'a, T>(&mut self, among: &'a [T]) -> &'a T {
-        &among[usize::try_from(self.roll(among.len() as u64)).unwrap()]
-    }
-}
-
 /// Builds of four specs that begin alike, in any order: whole ones, ones whose kiln is killed somewhere, and between them
 /// evictions and damage. `KILN_HISTORIES` says how many; one if it does not.
 #[test]
@@ -139,7 +123,7 @@ fn random_histories_end_in_the_images_that_no_cache_makes() {
     let (mut builds, mut cut) = (0, 0);
     for number in 1..=wanted {
         let bench = Bench::cold();
-        let mut dice = Dice(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(number) | 1);
+        let mut dice = Dice::new(number);
         for event in 1..=6 {
             let steps = *dice.of(&["ab", "abc", "acb", "b"]);
             let version = format!("{number}.{event}");
