@@ -7,6 +7,7 @@ pub mod digest;
 pub mod disk;
 pub mod error;
 pub mod event;
+mod fs;
 pub mod guest;
 pub mod layer;
 pub mod machine;

@@ -281,12 +281,36 @@ mod tests {
     }
 
     #[test]
-    fn purposes_and_damage() {
+    fn purposes_are_kept_apart() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         fs::write(&file, "one").unwrap();
         assert_ne!(Stamp::of("one", &file).unwrap().id, Stamp::of("other", &file).unwrap().id);
-        fs::write(folder.path().join(FILE), "{\"schema\":1,\"digests\":{\"a\":").unwrap();
-        assert!(Memo::load(folder.path()).state.lock().unwrap().digests.is_empty());
+    }
+
+    #[test]
+    fn d5_a_torn_memory_is_forgotten_and_written_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let known = |memo: &Memo| memo.state.lock().unwrap().digests.len();
+        let digested = Digested { sha256: "one".into(), bytes: 1, entries: 1 };
+        let memo = Memo::load(folder.path());
+        memo.remember("a".into(), digested.clone());
+        memo.save().unwrap();
+        let path = folder.path().join(FILE);
+        let sound = fs::read(&path).unwrap();
+        assert_eq!(known(&Memo::load(folder.path())), 1);
+        for length in 0..sound.len() {
+            for rest in [0, sound.len() - length] {
+                fs::write(&path, [&sound[..length], &vec![0; rest]].concat()).unwrap();
+                assert_eq!(known(&Memo::load(folder.path())), 0, "{length} {rest}");
+            }
+        }
+        let newer = String::from_utf8(sound).unwrap().replacen("\"schema\":1", "\"schema\":2", 1);
+        fs::write(&path, newer).unwrap();
+        let memo = Memo::load(folder.path());
+        assert_eq!(known(&memo), 0);
+        memo.remember("a".into(), digested);
+        memo.save().unwrap();
+        assert_eq!(known(&Memo::load(folder.path())), 1);
     }
 }

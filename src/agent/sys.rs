@@ -23,6 +23,8 @@ pub const O_NOCTTY: i32 = 0o400;
 pub const O_NONBLOCK: i32 = 0o4000;
 
 const SIGHUP: c_int = 1;
+/// The last one that is not a real-time signal.
+const LAST_SIGNAL: c_int = 31;
 const SIG_DFL: usize = 0;
 const SIG_IGN: usize = 1;
 const AT_FDCWD: c_int = -100;
@@ -99,8 +101,11 @@ pub fn on_start(command: &mut Command, identity: Identity, terminal: bool) {
     let become_user = move || {
         // SAFETY: single-threaded here after fork; only system calls; the vector lives in the closure.
         unsafe {
-            // An ignored signal would stay ignored across exec.
-            signal(SIGHUP, SIG_DFL);
+            // An ignored signal would stay ignored across exec, and who started the agent may have ignored any: a shell
+            // does so with SIGINT for what it puts into the background. The two that cannot be set are refused.
+            for number in 1..=LAST_SIGNAL {
+                signal(number, SIG_DFL);
+            }
             umask(0o022);
             setsid();
             if terminal {

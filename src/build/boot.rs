@@ -24,6 +24,8 @@ use super::{Build, ScratchError};
 const RESETS_AT_BOOT: u32 = 3;
 /// A guest with its memory in place answers at once; a host may be busy.
 const WAKING: Duration = Duration::from_secs(60);
+/// Certificates and packages are judged by the clock, but not to the minute.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 /// Lines of the console shown with an error.
 const CONSOLE_LINES: usize = 20;
 
@@ -183,10 +185,11 @@ pub(crate) async fn resume(
 pub(crate) async fn start(build: &Build<'_>, machine: &Machine, backing: &Backing) -> Result<Guest, Failure> {
     let launched = machine::launch(machine, backing, Start::Boot, build.work.path(), &build.events);
     let (running, stream) = build.limits.hold(launched).await?;
-    running.tolerate_resets(RESETS_AT_BOOT);
     let patience = machine.boot_timeout;
-    let accepted =
-        build.limits.hold_guest(&running, patience, || no_agent(&running, patience), Session::accept(stream));
+    let accepted = async {
+        build.limits.hold(running.boot(RESETS_AT_BOOT)).await?;
+        build.limits.hold_guest(&running, patience, || no_agent(&running, patience), Session::accept(stream)).await
+    };
     let (session, hello) = match accepted.await {
         Ok(accepted) => accepted,
         Err(failure) => {
@@ -209,12 +212,17 @@ impl Guest {
     /// Checks that it is our guest, and waits for the rest of its boot: a step may start services and expects that
     /// those of the image are up.
     async fn settle(mut self, build: &Build<'_>, patience: Duration) -> Result<Self, Failure> {
+        // Of now, when it has just told its own: the rest of a boot takes minutes.
+        let skew = skew(self.hello.clock, SystemTime::now());
         if let Err(failure) = self.finish_boot(build, patience).await {
             return Err(self.abandon(failure).await);
         }
         self.machine.tolerate_resets(0);
         let Hello { os, kernel, .. } = &self.hello;
         build.events.notice(Level::Info, format!("{os}, kernel {kernel}"));
+        if let Some(skew) = skew {
+            build.events.notice(Level::Warning, format!("the guest's clock is {skew} this host's"));
+        }
         Ok(self)
     }
 
@@ -233,6 +241,17 @@ impl Guest {
             _ => Ok(()),
         }
     }
+}
+
+/// How far the guest's clock is from this host's, where that is too far: `2h ahead of`, in whole hours or minutes.
+fn skew(guest: SystemTime, host: SystemTime) -> Option<String> {
+    let (by, direction) = match guest.duration_since(host) {
+        Ok(ahead) => (ahead, "ahead of"),
+        Err(error) => (error.duration(), "behind"),
+    };
+    let unit = if by < Duration::from_secs(3600) { 60 } else { 3600 };
+    let rounded = Duration::from_secs(by.as_secs() / unit * unit);
+    (by > CLOCK_TOLERANCE).then(|| format!("{} {direction}", format_duration(rounded)))
 }
 
 /// Kilobytes of the root file system (POSIX df).

@@ -420,12 +420,13 @@ impl<'a> Layers<'a> {
         let key = self.plan.steps[index].key.to_string();
         let layer = self.stack.iter().flat_map(Stack::layers).find(|layer| layer.facts.name.key == key);
         let Some(layer) = layer else { return Ok(Vec::new()) };
-        for file in &layer.facts.fetched {
+        let files: Vec<_> = layer.facts.fetched.iter().map(|fetched| fetched.file.clone()).collect();
+        for file in &files {
             let target = to.join(file);
             std::fs::create_dir_all(target.parent().unwrap_or(to))?;
             std::fs::copy(layer.fetched(file), target)?;
         }
-        Ok(layer.facts.fetched.clone())
+        Ok(files)
     }
 }
 

@@ -6,6 +6,7 @@ use std::ops::Range;
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet, normalize_untrusted_str};
 
 use crate::error::Failure;
+use crate::report::escape::escape;
 use crate::spec::{Document, LoadError, SpecError, SpecErrors};
 
 /// The renderer reads all it is given for each error anew: of lines longer than this only the place is shown.
@@ -25,7 +26,7 @@ pub fn describe(failure: &Failure, colour: bool) -> String {
     if let Some(LoadError::Invalid(errors)) = failure.fault() {
         return render(errors, colour);
     }
-    let message = normalize_untrusted_str(&failure.to_string());
+    let message = failure.to_string().lines().map(escape).collect::<Vec<_>>().join("\n");
     let mut group = Group::with_title(Level::ERROR.primary_title(message));
     for hint in failure.hints() {
         group = group.element(Level::HELP.message(hint));
@@ -33,8 +34,7 @@ pub fn describe(failure: &Failure, colour: bool) -> String {
     for note in failure.attached() {
         group = group.element(Level::NOTE.message(note.clone()));
     }
-    let evidence =
-        failure.evidence().iter().map(|line| format!("  | {}\n", normalize_untrusted_str(line))).collect::<String>();
+    let evidence = failure.evidence().iter().map(|line| format!("  | {}\n", escape(line))).collect::<String>();
     format!("{evidence}{}\n", renderer.render(&[group]))
 }
 

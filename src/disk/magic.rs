@@ -4,9 +4,9 @@
 //! and its family), so all signatures are looked for, not the first.
 //!
 //! Sources of the offsets: QEMU's `docs/interop` for qcow2, qed and Parallels; `VMware` "Virtual Disk Format 5.0";
-//! Microsoft's VHD and VHDX specifications; UEFI 2.10 section 5.3 for GPT; ECMA-119 for ISO 9660.
+//! Microsoft's VHD and VHDX specifications; UEFI 2.10 section 5.3 for GPT; ECMA-119 for ISO 9660, ECMA-167 for UDF.
 
-/// What is read from the beginning for [`find`]; the farthest signature is ISO 9660's.
+/// What is read from the beginning for [`find`]; the farthest signature is an optical medium's.
 pub(super) const HEAD: usize = 64 << 10;
 /// What is read from the end: the footer of a VHD and of a DMG is the last sector.
 pub(super) const TAIL: usize = 512;
@@ -20,7 +20,7 @@ pub enum Found {
     PartitionTable,
     /// Another disk format, by the name `qemu-img` knows it by.
     Disk(&'static str),
-    /// An ISO 9660 medium.
+    /// An ISO 9660 or UDF medium.
     Iso,
     /// A compressed file or an archive.
     Packed(&'static str),
@@ -34,12 +34,12 @@ impl Found {
             Found::Qcow2 => "qcow2",
             Found::PartitionTable => "a raw disk",
             Found::Disk(name) | Found::Packed(name) => name,
-            Found::Iso => "an ISO 9660 medium",
+            Found::Iso => "an optical medium (ISO 9660 or UDF)",
         }
     }
 }
 
-const AT_START: [(usize, &[u8], Found); 23] = [
+const AT_START: [(usize, &[u8], Found); 26] = [
     (0, b"QFI\xfb", Found::Qcow2),
     (0, b"QED\0", Found::Disk("qed")),
     (0, b"KDMV", Found::Disk("vmdk")),
@@ -55,6 +55,9 @@ const AT_START: [(usize, &[u8], Found); 23] = [
     (0, b"#!/bin/sh\n#V2.0 Format", Found::Disk("cloop")),
     (512, b"EFI PART", Found::PartitionTable),
     (0x8001, b"CD001", Found::Iso),
+    (0x8001, b"BEA01", Found::Iso),
+    (0x8001, b"NSR02", Found::Iso),
+    (0x8001, b"NSR03", Found::Iso),
     (0, b"\x1f\x8b", Found::Packed("gzip")),
     (0, b"\xfd7zXZ\0", Found::Packed("xz")),
     (0, b"\x28\xb5\x2f\xfd", Found::Packed("zstd")),
@@ -67,23 +70,44 @@ const AT_START: [(usize, &[u8], Found); 23] = [
 
 const AT_END: [(&[u8], Found); 2] = [(b"conectix", Found::Disk("vpc")), (b"koly", Found::Disk("dmg"))];
 
+/// The last two bytes of a sector that a BIOS boots.
+const BOOT_SIGNATURE: (usize, &[u8]) = (510, b"\x55\xaa");
+
 /// Every format the bytes look like, each once.
 ///
 /// The end is looked at only where the beginning is not qcow2's: the last sector of a qcow2 file is the guest's data,
-/// and a guest may well keep a VHD.
+/// and a guest may well keep a VHD. A boot signature means something only where the beginning is qcow2's: disks, media
+/// and file systems of all kinds have one.
 pub(super) fn find(head: &[u8], tail: &[u8]) -> Vec<Found> {
     let mut found = Vec::new();
     for (at, bytes, format) in AT_START {
-        if head.get(at..).is_some_and(|rest| rest.starts_with(bytes)) && !found.contains(&format) {
+        if starts_at(head, (at, bytes)) && !found.contains(&format) {
             found.push(format);
         }
+    }
+    if is_vmdk_descriptor(head) && !found.contains(&Found::Disk("vmdk")) {
+        found.push(Found::Disk("vmdk"));
     }
     let ends = AT_END.iter().filter(|(bytes, format)| tail.starts_with(bytes) && !found.contains(format));
     let ends: Vec<Found> = ends.map(|(_, format)| *format).collect();
     if !found.contains(&Found::Qcow2) {
         found.extend(ends);
+    } else if starts_at(head, BOOT_SIGNATURE) && !found.contains(&Found::PartitionTable) {
+        found.push(Found::PartitionTable);
     }
     found
+}
+
+fn starts_at(head: &[u8], (at, bytes): (usize, &[u8])) -> bool {
+    head.get(at..).is_some_and(|rest| rest.starts_with(bytes))
+}
+
+/// Whether QEMU would take this text for a vmdk descriptor, which names files of the host: it does so whatever the comments
+/// say that come before the version, and asks for none.
+fn is_vmdk_descriptor(head: &[u8]) -> bool {
+    let mut lines = head.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    let first = lines.find(|line| !line.is_empty() && !line.starts_with(b"#"));
+    first.is_some_and(|line| matches!(line, b"version=1" | b"version=2" | b"version=3"))
 }
 
 #[cfg(test)]
@@ -100,5 +124,26 @@ mod tests {
         assert_eq!(find(&[0; 512], b"conectix"), [Found::Disk("vpc")]);
         assert_eq!(find(b"QFI\xfb", b"conectix"), [Found::Qcow2]);
         assert_eq!(find(&[], &[]), []);
+    }
+
+    #[test]
+    fn b12_a_boot_signature_is_a_second_format_in_a_qcow2_header_alone() {
+        let mut head = vec![0; HEAD];
+        head[510..512].copy_from_slice(b"\x55\xaa");
+        assert_eq!(find(&head, &[]), []);
+        head[..4].copy_from_slice(b"QFI\xfb");
+        assert_eq!(find(&head, &[]), [Found::Qcow2, Found::PartitionTable]);
+    }
+
+    #[test]
+    fn b6_a_vmdk_descriptor_is_known_by_its_version_whatever_stands_before_it() {
+        for text in
+            ["version=1\n", "#\nversion=1\n", "# x\r\n  \r\n\nversion=2\r\n", "#Disk descriptorfile\nversion=3\nCID="]
+        {
+            assert_eq!(find(text.as_bytes(), &[]), [Found::Disk("vmdk")], "{text}");
+        }
+        for text in ["version=4\n", "a=b\nversion=1\n", "# version=1\n", "version=1 and more\n", "#", "\n"] {
+            assert_eq!(find(text.as_bytes(), &[]), [], "{text}");
+        }
     }
 }

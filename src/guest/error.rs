@@ -29,9 +29,12 @@ pub enum GuestError {
         /// Its build.
         build: String,
     },
-    /// The agent began anew in the middle of a request: the guest rebooted, or the agent died.
+    /// The agent began anew in the middle of a request: the guest rebooted.
     #[error("the guest's agent started anew in the middle of a request")]
     Restarted,
+    /// Somebody else says hello on the port, in the same boot: another agent, or this one after its death.
+    #[error("another agent spoke in the middle of a request")]
+    SecondAgent,
     /// The guest does not take what is sent to it.
     #[error("the guest read nothing for {}", format_duration(*.0))]
     Stalled(Duration),
@@ -86,6 +89,7 @@ impl Fault for GuestError {
             | Self::Port(_)
             | Self::Protocol(_)
             | Self::OtherBuild { .. }
+            | Self::SecondAgent
             | Self::Stalled(_)
             | Self::Silent(_) => Kind::Boot,
             Self::Restarted | Self::Overdue(_) | Self::Refused { .. } | Self::Hostile(_) | Self::Beyond(_) => {
@@ -101,6 +105,7 @@ impl Fault for GuestError {
         let hint = match self {
             Self::Refused { full: true, .. } => "make the disk larger: set `disk` under [machine]",
             Self::OtherBuild { .. } => "the base image must not contain a running kiln agent",
+            Self::SecondAgent => "the agent's port is kiln's alone: no step may open it, or kill the agent",
             Self::Restarted => "a step that reboots the guest must say `reboot = true`",
             Self::Changed(_) => "build again when nothing writes to it any more",
             Self::TooLarge { .. } => "copy large text as a file and run that",

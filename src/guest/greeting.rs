@@ -116,6 +116,10 @@ impl Session {
                     let nonce = nonce();
                     self.put(0, &Message::Welcome { origin: Origin, nonce });
                     asked = Some((nonce, facts));
+                    // Nobody who only talks is owed more than one answer.
+                    while !self.out.is_empty() {
+                        self.exchange().await?;
+                    }
                 }
                 Some(Message::Ready { nonce }) => {
                     if let Some((_, facts)) = asked.take_if(|(expected, _)| *expected == nonce) {

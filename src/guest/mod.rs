@@ -11,7 +11,8 @@
 pub mod error;
 pub mod exec;
 pub mod greeting;
-mod receive;
+#[doc(hidden)]
+pub mod receive;
 pub mod session;
 pub mod shell;
 pub mod stage;

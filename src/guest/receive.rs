@@ -22,12 +22,13 @@ use crate::wire::tree::{Decoder, Entry, Item, Kind, Totals};
 
 /// How many entries a tree may have.
 const MAX_ENTRIES: u64 = 1_000_000;
-/// How many bytes the paths of all files may have together: they are kept for the manifest.
-const MAX_PATHS: usize = 16 << 20;
+/// How many bytes the paths of all files may have together. The manifest, the sums and the verification hold each of them
+/// at once, a dozen times in all: no guest is to take more than 64 MiB of the host's memory.
+const MAX_PATHS: usize = 3 << 20;
 
 /// What was written.
 #[derive(Debug)]
-pub(super) struct Received {
+pub struct Received {
     /// The regular files.
     pub files: Vec<PathBuf>,
     /// As counted here.
@@ -35,7 +36,7 @@ pub(super) struct Received {
 }
 
 /// Reads the tree to its end and writes it at `into`. Nothing may follow the end.
-pub(super) fn receive(input: impl BufRead, into: &Path, limit: u64) -> Result<Received, GuestError> {
+pub fn receive(input: impl BufRead, into: &Path, limit: u64) -> Result<Received, GuestError> {
     let (mut decoder, _) = Decoder::new(input).map_err(|error| broken(&error))?;
     let mut target = Target::new(into, limit)?;
     loop {

@@ -208,6 +208,7 @@ impl Session {
     /// Handles what concerns the conversation; hands out what belongs to the request.
     fn take(&mut self, Frame { stream, message }: Frame) -> Result<Option<Message>, GuestError> {
         match message {
+            Message::Hello { facts, .. } if facts.boot_id == self.boot_id => return Err(GuestError::SecondAgent),
             Message::Hello { .. } => return Err(GuestError::Restarted),
             Message::Trouble { text } => return Err(GuestError::Protocol(format!("it says {}", printable(&text)))),
             Message::Pong { token } if stream == 0 => {
@@ -248,6 +249,12 @@ impl Session {
             return done;
         }
         let now = Instant::now();
+        if now > wake + quarter {
+            // Woken this late, it was us who stood still, and perhaps the guest with us: it gets all its time again.
+            (self.heard, self.moved) = (now, now);
+            self.ping = self.ping.map(|(token, _)| (token, now));
+            return Ok(());
+        }
         if !self.out.is_empty() && now >= stalled_at {
             return Err(GuestError::Stalled(self.limits.stalled));
         }

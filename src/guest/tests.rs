@@ -98,6 +98,20 @@ fn output_comes_as_it_is_written() {
 }
 
 #[test]
+#[expect(unsafe_code, reason = "an ignored signal has no handler that could do harm")]
+fn a_command_ignores_no_signal_whatever_the_agent_ignores() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: SIG_IGN; nothing here sends or waits for this signal.
+    unsafe { signal(Signal::SIGUSR2, SigHandler::SigIgn) }.unwrap();
+    with_agent(async |mut session, _| {
+        let (_, ignored, _) = output(&mut session, &sh("grep SigIgn: /proc/self/status")).await;
+        let mask = ignored.strip_prefix("SigIgn:").map(|mask| u64::from_str_radix(mask.trim(), 16));
+        // Of those above, the C library keeps two for itself.
+        assert_eq!(mask.unwrap().unwrap() & 0x7fff_ffff, 0, "{ignored}");
+    });
+}
+
+#[test]
 fn each_way_to_end_is_told_apart() {
     with_agent(async |mut session, _| {
         let mut exit = async |exec: &Exec| output(&mut session, exec).await.0;
@@ -207,6 +221,23 @@ fn a_dropped_request_does_not_disturb_the_next() {
     });
 }
 
+/// As after SIGSTOP, while the guest ran on.
+#[test]
+fn h7_a_host_that_stood_still_hears_what_the_guest_said_meanwhile() {
+    with_agent(async |session, _| {
+        let limits = Limits { stalled: Duration::from_millis(100), silent: Duration::from_millis(400) };
+        let mut session = session.with_limits(limits);
+        let mut said = Vec::new();
+        let mut hear = |_, bytes: &[u8]| {
+            said.extend_from_slice(bytes);
+            std::thread::sleep(2 * limits.silent);
+        };
+        let exit = session.exec(&sh("echo one; sleep 1; echo two"), &mut hear).await.unwrap();
+        assert_eq!((exit, &said[..]), (Exit::Code(0), &b"one\ntwo\n"[..]));
+        session.ping().await.unwrap();
+    });
+}
+
 #[test]
 fn a_parked_agent_wakes_for_whoever_loaded_it() {
     with_agent(async |mut session, hello| {
@@ -297,9 +328,9 @@ fn a_shell_has_a_terminal_that_can_be_resized_and_interrupted() {
             keys("stty size; tty\n").await;
             until("40 120").await;
             until("/dev/pts/").await;
-            keys("sleep 1000; echo a'ft'er\n").await;
-            until("a'ft'er").await;
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            // What says so is in the foreground by then, and not only about to be.
+            keys("sh -c 'echo beg''un; exec sleep 1000'\n").await;
+            until("begun").await;
             keys("\x03").await;
             keys("echo still h'er'e; exit 7\n").await;
             until("still here").await;

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::time::SystemTime;
 
-use super::{Cache, Layer, Name, remove};
+use super::{Cache, Layer, Name};
 
 /// What an eviction did.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -35,15 +35,19 @@ pub fn evict(cache: &Cache, limit: u64) -> io::Result<Evicted> {
     };
     for entry in entries {
         let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if !entry.file_type()?.is_dir() || name.starts_with(super::DRAFT) {
+        let metadata = match entry.metadata() {
+            // Another kiln makes room as well.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            other => other?,
+        };
+        if !metadata.is_dir() || entry.file_name().to_string_lossy().starts_with(super::DRAFT) {
             continue;
         }
-        let used = entry.metadata()?.modified()?;
+        let used = metadata.modified()?;
         match Layer::open(&entry.path()) {
             Ok(layer) => candidates.push(Candidate { layer, used }),
             // Nobody can use it.
-            Err(_) => _ = remove(&cache.root, &entry.path()),
+            Err(_) => _ = cache.remove(&entry.path()),
         }
     }
     let mut left: u64 = candidates.iter().map(|candidate| candidate.layer.size()).sum();
@@ -54,7 +58,7 @@ pub fn evict(cache: &Cache, limit: u64) -> io::Result<Evicted> {
         let Candidate { layer, .. } = candidates.remove(at);
         let (folder, size) = (layer.folder.clone(), layer.size());
         drop(layer);
-        if !remove(&cache.root, &folder) {
+        if !cache.remove(&folder) {
             continue;
         }
         left -= size;

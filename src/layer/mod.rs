@@ -11,12 +11,14 @@
 //!
 //! One key may have several layers, each with an id of its own: two makings of a step are never the same to the bit. A
 //! layer names its parent by both, so it is never put on another making than the one it was made on. Whoever uses a layer
-//! holds a shared flock(2) on its folder; it is only removed under an exclusive one. Every file is checked against its
-//! digest before it is used, once for each change of its inode ([`Memo`]).
+//! holds a shared flock(2) on its folder; it is only removed under an exclusive one. Making drafts and sweeping them take
+//! turns, by a lock on the folder of layers: nobody ever sees a draft that its maker has not locked yet. Every file is
+//! checked against its digest before it is used, once for each change of its inode ([`Memo`]).
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -25,6 +27,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{hex, sha256_data};
+use crate::fs::Fs;
 use crate::memo::{Digested, Memo};
 use crate::plan::key::Key;
 
@@ -36,6 +39,10 @@ const DISK: &str = "disk.qcow2";
 const RAM: &str = "ram";
 const FETCHED: &str = "fetched";
 const DRAFT: &str = "draft-";
+/// Mode of the files of a layer that kiln writes itself.
+const FILE_MODE: u32 = 0o600;
+/// Mode of its folders.
+const FOLDER_MODE: u32 = 0o700;
 
 /// One making of a layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,14 +90,25 @@ pub struct Facts {
     pub disk: Sealed,
     /// The memory.
     pub memory: Option<Memory>,
-    /// Files that were fetched, relative to the version's folder.
-    pub fetched: Vec<PathBuf>,
+    /// Files that were fetched.
+    pub fetched: Vec<Fetched>,
+}
+
+/// A file that was fetched.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetched {
+    /// Its name, relative to the version's folder.
+    pub file: PathBuf,
+    /// What it is.
+    #[serde(flatten)]
+    pub sealed: Sealed,
 }
 
 /// The layers of one cache folder.
 #[derive(Debug, Clone)]
 pub struct Cache {
     root: PathBuf,
+    fs: Fs,
     memo: Arc<Memo>,
     /// Whether what is found to be unusable is removed.
     tidy: bool,
@@ -139,9 +157,13 @@ impl Cache {
     /// # Errors
     /// When the folder cannot be made or read.
     pub fn open(cache: &Path, memo: Arc<Memo>) -> io::Result<Self> {
+        Self::open_on(cache, memo, Fs::default())
+    }
+
+    fn open_on(cache: &Path, memo: Arc<Memo>, fs: Fs) -> io::Result<Self> {
         let root = cache.join("layers");
-        DirBuilder::new().recursive(true).mode(0o700).create(&root)?;
-        let cache = Self { root, memo, tidy: true };
+        DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(&root)?;
+        let cache = Self { root, fs, memo, tidy: true };
         cache.sweep()?;
         Ok(cache)
     }
@@ -149,7 +171,7 @@ impl Cache {
     /// The layers below a cache folder, for looking only: nothing is made or removed.
     #[must_use]
     pub fn peek(cache: &Path, memo: Arc<Memo>) -> Self {
-        Self { root: cache.join("layers"), memo, tidy: false }
+        Self { root: cache.join("layers"), fs: Fs::default(), memo, tidy: false }
     }
 
     /// Every layer of a key that is whole, undamaged, and whose parents are so too; the one used last comes first.
@@ -167,7 +189,7 @@ impl Cache {
             Ok(stack) => Some(stack),
             Err(why) => {
                 if self.tidy {
-                    remove(&self.root, &folder);
+                    self.remove(&folder);
                 }
                 // One whose parent was evicted is nothing to talk about.
                 if !matches!(why, Unusable::Missing) {
@@ -183,6 +205,10 @@ impl Cache {
     fn stack(&self, folder: &Path) -> Result<Stack, Unusable> {
         let mut layers = vec![self.whole(folder)?];
         while let Some(parent) = layers.last().and_then(|layer| layer.facts.parent.clone()) {
+            // It would be opened again until there are no descriptors left.
+            if layers.iter().any(|layer| layer.facts.name == parent) {
+                return Err(Unusable::Damaged { path: folder.join(FACTS), what: "it lies on itself" });
+            }
             layers.push(self.whole(&self.root.join(parent.folder()))?);
         }
         layers.reverse();
@@ -192,6 +218,9 @@ impl Cache {
     fn whole(&self, folder: &Path) -> Result<Layer, Unusable> {
         let layer = Layer::open(folder)?;
         self.check(&layer.disk(), &layer.facts.disk)?;
+        for fetched in &layer.facts.fetched {
+            self.check(&layer.fetched(&fetched.file), &fetched.sealed)?;
+        }
         Ok(layer)
     }
 
@@ -219,10 +248,15 @@ impl Cache {
     /// # Errors
     /// When its folder cannot be made.
     pub fn draft(&self) -> io::Result<Draft> {
-        // Mode 0700, as tempfile makes folders.
-        let folder = tempfile::Builder::new().prefix(DRAFT).tempdir_in(&self.root)?;
-        let lock = lock(folder.path(), FlockArg::LockExclusiveNonblock)?;
-        Ok(Draft { root: self.root.clone(), folder, _lock: lock })
+        let _turn = lock(&self.root, FlockArg::LockExclusive)?;
+        let folder = self.fresh_draft();
+        self.fs.create_dir(&folder, FOLDER_MODE)?;
+        let lock = lock(&folder, FlockArg::LockExclusiveNonblock)?;
+        Ok(Draft { fs: self.fs.clone(), root: self.root.clone(), folder, is_ours: true, _lock: lock })
+    }
+
+    fn fresh_draft(&self) -> PathBuf {
+        self.root.join(format!("{DRAFT}{}", self.fs.fresh_name()))
     }
 
     /// Waits until nobody else makes the layer of this key. Blocks the calling thread.
@@ -250,14 +284,23 @@ impl Cache {
     }
 
     fn sweep(&self) -> io::Result<()> {
+        let _turn = lock(&self.root, FlockArg::LockExclusive)?;
         for entry in fs::read_dir(&self.root)? {
             let path = entry?.path();
             let draft = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(DRAFT));
             if draft && lock(&path, FlockArg::LockExclusiveNonblock).is_ok() {
-                let _ = fs::remove_dir_all(&path);
+                let _ = self.fs.remove(&path);
             }
         }
         Ok(())
+    }
+
+    /// Removes a layer that nobody uses. Renames first: from then on nobody finds it, and what cannot be deleted now is left
+    /// to the next sweep.
+    fn remove(&self, folder: &Path) -> bool {
+        let Ok(_lock) = lock(folder, FlockArg::LockExclusiveNonblock) else { return false };
+        let doomed = self.fresh_draft();
+        self.fs.rename(folder, &doomed).and_then(|()| self.fs.remove(&doomed)).is_ok()
     }
 }
 
@@ -271,22 +314,12 @@ fn lock(folder: &Path, how: FlockArg) -> io::Result<Flock<File>> {
     Flock::lock(File::open(folder)?, how).map_err(|(_, errno)| errno.into())
 }
 
-/// Removes a layer that nobody uses. Renames first: from then on nobody finds it.
-fn remove(root: &Path, folder: &Path) -> bool {
-    if lock(folder, FlockArg::LockExclusiveNonblock).is_err() {
-        return false;
-    }
-    let Ok(trash) = tempfile::Builder::new().prefix(DRAFT).tempdir_in(root) else { return false };
-    fs::rename(folder, trash.path().join("layer")).is_ok()
-}
-
 fn digest(path: &Path) -> io::Result<Digested> {
     let file = File::open(path)?;
     Ok(Digested { sha256: hex(&sha256_data(&file)?), bytes: file.metadata()?.len(), entries: 1 })
 }
 
-fn seal(path: &Path) -> io::Result<Sealed> {
-    File::open(path)?.sync_all()?;
+fn measure(path: &Path) -> io::Result<Sealed> {
     let Digested { sha256, bytes, .. } = digest(path)?;
     Ok(Sealed { bytes, sha256 })
 }
@@ -335,7 +368,11 @@ impl Layer {
             other => other.map_err(|source| Unusable::Unreadable { path: folder.to_owned(), source })?,
         };
         let path = folder.join(FACTS);
-        let text = fs::read(&path).map_err(|source| Unusable::Unreadable { path: path.clone(), source })?;
+        let text = match fs::read(&path) {
+            // It was removed before it was locked.
+            Err(_) if !folder.exists() => return Err(Unusable::Missing),
+            other => other.map_err(|source| Unusable::Unreadable { path: path.clone(), source })?,
+        };
         let facts: Facts = serde_json::from_slice(&text)
             .map_err(|_| Unusable::Damaged { path: path.clone(), what: "not readable" })?;
         if facts.schema != SCHEMA || folder.file_name() != Some(facts.name.folder().as_ref()) {
@@ -373,9 +410,21 @@ impl Layer {
 /// A layer being made. Dropping it removes it.
 #[derive(Debug)]
 pub struct Draft {
+    fs: Fs,
     root: PathBuf,
-    folder: tempfile::TempDir,
+    folder: PathBuf,
+    /// Whether there is anything left to remove.
+    is_ours: bool,
     _lock: Flock<File>,
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if self.is_ours {
+            // What is left goes with the next sweep.
+            let _ = self.fs.remove(&self.folder);
+        }
+    }
 }
 
 /// What a layer is made of, besides its files.
@@ -421,13 +470,13 @@ impl Draft {
     /// Where the memory is to be written.
     #[must_use]
     pub fn ram(&self) -> PathBuf {
-        self.folder.path().join(RAM)
+        self.folder.join(RAM)
     }
 
     /// Where the disk lies that was taken.
     #[must_use]
     pub fn disk(&self) -> PathBuf {
-        self.folder.path().join(DISK)
+        self.folder.join(DISK)
     }
 
     /// Takes a frozen disk, which stays where it is under its own name as well.
@@ -435,30 +484,25 @@ impl Draft {
     /// # Errors
     /// When it cannot be linked.
     pub fn take_disk(&self, disk: &Path) -> io::Result<()> {
-        fs::hard_link(disk, self.disk())
+        self.fs.link(disk, &self.disk())
     }
 
     /// Makes it a layer, durable and whole. Blocks while it hashes and syncs.
     ///
     /// # Errors
     /// When that fails; nothing is left then.
-    pub fn commit(self, made: Made) -> io::Result<()> {
-        let folder = self.folder.path();
-        let disk = seal(&self.disk())?;
+    pub fn commit(mut self, made: Made) -> io::Result<()> {
+        // Somebody may be using the disk under its own name: it keeps its mode.
+        self.fs.sync(&File::open(self.disk())?)?;
+        let disk = measure(&self.disk())?;
         let memory = match made.memory {
             Some(Recorded { format, machine, hello }) => {
-                fs::set_permissions(self.ram(), fs::Permissions::from_mode(0o600))?;
-                Some(Memory { file: seal(&self.ram())?, format, machine, hello })
+                self.fs.seal(&File::open(self.ram())?, FILE_MODE)?;
+                Some(Memory { file: measure(&self.ram())?, format, machine, hello })
             }
             None => None,
         };
-        let mut fetched = Vec::new();
-        for (from, name) in made.fetched {
-            let to = folder.join(FETCHED).join(&name);
-            fs::create_dir_all(to.parent().unwrap_or(folder))?;
-            fs::copy(from, to)?;
-            fetched.push(name);
-        }
+        let fetched = self.take_fetched(made.fetched)?;
         let target = self.root.join(made.name.folder());
         let facts = Facts {
             schema: SCHEMA,
@@ -469,12 +513,29 @@ impl Draft {
             memory,
             fetched,
         };
-        let mut file = File::create_new(folder.join(FACTS))?;
-        file.write_all(&serde_json::to_vec_pretty(&facts)?)?;
-        file.sync_all()?;
-        File::open(folder)?.sync_all()?;
-        fs::rename(self.folder.keep(), target)?;
-        File::open(&self.root)?.sync_all()
+        self.fs.write_new(&self.folder.join(FACTS), &serde_json::to_vec_pretty(&facts)?, FILE_MODE)?;
+        self.fs.sync_dir(&self.folder)?;
+        self.fs.rename(&self.folder, &target)?;
+        // Where it may not outlive a power cut it is taken back; a disk that cannot even do that leaves it there, whole.
+        self.fs.sync_dir(&self.root).inspect_err(|_| drop(self.fs.rename(&target, &self.folder)))?;
+        self.is_ours = false;
+        Ok(())
+    }
+
+    /// Copies what was fetched, durably.
+    fn take_fetched(&self, files: Vec<(PathBuf, PathBuf)>) -> io::Result<Vec<Fetched>> {
+        let mut fetched = Vec::new();
+        let mut folders = BTreeSet::new();
+        for (from, file) in files {
+            let to = self.folder.join(FETCHED).join(&file);
+            let folder = to.parent().unwrap_or(&self.folder);
+            self.fs.ensure_path(folder, FOLDER_MODE)?;
+            self.fs.copy_new(&from, &to, FILE_MODE)?;
+            folders.insert(folder.to_owned());
+            fetched.push(Fetched { file, sealed: measure(&to)? });
+        }
+        folders.iter().try_for_each(|folder| self.fs.sync_dir(folder))?;
+        Ok(fetched)
     }
 }
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 use qapi::qmp as schema;
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::argv::{Backing, Start, argv, overlay_node};
 use super::{Fate, MachineError, Running, typed};
@@ -26,6 +26,8 @@ use crate::plan::machine::{Firmware, Machine};
 
 /// A gigabyte takes seconds; a full host disk shows as an error, not as silence.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(120);
+/// Between two questions whether QEMU is done with it.
+const POLL: Duration = Duration::from_millis(2);
 /// As many threads as a small host has processors.
 const CHANNELS: u8 = 2;
 /// Bytes a second, more than any disk takes: QEMU is made to leave room on a network, 128 MiB a second.
@@ -146,8 +148,22 @@ impl Running {
         let format = self.choose_format(None).await?;
         self.set_parameter("max-bandwidth", MAX_BANDWIDTH).await?;
         let uri = self.uri(format, ram, &file).await?;
-        self.transfer(schema::migrate { channels: None, detach: None, resume: None, uri: Some(uri) }).await?;
-        Ok(format)
+        let written =
+            self.transfer(schema::migrate { channels: None, detach: None, resume: None, uri: Some(uri) }).await;
+        self.migration_settled().await?;
+        written.map(|()| format)
+    }
+
+    /// QEMU tells that a migration is over before it has set the state that a machine has after one. A `cont` between the
+    /// two is answered and undone: the guest would hold still for ever, and no event would say so.
+    async fn migration_settled(&self) -> Result<(), MachineError> {
+        let settled = async {
+            while self.qmp.execute(schema::query_status {}).await?.status == schema::RunState::finish_migrate {
+                sleep(POLL).await;
+            }
+            Ok(())
+        };
+        timeout(TRANSFER_TIMEOUT, settled).await.unwrap_or(Err(MachineError::Silent(TRANSFER_TIMEOUT)))
     }
 
     /// Loads the memory into a machine that was launched for it, and lets the guest go on.

@@ -253,8 +253,8 @@ pub struct Plugged {
     id: String,
 }
 
-/// Starts QEMU in the scratch folder, which holds the overlay and the seed. Gives the machine and the agent's channel. One
-/// started for [`Start::Restore`] waits for [`Running::restore`].
+/// Starts QEMU in the scratch folder, which holds the overlay and the seed. Gives the machine and the agent's channel. Its
+/// CPUs are held until [`Running::boot`] or [`Running::restore`].
 ///
 /// # Errors
 /// When QEMU cannot be started or does not answer on its monitor.
@@ -289,11 +289,7 @@ pub async fn launch(
     tokio::task::spawn_local(console::record(serial, console_file, console.clone(), events.clone()));
     let (qmp, qmp_events) = connect(qmp, life.subscribe(), group).await?;
     tokio::task::spawn_local(follow(qmp_events, life.clone()));
-    let running = Running { group, qmp, life, console, plugged: 0, top: argv::TOP.into(), frozen: 0 };
-    if start == Start::Boot {
-        running.go_on().await?;
-    }
-    Ok((running, agent))
+    Ok((Running { group, qmp, life, console, plugged: 0, top: argv::TOP.into(), frozen: 0 }, agent))
 }
 
 async fn connect(
@@ -349,6 +345,16 @@ impl Running {
     #[must_use]
     pub fn console(&self) -> &Console {
         &self.console
+    }
+
+    /// Lets the guest's firmware begin. It and boot loaders may reset the machine this often.
+    ///
+    /// # Errors
+    /// When QEMU refuses.
+    pub async fn boot(&self, resets: u32) -> Result<(), MachineError> {
+        // Before the first instruction: resets of a guest that is quicker than us count too.
+        self.tolerate_resets(resets);
+        self.go_on().await
     }
 
     /// From now on the guest may reset itself this often before it counts as rebooting unasked.

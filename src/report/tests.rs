@@ -275,7 +275,7 @@ fn a_sink_outlives_its_reader() {
 proptest! {
     /// Fault row G4: whatever text comes from outside, every line is one of ours, whole and without commands.
     #[test]
-    fn no_line_can_be_forged(text in any::<String>(), prefix in "(::|##\\[|##vso\\[|\r|\n|\x1b\\[)?") {
+    fn g4_no_line_can_be_forged(text in any::<String>(), prefix in "(::|##\\[|##vso\\[|\r|\n|\x1b\\[)?") {
         let text = prefix + &text;
         let events = [
             Event::StepStarted { index: 0, name: text.clone(), verb: "run" },

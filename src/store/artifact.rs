@@ -8,7 +8,7 @@ use super::error::StoreError;
 use super::folder::Folder;
 use super::manifest::{self, Manifest};
 use super::reference::ImageId;
-use super::{Store, sums};
+use super::{Store, check_ours, check_part, sums};
 
 /// How often a reader tries again when the version is replaced between opening its folder and locking it.
 const TRIES: usize = 16;
@@ -54,8 +54,11 @@ impl Store {
 
     /// The version's folder with its shared lock. Waits only for one who is removing it.
     fn open_shared(&self, id: &ImageId) -> Result<Folder, StoreError> {
+        check_part(&self.image_path(id.name()))?;
         for _ in 0..TRIES {
             let folder = Folder::open(self.version_path(id))?;
+            let meta = folder.file().metadata().map_err(StoreError::io("read", folder.path()))?;
+            check_ours(folder.path(), &meta)?;
             folder.file().lock_shared().map_err(StoreError::io("lock", folder.path()))?;
             if folder.is_current() {
                 return Ok(folder);

@@ -19,21 +19,21 @@ pub enum StoreError {
         /// The system's answer.
         source: io::Error,
     },
-    /// The store is not a folder.
-    #[error("the store {} is not a folder", .0.display())]
+    /// The store, or a part of it, is not a folder.
+    #[error("{} is not a folder, as the store needs it", .0.display())]
     NotAFolder(PathBuf),
-    /// The store belongs to somebody else.
-    #[error("the store {} belongs to user {owner}, and kiln runs as user {user}", path.display())]
+    /// The store, or a part of it, belongs to somebody else.
+    #[error("the store's folder {} belongs to user {owner}, and kiln runs as user {user}", path.display())]
     NotOwned {
-        /// The store, symbolic links resolved.
+        /// Which folder.
         path: PathBuf,
         /// Its owner's number.
         owner: u32,
         /// The effective user's number.
         user: u32,
     },
-    /// Anybody could swap an image.
-    #[error("everybody may write to the store {}", .0.display())]
+    /// Anybody could swap an image, in the store or in a part of it.
+    #[error("everybody may write to the store's folder {}", .0.display())]
     WorldWritable(PathBuf),
     /// A lock there may block for ever.
     #[error("the store {} is on a network file system, where locks cannot be trusted", .0.display())]

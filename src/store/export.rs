@@ -4,11 +4,12 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::fs::Fs;
+
 use super::artifact::Artifact;
 use super::digest::{self, Job, Meter, Watch};
 use super::error::StoreError;
 use super::folder::Folder;
-use super::fs::Fs;
 use super::{clone, sums};
 
 /// The copies are the user's, to run and change.

@@ -337,7 +337,7 @@ pub(crate) mod tests {
 
     /// Fault row D2. A newer schema may have any shape, so it is refused by its number before the rest is read.
     #[test]
-    fn a_newer_schema_is_refused_whatever_else_it_holds() {
+    fn d2_a_newer_schema_is_refused_whatever_else_it_holds() {
         let error = parse(r#"{"schema": 2, "sequence": 7, "image": []}"#).unwrap_err();
         assert!(matches!(error, StoreError::NewerSchema { found: 2, known: 1, .. }), "{error:?}");
         assert!(matches!(parse("{}"), Err(StoreError::Malformed { .. })));

@@ -15,10 +15,9 @@
 //! Locks are flocks: the kernel frees them with their holder, however it dies. A lock file is never unlinked, so two
 //! processes can never hold "the" lock on two different files of one name. Order of taking: version, image, folder.
 
-use std::fs::{DirBuilder, File, TryLockError};
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::fs::{File, Metadata, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -30,7 +29,6 @@ mod digest;
 mod error;
 mod export;
 mod folder;
-mod fs;
 mod lock;
 pub mod manifest;
 mod reference;
@@ -51,8 +49,8 @@ pub use manifest::Manifest;
 pub use reference::{ImageId, Reference, ReferenceError};
 pub use staging::Staging;
 
+use crate::fs::Fs;
 use folder::Folder;
-use fs::Fs;
 use lock::Lock;
 
 /// The folder for what is not an image.
@@ -110,8 +108,9 @@ impl Store {
         let store = Self { root, fs };
         store.create().map_err(StoreError::io("create the store at", &store.root))?;
         store.check_fit()?;
-        for folder in [store.private(""), store.private("locks"), store.private("tmp")] {
+        for folder in [store.root.join(PRIVATE), store.private("locks"), store.private("tmp")] {
             store.fs.ensure_dir(&folder, 0o700).map_err(StoreError::io("create", &folder))?;
+            check_part(&folder)?;
         }
         // Whatever cannot be cleared now, the next opener tries again; a full disk must not stop a reader.
         let _ = store.clear_stale();
@@ -164,6 +163,7 @@ impl Store {
         let id = self.resolve(reference)?;
         let path = self.version_path(&id);
         let Some(_version) = self.try_version_lock(&id)? else { return Err(StoreError::Busy(id)) };
+        self.recover(&id)?;
         let image = self.lock_image(id.name())?;
         let folder = Folder::open(&path)
             .map_err(|error| if error.is_not_found() { self.no_version(reference) } else { error })?;
@@ -181,29 +181,15 @@ impl Store {
     }
 
     fn create(&self) -> io::Result<()> {
-        if self.root.exists() {
-            return Ok(());
-        }
-        if let Some(parent) = self.root.parent() {
-            DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
-        }
-        self.fs.ensure_dir(&self.root, 0o755)
+        if self.root.exists() { Ok(()) } else { self.fs.ensure_path(&self.root, 0o755) }
     }
 
-    /// Fault row D3: nobody else may be able to swap an image. Row H15: flock on a network file system may block for ever.
+    /// Fault row H15: flock on a network file system may block for ever.
     fn check_fit(&self) -> Result<(), StoreError> {
         let root = || self.root.clone();
+        // The user's own path may go through links; what is below may not.
         let meta = std::fs::metadata(&self.root).map_err(StoreError::io("read", &self.root))?;
-        let user = nix::unistd::geteuid().as_raw();
-        if !meta.is_dir() {
-            return Err(StoreError::NotAFolder(root()));
-        }
-        if meta.uid() != user {
-            return Err(StoreError::NotOwned { path: root(), owner: meta.uid(), user });
-        }
-        if meta.mode() & 0o002 != 0 {
-            return Err(StoreError::WorldWritable(root()));
-        }
+        check_ours(&self.root, &meta)?;
         let kind = statfs::statfs(&self.root).map_err(|error| StoreError::io("read", root())(error.into()))?;
         if is_network(kind.filesystem_type()) { Err(StoreError::Network(root())) } else { Ok(()) }
     }
@@ -224,9 +210,9 @@ impl Store {
         self.private("tmp").join(format!("{ASIDE}{id}"))
     }
 
-    /// A name in tmp that nobody else uses: 64 random bits from the standard library's hasher seed.
+    /// A name in tmp that nobody else uses.
     fn fresh_tmp(&self, id: &ImageId) -> PathBuf {
-        self.private("tmp").join(format!("{id}.{:016x}", RandomState::new().build_hasher().finish()))
+        self.private("tmp").join(format!("{id}.{}", self.fs.fresh_name()))
     }
 
     fn sync_dir(&self, path: &Path) -> Result<(), StoreError> {
@@ -328,7 +314,14 @@ impl Store {
         let (aside, path) = (self.aside_path(id), self.version_path(id));
         match (aside.is_dir(), path.is_dir()) {
             (false, _) => Ok(()),
-            (true, true) => self.discard(&aside),
+            // Under its name, the old one would come back if the new one were removed while the old one is still read. Nor
+            // may it lose that name before the new one surely has its own.
+            (true, true) => {
+                let doomed = self.fresh_tmp(id);
+                self.sync_dir(&self.private("tmp"))?;
+                self.fs.rename(&aside, &doomed).map_err(StoreError::io("remove", &aside))?;
+                self.discard(&doomed)
+            }
             (true, false) => {
                 self.fs.rename(&aside, &path).map_err(StoreError::io("restore", &path))?;
                 self.sync_dir(&self.image_path(id.name()))
@@ -344,7 +337,15 @@ impl Store {
             // Not a folder: nothing of ours, and nobody can hold it.
             Err(_) => return self.fs.remove(path).map_err(StoreError::io("remove", path)),
         };
-        if try_lock(folder.file()).map_err(StoreError::io("lock", path))? {
+        self.discard_opened(&folder)
+    }
+
+    fn discard_opened(&self, folder: &Folder) -> Result<(), StoreError> {
+        let path = folder.path();
+        // Since it was opened it may have been published, and what it replaced, which is read, be what has its name here.
+        if try_lock(folder.file()).map_err(StoreError::io("lock", path))? && folder.is_current() {
+            // It may have been moved here by one who died before that was durable. Its removal must not overtake the move.
+            self.sync_dir(&self.private("tmp"))?;
             self.fs.remove(path).map_err(StoreError::io("remove", path))?;
         }
         Ok(())
@@ -363,6 +364,23 @@ impl From<&Artifact> for Summary {
             folder: artifact.folder().to_owned(),
         }
     }
+}
+
+/// Fault row D3: nobody else may be able to swap an image, in the store or in a part of it.
+fn check_ours(path: &Path, meta: &Metadata) -> Result<(), StoreError> {
+    let user = nix::unistd::geteuid().as_raw();
+    if !meta.is_dir() {
+        return Err(StoreError::NotAFolder(path.to_owned()));
+    }
+    if meta.uid() != user {
+        return Err(StoreError::NotOwned { path: path.to_owned(), owner: meta.uid(), user });
+    }
+    if meta.mode() & 0o002 != 0 { Err(StoreError::WorldWritable(path.to_owned())) } else { Ok(()) }
+}
+
+/// The same for a folder below, which must not be a link.
+fn check_part(path: &Path) -> Result<(), StoreError> {
+    check_ours(path, &path.symlink_metadata().map_err(StoreError::io("read", path))?)
 }
 
 /// Takes the exclusive lock if it is free.

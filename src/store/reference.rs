@@ -164,7 +164,7 @@ mod tests {
     proptest! {
         /// Fault row S9: whatever passes is one plain path component.
         #[test]
-        fn what_passes_is_one_path_component(name in ".{0,70}", version in "[.]{0,2}.{0,70}") {
+        fn s9_what_passes_is_one_path_component(name in ".{0,70}", version in "[.]{0,2}.{0,70}") {
             if let Ok(id) = ImageId::new(name, version) {
                 for part in [id.name(), id.version()] {
                     let components: Vec<_> = std::path::Path::new(part).components().collect();

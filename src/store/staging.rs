@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::fs::Fs;
+
 use super::artifact::Artifact;
 use super::digest::{self, Digest, Job, Watch};
 use super::error::StoreError;
 use super::folder::{Folder, Tree};
-use super::fs::Fs;
 use super::lock::{Lock, VersionLock};
 use super::manifest::{self, Manifest};
 use super::reference::ImageId;
@@ -60,13 +61,12 @@ impl Staging {
     ///
     /// # Errors
     /// When a call fails, a file cannot be published, the manifest lists one that is not there, or `watch` says stop.
-    /// Nothing is published then, unless only the last sync failed.
+    /// Nothing is published then, unless a disk that failed to sync cannot rename either.
     pub fn finish(mut self, mut manifest: Manifest, watch: Watch<'_>) -> Result<Artifact, StoreError> {
         let folder = self.scratch.folder.try_clone()?;
         let image_lock = self.prepare(&folder, &mut manifest, watch)?;
         let path = self.place(&folder)?;
         drop(image_lock);
-        self.scratch.is_ours = false;
         Ok(Artifact::new(self.lock.id.clone(), folder.renamed(path), manifest))
     }
 
@@ -146,21 +146,19 @@ impl Staging {
     }
 
     /// Gives the folder its final name, durably.
-    fn place(&self, folder: &Folder) -> Result<PathBuf, StoreError> {
-        let (store, id) = (&self.lock.store, &self.lock.id);
-        let (image, path) = (store.image_path(id.name()), store.version_path(id));
+    fn place(&mut self, folder: &Folder) -> Result<PathBuf, StoreError> {
+        let (store, id) = (self.lock.store.clone(), self.lock.id.clone());
+        let (image, path) = (store.image_path(id.name()), store.version_path(&id));
         store.fs.ensure_dir(&image, FOLDER_MODE).map_err(StoreError::io("create", &image))?;
         // From now on it is read, no longer made: readers that come at once shall not wait for us.
         folder.file().lock_shared().map_err(StoreError::io("lock", &path))?;
         let result = if self.lock.replaces { self.swap(&path) } else { store.fs.rename(self.path(), &path) };
         result.map_err(StoreError::io("publish", &path))?;
-        store.sync_dir(&image)?;
-        store.sync_dir(store.path())?;
-        if self.lock.replaces {
-            // The old version, if somebody reads it still, is left to the next opener of the store.
-            store.discard(self.path())?;
-            store.discard(&store.aside_path(id))?;
-        }
+        self.scratch.is_ours = false;
+        let synced = store.sync_dir(&image).and_then(|()| store.sync_dir(store.path()));
+        synced.inspect_err(|_| self.take_back(&path))?;
+        // It is published. What cannot be deleted now, or is still read, is left to the next opener of the store.
+        let _ = store.discard(self.path());
         Ok(path)
     }
 
@@ -172,10 +170,21 @@ impl Staging {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
                 let aside = self.lock.store.aside_path(&self.lock.id);
                 fs.rename(path, &aside)?;
-                fs.rename(self.path(), path).inspect_err(|_| drop(fs.rename(&aside, path)))
+                fs.rename(self.path(), path).inspect_err(|_| drop(fs.rename(&aside, path)))?;
+                // The new one has the name; whoever finds the old one still aside clears it away.
+                let _ = fs.rename(&aside, self.path());
+                Ok(())
             }
             other => other,
         }
+    }
+
+    /// Undoes a publication of which nobody knows whether it would outlive a power cut. What then lies in tmp is left to the
+    /// next opener: it may only be deleted when this is durable.
+    fn take_back(&self, path: &Path) {
+        let fs = &self.scratch.fs;
+        // If this fails too, the new version stays: it is whole, as is the old one.
+        let _ = if self.lock.replaces { self.swap(path) } else { fs.rename(path, self.path()) };
     }
 }
 

@@ -22,10 +22,13 @@ fn line(file: &str, sha256: &str) -> String {
     format!("{mark}{sha256}  {escaped}\n")
 }
 
-/// File to digest; `None` when a line is not what [`render`] writes or a file is listed twice.
+/// File to digest; `None` when a line is not what [`render`] writes, the last one is torn, or a file is listed twice.
 pub(super) fn parse(text: &str) -> Option<BTreeMap<String, String>> {
     let mut sums = BTreeMap::new();
-    for line in text.lines() {
+    if !text.is_empty() && !text.ends_with('\n') {
+        return None;
+    }
+    for line in text.split_terminator('\n') {
         let (line, is_escaped) = line.strip_prefix('\\').map_or((line, false), |rest| (rest, true));
         let (sha256, file) = line.split_once("  ")?;
         if sha256.len() != 64 || !sha256.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {

@@ -153,7 +153,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_make_the_decoders_panic(bytes in vec(any::<u8>(), 0..2000), code in 0u8..40) {
+    fn g1_no_bytes_make_the_decoders_panic(bytes in vec(any::<u8>(), 0..2000), code in 0u8..40) {
         let mut body = vec![code, 0, 0, 0, 0];
         body.extend_from_slice(&bytes);
         let _ = Frame::decode(&body);
@@ -197,7 +197,7 @@ proptest! {
 }
 
 #[test]
-fn what_is_no_frame_is_an_error_once_the_port_is_trusted() {
+fn g1_what_is_no_frame_is_an_error_once_the_port_is_trusted() {
     let refused = |bytes: &[u8]| cut(trusting(), bytes, 1000).unwrap_err();
     assert_eq!(refused(&u32::MAX.to_le_bytes()), Malformed::Length(u32::MAX as usize));
     assert_eq!(refused(&65537u32.to_le_bytes()), Malformed::Length(65537));
@@ -207,7 +207,7 @@ fn what_is_no_frame_is_an_error_once_the_port_is_trusted() {
 }
 
 #[test]
-fn frames_of_an_earlier_boot_are_thrown_away() {
+fn g2_frames_of_an_earlier_boot_are_thrown_away() {
     let mut bytes = encoded(3, &Message::Stdout { bytes: vec![b'x'; 1000] })[500..].to_vec();
     bytes.extend(encoded(3, &Message::Exited { exit: Exit::Code { code: 0 } }));
     bytes.extend(encoded(0, &hello()));
@@ -215,7 +215,7 @@ fn frames_of_an_earlier_boot_are_thrown_away() {
 }
 
 #[test]
-fn another_build_is_told_by_name() {
+fn g7_another_build_is_told_by_name() {
     let mut bytes = encoded(0, &Message::Welcome { origin: Origin, nonce: 1 });
     let at = bytes.windows(BUILD.len()).position(|window| window == BUILD.as_bytes()).unwrap();
     bytes[at] = b'z';

@@ -298,17 +298,24 @@ impl<R: BufRead> Decoder<R> {
     /// As [`Decoder::new`].
     pub fn next_item(&mut self) -> io::Result<Item> {
         self.skip()?;
-        loop {
-            match self.record()? {
-                Record::Entry { entry } => return self.take_entry(entry).map(Item::Entry),
-                Record::Data { offset, length } => return self.take_data(offset, length),
-                Record::End { totals } if totals == self.totals => return Ok(Item::End(totals)),
-                Record::Pad { length } if length as usize <= BLOCK => {
-                    self.left = u64::from(length);
-                    self.skip()?;
-                }
-                _ => return Err(invalid(Malformed::Range("record of the tree"))),
+        match self.record()? {
+            Record::Entry { entry } => self.take_entry(entry).map(Item::Entry),
+            Record::Data { offset, length } => self.take_data(offset, length),
+            Record::End { totals } if totals == self.totals => Ok(Item::End(totals)),
+            Record::Pad { length } if length as usize <= BLOCK => {
+                self.left = u64::from(length);
+                self.skip()?;
+                self.padded_data()
             }
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Only content is padded: a stream of nothing but padding would have no end.
+    fn padded_data(&mut self) -> io::Result<Item> {
+        match self.record()? {
+            Record::Data { offset, length } => self.take_data(offset, length),
+            _ => Err(unexpected()),
         }
     }
 
@@ -355,7 +362,9 @@ impl<R: BufRead> Decoder<R> {
     fn take_data(&mut self, offset: u64, length: u64) -> io::Result<Item> {
         let bad = || invalid(Malformed::Range("extent"));
         let file = self.file.as_mut().ok_or_else(bad)?;
-        let end = offset.checked_add(length).filter(|end| offset >= file.end && *end <= file.size).ok_or_else(bad)?;
+        // An empty extent brings the file no nearer to its end: there would be room for any number of them.
+        let inside = |end: &u64| length > 0 && offset >= file.end && *end <= file.size;
+        let end = offset.checked_add(length).filter(inside).ok_or_else(bad)?;
         file.end = end;
         self.left = length;
         self.totals.bytes = self.totals.bytes.checked_add(length).ok_or_else(bad)?;
@@ -376,6 +385,10 @@ impl<R: BufRead> Decoder<R> {
         fields.end().map_err(invalid)?;
         Ok(record)
     }
+}
+
+fn unexpected() -> io::Error {
+    invalid(Malformed::Range("record of the tree"))
 }
 
 fn invalid(why: Malformed) -> io::Error {

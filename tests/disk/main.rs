@@ -1,6 +1,13 @@
 //! The disk modules against `qemu-img` and e2fsprogs as independent witnesses. Both must be installed: a test that
 //! cannot ask its witness fails.
 
+#[path = "../support/mod.rs"]
+mod support;
+
+mod attacks;
+mod corpus;
+mod hostile;
+
 use std::fs::{self, File};
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
@@ -125,7 +132,7 @@ fn inspection_agrees_with_qemu_img_on_good_images() {
 }
 
 #[test]
-fn a_backing_file_of_any_spelling_is_refused() {
+fn b2_b4_a_backing_file_of_any_spelling_is_refused() {
     let scratch = Scratch::new();
     let names = ["/etc/hostname", "json:{\"driver\":\"raw\"}", "nbd://127.0.0.1:9/x", "fat:/etc", "/dev/null", "x y"];
     for name in names {
@@ -137,7 +144,7 @@ fn a_backing_file_of_any_spelling_is_refused() {
 }
 
 #[test]
-fn images_that_are_more_than_one_disk_are_refused() {
+fn b3_images_that_are_more_than_one_disk_are_refused() {
     let scratch = Scratch::new();
     let data = format!("data_file={}", scratch.text("data"));
     let header = |path: &Path| match refused(path, BaseFormat::Qcow2).why() {
@@ -157,7 +164,7 @@ fn images_that_are_more_than_one_disk_are_refused() {
 }
 
 #[test]
-fn bytes_of_another_format_are_refused_whatever_the_spec_says() {
+fn b5_b6_bytes_of_another_format_are_refused_whatever_the_spec_says() {
     let scratch = Scratch::new();
     for format in ["vmdk", "vdi", "vhdx", "vpc", "qed"] {
         let path = scratch.create(format, format, &[]);
@@ -180,7 +187,7 @@ fn bytes_of_another_format_are_refused_whatever_the_spec_says() {
 }
 
 #[test]
-fn a_polyglot_is_refused_under_either_name() {
+fn b12_a_polyglot_is_refused_under_either_name() {
     let scratch = Scratch::new();
     let path = scratch.create("polyglot", "qcow2", &["-o", "preallocation=full"]);
     let file = File::options().write(true).open(&path).unwrap();
@@ -193,7 +200,7 @@ fn a_polyglot_is_refused_under_either_name() {
 }
 
 #[test]
-fn what_is_not_a_whole_disk_is_refused_at_once() {
+fn b9_what_is_not_a_whole_disk_is_refused_at_once() {
     let scratch = Scratch::new();
     let why = |path: &Path, format| match refused(path, format).why() {
         Refusal::NotAFile(what) => (*what).to_owned(),
@@ -216,7 +223,7 @@ fn what_is_not_a_whole_disk_is_refused_at_once() {
 }
 
 #[test]
-fn a_cut_image_is_truncated_wherever_it_is_cut() {
+fn b9_a_cut_image_is_truncated_wherever_it_is_cut() {
     let scratch = Scratch::new();
     let raw = scratch.raw("disk.raw");
     for extra in [&[][..], &["-c"], &["-c", "-o", "compression_type=zstd"], &["-o", "cluster_size=4k"]] {
@@ -517,7 +524,7 @@ fn a_huge_sparse_disk_is_compressed_in_no_time_and_a_stopped_one_is_an_error() {
 }
 
 #[test]
-fn a_raw_guest_disk_with_a_qcow2_header_stays_raw() {
+fn b7_a_raw_guest_disk_with_a_qcow2_header_stays_raw() {
     let scratch = Scratch::new();
     let canary = scratch.path("canary");
     fs::write(&canary, b"secret of the host".repeat(1000)).unwrap();
@@ -826,7 +833,7 @@ fn a_damaged_file_system_is_an_answer_or_an_error() {
 }
 
 #[test]
-fn qemu_img_opens_every_mutated_header_that_inspection_accepts() {
+fn b8_qemu_img_opens_every_mutated_header_that_inspection_accepts() {
     let scratch = Scratch::new();
     let whole = fs::read(scratch.create("q", "qcow2", &[])).unwrap();
     let mutated = scratch.path("mutated");

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use kiln::seed::INSTANCE_ID;
 use kiln::wire::code::{Code, Fields};
@@ -15,6 +15,7 @@ use kiln::wire::{
 };
 use nix::sys::signal::{Signal, raise};
 
+use super::hostile;
 use super::machine::Machine;
 use super::script::{self, Does, Fault};
 
@@ -35,6 +36,11 @@ pub fn live(machine: &Machine, port: &UnixStream, mut console: UnixStream, mode:
         }
         "panics-at-boot" => {
             let _ = console.write_all(b"\r\nKernel panic - not syncing: VFS: Unable to mount root fs\r\n");
+            machine.panic();
+            return hold(port);
+        }
+        "obeyed-console" => {
+            let _ = console.write_all(hostile::OBEYED.as_bytes());
             machine.panic();
             return hold(port);
         }
@@ -86,10 +92,33 @@ struct Guest<'a> {
     shell: Option<(u32, ExecRequest, Vec<u8>)>,
 }
 
+/// Bytes that go out as there is credit for them: first these, then the others again and again, until there were enough.
 struct Flood {
     stream: u32,
+    message: fn(Vec<u8>) -> Message,
+    bytes: Vec<u8>,
+    at: usize,
+    then: Vec<u8>,
     left: usize,
     credit: usize,
+    end: Message,
+}
+
+impl Flood {
+    /// Output of a command, without a newline.
+    fn of_output(stream: u32, left: usize) -> Self {
+        let end = Message::Exited { exit: Exit::Code { code: 0 } };
+        let message = |bytes| Message::Stdout { bytes };
+        Self { stream, message, bytes: Vec::new(), at: 0, then: vec![b'x'; MAX_DATA], left, credit: WINDOW, end }
+    }
+
+    /// A tree, which may have no end.
+    fn of_tree(stream: u32, hostile::Tree { bytes, totals, then_for_ever }: hostile::Tree) -> Self {
+        let end = Message::Done { entries: totals.entries, bytes: totals.bytes };
+        let message = |bytes| Message::Data { bytes: Hidden(bytes) };
+        let left = if then_for_ever.is_some() { usize::MAX } else { bytes.len() };
+        Self { stream, message, bytes, at: 0, then: then_for_ever.unwrap_or_default(), left, credit: WINDOW, end }
+    }
 }
 
 impl Guest<'_> {
@@ -122,15 +151,9 @@ impl Guest<'_> {
     fn hello(&mut self) -> io::Result<()> {
         let instance = if self.mode == "other-instance" { "i-0123456789" } else { INSTANCE_ID };
         let facts = Facts {
-            boot_id: format!("boot-{}", self.boots),
             instance_id: Some(instance.to_owned()),
-            os: "Fake OS 1".to_owned(),
-            os_id: "fake".to_owned(),
-            kernel: "6.1.0-fake".to_owned(),
-            arch: "x86_64".to_owned(),
-            clock: 1_700_000_000_000_000_000,
-            systemd: true,
-            start: u64::from(self.boots),
+            clock: clock(&self.mode),
+            ..facts(self.boots, u64::from(self.boots))
         };
         let mut bytes = Vec::new();
         put_frame(0, &Message::Hello { origin: Origin, facts }, &mut bytes);
@@ -138,15 +161,18 @@ impl Guest<'_> {
             let at = bytes.windows(BUILD.len()).position(|window| window == BUILD.as_bytes()).expect("it is in there");
             bytes[at..at + BUILD.len()].copy_from_slice("0".repeat(BUILD.len()).as_bytes());
         }
-        let mut port = self.port;
-        port.write_all(&bytes)
+        self.send(&bytes)
     }
 
     fn say(&self, stream: u32, message: &Message) -> io::Result<()> {
         let mut bytes = Vec::new();
         put_frame(stream, message, &mut bytes);
+        self.send(&bytes)
+    }
+
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
         let mut port = self.port;
-        port.write_all(&bytes)
+        port.write_all(bytes)
     }
 
     fn answer(&mut self, stream: u32, message: Message) -> io::Result<()> {
@@ -189,8 +215,12 @@ impl Guest<'_> {
             _ => {}
         }
         self.say(stream, &Message::Bye {})?;
-        if self.mode != "ignores-power-off" {
-            self.machine.power_off();
+        match &*self.mode {
+            "ignores-power-off" => {}
+            "panics-after-bye" => self.machine.panic(),
+            // QEMU is gone, and has not said that its guest turned it off.
+            "ends-after-bye" => std::process::exit(0),
+            _ => self.machine.power_off(),
         }
         Ok(())
     }
@@ -249,7 +279,7 @@ impl Guest<'_> {
                     }
                 }
                 Does::Fault(_, fault) => return self.suffer(stream, fault),
-                Does::Hangs(..) | Does::Floods(_) => return Ok(()),
+                Does::Hangs(..) | Does::Floods(_) | Does::Says(..) => return Ok(()),
             }
         }
         self.shell = Some((stream, request, before));
@@ -273,36 +303,48 @@ impl Guest<'_> {
     fn step(&mut self, stream: u32, text: &str, request: &ExecRequest) -> io::Result<()> {
         super::log(&format!("step {}", text.lines().next().unwrap_or_default()));
         let does = script::run(text, request, |path| self.files.get(path).cloned());
-        if let Does::Ends(out, _) | Does::Hangs(out, _) | Does::Fault(out, _) = &does {
+        if let Does::Ends(out, _) | Does::Hangs(out, _) | Does::Says(out, _) | Does::Fault(out, _) = &does {
             out.iter().try_for_each(|message| self.say(stream, message))?;
         }
         match does {
-            Does::Ends(_, exit) => self.exited(stream, exit),
+            Does::Ends(_, exit) => {
+                self.exited(stream, exit)?;
+                if self.mode == "powers-off-after-the-step" {
+                    self.machine.power_off();
+                }
+                Ok(())
+            }
             Does::Hangs(_, timeout) => {
                 self.hanging = Some((stream, timeout.map(|timeout| Instant::now() + timeout)));
                 Ok(())
             }
             Does::Floods(left) => {
-                self.flood = Some(Flood { stream, left, credit: 0 });
-                self.pour(WINDOW)
+                self.flood = Some(Flood::of_output(stream, left));
+                self.pour(0)
             }
+            Does::Says(_, what) => self.send(&hostile::frames(&what, stream, self.boots)),
             Does::Fault(_, fault) => self.suffer(stream, fault),
         }
     }
 
     /// Goes on with the flood, as far as there is credit.
     fn pour(&mut self, more: usize) -> io::Result<()> {
-        let Some(Flood { stream, mut left, credit }) = self.flood.take() else { return Ok(()) };
-        let mut credit = credit + more;
-        while left.min(credit) > 0 {
-            let bytes = vec![b'x'; left.min(credit).min(MAX_DATA)];
-            (left, credit) = (left - bytes.len(), credit - bytes.len());
-            self.say(stream, &Message::Stdout { bytes })?;
+        let Some(mut flood) = self.flood.take() else { return Ok(()) };
+        flood.credit += more;
+        while flood.left.min(flood.credit) > 0 {
+            if flood.at == flood.bytes.len() {
+                (flood.bytes, flood.at) = (flood.then.clone(), 0);
+            }
+            let rest = &flood.bytes[flood.at..];
+            let next = &rest[..rest.len().min(MAX_DATA).min(flood.left).min(flood.credit)];
+            self.say(flood.stream, &(flood.message)(next.to_vec()))?;
+            let n = next.len();
+            (flood.at, flood.left, flood.credit) = (flood.at + n, flood.left - n, flood.credit - n);
         }
-        if left == 0 {
-            return self.exited(stream, Exit::Code { code: 0 });
+        if flood.left == 0 {
+            return self.say(flood.stream, &flood.end);
         }
-        self.flood = Some(Flood { stream, left, credit });
+        self.flood = Some(flood);
         Ok(())
     }
 
@@ -388,6 +430,10 @@ impl Guest<'_> {
     }
 
     fn fetch(&mut self, stream: u32, path: &str) -> io::Result<()> {
+        if let Some(what) = path.strip_prefix("/hostile/") {
+            self.flood = Some(Flood::of_tree(stream, hostile::tree(what)));
+            return self.pour(0);
+        }
         let Some(content) = self.files.get(path).cloned() else {
             return self.failed(stream, Class::NotFound {}, &format!("{path}: No such file or directory"));
         };
@@ -396,6 +442,33 @@ impl Guest<'_> {
         self.say(stream, &Message::Data { bytes: Hidden(bytes) })?;
         self.say(stream, &Message::Done { entries, bytes: total })
     }
+}
+
+/// What an agent says of this guest: in which boot, and by which of its starts.
+pub fn facts(boots: u32, start: u64) -> Facts {
+    Facts {
+        boot_id: format!("boot-{boots}"),
+        instance_id: Some(INSTANCE_ID.to_owned()),
+        os: "Fake OS 1".to_owned(),
+        os_id: "fake".to_owned(),
+        kernel: "6.1.0-fake".to_owned(),
+        arch: "x86_64".to_owned(),
+        clock: clock(""),
+        systemd: true,
+        start,
+    }
+}
+
+/// The guest's clock, nanoseconds since the epoch.
+fn clock(mode: &str) -> i64 {
+    let now = UNIX_EPOCH.elapsed().expect("it is after 1970");
+    let told = match mode {
+        "clock-of-1970" => Duration::from_secs(3),
+        "clock-ahead" => now + Duration::from_secs(7300),
+        "clock-a-little-behind" => now.saturating_sub(Duration::from_secs(30)),
+        _ => now,
+    };
+    i64::try_from(told.as_nanos()).expect("it is before 2262")
 }
 
 /// The files of a tree, by their whole paths in the guest.

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::process::exit;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::Sender;
 
 use serde_json::{Value, json};
@@ -19,6 +20,8 @@ pub struct Machine {
     monitor: UnixStream,
     /// Files of block nodes, and the nodes' device serials.
     disks: Mutex<Disks>,
+    /// How often it still says that it is about to finish a migration that it called completed.
+    finishing: AtomicU8,
 }
 
 #[derive(Default)]
@@ -29,7 +32,7 @@ struct Disks {
 
 impl Machine {
     pub fn new(monitor: UnixStream) -> Self {
-        Self { monitor, disks: Mutex::default() }
+        Self { monitor, disks: Mutex::default(), finishing: AtomicU8::new(0) }
     }
 
     /// Greets and answers until kiln is gone. `start` hears when the guest may run.
@@ -56,10 +59,14 @@ impl Machine {
                 self.disks().files.insert(text("node-name"), file);
             }
             "stop" => self.stop(),
+            "cont" if self.finishing.load(Ordering::Relaxed) > 0 => {
+                super::fail("cont before the migration was over: QEMU would undo it");
+            }
             "device_add" => drop(self.disks().serials.insert(text("serial"), text("drive"))),
             _ => {}
         }
-        self.say(&json!({ "return": {}, "id": id }).to_string());
+        let returned = if command == "query-status" { self.status() } else { json!({}) };
+        self.say(&json!({ "return": returned, "id": id }).to_string());
         match command {
             "device_del" => {
                 let path = format!("/machine/peripheral/{}", text("id"));
@@ -79,7 +86,15 @@ impl Machine {
     /// There is no memory to save; a mark stands for it.
     fn save(&self, file: &str) {
         let written = std::fs::write(file, MEMORY);
+        self.finishing.store(2, Ordering::Relaxed);
         self.migrated(if written.is_ok() { "completed" } else { "failed" });
+    }
+
+    fn status(&self) -> Value {
+        let finishing = self.finishing.load(Ordering::Relaxed);
+        self.finishing.store(finishing.saturating_sub(1), Ordering::Relaxed);
+        let status = if finishing > 0 { "finish-migrate" } else { "postmigrate" };
+        json!({ "status": status, "running": false, "singlestep": false })
     }
 
     /// As QEMU does, this one ends when the memory makes no sense.

@@ -14,6 +14,7 @@ use std::sync::{Arc, mpsc};
 use nix::sys::signal::{Signal, raise};
 
 mod guest;
+mod hostile;
 mod machine;
 mod script;
 

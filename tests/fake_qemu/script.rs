@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use kiln::wire::{ExecRequest, Exit, Message};
 
+use super::hostile;
+
 /// What comes of a script.
 pub enum Does {
     /// Its output, and its end.
@@ -12,6 +14,8 @@ pub enum Does {
     Hangs(Vec<Message>, Option<Duration>),
     /// So many bytes without a newline, as fast as they are taken, and success.
     Floods(usize),
+    /// Its output, and then something that no agent says: which, as `hostile` knows it.
+    Says(Vec<Message>, String),
     /// Its output, and then a misfortune of the machine or the agent.
     Fault(Vec<Message>, Fault),
 }
@@ -48,6 +52,7 @@ pub fn run(script: &str, request: &ExecRequest, file: impl Fn(&str) -> Option<Ve
         match command {
             "" | "true" | "#!/bin/sh" => {}
             "echo" => print(rest.as_bytes()),
+            "obeyed" => print(hostile::OBEYED.as_bytes()),
             "warn" => out.push(Message::Stderr { bytes: format!("{rest}\n").into_bytes() }),
             "secret" => match request.secrets.iter().find(|secret| secret.name == rest) {
                 Some(secret) => print(&secret.value.0),
@@ -70,6 +75,7 @@ pub fn run(script: &str, request: &ExecRequest, file: impl Fn(&str) -> Option<Ve
             "exit" => return Does::Ends(out, Exit::Code { code: rest.parse().expect("exit CODE") }),
             "kill" => return Does::Ends(out, Exit::Signal { number: rest.parse().expect("kill SIGNAL") }),
             "flood" => return Does::Floods(rest.parse::<usize>().expect("flood MIB") << 20),
+            "say" => return Does::Says(out, rest.to_owned()),
             "hang" => return Does::Hangs(out, request.timeout.map(Duration::from_millis)),
             _ => match fault(command) {
                 Some(fault) => return Does::Fault(out, fault),

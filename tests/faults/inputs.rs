@@ -133,6 +133,17 @@ fn s7_a_spec_of_a_hundred_megabytes_costs_no_memory() {
 }
 
 #[test]
+fn s7_endless_steps_and_brackets_cost_no_memory() {
+    let brackets = format!("a = {}", "[".repeat(1_000_000));
+    for spec in ["[[step]]\n".repeat(100_000), brackets, format!("a{} = 1", ".a".repeat(500_000))] {
+        let kiln = Kiln::new().file("kiln.toml", spec).build().after("ulimit -v 524288");
+        let ended = kiln.fails(3).stderr_has("kiln.toml:").run();
+        assert!(ended.stderr.len() < 200_000, "{} bytes of complaints", ended.stderr.len());
+        assert_eq!(ended.place().starts(), 0, "nothing is booted");
+    }
+}
+
+#[test]
 fn s8_names_with_hidden_characters_are_refused_and_foreign_line_ends_accepted() {
     ["name-characters", "image-name-homoglyph", "nul-in-command", "terminal-escapes"].into_iter().for_each(invalid);
     let text = "\u{feff}[image]\nname = 'web'\nversion = '1'\n[base]\nfile = 'base.qcow2'\n[machine]\naccel = 'tcg'\n";

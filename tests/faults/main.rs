@@ -6,6 +6,7 @@ mod support;
 
 mod boot;
 mod host;
+mod hostile;
 mod inputs;
 mod kills;
 mod qemu;

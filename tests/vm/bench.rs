@@ -109,7 +109,9 @@ pub fn manifest(image: &Path) -> Value {
 }
 
 pub fn run(program: &str, args: &[&str], folder: &Path) -> Output {
-    Command::new(program).args(args).current_dir(folder).output().unwrap_or_else(|error| panic!("{program}: {error}"))
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let output = Command::new(program).args(args).current_dir(folder).env("PATH", path).output();
+    output.unwrap_or_else(|error| panic!("{program}: {error}"))
 }
 
 /// Xorshift: the same fates in each run, known by their seed.

@@ -375,7 +375,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn hostile_fields_are_refused_by_name() {
+    fn b8_hostile_fields_are_refused_by_name() {
         let cases = [
             (with32(4, 9), "version"),
             (with32(4, 1), "version"),
@@ -403,7 +403,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn features_are_refused_by_what_they_mean() {
+    fn b8_b11_features_are_refused_by_what_they_mean() {
         let cases = [
             (with64(72, CORRUPT), HeaderError::Corrupt),
             (with64(72, DATA_FILE), HeaderError::DataFile),
@@ -424,7 +424,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn tables_lie_within_the_file_and_apart() {
+    fn b8_tables_lie_within_the_file_and_apart() {
         assert!(matches!(parse(&with64(40, 5 << 16)), Err(HeaderError::Outside { .. })));
         assert!(matches!(parse(&with64(40, u64::MAX << 16)), Err(HeaderError::Outside { .. })));
         assert!(matches!(parse(&with64(40, 1 << 16)), Err(HeaderError::Overlap { .. })));
@@ -432,14 +432,14 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_cut_header_is_truncated() {
+    fn b9_a_cut_header_is_truncated() {
         for length in 4..104 {
             assert_eq!(parse(&valid()[..length]), Err(HeaderError::Truncated), "{length}");
         }
     }
 
     #[test]
-    fn dirty_is_a_fact_and_a_backing_name_is_escaped() {
+    fn b11_dirty_is_a_fact_and_a_backing_name_is_escaped() {
         assert!(parse(&with64(72, DIRTY)).unwrap().dirty);
         let mut head = with64(8, 1024);
         head[16..20].copy_from_slice(&3u32.to_be_bytes());

@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn exactly_one_cluster_comes_out() {
+    fn b10_exactly_one_cluster_comes_out() {
         for codec in [Codec::Deflate, Codec::Zstd] {
             let mut packed = pack(codec, &[7; 4096]);
             packed.extend([0xaa; 300]);

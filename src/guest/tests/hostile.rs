@@ -10,6 +10,9 @@ use crate::wire::message::{Facts, Origin};
 use crate::wire::tree::{Encoder, Entry, Head, Kind, Layout};
 use crate::wire::{self, Frame, Hidden, Message, Splitter, WINDOW};
 
+/// Enough for two ends on one thread.
+const LIMITS: Limits = Limits { stalled: Duration::from_millis(300), silent: Duration::from_millis(800) };
+
 /// A guest end that says what the test wants.
 struct Mock {
     stream: UnixStream,
@@ -73,8 +76,7 @@ fn pair() -> (UnixStream, Mock) {
 
 /// Both ends at once, after the greeting.
 fn against<F: Future, G: Future>(host: impl FnOnce(Session) -> F, guest: impl FnOnce(Mock) -> G) -> F::Output {
-    let limits = Limits { stalled: Duration::from_millis(300), silent: Duration::from_millis(800) };
-    against_within(limits, host, guest)
+    against_within(LIMITS, host, guest)
 }
 
 fn against_within<F: Future, G: Future>(
@@ -154,13 +156,24 @@ fn g2_messages_out_of_turn_are_refused() {
 }
 
 #[test]
-fn a_hello_in_the_middle_of_a_command_is_a_restart() {
+fn g10_a_hello_of_another_boot_in_a_command_is_a_reboot() {
     let result = exec_against(async |mut mock| {
         mock.hear().await;
         mock.say(0, &hello("two", 1)).await;
         mock.hear().await;
     });
     assert_eq!(fails(result), Fails::Step);
+}
+
+#[test]
+fn g7_a_hello_of_the_same_boot_is_another_agents() {
+    let result = exec_against(async |mut mock| {
+        mock.hear().await;
+        mock.say(0, &hello("one", 2)).await;
+        mock.hear().await;
+    });
+    assert!(matches!(result, Err(GuestError::SecondAgent)), "{result:?}");
+    assert_eq!(fails(result), Fails::Boot);
 }
 
 #[test]
@@ -241,12 +254,45 @@ fn resident() -> usize {
 fn g9_a_guest_that_says_nothing_is_given_up() {
     let began = Instant::now();
     let result = exec_against(async |mut mock| while mock.hear().await.is_some() {});
-    assert!(matches!(result, Err(GuestError::Silent(_))), "{result:?}");
+    let took = began.elapsed().as_secs_f64();
+    let Err(GuestError::Silent(limit)) = result else { panic!("{result:?}") };
+    let (limit, usual) = (limit.as_secs_f64(), Limits::default().silent.as_secs());
+    println!("detected: silence {took:.2} s, with a limit of {limit} s; a build's limit is {usual} s");
     assert!(began.elapsed() < Duration::from_secs(5));
+    assert_eq!(fails(result), Fails::Boot);
+}
+
+/// As after SIGSTOP: a ping is on its way, and for longer than any limit neither end does anything.
+#[test]
+fn h7_a_host_that_stood_still_gives_the_guest_its_time_again() {
+    let result = exec_against(async |mut mock| {
+        mock.hear().await;
+        let Some(Frame { message: Message::Ping { token }, .. }) = mock.hear().await else { panic!("no ping") };
+        // Both ends are on this thread.
+        std::thread::sleep(2 * LIMITS.silent);
+        // The host gets to see its clock first.
+        for _ in 0..4 {
+            tokio::task::yield_now().await;
+        }
+        mock.say(0, &Message::Pong { token }).await;
+        mock.say(1, &Message::Exited { exit: wire::Exit::Code { code: 4 } }).await;
+        mock.hear().await;
+    });
+    assert_eq!(result.unwrap(), Exit::Code(4));
 }
 
 #[test]
-fn a_quiet_command_is_no_silent_guest() {
+fn h7_a_host_that_stood_still_gives_up_a_silent_guest_all_the_same() {
+    let result = exec_against(async |mut mock| {
+        mock.hear().await;
+        std::thread::sleep(2 * LIMITS.silent);
+        while mock.hear().await.is_some() {}
+    });
+    assert!(matches!(result, Err(GuestError::Silent(_))), "{result:?}");
+}
+
+#[test]
+fn g9_a_quiet_command_is_no_silent_guest() {
     let result = exec_against(async |mut mock| {
         let began = Instant::now();
         while let Some(frame) = mock.hear().await {
@@ -277,12 +323,13 @@ fn g15_a_guest_that_stops_reading_is_given_up() {
             }
         },
     );
-    assert!(matches!(result, Err(GuestError::Stalled(_))), "{result:?}");
+    let Err(error @ GuestError::Stalled(_)) = result else { panic!("{result:?}") };
+    assert_eq!(error.kind(), Fails::Boot);
     assert!(began.elapsed() < Duration::from_secs(5));
 }
 
 #[test]
-fn both_ends_full_is_no_deadlock() {
+fn g15_both_ends_full_is_no_deadlock() {
     let temp = tempfile::tempdir().unwrap();
     let source = text(&"x".repeat(900_000), &temp.path().join("to"));
     let result = against_within(
@@ -320,7 +367,27 @@ fn g7_a_hello_that_is_never_confirmed_is_not_accepted() {
 }
 
 #[test]
-fn a_greeting_behind_garbage_and_a_stale_hello_is_the_one_that_counts() {
+fn g7_g15_hellos_without_end_are_not_owed_an_answer_each() {
+    run(async {
+        let (host, mut mock) = pair();
+        let flood = async {
+            for start in 0..60_000 {
+                // Both ends are on this thread: a byte that does not move within a second never will.
+                if tokio::time::timeout(Duration::from_secs(1), mock.say(0, &hello("one", start))).await.is_err() {
+                    return;
+                }
+            }
+            panic!("the host reads on, whoever takes its answers");
+        };
+        tokio::select! {
+            accepted = Session::accept(host) => panic!("{accepted:?}"),
+            () = flood => {}
+        }
+    });
+}
+
+#[test]
+fn g1_g2_a_greeting_behind_garbage_and_a_stale_hello_is_the_one_that_counts() {
     run(async {
         let (host, mut mock) = pair();
         let (accepted, ()) = tokio::join!(Session::accept(host), async {
@@ -342,7 +409,7 @@ fn a_greeting_behind_garbage_and_a_stale_hello_is_the_one_that_counts() {
 }
 
 #[test]
-fn after_a_reboot_only_another_boot_counts() {
+fn g2_after_a_reboot_only_another_boot_counts() {
     let result = against(
         async |mut session| session.reconnect().await,
         async |mut mock| {

@@ -170,7 +170,7 @@ fn twenty_thousand_small_files_arrive() {
 }
 
 #[test]
-fn what_was_fetched_is_tame() {
+fn g5_what_was_fetched_is_tame() {
     let temp = tempfile::tempdir().unwrap();
     let (from, to) = (temp.path().join("zoo"), temp.path().join("out/zoo"));
     zoo(&from);
@@ -193,7 +193,7 @@ fn what_was_fetched_is_tame() {
 }
 
 #[test]
-fn a_fetch_beyond_its_limit_is_refused() {
+fn g5_a_fetch_beyond_its_limit_is_refused() {
     let temp = tempfile::tempdir().unwrap();
     let from = temp.path().join("from");
     File::create(&from).unwrap().set_len(1 << 40).unwrap();

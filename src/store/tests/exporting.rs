@@ -9,7 +9,7 @@ fn names(path: &Path) -> Vec<String> {
 }
 
 #[test]
-fn all_files_are_exported_and_again_without_harm() {
+fn o1_all_files_are_exported_and_again_without_harm() {
     let fixture = Fixture::new();
     let artifact = publish(&fixture.store, "web@1", "disk");
     let target = fixture.dir.path().join("new/out");
@@ -24,7 +24,34 @@ fn all_files_are_exported_and_again_without_harm() {
 }
 
 #[test]
-fn a_file_that_differs_is_overwritten_only_on_demand() {
+fn o1_an_export_to_another_file_system_is_whole() {
+    let fixture = Fixture::new();
+    let artifact = publish(&fixture.store, "web@1", "disk");
+    let elsewhere = crate::fs::crash::scratch();
+    let device = |path: &Path| fs::metadata(path).unwrap().dev();
+    if device(elsewhere.path()) == device(fixture.dir.path()) {
+        println!("SKIPPED: there is no second file system to export to");
+        return;
+    }
+    let target = elsewhere.path().join("out");
+    artifact.export(&target, OnConflict::Refuse, UNWATCHED).unwrap();
+    assert_eq!(names(&target), ["SHA256SUMS", "build.log", "manifest.json", "reports", "web-1.qcow2"]);
+    assert_eq!(fs::read_to_string(target.join("web-1.qcow2")).unwrap(), "disk");
+}
+
+#[test]
+fn o1_a_target_below_a_file_is_told_and_left_alone() {
+    let fixture = Fixture::new();
+    let artifact = publish(&fixture.store, "web@1", "disk");
+    let file = fixture.dir.path().join("file");
+    fs::write(&file, "mine").unwrap();
+    let error = artifact.export(&file.join("out"), OnConflict::Replace, UNWATCHED).unwrap_err();
+    assert!(matches!(error, StoreError::Io { action: "create", .. }), "{error}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
+}
+
+#[test]
+fn o1_a_file_that_differs_is_overwritten_only_on_demand() {
     let fixture = Fixture::new();
     let artifact = publish(&fixture.store, "web@1", "disk");
     let target = fixture.dir.path().join("out");
@@ -38,7 +65,7 @@ fn a_file_that_differs_is_overwritten_only_on_demand() {
 }
 
 #[test]
-fn a_link_in_the_way_is_replaced_and_not_followed() {
+fn o1_a_link_in_the_way_is_replaced_and_not_followed() {
     let fixture = Fixture::new();
     let artifact = publish(&fixture.store, "web@1", "disk");
     let target = fixture.dir.path().join("out");
@@ -52,7 +79,7 @@ fn a_link_in_the_way_is_replaced_and_not_followed() {
 }
 
 #[test]
-fn an_interrupted_export_leaves_no_half_file() {
+fn o1_an_interrupted_export_leaves_no_half_file() {
     let fixture = Fixture::new();
     let artifact = publish(&fixture.store, "web@1", "disk");
     let target = fixture.dir.path().join("out");
@@ -63,7 +90,7 @@ fn an_interrupted_export_leaves_no_half_file() {
 }
 
 #[test]
-fn a_damaged_image_is_not_exported() {
+fn d1_a_damaged_image_is_not_exported() {
     let fixture = Fixture::new();
     let artifact = publish(&fixture.store, "web@1", "disk");
     fs::remove_file(artifact.folder().join("web-1.qcow2")).unwrap();

@@ -33,18 +33,8 @@ fn at_every_point(
     panic!("it never ends");
 }
 
-fn content(store: &Store, text: &str) -> Option<String> {
-    let artifact = match store.artifact(&reference(text)) {
-        Ok(artifact) => artifact,
-        Err(StoreError::NoVersion { .. } | StoreError::NoImage { .. }) => return None,
-        Err(error) => panic!("{error}"),
-    };
-    artifact.verify(UNWATCHED).unwrap().into_result().unwrap();
-    Some(fs::read_to_string(&artifact.outputs()[0]).unwrap())
-}
-
 #[test]
-fn a_publication_is_whole_or_not_at_all() {
+fn h5_a_publication_is_whole_or_not_at_all() {
     let tried = at_every_point(
         false,
         |store| drop(publish(store, "web@1", "first")),
@@ -62,7 +52,7 @@ fn a_publication_is_whole_or_not_at_all() {
 }
 
 #[test]
-fn a_first_version_leaves_no_empty_folder_behind() {
+fn h5_a_first_version_leaves_no_empty_folder_behind() {
     at_every_point(
         false,
         |_| {},
@@ -75,7 +65,7 @@ fn a_first_version_leaves_no_empty_folder_behind() {
 }
 
 #[test]
-fn a_replacement_is_the_old_or_the_new() {
+fn h5_a_replacement_is_the_old_or_the_new() {
     for lacks_exchange in [false, true] {
         let tried = at_every_point(
             lacks_exchange,
@@ -94,7 +84,7 @@ fn a_replacement_is_the_old_or_the_new() {
 }
 
 #[test]
-fn a_removal_is_before_or_after() {
+fn h5_a_removal_is_before_or_after() {
     let tried = at_every_point(
         false,
         |store| drop(publish(store, "web@1", "disk")),
@@ -125,7 +115,7 @@ fn kill(mut child: Child) {
 }
 
 #[test]
-fn the_lock_of_a_killed_process_is_free() {
+fn c4_the_lock_of_a_killed_process_is_free() {
     let fixture = Fixture::new();
     drop(vacant(&fixture.store, "web@1"));
     let mut other = Some(holder(&fixture.path(".kiln/locks/web@1")));
@@ -139,7 +129,7 @@ fn the_lock_of_a_killed_process_is_free() {
 }
 
 #[test]
-fn the_folder_of_a_live_process_is_left_alone() {
+fn c3_the_folder_of_a_live_process_is_left_alone() {
     let fixture = Fixture::new();
     let folder = fixture.path(".kiln/tmp/web@1.0");
     fs::create_dir(&folder).unwrap();

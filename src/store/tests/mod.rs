@@ -3,12 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::fs::Fs;
 use super::manifest::tests::sample;
 use super::*;
 
+mod damage;
 mod exporting;
+mod failing;
 mod killing;
+mod power;
 mod publishing;
 mod racing;
 mod reading;
@@ -21,7 +23,15 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::below(tempfile::tempdir().unwrap())
+    }
+
+    /// Where a sync costs nothing, for tests that need many stores.
+    fn in_memory() -> Self {
+        Self::below(crate::fs::crash::scratch())
+    }
+
+    fn below(dir: tempfile::TempDir) -> Self {
         let store = Store::open(&dir.path().join("store")).unwrap();
         Self { dir, store }
     }
@@ -76,11 +86,17 @@ fn existing(store: &Store, text: &str) -> Existing {
 /// Stages an image file with this content, a log and a fetched file, and publishes them with a key equal to the content.
 fn fill(lock: VersionLock, content: &str) -> Result<Artifact, StoreError> {
     let (name, version) = (lock.id().name().to_owned(), lock.id().version().to_owned());
+    let calls = lock.store.fs.clone();
     let staging = lock.stage()?;
-    fs::write(staging.path().join(format!("{name}-{version}.qcow2")), content).unwrap();
-    fs::write(staging.path().join("build.log"), "boot\n").unwrap();
-    fs::create_dir(staging.path().join("reports")).unwrap();
-    fs::write(staging.path().join("reports/a.json"), "{}").unwrap();
+    let put = |file: &str, content| {
+        let path = staging.path().join(file);
+        calls.put(&path, content).map_err(StoreError::io("write", path))
+    };
+    put(&format!("{name}-{version}.qcow2"), content)?;
+    put("build.log", "boot\n")?;
+    let reports = staging.path().join("reports");
+    calls.create_dir(&reports, 0o700).map_err(StoreError::io("create", &reports))?;
+    put("reports/a.json", "{}")?;
     let mut manifest = sample(&name, &version, content);
     manifest.fetched.push(manifest::Fetched::staged("reports/a.json"));
     staging.finish(manifest, UNWATCHED)
@@ -96,6 +112,17 @@ fn assert_sound(store: &Store, text: &str, content: &str) {
     let artifact = store.artifact(&reference(text)).unwrap();
     artifact.verify(UNWATCHED).unwrap().into_result().unwrap();
     assert_eq!(fs::read_to_string(&artifact.outputs()[0]).unwrap(), content);
+}
+
+/// What a version holds, if it is there; it must be sound then.
+fn content(store: &Store, text: &str) -> Option<String> {
+    let artifact = match store.artifact(&reference(text)) {
+        Ok(artifact) => artifact,
+        Err(StoreError::NoVersion { .. } | StoreError::NoImage { .. }) => return None,
+        Err(error) => panic!("{error}"),
+    };
+    artifact.verify(UNWATCHED).unwrap().into_result().unwrap();
+    Some(fs::read_to_string(&artifact.outputs()[0]).unwrap())
 }
 
 fn mode(path: &Path) -> u32 {

@@ -32,7 +32,7 @@ fn a_version_is_published_as_promised() {
 
 /// Fault row H14. The umask belongs to the process, so the test above runs again in processes of its own.
 #[test]
-fn the_umask_has_no_say() {
+fn h14_the_umask_has_no_say() {
     for umask in ["000", "077"] {
         let output = Command::new("sh")
             .args([
@@ -78,7 +78,7 @@ fn a_replacement_takes_the_name_and_a_new_number() {
 }
 
 #[test]
-fn an_open_version_outlives_its_replacement() {
+fn c3_an_open_version_outlives_its_replacement() {
     let fixture = Fixture::new();
     let old = publish(&fixture.store, "web@1", "old");
     drop(fill(existing(&fixture.store, "web@1").replace(), "new").unwrap());
@@ -93,7 +93,7 @@ fn an_open_version_outlives_its_replacement() {
 
 /// Fault row H13.
 #[test]
-fn the_newest_is_told_by_a_counter_not_by_the_clock() {
+fn h13_the_newest_is_told_by_a_counter_not_by_the_clock() {
     let fixture = Fixture::new();
     for (version, finished) in [("1", "2030-01-01T00:00:00Z"), ("2", "1970-01-01T00:00:00Z")] {
         let staging = vacant(&fixture.store, &format!("web@{version}")).stage().unwrap();
@@ -147,7 +147,7 @@ fn what_must_not_be_published_is_refused() {
 
 /// Fault row D3.
 #[test]
-fn an_unfit_store_is_refused() {
+fn d3_an_unfit_store_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     fs::write(&file, "").unwrap();
@@ -171,7 +171,7 @@ fn an_unfit_store_is_refused() {
 }
 
 #[test]
-fn a_store_behind_a_link_is_a_store_but_a_linked_version_is_none() {
+fn d3_a_store_behind_a_link_is_a_store_but_a_linked_version_is_none() {
     let fixture = Fixture::new();
     drop(publish(&fixture.store, "web@1", "disk"));
     let link = fixture.dir.path().join("link");

@@ -1,6 +1,6 @@
 //! Fault rows C1 to C5: several kilns at once.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Barrier, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::*;
 
 #[test]
-fn of_many_builds_of_one_version_one_builds_and_the_rest_find_it() {
+fn c1_of_many_builds_of_one_version_one_builds_and_the_rest_find_it() {
     const BUILDS: usize = 8;
     let fixture = Fixture::new();
     let (built, found) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -69,41 +69,42 @@ fn who_gives_up_waiting_does_not_keep_the_lock() {
 
 /// Fault row C5.
 #[test]
-fn a_reader_sees_the_old_or_the_new_version() {
-    let fixture = Fixture::new();
+fn c5_ten_thousand_reads_see_the_old_or_the_new_version() {
+    const READERS: usize = 2;
+    let fixture = Fixture::in_memory();
     drop(publish(&fixture.store, "web@1", "0"));
-    let done = AtomicBool::new(false);
-    let reads = thread::scope(|scope| {
-        let reader = scope.spawn(|| {
-            let store = fixture.reopen();
-            let mut reads = 0;
-            while !done.load(Ordering::Relaxed) {
-                let artifact = store.artifact(&reference("web@1")).unwrap();
+    let read = |store: &Store| {
+        for n in 0..10_000 / READERS {
+            let artifact = store.artifact(&reference("web@1")).unwrap();
+            // The key is the content of the disk, so that one tells whether the other is of the same version.
+            let disk = artifact.open_folder().read("web-1.qcow2", 9).unwrap();
+            assert_eq!(disk, artifact.manifest().build_key.as_bytes());
+            if n % 10 == 0 {
                 match artifact.verify(UNWATCHED) {
                     // Replaced between two looks: said, not mistaken for damage.
                     Err(StoreError::InUse(_)) => {}
                     verdict => verdict.unwrap().into_result().unwrap(),
                 }
-                reads += 1;
             }
-            reads
-        });
-        for n in 1..=40 {
+        }
+    };
+    thread::scope(|scope| {
+        let readers: Vec<_> = (0..READERS).map(|_| scope.spawn(|| read(&fixture.reopen()))).collect();
+        let mut replacements = 0;
+        while replacements < 40 || !readers.iter().all(thread::ScopedJoinHandle::is_finished) {
+            replacements += 1;
             let lookup = wait_for(fixture.store.claim(&id("web@1"), |_| {})).unwrap();
             let Lookup::Exists(existing) = lookup else { panic!("there is a web@1") };
-            drop(fill(existing.replace(), &n.to_string()).unwrap());
+            drop(fill(existing.replace(), &replacements.to_string()).unwrap());
         }
-        done.store(true, Ordering::Relaxed);
-        reader.join().unwrap()
     });
-    assert!(reads > 0);
     drop(fixture.reopen());
     assert_eq!(fixture.litter(), Vec::<String>::new());
 }
 
 /// Fault row C3.
 #[test]
-fn what_is_built_or_read_is_not_removed() {
+fn c3_what_is_built_or_read_is_not_removed() {
     let fixture = Fixture::new();
     let web = reference("web@1");
     let artifact = publish(&fixture.store, "web@1", "disk");
@@ -116,6 +117,106 @@ fn what_is_built_or_read_is_not_removed() {
     assert!(!fixture.path("web").exists());
     assert_eq!(fixture.litter(), Vec::<String>::new());
     assert!(matches!(fixture.store.remove(&web), Err(StoreError::NoImage { .. })));
+}
+
+/// Fault row C3.
+#[test]
+fn c3_what_takes_the_name_of_litter_is_not_cleared_away() {
+    let fixture = Fixture::new();
+    let litter = fixture.path(".kiln/tmp/web@1.litter");
+    fs::create_dir(&litter).unwrap();
+    let folder = Folder::open(&litter).unwrap();
+    fs::rename(&litter, fixture.path(".kiln/published")).unwrap();
+    fs::create_dir(&litter).unwrap();
+    let read = Folder::open(&litter).unwrap();
+    read.file().lock_shared().unwrap();
+    fixture.store.discard_opened(&folder).unwrap();
+    assert!(litter.exists() && fixture.path(".kiln/published").exists());
+}
+
+/// Fault row C3.
+#[test]
+fn c3_builds_removals_readers_and_openers_do_not_hurt_each_other() {
+    const TURNS: usize = 150;
+    for lacks_exchange in [false, true] {
+        let fixture = Fixture::in_memory();
+        let store = || {
+            let store = fixture.reopen();
+            if lacks_exchange {
+                store.fs.faults.lack_exchange();
+            }
+            store
+        };
+        let build = |version: &str| {
+            let store = store();
+            for turn in 0..TURNS {
+                let lock = match wait_for(store.claim(&id(version), |_| {})).unwrap() {
+                    Lookup::Vacant(lock) => lock,
+                    Lookup::Exists(existing) => existing.replace(),
+                };
+                let built = fill(lock, &turn.to_string()).unwrap();
+                built.verify(UNWATCHED).unwrap();
+            }
+        };
+        let remove = |text: &str| {
+            for _ in 0..TURNS {
+                match store().remove(&reference(text)) {
+                    Ok(_)
+                    | Err(
+                        StoreError::Busy(_)
+                        | StoreError::InUse(_)
+                        | StoreError::NoImage { .. }
+                        | StoreError::NoVersion { .. },
+                    ) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        };
+        let read = |text: &str| {
+            for _ in 0..TURNS {
+                match store().artifact(&reference(text)) {
+                    Ok(artifact) => {
+                        let disk = artifact.open_folder().read("web-1.qcow2", 9);
+                        let disk = disk.or_else(|_| artifact.open_folder().read("web-2.qcow2", 9)).unwrap();
+                        assert_eq!(disk, artifact.manifest().build_key.as_bytes());
+                    }
+                    Err(StoreError::NoImage { .. } | StoreError::NoVersion { .. } | StoreError::InUse(_)) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        };
+        thread::scope(|scope| {
+            for version in ["web@1", "web@2"] {
+                scope.spawn(move || build(version));
+                scope.spawn(move || remove(version));
+            }
+            scope.spawn(|| read("web@1"));
+            scope.spawn(|| read("web"));
+        });
+        let store = store();
+        assert!(store.list().unwrap().unreadable.is_empty());
+        assert_eq!(fixture.litter(), Vec::<String>::new());
+        for version in ["web@1", "web@2"] {
+            let _ = store.remove(&reference(version));
+        }
+        assert!(!fixture.path("web").exists());
+    }
+}
+
+/// Fault row C3.
+#[test]
+fn c3_a_removed_version_does_not_come_back_as_an_older_one() {
+    let fixture = Fixture::new();
+    let old = publish(&fixture.store, "web@1", "old");
+    drop(fill(existing(&fixture.store, "web@1").replace(), "new").unwrap());
+    // As a kiln leaves it that cannot swap names and dies when the new version has just got its own.
+    let tmp = fixture.path(".kiln/tmp");
+    fs::rename(tmp.join(&fixture.litter()[0]), fixture.store.aside_path(&id("web@1"))).unwrap();
+    fixture.store.remove(&reference("web@1")).unwrap();
+    assert_eq!(content(&fixture.reopen(), "web@1"), None);
+    drop(old);
+    drop(fixture.reopen());
+    assert_eq!((content(&fixture.store, "web@1"), fixture.litter()), (None, Vec::new()));
 }
 
 #[test]

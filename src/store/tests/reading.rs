@@ -65,7 +65,7 @@ fn a_version_that_cannot_be_read_stops_neither_builds_nor_its_removal() {
 
 /// Fault row D1.
 #[test]
-fn verify_names_what_is_damaged() {
+fn d1_verify_names_what_is_damaged() {
     type Hurt = fn(&Path);
     let cases: [(Hurt, &[&str]); 8] = [
         (|v| overwrite(&v.join("web-1.qcow2"), "dosk"), &["web-1.qcow2 differs from its checksum"]),
@@ -83,7 +83,7 @@ fn verify_names_what_is_damaged() {
             |v| {
                 let text = fs::read_to_string(v.join("SHA256SUMS")).unwrap();
                 let kept: Vec<_> = text.lines().filter(|line| !line.ends_with("qcow2")).collect();
-                overwrite(&v.join("SHA256SUMS"), kept.join("\n"));
+                overwrite(&v.join("SHA256SUMS"), kept.join("\n") + "\n");
             },
             &["manifest.json and SHA256SUMS disagree on web-1.qcow2", "web-1.qcow2 is not in SHA256SUMS"],
         ),
@@ -104,7 +104,7 @@ fn verify_names_what_is_damaged() {
 }
 
 #[test]
-fn a_truncated_image_is_not_up_to_date() {
+fn d1_a_truncated_image_is_not_up_to_date() {
     let fixture = Fixture::new();
     drop(publish(&fixture.store, "web@1", "disk"));
     overwrite(&fixture.path("web/1/web-1.qcow2"), "dis");

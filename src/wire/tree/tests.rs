@@ -103,7 +103,7 @@ proptest! {
 }
 
 #[test]
-fn paths_that_lead_elsewhere_are_refused() {
+fn g5_paths_that_lead_elsewhere_are_refused() {
     let ok = |path: &[u8]| check(&entry(path, Kind::Dir {})).is_ok();
     for good in [b"".as_slice(), b"a", b"a/b", b"...", b"\xff/\n", &[b'x'; 255]] {
         assert!(ok(good), "{good:?}");
@@ -128,7 +128,7 @@ fn limits_are_limits() {
 }
 
 #[test]
-fn extents_must_ascend_within_their_file() {
+fn g5_extents_must_ascend_within_their_file() {
     let read = |extents: &[(u64, u64)]| {
         let mut out = Vec::new();
         let mut encoder = Encoder::new(&mut out, Layout::Packed, head()).unwrap();
@@ -141,13 +141,13 @@ fn extents_must_ascend_within_their_file() {
         read_files(&out).map(|files| files[0].len()).map_err(|error| error.kind())
     };
     assert_eq!(read(&[(0, 4), (4, 6)]), Ok(2));
-    for bad in [&[(0, 11)], &[(11, 0)], [(4, 4), (3, 1)].as_slice(), &[(0, 4), (u64::MAX, 2)]] {
+    for bad in [&[(0, 11)], &[(11, 0)], &[(0, 0)], [(4, 4), (3, 1)].as_slice(), &[(0, 4), (u64::MAX, 2)]] {
         assert_eq!(read(bad), Err(io::ErrorKind::InvalidData), "{bad:?}");
     }
 }
 
 #[test]
-fn content_without_a_file_and_false_totals_are_refused() {
+fn g5_content_without_a_file_false_totals_and_endless_padding_are_refused() {
     let stream = |records: &[Record]| {
         let mut out = Vec::new();
         for record in records {
@@ -165,8 +165,10 @@ fn content_without_a_file_and_false_totals_are_refused() {
     assert_eq!(stream(&[first(), end(1)]), bad);
     assert_eq!(stream(&[end(0)]), bad);
     assert_eq!(stream(&[first(), first()]), bad);
-    assert_eq!(stream(&[first(), Record::Data { offset: 0, length: 0 }]), bad);
+    assert_eq!(stream(&[first(), Record::Data { offset: 0, length: 1 }]), bad);
     let folder = Record::Entry { entry: entry(b"a", Kind::Dir {}) };
-    assert_eq!(stream(&[first(), folder, Record::Data { offset: 0, length: 0 }]), bad);
+    assert_eq!(stream(&[first(), folder, Record::Data { offset: 0, length: 1 }]), bad);
     assert_eq!(stream(&[first(), Record::Pad { length: u32::MAX }]), bad);
+    let padding = || Record::Pad { length: 0 };
+    assert_eq!(stream(&[first(), padding(), padding(), end(0)]), bad, "it could go on for ever");
 }

@@ -1,0 +1,181 @@
+//! Every call by which the store and the cache change the file system, so that what can happen between two of them is
+//! tested.
+//!
+//! Modes are set explicitly: the umask has no say in what a store looks like. Under test an [`Fs`] can be told to die
+//! after so many calls, to fail at one of them, or to record them all, so that a power cut can be played.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+
+#[cfg(test)]
+pub(crate) mod crash;
+#[cfg(test)]
+pub(crate) mod faults;
+
+/// The write side of the file system.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Fs {
+    #[cfg(test)]
+    pub(crate) faults: std::sync::Arc<faults::Faults>,
+}
+
+/// A call that is about to be made.
+#[derive(Debug, Clone, Copy)]
+#[cfg_attr(not(test), expect(dead_code, reason = "only tests look at calls"))]
+enum Call<'a> {
+    Lock(&'a Path),
+    MakeFolder(&'a Path, u32),
+    Create(&'a Path),
+    Write(&'a File),
+    Mode(&'a File, u32),
+    Sync(&'a File),
+    Link(&'a Path, &'a Path),
+    Rename(&'a Path, &'a Path),
+    Exchange(&'a Path, &'a Path),
+    RemoveFile(&'a Path),
+    RemoveFolder(&'a Path),
+}
+
+impl Fs {
+    /// Makes a call. Under test it may fail instead.
+    #[cfg_attr(not(test), expect(clippy::unused_self, reason = "faults are for tests"))]
+    fn call<T>(&self, call: Call<'_>, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        #[cfg(test)]
+        return self.faults.call(call, act);
+        #[cfg(not(test))]
+        {
+            let _ = call;
+            act()
+        }
+    }
+
+    /// A name that nobody else uses: 64 random bits from the standard library's hasher seed, in hex.
+    #[cfg_attr(not(test), expect(clippy::unused_self, reason = "recorded names are the same every time"))]
+    pub(crate) fn fresh_name(&self) -> String {
+        #[cfg(test)]
+        if let Some(number) = self.faults.number() {
+            return format!("{number:016x}");
+        }
+        format!("{:016x}", RandomState::new().build_hasher().finish())
+    }
+
+    /// Makes a folder with exactly this mode; one that is there already keeps its own. A link to one is none.
+    pub(crate) fn ensure_dir(&self, path: &Path, mode: u32) -> io::Result<()> {
+        match self.create_dir(path, mode) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.symlink_metadata()?.is_dir() => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Makes a folder and those above it that are missing, each durable in its parent.
+    pub(crate) fn ensure_path(&self, path: &Path, mode: u32) -> io::Result<()> {
+        let Some(parent) = path.parent().filter(|_| !path.is_dir()) else { return Ok(()) };
+        self.ensure_path(parent, mode)?;
+        self.ensure_dir(path, mode)?;
+        self.sync_dir(parent)
+    }
+
+    /// Makes a new folder with exactly this mode.
+    pub(crate) fn create_dir(&self, path: &Path, mode: u32) -> io::Result<()> {
+        self.call(Call::MakeFolder(path, mode), || {
+            fs::DirBuilder::new().mode(mode).create(path)?;
+            fs::set_permissions(path, Permissions::from_mode(mode))
+        })
+    }
+
+    /// Opens a lock file, made if missing.
+    pub(crate) fn open_lock(&self, path: &Path) -> io::Result<File> {
+        let no_follow = nix::fcntl::OFlag::O_NOFOLLOW.bits();
+        let mut options = OpenOptions::new();
+        options.create(true).append(true).mode(0o600).custom_flags(no_follow);
+        self.call(Call::Lock(path), || options.open(path))
+    }
+
+    fn create(&self, path: &Path) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        self.call(Call::Create(path), || options.create_new(true).write(true).mode(0o600).open(path))
+    }
+
+    /// Writes a new file and makes it durable.
+    pub(crate) fn write_new(&self, path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+        let file = self.create(path)?;
+        self.call(Call::Write(&file), || (&file).write_all(content))?;
+        self.seal(&file, mode)
+    }
+
+    /// Copies into a new file and makes it durable.
+    pub(crate) fn copy_new(&self, from: &Path, to: &Path, mode: u32) -> io::Result<()> {
+        let mut from = File::open(from)?;
+        let to = self.create(to)?;
+        self.call(Call::Write(&to), || io::copy(&mut from, &mut &to))?;
+        self.seal(&to, mode)
+    }
+
+    /// Gives an open file or folder its final mode and makes its content durable. Never retried: after a failed fsync the
+    /// kernel may have dropped the pages, and a second one would lie.
+    pub(crate) fn seal(&self, file: &File, mode: u32) -> io::Result<()> {
+        self.call(Call::Mode(file, mode), || file.set_permissions(Permissions::from_mode(mode)))?;
+        self.sync(file)
+    }
+
+    /// Makes the content of a file or the entries of a folder durable.
+    pub(crate) fn sync(&self, file: &File) -> io::Result<()> {
+        self.call(Call::Sync(file), || file.sync_all())
+    }
+
+    /// Makes the entries of a folder durable.
+    pub(crate) fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.sync(&File::open(path)?)
+    }
+
+    /// Gives a file a second name.
+    pub(crate) fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.call(Call::Link(from, to), || fs::hard_link(from, to))
+    }
+
+    /// Renames. A folder never takes the place of one that is not empty (rename(2), ENOTEMPTY).
+    pub(crate) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.call(Call::Rename(from, to), || fs::rename(from, to))
+    }
+
+    /// Swaps two names in one step. [`io::ErrorKind::Unsupported`] where the file system or kernel cannot.
+    pub(crate) fn exchange(&self, a: &Path, b: &Path) -> io::Result<()> {
+        self.call(Call::Exchange(a, b), || match renameat2(AT_FDCWD, a, AT_FDCWD, b, RenameFlags::RENAME_EXCHANGE) {
+            Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => Err(io::ErrorKind::Unsupported.into()),
+            other => Ok(other?),
+        })
+    }
+
+    /// Removes a file or a whole folder; one that is gone already is fine.
+    pub(crate) fn remove(&self, path: &Path) -> io::Result<()> {
+        match self.remove_found(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    fn remove_found(&self, path: &Path) -> io::Result<()> {
+        if !path.symlink_metadata()?.is_dir() {
+            return self.call(Call::RemoveFile(path), || fs::remove_file(path));
+        }
+        for entry in fs::read_dir(path)? {
+            self.remove(&entry?.path())?;
+        }
+        self.call(Call::RemoveFolder(path), || fs::remove_dir(path))
+    }
+
+    /// Removes a folder if it is empty; one that is gone already is fine.
+    pub(crate) fn remove_if_empty(&self, path: &Path) -> io::Result<()> {
+        use io::ErrorKind::{DirectoryNotEmpty, NotFound};
+        match self.call(Call::RemoveFolder(path), || fs::remove_dir(path)) {
+            Err(error) if matches!(error.kind(), DirectoryNotEmpty | NotFound) => Ok(()),
+            other => other,
+        }
+    }
+}

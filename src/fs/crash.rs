@@ -1,0 +1,544 @@
+//! What a power cut may leave of recorded calls: a model of the file system that keeps apart what happened and what is
+//! durable.
+//!
+//! Each call changes something at once and whole: the names in one or two folders, the content of a file, a mode. An fsync of
+//! a file makes its content and mode durable; one of a folder, its names and mode; nothing else does. Of the changes that
+//! are not durable, any may be on the disk after a cut and any may be missing, in whatever order they were made, but for
+//! three rules that every journal keeps: a name changes in the order in which it was changed, a thing is not moved from
+//! where it has not been put, and a folder is not removed before it is empty. Content that is not durable may be missing,
+//! torn or zero. That is less than ext4, XFS and Btrfs promise.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{self, Permissions};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::Fs;
+use super::faults::Done;
+
+/// A cut with more states than these has left out a sync: their number doubles with each change that is not durable.
+const MOST_OF_A_CUT: usize = 100_000;
+const ROOT: Inode = 0;
+
+/// A file or folder, whatever its name.
+type Inode = usize;
+/// A name in a folder: the folder, and which name.
+type Slot = (Inode, usize);
+
+#[derive(Debug, Clone, PartialEq)]
+struct Node {
+    is_folder: bool,
+    mode: u32,
+    content: Vec<u8>,
+}
+
+#[derive(Debug)]
+enum Effect {
+    Names(Vec<(Slot, Option<Inode>)>),
+    Content(Inode, Vec<u8>),
+    Mode(Inode, u32),
+}
+
+#[derive(Debug)]
+struct Change {
+    effect: Effect,
+    /// Changes that are on the disk if this one is.
+    needs: Vec<usize>,
+    /// The change without which this one cannot be seen.
+    hidden_without: Option<usize>,
+}
+
+/// What a cut left of a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Nothing,
+    All,
+    /// The first half of a file.
+    Half,
+    /// The first half of a file, and its length.
+    HalfAndZeros,
+    /// The length of a file.
+    Zeros,
+}
+
+/// How a cut may treat a change that is not durable.
+const OF_METADATA: &[Left] = &[Left::Nothing, Left::All];
+const OF_CONTENT: &[Left] = &[Left::Nothing, Left::All, Left::Half, Left::HalfAndZeros, Left::Zeros];
+
+/// Recorded calls on a tree that was durable before them.
+struct History {
+    root: PathBuf,
+    nodes: Vec<Node>,
+    names: Vec<String>,
+    start: BTreeMap<Slot, Inode>,
+    /// How many nodes were there at the start.
+    known: usize,
+    /// The names as they are after all calls.
+    now: BTreeMap<Slot, Inode>,
+    changes: Vec<Change>,
+    durable: HashSet<usize>,
+    /// After each call: how many changes there were, and which of them were durable. The first is before any call.
+    cuts: Vec<(usize, HashSet<usize>)>,
+}
+
+/// The states seen so far.
+#[derive(Debug, Default)]
+struct Seen {
+    /// How many there were.
+    states: usize,
+    /// Those that differ, each built and checked: its tree, and whether all calls had been made.
+    distinct: HashSet<(u64, bool)>,
+}
+
+/// Something to cut the power of. Each part is given the folder it happens in.
+pub(crate) struct Play<'a> {
+    /// What it is, for the line that tells how many states there were.
+    pub(crate) what: &'a str,
+    /// What is there before, all of it durable.
+    pub(crate) prepare: &'a dyn Fn(&Path),
+    /// What is done, and whether it came to its end.
+    pub(crate) act: &'a dyn Fn(&Path, &Fs) -> bool,
+    /// What the next kiln does first.
+    pub(crate) clear: &'a dyn Fn(&Path, &Fs),
+    /// What is wrong with a state, if anything. It is told whether what was done had been reported as done.
+    pub(crate) check: &'a dyn Fn(&Path, bool) -> Result<(), String>,
+}
+
+impl Play<'_> {
+    /// Cuts the power at every point of one run, and of those that clear up after runs that were killed at any point.
+    ///
+    /// # Panics
+    /// When `check` says what is wrong with a state.
+    pub(crate) fn run(&self) {
+        let mut seen = Seen::default();
+        assert!(self.cut(None, &mut seen), "it fails where nothing does");
+        let mut kills = 0;
+        while !self.cut(Some(kills), &mut seen) {
+            kills += 1;
+        }
+        println!(
+            "crash states of {}: {} after {kills} kills and none, {} different, 0 inconsistent",
+            self.what,
+            seen.states,
+            seen.distinct.len()
+        );
+    }
+
+    fn cut(&self, killed_after: Option<usize>, seen: &mut Seen) -> bool {
+        let folder = scratch();
+        let root = folder.path().canonicalize().unwrap();
+        (self.prepare)(&root);
+        let fs = Fs::default();
+        let history = History::begin(&root);
+        fs.faults.record();
+        fs.faults.die_after(killed_after.unwrap_or(usize::MAX));
+        let is_over = (self.act)(&root, &fs);
+        let from = killed_after.map_or(0, |_| fs.faults.recorded().len());
+        fs.faults.heal();
+        (self.clear)(&root, &fs);
+        let history = history.play(&fs.faults.recorded());
+        history.cut(from, seen, &|path, is_last| (self.check)(path, is_last && killed_after.is_none()));
+        is_over
+    }
+}
+
+impl History {
+    /// What is below a folder now, all of it durable.
+    fn begin(root: &Path) -> Self {
+        let folder = Node { is_folder: true, mode: 0o755, content: Vec::new() };
+        let mut history = Self {
+            root: root.to_owned(),
+            nodes: vec![folder],
+            names: Vec::new(),
+            start: BTreeMap::new(),
+            known: 0,
+            now: BTreeMap::new(),
+            changes: Vec::new(),
+            durable: HashSet::new(),
+            cuts: vec![(0, HashSet::new())],
+        };
+        history.scan(root, ROOT);
+        history.start = history.now.clone();
+        history.known = history.nodes.len();
+        history
+    }
+
+    fn scan(&mut self, folder: &Path, inode: Inode) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let entry = entry.unwrap();
+            let metadata = entry.metadata().unwrap();
+            let is_folder = metadata.is_dir();
+            let content = if is_folder { Vec::new() } else { fs::read(entry.path()).unwrap() };
+            let slot = (inode, self.name(entry.file_name().to_str().unwrap()));
+            let below = self.node(Node { is_folder, mode: metadata.permissions().mode() & 0o7777, content });
+            self.now.insert(slot, below);
+            if is_folder {
+                self.scan(&entry.path(), below);
+            }
+        }
+    }
+
+    /// Goes on with these calls.
+    fn play(mut self, calls: &[Done]) -> Self {
+        for call in calls {
+            self.apply(call);
+            self.cuts.push((self.changes.len(), self.durable.clone()));
+        }
+        self
+    }
+
+    fn apply(&mut self, call: &Done) {
+        match call {
+            Done::MakeFolder(path, mode) => self.make(path, true, *mode),
+            Done::Create(path) => self.make(path, false, 0o600),
+            Done::Write(path, content) => self.change(Effect::Content(self.inode(path), content.clone())),
+            Done::Mode(path, mode) => self.change(Effect::Mode(self.inode(path), *mode)),
+            Done::Sync(path) => self.sync(self.inode(path)),
+            Done::Link(from, to) => {
+                let link = (self.slot(to), Some(self.inode(from)));
+                self.change(Effect::Names(vec![link]));
+            }
+            Done::Rename(from, to) => {
+                let (inode, from, to) = (self.inode(from), self.slot(from), self.slot(to));
+                self.change(Effect::Names(vec![(from, None), (to, Some(inode))]));
+            }
+            Done::Exchange(a, b) => {
+                let inodes = (self.inode(a), self.inode(b));
+                let (a, b) = (self.slot(a), self.slot(b));
+                self.change(Effect::Names(vec![(a, Some(inodes.1)), (b, Some(inodes.0))]));
+            }
+            Done::Remove(path) => {
+                let slot = self.slot(path);
+                self.change(Effect::Names(vec![(slot, None)]));
+            }
+        }
+    }
+
+    fn make(&mut self, path: &Path, is_folder: bool, mode: u32) {
+        let slot = self.slot(path);
+        let inode = self.node(Node { is_folder, mode, content: Vec::new() });
+        self.change(Effect::Names(vec![(slot, Some(inode))]));
+    }
+
+    fn change(&mut self, effect: Effect) {
+        let (needs, hidden_without) = (self.needs(&effect), self.hidden_without(&effect));
+        if let Effect::Names(edits) = &effect {
+            for (slot, inode) in edits {
+                match inode {
+                    Some(inode) => self.now.insert(*slot, *inode),
+                    None => self.now.remove(slot),
+                };
+            }
+        }
+        self.changes.push(Change { effect, needs, hidden_without });
+    }
+
+    fn needs(&self, effect: &Effect) -> Vec<usize> {
+        let Effect::Names(edits) = effect else { return Vec::new() };
+        let mut needs = Vec::new();
+        for (slot, inode) in edits {
+            let removed = if inode.is_none() { self.now.get(slot) } else { None };
+            for (at, change) in self.changes.iter().enumerate() {
+                let Effect::Names(earlier) = &change.effect else { continue };
+                let same_name = |(other, _): &(Slot, _)| other == slot;
+                let same_thing = |(_, other): &(Slot, Option<Inode>)| inode.is_some() && other == inode;
+                let emptied = |(other, left): &(Slot, Option<Inode>)| Some(&other.0) == removed && left.is_none();
+                if earlier.iter().any(|edit| same_name(edit) || same_thing(edit) || emptied(edit)) {
+                    needs.push(at);
+                }
+            }
+        }
+        needs
+    }
+
+    /// The change without which this one cannot be seen: what is written to a file, or made in a folder, that is not there.
+    /// Not so for what is moved there: it is gone from where it was.
+    fn hidden_without(&self, effect: &Effect) -> Option<usize> {
+        let within = match effect {
+            Effect::Content(inode, _) | Effect::Mode(inode, _) => *inode,
+            Effect::Names(edits) => match edits[..] {
+                [((folder, _), Some(_))] => folder,
+                _ => return None,
+            },
+        };
+        let makes_it = |change: &Change| match &change.effect {
+            Effect::Names(edits) => matches!(edits[..], [(_, Some(made))] if made == within),
+            _ => false,
+        };
+        self.changes.iter().position(makes_it).filter(|_| within >= self.known)
+    }
+
+    fn sync(&mut self, inode: Inode) {
+        for at in 0..self.changes.len() {
+            let is_covered = match &self.changes[at].effect {
+                Effect::Names(edits) => edits.iter().any(|((folder, _), _)| *folder == inode),
+                Effect::Content(of, _) | Effect::Mode(of, _) => *of == inode,
+            };
+            if is_covered {
+                self.make_durable(at);
+            }
+        }
+    }
+
+    fn make_durable(&mut self, at: usize) {
+        if self.durable.insert(at) {
+            for need in self.changes[at].needs.clone() {
+                self.make_durable(need);
+            }
+        }
+    }
+
+    fn node(&mut self, node: Node) -> Inode {
+        self.nodes.push(node);
+        self.nodes.len() - 1
+    }
+
+    fn name(&mut self, name: &str) -> usize {
+        self.names.iter().position(|known| known == name).unwrap_or_else(|| {
+            self.names.push(name.to_owned());
+            self.names.len() - 1
+        })
+    }
+
+    fn slot(&mut self, path: &Path) -> Slot {
+        let folder = self.inode(path.parent().unwrap());
+        (folder, self.name(path.file_name().unwrap().to_str().unwrap()))
+    }
+
+    fn inode(&self, path: &Path) -> Inode {
+        path.strip_prefix(&self.root).unwrap().iter().fold(ROOT, |folder, part| {
+            let name = self.names.iter().position(|name| name.as_str() == part).unwrap();
+            self.now[&(folder, name)]
+        })
+    }
+
+    /// Looks at every state that a cut after call number `from`, or a later one, may leave, and lets `check` see each that is
+    /// new in a folder of its own. `check` is told whether all calls had been made.
+    ///
+    /// # Panics
+    /// When `check` says what is wrong with a state.
+    fn cut(&self, from: usize, seen: &mut Seen, check: &dyn Fn(&Path, bool) -> Result<(), String>) {
+        for at in from..self.cuts.len() {
+            let is_last = at + 1 == self.cuts.len();
+            let before = seen.states;
+            self.choose(at, &mut Vec::new(), &mut |left| {
+                seen.states += 1;
+                assert!(
+                    seen.states - before < MOST_OF_A_CUT,
+                    "after call {at} too little is durable to look at it all"
+                );
+                let disk = self.disk(left);
+                if !seen.distinct.insert((disk.fingerprint(), is_last)) {
+                    return;
+                }
+                let folder = scratch();
+                disk.build(folder.path());
+                if let Err(what) = check(folder.path(), is_last) {
+                    panic!("a cut after call {at}, which left {}: {what}", self.describe(left));
+                }
+            });
+        }
+    }
+
+    fn describe(&self, left: &[Left]) -> String {
+        let name = |slot: &Slot| self.names[slot.1].clone();
+        let show = |(change, left): (&Change, &Left)| match &change.effect {
+            Effect::Names(edits) => format!(
+                "{left:?} of the names {}",
+                edits.iter().map(|(slot, to)| format!("{}={to:?} ", name(slot))).collect::<String>()
+            ),
+            Effect::Content(inode, _) => format!("{left:?} of the content of {inode}"),
+            Effect::Mode(inode, _) => format!("{left:?} of the mode of {inode}"),
+        };
+        self.changes.iter().zip(left).map(show).collect::<Vec<_>>().join(", ")
+    }
+
+    fn choices(&self, at: usize, left: &[Left]) -> &'static [Left] {
+        let change = &self.changes[left.len()];
+        if self.cuts[at].1.contains(&left.len()) {
+            &[Left::All]
+        } else if change.needs.iter().chain(&change.hidden_without).any(|need| left[*need] == Left::Nothing) {
+            &[Left::Nothing]
+        } else if matches!(change.effect, Effect::Content(..)) {
+            OF_CONTENT
+        } else {
+            OF_METADATA
+        }
+    }
+
+    /// Visits every state of a cut.
+    fn choose(&self, at: usize, left: &mut Vec<Left>, visit: &mut dyn FnMut(&[Left])) {
+        if left.len() == self.cuts[at].0 {
+            return visit(left);
+        }
+        for &choice in self.choices(at, left) {
+            left.push(choice);
+            self.choose(at, left, visit);
+            left.pop();
+        }
+    }
+
+    fn disk(&self, left: &[Left]) -> Disk<'_> {
+        let mut disk = Disk { history: self, names: self.start.clone(), nodes: self.nodes.clone() };
+        for (change, left) in self.changes.iter().zip(left) {
+            match &change.effect {
+                _ if *left == Left::Nothing => {}
+                Effect::Names(edits) => {
+                    for (slot, inode) in edits {
+                        match inode {
+                            Some(inode) => disk.names.insert(*slot, *inode),
+                            None => disk.names.remove(slot),
+                        };
+                    }
+                }
+                Effect::Content(inode, content) => disk.nodes[*inode].content = torn(content, *left),
+                Effect::Mode(inode, mode) => disk.nodes[*inode].mode = *mode,
+            }
+        }
+        disk
+    }
+}
+
+fn torn(content: &[u8], left: Left) -> Vec<u8> {
+    let half = content[..content.len() / 2].to_vec();
+    let mut torn = match left {
+        Left::All => return content.to_vec(),
+        Left::Half => return half,
+        Left::HalfAndZeros => half,
+        Left::Nothing | Left::Zeros => Vec::new(),
+    };
+    torn.resize(content.len(), 0);
+    torn
+}
+
+/// A state that a cut left.
+struct Disk<'a> {
+    history: &'a History,
+    names: BTreeMap<Slot, Inode>,
+    nodes: Vec<Node>,
+}
+
+impl Disk<'_> {
+    fn below(&self, folder: Inode) -> impl Iterator<Item = (usize, &Node, Inode)> {
+        let entries = self.names.range((folder, 0)..(folder + 1, 0));
+        entries.map(|((_, name), inode)| (*name, &self.nodes[*inode], *inode))
+    }
+
+    /// The same for the same tree, but for a coincidence of 64 bits.
+    fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.hash_below(ROOT, &mut hasher);
+        hasher.finish()
+    }
+
+    fn hash_below(&self, folder: Inode, hasher: &mut DefaultHasher) {
+        for (name, node, inode) in self.below(folder) {
+            self.history.names[name].hash(hasher);
+            (node.is_folder, node.mode, &node.content).hash(hasher);
+            self.hash_below(inode, hasher);
+        }
+        hasher.write_u8(0xFF);
+    }
+
+    fn build(&self, target: &Path) {
+        self.build_below(ROOT, target);
+    }
+
+    fn build_below(&self, folder: Inode, target: &Path) {
+        for (name, node, inode) in self.below(folder) {
+            let path = target.join(&self.history.names[name]);
+            if node.is_folder {
+                fs::create_dir(&path).unwrap();
+                self.build_below(inode, &path);
+            } else {
+                fs::write(&path, &node.content).unwrap();
+            }
+            fs::set_permissions(&path, Permissions::from_mode(node.mode)).unwrap();
+        }
+    }
+}
+
+/// A folder in memory, where there is one.
+pub(crate) fn scratch() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every state that cuts of these calls may leave, as names with contents.
+    fn states(act: impl FnOnce(&Fs, &Path)) -> Vec<String> {
+        let folder = scratch();
+        let root = folder.path().canonicalize().unwrap();
+        let fs = Fs::default();
+        let history = History::begin(&root);
+        fs.faults.record();
+        act(&fs, &root);
+        let history = history.play(&fs.faults.recorded());
+        let found = std::cell::RefCell::new(Vec::new());
+        history.cut(history.cuts.len() - 1, &mut Seen::default(), &|path, _| {
+            let mut names: Vec<_> = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect();
+            names.sort();
+            let show = |path: &PathBuf| {
+                let count = |path| fs::read_dir(path).unwrap().count();
+                let text = if path.is_dir() { format!("/{}", count(path)) } else { fs::read_to_string(path).unwrap() };
+                format!("{}={}", path.file_name().unwrap().display(), text.replace('\0', "0"))
+            };
+            found.borrow_mut().push(names.iter().map(show).collect::<Vec<_>>().join(" "));
+            Ok(())
+        });
+        let mut found = found.into_inner();
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn what_is_not_synced_may_be_missing_or_torn() {
+        let expected = ["", "a=", "a=00", "a=x", "a=x0", "a=xy"];
+        assert_eq!(states(|fs, root| fs.put(&root.join("a"), "xy").unwrap()), expected);
+    }
+
+    #[test]
+    fn what_is_synced_is_there() {
+        let synced = |fs: &Fs, root: &Path| {
+            fs.write_new(&root.join("a"), b"xy", 0o600).unwrap();
+            fs.sync_dir(root).unwrap();
+        };
+        assert_eq!(states(synced), ["a=xy"]);
+        let without_its_folder = |fs: &Fs, root: &Path| fs.write_new(&root.join("a"), b"xy", 0o600).unwrap();
+        assert_eq!(states(without_its_folder), ["", "a=xy"]);
+    }
+
+    #[test]
+    fn a_rename_happens_whole_and_never_before_the_name_was_made() {
+        let renamed = |fs: &Fs, root: &Path| {
+            fs.create_dir(&root.join("a"), 0o755).unwrap();
+            fs.rename(&root.join("a"), &root.join("b")).unwrap();
+        };
+        assert_eq!(states(renamed), ["", "a=/0", "b=/0"]);
+    }
+
+    #[test]
+    fn removals_overtake_each_other_but_not_that_of_their_folder() {
+        let removed = |fs: &Fs, root: &Path| {
+            for name in ["a", "b"] {
+                fs.write_new(&root.join(name), name.as_bytes(), 0o600).unwrap();
+            }
+            fs.sync_dir(root).unwrap();
+            fs.remove(&root.join("a")).unwrap();
+            fs.remove(&root.join("b")).unwrap();
+        };
+        assert_eq!(states(removed), ["", "a=a", "a=a b=b", "b=b"]);
+        let nested = |fs: &Fs, root: &Path| {
+            fs.create_dir(&root.join("folder"), 0o755).unwrap();
+            fs.write_new(&root.join("folder/a"), b"a", 0o600).unwrap();
+            fs.sync_dir(&root.join("folder")).unwrap();
+            fs.sync_dir(root).unwrap();
+            fs.remove(&root.join("folder")).unwrap();
+        };
+        assert_eq!(states(nested), ["", "folder=/0", "folder=/1"], "no file outlives its folder");
+    }
+}

@@ -1,0 +1,207 @@
+//! How a test makes the write side fail, and how it learns what was written.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard};
+
+use nix::errno::Errno;
+
+use super::{Call, Fs};
+
+/// What becomes of the calls.
+#[derive(Debug, Default)]
+pub(crate) struct Faults(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    fate: Fate,
+    lacks_exchange: bool,
+    /// The calls made, where they are recorded, and how many fresh names were given.
+    record: Option<(Vec<Done>, u64)>,
+    /// The call that failed at [`Fate::Fail`].
+    failed: Option<String>,
+}
+
+#[derive(Debug, Default)]
+enum Fate {
+    #[default]
+    Live,
+    /// Killed after so many calls.
+    Die(usize),
+    /// One call fails after so many.
+    Fail(usize, Errno),
+    /// No room for anything new.
+    Full,
+}
+
+/// A call that was made, by the names things had then.
+#[derive(Debug, Clone)]
+pub(crate) enum Done {
+    MakeFolder(PathBuf, u32),
+    Create(PathBuf),
+    Write(PathBuf, Vec<u8>),
+    Mode(PathBuf, u32),
+    Sync(PathBuf),
+    Link(PathBuf, PathBuf),
+    Rename(PathBuf, PathBuf),
+    Exchange(PathBuf, PathBuf),
+    Remove(PathBuf),
+}
+
+impl Faults {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("no call panics")
+    }
+
+    /// The kill comes at call number `calls`, from 0: from then on every call fails and changes nothing.
+    pub(crate) fn die_after(&self, calls: usize) {
+        self.state().fate = Fate::Die(calls);
+    }
+
+    /// Call number `calls`, from 0, fails with `errno`, and the others do not.
+    pub(crate) fn fail_at(&self, calls: usize, errno: Errno) {
+        self.state().fate = Fate::Fail(calls, errno);
+    }
+
+    /// From now on there is no room for anything new.
+    pub(crate) fn fill_disk(&self) {
+        self.state().fate = Fate::Full;
+    }
+
+    /// All is well again.
+    pub(crate) fn heal(&self) {
+        self.state().fate = Fate::Live;
+    }
+
+    /// The call that was made to fail, if it came to that.
+    pub(crate) fn failed(&self) -> Option<String> {
+        self.state().failed.clone()
+    }
+
+    /// From now on a file system without `RENAME_EXCHANGE`.
+    pub(crate) fn lack_exchange(&self) {
+        self.state().lacks_exchange = true;
+    }
+
+    /// Records calls from now on. Fresh names are counted, so that two recordings of the same calls are the same.
+    pub(crate) fn record(&self) {
+        self.state().record = Some((Vec::new(), 0));
+    }
+
+    /// The calls recorded so far.
+    pub(crate) fn recorded(&self) -> Vec<Done> {
+        self.state().record.as_ref().map(|(calls, _)| calls.clone()).unwrap_or_default()
+    }
+
+    /// The next fresh name, where calls are recorded.
+    pub(super) fn number(&self) -> Option<u64> {
+        let mut state = self.state();
+        let (_, number) = state.record.as_mut()?;
+        *number += 1;
+        Some(*number)
+    }
+
+    pub(super) fn call<T>(&self, call: Call<'_>, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        // Held until it is recorded: the record has the order in which things happened.
+        let mut state = self.state();
+        state.admit(call)?;
+        let result = act()?;
+        if let (Some((record, _)), Some(done)) = (&mut state.record, Done::of(call)?) {
+            record.push(done);
+        }
+        Ok(result)
+    }
+}
+
+impl State {
+    fn admit(&mut self, call: Call<'_>) -> io::Result<()> {
+        match &mut self.fate {
+            Fate::Die(0) => return Err(io::Error::other("simulated kill")),
+            Fate::Fail(0, errno) => {
+                let errno = *errno;
+                self.fate = Fate::Live;
+                self.failed = Some(format!("{call:?}"));
+                return Err(errno.into());
+            }
+            Fate::Die(left) | Fate::Fail(left, _) => *left -= 1,
+            Fate::Full if needs_room(call) => return Err(Errno::ENOSPC.into()),
+            Fate::Full | Fate::Live => {}
+        }
+        if self.lacks_exchange && matches!(call, Call::Exchange(..)) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        Ok(())
+    }
+}
+
+/// What is there already is found before the file system looks for room.
+fn needs_room(call: Call<'_>) -> bool {
+    match call {
+        Call::Lock(path) | Call::MakeFolder(path, _) | Call::Create(path) | Call::Link(_, path) => !path.exists(),
+        Call::Write(_) => true,
+        _ => false,
+    }
+}
+
+impl Done {
+    /// `None` for a lock: its file is empty, and whoever misses it makes it again.
+    fn of(call: Call<'_>) -> io::Result<Option<Self>> {
+        Ok(Some(match call {
+            Call::Lock(_) => return Ok(None),
+            Call::MakeFolder(path, mode) => Done::MakeFolder(path.to_owned(), mode),
+            Call::Create(path) => Done::Create(path.to_owned()),
+            Call::Write(file) => {
+                let path = name_of(file)?;
+                let content = fs::read(&path)?;
+                Done::Write(path, content)
+            }
+            Call::Mode(file, mode) => Done::Mode(name_of(file)?, mode),
+            Call::Sync(file) => Done::Sync(name_of(file)?),
+            Call::Link(from, to) => Done::Link(from.to_owned(), to.to_owned()),
+            Call::Rename(from, to) => Done::Rename(from.to_owned(), to.to_owned()),
+            Call::Exchange(a, b) => Done::Exchange(a.to_owned(), b.to_owned()),
+            Call::RemoveFile(path) | Call::RemoveFolder(path) => Done::Remove(path.to_owned()),
+        }))
+    }
+}
+
+fn name_of(file: &File) -> io::Result<PathBuf> {
+    fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// Where [`on_a_small_disk`] tells its child that disk's place.
+const SMALL_DISK: &str = "KILN_TEST_SMALL_DISK";
+
+/// Runs the test of this name in a process of its own that sees a file system of 1 MiB, and there `act` in it.
+pub(crate) fn on_a_small_disk(test: &str, act: impl FnOnce(&Path)) {
+    if let Some(disk) = std::env::var_os(SMALL_DISK) {
+        return act(Path::new(&disk));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let unshare = |script: &str| {
+        Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "sh", "-ec", script])
+            .args([std::env::current_exe().unwrap().as_os_str(), folder.path().as_os_str(), test.as_ref()])
+            .env(SMALL_DISK, folder.path())
+            .output()
+    };
+    let mount = r#"mount -t tmpfs -o size=1m none "$1""#;
+    if !unshare(mount).is_ok_and(|output| output.status.success()) {
+        println!("SKIPPED: a file system of its own for {test} needs unshare(1) and user namespaces");
+        return;
+    }
+    let output = unshare(&format!(r#"{mount}; exec "$0" --exact "$2""#)).unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+impl Fs {
+    /// Writes a file as QEMU would: whole, and not synced.
+    pub(crate) fn put(&self, path: &Path, content: &str) -> io::Result<()> {
+        let file = self.create(path)?;
+        self.call(Call::Write(&file), || io::Write::write_all(&mut &file, content.as_bytes()))
+    }
+}

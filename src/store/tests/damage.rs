@@ -1,0 +1,196 @@
+//! Fault rows D1, D2, D3 and D5: what is in the store is not what was put there.
+
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+use super::*;
+use crate::error::Failure;
+
+/// Replaces a read-only file of a published version.
+fn overwrite(path: &Path, content: &[u8]) {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(path, content).unwrap();
+}
+
+fn verify(store: &Store) -> Result<(), StoreError> {
+    store.artifact(&reference("web@1"))?.verify(UNWATCHED)?.into_result()
+}
+
+/// A failure that says what, and ends in exit code 8.
+fn told(error: StoreError) -> String {
+    let failure = Failure::from(error);
+    assert_eq!(failure.kind().exit_code(), 8, "{failure}");
+    failure.to_string()
+}
+
+/// A way to damage a file: its content, and at which byte.
+type Damage = fn(&[u8], usize) -> Vec<u8>;
+
+#[test]
+fn d1_a_flipped_bit_or_another_length_of_any_file_is_told_with_its_name() {
+    let fixture = Fixture::in_memory();
+    drop(publish(&fixture.store, "web@1", "disk"));
+    let flipped: Damage = |content, at| {
+        let mut content = content.to_vec();
+        content[at] ^= 1 << (at % 8);
+        content
+    };
+    let shorter: Damage = |content, at| content[..at].to_vec();
+    let longer: Damage = |content, at| [content, &content[at..]].concat();
+    for name in ["web-1.qcow2", "build.log", "reports/a.json", "manifest.json", "SHA256SUMS"] {
+        let path = fixture.path("web/1").join(name);
+        let sound = fs::read(&path).unwrap();
+        for damage in [flipped, shorter, longer] {
+            for at in 0..sound.len() {
+                overwrite(&path, &damage(&sound, at));
+                let error = told(verify(&fixture.store).expect_err(name));
+                // A sum that was damaged accuses the file it is of.
+                assert!(error.contains(name) || name == "SHA256SUMS", "{name} at {at}: {error}");
+            }
+        }
+        overwrite(&path, &sound);
+        verify(&fixture.store).unwrap();
+    }
+}
+
+#[test]
+fn d1_a_file_of_another_length_is_not_used() {
+    for content in ["", "dis", "disks"] {
+        let fixture = Fixture::new();
+        let artifact = publish(&fixture.store, "web@1", "disk");
+        overwrite(&fixture.path("web/1/web-1.qcow2"), content.as_bytes());
+        let target = fixture.dir.path().join("out");
+        let error = told(artifact.export(&target, OnConflict::Replace, UNWATCHED).unwrap_err());
+        assert!(error.contains("web-1.qcow2 has"), "{error}");
+        assert!(!target.exists());
+        assert!(told(claim(&fixture.store, "web@1").unwrap_err()).contains("web-1.qcow2 has"));
+    }
+}
+
+#[test]
+fn d2_a_version_of_a_newer_schema_is_neither_read_nor_replaced() {
+    let fixture = Fixture::new();
+    drop(publish(&fixture.store, "web@1", "disk"));
+    let path = fixture.path("web/1/manifest.json");
+    let newer = fs::read_to_string(&path).unwrap().replacen("\"schema\": 1", "\"schema\": 2", 1);
+    overwrite(&path, newer.as_bytes());
+    for error in [verify(&fixture.store).unwrap_err(), claim(&fixture.store, "web@1").unwrap_err()] {
+        let error = told(error);
+        assert!(error.contains("manifest.json has schema 2, and this kiln reads 1"), "{error}");
+    }
+    assert_eq!(fs::read_to_string(&path).unwrap(), newer);
+    let tags = fixture.path("web/tags.json");
+    fs::write(&tags, r#"{"schema": 2, "tags": {"stable": "1"}}"#).unwrap();
+    let error = told(fixture.store.artifact(&reference("web@stable")).unwrap_err());
+    assert!(error.contains("tags.json has schema 2"), "{error}");
+}
+
+#[test]
+fn d2_a_tag_without_its_version_is_told_and_dangling_folders_are_cleared() {
+    let fixture = Fixture::new();
+    drop(publish(&fixture.store, "web@1", "disk"));
+    fs::write(fixture.path("web/tags.json"), r#"{"schema": 1, "tags": {"stable": "7"}}"#).unwrap();
+    let error = told(fixture.store.artifact(&reference("web@stable")).unwrap_err());
+    assert!(error.contains("no version or tag `stable`"), "{error}");
+    fs::create_dir_all(fixture.path(".kiln/tmp/web@2.0/reports")).unwrap();
+    fs::create_dir(fixture.path("empty")).unwrap();
+    drop(fixture.reopen());
+    assert_eq!(fixture.litter(), Vec::<String>::new());
+    assert!(!fixture.path("empty").exists());
+}
+
+/// What is refused about a part of a store: as which error, and which folder.
+fn refused(store: &Path) -> (StoreError, PathBuf) {
+    let opened = Store::open(store).and_then(|store| store.artifact(&reference("web@1")));
+    let error = opened.expect_err("a part of the store is somebody else's");
+    let path = match &error {
+        StoreError::NotAFolder(path) | StoreError::WorldWritable(path) | StoreError::NotOwned { path, .. } => {
+            path.clone()
+        }
+        StoreError::Io { path, .. } => path.clone(),
+        other => panic!("{other}"),
+    };
+    (error, path)
+}
+
+const PARTS: [&str; 6] = ["", ".kiln", ".kiln/locks", ".kiln/tmp", "web", "web/1"];
+
+#[test]
+fn d3_a_part_that_everybody_may_write_to_is_refused() {
+    for part in PARTS {
+        let fixture = Fixture::new();
+        drop(publish(&fixture.store, "web@1", "disk"));
+        let path = fixture.path(part);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+        let (error, named) = refused(fixture.store.path());
+        assert!(matches!(error, StoreError::WorldWritable(_)), "{part}: {error}");
+        assert_eq!(fs::canonicalize(named).unwrap(), path.canonicalize().unwrap());
+    }
+}
+
+#[test]
+fn d3_a_part_of_another_user_is_refused() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIPPED: only root can give a folder away");
+        return;
+    }
+    for part in PARTS {
+        let fixture = Fixture::new();
+        drop(publish(&fixture.store, "web@1", "disk"));
+        chown(fixture.path(part), Some(1), None).unwrap();
+        let (error, _) = refused(fixture.store.path());
+        assert!(matches!(error, StoreError::NotOwned { owner: 1, .. }), "{part}: {error}");
+    }
+}
+
+#[test]
+fn d3_a_part_behind_a_link_is_refused() {
+    for part in &PARTS[1..] {
+        let fixture = Fixture::new();
+        drop(publish(&fixture.store, "web@1", "disk"));
+        let elsewhere = fixture.dir.path().join("elsewhere");
+        fs::rename(fixture.path(part), &elsewhere).unwrap();
+        symlink(&elsewhere, fixture.path(part)).unwrap();
+        let (error, named) = refused(fixture.store.path());
+        assert_eq!(named, fixture.path(part), "{error}");
+    }
+}
+
+/// A file as a torn write leaves it: the beginning, and nothing or zeros for the rest.
+fn torn(content: &[u8]) -> impl Iterator<Item = Vec<u8>> {
+    let shorter = (0..content.len()).map(|length| content[..length].to_vec());
+    shorter.flat_map(move |beginning| {
+        let zeros = vec![0; content.len() - beginning.len()];
+        [beginning.clone(), [beginning, zeros].concat()]
+    })
+}
+
+#[test]
+fn d5_a_torn_manifest_is_never_believed() {
+    let fixture = Fixture::in_memory();
+    drop(publish(&fixture.store, "web@1", "disk"));
+    let path = fixture.path("web/1/manifest.json");
+    let sound = fs::read(&path).unwrap();
+    // The last byte is a line break, which only the checksum misses.
+    for content in torn(sound.trim_ascii_end()) {
+        overwrite(&path, &content);
+        let error = told(fixture.store.artifact(&reference("web@1")).unwrap_err());
+        assert!(error.contains("web/1/manifest.json"), "{error}");
+        let listing = fixture.store.list().unwrap();
+        assert!(listing.versions.is_empty() && listing.unreadable.len() == 1);
+    }
+    overwrite(&path, sound.trim_ascii_end());
+    assert!(told(verify(&fixture.store).unwrap_err()).contains("manifest.json differs from its checksum"));
+}
+
+#[test]
+fn d5_torn_tags_are_never_believed() {
+    let fixture = Fixture::in_memory();
+    drop(publish(&fixture.store, "web@1", "disk"));
+    let path = fixture.path("web/tags.json");
+    for content in torn(br#"{"schema": 1, "tags": {"stable": "1", "edge": "1"}}"#) {
+        fs::write(&path, content).unwrap();
+        let error = told(fixture.store.artifact(&reference("web@stable")).unwrap_err());
+        assert!(error.contains("web/tags.json"), "{error}");
+        assert_sound(&fixture.store, "web", "disk");
+    }
+}

@@ -1,0 +1,178 @@
+//! What no agent says, by the names that scripts and fetched paths give it.
+
+use kiln::wire::code::Code;
+use kiln::wire::message::Origin;
+use kiln::wire::tree::{Encoder, Entry, Head, Kind, Layout, Record, Totals};
+use kiln::wire::{Class, Exit, MAX_DATA, Message, put_frame};
+
+use super::guest::facts;
+
+/// Text that moves cursors, writes clipboards and gives commands to CI services.
+pub const OBEYED: &str = "\u{1b}]52;c;cm0=\u{7}\r::set-output name=x::y ##[error]no ##vso[task.complete]yes\u{202e}";
+
+/// The code of `Exited`, which is written by hand here to hold what its type cannot.
+const EXITED: u8 = 15;
+
+/// The bytes of a message about the command that runs.
+pub fn frames(what: &str, stream: u32, boots: u32) -> Vec<u8> {
+    let frame = |stream, message: &Message| {
+        let mut bytes = Vec::new();
+        put_frame(stream, message, &mut bytes);
+        bytes
+    };
+    match what {
+        "another-agent" => frame(0, &Message::Hello { origin: Origin, facts: facts(boots, 99) }),
+        "old-nonce" => frame(0, &Message::Ready { nonce: 1 }),
+        "old-token" => frame(0, &Message::Pong { token: 1 }),
+        "exit-of-another" => frame(stream + 1, &Message::Exited { exit: Exit::Code { code: 0 } }),
+        "done" => frame(stream, &Message::Done { entries: 0, bytes: 0 }),
+        "bye" => frame(stream, &Message::Bye {}),
+        "trouble" => frame(0, &Message::Trouble { text: OBEYED.to_owned() }),
+        "refusal" => frame(stream, &Message::Failed { class: Class::System {}, text: OBEYED.to_owned() }),
+        "unknown" => by_hand(stream, 200, &[]),
+        "exit-status-256" => by_hand(stream, EXITED, &[1, 0, 1]),
+        "exit-by-no-way" => by_hand(stream, EXITED, &[9, 0]),
+        "no-length" => vec![0; 4],
+        "negative-length" => i32::MIN.to_le_bytes().to_vec(),
+        other => panic!("nobody knows how to say `{other}`"),
+    }
+}
+
+fn by_hand(stream: u32, code: u8, fields: &[u8]) -> Vec<u8> {
+    let body = [&[code], &stream.to_le_bytes()[..], fields].concat();
+    [&length(&body), &body[..]].concat()
+}
+
+fn length(body: &[u8]) -> [u8; 4] {
+    u32::try_from(body.len()).expect("it is short").to_le_bytes()
+}
+
+/// What is sent for a fetch.
+pub struct Tree {
+    /// The stream, or its beginning.
+    pub bytes: Vec<u8>,
+    /// What the guest claims to have sent.
+    pub totals: Totals,
+    /// What follows again and again, if it has no end.
+    pub then_for_ever: Option<Vec<u8>>,
+}
+
+/// The answer to a fetch of `/hostile/WHAT`.
+pub fn tree(what: &str) -> Tree {
+    let mut tree = Tree { bytes: Vec::new(), totals: Totals::default(), then_for_ever: None };
+    let head = Head { to: Vec::new(), name: Vec::new(), into: false, contents: false, owner: None };
+    Encoder::new(&mut tree.bytes, Layout::Packed, head).expect("written to memory");
+    tree.add("", Kind::Dir {});
+    match what {
+        "path-above" => tree.add("../canary", file(0)),
+        "path-through-above" => tree.add("a/../../canary", file(0)),
+        "path-of-the-root" => tree.add("/etc/canary", file(0)),
+        "path-beyond-4-kib" => tree.add(&"x/".repeat(2049)[..4097], file(0)),
+        "name-of-256" => tree.add(&"x".repeat(256), file(0)),
+        "name-with-nul" => tree.add("a\0b", file(0)),
+        "link-above" => tree.add("l", link("../..")).add("l/canary", file(0)),
+        "link-to-the-root" => tree.add("l", link("/etc")).add("l/canary", file(0)),
+        "file-through-a-link" => tree.add("d", Kind::Dir {}).add("l", link("d")).add("l/canary", file(0)),
+        "device" => tree.device("null"),
+        "pipe" => tree.add("p", Kind::Fifo {}),
+        "same-file-twice" => tree.add("a", file(0)).add("a", file(0)),
+        "more-than-it-says" => tree.add("a", file(3)).data(0, 10),
+        "larger-than-allowed" => tree.add("a", file(1 << 40)),
+        "nothing-in-it-for-ever" => tree.add("a", file(0)).data(0, 0),
+        "obeyed-names" => tree.add(&OBEYED.replace('/', ""), file(0)).add("a\n::stop-commands::x", file(0)),
+        "long-names" => tree.long_names(700),
+        "too-many-long-names" => tree.long_names(1000),
+        "setuid" => tree.add("d", Kind::Dir {}).add("d/tool", file(0)).add("d/sticky", Kind::Dir {}),
+        "cut" => {
+            tree.add("a", file(3));
+            tree.bytes.truncate(tree.bytes.len() - 5);
+            return tree;
+        }
+        "entries-for-ever" => {
+            let mut leave = Vec::new();
+            put(&Record::Entry { entry: entry("", Kind::Leave {}) }, &mut leave);
+            tree.then_for_ever = Some(leave.repeat(MAX_DATA / leave.len()));
+            return tree;
+        }
+        "another-count" => {
+            tree.end();
+            tree.lie();
+            return tree;
+        }
+        "another-total" => tree.add("a", file(0)).lie(),
+        other => panic!("nobody knows the tree `{other}`"),
+    };
+    tree.end();
+    tree
+}
+
+impl Tree {
+    fn add(&mut self, path: &str, kind: Kind) -> &mut Self {
+        self.totals.entries += 1;
+        self.record(&Record::Entry { entry: entry(path, kind) })
+    }
+
+    fn data(&mut self, offset: u64, length: u64) -> &mut Self {
+        self.totals.bytes += length;
+        self.record(&Record::Data { offset, length });
+        self.bytes.extend(vec![b'x'; usize::try_from(length).expect("it is short")]);
+        self
+    }
+
+    /// An entry of a kind that is not in the language: one more than the last.
+    fn device(&mut self, path: &str) -> &mut Self {
+        self.add(path, Kind::Fifo {});
+        *self.bytes.last_mut().expect("the kind is the last field") += 1;
+        self
+    }
+
+    /// Names of one file, of nearly 4 KiB each.
+    fn long_names(&mut self, count: usize) -> &mut Self {
+        let mut folder = "d".repeat(250);
+        self.add("a", file(0));
+        for _ in 0..15 {
+            self.add(&folder, Kind::Dir {});
+            folder = format!("{folder}/{}", "d".repeat(250));
+        }
+        let folder = &folder[..folder.len() - 251];
+        for number in 0..count {
+            self.add(&format!("{folder}/{number:0>250}"), Kind::Hardlink { target: b"a".to_vec() });
+        }
+        self
+    }
+
+    fn lie(&mut self) -> &mut Self {
+        self.totals.entries += 1;
+        self
+    }
+
+    fn end(&mut self) {
+        let totals = self.totals;
+        self.record(&Record::End { totals });
+    }
+
+    fn record(&mut self, record: &Record) -> &mut Self {
+        put(record, &mut self.bytes);
+        self
+    }
+}
+
+fn put(record: &Record, out: &mut Vec<u8>) {
+    let mut body = Vec::new();
+    record.put(&mut body);
+    out.extend(length(&body));
+    out.extend(body);
+}
+
+/// As bad as a mode can be.
+fn entry(path: &str, kind: Kind) -> Entry {
+    Entry { path: path.into(), mode: 0o7777, mtime: 0, xattrs: Vec::new(), kind }
+}
+
+fn file(size: u64) -> Kind {
+    Kind::File { size }
+}
+
+fn link(target: &str) -> Kind {
+    Kind::Symlink { target: target.into() }
+}

@@ -1,0 +1,202 @@
+//! A guest that lies to kiln on purpose: in frames, in trees, in text, about itself. `fake_qemu/hostile.rs` has the lies.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Kiln, names};
+use crate::{fault, fifo, open_gate, refused, step};
+
+/// Most memory that kiln may use, whatever its guest does, bytes.
+const MOST_MEMORY: u64 = 64 << 20;
+
+/// Builds that must all fail, at once: kiln waits two seconds to hear whether QEMU is at fault.
+fn all_refused(kilns: impl IntoIterator<Item = Kiln>) {
+    thread::scope(|scope| kilns.into_iter().for_each(|kiln| drop(scope.spawn(|| refused(kiln)))));
+}
+
+/// Builds in whose step the guest says, in turn, what no agent says.
+fn saying<'a>(lies: &'a [&str]) -> impl Iterator<Item = Kiln> + 'a {
+    lies.iter().map(|what| step(&format!("say {what}")).stderr_has("greet"))
+}
+
+#[test]
+fn g1_frames_without_a_length_or_with_a_negative_one_are_the_agents_failure() {
+    all_refused(saying(&["no-length", "negative-length"]).map(|kiln| kiln.fails(6).stderr_has("language")));
+}
+
+#[test]
+fn g2_what_is_unknown_replayed_or_out_of_turn_is_the_agents_failure() {
+    let lies = ["unknown", "old-nonce", "old-token", "exit-of-another", "done"];
+    all_refused(saying(&lies).map(|kiln| kiln.fails(6).stderr_has("language")));
+}
+
+#[test]
+fn g6_an_exit_that_is_none_is_no_success() {
+    let lies = ["exit-status-256", "exit-by-no-way", "bye"];
+    all_refused(saying(&lies).map(|kiln| kiln.fails(6).stderr_has("language")));
+}
+
+/// Success counts when the step's end, the goodbye and the guest's own power-off have come in this order.
+#[test]
+fn g6_a_guest_that_claims_success_and_ends_otherwise_is_not_published() {
+    all_refused([
+        fault("powers-off-after-the-step").ends_with(&[6, 7]).stderr_has("powered itself off"),
+        fault("panics-after-bye").fails(6).stderr_has("panicked"),
+        fault("ends-after-bye").fails(4).stderr_has("QEMU ended unexpectedly"),
+    ]);
+}
+
+#[test]
+fn g7_another_agent_on_the_port_is_not_taken_for_the_first() {
+    refused(step("say another-agent").fails(6).stderr_has("another agent spoke").stderr_has("help: "));
+}
+
+/// A build that fetches this hostile tree.
+fn fetch(what: &str) -> Kiln {
+    Kiln::new().spec(&format!("[[step]]\nname = 'greet'\nfetch = '/hostile/{what}'\nto = 'brought'")).build()
+}
+
+/// Where below a folder this name is, links not followed.
+fn places(folder: &Path, name: &str) -> Vec<PathBuf> {
+    let paths = names(folder).into_iter().map(|name| folder.join(name));
+    let found =
+        paths.flat_map(|path| if path.is_dir() && !path.is_symlink() { places(&path, name) } else { vec![path] });
+    found.filter(|path| path.ends_with(name)).collect()
+}
+
+#[test]
+fn g5_trees_that_lead_out_or_lie_are_refused() {
+    let lies = [
+        "path-above",
+        "path-through-above",
+        "path-of-the-root",
+        "path-beyond-4-kib",
+        "name-of-256",
+        "name-with-nul",
+        "link-above",
+        "link-to-the-root",
+        "file-through-a-link",
+        "device",
+        "pipe",
+        "same-file-twice",
+        "more-than-it-says",
+        "larger-than-allowed",
+        "nothing-in-it-for-ever",
+        "too-many-long-names",
+        "another-total",
+        "cut",
+    ];
+    thread::scope(|scope| {
+        for what in lies {
+            scope.spawn(move || {
+                let ended = refused(fetch(what).fails(7).stderr_has("greet").stderr_has("the guest sent"));
+                assert_eq!(places(ended.place().path(), "canary"), [""; 0].map(PathBuf::from), "{what} has led out");
+            });
+        }
+    });
+    assert!(!Path::new("/etc/canary").exists() && !Path::new("/canary").exists());
+}
+
+#[test]
+fn g5_a_false_count_is_the_agents_failure() {
+    refused(fetch("another-count").fails(6).stderr_has("greet").stderr_has("counted other entries"));
+}
+
+#[test]
+fn g5_a_tree_without_an_end_is_cut_off() {
+    refused(fetch("entries-for-ever").fails(7).stderr_has("greet").stderr_has("1000000 entries"));
+}
+
+#[test]
+fn g5_setuid_and_sticky_bits_stay_in_the_guest() {
+    let ended = fetch("setuid").run();
+    let mode = |path| fs::metadata(ended.place().store().join("web/1").join(path)).expect("fetched").mode() & 0o7777;
+    assert_eq!(["brought", "brought/d/sticky"].map(mode), [0o755; 2]);
+    assert_eq!(mode("brought/d/tool"), 0o444, "as everything in the store");
+}
+
+/// Nothing that a terminal obeys, and no line that a CI service takes for a command.
+fn assert_harmless(text: &str) {
+    assert!(text.contains("set-output"), "the guest's text is not in it: {text}");
+    for line in text.lines() {
+        assert!(!line.contains(|c: char| c.is_control() && c != '\t' || c == '\u{202e}'), "{line:?}");
+        assert!(!line.trim_start().starts_with("::") && !line.contains("##[") && !line.contains("##vso["), "{line:?}");
+    }
+}
+
+#[test]
+fn g4_what_a_step_writes_is_harmless_on_a_terminal_and_to_a_ci_service() {
+    let ended = refused(step("obeyed; exit 1").args(["-v"]).fails(7));
+    assert_harmless(&ended.stderr);
+    let log = ended.place().cache().join("failed/web-1/build.log");
+    assert_harmless(&fs::read_to_string(log).expect("kept"));
+}
+
+#[test]
+fn g4_what_an_agent_or_a_console_says_is_harmless_in_an_error() {
+    let kilns = [step("say trouble").fails(6), step("say refusal").fails(7), fault("obeyed-console").fails(6)];
+    thread::scope(|scope| {
+        for kiln in kilns {
+            scope.spawn(|| assert_harmless(&refused(kiln).stderr));
+        }
+    });
+}
+
+#[test]
+fn g4_g5_fetched_names_are_shown_harmlessly() {
+    let built = fetch("obeyed-names").run();
+    for command in ["verify", "inspect"] {
+        assert_harmless(&built.then([command, "web"]).run().stdout);
+    }
+}
+
+#[test]
+fn g14_a_guest_with_a_wrong_clock_is_warned_of_and_built() {
+    let warns = |mode: &str| fault(mode).run().stderr.lines().find(|line| line.contains("clock")).map(str::to_owned);
+    let ahead = warns("clock-ahead");
+    assert_eq!(ahead.as_deref(), Some("warning: the guest's clock is 2h ahead of this host's"));
+    let behind = warns("clock-of-1970").expect("a warning");
+    assert!(behind.starts_with("warning: ") && behind.ends_with("h behind this host's"), "{behind}");
+    assert_eq!(warns("clock-a-little-behind"), None);
+}
+
+#[test]
+fn g3_g5_a_hostile_guest_takes_little_of_the_hosts_memory() {
+    let kiln = Kiln::new();
+    let gate = fifo(kiln.place());
+    let fetch = "[[step]]\nfetch = '/hostile/long-names'\nto = 'brought'\n";
+    let gate_step = format!("[[step]]\nrun = 'await {}; hang'\n", gate.display());
+    let flood = "[[step]]\nrun = 'flood 16'\n";
+    let live = kiln.spec(&format!("{flood}{fetch}{gate_step}")).build().args(["-q"]).fails(130).start();
+    open_gate(&gate);
+    let peak = live.peak_memory();
+    live.signal(Signal::SIGINT);
+    live.finish();
+    println!("host memory under a hostile guest: {} MiB", peak >> 20);
+    assert!(peak < MOST_MEMORY, "kiln used {} MiB", peak >> 20);
+}
+
+/// From the fault to kiln's end. Of silence it is the limits' business, which are not waited for here.
+#[test]
+fn g8_h2_h4_h8_the_end_of_a_machine_is_noticed_within_two_seconds() {
+    for (what, script, code) in [
+        ("panic", "panic", 7),
+        ("QEMU's death", "killed", 4),
+        ("KVM internal error", "stop", 4),
+        ("full disk of the host", "disk-full", 4),
+    ] {
+        let live = step(&format!("echo now; {script}")).fails(code).start();
+        live.stderr_shows("| now");
+        let began = Instant::now();
+        let ended = live.finish();
+        let took = began.elapsed();
+        println!("detected: {what} {:.2} s", took.as_secs_f64());
+        assert!(took < Duration::from_secs(2), "{what}: {took:?}");
+        ended.place().assert_nothing_published();
+    }
+}

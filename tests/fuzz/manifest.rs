@@ -1,0 +1,68 @@
+//! A store and a cache in which one file holds anything: it is read or refused.
+//!
+//! The first byte says which file the rest becomes; the others are in order.
+#![no_main]
+
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+
+use kiln::layer::Cache;
+use kiln::memo::Memo;
+use kiln::plan::key::Key;
+use kiln::store::{Reference, Store, UNWATCHED};
+use libfuzzer_sys::fuzz_target;
+use tempfile::TempDir;
+
+mod documents;
+
+struct Place {
+    folder: TempDir,
+    store: Store,
+    documents: Vec<(String, String)>,
+}
+
+static PLACE: LazyLock<Place> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let store = Store::open(&folder.path().join("store")).expect("a store");
+    let documents = documents::all().expect("a digest");
+    for (path, content) in &documents {
+        let path = folder.path().join(path);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+        fs::write(path, content).expect("written");
+    }
+    assert_eq!((read_store(&store), read_cache(folder.path())), (3, 1), "what is in order is read");
+    Place { folder, store, documents }
+});
+
+fuzz_target!(|input: &[u8]| {
+    let Place { folder, store, documents } = &*PLACE;
+    let [which, bytes @ ..] = input else { return };
+    let (path, content) = &documents[usize::from(*which) % documents.len()];
+    let path = folder.path().join(path);
+    fs::write(&path, bytes).expect("written");
+    read_store(store);
+    read_cache(folder.path());
+    fs::write(&path, content).expect("written");
+});
+
+/// How many of three names mean the version, which is the only one.
+fn read_store(store: &Store) -> usize {
+    let listing = store.list().expect("a store");
+    assert!(listing.versions.len() + listing.unreadable.len() == 1, "{listing:?}");
+    let means_it = |name: &&str| {
+        let reference: Reference = name.parse().expect("a reference");
+        let Ok(artifact) = store.artifact(&reference) else { return false };
+        assert_eq!(artifact.folder(), store.path().join("web/1"), "another folder");
+        let _ = (artifact.check_sizes(), artifact.verify(UNWATCHED), artifact.manifest().to_json());
+        true
+    };
+    ["web", "web@1", "web@stable"].into_iter().filter(means_it).count()
+}
+
+/// How many layers of the cache can be used.
+fn read_cache(folder: &Path) -> usize {
+    let cache = Cache::peek(folder, Arc::new(Memo::load(folder)));
+    let stacks = cache.find(Key::root(), &mut |_| {});
+    stacks.iter().filter(|stack| cache.check_memory(stack.top()).is_ok()).count()
+}
