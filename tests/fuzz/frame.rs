@@ -1,12 +1,10 @@
 //! The bytes of a port, cut into frames: whatever comes out is what would have gone in, in pieces of any size.
 //!
 //! The first byte says whether the peer is trusted, the second how large the pieces are.
-#![no_main]
 
 use kiln::wire::{Frame, MAX_FRAME, Splitter, put_frame};
-use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|input: &[u8]| {
+pub fn check(input: &[u8]) {
     let [trusted, piece, bytes @ ..] = input else { return };
     let trusted = *trusted % 2 == 1;
     let (frames, read) = cut(bytes, usize::from(*piece) + 1, trusted);
@@ -18,7 +16,7 @@ fuzz_target!(|input: &[u8]| {
         }
         assert!(bytes.starts_with(&again), "not what was sent");
     }
-});
+}
 
 /// The frames, and whether all of the bytes were taken for the port's.
 fn cut(bytes: &[u8], piece: usize, trusted: bool) -> (Vec<Frame>, bool) {

@@ -1,7 +1,6 @@
 //! A store and a cache in which one file holds anything: it is read or refused.
 //!
 //! The first byte says which file the rest becomes; the others are in order.
-#![no_main]
 
 use std::fs;
 use std::path::Path;
@@ -11,10 +10,9 @@ use kiln::layer::Cache;
 use kiln::memo::Memo;
 use kiln::plan::key::Key;
 use kiln::store::{Reference, Store, UNWATCHED};
-use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
 
-mod documents;
+use crate::documents;
 
 struct Place {
     folder: TempDir,
@@ -35,7 +33,7 @@ static PLACE: LazyLock<Place> = LazyLock::new(|| {
     Place { folder, store, documents }
 });
 
-fuzz_target!(|input: &[u8]| {
+pub fn check(input: &[u8]) {
     let Place { folder, store, documents } = &*PLACE;
     let [which, bytes @ ..] = input else { return };
     let (path, content) = &documents[usize::from(*which) % documents.len()];
@@ -44,7 +42,7 @@ fuzz_target!(|input: &[u8]| {
     read_store(store);
     read_cache(folder.path());
     fs::write(&path, content).expect("written");
-});
+}
 
 /// How many of three names mean the version, which is the only one.
 fn read_store(store: &Store) -> usize {

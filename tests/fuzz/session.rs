@@ -1,7 +1,6 @@
 //! The host's end against a guest that greets in kind and then says anything: every request comes to an end.
 //!
 //! The first byte is the request, the second the one that follows if that goes well.
-#![no_main]
 
 use std::sync::LazyLock;
 use std::time::SystemTime;
@@ -10,7 +9,6 @@ use kiln::guest::{Exec, Line, Session, Source, Typed, What};
 use kiln::spec::Owner;
 use kiln::wire::message::{Facts, Origin};
 use kiln::wire::{Frame, Message, Splitter, put_frame};
-use libfuzzer_sys::fuzz_target;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
@@ -19,7 +17,7 @@ use tokio::sync::mpsc;
 static RUNTIME: LazyLock<Runtime> =
     LazyLock::new(|| Builder::new_current_thread().enable_all().build().expect("a runtime"));
 
-fuzz_target!(|input: &[u8]| {
+pub fn check(input: &[u8]) {
     let [first, second, bytes @ ..] = input else { return };
     RUNTIME.block_on(async {
         let (host, guest) = UnixStream::pair().expect("a pair of sockets");
@@ -28,7 +26,7 @@ fuzz_target!(|input: &[u8]| {
         // What the guest says ends, so that no request may wait for a time-out.
         tokio::join!(ask(session, *first, *second), say(guest, bytes));
     });
-});
+}
 
 /// The guest's part of the greeting.
 async fn greet(mut port: UnixStream) -> UnixStream {

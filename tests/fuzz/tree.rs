@@ -1,16 +1,14 @@
 //! A tree that a guest sends: nothing is written but beneath its place, nothing is special, and links stay within.
-#![no_main]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path};
 
 use kiln::guest::receive::receive;
-use libfuzzer_sys::fuzz_target;
 
 const LIMIT: u64 = 1 << 20;
 
-fuzz_target!(|bytes: &[u8]| {
+pub fn check(bytes: &[u8]) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let into = folder.path().join("tree");
     if let Ok(received) = receive(bytes, &into, LIMIT) {
@@ -20,11 +18,11 @@ fuzz_target!(|bytes: &[u8]| {
         assert_eq!(entry.expect("an entry").path(), into, "written elsewhere");
     }
     if into.symlink_metadata().is_ok() {
-        check(&into, 0);
+        check_entry(&into, 0);
     }
-});
+}
 
-fn check(path: &Path, depth: usize) {
+fn check_entry(path: &Path, depth: usize) {
     let metadata = path.symlink_metadata().expect("there");
     let kind = metadata.file_type();
     if kind.is_symlink() {
@@ -43,7 +41,7 @@ fn check(path: &Path, depth: usize) {
         return;
     }
     for entry in fs::read_dir(path).expect("readable") {
-        check(&entry.expect("an entry").path(), depth + 1);
+        check_entry(&entry.expect("an entry").path(), depth + 1);
     }
 }
 
