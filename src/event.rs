@@ -177,6 +177,8 @@ pub enum Event {
         ok: bool,
         /// Wall time, seconds.
         seconds: f64,
+        /// What was found, to be read after the test's name.
+        found: String,
     },
 }
 

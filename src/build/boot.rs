@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use crate::disk::qcow2::create_overlay;
 use crate::error::{Failure, Fault, Kind};
-use crate::event::Level;
+use crate::event::{Events, Level};
 use crate::guest::{AGENT, Exec, Exit, GuestError, Hello, Session};
 use crate::layer::Stack;
 use crate::machine::argv::{Backing, OVERLAY, SEED, Start};
@@ -18,16 +19,35 @@ use crate::seed;
 use crate::size::{ByteSize, format_duration};
 use crate::spec::{BaseFormat, Network};
 
+use super::limits::Limits;
 use super::{Build, ScratchError};
 
 /// Resets before the agent speaks: firmware and boot loaders may need one or two, a boot loop needs more.
 const RESETS_AT_BOOT: u32 = 3;
+/// Firmware may reset once more on its own account.
+const RESETS_AT_REBOOT: u32 = 3;
 /// A guest with its memory in place answers at once; a host may be busy.
 const WAKING: Duration = Duration::from_secs(60);
 /// Certificates and packages are judged by the clock, but not to the minute.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 /// Lines of the console shown with an error.
 const CONSOLE_LINES: usize = 20;
+
+/// Where a machine runs, and what ends a wait for it.
+#[derive(Clone, Copy)]
+pub(crate) struct Site<'a> {
+    pub(crate) machine: &'a Machine,
+    /// The scratch folder, with the overlay and the seed.
+    pub(crate) folder: &'a Path,
+    pub(crate) limits: &'a Limits,
+    pub(crate) events: &'a Events,
+}
+
+impl Build<'_> {
+    pub(crate) fn site(&self) -> Site<'_> {
+        Site { machine: &self.plan.machine, folder: self.work.path(), limits: &self.limits, events: &self.events }
+    }
+}
 
 /// A guest that listens.
 pub(crate) struct Guest {
@@ -124,20 +144,20 @@ pub(crate) fn prepare(build: &Build<'_>) -> Result<(), Failure> {
     let plan = build.plan;
     let overlay = build.work.join(OVERLAY);
     create_overlay(&overlay, plan.disk_size()).map_err(ScratchError::at("an overlay", &overlay))?;
-    write_seed(build, plan.grows())
+    write_seed(build.site(), plan.grows())
 }
 
 /// Writes the seed into the scratch folder.
-pub(crate) fn write_seed(build: &Build<'_>, grow: bool) -> Result<(), Failure> {
-    let options = seed::Options { grow, network: build.plan.machine.network == Network::User };
+pub(crate) fn write_seed(site: Site<'_>, grow: bool) -> Result<(), Failure> {
+    let options = seed::Options { grow, network: site.machine.network == Network::User };
     let volume = seed::volume(AGENT, options).map_err(BootError::Seed)?;
-    std::fs::write(build.work.join(SEED), volume).map_err(BootError::Seed)?;
+    std::fs::write(site.folder.join(SEED), volume).map_err(BootError::Seed)?;
     Ok(())
 }
 
 /// Boots the plan's machine from its overlay.
 pub(crate) async fn boot(build: &Build<'_>, stack: Option<&Stack>) -> Result<Guest, Failure> {
-    let guest = start(build, &build.plan.machine, &backing(build.plan, stack)).await?;
+    let guest = start(build.site(), &backing(build.plan, stack)).await?;
     if build.plan.grows() && stack.is_none() {
         return check_growth(build, guest).await;
     }
@@ -146,17 +166,16 @@ pub(crate) async fn boot(build: &Build<'_>, stack: Option<&Stack>) -> Result<Gue
 
 /// Goes on from the memory of a checkpoint, on an overlay over its disk.
 pub(crate) async fn resume(
-    build: &Build<'_>,
-    stack: &Stack,
-    format: RamFormat,
+    site: Site<'_>,
+    backing: &Backing,
+    memory: (&Path, RamFormat),
     hello: Hello,
 ) -> Result<Guest, Failure> {
-    let (machine, ram) = (&build.plan.machine, stack.top().ram());
-    let backing = backing(build.plan, Some(stack));
-    let launched = machine::launch(machine, &backing, Start::Restore, build.work.path(), &build.events);
-    let (running, stream) = build.limits.hold(launched).await?;
+    let (ram, format) = memory;
+    let launched = machine::launch(site.machine, backing, Start::Restore, site.folder, site.events);
+    let (running, stream) = site.limits.hold(launched).await?;
     let awake = async {
-        build.limits.hold(running.restore(&ram, format)).await?;
+        site.limits.hold(running.restore(ram, format)).await?;
         let late = || GuestError::Overdue(WAKING).into();
         let work = async {
             let mut session = Session::resumed(stream, &hello.boot_id).await?;
@@ -167,11 +186,11 @@ pub(crate) async fn resume(
             session.wake(SystemTime::now(), entropy).await?;
             Ok::<_, GuestError>(session)
         };
-        build.limits.hold_guest(&running, WAKING, late, work).await
+        site.limits.hold_guest(&running, WAKING, late, work).await
     };
     match awake.await {
         Ok(session) => {
-            build.events.notice(Level::Debug, "the guest goes on from a checkpoint");
+            site.events.notice(Level::Debug, "the guest goes on from a checkpoint");
             Ok(Guest { machine: running, session, hello })
         }
         Err(failure) => {
@@ -182,13 +201,13 @@ pub(crate) async fn resume(
 }
 
 /// Starts a machine and waits until its agent speaks and the boot is over.
-pub(crate) async fn start(build: &Build<'_>, machine: &Machine, backing: &Backing) -> Result<Guest, Failure> {
-    let launched = machine::launch(machine, backing, Start::Boot, build.work.path(), &build.events);
-    let (running, stream) = build.limits.hold(launched).await?;
-    let patience = machine.boot_timeout;
+pub(crate) async fn start(site: Site<'_>, backing: &Backing) -> Result<Guest, Failure> {
+    let launched = machine::launch(site.machine, backing, Start::Boot, site.folder, site.events);
+    let (running, stream) = site.limits.hold(launched).await?;
+    let patience = site.machine.boot_timeout;
     let accepted = async {
-        build.limits.hold(running.boot(RESETS_AT_BOOT)).await?;
-        build.limits.hold_guest(&running, patience, || no_agent(&running, patience), Session::accept(stream)).await
+        site.limits.hold(running.boot(RESETS_AT_BOOT)).await?;
+        site.limits.hold_guest(&running, patience, || no_agent(&running, patience), Session::accept(stream)).await
     };
     let (session, hello) = match accepted.await {
         Ok(accepted) => accepted,
@@ -199,7 +218,7 @@ pub(crate) async fn start(build: &Build<'_>, machine: &Machine, backing: &Backin
         }
     };
     let guest = Guest { machine: running, session, hello };
-    guest.settle(build, patience).await
+    guest.settle(site).await
 }
 
 impl Guest {
@@ -211,35 +230,56 @@ impl Guest {
 
     /// Checks that it is our guest, and waits for the rest of its boot: a step may start services and expects that
     /// those of the image are up.
-    async fn settle(mut self, build: &Build<'_>, patience: Duration) -> Result<Self, Failure> {
+    async fn settle(mut self, site: Site<'_>) -> Result<Self, Failure> {
         // Of now, when it has just told its own: the rest of a boot takes minutes.
         let skew = skew(self.hello.clock, SystemTime::now());
-        if let Err(failure) = self.finish_boot(build, patience).await {
+        if let Err(failure) = self.finish_boot(site).await {
             return Err(self.abandon(failure).await);
         }
         self.machine.tolerate_resets(0);
         let Hello { os, kernel, .. } = &self.hello;
-        build.events.notice(Level::Info, format!("{os}, kernel {kernel}"));
+        site.events.notice(Level::Info, format!("{os}, kernel {kernel}"));
         if let Some(skew) = skew {
-            build.events.notice(Level::Warning, format!("the guest's clock is {skew} this host's"));
+            site.events.notice(Level::Warning, format!("the guest's clock is {skew} this host's"));
         }
         Ok(self)
     }
 
-    pub(crate) async fn finish_boot(&mut self, build: &Build<'_>, patience: Duration) -> Result<(), Failure> {
+    async fn finish_boot(&mut self, site: Site<'_>) -> Result<(), Failure> {
+        let patience = site.machine.boot_timeout;
         if let Some(other) = self.hello.instance_id.as_ref().filter(|id| *id != seed::INSTANCE_ID) {
             return Err(BootError::OtherSeed(other.clone()).into());
         }
         let script = if self.hello.systemd { SETTLED_SYSTEMD } else { SETTLED_SYSVINIT };
-        let network = if build.plan.machine.network == Network::None { "none" } else { "user" };
+        let network = if site.machine.network == Network::None { "none" } else { "user" };
         let exec = Exec { timeout: Some(patience), ..Exec::new(["sh", "-c", script, "settled", network]) };
         let mut silent = |_, _: &[u8]| {};
         let work = self.session.exec(&exec, &mut silent);
         let late = || BootError::NotSettled(patience).into();
-        match build.limits.hold_guest(&self.machine, with_grace(patience), late, work).await? {
+        match site.limits.hold_guest(&self.machine, with_grace(patience), late, work).await? {
             Exit::TimedOut => Err(BootError::NotSettled(patience).into()),
             _ => Ok(()),
         }
+    }
+
+    /// A reboot by the guest's own hand. The agent comes back with the seed's bootcmd, on the same port.
+    pub(crate) async fn reboot(&mut self, site: Site<'_>) -> Result<(), Failure> {
+        let patience = site.machine.boot_timeout;
+        let late = || GuestError::Overdue(patience).into();
+        self.machine.tolerate_resets(RESETS_AT_REBOOT);
+        let exec = Exec { timeout: Some(patience), ..Exec::new(["sh", "-c", "sync; exec reboot"]) };
+        let session = &mut self.session;
+        let rebooted = async {
+            // The command may be cut off by the very reboot it asked for.
+            match session.exec(&exec, &mut |_, _| {}).await {
+                Ok(_) | Err(GuestError::Restarted | GuestError::Silent(_)) => session.reconnect().await,
+                Err(error) => Err(error),
+            }
+        };
+        self.hello = site.limits.hold_guest(&self.machine, patience, late, rebooted).await?;
+        let settled = self.finish_boot(site).await;
+        self.machine.tolerate_resets(0);
+        settled
     }
 }
 

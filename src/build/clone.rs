@@ -1,6 +1,6 @@
 //! A throw-away clone of a published image, for people to look at.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -10,14 +10,15 @@ use crate::disk::qcow2::create_overlay;
 use crate::error::{Failure, Fault, Kind};
 use crate::machine::argv::{self, Backing, OVERLAY, SEED, UEFI_VARS};
 use crate::machine::{MachineError, host};
-use crate::plan::machine::{Accelerator, Firmware, Machine};
+use crate::plan::machine::{Accelerator, Firmware, Machine, format_name};
 use crate::size::ByteSize;
 use crate::spec::{BaseFormat, Network};
-use crate::store::Artifact;
+use crate::store::{Artifact, manifest};
 use crate::workdir::Workdir;
 use crate::{process, seed};
 
 use super::ScratchError;
+use super::test::Image;
 
 /// What the user asks for.
 pub struct Wanted {
@@ -75,28 +76,10 @@ impl Fault for CloneError {
 /// # Errors
 /// When the image or the host is not fit.
 pub async fn prepare(artifact: &Artifact, wanted: &Wanted, cache: &Path) -> Result<(Clone, Option<String>), Failure> {
-    let (file, format) = bootable(artifact)?;
-    let host = host::survey().await?;
-    let accelerator = if host.kvm.is_usable() { Accelerator::Kvm } else { Accelerator::Tcg };
-    let made = &artifact.manifest().machine;
-    let firmware = match &*made.firmware {
-        "uefi" => Firmware::Uefi(host.firmware.first().cloned().ok_or(CloneError::NoFirmware)?),
-        _ => Firmware::Bios,
-    };
-    let machine = Machine {
-        qemu: host.qemu.system,
-        qemu_version: host.qemu.version.to_string(),
-        machine_type: host.qemu.machine_type,
-        accelerator,
-        accel_reason: (!host.kvm.is_usable()).then(|| host.kvm.to_string()),
-        cpus: made.cpus,
-        memory: wanted.memory,
-        disk: None,
-        firmware,
-        network: Network::User,
-        boot_timeout: Duration::MAX,
-    };
-    let backing = Backing(vec![(file, format)]);
+    let image = bootable(artifact).into_iter().next();
+    let Image { path, format } = image.ok_or_else(|| CloneError::NotBootable(artifact.id().to_string()))?;
+    let machine = machine(artifact, wanted.memory, Network::User).await?;
+    let backing = Backing(vec![(path, format)]);
     let work = Workdir::create(&cache.join("work")).map_err(ScratchError::at("a scratch folder", cache))?;
     let size = artifact.manifest().outputs[0].virtual_bytes;
     let overlay = work.join(OVERLAY);
@@ -109,13 +92,41 @@ pub async fn prepare(artifact: &Artifact, wanted: &Wanted, cache: &Path) -> Resu
     Ok((Clone { machine, backing, ssh: wanted.ssh, work }, reason))
 }
 
-fn bootable(artifact: &Artifact) -> Result<(PathBuf, BaseFormat), CloneError> {
-    let formats = [("qcow2", BaseFormat::Qcow2), ("raw", BaseFormat::Raw)];
-    let found = formats.into_iter().find_map(|(name, format)| {
-        let output = artifact.manifest().outputs.iter().find(|output| output.format == name)?;
-        Some((artifact.folder().join(&output.file), format))
-    });
-    found.ok_or_else(|| CloneError::NotBootable(artifact.id().to_string()))
+/// The files of an image that QEMU boots.
+pub(crate) fn bootable(artifact: &Artifact) -> Vec<Image> {
+    let image = |output: &manifest::Output| {
+        let format =
+            [BaseFormat::Qcow2, BaseFormat::Raw].into_iter().find(|format| format_name(*format) == output.format);
+        Some(Image { path: artifact.folder().join(&output.file), format: format? })
+    };
+    artifact.manifest().outputs.iter().filter_map(image).collect()
+}
+
+/// The machine an image was made in, as far as this host has it.
+///
+/// # Errors
+/// When the host is not fit.
+pub(crate) async fn machine(artifact: &Artifact, memory: ByteSize, network: Network) -> Result<Machine, Failure> {
+    let host = host::survey().await?;
+    let accelerator = if host.kvm.is_usable() { Accelerator::Kvm } else { Accelerator::Tcg };
+    let made = &artifact.manifest().machine;
+    let firmware = match &*made.firmware {
+        "uefi" => Firmware::Uefi(host.firmware.first().cloned().ok_or(CloneError::NoFirmware)?),
+        _ => Firmware::Bios,
+    };
+    Ok(Machine {
+        qemu: host.qemu.system,
+        qemu_version: host.qemu.version.to_string(),
+        machine_type: host.qemu.machine_type,
+        accelerator,
+        accel_reason: (!host.kvm.is_usable()).then(|| host.kvm.to_string()),
+        cpus: made.cpus,
+        memory,
+        disk: None,
+        firmware,
+        network,
+        boot_timeout: Duration::MAX,
+    })
 }
 
 impl Clone {

@@ -17,7 +17,7 @@ use crate::disk::tree::Tree;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Event, Level, Stage};
 use crate::plan::PlannedOutput;
-use crate::spec::{BaseFormat, OutputFormat};
+use crate::spec::BaseFormat;
 use crate::store::manifest::Package;
 
 use super::Build;
@@ -34,10 +34,6 @@ pub struct Converted {
     pub disk_sha256: String,
     /// What is in it, being read meanwhile.
     pub contents: JoinHandle<Result<Contents, Failure>>,
-    /// The output that tests boot.
-    pub bootable: PathBuf,
-    /// Its format.
-    pub bootable_format: BaseFormat,
 }
 
 /// What is in a disk, as far as it can be read on the host.
@@ -88,16 +84,7 @@ pub(crate) async fn convert(
     let written = write_outputs(build, &layers, twin, staging);
     let digest = digest(build, layers.clone());
     let ((), disk_sha256) = build.limits.hold(async { tokio::try_join!(written, digest) }).await?;
-    let first = &build.plan.outputs[0];
-    Ok(Converted {
-        disk_sha256,
-        contents,
-        bootable: staging.join(&first.file),
-        bootable_format: match first.format {
-            OutputFormat::Qcow2 => BaseFormat::Qcow2,
-            OutputFormat::Raw => BaseFormat::Raw,
-        },
-    })
+    Ok(Converted { disk_sha256, contents })
 }
 
 fn open(layers: Layers) -> Result<Chain, Failure> {

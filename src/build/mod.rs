@@ -19,11 +19,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Event, Events, Level, Outcome, Sink, Stage};
-use crate::layer::Cache;
+use crate::guest::Hello;
+use crate::layer::{Cache, Stack};
+use crate::machine::checkpoint::RamFormat;
 use crate::memo::Memo;
-use crate::plan::Plan;
+use crate::plan::{Plan, PlannedOutput};
 use crate::size::ByteSize;
-use crate::store::{Artifact, Lookup, Staging, Store};
+use crate::spec::Test;
+use crate::store::{Artifact, Lookup, Staging, Store, manifest};
 use crate::workdir::Workdir;
 
 pub mod boot;
@@ -39,6 +42,7 @@ pub mod output;
 pub mod provision;
 pub mod publish;
 pub mod reach;
+pub mod retest;
 pub mod seal;
 pub mod secrets;
 pub mod shell;
@@ -219,9 +223,11 @@ impl<'a> Build<'a> {
         };
         let disk = self.stage(Stage::Shutdown, shutdown::shut_down(self, guest, sealed, layers.chain())).await?;
         let converted = self.stage(Stage::Convert, convert::convert(self, disk, twin.as_mut(), staging.path())).await?;
-        if !around.skip_tests && !self.plan.spec.tests.is_empty() {
-            record.tests = self.stage(Stage::Test, test::test(self, &converted)).await?;
-        }
+        record.tests = match &self.plan.spec.tests[..] {
+            [] => Vec::new(),
+            tests if around.skip_tests => test::skipped(tests),
+            tests => self.stage(Stage::Test, self.test(tests, staging.path(), around)).await?,
+        };
         record.steps = steps;
         let published = self.stage(Stage::Publish, publish::publish(self, record, converted, staging)).await;
         if let Some(twin) = twin {
@@ -251,11 +257,44 @@ impl<'a> Build<'a> {
         }
     }
 
+    /// Tests every image file that QEMU boots.
+    async fn test(
+        &self,
+        tests: &[Test],
+        staging: &Path,
+        around: &Surroundings,
+    ) -> Result<Vec<manifest::Test>, Failure> {
+        let image = |output: &PlannedOutput| {
+            Some(test::Image { path: staging.join(&output.file), format: output.format.bootable()? })
+        };
+        let images: Vec<_> = self.plan.outputs.iter().filter_map(image).collect();
+        let bench = test::Bench {
+            machine: &self.plan.machine,
+            disk_size: self.plan.disk_size(),
+            folder: self.work.path(),
+            limits: &self.limits,
+            events: &self.events,
+            secrets: &self.secrets,
+            tests,
+        };
+        let outcomes = test::test(&bench, &images).await?;
+        let logs = self.logs(around);
+        let kept = |folder: &Path| logs.join(folder.strip_prefix(self.work.path()).unwrap_or(folder));
+        test::TestsFailed::check(&outcomes, &self.plan.spec.path, kept)?;
+        Ok(outcomes.iter().map(test::Outcome::record).collect())
+    }
+
+    /// Where the logs of a failed build outlive it.
+    fn logs(&self, around: &Surroundings) -> PathBuf {
+        let image = &self.plan.spec.image;
+        around.cache.join("failed").join(format!("{}-{}", image.name, image.version))
+    }
+
     /// Brings up the guest that a build begins with. Whatever is wrong with a checkpoint, its disk can be booted.
     async fn start(&self, layers: &mut Layers<'_>, begin: Begin) -> Result<Guest, Failure> {
         boot::prepare(self)?;
         let begin = match begin {
-            Begin::Memory(stack, format, hello) => match boot::resume(self, &stack, format, hello.clone()).await {
+            Begin::Memory(stack, format, hello) => match self.resume(&stack, format, hello.clone()).await {
                 Ok(guest) => {
                     layers.began(Begin::Memory(stack, format, hello));
                     return Ok(guest);
@@ -279,6 +318,11 @@ impl<'a> Build<'a> {
         }
     }
 
+    async fn resume(&self, stack: &Stack, format: RamFormat, hello: Hello) -> Result<Guest, Failure> {
+        let backing = boot::backing(self.plan, Some(stack));
+        boot::resume(self.site(), &backing, (&stack.top().ram(), format), hello).await
+    }
+
     async fn stage<T>(&self, stage: Stage, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         let began = Instant::now();
         self.events.emit(&Event::StageStarted { stage });
@@ -289,8 +333,7 @@ impl<'a> Build<'a> {
 
     /// The logs outlive a failed build, in the cache; the rest only where the user wants to look at it.
     fn give_up(self, mut failure: Failure, around: &Surroundings) -> Failure {
-        let image = &self.plan.spec.image;
-        let logs = around.cache.join("failed").join(format!("{}-{}", image.name, image.version));
+        let logs = self.logs(around);
         match publish::keep_logs(self.work.path(), &logs) {
             Ok(()) => failure.attach(format!("log: {}", logs.join(publish::BUILD_LOG).display())),
             Err(error) => failure.attach(format!("the log could not be kept: {error}")),

@@ -25,8 +25,6 @@ use super::{Build, ScratchError};
 const PORT_LIMIT: u64 = 8 << 20;
 /// A fetched tree may be this large, bytes.
 const FETCH_LIMIT: u64 = 16 << 30;
-/// Firmware may reset once more on its own account.
-const RESETS_AT_REBOOT: u32 = 3;
 /// Where scripts lie while they run.
 const SCRIPT_FOLDER: &str = "/run/kiln/scripts";
 
@@ -182,7 +180,10 @@ impl Running<'_, '_> {
                 self.send(&self.text(content.clone().into(), to, owner, *mode)).await
             }
             Action::Fetch { from, to } => return self.fetch(from, to).await,
-            Action::Reboot => self.reboot().await,
+            Action::Reboot => {
+                let rebooted = self.guest.reboot(self.build.site()).await;
+                self.blame(rebooted)
+            }
         };
         done.map(|()| Vec::new())
     }
@@ -338,26 +339,5 @@ impl Running<'_, '_> {
         let files = self.build.limits.hold_guest(&self.guest.machine, timeout, late, work).await;
         let files = self.blame(files)?;
         Ok(files.iter().map(|file| file.strip_prefix(self.fetched).unwrap_or(file).to_owned()).collect())
-    }
-
-    /// A reboot by the guest's own hand. The agent comes back with the seed's bootcmd, on the same port.
-    async fn reboot(&mut self) -> Result<(), Failure> {
-        let patience = self.build.plan.machine.boot_timeout;
-        let late = || GuestError::Overdue(patience).into();
-        self.guest.machine.tolerate_resets(RESETS_AT_REBOOT);
-        let exec = Exec { timeout: Some(patience), ..Exec::new(["sh", "-c", "sync; exec reboot"]) };
-        let session = &mut self.guest.session;
-        let rebooted = async {
-            // The command may be cut off by the very reboot it asked for.
-            match session.exec(&exec, &mut |_, _| {}).await {
-                Ok(_) | Err(GuestError::Restarted | GuestError::Silent(_)) => session.reconnect().await,
-                Err(error) => Err(error),
-            }
-        };
-        let hello = self.build.limits.hold_guest(&self.guest.machine, patience, late, rebooted).await;
-        self.guest.hello = self.blame(hello)?;
-        let settled = self.guest.finish_boot(self.build, patience).await;
-        self.guest.machine.tolerate_resets(0);
-        self.blame(settled)
     }
 }

@@ -21,6 +21,8 @@ use super::{Build, ScratchError, Surroundings};
 pub const BUILD_LOG: &str = "build.log";
 /// Name of the console's record.
 pub const CONSOLE_LOG: &str = "console.log";
+/// Name of the folder with the logs of tests, in the scratch folder.
+pub(crate) const TESTS: &str = "tests";
 
 /// What a build learns on its way for the manifest.
 pub(crate) struct Record {
@@ -138,13 +140,30 @@ pub(crate) fn with_log(around: &Surroundings, folder: &Path) -> std::io::Result<
     Ok(around.events.with((around.open_log)(&folder.join(BUILD_LOG))?))
 }
 
-/// Copies the logs of a failed build to where they outlive it.
+/// Copies the logs of a failed build, and of its tests, to where they outlive it, in place of those of an earlier one.
 pub(crate) fn keep_logs(work: &Path, to: &Path) -> std::io::Result<()> {
+    let unless_missing = |result: std::io::Result<()>| match result {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    };
+    unless_missing(std::fs::remove_dir_all(to))?;
     std::fs::create_dir_all(to)?;
     for log in [BUILD_LOG, CONSOLE_LOG] {
-        match std::fs::copy(work.join(log), to.join(log)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        unless_missing(std::fs::copy(work.join(log), to.join(log)).map(|_| ()))?;
+    }
+    unless_missing(copy_logs(&work.join(TESTS), &to.join(TESTS)))
+}
+
+/// Every log of a folder and of those in it.
+fn copy_logs(from: &Path, to: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let (path, target) = (entry.path(), to.join(entry.file_name()));
+        if entry.file_type()?.is_dir() {
+            copy_logs(&path, &target)?;
+        } else if path.extension().is_some_and(|extension| extension == "log") {
+            std::fs::create_dir_all(to)?;
+            std::fs::copy(path, target)?;
         }
     }
     Ok(())

@@ -1,120 +1,345 @@
-//! The spec's tests, against a throw-away clone of the sealed image, freshly booted as a new machine would.
+//! Tests of a sealed image, freshly booted as a new machine would be.
+//!
+//! ```text
+//! output ─> overlay ─> boot ─> checkpoint ─┬─> clone ─> test
+//!                                          ├─> clone ─> test      as many at once as processors and memory allow
+//!                                          └─> ...
+//! ```
+//!
+//! No test sees what another did. One that needs a boot of its own gets it. Where QEMU can make no checkpoint the tests share
+//! one guest, one after the other, which is said.
 
+use std::cell::{Cell, RefCell};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use crate::disk::qcow2::create_overlay;
-use crate::error::{Failure, Fault, Kind};
-use crate::event::{Channel, Event, Level};
-use crate::guest::{Exec, Exit, GuestError};
-use crate::machine::argv::{Backing, OVERLAY};
-use crate::plan::with_grace;
-use crate::size::format_duration;
-use crate::spec::Test;
+use crate::error::Failure;
+use crate::event::{Event, Events, Level};
+use crate::guest::{GuestError, Hello};
+use crate::machine::argv::{Backing, OVERLAY, SEED, UEFI_VARS};
+use crate::machine::checkpoint::RamFormat;
+use crate::machine::host;
+use crate::plan::machine::{Machine, format_name};
+use crate::spec::{BaseFormat, Test};
 use crate::store::manifest;
 
-use super::boot::{self, Guest};
-use super::convert::Converted;
-use super::output::Lines;
-use super::provision::argv;
-use super::{Build, ScratchError};
+use super::ScratchError;
+use super::boot::{self, Guest, Site};
+use super::limits::Limits;
+use super::publish::TESTS;
+use super::secrets::Secrets;
+
+mod check;
+mod failed;
+mod parse;
+
+use check::Probe;
+pub use failed::{DoesNotBoot, TestsFailed};
 
 /// Between two tries of a test. There is no event for "the service answers now".
 const PAUSE: Duration = Duration::from_millis(500);
+/// For small requests to the guest.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// What QEMU needs besides the guest's memory, bytes.
+const QEMU_OVERHEAD: u64 = 192 << 20;
+/// The overlay that takes the writes when the first one is frozen; nobody reads it.
+const SPARE: &str = "spare.qcow2";
+/// The memory of the boot that the tests share.
+const RAM: &str = "ram";
 
-/// A test failed for good.
-#[derive(Debug, thiserror::Error)]
-#[error("test `{name}` ({}:{line}) {how}{}", spec.display(), if retry_for.is_zero() { String::new() } else { format!(", for {}", format_duration(*retry_for)) })]
-pub struct TestError {
-    name: String,
-    spec: std::path::PathBuf,
-    line: usize,
-    how: String,
-    retry_for: Duration,
-    tail: Vec<String>,
+/// Where tests run, and with what.
+pub struct Bench<'a> {
+    /// The machine they run in.
+    pub machine: &'a Machine,
+    /// Virtual size of the disk, bytes.
+    pub disk_size: u64,
+    /// A scratch folder, absolute. What a failing test leaves stays there, below `tests`.
+    pub folder: &'a Path,
+    /// What ends a wait.
+    pub limits: &'a Limits,
+    /// Who listens.
+    pub events: &'a Events,
+    /// What must not be shown.
+    pub secrets: &'a Secrets,
+    /// The tests.
+    pub tests: &'a [Test],
 }
 
-impl Fault for TestError {
-    fn kind(&self) -> Kind {
-        Kind::Test
-    }
+/// An image file that QEMU boots.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// Absolute.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: BaseFormat,
+}
 
-    fn evidence(&self) -> Vec<String> {
-        self.tail.clone()
+/// What came of one test.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// Which test.
+    pub test: Test,
+    /// The format of the image file that was booted.
+    pub format: &'static str,
+    /// Whether it passed.
+    pub ok: bool,
+    /// What was found, to be read after the test's name: `nothing listens on port 80`.
+    pub found: String,
+    /// The last lines it wrote.
+    pub tail: Vec<String>,
+    /// Wall time over all tries, without the boot, seconds.
+    pub seconds: f64,
+    /// Of a failed test: the folder with its output, the console and the journal.
+    pub kept: Option<PathBuf>,
+}
+
+impl Outcome {
+    /// What the manifest says of it.
+    ///
+    /// # Panics
+    /// Never: a test is plain data.
+    #[must_use]
+    pub fn record(&self) -> manifest::Test {
+        let definition = serde_json::to_value(&self.test).expect("a test is plain data");
+        let Self { test, format, ok, seconds, .. } = self;
+        let (name, format) = (test.name.clone(), (*format).to_owned());
+        manifest::Test { name, ok: *ok, seconds: *seconds, skipped: false, format, definition }
     }
 }
 
-/// The clone could not be tested at all.
-#[derive(Debug, thiserror::Error)]
-#[error("the sealed image does not boot: {0}")]
-struct DoesNotBoot(Failure);
+/// What the manifest says of tests that did not run.
+///
+/// # Panics
+/// Never: a test is plain data.
+#[must_use]
+pub fn skipped(tests: &[Test]) -> Vec<manifest::Test> {
+    let skipped = |test: &Test| manifest::Test {
+        name: test.name.clone(),
+        skipped: true,
+        definition: serde_json::to_value(test).expect("a test is plain data"),
+        ..manifest::Test::default()
+    };
+    tests.iter().map(skipped).collect()
+}
 
-impl Fault for DoesNotBoot {
-    fn kind(&self) -> Kind {
-        match self.0.kind() {
-            Kind::Boot => Kind::Test,
-            other => other,
+/// Runs every test on every image, whatever fails.
+///
+/// # Errors
+/// When an image does not boot, the host cannot run it, or a limit is reached. Tests that fail are outcomes.
+pub async fn test(bench: &Bench<'_>, images: &[Image]) -> Result<Vec<Outcome>, Failure> {
+    let mut outcomes = Vec::new();
+    for image in images {
+        outcomes.extend(Round::new(bench, image)?.run().await?);
+    }
+    Ok(outcomes)
+}
+
+/// A boot that is over, frozen: its disk and its memory.
+struct Snapshot {
+    disk: PathBuf,
+    ram: PathBuf,
+    format: RamFormat,
+    hello: Hello,
+    /// What the boot took.
+    booted: Duration,
+}
+
+/// All tests on one image.
+struct Round<'a> {
+    bench: &'a Bench<'a>,
+    image: &'a Image,
+    /// Where the shared boot happens.
+    folder: PathBuf,
+    outcomes: RefCell<Vec<(usize, Outcome)>>,
+}
+
+impl<'a> Round<'a> {
+    fn new(bench: &'a Bench<'a>, image: &'a Image) -> Result<Self, Failure> {
+        let folder = bench.folder.join(TESTS).join(format_name(image.format));
+        Ok(Self { bench, image, folder: made(folder)?, outcomes: RefCell::default() })
+    }
+
+    async fn run(self) -> Result<Vec<Outcome>, Failure> {
+        let (fresh, shared): (Vec<usize>, Vec<usize>) =
+            (0..self.bench.tests.len()).partition(|index| self.bench.tests[*index].needs_fresh_boot);
+        let mut jobs: Vec<(usize, Option<&Snapshot>)> = fresh.into_iter().map(|index| (index, None)).collect();
+        let snapshot;
+        match shared[..] {
+            [] => {}
+            // A clone of what nobody else uses would be the same thing again.
+            [only] => jobs.push((only, None)),
+            _ => {
+                snapshot = self.snapshot(&shared).await?;
+                // Without one, they have run.
+                jobs.extend(
+                    snapshot.iter().flat_map(|snapshot| shared.iter().map(move |index| (*index, Some(snapshot)))),
+                );
+            }
         }
+        let next = Cell::new(0);
+        let lane = async || {
+            while let Some((index, snapshot)) = jobs.get(next.replace(next.get() + 1)) {
+                let outcome = self.one(*index, *snapshot).await?;
+                self.outcomes.borrow_mut().push((*index, outcome));
+            }
+            Ok(())
+        };
+        let lanes = (0..self.lanes(jobs.len())).map(|_| lane()).collect();
+        all(lanes).await?;
+        // Room; what a failed test left is elsewhere.
+        let _ = fs::remove_file(self.folder.join(RAM));
+        let mut outcomes = self.outcomes.into_inner();
+        outcomes.sort_by_key(|(index, _)| *index);
+        Ok(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
     }
 
-    fn hints(&self) -> Vec<String> {
-        self.0.hints()
+    /// How many clones run at once.
+    fn lanes(&self, jobs: usize) -> usize {
+        let each = self.bench.machine.memory.bytes() + QEMU_OVERHEAD;
+        // A quarter stays for all else.
+        let memory = host::memory().map_or(1, |memory| memory.available.bytes() / 4 * 3 / each);
+        jobs.min(host::cpus()).min(usize::try_from(memory).unwrap_or(usize::MAX)).max(1)
     }
 
-    fn evidence(&self) -> Vec<String> {
-        self.0.evidence()
+    fn site<'s>(&'s self, folder: &'s Path) -> Site<'s> {
+        let Bench { machine, limits, events, .. } = *self.bench;
+        Site { machine, folder, limits, events }
     }
-}
 
-/// Boots the first output and runs every test; the first that fails ends it.
-pub(crate) async fn test(build: &Build<'_>, converted: &Converted) -> Result<Vec<manifest::Test>, Failure> {
-    let clone = Backing(vec![(converted.bootable.clone(), converted.bootable_format)]);
-    let overlay = build.work.join(OVERLAY);
-    // The overlay that was converted has done its duty; the clone's takes its name, since that is what QEMU opens.
-    let _ = std::fs::remove_file(&overlay);
-    create_overlay(&overlay, build.plan.disk_size()).map_err(ScratchError::at("an overlay", &overlay))?;
-    boot::write_seed(build, false)?;
-    let mut guest = boot::start(build, &build.plan.machine, &clone).await.map_err(DoesNotBoot)?;
-    let mut passed = Vec::new();
-    let result = run_all(build, &mut guest, &mut passed).await;
-    guest.machine.abort().await;
-    result.map(|()| passed)
-}
+    fn backing(&self) -> Backing {
+        Backing(vec![(self.image.path.clone(), self.image.format)])
+    }
 
-async fn run_all(build: &Build<'_>, guest: &mut Guest, passed: &mut Vec<manifest::Test>) -> Result<(), Failure> {
-    for test in &build.plan.spec.tests {
+    /// An overlay and a seed for a machine in this folder.
+    fn prepare(&self, folder: &Path) -> Result<(), Failure> {
+        let overlay = folder.join(OVERLAY);
+        create_overlay(&overlay, self.bench.disk_size).map_err(ScratchError::at("an overlay", &overlay))?;
+        boot::write_seed(self.site(folder), false)
+    }
+
+    /// Boots the image; how long that took.
+    async fn boot(&self, folder: &Path) -> Result<(Guest, Duration), Failure> {
+        self.prepare(folder)?;
         let began = Instant::now();
-        let result = retry(build, guest, test, began).await;
+        let site = self.site(folder);
+        let guest = boot::start(site, &self.backing()).await.map_err(DoesNotBoot)?;
+        Ok((guest, began.elapsed()))
+    }
+
+    /// Boots once for these tests and freezes the guest. Where that cannot be, runs them in this guest, and gives nothing.
+    async fn snapshot(&self, shared: &[usize]) -> Result<Option<Snapshot>, Failure> {
+        let Bench { limits, events, disk_size, .. } = *self.bench;
+        let (mut guest, booted) = self.boot(&self.folder).await?;
+        let spare = self.folder.join(SPARE);
+        create_overlay(&spare, disk_size).map_err(ScratchError::at("an overlay", &spare))?;
+        let ram = self.folder.join(RAM);
+        let late = || GuestError::Overdue(PATIENCE).into();
+        limits.hold_guest(&guest.machine, PATIENCE, late, guest.session.park()).await?;
+        let written = {
+            let checkpoint = async { Ok::<_, Failure>(guest.machine.checkpoint(SPARE, &ram).await) };
+            limits.hold(checkpoint).await?
+        };
+        match written {
+            Ok(format) => {
+                let hello = guest.hello.clone();
+                guest.machine.abort().await;
+                Ok(Some(Snapshot { disk: self.folder.join(OVERLAY), ram, format, hello, booted }))
+            }
+            Err(why) => {
+                events.notice(Level::Warning, format!("no clones, the tests share one guest: {why}"));
+                let late = || GuestError::Overdue(PATIENCE).into();
+                limits.hold_guest(&guest.machine, PATIENCE, late, guest.session.resume()).await?;
+                for index in shared {
+                    let scratch = self.scratch(*index)?;
+                    let outcome = self.examine(*index, &mut guest, booted, &scratch).await?;
+                    self.outcomes.borrow_mut().push((*index, outcome));
+                }
+                guest.machine.abort().await;
+                Ok(None)
+            }
+        }
+    }
+
+    fn scratch(&self, index: usize) -> Result<PathBuf, Failure> {
+        let name: String = self.bench.tests[index].name.chars().take(60).collect();
+        let slug = name.replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-");
+        made(self.folder.join(format!("{:02}-{slug}", index + 1)))
+    }
+
+    /// One test in a machine of its own: a clone of the snapshot, or freshly booted without one.
+    async fn one(&self, index: usize, snapshot: Option<&Snapshot>) -> Result<Outcome, Failure> {
+        let scratch = self.scratch(index)?;
+        let (mut guest, booted) = match snapshot {
+            None => self.boot(&scratch).await?,
+            Some(snapshot) => (self.clone_of(snapshot, &scratch).await?, snapshot.booted),
+        };
+        let outcome = self.examine(index, &mut guest, booted, &scratch).await;
+        guest.machine.abort().await;
+        for file in [OVERLAY, SEED, UEFI_VARS] {
+            let _ = fs::remove_file(scratch.join(file));
+        }
+        outcome
+    }
+
+    async fn clone_of(&self, snapshot: &Snapshot, scratch: &Path) -> Result<Guest, Failure> {
+        self.prepare(scratch)?;
+        let mut backing = self.backing();
+        backing.0.insert(0, (snapshot.disk.clone(), BaseFormat::Qcow2));
+        let site = self.site(scratch);
+        boot::resume(site, &backing, (&snapshot.ram, snapshot.format), snapshot.hello.clone()).await
+    }
+
+    /// Tries until it passes or its time is over.
+    async fn examine(
+        &self,
+        index: usize,
+        guest: &mut Guest,
+        booted: Duration,
+        scratch: &Path,
+    ) -> Result<Outcome, Failure> {
+        let (bench, test, began) = (self.bench, &self.bench.tests[index], Instant::now());
+        let site = Site { folder: scratch, ..self.site(bench.folder) };
+        let mut probe = Probe::new(site, guest, test, bench.secrets, booted);
+        let verdict = probe.until_it_holds(began).await?;
         let seconds = began.elapsed().as_secs_f64();
-        build.events.emit(&Event::TestFinished { name: test.name.clone(), ok: result.is_ok(), seconds });
-        result?;
-        passed.push(manifest::Test { name: test.name.clone(), ok: true, seconds });
-    }
-    Ok(())
-}
-
-async fn retry(build: &Build<'_>, guest: &mut Guest, test: &Test, began: Instant) -> Result<(), Failure> {
-    loop {
-        let (exit, tail) = try_once(build, guest, test).await?;
-        if exit.is_success() {
-            return Ok(());
-        }
-        if began.elapsed() >= test.retry_for {
-            let spec = build.plan.spec.path.clone();
-            let (name, line, retry_for) = (test.name.clone(), test.line, test.retry_for);
-            return Err(TestError { name, spec, line, how: exit.to_string(), retry_for, tail }.into());
-        }
-        build.limits.pause(PAUSE).await?;
+        let (ok, found) = (verdict.is_ok(), verdict.unwrap_or_else(|found| found));
+        let tail = probe.tail();
+        let kept = if ok {
+            // The console alone, of a test that passed.
+            let _ = fs::remove_dir_all(scratch);
+            None
+        } else {
+            probe.keep(scratch).await.map_err(ScratchError::at("what a test left", scratch))?;
+            Some(scratch.to_owned())
+        };
+        bench.events.emit(&Event::TestFinished { name: test.name.clone(), ok, seconds, found: found.clone() });
+        let format = format_name(self.image.format);
+        Ok(Outcome { test: test.clone(), format, ok, found, tail, seconds, kept })
     }
 }
 
-async fn try_once(build: &Build<'_>, guest: &mut Guest, test: &Test) -> Result<(Exit, Vec<String>), Failure> {
-    let exec = Exec { timeout: Some(test.timeout), ..Exec::new(argv(&test.command)) };
-    let mut lines = Lines::new(&build.secrets);
-    let mut emit = |_, line| build.events.notice(Level::Debug, format!("{}: {line}", test.name));
-    let mut output = |channel: Channel, bytes: &[u8]| lines.feed(channel, bytes, &mut emit);
-    let work = guest.session.exec(&exec, &mut output);
-    let late = || GuestError::Overdue(test.timeout).into();
-    let exit = build.limits.hold_guest(&guest.machine, with_grace(test.timeout), late, work).await?;
-    lines.finish(&mut |_, line| build.events.notice(Level::Debug, format!("{}: {line}", test.name)));
-    Ok((exit, lines.tail()))
+fn made(folder: PathBuf) -> Result<PathBuf, Failure> {
+    fs::create_dir_all(&folder).map_err(ScratchError::at("a scratch folder", &folder))?;
+    Ok(folder)
+}
+
+/// Drives all of them at once, on this one thread. The first failure ends the others: a machine that is dropped is killed.
+async fn all<F: Future<Output = Result<(), Failure>>>(lanes: Vec<F>) -> Result<(), Failure> {
+    let mut lanes: Vec<Pin<Box<F>>> = lanes.into_iter().map(Box::pin).collect();
+    std::future::poll_fn(|context| {
+        let mut index = 0;
+        while let Some(lane) = lanes.get_mut(index) {
+            match lane.as_mut().poll(context) {
+                Poll::Ready(Ok(())) => drop(lanes.swap_remove(index)),
+                Poll::Ready(failed) => return Poll::Ready(failed),
+                Poll::Pending => index += 1,
+            }
+        }
+        if lanes.is_empty() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    })
+    .await
 }

@@ -75,6 +75,8 @@ pub enum Verb {
     Check(Specs),
     /// Show what a build would do
     Plan(Plan),
+    /// Run the tests of an image that is in the store
+    Test(Test),
     /// Open a terminal in the guest as it stands before or after a step
     Shell(Shell),
     /// Boot a throw-away clone of an image, its console on this terminal
@@ -171,6 +173,34 @@ pub enum OnFailure {
     Keep,
     /// Open a shell in it, on this terminal, then throw it away
     Shell,
+}
+
+/// `kiln test`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  kiln test images/nginx --filter 'port|unit'\n  kiln test web@1.4.0 --junit report.xml\n\n\
+        A spec's tests are taken as they are written now, and its image as it is in the store: tests can be worked on\n\
+        without building again. An image is tested as it was when it was built."
+)]
+pub struct Test {
+    /// A spec file, a folder with a kiln.toml, or an image: `name` or `name@version`
+    #[arg(value_name = "SPEC|IMAGE")]
+    pub target: String,
+    /// The version of the spec's image, instead of the spec's own
+    #[arg(long, value_name = "V")]
+    pub version: Option<String>,
+    /// How specs are read.
+    #[command(flatten)]
+    pub reading: Reading,
+    /// Only tests whose name matches this regular expression somewhere
+    #[arg(long, value_name = "RE")]
+    pub filter: Option<regex_lite::Regex>,
+    /// Also write a report there, in the XML of `JUnit`
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `kiln shell`

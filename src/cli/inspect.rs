@@ -91,6 +91,9 @@ fn step(step: &Step) -> String {
 }
 
 fn test(test: &Test) -> String {
+    if test.skipped {
+        return format!("NOT RUN {} (--no-test)", test.name);
+    }
     format!("{} {}  {:.1}s", if test.ok { "ok" } else { "FAILED" }, test.name, test.seconds)
 }
 

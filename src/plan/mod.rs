@@ -231,7 +231,6 @@ fn plan_machine(wanted: &spec::Machine, facts: &Facts) -> Result<Machine, PlanEr
     if let Some(disk) = wanted.disk.filter(|disk| *disk < base) {
         return Err(PlanError::DiskTooSmall { disk, base });
     }
-    let factor = if accelerator == Accelerator::Tcg { TCG_TIMEOUT_FACTOR } else { 1 };
     Ok(Machine {
         qemu: facts.host.qemu.system.clone(),
         qemu_version: facts.host.qemu.version.to_string(),
@@ -243,7 +242,7 @@ fn plan_machine(wanted: &spec::Machine, facts: &Facts) -> Result<Machine, PlanEr
         disk: wanted.disk,
         firmware: choose_firmware(wanted.firmware, facts)?,
         network: wanted.network,
-        boot_timeout: wanted.boot_timeout.saturating_mul(factor),
+        boot_timeout: scaled(wanted.boot_timeout, accelerator),
     })
 }
 
@@ -322,7 +321,8 @@ pub fn compression_name(compression: Compression) -> &'static str {
 
 /// What is done after the last step, and what the manifest says of the image.
 fn result_value(spec: &Spec, facts: &Facts) -> serde_json::Value {
-    let tests: Vec<_> = spec.tests.iter().map(|test| json!([test.name, key::command_value(&test.command)])).collect();
+    let test = |test: &spec::Test| json!([test.name, test.check, test.reboot, test.needs_fresh_boot]);
+    let tests: Vec<_> = spec.tests.iter().map(test).collect();
     let outputs: Vec<_> = spec
         .outputs
         .iter()
@@ -337,6 +337,13 @@ fn result_value(spec: &Spec, facts: &Facts) -> serde_json::Value {
         "tests": tests,
         "outputs": outputs,
     })
+}
+
+/// A duration that is thought for hardware, on this accelerator.
+#[must_use]
+pub fn scaled(duration: Duration, accelerator: Accelerator) -> Duration {
+    let factor = if accelerator == Accelerator::Tcg { TCG_TIMEOUT_FACTOR } else { 1 };
+    duration.saturating_mul(factor)
 }
 
 /// A deadline for the guest's own work plus what the conversation about it may take.

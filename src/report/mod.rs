@@ -4,6 +4,7 @@
 //! Events -> bars | plain | json    one of them, chosen by `--progress` and the terminal
 //!        \-> log                   build.log, every event
 //! ```
+//! What came of tests has reports of its own: `junit` for CI servers, `github` for a run of GitHub Actions.
 //! How a build ended in failure is not told here but by the command line, which has the `Failure`.
 
 use std::io::{self, IsTerminal, Write};
@@ -13,10 +14,14 @@ use crate::event::Sink;
 
 mod bars;
 pub mod escape;
+pub mod github;
 mod json;
+pub mod junit;
 pub mod log;
 mod plain;
 mod story;
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 

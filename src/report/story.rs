@@ -71,8 +71,9 @@ impl Story {
             Event::Notice { level, text } => notice(*level, text),
             Event::ShellStarted { failure, .. } => (Topic::Note, shell(failure.as_deref())),
             Event::ShellFinished { code } => (Topic::Detail, format!("the shell ended with exit code {code}")),
-            Event::TestFinished { name, ok, seconds } => {
-                over(*ok, format!("test {}  {}", escape(name), span(*seconds)))
+            Event::TestFinished { name, ok, seconds, found } => {
+                let found = if *ok || found.is_empty() { String::new() } else { format!("  {}", escape(found)) };
+                over(*ok, format!("test {}  {}{found}", escape(name), span(*seconds)))
             }
         };
         Line { topic, text }

@@ -54,7 +54,7 @@ fn build(outcome: Outcome) -> Vec<Event> {
         Event::StepStarted { index: 1, name: "site".into(), verb: "copy" },
         Event::StepFinished { index: 1, ok: false, seconds: 61.0 },
         Event::Notice { level: Level::Warning, text: "the clock is off".into() },
-        Event::TestFinished { name: "answers".into(), ok: true, seconds: 2.0 },
+        Event::TestFinished { name: "answers".into(), ok: true, seconds: 2.0, found: String::new() },
         Event::BuildFinished { outcome, seconds: 99.5 },
     ]
 }
@@ -282,11 +282,11 @@ proptest! {
             output(&text),
             Event::Console { line: text.clone() },
             Event::Notice { level: Level::Info, text: text.clone() },
-            Event::TestFinished { name: text, ok: true, seconds: 0.0 },
+            Event::TestFinished { name: text.clone(), ok: false, seconds: 0.0, found: text },
         ];
         let shown = plain(Verbosity::Verbose, Paint(false), &events);
         prop_assert_eq!(shown.matches('\n').count(), events.len());
-        for (line, start) in shown.lines().zip(["step 1/1 ", "  | ", "console | ", "note: ", "  ok test "]) {
+        for (line, start) in shown.lines().zip(["step 1/1 ", "  | ", "console | ", "note: ", "  FAILED test "]) {
             prop_assert!(line.starts_with(start), "{line:?}");
             prop_assert!(!line.contains("##[") && !line.contains(['\x1b', '\r']));
         }

@@ -10,7 +10,9 @@ use super::compound::{CommandLine, List, Map, Variables};
 use super::document::At;
 use super::paths::{ACCOUNT, Slashed, guest_file, guest_folder, guest_path, host_path, kept_path, owner};
 use super::reader::{Reader, Section};
-use super::shape::{Boolean, Integer, Mode, Word, choice, content, duration, line, sha256, size, text, title, word};
+use super::shape::{
+    Boolean, Integer, Mode, Word, choice, content, duration, line, regex, sha256, size, text, title, word,
+};
 use super::table::{Chosen, Field, Key, Optional, Or, Required, Table, Variant, Variants, of, one_of, table, variants};
 use super::{Accel, BaseFormat, Command, Compression, Firmware, Network, OutputFormat, Owner, seal};
 use crate::size::ByteSize;
@@ -19,6 +21,9 @@ const IMAGE_NAME: Word = Word::new("a-z0-9", "a-z0-9._-", 64);
 pub(super) const IMAGE_VERSION: Word = Word::new("A-Za-z0-9", "A-Za-z0-9._+-", 64);
 const LABEL: Word = Word::new("A-Za-z0-9", "A-Za-z0-9._/-", 128);
 const VARIABLE: Word = Word { reserved: "KILN_", ..Word::new("A-Za-z_", "A-Za-z0-9_", 128) };
+/// systemd.unit(5): letters, digits and `:-_.\\@`; the backslash is for escaped names.
+const UNIT: Word = Word::new("A-Za-z0-9", r"A-Za-z0-9:_.\\@-", 255);
+const PACKAGE: Word = Word::new("A-Za-z0-9", "A-Za-z0-9+._:-", 255);
 const SECRET: Word = Word::new("A-Za-z0-9_", "A-Za-z0-9_.-", 64);
 
 /// The longest name of a step or test, and the longest description, in characters.
@@ -52,7 +57,7 @@ table! {
         /// What is done in the guest, in order.
         step: Vec<At<Chosen<Step, Verb>>> = Or(List(one_of::<Step, Verb>(), MAX_STEPS), "[]"),
         /// What must hold in a throw-away clone of the sealed image, freshly booted.
-        test: Vec<At<Test>> = Or(List(of::<Test>(), MAX_STEPS), "[]"),
+        test: Vec<At<Chosen<Test, Assertion>>> = Or(List(one_of::<Test, Assertion>(), MAX_STEPS), "[]"),
         /// How the guest is generalised.
         seal: Seal = Or(of::<Seal>(), "{}"),
         /// The files to write; one zstd-compressed qcow2 when there is none.
@@ -89,7 +94,7 @@ table! {
 
 variants! {
     /// Where the base image comes from.
-    Source, "the source of the base image" { file: BaseFile, } later ["url", "image", "spec", "oci"]
+    Source, "the source of the base image" { "file": BaseFile, } later ["url", "image", "spec", "oci"]
 }
 
 table! {
@@ -104,7 +109,7 @@ table! {
     /// The virtual machine the image is made in.
     Machine {
         /// Virtual CPUs; capped at the host's.
-        cpus: u8 = Or(Integer(1..=255), "2"),
+        cpus: u8 = Or(Integer(1_u8..=255), "2"),
         /// Memory of the guest during the build.
         memory: ByteSize = Or(size(MEMORY), "'1GiB'"),
         /// Virtual size of the disk, not smaller than the base image's; without it, the base image's own.
@@ -127,7 +132,7 @@ table! {
 
 variants! {
     /// Where a secret comes from.
-    Secret, "where the secret comes from" { env: SecretEnv, file: SecretFile, } later []
+    Secret, "where the secret comes from" { "env": SecretEnv, "file": SecretFile, } later []
 }
 
 table! {
@@ -161,7 +166,7 @@ table! {
 variants! {
     /// What a step does.
     Verb, "the step's verb" {
-        run: RunCommand, script: RunScript, copy: CopyIn, write: WriteFile, fetch: FetchOut, reboot: Reboot,
+        "run": RunCommand, "script": RunScript, "copy": CopyIn, "write": WriteFile, "fetch": FetchOut, "reboot": Reboot,
     } later []
 }
 
@@ -246,16 +251,108 @@ table! {
 }
 
 table! {
-    /// What must hold in the sealed image.
+    /// Shared by all tests.
     Test {
-        /// For people and logs; made from the command when there is none.
+        /// For people and logs; made from what is checked when there is none.
         name: Option<At<String>> = Optional(title(MAX_TITLE)),
-        /// What must succeed: a text for `sh -eu`, or a list of strings.
-        run: Option<At<Command>> = Required(CommandLine),
+        /// The guest restarts before the check.
+        reboot: bool = Or(Boolean, "false"),
+        /// A boot of its own, rather than a clone of the boot that the other tests share.
+        needs_fresh_boot: bool = Or(Boolean, "false"),
         /// Try again until it passes or this is over.
         retry_for: Duration = Or(duration(0..=WEEK), "'0s'"),
         /// How long one try may take.
         timeout: Duration = Or(duration(1..=WEEK), "'2m'"),
+    }
+}
+
+variants! {
+    /// What a test checks.
+    Assertion, "what the test checks" {
+        "run": CommandSucceeds, "command": CommandEnds, "unit": UnitRuns, "port": PortListens, "file": FileThere,
+        "package": PackageInstalled, "boots-within": BootsWithin, "no-failed-units": NoUnitFailed,
+    } later []
+}
+
+table! {
+    /// A command that must succeed.
+    CommandSucceeds {
+        /// What to run: a text for `sh -eu`, or a list of strings.
+        run: Option<At<Command>> = Required(CommandLine),
+    }
+}
+
+table! {
+    /// A command, how it ends and what it writes.
+    CommandEnds {
+        /// What to run: a text for `sh -eu`, or a list of strings.
+        command: Option<At<Command>> = Required(CommandLine),
+        /// The exit status it must have.
+        exit: u8 = Or(Integer(0_u8..=255), "0"),
+        /// What its standard output must match, anywhere in it.
+        stdout_matches: Option<At<String>> = Optional(regex()),
+    }
+}
+
+table! {
+    /// A service that must be running.
+    UnitRuns {
+        /// The systemd unit, which must be active and must not have been restarted; without systemd, the service whose
+        /// script must say that it runs.
+        unit: Option<At<String>> = Required(word(UNIT)),
+    }
+}
+
+table! {
+    /// A port that must be listened on.
+    PortListens {
+        /// The TCP port, on any address.
+        port: Option<At<u16>> = Required(Integer(1_u16..=65535)),
+    }
+}
+
+table! {
+    /// A file or folder that must be there, or must not.
+    FileThere {
+        /// The path; symbolic links are followed.
+        file: Option<At<String>> = Required(guest_folder()),
+        /// Nothing of that name may be there, not even a dangling link.
+        absent: Option<At<bool>> = Optional(Boolean),
+        /// Its permission bits.
+        mode: Option<At<u32>> = Optional(Mode),
+        /// Its owner, and its group where one is given.
+        owner: Option<At<Owner>> = Optional(owner()),
+        /// A text that must be in it.
+        contains: Option<At<String>> = Optional(content()),
+        /// The digest of its content.
+        sha256: Option<At<String>> = Optional(sha256()),
+    }
+}
+
+table! {
+    /// A package that must be installed.
+    PackageInstalled {
+        /// Its name, as dpkg, rpm or apk know it.
+        package: Option<At<String>> = Required(word(PACKAGE)),
+        /// Its version; with `*` at the end, how it begins.
+        version: Option<At<String>> = Optional(line(MAX_LINE)),
+    }
+}
+
+table! {
+    /// How long a boot may take.
+    BootsWithin {
+        /// From power-on, or from the reboot with `reboot = true`, until everything is started; longer under software
+        /// emulation.
+        boots_within: Option<At<Duration>> = Required(duration(1..=WEEK)),
+    }
+}
+
+table! {
+    /// No unit of systemd may have failed.
+    NoUnitFailed {
+        /// Always `true`.
+        no_failed_units: Option<At<bool>> = Required(Boolean),
     }
 }
 

@@ -11,8 +11,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::size::ByteSize;
 
+mod checks;
 mod complaint;
 mod compound;
 mod document;
@@ -27,11 +30,13 @@ mod steps;
 mod suggest;
 mod table;
 mod template;
+mod test;
 mod validate;
 
 pub use complaint::{LoadError, SpecError, SpecErrors};
 pub use document::{Document, Position};
 pub use load::MAX_BYTES;
+pub use test::{Check, FileCheck, Test};
 
 /// What the command line changes in a spec.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -245,7 +250,8 @@ pub struct Copy {
 }
 
 /// A command of a `run` step or a test.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Command {
     /// Text for `sh -eu`.
     Shell(String),
@@ -267,27 +273,12 @@ pub struct Context {
 }
 
 /// `user:group` or `user`, by name or number, as the guest knows them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     /// User name or number.
     pub user: String,
     /// Group name or number; the user's own group where absent.
     pub group: Option<String>,
-}
-
-/// `[[test]]`
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Test {
-    /// Unique in its spec.
-    pub name: String,
-    /// What must succeed.
-    pub command: Command,
-    /// Try again until it passes or this is over.
-    pub retry_for: Duration,
-    /// How long one try may take.
-    pub timeout: Duration,
-    /// Line of the spec file on which the test begins, from 1.
-    pub line: usize,
 }
 
 /// `[seal]`
@@ -313,6 +304,17 @@ pub enum OutputFormat {
     Qcow2,
     /// The bytes of the disk, sparse.
     Raw,
+}
+
+impl OutputFormat {
+    /// The same format as a disk that QEMU boots, where it does.
+    #[must_use]
+    pub fn bootable(self) -> Option<BaseFormat> {
+        match self {
+            OutputFormat::Qcow2 => Some(BaseFormat::Qcow2),
+            OutputFormat::Raw => Some(BaseFormat::Raw),
+        }
+    }
 }
 
 /// Compression of an output's clusters.

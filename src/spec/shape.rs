@@ -5,6 +5,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use regex_lite::Regex;
 use serde_json::{Value as Json, json};
 use toml::de::DeValue;
 
@@ -245,6 +246,15 @@ pub(super) fn sha256() -> Text<String> {
     Text { expects: "64 hex digits".into(), schema: matching("[0-9A-Fa-f]{64}"), parse: Box::new(parse) }
 }
 
+/// A regular expression. Searching with one takes time in proportion to the text, whatever it is.
+pub(super) fn regex() -> Text<String> {
+    let parse = |text: &str| match Regex::new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("{} is not a regular expression: {error}", quoted(text)).into()),
+    };
+    Text { expects: "a regular expression".into(), schema: json!({ "type": "string" }), parse: Box::new(parse) }
+}
+
 /// Permission bits as an octal number in a string, since TOML's own octal numbers look different.
 pub(super) struct Mode;
 
@@ -272,21 +282,22 @@ impl Shape for Mode {
 }
 
 /// A whole number within bounds.
-pub(super) struct Integer(pub RangeInclusive<u8>);
+pub(super) struct Integer<T>(pub RangeInclusive<T>);
 
-impl Shape for Integer {
-    type Value = u8;
+impl<T: TryFrom<u16> + Into<u16> + Copy + fmt::Display + PartialOrd> Shape for Integer<T> {
+    type Value = T;
 
     fn expects(&self) -> String {
         format!("a whole number from {} to {}", self.0.start(), self.0.end())
     }
 
-    fn read(&self, node: &Node, reader: &mut Reader) -> Option<u8> {
+    fn read(&self, node: &Node, reader: &mut Reader) -> Option<T> {
         let DeValue::Integer(integer) = node.get_ref() else {
             reader.wrong_type(node, &self.expects());
             return None;
         };
-        let value = u8::from_str_radix(integer.as_str(), integer.radix()).ok().filter(|n| self.0.contains(n));
+        let number = u16::from_str_radix(integer.as_str(), integer.radix()).ok();
+        let value = number.and_then(|number| T::try_from(number).ok()).filter(|n| self.0.contains(n));
         if value.is_none() {
             let message = format!("{integer} is out of range: from {} to {} is allowed", self.0.start(), self.0.end());
             reader.report(SpecError::new(node.span(), message));
@@ -295,7 +306,8 @@ impl Shape for Integer {
     }
 
     fn schema(&self) -> Json {
-        json!({ "type": "integer", "minimum": self.0.start(), "maximum": self.0.end() })
+        let (least, most): (u16, u16) = ((*self.0.start()).into(), (*self.0.end()).into());
+        json!({ "type": "integer", "minimum": least, "maximum": most })
     }
 }
 

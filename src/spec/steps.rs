@@ -1,4 +1,4 @@
-//! Steps and tests: one action each, names that tell them apart, and references that lead somewhere.
+//! Steps: one action each, names that tell them apart, and references that lead somewhere.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
@@ -12,7 +12,7 @@ use super::shape::is_forgery;
 use super::suggest::suggest;
 use super::table::Chosen;
 use super::validate::{host, values};
-use super::{Action, Command, Context, Copy, Image, SecretSource, Step, Test};
+use super::{Action, Command, Context, Copy, Image, SecretSource, Step};
 
 /// The files of a version that kiln itself writes; besides them `NAME-VERSION.*`.
 const OWN_FILES: [&str; 5] = ["manifest.json", "SHA256SUMS", "build.log", "console.log", "tags.json"];
@@ -45,20 +45,8 @@ pub(super) fn steps(raw: Vec<At<Chosen<keys::Step, Verb>>>, around: &mut Surroun
     steps
 }
 
-pub(super) fn tests(raw: Vec<At<keys::Test>>, reader: &mut Reader) -> Vec<Test> {
-    let mut taken = explicit_names(raw.iter().filter_map(|test| test.value.name.as_ref()), reader);
-    let mut tests = Vec::new();
-    for At { value, span } in raw {
-        let Some(command) = value.run.map(|run| run.value) else { continue };
-        let name = value.name.map_or_else(|| unique(&run_name(&command), &mut taken), |name| name.value);
-        let line = reader.document.line(span.start);
-        tests.push(Test { name, command, retry_for: value.retry_for, timeout: value.timeout, line });
-    }
-    tests
-}
-
 /// The names that the spec gives, each of which must be given once.
-fn explicit_names<'n>(names: impl Iterator<Item = &'n At<String>>, reader: &mut Reader) -> HashSet<String> {
+pub(super) fn explicit_names<'n>(names: impl Iterator<Item = &'n At<String>>, reader: &mut Reader) -> HashSet<String> {
     let mut first: HashMap<&str, &Range<usize>> = HashMap::new();
     for name in names {
         if let Some(first) = first.get(name.value.as_str()) {
@@ -72,14 +60,14 @@ fn explicit_names<'n>(names: impl Iterator<Item = &'n At<String>>, reader: &mut 
 }
 
 /// The default name, with a number if there is another of that name.
-fn unique(name: &str, taken: &mut HashSet<String>) -> String {
+pub(super) fn unique(name: &str, taken: &mut HashSet<String>) -> String {
     let numbered = (2..).map(|number| format!("{name} ({number})"));
     let mut candidates = std::iter::once(name.to_owned()).chain(numbered);
     candidates.find(|name| taken.insert(name.clone())).expect("there is always another number")
 }
 
 /// A line that is fit for a name: the first that says something, without control characters, and not too long.
-fn shorten(text: &str) -> String {
+pub(super) fn shorten(text: &str) -> String {
     let printable = |c: char| if is_forgery(c) { ' ' } else { c };
     let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
     let words: String = line.chars().map(printable).collect();
@@ -90,7 +78,7 @@ fn shorten(text: &str) -> String {
     }
 }
 
-fn run_name(command: &Command) -> String {
+pub(super) fn run_name(command: &Command) -> String {
     match command {
         Command::Shell(text) => shorten(&format!("run {}", text.trim_start())),
         Command::Argv(words) => shorten(&format!("run {}", words.join(" "))),

@@ -219,9 +219,9 @@ pub(super) struct Variant {
 
 /// Declares [`Variants`]: an enum of tables, each with the key that tells it apart.
 macro_rules! variants {
-    ($(#[doc = $about:literal])+ $name:ident, $one:literal { $($key:ident: $table:ident,)+ } later $later:expr) => {
+    ($(#[doc = $about:literal])+ $name:ident, $one:literal { $($key:literal: $table:ident,)+ } later $later:expr) => {
         $(#[doc = $about])+
-        pub(super) enum $name { $(#[doc = concat!("`", stringify!($key), "`")] $table($table),)+ }
+        pub(super) enum $name { $(#[doc = concat!("`", $key, "`")] $table($table),)+ }
 
         impl Variants for $name {
             const ONE: &'static str = $one;
@@ -229,7 +229,7 @@ macro_rules! variants {
 
             fn all() -> Vec<Variant> {
                 vec![$(Variant {
-                    key: stringify!($key),
+                    key: $key,
                     about: $table::ABOUT,
                     key_names: $table::key_names,
                     keys: $table::keys,
@@ -238,7 +238,7 @@ macro_rules! variants {
 
             fn read(key: &str, section: &Section, reader: &mut Reader) -> Option<Self> {
                 match key {
-                    $(stringify!($key) => Some(Self::$table($table::read(section, reader))),)+
+                    $($key => Some(Self::$table($table::read(section, reader))),)+
                     _ => None,
                 }
             }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::checks;
 use super::complaint::SpecError;
 use super::document::At;
 use super::keys::{self, IMAGE_VERSION, Secret, Source};
@@ -22,7 +23,7 @@ pub(super) fn spec(raw: keys::Document, reader: &mut Reader) -> Option<Spec> {
     let secrets = secrets(raw.secrets, &path);
     let mut around = Surroundings { spec: &path, image: image.as_ref(), secrets: &secrets, reader };
     let steps = steps::steps(raw.step, &mut around);
-    let tests = steps::tests(raw.test, reader);
+    let tests = checks::tests(raw.test, reader);
     let outputs = outputs(raw.output, reader);
     let base = base(raw.base?.value, &path);
     let complete = Spec {

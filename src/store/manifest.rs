@@ -47,7 +47,7 @@ pub struct Manifest {
     /// What the guest's package database lists.
     #[serde(default)]
     pub packages: Vec<Package>,
-    /// The tests the sealed image passed.
+    /// The tests the sealed image passed, or that did not run.
     #[serde(default)]
     pub tests: Vec<Test>,
     /// Files that steps fetched from the guest.
@@ -176,8 +176,17 @@ pub struct Test {
     pub name: String,
     /// Whether it passed.
     pub ok: bool,
-    /// Wall time over all tries.
+    /// Wall time over all tries; 0 if it did not run.
     pub seconds: f64,
+    /// It did not run: the image was built with `--no-test`.
+    #[serde(default)]
+    pub skipped: bool,
+    /// The format of the image file that was tested.
+    #[serde(default)]
+    pub format: String,
+    /// What is tested, so that it can be tested again.
+    #[serde(default)]
+    pub definition: serde_json::Value,
 }
 
 /// One of `fetched`.

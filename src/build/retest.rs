@@ -1,0 +1,135 @@
+//! Tests of an image that is in the store already: with the tests it was built with, or with those of a spec.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Failure, Fault, Kind};
+use crate::event::{Events, Level};
+use crate::plan::scaled;
+use crate::size::ByteSize;
+use crate::spec::{Network, Test};
+use crate::store::Artifact;
+use crate::workdir::Workdir;
+
+use super::ScratchError;
+use super::clone::{bootable, machine};
+use super::limits::Limits;
+use super::publish::keep_logs;
+use super::secrets::Secrets;
+use super::test::{Bench, Outcome, TestsFailed, test};
+
+/// For machines whose spec is not at hand, before it is scaled.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// There is nothing to test.
+#[derive(Debug, thiserror::Error)]
+pub enum RetestError {
+    /// No tests.
+    #[error("{0} has no tests")]
+    NoTests(String),
+    /// No output that QEMU boots.
+    #[error("{0} has no qcow2 or raw file to boot")]
+    NotBootable(String),
+    /// The manifest's tests are of a newer kiln.
+    #[error("the manifest of {image} has a test that this version of kiln does not know: {why}")]
+    Unknown {
+        /// Which image.
+        image: String,
+        /// What is not known.
+        why: String,
+    },
+}
+
+impl Fault for RetestError {
+    fn kind(&self) -> Kind {
+        match self {
+            RetestError::NoTests(_) => Kind::Usage,
+            RetestError::NotBootable(_) | RetestError::Unknown { .. } => Kind::Output,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            RetestError::NoTests(_) => vec!["write some as `[[test]]` into the spec".into()],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// The tests an image was built with.
+///
+/// # Errors
+/// When this kiln does not know them.
+pub fn recorded(artifact: &Artifact) -> Result<Vec<Test>, RetestError> {
+    let mut tests: Vec<Test> = Vec::new();
+    for recorded in &artifact.manifest().tests {
+        let test: Test = serde_json::from_value(recorded.definition.clone())
+            .map_err(|why| RetestError::Unknown { image: artifact.id().to_string(), why: why.to_string() })?;
+        // One that was tested in two formats is there twice.
+        if !tests.contains(&test) {
+            tests.push(test);
+        }
+    }
+    Ok(tests)
+}
+
+/// What came of testing an image.
+pub struct Tested {
+    /// Of each test, on each format.
+    pub outcomes: Vec<Outcome>,
+    /// The failure that the command ends with, if a test failed.
+    pub failed: Option<Failure>,
+}
+
+/// Tests an image. What failing tests leave is kept in the cache.
+///
+/// # Errors
+/// When the image does not boot, or the host is not fit.
+pub async fn retest(
+    artifact: &Artifact,
+    tests: &[Test],
+    source: &Path,
+    cache: &Path,
+    events: &Events,
+    cancel: CancellationToken,
+) -> Result<Tested, Failure> {
+    let id = artifact.id();
+    if tests.is_empty() {
+        return Err(RetestError::NoTests(id.to_string()).into());
+    }
+    let images = bootable(artifact);
+    let Some(output) = artifact.manifest().outputs.first().filter(|_| !images.is_empty()) else {
+        return Err(RetestError::NotBootable(id.to_string()).into());
+    };
+    let made = &artifact.manifest().machine;
+    let network = if made.network == "user" { Network::User } else { Network::None };
+    let mut machine = machine(artifact, ByteSize(made.memory), network).await?;
+    machine.boot_timeout = scaled(BOOT_TIMEOUT, machine.accelerator);
+    if let Some(reason) = &machine.accel_reason {
+        events.notice(Level::Info, format!("software emulation (tcg): {reason}"));
+    }
+    let work = Workdir::create(&cache.join("work")).map_err(ScratchError::at("a scratch folder", cache))?;
+    let (limits, secrets) = (Limits::new(cancel, Duration::MAX), Secrets::default());
+    let bench = Bench {
+        machine: &machine,
+        disk_size: output.virtual_bytes,
+        folder: work.path(),
+        limits: &limits,
+        events,
+        secrets: &secrets,
+        tests,
+    };
+    let logs = cache.join("failed").join(format!("{}-{}", id.name(), id.version()));
+    let tested = test(&bench, &images).await;
+    let kept = |folder: &Path| -> PathBuf { logs.join(folder.strip_prefix(work.path()).unwrap_or(folder)) };
+    let failed = match &tested {
+        Ok(outcomes) => TestsFailed::check(outcomes, source, kept).err().map(Failure::from),
+        Err(_) => None,
+    };
+    if tested.is_err() || failed.is_some() {
+        keep_logs(work.path(), &logs).map_err(ScratchError::at("the logs of the tests", &logs))?;
+    }
+    Ok(Tested { outcomes: tested?, failed })
+}

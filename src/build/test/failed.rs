@@ -1,0 +1,84 @@
+//! What a failed test, or an image that cannot be tested, says of itself.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Failure, Fault, Kind};
+use crate::size::format_duration;
+
+use super::Outcome;
+
+/// Some tests failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct TestsFailed {
+    message: String,
+    tail: Vec<String>,
+    kept: Vec<String>,
+}
+
+impl TestsFailed {
+    /// Nothing, if all have passed.
+    ///
+    /// # Errors
+    /// When one has not. `source` is the spec the tests come from; `kept` is where the folders of failed tests are, or will
+    /// be when this is read.
+    pub fn check(outcomes: &[Outcome], source: &Path, kept: impl Fn(&Path) -> PathBuf) -> Result<(), Self> {
+        let failed: Vec<&Outcome> = outcomes.iter().filter(|outcome| !outcome.ok).collect();
+        let Some(first) = failed.first() else { return Ok(()) };
+        let told: Vec<String> = failed.iter().map(|outcome| sentence(outcome, source)).collect();
+        let message = match &told[..] {
+            [only] => only.clone(),
+            all => format!("{} of {} tests failed: {}", all.len(), outcomes.len(), all.join("; ")),
+        };
+        let folders = failed.iter().filter_map(|outcome| outcome.kept.as_deref());
+        let kept =
+            folders.map(|folder| format!("its output, console and journal: {}", kept(folder).display())).collect();
+        Err(Self { message, tail: first.tail.clone(), kept })
+    }
+}
+
+/// `test NAME (FILE:LINE) FOUND, for 30s`
+fn sentence(outcome: &Outcome, source: &Path) -> String {
+    let Outcome { test, found, format, .. } = outcome;
+    let line = if test.line == 0 { String::new() } else { format!(":{}", test.line) };
+    let tried =
+        if test.retry_for.is_zero() { String::new() } else { format!(", for {}", format_duration(test.retry_for)) };
+    let raw = if *format == "qcow2" { String::new() } else { format!(" of the {format} image") };
+    format!("test `{}`{raw} ({}{line}) {found}{tried}", test.name, source.display())
+}
+
+impl Fault for TestsFailed {
+    fn kind(&self) -> Kind {
+        Kind::Test
+    }
+
+    fn hints(&self) -> Vec<String> {
+        self.kept.clone()
+    }
+
+    fn evidence(&self) -> Vec<String> {
+        self.tail.clone()
+    }
+}
+
+/// The image could not be tested at all.
+#[derive(Debug, thiserror::Error)]
+#[error("the sealed image does not boot: {0}")]
+pub struct DoesNotBoot(pub Failure);
+
+impl Fault for DoesNotBoot {
+    fn kind(&self) -> Kind {
+        match self.0.kind() {
+            Kind::Boot => Kind::Test,
+            other => other,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        self.0.hints()
+    }
+
+    fn evidence(&self) -> Vec<String> {
+        self.0.evidence()
+    }
+}

@@ -1,0 +1,172 @@
+//! `kiln test SPEC|IMAGE`: the tests of an image that is in the store, without building it again.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use regex_lite::Regex;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::build::retest::{recorded, retest};
+use crate::build::test::Outcome;
+use crate::error::{Failure, Fault, Kind};
+use crate::report::{escape::escape, github, junit};
+use crate::spec::{Overrides, Spec, Test};
+use crate::store::{Artifact, ImageId, Reference, Store};
+
+use super::args::{self, Global};
+use super::folders::Folders;
+use super::list::align;
+use super::print;
+
+/// What was asked for cannot be done.
+#[derive(Debug, thiserror::Error)]
+pub enum TestVerbError {
+    /// The filter leaves nothing.
+    #[error("no test has a name that matches `{filter}`")]
+    NothingLeft {
+        /// The regular expression.
+        filter: String,
+        /// What there is.
+        names: Vec<String>,
+    },
+    /// The report cannot be written.
+    #[error("cannot write the report {}", path.display())]
+    Report {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Fault for TestVerbError {
+    fn kind(&self) -> Kind {
+        match self {
+            TestVerbError::NothingLeft { .. } => Kind::Usage,
+            TestVerbError::Report { .. } => Kind::Host,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            TestVerbError::NothingLeft { names, .. } => vec![format!("the tests are `{}`", names.join("`, `"))],
+            TestVerbError::Report { .. } => Vec::new(),
+        }
+    }
+}
+
+/// Runs the tests, writes the table or the JSON, and the report that was asked for.
+///
+/// # Errors
+/// When a test fails, after all that; when the image cannot be tested.
+pub async fn run(
+    args: args::Test,
+    global: &Global,
+    folders: &Folders,
+    cancel: CancellationToken,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let store = folders.store()?;
+    let (artifact, tests, source) = find(&args, &store)?;
+    let tests = filtered(tests, args.filter.as_ref())?;
+    let (cache, events) = (folders.cache_path()?, super::events(global));
+    let tested = retest(&artifact, &tests, &source, &cache, &events, cancel).await?;
+    let (id, outcomes) = (artifact.id().to_string(), &tested.outcomes);
+    if let Some(path) = &args.junit {
+        let written = std::fs::write(path, junit::report(&id, &artifact.manifest().disk_sha256, outcomes));
+        written.map_err(|source| TestVerbError::Report { path: path.clone(), source })?;
+    }
+    if let Some(actions) = github::Actions::here() {
+        actions.tell(&id, &source, outcomes);
+    }
+    print(out, &if args.json { as_json(&id, outcomes) } else { table(outcomes) })?;
+    tested.failed.map_or(Ok(()), Err)
+}
+
+/// The image, its tests, and where those stand.
+fn find(args: &args::Test, store: &Store) -> Result<(Artifact, Vec<Test>, PathBuf), Failure> {
+    if is_spec(&args.target) {
+        let overrides = Overrides { version: args.version.clone(), vars: args.reading.vars.clone() };
+        let spec = Spec::load(Path::new(&args.target), &overrides)?;
+        let id = ImageId::new(&*spec.image.name, &*spec.image.version)?;
+        return Ok((store.artifact(&Reference::from(&id))?, spec.tests, spec.path));
+    }
+    let artifact = store.artifact(&args.target.parse()?)?;
+    let (tests, source) = (recorded(&artifact)?, artifact.folder().join("manifest.json"));
+    Ok((artifact, tests, source))
+}
+
+/// What is there as a file is a spec; what is written as a path is meant as one.
+fn is_spec(target: &str) -> bool {
+    let path = Path::new(target);
+    target.contains('/')
+        || path.extension().is_some_and(|end| end == "toml")
+        || path.join("kiln.toml").exists()
+        || target == "."
+}
+
+fn filtered(tests: Vec<Test>, filter: Option<&Regex>) -> Result<Vec<Test>, TestVerbError> {
+    let Some(filter) = filter else { return Ok(tests) };
+    let names = tests.iter().map(|test| test.name.clone()).collect();
+    let left: Vec<Test> = tests.into_iter().filter(|test| filter.is_match(&test.name)).collect();
+    if left.is_empty() { Err(TestVerbError::NothingLeft { filter: filter.to_string(), names }) } else { Ok(left) }
+}
+
+fn table(outcomes: &[Outcome]) -> String {
+    let row = |outcome: &Outcome| {
+        let Outcome { test, format, ok, found, seconds, .. } = outcome;
+        let verdict = if *ok { "ok" } else { "FAILED" };
+        [
+            verdict.to_owned(),
+            escape(&test.name).into_owned(),
+            (*format).to_owned(),
+            format!("{seconds:.1}s"),
+            escape(found).into_owned(),
+        ]
+    };
+    let rows: Vec<_> = outcomes.iter().map(row).collect();
+    let passed = outcomes.iter().filter(|outcome| outcome.ok).count();
+    format!("{}{passed} of {} tests passed\n", align(&rows), outcomes.len())
+}
+
+fn as_json(image: &str, outcomes: &[Outcome]) -> String {
+    let test = |outcome: &Outcome| {
+        let Outcome { test, format, ok, found, tail, seconds, kept } = outcome;
+        json!({
+            "name": test.name, "format": format, "ok": ok, "found": found, "seconds": seconds, "output": tail,
+            "definition": test, "kept": kept.is_some(),
+        })
+    };
+    format!("{:#}\n", json!({ "image": image, "tests": outcomes.iter().map(test).collect::<Vec<_>>() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::testing::outcome;
+
+    #[test]
+    fn a_table_has_a_row_for_each_test_and_a_sum() {
+        let outcomes = [outcome("port 80", true, "is listened on"), outcome("a\rb", false, "is\x1b[2J (dead)")];
+        let expected = "ok      port 80  qcow2  1.5s  is listened on\n\
+                        FAILED  a\\rb     qcow2  1.5s  is\\x1b[2J (dead)\n1 of 2 tests passed\n";
+        assert_eq!(table(&outcomes), expected);
+    }
+
+    #[test]
+    fn a_filter_that_leaves_nothing_names_what_there_is() {
+        let tests = || vec![outcome("one", true, "").test, outcome("two", true, "").test];
+        let filter = |text| Regex::new(text).unwrap();
+        assert_eq!(filtered(tests(), Some(&filter("^t"))).unwrap().len(), 1);
+        let error = filtered(tests(), Some(&filter("x"))).unwrap_err();
+        assert_eq!((error.kind().exit_code(), error.hints()), (2, vec!["the tests are `one`, `two`".to_owned()]));
+    }
+
+    #[test]
+    fn a_path_is_a_spec_and_a_name_is_an_image() {
+        assert!(is_spec("images/hello") && is_spec("web.toml") && is_spec(".") && is_spec("./web"));
+        assert!(!is_spec("web") && !is_spec("web@1.4.0"));
+    }
+}

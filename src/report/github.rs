@@ -1,0 +1,96 @@
+//! GitHub Actions: annotations at the line of the spec, and a table on the page of the run.
+//!
+//! Sources: GitHub's "Workflow commands for GitHub Actions", and `toolkit/packages/core/src/command.ts` for what is escaped.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use crate::build::test::Outcome;
+
+/// A run of GitHub Actions.
+pub struct Actions {
+    /// Where the run's page takes Markdown from.
+    summary: Option<PathBuf>,
+}
+
+impl Actions {
+    /// If this is one.
+    #[must_use]
+    pub fn here() -> Option<Self> {
+        let is_there = std::env::var("GITHUB_ACTIONS").is_ok_and(|value| value == "true");
+        is_there.then(|| Self { summary: std::env::var_os("GITHUB_STEP_SUMMARY").map(PathBuf::from) })
+    }
+
+    /// Annotates failed tests, on standard error, and appends the table. That the page cannot be written fails nothing.
+    pub fn tell(&self, image: &str, spec: &Path, outcomes: &[Outcome]) {
+        let here = std::env::current_dir().unwrap_or_default();
+        let spec = spec.strip_prefix(here).unwrap_or(spec);
+        for outcome in outcomes.iter().filter(|outcome| !outcome.ok) {
+            let Outcome { test, found, .. } = outcome;
+            let message = format!("test `{}` {found}", test.name);
+            eprintln!("{}", annotation(spec, test.line, &format!("{image}: {}", test.name), &message));
+        }
+        let Some(path) = &self.summary else { return };
+        let appended = File::options().append(true).create(true).open(path);
+        let _ = appended.and_then(|mut file| file.write_all(table(image, outcomes).as_bytes()));
+    }
+}
+
+/// An error at a line of a file.
+fn annotation(file: &Path, line: usize, title: &str, message: &str) -> String {
+    let line = if line == 0 { String::new() } else { format!(",line={line}") };
+    let file = property(&file.display().to_string());
+    format!("::error file={file}{line},title={}::{}", property(title), data(message))
+}
+
+fn data(text: &str) -> String {
+    text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
+}
+
+fn property(text: &str) -> String {
+    data(text).replace(':', "%3A").replace(',', "%2C")
+}
+
+fn table(image: &str, outcomes: &[Outcome]) -> String {
+    let mut text = format!("### {image}\n\n| | test | format | time | found |\n|---|---|---|---|---|\n");
+    for Outcome { test, format, ok, found, seconds, .. } in outcomes {
+        let verdict = if *ok { "passed" } else { "**failed**" };
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "| {verdict} | {} | {format} | {seconds:.1}s | {} |", cell(&test.name), cell(found));
+    }
+    text.push('\n');
+    text
+}
+
+/// Text in a cell of a Markdown table: no cell ends early, and nothing is taken for markup.
+fn cell(text: &str) -> String {
+    let escape = |c: char| match c {
+        '&' => "&amp;".to_owned(),
+        '<' => "&lt;".to_owned(),
+        '\n' | '\r' => " ".to_owned(),
+        '\\' | '|' | '`' | '*' | '_' | '[' | ']' | '!' | '#' | '~' => format!("\\{c}"),
+        c => c.to_string(),
+    };
+    text.chars().map(escape).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::testing::outcome;
+
+    #[test]
+    fn an_annotation_is_one_command_whatever_is_in_it() {
+        let text = annotation(Path::new("a,b/kiln.toml"), 7, "x: y", "50%\n::error::forged");
+        assert_eq!(text, "::error file=a%2Cb/kiln.toml,line=7,title=x%3A y::50%25%0A::error::forged");
+        assert_eq!(annotation(Path::new("m"), 0, "t", "x"), "::error file=m,title=t::x");
+    }
+
+    #[test]
+    fn a_cell_cannot_end_the_table() {
+        let text = table("web@1", &[outcome("a|b\n| c", false, "<img>")]);
+        assert!(text.ends_with("| **failed** | a\\|b \\| c | qcow2 | 1.5s | &lt;img> |\n\n"), "{text}");
+    }
+}
