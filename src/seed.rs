@@ -1,4 +1,4 @@
-//! The seed for cloud-init's `NoCloud`: a small FAT volume that makes cloud-init start the agent and do nothing else.
+//! The seed for cloud-init's `NoCloud`: a small FAT volume that makes cloud-init start the agent, and in a build nothing else.
 //!
 //! Sources: cloud-init's `nocloud.rst` (volume label `cidata`, both `user-data` and `meta-data` are required) and
 //! `DataSourceNoCloud.py` (labelled devices are tried in reverse order). It holds no secret: cloud-init keeps user-data
@@ -22,10 +22,22 @@ const SECTOR: usize = 512;
 /// What differs between seeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// The disk is larger than the base: let cloud-init grow the root partition and its file system first.
-    pub grow: bool,
+    /// What the boot is for.
+    pub boot: Boot,
     /// The guest has a network card.
     pub network: bool,
+}
+
+/// What a boot is for, and so how much of cloud-init runs in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Boot {
+    /// A build: what the steps need and no more.
+    Build {
+        /// The disk is larger than the base: let cloud-init grow the root partition and its file system first.
+        grow: bool,
+    },
+    /// A test: all that the image itself asks cloud-init for, as on a new machine, such as host keys.
+    First,
 }
 
 /// The volume that starts the agent.
@@ -35,9 +47,9 @@ pub struct Options {
 pub fn volume(agent: &[u8], options: Options) -> io::Result<Vec<u8>> {
     fat(&[
         ("user-data", user_data(options).as_bytes()),
-        ("meta-data", [meta_data(INSTANCE_ID), DSMODE.to_owned()].concat().as_bytes()),
+        ("meta-data", [&meta_data(INSTANCE_ID), DSMODE].concat().as_bytes()),
         ("network-config", network_config(options.network).as_bytes()),
-        ("start", start(options.network).as_bytes()),
+        ("start", start(options).as_bytes()),
         ("kiln-agent", agent),
     ])
 }
@@ -71,16 +83,20 @@ fn fat(files: &[(&str, &[u8])]) -> io::Result<Vec<u8>> {
 }
 
 /// `NoCloud`'s `dsmode`: cloud-init runs its modules in its first stage, before the network, and so the agent starts one
-/// start of Python earlier.
+/// start of Python earlier, and before anything waits for a network that is not there.
 const DSMODE: &str = "dsmode: local\n";
 
-/// Only the modules that are needed run, all of them in cloud-init's first Python process. `bootcmd` runs at every boot,
-/// so the agent also comes back after a reboot step.
+/// `bootcmd` runs at every boot, so the agent also comes back after a reboot step. In a build only the modules that are
+/// needed run, all of them in cloud-init's first Python process.
 fn user_data(options: Options) -> String {
-    let modules = if options.grow { "[growpart, resizefs, bootcmd]" } else { "[bootcmd]" };
+    let agent = format!("#cloud-config\nbootcmd: [[sh, -c, {FIND:?}]]\n");
+    let modules = match options.boot {
+        Boot::First => return agent,
+        Boot::Build { grow: true } => "[growpart, resizefs, bootcmd]",
+        Boot::Build { grow: false } => "[bootcmd]",
+    };
     format!(
-        "#cloud-config\n\
-         bootcmd: [[sh, -c, {FIND:?}]]\n\
+        "{agent}\
          cloud_init_modules: {modules}\n\
          cloud_config_modules: []\n\
          cloud_final_modules: []\n\
@@ -121,8 +137,10 @@ const WAIT_ONLINE: &str = "systemd-networkd-wait-online.service NetworkManager-w
 /// the boot that waits for cloud-init. Units with nothing to do are masked; for the starts that are already queued, the
 /// mask comes too late and a stop takes their place. Both is cheaper than the reload that would make the mask known,
 /// which runs every generator again.
-fn start(network: bool) -> String {
-    let idle = if network { LATER_STAGES.to_owned() } else { format!("{LATER_STAGES} {WAIT_ONLINE}") };
+fn start(options: Options) -> String {
+    let stages = if options.boot == Boot::First { "" } else { LATER_STAGES };
+    let waiting = if options.network { "" } else { WAIT_ONLINE };
+    let idle = format!("{stages} {waiting}");
     format!(
         "\
 agent=/run/kiln/seed/kiln-agent
@@ -131,7 +149,8 @@ mountpoint -q /run/kiln/scripts || mount -t tmpfs -o nosuid,nodev,mode=755 kiln-
 if [ -d /run/systemd/system ]; then
     idle='{idle}'
     for unit in $idle; do ln -sf /dev/null /run/systemd/system/$unit; done
-    systemctl --no-block stop $idle
+    set -- $idle
+    [ $# = 0 ] || systemctl --no-block stop \"$@\"
     systemd-run --quiet --no-block --collect --unit=kiln-agent --property=DefaultDependencies=no \\
         --property=IgnoreOnIsolate=yes --property=KillMode=process $agent
 else
@@ -146,12 +165,23 @@ mod tests {
     use super::*;
     use std::io::Read;
 
-    const PLAIN: Options = Options { grow: false, network: false };
+    const PLAIN: Options = Options { boot: Boot::Build { grow: false }, network: false };
 
     #[test]
     fn the_same_options_give_the_same_bytes() {
         assert_eq!(volume(b"agent", PLAIN).unwrap(), volume(b"agent", PLAIN).unwrap());
-        assert_ne!(volume(b"agent", PLAIN).unwrap(), volume(b"agent", Options { grow: true, ..PLAIN }).unwrap());
+        assert_ne!(
+            volume(b"agent", PLAIN).unwrap(),
+            volume(b"agent", Options { boot: Boot::Build { grow: true }, ..PLAIN }).unwrap()
+        );
+    }
+
+    #[test]
+    fn a_first_boot_takes_nothing_from_cloud_init() {
+        let seed = |boot| user_data(Options { boot, ..PLAIN }) + &start(Options { boot, ..PLAIN });
+        let (build, first) = (seed(PLAIN.boot), seed(Boot::First));
+        assert!(build.contains("cloud_final_modules: []") && build.contains("cloud-final.service"));
+        assert!(!first.contains("modules") && !first.contains("cloud-final.service") && first.contains("bootcmd"));
     }
 
     #[test]

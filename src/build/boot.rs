@@ -54,6 +54,8 @@ pub(crate) struct Guest {
     pub(crate) machine: Running,
     pub(crate) session: Session,
     pub(crate) hello: Hello,
+    /// How far its clock is ahead of this host's, seconds.
+    ahead: f64,
 }
 
 /// A guest that does not.
@@ -144,12 +146,12 @@ pub(crate) fn prepare(build: &Build<'_>) -> Result<(), Failure> {
     let plan = build.plan;
     let overlay = build.work.join(OVERLAY);
     create_overlay(&overlay, plan.disk_size()).map_err(ScratchError::at("an overlay", &overlay))?;
-    write_seed(build.site(), plan.grows())
+    write_seed(build.site(), seed::Boot::Build { grow: plan.grows() })
 }
 
 /// Writes the seed into the scratch folder.
-pub(crate) fn write_seed(site: Site<'_>, grow: bool) -> Result<(), Failure> {
-    let options = seed::Options { grow, network: site.machine.network == Network::User };
+pub(crate) fn write_seed(site: Site<'_>, boot: seed::Boot) -> Result<(), Failure> {
+    let options = seed::Options { boot, network: site.machine.network == Network::User };
     let volume = seed::volume(AGENT, options).map_err(BootError::Seed)?;
     std::fs::write(site.folder.join(SEED), volume).map_err(BootError::Seed)?;
     Ok(())
@@ -191,7 +193,8 @@ pub(crate) async fn resume(
     match awake.await {
         Ok(session) => {
             site.events.notice(Level::Debug, "the guest goes on from a checkpoint");
-            Ok(Guest { machine: running, session, hello })
+            // Waking has set its clock.
+            Ok(Guest { machine: running, session, hello, ahead: 0.0 })
         }
         Err(failure) => {
             running.abort().await;
@@ -217,7 +220,8 @@ pub(crate) async fn start(site: Site<'_>, backing: &Backing) -> Result<Guest, Fa
             return Err(failure);
         }
     };
-    let guest = Guest { machine: running, session, hello };
+    let ahead = ahead(&hello);
+    let guest = Guest { machine: running, session, hello, ahead };
     guest.settle(site).await
 }
 
@@ -262,6 +266,11 @@ impl Guest {
         }
     }
 
+    /// What its clock says now, seconds since 1970.
+    pub(crate) fn clock(&self) -> f64 {
+        since_1970(SystemTime::now()) + self.ahead
+    }
+
     /// A reboot by the guest's own hand. The agent comes back with the seed's bootcmd, on the same port.
     pub(crate) async fn reboot(&mut self, site: Site<'_>) -> Result<(), Failure> {
         let patience = site.machine.boot_timeout;
@@ -277,10 +286,20 @@ impl Guest {
             }
         };
         self.hello = site.limits.hold_guest(&self.machine, patience, late, rebooted).await?;
+        self.ahead = ahead(&self.hello);
         let settled = self.finish_boot(site).await;
         self.machine.tolerate_resets(0);
         settled
     }
+}
+
+/// How far the clock of a guest that has just told its own is ahead of this host's.
+fn ahead(hello: &Hello) -> f64 {
+    since_1970(hello.clock) - since_1970(SystemTime::now())
+}
+
+fn since_1970(time: SystemTime) -> f64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 /// How far the guest's clock is from this host's, where that is too far: `2h ahead of`, in whole hours or minutes.

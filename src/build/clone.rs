@@ -126,6 +126,7 @@ pub(crate) async fn machine(artifact: &Artifact, memory: ByteSize, network: Netw
         firmware,
         network,
         boot_timeout: Duration::MAX,
+        clock: None,
     })
 }
 

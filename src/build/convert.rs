@@ -87,7 +87,7 @@ pub(crate) async fn convert(
     Ok(Converted { disk_sha256, contents })
 }
 
-fn open(layers: Layers) -> Result<Chain, Failure> {
+pub(crate) fn open(layers: Layers) -> Result<Chain, Failure> {
     let opened = layers.into_iter().map(|(path, format)| {
         let file = File::open(&path).map_err(|source| SealedDiskError::Unreadable { path, source })?;
         Ok::<_, Failure>(Layer { file, format })

@@ -23,8 +23,8 @@ use crate::layer::evict::evict;
 use crate::layer::{Cache, Claim, Draft, Made, Name, Recorded, Stack, Unusable};
 use crate::machine::argv::OVERLAY;
 use crate::machine::checkpoint::{RamFormat, fingerprint};
-use crate::plan::Plan;
 use crate::plan::key::Key;
+use crate::plan::{Plan, PlannedStep};
 use crate::process;
 use crate::spec::{Action, BaseFormat};
 
@@ -165,10 +165,14 @@ impl<'a> Layers<'a> {
             }
             let Some(mut way) = best else { return (Begin::Base, Vec::new()) };
             if !way.memory {
-                return (Begin::Disk(way.stack), Self::done(way.at));
+                let done = self.done(way.at, &way.stack);
+                return (Begin::Disk(way.stack), done);
             }
             match Self::memory_of(cache, &way.stack) {
-                Ok((format, hello)) => return (Begin::Memory(way.stack, format, hello), Self::done(way.at)),
+                Ok((format, hello)) => {
+                    let done = self.done(way.at, &way.stack);
+                    return (Begin::Memory(way.stack, format, hello), done);
+                }
                 Err(why) => {
                     self.events.notice(Level::Warning, format!("the checkpoint is not used: {why}"));
                     if way.worth_booting {
@@ -216,9 +220,14 @@ impl<'a> Layers<'a> {
     }
 
     /// The steps that a layer at this place in the keys stands for.
-    fn done(at: usize) -> Vec<Done> {
-        let step = |_| Done { took: Duration::ZERO, fetched: Vec::new(), cached: true };
-        (0..at).map(step).collect()
+    fn done(&self, at: usize, stack: &Stack) -> Vec<Done> {
+        let step = |planned: &PlannedStep| {
+            let key = planned.key.to_string();
+            let layer = stack.layers().find(|layer| layer.facts.name.key == key);
+            let during = layer.and_then(|layer| layer.facts.during);
+            Done { took: Duration::ZERO, fetched: Vec::new(), cached: true, during }
+        };
+        self.plan.steps.iter().take(at).map(step).collect()
     }
 
     /// The build has begun so.
@@ -253,7 +262,8 @@ impl<'a> Layers<'a> {
             Some(stack) => Self::keys(self.plan).into_iter().find(|key| key.to_string() == stack.top().facts.name.key),
         };
         let Some(key) = key else { return Ok(()) };
-        let kept = self.keep(build, guest, key, took, true, Vec::new()).await;
+        let boot = Done { took, cached: false, during: None, fetched: Vec::new() };
+        let kept = self.keep(build, guest, key, &boot, true, Vec::new()).await;
         self.claim = None;
         kept
     }
@@ -280,7 +290,7 @@ impl<'a> Layers<'a> {
         let near_the_end = index + 3 >= keys.len();
         let memory = self.memory && (near_the_end || self.since_memory > 2 * self.cost);
         let files = done.fetched.iter().map(|file| (fetched.join(file), file.clone())).collect();
-        self.keep(build, guest, key, done.took, memory, files).await
+        self.keep(build, guest, key, done, memory, files).await
     }
 
     /// Freezes what is there now as a layer. What goes wrong with that is said, and ends the keeping, not the build.
@@ -289,7 +299,7 @@ impl<'a> Layers<'a> {
         build: &Build<'_>,
         guest: &mut Guest,
         key: Key,
-        took: Duration,
+        done: &Done,
         memory: bool,
         fetched: Vec<(PathBuf, PathBuf)>,
     ) -> Result<(), Failure> {
@@ -330,7 +340,8 @@ impl<'a> Layers<'a> {
         }
         let name = Name::new(key);
         let parent = self.parent.replace(name.clone());
-        let made = Made { name, parent, seconds: took.as_secs_f64(), memory: recorded, fetched };
+        let (seconds, during) = (done.took.as_secs_f64(), done.during);
+        let made = Made { name, parent, seconds, during, memory: recorded, fetched };
         // Who waits for the boot may look when it is there.
         let claim = self.claim.take();
         let search = Search::new(&build.secrets, &mut |_| {});

@@ -42,6 +42,7 @@ pub mod output;
 pub mod provision;
 pub mod publish;
 pub mod reach;
+pub mod reproduce;
 pub mod retest;
 pub mod seal;
 pub mod secrets;
@@ -51,12 +52,14 @@ pub mod space;
 pub mod survey;
 pub mod test;
 mod twin;
+pub mod writers;
 
 use boot::Guest;
 use layers::{Begin, Layers};
 use limits::Limits;
 use provision::Done;
 use twin::BaseTwin;
+use writers::Writers;
 
 /// What becomes of the scratch folder when a build fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -216,12 +219,8 @@ impl<'a> Build<'a> {
     ) -> Result<Artifact, Failure> {
         let mut record = publish::Record::begin();
         let mut twin = BaseTwin::begin(self, layers.cache());
-        let (mut guest, steps) = self.provisioned(layers, staging.path(), around).await?;
-        let sealed = match self.stage(Stage::Seal, seal::seal(self, &mut guest)).await {
-            Ok(sealed) => sealed,
-            Err(failure) => return Err(guest.abandon(failure).await),
-        };
-        let disk = self.stage(Stage::Shutdown, shutdown::shut_down(self, guest, sealed, layers.chain())).await?;
+        let (guest, steps) = self.provisioned(layers, staging.path(), around).await?;
+        let (disk, _) = self.sealed(guest, &steps, layers).await?;
         let converted = self.stage(Stage::Convert, convert::convert(self, disk, twin.as_mut(), staging.path())).await?;
         record.tests = match &self.plan.spec.tests[..] {
             [] => Vec::new(),
@@ -255,6 +254,21 @@ impl<'a> Build<'a> {
                 Err(guest.abandon(failure).await)
             }
         }
+    }
+
+    /// Seals the guest and turns it off.
+    async fn sealed(
+        &self,
+        mut guest: Guest,
+        steps: &[Done],
+        layers: &Layers<'_>,
+    ) -> Result<(shutdown::CleanShutdown, Writers), Failure> {
+        let (sealed, clamped) = match self.stage(Stage::Seal, seal::seal(self, &mut guest)).await {
+            Ok(sealed) => sealed,
+            Err(failure) => return Err(guest.abandon(failure).await),
+        };
+        let disk = self.stage(Stage::Shutdown, shutdown::shut_down(self, guest, sealed, layers.chain())).await?;
+        Ok((disk, Writers::new(steps, clamped)))
     }
 
     /// Tests every image file that QEMU boots.

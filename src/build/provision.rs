@@ -9,6 +9,7 @@ use tokio::task::spawn_blocking;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Channel, Event, Stage};
 use crate::guest::{Exec, Exit, GuestError, Source, What, stage};
+use crate::layer::Span;
 use crate::machine::Fate;
 use crate::plan::{PlannedStep, input_path, with_grace};
 use crate::size::format_duration;
@@ -35,6 +36,8 @@ pub struct Done {
     pub took: Duration,
     /// It did not run: what it did was in the cache.
     pub cached: bool,
+    /// When it began and ended, by the guest's clock: what was written meanwhile is the step's.
+    pub during: Option<Span>,
     /// Files brought back, relative to the version's folder.
     pub fetched: Vec<PathBuf>,
 }
@@ -128,12 +131,13 @@ pub(crate) async fn provision(
         let step = &planned.step;
         let verb = verb(&step.action);
         build.events.emit(&Event::StepStarted { index, name: step.name.clone(), verb });
-        let began = Instant::now();
+        let (began, start) = (Instant::now(), guest.clock());
         let mut running = Running { build, guest, index, planned, lines: Lines::new(&build.secrets), fetched };
         let result = running.run().await;
         let took = began.elapsed();
         build.events.emit(&Event::StepFinished { index, ok: result.is_ok(), seconds: took.as_secs_f64() });
-        let step = Done { took, cached: false, fetched: result? };
+        let during = Some(Span { start, end: guest.clock() });
+        let step = Done { took, cached: false, during, fetched: result? };
         layers.after_step(build, guest, index, &step, fetched).await?;
         done.push(step);
     }

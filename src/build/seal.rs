@@ -15,11 +15,15 @@ use crate::spec::seal::OPERATIONS;
 use super::Build;
 use super::boot::Guest;
 use super::output::Lines;
+use super::writers::Clamped;
 
 /// The operations, one shell function each.
 const SCRIPT: &str = include_str!("seal.sh");
 /// Sealing takes seconds; a guest that stops large services first may take minutes under software emulation.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
+
+/// More than the paths of a million files, bytes.
+const MAX_RECORDS: usize = 64 << 20;
 
 /// The guest is generalised; it has to power off now, and nothing may be done in it any more.
 #[derive(Debug)]
@@ -60,20 +64,27 @@ pub(crate) fn build() -> String {
     hex(&Sha256::digest(SCRIPT))
 }
 
-/// Runs every operation that the spec does not skip, then discards free blocks.
-pub(crate) async fn seal(build: &Build<'_>, guest: &mut Guest) -> Result<Sealed, Failure> {
+/// Runs every operation that the spec does not skip, sets back times that are later than the build's epoch, if it has one,
+/// then discards free blocks. Also tells which files had such times.
+pub(crate) async fn seal(build: &Build<'_>, guest: &mut Guest) -> Result<(Sealed, Clamped), Failure> {
     let script = ["sh", "-u", "-c", SCRIPT, "seal"].into_iter().map(str::to_owned);
     let argv = script.chain(operations(&build.plan.spec.seal.skip));
-    let exec = Exec { timeout: Some(PATIENCE), ..Exec::new(argv) };
+    let epoch = build.plan.source_date_epoch.map(|epoch| ("EPOCH".to_owned(), epoch.to_string()));
+    let exec = Exec { timeout: Some(PATIENCE), env: epoch.into_iter().collect(), ..Exec::new(argv) };
+    let mut records = Vec::new();
     let mut lines = Lines::new(&build.secrets);
     let mut emit = |_, line| build.events.notice(Level::Debug, format!("seal: {line}"));
-    let mut output = |channel: Channel, bytes: &[u8]| lines.feed(channel, bytes, &mut emit);
+    let mut output = |channel: Channel, bytes: &[u8]| match channel {
+        Channel::Stdout if records.len() < MAX_RECORDS => records.extend_from_slice(bytes),
+        Channel::Stdout => {}
+        Channel::Stderr => lines.feed(channel, bytes, &mut emit),
+    };
     let work = guest.session.exec(&exec, &mut output);
     let late = || SealError::Late.into();
     let exit = build.limits.hold_guest(&guest.machine, with_grace(PATIENCE), late, work).await?;
     lines.finish(&mut |_, line| build.events.notice(Level::Debug, format!("seal: {line}")));
     match exit {
-        Exit::Code(0) => Ok(Sealed(())),
+        Exit::Code(0) => Ok((Sealed(()), Clamped::parse(&records))),
         Exit::TimedOut => Err(SealError::Late.into()),
         other => Err(SealError::Failed { how: other.to_string(), tail: lines.tail() }.into()),
     }

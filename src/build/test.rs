@@ -24,6 +24,7 @@ use crate::machine::argv::{Backing, OVERLAY, SEED, UEFI_VARS};
 use crate::machine::checkpoint::RamFormat;
 use crate::machine::host;
 use crate::plan::machine::{Machine, format_name};
+use crate::seed;
 use crate::spec::{BaseFormat, Test};
 use crate::store::manifest;
 
@@ -218,7 +219,7 @@ impl<'a> Round<'a> {
     fn prepare(&self, folder: &Path) -> Result<(), Failure> {
         let overlay = folder.join(OVERLAY);
         create_overlay(&overlay, self.bench.disk_size).map_err(ScratchError::at("an overlay", &overlay))?;
-        boot::write_seed(self.site(folder), false)
+        boot::write_seed(self.site(folder), seed::Boot::First)
     }
 
     /// Boots the image; how long that took.

@@ -141,7 +141,14 @@ impl Maker {
         let kept = cache.draft().and_then(|draft| {
             draft.take_disk(&self.file)?;
             let name = Name::new(key);
-            draft.commit(Made { name, parent: None, seconds: took.as_secs_f64(), memory: None, fetched: Vec::new() })
+            draft.commit(Made {
+                name,
+                parent: None,
+                seconds: took.as_secs_f64(),
+                during: None,
+                memory: None,
+                fetched: Vec::new(),
+            })
         });
         Ok(kept.map_err(ScratchError::at("the compressed base", &self.file))?)
     }

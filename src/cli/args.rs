@@ -155,6 +155,10 @@ pub struct Build {
     /// Skip the tests; the manifest says so
     #[arg(long)]
     pub no_test: bool,
+    /// Build twice from scratch, with another clock, memory size and number of processors, and tell which files differ.
+    /// Publishes nothing
+    #[arg(long, conflicts_with_all = ["output", "replace", "no_test", "json"])]
+    pub check_reproducible: bool,
     /// What becomes of the guest when a step fails
     #[arg(long, value_enum, default_value_t)]
     pub on_failure: OnFailure,

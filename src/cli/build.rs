@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::build::reproduce::reproduce;
 use crate::build::survey;
 use crate::build::{self, OnFailure, Surroundings};
 use crate::error::Failure;
@@ -44,6 +45,11 @@ pub async fn run(args: Build, global: &Global, folders: &Folders, cancel: Cancel
     };
     for spec in specs {
         let plan = survey::plan(spec, reach, &around.memo, &around.events).await?;
+        if args.check_reproducible {
+            let content = reproduce(&plan, &around).await?;
+            super::print(&mut stdout().lock(), &format!("reproducible: content_sha256 {content}\n"))?;
+            continue;
+        }
         let artifact = build::build(&plan, &around).await?;
         deliver(&artifact, args.output.as_deref(), args.replace, args.json)?;
     }

@@ -103,6 +103,8 @@ pub struct Entry {
     pub xattrs: Vec<Xattr>,
     /// When its content changed. Not part of the canonical text.
     pub modified: Time,
+    /// When anything of it changed last, by the guest's clock. Not part of the canonical text.
+    pub changed: Time,
     /// Same number, same file. Not part of the canonical text.
     pub inode: u32,
 }
@@ -290,6 +292,7 @@ impl Walk<'_, '_> {
             device: inode.device(),
             xattrs: self.fs.xattrs(inode)?,
             modified: inode.modified,
+            changed: inode.changed,
             inode: inode.number,
         })
     }
@@ -402,6 +405,7 @@ mod tests {
             device: None,
             xattrs: vec![Xattr { name: b"user.x=".to_vec(), value: vec![1, 0xff] }],
             modified: Time { seconds: 1, nanoseconds: 2 },
+            changed: Time { seconds: 3, nanoseconds: 4 },
             inode: 12,
         };
         let digest = "ab".repeat(32);

@@ -86,12 +86,24 @@ pub struct Facts {
     pub parent: Option<Name>,
     /// What it took to make, wall time.
     pub seconds: f64,
+    /// When the step ran, by the guest's clock; nothing for a boot.
+    #[serde(default)]
+    pub during: Option<Span>,
     /// The disk.
     pub disk: Sealed,
     /// The memory.
     pub memory: Option<Memory>,
     /// Files that were fetched.
     pub fetched: Vec<Fetched>,
+}
+
+/// A time by a guest's clock, seconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Span {
+    /// Its beginning.
+    pub start: f64,
+    /// Its end.
+    pub end: f64,
 }
 
 /// A file that was fetched.
@@ -436,6 +448,8 @@ pub struct Made {
     pub parent: Option<Name>,
     /// What it took.
     pub seconds: f64,
+    /// When the step ran, by the guest's clock.
+    pub during: Option<Span>,
     /// Its memory, but for the file's digest.
     pub memory: Option<Recorded>,
     /// What was fetched: where it lies now, and its name in the version's folder.
@@ -509,6 +523,7 @@ impl Draft {
             name: made.name,
             parent: made.parent,
             seconds: made.seconds,
+            during: made.during,
             disk,
             memory,
             fetched,

@@ -44,7 +44,7 @@ fn make(cache: &Cache, name: Name, parent: Option<Name>, large: bool) -> io::Res
         cache.fs.put(&report, "report")?;
         fetched.push((report.clone(), "reports/a".into()));
     }
-    draft.commit(Made { name, parent, seconds: 1.5, memory, fetched })
+    draft.commit(Made { name, parent, seconds: 1.5, during: None, memory, fetched })
 }
 
 fn key(name: &str) -> Key {
@@ -366,6 +366,7 @@ fn c3_what_is_evicted_is_never_in_use() {
                         name: Name::new(key(name)),
                         parent: None,
                         seconds: 0.0,
+                        during: None,
                         memory: None,
                         fetched: Vec::new(),
                     };

@@ -120,7 +120,8 @@ fn basics(args: &mut Args, machine: &Machine, start: Start) {
     args.option("-smp", machine.cpus);
     args.option("-m", format!("size={}k", machine.memory.bytes() >> 10));
     args.option("-uuid", SYSTEM_UUID);
-    args.option("-rtc", "base=utc,clock=host");
+    let clock = machine.clock.map_or_else(|| "utc".to_owned(), |clock| clock.strftime("%Y-%m-%dT%H:%M:%S").to_string());
+    args.option("-rtc", format!("base={clock},clock=host"));
     // A panicked guest stays as it is, so that the console can be read; GUEST_PANICKED ends the build.
     args.option("-action", "panic=pause,reboot=reset,shutdown=poweroff");
     args.option("-device", "pvpanic");

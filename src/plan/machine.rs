@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::host::UefiFirmware;
@@ -34,6 +35,8 @@ pub struct Machine {
     pub network: Network,
     /// Until the agent answers, already scaled for the accelerator.
     pub boot_timeout: Duration,
+    /// What the machine's clock says when it is turned on; the host's time where there is none.
+    pub clock: Option<Timestamp>,
 }
 
 /// What executes the guest's instructions.

@@ -243,6 +243,7 @@ fn plan_machine(wanted: &spec::Machine, facts: &Facts) -> Result<Machine, PlanEr
         firmware: choose_firmware(wanted.firmware, facts)?,
         network: wanted.network,
         boot_timeout: scaled(wanted.boot_timeout, accelerator),
+        clock: None,
     })
 }
 

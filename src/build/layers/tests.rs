@@ -117,7 +117,7 @@ impl World {
         let name = Name::new(key);
         let parent = layers.parent.replace(name.clone());
         let seconds = f64::from(u32::try_from(self.dice.roll(60)).unwrap());
-        draft.commit(Made { name, parent, seconds, memory, fetched: Vec::new() }).unwrap();
+        draft.commit(Made { name, parent, seconds, during: None, memory, fetched: Vec::new() }).unwrap();
         change
     }
 

@@ -52,6 +52,8 @@ pub struct Inode {
     pub links: u16,
     /// When its content changed.
     pub modified: Time,
+    /// When anything of it changed, by the guest's clock; nobody can set it.
+    pub changed: Time,
     flags: u32,
     /// The whole of it: block map or extents, inline data and extended attributes are read from here.
     bytes: Vec<u8>,
@@ -73,7 +75,8 @@ impl Inode {
             gid: wide(le16(&bytes, 0x18)?, le16(&bytes, 0x7a)?),
             size: u64::from(high_size) << 32 | u64::from(le32(&bytes, 4)?),
             links: le16(&bytes, 0x1a)?,
-            modified: modified(&bytes)?,
+            modified: time(&bytes, 0x10, 0x88)?,
+            changed: time(&bytes, 0x0c, 0x84)?,
             flags: le32(&bytes, 0x20)?,
             bytes,
         })
@@ -135,9 +138,9 @@ fn kind(mode: u16) -> Option<FileKind> {
 }
 
 /// "Inode Timestamps": two bits of the extra field go on top of the signed 32-bit seconds, the rest are nanoseconds.
-fn modified(bytes: &[u8]) -> Option<Time> {
-    let low = i64::from(le32(bytes, 0x10)?.cast_signed());
-    let reaches = le16(bytes, 0x80).is_some_and(|extra| 128 + usize::from(extra) >= 0x8c);
-    let extra = le32(bytes, 0x88).filter(|_| reaches).unwrap_or(0);
+fn time(bytes: &[u8], at: usize, extra_at: usize) -> Option<Time> {
+    let low = i64::from(le32(bytes, at)?.cast_signed());
+    let reaches = le16(bytes, 0x80).is_some_and(|extra| 128 + usize::from(extra) >= extra_at + 4);
+    let extra = le32(bytes, extra_at).filter(|_| reaches).unwrap_or(0);
     Some(Time { seconds: low + (i64::from(extra & 3) << 32), nanoseconds: extra >> 2 })
 }

@@ -1,0 +1,210 @@
+//! `kiln build --check-reproducible`: two builds from scratch, the second in another machine at another time, and whether
+//! the same files came of them. Nothing is published.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::task::spawn_blocking;
+
+use crate::digest::hex;
+use crate::disk::tree::{ContentDigest, Entry, Tree, canonical};
+use crate::error::{Failure, Fault, Kind};
+use crate::event::Level;
+use crate::plan::Plan;
+use crate::size::ByteSize;
+
+use super::layers::Layers;
+use super::limits::Limits;
+use super::writers::Writers;
+use super::{Build, Surroundings, convert};
+
+/// Another day, hour and minute; not so far that a certificate has ended meanwhile.
+const AHEAD: SignedDuration = SignedDuration::from_secs(31 * 3600 + 17 * 60 + 5);
+/// Files that are named; the others are counted.
+const NAMED: usize = 200;
+
+/// The builds did not make the same files.
+#[derive(Debug, thiserror::Error)]
+#[error("not reproducible: {count} {} between two builds", if *count == 1 { "file differs" } else { "files differ" })]
+pub struct NotReproducible {
+    count: usize,
+    files: Vec<String>,
+}
+
+impl Fault for NotReproducible {
+    fn kind(&self) -> Kind {
+        Kind::Output
+    }
+
+    fn evidence(&self) -> Vec<String> {
+        self.files.clone()
+    }
+
+    fn hints(&self) -> Vec<String> {
+        vec!["builds differ in clock, memory and number of processors; `SOURCE_DATE_EPOCH` is what they share".into()]
+    }
+}
+
+/// What is compared of a file, and who wrote it.
+#[derive(Debug, Clone, PartialEq)]
+struct Found {
+    line: String,
+    modified: (i64, u32),
+    step: Option<usize>,
+}
+
+/// Every file of a sealed disk.
+struct Files {
+    content_sha256: String,
+    all: BTreeMap<Vec<u8>, Found>,
+}
+
+/// Builds twice, with neither cache nor tests nor outputs. Gives the `content_sha256` that both have.
+///
+/// # Errors
+/// When a build fails, or the files differ.
+pub async fn reproduce(plan: &Plan, around: &Surroundings) -> Result<String, Failure> {
+    let limits = Limits::new(around.cancel.clone(), plan.spec.build.timeout.saturating_mul(2));
+    let mut first = plan.clone();
+    // What a program wants to write of the time is the same in both, for those that ask.
+    first.source_date_epoch = plan.source_date_epoch.or(Some(Timestamp::now().as_second()));
+    let second = varied(&first);
+    let machine = |plan: &Plan| format!("{} cpus, {}", plan.machine.cpus, plan.machine.memory);
+    around.events.notice(Level::Info, format!("first build: {}", machine(&first)));
+    let one = once(&first, around, limits.clone()).await?;
+    around.events.notice(Level::Info, format!("second build: {}, a clock that is a day ahead", machine(&second)));
+    let other = once(&second, around, limits).await?;
+    let steps: Vec<&str> = plan.spec.steps.iter().map(|step| step.name.as_str()).collect();
+    let differences = differences(&one.all, &other.all, &steps);
+    if differences.is_empty() { Ok(one.content_sha256) } else { Err(told(differences).into()) }
+}
+
+/// The same build in another machine at another time.
+fn varied(plan: &Plan) -> Plan {
+    let mut plan = plan.clone();
+    let machine = &mut plan.machine;
+    machine.cpus = if machine.cpus > 1 { machine.cpus - 1 } else { 2 };
+    machine.memory = ByteSize(machine.memory.bytes() + (256 << 20));
+    machine.clock = Some(Timestamp::now() + AHEAD);
+    plan
+}
+
+async fn once(plan: &Plan, around: &Surroundings, limits: Limits) -> Result<Files, Failure> {
+    let build = Build::open(plan, around, limits)?;
+    let mut layers = Layers::new(plan, build.events.clone(), None, build.work.path());
+    let made = async {
+        let fetched = build.work.join("fetched");
+        let (guest, steps) = build.provisioned(&mut layers, &fetched, around).await?;
+        let (disk, writers) = build.sealed(guest, &steps, &layers).await?;
+        let reading = spawn_blocking(move || read(&convert::open(disk.chain)?, &writers));
+        build.limits.hold(async { reading.await.expect("reading the tree does not panic") }).await
+    };
+    let made = made.await;
+    layers.finish().await;
+    made.map_err(|failure| build.give_up(failure, around))
+}
+
+fn read(disk: &crate::disk::chain::Chain, writers: &Writers) -> Result<Files, Failure> {
+    let (mut content, mut all) = (ContentDigest::new(), BTreeMap::new());
+    Tree::open(disk)?.walk(&mut |entry| {
+        content.add(entry);
+        all.insert(entry.path.clone(), found(entry, writers));
+        ControlFlow::Continue(())
+    })?;
+    Ok(Files { content_sha256: hex(&content.finish()), all })
+}
+
+fn found(entry: &Entry, writers: &Writers) -> Found {
+    let modified = (entry.modified.seconds, entry.modified.nanoseconds);
+    Found { line: canonical(entry), modified, step: writers.step_of(entry) }
+}
+
+/// A line for each path that is not the same in both.
+fn differences(one: &BTreeMap<Vec<u8>, Found>, other: &BTreeMap<Vec<u8>, Found>, steps: &[&str]) -> Vec<String> {
+    let paths: BTreeSet<&Vec<u8>> = one.keys().chain(other.keys()).collect();
+    let difference = |path: &Vec<u8>| {
+        let (first, second) = (one.get(path), other.get(path));
+        let how = match (first, second) {
+            (Some(first), Some(second)) => what_differs(first, second)?,
+            (Some(_), None) => "only in the first build".to_owned(),
+            _ => "only in the second build".to_owned(),
+        };
+        let step = [first, second].into_iter().flatten().find_map(|found| found.step);
+        let by = match step {
+            Some(index) => format!("step {} `{}`", index + 1, steps.get(index).unwrap_or(&"?")),
+            None => "the boot or sealing".to_owned(),
+        };
+        Some(format!("{}: {how}; written by {by}", String::from_utf8_lossy(path)))
+    };
+    paths.into_iter().filter_map(difference).collect()
+}
+
+/// The fields of the canonical line whose values are not the same, and the time.
+fn what_differs(one: &Found, other: &Found) -> Option<String> {
+    let fields = |found: &Found| -> BTreeMap<String, String> {
+        let pair = |field: &str| field.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+        found.line.split_whitespace().filter_map(pair).collect()
+    };
+    let (first, second) = (fields(one), fields(other));
+    let names: BTreeSet<&String> = first.keys().chain(second.keys()).collect();
+    let mut differing: Vec<&str> =
+        names.into_iter().filter(|name| first.get(*name) != second.get(*name)).map(String::as_str).collect();
+    if one.modified != other.modified {
+        differing.push("mtime");
+    }
+    (!differing.is_empty()).then(|| differing.join(", "))
+}
+
+fn told(mut files: Vec<String>) -> NotReproducible {
+    let count = files.len();
+    files.truncate(NAMED);
+    if count > NAMED {
+        files.push(format!("and {} more", count - NAMED));
+    }
+    NotReproducible { count, files }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(list: &[(&str, &str, i64, Option<usize>)]) -> BTreeMap<Vec<u8>, Found> {
+        let found = |(path, line, time, step): &(&str, &str, i64, Option<usize>)| {
+            let line = format!("path={path} {line}\n");
+            (path.as_bytes().to_vec(), Found { line, modified: (*time, 0), step: *step })
+        };
+        list.iter().map(found).collect()
+    }
+
+    #[test]
+    fn each_difference_names_file_field_and_step() {
+        let one = files(&[
+            ("/a", "mode=0644 sha256=00", 1, Some(1)),
+            ("/b", "mode=0644", 1, None),
+            ("/c", "mode=0644", 1, Some(0)),
+            ("/d", "mode=0644", 1, Some(0)),
+        ]);
+        let other = files(&[
+            ("/a", "mode=0600 sha256=11", 1, Some(1)),
+            ("/b", "mode=0644", 2, None),
+            ("/d", "mode=0644", 1, None),
+            ("/e", "mode=0644", 1, Some(0)),
+        ]);
+        let expected = [
+            "/a: mode, sha256; written by step 2 `two`",
+            "/b: mtime; written by the boot or sealing",
+            "/c: only in the first build; written by step 1 `one`",
+            "/e: only in the second build; written by step 1 `one`",
+        ];
+        assert_eq!(differences(&one, &other, &["one", "two"]), expected);
+        assert!(differences(&one, &one, &["one", "two"]).is_empty());
+    }
+
+    #[test]
+    fn many_files_are_counted() {
+        let error = told((0..NAMED + 5).map(|number| format!("/{number}")).collect());
+        assert_eq!(error.to_string(), "not reproducible: 205 files differ between two builds");
+        assert_eq!(error.evidence().last().map(String::as_str), Some("and 5 more"));
+    }
+}

@@ -1,0 +1,111 @@
+//! Which step wrote a file.
+//!
+//! The kernel notes when anything of a file changed last (`ctime`, inode(7)), by the guest's clock, and no program can set
+//! that. Every step knows when it ran by the same clock. So the last step that changed a file is found on the host, at no
+//! cost for the guest, and also of steps that came from the cache. What a service wrote while a step ran counts as the step's.
+
+use std::collections::HashMap;
+
+use crate::disk::ext4::Time;
+use crate::disk::tree::Entry;
+use crate::layer::Span;
+
+use super::provision::Done;
+
+/// The kernel's clock for files ticks as rarely as every 10 ms (`CONFIG_HZ=100`), so that they may seem older, seconds.
+const TICK: f64 = 0.010;
+
+/// Files whose time of modification sealing has set back, and when they had changed before that.
+#[derive(Debug, Default)]
+pub struct Clamped(HashMap<Vec<u8>, f64>);
+
+impl Clamped {
+    /// Reads records of `SECONDS PATH`, each with a NUL at its end. What is none says nothing.
+    #[must_use]
+    pub fn parse(records: &[u8]) -> Self {
+        let record = |record: &[u8]| {
+            let space = record.iter().position(|byte| *byte == b' ')?;
+            let changed = std::str::from_utf8(&record[..space]).ok()?.parse().ok()?;
+            Some((record[space + 1..].to_vec(), changed))
+        };
+        Self(records.split(|byte| *byte == 0).filter_map(record).collect())
+    }
+}
+
+/// When each step ran, and what sealing knows.
+#[derive(Debug)]
+pub struct Writers {
+    steps: Vec<Option<Span>>,
+    clamped: Clamped,
+}
+
+impl Writers {
+    pub(crate) fn new(steps: &[Done], clamped: Clamped) -> Self {
+        Self { steps: steps.iter().map(|done| done.during).collect(), clamped }
+    }
+
+    /// The step that changed a file last, from 0; none where it was the base image, a boot or sealing.
+    #[must_use]
+    pub fn step_of(&self, entry: &Entry) -> Option<usize> {
+        let changed = self.clamped.0.get(&entry.path).copied().unwrap_or_else(|| seconds(entry.changed));
+        let is_during =
+            |span: &Option<Span>| span.is_some_and(|span| (span.start - TICK..=span.end).contains(&changed));
+        // The last one: it may have begun within a tick of the end of the one before it.
+        self.steps.iter().rposition(is_during)
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "microseconds of this century fit")]
+fn seconds(time: Time) -> f64 {
+    time.seconds as f64 + f64::from(time.nanoseconds) / 1e9
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::ext4::FileKind;
+    use std::time::Duration;
+
+    fn file(path: &str, changed: i64) -> Entry {
+        let time = |seconds| Time { seconds, nanoseconds: 500_000_000 };
+        Entry {
+            path: path.into(),
+            kind: FileKind::File,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            size: 0,
+            sha256: None,
+            target: None,
+            device: None,
+            xattrs: Vec::new(),
+            modified: time(0),
+            changed: time(changed),
+            inode: 1,
+        }
+    }
+
+    fn step(start: f64, end: f64) -> Done {
+        let during = Some(Span { start, end });
+        Done { took: Duration::ZERO, cached: false, during, fetched: Vec::new() }
+    }
+
+    #[test]
+    fn a_file_belongs_to_the_step_that_ran_when_it_changed() {
+        let writers = Writers::new(&[step(10.0, 11.0), step(11.2, 13.0)], Clamped::default());
+        let found = [5, 10, 11, 12, 13].map(|changed| writers.step_of(&file("/a", changed)));
+        assert_eq!(found, [None, Some(0), Some(1), Some(1), None]);
+        // A coarse clock.
+        let exact = Writers::new(&[step(10.0, 12.501), step(12.505, 14.0)], Clamped::default());
+        assert_eq!(exact.step_of(&file("/a", 12)), Some(1));
+    }
+
+    #[test]
+    fn what_sealing_touched_belongs_to_who_changed_it_before() {
+        let clamped = Clamped::parse(b"10.25 /a b\0junk\x0011.5 /c\n\0");
+        let writers = Writers::new(&[step(10.0, 11.0), step(11.2, 13.0)], clamped);
+        assert_eq!(writers.step_of(&file("/a b", 20)), Some(0));
+        assert_eq!(writers.step_of(&file("/c\n", 20)), Some(1));
+        assert_eq!(writers.step_of(&file("/d", 20)), None);
+    }
+}
