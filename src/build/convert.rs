@@ -1,6 +1,7 @@
 //! The sealed disk becomes output files, and is read once more for its digests.
 
 use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,21 +12,23 @@ use crate::digest::hex;
 use crate::disk::chain::{Chain, Layer};
 use crate::disk::compress::{CompressError, Twin, compress};
 use crate::disk::digest::disk_sha256;
+use crate::disk::listing::{self, ListingWriter};
 use crate::disk::packages::packages;
 use crate::disk::qemu_img::{Image, Target, convert as run_convert};
-use crate::disk::tree::Tree;
+use crate::disk::tree::{ContentDigest, Tree};
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Event, Level, Stage};
 use crate::plan::PlannedOutput;
 use crate::spec::BaseFormat;
 use crate::store::manifest::Package;
 
-use super::Build;
 use super::identity;
 use super::leaks::Search;
 use super::shutdown::CleanShutdown;
 use super::survey::check_base;
 use super::twin::{BaseTwin, is_ours};
+use super::writers::Writers;
+use super::{Build, ScratchError};
 
 /// The outputs are in the staging folder, and what is known of the disk they all hold.
 #[derive(Debug)]
@@ -73,14 +76,14 @@ type Layers = Vec<(PathBuf, BaseFormat)>;
 /// Writes every output; the disk's digest is computed, it is searched for secrets, and its files are read meanwhile.
 pub(crate) async fn convert(
     build: &Build<'_>,
-    disk: CleanShutdown,
+    (disk, writers): (CleanShutdown, Writers),
     twin: Option<&mut BaseTwin>,
     staging: &Path,
 ) -> Result<Converted, Failure> {
     let layers = disk.chain;
     check_base(build.plan, &build.memo)?;
     check_sealed(build, &layers)?;
-    let contents = read_contents(build, layers.clone())?;
+    let contents = read_contents(build, layers.clone(), writers, staging)?;
     let written = write_outputs(build, &layers, twin, staging);
     let digest = digest(build, layers.clone());
     let ((), disk_sha256) = build.limits.hold(async { tokio::try_join!(written, digest) }).await?;
@@ -185,11 +188,33 @@ async fn digest(build: &Build<'_>, layers: Layers) -> Result<String, Failure> {
     hashing.await.expect("hashing does not panic")
 }
 
+/// Writes the list of all files, and gives the digest of what they contain.
+fn list_files(tree: &Tree<'_>, writers: &Writers, path: &Path) -> Result<[u8; 32], Failure> {
+    let failed = |source| Failure::from(ScratchError::at("the list of files", path)(source));
+    let file = File::create_new(path).and_then(|file| ListingWriter::new(BufWriter::new(file)));
+    let (mut list, mut content) = (file.map_err(failed)?, ContentDigest::new());
+    let mut written = Ok(());
+    let walked = tree.walk(&mut |entry| {
+        content.add(entry);
+        written = list.add(entry, writers.step_of(entry));
+        if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    written.map_err(failed)?;
+    walked?;
+    list.finish().and_then(|mut file| file.flush()).map_err(failed)?;
+    Ok(content.finish())
+}
+
 /// Reads the tree while the tests boot or the outputs are hashed. The files are opened now: the tests' overlay takes the
 /// name of this one.
-fn read_contents(build: &Build<'_>, layers: Layers) -> Result<JoinHandle<Result<Contents, Failure>>, Failure> {
+fn read_contents(
+    build: &Build<'_>,
+    layers: Layers,
+    writers: Writers,
+    staging: &Path,
+) -> Result<JoinHandle<Result<Contents, Failure>>, Failure> {
     let chain = open(layers)?;
-    let events = build.events.clone();
+    let (events, list) = (build.events.clone(), staging.join(listing::FILE));
     Ok(spawn_blocking(move || {
         let tree = match Tree::open(&chain) {
             Ok(tree) => tree,
@@ -200,7 +225,7 @@ fn read_contents(build: &Build<'_>, layers: Layers) -> Result<JoinHandle<Result<
         };
         let packages = packages(&tree)?.unwrap_or_default().into_iter();
         Ok(Contents {
-            content_sha256: Some(hex(&tree.content_sha256()?)),
+            content_sha256: Some(hex(&list_files(&tree, &writers, &list)?)),
             packages: packages
                 .map(|found| Package { name: found.name, version: found.version, arch: found.arch })
                 .collect(),

@@ -220,8 +220,9 @@ impl<'a> Build<'a> {
         let mut record = publish::Record::begin();
         let mut twin = BaseTwin::begin(self, layers.cache());
         let (guest, steps) = self.provisioned(layers, staging.path(), around).await?;
-        let (disk, _) = self.sealed(guest, &steps, layers).await?;
-        let converted = self.stage(Stage::Convert, convert::convert(self, disk, twin.as_mut(), staging.path())).await?;
+        let sealed = self.sealed(guest, &steps, layers).await?;
+        let converted =
+            self.stage(Stage::Convert, convert::convert(self, sealed, twin.as_mut(), staging.path())).await?;
         record.tests = match &self.plan.spec.tests[..] {
             [] => Vec::new(),
             tests if around.skip_tests => test::skipped(tests),

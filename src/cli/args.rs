@@ -87,6 +87,8 @@ pub enum Verb {
     Inspect(Inspect),
     /// Recompute every checksum of an image
     Verify(Image),
+    /// Tell what differs between two images, or disks that kiln did not build
+    Diff(Diff),
     /// Delete an image, or one version of it
     Remove(Image),
     /// Make room in the cache
@@ -296,6 +298,41 @@ pub struct Inspect {
 pub struct Image {
     /// `name` or `name@version`
     pub image: String,
+}
+
+/// `kiln diff`
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag that is typed")]
+#[command(after_help = "Example:\n  kiln diff web@1.4.0 web --stat\n  kiln diff downloads/debian-12.qcow2 web")]
+pub struct Diff {
+    /// An image, `name` or `name@version`, or the path of a qcow2 or raw disk
+    pub a: String,
+    /// What it is compared with
+    pub b: String,
+    /// Numbers alone: files, packages and size by folder
+    #[arg(long)]
+    pub stat: bool,
+    /// Times count as well
+    #[arg(long)]
+    pub mtime: bool,
+    /// As JSON
+    #[arg(long, conflicts_with = "stat")]
+    pub json: bool,
+    /// End with 1 if anything differs
+    #[arg(long)]
+    pub exit_code: bool,
+    /// The format of disks whose names do not end in .qcow2 or .raw
+    #[arg(long, value_enum)]
+    pub format: Option<DiskFormat>,
+}
+
+/// The format of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DiskFormat {
+    /// QEMU's copy-on-write format
+    Qcow2,
+    /// The bytes of the disk
+    Raw,
 }
 
 /// `kiln seal`

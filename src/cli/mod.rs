@@ -17,6 +17,7 @@ pub mod args;
 pub mod build;
 pub mod check;
 pub mod diagnostics;
+pub mod diff;
 pub mod doctor;
 pub mod folders;
 pub mod gc;
@@ -69,6 +70,10 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Verb::List(args) => list::run(&folders.store()?, args.json, out),
         Verb::Inspect(args) => inspect::run(&folders.store()?, &args.image.parse()?, args.json, out),
         Verb::Verify(args) => verify::run(&folders.store()?, &args.image.parse()?, out),
+        Verb::Diff(args) => {
+            let is_same = diff::run(&args, &folders, out)?;
+            return Ok(u8::from(args.exit_code && !is_same));
+        }
         Verb::Remove(args) => remove::run(&folders.store()?, &args.image.parse()?, &mut std::io::stderr().lock()),
         Verb::Gc(args) => gc::run(&folders.cache_path()?, args.keep_cache, &mut std::io::stderr().lock()),
         Verb::Seal(_) => print(out, &seal_list()),

@@ -3,7 +3,7 @@
 //! ```text
 //! base file --inspect--> BaseImage --qemu_img--> overlay --(QEMU writes it)--> Chain of opened files
 //!                                                                                |- digest  sha256 of the raw disk
-//!                                                                                |- partition -> ext4 -> tree -> packages
+//!                                                                                |- partition -> ext4 -> tree -> packages, listing
 //!                                                                                |- compress: the zstd qcow2
 //!                                                                                `- qemu_img: every other output
 //! ```
@@ -13,10 +13,12 @@
 
 mod bytes;
 pub mod chain;
+pub mod compare;
 pub mod compress;
 pub mod digest;
 pub mod ext4;
 pub mod inspect;
+pub mod listing;
 mod magic;
 pub mod packages;
 pub mod partition;

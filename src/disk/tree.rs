@@ -34,6 +34,8 @@ use super::partition::partitions;
 use crate::digest::hex;
 use crate::error::{self, Fault};
 
+/// The first line of the canonical text.
+pub(super) const VERSION: &str = "kiln tree 1\n";
 /// Ten times what the largest distributions install.
 const MAX_ENTRIES: u64 = 20_000_000;
 /// All content read in one walk, as a multiple of the file system's size. Holes count: a few bytes can claim terabytes
@@ -326,7 +328,7 @@ impl ContentDigest {
     /// The text begins with its version.
     #[must_use]
     pub fn new() -> Self {
-        Self(Sha256::new_with_prefix("kiln tree 1\n"))
+        Self(Sha256::new_with_prefix(VERSION))
     }
 
     /// Entries are added in the order of [`Tree::walk`].

@@ -15,7 +15,19 @@ use super::validate::{host, values};
 use super::{Action, Command, Context, Copy, Image, SecretSource, Step};
 
 /// The files of a version that kiln itself writes; besides them `NAME-VERSION.*`.
-const OWN_FILES: [&str; 5] = ["manifest.json", "SHA256SUMS", "build.log", "console.log", "tags.json"];
+const OWN_FILES: [&str; 11] = [
+    "manifest.json",
+    "files.zst",
+    "sbom.cdx.json",
+    "sbom.spdx.json",
+    "provenance.json",
+    "SHA256SUMS",
+    "SHA256SUMS.sig",
+    "SHA256SUMS.minisig",
+    "build.log",
+    "console.log",
+    "tags.json",
+];
 
 /// The longest default name, in characters.
 const MAX_DEFAULT_NAME: usize = 60;

@@ -1,0 +1,328 @@
+//! `kiln diff A B`: what is different between two images of the store, or disks that nobody built with kiln.
+//!
+//! Images that have their list of files are compared by the lists alone. Disks are read, both at once; no link in them is
+//! followed, and nothing of them is mounted.
+
+use std::fs::File;
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use crate::build::clone::bootable;
+use crate::disk::chain::{Chain, Layer};
+use crate::disk::compare::{Change, compare};
+use crate::disk::inspect::BaseImage;
+use crate::disk::listing::{self, Listing, ListingError, Record};
+use crate::disk::packages::packages;
+use crate::disk::tree::{Tree, TreeError};
+use crate::error::{Failure, Fault, Kind};
+use crate::spec::BaseFormat;
+use crate::store::manifest::{Manifest, Package};
+use crate::store::{Artifact, Store};
+
+use super::args;
+use super::folders::Folders;
+use super::print;
+
+mod show;
+
+/// Records that may wait between reading and comparing.
+const IN_FLIGHT: usize = 1024;
+/// A text this long is still compared line by line, bytes.
+const TEXT_LIMIT: u64 = 64 << 10;
+
+/// The comparison cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum DiffError {
+    /// A file whose format nothing states.
+    #[error("{} could be qcow2 or raw, and a format is never guessed", .0.display())]
+    NoFormat(PathBuf),
+    /// A disk that cannot be opened.
+    #[error("cannot open {}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// An image without any disk that kiln reads.
+    #[error("{0} has no qcow2 or raw file to read")]
+    NoDisk(String),
+}
+
+impl Fault for DiffError {
+    fn kind(&self) -> Kind {
+        match self {
+            DiffError::NoFormat(_) => Kind::Usage,
+            DiffError::Unreadable { .. } => Kind::Base,
+            DiffError::NoDisk(_) => Kind::Output,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            DiffError::NoFormat(_) => vec!["say it with `--format qcow2` or `--format raw`".into()],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// One of the two.
+struct Side {
+    name: String,
+    /// Of an image of the store, which is not removed while it is compared.
+    artifact: Option<Artifact>,
+    list: Option<File>,
+    /// Opened when something asks for it.
+    disk: (PathBuf, BaseFormat),
+}
+
+/// Everything that differs.
+#[derive(Debug, Default)]
+struct Difference {
+    files: Vec<Change>,
+    /// Of changed small text files, by their place in `files`: a unified diff.
+    texts: Vec<(usize, String)>,
+    packages: Vec<(Option<Package>, Option<Package>)>,
+    /// What the manifests say of how the images were made: name, first, second.
+    metadata: Vec<(&'static str, String, String)>,
+    /// The names of the second image's steps.
+    steps: Vec<String>,
+}
+
+impl Difference {
+    fn is_empty(&self) -> bool {
+        self.files.is_empty() && self.packages.is_empty()
+    }
+}
+
+/// Writes what differs; true if nothing does.
+///
+/// # Errors
+/// When one of the two cannot be found or read.
+pub fn run(args: &args::Diff, folders: &Folders, out: &mut dyn Write) -> Result<bool, Failure> {
+    let store = folders.store()?;
+    let (old, new) = (Side::open(&args.a, args, &store)?, Side::open(&args.b, args, &store)?);
+    let mut difference = Difference { steps: new.steps(), ..Difference::default() };
+    let (left, right) = (old.records()?, new.records()?);
+    compare(left.into_iter(), right.into_iter(), args.mtime, &mut |change| difference.files.push(change))?;
+    difference.packages = package_changes(&old.packages()?, &new.packages()?);
+    difference.metadata = metadata(old.manifest(), new.manifest());
+    if !args.stat {
+        difference.texts = texts(&old, &new, &difference.files)?;
+    }
+    let names = (old.name.as_str(), new.name.as_str());
+    let text = match (args.json, args.stat) {
+        (true, _) => show::json(names, &difference),
+        (false, true) => show::stat(names, &difference),
+        (false, false) => show::full(names, &difference),
+    };
+    print(out, &text)?;
+    Ok(difference.is_empty())
+}
+
+impl Side {
+    fn open(name: &str, args: &args::Diff, store: &Store) -> Result<Self, Failure> {
+        let path = Path::new(name);
+        if name.contains('/') || path.is_file() {
+            let disk = (path.to_owned(), format(path, args.format)?);
+            return Ok(Self { name: name.to_owned(), artifact: None, list: None, disk });
+        }
+        let artifact = store.artifact(&name.parse()?)?;
+        let image = bootable(&artifact).into_iter().next();
+        let image = image.ok_or_else(|| DiffError::NoDisk(artifact.id().to_string()))?;
+        let list = File::open(artifact.folder().join(listing::FILE)).ok();
+        Ok(Self { name: artifact.id().to_string(), artifact: Some(artifact), list, disk: (image.path, image.format) })
+    }
+
+    fn manifest(&self) -> Option<&Manifest> {
+        self.artifact.as_ref().map(Artifact::manifest)
+    }
+
+    fn steps(&self) -> Vec<String> {
+        self.manifest()
+            .map(|manifest| manifest.steps.iter().map(|step| step.name.clone()).collect())
+            .unwrap_or_default()
+    }
+
+    fn chain(&self) -> Result<Chain, Failure> {
+        let (path, format) = &self.disk;
+        let file = match &self.artifact {
+            // What kiln wrote itself, and nobody else may write to.
+            Some(_) => File::open(path).map_err(|source| DiffError::Unreadable { path: path.clone(), source })?,
+            None => BaseImage::open(path, *format)?.file,
+        };
+        Ok(Chain::open(vec![Layer { file, format: *format }])?)
+    }
+
+    fn packages(&self) -> Result<Vec<Package>, Failure> {
+        if let Some(manifest) = self.manifest() {
+            return Ok(manifest.packages.clone());
+        }
+        let chain = self.chain()?;
+        let found = packages(&Tree::open(&chain)?)?.unwrap_or_default().into_iter();
+        Ok(found.map(|found| Package { name: found.name, version: found.version, arch: found.arch }).collect())
+    }
+
+    /// Every file, read by a thread of its own.
+    fn records(&self) -> Result<Receiver<Result<Record, Failure>>, Failure> {
+        let (sender, records) = sync_channel(IN_FLIGHT);
+        if let Some(list) = &self.list {
+            let list = list.try_clone().map_err(ListingError::Read)?;
+            thread::spawn(move || send_list(list, &sender));
+        } else {
+            let chain = self.chain()?;
+            thread::spawn(move || send_tree(&chain, &sender));
+        }
+        Ok(records)
+    }
+}
+
+fn format(path: &Path, said: Option<args::DiskFormat>) -> Result<BaseFormat, DiffError> {
+    match (said, path.extension().and_then(|end| end.to_str())) {
+        (Some(args::DiskFormat::Qcow2), _) | (None, Some("qcow2")) => Ok(BaseFormat::Qcow2),
+        (Some(args::DiskFormat::Raw), _) | (None, Some("raw")) => Ok(BaseFormat::Raw),
+        _ => Err(DiffError::NoFormat(path.to_owned())),
+    }
+}
+
+/// Whoever compares may have gone away: then nothing more is wanted.
+fn send_list(list: File, to: &SyncSender<Result<Record, Failure>>) {
+    match Listing::open(list) {
+        Ok(listing) => {
+            for record in listing {
+                if to.send(record.map_err(Failure::from)).is_err() {
+                    return;
+                }
+            }
+        }
+        Err(error) => drop(to.send(Err(error.into()))),
+    }
+}
+
+fn send_tree(chain: &Chain, to: &SyncSender<Result<Record, Failure>>) {
+    let walked = Tree::open(chain).and_then(|tree| {
+        tree.walk(&mut |entry| match to.send(Ok(Record::of(entry, None))) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        })
+    });
+    match walked {
+        Ok(()) | Err(TreeError::Stopped) => {}
+        Err(error) => drop(to.send(Err(error.into()))),
+    }
+}
+
+/// Packages of one name and architecture, where the versions are not the same in both.
+fn package_changes(old: &[Package], new: &[Package]) -> Vec<(Option<Package>, Option<Package>)> {
+    let is_same = |one: &Package, other: &Package| one.name == other.name && one.arch == other.arch;
+    // Several versions of one name may be installed together, as kernels are: whole packages are compared first.
+    let only = |these: &[Package], others: &[Package]| -> Vec<Package> {
+        these.iter().filter(|package| !others.contains(package)).cloned().collect()
+    };
+    let (gone, mut come) = (only(old, new), only(new, old));
+    let mut changes: Vec<_> = gone
+        .into_iter()
+        .map(|package| {
+            let place = come.iter().position(|other| is_same(&package, other));
+            (Some(package), place.map(|place| come.remove(place)))
+        })
+        .collect();
+    changes.extend(come.into_iter().map(|package| (None, Some(package))));
+    changes.sort_by(|one, other| one.0.as_ref().or(one.1.as_ref()).cmp(&other.0.as_ref().or(other.1.as_ref())));
+    changes
+}
+
+fn metadata(old: Option<&Manifest>, new: Option<&Manifest>) -> Vec<(&'static str, String, String)> {
+    let (Some(old), Some(new)) = (old, new) else { return Vec::new() };
+    let steps = |manifest: &Manifest| {
+        let names: Vec<&str> = manifest.steps.iter().map(|step| step.name.as_str()).collect();
+        names.join("; ")
+    };
+    let facts = |manifest: &Manifest| {
+        [
+            ("base", format!("{} {}", manifest.base.source, manifest.base.sha256)),
+            ("steps", steps(manifest)),
+            ("firmware", manifest.machine.firmware.clone()),
+            ("disk size", manifest.outputs.first().map_or(0, |output| output.virtual_bytes).to_string()),
+            ("kiln", manifest.kiln.clone()),
+        ]
+    };
+    let pairs = facts(old).into_iter().zip(facts(new));
+    pairs.filter(|(old, new)| old != new).map(|((name, old), (_, new))| (name, old, new)).collect()
+}
+
+/// A unified diff of each small text that changed. The disks are opened only if there is one.
+fn texts(old: &Side, new: &Side, changes: &[Change]) -> Result<Vec<(usize, String)>, Failure> {
+    let is_text = |change: &Change| match change {
+        Change::Changed { old, new, what } => {
+            what.iter().any(|what| what == "content") && old.size() <= TEXT_LIMIT && new.size() <= TEXT_LIMIT
+        }
+        _ => false,
+    };
+    let candidates: Vec<(usize, &Change)> = changes.iter().enumerate().filter(|(_, change)| is_text(change)).collect();
+    if candidates.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (first, second) = (old.chain()?, new.chain()?);
+    let (first, second) = (Tree::open(&first)?, Tree::open(&second)?);
+    let mut texts = Vec::new();
+    for (place, change) in candidates {
+        let Ok(path) = std::str::from_utf8(change.path()) else { continue };
+        let read = |tree: &Tree<'_>| Ok::<_, TreeError>(tree.read(path, TEXT_LIMIT)?.and_then(plain_text));
+        if let (Some(old), Some(new)) = (read(&first)?, read(&second)?) {
+            texts.push((place, show::unified(&old, &new)));
+        }
+    }
+    Ok(texts)
+}
+
+/// The text, if it is one that people read.
+fn plain_text(bytes: Vec<u8>) -> Option<String> {
+    let text = String::from_utf8(bytes).ok()?;
+    let is_odd = |c: char| c.is_control() && !matches!(c, '\n' | '\t' | '\r');
+    (!text.contains(is_odd)).then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn package(name: &str, version: &str) -> Package {
+        Package { name: name.into(), version: version.into(), arch: "amd64".into() }
+    }
+
+    #[test]
+    fn packages_go_up_come_and_leave() {
+        let old = [package("a", "1"), package("b", "1"), package("linux", "5"), package("linux", "6")];
+        let new = [package("a", "2"), package("c", "1"), package("linux", "6"), package("linux", "7")];
+        let expected = [
+            (Some(package("a", "1")), Some(package("a", "2"))),
+            (Some(package("b", "1")), None),
+            (None, Some(package("c", "1"))),
+            (Some(package("linux", "5")), Some(package("linux", "7"))),
+        ];
+        assert_eq!(package_changes(&old, &new), expected);
+        assert!(package_changes(&old, &old).is_empty());
+    }
+
+    #[test]
+    fn a_format_is_stated_and_not_guessed() {
+        let format = |name: &str, said| format(Path::new(name), said);
+        assert_eq!(format("a.qcow2", None).unwrap(), BaseFormat::Qcow2);
+        assert_eq!(format("a.raw", None).unwrap(), BaseFormat::Raw);
+        assert_eq!(format("a.qcow2", Some(args::DiskFormat::Raw)).unwrap(), BaseFormat::Raw);
+        let error = format("a.img", None).unwrap_err();
+        assert_eq!((error.kind().exit_code(), error.hints().len()), (2, 1));
+    }
+
+    #[test]
+    fn what_people_do_not_read_is_no_text() {
+        assert!(plain_text(b"a\tb\r\n".to_vec()).is_some());
+        assert!(plain_text(b"a\0".to_vec()).is_none() && plain_text(b"\x1b[2J".to_vec()).is_none());
+        assert!(plain_text(vec![0xff]).is_none());
+    }
+}

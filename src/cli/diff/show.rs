@@ -1,0 +1,243 @@
+//! How a difference is written. All of it comes from guests, so each line is escaped.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use similar::TextDiff;
+
+use crate::disk::compare::Change;
+use crate::disk::listing::Record;
+use crate::report::escape::escape;
+use crate::size::ByteSize;
+use crate::store::manifest::Package;
+
+use super::Difference;
+
+/// Folders that are named by how much their sizes differ.
+const FOLDERS: usize = 20;
+
+/// The lines of a unified diff without its head.
+pub(super) fn unified(old: &str, new: &str) -> String {
+    TextDiff::from_lines(old, new).unified_diff().context_radius(3).to_string()
+}
+
+/// Every file, with what differs in it.
+pub(super) fn full(names: (&str, &str), difference: &Difference) -> String {
+    let mut page = Page::default();
+    page.line(&format!("--- {}\n+++ {}", names.0, names.1));
+    let mut texts = difference.texts.iter().peekable();
+    for (place, change) in difference.files.iter().enumerate() {
+        page.line(&file(change, &difference.steps));
+        if let Some((_, text)) = texts.next_if(|(at, _)| *at == place) {
+            text.lines().for_each(|line| page.indented(line));
+        }
+    }
+    page.rest(difference);
+    page.0
+}
+
+/// Numbers alone.
+pub(super) fn stat(names: (&str, &str), difference: &Difference) -> String {
+    let mut page = Page::default();
+    page.line(&format!("--- {}\n+++ {}", names.0, names.1));
+    page.rest(difference);
+    page.0
+}
+
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn line(&mut self, text: &str) {
+        for line in text.lines() {
+            self.0.push_str(&escape(line));
+            self.0.push('\n');
+        }
+    }
+
+    fn indented(&mut self, text: &str) {
+        self.line(&format!("    {text}"));
+    }
+
+    /// Packages, metadata, folders and the sum.
+    fn rest(&mut self, difference: &Difference) {
+        for pair in &difference.packages {
+            self.line(&package(pair));
+        }
+        for (name, old, new) in &difference.metadata {
+            self.line(&format!("{name}: {old} -> {new}"));
+        }
+        let folders = folders(&difference.files);
+        if !folders.is_empty() {
+            self.line("size by folder");
+            for (folder, bytes) in folders {
+                self.indented(&format!("{:>10}  {folder}", signed(bytes)));
+            }
+        }
+        let count = |wanted: fn(&Change) -> bool| difference.files.iter().filter(|change| wanted(change)).count();
+        let (added, removed) =
+            (count(|change| matches!(change, Change::Added(_))), count(|change| matches!(change, Change::Removed(_))));
+        let changed = difference.files.len() - added - removed;
+        let packages = difference.packages.len();
+        self.line(&format!("{added} added, {removed} removed, {changed} changed; {packages} packages differ"));
+    }
+}
+
+/// `~ /etc/motd (content, mode; 12 B -> 20 B; step 2 `write /etc/motd`)`
+fn file(change: &Change, steps: &[String]) -> String {
+    let path = String::from_utf8_lossy(change.path());
+    let (mark, mut notes) = match change {
+        Change::Added(new) => ('+', vec![kind(new)]),
+        Change::Removed(old) => ('-', vec![kind(old)]),
+        Change::Changed { what, .. } => ('~', vec![what.join(", ")]),
+    };
+    match change.sizes() {
+        (old, new) if old == new => {}
+        (0, size) | (size, 0) => notes.push(ByteSize(size).to_string()),
+        (old, new) => notes.push(format!("{} -> {}", ByteSize(old), ByteSize(new))),
+    }
+    if let Some(step) = step(change) {
+        notes.push(step_name(step, steps));
+    }
+    format!("{mark} {path} ({})", notes.join("; "))
+}
+
+fn kind(record: &Record) -> String {
+    record.field("type").unwrap_or("file").to_owned()
+}
+
+/// The step that wrote what is there now.
+fn step(change: &Change) -> Option<usize> {
+    match change {
+        Change::Added(new) | Change::Changed { new, .. } => new.step,
+        Change::Removed(_) => None,
+    }
+}
+
+fn step_name(step: usize, steps: &[String]) -> String {
+    let name = steps.get(step).map(|name| format!(" `{name}`")).unwrap_or_default();
+    format!("step {}{name}", step + 1)
+}
+
+fn package((old, new): &(Option<Package>, Option<Package>)) -> String {
+    let full = |package: &Package| format!("{} {} ({})", package.name, package.version, package.arch);
+    match (old, new) {
+        (Some(old), Some(new)) => format!("package ~ {} {} -> {} ({})", old.name, old.version, new.version, new.arch),
+        (Some(old), None) => format!("package - {}", full(old)),
+        (None, Some(new)) => format!("package + {}", full(new)),
+        (None, None) => String::new(),
+    }
+}
+
+/// By how many bytes each folder has grown or shrunk, two levels deep, the largest first.
+fn folders(changes: &[Change]) -> Vec<(String, i64)> {
+    let mut sizes: BTreeMap<String, i64> = BTreeMap::new();
+    for change in changes {
+        let (old, new) = change.sizes();
+        let path = String::from_utf8_lossy(change.path());
+        let mut parts = path.split('/').skip(1);
+        let (first, second, is_deeper) = (parts.next().unwrap_or_default(), parts.next(), parts.next().is_some());
+        let folder = match second {
+            Some(second) if is_deeper => format!("/{first}/{second}"),
+            Some(_) => format!("/{first}"),
+            None => "/".to_owned(),
+        };
+        *sizes.entry(folder).or_default() += new.cast_signed() - old.cast_signed();
+    }
+    let mut sizes: Vec<_> = sizes.into_iter().filter(|(_, bytes)| *bytes != 0).collect();
+    sizes.sort_by_key(|(_, bytes)| std::cmp::Reverse(bytes.unsigned_abs()));
+    sizes.truncate(FOLDERS);
+    sizes
+}
+
+fn signed(bytes: i64) -> String {
+    format!("{}{}", if bytes < 0 { '-' } else { '+' }, ByteSize(bytes.unsigned_abs()))
+}
+
+/// One document with everything.
+pub(super) fn json(names: (&str, &str), difference: &Difference) -> String {
+    let texts: BTreeMap<usize, &String> = difference.texts.iter().map(|(place, text)| (*place, text)).collect();
+    let files = difference.files.iter().enumerate().map(|(place, change)| {
+        let (how, what) = match change {
+            Change::Added(_) => ("added", Vec::new()),
+            Change::Removed(_) => ("removed", Vec::new()),
+            Change::Changed { what, .. } => ("changed", what.clone()),
+        };
+        let (old, new) = change.sizes();
+        json!({
+            "path": String::from_utf8_lossy(change.path()), "change": how, "what": what, "bytes": [old, new],
+            "step": step(change).map(|step| step_name(step, &difference.steps)), "text": texts.get(&place),
+        })
+    });
+    let version = |package: &Option<Package>| package.as_ref().map(|package| package.version.clone());
+    let packages = difference.packages.iter().filter_map(|(old, new)| {
+        let any = old.as_ref().or(new.as_ref())?;
+        Some(json!({ "name": any.name, "arch": any.arch, "old": version(old), "new": version(new) }))
+    });
+    let metadata = difference.metadata.iter().map(|(name, old, new)| json!({ "name": name, "old": old, "new": new }));
+    let folders = folders(&difference.files).into_iter().map(|(path, bytes)| json!({ "path": path, "bytes": bytes }));
+    let document = json!({
+        "a": names.0, "b": names.1, "files": files.collect::<Vec<Value>>(), "packages": packages.collect::<Vec<Value>>(),
+        "metadata": metadata.collect::<Vec<Value>>(), "folders": folders.collect::<Vec<Value>>(),
+    });
+    format!("{document:#}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(path: &str, size: u64, step: Option<usize>) -> Record {
+        let fields = vec![("type".to_owned(), "file".to_owned()), ("size".to_owned(), size.to_string())];
+        Record { path: path.into(), fields, mtime: "1.0".into(), step }
+    }
+
+    fn difference() -> Difference {
+        let what = vec!["content".to_owned(), "mode".to_owned()];
+        let changed = Change::Changed { old: record("/etc/motd", 4, None), new: record("/etc/motd", 8, Some(0)), what };
+        let package = |version: &str| Some(Package { name: "a".into(), version: version.into(), arch: "all".into() });
+        Difference {
+            files: vec![
+                changed,
+                Change::Removed(record("/etc/x\x1b[2J", 0, None)),
+                Change::Added(record("/usr/lib/a/b", 4096, Some(7))),
+            ],
+            texts: vec![(0, unified("one\ntwo\n", "one\n\x1btwo\n"))],
+            packages: vec![(package("1"), package("2")), (package("3"), None)],
+            metadata: vec![("kiln", "0.1".into(), "0.2".into())],
+            steps: vec!["write /etc/motd".into()],
+        }
+    }
+
+    #[test]
+    fn everything_is_told_and_nothing_obeyed() {
+        let expected = "--- a@1
++++ a@2
+~ /etc/motd (content, mode; 4B -> 8B; step 1 `write /etc/motd`)
+    @@ -1,2 +1,2 @@
+     one
+    -two
+    +\\x1btwo
+- /etc/x\\x1b[2J (file)
++ /usr/lib/a/b (file; 4KiB; step 8)
+package ~ a 1 -> 2 (all)
+package - a 3 (all)
+kiln: 0.1 -> 0.2
+size by folder
+         +4KiB  /usr/lib
+           +4B  /etc
+1 added, 1 removed, 1 changed; 2 packages differ
+";
+        assert_eq!(full(("a@1", "a@2"), &difference()), expected);
+    }
+
+    #[test]
+    fn stat_has_no_files_and_json_has_all() {
+        let text = stat(("a@1", "a@2"), &difference());
+        assert!(!text.contains("motd") && text.contains("1 added, 1 removed, 1 changed"));
+        let document: Value = serde_json::from_str(&json(("a@1", "a@2"), &difference())).unwrap();
+        assert_eq!(document["files"][0]["step"], "step 1 `write /etc/motd`");
+        assert_eq!(document["files"][1]["change"], "removed");
+        assert_eq!(document["packages"][1]["new"], Value::Null);
+    }
+}

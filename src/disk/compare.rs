@@ -1,0 +1,170 @@
+//! Two lists of files side by side, in their order, without holding either.
+
+use std::cmp::Ordering;
+
+use super::listing::{Record, order};
+
+/// A path that is not the same in both.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Only in the second.
+    Added(Record),
+    /// Only in the first.
+    Removed(Record),
+    /// In both.
+    Changed {
+        /// In the first.
+        old: Record,
+        /// In the second.
+        new: Record,
+        /// What is not the same, by name: fields of the canonical line, and `mtime`. Never empty.
+        what: Vec<String>,
+    },
+}
+
+impl Change {
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &[u8] {
+        match self {
+            Change::Added(record) | Change::Removed(record) | Change::Changed { new: record, .. } => &record.path,
+        }
+    }
+
+    /// The sizes in the first and the second, bytes.
+    #[must_use]
+    pub fn sizes(&self) -> (u64, u64) {
+        match self {
+            Change::Added(new) => (0, new.size()),
+            Change::Removed(old) => (old.size(), 0),
+            Change::Changed { old, new, .. } => (old.size(), new.size()),
+        }
+    }
+}
+
+/// Compares two lists. Times count only if `mtime` says so. Ends with the first error of either.
+///
+/// # Errors
+/// Whatever a list gives.
+pub fn compare<E>(
+    old: impl Iterator<Item = Result<Record, E>>,
+    new: impl Iterator<Item = Result<Record, E>>,
+    mtime: bool,
+    visit: &mut dyn FnMut(Change),
+) -> Result<(), E> {
+    let (mut old, mut new) = (old, new);
+    let (mut left, mut right) = (old.next().transpose()?, new.next().transpose()?);
+    loop {
+        let first = match (&left, &right) {
+            (None, None) => return Ok(()),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(old), Some(new)) => order(&old.path, &new.path),
+        };
+        let gone = if first.is_le() { std::mem::replace(&mut left, old.next().transpose()?) } else { None };
+        let come = if first.is_ge() { std::mem::replace(&mut right, new.next().transpose()?) } else { None };
+        match (gone, come) {
+            (Some(old), Some(new)) => {
+                let what = differing(&old, &new, mtime);
+                if !what.is_empty() {
+                    visit(Change::Changed { old, new, what });
+                }
+            }
+            (Some(old), None) => visit(Change::Removed(old)),
+            (None, Some(new)) => visit(Change::Added(new)),
+            (None, None) => {}
+        }
+    }
+}
+
+/// The names of the fields that are not the same. A size that goes with another content is not worth a word.
+fn differing(old: &Record, new: &Record, mtime: bool) -> Vec<String> {
+    let mut names: Vec<&str> = Vec::new();
+    for (name, _) in old.fields.iter().chain(&new.fields) {
+        if old.field(name) != new.field(name) && name != "size" && !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    if mtime && old.mtime != new.mtime {
+        names.push("mtime");
+    }
+    let plain = |name: &str| match name {
+        "sha256" => "content".to_owned(),
+        "to" => "link".to_owned(),
+        other => other.to_owned(),
+    };
+    names.into_iter().map(plain).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(lines: &[(&str, &str)]) -> Vec<Record> {
+        let record = |(path, fields): &(&str, &str)| {
+            let pair = |field: &str| field.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+            Record {
+                path: path.as_bytes().to_vec(),
+                fields: fields.split_whitespace().filter_map(pair).collect(),
+                mtime: "1.0".into(),
+                step: None,
+            }
+        };
+        lines.iter().map(record).collect()
+    }
+
+    fn told(old: &[(&str, &str)], new: &[(&str, &str)]) -> Vec<String> {
+        let mut told = Vec::new();
+        let ok = |records: Vec<Record>| records.into_iter().map(Ok::<_, ()>);
+        compare(ok(list(old)), ok(list(new)), false, &mut |change| {
+            let path = String::from_utf8_lossy(change.path()).into_owned();
+            told.push(match &change {
+                Change::Added(_) => format!("+{path}"),
+                Change::Removed(_) => format!("-{path}"),
+                Change::Changed { what, .. } => format!("~{path} {}", what.join(",")),
+            });
+        })
+        .unwrap();
+        told
+    }
+
+    #[test]
+    fn each_path_is_told_once_in_order() {
+        let old = [("/", "type=dir"), ("/a", "type=dir"), ("/a/b", "mode=1"), ("/a.b", "mode=1"), ("/z", "mode=1")];
+        let new = [
+            ("/", "type=dir"),
+            ("/a", "type=file size=3 sha256=0"),
+            ("/a.b", "mode=2"),
+            ("/c", "mode=1"),
+            ("/z", "mode=1"),
+        ];
+        assert_eq!(told(&old, &new), ["~/a type,content", "-/a/b", "~/a.b mode", "+/c"]);
+        assert!(told(&old, &old).is_empty());
+        assert_eq!(told(&[], &new[..1]), ["+/"]);
+        assert_eq!(told(&old[..2], &[]), ["-/", "-/a"]);
+    }
+
+    #[test]
+    fn fields_of_all_kinds_count_and_times_on_demand() {
+        let old = [("/a", "size=1 sha256=0 xattr:user.a=00 owner=0:0")];
+        let new = [("/a", "size=2 sha256=1 xattr:user.a=01 owner=0:1")];
+        assert_eq!(told(&old, &new), ["~/a content,xattr:user.a,owner"]);
+        assert_eq!(told(&[("/l", "to=a")], &[("/l", "to=b")]), ["~/l link"]);
+        let mut later = list(&[("/a", "mode=1")]);
+        later[0].mtime = "2.0".into();
+        let mut count = 0;
+        let ok = |records: Vec<Record>| records.into_iter().map(Ok::<_, ()>);
+        for mtime in [false, true] {
+            compare(ok(list(&[("/a", "mode=1")])), ok(later.clone()), mtime, &mut |_| count += 1).unwrap();
+            assert_eq!(count, usize::from(mtime));
+        }
+    }
+
+    #[test]
+    fn an_error_of_either_list_ends_it() {
+        let bad = || [Ok(list(&[("/", "a=b")]).remove(0)), Err("bad")].into_iter();
+        let good = || list(&[("/", "a=b"), ("/x", "a=b")]).into_iter().map(Ok);
+        assert_eq!(compare(bad(), good(), false, &mut |_| {}), Err("bad"));
+        assert_eq!(compare(good(), bad(), false, &mut |_| {}), Err("bad"));
+    }
+}

@@ -1,0 +1,325 @@
+//! `files.zst`: every file of a sealed tree, beside the image.
+//!
+//! Compressed by zstd (RFC 8878) is a text. Its first line is `kiln tree 1`; each other line is an entry's canonical line
+//! (see [`super::tree`]) with ` mtime=SECONDS.NANOSECONDS` behind it, and ` step=N` where a step of the build wrote it, N
+//! from 1. Without what stands from ` mtime=` on it is the text that `content_sha256` is the digest of:
+//!
+//! ```text
+//! zstd -dc files.zst | sed 's/ mtime=.*//' | sha256sum
+//! ```
+//!
+//! Entries are in the order of [`super::tree::Tree::walk`]: that of their paths, component by component.
+
+use std::cmp::Ordering;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+
+use zstd::stream::read::Decoder;
+use zstd::stream::write::Encoder;
+
+use super::tree::{Entry, VERSION, canonical};
+use crate::error::{Fault, Kind};
+
+/// The list's name inside a version's folder.
+pub const FILE: &str = "files.zst";
+
+/// Fast, and half of what level 1 leaves.
+const LEVEL: i32 = 6;
+/// A path of 64 KiB, escaped, and the largest attributes Linux allows.
+const MAX_LINE: u64 = 4 << 20;
+/// As many entries as are ever walked.
+const MAX_ENTRIES: u64 = 20_000_000;
+
+/// A list that cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ListingError {
+    /// The file, or its compression.
+    #[error("cannot read the list of files")]
+    Read(#[from] io::Error),
+    /// A line that kiln does not write.
+    #[error("the list of files is damaged at line {0}")]
+    Damaged(u64),
+}
+
+impl Fault for ListingError {
+    fn kind(&self) -> Kind {
+        Kind::Output
+    }
+}
+
+/// Writes a list.
+pub struct ListingWriter<'w, W: Write>(Encoder<'w, W>);
+
+impl<W: Write> ListingWriter<'_, W> {
+    /// Begins a list.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn new(to: W) -> io::Result<Self> {
+        let mut encoder = Encoder::new(to, LEVEL)?;
+        encoder.include_checksum(true)?;
+        encoder.write_all(VERSION.as_bytes())?;
+        Ok(Self(encoder))
+    }
+
+    /// Adds an entry; `step` is the one that wrote it, from 0.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn add(&mut self, entry: &Entry, step: Option<usize>) -> io::Result<()> {
+        self.0.write_all(line(entry, step).as_bytes())
+    }
+
+    /// Ends the list.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn finish(self) -> io::Result<W> {
+        self.0.finish()
+    }
+}
+
+fn line(entry: &Entry, step: Option<usize>) -> String {
+    let mut line = canonical(entry);
+    line.pop();
+    // Writing to a string cannot fail.
+    let _ = write!(line, " mtime={}.{:09}", entry.modified.seconds, entry.modified.nanoseconds);
+    if let Some(step) = step {
+        let _ = write!(line, " step={}", step + 1);
+    }
+    line.push('\n');
+    line
+}
+
+/// An entry of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Absolute.
+    pub path: Vec<u8>,
+    /// The fields of the canonical line behind the path, by name, as they stand there.
+    pub fields: Vec<(String, String)>,
+    /// When its content changed, `SECONDS.NANOSECONDS`.
+    pub mtime: String,
+    /// The step that wrote it, from 0.
+    pub step: Option<usize>,
+}
+
+impl Record {
+    /// As a list would have it.
+    ///
+    /// # Panics
+    /// Never: what is written can be read.
+    #[must_use]
+    pub fn of(entry: &Entry, step: Option<usize>) -> Self {
+        Self::parse(line(entry, step).trim_end()).expect("what is written can be read")
+    }
+
+    /// The value of a field.
+    #[must_use]
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.fields.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Bytes of a regular file; 0 for everything else.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.field("size").and_then(|size| size.parse().ok()).unwrap_or(0)
+    }
+
+    /// `None` where the line is none that kiln writes.
+    fn parse(line: &str) -> Option<Self> {
+        let (path, rest) = line.strip_prefix("path=")?.split_once(' ')?;
+        let (content, behind) = rest.rsplit_once(" mtime=")?;
+        let (mtime, step) = match behind.split_once(" step=") {
+            Some((mtime, step)) => (mtime, Some(step.parse::<usize>().ok()?.checked_sub(1)?)),
+            None => (behind, None),
+        };
+        let (seconds, nanoseconds) = mtime.split_once('.')?;
+        seconds.parse::<i64>().ok()?;
+        nanoseconds.parse::<u32>().ok()?;
+        // The name of an attribute may have a `=` of its own, its value is hexadecimal.
+        let field = |field: &str| {
+            let pair = if field.starts_with("xattr:") { field.rsplit_once('=') } else { field.split_once('=') };
+            pair.map(|(name, value)| (name.to_owned(), value.to_owned()))
+        };
+        let fields: Vec<_> = content.split(' ').map(field).collect::<Option<_>>()?;
+        let path = unescaped(path).filter(|path| path.starts_with(b"/"))?;
+        Some(Self { path, fields, mtime: mtime.to_owned(), step })
+    }
+}
+
+/// The bytes of a path in a canonical line.
+fn unescaped(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, behind @ ..] = rest {
+        rest = behind;
+        if *first != b'\\' {
+            bytes.push(*first);
+            continue;
+        }
+        let digits = rest.strip_prefix(b"x")?.get(..2)?;
+        bytes.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
+        rest = &rest[3..];
+    }
+    Some(bytes)
+}
+
+/// The order of a list.
+#[must_use]
+pub fn order(one: &[u8], other: &[u8]) -> Ordering {
+    one.split(|byte| *byte == b'/').cmp(other.split(|byte| *byte == b'/'))
+}
+
+/// Reads a list, from its first entry to its last. Ends with the first error.
+pub struct Listing {
+    lines: BufReader<Decoder<'static, BufReader<File>>>,
+    count: u64,
+    is_over: bool,
+}
+
+impl Listing {
+    /// Opens a list.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is none.
+    pub fn open(file: File) -> Result<Self, ListingError> {
+        let mut listing = Self { lines: BufReader::new(Decoder::new(file)?), count: 0, is_over: false };
+        match listing.line()? {
+            Some(line) if line == VERSION.trim_end() => Ok(listing),
+            _ => Err(ListingError::Damaged(1)),
+        }
+    }
+
+    fn line(&mut self) -> Result<Option<String>, ListingError> {
+        self.count += 1;
+        let mut line = Vec::new();
+        self.lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)?;
+        if line.is_empty() {
+            return Ok(None);
+        }
+        let damaged = || ListingError::Damaged(self.count);
+        if line.pop() != Some(b'\n') || self.count > MAX_ENTRIES {
+            return Err(damaged());
+        }
+        String::from_utf8(line).map(Some).map_err(|_| damaged())
+    }
+
+    fn record(&mut self) -> Result<Option<Record>, ListingError> {
+        let Some(line) = self.line()? else { return Ok(None) };
+        Record::parse(&line).map(Some).ok_or(ListingError::Damaged(self.count))
+    }
+}
+
+impl Iterator for Listing {
+    type Item = Result<Record, ListingError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.is_over {
+            return None;
+        }
+        let next = self.record().transpose();
+        self.is_over = !matches!(next, Some(Ok(_)));
+        next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::ext4::{FileKind, Time, Xattr};
+    use proptest::prelude::*;
+    use std::io::Seek;
+
+    fn entry(path: Vec<u8>, target: Option<Vec<u8>>, xattr: Vec<u8>, seconds: i64) -> Entry {
+        Entry {
+            path: [b"/".to_vec(), path].concat(),
+            kind: if target.is_some() { FileKind::Link } else { FileKind::File },
+            mode: 0o644,
+            uid: 1,
+            gid: 2,
+            size: 3,
+            sha256: target.is_none().then_some([7; 32]),
+            target,
+            device: None,
+            xattrs: vec![Xattr { name: xattr.clone(), value: xattr }],
+            modified: Time { seconds, nanoseconds: 5 },
+            changed: Time { seconds: 0, nanoseconds: 0 },
+            inode: 1,
+        }
+    }
+
+    fn listing(bytes: &[u8]) -> Result<Vec<Record>, ListingError> {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file.rewind().unwrap();
+        Listing::open(file)?.collect()
+    }
+
+    fn compressed(text: &[u8]) -> Vec<u8> {
+        zstd::encode_all(text, 1).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(
+            paths in proptest::collection::vec(any::<Vec<u8>>(), 0..5),
+            target in any::<Option<Vec<u8>>>(), xattr in any::<Vec<u8>>(), seconds in any::<i64>(), step in any::<Option<u8>>(),
+        ) {
+            let entries: Vec<_> = paths.into_iter().map(|path| entry(path, target.clone(), xattr.clone(), seconds)).collect();
+            let step = step.map(usize::from);
+            let mut writer = ListingWriter::new(Vec::new()).unwrap();
+            entries.iter().try_for_each(|entry| writer.add(entry, step)).unwrap();
+            let records = listing(&writer.finish().unwrap()).unwrap();
+            prop_assert_eq!(records.len(), entries.len());
+            for (record, entry) in records.iter().zip(&entries) {
+                prop_assert_eq!((&record.path, record.step), (&entry.path, step));
+                prop_assert_eq!(record, &Record::of(entry, step));
+                let fields: String = record.fields.iter().map(|(name, value)| format!(" {name}={value}")).collect();
+                prop_assert!(canonical(entry).ends_with(&format!("{fields}\n")), "{}", fields);
+            }
+        }
+
+        #[test]
+        fn no_text_makes_the_reader_panic(text in any::<Vec<u8>>(), lines in "(path=/[a-z\\\\x0-9]{0,9} mode=[0-9]{0,3} mtime=[0-9.]{0,5}( step=[0-9]{0,3})?\n){0,3}") {
+            let _ = listing(&text);
+            let _ = listing(&compressed(&text));
+            let _ = listing(&compressed(format!("{VERSION}{lines}").as_bytes()));
+        }
+    }
+
+    #[test]
+    fn a_damaged_list_is_told_with_its_line() {
+        for (text, line) in [
+            ("", 1),
+            ("kiln tree 9\n", 1),
+            ("kiln tree 1\npath=/ type=dir mtime=1.0", 2),
+            ("kiln tree 1\npath=/ type=dir mtime=1.0\npath=a type=dir mtime=1.0\n", 3),
+            ("kiln tree 1\npath=/ type=dir\n", 2),
+            ("kiln tree 1\npath=/ type=dir mtime=1.0 step=0\n", 2),
+            ("kiln tree 1\npath=/\\x4 type=dir mtime=1.0\n", 2),
+        ] {
+            let error = listing(&compressed(text.as_bytes())).unwrap_err();
+            assert!(matches!(error, ListingError::Damaged(found) if found == line), "{text:?}: {error:?}");
+        }
+        let cut = compressed(format!("{VERSION}path=/ type=dir mtime=1.0\n").as_bytes());
+        assert!(matches!(listing(&cut[..cut.len() - 3]), Err(ListingError::Read(_))));
+    }
+
+    #[test]
+    fn an_endless_line_takes_no_memory() {
+        let text = [VERSION.as_bytes(), &vec![b'x'; 64 << 20]].concat();
+        assert!(matches!(listing(&compressed(&text)), Err(ListingError::Damaged(2))));
+    }
+
+    #[test]
+    fn paths_are_ordered_by_their_components() {
+        let mut paths = ["/a.b", "/a/c", "/", "/b", "/a", "/a/b/c", "/a-b"].map(str::as_bytes);
+        paths.sort_by(|one, other| order(one, other));
+        assert_eq!(
+            paths.map(|path| std::str::from_utf8(path).unwrap()),
+            ["/", "/a", "/a/b/c", "/a/c", "/a-b", "/a.b", "/b"]
+        );
+    }
+}
