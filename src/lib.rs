@@ -16,6 +16,7 @@ pub mod plan;
 pub mod process;
 pub mod report;
 pub mod seed;
+pub mod sign;
 pub mod signal;
 pub mod size;
 pub mod spec;

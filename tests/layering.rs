@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// The modules by their height. Those of one row do not know each other, but for the leaves.
 const ROWS: [&[&str]; 7] = [
-    &["process", "signal", "workdir", "event", "error", "fs", "size", "digest", "memo", "wire"],
+    &["process", "signal", "workdir", "event", "error", "fs", "size", "digest", "memo", "sign", "wire"],
     &["spec"],
     &["plan"],
     &["machine", "guest", "layer", "disk", "seed", "store"],

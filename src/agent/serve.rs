@@ -110,7 +110,7 @@ impl Conversation {
                 self.say(stream, &message);
                 self.splitter.doubt();
             }
-            Message::Ping { token } => self.say(stream, &Message::Pong { token }),
+            Message::Ping { token } => self.say(stream, &Message::Pong { token, clock: facts::now() }),
             Message::Wake { clock, entropy } => self.say(stream, &wake(clock, &entropy)),
             Message::Exec { part, last } => return self.exec(stream, part.0, last),
             Message::Upload {} => return self.serve(stream, |lane, events| done(upload(lane, events))),

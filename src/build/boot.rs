@@ -54,8 +54,6 @@ pub(crate) struct Guest {
     pub(crate) machine: Running,
     pub(crate) session: Session,
     pub(crate) hello: Hello,
-    /// How far its clock is ahead of this host's, seconds.
-    ahead: f64,
 }
 
 /// A guest that does not.
@@ -193,8 +191,7 @@ pub(crate) async fn resume(
     match awake.await {
         Ok(session) => {
             site.events.notice(Level::Debug, "the guest goes on from a checkpoint");
-            // Waking has set its clock.
-            Ok(Guest { machine: running, session, hello, ahead: 0.0 })
+            Ok(Guest { machine: running, session, hello })
         }
         Err(failure) => {
             running.abort().await;
@@ -220,8 +217,7 @@ pub(crate) async fn start(site: Site<'_>, backing: &Backing) -> Result<Guest, Fa
             return Err(failure);
         }
     };
-    let ahead = ahead(&hello);
-    let guest = Guest { machine: running, session, hello, ahead };
+    let guest = Guest { machine: running, session, hello };
     guest.settle(site).await
 }
 
@@ -266,9 +262,13 @@ impl Guest {
         }
     }
 
-    /// What its clock says now, seconds since 1970.
-    pub(crate) fn clock(&self) -> f64 {
-        since_1970(SystemTime::now()) + self.ahead
+    /// What its clock says now, seconds since 1970; nothing of a guest that does not answer any more, which whoever talks to
+    /// it next will find out as well.
+    pub(crate) async fn clock(&mut self, site: Site<'_>) -> Option<f64> {
+        let late = || GuestError::Overdue(PATIENCE).into();
+        let asked = site.limits.hold_guest(&self.machine, PATIENCE, late, self.session.clock()).await;
+        #[expect(clippy::cast_precision_loss, reason = "microseconds of this century fit")]
+        asked.ok().map(|nanoseconds| nanoseconds as f64 / 1e9)
     }
 
     /// A reboot by the guest's own hand. The agent comes back with the seed's bootcmd, on the same port.
@@ -286,20 +286,10 @@ impl Guest {
             }
         };
         self.hello = site.limits.hold_guest(&self.machine, patience, late, rebooted).await?;
-        self.ahead = ahead(&self.hello);
         let settled = self.finish_boot(site).await;
         self.machine.tolerate_resets(0);
         settled
     }
-}
-
-/// How far the clock of a guest that has just told its own is ahead of this host's.
-fn ahead(hello: &Hello) -> f64 {
-    since_1970(hello.clock) - since_1970(SystemTime::now())
-}
-
-fn since_1970(time: SystemTime) -> f64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 /// How far the guest's clock is from this host's, where that is too far: `2h ahead of`, in whole hours or minutes.

@@ -24,6 +24,7 @@ use crate::layer::{Cache, Stack};
 use crate::machine::checkpoint::RamFormat;
 use crate::memo::Memo;
 use crate::plan::{Plan, PlannedOutput};
+use crate::sign::Signer;
 use crate::size::ByteSize;
 use crate::spec::Test;
 use crate::store::{Artifact, Lookup, Staging, Store, manifest};
@@ -32,6 +33,7 @@ use crate::workdir::Workdir;
 pub mod boot;
 pub mod clone;
 pub mod convert;
+mod evidence;
 pub mod history;
 pub mod identity;
 pub mod inputs;
@@ -91,6 +93,8 @@ pub struct Surroundings {
     pub replace: bool,
     /// Take nothing from the step cache, and give nothing to it.
     pub no_cache: bool,
+    /// Signs what is published, and what is up to date.
+    pub signer: Option<Arc<Signer>>,
     /// Do not run the spec's tests.
     pub skip_tests: bool,
     /// What becomes of the scratch folder of a failed build.
@@ -127,6 +131,9 @@ async fn claim_and_build(plan: &Plan, around: &Surroundings) -> Result<(Artifact
     let lock = match limits.hold(around.store.claim(&publish::image_id(plan)?, waiting)).await? {
         Lookup::Exists(existing) if around.no_cache && around.replace => existing.replace(),
         Lookup::Exists(existing) if existing.is_from(&plan.build_key.to_string()) => {
+            if let Some(signer) = &around.signer {
+                existing.sign(signer)?;
+            }
             return Ok((existing.keep(), Outcome::UpToDate));
         }
         Lookup::Exists(existing) if around.replace => existing.replace(),
@@ -229,7 +236,9 @@ impl<'a> Build<'a> {
             tests => self.stage(Stage::Test, self.test(tests, staging.path(), around)).await?,
         };
         record.steps = steps;
-        let published = self.stage(Stage::Publish, publish::publish(self, record, converted, staging)).await;
+        let published = self
+            .stage(Stage::Publish, publish::publish(self, record, converted, (staging, around.signer.clone())))
+            .await;
         if let Some(twin) = twin {
             twin.finish().await;
         }

@@ -26,6 +26,8 @@ use super::{Build, ScratchError};
 const PORT_LIMIT: u64 = 8 << 20;
 /// A fetched tree may be this large, bytes.
 const FETCH_LIMIT: u64 = 16 << 30;
+/// The kernel's clock for files ticks as rarely as this (`CONFIG_HZ=100`).
+const TICK: Duration = Duration::from_millis(10);
 /// Where scripts lie while they run.
 const SCRIPT_FOLDER: &str = "/run/kiln/scripts";
 
@@ -131,13 +133,19 @@ pub(crate) async fn provision(
         let step = &planned.step;
         let verb = verb(&step.action);
         build.events.emit(&Event::StepStarted { index, name: step.name.clone(), verb });
-        let (began, start) = (Instant::now(), guest.clock());
+        // Files tell ticks of the guest's clock, so that one has to lie between two steps.
+        build.limits.pause(TICK).await?;
+        let start = guest.clock(build.site()).await;
+        let began = Instant::now();
         let mut running = Running { build, guest, index, planned, lines: Lines::new(&build.secrets), fetched };
         let result = running.run().await;
         let took = began.elapsed();
         build.events.emit(&Event::StepFinished { index, ok: result.is_ok(), seconds: took.as_secs_f64() });
-        let during = Some(Span { start, end: guest.clock() });
-        let step = Done { took, cached: false, during, fetched: result? };
+        let brought = result?;
+        let end = guest.clock(build.site()).await;
+        // A file's time may be a tick behind.
+        let during = start.zip(end).map(|(start, end)| Span { start: start - TICK.as_secs_f64(), end });
+        let step = Done { took, cached: false, during, fetched: brought };
         layers.after_step(build, guest, index, &step, fetched).await?;
         done.push(step);
     }

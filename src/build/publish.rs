@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use tokio::task::spawn_blocking;
@@ -10,10 +11,12 @@ use crate::error::Failure;
 use crate::event::{Event, Events, Stage};
 use crate::plan::machine::format_name;
 use crate::plan::{Plan, PlannedStep, output_extension};
+use crate::sign::Signer;
 use crate::spec::Network;
-use crate::store::{Artifact, ImageId, Manifest, Staging, manifest};
+use crate::store::{Artifact, Documents, Evidence, ImageId, Manifest, Staging, manifest};
 
 use super::convert::{Contents, Converted};
+use super::evidence;
 use super::provision::{Done, verb};
 use super::{Build, ScratchError, Surroundings};
 
@@ -47,7 +50,7 @@ pub(crate) async fn publish(
     build: &Build<'_>,
     record: Record,
     converted: Converted,
-    staging: Staging,
+    (staging, signer): (Staging, Option<Arc<Signer>>),
 ) -> Result<Artifact, Failure> {
     let contents = async { converted.contents.await.expect("reading the tree does not panic") };
     let contents = build.limits.hold(contents).await?;
@@ -56,13 +59,14 @@ pub(crate) async fn publish(
         let copied = std::fs::copy(build.work.join(log), staging.path().join(log));
         copied.map_err(ScratchError::at(log, staging.path()))?;
     }
+    let evidence = Evidence { documents: Documents::new(evidence::documents(build.plan)), signer };
     let (events, cancel) = (build.events.clone(), build.limits.clone());
     let finish = spawn_blocking(move || {
         let watch = |done, total| {
             events.emit(&Event::Progress { stage: Stage::Publish, done, total });
             if cancel.is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        staging.finish(manifest, &watch)
+        staging.finish(manifest, &evidence, &watch)
     });
     // Not raced with an interruption: the watch stops it, and it leaves the store as it was or with the whole version.
     Ok(finish.await.expect("publishing does not panic")?)

@@ -12,9 +12,6 @@ use crate::layer::Span;
 
 use super::provision::Done;
 
-/// The kernel's clock for files ticks as rarely as every 10 ms (`CONFIG_HZ=100`), so that they may seem older, seconds.
-const TICK: f64 = 0.010;
-
 /// Files whose time of modification sealing has set back, and when they had changed before that.
 #[derive(Debug, Default)]
 pub struct Clamped(HashMap<Vec<u8>, f64>);
@@ -48,10 +45,8 @@ impl Writers {
     #[must_use]
     pub fn step_of(&self, entry: &Entry) -> Option<usize> {
         let changed = self.clamped.0.get(&entry.path).copied().unwrap_or_else(|| seconds(entry.changed));
-        let is_during =
-            |span: &Option<Span>| span.is_some_and(|span| (span.start - TICK..=span.end).contains(&changed));
-        // The last one: it may have begun within a tick of the end of the one before it.
-        self.steps.iter().rposition(is_during)
+        let is_during = |span: &Option<Span>| span.is_some_and(|span| (span.start..=span.end).contains(&changed));
+        self.steps.iter().position(is_during)
     }
 }
 
@@ -95,9 +90,6 @@ mod tests {
         let writers = Writers::new(&[step(10.0, 11.0), step(11.2, 13.0)], Clamped::default());
         let found = [5, 10, 11, 12, 13].map(|changed| writers.step_of(&file("/a", changed)));
         assert_eq!(found, [None, Some(0), Some(1), Some(1), None]);
-        // A coarse clock.
-        let exact = Writers::new(&[step(10.0, 12.501), step(12.505, 14.0)], Clamped::default());
-        assert_eq!(exact.step_of(&file("/a", 12)), Some(1));
     }
 
     #[test]

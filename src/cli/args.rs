@@ -85,8 +85,8 @@ pub enum Verb {
     List(Json),
     /// Show one image's manifest
     Inspect(Inspect),
-    /// Recompute every checksum of an image
-    Verify(Image),
+    /// Recompute every checksum of an image, and check its signature
+    Verify(Verify),
     /// Tell what differs between two images, or disks that kiln did not build
     Diff(Diff),
     /// Delete an image, or one version of it
@@ -154,12 +154,15 @@ pub struct Build {
     /// Replace a version that was built from other inputs
     #[arg(long)]
     pub replace: bool,
+    /// Sign SHA256SUMS with this key, of OpenSSH or minisign; also of a version that is up to date
+    #[arg(long, value_name = "KEY")]
+    pub sign: Option<PathBuf>,
     /// Skip the tests; the manifest says so
     #[arg(long)]
     pub no_test: bool,
     /// Build twice from scratch, with another clock, memory size and number of processors, and tell which files differ.
     /// Publishes nothing
-    #[arg(long, conflicts_with_all = ["output", "replace", "no_test", "json"])]
+    #[arg(long, conflicts_with_all = ["output", "replace", "no_test", "json", "sign"])]
     pub check_reproducible: bool,
     /// What becomes of the guest when a step fails
     #[arg(long, value_enum, default_value_t)]
@@ -333,6 +336,22 @@ pub enum DiskFormat {
     Qcow2,
     /// The bytes of the disk
     Raw,
+}
+
+/// `kiln verify`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  kiln verify web --key release.pub\n  kiln verify web@1.4.0 --allowed-signers .ssh/allowed_signers"
+)]
+pub struct Verify {
+    /// `name` or `name@version`
+    pub image: String,
+    /// The public key that must have signed it, of OpenSSH or minisign
+    #[arg(long, value_name = "PUB", conflicts_with = "allowed_signers")]
+    pub key: Option<PathBuf>,
+    /// Who may have signed it, as in ssh-keygen(1), ALLOWED SIGNERS
+    #[arg(long, value_name = "FILE")]
+    pub allowed_signers: Option<PathBuf>,
 }
 
 /// `kiln seal`

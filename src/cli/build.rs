@@ -12,6 +12,7 @@ use crate::build::{self, OnFailure, Surroundings};
 use crate::error::Failure;
 use crate::event::{Events, Level};
 use crate::report::log::Log;
+use crate::sign::Signer;
 use crate::spec::{Overrides, Spec};
 use crate::store::{Artifact, OnConflict, UNWATCHED};
 
@@ -32,7 +33,10 @@ pub async fn run(args: Build, global: &Global, folders: &Folders, cancel: Cancel
     if nix::unistd::geteuid().is_root() {
         events.notice(Level::Debug, "running as root, which kiln never needs");
     }
+    // A key that does not sign is found out before anything boots.
+    let signer = args.sign.as_deref().map(Signer::open).transpose()?.map(Arc::new);
     let around = Surroundings {
+        signer,
         replace: args.replace,
         no_cache: args.no_cache,
         skip_tests: args.no_test,
@@ -71,6 +75,7 @@ pub(super) fn surroundings(
         cancel,
         replace: false,
         no_cache: false,
+        signer: None,
         skip_tests: false,
         on_failure: OnFailure::Clean,
         attach: terminal::attach,

@@ -58,6 +58,8 @@ pub struct Session {
     /// The ping that was not answered yet, and when it was sent.
     ping: Option<(u64, Instant)>,
     pings: u64,
+    /// The guest's clock at its last answer to a ping, nanoseconds since 1970.
+    clock: i64,
 }
 
 impl Session {
@@ -79,6 +81,7 @@ impl Session {
             moved: now,
             ping: None,
             pings: 0,
+            clock: 0,
         }
     }
 
@@ -102,6 +105,15 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// What the guest's clock says now, nanoseconds since 1970. It may say anything.
+    ///
+    /// # Errors
+    /// When the guest does not answer.
+    pub async fn clock(&mut self) -> Result<i64, GuestError> {
+        self.ping().await?;
+        Ok(self.clock)
     }
 
     /// Tells a resumed guest what it cannot know: the time, and that it is not the only one with its random numbers.
@@ -211,12 +223,13 @@ impl Session {
             Message::Hello { facts, .. } if facts.boot_id == self.boot_id => return Err(GuestError::SecondAgent),
             Message::Hello { .. } => return Err(GuestError::Restarted),
             Message::Trouble { text } => return Err(GuestError::Protocol(format!("it says {}", printable(&text)))),
-            Message::Pong { token } if stream == 0 => {
+            Message::Pong { token, clock } if stream == 0 => {
                 // A pong may be late, but never for a ping that was not sent.
                 if token > self.pings {
                     return Err(GuestError::Protocol("an answer to no question".into()));
                 }
                 self.ping = self.ping.filter(|(ping, _)| *ping != token);
+                self.clock = clock;
                 return Ok(None);
             }
             _ => {}

@@ -9,6 +9,7 @@ use super::folder::Folder;
 use super::manifest::{self, Manifest};
 use super::reference::ImageId;
 use super::{Store, check_ours, check_part, sums};
+use crate::sign::{self, SignError, Tool, Trust};
 
 /// How often a reader tries again when the version is replaced between opening its folder and locking it.
 const TRIES: usize = 16;
@@ -124,6 +125,27 @@ impl Artifact {
         Verdict { id: self.id.clone(), sound: BTreeMap::new(), damage }.into_result()
     }
 
+    /// The signature that a tool has made of `SHA256SUMS`.
+    ///
+    /// # Errors
+    /// When it is there and cannot be read.
+    pub fn signature(&self, tool: Tool) -> Result<Option<Vec<u8>>, StoreError> {
+        match self.folder.read(tool.file(), sign::LARGEST) {
+            Err(error) if error.is_not_found() => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    /// Checks the signature of `SHA256SUMS`, and tells who signed.
+    ///
+    /// # Errors
+    /// When there is none of the right kind, or it does not hold.
+    pub fn check_signature(&self, trust: &Trust) -> Result<String, StoreError> {
+        let tool = trust.tool()?;
+        let signature = self.signature(tool)?.ok_or(SignError::Missing(tool))?;
+        Ok(trust.check(&self.folder.read(sums::FILE, sums::LARGEST)?, &signature)?)
+    }
+
     /// Reads every file and compares it with `SHA256SUMS`, and that with the manifest and the folder.
     ///
     /// # Errors
@@ -188,7 +210,9 @@ impl Artifact {
     /// Files that were not there when the version was published.
     fn strangers(&self, sums: &BTreeMap<String, String>) -> Result<Vec<String>, StoreError> {
         let files = self.folder.tree()?.files;
-        let strange = files.into_iter().filter(|file| file != sums::FILE && !sums.contains_key(file));
+        // A signature cannot be in what it signs.
+        let is_apart = |file: &str| file == sums::FILE || Tool::ALL.iter().any(|tool| tool.file() == file);
+        let strange = files.into_iter().filter(|file| !is_apart(file) && !sums.contains_key(file));
         Ok(strange.map(|file| format!("{file} is not in SHA256SUMS")).collect())
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::reference::{ImageId, ReferenceError};
 use crate::error::{Fault, Kind};
+use crate::sign::SignError;
 
 /// A failure of the store.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +20,9 @@ pub enum StoreError {
         /// The system's answer.
         source: io::Error,
     },
+    /// Signing, or a signature.
+    #[error(transparent)]
+    Sign(#[from] SignError),
     /// The store, or a part of it, is not a folder.
     #[error("{} is not a folder, as the store needs it", .0.display())]
     NotAFolder(PathBuf),
@@ -147,6 +151,7 @@ impl Fault for StoreError {
     fn kind(&self) -> Kind {
         match self {
             StoreError::Io { source, .. } if is_shortage(source) => Kind::Host,
+            StoreError::Sign(error) => error.kind(),
             StoreError::NotStaged(_) => Kind::Bug,
             StoreError::Reference(_) => Kind::Usage,
             StoreError::Interrupted => Kind::Interrupted,
@@ -157,6 +162,7 @@ impl Fault for StoreError {
     fn hints(&self) -> Vec<String> {
         match self {
             StoreError::Io { source, .. } => io_hints(source),
+            StoreError::Sign(error) => error.hints(),
             StoreError::NotAFolder(_) | StoreError::Network(_) => {
                 vec!["name a folder on a local disk with --store or KILN_STORE".to_owned()]
             }

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::fs::Fs;
+use crate::sign::Tool;
 
 use super::artifact::Artifact;
 use super::digest::{self, Job, Meter, Watch};
@@ -58,6 +59,11 @@ impl Artifact {
         let mut sums = self.sums()?;
         let own = digest::of_bytes(&self.open_folder().read(sums::FILE, sums::LARGEST)?);
         sums.insert(sums::FILE.to_owned(), own.sha256);
+        for tool in Tool::ALL {
+            if let Some(signature) = self.signature(tool)? {
+                sums.insert(tool.file().to_owned(), digest::of_bytes(&signature).sha256);
+            }
+        }
         let mut wanted = Vec::new();
         for (name, sha256) in &sums {
             let job = Job::open(self.open_folder(), name)?;

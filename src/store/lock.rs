@@ -14,8 +14,9 @@ use tokio::sync::oneshot;
 use super::artifact::Artifact;
 use super::error::StoreError;
 use super::reference::ImageId;
-use super::staging::Staging;
-use super::{Store, try_lock};
+use super::staging::{FILE_MODE, Staging, comment};
+use super::{Store, TMP_LOCK, UNWATCHED, sums, try_lock};
+use crate::sign::Signer;
 
 /// The store's answer to who asks for a version.
 #[derive(Debug)]
@@ -45,6 +46,26 @@ impl Existing {
     #[must_use]
     pub fn is_from(&self, build_key: &str) -> bool {
         self.artifact.manifest().build_key == build_key
+    }
+
+    /// Adds a signature, or replaces one that another key has made, after every file was compared with its checksum.
+    ///
+    /// # Errors
+    /// When a file is damaged, the key does not sign, or a call fails.
+    pub fn sign(&self, signer: &Signer) -> Result<(), StoreError> {
+        let (artifact, store) = (&self.artifact, &self.lock.store);
+        artifact.verify(UNWATCHED)?.into_result()?;
+        let sums = artifact.open_folder().read(sums::FILE, sums::LARGEST)?;
+        let signature = signer.sign(&sums, &comment(artifact.id(), &sums))?;
+        if artifact.signature(signer.tool())?.is_some_and(|there| there == signature) {
+            return Ok(());
+        }
+        // Keeps those away that clear tmp.
+        let _guard = store.lock_file(TMP_LOCK, Lock::shared)?;
+        let (temporary, path) = (store.fresh_tmp(artifact.id()), artifact.folder().join(signer.tool().file()));
+        store.fs.write_new(&temporary, &signature, FILE_MODE).map_err(StoreError::io("write", &temporary))?;
+        store.fs.rename(&temporary, &path).map_err(StoreError::io("write", &path))?;
+        store.sync_dir(artifact.folder())
     }
 
     /// Leaves the version as it is.

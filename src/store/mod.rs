@@ -47,7 +47,7 @@ pub use export::OnConflict;
 pub use lock::{Existing, Lookup, VersionLock};
 pub use manifest::Manifest;
 pub use reference::{ImageId, Reference, ReferenceError};
-pub use staging::Staging;
+pub use staging::{Documents, Evidence, RESERVED, Staging};
 
 use crate::fs::Fs;
 use folder::Folder;

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 
 use super::manifest::tests::sample;
-use super::{ImageId, Lookup, Store, UNWATCHED};
+use super::{Evidence, ImageId, Lookup, Store, UNWATCHED};
 use crate::error::Failure;
 
 /// A store in a temporary folder.
@@ -27,7 +27,7 @@ impl Shelf {
             };
             let staging = lock.stage().unwrap();
             fs::write(staging.path().join(format!("{name}-{version}.qcow2")), "disk").unwrap();
-            drop(staging.finish(sample(name, version, "disk"), UNWATCHED).unwrap());
+            drop(staging.finish(sample(name, version, "disk"), &Evidence::default(), UNWATCHED).unwrap());
         }
         Self { _dir: dir, store }
     }

@@ -4,8 +4,10 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::fs::Fs;
+use crate::sign::Signer;
 
 use super::artifact::Artifact;
 use super::digest::{self, Digest, Job, Watch};
@@ -16,10 +18,49 @@ use super::manifest::{self, Manifest};
 use super::reference::ImageId;
 use super::{TMP_LOCK, sums};
 
+/// What only the store itself writes.
+pub const RESERVED: [&str; 7] = [
+    manifest::FILE,
+    sums::FILE,
+    "SHA256SUMS.sig",
+    "SHA256SUMS.minisig",
+    "sbom.cdx.json",
+    "sbom.spdx.json",
+    "provenance.json",
+];
+
 /// Mode of every published file.
-const FILE_MODE: u32 = 0o444;
+pub(super) const FILE_MODE: u32 = 0o444;
 /// Mode of every published folder.
 const FOLDER_MODE: u32 = 0o755;
+
+/// What stands beside the image files and vouches for them.
+#[derive(Default)]
+pub struct Evidence {
+    /// Makes documents of the manifest when all is known: names and content.
+    pub documents: Documents,
+    /// Signs `SHA256SUMS`.
+    pub signer: Option<Arc<Signer>>,
+}
+
+/// Makes documents of a manifest.
+pub struct Documents(MakeDocuments);
+
+type MakeDocuments = Box<dyn Fn(&Manifest) -> Vec<(&'static str, String)> + Send>;
+
+impl Documents {
+    /// With this function. The names are of [`RESERVED`].
+    pub fn new(make: impl Fn(&Manifest) -> Vec<(&'static str, String)> + Send + 'static) -> Self {
+        Self(Box::new(make))
+    }
+}
+
+impl Default for Documents {
+    /// None.
+    fn default() -> Self {
+        Self::new(|_| Vec::new())
+    }
+}
 
 /// The folder of a version that is being made. Dropping it deletes the folder; [`Staging::abort`] says if that failed.
 #[derive(Debug)]
@@ -62,9 +103,14 @@ impl Staging {
     /// # Errors
     /// When a call fails, a file cannot be published, the manifest lists one that is not there, or `watch` says stop.
     /// Nothing is published then, unless a disk that failed to sync cannot rename either.
-    pub fn finish(mut self, mut manifest: Manifest, watch: Watch<'_>) -> Result<Artifact, StoreError> {
+    pub fn finish(
+        mut self,
+        mut manifest: Manifest,
+        evidence: &Evidence,
+        watch: Watch<'_>,
+    ) -> Result<Artifact, StoreError> {
         let folder = self.scratch.folder.try_clone()?;
-        let image_lock = self.prepare(&folder, &mut manifest, watch)?;
+        let image_lock = self.prepare(&folder, &mut manifest, evidence, watch)?;
         let path = self.place(&folder)?;
         drop(image_lock);
         Ok(Artifact::new(self.lock.id.clone(), folder.renamed(path), manifest))
@@ -80,7 +126,13 @@ impl Staging {
     }
 
     /// Everything up to the rename. Returns the image's lock, under which the sequence number was chosen.
-    fn prepare(&self, folder: &Folder, manifest: &mut Manifest, watch: Watch<'_>) -> Result<Lock, StoreError> {
+    fn prepare(
+        &self,
+        folder: &Folder,
+        manifest: &mut Manifest,
+        evidence: &Evidence,
+        watch: Watch<'_>,
+    ) -> Result<Lock, StoreError> {
         let tree = folder.tree()?;
         self.refuse_reserved(&tree)?;
         let mut digests = self.seal_files(folder, &tree, watch)?;
@@ -90,15 +142,23 @@ impl Staging {
         manifest.sequence = self.next_sequence()?;
         let text = manifest.to_json();
         digests.insert(manifest::FILE.to_owned(), digest::of_bytes(text.as_bytes()));
-        self.write(sums::FILE, &sums::render(&digests))?;
+        for (name, content) in (evidence.documents.0)(manifest) {
+            digests.insert(name.to_owned(), digest::of_bytes(content.as_bytes()));
+            self.write(name, &content)?;
+        }
+        let sums = sums::render(&digests);
+        if let Some(signer) = &evidence.signer {
+            let signature = signer.sign(sums.as_bytes(), &comment(&self.lock.id, sums.as_bytes()))?;
+            self.write(signer.tool().file(), &String::from_utf8_lossy(&signature))?;
+        }
+        self.write(sums::FILE, &sums)?;
         self.write(manifest::FILE, &text)?;
         self.seal_folders(folder, &tree)?;
         Ok(image_lock)
     }
 
     fn refuse_reserved(&self, tree: &Tree) -> Result<(), StoreError> {
-        let reserved = [sums::FILE, manifest::FILE];
-        match tree.files.iter().chain(&tree.folders).find(|name| reserved.contains(&name.as_str())) {
+        match tree.files.iter().chain(&tree.folders).find(|name| RESERVED.contains(&name.as_str())) {
             Some(name) => Err(StoreError::Unpublishable {
                 path: self.path().join(name),
                 why: "the store writes that file itself",
@@ -186,6 +246,11 @@ impl Staging {
         // If this fails too, the new version stays: it is whole, as is the old one.
         let _ = if self.lock.replaces { self.swap(path) } else { fs.rename(path, self.path()) };
     }
+}
+
+/// What minisign signs along with the sums: which version this is.
+pub(super) fn comment(id: &ImageId, sums: &[u8]) -> String {
+    format!("{id} {}", digest::of_bytes(sums).sha256)
 }
 
 /// A folder in tmp, deleted when dropped.

@@ -269,6 +269,8 @@ coded_enum! {
         31 Pong {
             /// The host's.
             token: u64,
+            /// Its clock, nanoseconds since 1970.
+            clock: i64,
         }
         /// Host: another time and another machine. The guest sets its clock, stirs the bytes into its random numbers and
         /// draws them anew. Answered by `Done` or `Failed`.

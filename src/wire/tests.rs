@@ -64,7 +64,7 @@ fn message() -> impl Strategy<Value = Message> {
         (any::<u64>(), any::<u64>()).prop_map(|(entries, bytes)| Message::Done { entries, bytes }),
         (class, ".*").prop_map(|(class, text)| Message::Failed { class, text }),
         any::<u32>().prop_map(|bytes| Message::Credit { bytes }),
-        any::<u64>().prop_map(|token| Message::Pong { token }),
+        (any::<u64>(), any::<i64>()).prop_map(|(token, clock)| Message::Pong { token, clock }),
         ".*".prop_map(|text| Message::Trouble { text }),
     ];
     prop_oneof![greetings, requests, rest]

@@ -183,7 +183,7 @@ impl Guest<'_> {
             }
             Message::Park { .. } => self.say(stream, &message),
             Message::Resume { .. } if self.mode != "never-wakes" => self.say(0, &message),
-            Message::Ping { token } => self.say(stream, &Message::Pong { token }),
+            Message::Ping { token } => self.say(stream, &Message::Pong { token, clock: 0 }),
             Message::Wake { .. } | Message::Sync { .. } => self.say(stream, &Message::Done { entries: 0, bytes: 0 }),
             Message::Exec { part, last } => self.exec(stream, &part.0, last),
             Message::Upload {} => {

@@ -87,7 +87,7 @@ fn messages() -> Vec<Message> {
         Message::Done { entries: 1, bytes: 4 },
         Message::Failed { class: Class::NoSpace {}, text: "full".into() },
         Message::Credit { bytes: 1 },
-        Message::Pong { token: 1 },
+        Message::Pong { token: 1, clock: 0 },
         Message::Park { token: 1 },
         Message::Bye {},
         Message::Trouble { text: "no".into() },
@@ -99,7 +99,7 @@ fn conversations(tree: &[u8]) -> Vec<(u8, Vec<u8>)> {
     let exited = || Message::Exited { exit: Exit::Code { code: 0 } };
     let done = |entries, bytes| Message::Done { entries, bytes };
     let output = || Message::Stdout { bytes: b"out".to_vec() };
-    let pong = (0, Message::Pong { token: 1 });
+    let pong = (0, Message::Pong { token: 1, clock: 0 });
     let answers = [
         (0, vec![(1, output()), (1, exited()), pong.clone()]),
         (1, vec![pong.clone(), (2, exited())]),

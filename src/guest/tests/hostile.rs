@@ -143,7 +143,7 @@ fn g2_messages_out_of_turn_are_refused() {
         (1, Message::Bye {}),
         (2, Message::Stdout { bytes: vec![1] }),
         (0, Message::Stdout { bytes: vec![1] }),
-        (0, Message::Pong { token: 77 }),
+        (0, Message::Pong { token: 77, clock: 0 }),
     ];
     for (stream, message) in messages {
         let result = exec_against(async |mut mock| {
@@ -274,7 +274,7 @@ fn h7_a_host_that_stood_still_gives_the_guest_its_time_again() {
         for _ in 0..4 {
             tokio::task::yield_now().await;
         }
-        mock.say(0, &Message::Pong { token }).await;
+        mock.say(0, &Message::Pong { token, clock: 0 }).await;
         mock.say(1, &Message::Exited { exit: wire::Exit::Code { code: 4 } }).await;
         mock.hear().await;
     });
@@ -297,7 +297,7 @@ fn g9_a_quiet_command_is_no_silent_guest() {
         let began = Instant::now();
         while let Some(frame) = mock.hear().await {
             if let Message::Ping { token } = frame.message {
-                mock.say(0, &Message::Pong { token }).await;
+                mock.say(0, &Message::Pong { token, clock: 0 }).await;
             }
             if began.elapsed() > Duration::from_secs(2) {
                 mock.say(1, &Message::Exited { exit: wire::Exit::Code { code: 4 } }).await;

@@ -7,6 +7,7 @@ use super::manifest::tests::sample;
 use super::*;
 
 mod damage;
+mod evidence;
 mod exporting;
 mod failing;
 mod killing;
@@ -99,7 +100,7 @@ fn fill(lock: VersionLock, content: &str) -> Result<Artifact, StoreError> {
     put("reports/a.json", "{}")?;
     let mut manifest = sample(&name, &version, content);
     manifest.fetched.push(manifest::Fetched::staged("reports/a.json"));
-    staging.finish(manifest, UNWATCHED)
+    staging.finish(manifest, &Evidence::default(), UNWATCHED)
 }
 
 /// Publishes a version that is not there.

@@ -100,7 +100,7 @@ fn h13_the_newest_is_told_by_a_counter_not_by_the_clock() {
         let mut manifest = sample("web", version, "k");
         manifest.outputs.clear();
         manifest.finished = finished.parse().unwrap();
-        drop(staging.finish(manifest, UNWATCHED).unwrap());
+        drop(staging.finish(manifest, &Evidence::default(), UNWATCHED).unwrap());
     }
     assert_eq!(fixture.store.artifact(&reference("web")).unwrap().id(), &id("web@2"));
     let listed: Vec<_> = fixture.store.list().unwrap().versions.into_iter().map(|summary| summary.id).collect();
@@ -114,7 +114,7 @@ fn an_unfinished_version_leaves_nothing() {
     drop(vacant(&fixture.store, "web@1").stage().unwrap());
     let staging = vacant(&fixture.store, "web@1").stage().unwrap();
     fs::write(staging.path().join("web-1.qcow2"), "disk").unwrap();
-    let stopped = staging.finish(sample("web", "1", "k"), &|_, _| ControlFlow::Break(()));
+    let stopped = staging.finish(sample("web", "1", "k"), &Evidence::default(), &|_, _| ControlFlow::Break(()));
     assert!(matches!(stopped, Err(StoreError::Interrupted)));
     assert_eq!(fixture.litter(), Vec::<String>::new());
     assert!(!fixture.path("web").exists());
@@ -138,7 +138,7 @@ fn what_must_not_be_published_is_refused() {
         let fixture = Fixture::new();
         let staging = vacant(&fixture.store, "web@1").stage().unwrap();
         put(staging.path());
-        let error = staging.finish(sample("web", "1", "k"), UNWATCHED).unwrap_err().to_string();
+        let error = staging.finish(sample("web", "1", "k"), &Evidence::default(), UNWATCHED).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
         assert!(!fixture.path("web").exists());
         assert_eq!(fixture.litter(), Vec::<String>::new());

@@ -1,0 +1,36 @@
+//! A bill of materials as `CycloneDX` 1.6 (ECMA-424) has it.
+
+use serde_json::{Value, json};
+
+use crate::store::Manifest;
+use crate::store::manifest::Package;
+
+use super::{created, purl, uuid};
+
+pub(super) fn document(manifest: &Manifest) -> Value {
+    let image = &manifest.image;
+    let reference = format!("{}@{}", image.name, image.version);
+    json!({
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "serialNumber": format!("urn:uuid:{}", uuid(&manifest.disk_sha256)),
+        "version": 1,
+        "metadata": {
+            "timestamp": created(manifest),
+            "tools": { "components": [{ "type": "application", "name": "kiln", "version": manifest.kiln }] },
+            "component": {
+                "type": "operating-system", "bom-ref": reference, "name": image.name, "version": image.version,
+                "description": image.description,
+                "properties": [{ "name": "kiln:disk_sha256", "value": manifest.disk_sha256 }],
+            },
+        },
+        "components": manifest.packages.iter().map(component).collect::<Vec<_>>(),
+        "dependencies": [{ "ref": reference, "dependsOn": manifest.packages.iter().map(purl).collect::<Vec<_>>() }],
+    })
+}
+
+fn component(package: &Package) -> Value {
+    let purl = purl(package);
+    json!({ "type": "library", "bom-ref": purl, "name": package.name, "version": package.version, "purl": purl })
+}

@@ -1,0 +1,382 @@
+//! Signatures over a version's `SHA256SUMS`, made and checked by the tools that people have: OpenSSH's `ssh-keygen -Y`
+//! (its PROTOCOL.sshsig; namespace `kiln`), or minisign. Nothing here needs a network.
+
+use std::ffi::OsStr;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+use crate::error::{Fault, Kind};
+
+/// What a signature is for: one made for something else is none of ours (ssh-keygen(1), `-n`).
+const NAMESPACE: &str = "kiln";
+/// How a single key is named where OpenSSH wants a name.
+const SIGNER: &str = "kiln";
+/// Keys and signatures are a few kilobytes at most, bytes.
+pub const LARGEST: u64 = 64 << 10;
+
+/// Which tool made a signature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tool {
+    /// `ssh-keygen`
+    Ssh,
+    /// `minisign`
+    Minisign,
+}
+
+impl Tool {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Ssh, Self::Minisign];
+
+    /// The signature's name beside `SHA256SUMS`.
+    #[must_use]
+    pub fn file(self) -> &'static str {
+        match self {
+            Self::Ssh => "SHA256SUMS.sig",
+            Self::Minisign => "SHA256SUMS.minisig",
+        }
+    }
+
+    fn program(self) -> &'static str {
+        match self {
+            Self::Ssh => "ssh-keygen",
+            Self::Minisign => "minisign",
+        }
+    }
+
+    fn package(self) -> &'static str {
+        match self {
+            Self::Ssh => "openssh-client",
+            Self::Minisign => "minisign",
+        }
+    }
+}
+
+/// Signing or checking failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SignError {
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Unreadable {
+        /// The key or the list of signers.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Neither an OpenSSH nor a minisign key.
+    #[error("{} is neither an OpenSSH nor a minisign key", .0.display())]
+    NoKey(PathBuf),
+    /// A tool is missing or cannot be run.
+    #[error("cannot run {}", tool.program())]
+    NoTool {
+        /// Which one.
+        tool: Tool,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The tool would not sign.
+    #[error("{} cannot sign with {}: {why}", tool.program(), key.display())]
+    Refused {
+        /// Which one.
+        tool: Tool,
+        /// The key.
+        key: PathBuf,
+        /// What it said.
+        why: String,
+    },
+    /// There is no signature that this key could have made.
+    #[error("{} is missing", .0.file())]
+    Missing(Tool),
+    /// The signature is not good, or not by whom it should be.
+    #[error("{} does not hold: {why}", tool.file())]
+    Bad {
+        /// Which signature.
+        tool: Tool,
+        /// What the tool said.
+        why: String,
+    },
+}
+
+impl Fault for SignError {
+    fn kind(&self) -> Kind {
+        match self {
+            SignError::Unreadable { .. } | SignError::NoKey(_) => Kind::Usage,
+            SignError::NoTool { .. } | SignError::Refused { .. } => Kind::Host,
+            SignError::Missing(_) | SignError::Bad { .. } => Kind::Output,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            SignError::NoTool { tool, .. } => vec![format!("apt-get install {}", tool.package())],
+            SignError::NoKey(_) => vec!["`ssh-keygen -t ed25519 -f release` makes one".into()],
+            SignError::Missing(_) => vec!["`kiln build --sign KEY` signs an image that is there already, too".into()],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// A key that signs.
+#[derive(Debug, Clone)]
+pub struct Signer {
+    tool: Tool,
+    key: PathBuf,
+}
+
+impl Signer {
+    /// Takes a private key of OpenSSH or minisign, or the public key of one that an SSH agent holds, and tries it.
+    ///
+    /// # Errors
+    /// When it is no such key, its passphrase is not given, or the tool is missing.
+    pub fn open(key: &Path) -> Result<Self, SignError> {
+        let key = std::path::absolute(key).map_err(unreadable(key))?;
+        let text = read(&key)?;
+        let is_ssh = text.contains("PRIVATE KEY-----") || is_ssh_public(&text);
+        let tool = match (is_ssh, text.starts_with("untrusted comment:") && text.contains("secret key")) {
+            (true, _) => Tool::Ssh,
+            (_, true) => Tool::Minisign,
+            _ => return Err(SignError::NoKey(key)),
+        };
+        let signer = Self { tool, key };
+        signer.sign(b"", "kiln")?;
+        Ok(signer)
+    }
+
+    /// Which tool signs.
+    #[must_use]
+    pub fn tool(&self) -> Tool {
+        self.tool
+    }
+
+    /// Signs `SHA256SUMS`. A comment that minisign signs as well says what it belongs to.
+    ///
+    /// # Errors
+    /// When the tool refuses or cannot be run.
+    pub fn sign(&self, sums: &[u8], comment: &str) -> Result<Vec<u8>, SignError> {
+        let tool = self.tool;
+        let refused = |why: String| SignError::Refused { tool, key: self.key.clone(), why };
+        let (folder, message) = staged(tool, sums)?;
+        let signature = message.with_file_name(tool.file());
+        let mut command = tool_command(tool, &folder);
+        match tool {
+            Tool::Ssh => command.args(["-Y", "sign", "-n", NAMESPACE, "-f"]).arg(&self.key).arg(&message),
+            Tool::Minisign => {
+                let files = [OsStr::new("-m"), message.as_ref(), OsStr::new("-x"), signature.as_ref()];
+                command.args(["-S", "-t", comment, "-s"]).arg(&self.key).args(files)
+            }
+        };
+        let output = run(tool, &mut command)?;
+        if !output.status.success() {
+            return Err(refused(said(&output)));
+        }
+        std::fs::read(&signature).map_err(|error| refused(error.to_string()))
+    }
+}
+
+/// Whom to believe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trust {
+    /// One public key, of OpenSSH or minisign.
+    Key(PathBuf),
+    /// OpenSSH's list of signers (ssh-keygen(1), ALLOWED SIGNERS).
+    AllowedSigners(PathBuf),
+}
+
+impl Trust {
+    /// Which signature can be checked with this.
+    ///
+    /// # Errors
+    /// When the key is none.
+    pub fn tool(&self) -> Result<Tool, SignError> {
+        let Trust::Key(path) = self else { return Ok(Tool::Ssh) };
+        let text = read(path)?;
+        if is_ssh_public(&text) {
+            Ok(Tool::Ssh)
+        } else if text.starts_with("untrusted comment:") && !text.contains("secret key") {
+            Ok(Tool::Minisign)
+        } else {
+            Err(SignError::NoKey(path.clone()))
+        }
+    }
+
+    /// Checks a signature that [`Trust::tool`] made, and tells who signed.
+    ///
+    /// # Errors
+    /// When it is not good, or by nobody who is trusted.
+    pub fn check(&self, sums: &[u8], signature: &[u8]) -> Result<String, SignError> {
+        let tool = self.tool()?;
+        let (folder, message) = staged(tool, sums)?;
+        let file = message.with_file_name(tool.file());
+        std::fs::write(&file, signature).map_err(unreadable(&file))?;
+        let bad = |output: &Output| SignError::Bad { tool, why: said(output) };
+        match (tool, self) {
+            (Tool::Ssh, Trust::Key(key)) => {
+                let signers = folder.path().join("signers");
+                let line = format!("{SIGNER} namespaces=\"{NAMESPACE}\" {}\n", read(key)?.trim());
+                std::fs::write(&signers, line).map_err(unreadable(&signers))?;
+                verify_ssh(&folder, &signers, SIGNER, &message, &file)?;
+                Ok(key.display().to_string())
+            }
+            (_, Trust::AllowedSigners(signers)) => {
+                let signers = std::path::absolute(signers).map_err(unreadable(signers))?;
+                read(&signers)?;
+                let mut command = tool_command(Tool::Ssh, &folder);
+                command.args(["-Y", "find-principals", "-f"]).arg(&signers).arg("-s").arg(&file);
+                let output = run(tool, &mut command)?;
+                let names = String::from_utf8_lossy(&output.stdout).into_owned();
+                let name = names.lines().next().filter(|_| output.status.success()).ok_or_else(|| bad(&output))?;
+                verify_ssh(&folder, &signers, name, &message, &file)?;
+                Ok(name.to_owned())
+            }
+            (Tool::Minisign, Trust::Key(key)) => {
+                let key = std::path::absolute(key).map_err(unreadable(key))?;
+                let mut command = tool_command(tool, &folder);
+                command.arg("-V").arg("-p").arg(&key).arg("-m").arg(&message).arg("-x").arg(&file);
+                let output = run(tool, &mut command)?;
+                if output.status.success() { Ok(key.display().to_string()) } else { Err(bad(&output)) }
+            }
+        }
+    }
+}
+
+fn verify_ssh(folder: &TempDir, signers: &Path, name: &str, message: &Path, signature: &Path) -> Result<(), SignError> {
+    let mut command = tool_command(Tool::Ssh, folder);
+    command.args(["-Y", "verify", "-n", NAMESPACE, "-I", name, "-f"]).arg(signers).arg("-s").arg(signature);
+    let input = std::fs::File::open(message).map_err(unreadable(message))?;
+    let output = run(Tool::Ssh, command.stdin(input))?;
+    if output.status.success() { Ok(()) } else { Err(SignError::Bad { tool: Tool::Ssh, why: said(&output) }) }
+}
+
+/// The text in a private folder, since both tools want files.
+fn staged(tool: Tool, sums: &[u8]) -> Result<(TempDir, PathBuf), SignError> {
+    let failed = |source| SignError::NoTool { tool, source };
+    let folder = tempfile::tempdir().map_err(failed)?;
+    let message = folder.path().join("SHA256SUMS");
+    let written = std::fs::File::create_new(&message).and_then(|mut file| file.write_all(sums));
+    written.map_err(failed)?;
+    Ok((folder, message))
+}
+
+/// A passphrase is asked for on the terminal, where there is one, and never in a window.
+fn tool_command(tool: Tool, folder: &TempDir) -> Command {
+    let mut command = Command::new(tool.program());
+    command.current_dir(folder.path()).env("LC_ALL", "C").env("SSH_ASKPASS_REQUIRE", "never").stdin(Stdio::null());
+    command
+}
+
+fn run(tool: Tool, command: &mut Command) -> Result<Output, SignError> {
+    command.output().map_err(|source| SignError::NoTool { tool, source })
+}
+
+/// The last line that says something.
+fn said(output: &Output) -> String {
+    let text = [&output.stdout[..], b"\n", &output.stderr[..]].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it does not say why").to_owned()
+}
+
+fn is_ssh_public(text: &str) -> bool {
+    let kind = text.split_whitespace().next().unwrap_or_default();
+    kind.starts_with("ssh-") || kind.starts_with("ecdsa-sha2-") || kind.starts_with("sk-")
+}
+
+fn read(path: &Path) -> Result<String, SignError> {
+    let read = || {
+        let mut text = String::new();
+        io::Read::read_to_string(&mut io::Read::take(std::fs::File::open(path)?, LARGEST), &mut text)?;
+        Ok(text)
+    };
+    read().map_err(unreadable(path))
+}
+
+fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> SignError + use<> {
+    let path = path.to_owned();
+    |source| SignError::Unreadable { path, source }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Makes an OpenSSH key without a passphrase in a folder, and its public half beside it.
+    pub(crate) fn ssh_key(folder: &Path, name: &str) -> PathBuf {
+        let key = folder.join(name);
+        let mut command = Command::new("ssh-keygen");
+        command.args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"]).arg(&key);
+        assert!(command.status().expect("ssh-keygen is there: scripts/setup").success());
+        key
+    }
+
+    /// The same of minisign.
+    pub(crate) fn minisign_key(folder: &Path, name: &str) -> PathBuf {
+        let (key, public) = (folder.join(name), folder.join(name).with_extension("pub"));
+        let mut command = Command::new("minisign");
+        command.args(["-G", "-W", "-f", "-s"]).arg(&key).arg("-p").arg(public).stdout(Stdio::null());
+        assert!(command.status().expect("minisign is there: scripts/setup").success());
+        key
+    }
+
+    fn public(key: &Path) -> Trust {
+        Trust::Key(key.with_extension("pub"))
+    }
+
+    #[test]
+    fn what_one_key_signs_only_that_key_verifies() {
+        let folder = tempfile::tempdir().unwrap();
+        for make in [ssh_key, minisign_key] {
+            let (key, other) = (make(folder.path(), "one"), make(folder.path(), "two"));
+            let signer = Signer::open(&key).unwrap();
+            let signature = signer.sign(b"sums", "web@1").unwrap();
+            assert_eq!(public(&key).tool().unwrap(), signer.tool());
+            public(&key).check(b"sums", &signature).unwrap();
+            for (trust, sums, signature) in [
+                (public(&other), &b"sums"[..], signature.clone()),
+                (public(&key), b"sumz", signature.clone()),
+                (public(&key), b"sums", signature[..signature.len() / 2].to_vec()),
+                (public(&key), b"sums", b"no signature".to_vec()),
+            ] {
+                let error = trust.check(sums, &signature).unwrap_err();
+                assert!(matches!(error, SignError::Bad { .. }), "{error:?}");
+                assert_eq!(error.kind().exit_code(), 8);
+            }
+            for name in ["one", "one.pub", "two", "two.pub"] {
+                std::fs::remove_file(folder.path().join(name)).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn signers_are_looked_up_by_name_and_namespace() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = ssh_key(folder.path(), "one");
+        let signature = Signer::open(&key).unwrap().sign(b"sums", "").unwrap();
+        let public = std::fs::read_to_string(key.with_extension("pub")).unwrap();
+        let signers = folder.path().join("signers");
+        let check = |line: &str| {
+            std::fs::write(&signers, line).unwrap();
+            Trust::AllowedSigners(signers.clone()).check(b"sums", &signature)
+        };
+        assert_eq!(check(&format!("release@team {public}")).unwrap(), "release@team");
+        assert!(check(&format!("release@team namespaces=\"git\" {public}")).is_err());
+        assert!(check("# nobody\n").is_err());
+    }
+
+    #[test]
+    fn what_is_no_key_is_told_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        assert_eq!(Signer::open(&path).unwrap_err().kind(), Kind::Usage);
+        std::fs::write(&path, "hello").unwrap();
+        assert!(matches!(Signer::open(&path), Err(SignError::NoKey(_))));
+        assert!(matches!(Trust::Key(path.clone()).tool(), Err(SignError::NoKey(_))));
+        // A public key whose private half no agent holds.
+        let key = ssh_key(folder.path(), "one");
+        std::fs::remove_file(&key).unwrap();
+        let error = Signer::open(&key.with_extension("pub")).unwrap_err();
+        assert!(matches!(error, SignError::Refused { .. }), "{error:?}");
+    }
+}
