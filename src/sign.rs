@@ -209,6 +209,9 @@ impl Trust {
     /// When it is not good, or by nobody who is trusted.
     pub fn check(&self, sums: &[u8], signature: &[u8]) -> Result<String, SignError> {
         let tool = self.tool()?;
+        if tool == Tool::Ssh && !is_armour(signature) {
+            return Err(SignError::Bad { tool, why: "it is not what ssh-keygen writes".into() });
+        }
         let (folder, message) = staged(tool, sums)?;
         let file = message.with_file_name(tool.file());
         std::fs::write(&file, signature).map_err(unreadable(&file))?;
@@ -277,6 +280,21 @@ fn said(output: &Output) -> String {
     let text = [&output.stdout[..], b"\n", &output.stderr[..]].concat();
     let text = String::from_utf8_lossy(&text).into_owned();
     text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it does not say why").to_owned()
+}
+
+/// `SSHSIG` and the version 1, as base64 has them.
+const SSHSIG_1: &[u8] = b"U1NIU0lHAAAAAQ";
+
+/// Whether a signature is armoured as PROTOCOL.sshsig has it, to the byte: OpenSSH passes over white space of all kinds, and
+/// takes version 0 for 1.
+fn is_armour(signature: &[u8]) -> bool {
+    let body = signature.strip_prefix(b"-----BEGIN SSH SIGNATURE-----\n");
+    let body = body.and_then(|body| body.strip_suffix(b"\n-----END SSH SIGNATURE-----\n"));
+    let body = body.filter(|body| body.starts_with(SSHSIG_1));
+    let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=".contains(byte);
+    body.is_some_and(|body| {
+        body.split(|byte| *byte == b'\n').all(|line| !line.is_empty() && line.iter().all(is_base64))
+    })
 }
 
 fn is_ssh_public(text: &str) -> bool {

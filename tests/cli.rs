@@ -182,7 +182,17 @@ fn a_published_image_can_be_listed_inspected_verified_and_removed() {
     let folder = built.place().store().join("web/1");
     assert_eq!(
         support::names(&folder),
-        ["SHA256SUMS", "build.log", "console.log", "manifest.json", "web-1.qcow2", "web-1.raw"]
+        [
+            "SHA256SUMS",
+            "build.log",
+            "console.log",
+            "manifest.json",
+            "provenance.json",
+            "sbom.cdx.json",
+            "sbom.spdx.json",
+            "web-1.qcow2",
+            "web-1.raw"
+        ]
     );
     built.then(["list"]).stdout_has("web").stdout_has("qcow2,raw").run();
     let listed = json(&built.then(["list", "--json"]).run().stdout);

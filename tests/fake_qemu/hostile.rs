@@ -23,7 +23,7 @@ pub fn frames(what: &str, stream: u32, boots: u32) -> Vec<u8> {
     match what {
         "another-agent" => frame(0, &Message::Hello { origin: Origin, facts: facts(boots, 99) }),
         "old-nonce" => frame(0, &Message::Ready { nonce: 1 }),
-        "old-token" => frame(0, &Message::Pong { token: 1, clock: 0 }),
+        "unasked-pong" => frame(0, &Message::Pong { token: u64::MAX, clock: 0 }),
         "exit-of-another" => frame(stream + 1, &Message::Exited { exit: Exit::Code { code: 0 } }),
         "done" => frame(stream, &Message::Done { entries: 0, bytes: 0 }),
         "bye" => frame(stream, &Message::Bye {}),

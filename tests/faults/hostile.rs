@@ -31,7 +31,7 @@ fn g1_frames_without_a_length_or_with_a_negative_one_are_the_agents_failure() {
 
 #[test]
 fn g2_what_is_unknown_replayed_or_out_of_turn_is_the_agents_failure() {
-    let lies = ["unknown", "old-nonce", "old-token", "exit-of-another", "done"];
+    let lies = ["unknown", "old-nonce", "unasked-pong", "exit-of-another", "done"];
     all_refused(saying(&lies).map(|kiln| kiln.fails(6).stderr_has("language")));
 }
 

@@ -32,9 +32,36 @@ fn hello_is_sealed_checksummed_and_up_to_date() {
     let sum = run("sha256sum", &[bench.path("raw").to_str().unwrap()], folder);
     assert!(sum.stdout.starts_with(manifest["disk_sha256"].as_str().unwrap().as_bytes()));
     no_trace(&bench);
+    let list = run("sh", &["-c", "zstd -dc files.zst | sed 's/ mtime=.*//' | sha256sum"], folder);
+    assert!(list.stdout.starts_with(manifest["content_sha256"].as_str().unwrap().as_bytes()));
+    let list = run("zstd", &["-dc", "files.zst"], folder).stdout;
+    let list = String::from_utf8(list).unwrap();
+    let step = |path: &str| list.lines().find(|line| line.starts_with(&format!("path={path} "))).expect(path);
+    assert!(step("/etc/motd").ends_with(" step=1"), "{}", step("/etc/motd"));
+    assert!(step("/etc/systemd/system/hello.service").ends_with(" step=2"));
+    assert!(!step("/usr/bin/env").contains(" step="));
+    let read = run(root().join("fixtures/evidence/validate").to_str().unwrap(), &[folder.to_str().unwrap()], folder);
+    println!("{}", String::from_utf8_lossy(&read.stdout));
+    assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
     let began = Instant::now();
     assert_eq!(bench.builds(&spec), image);
     assert!(began.elapsed() < Duration::from_secs(20), "an image that is up to date was built again");
+}
+
+#[test]
+#[ignore = "boots a VM"]
+fn what_is_not_reproducible_is_named_with_its_step() {
+    let bench = Bench::new();
+    let spec = bench.spec(
+        "dated",
+        "[[step]]\nrun = 'echo same >/etc/same'\n[[step]]\nname = 'the culprit'\nrun = 'date >/etc/built'\n\
+         [[step]]\nrun = 'touch /etc/later'\n",
+    );
+    let checked = bench.kiln(&["build", "--check-reproducible", spec.to_str().unwrap()]);
+    let told = String::from_utf8_lossy(&checked.stderr);
+    assert_eq!(checked.status.code(), Some(8), "{told}");
+    assert!(told.contains("| /etc/built: sha256; written by step 2 `the culprit`"), "{told}");
+    assert!(told.contains("not reproducible: 1 file differs"), "{told}");
 }
 
 /// Looks into the raw disk from outside, with e2fsprogs, for what a build must not leave.

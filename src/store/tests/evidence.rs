@@ -4,7 +4,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
 use super::*;
-use crate::error::Fault as _;
 use crate::sign::tests::{minisign_key, ssh_key};
 use crate::sign::{SignError, Signer, Tool, Trust};
 
@@ -43,32 +42,6 @@ fn documents_know_the_manifest_and_are_summed_and_signed() {
         let copied = fs::read(target.join(trust.tool().unwrap().file())).unwrap();
         trust.check(&fs::read(target.join("SHA256SUMS")).unwrap(), &copied).unwrap();
     }
-}
-
-#[test]
-fn a_changed_byte_anywhere_is_noticed_and_its_file_named() {
-    let fixture = Fixture::in_memory();
-    let key = ssh_key(fixture.dir.path(), "one");
-    let trust = publish_signed(&fixture, &key);
-    let (mut tried, mut named) = (0, 0);
-    for name in ["web-1.qcow2", "manifest.json", "sbom.cdx.json", "SHA256SUMS", "SHA256SUMS.sig"] {
-        let path = fixture.path("web/1").join(name);
-        let sound = fs::read(&path).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        for at in (0..sound.len()).step_by(sound.len().div_ceil(40)) {
-            let mut changed = sound.clone();
-            changed[at] ^= 1;
-            fs::write(&path, changed).unwrap();
-            tried += 1;
-            let Err(error) = verify(&fixture.store, &trust) else { panic!("byte {at} of {name} is not missed") };
-            assert_eq!(error.kind().exit_code(), 8, "{name} {at}: {error}");
-            named += usize::from(error.to_string().contains(name));
-        }
-        fs::write(&path, sound).unwrap();
-        verify(&fixture.store, &trust).unwrap();
-    }
-    println!("tampering: {tried} bytes of 5 files changed, {named} noticed with the file's name");
-    assert!(tried >= 180 && named == tried, "{named} of {tried}");
 }
 
 #[test]
