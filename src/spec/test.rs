@@ -35,7 +35,7 @@ pub struct Test {
 
 /// What a test checks: exactly one thing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", rename_all_fields = "kebab-case")]
 pub enum Check {
     /// `run`: this must succeed.
     Run(Command),

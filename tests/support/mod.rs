@@ -395,10 +395,23 @@ impl Place {
     pub fn assert_no_process(&self) {
         let deadline = Instant::now() + NO_ORPHANS_AFTER;
         // Another process's death is no event for anybody but its parent.
-        while Instant::now() < deadline && !self.processes().is_empty() {
+        while Instant::now() < deadline && !self.living().is_empty() {
             thread::sleep(Duration::from_millis(10));
         }
-        assert_eq!(self.processes(), [], "processes are left");
+        assert_eq!(self.living(), [] as [(Pid, String); 0], "processes are left");
+    }
+
+    /// The processes that still do something, with their states. One that waits for a busy disk goes when that has answered; if
+    /// it was killed by then, it executes nothing of its own any more.
+    fn living(&self) -> Vec<(Pid, String)> {
+        let alive = |(id, line): (Pid, String)| {
+            let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+            let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
+            let pending = |name| u64::from_str_radix(field(name), 16).unwrap_or(0);
+            let is_killed = (pending("SigPnd:") | pending("ShdPnd:")) & 1 << (Signal::SIGKILL as u64 - 1) != 0;
+            (!is_killed).then(|| (id, format!("{line} {}", field("State:"))))
+        };
+        self.processes().into_iter().filter_map(alive).collect()
     }
 
     /// Neither scratch folders nor anything half-made is left.
