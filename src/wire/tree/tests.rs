@@ -56,7 +56,7 @@ fn read_files(bytes: &[u8]) -> io::Result<Vec<Vec<Extent>>> {
 }
 
 fn files() -> impl Strategy<Value = Vec<Vec<Extent>>> {
-    let extent = (0u64..5000, prop_oneof![0usize..2000, 60_000usize..140_000], any::<u8>());
+    let extent = (0u64..5000, prop_oneof![1usize..2000, 60_000usize..140_000], any::<u8>());
     let file = vec(extent, 0..4).prop_map(|extents| {
         let mut end = 0;
         let place = |(gap, length, fill): (u64, usize, u8)| {
