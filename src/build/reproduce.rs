@@ -8,7 +8,8 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::task::spawn_blocking;
 
 use crate::digest::hex;
-use crate::disk::tree::{ContentDigest, Entry, Tree, canonical};
+use crate::disk::entry::{ContentDigest, Entry, canonical};
+use crate::disk::tree::Tree;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::Level;
 use crate::plan::Plan;

@@ -144,7 +144,10 @@ done
 # Times later than the one that the build is told to be of. What has changed, and when, is said first: setting a time is a
 # change itself. Records end with NUL, since names may hold anything else.
 if [ -n "${EPOCH-}" ]; then
-    find / -xdev -newermt "@$EPOCH" -printf '%C@ %p\0' -exec touch --no-dereference --date="@$EPOCH" {} + 2>/dev/null || true
+    mounts=$(awk '$1 !~ /^#/ && $2 ~ /^\/[^ ]/ && $3 != "swap" { print $2 }' /etc/fstab 2>/dev/null)
+    # Names with spaces are written with a backslash there, and are left out.
+    # shellcheck disable=SC2086
+    find / $mounts -xdev -newermt "@$EPOCH" -printf '%C@ %p\0' -exec touch --no-dereference --date="@$EPOCH" {} + 2>/dev/null || true
 fi
 # What deleted files leave in free blocks is discarded, so that it is neither converted nor published.
 sync

@@ -6,8 +6,7 @@
 
 use std::collections::HashMap;
 
-use crate::disk::ext4::Time;
-use crate::disk::tree::Entry;
+use crate::disk::entry::{Entry, Time};
 use crate::layer::Span;
 
 use super::provision::Done;
@@ -58,7 +57,7 @@ fn seconds(time: Time) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::ext4::FileKind;
+    use crate::disk::entry::FileKind;
     use std::time::Duration;
 
     fn file(path: &str, changed: i64) -> Entry {
@@ -76,7 +75,7 @@ mod tests {
             xattrs: Vec::new(),
             modified: time(0),
             changed: time(changed),
-            inode: 1,
+            file: (0, 1),
         }
     }
 

@@ -33,3 +33,9 @@ pub(super) fn le64(bytes: &[u8], at: usize) -> Option<u64> {
 pub(super) fn be64_table(bytes: &[u8]) -> Vec<u64> {
     bytes.as_chunks().0.iter().map(|word| u64::from_be_bytes(*word)).collect()
 }
+
+/// A UUID of 16 bytes in their order, as RFC 9562 writes it.
+pub(super) fn uuid(bytes: [u8; 16]) -> String {
+    let text = crate::digest::hex(&bytes);
+    [&text[..8], &text[8..12], &text[12..16], &text[16..20], &text[20..]].join("-")
+}

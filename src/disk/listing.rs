@@ -1,7 +1,7 @@
 //! `files.zst`: every file of a sealed tree, beside the image.
 //!
 //! Compressed by zstd (RFC 8878) is a text. Its first line is `kiln tree 1`; each other line is an entry's canonical line
-//! (see [`super::tree`]) with ` mtime=SECONDS.NANOSECONDS` behind it, and ` step=N` where a step of the build wrote it, N
+//! (see [`super::entry`]) with ` mtime=SECONDS.NANOSECONDS` behind it, and ` step=N` where a step of the build wrote it, N
 //! from 1. Without what stands from ` mtime=` on it is the text that `content_sha256` is the digest of:
 //!
 //! ```text
@@ -18,7 +18,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use zstd::stream::read::Decoder;
 use zstd::stream::write::Encoder;
 
-use super::tree::{Entry, VERSION, canonical};
+use super::entry::{Entry, VERSION, canonical};
 use crate::error::{Fault, Kind};
 
 /// The list's name inside a version's folder.
@@ -228,7 +228,7 @@ impl Iterator for Listing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::ext4::{FileKind, Time, Xattr};
+    use crate::disk::entry::{FileKind, Time, Xattr};
     use proptest::prelude::*;
     use std::io::Seek;
 
@@ -246,7 +246,7 @@ mod tests {
             xattrs: vec![Xattr { name: xattr.clone(), value: xattr }],
             modified: Time { seconds, nanoseconds: 5 },
             changed: Time { seconds: 0, nanoseconds: 0 },
-            inode: 1,
+            file: (0, 1),
         }
     }
 

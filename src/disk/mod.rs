@@ -3,7 +3,7 @@
 //! ```text
 //! base file --inspect--> BaseImage --qemu_img--> overlay --(QEMU writes it)--> Chain of opened files
 //!                                                                                |- digest  sha256 of the raw disk
-//!                                                                                |- partition -> ext4 -> tree -> packages, listing
+//!                                                                                |- partition -> ext4, fat -> volume -> tree -> packages, listing
 //!                                                                                |- compress: the zstd qcow2
 //!                                                                                `- qemu_img: every other output
 //! ```
@@ -16,7 +16,10 @@ pub mod chain;
 pub mod compare;
 pub mod compress;
 pub mod digest;
+pub mod entry;
 pub mod ext4;
+pub mod fat;
+pub mod fstab;
 pub mod inspect;
 pub mod listing;
 mod magic;
@@ -25,3 +28,4 @@ pub mod partition;
 pub mod qcow2;
 pub mod qemu_img;
 pub mod tree;
+pub mod volume;

@@ -3,7 +3,7 @@
 //! Sources: UEFI specification 2.10, sections 5.2 (MBR) and 5.3 (GPT). Sectors are 512 bytes. Logical partitions of an
 //! MBR are not looked for: no image for virtual machines that we know has its root there.
 
-use super::bytes::{le32, le64};
+use super::bytes::{le32, le64, uuid};
 use super::chain::{Chain, ChainError};
 
 const SECTOR: u64 = 512;
@@ -22,7 +22,7 @@ pub enum PartitionKind {
 }
 
 /// A partition; always within its disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Partition {
     /// As Linux numbers it, from 1; 0 for the whole disk.
     pub number: u32,
@@ -32,6 +32,24 @@ pub struct Partition {
     pub start: u64,
     /// Bytes; never 0.
     pub length: u64,
+    /// `PARTUUID=` in fstab(5), in lower case; empty for the whole disk.
+    pub uuid: String,
+    /// `PARTLABEL=` in fstab(5); may be empty.
+    pub label: String,
+}
+
+/// The type of an EFI system partition (5.3.3), in the byte order of the disk, and in an MBR (5.2.2).
+const ESP: [PartitionKind; 2] = [
+    PartitionKind::Gpt([0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b]),
+    PartitionKind::Mbr(0xef),
+];
+
+impl Partition {
+    /// Whether firmware looks for boot loaders in it.
+    #[must_use]
+    pub fn is_esp(&self) -> bool {
+        ESP.contains(&self.kind)
+    }
 }
 
 /// The partitions of a disk, in the order of the table. Entries that lie outside the disk are left out.
@@ -49,7 +67,8 @@ pub fn partitions(disk: &Chain) -> Result<Vec<Partition>, ChainError> {
     if signed && !table.is_empty() {
         return Ok(table);
     }
-    Ok(vec![Partition { number: 0, kind: PartitionKind::WholeDisk, start: 0, length: disk.virtual_size() }])
+    let (kind, length) = (PartitionKind::WholeDisk, disk.virtual_size());
+    Ok(vec![Partition { number: 0, kind, start: 0, length, uuid: String::new(), label: String::new() }])
 }
 
 /// The GPT, or `None` where there is none that makes sense.
@@ -74,15 +93,28 @@ fn gpt_entry(number: u32, entry: &[u8], size: u64) -> Option<Partition> {
     let (first, last) = (le64(entry, 32)?, le64(entry, 40)?);
     let sectors = last.checked_sub(first)?.checked_add(1)?;
     (kind != [0; 16]).then_some(())?;
-    within(Partition { number, kind: PartitionKind::Gpt(kind), start: first, length: sectors }, size)
+    let units = entry.get(56..128)?.as_chunks().0.iter().map(|unit| u16::from_le_bytes(*unit));
+    let label = char::decode_utf16(units.take_while(|unit| *unit != 0)).map(|c| c.unwrap_or('\u{fffd}')).collect();
+    let uuid = guid(entry.get(16..32)?.try_into().ok()?);
+    within(Partition { number, kind: PartitionKind::Gpt(kind), start: first, length: sectors, uuid, label }, size)
 }
 
 fn mbr_entry(start: &[u8], index: u32, size: u64) -> Option<Partition> {
     let entry = start.get(446 + 16 * index as usize..)?;
     let (kind, first, sectors) = (*entry.get(4)?, le32(entry, 8)?, le32(entry, 12)?);
     (kind != 0).then_some(())?;
-    let kind = PartitionKind::Mbr(kind);
-    within(Partition { number: index + 1, kind, start: first.into(), length: sectors.into() }, size)
+    let (kind, number) = (PartitionKind::Mbr(kind), index + 1);
+    // As Linux makes one up: the disk's signature and the number.
+    let uuid = format!("{:08x}-{number:02x}", le32(start, 440)?);
+    within(Partition { number, kind, start: first.into(), length: sectors.into(), uuid, label: String::new() }, size)
+}
+
+/// A GUID as text: its first three fields are little-endian (appendix A).
+fn guid(mut bytes: [u8; 16]) -> String {
+    bytes[..4].reverse();
+    bytes[4..6].reverse();
+    bytes[6..8].reverse();
+    uuid(bytes)
 }
 
 /// Turns sectors into bytes, for a partition that is not empty and ends within the disk.

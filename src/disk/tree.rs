@@ -1,50 +1,35 @@
-//! Reads the whole tree of a sealed file system, and says what it contains in one digest.
+//! Reads the whole tree of a sealed disk: the root file system, and what its `/etc/fstab` mounts on it.
 //!
-//! Entries come depth first: a directory before what is in it, names sorted by their bytes within each directory. Hard
-//! links are entries of their own with the same inode number. Memory does not grow with the size of files.
-//!
-//! # The canonical text
-//! `content_sha256` is the SHA-256 of a text that depends on what the tree contains and on nothing else. Its first line
-//! is `kiln tree 1`; then each entry has one line of fields in this order, one space between them:
-//!
-//! ```text
-//! path=/etc/motd type=file mode=0644 owner=0:0 size=12 sha256=<64 hex digits>
-//! path=/bin type=link mode=0777 owner=0:0 to=usr/bin
-//! path=/dev/null type=char mode=0666 owner=0:0 device=1:3
-//! path=/usr/bin/ping type=file mode=0755 owner=0:0 size=90568 sha256=<...> xattr:security.capability=<hex>
-//! ```
-//!
-//! `type` is file, dir, link, char, block, fifo or socket. In paths, link targets and attribute names every byte that is
-//! not a visible ASCII character, and the backslash, is written `\xNN`. Attributes follow in the order of their names,
-//! values in hexadecimal as the file system stores them.
-//!
-//! Left out on purpose: times, because two builds of the same thing differ in nothing else; inode numbers, link counts,
-//! the size of directories and where blocks lie, because they are the file system's business.
+//! Entries come depth first: a directory before what is in it, names sorted by their bytes within each directory. Where a
+//! file system is mounted its root stands for the directory below it, as in the running guest. Hard links are entries of
+//! their own with the same number. Memory does not grow with the size of files.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt::Write;
 use std::ops::ControlFlow;
 
 use sha2::{Digest, Sha256};
 
 use super::chain::{Chain, ChainError};
 use super::digest::hash_zeroes;
-use super::ext4::{Chunk, DirectoryEntry, Ext4, Ext4Error, FileKind, Inode, ROOT, Time, Xattr};
-use super::partition::partitions;
-use crate::digest::hex;
+use super::entry::{ContentDigest, Entry, FileKind};
+use super::fstab::{self, Mount, Source};
+use super::partition::{Partition, partitions};
+use super::volume::{Chunk, Node, Volume, VolumeError};
 use crate::error::{self, Fault};
 
-/// The first line of the canonical text.
-pub(super) const VERSION: &str = "kiln tree 1\n";
 /// Ten times what the largest distributions install.
 const MAX_ENTRIES: u64 = 20_000_000;
-/// All content read in one walk, as a multiple of the file system's size. Holes count: a few bytes can claim terabytes
+/// All content read in one walk, as a multiple of the file systems' size. Holes count: a few bytes can claim terabytes
 /// of them, and hashing those would keep us busy for hours.
 const MAX_CONTENT: u64 = 64;
 /// Longest path we follow; the kernel takes 4096 bytes in one call, but trees can be deeper.
 const MAX_PATH: usize = 64 << 10;
 /// As many links as Linux follows in one path (`path_resolution(7)`).
 const MAX_LINKS: usize = 40;
+/// A table of mounts is a page of text, bytes.
+const MAX_FSTAB: u64 = 1 << 20;
+/// Where an ESP is mounted that no table names: systemd-gpt-auto-generator(8) takes the first, distributions the second.
+const ESP_TARGETS: [&str; 2] = ["/efi", "/boot/efi"];
 
 /// Reading a tree failed.
 #[derive(Debug, thiserror::Error)]
@@ -54,13 +39,13 @@ pub enum TreeError {
     Read(#[from] ChainError),
     /// The file system.
     #[error("cannot read the guest's file system")]
-    FileSystem(#[from] Ext4Error),
+    FileSystem(#[from] VolumeError),
     /// Nothing that could be the root.
     #[error("no partition of the disk has an ext4 file system")]
     NoRoot,
     /// A directory that contains itself.
-    #[error("the guest's file system is damaged: directory inode {0} is in the tree twice")]
-    Loop(u32),
+    #[error("the guest's file system is damaged: directory {0} is in the tree twice")]
+    Loop(u64),
     /// Beyond our limits.
     #[error("the guest's file system has {0} than kiln reads")]
     TooMuch(&'static str),
@@ -80,80 +65,85 @@ impl Fault for TreeError {
     }
 }
 
-/// One name in the tree and what it names.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// Absolute; `/` for the root directory itself.
-    pub path: Vec<u8>,
-    /// Its type.
-    pub kind: FileKind,
-    /// Permission bits, 0 to 0o7777.
-    pub mode: u16,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Bytes of a regular file; 0 for everything else.
-    pub size: u64,
-    /// Of a regular file's content.
-    pub sha256: Option<[u8; 32]>,
-    /// Where a symbolic link points to.
-    pub target: Option<Vec<u8>>,
-    /// Major and minor number of a device.
-    pub device: Option<(u32, u32)>,
-    /// Sorted by name.
-    pub xattrs: Vec<Xattr>,
-    /// When its content changed. Not part of the canonical text.
-    pub modified: Time,
-    /// When anything of it changed last, by the guest's clock. Not part of the canonical text.
-    pub changed: Time,
-    /// Same number, same file. Not part of the canonical text.
-    pub inode: u32,
-}
+/// A file or directory: in which file system, and its number there.
+type Place = (usize, u64);
 
-/// The guest's root file system.
+/// The guest's files as the running guest would see them.
 #[derive(Debug)]
 pub struct Tree<'c> {
-    fs: Ext4<'c>,
+    /// The root file system first.
+    volumes: Vec<Volume<'c>>,
+    /// Directories on which another file system is mounted.
+    mounts: HashMap<Place, usize>,
+    unread: Vec<Mount>,
 }
 
 impl<'c> Tree<'c> {
-    /// Finds the root file system: the first ext4 with an `/etc/os-release`, else the largest ext4 of the disk.
+    /// Finds the root file system: the first ext4 with an `/etc/os-release`, else the largest ext4 of the disk. Mounts on it
+    /// what its `/etc/fstab` names, and an EFI system partition that it does not name.
     ///
     /// # Errors
     /// When there is no ext4, or the disk cannot be read. A file system that cannot be opened for another reason is
     /// an error only if nothing better is found.
     pub fn open(disk: &'c Chain) -> Result<Self, TreeError> {
-        let mut best: Option<Self> = None;
         let mut refused = None;
+        let mut found: Vec<(Partition, Tree<'c>)> = Vec::new();
         for partition in partitions(disk)? {
-            let tree = match Ext4::open(disk, partition.start, partition.length) {
-                Ok(fs) => Self { fs },
-                Err(Ext4Error::NotExt4) => continue,
-                Err(error) => {
-                    refused.get_or_insert(error);
-                    continue;
-                }
-            };
-            // A file system too damaged to be looked into is not the root; reading it later would say why.
-            if tree.find("/etc/os-release").is_ok_and(|found| found.is_some()) {
-                return Ok(tree);
-            }
-            if best.as_ref().is_none_or(|best| tree.fs.size() > best.fs.size()) {
-                best = Some(tree);
+            match Volume::open(disk, &partition) {
+                Ok(Some(volume)) => found.push((partition, Self::of(volume))),
+                Ok(None) => {}
+                Err(error) => _ = refused.get_or_insert(error),
             }
         }
-        match (best, refused) {
-            (Some(tree), _) => Ok(tree),
-            (None, Some(error)) => Err(error.into()),
-            (None, None) => Err(TreeError::NoRoot),
+        let Some(root) = root(&found) else {
+            return Err(refused.map_or(TreeError::NoRoot, TreeError::from));
+        };
+        let (_, mut tree) = found.remove(root);
+        tree.mount_all(found);
+        Ok(tree)
+    }
+
+    fn of(root: Volume<'c>) -> Self {
+        Self { volumes: vec![root], mounts: HashMap::new(), unread: Vec::new() }
+    }
+
+    /// Mounts what the table names, and the ESP. A table that cannot be read names nothing: whoever reads on from the file
+    /// system that holds it says why.
+    fn mount_all(&mut self, mut left: Vec<(Partition, Tree<'c>)>) {
+        let table = self.read("/etc/fstab", MAX_FSTAB).ok().flatten().unwrap_or_default();
+        for mount in fstab::mounts(&table) {
+            let on = self.directory(&mount.target).ok().flatten();
+            let which = left.iter().position(|(partition, tree)| is_meant(&mount.source, partition, &tree.volumes[0]));
+            match (on, which) {
+                (Some(on), Some(which)) => self.mount(on, left.remove(which).1),
+                _ => self.unread.push(mount),
+            }
+        }
+        let is_esp = |(partition, tree): &(Partition, Tree<'_>)| {
+            partition.is_esp() && matches!(tree.volumes[..], [Volume::Fat(_)])
+        };
+        let on = ESP_TARGETS.iter().find_map(|target| self.directory(target.as_bytes()).ok().flatten());
+        if let (Some(on), Some(which)) = (on, left.iter().position(is_esp)) {
+            self.mount(on, left.remove(which).1);
         }
     }
 
-    /// Whether the file system was unmounted as it should be.
+    fn mount(&mut self, on: Place, tree: Tree<'c>) {
+        self.mounts.insert(on, self.volumes.len());
+        self.volumes.extend(tree.volumes);
+    }
+
+    /// Whether nothing is missing: every file system that the table has to have mounted is one that kiln reads, and on a
+    /// partition of this disk.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        !self.unread.iter().any(|mount| mount.is_needed)
+    }
+
+    /// Whether every file system was unmounted as it should be.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.fs.is_clean()
+        self.volumes.iter().all(Volume::is_clean)
     }
 
     /// The content of a regular file of at most `limit` bytes; symbolic links are followed within the guest. `None`
@@ -162,48 +152,75 @@ impl<'c> Tree<'c> {
     /// # Errors
     /// When it is longer, or the file system is damaged or cannot be read.
     pub fn read(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, TreeError> {
-        let found = self.find(path)?.filter(|inode| inode.kind == FileKind::File);
-        Ok(found.map(|inode| self.fs.read(&inode, limit)).transpose()?)
+        let Some(place) = self.find(path.as_bytes())? else { return Ok(None) };
+        let node = self.node(place)?;
+        Ok((node.kind() == FileKind::File).then(|| node.read(limit)).transpose()?)
+    }
+
+    /// Whether there is a directory of this name; symbolic links are followed within the guest.
+    ///
+    /// # Errors
+    /// When the file system is damaged or cannot be read.
+    pub fn has_directory(&self, path: &str) -> Result<bool, TreeError> {
+        Ok(self.directory(path.as_bytes())?.is_some())
+    }
+
+    fn directory(&self, path: &[u8]) -> Result<Option<Place>, VolumeError> {
+        let Some(place) = self.find(path)? else { return Ok(None) };
+        Ok((self.node(place)?.kind() == FileKind::Directory).then_some(place))
+    }
+
+    fn node(&self, (volume, number): Place) -> Result<Node<'_>, VolumeError> {
+        self.volumes[volume].node(number)
+    }
+
+    fn root(&self) -> Place {
+        self.mounted((0, self.volumes[0].root()))
+    }
+
+    /// What is mounted here, or this itself. No file system is mounted twice, so this ends.
+    fn mounted(&self, mut place: Place) -> Place {
+        while let Some(volume) = self.mounts.get(&place) {
+            place = (*volume, self.volumes[*volume].root());
+        }
+        place
     }
 
     /// Resolves an absolute path as the guest would, links included.
-    fn find(&self, path: &str) -> Result<Option<Inode>, Ext4Error> {
-        let mut parents: Vec<u32> = Vec::new();
-        let mut at = self.fs.inode(ROOT)?;
-        let mut left = components(path.as_bytes());
+    fn find(&self, path: &[u8]) -> Result<Option<Place>, VolumeError> {
+        let mut parents: Vec<Place> = Vec::new();
+        let mut at = self.root();
+        let mut left = components(path);
         let mut links = 0;
         while let Some(name) = left.pop() {
             if name == b".." {
-                at = self.fs.inode(parents.pop().unwrap_or(ROOT))?;
+                at = parents.pop().unwrap_or(self.root());
                 continue;
             }
-            let Some(next) = self.child(&at, &name)? else { return Ok(None) };
-            if next.kind != FileKind::Link {
-                parents.push(at.number);
+            let directory = self.node(at)?;
+            if directory.kind() != FileKind::Directory {
+                return Ok(None);
+            }
+            let Some((_, number)) = directory.names()?.into_iter().find(|(found, _)| *found == name) else {
+                return Ok(None);
+            };
+            let next = self.mounted((at.0, number));
+            let Some(target) = self.node(next)?.link_target()? else {
+                parents.push(at);
                 at = next;
                 continue;
-            }
-            let target = self.fs.link_target(&next)?;
+            };
             links += 1;
             if links > MAX_LINKS {
                 return Ok(None);
             }
             if target.starts_with(b"/") {
                 parents.clear();
-                at = self.fs.inode(ROOT)?;
+                at = self.root();
             }
             left.extend(components(&target));
         }
         Ok(Some(at))
-    }
-
-    fn child(&self, directory: &Inode, name: &[u8]) -> Result<Option<Inode>, Ext4Error> {
-        if directory.kind != FileKind::Directory {
-            return Ok(None);
-        }
-        let entries = self.fs.read_directory(directory)?;
-        let found = entries.into_iter().find(|entry| entry.name == name);
-        found.map(|entry| self.fs.inode(entry.inode)).transpose()
     }
 
     /// Gives every entry to `visit`, which may stop the walk. Blocks the calling thread: file contents are hashed.
@@ -211,26 +228,28 @@ impl<'c> Tree<'c> {
     /// # Errors
     /// When the file system is damaged or cannot be read, or `visit` breaks.
     pub fn walk(&self, visit: &mut dyn FnMut(&Entry) -> ControlFlow<()>) -> Result<(), TreeError> {
-        let budget = self.fs.size().saturating_mul(MAX_CONTENT);
-        let mut walk = Walk { fs: &self.fs, budget, directories: HashSet::new(), digests: HashMap::new() };
-        let root = walk.enter(ROOT)?;
-        let mut open = vec![(Vec::new(), root.into_iter())];
-        tell(visit, &walk.entry(b"/".to_vec(), &self.fs.inode(ROOT)?)?)?;
+        let size: u64 = self.volumes.iter().map(Volume::size).sum();
+        let budget = size.saturating_mul(MAX_CONTENT);
+        let mut walk = Walk { budget, directories: HashSet::new(), digests: HashMap::new() };
+        let root = self.root();
+        let mut open = vec![(Vec::new(), root.0, walk.enter(root, &self.node(root)?)?.into_iter())];
+        tell(visit, &walk.entry(b"/".to_vec(), root, &self.node(root)?)?)?;
         let mut count = 0;
-        while let Some((path, entries)) = open.last_mut() {
-            let Some(next) = entries.next() else {
+        while let Some((path, volume, names)) = open.last_mut() {
+            let Some((name, number)) = names.next() else {
                 open.pop();
                 continue;
             };
             count += 1;
-            let path = [path.as_slice(), b"/", &next.name].concat();
+            let path = [path.as_slice(), b"/", &name].concat();
             if count > MAX_ENTRIES || path.len() > MAX_PATH {
                 return Err(TreeError::TooMuch("more names or longer paths"));
             }
-            let inode = self.fs.inode(next.inode)?;
-            tell(visit, &walk.entry(path.clone(), &inode)?)?;
-            if inode.kind == FileKind::Directory {
-                open.push((path, walk.enter(inode.number)?.into_iter()));
+            let place = self.mounted((*volume, number));
+            let node = self.node(place)?;
+            tell(visit, &walk.entry(path.clone(), place, &node)?)?;
+            if node.kind() == FileKind::Directory {
+                open.push((path, place.0, walk.enter(place, &node)?.into_iter()));
             }
         }
         Ok(())
@@ -250,6 +269,28 @@ impl<'c> Tree<'c> {
     }
 }
 
+/// Which of these is the root. One that is too damaged to be looked into is not it; reading it later would say why.
+fn root(found: &[(Partition, Tree<'_>)]) -> Option<usize> {
+    let is_ext4 = |tree: &Tree<'_>| matches!(tree.volumes[..], [Volume::Ext4(_)]);
+    let candidates = || found.iter().enumerate().filter(|(_, (_, tree))| is_ext4(tree));
+    let has_system = |tree: &Tree<'_>| tree.find(b"/etc/os-release").is_ok_and(|found| found.is_some());
+    let largest = || candidates().rev().max_by_key(|(_, (_, tree))| tree.volumes[0].size());
+    let first = candidates().find(|(_, (_, tree))| has_system(tree));
+    first.or_else(largest).map(|(index, _)| index)
+}
+
+/// Whether the table's word is for this file system. Its letters may be of either case in a UUID (libmount).
+fn is_meant(source: &Source, partition: &Partition, volume: &Volume<'_>) -> bool {
+    match source {
+        Source::Uuid(uuid) => uuid.eq_ignore_ascii_case(&volume.uuid()),
+        Source::Label(label) => !label.is_empty() && label.as_bytes() == volume.label(),
+        Source::PartUuid(uuid) => uuid.eq_ignore_ascii_case(&partition.uuid),
+        Source::PartLabel(label) => !label.is_empty() && *label == partition.label,
+        Source::Partition(number) => *number == partition.number,
+        Source::Device(_) => false,
+    }
+}
+
 /// The names in a path, last first.
 fn components(path: &[u8]) -> Vec<Vec<u8>> {
     let names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".");
@@ -261,51 +302,38 @@ fn tell(visit: &mut dyn FnMut(&Entry) -> ControlFlow<()>, entry: &Entry) -> Resu
 }
 
 /// What a walk remembers.
-struct Walk<'f, 'c> {
-    fs: &'f Ext4<'c>,
+struct Walk {
     /// Bytes of content that may still be read.
     budget: u64,
     /// Directories entered: none may come again.
-    directories: HashSet<u32>,
+    directories: HashSet<Place>,
     /// Of files with several names, so that each is hashed once.
-    digests: HashMap<u32, [u8; 32]>,
+    digests: HashMap<Place, [u8; 32]>,
 }
 
-impl Walk<'_, '_> {
-    fn enter(&mut self, directory: u32) -> Result<Vec<DirectoryEntry>, TreeError> {
-        if !self.directories.insert(directory) {
-            return Err(TreeError::Loop(directory));
+impl Walk {
+    fn enter(&mut self, place: Place, directory: &Node<'_>) -> Result<Vec<(Vec<u8>, u64)>, TreeError> {
+        if !self.directories.insert(place) {
+            return Err(TreeError::Loop(place.1));
         }
-        Ok(self.fs.read_directory(&self.fs.inode(directory)?)?)
+        Ok(directory.names()?)
     }
 
-    fn entry(&mut self, path: Vec<u8>, inode: &Inode) -> Result<Entry, TreeError> {
-        let is_file = inode.kind == FileKind::File;
-        let is_link = inode.kind == FileKind::Link;
-        Ok(Entry {
-            path,
-            kind: inode.kind,
-            mode: inode.mode,
-            uid: inode.uid,
-            gid: inode.gid,
-            size: if is_file { inode.size } else { 0 },
-            sha256: is_file.then(|| self.digest(inode)).transpose()?,
-            target: is_link.then(|| self.fs.link_target(inode)).transpose()?,
-            device: inode.device(),
-            xattrs: self.fs.xattrs(inode)?,
-            modified: inode.modified,
-            changed: inode.changed,
-            inode: inode.number,
-        })
+    fn entry(&mut self, path: Vec<u8>, place: Place, node: &Node<'_>) -> Result<Entry, TreeError> {
+        let mut entry = node.entry(path, place.0)?;
+        if entry.kind == FileKind::File {
+            entry.sha256 = Some(self.digest(place, node)?);
+        }
+        Ok(entry)
     }
 
-    fn digest(&mut self, inode: &Inode) -> Result<[u8; 32], TreeError> {
-        if let Some(digest) = self.digests.get(&inode.number) {
+    fn digest(&mut self, place: Place, file: &Node<'_>) -> Result<[u8; 32], TreeError> {
+        if let Some(digest) = self.digests.get(&place) {
             return Ok(*digest);
         }
-        self.budget = self.budget.checked_sub(inode.size).ok_or(TreeError::TooMuch("larger files"))?;
+        self.budget = self.budget.checked_sub(file.size()).ok_or(TreeError::TooMuch("larger files"))?;
         let mut sha = Sha256::new();
-        let _ = self.fs.read_chunks(inode, &mut |chunk| {
+        let _ = file.read_chunks(&mut |chunk| {
             match chunk {
                 Chunk::Data(bytes) => sha.update(bytes),
                 Chunk::Zeroes(count) => hash_zeroes(&mut sha, count),
@@ -313,107 +341,9 @@ impl Walk<'_, '_> {
             ControlFlow::Continue(())
         })?;
         let digest = sha.finalize().into();
-        if inode.links > 1 {
-            self.digests.insert(inode.number, digest);
+        if file.is_shared() {
+            self.digests.insert(place, digest);
         }
         Ok(digest)
-    }
-}
-
-/// Collects the canonical text of entries into a digest, for a walk that has other things to do as well.
-#[derive(Debug, Default)]
-pub struct ContentDigest(Sha256);
-
-impl ContentDigest {
-    /// The text begins with its version.
-    #[must_use]
-    pub fn new() -> Self {
-        Self(Sha256::new_with_prefix(VERSION))
-    }
-
-    /// Entries are added in the order of [`Tree::walk`].
-    pub fn add(&mut self, entry: &Entry) {
-        self.0.update(canonical(entry));
-    }
-
-    /// The digest of all of them.
-    #[must_use]
-    pub fn finish(self) -> [u8; 32] {
-        self.0.finalize().into()
-    }
-}
-
-/// The line of an entry in the canonical text, with its newline.
-#[must_use]
-pub fn canonical(entry: &Entry) -> String {
-    let (mode, uid, gid) = (entry.mode, entry.uid, entry.gid);
-    let mut line =
-        format!("path={} type={} mode={mode:04o} owner={uid}:{gid}", escaped(&entry.path), type_name(entry.kind));
-    if let Some(digest) = &entry.sha256 {
-        let _ = write!(line, " size={} sha256={}", entry.size, hex(digest));
-    }
-    if let Some(target) = &entry.target {
-        let _ = write!(line, " to={}", escaped(target));
-    }
-    if let Some((major, minor)) = entry.device {
-        let _ = write!(line, " device={major}:{minor}");
-    }
-    for xattr in &entry.xattrs {
-        let _ = write!(line, " xattr:{}={}", escaped(&xattr.name), hex(&xattr.value));
-    }
-    line.push('\n');
-    line
-}
-
-fn escaped(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        match byte {
-            b'!'..=b'~' if *byte != b'\\' => text.push(char::from(*byte)),
-            _ => {
-                let _ = write!(text, "\\x{byte:02x}");
-            }
-        }
-        text
-    })
-}
-
-fn type_name(kind: FileKind) -> &'static str {
-    match kind {
-        FileKind::File => "file",
-        FileKind::Directory => "dir",
-        FileKind::Link => "link",
-        FileKind::CharDevice => "char",
-        FileKind::BlockDevice => "block",
-        FileKind::Fifo => "fifo",
-        FileKind::Socket => "socket",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_line_says_everything_once() {
-        let entry = Entry {
-            path: b"/a b\\\xff".to_vec(),
-            kind: FileKind::File,
-            mode: 0o4755,
-            uid: 0,
-            gid: 70_000,
-            size: 1,
-            sha256: Some([0xab; 32]),
-            target: None,
-            device: None,
-            xattrs: vec![Xattr { name: b"user.x=".to_vec(), value: vec![1, 0xff] }],
-            modified: Time { seconds: 1, nanoseconds: 2 },
-            changed: Time { seconds: 3, nanoseconds: 4 },
-            inode: 12,
-        };
-        let digest = "ab".repeat(32);
-        let expected = format!(
-            "path=/a\\x20b\\x5c\\xff type=file mode=4755 owner=0:70000 size=1 sha256={digest} xattr:user.x==01ff\n"
-        );
-        assert_eq!(canonical(&entry), expected);
     }
 }

@@ -18,15 +18,18 @@ use kiln::digest::{hex, sha256_file};
 use kiln::disk::chain::{Chain, Layer};
 use kiln::disk::compress::{CompressError, Twin, compress};
 use kiln::disk::digest::{DigestError, disk_sha256};
+use kiln::disk::entry::{Entry, FileKind, canonical};
+use kiln::disk::fat::{Fat, FatError, Node};
 use kiln::disk::inspect::{BaseError, BaseFacts, BaseImage, Refusal};
 use kiln::disk::packages::{Package, packages};
 use kiln::disk::partition::partitions;
 use kiln::disk::qcow2::create_overlay;
 use kiln::disk::qcow2::header::{Codec, HeaderError};
 use kiln::disk::qemu_img::{Image, Target, convert};
-use kiln::disk::tree::{Tree, TreeError, canonical};
+use kiln::disk::tree::{Tree, TreeError};
 use kiln::error::{Fault, Kind};
 use kiln::spec::{BaseFormat, Compression, OutputFormat};
+use sha2::Digest;
 use tempfile::TempDir;
 
 /// Runs a tool and returns what it wrote to stdout.
@@ -797,6 +800,242 @@ fn the_root_is_found_among_partitions_and_the_digest_depends_on_content_alone() 
     let changed = make_ext4(&scratch, "fs", "48M", &["-t", "ext4"], &root);
     let changed = chain(&[(&changed, BaseFormat::Raw)]);
     assert_ne!(Tree::open(&changed).unwrap().content_sha256().unwrap(), digests[0]);
+}
+
+/// A FAT file system of this many sectors with this tree in it, written by mtools.
+fn make_fat(scratch: &Scratch, name: &str, sectors: u32, options: &[&str], folder: &Path) -> PathBuf {
+    let path = scratch.text(name);
+    File::create(&path).unwrap().set_len(u64::from(sectors) * 512).unwrap();
+    let total = sectors.to_string();
+    tool(
+        "mformat",
+        &[&["-i", &path, "-T", &total, "-h", "4", "-s", "16", "-N", "4b494c4e"], options, &["::"]].concat(),
+    );
+    let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    names.sort();
+    for name in names {
+        // It has to know that names are UTF-8.
+        let copy = ["LC_ALL=C.UTF-8", "mcopy", "-i", &path, "-s", "-m", "-Q", name.to_str().unwrap(), "::"];
+        tool("env", &copy);
+    }
+    scratch.path(name)
+}
+
+/// What an EFI system partition holds, and what is hard about FAT.
+fn esp_tree(folder: &Path) {
+    for name in ["EFI/BOOT", "EFI/debian", "loader/entries", "many"] {
+        fs::create_dir_all(folder.join(name)).unwrap();
+    }
+    let write = |name: &str, content: &[u8]| fs::write(folder.join(name), content).unwrap();
+    write("EFI/BOOT/BOOTX64.EFI", &b"MZ program ".repeat(9000));
+    write("EFI/debian/grub.cfg", b"search.fs_uuid\n");
+    write("loader/entries/a long name, with commas.conf", b"title");
+    write("loader/entries/gr\u{fc}\u{df} \u{3a9}", b"not ASCII");
+    write("lower.txt", b"x");
+    write("empty", b"");
+    (0..200).for_each(|index| write(&format!("many/file number {index}"), &b"content".repeat(index)));
+}
+
+/// Says the first line that is not the same.
+#[track_caller]
+fn assert_same(found: &[String], expected: &[String]) {
+    for (line, expected) in found.iter().zip(expected) {
+        assert_eq!(line, expected);
+    }
+    assert_eq!(found.len(), expected.len());
+}
+
+/// The lines of a folder as FAT has them: no owners, no modes.
+fn fat_lines(folder: &Path, on: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    host_lines(folder, folder, &mut lines);
+    let fields = |line: String| {
+        let (path, rest) = line.split_once(" type=").unwrap();
+        let (kind, rest) = rest.split_once(" mode=").unwrap();
+        let behind = rest.split(' ').skip(2).fold(String::new(), |text, field| text + " " + field);
+        let behind = if behind.is_empty() { "\n".to_owned() } else { behind };
+        format!("path={on}{} type={kind} mode=0755 owner=0:0{behind}", path.strip_prefix("path=").unwrap())
+    };
+    lines.into_iter().map(fields).collect()
+}
+
+#[test]
+fn every_width_of_fat_is_read_as_it_was_written() {
+    let scratch = Scratch::new();
+    let folder = scratch.path("tree");
+    esp_tree(&folder);
+    fs::write(folder.join("fixed"), "read only").unwrap();
+    let mut expected = fat_lines(&folder, "");
+    let fixed = expected.iter().position(|line| line.contains("path=/fixed ")).unwrap();
+    expected[fixed] = expected[fixed].replace("mode=0755", "mode=0555");
+    for (sectors, options) in
+        [(4096, &["-c", "2"][..]), (65536, &["-c", "4"]), (131_072, &["-F", "-c", "1"]), (40_000, &["-c", "8"])]
+    {
+        let image = make_fat(&scratch, "fat", sectors, options, &folder);
+        tool("mattrib", &["-i", image.to_str().unwrap(), "+r", "::fixed"]);
+        tool("mdel", &["-i", image.to_str().unwrap(), "::empty"]);
+        let disk = chain(&[(&image, BaseFormat::Raw)]);
+        let fat = Fat::open(&disk, 0, disk.virtual_size()).unwrap();
+        assert_eq!(fat.uuid(), "4B49-4C4E");
+        let mut lines = Vec::new();
+        fat_walk(&fat, &fat.node(0).unwrap(), "", &mut lines);
+        let expected: Vec<_> = expected.iter().filter(|line| !line.contains("path=/empty ")).collect();
+        assert_same(&lines, &expected.into_iter().cloned().collect::<Vec<_>>());
+    }
+}
+
+/// The lines of a FAT file system alone, which no tree has for its root.
+fn fat_walk(fat: &Fat, folder: &Node, path: &str, lines: &mut Vec<String>) {
+    for (name, number) in fat.read_directory(folder).unwrap() {
+        let node = fat.node(number).unwrap();
+        let is_file = node.kind == FileKind::File;
+        let entry = Entry {
+            path: [path.as_bytes(), b"/", &name].concat(),
+            kind: node.kind,
+            mode: node.mode,
+            uid: 0,
+            gid: 0,
+            size: node.size,
+            sha256: is_file.then(|| sha2::Sha256::digest(fat.read(&node, 1 << 20).unwrap()).into()),
+            target: None,
+            device: None,
+            xattrs: Vec::new(),
+            modified: node.modified,
+            changed: node.changed,
+            file: (0, number),
+        };
+        lines.push(canonical(&entry));
+        if !is_file {
+            fat_walk(fat, &node, std::str::from_utf8(&entry.path).unwrap(), lines);
+        }
+    }
+}
+
+/// A disk with an ESP, a separate /boot and a root; a table that names them like this.
+fn disk_with_mounts(scratch: &Scratch, table: &str) -> PathBuf {
+    let (root, boot, esp) = (scratch.path("root"), scratch.path("boot"), scratch.path("esp"));
+    for folder in [&root, &boot, &esp] {
+        let _ = fs::remove_dir_all(folder);
+        fs::create_dir(folder).unwrap();
+    }
+    fs::create_dir_all(root.join("usr/lib")).unwrap();
+    fs::create_dir_all(root.join("etc")).unwrap();
+    fs::create_dir_all(root.join("boot/hidden")).unwrap();
+    fs::create_dir_all(root.join("efi")).unwrap();
+    fs::write(root.join("usr/lib/os-release"), "ID=test\n").unwrap();
+    fs::write(root.join("etc/os-release"), "ID=test\n").unwrap();
+    fs::write(root.join("etc/fstab"), table).unwrap();
+    std::os::unix::fs::symlink("boot", root.join("start")).unwrap();
+    fs::create_dir_all(boot.join("efi")).unwrap();
+    fs::write(boot.join("vmlinuz"), "kernel").unwrap();
+    esp_tree(&esp);
+    let image = scratch.path("disk");
+    let file = File::create(&image).unwrap();
+    file.set_len(150 << 20).unwrap();
+    let script = "label: gpt\n\
+        start=2048,size=65536,type=U,uuid=6B696C6E-0000-4000-8000-00000000000E,name=\"EFI part\"\n\
+        start=67584,size=65536,type=L,uuid=6B696C6E-0000-4000-8000-00000000000B\n\
+        start=133120,size=131072,type=L,uuid=6B696C6E-0000-4000-8000-00000000000A\n";
+    fs::write(scratch.path("script"), script).unwrap();
+    tool("sh", &["-c", &format!("sfdisk -q {} < {}", scratch.text("disk"), scratch.text("script"))]);
+    let uuid = ["-t", "ext4", "-U", "6b696c6e-1111-4000-8000-00000000000b", "-L", "boot part"];
+    let parts = [
+        (2048, make_fat(scratch, "esp.img", 65536, &["-v", "ESP"], &esp)),
+        (67_584, make_ext4(scratch, "boot.img", "32M", &uuid, &boot)),
+        (133_120, make_ext4(scratch, "root.img", "64M", &["-t", "ext4"], &root)),
+    ];
+    for (sector, part) in parts {
+        file.write_all_at(&fs::read(part).unwrap(), sector * 512).unwrap();
+    }
+    image
+}
+
+#[test]
+fn what_the_table_mounts_is_part_of_the_tree() {
+    let scratch = Scratch::new();
+    let esp_lines = |on: &str| {
+        let mut lines = vec![format!("path={on} type=dir mode=0755 owner=0:0\n")];
+        lines.extend(fat_lines(&scratch.path("esp"), on));
+        lines
+    };
+    let boot_then_esp = ["UUID=6b696c6e-1111-4000-8000-00000000000b", "UUID=4b49-4c4e"];
+    for [boot, esp] in [
+        boot_then_esp,
+        ["LABEL=boot\\040part", "LABEL=ESP"],
+        ["PARTUUID=6b696c6e-0000-4000-8000-00000000000b", "PARTLABEL=EFI\\040part"],
+        ["/dev/vda2", "/dev/sda1"],
+    ] {
+        let image = disk_with_mounts(
+            &scratch,
+            &format!("/dev/vda3 / ext4\n{boot} /start ext4\n{esp} /boot/efi vfat umask=0077\n"),
+        );
+        let disk = chain(&[(&image, BaseFormat::Raw)]);
+        let tree = Tree::open(&disk).unwrap();
+        assert!(tree.is_whole());
+        let lines = tree_lines(&tree);
+        let found: Vec<_> = lines.iter().filter(|line| line.starts_with("path=/boot/efi")).cloned().collect();
+        assert_same(&found, &esp_lines("/boot/efi"));
+        assert!(lines.iter().any(|line| line.starts_with("path=/boot/vmlinuz ")), "{boot}");
+        assert!(!lines.iter().any(|line| line.contains("hidden")), "what lies below a mount is not seen");
+        assert_eq!(tree.read("/start/efi/EFI/debian/grub.cfg", 100).unwrap().unwrap(), b"search.fs_uuid\n");
+        assert_eq!(tree.read("/boot/efi/EFI/../../vmlinuz", 100).unwrap().unwrap(), b"kernel");
+    }
+    // Nothing names the ESP: it is where it is by convention. What is on no partition is missing, if it has to be there.
+    for (table, is_whole) in [("", true), ("/dev/vg/home /home xfs", false), ("LABEL=data /srv ext4 nofail", true)] {
+        let image = disk_with_mounts(&scratch, table);
+        let disk = chain(&[(&image, BaseFormat::Raw)]);
+        let tree = Tree::open(&disk).unwrap();
+        assert_eq!(tree.is_whole(), is_whole, "{table}");
+        assert_eq!(tree.read("/efi/EFI/debian/grub.cfg", 100).unwrap().unwrap(), b"search.fs_uuid\n");
+        assert!(tree.has_directory("/boot/hidden").unwrap() && !tree.has_directory("/boot/vmlinuz").unwrap());
+    }
+}
+
+#[test]
+fn a_damaged_fat_is_an_answer_or_an_error() {
+    let scratch = Scratch::new();
+    let folder = scratch.path("tree");
+    esp_tree(&folder);
+    let (mut refused, mut read) = (0, 0);
+    for (sectors, options) in [(2048, &["-c", "1"][..]), (4600, &["-c", "1"]), (67_000, &["-F", "-c", "1"])] {
+        let image = make_fat(&scratch, "fat", sectors, options, &folder);
+        let whole = fs::read(&image).unwrap();
+        let file = File::options().write(true).open(&image).unwrap();
+        let disk = chain(&[(&image, BaseFormat::Raw)]);
+        let mut state = 7;
+        for round in 0..200 {
+            let mut number = || (0..3).fold(0, |number, _| number << 8 | usize::from(next_byte(&mut state)));
+            let mut changed = Vec::new();
+            for _ in 0..=round % 40 {
+                // The boot sector, the tables and the first directories.
+                let range = if number() % 8 == 0 { 512 } else { 768 << 10 };
+                let (at, byte) = (number() % range.min(whole.len()), number().to_le_bytes()[0]);
+                file.write_all_at(&[byte], at as u64).unwrap();
+                changed.push(at);
+            }
+            let result = Fat::open(&disk, 0, disk.virtual_size()).and_then(|fat| everything(&fat));
+            refused += usize::from(result.is_err());
+            read += usize::from(result.is_ok());
+            for at in changed {
+                file.write_all_at(&whole[at..=at], at as u64).unwrap();
+            }
+        }
+    }
+    assert!(refused > 50 && read > 50, "{refused} {read}");
+}
+
+/// Reads all that is in it, each entry once.
+fn everything(fat: &Fat) -> Result<(), FatError> {
+    let (mut seen, mut left) = (std::collections::HashSet::new(), vec![0]);
+    while let Some(number) = left.pop() {
+        let node = fat.node(number)?;
+        if node.kind == FileKind::File {
+            let _ = fat.read_chunks(&node, &mut |_| ControlFlow::Continue(()))?;
+        } else if seen.insert(number) {
+            left.extend(fat.read_directory(&node)?.into_iter().map(|(_, number)| number));
+        }
+    }
+    Ok(())
 }
 
 #[test]

@@ -3,8 +3,9 @@
 //! A hashed directory is read from its first block to its last like any other: its index blocks look like one unused
 //! entry each, by design of the format.
 
-use super::{Ext4, Ext4Error, FileKind, Inode, damaged};
+use super::{Ext4, Ext4Error, Inode, damaged};
 use crate::disk::bytes::{le16, le32};
+use crate::disk::entry::FileKind;
 
 /// More than a million names.
 const MAX_BYTES: u64 = 64 << 20;

@@ -1,37 +1,10 @@
 //! Inodes: type, owner, size, times ("Index Nodes").
 
 use crate::disk::bytes::{le16, le32};
+use crate::disk::entry::{FileKind, Time};
 
 const EXTENTS: u32 = 0x8_0000;
 const INLINE_DATA: u32 = 0x1000_0000;
-
-/// The type of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum FileKind {
-    /// A regular file.
-    File,
-    /// A directory.
-    Directory,
-    /// A symbolic link.
-    Link,
-    /// A character device.
-    CharDevice,
-    /// A block device.
-    BlockDevice,
-    /// A named pipe.
-    Fifo,
-    /// A socket.
-    Socket,
-}
-
-/// A point in time as the file system has it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Time {
-    /// Since 1970-01-01T00:00:00Z.
-    pub seconds: i64,
-    /// Of the second.
-    pub nanoseconds: u32,
-}
 
 /// One inode.
 #[derive(Debug, Clone)]

@@ -2,8 +2,10 @@
 
 use std::ops::ControlFlow;
 
-use super::{Ext4, Ext4Error, FileKind, Inode, damaged};
+use super::{Ext4, Ext4Error, Inode, damaged};
 use crate::disk::bytes::{le16, le32};
+use crate::disk::entry::FileKind;
+use crate::disk::volume::Chunk;
 
 /// One run is one extent or more; a file of a million of them is no file anyone keeps.
 const MAX_RUNS: usize = 1 << 20;
@@ -23,15 +25,6 @@ struct Run {
     logical: u64,
     physical: u64,
     count: u64,
-}
-
-/// A part of a file's content, in order.
-#[derive(Debug, Clone, Copy)]
-pub enum Chunk<'b> {
-    /// Bytes.
-    Data(&'b [u8]),
-    /// This many zeroes.
-    Zeroes(u64),
 }
 
 impl Ext4<'_> {

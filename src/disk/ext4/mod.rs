@@ -13,11 +13,9 @@ mod xattr;
 use superblock::Superblock;
 
 pub use directory::DirectoryEntry;
-pub use inode::{FileKind, Inode, Time};
-pub use mapping::Chunk;
-pub use xattr::Xattr;
+pub use inode::Inode;
 
-use super::bytes::le32;
+use super::bytes::{le32, uuid};
 use super::chain::{Chain, ChainError};
 use crate::error::Fault;
 
@@ -95,6 +93,18 @@ impl<'c> Ext4<'c> {
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.superblock.clean
+    }
+
+    /// `UUID=` in fstab(5): lower case, with dashes.
+    #[must_use]
+    pub fn uuid(&self) -> String {
+        uuid(self.superblock.uuid)
+    }
+
+    /// `LABEL=` in fstab(5); may be empty.
+    #[must_use]
+    pub fn label(&self) -> &[u8] {
+        &self.superblock.label
     }
 
     /// Bytes of the whole file system.

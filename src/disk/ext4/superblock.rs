@@ -46,6 +46,9 @@ pub(super) struct Superblock {
     /// 32 to 1024.
     pub descriptor_size: u16,
     pub clean: bool,
+    pub uuid: [u8; 16],
+    /// Without the zeroes behind it.
+    pub label: Vec<u8>,
 }
 
 impl Superblock {
@@ -75,6 +78,12 @@ impl Superblock {
                 && incompatible & RECOVER == 0
                 && word(0xe8) == 0
                 && word(0x64) & ORPHANS_PRESENT == 0,
+            uuid: bytes.get(0x68..0x78).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default(),
+            label: bytes
+                .get(0x78..0x88)
+                .and_then(|label| label.split(|byte| *byte == 0).next())
+                .unwrap_or_default()
+                .to_vec(),
         };
         superblock.check(available).map(|()| superblock)
     }

@@ -2,21 +2,13 @@
 
 use super::{Ext4, Ext4Error, Inode, damaged};
 use crate::disk::bytes::{le16, le32};
+use crate::disk::entry::Xattr;
 
 const MAGIC: u32 = 0xea02_0000;
 /// VFS limit of a value (linux/limits.h, `XATTR_SIZE_MAX`).
 const MAX_VALUE: u64 = 64 << 10;
 /// Where inline data beyond 60 bytes is kept; not an attribute to anyone but the file system.
 const INLINE_DATA: &[u8] = b"system.data";
-
-/// An extended attribute.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Xattr {
-    /// With its namespace, such as `security.capability`.
-    pub name: Vec<u8>,
-    /// As it is stored: access control lists are in the file system's own form, not that of getxattr(2).
-    pub value: Vec<u8>,
-}
 
 impl Ext4<'_> {
     /// The attributes of an inode, sorted by name.
@@ -71,7 +63,9 @@ impl Ext4<'_> {
             if value.len() as u64 > MAX_VALUE {
                 return Err(bad());
             }
-            xattrs.push(Xattr { name: [prefix, suffix].concat(), value });
+            let name = [prefix, suffix].concat();
+            let value = if matches!(entry[1], 2 | 3) { acl(&value).ok_or_else(bad)? } else { value };
+            xattrs.push(Xattr { name, value });
             at += 16 + name_length.next_multiple_of(4);
         }
         Ok(())
@@ -108,4 +102,36 @@ fn prefix(index: u8) -> Option<&'static [u8]> {
         8 => b"system.richacl",
         _ => return None,
     })
+}
+
+/// An access control list as getxattr(2) gives it (`linux/posix_acl_xattr.h`, version 2), from the file system's own form
+/// (fs/ext4/acl.h, version 1), which leaves out the number where an entry is about nobody in particular.
+fn acl(stored: &[u8]) -> Option<Vec<u8>> {
+    const NAMED: [u16; 2] = [2, 8];
+    let mut rest = stored.strip_prefix(&1_u32.to_le_bytes())?;
+    let mut told = 2_u32.to_le_bytes().to_vec();
+    while !rest.is_empty() {
+        let length = if NAMED.contains(&le16(rest, 0)?) { 8 } else { 4 };
+        let (entry, behind) = rest.split_at_checked(length)?;
+        told.extend_from_slice(&entry[..4]);
+        told.extend_from_slice(entry.get(4..).filter(|id| !id.is_empty()).unwrap_or(&[0xff; 4]));
+        rest = behind;
+    }
+    Some(told)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::acl;
+
+    #[test]
+    fn a_list_of_rights_has_the_form_that_programs_see() {
+        let stored = [1, 0, 0, 0, 1, 0, 7, 0, 8, 0, 5, 0, 4, 0, 0, 0, 0x20, 0, 5, 0];
+        let told =
+            [2, 0, 0, 0, 1, 0, 7, 0, 255, 255, 255, 255, 8, 0, 5, 0, 4, 0, 0, 0, 0x20, 0, 5, 0, 255, 255, 255, 255];
+        assert_eq!(acl(&stored).unwrap(), told);
+        for bad in [&stored[..18], &stored[4..], &[][..]] {
+            assert_eq!(acl(bad), None, "{bad:?}");
+        }
+    }
 }

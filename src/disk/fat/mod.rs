@@ -1,0 +1,257 @@
+//! A read-only FAT (12, 16 and 32, with long names) over a partition of a [`Chain`]: no mount, no root, no kernel.
+//!
+//! Source: Microsoft's "FAT32 File System Specification" (fatgen103), each file here naming its sections; where Linux
+//! sees it otherwise, as a mount by Linux without options has it. Whoever wrote it is not trusted: every number is checked
+//! before it is used, every chain of clusters is bounded by what it may hold, and damage is an error, not a guess.
+
+mod boot;
+mod directory;
+mod name;
+
+use std::ops::ControlFlow;
+
+use super::bytes::{le16, le32};
+use super::chain::{Chain, ChainError};
+use super::entry::{FileKind, Time};
+use super::volume::Chunk;
+use crate::error::{Fault, Kind};
+use boot::{Boot, Width};
+
+/// Number of the root directory, which has no entry of its own.
+pub const ROOT: u64 = 0;
+/// "FAT Directory Structure": 65536 entries of 32 bytes.
+const MAX_DIRECTORY: u64 = 2 << 20;
+/// Bytes of the table that are read at once.
+const PAGE: u64 = 4096;
+const PIECE: u64 = 256 << 10;
+
+/// Reading a file system failed.
+#[derive(Debug, thiserror::Error)]
+pub enum FatError {
+    /// The disk below.
+    #[error(transparent)]
+    Read(#[from] ChainError),
+    /// No boot sector that makes sense.
+    #[error("there is no FAT file system here")]
+    NotFat,
+    /// It contradicts itself.
+    #[error("the FAT file system is damaged: {0}")]
+    Damaged(&'static str),
+    /// A file is longer than the caller wants.
+    #[error("a file of the FAT file system is longer than kiln reads")]
+    TooMuch,
+}
+
+impl Fault for FatError {
+    fn kind(&self) -> Kind {
+        match self {
+            FatError::Read(error) => error.kind(),
+            _ => Kind::Output,
+        }
+    }
+}
+
+/// A FAT file system on a disk.
+#[derive(Debug)]
+pub struct Fat<'c> {
+    disk: &'c Chain,
+    start: u64,
+    boot: Boot,
+    label: Vec<u8>,
+}
+
+/// A file or directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Where its entry is, bytes from the file system's first; [`ROOT`] for the root directory.
+    pub number: u64,
+    /// A regular file or a directory.
+    pub kind: FileKind,
+    /// As Linux has it without options.
+    pub mode: u16,
+    /// Bytes of a file; 0 for a directory.
+    pub size: u64,
+    /// When its content changed, to two seconds, by a clock that counts as UTC.
+    pub modified: Time,
+    /// The later of that and when it was made: what a copy with the times of its source cannot hide.
+    pub changed: Time,
+    first: u32,
+}
+
+impl<'c> Fat<'c> {
+    /// Opens the file system whose first byte is at `start` and that may be up to `length` bytes long.
+    ///
+    /// # Errors
+    /// When there is none, or it contradicts itself.
+    pub fn open(disk: &'c Chain, start: u64, length: u64) -> Result<Self, FatError> {
+        let available = length.min(disk.virtual_size().saturating_sub(start));
+        if available < 512 {
+            return Err(FatError::NotFat);
+        }
+        let mut sector = vec![0; 512];
+        disk.read_at(start, &mut sector)?;
+        let boot = Boot::parse(&sector, available).ok_or(FatError::NotFat)?;
+        let mut fat = Self { disk, start, boot, label: Vec::new() };
+        // The root directory's word counts (blkid(8)); one that is damaged has none, and whoever reads it says why.
+        fat.label = fat.root_label().ok().flatten().unwrap_or_else(|| fat.boot.label.clone());
+        Ok(fat)
+    }
+
+    /// As blkid(8) writes the serial number: `6B69-6C12`.
+    #[must_use]
+    pub fn uuid(&self) -> String {
+        format!("{:04X}-{:04X}", self.boot.serial >> 16, self.boot.serial & 0xffff)
+    }
+
+    /// The volume's label; may be empty.
+    #[must_use]
+    pub fn label(&self) -> &[u8] {
+        &self.label
+    }
+
+    /// Bytes of the whole file system.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.boot.size
+    }
+
+    /// Reads bytes of the file system.
+    fn read_at(&self, at: u64, bytes: &mut [u8]) -> Result<(), FatError> {
+        if at.checked_add(bytes.len() as u64).is_none_or(|end| end > self.boot.size) {
+            return Err(FatError::Damaged("something lies beyond its end"));
+        }
+        Ok(self.disk.read_at(self.start + at, bytes)?)
+    }
+
+    /// Gives the content of a file piece by piece until `visit` breaks. Returns whether it got to the end.
+    ///
+    /// # Errors
+    /// When it is damaged or cannot be read.
+    pub fn read_chunks(
+        &self,
+        file: &Node,
+        visit: &mut dyn FnMut(Chunk<'_>) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, FatError> {
+        let mut left = if file.kind == FileKind::File { file.size } else { 0 };
+        let mut buffer = Vec::new();
+        for run in self.runs(file.first, left)? {
+            let mut at = self.boot.place(run.first);
+            let mut here = left.min(u64::from(run.count) * self.boot.cluster);
+            left -= here;
+            while here > 0 {
+                let length = here.min(PIECE);
+                buffer.resize(usize::try_from(length).unwrap_or(0), 0);
+                self.read_at(at, &mut buffer)?;
+                if visit(Chunk::Data(&buffer)).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+                (at, here) = (at + length, here - length);
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// The whole content of a small file.
+    ///
+    /// # Errors
+    /// When it has more than `limit` bytes, or cannot be read.
+    pub fn read(&self, file: &Node, limit: u64) -> Result<Vec<u8>, FatError> {
+        if file.size > limit {
+            return Err(FatError::TooMuch);
+        }
+        let mut content = Vec::new();
+        let _ = self.read_chunks(file, &mut |chunk| {
+            if let Chunk::Data(bytes) = chunk {
+                content.extend_from_slice(bytes);
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(content)
+    }
+
+    /// The clusters that hold the first `bytes` of a chain, neighbours joined. As many as that takes are followed and no
+    /// more, so a chain that bites its tail ends too.
+    fn runs(&self, first: u32, bytes: u64) -> Result<Vec<Run>, FatError> {
+        let mut table = Table { fat: self, page: Vec::new(), at: 0 };
+        let mut runs: Vec<Run> = Vec::new();
+        let mut cluster = first;
+        for index in 0..bytes.div_ceil(self.boot.cluster) {
+            if index > 0 {
+                cluster = table.next(cluster)?.ok_or(FatError::Damaged("a file is longer than its clusters"))?;
+            }
+            if !self.boot.has(cluster) {
+                return Err(FatError::Damaged("a cluster's number is out of range"));
+            }
+            match runs.last_mut() {
+                Some(run) if run.first + run.count == cluster => run.count += 1,
+                _ => runs.push(Run { first: cluster, count: 1 }),
+            }
+        }
+        Ok(runs)
+    }
+
+    /// The places of all clusters of a chain, with at most `bytes` in them.
+    fn whole_chain(&self, first: u32, bytes: u64) -> Result<Vec<u64>, FatError> {
+        let mut table = Table { fat: self, page: Vec::new(), at: 0 };
+        let (mut places, mut next) = (Vec::new(), Some(first));
+        while let Some(cluster) = next {
+            if !self.boot.has(cluster) {
+                return Err(FatError::Damaged("a cluster's number is out of range"));
+            }
+            if (places.len() as u64 + 1) * self.boot.cluster > bytes.max(self.boot.cluster) {
+                return Err(FatError::Damaged("a directory is longer than any may be"));
+            }
+            places.push(self.boot.place(cluster));
+            next = table.next(cluster)?;
+        }
+        Ok(places)
+    }
+}
+
+/// Clusters that lie one after the other; their numbers fit into 28 bits.
+struct Run {
+    first: u32,
+    count: u32,
+}
+
+/// The allocation table ("FAT Data Structure"), a page of it at hand.
+struct Table<'f> {
+    fat: &'f Fat<'f>,
+    page: Vec<u8>,
+    at: u64,
+}
+
+impl Table<'_> {
+    /// The cluster that follows; none behind the last one.
+    fn next(&mut self, cluster: u32) -> Result<Option<u32>, FatError> {
+        let boot = &self.fat.boot;
+        let (value, last) = match boot.width {
+            Width::Twelve => {
+                let pair = self.bytes(u64::from(cluster) + u64::from(cluster / 2), 2)?;
+                let word = le16(&pair, 0).unwrap_or(0);
+                (u32::from(if cluster.is_multiple_of(2) { word & 0xfff } else { word >> 4 }), 0xff8)
+            }
+            Width::Sixteen => (u32::from(le16(&self.bytes(u64::from(cluster) * 2, 2)?, 0).unwrap_or(0)), 0xfff8),
+            Width::ThirtyTwo => {
+                (le32(&self.bytes(u64::from(cluster) * 4, 4)?, 0).unwrap_or(0) & 0x0fff_ffff, 0x0fff_fff8)
+            }
+        };
+        // A free or a bad cluster in a chain has a number that no cluster has, and is refused as that.
+        Ok((value < last).then_some(value))
+    }
+
+    /// A few bytes of the table.
+    fn bytes(&mut self, at: u64, count: u64) -> Result<Vec<u8>, FatError> {
+        let within = |start: u64, length: usize| at >= start && at + count <= start + length as u64;
+        if !within(self.at, self.page.len()) {
+            self.at = at / PAGE * PAGE;
+            // A number of 12 bits may lie across two pages.
+            let length = (PAGE + 2).min(self.fat.boot.table_bytes.saturating_sub(self.at));
+            self.page.resize(usize::try_from(length).unwrap_or(0), 0);
+            self.fat.read_at(self.fat.boot.table + self.at, &mut self.page)?;
+        }
+        let start = usize::try_from(at - self.at).unwrap_or(usize::MAX);
+        let found = self.page.get(start..).and_then(|rest| rest.get(..usize::try_from(count).unwrap_or(0)));
+        found.map(<[u8]>::to_vec).ok_or(FatError::Damaged("its table is too short"))
+    }
+}

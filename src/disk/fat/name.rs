@@ -1,0 +1,135 @@
+//! Names of files: eleven bytes of an old code page, and long ones in UTF-16 before them.
+
+use crate::disk::bytes::le16;
+
+/// Upper half of code page 437, in which Linux reads short names.
+const CODE_PAGE: &str = "ÇüéâäàåçêëèïîìÄÅÉæÆôöòûùÿÖÜ¢£¥₧ƒáíóúñÑªº¿⌐¬½¼¡«»░▒▓│┤╡╢╖╕╣║╗╝╜╛┐└┴┬├─┼╞╟╚╔╩╦╠═╬╧╨╤╥╙╘╒╓╫╪┘┌█▄▌▐▀αßΓπΣσµτΦΘΩδ∞φε∩≡±≥≤⌠⌡÷≈°∙·√ⁿ²■\u{a0}";
+/// Bits of byte 12: the name, or what is behind the dot, is in lower case.
+const LOWER_NAME: u8 = 0x08;
+const LOWER_END: u8 = 0x10;
+/// Bit of the order of the entry that comes first and holds the end of the name.
+const LAST: u8 = 0x40;
+/// Units of a long name: 20 entries of 13.
+const MAX_PARTS: u8 = 20;
+/// Where the 13 units are in an entry.
+const UNITS: [usize; 13] = [1, 3, 5, 7, 9, 14, 16, 18, 20, 22, 24, 28, 30];
+
+/// The short name of an entry, in UTF-8.
+pub(super) fn short_name(entry: &[u8]) -> Vec<u8> {
+    let case = entry.get(12).copied().unwrap_or(0);
+    let mut bytes = entry.get(..11).unwrap_or_default().to_vec();
+    // The byte that would say "deleted" is written as another.
+    if bytes.first() == Some(&0x05) {
+        bytes[0] = 0xe5;
+    }
+    let (name, end) = bytes.split_at(8.min(bytes.len()));
+    let mut text = part(name, case & LOWER_NAME != 0);
+    let end = part(end, case & LOWER_END != 0);
+    if !end.is_empty() {
+        text.push('.');
+        text.push_str(&end);
+    }
+    text.into_bytes()
+}
+
+fn part(bytes: &[u8], is_lower: bool) -> String {
+    let character = |byte: &u8| match byte {
+        0x80.. => CODE_PAGE.chars().nth(usize::from(byte - 0x80)).unwrap_or('?'),
+        byte if is_lower => char::from(byte.to_ascii_lowercase()),
+        byte => char::from(*byte),
+    };
+    let end = bytes.iter().rposition(|byte| *byte != b' ').map_or(0, |last| last + 1);
+    bytes[..end].iter().map(character).collect()
+}
+
+/// A long name whose parts come before the entry it belongs to, its end first.
+#[derive(Debug, Default)]
+pub(super) struct LongName {
+    /// The order of the last part seen; 1 where the name is whole. 0 where there is none.
+    order: u8,
+    checksum: u8,
+    units: Vec<u16>,
+}
+
+impl LongName {
+    /// Forgets it.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Takes a part. One that does not go on from the part before begins anew, or is none.
+    pub(super) fn add(&mut self, entry: &[u8]) {
+        let (order, checksum) = (entry[0], entry[13]);
+        if order & LAST != 0 {
+            let order = order & !LAST;
+            *self = Self { order: if order <= MAX_PARTS { order } else { 0 }, checksum, units: Vec::new() };
+        } else if self.order != order + 1 || self.checksum != checksum {
+            return self.clear();
+        } else {
+            self.order = order;
+        }
+        let part = UNITS.iter().filter_map(|at| le16(entry, *at));
+        self.units.splice(..0, part);
+    }
+
+    /// The name in UTF-8, if it is whole and belongs to the entry with this short name. Half of a pair is left out, as Linux
+    /// leaves it out.
+    pub(super) fn take(&mut self, short: &[u8]) -> Option<Vec<u8>> {
+        let Self { order, checksum, units } = std::mem::take(self);
+        // "ldir_Chksum".
+        let sum = short.iter().fold(0_u8, |sum, byte| sum.rotate_right(1).wrapping_add(*byte));
+        if order != 1 || sum != checksum {
+            return None;
+        }
+        let units = units.into_iter().take_while(|unit| *unit != 0);
+        Some(char::decode_utf16(units).flatten().collect::<String>().into_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_name_has_its_case_and_its_code_page() {
+        let name = |bytes: &[u8; 11], case: u8| {
+            let entry = [&bytes[..], &[0x20, case], &[0; 19]].concat();
+            String::from_utf8(short_name(&entry)).unwrap()
+        };
+        assert_eq!(CODE_PAGE.chars().count(), 128);
+        assert_eq!(name(b"GRUBX64 EFI", 0), "GRUBX64.EFI");
+        assert_eq!(name(b"GRUBX64 EFI", LOWER_NAME | LOWER_END), "grubx64.efi");
+        assert_eq!(name(b"GRUB    CFG", LOWER_END), "GRUB.cfg");
+        assert_eq!(name(b"EFI        ", 0), "EFI");
+        assert_eq!(name(b"A B     C  ", 0), "A B.C");
+        assert_eq!(name(b"\x05\x81      TXT", 0), "σü.TXT");
+    }
+
+    #[test]
+    fn a_long_name_counts_only_whole_and_where_it_belongs() {
+        let short = b"LONGNA~1TXT";
+        let sum = short.iter().fold(0_u8, |sum, byte| sum.rotate_right(1).wrapping_add(*byte));
+        let entry = |order: u8, text: &str, sum: u8| {
+            let mut entry = vec![0xff; 32];
+            (entry[0], entry[11], entry[13]) = (order, 0x0f, sum);
+            let units: Vec<u16> = text.encode_utf16().chain([0]).chain(std::iter::repeat(0xffff)).take(13).collect();
+            UNITS.iter().zip(units).for_each(|(at, unit)| entry[*at..at + 2].copy_from_slice(&unit.to_le_bytes()));
+            entry
+        };
+        let name = |entries: &[Vec<u8>]| {
+            let mut long = LongName::default();
+            for entry in entries {
+                long.add(entry);
+            }
+            long.take(short).map(|name| String::from_utf8(name).unwrap())
+        };
+        let whole = [entry(0x42, "ü🦀.txt", sum), entry(1, "a long name, ", sum)];
+        assert_eq!(name(&whole).unwrap(), "a long name, ü🦀.txt");
+        assert_eq!(name(&whole[..1]), None, "its beginning is missing");
+        assert_eq!(name(&whole[1..]), None, "its end is missing");
+        assert_eq!(name(&[entry(0x41, "other", sum + 1)]), None, "another file's");
+        assert_eq!(name(&[entry(0x42, "a", sum), entry(1, "b", sum + 1)]), None, "of two files");
+        assert_eq!(name(&[entry(0x7f, "a", sum)]), None, "longer than any");
+        assert_eq!(name(&[]), None);
+    }
+}

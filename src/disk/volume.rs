@@ -1,0 +1,218 @@
+//! The file systems that kiln reads, as one: what [`super::tree`] asks of any of them.
+
+use std::ops::ControlFlow;
+
+use super::chain::Chain;
+use super::entry::{Entry, FileKind, Time};
+use super::ext4::{self, Ext4, Ext4Error};
+use super::fat::{self, Fat, FatError};
+use super::partition::Partition;
+use crate::error::{self, Fault};
+
+/// A part of a file's content, in order.
+#[derive(Debug, Clone, Copy)]
+pub enum Chunk<'b> {
+    /// Bytes.
+    Data(&'b [u8]),
+    /// This many zeroes.
+    Zeroes(u64),
+}
+
+/// Reading a file system failed.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// ext4.
+    #[error(transparent)]
+    Ext4(#[from] Ext4Error),
+    /// FAT.
+    #[error(transparent)]
+    Fat(#[from] FatError),
+}
+
+impl Fault for VolumeError {
+    fn kind(&self) -> error::Kind {
+        match self {
+            VolumeError::Ext4(error) => error.kind(),
+            VolumeError::Fat(error) => error.kind(),
+        }
+    }
+}
+
+/// A file system on a partition.
+#[derive(Debug)]
+pub(super) enum Volume<'c> {
+    Ext4(Ext4<'c>),
+    Fat(Fat<'c>),
+}
+
+/// A file or directory, and the file system it is in.
+#[derive(Debug)]
+pub(super) enum Node<'v> {
+    Ext4(&'v Ext4<'v>, ext4::Inode),
+    Fat(&'v Fat<'v>, fat::Node),
+}
+
+impl<'c> Volume<'c> {
+    /// The file system of a partition, or `None` where it is none that kiln reads.
+    pub(super) fn open(disk: &'c Chain, partition: &Partition) -> Result<Option<Self>, VolumeError> {
+        match Ext4::open(disk, partition.start, partition.length) {
+            Ok(ext4) => return Ok(Some(Volume::Ext4(ext4))),
+            Err(Ext4Error::NotExt4) => {}
+            Err(error) => return Err(error.into()),
+        }
+        match Fat::open(disk, partition.start, partition.length) {
+            Ok(fat) => Ok(Some(Volume::Fat(fat))),
+            Err(FatError::NotFat) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// `UUID=` in fstab(5), as blkid(8) writes it.
+    pub(super) fn uuid(&self) -> String {
+        match self {
+            Volume::Ext4(ext4) => ext4.uuid(),
+            Volume::Fat(fat) => fat.uuid(),
+        }
+    }
+
+    /// `LABEL=` in fstab(5); may be empty.
+    pub(super) fn label(&self) -> &[u8] {
+        match self {
+            Volume::Ext4(ext4) => ext4.label(),
+            Volume::Fat(fat) => fat.label(),
+        }
+    }
+
+    /// Whether nothing waits to be done to it. FAT has a bit for it, which Linux leaves alone if it was set before.
+    pub(super) fn is_clean(&self) -> bool {
+        match self {
+            Volume::Ext4(ext4) => ext4.is_clean(),
+            Volume::Fat(_) => true,
+        }
+    }
+
+    /// Bytes of the whole file system.
+    pub(super) fn size(&self) -> u64 {
+        match self {
+            Volume::Ext4(ext4) => ext4.size(),
+            Volume::Fat(fat) => fat.size(),
+        }
+    }
+
+    /// The number of the root directory.
+    pub(super) fn root(&self) -> u64 {
+        match self {
+            Volume::Ext4(_) => ext4::ROOT.into(),
+            Volume::Fat(_) => fat::ROOT,
+        }
+    }
+
+    /// What has this number.
+    pub(super) fn node(&self, number: u64) -> Result<Node<'_>, VolumeError> {
+        Ok(match self {
+            Volume::Ext4(ext4) => Node::Ext4(ext4, ext4.inode(u32::try_from(number).unwrap_or(0))?),
+            Volume::Fat(fat) => Node::Fat(fat, fat.node(number)?),
+        })
+    }
+}
+
+impl Node<'_> {
+    /// Its number in its file system.
+    pub(super) fn number(&self) -> u64 {
+        match self {
+            Node::Ext4(_, inode) => inode.number.into(),
+            Node::Fat(_, node) => node.number,
+        }
+    }
+
+    pub(super) fn kind(&self) -> FileKind {
+        match self {
+            Node::Ext4(_, inode) => inode.kind,
+            Node::Fat(_, node) => node.kind,
+        }
+    }
+
+    /// Bytes of its content.
+    pub(super) fn size(&self) -> u64 {
+        match self {
+            Node::Ext4(_, inode) => inode.size,
+            Node::Fat(_, node) => node.size,
+        }
+    }
+
+    /// Whether other names may name it too.
+    pub(super) fn is_shared(&self) -> bool {
+        matches!(self, Node::Ext4(_, inode) if inode.links > 1)
+    }
+
+    /// The names in a directory with their numbers, sorted by their bytes.
+    pub(super) fn names(&self) -> Result<Vec<(Vec<u8>, u64)>, VolumeError> {
+        Ok(match self {
+            Node::Ext4(ext4, inode) => {
+                let entries = ext4.read_directory(inode)?.into_iter();
+                entries.map(|entry| (entry.name, entry.inode.into())).collect()
+            }
+            Node::Fat(fat, node) => fat.read_directory(node)?,
+        })
+    }
+
+    /// Gives the content of a file piece by piece, until `visit` breaks. Returns whether it got to the end.
+    pub(super) fn read_chunks(
+        &self,
+        visit: &mut dyn FnMut(Chunk<'_>) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, VolumeError> {
+        Ok(match self {
+            Node::Ext4(ext4, inode) => ext4.read_chunks(inode, visit)?,
+            Node::Fat(fat, node) => fat.read_chunks(node, visit)?,
+        })
+    }
+
+    /// The whole content of a file of at most `limit` bytes.
+    pub(super) fn read(&self, limit: u64) -> Result<Vec<u8>, VolumeError> {
+        Ok(match self {
+            Node::Ext4(ext4, inode) => ext4.read(inode, limit)?,
+            Node::Fat(fat, node) => fat.read(node, limit)?,
+        })
+    }
+
+    /// Where a symbolic link points to; nothing of anything else.
+    pub(super) fn link_target(&self) -> Result<Option<Vec<u8>>, VolumeError> {
+        Ok(match self {
+            Node::Ext4(ext4, inode) if inode.kind == FileKind::Link => Some(ext4.link_target(inode)?),
+            _ => None,
+        })
+    }
+
+    /// All but the digest of its content, which takes time. `volume` tells file systems apart.
+    pub(super) fn entry(&self, path: Vec<u8>, volume: usize) -> Result<Entry, VolumeError> {
+        let kind = self.kind();
+        let plain = Entry {
+            path,
+            kind,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            size: if kind == FileKind::File { self.size() } else { 0 },
+            sha256: None,
+            target: self.link_target()?,
+            device: None,
+            xattrs: Vec::new(),
+            modified: Time { seconds: 0, nanoseconds: 0 },
+            changed: Time { seconds: 0, nanoseconds: 0 },
+            file: (volume as u64, self.number()),
+        };
+        Ok(match self {
+            Node::Ext4(ext4, inode) => Entry {
+                mode: inode.mode,
+                uid: inode.uid,
+                gid: inode.gid,
+                device: inode.device(),
+                xattrs: ext4.xattrs(inode)?,
+                modified: inode.modified,
+                changed: inode.changed,
+                ..plain
+            },
+            Node::Fat(_, node) => Entry { mode: node.mode, modified: node.modified, changed: node.changed, ..plain },
+        })
+    }
+}
