@@ -194,16 +194,26 @@ pub enum Outcome {
     Failed,
 }
 
+/// When an event happened, and in which build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Origin<'e> {
+    /// Since the command began.
+    pub at: Duration,
+    /// `name@version` of the image, where a command builds several; each build tells its own story.
+    pub build: Option<&'e str>,
+}
+
 /// Something that consumes events: a terminal, a log. Must not block for long, and must not fail the build.
 pub trait Sink: Send + Sync {
-    /// Takes one event; `at` is the time since the command began.
-    fn emit(&self, at: Duration, event: &Event);
+    /// Takes one event.
+    fn emit(&self, origin: Origin<'_>, event: &Event);
 }
 
 /// The engine's end of the event stream. Cheap to clone.
 #[derive(Clone)]
 pub struct Events {
     began: Instant,
+    build: Option<Arc<str>>,
     sinks: Arc<[Arc<dyn Sink>]>,
 }
 
@@ -211,20 +221,27 @@ impl Events {
     /// Events go to every sink, in the order given.
     #[must_use]
     pub fn new(sinks: Vec<Arc<dyn Sink>>) -> Self {
-        Self { began: Instant::now(), sinks: sinks.into() }
+        Self { began: Instant::now(), build: None, sinks: sinks.into() }
     }
 
     /// The same stream with one more sink, such as the log of one build.
     #[must_use]
     pub fn with(&self, sink: Arc<dyn Sink>) -> Self {
-        Self { began: self.began, sinks: self.sinks.iter().cloned().chain([sink]).collect() }
+        let sinks = self.sinks.iter().cloned().chain([sink]).collect();
+        Self { began: self.began, build: self.build.clone(), sinks }
+    }
+
+    /// The events of one of several builds.
+    #[must_use]
+    pub fn of_build(&self, id: &str) -> Self {
+        Self { began: self.began, build: Some(id.into()), sinks: Arc::clone(&self.sinks) }
     }
 
     /// Tells every sink.
     pub fn emit(&self, event: &Event) {
-        let at = self.began.elapsed();
+        let origin = Origin { at: self.began.elapsed(), build: self.build.as_deref() };
         for sink in self.sinks.iter() {
-            sink.emit(at, event);
+            sink.emit(origin, event);
         }
     }
 

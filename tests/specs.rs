@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use kiln::cli::diagnostics::render;
 use kiln::error::{Fault, Kind};
 use kiln::size::ByteSize;
-use kiln::spec::{Action, LoadError, MAX_BYTES, Overrides, Spec, SpecErrors, schema};
+use kiln::spec::{Action, LoadError, MAX_BYTES, Overrides, Source, Spec, SpecErrors, schema};
 use proptest::prelude::*;
 use serde_json::Value as Json;
 
@@ -77,7 +77,7 @@ fn the_command_line_overrides() {
     let text = spec("[vars]\nsite = 'a'\n[[step]]\nrun = 'echo {{ site }}'\n");
     let parse = |version: &str, vars: &[(&str, &str)]| {
         let vars = vars.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        Spec::parse(Path::new("kiln.toml"), &text, &Overrides { version: Some(version.into()), vars })
+        Spec::parse(Path::new("kiln.toml"), &text, &Overrides { version: Some(version.into()), vars, variant: None })
     };
     let spec = parse("2.0", &[("site", "b"), ("site", "{{ c }}")]).unwrap();
     assert_eq!((spec.image.version.as_str(), spec.steps[0].name.as_str()), ("2.0", "run echo {{ c }}"));
@@ -87,13 +87,49 @@ fn the_command_line_overrides() {
 }
 
 #[test]
+fn a_variant_is_laid_over_the_rest() {
+    let text = spec(
+        "[vars]\na = '1'\nb = '1'\n[machine]\ncpus = 1\nmemory = '256MiB'\n[[output]]\nformat = 'raw'\n\
+         [[step]]\nrun = 'echo {{ a }} {{ b }}'\n\
+         [variants.one]\nvars = { a = '2' }\nmachine = { memory = '512MiB' }\n\
+         [variants.two]\nbase = { image = 'debian@stable', format = 'raw' }\noutput = [{ format = 'qcow2' }]\n",
+    );
+    let parse = |variant: Option<&str>, vars: &[(&str, &str)]| {
+        let vars = vars.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        let overrides = Overrides { version: None, vars, variant: variant.map(str::to_owned) };
+        Spec::parse(Path::new("kiln.toml"), &text, &overrides)
+    };
+    let one = parse(Some("one"), &[("b", "3")]).unwrap();
+    assert_eq!((&*one.image.name, &*one.steps[0].name), ("web-one", "run echo 2 3"));
+    assert_eq!((one.machine.cpus, one.machine.memory), (1, ByteSize::mib(512)));
+    let two = parse(Some("two"), &[]).unwrap();
+    assert_eq!((&two.base.source, two.outputs.len()), (&Source::Image("debian@stable".into()), 1));
+    assert_eq!(two.machine, parse(None, &[]).unwrap().machine);
+    assert_eq!(parse(None, &[]).unwrap().image.name, "web");
+    let errors = parse(Some("tow"), &[]).unwrap_err().errors;
+    let told = "`--variant tow` is no variant of the spec, which has `one`, `two`";
+    assert_eq!((errors.len(), errors[0].message.as_str()), (1, told));
+    assert!(messages(&spec("[variants]\na = 1\n")).contains("expected a table"));
+}
+
+#[test]
+fn what_is_wrong_in_a_variant_is_told_once_and_where_it_stands() {
+    let text = spec("[machine]\ncpus = 1\n[variants.one]\nmachine = { cpus = 0 }\nimage = 'x'\n");
+    let overrides = Overrides { variant: Some("one".into()), ..Overrides::default() };
+    let errors = Spec::parse(Path::new("kiln.toml"), &text, &overrides).unwrap_err();
+    let lines: Vec<_> =
+        errors.errors.iter().map(|error| errors.document.line(error.span.clone().unwrap().start)).collect();
+    assert_eq!(lines, [9, 10], "{:?}", errors.errors);
+}
+
+#[test]
 fn paths_start_at_the_specs_folder() {
     let folder = tempfile::tempdir().unwrap();
     let text = spec("[[step]]\nscript = './a/../b.sh'\n[[step]]\ncopy = '/abs/'\nto = '/'\n");
     fs::write(folder.path().join("kiln.toml"), text).unwrap();
     let spec = load(folder.path()).unwrap();
     assert_eq!(spec.path, folder.path().join("kiln.toml"));
-    assert_eq!(spec.base.file, folder.path().join("base.qcow2"));
+    assert_eq!(spec.base.source, Source::File(folder.path().join("base.qcow2")));
     let [Action::Script { file, .. }, Action::Copy(copy)] = [&spec.steps[0].action, &spec.steps[1].action] else {
         panic!("{:?}", spec.steps)
     };

@@ -136,7 +136,7 @@ impl Fault for BootError {
 /// What the overlay lies on: the layers of a stack, if there is one, and the base image.
 pub(crate) fn backing(plan: &Plan, stack: Option<&Stack>) -> Backing {
     let layers = stack.into_iter().flat_map(Stack::disks).map(|disk| (disk, BaseFormat::Qcow2));
-    Backing(layers.chain([(plan.spec.base.file.clone(), plan.spec.base.format)]).collect())
+    Backing(layers.chain([(plan.base.file.clone(), plan.base.format)]).collect())
 }
 
 /// Makes the overlay and the seed in the scratch folder.

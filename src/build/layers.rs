@@ -243,7 +243,7 @@ impl<'a> Layers<'a> {
 
     /// The disk of the guest, top first.
     pub(crate) fn chain(&self) -> Vec<(PathBuf, BaseFormat)> {
-        let base = &self.plan.spec.base;
+        let base = &self.plan.base;
         let frozen = self.frozen.iter().rev().cloned();
         let layers = self.stack.iter().flat_map(Stack::disks);
         let overlays = std::iter::once(self.top.clone()).chain(frozen).chain(layers);

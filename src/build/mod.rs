@@ -30,6 +30,7 @@ use crate::spec::Test;
 use crate::store::{Artifact, Lookup, Staging, Store, manifest};
 use crate::workdir::Workdir;
 
+pub mod base;
 pub mod boot;
 pub mod clone;
 pub mod convert;
@@ -40,7 +41,9 @@ pub mod inputs;
 pub mod layers;
 pub mod leaks;
 pub mod limits;
+pub mod many;
 pub mod output;
+pub mod pins;
 pub mod provision;
 pub mod publish;
 pub mod reach;
@@ -76,6 +79,7 @@ pub enum OnFailure {
 }
 
 /// Where a build works and how it behaves.
+#[derive(Clone)]
 pub struct Surroundings {
     /// The store it publishes to.
     pub store: Store,
@@ -103,12 +107,12 @@ pub struct Surroundings {
     pub attach: shell::Attach,
 }
 
-/// Carries out a plan: publishes its image, or finds it up to date.
+/// Carries out a plan: publishes its image, or finds it up to date; which of them, it tells.
 ///
 /// # Errors
 /// Whatever went wrong first. Nothing is published then, and no process or scratch folder is left, unless
 /// [`OnFailure::Keep`] asks for it.
-pub async fn build(plan: &Plan, around: &Surroundings) -> Result<Artifact, Failure> {
+pub async fn build(plan: &Plan, around: &Surroundings) -> Result<(Artifact, Outcome), Failure> {
     let began = Instant::now();
     let image = &plan.spec.image;
     around.events.emit(&Event::BuildStarted {
@@ -122,7 +126,7 @@ pub async fn build(plan: &Plan, around: &Surroundings) -> Result<Artifact, Failu
         Err(_) => Outcome::Failed,
     };
     around.events.emit(&Event::BuildFinished { outcome, seconds: began.elapsed().as_secs_f64() });
-    result.map(|(artifact, _)| artifact)
+    result
 }
 
 async fn claim_and_build(plan: &Plan, around: &Surroundings) -> Result<(Artifact, Outcome), Failure> {
@@ -202,7 +206,7 @@ impl<'a> Build<'a> {
         let secrets = secrets::Secrets::load(&plan.spec)?;
         let work =
             Workdir::create(&around.cache.join("work")).map_err(ScratchError::at("a scratch folder", &around.cache))?;
-        let base = std::fs::metadata(&plan.spec.base.file).map_or(0, |facts| facts.blocks() * 512);
+        let base = std::fs::metadata(&plan.base.file).map_or(0, |facts| facts.blocks() * 512);
         space::check([work.path(), around.store.path()], ByteSize(base), &around.events)?;
         let events = publish::with_log(around, work.path()).map_err(ScratchError::at("the log", work.path()))?;
         Ok(Self { plan, memo: Arc::clone(&around.memo), events, limits, secrets, work })

@@ -10,7 +10,7 @@ use tokio::task::spawn_blocking;
 use crate::error::Failure;
 use crate::event::{Event, Events, Stage};
 use crate::plan::machine::format_name;
-use crate::plan::{Plan, PlannedStep, output_extension};
+use crate::plan::{Plan, PlannedStep, StoredBase, output_extension};
 use crate::sign::Signer;
 use crate::spec::Network;
 use crate::store::{Artifact, Documents, Evidence, ImageId, Manifest, Staging, manifest};
@@ -88,9 +88,10 @@ fn manifest(plan: &Plan, record: Record, disk_sha256: String, contents: Contents
         },
         build_key: plan.build_key.to_string(),
         base: manifest::Base {
-            source: spec.base.file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            source: plan.base.source.clone(),
             sha256: plan.base.sha256.clone(),
-            format: format_name(spec.base.format).to_owned(),
+            format: format_name(plan.base.format).to_owned(),
+            image: plan.base.image.as_ref().map(base_image),
         },
         machine: machine(plan),
         steps: plan.steps.iter().zip(&record.steps).map(step).collect(),
@@ -104,6 +105,11 @@ fn manifest(plan: &Plan, record: Record, disk_sha256: String, contents: Contents
         finished: Timestamp::now(),
         source_date_epoch: plan.source_date_epoch,
     }
+}
+
+fn base_image(base: &StoredBase) -> manifest::BaseImage {
+    let StoredBase { name, version, build_key, disk_sha256 } = base.clone();
+    manifest::BaseImage { name, version, build_key, disk_sha256 }
 }
 
 fn machine(plan: &Plan) -> manifest::Machine {

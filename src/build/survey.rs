@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
@@ -18,8 +18,9 @@ use crate::machine::host;
 use crate::memo::{Digested, Memo};
 use crate::plan::{BaseFacts, Facts, InputFacts, Plan, input_path};
 use crate::spec::giveaways::giveaways;
-use crate::spec::{Action, Base, Spec};
+use crate::spec::{Action, Spec};
 
+use super::base::Located;
 use super::inputs::{examine, examine_script};
 use super::reach::{self, Reach};
 use super::seal;
@@ -28,14 +29,16 @@ use super::seal;
 #[derive(Debug, thiserror::Error)]
 pub enum SurveyError {
     /// The base image is not the one the spec pins.
-    #[error("base image {}: its sha256 is {found}, the spec says {expected}", path.display())]
+    #[error("base image {}: its sha256 is {found}, the {whose} says {expected}", path.display())]
     WrongBase {
         /// The file.
         path: PathBuf,
         /// Digest of the file.
         found: String,
-        /// Digest in the spec.
+        /// Digest that was expected.
         expected: String,
+        /// Who expected it.
+        whose: &'static str,
     },
     /// The base image cannot be read to its end.
     #[error("cannot read the base image {}", path.display())]
@@ -61,6 +64,9 @@ impl Fault for SurveyError {
 
     fn hints(&self) -> Vec<String> {
         match self {
+            SurveyError::WrongBase { whose: super::pins::FILE, .. } => {
+                vec!["if the base was updated on purpose, `kiln lock` writes down its new digest".into()]
+            }
             SurveyError::WrongBase { .. } => {
                 vec!["if the base was updated on purpose, write its new digest into `base.sha256`".into()]
             }
@@ -76,15 +82,20 @@ impl Fault for SurveyError {
 ///
 /// # Panics
 /// Only if hashing does.
-pub async fn plan(spec: Spec, reach: Reach, memo: &Arc<Memo>, events: &Events) -> Result<Plan, Failure> {
+pub async fn plan(
+    spec: Spec,
+    base: &Located,
+    reach: Reach,
+    memo: &Arc<Memo>,
+    events: &Events,
+) -> Result<Plan, Failure> {
     reach::check(&spec, reach, events)?;
     warn_of_giveaways(&spec, events);
     let host = host::survey();
-    let (described, known) = (spec.clone(), Arc::clone(memo));
+    let (described, found, known) = (spec.clone(), base.clone(), Arc::clone(memo));
     // Hashing half a gigabyte takes a second; the host's programs are asked meanwhile.
-    let inputs = spawn_blocking(move || {
-        Ok::<_, Failure>((examine_base(&described.base, &known)?, examine_inputs(&described, &known)?))
-    });
+    let inputs =
+        spawn_blocking(move || Ok::<_, Failure>((examine_base(&found, &known)?, examine_inputs(&described, &known)?)));
     let (host, inputs) = tokio::join!(host, inputs);
     let ((base, warnings), inputs) = inputs.expect("examining neither panics nor is cancelled")?;
     if let Err(error) = memo.save() {
@@ -105,6 +116,16 @@ pub async fn plan(spec: Spec, reach: Reach, memo: &Arc<Memo>, events: &Events) -
     Ok(Plan::new(spec, &facts)?)
 }
 
+/// Checks what a spec brings from this host, without its base image.
+///
+/// # Errors
+/// When an input is not fit.
+pub fn inputs(spec: &Spec, reach: Reach, memo: &Memo, events: &Events) -> Result<(), Failure> {
+    reach::check(spec, reach, events)?;
+    warn_of_giveaways(spec, events);
+    examine_inputs(spec, memo).map(|_| ())
+}
+
 fn warn_of_giveaways(spec: &Spec, events: &Events) {
     // It was read a moment ago; gone now, it gives nothing away.
     let text = std::fs::read_to_string(&spec.path).unwrap_or_default();
@@ -116,27 +137,38 @@ fn warn_of_giveaways(spec: &Spec, events: &Events) {
 }
 
 /// Inspects the base before anything else looks at it, then hashes it, unless it is known.
-fn examine_base(base: &Base, memo: &Memo) -> Result<(BaseFacts, Vec<String>), Failure> {
+fn examine_base(base: &Located, memo: &Memo) -> Result<(BaseFacts, Vec<String>), Failure> {
     let image = BaseImage::open(&base.file, base.format)?;
     let unreadable = |source| SurveyError::UnreadableBase { path: base.file.clone(), source };
-    let found = base_sha256(base, memo).map_err(unreadable)?;
+    let sha256 = base_sha256(&base.file, memo).map_err(unreadable)?;
     let place = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
     let inspected = image.file.metadata().map(place).map_err(unreadable)?;
     if std::fs::metadata(&base.file).map(place).map_err(unreadable)? != inspected {
         return Err(unreadable(io::Error::other("it was replaced meanwhile")).into());
     }
-    match &base.sha256 {
-        Some(expected) if *expected != found => {
-            Err(SurveyError::WrongBase { path: base.file.clone(), found, expected: expected.clone() }.into())
-        }
-        _ => Ok((BaseFacts { sha256: found, virtual_size: image.facts.virtual_size }, image.facts.warnings)),
+    if let Some((expected, whose)) = base.expected.clone().filter(|(expected, _)| *expected != sha256) {
+        return Err(SurveyError::WrongBase { path: base.file.clone(), found: sha256, expected, whose }.into());
     }
+    let facts = BaseFacts {
+        file: base.file.clone(),
+        format: base.format,
+        sha256,
+        virtual_size: image.facts.virtual_size,
+        source: base.source.clone(),
+        pinned: base.expected.is_some() || base.image.is_some(),
+        image: base.image.clone(),
+    };
+    Ok((facts, image.facts.warnings))
 }
 
-fn base_sha256(base: &Base, memo: &Memo) -> io::Result<String> {
-    let found = memo.digest("file", &base.file, || {
+/// Digest of a base's file, hex.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn base_sha256(file: &Path, memo: &Memo) -> io::Result<String> {
+    let found = memo.digest("file", file, || {
         // Opened again: a digest is remembered for what lies at the path, whatever was inspected.
-        let file = File::open(&base.file)?;
+        let file = File::open(file)?;
         Ok(Digested { sha256: hex(&sha256_file(&file)?), bytes: file.metadata()?.len(), entries: 1 })
     });
     found.map(|found| found.sha256)
@@ -148,9 +180,9 @@ fn base_sha256(base: &Base, memo: &Memo) -> io::Result<String> {
 /// # Errors
 /// When it is not the planned one any more.
 pub(crate) fn check_base(plan: &Plan, memo: &Memo) -> Result<(), SurveyError> {
-    let base = &plan.spec.base;
+    let base = &plan.base;
     let unreadable = |source| SurveyError::UnreadableBase { path: base.file.clone(), source };
-    if base_sha256(base, memo).map_err(unreadable)? == plan.base.sha256 {
+    if base_sha256(&base.file, memo).map_err(unreadable)? == plan.base.sha256 {
         return Ok(());
     }
     Err(unreadable(io::Error::other("it changed during the build")))

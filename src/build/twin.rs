@@ -98,7 +98,7 @@ pub(crate) fn is_ours(format: OutputFormat, compression: Compression) -> bool {
 
 fn key(plan: &Plan) -> Key {
     let base = &plan.base.sha256;
-    Key::root().then(&json!({ "twin": base, "format": format_name(plan.spec.base.format), "codec": compress::codec() }))
+    Key::root().then(&json!({ "twin": base, "format": format_name(plan.base.format), "codec": compress::codec() }))
 }
 
 struct Maker {
@@ -113,7 +113,7 @@ struct Maker {
 impl Maker {
     fn run(&self, send: oneshot::Sender<(Twin, Option<Stack>)>) -> Result<(), Failure> {
         let open = |path: &Path| File::open(path).map_err(ScratchError::at("the compressed base", path));
-        let (base, key) = (&self.plan.spec.base, key(&self.plan));
+        let (base, key) = (&self.plan.base, key(&self.plan));
         if let Some(twin) = Twin::itself(open(&base.file)?, base.format) {
             let _ = send.send((twin, None));
             return Ok(());

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::build::base::Locking;
 use crate::build::reach::Reach;
 use crate::size::ByteSize;
+use crate::spec::Overrides;
 
 /// The disk-image compiler: a TOML spec in, a sealed, versioned, checksummed VM image out.
 #[derive(Debug, Parser)]
@@ -75,6 +77,8 @@ pub enum Verb {
     Check(Specs),
     /// Show what a build would do
     Plan(Plan),
+    /// Write down which base images specs are built on, for others to build on the same
+    Lock(Lock),
     /// Run the tests of an image that is in the store
     Test(Test),
     /// Open a terminal in the guest as it stands before or after a step
@@ -116,12 +120,40 @@ pub struct Reading {
     /// Set a variable that the spec declares
     #[arg(long = "var", value_name = "K=V", value_parser = key_value)]
     pub vars: Vec<(String, String)>,
+    /// A variant of the spec, instead of the spec as it stands; with build and check, `all` is each of them
+    #[arg(long, value_name = "NAME")]
+    pub variant: Option<String>,
     /// Let steps and secrets name files outside of the spec's project, its git work tree or its own folder
     #[arg(long)]
     pub allow_outside: bool,
 }
 
+/// Where base images may come from.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Sources {
+    /// Insist on kiln.lock: fail where it has no entry for a base image, or a stale one
+    #[arg(long)]
+    pub locked: bool,
+    /// Download nothing
+    #[arg(long)]
+    pub offline: bool,
+}
+
+impl Sources {
+    /// What `kiln.lock` is good for.
+    #[must_use]
+    pub fn locking(self) -> Locking {
+        if self.locked { Locking::Require } else { Locking::Follow }
+    }
+}
+
 impl Reading {
+    /// What the command line changes in a spec.
+    #[must_use]
+    pub fn overrides(&self, version: Option<&String>) -> Overrides {
+        Overrides { version: version.cloned(), vars: self.vars.clone(), variant: self.variant.clone() }
+    }
+
     /// How far the spec may reach.
     #[must_use]
     pub fn reach(&self) -> Reach {
@@ -133,18 +165,27 @@ impl Reading {
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag that is typed")]
 #[command(
-    after_help = "Example:\n  kiln build images/hello\n  kiln build web.toml --version 1.4.1 --var site=example.org -o out/"
+    after_help = "Example:\n  kiln build images/hello\n  kiln build web.toml --version 1.4.1 --var site=example.org -o out/\n  \
+        kiln build images --jobs 4\n\n\
+        What a spec is built on is built first, if it is not up to date. Several images are built at once, as far as the\n\
+        processors and the memory of this host allow."
 )]
 pub struct Build {
-    /// Spec files, or folders with a kiln.toml
+    /// Spec files, folders with a kiln.toml, or folders with such folders in them
     #[arg(required = true, value_name = "SPEC")]
     pub specs: Vec<PathBuf>,
+    /// How many images are built at once [default: one for each processor]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub jobs: Option<u16>,
     /// The version to build, instead of the spec's
     #[arg(long, value_name = "V")]
     pub version: Option<String>,
     /// How specs are read.
     #[command(flatten)]
     pub reading: Reading,
+    /// Where base images may come from.
+    #[command(flatten)]
+    pub sources: Sources,
     /// Run every step, whatever is cached
     #[arg(long)]
     pub no_cache: bool,
@@ -182,6 +223,20 @@ pub enum OnFailure {
     Keep,
     /// Open a shell in it, on this terminal, then throw it away
     Shell,
+}
+
+/// `kiln lock`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  kiln lock images && git add images/*/kiln.lock\n  kiln build images --locked\n\n\
+        Writes kiln.lock beside each spec. Builds follow it: a tag that moves and a list of digests that changes make\n\
+        no difference until `kiln lock` is run again.")]
+pub struct Lock {
+    /// Spec files, folders with a kiln.toml, or folders with such folders in them
+    #[arg(required = true, value_name = "SPEC")]
+    pub specs: Vec<PathBuf>,
+    /// Download nothing
+    #[arg(long)]
+    pub offline: bool,
 }
 
 /// `kiln test`
@@ -229,18 +284,24 @@ pub struct Shell {
     /// How specs are read.
     #[command(flatten)]
     pub reading: Reading,
+    /// Where base images may come from.
+    #[command(flatten)]
+    pub sources: Sources,
 }
 
 /// `kiln check`
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  kiln check images/*")]
 pub struct Specs {
-    /// Spec files, or folders with a kiln.toml
+    /// Spec files, folders with a kiln.toml, or folders with such folders in them
     #[arg(required = true, value_name = "SPEC")]
     pub specs: Vec<PathBuf>,
     /// How specs are read.
     #[command(flatten)]
     pub reading: Reading,
+    /// Where base images may come from.
+    #[command(flatten)]
+    pub sources: Sources,
 }
 
 /// `kiln plan`
@@ -256,6 +317,9 @@ pub struct Plan {
     /// How specs are read.
     #[command(flatten)]
     pub reading: Reading,
+    /// Where base images may come from.
+    #[command(flatten)]
+    pub sources: Sources,
     /// As JSON
     #[arg(long)]
     pub json: bool,

@@ -1,40 +1,42 @@
-//! `kiln build`: one image after the other.
+//! `kiln build`: specs and what they are built on, as many at once as the host bears.
 
-use std::io::stdout;
+use std::io::{Write, stderr, stdout};
 use std::path::Path;
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::build::base::Bases;
+use crate::build::limits::LimitReached;
+use crate::build::many::{self, Budget, Ended, Many};
+use crate::build::reach::Reach;
 use crate::build::reproduce::reproduce;
-use crate::build::survey;
-use crate::build::{self, OnFailure, Surroundings};
-use crate::error::Failure;
-use crate::event::{Events, Level};
+use crate::build::{OnFailure, Surroundings};
+use crate::error::{Failure, Kind};
+use crate::event::{Events, Level, Outcome};
+use crate::plan::graph::{Graph, Node};
 use crate::report::log::Log;
 use crate::sign::Signer;
-use crate::spec::{Overrides, Spec};
 use crate::store::{Artifact, OnConflict, UNWATCHED};
 
 use super::args::{self, Build, Global};
 use super::folders::Folders;
-use super::terminal;
+use super::list::align;
+use super::{specs, terminal};
 
-/// Builds every spec; the first failure ends it.
+/// Builds every spec, and what it is built on.
 ///
 /// # Errors
-/// Whatever went wrong first.
+/// Whatever went wrong first; what else went wrong is printed.
 pub async fn run(args: Build, global: &Global, folders: &Folders, cancel: CancellationToken) -> Result<(), Failure> {
-    let reach = args.reading.reach();
-    let overrides = Overrides { version: args.version.clone(), vars: args.reading.vars.clone() };
-    // All specs are read before anything boots: a mistake in the last one shows at once.
-    let specs = args.specs.iter().map(|path| Ok(Spec::load(path, &overrides)?)).collect::<Result<Vec<_>, Failure>>()?;
+    let graph = Graph::new(specs::load(&args.specs, &args.reading, args.version.as_ref())?)?;
     let events = super::events(global);
     if nix::unistd::geteuid().is_root() {
         events.notice(Level::Debug, "running as root, which kiln never needs");
     }
     // A key that does not sign is found out before anything boots.
     let signer = args.sign.as_deref().map(Signer::open).transpose()?.map(Arc::new);
+    let bases = folders.bases(args.sources, &events, cancel.clone())?;
     let around = Surroundings {
         signer,
         replace: args.replace,
@@ -47,17 +49,70 @@ pub async fn run(args: Build, global: &Global, folders: &Folders, cancel: Cancel
         },
         ..surroundings(folders, events, cancel)?
     };
-    for spec in specs {
-        let plan = survey::plan(spec, reach, &around.memo, &around.events).await?;
-        if args.check_reproducible {
-            let content = reproduce(&plan, &around).await?;
-            super::print(&mut stdout().lock(), &format!("reproducible: content_sha256 {content}\n"))?;
-            continue;
-        }
-        let artifact = build::build(&plan, &around).await?;
-        deliver(&artifact, args.output.as_deref(), args.replace, args.json)?;
+    if args.check_reproducible {
+        return check_reproducible(graph, &bases, &around, args.reading.reach()).await;
+    }
+    // A shell wants the terminal for itself.
+    let jobs = if around.on_failure == OnFailure::Shell { Some(1) } else { args.jobs.map(usize::from) };
+    let many = Many { bases: &bases, reach: args.reading.reach(), around: &around };
+    let ended = many.build(&graph, Budget::of_host(jobs)).await;
+    // What is in the store is delivered, whatever became of the others.
+    let delivered = graph.nodes().iter().zip(&ended).try_for_each(|(node, ended)| match ended {
+        Ended::Done(artifact, _) if node.wanted => deliver(artifact, args.output.as_deref(), args.replace, args.json),
+        _ => Ok(()),
+    });
+    if graph.nodes().len() > 1 && !global.quiet && !matches!(global.progress, args::Progress::Json) {
+        // A terminal that is gone cannot be told anything.
+        let _ = stderr().lock().write_all(summary(&graph, &ended).as_bytes());
+    }
+    verdict(&graph, ended).and(delivered)
+}
+
+/// Builds each spec twice, one after the other.
+async fn check_reproducible(graph: Graph, bases: &Bases, around: &Surroundings, reach: Reach) -> Result<(), Failure> {
+    for node in graph.nodes().iter().filter(|node| node.wanted) {
+        let (plan, _held) = many::plan(node.spec.clone(), bases, reach).await?;
+        let content = reproduce(&plan, around).await?;
+        super::print(&mut stdout().lock(), &format!("reproducible: content_sha256 {content}\n"))?;
     }
     Ok(())
+}
+
+/// The first failure; the others are printed here, each with its image.
+fn verdict(graph: &Graph, ended: Vec<Ended>) -> Result<(), Failure> {
+    let several = graph.nodes().len() > 1;
+    let failed = graph.nodes().iter().zip(ended).filter_map(|(node, ended)| match ended {
+        Ended::Failed(mut failure) => {
+            if several {
+                failure.attach(format!("image: {}", node.id()));
+            }
+            Some(failure)
+        }
+        // Nothing has failed before: the interruption came first.
+        Ended::Interrupted => Some(LimitReached::Interrupted.into()),
+        Ended::Done(..) | Ended::NotBuilt(_) => None,
+    });
+    let mut failed: Vec<Failure> = failed.collect();
+    if let Some(at) = failed.iter().position(|failure| failure.kind() == Kind::Interrupted) {
+        return Err(failed.swap_remove(at));
+    }
+    failed.iter().skip(1).for_each(super::diagnostics::print);
+    failed.into_iter().next().map_or(Ok(()), Err)
+}
+
+/// What became of each image.
+fn summary(graph: &Graph, ended: &[Ended]) -> String {
+    let row = |(node, ended): (&Node, &Ended)| {
+        let (fate, why) = match ended {
+            Ended::Done(_, Outcome::UpToDate) => ("up to date", String::new()),
+            Ended::Done(..) => ("published", String::new()),
+            Ended::Failed(_) => ("FAILED", String::new()),
+            Ended::NotBuilt(cause) => ("not built", format!("{} failed", graph.nodes()[*cause].id())),
+            Ended::Interrupted => ("not built", "interrupted".to_owned()),
+        };
+        [fate.to_owned(), node.id(), why]
+    };
+    align(&graph.nodes().iter().zip(ended).map(row).collect::<Vec<_>>())
 }
 
 /// The folders, the terminal, and no wishes.

@@ -1,12 +1,17 @@
 //! `kiln check`: everything that can be known about specs without booting, offline.
 
-use crate::build::survey;
+use tokio_util::sync::CancellationToken;
+
+use crate::build::base::{Bases, is_yet_to_come};
+use crate::build::reach::Reach;
+use crate::build::{many, survey};
 use crate::error::Failure;
 use crate::event::Level;
-use crate::spec::{Overrides, Spec};
+use crate::spec::Spec;
 
 use super::args::{Global, Specs};
 use super::folders::Folders;
+use super::specs;
 
 /// Checks every spec; all are looked at, and the first failure is the command's.
 ///
@@ -14,17 +19,37 @@ use super::folders::Folders;
 /// The first failure; the others are printed as they are found.
 pub async fn run(args: Specs, global: &Global, folders: &Folders) -> Result<(), Failure> {
     let events = super::events(global);
-    let memo = folders.memo()?;
-    let reach = args.reading.reach();
-    let overrides = Overrides { version: None, vars: args.reading.vars };
+    let mut bases = folders.bases(args.sources, &events, CancellationToken::new())?;
+    bases.online = false;
     let mut first = None;
     for path in &args.specs {
-        let checked = async { survey::plan(Spec::load(path, &overrides)?, reach, &memo, &events).await };
+        let checked = async {
+            let specs = specs::load(std::slice::from_ref(path), &args.reading, None)?;
+            let alone = specs.len() == 1;
+            for spec in specs {
+                let told = if alone { path.display().to_string() } else { spec.path.display().to_string() };
+                let missing = check(&spec, &bases, args.reading.reach()).await?;
+                events.notice(Level::Info, format!("{told}: ok, {} steps{missing}", spec.steps.len()));
+            }
+            Ok(())
+        };
         match checked.await {
-            Ok(plan) => events.notice(Level::Info, format!("{}: ok, {} steps", path.display(), plan.steps.len())),
+            Ok(()) => {}
             Err(failure) if first.is_none() => first = Some(failure),
             Err(failure) => super::diagnostics::print(&failure),
         }
     }
     first.map_or(Ok(()), Err)
+}
+
+/// What a build would make or download is not made for a check: then all is looked at but the base image, which is told.
+async fn check(spec: &Spec, bases: &Bases, reach: Reach) -> Result<String, Failure> {
+    match many::plan(spec.clone(), bases, reach).await {
+        Ok(_) => Ok(String::new()),
+        Err(failure) if is_yet_to_come(&failure) => {
+            survey::inputs(spec, reach, &bases.memo, &bases.events)?;
+            Ok(format!("; {failure}"))
+        }
+        Err(failure) => Err(failure),
+    }
 }

@@ -3,12 +3,16 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
+
+use crate::build::base::Bases;
 use crate::error::Failure;
+use crate::event::Events;
 use crate::memo::Memo;
 use crate::store::Store;
 
 use super::Unfit;
-use super::args::Global;
+use super::args::{Global, Sources};
 
 /// The folders of one command.
 pub struct Folders {
@@ -48,6 +52,22 @@ impl Folders {
     /// When nothing says so.
     pub fn cache_path(&self) -> Result<PathBuf, Failure> {
         absolute(self.cache.as_ref(), "the cache", "--cache")
+    }
+
+    /// Where base images are looked for.
+    ///
+    /// # Errors
+    /// When nothing says where the store or the cache is.
+    pub fn bases(&self, sources: Sources, events: &Events, cancel: CancellationToken) -> Result<Bases, Failure> {
+        Ok(Bases {
+            store: self.store_path()?,
+            cache: self.cache_path()?,
+            memo: self.memo()?,
+            events: events.clone(),
+            locking: sources.locking(),
+            online: !sources.offline,
+            cancel,
+        })
     }
 
     /// The digests that are remembered in the cache.

@@ -5,18 +5,20 @@ use std::io::Write;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
+use crate::build::base::Bases;
 use crate::build::boot::backing;
 use crate::build::layers::cached_steps;
 use crate::build::provision::verb;
-use crate::build::{history, survey};
+use crate::build::{history, many};
 use crate::error::Failure;
 use crate::layer::Cache;
 use crate::machine::argv::{Start, argv};
 use crate::plan::trace::{Reason, Trace};
 use crate::plan::{Plan, compression_name, output_extension};
 use crate::size::{ByteSize, format_duration};
-use crate::spec::{Overrides, Spec};
+use crate::spec::Spec;
 
 use super::args::{self, Global};
 use super::folders::Folders;
@@ -29,13 +31,12 @@ const SCHEMA: u32 = 1;
 /// # Errors
 /// When the spec cannot be built here.
 pub async fn run(args: args::Plan, global: &Global, folders: &Folders, out: &mut dyn Write) -> Result<(), Failure> {
-    let reach = args.reading.reach();
-    let overrides = Overrides { version: args.version, vars: args.reading.vars };
-    let spec = Spec::load(&args.spec, &overrides)?;
-    let (memo, events) = (folders.memo()?, super::events(global));
-    let plan = survey::plan(spec, reach, &memo, &events).await?;
+    let spec = Spec::load(&args.spec, &args.reading.overrides(args.version.as_ref()))?;
+    let events = super::events(global);
+    let bases = Bases { online: false, ..folders.bases(args.sources, &events, CancellationToken::new())? };
+    let (plan, _held) = many::plan(spec, &bases, args.reading.reach()).await?;
     let cache = folders.cache_path()?;
-    let cached = cached_steps(&plan, &Cache::peek(&cache, Arc::clone(&memo)), &events);
+    let cached = cached_steps(&plan, &Cache::peek(&cache, Arc::clone(&bases.memo)), &events);
     let fates = Fates::new(&plan, cached, history::recall(&cache, &plan).as_ref());
     let text = if args.json { format!("{:#}\n", as_json(&plan, &fates)) } else { as_text(&plan, &fates) };
     super::print(out, &text)
@@ -87,7 +88,7 @@ fn as_json(plan: &Plan, fates: &Fates) -> Value {
         "image": { "name": plan.spec.image.name, "version": plan.spec.image.version },
         "build_key": plan.build_key,
         "changed": fates.base,
-        "base": { "file": plan.spec.base.file, "sha256": plan.base.sha256, "virtual_bytes": plan.base.virtual_size },
+        "base": { "file": plan.base.file, "sha256": plan.base.sha256, "virtual_bytes": plan.base.virtual_size },
         "machine": {
             "accel": plan.machine.accelerator, "accel_reason": plan.machine.accel_reason,
             "cpus": plan.machine.cpus, "memory": plan.machine.memory, "disk": plan.disk_size(),
@@ -115,7 +116,7 @@ fn as_text(plan: &Plan, fates: &Fates) -> String {
 fn describe(plan: &Plan, fates: &Fates, text: &mut String) -> std::fmt::Result {
     let (spec, machine) = (&plan.spec, &plan.machine);
     writeln!(text, "image    {}@{}", spec.image.name, spec.image.version)?;
-    writeln!(text, "base     {} (sha256 {})", spec.base.file.display(), &plan.base.sha256[..12])?;
+    writeln!(text, "base     {} (sha256 {})", plan.base.file.display(), &plan.base.sha256[..12])?;
     writeln!(
         text,
         "machine  {} {}, {} CPUs, {} memory, {} disk, {}, boot within {}",

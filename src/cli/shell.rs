@@ -2,9 +2,9 @@
 
 use tokio_util::sync::CancellationToken;
 
-use crate::build::{shell, survey};
+use crate::build::{many, shell};
 use crate::error::{Failure, Fault, Kind};
-use crate::spec::{Overrides, Spec, Step};
+use crate::spec::{Spec, Step};
 
 use super::args::{self, Global};
 use super::folders::Folders;
@@ -42,14 +42,15 @@ pub async fn run(
     cancel: CancellationToken,
 ) -> Result<u8, Failure> {
     let reach = args.reading.reach();
-    let spec = Spec::load(&args.spec, &Overrides { version: None, vars: args.reading.vars })?;
+    let spec = Spec::load(&args.spec, &args.reading.overrides(None))?;
     let steps = match (&args.at, &args.after) {
         (Some(step), _) => find(&spec.steps, step)?,
         (None, Some(step)) => find(&spec.steps, step)? + 1,
         (None, None) => spec.steps.len(),
     };
-    let around = super::build::surroundings(folders, super::events(global), cancel)?;
-    let plan = survey::plan(spec, reach, &around.memo, &around.events).await?;
+    let around = super::build::surroundings(folders, super::events(global), cancel.clone())?;
+    let bases = folders.bases(args.sources, &around.events, cancel)?;
+    let (plan, _held) = many::plan(spec, &bases, reach).await?;
     shell::shell(&plan, steps, &around).await
 }
 

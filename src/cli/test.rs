@@ -11,7 +11,7 @@ use crate::build::retest::{recorded, retest};
 use crate::build::test::Outcome;
 use crate::error::{Failure, Fault, Kind};
 use crate::report::{escape::escape, github, junit};
-use crate::spec::{Overrides, Spec, Test};
+use crate::spec::{Spec, Test};
 use crate::store::{Artifact, ImageId, Reference, Store};
 
 use super::args::{self, Global};
@@ -88,8 +88,7 @@ pub async fn run(
 /// The image, its tests, and where those stand.
 fn find(args: &args::Test, store: &Store) -> Result<(Artifact, Vec<Test>, PathBuf), Failure> {
     if is_spec(&args.target) {
-        let overrides = Overrides { version: args.version.clone(), vars: args.reading.vars.clone() };
-        let spec = Spec::load(Path::new(&args.target), &overrides)?;
+        let spec = Spec::load(Path::new(&args.target), &args.reading.overrides(args.version.as_ref()))?;
         let id = ImageId::new(&*spec.image.name, &*spec.image.version)?;
         return Ok((store.artifact(&Reference::from(&id))?, spec.tests, spec.path));
     }

@@ -14,8 +14,9 @@ use serde_json::json;
 
 use crate::error::{Fault, Kind};
 use crate::size::{ByteSize, format_duration};
-use crate::spec::{self, Action, Compression, Network, OutputFormat, Spec};
+use crate::spec::{self, Action, BaseFormat, Compression, Network, OutputFormat, Spec};
 
+pub mod graph;
 pub mod host;
 pub mod key;
 pub mod machine;
@@ -32,10 +33,33 @@ const TCG_TIMEOUT_FACTOR: u32 = 4;
 /// What is known about the base image after inspection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseFacts {
+    /// The file on this host, wherever it came from.
+    pub file: PathBuf,
+    /// Its format.
+    pub format: BaseFormat,
     /// Digest of the file, hex.
     pub sha256: String,
     /// Virtual size, bytes.
     pub virtual_size: u64,
+    /// Where it came from, as manifests say it.
+    pub source: String,
+    /// Whether its digest was known before it was looked at.
+    pub pinned: bool,
+    /// Which image of the store it is, if it is one.
+    pub image: Option<StoredBase>,
+}
+
+/// An image of the store that another is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredBase {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Its `build_key`.
+    pub build_key: String,
+    /// Its `disk_sha256`.
+    pub disk_sha256: String,
 }
 
 /// What is known about what a step brings from the host.
@@ -216,7 +240,7 @@ impl Plan {
                 self.machine.cpus, self.spec.machine.cpus
             ));
         }
-        if self.machine.accelerator == Accelerator::Tcg && self.spec.base.sha256.is_none() {
+        if self.machine.accelerator == Accelerator::Tcg && !self.base.pinned {
             notes.push(
                 "software emulation is no security boundary; pin `base.sha256` if the base image is not yours".into(),
             );
@@ -267,7 +291,7 @@ fn choose_firmware(wanted: spec::Firmware, facts: &Facts) -> Result<Firmware, Pl
 fn base_content(spec: &Spec, facts: &Facts, machine: &Machine) -> serde_json::Value {
     json!({
         "agent": facts.agent_build,
-        "base": { "sha256": facts.base.sha256, "format": format_name(spec.base.format) },
+        "base": { "sha256": facts.base.sha256, "format": format_name(facts.base.format) },
         "machine": {
             "cpus": spec.machine.cpus, "memory": spec.machine.memory, "disk": spec.machine.disk,
             "firmware": machine.firmware.name(), "network": spec.machine.network == Network::User,

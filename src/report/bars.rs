@@ -8,7 +8,16 @@
 //! / step 2/3 site/ to /var/www/html 1.2 MiB of 8MiB, 4.1 MiB/s      3s
 //!     the last line that the running step wrote
 //! ```
+//!
+//! Where a command builds several images each has one live line, and of what is finished only the images are told:
+//!
+//! ```text
+//!   ok published debian@12  1m 02s
+//! - web@1.4.0: step 2/3 site/ to /var/www/html 1.2 MiB of 8MiB      3s
+//! | app@2: boot                                                    12s
+//! ```
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -16,7 +25,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::escape::escape;
 use super::story::{Line, Story, Topic, amount, quoted};
 use super::{Paint, Shared, Verbosity, is_shown};
-use crate::event::{Event, Outcome, Sink, Stage};
+use crate::event::{Event, Origin, Outcome, Sink, Stage};
 use crate::size::ByteSize;
 
 /// How often the spinner turns and the clock is redrawn.
@@ -27,14 +36,17 @@ pub struct Bars {
     verbosity: Verbosity,
     paint: Paint,
     screen: MultiProgress,
-    state: Shared<State>,
+    /// One for each build; what belongs to none has one of its own.
+    states: Shared<BTreeMap<Option<String>, State>>,
 }
 
 #[derive(Default)]
 struct State {
     story: Story,
-    /// What runs, with its spinner and clock; and the last line it wrote.
-    live: Option<(ProgressBar, ProgressBar)>,
+    /// The image, where there are several.
+    whose: String,
+    /// What runs, with its spinner and clock; and the last line it wrote, which is left out where there are several.
+    live: Option<(ProgressBar, Option<ProgressBar>)>,
     /// Name of what runs, before any amount.
     label: String,
     stage: Option<Stage>,
@@ -57,59 +69,66 @@ impl Bars {
 
     pub(super) fn on(target: ProgressDrawTarget, verbosity: Verbosity, paint: Paint) -> Self {
         let screen = MultiProgress::with_draw_target(target);
-        Self { verbosity, paint, screen, state: Shared::new(State::default()) }
+        Self { verbosity, paint, screen, states: Shared::new(BTreeMap::new()) }
     }
 
     fn show(&self, state: &mut State, at: Duration, event: &Event) {
         let line = state.story.tell(event);
         match event {
             Event::BuildStarted { .. } => {
-                self.print(&line);
-                state.live = Some(self.live_lines());
+                self.print(state, &line);
+                state.live = Some(self.live_lines(state.is_alone()));
             }
             Event::BuildFinished { outcome, .. } => {
                 self.clear(state);
                 // How a failed build ended is told at length by the command line.
                 if *outcome != Outcome::Failed {
-                    self.print(&line);
+                    self.print(state, &line);
                 }
             }
             Event::ShellStarted { tail, .. } => {
                 self.clear(state);
                 // Of a running step only the last line was seen.
                 for text in tail {
-                    self.print(&Line { topic: Topic::Output, text: quoted(text) });
+                    self.print(state, &Line { topic: Topic::Output, text: quoted(text) });
                 }
-                self.print(&line);
+                self.print(state, &line);
             }
             Event::StageStarted { stage } => {
                 state.stage = Some(*stage);
                 state.begin(stage.name().to_owned());
             }
             Event::StepStarted { .. } => state.begin(line.text.trim_end_matches("...").to_owned()),
-            Event::StepFinished { .. } => {
-                self.print(&line);
+            Event::StepFinished { ok, .. } => {
+                if state.is_alone() || !ok || self.verbosity == Verbosity::Verbose {
+                    self.print(state, &line);
+                }
                 state.begin(state.stage.map_or(String::new(), |stage| stage.name().to_owned()));
             }
             Event::StepOutput { line: text, .. } => {
                 state.last(text);
                 if self.verbosity == Verbosity::Verbose {
-                    self.print(&line);
+                    self.print(state, &line);
                 }
             }
             Event::Progress { stage, done, total } => state.advance(at, *stage, *done, *total),
-            _ => self.print(&line),
+            Event::StageFinished { .. } | Event::StepCached { .. } | Event::TestFinished { ok: true, .. }
+                if !state.is_alone() && self.verbosity < Verbosity::Verbose => {}
+            _ => self.print(state, &line),
         }
     }
 
-    fn print(&self, line: &Line) {
+    fn print(&self, state: &State, line: &Line) {
         if is_shown(line.topic, self.verbosity) {
+            // The story names the image where one begins or ends.
+            let named = line.text.contains(&state.whose);
+            let whose = if state.is_alone() || named { String::new() } else { format!("{}: ", state.whose) };
             // The terminal is gone: nobody is left to tell.
-            let _ = self.screen.println(self.paint.line(line));
+            let _ = self.screen.println(format!("{}{}", self.paint.dim(&whose), self.paint.line(line)));
         }
     }
 
-    fn live_lines(&self) -> (ProgressBar, ProgressBar) {
+    fn live_lines(&self, alone: bool) -> (ProgressBar, Option<ProgressBar>) {
         // Only the wide part gives way on a narrow terminal: a live line that wrapped could not be redrawn.
         let style = |template: &str| {
             ProgressStyle::with_template(template)
@@ -117,35 +136,44 @@ impl Bars {
                 .tick_chars("|/-\\ ")
         };
         let now = self.screen.add(ProgressBar::new_spinner().with_style(style("{spinner} {wide_msg} {elapsed:>4}")));
-        let last = self.screen.add(ProgressBar::new_spinner().with_style(style(&self.paint.dim("    {wide_msg}"))));
+        let last = || ProgressBar::new_spinner().with_style(style(&self.paint.dim("    {wide_msg}")));
+        let last = alone.then(|| self.screen.add(last()));
         now.enable_steady_tick(TICK);
         (now, last)
     }
 
     fn clear(&self, state: &mut State) {
         if let Some((now, last)) = state.live.take() {
-            now.finish_and_clear();
-            last.finish_and_clear();
-            self.screen.remove(&now);
-            self.screen.remove(&last);
+            for bar in last.into_iter().chain([now]) {
+                bar.finish_and_clear();
+                self.screen.remove(&bar);
+            }
         }
     }
 }
 
 impl State {
+    /// Whether this is the only build of the command.
+    fn is_alone(&self) -> bool {
+        self.whose.is_empty()
+    }
+
     /// Something new runs.
     fn begin(&mut self, label: String) {
+        let label = if self.is_alone() { label } else { format!("{}: {label}", self.whose) };
         if let Some((now, last)) = &self.live {
             now.reset_elapsed();
             now.set_message(label.clone());
-            last.set_message("");
+            if let Some(last) = last {
+                last.set_message("");
+            }
         }
         self.label = label;
         self.pace = None;
     }
 
     fn last(&self, text: &str) {
-        if let Some((_, last)) = &self.live {
+        if let Some((_, Some(last))) = &self.live {
             // A tab has no width of its own, and would move the rest of the line out of what was measured.
             last.set_message(escape(text).replace('\t', " "));
         }
@@ -174,13 +202,19 @@ fn rate(pace: &Pace, at: Duration, done: u64) -> String {
 }
 
 impl Sink for Bars {
-    fn emit(&self, at: Duration, event: &Event) {
-        self.state.with(|state| self.show(state, at, event));
+    fn emit(&self, Origin { at, build }: Origin<'_>, event: &Event) {
+        self.states.with(|states| {
+            let state = states.entry(build.map(str::to_owned)).or_default();
+            if let Some(build) = build.filter(|_| state.is_alone()) {
+                state.whose = escape(build).into_owned();
+            }
+            self.show(state, at, event);
+        });
     }
 }
 
 impl Drop for Bars {
     fn drop(&mut self) {
-        self.state.with(|state| self.clear(state));
+        self.states.with(|states| states.values_mut().for_each(|state| self.clear(state)));
     }
 }

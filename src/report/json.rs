@@ -1,13 +1,12 @@
 //! One JSON object a line, for programs: `{"schema":1,"at":12.345,"event":"step-started",...}`. See `docs/events.md`.
 
 use std::io::Write;
-use std::time::Duration;
 
 use serde::Serialize;
 
 use super::escape::escape_json;
 use super::{Shared, write_line};
-use crate::event::{Event, Sink};
+use crate::event::{Event, Origin, Sink};
 
 /// Version of the schema. Within one version fields and events are only ever added.
 pub const SCHEMA: u32 = 1;
@@ -21,6 +20,8 @@ pub struct Json {
 struct Line<'a> {
     schema: u32,
     at: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    build: Option<&'a str>,
     #[serde(flatten)]
     event: &'a Event,
 }
@@ -34,10 +35,10 @@ impl Json {
 }
 
 impl Sink for Json {
-    fn emit(&self, at: Duration, event: &Event) {
+    fn emit(&self, Origin { at, build }: Origin<'_>, event: &Event) {
         let at = (at.as_secs_f64() * 1000.0).round() / 1000.0;
         // Events are plain data, and a reader that is gone must not fail the build.
-        let Ok(line) = serde_json::to_string(&Line { schema: SCHEMA, at, event }) else { return };
+        let Ok(line) = serde_json::to_string(&Line { schema: SCHEMA, at, build, event }) else { return };
         self.out.with(|out| drop(write_line(out, escape_json(&line))));
     }
 }

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::story::{Story, Topic};
 use super::{Shared, write_line};
-use crate::event::{Event, Sink};
+use crate::event::{Event, Origin, Sink};
 
 /// Largest log, bytes. A guest can write for hours.
 const LARGEST: u64 = 256 << 20;
@@ -53,8 +53,8 @@ impl Log {
 }
 
 impl Sink for Log {
-    fn emit(&self, at: Duration, event: &Event) {
-        self.state.with(|state| state.record(at, event));
+    fn emit(&self, origin: Origin<'_>, event: &Event) {
+        self.state.with(|state| state.record(origin.at, event));
     }
 }
 
@@ -142,9 +142,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("build.log");
         let log = Log::create(&path).unwrap();
-        log.emit(Duration::ZERO, &notice("kept"));
+        log.emit(Origin::default(), &notice("kept"));
         log.close().unwrap();
-        log.emit(Duration::ZERO, &notice("dropped"));
+        log.emit(Origin::default(), &notice("dropped"));
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.ends_with("note: kept\n"), "{text}");
         assert!(Log::create(&path).is_err(), "an old log is not overwritten");

@@ -1,5 +1,7 @@
 //! Events as lines of text: the words that plain output, bars and log have in common.
 
+use std::collections::BTreeMap;
+
 use crate::event::{Event, Level, Outcome};
 use crate::report::escape::escape;
 use crate::size::ByteSize;
@@ -42,6 +44,17 @@ pub(super) struct Story {
     image: String,
     steps: usize,
     step: Option<(usize, String)>,
+}
+
+/// The stories of several builds at once.
+#[derive(Debug, Default)]
+pub(super) struct Stories(BTreeMap<Option<String>, Story>);
+
+impl Stories {
+    /// The story of one build; what belongs to none has one of its own.
+    pub(super) fn of(&mut self, build: Option<&str>) -> &mut Story {
+        self.0.entry(build.map(str::to_owned)).or_default()
+    }
 }
 
 impl Story {

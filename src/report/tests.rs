@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::log::Log;
 use super::*;
-use crate::event::{Channel, Event, Events, Level, Outcome, Stage};
+use crate::event::{Channel, Event, Events, Level, Origin, Outcome, Stage};
 
 /// A writer whose content can be read while somebody else owns it.
 #[derive(Clone, Default)]
@@ -59,9 +59,13 @@ fn build(outcome: Outcome) -> Vec<Event> {
     ]
 }
 
+fn at(at: Duration) -> Origin<'static> {
+    Origin { at, build: None }
+}
+
 fn feed(sink: &dyn Sink, events: &[Event]) {
     for (n, event) in (0..).zip(events) {
-        sink.emit(Duration::from_millis(1000 + n * 250), event);
+        sink.emit(at(Duration::from_millis(1000 + n * 250)), event);
     }
 }
 
@@ -191,13 +195,45 @@ build web@1.4.0, 2 steps
 #[test]
 fn bars_tell_the_pace_of_a_transfer() {
     let (term, bars) = bars(60, Verbosity::Normal, Paint(false));
-    bars.emit(Duration::ZERO, &Event::BuildStarted { image: "web".into(), version: "1".into(), steps: 0 });
-    bars.emit(Duration::ZERO, &Event::StageStarted { stage: Stage::Convert });
+    bars.emit(at(Duration::ZERO), &Event::BuildStarted { image: "web".into(), version: "1".into(), steps: 0 });
+    bars.emit(at(Duration::ZERO), &Event::StageStarted { stage: Stage::Convert });
     for (seconds, mib) in [(1, 10), (2, 40), (3, 50)] {
         let event = Event::Progress { stage: Stage::Convert, done: mib << 20, total: 80 << 20 };
-        bars.emit(Duration::from_secs(seconds), &event);
+        bars.emit(at(Duration::from_secs(seconds)), &event);
     }
     assert!(screen(&term).contains("* convert 50MiB of 80MiB, 20MiB/s"), "{}", screen(&term));
+}
+
+/// Two builds at once: lines are told apart, and each has one live line.
+#[test]
+fn several_builds_have_a_line_each() {
+    let (term, bars) = bars(60, Verbosity::Normal, Paint(false));
+    let tape = Tape::default();
+    let plain = Plain::new(Box::new(tape.clone()), Verbosity::Normal, Paint(false));
+    let json = Tape::default();
+    let machine = Json::new(Box::new(json.clone()));
+    let tell = |build: &str, event: Event| {
+        let origin = Origin { at: Duration::ZERO, build: Some(build) };
+        for sink in [&bars as &dyn Sink, &plain, &machine] {
+            sink.emit(origin, &event);
+        }
+    };
+    for (build, image) in [("web@1", "web"), ("app@1", "app")] {
+        tell(build, Event::BuildStarted { image: image.into(), version: "1".into(), steps: 1 });
+        tell(build, Event::StageStarted { stage: Stage::Boot });
+    }
+    tell("web@1", Event::StageFinished { stage: Stage::Boot, seconds: 1.0 });
+    tell("web@1", Event::StepStarted { index: 0, name: "site".into(), verb: "copy" });
+    tell("app@1", Event::Notice { level: Level::Warning, text: "slow".into() });
+    let expected = "build web@1, 1 step\nbuild app@1, 1 step\napp@1: warning: slow\n\
+                    * web@1: step 1/1 site (copy)                             0s\n\
+                    * app@1: boot                                             0s";
+    assert_eq!(screen(&term), expected);
+    tell("web@1", Event::BuildFinished { outcome: Outcome::Published, seconds: 2.0 });
+    assert!(screen(&term).contains("  ok published web@1  2.0s\n* app@1: boot"), "{}", screen(&term));
+    assert!(tape.text().contains("web@1: step 1/1 site (copy)...\napp@1: warning: slow\n"), "{}", tape.text());
+    let first = json.text().lines().next().unwrap().to_owned();
+    assert!(first.starts_with(r#"{"schema":1,"at":0.0,"build":"web@1","event":"build-started""#), "{first}");
 }
 
 #[test]
@@ -222,10 +258,10 @@ fn bars_leave_nothing_live_at_the_end() {
 fn live_lines_do_not_wrap_on_a_narrow_terminal() {
     for text in ["x".repeat(500), "日本".repeat(100), "\t\x1b[31m".repeat(50)] {
         let (term, bars) = bars(40, Verbosity::Normal, Paint(true));
-        bars.emit(Duration::ZERO, &Event::BuildStarted { image: "web".into(), version: "1".into(), steps: 1 });
-        bars.emit(Duration::ZERO, &Event::StepStarted { index: 0, name: text.clone(), verb: "run" });
-        bars.emit(Duration::ZERO, &output(&text));
-        bars.emit(Duration::ZERO, &Event::Progress { stage: Stage::Provision, done: 1, total: 1 << 40 });
+        bars.emit(at(Duration::ZERO), &Event::BuildStarted { image: "web".into(), version: "1".into(), steps: 1 });
+        bars.emit(at(Duration::ZERO), &Event::StepStarted { index: 0, name: text.clone(), verb: "run" });
+        bars.emit(at(Duration::ZERO), &output(&text));
+        bars.emit(at(Duration::ZERO), &Event::Progress { stage: Stage::Provision, done: 1, total: 1 << 40 });
         let text = screen(&term);
         assert_eq!(text.lines().count(), 3, "{text}");
         assert!(text.lines().nth(1).unwrap().ends_with("0s"), "{text}");

@@ -11,6 +11,7 @@ use super::complaint::SpecError;
 use super::document::At;
 use super::reader::{Node, Reader};
 use super::shape::{Shape, Word, text};
+use super::suggest::suggest;
 
 /// More arguments than any command of a spec needs.
 const MAX_ARGUMENTS: usize = 1000;
@@ -133,6 +134,48 @@ impl Shape for CommandLine {
     }
 }
 
+fn check_variable(value: &Node, reader: &mut Reader) {
+    match value.get_ref() {
+        DeValue::String(text) if text.contains('\0') => {
+            reader.report(SpecError::new(value.span(), "a NUL byte cannot be in an environment variable"));
+        }
+        DeValue::String(_) => {}
+        _ => reader.wrong_type(value, "a string"),
+    }
+}
+
+/// Other values for variables that `[vars]` declares. They are only looked at: who wants them lays them over the document
+/// before it is read.
+pub(super) struct Declared(pub Word);
+
+impl Shape for Declared {
+    type Value = Self;
+
+    fn expects(&self) -> String {
+        Variables(self.0).expects()
+    }
+
+    fn read(&self, node: &Node, reader: &mut Reader) -> Option<Self> {
+        let DeValue::Table(entries) = node.get_ref() else {
+            wrong_brackets(node, reader, &self.expects());
+            return None;
+        };
+        for (key, value) in entries {
+            check_variable(value, reader);
+            if !reader.vars.contains_key(key.get_ref().as_ref()) {
+                let help = suggest(key.get_ref(), reader.vars.keys().map(String::as_str));
+                let message = format!("`{}` is a variable that `[vars]` does not declare", key.get_ref());
+                reader.report_missing(SpecError::new(key.span(), message).maybe_help(help));
+            }
+        }
+        Some(Self(self.0))
+    }
+
+    fn schema(&self) -> Json {
+        Variables(self.0).schema()
+    }
+}
+
 /// `[vars]`. Its values are taken as they are; then `--var` has its say, and every text read later sees the variables.
 pub(super) struct Variables(pub Word);
 
@@ -150,13 +193,7 @@ impl Shape for Variables {
         };
         for (key, value) in entries {
             check_name(&self.0, key, reader);
-            match value.get_ref() {
-                DeValue::String(text) if text.contains('\0') => {
-                    reader.report(SpecError::new(value.span(), "a NUL byte cannot be in an environment variable"));
-                }
-                DeValue::String(_) => {}
-                _ => reader.wrong_type(value, "a string"),
-            }
+            check_variable(value, reader);
             // A wrong value is declared all the same, so that its uses are not reported too.
             reader.vars.insert(key.get_ref().to_string(), value.get_ref().as_str().unwrap_or_default().to_owned());
         }

@@ -6,19 +6,22 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::compound::{CommandLine, List, Map, Variables};
+use super::compound::{CommandLine, Declared, List, Map, Variables};
 use super::document::At;
 use super::paths::{ACCOUNT, Slashed, guest_file, guest_folder, guest_path, host_path, kept_path, owner};
 use super::reader::{Reader, Section};
 use super::shape::{
-    Boolean, Integer, Mode, Word, choice, content, duration, line, regex, sha256, size, text, title, word,
+    Boolean, Integer, Mode, Word, choice, content, duration, line, location, reference, regex, sha256, size, text,
+    title, word,
 };
 use super::table::{Chosen, Field, Key, Optional, Or, Required, Table, Variant, Variants, of, one_of, table, variants};
 use super::{Accel, BaseFormat, Command, Compression, Firmware, Network, OutputFormat, Owner, seal};
 use crate::size::ByteSize;
 
-const IMAGE_NAME: Word = Word::new("a-z0-9", "a-z0-9._-", 64);
+pub(super) const IMAGE_NAME: Word = Word::new("a-z0-9", "a-z0-9._-", 64);
 pub(super) const IMAGE_VERSION: Word = Word::new("A-Za-z0-9", "A-Za-z0-9._+-", 64);
+/// As the end of an image's name.
+const VARIANT: Word = Word::new("a-z0-9", "a-z0-9._-", 32);
 const LABEL: Word = Word::new("A-Za-z0-9", "A-Za-z0-9._/-", 128);
 const VARIABLE: Word = Word { reserved: "KILN_", ..Word::new("A-Za-z_", "A-Za-z0-9_", 128) };
 /// systemd.unit(5): letters, digits and `:-_.\\@`; the backslash is for escaped names.
@@ -64,6 +67,23 @@ table! {
         output: Vec<At<Output>> = Or(List(of::<Output>(), 16), "[]"),
         /// Limits of the whole build.
         build: Build = Or(of::<Build>(), "{}"),
+        /// Other images of this file: what each changes. `--variant NAME` builds one, as `NAME` behind the image's name
+        /// and a hyphen.
+        variants: BTreeMap<String, At<Overlay>> = Or(Map(VARIANT, of::<Overlay>()), "{}"),
+    }
+}
+
+table! {
+    /// What a variant changes.
+    Overlay {
+        /// Other values of variables that `[vars]` declares.
+        vars: Declared = Or(Declared(VARIABLE), "{}"),
+        /// Another base image, instead of the whole `[base]`.
+        base: Option<At<Chosen<Base, Source>>> = Optional(one_of::<Base, Source>()),
+        /// Other keys of `[machine]`.
+        machine: Machine = Or(of::<Machine>(), "{}"),
+        /// Other files to write, instead of all `[[output]]`.
+        output: Vec<At<Output>> = Or(List(of::<Output>(), 16), "[]"),
     }
 }
 
@@ -94,14 +114,52 @@ table! {
 
 variants! {
     /// Where the base image comes from.
-    Source, "the source of the base image" { "file": BaseFile, } later ["url", "image", "spec", "oci"]
+    Source, "the source of the base image" {
+        "file": LocalFile, "url": RemoteFile, "image": StoredImage, "spec": OtherSpec,
+    } later ["oci"]
 }
 
 table! {
     /// A disk image on this host.
-    BaseFile {
+    LocalFile {
         /// The image file; it is never written.
         file: Option<At<Slashed<PathBuf>>> = Required(host_path()),
+    }
+}
+
+table! {
+    /// A disk image somewhere else, downloaded once. What ends in `.xz`, `.zst` or `.gz` is unpacked.
+    RemoteFile {
+        /// Where it is.
+        url: Option<At<String>> = Required(location()),
+        /// Other places of the same file, tried in this order.
+        mirrors: Vec<At<String>> = Or(List(location(), 16), "[]"),
+        /// A `SHA256SUMS` or `SHA512SUMS` file that lists it, instead of `sha256`.
+        sums: Option<At<String>> = Optional(location()),
+        /// Digest of that file.
+        sums_sha256: Option<At<String>> = Optional(sha256()),
+        /// A detached signature of that file, instead of its digest.
+        sums_signature: Option<At<String>> = Optional(location()),
+        /// The public key of the signature: of OpenSSH, minisign or `OpenPGP`.
+        sums_key: Option<At<Slashed<PathBuf>>> = Optional(host_path()),
+    }
+}
+
+table! {
+    /// An image of the store.
+    StoredImage {
+        /// The image: its newest version, or the one of a version or tag.
+        image: Option<At<String>> = Required(reference(IMAGE_NAME, IMAGE_VERSION)),
+    }
+}
+
+table! {
+    /// The image of another spec, which is built first if it is not up to date.
+    OtherSpec {
+        /// The spec file, or the folder with its kiln.toml.
+        spec: Option<At<Slashed<PathBuf>>> = Required(host_path()),
+        /// A variant of that spec.
+        variant: Option<At<String>> = Optional(word(VARIANT)),
     }
 }
 

@@ -16,7 +16,7 @@ use super::keys::Document;
 use super::reader::{Node, Reader};
 use super::shape::Shape as _;
 use super::table::of;
-use super::{Overrides, Spec, validate};
+use super::{Overrides, Spec, validate, variants};
 
 /// The largest spec that is read.
 pub const MAX_BYTES: u64 = 1 << 20;
@@ -34,7 +34,7 @@ impl Spec {
     /// # Errors
     /// When there is no such file, when it is not text of at most 1 MiB, or with all that is wrong in it.
     pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, LoadError> {
-        let file = if path.is_dir() { path.join("kiln.toml") } else { path.to_owned() };
+        let file = spec_file(path);
         if path.is_dir() && !file.exists() {
             return Err(LoadError::EmptyFolder { path: path.to_owned() });
         }
@@ -57,7 +57,13 @@ impl Spec {
     }
 }
 
-fn read(path: &Path) -> Result<String, LoadError> {
+/// The file that is read for a path: the `kiln.toml` of a folder.
+#[must_use]
+pub fn spec_file(path: &Path) -> PathBuf {
+    if path.is_dir() { path.join("kiln.toml") } else { path.to_owned() }
+}
+
+pub(super) fn read(path: &Path) -> Result<String, LoadError> {
     let failed = |source: io::Error| LoadError::Read { path: path.to_owned(), source };
     // Opening a pipe that nobody writes to would wait for ever without O_NONBLOCK.
     let nonblocking = OFlag::O_NONBLOCK.bits();
@@ -94,7 +100,12 @@ fn read_document(reader: &mut Reader) -> Option<Document> {
     if errors.iter().any(|error| is_header(error, reader.document)) {
         return None;
     }
-    let node = Node::new(table.span(), DeValue::Table(table.into_inner()));
+    let (span, mut table) = (table.span(), table.into_inner());
+    let overrides = reader.overrides;
+    if let Some(variant) = &overrides.variant {
+        variants::lay_over(&mut table, variant, reader);
+    }
+    let node = Node::new(span, DeValue::Table(table));
     of::<Document>().read(&node, reader)
 }
 

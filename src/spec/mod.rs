@@ -32,11 +32,13 @@ mod table;
 mod template;
 mod test;
 mod validate;
+mod variants;
 
 pub use complaint::{LoadError, SpecError, SpecErrors};
 pub use document::{Document, Position};
-pub use load::MAX_BYTES;
+pub use load::{MAX_BYTES, spec_file};
 pub use test::{Check, FileCheck, Test};
+pub use variants::variants;
 
 /// What the command line changes in a spec.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,6 +47,8 @@ pub struct Overrides {
     pub version: Option<String>,
     /// `--var name=value`, in the order given; each name is one that `[vars]` declares.
     pub vars: Vec<(String, String)>,
+    /// `--variant`: the one of `[variants]` that is laid over the rest.
+    pub variant: Option<String>,
 }
 
 /// JSON Schema, draft 7, of a spec file, for editors. It comes from the declarations that specs are read with.
@@ -58,6 +62,8 @@ pub fn schema() -> serde_json::Value {
 pub struct Spec {
     /// The file it was read from.
     pub path: PathBuf,
+    /// The variant that was laid over the rest; the image's name ends with it.
+    pub variant: Option<String>,
     /// What is made.
     pub image: Image,
     /// What it is made from.
@@ -96,12 +102,62 @@ pub struct Image {
 /// `[base]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Base {
-    /// The image file on this host.
-    pub file: PathBuf,
-    /// 64 lower-case hex digits.
+    /// Where it comes from.
+    pub source: Source,
+    /// 64 lower-case hex digits; of a download, the digest of what is downloaded.
     pub sha256: Option<String>,
     /// Stated, never guessed.
     pub format: BaseFormat,
+}
+
+/// Where a base image comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// `file`: an image file on this host.
+    File(PathBuf),
+    /// `url`: downloaded once.
+    Url(Remote),
+    /// `image`: `name`, `name@version` or `name@tag` of the store.
+    Image(String),
+    /// `spec`: the image of another spec, built first if it is not up to date.
+    Spec {
+        /// The spec file, or the folder with its `kiln.toml`.
+        file: PathBuf,
+        /// One of its variants.
+        variant: Option<String>,
+    },
+}
+
+/// A base image somewhere else. Either its digest is in the spec, or there are `sums`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remote {
+    /// Where it is, the preferred place first; never empty.
+    pub urls: Vec<String>,
+    /// The list of digests that it is in.
+    pub sums: Option<Sums>,
+}
+
+/// A `SHA256SUMS` or `SHA512SUMS` file, and why it is believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sums {
+    /// Where it is.
+    pub url: String,
+    /// What vouches for it.
+    pub trust: Trust,
+}
+
+/// What vouches for a file of digests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trust {
+    /// Its own digest.
+    Sha256(String),
+    /// A detached signature of it.
+    Signature {
+        /// Where the signature is.
+        url: String,
+        /// The public key, of OpenSSH, minisign or `OpenPGP`, on this host.
+        key: PathBuf,
+    },
 }
 
 /// The format of a base image.

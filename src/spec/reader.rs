@@ -42,8 +42,15 @@ impl<'d> Reader<'d> {
         Self { document, overrides, vars, errors: Vec::new(), broken_lines: BTreeSet::new(), expanded: 0 }
     }
 
+    /// All complaints. What a variant has laid over the document was read twice, and is told once.
     pub fn finish(self) -> Vec<SpecError> {
-        self.errors
+        let mut told: Vec<SpecError> = Vec::new();
+        for error in self.errors {
+            if !told.contains(&error) {
+                told.push(error);
+            }
+        }
+        told
     }
 
     /// Notes that the TOML itself is wrong; what is missing or contradictory after that may be the recovery's fault.

@@ -5,15 +5,19 @@ use std::path::{Path, PathBuf};
 
 use super::checks;
 use super::complaint::SpecError;
+use super::compound::Declared;
 use super::document::At;
-use super::keys::{self, IMAGE_VERSION, Secret, Source};
+use super::keys::{self, IMAGE_NAME, IMAGE_VERSION, Secret};
 use super::load::from_folder_of;
 use super::paths::Slashed;
 use super::reader::Reader;
 use super::shape::Word;
 use super::steps::{self, Surroundings};
 use super::table::Chosen;
-use super::{Base, Build, Compression, Image, Machine, Output, OutputFormat, Seal, SecretSource, Spec};
+use super::{
+    Base, Build, Compression, Image, Machine, Output, OutputFormat, Remote, Seal, SecretSource, Source, Spec, Sums,
+    Trust,
+};
 
 /// The spec, if nothing that it cannot do without is missing. Whether there are complaints is the reader's to say.
 pub(super) fn spec(raw: keys::Document, reader: &mut Reader) -> Option<Spec> {
@@ -25,8 +29,10 @@ pub(super) fn spec(raw: keys::Document, reader: &mut Reader) -> Option<Spec> {
     let steps = steps::steps(raw.step, &mut around);
     let tests = checks::tests(raw.test, reader);
     let outputs = outputs(raw.output, reader);
-    let base = base(raw.base?.value, &path);
+    let base = base(raw.base?.value, &path, reader);
+    raw.variants.into_values().for_each(|variant| check_variant(variant.value, &path, reader));
     let complete = Spec {
+        variant: reader.overrides.variant.clone(),
         image: image?,
         base: base?,
         machine: machine(raw.machine),
@@ -47,7 +53,21 @@ fn image(raw: keys::Image, reader: &mut Reader) -> Option<Image> {
         Some(version) => overridden_version(version, &IMAGE_VERSION, reader),
         None => raw.version.map(|version| version.value),
     };
-    Some(Image { name: raw.name?.value, version: version?, description: raw.description, labels: values(raw.labels) })
+    let name = raw.name.and_then(|name| variant_name(name, reader));
+    Some(Image { name: name?, version: version?, description: raw.description, labels: values(raw.labels) })
+}
+
+/// Each variant is an image of its own.
+fn variant_name(name: At<String>, reader: &mut Reader) -> Option<String> {
+    let Some(variant) = &reader.overrides.variant else { return Some(name.value) };
+    let whole = format!("{}-{variant}", name.value);
+    match IMAGE_NAME.check(&whole) {
+        Ok(()) => Some(whole),
+        Err(refusal) => {
+            reader.report(SpecError::new(name.span, format!("the variant's name {}", refusal.message)));
+            None
+        }
+    }
 }
 
 fn overridden_version(version: &str, allowed: &Word, reader: &mut Reader) -> Option<String> {
@@ -60,13 +80,64 @@ fn overridden_version(version: &str, allowed: &Word, reader: &mut Reader) -> Opt
     }
 }
 
-fn base(raw: Chosen<keys::Base, Source>, spec: &Path) -> Option<Base> {
-    let Source::BaseFile(source) = raw.variant?;
-    Some(Base {
-        file: host(&source.file?, spec),
-        sha256: raw.common.sha256.map(|digest| digest.value),
-        format: raw.common.format,
-    })
+fn base(raw: Chosen<keys::Base, keys::Source>, spec: &Path, reader: &mut Reader) -> Option<Base> {
+    let keys::Base { sha256, format } = raw.common;
+    let source = match raw.variant? {
+        keys::Source::LocalFile(source) => Source::File(host(&source.file?, spec)),
+        keys::Source::RemoteFile(source) => Source::Url(remote(source, sha256.as_ref(), spec, reader)?),
+        keys::Source::StoredImage(source) => Source::Image(source.image?.value),
+        keys::Source::OtherSpec(source) => {
+            Source::Spec { file: host(&source.spec?, spec), variant: source.variant.map(|variant| variant.value) }
+        }
+    };
+    Some(Base { source, sha256: sha256.map(|digest| digest.value), format })
+}
+
+/// Nothing is downloaded that nobody vouches for.
+fn remote(raw: keys::RemoteFile, pin: Option<&At<String>>, spec: &Path, reader: &mut Reader) -> Option<Remote> {
+    let url = raw.url?;
+    let mut report = |span: &std::ops::Range<usize>, message: &str, help: &str| {
+        reader.report_missing(SpecError::new(span.clone(), message).help(help));
+    };
+    let extra = [&raw.sums_sha256, &raw.sums_signature].into_iter().flatten().map(|at| &at.span);
+    let extra = extra.chain(raw.sums_key.as_ref().map(|at| &at.span)).next();
+    let trust = match (&raw.sums_sha256, &raw.sums_signature, &raw.sums_key) {
+        (Some(digest), None, None) => Some(Trust::Sha256(digest.value.clone())),
+        (None, Some(signature), Some(key)) => {
+            Some(Trust::Signature { url: signature.value.clone(), key: host(key, spec) })
+        }
+        _ => None,
+    };
+    let sums = match (&raw.sums, pin, extra, trust) {
+        (None, Some(_), None, _) => None,
+        (Some(sums), None, _, Some(trust)) => Some(Sums { url: sums.value.clone(), trust }),
+        (None, None, _, _) => {
+            let help = "add `sha256`, or `sums` with what vouches for them";
+            report(&url.span, "a download needs its digest", help);
+            return None;
+        }
+        (Some(sums), Some(_), _, _) => {
+            report(&sums.span, "`sums` beside `sha256`", "one of them says which file it is");
+            return None;
+        }
+        (Some(sums), None, _, None) => {
+            let help = "add `sums-sha256`, or both `sums-signature` and `sums-key`";
+            report(&sums.span, "nothing vouches for this list of digests", help);
+            return None;
+        }
+        (None, Some(_), Some(extra), _) => {
+            report(extra, "this is about `sums`, which is not there", "leave it out: `sha256` is enough");
+            return None;
+        }
+    };
+    let urls = std::iter::once(url).chain(raw.mirrors).map(|url| url.value).collect();
+    Some(Remote { urls, sums })
+}
+
+/// Whatever a variant says has to be right, also while another one is built.
+fn check_variant(raw: keys::Overlay, spec: &Path, reader: &mut Reader) {
+    let keys::Overlay { vars: Declared(_), base: other, machine: changed, output } = raw;
+    let _ = (machine(changed), outputs(output, reader), other.map(|other| base(other.value, spec, reader)));
 }
 
 fn machine(raw: keys::Machine) -> Machine {

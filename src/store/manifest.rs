@@ -88,6 +88,22 @@ pub struct Base {
     pub sha256: String,
     /// Its format.
     pub format: String,
+    /// Which image of the store it was, if it was one.
+    #[serde(default)]
+    pub image: Option<BaseImage>,
+}
+
+/// `base.image` of the manifest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseImage {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Its `build_key`.
+    pub build_key: String,
+    /// Its `disk_sha256`.
+    pub disk_sha256: String,
 }
 
 /// `machine` of the manifest.
@@ -299,7 +315,7 @@ pub(crate) mod tests {
             kiln: "0.1.0".into(),
             image: Image { name: name.into(), version: version.into(), ..Image::default() },
             build_key: build_key.into(),
-            base: Base { source: "debian-12.qcow2".into(), sha256: "9f2c".into(), format: "qcow2".into() },
+            base: Base { source: "debian-12.qcow2".into(), sha256: "9f2c".into(), format: "qcow2".into(), image: None },
             machine: Machine {
                 accel: "tcg".into(),
                 qemu: "10.0.2".into(),

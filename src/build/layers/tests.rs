@@ -192,7 +192,15 @@ fn facts(micro: u32) -> Facts {
     };
     Facts {
         host,
-        base: BaseFacts { sha256: "00".repeat(32), virtual_size: 2 << 30 },
+        base: BaseFacts {
+            file: "/base.qcow2".into(),
+            format: BaseFormat::Qcow2,
+            sha256: "00".repeat(32),
+            virtual_size: 2 << 30,
+            source: "base.qcow2".into(),
+            pinned: false,
+            image: None,
+        },
         inputs: std::collections::BTreeMap::new(),
         agent_build: "a".into(),
         seal_build: "s".into(),

@@ -1,0 +1,200 @@
+//! Where a base image is: a file of this host, a download, an image of the store, or what another spec makes.
+//!
+//! ```text
+//! Spec (+ kiln.lock) -> locate -> Located -> survey -> Plan
+//! ```
+//!
+//! A located base is a file and what is expected of it. It is looked into, and hashed, by the survey alone.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Failure, Fault, Kind};
+use crate::event::{Events, Level};
+use crate::memo::Memo;
+use crate::plan::StoredBase;
+use crate::plan::machine::format_name;
+use crate::spec::{BaseFormat, Source, Spec};
+use crate::store::{Artifact, Store};
+
+use super::pins::{self, Pin, PinError, Pins};
+
+/// A base image on this host, not looked into yet.
+#[derive(Debug, Clone)]
+pub struct Located {
+    /// The file.
+    pub file: PathBuf,
+    /// Its format.
+    pub format: BaseFormat,
+    /// The digest it must have, and who says so.
+    pub expected: Option<(String, &'static str)>,
+    /// Where it came from, as manifests say it.
+    pub source: String,
+    /// Which image of the store it is.
+    pub image: Option<StoredBase>,
+    /// Digest of what was downloaded, which may be packed.
+    pub downloaded: Option<String>,
+    /// An image of the store is not removed while it is read.
+    _held: Option<Arc<Artifact>>,
+}
+
+/// What `kiln.lock` is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Locking {
+    /// An entry that counts is followed; a stale one is told.
+    Follow,
+    /// There must be an entry that counts.
+    Require,
+    /// What is there is not looked at.
+    Ignore,
+}
+
+/// Where base images are looked for.
+#[derive(Clone)]
+pub struct Bases {
+    /// The store's folder.
+    pub store: PathBuf,
+    /// The cache, where downloads are.
+    pub cache: PathBuf,
+    /// Digests of what did not change.
+    pub memo: Arc<Memo>,
+    /// Who hears of stale locks and downloads.
+    pub events: Events,
+    /// What `kiln.lock` is good for.
+    pub locking: Locking,
+    /// Whether what is not here may be downloaded.
+    pub online: bool,
+    /// Ends a download.
+    pub cancel: CancellationToken,
+}
+
+/// There is no base image.
+#[derive(Debug, thiserror::Error)]
+pub enum BaseError {
+    /// An image of the store has no file in the format that was stated.
+    #[error("the base image {id} has no {format} file")]
+    NoFile {
+        /// `name@version`
+        id: String,
+        /// `qcow2` or `raw`
+        format: &'static str,
+    },
+    /// What is not on this host.
+    #[error("the base image is not on this host: {url}")]
+    NotHere {
+        /// Where it is.
+        url: String,
+    },
+    /// The image of another spec is not in the store, or is of other inputs.
+    #[error("the base image is not built yet, or out of date: {}", spec.display())]
+    NotBuilt {
+        /// The spec that makes it.
+        spec: PathBuf,
+    },
+}
+
+impl Fault for BaseError {
+    fn kind(&self) -> Kind {
+        Kind::Base
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            BaseError::NoFile { .. } => vec!["say with `base.format` which of its files is meant".into()],
+            BaseError::NotHere { .. } => vec!["this version does not download: name a `file`".into()],
+            BaseError::NotBuilt { .. } => vec!["`kiln build` builds it first".into()],
+        }
+    }
+}
+
+/// Whether a build would get over a failure by making or downloading the base image.
+#[must_use]
+pub fn is_yet_to_come(failure: &Failure) -> bool {
+    matches!(failure.fault(), Some(BaseError::NotBuilt { .. } | BaseError::NotHere { .. }))
+}
+
+impl Bases {
+    /// Finds the base image of a spec. `parent` is the image that its base's spec makes, if it is built on one.
+    ///
+    /// # Errors
+    /// When there is none, or `kiln.lock` does not say what it has to.
+    pub fn locate(&self, spec: &Spec, parent: Option<Arc<Artifact>>) -> Result<Located, Failure> {
+        let pin = self.pin(spec)?;
+        let mut located = match &spec.base.source {
+            Source::File(file) => local(file, spec),
+            Source::Url(remote) => return Err(BaseError::NotHere { url: remote.urls[0].clone() }.into()),
+            Source::Image(image) => {
+                let locked = pin.as_ref().and_then(|pin| pin.image.as_ref());
+                let artifact = Store::open(&self.store)?.artifact(&locked.unwrap_or(image).parse()?)?;
+                stored(Arc::new(artifact), image.clone(), spec)?
+            }
+            Source::Spec { file, .. } => {
+                let parent = parent.ok_or_else(|| BaseError::NotBuilt { spec: file.clone() })?;
+                stored(parent, pins::source(spec), spec)?
+            }
+        };
+        if let Some(locked) = pin.and_then(|pin| pin.sha256).filter(|_| located.downloaded.is_none()) {
+            located.expected.get_or_insert((locked, pins::FILE));
+        }
+        Ok(located)
+    }
+
+    /// The entry of `kiln.lock` that is followed.
+    fn pin(&self, spec: &Spec) -> Result<Option<Pin>, PinError> {
+        if self.locking == Locking::Ignore {
+            return Ok(None);
+        }
+        let pins = Pins::beside(spec)?;
+        match pins.find(spec) {
+            Ok(pin) => Ok(Some(pin.clone())),
+            Err(error) if self.locking == Locking::Require => Err(error),
+            Err(error @ PinError::Stale { .. }) => {
+                self.events.notice(Level::Warning, format!("not followed: {error}"));
+                Ok(None)
+            }
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+fn local(file: &Path, spec: &Spec) -> Located {
+    Located {
+        file: file.to_owned(),
+        format: spec.base.format,
+        expected: asked(spec),
+        source: file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        image: None,
+        downloaded: None,
+        _held: None,
+    }
+}
+
+/// The file of a stored image that has the format the spec states.
+fn stored(artifact: Arc<Artifact>, source: String, spec: &Spec) -> Result<Located, BaseError> {
+    let manifest = artifact.manifest();
+    let format = format_name(spec.base.format);
+    let output = manifest.outputs.iter().find(|output| output.format == format);
+    let output = output.ok_or_else(|| BaseError::NoFile { id: artifact.id().to_string(), format })?;
+    let image = StoredBase {
+        name: manifest.image.name.clone(),
+        version: manifest.image.version.clone(),
+        build_key: manifest.build_key.clone(),
+        disk_sha256: manifest.disk_sha256.clone(),
+    };
+    Ok(Located {
+        file: artifact.folder().join(&output.file),
+        format: spec.base.format,
+        expected: asked(spec),
+        source,
+        image: Some(image),
+        downloaded: None,
+        _held: Some(artifact),
+    })
+}
+
+/// The digest that the spec asks for.
+fn asked(spec: &Spec) -> Option<(String, &'static str)> {
+    spec.base.sha256.clone().map(|sha256| (sha256, "spec"))
+}

@@ -1,0 +1,274 @@
+//! `kiln.lock`: which base images the specs of a folder were last locked to, for others to build on the same.
+//!
+//! Written by `kiln lock` beside the specs, as TOML, to be kept in git. An entry counts as long as the spec names the same
+//! base as when it was written.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Fault, Kind};
+use crate::spec::{Source, Spec};
+
+/// Its name in a spec's folder.
+pub const FILE: &str = "kiln.lock";
+/// The format this kiln writes, and the newest it reads.
+const SCHEMA: u32 = 1;
+/// A thousand specs, bytes.
+const LARGEST: u64 = 1 << 20;
+
+/// The file cannot be used, or does not say what it has to.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    /// It cannot be read or written.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// `read` or `write`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is not what kiln writes.
+    #[error("{} is damaged: {why}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// In what way.
+        why: String,
+    },
+    /// `--locked`, and there is no entry.
+    #[error("{} has no entry for {spec}, and --locked asks for one", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// Name of the spec.
+        spec: String,
+    },
+    /// `--locked`, and the spec has changed.
+    #[error("{} is stale: it was written for `{locked}`, and {spec} is built on `{now}`", path.display())]
+    Stale {
+        /// The file.
+        path: PathBuf,
+        /// Name of the spec.
+        spec: String,
+        /// The base at that time.
+        locked: String,
+        /// The base by now.
+        now: String,
+    },
+}
+
+impl Fault for PinError {
+    fn kind(&self) -> Kind {
+        match self {
+            PinError::Io { .. } => Kind::Host,
+            _ => Kind::Spec,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            PinError::Io { .. } => Vec::new(),
+            PinError::Damaged { .. } => vec!["delete it, and `kiln lock` writes a new one".into()],
+            _ => vec!["`kiln lock` writes it anew".into()],
+        }
+    }
+}
+
+/// One spec's base.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// File name of the spec.
+    pub spec: String,
+    /// Its variant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<String>,
+    /// What the spec said, as [`source`] writes it.
+    pub source: String,
+    /// For an image of the store or of another spec: which version it was, `name@version`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Digest of the file; of a download, of what is downloaded. None for another spec's image, which is made here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+/// The entries of one folder.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Pins {
+    schema: u32,
+    #[serde(default)]
+    base: Vec<Pin>,
+    #[serde(skip)]
+    path: PathBuf,
+}
+
+/// What a spec says of its base, in one line that is the same on every host.
+#[must_use]
+pub fn source(spec: &Spec) -> String {
+    let folder = spec.path.parent().unwrap_or(Path::new(""));
+    let below = |path: &Path| path.strip_prefix(folder).unwrap_or(path).display().to_string();
+    match &spec.base.source {
+        Source::File(file) => format!("file {}", below(file)),
+        Source::Url(remote) => format!("url {}", remote.urls[0]),
+        Source::Image(image) => format!("image {image}"),
+        Source::Spec { file, variant } => {
+            let variant = variant.as_ref().map(|variant| format!(" variant {variant}")).unwrap_or_default();
+            format!("spec {}{variant}", below(file))
+        }
+    }
+}
+
+fn name(spec: &Spec) -> String {
+    spec.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+impl Pins {
+    /// Reads the file beside a spec; without one there are no entries.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is not what kiln writes.
+    pub fn beside(spec: &Spec) -> Result<Self, PinError> {
+        let path = spec.path.with_file_name(FILE);
+        let failed = |source| PinError::Io { action: "read", path: path.clone(), source };
+        let damaged = |why: String| PinError::Damaged { path: path.clone(), why };
+        let text = match fs::metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Self { schema: SCHEMA, base: Vec::new(), path });
+            }
+            Ok(facts) if facts.len() > LARGEST => return Err(damaged(format!("it has {} bytes", facts.len()))),
+            Ok(facts) if !facts.is_file() => return Err(damaged("it is no file".into())),
+            Ok(_) => fs::read_to_string(&path).map_err(failed)?,
+            Err(error) => return Err(failed(error)),
+        };
+        let pins: Self = toml::from_str(&text).map_err(|error| damaged(error.message().to_owned()))?;
+        if pins.schema > SCHEMA {
+            return Err(damaged(format!("it has schema {}, and this kiln reads {SCHEMA}", pins.schema)));
+        }
+        Ok(Self { path, ..pins })
+    }
+
+    /// The entry that counts for a spec. One that was written for another base does not.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn find(&self, spec: &Spec) -> Result<&Pin, PinError> {
+        let (name, now, path) = (name(spec), source(spec), self.path.clone());
+        let Some(pin) = self.base.iter().find(|pin| pin.spec == name && pin.variant == spec.variant) else {
+            return Err(PinError::Missing { path, spec: name });
+        };
+        // A digest in the spec is the spec's last word.
+        let agrees = match (&spec.base.sha256, &pin.sha256) {
+            (Some(asked), Some(locked)) => asked == locked,
+            _ => true,
+        };
+        if pin.source == now && agrees {
+            return Ok(pin);
+        }
+        let with = |source: &str, sha256: &Option<String>| match sha256 {
+            Some(sha256) if !agrees => format!("{source} sha256 {sha256}"),
+            _ => source.to_owned(),
+        };
+        let (locked, now) = (with(&pin.source, &pin.sha256), with(&now, &spec.base.sha256));
+        Err(PinError::Stale { path, spec: name, locked, now })
+    }
+
+    /// Whether there are any.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.base.is_empty()
+    }
+
+    /// Enters what a spec's base is, in place of an earlier entry.
+    pub fn enter(&mut self, spec: &Spec, image: Option<String>, sha256: Option<String>) {
+        let pin = Pin { spec: name(spec), variant: spec.variant.clone(), source: source(spec), image, sha256 };
+        self.base.retain(|other| (&other.spec, &other.variant) != (&pin.spec, &pin.variant));
+        self.base.push(pin);
+        self.base.sort_by(|one, other| (&one.spec, &one.variant).cmp(&(&other.spec, &other.variant)));
+    }
+
+    /// Writes the file; gives its path, and whether it has changed.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save(&self) -> Result<(&Path, bool), PinError> {
+        let failed = |source| PinError::Io { action: "write", path: self.path.clone(), source };
+        let body = toml::to_string(self).map_err(|error| failed(io::Error::other(error)))?;
+        let text =
+            format!("# The base images of the specs in this folder. Written by `kiln lock`: keep it in git.\n{body}");
+        if fs::read_to_string(&self.path).is_ok_and(|old| old == text) {
+            return Ok((&self.path, false));
+        }
+        replace(&self.path, text.as_bytes()).map_err(failed)?;
+        Ok((&self.path, true))
+    }
+}
+
+/// Writes the file whole or not at all, with the modes of any other file of the project.
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mode = fs::Permissions::from_mode(0o666);
+    let folder = path.parent().unwrap_or(path);
+    let mut file = tempfile::Builder::new().prefix(".kiln.lock.").permissions(mode).tempfile_in(folder)?;
+    file.write_all(content)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::Overrides;
+
+    fn spec(folder: &Path, base: &str) -> Spec {
+        let path = folder.join("kiln.toml");
+        fs::write(&path, format!("[image]\nname = 'web'\nversion = '1'\n[base]\n{base}\n")).unwrap();
+        Spec::load(&path, &Overrides::default()).unwrap()
+    }
+
+    #[test]
+    fn an_entry_counts_for_the_base_it_was_written_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = spec(folder.path(), "image = 'debian@stable'");
+        let mut pins = Pins::beside(&first).unwrap();
+        assert!(pins.is_empty());
+        assert!(matches!(pins.find(&first), Err(PinError::Missing { .. })));
+        pins.enter(&first, Some("debian@12".into()), Some("ab".repeat(32)));
+        assert!(pins.save().unwrap().1);
+        let read = Pins::beside(&first).unwrap();
+        assert_eq!(read, pins);
+        assert!(!read.save().unwrap().1, "nothing has changed");
+        assert_eq!(read.find(&first).unwrap().image.as_deref(), Some("debian@12"));
+        let other = spec(folder.path(), "image = 'debian@candidate'");
+        let error = read.find(&other).unwrap_err();
+        assert!(error.to_string().contains("`image debian@stable`"), "{error}");
+        let pinned = spec(folder.path(), &format!("image = 'debian@stable'\nsha256 = '{}'", "cd".repeat(32)));
+        assert!(matches!(read.find(&pinned), Err(PinError::Stale { .. })));
+    }
+
+    #[test]
+    fn what_a_spec_says_is_the_same_on_every_host() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(source(&spec(folder.path(), "file = '../a/disk.qcow2'")), "file ../a/disk.qcow2");
+        assert_eq!(source(&spec(folder.path(), "spec = '../a'\nvariant = 'small'")), "spec ../a variant small");
+        let digest = "ab".repeat(32);
+        let url = spec(folder.path(), &format!("url = 'https://example.org/a.qcow2'\nsha256 = '{digest}'"));
+        assert_eq!(source(&url), "url https://example.org/a.qcow2");
+    }
+
+    #[test]
+    fn what_kiln_has_not_written_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = spec(folder.path(), "image = 'debian'");
+        for text in ["schema = 2", "schema = 'x'", "base = []", "[[", "schema = 1\n[[base]]\nspec = 1"] {
+            fs::write(folder.path().join(FILE), text).unwrap();
+            assert!(matches!(Pins::beside(&spec), Err(PinError::Damaged { .. })), "{text}");
+        }
+    }
+}

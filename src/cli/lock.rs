@@ -1,0 +1,70 @@
+//! `kiln lock`: which base images specs are built on, written down for others to build on the same.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::build::base::{Bases, Located, Locking};
+use crate::build::pins::{Pins, source};
+use crate::build::survey::{SurveyError, base_sha256};
+use crate::error::Failure;
+use crate::event::Level;
+use crate::plan::graph::{Graph, Node};
+use crate::spec::Source;
+
+use super::args::{self, Global};
+use super::folders::Folders;
+use super::{print, specs};
+
+/// Locks every spec with its variants, and what they are built on; prints the files that have changed.
+///
+/// # Errors
+/// When a base cannot be found, or a file not written.
+pub fn run(
+    args: &args::Lock,
+    global: &Global,
+    folders: &Folders,
+    cancel: CancellationToken,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let events = super::events(global);
+    let sources = args::Sources { locked: false, offline: args.offline };
+    let bases = Bases { locking: Locking::Ignore, ..folders.bases(sources, &events, cancel)? };
+    let graph = Graph::new(specs::with_variants(&args.specs)?)?;
+    let mut files: BTreeMap<PathBuf, Pins> = BTreeMap::new();
+    for node in graph.nodes() {
+        let parent = node.parent.map(|parent| graph.nodes()[parent].id());
+        let (image, sha256) = found(node, parent, &bases)?;
+        let told = image.as_deref().or(sha256.as_deref()).unwrap_or_default();
+        events.notice(Level::Info, format!("{}: {} is {told}", node.id(), source(&node.spec)));
+        let folder = node.spec.path.parent().map(PathBuf::from).unwrap_or_default();
+        let pins = match files.entry(folder) {
+            std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::btree_map::Entry::Vacant(entry) => entry.insert(Pins::beside(&node.spec)?),
+        };
+        pins.enter(&node.spec, image, sha256);
+    }
+    for pins in files.values() {
+        let (path, has_changed) = pins.save()?;
+        if has_changed {
+            print(out, &format!("{}\n", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Which image a base is, and its digest, as far as each can be said.
+fn found(node: &Node, parent: Option<String>, bases: &Bases) -> Result<(Option<String>, Option<String>), Failure> {
+    if let Source::Spec { .. } = node.spec.base.source {
+        return Ok((parent, None));
+    }
+    let Located { file, image, downloaded, .. } = &bases.locate(&node.spec, None)?;
+    let unreadable = |source| SurveyError::UnreadableBase { path: file.clone(), source };
+    let sha256 = match downloaded {
+        Some(sha256) => sha256.clone(),
+        None => base_sha256(file, &bases.memo).map_err(unreadable)?,
+    };
+    Ok((image.as_ref().map(|image| format!("{}@{}", image.name, image.version)), Some(sha256)))
+}

@@ -1,0 +1,98 @@
+//! Which specs a command line means: files, folders with a `kiln.toml`, folders of such folders, and variants.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::error::Failure;
+use crate::spec::{LoadError, Overrides, Spec, variants};
+
+use super::args::Reading;
+
+/// Stands for each variant of a spec.
+const ALL: &str = "all";
+/// How deep specs are looked for below a folder that has none itself.
+const DEPTH: usize = 8;
+
+/// Reads all specs that are meant. A mistake in the last one shows before anything boots.
+///
+/// # Errors
+/// With the first that cannot be read.
+pub(super) fn load(paths: &[PathBuf], reading: &Reading, version: Option<&String>) -> Result<Vec<Spec>, Failure> {
+    let overrides = reading.overrides(version);
+    let mut specs = Vec::new();
+    for file in files(paths) {
+        let wanted = match &reading.variant {
+            Some(variant) if variant == ALL => every_variant(&file)?,
+            variant => vec![variant.clone()],
+        };
+        for variant in wanted {
+            specs.push(Spec::load(&file, &Overrides { variant, ..overrides.clone() })?);
+        }
+    }
+    Ok(specs)
+}
+
+/// The variants of a spec; one without any is what it is.
+fn every_variant(file: &Path) -> Result<Vec<Option<String>>, LoadError> {
+    let names = variants(file)?;
+    Ok(if names.is_empty() { vec![None] } else { names.into_iter().map(Some).collect() })
+}
+
+/// A spec as it stands, and each of its variants.
+pub(super) fn with_variants(paths: &[PathBuf]) -> Result<Vec<Spec>, Failure> {
+    let mut specs = Vec::new();
+    for file in files(paths) {
+        for variant in std::iter::once(None).chain(variants(&file)?.into_iter().map(Some)) {
+            specs.push(Spec::load(&file, &Overrides { variant, ..Overrides::default() })?);
+        }
+    }
+    Ok(specs)
+}
+
+/// Folders become what is in them. What is not there is told by whoever reads it.
+fn files(paths: &[PathBuf]) -> Vec<PathBuf> {
+    let below = |path: &PathBuf| {
+        let mut found = Vec::new();
+        if path.is_dir() && !path.join("kiln.toml").exists() {
+            search(path, DEPTH, &mut found);
+        }
+        if found.is_empty() { vec![path.clone()] } else { found }
+    };
+    paths.iter().flat_map(below).collect()
+}
+
+/// Folders with a `kiln.toml`, in the order of their names. Links are not followed, hidden folders not entered.
+fn search(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    let is_folder = |entry: &fs::DirEntry| {
+        let is_hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
+        !is_hidden && entry.file_type().is_ok_and(|kind| kind.is_dir())
+    };
+    let mut folders: Vec<PathBuf> = entries.flatten().filter(is_folder).map(|entry| entry.path()).collect();
+    folders.sort();
+    for folder in folders {
+        if folder.join("kiln.toml").exists() {
+            found.push(folder);
+        } else if depth > 1 {
+            search(&folder, depth - 1, found);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_of_specs_are_searched_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |path: &str| folder.path().join(path);
+        for name in ["b", "a/deep/er", ".hidden", "a/beside"] {
+            fs::create_dir_all(at(name)).unwrap();
+            fs::write(at(name).join("kiln.toml"), "").unwrap();
+        }
+        fs::create_dir(at("empty")).unwrap();
+        assert_eq!(files(&[folder.path().to_owned()]), [at("a/beside"), at("a/deep/er"), at("b")]);
+        assert_eq!(files(&[at("b"), at("empty"), at("x.toml")]), [at("b"), at("empty"), at("x.toml")]);
+    }
+}

@@ -1,0 +1,273 @@
+//! Which spec is built on which: parents first, cycles named. A base image is one, so every graph is a forest.
+//!
+//! ```text
+//! [base] spec = "../base"        an edge; a spec that nobody asked for is added
+//! [base] image = "base@1"        an edge, if a spec of the graph makes that image
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs::canonicalize;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Fault, Kind};
+use crate::spec::{LoadError, Overrides, Source, Spec, spec_file};
+
+/// A spec and its place in the graph.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// What is built.
+    pub spec: Spec,
+    /// The node whose image it is built on; always an earlier one.
+    pub parent: Option<usize>,
+    /// Whether it was asked for, rather than added as a base.
+    pub wanted: bool,
+    /// How many images are built on it, one upon the other.
+    pub height: usize,
+}
+
+impl Node {
+    /// `name@version`
+    #[must_use]
+    pub fn id(&self) -> String {
+        id(&self.spec)
+    }
+}
+
+fn id(spec: &Spec) -> String {
+    format!("{}@{}", spec.image.name, spec.image.version)
+}
+
+/// Specs in an order in which they can be built.
+#[derive(Debug, Clone)]
+pub struct Graph(Vec<Node>);
+
+/// The specs are no graph.
+#[derive(Debug, thiserror::Error)]
+pub enum GraphError {
+    /// A spec that is built on itself.
+    #[error("these specs are built on each other in a circle: {}", .0.join(" is built on "))]
+    Cycle(Vec<String>),
+    /// Two specs that make the same version.
+    #[error("{} and {} both make {id}", one.display(), other.display())]
+    Twice {
+        /// `name@version`
+        id: String,
+        /// One spec.
+        one: PathBuf,
+        /// The other.
+        other: PathBuf,
+    },
+    /// The spec of a base cannot be used.
+    #[error("the base image of {}: {source}", of.display())]
+    Base {
+        /// The spec that names it.
+        of: PathBuf,
+        /// Why.
+        source: Box<LoadError>,
+    },
+}
+
+impl Fault for GraphError {
+    fn kind(&self) -> Kind {
+        Kind::Spec
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            GraphError::Twice { .. } => vec!["give one of them another name or version".into()],
+            GraphError::Base { source, .. } => source.hints(),
+            GraphError::Cycle(_) => Vec::new(),
+        }
+    }
+}
+
+/// What tells one spec from another: its file, links followed, and its variant.
+type Key = (PathBuf, Option<String>);
+
+fn key(file: &Path, variant: Option<&str>) -> Key {
+    let file = spec_file(file);
+    (canonicalize(&file).unwrap_or(file), variant.map(str::to_owned))
+}
+
+impl Graph {
+    /// The graph of these specs and of those they are built on, which are read here. A spec that is given twice counts once.
+    ///
+    /// # Errors
+    /// When there is a circle, when two specs make the same version, or the spec of a base cannot be read.
+    pub fn new(specs: Vec<Spec>) -> Result<Self, GraphError> {
+        let mut known: BTreeMap<Key, usize> = BTreeMap::new();
+        let mut found: Vec<(Spec, bool, Option<usize>)> = Vec::new();
+        for spec in specs {
+            let key = key(&spec.path, spec.variant.as_deref());
+            known.entry(key).or_insert_with(|| {
+                found.push((spec, true, None));
+                found.len() - 1
+            });
+        }
+        let mut next = 0;
+        while let Some((spec, ..)) = found.get(next) {
+            if let Source::Spec { file, variant } = &spec.base.source {
+                let key = key(file, variant.as_deref());
+                let parent = if let Some(parent) = known.get(&key) {
+                    *parent
+                } else {
+                    let base = load_base(spec, file, variant.clone())?;
+                    found.push((base, false, None));
+                    known.insert(key, found.len() - 1);
+                    found.len() - 1
+                };
+                found[next].2 = Some(parent);
+            }
+            next += 1;
+        }
+        check_names(&found)?;
+        by_image(&mut found);
+        sorted(found).map(Self)
+    }
+
+    /// The nodes, parents first.
+    #[must_use]
+    pub fn nodes(&self) -> &[Node] {
+        &self.0
+    }
+}
+
+fn load_base(of: &Spec, file: &Path, variant: Option<String>) -> Result<Spec, GraphError> {
+    let overrides = Overrides { variant, ..Overrides::default() };
+    let base = |source| GraphError::Base { of: of.path.clone(), source: Box::new(source) };
+    Spec::load(file, &overrides).map_err(base)
+}
+
+fn check_names(found: &[(Spec, bool, Option<usize>)]) -> Result<(), GraphError> {
+    let mut names: BTreeMap<String, &Spec> = BTreeMap::new();
+    for (spec, ..) in found {
+        if let Some(other) = names.insert(id(spec), spec) {
+            return Err(GraphError::Twice { id: id(spec), one: other.path.clone(), other: spec.path.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// Edges to images of the store that this graph makes: what is named by its version, or is the newest of its name. What a
+/// tag stands for is known to the store alone.
+fn by_image(found: &mut [(Spec, bool, Option<usize>)]) {
+    for index in 0..found.len() {
+        let Source::Image(wanted) = &found[index].0.base.source else { continue };
+        let makes = |spec: &Spec| *wanted == id(spec) || *wanted == spec.image.name;
+        found[index].2 = found.iter().position(|(spec, ..)| makes(spec));
+    }
+}
+
+/// Parents first, otherwise in the order given.
+fn sorted(found: Vec<(Spec, bool, Option<usize>)>) -> Result<Vec<Node>, GraphError> {
+    let parents: Vec<Option<usize>> = found.iter().map(|(_, _, parent)| *parent).collect();
+    let mut order = Vec::with_capacity(found.len());
+    let mut place = vec![None; found.len()];
+    let mut height = vec![0; found.len()];
+    for index in 0..found.len() {
+        // From the node down to what it stands on.
+        let mut line = vec![index];
+        while let Some(parent) = parents[line[line.len() - 1]] {
+            if let Some(at) = line.iter().position(|node| *node == parent) {
+                let circle = line[at..].iter().chain([&parent]);
+                return Err(GraphError::Cycle(circle.map(|node| found[*node].0.path.display().to_string()).collect()));
+            }
+            line.push(parent);
+        }
+        for (above, node) in line.iter().enumerate() {
+            height[*node] = height[*node].max(above);
+        }
+        for node in line.into_iter().rev() {
+            if place[node].is_none() {
+                place[node] = Some(order.len());
+                order.push(node);
+            }
+        }
+    }
+    let mut specs: Vec<_> = found.into_iter().map(Some).collect();
+    let node = |index: usize| {
+        let (spec, wanted, parent) = specs[index].take()?;
+        Some(Node { spec, wanted, parent: parent.and_then(|parent| place[parent]), height: height[index] })
+    };
+    Ok(order.into_iter().filter_map(node).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn write(folder: &Path, name: &str, base: &str) -> PathBuf {
+        let path = folder.join(name);
+        fs::create_dir_all(&path).unwrap();
+        let text = format!("[image]\nname = '{name}'\nversion = '1'\n[base]\n{base}\n");
+        fs::write(path.join("kiln.toml"), text).unwrap();
+        path
+    }
+
+    fn graph(specs: &[PathBuf]) -> Result<Graph, GraphError> {
+        Graph::new(specs.iter().map(|path| Spec::load(path, &Overrides::default()).unwrap()).collect())
+    }
+
+    fn names(graph: &Graph) -> Vec<(&str, Option<usize>, usize, bool)> {
+        let facts = |node: &'_ Node| (node.parent, node.height, node.wanted);
+        let names = graph.nodes().iter().map(|node| (node.spec.image.name.as_str(), facts(node)));
+        names.map(|(name, (parent, height, wanted))| (name, parent, height, wanted)).collect()
+    }
+
+    #[test]
+    fn parents_come_first_and_are_added_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path();
+        write(at, "root", "file = 'disk.qcow2'");
+        write(at, "middle", "spec = '../root'");
+        let one = write(at, "one", "spec = '../middle/kiln.toml'");
+        let two = write(at, "two", "spec = '../x/../middle'");
+        fs::create_dir(at.join("x")).unwrap();
+        let by_name = write(at, "by-name", "image = 'one@1'");
+        let tagged = write(at, "tagged", "image = 'one@stable'");
+        let graph = graph(&[by_name, two, one.clone(), tagged, one]).unwrap();
+        assert_eq!(
+            names(&graph),
+            [
+                ("root", None, 3, false),
+                ("middle", Some(0), 2, false),
+                ("one", Some(1), 1, true),
+                ("by-name", Some(2), 0, true),
+                ("two", Some(1), 0, true),
+                ("tagged", None, 0, true),
+            ]
+        );
+    }
+
+    #[test]
+    fn s4_a_circle_is_told_with_all_its_specs() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), "a", "spec = '../b'");
+        write(folder.path(), "b", "spec = '../c'");
+        write(folder.path(), "c", "spec = '../b'");
+        let error = graph(&[folder.path().join("a")]).unwrap_err();
+        let GraphError::Cycle(circle) = &error else { panic!("{error}") };
+        let names: Vec<_> = circle.iter().map(|path| path.rsplit('/').nth(1).unwrap()).collect();
+        assert_eq!((names, error.kind().exit_code()), (vec!["b", "c", "b"], 3));
+        let itself = write(folder.path(), "self", "image = 'self'");
+        assert!(matches!(graph(&[itself]), Err(GraphError::Cycle(_))));
+    }
+
+    #[test]
+    fn one_version_is_made_by_one_spec() {
+        let folder = tempfile::tempdir().unwrap();
+        let one = write(folder.path(), "one", "file = 'disk.qcow2'");
+        let other = folder.path().join("other.toml");
+        fs::copy(one.join("kiln.toml"), &other).unwrap();
+        assert!(matches!(graph(&[one, other]), Err(GraphError::Twice { id, .. }) if id == "one@1"));
+    }
+
+    #[test]
+    fn a_base_that_cannot_be_read_is_told_with_who_wants_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let one = write(folder.path(), "one", "spec = '../nowhere'");
+        let error = graph(&[one]).unwrap_err();
+        assert!(error.to_string().starts_with("the base image of "), "{error}");
+    }
+}
