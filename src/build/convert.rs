@@ -19,7 +19,7 @@ use crate::disk::qemu_img::{Image, Target, convert as run_convert};
 use crate::disk::tree::Tree;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Event, Level, Stage};
-use crate::plan::PlannedOutput;
+use crate::plan::output::DiskFile;
 use crate::spec::BaseFormat;
 use crate::store::manifest::Package;
 
@@ -121,21 +121,28 @@ async fn write_outputs(
         None => None,
     };
     let chain: Vec<_> = layers.iter().map(|(path, format)| Image { path, format: *format }).collect();
-    let (count, size) = (build.plan.outputs.len() as u64, build.plan.disk_size());
-    for (index, PlannedOutput { file, format, compression }) in (0..).zip(&build.plan.outputs) {
+    let disks = &build.plan.outputs.disks;
+    let (count, size) = (disks.len() as u64, build.plan.disk_size());
+    for (index, disk) in (0..).zip(disks) {
+        let path = place(build, disk, staging);
         let events = build.events.clone();
         let progress = move |done: u64| {
             let (done, total) = (index * size + done, count * size);
             events.emit(&Event::Progress { stage: Stage::Convert, done, total });
         };
-        if is_ours(*format, *compression) {
-            write_packed(build, layers.clone(), twin.clone(), &staging.join(file), progress).await?;
+        if is_ours(disk) {
+            write_packed(build, layers.clone(), twin.clone(), &path, progress).await?;
             continue;
         }
-        let target = Target { path: &staging.join(file), format: *format, compression: *compression };
+        let target = Target { path: &path, format: disk.format, compression: disk.compression };
         run_convert(&chain, target, |fraction| progress(share(size, fraction))).await?;
     }
     Ok(())
+}
+
+/// Where a disk file is written: what is not published goes with the scratch folder.
+pub(crate) fn place(build: &Build<'_>, disk: &DiskFile, staging: &Path) -> PathBuf {
+    if disk.published { staging.join(&disk.file) } else { build.work.join(&disk.file) }
 }
 
 /// The output that is ours from the first byte to the last.

@@ -23,7 +23,8 @@ use crate::guest::Hello;
 use crate::layer::{Cache, Stack};
 use crate::machine::checkpoint::RamFormat;
 use crate::memo::Memo;
-use crate::plan::{Plan, PlannedOutput};
+use crate::plan::Plan;
+use crate::plan::output::DiskFile;
 use crate::sign::Signer;
 use crate::size::ByteSize;
 use crate::spec::Test;
@@ -292,10 +293,9 @@ impl<'a> Build<'a> {
         staging: &Path,
         around: &Surroundings,
     ) -> Result<Vec<manifest::Test>, Failure> {
-        let image = |output: &PlannedOutput| {
-            Some(test::Image { path: staging.join(&output.file), format: output.format.bootable()? })
-        };
-        let images: Vec<_> = self.plan.outputs.iter().filter_map(image).collect();
+        let image =
+            |disk: &DiskFile| Some(test::Image { path: staging.join(&disk.file), format: disk.format.bootable()? });
+        let images: Vec<_> = self.plan.outputs.published_disks().filter_map(image).collect();
         let bench = test::Bench {
             machine: &self.plan.machine,
             disk_size: self.plan.disk_size(),

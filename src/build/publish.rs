@@ -10,7 +10,8 @@ use tokio::task::spawn_blocking;
 use crate::error::Failure;
 use crate::event::{Event, Events, Stage};
 use crate::plan::machine::format_name;
-use crate::plan::{Plan, PlannedStep, StoredBase, output_extension};
+use crate::plan::output::Published;
+use crate::plan::{Plan, PlannedStep, StoredBase};
 use crate::sign::Signer;
 use crate::spec::Network;
 use crate::store::{Artifact, Documents, Evidence, ImageId, Manifest, Staging, manifest};
@@ -139,10 +140,8 @@ fn step((planned, done): (&PlannedStep, &Done)) -> manifest::Step {
 }
 
 fn outputs(plan: &Plan) -> Vec<manifest::Output> {
-    let staged = |output: &crate::plan::PlannedOutput| {
-        manifest::Output::staged(&*output.file, output_extension(output.format), plan.disk_size())
-    };
-    plan.outputs.iter().map(staged).collect()
+    let staged = |output: Published<'_>| manifest::Output::staged(output.file, output.format, output.virtual_bytes);
+    plan.outputs.published(plan.disk_size()).into_iter().map(staged).collect()
 }
 
 /// The events of one build, with its log as one more listener.

@@ -23,8 +23,9 @@ use crate::memo::Memo;
 use crate::plan::Plan;
 use crate::plan::key::Key;
 use crate::plan::machine::format_name;
+use crate::plan::output::DiskFile;
 use crate::process;
-use crate::spec::{Compression, OutputFormat};
+use crate::spec::{Compression, DiskFormat};
 
 use super::layers::unusable;
 use super::survey::check_base;
@@ -46,7 +47,7 @@ impl BaseTwin {
     /// Begins to make it, or to look for it. Nothing for a plan whose outputs have no use for it.
     pub(crate) fn begin(build: &Build<'_>, cache: Option<Cache>) -> Option<Self> {
         let plan = build.plan;
-        if !plan.outputs.iter().any(|output| is_ours(output.format, output.compression)) {
+        if !plan.outputs.disks.iter().any(is_ours) {
             return None;
         }
         let (send, made) = oneshot::channel();
@@ -91,9 +92,9 @@ impl Drop for BaseTwin {
     }
 }
 
-/// Whether an output is written by our own hand.
-pub(crate) fn is_ours(format: OutputFormat, compression: Compression) -> bool {
-    (format, compression) == (OutputFormat::Qcow2, Compression::Zstd)
+/// Whether a disk file is written by our own hand.
+pub(crate) fn is_ours(disk: &DiskFile) -> bool {
+    (disk.format, disk.compression) == (DiskFormat::Qcow2, Compression::Zstd)
 }
 
 fn key(plan: &Plan) -> Key {

@@ -15,8 +15,8 @@ use crate::build::{history, many};
 use crate::error::Failure;
 use crate::layer::Cache;
 use crate::machine::argv::{Start, argv};
+use crate::plan::Plan;
 use crate::plan::trace::{Reason, Trace};
-use crate::plan::{Plan, compression_name, output_extension};
 use crate::size::{ByteSize, format_duration};
 use crate::spec::Spec;
 
@@ -75,11 +75,13 @@ fn as_json(plan: &Plan, fates: &Fates) -> Value {
         .collect();
     let outputs: Vec<_> = plan
         .outputs
+        .all
         .iter()
         .map(|output| {
+            let files = plan.outputs.files(output);
             json!({
-                "file": output.file, "format": output_extension(output.format),
-                "compression": compression_name(output.compression),
+                "file": files[0], "files": files, "format": output.format.name(),
+                "compression": output.compression.name(),
             })
         })
         .collect();
@@ -144,8 +146,9 @@ fn describe(plan: &Plan, fates: &Fates, text: &mut String) -> std::fmt::Result {
     for test in &spec.tests {
         writeln!(text, "test     {}", test.name)?;
     }
-    for output in &plan.outputs {
-        writeln!(text, "output   {} ({})", output.file, compression_name(output.compression))?;
+    for output in &plan.outputs.all {
+        let files = plan.outputs.files(output).join(", ");
+        writeln!(text, "output   {files} ({})", output.compression.name())?;
     }
     writeln!(text, "key      {}", plan.build_key)?;
     writeln!(text, "qemu     {}", command_line(plan).iter().map(|arg| quote(arg)).collect::<Vec<_>>().join(" "))

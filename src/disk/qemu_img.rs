@@ -20,7 +20,7 @@ use super::chain::{Chain, Layer};
 use crate::error::{Fault, Kind};
 use crate::process::{Allowed, Wall, describe, stderr_tail, walled};
 use crate::size::ByteSize;
-use crate::spec::{BaseFormat, Compression, OutputFormat};
+use crate::spec::{BaseFormat, Compression, DiskFormat};
 
 const PROGRAM: &str = "qemu-img";
 
@@ -46,7 +46,7 @@ pub struct Target<'a> {
     /// Where to; a file that is there already is overwritten.
     pub path: &'a Path,
     /// In which format.
-    pub format: OutputFormat,
+    pub format: DiskFormat,
     /// Of its clusters; a raw file has none.
     pub compression: Compression,
 }
@@ -134,7 +134,7 @@ pub async fn convert(chain: &[Image<'_>], target: Target<'_>, progress: impl FnM
     let target = Target { path: &absolute(target.path)?, ..target };
     let folder = target.path.parent().unwrap_or(Path::new("/"));
     let size = disk_size(chain);
-    if target.format == OutputFormat::Raw {
+    if target.format == DiskFormat::Raw {
         check_fits(folder, size)?;
     }
     let mut command = walled(PROGRAM, wall(chain, folder, size).map_err(QemuImgError::Start)?);
@@ -180,12 +180,16 @@ pub fn check_fits(folder: &Path, size: u64) -> Result<(), QemuImgError> {
     }
 }
 
-fn target_options(format: OutputFormat, compression: Compression) -> &'static [&'static str] {
+fn target_options(format: DiskFormat, compression: Compression) -> &'static [&'static str] {
     match (format, compression) {
-        (OutputFormat::Raw, _) => &["raw", "-S", "4k"],
-        (OutputFormat::Qcow2, Compression::Zstd) => &["qcow2", "-c", "-o", "compression_type=zstd"],
-        (OutputFormat::Qcow2, Compression::Zlib) => &["qcow2", "-c", "-o", "compression_type=zlib"],
-        (OutputFormat::Qcow2, Compression::None) => &["qcow2"],
+        (DiskFormat::Raw, _) => &["raw", "-S", "4k"],
+        (DiskFormat::Qcow2, Compression::Zstd) => &["qcow2", "-c", "-o", "compression_type=zstd"],
+        (DiskFormat::Qcow2, Compression::Zlib) => &["qcow2", "-c", "-o", "compression_type=zlib"],
+        (DiskFormat::Qcow2, Compression::None) => &["qcow2"],
+        (DiskFormat::Vmdk, _) => &["vmdk", "-o", "subformat=streamOptimized"],
+        (DiskFormat::Vdi, _) => &["vdi"],
+        (DiskFormat::Vhdx, _) => &["vhdx", "-o", "subformat=dynamic"],
+        (DiskFormat::Vhd, _) => &["vpc", "-o", "subformat=fixed,force_size=on"],
     }
 }
 

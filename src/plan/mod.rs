@@ -14,17 +14,19 @@ use serde_json::json;
 
 use crate::error::{Fault, Kind};
 use crate::size::{ByteSize, format_duration};
-use crate::spec::{self, Action, BaseFormat, Compression, Network, OutputFormat, Spec};
+use crate::spec::{self, Action, BaseFormat, Network, Spec};
 
 pub mod graph;
 pub mod host;
 pub mod key;
 pub mod machine;
+pub mod output;
 pub mod trace;
 
 use host::{Host, KvmVerdict};
 use key::Key;
 use machine::{Accelerator, Firmware, Machine, format_name};
+use output::Outputs;
 use trace::Parts;
 
 /// Software emulation is slower by about this factor than the hardware that timeouts are thought for.
@@ -144,17 +146,6 @@ pub struct PlannedStep {
     pub input: Option<InputFacts>,
 }
 
-/// One output file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PlannedOutput {
-    /// File name in the version's folder.
-    pub file: String,
-    /// Format.
-    pub format: OutputFormat,
-    /// Compression inside it.
-    pub compression: Compression,
-}
-
 /// What a build does.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -170,8 +161,8 @@ pub struct Plan {
     pub base_parts: Parts,
     /// The steps.
     pub steps: Vec<PlannedStep>,
-    /// The outputs.
-    pub outputs: Vec<PlannedOutput>,
+    /// The outputs, and the disk files they need.
+    pub outputs: Outputs,
     /// Stands for everything that is published.
     pub build_key: Key,
     /// `SOURCE_DATE_EPOCH`, where it is set.
@@ -188,7 +179,7 @@ impl Plan {
         let base_content = base_content(&spec, facts, &machine);
         let base_key = Key::root().then(&base_content);
         let steps = plan_steps(&spec, facts, base_key);
-        let outputs = plan_outputs(&spec);
+        let outputs = Outputs::new(&format!("{}-{}", spec.image.name, spec.image.version), &spec.outputs);
         let last = steps.last().map_or(base_key, |step| step.key);
         let build_key = last.then(&result_value(&spec, facts));
         let base = facts.base.clone();
@@ -315,44 +306,12 @@ fn plan_steps(spec: &Spec, facts: &Facts, base: Key) -> Vec<PlannedStep> {
     spec.steps.iter().enumerate().map(plan).collect()
 }
 
-fn plan_outputs(spec: &Spec) -> Vec<PlannedOutput> {
-    let stem = format!("{}-{}", spec.image.name, spec.image.version);
-    let file = |output: &spec::Output| PlannedOutput {
-        file: format!("{stem}.{}", output_extension(output.format)),
-        format: output.format,
-        compression: output.compression,
-    };
-    spec.outputs.iter().map(file).collect()
-}
-
-/// The file name extension of a format, which is also its name in specs and manifests.
-#[must_use]
-pub fn output_extension(format: OutputFormat) -> &'static str {
-    match format {
-        OutputFormat::Qcow2 => "qcow2",
-        OutputFormat::Raw => "raw",
-    }
-}
-
-/// The name of a compression in specs and manifests.
-#[must_use]
-pub fn compression_name(compression: Compression) -> &'static str {
-    match compression {
-        Compression::Zstd => "zstd",
-        Compression::Zlib => "zlib",
-        Compression::None => "none",
-    }
-}
-
 /// What is done after the last step, and what the manifest says of the image.
 fn result_value(spec: &Spec, facts: &Facts) -> serde_json::Value {
     let test = |test: &spec::Test| json!([test.name, test.check, test.reboot, test.needs_fresh_boot]);
     let tests: Vec<_> = spec.tests.iter().map(test).collect();
-    let outputs: Vec<_> = spec
-        .outputs
-        .iter()
-        .map(|output| json!([output_extension(output.format), compression_name(output.compression)]))
-        .collect();
+    let outputs: Vec<_> =
+        spec.outputs.iter().map(|output| json!([output.format.name(), output.compression.name()])).collect();
     json!({
         "image": {
             "name": spec.image.name, "version": spec.image.version,

@@ -426,16 +426,15 @@ table! {
     /// A file to write.
     Output {
         /// The format of the file.
-        format: OutputFormat = Or(choice([("qcow2", OutputFormat::Qcow2), ("raw", OutputFormat::Raw)], LATER_FORMATS), "'qcow2'"),
-        /// Compression inside a qcow2 file; the default there is `zstd`.
-        compression: Option<At<Compression>> = Optional(choice(
-            [("zstd", Compression::Zstd), ("zlib", Compression::Zlib), ("none", Compression::None)],
-            &[],
-        )),
+        format: OutputFormat =
+            Or(choice(OutputFormat::ALL.iter().map(|format| (format.name(), *format)).collect::<Vec<_>>(), LATER_FORMATS), "'qcow2'"),
+        /// Compression inside a qcow2 file; the default there is `zstd`. Other formats leave no choice.
+        compression: Option<At<Compression>> =
+            Optional(choice(Compression::ALL.map(|compression| (compression.name(), compression)), &[])),
     }
 }
 
-const LATER_FORMATS: &[&str] = &["vmdk", "vhd", "vhdx", "vdi", "ova", "gcp", "vagrant"];
+const LATER_FORMATS: &[&str] = &["ova", "gcp", "vagrant"];
 
 table! {
     /// Limits of the whole build.

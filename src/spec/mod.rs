@@ -19,6 +19,7 @@ mod checks;
 mod complaint;
 mod compound;
 mod document;
+mod format;
 pub mod giveaways;
 mod keys;
 mod load;
@@ -36,6 +37,7 @@ mod variants;
 
 pub use complaint::{LoadError, SpecError, SpecErrors};
 pub use document::{Document, Position};
+pub use format::{Compression, DiskFormat, OutputFormat};
 pub use load::{MAX_BYTES, spec_file};
 pub use test::{Check, FileCheck, Test};
 pub use variants::variants;
@@ -349,39 +351,8 @@ pub struct Seal {
 pub struct Output {
     /// File format.
     pub format: OutputFormat,
-    /// Compression inside the format.
+    /// Of the disk inside; one that the format takes.
     pub compression: Compression,
-}
-
-/// Format of an output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum OutputFormat {
-    /// QEMU's own.
-    Qcow2,
-    /// The bytes of the disk, sparse.
-    Raw,
-}
-
-impl OutputFormat {
-    /// The same format as a disk that QEMU boots, where it does.
-    #[must_use]
-    pub fn bootable(self) -> Option<BaseFormat> {
-        match self {
-            OutputFormat::Qcow2 => Some(BaseFormat::Qcow2),
-            OutputFormat::Raw => Some(BaseFormat::Raw),
-        }
-    }
-}
-
-/// Compression of an output's clusters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Compression {
-    /// Fast and small; QEMU 5.1 and newer read it.
-    Zstd,
-    /// For older readers.
-    Zlib,
-    /// None.
-    None,
 }
 
 /// `[build]`

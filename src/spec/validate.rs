@@ -13,6 +13,7 @@ use super::paths::Slashed;
 use super::reader::Reader;
 use super::shape::Word;
 use super::steps::{self, Surroundings};
+use super::suggest::list;
 use super::table::Chosen;
 use super::{
     Base, Build, Compression, Image, Machine, Output, OutputFormat, Remote, Seal, SecretSource, Source, Spec, Sums,
@@ -184,15 +185,17 @@ fn outputs(raw: Vec<At<keys::Output>>, reader: &mut Reader) -> Vec<Output> {
 }
 
 fn compression(raw: &keys::Output, reader: &mut Reader) -> Compression {
-    match (raw.format, &raw.compression) {
-        (OutputFormat::Qcow2, asked) => asked.as_ref().map_or(Compression::Zstd, |asked| asked.value),
-        (OutputFormat::Raw, Some(asked)) if asked.value != Compression::None => {
-            let message = "a raw file has no compression inside";
-            reader.report(SpecError::new(asked.span.clone(), message).help("leave it out, or write a qcow2 file"));
-            Compression::None
-        }
-        (OutputFormat::Raw, _) => Compression::None,
+    let known = raw.format.compressions();
+    let Some(asked) = &raw.compression else { return known[0] };
+    if !known.contains(&asked.value) {
+        let names: Vec<_> = known.iter().map(|known| known.name()).collect();
+        let message = match known {
+            [Compression::None] => format!("a {} file has no compression inside", raw.format.name()),
+            _ => format!("the compression of a {} file is {}", raw.format.name(), list(&names)),
+        };
+        reader.report(SpecError::new(asked.span.clone(), message).help("leave it out, or write a qcow2 file"));
     }
+    asked.value
 }
 
 /// A file or folder on this host, absolute.

@@ -28,7 +28,7 @@ use kiln::disk::qcow2::header::{Codec, HeaderError};
 use kiln::disk::qemu_img::{Image, Target, convert};
 use kiln::disk::tree::{Tree, TreeError};
 use kiln::error::{Fault, Kind};
-use kiln::spec::{BaseFormat, Compression, OutputFormat};
+use kiln::spec::{BaseFormat, Compression, DiskFormat};
 use sha2::Digest;
 use tempfile::TempDir;
 
@@ -401,10 +401,10 @@ fn an_overlay_converts_to_every_format_with_the_same_disk_and_the_same_bytes() {
     let digest = disk_sha256(&disk, &mut |_, _| ControlFlow::Continue(())).unwrap();
     let graph = [Image { path: &overlay, format: BaseFormat::Qcow2 }, below];
     let outputs = [
-        (OutputFormat::Qcow2, Compression::Zstd),
-        (OutputFormat::Qcow2, Compression::Zlib),
-        (OutputFormat::Qcow2, Compression::None),
-        (OutputFormat::Raw, Compression::None),
+        (DiskFormat::Qcow2, Compression::Zstd),
+        (DiskFormat::Qcow2, Compression::Zlib),
+        (DiskFormat::Qcow2, Compression::None),
+        (DiskFormat::Raw, Compression::None),
     ];
     for (format, compression) in outputs {
         let (first, second) = (folder.join("first"), folder.join("second"));
@@ -414,7 +414,7 @@ fn an_overlay_converts_to_every_format_with_the_same_disk_and_the_same_bytes() {
             assert!(seen.is_sorted() && seen.last() == Some(&1.0), "{seen:?}");
         }
         assert!(fs::read(&first).unwrap() == fs::read(&second).unwrap(), "{format:?} {compression:?}");
-        let read_as = if format == OutputFormat::Raw { BaseFormat::Raw } else { BaseFormat::Qcow2 };
+        let read_as = if format == DiskFormat::Raw { BaseFormat::Raw } else { BaseFormat::Qcow2 };
         let converted = chain(&[(&first, read_as)]);
         assert_eq!(disk_sha256(&converted, &mut |_, _| ControlFlow::Continue(())).unwrap(), digest);
         assert_eq!(facts(&first, read_as).virtual_size, 12 << 20);
@@ -534,7 +534,7 @@ fn b7_a_raw_guest_disk_with_a_qcow2_header_stays_raw() {
     let hostile = scratch.create("hostile", "qcow2", &["-u", "-F", "raw", "-b", canary.to_str().unwrap()]);
     let out = scratch.path("out.raw");
     let graph = [Image { path: &hostile, format: BaseFormat::Raw }];
-    let target = Target { path: &out, format: OutputFormat::Raw, compression: Compression::None };
+    let target = Target { path: &out, format: DiskFormat::Raw, compression: Compression::None };
     block_on(convert(&graph, target, |_| ())).unwrap();
     let bytes = fs::read(&out).unwrap();
     assert!(bytes.starts_with(b"QFI\xfb"));
@@ -546,7 +546,7 @@ fn a_failed_conversion_says_why_and_leaves_nothing() {
     let scratch = Scratch::new();
     let (source, out) = (scratch.raw("source"), scratch.path("out"));
     let graph = [Image { path: &source, format: BaseFormat::Qcow2 }];
-    let target = Target { path: &out, format: OutputFormat::Qcow2, compression: Compression::None };
+    let target = Target { path: &out, format: DiskFormat::Qcow2, compression: Compression::None };
     let error = block_on(convert(&graph, target, |_| ())).unwrap_err();
     assert!(error.to_string().contains("Image is not in qcow2 format"), "{error}");
     assert_eq!(error.kind(), Kind::Output);
@@ -565,7 +565,7 @@ fn a_dropped_conversion_kills_qemu_img() {
     }
     let out = scratch.path("out.qcow2");
     let graph = [Image { path: &source, format: BaseFormat::Raw }];
-    let target = Target { path: &out, format: OutputFormat::Qcow2, compression: Compression::Zlib };
+    let target = Target { path: &out, format: DiskFormat::Qcow2, compression: Compression::Zlib };
     block_on(async {
         let (started, mut first_progress) = tokio::sync::mpsc::unbounded_channel();
         let conversion = convert(&graph, target, move |done| started.send(done).unwrap());
