@@ -1,5 +1,6 @@
 //! The sealed disk becomes output files, and is read once more for its digests.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::ops::ControlFlow;
@@ -20,16 +21,16 @@ use crate::disk::tree::Tree;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Event, Level, Stage};
 use crate::plan::output::DiskFile;
-use crate::spec::BaseFormat;
+use crate::spec::{BaseFormat, Platform};
 use crate::store::manifest::Package;
 
-use super::identity;
 use super::leaks::Search;
 use super::shutdown::CleanShutdown;
 use super::survey::check_base;
 use super::twin::{BaseTwin, is_ours};
 use super::writers::Writers;
 use super::{Build, ScratchError};
+use super::{identity, platform};
 
 /// The outputs are in the staging folder, and what is known of the disk they all hold.
 #[derive(Debug)]
@@ -223,6 +224,8 @@ fn read_contents(
 ) -> Result<JoinHandle<Result<Contents, Failure>>, Failure> {
     let chain = open(layers)?;
     let (events, list) = (build.events.clone(), staging.join(listing::FILE));
+    let platforms: BTreeSet<Platform> =
+        build.plan.spec.outputs.iter().flat_map(|output| output.platforms.iter().copied()).collect();
     Ok(spawn_blocking(move || {
         let tree = match Tree::open(&chain) {
             Ok(tree) => tree,
@@ -231,10 +234,17 @@ fn read_contents(
                 return Ok(Contents::default());
             }
         };
-        let packages = packages(&tree)?.unwrap_or_default().into_iter();
+        let packages = packages(&tree)?.unwrap_or_default();
+        if !platforms.is_empty() {
+            let guest = platform::Guest::of(&tree, &packages)?;
+            for missing in platforms.into_iter().flat_map(|platform| guest.misses(platform)) {
+                events.notice(Level::Warning, missing);
+            }
+        }
         Ok(Contents {
             content_sha256: Some(hex(&list_files(&tree, &writers, &list)?)),
             packages: packages
+                .into_iter()
                 .map(|found| Package { name: found.name, version: found.version, arch: found.arch })
                 .collect(),
         })

@@ -165,6 +165,16 @@ impl<'c> Tree<'c> {
         Ok(self.directory(path.as_bytes())?.is_some())
     }
 
+    /// The names in a directory, as the file system has them; symbolic links are followed within the guest. `None` where
+    /// there is no such directory.
+    ///
+    /// # Errors
+    /// When the file system is damaged or cannot be read.
+    pub fn names(&self, path: &str) -> Result<Option<Vec<Vec<u8>>>, TreeError> {
+        let Some(place) = self.directory(path.as_bytes())? else { return Ok(None) };
+        Ok(Some(self.node(place)?.names()?.into_iter().map(|(name, _)| name).collect()))
+    }
+
     fn directory(&self, path: &[u8]) -> Result<Option<Place>, VolumeError> {
         let Some(place) = self.find(path)? else { return Ok(None) };
         Ok((self.node(place)?.kind() == FileKind::Directory).then_some(place))

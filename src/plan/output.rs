@@ -63,7 +63,7 @@ impl Outputs {
         for output in wanted {
             let disk = outputs.disk(stem, output);
             let besides = output.format.besides().iter().map(|extension| format!("{stem}.{extension}")).collect();
-            let spec::Output { format, compression } = *output;
+            let spec::Output { format, compression, .. } = *output;
             outputs.all.push(PlannedOutput { format, compression, disk, besides });
         }
         outputs
@@ -121,7 +121,11 @@ mod tests {
     fn outputs(wanted: &[(OutputFormat, Compression)]) -> Outputs {
         let wanted: Vec<_> = wanted
             .iter()
-            .map(|(format, compression)| spec::Output { format: *format, compression: *compression })
+            .map(|(format, compression)| spec::Output {
+                format: *format,
+                compression: *compression,
+                platforms: Vec::new(),
+            })
             .collect();
         Outputs::new("web-1", &wanted)
     }

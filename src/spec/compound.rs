@@ -44,6 +44,32 @@ impl<S: Shape> Shape for List<S> {
     }
 }
 
+/// One value, or a list of at most so many.
+pub(super) struct OneOrMore<S>(pub S, pub usize);
+
+impl<S: Shape> Shape for OneOrMore<S> {
+    type Value = Vec<At<S::Value>>;
+
+    fn expects(&self) -> String {
+        format!("{}, or a list of them", self.0.expects())
+    }
+
+    fn read(&self, node: &Node, reader: &mut Reader) -> Option<Self::Value> {
+        let read =
+            |node: &Node, reader: &mut Reader| self.0.read(node, reader).map(|value| At { value, span: node.span() });
+        let DeValue::Array(elements) = node.get_ref() else { return read(node, reader).map(|one| vec![one]) };
+        if let Some(extra) = elements.get(self.1) {
+            reader.report(SpecError::new(extra.span(), format!("more than {} of these", self.1)));
+        }
+        Some(elements.iter().take(self.1).filter_map(|node| read(node, reader)).collect())
+    }
+
+    fn schema(&self) -> Json {
+        let one = self.0.schema();
+        json!({ "anyOf": [one, { "type": "array", "items": one, "maxItems": self.1 }] })
+    }
+}
+
 /// A type error, with help for `[step]` where `[[step]]` is meant and the other way round.
 pub(super) fn wrong_brackets(node: &Node, reader: &mut Reader, expected: &str) {
     let header = reader.document.text().get(node.span()).unwrap_or_default();

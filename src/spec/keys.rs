@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::compound::{CommandLine, Declared, List, Map, Variables};
+use super::compound::{CommandLine, Declared, List, Map, OneOrMore, Variables};
 use super::document::At;
 use super::paths::{ACCOUNT, Slashed, guest_file, guest_folder, guest_path, host_path, kept_path, owner};
+use super::platform::Platform;
 use super::reader::{Reader, Section};
 use super::shape::{
     Boolean, Integer, Mode, Word, choice, content, duration, line, location, reference, regex, sha256, size, text,
@@ -425,9 +426,13 @@ table! {
 table! {
     /// A file to write.
     Output {
-        /// The format of the file.
-        format: OutputFormat =
-            Or(choice(OutputFormat::ALL.iter().map(|format| (format.name(), *format)).collect::<Vec<_>>(), LATER_FORMATS), "'qcow2'"),
+        /// The format of the file; without it, what the platform takes, or `qcow2`.
+        format: Option<At<OutputFormat>> = Optional(choice(
+            OutputFormat::ALL.iter().map(|format| (format.name(), *format)).collect::<Vec<_>>(),
+            LATER_FORMATS,
+        )),
+        /// Where the image goes: picks the format, and warns of what the guest lacks there.
+        platform: Vec<At<Platform>> = Or(OneOrMore(choice(Platform::ALL, &[]), Platform::ALL.len()), "[]"),
         /// Compression inside a qcow2 file; the default there is `zstd`. Other formats leave no choice.
         compression: Option<At<Compression>> =
             Optional(choice(Compression::ALL.map(|compression| (compression.name(), compression)), &[])),

@@ -24,6 +24,7 @@ pub mod giveaways;
 mod keys;
 mod load;
 mod paths;
+pub mod platform;
 mod reader;
 pub mod seal;
 mod shape;
@@ -39,6 +40,7 @@ pub use complaint::{LoadError, SpecError, SpecErrors};
 pub use document::{Document, Position};
 pub use format::{Compression, DiskFormat, OutputFormat};
 pub use load::{MAX_BYTES, spec_file};
+pub use platform::Platform;
 pub use test::{Check, FileCheck, Test};
 pub use variants::variants;
 
@@ -353,6 +355,8 @@ pub struct Output {
     pub format: OutputFormat,
     /// Of the disk inside; one that the format takes.
     pub compression: Compression,
+    /// Where the image goes; may be empty.
+    pub platforms: Vec<Platform>,
 }
 
 /// `[build]`

@@ -169,29 +169,49 @@ fn outputs(raw: Vec<At<keys::Output>>, reader: &mut Reader) -> Vec<Output> {
     for At { value, span } in raw {
         // A format that could not be read stands here as the default, and is no second one.
         let clean = reader.is_clean();
-        if let Some((_, first)) = outputs.iter().find(|(other, _)| clean && other.format == value.format) {
+        let format = format(&value, reader);
+        if let Some((_, first)) = outputs.iter().find(|(other, _)| clean && other.format == format) {
             let error = SpecError::new(span, "a second output of the same format");
-            reader.report(error.related(first.clone(), "the first one"));
+            reader.report(error.related(first.clone(), "the first one").help("one output may name several platforms"));
             continue;
         }
-        let compression = compression(&value, reader);
-        outputs.push((Output { format: value.format, compression }, span));
+        let compression = compression(format, value.compression.as_ref(), reader);
+        let platforms = value.platform.into_iter().map(|platform| platform.value).collect();
+        outputs.push((Output { format, compression, platforms }, span));
     }
     if outputs.is_empty() {
-        vec![Output { format: OutputFormat::Qcow2, compression: Compression::Zstd }]
+        let (format, compression) = (OutputFormat::Qcow2, Compression::Zstd);
+        vec![Output { format, compression, platforms: Vec::new() }]
     } else {
         outputs.into_iter().map(|(output, _)| output).collect()
     }
 }
 
-fn compression(raw: &keys::Output, reader: &mut Reader) -> Compression {
-    let known = raw.format.compressions();
-    let Some(asked) = &raw.compression else { return known[0] };
+/// The format that is asked for, or else the first one that the first platform takes. Each platform has to take it.
+fn format(raw: &keys::Output, reader: &mut Reader) -> OutputFormat {
+    let named = |name: &str| OutputFormat::ALL.iter().copied().find(|format| format.name() == name);
+    let best = raw.platform.first().and_then(|first| first.value.formats().iter().find_map(|name| named(name)));
+    let format = raw.format.as_ref().map(|asked| asked.value).or(best).unwrap_or(OutputFormat::Qcow2);
+    for platform in &raw.platform {
+        let takes = platform.value.formats();
+        if !takes.contains(&format.name()) {
+            let message = format!("{} does not take the format {}", platform.value.name(), format.name());
+            let takes = takes.iter().copied().filter(|name| named(name).is_some()).collect::<Vec<_>>();
+            let help = format!("it takes {}; several formats are several outputs", list(&takes));
+            reader.report(SpecError::new(platform.span.clone(), message).help(help));
+        }
+    }
+    format
+}
+
+fn compression(format: OutputFormat, asked: Option<&At<Compression>>, reader: &mut Reader) -> Compression {
+    let known = format.compressions();
+    let Some(asked) = asked else { return known[0] };
     if !known.contains(&asked.value) {
         let names: Vec<_> = known.iter().map(|known| known.name()).collect();
         let message = match known {
-            [Compression::None] => format!("a {} file has no compression inside", raw.format.name()),
-            _ => format!("the compression of a {} file is {}", raw.format.name(), list(&names)),
+            [Compression::None] => format!("a {} file has no compression inside", format.name()),
+            _ => format!("the compression of a {} file is {}", format.name(), list(&names)),
         };
         reader.report(SpecError::new(asked.span.clone(), message).help("leave it out, or write a qcow2 file"));
     }
