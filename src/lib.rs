@@ -12,6 +12,7 @@ pub mod guest;
 pub mod layer;
 pub mod machine;
 pub mod memo;
+pub mod package;
 pub mod plan;
 pub mod process;
 pub mod report;

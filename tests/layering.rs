@@ -1,18 +1,19 @@
 //! Imports point downwards only.
 //!
 //! ```text
-//! cli > report > build > machine | guest | layer | disk | seed | store > plan > spec > leaves     agent > wire alone
+//! cli > report > build > package > machine | guest | layer | disk | seed | store > plan > spec > leaves     agent > wire alone
 //! ```
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules by their height. Those of one row do not know each other, but for the leaves.
-const ROWS: [&[&str]; 7] = [
+const ROWS: [&[&str]; 8] = [
     &["process", "signal", "workdir", "event", "error", "fs", "size", "digest", "memo", "sign", "wire"],
     &["spec"],
     &["plan"],
     &["machine", "guest", "layer", "disk", "seed", "store"],
+    &["package"],
     &["build"],
     &["report"],
     &["cli"],

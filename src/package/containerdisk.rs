@@ -1,0 +1,160 @@
+//! A `KubeVirt` containerDisk: an OCI image of one layer with one file, the disk, below `/disk`.
+//!
+//! It is an OCI image layout (image-layout.md of the OCI's image-spec) in one tar archive, which skopeo and podman call
+//! `oci-archive`: one file to keep and to sign, and `tar -x` makes the folder of it.
+//!
+//! ```text
+//! oci-layout
+//! index.json ──> blobs/sha256/MANIFEST ──> blobs/sha256/CONFIG
+//!                                      └─> blobs/sha256/LAYER = tar: disk/, disk/NAME.qcow2
+//! ```
+//! The layer is not compressed: the disk in it is. So its digest is also that of its content, which the config has to name.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::content::{Content, Watch};
+use super::tar::{Archive, Format, Owner};
+use super::{Facts, PackageError};
+use crate::digest::hex;
+
+/// `qemu` in `KubeVirt`'s own images, which is who reads the disk.
+const OWNER: Owner = Owner(107, 107);
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
+/// A blob with its digest.
+struct Blob {
+    content: Content,
+    sha256: String,
+}
+
+impl Blob {
+    fn new(content: Content, watch: &mut Watch<'_>) -> Result<Self, PackageError> {
+        let sha256 = hex(&content.sha256(watch)?);
+        Ok(Self { content, sha256 })
+    }
+
+    /// Serialised maps have their keys in order.
+    fn json(value: &Value, watch: &mut Watch<'_>) -> Result<Self, PackageError> {
+        Self::new(value.to_string().into_bytes().into(), watch)
+    }
+
+    fn digest(&self) -> String {
+        format!("sha256:{}", self.sha256)
+    }
+
+    fn descriptor(&self, media_type: &str) -> Value {
+        json!({ "mediaType": media_type, "digest": self.digest(), "size": self.content.len() })
+    }
+}
+
+/// The archive around a qcow2 file. The disk is read once for its digest first; `watch` is told of that.
+///
+/// # Errors
+/// When the disk's file cannot be read, or `watch` breaks.
+pub fn archive(facts: &Facts, disk: Content, watch: &mut Watch<'_>) -> Result<Content, PackageError> {
+    let layer = Blob::new(layer(facts, disk)?, watch)?;
+    let config = Blob::json(&config(facts, &layer), watch)?;
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": MANIFEST,
+        "config": config.descriptor(CONFIG),
+        "layers": [layer.descriptor(LAYER)],
+        "annotations": labels(facts),
+    });
+    let manifest = Blob::json(&manifest, watch)?;
+    let mut index = manifest.descriptor(MANIFEST);
+    index["platform"] = json!({ "architecture": "amd64", "os": "linux" });
+    // The name by which skopeo finds it: a tag cannot have the `+` that a version may have.
+    index["annotations"] = json!({ "org.opencontainers.image.ref.name": facts.version.replace('+', "_") });
+    let index = json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [index],
+    });
+    let mut archive = Archive::new(Format::OldGnu, facts.time);
+    let root = Owner::default();
+    archive.file("oci-layout", root, json!({ "imageLayoutVersion": "1.0.0" }).to_string().into_bytes())?;
+    archive.file("index.json", root, index.to_string().into_bytes())?;
+    for folder in ["blobs", "blobs/sha256"] {
+        archive.folder(folder, root)?;
+    }
+    let mut blobs = [manifest, config, layer];
+    blobs.sort_by(|a, b| a.sha256.cmp(&b.sha256));
+    for blob in blobs {
+        archive.file(&format!("blobs/sha256/{}", blob.sha256), root, blob.content)?;
+    }
+    Ok(archive.finish())
+}
+
+fn layer(facts: &Facts, disk: Content) -> Result<Content, PackageError> {
+    let mut layer = Archive::new(Format::OldGnu, facts.time);
+    layer.folder("disk", OWNER)?;
+    layer.file(&format!("disk/{}.qcow2", facts.name), OWNER, disk)?;
+    Ok(layer.finish())
+}
+
+fn config(facts: &Facts, layer: &Blob) -> Value {
+    let created = created(facts);
+    json!({
+        "architecture": "amd64", "os": "linux", "created": created,
+        "config": { "Labels": labels(facts) },
+        "rootfs": { "type": "layers", "diff_ids": [layer.digest()] },
+        "history": [{ "created": created, "created_by": "kiln" }],
+    })
+}
+
+/// The annotations that the image-spec has predefined (annotations.md).
+fn labels(facts: &Facts) -> Value {
+    let mut labels = json!({
+        "org.opencontainers.image.created": created(facts),
+        "org.opencontainers.image.title": facts.name,
+        "org.opencontainers.image.version": facts.version,
+    });
+    if !facts.description.is_empty() {
+        labels["org.opencontainers.image.description"] = json!(facts.description);
+    }
+    labels
+}
+
+/// RFC 3339.
+fn created(facts: &Facts) -> String {
+    let seconds = i64::try_from(facts.time).unwrap_or(i64::MAX);
+    Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::testing::{facts, members, members_of, names, sha256, unwatched};
+    use super::*;
+
+    #[test]
+    fn from_the_index_to_the_disk_every_digest_is_right() {
+        let archive = archive(&facts(), b"qcow2".to_vec().into(), &mut unwatched).unwrap();
+        let found = members_of(&archive);
+        let order = names(&found);
+        assert_eq!(order[..4], ["oci-layout", "index.json", "blobs/", "blobs/sha256/"]);
+        assert!(order[4..].is_sorted() && order.len() == 7);
+        let files: BTreeMap<_, _> = found.iter().map(|member| (&*member.name, &*member.data)).collect();
+        let parsed = |name: &str| serde_json::from_slice::<Value>(files[name]).unwrap();
+        let blob = |descriptor: &Value| {
+            let digest = descriptor["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap();
+            let name = format!("blobs/sha256/{digest}");
+            assert_eq!(sha256(files[&*name]), digest);
+            assert_eq!(descriptor["size"], files[&*name].len());
+            name
+        };
+        let index = parsed("index.json");
+        assert_eq!(index["manifests"][0]["annotations"]["org.opencontainers.image.ref.name"], "1.4.0_b1");
+        let manifest = parsed(&blob(&index["manifests"][0]));
+        let config = parsed(&blob(&manifest["config"]));
+        let layer = &manifest["layers"][0];
+        assert_eq!(config["rootfs"]["diff_ids"], json!([layer["digest"]]));
+        assert_eq!(config["created"], "2026-01-02T03:04:05Z");
+        let inside = members(files[&*blob(layer)]);
+        assert_eq!(names(&inside), ["disk/", "disk/web.qcow2"]);
+        assert!(inside.iter().all(|member| member.owner == (107, 107)));
+        assert_eq!(inside[1].data, b"qcow2");
+    }
+}

@@ -1,0 +1,245 @@
+//! What a file consists of that is to be written: bytes of ours, files of this host and ranges of a disk, in order.
+//!
+//! A package is put together without reading anything: lengths are known, so headers are complete before the first byte of
+//! a disk is read. Reading happens at any place and from several threads, so digests, copies and compression share it.
+
+use std::fs::File;
+use std::io::Write;
+use std::ops::{ControlFlow, Range};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::PackageError;
+use crate::disk::chain::Chain;
+
+/// Read at once, bytes.
+const PIECE: usize = 256 << 10;
+
+/// Is told how many more bytes are done, several times a second, and may stop the work.
+pub type Watch<'a> = dyn FnMut(u64) -> ControlFlow<()> + 'a;
+
+/// Bytes that can be read, a part of them at a time.
+#[derive(Debug, Clone, Default)]
+pub struct Content {
+    /// Where each piece begins, and the piece. None is empty.
+    pieces: Vec<(u64, Piece)>,
+    length: u64,
+}
+
+#[derive(Debug, Clone)]
+enum Piece {
+    Bytes(Arc<[u8]>),
+    Zeroes,
+    /// From its beginning.
+    File(Arc<File>),
+    /// From this byte of the disk.
+    Disk(Arc<Chain>, u64),
+}
+
+impl From<Vec<u8>> for Content {
+    fn from(bytes: Vec<u8>) -> Self {
+        let mut content = Self::default();
+        let length = bytes.len() as u64;
+        content.add(Piece::Bytes(bytes.into()), length);
+        content
+    }
+}
+
+impl Content {
+    /// The whole of a file, as long as it is now.
+    ///
+    /// # Errors
+    /// When its length cannot be asked.
+    pub fn file(file: File) -> Result<Self, PackageError> {
+        let length = file.metadata().map_err(PackageError::Read)?.len();
+        let mut content = Self::default();
+        content.add(Piece::File(Arc::new(file)), length);
+        Ok(content)
+    }
+
+    /// A part of a disk.
+    #[must_use]
+    pub fn disk(chain: Arc<Chain>, range: Range<u64>) -> Self {
+        let mut content = Self::default();
+        content.add(Piece::Disk(chain, range.start), range.end - range.start);
+        content
+    }
+
+    /// This many zeroes.
+    #[must_use]
+    pub fn zeroes(count: u64) -> Self {
+        let mut content = Self::default();
+        content.add(Piece::Zeroes, count);
+        content
+    }
+
+    /// Bytes of it.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.length
+    }
+
+    /// Whether there is nothing in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Puts another one at its end.
+    pub fn push(&mut self, more: impl Into<Content>) {
+        let more = more.into();
+        let start = self.length;
+        self.pieces.extend(more.pieces.into_iter().map(|(at, piece)| (start + at, piece)));
+        self.length += more.length;
+    }
+
+    fn add(&mut self, piece: Piece, length: u64) {
+        if length > 0 {
+            self.pieces.push((self.length, piece));
+            self.length += length;
+        }
+    }
+
+    /// Fills `bytes` with what is at `offset`.
+    ///
+    /// # Errors
+    /// When a file is shorter by now, or a disk cannot be read.
+    ///
+    /// # Panics
+    /// When that is beyond the end.
+    pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<(), PackageError> {
+        assert!(offset + bytes.len() as u64 <= self.length, "a read beyond the end");
+        let (mut at, mut rest) = (offset, bytes);
+        let mut index = self.pieces.partition_point(|(start, _)| *start <= offset).saturating_sub(1);
+        while !rest.is_empty() {
+            let (start, piece) = &self.pieces[index];
+            let end = self.pieces.get(index + 1).map_or(self.length, |(next, _)| *next);
+            let count = usize::try_from(end - at).unwrap_or(usize::MAX).min(rest.len());
+            let (now, later) = rest.split_at_mut(count);
+            piece.read_at(at - start, now)?;
+            (at, rest, index) = (at + count as u64, later, index + 1);
+        }
+        Ok(())
+    }
+
+    /// Gives all of it to `sink`, piece by piece.
+    fn each(&self, sink: &mut dyn FnMut(&[u8]) -> Result<(), PackageError>) -> Result<(), PackageError> {
+        let mut buffer = vec![0; PIECE];
+        let mut at = 0;
+        while at < self.length {
+            let count = usize::try_from(self.length - at).unwrap_or(PIECE).min(PIECE);
+            self.read_at(at, &mut buffer[..count])?;
+            sink(&buffer[..count])?;
+            at += count as u64;
+        }
+        Ok(())
+    }
+
+    /// All of it in memory: for what is small.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn to_vec(&self) -> Result<Vec<u8>, PackageError> {
+        let mut bytes = vec![0; usize::try_from(self.length).unwrap_or(usize::MAX)];
+        self.read_at(0, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// SHA-256 of all of it.
+    ///
+    /// # Errors
+    /// When it cannot be read, or `watch` breaks.
+    pub fn sha256(&self, watch: &mut Watch<'_>) -> Result<[u8; 32], PackageError> {
+        let mut sha = Sha256::new();
+        self.each(&mut |bytes| {
+            sha.update(bytes);
+            told(watch, bytes.len() as u64)
+        })?;
+        Ok(sha.finalize().into())
+    }
+
+    /// Writes all of it.
+    ///
+    /// # Errors
+    /// When it cannot be read or written, or `watch` breaks. What was written is then of no use.
+    pub fn write(&self, out: &mut dyn Write, watch: &mut Watch<'_>) -> Result<(), PackageError> {
+        self.each(&mut |bytes| {
+            out.write_all(bytes).map_err(PackageError::Write)?;
+            told(watch, bytes.len() as u64)
+        })
+    }
+}
+
+impl Piece {
+    fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<(), PackageError> {
+        match self {
+            Piece::Bytes(own) => {
+                let start = usize::try_from(offset).unwrap_or(usize::MAX);
+                bytes.copy_from_slice(&own[start..start + bytes.len()]);
+                Ok(())
+            }
+            Piece::Zeroes => {
+                bytes.fill(0);
+                Ok(())
+            }
+            Piece::File(file) => file.read_exact_at(bytes, offset).map_err(PackageError::Read),
+            Piece::Disk(chain, start) => Ok(chain.read_at(start + offset, bytes)?),
+        }
+    }
+}
+
+/// Tells that so many bytes are done.
+pub(super) fn told(watch: &mut Watch<'_>, count: u64) -> Result<(), PackageError> {
+    if watch(count).is_break() { Err(PackageError::Stopped) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_is_where_it_was_put() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"file").unwrap();
+        let mut content = Content::from(b"own".to_vec());
+        content.push(Content::zeroes(2));
+        content.push(Vec::new());
+        content.push(Content::file(file).unwrap());
+        content.push(b"!".to_vec());
+        let whole = b"own\0\0file!";
+        assert_eq!(content.to_vec().unwrap(), whole);
+        for from in 0..whole.len() {
+            for to in from..=whole.len() {
+                let mut part = vec![0xff; to - from];
+                content.read_at(from as u64, &mut part).unwrap();
+                assert_eq!(part, whole[from..to]);
+            }
+        }
+    }
+
+    #[test]
+    fn digest_and_copy_are_of_the_same_bytes_and_can_be_stopped() {
+        let content = Content::zeroes(PIECE as u64 * 2 + 1);
+        let (mut copy, mut seen) = (Vec::new(), 0);
+        let mut watch = |count| {
+            seen += count;
+            ControlFlow::Continue(())
+        };
+        content.write(&mut copy, &mut watch).unwrap();
+        assert_eq!(content.sha256(&mut watch).unwrap(), <[u8; 32]>::from(Sha256::digest(&copy)));
+        assert_eq!(seen, content.len() * 2);
+        let stopped = content.write(&mut Vec::new(), &mut |_| ControlFlow::Break(()));
+        assert!(matches!(stopped, Err(PackageError::Stopped)));
+    }
+
+    #[test]
+    fn a_file_that_was_cut_is_an_error() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(10).unwrap();
+        let content = Content::file(file.try_clone().unwrap()).unwrap();
+        file.set_len(9).unwrap();
+        assert!(matches!(content.to_vec(), Err(PackageError::Read(_))));
+    }
+}

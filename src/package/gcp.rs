@@ -1,0 +1,158 @@
+//! What Google Compute Engine imports: the raw disk as a sparse file in a tar archive, compressed with gzip.
+//!
+//! Google's page on importing images asks for a disk of whole GiB, in a file `disk.raw`, in an archive of GNU tar's old format
+//! that `tar -Sczf` makes. Where the disk has nothing, the archive has nothing either.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::thread;
+
+use super::PackageError;
+use super::content::{Content, Watch, told};
+use super::gzip::in_parallel;
+use super::tar::{Archive, Format};
+use crate::disk::chain::Chain;
+use crate::size::ByteSize;
+
+/// The only name Google takes.
+const MEMBER: &str = "disk.raw";
+/// What is looked at as a whole: nothing, or data. As large as a cluster, so that a map stays small.
+const GRAIN: u64 = 64 << 10;
+/// What one thread looks through at a time.
+const SHARE: u64 = 8 << 20;
+const GIB: u64 = 1 << 30;
+
+/// The archive of a disk, not compressed yet. Reads the whole disk, to know where nothing is: the same disk makes the same
+/// archive, however it is stored. `watch` is told of the bytes of the disk. Uses all processors.
+///
+/// # Errors
+/// When the disk is no whole GiB or cannot be read, or `watch` breaks.
+pub fn archive(chain: &Arc<Chain>, modified: u64, watch: &mut Watch<'_>) -> Result<Content, PackageError> {
+    let size = chain.virtual_size();
+    if !size.is_multiple_of(GIB) || size == 0 {
+        return Err(PackageError::NotWholeGib(ByteSize(size)));
+    }
+    let mut archive = Archive::new(Format::OldGnu, modified);
+    archive.disk(MEMBER, chain, &data(chain, watch)?)?;
+    Ok(archive.finish())
+}
+
+/// Where the disk is not zero: whole grains, in order, none beside another.
+fn data(chain: &Chain, watch: &mut Watch<'_>) -> Result<Vec<Range<u64>>, PackageError> {
+    let threads = thread::available_parallelism().map_or(1, usize::from) as u64;
+    let (mut found, mut next): (Vec<Range<u64>>, _) = (Vec::new(), 0);
+    for extent in chain.extents() {
+        let extent = extent?;
+        let before = next;
+        // Two extents may share a grain: neither a raw file's holes nor a base's clusters need be of our size.
+        next = next.max(extent.range.start / GRAIN * GRAIN);
+        told(watch, next - before)?;
+        let end = if extent.data { extent.range.end.next_multiple_of(GRAIN) } else { next };
+        while next < end {
+            let shares: Vec<_> = (0..threads).map(|n| next + n * SHARE).take_while(|start| *start < end).collect();
+            for share in in_parallel(&shares, |start| look_through(chain, *start..end.min(start + SHARE))) {
+                share?.into_iter().for_each(|grain| join(&mut found, grain));
+            }
+            let done = end.min(next + threads * SHARE);
+            told(watch, done - next)?;
+            next = done;
+        }
+    }
+    told(watch, chain.virtual_size() - next)?;
+    Ok(found)
+}
+
+/// The grains of a part of the disk that are not zero.
+fn look_through(chain: &Chain, part: Range<u64>) -> Result<Vec<Range<u64>>, PackageError> {
+    let mut bytes = vec![0; usize::try_from(GRAIN).unwrap_or(usize::MAX)];
+    let mut found = Vec::new();
+    for start in part.step_by(bytes.len()) {
+        chain.read_at(start, &mut bytes)?;
+        if bytes.iter().any(|byte| *byte != 0) {
+            found.push(start..start + GRAIN);
+        }
+    }
+    Ok(found)
+}
+
+/// Adds a grain behind those that are known.
+fn join(found: &mut Vec<Range<u64>>, grain: Range<u64>) {
+    match found.last_mut() {
+        Some(last) if last.end == grain.start => last.end = grain.end,
+        _ => found.push(grain),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::ops::ControlFlow;
+    use std::os::unix::fs::FileExt;
+    use std::path::Path;
+    use std::process::Command;
+
+    use super::*;
+    use crate::disk::chain::Layer;
+    use crate::spec::BaseFormat;
+
+    /// A raw disk in `folder` that has a few bytes at each of these places, and no hole in the grains around them.
+    fn disk(folder: &Path, gib: u64, places: &[u64]) -> Arc<Chain> {
+        let file = File::create_new(folder.join(MEMBER)).unwrap();
+        file.set_len(gib * GIB).unwrap();
+        let zeroes = vec![0; usize::try_from(GRAIN).unwrap()];
+        for place in places {
+            for end in [*place, place + 3] {
+                file.write_all_at(&zeroes, end / GRAIN * GRAIN).unwrap();
+            }
+        }
+        for place in places {
+            file.write_all_at(b"data", *place).unwrap();
+        }
+        chain(folder)
+    }
+
+    fn chain(folder: &Path) -> Arc<Chain> {
+        let file = File::open(folder.join(MEMBER)).unwrap();
+        Arc::new(Chain::open(vec![Layer { file, format: BaseFormat::Raw }]).unwrap())
+    }
+
+    fn packed(disk: &Arc<Chain>) -> Content {
+        archive(disk, 1_767_323_045, &mut |_| ControlFlow::Continue(())).unwrap()
+    }
+
+    /// Disks that are awkward: their names, sizes in GiB, and where they have data.
+    fn awkward() -> Vec<(&'static str, u64, Vec<u64>)> {
+        vec![
+            ("empty", 1, vec![]),
+            ("first", 1, vec![0]),
+            ("last", 1, vec![GIB - 4]),
+            ("four extents", 1, (0..4).map(|n| n * 3 * GRAIN).collect()),
+            ("five extents", 1, (0..5).map(|n| n * 3 * GRAIN).collect()),
+            ("more than a block of extents", 1, (0..26).map(|n| n * 3 * GRAIN).collect()),
+            ("whole blocks of extents", 1, (0..4 + 21 + 21 - 1).map(|n| n * 2 * GRAIN).collect()),
+            ("across a grain", 1, vec![5 * GRAIN - 2]),
+            ("beyond what octal digits hold", 9, vec![7, (8 * GIB) - 4, 8 * GIB, 9 * GIB - GRAIN]),
+        ]
+    }
+
+    /// GNU tar, told to look for holes where this file system has them, writes the same archive to the byte.
+    #[test]
+    fn it_is_what_gnu_tar_writes() {
+        for (name, gib, places) in awkward() {
+            let folder = tempfile::tempdir().unwrap();
+            let ours = packed(&disk(folder.path(), gib, &places)).to_vec().unwrap();
+            let mut command = Command::new("tar");
+            command.args(["--format=oldgnu", "-Sc", "--hole-detection=seek", "--mtime=@1767323045", "--mode=644"]);
+            command.args(["--owner=0", "--group=0", "--numeric-owner", "-C"]).arg(folder.path()).arg(MEMBER);
+            // A file system with blocks larger than a grain's has other holes.
+            let theirs = command.output().unwrap();
+            assert!(theirs.status.success(), "{}", String::from_utf8_lossy(&theirs.stderr));
+            if let Some(at) =
+                (0..ours.len().max(theirs.stdout.len())).find(|at| ours.get(*at) != theirs.stdout.get(*at))
+            {
+                let lengths = (ours.len(), theirs.stdout.len());
+                panic!("{name}: byte {at}: {:?} {:?} of {lengths:?}", ours.get(at), theirs.stdout.get(at));
+            }
+        }
+    }
+}

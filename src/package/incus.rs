@@ -1,0 +1,113 @@
+//! What Incus and LXD import as a virtual machine: a small archive that describes the image, beside its qcow2 file.
+//!
+//! The rules are those of "Image format" in Incus' documentation; the properties are what its simplestreams tool asks for as
+//! well. An image is `incus launch NAME/VERSION` to the users of such a tree.
+
+use std::io::Write;
+
+use liblzma::write::XzEncoder;
+use serde::Serialize;
+
+use super::content::{Content, Watch};
+use super::tar::{Archive, Format, Owner};
+use super::{Facts, PackageError};
+
+/// As Incus calls it in metadata.
+const ARCHITECTURE: &str = "x86_64";
+/// As Debian, and so every image server, calls it.
+const PORT: &str = "amd64";
+/// xz's own default.
+const LEVEL: u32 = 6;
+
+/// `metadata.yaml`. JSON is YAML too, and needs no rules for quoting.
+#[derive(Serialize)]
+struct Metadata<'a> {
+    architecture: &'a str,
+    creation_date: u64,
+    properties: Properties<'a>,
+}
+
+/// What an image server says of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Properties<'a> {
+    pub(super) architecture: &'a str,
+    pub(super) description: String,
+    pub(super) os: &'a str,
+    pub(super) release: &'a str,
+    pub(super) variant: &'a str,
+}
+
+impl<'a> Properties<'a> {
+    pub(super) fn of(facts: &'a Facts) -> Self {
+        let description = match &*facts.description {
+            "" => format!("{} {}", facts.name, facts.version),
+            description => description.to_owned(),
+        };
+        Self { architecture: PORT, description, os: &facts.name, release: &facts.version, variant: "default" }
+    }
+}
+
+/// The file `metadata.tar.xz`, whole.
+///
+/// # Errors
+/// Never but by a bug: it is made in memory.
+pub fn metadata(facts: &Facts) -> Result<Vec<u8>, PackageError> {
+    let metadata = Metadata {
+        architecture: ARCHITECTURE,
+        // Zero means that there is none.
+        creation_date: facts.time.max(1),
+        properties: Properties::of(facts),
+    };
+    let text = serde_json::to_vec(&metadata).map_err(|error| PackageError::Compress(error.into()))?;
+    let mut archive = Archive::new(Format::Ustar, facts.time);
+    archive.file("metadata.yaml", Owner::default(), text)?;
+    let mut encoder = XzEncoder::new(Vec::new(), LEVEL);
+    encoder.write_all(&archive.finish().to_vec()?).and_then(|()| encoder.finish()).map_err(PackageError::Compress)
+}
+
+/// By what Incus knows an image that comes in two files: the digest of both, one behind the other.
+///
+/// # Errors
+/// When the disk's file cannot be read, or `watch` breaks.
+pub fn fingerprint(metadata: &[u8], disk: &Content, watch: &mut Watch<'_>) -> Result<[u8; 32], PackageError> {
+    let mut both = Content::from(metadata.to_vec());
+    both.push(disk.clone());
+    both.sha256(watch)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use liblzma::read::XzDecoder;
+    use serde_json::{Value, json};
+
+    use super::super::testing::{facts, members, names, sha256, unwatched};
+    use super::*;
+
+    fn yaml(facts: &Facts) -> Value {
+        let mut archive = Vec::new();
+        XzDecoder::new(&*metadata(facts).unwrap()).read_to_end(&mut archive).unwrap();
+        let members = members(&archive);
+        assert_eq!(names(&members), ["metadata.yaml"]);
+        serde_json::from_slice(&members[0].data).unwrap()
+    }
+
+    #[test]
+    fn the_metadata_has_what_incus_and_its_image_servers_ask_for() {
+        let properties = json!({
+            "architecture": "amd64", "description": "nginx & \"our\" <site>", "os": "web", "release": "1.4.0+b1",
+            "variant": "default",
+        });
+        let whole = json!({ "architecture": "x86_64", "creation_date": 1_767_323_045, "properties": properties });
+        assert_eq!(yaml(&facts()), whole);
+        let bare = yaml(&Facts { description: String::new(), time: 0, ..facts() });
+        assert_eq!((&bare["creation_date"], &bare["properties"]["description"]), (&json!(1), &json!("web 1.4.0+b1")));
+    }
+
+    #[test]
+    fn the_fingerprint_is_of_both_files() {
+        let disk = Content::from(b"qcow2".to_vec());
+        assert_eq!(crate::digest::hex(&fingerprint(b"meta", &disk, &mut unwatched).unwrap()), sha256(b"metaqcow2"));
+    }
+}

@@ -1,0 +1,53 @@
+//! An OVA: descriptor, manifest and `streamOptimized` disk in one archive, in that order (DMTF DSP0243, 5.3 and 6).
+
+use super::content::{Content, Watch};
+use super::ovf::descriptor;
+use super::tar::{Archive, Format, Owner};
+use super::{Facts, PackageError};
+use crate::digest::hex;
+
+/// The archive around a vmdk file. The manifest stands before the disk, so the disk is read once for its digest first;
+/// `watch` is told of that.
+///
+/// # Errors
+/// When the disk's file cannot be read or has 8 GiB or more, which the archive's format cannot say, or `watch` breaks.
+pub fn archive(facts: &Facts, disk: Content, watch: &mut Watch<'_>) -> Result<Content, PackageError> {
+    // An image's name is short enough for an archive; with its version it need not be.
+    let [ovf, manifest, vmdk] = ["ovf", "mf", "vmdk"].map(|extension| format!("{}.{extension}", facts.name));
+    let text = Content::from(descriptor(facts, &vmdk, disk.len()).into_bytes());
+    let mut sum = |name: &str, content: &Content| {
+        content.sha256(watch).map(|sha256| format!("SHA256({name})= {}\n", hex(&sha256)))
+    };
+    let sums = sum(&ovf, &text)? + &sum(&vmdk, &disk)?;
+    let mut archive = Archive::new(Format::Ustar, facts.time);
+    archive.file(&ovf, Owner::default(), text)?;
+    archive.file(&manifest, Owner::default(), sums.into_bytes())?;
+    archive.file(&vmdk, Owner::default(), disk)?;
+    Ok(archive.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{facts, members_of, names, sha256, unwatched};
+    use super::*;
+
+    #[test]
+    fn the_descriptor_is_first_and_the_sums_are_right() {
+        let archive = archive(&facts(), b"vmdk".to_vec().into(), &mut unwatched).unwrap();
+        let members = members_of(&archive);
+        assert_eq!(names(&members), ["web.ovf", "web.mf", "web.vmdk"]);
+        let sums = format!("SHA256(web.ovf)= {}\nSHA256(web.vmdk)= {}\n", sha256(&members[0].data), sha256(b"vmdk"));
+        assert_eq!(String::from_utf8_lossy(&members[1].data), sums);
+        assert_eq!(members[2].data, b"vmdk");
+    }
+
+    /// Fault row O2.
+    #[test]
+    fn o2_a_disk_that_ustar_cannot_hold_is_refused() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8 << 30).unwrap();
+        let mut archive = Archive::new(Format::Ustar, 0);
+        let refused = archive.file("web.vmdk", Owner::default(), Content::file(file).unwrap());
+        assert!(matches!(refused, Err(PackageError::MemberTooLarge { bytes, .. }) if bytes == 8 << 30));
+    }
+}

@@ -1,0 +1,61 @@
+//! For Proxmox VE: a script beside the qcow2 file that makes a virtual machine of it.
+//!
+//! Its options are those that the Proxmox documentation gives for cloud images ("Cloud-Init Support"): the disk on virtio-scsi,
+//! a serial console, the guest agent, and a drive for cloud-init's data.
+
+use crate::spec::Firmware;
+
+use super::Facts;
+
+const TEMPLATE: &str = include_str!("proxmox.sh");
+/// Without the keys that make Secure Boot the default.
+const UEFI: &str = " \\\n\t--bios ovmf --efidisk0 \"$storage:0,efitype=4m,pre-enrolled-keys=0\"";
+
+/// The script's text. `disk` is the name of the qcow2 file beside it, `sha256` its digest in hex, which is checked first.
+#[must_use]
+pub fn script(facts: &Facts, disk: &str, sha256: &str) -> String {
+    TEMPLATE
+        .replace("@IMAGE@", &format!("{} {}", facts.name, facts.version))
+        .replace("@NAME@", &host_name(&facts.name))
+        .replace("@DISK@", disk)
+        .replace("@SHA256@", sha256)
+        .replace("@CPUS@", &facts.cpus.to_string())
+        .replace("@MEMORY@", &(facts.memory.bytes() >> 20).to_string())
+        .replace("@FIRMWARE@", if facts.firmware == Firmware::Uefi { UEFI } else { "" })
+}
+
+/// Proxmox takes names of the DNS alone: letters, digits, `-` and `.`, of at most 63 characters, and an end that is neither
+/// of the last two.
+fn host_name(name: &str) -> String {
+    let plain: String = name.chars().map(|c| if c == '_' { '-' } else { c }).take(63).collect();
+    plain
+        .split('.')
+        .map(|label| label.trim_matches('-'))
+        .filter(|label| !label.is_empty())
+        .collect::<Vec<_>>()
+        .join(".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::facts;
+    use super::*;
+
+    #[test]
+    fn the_script_knows_its_disk_and_has_no_gap() {
+        for firmware in [Firmware::Bios, Firmware::Uefi] {
+            let script = script(&Facts { firmware, ..facts() }, "web-1.4.0+b1.qcow2", "00ff");
+            assert!(!script.contains('@') || script.matches('@').count() == 1, "{script}");
+            assert!(script.contains("disk=$folder/web-1.4.0+b1.qcow2\n") && script.contains("echo '00ff' \"*$disk\""));
+            assert_eq!(script.contains("efidisk0"), firmware == Firmware::Uefi);
+            assert!(script.contains("--cores 2 --memory 1536 \\\n"));
+        }
+    }
+
+    #[test]
+    fn a_name_is_made_one_of_the_dns() {
+        for (name, host) in [("web", "web"), ("my_app.v2", "my-app.v2"), ("a-", "a"), ("a_.-b", "a.b")] {
+            assert_eq!(host_name(name), host);
+        }
+    }
+}

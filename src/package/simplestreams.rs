@@ -1,0 +1,316 @@
+//! A tree of images for an HTTPS server, as Incus and LXD read it: `incus remote add NAME URL --protocol simplestreams`.
+//!
+//! ```text
+//! images/SHA256.incus.tar.xz    metadata, under its own digest
+//! images/SHA256.qcow2           the disk that belongs to it
+//! streams/v1/images.json        products (NAME:VERSION:default:amd64), each with its versions, by date
+//! streams/v1/index.json         which products images.json has
+//! ```
+//! The same bytes as Incus' own tool writes (`incus-simplestreams add`), in UTC; other people's products stay as they are.
+//! A reader sees the tree before or after: the files are whole before they are listed, and a list is replaced in one step.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, Permissions};
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::content::{Content, Watch};
+use super::incus::{self, Properties};
+use super::{Facts, PackageError};
+use crate::digest::hex;
+
+/// What is published is for everybody.
+const MODE: u32 = 0o644;
+/// Largest list that is read, bytes; that of the largest public server has 3 MB.
+const LARGEST: u64 = 64 << 20;
+const LISTS: &str = "streams/v1";
+const META: &str = "incus.tar.xz";
+const DISK: &str = "disk-kvm.img";
+
+/// What to do with an image of the same name, version and minute that is another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnConflict {
+    /// Fail before anything is listed.
+    Refuse,
+    /// List this one instead.
+    Replace,
+}
+
+/// `images.json`. What is not known here is kept.
+#[derive(Debug, Serialize, Deserialize)]
+struct Images {
+    content_id: String,
+    datatype: String,
+    format: String,
+    products: BTreeMap<String, Product>,
+    #[serde(flatten)]
+    rest: BTreeMap<String, Value>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Product {
+    aliases: String,
+    arch: String,
+    os: String,
+    release: String,
+    release_title: String,
+    versions: BTreeMap<String, Version>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    variant: String,
+    #[serde(flatten)]
+    rest: BTreeMap<String, Value>,
+}
+
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Version {
+    items: BTreeMap<String, Item>,
+    #[serde(flatten)]
+    rest: BTreeMap<String, Value>,
+}
+
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Item {
+    #[serde(rename = "combined_disk-kvm-img_sha256", default, skip_serializing_if = "String::is_empty")]
+    fingerprint: String,
+    ftype: String,
+    path: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    sha256: String,
+    size: u64,
+    #[serde(flatten)]
+    rest: BTreeMap<String, Value>,
+}
+
+impl Default for Images {
+    fn default() -> Self {
+        Self {
+            content_id: "images".into(),
+            datatype: "image-downloads".into(),
+            format: "products:1.0".into(),
+            products: BTreeMap::new(),
+            rest: BTreeMap::new(),
+        }
+    }
+}
+
+/// Adds an image to the tree in `folder`, made if missing. `disk` is its qcow2 file. Returns the image's files in the tree,
+/// the disk last. `watch` is told of the bytes that are digested and copied. Waits for another kiln that adds one.
+///
+/// # Errors
+/// When another image is listed in its place, the tree's list cannot be read, a file cannot be written, or `watch` breaks.
+pub fn add(
+    folder: &Path,
+    facts: &Facts,
+    disk: &Content,
+    conflict: OnConflict,
+    watch: &mut Watch<'_>,
+) -> Result<Vec<PathBuf>, PackageError> {
+    let lists = folder.join(LISTS);
+    for folder in [&lists, &folder.join("images")] {
+        fs::create_dir_all(folder).map_err(PackageError::tree("create", folder))?;
+    }
+    // The lock is on the folder, so that a server has no file more to show.
+    let lock = File::open(&lists).and_then(|lists| lists.lock().map(|()| lists));
+    let _lock = lock.map_err(PackageError::tree("lock", &lists))?;
+
+    let metadata = incus::metadata(facts)?;
+    let (version, paths) = describe(&metadata, disk, watch)?;
+    let mut products = read(&lists.join("images.json"))?;
+    enter(&mut products, facts, version, conflict)?;
+    let paths = paths.map(|path| folder.join(path));
+    for (path, content) in paths.iter().zip([&metadata.into(), disk]) {
+        place(path, content, watch)?;
+    }
+    write_lists(&lists, &products)?;
+    Ok(paths.into())
+}
+
+/// What is listed of an image, and the paths of its metadata and its disk.
+fn describe(metadata: &[u8], disk: &Content, watch: &mut Watch<'_>) -> Result<(Version, [String; 2]), PackageError> {
+    let sha256 = hex(&Content::from(metadata.to_vec()).sha256(watch)?);
+    let paths = [META, "qcow2"].map(|extension| format!("images/{sha256}.{extension}"));
+    let meta = Item {
+        fingerprint: hex(&incus::fingerprint(metadata, disk, watch)?),
+        ftype: META.into(),
+        path: paths[0].clone(),
+        sha256,
+        size: metadata.len() as u64,
+        rest: BTreeMap::new(),
+    };
+    let disk = Item {
+        ftype: DISK.into(),
+        path: paths[1].clone(),
+        sha256: hex(&disk.sha256(watch)?),
+        size: disk.len(),
+        ..Item::default()
+    };
+    let items = BTreeMap::from([(META.to_owned(), meta), (DISK.to_owned(), disk)]);
+    Ok((Version { items, rest: BTreeMap::new() }, paths))
+}
+
+/// Puts a version where it belongs.
+fn enter(products: &mut Images, facts: &Facts, version: Version, conflict: OnConflict) -> Result<(), PackageError> {
+    let Properties { architecture, os, release, variant, .. } = Properties::of(facts);
+    let name = format!("{os}:{release}:{variant}:{architecture}");
+    let product = products.products.entry(name.clone()).or_insert_with(|| Product {
+        aliases: format!("{os}/{release}/{variant},{os}/{release}"),
+        arch: architecture.into(),
+        os: os.into(),
+        release: release.into(),
+        release_title: release.into(),
+        versions: BTreeMap::new(),
+        variant: variant.into(),
+        rest: BTreeMap::new(),
+    });
+    let minute = minute(facts.time);
+    if conflict == OnConflict::Refuse && product.versions.get(&minute).is_some_and(|there| *there != version) {
+        return Err(PackageError::Listed { product: name, version: minute });
+    }
+    product.versions.insert(minute, version);
+    Ok(())
+}
+
+/// By what versions of a product are told apart, and ordered.
+fn minute(time: u64) -> String {
+    let seconds = i64::try_from(time.max(1)).unwrap_or(i64::MAX);
+    Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX).strftime("%Y%m%d%H%M").to_string()
+}
+
+fn read(path: &Path) -> Result<Images, PackageError> {
+    let mut text = Vec::new();
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Images::default()),
+        opened => opened.and_then(|file| file.take(LARGEST).read_to_end(&mut text)),
+    }
+    .map_err(PackageError::tree("read", path))?;
+    serde_json::from_slice(&text).map_err(|source| PackageError::List { path: path.to_owned(), source })
+}
+
+fn write_lists(lists: &Path, products: &Images) -> Result<(), PackageError> {
+    #[derive(Serialize)]
+    struct Entry<'a> {
+        datatype: &'a str,
+        path: &'a str,
+        products: Vec<&'a String>,
+        format: &'a str,
+    }
+    #[derive(Serialize)]
+    struct Index<'a> {
+        index: BTreeMap<&'a str, Entry<'a>>,
+        format: &'a str,
+    }
+    let entry = Entry {
+        datatype: &products.datatype,
+        path: "streams/v1/images.json",
+        products: products.products.keys().collect(),
+        format: &products.format,
+    };
+    let index = Index { index: BTreeMap::from([("images", entry)]), format: "index:1.0" };
+    // The index last: it must not name a product that the list lacks.
+    for (name, text) in [("images.json", serde_json::to_vec(products)), ("index.json", serde_json::to_vec(&index))] {
+        let path = lists.join(name);
+        let text = text.map_err(|source| PackageError::List { path: path.clone(), source })?;
+        place(&path, &text.into(), &mut |_| std::ops::ControlFlow::Continue(()))?;
+    }
+    Ok(())
+}
+
+/// Writes a file under a temporary name, makes it durable, and gives it its name.
+fn place(path: &Path, content: &Content, watch: &mut Watch<'_>) -> Result<(), PackageError> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let failed = || PackageError::tree("write", path);
+    let temporary = tempfile::Builder::new().prefix(".kiln-").tempfile_in(folder).map_err(failed())?;
+    content.write(&mut temporary.as_file(), watch)?;
+    let file = temporary.as_file();
+    file.set_permissions(Permissions::from_mode(MODE)).and_then(|()| file.sync_all()).map_err(failed())?;
+    temporary.persist(path).map_err(|error| failed()(error.error))?;
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::testing::{facts, sha256, unwatched};
+    use super::*;
+
+    fn added(folder: &Path, facts: &Facts, disk: &str, conflict: OnConflict) -> Result<Vec<PathBuf>, PackageError> {
+        add(folder, facts, &disk.as_bytes().to_vec().into(), conflict, &mut unwatched)
+    }
+
+    fn list(folder: &Path, name: &str) -> Value {
+        serde_json::from_slice(&fs::read(folder.join(LISTS).join(name)).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn an_image_is_listed_with_its_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = added(folder.path(), &facts(), "disk", OnConflict::Refuse).unwrap();
+        let contents: Vec<_> = files.iter().map(|path| fs::read(path).unwrap()).collect();
+        assert_eq!(contents[1], b"disk");
+        let meta = sha256(&contents[0]);
+        let images = list(folder.path(), "images.json");
+        let product = &images["products"]["web:1.4.0+b1:default:amd64"];
+        assert_eq!(product["aliases"], "web/1.4.0+b1/default,web/1.4.0+b1");
+        let items = json!({
+            "disk-kvm.img": {
+                "ftype": "disk-kvm.img", "path": format!("images/{meta}.qcow2"), "sha256": sha256(b"disk"), "size": 4,
+            },
+            "incus.tar.xz": {
+                "combined_disk-kvm-img_sha256": sha256(&contents.concat()), "ftype": "incus.tar.xz",
+                "path": format!("images/{meta}.incus.tar.xz"), "sha256": meta, "size": contents[0].len(),
+            },
+        });
+        assert_eq!(product["versions"], json!({ "202601020304": { "items": items } }));
+        let index = list(folder.path(), "index.json");
+        assert_eq!(index["index"]["images"]["products"], json!(["web:1.4.0+b1:default:amd64"]));
+    }
+
+    #[test]
+    fn another_image_of_the_same_minute_is_refused_or_takes_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        added(folder.path(), &facts(), "one", OnConflict::Refuse).unwrap();
+        let before = list(folder.path(), "images.json");
+        added(folder.path(), &facts(), "one", OnConflict::Refuse).unwrap();
+        let refused = added(folder.path(), &facts(), "two", OnConflict::Refuse).unwrap_err();
+        assert!(matches!(&refused, PackageError::Listed { version, .. } if version == "202601020304"), "{refused}");
+        assert_eq!(list(folder.path(), "images.json"), before);
+        added(folder.path(), &facts(), "two", OnConflict::Replace).unwrap();
+        assert_ne!(list(folder.path(), "images.json"), before);
+    }
+
+    #[test]
+    fn what_others_have_listed_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join(LISTS)).unwrap();
+        let theirs = json!({
+            "aliases": "a", "arch": "arm64", "os": "a", "release": "1", "release_title": "One", "requirements": { "x": "y" },
+            "versions": { "20200101": { "items": { "root.squashfs": { "ftype": "squashfs", "path": "p", "size": 1, "md5": "m" } } } },
+        });
+        let images = json!({
+            "content_id": "images", "datatype": "image-downloads", "format": "products:1.0", "license": "MIT",
+            "products": { "a:1": theirs },
+        });
+        fs::write(folder.path().join(LISTS).join("images.json"), images.to_string()).unwrap();
+        added(folder.path(), &facts(), "disk", OnConflict::Refuse).unwrap();
+        let after = list(folder.path(), "images.json");
+        assert_eq!((&after["products"]["a:1"], &after["license"]), (&theirs, &json!("MIT")));
+        assert_eq!(after["products"].as_object().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_list_that_is_none_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join(LISTS)).unwrap();
+        let path = folder.path().join(LISTS).join("images.json");
+        fs::write(&path, "{").unwrap();
+        let refused = added(folder.path(), &facts(), "disk", OnConflict::Replace);
+        assert!(matches!(refused, Err(PackageError::List { .. })));
+        assert_eq!(fs::read(&path).unwrap(), b"{");
+    }
+}

@@ -1,0 +1,100 @@
+//! A box for Vagrant's libvirt provider: a tar.gz with the disk as qcow2, and what the provider wants to know of it.
+//!
+//! The provider knows two versions of `metadata.json` ("Boxes" in vagrant-libvirt's documentation): with one disk, whose size
+//! is stated in whole GiB, and with a list of disks, which it asks for their sizes itself.
+
+use serde_json::json;
+
+use super::content::Content;
+use super::tar::{Archive, Format, Owner};
+use super::{Facts, PackageError};
+use crate::spec::Firmware;
+
+/// Where Debian, and most others, have the firmware that a guest with UEFI needs.
+const UEFI: &str = "/usr/share/OVMF/OVMF_CODE.fd";
+
+/// Which `metadata.json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// One disk.
+    One,
+    /// A list of disks.
+    Two,
+}
+
+/// The archive, not compressed yet, around a qcow2 file.
+///
+/// # Errors
+/// Never but by a bug: no name in it is long.
+pub fn archive(facts: &Facts, version: Version, disk: Content) -> Result<Content, PackageError> {
+    let (name, metadata) = match version {
+        // Rounded up: a volume smaller than its disk would cut it.
+        Version::One => {
+            let size = facts.disk_size.div_ceil(1 << 30);
+            ("box.img", json!({ "provider": "libvirt", "format": "qcow2", "virtual_size": size }))
+        }
+        Version::Two => {
+            ("box_0.img", json!({ "provider": "libvirt", "disks": [{ "format": "qcow2", "path": "box_0.img" }] }))
+        }
+    };
+    let mut archive = Archive::new(Format::OldGnu, facts.time);
+    archive.file("metadata.json", Owner::default(), format!("{metadata}\n").into_bytes())?;
+    archive.file("Vagrantfile", Owner::default(), vagrantfile(facts).into_bytes())?;
+    archive.file(name, Owner::default(), disk)?;
+    Ok(archive.finish())
+}
+
+/// The machine it was tested in. A user's own Vagrantfile has the last word.
+fn vagrantfile(facts: &Facts) -> String {
+    let memory = facts.memory.bytes() >> 20;
+    let loader =
+        if facts.firmware == Firmware::Uefi { format!("    libvirt.loader = \"{UEFI}\"\n") } else { String::new() };
+    format!(
+        "Vagrant.configure(\"2\") do |config|\n  config.vm.provider :libvirt do |libvirt|\n    libvirt.cpus = {}\n    \
+         libvirt.memory = {memory}\n{loader}  end\nend\n",
+        facts.cpus
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::super::testing::{facts, members_of, names};
+    use super::*;
+
+    fn box_of(facts: &Facts, version: Version) -> (Value, String, Vec<u8>) {
+        let archive = archive(facts, version, b"qcow2".to_vec().into()).unwrap();
+        let members = members_of(&archive);
+        let disk = if version == Version::One { "box.img" } else { "box_0.img" };
+        assert_eq!(names(&members), ["metadata.json", "Vagrantfile", disk]);
+        assert!(members.iter().all(|member| member.owner == (0, 0) && member.modified == facts.time));
+        let [metadata, vagrantfile, disk] = members.try_into().unwrap();
+        (serde_json::from_slice(&metadata.data).unwrap(), String::from_utf8(vagrantfile.data).unwrap(), disk.data)
+    }
+
+    #[test]
+    fn a_disk_is_never_cut_to_whole_gib() {
+        for (bytes, gib) in [(1, 1), (1 << 30, 1), ((1 << 30) + 1, 2), (3 << 30, 3)] {
+            let (metadata, _, disk) = box_of(&Facts { disk_size: bytes, ..facts() }, Version::One);
+            assert_eq!(metadata, json!({ "provider": "libvirt", "format": "qcow2", "virtual_size": gib }));
+            assert_eq!(disk, b"qcow2");
+        }
+    }
+
+    #[test]
+    fn the_second_version_lists_its_disk() {
+        let (metadata, vagrantfile, _) = box_of(&facts(), Version::Two);
+        assert_eq!(metadata["disks"], json!([{ "format": "qcow2", "path": "box_0.img" }]));
+        assert!(vagrantfile.contains("libvirt.memory = 1536\n") && !vagrantfile.contains("loader"));
+    }
+
+    #[test]
+    fn a_guest_with_uefi_gets_it() {
+        let (_, vagrantfile, _) = box_of(&Facts { firmware: Firmware::Uefi, ..facts() }, Version::One);
+        assert!(
+            vagrantfile.contains("libvirt.loader = \"/usr/share/OVMF/OVMF_CODE.fd\"\n  end\nend\n"),
+            "{vagrantfile}"
+        );
+    }
+}
