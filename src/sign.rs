@@ -10,6 +10,8 @@ use tempfile::TempDir;
 
 use crate::error::{Fault, Kind};
 
+pub mod openpgp;
+
 /// What a signature is for: one made for something else is none of ours (ssh-keygen(1), `-n`).
 const NAMESPACE: &str = "kiln";
 /// How a single key is named where OpenSSH wants a name.

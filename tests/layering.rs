@@ -1,7 +1,7 @@
 //! Imports point downwards only.
 //!
 //! ```text
-//! cli > report > build > package > machine | guest | layer | disk | seed | store > plan > spec > leaves     agent > wire alone
+//! cli > report > build > package > machine | guest | layer | disk | download | seed | store > plan > spec > leaves     agent > wire alone
 //! ```
 
 use std::fs;
@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 
 /// The modules by their height. Those of one row do not know each other, but for the leaves.
 const ROWS: [&[&str]; 8] = [
-    &["process", "signal", "workdir", "event", "error", "fs", "size", "digest", "memo", "sign", "wire"],
+    &["process", "signal", "workdir", "event", "error", "fs", "size", "digest", "memo", "sign", "url", "wire"],
     &["spec"],
     &["plan"],
-    &["machine", "guest", "layer", "disk", "seed", "store"],
+    &["machine", "guest", "layer", "disk", "download", "seed", "store"],
     &["package"],
     &["build"],
     &["report"],

@@ -1,0 +1,264 @@
+//! From a request to a file: looked for in the cache, waited for, or downloaded into it.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use sha2::{Digest as _, Sha256};
+
+use super::checksum::{Algorithm, Checksum};
+use super::error::DownloadError;
+use super::part::{Claim, Part, Wanted, Whole, is_at};
+use super::watch::{Progress, Watch};
+use super::{Downloads, FOLDER_MODE, Reach, Request, places};
+use crate::digest::hex;
+use crate::memo::Digested;
+use crate::url::Url;
+
+const DATA: &str = "data";
+const UNPACKED: &str = "unpacked.";
+/// Bytes read at once.
+const PIECE: usize = 1 << 20;
+
+/// A file of the cache in use: it stays where it is while this lives.
+#[derive(Debug)]
+pub struct Download {
+    /// Where it lies; it is read-only.
+    pub path: PathBuf,
+    /// Digest of this file, hex.
+    pub sha256: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Digest of the file as it was downloaded, hex; the same where it was not unpacked.
+    pub source_sha256: String,
+    _used: Flock<File>,
+}
+
+/// A folder of the cache in use.
+pub(super) struct Entry {
+    folder: PathBuf,
+    used: Flock<File>,
+}
+
+impl Entry {
+    /// `None` when there is none, or it is being removed.
+    pub(super) fn open(folder: &Path, how: FlockArg) -> Result<Option<Self>, DownloadError> {
+        let failed = |source| DownloadError::cache("open", folder)(source);
+        let file = match File::open(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(failed)?,
+        };
+        match Flock::lock(file, how) {
+            Ok(used) => Ok(is_at(&used, folder).then(|| Self { folder: folder.to_owned(), used })),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, errno)) => Err(failed(errno.into())),
+        }
+    }
+
+    /// What the file unpacks to, and what its digest must be.
+    fn unpacked(&self) -> Option<(PathBuf, String)> {
+        let mut found = fs::read_dir(&self.folder).ok()?.flatten().filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let sha256: Checksum = name.strip_prefix(UNPACKED)?.parse().ok()?;
+            (sha256.algorithm() == Algorithm::Sha256).then(|| (entry.path(), sha256.hex().to_owned()))
+        });
+        found.next()
+    }
+
+    fn touch(&self) {
+        let _ = self.used.set_modified(SystemTime::now());
+    }
+}
+
+impl Downloads {
+    /// The file that a request names, from the cache or from elsewhere. Blocks the calling thread, for as long as it takes
+    /// or until `watch` breaks; what has come by then is continued the next time.
+    ///
+    /// # Errors
+    /// When no place has the right file, it cannot be unpacked, or this host cannot keep it. Nothing usable is left then.
+    pub fn fetch(&self, request: &Request, watch: &mut Watch<'_>) -> Result<Download, DownloadError> {
+        let wanted = Wanted {
+            name: request.urls.first().map(Url::file_name).unwrap_or_default(),
+            checksum: self.resolve(request, watch)?,
+            packing: request.packing,
+            limit: request.limits.unpacked,
+        };
+        let part = self.root.join("part").join(wanted.checksum.hex());
+        loop {
+            if let Some(found) = self.find(&wanted, watch)? {
+                return Ok(found);
+            }
+            if self.reach == Reach::Offline && !self.has_source(&wanted.checksum) {
+                let place = request.urls.first().map_or(wanted.name, Url::to_string);
+                return Err(DownloadError::Offline(place));
+            }
+            let Some(claim) = Claim::take(&part, &self.fs, watch)? else { continue };
+            // Somebody else may have finished it before we had the claim.
+            if let Some(found) = self.find(&wanted, watch)? {
+                claim.leave();
+                return Ok(found);
+            }
+            // Whoever removes what nobody uses may have been faster.
+            if let Some(made) = self.make(claim, request, &wanted, watch)? {
+                return Ok(made);
+            }
+        }
+    }
+
+    /// What is wanted, if it is in the cache and what it should be. It is removed if it is not.
+    fn find(&self, wanted: &Wanted, watch: &mut Watch<'_>) -> Result<Option<Download>, DownloadError> {
+        let Some(source_sha256) = self.known_sha256(&wanted.checksum) else { return Ok(None) };
+        let folder = self.entry(&source_sha256);
+        let Some(entry) = Entry::open(&folder, FlockArg::LockSharedNonblock)? else { return Ok(None) };
+        let file = match wanted.packing {
+            None => Some((folder.join(DATA), source_sha256.clone())).filter(|(path, _)| path.exists()),
+            Some(_) => entry.unpacked(),
+        };
+        let Some((path, expected)) = file else { return Ok(None) };
+        let found = self.memo.digest("file", &path, || digest(&path, watch))?;
+        if found.sha256 == expected {
+            entry.touch();
+            let Digested { sha256, bytes, .. } = found;
+            return Ok(Some(Download { path, sha256, bytes, source_sha256, _used: entry.used }));
+        }
+        drop(entry);
+        self.remove_damaged(&folder, &path, watch)?;
+        Ok(None)
+    }
+
+    fn remove_damaged(&self, folder: &Path, path: &Path, watch: &mut Watch<'_>) -> Result<(), DownloadError> {
+        watch.notice(format!("{} is damaged and will be made again", path.display()));
+        let failed = |source| DownloadError::cache("replace", path)(source);
+        let Some(_alone) = Entry::open(folder, FlockArg::LockExclusiveNonblock)? else {
+            return Err(failed(io::Error::other("it is damaged, and another kiln uses it")));
+        };
+        self.fs.remove(path).map_err(failed)
+    }
+
+    /// Where a file of this digest lies.
+    pub(super) fn entry(&self, sha256: &str) -> PathBuf {
+        self.root.join(Algorithm::Sha256.name()).join(sha256)
+    }
+
+    /// Under which digest a file is kept.
+    fn known_sha256(&self, checksum: &Checksum) -> Option<String> {
+        match checksum.algorithm() {
+            Algorithm::Sha256 => Some(checksum.hex().to_owned()),
+            Algorithm::Sha512 => {
+                let target = fs::read_link(self.sha512_link(checksum)).ok()?;
+                let known: Checksum = target.file_name()?.to_str()?.parse().ok()?;
+                (known.algorithm() == Algorithm::Sha256).then(|| known.hex().to_owned())
+            }
+        }
+    }
+
+    fn sha512_link(&self, checksum: &Checksum) -> PathBuf {
+        self.root.join(Algorithm::Sha512.name()).join(checksum.hex())
+    }
+
+    fn has_source(&self, checksum: &Checksum) -> bool {
+        self.known_sha256(checksum).is_some_and(|sha256| self.entry(&sha256).join(DATA).exists())
+    }
+
+    /// Downloads it, or unpacks what is there. `None` when that was damaged.
+    fn make(
+        &self,
+        claim: Claim,
+        request: &Request,
+        wanted: &Wanted,
+        watch: &mut Watch<'_>,
+    ) -> Result<Option<Download>, DownloadError> {
+        let made = match self.unpack_source(&claim, wanted, watch) {
+            Ok(None) if self.reach == Reach::Online => Part::open(&claim, wanted, watch)
+                .and_then(|mut part| places::fetch(&request.urls, &mut part, &request.limits, watch))
+                .map(Some),
+            other => other,
+        };
+        let committed = made.and_then(|whole| whole.map(|whole| self.commit(&claim, wanted, whole)).transpose());
+        match &committed {
+            // What can be continued stays, but not on a disk that is full.
+            Err(error) if !matches!(error, DownloadError::Cache { .. }) => claim.leave(),
+            _ => claim.discard(),
+        }
+        committed
+    }
+
+    /// Unpacks a file that was downloaded before. `None` when it is not there, or not what it should be.
+    fn unpack_source(
+        &self,
+        claim: &Claim,
+        wanted: &Wanted,
+        watch: &mut Watch<'_>,
+    ) -> Result<Option<Whole>, DownloadError> {
+        let known = self.known_sha256(&wanted.checksum).filter(|_| wanted.packing.is_some());
+        let Some(folder) = known.map(|sha256| self.entry(&sha256)) else { return Ok(None) };
+        let Some(entry) = Entry::open(&folder, FlockArg::LockSharedNonblock)? else { return Ok(None) };
+        let path = folder.join(DATA);
+        let Ok(file) = File::open(&path) else { return Ok(None) };
+        if let Some(whole) = Whole::unpack(&file, claim, wanted, watch)? {
+            return Ok(Some(whole));
+        }
+        drop(entry);
+        self.remove_damaged(&folder, &path, watch)?;
+        Ok(None)
+    }
+
+    /// Gives a whole file its final name. The folder cannot be removed meanwhile: it is in use.
+    fn commit(&self, claim: &Claim, wanted: &Wanted, whole: Whole) -> Result<Download, DownloadError> {
+        let folder = self.entry(&whole.sha256);
+        let failed = |source| DownloadError::cache("write", &folder)(source);
+        let entry = loop {
+            self.fs.ensure_dir(&folder, FOLDER_MODE).map_err(failed)?;
+            if let Some(entry) = Entry::open(&folder, FlockArg::LockShared)? {
+                break entry;
+            }
+        };
+        if whole.is_new {
+            self.fs.rename(&claim.data(), &folder.join(DATA)).map_err(failed)?;
+        }
+        let (path, sha256) = match whole.unpacked {
+            Some(unpacked) => (folder.join(format!("{UNPACKED}{}", unpacked.sha256)), unpacked.sha256),
+            None => (folder.join(DATA), whole.sha256.clone()),
+        };
+        if wanted.packing.is_some() {
+            self.fs.rename(&claim.unpacked(), &path).map_err(failed)?;
+        }
+        self.fs.sync_dir(&folder).and_then(|()| self.fs.sync_dir(&self.root.join("sha256"))).map_err(failed)?;
+        self.remember(&wanted.checksum, &whole.sha256)?;
+        let bytes = path.metadata().map_err(failed)?.len();
+        Ok(Download { path, sha256, bytes, source_sha256: whole.sha256, _used: entry.used })
+    }
+
+    /// Notes which SHA-256 belongs to a SHA-512: in a link, which is there whole or not at all.
+    fn remember(&self, checksum: &Checksum, sha256: &str) -> Result<(), DownloadError> {
+        if checksum.algorithm() == Algorithm::Sha256 || self.known_sha256(checksum).is_some() {
+            return Ok(());
+        }
+        let link = self.sha512_link(checksum);
+        let made = std::os::unix::fs::symlink(Path::new("../sha256").join(sha256), &link);
+        match made {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(DownloadError::cache("write", &link)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Reads it all. Blocks.
+fn digest(path: &Path, watch: &mut Watch<'_>) -> Result<Digested, DownloadError> {
+    let failed = |source| DownloadError::cache("read", path)(source);
+    let mut file = File::open(path).map_err(failed)?;
+    let total = file.metadata().map_err(failed)?.len();
+    let (mut sha256, mut done) = (Sha256::new(), 0);
+    let mut piece = vec![0; PIECE];
+    while let count @ 1.. = file.read(&mut piece).map_err(failed)? {
+        sha256.update(&piece[..count]);
+        done += count as u64;
+        watch.progress(Progress { done, total: Some(total) })?;
+    }
+    Ok(Digested { sha256: hex(&sha256.finalize()), bytes: done, entries: 1 })
+}

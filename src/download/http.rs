@@ -1,0 +1,246 @@
+//! One exchange over HTTP/1.1, in a thread of its own: its messages come over a channel, so that whoever waits for them can
+//! be stopped at any moment, whatever the server does.
+//!
+//! A redirection is followed ten times at most, and never from `https` to `http`. Connecting, asking and every single read
+//! have a time limit; the whole has none. Dropping the exchange closes its connection.
+
+use std::io::Read;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, LazyLock};
+use std::thread;
+
+use ureq::http::{HeaderMap, Request, Response, header};
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::{Agent, Body, Proxy};
+
+use super::Limits;
+use super::error::Problem;
+use crate::url::{Scheme, Url};
+
+/// Bytes read at once.
+const PIECE: usize = 256 << 10;
+/// Pieces that wait to be taken.
+const WAITING: usize = 4;
+const MOST_REDIRECTIONS: u32 = 10;
+
+/// What a server says before the bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) status: u16,
+    /// Bytes of the body, where they are announced.
+    pub(super) length: Option<u64>,
+    pub(super) content_range: Option<String>,
+    /// A strong one.
+    pub(super) etag: Option<String>,
+    pub(super) last_modified: Option<String>,
+}
+
+/// What comes over the channel. It ends after [`Message::End`] or an error.
+pub(super) enum Message {
+    Head(Head),
+    Piece(Vec<u8>),
+    End,
+}
+
+/// From which byte on, and what the file must still be for that (RFC 9110 13.1.5).
+pub(super) struct Rest {
+    pub(super) byte: u64,
+    pub(super) if_range: Option<String>,
+}
+
+/// A running exchange.
+pub(super) struct Exchange {
+    pub(super) messages: Receiver<Result<Message, Problem>>,
+    agent: Agent,
+}
+
+impl Exchange {
+    /// Asks for a file, or for its rest.
+    pub(super) fn start(url: &Url, rest: Option<Rest>, limits: &Limits) -> Result<Self, Problem> {
+        let nonsense = |error: ureq::http::Error| Problem::Refused(error.to_string());
+        // Whatever packs the bytes on the way would have them differ from those that the digest is of.
+        let mut request = Request::get(url.as_str()).header(header::ACCEPT_ENCODING, "identity");
+        if let Some(rest) = rest {
+            request = request.header(header::RANGE, format!("bytes={}-", rest.byte));
+            if let Some(if_range) = rest.if_range {
+                request = request.header(header::IF_RANGE, if_range);
+            }
+        }
+        let request = request.body(()).map_err(nonsense)?;
+        let agent = agent(url, limits)?;
+        let (sender, messages) = sync_channel(WAITING);
+        let worker = agent.clone();
+        let thread = thread::Builder::new().name("download".into());
+        thread.spawn(move || talk(&worker, request, &sender)).map_err(|error| Problem::Exchange(error.to_string()))?;
+        Ok(Self { messages, agent })
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        // The thread may wait for bytes. Where it is still connecting, its own time limit ends it.
+        self.agent.clone().shutdown();
+    }
+}
+
+/// Where nobody listens any more, nothing is left to be done.
+fn talk(agent: &Agent, request: Request<()>, sender: &SyncSender<Result<Message, Problem>>) {
+    let answer = agent.run(request);
+    let response = match answer.map_err(|error| problem(&error)) {
+        Ok(response) => response,
+        Err(problem) => return drop(sender.send(Err(problem))),
+    };
+    if sender.send(Ok(Message::Head(head(&response)))).is_err() {
+        return;
+    }
+    let mut body = response.into_body().into_reader();
+    loop {
+        let mut piece = vec![0; PIECE];
+        let message = match body.read(&mut piece) {
+            Ok(0) => Ok(Message::End),
+            Ok(count) => {
+                piece.truncate(count);
+                Ok(Message::Piece(piece))
+            }
+            Err(error) => Err(problem(&ureq::Error::from(error))),
+        };
+        let is_last = !matches!(message, Ok(Message::Piece(_)));
+        if sender.send(message).is_err() || is_last {
+            return;
+        }
+    }
+}
+
+fn head(response: &Response<Body>) -> Head {
+    let headers = response.headers();
+    Head {
+        status: response.status().as_u16(),
+        length: response.body().content_length(),
+        content_range: text(headers, &header::CONTENT_RANGE),
+        // A weak one does not speak of bytes (RFC 9110 8.8.1).
+        etag: text(headers, &header::ETAG).filter(|etag| etag.starts_with('"')),
+        last_modified: text(headers, &header::LAST_MODIFIED),
+    }
+}
+
+fn text(headers: &HeaderMap, name: &header::HeaderName) -> Option<String> {
+    headers.get(name)?.to_str().ok().map(str::to_owned)
+}
+
+/// As people say it, and whether it can be another next time.
+fn problem(error: &ureq::Error) -> Problem {
+    use ureq::Error::{BadUri, Http, InvalidProxyUrl, Io, RequireHttpsOnly, Timeout, TooManyRedirects};
+    match error {
+        Io(error) => Problem::Exchange(error.to_string()),
+        Timeout(ureq::Timeout::PerRead | ureq::Timeout::RecvResponse) => {
+            Problem::Exchange("the server fell silent".into())
+        }
+        Timeout(what) => Problem::Exchange(format!("it took too long to {what}")),
+        TooManyRedirects => Problem::Refused(format!("more than {MOST_REDIRECTIONS} redirections")),
+        RequireHttpsOnly(to) => Problem::Refused(format!("it redirects from https to {to}")),
+        Http(_) | BadUri(_) | InvalidProxyUrl => Problem::Refused(error.to_string()),
+        other => Problem::Exchange(other.to_string()),
+    }
+}
+
+fn agent(url: &Url, limits: &Limits) -> Result<Agent, Problem> {
+    let is_https = url.scheme() == Scheme::Https;
+    let mut config = Agent::config_builder()
+        .http_status_as_error(false)
+        .https_only(is_https)
+        .max_redirects(MOST_REDIRECTIONS)
+        .user_agent(concat!("kiln/", env!("CARGO_PKG_VERSION")))
+        .proxy(proxy(url.scheme(), &|name| std::env::var(name).ok())?)
+        .timeout_resolve(Some(limits.connect))
+        .timeout_connect(Some(limits.connect))
+        .timeout_send_request(Some(limits.silence))
+        .timeout_recv_response(Some(limits.silence))
+        .timeout_per_read(Some(limits.silence))
+        .timeout_per_write(Some(limits.silence));
+    if let Some(roots) = system_roots() {
+        config = config.tls_config(TlsConfig::builder().root_certs(roots).build());
+    }
+    Ok(config.build().into())
+}
+
+/// The authorities that this host trusts, so that a company's own is among them; `SSL_CERT_FILE` and `SSL_CERT_DIR` name
+/// others, as for OpenSSL. A host without any gets Mozilla's, which are built in.
+fn system_roots() -> Option<RootCerts> {
+    static ROOTS: LazyLock<Arc<Vec<Certificate<'static>>>> = LazyLock::new(|| {
+        let found = rustls_native_certs::load_native_certs().certs;
+        Arc::new(found.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).collect())
+    });
+    (!ROOTS.is_empty()).then(|| RootCerts::Specific(ROOTS.clone()))
+}
+
+/// The proxy that curl would take (curl(1), ENVIRONMENT): `HTTP_PROXY` in capitals is not looked at, since a CGI script's
+/// client can set it. The connection is a tunnel (CONNECT), for `http` as well.
+fn proxy(scheme: Scheme, variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Proxy>, Problem> {
+    let names: &[&str] = match scheme {
+        Scheme::Https => &["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"],
+        _ => &["http_proxy", "all_proxy", "ALL_PROXY"],
+    };
+    let set = |name: &&str| variable(name).filter(|value| !value.is_empty());
+    let Some((name, value)) = names.iter().find_map(|name| Some((name, set(name)?))) else { return Ok(None) };
+    let wrong = |_| Problem::Refused(format!("{name} names no HTTP proxy"));
+    let named = Proxy::new(&value).map_err(wrong)?;
+    let mut proxy = Proxy::builder(named.protocol()).host(named.host()).port(named.port());
+    if let Some(user) = named.username() {
+        proxy = proxy.username(user);
+    }
+    if let Some(password) = named.password() {
+        proxy = proxy.password(password);
+    }
+    let exceptions = ["no_proxy", "NO_PROXY"].iter().find_map(set).unwrap_or_default();
+    for host in exceptions.split([',', ' ']).filter(|host| !host.is_empty()) {
+        let host = host.strip_prefix('.').unwrap_or(host);
+        proxy = proxy.no_proxy(host).no_proxy(&format!(".{host}"));
+    }
+    proxy.build().map(Some).map_err(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The proxy that is taken, as `host:port`, and whether it is left out for a host.
+    fn taken(scheme: Scheme, variables: &[(&str, &str)], host: &str) -> Option<(String, bool)> {
+        let variable =
+            |wanted: &str| variables.iter().find(|(name, _)| *name == wanted).map(|(_, value)| (*value).to_owned());
+        let proxy = proxy(scheme, &variable).unwrap()?;
+        let uri = format!("http://{host}/a").parse().unwrap();
+        Some((format!("{}:{}", proxy.host(), proxy.port()), proxy.is_no_proxy(&uri)))
+    }
+
+    #[test]
+    fn the_proxy_is_the_one_that_curl_would_take() {
+        let (https, http) = (("https_proxy", "http://one:3128"), ("http_proxy", "two:8080"));
+        let all = ("ALL_PROXY", "http://user:word@three");
+        for (scheme, variables, expected) in [
+            (Scheme::Https, vec![https, http, all], Some("one:3128")),
+            (Scheme::Http, vec![https, http, all], Some("two:8080")),
+            (Scheme::Http, vec![https, all], Some("three:80")),
+            (Scheme::Http, vec![("HTTP_PROXY", "http://evil")], None),
+            (Scheme::Https, vec![("https_proxy", ""), ("HTTPS_PROXY", "http://one")], Some("one:80")),
+            (Scheme::Https, vec![], None),
+        ] {
+            let taken = taken(scheme, &variables, "example.org").map(|(proxy, _)| proxy);
+            assert_eq!(taken.as_deref(), expected, "{scheme:?} {variables:?}");
+        }
+        assert!(proxy(Scheme::Https, &|_| Some("::no proxy::".into())).is_err());
+    }
+
+    #[test]
+    fn hosts_are_left_out_with_all_below_them() {
+        let left_out = |exceptions, host| {
+            let variables = [("https_proxy", "http://one"), ("no_proxy", exceptions)];
+            taken(Scheme::Https, &variables, host).is_some_and(|(_, left_out)| left_out)
+        };
+        for exceptions in ["example.org", ".example.org", "other,example.org", "other, example.org", "*"] {
+            assert!(left_out(exceptions, "example.org") && left_out(exceptions, "a.example.org"), "{exceptions}");
+        }
+        for exceptions in ["", "other", "ample.org", "org.example"] {
+            assert!(!left_out(exceptions, "example.org"), "{exceptions}");
+        }
+    }
+}

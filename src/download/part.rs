@@ -1,0 +1,342 @@
+//! A file that is being downloaded: the bytes that are there, where they come from, and what they unpack to.
+//!
+//! ```text
+//! part/KEY/data            as it comes in
+//! part/KEY/origin.json     where it comes from, by which a server knows it again
+//! part/KEY/unpacked        what came out of it so far
+//! ```
+//!
+//! Its maker holds an exclusive flock(2) on the folder. Who finds it locked waits; who finds it free goes on with what is
+//! there, and hashes and unpacks it from the first byte on. Nothing that lies here is believed.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag};
+
+use super::checksum::{Checksum, Hashing};
+use super::error::{DownloadError, Halt, Problem};
+use super::transfer::{Begin, Origin, Target};
+use super::unpack::{Packing, UnpackError, Unpacked, Unpacker};
+use super::watch::{Progress, Watch};
+use super::{FILE_MODE, FOLDER_MODE};
+use crate::fs::Fs;
+use crate::memo;
+use crate::size::ByteSize;
+
+const DATA: &str = "data";
+const ORIGIN: &str = "origin.json";
+const UNPACKED: &str = "unpacked";
+/// Bytes read at once.
+const PIECE: usize = 256 << 10;
+/// A URL and two headers, bytes.
+const LARGEST_ORIGIN: u64 = 256 << 10;
+
+/// The right to download one file.
+#[derive(Debug)]
+pub(super) struct Claim {
+    folder: PathBuf,
+    _lock: Flock<File>,
+    fs: Fs,
+}
+
+impl Claim {
+    /// Makes the folder if it is missing, and waits until nobody else has it. `None` when it was not there any more after
+    /// the wait: somebody has finished the download, or given up.
+    pub(super) fn take(folder: &Path, fs: &Fs, watch: &mut Watch<'_>) -> Result<Option<Self>, DownloadError> {
+        let failed = |source| DownloadError::cache("lock", folder)(source);
+        fs.ensure_dir(folder, FOLDER_MODE).map_err(failed)?;
+        let file = match File::open(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(failed)?,
+        };
+        let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            Err((file, Errno::EWOULDBLOCK)) => {
+                watch.notice("waiting for another kiln that downloads the same file".into());
+                wait(file, watch)?.map_err(failed)?
+            }
+            Err((_, errno)) => return Err(failed(errno.into())),
+        };
+        if !is_at(&lock, folder) {
+            return Ok(None);
+        }
+        Ok(Some(Self { folder: folder.to_owned(), _lock: lock, fs: fs.clone() }))
+    }
+
+    /// Where the file lies before it is committed.
+    pub(super) fn data(&self) -> PathBuf {
+        self.folder.join(DATA)
+    }
+
+    /// Where what it unpacks to lies.
+    pub(super) fn unpacked(&self) -> PathBuf {
+        self.folder.join(UNPACKED)
+    }
+
+    /// Leaves nothing. What cannot be removed is found again by whoever makes room.
+    pub(super) fn discard(self) {
+        let _ = self.fs.remove(&self.folder);
+    }
+
+    /// Leaves what can be continued: the bytes as they came.
+    pub(super) fn leave(self) {
+        if fs::metadata(self.data()).is_ok_and(|data| data.len() > 0) {
+            let _ = self.fs.remove(&self.unpacked());
+        } else {
+            self.discard();
+        }
+    }
+}
+
+/// flock(2) cannot be interrupted, so it waits in a thread, which frees the lock at once where nobody takes it any more.
+fn wait(file: File, watch: &mut Watch<'_>) -> Result<io::Result<Flock<File>>, DownloadError> {
+    let (sender, receiver) = mpsc::sync_channel(0);
+    let lock = move || {
+        let lock = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno.into());
+        drop(sender.send(lock));
+    };
+    if let Err(error) = thread::Builder::new().name("download lock".into()).spawn(lock) {
+        return Ok(Err(error));
+    }
+    let gone = || Err(io::Error::other("the waiting thread is gone"));
+    Ok(watch.receive(&receiver)?.unwrap_or_else(gone))
+}
+
+/// Whether an opened file or folder is still the one of that name.
+pub(super) fn is_at(file: &File, path: &Path) -> bool {
+    let place = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    let found = fs::symlink_metadata(path).map(place);
+    file.metadata().map(place).is_ok_and(|held| found.is_ok_and(|found| found == held))
+}
+
+/// What a file must be, and what is made of it.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted {
+    /// What the file is called in messages.
+    pub(super) name: String,
+    pub(super) checksum: Checksum,
+    pub(super) packing: Option<Packing>,
+    /// Of what it unpacks to.
+    pub(super) limit: ByteSize,
+}
+
+/// The file, and what was found on the way.
+pub(super) struct Part<'a> {
+    claim: &'a Claim,
+    wanted: &'a Wanted,
+    data: File,
+    length: u64,
+    origin: Option<Origin>,
+    intake: Intake,
+    /// Whether the bytes are from several places or times, so that a wrong digest is not the fault of the last.
+    is_doubtful: bool,
+}
+
+/// A file whose digest is right. It is durable, and still under its temporary name.
+#[derive(Debug)]
+pub(super) struct Whole {
+    /// Of the file as it came.
+    pub(super) sha256: String,
+    /// What came out of it, where that was wanted.
+    pub(super) unpacked: Option<Unpacked>,
+    /// Whether it came just now, or was there and only unpacked.
+    pub(super) is_new: bool,
+}
+
+impl Whole {
+    /// Unpacks a file that is there already. `None` when it is not the right one.
+    pub(super) fn unpack(
+        mut file: &File,
+        claim: &Claim,
+        wanted: &Wanted,
+        watch: &mut Watch<'_>,
+    ) -> Result<Option<Self>, DownloadError> {
+        let unreadable = |source| DownloadError::cache("read", &wanted.name)(source);
+        let total = file.metadata().map_err(unreadable)?.len();
+        let mut intake = Intake::new(claim, wanted)?;
+        let mut piece = vec![0; PIECE];
+        let mut done = 0;
+        while let count @ 1.. = file.read(&mut piece).map_err(unreadable)? {
+            intake.push(&piece[..count]).map_err(DownloadError::cache("write", claim.unpacked()))?;
+            done += count as u64;
+            watch.progress(Progress { done, total: Some(total) })?;
+        }
+        let (sha256, found) = intake.hashing.finish();
+        if found != wanted.checksum {
+            return Ok(None);
+        }
+        let unpacked = unpacked(intake.unpacker, claim, wanted)?;
+        Ok(Some(Self { sha256, unpacked, is_new: false }))
+    }
+}
+
+/// What came out, durable.
+fn unpacked(
+    unpacker: Option<Result<Unpacker, UnpackError>>,
+    claim: &Claim,
+    wanted: &Wanted,
+) -> Result<Option<Unpacked>, DownloadError> {
+    let Some(unpacker) = unpacker else { return Ok(None) };
+    let unpacked = unpacker.and_then(Unpacker::finish);
+    let unpacked = unpacked.map_err(|error| match error {
+        UnpackError::Write(source) => DownloadError::cache("write", claim.unpacked())(source),
+        source => DownloadError::Unpack { file: wanted.name.clone(), source },
+    })?;
+    seal(claim, &claim.unpacked())?;
+    Ok(Some(unpacked))
+}
+
+fn seal(claim: &Claim, path: &Path) -> Result<(), DownloadError> {
+    let sealed = File::open(path).and_then(|file| claim.fs.seal(&file, FILE_MODE));
+    sealed.map_err(DownloadError::cache("write", path))
+}
+
+impl<'a> Part<'a> {
+    /// What is there of the file already. Blocks while it is read again.
+    pub(super) fn open(claim: &'a Claim, wanted: &'a Wanted, watch: &mut Watch<'_>) -> Result<Self, DownloadError> {
+        let path = claim.folder.join(DATA);
+        let data = open(&path).map_err(DownloadError::cache("open", &path))?;
+        let intake = Intake::new(claim, wanted)?;
+        let mut part = Self { claim, wanted, data, length: 0, origin: None, intake, is_doubtful: false };
+        match read_origin(&claim.folder.join(ORIGIN)) {
+            Some(origin) => part.replay(origin, watch)?,
+            None => part.clear()?,
+        }
+        Ok(part)
+    }
+
+    fn replay(&mut self, origin: Origin, watch: &mut Watch<'_>) -> Result<(), DownloadError> {
+        let failed = |source| DownloadError::cache("read", self.claim.folder.join(DATA))(source);
+        let length = self.data.metadata().map_err(failed)?.len();
+        if origin.total.is_some_and(|total| length > total) {
+            return self.clear();
+        }
+        let mut piece = vec![0; PIECE];
+        while self.length < length {
+            let count = usize::try_from(length - self.length).unwrap_or(PIECE).min(PIECE);
+            self.data.read_exact_at(&mut piece[..count], self.length).map_err(failed)?;
+            self.intake.push(&piece[..count]).map_err(DownloadError::cache("write", self.claim.unpacked()))?;
+            self.length += count as u64;
+            watch.progress(Progress { done: self.length, total: origin.total })?;
+        }
+        self.data.seek(SeekFrom::Start(length)).map_err(failed)?;
+        self.origin = Some(origin);
+        self.is_doubtful = length > 0;
+        Ok(())
+    }
+
+    /// Forgets all bytes, and believes no server that continues them.
+    fn clear(&mut self) -> Result<(), DownloadError> {
+        let path = self.claim.folder.join(DATA);
+        let failed = |source| DownloadError::cache("empty", path)(source);
+        self.data.set_len(0).and_then(|()| self.data.seek(SeekFrom::Start(0))).map_err(failed)?;
+        (self.length, self.origin, self.is_doubtful) = (0, None, false);
+        self.intake = Intake::new(self.claim, self.wanted)?;
+        Ok(())
+    }
+}
+
+impl Target for Part<'_> {
+    type Whole = Whole;
+
+    fn length(&self) -> u64 {
+        self.length
+    }
+
+    fn origin(&self) -> Option<&Origin> {
+        self.origin.as_ref()
+    }
+
+    fn begin(&mut self, origin: Origin, how: Begin) -> Result<(), DownloadError> {
+        match how {
+            Begin::Anew => self.clear()?,
+            // By another place, or of another file by now, whatever the server says.
+            Begin::Continue => self.is_doubtful = true,
+        }
+        let path = self.claim.folder.join(ORIGIN);
+        let text = serde_json::to_vec(&origin).map_err(io::Error::from);
+        text.and_then(|text| memo::replace(&path, &text)).map_err(DownloadError::cache("write", &path))?;
+        self.origin = Some(origin);
+        Ok(())
+    }
+
+    fn accept(&mut self, bytes: &[u8]) -> Result<(), DownloadError> {
+        let path = || self.claim.folder.join(DATA);
+        self.data.write_all(bytes).map_err(|source| DownloadError::cache("write", path())(source))?;
+        self.length += bytes.len() as u64;
+        self.intake.push(bytes).map_err(DownloadError::cache("write", self.claim.unpacked()))
+    }
+
+    fn finish(&mut self) -> Result<Whole, Halt> {
+        let (sha256, found) = self.intake.hashing.clone().finish();
+        if found != self.wanted.checksum {
+            let is_doubtful = self.is_doubtful;
+            self.clear()?;
+            let wrong = Problem::Digest { expected: self.wanted.checksum.clone(), found };
+            return Err(if is_doubtful { Problem::Stale } else { wrong }.into());
+        }
+        let unpacked = unpacked(self.intake.unpacker.take(), self.claim, self.wanted)?;
+        seal(self.claim, &self.claim.data())?;
+        Ok(Whole { sha256, unpacked, is_new: true })
+    }
+}
+
+/// Hashes and unpacks the bytes in the one pass.
+struct Intake {
+    hashing: Hashing,
+    /// What is wrong with the file only matters when it is the right file: until then the place may be to blame.
+    unpacker: Option<Result<Unpacker, UnpackError>>,
+}
+
+impl Intake {
+    fn new(claim: &Claim, wanted: &Wanted) -> Result<Self, DownloadError> {
+        let hashing = Hashing::new(wanted.checksum.algorithm());
+        let unpacker = match wanted.packing {
+            Some(packing) => {
+                let path = claim.folder.join(UNPACKED);
+                let file = open(&path).and_then(|file| file.set_len(0).map(|()| file));
+                let file = file.map_err(DownloadError::cache("open", &path))?;
+                Some(Ok(Unpacker::new(packing, file, wanted.limit)))
+            }
+            None => None,
+        };
+        Ok(Self { hashing, unpacker })
+    }
+
+    /// Fails only when what comes out cannot be written.
+    fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.hashing.update(bytes);
+        let Some(Ok(unpacker)) = &mut self.unpacker else { return Ok(()) };
+        match unpacker.push(bytes) {
+            Err(UnpackError::Write(error)) => Err(error),
+            Err(error) => {
+                self.unpacker = Some(Err(error));
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+}
+
+/// A kill may have come after it was made read-only.
+fn open(path: &Path) -> io::Result<File> {
+    match fs::set_permissions(path, Permissions::from_mode(0o600)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let no_follow = OFlag::O_NOFOLLOW.bits();
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(no_follow).open(path)
+}
+
+fn read_origin(path: &Path) -> Option<Origin> {
+    let mut text = Vec::new();
+    File::open(path).ok()?.take(LARGEST_ORIGIN).read_to_end(&mut text).ok()?;
+    serde_json::from_slice(&text).ok()
+}

@@ -1,0 +1,264 @@
+//! `SHA256SUMS` and `SHA512SUMS`: which checksum a list names for a file, once the list itself is to be trusted.
+//!
+//! A list is trusted by its own digest, or by a signature beside it: of OpenSSH, minisign or `OpenPGP`. A signed list may
+//! change, so it is asked for each time; without a network the last good one is taken, and checked again.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::FlockArg;
+use sha2::{Digest as _, Sha256};
+
+use super::cache::Entry;
+use super::checksum::{Algorithm, Checksum};
+use super::error::{DownloadError, Halt, SignatureError};
+use super::transfer::{Begin, Origin, Target};
+use super::watch::Watch;
+use super::{Downloads, Limits, Pin, Reach, Request, places};
+use crate::digest::hex;
+use crate::memo;
+use crate::sign::{self, Trust, openpgp};
+use crate::size::ByteSize;
+use crate::url::Url;
+
+/// Largest list that is read.
+const LARGEST: ByteSize = ByteSize::mib(16);
+
+/// A list of checksums.
+#[derive(Debug, Clone)]
+pub struct Sums {
+    /// Where it can be had, best place first.
+    pub urls: Vec<Url>,
+    /// Why it is believed.
+    pub trust: SumsTrust,
+    /// What it calls the file; `None`: as the file's first URL does.
+    pub file: Option<String>,
+}
+
+/// Why a list is believed.
+#[derive(Debug, Clone)]
+pub enum SumsTrust {
+    /// Its own checksum is known.
+    Checksum(Checksum),
+    /// It is signed.
+    Signature {
+        /// Where the detached signature is.
+        signature: Location,
+        /// Whose: a public key of OpenSSH, minisign or `OpenPGP`, or a keyring of the last.
+        key: PathBuf,
+    },
+}
+
+/// Where something small is.
+#[derive(Debug, Clone)]
+pub enum Location {
+    /// Elsewhere.
+    Url(Url),
+    /// A file of the project.
+    File(PathBuf),
+}
+
+impl Downloads {
+    pub(super) fn look_up(
+        &self,
+        sums: &Sums,
+        request: &Request,
+        watch: &mut Watch<'_>,
+    ) -> Result<Checksum, DownloadError> {
+        let list = sums.urls.first().ok_or_else(|| DownloadError::Failed { file: String::new(), tried: Vec::new() })?;
+        let text = match &sums.trust {
+            SumsTrust::Checksum(checksum) => self.pinned(sums, checksum, &request.limits, watch)?,
+            SumsTrust::Signature { signature, key } => {
+                self.signed(list, sums, (signature, key), &request.limits, watch)?
+            }
+        };
+        let text = String::from_utf8(text).map_err(|_| DownloadError::NoSums(list.clone()))?;
+        let file = sums.file.clone().or_else(|| request.urls.first().map(Url::file_name)).unwrap_or_default();
+        match find(&text, &file) {
+            Found::One(checksum) => Ok(checksum),
+            Found::None => Err(DownloadError::Sums { sums: list.clone(), file, what: "does not name" }),
+            Found::Several => Err(DownloadError::Sums { sums: list.clone(), file, what: "has several checksums for" }),
+        }
+    }
+
+    /// A list like any other file.
+    fn pinned(
+        &self,
+        sums: &Sums,
+        checksum: &Checksum,
+        limits: &Limits,
+        watch: &mut Watch<'_>,
+    ) -> Result<Vec<u8>, DownloadError> {
+        let limits = Limits { download: LARGEST, ..limits.clone() };
+        let pin = Pin::Checksum(checksum.clone());
+        let list = self.fetch(&Request { urls: sums.urls.clone(), pin, packing: None, limits }, watch)?;
+        fs::read(&list.path).map_err(DownloadError::cache("read", &list.path))
+    }
+
+    fn signed(
+        &self,
+        list: &Url,
+        sums: &Sums,
+        (signature, key): (&Location, &Path),
+        limits: &Limits,
+        watch: &mut Watch<'_>,
+    ) -> Result<Vec<u8>, DownloadError> {
+        let kept = self.root.join("sums").join(hex(&Sha256::digest(list.as_str())));
+        let (kept_text, kept_signature) = (kept.with_extension("text"), kept.with_extension("signature"));
+        let offline = |source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound => DownloadError::Offline(list.to_string()),
+            _ => DownloadError::cache("read", &kept_text)(source),
+        };
+        let (text, signature) = match self.reach {
+            Reach::Online => {
+                let text = document(&sums.urls, LARGEST, limits, watch)?;
+                (text, Self::signature(signature, limits, watch)?)
+            }
+            Reach::Offline => {
+                let signature = match signature {
+                    Location::File(path) => read(path)?,
+                    Location::Url(_) => read_up_to(&kept_signature, sign::LARGEST).map_err(offline)?,
+                };
+                (read_up_to(&kept_text, LARGEST.bytes()).map_err(offline)?, signature)
+            }
+        };
+        check(key, &text, &signature).map_err(|source| {
+            let (sums, key) = (list.clone(), key.to_owned());
+            DownloadError::Signature { sums, key, source }
+        })?;
+        if self.reach == Reach::Online {
+            let _turn = Entry::open(&self.root.join("sums"), FlockArg::LockExclusive)?;
+            for (path, content) in [(&kept_text, &text), (&kept_signature, &signature)] {
+                memo::replace(path, content).map_err(DownloadError::cache("write", path))?;
+            }
+        }
+        Ok(text)
+    }
+
+    fn signature(location: &Location, limits: &Limits, watch: &mut Watch<'_>) -> Result<Vec<u8>, DownloadError> {
+        match location {
+            Location::File(path) => read(path),
+            Location::Url(url) => document(std::slice::from_ref(url), ByteSize(sign::LARGEST), limits, watch),
+        }
+    }
+}
+
+/// Which tool checks it is a matter of the key.
+fn check(key: &Path, text: &[u8], signature: &[u8]) -> Result<(), SignatureError> {
+    let head = read_up_to(key, 64).unwrap_or_default();
+    if openpgp::is_keyring(&head) {
+        openpgp::check(key, text, signature)?;
+    } else {
+        Trust::Key(key.to_owned()).check(text, signature)?;
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, DownloadError> {
+    read_up_to(path, sign::LARGEST).map_err(DownloadError::cache("read", path))
+}
+
+fn read_up_to(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Something small, in memory.
+fn document(urls: &[Url], largest: ByteSize, limits: &Limits, watch: &mut Watch<'_>) -> Result<Vec<u8>, DownloadError> {
+    let limits = Limits { download: largest, ..limits.clone() };
+    places::fetch(urls, &mut Document::default(), &limits, watch)
+}
+
+/// Bytes in memory, never continued.
+#[derive(Default)]
+struct Document(Vec<u8>);
+
+impl Target for Document {
+    type Whole = Vec<u8>;
+
+    fn length(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn origin(&self) -> Option<&Origin> {
+        None
+    }
+
+    fn begin(&mut self, _: Origin, _: Begin) -> Result<(), DownloadError> {
+        self.0.clear();
+        Ok(())
+    }
+
+    fn accept(&mut self, bytes: &[u8]) -> Result<(), DownloadError> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<Vec<u8>, Halt> {
+        Ok(std::mem::take(&mut self.0))
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    One(Checksum),
+    None,
+    Several,
+}
+
+/// What a list says of a file, in coreutils' form (`HEX  NAME`, `HEX *NAME`) or BSD's (`SHA256 (NAME) = HEX`). Lines that
+/// are neither are none of ours: comments, and the frame of a signed text. Escaped names are not looked for.
+fn find(text: &str, file: &str) -> Found {
+    let named = text.lines().filter_map(|line| entry(line.trim_end())).filter(|(name, _)| *name == file);
+    let mut found: BTreeSet<_> = named.map(|(_, checksum)| checksum).collect();
+    // Some lists have both kinds. The files are kept under this one.
+    if found.iter().any(|checksum| checksum.algorithm() == Algorithm::Sha256) {
+        found.retain(|checksum| checksum.algorithm() == Algorithm::Sha256);
+    }
+    match (found.pop_first(), found.is_empty()) {
+        (None, _) => Found::None,
+        (Some(checksum), true) => Found::One(checksum),
+        (Some(_), false) => Found::Several,
+    }
+}
+
+fn entry(line: &str) -> Option<(&str, Checksum)> {
+    let (name, digits) = match line.split_once(" = ") {
+        Some((start, digits)) if start.ends_with(')') => (start.split_once(" (")?.1.strip_suffix(')')?, digits),
+        _ => {
+            let (digits, name) = line.split_once(' ')?;
+            (name.strip_prefix([' ', '*'])?, digits)
+        }
+    };
+    Some((name.strip_prefix("./").unwrap_or(name), digits.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn both_forms_are_read_and_all_else_is_passed_over() {
+        let (one, two) = ("1".repeat(64), "2".repeat(128));
+        let text = format!(
+            "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA512\n\n# a (b).img: 5 bytes\r\n{one} *./a (b).img\r\n\
+             SHA512 (a (b).img) = {two}\nSHA256 (c) = {two}x\n{one} d\n"
+        );
+        assert_eq!(find(&text, "a (b).img"), Found::One(one.parse().unwrap()));
+        assert_eq!(find(&text.replace(&format!("{one} *"), ""), "a (b).img"), Found::One(two.parse().unwrap()));
+        for missing in ["c", "d", "", "a"] {
+            assert_eq!(find(&text, missing), Found::None, "{missing}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in "([ -~]|\n|\\PC){0,200}") {
+            let _ = find(&text, "a");
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! One attempt to get the bytes of one place into a target, or the rest of them where some are there already.
+
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::OFlag;
+use serde::{Deserialize, Serialize};
+
+use super::Limits;
+use super::error::{DownloadError, Halt, Problem};
+use super::http::{Exchange, Head, Message, Rest};
+use super::watch::{Progress, Watch};
+use crate::size::ByteSize;
+use crate::url::Url;
+
+/// Bytes read at once.
+const PIECE: usize = 256 << 10;
+
+/// Where bytes come from, and how their source knows them again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Origin {
+    pub(super) url: Url,
+    /// A strong one.
+    pub(super) etag: Option<String>,
+    pub(super) last_modified: Option<String>,
+    /// Bytes of the whole file, where they are announced.
+    pub(super) total: Option<u64>,
+}
+
+/// What takes the bytes.
+pub(super) trait Target {
+    /// What it has when all bytes are there.
+    type Whole;
+
+    /// Bytes that are there.
+    fn length(&self) -> u64;
+
+    /// Where they come from; `None` when they cannot be continued.
+    fn origin(&self) -> Option<&Origin>;
+
+    /// The next bytes come from there: after those that are there, or instead of them.
+    fn begin(&mut self, origin: Origin, how: Begin) -> Result<(), DownloadError>;
+
+    /// Takes the next bytes.
+    fn accept(&mut self, bytes: &[u8]) -> Result<(), DownloadError>;
+
+    /// There are no more. Forgets them all if they are not the right ones.
+    fn finish(&mut self) -> Result<Self::Whole, Halt>;
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Begin {
+    Anew,
+    Continue,
+}
+
+/// Gets what is missing of the file.
+pub(super) fn transfer<T: Target>(
+    url: &Url,
+    target: &mut T,
+    limits: &Limits,
+    watch: &mut Watch<'_>,
+) -> Result<T::Whole, Halt> {
+    match url.to_path() {
+        Some(path) => copy(url, &path, target, limits, watch)?,
+        None => download(url, target, limits, watch)?,
+    }
+    target.finish()
+}
+
+fn copy<T: Target>(url: &Url, path: &Path, target: &mut T, limits: &Limits, watch: &mut Watch<'_>) -> Result<(), Halt> {
+    // A FIFO would let us wait for ever.
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let mut file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path).map_err(Problem::File)?;
+    let facts = file.metadata().map_err(Problem::File)?;
+    if !facts.is_file() {
+        return Err(Problem::File(io::Error::other("this is not a file")).into());
+    }
+    let total = Some(facts.len());
+    check_size(total, limits)?;
+    target.begin(Origin { url: url.clone(), etag: None, last_modified: None, total }, Begin::Anew)?;
+    let mut piece = vec![0; PIECE];
+    loop {
+        match file.read(&mut piece) {
+            Ok(0) => return Ok(()),
+            Ok(count) => accept(target, &piece[..count], total, limits, watch)?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Problem::File(error).into()),
+        }
+    }
+}
+
+fn download<T: Target>(url: &Url, target: &mut T, limits: &Limits, watch: &mut Watch<'_>) -> Result<(), Halt> {
+    let there = target.origin().filter(|_| target.length() > 0).cloned();
+    // The last byte came, and nobody could say so any more.
+    if there.as_ref().is_some_and(|origin| origin.total == Some(target.length())) {
+        return Ok(());
+    }
+    let rest = there.as_ref().map(|origin| Rest { byte: target.length(), if_range: validator(origin, url) });
+    let exchange = Exchange::start(url, rest, limits)?;
+    let gone = || Problem::Exchange("the exchange broke off".into());
+    let Message::Head(head) = watch.receive(&exchange.messages)?.ok_or_else(gone)?? else { return Err(gone().into()) };
+    let how = place(url, target, there.as_ref(), &head, limits)?;
+    let origin = origin(url, &head, how, there);
+    let announced = origin.total;
+    target.begin(origin, how)?;
+    let mut clock = Clock::new(target.length());
+    loop {
+        let why = match watch.receive(&exchange.messages)?.ok_or_else(gone)? {
+            Ok(Message::Piece(bytes)) => {
+                accept(target, &bytes, announced, limits, watch)?;
+                clock.check(target.length(), limits)?;
+                continue;
+            }
+            Ok(_) => None,
+            Err(problem) => Some(problem),
+        };
+        let got = target.length();
+        return match (announced.filter(|announced| got < *announced), why) {
+            (None, None) => Ok(()),
+            (None, Some(problem)) => Err(problem.into()),
+            (Some(announced), why) => {
+                let why = why.map_or_else(|| "the server ended it".to_owned(), |problem| problem.to_string());
+                Err(Problem::Truncated { got, announced, why }.into())
+            }
+        };
+    }
+}
+
+/// By what the server at this place can tell that the file is still the same.
+fn validator(origin: &Origin, url: &Url) -> Option<String> {
+    let theirs = (origin.url == *url).then_some(origin)?;
+    theirs.etag.clone().or_else(|| theirs.last_modified.clone())
+}
+
+/// Where the server's bytes belong.
+fn place<T: Target>(
+    url: &Url,
+    target: &mut T,
+    there: Option<&Origin>,
+    head: &Head,
+    limits: &Limits,
+) -> Result<Begin, Halt> {
+    let other = |range: Option<&str>| Problem::Range(range.unwrap_or("it does not say which").to_owned());
+    match (head.status, there) {
+        (200, _) => {
+            check_size(head.length, limits)?;
+            Ok(Begin::Anew)
+        }
+        (206, Some(there)) => {
+            let range = head.content_range.as_deref();
+            let expected = ContentRange { start: target.length(), total: there.total };
+            let fits = range.and_then(ContentRange::parse).filter(|found| found.continues(&expected, head.length));
+            // The same file has the same size at every place, and the same name for its content at one.
+            let is_same = there.url != *url || there.etag.is_none() || head.etag.is_none() || there.etag == head.etag;
+            let Some(found) = fits.filter(|_| is_same) else {
+                restart(url, target)?;
+                return Err(other(range).into());
+            };
+            check_size(found.total, limits)?;
+            Ok(Begin::Continue)
+        }
+        (416, Some(_)) => {
+            restart(url, target)?;
+            Err(Problem::Stale.into())
+        }
+        (206, None) => Err(other(head.content_range.as_deref()).into()),
+        (status, _) => Err(Problem::Status(status).into()),
+    }
+}
+
+/// The next attempt asks for the whole file.
+fn restart<T: Target>(url: &Url, target: &mut T) -> Result<(), DownloadError> {
+    target.begin(Origin { url: url.clone(), etag: None, last_modified: None, total: None }, Begin::Anew)
+}
+
+fn origin(url: &Url, head: &Head, how: Begin, there: Option<Origin>) -> Origin {
+    let total = match how {
+        Begin::Anew => head.length,
+        Begin::Continue => {
+            let range = head.content_range.as_deref().and_then(ContentRange::parse);
+            range.and_then(|range| range.total).or_else(|| there.and_then(|there| there.total))
+        }
+    };
+    Origin { url: url.clone(), etag: head.etag.clone(), last_modified: head.last_modified.clone(), total }
+}
+
+fn accept<T: Target>(
+    target: &mut T,
+    bytes: &[u8],
+    total: Option<u64>,
+    limits: &Limits,
+    watch: &mut Watch<'_>,
+) -> Result<(), Halt> {
+    let length = target.length() + bytes.len() as u64;
+    check_size(Some(length), limits)?;
+    if total.is_some_and(|total| length > total) {
+        return Err(Problem::Exchange("more bytes came than were announced".into()).into());
+    }
+    target.accept(bytes)?;
+    Ok(watch.progress(Progress { done: target.length(), total })?)
+}
+
+fn check_size(bytes: Option<u64>, limits: &Limits) -> Result<(), Problem> {
+    match bytes {
+        Some(bytes) if bytes > limits.download.bytes() => Err(Problem::TooLarge(limits.download)),
+        _ => Ok(()),
+    }
+}
+
+/// `bytes START-END/TOTAL` (RFC 9110 14.4), up to the end of the file.
+#[derive(Debug, PartialEq, Eq)]
+struct ContentRange {
+    start: u64,
+    total: Option<u64>,
+}
+
+impl ContentRange {
+    fn parse(text: &str) -> Option<Self> {
+        let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
+        let (start, end) = range.split_once('-')?;
+        let (start, end): (u64, u64) = (start.parse().ok()?, end.parse().ok()?);
+        let total = if total == "*" { end.checked_add(1)? } else { total.parse().ok()? };
+        (start <= end && end.checked_add(1)? == total).then_some(Self { start, total: Some(total) })
+    }
+
+    /// Whether it is the rest that was asked for.
+    fn continues(&self, expected: &Self, length: Option<u64>) -> bool {
+        let rest = self.total.map(|total| total - self.start);
+        self.start == expected.start
+            && (expected.total.is_none() || expected.total == self.total)
+            && (length.is_none() || length == rest)
+    }
+}
+
+/// Notices a server that sends a byte now and then.
+struct Clock {
+    since: Instant,
+    from: u64,
+}
+
+impl Clock {
+    fn new(from: u64) -> Self {
+        Self { since: Instant::now(), from }
+    }
+
+    fn check(&mut self, now: u64, limits: &Limits) -> Result<(), Problem> {
+        let passed = self.since.elapsed();
+        if passed < limits.pace.within {
+            return Ok(());
+        }
+        let came = ByteSize(now - self.from);
+        if came < limits.pace.least {
+            return Err(Problem::Slow(came, Duration::from_secs(passed.as_secs())));
+        }
+        *self = Self::new(now);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_range_reaches_to_the_end_of_the_file() {
+        let range = |start, total| Some(ContentRange { start, total: Some(total) });
+        assert_eq!(ContentRange::parse("bytes 5-9/10"), range(5, 10));
+        assert_eq!(ContentRange::parse("bytes 5-9/*"), range(5, 10));
+        for bad in ["", "bytes */10", "bytes 5-8/10", "bytes 9-5/10", "lines 5-9/10", "bytes 5-18446744073709551615/*"]
+        {
+            assert_eq!(ContentRange::parse(bad), None, "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_header_makes_it_panic(text in "bytes [0-9*/-]{0,45}", start: u64, total: Option<u64>, length: Option<u64>) {
+            if let Some(found) = ContentRange::parse(&text) {
+                let _ = found.continues(&ContentRange { start, total }, length);
+            }
+        }
+    }
+}

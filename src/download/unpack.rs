@@ -1,0 +1,241 @@
+//! Unpacks a file while it comes in: xz, zstd or gzip, as the ending of its name says and its first bytes confirm.
+//!
+//! Both the size and the memory are bounded, for a file of a few kilobytes can hold terabytes. A file may consist of several
+//! streams one after another, as `xz`, `zstd` and `gzip` have it; anything else behind the last one is refused.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+
+use flate2::write::MultiGzDecoder;
+use liblzma::stream::{CONCATENATED, Stream};
+use liblzma::write::XzDecoder;
+use sha2::{Digest as _, Sha256};
+use zstd::stream::raw::Decoder;
+use zstd::stream::zio::Writer;
+
+use crate::digest::hex;
+use crate::size::ByteSize;
+
+/// What xz may take: four times what `xz -9` needs, bytes.
+const XZ_MEMORY: u64 = 256 << 20;
+/// Blocks of zeros become holes, bytes.
+const BLOCK: usize = 64 << 10;
+static ZEROS: [u8; BLOCK] = [0; BLOCK];
+/// The longest magic.
+const MAGIC: usize = 6;
+
+/// How a file is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packing {
+    /// `.xz`
+    Xz,
+    /// `.zst`
+    Zstd,
+    /// `.gz`
+    Gzip,
+}
+
+impl Packing {
+    /// What the ending of a file's name says.
+    #[must_use]
+    pub fn of(file_name: &str) -> Option<Self> {
+        match file_name.rsplit_once('.')?.1 {
+            "xz" => Some(Self::Xz),
+            "zst" => Some(Self::Zstd),
+            "gz" => Some(Self::Gzip),
+            _ => None,
+        }
+    }
+
+    /// The tool's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Xz => "xz",
+            Self::Zstd => "zstd",
+            Self::Gzip => "gzip",
+        }
+    }
+
+    /// Whether a file begins so (xz-file-format.txt 2.1.1.1, RFC 8878 3.1, RFC 1952 2.3.1).
+    fn begins(self, head: &[u8]) -> bool {
+        match self {
+            Self::Xz => head.starts_with(b"\xfd7zXZ\0"),
+            // A skippable frame may come first.
+            Self::Zstd => {
+                head.starts_with(b"\x28\xb5\x2f\xfd")
+                    || (head.len() >= 4 && head[0] & 0xf0 == 0x50 && head[1..4] == *b"\x2a\x4d\x18")
+            }
+            Self::Gzip => head.starts_with(b"\x1f\x8b\x08"),
+        }
+    }
+}
+
+/// A file cannot be unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum UnpackError {
+    /// Its first bytes are something else.
+    #[error("the file is not packed with {}, as its name says", .0.name())]
+    Other(Packing),
+    /// The stream is damaged, cut off, or something stands behind it.
+    #[error("cannot unpack {}: {source}", packing.name())]
+    Damaged {
+        /// How it is packed.
+        packing: Packing,
+        /// What the decoder says.
+        source: io::Error,
+    },
+    /// There is more in it than there may be.
+    #[error("it unpacks to more than {0}")]
+    TooLarge(ByteSize),
+    /// What comes out cannot be written.
+    #[error("cannot write what it unpacks to")]
+    Write(#[source] io::Error),
+}
+
+/// What came out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unpacked {
+    pub(super) sha256: String,
+    pub(super) bytes: u64,
+}
+
+/// A file that is being unpacked.
+pub(super) struct Unpacker {
+    packing: Packing,
+    state: State,
+}
+
+enum State {
+    /// Not enough bytes yet to know it.
+    Head(Vec<u8>, Sink),
+    Xz(Box<XzDecoder<Sink>>),
+    Zstd(Box<Writer<Sink, Decoder<'static>>>),
+    Gzip(Box<MultiGzDecoder<Sink>>),
+    /// It failed.
+    Gone,
+}
+
+impl Unpacker {
+    /// Unpacks to the empty file `to`, at most `limit` bytes.
+    pub(super) fn new(packing: Packing, to: File, limit: ByteSize) -> Self {
+        Self { packing, state: State::Head(Vec::new(), Sink::new(to, limit)) }
+    }
+
+    /// Takes the next bytes. After an error it is of no use.
+    pub(super) fn push(&mut self, bytes: &[u8]) -> Result<(), UnpackError> {
+        let result = match &mut self.state {
+            State::Head(head, _) => {
+                head.extend_from_slice(bytes);
+                if head.len() < MAGIC { Ok(()) } else { return self.begin() }
+            }
+            State::Xz(decoder) => decoder.write_all(bytes),
+            State::Zstd(decoder) => decoder.write_all(bytes),
+            State::Gzip(decoder) => decoder.write_all(bytes),
+            State::Gone => Ok(()),
+        };
+        result.map_err(|error| self.failed(error))
+    }
+
+    fn begin(&mut self) -> Result<(), UnpackError> {
+        let State::Head(head, sink) = std::mem::replace(&mut self.state, State::Gone) else { return Ok(()) };
+        if !self.packing.begins(&head) {
+            return Err(UnpackError::Other(self.packing));
+        }
+        let damaged = |source| UnpackError::Damaged { packing: self.packing, source };
+        self.state = match self.packing {
+            Packing::Xz => {
+                let stream = Stream::new_stream_decoder(XZ_MEMORY, CONCATENATED);
+                let stream = stream.map_err(|error| damaged(error.into()))?;
+                State::Xz(Box::new(XzDecoder::new_stream(sink, stream)))
+            }
+            Packing::Zstd => State::Zstd(Box::new(Writer::new(sink, Decoder::new().map_err(damaged)?))),
+            Packing::Gzip => State::Gzip(Box::new(MultiGzDecoder::new(sink))),
+        };
+        self.push(&head)
+    }
+
+    /// The file has ended, and so must what is packed in it.
+    pub(super) fn finish(mut self) -> Result<Unpacked, UnpackError> {
+        if matches!(self.state, State::Head(..)) {
+            self.begin()?;
+        }
+        let sink = match std::mem::replace(&mut self.state, State::Gone) {
+            State::Xz(decoder) => decoder.finish(),
+            State::Zstd(mut decoder) => decoder.finish().map(|()| decoder.into_inner().0),
+            State::Gzip(decoder) => decoder.finish(),
+            State::Head(..) | State::Gone => Err(io::ErrorKind::UnexpectedEof.into()),
+        };
+        sink.and_then(Sink::finish).map_err(|error| self.failed(error))
+    }
+
+    fn failed(&mut self, error: io::Error) -> UnpackError {
+        self.state = State::Gone;
+        match error.downcast::<Full>() {
+            Ok(Full::Limit(limit)) => UnpackError::TooLarge(limit),
+            Ok(Full::Disk(source)) => UnpackError::Write(source),
+            Err(source) => UnpackError::Damaged { packing: self.packing, source },
+        }
+    }
+}
+
+/// Why the sink takes no more, in a form that passes through a decoder unchanged.
+#[derive(Debug, thiserror::Error)]
+enum Full {
+    #[error("more than {0}")]
+    Limit(ByteSize),
+    #[error("{0}")]
+    Disk(io::Error),
+}
+
+/// Writes what comes out of a decoder, hashes it, and leaves holes for zeros: most of a raw disk is empty.
+struct Sink {
+    file: File,
+    limit: ByteSize,
+    sha256: Sha256,
+    /// Bytes that came, those of the block included.
+    bytes: u64,
+    block: Vec<u8>,
+}
+
+impl Sink {
+    fn new(file: File, limit: ByteSize) -> Self {
+        Self { file, limit, sha256: Sha256::new(), bytes: 0, block: Vec::with_capacity(BLOCK) }
+    }
+
+    fn put_block(&mut self) -> io::Result<()> {
+        if self.block != ZEROS[..self.block.len()] {
+            let at = self.bytes - self.block.len() as u64;
+            self.file.write_all_at(&self.block, at).map_err(|error| io::Error::other(Full::Disk(error)))?;
+        }
+        self.block.clear();
+        Ok(())
+    }
+
+    fn finish(mut self) -> io::Result<Unpacked> {
+        self.put_block()?;
+        self.file.set_len(self.bytes).map_err(|error| io::Error::other(Full::Disk(error)))?;
+        Ok(Unpacked { sha256: hex(&self.sha256.finalize()), bytes: self.bytes })
+    }
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = &bytes[..bytes.len().min(BLOCK - self.block.len())];
+        if self.bytes + taken.len() as u64 > self.limit.bytes() {
+            return Err(io::Error::other(Full::Limit(self.limit)));
+        }
+        self.sha256.update(taken);
+        self.block.extend_from_slice(taken);
+        self.bytes += taken.len() as u64;
+        if self.block.len() == BLOCK {
+            self.put_block()?;
+        }
+        Ok(taken.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

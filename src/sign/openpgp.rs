@@ -1,0 +1,117 @@
+//! `OpenPGP` signatures, as distributions make them over their lists of checksums, checked by `gpgv`.
+
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::error::{Fault, Kind};
+
+const PROGRAM: &str = "gpgv";
+/// Distributions' keyrings hold a few dozen keys, bytes.
+const LARGEST_KEYRING: u64 = 4 << 20;
+const ARMOUR: &str = "-----BEGIN PGP PUBLIC KEY BLOCK-----";
+
+/// A signature does not hold, or cannot be checked.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenPgpError {
+    /// The keyring cannot be read.
+    #[error("cannot read {}", path.display())]
+    Unreadable {
+        /// The keyring.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The keyring is armoured, and badly.
+    #[error("the armour of {} is damaged", .0.display())]
+    Armour(PathBuf),
+    /// The tool is missing or cannot be run.
+    #[error("cannot run {PROGRAM}")]
+    NoTool(#[source] io::Error),
+    /// The signature is not good, or by none of these keys.
+    #[error("the signature does not hold: {0}")]
+    Bad(String),
+}
+
+impl Fault for OpenPgpError {
+    fn kind(&self) -> Kind {
+        match self {
+            OpenPgpError::Unreadable { .. } | OpenPgpError::Armour(_) => Kind::Usage,
+            OpenPgpError::NoTool(_) => Kind::Host,
+            OpenPgpError::Bad(_) => Kind::Base,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            OpenPgpError::NoTool(_) => vec!["apt-get install gpgv".into()],
+            OpenPgpError::Armour(path) => vec![format!("`gpg --export KEY > {}` makes a plain one", path.display())],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Whether a file holds public keys of `OpenPGP`, armoured or not: a first packet of that tag (RFC 9580, 4.2 and 5.5), or a
+/// keybox.
+#[must_use]
+pub fn is_keyring(head: &[u8]) -> bool {
+    let is_packet = head.first().is_some_and(|tag| matches!(tag, 0x98..=0x9b | 0xc6));
+    is_packet || head.starts_with(ARMOUR.as_bytes()) || head.get(8..12) == Some(b"KBXf")
+}
+
+/// Checks a detached signature against the keys of a keyring, and tells the fingerprint of the key that made it. A key that
+/// is expired or revoked, or a signature that is, counts for nothing.
+///
+/// # Errors
+/// When it does not hold, or cannot be checked.
+pub fn check(keyring: &Path, text: &[u8], signature: &[u8]) -> Result<String, OpenPgpError> {
+    let keys = plain_keys(keyring)?;
+    let output = (|| {
+        let folder = tempfile::tempdir()?;
+        for (name, content) in [("keys.gpg", &keys[..]), ("text", text), ("signature", signature)] {
+            std::fs::File::create_new(folder.path().join(name))?.write_all(content)?;
+        }
+        let mut command = Command::new(PROGRAM);
+        command.args(["--status-fd", "1", "--homedir", ".", "--keyring", "./keys.gpg", "signature", "text"]);
+        command.current_dir(folder.path()).env("LC_ALL", "C").stdin(Stdio::null()).output()
+    })()
+    .map_err(OpenPgpError::NoTool)?;
+    let (status, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let line = |keyword: &str| status.lines().find_map(|line| line.strip_prefix("[GNUPG:] ")?.strip_prefix(keyword));
+    let spoiled =
+        ["BADSIG ", "ERRSIG ", "EXPSIG ", "EXPKEYSIG ", "REVKEYSIG "].into_iter().find(|word| line(word).is_some());
+    let fingerprint = line("VALIDSIG ").and_then(|rest| rest.split(' ').next());
+    match (fingerprint, spoiled) {
+        (Some(fingerprint), None) if output.status.success() && line("GOODSIG ").is_some() => {
+            Ok(fingerprint.to_owned())
+        }
+        _ => {
+            let last = said.lines().map(str::trim).rfind(|line| !line.is_empty());
+            Err(OpenPgpError::Bad(last.or(spoiled).unwrap_or("gpgv does not say why").trim().to_owned()))
+        }
+    }
+}
+
+/// `gpgv` reads no armour.
+fn plain_keys(keyring: &Path) -> Result<Vec<u8>, OpenPgpError> {
+    let mut keys = Vec::new();
+    let read = std::fs::File::open(keyring).and_then(|file| file.take(LARGEST_KEYRING).read_to_end(&mut keys));
+    read.map_err(|source| OpenPgpError::Unreadable { path: keyring.to_owned(), source })?;
+    match std::str::from_utf8(&keys) {
+        Ok(text) if text.starts_with(ARMOUR) => without_armour(text).ok_or(OpenPgpError::Armour(keyring.to_owned())),
+        _ => Ok(keys),
+    }
+}
+
+/// Every block of a text (RFC 9580, 6.2): headers up to an empty line, base64, and perhaps a checksum behind `=`.
+fn without_armour(text: &str) -> Option<Vec<u8>> {
+    use base64::Engine;
+    let mut keys = Vec::new();
+    for block in text.split(ARMOUR).skip(1) {
+        let mut lines = block.lines().map(str::trim_end).skip(1).skip_while(|line| !line.is_empty()).skip(1);
+        let body: String = lines.by_ref().take_while(|line| !line.starts_with(['=', '-'])).collect();
+        keys.extend(base64::prelude::BASE64_STANDARD.decode(body).ok()?);
+    }
+    (!keys.is_empty()).then_some(keys)
+}

@@ -1,0 +1,181 @@
+//! Where a file can be had from: `https`, `http` and `file` URLs, looked at before anything is asked of them.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use percent_encoding::percent_decode_str;
+use serde::{Deserialize, Serialize};
+use ureq::http::Uri;
+
+/// Longer ones are nobody's, bytes.
+const LONGEST: usize = 4096;
+
+/// How a file is had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// Over TLS.
+    Https,
+    /// In the clear.
+    Http,
+    /// From a disk of this host.
+    File,
+}
+
+/// A URL that names one file.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Url(String);
+
+/// What is no URL of a file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UrlError {
+    /// None of the known schemes.
+    #[error("a URL begins with https://, http:// or file:///")]
+    Scheme,
+    /// A URL has no spaces, control characters or fragments, and a host where there must be one.
+    #[error("`{0}` is not a URL")]
+    Malformed(String),
+    /// Whoever reads a spec, a log or a manifest would have them.
+    #[error("a URL must not hold a user name or a password")]
+    Credentials,
+    /// It ends with a slash.
+    #[error("`{0}` names a folder, not a file")]
+    Folder(String),
+}
+
+impl Url {
+    /// As it was written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Its scheme.
+    #[must_use]
+    pub fn scheme(&self) -> Scheme {
+        match self.0.split_once(':') {
+            Some(("https", _)) => Scheme::Https,
+            Some(("http", _)) => Scheme::Http,
+            // No other is ever made.
+            _ => Scheme::File,
+        }
+    }
+
+    /// The last part of its path, decoded: what the file is called at its source.
+    #[must_use]
+    pub fn file_name(&self) -> String {
+        let path = self.0.split('?').next().unwrap_or_default();
+        let last = path.rsplit('/').next().unwrap_or_default();
+        percent_decode_str(last).decode_utf8_lossy().into_owned()
+    }
+
+    /// The file of this host that it names.
+    #[must_use]
+    pub fn to_path(&self) -> Option<PathBuf> {
+        let path = self.0.strip_prefix("file://")?;
+        Some(PathBuf::from(OsString::from_vec(percent_decode_str(path).collect())))
+    }
+}
+
+impl FromStr for Url {
+    type Err = UrlError;
+
+    fn from_str(text: &str) -> Result<Self, UrlError> {
+        let malformed = || UrlError::Malformed(text.chars().take(80).collect());
+        let (scheme, rest) = text.split_once("://").ok_or(UrlError::Scheme)?;
+        let is_plain = |c: char| !c.is_control() && !c.is_whitespace() && c != '#';
+        if text.len() > LONGEST || !rest.chars().all(is_plain) {
+            return Err(malformed());
+        }
+        let path = match scheme {
+            "file" => rest.strip_prefix("localhost").unwrap_or(rest).to_owned(),
+            "https" | "http" => {
+                let uri: Uri = text.parse().map_err(|_| malformed())?;
+                let authority = uri.authority().filter(|_| !uri.host().unwrap_or_default().is_empty());
+                if authority.ok_or_else(malformed)?.as_str().contains('@') {
+                    return Err(UrlError::Credentials);
+                }
+                uri.path().to_owned()
+            }
+            _ => return Err(UrlError::Scheme),
+        };
+        if !path.starts_with('/') {
+            return Err(malformed());
+        }
+        if path.ends_with('/') {
+            return Err(UrlError::Folder(text.to_owned()));
+        }
+        Ok(Self(if scheme == "file" { format!("file://{path}") } else { text.to_owned() }))
+    }
+}
+
+impl TryFrom<String> for Url {
+    type Error = UrlError;
+
+    fn try_from(text: String) -> Result<Self, UrlError> {
+        text.parse()
+    }
+}
+
+impl From<Url> for String {
+    fn from(url: Url) -> Self {
+        url.0
+    }
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_url_names_one_file() {
+        for (text, scheme, name) in [
+            ("https://example.org/images/web.qcow2", Scheme::Https, "web.qcow2"),
+            ("http://[::1]:8080/a%20b.xz?version=1/2", Scheme::Http, "a b.xz"),
+            ("file:///srv/a%20b.img", Scheme::File, "a b.img"),
+        ] {
+            let url: Url = text.parse().unwrap();
+            assert_eq!((url.as_str(), url.scheme(), url.file_name()), (text, scheme, name.to_owned()));
+        }
+        let url: Url = "file://localhost/srv/a%20b.img".parse().unwrap();
+        assert_eq!(url.to_path(), Some("/srv/a b.img".into()));
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        for (text, error) in [
+            ("ftp://example.org/a", UrlError::Scheme),
+            ("HTTPS://example.org/a", UrlError::Scheme),
+            ("/srv/a", UrlError::Scheme),
+            ("https://user:secret@example.org/a", UrlError::Credentials),
+            ("https://example.org/", UrlError::Folder("https://example.org/".into())),
+            ("https://example.org", UrlError::Folder("https://example.org".into())),
+        ] {
+            assert_eq!(text.parse::<Url>(), Err(error), "{text}");
+        }
+        for text in ["https:///a", "file://other/a", "file://a", "https://h/a b", "https://h/a#b", "http://h/a\r\nX: y"]
+        {
+            assert_eq!(text.parse::<Url>(), Err(UrlError::Malformed(text.into())), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in "(https?|file)://.{0,20}") {
+            if let Ok(url) = text.parse::<Url>() {
+                prop_assert!(!url.file_name().is_empty());
+                prop_assert_eq!(url.to_path().is_some(), url.scheme() == Scheme::File);
+            }
+        }
+    }
+}
