@@ -1,12 +1,15 @@
 //! The binary with a store and a cache of its own, and what the tests look at it with.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Instant;
 
 use nix::unistd::Pid;
 use serde_json::Value;
+
+/// Marks all processes of one test: children inherit the environment.
+const MARK: &str = "KILN_TEST_PLACE";
 
 /// A kiln with a store, a cache and a home of its own.
 pub struct Bench {
@@ -20,14 +23,14 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn debian() -> PathBuf {
+pub fn debian() -> PathBuf {
     let image = root().join("fixtures/cache/debian-12.qcow2");
     assert!(image.exists(), "{} is not there: run fixtures/debian/build", image.display());
     image
 }
 
 impl Bench {
-    /// A store of its own, and one cache for all tests: what boots alike boots once.
+    /// A store of its own, and one cache for all tests, also for those that run beside it: what boots alike boots once.
     pub fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("kiln-vm-").tempdir_in("/var/tmp").unwrap();
         Self { folder, cache: Path::new(env!("CARGO_TARGET_TMPDIR")).join("vm-cache"), qemu: None }
@@ -47,7 +50,7 @@ impl Bench {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
         command.args(args).env("KILN_STORE", self.path("store")).env("KILN_CACHE", &self.cache);
-        command.env("HOME", self.folder.path()).env("TOKEN", "correct-horse-battery");
+        command.env("HOME", self.folder.path()).env("TOKEN", "correct-horse-battery").env(MARK, self.folder.path());
         if let Some(qemu) = &self.qemu {
             command.env("KILN_QEMU", qemu);
         }
@@ -84,21 +87,25 @@ impl Bench {
         stderr
     }
 
-    /// Processes whose command line names a folder of this bench.
+    /// Processes that run for this bench.
     pub fn processes(&self) -> Vec<(Pid, String)> {
-        let folders = [self.folder.path(), &self.cache];
+        let mark = [MARK.as_bytes(), b"=", self.folder.path().as_os_str().as_encoded_bytes()].concat();
         let names = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().file_name());
         let ids = names.filter_map(|name| name.to_str()?.parse::<i32>().ok());
-        let lines = ids.filter_map(|id| {
-            let line = String::from_utf8_lossy(&fs::read(format!("/proc/{id}/cmdline")).ok()?).replace('\0', " ");
-            Some((Pid::from_raw(id), line))
-        });
-        lines.filter(|(_, line)| folders.iter().any(|folder| line.contains(folder.to_str().unwrap()))).collect()
+        // A process that ends meanwhile has neither file; a zombie's are empty.
+        let read = |id: i32, file: &str| fs::read(format!("/proc/{id}/{file}")).unwrap_or_default();
+        let ours = ids.filter(|id| read(*id, "environ").split(|byte| *byte == 0).any(|pair| pair == mark));
+        let line = |id: i32| String::from_utf8_lossy(&read(id, "cmdline")).replace('\0', " ");
+        ours.map(|id| (Pid::from_raw(id), line(id))).filter(|(_, line)| !line.is_empty()).collect()
     }
 
+    /// No scratch folder but those of builds that run, and nothing half-made in the store.
     pub fn nothing_left(&self) {
-        let scratch = fs::read_dir(self.cache.join("work")).map_or(0, Iterator::count);
-        assert_eq!(scratch, 0, "a scratch folder is left");
+        let work = self.cache.join("work");
+        let folders = fs::read_dir(&work).into_iter().flatten().map(|entry| entry.unwrap().path());
+        let is_dead = |folder: &PathBuf| File::open(folder).is_ok_and(|folder| folder.try_lock().is_ok());
+        let dead: Vec<_> = folders.filter(is_dead).collect();
+        assert_eq!(dead, [PathBuf::new(); 0], "scratch folders are left");
         let staged = fs::read_dir(self.path("store/.kiln/tmp")).map_or(0, Iterator::count);
         assert_eq!(staged, 0, "a staging folder is left");
     }

@@ -1,5 +1,5 @@
-//! Real boots of a real Debian under a real QEMU. Slow, so ignored by a plain `cargo test`; `scripts/test` runs them one
-//! after the other, after it has made the base images. They share one store: later tests look at what earlier ones built.
+//! Real boots of a real Debian under a real QEMU. Slow, so ignored by a plain `cargo test`; `scripts/test` runs them, two at a
+//! time, after it has made the base images. Most share a cache, so that what boots alike boots once.
 
 use std::fs;
 use std::path::Path;
@@ -11,6 +11,7 @@ use serde_json::Value;
 mod bench;
 mod cache;
 mod faults;
+mod graphs;
 
 use bench::{Bench, manifest, root, run};
 
