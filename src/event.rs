@@ -88,6 +88,18 @@ pub enum Event {
         /// Wall time, seconds.
         seconds: f64,
     },
+    /// A base image is not here and comes from elsewhere; `progress` of the stage `base` tells how far it is.
+    DownloadStarted {
+        /// Where from, in the first place.
+        url: String,
+    },
+    /// It is here.
+    DownloadFinished {
+        /// Its size as it was downloaded, bytes.
+        bytes: u64,
+        /// Wall time, seconds.
+        seconds: f64,
+    },
     /// A stage begins.
     StageStarted {
         /// Which one.

@@ -6,17 +6,24 @@
 //!
 //! A located base is a file and what is expected of it. It is looked into, and hashed, by the survey alone.
 
+use std::any::Any;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
+use crate::download::{
+    self, ChecksumError, DownloadError, Downloads, Location, Packing, Progress, Reach, Request, SumsTrust, Watch,
+};
 use crate::error::{Failure, Fault, Kind};
-use crate::event::{Events, Level};
+use crate::event::{Event, Events, Level, Stage};
 use crate::memo::Memo;
 use crate::plan::StoredBase;
 use crate::plan::machine::format_name;
-use crate::spec::{BaseFormat, Source, Spec};
+use crate::spec::{BaseFormat, Remote, Source, Spec, Sums, Trust};
 use crate::store::{Artifact, Store};
 
 use super::pins::{self, Pin, PinError, Pins};
@@ -36,8 +43,8 @@ pub struct Located {
     pub image: Option<StoredBase>,
     /// Digest of what was downloaded, which may be packed.
     pub downloaded: Option<String>,
-    /// An image of the store is not removed while it is read.
-    _held: Option<Arc<Artifact>>,
+    /// An image of the store, or a download, is not removed while it is read.
+    _held: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// What `kiln.lock` is good for.
@@ -65,7 +72,7 @@ pub struct Bases {
     /// What `kiln.lock` is good for.
     pub locking: Locking,
     /// Whether what is not here may be downloaded.
-    pub online: bool,
+    pub reach: Reach,
     /// Ends a download.
     pub cancel: CancellationToken,
 }
@@ -81,12 +88,9 @@ pub enum BaseError {
         /// `qcow2` or `raw`
         format: &'static str,
     },
-    /// What is not on this host.
-    #[error("the base image is not on this host: {url}")]
-    NotHere {
-        /// Where it is.
-        url: String,
-    },
+    /// A digest of `kiln.lock` is none.
+    #[error(transparent)]
+    Checksum(ChecksumError),
     /// The image of another spec is not in the store, or is of other inputs.
     #[error("the base image is not built yet, or out of date: {}", spec.display())]
     NotBuilt {
@@ -103,8 +107,8 @@ impl Fault for BaseError {
     fn hints(&self) -> Vec<String> {
         match self {
             BaseError::NoFile { .. } => vec!["say with `base.format` which of its files is meant".into()],
-            BaseError::NotHere { .. } => vec!["this version does not download: name a `file`".into()],
             BaseError::NotBuilt { .. } => vec!["`kiln build` builds it first".into()],
+            BaseError::Checksum(_) => vec!["`kiln lock` writes kiln.lock anew".into()],
         }
     }
 }
@@ -112,7 +116,8 @@ impl Fault for BaseError {
 /// Whether a build would get over a failure by making or downloading the base image.
 #[must_use]
 pub fn is_yet_to_come(failure: &Failure) -> bool {
-    matches!(failure.fault(), Some(BaseError::NotBuilt { .. } | BaseError::NotHere { .. }))
+    matches!(failure.fault(), Some(BaseError::NotBuilt { .. }))
+        || matches!(failure.fault(), Some(DownloadError::Offline(_)))
 }
 
 impl Bases {
@@ -120,11 +125,11 @@ impl Bases {
     ///
     /// # Errors
     /// When there is none, or `kiln.lock` does not say what it has to.
-    pub fn locate(&self, spec: &Spec, parent: Option<Arc<Artifact>>) -> Result<Located, Failure> {
+    pub async fn locate(&self, spec: &Spec, parent: Option<Arc<Artifact>>) -> Result<Located, Failure> {
         let pin = self.pin(spec)?;
         let mut located = match &spec.base.source {
             Source::File(file) => local(file, spec),
-            Source::Url(remote) => return Err(BaseError::NotHere { url: remote.urls[0].clone() }.into()),
+            Source::Url(remote) => self.download(remote, spec, pin.as_ref()).await?,
             Source::Image(image) => {
                 let locked = pin.as_ref().and_then(|pin| pin.image.as_ref());
                 let artifact = Store::open(&self.store)?.artifact(&locked.unwrap_or(image).parse()?)?;
@@ -139,6 +144,25 @@ impl Bases {
             located.expected.get_or_insert((locked, pins::FILE));
         }
         Ok(located)
+    }
+
+    /// A download, from the cache or from elsewhere. What `kiln.lock` says of it is the digest of what is downloaded.
+    async fn download(&self, remote: &Remote, spec: &Spec, pin: Option<&Pin>) -> Result<Located, Failure> {
+        let locked = pin.and_then(|pin| pin.sha256.as_ref());
+        let request = request(remote, spec.base.sha256.as_ref().or(locked)).map_err(BaseError::Checksum)?;
+        let downloads = Downloads::open(&self.cache, Arc::clone(&self.memo), self.reach)?;
+        let (teller, cancel) = (Teller::new(&self.events, remote.urls[0].as_str()), self.cancel.clone());
+        let found = spawn_blocking(move || teller.watch(&cancel, |watch| downloads.fetch(&request, watch)));
+        let found = found.await.expect("downloading does not panic")?;
+        Ok(Located {
+            file: found.path.clone(),
+            format: spec.base.format,
+            expected: Some((found.sha256.clone(), "download")),
+            source: remote.urls[0].to_string(),
+            image: None,
+            downloaded: Some(found.source_sha256.clone()),
+            _held: Some(Arc::new(found)),
+        })
     }
 
     /// The entry of `kiln.lock` that is followed.
@@ -192,6 +216,70 @@ fn stored(artifact: Arc<Artifact>, source: String, spec: &Spec) -> Result<Locate
         downloaded: None,
         _held: Some(artifact),
     })
+}
+
+/// What a spec says of a download, with the digest that is known already.
+fn request(remote: &Remote, sha256: Option<&String>) -> Result<Request, ChecksumError> {
+    let pin = match (sha256, &remote.sums) {
+        (None, Some(Sums { url: list, trust })) => {
+            let trust = match trust {
+                Trust::Sha256(sha256) => SumsTrust::Checksum(sha256.parse()?),
+                Trust::Signature { url, key } => {
+                    SumsTrust::Signature { signature: Location::Url(url.clone()), key: key.clone() }
+                }
+            };
+            download::Pin::Sums(download::Sums { urls: vec![list.clone()], trust, file: None })
+        }
+        // A spec that has neither is refused when it is read.
+        (sha256, _) => download::Pin::Checksum(sha256.map(String::as_str).unwrap_or_default().parse()?),
+    };
+    let packing = Packing::of(&remote.urls[0].file_name());
+    Ok(Request { urls: remote.urls.clone(), pin, packing, limits: download::Limits::default() })
+}
+
+/// Tells of a download that takes place; of one that is there, nothing.
+struct Teller {
+    events: Events,
+    url: String,
+    began: Option<Instant>,
+    bytes: u64,
+}
+
+impl Teller {
+    fn new(events: &Events, url: &str) -> Self {
+        Self { events: events.clone(), url: url.to_owned(), began: None, bytes: 0 }
+    }
+
+    fn watch<T, E>(
+        mut self,
+        cancel: &CancellationToken,
+        work: impl FnOnce(&mut Watch<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let events = self.events.clone();
+        let mut notice = |text| events.notice(Level::Info, text);
+        let mut progress = |progress| self.progress(progress, cancel);
+        let done = work(&mut Watch::new(&mut progress, &mut notice))?;
+        if let Some(began) = self.began {
+            let (bytes, seconds) = (self.bytes, began.elapsed().as_secs_f64());
+            self.events.emit(&Event::DownloadFinished { bytes, seconds });
+        }
+        Ok(done)
+    }
+
+    fn progress(&mut self, Progress { done, total }: Progress, cancel: &CancellationToken) -> ControlFlow<()> {
+        if cancel.is_cancelled() {
+            return ControlFlow::Break(());
+        }
+        if done > 0 {
+            self.began.get_or_insert_with(|| {
+                self.events.emit(&Event::DownloadStarted { url: self.url.clone() });
+                Instant::now()
+            });
+            self.bytes = done;
+            self.events.emit(&Event::Progress { stage: Stage::Base, done, total: total.unwrap_or(0) });
+        }
+        ControlFlow::Continue(())
+    }
 }
 
 /// The digest that the spec asks for.

@@ -102,7 +102,7 @@ impl Many<'_> {
         let around = Surroundings { events: events.clone(), ..self.around.clone() };
         let bases = Bases { events, ..self.bases.clone() };
         // Held until the build is over: an image of the store may not go while it is somebody's base.
-        let base = bases.locate(&node.spec, parent)?;
+        let base = bases.locate(&node.spec, parent).await?;
         let plan = survey::plan(node.spec.clone(), &base, self.reach, &around.memo, &around.events).await?;
         build(&plan, &around).await
     }
@@ -120,7 +120,7 @@ pub async fn plan(spec: Spec, bases: &Bases, reach: Reach) -> Result<(Plan, Loca
     let mut parent = None;
     let mut planned = None;
     for node in graph.nodes() {
-        let base = bases.locate(&node.spec, parent.take())?;
+        let base = bases.locate(&node.spec, parent.take()).await?;
         let plan = survey::plan(node.spec.clone(), &base, reach, &bases.memo, &bases.events).await?;
         parent = up_to_date(&plan, bases)?.map(Arc::new);
         planned = Some((plan, base));

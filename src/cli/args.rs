@@ -49,7 +49,7 @@ pub struct Global {
 /// What `kiln gc` keeps.
 #[derive(Debug, Args)]
 pub struct Gc {
-    /// How much of the step cache may stay, such as `5GiB` [default: 20GiB, or a tenth of the disk]
+    /// How much of the step cache may stay, and of the downloads, such as `5GiB` [default: 20GiB, or a tenth of the disk]
     #[arg(long, value_name = "SIZE")]
     pub keep_cache: Option<ByteSize>,
 }

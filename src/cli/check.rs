@@ -5,6 +5,7 @@ use tokio_util::sync::CancellationToken;
 use crate::build::base::{Bases, is_yet_to_come};
 use crate::build::reach::Reach;
 use crate::build::{many, survey};
+use crate::download::Reach as Network;
 use crate::error::Failure;
 use crate::event::Level;
 use crate::spec::Spec;
@@ -20,7 +21,7 @@ use super::specs;
 pub async fn run(args: Specs, global: &Global, folders: &Folders) -> Result<(), Failure> {
     let events = super::events(global);
     let mut bases = folders.bases(args.sources, &events, CancellationToken::new())?;
-    bases.online = false;
+    bases.reach = Network::Offline;
     let mut first = None;
     for path in &args.specs {
         let checked = async {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use crate::build::base::Bases;
+use crate::download::Reach;
 use crate::error::Failure;
 use crate::event::Events;
 use crate::memo::Memo;
@@ -65,7 +66,7 @@ impl Folders {
             memo: self.memo()?,
             events: events.clone(),
             locking: sources.locking(),
-            online: !sources.offline,
+            reach: if sources.offline { Reach::Offline } else { Reach::Online },
             cancel,
         })
     }

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::Path;
 
 use crate::build::layers::CACHE_LIMIT;
+use crate::download::{Downloads, Reach};
 use crate::error::{Failure, Fault, Kind};
 use crate::layer::Cache;
 use crate::layer::evict::evict;
@@ -26,8 +27,8 @@ impl Fault for GcError {
     }
 }
 
-/// Removes what dead builds left behind, and layers until the rest takes at most `keep` bytes. What a live build uses
-/// stays. `notes` is standard error.
+/// Removes what dead builds left behind, and layers until the rest takes at most `keep` bytes, and likewise downloads. What a
+/// live build uses stays. `notes` is standard error.
 ///
 /// # Errors
 /// When the cache cannot be read.
@@ -44,5 +45,12 @@ pub fn run(cache: &Path, keep: Option<ByteSize>, notes: &mut dyn Write) -> Resul
     let plural = if done.layers == 1 { "" } else { "s" };
     // It is done whether or not anybody can be told.
     let _ = writeln!(notes, "removed {} layer{plural} ({freed}); {left} are left", done.layers);
+    let downloads = Downloads::open(cache, Memo::load(cache).into(), Reach::Offline)?;
+    let done = downloads.evict(ByteSize(limit))?;
+    let (freed, left) = (ByteSize(done.bytes), ByteSize(done.left));
+    let plural = if done.downloads == 1 { "" } else { "s" };
+    if done.bytes > 0 || done.left > 0 {
+        let _ = writeln!(notes, "removed {} download{plural} ({freed}); {left} are left", done.downloads);
+    }
     Ok(())
 }

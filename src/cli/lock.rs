@@ -22,8 +22,8 @@ use super::{print, specs};
 ///
 /// # Errors
 /// When a base cannot be found, or a file not written.
-pub fn run(
-    args: &args::Lock,
+pub async fn run(
+    args: args::Lock,
     global: &Global,
     folders: &Folders,
     cancel: CancellationToken,
@@ -36,7 +36,7 @@ pub fn run(
     let mut files: BTreeMap<PathBuf, Pins> = BTreeMap::new();
     for node in graph.nodes() {
         let parent = node.parent.map(|parent| graph.nodes()[parent].id());
-        let (image, sha256) = found(node, parent, &bases)?;
+        let (image, sha256) = found(node, parent, &bases).await?;
         let told = image.as_deref().or(sha256.as_deref()).unwrap_or_default();
         events.notice(Level::Info, format!("{}: {} is {told}", node.id(), source(&node.spec)));
         let folder = node.spec.path.parent().map(PathBuf::from).unwrap_or_default();
@@ -56,11 +56,15 @@ pub fn run(
 }
 
 /// Which image a base is, and its digest, as far as each can be said.
-fn found(node: &Node, parent: Option<String>, bases: &Bases) -> Result<(Option<String>, Option<String>), Failure> {
+async fn found(
+    node: &Node,
+    parent: Option<String>,
+    bases: &Bases,
+) -> Result<(Option<String>, Option<String>), Failure> {
     if let Source::Spec { .. } = node.spec.base.source {
         return Ok((parent, None));
     }
-    let Located { file, image, downloaded, .. } = &bases.locate(&node.spec, None)?;
+    let Located { file, image, downloaded, .. } = &bases.locate(&node.spec, None).await?;
     let unreadable = |source| SurveyError::UnreadableBase { path: file.clone(), source };
     let sha256 = match downloaded {
         Some(sha256) => sha256.clone(),

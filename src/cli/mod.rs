@@ -66,7 +66,7 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Verb::Build(args) => in_runtime(|cancel| build::run(args, &global, &folders, cancel)),
         Verb::Check(args) => in_runtime(|_| check::run(args, &global, &folders)),
         Verb::Plan(args) => in_runtime(|_| plan::run(args, &global, &folders, out)),
-        Verb::Lock(args) => lock::run(&args, &global, &folders, CancellationToken::new(), out),
+        Verb::Lock(args) => in_runtime(|cancel| lock::run(args, &global, &folders, cancel, out)),
         Verb::Test(args) => in_runtime(|cancel| test::run(args, &global, &folders, cancel, out)),
         Verb::Shell(args) => return in_runtime(|cancel| shell::run(args, &global, &folders, cancel)),
         Verb::Run(args) => in_runtime(|cancel| run::run(args, &global, &folders, cancel)),

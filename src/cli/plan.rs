@@ -12,6 +12,7 @@ use crate::build::boot::backing;
 use crate::build::layers::cached_steps;
 use crate::build::provision::verb;
 use crate::build::{history, many};
+use crate::download::Reach;
 use crate::error::Failure;
 use crate::layer::Cache;
 use crate::machine::argv::{Start, argv};
@@ -33,7 +34,7 @@ const SCHEMA: u32 = 1;
 pub async fn run(args: args::Plan, global: &Global, folders: &Folders, out: &mut dyn Write) -> Result<(), Failure> {
     let spec = Spec::load(&args.spec, &args.reading.overrides(args.version.as_ref()))?;
     let events = super::events(global);
-    let bases = Bases { online: false, ..folders.bases(args.sources, &events, CancellationToken::new())? };
+    let bases = Bases { reach: Reach::Offline, ..folders.bases(args.sources, &events, CancellationToken::new())? };
     let (plan, _held) = many::plan(spec, &bases, args.reading.reach()).await?;
     let cache = folders.cache_path()?;
     let cached = cached_steps(&plan, &Cache::peek(&cache, Arc::clone(&bases.memo)), &events);

@@ -86,6 +86,16 @@ impl Bars {
                     self.print(state, &line);
                 }
             }
+            Event::DownloadStarted { url } => {
+                // Before the build itself, and so without a line of its own.
+                let alone = state.is_alone();
+                state.live.get_or_insert_with(|| self.live_lines(alone));
+                state.begin(format!("download {}", escape(url.rsplit('/').next().unwrap_or_default())));
+            }
+            Event::DownloadFinished { .. } => {
+                self.clear(state);
+                self.print(state, &line);
+            }
             Event::ShellStarted { tail, .. } => {
                 self.clear(state);
                 // Of a running step only the last line was seen.

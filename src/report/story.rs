@@ -63,6 +63,10 @@ impl Story {
         let (topic, text) = match event {
             Event::BuildStarted { image, version, steps } => (Topic::Began, self.build(image, version, *steps)),
             Event::BuildFinished { outcome, seconds } => self.end(*outcome, *seconds),
+            Event::DownloadStarted { url } => (Topic::Began, format!("download {}...", escape(url))),
+            Event::DownloadFinished { bytes, seconds } => {
+                (Topic::Done, format!("download {}  {}", ByteSize(*bytes), span(*seconds)))
+            }
             Event::StageStarted { stage } => (Topic::Began, format!("{}...", stage.name())),
             Event::StageFinished { stage, seconds } => (Topic::Done, format!("{}  {}", stage.name(), span(*seconds))),
             Event::StepStarted { index, name, verb } => {

@@ -237,6 +237,26 @@ fn several_builds_have_a_line_each() {
 }
 
 #[test]
+fn a_download_before_the_build_has_a_line() {
+    let (term, bars) = bars(60, Verbosity::Normal, Paint(false));
+    let url = "https://example.org/debian.qcow2".to_owned();
+    bars.emit(at(Duration::ZERO), &Event::DownloadStarted { url });
+    bars.emit(at(Duration::from_secs(2)), &Event::Progress { stage: Stage::Base, done: 1 << 20, total: 4 << 20 });
+    assert!(screen(&term).starts_with("* download debian.qcow2 1MiB of 4MiB"), "{}", screen(&term));
+    bars.emit(at(Duration::from_secs(4)), &Event::DownloadFinished { bytes: 4 << 20, seconds: 4.0 });
+    assert_eq!(screen(&term), "  ok download 4MiB  4.0s");
+}
+
+/// `docs/events.md` also names what comes before a build.
+#[test]
+fn downloads_are_documented() {
+    let docs = include_str!("../../docs/events.md");
+    for name in ["### `download-started`", "### `download-finished`", "`url`", "`bytes`"] {
+        assert!(docs.contains(name), "{name}");
+    }
+}
+
+#[test]
 fn bars_leave_nothing_live_at_the_end() {
     for outcome in [Outcome::Published, Outcome::Failed] {
         let (term, bars) = bars(50, Verbosity::Normal, Paint(true));

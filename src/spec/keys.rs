@@ -18,6 +18,7 @@ use super::shape::{
 use super::table::{Chosen, Field, Key, Optional, Or, Required, Table, Variant, Variants, of, one_of, table, variants};
 use super::{Accel, BaseFormat, Command, Compression, Firmware, Network, OutputFormat, Owner, seal};
 use crate::size::ByteSize;
+use crate::url::Url;
 
 pub(super) const IMAGE_NAME: Word = Word::new("a-z0-9", "a-z0-9._-", 64);
 pub(super) const IMAGE_VERSION: Word = Word::new("A-Za-z0-9", "A-Za-z0-9._+-", 64);
@@ -132,15 +133,15 @@ table! {
     /// A disk image somewhere else, downloaded once. What ends in `.xz`, `.zst` or `.gz` is unpacked.
     RemoteFile {
         /// Where it is.
-        url: Option<At<String>> = Required(location()),
+        url: Option<At<Url>> = Required(location()),
         /// Other places of the same file, tried in this order.
-        mirrors: Vec<At<String>> = Or(List(location(), 16), "[]"),
+        mirrors: Vec<At<Url>> = Or(List(location(), 16), "[]"),
         /// A `SHA256SUMS` or `SHA512SUMS` file that lists it, instead of `sha256`.
-        sums: Option<At<String>> = Optional(location()),
+        sums: Option<At<Url>> = Optional(location()),
         /// Digest of that file.
         sums_sha256: Option<At<String>> = Optional(sha256()),
         /// A detached signature of that file, instead of its digest.
-        sums_signature: Option<At<String>> = Optional(location()),
+        sums_signature: Option<At<Url>> = Optional(location()),
         /// The public key of the signature: of OpenSSH, minisign or `OpenPGP`.
         sums_key: Option<At<Slashed<PathBuf>>> = Optional(host_path()),
     }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::size::ByteSize;
+use crate::url::Url;
 
 mod checks;
 mod complaint;
@@ -136,7 +137,7 @@ pub enum Source {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remote {
     /// Where it is, the preferred place first; never empty.
-    pub urls: Vec<String>,
+    pub urls: Vec<Url>,
     /// The list of digests that it is in.
     pub sums: Option<Sums>,
 }
@@ -145,7 +146,7 @@ pub struct Remote {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sums {
     /// Where it is.
-    pub url: String,
+    pub url: Url,
     /// What vouches for it.
     pub trust: Trust,
 }
@@ -158,7 +159,7 @@ pub enum Trust {
     /// A detached signature of it.
     Signature {
         /// Where the signature is.
-        url: String,
+        url: Url,
         /// The public key, of OpenSSH, minisign or `OpenPGP`, on this host.
         key: PathBuf,
     },

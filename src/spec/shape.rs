@@ -13,6 +13,7 @@ use super::complaint::SpecError;
 use super::reader::{Node, Reader};
 use super::suggest::{list, suggest};
 use crate::size::{ByteSize, format_duration, parse_duration};
+use crate::url::{Url, UrlError};
 
 /// A kind of value.
 pub(super) trait Shape {
@@ -246,29 +247,9 @@ pub(super) fn sha256() -> Text<String> {
     Text { expects: "64 hex digits".into(), schema: matching("[0-9A-Fa-f]{64}"), parse: Box::new(parse) }
 }
 
-/// The longest URL, bytes. RFC 9110, section 4.1, recommends to support 8000; servers and people stay far below.
-const MAX_URL: usize = 2000;
-
-/// Where something is to be had from. A password in it would end in manifests and logs.
-pub(super) fn location() -> Text<String> {
-    let parse = |text: &str| {
-        let Some((_, rest)) = ["https", "http", "file"].iter().find_map(|scheme| {
-            text.strip_prefix(scheme).and_then(|rest| rest.strip_prefix("://")).map(|rest| (scheme, rest))
-        }) else {
-            return Err(format!("{} does not begin with https://, http:// or file:///", quoted(text)).into());
-        };
-        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-        match text.chars().find(|c| c.is_whitespace() || is_forgery(*c) || !c.is_ascii()) {
-            Some(c) => Err(format!("the character {} is not allowed in a URL", c.escape_unicode()).into()),
-            None if text.len() > MAX_URL => Err(format!("longer than {MAX_URL} bytes").into()),
-            None if authority.contains('@') => Err("a user or password in a URL would be shown to everybody".into()),
-            None if text.contains('#') => Err("a URL of a file has no `#`".into()),
-            None if text.starts_with("file") != authority.is_empty() || rest.len() == authority.len() => {
-                Err(format!("{} names no file", quoted(text)).into())
-            }
-            None => Ok(text.to_owned()),
-        }
-    };
+/// Where something is to be had from.
+pub(super) fn location() -> Text<Url> {
+    let parse = |text: &str| text.parse().map_err(|error: UrlError| error.into());
     let expects = "a URL that begins with https://, http:// or file:///".into();
     Text { expects, schema: matching("(?:https?|file)://[!-~]+"), parse: Box::new(parse) }
 }

@@ -100,8 +100,9 @@ fn remote(raw: keys::RemoteFile, pin: Option<&At<String>>, spec: &Path, reader: 
     let mut report = |span: &std::ops::Range<usize>, message: &str, help: &str| {
         reader.report_missing(SpecError::new(span.clone(), message).help(help));
     };
-    let extra = [&raw.sums_sha256, &raw.sums_signature].into_iter().flatten().map(|at| &at.span);
-    let extra = extra.chain(raw.sums_key.as_ref().map(|at| &at.span)).next();
+    let digest = raw.sums_sha256.as_ref().map(|at| &at.span);
+    let signature = raw.sums_signature.as_ref().map(|at| &at.span);
+    let extra = digest.or(signature).or(raw.sums_key.as_ref().map(|at| &at.span));
     let trust = match (&raw.sums_sha256, &raw.sums_signature, &raw.sums_key) {
         (Some(digest), None, None) => Some(Trust::Sha256(digest.value.clone())),
         (None, Some(signature), Some(key)) => {
