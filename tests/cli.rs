@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use support::redact::redact;
 use support::{Ended, Kiln, Place};
 
-const VERBS: [&str; 16] = [
+const VERBS: [&str; 17] = [
     "build",
     "check",
     "plan",
@@ -18,6 +18,7 @@ const VERBS: [&str; 16] = [
     "list",
     "inspect",
     "verify",
+    "tag",
     "remove",
     "gc",
     "seal",

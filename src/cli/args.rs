@@ -93,8 +93,10 @@ pub enum Verb {
     Verify(Verify),
     /// Tell what differs between two images, or disks that kiln did not build
     Diff(Diff),
-    /// Delete an image, or one version of it
-    Remove(Image),
+    /// Give versions names that move: promote, roll back
+    Tag(Tag),
+    /// Delete a version of an image
+    Remove(Remove),
     /// Make room in the cache
     Gc(Gc),
     /// Tell how an image is generalised
@@ -247,7 +249,7 @@ pub struct Lock {
         without building again. An image is tested as it was when it was built."
 )]
 pub struct Test {
-    /// A spec file, a folder with a kiln.toml, or an image: `name` or `name@version`
+    /// A spec file, a folder with a kiln.toml, or an image: `name`, `name@version` or `name@tag`
     #[arg(value_name = "SPEC|IMAGE")]
     pub target: String,
     /// The version of the spec's image, instead of the spec's own
@@ -331,7 +333,7 @@ pub struct Plan {
     after_help = "Example:\n  kiln run hello --ssh 2222\n\nCtrl-A X ends the machine, Ctrl-A H lists the other keys."
 )]
 pub struct Run {
-    /// `name` or `name@version`
+    /// `name`, `name@version` or `name@tag`
     pub image: String,
     /// Guest memory
     #[arg(long, default_value = "1GiB")]
@@ -353,18 +355,54 @@ pub struct Json {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  kiln inspect web@1.4.0 --json | jq .packages")]
 pub struct Inspect {
-    /// `name` or `name@version`
+    /// `name`, `name@version` or `name@tag`
     pub image: String,
     /// The manifest itself
     #[arg(long)]
     pub json: bool,
 }
 
-/// A verb about one image.
+/// `kiln tag`
 #[derive(Debug, Args)]
-pub struct Image {
-    /// `name` or `name@version`
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag that is typed")]
+#[command(after_help = "Examples:\n  kiln tag web@1.4.0 candidate        name a version\n  \
+        kiln tag web@candidate stable       promote: stable is what candidate is\n  \
+        kiln tag web stable --rollback      stable is again what it was before\n  \
+        kiln tag web                        list the tags\n  \
+        kiln tag web --history stable       when stable named what, and how that came\n  \
+        kiln tag web --delete candidate\n\n\
+        A tag names one version of one image, and moves in one step: whoever asks for web@stable meanwhile gets the old\n\
+        version or the new one. No tag can have the name of a version of its image, nor a version that of a tag.")]
+pub struct Tag {
+    /// What is tagged, `name`, `name@version` or `name@tag`; a bare name is its newest version
     pub image: String,
+    /// The tag; without one, the tags of the image are listed
+    pub tag: Option<crate::store::Tag>,
+    /// Go back to the version that the tag named before; again, further back
+    #[arg(long, conflicts_with_all = ["delete", "history"])]
+    pub rollback: bool,
+    /// Take the tag off
+    #[arg(short, long, conflicts_with = "history")]
+    pub delete: bool,
+    /// List what was done to the tag, or to all tags of the image, newest first
+    #[arg(long)]
+    pub history: bool,
+    /// As JSON; of a change, what it changed
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `kiln remove`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  kiln remove web@1.3.0\n\n\
+        What a tag names is not removed: move the tag, or take it off with `kiln tag web --delete TAG`.\n\
+        What another image of the store was made from is removed with --force alone.")]
+pub struct Remove {
+    /// `name`, `name@version` or `name@tag`; a bare name is its newest version
+    pub image: String,
+    /// Also if another image was made from it: that one works on, but cannot be built again from it
+    #[arg(short, long)]
+    pub force: bool,
 }
 
 /// `kiln diff`
@@ -372,7 +410,7 @@ pub struct Image {
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag that is typed")]
 #[command(after_help = "Example:\n  kiln diff web@1.4.0 web --stat\n  kiln diff downloads/debian-12.qcow2 web")]
 pub struct Diff {
-    /// An image, `name` or `name@version`, or the path of a qcow2 or raw disk
+    /// An image, `name`, `name@version` or `name@tag`, or the path of a qcow2 or raw disk
     pub a: String,
     /// What it is compared with
     pub b: String,
@@ -408,7 +446,7 @@ pub enum DiskFormat {
     after_help = "Example:\n  kiln verify web --key release.pub\n  kiln verify web@1.4.0 --allowed-signers .ssh/allowed_signers"
 )]
 pub struct Verify {
-    /// `name` or `name@version`
+    /// `name`, `name@version` or `name@tag`
     pub image: String,
     /// The public key that must have signed it, of OpenSSH or minisign
     #[arg(long, value_name = "PUB", conflicts_with = "allowed_signers")]

@@ -137,7 +137,7 @@ steps
         let shelf = Shelf::with(&["web@1"]);
         let failure = written(|out| run(&shelf.store, &"wob".parse().unwrap(), false, out)).unwrap_err();
         assert_eq!(failure.kind().exit_code(), 8);
-        assert_eq!(failure.hints(), ["images there are: web"]);
+        assert_eq!(failure.hints(), ["did you mean `web`?", "images there are: web"]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `kiln list`: the images and versions of the store.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 
 use jiff::Timestamp;
@@ -7,30 +8,49 @@ use serde::Serialize;
 
 use super::print;
 use crate::error::Failure;
+use crate::report::escape::escape;
 use crate::size::ByteSize;
-use crate::store::{Store, Summary};
+use crate::store::manifest::Base;
+use crate::store::{Ancestor, Listing, Store, Summary};
 
 /// A version in `--json`.
 #[derive(Serialize)]
 struct Entry<'a> {
     name: &'a str,
     version: &'a str,
+    tags: &'a [String],
     sequence: u64,
     created: String,
+    description: &'a str,
+    labels: &'a BTreeMap<String, String>,
     bytes: u64,
-    formats: &'a [String],
+    virtual_bytes: u64,
+    formats: Vec<&'a str>,
+    base: &'a Base,
+    /// What it was made from, what that was made from, and so on.
+    lineage: Vec<String>,
+    build_key: &'a str,
+    disk_sha256: &'a str,
     path: String,
 }
 
-impl<'a> From<&'a Summary> for Entry<'a> {
-    fn from(summary: &'a Summary) -> Self {
+impl<'a> Entry<'a> {
+    fn new(summary: &'a Summary, listing: &'a Listing) -> Self {
         Self {
             name: summary.id.name(),
             version: summary.id.version(),
+            tags: &summary.tags,
             sequence: summary.sequence,
             created: summary.finished.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-            bytes: summary.bytes,
-            formats: &summary.formats,
+            description: &summary.image.description,
+            labels: &summary.image.labels,
+            bytes: summary.bytes(),
+            virtual_bytes: summary.outputs.iter().map(|output| output.virtual_bytes).max().unwrap_or(0),
+            formats: summary.formats(),
+            base: &summary.base,
+            lineage: listing.lineage(summary).iter().map(Ancestor::to_string).collect(),
+            build_key: &summary.build_key,
+            disk_sha256: &summary.disk_sha256,
             path: summary.folder.display().to_string(),
         }
     }
@@ -42,8 +62,12 @@ impl<'a> From<&'a Summary> for Entry<'a> {
 /// When the store cannot be read; when a version cannot be, after the others were listed.
 pub fn run(store: &Store, json: bool, out: &mut dyn Write) -> Result<(), Failure> {
     let listing = store.list()?;
-    let text = if json { entries(&listing.versions) } else { table(&listing.versions, Timestamp::now()) };
-    print(out, &text)?;
+    print(out, &if json { entries(&listing) } else { table(&listing, Timestamp::now()) })?;
+    unreadable(listing)
+}
+
+/// The failure that tells what could not be listed.
+pub(super) fn unreadable(listing: Listing) -> Result<(), Failure> {
     let mut unreadable = listing.unreadable.into_iter();
     let Some(first) = unreadable.next() else { return Ok(()) };
     let mut failure = Failure::from(first);
@@ -51,18 +75,23 @@ pub fn run(store: &Store, json: bool, out: &mut dyn Write) -> Result<(), Failure
     Err(failure)
 }
 
-fn entries(versions: &[Summary]) -> String {
-    format!("{:#}\n", serde_json::json!(versions.iter().map(Entry::from).collect::<Vec<_>>()))
+fn entries(listing: &Listing) -> String {
+    let entries: Vec<_> = listing.versions.iter().map(|summary| Entry::new(summary, listing)).collect();
+    format!("{:#}\n", serde_json::json!(entries))
 }
 
-fn table(versions: &[Summary], now: Timestamp) -> String {
-    let head = ["NAME", "VERSION", "SIZE", "CREATED", "FORMATS"].map(str::to_owned);
+fn table(listing: &Listing, now: Timestamp) -> String {
+    let head = ["NAME", "VERSION", "TAGS", "SIZE", "CREATED", "FORMATS", "BASE"].map(str::to_owned);
     let row = |summary: &Summary| {
         let (name, version) = (summary.id.name().to_owned(), summary.id.version().to_owned());
+        let size = ByteSize(summary.bytes()).to_string();
         let age = age(now.duration_since(summary.finished).as_secs());
-        [name, version, ByteSize(summary.bytes).to_string(), age, summary.formats.join(",")]
+        let base: Vec<_> = listing.lineage(summary).iter().map(Ancestor::to_string).collect();
+        let (formats, base) = (summary.formats().join(","), base.join(" <- "));
+        // What a manifest says may be anybody's.
+        [name, version, summary.tags.join(","), size, age, formats, base].map(|cell| escape(&cell).into_owned())
     };
-    let rows: Vec<_> = std::iter::once(head).chain(versions.iter().map(row)).collect();
+    let rows: Vec<_> = std::iter::once(head).chain(listing.versions.iter().map(row)).collect();
     align(&rows)
 }
 
@@ -110,14 +139,17 @@ mod tests {
     #[test]
     fn a_table_has_a_row_for_each_version() {
         let shelf = Shelf::with(&["web@1", "web@2", "app@1.0.0-rc1"]);
+        for (image, tag) in [("web@1", "stable"), ("web@1", "old"), ("web", "edge")] {
+            shelf.store.tag(&image.parse().unwrap(), &tag.parse().unwrap()).unwrap();
+        }
         let now = "2026-01-04T03:05:05Z".parse().unwrap();
         let expected = "\
-NAME  VERSION    SIZE  CREATED     FORMATS
-app   1.0.0-rc1  4B    2 days ago  qcow2
-web   2          4B    2 days ago  qcow2
-web   1          4B    2 days ago  qcow2
+NAME  VERSION    TAGS        SIZE  CREATED     FORMATS  BASE
+app   1.0.0-rc1              4B    2 days ago  qcow2    debian-12.qcow2
+web   2          edge        4B    2 days ago  qcow2    debian-12.qcow2
+web   1          old,stable  4B    2 days ago  qcow2    debian-12.qcow2
 ";
-        assert_eq!(table(&shelf.store.list().unwrap().versions, now), expected);
+        assert_eq!(table(&shelf.store.list().unwrap(), now), expected);
         assert_eq!(written(|out| run(&shelf.store, false, out)).unwrap().lines().count(), 4);
     }
 
@@ -128,8 +160,10 @@ web   1          4B    2 days ago  qcow2
         let list: serde_json::Value = serde_json::from_str(&text).unwrap();
         let path = shelf.store.path().join("web/1");
         let expected = serde_json::json!([{
-            "name": "web", "version": "1", "sequence": 1, "created": "2026-01-02T03:05:05Z", "bytes": 4,
-            "formats": ["qcow2"], "path": path,
+            "name": "web", "version": "1", "tags": [], "sequence": 1, "created": "2026-01-02T03:05:05Z",
+            "description": "", "labels": {}, "bytes": 4, "virtual_bytes": 8_u64 << 30, "formats": ["qcow2"],
+            "base": { "source": "debian-12.qcow2", "sha256": "9f2c", "format": "qcow2", "image": null },
+            "lineage": ["debian-12.qcow2"], "build_key": "disk", "disk_sha256": "00ff", "path": path,
         }]);
         assert_eq!(list, expected);
     }

@@ -30,6 +30,7 @@ pub mod remove;
 pub mod run;
 pub mod shell;
 mod specs;
+pub mod tag;
 pub mod terminal;
 pub mod test;
 pub mod verify;
@@ -77,7 +78,8 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
             let is_same = diff::run(&args, &folders, out)?;
             return Ok(u8::from(args.exit_code && !is_same));
         }
-        Verb::Remove(args) => remove::run(&folders.store()?, &args.image.parse()?, &mut std::io::stderr().lock()),
+        Verb::Tag(args) => tag::run(&folders.store()?, &args, out, &mut std::io::stderr().lock()),
+        Verb::Remove(args) => remove::run(&folders.store()?, &args, &mut std::io::stderr().lock()),
         Verb::Gc(args) => gc::run(&folders.cache_path()?, args.keep_cache, &mut std::io::stderr().lock()),
         Verb::Seal(_) => print(out, &seal_list()),
         Verb::Doctor(args) => in_runtime(|_| doctor(args, &folders, out)),

@@ -3,14 +3,17 @@
 use std::io::Write;
 
 use crate::error::Failure;
-use crate::store::{Reference, Store};
+use crate::store::{IfBase, Store};
+
+use super::args;
 
 /// Removes a version; a bare name is its newest. There is no result for standard output: `notes` is standard error.
 ///
 /// # Errors
-/// When there is no such version, or it is being built or read.
-pub fn run(store: &Store, image: &Reference, notes: &mut dyn Write) -> Result<(), Failure> {
-    let id = store.remove(image)?;
+/// When there is no such version, something needs it, or it is being built or read.
+pub fn run(store: &Store, args: &args::Remove, notes: &mut dyn Write) -> Result<(), Failure> {
+    let if_base = if args.force { IfBase::Remove } else { IfBase::Keep };
+    let id = store.remove(&args.image.parse()?, if_base)?;
     // It is gone whether or not anybody can be told.
     let _ = writeln!(notes, "removed {id}");
     Ok(())
@@ -24,7 +27,7 @@ mod tests {
     #[test]
     fn a_bare_name_removes_the_newest_version() {
         let shelf = Shelf::with(&["web@1", "web@2"]);
-        let text = written(|out| run(&shelf.store, &"web".parse().unwrap(), out)).unwrap();
+        let text = written(|out| run(&shelf.store, &args::Remove { image: "web".into(), force: false }, out)).unwrap();
         assert_eq!(text, "removed web@2\n");
         let left: Vec<_> = shelf.store.list().unwrap().versions.iter().map(|version| version.id.to_string()).collect();
         assert_eq!(left, ["web@1"]);

@@ -30,7 +30,7 @@ mod reader;
 pub mod seal;
 mod shape;
 mod steps;
-mod suggest;
+pub(crate) mod suggest;
 mod table;
 mod template;
 mod test;

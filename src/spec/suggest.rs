@@ -6,7 +6,7 @@ const MAX_LISTED: usize = 20;
 /// A sentence that helps somebody who wrote `word` where only `known` are valid.
 pub(super) fn suggest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<String> {
     let known: Vec<&str> = known.into_iter().collect();
-    match closest(word, &known) {
+    match closest(word, known.iter().copied()) {
         Some(name) => Some(format!("did you mean `{name}`?")),
         None if known.is_empty() => None,
         None => Some(format!("known here: {}", list(&known))),
@@ -20,17 +20,18 @@ pub(super) fn list(names: &[&str]) -> String {
     shown.chain(more).collect::<Vec<_>>().join(", ")
 }
 
-fn closest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+/// The name that was probably meant.
+pub(crate) fn closest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
     // The distance takes quadratic time, and no name is this long.
     if word.len() > 64 {
         return None;
     }
     let word = word.to_lowercase().replace('_', "-");
-    let near = |name: &&'k str| {
+    let near = |name: &'k str| {
         let distance = strsim::osa_distance(&word, &name.to_lowercase().replace('_', "-"));
-        (distance <= (word.len().max(name.len()) / 3).max(1)).then_some((distance, *name))
+        (distance <= (word.len().max(name.len()) / 3).max(1)).then_some((distance, name))
     };
-    known.iter().filter_map(near).min().map(|(_, name)| name)
+    known.into_iter().filter_map(near).min().map(|(_, name)| name)
 }
 
 #[cfg(test)]

@@ -11,8 +11,8 @@ use super::reference::ImageId;
 use super::{Store, check_ours, check_part, sums};
 use crate::sign::{self, SignError, Tool, Trust};
 
-/// How often a reader tries again when the version is replaced between opening its folder and locking it.
-const TRIES: usize = 16;
+/// How often a reader tries again when what it asked for is replaced or moved between two looks.
+pub(super) const TRIES: usize = 16;
 
 /// A version of an image. While it lives, no kiln deletes the version's files; a replacement may take its name.
 #[derive(Debug)]

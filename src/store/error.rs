@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::reference::{ImageId, ReferenceError};
 use crate::error::{Fault, Kind};
 use crate::sign::SignError;
+use crate::spec::suggest::closest;
 
 /// A failure of the store.
 #[derive(Debug, thiserror::Error)]
@@ -59,8 +60,68 @@ pub enum StoreError {
         name: String,
         /// What was asked for.
         selector: String,
-        /// The versions there are, newest first.
+        /// The versions there are, newest first, and then the tags.
         known: Vec<String>,
+    },
+    /// A tag that names what somebody has deleted without kiln.
+    #[error("{tag} is {version}, which is not in the store any more")]
+    Dangling {
+        /// `name@tag`
+        tag: String,
+        /// What it names.
+        version: ImageId,
+    },
+    /// No such tag.
+    #[error("`{name}` has no tag `{tag}`")]
+    NoTag {
+        /// The image.
+        name: String,
+        /// What was asked for.
+        tag: String,
+        /// The tags there are, sorted.
+        known: Vec<String>,
+    },
+    /// A tag of a version's name would be ambiguous.
+    #[error("{0} is a version, so `{tag}` cannot be a tag of that image", tag = .0.version())]
+    TagIsVersion(ImageId),
+    /// A version of a tag's name would be ambiguous.
+    #[error("{0} is a tag, so `{version}` cannot be a version of that image", version = .0.version())]
+    VersionIsTag(ImageId),
+    /// A tag that has named nothing else.
+    #[error("{name}@{tag} has named no other version before")]
+    NothingBefore {
+        /// The image.
+        name: String,
+        /// The tag.
+        tag: String,
+    },
+    /// A tag that has named a version which was removed.
+    #[error("{name}@{tag} named {gone} before, which is not in the store any more")]
+    NoWayBack {
+        /// The image.
+        name: String,
+        /// The tag.
+        tag: String,
+        /// The version.
+        gone: String,
+        /// The one it named last of those that are there.
+        earlier: Option<String>,
+    },
+    /// A tag names the version that is to go.
+    #[error("{id} is {}", tagged(id.name(), tags))]
+    Tagged {
+        /// Which version.
+        id: ImageId,
+        /// The tags; never empty.
+        tags: Vec<String>,
+    },
+    /// Others were made from the version that is to go.
+    #[error("{id} is the base of {}", some(others))]
+    BaseOf {
+        /// Which version.
+        id: ImageId,
+        /// The others; never empty.
+        others: Vec<ImageId>,
     },
     /// A name or version the store cannot take.
     #[error(transparent)]
@@ -171,8 +232,37 @@ impl Fault for StoreError {
                 format!("to take it over: chown -R \"$(id -u)\" '{}'", path.display()),
             ],
             StoreError::WorldWritable(path) => vec![format!("chmod o-w '{}'", path.display())],
-            StoreError::NoImage { known, .. } => known_hint("images", known),
-            StoreError::NoVersion { known, .. } => known_hint("versions", known),
+            StoreError::NoImage { name, known, .. } => known_hints("images", name, known),
+            StoreError::NoVersion { name, selector, .. } if selector == "latest" => {
+                vec![format!("`{name}` alone means its newest version")]
+            }
+            StoreError::NoVersion { selector, known, .. } => known_hints("versions and tags", selector, known),
+            StoreError::NoTag { tag, known, .. } => known_hints("tags", tag, known),
+            StoreError::Dangling { version, .. } => {
+                vec![format!("`kiln list` shows what there is of {}", version.name())]
+            }
+            StoreError::TagIsVersion(_) => vec!["choose another name for the tag".to_owned()],
+            StoreError::VersionIsTag(id) => vec![
+                "give it another version".to_owned(),
+                format!("or take the tag off with `kiln tag {} --delete {}`", id.name(), id.version()),
+            ],
+            StoreError::NothingBefore { name, tag } => {
+                vec![format!("`kiln tag {name} {tag} --history` shows what it has named")]
+            }
+            StoreError::NoWayBack { name, tag, earlier, .. } => match earlier {
+                Some(earlier) => {
+                    vec![format!("`kiln tag {name}@{earlier} {tag}` sets it to the one it named before that")]
+                }
+                None => vec![format!("`kiln tag {name}@VERSION {tag}` sets it to another version")],
+            },
+            StoreError::Tagged { id, tags } => vec![
+                format!("move the tag with `kiln tag {}@VERSION {}`", id.name(), tags[0]),
+                format!("or take it off with `kiln tag {} --delete {}`", id.name(), tags[0]),
+            ],
+            StoreError::BaseOf { .. } => vec![
+                "remove those first".to_owned(),
+                "or remove it with --force: they work without it, but cannot be built again from it".to_owned(),
+            ],
             StoreError::Taken(_) => vec!["give it a new version, or replace the old image with --replace".to_owned()],
             StoreError::Busy(_) => vec!["try again when that build is over".to_owned()],
             StoreError::InUse(_) => vec!["try again when nothing reads it any more".to_owned()],
@@ -194,11 +284,27 @@ fn io_hints(error: &io::Error) -> Vec<String> {
     }
 }
 
-fn known_hint(what: &str, known: &[String]) -> Vec<String> {
+/// What was probably meant, and what there is.
+fn known_hints(what: &str, word: &str, known: &[String]) -> Vec<String> {
     const SHOWN: usize = 10;
-    match known.len() {
-        0 => vec!["`kiln list` shows what there is".to_owned()],
-        n if n > SHOWN => vec![format!("{what} there are: {} and {} more", known[..SHOWN].join(", "), n - SHOWN)],
-        _ => vec![format!("{what} there are: {}", known.join(", "))],
-    }
+    let shown = known.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    let list = match known.len() {
+        0 => "`kiln list` shows what there is".to_owned(),
+        n if n > SHOWN => format!("{what} there are: {shown} and {} more", n - SHOWN),
+        _ => format!("{what} there are: {shown}"),
+    };
+    let near = closest(word, known.iter().map(String::as_str));
+    near.map(|near| format!("did you mean `{near}`?")).into_iter().chain([list]).collect()
+}
+
+/// `web@stable and web@candidate`
+fn tagged(name: &str, tags: &[String]) -> String {
+    tags.iter().map(|tag| format!("{name}@{tag}")).collect::<Vec<_>>().join(" and ")
+}
+
+fn some(others: &[ImageId]) -> String {
+    const SHOWN: usize = 3;
+    let shown = others.iter().take(SHOWN).map(ImageId::to_string).collect::<Vec<_>>().join(", ");
+    let more = others.len().saturating_sub(SHOWN);
+    if more == 0 { shown } else { format!("{shown} and {more} more") }
 }

@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::thread;
 
 use tokio::sync::oneshot;
@@ -60,12 +61,8 @@ impl Existing {
         if artifact.signature(signer.tool())?.is_some_and(|there| there == signature) {
             return Ok(());
         }
-        // Keeps those away that clear tmp.
-        let _guard = store.lock_file(TMP_LOCK, Lock::shared)?;
-        let (temporary, path) = (store.fresh_tmp(artifact.id()), artifact.folder().join(signer.tool().file()));
-        store.fs.write_new(&temporary, &signature, FILE_MODE).map_err(StoreError::io("write", &temporary))?;
-        store.fs.rename(&temporary, &path).map_err(StoreError::io("write", &path))?;
-        store.sync_dir(artifact.folder())
+        let guard = store.lock_file(TMP_LOCK, Lock::shared)?;
+        store.replace_file(&artifact.folder().join(signer.tool().file()), &signature, &guard)
     }
 
     /// Leaves the version as it is.
@@ -118,7 +115,7 @@ impl Store {
     /// dropping the future gives up.
     ///
     /// # Errors
-    /// When the lock cannot be had, or the version is there and damaged.
+    /// When the lock cannot be had, the version is there and damaged, or a tag has its name.
     pub async fn claim(&self, id: &ImageId, waiting: impl FnOnce(String)) -> Result<Lookup, StoreError> {
         let path = self.private("locks").join(id.to_string());
         let file = self.fs.open_lock(&path).map_err(StoreError::io("open", &path))?;
@@ -131,7 +128,11 @@ impl Store {
                 artifact.check_sizes()?;
                 Ok(Lookup::Exists(Existing { artifact, lock }))
             }
-            Err(error) if error.is_not_found() => Ok(Lookup::Vacant(lock)),
+            Err(error) if error.is_not_found() => {
+                // Told before anything is built; again, for good, when it is published.
+                self.refuse_tag(id)?;
+                Ok(Lookup::Vacant(lock))
+            }
             Err(error) => Err(error),
         }
     }
@@ -144,6 +145,15 @@ impl Store {
     /// The image's lock. Its holders do a few small calls and no more, so this waits.
     pub(super) fn lock_image(&self, name: &str) -> Result<Lock, StoreError> {
         self.lock_file(&format!("locks/{name}"), Lock::exclusive)
+    }
+
+    /// Puts a file in the place of one that may be there, durably and in one step: whoever reads it sees the old or the new. The
+    /// guard keeps those away that clear tmp.
+    pub(super) fn replace_file(&self, path: &Path, content: &[u8], _guard: &Lock) -> Result<(), StoreError> {
+        let temporary = self.private("tmp").join(self.fs.fresh_name());
+        self.fs.write_new(&temporary, content, FILE_MODE).map_err(StoreError::io("write", &temporary))?;
+        self.fs.rename(&temporary, path).map_err(StoreError::io("write", path))?;
+        self.sync_dir(path.parent().unwrap_or(path))
     }
 
     /// Opens a file below the private folder and takes its lock in the way given.

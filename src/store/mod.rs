@@ -9,18 +9,17 @@
 //! STORE/.kiln/tmp/          folders being filled or deleted, each with its own flock while its process lives
 //! STORE/.kiln/tmp.lock      shared: a folder is being made in tmp; exclusive: stale ones are looked for
 //! STORE/.kiln/locks/ID      one build of that version at a time       (files here are never removed)
-//! STORE/.kiln/locks/NAME    sequence numbers and the image's folder; held for milliseconds
+//! STORE/.kiln/locks/NAME    sequence numbers, tags and the image's folder; held for milliseconds
 //! ```
 //!
 //! Locks are flocks: the kernel frees them with their holder, however it dies. A lock file is never unlinked, so two
-//! processes can never hold "the" lock on two different files of one name. Order of taking: version, image, folder.
+//! processes can never hold "the" lock on two different files of one name. Order of taking: version, tmp, image, folder.
 
 use std::fs::{File, Metadata, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use jiff::Timestamp;
 use nix::sys::statfs::{self, FsType};
 
 mod artifact;
@@ -29,9 +28,11 @@ mod digest;
 mod error;
 mod export;
 mod folder;
+mod listing;
 mod lock;
 pub mod manifest;
 mod reference;
+mod remove;
 #[cfg(test)]
 pub(crate) mod shelf;
 mod staging;
@@ -44,12 +45,16 @@ pub use artifact::{Artifact, Verdict};
 pub use digest::{Digest, UNWATCHED, Watch};
 pub use error::StoreError;
 pub use export::OnConflict;
+pub use listing::{Ancestor, Listing, Summary};
 pub use lock::{Existing, Lookup, VersionLock};
 pub use manifest::Manifest;
-pub use reference::{ImageId, Reference, ReferenceError};
+pub use reference::{ImageId, Reference, ReferenceError, Tag};
+pub use remove::IfBase;
 pub use staging::{Documents, Evidence, RESERVED, Staging};
+pub use tags::{Change, How, Tags};
 
 use crate::fs::Fs;
+use artifact::TRIES;
 use folder::Folder;
 use lock::Lock;
 
@@ -57,40 +62,14 @@ use lock::Lock;
 const PRIVATE: &str = ".kiln";
 /// The lock of the folder for temporary folders, which the locks of those folders cannot be made without.
 const TMP_LOCK: &str = "tmp.lock";
-/// Marks an old version that was moved aside where two names cannot be swapped.
-const ASIDE: &str = "aside.";
+/// Marks an old version that was moved aside where two names cannot be swapped. No other name in tmp has two `@`.
+const ASIDE: &str = "aside@";
 
 /// A folder of images. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
     fs: Fs,
-}
-
-/// What `list` says of a version.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Summary {
-    /// Which version.
-    pub id: ImageId,
-    /// Its place in the order of the image's versions.
-    pub sequence: u64,
-    /// When it was published.
-    pub finished: Timestamp,
-    /// Length of all image files.
-    pub bytes: u64,
-    /// The formats, in the manifest's order.
-    pub formats: Vec<String>,
-    /// Its folder.
-    pub folder: PathBuf,
-}
-
-/// All versions of all images.
-#[derive(Debug, Default)]
-pub struct Listing {
-    /// By name, newest first.
-    pub versions: Vec<Summary>,
-    /// A failure for each version that cannot be read.
-    pub unreadable: Vec<StoreError>,
 }
 
 impl Store {
@@ -123,61 +102,25 @@ impl Store {
         &self.root
     }
 
-    /// Every version there is.
-    ///
-    /// # Errors
-    /// When the store cannot be read; a version that cannot be is part of the listing.
-    pub fn list(&self) -> Result<Listing, StoreError> {
-        let mut listing = Listing::default();
-        for name in self.names()? {
-            let mut versions = Vec::new();
-            for id in self.versions(&name)? {
-                match self.artifact_at(&id) {
-                    Ok(artifact) => versions.push(Summary::from(&artifact)),
-                    // Removed since the folder was listed.
-                    Err(error) if error.is_not_found() => {}
-                    Err(error) => listing.unreadable.push(error),
-                }
-            }
-            versions.sort_by_key(|summary| std::cmp::Reverse(summary.sequence));
-            listing.versions.append(&mut versions);
-        }
-        Ok(listing)
-    }
-
     /// Opens the version a user means, and keeps it from being removed until it is dropped.
     ///
     /// # Errors
     /// When there is none, or it cannot be read.
     pub fn artifact(&self, reference: &Reference) -> Result<Artifact, StoreError> {
-        let id = self.resolve(reference)?;
-        self.artifact_at(&id).map_err(|error| if error.is_not_found() { self.no_version(reference) } else { error })
-    }
-
-    /// Removes a version: its name is gone in one step, and its files after that. A tag that names it stays and names
-    /// nothing.
-    ///
-    /// # Errors
-    /// When there is none, somebody builds or reads it, or a call fails.
-    pub fn remove(&self, reference: &Reference) -> Result<ImageId, StoreError> {
-        let id = self.resolve(reference)?;
-        let path = self.version_path(&id);
-        let Some(_version) = self.try_version_lock(&id)? else { return Err(StoreError::Busy(id)) };
-        self.recover(&id)?;
-        let image = self.lock_image(id.name())?;
-        let folder = Folder::open(&path)
-            .map_err(|error| if error.is_not_found() { self.no_version(reference) } else { error })?;
-        if !try_lock(folder.file()).map_err(StoreError::io("lock", &path))? {
-            return Err(StoreError::InUse(id));
+        let mut id = self.resolve(reference)?;
+        for _ in 0..TRIES {
+            match self.artifact_at(&id) {
+                Err(error) if error.is_not_found() => {}
+                other => return other,
+            }
+            // It may be that a tag was moved off it, and it was removed, between two looks.
+            let now = self.resolve(reference)?;
+            if now == id {
+                break;
+            }
+            id = now;
         }
-        let doomed = self.fresh_tmp(&id);
-        self.fs.rename(&path, &doomed).map_err(StoreError::io("remove", &path))?;
-        self.sync_dir(&self.image_path(id.name()))?;
-        let parent = self.image_path(id.name());
-        self.fs.remove_if_empty(&parent).map_err(StoreError::io("remove", &parent))?;
-        drop(image);
-        self.fs.remove(&doomed).map_err(StoreError::io("remove", &doomed))?;
-        Ok(id)
+        Err(self.missing(reference, &id))
     }
 
     fn create(&self) -> io::Result<()> {
@@ -242,8 +185,10 @@ impl Store {
         if self.version_path(&id).is_dir() {
             return Ok(id);
         }
-        let tagged = tags::lookup(&self.image_path(reference.name()), selector)?;
-        tagged.map_or_else(|| Err(self.no_version(reference)), |version| Ok(ImageId::new(reference.name(), version)?))
+        match Tags::read(&self.image_path(reference.name()))?.named.remove(selector) {
+            Some(version) => Ok(ImageId::new(reference.name(), version)?),
+            None => Err(self.no_version(reference)),
+        }
     }
 
     fn newest(&self, reference: &Reference) -> Result<ImageId, StoreError> {
@@ -264,13 +209,25 @@ impl Store {
         manifest::parse_sequence(&text, &folder.path().join(manifest::FILE))
     }
 
+    /// The error for a version that a reference leads to and that is not there.
+    fn missing(&self, reference: &Reference, id: &ImageId) -> StoreError {
+        match reference.selector() {
+            Some(tag) if tag != id.version() => {
+                StoreError::Dangling { tag: reference.to_string(), version: id.clone() }
+            }
+            _ => self.no_version(reference),
+        }
+    }
+
     fn no_version(&self, reference: &Reference) -> StoreError {
         let name = reference.name().to_owned();
         // The lists are hints; what cannot be read is not worth a second error.
-        let ids = self.versions(&name).unwrap_or_default();
+        let mut ids = self.versions(&name).unwrap_or_default();
         match reference.selector() {
             Some(selector) if !ids.is_empty() => {
-                let known = ids.iter().map(|id| id.version().to_owned()).collect();
+                ids.sort_by_cached_key(|id| std::cmp::Reverse(self.sequence(id).ok()));
+                let tags = Tags::read(&self.image_path(&name)).unwrap_or_default();
+                let known = ids.iter().map(|id| id.version().to_owned()).chain(tags.named.into_keys()).collect();
                 StoreError::NoVersion { name, selector: selector.to_owned(), known }
             }
             _ => StoreError::NoImage { name, store: self.root.clone(), known: self.names().unwrap_or_default() },
@@ -349,20 +306,6 @@ impl Store {
             self.fs.remove(path).map_err(StoreError::io("remove", path))?;
         }
         Ok(())
-    }
-}
-
-impl From<&Artifact> for Summary {
-    fn from(artifact: &Artifact) -> Self {
-        let manifest = artifact.manifest();
-        Self {
-            id: artifact.id().clone(),
-            sequence: manifest.sequence,
-            finished: manifest.finished,
-            bytes: manifest.outputs.iter().map(|output| output.bytes).sum(),
-            formats: manifest.outputs.iter().map(|output| output.format.clone()).collect(),
-            folder: artifact.folder().to_owned(),
-        }
     }
 }
 

@@ -1,6 +1,6 @@
-//! Names of images: [`ImageId`] for one version, [`Reference`] for what a user types.
+//! Names of images: [`ImageId`] for one version, [`Tag`] for one that moves, [`Reference`] for what a user types.
 //!
-//! Both can only hold names that are safe as one path component; everything below the store builds paths from them.
+//! They can only hold names that are safe as one path component; everything below the store builds paths from them.
 
 use crate::error::{Fault, Kind};
 use std::fmt;
@@ -24,7 +24,7 @@ pub enum ReferenceError {
     #[error("{0:?} is neither a version nor a tag: up to 64 of A-Z a-z 0-9 . _ + - and a letter or digit first")]
     Version(String),
     /// A version that would collide with the store's own files.
-    #[error("`tags.json` cannot be a version: the store has a file of that name beside the versions")]
+    #[error("`tags.json` can be neither a version nor a tag: the store has a file of that name beside the versions")]
     Reserved,
 }
 
@@ -102,6 +102,16 @@ pub struct Reference {
 }
 
 impl Reference {
+    /// An image's newest version.
+    ///
+    /// # Errors
+    /// When that is no name of an image.
+    pub fn newest(name: impl Into<String>) -> Result<Self, ReferenceError> {
+        let name = name.into();
+        check_name(&name)?;
+        Ok(Self { name, selector: None })
+    }
+
     /// The image's name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -136,6 +146,33 @@ impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)?;
         self.selector.as_ref().map_or(Ok(()), |selector| write!(f, "@{selector}"))
+    }
+}
+
+/// A movable name for a version of an image. It has the form of a version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tag(String);
+
+impl Tag {
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Tag {
+    type Err = ReferenceError;
+
+    fn from_str(text: &str) -> Result<Self, ReferenceError> {
+        check_version(text)?;
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 

@@ -138,6 +138,9 @@ impl Staging {
         let mut digests = self.seal_files(folder, &tree, watch)?;
         manifest.fill(&digests)?;
         let image_lock = self.lock.store.lock_image(self.lock.id.name())?;
+        if !self.lock.replaces {
+            self.lock.store.refuse_tag(&self.lock.id)?;
+        }
         manifest.schema = manifest::SCHEMA;
         manifest.sequence = self.next_sequence()?;
         let text = manifest.to_json();

@@ -1,42 +1,364 @@
-//! `tags.json` of an image: movable names for versions.
+//! `tags.json` of an image: movable names for its versions, and how each came to name what it does.
+//!
+//! Tags and their history are one file, and each change replaces it in one rename, under the image's lock: the two cannot
+//! disagree. Readers take no lock and see the file as it was before a change or after it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::Deserialize;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
 use super::folder::Folder;
-use super::manifest::SCHEMA;
+use super::manifest::{SCHEMA, rfc3339};
+use super::reference::{ImageId, Reference, Tag};
+use super::{Store, TMP_LOCK, check_part, lock::Lock};
 
 /// Its name inside an image's folder.
-const FILE: &str = "tags.json";
-/// Largest one that is read, bytes.
+pub(super) const FILE: &str = "tags.json";
+/// Largest one that is read or written, bytes.
 const LARGEST: u64 = 1 << 20;
+/// Changes of one tag that are remembered. `candidate` may move with every build, and must not push out what is known of
+/// `stable`.
+const OF_ONE_TAG: usize = 100;
+/// Changes that are remembered.
+const OF_ALL_TAGS: usize = 1000;
 
-/// `{"schema": 1, "tags": {"stable": "1.4.0"}}`
-#[derive(Deserialize)]
-struct Tags {
-    schema: u64,
+/// The tags of one image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tags {
+    schema: u32,
+    /// The version that each tag names.
+    #[serde(default, rename = "tags")]
+    pub named: BTreeMap<String, String>,
+    /// What was done to them, oldest first. The order is that of the changes, whatever their times say.
     #[serde(default)]
-    tags: BTreeMap<String, String>,
+    pub history: Vec<Change>,
 }
 
-/// The version a tag stands for. No image, no tags and no such tag are all `None`.
-pub(super) fn lookup(image: &Path, tag: &str) -> Result<Option<String>, StoreError> {
-    let read = Folder::open(image).and_then(|folder| folder.read(FILE, LARGEST));
-    match read {
-        Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(error),
-        Ok(text) => parse(&text, &image.join(FILE)).map(|mut tags| tags.remove(tag)),
+/// What was done to a tag.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// When, by the clock of the host it was done on.
+    #[serde(with = "rfc3339")]
+    pub at: Timestamp,
+    /// Which tag.
+    pub tag: String,
+    /// The version it named before, if it was there.
+    pub from: Option<String>,
+    /// The version it names since, if it still is.
+    pub to: Option<String>,
+    /// By what.
+    pub how: How,
+    /// The tag that was promoted: `candidate` for `kiln tag web@candidate stable`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promoted: Option<String>,
+}
+
+/// By what a tag was changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum How {
+    /// It was set to a version.
+    Set,
+    /// It went back to what it named before.
+    Rollback,
+    /// It was taken off.
+    Delete,
+}
+
+impl Change {
+    /// Whether the tag is as it was before.
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        self.from == self.to
     }
 }
 
-fn parse(text: &[u8], path: &Path) -> Result<BTreeMap<String, String>, StoreError> {
-    let malformed = |source| StoreError::Malformed { path: path.to_owned(), source };
-    let tags: Tags = serde_json::from_slice(text).map_err(malformed)?;
-    if tags.schema > u64::from(SCHEMA) {
-        return Err(StoreError::NewerSchema { path: path.to_owned(), found: tags.schema, known: SCHEMA });
+impl Default for Tags {
+    /// None yet.
+    fn default() -> Self {
+        Self { schema: SCHEMA, named: BTreeMap::new(), history: Vec::new() }
     }
-    Ok(tags.tags)
+}
+
+impl Tags {
+    /// Reads the tags of the image in this folder; without a file there are none.
+    pub(super) fn read(image: &Path) -> Result<Self, StoreError> {
+        match Folder::open(image).and_then(|folder| folder.read(FILE, LARGEST)) {
+            Err(error) if error.is_not_found() => Ok(Self::default()),
+            Err(error) => Err(error),
+            Ok(text) => Self::parse(&text, &image.join(FILE)),
+        }
+    }
+
+    /// A newer schema may have any shape, so it is refused by its number before the rest is read.
+    fn parse(text: &[u8], path: &Path) -> Result<Self, StoreError> {
+        #[derive(Deserialize)]
+        struct Head {
+            schema: u64,
+        }
+        let malformed = |source| StoreError::Malformed { path: path.to_owned(), source };
+        let head: Head = serde_json::from_slice(text).map_err(malformed)?;
+        if head.schema > u64::from(SCHEMA) {
+            return Err(StoreError::NewerSchema { path: path.to_owned(), found: head.schema, known: SCHEMA });
+        }
+        serde_json::from_slice(text).map_err(malformed)
+    }
+
+    fn to_json(&self) -> String {
+        format!("{}\n", serde_json::to_string_pretty(self).expect("tags are plain data"))
+    }
+
+    /// The tags that name a version.
+    #[must_use]
+    pub fn of(&self, version: &str) -> Vec<&str> {
+        self.named.iter().filter(|(_, named)| *named == version).map(|(tag, _)| tag.as_str()).collect()
+    }
+
+    /// The versions a tag has named, oldest first, that a rollback has not taken back. The last one is what it names, unless
+    /// it was taken off or somebody has edited the file.
+    fn past(&self, tag: &str) -> Vec<&str> {
+        let mut past: Vec<&str> = Vec::new();
+        for change in self.history.iter().filter(|change| change.tag == tag) {
+            let named = match change.how {
+                How::Rollback => {
+                    let taken_back = past.iter().rposition(|version| Some(*version) == change.to.as_deref());
+                    past.truncate(taken_back.unwrap_or(0));
+                    [None, change.to.as_deref()]
+                }
+                // What it named before is the last one, unless the file was edited or the history begins here.
+                How::Set | How::Delete => [change.from.as_deref(), change.to.as_deref()],
+            };
+            for version in named.into_iter().flatten() {
+                if past.last() != Some(&version) {
+                    past.push(version);
+                }
+            }
+        }
+        past
+    }
+
+    /// The versions that a rollback of a tag leads to, the first one first.
+    fn before(&self, tag: &str) -> Vec<&str> {
+        let mut past = self.past(tag);
+        if past.last().copied() == self.named.get(tag).map(String::as_str) {
+            past.pop();
+        }
+        past.reverse();
+        past
+    }
+
+    fn change(&mut self, tag: &str, to: Option<&str>, how: How, promoted: Option<&str>) -> Change {
+        let from = match to {
+            Some(version) => self.named.insert(tag.to_owned(), version.to_owned()),
+            None => self.named.remove(tag),
+        };
+        let (to, promoted) = (to.map(str::to_owned), promoted.map(str::to_owned));
+        let change = Change { at: Timestamp::now(), tag: tag.to_owned(), from, to, how, promoted };
+        if !change.is_nothing() {
+            self.history.push(change.clone());
+            self.forget(tag);
+        }
+        change
+    }
+
+    /// Keeps the history within its limits.
+    fn forget(&mut self, tag: &str) {
+        if self.history.iter().filter(|change| change.tag == tag).count() > OF_ONE_TAG
+            && let Some(oldest) = self.history.iter().position(|change| change.tag == tag)
+        {
+            self.history.remove(oldest);
+        }
+        let excess = self.history.len().saturating_sub(OF_ALL_TAGS);
+        self.history.drain(..excess);
+    }
+}
+
+impl Store {
+    /// The tags of an image.
+    ///
+    /// # Errors
+    /// When there is no such image, or they cannot be read.
+    pub fn tags(&self, name: &str) -> Result<Tags, StoreError> {
+        let reference = Reference::newest(name)?;
+        if self.versions(name)?.is_empty() {
+            return Err(self.no_version(&reference));
+        }
+        Tags::read(&self.image_path(name))
+    }
+
+    /// What was done to a tag, or to all tags of an image, the last first.
+    ///
+    /// # Errors
+    /// When there is no such image, there never was such a tag, or they cannot be read.
+    pub fn tag_history(&self, name: &str, tag: Option<&Tag>) -> Result<Vec<Change>, StoreError> {
+        let tags = self.tags(name)?;
+        let is_asked = |change: &&Change| tag.is_none_or(|tag| tag.as_str() == change.tag);
+        let changes: Vec<_> = tags.history.iter().rev().filter(is_asked).cloned().collect();
+        match tag.filter(|tag| changes.is_empty() && !tags.named.contains_key(tag.as_str())) {
+            Some(tag) => Err(no_tag(name, tag, &tags)),
+            None => Ok(changes),
+        }
+    }
+
+    /// Has a tag name the version that a user means, which may itself be given by a tag: that is how one promotes.
+    ///
+    /// # Errors
+    /// When there is no such version, there is a version of the tag's name, or a call fails: then the tag names what it did
+    /// before, or the new version.
+    pub fn tag(&self, image: &Reference, tag: &Tag) -> Result<Change, StoreError> {
+        self.change_tags(image, |tags| {
+            let id = self.resolve(image)?;
+            if !self.version_path(&id).is_dir() {
+                return Err(self.missing(image, &id));
+            }
+            let rival = ImageId::new(image.name(), tag.as_str())?;
+            if self.version_path(&rival).is_dir() {
+                return Err(StoreError::TagIsVersion(rival));
+            }
+            let promoted = image.selector().filter(|selector| *selector != id.version());
+            Ok(tags.change(tag.as_str(), Some(id.version()), How::Set, promoted))
+        })
+    }
+
+    /// Has a tag name the version it named before; again, the one before that. One that was taken off comes back.
+    ///
+    /// # Errors
+    /// When it has named no other, that one is not there any more, or a call fails.
+    pub fn roll_back(&self, name: &str, tag: &Tag) -> Result<Change, StoreError> {
+        self.change_tags(&Reference::newest(name)?, |tags| {
+            let before = tags.before(tag.as_str());
+            let is_there = |version: &&str| {
+                ImageId::new(name, *version)
+                    .is_ok_and(|id| self.version_path(&id).join(super::manifest::FILE).is_file())
+            };
+            match before.first().copied() {
+                Some(version) if is_there(&version) => {
+                    let version = version.to_owned();
+                    Ok(tags.change(tag.as_str(), Some(&version), How::Rollback, None))
+                }
+                Some(gone) => Err(StoreError::NoWayBack {
+                    name: name.to_owned(),
+                    tag: tag.to_string(),
+                    gone: gone.to_owned(),
+                    earlier: before.iter().copied().find(is_there).map(str::to_owned),
+                }),
+                None if tags.named.contains_key(tag.as_str()) => {
+                    Err(StoreError::NothingBefore { name: name.to_owned(), tag: tag.to_string() })
+                }
+                None => Err(no_tag(name, tag, tags)),
+            }
+        })
+    }
+
+    /// Takes a tag off.
+    ///
+    /// # Errors
+    /// When there is none, or a call fails.
+    pub fn untag(&self, name: &str, tag: &Tag) -> Result<Change, StoreError> {
+        self.change_tags(&Reference::newest(name)?, |tags| {
+            if !tags.named.contains_key(tag.as_str()) {
+                return Err(no_tag(name, tag, tags));
+            }
+            Ok(tags.change(tag.as_str(), None, How::Delete, None))
+        })
+    }
+
+    /// Changes the tags of an image, one after the other with all who do.
+    fn change_tags(
+        &self,
+        image: &Reference,
+        change: impl FnOnce(&mut Tags) -> Result<Change, StoreError>,
+    ) -> Result<Change, StoreError> {
+        let path = self.image_path(image.name());
+        if !path.is_dir() {
+            return Err(self.no_version(image));
+        }
+        check_part(&path)?;
+        // Before the image's lock, as those take it who clear tmp.
+        let guard = self.lock_file(TMP_LOCK, Lock::shared)?;
+        let _image = self.lock_image(image.name())?;
+        let mut tags = Tags::read(&path)?;
+        let done = change(&mut tags)?;
+        if !done.is_nothing() {
+            let text = tags.to_json();
+            if text.len() as u64 > LARGEST {
+                return Err(StoreError::TooLarge { path: path.join(FILE), limit: LARGEST });
+            }
+            self.replace_file(&path.join(FILE), text.as_bytes(), &guard)?;
+        }
+        Ok(done)
+    }
+
+    /// Two things of one name: what it means would depend on who asks when.
+    pub(super) fn refuse_tag(&self, id: &ImageId) -> Result<(), StoreError> {
+        let tags = Tags::read(&self.image_path(id.name()))?;
+        if tags.named.contains_key(id.version()) { Err(StoreError::VersionIsTag(id.clone())) } else { Ok(()) }
+    }
+}
+
+fn no_tag(name: &str, tag: &Tag, tags: &Tags) -> StoreError {
+    let known = tags.named.keys().cloned().collect();
+    StoreError::NoTag { name: name.to_owned(), tag: tag.to_string(), known }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What rollbacks of `t` lead to, after these changes of it.
+    fn before(changes: &[(How, Option<&str>)]) -> Vec<String> {
+        let mut tags = Tags::default();
+        for (how, to) in changes {
+            tags.change("t", *to, *how, None);
+            tags.change("other", Some("9"), How::Set, None);
+        }
+        tags.before("t").into_iter().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_rollback_leads_to_what_was_named_before_and_again_further_back() {
+        use How::{Delete, Rollback, Set};
+        let (one, two, three) = ((Set, Some("1")), (Set, Some("2")), (Set, Some("3")));
+        assert_eq!(before(&[]), [""; 0]);
+        assert_eq!(before(&[one]), [""; 0]);
+        assert_eq!(before(&[one, two, three]), ["2", "1"]);
+        assert_eq!(before(&[one, two, three, (Rollback, Some("2"))]), ["1"]);
+        assert_eq!(before(&[one, two, three, (Rollback, Some("2")), (Rollback, Some("1"))]), [""; 0]);
+        assert_eq!(before(&[one, two, (Rollback, Some("1")), three]), ["1"], "what was taken back is not gone back to");
+        assert_eq!(before(&[one, two, one]), ["2", "1"], "a step back that was made by hand is a step");
+        assert_eq!(before(&[one, two, (Delete, None)]), ["2", "1"], "what was taken off comes back");
+        assert_eq!(before(&[one, (Delete, None), two]), ["1"]);
+    }
+
+    #[test]
+    fn a_file_without_a_history_or_with_another_one_is_what_it_says() {
+        let text = br#"{"schema": 1, "tags": {"t": "5"}, "later": {}, "history": []}"#;
+        let mut tags = Tags::parse(text, Path::new(FILE)).unwrap();
+        assert_eq!(tags.before("t"), [""; 0]);
+        tags.change("t", Some("6"), How::Set, None);
+        assert_eq!(tags.before("t"), ["5"]);
+        tags.named.insert("t".into(), "7".into());
+        assert_eq!(tags.before("t"), ["6", "5"]);
+    }
+
+    #[test]
+    fn the_history_is_bounded_and_one_tag_does_not_push_out_another() {
+        let mut tags = Tags::default();
+        tags.change("stable", Some("1"), How::Set, None);
+        for version in 0..2 * OF_ALL_TAGS {
+            tags.change("candidate", Some(&version.to_string()), How::Set, None);
+        }
+        assert_eq!((tags.history.len(), tags.history[0].tag.as_str()), (1 + OF_ONE_TAG, "stable"));
+        for number in 0..2 * OF_ALL_TAGS {
+            let tag = format!("{number:064}");
+            tags.change(&tag, Some(&tag), How::Set, Some(&tag));
+            tags.change(&tag, None, How::Delete, None);
+        }
+        assert_eq!(tags.history.len(), OF_ALL_TAGS);
+        assert!((tags.to_json().len() as u64) < LARGEST);
+        assert_eq!(Tags::parse(tags.to_json().as_bytes(), Path::new(FILE)).unwrap().named, tags.named);
+    }
 }

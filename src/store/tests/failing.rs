@@ -104,12 +104,45 @@ fn h10_a_removal_that_fails_is_before_or_after() {
     at_every_call(
         false,
         |store| drop(publish(store, "web@1", "disk")),
-        |store| store.remove(&reference("web@1")).map(drop),
+        |store| remove(store, "web@1").map(drop),
         |store, is_done| {
             let left = content(store, "web@1");
             assert!(left.is_none() || (!is_done && left.as_deref() == Some("disk")), "{left:?}");
         },
     );
+}
+
+#[test]
+fn h10_a_tag_that_cannot_be_moved_names_the_old_version_or_the_new() {
+    type Act = fn(&Store) -> Result<Change, StoreError>;
+    let prepare = |store: &Store| {
+        for text in ["web@1", "web@2"] {
+            drop(publish(store, text, text));
+        }
+        set(store, "web@1", "stable").unwrap();
+        set(store, "web@2", "stable").unwrap();
+    };
+    let acts: [(Act, &[Option<&str>]); 3] = [
+        (|store| set(store, "web@1", "stable"), &[Some("2"), Some("1")]),
+        (|store| store.roll_back("web", &tag("stable")), &[Some("2"), Some("1")]),
+        (|store| store.untag("web", &tag("stable")), &[Some("2"), None]),
+    ];
+    for (act, [old, new]) in acts.map(|(act, states)| (act, [states[0], states[1]])) {
+        at_every_call(
+            false,
+            prepare,
+            |store| act(store).map(drop),
+            |store, is_done| {
+                let tags = store.tags("web").unwrap();
+                let now = tags.named.get("stable").map(String::as_str);
+                assert!(now == new || (!is_done && now == old), "{now:?}");
+                assert_eq!(tags.history.last().unwrap().to.as_deref(), now, "tags and history agree");
+                for text in ["web@1", "web@2"] {
+                    assert_sound(store, text, text);
+                }
+            },
+        );
+    }
 }
 
 /// What is in tmp of a version that a dead process was making.
@@ -130,7 +163,7 @@ fn d6_a_full_disk_stops_neither_removal_nor_clearing() {
     assert_eq!(fixture.litter(), Vec::<String>::new());
     let error = claim(&full, "web@2").unwrap_err();
     assert_eq!(kind(error), Kind::Host);
-    full.remove(&reference("web@1")).unwrap();
+    remove(&full, "web@1").unwrap();
     assert!(!fixture.path("web").exists());
     assert_eq!(fixture.litter(), Vec::<String>::new());
 }
@@ -152,7 +185,7 @@ fn d6_room_is_made_on_a_disk_that_really_is_full() {
         assert_eq!(kind(no_room(&store).unwrap_err()), Kind::Host);
         let store = Store::open(store.path()).unwrap();
         assert_eq!(content(&store, "web@1").as_deref(), Some(large.as_str()));
-        store.remove(&reference("web@1")).unwrap();
+        remove(&store, "web@1").unwrap();
         no_room(&store).unwrap();
     });
 }

@@ -97,10 +97,30 @@ fn h5_a_removal_is_before_or_after() {
     let tried = at_every_point(
         false,
         |store| drop(publish(store, "web@1", "disk")),
-        |store| store.remove(&reference("web@1")).map(drop),
+        |store| remove(store, "web@1").map(drop),
         |store| assert!(matches!(content(store, "web@1").as_deref(), None | Some("disk"))),
     );
     assert!(tried >= 5, "{tried}");
+}
+
+#[test]
+fn h5_a_tag_names_the_old_version_or_the_new() {
+    let tried = at_every_point(
+        false,
+        |store| {
+            for text in ["web@1", "web@2"] {
+                drop(publish(store, text, text));
+            }
+            set(store, "web@1", "stable").unwrap();
+        },
+        |store| set(store, "web@2", "stable").and_then(|_| store.roll_back("web", &tag("stable"))).map(drop),
+        |store| {
+            let tags = store.tags("web").unwrap();
+            assert_eq!(tags.history.last().unwrap().to.as_ref(), tags.named.get("stable"));
+            assert!(matches!(content(store, "web@stable").as_deref(), Some("web@1" | "web@2")));
+        },
+    );
+    assert!(tried >= 12, "{tried}");
 }
 
 /// A process that holds the flock of a file or folder until it is killed.

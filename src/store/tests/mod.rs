@@ -15,6 +15,8 @@ mod power;
 mod publishing;
 mod racing;
 mod reading;
+mod removing;
+mod tagging;
 
 /// A store in a temporary folder.
 struct Fixture {
@@ -106,6 +108,20 @@ fn fill(lock: VersionLock, content: &str) -> Result<Artifact, StoreError> {
 /// Publishes a version that is not there.
 fn publish(store: &Store, text: &str, content: &str) -> Artifact {
     fill(vacant(store, text), content).unwrap()
+}
+
+/// Removes a version that nothing is made from.
+fn remove(store: &Store, text: &str) -> Result<ImageId, StoreError> {
+    store.remove(&reference(text), IfBase::Keep)
+}
+
+fn tag(text: &str) -> Tag {
+    text.parse().unwrap()
+}
+
+/// Has a tag name a version.
+fn set(store: &Store, image: &str, name: &str) -> Result<Change, StoreError> {
+    store.tag(&reference(image), &tag(name))
 }
 
 /// Checks that the store holds a sound version with this content.

@@ -57,7 +57,11 @@ impl Scenario {
         }
         if let Some(before) = self.before {
             drop(publish(&store, "web@1", before));
-            fs::write(store.image_path("web").join("tags.json"), r#"{"schema": 1, "tags": {"stable": "1"}}"#).unwrap();
+            set(&store, "web@1", "stable").unwrap();
+            if self.after.is_none() {
+                // What a tag names is not removed. The history of the tag stays, and goes with the image.
+                store.untag("web", &tag("stable")).unwrap();
+            }
         }
     }
 
@@ -69,6 +73,10 @@ impl Scenario {
         }
         for other in self.others {
             expect(&store, other, &[Some(*other)])?;
+        }
+        if is_done && self.after.is_none() && self.others.iter().all(|other| !other.starts_with("web@")) {
+            let image = store.image_path("web");
+            return if image.exists() { Err(format!("{} is left", image.display())) } else { Ok(()) };
         }
         let expected = [self.after, self.before];
         expect(&store, "web@1", if is_done { &expected[..1] } else { &expected })
@@ -120,6 +128,80 @@ fn d4_a_replacement_is_the_old_or_the_new() {
 
 #[test]
 fn d4_a_removal_is_before_or_after() {
-    let act = |store: &Store| store.remove(&reference("web@stable")).map(drop);
-    Scenario { what: "a removal", act, before: Some("old"), after: None, ..FIRST }.play();
+    let act = |store: &Store| remove(store, "web@1").map(drop);
+    let removal = Scenario { what: "a removal", act, before: Some("old"), after: None, ..FIRST };
+    removal.play();
+    Scenario { what: "a removal of one of two", others: &["app@1", "web@0"], ..removal }.play();
+}
+
+/// What is done to the tags of web@1 and web@2, of which web@stable was the first and is the second.
+fn play_tags(what: &str, act: fn(&Store) -> Result<Change, StoreError>) {
+    let prepare = |path: &Path| {
+        let store = Store::open(path).unwrap();
+        for text in ["web@1", "web@2"] {
+            drop(publish(&store, text, text));
+            set(&store, text, "stable").unwrap();
+        }
+        store
+    };
+    let other = crate::fs::crash::scratch();
+    let store = prepare(&other.path().join("store"));
+    let before = state(&store).unwrap();
+    act(&store).unwrap();
+    let after = state(&store).unwrap();
+    assert_ne!(before, after);
+    let play = Play {
+        what,
+        prepare: &|root| drop(prepare(&root.join(STORE))),
+        act: &|root, calls| Store::open_on(&root.join(STORE), calls.clone()).and_then(|store| act(&store)).is_ok(),
+        clear: &|root, calls| drop(Store::open_on(&root.join(STORE), calls.clone()).unwrap()),
+        check: &|root, is_done| {
+            let store = Store::open(&root.join(STORE)).map_err(|error| error.to_string())?;
+            let now = state(&store)?;
+            let litter = entries(&store.private("tmp")).unwrap();
+            let is_fit = litter.is_empty() && (now == after || (!is_done && now == before));
+            if is_fit { Ok(()) } else { Err(format!("{now}, litter {litter:?}")) }
+        },
+    };
+    play.run();
+}
+
+/// All that the tags of `web` say but for times, and that its versions are sound.
+fn state(store: &Store) -> Result<String, String> {
+    for text in ["web@1", "web@2"] {
+        expect(store, text, &[Some(text)])?;
+    }
+    let tags = store.tags("web").map_err(|error| error.to_string())?;
+    let changes = tags.history.iter().map(|change| (&change.tag, &change.from, &change.to, change.how));
+    Ok(format!("{:?} {:?}", tags.named, changes.collect::<Vec<_>>()))
+}
+
+#[test]
+fn d4_a_tag_and_its_history_are_before_or_after() {
+    play_tags("a tag that moves", |store| set(store, "web@1", "stable"));
+    play_tags("a rollback", |store| store.roll_back("web", &tag("stable")));
+    play_tags("a tag that is taken off", |store| store.untag("web", &tag("stable")));
+}
+
+#[test]
+fn d4_a_first_tag_is_there_or_not() {
+    let act = |root: &Path, calls: &Fs| {
+        Store::open_on(&root.join(STORE), calls.clone()).and_then(|store| set(&store, "web@1", "stable")).is_ok()
+    };
+    let check = |root: &Path, is_done: bool| {
+        let store = Store::open(&root.join(STORE)).map_err(|error| error.to_string())?;
+        expect(&store, "web@1", &[Some("disk")])?;
+        let tags = store.tags("web").map_err(|error| error.to_string())?;
+        let named = tags.named.get("stable").map(String::as_str);
+        let is_fit = matches!((named, tags.history.len()), (Some("1"), 1)) || (!is_done && tags == Tags::default());
+        if is_fit { Ok(()) } else { Err(format!("{tags:?}")) }
+    };
+    let play = Play {
+        what: "a first tag",
+        prepare: &|root| drop(publish(&Store::open(&root.join(STORE)).unwrap(), "web@1", "disk")),
+        act: &act,
+        clear: &|root, calls| drop(Store::open_on(&root.join(STORE), calls.clone()).unwrap()),
+        check: &check,
+    };
+    play.run();
 }

@@ -1,0 +1,235 @@
+//! `kiln tag`: names for versions that move, and how each came to name what it does.
+
+use std::io::Write;
+
+use jiff::Timestamp;
+use serde_json::json;
+
+use crate::error::{Failure, Fault, Kind};
+use crate::store::{Change, How, Reference, Store, Tag, Tags};
+
+use super::list::{age, align};
+use super::{args, print};
+
+/// The words do not fit together.
+#[derive(Debug, thiserror::Error)]
+enum TagUsage {
+    /// `kiln tag web --rollback`
+    #[error("{option} needs the tag")]
+    NoTag {
+        /// The option.
+        option: &'static str,
+    },
+    /// `kiln tag web@1.4.0 stable --rollback`
+    #[error("{option} takes a bare name and a tag, and no version")]
+    WithVersion {
+        /// The option.
+        option: &'static str,
+        /// The image's name.
+        name: String,
+        /// The tag.
+        tag: String,
+    },
+}
+
+impl Fault for TagUsage {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            TagUsage::NoTag { option } => vec![format!("write it as `kiln tag IMAGE TAG {option}`")],
+            TagUsage::WithVersion { option, name, tag } => vec![format!("`kiln tag {name} {tag} {option}`")],
+        }
+    }
+}
+
+/// Sets, rolls back or takes off a tag, or lists tags or their history. What was done is told on `notes`, which is standard
+/// error.
+///
+/// # Errors
+/// When the words do not fit together, there is no such version or tag, or the tags cannot be read or written.
+pub fn run(store: &Store, args: &args::Tag, out: &mut dyn Write, notes: &mut dyn Write) -> Result<(), Failure> {
+    let image: Reference = args.image.parse()?;
+    let change = match (&args.tag, args) {
+        (_, args::Tag { history: true, .. }) => return history(store, &image, args, out),
+        (_, args::Tag { rollback: true, .. }) => {
+            store.roll_back(image.name(), &own_tag(&image, args.tag.as_ref(), "--rollback")?)?
+        }
+        (_, args::Tag { delete: true, .. }) => {
+            store.untag(image.name(), &own_tag(&image, args.tag.as_ref(), "--delete")?)?
+        }
+        (Some(tag), _) => store.tag(&image, tag)?,
+        (None, _) => return list(store, &image, args.json, out),
+    };
+    if args.json {
+        return print(out, &format!("{:#}\n", json!(change)));
+    }
+    // It is done whether or not anybody can be told.
+    let _ = writeln!(notes, "{}", told(image.name(), &change));
+    Ok(())
+}
+
+/// The tag that an option is about: `web stable` or `web@stable`.
+fn own_tag(image: &Reference, tag: Option<&Tag>, option: &'static str) -> Result<Tag, Failure> {
+    match (image.selector(), tag) {
+        (None, Some(tag)) => Ok(tag.clone()),
+        (Some(selector), None) => Ok(selector.parse()?),
+        (None, None) => Err(TagUsage::NoTag { option }.into()),
+        (Some(_), Some(tag)) => {
+            Err(TagUsage::WithVersion { option, name: image.name().to_owned(), tag: tag.to_string() }.into())
+        }
+    }
+}
+
+fn told(name: &str, change: &Change) -> String {
+    let tag = format!("{name}@{}", change.tag);
+    let was = change.from.as_ref().map(|from| format!(", it was {from}")).unwrap_or_default();
+    match (&change.to, change.how) {
+        (None, _) => format!("{tag} is no more{was}"),
+        (Some(to), _) if change.is_nothing() => format!("{tag} is {to} already"),
+        (Some(to), How::Rollback) => format!("{tag} is {to} again{was}"),
+        (Some(to), _) => format!("{tag} is {to} now{was}"),
+    }
+}
+
+/// The tags of an image; with a version, those that name it.
+fn list(store: &Store, image: &Reference, json: bool, out: &mut dyn Write) -> Result<(), Failure> {
+    let tags = store.tags(image.name())?;
+    let version = match image.selector() {
+        Some(_) => Some(store.artifact(image)?.id().version().to_owned()),
+        None => None,
+    };
+    let shown = tags.named.iter().filter(|(_, named)| version.as_ref().is_none_or(|version| version == *named));
+    let text = if json {
+        let shown: serde_json::Map<_, _> = shown.map(|(tag, named)| (tag.clone(), json!(named))).collect();
+        format!("{:#}\n", json!(shown))
+    } else {
+        let row = |(tag, named): (&String, &String)| [tag.clone(), named.clone(), since(&tags, tag)];
+        align(&head(["TAG", "VERSION", "SINCE"]).chain(shown.map(row)).collect::<Vec<_>>())
+    };
+    print(out, &text)
+}
+
+fn head<const N: usize>(words: [&str; N]) -> impl Iterator<Item = [String; N]> {
+    std::iter::once(words.map(str::to_owned))
+}
+
+/// How long ago a tag was moved, where its history says so.
+fn since(tags: &Tags, tag: &str) -> String {
+    let last = tags.history.iter().rev().find(|change| change.tag == tag);
+    last.map(|change| age(Timestamp::now().duration_since(change.at).as_secs())).unwrap_or_default()
+}
+
+fn history(store: &Store, image: &Reference, args: &args::Tag, out: &mut dyn Write) -> Result<(), Failure> {
+    let tag = match (image.selector(), &args.tag) {
+        (None, None) => None,
+        _ => Some(own_tag(image, args.tag.as_ref(), "--history")?),
+    };
+    let changes = store.tag_history(image.name(), tag.as_ref())?;
+    let text = if args.json {
+        format!("{:#}\n", json!(changes))
+    } else {
+        align(&head(["WHEN", "TAG", "FROM", "TO", "HOW"]).chain(changes.iter().map(row)).collect::<Vec<_>>())
+    };
+    print(out, &text)
+}
+
+fn row(change: &Change) -> [String; 5] {
+    let version = |version: &Option<String>| version.clone().unwrap_or_else(|| "-".to_owned());
+    let how = match (change.how, &change.promoted) {
+        (How::Set, Some(promoted)) => format!("promoted from {promoted}"),
+        (How::Set, None) => "set".to_owned(),
+        (How::Rollback, _) => "rolled back".to_owned(),
+        (How::Delete, _) => "taken off".to_owned(),
+    };
+    let when = change.at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string();
+    [when, change.tag.clone(), version(&change.from), version(&change.to), how]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::shelf::Shelf;
+
+    /// What a command line says: standard output, and what it did.
+    fn tag(shelf: &Shelf, image: &str, tag: Option<&str>, option: &str) -> Result<(String, String), Failure> {
+        let args = args::Tag {
+            image: image.to_owned(),
+            tag: tag.map(|tag| tag.parse().unwrap()),
+            rollback: option == "--rollback",
+            delete: option == "--delete",
+            history: option == "--history",
+            json: option == "--json",
+        };
+        let (mut out, mut notes) = (Vec::new(), Vec::new());
+        run(&shelf.store, &args, &mut out, &mut notes)?;
+        Ok((String::from_utf8(out).unwrap(), String::from_utf8(notes).unwrap()))
+    }
+
+    fn notes(shelf: &Shelf, image: &str, name: Option<&str>, option: &str) -> String {
+        let (out, notes) = tag(shelf, image, name, option).unwrap();
+        assert_eq!(out, "", "a change has no result");
+        notes
+    }
+
+    #[test]
+    fn a_tag_is_set_promoted_rolled_back_and_taken_off() {
+        let shelf = Shelf::with(&["web@1", "web@2"]);
+        assert_eq!(notes(&shelf, "web@1", Some("stable"), ""), "web@stable is 1 now\n");
+        assert_eq!(notes(&shelf, "web", Some("candidate"), ""), "web@candidate is 2 now\n");
+        assert_eq!(notes(&shelf, "web@candidate", Some("stable"), ""), "web@stable is 2 now, it was 1\n");
+        assert_eq!(notes(&shelf, "web@candidate", Some("stable"), ""), "web@stable is 2 already\n");
+        assert_eq!(notes(&shelf, "web", Some("stable"), "--rollback"), "web@stable is 1 again, it was 2\n");
+        assert_eq!(notes(&shelf, "web@candidate", None, "--delete"), "web@candidate is no more, it was 2\n");
+        let (out, _) = tag(&shelf, "web", None, "").unwrap();
+        assert_eq!(out, "TAG     VERSION  SINCE\nstable  1        just now\n");
+        let (out, _) = tag(&shelf, "web@2", None, "").unwrap();
+        assert_eq!(out, "TAG  VERSION  SINCE\n");
+        assert_eq!(tag(&shelf, "web", None, "--json").unwrap().0, "{\n  \"stable\": \"1\"\n}\n");
+        let changed = tag(&shelf, "web@2", Some("stable"), "--json").unwrap().0;
+        let changed: Change = serde_json::from_str(&changed).unwrap();
+        assert_eq!((changed.from.as_deref(), changed.to.as_deref(), changed.how), (Some("1"), Some("2"), How::Set));
+    }
+
+    #[test]
+    fn the_history_says_what_and_how_newest_first() {
+        let shelf = Shelf::with(&["web@1", "web@2"]);
+        for (image, name, option) in [
+            ("web@1", "stable", ""),
+            ("web", "candidate", ""),
+            ("web@candidate", "stable", ""),
+            ("web", "stable", "--rollback"),
+        ] {
+            tag(&shelf, image, Some(name), option).unwrap();
+        }
+        tag(&shelf, "web", Some("stable"), "--delete").unwrap();
+        let rows = |name| {
+            let (out, _) = tag(&shelf, "web", name, "--history").unwrap();
+            // The first 23 columns are the time.
+            out.lines().map(|line| line[25..].to_owned()).collect::<Vec<_>>()
+        };
+        let expected = [
+            "TAG     FROM  TO  HOW",
+            "stable  1     -   taken off",
+            "stable  2     1   rolled back",
+            "stable  1     2   promoted from candidate",
+            "stable  -     1   set",
+        ];
+        assert_eq!(rows(Some("stable")), expected);
+        assert_eq!(rows(None).len(), 6);
+        let hints = tag(&shelf, "web", Some("candidat"), "--history").unwrap_err().hints();
+        assert_eq!(hints, ["did you mean `candidate`?", "tags there are: candidate"]);
+    }
+
+    #[test]
+    fn words_that_do_not_fit_together_are_told() {
+        let shelf = Shelf::with(&["web@1"]);
+        for (image, name, option) in [("web", None, "--rollback"), ("web@1", Some("stable"), "--delete")] {
+            let failure = tag(&shelf, image, name, option).unwrap_err();
+            assert_eq!(failure.kind().exit_code(), 2);
+            assert!(failure.hints()[0].contains(option), "{:?}", failure.hints());
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! All versions of all images, with what can be said of them together: which tags name them, and what each was made from.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+
+use super::{Artifact, ImageId, Store, StoreError, Tags, manifest};
+
+/// What a listing says of a version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// Which version.
+    pub id: ImageId,
+    /// The tags that name it, sorted.
+    pub tags: Vec<String>,
+    /// Its place in the order of the image's versions.
+    pub sequence: u64,
+    /// When it was published.
+    pub finished: Timestamp,
+    /// Name, version, description and labels.
+    pub image: manifest::Image,
+    /// What it was made from.
+    pub base: manifest::Base,
+    /// Its image files.
+    pub outputs: Vec<manifest::Output>,
+    /// Digest of every input.
+    pub build_key: String,
+    /// SHA-256 of the disk as the guest sees it.
+    pub disk_sha256: String,
+    /// Its folder.
+    pub folder: PathBuf,
+}
+
+/// All versions of all images.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// By name, newest first.
+    pub versions: Vec<Summary>,
+    /// A failure for each version, and for the tags of each image, that cannot be read.
+    pub unreadable: Vec<StoreError>,
+}
+
+/// What an image was made from, or what that was made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ancestor<'a> {
+    /// An image of the store.
+    Stored(&'a Summary),
+    /// An image that was removed or replaced since.
+    Gone(&'a manifest::BaseImage),
+    /// Something from elsewhere, as the manifest says it.
+    Source(&'a str),
+}
+
+impl Store {
+    /// Every version there is.
+    ///
+    /// # Errors
+    /// When the store cannot be read; a version that cannot be is part of the listing.
+    pub fn list(&self) -> Result<Listing, StoreError> {
+        let mut listing = Listing::default();
+        for name in self.names()? {
+            let tags = Tags::read(&self.image_path(&name)).unwrap_or_else(|error| {
+                listing.unreadable.push(error);
+                Tags::default()
+            });
+            let mut versions = Vec::new();
+            for id in self.versions(&name)? {
+                match self.artifact_at(&id) {
+                    Ok(artifact) => versions.push(Summary::new(&artifact, &tags)),
+                    // Removed since the folder was listed.
+                    Err(error) if error.is_not_found() => {}
+                    Err(error) => listing.unreadable.push(error),
+                }
+            }
+            versions.sort_by_key(|summary| std::cmp::Reverse(summary.sequence));
+            listing.versions.append(&mut versions);
+        }
+        Ok(listing)
+    }
+}
+
+impl Listing {
+    /// A version by its name.
+    #[must_use]
+    pub fn find(&self, name: &str, version: &str) -> Option<&Summary> {
+        self.versions.iter().find(|summary| (summary.id.name(), summary.id.version()) == (name, version))
+    }
+
+    /// The version of an image that was published last.
+    #[must_use]
+    pub fn newest(&self, name: &str) -> Option<&Summary> {
+        self.versions.iter().find(|summary| summary.id.name() == name)
+    }
+
+    /// The image of the store that another was made from, unless it was replaced since.
+    #[must_use]
+    pub fn stored(&self, base: &manifest::BaseImage) -> Option<&Summary> {
+        self.find(&base.name, &base.version).filter(|summary| summary.build_key == base.build_key)
+    }
+
+    /// What a version was made from, what that was made from, and so on to what came from elsewhere or is gone.
+    #[must_use]
+    pub fn lineage<'a>(&'a self, summary: &'a Summary) -> Vec<Ancestor<'a>> {
+        let mut lineage = Vec::new();
+        let mut base = &summary.base;
+        // No version is its own ancestor, unless somebody has edited manifests.
+        while lineage.len() <= self.versions.len() {
+            let Some(image) = &base.image else {
+                lineage.push(Ancestor::Source(&base.source));
+                break;
+            };
+            let Some(parent) = self.stored(image) else {
+                lineage.push(Ancestor::Gone(image));
+                break;
+            };
+            lineage.push(Ancestor::Stored(parent));
+            base = &parent.base;
+        }
+        lineage
+    }
+}
+
+impl Summary {
+    fn new(artifact: &Artifact, tags: &Tags) -> Self {
+        let manifest = artifact.manifest().clone();
+        Self {
+            id: artifact.id().clone(),
+            tags: tags.of(artifact.id().version()).into_iter().map(str::to_owned).collect(),
+            sequence: manifest.sequence,
+            finished: manifest.finished,
+            image: manifest.image,
+            base: manifest.base,
+            outputs: manifest.outputs,
+            build_key: manifest.build_key,
+            disk_sha256: manifest.disk_sha256,
+            folder: artifact.folder().to_owned(),
+        }
+    }
+
+    /// Length of all image files.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.outputs.iter().map(|output| output.bytes).sum()
+    }
+
+    /// The formats, in the manifest's order.
+    #[must_use]
+    pub fn formats(&self) -> Vec<&str> {
+        self.outputs.iter().map(|output| output.format.as_str()).collect()
+    }
+}
+
+impl fmt::Display for Ancestor<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ancestor::Stored(summary) => summary.id.fmt(f),
+            Ancestor::Gone(image) => write!(f, "{}@{} (gone)", image.name, image.version),
+            Ancestor::Source(source) => f.write_str(source),
+        }
+    }
+}
