@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use support::redact::redact;
 use support::{Ended, Kiln, Place};
 
-const VERBS: [&str; 17] = [
+const VERBS: [&str; 19] = [
     "build",
     "check",
     "plan",
@@ -21,6 +21,8 @@ const VERBS: [&str; 17] = [
     "tag",
     "remove",
     "gc",
+    "export",
+    "lock",
     "seal",
     "doctor",
     "init",
@@ -313,5 +315,18 @@ fn h14_surroundings_do_not_change_the_image() {
     ];
     for (index, other) in others.iter().enumerate() {
         assert!(build(other) == usual, "surroundings {index} change the image");
+    }
+}
+
+/// The schema is libvirt's own.
+#[test]
+fn a_domain_is_what_libvirt_expects() {
+    let built = published();
+    built.then(["export", "web", "--libvirt", "-o", "vm"]).stdout_has("/vm/web-1.xml").run();
+    built.then(["export", "web"]).fails(2).stderr_has("--libvirt").run();
+    let domain = built.place().join("vm/web-1.xml");
+    match Command::new("virt-xml-validate").arg(&domain).arg("domain").output() {
+        Ok(told) => assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr)),
+        Err(error) => eprintln!("SKIPPED: virt-xml-validate: {error} (scripts/setup installs libvirt-clients)"),
     }
 }

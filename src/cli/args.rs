@@ -91,6 +91,8 @@ pub enum Verb {
     Inspect(Inspect),
     /// Recompute every checksum of an image, and check its signature
     Verify(Verify),
+    /// Describe an image for libvirt or Terraform
+    Export(Export),
     /// Tell what differs between two images, or disks that kiln did not build
     Diff(Diff),
     /// Give versions names that move: promote, roll back
@@ -438,6 +440,42 @@ pub enum DiskFormat {
     Qcow2,
     /// The bytes of the disk
     Raw,
+}
+
+/// `kiln export`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  kiln export web@stable --libvirt -o /var/lib/libvirt/images && virsh define /var/lib/libvirt/images/web-1.4.0.xml\n  \
+        kiln export web@stable --terraform -o infra\n\n\
+        In Terraform, `program = [\"kiln\", \"export\", \"web@stable\", \"--external\"]` is an external data source."
+)]
+pub struct Export {
+    /// `name`, `name@version` or `name@tag`
+    pub image: String,
+    /// For whom.
+    #[command(flatten)]
+    pub form: Form,
+    /// The folder to write to
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub output: PathBuf,
+    /// Overwrite files that differ
+    #[arg(long)]
+    pub replace: bool,
+}
+
+/// For whom an image is described.
+#[derive(Debug, Clone, Copy, Args)]
+#[group(required = true, multiple = false)]
+pub struct Form {
+    /// A domain for libvirt, and the copy of the disk that it runs
+    #[arg(long)]
+    pub libvirt: bool,
+    /// A Terraform configuration that uploads the image with the libvirt provider
+    #[arg(long)]
+    pub terraform: bool,
+    /// What Terraform's `external` data source reads, on standard output
+    #[arg(long)]
+    pub external: bool,
 }
 
 /// `kiln verify`

@@ -19,6 +19,7 @@ pub mod check;
 pub mod diagnostics;
 pub mod diff;
 pub mod doctor;
+pub mod export;
 pub mod folders;
 pub mod gc;
 pub mod init;
@@ -74,6 +75,7 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Verb::List(args) => list::run(&folders.store()?, args.json, out),
         Verb::Inspect(args) => inspect::run(&folders.store()?, &args.image.parse()?, args.json, out),
         Verb::Verify(args) => verify::run(&folders.store()?, &args, out),
+        Verb::Export(args) => export::run(&folders.store()?, &args, out),
         Verb::Diff(args) => {
             let is_same = diff::run(&args, &folders, out)?;
             return Ok(u8::from(args.exit_code && !is_same));

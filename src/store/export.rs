@@ -44,18 +44,50 @@ impl Artifact {
     /// # Errors
     /// When a file is there that differs, a call fails, or `watch` says stop.
     pub fn export(&self, target: &Path, conflict: OnConflict, watch: Watch<'_>) -> Result<Vec<PathBuf>, StoreError> {
+        let target = self.export_some(|_| true, target, conflict, watch)?;
+        Ok(self.manifest().outputs.iter().map(|output| target.join(&output.file)).collect())
+    }
+
+    /// Copies one file of the version, in the same way; gives its path.
+    ///
+    /// # Errors
+    /// As [`Artifact::export`].
+    pub fn export_file(
+        &self,
+        file: &str,
+        target: &Path,
+        conflict: OnConflict,
+        watch: Watch<'_>,
+    ) -> Result<PathBuf, StoreError> {
+        Ok(self.export_some(|name| name == file, target, conflict, watch)?.join(file))
+    }
+
+    /// Copies the files that are wanted; gives the target's path, links followed.
+    fn export_some(
+        &self,
+        is_wanted: impl Fn(&str) -> bool,
+        target: &Path,
+        conflict: OnConflict,
+        watch: Watch<'_>,
+    ) -> Result<PathBuf, StoreError> {
         self.check_sizes()?;
         let target = create_target(target)?;
-        let wanted = self.missing_in(&target, conflict, watch)?;
+        let wanted = self.missing_in(&target, is_wanted, conflict, watch)?;
         let meter = Meter::new(watch, wanted.iter().map(|job| job.bytes).sum());
         for job in &wanted {
             copy_into_place(job, &target.path().join(&job.name), conflict, &meter)?;
         }
-        Ok(self.manifest().outputs.iter().map(|output| target.path().join(&output.file)).collect())
+        Ok(target.path().to_owned())
     }
 
-    /// The files that are not in the target yet.
-    fn missing_in(&self, target: &Folder, conflict: OnConflict, watch: Watch<'_>) -> Result<Vec<Job>, StoreError> {
+    /// The wanted files that are not in the target yet.
+    fn missing_in(
+        &self,
+        target: &Folder,
+        is_wanted: impl Fn(&str) -> bool,
+        conflict: OnConflict,
+        watch: Watch<'_>,
+    ) -> Result<Vec<Job>, StoreError> {
         let mut sums = self.sums()?;
         let own = digest::of_bytes(&self.open_folder().read(sums::FILE, sums::LARGEST)?);
         sums.insert(sums::FILE.to_owned(), own.sha256);
@@ -65,7 +97,7 @@ impl Artifact {
             }
         }
         let mut wanted = Vec::new();
-        for (name, sha256) in &sums {
+        for (name, sha256) in sums.iter().filter(|(name, _)| is_wanted(name)) {
             let job = Job::open(self.open_folder(), name)?;
             let path = target.path().join(name);
             match path.symlink_metadata() {

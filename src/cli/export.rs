@@ -1,0 +1,126 @@
+//! `kiln export`: an image, described for the programs that run it elsewhere.
+
+use std::io::Write;
+use std::path::{Path, PathBuf, absolute};
+
+use crate::build::handover::{Described, libvirt, terraform};
+use crate::error::{Failure, Fault, Kind};
+use crate::store::{Artifact, OnConflict, Store, StoreError, UNWATCHED, manifest};
+
+use super::args;
+use super::print;
+
+/// There is nothing to hand over, or no place for it.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// No file that libvirt runs.
+    #[error("{0} has no qcow2 or raw file, which libvirt needs")]
+    NoDisk(String),
+    /// The description cannot be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Fault for ExportError {
+    fn kind(&self) -> Kind {
+        match self {
+            ExportError::NoDisk(_) => Kind::Output,
+            ExportError::Write { .. } => Kind::Host,
+        }
+    }
+}
+
+/// Writes what is asked for into the folder, and prints its path; of `--external`, prints the answer itself.
+///
+/// # Errors
+/// When there is no such image, or a file is there that differs.
+pub fn run(store: &Store, args: &args::Export, out: &mut dyn Write) -> Result<(), Failure> {
+    let artifact = store.artifact(&args.image.parse()?)?;
+    let output = disk(&artifact)?;
+    let stored = artifact.folder().join(&output.file);
+    if args.form.external {
+        let image = Described { manifest: artifact.manifest(), output, path: &stored };
+        return print(out, &format!("{:#}\n", terraform::external(&image)));
+    }
+    let conflict = if args.replace { OnConflict::Replace } else { OnConflict::Refuse };
+    let (name, text) = if args.form.libvirt {
+        // Where it lies is written into the domain; the domain writes to it.
+        let copy = artifact.export_file(&output.file, &args.output, conflict, UNWATCHED)?;
+        let image = Described { manifest: artifact.manifest(), output, path: &copy };
+        (format!("{}.xml", image.stem()), libvirt::domain(&image))
+    } else {
+        let image = Described { manifest: artifact.manifest(), output, path: &stored };
+        (format!("{}.tf.json", artifact.id().name()), format!("{:#}\n", terraform::configuration(&image)))
+    };
+    let path = write(&args.output, &name, &text, conflict)?;
+    print(out, &format!("{}\n", path.display()))
+}
+
+/// The file that libvirt runs.
+fn disk(artifact: &Artifact) -> Result<&manifest::Output, ExportError> {
+    let runs = |output: &&manifest::Output| matches!(&*output.format, "qcow2" | "raw");
+    let found = artifact.manifest().outputs.iter().find(runs);
+    found.ok_or_else(|| ExportError::NoDisk(artifact.id().to_string()))
+}
+
+/// Writes a file whole or not at all. The same text is left alone.
+fn write(folder: &Path, name: &str, text: &str, conflict: OnConflict) -> Result<PathBuf, Failure> {
+    let folder = absolute(folder).unwrap_or_else(|_| folder.to_owned());
+    let path = folder.join(name);
+    let failed = |source| ExportError::Write { path: path.clone(), source };
+    match std::fs::read(&path) {
+        Ok(there) if there == text.as_bytes() => return Ok(path),
+        Ok(_) if conflict == OnConflict::Refuse => return Err(StoreError::Conflict(path).into()),
+        _ => {}
+    }
+    std::fs::create_dir_all(&folder).map_err(failed)?;
+    let mut file = tempfile::Builder::new().prefix(".kiln-").tempfile_in(&folder).map_err(failed)?;
+    file.write_all(text.as_bytes()).map_err(failed)?;
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    file.as_file().set_permissions(mode).map_err(failed)?;
+    file.persist(&path).map_err(|error| failed(error.error))?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::shelf::{Shelf, written};
+
+    fn args(folder: &Path, libvirt: bool, terraform: bool, replace: bool) -> args::Export {
+        let form = args::Form { libvirt, terraform, external: !libvirt && !terraform };
+        args::Export { image: "web".into(), form, output: folder.to_owned(), replace }
+    }
+
+    #[test]
+    fn a_domain_has_a_disk_of_its_own() {
+        let (shelf, folder) = (Shelf::with(&["web@1"]), tempfile::tempdir().unwrap());
+        let run = |replace| written(|out| run(&shelf.store, &args(folder.path(), true, false, replace), out));
+        let path = folder.path().join("web-1.xml");
+        assert_eq!(run(false).unwrap(), format!("{}\n", path.display()));
+        let disk = folder.path().join("web-1.qcow2");
+        assert!(std::fs::read_to_string(&path).unwrap().contains(&disk.display().to_string()));
+        assert_eq!(std::fs::read_to_string(&disk).unwrap(), "disk");
+        run(false).unwrap();
+        std::fs::write(&path, "mine").unwrap();
+        assert_eq!(run(false).unwrap_err().kind().exit_code(), 8);
+        run(true).unwrap();
+    }
+
+    #[test]
+    fn terraform_takes_the_file_from_the_store() {
+        let (shelf, folder) = (Shelf::with(&["web@1"]), tempfile::tempdir().unwrap());
+        let text = written(|out| run(&shelf.store, &args(folder.path(), false, true, false), out)).unwrap();
+        let made: serde_json::Value = serde_json::from_slice(&std::fs::read(text.trim()).unwrap()).unwrap();
+        let stored = shelf.store.path().join("web/1/web-1.qcow2");
+        assert_eq!(made["resource"]["libvirt_volume"]["web"]["create"]["content"]["url"], stored.display().to_string());
+        let flat = written(|out| run(&shelf.store, &args(folder.path(), false, false, false), out)).unwrap();
+        assert!(flat.contains("\"version\": \"1\""), "{flat}");
+    }
+}
