@@ -189,6 +189,7 @@ fn a_published_image_can_be_listed_inspected_verified_and_removed() {
             "SHA256SUMS",
             "build.log",
             "console.log",
+            "files.zst",
             "manifest.json",
             "provenance.json",
             "sbom.cdx.json",

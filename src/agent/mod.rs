@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! main thread   reads the port, cuts frames, answers pings, hands messages to lanes      serve
-//! one lane      for each request: a thread that works and owns what it started           exec, pack, unpack, device
+//! one lane      for each request: a thread that works and owns what it started           exec, pack, unpack, list, device
 //! the link      one lock around writing; credit for each lane                            link
 //! ```
 //!
@@ -24,9 +24,11 @@ mod device;
 mod exec;
 mod facts;
 mod link;
+pub mod list;
 pub mod pack;
 mod secrets;
 pub mod serve;
+mod sha256;
 mod sys;
 mod terminal;
 mod unpack;

@@ -1,7 +1,7 @@
 //! One conversation: from the first hello on an open port until that port says no more.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Read};
+use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::accounts::Accounts;
 use super::link::{Event, Incoming, Lane, Link, Outgoing};
 use super::pack::{PackError, Packing, pack};
-use super::{Refusal, device, exec, facts, sys, unpack};
+use super::{Refusal, device, exec, facts, list, sys, unpack};
 use crate::wire::code::{Code, Fields, Malformed};
 use crate::wire::message::Origin;
 use crate::wire::tree::{Encoder, Head, Layout, MAX_PATH, Totals};
@@ -115,6 +115,7 @@ impl Conversation {
             Message::Exec { part, last } => return self.exec(stream, part.0, last),
             Message::Upload {} => return self.serve(stream, |lane, events| done(upload(lane, events))),
             Message::Fetch { path } => return self.serve(stream, move |lane, _| done(fetch(lane, &path))),
+            Message::List {} => return self.serve(stream, |lane, _| done(list_files(lane))),
             Message::Sync { cached } => return self.serve(stream, move |_, _| done(sync(cached))),
             Message::Unpack { serial } => return self.serve(stream, move |lane, _| done(unpack_device(lane, &serial))),
             Message::Bye {} => return self.bye(stream),
@@ -235,6 +236,13 @@ fn ticker(lane: &Lane) -> impl FnMut(u64) {
             let _ = lane.send(Message::Progress { bytes });
         }
     }
+}
+
+fn list_files(lane: &Lane) -> Result<Totals, Refusal> {
+    let mut out = BufWriter::with_capacity(MAX_DATA, Outgoing(lane));
+    let totals = list::list(&mut out, &mut ticker(lane))?;
+    out.flush().map_err(|error| Refusal::io("the port", &error))?;
+    Ok(totals)
 }
 
 fn fetch(lane: &Lane, path: &[u8]) -> Result<Totals, Refusal> {

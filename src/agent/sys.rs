@@ -35,6 +35,9 @@ const SEEK_HOLE: c_int = 4;
 const ENXIO: i32 = 6;
 const CLOCK_REALTIME: c_int = 0;
 const MS_NOSUID_NODEV_NOEXEC: u64 = 2 | 4 | 8;
+const MS_RDONLY_NOATIME: u64 = 1 | 1024;
+const MS_REMOUNT: u64 = 32;
+const MS_BIND: u64 = 4096;
 const MNT_DETACH: c_int = 2;
 const TIOCSCTTY: u64 = 0x540e;
 const TIOCSWINSZ: u64 = 0x5414;
@@ -246,6 +249,19 @@ pub fn mount_tmpfs(on: &Path, options: &str) -> io::Result<()> {
     let kind = c"tmpfs".as_ptr();
     // SAFETY: valid C strings all.
     check(unsafe { mount(kind, on.as_ptr(), kind, MS_NOSUID_NODEV_NOEXEC, options.as_ptr().cast()) })
+}
+
+/// Shows a directory at another place, read only and without what is mounted in it.
+#[expect(unsafe_code, reason = "libc")]
+pub fn bind_read_only(from: &Path, on: &Path) -> io::Result<()> {
+    let (from, on) = (c_path(from)?, c_path(on)?);
+    let nothing = std::ptr::null();
+    // SAFETY: valid C strings; the kernel reads no other argument of a bind mount.
+    check(unsafe { mount(from.as_ptr(), on.as_ptr(), nothing, MS_BIND, nothing.cast()) })?;
+    // The flags of a bind mount are only taken when it is there (mount(2)).
+    let flags = MS_REMOUNT | MS_BIND | MS_RDONLY_NOATIME;
+    // SAFETY: as above.
+    check(unsafe { mount(nothing, on.as_ptr(), nothing, flags, nothing.cast()) })
 }
 
 /// Takes a mount away, now from the tree and for good when its last user is gone.

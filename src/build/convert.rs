@@ -1,8 +1,6 @@
 //! The sealed disk becomes output files, and is read once more for its digests.
 
-use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,24 +11,19 @@ use crate::digest::hex;
 use crate::disk::chain::{Chain, Layer};
 use crate::disk::compress::{CompressError, Twin, compress};
 use crate::disk::digest::disk_sha256;
-use crate::disk::entry::ContentDigest;
-use crate::disk::listing::{self, ListingWriter};
-use crate::disk::packages::packages;
 use crate::disk::qemu_img::{Image, Target, convert as run_convert};
 use crate::disk::tree::Tree;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Event, Level, Stage};
 use crate::plan::output::DiskFile;
-use crate::spec::{BaseFormat, Platform};
-use crate::store::manifest::Package;
+use crate::spec::BaseFormat;
 
+use super::contents::{self, Contents};
+use super::identity;
 use super::leaks::Search;
-use super::shutdown::CleanShutdown;
 use super::survey::check_base;
 use super::twin::{BaseTwin, is_ours};
-use super::writers::Writers;
-use super::{Build, ScratchError};
-use super::{identity, platform};
+use super::{Build, SealedDisk};
 
 /// The outputs are in the staging folder, and what is known of the disk they all hold.
 #[derive(Debug)]
@@ -39,15 +32,6 @@ pub struct Converted {
     pub disk_sha256: String,
     /// What is in it, being read meanwhile.
     pub contents: JoinHandle<Result<Contents, Failure>>,
-}
-
-/// What is in a disk, as far as it can be read on the host.
-#[derive(Debug, Default)]
-pub struct Contents {
-    /// Digest of the file tree.
-    pub content_sha256: Option<String>,
-    /// What is installed.
-    pub packages: Vec<Package>,
 }
 
 /// The sealed disk is not what it should be.
@@ -78,14 +62,14 @@ type Layers = Vec<(PathBuf, BaseFormat)>;
 /// Writes every output; the disk's digest is computed, it is searched for secrets, and its files are read meanwhile.
 pub(crate) async fn convert(
     build: &Build<'_>,
-    (disk, writers): (CleanShutdown, Writers),
+    sealed: SealedDisk,
     twin: Option<&mut BaseTwin>,
     staging: &Path,
 ) -> Result<Converted, Failure> {
-    let layers = disk.chain;
+    let layers = sealed.disk.chain;
     check_base(build.plan, &build.memo)?;
     check_sealed(build, &layers)?;
-    let contents = read_contents(build, layers.clone(), writers, staging)?;
+    let contents = contents::read(build, layers.clone(), sealed.known, staging)?;
     let written = write_outputs(build, &layers, twin, staging);
     let digest = digest(build, layers.clone());
     let ((), disk_sha256) = build.limits.hold(async { tokio::try_join!(written, digest) }).await?;
@@ -195,58 +179,4 @@ async fn digest(build: &Build<'_>, layers: Layers) -> Result<String, Failure> {
         Ok(hex(&hashed?))
     });
     hashing.await.expect("hashing does not panic")
-}
-
-/// Writes the list of all files, and gives the digest of what they contain.
-fn list_files(tree: &Tree<'_>, writers: &Writers, path: &Path) -> Result<[u8; 32], Failure> {
-    let failed = |source| Failure::from(ScratchError::at("the list of files", path)(source));
-    let file = File::create_new(path).and_then(|file| ListingWriter::new(BufWriter::new(file)));
-    let (mut list, mut content) = (file.map_err(failed)?, ContentDigest::new());
-    let mut written = Ok(());
-    let walked = tree.walk(&mut |entry| {
-        content.add(entry);
-        written = list.add(entry, writers.step_of(entry));
-        if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    });
-    written.map_err(failed)?;
-    walked?;
-    list.finish().and_then(|mut file| file.flush()).map_err(failed)?;
-    Ok(content.finish())
-}
-
-/// Reads the tree while the tests boot or the outputs are hashed. The files are opened now: the tests' overlay takes the
-/// name of this one.
-fn read_contents(
-    build: &Build<'_>,
-    layers: Layers,
-    writers: Writers,
-    staging: &Path,
-) -> Result<JoinHandle<Result<Contents, Failure>>, Failure> {
-    let chain = open(layers)?;
-    let (events, list) = (build.events.clone(), staging.join(listing::FILE));
-    let platforms: BTreeSet<Platform> =
-        build.plan.spec.outputs.iter().flat_map(|output| output.platforms.iter().copied()).collect();
-    Ok(spawn_blocking(move || {
-        let tree = match Tree::open(&chain) {
-            Ok(tree) => tree,
-            Err(error) => {
-                events.notice(Level::Info, format!("the manifest will lack content and packages: {error}"));
-                return Ok(Contents::default());
-            }
-        };
-        let packages = packages(&tree)?.unwrap_or_default();
-        if !platforms.is_empty() {
-            let guest = platform::Guest::of(&tree, &packages)?;
-            for missing in platforms.into_iter().flat_map(|platform| guest.misses(platform)) {
-                events.notice(Level::Warning, missing);
-            }
-        }
-        Ok(Contents {
-            content_sha256: Some(hex(&list_files(&tree, &writers, &list)?)),
-            packages: packages
-                .into_iter()
-                .map(|found| Package { name: found.name, version: found.version, arch: found.arch })
-                .collect(),
-        })
-    }))
 }

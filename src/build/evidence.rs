@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::plan::Plan;
 use crate::store::Manifest;
+use crate::store::manifest::Package;
 
 mod cyclonedx;
 mod provenance;
@@ -48,12 +49,23 @@ fn created(manifest: &Manifest) -> String {
     time(epoch.unwrap_or(manifest.finished))
 }
 
-/// A package URL (purl-spec, PURL-TYPES `deb` and `apk`). Which kind a package is, its version's form does not say; the
-/// names of architectures do: Debian says `amd64` and `all`, Alpine `x86_64` and `noarch`.
-fn purl(package: &crate::store::manifest::Package) -> String {
-    let kind = if matches!(&*package.arch, "x86_64" | "noarch" | "aarch64") { "apk/alpine" } else { "deb/debian" };
-    let (name, version, arch) = (encoded(&package.name), encoded(&package.version), encoded(&package.arch));
-    format!("pkg:{kind}/{name}@{version}?arch={arch}")
+/// A package URL (purl-spec, PURL-TYPES `deb`, `apk` and `rpm`): the namespace is the distribution, and `distro` says which
+/// version of it. An epoch of rpm is a qualifier there.
+fn purl(manifest: &Manifest, package: &Package) -> String {
+    let kind = manifest.package_type.as_deref().unwrap_or("generic");
+    let os = manifest.os.as_ref();
+    let namespace = os.map(|os| format!("/{}", encoded(&os.id))).unwrap_or_default();
+    let (epoch, version) = match package.version.split_once(':') {
+        Some((epoch, version)) if kind == "rpm" => (Some(epoch), version),
+        _ => (None, package.version.as_str()),
+    };
+    let distro =
+        os.filter(|os| !os.version.is_empty()).map(|os| format!("{}-{}", encoded(&os.id), encoded(&os.version)));
+    let qualifiers = [("arch", Some(encoded(&package.arch))), ("distro", distro), ("epoch", epoch.map(encoded))];
+    let qualifiers: Vec<String> =
+        qualifiers.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value?))).collect();
+    let (name, version) = (encoded(&package.name), encoded(version));
+    format!("pkg:{kind}{namespace}/{name}@{version}?{}", qualifiers.join("&"))
 }
 
 /// Percent-encoding as purl-spec has it: all but letters, digits and `.-_~`, and the colon, which stays.
@@ -75,18 +87,32 @@ fn uuid(sha256: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::manifest::Package;
+    use crate::store::manifest::{Os, tests::sample};
 
     #[test]
-    fn package_urls_are_encoded() {
-        let package = |name: &str, version: &str, arch: &str| {
-            purl(&Package { name: name.into(), version: version.into(), arch: arch.into() })
+    fn package_urls_name_the_distribution() {
+        let url = |kind: &str, (id, os_version): (&str, &str), (name, version, arch): (&str, &str, &str)| {
+            let os = Os { id: id.into(), version: os_version.into(), name: String::new() };
+            let (os, package_type) = (Some(os), Some(kind.to_owned()));
+            let manifest = Manifest { os, package_type, ..sample("web", "1", "k") };
+            purl(&manifest, &Package { name: name.into(), version: version.into(), arch: arch.into() })
         };
         assert_eq!(
-            package("libstdc++6", "1:12.2~a b", "amd64"),
-            "pkg:deb/debian/libstdc%2B%2B6@1:12.2~a%20b?arch=amd64"
+            url("deb", ("debian", "12"), ("libstdc++6", "1:12.2~a b", "amd64")),
+            "pkg:deb/debian/libstdc%2B%2B6@1:12.2~a%20b?arch=amd64&distro=debian-12"
         );
-        assert_eq!(package("musl", "1.2-r0", "x86_64"), "pkg:apk/alpine/musl@1.2-r0?arch=x86_64");
+        assert_eq!(url("deb", ("ubuntu", ""), ("zsh", "5", "all")), "pkg:deb/ubuntu/zsh@5?arch=all");
+        assert_eq!(
+            url("apk", ("alpine", "3.20.1"), ("musl", "1.2-r0", "x86_64")),
+            "pkg:apk/alpine/musl@1.2-r0?arch=x86_64&distro=alpine-3.20.1"
+        );
+        assert_eq!(
+            url("rpm", ("fedora", "40"), ("shadow-utils", "2:4.15-4.fc40", "x86_64")),
+            "pkg:rpm/fedora/shadow-utils@4.15-4.fc40?arch=x86_64&distro=fedora-40&epoch=2"
+        );
+        let unknown =
+            purl(&sample("web", "1", "k"), &Package { name: "a".into(), version: "1".into(), arch: "x".into() });
+        assert_eq!(unknown, "pkg:generic/a@1?arch=x");
     }
 
     #[test]

@@ -34,6 +34,7 @@ use crate::workdir::Workdir;
 pub mod base;
 pub mod boot;
 pub mod clone;
+mod contents;
 pub mod convert;
 mod evidence;
 pub mod handover;
@@ -63,6 +64,7 @@ mod twin;
 pub mod writers;
 
 use boot::Guest;
+use contents::{Known, Wanted};
 use layers::{Begin, Layers};
 use limits::Limits;
 use provision::Done;
@@ -193,6 +195,12 @@ impl Fault for ScratchError {
     }
 }
 
+/// The disk of a sealed guest, and what is known of it that it does not say itself.
+pub(crate) struct SealedDisk {
+    pub(crate) disk: shutdown::CleanShutdown,
+    pub(crate) known: Known,
+}
+
 /// One build under way.
 pub(crate) struct Build<'a> {
     pub(crate) plan: &'a Plan,
@@ -274,18 +282,20 @@ impl<'a> Build<'a> {
     }
 
     /// Seals the guest and turns it off.
-    async fn sealed(
-        &self,
-        mut guest: Guest,
-        steps: &[Done],
-        layers: &Layers<'_>,
-    ) -> Result<(shutdown::CleanShutdown, Writers), Failure> {
-        let (sealed, clamped) = match self.stage(Stage::Seal, seal::seal(self, &mut guest)).await {
+    async fn sealed(&self, mut guest: Guest, steps: &[Done], layers: &Layers<'_>) -> Result<SealedDisk, Failure> {
+        let wanted = Wanted::by_base(self.plan);
+        let asked_and_sealed = async {
+            let mut answers = contents::ask(self, &mut guest, wanted).await?;
+            let (sealed, clamped) = seal::seal(self, &mut guest).await?;
+            answers.files = contents::ask_for_files(self, &mut guest, wanted).await?;
+            Ok((sealed, Known { answers, writers: Writers::new(steps, clamped) }))
+        };
+        let (sealed, known) = match self.stage(Stage::Seal, asked_and_sealed).await {
             Ok(sealed) => sealed,
             Err(failure) => return Err(guest.abandon(failure).await),
         };
         let disk = self.stage(Stage::Shutdown, shutdown::shut_down(self, guest, sealed, layers.chain())).await?;
-        Ok((disk, Writers::new(steps, clamped)))
+        Ok(SealedDisk { disk, known })
     }
 
     /// Tests every image file that QEMU boots.

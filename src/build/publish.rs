@@ -16,7 +16,8 @@ use crate::sign::Signer;
 use crate::spec::Network;
 use crate::store::{Artifact, Documents, Evidence, ImageId, Manifest, Staging, manifest};
 
-use super::convert::{Contents, Converted};
+use super::contents::Contents;
+use super::convert::Converted;
 use super::evidence;
 use super::provision::{Done, verb};
 use super::{Build, ScratchError, Surroundings};
@@ -99,6 +100,8 @@ fn manifest(plan: &Plan, record: Record, disk_sha256: String, contents: Contents
         outputs: outputs(plan),
         disk_sha256,
         content_sha256: contents.content_sha256,
+        os: contents.os,
+        package_type: contents.package_type,
         packages: contents.packages,
         tests: record.tests,
         fetched,

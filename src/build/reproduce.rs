@@ -15,10 +15,11 @@ use crate::event::Level;
 use crate::plan::Plan;
 use crate::size::ByteSize;
 
+use super::contents::{self, Known};
 use super::layers::Layers;
 use super::limits::Limits;
 use super::writers::Writers;
-use super::{Build, Surroundings, convert};
+use super::{Build, SealedDisk, Surroundings, convert};
 
 /// Another day, hour and minute; not so far that a certificate has ended meanwhile.
 const AHEAD: SignedDuration = SignedDuration::from_secs(31 * 3600 + 17 * 60 + 5);
@@ -97,8 +98,8 @@ async fn once(plan: &Plan, around: &Surroundings, limits: Limits) -> Result<File
     let made = async {
         let fetched = build.work.join("fetched");
         let (guest, steps) = build.provisioned(&mut layers, &fetched, around).await?;
-        let (disk, writers) = build.sealed(guest, &steps, &layers).await?;
-        let reading = spawn_blocking(move || read(&convert::open(disk.chain)?, &writers));
+        let SealedDisk { disk, known } = build.sealed(guest, &steps, &layers).await?;
+        let reading = spawn_blocking(move || read(&convert::open(disk.chain)?, &known));
         build.limits.hold(async { reading.await.expect("reading the tree does not panic") }).await
     };
     let made = made.await;
@@ -106,11 +107,11 @@ async fn once(plan: &Plan, around: &Surroundings, limits: Limits) -> Result<File
     made.map_err(|failure| build.give_up(failure, around))
 }
 
-fn read(disk: &crate::disk::chain::Chain, writers: &Writers) -> Result<Files, Failure> {
+fn read(disk: &crate::disk::chain::Chain, known: &Known) -> Result<Files, Failure> {
     let (mut content, mut all) = (ContentDigest::new(), BTreeMap::new());
-    Tree::open(disk)?.walk(&mut |entry| {
+    contents::Files::new(Tree::open(disk), &known.answers)?.walk(&mut |entry| {
         content.add(entry);
-        all.insert(entry.path.clone(), found(entry, writers));
+        all.insert(entry.path.clone(), found(entry, &known.writers));
         ControlFlow::Continue(())
     })?;
     Ok(Files { content_sha256: hex(&content.finish()), all })

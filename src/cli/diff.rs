@@ -3,6 +3,7 @@
 //! Images that have their list of files are compared by the lists alone. Disks are read, both at once; no link in them is
 //! followed, and nothing of them is mounted.
 
+use std::cmp::Ordering;
 use std::fs::File;
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -15,7 +16,7 @@ use crate::disk::chain::{Chain, Layer};
 use crate::disk::compare::{Change, compare};
 use crate::disk::inspect::BaseImage;
 use crate::disk::listing::{self, Listing, ListingError, Record};
-use crate::disk::packages::packages;
+use crate::disk::packages::{Installed, PackageType, installed, version};
 use crate::disk::tree::{Tree, TreeError};
 use crate::error::{Failure, Fault, Kind};
 use crate::spec::BaseFormat;
@@ -80,13 +81,32 @@ struct Side {
     disk: (PathBuf, BaseFormat),
 }
 
+/// A package that is not the same in both, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct PackageChange {
+    how: How,
+    old: Option<Package>,
+    new: Option<Package>,
+}
+
+/// What became of a package.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    Added,
+    Removed,
+    Up,
+    Down,
+    /// Its versions have no order that kiln knows, or there is none between them.
+    Changed,
+}
+
 /// Everything that differs.
 #[derive(Debug, Default)]
 struct Difference {
     files: Vec<Change>,
     /// Of changed small text files, by their place in `files`: a unified diff.
     texts: Vec<(usize, String)>,
-    packages: Vec<(Option<Package>, Option<Package>)>,
+    packages: Vec<PackageChange>,
     /// What the manifests say of how the images were made: name, first, second.
     metadata: Vec<(&'static str, String, String)>,
     /// The names of the second image's steps.
@@ -109,7 +129,9 @@ pub fn run(args: &args::Diff, folders: &Folders, out: &mut dyn Write) -> Result<
     let mut difference = Difference { steps: new.steps(), ..Difference::default() };
     let (left, right) = (old.records()?, new.records()?);
     compare(left.into_iter(), right.into_iter(), args.mtime, &mut |change| difference.files.push(change))?;
-    difference.packages = package_changes(&old.packages()?, &new.packages()?);
+    let ((old_kind, old_packages), (new_kind, new_packages)) = (old.packages()?, new.packages()?);
+    let kind = new_kind.filter(|kind| Some(*kind) == old_kind);
+    difference.packages = package_changes(kind, &old_packages, &new_packages);
     difference.metadata = metadata(old.manifest(), new.manifest());
     if !args.stat {
         difference.texts = texts(&old, &new, &difference.files)?;
@@ -158,13 +180,22 @@ impl Side {
         Ok(Chain::open(vec![Layer { file, format: *format }])?)
     }
 
-    fn packages(&self) -> Result<Vec<Package>, Failure> {
+    /// What is installed, and of which type that is.
+    fn packages(&self) -> Result<(Option<PackageType>, Vec<Package>), Failure> {
         if let Some(manifest) = self.manifest() {
-            return Ok(manifest.packages.clone());
+            let kind = manifest.package_type.as_deref().and_then(PackageType::named);
+            return Ok((kind, manifest.packages.clone()));
         }
         let chain = self.chain()?;
-        let found = packages(&Tree::open(&chain)?)?.unwrap_or_default().into_iter();
-        Ok(found.map(|found| Package { name: found.name, version: found.version, arch: found.arch }).collect())
+        let Some(Installed { kind, packages }) = installed(&Tree::open(&chain)?)? else {
+            return Ok((None, Vec::new()));
+        };
+        let package = |found: crate::disk::packages::Package| Package {
+            name: found.name,
+            version: found.version,
+            arch: found.arch,
+        };
+        Ok((Some(kind), packages.into_iter().map(package).collect()))
     }
 
     /// Every file, read by a thread of its own.
@@ -217,7 +248,7 @@ fn send_tree(chain: &Chain, to: &SyncSender<Result<Record, Failure>>) {
 }
 
 /// Packages of one name and architecture, where the versions are not the same in both.
-fn package_changes(old: &[Package], new: &[Package]) -> Vec<(Option<Package>, Option<Package>)> {
+fn package_changes(kind: Option<PackageType>, old: &[Package], new: &[Package]) -> Vec<PackageChange> {
     let is_same = |one: &Package, other: &Package| one.name == other.name && one.arch == other.arch;
     // Several versions of one name may be installed together, as kernels are: whole packages are compared first.
     let only = |these: &[Package], others: &[Package]| -> Vec<Package> {
@@ -234,6 +265,20 @@ fn package_changes(old: &[Package], new: &[Package]) -> Vec<(Option<Package>, Op
     changes.extend(come.into_iter().map(|package| (None, Some(package))));
     changes.sort_by(|one, other| one.0.as_ref().or(one.1.as_ref()).cmp(&other.0.as_ref().or(other.1.as_ref())));
     changes
+        .into_iter()
+        .map(|(old, new)| PackageChange { how: how(kind, old.as_ref(), new.as_ref()), old, new })
+        .collect()
+}
+
+fn how(kind: Option<PackageType>, old: Option<&Package>, new: Option<&Package>) -> How {
+    let (Some(old), Some(new)) = (old, new) else {
+        return if new.is_some() { How::Added } else { How::Removed };
+    };
+    match kind.and_then(|kind| version::compare(kind, &old.version, &new.version)) {
+        Some(Ordering::Less) => How::Up,
+        Some(Ordering::Greater) => How::Down,
+        _ => How::Changed,
+    }
 }
 
 fn metadata(old: Option<&Manifest>, new: Option<&Manifest>) -> Vec<(&'static str, String, String)> {
@@ -299,14 +344,20 @@ mod tests {
     fn packages_go_up_come_and_leave() {
         let old = [package("a", "1"), package("b", "1"), package("linux", "5"), package("linux", "6")];
         let new = [package("a", "2"), package("c", "1"), package("linux", "6"), package("linux", "7")];
+        let change = |how, old: Option<&str>, new: Option<&str>, name: &str| {
+            let of = |version: Option<&str>| version.map(|version| package(name, version));
+            PackageChange { how, old: of(old), new: of(new) }
+        };
         let expected = [
-            (Some(package("a", "1")), Some(package("a", "2"))),
-            (Some(package("b", "1")), None),
-            (None, Some(package("c", "1"))),
-            (Some(package("linux", "5")), Some(package("linux", "7"))),
+            change(How::Up, Some("1"), Some("2"), "a"),
+            change(How::Removed, Some("1"), None, "b"),
+            change(How::Added, None, Some("1"), "c"),
+            change(How::Up, Some("5"), Some("7"), "linux"),
         ];
-        assert_eq!(package_changes(&old, &new), expected);
-        assert!(package_changes(&old, &old).is_empty());
+        assert_eq!(package_changes(Some(PackageType::Deb), &old, &new), expected);
+        assert_eq!(package_changes(Some(PackageType::Deb), &new[..1], &old[..1])[0].how, How::Down);
+        assert_eq!(package_changes(None, &old[..1], &new[..1])[0].how, How::Changed, "of two types, or of none");
+        assert!(package_changes(None, &old, &old).is_empty());
     }
 
     #[test]

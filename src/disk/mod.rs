@@ -3,7 +3,7 @@
 //! ```text
 //! base file --inspect--> BaseImage --qemu_img--> overlay --(QEMU writes it)--> Chain of opened files
 //!                                                                                |- digest  sha256 of the raw disk
-//!                                                                                |- partition -> ext4, fat -> volume -> tree -> packages, listing
+//!                                                                                |- partition -> ext4, fat -> volume -> tree -> packages, os_release, listing
 //!                                                                                |- compress: the zstd qcow2
 //!                                                                                `- qemu_img: every other output
 //! ```
@@ -19,13 +19,14 @@ pub mod digest;
 pub mod entry;
 pub mod ext4;
 pub mod fat;
-pub mod fstab;
 pub mod inspect;
 pub mod listing;
 mod magic;
+pub mod os_release;
 pub mod packages;
 pub mod partition;
 pub mod qcow2;
 pub mod qemu_img;
+pub mod told;
 pub mod tree;
 pub mod volume;

@@ -12,13 +12,13 @@ use sha2::{Digest, Sha256};
 use super::chain::{Chain, ChainError};
 use super::digest::hash_zeroes;
 use super::entry::{ContentDigest, Entry, FileKind};
-use super::fstab::{self, Mount, Source};
 use super::partition::{Partition, partitions};
 use super::volume::{Chunk, Node, Volume, VolumeError};
 use crate::error::{self, Fault};
+use crate::wire::fstab::{self, Mount, Source};
 
 /// Ten times what the largest distributions install.
-const MAX_ENTRIES: u64 = 20_000_000;
+pub(super) const MAX_ENTRIES: u64 = 20_000_000;
 /// All content read in one walk, as a multiple of the file systems' size. Holes count: a few bytes can claim terabytes
 /// of them, and hashing those would keep us busy for hours.
 const MAX_CONTENT: u64 = 64;
@@ -46,6 +46,9 @@ pub enum TreeError {
     /// A directory that contains itself.
     #[error("the guest's file system is damaged: directory {0} is in the tree twice")]
     Loop(u64),
+    /// The guest told of what cannot be.
+    #[error("the guest's list of its files makes no sense")]
+    Told(#[source] std::io::Error),
     /// Beyond our limits.
     #[error("the guest's file system has {0} than kiln reads")]
     TooMuch(&'static str),

@@ -1,7 +1,7 @@
 //! The host's end of the conversation with the agent in the guest.
 //!
 //! ```text
-//! accept -> Session --exec, shell, upload, unpack_device, fetch, wake, ping--> bye
+//! accept -> Session --exec, shell, upload, unpack_device, fetch, list, wake, ping--> bye
 //!              \--(the guest reboots)--> reconnect --/
 //! ```
 //!

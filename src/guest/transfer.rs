@@ -1,5 +1,6 @@
 //! Files between host and guest: over the port in both directions, and from a block device.
 
+use std::fs::File;
 use std::io::{self, BufRead, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -100,6 +101,33 @@ impl Session {
         drop(sender);
         let Received { files, totals: found } = joined(receiving).await?;
         if totals == Some(found) { Ok(files) } else { Err(mismatch()) }
+    }
+
+    /// Has the guest tell every file of its disks, and writes the records ([`crate::wire::listing`]) as they come into a new
+    /// file. Gives it, and how many there are by the guest's word. `limit` is in bytes.
+    ///
+    /// # Errors
+    /// When the guest cannot, says more than that, or the conversation fails.
+    pub async fn list(&mut self, into: &Path, limit: u64) -> Result<(File, u64), GuestError> {
+        let failed = |source| GuestError::Write { path: into.to_owned(), source };
+        let mut file = File::options().read(true).write(true).create_new(true).open(into).map_err(failed)?;
+        self.begin();
+        self.queue(&Message::List {});
+        let mut left = limit;
+        loop {
+            match self.next().await? {
+                Message::Data { bytes: Hidden(bytes) } => {
+                    let beyond = || GuestError::Beyond(format!("{limit} bytes about its files"));
+                    left = left.checked_sub(bytes.len() as u64).ok_or_else(beyond)?;
+                    // A few megabytes in all, into the page cache: no thread is worth that.
+                    file.write_all(&bytes).map_err(failed)?;
+                    self.used(bytes.len());
+                }
+                Message::Progress { .. } => {}
+                Message::Done { entries, .. } => return Ok((file, entries)),
+                other => return Err(unexpected(other)),
+            }
+        }
     }
 
     /// The next chunk to send, while the guest is listened to: it may be done before the packer's thread is.

@@ -44,6 +44,12 @@ pub struct Manifest {
     /// SHA-256 over the sorted file tree, where it could be read.
     #[serde(default)]
     pub content_sha256: Option<String>,
+    /// Which distribution it is, where it says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub os: Option<Os>,
+    /// The type of `packages`, as package URLs have it: `deb`, `apk` or `rpm`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub package_type: Option<String>,
     /// What the guest's package database lists.
     #[serde(default)]
     pub packages: Vec<Package>,
@@ -172,6 +178,19 @@ impl Output {
     pub fn staged(file: impl Into<String>, format: impl Into<String>, virtual_bytes: u64) -> Self {
         Self { file: file.into(), format: format.into(), virtual_bytes, ..Self::default() }
     }
+}
+
+/// `os` of the manifest, from os-release(5).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Os {
+    /// `debian`, `ubuntu`, `alpine`, ...; `linux` where it says nothing.
+    pub id: String,
+    /// Its version; may be empty.
+    #[serde(default)]
+    pub version: String,
+    /// For people; may be empty.
+    #[serde(default)]
+    pub name: String,
 }
 
 /// One of `packages`.
@@ -328,6 +347,8 @@ pub(crate) mod tests {
             outputs: vec![Output::staged(format!("{name}-{version}.qcow2"), "qcow2", 8 << 30)],
             disk_sha256: "00ff".into(),
             content_sha256: None,
+            os: None,
+            package_type: None,
             packages: Vec::new(),
             tests: Vec::new(),
             fetched: Vec::new(),

@@ -272,6 +272,8 @@ coded_enum! {
             /// Its clock, nanoseconds since 1970.
             clock: i64,
         }
+        /// Host: tell every file of the guest's disks. The records of `listing` come in `Data`, then `Done` or `Failed`.
+        38 List {}
         /// Host: another time and another machine. The guest sets its clock, stirs the bytes into its random numbers and
         /// draws them anew. Answered by `Done` or `Failed`.
         32 Wake {

@@ -1,4 +1,4 @@
-//! The words between kiln and its agent: frames, messages and the tree stream. Both ends compile this module, so it
+//! The words between kiln and its agent: frames, messages and the streams of files. Both ends compile this module, so it
 //! uses the standard library alone.
 //!
 //! ```text
@@ -14,6 +14,8 @@
 //! after the other granted it with `Credit`.
 
 pub mod code;
+pub mod fstab;
+pub mod listing;
 pub mod message;
 pub mod tree;
 

@@ -14,18 +14,20 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use kiln::agent::list::list_folder;
 use kiln::digest::{hex, sha256_file};
 use kiln::disk::chain::{Chain, Layer};
 use kiln::disk::compress::{CompressError, Twin, compress};
 use kiln::disk::digest::{DigestError, disk_sha256};
-use kiln::disk::entry::{Entry, FileKind, canonical};
+use kiln::disk::entry::{ContentDigest, Entry, FileKind, canonical};
 use kiln::disk::fat::{Fat, FatError, Node};
 use kiln::disk::inspect::{BaseError, BaseFacts, BaseImage, Refusal};
-use kiln::disk::packages::{Package, packages};
+use kiln::disk::packages::{Installed, Package, PackageType, installed};
 use kiln::disk::partition::partitions;
 use kiln::disk::qcow2::create_overlay;
 use kiln::disk::qcow2::header::{Codec, HeaderError};
 use kiln::disk::qemu_img::{Image, Target, convert};
+use kiln::disk::told::Told;
 use kiln::disk::tree::{Tree, TreeError};
 use kiln::error::{Fault, Kind};
 use kiln::spec::{BaseFormat, Compression, DiskFormat};
@@ -697,9 +699,53 @@ fn every_kind_of_ext_file_system_is_read_as_it_was_written() {
         }
         assert_eq!(tree_lines(&tree).len(), expected.len(), "{kind:?}");
         let zsh = Package { name: "zsh".into(), version: "5.9".into(), arch: "amd64".into() };
-        assert_eq!(packages(&tree).unwrap(), Some(vec![zsh]));
+        let expected = Installed { kind: PackageType::Deb, packages: vec![zsh] };
+        assert_eq!(installed(&tree).unwrap(), Some(expected));
         assert_eq!(tree.read("/etc/os-release", 100).unwrap().unwrap(), b"ID=test\n");
     }
+}
+
+#[test]
+fn a_guest_lists_what_the_host_would_read() {
+    let scratch = Scratch::new();
+    let folder = scratch.path("tree");
+    source_tree(&folder);
+    tool("mkfifo", &["-m", "640", folder.join("pipe").to_str().unwrap()]);
+    let image = make_ext4(&scratch, "fs", "48M", &["-t", "ext4"], &folder);
+    let disk = chain(&[(&image, BaseFormat::Raw)]);
+    let expected = tree_lines(&Tree::open(&disk).unwrap());
+    let mut spool = tempfile::tempfile().unwrap();
+    let mut heard = 0;
+    let totals = list_folder(&folder, &mut spool, &mut |bytes| heard = bytes).unwrap();
+    let (mut lines, mut files) = (Vec::new(), std::collections::HashMap::new());
+    Told::new(spool, totals.entries)
+        .walk(&mut |entry| {
+            lines.extend((entry.path != b"/").then(|| canonical(entry)));
+            files.insert(entry.path.clone(), (entry.file, entry.modified, entry.changed));
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_same(&lines, &expected);
+    assert_eq!(lines.len() as u64 + 1, totals.entries);
+    assert_eq!(heard, totals.bytes);
+    let (big, same) = (files[&b"/big"[..]], files[&b"/deep/er/est/same"[..]]);
+    assert_eq!((big.0, big.1), (same.0, same.1), "two names of one file");
+    let facts = fs::symlink_metadata(folder.join("big")).unwrap();
+    let seconds = std::os::unix::fs::MetadataExt::mtime(&facts);
+    assert_eq!((big.1.seconds, big.2.seconds), (seconds, std::os::unix::fs::MetadataExt::ctime(&facts)));
+    fs::write(folder.join("a/x"), "y").unwrap();
+    let mut changed = Vec::new();
+    list_folder(&folder, &mut changed, &mut |_| {}).unwrap();
+    let mut spool = tempfile::tempfile().unwrap();
+    std::io::Write::write_all(&mut spool, &changed).unwrap();
+    let mut other = ContentDigest::new();
+    Told::new(spool, totals.entries)
+        .walk(&mut |entry| {
+            other.add(entry);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_ne!(other.finish(), Tree::open(&disk).unwrap().content_sha256().unwrap());
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use kiln::seed::INSTANCE_ID;
 use kiln::wire::code::{Code, Fields};
+use kiln::wire::listing;
 use kiln::wire::message::{Facts, Origin};
 use kiln::wire::tree::{Decoder, Encoder, Entry, Head, Item, Kind, Layout, Totals};
 use kiln::wire::{
@@ -199,6 +200,7 @@ impl Guest<'_> {
             Message::Eof {} if self.shell.is_some() => self.typed(b"\nexit 0\n"),
             Message::Unpack { serial } => self.unpack(stream, &serial),
             Message::Fetch { path } => self.fetch(stream, &String::from_utf8_lossy(&path)),
+            Message::List {} => self.list(stream),
             Message::Bye {} => self.bye(stream),
             Message::Credit { bytes } => self.pour(bytes as usize),
             _ => Ok(()),
@@ -427,6 +429,23 @@ impl Guest<'_> {
 
     fn failed(&mut self, stream: u32, class: Class, text: &str) -> io::Result<()> {
         self.say(stream, &Message::Failed { class, text: text.to_owned() })
+    }
+
+    /// The files of its disk, of which no test knows more than that they are few.
+    fn list(&mut self, stream: u32) -> io::Result<()> {
+        if self.mode == "list-refused" {
+            return self.failed(
+                stream,
+                Class::System {},
+                "cannot bind the guest's file systems: Operation not permitted",
+            );
+        }
+        super::log("list");
+        let listed = hostile::listed(&self.mode);
+        let mut records = Vec::new();
+        listed.iter().try_for_each(|listed| listing::put(listed, &mut records))?;
+        self.say(stream, &Message::Data { bytes: Hidden(records) })?;
+        self.say(stream, &Message::Done { entries: listed.len() as u64, bytes: 0 })
     }
 
     fn fetch(&mut self, stream: u32, path: &str) -> io::Result<()> {

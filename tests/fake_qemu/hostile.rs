@@ -1,6 +1,7 @@
 //! What no agent says, by the names that scripts and fetched paths give it.
 
 use kiln::wire::code::Code;
+use kiln::wire::listing::{self, Listed, Moment};
 use kiln::wire::message::Origin;
 use kiln::wire::tree::{Encoder, Entry, Head, Kind, Layout, Record, Totals};
 use kiln::wire::{Class, Exit, MAX_DATA, Message, put_frame};
@@ -45,6 +46,30 @@ fn by_hand(stream: u32, code: u8, fields: &[u8]) -> Vec<u8> {
 
 fn length(body: &[u8]) -> [u8; 4] {
     u32::try_from(body.len()).expect("it is short").to_le_bytes()
+}
+
+/// The files of the guest, or what no file system holds.
+pub fn listed(mode: &str) -> Vec<Listed> {
+    let time = || Moment { seconds: 1_700_000_000, nanoseconds: 0 };
+    let listed = |path: &str, kind| Listed {
+        path: path.into(),
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        kind,
+        xattrs: Vec::new(),
+        modified: time(),
+        changed: time(),
+        device: 1,
+        inode: 2,
+    };
+    let file = |path| listed(path, listing::Kind::File { size: 3, sha256: vec![7; 32] });
+    let folder = |path| listed(path, listing::Kind::Dir {});
+    match mode {
+        "lists-out-of-order" => vec![folder("/"), file("/b"), file("/a")],
+        "lists-no-root" => vec![file("/etc/motd")],
+        _ => vec![folder("/"), folder("/etc"), file("/etc/motd")],
+    }
 }
 
 /// What is sent for a fetch.

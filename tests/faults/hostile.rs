@@ -112,6 +112,19 @@ fn g5_a_tree_without_an_end_is_cut_off() {
     refused(fetch("entries-for-ever").fails(7).stderr_has("greet").stderr_has("1000000 entries"));
 }
 
+/// The base of these tests is a disk that kiln cannot read, so its guest is asked for its files.
+#[test]
+fn g5_a_list_of_files_is_believed_only_where_it_makes_sense() {
+    let ended = fault("lists").run();
+    let manifest = fs::read_to_string(ended.place().store().join("web/1/manifest.json")).unwrap();
+    assert!(!manifest.contains("\"content_sha256\": null"), "{manifest}");
+    assert!(ended.place().store().join("web/1/files.zst").exists());
+    all_refused(["lists-out-of-order", "lists-no-root"].map(|mode| fault(mode).fails(8).stderr_has("makes no sense")));
+    let ended = fault("list-refused").stderr_has("could not list its files").run();
+    let manifest = fs::read_to_string(ended.place().store().join("web/1/manifest.json")).unwrap();
+    assert!(manifest.contains("\"content_sha256\": null"), "{manifest}");
+}
+
 #[test]
 fn g5_setuid_and_sticky_bits_stay_in_the_guest() {
     let ended = fetch("setuid").run();

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use kiln::disk::qcow2::create_overlay;
+use kiln::wire::listing::{self, Listed, Moment};
 use kiln::wire::message::{Class, Exit, Facts, Hidden, Message, Origin};
 use kiln::wire::put_frame;
 use kiln::wire::tree::{Encoder, Entry, Head, Kind, Layout};
@@ -61,6 +62,20 @@ fn tree() -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// A guest's files: a directory with one in it.
+fn listed() -> Vec<u8> {
+    let time = || Moment { seconds: 1, nanoseconds: 0 };
+    let kinds = [("/", listing::Kind::Dir {}), ("/a", listing::Kind::File { size: 9, sha256: vec![7; 32] })];
+    let mut bytes = Vec::new();
+    for (path, kind) in kinds {
+        let (xattrs, modified, changed) = (Vec::new(), time(), time());
+        let path = path.as_bytes().to_vec();
+        let listed = Listed { path, mode: 0o755, uid: 0, gid: 0, kind, xattrs, modified, changed, device: 1, inode: 2 };
+        listing::put(&listed, &mut bytes).expect("written to memory");
+    }
+    bytes
+}
+
 /// One of every kind of message that a guest sends.
 fn messages() -> Vec<Message> {
     let facts = Facts {
@@ -110,6 +125,14 @@ fn conversations(tree: &[u8]) -> Vec<(u8, Vec<u8>)> {
         (6, vec![(1, output()), (1, exited()), pong.clone()]),
         (7, vec![(1, done(0, 0)), pong]),
         (8, vec![(1, Message::Park { token: 1 })]),
+        (
+            10,
+            vec![
+                (1, Message::Data { bytes: Hidden(listed()) }),
+                (1, done(2, 9)),
+                (0, Message::Pong { token: 1, clock: 0 }),
+            ],
+        ),
         (9, messages().into_iter().map(|message| (0, message)).collect()),
     ];
     let written = |said: Vec<(u32, Message)>| {

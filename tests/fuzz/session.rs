@@ -2,9 +2,11 @@
 //!
 //! The first byte is the request, the second the one that follows if that goes well.
 
+use std::ops::ControlFlow;
 use std::sync::LazyLock;
 use std::time::SystemTime;
 
+use kiln::disk::told::Told;
 use kiln::guest::{Exec, Line, Session, Source, Typed, What};
 use kiln::spec::Owner;
 use kiln::wire::message::{Facts, Origin};
@@ -78,7 +80,7 @@ async fn ask(mut session: Session, first: u8, second: u8) {
 
 async fn is_answered(session: &mut Session, request: u8) -> bool {
     let command = Exec { stdin: Some(vec![0; 100]), ..Exec::new(["true"]) };
-    match request % 10 {
+    match request % 11 {
         0 => session.exec(&command, &mut |_, _| {}).await.is_ok(),
         1 => session.ping().await.is_ok(),
         2 => session.sync(0).await.is_ok(),
@@ -90,6 +92,11 @@ async fn is_answered(session: &mut Session, request: u8) -> bool {
         }
         6 => shell(session).await,
         7 => session.wake(SystemTime::UNIX_EPOCH, [0; 64]).await.is_ok(),
+        10 => {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            let Ok((file, entries)) = session.list(&folder.path().join("files"), 1 << 20).await else { return false };
+            Told::new(file, entries).walk(&mut |_| ControlFlow::Continue(())).is_ok()
+        }
         8 => session.park().await.is_ok() && session.resume().await.is_ok(),
         _ => session.reconnect().await.is_ok(),
     }

@@ -25,12 +25,12 @@ pub(super) fn document(manifest: &Manifest) -> Value {
                 "properties": [{ "name": "kiln:disk_sha256", "value": manifest.disk_sha256 }],
             },
         },
-        "components": manifest.packages.iter().map(component).collect::<Vec<_>>(),
-        "dependencies": [{ "ref": reference, "dependsOn": manifest.packages.iter().map(purl).collect::<Vec<_>>() }],
+        "components": manifest.packages.iter().map(|package| component(manifest, package)).collect::<Vec<_>>(),
+        "dependencies": [{ "ref": reference, "dependsOn": manifest.packages.iter().map(|package| purl(manifest, package)).collect::<Vec<_>>() }],
     })
 }
 
-fn component(package: &Package) -> Value {
-    let purl = purl(package);
+fn component(manifest: &Manifest, package: &Package) -> Value {
+    let purl = purl(manifest, package);
     json!({ "type": "library", "bom-ref": purl, "name": package.name, "version": package.version, "purl": purl })
 }

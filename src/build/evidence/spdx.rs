@@ -26,7 +26,7 @@ pub(super) fn document(manifest: &Manifest) -> Value {
         let id = format!("SPDXRef-package-{number}");
         let mut described = package(&id, &found.name, &found.version);
         described["externalRefs"] = json!([{
-            "referenceCategory": "PACKAGE-MANAGER", "referenceType": "purl", "referenceLocator": purl(found),
+            "referenceCategory": "PACKAGE-MANAGER", "referenceType": "purl", "referenceLocator": purl(manifest, found),
         }]);
         relationships.push(relationship(IMAGE, "CONTAINS", &id));
         packages.push(described);

@@ -11,7 +11,7 @@ use crate::report::escape::escape;
 use crate::size::ByteSize;
 use crate::store::manifest::Package;
 
-use super::Difference;
+use super::{Difference, How, PackageChange};
 
 /// Folders that are named by how much their sizes differ.
 const FOLDERS: usize = 20;
@@ -119,13 +119,31 @@ fn step_name(step: usize, steps: &[String]) -> String {
     format!("step {}{name}", step + 1)
 }
 
-fn package((old, new): &(Option<Package>, Option<Package>)) -> String {
-    let full = |package: &Package| format!("{} {} ({})", package.name, package.version, package.arch);
+fn package(PackageChange { how, old, new }: &PackageChange) -> String {
+    let mark = match how {
+        How::Added => "+",
+        How::Removed => "-",
+        How::Up => "up",
+        How::Down => "down",
+        How::Changed => "~",
+    };
     match (old, new) {
-        (Some(old), Some(new)) => format!("package ~ {} {} -> {} ({})", old.name, old.version, new.version, new.arch),
-        (Some(old), None) => format!("package - {}", full(old)),
-        (None, Some(new)) => format!("package + {}", full(new)),
+        (Some(old), Some(new)) => {
+            format!("package {mark} {} {} -> {} ({})", old.name, old.version, new.version, new.arch)
+        }
+        (Some(one), None) | (None, Some(one)) => format!("package {mark} {} {} ({})", one.name, one.version, one.arch),
         (None, None) => String::new(),
+    }
+}
+
+/// For programs.
+fn how_name(how: How) -> &'static str {
+    match how {
+        How::Added => "added",
+        How::Removed => "removed",
+        How::Up => "up",
+        How::Down => "down",
+        How::Changed => "changed",
     }
 }
 
@@ -170,9 +188,10 @@ pub(super) fn json(names: (&str, &str), difference: &Difference) -> String {
         })
     });
     let version = |package: &Option<Package>| package.as_ref().map(|package| package.version.clone());
-    let packages = difference.packages.iter().filter_map(|(old, new)| {
+    let packages = difference.packages.iter().filter_map(|PackageChange { how, old, new }| {
         let any = old.as_ref().or(new.as_ref())?;
-        Some(json!({ "name": any.name, "arch": any.arch, "old": version(old), "new": version(new) }))
+        let (old, new) = (version(old), version(new));
+        Some(json!({ "name": any.name, "arch": any.arch, "change": how_name(*how), "old": old, "new": new }))
     });
     let metadata = difference.metadata.iter().map(|(name, old, new)| json!({ "name": name, "old": old, "new": new }));
     let folders = folders(&difference.files).into_iter().map(|(path, bytes)| json!({ "path": path, "bytes": bytes }));
@@ -203,7 +222,10 @@ mod tests {
                 Change::Added(record("/usr/lib/a/b", 4096, Some(7))),
             ],
             texts: vec![(0, unified("one\ntwo\n", "one\n\x1btwo\n"))],
-            packages: vec![(package("1"), package("2")), (package("3"), None)],
+            packages: vec![
+                PackageChange { how: How::Up, old: package("1"), new: package("2") },
+                PackageChange { how: How::Removed, old: package("3"), new: None },
+            ],
             metadata: vec![("kiln", "0.1".into(), "0.2".into())],
             steps: vec!["write /etc/motd".into()],
         }
@@ -220,7 +242,7 @@ mod tests {
     +\\x1btwo
 - /etc/x\\x1b[2J (file)
 + /usr/lib/a/b (file; 4KiB; step 8)
-package ~ a 1 -> 2 (all)
+package up a 1 -> 2 (all)
 package - a 3 (all)
 kiln: 0.1 -> 0.2
 size by folder
@@ -238,6 +260,7 @@ size by folder
         let document: Value = serde_json::from_str(&json(("a@1", "a@2"), &difference())).unwrap();
         assert_eq!(document["files"][0]["step"], "step 1 `write /etc/motd`");
         assert_eq!(document["files"][1]["change"], "removed");
+        assert_eq!(document["packages"][0]["change"], "up");
         assert_eq!(document["packages"][1]["new"], Value::Null);
     }
 }

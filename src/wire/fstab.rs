@@ -1,4 +1,4 @@
-//! What a guest mounts, by its `/etc/fstab`.
+//! What a guest mounts, by its `/etc/fstab`: for both ends, since both list the same files.
 //!
 //! Source: fstab(5). Only file systems on block devices count: the same files are not listed twice for a bind mount, and
 //! what is not on a disk is not in an image.

@@ -1,0 +1,303 @@
+//! Tells the host every file of the guest, for a disk that it cannot read itself.
+//!
+//! What is listed is what the disks hold: the root file system and what the guest's `/etc/fstab` mounts on it, each seen
+//! through a read-only bind mount of its own, so that nothing that is mounted over them hides anything, no time of access is
+//! written, and `/proc`, `/run` and the like are the empty directories that they are on the disk.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs::{self, Metadata, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::vec;
+
+use super::link::lock;
+use super::sha256::Sha256;
+use super::{Refusal, sys};
+use crate::wire::listing::{self, Kind, Listed, Moment};
+use crate::wire::tree::{Totals, Xattr};
+use crate::wire::{Class, fstab};
+
+/// Where the file systems are seen.
+const VIEW: &str = "/run/kiln/disk";
+/// Entries that wait for their digests.
+const BATCH: usize = 256;
+/// Bytes of content read at once.
+const CHUNK: usize = 256 << 10;
+
+/// Lists the guest's disks. `progress` hears the bytes of content read so far.
+///
+/// # Errors
+/// When something cannot be read, or the port takes no more.
+pub fn list(out: &mut impl Write, progress: &mut dyn FnMut(u64)) -> Result<Totals, Refusal> {
+    let view = View::open().map_err(|error| Refusal::io("cannot bind the guest's file systems", &error))?;
+    list_folder(&view.root, out, progress)
+}
+
+/// Lists what is at this folder, as if it were the root.
+///
+/// # Errors
+/// As [`list`].
+pub fn list_folder(root: &Path, out: &mut impl Write, progress: &mut dyn FnMut(u64)) -> Result<Totals, Refusal> {
+    let mut walk =
+        Walk { root, out, progress, waiting: Vec::new(), digests: HashMap::new(), totals: Totals::default() };
+    let mut levels: Vec<(PathBuf, vec::IntoIter<OsString>)> = Vec::new();
+    levels.extend(walk.visit(root.to_owned())?);
+    while let Some((folder, names)) = levels.last_mut() {
+        match names.next() {
+            Some(name) => {
+                let path = folder.join(name);
+                levels.extend(walk.visit(path)?);
+            }
+            None => _ = levels.pop(),
+        }
+    }
+    walk.flush()?;
+    Ok(walk.totals)
+}
+
+/// The file systems without what hides parts of them.
+struct View {
+    root: PathBuf,
+    /// In the order in which they were mounted.
+    mounts: Vec<PathBuf>,
+}
+
+impl View {
+    fn open() -> io::Result<Self> {
+        let mut view = Self { root: VIEW.into(), mounts: Vec::new() };
+        fs::create_dir_all(&view.root)?;
+        view.bind(Path::new("/"))?;
+        let table = fs::read("/etc/fstab").unwrap_or_default();
+        let mut targets: Vec<PathBuf> = fstab::mounts(&table)
+            .into_iter()
+            .filter_map(|mount| fs::canonicalize(Path::new(std::ffi::OsStr::from_bytes(&mount.target))).ok())
+            .collect();
+        // What others are mounted on comes first.
+        targets.sort_by_key(|target| target.components().count());
+        for target in targets {
+            match view.bind(&target) {
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+                bound => bound?,
+            }
+        }
+        Ok(view)
+    }
+
+    fn bind(&mut self, target: &Path) -> io::Result<()> {
+        let on = self.root.join(target.strip_prefix("/").unwrap_or(target));
+        sys::bind_read_only(target, &on)?;
+        self.mounts.push(on);
+        Ok(())
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        for mount in self.mounts.iter().rev() {
+            let _ = sys::unmount(mount);
+        }
+        let _ = fs::remove_dir(&self.root);
+    }
+}
+
+struct Walk<'a, W> {
+    root: &'a Path,
+    out: &'a mut W,
+    progress: &'a mut dyn FnMut(u64),
+    /// Not sent yet.
+    waiting: Vec<Waiting>,
+    /// Of files with several names, by device and inode.
+    digests: HashMap<(u64, u64), Digest>,
+    totals: Totals,
+}
+
+/// The content of a file.
+#[derive(Clone)]
+struct Digest {
+    size: u64,
+    sha256: Vec<u8>,
+}
+
+/// An entry without its digest.
+struct Waiting {
+    listed: Listed,
+    /// Where the content of a regular file is.
+    content: Option<PathBuf>,
+    /// Other names may name it too.
+    is_shared: bool,
+}
+
+impl<W: Write> Walk<'_, W> {
+    /// Lists what is at the path; gives the names in a directory, which are left to the caller.
+    fn visit(&mut self, path: PathBuf) -> Result<Option<(PathBuf, vec::IntoIter<OsString>)>, Refusal> {
+        let unreadable = |error: io::Error| Refusal::io(path.display(), &error);
+        let about = match fs::symlink_metadata(&path) {
+            // A service that still runs has removed it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path != self.root => return Ok(None),
+            about => about.map_err(unreadable)?,
+        };
+        let listed = self.listed(&path, &about).map_err(unreadable)?;
+        let names = about.is_dir().then(|| names(&path)).transpose().map_err(unreadable)?;
+        let content = about.is_file().then(|| path.clone());
+        self.waiting.push(Waiting { listed, content, is_shared: about.nlink() > 1 });
+        if self.waiting.len() >= BATCH {
+            self.flush()?;
+        }
+        Ok(names.map(|names| (path, names.into_iter())))
+    }
+
+    fn listed(&self, path: &Path, about: &Metadata) -> io::Result<Listed> {
+        let kind = about.file_type();
+        let device = about.rdev();
+        let (major, minor) = (major(device), minor(device));
+        let kind = if kind.is_file() {
+            Kind::File { size: 0, sha256: Vec::new() }
+        } else if kind.is_dir() {
+            Kind::Dir {}
+        } else if kind.is_symlink() {
+            Kind::Symlink { target: fs::read_link(path)?.into_os_string().into_encoded_bytes() }
+        } else if kind.is_char_device() {
+            Kind::CharDevice { major, minor }
+        } else if kind.is_block_device() {
+            Kind::BlockDevice { major, minor }
+        } else if kind.is_fifo() {
+            Kind::Fifo {}
+        } else {
+            Kind::Socket {}
+        };
+        let below = path.strip_prefix(self.root).unwrap_or(path).as_os_str().as_bytes();
+        let moment = |seconds, nanoseconds| Moment { seconds, nanoseconds: u32::try_from(nanoseconds).unwrap_or(0) };
+        Ok(Listed {
+            path: [b"/", below].concat(),
+            mode: u16::try_from(about.mode() & 0o7777).unwrap_or_default(),
+            uid: about.uid(),
+            gid: about.gid(),
+            kind,
+            xattrs: xattrs(path)?,
+            modified: moment(about.mtime(), about.mtime_nsec()),
+            changed: moment(about.ctime(), about.ctime_nsec()),
+            device: about.dev(),
+            inode: about.ino(),
+        })
+    }
+
+    /// Sends what waits, its content hashed by as many threads as there are processors.
+    fn flush(&mut self) -> Result<(), Refusal> {
+        let known = |waiting: &Waiting| self.digests.get(&file(&waiting.listed)).cloned();
+        let mut found: Vec<Option<Digest>> = self.waiting.iter().map(known).collect();
+        let jobs: Vec<(usize, &Path)> = (0..)
+            .zip(&self.waiting)
+            .filter(|(index, _)| found[*index].is_none())
+            .filter_map(|(index, waiting)| Some((index, waiting.content.as_deref()?)))
+            .collect();
+        for (index, digest) in digests(&jobs)? {
+            self.totals.bytes += digest.size;
+            found[index] = Some(digest);
+        }
+        for (Waiting { mut listed, content, is_shared }, found) in self.waiting.drain(..).zip(found) {
+            if let (Some(_), Some(digest)) = (content, found) {
+                if is_shared {
+                    self.digests.insert(file(&listed), digest.clone());
+                }
+                listed.kind = Kind::File { size: digest.size, sha256: digest.sha256 };
+            }
+            listing::put(&listed, self.out).map_err(|error| Refusal::io("a file cannot be listed", &error))?;
+            self.totals.entries += 1;
+        }
+        (self.progress)(self.totals.bytes);
+        Ok(())
+    }
+}
+
+fn file(listed: &Listed) -> (u64, u64) {
+    (listed.device, listed.inode)
+}
+
+/// Sorted by their bytes, whatever order the file system keeps.
+fn names(folder: &Path) -> io::Result<Vec<OsString>> {
+    let mut names = fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// The digest of each of these files, by its number.
+fn digests(jobs: &[(usize, &Path)]) -> Result<Vec<(usize, Digest)>, Refusal> {
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(jobs.len())));
+    let work = || {
+        let mut buffer = vec![0; CHUNK];
+        while let Some((index, path)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let found = digest(path, &mut buffer).map_err(|error| Refusal::io(path.display(), &error));
+            lock(&done).push((*index, found));
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(jobs.len());
+    thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(work);
+        }
+        work();
+    });
+    let done = done.into_inner().map_err(|_| Refusal::new(Class::System {}, "a thread has died"))?;
+    done.into_iter().map(|(index, found)| Ok((index, found?))).collect()
+}
+
+fn digest(path: &Path, buffer: &mut [u8]) -> io::Result<Digest> {
+    let mut file = OpenOptions::new().read(true).custom_flags(sys::O_NOFOLLOW | sys::O_NONBLOCK).open(path)?;
+    let (mut sha, mut size) = (Sha256::new(), 0);
+    loop {
+        match file.read(buffer) {
+            Ok(0) => return Ok(Digest { size, sha256: sha.finish().to_vec() }),
+            Ok(n) => {
+                sha.update(&buffer[..n]);
+                size += n as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// All of them, whoever they are meant for.
+fn xattrs(path: &Path) -> io::Result<Vec<Xattr>> {
+    let mut names = match sys::xattr_names(path) {
+        // The file system has none.
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => Vec::new(),
+        other => other?,
+    };
+    names.sort_unstable();
+    names.into_iter().map(|name| Ok(Xattr { value: sys::xattr(path, &name)?, name })).collect()
+}
+
+/// As glibc's `gnu_dev_major` has it.
+fn major(device: u64) -> u32 {
+    low(device >> 8 & 0xfff | device >> 32 & 0xffff_f000)
+}
+
+/// As glibc's `gnu_dev_minor` has it.
+fn minor(device: u64) -> u32 {
+    low(device & 0xff | device >> 12 & 0xffff_ff00)
+}
+
+fn low(value: u64) -> u32 {
+    u32::try_from(value & 0xffff_ffff).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_numbers_are_taken_apart() {
+        assert_eq!((major(0x0103), minor(0x0103)), (1, 3));
+        // makedev(259, 3000): the minor number's upper bits stand above the major's lower ones.
+        let (high, low) = (3000 / 256, 3000 % 256);
+        let device = 259 << 8 | low | high << 20;
+        assert_eq!((major(device), minor(device)), (259, 3000));
+    }
+}

@@ -1,0 +1,72 @@
+//! Which distribution a guest is, by its `/etc/os-release`.
+
+use super::tree::{Tree, TreeError};
+
+/// The file is a page of text, bytes.
+const LIMIT: u64 = 64 << 10;
+
+/// What os-release(5) says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Os {
+    /// `ID`: `debian`, `ubuntu`, `alpine`; `linux` where it says nothing.
+    pub id: String,
+    /// `VERSION_ID`; may be empty.
+    pub version: String,
+    /// `PRETTY_NAME`; may be empty.
+    pub name: String,
+}
+
+/// The distribution of a tree, if it says which.
+///
+/// # Errors
+/// When the file system is damaged or cannot be read.
+pub fn os(tree: &Tree<'_>) -> Result<Option<Os>, TreeError> {
+    for path in ["/etc/os-release", "/usr/lib/os-release"] {
+        if let Some(text) = tree.read(path, LIMIT)? {
+            return Ok(Some(parse(&text)));
+        }
+    }
+    Ok(None)
+}
+
+/// Reads its assignments.
+#[must_use]
+pub fn parse(text: &[u8]) -> Os {
+    let text = String::from_utf8_lossy(text);
+    let value = |name: &str| {
+        // A shell would keep the last.
+        let mut lines = text.lines().rev().filter_map(|line| line.trim().strip_prefix(name)?.strip_prefix('='));
+        lines.next().map(unquoted).unwrap_or_default()
+    };
+    let id = value("ID");
+    Os { id: if id.is_empty() { "linux".into() } else { id }, version: value("VERSION_ID"), name: value("PRETTY_NAME") }
+}
+
+/// A value as a shell takes it, of which only quotes and backslashes are allowed.
+fn unquoted(value: &str) -> String {
+    let value = value.trim();
+    if let Some(plain) = value.strip_prefix('\'').and_then(|value| value.strip_suffix('\'')) {
+        return plain.to_owned();
+    }
+    let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
+    let mut text = String::new();
+    let mut chars = value.chars();
+    while let Some(c) = chars.next() {
+        text.extend(if c == '\\' { chars.next() } else { Some(c) });
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_read_with_and_without_quotes() {
+        let text =
+            b"# comment\nPRETTY_NAME=\"Debian \\\"12\\\" \\$x\"\nNAME=Debian\nID=debian\nVERSION_ID='12'\nID_LIKE=x\n";
+        let expected = Os { id: "debian".into(), version: "12".into(), name: "Debian \"12\" $x".into() };
+        assert_eq!(parse(text), expected);
+        assert_eq!(parse(b"\xff\nID=\n"), Os { id: "linux".into(), ..Os::default() });
+    }
+}

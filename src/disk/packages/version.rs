@@ -1,0 +1,230 @@
+//! Which of two versions is the later one, as the package manager sees it.
+
+use std::cmp::Ordering;
+
+use super::PackageType;
+
+/// The order of two versions of a package; `None` for a type whose order kiln does not know.
+#[must_use]
+pub fn compare(kind: PackageType, one: &str, other: &str) -> Option<Ordering> {
+    match kind {
+        PackageType::Deb => Some(deb(one, other)),
+        PackageType::Rpm => Some(rpm(one, other)),
+        PackageType::Apk => None,
+    }
+}
+
+/// deb-version(7): epoch, upstream version and revision, one after the other.
+fn deb(one: &str, other: &str) -> Ordering {
+    let (one, other) = (Parts::of(one), Parts::of(other));
+    one.epoch
+        .cmp(&other.epoch)
+        .then_with(|| deb_part(one.version.as_bytes(), other.version.as_bytes()))
+        .then_with(|| deb_part(one.revision.as_bytes(), other.revision.as_bytes()))
+}
+
+/// The same for rpm, by `rpmvercmp` (rpm-version(7)). A release counts only where both have one.
+fn rpm(one: &str, other: &str) -> Ordering {
+    let (one, other) = (Parts::of(one), Parts::of(other));
+    let releases = || match (one.revision, other.revision) {
+        ("", _) | (_, "") => Ordering::Equal,
+        (one, other) => rpm_part(one.as_bytes(), other.as_bytes()),
+    };
+    one.epoch
+        .cmp(&other.epoch)
+        .then_with(|| rpm_part(one.version.as_bytes(), other.version.as_bytes()))
+        .then_with(releases)
+}
+
+/// `EPOCH:VERSION-REVISION`.
+struct Parts<'v> {
+    epoch: u64,
+    version: &'v str,
+    revision: &'v str,
+}
+
+impl<'v> Parts<'v> {
+    fn of(text: &'v str) -> Self {
+        let (epoch, rest) = match text.split_once(':') {
+            Some((epoch, rest)) => (epoch.parse().unwrap_or(0), rest),
+            None => (0, text),
+        };
+        let (version, revision) = rest.rsplit_once('-').unwrap_or((rest, ""));
+        Self { epoch, version, revision }
+    }
+}
+
+/// In turn what are no digits, letters before all else and a tilde before everything, even the end; then digits as numbers.
+fn deb_part(mut one: &[u8], mut other: &[u8]) -> Ordering {
+    // What stands for the end of the text comes after the tilde alone.
+    let weight = |byte: Option<&u8>| match byte {
+        Some(b'~') => -1,
+        None => 0,
+        Some(byte) if byte.is_ascii_digit() => 0,
+        Some(byte) if byte.is_ascii_alphabetic() => i32::from(*byte),
+        Some(byte) => i32::from(*byte) + 256,
+    };
+    while !one.is_empty() || !other.is_empty() {
+        let (words, rest) = (word(&mut one), word(&mut other));
+        for place in 0..words.len().max(rest.len()) {
+            match weight(words.get(place)).cmp(&weight(rest.get(place))) {
+                Ordering::Equal => {}
+                unequal => return unequal,
+            }
+        }
+        match numbers(number(&mut one), number(&mut other)) {
+            Ordering::Equal => {}
+            unequal => return unequal,
+        }
+    }
+    Ordering::Equal
+}
+
+/// Runs of digits and of letters, one after the other; whatever stands between only separates them. A tilde comes before
+/// everything, even the end, and a caret after the end and before everything else.
+fn rpm_part(mut one: &[u8], mut other: &[u8]) -> Ordering {
+    loop {
+        let separates = |byte: &u8| !byte.is_ascii_alphanumeric() && !matches!(byte, b'~' | b'^');
+        one = &one[one.iter().position(|byte| !separates(byte)).unwrap_or(one.len())..];
+        other = &other[other.iter().position(|byte| !separates(byte)).unwrap_or(other.len())..];
+        match (one.first(), other.first()) {
+            (Some(b'~'), Some(b'~')) | (Some(b'^'), Some(b'^')) => {
+                (one, other) = (&one[1..], &other[1..]);
+            }
+            (Some(b'~'), _) | (None, Some(b'^')) => return Ordering::Less,
+            (_, Some(b'~')) | (Some(b'^'), None) => return Ordering::Greater,
+            (Some(b'^'), Some(_)) => return Ordering::Less,
+            (Some(_), Some(b'^')) => return Ordering::Greater,
+            (None, _) | (_, None) => return one.len().cmp(&other.len()),
+            (Some(first), Some(second)) if first.is_ascii_digit() != second.is_ascii_digit() => {
+                // A number is later than a word.
+                return first.is_ascii_digit().cmp(&second.is_ascii_digit());
+            }
+            (Some(first), Some(_)) => {
+                let order = if first.is_ascii_digit() {
+                    numbers(number(&mut one), number(&mut other))
+                } else {
+                    letters(&mut one).cmp(letters(&mut other))
+                };
+                if order.is_ne() {
+                    return order;
+                }
+            }
+        }
+    }
+}
+
+/// Takes what comes before the next digit.
+fn word<'t>(text: &mut &'t [u8]) -> &'t [u8] {
+    take(text, |byte| !byte.is_ascii_digit())
+}
+
+/// Takes the digits at the beginning.
+fn number<'t>(text: &mut &'t [u8]) -> &'t [u8] {
+    take(text, u8::is_ascii_digit)
+}
+
+/// Takes the letters at the beginning.
+fn letters<'t>(text: &mut &'t [u8]) -> &'t [u8] {
+    take(text, u8::is_ascii_alphabetic)
+}
+
+fn take<'t>(text: &mut &'t [u8], belongs: impl Fn(&u8) -> bool) -> &'t [u8] {
+    let end = text.iter().position(|byte| !belongs(byte)).unwrap_or(text.len());
+    let (taken, rest) = text.split_at(end);
+    *text = rest;
+    taken
+}
+
+/// Numbers of any length; none is 0.
+fn numbers(one: &[u8], other: &[u8]) -> Ordering {
+    let trimmed = |digits: &[u8]| digits.iter().skip_while(|digit| **digit == b'0').copied().collect::<Vec<u8>>();
+    let (one, other) = (trimmed(one), trimmed(other));
+    one.len().cmp(&other.len()).then_with(|| one.cmp(&other))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn check(compare: fn(&str, &str) -> Ordering, one: &str, other: &str, expected: Ordering) {
+        assert_eq!(compare(one, other), expected, "{one} {other}");
+        assert_eq!(compare(other, one), expected.reverse(), "{other} {one}");
+    }
+
+    #[test]
+    fn debian_versions_are_ordered_as_deb_version_7_has_it() {
+        // Its example of tildes, from the first to the last, and what every user of it knows.
+        for row in [
+            &["~~", "~~a", "~", "", "a"][..],
+            &["1.0~beta1~svn1245", "1.0~beta1", "1.0", "1.0+b1", "1.0.1", "1.2", "1.10"],
+            &["1-1", "1-1+b1", "1-1.1", "1-2", "1-10", "1.0-1", "2", "1:0.1"],
+            &["1.0", "1.0a", "1.0+"],
+            &["6.1.99-1", "6.1.106-3", "6.1.106-3+deb12u1"],
+        ] {
+            for (place, one) in row.iter().enumerate() {
+                check(deb, one, one, Ordering::Equal);
+                row[place + 1..].iter().for_each(|later| check(deb, one, later, Ordering::Less));
+            }
+        }
+        for (one, other) in [("1.0", "1.00"), ("0:1", "1"), ("1-0", "1"), ("1.01", "1.1"), ("", "0")] {
+            check(deb, one, other, Ordering::Equal);
+        }
+    }
+
+    #[test]
+    fn rpm_versions_are_ordered_as_rpm_version_7_has_it() {
+        for (one, other) in [
+            ("1.0", "2.0"),
+            ("2.0", "2.0.1"),
+            ("5.5p1", "5.5p2"),
+            ("5.5p2", "5.5p10"),
+            ("10xyz", "10.1xyz"),
+            ("xyz.4", "8"),
+            ("xyz.4", "2"),
+            ("5.6p1", "6.5p1"),
+            ("6.0", "6.0.rc1"),
+            ("10a2", "10b2"),
+            ("1.0~rc1", "1.0"),
+            ("1.0~rc1", "1.0~rc2"),
+            ("1.0~rc1~git123", "1.0~rc1"),
+            ("1.0", "1.0^"),
+            ("1.0^git1", "1.0^git2"),
+            ("1.0^git1", "1.01"),
+            ("1.0^20160101", "1.0.1"),
+            ("1.0~rc1", "1.0~rc1^git1"),
+            ("1.0^git1~pre", "1.0^git1"),
+            ("1.0-1", "1.0-2"),
+            ("2.0-1", "1:1.0-1"),
+            ("20101121", "20101122"),
+        ] {
+            check(rpm, one, other, Ordering::Less);
+        }
+        for (one, other) in [
+            ("2.0", "2_0"),
+            ("a", "a+"),
+            ("+_", "_+"),
+            ("1.0010", "1.10"),
+            ("a", "a"),
+            ("1.05", "1.5"),
+            ("1.0", "1.0-1"),
+            ("0:1-1", "1-1"),
+        ] {
+            check(rpm, one, other, Ordering::Equal);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_has_its_place(one in "[0-9a-z~^.+:-]{0,12}|.{0,6}", other in "[0-9a-z~^.+:-]{0,12}|.{0,6}", third in "[0-9a-z~^.+:-]{0,12}") {
+            for compare in [deb, rpm] {
+                prop_assert_eq!(compare(&one, &one), Ordering::Equal);
+                prop_assert_eq!(compare(&one, &other), compare(&other, &one).reverse());
+            }
+            if deb(&one, &other).is_le() && deb(&other, &third).is_le() {
+                prop_assert!(deb(&one, &third).is_le());
+            }
+        }
+    }
+}

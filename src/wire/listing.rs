@@ -1,0 +1,244 @@
+//! Every file of a guest as a stream of records, for a disk that the host cannot read itself.
+//!
+//! ```text
+//! stream = record ...            the root directory first, then depth first, names sorted by their bytes
+//! record = length: u32 LE, a Listed of that length
+//! ```
+//!
+//! How many there are, `Done` says.
+
+use std::io::{self, Read, Write};
+
+use super::code::{Code, Fields, Malformed, coded_enum, coded_struct};
+use super::tree::Xattr;
+
+/// The longest path, bytes: the kernel takes 4096 in one call, but trees can be deeper.
+pub const MAX_PATH: usize = 64 << 10;
+
+/// The longest record, bytes. Each attribute may have 64 KiB.
+const MAX_RECORD: usize = 1 << 20;
+
+coded_struct! {
+    /// A point in time as a file system has it.
+    Moment {
+        /// Since 1970-01-01T00:00:00Z.
+        seconds: i64,
+        /// Of the second.
+        nanoseconds: u32,
+    }
+}
+
+coded_enum! {
+    /// What a file is, and what only files of its type have.
+    Kind as "kind of file" {
+        /// A regular file.
+        1 File {
+            /// Its length, bytes.
+            size: u64,
+            /// The SHA-256 of its content, 32 bytes.
+            sha256: Vec<u8>,
+        }
+        /// A directory.
+        2 Dir {}
+        /// A symbolic link.
+        3 Symlink {
+            /// What it says.
+            target: Vec<u8>,
+        }
+        /// A character device.
+        4 CharDevice {
+            /// Major number.
+            major: u32,
+            /// Minor number.
+            minor: u32,
+        }
+        /// A block device.
+        5 BlockDevice {
+            /// Major number.
+            major: u32,
+            /// Minor number.
+            minor: u32,
+        }
+        /// A named pipe.
+        6 Fifo {}
+        /// A socket.
+        7 Socket {}
+    }
+}
+
+coded_struct! {
+    /// One file.
+    Listed {
+        /// Absolute; `/` for the root directory.
+        path: Vec<u8>,
+        /// Permission bits, with setuid, setgid and sticky.
+        mode: u16,
+        /// Owner.
+        uid: u32,
+        /// Group.
+        gid: u32,
+        /// What it is.
+        kind: Kind,
+        /// Extended attributes, sorted by name.
+        xattrs: Vec<Xattr>,
+        /// When its content changed.
+        modified: Moment,
+        /// When anything of it changed.
+        changed: Moment,
+        /// The file system it is in.
+        device: u64,
+        /// Its number there: the same pair is the same file.
+        inode: u64,
+    }
+}
+
+/// Writes a record.
+///
+/// # Errors
+/// When it cannot be written, or is beyond the limits.
+pub fn put(listed: &Listed, out: &mut impl Write) -> io::Result<()> {
+    check(listed).map_err(invalid)?;
+    let mut record = Vec::new();
+    listed.put(&mut record);
+    let length = u32::try_from(record.len()).ok().filter(|_| record.len() <= MAX_RECORD);
+    let length = length.ok_or_else(|| invalid(Malformed::Length(record.len())))?;
+    out.write_all(&length.to_le_bytes())?;
+    out.write_all(&record)
+}
+
+/// Reads the next record; none at the end of the input.
+///
+/// # Errors
+/// When it cannot be read, or is no record.
+pub fn get(input: &mut impl Read) -> io::Result<Option<Listed>> {
+    let mut length = [0; 4];
+    if input.by_ref().take(1).read(&mut length[..1])? == 0 {
+        return Ok(None);
+    }
+    input.read_exact(&mut length[1..])?;
+    let length = u32::from_le_bytes(length) as usize;
+    if length > MAX_RECORD {
+        return Err(invalid(Malformed::Length(length)));
+    }
+    let mut record = vec![0; length];
+    input.read_exact(&mut record)?;
+    let mut fields = Fields::new(&record);
+    let listed = Listed::get(&mut fields).and_then(|listed| fields.end().map(|()| listed)).map_err(invalid)?;
+    check(&listed).map_err(invalid)?;
+    Ok(Some(listed))
+}
+
+/// The limits of one record, for both ends.
+fn check(listed: &Listed) -> Result<(), Malformed> {
+    let bad = |name: &[u8]| matches!(name, b"" | b"." | b"..") || name.contains(&0);
+    let path =
+        listed.path.strip_prefix(b"/").filter(|_| listed.path.len() <= MAX_PATH).ok_or(Malformed::Range("path"))?;
+    if !path.is_empty() && path.split(|byte| *byte == b'/').any(bad) {
+        return Err(Malformed::Range("path"));
+    }
+    let is_time = |moment: &Moment| moment.nanoseconds < 1_000_000_000;
+    if listed.mode & !0o7777 != 0 || !is_time(&listed.modified) || !is_time(&listed.changed) {
+        return Err(Malformed::Range("mode or time"));
+    }
+    let is_name = |xattr: &Xattr| !xattr.name.is_empty() && !xattr.name.contains(&0);
+    if !listed.xattrs.iter().all(is_name) || !listed.xattrs.is_sorted_by(|one, other| one.name < other.name) {
+        return Err(Malformed::Range("extended attributes"));
+    }
+    match &listed.kind {
+        Kind::File { sha256, .. } if sha256.len() != 32 => Err(Malformed::Range("digest")),
+        Kind::Symlink { target } if target.is_empty() || target.len() > MAX_PATH || target.contains(&0) => {
+            Err(Malformed::Range("symbolic link"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn invalid(error: Malformed) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn listed(path: &[u8], kind: Kind) -> Listed {
+        let moment = Moment { seconds: -1, nanoseconds: 5 };
+        let xattrs = vec![Xattr { name: b"user.a".to_vec(), value: vec![0, 255] }];
+        let (modified, changed) = (moment.clone(), moment);
+        Listed { path: path.into(), mode: 0o644, uid: 1, gid: 2, kind, xattrs, modified, changed, device: 3, inode: 4 }
+    }
+
+    fn written(listed: &Listed) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        put(listed, &mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn what_is_put_is_got() {
+        let kinds = [
+            Kind::File { size: 1 << 40, sha256: vec![7; 32] },
+            Kind::Dir {},
+            Kind::Symlink { target: b"../\xff".to_vec() },
+            Kind::CharDevice { major: 1, minor: 3 },
+            Kind::BlockDevice { major: 259, minor: 1 << 20 },
+            Kind::Fifo {},
+            Kind::Socket {},
+        ];
+        for kind in kinds {
+            let (one, mut root) = (listed(b"/a/\xff", kind), listed(b"/", Kind::Dir {}));
+            root.xattrs.clear();
+            let bytes = [written(&one), written(&root)].concat();
+            let mut rest = bytes.as_slice();
+            assert_eq!(get(&mut rest).unwrap(), Some(one));
+            assert_eq!(get(&mut rest).unwrap(), Some(root));
+            assert_eq!(get(&mut rest).unwrap(), None);
+            assert!(get(&mut &bytes[..bytes.len() - 1]).is_ok_and(|first| first.is_some()));
+            assert!(get(&mut &bytes[..9]).is_err(), "a record cut short");
+        }
+    }
+
+    #[test]
+    fn what_no_file_is_is_refused_by_both_ends() {
+        let plain = || listed(b"/a", Kind::Dir {});
+        let xattr = |name: &[u8]| Xattr { name: name.into(), value: Vec::new() };
+        let late = Moment { seconds: 0, nanoseconds: 1_000_000_000 };
+        let mut bad: Vec<Listed> = [&b""[..], b"a", b"//", b"/a/", b"/a//b", b"/.", b"/a/../b", b"/a\0"]
+            .map(|path| listed(path, Kind::Dir {}))
+            .into();
+        bad.push(listed(&[b"/", vec![b'x'; MAX_PATH].as_slice()].concat(), Kind::Dir {}));
+        bad.push(Listed { mode: 0o10_000, ..plain() });
+        bad.push(Listed { modified: late.clone(), ..plain() });
+        bad.push(Listed { changed: late, ..plain() });
+        bad.push(Listed { xattrs: vec![xattr(b"")], ..plain() });
+        bad.push(Listed { xattrs: vec![xattr(b"b"), xattr(b"a")], ..plain() });
+        bad.push(Listed { xattrs: vec![xattr(b"a"), xattr(b"a")], ..plain() });
+        bad.push(listed(b"/a", Kind::File { size: 0, sha256: vec![0; 31] }));
+        bad.push(listed(b"/a", Kind::Symlink { target: Vec::new() }));
+        bad.push(listed(b"/a", Kind::Symlink { target: b"a\0".to_vec() }));
+        for listed in bad {
+            assert!(put(&listed, &mut Vec::new()).is_err(), "{listed:?}");
+            let mut record = Vec::new();
+            listed.put(&mut record);
+            let bytes = [&u32::try_from(record.len()).unwrap().to_le_bytes()[..], &record].concat();
+            assert!(get(&mut bytes.as_slice()).is_err(), "{listed:?}");
+        }
+        let many = (0..20).map(|n| Xattr { name: vec![b'a' + n], value: vec![0; 64 << 10] }).collect();
+        assert!(put(&Listed { xattrs: many, ..plain() }, &mut Vec::new()).is_err());
+        assert!(get(&mut &u32::MAX.to_le_bytes()[..]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_panic(bytes in any::<Vec<u8>>(), flips in proptest::collection::vec(any::<(prop::sample::Index, u8)>(), 0..4)) {
+            let _ = get(&mut bytes.as_slice());
+            let mut record = written(&listed(b"/a/b", Kind::File { size: 1, sha256: vec![1; 32] }));
+            for (at, flip) in flips {
+                let at = at.index(record.len());
+                record[at] ^= flip;
+            }
+            let _ = get(&mut record.as_slice());
+        }
+    }
+}
