@@ -169,6 +169,20 @@ fn the_manual_is_a_valid_page() {
 }
 
 #[test]
+fn mistakes_in_a_spec_are_annotated_where_github_runs() {
+    let kiln = || Kiln::new().spec("[[step]]\nrun = 'true'\ntimeuot = '1s'\n").env("GITHUB_ACTIONS", "true");
+    for verb in ["check", "plan", "build"] {
+        let ended = kiln().args([verb, "."]).fails(3).run();
+        let lines: Vec<_> = ended.stderr.lines().filter(|line| line.starts_with("::error ")).collect();
+        assert_eq!(lines.len(), 1, "{}", ended.stderr);
+        assert!(lines[0].starts_with("::error file=") && lines[0].contains("kiln.toml,line="), "{lines:?}");
+        assert!(lines[0].contains(",col=1,title=spec::") && lines[0].contains("timeuot"), "{lines:?}");
+    }
+    let failed = Kiln::new().spec("[[step]]\nname = 'it'\nrun = 'exit 3'\n").env("GITHUB_ACTIONS", "true").build();
+    failed.fails(7).stderr_has(",title=step 1 `it`::step 1 `it`").run();
+}
+
+#[test]
 fn seal_names_its_operations() {
     kiln(["seal", "--list"]).stdout_has("machine-id").stdout_has("ssh-hostkeys").run();
 }

@@ -5,6 +5,8 @@ use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use tokio::time::sleep;
+
 use crate::disk::qcow2::create_overlay;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Events, Level};
@@ -12,6 +14,7 @@ use crate::guest::{AGENT, Exec, Exit, GuestError, Hello, Session};
 use crate::layer::Stack;
 use crate::machine::argv::{Backing, OVERLAY, SEED, Start};
 use crate::machine::checkpoint::RamFormat;
+use crate::machine::console::Console;
 use crate::machine::{self, Running};
 use crate::plan::machine::Machine;
 use crate::plan::{Plan, with_grace};
@@ -69,6 +72,14 @@ pub enum BootError {
         /// The console's last lines.
         console: Vec<String>,
     },
+    /// The console says that there is nothing to wait for.
+    #[error("the guest did not boot: {what}")]
+    Hopeless {
+        /// What it says, in other words.
+        what: &'static str,
+        /// The console's last lines.
+        console: Vec<String>,
+    },
     /// The machine ended before the agent spoke.
     #[error("the guest did not boot: {fate}")]
     Ended {
@@ -120,6 +131,9 @@ impl Fault for BootError {
                 vec!["a slow host may need a larger `machine.boot-timeout`".into()]
             }
             BootError::Ended { fate, .. } => fate.hints(),
+            BootError::Hopeless { .. } => {
+                vec!["the last lines of the console are above; console.log has them all".into()]
+            }
             BootError::OtherSeed(_) => vec!["the base image carries a cloud-init volume of its own; remove it".into()],
             BootError::Seed(_) => vec!["free some space where the cache folder is, or set KILN_CACHE".into()],
         }
@@ -127,7 +141,9 @@ impl Fault for BootError {
 
     fn evidence(&self) -> Vec<String> {
         match self {
-            BootError::NoAgent { console, .. } | BootError::Ended { console, .. } => console.clone(),
+            BootError::NoAgent { console, .. }
+            | BootError::Ended { console, .. }
+            | BootError::Hopeless { console, .. } => console.clone(),
             _ => Vec::new(),
         }
     }
@@ -207,7 +223,15 @@ pub(crate) async fn start(site: Site<'_>, backing: &Backing) -> Result<Guest, Fa
     let patience = site.machine.boot_timeout;
     let accepted = async {
         site.limits.hold(running.boot(RESETS_AT_BOOT)).await?;
-        site.limits.hold_guest(&running, patience, || no_agent(&running, patience), Session::accept(stream)).await
+        let spoken = async {
+            tokio::select! {
+                accepted = Session::accept(stream) => accepted.map_err(Failure::from),
+                what = hopeless(running.console()) => {
+                    Err(BootError::Hopeless { what, console: running.console().tail(CONSOLE_LINES) }.into())
+                }
+            }
+        };
+        site.limits.hold_guest(&running, patience, || no_agent(&running, patience), spoken).await
     };
     let (session, hello) = match accepted.await {
         Ok(accepted) => accepted,
@@ -319,6 +343,28 @@ async fn explain(failure: Failure, machine: &Running) -> Failure {
         Some(fate) => BootError::Ended { fate, console: machine.console().tail(CONSOLE_LINES) }.into(),
         None => failure,
     }
+}
+
+/// What a console shows of a boot that has come to its end without an agent, and what that means.
+const DEAD_ENDS: [(&str, &str); 9] = [
+    ("No bootable device", "the BIOS finds nothing to boot on the disk"),
+    ("No bootable option or device was found", "the UEFI firmware finds nothing to boot on the disk"),
+    ("UEFI Interactive Shell", "the UEFI firmware finds nothing to boot on the disk"),
+    ("grub rescue>", "GRUB does not find the rest of itself"),
+    ("grub>", "GRUB finds no configuration"),
+    ("Kernel panic - not syncing", "the guest's kernel panicked"),
+    ("(initramfs)", "the initramfs does not find or mount the root file system"),
+    ("You are in emergency mode", "systemd is in its emergency mode"),
+    ("Entering emergency mode", "the initramfs is in its emergency mode"),
+];
+/// An agent that speaks all the same has won.
+const LAST_CHANCE: Duration = Duration::from_secs(5);
+
+/// Waits until the console shows a dead end.
+async fn hopeless(console: &Console) -> &'static str {
+    let shown = console.until(&DEAD_ENDS.map(|(text, _)| text)).await;
+    sleep(LAST_CHANCE).await;
+    DEAD_ENDS.iter().find(|(text, _)| *text == shown).map_or("", |(_, what)| *what)
 }
 
 fn no_agent(machine: &Running, after: Duration) -> Failure {

@@ -7,6 +7,7 @@ use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet,
 
 use crate::error::Failure;
 use crate::report::escape::escape;
+use crate::report::github::{self, Actions};
 use crate::spec::{Document, LoadError, SpecError, SpecErrors};
 
 /// The renderer reads all it is given for each error anew: of lines longer than this only the place is shown.
@@ -17,6 +18,10 @@ pub(crate) fn print(failure: &Failure) {
     let colour = super::colour(&std::io::stderr());
     // A terminal that is gone cannot be told anything.
     let _ = std::io::stderr().lock().write_all(describe(failure, colour).as_bytes());
+    if Actions::here().is_some() {
+        let annotations: String = github::annotations(failure).iter().map(|line| format!("{line}\n")).collect();
+        let _ = std::io::stderr().lock().write_all(annotations.as_bytes());
+    }
 }
 
 /// A failure as a person reads it: the spec's own errors with their source lines, any other with evidence and hints.

@@ -111,7 +111,9 @@ fn basics(args: &mut Args, machine: &Machine, start: Start) {
     }
     args.option("-display", "none");
     args.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
-    args.option("-machine", format!("{},vmport=off,hpet=off", machine.machine_type));
+    // Without graphics the BIOS writes to the serial console, and so does a boot loader that knows no other way: what is
+    // wrong with an image that does not boot is in no other place.
+    args.option("-machine", format!("{},vmport=off,hpet=off,graphics=off", machine.machine_type));
     match machine.accelerator {
         Accelerator::Kvm => args.option("-accel", "kvm"),
         Accelerator::Tcg => args.option("-accel", "tcg,thread=multi,tb-size=512"),

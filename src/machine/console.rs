@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
+use tokio::sync::Notify;
 
 use crate::event::{Event, Events};
 
@@ -18,7 +19,14 @@ const LINE_LIMIT: usize = 400;
 
 /// The last lines of the console. Cheap to clone; all clones see the same console.
 #[derive(Clone, Default)]
-pub struct Console(Rc<RefCell<Lines>>);
+pub struct Console(Rc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    lines: RefCell<Lines>,
+    /// Told whenever there is more.
+    more: Notify,
+}
 
 #[derive(Default)]
 struct Lines {
@@ -30,7 +38,7 @@ impl Console {
     /// The last `count` lines that are not empty, oldest first.
     #[must_use]
     pub fn tail(&self, count: usize) -> Vec<String> {
-        let lines = self.0.borrow();
+        let lines = self.0.lines.borrow();
         let current = clean(&lines.current);
         let all = lines.done.iter().cloned().chain((!current.is_empty()).then_some(current));
         let all: Vec<_> = all.collect();
@@ -43,9 +51,28 @@ impl Console {
         self.tail(TAIL_LINES).iter().any(|line| line.contains(text))
     }
 
+    /// Waits until one of the last lines holds one of these texts; gives which.
+    pub async fn until(&self, texts: &[&'static str]) -> &'static str {
+        loop {
+            // Before looking: what comes meanwhile is not missed.
+            let more = self.0.more.notified();
+            let tail = self.tail(TAIL_LINES);
+            let found = texts.iter().find(|text| tail.iter().any(|line| line.contains(**text)));
+            match found {
+                Some(text) => return text,
+                None => more.await,
+            }
+        }
+    }
+
     fn feed(&self, bytes: &[u8], events: &Events) {
+        self.take(bytes, events);
+        self.0.more.notify_waiters();
+    }
+
+    fn take(&self, bytes: &[u8], events: &Events) {
         for byte in bytes {
-            let mut lines = self.0.borrow_mut();
+            let mut lines = self.0.lines.borrow_mut();
             if *byte != b'\n' && lines.current.len() < LINE_LIMIT {
                 lines.current.push(*byte);
                 continue;
@@ -117,6 +144,24 @@ mod tests {
         assert_eq!(console.tail(10), ["one", "  OK   two", "login:"]);
         assert_eq!(console.tail(1), ["login:"]);
         assert!(console.shows("login:"));
+    }
+
+    #[test]
+    fn a_text_is_waited_for_wherever_it_appears() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let console = Console::default();
+            let events = Events::new(Vec::new());
+            let feeding = async {
+                for piece in [&b"one\r\n"[..], b"grub res", b"cue> "] {
+                    tokio::task::yield_now().await;
+                    console.feed(piece, &events);
+                }
+            };
+            let (found, ()) = tokio::join!(console.until(&["panic", "grub rescue>"]), feeding);
+            assert_eq!(found, "grub rescue>");
+            assert_eq!(console.until(&["one"]).await, "one", "it is there already");
+        });
     }
 
     #[test]

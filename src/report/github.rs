@@ -7,7 +7,10 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use crate::build::provision::StepError;
 use crate::build::test::Outcome;
+use crate::error::Failure;
+use crate::spec::{LoadError, SpecErrors};
 
 /// A run of GitHub Actions.
 pub struct Actions {
@@ -25,12 +28,11 @@ impl Actions {
 
     /// Annotates failed tests, on standard error, and appends the table. That the page cannot be written fails nothing.
     pub fn tell(&self, image: &str, spec: &Path, outcomes: &[Outcome]) {
-        let here = std::env::current_dir().unwrap_or_default();
-        let spec = spec.strip_prefix(here).unwrap_or(spec);
         for outcome in outcomes.iter().filter(|outcome| !outcome.ok) {
             let Outcome { test, found, .. } = outcome;
             let message = format!("test `{}` {found}", test.name);
-            eprintln!("{}", annotation(spec, test.line, &format!("{image}: {}", test.name), &message));
+            let place = Place { file: spec, line: test.line, column: 0 };
+            eprintln!("{}", annotation(place, &format!("{image}: {}", test.name), &message));
         }
         let Some(path) = &self.summary else { return };
         let appended = File::options().append(true).create(true).open(path);
@@ -38,11 +40,44 @@ impl Actions {
     }
 }
 
-/// An error at a line of a file.
-fn annotation(file: &Path, line: usize, title: &str, message: &str) -> String {
-    let line = if line == 0 { String::new() } else { format!(",line={line}") };
-    let file = property(&file.display().to_string());
-    format!("::error file={file}{line},title={}::{}", property(title), data(message))
+/// Annotations of what is wrong with a spec, and of a step that failed. Other failures are about no line of a file.
+#[must_use]
+pub fn annotations(failure: &Failure) -> Vec<String> {
+    if let Some(LoadError::Invalid(errors)) = failure.fault() {
+        return of_spec(errors);
+    }
+    let of_step = |step: &StepError| {
+        let place = Place { file: &step.spec, line: step.line, column: 0 };
+        annotation(place, &format!("step {} `{}`", step.number, step.name), &failure.to_string())
+    };
+    failure.fault().map(of_step).into_iter().collect()
+}
+
+fn of_spec(errors: &SpecErrors) -> Vec<String> {
+    let document = &errors.document;
+    let one = |error: &crate::spec::SpecError| {
+        let at = error.span.as_ref().map(|span| document.position(span.start));
+        let (line, column) = at.map_or((0, 0), |at| (at.line, at.column));
+        let help = error.help.as_ref().map(|help| format!("\n{help}")).unwrap_or_default();
+        annotation(Place { file: document.path(), line, column }, "spec", &format!("{}{help}", error.message))
+    };
+    errors.errors.iter().map(one).collect()
+}
+
+/// Where in a file, counted from 1; 0 for nowhere in it.
+struct Place<'a> {
+    file: &'a Path,
+    line: usize,
+    column: usize,
+}
+
+/// An error at a line of a file. Paths are relative to the working folder, as GitHub wants them.
+fn annotation(Place { file, line, column }: Place<'_>, title: &str, message: &str) -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    let file = property(&file.strip_prefix(here).unwrap_or(file).display().to_string());
+    let number = |name: &str, number: usize| if number == 0 { String::new() } else { format!(",{name}={number}") };
+    let (line, column) = (number("line", line), number("col", column));
+    format!("::error file={file}{line}{column},title={}::{}", property(title), data(message))
 }
 
 fn data(text: &str) -> String {
@@ -83,9 +118,12 @@ mod tests {
 
     #[test]
     fn an_annotation_is_one_command_whatever_is_in_it() {
-        let text = annotation(Path::new("a,b/kiln.toml"), 7, "x: y", "50%\n::error::forged");
+        let place = |file, line, column| Place { file: Path::new(file), line, column };
+        let text = annotation(place("a,b/kiln.toml", 7, 0), "x: y", "50%\n::error::forged");
         assert_eq!(text, "::error file=a%2Cb/kiln.toml,line=7,title=x%3A y::50%25%0A::error::forged");
-        assert_eq!(annotation(Path::new("m"), 0, "t", "x"), "::error file=m,title=t::x");
+        assert_eq!(annotation(place("m", 0, 0), "t", "x"), "::error file=m,title=t::x");
+        let here = std::env::current_dir().unwrap().join("m");
+        assert_eq!(annotation(place(here.to_str().unwrap(), 1, 2), "t", "x"), "::error file=m,line=1,col=2,title=t::x");
     }
 
     #[test]

@@ -31,6 +31,12 @@ pub fn live(machine: &Machine, port: &UnixStream, mut console: UnixStream, mode:
             let _ = console.write_all(b"\r\nDebian GNU/Linux 12 fake ttyS0\r\n\r\nfake login: ");
             return hold(port);
         }
+        "grub-rescue" => {
+            let _ = console.write_all(
+                b"error: file `/boot/grub/normal.mod' not found.\r\nEntering rescue mode...\r\ngrub rescue> ",
+            );
+            return hold(port);
+        }
         "boot-loop" => {
             (0..8).for_each(|_| machine.reset());
             return hold(port);

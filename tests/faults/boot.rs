@@ -1,5 +1,7 @@
 //! A base that does not boot, or boots as somebody else.
 
+use std::time::Duration;
+
 use crate::support::Kiln;
 use crate::{BOOT_TIMEOUT, STEP, fault, refused};
 
@@ -13,6 +15,13 @@ fn b13_a_base_that_never_speaks_is_given_up_with_what_the_console_showed() {
 fn b14_a_login_prompt_without_an_agent_hints_at_cloud_init() {
     let kiln = Kiln::new().machine(BOOT_TIMEOUT).spec(STEP).build().fake("login-prompt");
     refused(kiln.fails(6).stderr_has("fake login:").stderr_has("NoCloud"));
+}
+
+/// Long before the time is over that a boot may take.
+#[test]
+fn b13_a_boot_loader_that_has_given_up_is_not_waited_for() {
+    let kiln = Kiln::new().spec(STEP).build().fake("grub-rescue").within(Duration::from_secs(40));
+    refused(kiln.fails(6).stderr_has("GRUB does not find the rest of itself").stderr_has("| grub rescue>"));
 }
 
 #[test]

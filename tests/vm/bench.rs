@@ -66,8 +66,13 @@ impl Bench {
 
     /// A spec over Debian with this text, and whatever files it copies beside it.
     pub fn spec(&self, name: &str, text: &str) -> PathBuf {
+        self.spec_over(&debian(), name, text)
+    }
+
+    /// The same over another base.
+    pub fn spec_over(&self, base: &Path, name: &str, text: &str) -> PathBuf {
         let path = self.path(&format!("{name}.toml"));
-        let head = format!("[image]\nname = \"{name}\"\nversion = \"1\"\n[base]\nfile = \"{}\"\n", debian().display());
+        let head = format!("[image]\nname = \"{name}\"\nversion = \"1\"\n[base]\nfile = \"{}\"\n", base.display());
         fs::write(&path, head + text).unwrap();
         path
     }

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 mod bench;
 mod cache;
+mod contents;
 mod faults;
 mod graphs;
 

@@ -1,0 +1,192 @@
+//! What is in an image, by its manifest and by others who look: the list of files, the packages, what tests leave.
+
+use std::fs;
+use std::path::Path;
+
+use crate::bench::{Bench, manifest, root, run};
+
+/// Where the partitions of the base images are (`fixtures/debian/build`), bytes.
+const ESP: (u64, u64) = (8192 * 512, 253_952 * 512);
+const ROOT_START: u64 = 262_144 * 512;
+/// Room for what the guest finds in an image.
+const TEXT: u64 = 32 << 20;
+
+/// What is hard to list: attributes of all sorts, devices, names, a file with holes, and files on the ESP.
+const HARD: &str = r#"
+[[step]]
+name = "hard"
+run = """
+cd /srv
+mknod null c 1 3; mknod block b 259 300; mkfifo pipe
+printf 'not ASCII' >"$(printf 'a b\\\\c\\377')"
+ln -s ../nowhere link; ln /usr/bin/env hard; truncate -s 5M holes; echo end >>holes
+chmod 4711 holes; chown 70000:4000000000 pipe
+python3 -c 'import os; os.setxattr("holes", "user.note", b"x" * 600); os.setxattr("holes", "trusted.b", b"")'
+echo esp >/boot/efi/a-long-name.txt; mkdir /boot/efi/loader; echo >/boot/efi/loader/UPPER.CFG
+"""
+"#;
+
+/// Each would fail if it saw what another one did.
+const TRACES: &str = r#"
+[[test]]
+run = "[ ! -e /srv/trace ] && [ ! -e /run/trace ] && touch /srv/trace /run/trace"
+[[test]]
+run = "[ ! -e /srv/trace ] && [ ! -e /run/trace ] && touch /srv/trace /run/trace "
+[[test]]
+run = "[ ! -e /srv/trace ] && [ ! -e /run/trace ] && touch /srv/trace /run/trace  "
+needs-fresh-boot = true
+"#;
+
+/// rpm's database instead of dpkg's, with one package.
+const RPM: &str = r#"
+[[step]]
+name = "rpm"
+run = """
+cd /tmp
+printf '%s\n' 'Name: kiln-greeting' 'Epoch: 2' 'Version: 1.0' 'Release: 3' 'Summary: x' 'License: MIT' 'BuildArch: noarch' \
+    '%description' 'x' '%files' >greeting.spec
+rpmbuild --quiet -bb --define '_rpmdir /tmp' greeting.spec
+rpm --force-debian --justdb --nodeps -i noarch/kiln-greeting-1.0-3.noarch.rpm
+mv /var/lib/dpkg/status /var/lib/dpkg/status.away
+"""
+"#;
+
+#[test]
+#[ignore = "boots a VM"]
+fn the_list_of_files_is_what_a_guest_finds_in_the_image() {
+    let bench = Bench::new();
+    let ext4 = bench.builds(&bench.spec("ext4", &format!("{HARD}{TRACES}")));
+    let base = root().join("fixtures/cache/debian-12-btrfs.qcow2");
+    assert!(base.exists(), "{} is not there: run fixtures/debian/build --fs btrfs", base.display());
+    let spec = bench.spec_over(&base, "btrfs", &format!("{HARD}{RPM}"));
+    let btrfs = bench.builds(&spec);
+    for (image, found) in [&ext4, &btrfs].into_iter().zip(found_in_a_guest(&bench, [&ext4, &btrfs])) {
+        let folder = image.parent().unwrap();
+        let listed = run("sh", &["-c", "zstd -dc files.zst | sed 's/ mtime=.*//'"], folder).stdout;
+        let (listed, found) = (String::from_utf8(listed).unwrap(), String::from_utf8(found).unwrap());
+        for (one, other) in listed.lines().zip(found.lines()) {
+            assert_eq!(one, other, "{}", image.display());
+        }
+        assert_eq!(listed.len(), found.len());
+        println!("{}: {} files, the same as in a guest", image.display(), listed.lines().count() - 1);
+        let list = String::from_utf8(run("zstd", &["-dc", "files.zst"], folder).stdout).unwrap();
+        for path in ["/srv/pipe", "/srv/holes", "/boot/efi/a-long-name.txt", "/boot/efi/loader/UPPER.CFG"] {
+            let line = list.lines().find(|line| line.starts_with(&format!("path={path} "))).expect(path);
+            assert!(line.ends_with(" step=1"), "{line}");
+        }
+    }
+    let manifest = manifest(&btrfs);
+    assert_eq!((&manifest["os"]["id"], &manifest["os"]["version"]), (&"debian".into(), &"12".into()));
+    assert_eq!(manifest["package_type"], "rpm");
+    assert_eq!(manifest["packages"].as_array().unwrap().len(), 1, "{}", manifest["packages"]);
+    assert_eq!(manifest["packages"][0]["version"], "2:1.0-3");
+    let bill = fs::read_to_string(btrfs.with_file_name("sbom.cdx.json")).unwrap();
+    assert!(bill.contains("pkg:rpm/debian/kiln-greeting@1.0-3?arch=noarch&distro=debian-12&epoch=2"), "{bill}");
+}
+
+/// The canonical text of each image as an independent program makes it, in a guest that mounts it read-only.
+fn found_in_a_guest(bench: &Bench, images: [&Path; 2]) -> Vec<Vec<u8>> {
+    let folder = bench.path("lister");
+    fs::create_dir(&folder).unwrap();
+    let script = fs::read_to_string(root().join("tests/vm/list.py")).unwrap();
+    let script: String = script.lines().map(|line| format!("    {line}\n")).collect();
+    let user_data = format!(
+        "#cloud-config\nssh_genkeytypes: []\nwrite_files:\n- path: /root/list.py\n  content: |\n{script}\
+         runcmd:\n\
+         - [sh, -xc, \"for n in 0 1; do d=/dev/disk/by-id/virtio-$n; mount -o ro,noload $d-root /mnt || mount -o ro $d-root /mnt; \
+         mount -o ro $d-esp /mnt/boot/efi; python3 /root/list.py /mnt >/root/text; umount -R /mnt; dd if=/root/text of=$d-text; \
+         done >/dev/ttyS0 2>&1; sync; poweroff\"]\n"
+    );
+    fs::write(folder.join("user-data"), user_data).unwrap();
+    fs::write(folder.join("meta-data"), "instance-id: lister\n").unwrap();
+    let made = "truncate -s 2M seed && mformat -i seed -v CIDATA :: && mcopy -i seed user-data meta-data ::";
+    assert!(run("sh", &["-c", made], &folder).status.success());
+    let overlay = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"];
+    let base = root().join("fixtures/cache/debian-12.qcow2");
+    let made = run("qemu-img", &[&overlay[..], &[base.to_str().unwrap(), "disk"]].concat(), &folder);
+    assert!(made.status.success());
+    let mut args: Vec<String> = "1200 qemu-system-x86_64 -accel tcg -cpu max -smp 2 -m 1024 -machine q35 -nodefaults \
+        -display none -serial stdio -no-reboot -drive file=disk,if=virtio,cache=unsafe \
+        -drive file=seed,format=raw,if=virtio,readonly=on"
+        .split_whitespace()
+        .map(str::to_owned)
+        .collect();
+    for (number, image) in images.into_iter().enumerate() {
+        let size = manifest(image)["outputs"][0]["virtual_bytes"].as_u64().unwrap();
+        fs::File::create(folder.join(format!("text{number}"))).unwrap().set_len(TEXT).unwrap();
+        // No table of partitions goes with them: the guest would not know which root is its own.
+        args.extend(part(image, &format!("{number}-root"), ROOT_START, size - ROOT_START - (1 << 20)));
+        args.extend(part(image, &format!("{number}-esp"), ESP.0, ESP.1));
+        args.extend([
+            "-drive".into(),
+            format!("file=text{number},format=raw,if=none,id=text{number}"),
+            "-device".into(),
+            format!("virtio-blk-pci,drive=text{number},serial={number}-text"),
+        ]);
+    }
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let console = run("timeout", &args, &folder);
+    let text = |number: usize| {
+        let mut text = fs::read(folder.join(format!("text{number}"))).unwrap();
+        let end = text.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        text.truncate(end);
+        assert!(text.starts_with(b"kiln tree 1\n"), "{}", String::from_utf8_lossy(&console.stdout));
+        text
+    };
+    (0..images.len()).map(text).collect()
+}
+
+/// QEMU's arguments for a part of an image as a disk of its own.
+fn part(image: &Path, serial: &str, start: u64, length: u64) -> [String; 4] {
+    let node = serde_json::json!({
+        "driver": "raw", "node-name": format!("part{serial}"), "offset": start, "size": length, "read-only": true,
+        "file": { "driver": "qcow2", "read-only": true, "file": { "driver": "file", "filename": image, "read-only": true } },
+    });
+    let device = format!("virtio-blk-pci,drive=part{serial},serial={serial}");
+    ["-blockdev".into(), node.to_string(), "-device".into(), device]
+}
+
+/// Each way for a sealed image to be broken: what breaks it, and what a person is told.
+const BROKEN: [(&str, &str, &[&str]); 3] = [
+    (
+        "services",
+        "[[step]]\nrun = \"printf '[Service]\\nType=oneshot\\nExecStart=/bin/false\\n[Install]\\nWantedBy=multi-user.target\\n' \
+         >/etc/systemd/system/broken.service; systemctl enable broken.service\"\n\
+         [[test]]\nunit = \"broken.service\"\n[[test]]\nport = 80\n",
+        &["test `unit broken.service`", "test `port 80`", "nothing listens on port 80", "2 of 2 tests failed"],
+    ),
+    (
+        "grub",
+        "[[step]]\nrun = \"rm -rf /boot/grub\"\n[[test]]\nrun = \"true\"\n",
+        &["the sealed image does not boot", "GRUB does not find the rest of itself", "grub rescue>"],
+    ),
+    (
+        "panic",
+        "[[step]]\nrun = \"sed -i 's,^\\\\([[:space:]]*linux.*\\\\),\\\\1 init=/bin/false,' /boot/grub/grub.cfg\"\n[[test]]\nrun = \"true\"\n",
+        &["the sealed image does not boot", "kernel panicked", "Attempted to kill init"],
+    ),
+];
+
+#[test]
+#[ignore = "boots a VM"]
+fn a_broken_image_is_refused_in_bounded_time_with_the_reason() {
+    let bench = Bench::new();
+    for (name, text, reasons) in BROKEN {
+        let spec = bench.spec(name, text);
+        let began = std::time::Instant::now();
+        let stderr = bench.fails(&spec, 9);
+        let took = began.elapsed();
+        println!("broken {name}: exit 9 after {:.1} s\n{}", took.as_secs_f64(), tail(&stderr, 24));
+        for reason in reasons {
+            assert!(stderr.contains(reason), "`{reason}` is not in: {stderr}");
+        }
+        assert!(!bench.path("store").join(name).exists());
+        // A boot that never answers would have 20 minutes here.
+        assert!(took.as_secs() < 900, "{took:?}");
+    }
+}
+
+fn tail(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
