@@ -20,7 +20,7 @@ use crate::plan::machine::Machine;
 use crate::plan::{Plan, with_grace};
 use crate::seed;
 use crate::size::{ByteSize, format_duration};
-use crate::spec::{BaseFormat, Network};
+use crate::spec::{DiskFormat, Network};
 
 use super::limits::Limits;
 use super::{Build, ScratchError};
@@ -151,8 +151,8 @@ impl Fault for BootError {
 
 /// What the overlay lies on: the layers of a stack, if there is one, and the base image.
 pub(crate) fn backing(plan: &Plan, stack: Option<&Stack>) -> Backing {
-    let layers = stack.into_iter().flat_map(Stack::disks).map(|disk| (disk, BaseFormat::Qcow2));
-    Backing(layers.chain([(plan.base.file.clone(), plan.base.format)]).collect())
+    let layers = stack.into_iter().flat_map(Stack::disks).map(|disk| (disk, DiskFormat::Qcow2));
+    Backing(layers.chain([(plan.base.file.clone(), plan.base.format.into())]).collect())
 }
 
 /// Makes the overlay and the seed in the scratch folder.

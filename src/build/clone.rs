@@ -10,9 +10,9 @@ use crate::disk::qcow2::create_overlay;
 use crate::error::{Failure, Fault, Kind};
 use crate::machine::argv::{self, Backing, OVERLAY, SEED, UEFI_VARS};
 use crate::machine::{MachineError, host};
-use crate::plan::machine::{Accelerator, Firmware, Machine, format_name};
+use crate::plan::machine::{Accelerator, Firmware, Machine};
 use crate::size::ByteSize;
-use crate::spec::{BaseFormat, Network};
+use crate::spec::{DiskFormat, Network};
 use crate::store::{Artifact, manifest};
 use crate::workdir::Workdir;
 use crate::{process, seed};
@@ -95,9 +95,8 @@ pub async fn prepare(artifact: &Artifact, wanted: &Wanted, cache: &Path) -> Resu
 /// The files of an image that QEMU boots.
 pub(crate) fn bootable(artifact: &Artifact) -> Vec<Image> {
     let image = |output: &manifest::Output| {
-        let format =
-            [BaseFormat::Qcow2, BaseFormat::Raw].into_iter().find(|format| format_name(*format) == output.format);
-        Some(Image { path: artifact.folder().join(&output.file), format: format? })
+        let format = DiskFormat::named(&output.format)?;
+        Some(Image { path: artifact.folder().join(&output.file), format })
     };
     artifact.manifest().outputs.iter().filter_map(image).collect()
 }

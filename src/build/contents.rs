@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -30,11 +30,11 @@ use crate::error::Failure;
 use crate::event::{Channel, Events, Level};
 use crate::guest::{Exec, Exit, GuestError};
 use crate::plan::{Plan, with_grace};
-use crate::spec::{BaseFormat, Platform};
+use crate::spec::Platform;
 use crate::store::manifest;
 
 use super::boot::Guest;
-use super::convert::open;
+use super::disks::{Layers, open};
 use super::writers::Writers;
 use super::{Build, ScratchError, platform};
 
@@ -60,8 +60,9 @@ impl Wanted {
     /// A base that cannot be read is read again by others, who say why.
     pub(crate) fn by_base(plan: &Plan) -> Self {
         let base = &plan.base;
-        let chain =
-            File::open(&base.file).ok().and_then(|file| Chain::open(vec![Layer { file, format: base.format }]).ok());
+        let chain = File::open(&base.file)
+            .ok()
+            .and_then(|file| Chain::open(vec![Layer { file, format: base.format.into() }]).ok());
         let tree = chain.as_ref().and_then(|chain| Tree::open(chain).ok());
         let packages = tree.as_ref().is_none_or(|tree| !matches!(packages::installed(tree), Ok(Some(_))));
         Self { files: tree.is_none_or(|tree| !tree.is_whole()), packages }
@@ -222,7 +223,7 @@ impl<'d> Files<'d> {
 /// name of this one.
 pub(crate) fn read(
     build: &Build<'_>,
-    layers: Vec<(PathBuf, BaseFormat)>,
+    layers: Layers,
     Known { answers, writers }: Known,
     staging: &Path,
 ) -> Result<JoinHandle<Result<Contents, Failure>>, Failure> {

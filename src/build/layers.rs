@@ -26,7 +26,7 @@ use crate::machine::checkpoint::{RamFormat, fingerprint};
 use crate::plan::key::Key;
 use crate::plan::{Plan, PlannedStep};
 use crate::process;
-use crate::spec::{Action, BaseFormat};
+use crate::spec::{Action, DiskFormat};
 
 use super::boot::Guest;
 use super::leaks::Search;
@@ -242,12 +242,12 @@ impl<'a> Layers<'a> {
     }
 
     /// The disk of the guest, top first.
-    pub(crate) fn chain(&self) -> Vec<(PathBuf, BaseFormat)> {
+    pub(crate) fn chain(&self) -> Vec<(PathBuf, DiskFormat)> {
         let base = &self.plan.base;
         let frozen = self.frozen.iter().rev().cloned();
         let layers = self.stack.iter().flat_map(Stack::disks);
         let overlays = std::iter::once(self.top.clone()).chain(frozen).chain(layers);
-        overlays.map(|path| (path, BaseFormat::Qcow2)).chain([(base.file.clone(), base.format)]).collect()
+        overlays.map(|path| (path, DiskFormat::Qcow2)).chain([(base.file.clone(), base.format.into())]).collect()
     }
 
     /// After a boot: this machine's memory, for all builds that would begin with the same boot.

@@ -36,11 +36,13 @@ pub mod boot;
 pub mod clone;
 mod contents;
 pub mod convert;
+mod disks;
 mod evidence;
 pub mod handover;
 pub mod history;
 pub mod identity;
 pub mod inputs;
+mod lanes;
 pub mod layers;
 pub mod leaks;
 pub mod limits;
@@ -305,9 +307,8 @@ impl<'a> Build<'a> {
         staging: &Path,
         around: &Surroundings,
     ) -> Result<Vec<manifest::Test>, Failure> {
-        let image =
-            |disk: &DiskFile| Some(test::Image { path: staging.join(&disk.file), format: disk.format.bootable()? });
-        let images: Vec<_> = self.plan.outputs.published_disks().filter_map(image).collect();
+        let image = |disk: &DiskFile| test::Image { path: staging.join(&disk.file), format: disk.format };
+        let images: Vec<_> = self.plan.outputs.published_disks().map(image).collect();
         let bench = test::Bench {
             machine: &self.plan.machine,
             disk_size: self.plan.disk_size(),

@@ -19,7 +19,7 @@ use super::contents::{self, Known};
 use super::layers::Layers;
 use super::limits::Limits;
 use super::writers::Writers;
-use super::{Build, SealedDisk, Surroundings, convert};
+use super::{Build, SealedDisk, Surroundings, disks};
 
 /// Another day, hour and minute; not so far that a certificate has ended meanwhile.
 const AHEAD: SignedDuration = SignedDuration::from_secs(31 * 3600 + 17 * 60 + 5);
@@ -99,7 +99,7 @@ async fn once(plan: &Plan, around: &Surroundings, limits: Limits) -> Result<File
         let fetched = build.work.join("fetched");
         let (guest, steps) = build.provisioned(&mut layers, &fetched, around).await?;
         let SealedDisk { disk, known } = build.sealed(guest, &steps, &layers).await?;
-        let reading = spawn_blocking(move || read(&convert::open(disk.chain)?, &known));
+        let reading = spawn_blocking(move || read(&disks::open(disk.chain)?, &known));
         build.limits.hold(async { reading.await.expect("reading the tree does not panic") }).await
     };
     let made = made.await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::error::{Failure, Fault, Kind};
 use crate::guest::Farewell;
 use crate::machine::PoweredOff;
-use crate::spec::BaseFormat;
+use crate::spec::DiskFormat;
 
 use super::Build;
 use super::boot::Guest;
@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 #[must_use]
 pub struct CleanShutdown {
     /// Its files, top first.
-    pub chain: Vec<(PathBuf, BaseFormat)>,
+    pub chain: Vec<(PathBuf, DiskFormat)>,
     _proof: (Sealed, Farewell, PoweredOff),
 }
 
@@ -40,7 +40,7 @@ pub(crate) async fn shut_down(
     build: &Build<'_>,
     guest: Guest,
     sealed: Sealed,
-    chain: Vec<(PathBuf, BaseFormat)>,
+    chain: Vec<(PathBuf, DiskFormat)>,
 ) -> Result<CleanShutdown, Failure> {
     let Guest { machine, session, .. } = guest;
     let farewell = session.bye();

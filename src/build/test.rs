@@ -12,8 +12,6 @@
 use std::cell::{Cell, RefCell};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use crate::disk::qcow2::create_overlay;
@@ -23,13 +21,14 @@ use crate::guest::{GuestError, Hello};
 use crate::machine::argv::{Backing, OVERLAY, SEED, UEFI_VARS};
 use crate::machine::checkpoint::RamFormat;
 use crate::machine::host;
-use crate::plan::machine::{Machine, format_name};
+use crate::plan::machine::Machine;
 use crate::seed;
-use crate::spec::{BaseFormat, Test};
+use crate::spec::{DiskFormat, Test};
 use crate::store::manifest;
 
 use super::ScratchError;
 use super::boot::{self, Guest, Site};
+use super::lanes::all;
 use super::limits::Limits;
 use super::publish::TESTS;
 use super::secrets::Secrets;
@@ -76,7 +75,7 @@ pub struct Image {
     /// Absolute.
     pub path: PathBuf,
     /// Its format.
-    pub format: BaseFormat,
+    pub format: DiskFormat,
 }
 
 /// What came of one test.
@@ -160,7 +159,7 @@ struct Round<'a> {
 
 impl<'a> Round<'a> {
     fn new(bench: &'a Bench<'a>, image: &'a Image) -> Result<Self, Failure> {
-        let folder = bench.folder.join(TESTS).join(format_name(image.format));
+        let folder = bench.folder.join(TESTS).join(image.format.name());
         Ok(Self { bench, image, folder: made(folder)?, outcomes: RefCell::default() })
     }
 
@@ -289,7 +288,7 @@ impl<'a> Round<'a> {
     async fn clone_of(&self, snapshot: &Snapshot, scratch: &Path) -> Result<Guest, Failure> {
         self.prepare(scratch)?;
         let mut backing = self.backing();
-        backing.0.insert(0, (snapshot.disk.clone(), BaseFormat::Qcow2));
+        backing.0.insert(0, (snapshot.disk.clone(), DiskFormat::Qcow2));
         let site = self.site(scratch);
         boot::resume(site, &backing, (&snapshot.ram, snapshot.format), snapshot.hello.clone()).await
     }
@@ -318,7 +317,7 @@ impl<'a> Round<'a> {
             Some(scratch.to_owned())
         };
         bench.events.emit(&Event::TestFinished { name: test.name.clone(), ok, seconds, found: found.clone() });
-        let format = format_name(self.image.format);
+        let format = self.image.format.name();
         Ok(Outcome { test: test.clone(), format, ok, found, tail, seconds, kept })
     }
 }
@@ -326,21 +325,4 @@ impl<'a> Round<'a> {
 fn made(folder: PathBuf) -> Result<PathBuf, Failure> {
     fs::create_dir_all(&folder).map_err(ScratchError::at("a scratch folder", &folder))?;
     Ok(folder)
-}
-
-/// Drives all of them at once, on this one thread. The first failure ends the others: a machine that is dropped is killed.
-async fn all<F: Future<Output = Result<(), Failure>>>(lanes: Vec<F>) -> Result<(), Failure> {
-    let mut lanes: Vec<Pin<Box<F>>> = lanes.into_iter().map(Box::pin).collect();
-    std::future::poll_fn(|context| {
-        let mut index = 0;
-        while let Some(lane) = lanes.get_mut(index) {
-            match lane.as_mut().poll(context) {
-                Poll::Ready(Ok(())) => drop(lanes.swap_remove(index)),
-                Poll::Ready(failed) => return Poll::Ready(failed),
-                Poll::Pending => index += 1,
-            }
-        }
-        if lanes.is_empty() { Poll::Ready(Ok(())) } else { Poll::Pending }
-    })
-    .await
 }

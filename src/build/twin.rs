@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 
 use crate::disk::chain::{Chain, Layer};
 use crate::disk::compress::{self, Twin, compress};
+use crate::disk::write::WriteError;
 use crate::error::Failure;
 use crate::event::{Events, Level};
 use crate::layer::{Cache, Made, Name, Stack};
@@ -23,10 +24,9 @@ use crate::memo::Memo;
 use crate::plan::Plan;
 use crate::plan::key::Key;
 use crate::plan::machine::format_name;
-use crate::plan::output::DiskFile;
 use crate::process;
-use crate::spec::{Compression, DiskFormat};
 
+use super::disks::has_twin;
 use super::layers::unusable;
 use super::survey::check_base;
 use super::{Build, ScratchError};
@@ -47,7 +47,7 @@ impl BaseTwin {
     /// Begins to make it, or to look for it. Nothing for a plan whose outputs have no use for it.
     pub(crate) fn begin(build: &Build<'_>, cache: Option<Cache>) -> Option<Self> {
         let plan = build.plan;
-        if !plan.outputs.disks.iter().any(is_ours) {
+        if !plan.outputs.disks.iter().any(has_twin) {
             return None;
         }
         let (send, made) = oneshot::channel();
@@ -92,11 +92,6 @@ impl Drop for BaseTwin {
     }
 }
 
-/// Whether a disk file is written by our own hand.
-pub(crate) fn is_ours(disk: &DiskFile) -> bool {
-    (disk.format, disk.compression) == (DiskFormat::Qcow2, Compression::Zstd)
-}
-
 fn key(plan: &Plan) -> Key {
     let base = &plan.base.sha256;
     Key::root().then(&json!({ "twin": base, "format": format_name(plan.base.format), "codec": compress::codec() }))
@@ -123,19 +118,19 @@ impl Maker {
         let found = self.cache.as_ref().and_then(|cache| cache.find(key, &mut problem).into_iter().next());
         if let Some(stack) = found {
             stack.touch();
-            let twin = Twin::open(open(&stack.top().disk())?).map_err(compress::CompressError::from)?;
+            let twin = Twin::open(open(&stack.top().disk())?).map_err(WriteError::from)?;
             let _ = send.send((twin, Some(stack)));
             return Ok(());
         }
         let began = Instant::now();
-        let chain = Chain::open(vec![Layer { file: open(&base.file)?, format: base.format }])?;
+        let chain = Chain::open(vec![Layer { file: open(&base.file)?, format: base.format.into() }])?;
         let file = File::create_new(&self.file).map_err(ScratchError::at("the compressed base", &self.file))?;
         let mut watch =
             |_| if self.abandoned.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
         // Room that a full disk needs for what matters.
         compress(&chain, None, file, &mut watch).inspect_err(|_| drop(std::fs::remove_file(&self.file)))?;
         check_base(&self.plan, &self.memo)?;
-        let _ = send.send((Twin::open(open(&self.file)?).map_err(compress::CompressError::from)?, None));
+        let _ = send.send((Twin::open(open(&self.file)?).map_err(WriteError::from)?, None));
         let took = began.elapsed();
         self.events.notice(Level::Debug, format!("the base was compressed ahead in {:.2} s", took.as_secs_f64()));
         let Some(cache) = &self.cache else { return Ok(()) };

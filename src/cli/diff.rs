@@ -19,7 +19,7 @@ use crate::disk::listing::{self, Listing, ListingError, Record};
 use crate::disk::packages::{Installed, PackageType, installed, version};
 use crate::disk::tree::{Tree, TreeError};
 use crate::error::{Failure, Fault, Kind};
-use crate::spec::BaseFormat;
+use crate::spec::{BaseFormat, DiskFormat};
 use crate::store::manifest::{Manifest, Package};
 use crate::store::{Artifact, Store};
 
@@ -77,8 +77,16 @@ struct Side {
     /// Of an image of the store, which is not removed while it is compared.
     artifact: Option<Artifact>,
     list: Option<File>,
-    /// Opened when something asks for it.
-    disk: (PathBuf, BaseFormat),
+    disk: Disk,
+}
+
+/// A disk, opened when something asks for it.
+#[derive(Debug)]
+enum Disk {
+    /// What kiln wrote itself, and nobody else may write to.
+    Stored(PathBuf, DiskFormat),
+    /// The user's.
+    Given(PathBuf, BaseFormat),
 }
 
 /// A package that is not the same in both, and how.
@@ -150,14 +158,15 @@ impl Side {
     fn open(name: &str, args: &args::Diff, store: &Store) -> Result<Self, Failure> {
         let path = Path::new(name);
         if name.contains('/') || path.is_file() {
-            let disk = (path.to_owned(), format(path, args.format)?);
+            let disk = Disk::Given(path.to_owned(), format(path, args.format)?);
             return Ok(Self { name: name.to_owned(), artifact: None, list: None, disk });
         }
         let artifact = store.artifact(&name.parse()?)?;
         let image = bootable(&artifact).into_iter().next();
         let image = image.ok_or_else(|| DiffError::NoDisk(artifact.id().to_string()))?;
         let list = File::open(artifact.folder().join(listing::FILE)).ok();
-        Ok(Self { name: artifact.id().to_string(), artifact: Some(artifact), list, disk: (image.path, image.format) })
+        let disk = Disk::Stored(image.path, image.format);
+        Ok(Self { name: artifact.id().to_string(), artifact: Some(artifact), list, disk })
     }
 
     fn manifest(&self) -> Option<&Manifest> {
@@ -171,13 +180,14 @@ impl Side {
     }
 
     fn chain(&self) -> Result<Chain, Failure> {
-        let (path, format) = &self.disk;
-        let file = match &self.artifact {
-            // What kiln wrote itself, and nobody else may write to.
-            Some(_) => File::open(path).map_err(|source| DiffError::Unreadable { path: path.clone(), source })?,
-            None => BaseImage::open(path, *format)?.file,
+        let (file, format) = match &self.disk {
+            Disk::Stored(path, format) => {
+                let file = File::open(path).map_err(|source| DiffError::Unreadable { path: path.clone(), source });
+                (file?, *format)
+            }
+            Disk::Given(path, format) => (BaseImage::open(path, *format)?.file, (*format).into()),
         };
-        Ok(Chain::open(vec![Layer { file, format: *format }])?)
+        Ok(Chain::open(vec![Layer { file, format }])?)
     }
 
     /// What is installed, and of which type that is.

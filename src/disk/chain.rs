@@ -3,6 +3,7 @@
 //! The files are given, top first; the names in their headers are never looked at. Where the top has no data the next
 //! one is asked, and so on; beyond the end of a shorter file, and below the last one, everything is zero.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -12,9 +13,9 @@ use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
 use super::qcow2::header::HeaderError;
-use super::qcow2::reader::{Place, Reader, Run};
+use super::{qcow2, vdi, vhd, vhdx, vmdk};
 use crate::error::{Fault, Kind};
-use crate::spec::BaseFormat;
+use crate::spec::DiskFormat;
 
 /// Memory for the L2 tables of a whole chain, bytes. Each file of 64 KiB clusters needs 64 KiB for every 512 MiB.
 const TABLE_MEMORY: u64 = 12 << 20;
@@ -25,13 +26,13 @@ pub struct Layer {
     /// Opened for reading.
     pub file: File,
     /// Stated, never guessed.
-    pub format: BaseFormat,
+    pub format: DiskFormat,
 }
 
 /// The disk as the guest sees it. Reading is possible from several threads at once.
 #[derive(Debug)]
 pub struct Chain {
-    layers: Vec<Source>,
+    layers: Vec<Box<dyn Source>>,
     size: u64,
 }
 
@@ -53,6 +54,14 @@ pub enum LayerError {
     /// The qcow2 header.
     #[error(transparent)]
     Header(#[from] HeaderError),
+    /// A file of another format, or of a kind of it that is not read here.
+    #[error("this is no {format} file that kiln reads: {why}")]
+    Unknown {
+        /// Which format it should have.
+        format: &'static str,
+        /// What is not as it should be.
+        why: String,
+    },
     /// A table entry that leads nowhere.
     #[error("{what} should be at byte {at} of a file of {file_size} bytes: the file is truncated or damaged")]
     Entry {
@@ -117,43 +126,72 @@ impl Fault for ChainError {
     }
 }
 
-/// One file of the chain, by its format.
-#[derive(Debug)]
-enum Source {
-    Qcow2(Box<Reader>),
-    Raw(File, u64),
+/// Where the bytes at some place of the disk are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Not in this file: ask the one below.
+    Below,
+    /// Nowhere: they are zero.
+    Zero,
+    /// In the file, from this byte on.
+    At(u64),
+    /// In a compressed part of the file, which the format knows by this number.
+    Packed(u64),
 }
 
-impl Source {
-    fn open(layer: Layer, memory: u64) -> Result<Self, LayerError> {
-        match layer.format {
-            BaseFormat::Qcow2 => Reader::open(layer.file, memory).map(|reader| Source::Qcow2(Box::new(reader))),
-            BaseFormat::Raw => {
-                let size = layer.file.metadata()?.len();
-                Ok(Source::Raw(layer.file, size))
-            }
-        }
-    }
+/// Bytes of the disk that are all in one place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Run {
+    /// Where the first byte is.
+    pub place: Place,
+    /// How many bytes; never 0.
+    pub length: u64,
+}
 
+/// One opened file that holds a disk, in any format.
+pub(super) trait Source: fmt::Debug + Send + Sync {
+    /// Bytes of the disk.
+    fn size(&self) -> u64;
+
+    /// The place of the byte at `offset` of the disk, and how far it goes on like that; looks no farther than `enough`
+    /// bytes need. `offset` is below the size.
+    fn run_at(&self, offset: u64, enough: u64) -> Result<Run, LayerError>;
+
+    /// Fills `bytes` with what is at `offset` of the disk, which [`Source::run_at`] said is at `place`.
+    fn read(&self, place: Place, offset: u64, bytes: &mut [u8]) -> Result<(), LayerError>;
+}
+
+/// Opens one file of a chain; its tables take at most `memory` bytes at a time.
+fn open(layer: Layer, memory: u64) -> Result<Box<dyn Source>, LayerError> {
+    let file = layer.file;
+    Ok(match layer.format {
+        DiskFormat::Qcow2 => Box::new(qcow2::reader::Reader::open(file, memory)?),
+        DiskFormat::Raw => Box::new(Raw { size: file.metadata()?.len(), file }),
+        DiskFormat::Vmdk => Box::new(vmdk::reader::Reader::open(file, memory)?),
+        DiskFormat::Vdi => Box::new(vdi::reader::Reader::open(file, memory)?),
+        DiskFormat::Vhdx => Box::new(vhdx::reader::Reader::open(file, memory)?),
+        DiskFormat::Vhd => Box::new(Raw { size: vhd::disk_size(&file)?, file }),
+    })
+}
+
+/// The bytes of a disk, whatever follows them.
+#[derive(Debug)]
+struct Raw {
+    file: File,
+    size: u64,
+}
+
+impl Source for Raw {
     fn size(&self) -> u64 {
-        match self {
-            Source::Qcow2(reader) => reader.size(),
-            Source::Raw(_, size) => *size,
-        }
+        self.size
     }
 
-    fn run_at(&self, offset: u64, enough: u64) -> Result<Run, LayerError> {
-        match self {
-            Source::Qcow2(reader) => reader.run_at(offset, enough),
-            Source::Raw(file, size) => Ok(raw_run_at(file, *size, offset)?),
-        }
+    fn run_at(&self, offset: u64, _: u64) -> Result<Run, LayerError> {
+        Ok(raw_run_at(&self.file, self.size, offset)?)
     }
 
-    fn read(&self, place: Place, offset: u64, bytes: &mut [u8]) -> Result<(), LayerError> {
-        match self {
-            Source::Qcow2(reader) => reader.read(place, offset, bytes),
-            Source::Raw(file, _) => Ok(file.read_exact_at(bytes, offset)?),
-        }
+    fn read(&self, _: Place, offset: u64, bytes: &mut [u8]) -> Result<(), LayerError> {
+        Ok(self.file.read_exact_at(bytes, offset)?)
     }
 }
 
@@ -182,7 +220,7 @@ impl Chain {
         let memory = TABLE_MEMORY / layers.len().max(1) as u64;
         let mut sources = Vec::new();
         for (index, layer) in layers.into_iter().enumerate() {
-            let opened = Source::open(layer, memory);
+            let opened = open(layer, memory);
             sources.push(opened.map_err(|source| ChainError::Layer { layer: index, source })?);
         }
         let size = sources.first().ok_or(ChainError::NoLayers)?.size();

@@ -11,25 +11,23 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::ControlFlow;
-use std::thread;
+use std::ops::Range;
 
 use zstd::bulk::Compressor;
 use zstd::zstd_safe::find_frame_compressed_size;
 
-use super::chain::{Chain, ChainError, LayerError};
+use super::chain::{Chain, LayerError, Place, Source};
 use super::qcow2::header::Codec;
-use super::qcow2::reader::{Place, Reader};
+use super::qcow2::reader::Reader;
 use super::qcow2::writer::{CLUSTER, CLUSTER_BITS, Writer};
-use crate::error::{Fault, Kind};
+use super::turns::{in_order, threads};
+use super::write::{Progress, WriteError};
 use crate::spec::BaseFormat;
 
 /// zstd's own default, which is QEMU's.
 const LEVEL: i32 = 3;
 /// Clusters a thread handles before they are written: 2 MiB.
 const SHARE: u64 = 32;
-/// More threads than this would need more memory than kiln may have.
-const MOST_THREADS: usize = 8;
 /// Memory for the twin's L2 tables, bytes.
 const TABLE_MEMORY: u64 = 1 << 20;
 
@@ -82,114 +80,50 @@ impl Twin {
     }
 }
 
-/// No file.
-#[derive(Debug, thiserror::Error)]
-pub enum CompressError {
-    /// The disk cannot be read.
-    #[error(transparent)]
-    Read(#[from] ChainError),
-    /// The base's twin cannot be read.
-    #[error("cannot read the compressed base")]
-    Twin(#[from] LayerError),
-    /// The output cannot be written.
-    #[error("cannot write the output")]
-    Write(#[source] io::Error),
-    /// zstd failed.
-    #[error("cannot compress")]
-    Compress(#[source] io::Error),
-    /// The caller asked to stop.
-    #[error("stopped")]
-    Stopped,
-}
-
-/// A full disk, a quota, or a limit on the size of files.
-fn is_shortage(error: &io::Error) -> bool {
-    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-    matches!(error.kind(), FileTooLarge | QuotaExceeded | StorageFull)
-}
-
-impl Fault for CompressError {
-    fn kind(&self) -> Kind {
-        match self {
-            CompressError::Read(error) => error.kind(),
-            CompressError::Twin(_) => Kind::Host,
-            CompressError::Write(error) if is_shortage(error) => Kind::Host,
-            CompressError::Write(_) => Kind::Output,
-            CompressError::Compress(_) => Kind::Bug,
-            CompressError::Stopped => Kind::Interrupted,
-        }
-    }
-
-    fn hints(&self) -> Vec<String> {
-        match self {
-            CompressError::Write(error) if is_shortage(error) => vec!["free some space where the store is".into()],
-            _ => Vec::new(),
-        }
-    }
-}
-
 /// Writes the disk of `chain` to the empty `file`, as qcow2 with zstd. `progress` is told up to which byte of the disk
 /// it is done, several times a second, and may stop the work. Blocks the calling thread; uses all processors.
 ///
 /// # Errors
 /// When something cannot be read or written, or `progress` breaks. The file is then of no use.
-pub fn compress(
-    chain: &Chain,
-    twin: Option<&Twin>,
-    file: File,
-    progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
-) -> Result<(), CompressError> {
-    let mut writer = Writer::new(file, chain.virtual_size()).map_err(CompressError::Write)?;
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
-    let mut workers = (0..threads).map(|_| Worker::new(chain, twin)).collect::<Result<Vec<_>, _>>()?;
-    let mut next = 0;
-    for extent in chain.extents() {
-        let extent = extent?;
-        if !extent.data {
-            continue;
+pub fn compress(chain: &Chain, twin: Option<&Twin>, file: File, progress: &mut Progress<'_>) -> Result<(), WriteError> {
+    let mut writer = Writer::new(file, chain.virtual_size()).map_err(WriteError::Write)?;
+    let workers = (0..threads()).map(|_| Worker::new(chain, twin)).collect::<Result<Vec<_>, _>>()?;
+    let workers = workers.into_iter().map(|mut worker| move |share| worker.share(share)).collect();
+    in_order(shares(chain), workers, |pieces: Vec<(u64, Piece)>| {
+        let mut done = 0;
+        for (cluster, piece) in pieces {
+            let put = match piece {
+                Piece::Zero => Ok(()),
+                Piece::Packed(frame) => writer.put_packed(cluster, &frame),
+                Piece::Plain(bytes) => writer.put_plain(cluster, &bytes),
+            };
+            put.map_err(WriteError::Write)?;
+            done = (cluster + 1) << CLUSTER_BITS;
         }
-        // Two extents may share a cluster: neither a raw file's holes nor a base's clusters need be of our size.
-        next = next.max(extent.range.start >> CLUSTER_BITS);
-        let end = extent.range.end.div_ceil(CLUSTER as u64);
-        while next < end {
-            next = batch(&mut workers, next, end, &mut writer)?;
-            if progress((next << CLUSTER_BITS).min(chain.virtual_size())).is_break() {
-                return Err(CompressError::Stopped);
-            }
-        }
-    }
-    writer.finish().map_err(CompressError::Write)
+        if progress(done.min(chain.virtual_size())).is_break() { Err(WriteError::Stopped) } else { Ok(()) }
+    })?;
+    writer.finish().map_err(WriteError::Write)
 }
 
-/// Each worker takes the next clusters; what they make of them is written in order.
-fn batch(workers: &mut [Worker<'_>], first: u64, end: u64, writer: &mut Writer) -> Result<u64, CompressError> {
-    thread::scope(|scope| {
-        let starts = (0..).map(|n| first + n * SHARE).take_while(|start| *start < end);
-        let shares: Vec<_> = workers
-            .iter_mut()
-            .zip(starts)
-            .map(|(worker, start)| {
-                let share = start..end.min(start + SHARE);
-                scope.spawn(move || {
-                    share
-                        .map(|cluster| Ok((cluster, worker.piece(cluster)?)))
-                        .collect::<Result<Vec<_>, CompressError>>()
-                })
-            })
-            .collect();
-        let mut next = first;
-        for share in shares {
-            for (cluster, piece) in share.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))? {
-                let put = match piece {
-                    Piece::Zero => Ok(()),
-                    Piece::Packed(frame) => writer.put_packed(cluster, &frame),
-                    Piece::Plain(bytes) => writer.put_plain(cluster, &bytes),
-                };
-                put.map_err(CompressError::Write)?;
-                next = cluster + 1;
+/// All clusters that may have data, in order, no more than [`SHARE`] at a time.
+fn shares(chain: &Chain) -> impl Iterator<Item = Result<Range<u64>, WriteError>> + Send {
+    let mut extents = chain.extents();
+    let mut left = 0..0;
+    std::iter::from_fn(move || {
+        while left.is_empty() {
+            let extent = match extents.next()? {
+                Ok(extent) => extent,
+                Err(error) => return Some(Err(error.into())),
+            };
+            if extent.data {
+                // Two extents may share a cluster: neither a raw file's holes nor a base's clusters need be of our size.
+                let start = left.end.max(extent.range.start >> CLUSTER_BITS);
+                left = start..extent.range.end.div_ceil(CLUSTER as u64).max(start);
             }
         }
-        Ok(next)
+        let share = left.start..left.end.min(left.start + SHARE);
+        left.start = share.end;
+        Some(Ok(share))
     })
 }
 
@@ -209,13 +143,17 @@ struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    fn new(chain: &'a Chain, twin: Option<&'a Twin>) -> Result<Self, CompressError> {
-        let compressor = Compressor::new(LEVEL).map_err(CompressError::Compress)?;
+    fn new(chain: &'a Chain, twin: Option<&'a Twin>) -> Result<Self, WriteError> {
+        let compressor = Compressor::new(LEVEL).map_err(WriteError::Compress)?;
         // What does not become smaller stays as it is.
         Ok(Self { chain, twin, compressor, cluster: vec![0; CLUSTER], packed: vec![0; CLUSTER - 1] })
     }
 
-    fn piece(&mut self, cluster: u64) -> Result<Piece, CompressError> {
+    fn share(&mut self, clusters: Range<u64>) -> Result<Vec<(u64, Piece)>, WriteError> {
+        clusters.map(|cluster| Ok((cluster, self.piece(cluster)?))).collect()
+    }
+
+    fn piece(&mut self, cluster: u64) -> Result<Piece, WriteError> {
         let at = cluster << CLUSTER_BITS;
         let length = (CLUSTER as u64).min(self.chain.virtual_size() - at);
         if let Some(twin) = self.twin

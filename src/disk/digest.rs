@@ -1,29 +1,56 @@
-//! SHA-256 of files and of whole disks.
+//! SHA-256 of a whole disk, and a comparison of its copies with it, in one reading.
 //!
 //! The digest of a disk is that of the bytes its guest sees, so it is the same for every format and compression the
-//! disk is stored in. Reading and unpacking happen on the calling thread, hashing on another: together they run at
-//! the speed of the slower one.
+//! disk is stored in. Reading, unpacking and comparing happen on all processors, hashing in turn.
 
 use std::ops::ControlFlow;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::thread;
 
 use sha2::{Digest, Sha256};
 
 use super::chain::{Chain, ChainError};
+use super::pieces::{PIECE, Pieces};
+use super::sparse::is_zero;
+use super::turns::{in_order, threads};
+use super::write::length_at;
 use crate::error::{Fault, Kind};
+use crate::spec::DiskFormat;
 
-/// Small enough that four of them stay in a processor's cache on their way from one thread to the other.
-const PIECE: usize = 256 << 10;
-const IN_FLIGHT: usize = 4;
 static ZEROES: [u8; PIECE] = [0; PIECE];
+/// Zeroes that are hashed between two looks at whether to stop, bytes.
+const STRETCH: u64 = 64 << 20;
 
-/// No digest.
+/// No digest, or a copy that is none.
 #[derive(Debug, thiserror::Error)]
 pub enum DigestError {
     /// The disk cannot be read.
     #[error(transparent)]
     Read(#[from] ChainError),
+    /// A copy cannot be read.
+    #[error("cannot read {name} back")]
+    Copy {
+        /// Which file.
+        name: String,
+        /// Why.
+        source: ChainError,
+    },
+    /// A copy has another size.
+    #[error("{name} holds a disk of {found} bytes, not {expected}")]
+    Size {
+        /// Which file.
+        name: String,
+        /// Bytes of its disk.
+        found: u64,
+        /// Bytes that it should have.
+        expected: u64,
+    },
+    /// A copy has other bytes.
+    #[error("{name} is not the sealed disk: they differ between byte {at} and {}", .at + PIECE as u64)]
+    Differs {
+        /// Which file.
+        name: String,
+        /// Where the part begins that is not the same.
+        at: u64,
+    },
     /// The caller asked to stop.
     #[error("stopped")]
     Stopped,
@@ -33,51 +60,117 @@ impl Fault for DigestError {
     fn kind(&self) -> Kind {
         match self {
             DigestError::Read(error) => error.kind(),
+            DigestError::Copy { .. } | DigestError::Size { .. } | DigestError::Differs { .. } => Kind::Output,
             DigestError::Stopped => Kind::Interrupted,
         }
     }
 }
 
-/// What goes to the hashing thread.
-enum Piece {
-    Bytes(Vec<u8>),
-    Zeroes(u64),
+/// What is to be the same disk, in a file of some format.
+#[derive(Debug)]
+pub struct DiskCopy {
+    /// For messages.
+    pub name: String,
+    /// Decides how large it has to be.
+    pub format: DiskFormat,
+    /// The opened file.
+    pub disk: Chain,
+}
+
+impl DiskCopy {
+    fn check_size(&self, disk: &Chain) -> Result<(), DigestError> {
+        let (found, expected) = (self.disk.virtual_size(), self.format.virtual_size(disk.virtual_size()));
+        if found == expected { Ok(()) } else { Err(DigestError::Size { name: self.name.clone(), found, expected }) }
+    }
 }
 
 /// Sees each piece of data of a disk, with its place in bytes, and may stop the work. Zeroes between are passed over, but
 /// it is called for them now and then, with nothing, so that it can stop there as well.
-pub type Watch<'a> = dyn FnMut(u64, &[u8]) -> ControlFlow<()> + 'a;
+pub type Watch<'a> = dyn FnMut(u64, &[u8]) -> ControlFlow<()> + Send + 'a;
 
 /// SHA-256 of the raw disk. `watch` sees all data on the way. Blocks the calling thread.
 ///
 /// # Errors
 /// When the chain cannot be read, or `watch` breaks.
-pub fn disk_sha256(chain: &Chain, watch: &mut Watch<'_>) -> Result<[u8; 32], DigestError> {
-    thread::scope(|scope| {
-        let (pieces, inbox) = sync_channel(IN_FLIGHT);
-        let (empties, spare) = channel();
-        let hashing = scope.spawn(move || hash(&inbox, &empties));
-        let read = send_all(chain, &pieces, &spare, watch);
-        drop(pieces);
-        // The hashing thread ends when the sender is gone, and has nothing in it that could panic.
-        let digest = hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        read.map(|()| digest)
-    })
+pub fn disk_sha256(disk: &Chain, watch: &mut Watch<'_>) -> Result<[u8; 32], DigestError> {
+    read_back(disk, &[], watch)
 }
 
-fn hash(inbox: &Receiver<Piece>, empties: &Sender<Vec<u8>>) -> [u8; 32] {
-    let mut sha = Sha256::new();
-    for piece in inbox {
-        match piece {
-            Piece::Bytes(bytes) => {
-                sha.update(&bytes);
-                // Nobody takes buffers back once everything is read.
-                let _ = empties.send(bytes);
-            }
-            Piece::Zeroes(count) => hash_zeroes(&mut sha, count),
+/// Reads the disk and every copy of it, from the first byte to the last; what a format adds at the end must be zero. Gives
+/// the SHA-256 of the raw disk. `watch` sees all data of it. Blocks the calling thread; uses all processors.
+///
+/// # Errors
+/// When a copy is not the disk, something cannot be read, or `watch` breaks.
+pub fn read_back(disk: &Chain, copies: &[DiskCopy], watch: &mut Watch<'_>) -> Result<[u8; 32], DigestError> {
+    copies.iter().try_for_each(|copy| copy.check_size(disk))?;
+    let all: Vec<&Chain> = [disk].into_iter().chain(copies.iter().map(|copy| &copy.disk)).collect();
+    let pieces = Pieces::new(&all).map(|at| at.map_err(|(index, error)| failed(copies, index, error)));
+    let workers = (0..threads()).map(|_| |at| read_piece(disk, copies, at)).collect();
+    let mut hash = Hash { sha: Sha256::new(), at: 0, size: disk.virtual_size(), watch };
+    in_order(pieces, workers, |(at, bytes): (u64, Vec<u8>)| {
+        hash.zeroes_to(at)?;
+        hash.data(&bytes)
+    })?;
+    hash.zeroes_to(disk.virtual_size())?;
+    Ok(hash.sha.finalize().into())
+}
+
+/// The error of reading the disk, or one of its copies.
+fn failed(copies: &[DiskCopy], index: usize, source: ChainError) -> DigestError {
+    match index.checked_sub(1) {
+        None => DigestError::Read(source),
+        Some(index) => DigestError::Copy { name: copies[index].name.clone(), source },
+    }
+}
+
+/// The bytes of the disk at this place, after those of the copies were found to be the same.
+fn read_piece(disk: &Chain, copies: &[DiskCopy], at: u64) -> Result<(u64, Vec<u8>), DigestError> {
+    let mut bytes = vec![0; length_at(disk, at)];
+    if !bytes.is_empty() {
+        disk.read_at(at, &mut bytes)?;
+    }
+    let mut copied = Vec::new();
+    for (index, copy) in copies.iter().enumerate() {
+        copied.resize(length_at(&copy.disk, at), 0);
+        copy.disk.read_at(at, &mut copied).map_err(|error| failed(copies, index + 1, error))?;
+        let (same, beyond) = copied.split_at(bytes.len().min(copied.len()));
+        if same != bytes || !is_zero(beyond) {
+            return Err(DigestError::Differs { name: copy.name.clone(), at });
         }
     }
-    sha.finalize().into()
+    Ok((at, bytes))
+}
+
+/// Hashes the disk from its first byte to its last.
+struct Hash<'w, 'a> {
+    sha: Sha256,
+    at: u64,
+    size: u64,
+    watch: &'w mut Watch<'a>,
+}
+
+impl Hash<'_, '_> {
+    fn data(&mut self, bytes: &[u8]) -> Result<(), DigestError> {
+        self.look(bytes)?;
+        self.sha.update(bytes);
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Up to this byte, or the end of the disk.
+    fn zeroes_to(&mut self, end: u64) -> Result<(), DigestError> {
+        while self.at < end.min(self.size) {
+            self.look(&[])?;
+            let count = (end.min(self.size) - self.at).min(STRETCH);
+            hash_zeroes(&mut self.sha, count);
+            self.at += count;
+        }
+        Ok(())
+    }
+
+    fn look(&mut self, bytes: &[u8]) -> Result<(), DigestError> {
+        if (self.watch)(self.at, bytes).is_break() { Err(DigestError::Stopped) } else { Ok(()) }
+    }
 }
 
 /// Hashes this many zeroes.
@@ -87,41 +180,4 @@ pub(super) fn hash_zeroes(sha: &mut Sha256, mut count: u64) {
         sha.update(&ZEROES[..now]);
         count -= now as u64;
     }
-}
-
-/// Sends the disk from its first byte to its last. Zeroes go in pieces too, so that stopping works.
-fn send_all(
-    chain: &Chain,
-    pieces: &SyncSender<Piece>,
-    spare: &Receiver<Vec<u8>>,
-    watch: &mut Watch<'_>,
-) -> Result<(), DigestError> {
-    for extent in chain.extents() {
-        let extent = extent?;
-        let mut at = extent.range.start;
-        while at < extent.range.end {
-            let left = extent.range.end - at;
-            let length = left.min(if extent.data { PIECE as u64 } else { 64 << 20 });
-            let (piece, seen) = if extent.data {
-                let bytes = read_piece(chain, at, length, spare)?;
-                let seen = watch(at, &bytes);
-                (Piece::Bytes(bytes), seen)
-            } else {
-                (Piece::Zeroes(length), watch(at, &[]))
-            };
-            at += length;
-            // A hashing thread that died is reported when it is joined.
-            if seen.is_break() || pieces.send(piece).is_err() {
-                return Err(DigestError::Stopped);
-            }
-        }
-    }
-    Ok(())
-}
-
-fn read_piece(chain: &Chain, at: u64, length: u64, spare: &Receiver<Vec<u8>>) -> Result<Vec<u8>, ChainError> {
-    let mut bytes = spare.try_recv().unwrap_or_default();
-    bytes.resize(usize::try_from(length).unwrap_or(PIECE), 0);
-    chain.read_at(at, &mut bytes)?;
-    Ok(bytes)
 }

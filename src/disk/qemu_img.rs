@@ -20,7 +20,7 @@ use super::chain::{Chain, Layer};
 use crate::error::{Fault, Kind};
 use crate::process::{Allowed, Wall, describe, stderr_tail, walled};
 use crate::size::ByteSize;
-use crate::spec::{BaseFormat, Compression, DiskFormat};
+use crate::spec::{Compression, DiskFormat};
 
 const PROGRAM: &str = "qemu-img";
 
@@ -37,7 +37,7 @@ pub struct Image<'a> {
     /// Where it is.
     pub path: &'a Path,
     /// Stated, never guessed.
-    pub format: BaseFormat,
+    pub format: DiskFormat,
 }
 
 /// What [`convert`] is to write.
@@ -201,8 +201,8 @@ fn graph(chain: &[Image<'_>]) -> Result<Value, QemuImgError> {
         let name = path.to_str().ok_or_else(|| QemuImgError::Path(path.clone()))?;
         let file = json!({ "driver": "file", "filename": name });
         below = match image.format {
-            BaseFormat::Qcow2 => json!({ "driver": "qcow2", "file": file, "backing": below }),
-            BaseFormat::Raw => json!({ "driver": "raw", "file": file }),
+            DiskFormat::Qcow2 => json!({ "driver": "qcow2", "file": file, "backing": below }),
+            other => json!({ "driver": other.driver(), "file": file }),
         };
     }
     Ok(below)
@@ -314,11 +314,11 @@ mod tests {
     #[test]
     fn a_graph_names_every_driver_and_ends_in_null() {
         let image = |path, format| Image { path: Path::new(path), format };
-        let qcow2 = graph(&[image("/a,b", BaseFormat::Qcow2), image("/\"c", BaseFormat::Qcow2)]).unwrap();
+        let qcow2 = graph(&[image("/a,b", DiskFormat::Qcow2), image("/\"c", DiskFormat::Qcow2)]).unwrap();
         let below = json!({"driver": "qcow2", "file": {"driver": "file", "filename": "/\"c"}, "backing": null});
         let top = json!({"driver": "qcow2", "file": {"driver": "file", "filename": "/a,b"}, "backing": below});
         assert_eq!(qcow2, top);
-        let raw = graph(&[image("/r", BaseFormat::Raw)]).unwrap();
+        let raw = graph(&[image("/r", DiskFormat::Raw)]).unwrap();
         assert_eq!(raw, json!({"driver": "raw", "file": {"driver": "file", "filename": "/r"}}));
     }
 

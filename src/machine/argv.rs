@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::plan::machine::{Accelerator, Firmware, Machine, format_name};
-use crate::spec::{BaseFormat, Network};
+use crate::plan::machine::{Accelerator, Firmware, Machine};
+use crate::spec::{DiskFormat, Network};
 use crate::wire::PORT;
 
 /// Descriptor of the QMP channel.
@@ -44,7 +44,7 @@ pub const TOP: &str = "disk";
 
 /// What the overlay lies on: files that are never opened for writing, with their formats, top first. Absolute paths.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Backing(pub Vec<(PathBuf, BaseFormat)>);
+pub struct Backing(pub Vec<(PathBuf, DiskFormat)>);
 
 /// How a machine begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,9 +190,9 @@ pub fn overlay_node(name: &str, file: &str) -> Value {
 }
 
 /// No node names: QEMU makes its own, and nobody asks for these.
-fn backing_node(file: &Path, format: BaseFormat, below: Value) -> Value {
-    let mut node = json!({ "driver": format_name(format), "read-only": true, "file": file_node(file, true) });
-    if format == BaseFormat::Qcow2 {
+fn backing_node(file: &Path, format: DiskFormat, below: Value) -> Value {
+    let mut node = json!({ "driver": format.driver(), "read-only": true, "file": file_node(file, true) });
+    if format == DiskFormat::Qcow2 {
         // Inspection has refused a base with a backing file; for the last one this says so to QEMU as well.
         node["backing"] = below;
     }

@@ -93,7 +93,7 @@ mod tests {
 
     use super::*;
     use crate::disk::chain::Layer;
-    use crate::spec::BaseFormat;
+    use crate::spec::DiskFormat;
 
     /// A raw disk in `folder` that has a few bytes at each of these places, and no hole in the grains around them.
     fn disk(folder: &Path, gib: u64, places: &[u64]) -> Arc<Chain> {
@@ -113,7 +113,7 @@ mod tests {
 
     fn chain(folder: &Path) -> Arc<Chain> {
         let file = File::open(folder.join(MEMBER)).unwrap();
-        Arc::new(Chain::open(vec![Layer { file, format: BaseFormat::Raw }]).unwrap())
+        Arc::new(Chain::open(vec![Layer { file, format: DiskFormat::Raw }]).unwrap())
     }
 
     fn packed(disk: &Arc<Chain>) -> Content {

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::host::UefiFirmware;
 use crate::size::ByteSize;
-use crate::spec::{BaseFormat, Network};
+use crate::spec::{BaseFormat, DiskFormat, Network};
 
 /// One machine. Everything in it is a fact about the guest's hardware, so it also goes into the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,8 +93,5 @@ impl Firmware {
 /// The name of a base format in QEMU's and the manifest's words.
 #[must_use]
 pub fn format_name(format: BaseFormat) -> &'static str {
-    match format {
-        BaseFormat::Qcow2 => "qcow2",
-        BaseFormat::Raw => "raw",
-    }
+    DiskFormat::from(format).name()
 }

@@ -141,14 +141,10 @@ impl DiskFormat {
         }
     }
 
-    /// The same format as what a machine is booted from.
+    /// The format with this name.
     #[must_use]
-    pub const fn bootable(self) -> Option<BaseFormat> {
-        match self {
-            DiskFormat::Qcow2 => Some(BaseFormat::Qcow2),
-            DiskFormat::Raw => Some(BaseFormat::Raw),
-            DiskFormat::Vmdk | DiskFormat::Vdi | DiskFormat::Vhdx | DiskFormat::Vhd => None,
-        }
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|format| format.name() == name)
     }
 
     /// The size of the disk in a file of this format, bytes: those of other virtual machines hold whole MiB. Azure asks for
@@ -158,6 +154,15 @@ impl DiskFormat {
         match self {
             DiskFormat::Qcow2 | DiskFormat::Raw => disk,
             DiskFormat::Vmdk | DiskFormat::Vdi | DiskFormat::Vhdx | DiskFormat::Vhd => disk.next_multiple_of(1 << 20),
+        }
+    }
+}
+
+impl From<BaseFormat> for DiskFormat {
+    fn from(format: BaseFormat) -> Self {
+        match format {
+            BaseFormat::Qcow2 => DiskFormat::Qcow2,
+            BaseFormat::Raw => DiskFormat::Raw,
         }
     }
 }

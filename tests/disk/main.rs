@@ -6,6 +6,7 @@ mod support;
 
 mod attacks;
 mod corpus;
+mod formats;
 mod hostile;
 
 use std::fs::{self, File};
@@ -17,7 +18,7 @@ use std::process::Command;
 use kiln::agent::list::list_folder;
 use kiln::digest::{hex, sha256_file};
 use kiln::disk::chain::{Chain, Layer};
-use kiln::disk::compress::{CompressError, Twin, compress};
+use kiln::disk::compress::{Twin, compress};
 use kiln::disk::digest::{DigestError, disk_sha256};
 use kiln::disk::entry::{ContentDigest, Entry, FileKind, canonical};
 use kiln::disk::fat::{Fat, FatError, Node};
@@ -29,6 +30,7 @@ use kiln::disk::qcow2::header::{Codec, HeaderError};
 use kiln::disk::qemu_img::{Image, Target, convert};
 use kiln::disk::told::Told;
 use kiln::disk::tree::{Tree, TreeError};
+use kiln::disk::write::WriteError;
 use kiln::error::{Fault, Kind};
 use kiln::spec::{BaseFormat, Compression, DiskFormat};
 use sha2::Digest;
@@ -246,8 +248,8 @@ fn b9_a_cut_image_is_truncated_wherever_it_is_cut() {
     }
 }
 
-fn chain(layers: &[(&Path, BaseFormat)]) -> Chain {
-    let open = |(path, format): &(&Path, BaseFormat)| Layer { file: File::open(path).unwrap(), format: *format };
+fn chain<F: Into<DiskFormat> + Copy>(layers: &[(&Path, F)]) -> Chain {
+    let open = |(path, format): &(&Path, F)| Layer { file: File::open(path).unwrap(), format: (*format).into() };
     Chain::open(layers.iter().map(open).collect()).unwrap()
 }
 
@@ -376,7 +378,7 @@ fn a_damaged_or_stopped_chain_is_an_error() {
         bytes[at..end].fill(0xfe);
         let broken = scratch.path("broken.qcow2");
         fs::write(&broken, bytes).unwrap();
-        let layer = Layer { file: File::open(&broken).unwrap(), format: BaseFormat::Qcow2 };
+        let layer = Layer { file: File::open(&broken).unwrap(), format: DiskFormat::Qcow2 };
         let digest = Chain::open(vec![layer]).map(|disk| disk_sha256(&disk, &mut |_, _| ControlFlow::Continue(())));
         errors += usize::from(!matches!(digest, Ok(Ok(_))));
     }
@@ -396,12 +398,12 @@ fn an_overlay_converts_to_every_format_with_the_same_disk_and_the_same_bytes() {
     let base = folder.join("base,x.raw");
     fs::rename(scratch.raw("base.raw"), &base).unwrap();
     let overlay = folder.join("over,lay");
-    let below = Image { path: &base, format: BaseFormat::Raw };
+    let below = Image { path: &base, format: DiskFormat::Raw };
     create_overlay(&overlay, 12 << 20).unwrap();
     tool("qemu-io", &["-f", "qcow2", "-c", "write -P 7 9M 1M", overlay.to_str().unwrap()]);
     let disk = chain(&[(&overlay, BaseFormat::Qcow2), (&base, BaseFormat::Raw)]);
     let digest = disk_sha256(&disk, &mut |_, _| ControlFlow::Continue(())).unwrap();
-    let graph = [Image { path: &overlay, format: BaseFormat::Qcow2 }, below];
+    let graph = [Image { path: &overlay, format: DiskFormat::Qcow2 }, below];
     let outputs = [
         (DiskFormat::Qcow2, Compression::Zstd),
         (DiskFormat::Qcow2, Compression::Zlib),
@@ -521,7 +523,7 @@ fn a_huge_sparse_disk_is_compressed_in_no_time_and_a_stopped_one_is_an_error() {
     assert!(fs::metadata(packed).unwrap().len() < 1 << 20);
     let out = File::create(scratch.path("stopped")).unwrap();
     let stopped = compress(&chain(&layers), None, out, &mut |_| ControlFlow::Break(()));
-    assert!(matches!(stopped, Err(CompressError::Stopped)));
+    assert!(matches!(stopped, Err(WriteError::Stopped)));
     // An empty disk has no data, and is a disk.
     let empty = scratch.create("empty.qcow2", "qcow2", &[]);
     let packed = compressed(&scratch, "packed-empty", &[(&empty, BaseFormat::Qcow2)], None);
@@ -535,7 +537,7 @@ fn b7_a_raw_guest_disk_with_a_qcow2_header_stays_raw() {
     fs::write(&canary, b"secret of the host".repeat(1000)).unwrap();
     let hostile = scratch.create("hostile", "qcow2", &["-u", "-F", "raw", "-b", canary.to_str().unwrap()]);
     let out = scratch.path("out.raw");
-    let graph = [Image { path: &hostile, format: BaseFormat::Raw }];
+    let graph = [Image { path: &hostile, format: DiskFormat::Raw }];
     let target = Target { path: &out, format: DiskFormat::Raw, compression: Compression::None };
     block_on(convert(&graph, target, |_| ())).unwrap();
     let bytes = fs::read(&out).unwrap();
@@ -547,7 +549,7 @@ fn b7_a_raw_guest_disk_with_a_qcow2_header_stays_raw() {
 fn a_failed_conversion_says_why_and_leaves_nothing() {
     let scratch = Scratch::new();
     let (source, out) = (scratch.raw("source"), scratch.path("out"));
-    let graph = [Image { path: &source, format: BaseFormat::Qcow2 }];
+    let graph = [Image { path: &source, format: DiskFormat::Qcow2 }];
     let target = Target { path: &out, format: DiskFormat::Qcow2, compression: Compression::None };
     let error = block_on(convert(&graph, target, |_| ())).unwrap_err();
     assert!(error.to_string().contains("Image is not in qcow2 format"), "{error}");
@@ -566,7 +568,7 @@ fn a_dropped_conversion_kills_qemu_img() {
         file.write_all_at(&noise, piece * (4 << 20)).unwrap();
     }
     let out = scratch.path("out.qcow2");
-    let graph = [Image { path: &source, format: BaseFormat::Raw }];
+    let graph = [Image { path: &source, format: DiskFormat::Raw }];
     let target = Target { path: &out, format: DiskFormat::Qcow2, compression: Compression::Zlib };
     block_on(async {
         let (started, mut first_progress) = tokio::sync::mpsc::unbounded_channel();

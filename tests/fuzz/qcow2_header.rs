@@ -30,7 +30,7 @@ pub fn check(bytes: &[u8]) {
 }
 
 fn read(file: File, format: BaseFormat) {
-    let Ok(chain) = Chain::open(vec![Layer { file, format }]) else { return };
+    let Ok(chain) = Chain::open(vec![Layer { file, format: format.into() }]) else { return };
     let mut end = 0;
     for extent in chain.extents().take(EXTENTS) {
         let Ok(extent) = extent else { return };

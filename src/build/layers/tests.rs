@@ -194,7 +194,7 @@ fn facts(micro: u32) -> Facts {
         host,
         base: BaseFacts {
             file: "/base.qcow2".into(),
-            format: BaseFormat::Qcow2,
+            format: crate::spec::BaseFormat::Qcow2,
             sha256: "00".repeat(32),
             virtual_size: 2 << 30,
             source: "base.qcow2".into(),

@@ -11,8 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::header::{Codec, HEAD_LIMIT, Header};
 use super::unpack::unpack;
 use crate::disk::bytes::be64_table;
-use crate::disk::chain::LayerError;
+use crate::disk::chain::{LayerError, Place, Run, Source};
 use crate::disk::inspect::read_up_to;
+use crate::disk::slots::Slots;
 
 pub(in crate::disk) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 pub(super) const COMPRESSED: u64 = 1 << 62;
@@ -23,28 +24,6 @@ const UNPACKED_BYTES: u64 = 4 << 20;
 /// How many bits of a compressed cluster's entry are its place; the count of further sectors follows.
 pub(super) const fn offset_bits(cluster_bits: u32) -> u32 {
     62 - (cluster_bits - 8)
-}
-
-/// Where the bytes at some place of the disk are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::disk) enum Place {
-    /// Not in this file: ask the one below.
-    Below,
-    /// Nowhere: they are zero.
-    Zero,
-    /// In the file, from this byte on.
-    At(u64),
-    /// In the compressed cluster of this L2 entry.
-    Packed(u64),
-}
-
-/// Bytes of the disk that are all in one place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::disk) struct Run {
-    /// Where the first byte is.
-    pub place: Place,
-    /// How many bytes; never 0.
-    pub length: u64,
 }
 
 /// One opened qcow2 file.
@@ -75,33 +54,6 @@ impl Reader {
     /// Whether compressed clusters are of this kind and size.
     pub fn is_packed(&self, codec: Codec, cluster_bits: u32) -> bool {
         self.header.codec == codec && self.header.cluster_bits == cluster_bits
-    }
-
-    /// Bytes of the disk.
-    pub fn size(&self) -> u64 {
-        self.header.virtual_size
-    }
-
-    /// The place of the byte at `offset` of the disk, and how far it goes on like that; looks no farther than `enough`
-    /// bytes need. `offset` is below the size.
-    pub fn run_at(&self, offset: u64, enough: u64) -> Result<Run, LayerError> {
-        let bits = self.header.cluster_bits;
-        let cluster = offset >> bits;
-        let per_table = self.header.cluster_size() / 8;
-        let (table_index, first) = (cluster / per_table, cluster % per_table);
-        let (place, clusters) = match self.table(table_index)? {
-            None => (Place::Below, per_table - first),
-            Some(table) => {
-                let entries = &table[usize::try_from(first).unwrap_or(0)..];
-                // One more than that many whole clusters, for the part of one at either end.
-                let enough = usize::try_from(enough >> bits).unwrap_or(usize::MAX).saturating_add(2);
-                self.same_place(&entries[..entries.len().min(enough)])?
-            }
-        };
-        let end = ((cluster + clusters) << bits).min(self.size());
-        let inside = offset & (self.header.cluster_size() - 1);
-        let place = if let Place::At(start) = place { Place::At(start + inside) } else { place };
-        Ok(Run { place, length: end - offset })
     }
 
     /// The place of the first entry's cluster, and how many clusters continue it.
@@ -185,20 +137,6 @@ impl Reader {
         self.file.read_exact_at(inside, at)
     }
 
-    /// Fills `bytes` with what is at `offset` of the disk, which [`Reader::run_at`] said is at `place`.
-    pub fn read(&self, place: Place, offset: u64, bytes: &mut [u8]) -> Result<(), LayerError> {
-        match place {
-            Place::Below | Place::Zero => bytes.fill(0),
-            Place::At(at) => self.read_file(at, bytes)?,
-            Place::Packed(entry) => {
-                let inside = usize::try_from(offset & (self.header.cluster_size() - 1)).unwrap_or(0);
-                let cluster = self.unpacked.get(offset >> self.header.cluster_bits, || self.unpack(entry))?;
-                bytes.copy_from_slice(&cluster[inside..inside + bytes.len()]);
-            }
-        }
-        Ok(())
-    }
-
     /// Unpacks the cluster of an L2 entry.
     fn unpack(&self, entry: u64) -> Result<Vec<u8>, LayerError> {
         let (at, packed) = self.packed(entry)?;
@@ -222,37 +160,49 @@ impl Reader {
     }
 }
 
+impl Source for Reader {
+    fn size(&self) -> u64 {
+        self.header.virtual_size
+    }
+
+    fn run_at(&self, offset: u64, enough: u64) -> Result<Run, LayerError> {
+        let bits = self.header.cluster_bits;
+        let cluster = offset >> bits;
+        let per_table = self.header.cluster_size() / 8;
+        let (table_index, first) = (cluster / per_table, cluster % per_table);
+        let (place, clusters) = match self.table(table_index)? {
+            None => (Place::Below, per_table - first),
+            Some(table) => {
+                let entries = &table[usize::try_from(first).unwrap_or(0)..];
+                // One more than that many whole clusters, for the part of one at either end.
+                let enough = usize::try_from(enough >> bits).unwrap_or(usize::MAX).saturating_add(2);
+                self.same_place(&entries[..entries.len().min(enough)])?
+            }
+        };
+        let end = ((cluster + clusters) << bits).min(self.size());
+        let inside = offset & (self.header.cluster_size() - 1);
+        let place = if let Place::At(start) = place { Place::At(start + inside) } else { place };
+        Ok(Run { place, length: end - offset })
+    }
+
+    fn read(&self, place: Place, offset: u64, bytes: &mut [u8]) -> Result<(), LayerError> {
+        match place {
+            Place::Below | Place::Zero => bytes.fill(0),
+            Place::At(at) => self.read_file(at, bytes)?,
+            Place::Packed(entry) => {
+                let inside = usize::try_from(offset & (self.header.cluster_size() - 1)).unwrap_or(0);
+                let cluster = self.unpacked.get(offset >> self.header.cluster_bits, || self.unpack(entry))?;
+                bytes.copy_from_slice(&cluster[inside..inside + bytes.len()]);
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What the L2 tables read so far say is in use.
 #[derive(Debug)]
 struct Claims {
     /// Which tables are in the sum; those that were forgotten are read again.
     counted: Vec<bool>,
     bytes: u64,
-}
-
-/// Remembers what was read last under each key modulo a number of slots: bounded, and good for reading in order.
-#[derive(Debug)]
-struct Slots<T>(Mutex<Vec<Slot<T>>>);
-
-type Slot<T> = Option<(u64, Arc<T>)>;
-
-impl<T> Slots<T> {
-    /// Between 1 and 256 slots.
-    fn new(count: u64) -> Self {
-        let count = usize::try_from(count.clamp(1, 256)).unwrap_or(1);
-        Self(Mutex::new((0..count).map(|_| None).collect()))
-    }
-
-    /// What is remembered for `key`, or what `read` gives.
-    fn get(&self, key: u64, read: impl FnOnce() -> Result<T, LayerError>) -> Result<Arc<T>, LayerError> {
-        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = slots.len() as u64;
-        let slot = &mut slots[usize::try_from(key % count).unwrap_or(0)];
-        if let Some((_, value)) = slot.as_ref().filter(|(remembered, _)| *remembered == key) {
-            return Ok(Arc::clone(value));
-        }
-        let value = Arc::new(read()?);
-        *slot = Some((key, Arc::clone(&value)));
-        Ok(value)
-    }
 }

@@ -1,0 +1,250 @@
+//! The files that hold a disk: all of them are written at once, then read back and compared with it.
+//!
+//! ```text
+//! disk ─┬─> compress: qcow2 with zstd, most of it from the base's twin ─┐
+//!       ├─> write: raw, vmdk, vdi, vhdx, vhd in one reading ────────────┼─> read_back: every file, the disk, its digest
+//!       └─> qemu-img: any other qcow2 ──────────────────────────────────┘
+//! ```
+
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+
+use crate::digest::hex;
+use crate::disk::chain::{Chain, Layer};
+use crate::disk::compress::{Twin, compress};
+use crate::disk::digest::{DiskCopy, read_back};
+use crate::disk::identity::Identity;
+use crate::disk::qemu_img::{self, Image, Target, check_fits};
+use crate::disk::write::{WriteError, write, writes};
+use crate::error::{Failure, Fault, Kind};
+use crate::event::{Event, Events, Stage};
+use crate::plan::output::DiskFile;
+use crate::spec::{Compression, DiskFormat};
+
+use super::lanes::all;
+
+/// The files of a disk, top first.
+pub(crate) type Layers = Vec<(PathBuf, DiskFormat)>;
+
+/// A file of a disk is gone, or cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot open a file of the disk ({})", path.display())]
+struct Unreadable {
+    path: PathBuf,
+    #[source]
+    source: std::io::Error,
+}
+
+impl Fault for Unreadable {
+    fn kind(&self) -> Kind {
+        Kind::Host
+    }
+}
+
+/// Opens a disk.
+pub(crate) fn open(layers: Layers) -> Result<Chain, Failure> {
+    let opened = layers.into_iter().map(|(path, format)| {
+        let file = File::open(&path).map_err(|source| Unreadable { path, source })?;
+        Ok::<_, Failure>(Layer { file, format })
+    });
+    Ok(Chain::open(opened.collect::<Result<_, _>>()?)?)
+}
+
+/// Whether a disk file takes most of its bytes from the base's twin.
+pub(crate) fn has_twin(disk: &DiskFile) -> bool {
+    (disk.format, disk.compression) == (DiskFormat::Qcow2, Compression::Zstd)
+}
+
+/// The writing of one file, or of some.
+type Lane<'a> = Pin<Box<dyn Future<Output = Result<(), Failure>> + 'a>>;
+
+/// What is made of a disk.
+pub(crate) struct Disks {
+    layers: Layers,
+    size: u64,
+    files: Vec<(DiskFile, PathBuf)>,
+    identity: Identity,
+    progress: Arc<Progress>,
+}
+
+impl Disks {
+    /// Files that are to be made, each with its path, where nothing is yet.
+    ///
+    /// # Errors
+    /// When the disk cannot be read, or cannot be as large as it is in one of the files.
+    pub(crate) fn new(
+        layers: Layers,
+        files: Vec<(DiskFile, PathBuf)>,
+        identity: Identity,
+        events: &Events,
+    ) -> Result<Self, Failure> {
+        let size = open(layers.clone())?.virtual_size();
+        for (disk, path) in &files {
+            // Only these are as long as the disk is.
+            if matches!(disk.format, DiskFormat::Raw | DiskFormat::Vhd) {
+                check_fits(path.parent().unwrap_or(Path::new("/")), size)?;
+            }
+        }
+        // Each file is written and the whole read back.
+        let progress = Arc::new(Progress::new(files.len() + 1, size, events.clone()));
+        Ok(Self { layers, size, files, identity, progress })
+    }
+
+    /// Writes every file. `twin` is waited for by the files that have a use for it, and by nobody else.
+    ///
+    /// # Errors
+    /// When one cannot be written; none is of any use then.
+    pub(crate) async fn write(&self, twin: impl Future<Output = Option<Twin>>) -> Result<(), Failure> {
+        let mut lanes: Vec<Lane<'_>> = Vec::new();
+        let mut together = Vec::new();
+        let mut twin = Some(twin);
+        for (index, (disk, path)) in self.files.iter().enumerate() {
+            if writes(disk.format) {
+                together.push(index);
+            } else if has_twin(disk)
+                && let Some(twin) = twin.take()
+            {
+                lanes.push(Box::pin(self.compress(index, path, twin)));
+            } else {
+                lanes.push(Box::pin(self.convert(index, disk, path)));
+            }
+        }
+        if !together.is_empty() {
+            lanes.push(Box::pin(self.write_together(together)));
+        }
+        all(lanes).await
+    }
+
+    async fn compress(
+        &self,
+        index: usize,
+        path: &Path,
+        twin: impl Future<Output = Option<Twin>>,
+    ) -> Result<(), Failure> {
+        let twin = twin.await;
+        let (file, layers, progress) = (create(path)?, self.layers.clone(), Arc::clone(&self.progress));
+        let work = move |stop: &CancellationToken| {
+            let mut watch = |done| {
+                progress.at(&[index], done);
+                unless(stop)
+            };
+            Ok(compress(&open(layers)?, twin.as_ref(), file, &mut watch)?)
+        };
+        aside(work).await
+    }
+
+    async fn write_together(&self, indexes: Vec<usize>) -> Result<(), Failure> {
+        let files = indexes.iter().map(|index| {
+            let (disk, path) = &self.files[*index];
+            Ok::<_, Failure>((disk.format, create(path)?))
+        });
+        let files = files.collect::<Result<_, _>>()?;
+        let (layers, identity, progress) = (self.layers.clone(), self.identity, Arc::clone(&self.progress));
+        let work = move |stop: &CancellationToken| {
+            let mut watch = |done| {
+                progress.at(&indexes, done);
+                unless(stop)
+            };
+            Ok(write(&open(layers)?, files, &identity, &mut watch)?)
+        };
+        aside(work).await
+    }
+
+    async fn convert(&self, index: usize, disk: &DiskFile, path: &Path) -> Result<(), Failure> {
+        let chain: Vec<_> = self.layers.iter().map(|(path, format)| Image { path, format: *format }).collect();
+        let target = Target { path, format: disk.format, compression: disk.compression };
+        let progress = |fraction| self.progress.at(&[index], share(self.size, fraction));
+        Ok(qemu_img::convert(&chain, target, progress).await?)
+    }
+
+    /// Reads every file back, compares it with the disk, and gives the digest of that. `look` sees all data of the disk.
+    ///
+    /// # Errors
+    /// When a file does not hold the disk or cannot be read; what `look` says.
+    pub(crate) async fn read_back(
+        &self,
+        mut look: impl FnMut(u64, &[u8]) -> Result<(), Failure> + Send + 'static,
+    ) -> Result<String, Failure> {
+        let (files, layers, progress) = (self.files.clone(), self.layers.clone(), Arc::clone(&self.progress));
+        let work = move |stop: &CancellationToken| {
+            let copies = files.iter().map(|(disk, path)| copy(disk, path)).collect::<Result<Vec<_>, _>>()?;
+            let mut seen = Ok(());
+            let mut watch = |at, bytes: &[u8]| {
+                progress.at(&[copies.len()], at);
+                seen = look(at, bytes);
+                if seen.is_err() { ControlFlow::Break(()) } else { unless(stop) }
+            };
+            let digest = read_back(&open(layers)?, &copies, &mut watch);
+            seen?;
+            Ok(hex(&digest?))
+        };
+        aside(work).await
+    }
+}
+
+fn create(path: &Path) -> Result<File, WriteError> {
+    File::create_new(path).map_err(WriteError::Write)
+}
+
+fn copy(disk: &DiskFile, path: &Path) -> Result<DiskCopy, Failure> {
+    let DiskFile { file, format, .. } = disk;
+    Ok(DiskCopy { name: file.clone(), format: *format, disk: open(vec![(path.to_owned(), *format)])? })
+}
+
+/// Works on a thread of its own, which is told to stop when nobody waits for it any more.
+async fn aside<T: Send + 'static>(
+    work: impl FnOnce(&CancellationToken) -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    let stop = CancellationToken::new();
+    let _guard = stop.clone().drop_guard();
+    spawn_blocking(move || work(&stop)).await.expect("reading and writing disks does not panic")
+}
+
+/// A fraction of a size; only for showing.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "shown rounded"
+)]
+fn share(size: u64, fraction: f64) -> u64 {
+    (size as f64 * fraction.clamp(0.0, 1.0)) as u64
+}
+
+/// How far all parts of the work are. Each of them is as long as the disk.
+struct Progress {
+    done: Mutex<Vec<u64>>,
+    total: u64,
+    events: Events,
+}
+
+impl Progress {
+    fn new(parts: usize, size: u64, events: Events) -> Self {
+        Self { done: Mutex::new(vec![0; parts]), total: size * parts as u64, events }
+    }
+
+    /// These parts are done up to here. Told when the whole is a hundredth further.
+    fn at(&self, parts: &[usize], done: u64) {
+        let mut all = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = all.iter().sum::<u64>();
+        for part in parts {
+            all[*part] = done;
+        }
+        let (now, total) = (all.iter().sum::<u64>(), self.total);
+        drop(all);
+        let step = (total / 100).max(1);
+        if now / step > before / step {
+            self.events.emit(&Event::Progress { stage: Stage::Convert, done: now, total });
+        }
+    }
+}
+
+fn unless(stop: &CancellationToken) -> ControlFlow<()> {
+    if stop.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+}

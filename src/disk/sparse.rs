@@ -1,0 +1,51 @@
+//! Zeroes: finding them, and not writing them.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// The least that is left out of a file: a block of nearly every file system.
+const BLOCK: usize = 4 << 10;
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+
+/// Whether all of them are zero.
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    // Comparing memory is the fastest way to ask, without optimisation too.
+    bytes.chunks(ZEROES.len()).all(|chunk| chunk == &ZEROES[..chunk.len()])
+}
+
+/// Writes bytes to a file that is zero there so far, and leaves holes where whole blocks of them are zero.
+pub(super) fn write_at(file: &File, at: u64, bytes: &[u8]) -> io::Result<()> {
+    let mut blocks = bytes.chunks(BLOCK).enumerate();
+    while let Some((first, _)) = blocks.find(|(_, block)| !is_zero(block)) {
+        // One write for all blocks up to the next hole.
+        let end = blocks.find(|(_, block)| is_zero(block)).map_or(bytes.len(), |(end, _)| end * BLOCK);
+        file.write_all_at(&bytes[first * BLOCK..end], at + (first * BLOCK) as u64)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn only_blocks_with_data_are_written() {
+        for pattern in ["", "x", ".x", "x.", "x.x", ".xx.", "xx..x..xxx"] {
+            let file = tempfile::tempfile().unwrap();
+            let bytes: Vec<u8> = pattern.bytes().flat_map(|c| [if c == b'x' { 7 } else { 0 }; BLOCK]).collect();
+            write_at(&file, 1 << 20, &bytes).unwrap();
+            let mut read = vec![0; bytes.len() + (1 << 20)];
+            file.set_len(read.len() as u64).unwrap();
+            file.read_exact_at(&mut read, 0).unwrap();
+            assert!(is_zero(&read[..1 << 20]) && read[1 << 20..] == bytes, "{pattern}");
+            let written = pattern.matches('x').count() as u64;
+            assert_eq!(file.metadata().unwrap().blocks() * 512, written * BLOCK as u64, "{pattern}");
+        }
+        // A last block need not be whole.
+        let file = tempfile::tempfile().unwrap();
+        write_at(&file, 0, &[&[0; BLOCK][..], b"end"].concat()).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), BLOCK as u64 + 3);
+    }
+}

@@ -1,0 +1,83 @@
+//! Writes a VDI: blocks as they come, map and header at the end.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+
+use super::{BLOCK, DYNAMIC, FREE, SIGNATURE, VERSION};
+use crate::disk::identity::Identity;
+use crate::disk::sparse;
+use crate::disk::write::{self, Piece};
+
+/// Where the map begins.
+const MAP: u64 = BLOCK;
+const SECTOR: u32 = 512;
+const LENGTH: usize = 512;
+/// Of the header, from the number that says so.
+const HEADER_LENGTH: u32 = 400;
+
+/// A file that is being written.
+pub(in crate::disk) struct Writer {
+    file: File,
+    size: u64,
+    /// Which blocks of the disk have data; in the file they lie in this order.
+    there: Vec<u32>,
+}
+
+impl Writer {
+    /// A disk of `size` bytes, whole blocks, in an empty file.
+    pub fn new(file: File, size: u64) -> Self {
+        Self { file, size, there: Vec::new() }
+    }
+
+    fn blocks(&self) -> u64 {
+        self.size / BLOCK
+    }
+
+    /// Where the first block is.
+    fn data(&self) -> u64 {
+        (MAP + self.blocks() * 4).next_multiple_of(BLOCK)
+    }
+
+    fn header(&self, identity: &Identity) -> io::Result<[u8; LENGTH]> {
+        let small = |n: u64| u32::try_from(n).map(u32::to_le_bytes).map_err(io::Error::other);
+        let mut header = [0; LENGTH];
+        let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, b"<<< Oracle VM VirtualBox Disk Image >>>\n");
+        put(64, &SIGNATURE.to_le_bytes());
+        put(68, &VERSION.to_le_bytes());
+        put(72, &HEADER_LENGTH.to_le_bytes());
+        put(76, &DYNAMIC.to_le_bytes());
+        put(340, &small(MAP)?);
+        put(344, &small(self.data())?);
+        put(360, &SECTOR.to_le_bytes());
+        put(368, &self.size.to_le_bytes());
+        put(376, &small(BLOCK)?);
+        put(384, &small(self.blocks())?);
+        put(388, &small(self.there.len() as u64)?);
+        put(392, &identity.guid("vdi"));
+        put(408, &identity.guid("vdi, last change"));
+        Ok(header)
+    }
+}
+
+impl write::Writer for Writer {
+    fn put(&mut self, piece: &Piece) -> io::Result<()> {
+        let at = self.data() + self.there.len() as u64 * BLOCK;
+        self.there.push(u32::try_from(piece.at / BLOCK).map_err(io::Error::other)?);
+        sparse::write_at(&self.file, at, &piece.bytes)
+    }
+
+    fn finish(mut self: Box<Self>, identity: &Identity) -> io::Result<()> {
+        self.file.write_all_at(&self.header(identity)?, 0)?;
+        self.file.set_len(self.data() + self.there.len() as u64 * BLOCK)?;
+        self.file.seek(SeekFrom::Start(MAP))?;
+        let mut map = BufWriter::new(&self.file);
+        let mut there = (0_u32..).zip(&self.there).peekable();
+        for block in 0..self.blocks() {
+            let place = there.next_if(|(_, there)| u64::from(**there) == block).map_or(FREE, |(place, _)| place);
+            map.write_all(&place.to_le_bytes())?;
+        }
+        map.flush()
+    }
+}

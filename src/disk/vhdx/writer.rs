@@ -1,0 +1,154 @@
+//! Writes a VHDX: blocks as they come, everything before them at the end.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+
+use super::{
+    BLOCK_TABLE, CHECKSUM, DISK_SIZE, FILE_PARAMETERS, HEADER, HEADER_LENGTH, HEADERS, IDENTIFIER, LOGICAL_SECTOR,
+    METADATA, METADATA_REGION, METADATA_TABLE, MIB, PAGE_83, PHYSICAL_SECTOR, PRESENT, REGION, REGIONS, REGIONS_LENGTH,
+    ZERO, blocks_of_a_bitmap, checksum,
+};
+use crate::disk::identity::Identity;
+use crate::disk::sparse;
+use crate::disk::write::{self, Piece};
+
+/// Where the empty log, the metadata and the block table are.
+const LOG: u64 = MIB;
+const LOG_LENGTH: u32 = 1 << 20;
+const METADATA_AT: u64 = 2 * MIB;
+const TABLE: u64 = 3 * MIB;
+const LOGICAL_BYTES: u32 = 512;
+const PHYSICAL_BYTES: u32 = 4096;
+/// Blocks grow with the disk, so that the table stays small. The least the format allows wastes the least.
+const MOST_BLOCKS: u64 = 1 << 20;
+/// How many metadata items there are, and their flags.
+const ITEMS: u16 = 5;
+const REQUIRED: u32 = 4;
+const OF_THE_DISK: u32 = 2;
+
+/// A file that is being written.
+pub(in crate::disk) struct Writer {
+    file: File,
+    size: u64,
+    /// Bytes of a block.
+    block: u64,
+    /// Which blocks of the disk have data; in the file they lie in this order.
+    there: Vec<u64>,
+}
+
+impl Writer {
+    /// A disk of `size` bytes in an empty file.
+    pub fn new(file: File, size: u64) -> Self {
+        let block = size.div_ceil(MOST_BLOCKS).next_power_of_two().max(MIB);
+        Self { file, size, block, there: Vec::new() }
+    }
+
+    /// Bytes of the block table's region.
+    fn table_length(&self) -> u64 {
+        let blocks = self.size.div_ceil(self.block);
+        let bitmaps = blocks.saturating_sub(1) / blocks_of_a_bitmap(self.block, LOGICAL_BYTES.into());
+        ((blocks + bitmaps) * 8).next_multiple_of(MIB).max(MIB)
+    }
+
+    /// Where a block is, by its number in the file.
+    fn place(&self, number: usize) -> u64 {
+        TABLE + self.table_length() + number as u64 * self.block
+    }
+
+    fn put_table(&mut self) -> io::Result<()> {
+        self.file.seek(SeekFrom::Start(TABLE))?;
+        let mut table = BufWriter::new(&self.file);
+        let mut there = self.there.iter().enumerate().peekable();
+        let chunk = blocks_of_a_bitmap(self.block, LOGICAL_BYTES.into());
+        for block in 0..self.size.div_ceil(self.block) {
+            if block > 0 && block.is_multiple_of(chunk) {
+                table.write_all(&[0; 8])?; // no bitmap
+            }
+            let number = there.next_if(|(_, there)| **there == block);
+            let entry = number.map_or(ZERO, |(number, _)| self.place(number) | PRESENT);
+            table.write_all(&entry.to_le_bytes())?;
+        }
+        table.flush()
+    }
+}
+
+impl write::Writer for Writer {
+    fn put(&mut self, piece: &Piece) -> io::Result<()> {
+        let block = piece.at / self.block;
+        if self.there.last() != Some(&block) {
+            self.there.push(block);
+        }
+        sparse::write_at(&self.file, self.place(self.there.len() - 1) + piece.at % self.block, &piece.bytes)
+    }
+
+    fn finish(mut self: Box<Self>, identity: &Identity) -> io::Result<()> {
+        self.file.set_len(self.place(self.there.len()))?;
+        self.put_table()?;
+        self.file.write_all_at(&metadata(self.size, self.block, identity), METADATA_AT)?;
+        let regions = regions(self.table_length());
+        REGIONS.iter().try_for_each(|at| self.file.write_all_at(&regions, *at))?;
+        // The second one is the newer.
+        (0..).zip(HEADERS).try_for_each(|(number, at)| self.file.write_all_at(&header(number, identity), at))?;
+        self.file.write_all_at(IDENTIFIER, 0)
+    }
+}
+
+fn header(number: u64, identity: &Identity) -> Vec<u8> {
+    let mut header = vec![0; HEADER_LENGTH];
+    let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, HEADER);
+    put(8, &number.to_le_bytes());
+    put(16, &identity.guid("vhdx, file write"));
+    put(32, &identity.guid("vhdx, data write"));
+    // Bytes 48 to 64 are zero: there is nothing in the log.
+    put(66, &1_u16.to_le_bytes()); // version of the format
+    put(68, &LOG_LENGTH.to_le_bytes());
+    put(72, &LOG.to_le_bytes());
+    sealed(header)
+}
+
+fn regions(table_length: u64) -> Vec<u8> {
+    let mut regions = [REGION.as_slice(), &[0; 4], &2_u32.to_le_bytes(), &[0; 4]].concat();
+    for (id, at, length) in [(BLOCK_TABLE, TABLE, table_length), (METADATA_REGION, METADATA_AT, MIB)] {
+        regions.extend(id);
+        regions.extend(at.to_le_bytes());
+        regions.extend(u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
+        regions.extend(1_u32.to_le_bytes()); // required
+    }
+    regions.resize(REGIONS_LENGTH, 0);
+    sealed(regions)
+}
+
+/// The metadata's table and its items.
+fn metadata(size: u64, block: u64, identity: &Identity) -> Vec<u8> {
+    let parameters = [u32::try_from(block).unwrap_or(u32::MAX).to_le_bytes(), [0; 4]].concat();
+    let items: [([u8; 16], u32, Vec<u8>); ITEMS as usize] = [
+        (FILE_PARAMETERS, REQUIRED, parameters),
+        (DISK_SIZE, REQUIRED | OF_THE_DISK, size.to_le_bytes().to_vec()),
+        (PAGE_83, REQUIRED | OF_THE_DISK, identity.guid("vhdx, disk").to_vec()),
+        (LOGICAL_SECTOR, REQUIRED | OF_THE_DISK, LOGICAL_BYTES.to_le_bytes().to_vec()),
+        (PHYSICAL_SECTOR, REQUIRED | OF_THE_DISK, PHYSICAL_BYTES.to_le_bytes().to_vec()),
+    ];
+    let mut table = [METADATA.as_slice(), &[0; 2], &ITEMS.to_le_bytes(), &[0; 20]].concat();
+    let mut values = Vec::new();
+    for (id, flags, value) in items {
+        table.extend(id);
+        for number in [METADATA_TABLE + values.len(), value.len()] {
+            table.extend(u32::try_from(number).unwrap_or(u32::MAX).to_le_bytes());
+        }
+        table.extend(flags.to_le_bytes());
+        table.extend([0; 4]);
+        values.extend(value);
+    }
+    table.resize(METADATA_TABLE, 0);
+    table.extend(values);
+    table
+}
+
+/// With its checksum.
+fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
+    let sum = checksum(&bytes);
+    bytes[CHECKSUM..CHECKSUM + 4].copy_from_slice(&sum.to_le_bytes());
+    bytes
+}

@@ -1,0 +1,185 @@
+//! A disk becomes files of every format at once: it is read a single time, and each piece goes to all of them.
+//!
+//! ```text
+//! disk --pieces with data--> threads: read, deflate if a format needs it --in order--> vmdk, vdi, vhdx, vhd, raw
+//! ```
+//! The same disk gives the same bytes, whatever the number of threads. Compressed qcow2 files are written elsewhere: they
+//! take most of their bytes from the base's twin ([`super::compress`]).
+
+use std::fs::File;
+use std::io;
+use std::ops::ControlFlow;
+
+use libdeflater::{CompressionLvl, Compressor};
+
+use super::chain::{Chain, ChainError, LayerError};
+use super::identity::Identity;
+use super::pieces::{PIECE, Pieces};
+use super::turns::{in_order, threads};
+use super::{sparse, vdi, vhd, vhdx, vmdk};
+use crate::error::{Fault, Kind};
+use crate::spec::DiskFormat;
+
+/// No output.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The disk cannot be read.
+    #[error(transparent)]
+    Read(#[from] ChainError),
+    /// The base's twin cannot be read.
+    #[error("cannot read the compressed base")]
+    Twin(#[from] LayerError),
+    /// The output cannot be written.
+    #[error("cannot write the output")]
+    Write(#[source] io::Error),
+    /// The compressor failed.
+    #[error("cannot compress")]
+    Compress(#[source] io::Error),
+    /// The caller asked to stop.
+    #[error("stopped")]
+    Stopped,
+}
+
+/// A full disk, a quota, or a limit on the size of files.
+fn is_shortage(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), FileTooLarge | QuotaExceeded | StorageFull)
+}
+
+impl Fault for WriteError {
+    fn kind(&self) -> Kind {
+        match self {
+            WriteError::Read(error) => error.kind(),
+            WriteError::Twin(_) => Kind::Host,
+            WriteError::Write(error) if is_shortage(error) => Kind::Host,
+            WriteError::Write(_) => Kind::Output,
+            WriteError::Compress(_) => Kind::Bug,
+            WriteError::Stopped => Kind::Interrupted,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            WriteError::Write(error) if is_shortage(error) => vec!["free some space where the store is".into()],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Is told up to which byte of the disk the work is done, several times a second, and may stop it.
+pub type Progress<'a> = dyn FnMut(u64) -> ControlFlow<()> + Send + 'a;
+
+/// Bytes of a VMDK's grains, which are compressed one by one.
+pub(super) const GRAIN: usize = 64 << 10;
+/// libdeflate's own default: a sixth larger than its best, and several times as fast. Its output depends on nothing but
+/// the level and its version.
+const LEVEL: i32 = 6;
+
+/// A part of the disk with some data in it.
+pub(super) struct Piece {
+    /// Where it begins: whole pieces before it.
+    pub at: u64,
+    /// [`PIECE`] bytes. What is beyond the end of the disk is zero.
+    pub bytes: Vec<u8>,
+    /// Its grains as zlib streams, none where all of it is zero; empty where no format asked for them.
+    pub grains: Vec<Vec<u8>>,
+}
+
+/// A file of one format that is being written.
+pub(super) trait Writer: Send {
+    /// Takes the next piece with data in it. They come in the order of the disk.
+    fn put(&mut self, piece: &Piece) -> io::Result<()>;
+
+    /// Writes whatever else is in the file. It is whole then, and not synced.
+    fn finish(self: Box<Self>, identity: &Identity) -> io::Result<()>;
+}
+
+/// The bytes of the disk, with holes.
+struct Raw {
+    file: File,
+    size: u64,
+}
+
+impl Writer for Raw {
+    fn put(&mut self, piece: &Piece) -> io::Result<()> {
+        sparse::write_at(&self.file, piece.at, &piece.bytes)
+    }
+
+    fn finish(self: Box<Self>, _: &Identity) -> io::Result<()> {
+        self.file.set_len(self.size)
+    }
+}
+
+/// Whether [`write`] writes this format.
+#[must_use]
+pub fn writes(format: DiskFormat) -> bool {
+    format != DiskFormat::Qcow2
+}
+
+fn writer(format: DiskFormat, file: File, disk: u64) -> io::Result<Box<dyn Writer>> {
+    let size = format.virtual_size(disk);
+    Ok(match format {
+        DiskFormat::Raw => Box::new(Raw { file, size }),
+        DiskFormat::Vmdk => Box::new(vmdk::writer::Writer::new(file, size)?),
+        DiskFormat::Vdi => Box::new(vdi::writer::Writer::new(file, size)),
+        DiskFormat::Vhdx => Box::new(vhdx::writer::Writer::new(file, size)),
+        DiskFormat::Vhd => Box::new(vhd::Vhd::new(file, size)),
+        DiskFormat::Qcow2 => return Err(io::ErrorKind::Unsupported.into()),
+    })
+}
+
+/// Writes the disk of `chain` to all of these empty files. Blocks the calling thread; uses all processors.
+///
+/// # Errors
+/// When something cannot be read or written, or `progress` breaks. The files are then of no use.
+pub fn write(
+    chain: &Chain,
+    outputs: Vec<(DiskFormat, File)>,
+    identity: &Identity,
+    progress: &mut Progress<'_>,
+) -> Result<(), WriteError> {
+    let packs = outputs.iter().any(|(format, _)| *format == DiskFormat::Vmdk);
+    let writers = outputs.into_iter().map(|(format, file)| writer(format, file, chain.virtual_size()));
+    let mut writers = writers.collect::<io::Result<Vec<_>>>().map_err(WriteError::Write)?;
+    let workers = (0..threads()).map(|_| worker(chain, packs)).collect();
+    let jobs = Pieces::new(&[chain]).map(|at| at.map_err(|(_, error)| WriteError::Read(error)));
+    in_order(jobs, workers, |piece: Piece| {
+        if !piece.bytes.is_empty() {
+            writers.iter_mut().try_for_each(|writer| writer.put(&piece)).map_err(WriteError::Write)?;
+        }
+        let done = (piece.at + PIECE as u64).min(chain.virtual_size());
+        if progress(done).is_break() { Err(WriteError::Stopped) } else { Ok(()) }
+    })?;
+    writers.into_iter().try_for_each(|writer| writer.finish(identity)).map_err(WriteError::Write)
+}
+
+/// Reads pieces, and packs them if asked to. One without data comes back without bytes.
+fn worker(chain: &Chain, packs: bool) -> impl FnMut(u64) -> Result<Piece, WriteError> + Send {
+    let mut compressor = Compressor::new(CompressionLvl::new(LEVEL).unwrap_or_default());
+    move |at| {
+        let mut bytes = vec![0; PIECE];
+        chain.read_at(at, &mut bytes[..length_at(chain, at)])?;
+        if sparse::is_zero(&bytes) {
+            return Ok(Piece { at, bytes: Vec::new(), grains: Vec::new() });
+        }
+        let mut pack =
+            |grain: &[u8]| if sparse::is_zero(grain) { Ok(Vec::new()) } else { deflate(&mut compressor, grain) };
+        let grains = if packs { bytes.chunks(GRAIN).map(&mut pack).collect::<Result<_, _>>()? } else { Vec::new() };
+        Ok(Piece { at, bytes, grains })
+    }
+}
+
+/// Bytes of the piece that begins at `at`: the last one need not be whole.
+pub(super) fn length_at(chain: &Chain, at: u64) -> usize {
+    usize::try_from(chain.virtual_size().saturating_sub(at)).unwrap_or(PIECE).min(PIECE)
+}
+
+/// A zlib stream (RFC 1950).
+fn deflate(compressor: &mut Compressor, bytes: &[u8]) -> Result<Vec<u8>, WriteError> {
+    let mut packed = vec![0; compressor.zlib_compress_bound(bytes.len())];
+    let packing = compressor.zlib_compress(bytes, &mut packed);
+    // It has as much room as it may ever need.
+    let length = packing.map_err(|error| WriteError::Compress(io::Error::other(error)))?;
+    packed.truncate(length);
+    Ok(packed)
+}
