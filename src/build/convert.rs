@@ -15,6 +15,7 @@ use super::contents::{self, Contents};
 use super::disks::{Disks, Layers, open};
 use super::identity;
 use super::leaks::Search;
+use super::package::package;
 use super::survey::check_base;
 use super::twin::BaseTwin;
 use super::{Build, SealedDisk};
@@ -57,7 +58,11 @@ pub(crate) async fn convert(
     let twin = async { twin?.ready().await };
     let done = async {
         disks.write(twin).await?;
-        disks.read_back(search(build)).await
+        let disk_sha256 = disks.read_back(search(build)).await?;
+        for (index, disk) in build.plan.outputs.disks.iter().enumerate() {
+            package(build, index, &place(build, disk, staging), staging).await?;
+        }
+        Ok::<_, Failure>(disk_sha256)
     };
     let disk_sha256 = build.limits.hold(done).await?;
     Ok(Converted { disk_sha256, contents })

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Failure, Fault, Kind};
@@ -48,6 +49,7 @@ pub mod leaks;
 pub mod limits;
 pub mod many;
 pub mod output;
+mod package;
 pub mod pins;
 pub mod platform;
 pub mod provision;
@@ -211,6 +213,7 @@ pub(crate) struct Build<'a> {
     pub(crate) limits: Limits,
     pub(crate) secrets: secrets::Secrets,
     pub(crate) work: Workdir,
+    pub(crate) started: Timestamp,
 }
 
 impl<'a> Build<'a> {
@@ -222,7 +225,8 @@ impl<'a> Build<'a> {
         let base = std::fs::metadata(&plan.base.file).map_or(0, |facts| facts.blocks() * 512);
         space::check([work.path(), around.store.path()], ByteSize(base), &around.events)?;
         let events = publish::with_log(around, work.path()).map_err(ScratchError::at("the log", work.path()))?;
-        Ok(Self { plan, memo: Arc::clone(&around.memo), events, limits, secrets, work })
+        let (memo, started) = (Arc::clone(&around.memo), Timestamp::now());
+        Ok(Self { plan, memo, events, limits, secrets, work, started })
     }
 
     /// The step cache; without one, everything runs.
@@ -241,7 +245,7 @@ impl<'a> Build<'a> {
         staging: Staging,
         around: &Surroundings,
     ) -> Result<Artifact, Failure> {
-        let mut record = publish::Record::begin();
+        let mut record = publish::Record::default();
         let mut twin = BaseTwin::begin(self, layers.cache());
         let (guest, steps) = self.provisioned(layers, staging.path(), around).await?;
         let sealed = self.sealed(guest, &steps, layers).await?;
@@ -300,15 +304,15 @@ impl<'a> Build<'a> {
         Ok(SealedDisk { disk, known })
     }
 
-    /// Tests every image file that QEMU boots.
+    /// Tests every disk file, also those that are in packages alone. QEMU boots every format.
     async fn test(
         &self,
         tests: &[Test],
         staging: &Path,
         around: &Surroundings,
     ) -> Result<Vec<manifest::Test>, Failure> {
-        let image = |disk: &DiskFile| test::Image { path: staging.join(&disk.file), format: disk.format };
-        let images: Vec<_> = self.plan.outputs.published_disks().map(image).collect();
+        let image = |disk: &DiskFile| test::Image { path: convert::place(self, disk, staging), format: disk.format };
+        let images: Vec<_> = self.plan.outputs.disks.iter().map(image).collect();
         let bench = test::Bench {
             machine: &self.plan.machine,
             disk_size: self.plan.disk_size(),
@@ -318,7 +322,7 @@ impl<'a> Build<'a> {
             secrets: &self.secrets,
             tests,
         };
-        let outcomes = test::test(&bench, &images).await?;
+        let outcomes = test::test(&bench, &images, test::Coverage::First).await?;
         let logs = self.logs(around);
         let kept = |folder: &Path| logs.join(folder.strip_prefix(self.work.path()).unwrap_or(folder));
         test::TestsFailed::check(&outcomes, &self.plan.spec.path, kept)?;

@@ -30,16 +30,10 @@ pub const CONSOLE_LOG: &str = "console.log";
 pub(crate) const TESTS: &str = "tests";
 
 /// What a build learns on its way for the manifest.
+#[derive(Default)]
 pub(crate) struct Record {
-    pub(crate) started: Timestamp,
     pub(crate) steps: Vec<Done>,
     pub(crate) tests: Vec<manifest::Test>,
-}
-
-impl Record {
-    pub(crate) fn begin() -> Self {
-        Self { started: Timestamp::now(), steps: Vec::new(), tests: Vec::new() }
-    }
 }
 
 /// The version a plan makes.
@@ -56,7 +50,7 @@ pub(crate) async fn publish(
 ) -> Result<Artifact, Failure> {
     let contents = async { converted.contents.await.expect("reading the tree does not panic") };
     let contents = build.limits.hold(contents).await?;
-    let manifest = manifest(build.plan, record, converted.disk_sha256, contents);
+    let manifest = manifest(build, record, converted.disk_sha256, contents);
     for log in [BUILD_LOG, CONSOLE_LOG] {
         let copied = std::fs::copy(build.work.join(log), staging.path().join(log));
         copied.map_err(ScratchError::at(log, staging.path()))?;
@@ -74,8 +68,8 @@ pub(crate) async fn publish(
     Ok(finish.await.expect("publishing does not panic")?)
 }
 
-fn manifest(plan: &Plan, record: Record, disk_sha256: String, contents: Contents) -> Manifest {
-    let spec = &plan.spec;
+fn manifest(build: &Build<'_>, record: Record, disk_sha256: String, contents: Contents) -> Manifest {
+    let (plan, spec) = (build.plan, &build.plan.spec);
     let fetched = record.steps.iter().flat_map(|done| &done.fetched);
     let fetched = fetched.map(|file| manifest::Fetched::staged(file.to_string_lossy())).collect();
     Manifest {
@@ -105,7 +99,7 @@ fn manifest(plan: &Plan, record: Record, disk_sha256: String, contents: Contents
         packages: contents.packages,
         tests: record.tests,
         fetched,
-        started: record.started,
+        started: build.started,
         finished: Timestamp::now(),
         source_date_epoch: plan.source_date_epoch,
     }

@@ -18,7 +18,7 @@ use super::clone::{bootable, machine};
 use super::limits::Limits;
 use super::publish::keep_logs;
 use super::secrets::Secrets;
-use super::test::{Bench, Outcome, TestsFailed, test};
+use super::test::{Bench, Coverage, Outcome, TestsFailed, test};
 
 /// For machines whose spec is not at hand, before it is scaled.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
@@ -64,13 +64,13 @@ impl Fault for RetestError {
 /// When this kiln does not know them.
 pub fn recorded(artifact: &Artifact) -> Result<Vec<Test>, RetestError> {
     let mut tests: Vec<Test> = Vec::new();
-    for recorded in &artifact.manifest().tests {
+    let all = &artifact.manifest().tests;
+    // Other formats have the same ones, or were booted alone.
+    let first = all.first().map(|first| &first.format);
+    for recorded in all.iter().filter(|recorded| Some(&recorded.format) == first) {
         let test: Test = serde_json::from_value(recorded.definition.clone())
             .map_err(|why| RetestError::Unknown { image: artifact.id().to_string(), why: why.to_string() })?;
-        // One that was tested in two formats is there twice.
-        if !tests.contains(&test) {
-            tests.push(test);
-        }
+        tests.push(test);
     }
     Ok(tests)
 }
@@ -89,7 +89,7 @@ pub struct Tested {
 /// When the image does not boot, or the host is not fit.
 pub async fn retest(
     artifact: &Artifact,
-    tests: &[Test],
+    (tests, coverage): (&[Test], Coverage),
     source: &Path,
     cache: &Path,
     events: &Events,
@@ -122,7 +122,7 @@ pub async fn retest(
         tests,
     };
     let logs = cache.join("failed").join(format!("{}-{}", id.name(), id.version()));
-    let tested = test(&bench, &images).await;
+    let tested = test(&bench, &images, coverage).await;
     let kept = |folder: &Path| -> PathBuf { logs.join(folder.strip_prefix(work.path()).unwrap_or(folder)) };
     let failed = match &tested {
         Ok(outcomes) => TestsFailed::check(outcomes, source, kept).err().map(Failure::from),

@@ -23,7 +23,7 @@ use crate::machine::checkpoint::RamFormat;
 use crate::machine::host;
 use crate::plan::machine::Machine;
 use crate::seed;
-use crate::spec::{DiskFormat, Test};
+use crate::spec::{Check, Command, DiskFormat, Test};
 use crate::store::manifest;
 
 use super::ScratchError;
@@ -52,6 +52,7 @@ const SPARE: &str = "spare.qcow2";
 const RAM: &str = "ram";
 
 /// Where tests run, and with what.
+#[derive(Clone, Copy)]
 pub struct Bench<'a> {
     /// The machine they run in.
     pub machine: &'a Machine,
@@ -126,16 +127,41 @@ pub fn skipped(tests: &[Test]) -> Vec<manifest::Test> {
     tests.iter().map(skipped).collect()
 }
 
-/// Runs every test on every image, whatever fails.
+/// Which image files are tested how. Each of them holds the same disk, byte for byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coverage {
+    /// All tests run on the first one; each other one is booted.
+    First,
+    /// All tests run on all of them.
+    All,
+}
+
+/// Runs the tests, whatever fails.
 ///
 /// # Errors
 /// When an image does not boot, the host cannot run it, or a limit is reached. Tests that fail are outcomes.
-pub async fn test(bench: &Bench<'_>, images: &[Image]) -> Result<Vec<Outcome>, Failure> {
+pub async fn test(bench: &Bench<'_>, images: &[Image], coverage: Coverage) -> Result<Vec<Outcome>, Failure> {
     let mut outcomes = Vec::new();
-    for image in images {
-        outcomes.extend(Round::new(bench, image)?.run().await?);
+    for (index, image) in images.iter().enumerate() {
+        let boots = [boots(image.format)];
+        let tests = if index == 0 || coverage == Coverage::All { bench.tests } else { &boots };
+        let bench = Bench { tests, disk_size: image.format.virtual_size(bench.disk_size), ..*bench };
+        outcomes.extend(Round::new(&bench, image)?.run().await?);
     }
     Ok(outcomes)
+}
+
+/// The test that a file passes whose guest answers.
+fn boots(format: DiskFormat) -> Test {
+    Test {
+        name: format!("boots from {}", format.name()),
+        check: Check::Run(Command::Shell("true".into())),
+        reboot: false,
+        needs_fresh_boot: true,
+        retry_for: Duration::ZERO,
+        timeout: PATIENCE,
+        line: 0,
+    }
 }
 
 /// A boot that is over, frozen: its disk and its memory.
@@ -159,7 +185,10 @@ struct Round<'a> {
 
 impl<'a> Round<'a> {
     fn new(bench: &'a Bench<'a>, image: &'a Image) -> Result<Self, Failure> {
-        let folder = bench.folder.join(TESTS).join(image.format.name());
+        let tests = made(bench.folder.join(TESTS))?;
+        let folder = tests.join(image.format.name());
+        // Two files may have one format.
+        let folder = if folder.exists() { tests.join(image.path.file_name().unwrap_or_default()) } else { folder };
         Ok(Self { bench, image, folder: made(folder)?, outcomes: RefCell::default() })
     }
 
@@ -226,7 +255,8 @@ impl<'a> Round<'a> {
         self.prepare(folder)?;
         let began = Instant::now();
         let site = self.site(folder);
-        let guest = boot::start(site, &self.backing()).await.map_err(DoesNotBoot)?;
+        let guest = boot::start(site, &self.backing()).await;
+        let guest = guest.map_err(|why| DoesNotBoot { format: self.image.format.name(), why })?;
         Ok((guest, began.elapsed()))
     }
 

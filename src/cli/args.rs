@@ -260,6 +260,9 @@ pub struct Test {
     /// How specs are read.
     #[command(flatten)]
     pub reading: Reading,
+    /// All tests on every image file; else all on the first one, and each other one is booted
+    #[arg(long)]
+    pub all_formats: bool,
     /// Only tests whose name matches this regular expression somewhere
     #[arg(long, value_name = "RE")]
     pub filter: Option<regex_lite::Regex>,

@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::build::retest::{recorded, retest};
-use crate::build::test::Outcome;
+use crate::build::test::{Coverage, Outcome};
 use crate::error::{Failure, Fault, Kind};
 use crate::report::{escape::escape, github, junit};
 use crate::spec::{Spec, Test};
@@ -72,7 +72,8 @@ pub async fn run(
     let (artifact, tests, source) = find(&args, &store)?;
     let tests = filtered(tests, args.filter.as_ref())?;
     let (cache, events) = (folders.cache_path()?, super::events(global));
-    let tested = retest(&artifact, &tests, &source, &cache, &events, cancel).await?;
+    let coverage = if args.all_formats { Coverage::All } else { Coverage::First };
+    let tested = retest(&artifact, (&tests, coverage), &source, &cache, &events, cancel).await?;
     let (id, outcomes) = (artifact.id().to_string(), &tested.outcomes);
     if let Some(path) = &args.junit {
         let written = std::fs::write(path, junit::report(&id, &artifact.manifest().disk_sha256, outcomes));

@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! base file --inspect--> BaseImage --qemu_img--> overlay --(QEMU writes it)--> Chain of opened files
-//!                                                                                |- digest  sha256 of the raw disk
 //!                                                                                |- partition -> ext4, fat -> volume -> tree -> packages, os_release, listing
 //!                                                                                |- compress: the zstd qcow2
-//!                                                                                `- qemu_img: every other output
+//!                                                                                |- write: raw, vmdk, vdi, vhdx, vhd
+//!                                                                                |- qemu_img: every other qcow2
+//!                                                                                `- digest  sha256 of the raw disk; all of those read back
 //! ```
 //!
 //! Two rules hold everywhere here. No name that stands in an image's header is ever followed, and no QEMU tool opens a

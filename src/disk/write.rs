@@ -30,7 +30,7 @@ pub enum WriteError {
     #[error("cannot read the compressed base")]
     Twin(#[from] LayerError),
     /// The output cannot be written.
-    #[error("cannot write the output")]
+    #[error("{} the output", if is_shortage(.0) { "no space for" } else { "cannot write" })]
     Write(#[source] io::Error),
     /// The compressor failed.
     #[error("cannot compress")]

@@ -12,7 +12,8 @@ use super::content::{Content, Watch, told};
 use super::gzip::in_parallel;
 use super::tar::{Archive, Format};
 use crate::disk::chain::Chain;
-use crate::size::ByteSize;
+use crate::plan::limits;
+use crate::spec::OutputFormat;
 
 /// The only name Google takes.
 const MEMBER: &str = "disk.raw";
@@ -20,7 +21,6 @@ const MEMBER: &str = "disk.raw";
 const GRAIN: u64 = 64 << 10;
 /// What one thread looks through at a time.
 const SHARE: u64 = 8 << 20;
-const GIB: u64 = 1 << 30;
 
 /// The archive of a disk, not compressed yet. Reads the whole disk, to know where nothing is: the same disk makes the same
 /// archive, however it is stored. `watch` is told of the bytes of the disk. Uses all processors.
@@ -28,10 +28,7 @@ const GIB: u64 = 1 << 30;
 /// # Errors
 /// When the disk is no whole GiB or cannot be read, or `watch` breaks.
 pub fn archive(chain: &Arc<Chain>, modified: u64, watch: &mut Watch<'_>) -> Result<Content, PackageError> {
-    let size = chain.virtual_size();
-    if !size.is_multiple_of(GIB) || size == 0 {
-        return Err(PackageError::NotWholeGib(ByteSize(size)));
-    }
+    limits::check(OutputFormat::Gcp, chain.virtual_size())?;
     let mut archive = Archive::new(Format::OldGnu, modified);
     archive.disk(MEMBER, chain, &data(chain, watch)?)?;
     Ok(archive.finish())
@@ -94,6 +91,8 @@ mod tests {
     use super::*;
     use crate::disk::chain::Layer;
     use crate::spec::DiskFormat;
+
+    const GIB: u64 = 1 << 30;
 
     /// A raw disk in `folder` that has a few bytes at each of these places, and no hole in the grains around them.
     fn disk(folder: &Path, gib: u64, places: &[u64]) -> Arc<Chain> {

@@ -3,15 +3,19 @@
 //! ```text
 //! disk file + Facts -> Content (headers, documents of ours, ranges of the disk) -> written, or compressed by `gzip`
 //! ```
-//! Nothing here decides: which disk format goes into which package, and under which name, is the plan's business.
+//! Nothing here decides: which disk file goes into which package, and under which name, is the plan's business.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use crate::disk::chain::ChainError;
+use crate::digest::hex;
+use crate::disk::chain::{Chain, ChainError, Layer};
 use crate::error::{Fault, Kind};
+use crate::plan::limits::NotWholeGib;
 use crate::size::ByteSize;
-use crate::spec::Firmware;
+use crate::spec::{Compression, DiskFormat, Firmware, OutputFormat};
 
 pub mod containerdisk;
 pub mod content;
@@ -27,6 +31,9 @@ pub mod tar;
 mod testing;
 pub mod vagrant;
 
+use content::{Content, Watch};
+use gzip::Effort;
+
 /// What a package says of the image in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
@@ -36,7 +43,7 @@ pub struct Facts {
     pub version: String,
     /// One line for people; may be empty.
     pub description: String,
-    /// Bytes of the disk the guest sees.
+    /// Bytes of the disk in the package.
     pub disk_size: u64,
     /// CPUs of the machine it was built and tested in.
     pub cpus: u32,
@@ -46,6 +53,92 @@ pub struct Facts {
     pub firmware: Firmware,
     /// The time that everything in a package has, seconds since 1970.
     pub time: u64,
+}
+
+/// The disk file that a package is made of, in the format that [`OutputFormat::disk`] says.
+#[derive(Debug, Clone, Copy)]
+pub struct Disk<'a> {
+    /// Where it is; its name is also the one it is published under.
+    pub path: &'a Path,
+    /// Inside it.
+    pub compression: Compression,
+}
+
+/// The formats that are packages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Package {
+    /// [`gcp`]
+    Gcp,
+    /// [`ova`]
+    Ova,
+    /// [`vagrant`]
+    Vagrant(vagrant::Version),
+    /// [`incus`]
+    Incus,
+    /// [`containerdisk`]
+    Containerdisk,
+    /// [`proxmox`]
+    Proxmox,
+}
+
+impl Package {
+    /// The package that a format is, if it is one.
+    #[must_use]
+    pub fn of(format: OutputFormat) -> Option<Self> {
+        match format {
+            OutputFormat::Gcp => Some(Self::Gcp),
+            OutputFormat::Ova => Some(Self::Ova),
+            OutputFormat::Vagrant => Some(Self::Vagrant(vagrant::Version::One)),
+            OutputFormat::VagrantV2 => Some(Self::Vagrant(vagrant::Version::Two)),
+            OutputFormat::Incus => Some(Self::Incus),
+            OutputFormat::Containerdisk => Some(Self::Containerdisk),
+            OutputFormat::Proxmox => Some(Self::Proxmox),
+            OutputFormat::Qcow2
+            | OutputFormat::Raw
+            | OutputFormat::Vmdk
+            | OutputFormat::Vdi
+            | OutputFormat::Vhdx
+            | OutputFormat::Vhd => None,
+        }
+    }
+
+    /// Writes the package, or what stands beside the disk file, to the new file `target`. Blocks the calling thread; uses all
+    /// processors. `watch` is told of bytes that are read, digested or written.
+    ///
+    /// # Errors
+    /// When the disk's file cannot be read or does not fit, the package cannot be written, or `watch` breaks. What was written
+    /// is then of no use.
+    pub fn write(
+        self,
+        facts: &Facts,
+        disk: Disk<'_>,
+        target: &Path,
+        watch: &mut Watch<'_>,
+    ) -> Result<(), PackageError> {
+        let file = || File::open(disk.path).map_err(PackageError::Read);
+        let content = || Content::file(file()?);
+        let out = &mut File::create_new(target).map_err(PackageError::Write)?;
+        match self {
+            Self::Gcp => {
+                let raw = Chain::open(vec![Layer { file: file()?, format: DiskFormat::Raw }])?;
+                let archive = gcp::archive(&Arc::new(raw), facts.time, watch)?;
+                gzip::write(&archive, Effort::Default, out, watch)
+            }
+            Self::Ova => ova::archive(facts, content()?, watch)?.write(out, watch),
+            Self::Vagrant(version) => {
+                // Vagrant wants gzip; a disk that is compressed already gains nothing by it.
+                let effort = if disk.compression == Compression::None { Effort::Default } else { Effort::Stored };
+                gzip::write(&vagrant::archive(facts, version, content()?)?, effort, out, watch)
+            }
+            Self::Incus => Content::from(incus::metadata(facts)?).write(out, watch),
+            Self::Containerdisk => containerdisk::archive(facts, content()?, watch)?.write(out, watch),
+            Self::Proxmox => {
+                let name = disk.path.file_name().unwrap_or_default().to_string_lossy();
+                let script = proxmox::script(facts, &name, &hex(&content()?.sha256(watch)?));
+                Content::from(script.into_bytes()).write(out, watch)
+            }
+        }
+    }
 }
 
 /// No package.
@@ -74,9 +167,9 @@ pub enum PackageError {
     /// The name of a file is longer than the archive can hold.
     #[error("`{0}` is too long a name for an archive")]
     LongName(String),
-    /// Google takes whole GiB alone.
-    #[error("Google Compute Engine takes disks of whole GiB, and this one has {0}")]
-    NotWholeGib(ByteSize),
+    /// The platform does not take disks of this size.
+    #[error(transparent)]
+    Size(#[from] NotWholeGib),
     /// A tree of images: a file-system call failed.
     #[error("cannot {action} {}", path.display())]
     Tree {
@@ -133,10 +226,7 @@ impl Fault for PackageError {
                 vec!["free some space there".into()]
             }
             PackageError::Listed { .. } => vec!["--replace lists this image instead".into()],
-            PackageError::NotWholeGib(size) => {
-                let whole = size.bytes().next_multiple_of(1 << 30).max(1 << 30);
-                vec![format!("build it with `machine.disk = \"{}\"`", ByteSize(whole))]
-            }
+            PackageError::Size(limit) => limit.hints(),
             PackageError::MemberTooLarge { .. } => vec!["use the format `vmdk`, which is the same disk alone".into()],
             _ => Vec::new(),
         }

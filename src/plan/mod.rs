@@ -14,17 +14,19 @@ use serde_json::json;
 
 use crate::error::{Fault, Kind};
 use crate::size::{ByteSize, format_duration};
-use crate::spec::{self, Action, BaseFormat, Network, Spec};
+use crate::spec::{self, Action, BaseFormat, DiskFormat, Network, Spec};
 
 pub mod graph;
 pub mod host;
 pub mod key;
+pub mod limits;
 pub mod machine;
 pub mod output;
 pub mod trace;
 
 use host::{Host, KvmVerdict};
 use key::Key;
+use limits::NotWholeGib;
 use machine::{Accelerator, Firmware, Machine, format_name};
 use output::Outputs;
 use trace::Parts;
@@ -101,6 +103,16 @@ pub enum PlanError {
     /// `firmware = "uefi"` and there is none.
     #[error("the spec asks for `firmware = \"uefi\"`, but no UEFI firmware for QEMU is installed")]
     NoFirmware,
+    /// A format has no room for the disk.
+    #[error("a {format} file holds at most {} GiB, and this disk has {}", .most.bytes() >> 30, .disk.bytes().div_ceil(1 << 30))]
+    TooLarge {
+        /// Which format.
+        format: &'static str,
+        /// The largest disk in it.
+        most: ByteSize,
+        /// The disk.
+        disk: ByteSize,
+    },
     /// The disk would shrink.
     #[error("`machine.disk` is {disk}, but the base image is {base} large; a disk can only grow")]
     DiskTooSmall {
@@ -109,6 +121,9 @@ pub enum PlanError {
         /// Virtual size of the base.
         base: ByteSize,
     },
+    /// An output cannot hold a disk of this size.
+    #[error(transparent)]
+    Size(#[from] NotWholeGib),
 }
 
 impl Fault for PlanError {
@@ -116,6 +131,8 @@ impl Fault for PlanError {
         match self {
             PlanError::KvmUnusable(_) | PlanError::NoFirmware => Kind::Host,
             PlanError::DiskTooSmall { .. } => Kind::Spec,
+            PlanError::Size(limit) => limit.kind(),
+            PlanError::TooLarge { .. } => Kind::Output,
         }
     }
 
@@ -128,7 +145,9 @@ impl Fault for PlanError {
                 .chain(["or `accel = \"auto\"`, which falls back to software emulation".to_owned()])
                 .collect(),
             PlanError::NoFirmware => vec!["apt-get install ovmf".into()],
+            PlanError::TooLarge { .. } => vec!["make `machine.disk` smaller, or write another format".into()],
             PlanError::DiskTooSmall { base, .. } => vec![format!("leave `disk` out, or make it at least {base}")],
+            PlanError::Size(limit) => limit.hints(),
         }
     }
 }
@@ -179,7 +198,10 @@ impl Plan {
         let base_content = base_content(&spec, facts, &machine);
         let base_key = Key::root().then(&base_content);
         let steps = plan_steps(&spec, facts, base_key);
+        let disk_size = machine.disk.map_or(facts.base.virtual_size, ByteSize::bytes);
+        spec.outputs.iter().try_for_each(|output| limits::check(output.format, disk_size))?;
         let outputs = Outputs::new(&format!("{}-{}", spec.image.name, spec.image.version), &spec.outputs);
+        outputs.disks.iter().try_for_each(|file| check_size(file.format, disk_size))?;
         let last = steps.last().map_or(base_key, |step| step.key);
         let build_key = last.then(&result_value(&spec, facts));
         let base = facts.base.clone();
@@ -237,6 +259,19 @@ impl Plan {
             );
         }
         notes
+    }
+}
+
+/// Whether others read a disk of this size in a file of this format.
+///
+/// # Errors
+/// When it is too large for that.
+pub fn check_size(format: DiskFormat, disk: u64) -> Result<(), PlanError> {
+    match format.largest() {
+        Some(most) if disk > most => {
+            Err(PlanError::TooLarge { format: format.name(), most: ByteSize(most), disk: ByteSize(disk) })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -107,11 +107,6 @@ impl Outputs {
         }
         listed
     }
-
-    /// The published disk files, in the order of the outputs.
-    pub fn published_disks(&self) -> impl Iterator<Item = &DiskFile> {
-        self.disks.iter().filter(|disk| disk.published)
-    }
 }
 
 #[cfg(test)]

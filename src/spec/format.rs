@@ -29,7 +29,20 @@ impl Row {
     const fn of_disk(disk: DiskFormat, compressions: &'static [Compression]) -> Self {
         Self { name: disk.name(), disk, keeps_disk: true, besides: &[], compressions }
     }
+
+    /// A package: other files, and the disk file among them if it is kept.
+    const fn package(
+        name: &'static str,
+        (disk, keeps_disk): (DiskFormat, bool),
+        besides: &'static [&'static str],
+        compressions: &'static [Compression],
+    ) -> Self {
+        Self { name, disk, keeps_disk, besides, compressions }
+    }
 }
+
+/// Of a qcow2 file that goes to other people: zlib, which every QEMU and every inspector reads.
+const PORTABLE: &[Compression] = &[Compression::Zlib, Compression::Zstd, Compression::None];
 
 /// Declares the formats: a variant and its row.
 macro_rules! formats {
@@ -64,6 +77,20 @@ formats! {
     Vhdx = Row::of_disk(DiskFormat::Vhdx, &[Compression::None]),
     /// Azure's: a fixed VHD.
     Vhd = Row::of_disk(DiskFormat::Vhd, &[Compression::None]),
+    /// Google's: the raw disk in a compressed archive.
+    Gcp = Row::package("gcp", (DiskFormat::Raw, false), &["gcp.tar.gz"], &[Compression::None]),
+    /// A machine with its disk, for `VMware`, `VirtualBox` and AWS.
+    Ova = Row::package("ova", (DiskFormat::Vmdk, false), &["ova"], &[Compression::Zlib]),
+    /// A box for Vagrant's libvirt provider, of its first version.
+    Vagrant = Row::package("vagrant", (DiskFormat::Qcow2, false), &["box"], PORTABLE),
+    /// The same, of its second version.
+    VagrantV2 = Row::package("vagrant-v2", (DiskFormat::Qcow2, false), &["v2.box"], PORTABLE),
+    /// What Incus and LXD import: metadata beside a qcow2 file.
+    Incus = Row::package("incus", (DiskFormat::Qcow2, true), &["incus.tar.xz"], PORTABLE),
+    /// An OCI image for `KubeVirt`.
+    Containerdisk = Row::package("containerdisk", (DiskFormat::Qcow2, false), &["oci.tar"], PORTABLE),
+    /// A qcow2 file with a script for Proxmox VE.
+    Proxmox = Row::package("proxmox", (DiskFormat::Qcow2, true), &["proxmox.sh"], PORTABLE),
 }
 
 impl OutputFormat {
@@ -154,6 +181,20 @@ impl DiskFormat {
         match self {
             DiskFormat::Qcow2 | DiskFormat::Raw => disk,
             DiskFormat::Vmdk | DiskFormat::Vdi | DiskFormat::Vhdx | DiskFormat::Vhd => disk.next_multiple_of(1 << 20),
+        }
+    }
+}
+
+impl DiskFormat {
+    /// The largest disk that others read in this format, bytes, where that is less than any disk kiln makes: what Azure and
+    /// Hyper-V say of a VHD, the 32 bits of a VMDK's sectors, \[MS-VHDX\].
+    #[must_use]
+    pub const fn largest(self) -> Option<u64> {
+        match self {
+            DiskFormat::Vhd => Some(2040 << 30),
+            DiskFormat::Vmdk => Some(2 << 40),
+            DiskFormat::Vhdx => Some(64 << 40),
+            DiskFormat::Qcow2 | DiskFormat::Raw | DiskFormat::Vdi => None,
         }
     }
 }

@@ -430,17 +430,15 @@ table! {
         /// The format of the file; without it, what the platform takes, or `qcow2`.
         format: Option<At<OutputFormat>> = Optional(choice(
             OutputFormat::ALL.iter().map(|format| (format.name(), *format)).collect::<Vec<_>>(),
-            LATER_FORMATS,
+            &[],
         )),
         /// Where the image goes: picks the format, and warns of what the guest lacks there.
         platform: Vec<At<Platform>> = Or(OneOrMore(choice(Platform::ALL, &[]), Platform::ALL.len()), "[]"),
-        /// Compression inside a qcow2 file; the default there is `zstd`. Other formats leave no choice.
+        /// Compression inside a qcow2 file; the default is `zstd`, and `zlib` for one in a package. Other formats leave no choice.
         compression: Option<At<Compression>> =
             Optional(choice(Compression::ALL.map(|compression| (compression.name(), compression)), &[])),
     }
 }
-
-const LATER_FORMATS: &[&str] = &["ova", "gcp", "vagrant"];
 
 table! {
     /// Limits of the whole build.

@@ -86,6 +86,18 @@ fn h9_a_full_disk_under_the_store_is_told_and_nothing_is_published() {
 }
 
 #[test]
+fn o2_a_disk_that_a_format_has_no_room_for_is_refused_before_anything_boots() {
+    for (format, disk, most) in
+        [("vhd", "2041GiB", "2040 GiB, and this disk has 2041"), ("vmdk", "3TiB", "2048 GiB, and this disk has 3072")]
+    {
+        let kiln =
+            Kiln::new().machine(&format!("disk = '{disk}'")).spec(&format!("[[output]]\nformat = '{format}'")).build();
+        let expected = format!("a {format} file holds at most {most}");
+        refused_at_once(kiln.fails(8).stderr_has(&expected));
+    }
+}
+
+#[test]
 fn published_files_are_read_only_under_any_umask() {
     for umask in ["umask 077", "umask 000"] {
         let ended = Kiln::new().spec(STEP).build().after(umask).run();

@@ -63,22 +63,27 @@ impl Fault for TestsFailed {
 
 /// The image could not be tested at all.
 #[derive(Debug, thiserror::Error)]
-#[error("the sealed image does not boot: {0}")]
-pub struct DoesNotBoot(pub Failure);
+#[error("the sealed image does not boot from the {format} file: {why}")]
+pub struct DoesNotBoot {
+    /// The format of the file.
+    pub format: &'static str,
+    /// What went wrong.
+    pub why: Failure,
+}
 
 impl Fault for DoesNotBoot {
     fn kind(&self) -> Kind {
-        match self.0.kind() {
+        match self.why.kind() {
             Kind::Boot => Kind::Test,
             other => other,
         }
     }
 
     fn hints(&self) -> Vec<String> {
-        self.0.hints()
+        self.why.hints()
     }
 
     fn evidence(&self) -> Vec<String> {
-        self.0.evidence()
+        self.why.evidence()
     }
 }
