@@ -203,7 +203,7 @@ impl Fault for DownloadError {
                 vec!["`kiln lock SPEC` or `kiln build SPEC` without --offline fetches it".into()]
             }
             DownloadError::Unpack { source, .. } => match source {
-                UnpackError::TooLarge(_) => vec!["if this is no attack, raise the limit on what it unpacks to".into()],
+                UnpackError::TooLarge(_) => vec!["if this is no attack, unpack it yourself and name the `file`".into()],
                 _ => vec!["the digest is right: the file is damaged at its source, or its name is wrong".into()],
             },
             DownloadError::Signature { source, .. } => source.fault().hints(),

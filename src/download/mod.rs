@@ -39,6 +39,9 @@ mod transfer;
 mod unpack;
 mod watch;
 
+#[cfg(test)]
+mod tests;
+
 pub use cache::Download;
 pub use checksum::{Algorithm, Checksum, ChecksumError};
 pub use error::{DownloadError, Problem, SignatureError, Tried};

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::slice;
 
 use nix::fcntl::FlockArg;
 use sha2::{Digest as _, Sha256};
@@ -25,6 +26,7 @@ use crate::url::Url;
 
 /// Largest list that is read.
 const LARGEST: ByteSize = ByteSize::mib(16);
+const LARGEST_SIGNATURE: ByteSize = ByteSize(sign::LARGEST);
 
 /// A list of checksums.
 #[derive(Debug, Clone)]
@@ -67,12 +69,10 @@ impl Downloads {
         request: &Request,
         watch: &mut Watch<'_>,
     ) -> Result<Checksum, DownloadError> {
-        let list = sums.urls.first().ok_or_else(|| DownloadError::Failed { file: String::new(), tried: Vec::new() })?;
+        let list = first(sums)?;
         let text = match &sums.trust {
             SumsTrust::Checksum(checksum) => self.pinned(sums, checksum, &request.limits, watch)?,
-            SumsTrust::Signature { signature, key } => {
-                self.signed(list, sums, (signature, key), &request.limits, watch)?
-            }
+            SumsTrust::Signature { signature, key } => self.signed(sums, signature, key, &request.limits, watch)?,
         };
         let text = String::from_utf8(text).map_err(|_| DownloadError::NoSums(list.clone()))?;
         let file = sums.file.clone().or_else(|| request.urls.first().map(Url::file_name)).unwrap_or_default();
@@ -99,55 +99,75 @@ impl Downloads {
 
     fn signed(
         &self,
-        list: &Url,
         sums: &Sums,
-        (signature, key): (&Location, &Path),
+        signature: &Location,
+        key: &Path,
         limits: &Limits,
         watch: &mut Watch<'_>,
     ) -> Result<Vec<u8>, DownloadError> {
-        let kept = self.root.join("sums").join(hex(&Sha256::digest(list.as_str())));
-        let (kept_text, kept_signature) = (kept.with_extension("text"), kept.with_extension("signature"));
-        let offline = |source: io::Error| match source.kind() {
-            io::ErrorKind::NotFound => DownloadError::Offline(list.to_string()),
-            _ => DownloadError::cache("read", &kept_text)(source),
+        let list = first(sums)?;
+        let kept = Kept::of(list, self.root.join("sums"));
+        let text = match self.reach {
+            Reach::Online => document(&sums.urls, LARGEST, limits, watch)?,
+            Reach::Offline => kept.read(&kept.text, LARGEST)?,
         };
-        let (text, signature) = match self.reach {
-            Reach::Online => {
-                let text = document(&sums.urls, LARGEST, limits, watch)?;
-                (text, Self::signature(signature, limits, watch)?)
+        let signature = match (signature, self.reach) {
+            (Location::File(path), _) => {
+                read_up_to(path, LARGEST_SIGNATURE).map_err(DownloadError::cache("read", path))?
             }
-            Reach::Offline => {
-                let signature = match signature {
-                    Location::File(path) => read(path)?,
-                    Location::Url(_) => read_up_to(&kept_signature, sign::LARGEST).map_err(offline)?,
-                };
-                (read_up_to(&kept_text, LARGEST.bytes()).map_err(offline)?, signature)
-            }
+            (Location::Url(url), Reach::Online) => document(slice::from_ref(url), LARGEST_SIGNATURE, limits, watch)?,
+            (Location::Url(_), Reach::Offline) => kept.read(&kept.signature, LARGEST_SIGNATURE)?,
         };
         check(key, &text, &signature).map_err(|source| {
             let (sums, key) = (list.clone(), key.to_owned());
             DownloadError::Signature { sums, key, source }
         })?;
         if self.reach == Reach::Online {
-            let _turn = Entry::open(&self.root.join("sums"), FlockArg::LockExclusive)?;
-            for (path, content) in [(&kept_text, &text), (&kept_signature, &signature)] {
-                memo::replace(path, content).map_err(DownloadError::cache("write", path))?;
-            }
+            kept.write(&text, &signature)?;
         }
         Ok(text)
     }
+}
 
-    fn signature(location: &Location, limits: &Limits, watch: &mut Watch<'_>) -> Result<Vec<u8>, DownloadError> {
-        match location {
-            Location::File(path) => read(path),
-            Location::Url(url) => document(std::slice::from_ref(url), ByteSize(sign::LARGEST), limits, watch),
+fn first(sums: &Sums) -> Result<&Url, DownloadError> {
+    sums.urls.first().ok_or_else(|| DownloadError::Failed { file: "a list of checksums".into(), tried: Vec::new() })
+}
+
+/// The last good list, and its signature. One that was torn from the other by a kill is noticed: it is checked again.
+struct Kept {
+    list: Url,
+    folder: PathBuf,
+    text: PathBuf,
+    signature: PathBuf,
+}
+
+impl Kept {
+    fn of(list: &Url, folder: PathBuf) -> Self {
+        let path = folder.join(hex(&Sha256::digest(list.as_str())));
+        let (text, signature) = (path.with_extension("text"), path.with_extension("signature"));
+        Self { list: list.clone(), folder, text, signature }
+    }
+
+    fn read(&self, path: &Path, largest: ByteSize) -> Result<Vec<u8>, DownloadError> {
+        read_up_to(path, largest).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => DownloadError::Offline(self.list.to_string()),
+            _ => DownloadError::cache("read", path)(error),
+        })
+    }
+
+    fn write(&self, text: &[u8], signature: &[u8]) -> Result<(), DownloadError> {
+        // Whoever makes room takes away what nobody has this for.
+        let _turn = Entry::open(&self.folder, FlockArg::LockExclusive)?;
+        for (path, content) in [(&self.text, text), (&self.signature, signature)] {
+            memo::replace(path, content).map_err(DownloadError::cache("write", path))?;
         }
+        Ok(())
     }
 }
 
 /// Which tool checks it is a matter of the key.
 fn check(key: &Path, text: &[u8], signature: &[u8]) -> Result<(), SignatureError> {
-    let head = read_up_to(key, 64).unwrap_or_default();
+    let head = read_up_to(key, ByteSize(64)).unwrap_or_default();
     if openpgp::is_keyring(&head) {
         openpgp::check(key, text, signature)?;
     } else {
@@ -156,13 +176,9 @@ fn check(key: &Path, text: &[u8], signature: &[u8]) -> Result<(), SignatureError
     Ok(())
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, DownloadError> {
-    read_up_to(path, sign::LARGEST).map_err(DownloadError::cache("read", path))
-}
-
-fn read_up_to(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+fn read_up_to(path: &Path, largest: ByteSize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+    File::open(path)?.take(largest.bytes()).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

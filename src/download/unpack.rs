@@ -239,3 +239,82 @@ impl Write for Sink {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn pack(packing: Packing, plain: &[u8]) -> Vec<u8> {
+        match packing {
+            Packing::Xz => {
+                let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), 0);
+                encoder.write_all(plain).unwrap();
+                encoder.finish().unwrap()
+            }
+            Packing::Zstd => zstd::bulk::compress(plain, 1).unwrap(),
+            Packing::Gzip => {
+                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                encoder.write_all(plain).unwrap();
+                encoder.finish().unwrap()
+            }
+        }
+    }
+
+    fn unpack(packing: Packing, packed: &[u8], piece: usize, limit: u64) -> Result<(Unpacked, File), UnpackError> {
+        let file = tempfile::tempfile().unwrap();
+        let mut unpacker = Unpacker::new(packing, file.try_clone().unwrap(), ByteSize(limit));
+        packed.chunks(piece).try_for_each(|piece| unpacker.push(piece))?;
+        Ok((unpacker.finish()?, file))
+    }
+
+    fn any_packing() -> impl Strategy<Value = Packing> {
+        prop_oneof![Just(Packing::Xz), Just(Packing::Zstd), Just(Packing::Gzip)]
+    }
+
+    /// Zeros and text by turns, beyond the size of a block.
+    fn any_plain() -> impl Strategy<Value = Vec<u8>> {
+        proptest::collection::vec((any::<bool>(), 0..BLOCK), 0..6).prop_map(|runs| {
+            let fill = |(is_zero, length): (bool, usize)| {
+                (0..length).map(move |n| if is_zero { 0 } else { u8::try_from(n % 251).unwrap() })
+            };
+            runs.into_iter().flat_map(fill).collect()
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn it_does_not_matter_in_which_pieces_a_file_comes(
+            packing in any_packing(), plain in any_plain(), piece in 1usize..5000,
+        ) {
+            let packed = pack(packing, &plain);
+            let (unpacked, file) = unpack(packing, &packed, piece, plain.len() as u64).unwrap();
+            prop_assert_eq!(unpacked.bytes, plain.len() as u64);
+            prop_assert_eq!(&unpacked.sha256, &hex(&Sha256::digest(&plain)));
+            prop_assert_eq!(hex(&crate::digest::sha256_file(&file).unwrap()), unpacked.sha256);
+            if !plain.is_empty() {
+                let bomb = unpack(packing, &packed, piece, plain.len() as u64 - 1);
+                prop_assert!(matches!(bomb, Err(UnpackError::TooLarge(_))), "{:?}", bomb);
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic_or_hang(
+            packing in any_packing(), plain in any_plain(), piece in 1usize..5000, limit in 0u64..200_000,
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4), cut: prop::sample::Index,
+        ) {
+            let mut packed = pack(packing, &plain);
+            for (at, byte) in changes {
+                let at = at.index(packed.len());
+                packed[at] = byte;
+            }
+            packed.truncate(cut.index(packed.len()) + 1);
+            if let Ok((unpacked, file)) = unpack(packing, &packed, piece, limit) {
+                prop_assert!(unpacked.bytes <= limit);
+                prop_assert_eq!(file.metadata().unwrap().len(), unpacked.bytes);
+            }
+        }
+    }
+}

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kiln::download::{Download, DownloadError, Downloads, Limits, Pin, Problem, Reach, Request, Watch};
+use kiln::download::{Download, DownloadError, Downloads, Limits, Packing, Pin, Problem, Reach, Request, Watch};
 use kiln::memo::Memo;
 use sha2::{Digest, Sha256};
 
@@ -20,6 +20,7 @@ mod network;
 mod packed;
 mod server;
 mod sums;
+mod tls;
 
 /// A cache, and what was said about it.
 struct Bench {
@@ -182,9 +183,18 @@ fn wait_until(what: &str, is_so: impl Fn() -> bool) {
 
 /// Downloads in a process of its own.
 fn child(cache: &Path, url: &str, sha256: &str) -> Child {
+    child_command(cache, url, sha256).stdout(Stdio::null()).spawn().unwrap()
+}
+
+fn child_command(cache: &Path, url: &str, sha256: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "child_that_downloads", "--ignored"]).stdout(Stdio::null()).stderr(Stdio::null());
-    command.env("KILN_TEST_DOWNLOAD", format!("{} {url} {sha256}", cache.display())).spawn().unwrap()
+    command.args(["--exact", "child_that_downloads", "--ignored"]).stderr(Stdio::null());
+    command.env("KILN_TEST_DOWNLOAD", format!("{} {url} {sha256}", cache.display()));
+    // What the tests' own environment says of proxies and trust is no part of them.
+    for name in ["http_proxy", "https_proxy", "all_proxy", "no_proxy", "ssl_cert_file", "ssl_cert_dir"] {
+        command.env_remove(name).env_remove(name.to_uppercase());
+    }
+    command
 }
 
 #[test]
@@ -197,5 +207,29 @@ fn child_that_downloads() {
     let request = Request { urls: vec![url.parse().unwrap()], pin, packing: None, limits: limits() };
     let mut said = |text| println!("{text}");
     let result = downloads.fetch(&request, &mut Watch::new(&mut |_| ControlFlow::Continue(()), &mut said));
-    println!("{}", result.map_or_else(|error| error.to_string(), |found| found.sha256));
+    println!("\nresult: {}", result.map_or_else(|error| error.to_string(), |found| found.sha256));
+}
+
+#[test]
+#[ignore = "figures of 600 MB: cargo test --release --test downloads figures -- --ignored --nocapture"]
+fn figures() {
+    let body = noise(600_000_000);
+    let packed = Arc::new(zstd::bulk::compress(&body[..body.len() / 2].repeat(2), 1).unwrap());
+    let server = Server::of(&body);
+    let mut bench = Bench::new();
+    let mut measure = |what: &str, request: &Request| {
+        let began = Instant::now();
+        let found = bench.fetch(request).unwrap();
+        let seconds = began.elapsed().as_secs_f64();
+        println!(
+            "{what}: {:.2} s, {:.0} MB/s",
+            seconds,
+            f64::from(u32::try_from(found.bytes).unwrap()) / 1e6 / seconds
+        );
+    };
+    measure("600 MB over http", &request(&[server.url("a")], &body));
+    measure("found in the cache, hashed", &request(&[server.url("a")], &body));
+    let packed_server = Server::of(&packed);
+    let packed = Request { packing: Packing::of("a.zst"), ..request(&[packed_server.url("a.zst")], &packed) };
+    measure("600 MB, unpacked from zstd meanwhile", &packed);
 }

@@ -1,0 +1,121 @@
+//! The cache when it is killed, or cannot write, at any of its calls.
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use sha2::{Digest as _, Sha256};
+
+use super::*;
+use crate::digest::hex;
+use crate::error::{Fault, Kind};
+use crate::fs::faults::on_a_small_disk;
+
+/// A packed file of this host, and what it unpacks to.
+fn request(folder: &Path, plain: &[u8]) -> Request {
+    let packed = zstd::bulk::compress(plain, 1).unwrap();
+    let path = folder.join("disk.zst");
+    fs::write(&path, &packed).unwrap();
+    Request {
+        urls: vec![format!("file://{}", path.display()).parse().unwrap()],
+        pin: Pin::Checksum(hex(&Sha256::digest(&packed)).parse().unwrap()),
+        packing: Some(Packing::Zstd),
+        limits: Limits::default(),
+    }
+}
+
+fn downloads(cache: &Path, reach: Reach, fs: &Fs) -> Result<Downloads, DownloadError> {
+    Downloads::open_on(cache, Arc::new(Memo::load(cache)), reach, fs.clone())
+}
+
+fn fetch(cache: &Path, request: &Request, reach: Reach, fs: &Fs) -> Result<Download, DownloadError> {
+    let (mut go_on, mut quiet) = (|_| ControlFlow::Continue(()), |_| ());
+    downloads(cache, reach, fs)?.fetch(request, &mut Watch::new(&mut go_on, &mut quiet))
+}
+
+fn partial(cache: &Path) -> usize {
+    fs::read_dir(cache.join("downloads/part")).map_or(0, Iterator::count)
+}
+
+#[test]
+fn h5_a_kill_at_any_call_leaves_the_file_whole_or_not_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let plain = b"a disk".repeat(50_000);
+    let request = request(folder.path(), &plain);
+    let mut kills = 0;
+    for calls in 0.. {
+        let cache = folder.path().join(format!("cache-{calls}"));
+        fs::create_dir(&cache).unwrap();
+        let fs = Fs::default();
+        fs.faults.die_after(calls);
+        let killed = fetch(&cache, &request, Reach::Online, &fs);
+        let is_done = killed.is_ok();
+        drop(killed);
+        match fetch(&cache, &request, Reach::Offline, &Fs::default()) {
+            Ok(found) => assert_eq!(fs::read(found.path).unwrap(), plain),
+            Err(error) => assert!(!is_done && matches!(error, DownloadError::Offline(_)), "{calls}: {error}"),
+        }
+        let found = fetch(&cache, &request, Reach::Online, &Fs::default()).unwrap();
+        assert_eq!(fs::read(found.path).unwrap(), plain);
+        let evicted = downloads(&cache, Reach::Offline, &Fs::default()).unwrap();
+        evicted.evict(ByteSize::gib(1)).unwrap();
+        if is_done {
+            break;
+        }
+        kills += 1;
+    }
+    assert!(kills > 15, "{kills}");
+}
+
+#[test]
+fn h10_what_cannot_be_kept_leaves_nothing_and_is_the_hosts_fault() {
+    let folder = tempfile::tempdir().unwrap();
+    let request = request(folder.path(), &b"a disk".repeat(50_000));
+    for errno in [Errno::EIO, Errno::ENOSPC, Errno::EROFS] {
+        for calls in 0.. {
+            let cache = folder.path().join(format!("{errno:?}-{calls}"));
+            fs::create_dir(&cache).unwrap();
+            let fs = Fs::default();
+            fs.faults.fail_at(calls, errno);
+            let fetched = fetch(&cache, &request, Reach::Online, &fs).map(drop);
+            let Some(failed) = fs.faults.failed() else {
+                fetched.unwrap();
+                break;
+            };
+            // What is left behind when the work is done costs nobody anything.
+            if let Err(error) = fetched {
+                assert_eq!(error.kind(), Kind::Host, "{failed}");
+            }
+            fs.faults.heal();
+            fetch(&cache, &request, Reach::Online, &fs).expect(&failed);
+            downloads(&cache, Reach::Offline, &fs).unwrap().evict(ByteSize(0)).unwrap();
+            assert_eq!(partial(&cache), 0, "{failed}");
+        }
+    }
+}
+
+#[test]
+fn h9_a_full_disk_is_told_and_left_as_it_was() {
+    on_a_small_disk("download::tests::h9_a_full_disk_is_told_and_left_as_it_was", |disk| {
+        let folder = tempfile::tempdir().unwrap();
+        // Packed it fits, unpacked it does not; and the other way round there is nothing to unpack.
+        let plain: Vec<u8> = (0..600_000u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
+        let packed = request(folder.path(), &plain);
+        let path = folder.path().join("plain");
+        fs::write(&path, &plain).unwrap();
+        let plain = Request {
+            urls: vec![format!("file://{}", path.display()).parse().unwrap()],
+            pin: Pin::Checksum(hex(&Sha256::digest(&plain)).parse().unwrap()),
+            packing: None,
+            ..packed.clone()
+        };
+        for request in [packed, plain] {
+            let error = fetch(disk, &request, Reach::Online, &Fs::default()).unwrap_err();
+            assert_eq!(error.kind(), Kind::Host, "{error}");
+            assert!(error.hints()[0].contains("make room"), "{error}");
+            assert_eq!(partial(disk), 0);
+        }
+    });
+}
