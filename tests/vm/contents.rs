@@ -153,7 +153,7 @@ const BROKEN: [(&str, &str, &[&str]); 3] = [
         "[[step]]\nrun = \"printf '[Service]\\nType=oneshot\\nExecStart=/bin/false\\n[Install]\\nWantedBy=multi-user.target\\n' \
          >/etc/systemd/system/broken.service; systemctl enable broken.service\"\n\
          [[test]]\nunit = \"broken.service\"\n[[test]]\nport = 80\n",
-        &["test `unit broken.service`", "test `port 80`", "nothing listens on port 80", "2 of 2 tests failed"],
+        &["test `unit broken.service`", "test `port 80`", "found nothing that listens there", "2 of 2 tests failed"],
     ),
     (
         "grub",
