@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use support::redact::redact;
 use support::{Ended, Kiln, Place};
 
-const VERBS: [&str; 19] = [
+const VERBS: [&str; 20] = [
     "build",
     "check",
     "plan",
@@ -19,6 +19,7 @@ const VERBS: [&str; 19] = [
     "inspect",
     "verify",
     "tag",
+    "outdated",
     "remove",
     "gc",
     "export",

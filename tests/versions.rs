@@ -82,3 +82,89 @@ fn a_base_is_removed_by_force_alone_and_a_tag_is_followed() {
     shop.then(["verify", "shop"]).run();
     assert!(!fs::exists(shop.place().store().join("web")).unwrap());
 }
+
+/// A spec in a folder of its own.
+fn spec(kiln: Kiln, name: &str, base: &str, rest: &str) -> Kiln {
+    let text = format!("[image]\nname = '{name}'\nversion = '1'\n[base]\n{base}\n[machine]\naccel = 'tcg'\n{rest}\n");
+    kiln.file(&format!("{name}/kiln.toml"), text)
+}
+
+/// What is outdated, a line each without its columns' spaces.
+fn outdated(ended: &Ended, args: &[&str]) -> Vec<String> {
+    let ended = ended.then(["outdated"]).args(args).run();
+    let lines = ended.stdout.lines().skip(1);
+    lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+}
+
+#[test]
+fn what_was_made_from_something_older_is_outdated() {
+    let kiln = spec(Kiln::new(), "root", "file = '../base.qcow2'", "");
+    let kiln = spec(kiln, "web", "image = 'root@stable'", "");
+    let kiln = spec(kiln, "shop", "spec = '../web'", "");
+    let built = kiln.args(["build", "root"]).run();
+    built.then(["tag", "root", "stable"]).run();
+    built.then(["build", "shop"]).run();
+    assert_eq!(outdated(&built, &[]), [""; 0]);
+    assert_eq!(outdated(&built, &["."]), [""; 0]);
+    let starts = built.place().starts();
+    built.then(["outdated", "--exit-code"]).stderr_has("nothing is outdated").run();
+    // A new root, with another disk; what follows the tag is not concerned until that is moved.
+    let text = fs::read_to_string(built.place().join("root/kiln.toml")).unwrap();
+    let grown = text.replace("version = '1'", "version = '2'").replace("[machine]", "[machine]\ndisk = '32MiB'");
+    fs::write(built.place().join("root/kiln.toml"), grown).unwrap();
+    built.then(["build", "root"]).run();
+    assert_eq!(outdated(&built, &[]), [""; 0]);
+    built.then(["tag", "root", "stable"]).run();
+    let expected = ["shop@1 web@1, its base, is outdated", "web@1 root@stable is root@2 now, it was made from root@1"];
+    assert_eq!(outdated(&built, &[]), expected);
+    assert_eq!(outdated(&built, &["."]), expected, "the specs have nothing to add");
+    built.then(["outdated", "--exit-code"]).fails(1).run();
+    let listed = json(&built.then(["outdated", "--json"]).run().stdout);
+    assert_eq!((&listed[1]["name"], &listed[1]["reasons"][0]["reason"]), (&"web".into(), &"tag-moved".into()));
+    assert_eq!(listed[1]["reasons"][0]["now"], "root@2");
+    assert_eq!(built.place().starts(), starts + 1, "only root was built");
+    built.then(["build", "shop", "--replace"]).run();
+    assert_eq!(outdated(&built, &["."]), [""; 0]);
+}
+
+#[test]
+fn what_was_made_from_a_file_that_changed_or_a_spec_that_changed_is_outdated() {
+    let step = "[[step]]\nname = 'greet'\nrun = 'echo hello'\n[[step]]\nname = 'bring'\ncopy = 'page'\nto = '/srv/'";
+    let kiln = spec(Kiln::new(), "web", "file = '../base.qcow2'", step).file("web/page", "one");
+    let built = spec(kiln, "new", "file = '../base.qcow2'", "").args(["build", "web"]).run();
+    assert_eq!(outdated(&built, &[]), [""; 0]);
+    assert_eq!(outdated(&built, &["web"]), [""; 0]);
+    assert_eq!(outdated(&built, &["."]), ["new@1 not built yet"]);
+    fs::write(built.place().join("web/page"), "two").unwrap();
+    assert_eq!(outdated(&built, &[]), [""; 0], "the store knows nothing of the specs' files");
+    assert_eq!(outdated(&built, &["web"]), ["web@1 changed: step 2 bring (what is copied)"]);
+    let base = built.place().join("base.qcow2");
+    support::make_writable(&base);
+    support::qemu_img(&["create", "-q", "-f", "qcow2", base.to_str().unwrap(), "17M"]);
+    // As the spec says it: a link may lead elsewhere by now.
+    let said = built.place().join("web/../base.qcow2");
+    assert_eq!(outdated(&built, &[]), [format!("web@1 its base image has changed: {}", said.display())]);
+    assert_eq!(outdated(&built, &["web"]), ["web@1 changed: the base image"]);
+    fs::remove_file(&base).unwrap();
+    let gone = format!("web@1 its base image is gone: {}", said.display());
+    assert_eq!((outdated(&built, &[]), outdated(&built, &["web"])), (vec![gone.clone()], vec![gone]));
+    fs::remove_dir_all(built.place().cache()).unwrap();
+    built.then(["outdated"]).stderr_has("where its base base.qcow2 lies is not known here").run();
+}
+
+#[test]
+fn the_newest_are_kept_with_what_they_need() {
+    let built = versions(&["1", "2", "3"]);
+    built.then(["tag", "web@1", "stable"]).run();
+    let ended = built.then(["gc", "--keep", "1", "--dry-run"]).stderr_has("would remove 1 version").run();
+    assert_eq!(ended.stdout, "");
+    for row in ["kept      web@3  among the newest", "would go  web@2", "kept      web@1  tagged stable"] {
+        assert!(ended.stderr.contains(row), "{row}: {}", ended.stderr);
+    }
+    assert_eq!(built.place().published().len(), 3);
+    built.then(["gc", "--keep", "1"]).stderr_has("removed 1 version").stderr_has("layer").run();
+    assert_eq!(built.place().published(), ["web@1", "web@3"]);
+    built.then(["gc", "--keep", "0"]).fails(2).run();
+    built.then(["gc", "web"]).fails(2).stderr_has("--keep").run();
+    built.then(["gc", "--keep", "1", "wbe"]).fails(8).stderr_has("did you mean `web`?").run();
+}

@@ -1,12 +1,16 @@
-//! What the last build of an image was made of: `CACHE/plans/NAME.json`. Lost, it costs an explanation and nothing else.
+//! What builds were made of: of the last one of an image in `CACHE/plans/NAME.json`, and where the base image of a digest was in
+//! `CACHE/bases/SHA256`. Lost, it costs an explanation and nothing else.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use crate::memo;
 use crate::plan::Plan;
 use crate::plan::trace::Trace;
+use crate::spec::Source;
 
 /// More than a spec of thousands of steps, bytes.
 const LARGEST: u64 = 16 << 20;
@@ -26,4 +30,36 @@ pub fn recall(cache: &Path, plan: &Plan) -> Option<Trace> {
 /// Remembers this one.
 pub(crate) fn remember(cache: &Path, plan: &Plan) -> io::Result<()> {
     memo::replace(&path(cache, plan), &serde_json::to_vec(&Trace::of(plan))?)
+}
+
+/// Where the files are that images were made from. Manifests do not say: they go to other hosts.
+#[derive(Debug, Clone, Copy)]
+pub struct BaseFiles<'a> {
+    /// The cache.
+    pub cache: &'a Path,
+}
+
+impl BaseFiles<'_> {
+    fn path(self, sha256: &str) -> PathBuf {
+        self.cache.join("bases").join(sha256)
+    }
+
+    /// Where the file of this digest was when an image was made from it last, if that is known here.
+    #[must_use]
+    pub fn find(self, sha256: &str) -> Option<PathBuf> {
+        // A manifest may be anybody's.
+        let is_digest = sha256.len() == 64 && sha256.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let file = is_digest.then(|| fs::read(self.path(sha256)).ok()).flatten()?;
+        Some(PathBuf::from(OsString::from_vec(file))).filter(|file| file.is_absolute())
+    }
+
+    /// Remembers where the base image of a plan is. What is downloaded or in the store is found otherwise.
+    pub(crate) fn remember(self, plan: &Plan) -> io::Result<()> {
+        match &plan.spec.base.source {
+            Source::File(file) if self.find(&plan.base.sha256).as_ref() != Some(file) => {
+                memo::replace(&self.path(&plan.base.sha256), file.as_os_str().as_bytes())
+            }
+            _ => Ok(()),
+        }
+    }
 }

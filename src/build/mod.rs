@@ -48,6 +48,7 @@ pub mod layers;
 pub mod leaks;
 pub mod limits;
 pub mod many;
+pub mod outdated;
 pub mod output;
 mod package;
 pub mod pins;
@@ -69,6 +70,7 @@ pub mod writers;
 
 use boot::Guest;
 use contents::{Known, Wanted};
+use history::BaseFiles;
 use layers::{Begin, Layers};
 use limits::Limits;
 use provision::Done;
@@ -158,9 +160,8 @@ async fn claim_and_build(plan: &Plan, around: &Surroundings) -> Result<(Artifact
     }
     let build = Build::open(plan, around, limits)?;
     let staging = lock.stage()?;
-    if !around.no_cache
-        && let Err(error) = history::remember(&around.cache, plan)
-    {
+    let plan_kept = if around.no_cache { Ok(()) } else { history::remember(&around.cache, plan) };
+    if let Err(error) = plan_kept.and_then(|()| BaseFiles { cache: &around.cache }.remember(plan)) {
         build.events.notice(Level::Debug, format!("this plan cannot be remembered: {error}"));
     }
     let mut layers = build.layers(around);

@@ -1,5 +1,6 @@
 //! The command line: what may be typed.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -46,14 +47,6 @@ pub struct Global {
     pub verbose: bool,
 }
 
-/// What `kiln gc` keeps.
-#[derive(Debug, Args)]
-pub struct Gc {
-    /// How much of the step cache may stay, and of the downloads, such as `5GiB` [default: 20GiB, or a tenth of the disk]
-    #[arg(long, value_name = "SIZE")]
-    pub keep_cache: Option<ByteSize>,
-}
-
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 pub enum Progress {
@@ -97,9 +90,11 @@ pub enum Verb {
     Diff(Diff),
     /// Give versions names that move: promote, roll back
     Tag(Tag),
+    /// Tell which images should be built again, and why
+    Outdated(Outdated),
     /// Delete a version of an image
     Remove(Remove),
-    /// Make room in the cache
+    /// Make room in the cache, and in the store
     Gc(Gc),
     /// Tell how an image is generalised
     Seal(Seal),
@@ -408,6 +403,49 @@ pub struct Remove {
     /// Also if another image was made from it: that one works on, but cannot be built again from it
     #[arg(short, long)]
     pub force: bool,
+}
+
+/// `kiln outdated`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  kiln outdated\n  kiln outdated images --exit-code || kiln build images\n\n\
+        Looked at are the newest version of each image and those that tags name: whether the image or file that they were\n\
+        made from is another by now, or should itself be built again. With specs, also whether those, or what their steps\n\
+        bring, have changed since. Nothing is downloaded.")]
+pub struct Outdated {
+    /// Also compare with these: spec files, folders with a kiln.toml, or folders with such folders in them
+    #[arg(value_name = "SPEC")]
+    pub specs: Vec<PathBuf>,
+    /// How specs are read.
+    #[command(flatten)]
+    pub reading: Reading,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+    /// End with 1 if anything is outdated
+    #[arg(long)]
+    pub exit_code: bool,
+}
+
+/// `kiln gc`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  kiln gc --keep-cache 5GiB\n  kiln gc --keep 5 --dry-run\n  kiln gc --keep 2 web\n\n\
+        Without --keep no published version is touched. With it, what a tag names is kept as well, and what an image that is\n\
+        kept was made from; so is what is read or built. The version that a rollback would lead to is not, if it is too old."
+)]
+pub struct Gc {
+    /// How much of the step cache may stay, such as `5GiB` [default: 20GiB, or a tenth of the disk]
+    #[arg(long, value_name = "SIZE")]
+    pub keep_cache: Option<ByteSize>,
+    /// Also remove versions from the store: all but the newest N of each image, and what is needed
+    #[arg(long, value_name = "N")]
+    pub keep: Option<NonZeroUsize>,
+    /// Of these images alone, instead of all
+    #[arg(value_name = "IMAGE", requires = "keep")]
+    pub images: Vec<String>,
+    /// Remove nothing, and say what would go; the cache is left alone
+    #[arg(long, requires = "keep", conflicts_with = "keep_cache")]
+    pub dry_run: bool,
 }
 
 /// `kiln diff`

@@ -1,6 +1,8 @@
-//! `kiln gc`: makes room in the cache. Published images are not touched.
+//! `kiln gc`: makes room in the cache, and with `--keep` in the store.
 
+use std::cmp::Reverse;
 use std::io::Write;
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 use crate::build::layers::CACHE_LIMIT;
@@ -10,7 +12,12 @@ use crate::layer::Cache;
 use crate::layer::evict::evict;
 use crate::memo::Memo;
 use crate::size::ByteSize;
+use crate::store::{Fate, IfBase, Reference, Store, StoreError, Summary};
 use crate::workdir;
+
+use super::args;
+use super::folders::Folders;
+use super::list::{align, unreadable};
 
 /// The cache cannot be cleaned.
 #[derive(Debug, thiserror::Error)]
@@ -27,12 +34,99 @@ impl Fault for GcError {
     }
 }
 
-/// Removes what dead builds left behind, and layers until the rest takes at most `keep` bytes, and likewise downloads. What a
-/// live build uses stays. `notes` is standard error.
+/// Makes room. `notes` is standard error: there is no result.
 ///
 /// # Errors
-/// When the cache cannot be read.
-pub fn run(cache: &Path, keep: Option<ByteSize>, notes: &mut dyn Write) -> Result<(), Failure> {
+/// When the store or the cache cannot be read, or a version not be removed.
+pub fn run(args: &args::Gc, folders: &Folders, notes: &mut dyn Write) -> Result<(), Failure> {
+    if let Some(keep) = args.keep {
+        versions(&folders.store()?, keep, args, notes)?;
+    }
+    // What a cache would lose is not worth a rehearsal: it costs time and nothing else.
+    if args.dry_run { Ok(()) } else { cache(&folders.cache_path()?, args.keep_cache, notes) }
+}
+
+/// Removes the versions that nothing speaks for, and says of each what becomes of it and why.
+fn versions(store: &Store, keep: NonZeroUsize, args: &args::Gc, notes: &mut dyn Write) -> Result<(), Failure> {
+    for name in &args.images {
+        // An image that is not there is a mistake of typing.
+        store.tags(name)?;
+    }
+    let listing = store.list()?;
+    let mut fates = listing.fates(keep, |name| args.images.is_empty() || args.images.iter().any(|image| image == name));
+    // What was made from another goes before it.
+    fates.sort_by_key(|(summary, _)| Reverse(listing.lineage(summary).len()));
+    let mut pruning = Pruning { store, dry_run: args.dry_run, rows: Vec::new(), gone: Vec::new(), failed: Vec::new() };
+    for (summary, fate) in fates {
+        let (word, why) = pruning.prune(summary, &fate);
+        pruning.rows.push((summary, [word.to_owned(), summary.id.to_string(), why]));
+    }
+    // It is done whether or not anybody can be told.
+    let _ = notes.write_all(pruning.told().as_bytes());
+    let mut failed = pruning.failed.into_iter();
+    let Some(mut first) = failed.next() else { return unreadable(listing) };
+    failed.for_each(|failure| first.attach(failure));
+    Err(first)
+}
+
+/// Versions on their way out.
+struct Pruning<'a> {
+    store: &'a Store,
+    dry_run: bool,
+    /// What is told of each version.
+    rows: Vec<(&'a Summary, [String; 3])>,
+    /// The length of each that has gone, bytes.
+    gone: Vec<u64>,
+    failed: Vec<Failure>,
+}
+
+impl Pruning<'_> {
+    /// What becomes of a version, and why.
+    fn prune(&mut self, summary: &Summary, fate: &Fate) -> (&'static str, String) {
+        if *fate != Fate::Goes {
+            return ("kept", fate.to_string());
+        }
+        let removed = if self.dry_run {
+            Ok(())
+        } else {
+            self.store.remove(&Reference::from(&summary.id), IfBase::Keep).map(drop)
+        };
+        match removed {
+            Ok(()) => {
+                self.gone.push(summary.bytes());
+                (if self.dry_run { "would go" } else { "removed" }, ByteSize(summary.bytes()).to_string())
+            }
+            Err(error) => {
+                let why = error.to_string();
+                if !is_needed(&error) {
+                    self.failed.push(error.into());
+                }
+                ("kept", why)
+            }
+        }
+    }
+
+    fn told(&mut self) -> String {
+        self.rows.sort_by(|(one, _), (other, _)| {
+            (one.id.name(), Reverse(one.sequence)).cmp(&(other.id.name(), Reverse(other.sequence)))
+        });
+        let rows: Vec<_> = self.rows.iter().map(|(_, row)| row.clone()).collect();
+        let (count, bytes) = (self.gone.len(), ByteSize(self.gone.iter().sum()));
+        let plural = if count == 1 { "" } else { "s" };
+        let did = if self.dry_run { "would remove" } else { "removed" };
+        format!("{}{did} {count} version{plural} ({bytes}); {} are left\n", align(&rows), rows.len() - count)
+    }
+}
+
+/// Whether somebody has begun to need a version since the store was listed; or removed it.
+fn is_needed(error: &StoreError) -> bool {
+    use StoreError::{BaseOf, Busy, InUse, NoImage, NoVersion, Tagged};
+    matches!(error, Busy(_) | InUse(_) | Tagged { .. } | BaseOf { .. } | NoVersion { .. } | NoImage { .. })
+}
+
+/// Removes what dead builds left behind, and layers until the rest takes at most `keep` bytes, and likewise downloads. What a
+/// live build uses stays.
+fn cache(cache: &Path, keep: Option<ByteSize>, notes: &mut dyn Write) -> Result<(), Failure> {
     let failed = |source| GcError { path: cache.to_owned(), source };
     let work = cache.join("work");
     if work.is_dir() {
@@ -53,4 +147,61 @@ pub fn run(cache: &Path, keep: Option<ByteSize>, notes: &mut dyn Write) -> Resul
         let _ = writeln!(notes, "removed {} download{plural} ({freed}); {left} are left", done.downloads);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::shelf::{Shelf, written};
+
+    fn gc(shelf: &Shelf, keep: usize, images: &[&str], dry_run: bool) -> Result<String, Failure> {
+        let keep = NonZeroUsize::new(keep).unwrap();
+        let images = images.iter().map(|image| (*image).to_owned()).collect();
+        let args = args::Gc { keep_cache: None, keep: Some(keep), images, dry_run };
+        written(|out| versions(&shelf.store, keep, &args, out))
+    }
+
+    fn left(shelf: &Shelf) -> Vec<String> {
+        shelf.store.list().unwrap().versions.iter().map(|summary| summary.id.to_string()).collect()
+    }
+
+    #[test]
+    fn the_newest_and_what_is_tagged_are_kept_and_the_rest_is_told() {
+        let shelf = Shelf::with(&["app@1", "web@1", "web@2", "web@3", "web@4"]);
+        shelf.store.tag(&"web@2".parse().unwrap(), &"stable".parse().unwrap()).unwrap();
+        let rehearsed = gc(&shelf, 1, &[], true).unwrap();
+        let expected = "\
+kept      app@1  among the newest
+kept      web@4  among the newest
+would go  web@3  4B
+kept      web@2  tagged stable
+would go  web@1  4B
+would remove 2 versions (8B); 3 are left
+";
+        assert_eq!(rehearsed, expected);
+        assert_eq!(left(&shelf).len(), 5);
+        let done = gc(&shelf, 3, &["web"], false).unwrap();
+        let expected = "\
+kept     web@4  among the newest
+kept     web@3  among the newest
+kept     web@2  among the newest
+removed  web@1  4B
+removed 1 version (4B); 3 are left
+";
+        assert_eq!((done.as_str(), left(&shelf).len()), (expected, 4));
+        let _read = shelf.store.artifact(&"web@3".parse().unwrap()).unwrap();
+        assert!(gc(&shelf, 1, &[], false).unwrap().contains("kept  web@3  web@3 is in use by another kiln\n"));
+        let failure = gc(&shelf, 1, &["wbe"], false).unwrap_err();
+        assert_eq!(failure.hints()[0], "did you mean `web`?");
+    }
+
+    #[test]
+    fn what_cannot_be_removed_is_told_after_the_rest() {
+        let shelf = Shelf::with(&["app@1", "app@2", "web@1", "web@2"]);
+        shelf.store.tag(&"web@1".parse().unwrap(), &"stable".parse().unwrap()).unwrap();
+        shelf.overwrite("web/tags.json", "{");
+        let failure = gc(&shelf, 1, &[], false).unwrap_err();
+        assert_eq!(failure.kind().exit_code(), 8);
+        assert_eq!(left(&shelf), ["app@2", "web@2", "web@1"], "whose tags cannot be read may be tagged");
+    }
 }

@@ -26,6 +26,7 @@ pub mod init;
 pub mod inspect;
 pub mod list;
 pub mod lock;
+pub mod outdated;
 pub mod plan;
 pub mod remove;
 pub mod run;
@@ -81,8 +82,12 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
             return Ok(u8::from(args.exit_code && !is_same));
         }
         Verb::Tag(args) => tag::run(&folders.store()?, &args, out, &mut std::io::stderr().lock()),
+        Verb::Outdated(args) => {
+            let is_any = in_runtime(|_| outdated::run(&args, &global, &folders, out))?;
+            return Ok(u8::from(args.exit_code && is_any));
+        }
         Verb::Remove(args) => remove::run(&folders.store()?, &args, &mut std::io::stderr().lock()),
-        Verb::Gc(args) => gc::run(&folders.cache_path()?, args.keep_cache, &mut std::io::stderr().lock()),
+        Verb::Gc(args) => gc::run(&args, &folders, &mut std::io::stderr().lock()),
         Verb::Seal(_) => print(out, &seal_list()),
         Verb::Doctor(args) => in_runtime(|_| doctor(args, &folders, out)),
         Verb::Init(args) => init::run(&args.folder, out),

@@ -93,6 +93,13 @@ impl Listing {
         self.versions.iter().find(|summary| summary.id.name() == name)
     }
 
+    /// The version that a tag of an image names.
+    #[must_use]
+    pub fn tagged(&self, name: &str, tag: &str) -> Option<&Summary> {
+        let of_image = self.versions.iter().filter(|summary| summary.id.name() == name);
+        of_image.into_iter().find(|summary| summary.tags.iter().any(|other| other == tag))
+    }
+
     /// The image of the store that another was made from, unless it was replaced since.
     #[must_use]
     pub fn stored(&self, base: &manifest::BaseImage) -> Option<&Summary> {

@@ -33,6 +33,7 @@ mod lock;
 pub mod manifest;
 mod reference;
 mod remove;
+mod retention;
 #[cfg(test)]
 pub(crate) mod shelf;
 mod staging;
@@ -50,6 +51,7 @@ pub use lock::{Existing, Lookup, VersionLock};
 pub use manifest::Manifest;
 pub use reference::{ImageId, Reference, ReferenceError, Tag};
 pub use remove::IfBase;
+pub use retention::Fate;
 pub use staging::{Documents, Evidence, RESERVED, Staging};
 pub use tags::{Change, How, Tags};
 

@@ -14,7 +14,7 @@ pub fn all() -> io::Result<Vec<(String, String)>> {
     let documents = [
         ("store/web/1/manifest.json".into(), manifest()),
         ("store/web/1/SHA256SUMS".into(), format!("{EMPTY}  manifest.json\n\\{EMPTY}  a\\\\b\n{EMPTY}  web-1.qcow2\n")),
-        ("store/web/tags.json".into(), json!({"schema": 1, "tags": {"stable": "1"}}).to_string()),
+        ("store/web/tags.json".into(), tags()),
         (format!("{layer}/layer.json"), facts()?),
         (format!("{layer}/disk.qcow2"), String::new()),
         (format!("{layer}/ram"), String::new()),
@@ -36,6 +36,19 @@ fn manifest() -> String {
         "tests": [{"name": "t", "ok": true, "seconds": 0.1}],
         "fetched": [{"file": "f/g", "bytes": 0, "sha256": EMPTY}],
         "started": "2026-01-02T03:04:05Z", "finished": "2026-01-02T03:05:05Z", "source_date_epoch": 1
+    })
+    .to_string()
+}
+
+fn tags() -> String {
+    let at = "2026-01-02T03:04:05Z";
+    json!({
+        "schema": 1, "tags": {"stable": "1"},
+        "history": [
+            {"at": at, "tag": "stable", "from": null, "to": "1", "how": "set", "promoted": "candidate"},
+            {"at": at, "tag": "stable", "from": "1", "to": null, "how": "delete"},
+            {"at": at, "tag": "stable", "from": null, "to": "1", "how": "rollback"},
+        ]
     })
     .to_string()
 }

@@ -110,6 +110,22 @@ fn publish(store: &Store, text: &str, content: &str) -> Artifact {
     fill(vacant(store, text), content).unwrap()
 }
 
+/// Publishes a version that was made from another.
+fn publish_on(store: &Store, text: &str, base: &Artifact) {
+    let Lookup::Vacant(lock) = claim(store, text).unwrap() else { panic!("{text} exists") };
+    let (name, version) = text.split_once('@').unwrap();
+    let staging = lock.stage().unwrap();
+    let mut manifest = sample(name, version, text);
+    manifest.outputs.clear();
+    manifest.base.image = Some(manifest::BaseImage {
+        name: base.id().name().into(),
+        version: base.id().version().into(),
+        build_key: base.manifest().build_key.clone(),
+        disk_sha256: base.manifest().disk_sha256.clone(),
+    });
+    drop(staging.finish(manifest, &Evidence::default(), UNWATCHED).unwrap());
+}
+
 /// Removes a version that nothing is made from.
 fn remove(store: &Store, text: &str) -> Result<ImageId, StoreError> {
     store.remove(&reference(text), IfBase::Keep)

@@ -3,22 +3,6 @@
 use super::*;
 use crate::error::Fault;
 
-/// Publishes a version that was made from another.
-fn publish_on(store: &Store, text: &str, base: &Artifact) {
-    let Lookup::Vacant(lock) = claim(store, text).unwrap() else { panic!("{text} exists") };
-    let (name, version) = text.split_once('@').unwrap();
-    let staging = lock.stage().unwrap();
-    let mut manifest = sample(name, version, text);
-    manifest.outputs.clear();
-    manifest.base.image = Some(manifest::BaseImage {
-        name: base.id().name().into(),
-        version: base.id().version().into(),
-        build_key: base.manifest().build_key.clone(),
-        disk_sha256: base.manifest().disk_sha256.clone(),
-    });
-    drop(staging.finish(manifest, &Evidence::default(), UNWATCHED).unwrap());
-}
-
 #[test]
 fn what_a_tag_names_is_not_removed() {
     let fixture = Fixture::new();
@@ -94,4 +78,44 @@ fn an_image_of_the_name_of_a_mark_is_an_image() {
     drop(fixture.reopen());
     assert!(staging.path().join("half").exists() && !fixture.path("web").exists());
     staging.abort().unwrap();
+}
+
+/// What becomes of each version.
+fn fates(store: &Store, keep: usize, images: &[&str]) -> Vec<String> {
+    let listing = store.list().unwrap();
+    let keep = std::num::NonZeroUsize::new(keep).unwrap();
+    let fates = listing.fates(keep, |name| images.is_empty() || images.contains(&name));
+    fates.iter().map(|(summary, fate)| format!("{} {fate}", summary.id)).collect()
+}
+
+#[test]
+fn retention_keeps_the_newest_the_tagged_and_what_those_were_made_from() {
+    let fixture = Fixture::in_memory();
+    let store = &fixture.store;
+    for version in ["1", "2", "3"] {
+        let debian = publish(store, &format!("debian@{version}"), version);
+        publish_on(store, &format!("web@{version}"), &debian);
+        let web = store.artifact(&reference(&format!("web@{version}"))).unwrap();
+        publish_on(store, &format!("shop@{version}"), &web);
+    }
+    set(store, "shop@1", "stable").unwrap();
+    let expected = [
+        "debian@3 among the newest",
+        "debian@2 no longer kept",
+        "debian@1 base of web@1",
+        "shop@3 among the newest",
+        "shop@2 no longer kept",
+        "shop@1 tagged stable",
+        "web@3 among the newest",
+        "web@2 no longer kept",
+        "web@1 base of shop@1",
+    ];
+    assert_eq!(fates(store, 1, &[]), expected);
+    let expected = ["debian@3 among the newest", "debian@2 base of web@2", "debian@1 base of web@1"];
+    assert_eq!(fates(store, 1, &["debian"]), expected, "all of the others are kept");
+    assert!(fates(store, 3, &[]).iter().all(|fate| fate.ends_with("among the newest")));
+    // In this order none is refused.
+    for text in ["shop@2", "web@2", "debian@2"] {
+        remove(store, text).unwrap();
+    }
 }

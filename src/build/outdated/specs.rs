@@ -1,0 +1,123 @@
+//! Whether the images that specs make are still what the specs ask for.
+
+use std::sync::Arc;
+
+use crate::build::base::{Bases, is_yet_to_come};
+use crate::build::history;
+use crate::build::reach::Reach;
+use crate::build::survey::{self, SurveyError};
+use crate::error::Failure;
+use crate::event::Level;
+use crate::plan::Plan;
+use crate::plan::graph::{Graph, Node};
+use crate::plan::trace::{self, Trace};
+use crate::spec::{Source, Spec};
+use crate::store::{Artifact, ImageId, Manifest, Reference, Store, StoreError};
+
+use super::{BASE, Outdated, Reason};
+
+/// What can be said of the images that specs make, and of those they are made from: of each, and nothing where it is up to date.
+/// Nothing is downloaded.
+///
+/// # Errors
+/// When something that a spec names cannot be read.
+pub async fn of_specs(graph: &Graph, bases: &Bases, reach: Reach) -> Result<Vec<Outdated>, Failure> {
+    let store = Store::open(&bases.store)?;
+    let mut all: Vec<Outdated> = Vec::with_capacity(graph.nodes().len());
+    for node in graph.nodes() {
+        let outdated = |parent: &usize| !all[*parent].reasons.is_empty();
+        let reasons = match (made(&store, &node.spec)?, node.parent.filter(outdated)) {
+            (None, _) => vec![Reason::NotBuilt],
+            // Whatever else there is to say, it is built again when its base has been.
+            (Some(_), Some(parent)) => vec![Reason::BaseOutdated { base: all[parent].id.clone() }],
+            (Some(artifact), None) => of_spec(&store, node, graph, artifact.manifest(), (bases, reach)).await?,
+        };
+        all.push(Outdated { id: node.id(), reasons });
+    }
+    Ok(all)
+}
+
+/// The image that a spec makes, if it is there.
+fn made(store: &Store, spec: &Spec) -> Result<Option<Artifact>, Failure> {
+    let id = ImageId::new(&*spec.image.name, &*spec.image.version)?;
+    match store.artifact(&Reference::from(&id)) {
+        Err(StoreError::NoImage { .. } | StoreError::NoVersion { .. }) => Ok(None),
+        other => Ok(other.map(Some)?),
+    }
+}
+
+async fn of_spec(
+    store: &Store,
+    node: &Node,
+    graph: &Graph,
+    manifest: &Manifest,
+    (bases, reach): (&Bases, Reach),
+) -> Result<Vec<Reason>, Failure> {
+    let spec = &node.spec;
+    if let Source::File(file) = &spec.base.source
+        && !file.exists()
+    {
+        return Ok(vec![Reason::file_gone(file)]);
+    }
+    let parent = node.parent.map(|parent| made(store, &graph.nodes()[parent].spec)).transpose()?.flatten();
+    let planned = async {
+        let base = bases.locate(spec, parent.map(Arc::new)).await?;
+        survey::plan(spec.clone(), &base, reach, &bases.memo, &bases.events).await
+    };
+    match planned.await {
+        Ok(plan) if plan.build_key.to_string() == manifest.build_key => Ok(Vec::new()),
+        Ok(plan) => {
+            let last = history::recall(&bases.cache, &plan);
+            Ok(vec![Reason::InputsChanged { what: changes(&plan, manifest, last.as_ref()) }])
+        }
+        Err(failure) => of_failure(failure, node, bases),
+    }
+}
+
+/// What a base that cannot be had says of an image.
+fn of_failure(failure: Failure, node: &Node, bases: &Bases) -> Result<Vec<Reason>, Failure> {
+    if is_yet_to_come(&failure) {
+        // It is not here, and what is elsewhere is not asked.
+        bases.events.notice(Level::Warning, format!("{} is not looked at: {failure}", node.id()));
+        return Ok(Vec::new());
+    }
+    if let Some(SurveyError::WrongBase { path, .. }) = failure.fault() {
+        return Ok(vec![Reason::file_changed(path)]);
+    }
+    match failure.fault() {
+        Some(StoreError::NoImage { .. } | StoreError::NoVersion { .. } | StoreError::Dangling { .. }) => {
+            Ok(vec![Reason::InputsChanged { what: vec![format!("{BASE}: {failure}")] }])
+        }
+        _ => Err(failure),
+    }
+}
+
+/// What is another than when the image was made, in words.
+fn changes(plan: &Plan, manifest: &Manifest, last: Option<&Trace>) -> Vec<String> {
+    let now = Trace::of(plan);
+    let mut what = Vec::new();
+    if plan.base.sha256 != manifest.base.sha256 {
+        what.push(BASE.to_owned());
+    }
+    let machine = last.map(|last| now.base_changes(last)).unwrap_or_default();
+    what.extend(machine.into_iter().filter(|words| words != BASE));
+    if !what.is_empty() {
+        return what;
+    }
+    let is_same = |index: &usize| match (plan.steps.get(*index), manifest.steps.get(*index)) {
+        (Some(planned), Some(made)) => planned.key.to_string() == made.key,
+        _ => false,
+    };
+    let steps = plan.steps.len().max(manifest.steps.len());
+    let Some(first) = (0..steps).find(|index| !is_same(index)) else {
+        return vec!["the outputs, tests, labels or sealing".to_owned()];
+    };
+    let Some(planned) = plan.steps.get(first) else { return vec![format!("step {} was taken away", first + 1)] };
+    let reason = now.reasons(plan, 0, last).swap_remove(first);
+    let why = match reason {
+        Some(trace::Reason::Changed(words)) => format!(" ({})", words.join(", ")),
+        Some(trace::Reason::New) => " (new)".to_owned(),
+        _ => String::new(),
+    };
+    vec![format!("step {} {}{why}", first + 1, planned.step.name)]
+}
