@@ -106,7 +106,8 @@ fn found_in_a_guest(bench: &Bench, images: [&Path; 2]) -> Vec<Vec<u8>> {
     let made = run("qemu-img", &[&overlay[..], &[base.to_str().unwrap(), "disk"]].concat(), &folder);
     assert!(made.status.success());
     let mut args: Vec<String> = "1200 qemu-system-x86_64 -accel tcg -cpu max -smp 2 -m 1024 -machine q35 -nodefaults \
-        -display none -serial stdio -no-reboot -drive file=disk,if=virtio,cache=unsafe \
+        -display none -serial stdio -no-reboot -drive file=disk,if=none,id=disk,cache=unsafe \
+        -device virtio-blk-pci,drive=disk,bootindex=1 \
         -drive file=seed,format=raw,if=virtio,readonly=on"
         .split_whitespace()
         .map(str::to_owned)
