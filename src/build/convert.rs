@@ -54,7 +54,7 @@ pub(crate) async fn convert(
     check_sealed(build, &layers)?;
     let contents = contents::read(build, layers.clone(), sealed.known, staging)?;
     let files = build.plan.outputs.disks.iter().map(|disk| (disk.clone(), place(build, disk, staging))).collect();
-    let disks = Disks::new(layers, files, identity_of(build.plan), &build.events)?;
+    let disks = Disks::new((layers, None), files, identity_of(build.plan), &build.events)?;
     let twin = async { twin?.ready().await };
     let done = async {
         disks.write(twin).await?;

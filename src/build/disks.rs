@@ -56,6 +56,11 @@ pub(crate) fn open(layers: Layers) -> Result<Chain, Failure> {
     Ok(Chain::open(opened.collect::<Result<_, _>>()?)?)
 }
 
+/// The same, up to a byte.
+fn open_to(layers: Layers, end: Option<u64>) -> Result<Chain, Failure> {
+    Ok(open(layers)?.up_to(end.unwrap_or(u64::MAX)))
+}
+
 /// Whether a disk file takes most of its bytes from the base's twin.
 pub(crate) fn has_twin(disk: &DiskFile) -> bool {
     (disk.format, disk.compression) == (DiskFormat::Qcow2, Compression::Zstd)
@@ -67,6 +72,8 @@ type Lane<'a> = Pin<Box<dyn Future<Output = Result<(), Failure>> + 'a>>;
 /// What is made of a disk.
 pub(crate) struct Disks {
     layers: Layers,
+    /// Where the disk ends before its files do.
+    end: Option<u64>,
     size: u64,
     files: Vec<(DiskFile, PathBuf)>,
     identity: Identity,
@@ -74,17 +81,17 @@ pub(crate) struct Disks {
 }
 
 impl Disks {
-    /// Files that are to be made, each with its path, where nothing is yet.
+    /// Files that are to be made, each with its path, where nothing is yet. The disk may end before its own files do.
     ///
     /// # Errors
     /// When the disk cannot be read, or cannot be as large as it is in one of the files.
     pub(crate) fn new(
-        layers: Layers,
+        (layers, end): (Layers, Option<u64>),
         files: Vec<(DiskFile, PathBuf)>,
         identity: Identity,
         events: &Events,
     ) -> Result<Self, Failure> {
-        let size = open(layers.clone())?.virtual_size();
+        let size = open_to(layers.clone(), end)?.virtual_size();
         for (disk, path) in &files {
             // Only these are as long as the disk is.
             if matches!(disk.format, DiskFormat::Raw | DiskFormat::Vhd) {
@@ -93,7 +100,7 @@ impl Disks {
         }
         // Each file is written and the whole read back.
         let progress = Arc::new(Progress::new(files.len() + 1, size, events.clone()));
-        Ok(Self { layers, size, files, identity, progress })
+        Ok(Self { layers, end, size, files, identity, progress })
     }
 
     /// Writes every file. `twin` is waited for by the files that have a use for it, and by nobody else.
@@ -128,13 +135,14 @@ impl Disks {
         twin: impl Future<Output = Option<Twin>>,
     ) -> Result<(), Failure> {
         let twin = twin.await;
-        let (file, layers, progress) = (create(path)?, self.layers.clone(), Arc::clone(&self.progress));
+        let (file, layers, end) = (create(path)?, self.layers.clone(), self.end);
+        let progress = Arc::clone(&self.progress);
         let work = move |stop: &CancellationToken| {
             let mut watch = |done| {
                 progress.at(&[index], done);
                 unless(stop)
             };
-            Ok(compress(&open(layers)?, twin.as_ref(), file, &mut watch)?)
+            Ok(compress(&open_to(layers, end)?, twin.as_ref(), file, &mut watch)?)
         };
         aside(work).await
     }
@@ -145,20 +153,21 @@ impl Disks {
             Ok::<_, Failure>((disk.format, create(path)?))
         });
         let files = files.collect::<Result<_, _>>()?;
-        let (layers, identity, progress) = (self.layers.clone(), self.identity, Arc::clone(&self.progress));
+        let (layers, end, identity) = (self.layers.clone(), self.end, self.identity);
+        let progress = Arc::clone(&self.progress);
         let work = move |stop: &CancellationToken| {
             let mut watch = |done| {
                 progress.at(&indexes, done);
                 unless(stop)
             };
-            Ok(write(&open(layers)?, files, &identity, &mut watch)?)
+            Ok(write(&open_to(layers, end)?, files, &identity, &mut watch)?)
         };
         aside(work).await
     }
 
     async fn convert(&self, index: usize, disk: &DiskFile, path: &Path) -> Result<(), Failure> {
         let chain: Vec<_> = self.layers.iter().map(|(path, format)| Image { path, format: *format }).collect();
-        let target = Target { path, format: disk.format, compression: disk.compression };
+        let target = Target { path, format: disk.format, compression: disk.compression, size: self.end };
         let progress = |fraction| self.progress.at(&[index], share(self.size, fraction));
         Ok(qemu_img::convert(&chain, target, progress).await?)
     }
@@ -171,7 +180,8 @@ impl Disks {
         &self,
         mut look: impl FnMut(u64, &[u8]) -> Result<(), Failure> + Send + 'static,
     ) -> Result<String, Failure> {
-        let (files, layers, progress) = (self.files.clone(), self.layers.clone(), Arc::clone(&self.progress));
+        let (files, layers, end) = (self.files.clone(), self.layers.clone(), self.end);
+        let progress = Arc::clone(&self.progress);
         let work = move |stop: &CancellationToken| {
             let copies = files.iter().map(|(disk, path)| copy(disk, path)).collect::<Result<Vec<_>, _>>()?;
             let mut seen = Ok(());
@@ -180,7 +190,7 @@ impl Disks {
                 seen = look(at, bytes);
                 if seen.is_err() { ControlFlow::Break(()) } else { unless(stop) }
             };
-            let digest = read_back(&open(layers)?, &copies, &mut watch);
+            let digest = read_back(&open_to(layers, end)?, &copies, &mut watch);
             seen?;
             Ok(hex(&digest?))
         };
@@ -198,7 +208,7 @@ fn copy(disk: &DiskFile, path: &Path) -> Result<DiskCopy, Failure> {
 }
 
 /// Works on a thread of its own, which is told to stop when nobody waits for it any more.
-async fn aside<T: Send + 'static>(
+pub(crate) async fn aside<T: Send + 'static>(
     work: impl FnOnce(&CancellationToken) -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
     let stop = CancellationToken::new();

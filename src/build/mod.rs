@@ -39,6 +39,7 @@ mod contents;
 pub mod convert;
 mod disks;
 mod evidence;
+pub mod export;
 pub mod handover;
 pub mod history;
 pub mod identity;

@@ -3,12 +3,13 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::build::base::Locking;
 use crate::build::reach::Reach;
 use crate::size::ByteSize;
-use crate::spec::Overrides;
+use crate::spec::{Compression, OutputFormat, Overrides};
 
 /// The disk-image compiler: a TOML spec in, a sealed, versioned, checksummed VM image out.
 #[derive(Debug, Parser)]
@@ -84,7 +85,7 @@ pub enum Verb {
     Inspect(Inspect),
     /// Recompute every checksum of an image, and check its signature
     Verify(Verify),
-    /// Describe an image for libvirt or Terraform
+    /// Make another format of an image, or describe it for libvirt or Terraform
     Export(Export),
     /// Tell what differs between two images, or disks that kiln did not build
     Diff(Diff),
@@ -485,29 +486,37 @@ pub enum DiskFormat {
 
 /// `kiln export`
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  kiln export web@stable --libvirt -o /var/lib/libvirt/images && virsh define /var/lib/libvirt/images/web-1.4.0.xml\n  \
+#[command(after_help = "Example:\n  kiln export web@1.4.0 --format vmdk -o out/\n  \
+        kiln export web@stable --libvirt -o /var/lib/libvirt/images && virsh define /var/lib/libvirt/images/web-1.4.0.xml\n  \
         kiln export web@stable --terraform -o infra\n\n\
-        In Terraform, `program = [\"kiln\", \"export\", \"web@stable\", \"--external\"]` is an external data source."
-)]
+        In Terraform, `program = [\"kiln\", \"export\", \"web@stable\", \"--external\"]` is an external data source.")]
 pub struct Export {
     /// `name`, `name@version` or `name@tag`
     pub image: String,
     /// For whom.
     #[command(flatten)]
     pub form: Form,
-    /// The folder to write to
-    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    /// The compression inside that format, where it leaves a choice
+    #[arg(long, value_name = "C", requires = "format", value_parser = named(&Compression::ALL, Compression::name))]
+    pub compression: Option<Compression>,
+    /// The folder to write to; with --format also the name of the file
+    #[arg(short, long, value_name = "PATH", default_value = ".")]
     pub output: PathBuf,
     /// Overwrite files that differ
     #[arg(long)]
     pub replace: bool,
+    /// With --format: print what a manifest says of the file instead of its path
+    #[arg(long, requires = "format")]
+    pub json: bool,
 }
 
-/// For whom an image is described.
+/// What is made of an image.
 #[derive(Debug, Clone, Copy, Args)]
 #[group(required = true, multiple = false)]
 pub struct Form {
+    /// An image file in this format, checked as in a build
+    #[arg(long, value_name = "F", value_parser = named(OutputFormat::ALL, OutputFormat::name))]
+    pub format: Option<OutputFormat>,
     /// A domain for libvirt, and the copy of the disk that it runs
     #[arg(long)]
     pub libvirt: bool,
@@ -558,6 +567,15 @@ pub struct Init {
 pub struct Completions {
     /// Which shell
     pub shell: clap_complete::Shell,
+}
+
+/// One of these values, by its name.
+fn named<T: Copy + Send + Sync + 'static>(
+    all: &'static [T],
+    name: fn(T) -> &'static str,
+) -> impl TypedValueParser<Value = T> {
+    let names = PossibleValuesParser::new(all.iter().map(|value| name(*value)));
+    names.map(move |typed| all.iter().copied().find(|value| name(*value) == typed).expect("one of the possible values"))
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

@@ -1,18 +1,32 @@
-//! `kiln export`: an image, described for the programs that run it elsewhere.
+//! `kiln export`: another format of an image, or its description for the programs that run it elsewhere.
 
 use std::io::Write;
 use std::path::{Path, PathBuf, absolute};
 
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::build::export::{Wanted, export};
 use crate::build::handover::{Described, libvirt, terraform};
 use crate::error::{Failure, Fault, Kind};
+use crate::spec::Output;
 use crate::store::{Artifact, OnConflict, Store, StoreError, UNWATCHED, manifest};
 
-use super::args;
+use super::args::{self, Global};
+use super::folders::Folders;
 use super::print;
 
 /// There is nothing to hand over, or no place for it.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
+    /// Not in that format.
+    #[error("a {format} file cannot be compressed with {compression}")]
+    Compression {
+        /// The format.
+        format: &'static str,
+        /// What it does not take.
+        compression: &'static str,
+    },
     /// No file that libvirt runs.
     #[error("{0} has no qcow2 or raw file, which libvirt needs")]
     NoDisk(String),
@@ -30,17 +44,43 @@ pub enum ExportError {
 impl Fault for ExportError {
     fn kind(&self) -> Kind {
         match self {
+            ExportError::Compression { .. } => Kind::Usage,
             ExportError::NoDisk(_) => Kind::Output,
             ExportError::Write { .. } => Kind::Host,
         }
     }
 }
 
-/// Writes what is asked for into the folder, and prints its path; of `--external`, prints the answer itself.
+/// Makes what is asked for, and prints its path.
 ///
 /// # Errors
-/// When there is no such image, or a file is there that differs.
-pub fn run(store: &Store, args: &args::Export, out: &mut dyn Write) -> Result<(), Failure> {
+/// When there is no such image, it cannot be made, or a file is there that differs.
+pub async fn run(
+    args: args::Export,
+    global: &Global,
+    folders: &Folders,
+    cancel: CancellationToken,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let store = folders.store()?;
+    let Some(format) = args.form.format else { return describe(&store, &args, out) };
+    let compression = args.compression.unwrap_or(format.compressions()[0]);
+    if !format.compressions().contains(&compression) {
+        return Err(ExportError::Compression { format: format.name(), compression: compression.name() }.into());
+    }
+    let artifact = store.artifact(&args.image.parse()?)?;
+    let wanted = Wanted {
+        output: Output { format, compression, platforms: Vec::new() },
+        target: &args.output,
+        conflict: if args.replace { OnConflict::Replace } else { OnConflict::Refuse },
+    };
+    let (path, output) = export(&artifact, &wanted, &super::events(global), cancel).await?;
+    let text = if args.json { format!("{:#}\n", json!(output)) } else { format!("{}\n", path.display()) };
+    print(out, &text)
+}
+
+/// Writes a description into the folder, and prints its path; of `--external`, prints the answer itself.
+fn describe(store: &Store, args: &args::Export, out: &mut dyn Write) -> Result<(), Failure> {
     let artifact = store.artifact(&args.image.parse()?)?;
     let output = disk(&artifact)?;
     let stored = artifact.folder().join(&output.file);
@@ -94,14 +134,15 @@ mod tests {
     use crate::store::shelf::{Shelf, written};
 
     fn args(folder: &Path, libvirt: bool, terraform: bool, replace: bool) -> args::Export {
-        let form = args::Form { libvirt, terraform, external: !libvirt && !terraform };
-        args::Export { image: "web".into(), form, output: folder.to_owned(), replace }
+        let form = args::Form { format: None, libvirt, terraform, external: !libvirt && !terraform };
+        let (compression, json) = (None, false);
+        args::Export { image: "web".into(), form, compression, output: folder.to_owned(), replace, json }
     }
 
     #[test]
     fn a_domain_has_a_disk_of_its_own() {
         let (shelf, folder) = (Shelf::with(&["web@1"]), tempfile::tempdir().unwrap());
-        let run = |replace| written(|out| run(&shelf.store, &args(folder.path(), true, false, replace), out));
+        let run = |replace| written(|out| describe(&shelf.store, &args(folder.path(), true, false, replace), out));
         let path = folder.path().join("web-1.xml");
         assert_eq!(run(false).unwrap(), format!("{}\n", path.display()));
         let disk = folder.path().join("web-1.qcow2");
@@ -116,11 +157,11 @@ mod tests {
     #[test]
     fn terraform_takes_the_file_from_the_store() {
         let (shelf, folder) = (Shelf::with(&["web@1"]), tempfile::tempdir().unwrap());
-        let text = written(|out| run(&shelf.store, &args(folder.path(), false, true, false), out)).unwrap();
+        let text = written(|out| describe(&shelf.store, &args(folder.path(), false, true, false), out)).unwrap();
         let made: serde_json::Value = serde_json::from_slice(&std::fs::read(text.trim()).unwrap()).unwrap();
         let stored = shelf.store.path().join("web/1/web-1.qcow2");
         assert_eq!(made["resource"]["libvirt_volume"]["web"]["create"]["content"]["url"], stored.display().to_string());
-        let flat = written(|out| run(&shelf.store, &args(folder.path(), false, false, false), out)).unwrap();
+        let flat = written(|out| describe(&shelf.store, &args(folder.path(), false, false, false), out)).unwrap();
         assert!(flat.contains("\"version\": \"1\""), "{flat}");
     }
 }

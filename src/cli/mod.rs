@@ -76,7 +76,7 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Verb::List(args) => list::run(&folders.store()?, args.json, out),
         Verb::Inspect(args) => inspect::run(&folders.store()?, &args.image.parse()?, args.json, out),
         Verb::Verify(args) => verify::run(&folders.store()?, &args, out),
-        Verb::Export(args) => export::run(&folders.store()?, &args, out),
+        Verb::Export(args) => in_runtime(|cancel| export::run(args, &global, &folders, cancel, out)),
         Verb::Diff(args) => {
             let is_same = diff::run(&args, &folders, out)?;
             return Ok(u8::from(args.exit_code && !is_same));

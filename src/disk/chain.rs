@@ -227,6 +227,12 @@ impl Chain {
         Ok(Self { layers: sources, size })
     }
 
+    /// The disk up to this byte: what a format has added behind it is left out.
+    #[must_use]
+    pub fn up_to(self, size: u64) -> Self {
+        Self { size: self.size.min(size), ..self }
+    }
+
     /// Bytes of the disk.
     #[must_use]
     pub fn virtual_size(&self) -> u64 {

@@ -49,6 +49,8 @@ pub struct Target<'a> {
     pub format: DiskFormat,
     /// Of its clusters; a raw file has none.
     pub compression: Compression,
+    /// Bytes of the disk, whole sectors, where the chain has more of them.
+    pub size: Option<u64>,
 }
 
 /// `qemu-img` did not do it.
@@ -140,7 +142,11 @@ pub async fn convert(chain: &[Image<'_>], target: Target<'_>, progress: impl FnM
     let mut command = walled(PROGRAM, wall(chain, folder, size).map_err(QemuImgError::Start)?);
     // 16 coroutines are what -m allows; compression is done in threads, one for each.
     command.args(["convert", "-p", "-m", "16", "-O"]).args(target_options(target.format, target.compression));
-    command.arg(format!("json:{}", graph(chain)?)).arg(target.path);
+    let mut graph = graph(chain)?;
+    if let Some(size) = target.size {
+        graph = json!({ "driver": "raw", "size": size, "file": graph });
+    }
+    command.arg(format!("json:{graph}")).arg(target.path);
     let run = run(command, "convert", progress).await;
     if !run.as_ref().is_ok_and(|run| run.status.success()) {
         // Before the free space is looked at. It may not even exist; what matters is the first error.

@@ -125,6 +125,17 @@ impl Artifact {
         Verdict { id: self.id.clone(), sound: BTreeMap::new(), damage }.into_result()
     }
 
+    /// A check of one image file's bytes, to be run on any thread.
+    ///
+    /// # Errors
+    /// When the file cannot be opened, or the manifest does not list it.
+    pub fn file_check(&self, file: &str) -> Result<FileCheck, StoreError> {
+        let listed = self.manifest.vouched().find(|(name, ..)| *name == file);
+        let (_, _, sha256) = listed.ok_or_else(|| StoreError::NotStaged(file.to_owned()))?;
+        let job = Job::open(&self.folder, file)?;
+        Ok(FileCheck { id: self.id.clone(), job, sha256: sha256.to_owned() })
+    }
+
     /// The signature that a tool has made of `SHA256SUMS`.
     ///
     /// # Errors
@@ -214,6 +225,28 @@ impl Artifact {
         let is_apart = |file: &str| file == sums::FILE || Tool::ALL.iter().any(|tool| tool.file() == file);
         let strange = files.into_iter().filter(|file| !is_apart(file) && !sums.contains_key(file));
         Ok(strange.map(|file| format!("{file} is not in SHA256SUMS")).collect())
+    }
+}
+
+/// One image file and the checksum it was published with.
+pub struct FileCheck {
+    id: ImageId,
+    job: Job,
+    sha256: String,
+}
+
+impl FileCheck {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// When it has other bytes, cannot be read, or `watch` says stop.
+    pub fn run(self, watch: Watch<'_>) -> Result<(), StoreError> {
+        let Self { id, job, sha256 } = self;
+        let digests = digest::digest_all(std::slice::from_ref(&job), watch, |_, _| Ok(()))?;
+        if digests[&job.name].sha256 == sha256 {
+            return Ok(());
+        }
+        Err(damaged(&id, format!("{} differs from its checksum", job.name)))
     }
 }
 

@@ -4,11 +4,14 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use tempfile::TempPath;
+
+use crate::digest::{hex, sha256_file};
 use crate::fs::Fs;
 use crate::sign::Tool;
 
 use super::artifact::Artifact;
-use super::digest::{self, Job, Meter, Watch};
+use super::digest::{self, Digest, Job, Meter, Watch};
 use super::error::StoreError;
 use super::folder::Folder;
 use super::{clone, sums};
@@ -126,6 +129,42 @@ fn has_digest(target: &Folder, job: &Job, sha256: &str, watch: Watch<'_>) -> Res
         }
         _ => Ok(false),
     }
+}
+
+/// Gives a finished file its name, in a folder of the same file system, durably. One that is there with the same bytes is
+/// left alone. Gives length and digest. Blocks.
+///
+/// # Errors
+/// When a file is there that differs, or a call fails.
+pub fn give_name(made: &Path, path: &Path, conflict: OnConflict) -> Result<Digest, StoreError> {
+    let (fs, failed) = (Fs::default(), |error| StoreError::io("write", path)(error));
+    let (file, digest) = digested(made)?;
+    match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Ok(facts) if facts.is_file() && facts.len() == digest.bytes && digested(path)?.1 == digest => {
+            return Ok(digest);
+        }
+        _ if conflict == OnConflict::Replace => {}
+        _ => return Err(StoreError::Conflict(path.to_owned())),
+    }
+    fs.seal(&file, MODE).map_err(failed)?;
+    let temporary = TempPath::try_from_path(made).map_err(failed)?;
+    let persisted = match conflict {
+        OnConflict::Refuse => temporary.persist_noclobber(path),
+        OnConflict::Replace => temporary.persist(path),
+    };
+    persisted.map_err(|error| failed(error.error))?;
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    fs.sync_dir(folder).map_err(StoreError::io("sync", folder))?;
+    Ok(digest)
+}
+
+/// A file of the user's with its digest.
+fn digested(path: &Path) -> Result<(File, Digest), StoreError> {
+    let file = File::open(path).map_err(StoreError::io("read", path))?;
+    let bytes = file.metadata().map_err(StoreError::io("read", path))?.len();
+    let sha256 = hex(&sha256_file(&file).map_err(StoreError::io("read", path))?);
+    Ok((file, Digest { bytes, sha256 }))
 }
 
 /// Copy under a temporary name, sync, rename, sync the folder.

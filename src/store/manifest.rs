@@ -41,6 +41,9 @@ pub struct Manifest {
     pub outputs: Vec<Output>,
     /// SHA-256 of the disk as the guest sees it: the same for every format.
     pub disk_sha256: String,
+    /// Bytes of that disk: formats of whole MiB may add zeros. `None` in what older versions of kiln wrote.
+    #[serde(default)]
+    pub disk_bytes: Option<u64>,
     /// SHA-256 over the sorted file tree, where it could be read.
     #[serde(default)]
     pub content_sha256: Option<String>,
@@ -346,6 +349,7 @@ pub(crate) mod tests {
             steps: vec![Step { name: "install".into(), verb: "run".into(), seconds: 1.5, ..Step::default() }],
             outputs: vec![Output::staged(format!("{name}-{version}.qcow2"), "qcow2", 8 << 30)],
             disk_sha256: "00ff".into(),
+            disk_bytes: Some(8 << 30),
             content_sha256: None,
             os: None,
             package_type: None,

@@ -42,10 +42,10 @@ mod tags;
 #[cfg(test)]
 mod tests;
 
-pub use artifact::{Artifact, Verdict};
+pub use artifact::{Artifact, FileCheck, Verdict};
 pub use digest::{Digest, UNWATCHED, Watch};
 pub use error::StoreError;
-pub use export::OnConflict;
+pub use export::{OnConflict, give_name};
 pub use listing::{Ancestor, Listing, Summary};
 pub use lock::{Existing, Lookup, VersionLock};
 pub use manifest::Manifest;

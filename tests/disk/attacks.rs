@@ -34,7 +34,7 @@ fn b7_a_guest_that_writes_an_image_header_into_its_disk_gets_it_back_as_bytes() 
     tool("qemu-io", &["-f", "qcow2", "-c", &write, overlay.to_str().unwrap()]);
     let graph = [Image { path: &overlay, format: DiskFormat::Qcow2 }, Image { path: &base, format: DiskFormat::Raw }];
     let out = scratch.path("out");
-    let target = Target { path: &out, format: DiskFormat::Raw, compression: Compression::None };
+    let target = Target { path: &out, format: DiskFormat::Raw, compression: Compression::None, size: None };
     block_on(convert(&graph, target, |_| ())).unwrap();
     let mut expected = header[..128 << 10].to_vec();
     expected.resize(1 << 20, 0);
@@ -84,7 +84,7 @@ fn b10_a_bomb_of_compressed_clusters_is_read_and_converted_within_the_size_of_it
         let digest = disk_sha256(&disk, &mut |_, _| ControlFlow::Continue(())).unwrap();
         let out = scratch.path("out");
         let graph = [Image { path: &path, format: DiskFormat::Qcow2 }];
-        let target = Target { path: &out, format: DiskFormat::Raw, compression: Compression::None };
+        let target = Target { path: &out, format: DiskFormat::Raw, compression: Compression::None, size: None };
         block_on(convert(&graph, target, |_| ())).unwrap();
         assert_eq!(fs::metadata(&out).unwrap().len(), 64 << 20, "{codec}");
         assert_eq!(hex(&digest), sha256sum(&out), "{codec}");
@@ -138,7 +138,7 @@ fn o2_a_raw_disk_larger_than_any_file_is_refused_before_anything_is_written() {
     let (overlay, out) = (scratch.path("overlay"), scratch.path("out"));
     create_overlay(&overlay, 64 << 40).unwrap();
     let graph = [Image { path: &overlay, format: DiskFormat::Qcow2 }];
-    let target = Target { path: &out, format: DiskFormat::Raw, compression: Compression::None };
+    let target = Target { path: &out, format: DiskFormat::Raw, compression: Compression::None, size: None };
     let error = block_on(convert(&graph, target, |_| ())).unwrap_err();
     assert!(matches!(error, QemuImgError::TooLarge { .. }), "{error}");
     assert!(!out.exists());

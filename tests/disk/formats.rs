@@ -104,11 +104,25 @@ fn awkward_disks_are_the_same_in_every_format() {
         // Neighbours of the first entry of a VHDX's block table that is a bitmap's, and of what 32 bits can count.
         (FAR + 4 * MIB, &[(0, b"x"), (FAR - MIB, mib), (FAR, mib), (FAR + 2 * MIB, b"x"), (FAR + 4 * MIB - 1, b"x")]),
     ];
-    for (size, data) in disks {
+    for (number, (size, data)) in disks.into_iter().enumerate() {
         let scratch = Scratch::new();
         let raw = disk(&scratch, size, data);
         let files = written(&scratch, &raw, "disk");
         assert_all_read(&raw, &files);
+        if let Some(folder) = std::env::var_os("KILN_FORMATS").map(PathBuf::from) {
+            // For fixtures/formats/validate.
+            fs::create_dir_all(&folder).unwrap();
+            for (format, path) in &files {
+                tool(
+                    "cp",
+                    &[
+                        "--sparse=always",
+                        path.to_str().unwrap(),
+                        &format!("{}/{number}.{}", folder.display(), format.name()),
+                    ],
+                );
+            }
+        }
         let data: u64 = data.iter().map(|(_, bytes)| bytes.len() as u64 + 2 * MIB).sum();
         for (format, path) in &files {
             let taken = fs::metadata(path).unwrap().blocks() * 512;

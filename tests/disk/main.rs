@@ -414,7 +414,8 @@ fn an_overlay_converts_to_every_format_with_the_same_disk_and_the_same_bytes() {
         let (first, second) = (folder.join("first"), folder.join("second"));
         for path in [&first, &second] {
             let mut seen = vec![];
-            block_on(convert(&graph, Target { path, format, compression }, |done| seen.push(done))).unwrap();
+            block_on(convert(&graph, Target { path, format, compression, size: None }, |done| seen.push(done)))
+                .unwrap();
             assert!(seen.is_sorted() && seen.last() == Some(&1.0), "{seen:?}");
         }
         assert!(fs::read(&first).unwrap() == fs::read(&second).unwrap(), "{format:?} {compression:?}");
@@ -538,7 +539,7 @@ fn b7_a_raw_guest_disk_with_a_qcow2_header_stays_raw() {
     let hostile = scratch.create("hostile", "qcow2", &["-u", "-F", "raw", "-b", canary.to_str().unwrap()]);
     let out = scratch.path("out.raw");
     let graph = [Image { path: &hostile, format: DiskFormat::Raw }];
-    let target = Target { path: &out, format: DiskFormat::Raw, compression: Compression::None };
+    let target = Target { path: &out, format: DiskFormat::Raw, compression: Compression::None, size: None };
     block_on(convert(&graph, target, |_| ())).unwrap();
     let bytes = fs::read(&out).unwrap();
     assert!(bytes.starts_with(b"QFI\xfb"));
@@ -550,7 +551,7 @@ fn a_failed_conversion_says_why_and_leaves_nothing() {
     let scratch = Scratch::new();
     let (source, out) = (scratch.raw("source"), scratch.path("out"));
     let graph = [Image { path: &source, format: DiskFormat::Qcow2 }];
-    let target = Target { path: &out, format: DiskFormat::Qcow2, compression: Compression::None };
+    let target = Target { path: &out, format: DiskFormat::Qcow2, compression: Compression::None, size: None };
     let error = block_on(convert(&graph, target, |_| ())).unwrap_err();
     assert!(error.to_string().contains("Image is not in qcow2 format"), "{error}");
     assert_eq!(error.kind(), Kind::Output);
@@ -569,7 +570,7 @@ fn a_dropped_conversion_kills_qemu_img() {
     }
     let out = scratch.path("out.qcow2");
     let graph = [Image { path: &source, format: DiskFormat::Raw }];
-    let target = Target { path: &out, format: DiskFormat::Qcow2, compression: Compression::Zlib };
+    let target = Target { path: &out, format: DiskFormat::Qcow2, compression: Compression::Zlib, size: None };
     block_on(async {
         let (started, mut first_progress) = tokio::sync::mpsc::unbounded_channel();
         let conversion = convert(&graph, target, move |done| started.send(done).unwrap());
