@@ -19,6 +19,9 @@ use super::print;
 /// There is nothing to hand over, or no place for it.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
+    /// More than a disk file, which only a build makes.
+    #[error("{0} is a package around a disk, which `kiln build` makes and export does not")]
+    Package(&'static str),
     /// Not in that format.
     #[error("a {format} file cannot be compressed with {compression}")]
     Compression {
@@ -44,7 +47,7 @@ pub enum ExportError {
 impl Fault for ExportError {
     fn kind(&self) -> Kind {
         match self {
-            ExportError::Compression { .. } => Kind::Usage,
+            ExportError::Compression { .. } | ExportError::Package(_) => Kind::Usage,
             ExportError::NoDisk(_) => Kind::Output,
             ExportError::Write { .. } => Kind::Host,
         }
@@ -64,6 +67,9 @@ pub async fn run(
 ) -> Result<(), Failure> {
     let store = folders.store()?;
     let Some(format) = args.form.format else { return describe(&store, &args, out) };
+    if !format.besides().is_empty() {
+        return Err(ExportError::Package(format.name()).into());
+    }
     let compression = args.compression.unwrap_or(format.compressions()[0]);
     if !format.compressions().contains(&compression) {
         return Err(ExportError::Compression { format: format.name(), compression: compression.name() }.into());
