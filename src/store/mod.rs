@@ -59,6 +59,7 @@ use crate::fs::Fs;
 use artifact::TRIES;
 use folder::Folder;
 use lock::Lock;
+use staging::FOLDER_MODE;
 
 /// The folder for what is not an image.
 const PRIVATE: &str = ".kiln";
@@ -282,8 +283,12 @@ impl Store {
                 self.discard(&doomed)
             }
             (true, false) => {
+                let image = self.image_path(id.name());
+                // It goes with the last version that is in it.
+                self.fs.ensure_dir(&image, FOLDER_MODE).map_err(StoreError::io("create", &image))?;
                 self.fs.rename(&aside, &path).map_err(StoreError::io("restore", &path))?;
-                self.sync_dir(&self.image_path(id.name()))
+                self.sync_dir(&image)?;
+                self.sync_dir(&self.root)
             }
         }
     }

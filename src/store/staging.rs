@@ -32,7 +32,7 @@ pub const RESERVED: [&str; 7] = [
 /// Mode of every published file.
 pub(super) const FILE_MODE: u32 = 0o444;
 /// Mode of every published folder.
-const FOLDER_MODE: u32 = 0o755;
+pub(super) const FOLDER_MODE: u32 = 0o755;
 
 /// What stands beside the image files and vouches for them.
 #[derive(Default)]

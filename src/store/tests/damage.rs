@@ -186,11 +186,23 @@ fn d5_a_torn_manifest_is_never_believed() {
 fn d5_torn_tags_are_never_believed() {
     let fixture = Fixture::in_memory();
     drop(publish(&fixture.store, "web@1", "disk"));
+    set(&fixture.store, "web@1", "stable").unwrap();
+    fixture.store.untag("web", &tag("stable")).unwrap();
+    set(&fixture.store, "web@1", "edge").unwrap();
     let path = fixture.path("web/tags.json");
-    for content in torn(br#"{"schema": 1, "tags": {"stable": "1", "edge": "1"}}"#) {
-        fs::write(&path, content).unwrap();
-        let error = told(fixture.store.artifact(&reference("web@stable")).unwrap_err());
-        assert!(error.contains("web/tags.json"), "{error}");
-        assert_sound(&fixture.store, "web", "disk");
+    let sound = fs::read(&path).unwrap();
+    for content in torn(sound.trim_ascii_end()) {
+        overwrite(&path, &content);
+        let refused = [
+            fixture.store.artifact(&reference("web@edge")).map(drop),
+            fixture.store.roll_back("web", &tag("stable")).map(drop),
+            remove(&fixture.store, "web@1").map(drop),
+        ];
+        for result in refused {
+            let error = told(result.unwrap_err());
+            assert!(error.contains("web/tags.json"), "{error}");
+        }
+        assert_eq!(fixture.store.list().unwrap().versions.len(), 1);
     }
+    assert_sound(&fixture.store, "web", "disk");
 }

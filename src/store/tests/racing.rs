@@ -218,6 +218,19 @@ fn c3_a_removed_version_does_not_come_back_as_an_older_one() {
     assert_eq!((content(&fixture.store, "web@1"), fixture.litter()), (None, Vec::new()));
 }
 
+/// Fault row C3.
+#[test]
+fn c3_a_version_that_was_moved_aside_comes_back_after_the_last_other_one_was_removed() {
+    let fixture = Fixture::new();
+    for text in ["web@1", "web@2"] {
+        drop(publish(&fixture.store, text, text));
+    }
+    fs::rename(fixture.path("web/1"), fixture.store.aside_path(&id("web@1"))).unwrap();
+    remove(&fixture.store, "web@2").unwrap();
+    assert!(!fixture.path("web").exists());
+    assert_eq!(content(&fixture.reopen(), "web@1").as_deref(), Some("web@1"));
+}
+
 #[test]
 fn opening_waits_for_nobody() {
     let fixture = Fixture::new();
