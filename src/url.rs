@@ -102,7 +102,8 @@ impl FromStr for Url {
             }
             _ => return Err(UrlError::Scheme),
         };
-        if !path.starts_with('/') {
+        // A file has no query; in a path a `?` is written `%3F` (RFC 8089, section 2).
+        if !path.starts_with('/') || scheme == "file" && path.contains('?') {
             return Err(malformed());
         }
         if path.ends_with('/') {
@@ -163,8 +164,16 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Url>(), Err(error), "{text}");
         }
-        for text in ["https:///a", "file://other/a", "file://a", "https://h/a b", "https://h/a#b", "http://h/a\r\nX: y"]
-        {
+        for text in [
+            "https:///a",
+            "file://other/a",
+            "file://a",
+            "file:///a?b",
+            "file:///?",
+            "https://h/a b",
+            "https://h/a#b",
+            "http://h/a\r\nX: y",
+        ] {
             assert_eq!(text.parse::<Url>(), Err(UrlError::Malformed(text.into())), "{text}");
         }
     }
