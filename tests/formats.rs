@@ -72,6 +72,7 @@ fn every_format_holds_the_disk_and_is_made_again_with_the_same_bytes() {
         qemu_img(&["compare", "-q", "-f", "raw", "-F", driver, text(&base), text(&folder.join(&name))]);
         let exported = built.then(["export", "web", "--format", format, "--json", "-o", text(&out)]).run();
         let exported: Value = serde_json::from_str(&exported.stdout).expect("JSON");
+        let exported = &exported[0];
         assert_eq!(exported["file"], text(&out.join(&name)));
         for key in ["format", "bytes", "virtual_bytes", "sha256"] {
             assert_eq!(exported[key], listed[key], "{key} of {format}");

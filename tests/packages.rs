@@ -88,6 +88,49 @@ fn every_package_is_published_with_its_sum_and_its_disk_once() {
 }
 
 #[test]
+fn export_makes_every_package_with_the_bytes_that_a_build_gives_it() {
+    let ended = built(&ALL);
+    let out = ended.place().join("out/");
+    for format in ALL {
+        let made = ended.then(["export", "web", "--format", format, "-o", out.to_str().expect("UTF-8")]).run().stdout;
+        let files: Vec<_> = listed(&ended).into_iter().filter(|(_, of)| of == format).collect();
+        assert!(!files.is_empty());
+        for (file, _) in files {
+            assert!(made.lines().any(|line| Path::new(line) == out.join(&file)), "{made}");
+            let [here, there] = [&version(&ended), &out].map(|folder| fs::read(folder.join(&file)).expect("there"));
+            assert!(here == there, "{file}");
+        }
+    }
+    // The raw disk and the vmdk inside packages are gone with the scratch folder.
+    let published = listed(&ended).into_iter().map(|(file, _)| file).collect::<std::collections::BTreeSet<_>>();
+    assert!(support::names(&out).into_iter().eq(published), "{:?}", support::names(&out));
+}
+
+/// `KILN_TREE` names a folder that gets the tree, for others to read.
+#[test]
+fn export_adds_to_a_simplestreams_tree_once() {
+    let ended = built(&["qcow2"]);
+    let tree = std::env::var_os("KILN_TREE").map_or_else(|| ended.place().join("tree"), Into::into);
+    let add = || ended.then(["export", "web", "--simplestreams", "-o", tree.to_str().expect("UTF-8")]);
+    let list = || -> Value {
+        serde_json::from_slice(&fs::read(tree.join("streams/v1/images.json")).expect("there")).expect("JSON")
+    };
+    let printed = add().run().stdout;
+    let first = list();
+    let versions = &first["products"]["web:1:default:amd64"]["versions"];
+    let items = versions["202601020304"]["items"].as_object().unwrap_or_else(|| panic!("{first}"));
+    for item in items.values() {
+        let path = tree.join(item["path"].as_str().expect("a path"));
+        assert!(printed.lines().any(|line| Path::new(line) == path), "{printed}");
+        assert_eq!(fs::metadata(&path).expect("there").len(), item["size"].as_u64().expect("a size"));
+        let sum = Command::new("sha256sum").arg(&path).output().expect("it runs").stdout;
+        assert_eq!(&*String::from_utf8_lossy(&sum[..64]), item["sha256"].as_str().expect("a sum"));
+    }
+    assert_eq!(add().run().stdout, printed);
+    assert_eq!((list(), support::names(&tree)), (first, vec!["images".to_owned(), "streams".to_owned()]));
+}
+
+#[test]
 fn the_same_disk_at_the_same_time_is_the_same_bytes() {
     // The vmdk in an OVA has a random number, by which its snapshots would know it.
     let formats: Vec<_> = ALL.into_iter().filter(|format| *format != "ova").collect();

@@ -15,7 +15,7 @@ use super::contents::{self, Contents};
 use super::disks::{Disks, Layers, open};
 use super::identity;
 use super::leaks::Search;
-use super::package::package;
+use super::package::{facts, package};
 use super::survey::check_base;
 use super::twin::BaseTwin;
 use super::{Build, SealedDisk};
@@ -60,7 +60,8 @@ pub(crate) async fn convert(
         disks.write(twin).await?;
         let disk_sha256 = disks.read_back(search(build)).await?;
         for (index, disk) in build.plan.outputs.disks.iter().enumerate() {
-            package(build, index, &place(build, disk, staging), staging).await?;
+            let (path, facts) = (place(build, disk, staging), facts(build, disk));
+            package(&build.plan.outputs, index, &path, &facts, staging, &build.limits).await?;
         }
         Ok::<_, Failure>(disk_sha256)
     };

@@ -255,6 +255,6 @@ impl Progress {
     }
 }
 
-fn unless(stop: &CancellationToken) -> ControlFlow<()> {
+pub(crate) fn unless(stop: &CancellationToken) -> ControlFlow<()> {
     if stop.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }

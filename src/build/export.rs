@@ -1,22 +1,27 @@
 //! A format that a published image lacks, made from one that it has.
 
-use std::ops::ControlFlow;
+use std::fs::File;
 use std::path::{Path, PathBuf, absolute};
 use std::time::{Duration, Instant};
 
+use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use crate::disk::identity::Identity;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Event, Events, Stage};
+use crate::package::content::Content;
+use crate::package::{Facts, PackageError, simplestreams};
 use crate::plan::check_size;
-use crate::plan::output::{DiskFile, Outputs};
-use crate::spec::{self, DiskFormat};
-use crate::store::manifest::Output;
+use crate::plan::output::{Outputs, Published};
+use crate::size::ByteSize;
+use crate::spec::{self, DiskFormat, Firmware, OutputFormat};
+use crate::store::manifest::{Manifest, Output};
 use crate::store::{Artifact, OnConflict, StoreError, give_name};
 
-use super::disks::{Disks, aside, open};
+use super::disks::{Disks, aside, open, unless};
 use super::limits::Limits;
+use super::package::package;
 
 /// It cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -46,15 +51,15 @@ impl Fault for ExportError {
 pub struct Wanted<'a> {
     /// A format, and a compression that it takes.
     pub output: spec::Output,
-    /// A folder that is there or ends with a slash, or else the name of the file.
+    /// A folder that is there or ends with a slash; or else the name of the file, if the format is a single one.
     pub target: &'a Path,
     /// What to do with a file that is there and differs.
     pub conflict: OnConflict,
 }
 
 /// Makes a format of a published image: checks the file it is made from, writes under a temporary name, reads that back, and
-/// gives it its name. A file that is there with the same bytes is left alone. Gives the path, and what a manifest says of
-/// such a file.
+/// gives it its name. A file that is there with the same bytes is left alone. Gives what a manifest says of such files, with
+/// their paths.
 ///
 /// # Errors
 /// When the image is damaged, the format has no room for its disk, a file is there that differs, or a call fails.
@@ -63,43 +68,122 @@ pub async fn export(
     wanted: &Wanted<'_>,
     events: &Events,
     cancel: CancellationToken,
-) -> Result<(PathBuf, Output), Failure> {
-    let (limits, began) = (Limits::new(cancel, Duration::MAX), Instant::now());
+) -> Result<Vec<Output>, Failure> {
+    let wish = absolute(wanted.target).unwrap_or_else(|_| wanted.target.to_owned());
+    let is_folder = wish.is_dir()
+        || wanted.target.as_os_str().as_encoded_bytes().ends_with(b"/")
+        || wanted.output.format.besides().len() + usize::from(wanted.output.format.keeps_disk()) > 1;
+    let folder = if is_folder { &wish } else { wish.parent().unwrap_or(Path::new("/")) };
+    let scratch = scratch(folder)?;
+    let limits = Limits::new(cancel, Duration::MAX);
+    let mut made = make(artifact, &wanted.output, scratch.path(), &limits, events).await?;
+    for output in &mut made {
+        let target = if is_folder { wish.join(&output.file) } else { wish.clone() };
+        let (file, path, conflict) = (scratch.path().join(&output.file), target.clone(), wanted.conflict);
+        let digest = aside(move |_| Ok(give_name(&file, &path, conflict)?)).await?;
+        output.file = target.to_string_lossy().into_owned();
+        (output.bytes, output.sha256) = (digest.bytes, digest.sha256);
+    }
+    Ok(made)
+}
+
+/// Adds a published image to a tree of images that Incus and LXD read over HTTPS, which is made if missing. Gives the image's
+/// files in it.
+///
+/// # Errors
+/// When the image is damaged, another one is listed in its place, or a call fails.
+pub async fn add_to_tree(
+    artifact: &Artifact,
+    tree: &Path,
+    conflict: OnConflict,
+    events: &Events,
+    cancel: CancellationToken,
+) -> Result<Vec<PathBuf>, Failure> {
+    let format = OutputFormat::Incus;
+    let output = spec::Output { format, compression: format.compressions()[0], platforms: Vec::new() };
+    let tree = absolute(tree).unwrap_or_else(|_| tree.to_owned());
+    let scratch = scratch(&tree)?;
+    let limits = Limits::new(cancel, Duration::MAX);
+    // The first is the disk; what stands beside it is made again for the tree.
+    let disk = make(artifact, &output, scratch.path(), &limits, events).await?.remove(0);
+    let (facts, file) = (facts(artifact.manifest(), disk.virtual_bytes), scratch.path().join(&disk.file));
+    let conflict = match conflict {
+        OnConflict::Refuse => simplestreams::OnConflict::Refuse,
+        OnConflict::Replace => simplestreams::OnConflict::Replace,
+    };
+    let added = aside(move |stop| {
+        let disk = Content::file(File::open(&file).map_err(PackageError::Read)?)?;
+        Ok(simplestreams::add(&tree, &facts, &disk, conflict, &mut |_| unless(stop))?)
+    });
+    limits.hold(added).await
+}
+
+/// A folder for what is not finished, on the file system where it goes.
+fn scratch(folder: &Path) -> Result<TempDir, StoreError> {
+    std::fs::create_dir_all(folder).map_err(StoreError::io("create", folder))?;
+    tempfile::Builder::new().prefix(".kiln-").tempdir_in(folder).map_err(StoreError::io("write to", folder))
+}
+
+/// Makes every file of an output in the folder, and reads the disk back. They are not digested yet.
+async fn make(
+    artifact: &Artifact,
+    output: &spec::Output,
+    folder: &Path,
+    limits: &Limits,
+    events: &Events,
+) -> Result<Vec<Output>, Failure> {
+    let began = Instant::now();
     events.emit(&Event::StageStarted { stage: Stage::Convert });
-    let made = limits.hold(make(artifact, wanted, events)).await?;
+    let made = limits.hold(convert(artifact, output, folder, limits, events)).await?;
     events.emit(&Event::StageFinished { stage: Stage::Convert, seconds: began.elapsed().as_secs_f64() });
     Ok(made)
 }
 
-async fn make(artifact: &Artifact, wanted: &Wanted<'_>, events: &Events) -> Result<(PathBuf, Output), Failure> {
+async fn convert(
+    artifact: &Artifact,
+    output: &spec::Output,
+    folder: &Path,
+    limits: &Limits,
+    events: &Events,
+) -> Result<Vec<Output>, Failure> {
     let (source, path, format) = source(artifact)?;
     check(artifact, &source.file).await?;
     let layers = vec![(path, format)];
     // A format of whole MiB may have added zeros.
     let there = open(layers.clone())?.virtual_size();
     let end = artifact.manifest().disk_bytes.filter(|end| *end < there);
-    let (size, format) = (end.unwrap_or(there), wanted.output.format.disk());
-    check_size(format, size)?;
+    let size = end.unwrap_or(there);
+    check_size(output.format, size)?;
     let id = artifact.id();
-    let disk =
-        Outputs::new(&format!("{}-{}", id.name(), id.version()), std::slice::from_ref(&wanted.output)).disks.remove(0);
-    let target = target(wanted.target, &disk);
-    let folder = target.parent().unwrap_or(Path::new("/"));
-    std::fs::create_dir_all(folder).map_err(StoreError::io("create", folder))?;
-    let scratch = tempfile::Builder::new().prefix(".kiln-").tempdir_in(folder);
-    let scratch = scratch.map_err(StoreError::io("write to", folder))?;
-    let (made, name) = (scratch.path().join(&disk.file), target.to_string_lossy().into_owned());
-    let disks = Disks::new((layers, end), vec![(disk, made.clone())], identity(artifact), events)?;
+    let outputs = Outputs::new(&format!("{}-{}", id.name(), id.version()), std::slice::from_ref(output));
+    let disk = &outputs.disks[0];
+    let made = folder.join(&disk.file);
+    let disks = Disks::new((layers, end), vec![(disk.clone(), made.clone())], identity(artifact), events)?;
     disks.write(async { None }).await?;
     let found = disks.read_back(|_, _| Ok(())).await?;
     let expected = artifact.manifest().disk_sha256.clone();
     if found != expected {
         return Err(ExportError::OtherDisk { file: source.file, found, expected }.into());
     }
-    let (path, conflict) = (target.clone(), wanted.conflict);
-    let digest = aside(move |_| Ok(give_name(&made, &path, conflict)?)).await?;
-    let staged = Output::staged(name, wanted.output.format.name(), format.virtual_size(size));
-    Ok((target, Output { bytes: digest.bytes, sha256: digest.sha256, ..staged }))
+    let facts = facts(artifact.manifest(), disk.format.virtual_size(size));
+    package(&outputs, 0, &made, &facts, folder, limits).await?;
+    let staged = |file: Published<'_>| Output::staged(file.file, file.format, file.virtual_bytes);
+    Ok(outputs.published(size).into_iter().map(staged).collect())
+}
+
+/// What packages say of the image: the same as when it was built.
+fn facts(manifest: &Manifest, disk_size: u64) -> Facts {
+    let (image, machine) = (&manifest.image, &manifest.machine);
+    Facts {
+        name: image.name.clone(),
+        version: image.version.clone(),
+        description: image.description.clone(),
+        disk_size,
+        cpus: machine.cpus,
+        memory: ByteSize(machine.memory),
+        firmware: if machine.firmware == "uefi" { Firmware::Uefi } else { Firmware::Bios },
+        time: u64::try_from(manifest.source_date_epoch.unwrap_or(manifest.started.as_second())).unwrap_or(0),
+    }
 }
 
 /// The file of an image that its disk is read from.
@@ -115,18 +199,7 @@ fn source(artifact: &Artifact) -> Result<(Output, PathBuf, DiskFormat), ExportEr
 /// Whether the file has the bytes that were published.
 async fn check(artifact: &Artifact, file: &str) -> Result<(), Failure> {
     let check = artifact.file_check(file)?;
-    let watched = move |stop: &CancellationToken| {
-        let watch = |_, _| if stop.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-        Ok(check.run(&watch)?)
-    };
-    aside(watched).await
-}
-
-/// The file to write, absolute.
-fn target(wanted: &Path, disk: &DiskFile) -> PathBuf {
-    let path = absolute(wanted).unwrap_or_else(|_| wanted.to_owned());
-    let is_folder = path.is_dir() || wanted.as_os_str().as_encoded_bytes().ends_with(b"/");
-    if is_folder { path.join(&disk.file) } else { path }
+    aside(move |stop| Ok(check.run(&|_, _| unless(stop))?)).await
 }
 
 /// The same as when the image was built.

@@ -7,12 +7,13 @@ use tokio::task::spawn_blocking;
 
 use crate::error::Failure;
 use crate::package::{Disk, Facts, Package};
-use crate::plan::output::DiskFile;
+use crate::plan::output::{DiskFile, Outputs};
 
 use super::Build;
+use super::limits::Limits;
 
 /// What packages say of the image. Their time is the one that the guest is told, or else that of the build.
-fn facts(build: &Build<'_>, disk: &DiskFile) -> Facts {
+pub(crate) fn facts(build: &Build<'_>, disk: &DiskFile) -> Facts {
     let plan = build.plan;
     let (image, machine) = (&plan.spec.image, &plan.machine);
     Facts {
@@ -27,15 +28,20 @@ fn facts(build: &Build<'_>, disk: &DiskFile) -> Facts {
     }
 }
 
-/// Makes every package around the `index`th disk file, which is at `path`.
-pub(crate) async fn package(build: &Build<'_>, index: usize, path: &Path, staging: &Path) -> Result<(), Failure> {
-    let outputs = &build.plan.outputs;
-    let disk = &outputs.disks[index];
+/// Makes every package around the `index`th disk file, which is at `path`, in a folder.
+pub(crate) async fn package(
+    outputs: &Outputs,
+    index: usize,
+    path: &Path,
+    facts: &Facts,
+    folder: &Path,
+    limits: &Limits,
+) -> Result<(), Failure> {
+    let compression = outputs.disks[index].compression;
     for output in outputs.all.iter().filter(|output| output.disk == index) {
         let Some(package) = Package::of(output.format) else { continue };
         for file in &output.besides {
-            let (facts, path, target) = (facts(build, disk), path.to_owned(), staging.join(file));
-            let (limits, compression) = (build.limits.clone(), disk.compression);
+            let (facts, path, target, limits) = (facts.clone(), path.to_owned(), folder.join(file), limits.clone());
             let work = spawn_blocking(move || {
                 let mut watch =
                     |_| if limits.is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };

@@ -487,6 +487,7 @@ pub enum DiskFormat {
 /// `kiln export`
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  kiln export web@1.4.0 --format vmdk -o out/\n  \
+        kiln export web@stable --simplestreams -o /srv/www/incus\n  \
         kiln export web@stable --libvirt -o /var/lib/libvirt/images && virsh define /var/lib/libvirt/images/web-1.4.0.xml\n  \
         kiln export web@stable --terraform -o infra\n\n\
         In Terraform, `program = [\"kiln\", \"export\", \"web@stable\", \"--external\"]` is an external data source.")]
@@ -499,24 +500,28 @@ pub struct Export {
     /// The compression inside that format, where it leaves a choice
     #[arg(long, value_name = "C", requires = "format", value_parser = named(&Compression::ALL, Compression::name))]
     pub compression: Option<Compression>,
-    /// The folder to write to; with --format also the name of the file
+    /// The folder to write to; with a --format of one file also its name
     #[arg(short, long, value_name = "PATH", default_value = ".")]
     pub output: PathBuf,
     /// Overwrite files that differ
     #[arg(long)]
     pub replace: bool,
-    /// With --format: print what a manifest says of the file instead of its path
+    /// With --format: print what a manifest says of the files instead of their paths
     #[arg(long, requires = "format")]
     pub json: bool,
 }
 
 /// What is made of an image.
-#[derive(Debug, Clone, Copy, Args)]
+#[derive(Debug, Clone, Copy, Default, Args)]
 #[group(required = true, multiple = false)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag that is typed")]
 pub struct Form {
-    /// An image file in this format, checked as in a build
+    /// The files of an output in this format, checked as in a build
     #[arg(long, value_name = "F", value_parser = named(OutputFormat::ALL, OutputFormat::name))]
     pub format: Option<OutputFormat>,
+    /// An entry in a simplestreams tree, which Incus and LXD read from an HTTPS server
+    #[arg(long)]
+    pub simplestreams: bool,
     /// A domain for libvirt, and the copy of the disk that it runs
     #[arg(long)]
     pub libvirt: bool,

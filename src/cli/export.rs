@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf, absolute};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::build::export::{Wanted, export};
+use crate::build::export::{Wanted, add_to_tree, export};
 use crate::build::handover::{Described, libvirt, terraform};
 use crate::error::{Failure, Fault, Kind};
 use crate::spec::Output;
@@ -19,9 +19,6 @@ use super::print;
 /// There is nothing to hand over, or no place for it.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
-    /// More than a disk file, which only a build makes.
-    #[error("{0} is a package around a disk, which `kiln build` makes and export does not")]
-    Package(&'static str),
     /// Not in that format.
     #[error("a {format} file cannot be compressed with {compression}")]
     Compression {
@@ -47,14 +44,14 @@ pub enum ExportError {
 impl Fault for ExportError {
     fn kind(&self) -> Kind {
         match self {
-            ExportError::Compression { .. } | ExportError::Package(_) => Kind::Usage,
+            ExportError::Compression { .. } => Kind::Usage,
             ExportError::NoDisk(_) => Kind::Output,
             ExportError::Write { .. } => Kind::Host,
         }
     }
 }
 
-/// Makes what is asked for, and prints its path.
+/// Makes what is asked for, and prints the paths of its files.
 ///
 /// # Errors
 /// When there is no such image, it cannot be made, or a file is there that differs.
@@ -66,27 +63,35 @@ pub async fn run(
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     let store = folders.store()?;
-    let Some(format) = args.form.format else { return describe(&store, &args, out) };
-    if !format.besides().is_empty() {
-        return Err(ExportError::Package(format.name()).into());
+    let conflict = if args.replace { OnConflict::Replace } else { OnConflict::Refuse };
+    let events = super::events(global);
+    if args.form.simplestreams {
+        let artifact = store.artifact(&args.image.parse()?)?;
+        let added = add_to_tree(&artifact, &args.output, conflict, &events, cancel).await?;
+        return print(out, &lines(added.iter().map(PathBuf::as_path)));
     }
+    let Some(format) = args.form.format else { return describe(&store, &args, conflict, out) };
     let compression = args.compression.unwrap_or(format.compressions()[0]);
     if !format.compressions().contains(&compression) {
         return Err(ExportError::Compression { format: format.name(), compression: compression.name() }.into());
     }
     let artifact = store.artifact(&args.image.parse()?)?;
-    let wanted = Wanted {
-        output: Output { format, compression, platforms: Vec::new() },
-        target: &args.output,
-        conflict: if args.replace { OnConflict::Replace } else { OnConflict::Refuse },
+    let output = Output { format, compression, platforms: Vec::new() };
+    let made = export(&artifact, &Wanted { output, target: &args.output, conflict }, &events, cancel).await?;
+    let text = if args.json {
+        format!("{:#}\n", json!(made))
+    } else {
+        lines(made.iter().map(|output| Path::new(&output.file)))
     };
-    let (path, output) = export(&artifact, &wanted, &super::events(global), cancel).await?;
-    let text = if args.json { format!("{:#}\n", json!(output)) } else { format!("{}\n", path.display()) };
     print(out, &text)
 }
 
+fn lines<'a>(paths: impl Iterator<Item = &'a Path>) -> String {
+    paths.map(|path| format!("{}\n", path.display())).collect()
+}
+
 /// Writes a description into the folder, and prints its path; of `--external`, prints the answer itself.
-fn describe(store: &Store, args: &args::Export, out: &mut dyn Write) -> Result<(), Failure> {
+fn describe(store: &Store, args: &args::Export, conflict: OnConflict, out: &mut dyn Write) -> Result<(), Failure> {
     let artifact = store.artifact(&args.image.parse()?)?;
     let output = disk(&artifact)?;
     let stored = artifact.folder().join(&output.file);
@@ -94,7 +99,6 @@ fn describe(store: &Store, args: &args::Export, out: &mut dyn Write) -> Result<(
         let image = Described { manifest: artifact.manifest(), output, path: &stored };
         return print(out, &format!("{:#}\n", terraform::external(&image)));
     }
-    let conflict = if args.replace { OnConflict::Replace } else { OnConflict::Refuse };
     let (name, text) = if args.form.libvirt {
         // Where it lies is written into the domain; the domain writes to it.
         let copy = artifact.export_file(&output.file, &args.output, conflict, UNWATCHED)?;
@@ -139,35 +143,38 @@ mod tests {
     use super::*;
     use crate::store::shelf::{Shelf, written};
 
-    fn args(folder: &Path, libvirt: bool, terraform: bool, replace: bool) -> args::Export {
-        let form = args::Form { format: None, libvirt, terraform, external: !libvirt && !terraform };
-        let (compression, json) = (None, false);
-        args::Export { image: "web".into(), form, compression, output: folder.to_owned(), replace, json }
+    fn described(shelf: &Shelf, folder: &Path, form: args::Form, conflict: OnConflict) -> Result<String, Failure> {
+        let (compression, json, replace) = (None, false, false);
+        let args = args::Export { image: "web".into(), form, compression, output: folder.to_owned(), replace, json };
+        written(|out| describe(&shelf.store, &args, conflict, out))
     }
 
     #[test]
     fn a_domain_has_a_disk_of_its_own() {
         let (shelf, folder) = (Shelf::with(&["web@1"]), tempfile::tempdir().unwrap());
-        let run = |replace| written(|out| describe(&shelf.store, &args(folder.path(), true, false, replace), out));
+        let form = args::Form { libvirt: true, ..args::Form::default() };
+        let run = |conflict| described(&shelf, folder.path(), form, conflict);
         let path = folder.path().join("web-1.xml");
-        assert_eq!(run(false).unwrap(), format!("{}\n", path.display()));
+        assert_eq!(run(OnConflict::Refuse).unwrap(), format!("{}\n", path.display()));
         let disk = folder.path().join("web-1.qcow2");
         assert!(std::fs::read_to_string(&path).unwrap().contains(&disk.display().to_string()));
         assert_eq!(std::fs::read_to_string(&disk).unwrap(), "disk");
-        run(false).unwrap();
+        run(OnConflict::Refuse).unwrap();
         std::fs::write(&path, "mine").unwrap();
-        assert_eq!(run(false).unwrap_err().kind().exit_code(), 8);
-        run(true).unwrap();
+        assert_eq!(run(OnConflict::Refuse).unwrap_err().kind().exit_code(), 8);
+        run(OnConflict::Replace).unwrap();
     }
 
     #[test]
     fn terraform_takes_the_file_from_the_store() {
         let (shelf, folder) = (Shelf::with(&["web@1"]), tempfile::tempdir().unwrap());
-        let text = written(|out| describe(&shelf.store, &args(folder.path(), false, true, false), out)).unwrap();
+        let form = args::Form { terraform: true, ..args::Form::default() };
+        let text = described(&shelf, folder.path(), form, OnConflict::Refuse).unwrap();
         let made: serde_json::Value = serde_json::from_slice(&std::fs::read(text.trim()).unwrap()).unwrap();
         let stored = shelf.store.path().join("web/1/web-1.qcow2");
         assert_eq!(made["resource"]["libvirt_volume"]["web"]["create"]["content"]["url"], stored.display().to_string());
-        let flat = written(|out| describe(&shelf.store, &args(folder.path(), false, false, false), out)).unwrap();
+        let form = args::Form { external: true, ..args::Form::default() };
+        let flat = described(&shelf, folder.path(), form, OnConflict::Refuse).unwrap();
         assert!(flat.contains("\"version\": \"1\""), "{flat}");
     }
 }

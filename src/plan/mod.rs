@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::error::{Fault, Kind};
 use crate::size::{ByteSize, format_duration};
-use crate::spec::{self, Action, BaseFormat, DiskFormat, Network, Spec};
+use crate::spec::{self, Action, BaseFormat, Network, OutputFormat, Spec};
 
 pub mod graph;
 pub mod host;
@@ -199,9 +199,8 @@ impl Plan {
         let base_key = Key::root().then(&base_content);
         let steps = plan_steps(&spec, facts, base_key);
         let disk_size = machine.disk.map_or(facts.base.virtual_size, ByteSize::bytes);
-        spec.outputs.iter().try_for_each(|output| limits::check(output.format, disk_size))?;
+        spec.outputs.iter().try_for_each(|output| check_size(output.format, disk_size))?;
         let outputs = Outputs::new(&format!("{}-{}", spec.image.name, spec.image.version), &spec.outputs);
-        outputs.disks.iter().try_for_each(|file| check_size(file.format, disk_size))?;
         let last = steps.last().map_or(base_key, |step| step.key);
         let build_key = last.then(&result_value(&spec, facts));
         let base = facts.base.clone();
@@ -262,11 +261,13 @@ impl Plan {
     }
 }
 
-/// Whether others read a disk of this size in a file of this format.
+/// Whether others read a disk of this size in this format.
 ///
 /// # Errors
-/// When it is too large for that.
-pub fn check_size(format: DiskFormat, disk: u64) -> Result<(), PlanError> {
+/// When it is too large for that, or not what they count in.
+pub fn check_size(format: OutputFormat, disk: u64) -> Result<(), PlanError> {
+    limits::check(format, disk)?;
+    let format = format.disk();
     match format.largest() {
         Some(most) if disk > most => {
             Err(PlanError::TooLarge { format: format.name(), most: ByteSize(most), disk: ByteSize(disk) })

@@ -12,6 +12,7 @@ mod bench;
 mod cache;
 mod contents;
 mod faults;
+mod formats;
 mod graphs;
 
 use bench::{Bench, manifest, root, run};
