@@ -44,8 +44,19 @@ impl Writers {
     #[must_use]
     pub fn step_of(&self, entry: &Entry) -> Option<usize> {
         let changed = self.clamped.0.get(&entry.path).copied().unwrap_or_else(|| seconds(entry.changed));
-        let is_during = |span: &Option<Span>| span.is_some_and(|span| (span.start..=span.end).contains(&changed));
+        let until = changed + rounding(changed);
+        let is_during = |span: &Option<Span>| span.is_some_and(|span| span.start <= until && changed <= span.end);
         self.steps.iter().position(is_during)
+    }
+}
+
+/// By how much a time may be too early, seconds. Some file systems count in seconds, and FAT in two of them, rounded down; one
+/// that counts in nanoseconds has some.
+fn rounding(time: f64) -> f64 {
+    match (time.fract() == 0.0, time.rem_euclid(2.0) == 0.0) {
+        (true, true) => 2.0,
+        (true, false) => 1.0,
+        (false, _) => 0.0,
     }
 }
 
@@ -89,6 +100,16 @@ mod tests {
         let writers = Writers::new(&[step(10.0, 11.0), step(11.2, 13.0)], Clamped::default());
         let found = [5, 10, 11, 12, 13].map(|changed| writers.step_of(&file("/a", changed)));
         assert_eq!(found, [None, Some(0), Some(1), Some(1), None]);
+    }
+
+    #[test]
+    fn a_time_without_nanoseconds_is_rounded_down() {
+        let writers = Writers::new(&[step(10.9, 11.5), step(12.1, 13.5)], Clamped::default());
+        let found = [8, 9, 10, 11, 12, 13, 14].map(|seconds| {
+            let changed = Time { seconds, nanoseconds: 0 };
+            writers.step_of(&Entry { changed, ..file("/boot/efi/a", 0) })
+        });
+        assert_eq!(found, [None, None, Some(0), Some(0), Some(1), Some(1), None]);
     }
 
     #[test]

@@ -101,7 +101,8 @@ fn found_in_a_guest(bench: &Bench, images: [&Path; 2]) -> Vec<Vec<u8>> {
     fs::write(folder.join("meta-data"), "instance-id: lister\n").unwrap();
     // Without it the guest waits two minutes for a network that it does not have.
     fs::write(folder.join("network-config"), "config: disabled\n").unwrap();
-    let made = "truncate -s 2M seed && mformat -i seed -v CIDATA :: && mcopy -i seed user-data meta-data network-config ::";
+    let made =
+        "truncate -s 2M seed && mformat -i seed -v CIDATA :: && mcopy -i seed user-data meta-data network-config ::";
     assert!(run("sh", &["-c", made], &folder).status.success());
     let overlay = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"];
     let base = root().join("fixtures/cache/debian-12.qcow2");
