@@ -16,10 +16,11 @@ use std::ops::Range;
 use zstd::bulk::Compressor;
 use zstd::zstd_safe::find_frame_compressed_size;
 
-use super::chain::{Chain, LayerError, Place, Source};
+use super::chain::Chain;
 use super::qcow2::header::Codec;
 use super::qcow2::reader::Reader;
 use super::qcow2::writer::{CLUSTER, CLUSTER_BITS, Writer};
+use super::source::{LayerError, Place, Source};
 use super::turns::{in_order, threads};
 use super::write::{Progress, WriteError};
 use crate::spec::BaseFormat;

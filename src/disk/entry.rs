@@ -167,6 +167,15 @@ fn type_name(kind: FileKind) -> &'static str {
     }
 }
 
+/// A part of a file's content, in order.
+#[derive(Debug, Clone, Copy)]
+pub enum Chunk<'b> {
+    /// Bytes.
+    Data(&'b [u8]),
+    /// This many zeroes.
+    Zeroes(u64),
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

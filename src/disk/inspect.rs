@@ -6,12 +6,12 @@
 
 use std::fs::{self, File, FileType, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 
-use super::bytes::be64_table;
+use super::bytes::{be64_table, read_up_to};
 use super::magic::{self, Found};
 use super::qcow2::header::{Codec, HEAD_LIMIT, Header, HeaderError};
 use super::qcow2::reader::OFFSET;
@@ -229,22 +229,6 @@ pub fn inspect(file: &File, format: BaseFormat) -> Result<BaseFacts, Refusal> {
             inspect_raw(start, file_size)
         }
     }
-}
-
-/// Up to `limit` bytes at `offset`; fewer only where the file ends.
-pub(super) fn read_up_to(file: &File, offset: u64, limit: usize) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; limit];
-    let mut filled = 0;
-    while filled < limit {
-        match file.read_at(&mut bytes[filled..], offset + filled as u64) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    bytes.truncate(filled);
-    Ok(bytes)
 }
 
 fn check_qcow2_signature(found: Vec<Found>) -> Result<(), Refusal> {

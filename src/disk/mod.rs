@@ -31,6 +31,7 @@ mod pieces;
 pub mod qcow2;
 pub mod qemu_img;
 mod slots;
+pub mod source;
 mod sparse;
 pub mod told;
 pub mod tree;

@@ -11,9 +11,9 @@ use sha2::{Digest, Sha256};
 
 use super::chain::{Chain, ChainError};
 use super::digest::hash_zeroes;
-use super::entry::{ContentDigest, Entry, FileKind};
+use super::entry::{Chunk, ContentDigest, Entry, FileKind};
 use super::partition::{Partition, partitions};
-use super::volume::{Chunk, Node, Volume, VolumeError};
+use super::volume::{Node, Volume, VolumeError};
 use crate::error::{self, Fault};
 use crate::wire::fstab::{self, Mount, Source};
 

@@ -3,20 +3,11 @@
 use std::ops::ControlFlow;
 
 use super::chain::Chain;
-use super::entry::{Entry, FileKind, Time};
+use super::entry::{Chunk, Entry, FileKind, Time};
 use super::ext4::{self, Ext4, Ext4Error};
 use super::fat::{self, Fat, FatError};
 use super::partition::Partition;
 use crate::error::{self, Fault};
-
-/// A part of a file's content, in order.
-#[derive(Debug, Clone, Copy)]
-pub enum Chunk<'b> {
-    /// Bytes.
-    Data(&'b [u8]),
-    /// This many zeroes.
-    Zeroes(u64),
-}
 
 /// Reading a file system failed.
 #[derive(Debug, thiserror::Error)]

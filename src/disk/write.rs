@@ -12,9 +12,10 @@ use std::ops::ControlFlow;
 
 use libdeflater::{CompressionLvl, Compressor};
 
-use super::chain::{Chain, ChainError, LayerError};
+use super::chain::{Chain, ChainError};
 use super::identity::Identity;
 use super::pieces::{PIECE, Pieces};
+use super::source::LayerError;
 use super::turns::{in_order, threads};
 use super::{sparse, vdi, vhd, vhdx, vmdk};
 use crate::error::{Fault, Kind};
@@ -123,7 +124,7 @@ fn writer(format: DiskFormat, file: File, disk: u64) -> io::Result<Box<dyn Write
         DiskFormat::Vmdk => Box::new(vmdk::writer::Writer::new(file, size)?),
         DiskFormat::Vdi => Box::new(vdi::writer::Writer::new(file, size)),
         DiskFormat::Vhdx => Box::new(vhdx::writer::Writer::new(file, size)),
-        DiskFormat::Vhd => Box::new(vhd::Vhd::new(file, size)),
+        DiskFormat::Vhd => Box::new(vhd::writer::Writer::new(file, size)),
         DiskFormat::Qcow2 => return Err(io::ErrorKind::Unsupported.into()),
     })
 }

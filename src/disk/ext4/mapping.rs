@@ -4,8 +4,7 @@ use std::ops::ControlFlow;
 
 use super::{Ext4, Ext4Error, Inode, damaged};
 use crate::disk::bytes::{le16, le32};
-use crate::disk::entry::FileKind;
-use crate::disk::volume::Chunk;
+use crate::disk::entry::{Chunk, FileKind};
 
 /// One run is one extent or more; a file of a million of them is no file anyone keeps.
 const MAX_RUNS: usize = 1 << 20;

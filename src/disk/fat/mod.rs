@@ -12,8 +12,7 @@ use std::ops::ControlFlow;
 
 use super::bytes::{le16, le32};
 use super::chain::{Chain, ChainError};
-use super::entry::{FileKind, Time};
-use super::volume::Chunk;
+use super::entry::{Chunk, FileKind, Time};
 use crate::error::{Fault, Kind};
 use boot::{Boot, Width};
 

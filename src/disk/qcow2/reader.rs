@@ -10,10 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::header::{Codec, HEAD_LIMIT, Header};
 use super::unpack::unpack;
-use crate::disk::bytes::be64_table;
-use crate::disk::chain::{LayerError, Place, Run, Source};
-use crate::disk::inspect::read_up_to;
+use crate::disk::bytes::{be64_table, read_up_to};
 use crate::disk::slots::Slots;
+use crate::disk::source::{LayerError, Place, Run, Source};
 
 pub(in crate::disk) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 pub(super) const COMPRESSED: u64 = 1 << 62;

@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 
 use super::{BLOCK, DYNAMIC, FREE, SIGNATURE, VERSION};
 use crate::disk::bytes::{le32, le64};
-use crate::disk::chain::{LayerError, Place, Run, Source};
 use crate::disk::slots::Slots;
+use crate::disk::source::{LayerError, Place, Run, Source};
 
 /// Blocks whose numbers are read at a time.
 const PAGE: u64 = 4096;

@@ -10,8 +10,8 @@ use super::{
     blocks_of_a_bitmap, checksum,
 };
 use crate::disk::bytes::{le16, le32, le64};
-use crate::disk::chain::{LayerError, Place, Run, Source};
 use crate::disk::slots::Slots;
+use crate::disk::source::{LayerError, Place, Run, Source};
 
 /// Entries of the block table that are read at a time.
 const PAGE: usize = 4096;

@@ -8,8 +8,8 @@ use flate2::{Decompress, FlushDecompress, Status};
 
 use super::{AT_END, DEFLATE, FLAGS, FOOTER, GRAIN_SECTORS, MAGIC, SECTOR, TABLE_GRAINS, TABLE_SECTORS};
 use crate::disk::bytes::{le16, le32, le64};
-use crate::disk::chain::{LayerError, Place, Run, Source};
 use crate::disk::slots::Slots;
+use crate::disk::source::{LayerError, Place, Run, Source};
 
 const GRAIN: usize = 64 << 10;
 const TABLE_BYTES: usize = TABLE_GRAINS as usize * 4;

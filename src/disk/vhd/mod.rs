@@ -4,14 +4,12 @@
 //! its appendix. Azure takes this format alone, wants whole MiB, and goes by the current size.
 
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::bytes::{be32, be64};
-use super::chain::LayerError;
-use super::identity::Identity;
-use super::sparse;
-use super::write::{Piece, Writer};
+use super::source::LayerError;
+
+pub(super) mod writer;
 
 const FOOTER: usize = 512;
 const COOKIE: &[u8] = b"conectix";
@@ -20,29 +18,6 @@ const FIXED: u32 = 2;
 const CHECKSUM: usize = 64;
 /// QEMU's name for files whose size is the current size, whatever the geometry says. Hyper-V and Azure always see it so.
 const CREATOR: &[u8] = b"qem2";
-
-/// A file that is being written.
-pub(super) struct Vhd {
-    file: File,
-    size: u64,
-}
-
-impl Vhd {
-    /// A disk of `size` bytes in an empty file.
-    pub fn new(file: File, size: u64) -> Self {
-        Self { file, size }
-    }
-}
-
-impl Writer for Vhd {
-    fn put(&mut self, piece: &Piece) -> io::Result<()> {
-        sparse::write_at(&self.file, piece.at, &piece.bytes)
-    }
-
-    fn finish(self: Box<Self>, identity: &Identity) -> io::Result<()> {
-        self.file.write_all_at(&footer(self.size, &identity.uuid("vhd")), self.size)
-    }
-}
 
 fn footer(size: u64, uuid: &[u8; 16]) -> [u8; FOOTER] {
     let mut footer = [0; FOOTER];
