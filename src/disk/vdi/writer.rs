@@ -15,6 +15,8 @@ const SECTOR: u32 = 512;
 const LENGTH: usize = 512;
 /// Of the header, from the number that says so.
 const HEADER_LENGTH: u32 = 400;
+/// Where the geometry is that a BIOS is told: cylinders, heads, sectors, and the length of a sector. All but that may be zero.
+const LOGICAL_GEOMETRY: usize = 456;
 
 /// A file that is being written.
 pub(in crate::disk) struct Writer {
@@ -57,6 +59,8 @@ impl Writer {
         put(388, &small(self.there.len() as u64)?);
         put(392, &identity.guid("vdi"));
         put(408, &identity.guid("vdi, last change"));
+        // VirtualBox looks at the last number of the second geometry: its sectors must be this long, or the file is none.
+        put(LOGICAL_GEOMETRY + 12, &SECTOR.to_le_bytes());
         Ok(header)
     }
 }
@@ -79,5 +83,19 @@ impl write::Writer for Writer {
             map.write_all(&place.to_le_bytes())?;
         }
         map.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `VirtualBox` looks at in `VDICore.h`'s checks of a header, and QEMU does not.
+    #[test]
+    fn the_geometry_of_the_bios_has_sectors_of_512_bytes() {
+        let header = Writer::new(tempfile::tempfile().unwrap(), 4 * BLOCK).header(&Identity::new(&["web"])).unwrap();
+        let number = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap());
+        assert_eq!((number(72), number(72 + 400 - 4)), (400, SECTOR), "the last number of what the header counts");
+        assert_eq!((number(360), header[456..468].iter().all(|byte| *byte == 0)), (SECTOR, true));
     }
 }
