@@ -158,3 +158,29 @@ fn a_run_of_github_actions_gets_annotations_and_a_summary() {
     assert!(!ended.stdout.contains("::error"));
     assert!(fs::read_to_string(summary).unwrap().contains("| **failed** | two | qcow2 |"));
 }
+
+#[test]
+fn a_build_whose_tests_fail_is_annotated_too() {
+    let build = Kiln::new().spec(&three("exit 3")).build().env("GITHUB_ACTIONS", "true").fails(9);
+    build.stderr_has("kiln.toml,line=11,title=web@1%3A two::test `two` exited with code 3").run();
+}
+
+#[test]
+fn tests_that_never_ran_are_not_forgotten() {
+    let built = Kiln::new().spec(&three("true")).build().args(["--no-test"]).run();
+    let again = built.then(["build", "."]).run();
+    assert!(again.stderr.contains("its tests did not run when it was built; `kiln test web@1` runs them"));
+    let quiet = built.then(["build", ".", "--no-test"]).run();
+    assert!(!quiet.stderr.contains("did not run"), "{}", quiet.stderr);
+}
+
+#[test]
+fn an_image_that_does_not_boot_is_a_failure_in_the_report() {
+    let built = Kiln::new().spec(&three("true")).build().args(["--no-test"]).run();
+    fs::write(built.place().join("report.xml"), "<an older one/>").unwrap();
+    let test = built.then(["test", "web", "--junit", "report.xml"]).fake("grub-rescue").fails(9);
+    let ended = test.stderr_has("does not boot from the qcow2 file").run();
+    let report = fs::read_to_string(built.place().join("report.xml")).unwrap();
+    assert!(report.contains("failures=\"1\"") && report.contains("does not boot: "), "{report}");
+    assert!(ended.stdout.contains("FAILED  boots from qcow2"), "{}", ended.stdout);
+}

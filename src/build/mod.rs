@@ -150,6 +150,13 @@ async fn claim_and_build(plan: &Plan, around: &Surroundings) -> Result<(Artifact
             if let Some(signer) = &around.signer {
                 existing.sign(signer)?;
             }
+            if !around.skip_tests && existing.is_untested() {
+                let text = format!(
+                    "its tests did not run when it was built; `kiln test {}` runs them",
+                    publish::image_id(plan)?
+                );
+                around.events.notice(Level::Warning, text);
+            }
             return Ok((existing.keep(), Outcome::UpToDate));
         }
         Lookup::Exists(existing) if around.replace => existing.replace(),
@@ -324,10 +331,13 @@ impl<'a> Build<'a> {
             secrets: &self.secrets,
             tests,
         };
-        let outcomes = test::test(&bench, &images, test::Coverage::First).await?;
+        let mut outcomes = Vec::new();
+        test::test(&bench, &images, test::Coverage::First, &mut outcomes).await?;
         let logs = self.logs(around);
         let kept = |folder: &Path| logs.join(folder.strip_prefix(self.work.path()).unwrap_or(folder));
-        test::TestsFailed::check(&outcomes, &self.plan.spec.path, kept)?;
+        let image = &self.plan.spec.image;
+        let id = format!("{}@{}", image.name, image.version);
+        test::TestsFailed::check(&outcomes, id, &self.plan.spec.path, kept)?;
         Ok(outcomes.iter().map(test::Outcome::record).collect())
     }
 

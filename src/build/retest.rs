@@ -122,14 +122,16 @@ pub async fn retest(
         tests,
     };
     let logs = cache.join("failed").join(format!("{}-{}", id.name(), id.version()));
-    let tested = test(&bench, &images, coverage).await;
+    let mut outcomes = Vec::new();
+    let tested = test(&bench, &images, coverage, &mut outcomes).await;
     let kept = |folder: &Path| -> PathBuf { logs.join(folder.strip_prefix(work.path()).unwrap_or(folder)) };
-    let failed = match &tested {
-        Ok(outcomes) => TestsFailed::check(outcomes, source, kept).err().map(Failure::from),
-        Err(_) => None,
+    let failed = match tested {
+        Ok(()) => TestsFailed::check(&outcomes, id.to_string(), source, kept).err().map(Failure::from),
+        Err(failure) => Some(failure),
     };
-    if tested.is_err() || failed.is_some() {
-        keep_logs(work.path(), &logs).map_err(ScratchError::at("the logs of the tests", &logs))?;
-    }
-    Ok(Tested { outcomes: tested?, failed })
+    let Some(failure) = failed else { return Ok(Tested { outcomes, failed }) };
+    keep_logs(work.path(), &logs).map_err(ScratchError::at("the logs of the tests", &logs))?;
+    // That it does not boot belongs into a report, which an older one must not be taken for.
+    outcomes.extend(failure.fault().map(Outcome::of));
+    if failure.kind() == Kind::Test { Ok(Tested { outcomes, failed: Some(failure) }) } else { Err(failure) }
 }

@@ -38,7 +38,7 @@ mod failed;
 mod parse;
 
 use check::Probe;
-pub use failed::{DoesNotBoot, TestsFailed};
+pub use failed::{DoesNotBoot, Failed, TestsFailed};
 
 /// Between two tries of a test. There is no event for "the service answers now".
 const PAUSE: Duration = Duration::from_millis(500);
@@ -99,6 +99,14 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Of an image that could not be tested at all, for reports.
+    #[must_use]
+    pub fn of(unbootable: &DoesNotBoot) -> Self {
+        let DoesNotBoot { format, why } = unbootable;
+        let (found, tail) = (format!("does not boot: {why}"), why.evidence());
+        Self { test: boots_from(format), format, ok: false, found, tail, seconds: 0.0, kept: None }
+    }
+
     /// What the manifest says of it.
     ///
     /// # Panics
@@ -136,25 +144,33 @@ pub enum Coverage {
     All,
 }
 
-/// Runs the tests, whatever fails.
+/// Runs the tests, whatever fails, and adds what came of them.
 ///
 /// # Errors
 /// When an image does not boot, the host cannot run it, or a limit is reached. Tests that fail are outcomes.
-pub async fn test(bench: &Bench<'_>, images: &[Image], coverage: Coverage) -> Result<Vec<Outcome>, Failure> {
-    let mut outcomes = Vec::new();
+pub async fn test(
+    bench: &Bench<'_>,
+    images: &[Image],
+    coverage: Coverage,
+    outcomes: &mut Vec<Outcome>,
+) -> Result<(), Failure> {
     for (index, image) in images.iter().enumerate() {
         let boots = [boots(image.format)];
         let tests = if index == 0 || coverage == Coverage::All { bench.tests } else { &boots };
         let bench = Bench { tests, disk_size: image.format.virtual_size(bench.disk_size), ..*bench };
         outcomes.extend(Round::new(&bench, image)?.run().await?);
     }
-    Ok(outcomes)
+    Ok(())
 }
 
 /// The test that a file passes whose guest answers.
 fn boots(format: DiskFormat) -> Test {
+    boots_from(format.name())
+}
+
+fn boots_from(format: &str) -> Test {
     Test {
-        name: format!("boots from {}", format.name()),
+        name: format!("boots from {format}"),
         check: Check::Run(Command::Shell("true".into())),
         reboot: false,
         needs_fresh_boot: true,

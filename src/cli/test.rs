@@ -80,7 +80,7 @@ pub async fn run(
         written.map_err(|source| TestVerbError::Report { path: path.clone(), source })?;
     }
     if let Some(actions) = github::Actions::here() {
-        actions.tell(&id, &source, outcomes);
+        actions.tell(&id, outcomes);
     }
     print(out, &if args.json { as_json(&id, outcomes) } else { table(outcomes) })?;
     tested.failed.map_or(Ok(()), Err)

@@ -8,7 +8,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use crate::build::provision::StepError;
-use crate::build::test::Outcome;
+use crate::build::test::{Failed, Outcome, TestsFailed};
 use crate::error::Failure;
 use crate::spec::{LoadError, SpecErrors};
 
@@ -26,31 +26,33 @@ impl Actions {
         is_there.then(|| Self { summary: std::env::var_os("GITHUB_STEP_SUMMARY").map(PathBuf::from) })
     }
 
-    /// Annotates failed tests, on standard error, and appends the table. That the page cannot be written fails nothing.
-    pub fn tell(&self, image: &str, spec: &Path, outcomes: &[Outcome]) {
-        for outcome in outcomes.iter().filter(|outcome| !outcome.ok) {
-            let Outcome { test, found, .. } = outcome;
-            let message = format!("test `{}` {found}", test.name);
-            let place = Place { file: spec, line: test.line, column: 0 };
-            eprintln!("{}", annotation(place, &format!("{image}: {}", test.name), &message));
-        }
+    /// Appends the table of tests. That the page cannot be written fails nothing.
+    pub fn tell(&self, image: &str, outcomes: &[Outcome]) {
         let Some(path) = &self.summary else { return };
         let appended = File::options().append(true).create(true).open(path);
         let _ = appended.and_then(|mut file| file.write_all(table(image, outcomes).as_bytes()));
     }
 }
 
-/// Annotations of what is wrong with a spec, and of a step that failed. Other failures are about no line of a file.
+/// Annotations of what is wrong with a spec, and of a step or tests that failed. Other failures are about no line of a file.
 #[must_use]
 pub fn annotations(failure: &Failure) -> Vec<String> {
     if let Some(LoadError::Invalid(errors)) = failure.fault() {
         return of_spec(errors);
+    }
+    if let Some(failed) = failure.fault::<TestsFailed>() {
+        return failed.tests.outcomes.iter().map(|outcome| of_test(&failed.tests, outcome)).collect();
     }
     let of_step = |step: &StepError| {
         let place = Place { file: &step.spec, line: step.line, column: 0 };
         annotation(place, &format!("step {} `{}`", step.number, step.name), &failure.to_string())
     };
     failure.fault().map(of_step).into_iter().collect()
+}
+
+fn of_test(Failed { image, spec, .. }: &Failed, Outcome { test, found, .. }: &Outcome) -> String {
+    let place = Place { file: spec, line: test.line, column: 0 };
+    annotation(place, &format!("{image}: {}", test.name), &format!("test `{}` {found}", test.name))
 }
 
 fn of_spec(errors: &SpecErrors) -> Vec<String> {

@@ -49,6 +49,12 @@ impl Existing {
         self.artifact.manifest().build_key == build_key
     }
 
+    /// Whether it was published without the tests it has.
+    #[must_use]
+    pub fn is_untested(&self) -> bool {
+        self.artifact.manifest().tests.iter().any(|test| test.skipped)
+    }
+
     /// Adds a signature, or replaces one that another key has made, after every file was compared with its checksum.
     ///
     /// # Errors

@@ -136,7 +136,13 @@ impl<'a> Probe<'a> {
             }
             Check::NoFailedUnits if self.guest.hello.systemd => {
                 let list = ["systemctl", "list-units", "--failed", "--plain", "--no-legend", "--no-pager"];
-                Ok(parse::failed_units(&self.ask(&list).await?.text()))
+                let answer = self.ask(&list).await?;
+                // A systemd that does not answer has no list, which is not an empty one.
+                Ok(if answer.exit.is_success() {
+                    parse::failed_units(&answer.text())
+                } else {
+                    Err(format!("cannot be told: systemctl {}", answer.exit))
+                })
             }
             Check::NoFailedUnits => Ok(Err("found no systemd in the guest".to_owned())),
         }

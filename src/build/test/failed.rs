@@ -14,15 +14,33 @@ pub struct TestsFailed {
     message: String,
     tail: Vec<String>,
     kept: Vec<String>,
+    /// For whoever tells more of them.
+    pub tests: Box<Failed>,
+}
+
+/// The tests that failed.
+#[derive(Debug)]
+pub struct Failed {
+    /// Of which image.
+    pub image: String,
+    /// The spec they come from.
+    pub spec: PathBuf,
+    /// What came of them.
+    pub outcomes: Vec<Outcome>,
 }
 
 impl TestsFailed {
     /// Nothing, if all have passed.
     ///
     /// # Errors
-    /// When one has not. `source` is the spec the tests come from; `kept` is where the folders of failed tests are, or will
-    /// be when this is read.
-    pub fn check(outcomes: &[Outcome], source: &Path, kept: impl Fn(&Path) -> PathBuf) -> Result<(), Self> {
+    /// When one has not. `image` is whose tests they are and `source` the spec they come from; `kept` is where the folders of
+    /// failed tests are, or will be when this is read.
+    pub fn check(
+        outcomes: &[Outcome],
+        image: String,
+        source: &Path,
+        kept: impl Fn(&Path) -> PathBuf,
+    ) -> Result<(), Self> {
         let failed: Vec<&Outcome> = outcomes.iter().filter(|outcome| !outcome.ok).collect();
         let Some(first) = failed.first() else { return Ok(()) };
         let told: Vec<String> = failed.iter().map(|outcome| sentence(outcome, source)).collect();
@@ -33,7 +51,9 @@ impl TestsFailed {
         let folders = failed.iter().filter_map(|outcome| outcome.kept.as_deref());
         let kept =
             folders.map(|folder| format!("its output, console and journal: {}", kept(folder).display())).collect();
-        Err(Self { message, tail: first.tail.clone(), kept })
+        let tail = first.tail.clone();
+        let outcomes = failed.into_iter().cloned().collect();
+        Err(Self { message, tail, kept, tests: Box::new(Failed { image, spec: source.to_owned(), outcomes }) })
     }
 }
 
