@@ -49,8 +49,8 @@ pub enum DiffError {
         #[source]
         source: std::io::Error,
     },
-    /// An image without any disk that kiln reads.
-    #[error("{0} has no qcow2 or raw file to read")]
+    /// An image with neither a list of its files nor a disk that kiln reads.
+    #[error("{0} has no list of its files, and no file that holds its disk and nothing else")]
     NoDisk(String),
 }
 
@@ -77,7 +77,8 @@ struct Side {
     /// Of an image of the store, which is not removed while it is compared.
     artifact: Option<Artifact>,
     list: Option<File>,
-    disk: Disk,
+    /// Of an image that is nothing but packages there is none.
+    disk: Option<Disk>,
 }
 
 /// A disk, opened when something asks for it.
@@ -158,14 +159,12 @@ impl Side {
     fn open(name: &str, args: &args::Diff, store: &Store) -> Result<Self, Failure> {
         let path = Path::new(name);
         if name.contains('/') || path.is_file() {
-            let disk = Disk::Given(path.to_owned(), format(path, args.format)?);
+            let disk = Some(Disk::Given(path.to_owned(), format(path, args.format)?));
             return Ok(Self { name: name.to_owned(), artifact: None, list: None, disk });
         }
         let artifact = store.artifact(&name.parse()?)?;
-        let image = bootable(&artifact).into_iter().next();
-        let image = image.ok_or_else(|| DiffError::NoDisk(artifact.id().to_string()))?;
+        let disk = bootable(&artifact).into_iter().next().map(|image| Disk::Stored(image.path, image.format));
         let list = File::open(artifact.folder().join(listing::FILE)).ok();
-        let disk = Disk::Stored(image.path, image.format);
         Ok(Self { name: artifact.id().to_string(), artifact: Some(artifact), list, disk })
     }
 
@@ -181,11 +180,12 @@ impl Side {
 
     fn chain(&self) -> Result<Chain, Failure> {
         let (file, format) = match &self.disk {
-            Disk::Stored(path, format) => {
+            Some(Disk::Stored(path, format)) => {
                 let file = File::open(path).map_err(|source| DiffError::Unreadable { path: path.clone(), source });
                 (file?, *format)
             }
-            Disk::Given(path, format) => (BaseImage::open(path, *format)?.file, (*format).into()),
+            Some(Disk::Given(path, format)) => (BaseImage::open(path, *format)?.file, (*format).into()),
+            None => return Err(DiffError::NoDisk(self.name.clone()).into()),
         };
         Ok(Chain::open(vec![Layer { file, format }])?)
     }
@@ -310,20 +310,22 @@ fn metadata(old: Option<&Manifest>, new: Option<&Manifest>) -> Vec<(&'static str
     pairs.filter(|(old, new)| old != new).map(|((name, old), (_, new))| (name, old, new)).collect()
 }
 
-/// A unified diff of each small text that changed. The disks are opened only if there is one.
+/// A unified diff of each small text that changed, where kiln can read the disks: files of other file systems are compared by
+/// the lists alone. The disks are opened only if there is one.
 fn texts(old: &Side, new: &Side, changes: &[Change]) -> Result<Vec<(usize, String)>, Failure> {
+    let is_small_file = |record: &Record| record.field("type") == Some("file") && record.size() <= TEXT_LIMIT;
     let is_text = |change: &Change| match change {
         Change::Changed { old, new, what } => {
-            what.iter().any(|what| what == "content") && old.size() <= TEXT_LIMIT && new.size() <= TEXT_LIMIT
+            what.iter().any(|what| what == "content") && is_small_file(old) && is_small_file(new)
         }
         _ => false,
     };
     let candidates: Vec<(usize, &Change)> = changes.iter().enumerate().filter(|(_, change)| is_text(change)).collect();
-    if candidates.is_empty() {
+    if candidates.is_empty() || old.disk.is_none() || new.disk.is_none() {
         return Ok(Vec::new());
     }
     let (first, second) = (old.chain()?, new.chain()?);
-    let (first, second) = (Tree::open(&first)?, Tree::open(&second)?);
+    let (Ok(first), Ok(second)) = (Tree::open(&first), Tree::open(&second)) else { return Ok(Vec::new()) };
     let mut texts = Vec::new();
     for (place, change) in candidates {
         let Ok(path) = std::str::from_utf8(change.path()) else { continue };

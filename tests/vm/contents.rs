@@ -75,6 +75,10 @@ fn the_list_of_files_is_what_a_guest_finds_in_the_image() {
             assert!(line.ends_with(" step=1"), "{line}");
         }
     }
+    // Of a disk that kiln does not read there are no texts, and the lists say the rest.
+    let diff = bench.kiln(&["diff", "ext4", "btrfs"]);
+    assert!(diff.status.success(), "{}", String::from_utf8_lossy(&diff.stderr));
+    assert!(String::from_utf8_lossy(&diff.stdout).contains("/etc/fstab"));
     let manifest = manifest(&btrfs);
     assert_eq!((&manifest["os"]["id"], &manifest["os"]["version"]), (&"debian".into(), &"12".into()));
     assert_eq!(manifest["package_type"], "rpm");
