@@ -110,6 +110,7 @@ fn a_variant_is_laid_over_the_rest() {
     let told = "`--variant tow` is no variant of the spec, which has `one`, `two`";
     assert_eq!((errors.len(), errors[0].message.as_str()), (1, told));
     assert!(messages(&spec("[variants]\na = 1\n")).contains("expected a table"));
+    assert!(messages(&spec("[variants.all]\nvars = {}\n")).contains("means each of them"));
 }
 
 #[test]

@@ -167,7 +167,7 @@ fn settle(nodes: &[Node], ended: &mut [Option<Ended>]) {
     }
 }
 
-/// The node to begin next: of those whose base is there, the one with the most built on it, if there is room for it.
+/// The node to begin next: of those whose base is there and that there is room for, the one with the most built on it.
 fn next(nodes: &[Node], ended: &[Option<Ended>], running: &[Build<'_>], budget: Budget) -> Option<usize> {
     let is_ready = |index: &usize| {
         let is_there = |parent: usize| matches!(ended[parent], Some(Ended::Done(..)));
@@ -175,11 +175,10 @@ fn next(nodes: &[Node], ended: &[Option<Ended>], running: &[Build<'_>], budget: 
             && running.iter().all(|build| build.index != *index)
             && nodes[*index].parent.is_none_or(is_there)
     };
-    let ready = (0..nodes.len()).filter(is_ready);
-    let index = ready.max_by_key(|index| (nodes[*index].height, std::cmp::Reverse(*index)))?;
     let used: u64 = running.iter().map(|build| build.memory).sum();
-    let fits = running.len() < budget.jobs && used + cost(&nodes[index]) <= budget.memory;
-    (running.is_empty() || fits).then_some(index)
+    let fits = |index: &usize| running.len() < budget.jobs && used + cost(&nodes[*index]) <= budget.memory;
+    let ready = (0..nodes.len()).filter(is_ready).filter(|index| running.is_empty() || fits(index));
+    ready.max_by_key(|index| (nodes[*index].height, std::cmp::Reverse(*index)))
 }
 
 /// Drives all builds on this one thread until one is over: QEMU's death signal is bound to the thread that starts it.

@@ -1,56 +1,75 @@
 //! `kiln check`: everything that can be known about specs without booting, offline.
 
+use std::collections::BTreeMap;
+
 use tokio_util::sync::CancellationToken;
 
 use crate::build::base::{Bases, is_yet_to_come};
 use crate::build::reach::Reach;
 use crate::build::{many, survey};
 use crate::download::Reach as Network;
-use crate::error::Failure;
+use crate::error::{Failure, Kind};
 use crate::event::Level;
-use crate::spec::Spec;
+use crate::plan::graph::{Graph, Node};
 
 use super::args::{Global, Specs};
 use super::folders::Folders;
 use super::specs;
 
-/// Checks every spec; all are looked at, and the first failure is the command's.
+/// Checks every spec; all are looked at, and the first failure is the command's. What one of them makes may be what another
+/// is built on.
 ///
 /// # Errors
-/// The first failure; the others are printed as they are found.
+/// The first failure, after the others were printed.
 pub async fn run(args: Specs, global: &Global, folders: &Folders) -> Result<(), Failure> {
     let events = super::events(global);
     let mut bases = folders.bases(args.sources, &events, CancellationToken::new())?;
     bases.reach = Network::Offline;
-    let mut first = None;
-    for path in &args.specs {
-        let checked = async {
-            let specs = specs::load(std::slice::from_ref(path), &args.reading, None)?;
-            let alone = specs.len() == 1;
-            for spec in specs {
-                let told = if alone { path.display().to_string() } else { spec.path.display().to_string() };
-                let missing = check(&spec, &bases, args.reading.reach()).await?;
-                events.notice(Level::Info, format!("{told}: ok, {} steps{missing}", spec.steps.len()));
+    let (mut found, mut told, mut failed) = (Vec::new(), BTreeMap::new(), Vec::new());
+    for file in specs::files(&args.specs) {
+        match specs::load(std::slice::from_ref(&file), &args.reading, None) {
+            Ok(specs) => {
+                for spec in specs {
+                    let variant = spec.variant.as_ref().map(|name| format!(" (variant {name})")).unwrap_or_default();
+                    told.insert((spec.path.clone(), spec.variant.clone()), format!("{}{variant}", file.display()));
+                    found.push(spec);
+                }
             }
-            Ok(())
-        };
-        match checked.await {
-            Ok(()) => {}
-            Err(failure) if first.is_none() => first = Some(failure),
-            Err(failure) => super::diagnostics::print(&failure),
+            Err(failure) => failed.push(failure),
         }
     }
-    first.map_or(Ok(()), Err)
+    match Graph::new(found) {
+        Ok(graph) => {
+            for node in graph.nodes().iter().filter(|node| node.wanted) {
+                match check(node, &bases, args.reading.reach()).await {
+                    Ok(missing) => {
+                        let told = &told[&(node.spec.path.clone(), node.spec.variant.clone())];
+                        events.notice(Level::Info, format!("{told}: ok, {} steps{missing}", node.spec.steps.len()));
+                    }
+                    Err(failure) => failed.push(failure),
+                }
+            }
+        }
+        Err(error) => failed.push(error.into()),
+    }
+    failed.iter().skip(1).for_each(super::diagnostics::print);
+    failed.into_iter().next().map_or(Ok(()), Err)
 }
 
 /// What a build would make or download is not made for a check: then all is looked at but the base image, which is told.
-async fn check(spec: &Spec, bases: &Bases, reach: Reach) -> Result<String, Failure> {
+async fn check(node: &Node, bases: &Bases, reach: Reach) -> Result<String, Failure> {
+    let spec = &node.spec;
     match many::plan(spec.clone(), bases, reach).await {
         Ok(_) => Ok(String::new()),
-        Err(failure) if is_yet_to_come(&failure) => {
+        Err(failure) if is_yet_to_come(&failure) || node.parent.is_some() && is_of_the_base(&failure) => {
             survey::inputs(spec, reach, &bases.memo, &bases.events)?;
             Ok(format!("; {failure}"))
         }
         Err(failure) => Err(failure),
     }
+}
+
+/// Of a base that another of the specs makes: the store has none yet.
+fn is_of_the_base(failure: &Failure) -> bool {
+    matches!(failure.kind(), Kind::Base | Kind::Output)
 }

@@ -39,11 +39,14 @@ impl Fault for GcError {
 /// # Errors
 /// When the store or the cache cannot be read, or a version not be removed.
 pub fn run(args: &args::Gc, folders: &Folders, notes: &mut dyn Write) -> Result<(), Failure> {
-    if let Some(keep) = args.keep {
-        versions(&folders.store()?, keep, args, notes)?;
-    }
-    // What a cache would lose is not worth a rehearsal: it costs time and nothing else.
-    if args.dry_run { Ok(()) } else { cache(&folders.cache_path()?, args.keep_cache, notes) }
+    let removed = match args.keep {
+        Some(keep) => versions(&folders.store()?, keep, args, notes),
+        None => Ok(()),
+    };
+    // What a cache would lose is not worth a rehearsal: it costs time and nothing else. And it is cleaned whatever is wrong
+    // with a version.
+    let cleaned = if args.dry_run { Ok(()) } else { cache(&folders.cache_path()?, args.keep_cache, notes) };
+    removed.and(cleaned)
 }
 
 /// Removes the versions that nothing speaks for, and says of each what becomes of it and why.

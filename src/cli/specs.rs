@@ -4,12 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::Failure;
-use crate::spec::{LoadError, Overrides, Spec, variants};
+use crate::spec::{EVERY_VARIANT, LoadError, Overrides, Spec, variants};
 
 use super::args::Reading;
 
-/// Stands for each variant of a spec.
-const ALL: &str = "all";
 /// How deep specs are looked for below a folder that has none itself.
 const DEPTH: usize = 8;
 
@@ -22,7 +20,7 @@ pub(super) fn load(paths: &[PathBuf], reading: &Reading, version: Option<&String
     let mut specs = Vec::new();
     for file in files(paths) {
         let wanted = match &reading.variant {
-            Some(variant) if variant == ALL => every_variant(&file)?,
+            Some(variant) if variant == EVERY_VARIANT => every_variant(&file)?,
             variant => vec![variant.clone()],
         };
         for variant in wanted {
@@ -50,7 +48,7 @@ pub(super) fn with_variants(paths: &[PathBuf]) -> Result<Vec<Spec>, Failure> {
 }
 
 /// Folders become what is in them. What is not there is told by whoever reads it.
-fn files(paths: &[PathBuf]) -> Vec<PathBuf> {
+pub(super) fn files(paths: &[PathBuf]) -> Vec<PathBuf> {
     let below = |path: &PathBuf| {
         let mut found = Vec::new();
         if path.is_dir() && !path.join("kiln.toml").exists() {

@@ -57,6 +57,14 @@ pub enum GraphError {
         /// The other.
         other: PathBuf,
     },
+    /// Which of several versions is meant by a name alone would depend on which is there first.
+    #[error("the base image of {}: several of the specs make an image `{name}`", of.display())]
+    Ambiguous {
+        /// The spec that names it.
+        of: PathBuf,
+        /// The name.
+        name: String,
+    },
     /// The spec of a base cannot be used.
     #[error("the base image of {}: {source}", of.display())]
     Base {
@@ -76,6 +84,7 @@ impl Fault for GraphError {
         match self {
             GraphError::Twice { .. } => vec!["give one of them another name or version".into()],
             GraphError::Base { source, .. } => source.hints(),
+            GraphError::Ambiguous { name, .. } => vec![format!("say which: `image = \"{name}@VERSION\"`")],
             GraphError::Cycle(_) => Vec::new(),
         }
     }
@@ -121,7 +130,7 @@ impl Graph {
             next += 1;
         }
         check_names(&found)?;
-        by_image(&mut found);
+        by_image(&mut found)?;
         sorted(found).map(Self)
     }
 
@@ -150,12 +159,22 @@ fn check_names(found: &[(Spec, bool, Option<usize>)]) -> Result<(), GraphError> 
 
 /// Edges to images of the store that this graph makes: what is named by its version, or is the newest of its name. What a
 /// tag stands for is known to the store alone.
-fn by_image(found: &mut [(Spec, bool, Option<usize>)]) {
+///
+/// # Errors
+/// When several specs make the image that is named.
+fn by_image(found: &mut [(Spec, bool, Option<usize>)]) -> Result<(), GraphError> {
     for index in 0..found.len() {
-        let Source::Image(wanted) = &found[index].0.base.source else { continue };
+        let (spec, ..) = &found[index];
+        let Source::Image(wanted) = &spec.base.source else { continue };
         let makes = |spec: &Spec| *wanted == id(spec) || *wanted == spec.image.name;
-        found[index].2 = found.iter().position(|(spec, ..)| makes(spec));
+        let mut makers = (0..found.len()).filter(|maker| makes(&found[*maker].0));
+        let (maker, another) = (makers.next(), makers.next());
+        if another.is_some() {
+            return Err(GraphError::Ambiguous { of: spec.path.clone(), name: wanted.clone() });
+        }
+        found[index].2 = maker;
     }
+    Ok(())
 }
 
 /// Parents first, otherwise in the order given.
@@ -261,6 +280,20 @@ mod tests {
         let other = folder.path().join("other.toml");
         fs::copy(one.join("kiln.toml"), &other).unwrap();
         assert!(matches!(graph(&[one, other]), Err(GraphError::Twice { id, .. }) if id == "one@1"));
+    }
+
+    #[test]
+    fn a_name_that_several_specs_make_is_ambiguous() {
+        let folder = tempfile::tempdir().unwrap();
+        let one = write(folder.path(), "base", "file = 'disk.qcow2'");
+        let other = folder.path().join("other.toml");
+        let text = fs::read_to_string(one.join("kiln.toml")).unwrap();
+        fs::write(&other, text.replace("version = '1'", "version = '2'")).unwrap();
+        let by_name = write(folder.path(), "child", "image = 'base'");
+        let by_version = write(folder.path(), "heir", "image = 'base@2'");
+        let error = graph(&[one.clone(), other.clone(), by_name]).unwrap_err();
+        assert!(matches!(&error, GraphError::Ambiguous { name, .. } if name == "base"), "{error}");
+        assert_eq!(graph(&[one, other, by_version]).unwrap().nodes()[2].parent, Some(1));
     }
 
     #[test]

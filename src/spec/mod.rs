@@ -43,7 +43,7 @@ pub use format::{Compression, DiskFormat, OutputFormat};
 pub use load::{MAX_BYTES, spec_file};
 pub use platform::Platform;
 pub use test::{Check, FileCheck, Test};
-pub use variants::variants;
+pub use variants::{EVERY_VARIANT, variants};
 
 /// What the command line changes in a spec.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

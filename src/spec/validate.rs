@@ -31,7 +31,15 @@ pub(super) fn spec(raw: keys::Document, reader: &mut Reader) -> Option<Spec> {
     let tests = checks::tests(raw.test, reader);
     let outputs = outputs(raw.output, reader);
     let base = base(raw.base?.value, &path, reader);
-    raw.variants.into_values().for_each(|variant| check_variant(variant.value, &path, reader));
+    for (name, variant) in raw.variants {
+        if name == super::EVERY_VARIANT {
+            reader.report(SpecError::new(
+                variant.span.clone(),
+                "a variant cannot be called `all`, which means each of them",
+            ));
+        }
+        check_variant(variant.value, &path, reader);
+    }
     let complete = Spec {
         variant: reader.overrides.variant.clone(),
         image: image?,

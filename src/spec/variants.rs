@@ -12,6 +12,8 @@ use super::reader::Reader;
 use super::suggest::{list, suggest};
 
 const TABLE: &str = "variants";
+/// Stands for each variant of a spec.
+pub const EVERY_VARIANT: &str = "all";
 
 /// The variants that a spec file has, sorted; none where it cannot be understood, which whoever loads it will say.
 ///
