@@ -1,6 +1,8 @@
 //! Ctrl-C in two stages: the first interrupt asks the command to stop in order, the second ends it at once. And a signal
 //! that is to be an error.
 
+use std::thread;
+
 use nix::sys::signal::{SigHandler, Signal};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -8,26 +10,34 @@ use tokio_util::sync::CancellationToken;
 use crate::error::Kind;
 
 /// A token that the first SIGINT, SIGTERM or SIGHUP cancels. The second one ends the process with 130; children die with
-/// it (see `process::supervised`) and the next command sweeps up what was left behind.
-///
-/// Must be called within a tokio runtime.
+/// it (see `process::supervised`) and the next command sweeps up what was left behind. A thread of its own waits for them,
+/// so that the second one is heard while the rest is busy with files.
 ///
 /// # Errors
-/// When a signal handler cannot be installed.
+/// When a signal handler cannot be installed, or there is no thread to be had.
 pub fn interruption() -> std::io::Result<CancellationToken> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let entered = runtime.enter();
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    drop(entered);
     let token = CancellationToken::new();
-    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
-        let mut stream = signal(kind)?;
-        let token = token.clone();
-        tokio::spawn(async move {
-            while stream.recv().await.is_some() {
-                if token.is_cancelled() {
-                    std::process::exit(i32::from(Kind::Interrupted.exit_code()));
-                }
-                token.cancel();
+    let cancelled = token.clone();
+    let listen = async move {
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+                _ = hang_up.recv() => {}
             }
-        });
-    }
+            if cancelled.is_cancelled() {
+                std::process::exit(i32::from(Kind::Interrupted.exit_code()));
+            }
+            cancelled.cancel();
+        }
+    };
+    thread::Builder::new().name("signals".into()).spawn(move || runtime.block_on(listen))?;
     Ok(token)
 }
 

@@ -154,7 +154,7 @@ fn s4_circles_and_doubles_are_exit_3_before_anything_starts() {
 fn a_plan_or_a_check_does_not_build_the_base() {
     let kiln = family(Kiln::new());
     let ended = kiln.args(["plan", "left"]).fails(5).stderr_has("is not built yet").stderr_has("`kiln build`").run();
-    ended.then(["check", "."]).stderr_has("left/kiln.toml: ok, 1 steps; the base image is not built yet").run();
+    ended.then(["check", "."]).stderr_has("left: ok, 1 steps; the base image is not built yet").run();
     assert_eq!(ended.place().starts(), 0);
 }
 
@@ -239,4 +239,40 @@ fn variants_are_images_of_their_own() {
     let app = kiln.args(["build", "app"]).run();
     assert_eq!(manifest(app.place(), "app")["base"]["image"]["name"], "web-one");
     assert!(Path::new(&app.stdout.trim_end()).exists());
+}
+
+#[test]
+fn o1_the_files_of_several_images_go_into_folders_of_their_own() {
+    let built = family(Kiln::new()).args(["build", "left", "right", "-o", "out"]).run();
+    assert_eq!(support::names(&built.place().join("out")), ["left-1", "right-1"], "of what was asked for alone");
+    for image in ["left", "right"] {
+        let path = format!("out/{image}-1/{image}-1.qcow2");
+        assert!(built.place().join(&path).is_file() && built.stdout.contains(&path), "{}", built.stdout);
+    }
+    let one = built.then(["build", "left", "-o", "alone"]).run();
+    assert!(one.place().join("alone/manifest.json").is_file());
+    // One that cannot be delivered stops no other.
+    write(one.place(), "out/left-1/left-1.qcow2", "mine");
+    fs::remove_dir_all(one.place().join("out/right-1")).unwrap();
+    one.then(["build", "left", "right", "-o", "out"]).fails(8).stderr_has("out/left-1/left-1.qcow2").run();
+    assert!(one.place().join("out/right-1/right-1.qcow2").is_file());
+}
+
+#[test]
+fn check_knows_what_the_other_specs_make() {
+    let kiln = spec(Kiln::new(), "base", "file = '../base.qcow2'", "");
+    let kiln = spec(kiln, "web", "image = 'base'", "[[step]]\nrun = 'true'");
+    let kiln = spec(kiln, "wrong", "image = 'nowhere'", "");
+    let checked = kiln.args(["check", "base", "web"]).run();
+    for text in ["base: ok, 0 steps", "web: ok, 1 steps; "] {
+        assert!(checked.stderr.contains(text), "no {text}: {}", checked.stderr);
+    }
+    assert!(checked.then(["check", "web"]).ends_with(&[5, 8]).run().stderr.contains("`base`"));
+    let all = checked.then(["check", "."]).ends_with(&[5, 8]).run();
+    for text in ["base: ok, 0 steps", "web: ok, 1 steps; ", "`nowhere`"] {
+        assert!(all.stderr.contains(text), "no {text}: {}", all.stderr);
+    }
+    let twice = spec(Kiln::new(), "one", "file = '../base.qcow2'", "").file("two.toml", "");
+    write(twice.place(), "two.toml", &fs::read_to_string(twice.place().join("one/kiln.toml")).unwrap());
+    twice.args(["check", "one", "two.toml"]).fails(3).stderr_has("both make one@1").run();
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf, absolute};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -17,7 +18,7 @@ use crate::plan::output::{Outputs, Published};
 use crate::size::ByteSize;
 use crate::spec::{self, DiskFormat, Firmware, OutputFormat};
 use crate::store::manifest::{Manifest, Output};
-use crate::store::{Artifact, OnConflict, StoreError, give_name};
+use crate::store::{Artifact, OnConflict, StoreError, give_names};
 
 use super::disks::{Disks, aside, open, unless};
 use super::limits::Limits;
@@ -77,10 +78,14 @@ pub async fn export(
     let scratch = scratch(folder)?;
     let limits = Limits::new(cancel, Duration::MAX);
     let mut made = make(artifact, &wanted.output, scratch.path(), &limits, events).await?;
-    for output in &mut made {
+    let name = |output: &Output| {
         let target = if is_folder { wish.join(&output.file) } else { wish.clone() };
-        let (file, path, conflict) = (scratch.path().join(&output.file), target.clone(), wanted.conflict);
-        let digest = aside(move |_| Ok(give_name(&file, &path, conflict)?)).await?;
+        (scratch.path().join(&output.file), target)
+    };
+    let (names, conflict) = (made.iter().map(name).collect::<Vec<_>>(), wanted.conflict);
+    let named = aside(move |_| Ok((give_names(&names, conflict)?, names)));
+    let (digests, names) = limits.hold(named).await?;
+    for ((output, digest), (_, target)) in made.iter_mut().zip(digests).zip(names) {
         output.file = target.to_string_lossy().into_owned();
         (output.bytes, output.sha256) = (digest.bytes, digest.sha256);
     }
@@ -116,6 +121,29 @@ pub async fn add_to_tree(
         Ok(simplestreams::add(&tree, &facts, &disk, conflict, &mut |_| unless(stop))?)
     });
     limits.hold(added).await
+}
+
+/// Copies an image's files, or one of them, into a folder, as [`Artifact::export`] does, until somebody asks to stop. Gives
+/// where the image files are.
+///
+/// # Errors
+/// When a file is there that differs, or a call fails.
+pub async fn copy(
+    artifact: &Arc<Artifact>,
+    file: Option<String>,
+    folder: &Path,
+    conflict: OnConflict,
+    cancel: CancellationToken,
+) -> Result<Vec<PathBuf>, Failure> {
+    let (artifact, folder) = (Arc::clone(artifact), folder.to_owned());
+    let copied = aside(move |stop| {
+        let watch = |_, _| unless(stop);
+        Ok(match file {
+            Some(file) => vec![artifact.export_file(&file, &folder, conflict, &watch)?],
+            None => artifact.export(&folder, conflict, &watch)?,
+        })
+    });
+    Limits::new(cancel, Duration::MAX).hold(copied).await
 }
 
 /// A folder for what is not finished, on the file system where it goes.

@@ -189,7 +189,7 @@ pub struct Build {
     /// Run every step, whatever is cached
     #[arg(long)]
     pub no_cache: bool,
-    /// Also put the files there
+    /// Also put the files there; those of several images into a folder NAME-VERSION each
     #[arg(short, long, value_name = "DIR")]
     pub output: Option<PathBuf>,
     /// Replace a version that was built from other inputs
@@ -435,7 +435,7 @@ pub struct Outdated {
         kept was made from; so is what is read or built. The version that a rollback would lead to is not, if it is too old."
 )]
 pub struct Gc {
-    /// How much of the step cache may stay, such as `5GiB` [default: 20GiB, or a tenth of the disk]
+    /// How much may stay of the step cache, and as much of downloads, such as `5GiB` [default: 20GiB, or a tenth of the disk]
     #[arg(long, value_name = "SIZE")]
     pub keep_cache: Option<ByteSize>,
     /// Also remove versions from the store: all but the newest N of each image, and what is needed

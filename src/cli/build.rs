@@ -1,12 +1,13 @@
 //! `kiln build`: specs and what they are built on, as many at once as the host bears.
 
 use std::io::{Write, stderr, stdout};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::build::base::Bases;
+use crate::build::export::copy;
 use crate::build::limits::LimitReached;
 use crate::build::many::{self, Budget, Ended, Many};
 use crate::build::reach::Reach;
@@ -17,7 +18,7 @@ use crate::event::{Events, Level, Outcome};
 use crate::plan::graph::{Graph, Node};
 use crate::report::log::Log;
 use crate::sign::Signer;
-use crate::store::{Artifact, OnConflict, UNWATCHED};
+use crate::store::{Artifact, OnConflict};
 
 use super::args::{self, Build, Global};
 use super::folders::Folders;
@@ -56,16 +57,26 @@ pub async fn run(args: Build, global: &Global, folders: &Folders, cancel: Cancel
     let jobs = if around.on_failure == OnFailure::Shell { Some(1) } else { args.jobs.map(usize::from) };
     let many = Many { bases: &bases, reach: args.reading.reach(), around: &around };
     let ended = many.build(&graph, Budget::of_host(jobs)).await;
+    let wanted = graph.nodes().iter().filter(|node| node.wanted).count();
+    let mut undelivered = Vec::new();
     // What is in the store is delivered, whatever became of the others.
-    let delivered = graph.nodes().iter().zip(&ended).try_for_each(|(node, ended)| match ended {
-        Ended::Done(artifact, _) if node.wanted => deliver(artifact, args.output.as_deref(), args.replace, args.json),
-        _ => Ok(()),
-    });
+    for (node, ended) in graph.nodes().iter().zip(&ended) {
+        let Ended::Done(artifact, _) = ended else { continue };
+        if node.wanted {
+            // Each has a manifest and sums of the same names.
+            let of_image = |folder: &Path| if wanted > 1 { folder.join(stem(artifact)) } else { folder.to_owned() };
+            let folder = args.output.as_deref().map(of_image);
+            undelivered.extend(deliver(artifact, folder, &args, &around.cancel).await.err());
+        }
+    }
     if graph.nodes().len() > 1 && !global.quiet && !matches!(global.progress, args::Progress::Json) {
         // A terminal that is gone cannot be told anything.
         let _ = stderr().lock().write_all(summary(&graph, &ended).as_bytes());
     }
-    verdict(&graph, ended).and(delivered)
+    let mut undelivered = undelivered.into_iter();
+    let failed = verdict(&graph, ended).and_then(|()| undelivered.next().map_or(Ok(()), Err));
+    undelivered.for_each(|failure| super::diagnostics::print(&failure));
+    failed
 }
 
 /// Builds each spec twice, one after the other.
@@ -137,14 +148,25 @@ pub(super) fn surroundings(
     })
 }
 
-fn deliver(artifact: &Artifact, folder: Option<&Path>, replace: bool, json: bool) -> Result<(), Failure> {
-    if let Some(folder) = folder {
-        artifact.export(folder, if replace { OnConflict::Replace } else { OnConflict::Refuse }, UNWATCHED)?;
+fn stem(artifact: &Artifact) -> String {
+    format!("{}-{}", artifact.id().name(), artifact.id().version())
+}
+
+/// Puts a copy into the folder, if there is one, and prints where the image files are.
+async fn deliver(
+    artifact: &Arc<Artifact>,
+    folder: Option<PathBuf>,
+    args: &Build,
+    cancel: &CancellationToken,
+) -> Result<(), Failure> {
+    if let Some(folder) = &folder {
+        let conflict = if args.replace { OnConflict::Replace } else { OnConflict::Refuse };
+        copy(artifact, None, folder, conflict, cancel.clone()).await?;
     }
-    let text = if json {
+    let text = if args.json {
         artifact.manifest().to_json()
     } else {
-        let folder = folder.map_or_else(|| artifact.folder().to_owned(), Path::to_owned);
+        let folder = folder.unwrap_or_else(|| artifact.folder().to_owned());
         artifact.manifest().outputs.iter().map(|output| format!("{}\n", folder.join(&output.file).display())).collect()
     };
     super::print(&mut stdout().lock(), &text)

@@ -2,15 +2,16 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf, absolute};
+use std::sync::Arc;
 
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::build::export::{Wanted, add_to_tree, export};
+use crate::build::export::{Wanted, add_to_tree, copy, export};
 use crate::build::handover::{Described, libvirt, terraform};
 use crate::error::{Failure, Fault, Kind};
 use crate::spec::Output;
-use crate::store::{Artifact, OnConflict, Store, StoreError, UNWATCHED, manifest};
+use crate::store::{Artifact, OnConflict, Store, StoreError, manifest};
 
 use super::args::{self, Global};
 use super::folders::Folders;
@@ -45,8 +46,8 @@ impl Fault for ExportError {
     fn kind(&self) -> Kind {
         match self {
             ExportError::Compression { .. } => Kind::Usage,
-            ExportError::NoDisk(_) => Kind::Output,
-            ExportError::Write { .. } => Kind::Host,
+            ExportError::Write { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Kind::Host,
+            ExportError::NoDisk(_) | ExportError::Write { .. } => Kind::Output,
         }
     }
 }
@@ -70,7 +71,7 @@ pub async fn run(
         let added = add_to_tree(&artifact, &args.output, conflict, &events, cancel).await?;
         return print(out, &lines(added.iter().map(PathBuf::as_path)));
     }
-    let Some(format) = args.form.format else { return describe(&store, &args, conflict, out) };
+    let Some(format) = args.form.format else { return describe(&store, &args, conflict, cancel, out).await };
     let compression = args.compression.unwrap_or(format.compressions()[0]);
     if !format.compressions().contains(&compression) {
         return Err(ExportError::Compression { format: format.name(), compression: compression.name() }.into());
@@ -91,8 +92,14 @@ fn lines<'a>(paths: impl Iterator<Item = &'a Path>) -> String {
 }
 
 /// Writes a description into the folder, and prints its path; of `--external`, prints the answer itself.
-fn describe(store: &Store, args: &args::Export, conflict: OnConflict, out: &mut dyn Write) -> Result<(), Failure> {
-    let artifact = store.artifact(&args.image.parse()?)?;
+async fn describe(
+    store: &Store,
+    args: &args::Export,
+    conflict: OnConflict,
+    cancel: CancellationToken,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let artifact = Arc::new(store.artifact(&args.image.parse()?)?);
     let output = disk(&artifact)?;
     let stored = artifact.folder().join(&output.file);
     if args.form.external {
@@ -101,8 +108,8 @@ fn describe(store: &Store, args: &args::Export, conflict: OnConflict, out: &mut 
     }
     let (name, text) = if args.form.libvirt {
         // Where it lies is written into the domain; the domain writes to it.
-        let copy = artifact.export_file(&output.file, &args.output, conflict, UNWATCHED)?;
-        let image = Described { manifest: artifact.manifest(), output, path: &copy };
+        let copies = copy(&artifact, Some(output.file.clone()), &args.output, conflict, cancel).await?;
+        let image = Described { manifest: artifact.manifest(), output, path: &copies[0] };
         (format!("{}.xml", image.stem()), libvirt::domain(&image))
     } else {
         let image = Described { manifest: artifact.manifest(), output, path: &stored };
@@ -146,7 +153,8 @@ mod tests {
     fn described(shelf: &Shelf, folder: &Path, form: args::Form, conflict: OnConflict) -> Result<String, Failure> {
         let (compression, json, replace) = (None, false, false);
         let args = args::Export { image: "web".into(), form, compression, output: folder.to_owned(), replace, json };
-        written(|out| describe(&shelf.store, &args, conflict, out))
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        written(|out| runtime.block_on(describe(&shelf.store, &args, conflict, CancellationToken::new(), out)))
     }
 
     #[test]

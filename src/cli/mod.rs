@@ -4,11 +4,13 @@
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio_util::sync::CancellationToken;
 
+use crate::build::limits::Limits;
 use crate::error::{Failure, Kind};
 use crate::event::{Events, Sink};
 use crate::report;
@@ -67,8 +69,8 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
     let global = cli.global;
     let done = match cli.verb {
         Verb::Build(args) => in_runtime(|cancel| build::run(args, &global, &folders, cancel)),
-        Verb::Check(args) => in_runtime(|_| check::run(args, &global, &folders)),
-        Verb::Plan(args) => in_runtime(|_| plan::run(args, &global, &folders, out)),
+        Verb::Check(args) => in_runtime(|cancel| until(cancel, check::run(args, &global, &folders))),
+        Verb::Plan(args) => in_runtime(|cancel| until(cancel, plan::run(args, &global, &folders, out))),
         Verb::Lock(args) => in_runtime(|cancel| lock::run(args, &global, &folders, cancel, out)),
         Verb::Test(args) => in_runtime(|cancel| test::run(args, &global, &folders, cancel, out)),
         Verb::Shell(args) => return in_runtime(|cancel| shell::run(args, &global, &folders, cancel)),
@@ -83,13 +85,13 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         }
         Verb::Tag(args) => tag::run(&folders.store()?, &args, out, &mut std::io::stderr().lock()),
         Verb::Outdated(args) => {
-            let is_any = in_runtime(|_| outdated::run(&args, &global, &folders, out))?;
+            let is_any = in_runtime(|cancel| until(cancel, outdated::run(&args, &global, &folders, out)))?;
             return Ok(u8::from(args.exit_code && is_any));
         }
         Verb::Remove(args) => remove::run(&folders.store()?, &args, &mut std::io::stderr().lock()),
         Verb::Gc(args) => gc::run(&args, &folders, &mut std::io::stderr().lock()),
         Verb::Seal(_) => print(out, &seal_list()),
-        Verb::Doctor(args) => in_runtime(|_| doctor(args, &folders, out)),
+        Verb::Doctor(args) => in_runtime(|cancel| until(cancel, doctor(args, &folders, out))),
         Verb::Init(args) => init::run(&args.folder, out),
         Verb::Schema => print(out, &format!("{:#}\n", crate::spec::schema())),
         Verb::Completions(args) => print(out, &completions(args.shell)),
@@ -102,6 +104,11 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
 async fn doctor(args: doctor::DoctorArgs, folders: &Folders, out: &mut dyn Write) -> Result<(), Failure> {
     let (store, cache) = (folders.store_path()?, folders.cache_path()?);
     doctor::run(&args, doctor::Places { store: &store, cache: &cache }, out).await
+}
+
+/// A verb that leaves nothing behind: it is over when the user says so.
+async fn until<T>(cancel: CancellationToken, verb: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    Limits::new(cancel, Duration::MAX).hold(verb).await
 }
 
 /// Runs a verb that needs the runtime, with the token that the first Ctrl-C cancels. One thread: QEMU's death signal is

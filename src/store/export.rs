@@ -131,23 +131,34 @@ fn has_digest(target: &Folder, job: &Job, sha256: &str, watch: Watch<'_>) -> Res
     }
 }
 
-/// Gives a finished file its name, in a folder of the same file system, durably. One that is there with the same bytes is
-/// left alone. Gives length and digest. Blocks.
+/// Gives finished files their names, each in a folder of the same file system, durably. One that is there with the same bytes
+/// is left alone. Gives lengths and digests. Blocks.
 ///
 /// # Errors
-/// When a file is there that differs, or a call fails.
-pub fn give_name(made: &Path, path: &Path, conflict: OnConflict) -> Result<Digest, StoreError> {
-    let (fs, failed) = (Fs::default(), |error| StoreError::io("write", path)(error));
-    let (file, digest) = digested(made)?;
-    match path.symlink_metadata() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Ok(facts) if facts.is_file() && facts.len() == digest.bytes && digested(path)?.1 == digest => {
-            return Ok(digest);
-        }
-        _ if conflict == OnConflict::Replace => {}
-        _ => return Err(StoreError::Conflict(path.to_owned())),
+/// When a file is there that differs, before any is named; when a call fails.
+pub fn give_names(files: &[(PathBuf, PathBuf)], conflict: OnConflict) -> Result<Vec<Digest>, StoreError> {
+    let mut found = Vec::new();
+    for (made, path) in files {
+        let (file, digest) = digested(made)?;
+        let is_there = match path.symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Ok(facts) if facts.is_file() && facts.len() == digest.bytes && digested(path)?.1 == digest => true,
+            _ if conflict == OnConflict::Replace => false,
+            _ => return Err(StoreError::Conflict(path.clone())),
+        };
+        found.push((file, digest, is_there));
     }
-    fs.seal(&file, MODE).map_err(failed)?;
+    for ((made, path), (file, _, is_there)) in files.iter().zip(&found) {
+        if !is_there {
+            give_name(file, made, path, conflict)?;
+        }
+    }
+    Ok(found.into_iter().map(|(_, digest, _)| digest).collect())
+}
+
+fn give_name(file: &File, made: &Path, path: &Path, conflict: OnConflict) -> Result<(), StoreError> {
+    let (fs, failed) = (Fs::default(), |error| StoreError::io("write", path)(error));
+    fs.seal(file, MODE).map_err(failed)?;
     let temporary = TempPath::try_from_path(made).map_err(failed)?;
     let persisted = match conflict {
         OnConflict::Refuse => temporary.persist_noclobber(path),
@@ -155,8 +166,7 @@ pub fn give_name(made: &Path, path: &Path, conflict: OnConflict) -> Result<Diges
     };
     persisted.map_err(|error| failed(error.error))?;
     let folder = path.parent().unwrap_or(Path::new("/"));
-    fs.sync_dir(folder).map_err(StoreError::io("sync", folder))?;
-    Ok(digest)
+    fs.sync_dir(folder).map_err(StoreError::io("sync", folder))
 }
 
 /// A file of the user's with its digest.

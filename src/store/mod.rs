@@ -45,7 +45,7 @@ mod tests;
 pub use artifact::{Artifact, FileCheck, Verdict};
 pub use digest::{Digest, UNWATCHED, Watch};
 pub use error::StoreError;
-pub use export::{OnConflict, give_name};
+pub use export::{OnConflict, give_names};
 pub use listing::{Ancestor, Listing, Summary};
 pub use lock::{Existing, Lookup, VersionLock};
 pub use manifest::Manifest;
