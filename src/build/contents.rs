@@ -238,6 +238,12 @@ pub(crate) fn read(
             let installed = packages::installed(tree)?.or(answers.installed.clone());
             warn_of(&platforms, tree, installed.as_ref(), &events)?;
             contents = contents.or(described(os_release::os(tree)?, installed));
+        } else {
+            for platform in platforms {
+                let text =
+                    format!("what {} needs of the guest was not checked: kiln cannot read its disk", platform.name());
+                events.notice(Level::Warning, text);
+            }
         }
         match Files::new(tree, &answers) {
             Ok(files) => contents.content_sha256 = Some(hex(&list_files(&files, &writers, &list)?)),

@@ -14,6 +14,7 @@ use crate::plan::output::DiskFile;
 use super::contents::{self, Contents};
 use super::disks::{Disks, Layers, open};
 use super::identity;
+use super::lanes::all;
 use super::leaks::Search;
 use super::package::{facts, package};
 use super::survey::check_base;
@@ -59,10 +60,11 @@ pub(crate) async fn convert(
     let done = async {
         disks.write(twin).await?;
         let disk_sha256 = disks.read_back(search(build)).await?;
-        for (index, disk) in build.plan.outputs.disks.iter().enumerate() {
+        let packaged = build.plan.outputs.disks.iter().enumerate().map(async |(index, disk)| {
             let (path, facts) = (place(build, disk, staging), facts(build, disk));
-            package(&build.plan.outputs, index, &path, &facts, staging, &build.limits).await?;
-        }
+            package(&build.plan.outputs, index, &path, &facts, staging, &build.limits).await
+        });
+        all(packaged.collect()).await?;
         Ok::<_, Failure>(disk_sha256)
     };
     let disk_sha256 = build.limits.hold(done).await?;

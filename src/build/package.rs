@@ -10,6 +10,7 @@ use crate::package::{Disk, Facts, Package};
 use crate::plan::output::{DiskFile, Outputs};
 
 use super::Build;
+use super::lanes::all;
 use super::limits::Limits;
 
 /// What packages say of the image. Their time is the one that the guest is told, or else that of the build.
@@ -28,7 +29,7 @@ pub(crate) fn facts(build: &Build<'_>, disk: &DiskFile) -> Facts {
     }
 }
 
-/// Makes every package around the `index`th disk file, which is at `path`, in a folder.
+/// Makes every package around the `index`th disk file, which is at `path`, in a folder, all at once.
 pub(crate) async fn package(
     outputs: &Outputs,
     index: usize,
@@ -38,17 +39,16 @@ pub(crate) async fn package(
     limits: &Limits,
 ) -> Result<(), Failure> {
     let compression = outputs.disks[index].compression;
-    for output in outputs.all.iter().filter(|output| output.disk == index) {
-        let Some(package) = Package::of(output.format) else { continue };
-        for file in &output.besides {
-            let (facts, path, target, limits) = (facts.clone(), path.to_owned(), folder.join(file), limits.clone());
-            let work = spawn_blocking(move || {
-                let mut watch =
-                    |_| if limits.is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-                package.write(&facts, Disk { path: &path, compression }, &target, &mut watch)
-            });
-            work.await.expect("packaging does not panic")?;
-        }
-    }
-    Ok(())
+    let made = |(package, file): (Package, &String)| {
+        let (facts, path, target, limits) = (facts.clone(), path.to_owned(), folder.join(file), limits.clone());
+        let work = spawn_blocking(move || {
+            let mut watch =
+                |_| if limits.is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+            package.write(&facts, Disk { path: &path, compression }, &target, &mut watch)
+        });
+        async { Ok(work.await.expect("packaging does not panic")?) }
+    };
+    let of_disk = outputs.all.iter().filter(|output| output.disk == index);
+    let files = of_disk.filter_map(|output| Some((Package::of(output.format)?, &output.besides)));
+    all(files.flat_map(|(package, files)| files.iter().map(move |file| (package, file))).map(made).collect()).await
 }

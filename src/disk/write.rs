@@ -61,7 +61,10 @@ impl Fault for WriteError {
 
     fn hints(&self) -> Vec<String> {
         match self {
-            WriteError::Write(error) if is_shortage(error) => vec!["free some space where the store is".into()],
+            WriteError::Write(error) if is_shortage(error) => vec![
+                "free some space there: outputs are written where the store is, those of `kiln export` where they go"
+                    .into(),
+            ],
             _ => Vec::new(),
         }
     }

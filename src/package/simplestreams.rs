@@ -119,7 +119,12 @@ pub fn add(
     let _lock = lock.map_err(PackageError::tree("lock", &lists))?;
 
     let metadata = incus::metadata(facts)?;
-    let (version, paths) = describe(&metadata, disk, watch)?;
+    let (mut version, mut paths) = describe(&metadata, disk, watch)?;
+    if is_taken(&folder.join(&paths[1]), &version.items[DISK].sha256, watch)? {
+        // Two disks whose metadata is the same: who reads the list that is there must find the other one.
+        paths[1] = format!("images/{}.qcow2", version.items[META].fingerprint);
+        version.items.entry(DISK.to_owned()).or_default().path.clone_from(&paths[1]);
+    }
     let mut products = read(&lists.join("images.json"))?;
     enter(&mut products, facts, version, conflict)?;
     let paths = paths.map(|path| folder.join(path));
@@ -128,6 +133,14 @@ pub fn add(
     }
     write_lists(&lists, &products)?;
     Ok(paths.into())
+}
+
+/// Whether a file is there that has another digest.
+fn is_taken(path: &Path, sha256: &str, watch: &mut Watch<'_>) -> Result<bool, PackageError> {
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        opened => Ok(hex(&Content::file(opened.map_err(PackageError::tree("read", path))?)?.sha256(watch)?) != sha256),
+    }
 }
 
 /// What is listed of an image, and the paths of its metadata and its disk.
@@ -274,14 +287,17 @@ mod tests {
     #[test]
     fn another_image_of_the_same_minute_is_refused_or_takes_its_place() {
         let folder = tempfile::tempdir().unwrap();
-        added(folder.path(), &facts(), "one", OnConflict::Refuse).unwrap();
+        let first = added(folder.path(), &facts(), "one", OnConflict::Refuse).unwrap();
         let before = list(folder.path(), "images.json");
         added(folder.path(), &facts(), "one", OnConflict::Refuse).unwrap();
         let refused = added(folder.path(), &facts(), "two", OnConflict::Refuse).unwrap_err();
         assert!(matches!(&refused, PackageError::Listed { version, .. } if version == "202601020304"), "{refused}");
         assert_eq!(list(folder.path(), "images.json"), before);
-        added(folder.path(), &facts(), "two", OnConflict::Replace).unwrap();
+        let second = added(folder.path(), &facts(), "two", OnConflict::Replace).unwrap();
         assert_ne!(list(folder.path(), "images.json"), before);
+        // Who has read the list before still finds what it says.
+        assert_eq!([&first[1], &second[1]].map(|path| fs::read_to_string(path).unwrap()), ["one", "two"]);
+        assert_eq!(added(folder.path(), &facts(), "two", OnConflict::Refuse).unwrap(), second);
     }
 
     #[test]

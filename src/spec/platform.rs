@@ -70,7 +70,7 @@ impl Platform {
             Self::Aws => &["vmdk", "raw", "ova", "vhd", "vhdx"],
             Self::Proxmox => &["proxmox", "qcow2", "raw"],
             Self::Vmware => &["ova", "vmdk"],
-            Self::Virtualbox => &["ova", "vdi", "vmdk", "vagrant"],
+            Self::Virtualbox => &["ova", "vdi", "vmdk"],
             Self::Openstack => &["qcow2", "raw", "vmdk", "vdi", "vhdx"],
             Self::Libvirt => &["qcow2", "raw", "vagrant", "vagrant-v2"],
         }

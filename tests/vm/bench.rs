@@ -77,11 +77,12 @@ impl Bench {
         path
     }
 
+    /// The path of the first image file.
     pub fn builds(&self, spec: &Path) -> PathBuf {
         let output = self.kiln(&["build", spec.to_str().unwrap()]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         self.nothing_left();
-        PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+        PathBuf::from(String::from_utf8(output.stdout).unwrap().lines().next().unwrap())
     }
 
     pub fn fails(&self, spec: &Path, code: i32) -> String {
