@@ -154,13 +154,37 @@ pub async fn test(
     coverage: Coverage,
     outcomes: &mut Vec<Outcome>,
 ) -> Result<(), Failure> {
-    for (index, image) in images.iter().enumerate() {
-        let boots = [boots(image.format)];
-        let tests = if index == 0 || coverage == Coverage::All { bench.tests } else { &boots };
+    let round = async |image: &Image, tests: &[Test]| {
         let bench = Bench { tests, disk_size: image.format.virtual_size(bench.disk_size), ..*bench };
-        outcomes.extend(Round::new(&bench, image)?.run().await?);
+        Round::new(&bench, image)?.run().await
+    };
+    let tested = if coverage == Coverage::All { images.len() } else { images.len().min(1) };
+    let (tested, booted) = images.split_at(tested);
+    for image in tested {
+        outcomes.extend(round(image, bench.tests).await?);
     }
-    Ok(())
+    let (next, found) = (Cell::new(0), RefCell::new(Vec::new()));
+    let lane = async || {
+        while let Some(image) = booted.get(next.get()) {
+            let index = next.replace(next.get() + 1);
+            let outcome = round(image, &[boots(image.format)]).await?;
+            found.borrow_mut().push((index, outcome));
+        }
+        Ok(())
+    };
+    let ended = all((0..lanes(bench, booted.len())).map(|_| lane()).collect()).await;
+    let mut found = found.take();
+    found.sort_by_key(|(index, _)| *index);
+    outcomes.extend(found.into_iter().flat_map(|(_, outcome)| outcome));
+    ended
+}
+
+/// How many guests run at once.
+fn lanes(bench: &Bench<'_>, jobs: usize) -> usize {
+    let each = bench.machine.memory.bytes() + QEMU_OVERHEAD;
+    // A quarter stays for all else.
+    let memory = host::memory().map_or(1, |memory| memory.available.bytes() / 4 * 3 / each);
+    jobs.min(host::cpus()).min(usize::try_from(memory).unwrap_or(usize::MAX)).max(1)
 }
 
 /// The test that a file passes whose guest answers.
@@ -233,21 +257,12 @@ impl<'a> Round<'a> {
             }
             Ok(())
         };
-        let lanes = (0..self.lanes(jobs.len())).map(|_| lane()).collect();
-        all(lanes).await?;
+        all((0..lanes(self.bench, jobs.len())).map(|_| lane()).collect()).await?;
         // Room; what a failed test left is elsewhere.
         let _ = fs::remove_file(self.folder.join(RAM));
         let mut outcomes = self.outcomes.into_inner();
         outcomes.sort_by_key(|(index, _)| *index);
         Ok(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
-    }
-
-    /// How many clones run at once.
-    fn lanes(&self, jobs: usize) -> usize {
-        let each = self.bench.machine.memory.bytes() + QEMU_OVERHEAD;
-        // A quarter stays for all else.
-        let memory = host::memory().map_or(1, |memory| memory.available.bytes() / 4 * 3 / each);
-        jobs.min(host::cpus()).min(usize::try_from(memory).unwrap_or(usize::MAX)).max(1)
     }
 
     fn site<'s>(&'s self, folder: &'s Path) -> Site<'s> {
