@@ -225,6 +225,19 @@ fn a_locked_file_that_has_changed_is_not_built_on() {
 }
 
 #[test]
+fn specs_of_one_folder_are_locked_together_however_it_is_spelled() {
+    let kiln = spec(Kiln::new(), "root", "file = '../base.qcow2'", "[variants.small]\nmachine = { cpus = 1 }");
+    let kiln = spec(kiln, "web", "spec = '../root'", "");
+    let kiln = spec(kiln, "app", "spec = '../root'\nvariant = 'small'", "");
+    let locked = kiln.args(["lock", "web", "app"]).run();
+    assert_eq!(locked.stdout.lines().count(), 3, "{}", locked.stdout);
+    let text = fs::read_to_string(locked.place().join("root/kiln.lock")).unwrap();
+    assert_eq!(text.matches("[[base]]").count(), 2, "{text}");
+    assert_eq!(text.matches("variant = \"small\"").count(), 1, "{text}");
+    locked.then(["build", "web", "app", "--locked"]).run();
+}
+
+#[test]
 fn variants_are_images_of_their_own() {
     let text = "[vars]\nwho = 'all'\n[[step]]\nrun = 'echo {{ who }}'\n\
                 [variants.one]\nvars = { who = 'one' }\n[variants.two]\nvars = { who = 'two' }\n";

@@ -1,8 +1,9 @@
 //! `kiln lock`: which base images specs are built on, written down for others to build on the same.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
 
@@ -39,8 +40,7 @@ pub async fn run(
         let (image, sha256) = found(node, parent, &bases).await?;
         let told = image.as_deref().or(sha256.as_deref()).unwrap_or_default();
         events.notice(Level::Info, format!("{}: {} is {told}", node.id(), source(&node.spec)));
-        let folder = node.spec.path.parent().map(PathBuf::from).unwrap_or_default();
-        let pins = match files.entry(folder) {
+        let pins = match files.entry(folder(&node.spec.path)) {
             std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::btree_map::Entry::Vacant(entry) => entry.insert(Pins::beside(&node.spec)?),
         };
@@ -53,6 +53,15 @@ pub async fn run(
         }
     }
     Ok(())
+}
+
+/// The folder of a spec, links followed: by whichever way specs name it, it has one `kiln.lock`.
+fn folder(spec: &Path) -> PathBuf {
+    let folder = match spec.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned())
 }
 
 /// Which image a base is, and its digest, as far as each can be said.
