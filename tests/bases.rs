@@ -145,3 +145,31 @@ fn a_lock_pins_what_a_list_of_digests_said() {
     locked.then(["build", ".", "--locked", "--offline"]).run();
     assert!(Path::new(&locked.place().store().join("web/1/web-1.qcow2")).exists());
 }
+
+#[test]
+fn a_lock_counts_for_the_list_it_was_written_from() {
+    let kiln = Kiln::new();
+    let body = image(&kiln);
+    let folder = kiln.place().path().display().to_string();
+    let list = format!("{}  base.qcow2\n", sha256(&body));
+    let longer = format!("# ours\n{list}");
+    let kiln = kiln.file("SHA256SUMS", &list).file("LONGER", &longer);
+    let by = |name: &str, list: &str| {
+        let sha256 = sha256(list.as_bytes());
+        format!("url = 'file://{folder}/base.qcow2'\nsums = 'file://{folder}/{name}'\nsums-sha256 = '{sha256}'")
+    };
+    let locked = spec(kiln, &by("SHA256SUMS", &list)).args(["lock", "."]).run();
+    locked.then(["build", ".", "--locked"]).run();
+    let lock = locked.place().join("kiln.lock");
+    let text = fs::read_to_string(&lock).unwrap();
+    for base in [by("LONGER", &longer), by("SHA256SUMS", &longer)] {
+        let kiln = spec(locked.place().kiln(), &base);
+        kiln.args(["build", ".", "--locked"]).fails(3).stderr_has("is stale").stderr_has("`kiln lock`").run();
+    }
+    // One that was written before it said so counts still.
+    let older: String =
+        text.lines().filter(|line| !line.starts_with("trust")).map(|line| format!("{line}\n")).collect();
+    assert_ne!(older, text);
+    fs::write(&lock, older).unwrap();
+    spec(locked.place().kiln(), &by("LONGER", &longer)).args(["build", ".", "--locked", "--version", "2"]).run();
+}

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Fault, Kind};
-use crate::spec::{Source, Spec};
+use crate::spec::{Source, Spec, Trust};
 
 /// Its name in a spec's folder.
 pub const FILE: &str = "kiln.lock";
@@ -91,6 +91,10 @@ pub struct Pin {
     pub variant: Option<String>,
     /// What the spec said, as [`source`] writes it.
     pub source: String,
+    /// For a download: what said which file it is, as [`trust`] writes it. None of other bases, and in entries of a kiln
+    /// that did not write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust: Option<String>,
     /// For an image of the store or of another spec: which version it was, `name@version`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
@@ -112,17 +116,32 @@ pub struct Pins {
 /// What a spec says of its base, in one line that is the same on every host.
 #[must_use]
 pub fn source(spec: &Spec) -> String {
-    let folder = spec.path.parent().unwrap_or(Path::new(""));
-    let below = |path: &Path| path.strip_prefix(folder).unwrap_or(path).display().to_string();
     match &spec.base.source {
-        Source::File(file) => format!("file {}", below(file)),
+        Source::File(file) => format!("file {}", below(spec, file)),
         Source::Url(remote) => format!("url {}", remote.urls[0]),
         Source::Image(image) => format!("image {image}"),
         Source::Spec { file, variant } => {
             let variant = variant.as_ref().map(|variant| format!(" variant {variant}")).unwrap_or_default();
-            format!("spec {}{variant}", below(file))
+            format!("spec {}{variant}", below(spec, file))
         }
     }
+}
+
+/// What says which file a download is: the spec itself, or a list of digests with what vouches for that. In one line that is
+/// the same on every host; none of other bases.
+fn trust(spec: &Spec) -> Option<String> {
+    let Source::Url(remote) = &spec.base.source else { return None };
+    let Some(sums) = &remote.sums else { return Some("sha256".into()) };
+    Some(match &sums.trust {
+        Trust::Sha256(sha256) => format!("sums {} sha256 {sha256}", sums.url),
+        Trust::Signature { url, key } => format!("sums {} signature {url} key {}", sums.url, below(spec, key)),
+    })
+}
+
+/// A path as the spec says it.
+fn below(spec: &Spec, path: &Path) -> String {
+    let folder = spec.path.parent().unwrap_or(Path::new(""));
+    path.strip_prefix(folder).unwrap_or(path).display().to_string()
 }
 
 fn name(spec: &Spec) -> String {
@@ -168,14 +187,17 @@ impl Pins {
             (Some(asked), Some(locked)) => asked == locked,
             _ => true,
         };
-        if pin.source == now && agrees {
+        let trust = trust(spec);
+        let is_trusted = pin.trust.is_none() || pin.trust == trust;
+        if pin.source == now && agrees && is_trusted {
             return Ok(pin);
         }
-        let with = |source: &str, sha256: &Option<String>| match sha256 {
-            Some(sha256) if !agrees => format!("{source} sha256 {sha256}"),
+        let with = |source: &str, sha256: &Option<String>, trust: &Option<String>| match (sha256, trust) {
+            (Some(sha256), _) if !agrees => format!("{source} sha256 {sha256}"),
+            (_, Some(trust)) if !is_trusted => format!("{source} by {trust}"),
             _ => source.to_owned(),
         };
-        let (locked, now) = (with(&pin.source, &pin.sha256), with(&now, &spec.base.sha256));
+        let (locked, now) = (with(&pin.source, &pin.sha256, &pin.trust), with(&now, &spec.base.sha256, &trust));
         Err(PinError::Stale { path, spec: name, locked, now })
     }
 
@@ -187,7 +209,8 @@ impl Pins {
 
     /// Enters what a spec's base is, in place of an earlier entry.
     pub fn enter(&mut self, spec: &Spec, image: Option<String>, sha256: Option<String>) {
-        let pin = Pin { spec: name(spec), variant: spec.variant.clone(), source: source(spec), image, sha256 };
+        let (source, trust) = (source(spec), trust(spec));
+        let pin = Pin { spec: name(spec), variant: spec.variant.clone(), source, trust, image, sha256 };
         self.base.retain(|other| (&other.spec, &other.variant) != (&pin.spec, &pin.variant));
         self.base.push(pin);
         self.base.sort_by(|one, other| (&one.spec, &one.variant).cmp(&(&other.spec, &other.variant)));
@@ -260,6 +283,42 @@ mod tests {
         let digest = "ab".repeat(32);
         let url = spec(folder.path(), &format!("url = 'https://example.org/a.qcow2'\nsha256 = '{digest}'"));
         assert_eq!(source(&url), "url https://example.org/a.qcow2");
+    }
+
+    #[test]
+    fn a_download_is_locked_with_what_says_which_file_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let by = |trust: &str| {
+            let base = format!("url = 'https://example.org/a.qcow2'\n{trust}").replace(' ', "");
+            spec(folder.path(), &base)
+        };
+        let (one, two) = ("ab".repeat(32), "cd".repeat(32));
+        let signed = |sums: &str, signature: &str, key: &str| {
+            let sums = format!("sums = 'https://example.org/{sums}'");
+            format!("{sums}\nsums-signature = 'https://example.org/{signature}'\nsums-key = '{key}'")
+        };
+        let listed =
+            |sums: &str, sha256: &str| format!("sums = 'https://example.org/{sums}'\nsums-sha256 = '{sha256}'");
+        let all = [
+            format!("sha256 = '{one}'"),
+            listed("SUMS", &one),
+            listed("SUMS", &two),
+            listed("OTHER", &one),
+            signed("SUMS", "SUMS.sig", "a.pub"),
+            signed("SUMS", "SUMS.asc", "a.pub"),
+            signed("SUMS", "SUMS.sig", "b.pub"),
+        ];
+        for (locked, trust) in all.iter().enumerate() {
+            let mut pins = Pins::beside(&by(trust)).unwrap();
+            pins.enter(&by(trust), None, Some(one.clone()));
+            for (now, trust) in all.iter().enumerate() {
+                let found = pins.find(&by(trust));
+                assert_eq!(found.is_ok(), locked == now, "{locked} {now}: {found:?}");
+            }
+            // As a kiln wrote it that did not say so.
+            pins.base[0].trust = None;
+            assert!(all.iter().all(|trust| pins.find(&by(trust)).is_ok()), "{locked}");
+        }
     }
 
     #[test]
