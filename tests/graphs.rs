@@ -238,6 +238,24 @@ fn specs_of_one_folder_are_locked_together_however_it_is_spelled() {
 }
 
 #[test]
+fn another_version_of_a_base_spec_is_not_what_was_locked() {
+    let kiln = spec(Kiln::new(), "root", "file = '../base.qcow2'", "");
+    let locked = spec(kiln, "app", "spec = '../root'", "").args(["lock", "app"]).run();
+    locked.then(["build", "app", "--locked"]).run();
+    grow_root(locked.place());
+    let stale = locked.then(["build", "app", "--replace", "--locked"]).fails(3).stderr_has("is stale").run();
+    for text in ["spec ../root, which was root@1", "spec ../root, which is root@2", "`kiln lock`"] {
+        assert!(stale.stderr.contains(text), "{text}: {}", stale.stderr);
+    }
+    // Without --locked a spec is followed wherever it goes, as a path dependency is.
+    let built = locked.then(["build", "app", "--replace"]).run();
+    assert!(!built.stderr.contains("kiln.lock"), "{}", built.stderr);
+    assert_eq!(manifest(built.place(), "app")["base"]["image"]["version"], "2");
+    built.then(["lock", "app"]).run();
+    built.then(["build", "app", "--locked"]).run();
+}
+
+#[test]
 fn variants_are_images_of_their_own() {
     let text = "[vars]\nwho = 'all'\n[[step]]\nrun = 'echo {{ who }}'\n\
                 [variants.one]\nvars = { who = 'one' }\n[variants.two]\nvars = { who = 'two' }\n";

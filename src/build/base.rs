@@ -126,7 +126,7 @@ impl Bases {
     /// # Errors
     /// When there is none, or `kiln.lock` does not say what it has to.
     pub async fn locate(&self, spec: &Spec, parent: Option<Arc<Artifact>>) -> Result<Located, Failure> {
-        let pin = self.pin(spec)?;
+        let (pins, pin) = self.pin(spec)?;
         let mut located = match &spec.base.source {
             Source::File(file) => local(file, spec),
             Source::Url(remote) => self.download(remote, spec, pin.as_ref()).await?,
@@ -137,6 +137,9 @@ impl Bases {
             }
             Source::Spec { file, .. } => {
                 let parent = parent.ok_or_else(|| BaseError::NotBuilt { spec: file.clone() })?;
+                if let Some(pin) = pin.as_ref().filter(|_| self.locking == Locking::Require) {
+                    pins.check_made(spec, pin, &parent.id().to_string())?;
+                }
                 stored(parent, pins::source(spec), spec)?
             }
         };
@@ -165,21 +168,22 @@ impl Bases {
         })
     }
 
-    /// The entry of `kiln.lock` that is followed.
-    fn pin(&self, spec: &Spec) -> Result<Option<Pin>, PinError> {
+    /// What `kiln.lock` says, and the entry that is followed.
+    fn pin(&self, spec: &Spec) -> Result<(Pins, Option<Pin>), PinError> {
         if self.locking == Locking::Ignore {
-            return Ok(None);
+            return Ok((Pins::default(), None));
         }
         let pins = Pins::beside(spec)?;
-        match pins.find(spec) {
-            Ok(pin) => Ok(Some(pin.clone())),
-            Err(error) if self.locking == Locking::Require => Err(error),
+        let pin = match pins.find(spec) {
+            Ok(pin) => Some(pin.clone()),
+            Err(error) if self.locking == Locking::Require => return Err(error),
             Err(error @ PinError::Stale { .. }) => {
                 self.events.notice(Level::Warning, format!("not followed: {error}"));
-                Ok(None)
+                None
             }
-            Err(_) => Ok(None),
-        }
+            Err(_) => None,
+        };
+        Ok((pins, pin))
     }
 }
 

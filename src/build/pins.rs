@@ -201,6 +201,18 @@ impl Pins {
         Err(PinError::Stale { path, spec: name, locked, now })
     }
 
+    /// Whether the image that another spec makes, `name@version`, is the one that was locked. It cannot be followed as an
+    /// image of the store can: what that spec makes is what it says by now.
+    ///
+    /// # Errors
+    /// When it is another.
+    pub fn check_made(&self, spec: &Spec, pin: &Pin, made: &str) -> Result<(), PinError> {
+        let Some(image) = pin.image.as_ref().filter(|image| *image != made) else { return Ok(()) };
+        let (locked, now) =
+            (format!("{}, which was {image}", pin.source), format!("{}, which is {made}", source(spec)));
+        Err(PinError::Stale { path: self.path.clone(), spec: name(spec), locked, now })
+    }
+
     /// Whether there are any.
     #[must_use]
     pub fn is_empty(&self) -> bool {
