@@ -165,7 +165,7 @@ fn an_image_of_the_store_is_a_base_by_name_version_or_tag() {
     let app = built.then(["build", "app"]).run();
     assert_eq!(manifest(app.place(), "app")["base"]["source"], "root@1");
     replace(app.place(), "app/kiln.toml", "root@1", "root@2");
-    app.then(["build", "app", "--replace"]).fails(8).stderr_has("`root` has no version or tag `2`").run();
+    app.then(["build", "app", "--replace"]).fails(5).stderr_has("`root` has no version or tag `2`").run();
     replace(app.place(), "app/kiln.toml", "image = 'root@2'", "image = 'root'\nformat = 'raw'");
     app.then(["build", "app", "--replace"]).fails(5).stderr_has("root@1 has no raw file").run();
     // A version that a command makes itself is waited for.
@@ -253,6 +253,16 @@ fn another_version_of_a_base_spec_is_not_what_was_locked() {
     assert_eq!(manifest(built.place(), "app")["base"]["image"]["version"], "2");
     built.then(["lock", "app"]).run();
     built.then(["build", "app", "--locked"]).run();
+}
+
+#[test]
+fn a_damaged_image_of_the_store_is_a_base_that_fails() {
+    let kiln = spec(Kiln::new(), "root", "file = '../base.qcow2'", "");
+    let built = spec(kiln, "app", "image = 'root@1'", "").args(["build", "root"]).run();
+    let version = built.place().store().join("root/1");
+    fs::set_permissions(&version, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    fs::remove_file(version.join("manifest.json")).unwrap();
+    built.then(["build", "app"]).fails(5).stderr_has("root@1 is damaged: manifest.json is missing").run();
 }
 
 #[test]

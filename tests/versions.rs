@@ -78,6 +78,7 @@ fn a_base_is_removed_by_force_alone_and_a_tag_is_followed() {
     shop.then(["tag", "web@stable", "-d"]).run();
     shop.then(["remove", "web@1"]).fails(8).stderr_has("web@1 is the base of shop@1").stderr_has("--force").run();
     shop.then(["remove", "web@1", "--force"]).run();
+    shop.then(["outdated", "shop"]).stdout_has("web@stable is no more, it was made from web@1").run();
     shop.then(["list"]).stdout_has("web@1 (gone)").run();
     shop.then(["verify", "shop"]).run();
     assert!(!fs::exists(shop.place().store().join("web")).unwrap());

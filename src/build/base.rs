@@ -24,7 +24,7 @@ use crate::memo::Memo;
 use crate::plan::StoredBase;
 use crate::plan::machine::format_name;
 use crate::spec::{BaseFormat, Remote, Source, Spec, Sums, Trust};
-use crate::store::{Artifact, Store};
+use crate::store::{Artifact, Reference, Store, StoreError};
 
 use super::pins::{self, Pin, PinError, Pins};
 
@@ -88,6 +88,9 @@ pub enum BaseError {
         /// `qcow2` or `raw`
         format: &'static str,
     },
+    /// An image of the store is not there, or damaged.
+    #[error(transparent)]
+    Stored(StoreError),
     /// A digest of `kiln.lock` is none.
     #[error(transparent)]
     Checksum(ChecksumError),
@@ -106,6 +109,7 @@ impl Fault for BaseError {
 
     fn hints(&self) -> Vec<String> {
         match self {
+            BaseError::Stored(error) => error.hints(),
             BaseError::NoFile { .. } => vec!["say with `base.format` which of its files is meant".into()],
             BaseError::NotBuilt { .. } => vec!["`kiln build` builds it first".into()],
             BaseError::Checksum(_) => vec!["`kiln lock` writes kiln.lock anew".into()],
@@ -132,7 +136,7 @@ impl Bases {
             Source::Url(remote) => self.download(remote, spec, pin.as_ref()).await?,
             Source::Image(image) => {
                 let locked = pin.as_ref().and_then(|pin| pin.image.as_ref());
-                let artifact = Store::open(&self.store)?.artifact(&locked.unwrap_or(image).parse()?)?;
+                let artifact = self.artifact(&locked.unwrap_or(image).parse()?)?;
                 stored(Arc::new(artifact), image.clone(), spec)?
             }
             Source::Spec { file, .. } => {
@@ -147,6 +151,21 @@ impl Bases {
             located.expected.get_or_insert((locked, pins::FILE));
         }
         Ok(located)
+    }
+
+    /// An image of the store.
+    fn artifact(&self, reference: &Reference) -> Result<Artifact, Failure> {
+        Store::open(&self.store)?.artifact(reference).map_err(|error| match error {
+            StoreError::NoImage { .. }
+            | StoreError::NoVersion { .. }
+            | StoreError::Dangling { .. }
+            | StoreError::Damaged { .. }
+            | StoreError::Malformed { .. }
+            | StoreError::NewerSchema { .. }
+            | StoreError::TooLarge { .. } => BaseError::Stored(error).into(),
+            // The store itself is not as it should be, or this host.
+            _ => error.into(),
+        })
     }
 
     /// A download, from the cache or from elsewhere. What `kiln.lock` says of it is the digest of what is downloaded.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::build::base::{Bases, is_yet_to_come};
+use crate::build::base::{BaseError, Bases, is_yet_to_come};
 use crate::build::history;
 use crate::build::reach::Reach;
 use crate::build::survey::{self, SurveyError};
@@ -84,8 +84,9 @@ fn of_failure(failure: Failure, node: &Node, bases: &Bases) -> Result<Vec<Reason
     if let Some(SurveyError::WrongBase { path, .. }) = failure.fault() {
         return Ok(vec![Reason::file_changed(path)]);
     }
-    match failure.fault() {
-        Some(StoreError::NoImage { .. } | StoreError::NoVersion { .. } | StoreError::Dangling { .. }) => {
+    let Some(BaseError::Stored(source)) = failure.fault() else { return Err(failure) };
+    match source {
+        StoreError::NoImage { .. } | StoreError::NoVersion { .. } | StoreError::Dangling { .. } => {
             Ok(vec![Reason::InputsChanged { what: vec![format!("{BASE}: {failure}")] }])
         }
         _ => Err(failure),
