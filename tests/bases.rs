@@ -173,3 +173,25 @@ fn a_lock_counts_for_the_list_it_was_written_from() {
     fs::write(&lock, older).unwrap();
     spec(locked.place().kiln(), &by("LONGER", &longer)).args(["build", ".", "--locked", "--version", "2"]).run();
 }
+
+#[test]
+fn a_download_that_is_not_what_was_locked_names_the_lock() {
+    let kiln = Kiln::new();
+    let body = image(&kiln);
+    let folder = kiln.place().path().display().to_string();
+    let list = format!("{}  base.qcow2\n", sha256(&body));
+    let base = format!(
+        "url = 'file://{folder}/base.qcow2'\nsums = 'file://{folder}/SHA256SUMS'\nsums-sha256 = '{}'",
+        sha256(list.as_bytes())
+    );
+    let locked = spec(kiln.file("SHA256SUMS", &list), &base).args(["lock", "."]).run();
+    fs::remove_dir_all(locked.place().cache()).unwrap();
+    fs::write(locked.place().join("base.qcow2"), "another").unwrap();
+    let note = "pinned by kiln.lock; `kiln lock` writes it anew";
+    locked.then(["build", "."]).fails(5).stderr_has("the digest is wrong").stderr_has(note).run();
+    // A digest that the spec states is the spec's.
+    let stated = format!("url = 'file://{folder}/base.qcow2'\nsha256 = '{}'", sha256(&body));
+    let kiln = spec(locked.place().kiln(), &stated);
+    let wrong = kiln.args(["build", "."]).fails(5).stderr_has("the digest is wrong").run();
+    assert!(!wrong.stderr.contains(note), "{}", wrong.stderr);
+}

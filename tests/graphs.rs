@@ -256,6 +256,27 @@ fn another_version_of_a_base_spec_is_not_what_was_locked() {
 }
 
 #[test]
+fn a_failure_that_a_lock_caused_names_the_lock() {
+    let kiln = spec(Kiln::new(), "root", "file = '../base.qcow2'", "");
+    let kiln = spec(kiln, "app", "image = 'root'", "[variants.small]\nmachine = { cpus = 1 }");
+    let built = kiln.args(["build", "root"]).run();
+    let note = "pinned by kiln.lock; `kiln lock` writes it anew";
+    built.then(["lock", "app"]).run();
+    grow_root(built.place());
+    built.then(["build", "root"]).run();
+    built.then(["remove", "root@1"]).run();
+    built.then(["build", "app"]).fails(5).stderr_has("`root` has no version or tag `1`").stderr_has(note).run();
+    built.then(["remove", "root@2"]).run();
+    built.then(["build", "app"]).fails(5).stderr_has("there is no image `root`").stderr_has(note).run();
+    // What the spec itself says is not the lock's fault.
+    fs::remove_file(built.place().join("app/kiln.lock")).unwrap();
+    let missing = built.then(["build", "app"]).fails(5).stderr_has("there is no image `root`").run();
+    assert!(!missing.stderr.contains("kiln.lock"), "{}", missing.stderr);
+    let entry = "has no entry for kiln.toml, variant small";
+    built.then(["build", "app", "--variant", "small", "--locked"]).fails(3).stderr_has(entry).run();
+}
+
+#[test]
 fn a_damaged_image_of_the_store_is_a_base_that_fails() {
     let kiln = spec(Kiln::new(), "root", "file = '../base.qcow2'", "");
     let built = spec(kiln, "app", "image = 'root@1'", "").args(["build", "root"]).run();

@@ -89,8 +89,16 @@ pub enum BaseError {
         format: &'static str,
     },
     /// An image of the store is not there, or damaged.
+    #[error("{source}")]
+    Stored {
+        /// What the store says.
+        source: StoreError,
+        /// Whether `kiln.lock` says which one it is.
+        is_locked: bool,
+    },
+    /// What is downloaded is not what `kiln.lock` says.
     #[error(transparent)]
-    Stored(StoreError),
+    NotLocked(DownloadError),
     /// A digest of `kiln.lock` is none.
     #[error(transparent)]
     Checksum(ChecksumError),
@@ -108,11 +116,22 @@ impl Fault for BaseError {
     }
 
     fn hints(&self) -> Vec<String> {
+        let pinned = || format!("pinned by {}; `kiln lock` writes it anew", pins::FILE);
         match self {
-            BaseError::Stored(error) => error.hints(),
+            BaseError::Stored { source, is_locked } => {
+                source.hints().into_iter().chain(is_locked.then(pinned)).collect()
+            }
+            BaseError::NotLocked(error) => error.hints().into_iter().chain([pinned()]).collect(),
             BaseError::NoFile { .. } => vec!["say with `base.format` which of its files is meant".into()],
             BaseError::NotBuilt { .. } => vec!["`kiln build` builds it first".into()],
             BaseError::Checksum(_) => vec!["`kiln lock` writes kiln.lock anew".into()],
+        }
+    }
+
+    fn evidence(&self) -> Vec<String> {
+        match self {
+            BaseError::NotLocked(error) => error.evidence(),
+            _ => Vec::new(),
         }
     }
 }
@@ -136,7 +155,7 @@ impl Bases {
             Source::Url(remote) => self.download(remote, spec, pin.as_ref()).await?,
             Source::Image(image) => {
                 let locked = pin.as_ref().and_then(|pin| pin.image.as_ref());
-                let artifact = self.artifact(&locked.unwrap_or(image).parse()?)?;
+                let artifact = self.artifact(&locked.unwrap_or(image).parse()?, locked.is_some())?;
                 stored(Arc::new(artifact), image.clone(), spec)?
             }
             Source::Spec { file, .. } => {
@@ -154,7 +173,7 @@ impl Bases {
     }
 
     /// An image of the store.
-    fn artifact(&self, reference: &Reference) -> Result<Artifact, Failure> {
+    fn artifact(&self, reference: &Reference, is_locked: bool) -> Result<Artifact, Failure> {
         Store::open(&self.store)?.artifact(reference).map_err(|error| match error {
             StoreError::NoImage { .. }
             | StoreError::NoVersion { .. }
@@ -162,7 +181,7 @@ impl Bases {
             | StoreError::Damaged { .. }
             | StoreError::Malformed { .. }
             | StoreError::NewerSchema { .. }
-            | StoreError::TooLarge { .. } => BaseError::Stored(error).into(),
+            | StoreError::TooLarge { .. } => BaseError::Stored { source: error, is_locked }.into(),
             // The store itself is not as it should be, or this host.
             _ => error.into(),
         })
@@ -175,7 +194,11 @@ impl Bases {
         let downloads = Downloads::open(&self.cache, Arc::clone(&self.memo), self.reach)?;
         let (teller, cancel) = (Teller::new(&self.events, remote.urls[0].as_str()), self.cancel.clone());
         let found = spawn_blocking(move || teller.watch(&cancel, |watch| downloads.fetch(&request, watch)));
-        let found = found.await.expect("downloading does not panic")?;
+        let is_locked = spec.base.sha256.is_none() && locked.is_some();
+        let found = found.await.expect("downloading does not panic").map_err(|error| match error {
+            error if is_locked && error.is_wrong_digest() => Failure::from(BaseError::NotLocked(error)),
+            error => error.into(),
+        })?;
         Ok(Located {
             file: found.path.clone(),
             format: spec.base.format,

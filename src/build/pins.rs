@@ -47,7 +47,7 @@ pub enum PinError {
     Missing {
         /// The file.
         path: PathBuf,
-        /// Name of the spec.
+        /// Name of the spec, with its variant.
         spec: String,
     },
     /// `--locked`, and the spec has changed.
@@ -55,7 +55,7 @@ pub enum PinError {
     Stale {
         /// The file.
         path: PathBuf,
-        /// Name of the spec.
+        /// Name of the spec, with its variant.
         spec: String,
         /// The base at that time.
         locked: String,
@@ -144,6 +144,12 @@ fn below(spec: &Spec, path: &Path) -> String {
     path.strip_prefix(folder).unwrap_or(path).display().to_string()
 }
 
+/// A spec in messages.
+fn told(spec: &Spec) -> String {
+    let variant = spec.variant.as_ref().map(|variant| format!(", variant {variant}")).unwrap_or_default();
+    format!("{}{variant}", name(spec))
+}
+
 fn name(spec: &Spec) -> String {
     spec.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
@@ -180,7 +186,7 @@ impl Pins {
     pub fn find(&self, spec: &Spec) -> Result<&Pin, PinError> {
         let (name, now, path) = (name(spec), source(spec), self.path.clone());
         let Some(pin) = self.base.iter().find(|pin| pin.spec == name && pin.variant == spec.variant) else {
-            return Err(PinError::Missing { path, spec: name });
+            return Err(PinError::Missing { path, spec: told(spec) });
         };
         // A digest in the spec is the spec's last word.
         let agrees = match (&spec.base.sha256, &pin.sha256) {
@@ -198,7 +204,7 @@ impl Pins {
             _ => source.to_owned(),
         };
         let (locked, now) = (with(&pin.source, &pin.sha256, &pin.trust), with(&now, &spec.base.sha256, &trust));
-        Err(PinError::Stale { path, spec: name, locked, now })
+        Err(PinError::Stale { path, spec: told(spec), locked, now })
     }
 
     /// Whether the image that another spec makes, `name@version`, is the one that was locked. It cannot be followed as an
@@ -210,7 +216,7 @@ impl Pins {
         let Some(image) = pin.image.as_ref().filter(|image| *image != made) else { return Ok(()) };
         let (locked, now) =
             (format!("{}, which was {image}", pin.source), format!("{}, which is {made}", source(spec)));
-        Err(PinError::Stale { path: self.path.clone(), spec: name(spec), locked, now })
+        Err(PinError::Stale { path: self.path.clone(), spec: told(spec), locked, now })
     }
 
     /// Whether there are any.

@@ -173,6 +173,13 @@ fn failed(file: &str, tried: &[Tried]) -> String {
 }
 
 impl DownloadError {
+    /// Whether some place had another file than was asked for.
+    #[must_use]
+    pub fn is_wrong_digest(&self) -> bool {
+        let is_wrong = |tried: &Tried| matches!(tried.problem, Problem::Digest { .. });
+        matches!(self, DownloadError::Failed { tried, .. } if tried.iter().any(is_wrong))
+    }
+
     /// The result adapter for a failed call: `.map_err(DownloadError::cache("read", path))`.
     pub(super) fn cache(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();

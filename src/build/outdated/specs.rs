@@ -84,7 +84,7 @@ fn of_failure(failure: Failure, node: &Node, bases: &Bases) -> Result<Vec<Reason
     if let Some(SurveyError::WrongBase { path, .. }) = failure.fault() {
         return Ok(vec![Reason::file_changed(path)]);
     }
-    let Some(BaseError::Stored(source)) = failure.fault() else { return Err(failure) };
+    let Some(BaseError::Stored { source, .. }) = failure.fault() else { return Err(failure) };
     match source {
         StoreError::NoImage { .. } | StoreError::NoVersion { .. } | StoreError::Dangling { .. } => {
             Ok(vec![Reason::InputsChanged { what: vec![format!("{BASE}: {failure}")] }])
