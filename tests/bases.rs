@@ -195,3 +195,44 @@ fn a_download_that_is_not_what_was_locked_names_the_lock() {
     let wrong = kiln.args(["build", "."]).fails(5).stderr_has("the digest is wrong").run();
     assert!(!wrong.stderr.contains(note), "{}", wrong.stderr);
 }
+
+#[test]
+fn what_is_here_already_is_not_told_as_a_download() {
+    let kiln = Kiln::new();
+    let body = image(&kiln);
+    let server = Server::of(&Arc::new(body.clone()));
+    let base = format!("url = '{}'\nsha256 = '{}'", server.url("debian.qcow2"), sha256(&body));
+    let built = spec(kiln, &base).args(["build", ".", "--progress", "json"]).run();
+    for event in ["download-started", "download-finished"] {
+        assert_eq!(built.stderr.matches(event).count(), 1, "{event}: {}", built.stderr);
+    }
+    // Nothing is remembered of it, so that it is hashed again.
+    let _ = fs::remove_file(built.place().cache().join("digests.json"));
+    let again = built.then(["build", ".", "--version", "2", "--progress", "json"]).run();
+    assert!(!again.stderr.contains("download-"), "{}", again.stderr);
+    assert!(!again.stderr.contains(r#""event":"progress","stage":"base""#), "{}", again.stderr);
+    assert_eq!(server.seen().len(), 1);
+}
+
+#[test]
+fn a_base_that_was_checked_at_the_end_of_a_build_is_not_hashed_by_the_next() {
+    let kiln = Kiln::new();
+    let body = image(&kiln);
+    let server = Server::of(&Arc::new(body.clone()));
+    let fifo = kiln.place().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let base = format!("url = '{}'\nsha256 = '{}'", server.url("debian.qcow2"), sha256(&body));
+    let kiln = spec(kiln, &base);
+    let text = fs::read_to_string(kiln.place().join("kiln.toml")).unwrap();
+    let text = text.replace("echo hello", &format!("await {}", fifo.display()));
+    let kiln = kiln.file("kiln.toml", text).args(["build", "."]);
+    let place = kiln.place().clone();
+    let live = kiln.start();
+    live.stderr_shows("step 1/1");
+    // A file that is younger is hashed again in any case.
+    std::thread::sleep(std::time::Duration::from_millis(3500));
+    fs::write(&fifo, "").unwrap();
+    live.finish();
+    let remembered = fs::read_to_string(place.cache().join("digests.json")).unwrap_or_default();
+    assert!(remembered.contains(&sha256(&body)), "{remembered}");
+}

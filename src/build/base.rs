@@ -312,11 +312,15 @@ impl Teller {
         Ok(done)
     }
 
-    fn progress(&mut self, Progress { done, total }: Progress, cancel: &CancellationToken) -> ControlFlow<()> {
+    fn progress(
+        &mut self,
+        Progress { done, total, is_download }: Progress,
+        cancel: &CancellationToken,
+    ) -> ControlFlow<()> {
         if cancel.is_cancelled() {
             return ControlFlow::Break(());
         }
-        if done > 0 {
+        if is_download && done > 0 {
             self.began.get_or_insert_with(|| {
                 self.events.emit(&Event::DownloadStarted { url: self.url.clone() });
                 Instant::now()

@@ -183,6 +183,8 @@ pub(crate) fn check_base(plan: &Plan, memo: &Memo) -> Result<(), SurveyError> {
     let base = &plan.base;
     let unreadable = |source| SurveyError::UnreadableBase { path: base.file.clone(), source };
     if base_sha256(&base.file, memo).map_err(unreadable)? == plan.base.sha256 {
+        // What was too young to be remembered before may be old enough by now. Lost, it costs the next build some time.
+        let _ = memo.save();
         return Ok(());
     }
     Err(unreadable(io::Error::other("it changed during the build")))

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use super::checksum::{Algorithm, Checksum};
 use super::error::DownloadError;
 use super::part::{Claim, Part, Wanted, Whole, is_at};
-use super::watch::{Progress, Watch};
+use super::watch::Watch;
 use super::{Downloads, FOLDER_MODE, Reach, Request, places};
 use crate::digest::hex;
 use crate::memo::Digested;
@@ -258,7 +258,7 @@ fn digest(path: &Path, watch: &mut Watch<'_>) -> Result<Digested, DownloadError>
     while let count @ 1.. = file.read(&mut piece).map_err(failed)? {
         sha256.update(&piece[..count]);
         done += count as u64;
-        watch.progress(Progress { done, total: Some(total) })?;
+        watch.read(done, Some(total))?;
     }
     Ok(Digested { sha256: hex(&sha256.finalize()), bytes: done, entries: 1 })
 }

@@ -164,7 +164,7 @@ impl Downloads {
     pub fn resolve(&self, request: &Request, watch: &mut Watch<'_>) -> Result<Checksum, DownloadError> {
         match &request.pin {
             Pin::Checksum(checksum) => Ok(checksum.clone()),
-            Pin::Sums(sums) => self.look_up(sums, request, watch),
+            Pin::Sums(sums) => watch.beside(|watch| self.look_up(sums, request, watch)),
         }
     }
 }

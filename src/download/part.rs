@@ -23,7 +23,7 @@ use super::checksum::{Checksum, Hashing};
 use super::error::{DownloadError, Halt, Problem};
 use super::transfer::{Begin, Origin, Target};
 use super::unpack::{Packing, UnpackError, Unpacked, Unpacker};
-use super::watch::{Progress, Watch};
+use super::watch::Watch;
 use super::{FILE_MODE, FOLDER_MODE};
 use crate::fs::Fs;
 use crate::memo;
@@ -165,7 +165,7 @@ impl Whole {
         while let count @ 1.. = file.read(&mut piece).map_err(unreadable)? {
             intake.push(&piece[..count]).map_err(DownloadError::cache("write", claim.unpacked()))?;
             done += count as u64;
-            watch.progress(Progress { done, total: Some(total) })?;
+            watch.read(done, Some(total))?;
         }
         let (sha256, found) = intake.hashing.finish();
         if found != wanted.checksum {
@@ -223,7 +223,7 @@ impl<'a> Part<'a> {
             self.data.read_exact_at(&mut piece[..count], self.length).map_err(failed)?;
             self.intake.push(&piece[..count]).map_err(DownloadError::cache("write", self.claim.unpacked()))?;
             self.length += count as u64;
-            watch.progress(Progress { done: self.length, total: origin.total })?;
+            watch.read(self.length, origin.total)?;
         }
         self.data.seek(SeekFrom::Start(length)).map_err(failed)?;
         self.origin = Some(origin);

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::Limits;
 use super::error::{DownloadError, Halt, Problem};
 use super::http::{Exchange, Head, Message, Rest};
-use super::watch::{Progress, Watch};
+use super::watch::Watch;
 use crate::size::ByteSize;
 use crate::url::Url;
 
@@ -201,7 +201,7 @@ fn accept<T: Target>(
         return Err(Problem::Exchange("more bytes came than were announced".into()).into());
     }
     target.accept(bytes)?;
-    Ok(watch.progress(Progress { done: target.length(), total })?)
+    Ok(watch.came(target.length(), total)?)
 }
 
 fn check_size(bytes: Option<u64>, limits: &Limits) -> Result<(), Problem> {

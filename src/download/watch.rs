@@ -15,6 +15,8 @@ pub struct Progress {
     pub done: u64,
     /// Bytes in all, where that is known.
     pub total: Option<u64>,
+    /// Whether bytes of the file come from a place, rather than that what is here already is read.
+    pub is_download: bool,
 }
 
 /// The caller's two ears.
@@ -22,6 +24,8 @@ pub struct Watch<'a> {
     progress: &'a mut dyn FnMut(Progress) -> ControlFlow<()>,
     notice: &'a mut dyn FnMut(String),
     last: Progress,
+    /// Whether it is no list of checksums that comes, but the file.
+    is_file: bool,
 }
 
 /// The caller wants no more.
@@ -32,14 +36,32 @@ impl<'a> Watch<'a> {
     /// `progress` is called ten times a second or more, whatever the download waits for, and `Break` stops it; `notice`
     /// is told what the user should know, a sentence each.
     pub fn new(progress: &'a mut dyn FnMut(Progress) -> ControlFlow<()>, notice: &'a mut dyn FnMut(String)) -> Self {
-        Self { progress, notice, last: Progress::default() }
+        Self { progress, notice, last: Progress::default(), is_file: true }
     }
 
     pub(super) fn notice(&mut self, text: String) {
         (self.notice)(text);
     }
 
-    pub(super) fn progress(&mut self, now: Progress) -> Result<(), Stopped> {
+    /// So many bytes are there, the last of which came from a place just now.
+    pub(super) fn came(&mut self, done: u64, total: Option<u64>) -> Result<(), Stopped> {
+        self.progress(Progress { done, total, is_download: self.is_file })
+    }
+
+    /// So many bytes of what is here already were read.
+    pub(super) fn read(&mut self, done: u64, total: Option<u64>) -> Result<(), Stopped> {
+        self.progress(Progress { done, total, is_download: false })
+    }
+
+    /// Gets something beside the file: its bytes are not the file's.
+    pub(super) fn beside<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
+        let was = std::mem::replace(&mut self.is_file, false);
+        let done = work(self);
+        (self.is_file, self.last) = (was, Progress::default());
+        done
+    }
+
+    fn progress(&mut self, now: Progress) -> Result<(), Stopped> {
         self.last = now;
         match (self.progress)(now) {
             ControlFlow::Continue(()) => Ok(()),

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kiln::download::{Download, DownloadError, Downloads, Limits, Packing, Pin, Problem, Reach, Request, Watch};
+use kiln::download::{
+    Download, DownloadError, Downloads, Limits, Packing, Pin, Problem, Progress, Reach, Request, Watch,
+};
 use kiln::memo::Memo;
 use sha2::{Digest, Sha256};
 
@@ -120,6 +122,43 @@ fn a_file_is_downloaded_once_and_kept_read_only() {
     assert_eq!(server.seen().len(), 1);
     assert_eq!(bench.files().len(), 1, "{:?}", bench.files());
     assert!(bench.fetch_by(Reach::Offline, &request).is_ok());
+}
+
+/// How many bytes of the file come from a place, as it is told.
+fn told_bytes(downloads: &Downloads, request: &Request) -> u64 {
+    let mut bytes = 0;
+    let mut heard = |now: Progress| {
+        if now.is_download {
+            bytes = now.done;
+        }
+        ControlFlow::Continue(())
+    };
+    downloads.fetch(request, &mut Watch::new(&mut heard, &mut |_| {})).unwrap();
+    bytes
+}
+
+#[test]
+fn only_bytes_from_a_place_are_told_as_a_download() {
+    let plain = noise(1 << 20);
+    let packed = Arc::new(zstd::bulk::compress(&plain, 1).unwrap());
+    let server = Server::of(&packed);
+    let bench = Bench::new();
+    let downloads = bench.downloads(Reach::Online);
+    let request = request(&[server.url("a.zst")], &packed);
+    assert_eq!(told_bytes(&downloads, &request), packed.len() as u64);
+    assert_eq!(told_bytes(&downloads, &request), 0, "it was hashed");
+    let request = Request { packing: Some(Packing::Zstd), ..request };
+    assert_eq!(told_bytes(&downloads, &request), 0, "it was unpacked");
+    // A partial file that is whole is read again, and nobody is asked for anything.
+    let bench = Bench::new();
+    let downloads = bench.downloads(Reach::Online);
+    fs::create_dir(bench.part(&request)).unwrap();
+    fs::write(bench.part(&request).join("data"), &*packed).unwrap();
+    let (url, total) = (server.url("a.zst"), packed.len());
+    let origin = format!(r#"{{"url":"{url}","etag":null,"last_modified":null,"total":{total}}}"#);
+    fs::write(bench.part(&request).join("origin.json"), origin).unwrap();
+    assert_eq!(told_bytes(&downloads, &request), 0, "it was there");
+    assert_eq!(server.seen().len(), 1);
 }
 
 #[test]

@@ -272,7 +272,7 @@ fn a_caller_that_stops_is_heard_whatever_the_server_does() {
     });
     let mut bench = Bench::new();
     let request = request(&[server.url("a")], &body);
-    let mut stop = |progress: kiln::download::Progress| match progress.done {
+    let mut stop = |progress: Progress| match progress.done {
         1_048_576 => ControlFlow::Break(()),
         _ => ControlFlow::Continue(()),
     };

@@ -157,3 +157,19 @@ fn a_signed_list_is_believed_if_the_right_one_signed_it() {
         }
     }
 }
+
+#[test]
+fn a_list_of_checksums_is_not_told_as_a_download_of_the_file() {
+    let body = noise(10_000).to_vec();
+    let list = format!("{}  web.img\n", sha256(&body)).into_bytes();
+    let folder = tempfile::tempdir().unwrap();
+    let (key, _, signature) = signed_by("ssh-keygen", folder.path(), &list);
+    let server = files(vec![("web.img", body.clone()), ("SUMS", list.clone()), ("SUMS.sig", signature)]);
+    let at = Location::Url(server.url("SUMS.sig").parse().unwrap());
+    for trust in [pinned(&list), SumsTrust::Signature { signature: at, key }] {
+        let request = sums_request(&server, "SUMS", trust);
+        let bench = Bench::new();
+        assert_eq!(told_bytes(&bench.downloads(Reach::Online), &request), body.len() as u64);
+        assert_eq!(told_bytes(&bench.downloads(Reach::Online), &request), 0);
+    }
+}
