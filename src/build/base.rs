@@ -303,8 +303,9 @@ impl Teller {
     ) -> Result<T, E> {
         let events = self.events.clone();
         let mut notice = |text| events.notice(Level::Info, text);
+        let mut warning = |text| events.notice(Level::Warning, text);
         let mut progress = |progress| self.progress(progress, cancel);
-        let done = work(&mut Watch::new(&mut progress, &mut notice))?;
+        let done = work(&mut Watch::new(&mut progress, &mut notice).with_warnings(&mut warning))?;
         if let Some(began) = self.began {
             let (bytes, seconds) = (self.bytes, began.elapsed().as_secs_f64());
             self.events.emit(&Event::DownloadFinished { bytes, seconds });

@@ -180,6 +180,12 @@ impl DownloadError {
         matches!(self, DownloadError::Failed { tried, .. } if tried.iter().any(is_wrong))
     }
 
+    /// Whether no place answers as a server that works does, so that nothing is known of what it has.
+    pub(super) fn is_down(&self) -> bool {
+        let is_down = |tried: &Tried| !tried.problem.is_final();
+        matches!(self, DownloadError::Failed { tried, .. } if !tried.is_empty() && tried.iter().all(is_down))
+    }
+
     /// The result adapter for a failed call: `.map_err(DownloadError::cache("read", path))`.
     pub(super) fn cache(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();

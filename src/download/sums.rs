@@ -1,7 +1,8 @@
 //! `SHA256SUMS` and `SHA512SUMS`: which checksum a list names for a file, once the list itself is to be trusted.
 //!
 //! A list is trusted by its own digest, or by a signature beside it: of OpenSSH, minisign or `OpenPGP`. A signed list may
-//! change, so it is asked for each time; without a network the last good one is taken, and checked again.
+//! change, so it is asked for each time; without a network, or while its server is down, the last good one is taken, and
+//! checked again. A list that is gone, or signed by nobody who is trusted, is an error all the same.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -107,26 +108,47 @@ impl Downloads {
     ) -> Result<Vec<u8>, DownloadError> {
         let list = first(sums)?;
         let kept = Kept::of(list, self.root.join("sums"));
-        let text = match self.reach {
-            Reach::Online => document(&sums.urls, LARGEST, limits, watch)?,
-            Reach::Offline => kept.read(&kept.text, LARGEST)?,
+        let check = |(text, signature): (Vec<u8>, Vec<u8>)| match check(key, &text, &signature) {
+            Ok(()) => Ok((text, signature)),
+            Err(source) => Err(DownloadError::Signature { sums: list.clone(), key: key.to_owned(), source }),
         };
-        let signature = match (signature, self.reach) {
-            (Location::File(path), _) => {
-                read_up_to(path, LARGEST_SIGNATURE).map_err(DownloadError::cache("read", path))?
-            }
-            (Location::Url(url), Reach::Online) => document(slice::from_ref(url), LARGEST_SIGNATURE, limits, watch)?,
-            (Location::Url(_), Reach::Offline) => kept.read(&kept.signature, LARGEST_SIGNATURE)?,
-        };
-        check(key, &text, &signature).map_err(|source| {
-            let (sums, key) = (list.clone(), key.to_owned());
-            DownloadError::Signature { sums, key, source }
-        })?;
-        if self.reach == Reach::Online {
-            kept.write(&text, &signature)?;
+        let last = || kept.both(signature).and_then(check);
+        if self.reach == Reach::Offline {
+            return last().map(|(text, _)| text);
         }
-        Ok(text)
+        match current(sums, signature, limits, watch) {
+            Err(error) if error.is_down() => {
+                let Ok((text, _)) = last() else { return Err(error) };
+                watch.warning(format!("{error}; going on with the list that was good the last time"));
+                Ok(text)
+            }
+            Err(error) => Err(error),
+            Ok(both) => {
+                let (text, signature) = check(both)?;
+                kept.write(&text, &signature)?;
+                Ok(text)
+            }
+        }
     }
+}
+
+/// The list and its signature as they are now.
+fn current(
+    sums: &Sums,
+    signature: &Location,
+    limits: &Limits,
+    watch: &mut Watch<'_>,
+) -> Result<(Vec<u8>, Vec<u8>), DownloadError> {
+    let text = document(&sums.urls, LARGEST, limits, watch)?;
+    let signature = match signature {
+        Location::File(path) => read_signature(path)?,
+        Location::Url(url) => document(slice::from_ref(url), LARGEST_SIGNATURE, limits, watch)?,
+    };
+    Ok((text, signature))
+}
+
+fn read_signature(path: &Path) -> Result<Vec<u8>, DownloadError> {
+    read_up_to(path, LARGEST_SIGNATURE).map_err(DownloadError::cache("read", path))
 }
 
 fn first(sums: &Sums) -> Result<&Url, DownloadError> {
@@ -146,6 +168,16 @@ impl Kept {
         let path = folder.join(hex(&Sha256::digest(list.as_str())));
         let (text, signature) = (path.with_extension("text"), path.with_extension("signature"));
         Self { list: list.clone(), folder, text, signature }
+    }
+
+    /// The list and its signature as they were the last time.
+    fn both(&self, signature: &Location) -> Result<(Vec<u8>, Vec<u8>), DownloadError> {
+        let text = self.read(&self.text, LARGEST)?;
+        let signature = match signature {
+            Location::File(path) => read_signature(path)?,
+            Location::Url(_) => self.read(&self.signature, LARGEST_SIGNATURE)?,
+        };
+        Ok((text, signature))
     }
 
     fn read(&self, path: &Path, largest: ByteSize) -> Result<Vec<u8>, DownloadError> {

@@ -19,10 +19,11 @@ pub struct Progress {
     pub is_download: bool,
 }
 
-/// The caller's two ears.
+/// The caller's ears.
 pub struct Watch<'a> {
     progress: &'a mut dyn FnMut(Progress) -> ControlFlow<()>,
     notice: &'a mut dyn FnMut(String),
+    warning: Option<&'a mut dyn FnMut(String)>,
     last: Progress,
     /// Whether it is no list of checksums that comes, but the file.
     is_file: bool,
@@ -36,7 +37,20 @@ impl<'a> Watch<'a> {
     /// `progress` is called ten times a second or more, whatever the download waits for, and `Break` stops it; `notice`
     /// is told what the user should know, a sentence each.
     pub fn new(progress: &'a mut dyn FnMut(Progress) -> ControlFlow<()>, notice: &'a mut dyn FnMut(String)) -> Self {
-        Self { progress, notice, last: Progress::default(), is_file: true }
+        Self { progress, notice, warning: None, last: Progress::default(), is_file: true }
+    }
+
+    /// `warning` is told what the user should not miss, instead of `notice`.
+    #[must_use]
+    pub fn with_warnings(self, warning: &'a mut dyn FnMut(String)) -> Self {
+        Self { warning: Some(warning), ..self }
+    }
+
+    pub(super) fn warning(&mut self, text: String) {
+        match &mut self.warning {
+            Some(warning) => warning(text),
+            None => (self.notice)(text),
+        }
     }
 
     pub(super) fn notice(&mut self, text: String) {

@@ -1,5 +1,7 @@
 //! Lists of checksums: by their own digest, and signed.
 
+use std::sync::atomic::{AtomicU16, Ordering};
+
 use super::*;
 use kiln::download::{Location, Sums, SumsTrust};
 use kiln::error::{Fault, Kind};
@@ -172,4 +174,53 @@ fn a_list_of_checksums_is_not_told_as_a_download_of_the_file() {
         assert_eq!(told_bytes(&bench.downloads(Reach::Online), &request), body.len() as u64);
         assert_eq!(told_bytes(&bench.downloads(Reach::Online), &request), 0);
     }
+}
+
+#[test]
+fn while_the_server_of_a_signed_list_is_down_the_last_good_one_counts() {
+    let body = noise(10_000).to_vec();
+    let list = format!("{}  web.img\n", sha256(&body)).into_bytes();
+    let folder = tempfile::tempdir().unwrap();
+    let (key, other_key, signature) = signed_by("ssh-keygen", folder.path(), &list);
+    let signature_file = folder.path().join("list.sig");
+    let answer = Arc::new(AtomicU16::new(200));
+    let server = {
+        let (answer, list, body) = (answer.clone(), list.clone(), body.clone());
+        Server::start(move |seen, reply| match (answer.load(Ordering::SeqCst), seen.path.as_str()) {
+            (_, "/web.img") => reply.file(seen, &body),
+            (200, "/SUMS") => reply.file(seen, &list),
+            (200, "/SUMS.sig") => reply.file(seen, &signature),
+            // Not that of the list.
+            (0, _) => reply.file(seen, b"another"),
+            (status, _) => reply.head(status, &[("Content-Length", "0")]),
+        })
+    };
+    let at = Location::Url(server.url("SUMS.sig").parse().unwrap());
+    let request = |key: &Path, signature: &Location| {
+        sums_request(&server, "SUMS", SumsTrust::Signature { signature: signature.clone(), key: key.into() })
+    };
+    let mut bench = Bench::new();
+    answer.store(503, Ordering::SeqCst);
+    assert!(matches!(bench.fetch(&request(&key, &at)), Err(DownloadError::Failed { .. })), "there is none yet");
+    answer.store(200, Ordering::SeqCst);
+    bench.fetch(&request(&key, &at)).unwrap();
+    answer.store(503, Ordering::SeqCst);
+    for signature in [&at, &Location::File(signature_file)] {
+        let downloads = bench.downloads(Reach::Online);
+        let (request, mut warnings) = (request(&key, signature), Vec::new());
+        let mut warn = |text: String| warnings.push(text);
+        let (mut go_on, mut quiet) = (|_| ControlFlow::Continue(()), |_: String| {});
+        let found = downloads.fetch(&request, &mut Watch::new(&mut go_on, &mut quiet).with_warnings(&mut warn));
+        assert_eq!(found.unwrap().sha256, sha256(&body));
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        for text in [server.url("SUMS"), "503".into(), "good the last time".into()] {
+            assert!(warnings[0].contains(&text), "{text}: {warnings:?}");
+        }
+    }
+    // Not for somebody else's key, and not when a server that works says that it is gone, or has something else.
+    assert!(matches!(bench.fetch(&request(&other_key, &at)), Err(DownloadError::Failed { .. })));
+    answer.store(404, Ordering::SeqCst);
+    assert!(matches!(bench.fetch(&request(&key, &at)), Err(DownloadError::Failed { .. })));
+    answer.store(0, Ordering::SeqCst);
+    assert!(matches!(bench.fetch(&request(&key, &at)), Err(DownloadError::Signature { .. })));
 }
