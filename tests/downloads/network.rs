@@ -232,7 +232,10 @@ fn a_rest_without_end_is_cut_off_where_the_file_ends() {
         }
     });
     let error = Bench::new().fetch(&request(&[server.url("a")], &body)).unwrap_err();
-    assert!(error.to_string().ends_with("more bytes came than were announced"), "{error}");
+    let told = error.to_string();
+    // What has come may end exactly where the file does: then the next attempt finds it whole, and another file.
+    let is_refused = ["more bytes came than were announced", "what was there of the file does not fit the rest"];
+    assert!(is_refused.iter().any(|end| told.ends_with(end)), "{told}");
 }
 
 #[test]
