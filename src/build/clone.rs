@@ -42,7 +42,7 @@ pub struct Clone {
 #[derive(Debug, thiserror::Error)]
 pub enum CloneError {
     /// No output that QEMU boots.
-    #[error("{0} has no qcow2 or raw file to boot")]
+    #[error("{0} has no file that holds its disk and nothing else, to boot from")]
     NotBootable(String),
     /// It was built for a firmware that is not here.
     #[error("the image wants UEFI firmware, and none for QEMU is installed")]

@@ -46,6 +46,15 @@ impl Fault for ExportError {
     fn kind(&self) -> Kind {
         Kind::Output
     }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            ExportError::NoDisk(_) => {
+                vec!["build it with an `[[output]]` of the format qcow2 beside its packages".into()]
+            }
+            ExportError::OtherDisk { .. } => Vec::new(),
+        }
+    }
 }
 
 /// What the user asks for.

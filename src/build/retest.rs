@@ -30,7 +30,7 @@ pub enum RetestError {
     #[error("{0} has no tests")]
     NoTests(String),
     /// No output that QEMU boots.
-    #[error("{0} has no qcow2 or raw file to boot")]
+    #[error("{0} has no file that holds its disk and nothing else, to boot from")]
     NotBootable(String),
     /// The manifest's tests are of a newer kiln.
     #[error("the manifest of {image} has a test that this version of kiln does not know: {why}")]

@@ -18,7 +18,7 @@ pub fn configuration(image: &Described<'_>) -> Value {
         // The provider would take the length of the file for the size of the disk.
         "capacity": image.output.virtual_bytes,
         "target": { "format": { "type": image.output.format } },
-        "create": { "content": { "url": image.path } },
+        "create": { "content": { "url": image.path.to_string_lossy() } },
     });
     let outputs: serde_json::Map<String, Value> = facts(image)
         .into_iter()
