@@ -11,8 +11,11 @@ const ROOT_START: u64 = 262_144 * 512;
 /// Room for what the guest finds in an image.
 const TEXT: u64 = 32 << 20;
 
-/// What is hard to list: attributes of all sorts, devices, names, a file with holes, and files on the ESP.
+/// What is hard to list: attributes of all sorts, devices, names, a file with holes, and files on the ESP. One processor a
+/// guest: several with two each on a host of two, all emulated, once left a guest waiting for a timer for ever.
 const HARD: &str = r#"
+[machine]
+cpus = 1
 [[step]]
 name = "hard"
 run = """
