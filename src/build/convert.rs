@@ -62,7 +62,7 @@ pub(crate) async fn convert(
         let disk_sha256 = disks.read_back(search(build)).await?;
         let packaged = build.plan.outputs.disks.iter().enumerate().map(async |(index, disk)| {
             let (path, facts) = (place(build, disk, staging), facts(build, disk));
-            package(&build.plan.outputs, index, &path, &facts, staging, &build.limits).await
+            package(&build.plan.outputs, index, &path, &facts, staging).await
         });
         all(packaged.collect()).await?;
         Ok::<_, Failure>(disk_sha256)

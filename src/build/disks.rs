@@ -213,7 +213,7 @@ pub(crate) async fn aside<T: Send + 'static>(
 ) -> Result<T, Failure> {
     let stop = CancellationToken::new();
     let _guard = stop.clone().drop_guard();
-    spawn_blocking(move || work(&stop)).await.expect("reading and writing disks does not panic")
+    spawn_blocking(move || work(&stop)).await.expect("work on disks does not panic")
 }
 
 /// A fraction of a size; only for showing.

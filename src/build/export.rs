@@ -3,14 +3,14 @@
 use std::fs::File;
 use std::path::{Path, PathBuf, absolute};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use crate::disk::identity::Identity;
 use crate::error::{Failure, Fault, Kind};
-use crate::event::{Event, Events, Stage};
+use crate::event::{Events, Stage};
 use crate::package::content::Content;
 use crate::package::{Facts, PackageError, simplestreams};
 use crate::plan::check_size;
@@ -21,6 +21,7 @@ use crate::store::manifest::{Manifest, Output};
 use crate::store::{Artifact, OnConflict, StoreError, give_names};
 
 use super::disks::{Disks, aside, open, unless};
+use super::in_stage;
 use super::limits::Limits;
 use super::package::package;
 
@@ -86,7 +87,8 @@ pub async fn export(
     let folder = if is_folder { &wish } else { wish.parent().unwrap_or(Path::new("/")) };
     let scratch = scratch(folder)?;
     let limits = Limits::new(cancel, Duration::MAX);
-    let mut made = make(artifact, &wanted.output, scratch.path(), &limits, events).await?;
+    let made = make(artifact, &wanted.output, scratch.path(), events);
+    let mut made = limits.hold(in_stage(events, Stage::Convert, made)).await?;
     let name = |output: &Output| {
         let target = if is_folder { wish.join(&output.file) } else { wish.clone() };
         (scratch.path().join(&output.file), target)
@@ -113,18 +115,15 @@ pub async fn add_to_tree(
     events: &Events,
     cancel: CancellationToken,
 ) -> Result<Vec<PathBuf>, Failure> {
-    let format = OutputFormat::Incus;
-    let output = spec::Output { format, compression: format.compressions()[0], platforms: Vec::new() };
+    // The disk of that format; what stands beside it is made for the tree.
+    let compression = OutputFormat::Incus.compressions()[0];
+    let output = spec::Output { format: OutputFormat::Qcow2, compression, platforms: Vec::new() };
     let tree = absolute(tree).unwrap_or_else(|_| tree.to_owned());
     let scratch = scratch(&tree)?;
     let limits = Limits::new(cancel, Duration::MAX);
-    // The first is the disk; what stands beside it is made again for the tree.
-    let disk = make(artifact, &output, scratch.path(), &limits, events).await?.remove(0);
+    let made = make(artifact, &output, scratch.path(), events);
+    let disk = limits.hold(in_stage(events, Stage::Convert, made)).await?.remove(0);
     let (facts, file) = (facts(artifact.manifest(), disk.virtual_bytes), scratch.path().join(&disk.file));
-    let conflict = match conflict {
-        OnConflict::Refuse => simplestreams::OnConflict::Refuse,
-        OnConflict::Replace => simplestreams::OnConflict::Replace,
-    };
     let added = aside(move |stop| {
         let disk = Content::file(File::open(&file).map_err(PackageError::Read)?)?;
         Ok(simplestreams::add(&tree, &facts, &disk, conflict, &mut |_| unless(stop))?)
@@ -166,21 +165,6 @@ async fn make(
     artifact: &Artifact,
     output: &spec::Output,
     folder: &Path,
-    limits: &Limits,
-    events: &Events,
-) -> Result<Vec<Output>, Failure> {
-    let began = Instant::now();
-    events.emit(&Event::StageStarted { stage: Stage::Convert });
-    let made = limits.hold(convert(artifact, output, folder, limits, events)).await?;
-    events.emit(&Event::StageFinished { stage: Stage::Convert, seconds: began.elapsed().as_secs_f64() });
-    Ok(made)
-}
-
-async fn convert(
-    artifact: &Artifact,
-    output: &spec::Output,
-    folder: &Path,
-    limits: &Limits,
     events: &Events,
 ) -> Result<Vec<Output>, Failure> {
     let (source, path, format) = source(artifact)?;
@@ -203,7 +187,7 @@ async fn convert(
         return Err(ExportError::OtherDisk { file: source.file, found, expected }.into());
     }
     let facts = facts(artifact.manifest(), disk.format.virtual_size(size));
-    package(&outputs, 0, &made, &facts, folder, limits).await?;
+    package(&outputs, 0, &made, &facts, folder).await?;
     let staged = |file: Published<'_>| Output::staged(file.file, file.format, file.virtual_bytes);
     Ok(outputs.published(size).into_iter().map(staged).collect())
 }

@@ -181,6 +181,19 @@ async fn claim_and_build(plan: &Plan, around: &Surroundings) -> Result<(Artifact
     }
 }
 
+/// Does some work, and tells when it begins and that it is done.
+async fn in_stage<T>(
+    events: &Events,
+    stage: Stage,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let began = Instant::now();
+    events.emit(&Event::StageStarted { stage });
+    let done = work.await?;
+    events.emit(&Event::StageFinished { stage, seconds: began.elapsed().as_secs_f64() });
+    Ok(done)
+}
+
 /// The scratch folder fails.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write {what} ({})", path.display())]
@@ -381,11 +394,7 @@ impl<'a> Build<'a> {
     }
 
     async fn stage<T>(&self, stage: Stage, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-        let began = Instant::now();
-        self.events.emit(&Event::StageStarted { stage });
-        let done = work.await?;
-        self.events.emit(&Event::StageFinished { stage, seconds: began.elapsed().as_secs_f64() });
-        Ok(done)
+        in_stage(&self.events, stage, work).await
     }
 
     /// The logs outlive a failed build, in the cache; the rest only where the user wants to look at it.

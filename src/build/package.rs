@@ -1,17 +1,14 @@
 //! The packages around a disk file, as soon as it is written.
 
-use std::ops::ControlFlow;
 use std::path::Path;
-
-use tokio::task::spawn_blocking;
 
 use crate::error::Failure;
 use crate::package::{Disk, Facts, Package};
 use crate::plan::output::{DiskFile, Outputs};
 
 use super::Build;
+use super::disks::{aside, unless};
 use super::lanes::all;
-use super::limits::Limits;
 
 /// What packages say of the image. Their time is the one that the guest is told, or else that of the build.
 pub(crate) fn facts(build: &Build<'_>, disk: &DiskFile) -> Facts {
@@ -36,17 +33,11 @@ pub(crate) async fn package(
     path: &Path,
     facts: &Facts,
     folder: &Path,
-    limits: &Limits,
 ) -> Result<(), Failure> {
     let compression = outputs.disks[index].compression;
     let made = |(package, file): (Package, &String)| {
-        let (facts, path, target, limits) = (facts.clone(), path.to_owned(), folder.join(file), limits.clone());
-        let work = spawn_blocking(move || {
-            let mut watch =
-                |_| if limits.is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-            package.write(&facts, Disk { path: &path, compression }, &target, &mut watch)
-        });
-        async { Ok(work.await.expect("packaging does not panic")?) }
+        let (facts, path, target) = (facts.clone(), path.to_owned(), folder.join(file));
+        aside(move |stop| Ok(package.write(&facts, Disk { path: &path, compression }, &target, &mut |_| unless(stop))?))
     };
     let of_disk = outputs.all.iter().filter(|output| output.disk == index);
     let files = of_disk.filter_map(|output| Some((Package::of(output.format)?, &output.besides)));

@@ -23,6 +23,7 @@ use super::content::{Content, Watch};
 use super::incus::{self, Properties};
 use super::{Facts, PackageError};
 use crate::digest::hex;
+use crate::store::OnConflict;
 
 /// What is published is for everybody.
 const MODE: u32 = 0o644;
@@ -31,15 +32,6 @@ const LARGEST: u64 = 64 << 20;
 const LISTS: &str = "streams/v1";
 const META: &str = "incus.tar.xz";
 const DISK: &str = "disk-kvm.img";
-
-/// What to do with an image of the same name, version and minute that is another one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnConflict {
-    /// Fail before anything is listed.
-    Refuse,
-    /// List this one instead.
-    Replace,
-}
 
 /// `images.json`. What is not known here is kept.
 #[derive(Debug, Serialize, Deserialize)]
@@ -98,8 +90,9 @@ impl Default for Images {
     }
 }
 
-/// Adds an image to the tree in `folder`, made if missing. `disk` is its qcow2 file. Returns the image's files in the tree,
-/// the disk last. `watch` is told of the bytes that are digested and copied. Waits for another kiln that adds one.
+/// Adds an image to the tree in `folder`, made if missing; `conflict` is for another image of its name, version and minute.
+/// `disk` is its qcow2 file. Returns the image's files in the tree, the disk last. `watch` is told of the bytes that are
+/// digested and copied. Waits for another kiln that adds one.
 ///
 /// # Errors
 /// When another image is listed in its place, the tree's list cannot be read, a file cannot be written, or `watch` breaks.
