@@ -93,6 +93,14 @@ impl Bench {
         stderr
     }
 
+    /// Folders of the layers in the step cache, sorted.
+    pub fn layers(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.cache.join("layers")).into_iter().flatten();
+        let mut layers: Vec<_> = entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect();
+        layers.sort();
+        layers
+    }
+
     /// Processes that run for this bench.
     pub fn processes(&self) -> Vec<(Pid, String)> {
         let mark = [MARK.as_bytes(), b"=", self.folder.path().as_os_str().as_encoded_bytes()].concat();

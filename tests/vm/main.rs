@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+mod acceptance;
 mod bench;
 mod cache;
 mod contents;
 mod faults;
-mod formats;
 mod graphs;
 
 use bench::{Bench, manifest, root, run};
