@@ -20,6 +20,7 @@ pub mod digest;
 pub mod entry;
 pub mod ext4;
 pub mod fat;
+pub mod gap;
 pub mod identity;
 pub mod inspect;
 pub mod listing;

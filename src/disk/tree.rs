@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::chain::{Chain, ChainError};
 use super::digest::hash_zeroes;
 use super::entry::{Chunk, ContentDigest, Entry, FileKind};
+use super::gap::{PartitionContent, TreeGap, TreeMount};
 use super::partition::{Partition, partitions};
 use super::volume::{Node, Volume, VolumeError};
 use crate::error::{self, Fault};
@@ -78,7 +79,9 @@ pub struct Tree<'c> {
     volumes: Vec<Volume<'c>>,
     /// Directories on which another file system is mounted.
     mounts: HashMap<Place, usize>,
-    unread: Vec<Mount>,
+    /// Where each of `volumes` is, in their order.
+    places: Vec<TreeMount>,
+    gaps: Vec<TreeGap>,
 }
 
 impl<'c> Tree<'c> {
@@ -93,7 +96,10 @@ impl<'c> Tree<'c> {
         let mut found: Vec<(Partition, Tree<'c>)> = Vec::new();
         for partition in partitions(disk)? {
             match Volume::open(disk, &partition) {
-                Ok(Some(volume)) => found.push((partition, Self::of(volume))),
+                Ok(Some(volume)) => {
+                    let tree = Self::of(volume, &partition);
+                    found.push((partition, tree));
+                }
                 Ok(None) => {}
                 Err(error) => _ = refused.get_or_insert(error),
             }
@@ -103,11 +109,25 @@ impl<'c> Tree<'c> {
         };
         let (_, mut tree) = found.remove(root);
         tree.mount_all(found);
+        tree.find_unclean();
         Ok(tree)
     }
 
-    fn of(root: Volume<'c>) -> Self {
-        Self { volumes: vec![root], mounts: HashMap::new(), unread: Vec::new() }
+    fn of(root: Volume<'c>, partition: &Partition) -> Self {
+        let &Partition { number, start, length, .. } = partition;
+        let place = TreeMount { target: b"/".to_vec(), partition: number, start, length };
+        Self { volumes: vec![root], mounts: HashMap::new(), places: vec![place], gaps: Vec::new() }
+    }
+
+    /// Adds a gap for every file system in the tree that was not unmounted.
+    fn find_unclean(&mut self) {
+        let unclean = self.volumes.iter().zip(&self.places).filter(|(volume, _)| !volume.is_clean());
+        let gaps = unclean.map(|(volume, place)| {
+            let label = String::from_utf8_lossy(volume.label()).into_owned();
+            let volume = PartitionContent { partition: place.partition, kind: volume.kind(), label };
+            TreeGap::Unclean { volume, target: place.target.clone() }
+        });
+        self.gaps.extend(gaps.collect::<Vec<_>>());
     }
 
     /// Mounts what the table names, and the ESP. A table that cannot be read names nothing: whoever reads on from the file
@@ -118,29 +138,43 @@ impl<'c> Tree<'c> {
             let on = self.directory(&mount.target).ok().flatten();
             let which = left.iter().position(|(partition, tree)| is_meant(&mount.source, partition, &tree.volumes[0]));
             match (on, which) {
-                (Some(on), Some(which)) => self.mount(on, left.remove(which).1),
-                _ => self.unread.push(mount),
+                (Some(on), Some(which)) => self.mount(on, &mount.target, left.remove(which).1),
+                _ if mount.is_needed => self.gaps.push(unanswered(mount)),
+                _ => {}
             }
         }
         let is_esp = |(partition, tree): &(Partition, Tree<'_>)| {
             partition.is_esp() && matches!(tree.volumes[..], [Volume::Fat(_)])
         };
-        let on = ESP_TARGETS.iter().find_map(|target| self.directory(target.as_bytes()).ok().flatten());
-        if let (Some(on), Some(which)) = (on, left.iter().position(is_esp)) {
-            self.mount(on, left.remove(which).1);
+        let on = ESP_TARGETS.iter().find_map(|target| Some((target, self.directory(target.as_bytes()).ok()??)));
+        if let (Some((target, on)), Some(which)) = (on, left.iter().position(is_esp)) {
+            self.mount(on, target.as_bytes(), left.remove(which).1);
         }
     }
 
-    fn mount(&mut self, on: Place, tree: Tree<'c>) {
+    fn mount(&mut self, on: Place, target: &[u8], tree: Tree<'c>) {
         self.mounts.insert(on, self.volumes.len());
         self.volumes.extend(tree.volumes);
+        let target = target.to_vec();
+        self.places.extend(tree.places.into_iter().map(|place| TreeMount { target: target.clone(), ..place }));
     }
 
-    /// Whether nothing is missing: every file system that the table has to have mounted is one that kiln reads, and on a
-    /// partition of this disk.
+    /// Returns what is missing in this view, or doubtful.
+    #[must_use]
+    pub fn gaps(&self) -> &[TreeGap] {
+        &self.gaps
+    }
+
+    /// Returns the file systems of this view, the root first.
+    #[must_use]
+    pub fn mounts(&self) -> &[TreeMount] {
+        &self.places
+    }
+
+    /// Returns whether the running guest sees these files and no others, as far as the disk shows.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        !self.unread.iter().any(|mount| mount.is_needed)
+        !self.gaps.iter().any(TreeGap::hides_files)
     }
 
     /// Whether every file system was unmounted as it should be.
@@ -280,6 +314,10 @@ impl<'c> Tree<'c> {
         })?;
         Ok(content.finish())
     }
+}
+
+fn unanswered(mount: Mount) -> TreeGap {
+    TreeGap::Unanswered { source: mount.source.to_string(), target: mount.target }
 }
 
 /// Which of these is the root. One that is too damaged to be looked into is not it; reading it later would say why.

@@ -6,6 +6,7 @@ use super::chain::Chain;
 use super::entry::{Chunk, Entry, FileKind, Time};
 use super::ext4::{self, Ext4, Ext4Error};
 use super::fat::{self, Fat, FatError};
+use super::gap::VolumeKind;
 use super::partition::Partition;
 use crate::error::{self, Fault};
 
@@ -71,6 +72,14 @@ impl<'c> Volume<'c> {
         match self {
             Volume::Ext4(ext4) => ext4.label(),
             Volume::Fat(fat) => fat.label(),
+        }
+    }
+
+    /// Returns which file system it is.
+    pub(super) fn kind(&self) -> VolumeKind {
+        match self {
+            Volume::Ext4(_) => VolumeKind::Ext4,
+            Volume::Fat(_) => VolumeKind::Fat,
         }
     }
 

@@ -3,6 +3,8 @@
 //! Source: fstab(5). Only file systems on block devices count: the same files are not listed twice for a bind mount, and
 //! what is not on a disk is not in an image.
 
+use std::fmt::{self, Display, Formatter};
+
 /// A line of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
@@ -29,6 +31,19 @@ pub enum Source {
     Partition(u32),
     /// A device that need not be a partition, such as a logical volume.
     Device(String),
+}
+
+impl Display for Source {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Uuid(uuid) => write!(f, "UUID={uuid}"),
+            Source::Label(label) => write!(f, "LABEL={label}"),
+            Source::PartUuid(uuid) => write!(f, "PARTUUID={uuid}"),
+            Source::PartLabel(label) => write!(f, "PARTLABEL={label}"),
+            Source::Partition(number) => write!(f, "partition {number}"),
+            Source::Device(device) => f.write_str(device),
+        }
+    }
 }
 
 /// Every mount of the table, in its order.

@@ -1,0 +1,211 @@
+//! What kiln's view of a disk lacks, or may have otherwise than the running guest.
+
+use std::fmt::{self, Display, Formatter};
+
+/// What is on a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VolumeKind {
+    /// ext2, ext3 or ext4.
+    Ext4,
+    /// FAT12, FAT16 or FAT32.
+    Fat,
+    /// XFS.
+    Xfs,
+    /// Btrfs.
+    Btrfs,
+    /// F2FS.
+    F2fs,
+    /// A physical volume of LVM2.
+    Lvm,
+    /// An encrypted container, LUKS1 or LUKS2.
+    Luks,
+    /// A member of a Linux software RAID.
+    Raid,
+    /// Swap space or a hibernation image.
+    Swap,
+    /// Squashfs.
+    Squashfs,
+    /// EROFS.
+    Erofs,
+    /// ISO 9660.
+    Iso9660,
+    /// NTFS.
+    Ntfs,
+    /// exFAT.
+    Exfat,
+    /// Bcachefs.
+    Bcachefs,
+    /// A member of a ZFS pool.
+    Zfs,
+    /// Data that kiln does not recognize.
+    Unknown,
+}
+
+impl Display for VolumeKind {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            VolumeKind::Ext4 => "ext4",
+            VolumeKind::Fat => "FAT",
+            VolumeKind::Xfs => "xfs",
+            VolumeKind::Btrfs => "btrfs",
+            VolumeKind::F2fs => "f2fs",
+            VolumeKind::Lvm => "an LVM physical volume",
+            VolumeKind::Luks => "LUKS",
+            VolumeKind::Raid => "a RAID member",
+            VolumeKind::Swap => "swap",
+            VolumeKind::Squashfs => "squashfs",
+            VolumeKind::Erofs => "erofs",
+            VolumeKind::Iso9660 => "ISO 9660",
+            VolumeKind::Ntfs => "NTFS",
+            VolumeKind::Exfat => "exFAT",
+            VolumeKind::Bcachefs => "bcachefs",
+            VolumeKind::Zfs => "a ZFS pool member",
+            VolumeKind::Unknown => "unknown data",
+        })
+    }
+}
+
+/// A partition and what is on it, for messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionContent {
+    /// As Linux numbers it; 0 for the whole disk.
+    pub partition: u32,
+    /// What is on it.
+    pub kind: VolumeKind,
+    /// The label of the file system, else of the partition; may be empty.
+    pub label: String,
+}
+
+/// Writes `xfs on partition 3 (label "data")`. The label is escaped: a guest has written it.
+impl Display for PartitionContent {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self.partition {
+            0 => write!(f, "{} on the whole disk", self.kind)?,
+            number => write!(f, "{} on partition {number}", self.kind)?,
+        }
+        if self.label.is_empty() { Ok(()) } else { write!(f, " (label {:?})", self.label) }
+    }
+}
+
+/// What is missing in the view of a disk, or doubtful.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TreeGap {
+    /// The guest mounts a file system that kiln does not read.
+    Unreadable {
+        /// Where it is.
+        volume: PartitionContent,
+        /// Its mount point, where that is known.
+        target: Option<Vec<u8>>,
+    },
+    /// The guest mounts a device that kiln did not find on the disk.
+    Unanswered {
+        /// The device as the guest names it.
+        source: String,
+        /// Its mount point.
+        target: Vec<u8>,
+    },
+    /// The guest mounts a file system on a directory that is not there before it boots.
+    NoMountPoint {
+        /// Where it is.
+        volume: PartitionContent,
+        /// Its mount point.
+        target: Vec<u8>,
+    },
+    /// A file system was not unmounted; the guest replays its journal or repairs it.
+    Unclean {
+        /// Where it is.
+        volume: PartitionContent,
+        /// Its mount point.
+        target: Vec<u8>,
+    },
+    /// Whether the guest mounts a file system depends on what the disk does not say.
+    Undecided {
+        /// Where it is.
+        volume: PartitionContent,
+        /// Its possible mount point.
+        target: Vec<u8>,
+        /// What could mount it.
+        reason: &'static str,
+    },
+    /// Nothing mounts this file system.
+    LeftOver {
+        /// Where it is.
+        volume: PartitionContent,
+    },
+}
+
+impl TreeGap {
+    /// Returns whether files of the running guest may be missing or stale because of it.
+    #[must_use]
+    pub fn hides_files(&self) -> bool {
+        !matches!(self, TreeGap::LeftOver { .. })
+    }
+}
+
+impl Display for TreeGap {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            TreeGap::Unreadable { volume, target: Some(target) } => {
+                write!(f, "{} is {volume}, which kiln cannot read", quoted(target))
+            }
+            TreeGap::Unreadable { volume, target: None } => {
+                write!(f, "kiln cannot read {volume}, which the guest may mount")
+            }
+            TreeGap::Unanswered { source, target } => {
+                write!(f, "{} is mounted from {}, which is on no partition", quoted(target), source.escape_debug())
+            }
+            TreeGap::NoMountPoint { volume, target } => {
+                write!(f, "{volume} is mounted on {}, but there is no such directory", quoted(target))
+            }
+            TreeGap::Unclean { volume, target } => {
+                write!(f, "{} is {volume}, which was not unmounted: its journal is not replayed", quoted(target))
+            }
+            TreeGap::Undecided { volume, target, reason } => {
+                write!(f, "{volume} may be mounted on {}: {reason}", quoted(target))
+            }
+            TreeGap::LeftOver { volume } => write!(f, "nothing mounts {volume}"),
+        }
+    }
+}
+
+/// Returns a path without anything that could be taken for more than a part of a line.
+fn quoted(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).escape_debug().to_string()
+}
+
+/// A file system in the tree, and where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TreeMount {
+    /// The mount point, without links; `/` for the root.
+    pub target: Vec<u8>,
+    /// The partition as Linux numbers it; 0 for the whole disk.
+    pub partition: u32,
+    /// First byte of the partition on the disk.
+    pub start: u64,
+    /// Length of the partition, bytes.
+    pub length: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_is_one_line_whatever_the_guest_has_named_things() {
+        let volume = PartitionContent { partition: 3, kind: VolumeKind::Xfs, label: "a\n\u{1b}[2J\"".into() };
+        let target = b"/srv\n::error::x".to_vec();
+        let gaps = [
+            TreeGap::Unreadable { volume: volume.clone(), target: Some(target.clone()) },
+            TreeGap::Unreadable { volume: volume.clone(), target: None },
+            TreeGap::Unanswered { source: "LABEL=\n".into(), target: target.clone() },
+            TreeGap::NoMountPoint { volume: volume.clone(), target: target.clone() },
+            TreeGap::Unclean { volume: volume.clone(), target: target.clone() },
+            TreeGap::Undecided { volume: volume.clone(), target, reason: "why" },
+            TreeGap::LeftOver { volume },
+        ];
+        for gap in &gaps {
+            assert!(!gap.to_string().contains(|c: char| c.is_control()), "{gap}");
+            assert_eq!(gap.hides_files(), !gap.to_string().starts_with("nothing mounts"), "{gap}");
+        }
+    }
+}
