@@ -2,13 +2,18 @@
 //! the same files came of them. Nothing is published.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io;
 use std::ops::ControlFlow;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::task::spawn_blocking;
 
-use crate::digest::hex;
+use crate::digest::{hex, sha256_file};
 use crate::disk::entry::{ContentDigest, Entry, canonical};
+use crate::disk::listing::split_field;
 use crate::disk::tree::Tree;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::Level;
@@ -19,7 +24,7 @@ use super::contents::{self, Known};
 use super::layers::Layers;
 use super::limits::Limits;
 use super::writers::Writers;
-use super::{Build, SealedDisk, Surroundings, disks};
+use super::{Build, ScratchError, SealedDisk, Surroundings, disks};
 
 /// Another day, hour and minute; not so far that a certificate has ended meanwhile.
 const AHEAD: SignedDuration = SignedDuration::from_secs(31 * 3600 + 17 * 60 + 5);
@@ -56,10 +61,12 @@ struct Found {
     step: Option<usize>,
 }
 
-/// Every file of a sealed disk.
-struct Files {
+/// Every file of a sealed disk, and what its steps fetched.
+struct BuildResult {
     content_sha256: String,
     all: BTreeMap<Vec<u8>, Found>,
+    /// Digest by path.
+    fetched: BTreeMap<PathBuf, String>,
 }
 
 /// Builds twice, with neither cache nor tests nor outputs. Gives the `content_sha256` that both have.
@@ -78,7 +85,8 @@ pub async fn reproduce(plan: &Plan, around: &Surroundings) -> Result<String, Fai
     around.events.notice(Level::Info, format!("second build: {}, a clock that is a day ahead", machine(&second)));
     let other = once(&second, around, limits).await?;
     let steps: Vec<&str> = plan.spec.steps.iter().map(|step| step.name.as_str()).collect();
-    let differences = differences(&one.all, &other.all, &steps);
+    let mut differences = differences(&one.all, &other.all, &steps);
+    differences.extend(fetched_differences(&one.fetched, &other.fetched));
     if differences.is_empty() { Ok(one.content_sha256) } else { Err(told(differences).into()) }
 }
 
@@ -92,14 +100,19 @@ fn varied(plan: &Plan) -> Plan {
     plan
 }
 
-async fn once(plan: &Plan, around: &Surroundings, limits: Limits) -> Result<Files, Failure> {
+async fn once(plan: &Plan, around: &Surroundings, limits: Limits) -> Result<BuildResult, Failure> {
     let build = Build::open(plan, around, limits)?;
     let mut layers = Layers::new(plan, build.events.clone(), None, build.work.path());
     let made = async {
         let fetched = build.work.join("fetched");
         let (guest, steps) = build.provisioned(&mut layers, &fetched, around).await?;
         let SealedDisk { disk, known } = build.sealed(guest, &steps, &layers).await?;
-        let reading = spawn_blocking(move || read(&disks::open(disk.chain)?, &known));
+        let files: Vec<PathBuf> = steps.iter().flat_map(|done| done.fetched.clone()).collect();
+        let reading = spawn_blocking(move || {
+            let failed = |source| ScratchError::at("the fetched files", &fetched)(source);
+            let fetched = digest_fetched(&fetched, files).map_err(failed)?;
+            read(&disks::open(disk.chain)?, &known, fetched)
+        });
         build.limits.hold(async { reading.await.expect("reading the tree does not panic") }).await
     };
     let made = made.await;
@@ -107,14 +120,46 @@ async fn once(plan: &Plan, around: &Surroundings, limits: Limits) -> Result<File
     made.map_err(|failure| build.give_up(failure, around))
 }
 
-fn read(disk: &crate::disk::chain::Chain, known: &Known) -> Result<Files, Failure> {
+/// Digests what steps fetched: the content of a file, or where a link points to.
+fn digest_fetched(folder: &Path, files: Vec<PathBuf>) -> io::Result<BTreeMap<PathBuf, String>> {
+    let digest = |file: PathBuf| {
+        let path = folder.join(&file);
+        let digest = if fs::symlink_metadata(&path)?.is_symlink() {
+            format!("link to {}", hex(fs::read_link(&path)?.as_os_str().as_bytes()))
+        } else {
+            hex(&sha256_file(&File::open(&path)?)?)
+        };
+        Ok((file, digest))
+    };
+    files.into_iter().map(digest).collect()
+}
+
+fn fetched_differences(one: &BTreeMap<PathBuf, String>, other: &BTreeMap<PathBuf, String>) -> Vec<String> {
+    let files: BTreeSet<&PathBuf> = one.keys().chain(other.keys()).collect();
+    let difference = |file: &PathBuf| {
+        let how = match (one.get(file), other.get(file)) {
+            (Some(first), Some(second)) if first == second => return None,
+            (Some(_), Some(_)) => "content",
+            (Some(_), None) => "only in the first build",
+            _ => "only in the second build",
+        };
+        Some(format!("fetched file {}: {how}", file.display()))
+    };
+    files.into_iter().filter_map(difference).collect()
+}
+
+fn read(
+    disk: &crate::disk::chain::Chain,
+    known: &Known,
+    fetched: BTreeMap<PathBuf, String>,
+) -> Result<BuildResult, Failure> {
     let (mut content, mut all) = (ContentDigest::new(), BTreeMap::new());
     contents::Files::new(Tree::open(disk), &known.answers)?.walk(&mut |entry| {
         content.add(entry);
         all.insert(entry.path.clone(), found(entry, &known.writers));
         ControlFlow::Continue(())
     })?;
-    Ok(Files { content_sha256: hex(&content.finish()), all })
+    Ok(BuildResult { content_sha256: hex(&content.finish()), all, fetched })
 }
 
 fn found(entry: &Entry, writers: &Writers) -> Found {
@@ -142,13 +187,13 @@ fn differences(one: &BTreeMap<Vec<u8>, Found>, other: &BTreeMap<Vec<u8>, Found>,
     paths.into_iter().filter_map(difference).collect()
 }
 
+fn fields(line: &str) -> BTreeMap<String, String> {
+    line.split_whitespace().filter_map(split_field).collect()
+}
+
 /// The fields of the canonical line whose values are not the same, and the time.
 fn what_differs(one: &Found, other: &Found) -> Option<String> {
-    let fields = |found: &Found| -> BTreeMap<String, String> {
-        let pair = |field: &str| field.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
-        found.line.split_whitespace().filter_map(pair).collect()
-    };
-    let (first, second) = (fields(one), fields(other));
+    let (first, second) = (fields(&one.line), fields(&other.line));
     let names: BTreeSet<&String> = first.keys().chain(second.keys()).collect();
     let mut differing: Vec<&str> =
         names.into_iter().filter(|name| first.get(*name) != second.get(*name)).map(String::as_str).collect();
@@ -201,6 +246,30 @@ mod tests {
         ];
         assert_eq!(differences(&one, &other, &["one", "two"]), expected);
         assert!(differences(&one, &one, &["one", "two"]).is_empty());
+    }
+
+    #[test]
+    fn attributes_whose_names_differ_after_an_equals_sign_are_two() {
+        let one = files(&[("/a", "xattr:user.a=b=00 xattr:user.a=c=01", 1, None)]);
+        let other = files(&[("/a", "xattr:user.a=b=02 xattr:user.a=c=01", 1, None)]);
+        assert_eq!(differences(&one, &other, &[]), ["/a: xattr:user.a=b; written by the boot or sealing"]);
+    }
+
+    #[test]
+    fn fetched_files_are_compared_by_content() {
+        let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let names = ["same", "other", "one"].map(PathBuf::from);
+        for (folder, content) in folders.iter().zip(["1", "2"]) {
+            fs::write(folder.path().join("same"), "x").unwrap();
+            fs::write(folder.path().join("other"), content).unwrap();
+            std::os::unix::fs::symlink("same", folder.path().join("one")).unwrap();
+        }
+        let first = digest_fetched(folders[0].path(), names.to_vec()).unwrap();
+        let second = digest_fetched(folders[1].path(), names[..2].to_vec()).unwrap();
+        let expected = ["fetched file one: only in the first build", "fetched file other: content"];
+        assert_eq!(fetched_differences(&first, &second), expected);
+        assert!(fetched_differences(&first, &first).is_empty());
+        assert_eq!(fetched_differences(&second, &first)[0], "fetched file one: only in the second build");
     }
 
     #[test]

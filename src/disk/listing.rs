@@ -138,15 +138,16 @@ impl Record {
         let (seconds, nanoseconds) = mtime.split_once('.')?;
         seconds.parse::<i64>().ok()?;
         nanoseconds.parse::<u32>().ok()?;
-        // The name of an attribute may have a `=` of its own, its value is hexadecimal.
-        let field = |field: &str| {
-            let pair = if field.starts_with("xattr:") { field.rsplit_once('=') } else { field.split_once('=') };
-            pair.map(|(name, value)| (name.to_owned(), value.to_owned()))
-        };
-        let fields: Vec<_> = content.split(' ').map(field).collect::<Option<_>>()?;
+        let fields: Vec<_> = content.split(' ').map(split_field).collect::<Option<_>>()?;
         let path = unescaped(path).filter(|path| path.starts_with(b"/"))?;
         Some(Self { path, fields, mtime: mtime.to_owned(), step })
     }
+}
+
+/// Splits a field of a canonical line into name and value. The name of an attribute may hold a `=`, its value is hexadecimal.
+pub(crate) fn split_field(field: &str) -> Option<(String, String)> {
+    let pair = if field.starts_with("xattr:") { field.rsplit_once('=') } else { field.split_once('=') };
+    pair.map(|(name, value)| (name.to_owned(), value.to_owned()))
 }
 
 /// The bytes of a path in a canonical line.
