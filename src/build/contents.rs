@@ -23,27 +23,24 @@ use crate::disk::chain::{Chain, Layer};
 use crate::disk::entry::{ContentDigest, Entry};
 use crate::disk::listing::{self, ListingWriter};
 use crate::disk::os_release::{self, Os};
-use crate::disk::packages::{self, Installed, PackageType, RPM_FORMAT};
+use crate::disk::packages::{Package, has_rpm_database, read_databases};
 use crate::disk::told::Told;
 use crate::disk::tree::{Tree, TreeError};
 use crate::error::Failure;
-use crate::event::{Channel, Events, Level};
-use crate::guest::{Exec, Exit, GuestError};
-use crate::plan::{Plan, with_grace};
+use crate::event::{Events, Level};
+use crate::guest::GuestError;
+use crate::plan::Plan;
 use crate::spec::Platform;
 use crate::store::manifest;
 
 use super::boot::Guest;
 use super::disks::{Layers, open};
+use super::packages::{self, PackageAnswer, PackageList};
 use super::writers::Writers;
 use super::{Build, ScratchError, platform};
 
-/// A package database is a file that is read, or a program that reads it; under software emulation that takes a while.
-const PACKAGES_PATIENCE: Duration = Duration::from_secs(5 * 60);
 /// Hashing gigabytes under software emulation takes minutes.
 const FILES_PATIENCE: Duration = Duration::from_secs(60 * 60);
-/// What the guest may say of its packages, bytes.
-const MAX_ANSWER: usize = 64 << 20;
 /// What it may say of its files, bytes: twenty million of them.
 const MAX_LIST: u64 = 4 << 30;
 /// Where that stays until it is read.
@@ -64,16 +61,21 @@ impl Wanted {
             .ok()
             .and_then(|file| Chain::open(vec![Layer { file, format: base.format.into() }]).ok());
         let tree = chain.as_ref().and_then(|chain| Tree::open(chain).ok());
-        let packages = tree.as_ref().is_none_or(|tree| !matches!(packages::installed(tree), Ok(Some(_))));
+        let packages = tree.as_ref().is_none_or(|tree| !are_packages_readable(tree));
         Self { files: tree.is_none_or(|tree| !tree.is_whole()), packages }
     }
+}
+
+/// Returns whether the host reads every package database of this tree, and there is one.
+fn are_packages_readable(tree: &Tree<'_>) -> bool {
+    let is_listed = read_databases(tree).is_ok_and(|databases| !databases.is_empty());
+    is_listed && has_rpm_database(tree).is_ok_and(|has_rpm| !has_rpm)
 }
 
 /// What the guest has said of itself. It may say anything.
 #[derive(Debug, Default)]
 pub(crate) struct Answers {
-    os: Option<Os>,
-    installed: Option<Installed>,
+    packages: Option<PackageAnswer>,
     /// Asked last, of the sealed guest.
     pub(crate) files: Option<Told>,
 }
@@ -100,70 +102,10 @@ pub struct Contents {
     pub packages: Vec<manifest::Package>,
 }
 
-impl Contents {
-    /// With what the other knows and this does not.
-    fn or(self, other: Self) -> Self {
-        let (package_type, packages) = match self.package_type {
-            Some(_) => (self.package_type, self.packages),
-            None => (other.package_type, other.packages),
-        };
-        Self {
-            content_sha256: self.content_sha256.or(other.content_sha256),
-            os: self.os.or(other.os),
-            package_type,
-            packages,
-        }
-    }
-}
-
-/// Three answers with a NUL between them: os-release, the type of the packages, and what its database or program says. The
-/// host can read the first two databases, and does so where it reads the file system.
-fn question() -> String {
-    format!(
-        "cat /etc/os-release 2>/dev/null || cat /usr/lib/os-release 2>/dev/null
-        printf '\\0'
-        if [ -f /var/lib/dpkg/status ]; then printf 'deb\\0' && exec cat /var/lib/dpkg/status; fi
-        if [ -f /lib/apk/db/installed ]; then printf 'apk\\0' && exec cat /lib/apk/db/installed; fi
-        if command -v rpm >/dev/null; then printf 'rpm\\0' && exec rpm -qa --queryformat '{RPM_FORMAT}'; fi
-        printf '\\0'"
-    )
-}
-
 /// Asks a guest that is not sealed yet for what the host cannot read. One that cannot answer is none the worse for it.
 pub(crate) async fn ask(build: &Build<'_>, guest: &mut Guest, wanted: Wanted) -> Result<Answers, Failure> {
-    if !wanted.packages {
-        return Ok(Answers::default());
-    }
-    let exec = Exec { timeout: Some(PACKAGES_PATIENCE), ..Exec::new(["sh", "-c", &question()]) };
-    let (mut said, mut is_long) = (Vec::new(), false);
-    let mut keep = |channel: Channel, bytes: &[u8]| {
-        let fits = said.len() + bytes.len() <= MAX_ANSWER;
-        is_long |= !fits;
-        if channel == Channel::Stdout && fits {
-            said.extend_from_slice(bytes);
-        }
-    };
-    let work = guest.session.exec(&exec, &mut keep);
-    let late = || GuestError::Overdue(PACKAGES_PATIENCE).into();
-    let exit = build.limits.hold_guest(&guest.machine, with_grace(PACKAGES_PATIENCE), late, work).await?;
-    if exit != Exit::Code(0) || is_long {
-        let how = if is_long { "said too much".to_owned() } else { exit.to_string() };
-        build.events.notice(Level::Warning, format!("the guest could not tell its packages: the question {how}"));
-        return Ok(Answers::default());
-    }
-    Ok(answers(&said))
-}
-
-fn answers(said: &[u8]) -> Answers {
-    let mut parts = said.splitn(3, |byte| *byte == 0);
-    let mut part = || parts.next().unwrap_or_default();
-    let (os, kind, text) = (part(), part(), part());
-    let kind = std::str::from_utf8(kind).ok().and_then(PackageType::named);
-    Answers {
-        os: (!os.trim_ascii().is_empty()).then(|| os_release::parse(os)),
-        installed: kind.map(|kind| packages::parse(kind, text)),
-        files: None,
-    }
+    let packages = if wanted.packages { packages::ask(build, guest).await? } else { None };
+    Ok(Answers { packages, files: None })
 }
 
 /// Has a sealed guest list its files, where the host cannot read them.
@@ -228,16 +170,17 @@ pub(crate) fn read(
     staging: &Path,
 ) -> Result<JoinHandle<Result<Contents, Failure>>, Failure> {
     let chain = open(layers)?;
-    let (events, list) = (build.events.clone(), staging.join(listing::FILE));
+    let (events, path) = (build.events.clone(), staging.join(listing::FILE));
     let outputs = &build.plan.spec.outputs;
     let platforms: BTreeSet<Platform> = outputs.iter().flat_map(|output| output.platforms.iter().copied()).collect();
     Ok(spawn_blocking(move || {
         let tree = Tree::open(&chain);
-        let mut contents = described(answers.os.clone(), answers.installed.clone());
+        let list = PackageList::collect(tree.as_ref().ok(), answers.packages.as_ref())?;
+        list.warn(&events);
+        let mut os = answers.packages.as_ref().and_then(|answer| answer.os.clone());
         if let Ok(tree) = &tree {
-            let installed = packages::installed(tree)?.or(answers.installed.clone());
-            warn_of(&platforms, tree, installed.as_ref(), &events)?;
-            contents = contents.or(described(os_release::os(tree)?, installed));
+            warn_of(&platforms, tree, &list, &events)?;
+            os = os.or(os_release::os(tree)?);
         } else {
             for platform in platforms {
                 let text =
@@ -245,11 +188,15 @@ pub(crate) fn read(
                 events.notice(Level::Warning, text);
             }
         }
-        match Files::new(tree, &answers) {
-            Ok(files) => contents.content_sha256 = Some(hex(&list_files(&files, &writers, &list)?)),
-            Err(error) => events.notice(Level::Info, format!("the manifest will lack content: {error}")),
-        }
-        Ok(contents)
+        let content_sha256 = match Files::new(tree, &answers) {
+            Ok(files) => Some(hex(&list_files(&files, &writers, &path)?)),
+            Err(error) => {
+                events.notice(Level::Info, format!("the manifest will lack content: {error}"));
+                None
+            }
+        };
+        let (package_type, packages) = list.for_manifest();
+        Ok(Contents { content_sha256, os: os.map(for_manifest), package_type, packages })
     }))
 }
 
@@ -257,11 +204,12 @@ pub(crate) fn read(
 fn warn_of(
     platforms: &BTreeSet<Platform>,
     tree: &Tree<'_>,
-    installed: Option<&Installed>,
+    list: &PackageList,
     events: &Events,
 ) -> Result<(), Failure> {
     if !platforms.is_empty() {
-        let guest = platform::Guest::of(tree, installed.map_or(&[], |installed| &installed.packages))?;
+        let packages: Vec<Package> = list.databases.iter().flat_map(|database| database.packages.clone()).collect();
+        let guest = platform::Guest::of(tree, &packages)?;
         for missing in platforms.iter().flat_map(|platform| guest.misses(*platform)) {
             events.notice(Level::Warning, missing);
         }
@@ -269,15 +217,8 @@ fn warn_of(
     Ok(())
 }
 
-fn described(os: Option<Os>, installed: Option<Installed>) -> Contents {
-    let package =
-        |found: packages::Package| manifest::Package { name: found.name, version: found.version, arch: found.arch };
-    Contents {
-        content_sha256: None,
-        os: os.map(|Os { id, version, name }| manifest::Os { id, version, name }),
-        package_type: installed.as_ref().map(|installed| installed.kind.name().to_owned()),
-        packages: installed.into_iter().flat_map(|installed| installed.packages).map(package).collect(),
-    }
+fn for_manifest(Os { id, version, name }: Os) -> manifest::Os {
+    manifest::Os { id, version, name }
 }
 
 /// Writes the list of all files, and gives the digest of what they contain.
@@ -295,26 +236,4 @@ fn list_files(files: &Files<'_>, writers: &Writers, path: &Path) -> Result<[u8; 
     walked?;
     list.finish().and_then(|mut file| file.flush()).map_err(failed)?;
     Ok(content.finish())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_guest_answers_with_its_system_and_its_packages() {
-        let answers = answers(b"ID=fedora\nVERSION_ID=40\n\0rpm\0bash\t5.2-3\tx86_64\n");
-        assert_eq!(answers.os.unwrap().id, "fedora");
-        let installed = answers.installed.unwrap();
-        assert_eq!((installed.kind, installed.packages.len()), (PackageType::Rpm, 1));
-    }
-
-    #[test]
-    fn a_guest_that_says_nothing_or_nonsense_has_told_nothing() {
-        for said in [&b""[..], b"\0", b"\0\0", b"\n\0gem\0a\tb\tc\n", &[0xff; 100][..], &[0; 100]] {
-            let answers = answers(said);
-            assert!(answers.installed.is_none(), "{said:?}");
-        }
-        assert!(answers(b"\0\0").os.is_none());
-    }
 }

@@ -52,7 +52,7 @@ fn created(manifest: &Manifest) -> String {
 /// A package URL (purl-spec, PURL-TYPES `deb`, `apk` and `rpm`): the namespace is the distribution, and `distro` says which
 /// version of it. An epoch of rpm is a qualifier there.
 fn purl(manifest: &Manifest, package: &Package) -> String {
-    let kind = manifest.package_type.as_deref().unwrap_or("generic");
+    let kind = manifest.type_of(package).unwrap_or("generic");
     let os = manifest.os.as_ref();
     let namespace = os.map(|os| format!("/{}", encoded(&os.id))).unwrap_or_default();
     let (epoch, version) = match package.version.split_once(':') {
@@ -61,11 +61,17 @@ fn purl(manifest: &Manifest, package: &Package) -> String {
     };
     let distro =
         os.filter(|os| !os.version.is_empty()).map(|os| format!("{}-{}", encoded(&os.id), encoded(&os.version)));
-    let qualifiers = [("arch", Some(encoded(&package.arch))), ("distro", distro), ("epoch", epoch.map(encoded))];
+    let arch = Some(encoded(&package.arch)).filter(|arch| !arch.is_empty());
+    let qualifiers = [("arch", arch), ("distro", distro), ("epoch", epoch.map(encoded))];
     let qualifiers: Vec<String> =
         qualifiers.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value?))).collect();
-    let (name, version) = (encoded(&package.name), encoded(version));
-    format!("pkg:{kind}{namespace}/{name}@{version}?{}", qualifiers.join("&"))
+    let mut purl = format!("pkg:{kind}{namespace}/{}", encoded(&package.name));
+    for (mark, part) in [("@", encoded(version)), ("?", qualifiers.join("&"))] {
+        if !part.is_empty() {
+            purl = purl + mark + &part;
+        }
+    }
+    purl
 }
 
 /// Percent-encoding as purl-spec has it: all but letters, digits and `.-_~`, and the colon, which stays.
@@ -89,13 +95,17 @@ mod tests {
     use super::*;
     use crate::store::manifest::{Os, tests::sample};
 
+    fn package(name: &str, version: &str, arch: &str) -> Package {
+        Package { name: name.into(), version: version.into(), arch: arch.into(), kind: None }
+    }
+
     #[test]
     fn package_urls_name_the_distribution() {
         let url = |kind: &str, (id, os_version): (&str, &str), (name, version, arch): (&str, &str, &str)| {
             let os = Os { id: id.into(), version: os_version.into(), name: String::new() };
             let (os, package_type) = (Some(os), Some(kind.to_owned()));
             let manifest = Manifest { os, package_type, ..sample("web", "1", "k") };
-            purl(&manifest, &Package { name: name.into(), version: version.into(), arch: arch.into() })
+            purl(&manifest, &package(name, version, arch))
         };
         assert_eq!(
             url("deb", ("debian", "12"), ("libstdc++6", "1:12.2~a b", "amd64")),
@@ -110,9 +120,17 @@ mod tests {
             url("rpm", ("fedora", "40"), ("shadow-utils", "2:4.15-4.fc40", "x86_64")),
             "pkg:rpm/fedora/shadow-utils@4.15-4.fc40?arch=x86_64&distro=fedora-40&epoch=2"
         );
-        let unknown =
-            purl(&sample("web", "1", "k"), &Package { name: "a".into(), version: "1".into(), arch: "x".into() });
+        assert_eq!(url("deb", ("debian", ""), ("half", "", "")), "pkg:deb/debian/half");
+        let unknown = purl(&sample("web", "1", "k"), &package("a", "1", "x"));
         assert_eq!(unknown, "pkg:generic/a@1?arch=x");
+    }
+
+    #[test]
+    fn a_package_of_another_database_has_its_own_type() {
+        let manifest = Manifest { package_type: Some("deb".into()), ..sample("web", "1", "k") };
+        let apk = Package { kind: Some("apk".into()), ..package("musl", "1", "x86_64") };
+        assert_eq!(purl(&manifest, &apk), "pkg:apk/musl@1?arch=x86_64");
+        assert_eq!(purl(&manifest, &package("a", "1", "all")), "pkg:deb/a@1?arch=all");
     }
 
     #[test]

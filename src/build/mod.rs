@@ -52,6 +52,7 @@ pub mod many;
 pub mod outdated;
 pub mod output;
 mod package;
+mod packages;
 pub mod pins;
 pub mod platform;
 pub mod provision;

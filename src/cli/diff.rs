@@ -16,7 +16,7 @@ use crate::disk::chain::{Chain, Layer};
 use crate::disk::compare::{Change, compare};
 use crate::disk::inspect::BaseImage;
 use crate::disk::listing::{self, Listing, ListingError, Record};
-use crate::disk::packages::{Installed, PackageType, installed, version};
+use crate::disk::packages::{PackageDatabase, PackageType, read_databases, version};
 use crate::disk::tree::{Tree, TreeError};
 use crate::error::{Failure, Fault, Kind};
 use crate::spec::{BaseFormat, DiskFormat};
@@ -138,9 +138,7 @@ pub fn run(args: &args::Diff, folders: &Folders, out: &mut dyn Write) -> Result<
     let mut difference = Difference { steps: new.steps(), ..Difference::default() };
     let (left, right) = (old.records()?, new.records()?);
     compare(left.into_iter(), right.into_iter(), args.mtime, &mut |change| difference.files.push(change))?;
-    let ((old_kind, old_packages), (new_kind, new_packages)) = (old.packages()?, new.packages()?);
-    let kind = new_kind.filter(|kind| Some(*kind) == old_kind);
-    difference.packages = package_changes(kind, &old_packages, &new_packages);
+    difference.packages = package_changes(&old.packages()?, &new.packages()?);
     difference.metadata = metadata(old.manifest(), new.manifest());
     if !args.stat {
         difference.texts = texts(&old, &new, &difference.files)?;
@@ -190,22 +188,18 @@ impl Side {
         Ok(Chain::open(vec![Layer { file, format }])?)
     }
 
-    /// What is installed, and of which type that is.
-    fn packages(&self) -> Result<(Option<PackageType>, Vec<Package>), Failure> {
+    /// Returns what is installed, each package with its type.
+    fn packages(&self) -> Result<Vec<Package>, Failure> {
         if let Some(manifest) = self.manifest() {
-            let kind = manifest.package_type.as_deref().and_then(PackageType::named);
-            return Ok((kind, manifest.packages.clone()));
+            let typed = |package: &Package| {
+                let kind = manifest.type_of(package).map(str::to_owned);
+                Package { kind, ..package.clone() }
+            };
+            return Ok(manifest.packages.iter().map(typed).collect());
         }
         let chain = self.chain()?;
-        let Some(Installed { kind, packages }) = installed(&Tree::open(&chain)?)? else {
-            return Ok((None, Vec::new()));
-        };
-        let package = |found: crate::disk::packages::Package| Package {
-            name: found.name,
-            version: found.version,
-            arch: found.arch,
-        };
-        Ok((Some(kind), packages.into_iter().map(package).collect()))
+        let databases = read_databases(&Tree::open(&chain)?)?;
+        Ok(databases.into_iter().flat_map(typed_packages).collect())
     }
 
     /// Every file, read by a thread of its own.
@@ -220,6 +214,15 @@ impl Side {
         }
         Ok(records)
     }
+}
+
+fn typed_packages(PackageDatabase { kind, packages }: PackageDatabase) -> impl Iterator<Item = Package> {
+    packages.into_iter().map(move |package| Package {
+        name: package.name,
+        version: package.version,
+        arch: package.arch,
+        kind: Some(kind.name().to_owned()),
+    })
 }
 
 fn format(path: &Path, said: Option<args::DiskFormat>) -> Result<BaseFormat, DiffError> {
@@ -258,7 +261,7 @@ fn send_tree(chain: &Chain, to: &SyncSender<Result<Record, Failure>>) {
 }
 
 /// Packages of one name and architecture, where the versions are not the same in both.
-fn package_changes(kind: Option<PackageType>, old: &[Package], new: &[Package]) -> Vec<PackageChange> {
+fn package_changes(old: &[Package], new: &[Package]) -> Vec<PackageChange> {
     let is_same = |one: &Package, other: &Package| one.name == other.name && one.arch == other.arch;
     // Several versions of one name may be installed together, as kernels are: whole packages are compared first.
     let only = |these: &[Package], others: &[Package]| -> Vec<Package> {
@@ -274,17 +277,15 @@ fn package_changes(kind: Option<PackageType>, old: &[Package], new: &[Package]) 
         .collect();
     changes.extend(come.into_iter().map(|package| (None, Some(package))));
     changes.sort_by(|one, other| one.0.as_ref().or(one.1.as_ref()).cmp(&other.0.as_ref().or(other.1.as_ref())));
-    changes
-        .into_iter()
-        .map(|(old, new)| PackageChange { how: how(kind, old.as_ref(), new.as_ref()), old, new })
-        .collect()
+    changes.into_iter().map(|(old, new)| PackageChange { how: how(old.as_ref(), new.as_ref()), old, new }).collect()
 }
 
-fn how(kind: Option<PackageType>, old: Option<&Package>, new: Option<&Package>) -> How {
+fn how(old: Option<&Package>, new: Option<&Package>) -> How {
     let (Some(old), Some(new)) = (old, new) else {
         return if new.is_some() { How::Added } else { How::Removed };
     };
-    match kind.and_then(|kind| version::compare(kind, &old.version, &new.version)) {
+    let kind = old.kind.as_deref().filter(|kind| new.kind.as_deref() == Some(kind));
+    match kind.and_then(PackageType::named).and_then(|kind| version::compare(kind, &old.version, &new.version)) {
         Some(Ordering::Less) => How::Up,
         Some(Ordering::Greater) => How::Down,
         _ => How::Changed,
@@ -349,7 +350,7 @@ mod tests {
     use super::*;
 
     fn package(name: &str, version: &str) -> Package {
-        Package { name: name.into(), version: version.into(), arch: "amd64".into() }
+        Package { name: name.into(), version: version.into(), arch: "amd64".into(), kind: Some("deb".into()) }
     }
 
     #[test]
@@ -366,10 +367,13 @@ mod tests {
             change(How::Added, None, Some("1"), "c"),
             change(How::Up, Some("5"), Some("7"), "linux"),
         ];
-        assert_eq!(package_changes(Some(PackageType::Deb), &old, &new), expected);
-        assert_eq!(package_changes(Some(PackageType::Deb), &new[..1], &old[..1])[0].how, How::Down);
-        assert_eq!(package_changes(None, &old[..1], &new[..1])[0].how, How::Changed, "of two types, or of none");
-        assert!(package_changes(None, &old, &old).is_empty());
+        assert_eq!(package_changes(&old, &new), expected);
+        assert_eq!(package_changes(&new[..1], &old[..1])[0].how, How::Down);
+        for kind in [None, Some("rpm".to_owned())] {
+            let other = Package { kind, ..new[0].clone() };
+            assert_eq!(package_changes(&old[..1], &[other])[0].how, How::Changed, "of two types, or of none");
+        }
+        assert!(package_changes(&old, &old).is_empty());
     }
 
     #[test]

@@ -15,6 +15,11 @@ pub const MAX_DATABASE: u64 = 256 << 20;
 /// What `rpm -qa --queryformat` is to say of each package, for [`parse`].
 pub const RPM_FORMAT: &str = r"%{NAME}\t%|EPOCH?{%{EPOCH}:}|%{VERSION}-%{RELEASE}\t%{ARCH}\n";
 
+/// The database of dpkg.
+pub(crate) const DPKG_STATUS: &str = "/var/lib/dpkg/status";
+/// The database of apk.
+pub(crate) const APK_INSTALLED: &str = "/lib/apk/db/installed";
+
 /// An installed package.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Package {
@@ -55,31 +60,45 @@ impl PackageType {
     }
 }
 
-/// All packages of a guest.
+/// The packages of one database.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Installed {
+pub struct PackageDatabase {
     /// Of which type all of them are.
     pub kind: PackageType,
     /// Sorted.
     pub packages: Vec<Package>,
 }
 
-/// What is installed, as far as the host can read it; `None` where the guest has neither dpkg nor apk.
+/// Reads every package database of dpkg and apk that lists a package. A guest may have several, and an empty one says
+/// nothing about the others. rpm's are not read: see [`has_rpm_database`].
 ///
 /// # Errors
 /// When the file system is damaged or cannot be read.
-pub fn installed(tree: &Tree<'_>) -> Result<Option<Installed>, TreeError> {
-    for (kind, path) in [(PackageType::Deb, "/var/lib/dpkg/status"), (PackageType::Apk, "/lib/apk/db/installed")] {
-        if let Some(text) = tree.read(path, MAX_DATABASE)? {
-            return Ok(Some(parse(kind, &text)));
-        }
+pub fn read_databases(tree: &Tree<'_>) -> Result<Vec<PackageDatabase>, TreeError> {
+    let mut databases = Vec::new();
+    for (kind, path) in [(PackageType::Deb, DPKG_STATUS), (PackageType::Apk, APK_INSTALLED)] {
+        let database = tree.read(path, MAX_DATABASE)?.map(|text| parse(kind, &text));
+        databases.extend(database.filter(|database| !database.packages.is_empty()));
     }
-    Ok(None)
+    Ok(databases)
 }
 
-/// The packages in dpkg's or apk's database, or in what rpm says when it is asked in [`RPM_FORMAT`].
+/// Returns whether the guest has a database of rpm, which only rpm itself reads.
+///
+/// # Errors
+/// When the file system is damaged or cannot be read.
+pub fn has_rpm_database(tree: &Tree<'_>) -> Result<bool, TreeError> {
+    for (folder, file) in rpm_databases() {
+        if tree.names(folder)?.is_some_and(|names| names.iter().any(|name| name == file.as_bytes())) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Parses the database of dpkg or apk, or the output of rpm for a query in [`RPM_FORMAT`].
 #[must_use]
-pub fn parse(kind: PackageType, text: &[u8]) -> Installed {
+pub fn parse(kind: PackageType, text: &[u8]) -> PackageDatabase {
     let text = String::from_utf8_lossy(text);
     let mut packages = match kind {
         PackageType::Deb => dpkg(&text),
@@ -87,20 +106,26 @@ pub fn parse(kind: PackageType, text: &[u8]) -> Installed {
         PackageType::Rpm => rpm(&text),
     };
     packages.sort_unstable();
-    Installed { kind, packages }
+    PackageDatabase { kind, packages }
 }
 
-/// Stanzas of `Key: value` lines; lines that begin with a space continue a value we do not need.
+/// Parses stanzas of `Key: value` lines; lines that begin with a space continue a value that is not needed.
 fn dpkg(text: &str) -> Vec<Package> {
-    let installed = |stanza: &&str| field(stanza, "Status: ").is_some_and(|status| status.ends_with(" ok installed"));
     let package = |stanza: &str| {
         Some(Package {
             name: field(stanza, "Package: ")?,
-            version: field(stanza, "Version: ")?,
-            arch: field(stanza, "Architecture: ")?,
+            version: field(stanza, "Version: ").unwrap_or_default(),
+            arch: field(stanza, "Architecture: ").unwrap_or_default(),
         })
     };
-    text.split("\n\n").filter(installed).filter_map(package).collect()
+    text.split("\n\n").filter(|stanza| is_on_disk(stanza)).filter_map(package).collect()
+}
+
+/// Returns whether dpkg has unpacked files of the package and not removed them. That is so in every state but two
+/// (dpkg(1), "Package states"), also after an installation that stopped half way.
+fn is_on_disk(stanza: &str) -> bool {
+    let status = field(stanza, "Status: ").unwrap_or_default();
+    status.split_whitespace().nth(2).is_some_and(|state| !matches!(state, "not-installed" | "config-files"))
 }
 
 /// Stanzas of `X:value` lines.
@@ -122,6 +147,12 @@ fn rpm(text: &str) -> Vec<Package> {
     text.lines().filter_map(package).collect()
 }
 
+/// Returns folder and file of each database that versions of rpm have had.
+pub(crate) fn rpm_databases() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let files = ["rpmdb.sqlite", "Packages.db", "Packages"];
+    ["/usr/lib/sysimage/rpm", "/var/lib/rpm"].into_iter().flat_map(move |folder| files.map(|file| (folder, file)))
+}
+
 fn field(stanza: &str, key: &str) -> Option<String> {
     stanza.lines().find_map(|line| line.strip_prefix(key)).map(|value| value.trim().to_owned())
 }
@@ -135,12 +166,29 @@ mod tests {
     }
 
     #[test]
-    fn only_what_dpkg_calls_installed_counts() {
-        let text = "Package: zsh\nStatus: install ok installed\nArchitecture: amd64\nVersion: 5.9-4+b2\n\
-                    Description: shell\n Version: of its text\n\n\
-                    Package: gone\nStatus: deinstall ok config-files\nArchitecture: all\nVersion: 1\n\n\
-                    Package: held\nStatus: hold ok installed\nArchitecture: all\nVersion: 1:2~rc1\n";
-        assert_eq!(dpkg(text), [package("zsh", "5.9-4+b2", "amd64"), package("held", "1:2~rc1", "all")]);
+    fn every_state_of_dpkg_with_files_on_the_disk_counts() {
+        let stanza = |name: &str, status: &str| {
+            format!(
+                "Package: {name}\nStatus: {status}\nArchitecture: amd64\nVersion: 1:2~rc1\nDescription: x\n Version: of its text\n\n"
+            )
+        };
+        let states = [
+            ("installed", "install ok installed"),
+            ("held", "hold ok installed"),
+            ("half-installed", "install reinstreq half-installed"),
+            ("unpacked", "install ok unpacked"),
+            ("half-configured", "install ok half-configured"),
+            ("awaits", "install ok triggers-awaited"),
+            ("pending", "install ok triggers-pending"),
+            ("reinstreq", "install reinstreq installed"),
+            ("removed", "deinstall ok config-files"),
+            ("never", "unknown ok not-installed"),
+        ];
+        let text: String = states.iter().map(|(name, status)| stanza(name, status)).collect();
+        let expected: Vec<Package> = states[..8].iter().map(|(name, _)| package(name, "1:2~rc1", "amd64")).collect();
+        assert_eq!(dpkg(&text), expected);
+        let bare = "Package: bare\nStatus: install reinstreq half-installed\n\nPackage: odd\nVersion: 1\n";
+        assert_eq!(dpkg(bare), [package("bare", "", "")], "no state is no package, no version is one");
     }
 
     #[test]

@@ -50,7 +50,8 @@ pub struct Manifest {
     /// Which distribution it is, where it says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub os: Option<Os>,
-    /// The type of `packages`, as package URLs have it: `deb`, `apk` or `rpm`.
+    /// The type of `packages`, as package URLs have it: `deb`, `apk` or `rpm`. Packages of another database have a type of
+    /// their own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub package_type: Option<String>,
     /// What the guest's package database lists.
@@ -205,6 +206,9 @@ pub struct Package {
     pub version: String,
     /// Its architecture, as its package format writes it.
     pub arch: String,
+    /// Its type, where it is another than the manifest's `package_type`.
+    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
 }
 
 /// One of `tests`.
@@ -270,6 +274,12 @@ pub(super) fn parse_sequence(text: &[u8], path: &Path) -> Result<u64, StoreError
 }
 
 impl Manifest {
+    /// Returns the type of a package, as package URLs have it; none where nothing is known of it.
+    #[must_use]
+    pub fn type_of<'a>(&'a self, package: &'a Package) -> Option<&'a str> {
+        package.kind.as_deref().or(self.package_type.as_deref())
+    }
+
     /// Reads a manifest; `path` is for messages.
     ///
     /// # Errors

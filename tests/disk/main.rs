@@ -23,7 +23,7 @@ use kiln::disk::digest::{DigestError, disk_sha256};
 use kiln::disk::entry::{ContentDigest, Entry, FileKind, canonical};
 use kiln::disk::fat::{Fat, FatError, Node};
 use kiln::disk::inspect::{BaseError, BaseFacts, BaseImage, Refusal};
-use kiln::disk::packages::{Installed, Package, PackageType, installed};
+use kiln::disk::packages::{Package, PackageDatabase, PackageType, has_rpm_database, read_databases};
 use kiln::disk::partition::partitions;
 use kiln::disk::qcow2::create_overlay;
 use kiln::disk::qcow2::header::{Codec, HeaderError};
@@ -702,10 +702,37 @@ fn every_kind_of_ext_file_system_is_read_as_it_was_written() {
         }
         assert_eq!(tree_lines(&tree).len(), expected.len(), "{kind:?}");
         let zsh = Package { name: "zsh".into(), version: "5.9".into(), arch: "amd64".into() };
-        let expected = Installed { kind: PackageType::Deb, packages: vec![zsh] };
-        assert_eq!(installed(&tree).unwrap(), Some(expected));
+        let expected = PackageDatabase { kind: PackageType::Deb, packages: vec![zsh] };
+        assert_eq!(read_databases(&tree).unwrap(), [expected]);
         assert_eq!(tree.read("/etc/os-release", 100).unwrap().unwrap(), b"ID=test\n");
     }
+}
+
+#[test]
+fn every_package_database_is_read_and_an_empty_one_hides_no_other() {
+    let scratch = Scratch::new();
+    let folder = scratch.path("tree");
+    for (path, text) in [
+        ("var/lib/dpkg/status", ""),
+        ("lib/apk/db/installed", "P:musl\nV:1.2-r0\nA:x86_64\n\n"),
+        ("var/lib/rpm/rpmdb.sqlite", "SQLite format 3"),
+    ] {
+        let path = folder.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    let databases = |name: &str| {
+        let image = make_ext4(&scratch, name, "8M", &["-t", "ext4"], &folder);
+        let disk = chain(&[(&image, BaseFormat::Raw)]);
+        let tree = Tree::open(&disk).unwrap();
+        assert!(has_rpm_database(&tree).unwrap());
+        let found = read_databases(&tree).unwrap();
+        found.into_iter().map(|database| (database.kind, database.packages.len())).collect::<Vec<_>>()
+    };
+    assert_eq!(databases("apk"), [(PackageType::Apk, 1)]);
+    let status = "Package: a\nStatus: install ok triggers-pending\nArchitecture: all\nVersion: 1\n";
+    fs::write(folder.join("var/lib/dpkg/status"), status).unwrap();
+    assert_eq!(databases("both"), [(PackageType::Deb, 1), (PackageType::Apk, 1)]);
 }
 
 #[test]

@@ -214,7 +214,8 @@ mod tests {
     fn difference() -> Difference {
         let what = vec!["content".to_owned(), "mode".to_owned()];
         let changed = Change::Changed { old: record("/etc/motd", 4, None), new: record("/etc/motd", 8, Some(0)), what };
-        let package = |version: &str| Some(Package { name: "a".into(), version: version.into(), arch: "all".into() });
+        let package =
+            |version: &str| Some(Package { name: "a".into(), version: version.into(), arch: "all".into(), kind: None });
         Difference {
             files: vec![
                 changed,
