@@ -163,11 +163,11 @@ async fn deliver(
         let conflict = if args.replace { OnConflict::Replace } else { OnConflict::Refuse };
         copy(artifact, None, folder, conflict, cancel.clone()).await?;
     }
-    let text = if args.json {
-        artifact.manifest().to_json()
-    } else {
-        let folder = folder.unwrap_or_else(|| artifact.folder().to_owned());
-        artifact.manifest().outputs.iter().map(|output| format!("{}\n", folder.join(&output.file).display())).collect()
-    };
-    super::print(&mut stdout().lock(), &text)
+    if args.json {
+        return super::print_json(&mut stdout().lock(), &artifact.manifest().to_json());
+    }
+    let folder = folder.unwrap_or_else(|| artifact.folder().to_owned());
+    let outputs = artifact.manifest().outputs.iter();
+    let paths: String = outputs.map(|output| super::path_line(&folder.join(&output.file))).collect();
+    super::print(&mut stdout().lock(), &paths)
 }

@@ -3,11 +3,12 @@
 use std::io::Write;
 use std::ops::Range;
 
-use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet, normalize_untrusted_str};
+use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 
 use crate::error::Failure;
-use crate::report::escape::escape;
+use crate::report::escape::{escape, escape_rendered};
 use crate::report::github::{self, Actions};
+use crate::report::quote::{quote_line, quote_message};
 use crate::spec::{Document, LoadError, SpecError, SpecErrors};
 
 /// The renderer reads all it is given for each error anew: of lines longer than this only the place is shown.
@@ -31,16 +32,15 @@ pub fn describe(failure: &Failure, colour: bool) -> String {
     if let Some(LoadError::Invalid(errors)) = failure.fault() {
         return render(errors, colour);
     }
-    let message = failure.to_string().lines().map(escape).collect::<Vec<_>>().join("\n");
-    let mut group = Group::with_title(Level::ERROR.primary_title(message));
+    let mut group = Group::with_title(Level::ERROR.primary_title(quote_message(&failure.to_string())));
     for hint in failure.hints() {
-        group = group.element(Level::HELP.message(hint));
+        group = group.element(Level::HELP.message(quote_message(&hint)));
     }
     for note in failure.attached() {
-        group = group.element(Level::NOTE.message(note.clone()));
+        group = group.element(Level::NOTE.message(quote_message(note)));
     }
-    let evidence = failure.evidence().iter().map(|line| format!("  | {}\n", escape(line))).collect::<String>();
-    format!("{evidence}{}\n", renderer.render(&[group]))
+    let evidence = failure.evidence().iter().map(|line| quote_line(line) + "\n").collect::<String>();
+    format!("{evidence}{}\n", escape_rendered(&renderer.render(&[group])))
 }
 
 /// All errors of a spec as a person reads them, with a line that sums them up at the end.
@@ -56,18 +56,18 @@ pub fn render(errors: &SpecErrors, color: bool) -> String {
         0 => errors.to_string(),
         omitted => format!("{errors}, {omitted} of them not shown"),
     };
-    shown.push_str(&renderer.render(&[Group::with_title(Level::ERROR.primary_title(summary))]));
+    shown.push_str(&renderer.render(&[Group::with_title(Level::ERROR.primary_title(quote_message(&summary)))]));
     shown.push('\n');
-    shown
+    escape_rendered(&shown)
 }
 
 fn report<'e>(error: &'e SpecError, document: &'e Document) -> [Group<'e>; 1] {
-    let mut group = Group::with_title(Level::ERROR.primary_title(error.message.as_str()));
+    let mut group = Group::with_title(Level::ERROR.primary_title(quote_message(&error.message)));
     if let Some(span) = &error.span {
         group = places(group, span, error, document);
     }
     if let Some(help) = &error.help {
-        group = group.element(Level::HELP.message(normalize_untrusted_str(help)));
+        group = group.element(Level::HELP.message(quote_message(help)));
     }
     [group]
 }
@@ -88,7 +88,7 @@ fn places<'e>(group: Group<'e>, span: &'e Range<usize>, error: &'e SpecError, do
 type Place<'e> = (AnnotationKind, &'e Range<usize>, Option<&'e str>);
 
 fn show<'e>(group: Group<'e>, places: &[Place<'e>], span: Range<usize>, document: &'e Document) -> Group<'e> {
-    let path = document.path().display().to_string();
+    let path = escape(&document.path().display().to_string()).into_owned();
     let lines = document.lines_around(&span);
     if lines.len() > MAX_SNIPPET {
         let at = document.position(span.start);

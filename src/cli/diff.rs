@@ -25,7 +25,7 @@ use crate::store::{Artifact, Store};
 
 use super::args;
 use super::folders::Folders;
-use super::print;
+use super::{print, print_json};
 
 mod show;
 
@@ -144,12 +144,11 @@ pub fn run(args: &args::Diff, folders: &Folders, out: &mut dyn Write) -> Result<
         difference.texts = texts(&old, &new, &difference.files)?;
     }
     let names = (old.name.as_str(), new.name.as_str());
-    let text = match (args.json, args.stat) {
-        (true, _) => show::json(names, &difference),
-        (false, true) => show::stat(names, &difference),
-        (false, false) => show::full(names, &difference),
-    };
-    print(out, &text)?;
+    match (args.json, args.stat) {
+        (true, _) => print_json(out, &show::json(names, &difference))?,
+        (false, true) => print(out, &show::stat(names, &difference))?,
+        (false, false) => print(out, &show::full(names, &difference))?,
+    }
     Ok(difference.is_empty())
 }
 

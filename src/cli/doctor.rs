@@ -13,6 +13,7 @@ use crate::error::{Failure, Fault, Kind};
 use crate::machine::firmware;
 use crate::machine::host::{self, HostError};
 use crate::plan::host::{Kernel, KvmVerdict, Qemu, UefiFirmware};
+use crate::report::escape::escape;
 use crate::size::ByteSize;
 
 /// The version of what `--json` writes. Fields are only ever added to it.
@@ -138,9 +139,9 @@ impl fmt::Display for Finding {
             Grade::Warn => "warn",
             Grade::Fail => "fail",
         };
-        write!(f, "{grade:<5} {:<9} {}", self.subject, self.text)?;
+        write!(f, "{grade:<5} {:<9} {}", self.subject, escape(&self.text))?;
         match &self.fix {
-            Some(fix) => write!(f, "; to fix: {fix}"),
+            Some(fix) => write!(f, "; to fix: {}", escape(fix)),
             None => Ok(()),
         }
     }

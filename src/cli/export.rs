@@ -15,7 +15,7 @@ use crate::store::{Artifact, OnConflict, Store, StoreError, manifest};
 
 use super::args::{self, Global};
 use super::folders::Folders;
-use super::print;
+use super::{path_line, print, print_json};
 
 /// There is nothing to hand over, or no place for it.
 #[derive(Debug, thiserror::Error)]
@@ -79,16 +79,14 @@ pub async fn run(
     let artifact = store.artifact(&args.image.parse()?)?;
     let output = Output { format, compression, platforms: Vec::new() };
     let made = export(&artifact, &Wanted { output, target: &args.output, conflict }, &events, cancel).await?;
-    let text = if args.json {
-        format!("{:#}\n", json!(made))
-    } else {
-        lines(made.iter().map(|output| Path::new(&output.file)))
-    };
-    print(out, &text)
+    if args.json {
+        return print_json(out, &format!("{:#}\n", json!(made)));
+    }
+    print(out, &lines(made.iter().map(|output| Path::new(&output.file))))
 }
 
 fn lines<'a>(paths: impl Iterator<Item = &'a Path>) -> String {
-    paths.map(|path| format!("{}\n", path.display())).collect()
+    paths.map(path_line).collect()
 }
 
 /// Writes a description into the folder, and prints its path; of `--external`, prints the answer itself.
@@ -104,7 +102,7 @@ async fn describe(
     let stored = artifact.folder().join(&output.file);
     if args.form.external {
         let image = Described { manifest: artifact.manifest(), output, path: &stored };
-        return print(out, &format!("{:#}\n", terraform::external(&image)));
+        return print_json(out, &format!("{:#}\n", terraform::external(&image)));
     }
     let (name, text) = if args.form.libvirt {
         // Where it lies is written into the domain; the domain writes to it.
@@ -116,7 +114,7 @@ async fn describe(
         (format!("{}.tf.json", artifact.id().name()), format!("{:#}\n", terraform::configuration(&image)))
     };
     let path = write(&args.output, &name, &text, conflict)?;
-    print(out, &format!("{}\n", path.display()))
+    print(out, &path_line(&path))
 }
 
 /// The file that libvirt runs.

@@ -1,11 +1,10 @@
 //! `kiln inspect IMAGE`: what a version is and how it was made.
 
-use std::fmt::Write as _;
 use std::io::Write;
 
-use super::print;
+use super::{print, print_json};
 use crate::error::Failure;
-use crate::report::escape::escape;
+use crate::report::quote::TextPage;
 use crate::size::ByteSize;
 use crate::store::manifest::{Manifest, Output, Step, Test};
 use crate::store::{Artifact, Reference, Store};
@@ -16,36 +15,34 @@ use crate::store::{Artifact, Reference, Store};
 /// When there is no such version, or it cannot be read.
 pub fn run(store: &Store, image: &Reference, json: bool, out: &mut dyn Write) -> Result<(), Failure> {
     let artifact = store.artifact(image)?;
-    let text = if json { artifact.manifest().to_json() } else { summary(&artifact) };
-    print(out, &text)
+    if json { print_json(out, &artifact.manifest().to_json()) } else { print(out, &summary(&artifact)) }
 }
 
-/// A text of `label  value` lines and indented lists. Values come from specs and guests, so each is escaped.
+/// Lines of `label  value` and lists. Values come from specs and guests.
 #[derive(Default)]
-struct Page(String);
+struct SummaryPage(TextPage);
 
-impl Page {
-    fn line(&mut self, label: &str, value: &str) {
+impl SummaryPage {
+    fn line(&mut self, label: &'static str, value: &str) {
         if !value.is_empty() {
-            // Writing to a string cannot fail.
-            let _ = writeln!(self.0, "{label:<13} {}", escape(value));
+            self.0.line(label, &format!("{:width$}{value}", "", width = 14_usize.saturating_sub(label.len())));
         }
     }
 
-    fn list<T>(&mut self, title: &str, items: &[T], describe: impl Fn(&T) -> String) {
+    fn list<T>(&mut self, title: &'static str, items: &[T], describe: impl Fn(&T) -> String) {
         if items.is_empty() {
             return;
         }
-        let _ = writeln!(self.0, "{title}");
+        self.0.line(title, "");
         for item in items {
-            let _ = writeln!(self.0, "  {}", escape(&describe(item)));
+            self.0.line("  - ", &describe(item));
         }
     }
 }
 
 fn summary(artifact: &Artifact) -> String {
     let manifest = artifact.manifest();
-    let mut page = Page::default();
+    let mut page = SummaryPage::default();
     page.line("image", &artifact.id().to_string());
     page.line("description", &manifest.image.description);
     for (key, value) in &manifest.image.labels {
@@ -65,7 +62,7 @@ fn summary(artifact: &Artifact) -> String {
     page.list("steps", &manifest.steps, step);
     page.list("tests", &manifest.tests, test);
     page.list("fetched", &manifest.fetched, |file| format!("{}  {}", file.file, ByteSize(file.bytes)));
-    page.0
+    page.0.into_text()
 }
 
 fn built(manifest: &Manifest) -> String {
@@ -116,9 +113,9 @@ machine       tcg, QEMU 10.0.2, bios, 2 cpus, 1GiB
 build key     disk
 disk sha256   00ff
 outputs
-  web-1.qcow2  qcow2  4B, disk 8GiB  sha256 {sha256}
+  - web-1.qcow2  qcow2  4B, disk 8GiB  sha256 {sha256}
 steps
-  install (run)  1.5s
+  - install (run)  1.5s
 ",
             shelf.store.path().display()
         );
@@ -142,9 +139,9 @@ steps
 
     #[test]
     fn text_from_elsewhere_is_escaped() {
-        let mut page = Page::default();
+        let mut page = SummaryPage::default();
         page.line("description", "\x1b[2J");
         page.list("steps", &["a\rb"], |text| (*text).to_owned());
-        assert_eq!(page.0, "description   \\x1b[2J\nsteps\n  a\\rb\n");
+        assert_eq!(page.0.into_text(), "description   \\x1b[2J\nsteps\n  - a\\rb\n");
     }
 }

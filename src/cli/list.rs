@@ -1,12 +1,13 @@
 //! `kiln list`: the images and versions of the store.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Write;
 
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::print;
+use super::{print, print_json};
 use crate::error::Failure;
 use crate::report::escape::escape;
 use crate::size::ByteSize;
@@ -62,7 +63,11 @@ impl<'a> Entry<'a> {
 /// When the store cannot be read; when a version cannot be, after the others were listed.
 pub fn run(store: &Store, json: bool, out: &mut dyn Write) -> Result<(), Failure> {
     let listing = store.list()?;
-    print(out, &if json { entries(&listing) } else { table(&listing, Timestamp::now()) })?;
+    if json {
+        print_json(out, &entries(&listing))?;
+    } else {
+        print(out, &table(&listing, Timestamp::now()))?;
+    }
     unreadable(listing)
 }
 
@@ -88,17 +93,18 @@ fn table(listing: &Listing, now: Timestamp) -> String {
         let age = age(now.duration_since(summary.finished).as_secs());
         let base: Vec<_> = listing.lineage(summary).iter().map(Ancestor::to_string).collect();
         let (formats, base) = (summary.formats().join(","), base.join(" <- "));
-        // What a manifest says may be anybody's.
-        [name, version, summary.tags.join(","), size, age, formats, base].map(|cell| escape(&cell).into_owned())
+        [name, version, summary.tags.join(","), size, age, formats, base]
     };
     let rows: Vec<_> = std::iter::once(head).chain(listing.versions.iter().map(row)).collect();
     align(&rows)
 }
 
-/// Columns two spaces apart, no spaces at the end of a line.
+/// Lays out columns two spaces apart, without spaces at the end of a line. Cells are escaped, since what manifests say may
+/// be anybody's; the first of a row must be a word of kiln's or a validated name.
 pub(super) fn align<const N: usize>(rows: &[[String; N]]) -> String {
+    let rows: Vec<_> = rows.iter().map(|row| row.each_ref().map(|cell| escape(cell))).collect();
     let widths: [usize; N] = std::array::from_fn(|n| rows.iter().map(|row| row[n].chars().count()).max().unwrap_or(0));
-    let line = |row: &[String; N]| {
+    let line = |row: &[Cow<'_, str>; N]| {
         let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
     };

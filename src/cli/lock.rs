@@ -17,7 +17,7 @@ use crate::spec::Source;
 
 use super::args::{self, Global};
 use super::folders::Folders;
-use super::{print, specs};
+use super::{path_line, print, specs};
 
 /// Locks every spec with its variants, and what they are built on; prints the files that have changed.
 ///
@@ -49,7 +49,7 @@ pub async fn run(
     for pins in files.values() {
         let (path, has_changed) = pins.save()?;
         if has_changed {
-            print(out, &format!("{}\n", path.display()))?;
+            print(out, &path_line(path))?;
         }
     }
     Ok(())

@@ -2,6 +2,7 @@
 //! a terminal.
 
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -183,6 +184,17 @@ pub(crate) fn print(out: &mut dyn Write, text: &str) -> Result<(), Failure> {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Unfit::Stdout(error).into()),
         _ => Ok(()),
     }
+}
+
+/// Returns the line of a path. What a terminal or a CI service obeys is escaped, so that such a path is not what to open.
+pub(crate) fn path_line(path: &Path) -> String {
+    report::quote::quote_name(path.as_os_str().as_encoded_bytes()) + "\n"
+}
+
+/// Writes a command's result that is JSON. Characters that a terminal or a CI service obeys are written as escapes, which
+/// a parser reads as the same characters.
+pub(crate) fn print_json(out: &mut dyn Write, json: &str) -> Result<(), Failure> {
+    print(out, &report::escape::escape_json(json))
 }
 
 /// The event stream of a verb, with what the user wants to see of it.

@@ -12,13 +12,12 @@ use crate::download::Reach;
 use crate::error::Failure;
 use crate::event::Level;
 use crate::plan::graph::Graph;
-use crate::report::escape::escape;
 use crate::store::Listing;
 
 use super::args::{self, Global, Sources};
 use super::folders::Folders;
 use super::list::{align, unreadable};
-use super::{print, specs};
+use super::{print, print_json, specs};
 
 /// Writes a line for each image that is outdated, and tells whether there is any.
 ///
@@ -39,7 +38,7 @@ pub async fn run(
     let is_asked = |id: &str| graph.nodes().iter().any(|node| node.id() == id);
     for summary in outdated::unknown(&listing, &files) {
         if !is_asked(&summary.id.to_string()) {
-            let source = escape(&summary.base.source);
+            let source = &summary.base.source;
             let text = format!("{}: where its base {source} lies is not known here; its spec says it", summary.id);
             events.notice(Level::Info, text);
         }
@@ -48,7 +47,11 @@ pub async fn run(
     let found = outdated::merged(outdated::in_store(&listing, &files), of_specs);
     // What was hashed here need not be hashed again.
     let _ = bases.memo.save();
-    print(out, &if args.json { as_json(&found, &listing) } else { table(&found, &listing) })?;
+    if args.json {
+        print_json(out, &as_json(&found, &listing))?;
+    } else {
+        print(out, &table(&found, &listing))?;
+    }
     if found.is_empty() {
         events.notice(Level::Info, "nothing is outdated".to_owned());
     }
@@ -69,7 +72,6 @@ fn table(found: &[Outdated], listing: &Listing) -> String {
     let row = |outdated: &Outdated| {
         let why: Vec<_> = outdated.reasons.iter().map(ToString::to_string).collect();
         [outdated.id.clone(), tags(&outdated.id, listing).join(","), why.join("; ")]
-            .map(|cell| escape(&cell).into_owned())
     };
     align(&std::iter::once(head).chain(found.iter().map(row)).collect::<Vec<_>>())
 }

@@ -1,6 +1,5 @@
 //! `kiln plan`: what a build would do, exactly.
 
-use std::fmt::Write as _;
 use std::io::Write;
 use std::sync::Arc;
 
@@ -16,8 +15,9 @@ use crate::download::Reach;
 use crate::error::Failure;
 use crate::layer::Cache;
 use crate::machine::argv::{Start, argv};
-use crate::plan::Plan;
 use crate::plan::trace::{Reason, Trace};
+use crate::plan::{Plan, PlannedStep};
+use crate::report::quote::TextPage;
 use crate::size::{ByteSize, format_duration};
 use crate::spec::Spec;
 
@@ -39,8 +39,10 @@ pub async fn run(args: args::Plan, global: &Global, folders: &Folders, out: &mut
     let cache = folders.cache_path()?;
     let cached = cached_steps(&plan, &Cache::peek(&cache, Arc::clone(&bases.memo)), &events);
     let fates = Fates::new(&plan, cached, history::recall(&cache, &plan).as_ref());
-    let text = if args.json { format!("{:#}\n", as_json(&plan, &fates)) } else { as_text(&plan, &fates) };
-    super::print(out, &text)
+    if args.json {
+        return super::print_json(out, &format!("{:#}\n", as_json(&plan, &fates)));
+    }
+    super::print(out, &as_text(&plan, &fates))
 }
 
 /// What becomes of the steps, and why.
@@ -110,19 +112,35 @@ fn command_line(plan: &Plan) -> Vec<String> {
 }
 
 fn as_text(plan: &Plan, fates: &Fates) -> String {
-    let mut text = String::new();
-    // Writing to a string cannot fail.
-    let _ = describe(plan, fates, &mut text);
-    text
+    let mut page = TextPage::default();
+    page.line("image    ", &format!("{}@{}", plan.spec.image.name, plan.spec.image.version));
+    page.line("base     ", &format!("{} (sha256 {})", plan.base.file.display(), &plan.base.sha256[..12]));
+    page.line("machine  ", &machine(plan));
+    for note in plan.notes() {
+        page.line("note     ", &note);
+    }
+    if !fates.base.is_empty() {
+        page.line("changed  ", &fates.base.join(", "));
+    }
+    for (number, (planned, reason)) in plan.steps.iter().zip(&fates.steps).enumerate() {
+        page.line("step ", &format!("{:<3} {}", number + 1, step(planned, reason.as_ref())));
+    }
+    for test in &plan.spec.tests {
+        page.line("test     ", &test.name);
+    }
+    for output in &plan.outputs.all {
+        let files = plan.outputs.files(output).join(", ");
+        page.line("output   ", &format!("{files} ({})", output.compression.name()));
+    }
+    page.line("key      ", &plan.build_key.to_string());
+    page.line("qemu     ", &command_line(plan).iter().map(|arg| quote(arg)).collect::<Vec<_>>().join(" "));
+    page.into_text()
 }
 
-fn describe(plan: &Plan, fates: &Fates, text: &mut String) -> std::fmt::Result {
-    let (spec, machine) = (&plan.spec, &plan.machine);
-    writeln!(text, "image    {}@{}", spec.image.name, spec.image.version)?;
-    writeln!(text, "base     {} (sha256 {})", plan.base.file.display(), &plan.base.sha256[..12])?;
-    writeln!(
-        text,
-        "machine  {} {}, {} CPUs, {} memory, {} disk, {}, boot within {}",
+fn machine(plan: &Plan) -> String {
+    let machine = &plan.machine;
+    format!(
+        "{} {}, {} CPUs, {} memory, {} disk, {}, boot within {}",
         machine.machine_type,
         machine.accelerator.name(),
         machine.cpus,
@@ -130,32 +148,17 @@ fn describe(plan: &Plan, fates: &Fates, text: &mut String) -> std::fmt::Result {
         ByteSize(plan.disk_size()),
         machine.firmware.name(),
         format_duration(machine.boot_timeout),
-    )?;
-    for note in plan.notes() {
-        writeln!(text, "note     {note}")?;
-    }
-    if !fates.base.is_empty() {
-        writeln!(text, "changed  {}", fates.base.join(", "))?;
-    }
-    for (number, (planned, reason)) in plan.steps.iter().zip(&fates.steps).enumerate() {
-        let input = planned.input.as_ref().map(|input| format!(" ({})", ByteSize(input.bytes))).unwrap_or_default();
-        let key = &planned.key.to_string()[..12];
-        let fate = if reason.is_none() { "cached" } else { "runs" };
-        let why = reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
-        writeln!(text, "step {:<3} {key}  {fate:<6}  {}{input}{why}", number + 1, planned.step.name)?;
-    }
-    for test in &spec.tests {
-        writeln!(text, "test     {}", test.name)?;
-    }
-    for output in &plan.outputs.all {
-        let files = plan.outputs.files(output).join(", ");
-        writeln!(text, "output   {files} ({})", output.compression.name())?;
-    }
-    writeln!(text, "key      {}", plan.build_key)?;
-    writeln!(text, "qemu     {}", command_line(plan).iter().map(|arg| quote(arg)).collect::<Vec<_>>().join(" "))
+    )
 }
 
-/// For a shell, so that the line can be copied.
+fn step(planned: &PlannedStep, reason: Option<&Reason>) -> String {
+    let input = planned.input.as_ref().map(|input| format!(" ({})", ByteSize(input.bytes))).unwrap_or_default();
+    let key = &planned.key.to_string()[..12];
+    let fate = if reason.is_none() { "cached" } else { "runs" };
+    let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+    format!("{key}  {fate:<6}  {}{input}{why}", planned.step.name)
+}
+
 fn quote(arg: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=.,/:@+".contains(c);
     if !arg.is_empty() && arg.chars().all(plain) { arg.to_owned() } else { format!("'{}'", arg.replace('\'', r"'\''")) }

@@ -6,10 +6,11 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use crate::error::{Failure, Fault, Kind};
+use crate::report::escape::escape;
 use crate::store::{Change, How, Reference, Store, Tag, Tags};
 
 use super::list::{age, align};
-use super::{args, print};
+use super::{args, print, print_json};
 
 /// The words do not fit together.
 #[derive(Debug, thiserror::Error)]
@@ -64,10 +65,10 @@ pub fn run(store: &Store, args: &args::Tag, out: &mut dyn Write, notes: &mut dyn
         (None, _) => return list(store, &image, args.json, out),
     };
     if args.json {
-        return print(out, &format!("{:#}\n", json!(change)));
+        return print_json(out, &format!("{:#}\n", json!(change)));
     }
     // It is done whether or not anybody can be told.
-    let _ = writeln!(notes, "{}", told(image.name(), &change));
+    let _ = writeln!(notes, "{}", escape(&told(image.name(), &change)));
     Ok(())
 }
 
@@ -102,14 +103,12 @@ fn list(store: &Store, image: &Reference, json: bool, out: &mut dyn Write) -> Re
         None => None,
     };
     let shown = tags.named.iter().filter(|(_, named)| version.as_ref().is_none_or(|version| version == *named));
-    let text = if json {
+    if json {
         let shown: serde_json::Map<_, _> = shown.map(|(tag, named)| (tag.clone(), json!(named))).collect();
-        format!("{:#}\n", json!(shown))
-    } else {
-        let row = |(tag, named): (&String, &String)| [tag.clone(), named.clone(), since(&tags, tag)];
-        align(&head(["TAG", "VERSION", "SINCE"]).chain(shown.map(row)).collect::<Vec<_>>())
-    };
-    print(out, &text)
+        return print_json(out, &format!("{:#}\n", json!(shown)));
+    }
+    let row = |(tag, named): (&String, &String)| [tag.clone(), named.clone(), since(&tags, tag)];
+    print(out, &align(&head(["TAG", "VERSION", "SINCE"]).chain(shown.map(row)).collect::<Vec<_>>()))
 }
 
 fn head<const N: usize>(words: [&str; N]) -> impl Iterator<Item = [String; N]> {
@@ -128,12 +127,10 @@ fn history(store: &Store, image: &Reference, args: &args::Tag, out: &mut dyn Wri
         _ => Some(own_tag(image, args.tag.as_ref(), "--history")?),
     };
     let changes = store.tag_history(image.name(), tag.as_ref())?;
-    let text = if args.json {
-        format!("{:#}\n", json!(changes))
-    } else {
-        align(&head(["WHEN", "TAG", "FROM", "TO", "HOW"]).chain(changes.iter().map(row)).collect::<Vec<_>>())
-    };
-    print(out, &text)
+    if args.json {
+        return print_json(out, &format!("{:#}\n", json!(changes)));
+    }
+    print(out, &align(&head(["WHEN", "TAG", "FROM", "TO", "HOW"]).chain(changes.iter().map(row)).collect::<Vec<_>>()))
 }
 
 fn row(change: &Change) -> [String; 5] {

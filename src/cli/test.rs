@@ -10,14 +10,14 @@ use tokio_util::sync::CancellationToken;
 use crate::build::retest::{recorded, retest};
 use crate::build::test::{Coverage, Outcome};
 use crate::error::{Failure, Fault, Kind};
-use crate::report::{escape::escape, github, junit};
+use crate::report::{github, junit};
 use crate::spec::{Spec, Test};
 use crate::store::{Artifact, ImageId, Reference, Store};
 
 use super::args::{self, Global};
 use super::folders::Folders;
 use super::list::align;
-use super::print;
+use super::{print, print_json};
 
 /// What was asked for cannot be done.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +82,11 @@ pub async fn run(
     if let Some(actions) = github::Actions::here() {
         actions.tell(&id, outcomes);
     }
-    print(out, &if args.json { as_json(&id, outcomes) } else { table(outcomes) })?;
+    if args.json {
+        print_json(out, &as_json(&id, outcomes))?;
+    } else {
+        print(out, &table(outcomes))?;
+    }
     tested.failed.map_or(Ok(()), Err)
 }
 
@@ -118,13 +122,7 @@ fn table(outcomes: &[Outcome]) -> String {
     let row = |outcome: &Outcome| {
         let Outcome { test, format, ok, found, seconds, .. } = outcome;
         let verdict = if *ok { "ok" } else { "FAILED" };
-        [
-            verdict.to_owned(),
-            escape(&test.name).into_owned(),
-            (*format).to_owned(),
-            format!("{seconds:.1}s"),
-            escape(found).into_owned(),
-        ]
+        [verdict.to_owned(), test.name.clone(), (*format).to_owned(), format!("{seconds:.1}s"), found.clone()]
     };
     let rows: Vec<_> = outcomes.iter().map(row).collect();
     let passed = outcomes.iter().filter(|outcome| outcome.ok).count();

@@ -6,7 +6,7 @@
 //!   ok boot  23.1s
 //!   ok step 1/3 install nginx  12.0s
 //! / step 2/3 site/ to /var/www/html 1.2 MiB of 8MiB, 4.1 MiB/s      3s
-//!     the last line that the running step wrote
+//!   | the last line that the running step wrote
 //! ```
 //!
 //! Where a command builds several images each has one live line, and of what is finished only the images are told:
@@ -23,7 +23,8 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::escape::escape;
-use super::story::{Line, Story, Topic, amount, quoted};
+use super::quote::{MARK, quote_line};
+use super::story::{Line, Story, Topic, amount};
 use super::{Paint, Shared, Verbosity, is_shown};
 use crate::event::{Event, Origin, Outcome, Sink, Stage};
 use crate::size::ByteSize;
@@ -100,7 +101,7 @@ impl Bars {
                 self.clear(state);
                 // Of a running step only the last line was seen.
                 for text in tail {
-                    self.print(state, &Line { topic: Topic::Output, text: quoted(text) });
+                    self.print(state, &Line { topic: Topic::Output, text: quote_line(text) });
                 }
                 self.print(state, &line);
             }
@@ -146,7 +147,7 @@ impl Bars {
                 .tick_chars("|/-\\ ")
         };
         let now = self.screen.add(ProgressBar::new_spinner().with_style(style("{spinner} {wide_msg} {elapsed:>4}")));
-        let last = || ProgressBar::new_spinner().with_style(style(&self.paint.dim("    {wide_msg}")));
+        let last = || ProgressBar::new_spinner().with_style(style(&self.paint.dim(&format!("{MARK}{{wide_msg}}"))));
         let last = alone.then(|| self.screen.add(last()));
         now.enable_steady_tick(TICK);
         (now, last)

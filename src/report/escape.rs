@@ -6,11 +6,12 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// What CI services look for: GitHub and Azure at the start of a line, Azure also inside.
-const CI_COMMANDS: [&str; 2] = ["##[", "##vso["];
+/// What CI services look for anywhere in a line: the older form of GitHub's commands, Azure's and `TeamCity`'s, and the
+/// markers of GitLab's and Travis' sections.
+const CI_COMMANDS: [&str; 6] = ["##[", "##vso[", "##teamcity[", "section_start:", "section_end:", "travis_fold:"];
 
-/// Whether a character moves the cursor, hides itself or reorders its neighbours.
-fn is_hostile(c: char) -> bool {
+/// Returns whether a character moves the cursor, hides itself or reorders its neighbours.
+pub(super) fn is_hostile(c: char) -> bool {
     match c {
         '\t' => false,
         // Marks and isolates of direction, separators of lines and paragraphs, invisible operators.
@@ -34,7 +35,7 @@ pub fn escape(text: &str) -> Cow<'_, str> {
         match c {
             '\r' => safe.push_str("\\r"),
             '\n' => safe.push_str("\\n"),
-            '#' if starts_command(&text[at..]) => safe.push_str("\\x23"),
+            c if starts_command(&text[at..]) => drop(write!(safe, "\\x{:02x}", u32::from(c))),
             c if !is_hostile(c) => safe.push(c),
             // Writing to a string cannot fail.
             c if c.is_ascii() => drop(write!(safe, "\\x{:02x}", u32::from(c))),
@@ -48,12 +49,29 @@ fn starts_command(text: &str) -> bool {
     CI_COMMANDS.iter().any(|command| text.starts_with(command))
 }
 
-/// The same for a line of JSON: what a JSON parser reads from it does not change.
+/// Escapes text that a renderer has laid out, whose line breaks and colours are kiln's own.
+#[must_use]
+pub(crate) fn escape_rendered(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for (at, c) in text.char_indices() {
+        match c {
+            '\n' | '\x1b' => safe.push(c),
+            c if is_hostile(c) => safe.extend(c.escape_unicode()),
+            // Writing to a string cannot fail.
+            c if starts_command(&text[at..]) => drop(write!(safe, "\\x{:02x}", u32::from(c))),
+            c => safe.push(c),
+        }
+    }
+    safe
+}
+
+/// Escapes JSON, on one line or several: what a JSON parser reads from it does not change.
 #[must_use]
 pub fn escape_json(json: &str) -> String {
     let mut safe = String::with_capacity(json.len());
     for (at, c) in json.char_indices() {
-        if is_hostile(c) || c == '#' && starts_command(&json[at..]) {
+        // A line break in JSON stands between values: those in strings are escaped already.
+        if is_hostile(c) && c != '\n' || starts_command(&json[at..]) {
             for unit in c.encode_utf16(&mut [0; 2]) {
                 // Writing to a string cannot fail.
                 let _ = write!(safe, "\\u{unit:04x}");
@@ -84,6 +102,7 @@ mod tests {
             ("zero\u{200b}width\u{feff}", r"zero\u{200b}width\u{feff}"),
             ("\u{e0041}tag", r"\u{e0041}tag"),
             ("##[group]x ##vso[task.setvariable]", r"\x23#[group]x \x23#vso[task.setvariable]"),
+            ("section_start:1:x[collapsed=true]\r\x1b[0Kx", r"\x73ection_start:1:x[collapsed=true]\r\x1b[0Kx"),
             ("\0\x7f", r"\x00\x7f"),
         ] {
             assert_eq!(escape(hostile), shown);

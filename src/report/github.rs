@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::build::provision::StepError;
 use crate::build::test::{Failed, Outcome, TestsFailed};
 use crate::error::Failure;
+use crate::report::escape::escape;
 use crate::spec::{LoadError, SpecErrors};
 
 /// A run of GitHub Actions.
@@ -82,15 +83,18 @@ fn annotation(Place { file, line, column }: Place<'_>, title: &str, message: &st
     format!("::error file={file}{line}{column},title={}::{}", property(title), data(message))
 }
 
+/// Encodes the message of a command. Other control characters are escaped: the page shows them as they are.
 fn data(text: &str) -> String {
-    text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
+    let lines: Vec<_> = text.split('\n').map(escape).collect();
+    lines.join("\n").replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
 }
 
+/// Encodes a property of a command, which is one line.
 fn property(text: &str) -> String {
-    data(text).replace(':', "%3A").replace(',', "%2C")
+    data(&escape(text)).replace(':', "%3A").replace(',', "%2C")
 }
 
-fn table(image: &str, outcomes: &[Outcome]) -> String {
+pub(super) fn table(image: &str, outcomes: &[Outcome]) -> String {
     let mut text = format!("### {image}\n\n| | test | format | time | found |\n|---|---|---|---|---|\n");
     for Outcome { test, format, ok, found, seconds, .. } in outcomes {
         let verdict = if *ok { "passed" } else { "**failed**" };
@@ -103,14 +107,13 @@ fn table(image: &str, outcomes: &[Outcome]) -> String {
 
 /// Text in a cell of a Markdown table: no cell ends early, and nothing is taken for markup.
 fn cell(text: &str) -> String {
-    let escape = |c: char| match c {
+    let for_markdown = |c: char| match c {
         '&' => "&amp;".to_owned(),
         '<' => "&lt;".to_owned(),
-        '\n' | '\r' => " ".to_owned(),
-        '\\' | '|' | '`' | '*' | '_' | '[' | ']' | '!' | '#' | '~' => format!("\\{c}"),
+        '\\' | '|' | '`' | '*' | '_' | '[' | ']' | '!' | '#' | '~' | '@' => format!("\\{c}"),
         c => c.to_string(),
     };
-    text.chars().map(escape).collect()
+    escape(&text.replace(['\n', '\r'], " ")).chars().map(for_markdown).collect()
 }
 
 #[cfg(test)]

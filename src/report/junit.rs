@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use quick_junit::{NonSuccessKind, Property, Report, TestCase, TestCaseStatus, TestSuite, XmlString};
 
+use super::escape::escape;
+use super::quote::quote_line;
 use crate::build::test::Outcome;
 
-/// The report of an image's tests. Characters that XML cannot hold are left out.
+/// Returns the report of an image's tests. It may be shown by a pipeline, so that foreign text is escaped as on a terminal.
 ///
 /// # Panics
 /// Never: writing to memory does not fail.
@@ -29,14 +31,15 @@ fn case(image: &str, outcome: &Outcome) -> TestCase {
         TestCaseStatus::success()
     } else {
         let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
-        status.set_message(XmlString::new(&outcome.found));
+        status.set_message(XmlString::new(escape(&outcome.found)));
         status
     };
-    let mut case = TestCase::new(outcome.test.name.as_str(), status);
+    let mut case = TestCase::new(escape(&outcome.test.name).as_ref(), status);
     case.set_classname(image);
     case.set_time(Duration::try_from_secs_f64(outcome.seconds).unwrap_or_default());
     if !outcome.tail.is_empty() {
-        case.set_system_out(outcome.tail.join("\n"));
+        let lines: Vec<_> = outcome.tail.iter().map(|line| quote_line(line)).collect();
+        case.set_system_out(lines.join("\n"));
     }
     case
 }
@@ -56,7 +59,7 @@ mod tests {
             "<property name=\"disk_sha256\" value=\"00ff\"/>",
             "<testcase name=\"port 80\" classname=\"web@1\" time=\"1.500\"",
             "<testcase name=\"&lt;a &amp; b&gt;\" classname=\"web@1\"",
-            "message=\"is  &quot;dead&quot;\"",
+            "message=\"is \\x01 &quot;dead&quot;\"",
         ] {
             assert!(text.contains(part), "no {part} in {text}");
         }

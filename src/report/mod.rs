@@ -14,11 +14,14 @@ use crate::event::Sink;
 
 mod bars;
 pub mod escape;
+#[cfg(test)]
+mod forging;
 pub mod github;
 mod json;
 pub mod junit;
 pub mod log;
 mod plain;
+pub(crate) mod quote;
 mod story;
 #[cfg(test)]
 pub(crate) mod testing;

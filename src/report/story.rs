@@ -4,11 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::event::{Event, Level, Outcome};
 use crate::report::escape::escape;
+use crate::report::quote::quote_line;
 use crate::size::ByteSize;
-
-/// In front of every line of a step: none can pass for one of ours, or for a command to a CI service. Standard error is
-/// not marked, since most programs use both streams for one story.
-const MARGIN: &str = "  | ";
 
 /// What a line is about, and so who shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +70,7 @@ impl Story {
                 self.step = Some((*index, escape(name).into_owned()));
                 (Topic::Began, format!("{} ({verb})...", self.step_label(*index)))
             }
-            Event::StepOutput { line, .. } => (Topic::Output, quoted(line)),
+            Event::StepOutput { line, .. } => (Topic::Output, quote_line(line)),
             Event::StepCached { index, name, .. } => {
                 let place = format!("step {}/{}", index + 1, self.steps.max(index + 1));
                 (Topic::Done, format!("{place} {}  cached", escape(name)))
@@ -122,13 +119,8 @@ impl Story {
 }
 
 fn shell(failure: Option<&str>) -> String {
-    let why = failure.map(|failure| format!("{}; ", escape(failure))).unwrap_or_default();
+    let why = failure.map(|failure| format!("stopped: {}; ", escape(failure))).unwrap_or_default();
     format!("{why}a shell in the guest: `exit` leaves it, Ctrl-] three times ends it, nothing is kept")
-}
-
-/// A line that a guest wrote.
-pub(super) fn quoted(line: &str) -> String {
-    format!("{MARGIN}{}", escape(line))
 }
 
 fn over(ok: bool, text: String) -> (Topic, String) {

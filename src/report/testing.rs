@@ -1,5 +1,7 @@
-//! Outcomes for the tests of reports.
+//! Outcomes and writers for the tests of reports.
 
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::build::test::Outcome;
@@ -17,4 +19,25 @@ pub fn outcome(name: &str, ok: bool, found: &str) -> Outcome {
         line: 7,
     };
     Outcome { test, format: "qcow2", ok, found: found.to_owned(), tail: Vec::new(), seconds: 1.5, kept: None }
+}
+
+/// A writer whose content can be read while somebody else owns it.
+#[derive(Clone, Default)]
+pub(crate) struct Tape(Arc<Mutex<Vec<u8>>>);
+
+impl Tape {
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl Write for Tape {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

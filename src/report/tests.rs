@@ -1,36 +1,16 @@
 //! The consumers, fed with one build.
 
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::{InMemoryTerm, ProgressDrawTarget};
 use proptest::prelude::*;
 
 use super::log::Log;
+use super::testing::Tape;
 use super::*;
 use crate::event::{Channel, Event, Events, Level, Origin, Outcome, Stage};
-
-/// A writer whose content can be read while somebody else owns it.
-#[derive(Clone, Default)]
-struct Tape(Arc<Mutex<Vec<u8>>>);
-
-impl Tape {
-    fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
-    }
-}
-
-impl Write for Tape {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 fn output(line: &str) -> Event {
     Event::StepOutput { index: 0, channel: Channel::Stderr, line: line.into() }
@@ -188,7 +168,7 @@ fn bars_show_what_is_done_above_what_runs() {
 build web@1.4.0, 2 steps
   ok boot  23.1s
 * step 1/2 install nginx (run) 1MiB of 8MiB     0s
-    \x1b]52;c;cm0=\x07\rok";
+  | \x1b]52;c;cm0=\x07\rok";
     assert_eq!(screen(&term), expected);
 }
 

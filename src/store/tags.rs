@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use jiff::Timestamp;
+use serde::de::Error as _;
 use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
@@ -104,7 +105,12 @@ impl Tags {
         if head.schema > u64::from(SCHEMA) {
             return Err(StoreError::NewerSchema { path: path.to_owned(), found: head.schema, known: SCHEMA });
         }
-        serde_json::from_slice(text).map_err(malformed)
+        let tags: Self = serde_json::from_slice(text).map_err(malformed)?;
+        match tags.named.keys().find(|name| name.parse::<Tag>().is_err()) {
+            // It would stand first in a line of `kiln tag`.
+            Some(name) => Err(malformed(serde_json::Error::custom(format!("{name:?} is not the name of a tag")))),
+            None => Ok(tags),
+        }
     }
 
     fn to_json(&self) -> String {

@@ -1,4 +1,4 @@
-//! How a difference is written. All of it comes from guests, so each line is escaped.
+//! The texts of a difference. All of it comes from guests, so each line begins with a mark or a label of kiln's own.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use similar::TextDiff;
 
 use crate::disk::compare::Change;
 use crate::disk::listing::Record;
-use crate::report::escape::escape;
+use crate::report::quote::{TextPage, quote_name};
 use crate::size::ByteSize;
 use crate::store::manifest::Package;
 
@@ -23,73 +23,68 @@ pub(super) fn unified(old: &str, new: &str) -> String {
 
 /// Every file, with what differs in it.
 pub(super) fn full(names: (&str, &str), difference: &Difference) -> String {
-    let mut page = Page::default();
-    page.line(&format!("--- {}\n+++ {}", names.0, names.1));
+    let mut page = head(names);
     let mut texts = difference.texts.iter().peekable();
     for (place, change) in difference.files.iter().enumerate() {
-        page.line(&file(change, &difference.steps));
+        page.line(mark(change), &file(change, &difference.steps));
         if let Some((_, text)) = texts.next_if(|(at, _)| *at == place) {
-            text.lines().for_each(|line| page.indented(line));
+            page.quote(text);
         }
     }
-    page.rest(difference);
-    page.0
+    sum_up(&mut page, difference);
+    page.into_text()
 }
 
 /// Numbers alone.
 pub(super) fn stat(names: (&str, &str), difference: &Difference) -> String {
-    let mut page = Page::default();
-    page.line(&format!("--- {}\n+++ {}", names.0, names.1));
-    page.rest(difference);
-    page.0
+    let mut page = head(names);
+    sum_up(&mut page, difference);
+    page.into_text()
 }
 
-#[derive(Default)]
-struct Page(String);
+fn head(names: (&str, &str)) -> TextPage {
+    let mut page = TextPage::default();
+    page.line("--- ", names.0);
+    page.line("+++ ", names.1);
+    page
+}
 
-impl Page {
-    fn line(&mut self, text: &str) {
-        for line in text.lines() {
-            self.0.push_str(&escape(line));
-            self.0.push('\n');
-        }
+/// Writes packages, metadata, folders and the sum.
+fn sum_up(page: &mut TextPage, difference: &Difference) {
+    for pair in &difference.packages {
+        page.line("package ", &package(pair));
     }
-
-    fn indented(&mut self, text: &str) {
-        self.line(&format!("    {text}"));
+    for (name, old, new) in &difference.metadata {
+        page.line(name, &format!(": {old} -> {new}"));
     }
+    let folders = folders(&difference.files);
+    if !folders.is_empty() {
+        page.line("size by folder", "");
+    }
+    for (folder, bytes) in folders {
+        page.line("    ", &format!("{:>10}  {folder}", signed(bytes)));
+    }
+    let added = difference.files.iter().filter(|change| matches!(change, Change::Added(_))).count();
+    let removed = difference.files.iter().filter(|change| matches!(change, Change::Removed(_))).count();
+    let changed = difference.files.len() - added - removed;
+    let packages = difference.packages.len();
+    page.line("", &format!("{added} added, {removed} removed, {changed} changed; {packages} packages differ"));
+}
 
-    /// Packages, metadata, folders and the sum.
-    fn rest(&mut self, difference: &Difference) {
-        for pair in &difference.packages {
-            self.line(&package(pair));
-        }
-        for (name, old, new) in &difference.metadata {
-            self.line(&format!("{name}: {old} -> {new}"));
-        }
-        let folders = folders(&difference.files);
-        if !folders.is_empty() {
-            self.line("size by folder");
-            for (folder, bytes) in folders {
-                self.indented(&format!("{:>10}  {folder}", signed(bytes)));
-            }
-        }
-        let count = |wanted: fn(&Change) -> bool| difference.files.iter().filter(|change| wanted(change)).count();
-        let (added, removed) =
-            (count(|change| matches!(change, Change::Added(_))), count(|change| matches!(change, Change::Removed(_))));
-        let changed = difference.files.len() - added - removed;
-        let packages = difference.packages.len();
-        self.line(&format!("{added} added, {removed} removed, {changed} changed; {packages} packages differ"));
+fn mark(change: &Change) -> &'static str {
+    match change {
+        Change::Added(_) => "+ ",
+        Change::Removed(_) => "- ",
+        Change::Changed { .. } => "~ ",
     }
 }
 
-/// `~ /etc/motd (content, mode; 12 B -> 20 B; step 2 `write /etc/motd`)`
+/// Returns such as `/etc/motd (content, mode; 12 B -> 20 B; step 2 `write /etc/motd`)`.
 fn file(change: &Change, steps: &[String]) -> String {
-    let path = String::from_utf8_lossy(change.path());
-    let (mark, mut notes) = match change {
-        Change::Added(new) => ('+', vec![kind(new)]),
-        Change::Removed(old) => ('-', vec![kind(old)]),
-        Change::Changed { what, .. } => ('~', vec![what.join(", ")]),
+    let path = quote_name(change.path());
+    let mut notes = match change {
+        Change::Added(record) | Change::Removed(record) => vec![kind(record)],
+        Change::Changed { what, .. } => vec![what.join(", ")],
     };
     match change.sizes() {
         (old, new) if old == new => {}
@@ -99,7 +94,7 @@ fn file(change: &Change, steps: &[String]) -> String {
     if let Some(step) = step(change) {
         notes.push(step_name(step, steps));
     }
-    format!("{mark} {path} ({})", notes.join("; "))
+    format!("{path} ({})", notes.join("; "))
 }
 
 fn kind(record: &Record) -> String {
@@ -129,9 +124,9 @@ fn package(PackageChange { how, old, new }: &PackageChange) -> String {
     };
     match (old, new) {
         (Some(old), Some(new)) => {
-            format!("package {mark} {} {} -> {} ({})", old.name, old.version, new.version, new.arch)
+            format!("{mark} {} {} -> {} ({})", old.name, old.version, new.version, new.arch)
         }
-        (Some(one), None) | (None, Some(one)) => format!("package {mark} {} {} ({})", one.name, one.version, one.arch),
+        (Some(one), None) | (None, Some(one)) => format!("{mark} {} {} ({})", one.name, one.version, one.arch),
         (None, None) => String::new(),
     }
 }
@@ -152,7 +147,7 @@ fn folders(changes: &[Change]) -> Vec<(String, i64)> {
     let mut sizes: BTreeMap<String, i64> = BTreeMap::new();
     for change in changes {
         let (old, new) = change.sizes();
-        let path = String::from_utf8_lossy(change.path());
+        let path = quote_name(change.path());
         let mut parts = path.split('/').skip(1);
         let (first, second, is_deeper) = (parts.next().unwrap_or_default(), parts.next(), parts.next().is_some());
         let folder = match second {
@@ -237,10 +232,10 @@ mod tests {
         let expected = "--- a@1
 +++ a@2
 ~ /etc/motd (content, mode; 4B -> 8B; step 1 `write /etc/motd`)
-    @@ -1,2 +1,2 @@
-     one
-    -two
-    +\\x1btwo
+  | @@ -1,2 +1,2 @@
+  |  one
+  | -two
+  | +\\x1btwo
 - /etc/x\\x1b[2J (file)
 + /usr/lib/a/b (file; 4KiB; step 8)
 package up a 1 -> 2 (all)

@@ -1,0 +1,168 @@
+//! Foreign text at every place where kiln shows it: no line begins with it, and none is a command of a CI service.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use indicatif::{InMemoryTerm, ProgressDrawTarget};
+
+use super::log::Log;
+use super::quote::{TextPage, quote_name};
+use super::testing::{Tape, outcome};
+use super::*;
+use crate::build::provision::{How, StepError};
+use crate::cli::diagnostics::describe;
+use crate::error::{Failure, Fault, Kind};
+use crate::event::{Channel, Event, Level, Origin, Stage};
+use crate::spec::{Overrides, Spec};
+
+#[path = "../../tests/support/ci.rs"]
+mod ci;
+
+use ci::{assert_harmless, hostile_texts};
+
+/// The foreign texts as kiln decodes them.
+fn texts() -> Vec<String> {
+    hostile_texts().iter().map(|text| String::from_utf8_lossy(text).into_owned()).collect()
+}
+
+/// Every event with the text wherever it has room for one.
+fn events(text: &str) -> Vec<Event> {
+    let own = || text.to_owned();
+    vec![
+        Event::BuildStarted { image: own(), version: own(), steps: 1 },
+        Event::DownloadStarted { url: own() },
+        Event::StageStarted { stage: Stage::Provision },
+        Event::StepCached { index: 0, name: own(), verb: "run" },
+        Event::StepStarted { index: 0, name: own(), verb: "run" },
+        Event::StepOutput { index: 0, channel: Channel::Stdout, line: own() },
+        Event::Console { line: own() },
+        Event::Notice { level: Level::Debug, text: own() },
+        Event::Notice { level: Level::Info, text: own() },
+        Event::Notice { level: Level::Warning, text: own() },
+        Event::ShellStarted { failure: Some(own()), tail: vec![own()] },
+        Event::TestFinished { name: own(), ok: true, seconds: 1.0, found: own() },
+        Event::TestFinished { name: own(), ok: false, seconds: 1.0, found: own() },
+        Event::StepFinished { index: 0, ok: false, seconds: 1.0 },
+    ]
+}
+
+#[test]
+fn forging_through_progress_and_logs() {
+    let folder = tempfile::tempdir().unwrap();
+    for (number, text) in texts().iter().enumerate() {
+        let (plain, json) = (Tape::default(), Tape::default());
+        let path = folder.path().join(number.to_string());
+        let log = Log::create(&path).unwrap();
+        let sinks: [&dyn Sink; 3] = [
+            &Plain::new(Box::new(plain.clone()), Verbosity::Verbose, Paint(false)),
+            &Json::new(Box::new(json.clone())),
+            &log,
+        ];
+        for event in events(text) {
+            let origin = Origin { at: Duration::ZERO, build: None };
+            for sink in sinks {
+                sink.emit(origin, &event);
+            }
+        }
+        assert_harmless("plain", &plain.text(), &[]);
+        assert_harmless("json", &json.text(), &[]);
+        assert_harmless("build.log", &fs::read_to_string(&path).unwrap(), &[]);
+        assert_eq!(json.text().lines().count(), events(text).len());
+    }
+}
+
+#[test]
+fn forging_through_bars() {
+    for text in texts() {
+        let term = InMemoryTerm::new(60, 200);
+        let target = ProgressDrawTarget::term_like_with_hz(Box::new(term.clone()), 255);
+        let bars = Bars::on(target, Verbosity::Verbose, Paint(false));
+        for event in events(&text) {
+            bars.emit(Origin::default(), &event);
+            if matches!(event, Event::StepOutput { .. }) {
+                assert_harmless("live lines", &term.contents(), &[]);
+            }
+        }
+        assert_harmless("bars", &term.contents(), &[]);
+    }
+}
+
+/// A failure with the text wherever it has room for one.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {0}")]
+struct Foreign(String, #[source] io::Error);
+
+impl Fault for Foreign {
+    fn kind(&self) -> Kind {
+        Kind::Base
+    }
+
+    fn hints(&self) -> Vec<String> {
+        vec![self.0.clone()]
+    }
+
+    fn evidence(&self) -> Vec<String> {
+        vec![self.0.clone(), format!("{0}\n{0}", self.0)]
+    }
+}
+
+#[test]
+fn forging_through_errors() {
+    for text in texts() {
+        let mut failure = Failure::from(Foreign(text.clone(), io::Error::other(text.clone())));
+        failure.attach(&text);
+        assert_harmless("an error", &describe(&failure, false), &[]);
+        let file = PathBuf::from(format!("/{text}"));
+        let how = How::NotStarted(text.clone());
+        let step = StepError { number: 1, name: text.clone(), spec: file, line: 1, how, tail: vec![text.clone()] };
+        let failure = Failure::from(step);
+        assert_harmless("a step", &describe(&failure, false), &[]);
+        let annotations = github::annotations(&failure);
+        assert_harmless("an annotation", &annotations.join("\n"), &["::error file="]);
+        assert_eq!(annotations.len(), 1);
+    }
+}
+
+#[test]
+fn forging_through_specs() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kiln.toml");
+    for text in texts() {
+        let spec =
+            format!("[image]\nname = 'web'\n{text}\n'{text}' = '{text}'\n[[step]]\nrun = \"\"\"\n{text}\"\"\"\n");
+        fs::write(&path, spec).unwrap();
+        let failure = Failure::from(Spec::load(&path, &Overrides::default()).unwrap_err());
+        assert_harmless("a spec", &describe(&failure, false), &[]);
+        assert_harmless("annotations", &github::annotations(&failure).join("\n"), &["::error file="]);
+    }
+}
+
+#[test]
+fn forging_through_reports_of_tests() {
+    for text in texts() {
+        let mut failed = outcome(&text, false, &text);
+        failed.tail = vec![text.clone(), text.clone()];
+        let report = junit::report("web@1", "00ff", &[failed.clone()]);
+        assert_harmless("JUnit", &report, &[]);
+        assert!(report.contains("  | "), "{report}");
+        assert_harmless("the run's page", &github::table("web@1", &[failed]), &[]);
+    }
+}
+
+#[test]
+fn forging_through_results() {
+    for bytes in hostile_texts() {
+        let text = String::from_utf8_lossy(&bytes);
+        let mut page = TextPage::default();
+        page.line("image ", &text);
+        page.quote(&text);
+        page.line("+ ", &quote_name(&bytes));
+        assert_harmless("a result", &page.into_text(), &[]);
+        let json = format!("{:#}", serde_json::json!({ &*text: [&*text] }));
+        let escaped = escape::escape_json(&json);
+        assert_harmless("JSON", &escaped, &[]);
+        let read: serde_json::Value = serde_json::from_str(&escaped).unwrap();
+        assert_eq!(read, serde_json::json!({ &*text: [&*text] }));
+    }
+}
