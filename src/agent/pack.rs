@@ -44,22 +44,27 @@ impl fmt::Display for PackError {
 
 impl Error for PackError {}
 
-/// What else happens to a tree on its way.
-pub struct Packing<'a> {
-    /// Permission bits of regular files instead of their own.
-    pub mode: Option<u32>,
-    /// Modification time of everything instead of its own, nanoseconds since the epoch.
-    pub mtime: Option<i64>,
-    /// Hears what is sent, for a digest: entries, and blocks of content with their offset. Blocks of zeros are left
-    /// out, so that holes do not matter.
-    pub watch: &'a mut dyn FnMut(&[u8]),
+/// What else is done with a tree while it is packed.
+pub trait Packing {
+    /// Changes an entry before it is sent.
+    fn adjust(&self, _entry: &mut Entry) {}
+    /// Takes note of an entry as it is sent.
+    fn note_entry(&mut self, _entry: &Entry) {}
+    /// Takes note of a block of content at this offset of the last file. Blocks of zeros are left out, so that holes do
+    /// not matter.
+    fn note_block(&mut self, _offset: u64, _block: &[u8]) {}
 }
+
+/// Sends a tree as it is.
+pub struct Unchanged;
+
+impl Packing for Unchanged {}
 
 /// Packs a file or folder, which may itself be named through a symbolic link; links within are kept as links.
 ///
 /// # Errors
 /// When something cannot be read or sent. Sockets are left out, as they mean nothing without their process.
-pub fn pack<W: Write>(root: &Path, encoder: Encoder<W>, packing: Packing<'_>) -> Result<Totals, PackError> {
+pub fn pack<W: Write>(root: &Path, encoder: Encoder<W>, packing: &mut dyn Packing) -> Result<Totals, PackError> {
     let root = fs::canonicalize(root).map_err(|error| PackError::Read(root.to_owned(), error))?;
     let mut walk = Walk { path: root.clone(), root, encoder, packing, links: HashMap::new(), buffer: Vec::new() };
     walk.whole_tree()?;
@@ -70,7 +75,7 @@ struct Walk<'a, W> {
     root: PathBuf,
     path: PathBuf,
     encoder: Encoder<W>,
-    packing: Packing<'a>,
+    packing: &'a mut dyn Packing,
     links: HashMap<(u64, u64), Vec<u8>>,
     buffer: Vec<u8>,
 }
@@ -151,10 +156,7 @@ impl<W: Write> Walk<'_, W> {
                 return self.emit(entry);
             }
         }
-        let mut entry = self.entry(&before, Kind::File { size: before.size() })?;
-        if let Some(mode) = self.packing.mode {
-            entry.mode = bits(mode);
-        }
+        let entry = self.entry(&before, Kind::File { size: before.size() })?;
         self.emit(entry)?;
         self.content(&file, &before)?;
         let after = file.metadata().map_err(|error| self.unreadable(error))?;
@@ -193,8 +195,7 @@ impl<W: Write> Walk<'_, W> {
             })?;
             for (offset, block) in (at..).step_by(BLOCK).zip(self.buffer[..n].chunks(BLOCK)) {
                 if *block != ZEROS[..block.len()] {
-                    (self.packing.watch)(&offset.to_le_bytes());
-                    (self.packing.watch)(block);
+                    self.packing.note_block(offset, block);
                 }
             }
             self.encoder.content(&self.buffer[..n]).map_err(PackError::Write)?;
@@ -203,21 +204,20 @@ impl<W: Write> Walk<'_, W> {
         Ok(())
     }
 
-    fn emit(&mut self, entry: Entry) -> Result<(), PackError> {
-        let bytes = self.encoder.entry(entry).map_err(|error| match error.kind() {
+    fn emit(&mut self, mut entry: Entry) -> Result<(), PackError> {
+        self.packing.adjust(&mut entry);
+        self.packing.note_entry(&entry);
+        self.encoder.entry(entry).map_err(|error| match error.kind() {
             io::ErrorKind::InvalidData => {
                 PackError::Unfit(self.path.clone(), "beyond the limits of names or attributes")
             }
             _ => PackError::Write(error),
-        })?;
-        (self.packing.watch)(bytes);
-        Ok(())
+        })
     }
 
     fn entry(&self, metadata: &Metadata, kind: Kind) -> Result<Entry, PackError> {
         let xattrs = xattrs(&self.path).map_err(|error| self.unreadable(error))?;
-        let own = || metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
-        let mtime = self.packing.mtime.unwrap_or_else(own);
+        let mtime = metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
         Ok(Entry { path: self.relative(), mode: bits(metadata.mode()), mtime, xattrs, kind })
     }
 

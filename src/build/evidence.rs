@@ -4,7 +4,7 @@
 
 use serde_json::Value;
 
-use crate::plan::Plan;
+use crate::plan::{InputDigest, Plan, PlannedStep};
 use crate::store::Manifest;
 use crate::store::manifest::Package;
 
@@ -12,19 +12,22 @@ mod cyclonedx;
 mod provenance;
 mod spdx;
 
-/// Where a step's input came from: the step's name, and the digest of what it brought from the host.
+/// What a step brought from the host.
 #[derive(Debug, Clone)]
-struct Input {
+struct StepInput {
     step: String,
-    sha256: String,
+    digest: InputDigest,
+}
+
+impl StepInput {
+    fn of(planned: &PlannedStep) -> Option<Self> {
+        Some(Self { step: planned.step.name.clone(), digest: planned.input.as_ref()?.digest.clone() })
+    }
 }
 
 /// Makes the documents of a manifest: their names, and their text.
 pub(crate) fn documents(plan: &Plan) -> impl Fn(&Manifest) -> Vec<(&'static str, String)> + Send + 'static {
-    let input = |planned: &crate::plan::PlannedStep| {
-        Some(Input { step: planned.step.name.clone(), sha256: planned.input.as_ref()?.sha256.clone() })
-    };
-    let inputs: Vec<Input> = plan.steps.iter().filter_map(input).collect();
+    let inputs: Vec<StepInput> = plan.steps.iter().filter_map(StepInput::of).collect();
     move |manifest| {
         vec![
             ("sbom.cdx.json", text(&cyclonedx::document(manifest))),
@@ -131,6 +134,16 @@ mod tests {
         let apk = Package { kind: Some("apk".into()), ..package("musl", "1", "x86_64") };
         assert_eq!(purl(&manifest, &apk), "pkg:apk/musl@1?arch=x86_64");
         assert_eq!(purl(&manifest, &package("a", "1", "all")), "pkg:deb/a@1?arch=all");
+    }
+
+    #[test]
+    fn the_sha256_of_an_input_is_that_of_a_file() {
+        let input = |digest| StepInput { step: "a".into(), digest };
+        let inputs = [input(InputDigest::File("f0".into())), input(InputDigest::Tree("7e".into()))];
+        let document = provenance::document(&sample("web", "1", "k"), &inputs);
+        let dependencies = &document["predicate"]["buildDefinition"]["resolvedDependencies"];
+        assert_eq!(dependencies[1]["digest"], serde_json::json!({ "sha256": "f0" }));
+        assert_eq!(dependencies[2]["digest"], serde_json::json!({ "kilnTree": "7e" }));
     }
 
     #[test]

@@ -1,22 +1,22 @@
 //! The steps, in order.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::task::spawn_blocking;
 
+use crate::digest::hex;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Channel, Event, Stage};
-use crate::guest::{Exec, Exit, GuestError, Source, What, stage};
+use crate::guest::{Exec, Exit, GuestError, PackedTree, Source, Staged, What, stage};
 use crate::layer::Span;
 use crate::machine::Fate;
-use crate::plan::{PlannedStep, input_path, with_grace};
+use crate::plan::{InputDigest, PlannedStep, with_grace};
 use crate::size::format_duration;
-use crate::spec::{Action, Command, Context, Owner};
+use crate::spec::{Action, Command, Context, Copy, Owner};
 
 use super::boot::Guest;
-use super::inputs::{InputError, examine};
+use super::inputs::{check_sent, read_script};
 use super::layers::Layers;
 use super::limits::LimitReached;
 use super::output::Lines;
@@ -187,9 +187,9 @@ impl Running<'_, '_> {
         let done = match &self.planned.step.action {
             Action::Run { command, context } => self.command(argv(command), context).await,
             Action::Script { file, args, context } => self.script(file, args, context).await,
-            Action::Copy(copy) => self.copy(&Source::from(copy)).await,
+            Action::Copy(copy) => self.copy(copy).await,
             Action::Write { content, to, owner, mode } => {
-                self.send(&self.text(content.clone().into(), to, owner, *mode)).await
+                self.send(&self.text(content.clone().into(), to, owner, *mode)).await.map(|_| ())
             }
             Action::Fetch { from, to } => return self.fetch(from, to).await,
             Action::Reboot => {
@@ -252,9 +252,7 @@ impl Running<'_, '_> {
     }
 
     async fn script(&mut self, file: &Path, args: &[String], context: &Context) -> Result<(), Failure> {
-        let line = self.planned.step.line;
-        let unreadable = |source| InputError::Unreadable { line, path: file.to_owned(), source };
-        let content = std::fs::read(file).map_err(unreadable)?;
+        let content = read_script(self.planned, file)?;
         let target = format!("{SCRIPT_FOLDER}/{}", self.index + 1);
         let owner = Owner { user: context.user.clone(), group: None };
         self.send(&self.text(content, &target, &owner, 0o500)).await?;
@@ -274,50 +272,40 @@ impl Running<'_, '_> {
         }
     }
 
-    async fn copy(&mut self, source: &Source) -> Result<(), Failure> {
+    async fn copy(&mut self, copy: &Copy) -> Result<(), Failure> {
+        let source = Source::from(copy);
         if self.input_bytes() > PORT_LIMIT {
-            self.send_by_disk(source).await?;
-        } else {
-            self.send(source).await?;
+            return self.send_by_disk(&source, &copy.from).await;
         }
-        self.check_unchanged().await
+        let sent = self.send(&source).await?;
+        self.check_tree(sent.sha256, &copy.from)
+    }
+
+    fn check_tree(&self, sent: [u8; 32], path: &Path) -> Result<(), Failure> {
+        Ok(check_sent(self.planned, &InputDigest::Tree(hex(&sent)), path)?)
     }
 
     fn input_bytes(&self) -> u64 {
         self.planned.input.as_ref().map_or(0, |input| input.bytes)
     }
 
-    /// An input that changed since it was planned would be published under the key of what it was.
-    async fn check_unchanged(&self) -> Result<(), Failure> {
-        let (Some(planned), Some(path)) = (&self.planned.input, input_path(&self.planned.step.action)) else {
-            return Ok(());
-        };
-        let (path, line) = (path.clone(), self.planned.step.line);
-        let again = {
-            let (path, memo) = (path.clone(), Arc::clone(&self.build.memo));
-            spawn_blocking(move || examine(&path, line, &memo))
-        };
-        let now = self.build.limits.hold(async { again.await.expect("examining does not panic") }).await?;
-        if now.sha256 == planned.sha256 { Ok(()) } else { Err(InputError::Changed { line, path }.into()) }
-    }
-
-    async fn send(&mut self, source: &Source) -> Result<(), Failure> {
+    async fn send(&mut self, source: &Source) -> Result<PackedTree, Failure> {
         let timeout = self.planned.step.timeout;
         let (events, total) = (&self.build.events, self.input_bytes());
         let mut progress = |done| events.emit(&Event::Progress { stage: Stage::Provision, done, total });
         let work = self.guest.session.upload(source, &mut progress);
         let late = || GuestError::Overdue(timeout).into();
         let sent = self.build.limits.hold_guest(&self.guest.machine, timeout, late, work).await;
-        self.blame(sent).map(|_| ())
+        self.blame(sent)
     }
 
     /// Writes the tree into a scratch file, plugs that in as a read-only disk, and has the guest unpack it: several times
     /// the rate of the port.
-    async fn send_by_disk(&mut self, source: &Source) -> Result<(), Failure> {
+    async fn send_by_disk(&mut self, source: &Source, from: &Path) -> Result<(), Failure> {
         let path = self.build.work.join(format!("copy-{}", self.index + 1));
         let serial = format!("kiln-copy-{}", self.index + 1);
         let staged = self.stage(source.clone(), path.clone()).await;
-        self.blame(staged)?;
+        self.check_tree(self.blame(staged)?.sha256, from)?;
         let timeout = self.planned.step.timeout;
         let late = || GuestError::Overdue(timeout).into();
         let disk = self.guest.machine.plug(&path, &serial).await?;
@@ -333,10 +321,10 @@ impl Running<'_, '_> {
         Ok(())
     }
 
-    async fn stage(&self, source: Source, path: PathBuf) -> Result<(), Failure> {
+    async fn stage(&self, source: Source, path: PathBuf) -> Result<Staged, Failure> {
         let staging = spawn_blocking(move || {
             let file = std::fs::File::create_new(&path).map_err(ScratchError::at("the disk of a copy", &path))?;
-            Ok::<_, Failure>(stage(&source, &file, &mut |_| {}).map(|_| ())?)
+            Ok::<_, Failure>(stage(&source, &file, &mut |_| {})?)
         });
         self.build.limits.hold(async { staging.await.expect("staging does not panic") }).await
     }

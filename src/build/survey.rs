@@ -16,12 +16,12 @@ use crate::event::{Events, Level};
 use crate::guest;
 use crate::machine::host;
 use crate::memo::{Digested, Memo};
-use crate::plan::{BaseFacts, Facts, InputFacts, Plan, input_path};
+use crate::plan::{BaseFacts, Facts, InputFacts, Plan};
+use crate::spec::Spec;
 use crate::spec::giveaways::giveaways;
-use crate::spec::{Action, Spec};
 
 use super::base::Located;
-use super::inputs::{examine, examine_script};
+use super::inputs::examine;
 use super::reach::{self, Reach};
 use super::seal;
 
@@ -191,16 +191,13 @@ pub(crate) fn check_base(plan: &Plan, memo: &Memo) -> Result<(), SurveyError> {
 }
 
 fn examine_inputs(spec: &Spec, memo: &Memo) -> Result<BTreeMap<usize, InputFacts>, Failure> {
-    let with_input =
-        spec.steps.iter().enumerate().filter_map(|(index, step)| Some((index, step, input_path(&step.action)?)));
-    let examined = with_input.map(|(index, step, path)| {
-        let Digested { sha256, bytes, entries } = match step.action {
-            Action::Script { .. } => examine_script(path, step.line, memo)?,
-            _ => examine(path, step.line, memo)?,
-        };
-        Ok((index, InputFacts { sha256, bytes, entries }))
-    });
-    examined.collect()
+    let mut inputs = BTreeMap::new();
+    for (index, step) in spec.steps.iter().enumerate() {
+        if let Some(facts) = examine(step, memo)? {
+            inputs.insert(index, facts);
+        }
+    }
+    Ok(inputs)
 }
 
 /// The clock of reproducible builds (reproducible-builds.org/specs/source-date-epoch).

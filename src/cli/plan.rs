@@ -16,7 +16,7 @@ use crate::error::Failure;
 use crate::layer::Cache;
 use crate::machine::argv::{Start, argv};
 use crate::plan::trace::{Reason, Trace};
-use crate::plan::{Plan, PlannedStep};
+use crate::plan::{InputFacts, Plan, PlannedStep};
 use crate::report::quote::TextPage;
 use crate::size::{ByteSize, format_duration};
 use crate::spec::Spec;
@@ -71,7 +71,7 @@ fn as_json(plan: &Plan, fates: &Fates) -> Value {
                 "name": planned.step.name, "verb": verb(&planned.step.action), "line": planned.step.line,
                 "key": planned.key, "cached": reason.is_none(), "reason": reason.as_ref().map(Reason::to_string),
                 "timeout": planned.step.timeout.as_secs(),
-                "input_sha256": planned.input.as_ref().map(|input| &input.sha256),
+                "input_digest": planned.input.as_ref().map(digest_set),
                 "input_bytes": planned.input.as_ref().map(|input| input.bytes),
             })
         })
@@ -104,6 +104,11 @@ fn as_json(plan: &Plan, fates: &Fates) -> Value {
         "outputs": outputs,
         "tests": plan.spec.tests.iter().map(|test| &test.name).collect::<Vec<_>>(),
     })
+}
+
+/// Returns a digest as an in-toto `DigestSet`.
+fn digest_set(input: &InputFacts) -> Value {
+    json!({ input.digest.algorithm(): input.digest.hex() })
 }
 
 fn command_line(plan: &Plan) -> Vec<String> {

@@ -60,7 +60,7 @@ pub enum GuestError {
         /// What can be sent.
         limit: ByteSize,
     },
-    /// An input on this host cannot be read, or is nothing that can be copied.
+    /// An input on this host, sound when the build was planned, cannot be read or copied any more.
     #[error("{0}")]
     Input(String),
     /// An input on this host changed during the build.
@@ -95,8 +95,8 @@ impl Fault for GuestError {
             Self::Restarted | Self::Overdue(_) | Self::Refused { .. } | Self::Hostile(_) | Self::Beyond(_) => {
                 Kind::Step
             }
-            Self::TooLarge { .. } | Self::Input(_) => Kind::Spec,
-            Self::Changed(_) => Kind::Base,
+            Self::TooLarge { .. } => Kind::Spec,
+            Self::Changed(_) | Self::Input(_) => Kind::Base,
             Self::Write { .. } => Kind::Output,
         }
     }

@@ -8,6 +8,7 @@
 //! The guest is hostile as far as this side is concerned: every frame, queue and wait has a limit, and what it sends as
 //! files is written strictly beneath one folder.
 
+pub mod checkout;
 pub mod error;
 pub mod exec;
 pub mod greeting;
@@ -24,12 +25,13 @@ mod tests;
 pub use crate::agent::pack::PackError;
 pub use crate::wire::message::TtySize;
 pub use crate::wire::{BUILD, PORT};
+pub use checkout::CheckoutModes;
 pub use error::GuestError;
 pub use exec::{Exec, Exit};
 pub use greeting::Hello;
 pub use session::{Farewell, Limits, Session};
 pub use shell::{Line, Typed};
-pub use stage::{Source, Staged, What, stage, timeless_digest};
+pub use stage::{PackedTree, Source, Staged, What, stage};
 
 /// The agent as an executable for the guest: static, x86-64 Linux.
 pub static AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kiln-agent"));

@@ -2,20 +2,22 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
 
 use super::GuestError;
+use super::checkout::CheckoutModes;
 use crate::agent::pack::{PackError, Packing, pack};
 use crate::spec;
+use crate::wire::code::Code;
 use crate::wire::tree::{BLOCK, Encoder, Entry, Head, Kind, Layout, Owner, Totals};
 
 /// What is sent, and where to. In the guest:
 ///
 /// - a source that goes `into` a folder gets its own name there, and the folder is made where it is missing;
-/// - otherwise `to` is the new name, unless a folder is there already: then the source goes into it, as with `cp`;
+/// - otherwise `to` is the new name: a folder is merged with one that is there, a file is refused in its place;
 /// - the `contents` of a folder are merged into `to`, which keeps its own metadata where it exists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
@@ -71,8 +73,17 @@ pub struct Staged {
     pub entries: u64,
     /// Bytes of file content in it, holes left out.
     pub content: u64,
-    /// Of every entry (path, mode, times, attributes) and all content that is not zeros, as read; the same for a file
-    /// with holes and for one with zeros instead.
+    /// See [`PackedTree::sha256`].
+    pub sha256: [u8; 32],
+}
+
+/// What a tree held when it was packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PackedTree {
+    /// Its entries and bytes of content.
+    pub totals: Totals,
+    /// Digest of every entry (path, mode, attributes) and of all content that is not zeros, as sent. Times are left out,
+    /// since git keeps none, and a file with holes counts like one with zeros.
     pub sha256: [u8; 32],
 }
 
@@ -83,68 +94,55 @@ pub struct Staged {
 /// When the source cannot be read, changes meanwhile, or the file cannot be written.
 pub fn stage(source: &Source, file: &File, progress: &mut dyn FnMut(u64)) -> Result<Staged, GuestError> {
     let mut out = BufWriter::with_capacity(1 << 20, Counting { file, written: 0, progress });
-    let (totals, sha256) = source.write_to(&mut out, Layout::Aligned).map_err(|error| match error {
-        GuestError::Port(source) => GuestError::Write { path: "the staged tree".into(), source },
-        other => other,
-    })?;
     let failed = |source| GuestError::Write { path: "the staged tree".into(), source };
+    let PackedTree { totals, sha256 } = source.write_to(&mut out, Layout::Aligned).map_err(|error| match error {
+        PackError::Write(source) => failed(source),
+        other => other.into(),
+    })?;
     let written = out.into_inner().map_err(|error| failed(error.into_error()))?.written;
     let bytes = written.next_multiple_of(BLOCK as u64);
     file.set_len(bytes).map_err(failed)?;
     Ok(Staged { bytes, entries: totals.entries, content: totals.bytes, sha256 })
 }
 
-/// Digest of a file or folder by all that a copy of it keeps but times, for the key of a step: git keeps no times.
-/// Writes nothing; blocking.
-///
-/// # Errors
-/// When something in it cannot be read or copied.
-pub fn timeless_digest(path: &Path) -> Result<Staged, PackError> {
-    let head = Head { to: Vec::new(), name: Vec::new(), into: false, contents: false, owner: None };
-    let encoder = Encoder::new(io::sink(), Layout::Packed, head).map_err(PackError::Write)?;
-    let mut hash = Sha256::new();
-    let packing = Packing { mode: None, mtime: Some(0), watch: &mut |bytes| hash.update(bytes) };
-    let totals = pack(path, encoder, packing)?;
-    Ok(Staged { bytes: 0, entries: totals.entries, content: totals.bytes, sha256: hash.finalize().into() })
-}
-
 impl Source {
-    /// Writes the tree stream; what writing says becomes [`GuestError::Port`].
-    pub(super) fn write_to(&self, out: impl Write, layout: Layout) -> Result<(Totals, [u8; 32]), GuestError> {
-        let mut hash = Sha256::new();
-        let encoder = Encoder::new(out, layout, self.head()).map_err(GuestError::Port)?;
-        let mut watch = |bytes: &[u8]| hash.update(bytes);
-        let totals = match &self.what {
-            What::Path { from, .. } => {
-                pack(from, encoder, Packing { mode: self.mode, mtime: None, watch: &mut watch })?
-            }
-            What::Text { content, mtime } => self.write_text(content, *mtime, encoder, &mut watch)?,
-        };
-        Ok((totals, hash.finalize().into()))
+    /// Returns what would be sent, without sending it.
+    ///
+    /// # Errors
+    /// When something in it cannot be read or copied.
+    pub fn examine(&self) -> Result<PackedTree, PackError> {
+        self.write_to(io::sink(), Layout::Packed)
     }
 
-    fn write_text(
-        &self,
-        content: &[u8],
-        mtime: SystemTime,
-        mut encoder: Encoder<impl Write>,
-        watch: &mut dyn FnMut(&[u8]),
-    ) -> Result<Totals, GuestError> {
+    /// Writes the tree stream. Its digest is that of the bytes written, so one function serves the plan and the build.
+    pub(crate) fn write_to(&self, out: impl Write, layout: Layout) -> Result<PackedTree, PackError> {
+        let encoder = Encoder::new(out, layout, self.head()).map_err(PackError::Write)?;
+        let mut form = CanonicalForm { mode: self.mode.map(permission_bits), checkout: None, hash: Sha256::new() };
+        let totals = match &self.what {
+            What::Path { from, .. } => {
+                form.checkout = CheckoutModes::find(from);
+                pack(from, encoder, &mut form)?
+            }
+            What::Text { content, mtime } => self.write_text(content, *mtime, encoder).map_err(PackError::Write)?,
+        };
+        Ok(PackedTree { totals, sha256: form.hash.finalize().into() })
+    }
+
+    fn write_text(&self, content: &[u8], mtime: SystemTime, mut encoder: Encoder<impl Write>) -> io::Result<Totals> {
         let size = content.len() as u64;
         let since = mtime.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let entry = Entry {
+        encoder.entry(Entry {
             path: Vec::new(),
-            mode: u16::try_from(self.mode.unwrap_or(0o644) & 0o7777).unwrap_or_default(),
+            mode: permission_bits(self.mode.unwrap_or(0o644)),
             mtime: i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
             xattrs: Vec::new(),
             kind: Kind::File { size },
-        };
-        watch(encoder.entry(entry).map_err(GuestError::Port)?);
-        watch(content);
+        })?;
         if size > 0 {
-            encoder.data(0, size).and_then(|()| encoder.content(content)).map_err(GuestError::Port)?;
+            encoder.data(0, size)?;
+            encoder.content(content)?;
         }
-        encoder.finish().map_err(GuestError::Port)
+        encoder.finish()
     }
 
     fn head(&self) -> Head {
@@ -160,6 +158,42 @@ impl Source {
             owner: Some(Owner { user: self.owner.user.clone(), group: self.owner.group.clone() }),
         }
     }
+}
+
+/// Digests a tree in the form that keys hold, and gives its files the modes that are sent.
+struct CanonicalForm {
+    mode: Option<u16>,
+    checkout: Option<CheckoutModes>,
+    hash: Sha256,
+}
+
+impl Packing for CanonicalForm {
+    fn adjust(&self, entry: &mut Entry) {
+        let is_file = matches!(entry.kind, Kind::File { .. } | Kind::Hardlink { .. });
+        let is_folder = matches!(entry.kind, Kind::Dir {} | Kind::Leave {});
+        entry.mode = match (self.mode, self.checkout) {
+            (Some(mode), _) if is_file => mode,
+            (_, Some(checkout)) if is_file => checkout.of_file(entry.mode),
+            (_, Some(checkout)) if is_folder => checkout.of_folder_mode(entry.mode),
+            _ => entry.mode,
+        };
+    }
+
+    fn note_entry(&mut self, entry: &Entry) {
+        let mut bytes = Vec::new();
+        Entry { mtime: 0, ..entry.clone() }.put(&mut bytes);
+        self.hash.update((bytes.len() as u64).to_le_bytes());
+        self.hash.update(bytes);
+    }
+
+    fn note_block(&mut self, offset: u64, block: &[u8]) {
+        self.hash.update(offset.to_le_bytes());
+        self.hash.update(block);
+    }
+}
+
+fn permission_bits(mode: u32) -> u16 {
+    u16::try_from(mode & 0o7777).unwrap_or_default()
 }
 
 struct Counting<'a> {

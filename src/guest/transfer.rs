@@ -10,7 +10,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use super::GuestError;
 use super::receive::{Received, receive};
 use super::session::{Session, unexpected};
-use super::stage::Source;
+use super::stage::{PackedTree, Source};
 use crate::wire::tree::{Layout, Totals};
 use crate::wire::{Hidden, MAX_DATA, Message};
 
@@ -18,17 +18,16 @@ use crate::wire::{Hidden, MAX_DATA, Message};
 const AHEAD: usize = 8;
 
 impl Session {
-    /// Sends a source over the port. `progress` hears the bytes sent so far. Returns the digest of what was sent, as
-    /// [`super::Staged::sha256`].
+    /// Sends a source over the port. `progress` hears the bytes sent so far. Returns what was sent.
     ///
     /// # Errors
     /// When the source cannot be read, the guest cannot write it, or the conversation fails.
-    pub async fn upload(&mut self, source: &Source, progress: &mut dyn FnMut(u64)) -> Result<[u8; 32], GuestError> {
+    pub async fn upload(&mut self, source: &Source, progress: &mut dyn FnMut(u64)) -> Result<PackedTree, GuestError> {
         let (sender, mut chunks) = mpsc::channel(AHEAD);
         let source = source.clone();
         let packing = spawn_blocking(move || {
             let mut out = BufWriter::with_capacity(MAX_DATA, Chunks(sender));
-            source.write_to(&mut out, Layout::Packed)
+            Ok(source.write_to(&mut out, Layout::Packed)?)
         });
         self.begin();
         self.queue(&Message::Upload {});
@@ -44,12 +43,12 @@ impl Session {
             self.queue(&Message::Eof {});
             self.flush().await?;
         }
-        let (totals, sha256) = packed?;
+        let packed = packed?;
         let found = match done {
             Some(early) => early,
             None => self.done(&mut |_| {}).await?,
         };
-        if found == totals { Ok(sha256) } else { Err(mismatch()) }
+        if found == packed.totals { Ok(packed) } else { Err(mismatch()) }
     }
 
     /// Has the guest unpack the tree stream on the block device with this serial. `progress` hears the bytes of

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::spec::{Action, Command, Context, Copy, Owner};
 
 /// Changes when the meaning of the hashed form does.
-const SCHEME: &str = "kiln-key-1";
+const SCHEME: &str = "kiln-key-2";
 
 /// A digest that stands for a result.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -65,7 +65,7 @@ pub fn canonical(action: &Action, input: Option<&str>) -> Value {
         }
         Action::Copy(Copy { from, contents, to, into, owner, mode }) => json!({
             "copy": input, "to": to, "owner": owner_value(owner), "mode": mode,
-            // Where the folder itself is copied, its name ends up in the guest.
+            // What goes into a folder, but for a folder's contents, keeps its name there. Nothing else depends on the name.
             "name": (*into && !contents).then(|| from.file_name().map(|name| name.to_string_lossy())).flatten(),
             "contents": contents, "into": into,
         }),

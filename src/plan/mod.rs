@@ -66,11 +66,38 @@ pub struct StoredBase {
     pub disk_sha256: String,
 }
 
+/// Digest of what a step brings from the host, hex.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InputDigest {
+    /// SHA-256 of a file's bytes, for a script: nothing else of it counts.
+    File(String),
+    /// Digest of a file or folder as it is sent, for a copy: see `guest::PackedTree`.
+    Tree(String),
+}
+
+impl InputDigest {
+    /// Returns the digest's name in an in-toto `DigestSet`. `sha256` stands there for the bytes of a file alone.
+    #[must_use]
+    pub fn algorithm(&self) -> &'static str {
+        match self {
+            InputDigest::File(_) => "sha256",
+            InputDigest::Tree(_) => "kilnTree",
+        }
+    }
+
+    /// Returns the digits.
+    #[must_use]
+    pub fn hex(&self) -> &str {
+        let (InputDigest::File(hex) | InputDigest::Tree(hex)) = self;
+        hex
+    }
+}
+
 /// What is known about what a step brings from the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InputFacts {
-    /// Digest of the content, hex.
-    pub sha256: String,
+    /// Digest of all that the step's outcome depends on.
+    pub digest: InputDigest,
     /// Bytes of all regular files.
     pub bytes: u64,
     /// Number of files and folders.
@@ -331,7 +358,7 @@ fn plan_steps(spec: &Spec, facts: &Facts, base: Key) -> Vec<PlannedStep> {
     let mut key = base;
     let plan = |(index, step): (usize, &spec::Step)| {
         let input = facts.inputs.get(&index).cloned();
-        let mut value = json!({ "do": key::canonical(&step.action, input.as_ref().map(|input| &*input.sha256)) });
+        let mut value = json!({ "do": key::canonical(&step.action, input.as_ref().map(|input| input.digest.hex())) });
         // Only commands see the variables; text they were filled into has changed already.
         if matches!(step.action, Action::Run { .. } | Action::Script { .. }) {
             value["vars"] = json!(spec.vars);

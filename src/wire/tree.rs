@@ -186,15 +186,14 @@ impl<W: Write> Encoder<W> {
         Ok(new)
     }
 
-    /// Adds an entry and returns its encoding.
+    /// Adds an entry.
     ///
     /// # Errors
     /// Also when its path, names or attributes are beyond the limits.
-    pub fn entry(&mut self, entry: Entry) -> io::Result<&[u8]> {
+    pub fn entry(&mut self, entry: Entry) -> io::Result<()> {
         check(&entry).map_err(invalid)?;
         self.totals.entries += u64::from(entry.kind != Kind::Leave {});
-        self.put(&Record::Entry { entry })?;
-        Ok(&self.record[LENGTH..])
+        self.put(&Record::Entry { entry })
     }
 
     /// Announces an extent of the file added last; exactly `length` bytes of [`Encoder::content`] must follow.

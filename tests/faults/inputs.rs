@@ -1,7 +1,7 @@
 //! Specs, bases and files that are not what they should be, or not where they may be.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use crate::support::{Kiln, names, qemu_img};
@@ -24,6 +24,49 @@ fn s6_an_input_that_changes_during_the_build_is_not_published() {
     let live = live.fails(5).stderr_has("data changed during the build").start();
     live.stderr_shows("provision");
     fs::write(live.place().join("data"), "two").expect("written");
+    open_gate(&gate);
+    live.finish().place().assert_nothing_published();
+}
+
+/// Changes a file while the first step waits, so that the second reads another one than was planned.
+fn refused_after(step: &str, change: impl FnOnce(&Path)) {
+    let kiln = Kiln::new().file("data/a", "#!/bin/sh\n").file("data/b", "two");
+    let gate = fifo(kiln.place());
+    let live = kiln.spec(&format!("[[step]]\nrun = 'await {}'\n[[step]]\n{step}", gate.display())).build();
+    let live = live.fails(5).stderr_has("/data").start();
+    live.stderr_shows("provision");
+    change(&live.place().join("data"));
+    open_gate(&gate);
+    live.finish().place().assert_nothing_published();
+}
+
+#[test]
+fn s6_a_script_that_changes_during_the_build_is_not_run() {
+    refused_after("script = 'data/a'", |data| fs::write(data.join("a"), "#!/bin/bash\n").expect("written"));
+    refused_after("script = 'data/a'", |data| fs::write(data.join("a"), "").expect("written"));
+    refused_after("script = 'data/a'", |data| fs::remove_file(data.join("a")).expect("removed"));
+}
+
+#[test]
+fn s6_a_tree_that_changes_during_the_build_is_not_published() {
+    let copy = "copy = 'data'\nto = '/srv/data'";
+    refused_after(copy, |data| fs::remove_file(data.join("b")).expect("removed"));
+    refused_after(copy, |data| fs::write(data.join("c"), "three").expect("written"));
+    refused_after(copy, |data| symlink("a", data.join("c")).expect("made"));
+    refused_after(copy, |data| fs::rename(data.join("b"), data.join("c")).expect("renamed"));
+    refused_after(copy, |data| fs::set_permissions(data.join("a"), fs::Permissions::from_mode(0o711)).expect("set"));
+    refused_after("copy = 'data/a'\nto = '/srv/a'", |data| fs::remove_file(data.join("a")).expect("removed"));
+}
+
+#[test]
+fn s6_a_large_tree_that_changes_during_the_build_is_not_published() {
+    let kiln = Kiln::new().file("data", vec![7; 9 << 20]);
+    let gate = fifo(kiln.place());
+    let wait = format!("[[step]]\nrun = 'await {}'\n", gate.display());
+    let live = kiln.spec(&format!("{wait}[[step]]\ncopy = 'data'\nto = '/srv/data'")).build();
+    let live = live.fails(5).stderr_has("data changed during the build").start();
+    live.stderr_shows("provision");
+    fs::write(live.place().join("data"), vec![8; 9 << 20]).expect("written");
     open_gate(&gate);
     live.finish().place().assert_nothing_published();
 }

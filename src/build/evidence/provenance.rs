@@ -7,16 +7,18 @@ use serde_json::{Value, json};
 
 use crate::store::Manifest;
 
-use super::{Input, time};
+use super::{StepInput, time};
 
-pub(super) fn document(manifest: &Manifest, inputs: &[Input]) -> Value {
+pub(super) fn document(manifest: &Manifest, inputs: &[StepInput]) -> Value {
     let subject =
         manifest.outputs.iter().map(|output| json!({ "name": output.file, "digest": { "sha256": output.sha256 } }));
     let base = json!({
         "name": "base image", "uri": manifest.base.source, "digest": { "sha256": manifest.base.sha256 },
         "annotations": { "format": manifest.base.format },
     });
-    let brought = inputs.iter().map(|input| json!({ "name": input.step, "digest": { "sha256": input.sha256 } }));
+    let brought = inputs
+        .iter()
+        .map(|input| json!({ "name": input.step, "digest": { input.digest.algorithm(): input.digest.hex() } }));
     let steps: Vec<Value> = manifest
         .steps
         .iter()

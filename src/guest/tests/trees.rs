@@ -80,7 +80,7 @@ fn a_tree_arrives_as_it_was() {
         assert_eq!(listing(&from), listing(&to));
         assert!(progress > 9 << 20);
         let device = File::create(temp.path().join("device")).unwrap();
-        assert_eq!(sent, stage(&folder(&from, &to, false, false), &device, &mut |_| {}).unwrap().sha256);
+        assert_eq!(sent.sha256, stage(&folder(&from, &to, false, false), &device, &mut |_| {}).unwrap().sha256);
         let blocks = fs::metadata(to.join("deep/sparse")).unwrap().blocks();
         assert!(blocks <= 64, "{blocks} blocks: the holes are gone");
         assert_eq!(fs::metadata(temp.path().join("a")).unwrap().mode() & 0o7777, 0o755);
@@ -100,17 +100,21 @@ fn extended_attributes_are_kept() {
 }
 
 #[test]
-fn slashes_mean_what_they_mean_to_cp() {
+fn a_slash_decides_where_a_copy_goes_and_nothing_in_the_guest_does() {
     let temp = tempfile::tempdir().unwrap();
     let base = temp.path();
     let from = base.join("site");
     fs::create_dir(&from).unwrap();
     fs::write(from.join("index"), "new").unwrap();
+    fs::set_permissions(&from, fs::Permissions::from_mode(0o711)).unwrap();
     let file = from.join("index");
-    fs::create_dir_all(base.join("old/site")).unwrap();
-    fs::write(base.join("old/index"), "old").unwrap();
-    fs::write(base.join("old/kept"), "kept").unwrap();
-    fs::set_permissions(base.join("old"), fs::Permissions::from_mode(0o700)).unwrap();
+    for old in ["o1", "o2"] {
+        fs::create_dir(base.join(old)).unwrap();
+        fs::write(base.join(old).join("index"), "old").unwrap();
+        fs::write(base.join(old).join("kept"), "kept").unwrap();
+        fs::set_permissions(base.join(old), fs::Permissions::from_mode(0o700)).unwrap();
+    }
+    symlink("o1", base.join("link")).unwrap();
     with_agent(async |mut session, _| {
         let mut check = async |source: Source, expected: &str| {
             session.upload(&source, &mut |_| {}).await.unwrap();
@@ -120,18 +124,44 @@ fn slashes_mean_what_they_mean_to_cp() {
         check(folder(&from, &base.join("n2"), true, true), "n2/index").await;
         check(folder(&from, &base.join("n3"), true, false), "n3/index").await;
         check(folder(&from, &base.join("n4"), false, true), "n4/site/index").await;
-        check(folder(&from, &base.join("old"), false, false), "old/site/index").await;
-        check(folder(&from, &base.join("old"), true, true), "old/index").await;
+        check(folder(&from, &base.join("o1"), false, false), "o1/index").await;
+        check(folder(&from, &base.join("o2"), true, true), "o2/index").await;
         check(folder(&file, &base.join("f1"), false, false), "f1").await;
         check(folder(&file, &base.join("f2"), false, true), "f2/index").await;
-        check(folder(&file, &base.join("n1"), false, false), "n1/index").await;
         check(text("new", &base.join("t1/deeper")), "t1/deeper").await;
-        let refused = session.upload(&text("new", &base.join("n1")), &mut |_| {}).await;
-        assert!(matches!(refused, Err(GuestError::Refused { full: false, .. })), "{refused:?}");
     });
-    assert_eq!(fs::read_to_string(base.join("old/kept")).unwrap(), "kept");
-    assert_eq!(fs::metadata(base.join("old")).unwrap().mode() & 0o7777, 0o700, "an existing folder keeps its mode");
+    for old in ["o1", "o2"] {
+        assert_eq!(fs::read_to_string(base.join(old).join("kept")).unwrap(), "kept");
+        assert!(!base.join(old).join("site").exists());
+    }
+    let mode = |path: &str| fs::metadata(base.join(path)).unwrap().mode() & 0o7777;
+    assert_eq!(mode("o1"), 0o711, "the folder itself was copied");
+    assert_eq!(mode("o2"), 0o700, "a folder that is merged into keeps its mode");
     assert_eq!(fs::metadata(base.join("t1/deeper")).unwrap().mtime(), 1_700_000_000);
+}
+
+#[test]
+fn a_file_in_the_place_of_a_folder_is_refused_with_what_to_do() {
+    let temp = tempfile::tempdir().unwrap();
+    let base = temp.path();
+    let file = base.join("index");
+    fs::write(&file, "new").unwrap();
+    fs::create_dir_all(base.join("srv/index")).unwrap();
+    symlink("srv", base.join("link")).unwrap();
+    with_agent(async |mut session, _| {
+        for (source, remedy) in [
+            (folder(&file, &base.join("srv"), false, false), "end `to` with a slash"),
+            (folder(&file, &base.join("link"), false, false), "end `to` with a slash"),
+            (folder(&file, &base.join("srv"), false, true), "copy to another name"),
+            (text("new", &base.join("srv")), "write to a file in it"),
+            (text("new", &base.join("link")), "write to a file in it"),
+        ] {
+            let refused = session.upload(&source, &mut |_| {}).await.unwrap_err().to_string();
+            assert!(refused.contains("is a folder") && refused.contains(remedy), "{source:?}: {refused}");
+        }
+    });
+    assert!(fs::symlink_metadata(base.join("link")).unwrap().is_symlink());
+    assert_eq!(fs::read_dir(base.join("srv/index")).unwrap().count(), 0);
 }
 
 #[test]
@@ -228,7 +258,7 @@ fn the_digest_sees_content_but_not_holes() {
         let file = File::create(&path).unwrap();
         write(&file);
         file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
-        timeless_digest(&path).unwrap().sha256
+        folder(&path, Path::new("/to"), false, false).examine().unwrap().sha256
     };
     let holes = digest(&|file| file.set_len(1 << 20).unwrap());
     let zeros = digest(&|file| file.write_all_at(&vec![0; 1 << 20], 0).unwrap());
