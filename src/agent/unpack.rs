@@ -93,25 +93,37 @@ impl Place {
         done.map_err(|error| Refusal::io(path.display(), &error))
     }
 
-    /// Decides where the tree's root goes, by the rules of `cp`, and makes the folders above it.
+    /// Decides where the tree's root goes, from the request alone, and makes the folders above it.
     fn settle(&mut self, root: &Entry) -> Result<(), Refusal> {
         let to = Path::new(OsStr::from_bytes(&self.head.to));
         if !to.is_absolute() || !root.path.is_empty() {
             return Err(Refusal::new(Class::Request {}, "a tree without a place"));
         }
-        let exists = to.is_dir();
-        let inside = self.head.into || (exists && !self.head.contents);
         let name = OsStr::from_bytes(&self.head.name);
-        let contents = self.head.contents && root.kind == Kind::Dir {};
-        self.base = if inside && !contents { to.join(name) } else { to.to_owned() };
+        self.base = if self.head.into && !self.head.contents { to.join(name) } else { to.to_owned() };
+        let is_folder = root.kind == Kind::Dir {};
+        if !is_folder && self.base.is_dir() {
+            return Err(self.refuse_place());
+        }
         // `/etc` must not become the user's because something was copied into it.
-        self.keep_root = exists && contents;
+        self.keep_root = self.head.contents && self.base.is_dir();
         let above = self.base.parent().unwrap_or(Path::new("/"));
         DirBuilder::new()
             .recursive(true)
             .mode(0o755)
             .create(above)
             .map_err(|error| Refusal::io(above.display(), &error))
+    }
+
+    /// Returns why a file cannot have its name in the guest: a folder has it, or a link to one.
+    fn refuse_place(&self) -> Refusal {
+        let place = self.base.display();
+        let remedy = match (self.head.name.is_empty(), self.head.into) {
+            (true, _) => "write to a file in it",
+            (false, false) => "end `to` with a slash to copy into it",
+            (false, true) => "copy to another name, or remove it in an earlier step",
+        };
+        Refusal::new(Class::Request {}, format!("{place} is a folder, which a file cannot replace; {remedy}"))
     }
 
     fn at(&self, path: &[u8]) -> PathBuf {
