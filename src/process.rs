@@ -2,11 +2,12 @@
 
 mod wall;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::process::{ExitStatus, Stdio};
 
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -30,10 +31,11 @@ pub fn supervised(program: impl AsRef<OsStr>) -> Command {
 #[expect(unsafe_code, reason = "pre_exec is the one place where prctl and dup2 act on the child")]
 pub fn with_descriptors(program: impl AsRef<OsStr>, descriptors: Vec<(RawFd, OwnedFd)>) -> Command {
     let mut command = Command::new(program);
-    command.process_group(0).stdin(Stdio::null()).env("LC_ALL", "C").kill_on_drop(true);
+    command.process_group(0).stdin(Stdio::null()).env_clear().envs(environment()).kill_on_drop(true);
     let parent = nix::unistd::getpid();
     let hook = move || {
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+        setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
         // The parent may have died between fork and prctl; then nobody would ever send the signal.
         if nix::unistd::getppid() != parent {
             return Err(io::Error::from(nix::errno::Errno::ESRCH));
@@ -45,7 +47,7 @@ pub fn with_descriptors(program: impl AsRef<OsStr>, descriptors: Vec<(RawFd, Own
         }
         Ok(())
     };
-    // SAFETY: the hook calls prctl, getppid and dup2 only, all async-signal-safe, and allocates nothing.
+    // SAFETY: the hook calls prctl, setrlimit, getppid and dup2 only, all async-signal-safe, and allocates nothing.
     unsafe { command.pre_exec(hook) };
     command
 }
@@ -77,6 +79,20 @@ pub fn raise(descriptor: &OwnedFd) -> io::Result<OwnedFd> {
     #[expect(unsafe_code, reason = "fcntl answers with a bare number")]
     // SAFETY: F_DUPFD_CLOEXEC has just made this descriptor, and nothing else knows its number.
     Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(raised) })
+}
+
+/// Returns the environment of every child: what programs need to be found and to start, and nothing that a user keeps in
+/// the environment of kiln, such as tokens. The language is the one of error messages that are looked into.
+pub(crate) fn environment() -> Vec<(&'static str, OsString)> {
+    let inherited = ["PATH", "TMPDIR", "LD_LIBRARY_PATH", "QEMU_MODULE_DIR"];
+    let kept = inherited.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+    kept.chain([("LC_ALL", OsString::from("C"))]).collect()
+}
+
+/// Has the kernel write no core of this process from now on. A limit of 0 would keep a core from becoming a file, but not
+/// from being handed to a program (core(5)); a limit of 1 prevents both.
+pub(crate) fn forbid_core_dumps() {
+    let _ = setrlimit(Resource::RLIMIT_CORE, 1, 1);
 }
 
 /// Kills a child and everything in its process group. A child that is gone already is no error.
@@ -133,6 +149,19 @@ mod tests {
             let mut text = String::new();
             io::Read::read_to_string(&mut &ours, &mut text).unwrap();
             assert_eq!(text, "through\n");
+        });
+    }
+
+    #[test]
+    fn o3_a_child_has_an_environment_of_its_own_and_leaves_no_core() {
+        runtime().block_on(async {
+            let output = supervised("sh").args(["-c", "env; ulimit -Sc; ulimit -Hc"]).output();
+            let output = String::from_utf8(output.await.unwrap().stdout).unwrap();
+            assert!(output.ends_with("\n0\n0\n") && output.contains("LC_ALL=C\n"), "{output}");
+            let names = output.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name);
+            // A shell sets the last three itself.
+            let known = ["PATH", "TMPDIR", "LD_LIBRARY_PATH", "QEMU_MODULE_DIR", "LC_ALL", "PWD", "SHLVL", "_"];
+            assert_eq!(names.filter(|name| !known.contains(name)).collect::<Vec<_>>(), [""; 0]);
         });
     }
 

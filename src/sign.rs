@@ -9,6 +9,7 @@ use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
 use crate::error::{Fault, Kind};
+use crate::process;
 
 pub mod openpgp;
 
@@ -164,6 +165,7 @@ impl Signer {
         let (folder, message) = staged(tool, sums)?;
         let signature = message.with_file_name(tool.file());
         let mut command = tool_command(tool, &folder);
+        command.envs(KEY_VARIABLES.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         match tool {
             Tool::Ssh => command.args(["-Y", "sign", "-n", NAMESPACE, "-f"]).arg(&self.key).arg(&message),
             Tool::Minisign => {
@@ -269,7 +271,12 @@ fn staged(tool: Tool, sums: &[u8]) -> Result<(TempDir, PathBuf), SignError> {
 /// A passphrase is asked for on the terminal, where there is one, and never in a window.
 fn tool_command(tool: Tool, folder: &TempDir) -> Command {
     let mut command = Command::new(tool.program());
-    command.current_dir(folder.path()).env("LC_ALL", "C").env("SSH_ASKPASS_REQUIRE", "never").stdin(Stdio::null());
+    command
+        .env_clear()
+        .envs(process::environment())
+        .current_dir(folder.path())
+        .env("SSH_ASKPASS_REQUIRE", "never")
+        .stdin(Stdio::null());
     command
 }
 
@@ -284,6 +291,8 @@ fn said(output: &Output) -> String {
     text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it does not say why").to_owned()
 }
 
+/// How ssh-keygen finds keys that are in an agent or on a token, and who asks for the passphrase (ssh-keygen(1)).
+const KEY_VARIABLES: [&str; 4] = ["SSH_AUTH_SOCK", "SSH_SK_PROVIDER", "SSH_SK_HELPER", "GPG_TTY"];
 /// `SSHSIG` and the version 1, as base64 has them.
 const SSHSIG_1: &[u8] = b"U1NIU0lHAAAAAQ";
 

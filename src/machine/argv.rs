@@ -111,9 +111,10 @@ fn basics(args: &mut Args, machine: &Machine, start: Start) {
     }
     args.option("-display", "none");
     args.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+    // Secrets are in the guest's memory, which would be in a core of QEMU as well.
     // Without graphics the BIOS writes to the serial console, and so does a boot loader that knows no other way: what is
     // wrong with an image that does not boot is in no other place.
-    args.option("-machine", format!("{},vmport=off,hpet=off,graphics=off", machine.machine_type));
+    args.option("-machine", format!("{},vmport=off,hpet=off,graphics=off,dump-guest-core=off", machine.machine_type));
     match machine.accelerator {
         Accelerator::Kvm => args.option("-accel", "kvm"),
         Accelerator::Tcg => args.option("-accel", "tcg,thread=multi,tb-size=512"),

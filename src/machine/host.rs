@@ -22,6 +22,7 @@ use tokio::task::spawn_blocking;
 use crate::error::{Fault, Kind};
 use crate::machine::{accel, firmware};
 use crate::plan::host::{Host, Kernel, KvmVerdict, Qemu, QemuVersion};
+use crate::process;
 use crate::size::ByteSize;
 
 /// Names another `qemu-system-x86_64` than the one on `PATH`.
@@ -213,7 +214,13 @@ struct Asked(Child);
 impl Asked {
     fn start(path: &Path, args: &[&str]) -> io::Result<Self> {
         let mut command = Command::new(path);
-        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .env_clear()
+            .envs(process::environment())
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         command.process_group(0).kill_on_drop(true).spawn().map(Self)
     }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::error::{Fault, Kind};
+use crate::process;
 
 const PROGRAM: &str = "gpgv";
 /// Distributions' keyrings hold a few dozen keys, bytes.
@@ -74,7 +75,7 @@ pub fn check(keyring: &Path, text: &[u8], signature: &[u8]) -> Result<String, Op
         }
         let mut command = Command::new(PROGRAM);
         command.args(["--status-fd", "1", "--homedir", ".", "--keyring", "./keys.gpg", "signature", "text"]);
-        command.current_dir(folder.path()).env("LC_ALL", "C").stdin(Stdio::null()).output()
+        command.current_dir(folder.path()).env_clear().envs(process::environment()).stdin(Stdio::null()).output()
     })()
     .map_err(OpenPgpError::NoTool)?;
     let (status, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

@@ -68,6 +68,7 @@ pub fn live(machine: &Machine, port: &UnixStream, mut console: UnixStream, mode:
         files: BTreeMap::new(),
         execs: BTreeMap::new(),
         uploads: BTreeMap::new(),
+        secrets: BTreeMap::new(),
         hanging: None,
         flood: None,
         shell: None,
@@ -91,6 +92,8 @@ struct Guest<'a> {
     files: BTreeMap<String, Vec<u8>>,
     execs: BTreeMap<u32, Vec<u8>>,
     uploads: BTreeMap<u32, Vec<u8>>,
+    /// The secrets that steps were given.
+    secrets: BTreeMap<String, Vec<u8>>,
     /// A command that waits for its time-out.
     hanging: Option<(u32, Option<Instant>)>,
     /// A command that writes without end.
@@ -310,6 +313,15 @@ impl Guest<'_> {
 
     fn step(&mut self, stream: u32, text: &str, request: &ExecRequest) -> io::Result<()> {
         super::log(&format!("step {}", text.lines().next().unwrap_or_default()));
+        self.secrets.extend(request.secrets.iter().map(|secret| (secret.name.clone(), secret.value.0.clone())));
+        for name in text.split(['\n', ';']).filter_map(|line| line.trim().strip_prefix("console ")) {
+            let value = self.secrets.get(name).cloned().unwrap_or_default();
+            // As a kernel message of two writes, and as a program's line.
+            let (first, second) = value.split_at(value.len() / 2);
+            for bytes in [b"[    1.0] token ", first, second, b"\r\ntoken ", &value, b"\r\n"] {
+                self.console.write_all(bytes)?;
+            }
+        }
         let does = script::run(text, request, |path| self.files.get(path).cloned());
         if let Does::Ends(out, _) | Does::Hangs(out, _) | Does::Says(out, _) | Does::Fault(out, _) = &does {
             out.iter().try_for_each(|message| self.say(stream, message))?;
@@ -459,11 +471,16 @@ impl Guest<'_> {
             self.flood = Some(Flood::of_tree(stream, hostile::tree(what)));
             return self.pour(0);
         }
-        let Some(content) = self.files.get(path).cloned() else {
+        let named = path.strip_prefix("/named-as/").and_then(|name| self.secrets.get(name)).cloned();
+        let secret = path.strip_prefix("/secret/").and_then(|name| self.secrets.get(name)).cloned();
+        let Some(content) = self.files.get(path).cloned().or(secret).or(named.clone().map(|_| Vec::new())) else {
             return self.failed(stream, Class::NotFound {}, &format!("{path}: No such file or directory"));
         };
         let mut bytes = Vec::new();
-        let Totals { entries, bytes: total } = pack(&content, &mut bytes)?;
+        let Totals { entries, bytes: total } = match named {
+            Some(name) => pack_folder(&name, &mut bytes)?,
+            None => pack(&content, &mut bytes)?,
+        };
         self.say(stream, &Message::Data { bytes: Hidden(bytes) })?;
         self.say(stream, &Message::Done { entries, bytes: total })
     }
@@ -526,6 +543,17 @@ fn place(head: &Head, path: &[u8]) -> String {
     let name = if head.into && !head.contents { &head.name[..] } else { b"" };
     let parts = [&head.to[..], name, path].map(String::from_utf8_lossy);
     parts.iter().filter(|part| !part.is_empty()).map(AsRef::as_ref).collect::<Vec<_>>().join("/")
+}
+
+/// A folder with an empty file of this name.
+fn pack_folder(name: &[u8], out: &mut Vec<u8>) -> io::Result<Totals> {
+    let head = Head { to: Vec::new(), name: Vec::new(), into: false, contents: false, owner: None };
+    let mut tree = Encoder::new(out, Layout::Packed, head)?;
+    for (path, kind) in [(&b""[..], Kind::Dir {}), (name, Kind::File { size: 0 })] {
+        let (path, mtime) = (path.to_vec(), 1_700_000_000_000_000_000);
+        tree.entry(Entry { path, mode: 0o755, mtime, xattrs: Vec::new(), kind })?;
+    }
+    tree.finish()
 }
 
 fn pack(content: &[u8], out: &mut Vec<u8>) -> io::Result<Totals> {

@@ -2,7 +2,8 @@
 //! and **runs nothing**: whatever kiln sends as a command is looked at, never executed, since this "guest" is the very
 //! machine the tests run on and sealing it would be its end. Steps are written in the small language of `script`.
 //!
-//! `KILN_FAKE` names a fault that begins before any step; `KILN_FAKE_LOG` a file that gets a line for each thing done.
+//! `KILN_FAKE` names a fault that begins before any step; `KILN_FAKE_LOG` a file that gets a line for each thing done. Both are
+//! variables of the kiln that starts it, which hands no such thing on to a QEMU: see [`setting`].
 
 use std::fs::File;
 use std::io::Write;
@@ -30,7 +31,7 @@ const MACHINES: &str = "Supported machines are:\npc                   Standard P
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let mode = std::env::var("KILN_FAKE").unwrap_or_default();
+    let mode = setting("KILN_FAKE").unwrap_or_default();
     match &args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--version"] => answer(&mode, VERSION),
         ["-machine", "help"] => answer(&mode, MACHINES),
@@ -98,9 +99,24 @@ fn crash() {
     let _ = raise(Signal::SIGSEGV);
 }
 
+/// Reads a variable of the kiln that has started this QEMU, if need be through a shell script (proc(5), `environ` and `stat`).
+fn setting(name: &str) -> Option<String> {
+    let mut id = std::os::unix::process::parent_id();
+    while id > 1 {
+        let environment = std::fs::read(format!("/proc/{id}/environ")).ok()?;
+        let pairs = environment.split(|byte| *byte == 0).filter_map(|pair| std::str::from_utf8(pair).ok());
+        if let Some((_, value)) = pairs.filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name) {
+            return Some(value.to_owned());
+        }
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+        id = stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()?;
+    }
+    None
+}
+
 /// Tells the test what was done.
 fn log(line: &str) {
-    let Some(path) = std::env::var_os("KILN_FAKE_LOG") else { return };
+    let Some(path) = setting("KILN_FAKE_LOG") else { return };
     let mut file = File::options().append(true).create(true).open(path).expect("KILN_FAKE_LOG can be written");
     file.write_all(format!("{line}\n").as_bytes()).expect("KILN_FAKE_LOG can be written");
 }

@@ -50,12 +50,26 @@ pub fn run(script: &str, request: &ExecRequest, file: impl Fn(&str) -> Option<Ve
         let (command, rest) = line.split_once(' ').unwrap_or((line, ""));
         let mut print = |text: &[u8]| out.push(Message::Stdout { bytes: [text, b"\n"].concat() });
         match command {
-            "" | "true" | "#!/bin/sh" => {}
+            // The guest itself writes a secret to its console.
+            "" | "true" | "#!/bin/sh" | "console" => {}
             "echo" => print(rest.as_bytes()),
             "obeyed" => print(hostile::OBEYED.as_bytes()),
             "warn" => out.push(Message::Stderr { bytes: format!("{rest}\n").into_bytes() }),
             "secret" => match request.secrets.iter().find(|secret| secret.name == rest) {
                 Some(secret) => print(&secret.value.0),
+                None => return unknown(out, line),
+            },
+            // 4090 digits, then a secret: across the place where kiln cuts a long line.
+            "long" => match request.secrets.iter().find(|secret| secret.name == rest) {
+                Some(secret) => print(&[&[b'0'; 4090][..], &secret.value.0].concat()),
+                None => return unknown(out, line),
+            },
+            // A secret on standard error, in two frames.
+            "halves" => match request.secrets.iter().find(|secret| secret.name == rest) {
+                Some(secret) => {
+                    let (first, second) = secret.value.0.split_at(secret.value.0.len() / 2);
+                    out.extend([first, second].map(|bytes| Message::Stderr { bytes: bytes.to_vec() }));
+                }
                 None => return unknown(out, line),
             },
             "env" => match request.env.iter().find(|pair| pair.name == rest) {

@@ -370,15 +370,20 @@ impl Place {
         found
     }
 
-    /// Processes that run for this place: children inherit the environment, whatever else becomes of them.
+    /// Processes that run for this place: kiln has the mark in its environment, and what it starts works in the place or on
+    /// files of it.
     pub fn processes(&self) -> Vec<(Pid, String)> {
-        let mark = [MARK.as_bytes(), b"=", self.path().as_os_str().as_encoded_bytes()].concat();
+        let place = self.path().as_os_str().as_encoded_bytes();
+        let mark = [MARK.as_bytes(), b"=", place].concat();
         let mut found = Vec::new();
         for id in names(Path::new("/proc")).iter().filter_map(|name| name.parse::<i32>().ok()) {
             // A process that ends meanwhile has neither file; a zombie's are empty.
             let environment = fs::read(format!("/proc/{id}/environ")).unwrap_or_default();
-            if environment.split(|byte| *byte == 0).any(|pair| pair == mark) {
-                let line = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+            let line = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+            let works_here =
+                fs::read_link(format!("/proc/{id}/cwd")).is_ok_and(|folder| folder.starts_with(self.path()));
+            let names_it = line.windows(place.len()).any(|window| window == place);
+            if works_here || names_it || environment.split(|byte| *byte == 0).any(|pair| pair == mark) {
                 found.push((Pid::from_raw(id), String::from_utf8_lossy(&line).replace('\0', " ")));
             }
         }

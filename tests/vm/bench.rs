@@ -8,7 +8,7 @@ use std::time::Instant;
 use nix::unistd::Pid;
 use serde_json::Value;
 
-/// Marks all processes of one test: children inherit the environment.
+/// Marks the kiln of one test, and by its parents all that it starts.
 const MARK: &str = "KILN_TEST_PLACE";
 
 /// A kiln with a store, a cache and a home of its own.
@@ -108,7 +108,15 @@ impl Bench {
         let ids = names.filter_map(|name| name.to_str()?.parse::<i32>().ok());
         // A process that ends meanwhile has neither file; a zombie's are empty.
         let read = |id: i32, file: &str| fs::read(format!("/proc/{id}/{file}")).unwrap_or_default();
-        let ours = ids.filter(|id| read(*id, "environ").split(|byte| *byte == 0).any(|pair| pair == mark));
+        let has_mark = |id: i32| read(id, "environ").split(|byte| *byte == 0).any(|pair| pair == mark);
+        let works_here = |id: i32| {
+            fs::read_link(format!("/proc/{id}/cwd")).is_ok_and(|folder| folder.starts_with(self.folder.path()))
+        };
+        let parent = |id: &i32| {
+            let stat = String::from_utf8_lossy(&read(*id, "stat")).into_owned();
+            stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok().filter(|parent| *parent > 1)
+        };
+        let ours = ids.filter(|id| works_here(*id) || std::iter::successors(Some(*id), parent).any(has_mark));
         let line = |id: i32| String::from_utf8_lossy(&read(id, "cmdline")).replace('\0', " ");
         ours.map(|id| (Pid::from_raw(id), line(id))).filter(|(_, line)| !line.is_empty()).collect()
     }
