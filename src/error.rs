@@ -8,6 +8,8 @@ use std::any::Any;
 use std::error::Error;
 use std::fmt;
 
+use crate::masking::SecretMask;
+
 /// What sort of failure this is. The discriminants are the exit codes of the command line and never change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
@@ -76,6 +78,7 @@ pub trait Fault: Error + Any + Send + Sync {
 pub struct Failure {
     fault: Box<dyn Fault>,
     attached: Vec<String>,
+    mask: SecretMask,
 }
 
 impl Failure {
@@ -88,13 +91,13 @@ impl Failure {
     /// What the user can do about it.
     #[must_use]
     pub fn hints(&self) -> Vec<String> {
-        self.fault.hints()
+        self.masked(&self.fault.hints())
     }
 
     /// What was seen just before.
     #[must_use]
     pub fn evidence(&self) -> Vec<String> {
-        self.fault.evidence()
+        self.masked(&self.fault.evidence())
     }
 
     /// The error that came first, if it is of this type.
@@ -106,13 +109,25 @@ impl Failure {
 
     /// Adds what went wrong while cleaning up after this failure.
     pub fn attach(&mut self, what: impl fmt::Display) {
-        self.attached.push(what.to_string());
+        self.attached.push(self.mask.mask_text(&what.to_string()));
     }
 
     /// What went wrong while cleaning up.
     #[must_use]
     pub fn attached(&self) -> &[String] {
         &self.attached
+    }
+
+    /// Replaces these secrets in everything that the failure says: errors quote file names and answers of the guest.
+    #[must_use]
+    pub fn mask_secrets(mut self, mask: &SecretMask) -> Self {
+        self.mask = mask.clone();
+        self.attached = self.masked(&self.attached);
+        self
+    }
+
+    fn masked(&self, texts: &[String]) -> Vec<String> {
+        texts.iter().map(|text| self.mask.mask_text(text)).collect()
     }
 
     /// The message and the messages of its causes, outermost first. A cause whose text its parent already ends with
@@ -128,13 +143,13 @@ impl Failure {
             }
             source = cause.source();
         }
-        messages
+        self.masked(&messages)
     }
 }
 
 impl<F: Fault> From<F> for Failure {
     fn from(fault: F) -> Self {
-        Self { fault: Box::new(fault), attached: Vec::new() }
+        Self { fault: Box::new(fault), attached: Vec::new(), mask: SecretMask::default() }
     }
 }
 
@@ -169,5 +184,14 @@ mod tests {
         let failure = Failure::from(Outer(std::io::Error::other("gone")));
         assert_eq!(failure.kind().exit_code(), 5);
         assert_eq!(failure.to_string(), "cannot open the base image: gone");
+    }
+
+    #[test]
+    fn o3_a_failure_says_no_secret() {
+        let mut failure = Failure::from(Outer(std::io::Error::other("no hunter2-hunter2 here")));
+        failure.attach("68756e746572322d68756e74657232");
+        let failure = failure.mask_secrets(&SecretMask::new([&b"hunter2-hunter2"[..]]));
+        assert_eq!(failure.to_string(), "cannot open the base image: no [secret] here");
+        assert_eq!(failure.attached(), ["[secret]"]);
     }
 }

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use crate::masking::SecretMask;
+
 /// The stages of a build, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -194,6 +196,23 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// Replaces secrets in what quotes the guest. Lines of steps and of the console are masked before they become lines.
+    fn mask_secrets(&self, mask: &SecretMask) -> Self {
+        let mut event = self.clone();
+        match &mut event {
+            Event::Notice { text, .. } | Event::TestFinished { found: text, .. } => *text = mask.mask_text(text),
+            Event::ShellStarted { failure, tail } => {
+                for text in failure.iter_mut().chain(tail) {
+                    *text = mask.mask_text(text);
+                }
+            }
+            _ => {}
+        }
+        event
+    }
+}
+
 /// How a build ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -227,31 +246,39 @@ pub struct Events {
     began: Instant,
     build: Option<Arc<str>>,
     sinks: Arc<[Arc<dyn Sink>]>,
+    mask: SecretMask,
 }
 
 impl Events {
     /// Events go to every sink, in the order given.
     #[must_use]
     pub fn new(sinks: Vec<Arc<dyn Sink>>) -> Self {
-        Self { began: Instant::now(), build: None, sinks: sinks.into() }
+        Self { began: Instant::now(), build: None, sinks: sinks.into(), mask: SecretMask::default() }
     }
 
     /// The same stream with one more sink, such as the log of one build.
     #[must_use]
     pub fn with(&self, sink: Arc<dyn Sink>) -> Self {
         let sinks = self.sinks.iter().cloned().chain([sink]).collect();
-        Self { began: self.began, build: self.build.clone(), sinks }
+        Self { sinks, ..self.clone() }
     }
 
     /// The events of one of several builds.
     #[must_use]
     pub fn of_build(&self, id: &str) -> Self {
-        Self { began: self.began, build: Some(id.into()), sinks: Arc::clone(&self.sinks) }
+        Self { build: Some(id.into()), ..self.clone() }
+    }
+
+    /// The same stream, with these secrets replaced in every text that quotes a guest.
+    #[must_use]
+    pub fn masked(&self, mask: &SecretMask) -> Self {
+        Self { mask: mask.clone(), ..self.clone() }
     }
 
     /// Tells every sink.
     pub fn emit(&self, event: &Event) {
         let origin = Origin { at: self.began.elapsed(), build: self.build.as_deref() };
+        let event = &event.mask_secrets(&self.mask);
         for sink in self.sinks.iter() {
             sink.emit(origin, event);
         }

@@ -12,6 +12,7 @@ mod fs;
 pub mod guest;
 pub mod layer;
 pub mod machine;
+pub mod masking;
 pub mod memo;
 pub mod package;
 pub mod plan;

@@ -49,11 +49,14 @@ impl Workdir {
 }
 
 impl Workdir {
-    /// Leaves the folder to the user, under a name that is never swept up.
+    /// What the name of a folder begins with that is left to the user.
+    pub const KEPT: &str = "kept-";
+
+    /// Leaves the folder to the user, under a name that is not swept up.
     #[must_use]
     pub fn keep(self) -> PathBuf {
         let path = self.folder.keep();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().replacen(PREFIX, "kept-", 1);
+        let name = path.file_name().unwrap_or_default().to_string_lossy().replacen(PREFIX, Self::KEPT, 1);
         let kept = path.with_file_name(name);
         if fs::rename(&path, &kept).is_ok() { kept } else { path }
     }

@@ -16,6 +16,7 @@ use crate::machine::argv::{Backing, OVERLAY, SEED, Start};
 use crate::machine::checkpoint::RamFormat;
 use crate::machine::console::Console;
 use crate::machine::{self, Running};
+use crate::masking::SecretMask;
 use crate::plan::machine::Machine;
 use crate::plan::{Plan, with_grace};
 use crate::seed;
@@ -44,11 +45,19 @@ pub(crate) struct Site<'a> {
     pub(crate) folder: &'a Path,
     pub(crate) limits: &'a Limits,
     pub(crate) events: &'a Events,
+    /// What must not show on the console.
+    pub(crate) mask: &'a SecretMask,
 }
 
 impl Build<'_> {
     pub(crate) fn site(&self) -> Site<'_> {
-        Site { machine: &self.plan.machine, folder: self.work.path(), limits: &self.limits, events: &self.events }
+        Site {
+            machine: &self.plan.machine,
+            folder: self.work.path(),
+            limits: &self.limits,
+            events: &self.events,
+            mask: self.secrets.mask(),
+        }
     }
 }
 
@@ -188,7 +197,7 @@ pub(crate) async fn resume(
     hello: Hello,
 ) -> Result<Guest, Failure> {
     let (ram, format) = memory;
-    let launched = machine::launch(site.machine, backing, Start::Restore, site.folder, site.events);
+    let launched = machine::launch(site.machine, backing, Start::Restore, site.folder, site.events, site.mask);
     let (running, stream) = site.limits.hold(launched).await?;
     let awake = async {
         site.limits.hold(running.restore(ram, format)).await?;
@@ -218,7 +227,7 @@ pub(crate) async fn resume(
 
 /// Starts a machine and waits until its agent speaks and the boot is over.
 pub(crate) async fn start(site: Site<'_>, backing: &Backing) -> Result<Guest, Failure> {
-    let launched = machine::launch(site.machine, backing, Start::Boot, site.folder, site.events);
+    let launched = machine::launch(site.machine, backing, Start::Boot, site.folder, site.events, site.mask);
     let (running, stream) = site.limits.hold(launched).await?;
     let patience = site.machine.boot_timeout;
     let accepted = async {

@@ -7,7 +7,6 @@ use tokio::task::JoinHandle;
 use crate::disk::identity::Identity;
 use crate::disk::tree::Tree;
 use crate::error::{Failure, Fault, Kind};
-use crate::event::Level;
 use crate::plan::Plan;
 use crate::plan::output::DiskFile;
 
@@ -15,8 +14,8 @@ use super::contents::{self, Contents};
 use super::disks::{Disks, Layers, open};
 use super::identity;
 use super::lanes::all;
-use super::leaks::Search;
 use super::package::{facts, package};
+use super::secret_scan::SearchedSecrets;
 use super::survey::check_base;
 use super::twin::BaseTwin;
 use super::{Build, SealedDisk};
@@ -94,13 +93,9 @@ pub(crate) fn place(build: &Build<'_>, disk: &DiskFile, staging: &Path) -> PathB
 
 /// Looks for secrets in what it is shown, if there are any.
 fn search(build: &Build<'_>) -> impl FnMut(u64, &[u8]) -> Result<(), Failure> + Send + 'static {
-    let mut too_short = |name: &str| {
-        let text = format!("the secret `{name}` is too short to be looked for in the image");
-        build.events.notice(Level::Warning, text);
-    };
-    let mut search = Search::new(&build.secrets, &mut too_short);
+    let mut scan = build.secrets.searched().map(SearchedSecrets::scan);
     move |at, bytes| {
-        let leak = search.as_mut().and_then(|search| search.look(at, bytes));
+        let leak = scan.as_mut().and_then(|scan| scan.look(at, bytes));
         leak.map_or(Ok(()), |leak| Err(leak.into()))
     }
 }

@@ -29,7 +29,6 @@ use crate::process;
 use crate::spec::{Action, DiskFormat};
 
 use super::boot::Guest;
-use super::leaks::Search;
 use super::provision::Done;
 use super::{Build, ScratchError};
 
@@ -344,11 +343,11 @@ impl<'a> Layers<'a> {
         let made = Made { name, parent, seconds, during, memory: recorded, fetched };
         // Who waits for the boot may look when it is there.
         let claim = self.claim.take();
-        let search = Search::new(&build.secrets, &mut |_| {});
+        let searched = build.secrets.searched().cloned();
         // A thread of its own, since one that has stepped back never comes forward again.
         self.commits.push(thread::spawn(move || {
             process::step_back();
-            let leak = search.map(|search| search.look_at_file(&draft.disk())).transpose()?.flatten();
+            let leak = searched.map(|searched| searched.scan_file(&draft.disk())).transpose()?.flatten();
             let committed = leak.map_or(Ok(()), |leak| Err(io::Error::other(leak))).and_then(|()| draft.commit(made));
             drop(claim);
             committed

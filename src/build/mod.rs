@@ -26,6 +26,7 @@ use crate::machine::checkpoint::RamFormat;
 use crate::memo::Memo;
 use crate::plan::Plan;
 use crate::plan::output::DiskFile;
+use crate::process;
 use crate::sign::Signer;
 use crate::size::ByteSize;
 use crate::spec::Test;
@@ -44,9 +45,9 @@ pub mod handover;
 pub mod history;
 pub mod identity;
 pub mod inputs;
+pub mod kept;
 mod lanes;
 pub mod layers;
-pub mod leaks;
 pub mod limits;
 pub mod many;
 pub mod outdated;
@@ -61,6 +62,7 @@ pub mod reach;
 pub mod reproduce;
 pub mod retest;
 pub mod seal;
+pub mod secret_scan;
 pub mod secrets;
 pub mod shell;
 pub mod shutdown;
@@ -243,11 +245,16 @@ impl<'a> Build<'a> {
     /// Takes the secrets in and makes the scratch folder, with the log in it.
     fn open(plan: &'a Plan, around: &Surroundings, limits: Limits) -> Result<Self, Failure> {
         let secrets = secrets::Secrets::load(&plan.spec)?;
+        if !secrets.is_empty() {
+            process::forbid_core_dumps();
+        }
         let work =
             Workdir::create(&around.cache.join("work")).map_err(ScratchError::at("a scratch folder", &around.cache))?;
         let base = std::fs::metadata(&plan.base.file).map_or(0, |facts| facts.blocks() * 512);
         space::check([work.path(), around.store.path()], ByteSize(base), &around.events)?;
         let events = publish::with_log(around, work.path()).map_err(ScratchError::at("the log", work.path()))?;
+        let events = events.masked(secrets.mask());
+        secrets.warn_of_short_ones(&events);
         let (memo, started) = (Arc::clone(&around.memo), Timestamp::now());
         Ok(Self { plan, memo, events, limits, secrets, work, started })
     }
@@ -342,7 +349,7 @@ impl<'a> Build<'a> {
             folder: self.work.path(),
             limits: &self.limits,
             events: &self.events,
-            secrets: &self.secrets,
+            mask: self.secrets.mask(),
             tests,
         };
         let mut outcomes = Vec::new();
@@ -358,7 +365,7 @@ impl<'a> Build<'a> {
     /// Where the logs of a failed build outlive it.
     fn logs(&self, around: &Surroundings) -> PathBuf {
         let image = &self.plan.spec.image;
-        around.cache.join("failed").join(format!("{}-{}", image.name, image.version))
+        around.cache.join(kept::FAILED).join(format!("{}-{}", image.name, image.version))
     }
 
     /// Brings up the guest that a build begins with. Whatever is wrong with a checkpoint, its disk can be booted.
@@ -401,13 +408,20 @@ impl<'a> Build<'a> {
     /// The logs outlive a failed build, in the cache; the rest only where the user wants to look at it.
     fn give_up(self, mut failure: Failure, around: &Surroundings) -> Failure {
         let logs = self.logs(around);
-        match publish::keep_logs(self.work.path(), &logs) {
-            Ok(()) => failure.attach(format!("log: {}", logs.join(publish::BUILD_LOG).display())),
+        match kept::keep_logs(self.work.path(), &logs, self.secrets.searched()) {
+            Ok(leaks) => {
+                failure.attach(format!("log: {}", logs.join(publish::BUILD_LOG).display()));
+                for leak in leaks {
+                    failure.attach(format!("a log is not kept: {leak}"));
+                }
+            }
             Err(error) => failure.attach(format!("the log could not be kept: {error}")),
         }
         if around.on_failure == OnFailure::Keep {
-            failure.attach(format!("the guest's disk is kept: {}", self.work.keep().display()));
+            for note in kept::keep_work(self.work, self.secrets.searched()) {
+                failure.attach(note);
+            }
         }
-        failure
+        failure.mask_secrets(self.secrets.mask())
     }
 }

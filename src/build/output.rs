@@ -3,30 +3,35 @@
 use std::collections::VecDeque;
 
 use crate::event::Channel;
-
-use super::secrets::Secrets;
+use crate::masking::{MaskingStream, SecretMask};
 
 /// Lines longer than this come in pieces, bytes.
 const LINE_LIMIT: usize = 4 << 10;
 /// Lines remembered for an error message.
 const TAIL: usize = 20;
 
-/// Cuts the output of one process into lines.
-pub struct Lines<'a> {
-    secrets: &'a Secrets,
+/// Cuts the output of one process into lines, after secrets were replaced in it: no cut can hide one.
+pub struct Lines {
+    masking: [MaskingStream; 2],
     partial: [Vec<u8>; 2],
     tail: VecDeque<String>,
 }
 
-impl<'a> Lines<'a> {
+impl Lines {
     /// No line yet.
     #[must_use]
-    pub fn new(secrets: &'a Secrets) -> Self {
-        Self { secrets, partial: Default::default(), tail: VecDeque::with_capacity(TAIL) }
+    pub fn new(mask: &SecretMask) -> Self {
+        let masking = [mask.stream(), mask.stream()];
+        Self { masking, partial: Default::default(), tail: VecDeque::with_capacity(TAIL) }
     }
 
     /// Takes bytes and gives each whole line to `emit`.
     pub fn feed(&mut self, channel: Channel, bytes: &[u8], emit: &mut dyn FnMut(Channel, String)) {
+        let masked = self.masking[channel as usize].push(bytes);
+        self.cut(channel, &masked, emit);
+    }
+
+    fn cut(&mut self, channel: Channel, bytes: &[u8], emit: &mut dyn FnMut(Channel, String)) {
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             for part in piece.chunks(LINE_LIMIT) {
                 let partial = &mut self.partial[channel as usize];
@@ -41,6 +46,8 @@ impl<'a> Lines<'a> {
     /// Gives what is left without a newline.
     pub fn finish(&mut self, emit: &mut dyn FnMut(Channel, String)) {
         for channel in [Channel::Stdout, Channel::Stderr] {
+            let held = self.masking[channel as usize].finish();
+            self.cut(channel, &held, emit);
             if !self.partial[channel as usize].is_empty() {
                 self.flush(channel, emit);
             }
@@ -56,7 +63,7 @@ impl<'a> Lines<'a> {
     fn flush(&mut self, channel: Channel, emit: &mut dyn FnMut(Channel, String)) {
         let bytes = std::mem::take(&mut self.partial[channel as usize]);
         let text = String::from_utf8_lossy(&bytes);
-        let line = self.secrets.redact(text.strip_suffix('\n').unwrap_or(&text));
+        let line = text.strip_suffix('\n').unwrap_or(&text).to_owned();
         if self.tail.len() == TAIL {
             self.tail.pop_front();
         }
@@ -70,8 +77,7 @@ mod tests {
     use super::*;
 
     fn lines(chunks: &[&[u8]]) -> (Vec<String>, Vec<String>) {
-        let secrets = Secrets::default();
-        let (mut lines, mut seen) = (Lines::new(&secrets), Vec::new());
+        let (mut lines, mut seen) = (Lines::new(&SecretMask::default()), Vec::new());
         for chunk in chunks {
             lines.feed(Channel::Stdout, chunk, &mut |_, line| seen.push(line));
         }
@@ -94,11 +100,27 @@ mod tests {
 
     #[test]
     fn streams_do_not_mix_within_a_line() {
-        let secrets = Secrets::default();
-        let (mut lines, mut seen) = (Lines::new(&secrets), Vec::new());
+        let (mut lines, mut seen) = (Lines::new(&SecretMask::default()), Vec::new());
         lines.feed(Channel::Stdout, b"out", &mut |channel, line| seen.push((channel, line)));
         lines.feed(Channel::Stderr, b"err\n", &mut |channel, line| seen.push((channel, line)));
         lines.feed(Channel::Stdout, b"put\n", &mut |channel, line| seen.push((channel, line)));
         assert_eq!(seen, [(Channel::Stderr, "err".into()), (Channel::Stdout, "output".into())]);
+    }
+
+    #[test]
+    fn o3_no_secret_lies_across_the_cut_of_a_long_line() {
+        let mask = SecretMask::new([&b"hunter2-hunter2"[..]]);
+        for before in LINE_LIMIT - 20..LINE_LIMIT + 5 {
+            let text = format!("{}hunter2-hunter2 and more\n", "0".repeat(before));
+            for write in [1, 7, text.len()] {
+                let (mut lines, mut seen) = (Lines::new(&mask), Vec::new());
+                for piece in text.as_bytes().chunks(write) {
+                    lines.feed(Channel::Stderr, piece, &mut |_, line| seen.push(line));
+                }
+                lines.finish(&mut |_, line| seen.push(line));
+                assert_eq!(seen.concat(), format!("{}[secret] and more", "0".repeat(before)));
+                assert!(!lines.tail().concat().contains("hunter2"));
+            }
+        }
     }
 }

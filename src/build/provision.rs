@@ -137,7 +137,7 @@ pub(crate) async fn provision(
         build.limits.pause(TICK).await?;
         let start = guest.clock(build.site()).await;
         let began = Instant::now();
-        let mut running = Running { build, guest, index, planned, lines: Lines::new(&build.secrets), fetched };
+        let mut running = Running { build, guest, index, planned, lines: Lines::new(build.secrets.mask()), fetched };
         let result = running.run().await;
         let took = began.elapsed();
         build.events.emit(&Event::StepFinished { index, ok: result.is_ok(), seconds: took.as_secs_f64() });
@@ -178,7 +178,7 @@ struct Running<'a, 'b> {
     guest: &'a mut Guest,
     index: usize,
     planned: &'a PlannedStep,
-    lines: Lines<'a>,
+    lines: Lines,
     fetched: &'a Path,
 }
 
@@ -338,6 +338,21 @@ impl Running<'_, '_> {
         let late = || GuestError::Overdue(timeout).into();
         let files = self.build.limits.hold_guest(&self.guest.machine, timeout, late, work).await;
         let files = self.blame(files)?;
+        let searched = self.search_fetched(to).await;
+        self.blame(searched)?;
         Ok(files.iter().map(|file| file.strip_prefix(self.fetched).unwrap_or(file).to_owned()).collect())
+    }
+
+    /// Searches what was fetched, and is going to be published and kept in the cache, for secrets.
+    async fn search_fetched(&self, to: &Path) -> Result<(), Failure> {
+        let Some(searched) = self.build.secrets.searched().cloned() else { return Ok(()) };
+        let folder = self.fetched.to_owned();
+        let to = to.to_owned();
+        let search = spawn_blocking(move || {
+            let leaks = searched.scan_folder(&folder, &|path| !path.starts_with(&to));
+            leaks.map_err(ScratchError::at("what was fetched", &folder))
+        });
+        let leaks = self.build.limits.hold(async { search.await.expect("searching does not panic") }).await?;
+        leaks.into_iter().next().map_or(Ok(()), |leak| Err(leak.into()))
     }
 }

@@ -1,7 +1,8 @@
 //! The evidence beside the image, and the moment it becomes a version of the store.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -20,6 +21,7 @@ use super::contents::Contents;
 use super::convert::Converted;
 use super::evidence;
 use super::provision::{Done, verb};
+use super::secret_scan::LeakPlace;
 use super::{Build, ScratchError, Surroundings};
 
 /// Name of the build's log in the version's folder.
@@ -55,6 +57,7 @@ pub(crate) async fn publish(
         let copied = std::fs::copy(build.work.join(log), staging.path().join(log));
         copied.map_err(ScratchError::at(log, staging.path()))?;
     }
+    let manifest = search_for_secrets(build, manifest, staging.path()).await?;
     let evidence = Evidence { documents: Documents::new(evidence::documents(build.plan)), signer };
     let (events, cancel) = (build.events.clone(), build.limits.clone());
     let finish = spawn_blocking(move || {
@@ -66,6 +69,26 @@ pub(crate) async fn publish(
     });
     // Not raced with an interruption: the watch stops it, and it leaves the store as it was or with the whole version.
     Ok(finish.await.expect("publishing does not panic")?)
+}
+
+/// Searches everything that is about to be published for secrets, but the image files: their disk has been searched.
+async fn search_for_secrets(build: &Build<'_>, manifest: Manifest, staging: &Path) -> Result<Manifest, Failure> {
+    let Some(searched) = build.secrets.searched().cloned() else { return Ok(manifest) };
+    let images: BTreeSet<PathBuf> = manifest.outputs.iter().map(|output| PathBuf::from(&output.file)).collect();
+    let documents = evidence::documents(build.plan)(&manifest);
+    let staging = staging.to_owned();
+    let search = spawn_blocking(move || {
+        let texts = documents.iter().map(|(name, text)| (*name, text.as_str()));
+        let json = manifest.to_json();
+        for (name, text) in texts.chain([(manifest::FILE, json.as_str())]) {
+            let place = |at| LeakPlace::File(name.into(), at);
+            searched.scan_text(text.as_bytes(), place).map_or(Ok(()), Err)?;
+        }
+        let leaks = searched.scan_folder(&staging, &|path| images.contains(path));
+        let first = leaks.map_err(ScratchError::at("the files of the version", &staging))?.into_iter().next();
+        first.map_or(Ok(manifest), |leak| Err(Failure::from(leak)))
+    });
+    build.limits.hold(async { search.await.expect("searching does not panic") }).await
 }
 
 fn manifest(build: &Build<'_>, record: Record, disk_sha256: String, contents: Contents) -> Manifest {
@@ -145,33 +168,4 @@ fn outputs(plan: &Plan) -> Vec<manifest::Output> {
 /// The events of one build, with its log as one more listener.
 pub(crate) fn with_log(around: &Surroundings, folder: &Path) -> std::io::Result<Events> {
     Ok(around.events.with((around.open_log)(&folder.join(BUILD_LOG))?))
-}
-
-/// Copies the logs of a failed build, and of its tests, to where they outlive it, in place of those of an earlier one.
-pub(crate) fn keep_logs(work: &Path, to: &Path) -> std::io::Result<()> {
-    let unless_missing = |result: std::io::Result<()>| match result {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    };
-    unless_missing(std::fs::remove_dir_all(to))?;
-    std::fs::create_dir_all(to)?;
-    for log in [BUILD_LOG, CONSOLE_LOG] {
-        unless_missing(std::fs::copy(work.join(log), to.join(log)).map(|_| ()))?;
-    }
-    unless_missing(copy_logs(&work.join(TESTS), &to.join(TESTS)))
-}
-
-/// Every log of a folder and of those in it.
-fn copy_logs(from: &Path, to: &Path) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let (path, target) = (entry.path(), to.join(entry.file_name()));
-        if entry.file_type()?.is_dir() {
-            copy_logs(&path, &target)?;
-        } else if path.extension().is_some_and(|extension| extension == "log") {
-            std::fs::create_dir_all(to)?;
-            std::fs::copy(path, target)?;
-        }
-    }
-    Ok(())
 }

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Events, Level};
+use crate::masking::SecretMask;
 use crate::plan::scaled;
 use crate::size::ByteSize;
 use crate::spec::{Network, Test};
@@ -15,9 +16,8 @@ use crate::workdir::Workdir;
 
 use super::ScratchError;
 use super::clone::{bootable, machine};
+use super::kept::{self, keep_logs};
 use super::limits::Limits;
-use super::publish::keep_logs;
-use super::secrets::Secrets;
 use super::test::{Bench, Coverage, Outcome, TestsFailed, test};
 
 /// For machines whose spec is not at hand, before it is scaled.
@@ -111,17 +111,18 @@ pub async fn retest(
         events.notice(Level::Info, format!("software emulation (tcg): {reason}"));
     }
     let work = Workdir::create(&cache.join("work")).map_err(ScratchError::at("a scratch folder", cache))?;
-    let (limits, secrets) = (Limits::new(cancel, Duration::MAX), Secrets::default());
+    // An image of the store was searched for its secrets before it was published.
+    let (limits, mask) = (Limits::new(cancel, Duration::MAX), SecretMask::default());
     let bench = Bench {
         machine: &machine,
         disk_size: output.virtual_bytes,
         folder: work.path(),
         limits: &limits,
         events,
-        secrets: &secrets,
+        mask: &mask,
         tests,
     };
-    let logs = cache.join("failed").join(format!("{}-{}", id.name(), id.version()));
+    let logs = cache.join(kept::FAILED).join(format!("{}-{}", id.name(), id.version()));
     let mut outcomes = Vec::new();
     let tested = test(&bench, &images, coverage, &mut outcomes).await;
     let kept = |folder: &Path| -> PathBuf { logs.join(folder.strip_prefix(work.path()).unwrap_or(folder)) };
@@ -130,7 +131,7 @@ pub async fn retest(
         Err(failure) => Some(failure),
     };
     let Some(failure) = failed else { return Ok(Tested { outcomes, failed }) };
-    keep_logs(work.path(), &logs).map_err(ScratchError::at("the logs of the tests", &logs))?;
+    keep_logs(work.path(), &logs, None).map_err(ScratchError::at("the logs of the tests", &logs))?;
     // That it does not boot belongs into a report, which an older one must not be taken for.
     outcomes.extend(failure.fault().map(Outcome::of));
     if failure.kind() == Kind::Test { Ok(Tested { outcomes, failed: Some(failure) }) } else { Err(failure) }

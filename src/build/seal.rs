@@ -72,7 +72,7 @@ pub(crate) async fn seal(build: &Build<'_>, guest: &mut Guest) -> Result<(Sealed
     let epoch = build.plan.source_date_epoch.map(|epoch| ("EPOCH".to_owned(), epoch.to_string()));
     let exec = Exec { timeout: Some(PATIENCE), env: epoch.into_iter().collect(), ..Exec::new(argv) };
     let mut records = Vec::new();
-    let mut lines = Lines::new(&build.secrets);
+    let mut lines = Lines::new(build.secrets.mask());
     let mut emit = |_, line| build.events.notice(Level::Debug, format!("seal: {line}"));
     let mut output = |channel: Channel, bytes: &[u8]| match channel {
         Channel::Stdout if records.len() < MAX_RECORDS => records.extend_from_slice(bytes),

@@ -1,124 +1,267 @@
-//! Looks for secrets where none may be: on the sealed disk, free blocks included, and on a disk that is to be kept in the
-//! cache. A step that writes a secret into a file and removes it again leaves it in a free block, for whoever gets the image.
+//! Searches for secrets where none may be: on the sealed disk, free blocks included, on a disk that is to be kept in the
+//! cache, in everything that a version holds besides its disk, and in what a failed build leaves. A step that writes a
+//! secret into a file and removes it again leaves it in a free block, for whoever gets the image.
 //!
-//! Each is looked for as it is and as programs write such things down: in base64, in hex and percent-encoded. Of a secret
-//! of several lines, such as a key, the longest line is what is looked for: the others are headings.
+//! A secret is searched for in every form of [`written_forms`]. Of a secret of several lines, such as a key, the longest line
+//! is searched for: the others are headings. Base64 and hex are found as well where they are wrapped, by a part of them that
+//! no line end can be in.
 
-use std::fs::File;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aho_corasick::AhoCorasick;
 
 use crate::error::{Fault, Kind};
-
-use super::secrets::Secrets;
+use crate::masking::{WrittenForm, written_forms};
 
 /// Anything shorter is found in every disk by chance, bytes.
-const SHORTEST: usize = 8;
+pub(crate) const SHORTEST: usize = 8;
 /// What is longer is known by its beginning, bytes.
 const LONGEST: usize = 64;
+/// The shortest line at which programs wrap base64 and hex, characters: `xxd -p` does it at 60.
+const SHORTEST_LINE: usize = 60;
 const SECTOR: u64 = 512;
+/// How much of a compressed file is unpacked to be searched, bytes.
+const UNPACKED_LIMIT: u64 = 1 << 30;
 
 /// A secret is where none may be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the secret `{name}` is in the image, {form}, at byte {at} of its disk (sector {})", at / SECTOR)]
-pub struct Leak {
+#[error("the secret `{name}` is in {}", place.describe(form))]
+pub struct SecretLeak {
     /// The secret's name.
     pub name: String,
     /// How it is written there.
     pub form: &'static str,
-    /// Where it begins, bytes.
-    pub at: u64,
+    /// Where.
+    pub place: LeakPlace,
 }
 
-impl Fault for Leak {
+/// Where a secret was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LeakPlace {
+    /// On the disk of the image, at this byte.
+    Disk(u64),
+    /// In a file, at this byte.
+    File(PathBuf, u64),
+    /// In a compressed file, at this byte of what it unpacks to.
+    Unpacked(PathBuf, u64),
+    /// In the name of a file or folder in this folder, or in the target of a link in it.
+    Name(PathBuf),
+}
+
+impl LeakPlace {
+    fn describe(&self, form: &str) -> String {
+        match self {
+            LeakPlace::Disk(at) => format!("the image, {form}, at byte {at} of its disk (sector {})", at / SECTOR),
+            LeakPlace::File(path, at) => format!("the file {}, {form}, at byte {at}", path.display()),
+            LeakPlace::Unpacked(path, at) => {
+                format!("the file {}, {form}, at byte {at} of what it unpacks to", path.display())
+            }
+            LeakPlace::Name(folder) if folder.as_os_str().is_empty() => format!("the name of a file, {form}"),
+            LeakPlace::Name(folder) => format!("the name of a file in {}, {form}", folder.display()),
+        }
+    }
+}
+
+impl SecretLeak {
+    /// Returns the file whose content it is in.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        match &self.place {
+            LeakPlace::File(path, _) | LeakPlace::Unpacked(path, _) => Some(path),
+            LeakPlace::Disk(_) | LeakPlace::Name(_) => None,
+        }
+    }
+}
+
+impl Fault for SecretLeak {
     fn kind(&self) -> Kind {
         Kind::Output
     }
 
     fn hints(&self) -> Vec<String> {
+        let cause = match self.place {
+            LeakPlace::Disk(_) => "a step has written it to the disk; what is removed later stays in free blocks",
+            _ => "a step has put it into a file that would be published",
+        };
         vec![
-            "a step has written it to the disk; what is removed later stays in free blocks".into(),
+            cause.into(),
             "read it from the file under $KILN_SECRETS, which is gone after the step, and let no program keep it"
                 .into(),
         ]
     }
 }
 
-/// Looks at a disk from its first byte to its last.
-pub struct Search {
-    needles: AhoCorasick,
+/// The parts of secrets that are searched for. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct SearchedSecrets(Arc<Needles>);
+
+#[derive(Debug)]
+struct Needles {
+    searcher: AhoCorasick,
     /// Which secret each needle is, and how written.
     meaning: Vec<(String, &'static str)>,
     longest: usize,
+}
+
+impl SearchedSecrets {
+    /// Takes every secret that is long enough; `None` if there is none.
+    ///
+    /// # Panics
+    /// Never: a few short needles always make a searcher.
+    #[must_use]
+    pub fn new<'a>(secrets: impl Iterator<Item = (&'a str, &'a [u8])>) -> Option<Self> {
+        let (mut needles, mut meaning) = (Vec::new(), Vec::new());
+        for (name, value) in secrets {
+            for form in longest_line(value).into_iter().flat_map(written_forms) {
+                for needle in searched_parts(&form) {
+                    meaning.push((name.to_owned(), form.how));
+                    needles.push(needle);
+                }
+            }
+        }
+        let longest = needles.iter().map(Vec::len).max()?;
+        let searcher = AhoCorasick::new(needles).expect("a few short needles");
+        Some(Self(Arc::new(Needles { searcher, meaning, longest })))
+    }
+
+    /// Begins to search something that is read piece by piece.
+    #[must_use]
+    pub fn scan(&self) -> SecretScan {
+        SecretScan { needles: Arc::clone(&self.0), before: Vec::new(), end: 0 }
+    }
+
+    /// Searches a whole file, as it lies there.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn scan_file(&self, path: &Path) -> io::Result<Option<SecretLeak>> {
+        let found = self.scan_reader(File::open(path)?)?;
+        Ok(found.map(|found| found.at(|at| LeakPlace::File(path.to_owned(), at))))
+    }
+
+    /// Searches the files below a folder, what their compressed ones unpack to, and all names. Paths in the answer are
+    /// relative to the folder. Files for which `is_passed_over` holds are not searched.
+    ///
+    /// # Errors
+    /// When something cannot be read.
+    pub fn scan_folder(&self, folder: &Path, is_passed_over: &dyn Fn(&Path) -> bool) -> io::Result<Vec<SecretLeak>> {
+        let (mut leaks, mut folders) = (Vec::new(), vec![PathBuf::new()]);
+        while let Some(below) = folders.pop() {
+            for entry in fs::read_dir(folder.join(&below))? {
+                let entry = entry?;
+                let (path, kind) = (below.join(entry.file_name()), entry.file_type()?);
+                leaks.extend(self.scan_text(entry.file_name().as_bytes(), |_| LeakPlace::Name(below.clone())));
+                if kind.is_dir() {
+                    folders.push(path);
+                } else if kind.is_symlink() {
+                    let target = fs::read_link(entry.path())?;
+                    leaks.extend(self.scan_text(target.as_os_str().as_bytes(), |_| LeakPlace::Name(below.clone())));
+                } else if kind.is_file() && !is_passed_over(&path) {
+                    leaks.extend(self.scan_published(&entry.path(), &path)?);
+                }
+            }
+        }
+        Ok(leaks)
+    }
+
+    /// Searches a text that is at hand as a whole.
+    pub fn scan_text(&self, text: &[u8], place: impl FnOnce(u64) -> LeakPlace) -> Option<SecretLeak> {
+        self.0.find(0, text).map(|found| found.at(place))
+    }
+
+    fn scan_published(&self, path: &Path, name: &Path) -> io::Result<Option<SecretLeak>> {
+        let in_file = |at| LeakPlace::File(name.to_owned(), at);
+        if let Some(found) = self.scan_reader(File::open(path)?)? {
+            return Ok(Some(found.at(in_file)));
+        }
+        let Some(unpacked) = unpacking(File::open(path)?)? else { return Ok(None) };
+        // What is damaged is searched as far as it can be unpacked.
+        let found = self.scan_reader(unpacked.take(UNPACKED_LIMIT)).unwrap_or(None);
+        Ok(found.map(|found| found.at(|at| LeakPlace::Unpacked(name.to_owned(), at))))
+    }
+
+    fn scan_reader(&self, mut reader: impl Read) -> io::Result<Option<FoundNeedle>> {
+        let (mut scan, mut at) = (self.scan(), 0);
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            let count = reader.read(&mut buffer)?;
+            if count == 0 {
+                return Ok(None);
+            }
+            if let Some(found) = scan.find(at, &buffer[..count]) {
+                return Ok(Some(found));
+            }
+            at += count as u64;
+        }
+    }
+}
+
+/// What a compressed file unpacks to; `None` if it does not begin as gzip, xz or zstd do.
+fn unpacking(mut file: File) -> io::Result<Option<Box<dyn Read>>> {
+    let mut magic = Vec::new();
+    Read::by_ref(&mut file).take(6).read_to_end(&mut magic)?;
+    io::Seek::rewind(&mut file)?;
+    Ok(match &magic[..] {
+        [0x1f, 0x8b, ..] => Some(Box::new(flate2::read::MultiGzDecoder::new(file))),
+        [0xfd, b'7', b'z', b'X', b'Z', 0] => Some(Box::new(liblzma::read::XzDecoder::new_multi_decoder(file))),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Box::new(zstd::stream::read::Decoder::new(file)?)),
+        _ => None,
+    })
+}
+
+/// A needle that was found, and where it begins.
+struct FoundNeedle {
+    name: String,
+    form: &'static str,
+    start: u64,
+}
+
+impl FoundNeedle {
+    fn at(self, place: impl FnOnce(u64) -> LeakPlace) -> SecretLeak {
+        SecretLeak { name: self.name, form: self.form, place: place(self.start) }
+    }
+}
+
+impl Needles {
+    fn find(&self, start: u64, bytes: &[u8]) -> Option<FoundNeedle> {
+        let found = self.searcher.find(bytes)?;
+        let (name, form) = &self.meaning[found.pattern().as_usize()];
+        Some(FoundNeedle { name: name.clone(), form, start: start + found.start() as u64 })
+    }
+}
+
+/// Searches a disk, or anything else that is read piece by piece.
+pub struct SecretScan {
+    needles: Arc<Needles>,
     /// The end of what was seen last, and where that ended: a secret may lie across.
     before: Vec<u8>,
     end: u64,
 }
 
-impl Search {
-    /// For every secret that is long enough; nothing if there is none. Names those that are too short to `too_short`.
-    ///
-    /// # Panics
-    /// Never: a few short needles always make a searcher.
-    pub fn new(secrets: &Secrets, too_short: &mut dyn FnMut(&str)) -> Option<Self> {
-        let (mut needles, mut meaning) = (Vec::new(), Vec::new());
-        for (name, value) in secrets.all() {
-            let Some(line) = longest_line(value) else {
-                too_short(name);
-                continue;
-            };
-            for (form, needle) in forms(line) {
-                meaning.push((name.to_owned(), form));
-                needles.push(needle);
-            }
-        }
-        let longest = needles.iter().map(Vec::len).max()?;
-        let needles = AhoCorasick::new(needles).expect("a few short needles");
-        Some(Self { needles, meaning, longest, before: Vec::new(), end: 0 })
+impl SecretScan {
+    /// Searches the bytes of this place of the disk.
+    pub fn look(&mut self, at: u64, bytes: &[u8]) -> Option<SecretLeak> {
+        self.find(at, bytes).map(|found| found.at(LeakPlace::Disk))
     }
 
-    /// Looks at the bytes of this place.
-    pub fn look(&mut self, at: u64, bytes: &[u8]) -> Option<Leak> {
+    fn find(&mut self, at: u64, bytes: &[u8]) -> Option<FoundNeedle> {
         if at != self.end {
             self.before.clear();
         }
-        let kept = self.longest - 1;
+        let kept = self.needles.longest - 1;
         let head = &bytes[..bytes.len().min(kept)];
         let across = [&self.before, head].concat();
         let start = at - self.before.len() as u64;
-        let found = self.find(start, &across).or_else(|| self.find(at, bytes));
+        let found = self.needles.find(start, &across).or_else(|| self.needles.find(at, bytes));
         // A short piece may lie within a secret that begins before it.
         let tail = if bytes.len() < kept { &across } else { bytes };
         self.before = tail[tail.len().saturating_sub(kept)..].to_vec();
         self.end = at + bytes.len() as u64;
         found
-    }
-
-    fn find(&self, start: u64, bytes: &[u8]) -> Option<Leak> {
-        let found = self.needles.find(bytes)?;
-        let (name, form) = &self.meaning[found.pattern().as_usize()];
-        Some(Leak { name: name.clone(), form, at: start + found.start() as u64 })
-    }
-
-    /// Looks at a whole file, as it lies there.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub fn look_at_file(mut self, path: &Path) -> io::Result<Option<Leak>> {
-        let (mut file, mut at) = (File::open(path)?, 0);
-        let mut buffer = vec![0; 256 << 10];
-        loop {
-            let count = file.read(&mut buffer)?;
-            if count == 0 {
-                return Ok(None);
-            }
-            if let Some(leak) = self.look(at, &buffer[..count]) {
-                return Ok(Some(leak));
-            }
-            at += count as u64;
-        }
     }
 }
 
@@ -130,42 +273,15 @@ fn longest_line(value: &[u8]) -> Option<&[u8]> {
         .map(|line| &line[..line.len().min(LONGEST)])
 }
 
-fn forms(line: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
-    const STANDARD: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    const URL_SAFE: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut forms = vec![
-        ("as it is", line.to_vec()),
-        ("in hex", hex(line, b"0123456789abcdef")),
-        ("in hex", hex(line, b"0123456789ABCDEF")),
-        ("percent-encoded", percent(line, b"0123456789ABCDEF")),
-        ("percent-encoded", percent(line, b"0123456789abcdef")),
-    ];
-    // What stands before it in the encoded text moves it by 0, 8 or 16 bits against the digits of 6 bits.
-    for skipped in [0, 4, 2] {
-        forms.extend([STANDARD, URL_SAFE].map(|digits| ("in base64", base64(line, skipped, digits))));
+/// Returns a form, and those parts of it of which line ends leave one whole.
+fn searched_parts(form: &WrittenForm) -> BTreeSet<Vec<u8>> {
+    let mut parts = BTreeSet::from([form.bytes.clone()]);
+    let line_ends = form.bytes.len().div_ceil(SHORTEST_LINE);
+    let length = form.bytes.len() / (line_ends + 1);
+    if matches!(form.how, "in base64" | "in hex") && length >= SHORTEST {
+        parts.extend(form.bytes.chunks_exact(length).map(<[u8]>::to_vec));
     }
-    let mut known = std::collections::BTreeSet::new();
-    forms.retain(|(_, needle)| known.insert(needle.clone()));
-    forms
-}
-
-fn hex(bytes: &[u8], digits: &[u8; 16]) -> Vec<u8> {
-    bytes.iter().flat_map(|byte| [digits[usize::from(byte >> 4)], digits[usize::from(byte & 15)]]).collect()
-}
-
-fn percent(bytes: &[u8], digits: &[u8; 16]) -> Vec<u8> {
-    let encode = |byte: &u8| match byte {
-        byte if byte.is_ascii_alphanumeric() || b"-._~".contains(byte) => vec![*byte],
-        byte => [b"%".as_slice(), &hex(&[*byte], digits)].concat(),
-    };
-    bytes.iter().flat_map(encode).collect()
-}
-
-/// The digits that are the bytes' alone, whatever stands before and after, when the first begins after so many bits.
-fn base64(bytes: &[u8], skipped: usize, digits: &[u8; 64]) -> Vec<u8> {
-    let bit = |at: usize| usize::from(bytes[at / 8] >> (7 - at % 8) & 1);
-    let starts = (skipped..).step_by(6).take_while(|start| start + 6 <= bytes.len() * 8);
-    starts.map(|start| digits[(start..start + 6).fold(0, |digit, at| digit << 1 | bit(at))]).collect()
+    parts
 }
 
 #[cfg(test)]
@@ -174,8 +290,12 @@ mod tests {
 
     const VALUE: &[u8] = b"p@ss word+/?~and more";
 
-    fn search() -> Search {
-        Search::new(&Secrets::from([("token", VALUE)]), &mut |name| panic!("{name} is long enough")).unwrap()
+    fn search() -> SecretScan {
+        searched(&[("token", VALUE)]).scan()
+    }
+
+    fn searched(secrets: &[(&str, &[u8])]) -> SearchedSecrets {
+        SearchedSecrets::new(secrets.iter().copied()).unwrap()
     }
 
     fn shell(script: &str) -> Vec<u8> {
@@ -204,7 +324,8 @@ mod tests {
                 let found: Vec<_> = pieces.filter_map(|(at, piece)| search.look(at as u64, piece)).collect();
                 let leak = found.first().unwrap_or_else(|| panic!("{form} in pieces of {size}"));
                 assert_eq!((leak.name.as_str(), leak.form), ("token", form));
-                assert!((1000..1010).contains(&leak.at), "{leak}");
+                let LeakPlace::Disk(at) = leak.place else { panic!("{leak}") };
+                assert!((1000..1010).contains(&at), "{leak}");
             }
         }
     }
@@ -219,11 +340,48 @@ mod tests {
     #[test]
     fn o3_of_a_key_the_longest_line_counts_and_a_pin_is_too_short() {
         let key = b"-----BEGIN KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ7kQz4rO0Yp3v\n-----END KEY-----\n";
-        let mut short = Vec::new();
-        let secrets = Secrets::from([("key", key.as_slice()), ("pin", b"1234")]);
-        let mut search = Search::new(&secrets, &mut |name| short.push(name.to_owned())).unwrap();
-        assert_eq!(short, ["pin"]);
+        assert!(SearchedSecrets::new([("pin", &b"1234"[..])].into_iter()).is_none());
+        let mut search = searched(&[("key", key), ("pin", b"1234")]).scan();
         assert_eq!(search.look(0, b"-----BEGIN KEY-----\n"), None);
         assert_eq!(search.look(512, b"MC4CAQAwBQYDK2VwBCIEIJ7kQz4rO0Yp3v").unwrap().name, "key");
+    }
+
+    #[test]
+    fn o3_wrapped_forms_are_found_wherever_the_line_ends() {
+        let searched = searched(&[("token", VALUE)]);
+        for form in written_forms(VALUE).iter().filter(|form| matches!(form.how, "in base64" | "in hex")) {
+            for at in 1..form.bytes.len() {
+                let wrapped = [&form.bytes[..at], b"\n", &form.bytes[at..]].concat();
+                let leak = searched.scan_text(&wrapped, LeakPlace::Disk);
+                assert_eq!(leak.map(|leak| leak.form), Some(form.how), "{at}");
+            }
+        }
+    }
+
+    #[test]
+    fn o3_a_folder_is_searched_with_its_names_links_and_compressed_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let searched = searched(&[("token", b"hunter2-hunter2")]);
+        let scan = || searched.scan_folder(folder.path(), &|path| path.ends_with("disk.raw")).unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("logs")).unwrap();
+        fs::write(at("disk.raw"), "hunter2-hunter2").unwrap();
+        fs::write(at("clean"), "hunter2").unwrap();
+        assert_eq!(scan(), []);
+        fs::write(at("logs/a"), "so: hunter2-hunter2").unwrap();
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        io::Write::write_all(&mut packed, b"so: hunter2-hunter2").unwrap();
+        fs::write(at("logs/b.gz"), packed.finish().unwrap()).unwrap();
+        fs::write(at("logs/hunter2-hunter2.log"), "").unwrap();
+        std::os::unix::fs::symlink("/srv/hunter2-hunter2", at("link")).unwrap();
+        let mut places: Vec<_> = scan().into_iter().map(|leak| leak.to_string()).collect();
+        places.sort();
+        let expected = [
+            "the secret `token` is in the file logs/a, as it is, at byte 4",
+            "the secret `token` is in the file logs/b.gz, as it is, at byte 4 of what it unpacks to",
+            "the secret `token` is in the name of a file in logs, as it is",
+            "the secret `token` is in the name of a file, as it is",
+        ];
+        assert_eq!(places, expected);
     }
 }

@@ -21,6 +21,7 @@ use crate::guest::{GuestError, Hello};
 use crate::machine::argv::{Backing, OVERLAY, SEED, UEFI_VARS};
 use crate::machine::checkpoint::RamFormat;
 use crate::machine::host;
+use crate::masking::SecretMask;
 use crate::plan::machine::Machine;
 use crate::seed;
 use crate::spec::{Check, Command, DiskFormat, Test};
@@ -31,7 +32,6 @@ use super::boot::{self, Guest, Site};
 use super::lanes::all;
 use super::limits::Limits;
 use super::publish::TESTS;
-use super::secrets::Secrets;
 
 mod check;
 mod failed;
@@ -65,7 +65,7 @@ pub struct Bench<'a> {
     /// Who listens.
     pub events: &'a Events,
     /// What must not be shown.
-    pub secrets: &'a Secrets,
+    pub mask: &'a SecretMask,
     /// The tests.
     pub tests: &'a [Test],
 }
@@ -262,8 +262,8 @@ impl<'a> Round<'a> {
     }
 
     fn site<'s>(&'s self, folder: &'s Path) -> Site<'s> {
-        let Bench { machine, limits, events, .. } = *self.bench;
-        Site { machine, folder, limits, events }
+        let Bench { machine, limits, events, mask, .. } = *self.bench;
+        Site { machine, folder, limits, events, mask }
     }
 
     fn backing(&self) -> Backing {
@@ -360,10 +360,11 @@ impl<'a> Round<'a> {
     ) -> Result<Outcome, Failure> {
         let (bench, test, began) = (self.bench, &self.bench.tests[index], Instant::now());
         let site = Site { folder: scratch, ..self.site(bench.folder) };
-        let mut probe = Probe::new(site, guest, test, bench.secrets, booted);
+        let mut probe = Probe::new(site, guest, test, booted);
         let verdict = probe.until_it_holds(began).await?;
         let seconds = began.elapsed().as_secs_f64();
-        let (ok, found) = (verdict.is_ok(), verdict.unwrap_or_else(|found| found));
+        let ok = verdict.is_ok();
+        let found = bench.mask.mask_text(&verdict.unwrap_or_else(|found| found));
         let tail = probe.tail();
         let kept = if ok {
             // The console alone, of a test that passed.

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
+use crate::build::kept;
 use crate::build::layers::CACHE_LIMIT;
 use crate::download::{Downloads, Reach};
 use crate::error::{Failure, Fault, Kind};
@@ -135,6 +136,7 @@ fn cache(cache: &Path, keep: Option<ByteSize>, notes: &mut dyn Write) -> Result<
     if work.is_dir() {
         workdir::sweep(&work).map_err(failed)?;
     }
+    kept::remove_old(cache).map_err(failed)?;
     let layers = Cache::open(cache, Memo::load(cache).into()).map_err(failed)?;
     let limit = keep.map_or_else(|| layers.limit(CACHE_LIMIT), ByteSize::bytes);
     let done = evict(&layers, limit).map_err(failed)?;

@@ -11,6 +11,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
 use crate::event::{Event, Events};
+use crate::masking::MaskingStream;
 
 /// A guest that floods its console fills at most this much of the host's disk, bytes.
 const FILE_LIMIT: u64 = 64 << 20;
@@ -114,21 +115,38 @@ fn clean(bytes: &[u8]) -> String {
     out.trim_end().to_owned()
 }
 
-/// Copies the console to its file until QEMU closes it. A file that cannot be written does not stop the console: a
+/// Copies the console, masked, to its file until QEMU closes it. A file that cannot be written does not stop the console: a
 /// guest blocks when nobody reads its serial port.
-pub async fn record(mut stream: UnixStream, mut file: File, console: Console, events: Events) {
+pub async fn record(mut stream: UnixStream, file: File, mut masking: MaskingStream, console: Console, events: Events) {
     let mut buffer = vec![0; 16 << 10];
-    let mut room = FILE_LIMIT;
+    let mut file = BoundedFile { file, room: FILE_LIMIT };
     while let Ok(count @ 1..) = stream.read(&mut buffer).await {
-        let bytes = &buffer[..count];
-        if room > 0 {
-            let _ = file.write_all(&bytes[..count.min(usize::try_from(room).unwrap_or(count))]);
-            room = room.saturating_sub(count as u64);
-            if room == 0 {
-                let _ = file.write_all(b"\n[kiln: the console is longer than 64 MiB; the rest is left out]\n");
-            }
+        let masked = masking.push(&buffer[..count]);
+        file.write(&masked);
+        console.feed(&masked, &events);
+    }
+    let rest = masking.finish();
+    file.write(&rest);
+    console.feed(&rest, &events);
+}
+
+/// A file that ends with a note when it is full.
+struct BoundedFile {
+    file: File,
+    room: u64,
+}
+
+impl BoundedFile {
+    fn write(&mut self, bytes: &[u8]) {
+        if self.room == 0 {
+            return;
         }
-        console.feed(bytes, &events);
+        let count = bytes.len().min(usize::try_from(self.room).unwrap_or(bytes.len()));
+        let _ = self.file.write_all(&bytes[..count]);
+        self.room -= count as u64;
+        if self.room == 0 {
+            let _ = self.file.write_all(b"\n[kiln: the console is longer than 64 MiB; the rest is left out]\n");
+        }
     }
 }
 

@@ -28,6 +28,7 @@ use tokio::time::timeout;
 
 use crate::error::{Failure, Fault, Kind};
 use crate::event::Events;
+use crate::masking::SecretMask;
 use crate::plan::machine::{Firmware, Machine};
 use crate::process;
 
@@ -267,6 +268,7 @@ pub async fn launch(
     start: Start,
     folder: &Path,
     events: &Events,
+    mask: &SecretMask,
 ) -> Result<(Running, UnixStream), Failure> {
     let prepare = |what| move |source| MachineError::Prepare { what, source };
     if let Firmware::Uefi(uefi) = &machine.firmware {
@@ -286,7 +288,7 @@ pub async fn launch(
     let life = watch::Sender::new(Life { held: true, ..Life::default() });
     tokio::task::spawn_local(wait_for_exit(child, life.clone()));
     let console = Console::default();
-    tokio::task::spawn_local(console::record(serial, console_file, console.clone(), events.clone()));
+    tokio::task::spawn_local(console::record(serial, console_file, mask.stream(), console.clone(), events.clone()));
     let (qmp, qmp_events) = connect(qmp, life.subscribe(), group).await?;
     tokio::task::spawn_local(follow(qmp_events, life.clone()));
     Ok((Running { group, qmp, life, console, plugged: 0, top: argv::TOP.into(), frozen: 0 }, agent))
@@ -321,7 +323,7 @@ fn channel() -> std::io::Result<(UnixStream, OwnedFd)> {
 }
 
 fn open_console(path: &Path) -> std::io::Result<File> {
-    File::options().append(true).create(true).mode(0o644).open(path)
+    File::options().append(true).create(true).mode(0o600).open(path)
 }
 
 async fn wait_for_exit(mut child: tokio::process::Child, life: watch::Sender<Life>) {

@@ -1,9 +1,12 @@
 //! Secrets end nowhere.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
-use crate::support::{Kiln, qemu_img};
+use kiln::masking::written_forms;
+
+use crate::support::{Kiln, Place, qemu_img};
 use crate::{files_with, refused, refused_at_once};
 
 const SECRET: &str = "hunter2-hunter2-hunter2";
@@ -35,6 +38,78 @@ fn o3_a_secret_is_shown_and_kept_nowhere() {
         assert!(!text.contains(SECRET), "{text}");
     }
     assert_eq!(files_with(ended.place().path(), SECRET), [""; 0].map(PathBuf::from));
+}
+
+/// In two writes, across the limit of a line, on standard output, standard error and the console.
+const SHOWN_EVERYWHERE: &str = "secret token; long token; halves token; console token; secret token";
+
+fn assert_nowhere(place: &Place, secret: &str) {
+    for form in written_forms(secret.as_bytes()) {
+        let text = String::from_utf8(form.bytes).expect("the form of a text");
+        assert_eq!(files_with(place.path(), &text), [""; 0].map(PathBuf::from), "{}", form.how);
+    }
+}
+
+#[test]
+fn o3_a_secret_that_is_shown_everywhere_is_kept_nowhere() {
+    for secret in [SECRET, "p@ss 'word' & \"more\""] {
+        let spec = SECRET_SPEC.replace("secret token", SHOWN_EVERYWHERE);
+        let ended = Kiln::new().spec(&spec).build().env("TOKEN", secret).args(["-v", "--progress", "json"]).run();
+        let failing = SECRET_SPEC.replace("secret token", &format!("{SHOWN_EVERYWHERE}; exit 1"));
+        let failed = ended.place().kiln().spec(&failing).args(["build", ".", "-v", "--version", "2"]);
+        let failed = failed.env("TOKEN", secret).fails(7).run();
+        for text in [&ended.stdout, &ended.stderr, &failed.stdout, &failed.stderr] {
+            assert!(!text.contains(secret), "{text}");
+        }
+        assert!(ended.stderr.contains("[secret]") && failed.stderr.contains("| [secret]"), "{}", failed.stderr);
+        assert_nowhere(ended.place(), secret);
+        let console = fs::read_to_string(ended.place().join("store/web/1/console.log")).expect("published");
+        assert_eq!(console.matches("token [secret]").count(), 2, "{console}");
+        for (path, mode) in [("", 0o700), ("web-2", 0o700), ("web-2/build.log", 0o600), ("web-2/console.log", 0o600)] {
+            let kept = fs::metadata(ended.place().cache().join("failed").join(path)).expect("kept");
+            assert_eq!(kept.permissions().mode() & 0o777, mode, "{path}");
+        }
+    }
+}
+
+#[test]
+fn o3_a_fetched_file_or_name_that_holds_a_secret_is_not_published() {
+    for (from, said) in [
+        ("/secret/token", "the secret `token` is in the file out/report, as it is, at byte 0"),
+        ("/named-as/token", "the secret `token` is in the name of a file in out/report, as it is"),
+    ] {
+        let spec = format!("{SECRET_SPEC}[[step]]\nfetch = '{from}'\nto = 'out/report'\n[[step]]\nrun = 'true'\n");
+        let kiln = Kiln::new().spec(&spec).build().env("TOKEN", SECRET);
+        let ended = refused(kiln.fails(8).stderr_has(said).stderr_has("step 2"));
+        assert!(!ended.stderr.contains(SECRET), "{}", ended.stderr);
+        assert_nowhere(ended.place(), SECRET);
+    }
+}
+
+#[test]
+fn o3_a_kept_disk_that_holds_a_secret_is_said_to() {
+    let spec = SECRET_SPEC.replace("secret token", "exit 1");
+    let kiln = Kiln::new().spec(&spec).args(["build", ".", "--on-failure", "keep"]).env("TOKEN", SECRET);
+    let ended = kiln.fails(7).stderr_has("the guest's disk is kept: ").start().finish_killed();
+    let work = ended.place().cache().join("work");
+    let kept = fs::read_dir(work).expect("work").next().expect("kept").expect("kept").path();
+    for (path, mode) in [(kept.clone(), 0o700), (kept.join("overlay.qcow2"), 0o600), (kept.join("build.log"), 0o600)] {
+        assert_eq!(fs::metadata(&path).expect("kept").permissions().mode() & 0o777, mode, "{}", path.display());
+    }
+}
+
+#[test]
+fn o3_qemu_gets_no_variable_of_kiln() {
+    let gate = "[[step]]\nname = 'greet'\nrun = 'await GATE'\n";
+    let kiln = Kiln::new();
+    let fifo = crate::fifo(kiln.place());
+    let live = kiln.spec(&gate.replace("GATE", &fifo.display().to_string())).build().env("OTHER_TOKEN", SECRET).start();
+    live.stderr_shows("greet");
+    let environment = fs::read(format!("/proc/{}/environ", live.place().qemu())).expect("it runs");
+    let environment = String::from_utf8_lossy(&environment);
+    assert!(environment.contains("LC_ALL=C") && !environment.contains("TOKEN"), "{environment}");
+    crate::open_gate(&fifo);
+    live.finish();
 }
 
 #[test]

@@ -20,7 +20,6 @@ use super::super::boot::{Guest, Site};
 use super::super::limits::LimitReached;
 use super::super::output::Lines;
 use super::super::provision::argv;
-use super::super::secrets::Secrets;
 use super::{PATIENCE, PAUSE, parse};
 
 /// What a check may read of a file or of a command's output, and what is kept of a failed test's, bytes.
@@ -34,10 +33,9 @@ pub(super) struct Probe<'a> {
     site: Site<'a>,
     guest: &'a mut Guest,
     test: &'a Test,
-    secrets: &'a Secrets,
     /// What the last boot took.
     booted: Duration,
-    lines: Lines<'a>,
+    lines: Lines,
     /// All that the test's commands wrote, up to [`READ_LIMIT`].
     written: String,
     /// The guest is dead or does not answer.
@@ -59,15 +57,9 @@ impl Answer {
 }
 
 impl<'a> Probe<'a> {
-    pub(super) fn new(
-        site: Site<'a>,
-        guest: &'a mut Guest,
-        test: &'a Test,
-        secrets: &'a Secrets,
-        booted: Duration,
-    ) -> Self {
-        let lines = Lines::new(secrets);
-        Self { site, guest, test, secrets, booted, lines, written: String::new(), is_lost: false }
+    pub(super) fn new(site: Site<'a>, guest: &'a mut Guest, test: &'a Test, booted: Duration) -> Self {
+        let lines = Lines::new(site.mask);
+        Self { site, guest, test, booted, lines, written: String::new(), is_lost: false }
     }
 
     /// The last lines of the last try.
@@ -92,7 +84,7 @@ impl<'a> Probe<'a> {
             self.booted = began.elapsed();
         }
         loop {
-            self.lines = Lines::new(self.secrets);
+            self.lines = Lines::new(self.site.mask);
             let verdict = self.check().await?;
             if verdict.is_ok() || began.elapsed() >= self.test.retry_for {
                 return Ok(verdict);
@@ -238,7 +230,7 @@ impl<'a> Probe<'a> {
         let late = || GuestError::Overdue(PATIENCE).into();
         // Evidence is worth having, and no reason for another failure.
         let _ = self.site.limits.hold_guest(&self.guest.machine, with_grace(PATIENCE), late, work).await;
-        fs::write(folder.join("journal.log"), self.secrets.redact(&String::from_utf8_lossy(&journal)))
+        fs::write(folder.join("journal.log"), self.site.mask.mask_bytes(&journal))
     }
 }
 

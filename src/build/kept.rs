@@ -1,0 +1,175 @@
+//! What outlives a failed build: its logs, and with `--on-failure keep` its whole scratch folder. Only its owner can read it,
+//! and none of it is kept longer than a week: `kiln gc` removes what is older.
+
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use crate::workdir::Workdir;
+
+use super::publish::{BUILD_LOG, CONSOLE_LOG, TESTS};
+use super::secret_scan::{SearchedSecrets, SecretLeak};
+
+/// The folder of the logs of failed builds, in the cache.
+pub(crate) const FAILED: &str = "failed";
+const FOLDER_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+/// How long it is kept.
+const KEPT_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Copies the logs of a failed build, and of its tests, to where they outlive it, in place of those of an earlier one.
+/// Removes and returns those that hold a secret all the same.
+pub(crate) fn keep_logs(work: &Path, to: &Path, searched: Option<&SearchedSecrets>) -> io::Result<Vec<SecretLeak>> {
+    unless_missing(fs::remove_dir_all(to))?;
+    make_folder(to)?;
+    if let Some(failed) = to.parent() {
+        fs::set_permissions(failed, Permissions::from_mode(FOLDER_MODE))?;
+    }
+    for log in [BUILD_LOG, CONSOLE_LOG] {
+        unless_missing(copy_log(&work.join(log), &to.join(log)))?;
+    }
+    unless_missing(copy_logs(&work.join(TESTS), &to.join(TESTS)))?;
+    let leaks = searched.map_or(Ok(Vec::new()), |searched| searched.scan_folder(to, &|_| false))?;
+    for leak in &leaks {
+        match leak.file() {
+            Some(file) => fs::remove_file(to.join(file))?,
+            None => fs::remove_dir_all(to)?,
+        }
+    }
+    Ok(leaks)
+}
+
+/// Leaves the scratch folder to the user. Returns what there is to say of that.
+pub(crate) fn keep_work(work: Workdir, searched: Option<&SearchedSecrets>) -> Vec<String> {
+    let leaks = searched.map_or(Ok(Vec::new()), |searched| searched.scan_folder(work.path(), &|_| false));
+    let closed = close_to_others(work.path());
+    let mut notes = vec![format!("the guest's disk is kept: {}", work.keep().display())];
+    match leaks {
+        Ok(leaks) => notes.extend(leaks.iter().map(|leak| format!("{leak}: remove the folder when you have seen it"))),
+        Err(error) => notes.push(format!("the kept folder could not be searched for secrets: {error}")),
+    }
+    notes.extend(closed.err().map(|error| format!("the kept folder could not be closed to others: {error}")));
+    notes
+}
+
+/// Removes what has been kept of failed builds for longer than a week.
+///
+/// # Errors
+/// When a folder cannot be read or removed.
+pub fn remove_old(cache: &Path) -> io::Result<()> {
+    remove_old_folders(&cache.join(FAILED), "")?;
+    remove_old_folders(&cache.join("work"), Workdir::KEPT)
+}
+
+fn remove_old_folders(parent: &Path, prefix: &str) -> io::Result<()> {
+    let Ok(entries) = fs::read_dir(parent) else { return Ok(()) };
+    for entry in entries {
+        let entry = entry?;
+        let is_meant = entry.file_name().to_string_lossy().starts_with(prefix);
+        if is_meant && is_old(&entry.path()) && entry.file_type()?.is_dir() {
+            unless_missing(fs::remove_dir_all(entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
+fn is_old(path: &Path) -> bool {
+    let modified = fs::symlink_metadata(path).and_then(|metadata| metadata.modified());
+    let age = modified.ok().and_then(|modified| SystemTime::now().duration_since(modified).ok());
+    age.is_some_and(|age| age > KEPT_FOR)
+}
+
+fn unless_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn make_folder(folder: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder)
+}
+
+fn copy_log(from: &Path, to: &Path) -> io::Result<()> {
+    let mut source = File::open(from)?;
+    let mut target = File::options().write(true).create_new(true).mode(FILE_MODE).open(to)?;
+    io::copy(&mut source, &mut target).map(drop)
+}
+
+/// Copies every log of a folder and of those in it.
+fn copy_logs(from: &Path, to: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (path, target) = (entry.path(), to.join(entry.file_name()));
+        if entry.file_type()?.is_dir() {
+            copy_logs(&path, &target)?;
+        } else if path.extension().is_some_and(|extension| extension == "log") {
+            make_folder(to)?;
+            copy_log(&path, &target)?;
+        }
+    }
+    Ok(())
+}
+
+/// Lets only the owner read what is in a folder.
+fn close_to_others(folder: &Path) -> io::Result<()> {
+    fs::set_permissions(folder, Permissions::from_mode(FOLDER_MODE))?;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            close_to_others(&entry.path())?;
+        } else if kind.is_file() {
+            fs::set_permissions(entry.path(), Permissions::from_mode(FILE_MODE))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn o3_kept_logs_are_the_owners_alone_and_hold_no_secret() {
+        let folder = tempfile::tempdir().unwrap();
+        let (work, failed) = (folder.path().join("work"), folder.path().join(FAILED));
+        fs::create_dir_all(work.join(TESTS).join("01-port")).unwrap();
+        fs::create_dir(&failed).unwrap();
+        fs::set_permissions(&failed, Permissions::from_mode(0o755)).unwrap();
+        fs::write(work.join(BUILD_LOG), "all is well").unwrap();
+        fs::write(work.join(CONSOLE_LOG), "hunter2-hunter2").unwrap();
+        fs::write(work.join(TESTS).join("01-port/output.log"), "").unwrap();
+        let searched = SearchedSecrets::new([("token", &b"hunter2-hunter2"[..])].into_iter()).unwrap();
+        let kept = failed.join("web-1");
+        assert_eq!(keep_logs(&work, &kept, Some(&searched)).unwrap().len(), 1);
+        assert!(!kept.join(CONSOLE_LOG).exists());
+        for closed in [&failed, &kept, &kept.join(TESTS), &kept.join(TESTS).join("01-port")] {
+            assert_eq!(mode(closed), FOLDER_MODE, "{}", closed.display());
+        }
+        assert_eq!(mode(&kept.join(BUILD_LOG)), FILE_MODE);
+    }
+
+    #[test]
+    fn o3_what_is_kept_is_removed_after_a_week() {
+        let cache = tempfile::tempdir().unwrap();
+        let at = |name: &str| cache.path().join(name);
+        for name in ["failed/old-1", "failed/new-1", "work/kept-old", "work/kept-new", "work/build-old"] {
+            fs::create_dir_all(at(name)).unwrap();
+            if name.contains("old") {
+                let then = SystemTime::now() - KEPT_FOR - Duration::from_secs(60);
+                File::open(at(name)).unwrap().set_modified(then).unwrap();
+            }
+        }
+        remove_old(cache.path()).unwrap();
+        let left = ["failed/new-1", "work/kept-new", "work/build-old"];
+        assert!(left.iter().all(|name| at(name).exists()));
+        assert!(!at("failed/old-1").exists() && !at("work/kept-old").exists());
+    }
+}
