@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Display, Formatter};
 
+use super::partition::Partition;
+
 /// What is on a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VolumeKind {
@@ -41,6 +43,14 @@ pub enum VolumeKind {
     Unknown,
 }
 
+impl VolumeKind {
+    /// Returns whether file systems may be inside of it that have devices of their own.
+    pub(super) fn may_contain_others(self) -> bool {
+        use VolumeKind::{Bcachefs, Luks, Lvm, Raid, Unknown, Zfs};
+        matches!(self, Lvm | Luks | Raid | Zfs | Bcachefs | Unknown)
+    }
+}
+
 impl Display for VolumeKind {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -74,6 +84,15 @@ pub struct PartitionContent {
     pub kind: VolumeKind,
     /// The label of the file system, else of the partition; may be empty.
     pub label: String,
+}
+
+impl PartitionContent {
+    /// Describes a partition that has a file system with this label.
+    pub(super) fn new(partition: &Partition, kind: VolumeKind, label: &[u8]) -> Self {
+        let label = String::from_utf8_lossy(label).into_owned();
+        let label = if label.is_empty() { partition.label.clone() } else { label };
+        Self { partition: partition.number, kind, label }
+    }
 }
 
 /// Writes `xfs on partition 3 (label "data")`. The label is escaped: a guest has written it.

@@ -12,6 +12,7 @@
 //! Two rules hold everywhere here. No name that stands in an image's header is ever followed, and no QEMU tool opens a
 //! base before [`inspect`] has read its header. Sizes and offsets found in an image are checked before they are used.
 
+mod boot_entry;
 mod bytes;
 pub mod chain;
 pub mod compare;
@@ -23,14 +24,19 @@ pub mod fat;
 pub mod gap;
 pub mod identity;
 pub mod inspect;
+mod inventory;
 pub mod listing;
 mod magic;
+mod mount;
+mod mount_unit;
 pub mod os_release;
 pub mod packages;
 pub mod partition;
 mod pieces;
+mod probe;
 pub mod qcow2;
 pub mod qemu_img;
+mod root;
 mod slots;
 pub mod source;
 mod sparse;

@@ -1,4 +1,4 @@
-//! Reads the whole tree of a sealed disk: the root file system, and what its `/etc/fstab` mounts on it.
+//! Reads the whole tree of a sealed disk: the root file system, and what the guest mounts on it when it boots.
 //!
 //! Entries come depth first: a directory before what is in it, names sorted by their bytes within each directory. Where a
 //! file system is mounted its root stands for the directory below it, as in the running guest. Hard links are entries of
@@ -13,10 +13,12 @@ use super::chain::{Chain, ChainError};
 use super::digest::hash_zeroes;
 use super::entry::{Chunk, ContentDigest, Entry, FileKind};
 use super::gap::{PartitionContent, TreeGap, TreeMount};
-use super::partition::{Partition, partitions};
+use super::inventory::{VolumeAccess, take_inventory};
+use super::mount::mount_all;
+use super::partition::Partition;
+use super::root::choose_root;
 use super::volume::{Node, Volume, VolumeError};
 use crate::error::{self, Fault};
-use crate::wire::fstab::{self, Mount, Source};
 
 /// Ten times what the largest distributions install.
 pub(super) const MAX_ENTRIES: u64 = 20_000_000;
@@ -27,10 +29,6 @@ const MAX_CONTENT: u64 = 64;
 const MAX_PATH: usize = 64 << 10;
 /// As many links as Linux follows in one path (`path_resolution(7)`).
 const MAX_LINKS: usize = 40;
-/// A table of mounts is a page of text, bytes.
-const MAX_FSTAB: u64 = 1 << 20;
-/// Where an ESP is mounted that no table names: systemd-gpt-auto-generator(8) takes the first, distributions the second.
-const ESP_TARGETS: [&str; 2] = ["/efi", "/boot/efi"];
 
 /// Reading a tree failed.
 #[derive(Debug, thiserror::Error)]
@@ -42,8 +40,14 @@ pub enum TreeError {
     #[error("cannot read the guest's file system")]
     FileSystem(#[from] VolumeError),
     /// Nothing that could be the root.
-    #[error("no partition of the disk has an ext4 file system")]
+    #[error("no file system on the disk is a root: none has an /etc/os-release, an /etc/fstab or a /sbin/init")]
     NoRoot,
+    /// The root, or one of these, is what kiln does not read.
+    #[error("the root file system is {}, which kiln cannot read", joined(.0, " or "))]
+    UnreadableRoot(Vec<PartitionContent>),
+    /// Each of these could be the root.
+    #[error("the root file system could be {}: neither a boot entry nor an /etc/fstab decides", joined(.0, " or "))]
+    SeveralRoots(Vec<PartitionContent>),
     /// A directory that contains itself.
     #[error("the guest's file system is damaged: directory {0} is in the tree twice")]
     Loop(u64),
@@ -72,6 +76,20 @@ impl Fault for TreeError {
 /// A file or directory: in which file system, and its number there.
 type Place = (usize, u64);
 
+/// A file or directory, and its path without links.
+#[derive(Debug)]
+struct Located {
+    place: Place,
+    path: Vec<u8>,
+}
+
+impl Located {
+    fn new(place: Place, parents: &[(Place, Vec<u8>)]) -> Self {
+        let path: Vec<u8> = parents.iter().flat_map(|(_, name)| [b"/", name.as_slice()].concat()).collect();
+        Self { place, path: if path.is_empty() { b"/".to_vec() } else { path } }
+    }
+}
+
 /// The guest's files as the running guest would see them.
 #[derive(Debug)]
 pub struct Tree<'c> {
@@ -81,82 +99,96 @@ pub struct Tree<'c> {
     mounts: HashMap<Place, usize>,
     /// Where each of `volumes` is, in their order.
     places: Vec<TreeMount>,
+    /// What each of `volumes` is, for messages.
+    about: Vec<PartitionContent>,
     gaps: Vec<TreeGap>,
 }
 
 impl<'c> Tree<'c> {
-    /// Finds the root file system: the first ext4 with an `/etc/os-release`, else the largest ext4 of the disk. Mounts on it
-    /// what its `/etc/fstab` names, and an EFI system partition that it does not name.
+    /// Finds the root file system by evidence and mounts on it what the guest mounts when it boots from it: the file
+    /// systems of its `/etc/fstab`, of its enabled `.mount` units, and those that the types of their partitions name.
     ///
     /// # Errors
-    /// When there is no ext4, or the disk cannot be read. A file system that cannot be opened for another reason is
-    /// an error only if nothing better is found.
+    /// When the disk cannot be read, kiln cannot read the root, or nothing decides which of several file systems it is.
     pub fn open(disk: &'c Chain) -> Result<Self, TreeError> {
-        let mut refused = None;
-        let mut found: Vec<(Partition, Tree<'c>)> = Vec::new();
-        for partition in partitions(disk)? {
-            match Volume::open(disk, &partition) {
-                Ok(Some(volume)) => {
-                    let tree = Self::of(volume, &partition);
-                    found.push((partition, tree));
-                }
-                Ok(None) => {}
-                Err(error) => _ = refused.get_or_insert(error),
-            }
-        }
-        let Some(root) = root(&found) else {
-            return Err(refused.map_or(TreeError::NoRoot, TreeError::from));
-        };
-        let (_, mut tree) = found.remove(root);
-        tree.mount_all(found);
-        tree.find_unclean();
+        let mut volumes = take_inventory(disk)?;
+        let root = choose_root(&mut volumes)?;
+        let VolumeAccess::Readable(mut tree) = volumes[root].take() else { return Err(TreeError::NoRoot) };
+        mount_all(&mut tree, &mut volumes)?;
         Ok(tree)
     }
 
-    fn of(root: Volume<'c>, partition: &Partition) -> Self {
-        let &Partition { number, start, length, .. } = partition;
-        let place = TreeMount { target: b"/".to_vec(), partition: number, start, length };
-        Self { volumes: vec![root], mounts: HashMap::new(), places: vec![place], gaps: Vec::new() }
+    /// Returns the tree of one file system.
+    pub(super) fn new(root: Volume<'c>, partition: &Partition) -> Self {
+        let about = PartitionContent::new(partition, root.kind(), root.label());
+        let mount = TreeMount {
+            target: b"/".to_vec(),
+            partition: partition.number,
+            start: partition.start,
+            length: partition.length,
+        };
+        Self { volumes: vec![root], mounts: HashMap::new(), places: vec![mount], about: vec![about], gaps: Vec::new() }
     }
 
     /// Adds a gap for every file system in the tree that was not unmounted.
-    fn find_unclean(&mut self) {
-        let unclean = self.volumes.iter().zip(&self.places).filter(|(volume, _)| !volume.is_clean());
-        let gaps = unclean.map(|(volume, place)| {
-            let label = String::from_utf8_lossy(volume.label()).into_owned();
-            let volume = PartitionContent { partition: place.partition, kind: volume.kind(), label };
-            TreeGap::Unclean { volume, target: place.target.clone() }
-        });
-        self.gaps.extend(gaps.collect::<Vec<_>>());
+    pub(super) fn find_unclean(&mut self) {
+        let all = self.volumes.iter().zip(&self.about).zip(&self.places);
+        let unclean = all.filter(|((volume, _), _)| !volume.is_clean());
+        let gaps: Vec<TreeGap> = unclean
+            .map(|((_, about), place)| TreeGap::Unclean { volume: about.clone(), target: place.target.clone() })
+            .collect();
+        self.gaps.extend(gaps);
     }
 
-    /// Mounts what the table names, and the ESP. A table that cannot be read names nothing: whoever reads on from the file
-    /// system that holds it says why.
-    fn mount_all(&mut self, mut left: Vec<(Partition, Tree<'c>)>) {
-        let table = self.read("/etc/fstab", MAX_FSTAB).ok().flatten().unwrap_or_default();
-        for mount in fstab::mounts(&table) {
-            let on = self.directory(&mount.target).ok().flatten();
-            let which = left.iter().position(|(partition, tree)| is_meant(&mount.source, partition, &tree.volumes[0]));
-            match (on, which) {
-                (Some(on), Some(which)) => self.mount(on, &mount.target, left.remove(which).1),
-                _ if mount.is_needed => self.gaps.push(unanswered(mount)),
-                _ => {}
-            }
-        }
-        let is_esp = |(partition, tree): &(Partition, Tree<'_>)| {
-            partition.is_esp() && matches!(tree.volumes[..], [Volume::Fat(_)])
-        };
-        let on = ESP_TARGETS.iter().find_map(|target| Some((target, self.directory(target.as_bytes()).ok()??)));
-        if let (Some((target, on)), Some(which)) = (on, left.iter().position(is_esp)) {
-            self.mount(on, target.as_bytes(), left.remove(which).1);
-        }
+    pub(super) fn add_gaps(&mut self, gaps: impl IntoIterator<Item = TreeGap>) {
+        self.gaps.extend(gaps);
     }
 
-    fn mount(&mut self, on: Place, target: &[u8], tree: Tree<'c>) {
-        self.mounts.insert(on, self.volumes.len());
+    /// Mounts another tree on a directory; does nothing where there is none.
+    pub(super) fn mount(&mut self, target: &[u8], tree: Tree<'c>) {
+        let Ok(Some(Located { place, path })) = self.find(target) else { return };
+        self.mounts.insert(place, self.volumes.len());
         self.volumes.extend(tree.volumes);
-        let target = target.to_vec();
-        self.places.extend(tree.places.into_iter().map(|place| TreeMount { target: target.clone(), ..place }));
+        self.about.extend(tree.about);
+        self.places.extend(tree.places.into_iter().map(|place| TreeMount { target: path.clone(), ..place }));
+    }
+
+    /// Returns whether the file system of this partition is in the view.
+    pub(super) fn has_mounted(&self, partition: u32) -> bool {
+        self.places.iter().any(|mount| mount.partition == partition)
+    }
+
+    /// Returns the path of a directory without links in it, or `None` where there is no such directory.
+    pub(super) fn canonical(&self, path: &[u8]) -> Option<Vec<u8>> {
+        let found = self.find(path).ok().flatten()?;
+        let is_directory = self.node(found.place).ok()?.kind() == FileKind::Directory;
+        is_directory.then_some(found.path)
+    }
+
+    /// Returns whether a directory has a name in it, whatever that names. One that cannot be read has none.
+    pub(super) fn has_name(&self, folder: &str, name: &[u8]) -> bool {
+        let names = self.names(folder).ok().flatten().unwrap_or_default();
+        names.iter().any(|found| found == name)
+    }
+
+    /// Returns whether there is such a directory and nothing in it but what mkfs(8) makes, or no such name at all.
+    pub(super) fn is_empty_directory(&self, path: &[u8]) -> bool {
+        match self.find(path) {
+            Ok(Some(found)) => self.is_empty(found.place).unwrap_or(false),
+            Ok(None) => true,
+            Err(_) => false,
+        }
+    }
+
+    /// Returns whether there is such a directory, nothing in it, and no file system mounted on it.
+    pub(super) fn has_free_directory(&self, path: &[u8]) -> bool {
+        let mounted = self.places.iter().any(|mount| mount.target == path);
+        !mounted && self.canonical(path).is_some() && self.is_empty_directory(path)
+    }
+
+    fn is_empty(&self, place: Place) -> Result<bool, VolumeError> {
+        let node = self.node(place)?;
+        Ok(node.kind() == FileKind::Directory && node.names()?.iter().all(|(name, _)| name == b"lost+found"))
     }
 
     /// Returns what is missing in this view, or doubtful.
@@ -189,7 +221,7 @@ impl<'c> Tree<'c> {
     /// # Errors
     /// When it is longer, or the file system is damaged or cannot be read.
     pub fn read(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, TreeError> {
-        let Some(place) = self.find(path.as_bytes())? else { return Ok(None) };
+        let Some(Located { place, .. }) = self.find(path.as_bytes())? else { return Ok(None) };
         let node = self.node(place)?;
         Ok((node.kind() == FileKind::File).then(|| node.read(limit)).transpose()?)
     }
@@ -213,7 +245,7 @@ impl<'c> Tree<'c> {
     }
 
     fn directory(&self, path: &[u8]) -> Result<Option<Place>, VolumeError> {
-        let Some(place) = self.find(path)? else { return Ok(None) };
+        let Some(Located { place, .. }) = self.find(path)? else { return Ok(None) };
         Ok((self.node(place)?.kind() == FileKind::Directory).then_some(place))
     }
 
@@ -234,14 +266,14 @@ impl<'c> Tree<'c> {
     }
 
     /// Resolves an absolute path as the guest would, links included.
-    fn find(&self, path: &[u8]) -> Result<Option<Place>, VolumeError> {
-        let mut parents: Vec<Place> = Vec::new();
+    fn find(&self, path: &[u8]) -> Result<Option<Located>, VolumeError> {
+        let mut parents: Vec<(Place, Vec<u8>)> = Vec::new();
         let mut at = self.root();
         let mut left = components(path);
         let mut links = 0;
         while let Some(name) = left.pop() {
             if name == b".." {
-                at = parents.pop().unwrap_or(self.root());
+                at = parents.pop().map_or(self.root(), |(place, _)| place);
                 continue;
             }
             let directory = self.node(at)?;
@@ -253,7 +285,7 @@ impl<'c> Tree<'c> {
             };
             let next = self.mounted((at.0, number));
             let Some(target) = self.node(next)?.link_target()? else {
-                parents.push(at);
+                parents.push((at, name));
                 at = next;
                 continue;
             };
@@ -267,7 +299,7 @@ impl<'c> Tree<'c> {
             }
             left.extend(components(&target));
         }
-        Ok(Some(at))
+        Ok(Some(Located::new(at, &parents)))
     }
 
     /// Gives every entry to `visit`, which may stop the walk. Blocks the calling thread: file contents are hashed.
@@ -316,30 +348,8 @@ impl<'c> Tree<'c> {
     }
 }
 
-fn unanswered(mount: Mount) -> TreeGap {
-    TreeGap::Unanswered { source: mount.source.to_string(), target: mount.target }
-}
-
-/// Which of these is the root. One that is too damaged to be looked into is not it; reading it later would say why.
-fn root(found: &[(Partition, Tree<'_>)]) -> Option<usize> {
-    let is_ext4 = |tree: &Tree<'_>| matches!(tree.volumes[..], [Volume::Ext4(_)]);
-    let candidates = || found.iter().enumerate().filter(|(_, (_, tree))| is_ext4(tree));
-    let has_system = |tree: &Tree<'_>| tree.find(b"/etc/os-release").is_ok_and(|found| found.is_some());
-    let largest = || candidates().rev().max_by_key(|(_, (_, tree))| tree.volumes[0].size());
-    let first = candidates().find(|(_, (_, tree))| has_system(tree));
-    first.or_else(largest).map(|(index, _)| index)
-}
-
-/// Whether the table's word is for this file system. Its letters may be of either case in a UUID (libmount).
-fn is_meant(source: &Source, partition: &Partition, volume: &Volume<'_>) -> bool {
-    match source {
-        Source::Uuid(uuid) => uuid.eq_ignore_ascii_case(&volume.uuid()),
-        Source::Label(label) => !label.is_empty() && label.as_bytes() == volume.label(),
-        Source::PartUuid(uuid) => uuid.eq_ignore_ascii_case(&partition.uuid),
-        Source::PartLabel(label) => !label.is_empty() && *label == partition.label,
-        Source::Partition(number) => *number == partition.number,
-        Source::Device(_) => false,
-    }
+fn joined(volumes: &[PartitionContent], word: &str) -> String {
+    volumes.iter().map(ToString::to_string).collect::<Vec<_>>().join(word)
 }
 
 /// The names in a path, last first.

@@ -1,24 +1,35 @@
 //! What a guest mounts, by its `/etc/fstab`: for both ends, since both list the same files.
 //!
-//! Source: fstab(5). Only file systems on block devices count: the same files are not listed twice for a bind mount, and
-//! what is not on a disk is not in an image.
+//! Source: fstab(5), and systemd.mount(5) for `x-systemd.automount`. Only file systems on block devices count: the same
+//! files are not listed twice for a bind mount, and what is not on a disk is not in an image.
 
 use std::fmt::{self, Display, Formatter};
 
 /// A line of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mount {
+pub struct FstabEntry {
     /// What is mounted.
-    pub source: Source,
+    pub device: DeviceName,
     /// Where: absolute, and not the root.
     pub target: Vec<u8>,
-    /// A boot without it fails.
-    pub is_needed: bool,
+    /// Whether a boot mounts it.
+    pub policy: MountPolicy,
 }
 
-/// How a table names a file system.
+/// Whether a boot mounts a line of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MountPolicy {
+    /// It does, and fails without it.
+    Required,
+    /// It does if it can (`nofail`).
+    Optional,
+    /// It does not (`noauto`).
+    Manual,
+}
+
+/// How a file system is named.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub enum DeviceName {
     /// By its UUID, as blkid(8) writes it.
     Uuid(String),
     /// By its label.
@@ -27,64 +38,161 @@ pub enum Source {
     PartUuid(String),
     /// By its partition's name.
     PartLabel(String),
-    /// By the number of the partition on the first disk.
+    /// By the number of the partition on the first disk; 0 for the disk itself.
     Partition(u32),
     /// A device that need not be a partition, such as a logical volume.
     Device(String),
 }
 
-impl Display for Source {
+impl Display for DeviceName {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
-            Source::Uuid(uuid) => write!(f, "UUID={uuid}"),
-            Source::Label(label) => write!(f, "LABEL={label}"),
-            Source::PartUuid(uuid) => write!(f, "PARTUUID={uuid}"),
-            Source::PartLabel(label) => write!(f, "PARTLABEL={label}"),
-            Source::Partition(number) => write!(f, "partition {number}"),
-            Source::Device(device) => f.write_str(device),
+            DeviceName::Uuid(uuid) => write!(f, "UUID={uuid}"),
+            DeviceName::Label(label) => write!(f, "LABEL={label}"),
+            DeviceName::PartUuid(uuid) => write!(f, "PARTUUID={uuid}"),
+            DeviceName::PartLabel(label) => write!(f, "PARTLABEL={label}"),
+            DeviceName::Partition(number) => write!(f, "partition {number}"),
+            DeviceName::Device(device) => f.write_str(device),
         }
     }
 }
 
-/// Every mount of the table, in its order.
+/// Returns every mount of the table but the root, in its order.
 #[must_use]
-pub fn mounts(table: &[u8]) -> Vec<Mount> {
+pub fn mounts(table: &[u8]) -> Vec<FstabEntry> {
+    fields(table).filter_map(FstabFields::entry).collect()
+}
+
+/// Returns the device that the table mounts as the root.
+#[must_use]
+pub fn root_device(table: &[u8]) -> Option<DeviceName> {
+    let mut roots = fields(table).filter(FstabFields::is_root);
+    roots.find_map(|fields| DeviceName::parse(&String::from_utf8_lossy(&fields.source)))
+}
+
+/// The fields of a line, without escapes.
+struct FstabFields<'t> {
+    source: Vec<u8>,
+    target: Vec<u8>,
+    kind: &'t [u8],
+    options: &'t [u8],
+}
+
+fn fields(table: &[u8]) -> impl Iterator<Item = FstabFields<'_>> {
     let lines = table.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
-    lines.filter(|line| !line.starts_with(b"#")).filter_map(mount).collect()
+    lines.filter(|line| !line.starts_with(b"#")).filter_map(FstabFields::parse)
 }
 
-fn mount(line: &[u8]) -> Option<Mount> {
-    let mut fields = line.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty());
-    let (source, target, kind) = (unescaped(fields.next()?), unescaped(fields.next()?), fields.next()?);
-    let options = fields.next().unwrap_or_default();
-    let has = |wanted: [&[u8]; 2]| options.split(|byte| *byte == b',').any(|option| wanted.contains(&option));
-    let is_root = target.iter().all(|byte| *byte == b'/');
-    if kind == b"swap" || has([b"bind", b"rbind"]) || is_root || !target.starts_with(b"/") {
-        return None;
+impl<'t> FstabFields<'t> {
+    fn parse(line: &'t [u8]) -> Option<Self> {
+        let mut fields = line.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty());
+        let source = unescaped(fields.next()?);
+        let target = unescaped(fields.next()?);
+        let kind = fields.next()?;
+        Some(Self { source, target, kind, options: fields.next().unwrap_or_default() })
     }
-    let is_needed = !has([b"noauto", b"nofail"]);
-    Some(Mount { source: parse(std::str::from_utf8(&source).ok()?)?, target, is_needed })
+
+    fn has(&self, wanted: &[u8]) -> bool {
+        self.options.split(|byte| *byte == b',').any(|option| option == wanted)
+    }
+
+    fn is_root(&self) -> bool {
+        self.target.starts_with(b"/") && self.target.iter().all(|byte| *byte == b'/')
+    }
+
+    fn entry(self) -> Option<FstabEntry> {
+        let is_bind = self.has(b"bind") || self.has(b"rbind");
+        if self.kind == b"swap" || is_bind || self.is_root() || !self.target.starts_with(b"/") {
+            return None;
+        }
+        let policy = self.policy();
+        let device = DeviceName::parse(&String::from_utf8_lossy(&self.source))?;
+        Some(FstabEntry { device, target: without_slashes(&self.target), policy })
+    }
+
+    fn policy(&self) -> MountPolicy {
+        if self.has(b"noauto") && !self.has(b"x-systemd.automount") {
+            MountPolicy::Manual
+        } else if self.has(b"nofail") || self.has(b"x-systemd.automount") {
+            MountPolicy::Optional
+        } else {
+            MountPolicy::Required
+        }
+    }
 }
 
-/// `None` for what is no block device.
-fn parse(source: &str) -> Option<Source> {
-    let value = |tag: &str| source.strip_prefix(tag).map(|value| value.trim_matches('"').to_owned());
-    let either = |tag: &str, folder: &str| value(tag).or_else(|| value(folder));
-    let device =
-        || source.strip_prefix("/dev/").map(|name| partition(name).unwrap_or(Source::Device(source.to_owned())));
-    either("UUID=", "/dev/disk/by-uuid/")
-        .map(Source::Uuid)
-        .or_else(|| either("LABEL=", "/dev/disk/by-label/").map(Source::Label))
-        .or_else(|| either("PARTUUID=", "/dev/disk/by-partuuid/").map(Source::PartUuid))
-        .or_else(|| either("PARTLABEL=", "/dev/disk/by-partlabel/").map(Source::PartLabel))
-        .or_else(device)
+/// Removes the slashes that are more than one, or at the end.
+fn without_slashes(path: &[u8]) -> Vec<u8> {
+    let names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
+    names.flat_map(|name| [b"/", name].concat()).collect()
 }
 
-/// The partition behind the kernel's name of one on the first disk, whichever driver it has.
-fn partition(device: &str) -> Option<Source> {
-    let number =
-        ["vda", "sda", "xvda", "hda", "nvme0n1p", "mmcblk0p"].iter().find_map(|disk| device.strip_prefix(disk))?;
-    number.parse().ok().map(Source::Partition)
+/// Makes a name of a value.
+type NamedBy = fn(String) -> DeviceName;
+
+/// How the links of udev(7) begin, and what is behind them.
+const LINKS: [(&str, NamedBy); 4] = [
+    ("/dev/disk/by-uuid/", DeviceName::Uuid),
+    ("/dev/disk/by-label/", DeviceName::Label),
+    ("/dev/disk/by-partuuid/", DeviceName::PartUuid),
+    ("/dev/disk/by-partlabel/", DeviceName::PartLabel),
+];
+/// How a table tags a value.
+const TAGS: [(&str, NamedBy); 4] = [
+    ("UUID=", DeviceName::Uuid),
+    ("LABEL=", DeviceName::Label),
+    ("PARTUUID=", DeviceName::PartUuid),
+    ("PARTLABEL=", DeviceName::PartLabel),
+];
+/// The first disk, by driver, and what stands before the number of a partition.
+const DISKS: [(&str, &str); 6] =
+    [("vda", ""), ("sda", ""), ("xvda", ""), ("hda", ""), ("nvme0n1", "p"), ("mmcblk0", "p")];
+
+impl DeviceName {
+    /// Reads a name as mount(8) and the kernel's `root=` take it; `None` for what is no block device.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        for (tag, name) in TAGS {
+            if let Some(value) = text.strip_prefix(tag) {
+                return Some(name(value.trim_matches('"').to_owned()));
+            }
+        }
+        for (folder, name) in LINKS {
+            if let Some(value) = text.strip_prefix(folder) {
+                return Some(name(without_link_escapes(value)));
+            }
+        }
+        let device = text.strip_prefix("/dev/")?;
+        let number = partition_number(device).or_else(|| linked_partition(device));
+        Some(number.map_or_else(|| DeviceName::Device(text.to_owned()), DeviceName::Partition))
+    }
+}
+
+/// Returns the number in the kernel's name of a partition of the first disk, whichever driver it has; 0 for the disk.
+fn partition_number(device: &str) -> Option<u32> {
+    DISKS.iter().find_map(|(disk, mark)| match device.strip_prefix(disk)? {
+        "" => Some(0),
+        rest => rest.strip_prefix(mark)?.parse().ok(),
+    })
+}
+
+/// Returns the number in a link of udev's to a partition by its disk, `disk/by-path/...-part3`.
+fn linked_partition(device: &str) -> Option<u32> {
+    let is_link = ["disk/by-path/", "disk/by-id/"].iter().any(|folder| device.starts_with(folder));
+    device.rsplit_once("-part").filter(|_| is_link)?.1.parse().ok()
+}
+
+/// Links of udev's have `\x20` for a blank, and the like.
+fn without_link_escapes(name: &str) -> String {
+    let mut bytes = Vec::with_capacity(name.len());
+    let mut rest = name.as_bytes();
+    while let [first, behind @ ..] = rest {
+        let digits = behind.strip_prefix(b"x").filter(|_| *first == b'\\').and_then(|digits| digits.get(..2));
+        let code = digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
+        bytes.push(code.unwrap_or(*first));
+        rest = if code.is_some() { &behind[3..] } else { behind };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Spaces and the like are written as three octal digits.
@@ -120,18 +228,53 @@ mod tests {
             /dev/disk/by-uuid/abc /c ext4\n\
             tmpfs /tmp tmpfs\nnas:/x /nas nfs\n/srv /mnt none bind\n/dev/vda3 /x none rw,bind\nUUID=1 none swap sw\n\
             /dev/vda4 swap swap\nbroken\n";
-        let mount = |source, target: &str| Mount { source, target: target.into(), is_needed: target != "/boot" };
+        let mount = |device, target: &str| {
+            let policy = if target == "/boot" { MountPolicy::Manual } else { MountPolicy::Required };
+            FstabEntry { device, target: target.into(), policy }
+        };
         let expected = [
-            mount(Source::Uuid("6B69-6C12".into()), "/boot/efi"),
-            mount(Source::Label("my data".into()), "/srv/my data"),
-            mount(Source::PartLabel("boot".into()), "/boot"),
-            mount(Source::Partition(15), "/efi"),
-            mount(Source::Partition(2), "/a"),
-            mount(Source::Device("/dev/mapper/vg-home".into()), "/home"),
-            mount(Source::Device("/dev/vdb1".into()), "/b"),
-            mount(Source::Uuid("abc".into()), "/c"),
+            mount(DeviceName::Uuid("6B69-6C12".into()), "/boot/efi"),
+            mount(DeviceName::Label("my data".into()), "/srv/my data"),
+            mount(DeviceName::PartLabel("boot".into()), "/boot"),
+            mount(DeviceName::Partition(15), "/efi"),
+            mount(DeviceName::Partition(2), "/a"),
+            mount(DeviceName::Device("/dev/mapper/vg-home".into()), "/home"),
+            mount(DeviceName::Device("/dev/vdb1".into()), "/b"),
+            mount(DeviceName::Uuid("abc".into()), "/c"),
         ];
         assert_eq!(mounts(table), expected);
+        assert_eq!(root_device(table), Some(DeviceName::PartUuid("6b696c6e-0001-4000-8000-000000000012".into())));
+        assert_eq!(root_device(b"/dev/vda1 /boot ext4\n"), None);
+    }
+
+    #[test]
+    fn options_say_whether_a_boot_mounts_it() {
+        for (options, policy) in [
+            ("defaults", MountPolicy::Required),
+            ("ro,nofail", MountPolicy::Optional),
+            ("noauto,nofail", MountPolicy::Manual),
+            ("noauto,x-systemd.automount", MountPolicy::Optional),
+            ("notnofail", MountPolicy::Required),
+        ] {
+            let entries = mounts(format!("LABEL=a //srv/ ext4 {options} 0 0").as_bytes());
+            assert_eq!((entries[0].policy, entries[0].target.as_slice()), (policy, &b"/srv"[..]), "{options}");
+        }
+    }
+
+    #[test]
+    fn devices_have_many_names() {
+        for (text, expected) in [
+            ("/dev/disk/by-label/my\\x20data", Some(DeviceName::Label("my data".into()))),
+            ("/dev/disk/by-path/pci-0000:00:05.0-part3", Some(DeviceName::Partition(3))),
+            ("/dev/disk/by-id/virtio-x-part12", Some(DeviceName::Partition(12))),
+            ("/dev/vda", Some(DeviceName::Partition(0))),
+            ("/dev/nvme0n1", Some(DeviceName::Partition(0))),
+            ("/dev/vdax", Some(DeviceName::Device("/dev/vdax".into()))),
+            ("tmpfs", None),
+            ("nas:/x", None),
+        ] {
+            assert_eq!(DeviceName::parse(text), expected, "{text}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod attacks;
 mod corpus;
 mod formats;
 mod hostile;
+mod layouts;
 
 use std::fs::{self, File};
 use std::ops::ControlFlow;

@@ -1,0 +1,141 @@
+//! Takes stock of a disk: what is on each of its partitions, and by which names a guest may mount it.
+
+use std::mem;
+
+use super::chain::Chain;
+use super::gap::{PartitionContent, VolumeKind};
+use super::partition::{Partition, PartitionRole, partitions};
+use super::probe::{ProbedContent, ProbedVolume, is_strong, probe};
+use super::tree::{Tree, TreeError};
+use super::volume::{Volume, VolumeError};
+use crate::wire::fstab::DeviceName;
+
+/// A partition that is not empty.
+#[derive(Debug)]
+pub(super) struct DiskVolume<'c> {
+    pub(super) partition: Partition,
+    pub(super) kind: VolumeKind,
+    /// `UUID=` in fstab(5); empty where it is not known.
+    pub(super) uuid: String,
+    /// `LABEL=` in fstab(5); may be empty.
+    pub(super) label: Vec<u8>,
+    pub(super) access: VolumeAccess<'c>,
+}
+
+/// Whether kiln reads a file system.
+#[derive(Debug)]
+pub(super) enum VolumeAccess<'c> {
+    /// It does: the files, without what is mounted on them.
+    Readable(Tree<'c>),
+    /// It does not, though it knows the file system: damage, or features that it does not know.
+    Refused(VolumeError),
+    /// It does not.
+    Foreign,
+    /// It is a part of the view already, or a gap in it.
+    Used,
+}
+
+impl<'c> DiskVolume<'c> {
+    /// Returns whether a guest means this by such a name. Letters may be of either case in a UUID (libmount).
+    pub(super) fn answers(&self, name: &DeviceName) -> bool {
+        match name {
+            DeviceName::Uuid(uuid) => !uuid.is_empty() && uuid.eq_ignore_ascii_case(&self.uuid),
+            DeviceName::Label(label) => !label.is_empty() && *label == String::from_utf8_lossy(&self.label),
+            DeviceName::PartUuid(uuid) => !uuid.is_empty() && uuid.eq_ignore_ascii_case(&self.partition.uuid),
+            DeviceName::PartLabel(label) => !label.is_empty() && *label == self.partition.label,
+            DeviceName::Partition(number) => *number == self.partition.number,
+            DeviceName::Device(_) => false,
+        }
+    }
+
+    /// Returns the files, if kiln reads them and they are not in use.
+    pub(super) fn tree(&self) -> Option<&Tree<'c>> {
+        match &self.access {
+            VolumeAccess::Readable(tree) => Some(tree),
+            VolumeAccess::Refused(_) | VolumeAccess::Foreign | VolumeAccess::Used => None,
+        }
+    }
+
+    /// Returns whether it is a part of the view already, or a gap in it.
+    pub(super) fn is_used(&self) -> bool {
+        matches!(self.access, VolumeAccess::Used)
+    }
+
+    /// Takes what there is to read, and marks it as used.
+    pub(super) fn take(&mut self) -> VolumeAccess<'c> {
+        mem::replace(&mut self.access, VolumeAccess::Used)
+    }
+
+    /// Describes it for messages.
+    pub(super) fn describe(&self) -> PartitionContent {
+        PartitionContent::new(&self.partition, self.kind, &self.label)
+    }
+
+    /// Returns whether it is there to be mounted, itself or what is in it.
+    pub(super) fn is_mountable(&self) -> bool {
+        self.kind != VolumeKind::Swap && self.partition.role() != PartitionRole::BiosBoot
+    }
+
+    /// Returns whether other file systems may be inside of it, under names that are not to be seen here.
+    pub(super) fn may_contain_others(&self) -> bool {
+        self.is_mountable() && self.kind.may_contain_others()
+    }
+}
+
+/// Lists what is on the partitions of a disk, in the order of its table.
+///
+/// # Errors
+/// When the disk cannot be read.
+pub(super) fn take_inventory(disk: &Chain) -> Result<Vec<DiskVolume<'_>>, TreeError> {
+    let mut found = Vec::new();
+    for partition in partitions(disk)? {
+        found.extend(identify(disk, partition)?);
+    }
+    Ok(found)
+}
+
+/// Returns whether a device that is on no partition may be inside of one.
+pub(super) fn may_be_hidden(volumes: &[DiskVolume<'_>]) -> bool {
+    volumes.iter().any(DiskVolume::may_contain_others)
+}
+
+fn identify(disk: &Chain, partition: Partition) -> Result<Option<DiskVolume<'_>>, TreeError> {
+    let probed = probe(disk, &partition)?;
+    if let ProbedContent::Known(volume) = &probed
+        && is_strong(volume.kind)
+    {
+        return Ok(Some(foreign(partition, volume.clone())));
+    }
+    Ok(match Volume::open(disk, &partition) {
+        Ok(Some(volume)) => Some(readable(partition, volume)),
+        Ok(None) => match probed {
+            ProbedContent::Known(volume) => Some(foreign(partition, volume)),
+            ProbedContent::Unknown => Some(foreign(partition, ProbedVolume::unnamed(VolumeKind::Unknown))),
+            ProbedContent::Empty => None,
+        },
+        Err(error) => Some(refused(partition, probed, error)),
+    })
+}
+
+fn readable(partition: Partition, volume: Volume<'_>) -> DiskVolume<'_> {
+    DiskVolume {
+        kind: volume.kind(),
+        uuid: volume.uuid(),
+        label: volume.label().to_vec(),
+        access: VolumeAccess::Readable(Tree::new(volume, &partition)),
+        partition,
+    }
+}
+
+fn foreign<'c>(partition: Partition, ProbedVolume { kind, uuid, label }: ProbedVolume) -> DiskVolume<'c> {
+    DiskVolume { partition, kind, uuid, label, access: VolumeAccess::Foreign }
+}
+
+fn refused<'c>(partition: Partition, probed: ProbedContent, error: VolumeError) -> DiskVolume<'c> {
+    let kind = if matches!(error, VolumeError::Fat(_)) { VolumeKind::Fat } else { VolumeKind::Ext4 };
+    let names = match probed {
+        ProbedContent::Known(names) => names,
+        ProbedContent::Empty | ProbedContent::Unknown => ProbedVolume::unnamed(kind),
+    };
+    DiskVolume { access: VolumeAccess::Refused(error), ..foreign(partition, ProbedVolume { kind, ..names }) }
+}

@@ -1,0 +1,217 @@
+//! Mounts on a root what the guest that boots from it mounts, and finds what is missing.
+//!
+//! Sources: fstab(5) and systemd-fstab-generator(8), systemd.mount(5), systemd-gpt-auto-generator(8). A mount point of
+//! the table is mounted after those that it lies on, whatever the order of the lines.
+
+use super::gap::TreeGap;
+use super::gap::VolumeKind;
+use super::inventory::{DiskVolume, VolumeAccess, may_be_hidden};
+use super::mount_unit::{MountUnit, MountUnits, UnitState, read_mount_units};
+use super::partition::PartitionRole;
+use super::tree::{Tree, TreeError};
+use crate::wire::fstab::{self, DeviceName, MountPolicy};
+
+/// A table of mounts is a page of text, bytes.
+pub(super) const MAX_TABLE: u64 = 1 << 20;
+/// The most mounts that are planned.
+const MAX_MOUNTS: usize = 4096;
+/// What may have a partition mounted that nothing else names.
+const BY_TYPE: [(PartitionRole, &[u8]); 6] = [
+    (PartitionRole::Usr, b"/usr"),
+    (PartitionRole::Home, b"/home"),
+    (PartitionRole::Srv, b"/srv"),
+    (PartitionRole::Var, b"/var"),
+    (PartitionRole::VarTmp, b"/var/tmp"),
+    (PartitionRole::ExtendedBoot, b"/boot"),
+];
+/// Where an ESP is mounted that nothing names: systemd-gpt-auto-generator(8) takes the first, or the second where no other
+/// file system is for it; distributions take the third.
+const ESP_TARGETS: [&[u8]; 3] = [b"/efi", b"/boot", b"/boot/efi"];
+
+/// A mount that the guest makes.
+#[derive(Debug, Clone)]
+struct PlannedMount {
+    device: DeviceName,
+    target: Vec<u8>,
+    policy: MountPolicy,
+}
+
+/// Mounts everything that the guest mounts.
+///
+/// # Errors
+/// When what says so cannot be read, or is more than kiln reads.
+pub(super) fn mount_all<'c>(tree: &mut Tree<'c>, volumes: &mut [DiskVolume<'c>]) -> Result<(), TreeError> {
+    let table = tree.read("/etc/fstab", MAX_TABLE)?.unwrap_or_default();
+    let mut planned: Vec<PlannedMount> = fstab::mounts(&table).into_iter().map(PlannedMount::from).collect();
+    // Units are in /usr, so that comes first.
+    let (usr, others) = planned.into_iter().partition(|mount| mount.target == b"/usr");
+    planned = others;
+    mount_usr(tree, volumes, usr);
+    apply_units(tree, &mut planned, read_mount_units(tree)?, volumes);
+    let typed = find_typed(tree, volumes, &planned);
+    planned.extend(typed);
+    if planned.len() > MAX_MOUNTS {
+        return Err(TreeError::TooMuch("more mounts"));
+    }
+    planned.sort_by_cached_key(|mount| depth(tree, &mount.target));
+    for mount in &planned {
+        mount_planned(tree, volumes, mount);
+    }
+    mount_esp(tree, volumes, &planned);
+    find_left_over(tree, volumes);
+    tree.find_unclean();
+    Ok(())
+}
+
+impl From<fstab::FstabEntry> for PlannedMount {
+    fn from(entry: fstab::FstabEntry) -> Self {
+        Self { device: entry.device, target: entry.target, policy: entry.policy }
+    }
+}
+
+/// Returns how many directories a mount point lies in, links followed.
+fn depth(tree: &Tree<'_>, target: &[u8]) -> usize {
+    let path = tree.canonical(target).unwrap_or_else(|| target.to_vec());
+    path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).count()
+}
+
+fn mount_usr<'c>(tree: &mut Tree<'c>, volumes: &mut [DiskVolume<'c>], mut named: Vec<PlannedMount>) {
+    if named.is_empty() && tree.is_empty_directory(b"/usr") {
+        named.extend(plan_typed(volumes, PartitionRole::Usr, b"/usr"));
+    }
+    for mount in &named {
+        mount_planned(tree, volumes, mount);
+    }
+}
+
+/// Puts the mounts of units in their place: those of the administrator replace the table's, others do not.
+fn apply_units(tree: &mut Tree<'_>, planned: &mut Vec<PlannedMount>, units: MountUnits, volumes: &[DiskVolume<'_>]) {
+    planned.retain(|mount| !units.masked.contains(&mount.target));
+    for unit in units.units {
+        let is_planned = planned.iter().any(|mount| mount.target == unit.target);
+        if is_planned && !unit.replaces_table {
+            continue;
+        }
+        if unit.state == UnitState::Wanted || is_planned {
+            planned.retain(|mount| mount.target != unit.target);
+            planned.push(PlannedMount { device: unit.device, target: unit.target, policy: MountPolicy::Required });
+        } else {
+            tree.add_gaps(undecided_unit(volumes, unit));
+        }
+    }
+}
+
+/// Returns the gap of a unit that names a partition of this disk, though nothing wants it.
+fn undecided_unit(volumes: &[DiskVolume<'_>], unit: MountUnit) -> Option<TreeGap> {
+    let volume = volumes.iter().find(|volume| volume.answers(&unit.device))?.describe();
+    Some(TreeGap::Undecided { volume, target: unit.target, reason: "its mount unit is not enabled" })
+}
+
+/// Returns the mounts that the types of partitions ask for, where nothing else names the mount point and its directory is
+/// empty.
+fn find_typed(tree: &mut Tree<'_>, volumes: &mut [DiskVolume<'_>], planned: &[PlannedMount]) -> Vec<PlannedMount> {
+    let mut found = Vec::new();
+    for (role, target) in BY_TYPE {
+        let is_free = planned.iter().all(|mount| mount.target != target) && tree.is_empty_directory(target);
+        let Some(mount) = plan_typed(volumes, role, target).filter(|_| is_free) else { continue };
+        match undecided_reason(tree, role) {
+            Some(reason) => leave_undecided(tree, volumes, &mount, reason),
+            None => found.push(mount),
+        }
+    }
+    found
+}
+
+/// Returns why it is not certain that the guest mounts a partition by its type.
+fn undecided_reason(tree: &Tree<'_>, role: PartitionRole) -> Option<&'static str> {
+    if role == PartitionRole::Var {
+        return Some("that depends on the machine ID");
+    }
+    let has_other_init = tree.has_name("/sbin", b"init") || tree.has_name("/", b"init");
+    let has_systemd = ["/usr/lib/systemd", "/lib/systemd"].iter().any(|folder| tree.has_name(folder, b"systemd"));
+    (has_other_init && !has_systemd).then_some("systemd would mount it, but is not installed")
+}
+
+fn leave_undecided(tree: &mut Tree<'_>, volumes: &mut [DiskVolume<'_>], mount: &PlannedMount, reason: &'static str) {
+    for volume in volumes.iter_mut().filter(|volume| volume.answers(&mount.device)) {
+        volume.take();
+        let gap = TreeGap::Undecided { volume: volume.describe(), target: mount.target.clone(), reason };
+        tree.add_gaps([gap]);
+    }
+}
+
+/// Plans to mount the first partition of this type that is not in use.
+fn plan_typed(volumes: &[DiskVolume<'_>], role: PartitionRole, target: &[u8]) -> Option<PlannedMount> {
+    let has_role = |volume: &&DiskVolume<'_>| {
+        volume.partition.role() == role && volume.partition.mounts_itself() && !volume.is_used()
+    };
+    let number = volumes.iter().find(has_role)?.partition.number;
+    let device = DeviceName::Partition(number);
+    Some(PlannedMount { device, target: target.to_vec(), policy: MountPolicy::Required })
+}
+
+/// Mounts what a name stands for, or says what is missing.
+fn mount_planned<'c>(tree: &mut Tree<'c>, volumes: &mut [DiskVolume<'c>], mount: &PlannedMount) {
+    if mount.policy == MountPolicy::Manual {
+        return;
+    }
+    let found: Vec<usize> = (0..volumes.len()).filter(|index| volumes[*index].answers(&mount.device)).collect();
+    match found[..] {
+        [] => tree.add_gaps(find_unanswered(volumes, mount)),
+        [index] => mount_volume(tree, &mut volumes[index], &mount.target),
+        [first, ..] => {
+            let (volume, target) = (volumes[first].describe(), mount.target.clone());
+            tree.add_gaps([TreeGap::Undecided { volume, target, reason: "another partition has the same name" }]);
+        }
+    }
+}
+
+/// Returns the gap of a mount whose device is on no partition. A guest boots without an optional one, unless what kiln does
+/// not read has it.
+fn find_unanswered(volumes: &[DiskVolume<'_>], mount: &PlannedMount) -> Option<TreeGap> {
+    let is_missing = mount.policy == MountPolicy::Required || may_be_hidden(volumes);
+    is_missing.then(|| TreeGap::Unanswered { source: mount.device.to_string(), target: mount.target.clone() })
+}
+
+fn mount_volume<'c>(tree: &mut Tree<'c>, volume: &mut DiskVolume<'c>, target: &[u8]) {
+    let about = volume.describe();
+    let target = target.to_vec();
+    let has_directory = tree.canonical(&target).is_some();
+    let gap = match volume.take() {
+        VolumeAccess::Readable(mounted) if has_directory => return tree.mount(&target, mounted),
+        VolumeAccess::Readable(_) => TreeGap::NoMountPoint { volume: about, target },
+        VolumeAccess::Used if tree.has_mounted(volume.partition.number) => {
+            TreeGap::Undecided { volume: about, target, reason: "it is mounted elsewhere as well" }
+        }
+        VolumeAccess::Refused(_) | VolumeAccess::Foreign | VolumeAccess::Used => {
+            TreeGap::Unreadable { volume: about, target: Some(target) }
+        }
+    };
+    tree.add_gaps([gap]);
+}
+
+/// Mounts an EFI system partition that nothing names, by convention.
+fn mount_esp<'c>(tree: &mut Tree<'c>, volumes: &mut [DiskVolume<'c>], planned: &[PlannedMount]) {
+    let is_esp = |volume: &&mut DiskVolume<'c>| {
+        volume.partition.role() == PartitionRole::Esp && volume.kind == VolumeKind::Fat && volume.tree().is_some()
+    };
+    let is_free =
+        |target: &&[u8]| planned.iter().all(|mount| mount.target != *target) && tree.has_free_directory(target);
+    let target = ESP_TARGETS.into_iter().find(is_free);
+    if let (Some(target), Some(esp)) = (target, volumes.iter_mut().find(is_esp)) {
+        mount_volume(tree, esp, target);
+    }
+}
+
+/// Adds a gap for everything that nothing mounts. What other file systems may be inside of is left out if one of those is
+/// missing, and ZFS mounts itself.
+fn find_left_over(tree: &mut Tree<'_>, volumes: &[DiskVolume<'_>]) {
+    let is_missing = tree.gaps().iter().any(|gap| matches!(gap, TreeGap::Unanswered { .. }));
+    let left = volumes.iter().filter(|volume| volume.is_mountable() && !volume.is_used());
+    let gaps = left.filter_map(|volume| match volume.kind {
+        VolumeKind::Zfs => Some(TreeGap::Unreadable { volume: volume.describe(), target: None }),
+        kind if is_missing && kind.may_contain_others() => None,
+        _ => Some(TreeGap::LeftOver { volume: volume.describe() }),
+    });
+    tree.add_gaps(gaps);
+}

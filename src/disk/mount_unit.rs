@@ -1,0 +1,200 @@
+//! Finds the `.mount` units of systemd that a guest starts when it boots.
+//!
+//! Sources: systemd.unit(5) for where units are and which of two counts, systemd.mount(5) for what is in them, and
+//! systemd-escape(1) for their names.
+
+use std::collections::BTreeMap;
+
+use super::tree::{Tree, TreeError};
+use crate::wire::fstab::DeviceName;
+
+/// Where units are, those first that replace others. Units in /run are not on a disk.
+const FOLDERS: [&str; 4] =
+    ["/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
+/// The folder whose units replace the mounts of the table; those of the others are replaced by it.
+const ADMINISTRATORS: &str = FOLDERS[0];
+/// The longest unit that is read, bytes.
+const MAX_UNIT: u64 = 64 << 10;
+/// The most units that are read.
+const MAX_UNITS: usize = 1024;
+
+/// A `.mount` unit that names a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct MountUnit {
+    pub(super) device: DeviceName,
+    pub(super) target: Vec<u8>,
+    pub(super) state: UnitState,
+    /// It replaces what the table says of the same mount point.
+    pub(super) replaces_table: bool,
+}
+
+/// What becomes of a unit when the guest boots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum UnitState {
+    /// Something that is enabled wants it.
+    Wanted,
+    /// Nothing does, but another unit may require it.
+    Unwanted,
+}
+
+/// The `.mount` units of a guest.
+#[derive(Debug, Default)]
+pub(super) struct MountUnits {
+    pub(super) units: Vec<MountUnit>,
+    /// Mount points that must not be used: their units are links to `/dev/null`, or empty.
+    pub(super) masked: Vec<Vec<u8>>,
+}
+
+/// Reads the units of a tree.
+///
+/// # Errors
+/// When there are more than kiln reads, or the file system is damaged or cannot be read.
+pub(super) fn read_mount_units(tree: &Tree<'_>) -> Result<MountUnits, TreeError> {
+    let wanted = wanted_names(tree)?;
+    let mut found = MountUnits::default();
+    for (name, folder) in unit_files(tree)? {
+        let Some(target) = unit_target(&name) else { continue };
+        let text = tree.read(&format!("{folder}/{name}"), MAX_UNIT)?.unwrap_or_default();
+        if text.is_empty() {
+            found.masked.push(target);
+            continue;
+        }
+        let Some(device) = unit_device(tree, &name, &String::from_utf8_lossy(&text))? else { continue };
+        let automount = name.replace(".mount", ".automount");
+        let is_wanted = wanted.contains(&name) || wanted.contains(&automount);
+        let state = if is_wanted { UnitState::Wanted } else { UnitState::Unwanted };
+        found.units.push(MountUnit { device, target, state, replaces_table: folder == ADMINISTRATORS });
+    }
+    Ok(found)
+}
+
+/// Returns the name of every unit, and the folder whose file counts.
+fn unit_files(tree: &Tree<'_>) -> Result<BTreeMap<String, &'static str>, TreeError> {
+    let mut files = BTreeMap::new();
+    for folder in FOLDERS {
+        for name in unit_names(tree, folder)? {
+            files.entry(name).or_insert(folder);
+        }
+        if files.len() > MAX_UNITS {
+            return Err(TreeError::TooMuch("more mount units"));
+        }
+    }
+    Ok(files)
+}
+
+/// Returns the names in a folder that a unit for a mount point can have.
+fn unit_names(tree: &Tree<'_>, folder: &str) -> Result<Vec<String>, TreeError> {
+    let names = names(tree, folder)?;
+    Ok(names.into_iter().filter(|name| has_suffix(name, &[".mount", ".automount"])).collect())
+}
+
+fn has_suffix(name: &str, suffixes: &[&str]) -> bool {
+    suffixes.iter().any(|suffix| name.strip_suffix(suffix).is_some())
+}
+
+fn names(tree: &Tree<'_>, folder: &str) -> Result<Vec<String>, TreeError> {
+    let names = tree.names(folder)?.unwrap_or_default();
+    Ok(names.into_iter().filter_map(|name| String::from_utf8(name).ok()).collect())
+}
+
+/// Returns the names that are linked in a `.wants` or `.requires` folder.
+fn wanted_names(tree: &Tree<'_>) -> Result<Vec<String>, TreeError> {
+    let mut wanted = Vec::new();
+    for folder in FOLDERS {
+        let linking = names(tree, folder)?.into_iter().filter(|name| has_suffix(name, &[".wants", ".requires"]));
+        for name in linking.take(MAX_UNITS) {
+            wanted.extend(unit_names(tree, &format!("{folder}/{name}"))?);
+        }
+    }
+    Ok(wanted)
+}
+
+/// Returns the device of a unit, as its drop-in files leave it; `None` where it is none on a disk.
+fn unit_device(tree: &Tree<'_>, name: &str, text: &str) -> Result<Option<DeviceName>, TreeError> {
+    let mut source = mount_source(text);
+    let mut options = setting(text, "Options").unwrap_or_default();
+    for folder in FOLDERS.iter().rev() {
+        let folder = format!("{folder}/{name}.d");
+        let files = names(tree, &folder)?;
+        for file in files.iter().filter(|file| has_suffix(file, &[".conf"])).take(MAX_UNITS) {
+            let bytes = tree.read(&format!("{folder}/{file}"), MAX_UNIT)?.unwrap_or_default();
+            let text = String::from_utf8_lossy(&bytes);
+            source = mount_source(&text).or(source);
+            options = setting(&text, "Options").unwrap_or(options);
+        }
+    }
+    let is_bind = options.split(',').any(|option| matches!(option.trim(), "bind" | "rbind"));
+    Ok(source.filter(|_| !is_bind).as_deref().and_then(DeviceName::parse))
+}
+
+fn mount_source(text: &str) -> Option<String> {
+    setting(text, "What")
+}
+
+/// Returns the last value of a setting in the section `[Mount]`.
+fn setting(text: &str, key: &str) -> Option<String> {
+    let mut section = "";
+    let mut found = None;
+    for line in text.lines().map(str::trim) {
+        if line.starts_with('[') {
+            section = line;
+        }
+        if let Some((name, value)) = line.split_once('=')
+            && section == "[Mount]"
+            && name.trim() == key
+        {
+            found = Some(value.trim().to_owned());
+        }
+    }
+    found
+}
+
+/// Returns the mount point that a unit's name stands for: `srv-big\x2ddata.mount` is `/srv/big-data`. A name that is not
+/// escaped in this way, and that of the root, is no mount point.
+fn unit_target(name: &str) -> Option<Vec<u8>> {
+    let mut rest = name.strip_suffix(".mount")?.as_bytes();
+    let mut path = vec![b'/'];
+    while let [first, behind @ ..] = rest {
+        let code = behind.strip_prefix(b"x").and_then(|digits| digits.first_chunk::<2>()).filter(|_| *first == b'\\');
+        match code {
+            Some(digits) => {
+                path.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
+                rest = behind.get(1 + digits.len()..)?;
+                continue;
+            }
+            None if *first == b'-' => path.push(b'/'),
+            None => path.push(*first),
+        }
+        rest = behind;
+    }
+    (path.len() > 1 && path != b"//").then_some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_is_named_after_its_mount_point() {
+        for (name, target) in [
+            ("srv.mount", Some("/srv")),
+            ("var-lib-data.mount", Some("/var/lib/data")),
+            ("srv-big\\x2ddata.mount", Some("/srv/big-data")),
+            ("-.mount", None),
+            (".mount", None),
+            ("srv.automount", None),
+            ("a\\xzz.mount", None),
+        ] {
+            assert_eq!(unit_target(name).as_deref(), target.map(str::as_bytes), "{name}");
+        }
+        assert_eq!(unit_target("a\\x2.mount"), Some(b"/a\\x2".to_vec()));
+    }
+
+    #[test]
+    fn only_the_mount_section_says_what_is_mounted() {
+        let text =
+            "[Unit]\nWhat=/dev/vda1\n[Mount]\nWhat = LABEL=a\n#What=x\nWhat=LABEL=b\n[Install]\nWhat=/dev/vda3\n";
+        assert_eq!(setting(text, "What").as_deref(), Some("LABEL=b"));
+        assert_eq!(setting(text, "Where"), None);
+    }
+}

@@ -1,0 +1,220 @@
+//! Recognizes by their superblocks what kiln does not read: which kind it is, and the names by which a guest mounts it.
+//!
+//! Nothing here is trusted beyond that: a guest may have written any of it.
+
+use super::bytes::{le16, le32, le64, uuid};
+use super::chain::{Chain, ChainError};
+use super::gap::VolumeKind;
+use super::partition::Partition;
+
+/// The last superblock that is looked for, the uberblocks of ZFS, ends here.
+const HEAD: u64 = 256 << 10;
+
+/// What was recognized on a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum ProbedContent {
+    /// Zeroes, at its beginning at least.
+    Empty,
+    /// What begins with a superblock of this kind.
+    Known(ProbedVolume),
+    /// Other data.
+    Unknown,
+}
+
+/// A superblock's kind and the names in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ProbedVolume {
+    pub(super) kind: VolumeKind,
+    /// `UUID=` in fstab(5), in lower case; empty where it is not known.
+    pub(super) uuid: String,
+    /// `LABEL=` in fstab(5); may be empty.
+    pub(super) label: Vec<u8>,
+}
+
+impl ProbedContent {
+    pub(super) fn is_known(&self) -> bool {
+        matches!(self, ProbedContent::Known(_))
+    }
+}
+
+/// Where a superblock is and what it says.
+struct Superblock {
+    kind: VolumeKind,
+    /// Where the magic bytes are, from the beginning of the partition.
+    at: usize,
+    magic: &'static [u8],
+    /// Where the 16 bytes of the UUID are.
+    uuid: Option<usize>,
+    /// Where the label is and its longest length.
+    label: Option<(usize, usize)>,
+}
+
+const fn plain(kind: VolumeKind, at: usize, magic: &'static [u8]) -> Superblock {
+    Superblock { kind, at, magic, uuid: None, label: None }
+}
+
+const fn named(
+    kind: VolumeKind,
+    magic: (usize, &'static [u8]),
+    uuid: usize,
+    label: Option<(usize, usize)>,
+) -> Superblock {
+    Superblock { kind, at: magic.0, magic: magic.1, uuid: Some(uuid), label }
+}
+
+/// Those that a new ext4 or FAT file system overwrites: where they are found, there is nothing else.
+const STRONG: [Superblock; 13] = [
+    // fs/xfs/libxfs/xfs_format.h: struct xfs_dsb.
+    named(VolumeKind::Xfs, (0, b"XFSB"), 32, Some((108, 12))),
+    // LUKS2 On-Disk Format Specification: both versions begin alike; the UUID is text and read apart.
+    plain(VolumeKind::Luks, 0, b"LUKS\xba\xbe"),
+    // LVM2, lib/format_text/layout.h: struct label_header, in one of the first four sectors.
+    plain(VolumeKind::Lvm, 0, b"LABELONE"),
+    plain(VolumeKind::Lvm, 512, b"LABELONE"),
+    plain(VolumeKind::Lvm, 1024, b"LABELONE"),
+    plain(VolumeKind::Lvm, 1536, b"LABELONE"),
+    // include/uapi/linux/raid/md_p.h: MD_SB_MAGIC, superblocks of version 1.1 and 1.2.
+    plain(VolumeKind::Raid, 0, b"\xfc\x4e\x2b\xa9"),
+    plain(VolumeKind::Raid, 4096, b"\xfc\x4e\x2b\xa9"),
+    // fs/squashfs/squashfs_fs.h: SQUASHFS_MAGIC.
+    plain(VolumeKind::Squashfs, 0, b"hsqs"),
+    // fs/ntfs3/ntfs.h and the exFAT specification, section 3.1: the name in the boot sector.
+    plain(VolumeKind::Ntfs, 3, b"NTFS    "),
+    plain(VolumeKind::Exfat, 3, b"EXFAT   "),
+    // fs/erofs/erofs_fs.h: struct erofs_super_block at 1024.
+    named(VolumeKind::Erofs, (1024, b"\xe2\xe1\xf5\xe0"), 1024 + 48, Some((1024 + 64, 16))),
+    // include/linux/f2fs_fs.h: struct f2fs_super_block at 1024. Its label is UTF-16 and read apart.
+    named(VolumeKind::F2fs, (1024, b"\x10\x20\xf5\xf2"), 1024 + 108, None),
+];
+
+/// Those that may be left over from before: an ext4 or FAT file system that is there counts more.
+const WEAK: [Superblock; 9] = [
+    // Btrfs on-disk format, "Superblock", at 64 KiB.
+    named(VolumeKind::Btrfs, (0x1_0040, b"_BHRfS_M"), 0x1_0020, Some((0x1_012b, 256))),
+    // include/linux/swap.h: union swap_header, at the end of a page of any size.
+    named(VolumeKind::Swap, (4096 - 10, b"SWAPSPACE2"), 1036, Some((1052, 16))),
+    named(VolumeKind::Swap, (8192 - 10, b"SWAPSPACE2"), 1036, Some((1052, 16))),
+    named(VolumeKind::Swap, (16_384 - 10, b"SWAPSPACE2"), 1036, Some((1052, 16))),
+    named(VolumeKind::Swap, (65_536 - 10, b"SWAPSPACE2"), 1036, Some((1052, 16))),
+    // kernel/power/swap.c: HIBERNATE_SIG takes the place of the signature.
+    plain(VolumeKind::Swap, 4096 - 10, b"S1SUSPEND"),
+    // ECMA-119, 8.1: a volume descriptor in sector 16.
+    plain(VolumeKind::Iso9660, 32_769, b"CD001"),
+    // fs/bcachefs/bcachefs_format.h: struct bch_sb in sector 8, BCHFS_MAGIC and the older BCACHE_MAGIC. fstab has the
+    // external UUID.
+    named(
+        VolumeKind::Bcachefs,
+        (4120, b"\xc6\x85\x73\xf6\x66\xce\x90\xa9\xd9\x6a\x60\xcf\x80\x3d\xf7\xef"),
+        4152,
+        Some((4168, 32)),
+    ),
+    named(
+        VolumeKind::Bcachefs,
+        (4120, b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81"),
+        4152,
+        Some((4168, 32)),
+    ),
+];
+
+/// Recognizes what is on a partition. An ext4 or FAT file system is not recognized here, and counts more than what
+/// [`is_strong`] does not hold of.
+///
+/// # Errors
+/// When the disk cannot be read.
+pub(super) fn probe(disk: &Chain, partition: &Partition) -> Result<ProbedContent, ChainError> {
+    let length = partition.length.min(HEAD);
+    let mut head = vec![0; usize::try_from(length).unwrap_or(0)];
+    disk.read_at(partition.start, &mut head)?;
+    if has_raid_at_end(disk, partition)? {
+        return Ok(ProbedContent::Known(ProbedVolume::unnamed(VolumeKind::Raid)));
+    }
+    let found = STRONG.iter().chain(&WEAK).find(|superblock| superblock.is_in(&head));
+    Ok(match found {
+        Some(superblock) => ProbedContent::Known(superblock.read(&head)),
+        None if has_extended_magic(&head) => ProbedContent::Known(read_ext4_names(&head)),
+        None if has_uberblock(&head) => ProbedContent::Known(ProbedVolume::unnamed(VolumeKind::Zfs)),
+        None if head.iter().all(|byte| *byte == 0) => ProbedContent::Empty,
+        None => ProbedContent::Unknown,
+    })
+}
+
+/// Returns whether a superblock of this kind is overwritten when an ext4 or FAT file system is made.
+pub(super) fn is_strong(kind: VolumeKind) -> bool {
+    STRONG.iter().any(|superblock| superblock.kind == kind)
+}
+
+impl Superblock {
+    fn is_in(&self, head: &[u8]) -> bool {
+        head.get(self.at..).is_some_and(|bytes| bytes.starts_with(self.magic))
+    }
+
+    fn read(&self, head: &[u8]) -> ProbedVolume {
+        let uuid = match self.kind {
+            VolumeKind::Luks => text(head, 168, 40),
+            _ => self.uuid.and_then(|at| head.get(at..)?.first_chunk().copied()).map(uuid),
+        };
+        let label = match self.kind {
+            VolumeKind::F2fs => utf16(head, 1024 + 124, 512),
+            // LUKS2 alone has one; in LUKS1 the name of the cipher begins at byte 8 and fills the place with zeroes.
+            VolumeKind::Luks if head.get(6..8) == Some(&[0, 2]) => text(head, 24, 48),
+            _ => self.label.and_then(|(at, length)| text(head, at, length)),
+        };
+        ProbedVolume { kind: self.kind, uuid: uuid.unwrap_or_default(), label: label.unwrap_or_default().into_bytes() }
+    }
+}
+
+impl ProbedVolume {
+    /// Returns one whose names are not known.
+    pub(super) fn unnamed(kind: VolumeKind) -> Self {
+        Self { kind, uuid: String::new(), label: Vec::new() }
+    }
+}
+
+/// Returns the text in a field that is filled up with zeroes.
+fn text(head: &[u8], at: usize, length: usize) -> Option<String> {
+    let field = head.get(at..at + length)?;
+    let end = field.iter().position(|byte| *byte == 0).unwrap_or(length);
+    Some(String::from_utf8_lossy(&field[..end]).into_owned())
+}
+
+fn utf16(head: &[u8], at: usize, units: usize) -> Option<String> {
+    let units = head.get(at..at + 2 * units)?.as_chunks().0.iter().map(|unit| u16::from_le_bytes(*unit));
+    Some(char::decode_utf16(units.take_while(|unit| *unit != 0)).map(|c| c.unwrap_or('\u{fffd}')).collect())
+}
+
+/// Returns whether an ext2, ext3 or ext4 superblock is there, readable or not (`s_magic`).
+fn has_extended_magic(head: &[u8]) -> bool {
+    le16(head, 1024 + 0x38) == Some(0xef53)
+}
+
+/// Reads `s_uuid` and `s_volume_name`, which are where they are whatever the features of the file system.
+fn read_ext4_names(head: &[u8]) -> ProbedVolume {
+    let id = head.get(1024 + 0x68..).and_then(|bytes| bytes.first_chunk().copied()).map(uuid);
+    let label = text(head, 1024 + 0x78, 16).unwrap_or_default().into_bytes();
+    ProbedVolume { kind: VolumeKind::Ext4, uuid: id.unwrap_or_default(), label }
+}
+
+/// Returns whether the ring of uberblocks in the first label has one (ZFS on-disk specification, 1.3;
+/// `UBERBLOCK_MAGIC`), in either byte order.
+fn has_uberblock(head: &[u8]) -> bool {
+    const MAGIC: u64 = 0x00ba_b10c;
+    let ring = (128 << 10..256 << 10).step_by(1024);
+    ring.filter_map(|at| le64(head, at)).any(|magic| magic == MAGIC || magic.swap_bytes() == MAGIC)
+}
+
+/// Returns whether a software RAID has its superblock at the end: version 1.0 8 to 12 KiB before it (`super_1_load` in
+/// drivers/md/md.c), version 0.90 in the last whole 64 KiB (`MD_NEW_SIZE_SECTORS`).
+fn has_raid_at_end(disk: &Chain, partition: &Partition) -> Result<bool, ChainError> {
+    const MAGIC: u32 = 0xa92b_4efc;
+    const RESERVED: u64 = 64 << 10;
+    let newer = (partition.length / 512).checked_sub(16).map(|sectors| (sectors & !7) * 512);
+    let older = (partition.length / RESERVED).checked_sub(1).map(|count| count * RESERVED);
+    for at in [newer, older].into_iter().flatten() {
+        let mut bytes = [0; 4];
+        disk.read_at(partition.start + at, &mut bytes)?;
+        if le32(&bytes, 0) == Some(MAGIC) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -1,0 +1,219 @@
+//! Decides which file system of a disk is the root, by evidence alone.
+//!
+//! A candidate is a file system that kiln reads and that has `/etc/os-release`, `/etc/fstab` or `/sbin/init`. In order of
+//! strength, what decides is: its own `/etc/fstab`, which names the root; the `root=` of the boot entry; the type of its
+//! partition. Neither size nor order decides anything, and where the evidence is for a file system that kiln does not
+//! read, no other stands in for it.
+
+use super::boot_entry::{BootRoot, find_boot_root};
+use super::gap::VolumeKind;
+use super::inventory::{DiskVolume, VolumeAccess, may_be_hidden};
+use super::mount::MAX_TABLE;
+use super::partition::PartitionRole;
+use super::tree::{Tree, TreeError};
+use crate::wire::fstab::{self, DeviceName};
+
+/// Names that only a root has, each with its directory. The last name is not followed: what a link leads to may be on
+/// another file system. A `/sbin/init` alone is also in a file system for `/usr`, which has no `/etc`.
+const SIGNS: [(&str, &[u8]); 2] = [("/etc", b"os-release"), ("/etc", b"fstab")];
+const INIT: [(&str, &[u8]); 2] = [("/sbin", b"init"), ("/", b"init")];
+
+/// What the `/etc/fstab` of a candidate says of the root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RootClaim {
+    /// It names this file system.
+    Itself,
+    /// It names another one.
+    Other(usize),
+    /// It names a device that is not on the disk, but might be inside of what is.
+    Hidden,
+    /// It names nothing that helps.
+    Nothing,
+}
+
+/// A file system that could be the root.
+#[derive(Debug, Clone, Copy)]
+struct RootCandidate {
+    index: usize,
+    claim: RootClaim,
+}
+
+/// Returns the index of the root.
+///
+/// # Errors
+/// When kiln cannot read the root, several file systems could be it, or none.
+pub(super) fn choose_root(volumes: &mut [DiskVolume<'_>]) -> Result<usize, TreeError> {
+    let candidates = find_candidates(volumes);
+    let index = match find_boot_root(volumes) {
+        BootRoot::Volume(index) => check_boot_root(volumes, &candidates, index)?,
+        BootRoot::Hidden if !claims_itself(&candidates) => return Err(hidden_root(volumes)),
+        BootRoot::Hidden | BootRoot::Nothing => choose_without_boot(volumes, &candidates)?,
+    };
+    match &volumes[index].access {
+        VolumeAccess::Readable(_) => Ok(index),
+        _ => Err(unreadable_root(volumes, index)),
+    }
+}
+
+fn find_candidates(volumes: &[DiskVolume<'_>]) -> Vec<RootCandidate> {
+    let could_be = |volume: &DiskVolume<'_>| volume.kind == VolumeKind::Ext4 && volume.tree().is_some_and(has_signs);
+    let indexes = (0..volumes.len()).filter(|index| could_be(&volumes[*index]));
+    indexes.map(|index| RootCandidate { index, claim: read_claim(volumes, index) }).collect()
+}
+
+fn has_signs(tree: &Tree<'_>) -> bool {
+    let has = |(folder, name): &(&str, &[u8])| tree.has_name(folder, name);
+    let has_etc = tree.has_directory("/etc").unwrap_or(false);
+    has_etc && (SIGNS.iter().any(has) || INIT.iter().any(has))
+}
+
+/// Reads what a candidate says of the root. One that is too damaged to be read says nothing; reading it later says why.
+fn read_claim(volumes: &[DiskVolume<'_>], index: usize) -> RootClaim {
+    let table = volumes[index].tree().and_then(|tree| tree.read("/etc/fstab", MAX_TABLE).ok().flatten());
+    let Some(name) = table.as_deref().and_then(fstab::root_device) else { return RootClaim::Nothing };
+    if volumes[index].answers(&name) {
+        return RootClaim::Itself;
+    }
+    match volumes.iter().position(|volume| volume.answers(&name)) {
+        Some(other) => RootClaim::Other(other),
+        None if may_be_hidden(volumes) => RootClaim::Hidden,
+        None => RootClaim::Nothing,
+    }
+}
+
+fn claims_itself(candidates: &[RootCandidate]) -> bool {
+    candidates.iter().any(|candidate| candidate.claim == RootClaim::Itself)
+}
+
+/// Follows the boot entry, unless the only candidate that names itself is another one.
+fn check_boot_root(
+    volumes: &[DiskVolume<'_>],
+    candidates: &[RootCandidate],
+    booted: usize,
+) -> Result<usize, TreeError> {
+    let mut claims = candidates.iter().filter(|candidate| candidate.claim == RootClaim::Itself);
+    match claims.clone().count() {
+        0 => Ok(booted),
+        _ if claims.any(|candidate| candidate.index == booted) => Ok(booted),
+        _ => Err(several_roots(volumes, candidates.iter().map(|candidate| candidate.index).chain([booted]))),
+    }
+}
+
+fn choose_without_boot(volumes: &[DiskVolume<'_>], candidates: &[RootCandidate]) -> Result<usize, TreeError> {
+    let of_claim = |claim| candidates.iter().filter(move |found| found.claim == claim).map(|found| found.index);
+    let itself: Vec<usize> = of_claim(RootClaim::Itself).collect();
+    if !itself.is_empty() {
+        return choose_one(volumes, &itself);
+    }
+    if let Some(other) = choose_other(volumes, candidates) {
+        return other;
+    }
+    if of_claim(RootClaim::Hidden).next().is_some() {
+        return Err(hidden_root(volumes));
+    }
+    let silent: Vec<usize> = of_claim(RootClaim::Nothing).collect();
+    if silent.is_empty() { choose_without_candidate(volumes) } else { choose_silent(volumes, &silent) }
+}
+
+/// Follows candidates that name another root, such as a rescue system or a copy. Nothing is decided where one of them
+/// names none.
+fn choose_other(volumes: &[DiskVolume<'_>], candidates: &[RootCandidate]) -> Option<Result<usize, TreeError>> {
+    let others = candidates.iter().filter_map(|candidate| match candidate.claim {
+        RootClaim::Other(other) => Some(other),
+        _ => None,
+    });
+    let others: Vec<usize> = others.collect();
+    if let Some(unreadable) = others.iter().find(|other| volumes[**other].tree().is_none()) {
+        return Some(Ok(*unreadable));
+    }
+    let is_alone = candidates.iter().all(|candidate| matches!(candidate.claim, RootClaim::Other(_)));
+    let named = candidates.iter().map(|candidate| candidate.index).chain(others.iter().copied());
+    (is_alone && !others.is_empty()).then(|| Err(several_roots(volumes, named)))
+}
+
+/// Chooses among candidates none of which names the root, and what kiln does not read but could be it as well.
+fn choose_silent(volumes: &[DiskVolume<'_>], silent: &[usize]) -> Result<usize, TreeError> {
+    let rivals = (0..volumes.len()).filter(|index| is_rival(volumes, silent, *index));
+    let among: Vec<usize> = silent.iter().copied().chain(rivals).collect();
+    choose_one(volumes, &among)
+}
+
+/// Returns whether a volume that kiln does not read could be the root as well as the candidates: none of them mounts it
+/// elsewhere, nor does its type.
+fn is_rival(volumes: &[DiskVolume<'_>], silent: &[usize], index: usize) -> bool {
+    let volume = &volumes[index];
+    let could_be = volume.tree().is_none() && volume.is_mountable() && !is_foreign_system(volume.kind);
+    let has_role = !matches!(volume.partition.role(), PartitionRole::Root | PartitionRole::Other);
+    let is_mounted = silent.iter().any(|candidate| mounts_it(&volumes[*candidate], volume));
+    could_be && !has_role && !is_mounted
+}
+
+/// Returns whether this is a file system that Linux has no root on.
+fn is_foreign_system(kind: VolumeKind) -> bool {
+    matches!(kind, VolumeKind::Fat | VolumeKind::Ntfs | VolumeKind::Exfat | VolumeKind::Iso9660)
+}
+
+/// Returns whether the table of a candidate mounts a volume, or what may be inside of it.
+fn mounts_it(candidate: &DiskVolume<'_>, volume: &DiskVolume<'_>) -> bool {
+    let table = candidate.tree().and_then(|tree| tree.read("/etc/fstab", MAX_TABLE).ok().flatten()).unwrap_or_default();
+    let is_hidden = |name: &DeviceName| volume.may_contain_others() && matches!(name, DeviceName::Device(_));
+    fstab::mounts(&table).iter().any(|entry| volume.answers(&entry.device) || is_hidden(&entry.device))
+}
+
+/// Returns the only one of these, or the only one of them that has the type of a root.
+fn choose_one(volumes: &[DiskVolume<'_>], among: &[usize]) -> Result<usize, TreeError> {
+    let typed: Vec<usize> = typed_roots(volumes).into_iter().filter(|index| among.contains(index)).collect();
+    match (among, &typed[..]) {
+        ([index], _) | (_, [index]) => Ok(*index),
+        _ => Err(several_roots(volumes, among.iter().copied())),
+    }
+}
+
+/// Chooses where no file system has the names of a root: the one whose partition has the type of one, or the only one
+/// that there is.
+fn choose_without_candidate(volumes: &[DiskVolume<'_>]) -> Result<usize, TreeError> {
+    if let [index] = typed_roots(volumes)[..] {
+        return Ok(index);
+    }
+    let could_be = |index: &usize| volumes[*index].is_mountable() && !is_foreign_system(volumes[*index].kind);
+    let others: Vec<usize> = (0..volumes.len()).filter(could_be).collect();
+    match others[..] {
+        [index] => Ok(index),
+        [] => Err(TreeError::NoRoot),
+        _ => Err(no_readable_root(volumes, &others)),
+    }
+}
+
+fn typed_roots(volumes: &[DiskVolume<'_>]) -> Vec<usize> {
+    (0..volumes.len()).filter(|index| volumes[*index].partition.role() == PartitionRole::Root).collect()
+}
+
+/// Names what may be the root where nothing that kiln reads has the names of one.
+fn no_readable_root(volumes: &[DiskVolume<'_>], among: &[usize]) -> TreeError {
+    let unreadable: Vec<_> = among.iter().filter(|index| volumes[**index].tree().is_none()).collect();
+    if unreadable.is_empty() {
+        return TreeError::NoRoot;
+    }
+    TreeError::UnreadableRoot(unreadable.into_iter().map(|index| volumes[*index].describe()).collect())
+}
+
+/// Names what the root is inside of.
+fn hidden_root(volumes: &[DiskVolume<'_>]) -> TreeError {
+    let hiding = volumes.iter().filter(|volume| volume.may_contain_others());
+    TreeError::UnreadableRoot(hiding.map(DiskVolume::describe).collect())
+}
+
+fn unreadable_root(volumes: &mut [DiskVolume<'_>], index: usize) -> TreeError {
+    let about = volumes[index].describe();
+    match volumes[index].take() {
+        VolumeAccess::Refused(error) => error.into(),
+        _ => TreeError::UnreadableRoot(vec![about]),
+    }
+}
+
+fn several_roots(volumes: &[DiskVolume<'_>], indexes: impl Iterator<Item = usize>) -> TreeError {
+    let mut indexes: Vec<usize> = indexes.collect();
+    indexes.sort_unstable();
+    indexes.dedup();
+    TreeError::SeveralRoots(indexes.into_iter().map(|index| volumes[index].describe()).collect())
+}
