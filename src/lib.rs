@@ -1,5 +1,6 @@
 //! kiln, the disk-image compiler: a TOML spec in, a sealed, versioned, checksummed VM image out.
 
+mod address;
 pub mod agent;
 pub mod build;
 pub mod cli;

@@ -8,9 +8,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::disk::qcow2::create_overlay;
 use crate::error::{Failure, Fault, Kind};
+use crate::event::{Events, Level};
 use crate::machine::argv::{self, Backing, OVERLAY, SEED, UEFI_VARS};
+use crate::machine::network_filter;
 use crate::machine::{MachineError, host};
-use crate::plan::machine::{Accelerator, Firmware, Machine};
+use crate::plan::machine::{Accelerator, Firmware, Machine, PrivateNetworkAccess};
 use crate::size::ByteSize;
 use crate::spec::{DiskFormat, Network};
 use crate::store::{Artifact, manifest};
@@ -28,6 +30,15 @@ pub struct Wanted {
     pub ssh: Option<u16>,
     /// Who may log in there.
     pub ssh_keys: Vec<String>,
+    /// What it may reach besides public addresses.
+    pub private_network: PrivateNetworkAccess,
+}
+
+/// What a machine for a published image may differ in from the one that the image was made in.
+pub(crate) struct WantedMachine {
+    pub(crate) memory: ByteSize,
+    pub(crate) network: Network,
+    pub(crate) private_network: PrivateNetworkAccess,
 }
 
 /// A clone, ready to run. Dropping it removes it.
@@ -78,7 +89,12 @@ impl Fault for CloneError {
 pub async fn prepare(artifact: &Artifact, wanted: &Wanted, cache: &Path) -> Result<(Clone, Option<String>), Failure> {
     let image = bootable(artifact).into_iter().next();
     let Image { path, format } = image.ok_or_else(|| CloneError::NotBootable(artifact.id().to_string()))?;
-    let machine = machine(artifact, wanted.memory, Network::User).await?;
+    let wanted_machine = WantedMachine {
+        memory: wanted.memory,
+        network: Network::User,
+        private_network: wanted.private_network.clone(),
+    };
+    let machine = machine(artifact, wanted_machine).await?;
     let backing = Backing(vec![(path, format)]);
     let work = Workdir::create(&cache.join("work")).map_err(ScratchError::at("a scratch folder", cache))?;
     let size = artifact.manifest().outputs[0].virtual_bytes;
@@ -105,7 +121,7 @@ pub(crate) fn bootable(artifact: &Artifact) -> Vec<Image> {
 ///
 /// # Errors
 /// When the host is not fit.
-pub(crate) async fn machine(artifact: &Artifact, memory: ByteSize, network: Network) -> Result<Machine, Failure> {
+pub(crate) async fn machine(artifact: &Artifact, wanted: WantedMachine) -> Result<Machine, Failure> {
     let host = host::survey().await?;
     let accelerator = if host.kvm.is_usable() { Accelerator::Kvm } else { Accelerator::Tcg };
     let made = &artifact.manifest().machine;
@@ -120,10 +136,11 @@ pub(crate) async fn machine(artifact: &Artifact, memory: ByteSize, network: Netw
         accelerator,
         accel_reason: (!host.kvm.is_usable()).then(|| host.kvm.to_string()),
         cpus: made.cpus,
-        memory,
+        memory: wanted.memory,
         disk: None,
         firmware,
-        network,
+        network: wanted.network,
+        private_network: wanted.private_network,
         boot_timeout: Duration::MAX,
         clock: None,
     })
@@ -135,11 +152,16 @@ impl Clone {
     ///
     /// # Errors
     /// When QEMU cannot be started or fails.
-    pub async fn run(self, cancel: CancellationToken) -> Result<(), Failure> {
+    pub async fn run(self, events: &Events, cancel: CancellationToken) -> Result<(), Failure> {
         if let Firmware::Uefi(uefi) = &self.machine.firmware {
             std::fs::copy(&uefi.vars_template, self.work.join(UEFI_VARS)).map_err(CloneError::Seed)?;
         }
-        let mut command = process::supervised(&self.machine.qemu);
+        // The guest's console has the terminal until QEMU is gone.
+        let (reports, reported) = std::sync::mpsc::channel();
+        let report = move |report| drop(reports.send(report));
+        let descriptors = network_filter::start(&self.machine, report);
+        let descriptors = descriptors.map_err(|source| MachineError::Prepare { what: "the network filter", source })?;
+        let mut command = process::with_descriptors(&self.machine.qemu, descriptors);
         command
             .process_group(nix::unistd::getpgrp().as_raw())
             .args(argv::interactive(&self.machine, &self.backing, self.ssh))
@@ -147,6 +169,8 @@ impl Clone {
             .stdin(Stdio::inherit());
         let spawned = command.spawn();
         let mut child = spawned.map_err(|source| MachineError::Spawn { program: self.machine.qemu.clone(), source })?;
+        // It owns QEMU's ends of the channels.
+        drop(command);
         let status = tokio::select! {
             status = child.wait() => status,
             () = cancel.cancelled() => {
@@ -154,6 +178,9 @@ impl Clone {
                 child.wait().await
             }
         };
+        for report in reported.try_iter() {
+            events.notice(Level::Info, report.sentence(|_| "--allow-private-network allows it".to_owned()));
+        }
         match status {
             Ok(status) if status.success() || cancel.is_cancelled() => Ok(()),
             Ok(status) => Err(CloneError::Qemu(process::describe(status)).into()),

@@ -147,6 +147,7 @@ fn machine(plan: &Plan) -> manifest::Machine {
         firmware: machine.firmware.name().to_owned(),
         firmware_sha256: None,
         network: if machine.network == Network::User { "user" } else { "none" }.to_owned(),
+        private_network: plan.spec.network.private.iter().map(ToString::to_string).collect(),
     }
 }
 

@@ -10,15 +10,72 @@ use std::path::{Path, PathBuf};
 use crate::error::{Fault, Kind};
 use crate::event::{Events, Level};
 use crate::plan::input_path;
-use crate::spec::{SecretSource, Spec};
+use crate::spec::{PrivateDestination, SecretSource, Spec};
+
+/// What the user lets specs reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reach {
+    /// What steps and secrets may name.
+    pub files: FileReach,
+    /// What the guest may connect to.
+    pub network: NetworkReach,
+}
 
 /// What steps and secrets may name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
+pub enum FileReach {
     /// Files of the project.
     Project,
     /// Any file that the user may read.
     Host,
+}
+
+/// What a guest with a network may connect to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkReach {
+    /// Public addresses.
+    Public,
+    /// Also what the spec lists as `private`.
+    Private,
+}
+
+/// A guest asks for private addresses, and the user has not allowed that.
+#[derive(Debug, thiserror::Error)]
+#[error("the guest asks for addresses that are not public ({destinations}), which this command does not allow")]
+pub struct PrivateNetworkError {
+    destinations: String,
+}
+
+impl Fault for PrivateNetworkError {
+    fn kind(&self) -> Kind {
+        Kind::Spec
+    }
+
+    fn hints(&self) -> Vec<String> {
+        vec!["if you trust the spec, allow what it lists as `private` in [network] with --allow-private-network".into()]
+    }
+}
+
+/// Checks whether a guest may connect to these destinations.
+///
+/// # Errors
+/// When there are any and the user has not allowed them.
+pub fn check_network(
+    private: &[PrivateDestination],
+    reach: NetworkReach,
+    events: &Events,
+) -> Result<(), PrivateNetworkError> {
+    if private.is_empty() {
+        return Ok(());
+    }
+    let destinations = private.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    match reach {
+        NetworkReach::Public => Err(PrivateNetworkError { destinations }),
+        NetworkReach::Private => {
+            events.notice(Level::Info, format!("allowed by --allow-private-network: {destinations}"));
+            Ok(())
+        }
+    }
 }
 
 /// A spec reaches too far.
@@ -50,7 +107,7 @@ impl Fault for ReachError {
 ///
 /// # Errors
 /// When something leads out of the project and may not.
-pub fn check(spec: &Spec, reach: Reach, events: &Events) -> Result<(), ReachError> {
+pub fn check(spec: &Spec, reach: FileReach, events: &Events) -> Result<(), ReachError> {
     let Some(project) = project(&spec.path) else { return Ok(()) };
     let inputs = spec.steps.iter().filter_map(|step| Some((format!("line {}", step.line), input_path(&step.action)?)));
     let secrets = spec.secrets.iter().filter_map(|(name, source)| match source {
@@ -65,8 +122,8 @@ pub fn check(spec: &Spec, reach: Reach, events: &Events) -> Result<(), ReachErro
         }
         let outside = ReachError { whose, path: path.clone(), target, project: project.clone() };
         match reach {
-            Reach::Project => return Err(outside),
-            Reach::Host => events.notice(Level::Info, format!("allowed by --allow-outside: {outside}")),
+            FileReach::Project => return Err(outside),
+            FileReach::Host => events.notice(Level::Info, format!("allowed by --allow-outside: {outside}")),
         }
     }
     Ok(())

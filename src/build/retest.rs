@@ -5,19 +5,22 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::address::AddressRangeError;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Events, Level};
 use crate::masking::SecretMask;
+use crate::plan::machine::PrivateNetworkAccess;
 use crate::plan::scaled;
 use crate::size::ByteSize;
-use crate::spec::{Network, Test};
+use crate::spec::{Network, PrivateDestination, Test};
 use crate::store::Artifact;
 use crate::workdir::Workdir;
 
 use super::ScratchError;
-use super::clone::{bootable, machine};
+use super::clone::{WantedMachine, bootable, machine};
 use super::kept::{self, keep_logs};
 use super::limits::Limits;
+use super::reach::{NetworkReach, check_network};
 use super::test::{Bench, Coverage, Outcome, TestsFailed, test};
 
 /// For machines whose spec is not at hand, before it is scaled.
@@ -32,12 +35,14 @@ pub enum RetestError {
     /// No output that QEMU boots.
     #[error("{0} has no file that holds its disk and nothing else, to boot from")]
     NotBootable(String),
-    /// The manifest's tests are of a newer kiln.
-    #[error("the manifest of {image} has a test that this version of kiln does not know: {why}")]
+    /// The manifest is of a newer kiln.
+    #[error("the manifest of {image} has {what} that this version of kiln does not know: {why}")]
     Unknown {
         /// Which image.
         image: String,
         /// What is not known.
+        what: &'static str,
+        /// Why it is not.
         why: String,
     },
 }
@@ -68,11 +73,24 @@ pub fn recorded(artifact: &Artifact) -> Result<Vec<Test>, RetestError> {
     // Other formats have the same ones, or were booted alone.
     let first = all.first().map(|first| &first.format);
     for recorded in all.iter().filter(|recorded| Some(&recorded.format) == first) {
-        let test: Test = serde_json::from_value(recorded.definition.clone())
-            .map_err(|why| RetestError::Unknown { image: artifact.id().to_string(), why: why.to_string() })?;
+        let test: Test = serde_json::from_value(recorded.definition.clone()).map_err(|why| RetestError::Unknown {
+            image: artifact.id().to_string(),
+            what: "a test",
+            why: why.to_string(),
+        })?;
         tests.push(test);
     }
     Ok(tests)
+}
+
+/// Returns what the guest could reach when the image was made, besides public addresses.
+fn private_destinations(artifact: &Artifact) -> Result<Vec<PrivateDestination>, RetestError> {
+    let unknown = |why: AddressRangeError| RetestError::Unknown {
+        image: artifact.id().to_string(),
+        what: "a private network",
+        why: why.to_string(),
+    };
+    artifact.manifest().machine.private_network.iter().map(|written| written.parse().map_err(unknown)).collect()
 }
 
 /// What came of testing an image.
@@ -92,6 +110,7 @@ pub async fn retest(
     (tests, coverage): (&[Test], Coverage),
     source: &Path,
     cache: &Path,
+    reach: NetworkReach,
     events: &Events,
     cancel: CancellationToken,
 ) -> Result<Tested, Failure> {
@@ -104,8 +123,14 @@ pub async fn retest(
         return Err(RetestError::NotBootable(id.to_string()).into());
     };
     let made = &artifact.manifest().machine;
-    let network = if made.network == "user" { Network::User } else { Network::None };
-    let mut machine = machine(artifact, ByteSize(made.memory), network).await?;
+    let private = private_destinations(artifact)?;
+    check_network(&private, reach, events)?;
+    let wanted = WantedMachine {
+        memory: ByteSize(made.memory),
+        network: if made.network == "user" { Network::User } else { Network::None },
+        private_network: PrivateNetworkAccess::Listed(private),
+    };
+    let mut machine = machine(artifact, wanted).await?;
     machine.boot_timeout = scaled(BOOT_TIMEOUT, machine.accelerator);
     if let Some(reason) = &machine.accel_reason {
         events.notice(Level::Info, format!("software emulation (tcg): {reason}"));

@@ -89,7 +89,7 @@ pub async fn plan(
     memo: &Arc<Memo>,
     events: &Events,
 ) -> Result<Plan, Failure> {
-    reach::check(&spec, reach, events)?;
+    check_reach(&spec, reach, events)?;
     warn_of_giveaways(&spec, events);
     let host = host::survey();
     let (described, found, known) = (spec.clone(), base.clone(), Arc::clone(memo));
@@ -121,9 +121,14 @@ pub async fn plan(
 /// # Errors
 /// When an input is not fit.
 pub fn inputs(spec: &Spec, reach: Reach, memo: &Memo, events: &Events) -> Result<(), Failure> {
-    reach::check(spec, reach, events)?;
+    check_reach(spec, reach, events)?;
     warn_of_giveaways(spec, events);
     examine_inputs(spec, memo).map(|_| ())
+}
+
+fn check_reach(spec: &Spec, reach: Reach, events: &Events) -> Result<(), Failure> {
+    reach::check(spec, reach.files, events)?;
+    Ok(reach::check_network(&spec.network.private, reach.network, events)?)
 }
 
 fn warn_of_giveaways(spec: &Spec, events: &Events) {

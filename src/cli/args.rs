@@ -7,7 +7,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::build::base::Locking;
-use crate::build::reach::Reach;
+use crate::build::reach::{FileReach, NetworkReach, Reach};
 use crate::size::ByteSize;
 use crate::spec::{Compression, OutputFormat, Overrides};
 
@@ -126,6 +126,9 @@ pub struct Reading {
     /// Let steps and secrets name files outside of the spec's project, its git work tree or its own folder
     #[arg(long)]
     pub allow_outside: bool,
+    /// Let guests reach what the spec lists as `private` in `[network]`
+    #[arg(long)]
+    pub allow_private_network: bool,
 }
 
 /// Where base images may come from.
@@ -157,7 +160,10 @@ impl Reading {
     /// How far the spec may reach.
     #[must_use]
     pub fn reach(&self) -> Reach {
-        if self.allow_outside { Reach::Host } else { Reach::Project }
+        Reach {
+            files: if self.allow_outside { FileReach::Host } else { FileReach::Project },
+            network: if self.allow_private_network { NetworkReach::Private } else { NetworkReach::Public },
+        }
     }
 }
 
@@ -342,6 +348,9 @@ pub struct Run {
     /// Forward this port of the host to the guest's SSH
     #[arg(long, value_name = "PORT")]
     pub ssh: Option<u16>,
+    /// Let the guest reach this host and private networks as well as public addresses
+    #[arg(long)]
+    pub allow_private_network: bool,
 }
 
 /// A verb that can answer in JSON.

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use crate::build::clone;
 use crate::error::Failure;
 use crate::event::Level;
+use crate::plan::machine::PrivateNetworkAccess;
 
 use super::args::{self, Global};
 use super::folders::Folders;
@@ -23,7 +24,9 @@ pub async fn run(
 ) -> Result<(), Failure> {
     let events = super::events(global);
     let artifact = folders.store()?.artifact(&args.image.parse()?)?;
-    let wanted = clone::Wanted { memory: args.memory, ssh: args.ssh, ssh_keys: public_keys() };
+    let private_network =
+        if args.allow_private_network { PrivateNetworkAccess::All } else { PrivateNetworkAccess::Listed(Vec::new()) };
+    let wanted = clone::Wanted { memory: args.memory, ssh: args.ssh, ssh_keys: public_keys(), private_network };
     let (clone, accel_reason) = clone::prepare(&artifact, &wanted, &folders.cache_path()?).await?;
     if let Some(reason) = accel_reason {
         events.notice(Level::Info, format!("software emulation (tcg): {reason}"));
@@ -32,7 +35,7 @@ pub async fn run(
     if let Some(port) = args.ssh {
         events.notice(Level::Info, format!("ssh -p {port} USER@localhost, with the keys of ~/.ssh"));
     }
-    clone.run(cancel).await
+    clone.run(&events, cancel).await
 }
 
 /// The user's own keys, so that cloud-init lets them in.

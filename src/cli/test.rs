@@ -72,8 +72,9 @@ pub async fn run(
     let (artifact, tests, source) = find(&args, &store)?;
     let tests = filtered(tests, args.filter.as_ref())?;
     let (cache, events) = (folders.cache_path()?, super::events(global));
+    let reach = args.reading.reach().network;
     let coverage = if args.all_formats { Coverage::All } else { Coverage::First };
-    let tested = retest(&artifact, (&tests, coverage), &source, &cache, &events, cancel).await?;
+    let tested = retest(&artifact, (&tests, coverage), &source, &cache, reach, &events, cancel).await?;
     let (id, outcomes) = (artifact.id().to_string(), &tested.outcomes);
     if let Some(path) = &args.junit {
         let written = std::fs::write(path, junit::report(&id, &artifact.manifest().disk_sha256, outcomes));

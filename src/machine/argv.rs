@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::plan::machine::{Accelerator, Firmware, Machine};
+use crate::plan::machine::{Accelerator, Firmware, Machine, PrivateNetworkAccess};
 use crate::spec::{DiskFormat, Network};
 use crate::wire::PORT;
 
@@ -21,6 +21,12 @@ pub const QMP_FD: RawFd = 3;
 pub const AGENT_FD: RawFd = 4;
 /// Descriptor of the serial console.
 pub const CONSOLE_FD: RawFd = 5;
+/// Descriptor of what the guest sends to the user-mode network, for the network filter.
+pub const OUTBOUND_FD: RawFd = 6;
+/// Descriptor of what the network filter lets through.
+pub const ALLOWED_FD: RawFd = 7;
+/// Descriptor of the network filter's answers to the guest.
+pub const ANSWERS_FD: RawFd = 8;
 
 /// The overlay, in the scratch folder.
 pub const OVERLAY: &str = "overlay.qcow2";
@@ -67,7 +73,9 @@ pub fn argv(machine: &Machine, backing: &Backing, start: Start) -> Vec<String> {
     firmware(&mut args, &machine.firmware);
     channels(&mut args);
     disks(&mut args, backing);
-    network(&mut args, machine.network);
+    if machine.network == Network::User {
+        user_network(&mut args, machine, "");
+    }
     args.0
 }
 
@@ -81,8 +89,7 @@ pub fn interactive(machine: &Machine, backing: &Backing, ssh: Option<u16>) -> Ve
     args.option("-serial", "mon:stdio");
     disks(&mut args, backing);
     let forward = ssh.map(|port| format!(",hostfwd=tcp:127.0.0.1:{port}-:22")).unwrap_or_default();
-    args.option("-netdev", format!("user,id=net0{forward}"));
-    args.option("-device", format!("virtio-net-pci,netdev=net0,mac={MAC},romfile="));
+    user_network(&mut args, machine, &forward);
     args.0
 }
 
@@ -204,9 +211,31 @@ fn file_node(path: &Path, read_only: bool) -> Value {
     json!({ "driver": "file", "filename": path, "read-only": read_only })
 }
 
-fn network(args: &mut Args, network: Network) {
-    if network == Network::User {
-        args.option("-netdev", "user,id=net0");
-        args.option("-device", format!("virtio-net-pci,netdev=net0,mac={MAC},romfile="));
+fn user_network(args: &mut Args, machine: &Machine, forward: &str) {
+    args.option("-netdev", format!("user,id=net0{forward}"));
+    args.option("-device", format!("virtio-net-pci,netdev=net0,mac={MAC},romfile="));
+    if machine.private_network != PrivateNetworkAccess::All {
+        network_filter(args);
     }
+}
+
+/// What the guest sends meets the filters in reverse order: the last one sends it to kiln, the first one takes it back. The
+/// one between swallows what would come past kiln.
+fn network_filter(args: &mut Args) {
+    for (name, descriptor) in [("outbound", OUTBOUND_FD), ("allowed", ALLOWED_FD), ("answers", ANSWERS_FD)] {
+        args.option("-chardev", format!("socket,id=net-{name},fd={descriptor}"));
+    }
+    args.option("-chardev", "null,id=net-nowhere");
+    let filters = ["rx,indev=net-allowed", "rx,outdev=net-nowhere", "rx,outdev=net-outbound", "tx,indev=net-answers"];
+    for (filter, number) in filters.iter().zip(0..) {
+        args.option("-object", format!("filter-redirector,id=filter{number},netdev=net0,queue={filter}"));
+    }
+}
+
+/// The part of the command line that is the filter, for a network without a machine.
+#[cfg(test)]
+pub(crate) fn network_filter_args() -> Vec<String> {
+    let mut args = Args::default();
+    network_filter(&mut args);
+    args.0
 }

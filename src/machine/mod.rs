@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::error::{Failure, Fault, Kind};
-use crate::event::Events;
+use crate::event::{Events, Level};
 use crate::masking::SecretMask;
 use crate::plan::machine::{Firmware, Machine};
 use crate::process;
@@ -38,10 +38,16 @@ pub mod checkpoint;
 pub mod console;
 pub mod firmware;
 pub mod host;
+pub(crate) mod network_filter;
+mod packet_filter;
 pub mod qmp;
+mod refusal_reply;
+#[cfg(test)]
+mod test_frames;
 
 use argv::{AGENT_FD, Backing, CONSOLE_FD, HOTPLUG_BUS, QMP_FD, Start, UEFI_VARS};
 use console::Console;
+use network_filter::FilterReport;
 use qmp::{Qmp, QmpError};
 
 /// QEMU has to answer on its monitor within this time; it does so in milliseconds, and on a loaded host in seconds.
@@ -278,7 +284,9 @@ pub async fn launch(
     let (agent, agent_theirs) = channel().map_err(prepare("the agent's channel"))?;
     let (serial, serial_theirs) = channel().map_err(prepare("the console's channel"))?;
     let console_file = open_console(&folder.join("console.log")).map_err(prepare("console.log"))?;
-    let descriptors = vec![(QMP_FD, qmp_theirs), (AGENT_FD, agent_theirs), (CONSOLE_FD, serial_theirs)];
+    let mut descriptors = vec![(QMP_FD, qmp_theirs), (AGENT_FD, agent_theirs), (CONSOLE_FD, serial_theirs)];
+    let filter = network_filter::start(machine, report_to(events.clone())).map_err(prepare("the network filter"))?;
+    descriptors.extend(filter);
     let mut command = process::with_descriptors(&machine.qemu, descriptors);
     command.args(argv::argv(machine, backing, start)).current_dir(folder).stdout(Stdio::null()).stderr(Stdio::piped());
     let child = command.spawn().map_err(|source| MachineError::Spawn { program: machine.qemu.clone(), source })?;
@@ -292,6 +300,14 @@ pub async fn launch(
     let (qmp, qmp_events) = connect(qmp, life.subscribe(), group).await?;
     tokio::task::spawn_local(follow(qmp_events, life.clone()));
     Ok((Running { group, qmp, life, console, plugged: 0, top: argv::TOP.into(), frozen: 0 }, agent))
+}
+
+/// Reports what the network filter refuses as notes of a build.
+fn report_to(events: Events) -> impl FnMut(FilterReport) + Send + 'static {
+    let remedy = |name: &str| {
+        format!("if it must, add \"{name}\" to `private` of [network] in the spec and pass --allow-private-network")
+    };
+    move |report| events.notice(Level::Info, report.sentence(remedy))
 }
 
 async fn connect(

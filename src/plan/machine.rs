@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::host::UefiFirmware;
 use crate::size::ByteSize;
-use crate::spec::{BaseFormat, DiskFormat, Network};
+use crate::spec::{BaseFormat, DiskFormat, Network, PrivateDestination};
 
 /// One machine. Everything in it is a fact about the guest's hardware, so it also goes into the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,10 +33,21 @@ pub struct Machine {
     pub firmware: Firmware,
     /// Network card or none.
     pub network: Network,
+    /// What the guest may reach over it besides public addresses.
+    pub private_network: PrivateNetworkAccess,
     /// Until the agent answers, already scaled for the accelerator.
     pub boot_timeout: Duration,
     /// What the machine's clock says when it is turned on; the host's time where there is none.
     pub clock: Option<Timestamp>,
+}
+
+/// What a guest may reach besides public addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PrivateNetworkAccess {
+    /// These destinations.
+    Listed(Vec<PrivateDestination>),
+    /// Everything that the host reaches, itself included: its network is not filtered.
+    All,
 }
 
 /// What executes the guest's instructions.

@@ -27,7 +27,7 @@ pub mod trace;
 use host::{Host, KvmVerdict};
 use key::Key;
 use limits::NotWholeGib;
-use machine::{Accelerator, Firmware, Machine, format_name};
+use machine::{Accelerator, Firmware, Machine, PrivateNetworkAccess, format_name};
 use output::Outputs;
 use trace::Parts;
 
@@ -221,7 +221,7 @@ impl Plan {
     /// # Errors
     /// When the spec cannot be carried out on this host or with this base.
     pub fn new(spec: Spec, facts: &Facts) -> Result<Self, PlanError> {
-        let machine = plan_machine(&spec.machine, facts)?;
+        let machine = plan_machine(&spec, facts)?;
         let base_content = base_content(&spec, facts, &machine);
         let base_key = Key::root().then(&base_content);
         let steps = plan_steps(&spec, facts, base_key);
@@ -303,7 +303,8 @@ pub fn check_size(format: OutputFormat, disk: u64) -> Result<(), PlanError> {
     }
 }
 
-fn plan_machine(wanted: &spec::Machine, facts: &Facts) -> Result<Machine, PlanError> {
+fn plan_machine(spec: &Spec, facts: &Facts) -> Result<Machine, PlanError> {
+    let wanted = &spec.machine;
     let (accelerator, accel_reason) = choose_accelerator(wanted.accel, &facts.host.kvm)?;
     let base = ByteSize(facts.base.virtual_size);
     if let Some(disk) = wanted.disk.filter(|disk| *disk < base) {
@@ -320,6 +321,7 @@ fn plan_machine(wanted: &spec::Machine, facts: &Facts) -> Result<Machine, PlanEr
         disk: wanted.disk,
         firmware: choose_firmware(wanted.firmware, facts)?,
         network: wanted.network,
+        private_network: PrivateNetworkAccess::Listed(spec.network.private.clone()),
         boot_timeout: scaled(wanted.boot_timeout, accelerator),
         clock: None,
     })
@@ -343,15 +345,23 @@ fn choose_firmware(wanted: spec::Firmware, facts: &Facts) -> Result<Firmware, Pl
 
 /// The guest before the first step. The accelerator is left out: it changes how fast a guest runs, not what it does.
 fn base_content(spec: &Spec, facts: &Facts, machine: &Machine) -> serde_json::Value {
-    json!({
+    let network = match spec.machine.network {
+        Network::None => json!(false),
+        Network::User => json!("filtered"),
+    };
+    let mut content = json!({
         "agent": facts.agent_build,
         "base": { "sha256": facts.base.sha256, "format": format_name(facts.base.format) },
         "machine": {
             "cpus": spec.machine.cpus, "memory": spec.machine.memory, "disk": spec.machine.disk,
-            "firmware": machine.firmware.name(), "network": spec.machine.network == Network::User,
+            "firmware": machine.firmware.name(), "network": network,
         },
         "source_date_epoch": facts.source_date_epoch,
-    })
+    });
+    if !spec.network.private.is_empty() {
+        content["network"] = json!({ "private": spec.network.private });
+    }
+    content
 }
 
 fn plan_steps(spec: &Spec, facts: &Facts, base: Key) -> Vec<PlannedStep> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::compound::{CommandLine, Declared, List, Map, OneOrMore, Variables};
 use super::document::At;
+use super::network::private_destination;
 use super::paths::{ACCOUNT, Slashed, guest_file, guest_folder, guest_path, host_path, kept_path, owner};
 use super::platform::Platform;
 use super::reader::{Reader, Section};
@@ -16,7 +17,9 @@ use super::shape::{
     title, word,
 };
 use super::table::{Chosen, Field, Key, Optional, Or, Required, Table, Variant, Variants, of, one_of, table, variants};
-use super::{Accel, BaseFormat, Command, Compression, Firmware, Network, OutputFormat, Owner, seal};
+use super::{
+    Accel, BaseFormat, Command, Compression, Firmware, Network, OutputFormat, Owner, PrivateDestination, seal,
+};
 use crate::size::ByteSize;
 use crate::url::Url;
 
@@ -57,6 +60,8 @@ table! {
         base: Option<At<Chosen<Base, Source>>> = Required(one_of::<Base, Source>()),
         /// The virtual machine it is made in.
         machine: Machine = Or(of::<Machine>(), "{}"),
+        /// What the guest may reach over its network.
+        network: NetworkAccess = Or(of::<NetworkAccess>(), "{}"),
         /// Files that steps may read and that leave no trace: not in the image, a log, a cache key or a manifest.
         secrets: BTreeMap<String, At<Chosen<Nothing, Secret>>> = Or(Map(SECRET, one_of::<Nothing, Secret>()), "{}"),
         /// What is done in the guest, in order.
@@ -178,10 +183,19 @@ table! {
         firmware: Firmware = Or(choice([("bios", Firmware::Bios), ("uefi", Firmware::Uefi)], &[]), "'bios'"),
         /// `auto` is KVM where it works, else software emulation; `kvm` insists.
         accel: Accel = Or(choice([("auto", Accel::Auto), ("kvm", Accel::Kvm), ("tcg", Accel::Tcg)], &[]), "'auto'"),
-        /// `none` is no network card at all, `user` QEMU's user-mode network.
+        /// `none` is no network card at all, `user` QEMU's user-mode network, which reaches public addresses alone.
         network: Network = Or(choice([("none", Network::None), ("user", Network::User)], &[]), "'none'"),
         /// Until the guest answers; longer under software emulation, which says so.
         boot_timeout: Duration = Or(duration(1..=WEEK), "'5m'"),
+    }
+}
+
+table! {
+    /// What the guest may reach over its network.
+    NetworkAccess {
+        /// Destinations besides public addresses, with `machine.network = "user"`: `host` is the host that runs the
+        /// build. A build needs `--allow-private-network` for them.
+        private: Vec<At<PrivateDestination>> = Or(List(private_destination(), 100), "[]"),
     }
 }
 

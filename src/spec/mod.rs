@@ -24,6 +24,7 @@ mod format;
 pub mod giveaways;
 mod keys;
 mod load;
+mod network;
 mod paths;
 pub mod platform;
 mod reader;
@@ -41,6 +42,7 @@ pub use complaint::{LoadError, SpecError, SpecErrors};
 pub use document::{Document, Position};
 pub use format::{Compression, DiskFormat, OutputFormat};
 pub use load::{MAX_BYTES, spec_file};
+pub use network::{NetworkAccess, PrivateDestination};
 pub use platform::Platform;
 pub use test::{Check, FileCheck, Test};
 pub use variants::{EVERY_VARIANT, variants};
@@ -75,6 +77,8 @@ pub struct Spec {
     pub base: Base,
     /// The virtual machine it is made in.
     pub machine: Machine,
+    /// What the guest may reach over its network.
+    pub network: NetworkAccess,
     /// Variables after `--var`; run and script steps see them as environment variables.
     pub vars: BTreeMap<String, String>,
     /// Where each secret comes from. The values are read by the build, never here.

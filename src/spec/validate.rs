@@ -44,6 +44,7 @@ pub(super) fn spec(raw: keys::Document, reader: &mut Reader) -> Option<Spec> {
         variant: reader.overrides.variant.clone(),
         image: image?,
         base: base?,
+        network: super::network::network_access(raw.network, raw.machine.network, reader),
         machine: machine(raw.machine),
         vars: raw.vars,
         secrets: secrets.into_iter().filter_map(|(name, source)| Some((name, source?))).collect(),

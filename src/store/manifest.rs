@@ -144,6 +144,9 @@ pub struct Machine {
     /// `none` or `user`.
     #[serde(default)]
     pub network: String,
+    /// What the guest could reach besides public addresses, as the spec has it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub private_network: Vec<String>,
 }
 
 /// One of `steps`.

@@ -159,6 +159,21 @@ fn s5_what_leads_out_of_the_project_is_refused_unless_allowed() {
 }
 
 #[test]
+fn s5_private_networks_are_opened_by_the_spec_and_the_command_together() {
+    let rest = "[network]\nprivate = ['10.1.2.0/24', 'host']\n[[test]]\nrun = 'exit 0'\n";
+    let kiln = Kiln::new().machine("network = 'user'").spec(rest);
+    let refused = kiln.build().fails(3).stderr_has("not public (host, 10.1.2.0/24)");
+    let ended = refused_at_once(refused.stderr_has("--allow-private-network"));
+    let allowed = ended.then(["build", ".", "--allow-private-network"]);
+    let built = allowed.stderr_has("allowed by --allow-private-network: host, 10.1.2.0/24").run();
+    assert_eq!(built.place().published(), ["web@1"]);
+    let manifest = built.then(["inspect", "web", "--json"]).stdout_has(r#""private_network": ["#).run();
+    // The tests of a published image run in the same network.
+    let refused = manifest.then(["test", "web"]).fails(3).stderr_has("--allow-private-network").run();
+    refused.then(["test", "web", "--allow-private-network"]).stdout_has("1 of 1 tests passed").run();
+}
+
+#[test]
 fn s5_the_project_is_the_git_work_tree() {
     let spec = "[image]\nname = 'web'\nversion = '1'\n[base]\nfile = '../../base.qcow2'\n[machine]\naccel = 'tcg'\n\
                 [[step]]\ncopy = '../../site/page'\nto = '/srv/page'\n";
