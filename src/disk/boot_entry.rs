@@ -4,14 +4,15 @@
 //! Loader Specification of the UAPI group; SYSLINUX's `doc/syslinux.txt`. Only what is booted by default counts. A boot
 //! loader's program is not run: where its configuration does not say plainly what it boots, it has said nothing.
 
+use super::gap::VolumeKind;
 use super::inventory::{DiskVolume, may_be_hidden};
 use super::tree::Tree;
 use crate::wire::fstab::DeviceName;
 
 /// The longest configuration file that is read, bytes.
-const MAX_CONFIGURATION: u64 = 1 << 20;
+const MAX_CONFIGURATION: u64 = 256 << 10;
 /// The most files of one directory that are read.
-const MAX_FILES: usize = 64;
+const MAX_FILES: usize = 32;
 /// Where `/boot` may be: itself mounted, or a directory of the root.
 const PREFIXES: [&str; 2] = ["", "/boot"];
 
@@ -72,13 +73,17 @@ fn locate(volumes: &[DiskVolume<'_>], root: MenuRoot) -> BootRoot {
 
 /// Returns the file systems that the configuration of GRUB on an EFI system partition goes on to.
 fn stub_targets(volumes: &[DiskVolume<'_>]) -> Vec<DeviceName> {
-    let trees = volumes.iter().filter_map(DiskVolume::tree);
-    let texts = trees.flat_map(|tree| {
-        let vendors = tree.names("/EFI").ok().flatten().unwrap_or_default();
-        let names = vendors.into_iter().take(MAX_FILES).filter_map(|name| String::from_utf8(name).ok());
-        names.filter_map(|name| read_text(tree, &format!("/EFI/{name}/grub.cfg"))).collect::<Vec<_>>()
-    });
+    let trees = volumes.iter().filter(|volume| volume.kind == VolumeKind::Fat).filter_map(DiskVolume::tree);
+    let texts = trees
+        .flat_map(|tree| vendors(tree).into_iter().filter_map(|vendor| read_text(tree, &format!("{vendor}/grub.cfg"))));
     texts.filter_map(|text| stub_target(&text)).collect()
+}
+
+/// Returns the folders of boot loaders on an EFI system partition.
+fn vendors(tree: &Tree<'_>) -> Vec<String> {
+    let names = tree.names("/EFI").ok().flatten().unwrap_or_default();
+    let names = names.into_iter().take(MAX_FILES).filter_map(|name| String::from_utf8(name).ok());
+    names.map(|name| format!("/EFI/{name}")).collect()
 }
 
 /// Reads `search.fs_uuid UUID ...` and `search --fs-uuid ... UUID`, the last word but options.
@@ -102,16 +107,9 @@ fn read_configurations(tree: &Tree<'_>) -> Vec<MenuRoot> {
         let linux = ["extlinux/extlinux.conf", "syslinux/syslinux.cfg", "extlinux.conf", "syslinux.cfg"];
         found.extend(linux.iter().filter_map(|name| read_syslinux(tree, &format!("{prefix}/{name}"))));
     }
-    found.extend(vendor_menus(tree));
+    found.extend(vendors(tree).iter().filter_map(|vendor| read_grub(tree, vendor)));
     found.extend(read_text(tree, "/cmdline.txt").and_then(|text| decide(&[entry(&text)], None)));
     found
-}
-
-/// Reads menus of GRUB that are on an EFI system partition themselves.
-fn vendor_menus(tree: &Tree<'_>) -> Vec<MenuRoot> {
-    let vendors = tree.names("/EFI").ok().flatten().unwrap_or_default();
-    let names = vendors.into_iter().take(MAX_FILES).filter_map(|name| String::from_utf8(name).ok());
-    names.filter_map(|name| read_grub(tree, &format!("/EFI/{name}"))).collect()
 }
 
 fn read_text(tree: &Tree<'_>, path: &str) -> Option<String> {

@@ -10,6 +10,9 @@ use super::tree::{Tree, TreeError};
 use super::volume::{Volume, VolumeError};
 use crate::wire::fstab::DeviceName;
 
+/// The most partitions with data that are read: as many as a GPT has room for by default.
+const MAX_VOLUMES: usize = 128;
+
 /// A partition that is not empty.
 #[derive(Debug)]
 pub(super) struct DiskVolume<'c> {
@@ -85,11 +88,14 @@ impl<'c> DiskVolume<'c> {
 /// Lists what is on the partitions of a disk, in the order of its table.
 ///
 /// # Errors
-/// When the disk cannot be read.
+/// When the disk cannot be read, or has more partitions than kiln reads.
 pub(super) fn take_inventory(disk: &Chain) -> Result<Vec<DiskVolume<'_>>, TreeError> {
     let mut found = Vec::new();
     for partition in partitions(disk)? {
         found.extend(identify(disk, partition)?);
+        if found.len() > MAX_VOLUMES {
+            return Err(TreeError::TooMuch("more partitions"));
+        }
     }
     Ok(found)
 }

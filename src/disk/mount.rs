@@ -3,8 +3,9 @@
 //! Sources: fstab(5) and systemd-fstab-generator(8), systemd.mount(5), systemd-gpt-auto-generator(8). A mount point of
 //! the table is mounted after those that it lies on, whatever the order of the lines.
 
-use super::gap::TreeGap;
-use super::gap::VolumeKind;
+use std::collections::HashSet;
+
+use super::gap::{TreeGap, VolumeKind};
 use super::inventory::{DiskVolume, VolumeAccess, may_be_hidden};
 use super::mount_unit::{MountUnit, MountUnits, UnitState, read_mount_units};
 use super::partition::PartitionRole;
@@ -46,6 +47,7 @@ pub(super) fn mount_all<'c>(tree: &mut Tree<'c>, volumes: &mut [DiskVolume<'c>])
     // Units are in /usr, so that comes first.
     let (usr, others) = planned.into_iter().partition(|mount| mount.target == b"/usr");
     planned = others;
+    keep_first(&mut planned);
     mount_usr(tree, volumes, usr);
     apply_units(tree, &mut planned, read_mount_units(tree)?, volumes);
     let typed = find_typed(tree, volumes, &planned);
@@ -61,6 +63,12 @@ pub(super) fn mount_all<'c>(tree: &mut Tree<'c>, volumes: &mut [DiskVolume<'c>])
     find_left_over(tree, volumes);
     tree.find_unclean();
     Ok(())
+}
+
+/// Removes all but the first line of a mount point, as systemd does.
+fn keep_first(planned: &mut Vec<PlannedMount>) {
+    let mut seen = HashSet::new();
+    planned.retain(|mount| seen.insert(mount.target.clone()));
 }
 
 impl From<fstab::FstabEntry> for PlannedMount {

@@ -16,7 +16,7 @@ const ADMINISTRATORS: &str = FOLDERS[0];
 /// The longest unit that is read, bytes.
 const MAX_UNIT: u64 = 64 << 10;
 /// The most units that are read.
-const MAX_UNITS: usize = 1024;
+const MAX_UNITS: usize = 256;
 
 /// A `.mount` unit that names a device.
 #[derive(Debug, Clone, PartialEq, Eq)]

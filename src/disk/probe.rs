@@ -6,6 +6,7 @@ use super::bytes::{le16, le32, le64, uuid};
 use super::chain::{Chain, ChainError};
 use super::gap::VolumeKind;
 use super::partition::Partition;
+use super::sparse::is_zero;
 
 /// The last superblock that is looked for, the uberblocks of ZFS, ends here.
 const HEAD: u64 = 256 << 10;
@@ -133,7 +134,7 @@ pub(super) fn probe(disk: &Chain, partition: &Partition) -> Result<ProbedContent
         Some(superblock) => ProbedContent::Known(superblock.read(&head)),
         None if has_extended_magic(&head) => ProbedContent::Known(read_ext4_names(&head)),
         None if has_uberblock(&head) => ProbedContent::Known(ProbedVolume::unnamed(VolumeKind::Zfs)),
-        None if head.iter().all(|byte| *byte == 0) => ProbedContent::Empty,
+        None if is_zero(&head) => ProbedContent::Empty,
         None => ProbedContent::Unknown,
     })
 }
