@@ -6,10 +6,10 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::fs::{self, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,6 +20,7 @@ use super::link::lock;
 use super::sha256::Sha256;
 use super::{Refusal, sys};
 use crate::wire::listing::{self, Kind, Listed, Moment};
+use crate::wire::sparse_blocks::{self, BlockFilter};
 use crate::wire::tree::{Totals, Xattr};
 use crate::wire::{Class, fstab};
 
@@ -122,6 +123,15 @@ struct Walk<'a, W> {
 struct Digest {
     size: u64,
     sha256: Vec<u8>,
+    /// It leaves out blocks of zeroes.
+    is_sparse: bool,
+}
+
+impl Digest {
+    fn into_kind(self) -> Kind {
+        let Self { size, sha256, is_sparse } = self;
+        if is_sparse { Kind::SparseFile { size, sha256 } } else { Kind::File { size, sha256 } }
+    }
 }
 
 /// An entry without its digest.
@@ -205,7 +215,7 @@ impl<W: Write> Walk<'_, W> {
                 if is_shared {
                     self.digests.insert(file(&listed), digest.clone());
                 }
-                listed.kind = Kind::File { size: digest.size, sha256: digest.sha256 };
+                listed.kind = digest.into_kind();
             }
             listing::put(&listed, self.out).map_err(|error| Refusal::io("a file cannot be listed", &error))?;
             self.totals.entries += 1;
@@ -249,10 +259,13 @@ fn digests(jobs: &[(usize, &Path)]) -> Result<Vec<(usize, Digest)>, Refusal> {
 
 fn digest(path: &Path, buffer: &mut [u8]) -> io::Result<Digest> {
     let mut file = OpenOptions::new().read(true).custom_flags(sys::O_NOFOLLOW | sys::O_NONBLOCK).open(path)?;
+    if let Some(digest) = sparse_digest(&file, buffer)? {
+        return Ok(digest);
+    }
     let (mut sha, mut size) = (Sha256::new(), 0);
     loop {
         match file.read(buffer) {
-            Ok(0) => return Ok(Digest { size, sha256: sha.finish().to_vec() }),
+            Ok(0) => return Ok(Digest { size, sha256: sha.finish().to_vec(), is_sparse: false }),
             Ok(n) => {
                 sha.update(&buffer[..n]);
                 size += n as u64;
@@ -261,6 +274,30 @@ fn digest(path: &Path, buffer: &mut [u8]) -> io::Result<Digest> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Returns the digest of a file with more zeroes than are hashed, `None` of any other.
+fn sparse_digest(file: &File, buffer: &mut [u8]) -> io::Result<Option<Digest>> {
+    let size = file.metadata()?.len();
+    if size <= sparse_blocks::LIMIT {
+        return Ok(None);
+    }
+    let mut sha = Sha256::new();
+    let mut filter = BlockFilter::new(|bytes| sha.update(bytes));
+    let mut at = 0;
+    while let Some((start, end)) = sys::next_data(file, at)?.filter(|(start, _)| *start < size) {
+        filter.add_zeroes(start - at);
+        at = start;
+        while at < end.min(size) {
+            let length = usize::try_from(end.min(size) - at).unwrap_or(CHUNK).min(buffer.len());
+            file.read_exact_at(&mut buffer[..length], at)?;
+            filter.add_data(&buffer[..length]);
+            at += length as u64;
+        }
+    }
+    filter.add_zeroes(size - at);
+    let is_sparse = filter.is_sparse();
+    Ok(is_sparse.then(|| Digest { size, sha256: sha.finish().to_vec(), is_sparse }))
 }
 
 /// All of them, whoever they are meant for.

@@ -80,7 +80,7 @@ mod tests {
             uid: 0,
             gid: 0,
             size: 0,
-            sha256: None,
+            digest: None,
             target: None,
             device: None,
             xattrs: Vec::new(),

@@ -88,12 +88,17 @@ fn differing(old: &Record, new: &Record, mtime: bool) -> Vec<String> {
     if mtime && old.mtime != new.mtime {
         names.push("mtime");
     }
-    let plain = |name: &str| match name {
-        "sha256" => "content".to_owned(),
+    let mut names: Vec<String> = names.into_iter().map(plain_name).collect();
+    names.dedup();
+    names
+}
+
+fn plain_name(name: &str) -> String {
+    match name {
+        "sha256" | "sparse_sha256" => "content".to_owned(),
         "to" => "link".to_owned(),
         other => other.to_owned(),
-    };
-    names.into_iter().map(plain).collect()
+    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,8 @@
 //! path=/usr/bin/ping type=file mode=0755 owner=0:0 size=90568 sha256=<...> xattr:security.capability=<hex>
 //! ```
 //!
+//! A file with more than 1 GiB of zeroes has `sparse_sha256=` instead of `sha256=` ([`crate::wire::sparse_blocks`]).
+//!
 //! `type` is file, dir, link, char, block, fifo or socket. In paths, link targets and attribute names every byte that is
 //! not a visible ASCII character, and the backslash, is written `\xNN`. Attributes follow in the order of their names,
 //! values in hexadecimal as getxattr(2) gives them.
@@ -67,6 +69,15 @@ pub struct Xattr {
     pub value: Vec<u8>,
 }
 
+/// The digest of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileDigest {
+    /// The SHA-256 of its content.
+    Content([u8; 32]),
+    /// Of a file with more than 1 GiB of zeroes: the SHA-256 of its other blocks ([`crate::wire::sparse_blocks`]).
+    Sparse([u8; 32]),
+}
+
 /// One name in the tree and what it names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -83,7 +94,7 @@ pub struct Entry {
     /// Bytes of a regular file; 0 for everything else.
     pub size: u64,
     /// Of a regular file's content.
-    pub sha256: Option<[u8; 32]>,
+    pub digest: Option<FileDigest>,
     /// Where a symbolic link points to.
     pub target: Option<Vec<u8>>,
     /// Major and minor number of a device.
@@ -127,9 +138,11 @@ pub fn canonical(entry: &Entry) -> String {
     let (mode, uid, gid) = (entry.mode, entry.uid, entry.gid);
     let mut line =
         format!("path={} type={} mode={mode:04o} owner={uid}:{gid}", escaped(&entry.path), type_name(entry.kind));
-    if let Some(digest) = &entry.sha256 {
-        let _ = write!(line, " size={} sha256={}", entry.size, hex(digest));
-    }
+    let _ = match &entry.digest {
+        Some(FileDigest::Content(digest)) => write!(line, " size={} sha256={}", entry.size, hex(digest)),
+        Some(FileDigest::Sparse(digest)) => write!(line, " size={} sparse_sha256={}", entry.size, hex(digest)),
+        None => Ok(()),
+    };
     if let Some(target) = &entry.target {
         let _ = write!(line, " to={}", escaped(target));
     }
@@ -189,7 +202,7 @@ mod tests {
             uid: 0,
             gid: 70_000,
             size: 1,
-            sha256: Some([0xab; 32]),
+            digest: Some(FileDigest::Content([0xab; 32])),
             target: None,
             device: None,
             xattrs: vec![Xattr { name: b"user.x=".to_vec(), value: vec![1, 0xff] }],

@@ -229,6 +229,7 @@ impl Iterator for Listing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::entry::FileDigest;
     use crate::disk::entry::{FileKind, Time, Xattr};
     use proptest::prelude::*;
     use std::io::Seek;
@@ -241,7 +242,7 @@ mod tests {
             uid: 1,
             gid: 2,
             size: 3,
-            sha256: target.is_none().then_some([7; 32]),
+            digest: target.is_none().then_some(FileDigest::Content([7; 32])),
             target,
             device: None,
             xattrs: vec![Xattr { name: xattr.clone(), value: xattr }],

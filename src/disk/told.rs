@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{BufReader, Seek};
 use std::ops::ControlFlow;
 
-use super::entry::{Entry, FileKind, Time, Xattr};
+use super::entry::{Entry, FileDigest, FileKind, Time, Xattr};
 use super::listing::order;
 use super::tree::{MAX_ENTRIES, TreeError};
 use crate::wire::listing::{Kind, Listed, Moment, get};
@@ -80,10 +80,16 @@ fn impossible(what: &'static str) -> TreeError {
 
 fn entry(listed: Listed) -> Entry {
     let time = |Moment { seconds, nanoseconds }: Moment| Time { seconds, nanoseconds };
-    let (mut size, mut sha256, mut target, mut device) = (0, None, None, None);
+    let (mut size, mut digest, mut target, mut device) = (0, None, None, None);
     let kind = match listed.kind {
-        Kind::File { size: bytes, sha256: digest } => {
-            (size, sha256) = (bytes, digest.try_into().ok());
+        Kind::File { size: bytes, sha256 } => {
+            size = bytes;
+            digest = sha256.try_into().ok().map(FileDigest::Content);
+            FileKind::File
+        }
+        Kind::SparseFile { size: bytes, sha256 } => {
+            size = bytes;
+            digest = sha256.try_into().ok().map(FileDigest::Sparse);
             FileKind::File
         }
         Kind::Dir {} => FileKind::Directory,
@@ -109,7 +115,7 @@ fn entry(listed: Listed) -> Entry {
         uid: listed.uid,
         gid: listed.gid,
         size,
-        sha256,
+        digest,
         target,
         device,
         xattrs: listed.xattrs.into_iter().map(|xattr| Xattr { name: xattr.name, value: xattr.value }).collect(),
@@ -154,7 +160,7 @@ mod tests {
         }
         let mut found = Vec::new();
         Told::new(file, entries).walk(&mut |entry| {
-            assert_eq!(entry.sha256.is_some(), entry.kind == FileKind::File);
+            assert_eq!(entry.digest.is_some(), entry.kind == FileKind::File);
             found.push(String::from_utf8(entry.path.clone()).unwrap());
             ControlFlow::Continue(())
         })?;

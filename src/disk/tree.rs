@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::chain::{Chain, ChainError};
 use super::digest::hash_zeroes;
-use super::entry::{Chunk, ContentDigest, Entry, FileKind};
+use super::entry::{Chunk, ContentDigest, Entry, FileDigest, FileKind};
 use super::gap::{PartitionContent, TreeGap, TreeMount};
 use super::inventory::{VolumeAccess, take_inventory};
 use super::mount::mount_all;
@@ -19,11 +19,12 @@ use super::partition::Partition;
 use super::root::choose_root;
 use super::volume::{Node, Volume, VolumeError};
 use crate::error::{self, Fault};
+use crate::wire::sparse_blocks::{self, BlockFilter};
 
 /// Ten times what the largest distributions install.
 pub(super) const MAX_ENTRIES: u64 = 20_000_000;
-/// All content read in one walk, as a multiple of the file systems' size. Holes count: a few bytes can claim terabytes
-/// of them, and hashing those would keep us busy for hours.
+/// All content hashed in one walk, as a multiple of the file systems' size. The holes of files that are not sparse
+/// ([`crate::wire::sparse_blocks`]) count: hashing those of many files would keep us busy for hours.
 const MAX_CONTENT: u64 = 64;
 /// Longest path we follow; the kernel takes 4096 bytes in one call, but trees can be deeper.
 const MAX_PATH: usize = 64 << 10;
@@ -369,7 +370,7 @@ struct Walk {
     /// Directories entered: none may come again.
     directories: HashSet<Place>,
     /// Of files with several names, so that each is hashed once.
-    digests: HashMap<Place, [u8; 32]>,
+    digests: HashMap<Place, FileDigest>,
 }
 
 impl Walk {
@@ -383,15 +384,26 @@ impl Walk {
     fn entry(&mut self, path: Vec<u8>, place: Place, node: &Node<'_>) -> Result<Entry, TreeError> {
         let mut entry = node.entry(path, place.0)?;
         if entry.kind == FileKind::File {
-            entry.sha256 = Some(self.digest(place, node)?);
+            entry.digest = Some(self.digest(place, node)?);
         }
         Ok(entry)
     }
 
-    fn digest(&mut self, place: Place, file: &Node<'_>) -> Result<[u8; 32], TreeError> {
+    fn digest(&mut self, place: Place, file: &Node<'_>) -> Result<FileDigest, TreeError> {
         if let Some(digest) = self.digests.get(&place) {
             return Ok(*digest);
         }
+        let digest = match self.sparse_digest(file)? {
+            Some(digest) => FileDigest::Sparse(digest),
+            None => FileDigest::Content(self.content_digest(file)?),
+        };
+        if file.is_shared() {
+            self.digests.insert(place, digest);
+        }
+        Ok(digest)
+    }
+
+    fn content_digest(&mut self, file: &Node<'_>) -> Result<[u8; 32], TreeError> {
         self.budget = self.budget.checked_sub(file.size()).ok_or(TreeError::TooMuch("larger files"))?;
         let mut sha = Sha256::new();
         let _ = file.read_chunks(&mut |chunk| {
@@ -401,10 +413,33 @@ impl Walk {
             }
             ControlFlow::Continue(())
         })?;
-        let digest = sha.finalize().into();
-        if file.is_shared() {
-            self.digests.insert(place, digest);
+        Ok(sha.finalize().into())
+    }
+
+    /// Returns the digest of a file with more zeroes than are hashed, `None` of any other.
+    fn sparse_digest(&mut self, file: &Node<'_>) -> Result<Option<[u8; 32]>, TreeError> {
+        if file.size() <= sparse_blocks::LIMIT {
+            return Ok(None);
         }
-        Ok(digest)
+        let mut sha = Sha256::new();
+        let mut filter = BlockFilter::new(|bytes| sha.update(bytes));
+        let budget = &mut self.budget;
+        let read = file.read_chunks(&mut |chunk| match chunk {
+            Chunk::Zeroes(count) => {
+                filter.add_zeroes(count);
+                ControlFlow::Continue(())
+            }
+            Chunk::Data(bytes) => {
+                filter.add_data(bytes);
+                let left = budget.checked_sub(bytes.len() as u64);
+                *budget = left.unwrap_or(0);
+                if left.is_some() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            }
+        })?;
+        if read.is_break() {
+            return Err(TreeError::TooMuch("larger files"));
+        }
+        let is_sparse = filter.is_sparse();
+        Ok(is_sparse.then(|| sha.finalize().into()))
     }
 }

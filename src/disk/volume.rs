@@ -193,7 +193,7 @@ impl Node<'_> {
             uid: 0,
             gid: 0,
             size: if kind == FileKind::File { self.size() } else { 0 },
-            sha256: None,
+            digest: None,
             target: self.link_target()?,
             device: None,
             xattrs: Vec::new(),

@@ -63,6 +63,13 @@ coded_enum! {
         6 Fifo {}
         /// A socket.
         7 Socket {}
+        /// A regular file with more zeroes than are hashed ([`super::sparse_blocks`]).
+        8 SparseFile {
+            /// Its length, bytes.
+            size: u64,
+            /// The SHA-256 of the blocks that are not zero, 32 bytes.
+            sha256: Vec<u8>,
+        }
     }
 }
 
@@ -145,7 +152,9 @@ fn check(listed: &Listed) -> Result<(), Malformed> {
         return Err(Malformed::Range("extended attributes"));
     }
     match &listed.kind {
-        Kind::File { sha256, .. } if sha256.len() != 32 => Err(Malformed::Range("digest")),
+        Kind::File { sha256, .. } | Kind::SparseFile { sha256, .. } if sha256.len() != 32 => {
+            Err(Malformed::Range("digest"))
+        }
         Kind::Symlink { target } if target.is_empty() || target.len() > MAX_PATH || target.contains(&0) => {
             Err(Malformed::Range("symbolic link"))
         }
@@ -179,6 +188,7 @@ mod tests {
     fn what_is_put_is_got() {
         let kinds = [
             Kind::File { size: 1 << 40, sha256: vec![7; 32] },
+            Kind::SparseFile { size: 1 << 40, sha256: vec![7; 32] },
             Kind::Dir {},
             Kind::Symlink { target: b"../\xff".to_vec() },
             Kind::CharDevice { major: 1, minor: 3 },

@@ -17,6 +17,7 @@ pub mod code;
 pub mod fstab;
 pub mod listing;
 pub mod message;
+pub mod sparse_blocks;
 pub mod tree;
 
 use code::{Code, Fields, Malformed};

@@ -21,7 +21,7 @@ use kiln::digest::{hex, sha256_file};
 use kiln::disk::chain::{Chain, Layer};
 use kiln::disk::compress::{Twin, compress};
 use kiln::disk::digest::{DigestError, disk_sha256};
-use kiln::disk::entry::{ContentDigest, Entry, FileKind, canonical};
+use kiln::disk::entry::{ContentDigest, Entry, FileDigest, FileKind, canonical};
 use kiln::disk::fat::{Fat, FatError, Node};
 use kiln::disk::inspect::{BaseError, BaseFacts, BaseImage, Refusal};
 use kiln::disk::packages::{Package, PackageDatabase, PackageType, has_rpm_database, read_databases};
@@ -973,7 +973,8 @@ fn fat_walk(fat: &Fat, folder: &Node, path: &str, lines: &mut Vec<String>) {
             uid: 0,
             gid: 0,
             size: node.size,
-            sha256: is_file.then(|| sha2::Sha256::digest(fat.read(&node, 1 << 20).unwrap()).into()),
+            digest: is_file
+                .then(|| FileDigest::Content(sha2::Sha256::digest(fat.read(&node, 1 << 20).unwrap()).into())),
             target: None,
             device: None,
             xattrs: Vec::new(),
