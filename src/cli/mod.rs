@@ -118,7 +118,7 @@ fn in_runtime<T, F>(verb: impl FnOnce(CancellationToken) -> F) -> Result<T, Fail
 where
     F: Future<Output = Result<T, Failure>>,
 {
-    ask_for_descriptors()?;
+    raise_descriptor_limit()?;
     crate::signal::ignore_file_size();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Unfit::Runtime)?;
     let local = tokio::task::LocalSet::new();
@@ -131,18 +131,18 @@ where
     result
 }
 
-/// A build holds every layer of its guest's disk open, some of them twice; and what is short of descriptors fails in
-/// places where that was never thought of.
-fn ask_for_descriptors() -> Result<(), Unfit> {
+/// Raises the limit on open files as far as the host lets it, within reason. A build holds every layer of its guest's disk
+/// open, some of them several times.
+fn raise_descriptor_limit() -> Result<(), Unfit> {
     const LEAST: u64 = 128;
+    /// Some programs, started with a limit of a thousand million, close every number below it.
+    const MOST: u64 = 1 << 16;
     let (now, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|errno| Unfit::Runtime(errno.into()))?;
     if most < LEAST {
         return Err(Unfit::Descriptors { most, least: LEAST });
     }
-    if now < LEAST {
-        setrlimit(Resource::RLIMIT_NOFILE, LEAST, most).map_err(|errno| Unfit::Runtime(errno.into()))?;
-    }
-    Ok(())
+    let wanted = most.min(MOST).max(now);
+    setrlimit(Resource::RLIMIT_NOFILE, wanted, most).map_err(|errno| Unfit::Runtime(errno.into()))
 }
 
 /// The host does not give what any command needs.

@@ -175,8 +175,7 @@ fn channels(args: &mut Args) {
 fn disks(args: &mut Args, backing: &Backing) {
     // no-flush: the overlay is scratch until the guest has powered off, and is worthless if the host dies before that.
     let mut node = overlay_node(TOP, OVERLAY);
-    node["backing"] =
-        backing.0.iter().rev().fold(Value::Null, |below, (file, format)| backing_node(file, *format, below));
+    node["backing"] = backing_nodes(args, backing);
     args.blockdev(&node);
     args.option("-device", "virtio-blk-pci,drive=disk,serial=kiln-disk,bootindex=0,werror=stop,rerror=stop");
     // The seed comes last: cloud-init tries labelled devices in reverse order, so that ours wins over one that the base
@@ -197,9 +196,22 @@ pub fn overlay_node(name: &str, file: &str) -> Value {
     })
 }
 
-/// No node names: QEMU makes its own, and nobody asks for these.
-fn backing_node(file: &Path, format: DiskFormat, below: Value) -> Value {
-    let mut node = json!({ "driver": format.driver(), "read-only": true, "file": file_node(file, true) });
+/// Adds a node for each backing file, the lowest first, and returns the reference to the topmost. One argument holds at
+/// most 128 KiB (execve(2)), so the chain is not written as one nested node.
+fn backing_nodes(args: &mut Args, backing: &Backing) -> Value {
+    let mut below = Value::Null;
+    for (number, (file, format)) in backing.0.iter().rev().enumerate() {
+        let name = format!("backing{number}");
+        args.blockdev(&backing_node(&name, file, *format, below));
+        below = name.into();
+    }
+    below
+}
+
+fn backing_node(name: &str, file: &Path, format: DiskFormat, below: Value) -> Value {
+    let mut node = json!({
+        "node-name": name, "driver": format.driver(), "read-only": true, "file": file_node(file, true),
+    });
     if format == DiskFormat::Qcow2 {
         // Inspection has refused a base with a backing file; for the last one this says so to QEMU as well.
         node["backing"] = below;
