@@ -145,7 +145,7 @@ fn machine(plan: &Plan) -> manifest::Machine {
         cpus: machine.cpus,
         memory: machine.memory.bytes(),
         firmware: machine.firmware.name().to_owned(),
-        firmware_sha256: None,
+        firmware_sha256: plan.firmware.as_ref().map(|firmware| firmware.code.clone()),
         network: if machine.network == Network::User { "user" } else { "none" }.to_owned(),
         private_network: plan.spec.network.private.iter().map(ToString::to_string).collect(),
     }

@@ -16,9 +16,10 @@ use crate::event::{Events, Level};
 use crate::guest;
 use crate::machine::host;
 use crate::memo::{Digested, Memo};
-use crate::plan::{BaseFacts, Facts, InputFacts, Plan};
-use crate::spec::Spec;
+use crate::plan::host::Host;
+use crate::plan::{BaseFacts, Facts, FirmwareDigests, InputFacts, Plan};
 use crate::spec::giveaways::giveaways;
+use crate::spec::{self, Spec};
 
 use super::base::Located;
 use super::inputs::examine;
@@ -49,6 +50,15 @@ pub enum SurveyError {
         #[source]
         source: io::Error,
     },
+    /// The UEFI firmware cannot be read.
+    #[error("cannot read the UEFI firmware {}", path.display())]
+    UnreadableFirmware {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// `SOURCE_DATE_EPOCH` is not a number.
     #[error("SOURCE_DATE_EPOCH is `{0}`, which is not a number of seconds")]
     BadEpoch(String),
@@ -58,6 +68,7 @@ impl Fault for SurveyError {
     fn kind(&self) -> Kind {
         match self {
             SurveyError::WrongBase { .. } | SurveyError::UnreadableBase { .. } => Kind::Base,
+            SurveyError::UnreadableFirmware { .. } => Kind::Host,
             SurveyError::BadEpoch(_) => Kind::Usage,
         }
     }
@@ -105,8 +116,10 @@ pub async fn plan(
         events.notice(Level::Warning, format!("base image: {warning}"));
     }
     let source_date_epoch = source_date_epoch()?;
+    let host = host?;
     let facts = Facts {
-        host: host?,
+        firmware: examine_firmware(&spec, &host, memo)?,
+        host,
         base,
         inputs,
         agent_build: guest::BUILD.to_owned(),
@@ -164,6 +177,17 @@ fn examine_base(base: &Located, memo: &Memo) -> Result<(BaseFacts, Vec<String>),
         image: base.image.clone(),
     };
     Ok((facts, image.facts.warnings))
+}
+
+/// Hashes the UEFI firmware that a spec's machine starts with.
+fn examine_firmware(spec: &Spec, host: &Host, memo: &Memo) -> Result<Option<FirmwareDigests>, SurveyError> {
+    let Some(uefi) = host.firmware.first().filter(|_| spec.machine.firmware == spec::Firmware::Uefi) else {
+        return Ok(None);
+    };
+    let digest = |path: &Path| {
+        base_sha256(path, memo).map_err(|source| SurveyError::UnreadableFirmware { path: path.to_owned(), source })
+    };
+    Ok(Some(FirmwareDigests { code: digest(&uefi.code)?, vars: digest(&uefi.vars_template)? }))
 }
 
 /// Digest of a base's file, hex.

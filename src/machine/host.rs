@@ -15,10 +15,12 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{AccessFlags, Pid, access};
+use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::task::spawn_blocking;
 
+use crate::digest::hex;
 use crate::error::{Fault, Kind};
 use crate::machine::{accel, firmware};
 use crate::plan::host::{Host, Kernel, KvmVerdict, Qemu, QemuVersion};
@@ -144,6 +146,7 @@ pub async fn survey() -> Result<Host, HostError> {
     Ok(Host {
         cpus: cpus(),
         cpu_model: cpu_model(),
+        processor: processor(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
         memory: memory()?.total,
         firmware: firmware::find(&qemu.machine_type),
         qemu,
@@ -289,6 +292,42 @@ pub fn cpus() -> usize {
 fn cpu_model() -> String {
     let model = fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| field(&text, "model name").map(str::to_owned));
     model.unwrap_or_else(|| "unknown".to_owned())
+}
+
+/// Flags of cpuinfo that name instruction sets a compiler uses, besides those that begin with [`VECTOR_SETS`]. The others
+/// come and go with the microcode, the kernel and its command line.
+const INSTRUCTION_SETS: [&str; 21] = [
+    "abm",
+    "adx",
+    "aes",
+    "bmi1",
+    "bmi2",
+    "clzero",
+    "cx16",
+    "f16c",
+    "fma",
+    "fma4",
+    "gfni",
+    "lahf_lm",
+    "movbe",
+    "pclmulqdq",
+    "pni",
+    "popcnt",
+    "sha_ni",
+    "ssse3",
+    "tbm",
+    "vaes",
+    "vpclmulqdq",
+];
+const VECTOR_SETS: [&str; 3] = ["amx_", "avx", "sse"];
+
+/// Returns a digest of the first processor in a proc(5) `cpuinfo`; see [`Host::processor`].
+fn processor(cpuinfo: &str) -> String {
+    let mut flags: Vec<_> = field(cpuinfo, "flags").unwrap_or_default().split_whitespace().collect();
+    flags.retain(|flag| INSTRUCTION_SETS.contains(flag) || VECTOR_SETS.iter().any(|set| flag.starts_with(set)));
+    flags.sort_unstable();
+    let model = ["vendor_id", "cpu family", "model"].map(|name| field(cpuinfo, name).unwrap_or_default());
+    hex(&Sha256::digest(model.into_iter().chain(flags).collect::<Vec<_>>().join("\n")))
 }
 
 /// Memory of the host.
@@ -447,6 +486,18 @@ mod tests {
         let error = program("qemu-system-nothing").expect_err("no such program");
         assert_eq!(error.to_string(), "`qemu-system-nothing` is not installed");
         assert_eq!(error.hints(), [format!("run `{INSTALL_QEMU}`")]);
+    }
+
+    #[test]
+    fn a_processor_is_the_same_after_an_update_of_its_microcode_and_another_with_other_instructions() {
+        let before = "processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 85\n\
+                      model name\t: Xeon @ 2.50GHz\nmicrocode\t: 0x1\ncpu MHz\t\t: 2500.1\n\
+                      flags\t\t: fpu sse sse2 hle rtm avx avx2 avx512f aes\n\nprocessor\t: 1\n";
+        let after = before.replace("0x1", "0x2").replace("2500.1", "800").replace("hle rtm", "md_clear pti");
+        assert_eq!(processor(before), processor(&after));
+        for (from, to) in [(": 85", ": 86"), (" avx512f", ""), (": 6\n", ": 7\n"), ("GenuineIntel", "AuthenticAMD")] {
+            assert_ne!(processor(before), processor(&before.replace(from, to)), "{from}");
+        }
     }
 
     #[test]

@@ -15,6 +15,9 @@ pub struct Host {
     pub cpus: usize,
     /// The processor's model name, `unknown` where the kernel does not tell.
     pub cpu_model: String,
+    /// Digest of what programs can do with this processor: its vendor, family, model and instruction sets. It stays the same
+    /// across reboots and updates of the kernel and the microcode.
+    pub processor: String,
     /// All memory of the host, or what its cgroup may use where that is less.
     pub memory: ByteSize,
     /// The QEMU to use.

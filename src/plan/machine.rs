@@ -50,6 +50,15 @@ pub enum PrivateNetworkAccess {
     All,
 }
 
+impl Machine {
+    /// Has the machine begin with these UEFI variables rather than with those that come with the firmware.
+    pub(crate) fn start_with_uefi_vars(&mut self, vars: PathBuf) {
+        if let Firmware::Uefi(uefi) = &mut self.firmware {
+            uefi.vars_template = vars;
+        }
+    }
+}
+
 /// What executes the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]

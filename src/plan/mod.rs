@@ -104,6 +104,15 @@ pub struct InputFacts {
     pub entries: u64,
 }
 
+/// Digests of the files of a UEFI firmware, hex.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FirmwareDigests {
+    /// The code.
+    pub code: String,
+    /// The variables that a machine begins with.
+    pub vars: String,
+}
+
 /// Everything a plan depends on besides the spec.
 #[derive(Debug, Clone)]
 pub struct Facts {
@@ -111,6 +120,8 @@ pub struct Facts {
     pub host: Host,
     /// The base image.
     pub base: BaseFacts,
+    /// The UEFI firmware, where the spec asks for it and the host has it.
+    pub firmware: Option<FirmwareDigests>,
     /// Inputs by the index of their step.
     pub inputs: BTreeMap<usize, InputFacts>,
     /// Identifies the agent's protocol and behaviour.
@@ -199,6 +210,8 @@ pub struct Plan {
     pub spec: Spec,
     /// The machine to build in.
     pub machine: Machine,
+    /// The machine's UEFI firmware.
+    pub firmware: Option<FirmwareDigests>,
     /// The base image.
     pub base: BaseFacts,
     /// Stands for the guest's disk before the first step.
@@ -234,6 +247,7 @@ impl Plan {
         Ok(Self {
             spec,
             machine,
+            firmware: facts.firmware.clone(),
             base,
             base_key,
             base_parts: trace::parts(&base_content),
@@ -343,7 +357,7 @@ fn choose_firmware(wanted: spec::Firmware, facts: &Facts) -> Result<Firmware, Pl
     }
 }
 
-/// The guest before the first step. The accelerator is left out: it changes how fast a guest runs, not what it does.
+/// The guest before the first step: its disk, and all of its machine that a step can see.
 fn base_content(spec: &Spec, facts: &Facts, machine: &Machine) -> serde_json::Value {
     let network = match spec.machine.network {
         Network::None => json!(false),
@@ -353,8 +367,10 @@ fn base_content(spec: &Spec, facts: &Facts, machine: &Machine) -> serde_json::Va
         "agent": facts.agent_build,
         "base": { "sha256": facts.base.sha256, "format": format_name(facts.base.format) },
         "machine": {
-            "cpus": spec.machine.cpus, "memory": spec.machine.memory, "disk": spec.machine.disk,
+            "cpus": machine.cpus, "memory": spec.machine.memory, "disk": spec.machine.disk,
             "firmware": machine.firmware.name(), "network": network,
+            "type": machine.machine_type, "processor": processor(facts, machine.accelerator),
+            "uefi": facts.firmware.as_ref().map(|firmware| json!([firmware.code, firmware.vars])),
         },
         "source_date_epoch": facts.source_date_epoch,
     });
@@ -362,6 +378,17 @@ fn base_content(spec: &Spec, facts: &Facts, machine: &Machine) -> serde_json::Va
         content["network"] = json!({ "private": spec.network.private });
     }
     content
+}
+
+/// Names the processor that the guest sees. Programs are compiled for it (`-march=native`) and choose code by it.
+fn processor(facts: &Facts, accelerator: Accelerator) -> String {
+    let model = accelerator.cpu_model();
+    match accelerator {
+        // The host's own.
+        Accelerator::Kvm => format!("{model} {}", facts.host.processor),
+        // All that this QEMU can emulate, whatever the host has; the machine type stands for the QEMU.
+        Accelerator::Tcg => model.to_owned(),
+    }
 }
 
 fn plan_steps(spec: &Spec, facts: &Facts, base: Key) -> Vec<PlannedStep> {
@@ -407,6 +434,14 @@ pub fn scaled(duration: Duration, accelerator: Accelerator) -> Duration {
 #[must_use]
 pub fn with_grace(timeout: Duration) -> Duration {
     timeout.saturating_add(Duration::from_secs(30))
+}
+
+/// Returns whether a step reads secrets. They stay in the memory of the machine.
+pub(crate) fn reads_secret(action: &Action) -> bool {
+    match action {
+        Action::Run { context, .. } | Action::Script { context, .. } => !context.secrets.is_empty(),
+        _ => false,
+    }
 }
 
 /// The host path a step takes its input from.

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::Plan;
+use super::{Plan, reads_secret};
 use crate::digest::hex;
+use crate::spec::Action;
 
 /// Digests by the path of the part, as in `do.context.env.SITE`.
 pub type Parts = BTreeMap<String, String>;
@@ -40,6 +41,8 @@ pub enum Reason {
     Uncached,
     /// It is as it was, but there is no layer of it.
     NoLayer,
+    /// It is as it was, but the step of this number, from 1, reads a secret, and there was no reboot since.
+    AfterSecret(usize),
     /// Nothing is known of an earlier build.
     NeverBuilt,
 }
@@ -53,6 +56,9 @@ impl std::fmt::Display for Reason {
             Reason::After(step) => write!(f, "comes after step {step}"),
             Reason::Uncached => write!(f, "`cache = false`"),
             Reason::NoLayer => write!(f, "not in the cache"),
+            Reason::AfterSecret(step) => {
+                write!(f, "nothing is kept after step {step}, which reads a secret, until a `reboot` step")
+            }
             Reason::NeverBuilt => write!(f, "not built before"),
         }
     }
@@ -100,18 +106,24 @@ impl Trace {
     #[must_use]
     pub fn reasons(&self, plan: &Plan, cached: usize, last: Option<&Trace>) -> Vec<Option<Reason>> {
         let mut uncached = false;
+        let mut secret = None;
         // The first thing that is another: everything after it runs for that reason.
         let mut first = last.is_some_and(|last| self.base != last.base).then_some(0);
         let steps = self.steps.iter().zip(&plan.steps).enumerate();
         let reasons = steps.map(|(index, (step, planned))| {
             uncached |= !planned.step.cache;
+            match &planned.step.action {
+                Action::Reboot => secret = None,
+                action if reads_secret(action) => secret = Some(index + 1),
+                _ => {}
+            }
             let own = last.and_then(|last| step.change(index, last));
             let reason = match (last, own, first) {
                 _ if uncached && !planned.step.cache => Reason::Uncached,
                 (None, ..) => Reason::NeverBuilt,
                 (_, Some(own), _) => own,
                 (.., Some(before)) => Reason::After(before),
-                _ => Reason::NoLayer,
+                _ => secret.map_or(Reason::NoLayer, Reason::AfterSecret),
             };
             let moves = matches!(reason, Reason::Changed(_) | Reason::New | Reason::Uncached);
             first = first.or(moves.then_some(index + 1));
@@ -166,6 +178,9 @@ fn in_words(part: &str) -> String {
         ("vars", name) => format!("variable `{name}`"),
         ("env", name) => format!("`env.{name}`"),
         ("base", _) => "the base image".into(),
+        ("machine", "processor") => "the processor".into(),
+        ("machine", "type") => "QEMU's machine type".into(),
+        ("machine", "uefi") => "the UEFI firmware".into(),
         ("agent", _) => "kiln itself".into(),
         ("source_date_epoch", _) => "SOURCE_DATE_EPOCH".into(),
         _ => format!("`{inside}`"),

@@ -138,7 +138,7 @@ pub struct Machine {
     pub memory: u64,
     /// `bios` or `uefi`.
     pub firmware: String,
-    /// SHA-256 of the firmware file, where there is one.
+    /// SHA-256 of the UEFI firmware's code; nothing for `bios`, whose firmware is a part of QEMU.
     #[serde(default)]
     pub firmware_sha256: Option<String>,
     /// `none` or `user`.

@@ -184,6 +184,7 @@ fn facts(micro: u32) -> Facts {
     let host = Host {
         cpus: 2,
         cpu_model: "unknown".into(),
+        processor: "p".into(),
         memory: crate::size::ByteSize(4 << 30),
         qemu,
         kvm: KvmVerdict::NoDevice,
@@ -201,6 +202,7 @@ fn facts(micro: u32) -> Facts {
             pinned: false,
             image: None,
         },
+        firmware: None,
         inputs: std::collections::BTreeMap::new(),
         agent_build: "a".into(),
         seal_build: "s".into(),
