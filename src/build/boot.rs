@@ -180,9 +180,13 @@ pub(crate) fn write_seed(site: Site<'_>, boot: seed::Boot) -> Result<(), Failure
     Ok(())
 }
 
-/// Boots the plan's machine from its overlay.
+/// Boots the plan's machine from its overlay, with the UEFI variables of the layer below.
 pub(crate) async fn boot(build: &Build<'_>, stack: Option<&Stack>) -> Result<Guest, Failure> {
-    let guest = start(build.site(), &backing(build.plan, stack)).await?;
+    let mut machine = build.plan.machine.clone();
+    if let Some(vars) = stack.and_then(|stack| stack.top().uefi_vars()) {
+        machine.start_with_uefi_vars(vars);
+    }
+    let guest = start(Site { machine: &machine, ..build.site() }, &backing(build.plan, stack)).await?;
     if build.plan.grows() && stack.is_none() {
         return check_growth(build, guest).await;
     }

@@ -1,12 +1,13 @@
-//! Where a build begins, and what it keeps for the next one.
+//! What a build keeps for the next one, and where the next one begins.
 //!
-//! A build looks for the steps that were done before, from the last one back, and begins with the layer from which the
-//! end is reached soonest: the memory of a checkpoint, with the steps after it done again, or a boot from a frozen disk.
-//! Every layer fits by its key, so this is a question of time alone.
+//! A layer holds the disk, and most often the memory, of the guest at one moment. Layers are made after a boot, after the
+//! last step that is cached and the one before it (the step people work on is the last one), and wherever the steps since
+//! the last layer took longer than one is worth. The steps in between leave none: their changes are in the next layer.
+//! So a chain of layers grows with the time that the steps take, not with their number.
 //!
-//! After each step the disk is frozen. Memory goes with it after a boot, after the last step that is cached and the one
-//! before it (the step people work on is the last one), and wherever the steps since the last checkpoint took longer than
-//! a checkpoint is worth. There is none once a step has seen a secret: memory keeps what a program forgot to wipe.
+//! Memory is never kept once a step has seen a secret: it holds what a program forgot to wipe. What a guest has in memory
+//! alone (`/run`, processes, kernel settings) is then lost, so a build goes on from a disk without memory only where the
+//! guest was rebooted anyway: after a `reboot` step. See [`resume`].
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,24 +19,34 @@ use tokio::task::spawn_blocking;
 use crate::disk::qcow2::create_overlay;
 use crate::error::Failure;
 use crate::event::{Events, Level};
-use crate::guest::{GuestError, Hello};
+use crate::guest::GuestError;
 use crate::layer::evict::evict;
-use crate::layer::{Cache, Claim, Draft, Made, Name, Recorded, Stack, Unusable};
-use crate::machine::argv::OVERLAY;
-use crate::machine::checkpoint::{RamFormat, fingerprint};
+use crate::layer::{Cache, Claim, CoveredStep, Draft, Made, Name, Recorded, Stack, Unusable};
+use crate::machine::MachineError;
+use crate::machine::argv::{OVERLAY, UEFI_VARS};
+use crate::machine::checkpoint::fingerprint;
 use crate::plan::key::Key;
-use crate::plan::{Plan, PlannedStep};
+use crate::plan::machine::Firmware;
+use crate::plan::{Plan, reads_secret};
 use crate::process;
 use crate::spec::{Action, DiskFormat};
 
+use super::Build;
 use super::boot::Guest;
 use super::provision::Done;
-use super::{Build, ScratchError};
+
+mod resume;
+mod room;
+
+pub(crate) use resume::Begin;
+pub use resume::cached_steps;
+use room::CheckpointRoom;
 
 /// What a checkpoint takes before one was made.
 const USUAL_COST: Duration = Duration::from_secs(2);
-/// What going on from a checkpoint takes, seconds.
-const RESUME_SECONDS: f64 = 2.0;
+/// A layer is made at the latest when the steps since the last one took this part of all steps so far, so that the
+/// number of layers stays small however long a build is.
+const LARGEST_GAP: u32 = 32;
 /// For small requests to the guest.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The cache may take this much, bytes, or a tenth of its disk if that is less.
@@ -44,37 +55,32 @@ pub const CACHE_LIMIT: u64 = 20 << 30;
 /// A page cache of this many bytes is kept in a checkpoint: what comes next would read most of it again.
 const WARM: u64 = 256 << 20;
 
-/// Where a build begins.
-pub(crate) enum Begin {
-    /// With the base image.
-    Base,
-    /// With the frozen disk of a layer, booted.
-    Disk(Stack),
-    /// With a layer's memory.
-    Memory(Stack, RamFormat, Hello),
+/// What a layer is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LayerKind {
+    /// The disk alone.
+    Disk,
+    /// Disk and memory.
+    Memory,
 }
 
-impl Begin {
-    /// What the overlay lies on besides the base image.
-    pub(crate) fn stack(&self) -> Option<&Stack> {
-        match self {
-            Begin::Base => None,
-            Begin::Disk(stack) | Begin::Memory(stack, ..) => Some(stack),
-        }
+/// A step that is done, with what it has fetched.
+struct FinishedStep {
+    covered: CoveredStep,
+    /// Where each of the fetched files lies now.
+    files: Vec<PathBuf>,
+}
+
+impl FinishedStep {
+    fn new(key: Key, done: &Done, folder: &Path) -> Self {
+        let fetched = done.fetched.clone();
+        let files = fetched.iter().map(|file| folder.join(file)).collect();
+        Self { covered: CoveredStep { key: key.to_string(), during: done.during, fetched }, files }
     }
-}
 
-/// A layer a build could begin with.
-struct Way {
-    /// Until the build is where the deepest layer would put it.
-    seconds: f64,
-    /// Its place among the keys.
-    at: usize,
-    stack: Stack,
-    /// Go on from its memory, rather than boot its disk.
-    memory: bool,
-    /// No layer is deeper, so without memory its disk is the one to boot.
-    worth_booting: bool,
+    fn fetched(&self) -> impl Iterator<Item = (PathBuf, PathBuf)> {
+        self.files.iter().cloned().zip(self.covered.fetched.iter().cloned())
+    }
 }
 
 /// What one build takes from the cache and gives to it.
@@ -90,9 +96,16 @@ pub(crate) struct Layers<'a> {
     /// The overlay that takes the writes.
     top: PathBuf,
     parent: Option<Name>,
-    since_memory: Duration,
+    /// Checkpoints that turned out not to work.
+    refused: Vec<Name>,
+    /// Steps since the last layer.
+    uncovered: Vec<FinishedStep>,
+    since_layer: Duration,
+    /// What all steps of this build took so far.
+    spent: Duration,
     cost: Duration,
     memory: bool,
+    room: CheckpointRoom,
     commits: Vec<JoinHandle<io::Result<()>>>,
     claim: Option<Claim>,
 }
@@ -109,9 +122,13 @@ impl<'a> Layers<'a> {
             frozen: Vec::new(),
             top: work.join(OVERLAY),
             parent: None,
-            since_memory: Duration::ZERO,
+            refused: Vec::new(),
+            uncovered: Vec::new(),
+            since_layer: Duration::ZERO,
+            spent: Duration::ZERO,
             cost: USUAL_COST,
             memory: true,
+            room: CheckpointRoom::new(plan),
             commits: Vec::new(),
             claim: None,
         }
@@ -127,106 +144,6 @@ impl<'a> Layers<'a> {
     /// The cache, for what else may be kept there.
     pub(crate) fn cache(&self) -> Option<Cache> {
         self.cache.clone()
-    }
-
-    /// Decides where to begin, and how many steps are done by that. Who has to boot first waits for another build that
-    /// boots the same.
-    pub(crate) async fn begin(&mut self) -> Result<(Begin, Vec<Done>), Failure> {
-        let Some(cache) = self.cache.clone() else { return Ok((Begin::Base, Vec::new())) };
-        let (mut begin, mut done) = self.look(&cache);
-        if matches!(begin, Begin::Base) {
-            let (events, key) = (self.events.clone(), self.plan.base_key);
-            let waiting = move || events.notice(Level::Info, "another build boots the same machine; waiting for it");
-            let claimed = spawn_blocking(move || cache.claim(key, waiting));
-            match claimed.await.expect("waiting does not panic") {
-                Ok(claim) => self.claim = Some(claim),
-                Err(error) => self.without_cache(&error),
-            }
-            if let Some(cache) = self.cache.clone() {
-                (begin, done) = self.look(&cache);
-            }
-        }
-        if begin.stack().is_some() {
-            self.claim = None;
-        }
-        Ok((begin, done))
-    }
-
-    fn look(&self, cache: &Cache) -> (Begin, Vec<Done>) {
-        let (mut ways, mut foreign) = self.ways(cache);
-        loop {
-            ways.sort_by(|one, other| other.seconds.total_cmp(&one.seconds));
-            let best = ways.pop();
-            if foreign && !best.as_ref().is_some_and(|way| way.memory) {
-                foreign = false;
-                let why = "the checkpoint is another machine's (QEMU, CPU or firmware changed): booting";
-                self.events.notice(Level::Info, why);
-            }
-            let Some(mut way) = best else { return (Begin::Base, Vec::new()) };
-            if !way.memory {
-                let done = self.done(way.at, &way.stack);
-                return (Begin::Disk(way.stack), done);
-            }
-            match Self::memory_of(cache, &way.stack) {
-                Ok((format, hello)) => {
-                    let done = self.done(way.at, &way.stack);
-                    return (Begin::Memory(way.stack, format, hello), done);
-                }
-                Err(why) => {
-                    self.events.notice(Level::Warning, format!("the checkpoint is not used: {why}"));
-                    if way.worth_booting {
-                        (way.memory, way.seconds) = (false, way.stack.boot_seconds());
-                        ways.push(way);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Every layer the build could begin with, and whether there is memory of another machine.
-    fn ways(&self, cache: &Cache) -> (Vec<Way>, bool) {
-        let mut problem = unusable(&self.events);
-        let (mut ways, mut foreign) = (Vec::new(), false);
-        // What the steps after this layer, which were done before, take to do again; none for the deepest layer.
-        let mut again = None;
-        for (at, key) in Self::keys(self.plan).into_iter().enumerate().rev() {
-            let stacks = cache.find(key, &mut problem);
-            let Some(newest) = stacks.first() else { continue };
-            let took = newest.top().facts.seconds;
-            // Booting the disk of the very first layer takes what a boot of the base does.
-            let mut worth_booting = again.is_none() && at > 0;
-            for stack in stacks {
-                let owner = stack.top().facts.memory.as_ref().map(|memory| memory.machine == self.machine);
-                let memory = owner == Some(true);
-                foreign |= owner == Some(false);
-                if memory || worth_booting {
-                    let seconds = if memory { RESUME_SECONDS + again.unwrap_or(0.0) } else { stack.boot_seconds() };
-                    ways.push(Way { seconds, at, stack, memory, worth_booting });
-                }
-                worth_booting = false;
-            }
-            again = Some(again.unwrap_or(0.0) + took);
-        }
-        (ways, foreign)
-    }
-
-    fn memory_of(cache: &Cache, stack: &Stack) -> Result<(RamFormat, Hello), String> {
-        cache.check_memory(stack.top()).map_err(|why| why.to_string())?;
-        let memory = stack.top().facts.memory.as_ref().ok_or("there is none")?;
-        let format = RamFormat::named(&memory.format).ok_or("its format is unknown")?;
-        let hello = serde_json::from_value(memory.hello.clone()).map_err(|error| error.to_string())?;
-        Ok((format, hello))
-    }
-
-    /// The steps that a layer at this place in the keys stands for.
-    fn done(&self, at: usize, stack: &Stack) -> Vec<Done> {
-        let step = |planned: &PlannedStep| {
-            let key = planned.key.to_string();
-            let layer = stack.layers().find(|layer| layer.facts.name.key == key);
-            let during = layer.and_then(|layer| layer.facts.during);
-            Done { took: Duration::ZERO, fetched: Vec::new(), cached: true, during }
-        };
-        self.plan.steps.iter().take(at).map(step).collect()
     }
 
     /// The build has begun so.
@@ -262,7 +179,8 @@ impl<'a> Layers<'a> {
         };
         let Some(key) = key else { return Ok(()) };
         let boot = Done { took, cached: false, during: None, fetched: Vec::new() };
-        let kept = self.keep(build, guest, key, &boot, true, Vec::new()).await;
+        self.since_layer = took;
+        let kept = self.keep(build, guest, LayerKind::Memory, FinishedStep::new(key, &boot, Path::new(""))).await;
         self.claim = None;
         kept
     }
@@ -276,20 +194,33 @@ impl<'a> Layers<'a> {
         done: &Done,
         fetched: &Path,
     ) -> Result<(), Failure> {
-        self.since_memory += done.took;
+        self.since_layer += done.took;
+        self.spent += done.took;
         let keys = Self::keys(self.plan);
         let Some(key) = keys.get(index + 1).copied() else {
             // Nothing after this step is kept either.
             self.cache = None;
             return Ok(());
         };
-        if sees_secret(&self.plan.steps[index].step.action) {
-            self.memory = false;
+        let action = &self.plan.steps[index].step.action;
+        self.memory &= !reads_secret(action);
+        let step = FinishedStep::new(key, done, fetched);
+        let is_near_the_end = index + 3 >= keys.len();
+        let Some(kind) = self.layer_kind(is_near_the_end, matches!(action, Action::Reboot)) else {
+            self.uncovered.push(step);
+            return Ok(());
+        };
+        self.keep(build, guest, kind, step).await
+    }
+
+    /// Decides whether the guest is worth a layer as it is now.
+    fn layer_kind(&self, is_near_the_end: bool, has_rebooted: bool) -> Option<LayerKind> {
+        let gap = (2 * self.cost).max(self.spent / LARGEST_GAP);
+        if self.memory && (is_near_the_end || self.since_layer > gap) {
+            return Some(LayerKind::Memory);
         }
-        let near_the_end = index + 3 >= keys.len();
-        let memory = self.memory && (near_the_end || self.since_memory > 2 * self.cost);
-        let files = done.fetched.iter().map(|file| (fetched.join(file), file.clone())).collect();
-        self.keep(build, guest, key, done, memory, files).await
+        // Without memory, only what a boot followed in any case is of use to anybody.
+        has_rebooted.then_some(LayerKind::Disk)
     }
 
     /// Freezes what is there now as a layer. What goes wrong with that is said, and ends the keeping, not the build.
@@ -297,17 +228,19 @@ impl<'a> Layers<'a> {
         &mut self,
         build: &Build<'_>,
         guest: &mut Guest,
-        key: Key,
-        done: &Done,
-        memory: bool,
-        fetched: Vec<(PathBuf, PathBuf)>,
+        wanted: LayerKind,
+        step: FinishedStep,
     ) -> Result<(), Failure> {
         let Some(cache) = self.cache.clone() else { return Ok(()) };
         let began = Instant::now();
+        let kind = self.room.check(wanted, build, guest, &self.chain());
         let overlay = format!("overlay-{}.qcow2", self.frozen.len() + 1);
         let next = build.work.join(&overlay);
-        create_overlay(&next, self.plan.disk_size()).map_err(ScratchError::at("an overlay", &next))?;
-        let cached = if memory { WARM } else { u64::MAX };
+        if let Err(error) = create_overlay(&next, self.plan.disk_size()) {
+            self.without_cache(&error);
+            return Ok(());
+        }
+        let cached = if kind == LayerKind::Memory { WARM } else { u64::MAX };
         let late = || GuestError::Overdue(PATIENCE).into();
         build.limits.hold_guest(&guest.machine, PATIENCE, late, guest.session.sync(cached)).await?;
         let draft = match cache.draft() {
@@ -317,13 +250,13 @@ impl<'a> Layers<'a> {
                 return Ok(());
             }
         };
-        let recorded = if memory {
+        let recorded = if kind == LayerKind::Memory {
             match self.checkpoint(build, guest, &overlay, &draft).await? {
                 Some(recorded) => recorded,
                 None => return Ok(()),
             }
         } else {
-            let freeze = async { Ok::<_, Failure>(guest.machine.freeze_disk(&overlay).await) };
+            let freeze = async { Ok::<_, Failure>(self.freeze(guest, &overlay).await) };
             if let Err(error) = build.limits.hold(freeze).await? {
                 self.without_cache(&error);
                 return Ok(());
@@ -331,16 +264,52 @@ impl<'a> Layers<'a> {
             None
         };
         let frozen = std::mem::replace(&mut self.top, next);
-        let linked = draft.take_disk(&frozen);
+        let taken = draft.take_disk(&frozen).and_then(|()| self.take_uefi_vars(build, &draft));
         self.frozen.push(frozen);
-        if let Err(error) = linked {
+        if let Err(error) = taken {
             self.without_cache(&error);
             return Ok(());
         }
-        let name = Name::new(key);
+        let has_memory = recorded.is_some();
+        let made = self.describe(step, recorded);
+        self.commit(build, draft, made);
+        if has_memory {
+            self.cost = began.elapsed();
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        let what = if has_memory { "disk and memory" } else { "disk" };
+        self.events.notice(Level::Debug, format!("layer: {what} kept in {seconds:.2} s"));
+        Ok(())
+    }
+
+    async fn freeze(&self, guest: &mut Guest, overlay: &str) -> Result<(), MachineError> {
+        if let Firmware::Uefi(_) = self.plan.machine.firmware {
+            guest.machine.flush().await?;
+        }
+        guest.machine.freeze_disk(overlay).await
+    }
+
+    fn take_uefi_vars(&self, build: &Build<'_>, draft: &Draft) -> io::Result<()> {
+        match self.plan.machine.firmware {
+            Firmware::Uefi(_) => draft.take_uefi_vars(&build.work.join(UEFI_VARS)),
+            Firmware::Bios => Ok(()),
+        }
+    }
+
+    /// Describes the layer of a step and of those before it that have none. From here on it is what the next one lies on.
+    fn describe(&mut self, step: FinishedStep, memory: Option<Recorded>) -> Made {
+        let before = std::mem::take(&mut self.uncovered);
+        let fetched = before.iter().chain([&step]).flat_map(FinishedStep::fetched).collect();
+        let covers = before.into_iter().map(|step| step.covered).collect();
+        let CoveredStep { key, during, .. } = step.covered;
+        let name = Name::fresh(key);
         let parent = self.parent.replace(name.clone());
-        let (seconds, during) = (done.took.as_secs_f64(), done.during);
-        let made = Made { name, parent, seconds, during, memory: recorded, fetched };
+        let seconds = std::mem::take(&mut self.since_layer).as_secs_f64();
+        Made { name, parent, seconds, during, memory, fetched, covers }
+    }
+
+    /// Makes a draft a layer, on a thread of its own.
+    fn commit(&mut self, build: &Build<'_>, draft: Draft, made: Made) {
         // Who waits for the boot may look when it is there.
         let claim = self.claim.take();
         let searched = build.secrets.searched().cloned();
@@ -352,14 +321,6 @@ impl<'a> Layers<'a> {
             drop(claim);
             committed
         }));
-        if memory {
-            self.cost = began.elapsed();
-            self.since_memory = Duration::ZERO;
-        }
-        let seconds = began.elapsed().as_secs_f64();
-        let what = if memory { "disk and memory" } else { "disk" };
-        self.events.notice(Level::Debug, format!("layer: {what} kept in {seconds:.2} s"));
-        Ok(())
     }
 
     /// `None` where nothing was frozen; `Some(None)` where only the disk was.
@@ -386,8 +347,6 @@ impl<'a> Layers<'a> {
                 Ok(Some(Some(Recorded { format: format.name().to_owned(), machine, hello })))
             }
             Err(error) if guest.machine.frozen() > frozen => {
-                // A half-written file is no layer's.
-                let _ = std::fs::remove_file(draft.ram());
                 self.memory = false;
                 self.events.notice(Level::Info, format!("no checkpoints: {error}"));
                 Ok(Some(None))
@@ -428,9 +387,8 @@ impl<'a> Layers<'a> {
     /// Brings what a cached step has fetched.
     pub(crate) fn fetched(&self, index: usize, to: &Path) -> io::Result<Vec<PathBuf>> {
         let key = self.plan.steps[index].key.to_string();
-        let layer = self.stack.iter().flat_map(Stack::layers).find(|layer| layer.facts.name.key == key);
-        let Some(layer) = layer else { return Ok(Vec::new()) };
-        let files: Vec<_> = layer.facts.fetched.iter().map(|fetched| fetched.file.clone()).collect();
+        let found = self.stack.iter().flat_map(Stack::layers).find_map(|layer| Some((layer, layer.fetched_by(&key)?)));
+        let Some((layer, files)) = found else { return Ok(Vec::new()) };
         for file in &files {
             let target = to.join(file);
             std::fs::create_dir_all(target.parent().unwrap_or(to))?;
@@ -443,22 +401,6 @@ impl<'a> Layers<'a> {
 /// Says of a layer that is there why it is not used.
 pub(super) fn unusable(events: &Events) -> impl FnMut(Unusable) {
     |why| events.notice(Level::Warning, format!("cache: a layer is not used: {why}"))
-}
-
-/// How many of a plan's steps a build would take from the cache; changes nothing.
-#[must_use]
-pub fn cached_steps(plan: &Plan, cache: &Cache, events: &Events) -> usize {
-    let layers = Layers::new(plan, events.clone(), None, Path::new(""));
-    let (_, done) = layers.look(cache);
-    done.len()
-}
-
-/// A step's secrets stay in the memory of the machine.
-fn sees_secret(action: &Action) -> bool {
-    match action {
-        Action::Run { context, .. } | Action::Script { context, .. } => !context.secrets.is_empty(),
-        _ => false,
-    }
 }
 
 #[cfg(test)]

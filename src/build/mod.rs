@@ -304,7 +304,7 @@ impl<'a> Build<'a> {
         around: &Surroundings,
     ) -> Result<(Guest, Vec<Done>), Failure> {
         let (begin, done) = self.stage(Stage::Base, self.limits.hold(layers.begin())).await?;
-        let mut guest = self.stage(Stage::Boot, self.start(layers, begin)).await?;
+        let (mut guest, done) = self.stage(Stage::Boot, self.start(layers, begin, done)).await?;
         let provision = provision::provision(self, &mut guest, layers, done, fetched);
         match self.stage(Stage::Provision, provision).await {
             Ok(steps) => Ok((guest, steps)),
@@ -368,25 +368,35 @@ impl<'a> Build<'a> {
         around.cache.join(kept::FAILED).join(format!("{}-{}", image.name, image.version))
     }
 
-    /// Brings up the guest that a build begins with. Whatever is wrong with a checkpoint, its disk can be booted.
-    async fn start(&self, layers: &mut Layers<'_>, begin: Begin) -> Result<Guest, Failure> {
-        boot::prepare(self)?;
-        let begin = match begin {
-            Begin::Memory(stack, format, hello) => match self.resume(&stack, format, hello.clone()).await {
+    /// Brings up the guest that a build begins with, and tells which steps are done by that. A checkpoint that does not
+    /// work is left aside.
+    async fn start(
+        &self,
+        layers: &mut Layers<'_>,
+        mut begin: Begin,
+        mut done: Vec<Done>,
+    ) -> Result<(Guest, Vec<Done>), Failure> {
+        loop {
+            boot::prepare(self)?;
+            let Begin::Memory(stack, format, hello) = begin else {
+                return Ok((self.boot(layers, begin).await?, done));
+            };
+            match self.resume(&stack, format, hello.clone()).await {
                 Ok(guest) => {
                     layers.began(Begin::Memory(stack, format, hello));
-                    return Ok(guest);
+                    return Ok((guest, done));
                 }
                 Err(failure) if failure.fault::<limits::LimitReached>().is_some() => return Err(failure),
                 Err(failure) => {
-                    let text = format!("the checkpoint is not used, its disk is booted: {failure}");
-                    self.events.notice(Level::Warning, text);
-                    boot::prepare(self)?;
-                    Begin::Disk(stack)
+                    self.events.notice(Level::Warning, format!("the checkpoint is not used: {failure}"));
+                    layers.refuse_memory(&stack);
+                    (begin, done) = self.limits.hold(layers.begin()).await?;
                 }
-            },
-            other => other,
-        };
+            }
+        }
+    }
+
+    async fn boot(&self, layers: &mut Layers<'_>, begin: Begin) -> Result<Guest, Failure> {
         let began = Instant::now();
         let mut guest = boot::boot(self, begin.stack()).await?;
         layers.began(begin);

@@ -144,6 +144,7 @@ impl Maker {
                 during: None,
                 memory: None,
                 fetched: Vec::new(),
+                covers: Vec::new(),
             })
         });
         Ok(kept.map_err(ScratchError::at("the compressed base", &self.file))?)

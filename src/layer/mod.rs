@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! CACHE/layers/KEY.ID/layer.json    what it is; a folder of this name is whole
-//! CACHE/layers/KEY.ID/disk.qcow2    what the step changed on the disk of its parent; never written again
+//! CACHE/layers/KEY.ID/disk.qcow2    what the steps since its parent changed on the disk; never written again
 //! CACHE/layers/KEY.ID/ram           the machine's memory at that moment, where there is one (mode 0600)
-//! CACHE/layers/KEY.ID/fetched/      what a fetch step brought back
+//! CACHE/layers/KEY.ID/uefi-vars     the UEFI variables at that moment, where the machine has some
+//! CACHE/layers/KEY.ID/fetched/      what fetch steps brought back
 //! CACHE/layers/claim-KEY            locked by the build that makes the first layer of this key
 //! CACHE/layers/draft-XXXXXX/        one being made; swept up when its maker is dead
 //! ```
@@ -31,13 +32,19 @@ use crate::fs::Fs;
 use crate::memo::{Digested, Memo};
 use crate::plan::key::Key;
 
+mod covered;
 pub mod evict;
+pub mod index;
+
+pub use covered::CoveredStep;
+use index::LayerIndex;
 
 const SCHEMA: u32 = 1;
 const FACTS: &str = "layer.json";
 const DISK: &str = "disk.qcow2";
 const RAM: &str = "ram";
 const FETCHED: &str = "fetched";
+const UEFI_VARS: &str = "uefi-vars";
 const DRAFT: &str = "draft-";
 /// Mode of the files of a layer that kiln writes itself.
 const FILE_MODE: u32 = 0o600;
@@ -95,6 +102,12 @@ pub struct Facts {
     pub memory: Option<Memory>,
     /// Files that were fetched.
     pub fetched: Vec<Fetched>,
+    /// Earlier steps whose changes are on this disk too, first one first.
+    #[serde(default)]
+    pub covers: Vec<CoveredStep>,
+    /// The UEFI variables.
+    #[serde(default)]
+    pub uefi_vars: Option<Sealed>,
 }
 
 /// A time by a guest's clock, seconds since 1970.
@@ -137,7 +150,7 @@ pub struct Layer {
 
 /// A layer with all that it lies on: the first lies on the base image, the last is the layer.
 #[derive(Debug)]
-pub struct Stack(Vec<Layer>);
+pub struct Stack(Vec<Arc<Layer>>);
 
 /// Why a layer is not used.
 #[derive(Debug, thiserror::Error)]
@@ -189,42 +202,7 @@ impl Cache {
     /// Every layer of a key that is whole, undamaged, and whose parents are so too; the one used last comes first.
     /// `problem` hears of those that are there and cannot be used; they are removed.
     pub fn find(&self, key: Key, problem: &mut dyn FnMut(Unusable)) -> Vec<Stack> {
-        let prefix = format!("{key}.");
-        let Ok(entries) = fs::read_dir(&self.root) else { return Vec::new() };
-        let mut found: Vec<_> = entries
-            .flatten()
-            .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
-            .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
-            .collect();
-        found.sort();
-        let stacks = found.into_iter().rev().filter_map(|(_, folder)| match self.stack(&folder) {
-            Ok(stack) => Some(stack),
-            Err(why) => {
-                if self.tidy {
-                    self.remove(&folder);
-                }
-                // One whose parent was evicted is nothing to talk about.
-                if !matches!(why, Unusable::Missing) {
-                    problem(why);
-                }
-                None
-            }
-        });
-        stacks.collect()
-    }
-
-    /// The layer in a folder, and everything below it.
-    fn stack(&self, folder: &Path) -> Result<Stack, Unusable> {
-        let mut layers = vec![self.whole(folder)?];
-        while let Some(parent) = layers.last().and_then(|layer| layer.facts.parent.clone()) {
-            // It would be opened again until there are no descriptors left.
-            if layers.iter().any(|layer| layer.facts.name == parent) {
-                return Err(Unusable::Damaged { path: folder.join(FACTS), what: "it lies on itself" });
-            }
-            layers.push(self.whole(&self.root.join(parent.folder()))?);
-        }
-        layers.reverse();
-        Ok(Stack(layers))
+        LayerIndex::read(self).find(key, problem)
     }
 
     fn whole(&self, folder: &Path) -> Result<Layer, Unusable> {
@@ -232,6 +210,9 @@ impl Cache {
         self.check(&layer.disk(), &layer.facts.disk)?;
         for fetched in &layer.facts.fetched {
             self.check(&layer.fetched(&fetched.file), &fetched.sealed)?;
+        }
+        if let (Some(path), Some(sealed)) = (layer.uefi_vars(), &layer.facts.uefi_vars) {
+            self.check(&path, sealed)?;
         }
         Ok(layer)
     }
@@ -348,12 +329,19 @@ impl Stack {
 
     /// The frozen disks, top first.
     pub fn disks(&self) -> impl Iterator<Item = PathBuf> {
-        self.0.iter().rev().map(Layer::disk)
+        self.0.iter().rev().map(|layer| layer.disk())
     }
 
     /// All of it, first one first.
     pub fn layers(&self) -> impl Iterator<Item = &Layer> {
-        self.0.iter()
+        self.0.iter().map(Arc::as_ref)
+    }
+
+    /// Returns what the steps of the topmost key took, seconds. A boot after a reboot step shares its key.
+    #[must_use]
+    pub fn top_seconds(&self) -> f64 {
+        let key = &self.top().facts.name.key;
+        self.layers().filter(|layer| layer.facts.name.key == *key).map(|layer| layer.facts.seconds).sum()
     }
 
     /// What the boot on the base image took, seconds.
@@ -405,6 +393,12 @@ impl Layer {
         self.folder.join(RAM)
     }
 
+    /// Returns the file with the UEFI variables, where the layer has one.
+    #[must_use]
+    pub fn uefi_vars(&self) -> Option<PathBuf> {
+        self.facts.uefi_vars.is_some().then(|| self.folder.join(UEFI_VARS))
+    }
+
     /// A file that was fetched.
     #[must_use]
     pub fn fetched(&self, file: &Path) -> PathBuf {
@@ -454,6 +448,8 @@ pub struct Made {
     pub memory: Option<Recorded>,
     /// What was fetched: where it lies now, and its name in the version's folder.
     pub fetched: Vec<(PathBuf, PathBuf)>,
+    /// The steps before its own that it holds.
+    pub covers: Vec<CoveredStep>,
 }
 
 /// What is said of memory in [`Memory`].
@@ -471,8 +467,13 @@ impl Name {
     /// A new making of a key.
     #[must_use]
     pub fn new(key: Key) -> Self {
+        Self::fresh(key.to_string())
+    }
+
+    /// A new making of a key in its written form.
+    pub(crate) fn fresh(key: String) -> Self {
         use std::hash::{BuildHasher, Hasher, RandomState};
-        Self { key: key.to_string(), id: format!("{:016x}", RandomState::new().build_hasher().finish()) }
+        Self { key, id: format!("{:016x}", RandomState::new().build_hasher().finish()) }
     }
 
     fn folder(&self) -> String {
@@ -501,6 +502,18 @@ impl Draft {
         self.fs.link(disk, &self.disk())
     }
 
+    /// Takes a copy of the UEFI variables.
+    ///
+    /// # Errors
+    /// When they cannot be copied.
+    pub fn take_uefi_vars(&self, vars: &Path) -> io::Result<()> {
+        self.fs.copy_new(vars, &self.uefi_vars(), FILE_MODE)
+    }
+
+    fn uefi_vars(&self) -> PathBuf {
+        self.folder.join(UEFI_VARS)
+    }
+
     /// Makes it a layer, durable and whole. Blocks while it hashes and syncs.
     ///
     /// # Errors
@@ -517,6 +530,7 @@ impl Draft {
             None => None,
         };
         let fetched = self.take_fetched(made.fetched)?;
+        let uefi_vars = self.uefi_vars().exists().then(|| measure(&self.uefi_vars())).transpose()?;
         let target = self.root.join(made.name.folder());
         let facts = Facts {
             schema: SCHEMA,
@@ -527,6 +541,8 @@ impl Draft {
             disk,
             memory,
             fetched,
+            covers: made.covers,
+            uefi_vars,
         };
         self.fs.write_new(&self.folder.join(FACTS), &serde_json::to_vec_pretty(&facts)?, FILE_MODE)?;
         self.fs.sync_dir(&self.folder)?;

@@ -44,7 +44,7 @@ fn make(cache: &Cache, name: Name, parent: Option<Name>, large: bool) -> io::Res
         cache.fs.put(&report, "report")?;
         fetched.push((report.clone(), "reports/a".into()));
     }
-    draft.commit(Made { name, parent, seconds: 1.5, during: None, memory, fetched })
+    draft.commit(Made { name, parent, seconds: 1.5, during: None, memory, fetched, covers: Vec::new() })
 }
 
 fn key(name: &str) -> Key {
@@ -54,9 +54,14 @@ fn key(name: &str) -> Key {
 impl Bench {
     fn make(&self, name: &str, parent: Option<&Stack>, large: bool) -> Stack {
         let parent = parent.map(|parent| parent.top().facts.name.clone());
-        let name = Name::new(key(name));
+        let key = key(name);
+        let name = Name::new(key);
         make(&self.cache, name.clone(), parent, large).unwrap();
-        self.cache.stack(&self.cache.root.join(name.folder())).unwrap()
+        LayerIndex::read(&self.cache)
+            .find(key, &mut |problem| panic!("{problem}"))
+            .into_iter()
+            .find(|stack| stack.top().facts.name == name)
+            .unwrap()
     }
 
     fn find(&self, name: &str) -> (Vec<Stack>, Vec<Unusable>) {
@@ -173,7 +178,8 @@ fn eviction_takes_what_was_used_longest_ago_and_nothing_in_use() {
 fn a_layer_that_lies_on_itself_is_damaged() {
     let bench = bench();
     let Stack(mut layers) = bench.make("boot", None, false);
-    let Layer { mut facts, folder, .. } = layers.remove(0);
+    let layer = layers.remove(0);
+    let (mut facts, folder) = (layer.facts.clone(), layer.folder.clone());
     facts.parent = Some(facts.name.clone());
     fs::write(folder.join(FACTS), serde_json::to_vec(&facts).unwrap()).unwrap();
     let (found, problems) = bench.find("boot");
@@ -369,6 +375,7 @@ fn c3_what_is_evicted_is_never_in_use() {
                         during: None,
                         memory: None,
                         fetched: Vec::new(),
+                        covers: Vec::new(),
                     };
                     draft.commit(made).unwrap();
                     for stack in cache.find(key(name), &mut |problem| panic!("{problem}")) {

@@ -119,8 +119,27 @@ impl Running {
         Ok(())
     }
 
+    /// Writes out what QEMU still holds back of every disk and of the UEFI variables, as it does whenever it stops.
+    ///
+    /// # Errors
+    /// When QEMU refuses.
+    pub async fn flush(&self) -> Result<(), MachineError> {
+        self.life.send_modify(|life| life.held = true);
+        self.qmp.execute(schema::stop {}).await?;
+        self.go_on().await
+    }
+
+    /// Returns how much of the guest's memory is in use on this host, bytes; never less than what a checkpoint writes.
+    #[must_use]
+    pub fn resident_memory(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.group)).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+    }
+
     /// Freezes the disk, and writes the memory that belongs to it into `ram`, a new file. The guest holds still meanwhile,
-    /// and goes on afterwards, whatever happened.
+    /// and goes on afterwards, whatever happened. A file that is not whole is removed before that: the guest may need the
+    /// room.
     ///
     /// # Errors
     /// When QEMU refuses or the memory cannot be written.
@@ -128,7 +147,7 @@ impl Running {
         self.life.send_modify(|life| life.held = true);
         self.qmp.execute(schema::stop {}).await?;
         let written = match self.freeze_disk(overlay).await {
-            Ok(()) => self.write_memory(ram).await,
+            Ok(()) => self.write_memory(ram).await.inspect_err(|_| drop(std::fs::remove_file(ram))),
             Err(error) => Err(error),
         };
         self.go_on().await?;

@@ -59,7 +59,7 @@ fn run(mode: &str, args: &[String]) {
         let _ = channel(3).write_all(b"{\"hello\": \"I am no monitor\"}\r\n");
         std::thread::park();
     }
-    let machine = Arc::new(Machine::new(channel(3)));
+    let machine = Arc::new(Machine::new(channel(3), mode));
     let (agent, mut console) = (channel(4), channel(5));
     if mode == "silent-monitor" {
         // The channels stay open and nothing is said: only kiln's patience ends this.

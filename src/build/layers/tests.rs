@@ -1,12 +1,16 @@
 //! Random histories of one cache, against what each spec says: builds of changing specs, killed ones, other machines,
-//! evictions and damage, in any order. The guest is a text that each step appends to; a layer's disk holds what its step
-//! appended, its memory the whole text. Everything between the plan and the files is the real thing.
+//! evictions and damage, in any order. The guest is two texts that each step appends to, one on its disk and one in its
+//! memory alone, which a boot empties. A layer's disk holds what its step appended, its memory both texts. Everything
+//! between the plan and the files is the real thing.
 
 use std::fs;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::*;
+use crate::guest::Hello;
+use crate::layer::evict::evict;
+use crate::machine::checkpoint::RamFormat;
 use crate::memo::Memo;
 use crate::plan::host::{Host, Kernel, KvmVerdict, Qemu, QemuVersion};
 use crate::plan::{BaseFacts, Facts};
@@ -25,6 +29,34 @@ impl Dice {
         self.0 ^= self.0 << 17;
         self.0 % sides
     }
+}
+
+/// What a guest holds.
+#[derive(Clone, Default)]
+struct GuestState {
+    disk: String,
+    /// Since it was booted last.
+    memory: String,
+}
+
+impl GuestState {
+    fn add(&mut self, change: &str, boots: bool) {
+        self.disk.push_str(change);
+        self.memory.push_str(change);
+        if boots {
+            self.memory.clear();
+        }
+    }
+
+    fn restored(text: &str) -> Self {
+        let (disk, memory) = text.split_once('\n').unwrap();
+        Self { disk: disk.into(), memory: memory.into() }
+    }
+}
+
+/// What was done, without which making it was.
+fn does(trail: &str) -> Vec<&str> {
+    trail.split(' ').filter_map(|word| Some(word.split_once('#')?.0)).collect()
 }
 
 struct World {
@@ -51,7 +83,8 @@ impl World {
         let mut text = format!("[image]\nname = 'a'\nversion = '1'\n[base]\nfile = 'b'\n[vars]\nv = '{variable}'\n");
         for _ in 0..=self.dice.roll(4) {
             let (command, cache) = (self.dice.roll(3), self.dice.roll(8) > 0);
-            let step = format!("[[step]]\nrun = 'do {command}'\ncache = {cache}\n");
+            let action = if self.dice.roll(5) == 0 { "reboot = true".into() } else { format!("run = 'do {command}'") };
+            let step = format!("[[step]]\n{action}\ncache = {cache}\n");
             text.push_str(&step);
         }
         let spec = Spec::parse(Path::new("/spec"), &text, &Overrides::default()).unwrap();
@@ -66,32 +99,32 @@ impl World {
         let mut layers = Layers::new(&plan, Events::new(Vec::new()), None, self.folder.path());
         let (begin, done) = layers.look(&cache);
         let mut guest = match &begin {
-            Begin::Base => String::new(),
-            Begin::Disk(stack) => disks(stack),
+            Begin::Base => GuestState::default(),
+            Begin::Disk(stack) => GuestState { disk: disks(stack), memory: String::new() },
             Begin::Memory(stack, ..) => {
-                let memory = fs::read_to_string(stack.top().ram()).unwrap();
-                assert_eq!(memory, disks(stack), "memory and disks are of different makings");
-                memory
+                let state = GuestState::restored(&fs::read_to_string(stack.top().ram()).unwrap());
+                assert_eq!(state.disk, disks(stack), "memory and disks are of different makings");
+                state
             }
         };
         let booted = matches!(begin, Begin::Base);
         layers.began(begin);
         if booted {
-            guest += &self.keep(&cache, &mut layers, plan.base_key, "boot", &guest);
+            self.keep(&cache, &mut layers, plan.base_key, "boot", &mut guest);
         }
         let keys = Layers::keys(&plan);
         for index in done.len()..steps {
             let does = what(&plan, index);
-            let change = match keys.get(index + 1) {
-                Some(key) => self.keep(&cache, &mut layers, *key, &does, &guest),
-                None => format!("{does}#0 "),
-            };
-            guest.push_str(&change);
+            match keys.get(index + 1) {
+                Some(key) => self.keep(&cache, &mut layers, *key, &does, &mut guest),
+                None => guest.add(&format!("{does}#0 "), does == "reboot"),
+            }
         }
         let wanted = (0..steps.max(done.len())).map(|index| what(&plan, index));
         let wanted: Vec<String> = std::iter::once("boot".to_owned()).chain(wanted).collect();
-        let is: Vec<&str> = guest.split(' ').filter_map(|word| Some(word.split_once('#')?.0)).collect();
-        assert_eq!(is, wanted);
+        assert_eq!(does(&guest.disk), wanted);
+        let booted = wanted.iter().rposition(|does| *does == "boot" || *does == "reboot").unwrap();
+        assert_eq!(does(&guest.memory), wanted[booted + 1..], "what lives in memory alone");
         if killed {
             // What a dead build was making.
             let draft = self.folder.path().join("layers/draft-dead");
@@ -101,24 +134,26 @@ impl World {
     }
 
     /// Makes a layer: on the disk what was done, in memory all of it. No two makings are the same.
-    fn keep(&mut self, cache: &Cache, layers: &mut Layers<'_>, key: Key, does: &str, before: &str) -> String {
+    fn keep(&mut self, cache: &Cache, layers: &mut Layers<'_>, key: Key, does: &str, guest: &mut GuestState) {
         self.made += 1;
         let change = format!("{does}#{} ", self.made);
+        guest.add(&change, does == "boot" || does == "reboot");
         let disk = self.folder.path().join(format!("overlay-{}", self.made));
         fs::write(&disk, &change).unwrap();
         let draft = cache.draft().unwrap();
         draft.take_disk(&disk).unwrap();
         fs::remove_file(disk).unwrap();
         let memory = (self.dice.roll(2) == 0).then(|| {
-            fs::write(draft.ram(), format!("{before}{change}")).unwrap();
+            fs::write(draft.ram(), format!("{}\n{}", guest.disk, guest.memory)).unwrap();
             let hello = serde_json::to_value(hello()).unwrap();
             Recorded { format: RamFormat::Stream.name().to_owned(), machine: layers.machine.clone(), hello }
         });
         let name = Name::new(key);
         let parent = layers.parent.replace(name.clone());
         let seconds = f64::from(u32::try_from(self.dice.roll(60)).unwrap());
-        draft.commit(Made { name, parent, seconds, during: None, memory, fetched: Vec::new() }).unwrap();
-        change
+        draft
+            .commit(Made { name, parent, seconds, during: None, memory, fetched: Vec::new(), covers: Vec::new() })
+            .unwrap();
     }
 
     /// Something happens to a file of some layer.
@@ -151,6 +186,9 @@ impl World {
 
 /// What a step does, as it sees itself.
 fn what(plan: &Plan, index: usize) -> String {
+    if matches!(plan.steps[index].step.action, Action::Reboot) {
+        return "reboot".into();
+    }
     let Action::Run { command: crate::spec::Command::Shell(text), .. } = &plan.steps[index].step.action else {
         panic!("all steps are commands")
     };

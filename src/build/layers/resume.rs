@@ -1,0 +1,187 @@
+//! Where a build begins.
+//!
+//! A build may begin with the memory of any checkpoint whose key is one of its own, or with the disk of a layer that was
+//! made after a `reboot` step: in both cases the guest is what it would be without a cache. Which of them is taken is a
+//! question of time alone: what it takes to get going, and the steps after it that have to be done again.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::task::spawn_blocking;
+
+use crate::error::Failure;
+use crate::event::{Events, Level};
+use crate::guest::Hello;
+use crate::layer::index::LayerIndex;
+use crate::layer::{Cache, Stack};
+use crate::machine::checkpoint::RamFormat;
+use crate::plan::{Plan, PlannedStep};
+use crate::spec::Action;
+
+use super::super::provision::Done;
+use super::{Layers, unusable};
+
+/// What going on from a checkpoint takes, seconds.
+const RESUME_SECONDS: f64 = 2.0;
+
+/// Where a build begins.
+pub(crate) enum Begin {
+    /// With the base image.
+    Base,
+    /// With the frozen disk of a layer, booted.
+    Disk(Stack),
+    /// With a layer's memory.
+    Memory(Stack, RamFormat, Hello),
+}
+
+impl Begin {
+    /// What the overlay lies on besides the base image.
+    pub(crate) fn stack(&self) -> Option<&Stack> {
+        match self {
+            Begin::Base => None,
+            Begin::Disk(stack) | Begin::Memory(stack, ..) => Some(stack),
+        }
+    }
+}
+
+/// A layer a build could begin with.
+struct StartingPoint {
+    /// Until the build is where the deepest layer would put it.
+    seconds: f64,
+    /// Its place among the keys.
+    at: usize,
+    stack: Stack,
+    /// Go on from its memory, rather than boot its disk.
+    memory: bool,
+    /// The guest was booted there without a cache too.
+    is_bootable: bool,
+}
+
+/// The layers a build could begin with.
+struct StartingPoints {
+    all: Vec<StartingPoint>,
+    /// Some have the memory of another machine.
+    has_foreign_memory: bool,
+}
+
+impl Layers<'_> {
+    /// Decides where to begin, and how many steps are done by that. Who has to boot first waits for another build that
+    /// boots the same.
+    pub(crate) async fn begin(&mut self) -> Result<(Begin, Vec<Done>), Failure> {
+        let Some(cache) = self.cache.clone() else { return Ok((Begin::Base, Vec::new())) };
+        let (mut begin, mut done) = self.look(&cache);
+        if matches!(begin, Begin::Base) && self.claim.is_none() {
+            let (events, key) = (self.events.clone(), self.plan.base_key);
+            let waiting = move || events.notice(Level::Info, "another build boots the same machine; waiting for it");
+            let claimed = spawn_blocking(move || cache.claim(key, waiting));
+            match claimed.await.expect("waiting does not panic") {
+                Ok(claim) => self.claim = Some(claim),
+                Err(error) => self.without_cache(&error),
+            }
+            if let Some(cache) = self.cache.clone() {
+                (begin, done) = self.look(&cache);
+            }
+        }
+        if begin.stack().is_some() {
+            self.claim = None;
+        }
+        Ok((begin, done))
+    }
+
+    /// Leaves the memory of this layer aside from now on.
+    pub(crate) fn refuse_memory(&mut self, stack: &Stack) {
+        self.refused.push(stack.top().facts.name.clone());
+    }
+
+    pub(super) fn look(&self, cache: &Cache) -> (Begin, Vec<Done>) {
+        let mut points = self.starting_points(cache);
+        loop {
+            points.all.sort_by(|one, other| other.seconds.total_cmp(&one.seconds));
+            let best = points.all.pop();
+            if points.has_foreign_memory && !best.as_ref().is_some_and(|point| point.memory) {
+                points.has_foreign_memory = false;
+                let why = "the checkpoint is another machine's (QEMU, CPU or firmware changed): booting";
+                self.events.notice(Level::Info, why);
+            }
+            let Some(mut point) = best else { return (Begin::Base, Vec::new()) };
+            if !point.memory {
+                let done = self.done(point.at, &point.stack);
+                return (Begin::Disk(point.stack), done);
+            }
+            match Self::memory_of(cache, &point.stack) {
+                Ok((format, hello)) => {
+                    let done = self.done(point.at, &point.stack);
+                    return (Begin::Memory(point.stack, format, hello), done);
+                }
+                Err(why) => {
+                    self.events.notice(Level::Warning, format!("the checkpoint is not used: {why}"));
+                    if point.is_bootable {
+                        point.memory = false;
+                        point.seconds += point.stack.boot_seconds() - RESUME_SECONDS;
+                        points.all.push(point);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Finds every layer the build could begin with.
+    fn starting_points(&self, cache: &Cache) -> StartingPoints {
+        let mut problem = unusable(&self.events);
+        let mut index = LayerIndex::read(cache);
+        let mut points = StartingPoints { all: Vec::new(), has_foreign_memory: false };
+        // What the steps after this layer, which were done before, take to do again; none for the deepest layer.
+        let mut again = None;
+        for (at, key) in Self::keys(self.plan).into_iter().enumerate().rev() {
+            let stacks = index.find(key, &mut problem);
+            let Some(newest) = stacks.first() else { continue };
+            let took = newest.top_seconds();
+            let is_bootable = self.follows_a_reboot(at);
+            for stack in stacks {
+                let owner = stack.top().facts.memory.as_ref().map(|memory| memory.machine == self.machine);
+                let memory = owner == Some(true) && !self.refused.contains(&stack.top().facts.name);
+                points.has_foreign_memory |= owner == Some(false);
+                let start = if memory { RESUME_SECONDS } else { stack.boot_seconds() };
+                if memory || is_bootable {
+                    let seconds = start + again.unwrap_or(0.0);
+                    points.all.push(StartingPoint { seconds, at, stack, memory, is_bootable });
+                }
+            }
+            again = Some(again.unwrap_or(0.0) + took);
+        }
+        points
+    }
+
+    /// Returns whether the guest was rebooted right before this place in the keys. Booting the disk of the first layer is
+    /// no substitute for the first boot of the base image.
+    fn follows_a_reboot(&self, at: usize) -> bool {
+        let before = at.checked_sub(1).and_then(|index| self.plan.steps.get(index));
+        before.is_some_and(|planned| matches!(planned.step.action, Action::Reboot))
+    }
+
+    fn memory_of(cache: &Cache, stack: &Stack) -> Result<(RamFormat, Hello), String> {
+        cache.check_memory(stack.top()).map_err(|why| why.to_string())?;
+        let memory = stack.top().facts.memory.as_ref().ok_or("there is none")?;
+        let format = RamFormat::named(&memory.format).ok_or("its format is unknown")?;
+        let hello = serde_json::from_value(memory.hello.clone()).map_err(|error| error.to_string())?;
+        Ok((format, hello))
+    }
+
+    /// Describes the steps that a layer at this place in the keys stands for.
+    fn done(&self, at: usize, stack: &Stack) -> Vec<Done> {
+        let step = |planned: &PlannedStep| {
+            let key = planned.key.to_string();
+            let during = stack.layers().find_map(|layer| layer.during(&key));
+            Done { took: Duration::ZERO, fetched: Vec::new(), cached: true, during }
+        };
+        self.plan.steps.iter().take(at).map(step).collect()
+    }
+}
+
+/// Counts the steps of a plan that a build would take from the cache; changes nothing.
+#[must_use]
+pub fn cached_steps(plan: &Plan, cache: &Cache, events: &Events) -> usize {
+    let layers = Layers::new(plan, events.clone(), None, Path::new(""));
+    let (_, done) = layers.look(cache);
+    done.len()
+}
