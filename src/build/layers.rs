@@ -46,7 +46,10 @@ use room::CheckpointRoom;
 const USUAL_COST: Duration = Duration::from_secs(2);
 /// A layer is made at the latest when the steps since the last one took this part of all steps so far, so that the
 /// number of layers stays small however long a build is.
-const LARGEST_GAP: u32 = 32;
+const LARGEST_GAP: u32 = 16;
+/// Layers between the base image and the guest. QEMU's time to open a chain grows faster than its square: 200 layers take
+/// seconds, 500 minutes.
+const MOST_LAYERS: usize = 96;
 /// For small requests to the guest.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The cache may take this much, bytes, or a tenth of its disk if that is less.
@@ -213,10 +216,16 @@ impl<'a> Layers<'a> {
         self.keep(build, guest, kind, step).await
     }
 
+    /// Counts the layers that the guest's disk lies on.
+    fn depth(&self) -> usize {
+        self.frozen.len() + self.stack.as_ref().map_or(0, Stack::depth)
+    }
+
     /// Decides whether the guest is worth a layer as it is now.
     fn layer_kind(&self, is_near_the_end: bool, has_rebooted: bool) -> Option<LayerKind> {
         let gap = (2 * self.cost).max(self.spent / LARGEST_GAP);
-        if self.memory && (is_near_the_end || self.since_layer > gap) {
+        let is_worth_it = self.since_layer > gap && self.depth() < MOST_LAYERS;
+        if self.memory && (is_near_the_end || is_worth_it) {
             return Some(LayerKind::Memory);
         }
         // Without memory, only what a boot followed in any case is of use to anybody.

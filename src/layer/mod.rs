@@ -344,6 +344,12 @@ impl Stack {
         self.layers().filter(|layer| layer.facts.name.key == *key).map(|layer| layer.facts.seconds).sum()
     }
 
+    /// Counts the layers.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.0.len()
+    }
+
     /// What the boot on the base image took, seconds.
     #[must_use]
     pub fn boot_seconds(&self) -> f64 {

@@ -19,7 +19,7 @@ use crate::plan::{Plan, PlannedStep};
 use crate::spec::Action;
 
 use super::super::provision::Done;
-use super::{Layers, unusable};
+use super::{Layers, MOST_LAYERS, unusable};
 
 /// What going on from a checkpoint takes, seconds.
 const RESUME_SECONDS: f64 = 2.0;
@@ -62,6 +62,18 @@ struct StartingPoints {
     all: Vec<StartingPoint>,
     /// Some have the memory of another machine.
     has_foreign_memory: bool,
+}
+
+impl StartingPoints {
+    /// Leaves out what lies on too many layers. Where nothing else is left at that place, the build goes far enough back for
+    /// the steps that it repeats to be put into few layers, which the next builds begin with.
+    fn leave_out_deep_ones(&mut self) {
+        let Some(deepest) = self.all.iter().map(|point| point.at).max() else { return };
+        let is_small = |point: &StartingPoint| point.stack.depth() <= MOST_LAYERS;
+        let has_small_one = self.all.iter().any(|point| point.at == deepest && is_small(point));
+        let most = if has_small_one { MOST_LAYERS } else { MOST_LAYERS / 2 };
+        self.all.retain(|point| point.stack.depth() <= most);
+    }
 }
 
 impl Layers<'_> {
@@ -149,6 +161,7 @@ impl Layers<'_> {
             }
             again = Some(again.unwrap_or(0.0) + took);
         }
+        points.leave_out_deep_ones();
         points
     }
 
