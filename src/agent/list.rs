@@ -1,8 +1,7 @@
 //! Tells the host every file of the guest, for a disk that it cannot read itself.
 //!
-//! What is listed is what the disks hold: the root file system and what the guest's `/etc/fstab` mounts on it, each seen
-//! through a read-only bind mount of its own, so that nothing that is mounted over them hides anything, no time of access is
-//! written, and `/proc`, `/run` and the like are the empty directories that they are on the disk.
+//! What is listed is what the image's disk holds, as the guest has it mounted: its root file system, and what is mounted on it
+//! from the same disk, however that came about. `/proc`, `/run` and the like are the directories that they are on the disk.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -17,27 +16,28 @@ use std::thread;
 use std::vec;
 
 use super::link::lock;
+use super::mounts::{Devices, Location};
 use super::sha256::Sha256;
-use super::{Refusal, sys};
+use super::{Refusal, disk_view, sys};
+use crate::wire::Class;
 use crate::wire::listing::{self, Kind, Listed, Moment};
 use crate::wire::sparse_blocks::{self, BlockFilter};
 use crate::wire::tree::{Totals, Xattr};
-use crate::wire::{Class, fstab};
 
-/// Where the file systems are seen.
-const VIEW: &str = "/run/kiln/disk";
 /// Entries that wait for their digests.
 const BATCH: usize = 256;
 /// Bytes of content read at once.
 const CHUNK: usize = 256 << 10;
 
-/// Lists the guest's disks. `progress` hears the bytes of content read so far.
+/// Lists the image's disk, for which the calling thread leaves the guest's mount namespace for good. `progress` hears the bytes
+/// of content read so far.
 ///
 /// # Errors
 /// When something cannot be read, or the port takes no more.
 pub fn list(out: &mut impl Write, progress: &mut dyn FnMut(u64)) -> Result<Totals, Refusal> {
-    let view = View::open().map_err(|error| Refusal::io("cannot bind the guest's file systems", &error))?;
-    list_folder(&view.root, out, progress)
+    let mut devices = Devices::default();
+    disk_view::enter(&mut |line| devices.locate(line) != Location::Elsewhere)?;
+    list_folder(Path::new("/"), out, progress)
 }
 
 /// Lists what is at this folder, as if it were the root.
@@ -60,51 +60,6 @@ pub fn list_folder(root: &Path, out: &mut impl Write, progress: &mut dyn FnMut(u
     }
     walk.flush()?;
     Ok(walk.totals)
-}
-
-/// The file systems without what hides parts of them.
-struct View {
-    root: PathBuf,
-    /// In the order in which they were mounted.
-    mounts: Vec<PathBuf>,
-}
-
-impl View {
-    fn open() -> io::Result<Self> {
-        let mut view = Self { root: VIEW.into(), mounts: Vec::new() };
-        fs::create_dir_all(&view.root)?;
-        view.bind(Path::new("/"))?;
-        let table = fs::read("/etc/fstab").unwrap_or_default();
-        let mut targets: Vec<PathBuf> = fstab::mounts(&table)
-            .into_iter()
-            .filter_map(|mount| fs::canonicalize(Path::new(std::ffi::OsStr::from_bytes(&mount.target))).ok())
-            .collect();
-        // What others are mounted on comes first.
-        targets.sort_by_key(|target| target.components().count());
-        for target in targets {
-            match view.bind(&target) {
-                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
-                bound => bound?,
-            }
-        }
-        Ok(view)
-    }
-
-    fn bind(&mut self, target: &Path) -> io::Result<()> {
-        let on = self.root.join(target.strip_prefix("/").unwrap_or(target));
-        sys::bind_read_only(target, &on)?;
-        self.mounts.push(on);
-        Ok(())
-    }
-}
-
-impl Drop for View {
-    fn drop(&mut self) {
-        for mount in self.mounts.iter().rev() {
-            let _ = sys::unmount(mount);
-        }
-        let _ = fs::remove_dir(&self.root);
-    }
 }
 
 struct Walk<'a, W> {
@@ -312,12 +267,12 @@ fn xattrs(path: &Path) -> io::Result<Vec<Xattr>> {
 }
 
 /// As glibc's `gnu_dev_major` has it.
-fn major(device: u64) -> u32 {
+pub(super) fn major(device: u64) -> u32 {
     low(device >> 8 & 0xfff | device >> 32 & 0xffff_f000)
 }
 
 /// As glibc's `gnu_dev_minor` has it.
-fn minor(device: u64) -> u32 {
+pub(super) fn minor(device: u64) -> u32 {
     low(device & 0xff | device >> 12 & 0xffff_ff00)
 }
 

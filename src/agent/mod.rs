@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! main thread   reads the port, cuts frames, answers pings, hands messages to lanes      serve
-//! one lane      for each request: a thread that works and owns what it started           exec, pack, unpack, list, device
+//! one lane      for each request: a thread that works and owns what it started           exec, pack, unpack, list, mounts, device
 //! the link      one lock around writing; credit for each lane                            link
 //! ```
 //!
@@ -21,10 +21,12 @@ use crate::wire::{self, Class};
 
 pub mod accounts;
 mod device;
+mod disk_view;
 mod exec;
 mod facts;
 mod link;
 pub mod list;
+mod mounts;
 pub mod pack;
 mod secrets;
 pub mod serve;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::accounts::Accounts;
 use super::link::{Event, Incoming, Lane, Link, Outgoing};
 use super::pack::{PackError, Unchanged, pack};
-use super::{Refusal, device, exec, facts, list, sys, unpack};
+use super::{Refusal, device, exec, facts, list, mounts, sys, unpack};
 use crate::wire::code::{Code, Fields, Malformed};
 use crate::wire::message::Origin;
 use crate::wire::tree::{Encoder, Head, Layout, MAX_PATH, Totals};
@@ -115,6 +115,7 @@ impl Conversation {
             Message::Exec { part, last } => return self.exec(stream, part.0, last),
             Message::Upload {} => return self.serve(stream, |lane, events| done(upload(lane, events))),
             Message::Fetch { path } => return self.serve(stream, move |lane, _| done(fetch(lane, &path))),
+            Message::Mounts {} => return self.serve(stream, |_, _| mounts::describe().unwrap_or_else(failed)),
             Message::List {} => return self.serve(stream, |lane, _| done(list_files(lane))),
             Message::Sync { cached } => return self.serve(stream, move |_, _| done(sync(cached))),
             Message::Unpack { serial } => return self.serve(stream, move |lane, _| done(unpack_device(lane, &serial))),
@@ -188,8 +189,12 @@ impl Conversation {
 fn done(result: Result<Totals, Refusal>) -> Message {
     match result {
         Ok(Totals { entries, bytes }) => Message::Done { entries, bytes },
-        Err(Refusal { class, text }) => Message::Failed { class, text },
+        Err(refusal) => failed(refusal),
     }
+}
+
+fn failed(Refusal { class, text }: Refusal) -> Message {
+    Message::Failed { class, text }
 }
 
 fn wake(clock: i64, entropy: &[u8]) -> Message {

@@ -38,7 +38,12 @@ const MS_NOSUID_NODEV_NOEXEC: u64 = 2 | 4 | 8;
 const MS_RDONLY_NOATIME: u64 = 1 | 1024;
 const MS_REMOUNT: u64 = 32;
 const MS_BIND: u64 = 4096;
+const MS_MOVE: u64 = 8192;
+const MS_REC: u64 = 16_384;
+const MS_PRIVATE: u64 = 1 << 18;
 const MNT_DETACH: c_int = 2;
+const UMOUNT_NOFOLLOW: c_int = 8;
+const CLONE_NEWNS: c_int = 0x2_0000;
 const TIOCSCTTY: u64 = 0x540e;
 const TIOCSWINSZ: u64 = 0x5414;
 const TIOCSPTLCK: u64 = 0x4004_5431;
@@ -73,6 +78,7 @@ unsafe extern "C" {
     fn lsetxattr(path: *const c_char, name: *const c_char, value: *const c_void, size: usize, flags: c_int) -> c_int;
     fn mount(source: *const c_char, on: *const c_char, kind: *const c_char, flags: u64, data: *const c_void) -> c_int;
     fn umount2(on: *const c_char, flags: c_int) -> c_int;
+    fn unshare(flags: c_int) -> c_int;
 }
 
 /// A user as the kernel knows one.
@@ -251,25 +257,50 @@ pub fn mount_tmpfs(on: &Path, options: &str) -> io::Result<()> {
     check(unsafe { mount(kind, on.as_ptr(), kind, MS_NOSUID_NODEV_NOEXEC, options.as_ptr().cast()) })
 }
 
-/// Shows a directory at another place, read only and without what is mounted in it.
+/// Gives the calling thread, and those it starts, a mount namespace of its own: what it mounts and takes away there concerns
+/// nobody else.
 #[expect(unsafe_code, reason = "libc")]
-pub fn bind_read_only(from: &Path, on: &Path) -> io::Result<()> {
-    let (from, on) = (c_path(from)?, c_path(on)?);
-    let nothing = std::ptr::null();
-    // SAFETY: valid C strings; the kernel reads no other argument of a bind mount.
-    check(unsafe { mount(from.as_ptr(), on.as_ptr(), nothing, MS_BIND, nothing.cast()) })?;
-    // The flags of a bind mount are only taken when it is there (mount(2)).
-    let flags = MS_REMOUNT | MS_BIND | MS_RDONLY_NOATIME;
-    // SAFETY: as above.
-    check(unsafe { mount(nothing, on.as_ptr(), nothing, flags, nothing.cast()) })
+pub fn unshare_mounts() -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { unshare(CLONE_NEWNS) })?;
+    change_mount(None, Path::new("/"), MS_REC | MS_PRIVATE)
+}
+
+/// Moves a mount with all that is mounted in it.
+pub fn move_mount(from: &Path, to: &Path) -> io::Result<()> {
+    change_mount(Some(from), to, MS_MOVE)
+}
+
+/// Makes a mount read only, without times of access.
+pub fn protect_mount(on: &Path) -> io::Result<()> {
+    change_mount(None, on, MS_REMOUNT | MS_BIND | MS_RDONLY_NOATIME)
+}
+
+#[expect(unsafe_code, reason = "libc")]
+fn change_mount(from: Option<&Path>, on: &Path, flags: u64) -> io::Result<()> {
+    let from = from.map(c_path).transpose()?;
+    let (on, nothing) = (c_path(on)?, std::ptr::null());
+    let from = from.as_ref().map_or(nothing, |from| from.as_ptr());
+    // SAFETY: valid C strings or null; the kernel reads no other argument of these calls.
+    check(unsafe { mount(from, on.as_ptr(), nothing, flags, nothing.cast()) })
+}
+
+/// Takes a mount away with all that is mounted in it: now from the tree, and for good when its last user is gone. An automount
+/// is not set off.
+pub fn detach(on: &Path) -> io::Result<()> {
+    unmount_with(on, MNT_DETACH | UMOUNT_NOFOLLOW)
 }
 
 /// Takes a mount away, now from the tree and for good when its last user is gone.
-#[expect(unsafe_code, reason = "libc")]
 pub fn unmount(on: &Path) -> io::Result<()> {
+    unmount_with(on, MNT_DETACH)
+}
+
+#[expect(unsafe_code, reason = "libc")]
+fn unmount_with(on: &Path, flags: c_int) -> io::Result<()> {
     let on = c_path(on)?;
     // SAFETY: a valid C string.
-    check(unsafe { umount2(on.as_ptr(), MNT_DETACH) })
+    check(unsafe { umount2(on.as_ptr(), flags) })
 }
 
 fn timespec(nanoseconds: i64) -> Timespec {

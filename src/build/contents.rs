@@ -1,13 +1,11 @@
-//! What is in the sealed image: its files, its packages and its distribution.
+//! What is in the sealed image: its files, its packages and its distribution, and what of that is not known.
 //!
 //! ```text
-//! base ──look──> Wanted ──ask the guest──> Answers ─┐
-//!                                                   ├──read──> Contents, and the list of files
-//! sealed disk ──────────────────────────────────────┘
+//! guest ──mounts──> DiskSurvey ──kiln reads them all──> the host reads the sealed disk ─┐
+//!                        └────────not all────────> the guest lists its files ───────────┴─> SealedView ──> Contents
 //! ```
 //!
-//! What the host can read from the disk, it reads: it asks nobody who may be wrong. Only where the base image already shows
-//! that it cannot, the guest is asked: for its packages before it is sealed, for its files afterwards.
+//! Nothing is claimed of a part: a list of files is whole, or it is said what it lacks.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -19,80 +17,65 @@ use std::time::Duration;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::digest::hex;
-use crate::disk::chain::{Chain, Layer};
+use crate::disk::chain::Chain;
 use crate::disk::entry::{ContentDigest, Entry};
+use crate::disk::gap::{TreeGap, TreeMount};
 use crate::disk::listing::{self, ListingWriter};
 use crate::disk::os_release::{self, Os};
-use crate::disk::packages::{Package, has_rpm_database, read_databases};
+use crate::disk::packages::Package;
 use crate::disk::told::Told;
-use crate::disk::tree::{Tree, TreeError};
+use crate::disk::tree::{Tree, TreeError, left_over};
 use crate::error::Failure;
 use crate::event::{Events, Level};
 use crate::guest::GuestError;
-use crate::plan::Plan;
 use crate::spec::Platform;
 use crate::store::manifest;
 
 use super::boot::Guest;
 use super::disks::{Layers, open};
+use super::mounts::{DiskSurvey, survey};
 use super::packages::{self, PackageAnswer, PackageList};
+use super::seal::{self, Sealed};
 use super::writers::Writers;
-use super::{Build, ScratchError, platform};
+use super::{Build, ScratchError, platform, provision};
 
 /// Hashing gigabytes under software emulation takes minutes.
 const FILES_PATIENCE: Duration = Duration::from_secs(60 * 60);
-/// What it may say of its files, bytes: twenty million of them.
+/// The longest list of files that a guest may send, bytes: twenty million of them.
 const MAX_LIST: u64 = 4 << 30;
 /// Where that stays until it is read.
 const SPOOL: &str = "files.told";
 
-/// What the host cannot read, by the look of the base image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Wanted {
-    files: bool,
-    packages: bool,
-}
-
-impl Wanted {
-    /// A base that cannot be read is read again by others, who say why.
-    pub(crate) fn by_base(plan: &Plan) -> Self {
-        let base = &plan.base;
-        let chain = File::open(&base.file)
-            .ok()
-            .and_then(|file| Chain::open(vec![Layer { file, format: base.format.into() }]).ok());
-        let tree = chain.as_ref().and_then(|chain| Tree::open(chain).ok());
-        let packages = tree.as_ref().is_none_or(|tree| !are_packages_readable(tree));
-        Self { files: tree.is_none_or(|tree| !tree.is_whole()), packages }
-    }
-}
-
-/// Returns whether the host reads every package database of this tree, and there is one.
-fn are_packages_readable(tree: &Tree<'_>) -> bool {
-    let is_listed = read_databases(tree).is_ok_and(|databases| !databases.is_empty());
-    is_listed && has_rpm_database(tree).is_ok_and(|has_rpm| !has_rpm)
-}
-
-/// What the guest has said of itself. It may say anything.
-#[derive(Debug, Default)]
-pub(crate) struct Answers {
-    packages: Option<PackageAnswer>,
-    /// Asked last, of the sealed guest.
-    pub(crate) files: Option<Told>,
+/// Who lists the files of a sealed disk.
+#[derive(Debug)]
+enum FileSource {
+    /// The host.
+    Host,
+    /// The guest, and this is its list.
+    Guest(Told),
+    /// Nobody can: why.
+    Nobody(String),
 }
 
 /// What a build knows of a sealed disk that the disk does not say itself.
 #[derive(Debug)]
-pub(crate) struct Known {
-    /// The guest's own words.
-    pub(crate) answers: Answers,
-    /// Who wrote what.
+pub(crate) struct GuestEvidence {
+    packages: Option<PackageAnswer>,
+    files: FileSource,
+    /// What the host mounts in its view, of what the guest had mounted.
+    mounts: Vec<TreeMount>,
+    /// The first byte of every partition that the guest had mounted; none where they are not all known.
+    used: Option<Vec<u64>>,
+    /// Which step wrote what.
     pub(crate) writers: Writers,
 }
 
 /// What is in a disk, as far as it is known.
 #[derive(Debug, Default)]
 pub struct Contents {
-    /// Digest of the file tree.
+    /// Whether all of it is known.
+    pub listed: manifest::ListedContents,
+    /// Digest of the file tree, where all of it is known.
     pub content_sha256: Option<String>,
     /// Which distribution it is.
     pub os: Option<manifest::Os>,
@@ -102,22 +85,27 @@ pub struct Contents {
     pub packages: Vec<manifest::Package>,
 }
 
-/// Asks a guest that is not sealed yet for what the host cannot read. One that cannot answer is none the worse for it.
-pub(crate) async fn ask(build: &Build<'_>, guest: &mut Guest, wanted: Wanted) -> Result<Answers, Failure> {
-    let packages = if wanted.packages { packages::ask(build, guest).await? } else { None };
-    Ok(Answers { packages, files: None })
-}
-
-/// Has a sealed guest list its files, where the host cannot read them.
-pub(crate) async fn ask_for_files(
+/// Seals a guest, and asks it for what the host cannot read: for its packages before, for its files afterwards.
+pub(crate) async fn seal_and_ask(
     build: &Build<'_>,
     guest: &mut Guest,
-    wanted: Wanted,
-) -> Result<Option<Told>, Failure> {
-    if !wanted.files {
-        return Ok(None);
-    }
-    build.events.notice(Level::Info, "kiln cannot read this disk, so the guest lists its files");
+    steps: &[provision::Done],
+) -> Result<(Sealed, GuestEvidence), Failure> {
+    let before = survey(build, guest).await?;
+    let is_asked = before.has_rpm || before.for_host().is_err();
+    let packages = if is_asked { packages::ask(build, guest).await? } else { None };
+    let (sealed, clamped) = seal::seal(build, guest).await?;
+    // Sealing may have unmounted what steps left behind.
+    let survey = survey(build, guest).await?;
+    let files = ask_for_files(build, guest, &survey).await?;
+    let (mounts, used) = (survey.readable(), survey.partitions());
+    Ok((sealed, GuestEvidence { packages, files, mounts, used, writers: Writers::new(steps, clamped) }))
+}
+
+/// Has a sealed guest list its files, where the host cannot read them all.
+async fn ask_for_files(build: &Build<'_>, guest: &mut Guest, survey: &DiskSurvey) -> Result<FileSource, Failure> {
+    let Err(reason) = survey.for_host() else { return Ok(FileSource::Host) };
+    build.events.notice(Level::Info, format!("the guest lists its files, since kiln cannot read them all: {reason}"));
     let spool = build.work.join(SPOOL);
     let work = async {
         match guest.session.list(&spool, MAX_LIST).await {
@@ -126,38 +114,69 @@ pub(crate) async fn ask_for_files(
         }
     };
     let late = || GuestError::Overdue(FILES_PATIENCE).into();
-    match build.limits.hold_guest(&guest.machine, FILES_PATIENCE, late, work).await? {
-        Ok((file, entries)) => Ok(Some(Told::new(file, entries))),
-        Err(why) => {
-            build.events.notice(Level::Warning, format!("the guest could not list its files: {why}"));
-            Ok(None)
-        }
-    }
+    Ok(match build.limits.hold_guest(&guest.machine, FILES_PATIENCE, late, work).await? {
+        Ok((file, entries)) => FileSource::Guest(Told::new(file, entries)),
+        Err(why) => FileSource::Nobody(format!(
+            "kiln cannot read all files ({reason}), and the guest could not list its files: {why}"
+        )),
+    })
 }
 
-/// Where the files of a sealed image are.
-pub(crate) enum Files<'d> {
-    /// On its disk.
-    Disk(Tree<'d>),
-    /// In what the guest has said.
-    Guest(&'d Told),
+/// The files of a sealed disk, by whoever lists them.
+#[derive(Debug)]
+pub(crate) struct SealedView<'d> {
+    source: &'d FileSource,
+    /// What kiln reads of the disk: everything if the host lists the files.
+    pub(crate) tree: Option<Tree<'d>>,
+    /// What the list of files lacks, a sentence each.
+    pub(crate) missing: Vec<String>,
+    /// File systems that are no part of the list, since the guest had not mounted them.
+    pub(crate) left_over: Vec<TreeGap>,
 }
 
-impl<'d> Files<'d> {
-    /// What the guest has said, if it was asked, else what is on the disk.
-    pub(crate) fn new(tree: Result<Tree<'d>, TreeError>, answers: &'d Answers) -> Result<Self, TreeError> {
-        match &answers.files {
-            Some(told) => Ok(Files::Guest(told)),
-            None => tree.map(Files::Disk),
+impl<'d> SealedView<'d> {
+    /// Opens the sealed disk.
+    ///
+    /// # Errors
+    /// When the files of the disk cannot be read.
+    pub(crate) fn open(disk: &'d Chain, evidence: &'d GuestEvidence) -> Result<Self, TreeError> {
+        let (tree, mut missing) = match Tree::open_as_mounted(disk, &evidence.mounts) {
+            Ok(tree) => (Some(tree), Vec::new()),
+            Err(TreeError::Read(error)) => return Err(error.into()),
+            Err(error) => (None, vec![format!("kiln cannot read the guest's disk: {error}")]),
+        };
+        match &evidence.files {
+            FileSource::Host => missing
+                .extend(tree.iter().flat_map(Tree::gaps).filter(|gap| gap.hides_files()).map(ToString::to_string)),
+            FileSource::Guest(_) => missing.clear(),
+            FileSource::Nobody(why) => missing = vec![why.clone()],
         }
+        let left_over = evidence.used.as_deref().map_or(Ok(Vec::new()), |used| left_over(disk, used))?;
+        Ok(Self { source: &evidence.files, tree, missing, left_over })
     }
 
-    /// Every entry, in order. Blocks the calling thread.
-    pub(crate) fn walk(&self, visit: &mut dyn FnMut(&Entry) -> ControlFlow<()>) -> Result<(), TreeError> {
-        match self {
-            Files::Disk(tree) => tree.walk(visit),
-            Files::Guest(told) => told.walk(visit),
+    /// Returns the tree of the disk if the host lists the files, and lacks none.
+    pub(crate) fn whole_tree(&self) -> Option<&Tree<'d>> {
+        self.tree.as_ref().filter(|_| matches!(self.source, FileSource::Host) && self.missing.is_empty())
+    }
+
+    /// Returns whether every file system that kiln reads was unmounted as it should be.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.tree.as_ref().is_none_or(Tree::is_clean)
+    }
+
+    /// Gives every entry to `visit`, in order, if all of them are known. Returns whether they are. Blocks the calling thread.
+    ///
+    /// # Errors
+    /// When they cannot be read, or `visit` breaks.
+    pub(crate) fn walk(&self, visit: &mut dyn FnMut(&Entry) -> ControlFlow<()>) -> Result<bool, TreeError> {
+        match (&self.source, &self.tree) {
+            _ if !self.missing.is_empty() => return Ok(false),
+            (FileSource::Guest(list), _) => list.walk(visit)?,
+            (_, Some(tree)) => tree.walk(visit)?,
+            (_, None) => return Ok(false),
         }
+        Ok(true)
     }
 }
 
@@ -166,7 +185,7 @@ impl<'d> Files<'d> {
 pub(crate) fn read(
     build: &Build<'_>,
     layers: Layers,
-    Known { answers, writers }: Known,
+    evidence: GuestEvidence,
     staging: &Path,
 ) -> Result<JoinHandle<Result<Contents, Failure>>, Failure> {
     let chain = open(layers)?;
@@ -174,39 +193,53 @@ pub(crate) fn read(
     let outputs = &build.plan.spec.outputs;
     let platforms: BTreeSet<Platform> = outputs.iter().flat_map(|output| output.platforms.iter().copied()).collect();
     Ok(spawn_blocking(move || {
-        let tree = Tree::open(&chain);
-        let list = PackageList::collect(tree.as_ref().ok(), answers.packages.as_ref())?;
-        list.warn(&events);
-        let mut os = answers.packages.as_ref().and_then(|answer| answer.os.clone());
-        if let Ok(tree) = &tree {
-            warn_of(&platforms, tree, &list, &events)?;
-            os = os.or(os_release::os(tree)?);
-        } else {
-            for platform in platforms {
-                let text =
-                    format!("what {} needs of the guest was not checked: kiln cannot read its disk", platform.name());
-                events.notice(Level::Warning, text);
-            }
-        }
-        let content_sha256 = match Files::new(tree, &answers) {
-            Ok(files) => Some(hex(&list_files(&files, &writers, &path)?)),
-            Err(error) => {
-                events.notice(Level::Info, format!("the manifest will lack content: {error}"));
-                None
-            }
+        let view = SealedView::open(&chain, &evidence)?;
+        let whole = view.tree.as_ref().filter(|_| matches!(evidence.files, FileSource::Host));
+        let packages = PackageList::collect(whole, evidence.packages.as_ref())?;
+        warn(&view, &packages, &events);
+        warn_of_platforms(&platforms, view.tree.as_ref(), &packages, &events)?;
+        let os = whole.map_or(Ok(None), os_release::os)?;
+        let os = os.or_else(|| evidence.packages.as_ref()?.os.clone());
+        let content_sha256 = list_files(&view, &evidence.writers, &path)?.map(|digest| hex(&digest));
+        let listed = manifest::ListedContents {
+            complete: view.missing.is_empty(),
+            missing: view.missing,
+            packages_missing: packages.missing.clone(),
         };
-        let (package_type, packages) = list.for_manifest();
-        Ok(Contents { content_sha256, os: os.map(for_manifest), package_type, packages })
+        let (package_type, packages) = packages.for_manifest();
+        Ok(Contents { listed, content_sha256, os: os.map(for_manifest), package_type, packages })
     }))
 }
 
+/// Warns of everything that the evidence of the image lacks.
+fn warn(view: &SealedView<'_>, packages: &PackageList, events: &Events) {
+    for missing in &view.missing {
+        events.notice(Level::Warning, format!("not all files of the image are known: {missing}"));
+    }
+    for gap in &view.left_over {
+        events.notice(
+            Level::Warning,
+            format!("the list of files lacks a file system that the guest had not mounted: {gap}"),
+        );
+    }
+    packages.warn(events);
+}
+
 /// Says what the platforms need that the guest goes to, and that it lacks.
-fn warn_of(
+fn warn_of_platforms(
     platforms: &BTreeSet<Platform>,
-    tree: &Tree<'_>,
+    tree: Option<&Tree<'_>>,
     list: &PackageList,
     events: &Events,
 ) -> Result<(), Failure> {
+    let Some(tree) = tree else {
+        for platform in platforms {
+            let text =
+                format!("what {} needs of the guest was not checked: kiln cannot read its disk", platform.name());
+            events.notice(Level::Warning, text);
+        }
+        return Ok(());
+    };
     if !platforms.is_empty() {
         let packages: Vec<Package> = list.databases.iter().flat_map(|database| database.packages.clone()).collect();
         let guest = platform::Guest::of(tree, &packages)?;
@@ -221,13 +254,16 @@ fn for_manifest(Os { id, version, name }: Os) -> manifest::Os {
     manifest::Os { id, version, name }
 }
 
-/// Writes the list of all files, and gives the digest of what they contain.
-fn list_files(files: &Files<'_>, writers: &Writers, path: &Path) -> Result<[u8; 32], Failure> {
+/// Writes the list of all files, and returns the digest of what they contain. None where they are not all known.
+fn list_files(view: &SealedView<'_>, writers: &Writers, path: &Path) -> Result<Option<[u8; 32]>, Failure> {
+    if !view.missing.is_empty() {
+        return Ok(None);
+    }
     let failed = |source| Failure::from(ScratchError::at("the list of files", path)(source));
     let file = File::create_new(path).and_then(|file| ListingWriter::new(BufWriter::new(file)));
     let (mut list, mut content) = (file.map_err(failed)?, ContentDigest::new());
     let mut written = Ok(());
-    let walked = files.walk(&mut |entry| {
+    let walked = view.walk(&mut |entry| {
         content.add(entry);
         written = list.add(entry, writers.step_of(entry));
         if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
@@ -235,5 +271,5 @@ fn list_files(files: &Files<'_>, writers: &Writers, path: &Path) -> Result<[u8; 
     written.map_err(failed)?;
     walked?;
     list.finish().and_then(|mut file| file.flush()).map_err(failed)?;
-    Ok(content.finish())
+    Ok(Some(content.finish()))
 }

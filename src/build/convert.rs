@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use tokio::task::JoinHandle;
 
 use crate::disk::identity::Identity;
-use crate::disk::tree::Tree;
 use crate::error::{Failure, Fault, Kind};
+use crate::event::Level;
 use crate::plan::Plan;
 use crate::plan::output::DiskFile;
 
-use super::contents::{self, Contents};
+use super::contents::{self, Contents, GuestEvidence, SealedView};
 use super::disks::{Disks, Layers, open};
-use super::identity;
+use super::identity::{self, IdentityCheck};
 use super::lanes::all;
 use super::package::{facts, package};
 use super::secret_scan::SearchedSecrets;
@@ -51,8 +51,8 @@ pub(crate) async fn convert(
 ) -> Result<Converted, Failure> {
     let layers = sealed.disk.chain;
     check_base(build.plan, &build.memo)?;
-    check_sealed(build, &layers)?;
-    let contents = contents::read(build, layers.clone(), sealed.known, staging)?;
+    check_sealed(build, &layers, &sealed.evidence)?;
+    let contents = contents::read(build, layers.clone(), sealed.evidence, staging)?;
     let files = build.plan.outputs.disks.iter().map(|disk| (disk.clone(), place(build, disk, staging))).collect();
     let disks = Disks::new((layers, None), files, identity_of(build.plan), &build.events)?;
     let twin = async { twin?.ready().await };
@@ -76,14 +76,22 @@ fn identity_of(plan: &Plan) -> Identity {
 }
 
 /// The guest's word is not enough: its root file system has to say the same.
-fn check_sealed(build: &Build<'_>, layers: &Layers) -> Result<(), Failure> {
+fn check_sealed(build: &Build<'_>, layers: &Layers, evidence: &GuestEvidence) -> Result<(), Failure> {
     let chain = open(layers.clone())?;
-    // Whoever reads the contents says why they cannot be read.
-    let Ok(tree) = Tree::open(&chain) else { return Ok(()) };
-    if !tree.is_clean() {
+    let view = SealedView::open(&chain, evidence)?;
+    if !view.is_clean() {
         return Err(SealedDiskError::Unclean.into());
     }
-    Ok(identity::look(&tree, &build.plan.spec.seal.skip)?.map_or(Ok(()), Err)?)
+    match identity::look(&view, &build.plan.spec.seal.skip)? {
+        IdentityCheck::Passed => {}
+        IdentityCheck::NotDone => {
+            let text =
+                "whether sealing took away machine-id, host keys and the like was not checked: not all files are known";
+            build.events.notice(Level::Warning, text);
+        }
+        IdentityCheck::Failed(error) => return Err(error.into()),
+    }
+    Ok(())
 }
 
 /// Where a disk file is written: what is not published goes with the scratch folder.

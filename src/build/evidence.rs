@@ -96,7 +96,7 @@ fn uuid(sha256: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::manifest::{Os, tests::sample};
+    use crate::store::manifest::{ListedContents, Os, tests::sample};
 
     fn package(name: &str, version: &str, arch: &str) -> Package {
         Package { name: name.into(), version: version.into(), arch: arch.into(), kind: None }
@@ -144,6 +144,35 @@ mod tests {
         let dependencies = &document["predicate"]["buildDefinition"]["resolvedDependencies"];
         assert_eq!(dependencies[1]["digest"], serde_json::json!({ "sha256": "f0" }));
         assert_eq!(dependencies[2]["digest"], serde_json::json!({ "kilnTree": "7e" }));
+    }
+
+    #[test]
+    fn the_documents_say_what_they_lack() {
+        let whole = Manifest {
+            contents: Some(ListedContents { complete: true, ..Default::default() }),
+            ..sample("web", "1", "k")
+        };
+        assert!(cyclonedx::document(&whole)["compositions"].is_null());
+        assert!(spdx::document(&whole)["packages"][0]["annotations"].is_null());
+        let missing = vec!["/srv is xfs".to_owned()];
+        for contents in [
+            ListedContents { missing: missing.clone(), ..Default::default() },
+            ListedContents { complete: true, packages_missing: missing, ..Default::default() },
+        ] {
+            let part = Manifest { contents: Some(contents), ..whole.clone() };
+            let document = cyclonedx::document(&part);
+            assert_eq!(document["compositions"][0]["aggregate"], "incomplete");
+            assert_eq!(document["compositions"][0]["assemblies"][0], document["metadata"]["component"]["bom-ref"]);
+            let properties = document["metadata"]["component"]["properties"].as_array().unwrap().clone();
+            assert!(properties.iter().any(|property| property["value"] == "/srv is xfs"));
+            let document = spdx::document(&part);
+            assert!(
+                document["packages"][0]["annotations"][0]["comment"]
+                    .as_str()
+                    .unwrap()
+                    .ends_with("incomplete: /srv is xfs")
+            );
+        }
     }
 
     #[test]

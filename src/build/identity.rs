@@ -2,9 +2,15 @@
 //! host keys can pose as each other, and the guest's own word is no proof: it is the guest that may be at fault.
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 
+use sha2::{Digest, Sha256};
+
+use crate::disk::entry::{Entry, FileDigest, FileKind};
 use crate::disk::tree::{Tree, TreeError};
 use crate::error::{Fault, Kind};
+
+use super::contents::SealedView;
 
 /// A machine-id and what stands for none (machine-id(5)) are shorter, bytes.
 const LIMIT: u64 = 1 << 20;
@@ -44,12 +50,40 @@ impl Fault for IdentityError {
     }
 }
 
-/// The first mark that is left, unless the spec keeps it.
+/// The result of a look at a sealed image.
+#[derive(Debug)]
+pub(crate) enum IdentityCheck {
+    /// Nothing is left.
+    Passed,
+    /// Something is.
+    Failed(IdentityError),
+    /// Not all files are known.
+    NotDone,
+}
+
+/// Looks for the marks that the spec does not keep: in the files where kiln reads the disk, else in the guest's list of them.
 ///
 /// # Errors
-/// When the file system cannot be read.
-pub fn look(tree: &Tree<'_>, kept: &BTreeSet<String>) -> Result<Option<IdentityError>, TreeError> {
-    for (operation, path) in MARKS.into_iter().filter(|(operation, _)| !kept.contains(*operation)) {
+/// When the files cannot be read.
+pub(crate) fn look(view: &SealedView<'_>, kept: &BTreeSet<String>) -> Result<IdentityCheck, TreeError> {
+    let marks: Vec<_> = MARKS.into_iter().filter(|(operation, _)| !kept.contains(*operation)).collect();
+    if let Some(tree) = view.whole_tree() {
+        return Ok(find_in_tree(tree, &marks)?.map_or(IdentityCheck::Passed, IdentityCheck::Failed));
+    }
+    let mut found = None;
+    let is_known = view.walk(&mut |entry| {
+        found = found.take().or_else(|| find_in_entry(entry, &marks));
+        ControlFlow::Continue(())
+    })?;
+    Ok(match found {
+        Some(error) => IdentityCheck::Failed(error),
+        None if is_known => IdentityCheck::Passed,
+        None => IdentityCheck::NotDone,
+    })
+}
+
+fn find_in_tree(tree: &Tree<'_>, marks: &[(&'static str, &'static str)]) -> Result<Option<IdentityError>, TreeError> {
+    for &(operation, path) in marks {
         let Some(content) = tree.read(path, LIMIT)? else { continue };
         let none = operation == "machine-id" && matches!(content.trim_ascii(), b"" | b"uninitialized");
         if !none {
@@ -59,10 +93,51 @@ pub fn look(tree: &Tree<'_>, kept: &BTreeSet<String>) -> Result<Option<IdentityE
     Ok(None)
 }
 
+/// A link is no mark itself: what it leads to is another entry.
+fn find_in_entry(entry: &Entry, marks: &[(&'static str, &'static str)]) -> Option<IdentityError> {
+    let &(operation, path) = marks.iter().find(|(_, path)| path.as_bytes() == entry.path)?;
+    let none =
+        ["", "\n", "uninitialized", "uninitialized\n"].map(|text| FileDigest::Content(Sha256::digest(text).into()));
+    let is_none = operation == "machine-id" && entry.digest.is_some_and(|digest| none.contains(&digest));
+    (entry.kind == FileKind::File && !is_none).then_some(IdentityError { operation, path })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::entry::Time;
     use crate::spec::seal::OPERATIONS;
+
+    #[test]
+    fn the_guests_list_is_looked_at_where_kiln_cannot_read_the_files() {
+        let time = Time { seconds: 0, nanoseconds: 0 };
+        let entry = |path: &str, kind, content: &str| Entry {
+            path: path.into(),
+            kind,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            size: content.len() as u64,
+            digest: (kind == FileKind::File).then(|| FileDigest::Content(Sha256::digest(content).into())),
+            target: None,
+            device: None,
+            xattrs: Vec::new(),
+            modified: time,
+            changed: time,
+            file: (0, 1),
+        };
+        let is_mark = |path: &str, kind, content: &str| find_in_entry(&entry(path, kind, content), &MARKS).is_some();
+        for (path, content, expected) in [
+            ("/etc/machine-id", "uninitialized\n", false),
+            ("/etc/machine-id", "", false),
+            ("/etc/machine-id", "0123456789abcdef0123456789abcdef\n", true),
+            ("/etc/ssh/ssh_host_rsa_key", "", true),
+            ("/etc/ssh/ssh_config", "x", false),
+        ] {
+            assert_eq!(is_mark(path, FileKind::File, content), expected, "{path} {content}");
+        }
+        assert!(!is_mark("/var/lib/dbus/machine-id", FileKind::Link, ""));
+    }
 
     #[test]
     fn every_mark_belongs_to_an_operation() {

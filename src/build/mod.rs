@@ -50,6 +50,7 @@ mod lanes;
 pub mod layers;
 pub mod limits;
 pub mod many;
+mod mounts;
 pub mod outdated;
 pub mod output;
 mod package;
@@ -73,13 +74,12 @@ mod twin;
 pub mod writers;
 
 use boot::Guest;
-use contents::{Known, Wanted};
+use contents::GuestEvidence;
 use history::BaseFiles;
 use layers::{Begin, Layers};
 use limits::Limits;
 use provision::Done;
 use twin::BaseTwin;
-use writers::Writers;
 
 /// What becomes of the scratch folder when a build fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -227,7 +227,7 @@ impl Fault for ScratchError {
 /// The disk of a sealed guest, and what is known of it that it does not say itself.
 pub(crate) struct SealedDisk {
     pub(crate) disk: shutdown::CleanShutdown,
-    pub(crate) known: Known,
+    pub(crate) evidence: GuestEvidence,
 }
 
 /// One build under way.
@@ -319,19 +319,13 @@ impl<'a> Build<'a> {
 
     /// Seals the guest and turns it off.
     async fn sealed(&self, mut guest: Guest, steps: &[Done], layers: &Layers<'_>) -> Result<SealedDisk, Failure> {
-        let wanted = Wanted::by_base(self.plan);
-        let asked_and_sealed = async {
-            let mut answers = contents::ask(self, &mut guest, wanted).await?;
-            let (sealed, clamped) = seal::seal(self, &mut guest).await?;
-            answers.files = contents::ask_for_files(self, &mut guest, wanted).await?;
-            Ok((sealed, Known { answers, writers: Writers::new(steps, clamped) }))
-        };
-        let (sealed, known) = match self.stage(Stage::Seal, asked_and_sealed).await {
+        let asked_and_sealed = contents::seal_and_ask(self, &mut guest, steps);
+        let (sealed, evidence) = match self.stage(Stage::Seal, asked_and_sealed).await {
             Ok(sealed) => sealed,
             Err(failure) => return Err(guest.abandon(failure).await),
         };
         let disk = self.stage(Stage::Shutdown, shutdown::shut_down(self, guest, sealed, layers.chain())).await?;
-        Ok(SealedDisk { disk, known })
+        Ok(SealedDisk { disk, evidence })
     }
 
     /// Tests every disk file, also those that are in packages alone. QEMU boots every format.

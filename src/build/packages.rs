@@ -8,7 +8,6 @@ use std::time::Duration;
 use crate::disk::os_release::{self, Os};
 use crate::disk::packages::{
     APK_INSTALLED, DPKG_STATUS, PackageDatabase, PackageType, RPM_FORMAT, has_rpm_database, parse, read_databases,
-    rpm_databases,
 };
 use crate::disk::tree::{Tree, TreeError};
 use crate::error::Failure;
@@ -16,6 +15,7 @@ use crate::event::{Channel, Events, Level};
 use crate::guest::{Exec, Exit, GuestError};
 use crate::plan::with_grace;
 use crate::store::manifest;
+use crate::wire::mounts::RPM_DATABASES;
 
 use super::Build;
 use super::boot::Guest;
@@ -48,8 +48,7 @@ pub(crate) struct PackageList {
 /// Returns the shell script whose output [`parse_answer`] reads: os-release, then the type of each database and its content,
 /// a NUL behind each.
 fn question() -> String {
-    let rpm: Vec<String> = rpm_databases().map(|(folder, file)| format!("[ -e {folder}/{file} ]")).collect();
-    let rpm = rpm.join(" || ");
+    let rpm = RPM_DATABASES.map(|path| format!("[ -e {path} ]")).join(" || ");
     format!(
         "cat /etc/os-release 2>/dev/null || cat /usr/lib/os-release 2>/dev/null
         printf '\\0'

@@ -117,6 +117,7 @@ fn manifest(build: &Build<'_>, record: Record, disk_sha256: String, contents: Co
         outputs: outputs(plan),
         disk_sha256,
         disk_bytes: Some(plan.disk_size()),
+        contents: Some(contents.listed),
         content_sha256: contents.content_sha256,
         os: contents.os,
         package_type: contents.package_type,

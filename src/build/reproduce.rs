@@ -14,13 +14,12 @@ use tokio::task::spawn_blocking;
 use crate::digest::{hex, sha256_file};
 use crate::disk::entry::{ContentDigest, Entry, canonical};
 use crate::disk::listing::split_field;
-use crate::disk::tree::Tree;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::Level;
 use crate::plan::Plan;
 use crate::size::ByteSize;
 
-use super::contents::{self, Known};
+use super::contents::{GuestEvidence, SealedView};
 use super::layers::Layers;
 use super::limits::Limits;
 use super::writers::Writers;
@@ -50,6 +49,23 @@ impl Fault for NotReproducible {
 
     fn hints(&self) -> Vec<String> {
         vec!["builds differ in clock, memory and number of processors; `SOURCE_DATE_EPOCH` is what they share".into()]
+    }
+}
+
+/// Not all files of a build are known, so nothing can be said about two.
+#[derive(Debug, thiserror::Error)]
+#[error("whether the build is reproducible cannot be told: not all files of the image are known")]
+struct NotComparable {
+    missing: Vec<String>,
+}
+
+impl Fault for NotComparable {
+    fn kind(&self) -> Kind {
+        Kind::Output
+    }
+
+    fn evidence(&self) -> Vec<String> {
+        self.missing.clone()
     }
 }
 
@@ -106,12 +122,12 @@ async fn once(plan: &Plan, around: &Surroundings, limits: Limits) -> Result<Buil
     let made = async {
         let fetched = build.work.join("fetched");
         let (guest, steps) = build.provisioned(&mut layers, &fetched, around).await?;
-        let SealedDisk { disk, known } = build.sealed(guest, &steps, &layers).await?;
+        let SealedDisk { disk, evidence } = build.sealed(guest, &steps, &layers).await?;
         let files: Vec<PathBuf> = steps.iter().flat_map(|done| done.fetched.clone()).collect();
         let reading = spawn_blocking(move || {
             let failed = |source| ScratchError::at("the fetched files", &fetched)(source);
             let fetched = digest_fetched(&fetched, files).map_err(failed)?;
-            read(&disks::open(disk.chain)?, &known, fetched)
+            read(&disks::open(disk.chain)?, &evidence, fetched)
         });
         build.limits.hold(async { reading.await.expect("reading the tree does not panic") }).await
     };
@@ -150,15 +166,19 @@ fn fetched_differences(one: &BTreeMap<PathBuf, String>, other: &BTreeMap<PathBuf
 
 fn read(
     disk: &crate::disk::chain::Chain,
-    known: &Known,
+    evidence: &GuestEvidence,
     fetched: BTreeMap<PathBuf, String>,
 ) -> Result<BuildResult, Failure> {
     let (mut content, mut all) = (ContentDigest::new(), BTreeMap::new());
-    contents::Files::new(Tree::open(disk), &known.answers)?.walk(&mut |entry| {
+    let view = SealedView::open(disk, evidence)?;
+    let is_whole = view.walk(&mut |entry| {
         content.add(entry);
-        all.insert(entry.path.clone(), found(entry, &known.writers));
+        all.insert(entry.path.clone(), found(entry, &evidence.writers));
         ControlFlow::Continue(())
     })?;
+    if !is_whole {
+        return Err(NotComparable { missing: view.missing }.into());
+    }
     Ok(BuildResult { content_sha256: hex(&content.finish()), all, fetched })
 }
 

@@ -476,7 +476,7 @@ pub struct Diff {
     /// As JSON
     #[arg(long, conflicts_with = "stat")]
     pub json: bool,
-    /// End with 1 if anything differs
+    /// End with 1 if anything differs or could not be compared
     #[arg(long)]
     pub exit_code: bool,
     /// The format of disks whose names do not end in .qcow2 or .raw

@@ -16,7 +16,7 @@ use crate::disk::chain::{Chain, Layer};
 use crate::disk::compare::{Change, compare};
 use crate::disk::inspect::BaseImage;
 use crate::disk::listing::{self, Listing, ListingError, Record};
-use crate::disk::packages::{PackageDatabase, PackageType, read_databases, version};
+use crate::disk::packages::{PackageDatabase, PackageType, has_rpm_database, read_databases, version};
 use crate::disk::tree::{Tree, TreeError};
 use crate::error::{Failure, Fault, Kind};
 use crate::spec::{BaseFormat, DiskFormat};
@@ -109,6 +109,15 @@ enum How {
     Changed,
 }
 
+/// What is known of one side besides its files and packages.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct SideGaps {
+    /// What could not be compared.
+    missing: Vec<String>,
+    /// File systems that nothing mounts, and that are not compared.
+    left_over: Vec<String>,
+}
+
 /// Everything that differs.
 #[derive(Debug, Default)]
 struct Difference {
@@ -120,15 +129,23 @@ struct Difference {
     metadata: Vec<(&'static str, String, String)>,
     /// The names of the second image's steps.
     steps: Vec<String>,
+    /// Of the first and the second.
+    gaps: [SideGaps; 2],
 }
 
 impl Difference {
+    /// Returns whether everything was compared, and nothing differs.
     fn is_empty(&self) -> bool {
-        self.files.is_empty() && self.packages.is_empty()
+        self.files.is_empty() && self.packages.is_empty() && self.incomparable() == 0
+    }
+
+    /// Returns how many parts could not be compared.
+    fn incomparable(&self) -> usize {
+        self.gaps.iter().map(|gaps| gaps.missing.len()).sum()
     }
 }
 
-/// Writes what differs; true if nothing does.
+/// Writes what differs; true if everything was compared and nothing does.
 ///
 /// # Errors
 /// When one of the two cannot be found or read.
@@ -139,6 +156,7 @@ pub fn run(args: &args::Diff, folders: &Folders, out: &mut dyn Write) -> Result<
     let (left, right) = (old.records()?, new.records()?);
     compare(left.into_iter(), right.into_iter(), args.mtime, &mut |change| difference.files.push(change))?;
     difference.packages = package_changes(&old.packages()?, &new.packages()?);
+    difference.gaps = [old.gaps()?, new.gaps()?];
     difference.metadata = metadata(old.manifest(), new.manifest());
     if !args.stat {
         difference.texts = texts(&old, &new, &difference.files)?;
@@ -185,6 +203,25 @@ impl Side {
             None => return Err(DiffError::NoDisk(self.name.clone()).into()),
         };
         Ok(Chain::open(vec![Layer { file, format }])?)
+    }
+
+    /// Returns what is missing on this side: what its manifest says, or what the disk shows that is read instead of a list.
+    fn gaps(&self) -> Result<SideGaps, Failure> {
+        let declared = self.manifest().into_iter().flat_map(Manifest::missing).map(str::to_owned);
+        let mut gaps = SideGaps { missing: declared.collect(), ..SideGaps::default() };
+        if self.list.is_some() {
+            return Ok(gaps);
+        }
+        let chain = self.chain()?;
+        let tree = Tree::open(&chain)?;
+        for gap in tree.gaps() {
+            let list = if gap.hides_files() { &mut gaps.missing } else { &mut gaps.left_over };
+            list.push(gap.to_string());
+        }
+        if self.artifact.is_none() && has_rpm_database(&tree)? {
+            gaps.missing.push("the packages of rpm: only rpm itself reads its database".to_owned());
+        }
+        Ok(gaps)
     }
 
     /// Returns what is installed, each package with its type.

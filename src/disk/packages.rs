@@ -6,6 +6,7 @@
 use serde::Serialize;
 
 use super::tree::{Tree, TreeError};
+use crate::wire::mounts::RPM_DATABASES;
 
 pub mod version;
 
@@ -88,7 +89,7 @@ pub fn read_databases(tree: &Tree<'_>) -> Result<Vec<PackageDatabase>, TreeError
 /// # Errors
 /// When the file system is damaged or cannot be read.
 pub fn has_rpm_database(tree: &Tree<'_>) -> Result<bool, TreeError> {
-    for (folder, file) in rpm_databases() {
+    for (folder, file) in RPM_DATABASES.iter().filter_map(|path| path.rsplit_once('/')) {
         if tree.names(folder)?.is_some_and(|names| names.iter().any(|name| name == file.as_bytes())) {
             return Ok(true);
         }
@@ -145,12 +146,6 @@ fn rpm(text: &str) -> Vec<Package> {
         is_package.then_some(Package { name, version, arch })
     };
     text.lines().filter_map(package).collect()
-}
-
-/// Returns folder and file of each database that versions of rpm have had.
-pub(crate) fn rpm_databases() -> impl Iterator<Item = (&'static str, &'static str)> {
-    let files = ["rpmdb.sqlite", "Packages.db", "Packages"];
-    ["/usr/lib/sysimage/rpm", "/var/lib/rpm"].into_iter().flat_map(move |folder| files.map(|file| (folder, file)))
 }
 
 fn field(stanza: &str, key: &str) -> Option<String> {

@@ -21,6 +21,10 @@ use super::volume::{Node, Volume, VolumeError};
 use crate::error::{self, Fault};
 use crate::wire::sparse_blocks::{self, BlockFilter};
 
+mod as_mounted;
+
+pub use as_mounted::left_over;
+
 /// Ten times what the largest distributions install.
 pub(super) const MAX_ENTRIES: u64 = 20_000_000;
 /// All content hashed in one walk, as a multiple of the file systems' size. The holes of files that are not sparse

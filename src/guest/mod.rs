@@ -32,6 +32,7 @@ pub use greeting::Hello;
 pub use session::{Farewell, Limits, Session};
 pub use shell::{Line, Typed};
 pub use stage::{PackedTree, Source, Staged, What, stage};
+pub use transfer::DiskReport;
 
 /// The agent as an executable for the guest: static, x86-64 Linux.
 pub static AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kiln-agent"));

@@ -11,11 +11,21 @@ use super::GuestError;
 use super::receive::{Received, receive};
 use super::session::{Session, unexpected};
 use super::stage::{PackedTree, Source};
+use crate::wire::mounts::{self, GuestMount};
 use crate::wire::tree::{Layout, Totals};
 use crate::wire::{Hidden, MAX_DATA, Message};
 
 /// Chunks between the port and the thread that reads or writes files.
 const AHEAD: usize = 8;
+
+/// What a guest says of the image's disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskReport {
+    /// What is mounted from it, in the order in which it nests.
+    pub mounts: Vec<GuestMount>,
+    /// Whether there is a database of rpm.
+    pub has_rpm: bool,
+}
 
 impl Session {
     /// Sends a source over the port. `progress` hears the bytes sent so far. Returns what was sent.
@@ -126,6 +136,22 @@ impl Session {
                 Message::Done { entries, .. } => return Ok((file, entries)),
                 other => return Err(unexpected(other)),
             }
+        }
+    }
+
+    /// Asks what of the image's disk the guest has mounted. It may say anything, within bounds.
+    ///
+    /// # Errors
+    /// When the guest cannot tell, or does not answer.
+    pub async fn describe_disk(&mut self) -> Result<DiskReport, GuestError> {
+        self.begin();
+        self.queue(&Message::Mounts {});
+        match self.next().await? {
+            Message::Mounted { mounts, has_rpm } => {
+                mounts::check(&mounts)?;
+                Ok(DiskReport { mounts, has_rpm })
+            }
+            other => Err(unexpected(other)),
         }
     }
 

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::plan::machine::{Accelerator, Firmware, Machine, PrivateNetworkAccess};
 use crate::spec::{DiskFormat, Network};
-use crate::wire::PORT;
+use crate::wire::{DISK_SERIAL, PORT};
 
 /// Descriptor of the QMP channel.
 pub const QMP_FD: RawFd = 3;
@@ -177,7 +177,10 @@ fn disks(args: &mut Args, backing: &Backing) {
     let mut node = overlay_node(TOP, OVERLAY);
     node["backing"] = backing_nodes(args, backing);
     args.blockdev(&node);
-    args.option("-device", "virtio-blk-pci,drive=disk,serial=kiln-disk,bootindex=0,werror=stop,rerror=stop");
+    args.option(
+        "-device",
+        format!("virtio-blk-pci,drive=disk,serial={DISK_SERIAL},bootindex=0,werror=stop,rerror=stop"),
+    );
     // The seed comes last: cloud-init tries labelled devices in reverse order, so that ours wins over one that the base
     // image may carry.
     args.blockdev(&json!({

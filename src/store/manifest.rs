@@ -44,7 +44,10 @@ pub struct Manifest {
     /// Bytes of that disk: formats of whole MiB may add zeros. `None` in what older versions of kiln wrote.
     #[serde(default)]
     pub disk_bytes: Option<u64>,
-    /// SHA-256 over the sorted file tree, where it could be read.
+    /// Whether all files of the image are known. `None` in what older versions of kiln wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contents: Option<ListedContents>,
+    /// SHA-256 over the sorted file tree, where all of it is known.
     #[serde(default)]
     pub content_sha256: Option<String>,
     /// Which distribution it is, where it says so.
@@ -187,6 +190,19 @@ impl Output {
     }
 }
 
+/// `contents` of the manifest: what the list of files and the list of packages lack.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedContents {
+    /// Every file that the guest had on its disk is listed.
+    pub complete: bool,
+    /// What is not, a sentence each. Empty where the list is complete.
+    #[serde(default)]
+    pub missing: Vec<String>,
+    /// Package databases that could not be read, a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub packages_missing: Vec<String>,
+}
+
 /// `os` of the manifest, from os-release(5).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Os {
@@ -277,6 +293,12 @@ pub(super) fn parse_sequence(text: &[u8], path: &Path) -> Result<u64, StoreError
 }
 
 impl Manifest {
+    /// Returns what is known to be missing in the lists of files and packages.
+    pub fn missing(&self) -> impl Iterator<Item = &str> {
+        let contents = self.contents.iter();
+        contents.flat_map(|contents| contents.missing.iter().chain(&contents.packages_missing)).map(String::as_str)
+    }
+
     /// Returns the type of a package, as package URLs have it; none where nothing is known of it.
     #[must_use]
     pub fn type_of<'a>(&'a self, package: &'a Package) -> Option<&'a str> {
@@ -363,6 +385,7 @@ pub(crate) mod tests {
             outputs: vec![Output::staged(format!("{name}-{version}.qcow2"), "qcow2", 8 << 30)],
             disk_sha256: "00ff".into(),
             disk_bytes: Some(8 << 30),
+            contents: None,
             content_sha256: None,
             os: None,
             package_type: None,

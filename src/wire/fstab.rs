@@ -195,8 +195,9 @@ fn without_link_escapes(name: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Spaces and the like are written as three octal digits.
-fn unescaped(field: &[u8]) -> Vec<u8> {
+/// Decodes a field of fstab(5) or of a table of mounts: spaces and the like are written as three octal digits.
+#[must_use]
+pub fn unescaped(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let [first, behind @ ..] = rest {

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::code::{Code, Fields, Malformed, coded_enum, coded_struct};
+use super::mounts::GuestMount;
 use super::{BUILD, VERSION};
 
 /// A message and the stream it belongs to; 0 is the conversation itself. The host chooses the numbers, upwards from 1.
@@ -274,6 +275,15 @@ coded_enum! {
         }
         /// Host: tell every file of the guest's disks. The records of `listing` come in `Data`, then `Done` or `Failed`.
         38 List {}
+        /// Host: say what of the image's disk is mounted. Answered by `Mounted` or `Failed`.
+        39 Mounts {}
+        /// Guest: what is mounted, in the order in which it nests.
+        40 Mounted {
+            /// At most [`super::mounts::MAX_MOUNTS`].
+            mounts: Vec<GuestMount>,
+            /// Whether there is a database of rpm, which the host cannot read.
+            has_rpm: bool,
+        }
         /// Host: another time and another machine. The guest sets its clock, stirs the bytes into its random numbers and
         /// draws them anew. Answered by `Done` or `Failed`.
         32 Wake {

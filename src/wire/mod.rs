@@ -17,6 +17,7 @@ pub mod code;
 pub mod fstab;
 pub mod listing;
 pub mod message;
+pub mod mounts;
 pub mod sparse_blocks;
 pub mod tree;
 
@@ -31,6 +32,9 @@ pub const BUILD: &str = env!("KILN_AGENT_BUILD");
 
 /// The name of the virtio-serial port.
 pub const PORT: &str = "kiln.agent.0";
+
+/// The serial of the disk that becomes the image, among those of a guest.
+pub const DISK_SERIAL: &str = "kiln-disk";
 
 /// Stands before each greeting. Read as a length, its first four bytes are far above [`MAX_FRAME`].
 pub const MAGIC: [u8; 16] = *b"KILN\x00\xff\xfe greeting";

@@ -3,6 +3,7 @@ use proptest::option;
 use proptest::prelude::*;
 
 use super::message::{Facts, Origin, Pair, TtySize};
+use super::mounts::{DiskPartition, GuestMount};
 use super::*;
 
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
@@ -50,6 +51,8 @@ fn message() -> impl Strategy<Value = Message> {
         (any::<i64>(), any::<Vec<u8>>()).prop_map(|(clock, entropy)| Message::Wake { clock, entropy }),
         any::<u64>().prop_map(|cached| Message::Sync { cached }),
         Just(Message::Bye {}),
+        Just(Message::List {}),
+        Just(Message::Mounts {}),
         any::<u64>().prop_map(|token| Message::Park { token }),
     ];
     let rest = prop_oneof![
@@ -66,8 +69,29 @@ fn message() -> impl Strategy<Value = Message> {
         any::<u32>().prop_map(|bytes| Message::Credit { bytes }),
         (any::<u64>(), any::<i64>()).prop_map(|(token, clock)| Message::Pong { token, clock }),
         ".*".prop_map(|text| Message::Trouble { text }),
+        (vec(mount(), 0..3), any::<bool>()).prop_map(|(mounts, has_rpm)| Message::Mounted { mounts, has_rpm }),
     ];
     prop_oneof![greetings, requests, rest]
+}
+
+fn mount() -> impl Strategy<Value = GuestMount> {
+    let partition = (any::<u32>(), any::<u64>(), any::<u64>()).prop_map(|(number, start, length)| DiskPartition {
+        number,
+        start,
+        length,
+    });
+    let names = (bytes(), ".*", bytes(), bytes());
+    (names, vec(partition, 0..3), any::<bool>(), any::<u32>()).prop_map(
+        |((target, kind, root, source), partitions, is_plain, features)| GuestMount {
+            target,
+            kind,
+            root,
+            source,
+            partitions,
+            is_plain,
+            features,
+        },
+    )
 }
 
 fn tty() -> impl Strategy<Value = TtySize> {

@@ -23,6 +23,7 @@ use kiln::disk::compress::{Twin, compress};
 use kiln::disk::digest::{DigestError, disk_sha256};
 use kiln::disk::entry::{ContentDigest, Entry, FileDigest, FileKind, canonical};
 use kiln::disk::fat::{Fat, FatError, Node};
+use kiln::disk::gap::TreeMount;
 use kiln::disk::inspect::{BaseError, BaseFacts, BaseImage, Refusal};
 use kiln::disk::packages::{Package, PackageDatabase, PackageType, has_rpm_database, read_databases};
 use kiln::disk::partition::partitions;
@@ -30,7 +31,7 @@ use kiln::disk::qcow2::create_overlay;
 use kiln::disk::qcow2::header::{Codec, HeaderError};
 use kiln::disk::qemu_img::{Image, Target, convert};
 use kiln::disk::told::Told;
-use kiln::disk::tree::{Tree, TreeError};
+use kiln::disk::tree::{Tree, TreeError, left_over};
 use kiln::disk::write::WriteError;
 use kiln::error::{Fault, Kind};
 use kiln::spec::{BaseFormat, Compression, DiskFormat};
@@ -1066,6 +1067,47 @@ fn what_the_table_mounts_is_part_of_the_tree() {
         assert_eq!(tree.is_whole(), is_whole, "{table}");
         assert_eq!(tree.read("/efi/EFI/debian/grub.cfg", 100).unwrap().unwrap(), b"search.fs_uuid\n");
         assert!(tree.has_directory("/boot/hidden").unwrap() && !tree.has_directory("/boot/vmlinuz").unwrap());
+    }
+}
+
+#[test]
+fn what_a_guest_had_mounted_is_the_tree_whatever_the_disk_names() {
+    let scratch = Scratch::new();
+    let image = disk_with_mounts(&scratch, "LABEL=ESP /boot/efi vfat\n");
+    let disk = chain(&[(&image, BaseFormat::Raw)]);
+    let mount = |target: &str, partition, sector: u64, sectors: u64| TreeMount {
+        target: target.into(),
+        partition,
+        start: sector * 512,
+        length: sectors * 512,
+    };
+    let (root, boot, esp) =
+        (mount("/", 3, 133_120, 131_072), mount("/boot", 2, 67_584, 65_536), mount("/boot/efi", 1, 2048, 65_536));
+    // As a unit of systemd mounts /boot: no table names it.
+    let tree = Tree::open_as_mounted(&disk, &[root.clone(), boot.clone(), esp.clone()]).unwrap();
+    assert!(tree.is_whole());
+    assert_eq!(tree.mounts(), [root.clone(), boot.clone(), esp.clone()]);
+    assert_eq!(tree.read("/boot/vmlinuz", 100).unwrap().unwrap(), b"kernel");
+    assert!(tree.has_directory("/boot/efi/EFI").unwrap() && !tree.has_directory("/boot/hidden").unwrap());
+    // Only the root, though the table names more.
+    let tree = Tree::open_as_mounted(&disk, std::slice::from_ref(&root)).unwrap();
+    assert!(
+        tree.is_whole() && tree.has_directory("/boot/hidden").unwrap() && !tree.has_directory("/boot/efi/EFI").unwrap()
+    );
+    let left: Vec<String> = left_over(&disk, &[root.start]).unwrap().iter().map(ToString::to_string).collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+    assert!(
+        left[1].contains("boot part") && left_over(&disk, &[root.start, boot.start, esp.start]).unwrap().is_empty()
+    );
+    // What does not agree with the disk is a gap, or there is no root.
+    let elsewhere = TreeMount { start: boot.start + 512, ..boot.clone() };
+    let no_directory = TreeMount { target: b"/nowhere".to_vec(), ..boot.clone() };
+    for lie in [elsewhere, no_directory, TreeMount { partition: 9, ..boot }] {
+        let tree = Tree::open_as_mounted(&disk, &[root.clone(), lie.clone()]).unwrap();
+        assert_eq!((tree.is_whole(), tree.gaps().len()), (false, 1), "{lie:?}");
+    }
+    for lie in [&[][..], &[TreeMount { partition: 9, ..root.clone() }], &[TreeMount { length: 512, ..root }]] {
+        assert!(Tree::open_as_mounted(&disk, lie).is_err(), "{lie:?}");
     }
 }
 

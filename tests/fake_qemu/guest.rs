@@ -209,6 +209,7 @@ impl Guest<'_> {
             Message::Eof {} if self.shell.is_some() => self.typed(b"\nexit 0\n"),
             Message::Unpack { serial } => self.unpack(stream, &serial),
             Message::Fetch { path } => self.fetch(stream, &String::from_utf8_lossy(&path)),
+            Message::Mounts {} => self.mounts(stream),
             Message::List {} => self.list(stream),
             Message::Bye {} => self.bye(stream),
             Message::Credit { bytes } => self.pour(bytes as usize),
@@ -447,6 +448,15 @@ impl Guest<'_> {
 
     fn failed(&mut self, stream: u32, class: Class, text: &str) -> io::Result<()> {
         self.say(stream, &Message::Failed { class, text: text.to_owned() })
+    }
+
+    /// What it has mounted, by its own account.
+    fn mounts(&mut self, stream: u32) -> io::Result<()> {
+        if self.mode == "mounts-refused" {
+            return self.failed(stream, Class::System {}, "the mount table is too large");
+        }
+        super::log("mounts");
+        self.say(stream, &Message::Mounted { mounts: hostile::mounts(&self.mode), has_rpm: false })
     }
 
     /// The files of its disk, of which no test knows more than that they are few.

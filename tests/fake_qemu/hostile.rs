@@ -3,6 +3,7 @@
 use kiln::wire::code::Code;
 use kiln::wire::listing::{self, Listed, Moment};
 use kiln::wire::message::Origin;
+use kiln::wire::mounts::{DiskPartition, GuestMount, MAX_MOUNTS};
 use kiln::wire::tree::{Encoder, Entry, Head, Kind, Layout, Record, Totals};
 use kiln::wire::{Class, Exit, MAX_DATA, Message, put_frame};
 
@@ -69,6 +70,32 @@ pub fn listed(mode: &str) -> Vec<Listed> {
         "lists-out-of-order" => vec![folder("/"), file("/b"), file("/a")],
         "lists-no-root" => vec![file("/etc/motd")],
         _ => vec![folder("/"), folder("/etc"), file("/etc/motd")],
+    }
+}
+
+/// The answer to the question what is mounted: a root that kiln does not read, unless `mode` says otherwise. What is on the
+/// disk of these tests, `tests/support` knows.
+pub fn mounts(mode: &str) -> Vec<GuestMount> {
+    let mount = |target: &str, kind: &str, number: u32| GuestMount {
+        target: target.into(),
+        kind: kind.into(),
+        root: b"/".to_vec(),
+        source: format!("/dev/vda{number}").into_bytes(),
+        partitions: vec![DiskPartition { number, start: u64::from(number) << 20, length: 1 << 20 }],
+        is_plain: true,
+        features: 0,
+    };
+    match mode {
+        "mounts-nothing" => Vec::new(),
+        "mounts-whole-disk" => {
+            let partition = DiskPartition { number: 0, start: 0, length: 16 << 20 };
+            vec![GuestMount { partitions: vec![partition], ..mount("/", "ext4", 0) }]
+        }
+        "mounts-what-is-not-there" => vec![mount("/", "ext4", 7)],
+        "mounts-too-many" => vec![mount("/", "xfs", 1); MAX_MOUNTS + 1],
+        "mounts-no-paths" => vec![mount("srv", "ext4", 1)],
+        "mounts-forged" => vec![mount("/a\n::error::x", "\u{1b}[2Jxfs", 1), mount("/", "xfs", 1)],
+        _ => vec![mount("/", "xfs", 1)],
     }
 }
 

@@ -9,6 +9,7 @@ mod host;
 mod hostile;
 mod inputs;
 mod kills;
+mod mounts;
 mod qemu;
 mod secrets;
 mod steps;

@@ -21,6 +21,15 @@ pub(super) fn document(manifest: &Manifest) -> Value {
     let mut packages = vec![package(IMAGE, &image.name, &image.version)];
     packages[0]["primaryPackagePurpose"] = "OPERATING-SYSTEM".into();
     packages[0]["checksums"] = json!([{ "algorithm": "SHA256", "checksumValue": manifest.disk_sha256 }]);
+    let missing: Vec<&str> = manifest.missing().collect();
+    if !missing.is_empty() {
+        let comment = format!("This list of packages may be incomplete: {}", missing.join("; "));
+        packages[0]["comment"] = comment.clone().into();
+        packages[0]["annotations"] = json!([{
+            "annotationDate": created(manifest), "annotationType": "OTHER",
+            "annotator": format!("Tool: kiln-{}", manifest.kiln), "comment": comment,
+        }]);
+    }
     let mut relationships = vec![relationship("SPDXRef-DOCUMENT", "DESCRIBES", IMAGE)];
     for (found, number) in manifest.packages.iter().zip(1..) {
         let id = format!("SPDXRef-package-{number}");

@@ -23,7 +23,7 @@ pub(super) fn unified(old: &str, new: &str) -> String {
 
 /// Every file, with what differs in it.
 pub(super) fn full(names: (&str, &str), difference: &Difference) -> String {
-    let mut page = head(names);
+    let mut page = head(names, difference);
     let mut texts = difference.texts.iter().peekable();
     for (place, change) in difference.files.iter().enumerate() {
         page.line(mark(change), &file(change, &difference.steps));
@@ -37,15 +37,20 @@ pub(super) fn full(names: (&str, &str), difference: &Difference) -> String {
 
 /// Numbers alone.
 pub(super) fn stat(names: (&str, &str), difference: &Difference) -> String {
-    let mut page = head(names);
+    let mut page = head(names, difference);
     sum_up(&mut page, difference);
     page.into_text()
 }
 
-fn head(names: (&str, &str)) -> TextPage {
+/// Begins a page with the names of both sides, and what could not be compared.
+fn head(names: (&str, &str), difference: &Difference) -> TextPage {
     let mut page = TextPage::default();
     page.line("--- ", names.0);
     page.line("+++ ", names.1);
+    for (name, gaps) in [names.0, names.1].into_iter().zip(&difference.gaps) {
+        gaps.missing.iter().for_each(|missing| page.line("not comparable: ", &format!("{name}: {missing}")));
+        gaps.left_over.iter().for_each(|gap| page.line("not compared: ", &format!("{name}: {gap}")));
+    }
     page
 }
 
@@ -68,7 +73,11 @@ fn sum_up(page: &mut TextPage, difference: &Difference) {
     let removed = difference.files.iter().filter(|change| matches!(change, Change::Removed(_))).count();
     let changed = difference.files.len() - added - removed;
     let packages = difference.packages.len();
-    page.line("", &format!("{added} added, {removed} removed, {changed} changed; {packages} packages differ"));
+    let rest = match difference.incomparable() {
+        0 => String::new(),
+        count => format!("; {count} not comparable"),
+    };
+    page.line("", &format!("{added} added, {removed} removed, {changed} changed; {packages} packages differ{rest}"));
 }
 
 fn mark(change: &Change) -> &'static str {
@@ -193,12 +202,15 @@ pub(super) fn json(names: (&str, &str), difference: &Difference) -> String {
     let document = json!({
         "a": names.0, "b": names.1, "files": files.collect::<Vec<Value>>(), "packages": packages.collect::<Vec<Value>>(),
         "metadata": metadata.collect::<Vec<Value>>(), "folders": folders.collect::<Vec<Value>>(),
+        "not_comparable": difference.gaps.each_ref().map(|gaps| &gaps.missing),
+        "left_over": difference.gaps.each_ref().map(|gaps| &gaps.left_over),
     });
     format!("{document:#}\n")
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::SideGaps;
     use super::*;
 
     fn record(path: &str, size: u64, step: Option<usize>) -> Record {
@@ -224,6 +236,7 @@ mod tests {
             ],
             metadata: vec![("kiln", "0.1".into(), "0.2".into())],
             steps: vec!["write /etc/motd".into()],
+            gaps: Default::default(),
         }
     }
 
@@ -247,6 +260,26 @@ size by folder
 1 added, 1 removed, 1 changed; 2 packages differ
 ";
         assert_eq!(full(("a@1", "a@2"), &difference()), expected);
+    }
+
+    #[test]
+    fn what_could_not_be_compared_is_named_and_counted() {
+        let missing = vec!["/srv is xfs on partition 3, which kiln cannot read".to_owned()];
+        let gaps =
+            [SideGaps { missing, left_over: vec!["nothing mounts ext4 on partition 4".into()] }, SideGaps::default()];
+        let difference = Difference { gaps, ..Difference::default() };
+        assert!(!difference.is_empty());
+        let expected = "--- a@1
++++ a@2
+not comparable: a@1: /srv is xfs on partition 3, which kiln cannot read
+not compared: a@1: nothing mounts ext4 on partition 4
+0 added, 0 removed, 0 changed; 0 packages differ; 1 not comparable
+";
+        assert_eq!(full(("a@1", "a@2"), &difference), expected);
+        assert_eq!(stat(("a@1", "a@2"), &difference), expected);
+        let document: Value = serde_json::from_str(&json(("a@1", "a@2"), &difference)).unwrap();
+        assert_eq!(document["not_comparable"][0].as_array().map(Vec::len), Some(1));
+        assert_eq!(document["not_comparable"][1].as_array().map(Vec::len), Some(0));
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod superblock;
 mod xattr;
 
 use superblock::Superblock;
+pub(crate) use superblock::are_features_read;
 
 pub use directory::DirectoryEntry;
 pub use inode::Inode;

@@ -110,6 +110,11 @@ impl Superblock {
     }
 }
 
+/// Returns whether kiln reads a file system with these incompatible features.
+pub(crate) fn are_features_read(bits: u32) -> bool {
+    check_features(bits).is_ok()
+}
+
 fn check_features(bits: u32) -> Result<(), Ext4Error> {
     let known = INCOMPATIBLE.iter().fold(0, |known, (bit, ..)| known | bit);
     let unread = INCOMPATIBLE.iter().filter(|(bit, _, read)| bits & bit != 0 && !read);

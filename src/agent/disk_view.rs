@@ -1,0 +1,251 @@
+//! A mount namespace in which nothing but the file systems of the image's disk is mounted.
+//!
+//! The thread that enters it, and the threads that it starts, see the tree that the disk holds, as the kernel nests it: bind
+//! mounts and subvolumes where they are, and below `/proc`, `/run` and the like what the disk has there. The guest itself does
+//! not notice. Nothing can be written, and no time of access is.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{Read, Seek};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::mounts::{MountLine, parse, visible};
+use super::{Refusal, sys};
+use crate::wire::Class;
+
+/// Where a file system waits while the one below it is taken away.
+const ASIDE: &str = "/run/kiln/aside";
+/// Each pass takes away what is on top; nobody stacks this many.
+const MAX_PASSES: usize = 1000;
+
+/// Takes the calling thread into such a namespace. `is_on_disk` decides about each file system.
+///
+/// # Errors
+/// When the root file system is not on the disk, or a file system of the disk has no place in its tree.
+pub fn enter(is_on_disk: &mut dyn FnMut(&MountLine) -> bool) -> Result<(), Refusal> {
+    fs::create_dir_all(ASIDE).map_err(|error| Refusal::io(ASIDE, &error))?;
+    sys::unshare_mounts().map_err(|error| Refusal::io("a mount namespace", &error))?;
+    let mut table =
+        File::open("/proc/thread-self/mountinfo").map_err(|error| Refusal::io("the mount table", &error))?;
+    let mut unmovable = HashSet::new();
+    for _ in 0..MAX_PASSES {
+        let mounts = Mounts::read(&mut table, is_on_disk)?;
+        if visible(&mounts.lines, &mounts.on_disk).is_empty() {
+            return Err(Refusal::new(Class::System {}, "the root file system is not on the disk of the image"));
+        }
+        if !mounts.detach_next(&mut unmovable)? {
+            return mounts.protect();
+        }
+    }
+    Err(Refusal::new(Class::System {}, "too many file systems are mounted over each other"))
+}
+
+/// The mount table of the namespace.
+struct Mounts {
+    lines: Vec<MountLine>,
+    on_disk: Vec<bool>,
+    by_id: HashMap<u32, usize>,
+    /// Numbers of lines, by the number of the line that they are mounted on.
+    children: HashMap<usize, Vec<usize>>,
+}
+
+impl Mounts {
+    fn read(table: &mut File, is_on_disk: &mut dyn FnMut(&MountLine) -> bool) -> Result<Self, Refusal> {
+        let mut text = Vec::new();
+        let read = table.rewind().and_then(|()| table.read_to_end(&mut text)).and_then(|_| parse(&text));
+        let lines = read.map_err(|error| Refusal::io("the mount table", &error))?;
+        let on_disk = lines.iter().map(is_on_disk).collect();
+        let by_id: HashMap<u32, usize> = lines.iter().enumerate().map(|(index, line)| (line.id, index)).collect();
+        let mut children: HashMap<usize, Vec<usize>> = HashMap::new();
+        for (index, line) in lines.iter().enumerate() {
+            if let Some(parent) = by_id.get(&line.parent).filter(|parent| **parent != index) {
+                children.entry(*parent).or_default().push(index);
+            }
+        }
+        Ok(Self { lines, on_disk, by_id, children })
+    }
+
+    /// Takes away what is on the disk's file systems and not on the disk: everything with nothing of the disk on it, else one
+    /// of the others. Returns whether there was anything.
+    fn detach_next(&self, unmovable: &mut HashSet<u32>) -> Result<bool, Refusal> {
+        let is_candidate = |index: &usize| {
+            let line = &self.lines[*index];
+            let is_on_disk = self.by_id.get(&line.parent).is_some_and(|parent| self.on_disk[*parent]);
+            !self.on_disk[*index] && is_on_disk && !unmovable.contains(&line.id) && self.is_reachable(*index)
+        };
+        let (last, first): (Vec<usize>, Vec<usize>) = (0..self.lines.len())
+            .filter(is_candidate)
+            .partition(|index| Path::new(ASIDE).starts_with(self.path(*index)));
+        let (bare, carrying): (Vec<usize>, Vec<usize>) =
+            first.into_iter().partition(|index| self.carried(*index).is_empty());
+        if !bare.is_empty() {
+            for index in bare {
+                self.detach(index, unmovable);
+            }
+        } else if let Some(index) = carrying.first() {
+            self.replace(*index)?;
+        } else if let Some(index) = last.first() {
+            if let Some(carried) = self.carried(*index).first() {
+                return Err(self.homeless(*carried));
+            }
+            self.detach(*index, unmovable);
+        } else {
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    /// What cannot be taken away is covered by something else, and so not seen either.
+    fn detach(&self, index: usize, unmovable: &mut HashSet<u32>) {
+        if sys::detach(self.path(index)).is_err() {
+            unmovable.insert(self.lines[index].id);
+        }
+    }
+
+    /// Takes a file system away that file systems of the disk are mounted on, as an automount is, and puts those where they
+    /// were.
+    fn replace(&self, index: usize) -> Result<(), Refusal> {
+        let carried = self.carried(index);
+        let places: Vec<PathBuf> = (0..carried.len()).map(|number| Path::new(ASIDE).join(number.to_string())).collect();
+        for (carried, place) in carried.iter().zip(&places) {
+            let moved = fs::create_dir_all(place).and_then(|()| sys::move_mount(self.path(*carried), place));
+            moved.map_err(|_| self.homeless(*carried))?;
+        }
+        sys::detach(self.path(index)).map_err(|error| Refusal::io(self.path(index).display(), &error))?;
+        for (carried, place) in carried.iter().zip(&places) {
+            sys::move_mount(place, self.path(*carried)).map_err(|_| self.homeless(*carried))?;
+        }
+        Ok(())
+    }
+
+    /// Returns the file systems of the disk that are mounted on this one, or on others that are not on the disk either.
+    fn carried(&self, index: usize) -> Vec<usize> {
+        let (mut carried, mut open) = (Vec::new(), vec![index]);
+        while let Some(index) = open.pop() {
+            for child in self.children.get(&index).into_iter().flatten() {
+                if self.on_disk[*child] { carried.push(*child) } else { open.push(*child) }
+            }
+        }
+        carried
+    }
+
+    /// Returns whether a path leads to it: nothing is mounted over it, or over a folder on the way.
+    fn is_reachable(&self, index: usize) -> bool {
+        let stacked = self.children.get(&index).into_iter().flatten();
+        let is_stacked =
+            stacked.into_iter().any(|child| !self.on_disk[*child] && self.path(*child) == self.path(index));
+        let siblings = self.by_id.get(&self.lines[index].parent).and_then(|parent| self.children.get(parent));
+        let is_covered = siblings.into_iter().flatten().any(|other| {
+            *other != index && self.path(*other) != self.path(index) && self.path(index).starts_with(self.path(*other))
+        });
+        !is_stacked && !is_covered
+    }
+
+    /// Makes every file system of the tree read only.
+    fn protect(&self) -> Result<(), Refusal> {
+        for index in visible(&self.lines, &self.on_disk) {
+            let path = self.path(index);
+            sys::protect_mount(path).map_err(|error| Refusal::io(path.display(), &error))?;
+        }
+        Ok(())
+    }
+
+    fn path(&self, index: usize) -> &Path {
+        Path::new(OsStr::from_bytes(&self.lines[index].target))
+    }
+
+    fn homeless(&self, index: usize) -> Refusal {
+        let text = format!("{} is mounted on a directory that is not on the disk", self.path(index).display());
+        Refusal::new(Class::System {}, text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+    use std::thread;
+
+    /// Runs in a root of its own, whose file systems of type ramfs stand for those of the disk. `mounts` are type and mount
+    /// point; each gets a file of its number.
+    fn names_in(mounts: &'static [(&str, &str)], folders: &'static [&str]) -> Result<Vec<String>, String> {
+        let work = move || {
+            let root = tempfile::tempdir().unwrap();
+            sys::unshare_mounts().unwrap();
+            let run = |program: &str, args: &[&str]| {
+                let output = Command::new(program).args(args).output().unwrap();
+                assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+            };
+            let place = |path: &str| format!("{}{path}", root.path().display());
+            run("mount", &["-t", "ramfs", "disk", &place("")]);
+            for folder in ["/proc", "/run"].iter().chain(folders) {
+                fs::create_dir_all(place(folder)).unwrap();
+            }
+            run("mount", &["-t", "tmpfs", "tmpfs", &place("/run")]);
+            for (number, (kind, target)) in mounts.iter().enumerate() {
+                fs::create_dir_all(place(target)).unwrap();
+                run("mount", &["-t", kind, kind, &place(target)]);
+                fs::write(place(&format!("{target}/{number}")), "").unwrap();
+            }
+            fs::create_dir_all(place("/proc")).unwrap();
+            run("mount", &["-t", "proc", "proc", &place("/proc")]);
+            std::os::unix::fs::chroot(root.path()).unwrap();
+            std::env::set_current_dir("/").unwrap();
+            enter(&mut |line| line.kind == "ramfs").map_err(|refusal| refusal.text)?;
+            let mut names = Vec::new();
+            add_names(Path::new("/"), &mut names);
+            assert!(fs::write("/new", "").is_err(), "nothing can be written");
+            Ok(names)
+        };
+        thread::scope(|scope| scope.spawn(work).join().unwrap())
+    }
+
+    fn add_names(folder: &Path, names: &mut Vec<String>) {
+        let mut entries: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        entries.sort();
+        for path in entries {
+            names.push(path.display().to_string());
+            if path.is_dir() {
+                add_names(&path, names);
+            }
+        }
+    }
+
+    #[test]
+    fn the_tree_of_the_disk_is_what_is_seen() {
+        if !nix::unistd::Uid::effective().is_root() {
+            return;
+        }
+        let seen = names_in(&[("ramfs", "/a"), ("tmpfs", "/a/tmp"), ("ramfs", "/a/b"), ("tmpfs", "/c")], &["/c/below"]);
+        assert_eq!(seen.unwrap(), ["/a", "/a/0", "/a/b", "/a/b/2", "/a/tmp", "/c", "/c/below", "/proc", "/run"]);
+    }
+
+    #[test]
+    fn what_an_automount_carries_stays_and_what_is_covered_does_not_count() {
+        if !nix::unistd::Uid::effective().is_root() {
+            return;
+        }
+        // As autofs with the file system that it has mounted; one over another; something over one of the disk.
+        let seen = names_in(&[("tmpfs", "/boot"), ("ramfs", "/boot"), ("tmpfs", "/boot")], &[]);
+        assert_eq!(seen.unwrap(), ["/boot", "/boot/1", "/proc", "/run"]);
+        let seen = names_in(&[("ramfs", "/srv"), ("ramfs", "/srv"), ("tmpfs", "/srv/x")], &[]);
+        assert_eq!(seen.unwrap(), ["/proc", "/run", "/srv", "/srv/1", "/srv/x"]);
+        let seen = names_in(&[("tmpfs", "/x/y"), ("ramfs", "/x")], &[]);
+        assert_eq!(seen.unwrap(), ["/proc", "/run", "/x", "/x/1"]);
+    }
+
+    #[test]
+    fn what_has_no_place_on_the_disk_is_refused() {
+        if !nix::unistd::Uid::effective().is_root() {
+            return;
+        }
+        for mounts in [&[("ramfs", "/run/media")][..], &[("tmpfs", "/t"), ("ramfs", "/t/x")]] {
+            let why = names_in(mounts, &[]).unwrap_err();
+            assert!(why.contains("is mounted on a directory that is not on the disk"), "{why}");
+        }
+        let why = names_in(&[("tmpfs", "")], &[]).unwrap_err();
+        assert!(why.contains("root file system"), "{why}");
+    }
+}

@@ -1,0 +1,109 @@
+//! What a guest has mounted from the disk of the image, by its own mount table.
+
+use super::code::{Malformed, coded_struct};
+use super::{MAX_FRAME, Message};
+
+/// The most file systems in one answer.
+pub const MAX_MOUNTS: usize = 512;
+/// The longest path, bytes: the kernel shows no longer one in a mount table.
+const MAX_PATH: usize = 4096;
+/// The longest name of a file system's type, or of a device, bytes.
+const MAX_NAME: usize = 255;
+
+/// Files of rpm's database, in its present and its former formats.
+pub const RPM_DATABASES: [&str; 6] = [
+    "/usr/lib/sysimage/rpm/rpmdb.sqlite",
+    "/usr/lib/sysimage/rpm/Packages.db",
+    "/usr/lib/sysimage/rpm/Packages",
+    "/var/lib/rpm/rpmdb.sqlite",
+    "/var/lib/rpm/Packages.db",
+    "/var/lib/rpm/Packages",
+];
+
+coded_struct! {
+    /// A partition of the image's disk.
+    DiskPartition {
+        /// As Linux numbers it; 0 for the whole disk.
+        number: u32,
+        /// Its first byte on the disk.
+        start: u64,
+        /// Bytes.
+        length: u64,
+    }
+}
+
+coded_struct! {
+    /// A file system that the guest has mounted from the disk of the image.
+    GuestMount {
+        /// The mount point: absolute, without links.
+        target: Vec<u8>,
+        /// The type of the file system, as the kernel names it.
+        kind: String,
+        /// The directory of the file system that is mounted; `/` for all of it.
+        root: Vec<u8>,
+        /// The device, as the kernel names it.
+        source: Vec<u8>,
+        /// The partitions that hold it, as far as they are known.
+        partitions: Vec<DiskPartition>,
+        /// Whether it is on a partition itself, and on no device made of partitions.
+        is_plain: bool,
+        /// The incompatible features of an ext file system; 0 of any other, and where they are not known.
+        features: u32,
+    }
+}
+
+/// Checks the limits of an answer, for both ends.
+///
+/// # Errors
+/// When it is beyond them.
+pub fn check(mounts: &[GuestMount]) -> Result<(), Malformed> {
+    let is_path = |path: &[u8]| path.starts_with(b"/") && path.len() <= MAX_PATH && !path.contains(&0);
+    let is_sound = |mount: &GuestMount| {
+        is_path(&mount.target)
+            && mount.root.len() <= MAX_PATH
+            && mount.kind.len() <= MAX_NAME
+            && mount.source.len() <= MAX_PATH
+            && mount.partitions.len() <= MAX_MOUNTS
+    };
+    let fits = mounts.len() <= MAX_MOUNTS && mounts.iter().all(is_sound);
+    if fits { Ok(()) } else { Err(Malformed::Range("mount table")) }
+}
+
+/// Returns whether a message is short enough for a frame.
+#[must_use]
+pub fn fits(message: &Message) -> bool {
+    let mut body = Vec::new();
+    message.put_body(0, &mut body);
+    body.len() <= MAX_FRAME
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(target: &str) -> GuestMount {
+        GuestMount {
+            target: target.into(),
+            kind: "ext4".into(),
+            root: b"/".to_vec(),
+            source: b"/dev/vda1".to_vec(),
+            partitions: vec![DiskPartition { number: 1, start: 1 << 20, length: 1 << 30 }],
+            is_plain: true,
+            features: 0x2c2,
+        }
+    }
+
+    #[test]
+    fn a_table_has_bounds() {
+        assert!(check(&[mount("/"), mount("/srv")]).is_ok());
+        assert!(check(&vec![mount("/"); MAX_MOUNTS + 1]).is_err());
+        for bad in ["", "srv", "/a\0b"] {
+            assert!(check(&[mount(bad)]).is_err(), "{bad:?}");
+        }
+        assert!(check(&[mount(&"/x".repeat(MAX_PATH))]).is_err());
+        assert!(check(&[GuestMount { kind: "x".repeat(MAX_NAME + 1), ..mount("/") }]).is_err());
+        let long = GuestMount { source: vec![b'x'; MAX_PATH], ..mount("/") };
+        assert!(!fits(&Message::Mounted { mounts: vec![long; MAX_MOUNTS], has_rpm: false }));
+        assert!(fits(&Message::Mounted { mounts: vec![mount("/"); MAX_MOUNTS], has_rpm: false }));
+    }
+}
