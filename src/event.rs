@@ -278,7 +278,8 @@ impl Events {
     /// Tells every sink.
     pub fn emit(&self, event: &Event) {
         let origin = Origin { at: self.began.elapsed(), build: self.build.as_deref() };
-        let event = &event.mask_secrets(&self.mask);
+        let masked = (!self.mask.is_empty()).then(|| event.mask_secrets(&self.mask));
+        let event = masked.as_ref().unwrap_or(event);
         for sink in self.sinks.iter() {
             sink.emit(origin, event);
         }

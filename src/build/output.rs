@@ -75,6 +75,7 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::masking::written_forms;
 
     fn lines(chunks: &[&[u8]]) -> (Vec<String>, Vec<String>) {
         let (mut lines, mut seen) = (Lines::new(&SecretMask::default()), Vec::new());
@@ -122,5 +123,38 @@ mod tests {
                 assert!(!lines.tail().concat().contains("hunter2"));
             }
         }
+    }
+
+    /// A value with characters that every notation writes in another way.
+    const SPECIAL: &[u8] = b"p@ss 'word' & \"more\"\\/<b>";
+
+    #[test]
+    fn o3_no_form_at_any_place_around_the_cut_and_in_three_writes_gets_through() {
+        let (mask, mut runs) = (SecretMask::new([SPECIAL]), 0);
+        for form in written_forms(SPECIAL) {
+            let length = form.bytes.len();
+            for start in LINE_LIMIT - length - 1..=LINE_LIMIT + 1 {
+                let text = [&vec![0x1f; start][..], &form.bytes, b"\x1f and more\n"].concat();
+                for first in [0, 1, length / 2, length - 1, length] {
+                    for second in [first, length - 1, length + 5] {
+                        let cuts = [start + first, start + second.max(first), text.len()];
+                        let (mut lines, mut seen, mut from) = (Lines::new(&mask), Vec::new(), 0);
+                        for cut in cuts {
+                            lines.feed(Channel::Stdout, &text[from..cut], &mut |_, line| seen.push(line));
+                            from = cut;
+                        }
+                        lines.finish(&mut |_, line| seen.push(line));
+                        let shown = seen.concat();
+                        assert!(!shown.as_bytes().windows(length).any(|window| window == form.bytes), "{}", form.how);
+                        assert!(shown.contains("[secret]") && shown.ends_with("\u{1f} and more"), "{}", form.how);
+                        runs += 1;
+                    }
+                }
+            }
+        }
+        println!(
+            "masked: {} forms, {runs} ways to write them around the limit of a line, 0 found",
+            written_forms(SPECIAL).len()
+        );
     }
 }

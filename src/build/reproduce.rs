@@ -22,6 +22,7 @@ use crate::size::ByteSize;
 use super::contents::{GuestEvidence, SealedView};
 use super::layers::Layers;
 use super::limits::Limits;
+use super::secrets::Secrets;
 use super::writers::Writers;
 use super::{Build, ScratchError, SealedDisk, Surroundings, disks};
 
@@ -103,7 +104,12 @@ pub async fn reproduce(plan: &Plan, around: &Surroundings) -> Result<String, Fai
     let steps: Vec<&str> = plan.spec.steps.iter().map(|step| step.name.as_str()).collect();
     let mut differences = differences(&one.all, &other.all, &steps);
     differences.extend(fetched_differences(&one.fetched, &other.fetched));
-    if differences.is_empty() { Ok(one.content_sha256) } else { Err(told(differences).into()) }
+    if differences.is_empty() {
+        return Ok(one.content_sha256);
+    }
+    // The names of files are the guest's.
+    let secrets = Secrets::load(&plan.spec)?;
+    Err(Failure::from(told(differences)).mask_secrets(secrets.mask()))
 }
 
 /// The same build in another machine at another time.

@@ -152,7 +152,13 @@ impl BoundedFile {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use tokio::io::AsyncWriteExt;
+
     use super::*;
+    use crate::event::{Origin, Sink};
+    use crate::masking::{SecretMask, written_forms};
 
     #[test]
     fn the_tail_holds_the_last_lines_without_escapes() {
@@ -188,5 +194,59 @@ mod tests {
         let events = Events::new(Vec::new());
         console.feed(&vec![b'x'; 10 * LINE_LIMIT], &events);
         assert!(console.tail(100).iter().all(|line| line.len() <= LINE_LIMIT));
+    }
+
+    /// The console's lines as events.
+    #[derive(Default)]
+    struct Heard(std::sync::Mutex<String>);
+
+    impl Sink for Heard {
+        fn emit(&self, _: Origin<'_>, event: &Event) {
+            if let Event::Console { line } = event {
+                self.0.lock().unwrap().push_str(line);
+            }
+        }
+    }
+
+    /// What is in the file, in the events and in the tail of a console that writes these pieces.
+    async fn recorded(mask: &SecretMask, pieces: &[&[u8]]) -> [Vec<u8>; 3] {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (file, heard, console) =
+            (tempfile::NamedTempFile::new().unwrap(), Arc::new(Heard::default()), Console::default());
+        let events = Events::new(vec![heard.clone()]);
+        let recording = record(ours, file.reopen().unwrap(), mask.stream(), console.clone(), events);
+        let writing = async {
+            let mut theirs = theirs;
+            for piece in pieces {
+                theirs.write_all(piece).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::join!(recording, writing);
+        let heard = heard.0.lock().unwrap().clone();
+        [std::fs::read(file.path()).unwrap(), heard.into_bytes(), console.tail(TAIL_LINES).concat().into_bytes()]
+    }
+
+    #[test]
+    fn o3_no_form_at_any_place_around_the_buffers_reaches_file_events_or_tail() {
+        let value = b"p@ss 'word' & \"more\"\\/<b>";
+        let (mask, mut runs) = (SecretMask::new([&value[..]]), 0);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        for form in written_forms(value) {
+            let length = form.bytes.len();
+            let around = |edge: usize| (edge - length - 1..=edge + 1).step_by(3);
+            for start in around(LINE_LIMIT).chain(around(16 << 10)) {
+                let text = [&vec![b'.'; start][..], &form.bytes, b". and more\r\n"].concat();
+                for cut in [0, 1, length / 2, length - 1] {
+                    let pieces =
+                        [&text[..start + cut], &text[start + cut..start + length - 1], &text[start + length - 1..]];
+                    for sink in runtime.block_on(recorded(&mask, &pieces)) {
+                        assert!(!sink.windows(length).any(|window| window == form.bytes), "{} at {start}", form.how);
+                        runs += 1;
+                    }
+                }
+            }
+        }
+        println!("console: {runs} ways to write a secret into file, events and tail, 0 found");
     }
 }

@@ -64,6 +64,12 @@ impl SecretMask {
         Self(Some(Arc::new(SecretPatterns::new(automaton, &needles))))
     }
 
+    /// Returns whether there is nothing to replace.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// Begins to mask a stream.
     #[must_use]
     pub fn stream(&self) -> MaskingStream {
