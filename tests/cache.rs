@@ -155,7 +155,7 @@ fn what_went_before_a_failed_step_stays() {
 fn memory_is_not_kept_once_a_secret_was_seen() {
     let steps = "[secrets]\ntoken = { env = 'TOKEN' }\n[[step]]\nrun = 'echo one'\n\
                  [[step]]\nrun = 'secret token'\nsecrets = ['token']\n[[step]]\nrun = 'echo three'\n";
-    let first = Kiln::new().spec(steps).env("TOKEN", "hunter2hunter2").build().run();
+    let first = Kiln::new().spec(steps).secret("TOKEN", "hunter2hunter2").build().run();
     let with_memory = layers(&first).iter().filter(|layer| layer.join("ram").exists()).count();
     assert_eq!((layers(&first).len(), with_memory), (2, 1), "the compressed base and the boot");
 }

@@ -110,7 +110,7 @@ impl Fault for ReachError {
 pub fn check(spec: &Spec, reach: FileReach, events: &Events) -> Result<(), ReachError> {
     let Some(project) = project(&spec.path) else { return Ok(()) };
     let inputs = spec.steps.iter().filter_map(|step| Some((format!("line {}", step.line), input_path(&step.action)?)));
-    let secrets = spec.secrets.iter().filter_map(|(name, source)| match source {
+    let secrets = spec.secrets.iter().filter_map(|(name, secret)| match &secret.source {
         SecretSource::File(path) => Some((format!("the secret `{name}`"), path)),
         SecretSource::Env(_) => None,
     });

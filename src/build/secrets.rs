@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -26,40 +27,89 @@ pub struct Secrets {
     searched: Option<SearchedSecrets>,
 }
 
-/// A secret cannot be had.
+/// A secret that a spec declares and that its steps cannot have.
 #[derive(Debug, thiserror::Error)]
-pub enum SecretError {
+#[error("the secret `{name}` ({}:{line}) {problem}", spec.display())]
+pub struct SecretError {
+    /// Its name.
+    pub name: String,
+    /// The spec file.
+    pub spec: PathBuf,
+    /// Its line.
+    pub line: usize,
+    /// What is wrong.
+    pub problem: SecretProblem,
+}
+
+/// Why a secret cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretProblem {
+    /// The user has not allowed specs to take this environment variable.
+    #[error("comes from the environment variable {0}, which specs are not allowed to take")]
+    NotAllowed(String),
     /// The environment variable is not there.
-    #[error("the secret `{name}` comes from the environment variable {variable}, which is not set")]
-    Unset {
-        /// The secret.
-        name: String,
-        /// The variable.
-        variable: String,
-    },
+    #[error("comes from the environment variable {0}, which is not set")]
+    Unset(String),
     /// The file cannot be read.
-    #[error("cannot read the secret `{name}` from {}", path.display())]
+    #[error("cannot be read from {}: {reason}", path.display())]
     Unreadable {
-        /// The secret.
-        name: String,
-        /// Its file.
+        /// The file.
         path: PathBuf,
         /// Why.
-        #[source]
-        source: io::Error,
+        reason: io::Error,
     },
-    /// The file is too large to be a secret.
-    #[error("the secret `{name}` is larger than 64 KiB")]
-    TooLarge {
-        /// The secret.
-        name: String,
-    },
+    /// The value is too large to be a secret.
+    #[error("is larger than 64 KiB")]
+    TooLarge,
 }
 
 impl Fault for SecretError {
     fn kind(&self) -> Kind {
         Kind::Spec
     }
+
+    fn hints(&self) -> Vec<String> {
+        match &self.problem {
+            SecretProblem::NotAllowed(variable) => vec![
+                format!("if you trust the spec with it, allow it with --secret-env {variable}"),
+                format!("or for every spec, with `secret-env = [\"{variable}\"]` in ~/.config/kiln/config.toml"),
+            ],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// The environment variables that specs may take as secrets. The user names them: a spec may come from somebody else, and
+/// what a step is given it can send anywhere.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AllowedVariables(BTreeSet<String>);
+
+impl FromIterator<String> for AllowedVariables {
+    fn from_iter<I: IntoIterator<Item = String>>(names: I) -> Self {
+        Self(names.into_iter().collect())
+    }
+}
+
+impl AllowedVariables {
+    /// Checks that a spec names no other variable.
+    ///
+    /// # Errors
+    /// For the first secret that comes from another one.
+    pub fn check(&self, spec: &Spec) -> Result<(), SecretError> {
+        for (name, secret) in &spec.secrets {
+            match &secret.source {
+                SecretSource::Env(variable) if !self.0.contains(variable) => {
+                    return Err(error(spec, name, secret.line, SecretProblem::NotAllowed(variable.clone())));
+                }
+                SecretSource::Env(_) | SecretSource::File(_) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn error(spec: &Spec, name: &str, line: usize, problem: SecretProblem) -> SecretError {
+    SecretError { name: name.to_owned(), spec: spec.path.clone(), line, problem }
 }
 
 impl std::fmt::Debug for Secrets {
@@ -79,7 +129,12 @@ impl Secrets {
             _ => None,
         });
         let used: BTreeSet<_> = used.flatten().collect();
-        let values = used.into_iter().map(|name| Ok((name.clone(), read(name, &spec.secrets[name])?)));
+        let read_one = |name: &String| {
+            let declared = &spec.secrets[name];
+            let value = read(&declared.source).map_err(|problem| error(spec, name, declared.line, problem))?;
+            Ok((name.clone(), value))
+        };
+        let values = used.into_iter().map(read_one);
         values.collect::<Result<_, _>>().map(Self::new)
     }
 
@@ -128,20 +183,17 @@ impl Secrets {
     }
 }
 
-fn read(name: &str, source: &SecretSource) -> Result<Vec<u8>, SecretError> {
-    match source {
-        SecretSource::Env(variable) => std::env::var_os(variable)
-            .map(std::os::unix::ffi::OsStringExt::into_vec)
-            .ok_or_else(|| SecretError::Unset { name: name.to_owned(), variable: variable.clone() }),
-        SecretSource::File(path) => {
-            let unreadable = |source| SecretError::Unreadable { name: name.to_owned(), path: path.clone(), source };
-            let value = read_file(path).map_err(unreadable)?;
-            if value.len() as u64 > LARGEST {
-                return Err(SecretError::TooLarge { name: name.to_owned() });
-            }
-            Ok(value)
+fn read(source: &SecretSource) -> Result<Vec<u8>, SecretProblem> {
+    let value = match source {
+        SecretSource::Env(variable) => {
+            let value = std::env::var_os(variable).ok_or_else(|| SecretProblem::Unset(variable.clone()))?;
+            value.into_vec()
         }
-    }
+        SecretSource::File(path) => {
+            read_file(path).map_err(|reason| SecretProblem::Unreadable { path: path.clone(), reason })?
+        }
+    };
+    if value.len() as u64 > LARGEST { Err(SecretProblem::TooLarge) } else { Ok(value) }
 }
 
 /// Reads the beginning of a regular file. Anything else, such as a FIFO that nobody writes to, is refused at once.

@@ -129,6 +129,9 @@ pub struct Reading {
     /// Let guests reach what the spec lists as `private` in `[network]`
     #[arg(long)]
     pub allow_private_network: bool,
+    /// Let specs take this environment variable as a secret; may be repeated [default: those of the configuration file]
+    #[arg(long = "secret-env", value_name = "NAME")]
+    pub secret_env: Vec<String>,
 }
 
 /// Where base images may come from.

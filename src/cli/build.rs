@@ -21,6 +21,7 @@ use crate::sign::Signer;
 use crate::store::{Artifact, OnConflict};
 
 use super::args::{self, Build, Global};
+use super::configuration::allowed_variables;
 use super::folders::Folders;
 use super::list::align;
 use super::{specs, terminal};
@@ -31,6 +32,8 @@ use super::{specs, terminal};
 /// Whatever went wrong first; what else went wrong is printed.
 pub async fn run(args: Build, global: &Global, folders: &Folders, cancel: CancellationToken) -> Result<(), Failure> {
     let graph = Graph::new(specs::load(&args.specs, &args.reading, args.version.as_ref())?)?;
+    let allowed = allowed_variables(&args.reading)?;
+    graph.nodes().iter().try_for_each(|node| allowed.check(&node.spec))?;
     let events = super::events(global);
     if nix::unistd::geteuid().is_root() {
         events.notice(Level::Debug, "running as root, which kiln never needs");

@@ -13,6 +13,7 @@ use crate::event::Level;
 use crate::plan::graph::{Graph, Node};
 
 use super::args::{Global, Specs};
+use super::configuration::allowed_variables;
 use super::folders::Folders;
 use super::specs;
 
@@ -25,11 +26,13 @@ pub async fn run(args: Specs, global: &Global, folders: &Folders) -> Result<(), 
     let events = super::events(global);
     let mut bases = folders.bases(args.sources, &events, CancellationToken::new())?;
     bases.reach = Network::Offline;
+    let allowed = allowed_variables(&args.reading)?;
     let (mut found, mut told, mut failed) = (Vec::new(), BTreeMap::new(), Vec::new());
     for file in specs::files(&args.specs) {
         match specs::load(std::slice::from_ref(&file), &args.reading, None) {
             Ok(specs) => {
                 for spec in specs {
+                    failed.extend(allowed.check(&spec).err().map(Failure::from));
                     let variant = spec.variant.as_ref().map(|name| format!(" (variant {name})")).unwrap_or_default();
                     told.insert((spec.path.clone(), spec.variant.clone()), format!("{}{variant}", file.display()));
                     found.push(spec);

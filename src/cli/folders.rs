@@ -86,7 +86,7 @@ fn absolute(path: Option<&PathBuf>, what: &'static str, option: &'static str) ->
 }
 
 /// The XDG base directory specification: a relative path in a variable is to be ignored.
-fn xdg(variable: &str, below_home: &str) -> Option<PathBuf> {
+pub(super) fn xdg(variable: &str, below_home: &str) -> Option<PathBuf> {
     let home =
         || std::env::var_os("HOME").filter(|home| !home.is_empty()).map(|home| PathBuf::from(home).join(below_home));
     std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute()).or_else(home)

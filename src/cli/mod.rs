@@ -19,6 +19,7 @@ use crate::report;
 pub mod args;
 pub mod build;
 pub mod check;
+mod configuration;
 pub mod diagnostics;
 pub mod diff;
 pub mod doctor;

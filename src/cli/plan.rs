@@ -22,6 +22,7 @@ use crate::size::{ByteSize, format_duration};
 use crate::spec::Spec;
 
 use super::args::{self, Global};
+use super::configuration::allowed_variables;
 use super::folders::Folders;
 
 /// Version of the JSON form.
@@ -33,6 +34,7 @@ const SCHEMA: u32 = 1;
 /// When the spec cannot be built here.
 pub async fn run(args: args::Plan, global: &Global, folders: &Folders, out: &mut dyn Write) -> Result<(), Failure> {
     let spec = Spec::load(&args.spec, &args.reading.overrides(args.version.as_ref()))?;
+    allowed_variables(&args.reading)?.check(&spec)?;
     let events = super::events(global);
     let bases = Bases { reach: Reach::Offline, ..folders.bases(args.sources, &events, CancellationToken::new())? };
     let (plan, _held) = many::plan(spec, &bases, args.reading.reach()).await?;

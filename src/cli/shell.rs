@@ -7,6 +7,7 @@ use crate::error::{Failure, Fault, Kind};
 use crate::spec::{Spec, Step};
 
 use super::args::{self, Global};
+use super::configuration::allowed_variables;
 use super::folders::Folders;
 
 /// The step that was asked for is not there.
@@ -43,6 +44,7 @@ pub async fn run(
 ) -> Result<u8, Failure> {
     let reach = args.reading.reach();
     let spec = Spec::load(&args.spec, &args.reading.overrides(None))?;
+    allowed_variables(&args.reading)?.check(&spec)?;
     let steps = match (&args.at, &args.after) {
         (Some(step), _) => find(&spec.steps, step)?,
         (None, Some(step)) => find(&spec.steps, step)? + 1,

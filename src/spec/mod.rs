@@ -82,7 +82,7 @@ pub struct Spec {
     /// Variables after `--var`; run and script steps see them as environment variables.
     pub vars: BTreeMap<String, String>,
     /// Where each secret comes from. The values are read by the build, never here.
-    pub secrets: BTreeMap<String, SecretSource>,
+    pub secrets: BTreeMap<String, SecretDeclaration>,
     /// What is done, in order.
     pub steps: Vec<Step>,
     /// What the sealed image is tested for.
@@ -228,6 +228,15 @@ pub enum Network {
     None,
     /// QEMU's user-mode network.
     User,
+}
+
+/// A secret of `[secrets]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretDeclaration {
+    /// Where its value comes from.
+    pub source: SecretSource,
+    /// Its line in the spec.
+    pub line: usize,
 }
 
 /// Where a secret comes from.

@@ -12,7 +12,7 @@ use super::shape::is_forgery;
 use super::suggest::suggest;
 use super::table::Chosen;
 use super::validate::{host, values};
-use super::{Action, Command, Context, Copy, Image, SecretSource, Step};
+use super::{Action, Command, Context, Copy, Image, SecretDeclaration, Step};
 
 /// The files of a version that kiln itself writes; besides them `NAME-VERSION.*`.
 const OWN_FILES: [&str; 11] = [
@@ -38,7 +38,7 @@ pub(super) struct Surroundings<'s, 'd> {
     pub spec: &'s Path,
     /// The image, if its name and version are known.
     pub image: Option<&'s Image>,
-    pub secrets: &'s BTreeMap<String, Option<SecretSource>>,
+    pub secrets: &'s BTreeMap<String, Option<SecretDeclaration>>,
     pub reader: &'s mut Reader<'d>,
 }
 

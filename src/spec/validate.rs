@@ -16,8 +16,8 @@ use super::steps::{self, Surroundings};
 use super::suggest::list;
 use super::table::Chosen;
 use super::{
-    Base, Build, Compression, Image, Machine, Output, OutputFormat, Remote, Seal, SecretSource, Source, Spec, Sums,
-    Trust,
+    Base, Build, Compression, Document, Image, Machine, Output, OutputFormat, Remote, Seal, SecretDeclaration,
+    SecretSource, Source, Spec, Sums, Trust,
 };
 
 /// The spec, if nothing that it cannot do without is missing. Whether there are complaints is the reader's to say.
@@ -25,7 +25,7 @@ pub(super) fn spec(raw: keys::Document, reader: &mut Reader) -> Option<Spec> {
     let given = reader.document.path();
     let path = std::path::absolute(given).unwrap_or_else(|_| given.to_owned());
     let image = image(raw.image?.value, reader);
-    let secrets = secrets(raw.secrets, &path);
+    let secrets = secrets(raw.secrets, &path, reader.document);
     let mut around = Surroundings { spec: &path, image: image.as_ref(), secrets: &secrets, reader };
     let steps = steps::steps(raw.step, &mut around);
     let tests = checks::tests(raw.test, reader);
@@ -166,12 +166,16 @@ fn machine(raw: keys::Machine) -> Machine {
 fn secrets(
     raw: BTreeMap<String, At<Chosen<keys::Nothing, Secret>>>,
     spec: &Path,
-) -> BTreeMap<String, Option<SecretSource>> {
-    let source = |raw: Chosen<_, Secret>| match raw.variant? {
-        Secret::SecretEnv(env) => Some(SecretSource::Env(env.env?.value)),
-        Secret::SecretFile(file) => Some(SecretSource::File(host(&file.file?, spec))),
+    document: &Document,
+) -> BTreeMap<String, Option<SecretDeclaration>> {
+    let declared = |secret: At<Chosen<_, Secret>>| {
+        let source = match secret.value.variant? {
+            Secret::SecretEnv(env) => SecretSource::Env(env.env?.value),
+            Secret::SecretFile(file) => SecretSource::File(host(&file.file?, spec)),
+        };
+        Some(SecretDeclaration { source, line: document.line(secret.span.start) })
     };
-    raw.into_iter().map(|(name, secret)| (name, source(secret.value))).collect()
+    raw.into_iter().map(|(name, secret)| (name, declared(secret))).collect()
 }
 
 fn outputs(raw: Vec<At<keys::Output>>, reader: &mut Reader) -> Vec<Output> {

@@ -22,18 +22,55 @@ fn s10_what_looks_like_a_secret_in_the_spec_is_warned_of() {
 
 #[test]
 fn s10_an_unset_secret_is_told_before_anything_boots() {
-    let kiln = Kiln::new().spec(SECRET_SPEC).build();
-    refused_at_once(kiln.fails(3).stderr_has("`token`").stderr_has("TOKEN"));
+    let kiln = Kiln::new().spec(SECRET_SPEC).build().args(["--secret-env", "TOKEN"]);
+    let said = "kiln.toml:9) comes from the environment variable TOKEN, which is not set";
+    refused_at_once(kiln.fails(3).stderr_has("the secret `token`").stderr_has(said));
+}
+
+#[test]
+fn o3_a_spec_takes_only_variables_that_the_user_allows() {
+    let said = "kiln.toml:9) comes from the environment variable TOKEN, which specs are not allowed to take";
+    for verb in ["build", "check", "plan", "shell"] {
+        let kiln = Kiln::new().spec(SECRET_SPEC).args([verb, ".", "--secret-env", "OTHER"]).env("TOKEN", SECRET);
+        let kiln = kiln.fails(3).stderr_has("the secret `token`").stderr_has(said);
+        let ended = refused_at_once(kiln.stderr_has("--secret-env TOKEN").stderr_has("secret-env = [\"TOKEN\"]"));
+        assert!(!ended.stderr.contains(SECRET), "{}", ended.stderr);
+    }
+    for verb in ["check", "plan"] {
+        Kiln::new().spec(SECRET_SPEC).args([verb, ".", "--secret-env", "TOKEN"]).run();
+    }
+}
+
+#[test]
+fn o3_the_configuration_allows_variables_and_is_checked() {
+    let configured = |text: &str| {
+        let kiln = Kiln::new().file("home/.config/kiln/config.toml", text).spec(SECRET_SPEC);
+        kiln.build().env("TOKEN", SECRET)
+    };
+    let ended = configured("secret-env = ['TOKEN']").run();
+    assert_eq!(ended.place().published(), ["web@1"]);
+    refused_at_once(configured("\nsecret-environment = []").fails(2).stderr_has("config.toml:2: unknown field"));
+    let elsewhere = Kiln::new().file("xdg/kiln/config.toml", "secret-env = ['TOKEN']").spec(SECRET_SPEC);
+    let folder = elsewhere.place().join("xdg");
+    elsewhere.build().env("XDG_CONFIG_HOME", folder).env("TOKEN", SECRET).run();
+}
+
+#[test]
+fn o3_a_fifo_is_no_secret() {
+    let kiln = Kiln::new().spec(&SECRET_SPEC.replace("env = 'TOKEN'", "file = 'gate'")).build();
+    crate::fifo(kiln.place());
+    refused_at_once(kiln.fails(3).stderr_has("kiln.toml:9) cannot be read").stderr_has("it is not a regular file"));
 }
 
 #[test]
 fn o3_a_secret_is_shown_and_kept_nowhere() {
-    let ended = Kiln::new().spec(SECRET_SPEC).build().env("TOKEN", SECRET).args(["-v"]).stderr_has("| [secret]").run();
+    let ended =
+        Kiln::new().spec(SECRET_SPEC).build().secret("TOKEN", SECRET).args(["-v"]).stderr_has("| [secret]").run();
     let failed = ended.place().kiln().file("kiln.toml", {
         let spec = fs::read_to_string(ended.place().join("kiln.toml")).expect("read");
         spec.replace("secret token", "secret token; exit 1")
     });
-    let failed = failed.args(["build", ".", "--version", "2"]).env("TOKEN", SECRET).fails(7).run();
+    let failed = failed.args(["build", ".", "--version", "2"]).secret("TOKEN", SECRET).fails(7).run();
     for text in [&ended.stdout, &ended.stderr, &failed.stdout, &failed.stderr] {
         assert!(!text.contains(SECRET), "{text}");
     }
@@ -54,10 +91,10 @@ fn assert_nowhere(place: &Place, secret: &str) {
 fn o3_a_secret_that_is_shown_everywhere_is_kept_nowhere() {
     for secret in [SECRET, "p@ss 'word' & \"more\""] {
         let spec = SECRET_SPEC.replace("secret token", SHOWN_EVERYWHERE);
-        let ended = Kiln::new().spec(&spec).build().env("TOKEN", secret).args(["-v", "--progress", "json"]).run();
+        let ended = Kiln::new().spec(&spec).build().secret("TOKEN", secret).args(["-v", "--progress", "json"]).run();
         let failing = SECRET_SPEC.replace("secret token", &format!("{SHOWN_EVERYWHERE}; exit 1"));
         let failed = ended.place().kiln().spec(&failing).args(["build", ".", "-v", "--version", "2"]);
-        let failed = failed.env("TOKEN", secret).fails(7).run();
+        let failed = failed.secret("TOKEN", secret).fails(7).run();
         for text in [&ended.stdout, &ended.stderr, &failed.stdout, &failed.stderr] {
             assert!(!text.contains(secret), "{text}");
         }
@@ -79,7 +116,7 @@ fn o3_a_fetched_file_or_name_that_holds_a_secret_is_not_published() {
         ("/named-as/token", "the secret `token` is in the name of a file in out/report, as it is"),
     ] {
         let spec = format!("{SECRET_SPEC}[[step]]\nfetch = '{from}'\nto = 'out/report'\n[[step]]\nrun = 'true'\n");
-        let kiln = Kiln::new().spec(&spec).build().env("TOKEN", SECRET);
+        let kiln = Kiln::new().spec(&spec).build().secret("TOKEN", SECRET);
         let ended = refused(kiln.fails(8).stderr_has(said).stderr_has("step 2"));
         assert!(!ended.stderr.contains(SECRET), "{}", ended.stderr);
         assert_nowhere(ended.place(), SECRET);
@@ -89,7 +126,7 @@ fn o3_a_fetched_file_or_name_that_holds_a_secret_is_not_published() {
 #[test]
 fn o3_a_kept_disk_that_holds_a_secret_is_said_to() {
     let spec = SECRET_SPEC.replace("secret token", "exit 1");
-    let kiln = Kiln::new().spec(&spec).args(["build", ".", "--on-failure", "keep"]).env("TOKEN", SECRET);
+    let kiln = Kiln::new().spec(&spec).args(["build", ".", "--on-failure", "keep"]).secret("TOKEN", SECRET);
     let ended = kiln.fails(7).stderr_has("the guest's disk is kept: ").start().finish_killed();
     let work = ended.place().cache().join("work");
     let kept = fs::read_dir(work).expect("work").next().expect("kept").expect("kept").path();
@@ -120,5 +157,5 @@ fn o3_a_secret_on_the_disk_keeps_the_image_out_of_the_store() {
     let paths = [&disk, &base].map(|path| path.to_str().expect("UTF-8"));
     qemu_img(&["convert", "-f", "raw", "-O", "qcow2", paths[0], paths[1]]);
     let said = "the secret `token` is in the image, as it is, at byte 3145737 of its disk (sector 6144)";
-    refused(kiln.build().env("TOKEN", SECRET).fails(8).stderr_has(said));
+    refused(kiln.build().secret("TOKEN", SECRET).fails(8).stderr_has(said));
 }

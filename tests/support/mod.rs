@@ -149,6 +149,11 @@ impl Kiln {
         self
     }
 
+    /// Sets an environment variable and lets specs take it as a secret.
+    pub fn secret(self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.env(name, value).args(["--secret-env", name])
+    }
+
     /// Takes an environment variable away.
     pub fn without_env(mut self, name: &str) -> Self {
         self.command.env_remove(name);

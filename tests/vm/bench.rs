@@ -33,6 +33,9 @@ impl Bench {
     /// A store of its own, and one cache for all tests, also for those that run beside it: what boots alike boots once.
     pub fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("kiln-vm-").tempdir_in("/var/tmp").unwrap();
+        let configuration = folder.path().join(".config/kiln");
+        fs::create_dir_all(&configuration).unwrap();
+        fs::write(configuration.join("config.toml"), "secret-env = [\"TOKEN\"]\n").unwrap();
         Self { folder, cache: Path::new(env!("CARGO_TARGET_TMPDIR")).join("vm-cache"), qemu: None }
     }
 
@@ -50,6 +53,7 @@ impl Bench {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
         command.args(args).env("KILN_STORE", self.path("store")).env("KILN_CACHE", &self.cache);
+        command.env_remove("XDG_CONFIG_HOME");
         command.env("HOME", self.folder.path()).env("TOKEN", "correct-horse-battery").env(MARK, self.folder.path());
         if let Some(qemu) = &self.qemu {
             command.env("KILN_QEMU", qemu);

@@ -1,0 +1,110 @@
+//! The user's configuration file, `$XDG_CONFIG_HOME/kiln/config.toml`: what the user decides for every command and every
+//! spec.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+use serde::Deserialize;
+
+use crate::build::secrets::AllowedVariables;
+use crate::error::{Fault, Kind};
+
+use super::args::Reading;
+use super::folders::xdg;
+
+/// Larger files are no configuration, bytes.
+const LARGEST: u64 = 1 << 20;
+
+/// What the file says. Every key may be left out, and so may the file.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(super) struct Configuration {
+    /// Environment variables that specs may take as secrets.
+    secret_env: Vec<String>,
+}
+
+/// The configuration file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConfigurationError {
+    #[error("cannot read {}", path.display())]
+    Unreadable {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{}:{line}: {message}", path.display())]
+    Invalid { path: PathBuf, line: usize, message: String },
+}
+
+impl Fault for ConfigurationError {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+}
+
+impl Configuration {
+    /// Reads the file; without one, nothing is configured.
+    pub(super) fn load() -> Result<Self, ConfigurationError> {
+        let Some(path) = xdg("XDG_CONFIG_HOME", ".config").map(|folder| folder.join("kiln/config.toml")) else {
+            return Ok(Self::default());
+        };
+        match read(&path) {
+            Ok(text) => Self::parse(&text, &path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(source) => Err(ConfigurationError::Unreadable { path, source }),
+        }
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigurationError> {
+        toml::from_str(text).map_err(|error| {
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let line = before.matches('\n').count() + 1;
+            ConfigurationError::Invalid { path: path.to_owned(), line, message: error.message().to_owned() }
+        })
+    }
+}
+
+/// Returns the environment variables that specs may take: those of the command line and those of the configuration.
+pub(super) fn allowed_variables(reading: &Reading) -> Result<AllowedVariables, ConfigurationError> {
+    let configured = Configuration::load()?.secret_env;
+    Ok(reading.secret_env.iter().cloned().chain(configured).collect())
+}
+
+/// Reads a regular file of a sensible size.
+fn read(path: &Path) -> io::Result<String> {
+    let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut text = String::new();
+    if file.take(LARGEST + 1).read_to_string(&mut text)? as u64 > LARGEST {
+        return Err(io::Error::other("it is larger than 1 MiB"));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Configuration, String> {
+        Configuration::parse(text, Path::new("config.toml")).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_configuration_names_variables_and_nothing_unknown() {
+        assert_eq!(parse("").unwrap(), Configuration::default());
+        assert_eq!(parse("secret-env = ['A', 'B']").unwrap().secret_env, ["A", "B"]);
+        for (text, said) in [
+            ("\nsecret-envs = []", "config.toml:2: unknown field `secret-envs`"),
+            ("# one\n\nsecret-env = 'A'", "config.toml:3: invalid type: string"),
+            ("secret-env = [", "config.toml:1: "),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.starts_with(said), "{error}");
+        }
+    }
+}
