@@ -157,6 +157,21 @@ mod tests {
     }
 
     #[test]
+    fn o3_a_kept_disk_with_a_secret_is_closed_and_said_to_have_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let work = Workdir::create(folder.path()).unwrap();
+        fs::write(work.join("overlay.qcow2"), [&[0; 5000][..], b"hunter2-hunter2"].concat()).unwrap();
+        fs::set_permissions(work.join("overlay.qcow2"), Permissions::from_mode(0o644)).unwrap();
+        let searched = SearchedSecrets::new([("token", &b"hunter2-hunter2"[..])].into_iter()).unwrap();
+        let notes = keep_work(work, Some(&searched));
+        let kept = fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
+        let found = "the secret `token` is in the file overlay.qcow2, as it is, at byte 5000: \
+                     remove the folder when you have seen it";
+        assert_eq!(notes, [format!("the guest's disk is kept: {}", kept.display()), found.to_owned()]);
+        assert_eq!((mode(&kept), mode(&kept.join("overlay.qcow2"))), (FOLDER_MODE, FILE_MODE));
+    }
+
+    #[test]
     fn o3_what_is_kept_is_removed_after_a_week() {
         let cache = tempfile::tempdir().unwrap();
         let at = |name: &str| cache.path().join(name);

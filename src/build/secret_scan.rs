@@ -6,7 +6,6 @@
 //! is searched for: the others are headings. Base64 and hex are found as well where they are wrapped, by a part of them that
 //! no line end can be in.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
@@ -273,15 +272,14 @@ fn longest_line(value: &[u8]) -> Option<&[u8]> {
         .map(|line| &line[..line.len().min(LONGEST)])
 }
 
-/// Returns a form, and those parts of it of which line ends leave one whole.
-fn searched_parts(form: &WrittenForm) -> BTreeSet<Vec<u8>> {
-    let mut parts = BTreeSet::from([form.bytes.clone()]);
+/// Returns a form or, where it may be wrapped, so many parts of it that line ends leave one of them whole.
+fn searched_parts(form: &WrittenForm) -> Vec<Vec<u8>> {
     let line_ends = form.bytes.len().div_ceil(SHORTEST_LINE);
     let length = form.bytes.len() / (line_ends + 1);
     if matches!(form.how, "in base64" | "in hex") && length >= SHORTEST {
-        parts.extend(form.bytes.chunks_exact(length).map(<[u8]>::to_vec));
+        return form.bytes.chunks_exact(length).map(<[u8]>::to_vec).collect();
     }
-    parts
+    vec![form.bytes.clone()]
 }
 
 #[cfg(test)]

@@ -158,6 +158,10 @@ for secret in token key; do
     value=$(cat "$KILN_SECRETS/$secret")
     echo "it is $value"
     echo "it is $value" >&2
+    echo "it is $value" >/dev/console
+    printf '%04090d%s\n' 0 "$value"
+    printf 'user:%s' "$value" | base64
+    printf %s "$value" | od -An -v -tx1 | tr -d ' \n'
     SECRET=$value sh -c 'test "$SECRET" = "$1"' sh "$value"
     mkdir -p /var/tmp/used
     echo "$value" >/var/tmp/used/raw
