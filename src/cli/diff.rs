@@ -6,9 +6,7 @@
 use std::cmp::Ordering;
 use std::fs::File;
 use std::io::Write;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use crate::build::clone::bootable;
@@ -27,10 +25,11 @@ use super::args;
 use super::folders::Folders;
 use super::{print, print_json};
 
+mod queue;
 mod show;
 
-/// Records that may wait between reading and comparing.
-const IN_FLIGHT: usize = 1024;
+use queue::{RecordSender, record_queue};
+
 /// A text this long is still compared line by line, bytes.
 const TEXT_LIMIT: u64 = 64 << 10;
 
@@ -154,7 +153,10 @@ pub fn run(args: &args::Diff, folders: &Folders, out: &mut dyn Write) -> Result<
     let (old, new) = (Side::open(&args.a, args, &store)?, Side::open(&args.b, args, &store)?);
     let mut difference = Difference { steps: new.steps(), ..Difference::default() };
     let (left, right) = (old.records()?, new.records()?);
-    compare(left.into_iter(), right.into_iter(), args.mtime, &mut |change| difference.files.push(change))?;
+    compare(left, right, args.mtime, &mut |mut change| {
+        change.forget_attributes();
+        difference.files.push(change);
+    })?;
     difference.packages = package_changes(&old.packages()?, &new.packages()?);
     difference.gaps = [old.gaps()?, new.gaps()?];
     difference.metadata = metadata(old.manifest(), new.manifest());
@@ -239,16 +241,16 @@ impl Side {
     }
 
     /// Every file, read by a thread of its own.
-    fn records(&self) -> Result<Receiver<Result<Record, Failure>>, Failure> {
-        let (sender, records) = sync_channel(IN_FLIGHT);
+    fn records(&self) -> Result<impl Iterator<Item = Result<Record, Failure>> + use<>, Failure> {
+        let (sender, batches) = record_queue();
         if let Some(list) = &self.list {
             let list = list.try_clone().map_err(ListingError::Read)?;
-            thread::spawn(move || send_list(list, &sender));
+            thread::spawn(move || send_list(list, sender));
         } else {
             let chain = self.chain()?;
-            thread::spawn(move || send_tree(&chain, &sender));
+            thread::spawn(move || send_tree(&chain, sender));
         }
-        Ok(records)
+        Ok(batches.into_iter().flatten())
     }
 }
 
@@ -270,29 +272,24 @@ fn format(path: &Path, said: Option<args::DiskFormat>) -> Result<BaseFormat, Dif
 }
 
 /// Whoever compares may have gone away: then nothing more is wanted.
-fn send_list(list: File, to: &SyncSender<Result<Record, Failure>>) {
+fn send_list(list: File, mut to: RecordSender) {
     match Listing::open(list) {
         Ok(listing) => {
             for record in listing {
-                if to.send(record.map_err(Failure::from)).is_err() {
+                if to.send(record.map_err(Failure::from)).is_break() {
                     return;
                 }
             }
         }
-        Err(error) => drop(to.send(Err(error.into()))),
+        Err(error) => _ = to.send(Err(error.into())),
     }
 }
 
-fn send_tree(chain: &Chain, to: &SyncSender<Result<Record, Failure>>) {
-    let walked = Tree::open(chain).and_then(|tree| {
-        tree.walk(&mut |entry| match to.send(Ok(Record::of(entry, None))) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
-        })
-    });
+fn send_tree(chain: &Chain, mut to: RecordSender) {
+    let walked = Tree::open(chain).and_then(|tree| tree.walk(&mut |entry| to.send(Ok(Record::of(entry, None)))));
     match walked {
         Ok(()) | Err(TreeError::Stopped) => {}
-        Err(error) => drop(to.send(Err(error.into()))),
+        Err(error) => _ = to.send(Err(error.into())),
     }
 }
 

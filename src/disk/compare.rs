@@ -1,6 +1,7 @@
 //! Two lists of files side by side, in their order, without holding either.
 
 use std::cmp::Ordering;
+use std::collections::{HashMap, HashSet};
 
 use super::listing::{Record, order};
 
@@ -28,6 +29,17 @@ impl Change {
     pub fn path(&self) -> &[u8] {
         match self {
             Change::Added(record) | Change::Removed(record) | Change::Changed { new: record, .. } => &record.path,
+        }
+    }
+
+    /// Drops the values of attributes, which are only needed to find out that they differ.
+    pub fn forget_attributes(&mut self) {
+        match self {
+            Change::Added(record) | Change::Removed(record) => record.forget_attributes(),
+            Change::Changed { old, new, .. } => {
+                old.forget_attributes();
+                new.forget_attributes();
+            }
         }
     }
 
@@ -77,11 +89,20 @@ pub fn compare<E>(
     }
 }
 
+/// Returns the fields of a record, the first of each name.
+fn by_name(record: &Record) -> HashMap<&str, &str> {
+    record.fields.iter().rev().map(|(name, value)| (name.as_str(), value.as_str())).collect()
+}
+
 /// The names of the fields that are not the same. A size that goes with another content is not worth a word.
 fn differing(old: &Record, new: &Record, mtime: bool) -> Vec<String> {
+    // A disk can have thousands of attributes on one file.
+    let (olds, news) = (by_name(old), by_name(new));
+    let mut seen = HashSet::new();
     let mut names: Vec<&str> = Vec::new();
     for (name, _) in old.fields.iter().chain(&new.fields) {
-        if old.field(name) != new.field(name) && name != "size" && !names.contains(&name.as_str()) {
+        let name = name.as_str();
+        if olds.get(name) != news.get(name) && name != "size" && seen.insert(name) {
             names.push(name);
         }
     }

@@ -13,7 +13,7 @@
 use std::cmp::Ordering;
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Take, Write};
 
 use zstd::stream::read::Decoder;
 use zstd::stream::write::Encoder;
@@ -28,6 +28,10 @@ pub const FILE: &str = "files.zst";
 const LEVEL: i32 = 6;
 /// A path of 64 KiB, escaped, and the largest attributes Linux allows.
 const MAX_LINE: u64 = 4 << 20;
+/// What a list may unpack to, as a multiple of its size: digests do not compress, and paths do not repeat.
+const MAX_RATIO: u64 = 256;
+/// What any list may unpack to, bytes.
+const LEAST_TEXT: u64 = 1 << 20;
 /// As many entries as are ever walked.
 const MAX_ENTRIES: u64 = 20_000_000;
 
@@ -115,6 +119,18 @@ impl Record {
         Self::parse(line(entry, step).trim_end()).expect("what is written can be read")
     }
 
+    /// Returns about how much memory this takes, bytes.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        let fields = self.fields.iter().map(|(name, value)| name.len() + value.len() + 2 * size_of::<String>());
+        size_of::<Self>() + self.path.len() + fields.sum::<usize>()
+    }
+
+    pub(super) fn forget_attributes(&mut self) {
+        self.fields.retain(|(name, _)| !name.starts_with("xattr:"));
+        self.fields.shrink_to_fit();
+    }
+
     /// The value of a field.
     #[must_use]
     pub fn field(&self, name: &str) -> Option<&str> {
@@ -175,7 +191,7 @@ pub fn order(one: &[u8], other: &[u8]) -> Ordering {
 
 /// Reads a list, from its first entry to its last. Ends with the first error.
 pub struct Listing {
-    lines: BufReader<Decoder<'static, BufReader<File>>>,
+    lines: Take<BufReader<Decoder<'static, BufReader<File>>>>,
     count: u64,
     is_over: bool,
 }
@@ -186,7 +202,9 @@ impl Listing {
     /// # Errors
     /// When it cannot be read, or is none.
     pub fn open(file: File) -> Result<Self, ListingError> {
-        let mut listing = Self { lines: BufReader::new(Decoder::new(file)?), count: 0, is_over: false };
+        let most = file.metadata()?.len().saturating_mul(MAX_RATIO).saturating_add(LEAST_TEXT);
+        let lines = BufReader::new(Decoder::new(file)?).take(most);
+        let mut listing = Self { lines, count: 0, is_over: false };
         match listing.line()? {
             Some(line) if line == VERSION.trim_end() => Ok(listing),
             _ => Err(ListingError::Damaged(1)),
@@ -197,10 +215,10 @@ impl Listing {
         self.count += 1;
         let mut line = Vec::new();
         self.lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)?;
-        if line.is_empty() {
-            return Ok(None);
-        }
         let damaged = || ListingError::Damaged(self.count);
+        if line.is_empty() {
+            return if self.lines.limit() == 0 { Err(damaged()) } else { Ok(None) };
+        }
         if line.pop() != Some(b'\n') || self.count > MAX_ENTRIES {
             return Err(damaged());
         }

@@ -30,6 +30,9 @@ pub(super) const MAX_ENTRIES: u64 = 20_000_000;
 /// All content hashed in one walk, as a multiple of the file systems' size. The holes of files that are not sparse
 /// ([`crate::wire::sparse_blocks`]) count: hashing those of many files would keep us busy for hours.
 const MAX_CONTENT: u64 = 64;
+/// What a byte of a path counts as content: one directory can make the paths of all that is below it long, and whoever
+/// compares two trees keeps them.
+const PATH_COST: u64 = 8;
 /// Longest path we follow; the kernel takes 4096 bytes in one call, but trees can be deeper.
 const MAX_PATH: usize = 64 << 10;
 /// As many links as Linux follows in one path (`path_resolution(7)`).
@@ -382,15 +385,23 @@ impl Walk {
         if !self.directories.insert(place) {
             return Err(TreeError::Loop(place.1));
         }
+        self.charge(directory.size(), "larger directories")?;
         Ok(directory.names()?)
     }
 
     fn entry(&mut self, path: Vec<u8>, place: Place, node: &Node<'_>) -> Result<Entry, TreeError> {
+        self.charge(PATH_COST * path.len() as u64, "longer paths")?;
         let mut entry = node.entry(path, place.0)?;
+        self.charge(entry.xattrs.iter().map(|xattr| xattr.value.len() as u64).sum(), "larger attributes")?;
         if entry.kind == FileKind::File {
             entry.digest = Some(self.digest(place, node)?);
         }
         Ok(entry)
+    }
+
+    fn charge(&mut self, bytes: u64, what: &'static str) -> Result<(), TreeError> {
+        self.budget = self.budget.checked_sub(bytes).ok_or(TreeError::TooMuch(what))?;
+        Ok(())
     }
 
     fn digest(&mut self, place: Place, file: &Node<'_>) -> Result<FileDigest, TreeError> {
@@ -408,7 +419,7 @@ impl Walk {
     }
 
     fn content_digest(&mut self, file: &Node<'_>) -> Result<[u8; 32], TreeError> {
-        self.budget = self.budget.checked_sub(file.size()).ok_or(TreeError::TooMuch("larger files"))?;
+        self.charge(file.size(), "larger files")?;
         let mut sha = Sha256::new();
         let _ = file.read_chunks(&mut |chunk| {
             match chunk {

@@ -143,7 +143,8 @@ impl Ext4<'_> {
 
     fn read_table(&self, block: u64, runs: &mut Runs) -> Result<Vec<u8>, Ext4Error> {
         runs.tables += 1;
-        if runs.tables > MAX_TABLES {
+        // No block is the table of two places.
+        if u64::from(runs.tables) > u64::from(MAX_TABLES).min(runs.blocks) {
             return Err(Ext4Error::TooMuch { what: "the number of tables", inode: runs.inode });
         }
         self.read_block(block, runs.inode)

@@ -7,6 +7,10 @@ use crate::disk::entry::Xattr;
 const MAGIC: u32 = 0xea02_0000;
 /// VFS limit of a value (linux/limits.h, `XATTR_SIZE_MAX`).
 const MAX_VALUE: u64 = 64 << 10;
+/// All attributes of one inode. Several may name one value, so that a few bytes could claim all memory.
+const MAX_TOTAL: usize = 1 << 20;
+/// What an attribute takes besides its name and value.
+const ENTRY_SIZE: usize = 64;
 /// Where inline data beyond 60 bytes is kept; not an attribute to anyone but the file system.
 const INLINE_DATA: &[u8] = b"system.data";
 
@@ -48,6 +52,7 @@ impl Ext4<'_> {
     /// Reads entries from `first` on. Every entry moves on by at least 16 bytes, so this ends.
     fn add_xattrs(&self, area: &[u8], first: usize, inode: u32, xattrs: &mut Vec<Xattr>) -> Result<(), Ext4Error> {
         let bad = || damaged(inode, "an extended attribute is damaged");
+        let mut total: usize = xattrs.iter().map(memory_of).sum();
         let mut at = first;
         // Four zero bytes end the list; in a full area they may be missing.
         while le32(area, at).is_some_and(|start| start != 0) {
@@ -65,7 +70,12 @@ impl Ext4<'_> {
             }
             let name = [prefix, suffix].concat();
             let value = if matches!(entry[1], 2 | 3) { acl(&value).ok_or_else(bad)? } else { value };
-            xattrs.push(Xattr { name, value });
+            let xattr = Xattr { name, value };
+            total += memory_of(&xattr);
+            if total > MAX_TOTAL {
+                return Err(Ext4Error::TooMuch { what: "the size of its attributes", inode });
+            }
+            xattrs.push(xattr);
             at += 16 + name_length.next_multiple_of(4);
         }
         Ok(())
@@ -82,6 +92,10 @@ impl Ext4<'_> {
         }
         self.read(&holder, MAX_VALUE)
     }
+}
+
+fn memory_of(xattr: &Xattr) -> usize {
+    ENTRY_SIZE + xattr.name.len() + xattr.value.len()
 }
 
 fn value_within(area: &[u8], offset: u16, size: u32) -> Option<Vec<u8>> {

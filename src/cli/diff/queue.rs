@@ -1,0 +1,82 @@
+//! Records on their way from whoever reads them to the comparison, bounded by the memory they take: the attributes of one
+//! file can be a thousand times as large as those of another.
+
+use std::mem;
+use std::ops::ControlFlow;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use crate::disk::listing::Record;
+use crate::error::Failure;
+
+/// A batch is sent when its records take as much, bytes.
+const BATCH_SIZE: usize = 256 << 10;
+/// Batches that may wait.
+const BATCHES: usize = 4;
+
+type Batch = Vec<Result<Record, Failure>>;
+
+/// The reader's end. Dropping it sends what is left.
+pub(super) struct RecordSender {
+    to: SyncSender<Batch>,
+    batch: Batch,
+    bytes: usize,
+}
+
+/// Makes a queue.
+pub(super) fn record_queue() -> (RecordSender, Receiver<Batch>) {
+    let (to, batches) = sync_channel(BATCHES);
+    (RecordSender { to, batch: Vec::new(), bytes: 0 }, batches)
+}
+
+impl RecordSender {
+    /// Sends a record, or why there are no more. Breaks when nobody wants another.
+    pub(super) fn send(&mut self, record: Result<Record, Failure>) -> ControlFlow<()> {
+        self.bytes += record.as_ref().map_or(BATCH_SIZE, Record::memory);
+        self.batch.push(record);
+        if self.bytes >= BATCH_SIZE { self.flush() } else { ControlFlow::Continue(()) }
+    }
+
+    fn flush(&mut self) -> ControlFlow<()> {
+        self.bytes = 0;
+        match self.to.send(mem::take(&mut self.batch)) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
+    }
+}
+
+impl Drop for RecordSender {
+    fn drop(&mut self) {
+        let _ = self.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(bytes: usize) -> Record {
+        Record { path: vec![b'/'; bytes], fields: Vec::new(), mtime: "1.0".into(), step: None }
+    }
+
+    #[test]
+    fn all_records_arrive_in_order_however_large_they_are() {
+        let (mut sender, batches) = record_queue();
+        let sizes = || (1..3000).map(|number| if number % 500 == 0 { BATCH_SIZE } else { number });
+        let reader = std::thread::spawn(move || {
+            for bytes in sizes() {
+                assert!(sender.send(Ok(record(bytes))).is_continue());
+            }
+        });
+        let found: Vec<_> = batches.into_iter().flatten().map(|record| record.unwrap().path.len()).collect();
+        reader.join().unwrap();
+        assert_eq!(found, sizes().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_reader_stops_when_nobody_wants_more() {
+        let (mut sender, batches) = record_queue();
+        drop(batches);
+        assert!(sender.send(Ok(record(BATCH_SIZE))).is_break());
+    }
+}
