@@ -15,6 +15,7 @@ pub mod layer;
 pub mod machine;
 pub mod masking;
 pub mod memo;
+mod ownership;
 pub mod package;
 pub mod plan;
 pub mod process;

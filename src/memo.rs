@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::digest::hex;
+use crate::ownership::create_private_path;
 
 /// Coarser than the clock of every file system in use (FAT counts two seconds).
 const RACY: Duration = Duration::from_secs(3);
@@ -153,7 +154,7 @@ impl Memo {
 /// When its folder cannot be made or written.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(path);
-    fs::create_dir_all(folder)?;
+    create_private_path(folder)?;
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
     file.write_all(content)?;
     file.persist(path)?;

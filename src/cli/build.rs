@@ -137,7 +137,7 @@ pub(super) fn surroundings(
 ) -> Result<Surroundings, Failure> {
     Ok(Surroundings {
         store: folders.store()?,
-        cache: folders.cache_path()?,
+        cache: folders.cache()?,
         memo: folders.memo()?,
         events,
         open_log: |path| Ok(Arc::new(Log::create(path)?)),

@@ -10,6 +10,7 @@ use crate::download::Reach;
 use crate::error::Failure;
 use crate::event::Events;
 use crate::memo::Memo;
+use crate::ownership::open_cache;
 use crate::store::Store;
 
 use super::Unfit;
@@ -47,12 +48,22 @@ impl Folders {
         absolute(self.store.as_ref(), "the store", "--store")
     }
 
-    /// Where caches and scratch disks are.
+    /// Where caches and scratch disks are, whether or not that can be used.
     ///
     /// # Errors
     /// When nothing says so.
     pub fn cache_path(&self) -> Result<PathBuf, Failure> {
         absolute(self.cache.as_ref(), "the cache", "--cache")
+    }
+
+    /// Returns the folder of caches and scratch disks, made if missing, after checking that nobody else can write to it.
+    ///
+    /// # Errors
+    /// When nothing says where it is, or it is not to be trusted.
+    pub fn cache(&self) -> Result<PathBuf, Failure> {
+        let cache = self.cache_path()?;
+        open_cache(&cache)?;
+        Ok(cache)
     }
 
     /// Where base images are looked for.
@@ -62,7 +73,7 @@ impl Folders {
     pub fn bases(&self, sources: Sources, events: &Events, cancel: CancellationToken) -> Result<Bases, Failure> {
         Ok(Bases {
             store: self.store_path()?,
-            cache: self.cache_path()?,
+            cache: self.cache()?,
             memo: self.memo()?,
             events: events.clone(),
             locking: sources.locking(),
@@ -76,7 +87,7 @@ impl Folders {
     /// # Errors
     /// When nothing says where the cache is.
     pub fn memo(&self) -> Result<Arc<Memo>, Failure> {
-        Ok(Arc::new(Memo::load(&self.cache_path()?)))
+        Ok(Arc::new(Memo::load(&self.cache()?)))
     }
 }
 

@@ -46,7 +46,7 @@ pub fn run(args: &args::Gc, folders: &Folders, notes: &mut dyn Write) -> Result<
     };
     // What a cache would lose is not worth a rehearsal: it costs time and nothing else. And it is cleaned whatever is wrong
     // with a version.
-    let cleaned = if args.dry_run { Ok(()) } else { cache(&folders.cache_path()?, args.keep_cache, notes) };
+    let cleaned = if args.dry_run { Ok(()) } else { cache(&folders.cache()?, args.keep_cache, notes) };
     removed.and(cleaned)
 }
 

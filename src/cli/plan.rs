@@ -38,7 +38,7 @@ pub async fn run(args: args::Plan, global: &Global, folders: &Folders, out: &mut
     let events = super::events(global);
     let bases = Bases { reach: Reach::Offline, ..folders.bases(args.sources, &events, CancellationToken::new())? };
     let (plan, _held) = many::plan(spec, &bases, args.reading.reach()).await?;
-    let cache = folders.cache_path()?;
+    let cache = folders.cache()?;
     let cached = cached_steps(&plan, &Cache::peek(&cache, Arc::clone(&bases.memo)), &events);
     let fates = Fates::new(&plan, cached, history::recall(&cache, &plan).as_ref());
     if args.json {

@@ -27,7 +27,7 @@ pub async fn run(
     let private_network =
         if args.allow_private_network { PrivateNetworkAccess::All } else { PrivateNetworkAccess::Listed(Vec::new()) };
     let wanted = clone::Wanted { memory: args.memory, ssh: args.ssh, ssh_keys: public_keys(), private_network };
-    let (clone, accel_reason) = clone::prepare(&artifact, &wanted, &folders.cache_path()?).await?;
+    let (clone, accel_reason) = clone::prepare(&artifact, &wanted, &folders.cache()?).await?;
     if let Some(reason) = accel_reason {
         events.notice(Level::Info, format!("software emulation (tcg): {reason}"));
     }

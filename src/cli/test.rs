@@ -71,7 +71,7 @@ pub async fn run(
     let store = folders.store()?;
     let (artifact, tests, source) = find(&args, &store)?;
     let tests = filtered(tests, args.filter.as_ref())?;
-    let (cache, events) = (folders.cache_path()?, super::events(global));
+    let (cache, events) = (folders.cache()?, super::events(global));
     let reach = args.reading.reach().network;
     let coverage = if args.all_formats { Coverage::All } else { Coverage::First };
     let tested = retest(&artifact, (&tests, coverage), &source, &cache, reach, &events, cancel).await?;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::reference::{ImageId, ReferenceError};
 use crate::error::{Fault, Kind};
+use crate::ownership::Distrust;
 use crate::sign::SignError;
 use crate::spec::suggest::closest;
 
@@ -186,6 +187,18 @@ pub enum StoreError {
     /// The caller's watch said stop.
     #[error("interrupted")]
     Interrupted,
+}
+
+impl From<Distrust> for StoreError {
+    fn from(distrust: Distrust) -> Self {
+        match distrust {
+            Distrust::NotAFolder(path) => StoreError::NotAFolder(path),
+            Distrust::NotOwned { path, owner, user } => StoreError::NotOwned { path, owner, user },
+            Distrust::Writable(path) => StoreError::WorldWritable(path),
+            Distrust::Network(path) => StoreError::Network(path),
+            Distrust::Unreadable { path, source } => StoreError::Io { action: "read", path, source },
+        }
+    }
 }
 
 impl StoreError {

@@ -17,10 +17,7 @@
 
 use std::fs::{File, Metadata, TryLockError};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-
-use nix::sys::statfs::{self, FsType};
 
 mod artifact;
 mod clone;
@@ -56,6 +53,7 @@ pub use staging::{Documents, Evidence, RESERVED, Staging};
 pub use tags::{Change, How, Tags};
 
 use crate::fs::Fs;
+use crate::ownership::{OTHERS, check_folder, check_root};
 use artifact::TRIES;
 use folder::Folder;
 use lock::Lock;
@@ -132,12 +130,7 @@ impl Store {
 
     /// Fault row H15: flock on a network file system may block for ever.
     fn check_fit(&self) -> Result<(), StoreError> {
-        let root = || self.root.clone();
-        // The user's own path may go through links; what is below may not.
-        let meta = std::fs::metadata(&self.root).map_err(StoreError::io("read", &self.root))?;
-        check_ours(&self.root, &meta)?;
-        let kind = statfs::statfs(&self.root).map_err(|error| StoreError::io("read", root())(error.into()))?;
-        if is_network(kind.filesystem_type()) { Err(StoreError::Network(root())) } else { Ok(()) }
+        Ok(check_root(&self.root, OTHERS)?)
     }
 
     fn private(&self, name: &str) -> PathBuf {
@@ -318,14 +311,7 @@ impl Store {
 
 /// Fault row D3: nobody else may be able to swap an image, in the store or in a part of it.
 fn check_ours(path: &Path, meta: &Metadata) -> Result<(), StoreError> {
-    let user = nix::unistd::geteuid().as_raw();
-    if !meta.is_dir() {
-        return Err(StoreError::NotAFolder(path.to_owned()));
-    }
-    if meta.uid() != user {
-        return Err(StoreError::NotOwned { path: path.to_owned(), owner: meta.uid(), user });
-    }
-    if meta.mode() & 0o002 != 0 { Err(StoreError::WorldWritable(path.to_owned())) } else { Ok(()) }
+    Ok(check_folder(path, meta, OTHERS)?)
 }
 
 /// The same for a folder below, which must not be a link.
@@ -351,10 +337,4 @@ fn entries(path: &Path) -> Result<Vec<String>, StoreError> {
     }
     names.sort_unstable();
     Ok(names)
-}
-
-fn is_network(kind: FsType) -> bool {
-    // CIFS (0xFF534D42) and SMB2 (0xFE534D42) are missing in libc; statfs(2) lists them.
-    let smb = [FsType(0xFF53_4D42), FsType(0xFE53_4D42)];
-    kind == statfs::NFS_SUPER_MAGIC || kind == statfs::SMB_SUPER_MAGIC || smb.contains(&kind)
 }

@@ -71,6 +71,31 @@ fn a_cache_that_cannot_be_made_is_told_with_what_to_do() {
 }
 
 #[test]
+fn d3_a_cache_that_others_may_have_written_is_refused() {
+    let built = Kiln::new().spec(STEP).build().run();
+    let cache = built.place().cache();
+    fs::write(cache.join("digests.json"), "{}").expect("written");
+    fs::set_permissions(cache.join("digests.json"), PermissionsExt::from_mode(0o600)).expect("ours");
+    let set = |part: &str, mode| {
+        let mode = PermissionsExt::from_mode(mode);
+        fs::set_permissions(cache.join(part), mode).expect("ours");
+    };
+    for (part, mode) in [("", 0o777), ("layers", 0o770), ("digests.json", 0o666), ("plans", 0o757)] {
+        set(part, mode);
+        for command in ["plan", "build", "check", "outdated"] {
+            built.then([command, "."]).fails(8).stderr_has("may write to").stderr_has("chmod -R go-w").run();
+        }
+        built.then(["gc"]).fails(8).run();
+        set(part, if part.contains('.') { 0o600 } else { 0o700 });
+        built.then(["plan", "."]).run();
+    }
+    if nix::unistd::geteuid().is_root() {
+        std::os::unix::fs::chown(cache.join("digests.json"), Some(65_534), None).expect("root may");
+        built.then(["plan", "."]).fails(8).stderr_has("belongs to user 65534").stderr_has("KILN_CACHE").run();
+    }
+}
+
+#[test]
 fn h9_a_full_disk_under_the_store_is_told_and_nothing_is_published() {
     // Twelve MiB of base content that compression cannot shrink, and a limit of 8 MiB on files in the place of a full disk.
     let noise = (0..12 << 20_u32).scan(1_u32, |seed, _| {

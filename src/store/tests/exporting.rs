@@ -1,6 +1,7 @@
 //! Fault row O1: copies for the user.
 
 use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt;
 
 use super::*;
 

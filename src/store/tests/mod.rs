@@ -1,6 +1,7 @@
 //! The store as its users see it. Fault rows are those of the table in `docs/faults.md`.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::manifest::tests::sample;
