@@ -13,7 +13,8 @@ fn spec(kiln: Kiln, name: &str, base: &str, rest: &str) -> Kiln {
     let text = format!(
         "[image]\nname = '{name}'\nversion = '1'\n[base]\n{base}\n[machine]\naccel = 'tcg'\nmemory = '128MiB'\n{rest}\n"
     );
-    kiln.file(&format!("{name}/kiln.toml"), text)
+    // One project: a spec is built on specs of its own work tree alone.
+    kiln.file(".git/HEAD", "").file(&format!("{name}/kiln.toml"), text)
 }
 
 /// `root` on a file, two images on it, and three on those.

@@ -101,7 +101,7 @@ fn outdated(ended: &Ended, args: &[&str]) -> Vec<String> {
 fn what_was_made_from_something_older_is_outdated() {
     let kiln = spec(Kiln::new(), "root", "file = '../base.qcow2'", "");
     let kiln = spec(kiln, "web", "image = 'root@stable'", "");
-    let kiln = spec(kiln, "shop", "spec = '../web'", "");
+    let kiln = spec(kiln, "shop", "spec = '../web'", "").file(".git/HEAD", "");
     let built = kiln.args(["build", "root"]).run();
     built.then(["tag", "root", "stable"]).run();
     built.then(["build", "shop"]).run();

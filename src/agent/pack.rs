@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::error::Error;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Write};
@@ -46,6 +46,10 @@ impl Error for PackError {}
 
 /// What else is done with a tree while it is packed.
 pub trait Packing {
+    /// Returns whether what has this name in a folder is left out.
+    fn leaves_out(&self, _name: &OsStr) -> bool {
+        false
+    }
     /// Changes an entry before it is sent.
     fn adjust(&self, _entry: &mut Entry) {}
     /// Takes note of an entry as it is sent.
@@ -131,6 +135,7 @@ impl<W: Write> Walk<'_, W> {
     fn folder(&mut self, metadata: &Metadata) -> Result<Level, PackError> {
         let list = || -> io::Result<_> { fs::read_dir(&self.path)?.map(|entry| Ok(entry?.file_name())).collect() };
         let mut names: Vec<OsString> = list().map_err(|error| self.unreadable(error))?;
+        names.retain(|name| !self.packing.leaves_out(name));
         // The order of a folder differs from file system to file system.
         names.sort_unstable();
         let entry = self.entry(metadata, Kind::Dir {})?;

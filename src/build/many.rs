@@ -116,7 +116,7 @@ impl Many<'_> {
 /// # Panics
 /// Never: a graph has a node for each spec.
 pub async fn plan(spec: Spec, bases: &Bases, reach: Reach) -> Result<(Plan, Located), Failure> {
-    let graph = Graph::new(vec![spec])?;
+    let graph = Graph::new(vec![spec], reach.files)?;
     let mut parent = None;
     let mut planned = None;
     for node in graph.nodes() {

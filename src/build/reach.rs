@@ -1,16 +1,12 @@
-//! How far a spec may reach into this host: to the files of its project. A spec may come from somebody else, and what a
-//! step copies ends in an image that is given away; a `copy` of somebody's keys would be noticed too late.
-//!
-//! The project is the git work tree that the spec lies in, or else the spec's own folder. The base image may lie anywhere:
-//! it is named in full sight, and images are kept apart from what builds them.
-
-use std::fs::canonicalize;
-use std::path::{Path, PathBuf};
+//! Checks how far a spec reaches into this host: to the files of its project. The base image may lie anywhere: it is named
+//! in full sight, and images are kept apart from what builds them.
 
 use crate::error::{Fault, Kind};
 use crate::event::{Events, Level};
-use crate::plan::input_path;
-use crate::spec::{PrivateDestination, SecretSource, Spec};
+use crate::plan::project::{GIT, PathPolicy, Project, host_paths};
+use crate::spec::{Action, PrivateDestination, Spec};
+
+pub use crate::plan::project::{FileReach, ReachError};
 
 /// What the user lets specs reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,15 +15,6 @@ pub struct Reach {
     pub files: FileReach,
     /// What the guest may connect to.
     pub network: NetworkReach,
-}
-
-/// What steps and secrets may name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FileReach {
-    /// Files of the project.
-    Project,
-    /// Any file that the user may read.
-    Host,
 }
 
 /// What a guest with a network may connect to.
@@ -78,60 +65,30 @@ pub fn check_network(
     }
 }
 
-/// A spec reaches too far.
-#[derive(Debug, thiserror::Error)]
-#[error("{whose}: {} leads to {}, outside of the project {}", path.display(), target.display(), project.display())]
-pub struct ReachError {
-    whose: String,
-    path: PathBuf,
-    target: PathBuf,
-    project: PathBuf,
-}
-
-impl Fault for ReachError {
-    fn kind(&self) -> Kind {
-        Kind::Spec
-    }
-
-    fn hints(&self) -> Vec<String> {
-        vec![
-            "the project is the git work tree that the spec lies in, or else the spec's own folder".into(),
-            "move the file into it, or trust the spec with --allow-outside".into(),
-        ]
-    }
-}
-
-/// Checks where everything leads that the spec names, symbolic links and `..` followed. A link inside a copied folder is
-/// copied as a link, so the named path is all there is to check; and should it lead elsewhere by the time it is read, its
-/// digest is not the planned one any more.
+/// Checks where everything leads that the spec names but the spec of its base, which was checked before it was read. A link
+/// inside a copied folder is copied as a link, so the named path is all there is to check; and should it lead elsewhere by
+/// the time it is read, its digest is not the planned one any more.
 ///
 /// # Errors
 /// When something leads out of the project and may not.
 pub fn check(spec: &Spec, reach: FileReach, events: &Events) -> Result<(), ReachError> {
-    let Some(project) = project(&spec.path) else { return Ok(()) };
-    let inputs = spec.steps.iter().filter_map(|step| Some((format!("line {}", step.line), input_path(&step.action)?)));
-    let secrets = spec.secrets.iter().filter_map(|(name, secret)| match &secret.source {
-        SecretSource::File(path) => Some((format!("the secret `{name}`"), path)),
-        SecretSource::Env(_) => None,
-    });
-    for (whose, path) in inputs.chain(secrets) {
-        // What is not there is told by whoever reads it.
-        let Ok(target) = canonicalize(path) else { continue };
-        if target.starts_with(&project) {
-            continue;
+    let Some(project) = Project::of_spec(&spec.path) else { return Ok(()) };
+    for named in host_paths(spec) {
+        match (project.check(&named), named.policy, reach) {
+            (Ok(()), ..) | (_, PathPolicy::BaseSpec, _) => {}
+            (Err(error), PathPolicy::Project, FileReach::Host) => {
+                events.notice(Level::Info, format!("allowed by --allow-outside: {error}"));
+            }
+            (Err(error), ..) => return Err(error),
         }
-        let outside = ReachError { whose, path: path.clone(), target, project: project.clone() };
-        match reach {
-            FileReach::Project => return Err(outside),
-            FileReach::Host => events.notice(Level::Info, format!("allowed by --allow-outside: {outside}")),
+    }
+    for step in &spec.steps {
+        if let Action::Copy(copy) = &step.action
+            && copy.from.join(GIT).symlink_metadata().is_ok()
+        {
+            let text = format!("line {}: {GIT} in {} is not copied", step.line, copy.from.display());
+            events.notice(Level::Info, text);
         }
     }
     Ok(())
-}
-
-/// Nothing for a spec that has gone meanwhile.
-fn project(spec: &Path) -> Option<PathBuf> {
-    let spec = canonicalize(spec).ok()?;
-    let work_tree = spec.ancestors().skip(1).find(|folder| folder.join(".git").exists());
-    work_tree.or_else(|| spec.parent()).map(Path::to_owned)
 }

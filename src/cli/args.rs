@@ -123,7 +123,7 @@ pub struct Reading {
     /// A variant of the spec, instead of the spec as it stands; with build and check, `all` is each of them
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
-    /// Let steps and secrets name files outside of the spec's project, its git work tree or its own folder
+    /// Let steps, secrets and `base.spec` name files outside of the spec's project, its git work tree or its own folder
     #[arg(long)]
     pub allow_outside: bool,
     /// Let guests reach what the spec lists as `private` in `[network]`
@@ -246,6 +246,17 @@ pub struct Lock {
     /// Download nothing
     #[arg(long)]
     pub offline: bool,
+    /// Let a spec be built on specs outside of its project, its git work tree or its own folder
+    #[arg(long)]
+    pub allow_outside: bool,
+}
+
+impl Lock {
+    /// Returns how far the specs may reach.
+    #[must_use]
+    pub fn reach(&self) -> FileReach {
+        if self.allow_outside { FileReach::Host } else { FileReach::Project }
+    }
 }
 
 /// `kiln test`

@@ -31,7 +31,8 @@ use super::{specs, terminal};
 /// # Errors
 /// Whatever went wrong first; what else went wrong is printed.
 pub async fn run(args: Build, global: &Global, folders: &Folders, cancel: CancellationToken) -> Result<(), Failure> {
-    let graph = Graph::new(specs::load(&args.specs, &args.reading, args.version.as_ref())?)?;
+    let specs = specs::load(&args.specs, &args.reading, args.version.as_ref())?;
+    let graph = Graph::new(specs, args.reading.reach().files)?;
     let allowed = allowed_variables(&args.reading)?;
     graph.nodes().iter().try_for_each(|node| allowed.check(&node.spec))?;
     let events = super::events(global);

@@ -41,7 +41,7 @@ pub async fn run(args: Specs, global: &Global, folders: &Folders) -> Result<(), 
             Err(failure) => failed.push(failure),
         }
     }
-    match Graph::new(found) {
+    match Graph::new(found, args.reading.reach().files) {
         Ok(graph) => {
             for node in graph.nodes().iter().filter(|node| node.wanted) {
                 match check(node, &bases, args.reading.reach()).await {

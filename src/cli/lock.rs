@@ -33,7 +33,7 @@ pub async fn run(
     let events = super::events(global);
     let sources = args::Sources { locked: false, offline: args.offline };
     let bases = Bases { locking: Locking::Ignore, ..folders.bases(sources, &events, cancel)? };
-    let graph = Graph::new(specs::with_variants(&args.specs)?)?;
+    let graph = Graph::new(specs::with_variants(&args.specs)?, args.reach())?;
     let mut files: BTreeMap<PathBuf, Pins> = BTreeMap::new();
     for node in graph.nodes() {
         let parent = node.parent.map(|parent| graph.nodes()[parent].id());

@@ -30,7 +30,7 @@ pub async fn run(
     out: &mut dyn Write,
 ) -> Result<bool, Failure> {
     let events = super::events(global);
-    let graph = Graph::new(specs::load(&args.specs, &args.reading, None)?)?;
+    let graph = Graph::new(specs::load(&args.specs, &args.reading, None)?, args.reading.reach().files)?;
     let sources = Sources { locked: false, offline: true };
     let bases = Bases { reach: Reach::Offline, ..folders.bases(sources, &events, CancellationToken::new())? };
     let listing = folders.store()?.list()?;

@@ -1,5 +1,6 @@
 //! What a `copy`, `write` or `script` step sends, and writing it to a file for the guest's hot-plugged block device.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use sha2::{Digest, Sha256};
 use super::GuestError;
 use super::checkout::CheckoutModes;
 use crate::agent::pack::{PackError, Packing, pack};
+use crate::plan::project::GIT;
 use crate::spec;
 use crate::wire::code::Code;
 use crate::wire::tree::{BLOCK, Encoder, Entry, Head, Kind, Layout, Owner, Totals};
@@ -168,6 +170,11 @@ struct CanonicalForm {
 }
 
 impl Packing for CanonicalForm {
+    /// Git's own files may hold credentials of a pipeline, and are no content.
+    fn leaves_out(&self, name: &OsStr) -> bool {
+        name == GIT
+    }
+
     fn adjust(&self, entry: &mut Entry) {
         let is_file = matches!(entry.kind, Kind::File { .. } | Kind::Hardlink { .. });
         let is_folder = matches!(entry.kind, Kind::Dir {} | Kind::Leave {});

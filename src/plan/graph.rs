@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use crate::error::{Fault, Kind};
 use crate::spec::{LoadError, Overrides, Source, Spec, spec_file};
 
+use super::project::{FileReach, HostPath, PathPolicy, Project, ReachError};
+
 /// A spec and its place in the graph.
 #[derive(Debug, Clone)]
 pub struct Node {
@@ -73,6 +75,14 @@ pub enum GraphError {
         /// Why.
         source: Box<LoadError>,
     },
+    /// The spec of a base is outside of the project.
+    #[error("the base image of {}: {source}", of.display())]
+    Reach {
+        /// The spec that names it.
+        of: PathBuf,
+        /// Where it leads.
+        source: Box<ReachError>,
+    },
 }
 
 impl Fault for GraphError {
@@ -84,6 +94,7 @@ impl Fault for GraphError {
         match self {
             GraphError::Twice { .. } => vec!["give one of them another name or version".into()],
             GraphError::Base { source, .. } => source.hints(),
+            GraphError::Reach { source, .. } => source.hints(),
             GraphError::Ambiguous { name, .. } => vec![format!("say which: `image = \"{name}@VERSION\"`")],
             GraphError::Cycle(_) => Vec::new(),
         }
@@ -99,11 +110,13 @@ fn key(file: &Path, variant: Option<&str>) -> Key {
 }
 
 impl Graph {
-    /// The graph of these specs and of those they are built on, which are read here. A spec that is given twice counts once.
+    /// Returns the graph of these specs and of those they are built on, which are read here. A spec that is given twice
+    /// counts once.
     ///
     /// # Errors
-    /// When there is a circle, when two specs make the same version, or the spec of a base cannot be read.
-    pub fn new(specs: Vec<Spec>) -> Result<Self, GraphError> {
+    /// When there is a circle, when two specs make the same version, or the spec of a base cannot be read or, unless `reach`
+    /// allows it, is outside of the project of the spec that names it.
+    pub fn new(specs: Vec<Spec>, reach: FileReach) -> Result<Self, GraphError> {
         let mut known: BTreeMap<Key, usize> = BTreeMap::new();
         let mut found: Vec<(Spec, bool, Option<usize>)> = Vec::new();
         for spec in specs {
@@ -120,7 +133,7 @@ impl Graph {
                 let parent = if let Some(parent) = known.get(&key) {
                     *parent
                 } else {
-                    let base = load_base(spec, file, variant.clone())?;
+                    let base = load_base(spec, file, variant.clone(), reach)?;
                     found.push((base, false, None));
                     known.insert(key, found.len() - 1);
                     found.len() - 1
@@ -141,7 +154,14 @@ impl Graph {
     }
 }
 
-fn load_base(of: &Spec, file: &Path, variant: Option<String>) -> Result<Spec, GraphError> {
+fn load_base(of: &Spec, file: &Path, variant: Option<String>, reach: FileReach) -> Result<Spec, GraphError> {
+    // Before it is read: a complaint about it would show what is in it.
+    let named = HostPath { whose: "`base.spec`".to_owned(), path: file, policy: PathPolicy::BaseSpec };
+    let outside = |source| GraphError::Reach { of: of.path.clone(), source: Box::new(source) };
+    match Project::of_spec(&of.path) {
+        Some(project) if reach == FileReach::Project => project.check(&named).map_err(outside)?,
+        _ => {}
+    }
     let overrides = Overrides { variant, ..Overrides::default() };
     let base = |source| GraphError::Base { of: of.path.clone(), source: Box::new(source) };
     Spec::load(file, &overrides).map_err(base)
@@ -225,7 +245,7 @@ mod tests {
     }
 
     fn graph(specs: &[PathBuf]) -> Result<Graph, GraphError> {
-        Graph::new(specs.iter().map(|path| Spec::load(path, &Overrides::default()).unwrap()).collect())
+        Graph::new(specs.iter().map(|path| Spec::load(path, &Overrides::default()).unwrap()).collect(), FileReach::Host)
     }
 
     fn names(graph: &Graph) -> Vec<(&str, Option<usize>, usize, bool)> {

@@ -22,6 +22,7 @@ pub mod key;
 pub mod limits;
 pub mod machine;
 pub mod output;
+pub mod project;
 pub mod trace;
 
 use host::{Host, KvmVerdict};

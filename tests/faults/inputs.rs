@@ -174,6 +174,65 @@ fn s5_private_networks_are_opened_by_the_spec_and_the_command_together() {
 }
 
 #[test]
+fn s5_a_base_spec_outside_of_the_project_is_refused_unread() {
+    let elsewhere = tempfile::tempdir().expect("a temporary folder");
+    let outside = elsewhere.path().join("kiln.toml");
+    let head = "[machine]\naccel = 'tcg'\n[image]\nversion = '1'\n";
+    let spec = format!("{head}name = 'web'\n[base]\nspec = '{}'\n", outside.display());
+    for content in ["a password", &format!("{head}name = 'root'\n[base]\nfile = 'base.qcow2'\n")] {
+        fs::write(&outside, content).expect("written");
+        let kiln = Kiln::new().file("sub/kiln.toml", &spec);
+        fs::copy(kiln.place().join("base.qcow2"), elsewhere.path().join("base.qcow2")).expect("copied");
+        let ended = kiln.args(["build", "sub"]).fails(3).stderr_has("outside of the project").run();
+        for command in ["check", "plan", "lock"] {
+            let again = ended.then([command, "sub"]).fails(3).stderr_has("--allow-outside").run();
+            assert!(!again.stderr.contains("password"), "{}", again.stderr);
+        }
+        assert!(!ended.stderr.contains("password"), "{}", ended.stderr);
+    }
+    let place = Kiln::new().file("sub/kiln.toml", &spec).place().clone();
+    place.kiln().args(["build", "sub", "--allow-outside"]).run();
+    // Whoever names both specs means both.
+    place.kiln().args(["build", "sub", outside.to_str().expect("UTF-8")]).run();
+    assert_eq!(place.published(), ["root@1", "web@1"]);
+}
+
+#[test]
+fn s5_nothing_of_git_is_named_or_copied() {
+    let head = "[image]\nname = 'web'\nversion = '1'\n[machine]\naccel = 'tcg'\n[base]\n";
+    for (base, step) in [
+        ("file = 'base.qcow2'", "[[step]]\ncopy = '.git/config'\nto = '/srv/a'"),
+        ("file = 'base.qcow2'", "[[step]]\ncopy = '.git'\nto = '/srv/'"),
+        ("file = 'base.qcow2'", "[[step]]\ncopy = 'link'\nto = '/srv/a'"),
+        ("file = 'base.qcow2'", "[[step]]\nscript = '.git/hooks/run'"),
+        ("file = 'base.qcow2'", "[secrets]\na = { file = '.git/config' }"),
+        ("spec = '.git'", ""),
+    ] {
+        let kiln = Kiln::new().file(".git/config", "token").file(".git/hooks/run", "#!/bin/sh\n");
+        let kiln = kiln.file(".git/kiln.toml", "token").file("kiln.toml", format!("{head}{base}\n{step}\n"));
+        symlink(".git/config", kiln.place().join("link")).expect("made");
+        let ended = refused_at_once(kiln.build().fails(3).stderr_has("belongs to git"));
+        assert!(!ended.stderr.contains("token"), "{}", ended.stderr);
+    }
+    // What a checkout brings along is no content, and does not change a key.
+    let spec = format!("{head}file = '../base.qcow2'\n[[step]]\ncopy = '.'\nto = '/srv'\n");
+    let kiln =
+        Kiln::new().file("sub/.git/config", "token").file("sub/deep/.git", "gitdir: x").file("sub/kiln.toml", spec);
+    let ended = kiln.args(["build", "sub"]).stderr_has(".git in").run();
+    fs::write(ended.place().join("sub/.git/config"), "another token").expect("written");
+    ended.then(["build", "sub"]).stderr_has("up to date").run();
+}
+
+#[test]
+fn s5_a_base_that_is_no_file_is_refused() {
+    for file in ["/dev/zero", "/proc/self/environ", "/dev/stdin"] {
+        let spec = format!("[image]\nname = 'web'\nversion = '1'\n[base]\nfile = '{file}'\nformat = 'raw'\n");
+        let kiln = Kiln::new().file("kiln.toml", spec).build();
+        refused_at_once(kiln.args(["--allow-outside"]).ends_with(&[3, 5]));
+    }
+}
+
+#[test]
 fn s5_the_project_is_the_git_work_tree() {
     let spec = "[image]\nname = 'web'\nversion = '1'\n[base]\nfile = '../../base.qcow2'\n[machine]\naccel = 'tcg'\n\
                 [[step]]\ncopy = '../../site/page'\nto = '/srv/page'\n";
