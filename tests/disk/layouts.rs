@@ -3,13 +3,9 @@
 
 use std::fmt::Write;
 use std::fs::{self, File};
-use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use kiln::agent::list::list_folder;
-use kiln::disk::entry::canonical;
-use kiln::disk::told::Told;
 use kiln::disk::tree::Tree;
 use kiln::spec::BaseFormat;
 
@@ -17,7 +13,7 @@ use super::{Scratch, chain, fat_lines, host_lines, make_ext4, make_fat, tool, tr
 
 const MIB: u64 = 1 << 20;
 static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
-const ROOT: &str = "6b696c6e-0000-4000-8000-000000000001";
+pub(super) const ROOT: &str = "6b696c6e-0000-4000-8000-000000000001";
 const OTHER: &str = "6b696c6e-0000-4000-8000-000000000002";
 const THIRD: &str = "6b696c6e-0000-4000-8000-000000000003";
 
@@ -68,11 +64,11 @@ fn marker(name: &str) -> String {
 }
 
 /// A root with this table, and more files.
-fn root(scratch: &Scratch, name: &str, table: &str, files: &[(&str, &str)]) -> PathBuf {
+pub(super) fn root(scratch: &Scratch, name: &str, table: &str, files: &[(&str, &str)]) -> PathBuf {
     folder(scratch, name, &[&[("etc/os-release", "ID=test\n"), ("etc/fstab", table)], files].concat())
 }
 
-fn ext4(scratch: &Scratch, folder: &Path, uuid: &str) -> PathBuf {
+pub(super) fn ext4(scratch: &Scratch, folder: &Path, uuid: &str) -> PathBuf {
     let name = format!("{}.ext4", folder.file_name().unwrap().to_str().unwrap());
     make_ext4(scratch, &name, "8M", &["-t", "ext4", "-U", uuid, "-O", "^resize_inode"], folder)
 }
@@ -147,7 +143,7 @@ fn copy(content: &Path, disk: &File, at: u64) {
 }
 
 /// The digest of a disk, if kiln would publish one.
-fn digest(image: &Path) -> Option<[u8; 32]> {
+pub(super) fn digest(image: &Path) -> Option<[u8; 32]> {
     let disk = chain(&[(image, BaseFormat::Raw)]);
     let tree = Tree::open(&disk).ok().filter(Tree::is_whole)?;
     Some(tree.content_sha256().unwrap())
@@ -186,7 +182,7 @@ fn check(image: &Path, expected: ExpectedView<'_>, names: &[&str]) {
 }
 
 /// Changes the first byte of a text and looks whether the digest is another one than before, or none.
-fn sees_change(image: &Path, before: Option<[u8; 32]>, text: &str) -> bool {
+pub(super) fn sees_change(image: &Path, before: Option<[u8; 32]>, text: &str) -> bool {
     let found = tool("grep", &["-obUaF", text, image.to_str().unwrap()]);
     let at = String::from_utf8(found).unwrap().split(':').next().unwrap().parse::<u64>().unwrap();
     let file = File::options().write(true).open(image).unwrap();
@@ -556,53 +552,4 @@ fn a_gpt_that_an_mbr_has_replaced_does_not_count() {
     file.write_all_at(&stale[512..34 * 512], 512).unwrap();
     let disk = chain(&[(&image, BaseFormat::Raw)]);
     assert_eq!(Tree::open(&disk).unwrap().mounts()[0].partition, 2);
-}
-
-/// The digest of what is not zero in a file, made anew from its description in `docs/store.md`.
-fn sparse_sha256(blocks: &[(u64, &[u8])]) -> String {
-    let mut sha = sha2::Sha256::default();
-    for (at, bytes) in blocks {
-        sha2::Digest::update(&mut sha, at.to_le_bytes());
-        sha2::Digest::update(&mut sha, bytes);
-    }
-    kiln::digest::hex(&sha2::Digest::finalize(sha))
-}
-
-#[test]
-fn files_may_be_larger_than_the_disk() {
-    let scratch = Scratch::new();
-    let folder = root(&scratch, "root", "", &[("empty", ""), ("data", "")]);
-    for (name, size) in [("empty", 200 << 30), ("data", 300 << 30)] {
-        let file = File::options().write(true).open(folder.join(name)).unwrap();
-        file.set_len(size).unwrap();
-    }
-    let file = File::options().write(true).open(folder.join("data")).unwrap();
-    file.write_all_at(b"<early>", 10 << 12).unwrap();
-    file.write_all_at(b"end", (300 << 30) - 3).unwrap();
-    let mut early = b"<early>".to_vec();
-    early.resize(4096, 0);
-    let mut end = vec![0; 4093];
-    end.extend_from_slice(b"end");
-    let content = ext4(&scratch, &folder, ROOT);
-    let disk = chain(&[(&content, BaseFormat::Raw)]);
-    let lines = tree_lines(&Tree::open(&disk).unwrap());
-    let data = sparse_sha256(&[(10 << 12, &early), ((300 << 30) - 4096, &end)]);
-    for expected in [
-        format!("size={} sparse_sha256={}\n", 200_u64 << 30, sparse_sha256(&[])),
-        format!("size={} sparse_sha256={data}\n", 300_u64 << 30),
-    ] {
-        assert!(lines.iter().any(|line| line.ends_with(&expected)), "{expected} {lines:?}");
-    }
-    // The guest's own list is the same.
-    let mut spool = tempfile::tempfile().unwrap();
-    let totals = list_folder(&folder, &mut spool, &mut |_| {}).unwrap();
-    let mut listed = Vec::new();
-    Told::new(spool, totals.entries)
-        .walk(&mut |entry| {
-            listed.extend((entry.path != b"/").then(|| canonical(entry)));
-            ControlFlow::Continue(())
-        })
-        .unwrap();
-    assert_eq!(listed, lines);
-    assert!(sees_change(&content, digest(&content), "<early>"));
 }

@@ -9,6 +9,7 @@ mod corpus;
 mod formats;
 mod hostile;
 mod layouts;
+mod sparse_files;
 
 use std::fs::{self, File};
 use std::ops::ControlFlow;
