@@ -1,115 +1,110 @@
-//! Runs one command: its own session, pipes or a terminal pumped by threads, a time-out that also reaches its children.
+//! Runs one command: its own session and cgroup, pipes or a terminal, a time-out that also reaches its children.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::accounts::{Accounts, User};
+use super::kernel_log::KernelLog;
+use super::leftovers::{Leftovers, every_process, session_of};
 use super::link::{Event, Lane};
+use super::output::{OutputPump, OutputSink};
 use super::secrets::Secrets;
-use super::sys::Identity;
-use super::{Refusal, sys, terminal};
+use super::sys::{Identity, ProcessStart};
+use super::{Refusal, login, shutdown, sys, terminal};
 use crate::wire::message::TtySize;
-use crate::wire::{Class, ExecRequest, Exit, Hidden, Message};
+use crate::wire::{Aftermath, Class, ExecRequest, Exit, Hidden, Message};
 
 /// Between the polite and the final signal.
 const KILL_AFTER: Duration = Duration::from_secs(5);
-/// How long a pipe that a grandchild holds open must be silent before the command counts as over.
-const QUIET: Duration = Duration::from_millis(500);
-/// More than both pipes can hold when the command ends: what comes later is not its output.
-const LATE: usize = 4 << 20;
-/// Bytes of output read at once.
-const CHUNK: usize = 32 * 1024;
 
-const ROOT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-const USER_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
-
-/// Runs the command to its end. Processes it left in the background live on, unless it timed out.
-pub fn run(lane: &Arc<Lane>, events: &Receiver<Event>, request: &ExecRequest) -> Exit {
-    match Running::start(lane, request) {
+/// Runs the command to its end. Processes it left in the background live on, unless it timed out. What else was noticed is
+/// sent before this returns.
+pub fn run(lane: &Arc<Lane>, events: &Receiver<Event>, request: &ExecRequest, left: &Arc<Leftovers>) -> Exit {
+    let log = KernelLog::open();
+    let mut found = Aftermath { late: left.take_late(), ..Aftermath::default() };
+    let exit = match Running::start(lane, request, left, &mut found.notes) {
         Ok(mut running) => running.supervise(events, request.timeout.map(Duration::from_millis)),
         Err(refusal) => Exit::NotStarted { text: refusal.text },
+    };
+    if exit != (Exit::Code { code: 0 }) {
+        found.oom_killed = log.oom_killed();
     }
+    if let Some(step) = request.step {
+        found.is_stopping = shutdown::is_requested();
+        found.left = left.of_step(step);
+        found.notes.extend(left.limitation());
+    }
+    if found != Aftermath::default() {
+        let _ = lane.send(Message::Aftermath { found });
+    }
+    exit
 }
 
-struct Running<'a> {
-    lane: &'a Arc<Lane>,
+struct Running {
     leader: i32,
     stdin: Option<Sender<Vec<u8>>>,
     /// The master of its terminal.
     terminal: Option<File>,
-    moved: Arc<AtomicUsize>,
-    /// How many of its pipes can still bring something.
-    open: usize,
+    pumps: Vec<Arc<OutputPump>>,
     /// Unmounted when the command is over.
     _secrets: Option<Secrets>,
 }
 
-impl<'a> Running<'a> {
-    fn start(lane: &'a Arc<Lane>, request: &ExecRequest) -> Result<Self, Refusal> {
+impl Running {
+    fn start(
+        lane: &Arc<Lane>,
+        request: &ExecRequest,
+        left: &Arc<Leftovers>,
+        notes: &mut Vec<String>,
+    ) -> Result<Self, Refusal> {
         let user = Accounts::read(Path::new("/etc")).user(&request.user)?;
         let secrets = Secrets::mount(lane.id(), &request.secrets, &user.identity)?;
-        let mut command = command(request, &user, secrets.as_ref())?;
+        let mut command = command(request, &user, secrets.as_ref(), notes)?;
         let broken = |error| Refusal::io("cannot open a terminal", &error);
         let terminal = match &request.tty {
             Some(size) => Some(attach(&mut command, size, &user.identity).map_err(broken)?),
             None => None,
         };
-        sys::on_start(&mut command, user.identity.clone(), terminal.is_some());
+        let step = request.step.unwrap_or(0);
+        let start = ProcessStart {
+            identity: user.identity.clone(),
+            has_terminal: terminal.is_some(),
+            group: left.admit(step, lane.id()),
+        };
+        sys::on_start(&mut command, start);
         let program = || format!("cannot run `{}`", request.argv[0]);
         let mut child = command.spawn().map_err(|error| Refusal::io(program(), &error))?;
         // The slave's end shows only when nobody but the command's processes holds it.
         drop(command);
         let leader = i32::try_from(child.id()).unwrap_or_default();
-        let mut running =
-            Self { lane, leader, stdin: None, terminal, moved: Arc::default(), open: 0, _secrets: secrets };
+        left.note_session(leader, step);
+        let mut running = Self { leader, stdin: None, terminal, pumps: Vec::new(), _secrets: secrets };
+        let sink = OutputSink::new(lane, left, request.step);
         if let Some(master) = &running.terminal {
             let end = || master.try_clone().map_err(broken);
             running.stdin = Some(feed(end()?, lane));
-            let output = end()?;
-            running.pump(output, |bytes| Message::Stdout { bytes });
+            let output = OwnedFd::from(end()?);
+            running.pumps.push(OutputPump::start(&sink, output, true, |bytes| Message::Stdout { bytes }));
         }
         if let Some(pipe) = child.stdin.take() {
             running.stdin = Some(feed(pipe, lane));
         }
         if let Some(pipe) = child.stdout.take() {
-            running.pump(pipe, |bytes| Message::Stdout { bytes });
+            running.pumps.push(OutputPump::start(&sink, pipe.into(), false, |bytes| Message::Stdout { bytes }));
         }
         if let Some(pipe) = child.stderr.take() {
-            running.pump(pipe, |bytes| Message::Stderr { bytes });
+            running.pumps.push(OutputPump::start(&sink, pipe.into(), false, |bytes| Message::Stderr { bytes }));
         }
         watch(child, lane);
         Ok(running)
-    }
-
-    /// Reads to the very end, even when nobody listens any more: a service that the command started must not die of a
-    /// closed pipe.
-    fn pump(&mut self, mut from: impl Read + Send + 'static, make: fn(Vec<u8>) -> Message) {
-        let (lane, moved) = (Arc::clone(self.lane), Arc::clone(&self.moved));
-        self.open += 1;
-        thread::spawn(move || {
-            let mut buffer = vec![0; CHUNK];
-            loop {
-                match from.read(&mut buffer) {
-                    Ok(0) => break,
-                    Ok(n) => {
-                        moved.fetch_add(n, Ordering::SeqCst);
-                        let _ = lane.send_data(&buffer[..n], make);
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    // A terminal without a slave gives EIO.
-                    Err(_) => break,
-                }
-            }
-            let _ = lane.inbox().send(Event::Drained);
-        });
     }
 
     fn supervise(&mut self, events: &Receiver<Event>, timeout: Option<Duration>) -> Exit {
@@ -119,7 +114,6 @@ impl<'a> Running<'a> {
             match next(events, deadline) {
                 Some(Event::Exited(status)) => break status,
                 Some(Event::Said(message)) => self.hear(message),
-                Some(Event::Drained) => self.open -= 1,
                 Some(Event::Lost) => signal_session(self.leader, sys::SIGKILL),
                 None if timed_out => {
                     signal_session(self.leader, sys::SIGKILL);
@@ -135,7 +129,7 @@ impl<'a> Running<'a> {
         if timed_out {
             signal_session(self.leader, sys::SIGKILL);
         }
-        self.drain(events);
+        self.pumps.iter().for_each(|pump| pump.settle());
         if timed_out { Exit::TimedOut {} } else { how(status) }
     }
 
@@ -155,30 +149,14 @@ impl<'a> Running<'a> {
             _ => {}
         }
     }
-
-    /// Waits until both pipes are closed, or only processes that the command left behind hold them.
-    fn drain(&mut self, events: &Receiver<Event>) {
-        let at_exit = self.moved.load(Ordering::SeqCst);
-        let mut before = at_exit;
-        while self.open > 0 {
-            match events.recv_timeout(QUIET) {
-                Ok(Event::Drained) => self.open -= 1,
-                Ok(Event::Lost) => return,
-                Ok(_) => {}
-                Err(_) => {
-                    let now = self.moved.load(Ordering::SeqCst);
-                    let waits_for_host = self.lane.starved();
-                    if (now == before && !waits_for_host) || now - at_exit > LATE {
-                        return;
-                    }
-                    before = now;
-                }
-            }
-        }
-    }
 }
 
-fn command(request: &ExecRequest, user: &User, secrets: Option<&Secrets>) -> Result<Command, Refusal> {
+fn command(
+    request: &ExecRequest,
+    user: &User,
+    secrets: Option<&Secrets>,
+    notes: &mut Vec<String>,
+) -> Result<Command, Refusal> {
     let program = request.argv.first().ok_or_else(|| Refusal::new(Class::Request {}, "there is nothing to run"))?;
     if !Path::new(&request.dir).is_dir() {
         return Err(Refusal::new(Class::NotFound {}, format!("there is no folder `{}` in the guest", request.dir)));
@@ -187,8 +165,12 @@ fn command(request: &ExecRequest, user: &User, secrets: Option<&Secrets>) -> Res
     let mut command = Command::new(program);
     command.args(&request.argv[1..]).current_dir(&request.dir).env_clear();
     command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.env("PATH", if user.identity.uid == 0 { ROOT_PATH } else { USER_PATH });
-    command.envs([("HOME", &user.home), ("USER", &user.name), ("LOGNAME", &user.name), ("SHELL", &user.shell)]);
+    if request.login {
+        command.envs(login::environment(user, Path::new("/etc"), request.tty.is_some()));
+        command.envs(login::open_session(user, notes));
+    } else {
+        command.envs(login::bare_environment(user));
+    }
     command.envs(request.env.iter().map(|pair| (&pair.name, &pair.value)));
     if let Some(secrets) = secrets {
         command.env("KILN_SECRETS", secrets.folder());
@@ -243,30 +225,10 @@ fn feed(mut pipe: impl Write + Send + 'static, lane: &Arc<Lane>) -> Sender<Vec<u
     sender
 }
 
-/// A signal for every process of the leader's session: a shell with job control gives its children other groups.
+/// Sends a signal to every process of the leader's session: a shell with job control gives its children other groups.
 fn signal_session(leader: i32, number: u8) {
     sys::send_signal(-leader, number);
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        if session(&stat) == Some(leader) {
-            sys::send_signal(pid, number);
-        }
-    }
-}
-
-/// The session in a `/proc/PID/stat`; the name before it is in parentheses and may hold anything.
-fn session(stat: &str) -> Option<i32> {
-    stat.rsplit_once(')')?.1.split_whitespace().nth(3)?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_session_is_found_behind_any_name() {
-        assert_eq!(session("12 (a) b) 4 (c) S 1 12 7 0 -1"), Some(7));
-        assert_eq!(session("12 (a"), None);
+    for pid in every_process().filter(|pid| session_of(*pid) == Some(leader)) {
+        sys::send_signal(pid, number);
     }
 }

@@ -21,8 +21,6 @@ pub enum Event {
     Lost,
     /// The command ended.
     Exited(std::process::ExitStatus),
-    /// One of the command's pipes is empty and closed.
-    Drained,
 }
 
 /// The port, for writing, and the open lanes.

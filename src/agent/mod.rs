@@ -3,6 +3,7 @@
 //! ```text
 //! main thread   reads the port, cuts frames, answers pings, hands messages to lanes      serve
 //! one lane      for each request: a thread that works and owns what it started           exec, pack, unpack, list, mounts, device
+//! leftovers     what commands leave behind, over all lanes                               leftovers, cgroup
 //! the link      one lock around writing; credit for each lane                            link
 //! ```
 //!
@@ -18,19 +19,28 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::wire::{self, Class};
+use cgroup::CgroupTree;
+use leftovers::Leftovers;
 
 pub mod accounts;
+mod bus;
+mod cgroup;
 mod device;
 mod disk_view;
 mod exec;
 mod facts;
+mod kernel_log;
+mod leftovers;
 mod link;
 pub mod list;
+mod login;
 mod mounts;
+mod output;
 pub mod pack;
 mod secrets;
 pub mod serve;
 mod sha256;
+mod shutdown;
 mod sys;
 mod terminal;
 mod unpack;
@@ -70,9 +80,10 @@ impl Refusal {
 /// `power_off` is called.
 pub fn run(port: Option<&Path>, power_off: fn()) {
     sys::survive();
+    let left = Leftovers::new(CgroupTree::find("kiln").ok());
     loop {
         let opened = port.map(Path::to_owned).or_else(find_port).and_then(|path| open(&path).ok());
-        if let Some(Err(error)) = opened.map(|file| serve::converse(&file, power_off)) {
+        if let Some(Err(error)) = opened.map(|file| serve::converse(&file, &left, power_off)) {
             // The journal or the console has it; there is no other reader.
             eprintln!("kiln-agent: {error}");
         }

@@ -11,13 +11,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::accounts::Accounts;
+use super::leftovers::Leftovers;
 use super::link::{Event, Incoming, Lane, Link, Outgoing};
 use super::pack::{PackError, Unchanged, pack};
 use super::{Refusal, device, exec, facts, list, mounts, sys, unpack};
 use crate::wire::code::{Code, Fields, Malformed};
 use crate::wire::message::Origin;
 use crate::wire::tree::{Encoder, Head, Layout, MAX_PATH, Totals};
-use crate::wire::{Class, ExecRequest, Frame, MAX_DATA, MAX_EXEC, MAX_FRAME, Message, Splitter};
+use crate::wire::{Aftermath, Class, ExecRequest, Frame, MAX_DATA, MAX_EXEC, MAX_FRAME, Message, Splitter};
 
 /// Between two hellos, and between two messages of progress.
 const TICK: Duration = Duration::from_secs(1);
@@ -26,8 +27,9 @@ const TICK: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// When the port fails, or the host says what no host says.
-pub fn converse(port: &File, power_off: fn()) -> io::Result<()> {
+pub fn converse(port: &File, left: &Arc<Leftovers>, power_off: fn()) -> io::Result<()> {
     let mut conversation = Conversation {
+        left: Arc::clone(left),
         link: Link::new(port.try_clone()?),
         splitter: Splitter::new(),
         state: Arc::new(State::default()),
@@ -53,6 +55,8 @@ struct Conversation {
     state: Arc<State>,
     /// Commands whose parts are still arriving.
     execs: Vec<(u32, Vec<u8>)>,
+    /// What commands have left behind.
+    left: Arc<Leftovers>,
     /// What follows a goodbye.
     power_off: fn(),
 }
@@ -119,6 +123,7 @@ impl Conversation {
             Message::List {} => return self.serve(stream, |lane, _| done(list_files(lane))),
             Message::Sync { cached } => return self.serve(stream, move |_, _| done(sync(cached))),
             Message::Unpack { serial } => return self.serve(stream, move |lane, _| done(unpack_device(lane, &serial))),
+            Message::EndProcesses {} => return self.end_processes(stream),
             Message::Bye {} => return self.bye(stream),
             Message::Data { .. }
             | Message::Eof {}
@@ -158,7 +163,19 @@ impl Conversation {
         let mut fields = Fields::new(&whole);
         let request = ExecRequest::get(&mut fields).and_then(|request| fields.end().map(|()| request));
         let request = request.map_err(|why| why.to_string())?;
-        self.serve(stream, move |lane, events| Message::Exited { exit: exec::run(lane, &events, &request) })
+        let left = Arc::clone(&self.left);
+        self.serve(stream, move |lane, events| Message::Exited { exit: exec::run(lane, &events, &request, &left) })
+    }
+
+    /// Ends what commands have left behind, and reports it.
+    fn end_processes(&self, stream: u32) -> Result<(), String> {
+        let left = Arc::clone(&self.left);
+        self.serve(stream, move |lane, _| {
+            let ended = left.end_all();
+            let found = Aftermath { left: ended, late: left.take_late(), ..Aftermath::default() };
+            let _ = lane.send(Message::Aftermath { found });
+            done(Ok(Totals::default()))
+        })
     }
 
     /// The answer is written before the power goes, so that the host never has to guess what a closed port means.

@@ -44,6 +44,12 @@ const MS_PRIVATE: u64 = 1 << 18;
 const MNT_DETACH: c_int = 2;
 const UMOUNT_NOFOLLOW: c_int = 8;
 const CLONE_NEWNS: c_int = 0x2_0000;
+const OOM_SCORE: &std::ffi::CStr = c"/proc/self/oom_score_adj";
+/// No process with this score is ever chosen by the OOM killer (`OOM_SCORE_ADJ_MIN`).
+const NEVER_CHOSEN: &str = "-1000";
+const O_WRONLY_CLOEXEC: c_int = 0o1 | 0o2_000_000;
+const POLLIN: i16 = 1;
+const FIONREAD: u64 = 0x541b;
 const TIOCSCTTY: u64 = 0x540e;
 const TIOCSWINSZ: u64 = 0x5414;
 const TIOCSPTLCK: u64 = 0x4004_5431;
@@ -58,6 +64,13 @@ struct Timespec {
     nanoseconds: i64,
 }
 
+#[repr(C)]
+struct PollRequest {
+    fd: c_int,
+    events: i16,
+    found: i16,
+}
+
 #[expect(unsafe_code, reason = "declarations of libc functions, with the types of x86-64 Linux")]
 unsafe extern "C" {
     fn kill(pid: c_int, signal: c_int) -> c_int;
@@ -68,6 +81,10 @@ unsafe extern "C" {
     fn umask(mask: u32) -> u32;
     fn signal(signal: c_int, action: usize) -> usize;
     fn sync();
+    fn open(path: *const c_char, flags: c_int, ...) -> c_int;
+    fn write(fd: c_int, bytes: *const c_void, count: usize) -> isize;
+    fn close(fd: c_int) -> c_int;
+    fn poll(wanted: *mut PollRequest, count: u64, timeout: c_int) -> c_int;
     fn mkfifo(path: *const c_char, mode: u32) -> c_int;
     fn lseek(fd: c_int, offset: i64, whence: c_int) -> i64;
     fn utimensat(dir: c_int, path: *const c_char, times: *const Timespec, flags: c_int) -> c_int;
@@ -92,9 +109,12 @@ pub struct Identity {
     pub groups: Vec<u32>,
 }
 
-/// Outlives the terminal or service manager that started the agent, and makes files with predictable modes.
+/// Outlives the terminal or service manager that started the agent and the kernel's OOM killer, and makes files with
+/// predictable modes.
 #[expect(unsafe_code, reason = "libc")]
 pub fn survive() {
+    // Only root may; any other agent takes its chances.
+    let _ = std::fs::write("/proc/self/oom_score_adj", NEVER_CHOSEN);
     // SAFETY: plain system calls without pointers; setsid fails harmlessly where the agent already leads a session.
     unsafe {
         signal(SIGHUP, SIG_IGN);
@@ -103,12 +123,23 @@ pub fn survive() {
     }
 }
 
-/// The command gets a session of its own, the umask 022, default signals and this identity; where its stdin is a
-/// `terminal`, that is the session's.
+/// What a command's first process becomes between fork and exec.
+#[derive(Debug)]
+pub struct ProcessStart {
+    /// Who it runs as.
+    pub identity: Identity,
+    /// Whether its stdin is a terminal, which then is its session's.
+    pub has_terminal: bool,
+    /// The `cgroup.procs` of the cgroup that it enters.
+    pub group: Option<File>,
+}
+
+/// Gives the command a session of its own, the umask 022, default signals, the usual chance to be ended by the OOM killer,
+/// and what `start` says.
 #[expect(unsafe_code, reason = "libc between fork and exec")]
-pub fn on_start(command: &mut Command, identity: Identity, terminal: bool) {
+pub fn on_start(command: &mut Command, start: ProcessStart) {
     let become_user = move || {
-        // SAFETY: single-threaded here after fork; only system calls; the vector lives in the closure.
+        // SAFETY: single-threaded here after fork; only system calls; the vector and the file live in the closure.
         unsafe {
             // An ignored signal would stay ignored across exec, and who started the agent may have ignored any: a shell
             // does so with SIGINT for what it puts into the background. The two that cannot be set are refused.
@@ -117,16 +148,41 @@ pub fn on_start(command: &mut Command, identity: Identity, terminal: bool) {
             }
             umask(0o022);
             setsid();
-            if terminal {
+            if start.has_terminal {
                 check(ioctl(0, TIOCSCTTY, 0))?;
             }
-            check(setgroups(identity.groups.len(), identity.groups.as_ptr()))?;
-            check(setgid(identity.gid))?;
-            check(setuid(identity.uid))
+            // Both are of no account to the command itself: one that is not known by its cgroup is by its session.
+            if let Some(group) = &start.group {
+                write(group.as_raw_fd(), c"0".as_ptr().cast(), 1);
+            }
+            let score = open(OOM_SCORE.as_ptr(), O_WRONLY_CLOEXEC);
+            write(score, c"0".as_ptr().cast(), 1);
+            close(score);
+            let Identity { uid, gid, groups } = &start.identity;
+            check(setgroups(groups.len(), groups.as_ptr()))?;
+            check(setgid(*gid))?;
+            check(setuid(*uid))
         }
     };
     // SAFETY: the closure allocates nothing and takes no lock.
     unsafe { command.pre_exec(become_user) };
+}
+
+/// Waits until there is something to be read, or the other end is closed.
+#[expect(unsafe_code, reason = "libc")]
+pub fn wait_readable(file: &File) {
+    let mut wanted = PollRequest { fd: file.as_raw_fd(), events: POLLIN, found: 0 };
+    // SAFETY: one valid structure, as many as it says. An interrupted wait is repeated by whoever finds nothing to read.
+    unsafe { poll(&raw mut wanted, 1, -1) };
+}
+
+/// Returns how many bytes of a pipe or a terminal can be read without waiting.
+#[expect(unsafe_code, reason = "libc")]
+pub fn readable_bytes(file: &File) -> usize {
+    let mut bytes: c_int = 0;
+    // SAFETY: a pointer to an int, as the call wants.
+    let asked = unsafe { ioctl(file.as_raw_fd(), FIONREAD, &raw mut bytes) };
+    if asked < 0 { 0 } else { usize::try_from(bytes).unwrap_or(0) }
 }
 
 /// Sends a signal to a process, or to the group `-pid`.
@@ -255,6 +311,15 @@ pub fn mount_tmpfs(on: &Path, options: &str) -> io::Result<()> {
     let kind = c"tmpfs".as_ptr();
     // SAFETY: valid C strings all.
     check(unsafe { mount(kind, on.as_ptr(), kind, MS_NOSUID_NODEV_NOEXEC, options.as_ptr().cast()) })
+}
+
+/// Mounts the hierarchy of cgroups of version 2.
+#[expect(unsafe_code, reason = "libc")]
+pub fn mount_cgroup(on: &Path) -> io::Result<()> {
+    let on = c_path(on)?;
+    let kind = c"cgroup2".as_ptr();
+    // SAFETY: valid C strings; no options.
+    check(unsafe { mount(kind, on.as_ptr(), kind, MS_NOSUID_NODEV_NOEXEC, std::ptr::null()) })
 }
 
 /// Gives the calling thread, and those it starts, a mount namespace of its own: what it mounts and takes away there concerns

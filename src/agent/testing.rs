@@ -3,11 +3,23 @@
 use std::io;
 use std::path::Path;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use super::accounts::Accounts;
+use super::cgroup::CgroupTree;
+use super::leftovers::Leftovers;
 use super::{Refusal, device, sys, unpack};
 use crate::wire::tree::Totals;
 
 pub(crate) use sys::{set_xattr, xattr};
+
+/// Returns a place of its own for what the commands of one test leave behind.
+pub(crate) fn leftovers() -> Arc<Leftovers> {
+    static TESTS: AtomicU32 = AtomicU32::new(0);
+    let name = format!("kiln-test-{}-{}", std::process::id(), TESTS.fetch_add(1, Ordering::SeqCst));
+    Leftovers::new(CgroupTree::find(&name).ok())
+}
 
 /// Unpacks a file as if it were a block device.
 pub(crate) fn unpack_file(path: &Path) -> Result<Totals, Refusal> {

@@ -23,6 +23,7 @@ use crate::seed;
 use crate::size::{ByteSize, format_duration};
 use crate::spec::{DiskFormat, Network};
 
+use super::aftermath::PowerSuspects;
 use super::limits::Limits;
 use super::{Build, ScratchError};
 
@@ -66,6 +67,16 @@ pub(crate) struct Guest {
     pub(crate) machine: Running,
     pub(crate) session: Session,
     pub(crate) hello: Hello,
+    /// Steps that may have asked for a reboot that is yet to come.
+    pub(crate) suspects: PowerSuspects,
+    /// One of them left something running that may do it.
+    pub(crate) is_doomed: bool,
+}
+
+impl Guest {
+    fn new(machine: Running, session: Session, hello: Hello) -> Self {
+        Self { machine, session, hello, suspects: PowerSuspects::default(), is_doomed: false }
+    }
 }
 
 /// A guest that does not.
@@ -220,7 +231,7 @@ pub(crate) async fn resume(
     match awake.await {
         Ok(session) => {
             site.events.notice(Level::Debug, "the guest goes on from a checkpoint");
-            Ok(Guest { machine: running, session, hello })
+            Ok(Guest::new(running, session, hello))
         }
         Err(failure) => {
             running.abort().await;
@@ -254,7 +265,7 @@ pub(crate) async fn start(site: Site<'_>, backing: &Backing) -> Result<Guest, Fa
             return Err(failure);
         }
     };
-    let guest = Guest { machine: running, session, hello };
+    let guest = Guest::new(running, session, hello);
     guest.settle(site).await
 }
 

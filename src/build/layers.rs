@@ -367,6 +367,11 @@ impl<'a> Layers<'a> {
         }
     }
 
+    /// Keeps nothing more: what comes next is not only the steps' doing.
+    pub(crate) fn stop_keeping(&mut self) {
+        self.cache = None;
+    }
+
     fn without_cache(&mut self, why: &dyn std::error::Error) {
         self.cache = None;
         self.events.notice(Level::Warning, format!("nothing more is kept in the cache: {why}"));

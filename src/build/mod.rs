@@ -33,6 +33,7 @@ use crate::spec::Test;
 use crate::store::{Artifact, Lookup, Staging, Store, manifest};
 use crate::workdir::Workdir;
 
+pub(crate) mod aftermath;
 pub mod base;
 pub mod boot;
 pub mod clone;
@@ -319,10 +320,16 @@ impl<'a> Build<'a> {
 
     /// Seals the guest and turns it off.
     async fn sealed(&self, mut guest: Guest, steps: &[Done], layers: &Layers<'_>) -> Result<SealedDisk, Failure> {
-        let asked_and_sealed = contents::seal_and_ask(self, &mut guest, steps);
-        let (sealed, evidence) = match self.stage(Stage::Seal, asked_and_sealed).await {
+        let ended_and_sealed = async {
+            aftermath::end_processes(self, &mut guest).await?;
+            contents::seal_and_ask(self, &mut guest, steps).await
+        };
+        let (sealed, evidence) = match self.stage(Stage::Seal, ended_and_sealed).await {
             Ok(sealed) => sealed,
-            Err(failure) => return Err(guest.abandon(failure).await),
+            Err(failure) => {
+                let failure = aftermath::blame_earlier(self, &guest.suspects, "sealing", failure);
+                return Err(guest.abandon(failure).await);
+            }
         };
         let disk = self.stage(Stage::Shutdown, shutdown::shut_down(self, guest, sealed, layers.chain())).await?;
         Ok(SealedDisk { disk, evidence })

@@ -7,7 +7,7 @@ use tokio::task::spawn_blocking;
 
 use crate::digest::hex;
 use crate::error::{Failure, Fault, Kind};
-use crate::event::{Channel, Event, Stage};
+use crate::event::{Channel, Event, Level, Stage};
 use crate::guest::{Exec, Exit, GuestError, PackedTree, Source, Staged, What, stage};
 use crate::layer::Span;
 use crate::machine::Fate;
@@ -15,6 +15,7 @@ use crate::plan::{InputDigest, PlannedStep, with_grace};
 use crate::size::format_duration;
 use crate::spec::{Action, Command, Context, Copy, Owner};
 
+use super::aftermath;
 use super::boot::Guest;
 use super::inputs::{check_sent, read_script};
 use super::layers::Layers;
@@ -83,6 +84,41 @@ pub enum How {
     /// A copy, write or fetch failed.
     #[error("failed: {0}")]
     Transfer(Failure),
+    /// The kernel ended processes of it, or of the guest meanwhile, for want of memory.
+    #[error("{}", describe_oom(*exit, killed))]
+    OutOfMemory {
+        /// The exit status, or none where its own process was killed.
+        exit: Option<u8>,
+        /// The processes that the kernel chose.
+        killed: Vec<String>,
+    },
+    /// It asked the guest to reboot or to power off, and did not wait for that.
+    #[error("asked for a reboot or power-off of the guest{}", describe_later(during.as_deref()))]
+    PowerRequest {
+        /// What was going on when it came, where that was something else.
+        during: Option<String>,
+    },
+}
+
+fn describe_oom(exit: Option<u8>, killed: &[String]) -> String {
+    let names = killed.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    match exit {
+        None => format!("was killed by the kernel's OOM killer, which chose {names}"),
+        Some(code) => format!("failed with exit status {code}: {names} was killed by the kernel's OOM killer"),
+    }
+}
+
+fn describe_later(during: Option<&str>) -> String {
+    during.map_or(String::new(), |during| format!(", as far as its text tells; it came during {during}"))
+}
+
+impl StepError {
+    /// Describes how this step of a build failed.
+    pub(crate) fn new(build: &Build<'_>, index: usize, how: How, tail: Vec<String>) -> Self {
+        let step = &build.plan.steps[index].step;
+        let spec = build.plan.spec.path.clone();
+        Self { number: index + 1, name: step.name.clone(), spec, line: step.line, how, tail }
+    }
 }
 
 impl Fault for StepError {
@@ -100,6 +136,11 @@ impl Fault for StepError {
             How::Machine(fate) => fate.hints(),
             How::Transfer(failure) => failure.hints(),
             How::TimedOut(_) => vec!["give the step a larger `timeout`".into()],
+            How::OutOfMemory { .. } => vec!["give the guest more memory: set `machine.memory`".into()],
+            How::PowerRequest { .. } => vec![
+                "write `reboot = true` as a step of its own where a reboot is wanted".into(),
+                "a build turns the guest off by itself at its end".into(),
+            ],
             How::Status(_) if self.tail.iter().any(|line| line.contains("No space left on device")) => {
                 vec!["the guest's disk is full: set `machine.disk` to a larger size".into()]
             }
@@ -142,11 +183,18 @@ pub(crate) async fn provision(
         let took = began.elapsed();
         build.events.emit(&Event::StepFinished { index, ok: result.is_ok(), seconds: took.as_secs_f64() });
         let brought = result?;
+        if guest.is_doomed {
+            let why = "nothing is kept from here on: this step left something running that may turn the guest off";
+            build.events.notice(Level::Debug, why);
+            layers.stop_keeping();
+        }
         let end = guest.clock(build.site()).await;
         // A file's time may be a tick behind.
         let during = start.zip(end).map(|(start, end)| Span { start: start - TICK.as_secs_f64(), end });
         let step = Done { took, cached: false, during, fetched: brought };
-        layers.after_step(build, guest, index, &step, fetched).await?;
+        let kept = layers.after_step(build, guest, index, &step, fetched).await;
+        let during = format!("the checkpoint after step {}", index + 1);
+        kept.map_err(|failure| aftermath::blame_earlier(build, &guest.suspects, &during, failure))?;
         done.push(step);
     }
     Ok(done)
@@ -194,6 +242,8 @@ impl Running<'_, '_> {
             Action::Fetch { from, to } => return self.fetch(from, to).await,
             Action::Reboot => {
                 let rebooted = self.guest.reboot(self.build.site()).await;
+                self.guest.suspects.clear();
+                self.guest.is_doomed = false;
                 self.blame(rebooted)
             }
         };
@@ -201,16 +251,17 @@ impl Running<'_, '_> {
     }
 
     fn failed(&self, how: How) -> Failure {
-        let step = &self.planned.step;
-        StepError {
-            number: self.index + 1,
-            name: step.name.clone(),
-            spec: self.build.plan.spec.path.clone(),
-            line: step.line,
-            how,
-            tail: self.lines.tail(),
+        StepError::new(self.build, self.index, how, self.lines.tail()).into()
+    }
+
+    /// Describes a reboot or power-off, which may be the doing of an earlier step.
+    fn went_down(&self, how: How) -> Failure {
+        let culprit = self.guest.suspects.culprit(self.index, self.planned);
+        if culprit == self.index {
+            return self.failed(how);
         }
-        .into()
+        let during = Some(format!("step {} `{}`", self.index + 1, self.planned.step.name));
+        StepError::new(self.build, culprit, How::PowerRequest { during }, self.lines.tail()).into()
     }
 
     async fn command(&mut self, argv: Vec<String>, context: &Context) -> Result<(), Failure> {
@@ -225,6 +276,8 @@ impl Running<'_, '_> {
             timeout: Some(timeout),
             secrets: self.build.secrets.pick(&context.secrets),
             stdin: None,
+            step: u32::try_from(self.index + 1).ok(),
+            login: true,
         };
         let (index, events, lines) = (self.index, &self.build.events, &mut self.lines);
         let mut emit = |channel, line| events.emit(&Event::StepOutput { index, channel, line });
@@ -233,8 +286,18 @@ impl Running<'_, '_> {
         let late = || GuestError::Overdue(timeout).into();
         let exit = self.build.limits.hold_guest(&self.guest.machine, with_grace(timeout), late, work).await;
         self.lines.finish(&mut |channel, line| events.emit(&Event::StepOutput { index, channel, line }));
-        match self.blame(exit)? {
+        let exit = self.blame(exit)?;
+        let found = self.guest.session.take_aftermath();
+        aftermath::report(self.build, &found);
+        if found.is_stopping {
+            return Err(self.went_down(How::PowerRequest { during: None }));
+        }
+        self.guest.is_doomed = self.guest.suspects.note(self.index, self.planned, &found);
+        let killed = found.oom_killed;
+        match exit {
             Exit::Code(0) => Ok(()),
+            Exit::Code(code) if !killed.is_empty() => Err(self.failed(How::OutOfMemory { exit: Some(code), killed })),
+            Exit::Signal(_) if !killed.is_empty() => Err(self.failed(How::OutOfMemory { exit: None, killed })),
             Exit::Code(code) => Err(self.failed(How::Status(code))),
             Exit::Signal(number) => Err(self.failed(How::Signal(number))),
             Exit::TimedOut => Err(self.failed(How::TimedOut(timeout))),
@@ -245,6 +308,7 @@ impl Running<'_, '_> {
     /// Says which step was running when the machine or the conversation failed. An interruption is nobody's fault.
     fn blame<T>(&self, result: Result<T, Failure>) -> Result<T, Failure> {
         result.map_err(|failure| match failure.fault::<Fate>() {
+            Some(fate @ (Fate::Rebooted | Fate::PoweredOff)) => self.went_down(How::Machine(fate.clone())),
             Some(fate) => self.failed(How::Machine(fate.clone())),
             None if failure.fault::<LimitReached>().is_some() => failure,
             None => self.failed(How::Transfer(failure)),

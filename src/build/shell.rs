@@ -119,7 +119,7 @@ impl Build<'_> {
         let mut env: BTreeMap<_, _> = self.plan.spec.vars.clone();
         env.extend(context.into_iter().flat_map(|context| context.env.clone()));
         let dir = context.map_or_else(|| "/".to_owned(), |context| context.dir.clone());
-        Exec { env, dir, ..Exec::new(["sh", "-c", LOGIN]) }
+        Exec { env, dir, login: true, ..Exec::new(["sh", "-c", LOGIN]) }
     }
 
     /// After a step that failed in a guest that lives: a shell there, for who asked for one. The step's failure stays

@@ -13,7 +13,7 @@ use crate::event::Channel;
 use crate::size::ByteSize;
 use crate::wire::code::Code;
 use crate::wire::message::Pair;
-use crate::wire::{self, ExecRequest, Hidden, MAX_DATA, MAX_EXEC, Message, Secret};
+use crate::wire::{self, Aftermath, ExecRequest, Hidden, MAX_DATA, MAX_EXEC, Message, Secret};
 
 /// How much later than its time-out a command may end: the agent first asks, then kills, then drains the pipes.
 const GRACE: Duration = Duration::from_secs(60);
@@ -23,7 +23,7 @@ const GRACE: Duration = Duration::from_secs(60);
 pub struct Exec {
     /// Program and arguments, run without a shell; never empty.
     pub argv: Vec<String>,
-    /// Environment on top of `PATH`, `HOME`, `USER`, `LOGNAME` and `SHELL`.
+    /// Environment on top of what the guest gives.
     pub env: BTreeMap<String, String>,
     /// Working directory, absolute.
     pub dir: String,
@@ -35,6 +35,10 @@ pub struct Exec {
     pub secrets: Vec<(String, Vec<u8>)>,
     /// All of its stdin; `/dev/null` where absent.
     pub stdin: Option<Vec<u8>>,
+    /// The step that it is, from 1; none for anything else.
+    pub step: Option<u32>,
+    /// Whether it finds what a login would give its user; kiln's own commands have a bare environment.
+    pub login: bool,
 }
 
 /// Values may be secret, so only names are shown.
@@ -55,6 +59,8 @@ impl Exec {
             timeout: None,
             secrets: Vec::new(),
             stdin: None,
+            step: None,
+            login: false,
         }
     }
 
@@ -70,6 +76,8 @@ impl Exec {
             stdin: self.stdin.is_some(),
             tty: None,
             secrets: self.secrets.iter().map(secret).collect(),
+            step: self.step,
+            login: self.login,
         }
     }
 }
@@ -115,6 +123,7 @@ impl Session {
     /// When the conversation fails. A command that fails is an [`Exit`].
     pub async fn exec(&mut self, exec: &Exec, output: &mut dyn FnMut(Channel, &[u8])) -> Result<Exit, GuestError> {
         self.start(&exec.request()).await?;
+        self.aftermath = Aftermath::default();
         let finished = self.follow(exec.stdin.as_deref(), output);
         match exec.timeout.map(|limit| (limit, limit.saturating_add(GRACE))) {
             Some((limit, late)) => timeout(late, finished).await.unwrap_or(Err(GuestError::Overdue(limit))),
@@ -152,7 +161,30 @@ impl Session {
                     self.used(bytes.len());
                 }
                 Told::Credit => {}
+                Told::Noticed(aftermath) => self.aftermath = aftermath,
                 Told::Ended(exit) => return Ok(exit),
+            }
+        }
+    }
+
+    /// Returns what the agent noticed around the last command, besides its output and its end.
+    pub fn take_aftermath(&mut self) -> Aftermath {
+        std::mem::take(&mut self.aftermath)
+    }
+
+    /// Ends the processes that commands have left behind, and returns them in `left`.
+    ///
+    /// # Errors
+    /// When the conversation fails.
+    pub async fn end_processes(&mut self) -> Result<Aftermath, GuestError> {
+        self.begin();
+        self.queue(&Message::EndProcesses {});
+        let mut ended = Aftermath::default();
+        loop {
+            match self.next().await? {
+                Message::Aftermath { found } => ended = printable_aftermath(found),
+                Message::Done { .. } => return Ok(ended),
+                other => return Err(unexpected(other)),
             }
         }
     }
@@ -178,6 +210,7 @@ impl Session {
 pub(super) enum Told {
     Output(Channel, Vec<u8>),
     Credit,
+    Noticed(Aftermath),
     Ended(Exit),
 }
 
@@ -186,9 +219,21 @@ pub(super) fn told(message: Message) -> Result<Told, GuestError> {
         Message::Stdout { bytes } => Told::Output(Channel::Stdout, bytes),
         Message::Stderr { bytes } => Told::Output(Channel::Stderr, bytes),
         Message::Credit { .. } => Told::Credit,
+        Message::Aftermath { found } => Told::Noticed(printable_aftermath(found)),
         Message::Exited { exit } => Told::Ended(ended(exit)),
         other => return Err(unexpected(other)),
     })
+}
+
+/// Returns the same with names and command lines that a terminal can show.
+fn printable_aftermath(mut found: Aftermath) -> Aftermath {
+    for text in found.oom_killed.iter_mut().chain(&mut found.notes) {
+        *text = printable(text);
+    }
+    for process in &mut found.left {
+        process.command = printable(&process.command);
+    }
+    found
 }
 
 fn ended(exit: wire::Exit) -> Exit {

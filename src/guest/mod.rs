@@ -24,7 +24,7 @@ mod tests;
 
 pub use crate::agent::pack::PackError;
 pub use crate::wire::message::TtySize;
-pub use crate::wire::{BUILD, PORT};
+pub use crate::wire::{Aftermath, BUILD, PORT};
 pub use checkout::CheckoutModes;
 pub use error::GuestError;
 pub use exec::{Exec, Exit};

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::GuestError;
 use super::error::printable;
-use crate::wire::{self, Class, Frame, MAX_FRAME, Message, Splitter, WINDOW};
+use crate::wire::{self, Aftermath, Class, Frame, MAX_FRAME, Message, Splitter, WINDOW};
 
 /// No more is read from the port while this much waits to be understood.
 const BACKLOG: usize = 2 * WINDOW;
@@ -60,6 +60,8 @@ pub struct Session {
     pings: u64,
     /// The guest's clock at its last answer to a ping, nanoseconds since 1970.
     clock: i64,
+    /// What was noticed around the last command.
+    pub(super) aftermath: Aftermath,
 }
 
 impl Session {
@@ -82,6 +84,7 @@ impl Session {
             ping: None,
             pings: 0,
             clock: 0,
+            aftermath: Aftermath::default(),
         }
     }
 

@@ -62,7 +62,7 @@ impl Session {
                     let _ = line.shown.send((channel, bytes)).await;
                     self.used(used);
                 }
-                Told::Credit => {}
+                Told::Credit | Told::Noticed(_) => {}
                 Told::Ended(exit) => return Ok(exit),
             }
         }

@@ -20,7 +20,8 @@ mod trees;
 /// Runs a test against an agent in a thread. It ends when the session is dropped, for then its port closes.
 fn with_agent<F: Future<Output = ()>>(test: impl FnOnce(Session, Hello) -> F) {
     let (host, guest) = Socket::pair().unwrap();
-    let agent = std::thread::spawn(move || serve::converse(&File::from(OwnedFd::from(guest)), || ()));
+    let left = crate::agent::testing::leftovers();
+    let agent = std::thread::spawn(move || serve::converse(&File::from(OwnedFd::from(guest)), &left, || ()));
     run(async {
         let (session, hello) = Session::accept(port(host)).await.unwrap();
         test(session, hello).await;
@@ -381,4 +382,92 @@ fn a_shell_whose_host_goes_away_is_killed() {
         assert!(began.elapsed() < Duration::from_secs(10), "it lives");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// How long after its process a step ends, with this many left-over processes that write.
+async fn seconds_to_end(session: &mut Session, writers: usize) -> f64 {
+    let script = format!(
+        "for n in $(seq {writers}); do (while :; do echo tick; sleep 0.05; done) & done\n\
+         sleep 0.2; date +%s.%N"
+    );
+    let step = Exec { step: Some(1), ..sh(&script) };
+    let (exit, out, _) = output(session, &step).await;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+    assert_eq!(exit, Exit::Code(0));
+    let ended: f64 = out.lines().find(|line| *line != "tick").expect("the date").parse().unwrap();
+    now - ended
+}
+
+#[test]
+fn g16_a_step_ends_with_its_process_whoever_writes_on() {
+    with_agent(async |mut session, _| {
+        for writers in [0, 1, 100] {
+            let mut took = Vec::new();
+            for _ in 0..3 {
+                took.push(seconds_to_end(&mut session, writers).await);
+                let ended = session.end_processes().await.unwrap();
+                assert!(ended.left.len() >= writers.min(16), "{writers}: {ended:?}");
+            }
+            took.sort_by(f64::total_cmp);
+            println!("{writers} left-over writers: the step ended {:.3} s after its process (median)", took[1]);
+            assert!(took[1] < 0.8, "{writers}: {took:?}");
+        }
+    });
+}
+
+#[test]
+fn g16_what_is_written_late_is_kept_apart() {
+    with_agent(async |mut session, _| {
+        let step = Exec { step: Some(1), ..sh("(sleep 0.5; echo late; sleep 1000) & echo in time") };
+        assert_eq!(output(&mut session, &step).await.1, "in time\n");
+        let left = session.take_aftermath().left;
+        assert!(left.iter().any(|process| process.step == 1 && process.command.contains("sleep")), "{left:?}");
+        let next = Exec { step: Some(2), ..sh("sleep 1; echo next") };
+        assert_eq!(output(&mut session, &next).await.1, "next\n");
+        let ended = session.end_processes().await.unwrap();
+        assert_eq!(ended.late.len(), 1, "{ended:?}");
+        assert_eq!((ended.late[0].step, &ended.late[0].bytes.0[..]), (1, &b"late\n"[..]));
+    });
+}
+
+#[test]
+fn g19_left_processes_are_ended_even_those_that_do_not_want_to() {
+    with_agent(async |mut session, _| {
+        let stubborn = "trap '' TERM; setsid sh -c 'while :; do sleep 1; done' >/dev/null 2>&1 & echo $!";
+        let step = Exec { step: Some(3), ..sh(stubborn) };
+        let pid = output(&mut session, &step).await.1.trim().to_owned();
+        let ended = session.end_processes().await.unwrap().left;
+        assert!(ended.iter().all(|process| process.step == 3) && !ended.is_empty(), "{ended:?}");
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+        assert!(session.end_processes().await.unwrap().left.is_empty());
+    });
+}
+
+#[test]
+fn what_a_script_writes_through_a_child_is_its_output() {
+    with_agent(async |mut session, _| {
+        let step = Exec { step: Some(1), ..Exec::new(["bash", "-c", "exec > >(sed s/^/log:/); echo one; echo two"]) };
+        assert_eq!(output(&mut session, &step).await.1, "log:one\nlog:two\n");
+    });
+}
+
+#[test]
+fn g16_the_output_of_a_step_is_bounded_and_its_end_is_kept() {
+    with_agent(async |mut session, _| {
+        let began = Instant::now();
+        let step = Exec { step: Some(1), ..sh("yes 0123456789 | head -c 100000000; echo; echo the end") };
+        let (exit, out, _) = output(&mut session, &step).await;
+        assert_eq!(exit, Exit::Code(0));
+        assert!(out.len() < (33 << 20) && out.ends_with("\nthe end\n"), "{}", out.len());
+        assert!(out.contains("bytes of output are left out here]\n0123456789\n"));
+        println!("100 MB of output: {} bytes kept in {:.2} s", out.len(), began.elapsed().as_secs_f64());
+    });
+}
+
+#[test]
+fn a_command_may_be_chosen_by_the_oom_killer() {
+    with_agent(async |mut session, _| {
+        assert_eq!(output(&mut session, &sh("cat /proc/self/oom_score_adj")).await.1, "0\n");
+    });
 }

@@ -124,6 +124,50 @@ coded_struct! {
         tty: Option<TtySize>,
         /// For this command alone, under `$KILN_SECRETS`.
         secrets: Vec<Secret>,
+        /// The step of the spec that it is, from 1. Its output is bounded by [`super::MAX_OUTPUT`], and what it leaves
+        /// behind is reported by this number.
+        step: Option<u32>,
+        /// Whether it has the environment of a login; kiln's own commands have a bare one.
+        login: bool,
+    }
+}
+
+coded_struct! {
+    /// A process that outlived the command that started it.
+    LeftProcess {
+        /// Its number.
+        pid: u32,
+        /// The step that started it, from 1; 0 where it was no step.
+        step: u32,
+        /// Its command line, shortened.
+        command: String,
+    }
+}
+
+coded_struct! {
+    /// Output of left processes that came after their step had ended.
+    LateOutput {
+        /// The step, from 1; 0 where it was no step.
+        step: u32,
+        /// Its beginning.
+        bytes: Hidden,
+    }
+}
+
+coded_struct! {
+    /// What the agent noticed around a command, besides its output and its end.
+    #[derive(Default)]
+    Aftermath {
+        /// Names of the processes that the kernel's OOM killer ended meanwhile; empty for a command that succeeded.
+        oom_killed: Vec<String>,
+        /// Whether the guest is about to reboot or to power off.
+        is_stopping: bool,
+        /// Processes that it left behind.
+        left: Vec<LeftProcess>,
+        /// What processes of earlier commands have written since.
+        late: Vec<LateOutput>,
+        /// What does not work in this guest, for the debug log.
+        notes: Vec<String>,
     }
 }
 
@@ -210,6 +254,14 @@ coded_enum! {
             /// At most [`super::MAX_DATA`].
             bytes: Vec<u8>,
         }
+        /// Guest: what was noticed around a command, just before its `Exited`. Left out where there is nothing to report.
+        18 Aftermath {
+            /// The findings.
+            found: Aftermath,
+        }
+        /// Host: end the processes that commands left behind. Answered by `Aftermath`, with those that were ended in
+        /// `left`, and `Done`.
+        19 EndProcesses {}
         /// Guest: a command is over; the last message of its stream.
         15 Exited {
             /// How.

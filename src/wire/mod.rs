@@ -22,7 +22,7 @@ pub mod sparse_blocks;
 pub mod tree;
 
 use code::{Code, Fields, Malformed};
-pub use message::{Class, ExecRequest, Exit, Frame, Hidden, Message, Secret};
+pub use message::{Aftermath, Class, ExecRequest, Exit, Frame, Hidden, LateOutput, LeftProcess, Message, Secret};
 
 /// The version of this language. Changes when a message changes its meaning.
 pub const VERSION: u16 = 1;
@@ -53,6 +53,9 @@ pub const WINDOW: usize = 1 << 20;
 
 /// The largest encoded [`ExecRequest`], in bytes; it travels in parts.
 pub const MAX_EXEC: usize = WINDOW;
+
+/// The most output of a step that is sent as it comes, in bytes; of what follows, only the end is sent.
+pub const MAX_OUTPUT: usize = 32 << 20;
 
 const LENGTH: usize = 4;
 

@@ -61,6 +61,8 @@ fn message() -> impl Strategy<Value = Message> {
         bytes().prop_map(|bytes| Message::Stdout { bytes }),
         bytes().prop_map(|bytes| Message::Stderr { bytes }),
         exit.prop_map(|exit| Message::Exited { exit }),
+        aftermath().prop_map(|found| Message::Aftermath { found }),
+        Just(Message::EndProcesses {}),
         any::<u8>().prop_map(|number| Message::Signal { number }),
         tty().prop_map(|size| Message::Resize { size }),
         any::<u64>().prop_map(|bytes| Message::Progress { bytes }),
@@ -94,6 +96,14 @@ fn mount() -> impl Strategy<Value = GuestMount> {
     )
 }
 
+fn aftermath() -> impl Strategy<Value = Aftermath> {
+    let left = (any::<u32>(), any::<u32>(), ".*").prop_map(|(pid, step, command)| LeftProcess { pid, step, command });
+    let late = (any::<u32>(), bytes()).prop_map(|(step, bytes)| LateOutput { step, bytes: Hidden(bytes) });
+    (vec(".*", 0..3), any::<bool>(), vec(left, 0..3), vec(late, 0..3), vec(".*", 0..3)).prop_map(
+        |(oom_killed, is_stopping, left, late, notes)| Aftermath { oom_killed, is_stopping, left, late, notes },
+    )
+}
+
 fn tty() -> impl Strategy<Value = TtySize> {
     (any::<u16>(), any::<u16>()).prop_map(|(rows, columns)| TtySize { rows, columns })
 }
@@ -102,8 +112,9 @@ fn request() -> impl Strategy<Value = ExecRequest> {
     let pair = (".*", ".*").prop_map(|(name, value)| Pair { name, value });
     let secret = (".*", bytes()).prop_map(|(name, value)| Secret { name, value: Hidden(value) });
     let first = (vec(".*", 0..4), vec(pair, 0..4), ".*", ".*");
-    (first, option::of(any::<u64>()), any::<bool>(), option::of(tty()), vec(secret, 0..3)).prop_map(
-        |((argv, env, dir, user), timeout, stdin, tty, secrets)| ExecRequest {
+    let kind = (option::of(any::<u32>()), any::<bool>());
+    (first, option::of(any::<u64>()), any::<bool>(), option::of(tty()), vec(secret, 0..3), kind).prop_map(
+        |((argv, env, dir, user), timeout, stdin, tty, secrets, (step, login))| ExecRequest {
             argv,
             env,
             dir,
@@ -112,6 +123,8 @@ fn request() -> impl Strategy<Value = ExecRequest> {
             stdin,
             tty,
             secrets,
+            step,
+            login,
         },
     )
 }

@@ -12,7 +12,8 @@ use kiln::wire::listing;
 use kiln::wire::message::{Facts, Origin};
 use kiln::wire::tree::{Decoder, Encoder, Entry, Head, Item, Kind, Layout, Totals};
 use kiln::wire::{
-    BUILD, Class, ExecRequest, Exit, Frame, Hidden, MAGIC, MAX_DATA, Message, Splitter, WINDOW, put_frame,
+    Aftermath, BUILD, Class, ExecRequest, Exit, Frame, Hidden, LeftProcess, MAGIC, MAX_DATA, Message, Splitter, WINDOW,
+    put_frame,
 };
 use nix::sys::signal::{Signal, raise};
 
@@ -72,6 +73,7 @@ pub fn live(machine: &Machine, port: &UnixStream, mut console: UnixStream, mode:
         hanging: None,
         flood: None,
         shell: None,
+        left: Vec::new(),
     };
     // The port is closed by kiln's end, or by a fault that closes it on purpose; the monitor decides when QEMU ends.
     let _ = guest.converse();
@@ -100,6 +102,8 @@ struct Guest<'a> {
     flood: Option<Flood>,
     /// A person's shell, and what was typed: a script that runs when a line of it ends.
     shell: Option<(u32, ExecRequest, Vec<u8>)>,
+    /// Processes that steps have left.
+    left: Vec<LeftProcess>,
 }
 
 /// Bytes that go out as there is credit for them: first these, then the others again and again, until there were enough.
@@ -211,10 +215,18 @@ impl Guest<'_> {
             Message::Fetch { path } => self.fetch(stream, &String::from_utf8_lossy(&path)),
             Message::Mounts {} => self.mounts(stream),
             Message::List {} => self.list(stream),
+            Message::EndProcesses {} => self.end_processes(stream),
             Message::Bye {} => self.bye(stream),
             Message::Credit { bytes } => self.pour(bytes as usize),
             _ => Ok(()),
         }
+    }
+
+    fn end_processes(&mut self, stream: u32) -> io::Result<()> {
+        super::log("end processes");
+        let found = Aftermath { left: std::mem::take(&mut self.left), ..Aftermath::default() };
+        self.say(stream, &Message::Aftermath { found })?;
+        self.say(stream, &Message::Done { entries: 0, bytes: 0 })
     }
 
     fn bye(&mut self, stream: u32) -> io::Result<()> {
@@ -326,6 +338,12 @@ impl Guest<'_> {
         let does = script::run(text, request, |path| self.files.get(path).cloned());
         if let Does::Ends(out, _) | Does::Hangs(out, _) | Does::Says(out, _) | Does::Fault(out, _) = &does {
             out.iter().try_for_each(|message| self.say(stream, message))?;
+        }
+        if let Does::Ends(out, _) = &does {
+            self.left.extend(out.iter().flat_map(|message| match message {
+                Message::Aftermath { found } => found.left.clone(),
+                _ => Vec::new(),
+            }));
         }
         match does {
             Does::Ends(_, exit) => {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kiln::wire::{ExecRequest, Exit, Message};
+use kiln::wire::{Aftermath, ExecRequest, Exit, Hidden, LateOutput, LeftProcess, Message};
 
 use super::hostile;
 
@@ -86,6 +86,17 @@ pub fn run(script: &str, request: &ExecRequest, file: impl Fn(&str) -> Option<Ve
             },
             // Until the test opens and closes the other end of this FIFO.
             "await" => drop(std::fs::read(rest).expect("the test has made the FIFO")),
+            // What the agent notices around the command.
+            "oom" => out.push(noticed(Aftermath { oom_killed: vec![rest.to_owned()], ..Aftermath::default() })),
+            "asks-to-stop" => out.push(noticed(Aftermath { is_stopping: true, ..Aftermath::default() })),
+            "leaves" => {
+                let left = LeftProcess { pid: 77, step: request.step.unwrap_or(0), command: rest.to_owned() };
+                out.push(noticed(Aftermath { left: vec![left], ..Aftermath::default() }));
+            }
+            "late" => {
+                let late = LateOutput { step: 1, bytes: Hidden(rest.as_bytes().to_vec()) };
+                out.push(noticed(Aftermath { late: vec![late], ..Aftermath::default() }));
+            }
             "exit" => return Does::Ends(out, Exit::Code { code: rest.parse().expect("exit CODE") }),
             "kill" => return Does::Ends(out, Exit::Signal { number: rest.parse().expect("kill SIGNAL") }),
             "flood" => return Does::Floods(rest.parse::<usize>().expect("flood MIB") << 20),
@@ -100,11 +111,16 @@ pub fn run(script: &str, request: &ExecRequest, file: impl Fn(&str) -> Option<Ve
     Does::Ends(out, Exit::Code { code: 0 })
 }
 
+fn noticed(found: Aftermath) -> Message {
+    Message::Aftermath { found }
+}
+
 fn fault(command: &str) -> Option<Fault> {
     Some(match command {
         "panic" => Fault::Panic,
         "reboot" => Fault::Reboot,
-        "poweroff" => Fault::PowerOff,
+        // The second is the doing of somebody else.
+        "poweroff" | "is-turned-off" => Fault::PowerOff,
         "disk-full" => Fault::DiskFull,
         "stop" => Fault::Stop,
         "killed" => Fault::Killed,

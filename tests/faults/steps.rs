@@ -182,3 +182,48 @@ fn a_large_copy_goes_over_a_plugged_disk() {
     let spec = "[[step]]\ncopy = 'large'\nto = '/srv/large'\n[[step]]\nrun = 'size /srv/large'";
     Kiln::new().file("large", large).spec(spec).build().stderr_has("| 9437184").run();
 }
+
+#[test]
+fn g17_an_oom_kill_is_named_with_a_hint() {
+    let killed = refused(step("oom tail; kill 9").fails(7).stderr_has("OOM killer").stderr_has("`machine.memory`"));
+    assert!(killed.stderr.contains("step 1 `greet`") && killed.stderr.contains("`tail`"), "{}", killed.stderr);
+    refused(step("oom cc1plus; exit 137").fails(7).stderr_has("exit status 137").stderr_has("`cc1plus` was killed"));
+}
+
+#[test]
+fn g18_a_step_that_asks_for_a_reboot_and_returns_is_named_and_not_cached() {
+    let spec = "[[step]]\nname = 'asks'\nrun = 'asks-to-stop'\n[[step]]\nname = 'innocent'\nrun = 'echo innocent'";
+    let ended =
+        refused(Kiln::new().spec(spec).build().fails(7).stderr_has("step 1 `asks`").stderr_has("reboot = true"));
+    assert!(!ended.stderr.contains("| innocent"), "{}", ended.stderr);
+    ended.then(["plan", ".", "--json"]).stdout_has("\"cached\": false").run();
+    // As the last step: before anything is sealed.
+    let last = refused(step("asks-to-stop").fails(7).stderr_has("step 1 `greet`"));
+    assert!(!last.place().fake_log().iter().any(|line| line.starts_with("seal")));
+}
+
+#[test]
+fn g18_a_reboot_that_comes_later_is_that_of_the_step_that_asked() {
+    let spec = "[[step]]\nname = 'asks'\nrun = 'leaves sh -c reboot'\n\
+                [[step]]\nname = 'innocent'\nrun = 'is-turned-off'";
+    let ended = refused(Kiln::new().spec(spec).build().fails(7).stderr_has("step 1 `asks`"));
+    assert!(ended.stderr.contains("during step 2 `innocent`"), "{}", ended.stderr);
+}
+
+#[test]
+fn g19_processes_that_steps_left_are_ended_before_sealing() {
+    let ended = step("leaves noisy --for ever").stderr_has("`noisy --for ever` (process 77, step 1 `greet`)").run();
+    let log = ended.place().fake_log();
+    let at = |what: &str| log.iter().position(|line| line.starts_with(what)).expect("logged");
+    assert!(at("end processes") < at("seal"), "{log:?}");
+}
+
+#[test]
+fn g16_what_comes_late_is_the_logs_and_not_the_next_steps() {
+    let spec = "[[step]]\nname = 'serves'\nrun = 'true'\n[[step]]\nname = 'next'\nrun = 'late tick; exit 3'";
+    let ended = refused(Kiln::new().spec(spec).build().fails(7));
+    let log = ended.place().cache().join("failed/web-1/build.log");
+    let log = fs::read_to_string(log).expect("the log outlives the build");
+    assert!(log.contains("step 1 `serves`, after its end: tick"), "{log}");
+    assert!(!ended.stderr.contains("tick"), "{}", ended.stderr);
+}

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use kiln::disk::qcow2::create_overlay;
 use kiln::wire::listing::{self, Listed, Moment};
-use kiln::wire::message::{Class, Exit, Facts, Hidden, Message, Origin};
+use kiln::wire::message::{Aftermath, Class, Exit, Facts, Hidden, Message, Origin};
 use kiln::wire::put_frame;
 use kiln::wire::tree::{Encoder, Entry, Head, Kind, Layout};
 use libfuzzer_sys::fuzz_target;
@@ -98,6 +98,7 @@ fn messages() -> Vec<Message> {
         Message::Data { bytes: Hidden(b"data".to_vec()) },
         Message::Exited { exit: Exit::Code { code: 0 } },
         Message::Exited { exit: Exit::NotStarted { text: "no".into() } },
+        Message::Aftermath { found: Aftermath { oom_killed: vec!["cc1".into()], ..Aftermath::default() } },
         Message::Progress { bytes: 1 },
         Message::Done { entries: 1, bytes: 4 },
         Message::Failed { class: Class::NoSpace {}, text: "full".into() },

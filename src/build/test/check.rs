@@ -185,7 +185,7 @@ impl<'a> Probe<'a> {
 
     async fn exec(&mut self, argv: Vec<String>, is_shown: bool) -> Result<Answer, Failure> {
         let (timeout, events) = (self.test.timeout, self.site.events);
-        let exec = Exec { timeout: Some(timeout), ..Exec::new(argv) };
+        let exec = Exec { timeout: Some(timeout), login: is_shown, ..Exec::new(argv) };
         let (mut stdout, mut is_cut) = (Vec::new(), false);
         let (lines, written, name) = (&mut self.lines, &mut self.written, &self.test.name);
         let mut emit = |_, line: String| {

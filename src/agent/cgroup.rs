@@ -1,0 +1,159 @@
+//! A cgroup (version 2) for each command, by which its processes are known however they detach themselves.
+//!
+//! Under systemd they lie below the cgroup of the agent's unit, which is delegated to it; elsewhere below one of the
+//! agent's own, for which the hierarchy is mounted where nobody has done so. No controller is enabled in them, so they
+//! limit nothing.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::sys;
+
+/// Where the hierarchy is mounted if the guest has not mounted it.
+const OWN_MOUNT: &str = "/run/kiln/cgroup";
+
+/// The cgroup that holds those of all commands.
+#[derive(Debug)]
+pub struct CgroupTree {
+    root: PathBuf,
+}
+
+/// A process of a command, as its cgroup knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GroupMember {
+    /// The process.
+    pub pid: i32,
+    /// The step it belongs to, from 1; 0 for what is no step.
+    pub step: u32,
+}
+
+impl CgroupTree {
+    /// Finds the place for the cgroups of commands. Outside a unit of systemd it is called `name`.
+    ///
+    /// # Errors
+    /// When the kernel has no cgroups of version 2, or does not let the agent use them.
+    pub fn find(name: &str) -> io::Result<Self> {
+        let mounts = fs::read_to_string("/proc/self/mounts")?;
+        let mounted = match mount_point(&mounts) {
+            Some(path) => PathBuf::from(path),
+            None => mount()?,
+        };
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let root = match unit(&own) {
+            Some(path) => mounted.join(path.trim_start_matches('/')),
+            None => mounted.join(name),
+        };
+        fs::create_dir_all(&root)?;
+        Ok(Self { root })
+    }
+
+    /// Makes the cgroup of a command, and returns the file through which processes enter it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn create(&self, step: u32, stream: u32) -> io::Result<File> {
+        self.remove_empty();
+        let group = self.root.join(format!("step-{step}-{stream}"));
+        fs::create_dir_all(&group)?;
+        File::options().write(true).open(group.join("cgroup.procs"))
+    }
+
+    /// Returns the processes that live in the cgroups of commands.
+    pub fn members(&self) -> Vec<GroupMember> {
+        let groups = self.groups().into_iter();
+        groups
+            .flat_map(|(step, group)| processes(&group).into_iter().map(move |pid| GroupMember { pid, step }))
+            .collect()
+    }
+
+    /// Kills every process in them at once, where the kernel can (Linux 5.14).
+    pub fn kill(&self) {
+        for (_, group) in self.groups() {
+            let _ = fs::write(group.join("cgroup.kill"), "1");
+        }
+    }
+
+    /// Removes the cgroups without processes; the kernel refuses for the others.
+    pub fn remove_empty(&self) {
+        for (_, group) in self.groups() {
+            for below in folders(&group) {
+                let _ = fs::remove_dir(below);
+            }
+            let _ = fs::remove_dir(group);
+        }
+    }
+
+    fn groups(&self) -> Vec<(u32, PathBuf)> {
+        folders(&self.root).into_iter().filter_map(|path| Some((step_of(&path)?, path))).collect()
+    }
+}
+
+fn mount() -> io::Result<PathBuf> {
+    fs::create_dir_all(OWN_MOUNT)?;
+    sys::mount_cgroup(Path::new(OWN_MOUNT))?;
+    Ok(PathBuf::from(OWN_MOUNT))
+}
+
+/// Returns where a table of mounts has the hierarchy.
+fn mount_point(mounts: &str) -> Option<&str> {
+    mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find_map(|fields| match fields[..] {
+        [_, path, "cgroup2", ..] => Some(path),
+        _ => None,
+    })
+}
+
+/// Returns the agent's own cgroup where it is a unit's.
+fn unit(own: &str) -> Option<&str> {
+    own.lines().find_map(|line| line.strip_prefix("0::")).filter(|path| path.ends_with("/kiln-agent.service"))
+}
+
+fn step_of(group: &Path) -> Option<u32> {
+    let name = group.file_name()?.to_str()?.strip_prefix("step-")?;
+    name.split_once('-')?.0.parse().ok()
+}
+
+/// Returns the processes of a cgroup and of those below it.
+pub fn processes(group: &Path) -> Vec<i32> {
+    let own = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    let below = folders(group).into_iter().flat_map(|below| processes(&below));
+    own.lines().filter_map(|line| line.parse().ok()).chain(below).collect()
+}
+
+fn folders(path: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+}
+
+/// The agent lives as long as its guest, so this is for tests.
+impl Drop for CgroupTree {
+    fn drop(&mut self) {
+        self.remove_empty();
+        let _ = fs::remove_dir(&self.root);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hierarchy_is_found_where_it_is_mounted() {
+        let hybrid = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        assert_eq!(mount_point(hybrid), Some("/sys/fs/cgroup/unified"));
+        assert_eq!(mount_point("cgroup /sys/fs/cgroup/memory cgroup rw 0 0\n"), None);
+    }
+
+    #[test]
+    fn only_the_cgroup_of_the_agents_unit_is_its_own() {
+        assert_eq!(unit("1:cpu:/x\n0::/system.slice/kiln-agent.service\n"), Some("/system.slice/kiln-agent.service"));
+        assert_eq!(unit("0::/system.slice/cloud-init-local.service\n"), None);
+        assert_eq!(unit("0::/\n"), None);
+    }
+
+    #[test]
+    fn a_group_knows_its_step() {
+        assert_eq!(step_of(Path::new("/x/step-12-77")), Some(12));
+        assert_eq!(step_of(Path::new("/x/other")), None);
+    }
+}

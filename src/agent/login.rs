@@ -1,0 +1,209 @@
+//! What a user finds at a login: the environment, and where systemd runs a session of its own.
+//!
+//! PAM is not asked, since a static program cannot load its modules; their files are read instead.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::accounts::User;
+
+/// Without `ENV_SUPATH` and `ENV_PATH` in login.defs(5).
+const ROOT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const USER_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+/// What a shell has for `LANG` where the guest sets none: a person's letters are not all of ASCII.
+const SHELL_LANGUAGE: &str = "C.UTF-8";
+/// Shells of users who do not log in.
+const NO_LOGIN: [&str; 2] = ["nologin", "false"];
+/// The template of user managers, whose instance is the user's number.
+const USER_MANAGERS: [&str; 2] = ["/usr/lib/systemd/system/user@.service", "/lib/systemd/system/user@.service"];
+/// How long a user manager may take to start; slow hosts emulate.
+const MANAGER_PATIENCE: Duration = Duration::from_secs(60);
+const TICK: Duration = Duration::from_millis(20);
+
+/// Variables and their values.
+pub type Environment = BTreeMap<String, String>;
+
+/// Returns the environment that a login gives this user, from the files below `etc`. A shell for a person also gets the
+/// guest's language.
+pub fn environment(user: &User, etc: &Path, is_shell: bool) -> Environment {
+    let read = |name: &str| fs::read_to_string(etc.join(name)).unwrap_or_default();
+    let is_root = user.identity.uid == 0;
+    let mut environment = Environment::new();
+    environment.insert("PATH".into(), search_path(&read("login.defs"), is_root));
+    if is_shell {
+        environment.insert("LANG".into(), SHELL_LANGUAGE.into());
+        environment.extend(assignments(&read("locale.conf")));
+        environment.extend(assignments(&read("default/locale")));
+    }
+    environment.extend(assignments(&read("environment")));
+    environment.extend(own_variables(user));
+    environment
+}
+
+/// Returns the environment of kiln's own commands, which does not depend on what is in the guest.
+pub fn bare_environment(user: &User) -> Environment {
+    let mut environment = own_variables(user);
+    environment.insert("PATH".into(), search_path("", user.identity.uid == 0));
+    environment
+}
+
+fn own_variables(user: &User) -> Environment {
+    let own = [("HOME", &user.home), ("USER", &user.name), ("LOGNAME", &user.name), ("SHELL", &user.shell)];
+    own.into_iter().map(|(name, value)| (name.to_owned(), value.clone())).collect()
+}
+
+/// Returns the search path that login.defs(5) sets, or the usual one.
+fn search_path(defaults: &str, is_root: bool) -> String {
+    let (key, usual) = if is_root { ("ENV_SUPATH", ROOT_PATH) } else { ("ENV_PATH", USER_PATH) };
+    let value = defaults.lines().find_map(|line| {
+        let (name, value) = line.trim().split_once(char::is_whitespace)?;
+        (name == key).then(|| value.trim())
+    });
+    let path = value.map(|value| value.strip_prefix("PATH=").unwrap_or(value));
+    path.filter(|path| path.starts_with('/')).unwrap_or(usual).to_owned()
+}
+
+/// Returns the assignments of a file such as /etc/environment, as `pam_env(8)` reads it: `export` and quotes may stand
+/// there, and nothing is expanded.
+fn assignments(text: &str) -> impl Iterator<Item = (String, String)> + '_ {
+    text.lines().filter_map(|line| {
+        let line = line.trim();
+        let line = line.strip_prefix("export ").unwrap_or(line);
+        let (name, value) = line.split_once('=')?;
+        let name = name.trim();
+        let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        is_name.then(|| (name.to_owned(), unquoted(value.trim()).to_owned()))
+    })
+}
+
+fn unquoted(value: &str) -> &str {
+    let inner = |quote| value.strip_prefix(quote)?.strip_suffix(quote);
+    inner('"').or_else(|| inner('\'')).unwrap_or(value)
+}
+
+/// Starts the user's own manager where systemd is there, and returns the variables by which its clients find it. Those who
+/// cannot log in have none; root's is used where it runs already.
+pub fn open_session(user: &User, notes: &mut Vec<String>) -> Environment {
+    let uid = user.identity.uid;
+    let folder = PathBuf::from(format!("/run/user/{uid}"));
+    let is_wanted = !folder.join("systemd").exists() && can_log_in(user) && has_user_managers();
+    if is_wanted && let Err(why) = start_manager(uid) {
+        notes.push(format!("no session for the user `{}`: {why}", user.name));
+    }
+    session_variables(&folder)
+}
+
+fn session_variables(folder: &Path) -> Environment {
+    let mut variables = Environment::new();
+    if folder.is_dir() {
+        variables.insert("XDG_RUNTIME_DIR".into(), folder.display().to_string());
+    }
+    let bus = folder.join("bus");
+    if bus.exists() {
+        variables.insert("DBUS_SESSION_BUS_ADDRESS".into(), format!("unix:path={}", bus.display()));
+    }
+    variables
+}
+
+fn can_log_in(user: &User) -> bool {
+    let shell = user.shell.rsplit('/').next().unwrap_or_default();
+    user.identity.uid != 0 && !NO_LOGIN.contains(&shell) && user.name.parse::<u32>().is_err()
+}
+
+fn has_user_managers() -> bool {
+    Path::new("/run/systemd/system").is_dir() && USER_MANAGERS.iter().any(|path| Path::new(path).exists())
+}
+
+/// Starts the manager, which brings the runtime directory with it, as logind does at a login.
+fn start_manager(uid: u32) -> Result<(), String> {
+    let unit = format!("user@{uid}.service");
+    let mut systemctl = Command::new("systemctl");
+    systemctl.args(["start", "--quiet", &unit]).env_clear().env("PATH", ROOT_PATH);
+    systemctl.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = systemctl.spawn().map_err(|error| error.to_string())?;
+    let deadline = Instant::now() + MANAGER_PATIENCE;
+    while Instant::now() < deadline {
+        match child.try_wait() {
+            Ok(Some(status)) if status.success() => return Ok(()),
+            Ok(Some(status)) => return Err(format!("`systemctl start {unit}` failed with {status}")),
+            Ok(None) => sleep(TICK),
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    Err(format!("{unit} did not start within {} s", MANAGER_PATIENCE.as_secs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sys::Identity;
+    use super::*;
+
+    fn user(name: &str, uid: u32, shell: &str) -> User {
+        let identity = Identity { uid, gid: uid, groups: Vec::new() };
+        User { name: name.into(), identity, home: "/home/dev".into(), shell: shell.into() }
+    }
+
+    #[test]
+    fn the_search_path_is_that_of_login_defs() {
+        let defaults = "# ENV_PATH no\nENV_SUPATH\tPATH=/root/bin:/bin\nENV_PATH PATH=/usr/games\nUMASK 022\n";
+        assert_eq!(search_path(defaults, true), "/root/bin:/bin");
+        assert_eq!(search_path(defaults, false), "/usr/games");
+        assert_eq!(search_path("", true), ROOT_PATH);
+        assert_eq!(search_path("ENV_PATH nonsense", false), USER_PATH);
+    }
+
+    #[test]
+    fn etc_environment_is_read_as_pam_does() {
+        let text = "# comment\nPATH=\"/opt/bin:/bin\"\nexport http_proxy='http://proxy:3128'\nnot a name=1\nEMPTY=\n";
+        let read: Vec<_> = assignments(text).collect();
+        let expected = [("PATH", "/opt/bin:/bin"), ("http_proxy", "http://proxy:3128"), ("EMPTY", "")];
+        assert_eq!(read, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    }
+
+    #[test]
+    fn etc_environment_overrides_the_path_but_not_the_user() {
+        let etc = tempfile::tempdir().unwrap();
+        fs::write(etc.path().join("environment"), "PATH=/opt\nHOME=/elsewhere\nLANG=de_DE.UTF-8\n").unwrap();
+        let dev = user("dev", 1000, "/bin/sh");
+        let environment = environment(&dev, etc.path(), false);
+        assert_eq!(environment["PATH"], "/opt");
+        assert_eq!(environment["HOME"], "/home/dev");
+        assert_eq!(environment["LANG"], "de_DE.UTF-8");
+    }
+
+    #[test]
+    fn only_a_shell_has_a_language_of_its_own() {
+        let etc = tempfile::tempdir().unwrap();
+        let dev = user("dev", 1000, "/bin/sh");
+        assert!(!environment(&dev, etc.path(), false).contains_key("LANG"));
+        assert_eq!(environment(&dev, etc.path(), true)["LANG"], "C.UTF-8");
+        fs::create_dir(etc.path().join("default")).unwrap();
+        fs::write(etc.path().join("default/locale"), "LANG=\"en_GB.UTF-8\"\n").unwrap();
+        assert_eq!(environment(&dev, etc.path(), true)["LANG"], "en_GB.UTF-8");
+    }
+
+    #[test]
+    fn users_without_a_shell_have_no_session() {
+        assert!(can_log_in(&user("dev", 1000, "/bin/bash")));
+        assert!(!can_log_in(&user("www-data", 33, "/usr/sbin/nologin")));
+        assert!(!can_log_in(&user("root", 0, "/bin/bash")));
+        assert!(!can_log_in(&user("1000", 1000, "/bin/sh")));
+    }
+
+    #[test]
+    fn clients_find_a_session_that_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(session_variables(&folder.path().join("none")).is_empty());
+        fs::write(folder.path().join("bus"), "").unwrap();
+        let variables = session_variables(folder.path());
+        let place = folder.path().display();
+        assert_eq!(variables["XDG_RUNTIME_DIR"], place.to_string());
+        assert_eq!(variables["DBUS_SESSION_BUS_ADDRESS"], format!("unix:path={place}/bus"));
+    }
+}

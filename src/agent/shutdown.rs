@@ -1,0 +1,114 @@
+//! Checks whether the guest is about to reboot or to power off, which `systemctl reboot` and its like return before.
+//!
+//! Nothing here starts a process: the check is made after every step, and a process costs tens of milliseconds under
+//! software emulation.
+
+use std::fs;
+use std::path::Path;
+
+use super::bus::{Bus, Property};
+use super::leftovers::every_process;
+
+/// A shutdown that logind was asked to do later.
+const SCHEDULED: &str = "/run/systemd/shutdown/scheduled";
+/// Who may delay a shutdown; without anybody here logind has passed it on before it answered.
+const INHIBITORS: &str = "/run/systemd/inhibit";
+/// Units that `systemd-run` has made, timers among them.
+const TRANSIENT_UNITS: &str = "/run/systemd/transient";
+/// `OpenRC` stops services.
+const OPENRC_STOPPING: &str = "/run/openrc/rc.stopping";
+/// Words of commands that turn a machine off or restart it.
+const POWER_WORDS: [&str; 6] = ["reboot", "poweroff", "shutdown", "halt", "kexec", "telinit"];
+
+/// Returns whether somebody has asked the guest to reboot or to power off, now or later.
+pub fn is_requested() -> bool {
+    if Path::new("/run/systemd/system").is_dir() {
+        Path::new(SCHEDULED).exists() || is_systemd_stopping() || is_delayed() || has_power_timer()
+    } else {
+        Path::new(OPENRC_STOPPING).exists() || is_last_runlevel() || runs_shutdown()
+    }
+}
+
+/// Asks PID 1, which knows of a queued `shutdown.target` before anything was stopped for it.
+fn is_systemd_stopping() -> bool {
+    const STATE: Property<'_> = Property {
+        destination: "org.freedesktop.systemd1",
+        path: "/org/freedesktop/systemd1",
+        interface: "org.freedesktop.systemd1.Manager",
+        name: "SystemState",
+    };
+    let state = Bus::connect("/run/systemd/private").and_then(|mut bus| bus.string(&STATE));
+    state.is_ok_and(|state| state == "stopping")
+}
+
+/// Asks logind, which first lets programs finish that have asked for that, such as unattended upgrades.
+fn is_delayed() -> bool {
+    const PREPARING: Property<'_> = Property {
+        destination: "org.freedesktop.login1",
+        path: "/org/freedesktop/login1",
+        interface: "org.freedesktop.login1.Manager",
+        name: "PreparingForShutdown",
+    };
+    let has_inhibitors = fs::read_dir(INHIBITORS).is_ok_and(|mut entries| entries.next().is_some());
+    has_inhibitors
+        && Bus::connect("/run/dbus/system_bus_socket")
+            .and_then(Bus::greeted)
+            .and_then(|mut bus| bus.boolean(&PREPARING))
+            .unwrap_or(false)
+}
+
+/// Looks for a timer such as `systemd-run --on-active=1min systemctl reboot` makes.
+fn has_power_timer() -> bool {
+    let units = fs::read_dir(TRANSIENT_UNITS).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut timers = units.filter(|path| path.extension().is_some_and(|extension| extension == "timer"));
+    timers.any(|timer| {
+        let service = fs::read_to_string(timer.with_extension("service")).unwrap_or_default();
+        let mut starts = service.lines().filter(|line| line.starts_with("ExecStart"));
+        starts.any(mentions_power)
+    })
+}
+
+fn mentions_power(line: &str) -> bool {
+    line.split(|c: char| !c.is_alphanumeric()).any(|word| POWER_WORDS.contains(&word))
+}
+
+/// Reads the run level of sysvinit from utmp: 0 and 6 are the way out.
+fn is_last_runlevel() -> bool {
+    let utmp = fs::read("/run/utmp").unwrap_or_default();
+    matches!(runlevel(&utmp), Some(b'0' | b'6'))
+}
+
+/// Returns the run level in a utmp(5), whose records have 384 bytes: of that of type 1 it is the low byte of the process id.
+fn runlevel(utmp: &[u8]) -> Option<u8> {
+    const RUN_LEVEL: [u8; 2] = [1, 0];
+    utmp.chunks_exact(384).filter(|record| record[..2] == RUN_LEVEL).map(|record| record[4]).next_back()
+}
+
+/// Looks for `shutdown -r +1`, which waits as a process of its own.
+fn runs_shutdown() -> bool {
+    every_process().any(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "shutdown\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timer_that_reboots_is_told_from_others() {
+        assert!(mentions_power("ExecStart=@/usr/bin/systemctl \"/usr/bin/systemctl\" \"reboot\""));
+        assert!(mentions_power("ExecStart=\"/sbin/shutdown\" \"-r\" \"now\""));
+        assert!(!mentions_power("ExecStart=\"/usr/bin/check\" \"rebooted\""));
+    }
+
+    #[test]
+    fn the_run_level_is_that_of_the_last_record() {
+        let record = |kind: u8, level: u8| {
+            let mut record = vec![0; 384];
+            (record[0], record[4]) = (kind, level);
+            record
+        };
+        assert_eq!(runlevel(&[record(2, 0), record(1, b'2'), record(7, 9)].concat()), Some(b'2'));
+        assert_eq!(runlevel(&[record(1, b'2'), record(1, b'6')].concat()), Some(b'6'));
+        assert_eq!(runlevel(b"short"), None);
+    }
+}
