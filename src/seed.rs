@@ -50,9 +50,13 @@ pub fn volume(agent: &[u8], options: Options) -> io::Result<Vec<u8>> {
         ("meta-data", [&meta_data(INSTANCE_ID), DSMODE].concat().as_bytes()),
         ("network-config", network_config(options.network).as_bytes()),
         ("start", start(options).as_bytes()),
+        ("settled", settled(options.boot).as_bytes()),
         ("kiln-agent", agent),
     ])
 }
+
+/// Shell commands for when the guest has finished booting.
+pub const SETTLED: &str = "[ ! -r /run/kiln/seed/settled ] || . /run/kiln/seed/settled";
 
 /// The volume of a first boot for people: a new instance, whose default user lets these SSH keys in.
 ///
@@ -133,7 +137,8 @@ const WAIT_ONLINE: &str = "systemd-networkd-wait-online.service NetworkManager-w
 
 /// Starts the agent so that it outlives cloud-init. Scripts of steps need a place that is neither noexec nor on the disk.
 ///
-/// Under systemd the agent gets a unit of its own, without the default dependencies, since those would make it wait for
+/// Under systemd the agent gets a unit of its own. Its cgroup is delegated to it, for those of the steps; systemd then does
+/// not stop the unit when the OOM killer ends a process in it (`OOMPolicy=`, systemd.service(5)). It has not the default dependencies, since those would make it wait for
 /// the boot that waits for cloud-init. Units with nothing to do are masked; for the starts that are already queued, the
 /// mask comes too late and a stop takes their place. Both is cheaper than the reload that would make the mask known,
 /// which runs every generator again.
@@ -152,7 +157,7 @@ if [ -d /run/systemd/system ]; then
     set -- $idle
     [ $# = 0 ] || systemctl --no-block stop \"$@\"
     systemd-run --quiet --no-block --collect --unit=kiln-agent --property=DefaultDependencies=no \\
-        --property=IgnoreOnIsolate=yes --property=KillMode=process $agent
+        --property=IgnoreOnIsolate=yes --property=KillMode=process --property=Delegate=yes $agent
 else
     setsid $agent </dev/null >/dev/console 2>&1 &
 fi
@@ -160,12 +165,67 @@ fi
     )
 }
 
+/// Leaves what a finished boot leaves where `cloud-init status --wait` and scripts look for it. In a build the later stages
+/// do not run, so that the one would wait for ever and the others would find nothing; a test runs them all.
+///
+/// cloud-init 23.3 and 23.4 (`_get_systemd_status`) also want the units of the stages to be active, so there they become
+/// units that do nothing. Older and newer versions ask systemd only while the result is not there.
+fn settled(boot: Boot) -> String {
+    match boot {
+        Boot::First => String::new(),
+        Boot::Build { .. } => FINISHED.replace("LATER_STAGES", LATER_STAGES),
+    }
+}
+
+const FINISHED: &str = r#"data=/var/lib/cloud/data
+if [ -e /run/cloud-init/status.json ] && [ -d $data ]; then
+    stage="{\"errors\": [], \"finished\": $(date +%s).0, \"recoverable_errors\": {}, \"start\": $(date +%s).0}"
+    source='"datasource": "DataSourceNoCloud"'
+    stages="\"init\": $stage, \"init-local\": $stage, \"modules-config\": $stage, \"modules-final\": $stage"
+    echo "{\"v1\": {$source, $stages, \"stage\": null}}" >$data/status.json
+    echo "{\"v1\": {$source, \"errors\": [], \"recoverable_errors\": {}}}" >$data/result.json
+    ln -sf ../../var/lib/cloud/data/status.json ../../var/lib/cloud/data/result.json /run/cloud-init/
+    read -r uptime _ </proc/uptime
+    [ ! -d /var/lib/cloud/instance/ ] || echo "$uptime - kiln build" >/var/lib/cloud/instance/boot-finished
+    if [ -d /run/systemd/system ] &&
+        grep -qs _get_systemd_status /usr/lib/python3*/*-packages/cloudinit/cmd/status.py; then
+        for unit in LATER_STAGES; do
+            rm -f /run/systemd/system/$unit
+            printf '[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n' >/run/systemd/system/$unit
+        done
+        systemctl daemon-reload && systemctl start LATER_STAGES
+    fi
+fi
+"#;
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Read;
 
     const PLAIN: Options = Options { boot: Boot::Build { grow: false }, network: false };
+
+    /// What a shell makes of it, in a guest whose `cloud-init status` reads two files.
+    #[test]
+    fn cloud_init_has_finished_when_a_build_has_settled() {
+        let root = tempfile::tempdir().unwrap();
+        let place = |path: &str| root.path().join(path);
+        for folder in ["run/cloud-init", "var/lib/cloud/data", "var/lib/cloud/instance"] {
+            std::fs::create_dir_all(place(folder)).unwrap();
+        }
+        std::fs::write(place("run/cloud-init/status.json"), r#"{"v1": {"stage": "init-local"}}"#).unwrap();
+        let prefix = |path: &str| format!("{}{path}", root.path().display());
+        let script = settled(PLAIN.boot).replace("/var/lib", &prefix("/var/lib")).replace("/run/", &prefix("/run/"));
+        let script = script.replace(&format!("../..{}", root.path().display()), "../..");
+        let status = std::process::Command::new("sh").args(["-eu", "-c", &script]).status().unwrap();
+        assert!(status.success());
+        let read = |path: &str| std::fs::read_to_string(place(path)).unwrap();
+        let status: serde_json::Value = serde_json::from_str(&read("run/cloud-init/status.json")).unwrap();
+        let result: serde_json::Value = serde_json::from_str(&read("run/cloud-init/result.json")).unwrap();
+        assert!(status["v1"]["stage"].is_null() && status["v1"]["modules-final"]["finished"].as_f64() > Some(1e9));
+        assert_eq!(result["v1"]["errors"].as_array().unwrap().len(), 0);
+        assert!(read("var/lib/cloud/instance/boot-finished").contains("kiln build"));
+    }
 
     #[test]
     fn the_same_options_give_the_same_bytes() {
@@ -181,6 +241,7 @@ mod tests {
         let seed = |boot| user_data(Options { boot, ..PLAIN }) + &start(Options { boot, ..PLAIN });
         let (build, first) = (seed(PLAIN.boot), seed(Boot::First));
         assert!(build.contains("cloud_final_modules: []") && build.contains("cloud-final.service"));
+        assert!(settled(PLAIN.boot).contains("boot-finished") && settled(Boot::First).is_empty());
         assert!(!first.contains("modules") && !first.contains("cloud-final.service") && first.contains("bootcmd"));
     }
 
@@ -194,6 +255,6 @@ mod tests {
         volume.root_dir().open_file("kiln-agent").unwrap().read_to_end(&mut read).unwrap();
         assert_eq!(read, agent);
         let names: Vec<_> = volume.root_dir().iter().map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(names, ["user-data", "meta-data", "network-config", "start", "kiln-agent"]);
+        assert_eq!(names, ["user-data", "meta-data", "network-config", "start", "settled", "kiln-agent"]);
     }
 }

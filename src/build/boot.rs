@@ -300,7 +300,8 @@ impl Guest {
         }
         let script = if self.hello.systemd { SETTLED_SYSTEMD } else { SETTLED_SYSVINIT };
         let network = if site.machine.network == Network::None { "none" } else { "user" };
-        let exec = Exec { timeout: Some(patience), ..Exec::new(["sh", "-c", script, "settled", network]) };
+        let script = format!("{script}\n{}", seed::SETTLED);
+        let exec = Exec { timeout: Some(patience), ..Exec::new(["sh", "-c", &script, "settled", network]) };
         let mut silent = |_, _: &[u8]| {};
         let work = self.session.exec(&exec, &mut silent);
         let late = || BootError::NotSettled(patience).into();
