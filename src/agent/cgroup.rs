@@ -1,8 +1,8 @@
 //! A cgroup (version 2) for each command, by which its processes are known however they detach themselves.
 //!
 //! Under systemd they lie below the cgroup of the agent's unit, which is delegated to it; elsewhere below one of the
-//! agent's own, for which the hierarchy is mounted where nobody has done so. No controller is enabled in them, so they
-//! limit nothing.
+//! agent's own, for which the hierarchy is mounted where nobody has done so. Where the memory controller can be had, all
+//! of them together may take what memory the guest itself does not need, and no more.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,6 +12,9 @@ use super::sys;
 
 /// Where the hierarchy is mounted if the guest has not mounted it.
 const OWN_MOUNT: &str = "/run/kiln/cgroup";
+
+/// What commands leave to the guest of the memory that is available, in bytes.
+const RESERVE: u64 = 32 << 20;
 
 /// The cgroup that holds those of all commands.
 #[derive(Debug)]
@@ -40,10 +43,16 @@ impl CgroupTree {
             None => mount()?,
         };
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let root = match unit(&own) {
-            Some(path) => mounted.join(path.trim_start_matches('/')),
-            None => mounted.join(name),
+        let (parent, root) = match unit(&own) {
+            Some(path) => {
+                let unit = mounted.join(path.trim_start_matches('/'));
+                enter(&unit.join("agent"))?;
+                (unit.clone(), unit.join("steps"))
+            }
+            None => (mounted.clone(), mounted.join(name)),
         };
+        // Only the limit depends on it.
+        let _ = fs::write(parent.join("cgroup.subtree_control"), "+memory");
         fs::create_dir_all(&root)?;
         Ok(Self { root })
     }
@@ -54,9 +63,20 @@ impl CgroupTree {
     /// When the kernel refuses.
     pub fn create(&self, step: u32, stream: u32) -> io::Result<File> {
         self.remove_empty();
+        self.limit_memory();
         let group = self.root.join(format!("step-{step}-{stream}"));
         fs::create_dir_all(&group)?;
         File::options().write(true).open(group.join("cgroup.procs"))
+    }
+
+    /// Leaves to the guest itself what it needs. A step that takes all memory is then ended at once; without the limit the
+    /// kernel first spends minutes on reading programs again that it has just dropped.
+    fn limit_memory(&self) {
+        let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
+        let meminfo = read(Path::new("/proc/meminfo"));
+        if let Some(limit) = memory_limit(&meminfo, &read(&self.root.join("memory.stat"))) {
+            let _ = fs::write(self.root.join("memory.max"), limit.to_string());
+        }
     }
 
     /// Returns the processes that live in the cgroups of commands.
@@ -87,6 +107,22 @@ impl CgroupTree {
     fn groups(&self) -> Vec<(u32, PathBuf)> {
         folders(&self.root).into_iter().filter_map(|path| Some((step_of(&path)?, path))).collect()
     }
+}
+
+/// Moves the agent out of the way: a cgroup with processes has no children with controllers.
+fn enter(group: &Path) -> io::Result<()> {
+    fs::create_dir_all(group)?;
+    fs::write(group.join("cgroup.procs"), "0")
+}
+
+/// Returns how much memory commands may take, in bytes: what they have, by `memory.stat`, and what is available.
+fn memory_limit(meminfo: &str, stat: &str) -> Option<u64> {
+    let number = |text: &str, name: &str| -> Option<u64> {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse().ok()
+    };
+    let available = number(meminfo, "MemAvailable:")? << 10;
+    (available + number(stat, "anon ")?).checked_sub(RESERVE)
 }
 
 fn mount() -> io::Result<PathBuf> {
@@ -149,6 +185,14 @@ mod tests {
         assert_eq!(unit("1:cpu:/x\n0::/system.slice/kiln-agent.service\n"), Some("/system.slice/kiln-agent.service"));
         assert_eq!(unit("0::/system.slice/cloud-init-local.service\n"), None);
         assert_eq!(unit("0::/\n"), None);
+    }
+
+    #[test]
+    fn commands_may_take_what_is_available_but_for_a_reserve() {
+        let meminfo = "MemTotal: 500000 kB\nMemAvailable:  102400 kB\n";
+        assert_eq!(memory_limit(meminfo, "anon 1048576\nfile 5\n"), Some((100 + 1 - 32) << 20));
+        assert_eq!(memory_limit(meminfo, ""), None, "no memory controller");
+        assert_eq!(memory_limit("MemAvailable: 1 kB\n", "anon 0\n"), None);
     }
 
     #[test]

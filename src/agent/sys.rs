@@ -47,6 +47,8 @@ const CLONE_NEWNS: c_int = 0x2_0000;
 const OOM_SCORE: &std::ffi::CStr = c"/proc/self/oom_score_adj";
 /// No process with this score is ever chosen by the OOM killer (`OOM_SCORE_ADJ_MIN`).
 const NEVER_CHOSEN: &str = "-1000";
+/// `MCL_CURRENT`, `MCL_FUTURE` and `MCL_ONFAULT`: what was used once stays.
+const LOCK_USED: c_int = 1 | 2 | 4;
 const O_WRONLY_CLOEXEC: c_int = 0o1 | 0o2_000_000;
 const POLLIN: i16 = 1;
 const FIONREAD: u64 = 0x541b;
@@ -81,6 +83,7 @@ unsafe extern "C" {
     fn umask(mask: u32) -> u32;
     fn signal(signal: c_int, action: usize) -> usize;
     fn sync();
+    fn mlockall(flags: c_int) -> c_int;
     fn open(path: *const c_char, flags: c_int, ...) -> c_int;
     fn write(fd: c_int, bytes: *const c_void, count: usize) -> isize;
     fn close(fd: c_int) -> c_int;
@@ -117,6 +120,8 @@ pub fn survive() {
     let _ = std::fs::write("/proc/self/oom_score_adj", NEVER_CHOSEN);
     // SAFETY: plain system calls without pointers; setsid fails harmlessly where the agent already leads a session.
     unsafe {
+        // A guest that is short of memory would drop the agent's program and read it again for each ping.
+        mlockall(LOCK_USED);
         signal(SIGHUP, SIG_IGN);
         setsid();
         umask(0o022);

@@ -14,6 +14,7 @@ mod cache;
 mod contents;
 mod faults;
 mod graphs;
+mod steps;
 
 use bench::{Bench, manifest, root, run};
 

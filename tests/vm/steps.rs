@@ -1,0 +1,124 @@
+//! The life of a step in a real guest: what it leaves behind, what its user has, and what ends it.
+
+use std::fs;
+
+use crate::bench::{Bench, manifest};
+
+/// All of these share one boot, whose checkpoint the other tests of this file begin with.
+const MACHINE: &str = "[machine]\nmemory = \"512MiB\"\n";
+
+const HABITS: &str = r#"
+[[step]]
+name = "a child that writes on"
+timeout = "1m"
+run = '''
+( while :; do echo tick; sleep 0.2; done ) &
+sleep 1
+cat /proc/self/cgroup
+echo "step: $(cat /proc/self/oom_score_adj)"
+echo "agent: $(cat /proc/$(systemctl show -P MainPID kiln-agent.service)/oom_score_adj)"
+'''
+[[step]]
+name = "waits for cloud-init"
+timeout = "3m"
+run = '''
+cloud-init status --wait
+until [ -e /var/lib/cloud/instance/boot-finished ]; do sleep 1; done
+'''
+[[step]]
+name = "copes with an OOM kill"
+timeout = "5m"
+run = 'tail /dev/zero || echo "child ended with $?"'
+[[step]]
+name = "makes a user"
+run = '''
+useradd -m -s /bin/bash dev
+echo 'FROM_ETC="the system"' >>/etc/environment
+'''
+[[step]]
+name = "as that user"
+user = "dev"
+run = '''
+echo "from etc: $FROM_ETC; runtime: $XDG_RUNTIME_DIR"
+mkdir -p ~/.config/systemd/user
+printf '[Service]\nType=oneshot\nExecStart=/bin/true\n[Install]\nWantedBy=default.target\n' \
+    >~/.config/systemd/user/mine.service
+systemctl --user enable mine.service
+'''
+[[step]]
+name = "leaves processes"
+run = '''
+printf '#!/bin/sh\nwhile :; do date >>/var/log/noisy.log; touch /var/tmp/noisy; sleep 0.05; done\n' >/usr/local/bin/noisy
+chmod 755 /usr/local/bin/noisy
+setsid /usr/local/bin/noisy </dev/null >/dev/null 2>&1 &
+su -l dev -c 'sleep 7777 >/dev/null 2>&1 & echo started'
+'''
+[[test]]
+name = "nothing writes behind sealing"
+run = "[ ! -s /var/log/noisy.log ] && [ ! -e /var/tmp/noisy ]"
+[[test]]
+name = "cloud-init has finished in a test"
+run = "cloud-init status --wait >/dev/null || [ $? = 2 ]"
+timeout = "5m"
+[[test]]
+name = "the unit of the user is enabled"
+run = "[ -L /home/dev/.config/systemd/user/default.target.wants/mine.service ]"
+"#;
+
+#[test]
+#[ignore = "boots a VM"]
+fn g16_g17_g19_habits_of_steps() {
+    let bench = Bench::new();
+    let image = bench.builds(&bench.spec("habits", &format!("{MACHINE}{HABITS}")));
+    let log = fs::read_to_string(image.with_file_name("build.log")).unwrap();
+    for text in [
+        "kiln-agent.service/steps/step-1-",
+        "step: 0",
+        "agent: -1000",
+        "status: done",
+        "child ended with 137",
+        "from etc: the system; runtime: /run/user/1000",
+        "ended what steps had left running:",
+        "/usr/local/bin/noisy` (process ",
+        "`sleep 7777` (process ",
+    ] {
+        assert!(log.contains(text), "no `{text}` in {log}");
+    }
+    let manifest = manifest(&image);
+    let first = manifest["steps"][0]["seconds"].as_f64().unwrap();
+    println!("a step of 1 s with a child that writes on took {first:.2} s");
+    assert!(first < 20.0, "{first}");
+}
+
+#[test]
+#[ignore = "boots a VM"]
+fn g17_a_step_that_takes_all_memory_is_ended_and_named() {
+    let bench = Bench::new();
+    let spec = bench.spec("oom", &format!("{MACHINE}[[step]]\nname = \"greedy\"\nrun = \"exec tail /dev/zero\"\n"));
+    let stderr = bench.fails(&spec, 7);
+    assert!(stderr.contains("step 1 `greedy`") && stderr.contains("OOM killer, which chose `tail`"), "{stderr}");
+    assert!(stderr.contains("`machine.memory`"), "{stderr}");
+}
+
+#[test]
+#[ignore = "boots a VM"]
+fn g18_a_reboot_is_that_of_the_step_that_asked() {
+    let bench = Bench::new();
+    for (name, asks) in [
+        ("reboots", "systemctl reboot"),
+        ("powers-off", "systemctl poweroff"),
+        ("later", "shutdown -r +1"),
+        ("by-timer", "systemd-run --on-active=1min systemctl reboot"),
+    ] {
+        let steps = format!(
+            "{MACHINE}[[step]]\nname = \"asks\"\nrun = \"{asks}\"\n[[step]]\nname = \"innocent\"\nrun = \"sleep 60\"\n"
+        );
+        let stderr = bench.fails(&bench.spec(name, &steps), 7);
+        assert!(stderr.contains("step 1 `asks`") && stderr.contains("`reboot = true`"), "{asks}: {stderr}");
+    }
+    let last = format!("{MACHINE}[[step]]\nname = \"asks\"\nrun = \"systemctl reboot\"\n");
+    let stderr = bench.fails(&bench.spec("last", &last), 7);
+    assert!(stderr.contains("step 1 `asks`"), "{stderr}");
+    let plan = bench.kiln(&["plan", "--json", bench.path("last.toml").to_str().unwrap()]);
+    assert!(String::from_utf8_lossy(&plan.stdout).contains("\"cached\": false"));
+}
