@@ -9,7 +9,23 @@ use std::path::{Path, PathBuf};
 
 /// The modules by their height. Those of one row do not know each other, but for the leaves.
 const ROWS: [&[&str]; 8] = [
-    &["process", "signal", "workdir", "event", "error", "fs", "size", "digest", "memo", "sign", "url", "wire"],
+    &[
+        "address",
+        "digest",
+        "error",
+        "event",
+        "fs",
+        "masking",
+        "memo",
+        "ownership",
+        "process",
+        "sign",
+        "signal",
+        "size",
+        "url",
+        "wire",
+        "workdir",
+    ],
     &["spec"],
     &["plan"],
     &["machine", "guest", "layer", "disk", "download", "seed", "store"],

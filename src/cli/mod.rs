@@ -25,6 +25,8 @@ pub mod diff;
 pub mod doctor;
 pub mod export;
 pub mod folders;
+#[cfg(test)]
+mod forging;
 pub mod gc;
 pub mod init;
 pub mod inspect;

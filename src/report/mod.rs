@@ -13,6 +13,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::event::Sink;
 
 mod bars;
+#[cfg(test)]
+#[path = "../../tests/support/ci.rs"]
+pub(crate) mod ci;
 pub mod escape;
 #[cfg(test)]
 mod forging;

@@ -1,0 +1,67 @@
+//! Foreign text in errors and in specs: no line begins with it, and none is a command of a CI service.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use super::diagnostics::describe;
+use crate::build::provision::{How, StepError};
+use crate::error::{Failure, Fault, Kind};
+use crate::report::ci::{assert_harmless, hostile_texts};
+use crate::report::github;
+use crate::spec::{Overrides, Spec};
+
+/// The foreign texts as kiln decodes them.
+fn texts() -> Vec<String> {
+    hostile_texts().iter().map(|text| String::from_utf8_lossy(text).into_owned()).collect()
+}
+
+/// A failure with the text wherever it has room for one.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {0}")]
+struct Foreign(String, #[source] io::Error);
+
+impl Fault for Foreign {
+    fn kind(&self) -> Kind {
+        Kind::Base
+    }
+
+    fn hints(&self) -> Vec<String> {
+        vec![self.0.clone()]
+    }
+
+    fn evidence(&self) -> Vec<String> {
+        vec![self.0.clone(), format!("{0}\n{0}", self.0)]
+    }
+}
+
+#[test]
+fn forging_through_errors() {
+    for text in texts() {
+        let mut failure = Failure::from(Foreign(text.clone(), io::Error::other(text.clone())));
+        failure.attach(&text);
+        assert_harmless("an error", &describe(&failure, false), &[]);
+        let file = PathBuf::from(format!("/{text}"));
+        let how = How::NotStarted(text.clone());
+        let step = StepError { number: 1, name: text.clone(), spec: file, line: 1, how, tail: vec![text.clone()] };
+        let failure = Failure::from(step);
+        assert_harmless("a step", &describe(&failure, false), &[]);
+        let annotations = github::annotations(&failure);
+        assert_harmless("an annotation", &annotations.join("\n"), &["::error file="]);
+        assert_eq!(annotations.len(), 1);
+    }
+}
+
+#[test]
+fn forging_through_specs() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kiln.toml");
+    for text in texts() {
+        let spec =
+            format!("[image]\nname = 'web'\n{text}\n'{text}' = '{text}'\n[[step]]\nrun = \"\"\"\n{text}\"\"\"\n");
+        fs::write(&path, spec).unwrap();
+        let failure = Failure::from(Spec::load(&path, &Overrides::default()).unwrap_err());
+        assert_harmless("a spec", &describe(&failure, false), &[]);
+        assert_harmless("annotations", &github::annotations(&failure).join("\n"), &["::error file="]);
+    }
+}
