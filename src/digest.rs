@@ -1,8 +1,8 @@
 //! SHA-256 of files, and digests in hex.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
@@ -66,6 +66,29 @@ pub fn sha256_data(file: &File) -> io::Result<[u8; 32]> {
     Ok(sha.finalize().into())
 }
 
+/// By which a file is known not to have been written, replaced or renamed meanwhile. No program can choose its ctime, so a
+/// change that was taken back shows as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileStamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl From<&Metadata> for FileStamp {
+    fn from(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
 /// Lower-case hexadecimal digits.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
@@ -76,6 +99,28 @@ pub fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stamp_shows_a_change_that_was_taken_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, aside) = (folder.path().join("a"), folder.path().join("b"));
+        std::fs::write(&path, "one").unwrap();
+        let stamp = || FileStamp::from(&std::fs::metadata(&path).unwrap());
+        let before = stamp();
+        assert_eq!(stamp(), before);
+        let modified = std::fs::metadata(&path).unwrap().modified().unwrap();
+        // Longer than a tick of the kernel's clock.
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        std::fs::write(&path, "two").unwrap();
+        std::fs::write(&path, "one").unwrap();
+        File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
+        let rewritten = stamp();
+        assert_ne!(rewritten, before);
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        std::fs::rename(&path, &aside).unwrap();
+        std::fs::rename(&aside, &path).unwrap();
+        assert_ne!(stamp(), rewritten);
+    }
 
     #[test]
     fn holes_are_zeros_and_everything_else_counts() {

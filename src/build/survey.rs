@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
 
-use crate::digest::{hex, sha256_file};
+use crate::digest::{FileStamp, hex, sha256_file};
 use crate::disk::inspect::BaseImage;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Events, Level};
@@ -158,11 +157,10 @@ fn warn_of_giveaways(spec: &Spec, events: &Events) {
 fn examine_base(base: &Located, memo: &Memo) -> Result<(BaseFacts, Vec<String>), Failure> {
     let image = BaseImage::open(&base.file, base.format)?;
     let unreadable = |source| SurveyError::UnreadableBase { path: base.file.clone(), source };
+    let stamp = image.file.metadata().map(|metadata| FileStamp::from(&metadata)).map_err(unreadable)?;
     let sha256 = base_sha256(&base.file, memo).map_err(unreadable)?;
-    let place = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-    let inspected = image.file.metadata().map(place).map_err(unreadable)?;
-    if std::fs::metadata(&base.file).map(place).map_err(unreadable)? != inspected {
-        return Err(unreadable(io::Error::other("it was replaced meanwhile")).into());
+    if stamp_of(&base.file).map_err(unreadable)? != stamp {
+        return Err(unreadable(io::Error::other("it changed meanwhile")).into());
     }
     if let Some((expected, whose)) = base.expected.clone().filter(|(expected, _)| *expected != sha256) {
         return Err(SurveyError::WrongBase { path: base.file.clone(), found: sha256, expected, whose }.into());
@@ -175,6 +173,7 @@ fn examine_base(base: &Located, memo: &Memo) -> Result<(BaseFacts, Vec<String>),
         source: base.source.clone(),
         pinned: base.expected.is_some() || base.image.is_some(),
         image: base.image.clone(),
+        stamp,
     };
     Ok((facts, image.facts.warnings))
 }
@@ -203,23 +202,28 @@ pub fn base_sha256(file: &Path, memo: &Memo) -> io::Result<String> {
     found.map(|found| found.sha256)
 }
 
-/// Everything that lies on the base is named after its digest, so nothing may be kept of a build whose base has changed
-/// under it. Costs next to nothing while it has not.
+fn stamp_of(file: &Path) -> io::Result<FileStamp> {
+    Ok(FileStamp::from(&std::fs::metadata(file)?))
+}
+
+/// Checks that the base is the file that was hashed for the plan. Everything that lies on it is named after its digest, so
+/// nothing may be kept of a build whose base has changed under it. Hashing it again would miss a change that QEMU has seen
+/// and that was taken back.
 ///
 /// # Errors
 /// When it is not the planned one any more.
 pub(crate) fn check_base(plan: &Plan, memo: &Memo) -> Result<(), SurveyError> {
     let base = &plan.base;
     let unreadable = |source| SurveyError::UnreadableBase { path: base.file.clone(), source };
-    if base_sha256(&base.file, memo).map_err(unreadable)? == plan.base.sha256 {
+    if stamp_of(&base.file).map_err(unreadable)? == base.stamp {
         // What was too young to be remembered before may be old enough by now. Lost, it costs the next build some time.
-        let _ = memo.save();
+        let _ = base_sha256(&base.file, memo).map(|_| memo.save());
         return Ok(());
     }
     Err(unreadable(io::Error::other("it changed during the build")))
 }
 
-fn examine_inputs(spec: &Spec, memo: &Memo) -> Result<BTreeMap<usize, InputFacts>, Failure> {
+pub(crate) fn examine_inputs(spec: &Spec, memo: &Memo) -> Result<BTreeMap<usize, InputFacts>, Failure> {
     let mut inputs = BTreeMap::new();
     for (index, step) in spec.steps.iter().enumerate() {
         if let Some(facts) = examine(step, memo)? {

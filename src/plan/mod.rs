@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::digest::FileStamp;
 use crate::error::{Fault, Kind};
 use crate::size::{ByteSize, format_duration};
 use crate::spec::{self, Action, BaseFormat, Network, OutputFormat, Spec};
@@ -52,6 +53,8 @@ pub struct BaseFacts {
     pub pinned: bool,
     /// Which image of the store it is, if it is one.
     pub image: Option<StoredBase>,
+    /// The file as it was when it was hashed.
+    pub stamp: FileStamp,
 }
 
 /// An image of the store that another is made from.
@@ -263,6 +266,12 @@ impl Plan {
     #[must_use]
     pub fn disk_size(&self) -> u64 {
         self.machine.disk.map_or(self.base.virtual_size, ByteSize::bytes)
+    }
+
+    /// Returns the first step that is never taken from the cache because the spec says so.
+    #[must_use]
+    pub fn uncached_step(&self) -> Option<&PlannedStep> {
+        self.steps.iter().find(|planned| !planned.step.cache)
     }
 
     /// The plan of the first steps alone.

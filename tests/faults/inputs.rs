@@ -72,6 +72,24 @@ fn s6_a_large_tree_that_changes_during_the_build_is_not_published() {
 }
 
 #[test]
+fn b1_a_base_that_changes_and_changes_back_during_the_build_is_not_published() {
+    let kiln = Kiln::new();
+    let gate = fifo(kiln.place());
+    let live = kiln.spec(&format!("[[step]]\nrun = 'await {}'\n", gate.display())).build();
+    let live = live.fails(5).stderr_has("base.qcow2").stderr_has("it changed during the build").start();
+    live.stderr_shows("provision");
+    let base = live.place().join("base.qcow2");
+    let content = fs::read(&base).expect("readable");
+    let modified = fs::metadata(&base).and_then(|metadata| metadata.modified()).expect("known");
+    fs::write(&base, "another").expect("written");
+    fs::write(&base, content).expect("written");
+    let file = fs::File::options().write(true).open(&base).expect("there");
+    file.set_modified(modified).expect("set");
+    open_gate(&gate);
+    live.finish().place().assert_nothing_published();
+}
+
+#[test]
 fn a_missing_base_is_told() {
     let kiln = Kiln::new().spec(STEP);
     fs::remove_file(kiln.place().join("base.qcow2")).expect("removed");

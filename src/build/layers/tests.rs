@@ -11,6 +11,7 @@ use super::*;
 use crate::guest::Hello;
 use crate::layer::evict::evict;
 use crate::machine::checkpoint::RamFormat;
+use crate::digest::FileStamp;
 use crate::memo::Memo;
 use crate::plan::host::{Host, Kernel, KvmVerdict, Qemu, QemuVersion};
 use crate::plan::{BaseFacts, Facts};
@@ -239,6 +240,7 @@ fn facts(micro: u32) -> Facts {
             source: "base.qcow2".into(),
             pinned: false,
             image: None,
+            stamp: FileStamp::from(&fs::metadata("/").unwrap()),
         },
         firmware: None,
         inputs: std::collections::BTreeMap::new(),
