@@ -149,10 +149,20 @@ async fn claim_and_build(plan: &Plan, around: &Surroundings) -> Result<(Artifact
     let limits = Limits::new(around.cancel.clone(), plan.spec.build.timeout);
     let waiting = |sentence| around.events.notice(Level::Info, sentence);
     let lock = match limits.hold(around.store.claim(&publish::image_id(plan)?, waiting)).await? {
-        Lookup::Exists(existing) if around.no_cache && around.replace => existing.replace(),
+        Lookup::Exists(existing) if around.replace && (around.no_cache || plan.uncached_step().is_some()) => {
+            existing.replace()
+        }
         Lookup::Exists(existing) if existing.is_from(&plan.build_key.to_string()) => {
             if let Some(signer) = &around.signer {
                 existing.sign(signer)?;
+            }
+            if let Some(uncached) = plan.uncached_step() {
+                let text = format!(
+                    "no input has changed, so step `{}` does not run, for all its `cache = false`: a version is built \
+                     once, and `--replace` builds it again",
+                    uncached.step.name
+                );
+                around.events.notice(Level::Info, text);
             }
             if !around.skip_tests && existing.is_untested() {
                 let text = format!(

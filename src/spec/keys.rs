@@ -232,7 +232,8 @@ table! {
         name: Option<At<String>> = Optional(title(MAX_TITLE)),
         /// How long the step may take.
         timeout: Duration = Or(duration(1..=WEEK), "'1h'"),
-        /// `false`: always run this step, and everything after it.
+        /// `false`: whenever the image is built, run this step and everything after it. A version whose inputs are
+        /// unchanged is not built again without `--replace`.
         cache: bool = Or(Boolean, "true"),
     }
 }
