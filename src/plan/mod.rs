@@ -245,8 +245,7 @@ impl Plan {
         let disk_size = machine.disk.map_or(facts.base.virtual_size, ByteSize::bytes);
         spec.outputs.iter().try_for_each(|output| check_size(output.format, disk_size))?;
         let outputs = Outputs::new(&format!("{}-{}", spec.image.name, spec.image.version), &spec.outputs);
-        let last = steps.last().map_or(base_key, |step| step.key);
-        let build_key = last.then(&result_value(&spec, facts));
+        let build_key = build_key(&spec, facts, &machine, &steps);
         let base = facts.base.clone();
         Ok(Self {
             spec,
@@ -367,8 +366,19 @@ fn choose_firmware(wanted: spec::Firmware, facts: &Facts) -> Result<Firmware, Pl
     }
 }
 
-/// The guest before the first step: its disk, and all of its machine that a step can see.
+/// Returns what describes the guest before the first step: all that the spec says of it, and all of this host's machine that
+/// a step can see.
 fn base_content(spec: &Spec, facts: &Facts, machine: &Machine) -> serde_json::Value {
+    let mut content = portable_content(spec, facts, machine);
+    content["host"] = json!({
+        "cpus": machine.cpus, "type": machine.machine_type, "processor": processor(facts, machine.accelerator),
+        "uefi": facts.firmware.as_ref().map(|firmware| json!([firmware.code, firmware.vars])),
+    });
+    content
+}
+
+/// Returns what every host says of the guest before the first step.
+fn portable_content(spec: &Spec, facts: &Facts, machine: &Machine) -> serde_json::Value {
     let network = match spec.machine.network {
         Network::None => json!(false),
         Network::User => json!("filtered"),
@@ -377,10 +387,8 @@ fn base_content(spec: &Spec, facts: &Facts, machine: &Machine) -> serde_json::Va
         "agent": facts.agent_build,
         "base": { "sha256": facts.base.sha256, "format": format_name(facts.base.format) },
         "machine": {
-            "cpus": machine.cpus, "memory": spec.machine.memory, "disk": spec.machine.disk,
+            "cpus": spec.machine.cpus, "memory": spec.machine.memory, "disk": spec.machine.disk,
             "firmware": machine.firmware.name(), "network": network,
-            "type": machine.machine_type, "processor": processor(facts, machine.accelerator),
-            "uefi": facts.firmware.as_ref().map(|firmware| json!([firmware.code, firmware.vars])),
         },
         "source_date_epoch": facts.source_date_epoch,
     });
@@ -388,6 +396,14 @@ fn base_content(spec: &Spec, facts: &Facts, machine: &Machine) -> serde_json::Va
         content["network"] = json!({ "private": spec.network.private });
     }
     content
+}
+
+/// Returns the key of a version. It is of the inputs alone: the cache asks for the same machine, but a version that was built
+/// from these inputs on another host is not another version.
+fn build_key(spec: &Spec, facts: &Facts, machine: &Machine, steps: &[PlannedStep]) -> Key {
+    let base = Key::root().then(&portable_content(spec, facts, machine));
+    let last = steps.iter().fold(base, |key, step| key.then(&step_content(spec, &step.step, step.input.as_ref())));
+    last.then(&result_value(spec, facts))
 }
 
 /// Names the processor that the guest sees. Programs are compiled for it (`-march=native`) and choose code by it.
@@ -405,15 +421,21 @@ fn plan_steps(spec: &Spec, facts: &Facts, base: Key) -> Vec<PlannedStep> {
     let mut key = base;
     let plan = |(index, step): (usize, &spec::Step)| {
         let input = facts.inputs.get(&index).cloned();
-        let mut value = json!({ "do": key::canonical(&step.action, input.as_ref().map(|input| input.digest.hex())) });
-        // Only commands see the variables; text they were filled into has changed already.
-        if matches!(step.action, Action::Run { .. } | Action::Script { .. }) {
-            value["vars"] = json!(spec.vars);
-        }
-        key = key.then(&value);
-        PlannedStep { step: step.clone(), key, parts: trace::parts(&value), input }
+        let content = step_content(spec, step, input.as_ref());
+        key = key.then(&content);
+        PlannedStep { step: step.clone(), key, parts: trace::parts(&content), input }
     };
     spec.steps.iter().enumerate().map(plan).collect()
+}
+
+/// Returns what a step adds to the key of what was before it.
+fn step_content(spec: &Spec, step: &spec::Step, input: Option<&InputFacts>) -> serde_json::Value {
+    let mut content = json!({ "do": key::canonical(&step.action, input.map(|input| input.digest.hex())) });
+    // Only commands see the variables; text they were filled into has changed already.
+    if matches!(step.action, Action::Run { .. } | Action::Script { .. }) {
+        content["vars"] = json!(spec.vars);
+    }
+    content
 }
 
 /// What is done after the last step, and what the manifest says of the image.

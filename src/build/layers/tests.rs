@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::*;
+use crate::digest::FileStamp;
 use crate::guest::Hello;
 use crate::layer::evict::evict;
 use crate::machine::checkpoint::RamFormat;
-use crate::digest::FileStamp;
 use crate::memo::Memo;
 use crate::plan::host::{Host, Kernel, KvmVerdict, Qemu, QemuVersion};
 use crate::plan::{BaseFacts, Facts};
@@ -274,4 +274,24 @@ fn random_histories_of_a_cache_never_lie() {
         builds > 3 * HISTORIES && hits > HISTORIES / 20,
         "{hits} of {builds} builds made nothing: tries too little"
     );
+}
+
+#[test]
+fn another_machine_has_other_layers_and_the_same_version() {
+    let text = "[image]\nname = 'a'\nversion = '1'\n[base]\nfile = 'b'\n[machine]\ncpus = 4\n[[step]]\nrun = 'true'\n";
+    let plan = |facts: &Facts| {
+        let spec = Spec::parse(Path::new("/spec"), text, &Overrides::default()).unwrap();
+        Plan::new(spec, facts).unwrap()
+    };
+    let here = plan(&facts(0));
+    let mut changed = [facts(0), facts(0), facts(0)];
+    changed[0].host.qemu.machine_type = "pc-q35-9.0".into();
+    changed[1].host.cpus = 4;
+    changed[2].host.kvm = KvmVerdict::Usable;
+    for facts in &changed {
+        let there = plan(facts);
+        assert_ne!(there.base_key, here.base_key);
+        assert_ne!(there.steps[0].key, here.steps[0].key);
+        assert_eq!(there.build_key, here.build_key);
+    }
 }
