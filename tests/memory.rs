@@ -363,6 +363,20 @@ fn mutated_images_take_neither_memory_nor_time() {
     CASE.store(u64::MAX, Ordering::Relaxed);
 }
 
+#[test]
+fn a_file_longer_than_any_can_be_is_refused_at_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (tree, path) = (folder.path().join("tree"), folder.path().join("disk.raw"));
+    system(&tree);
+    make_ext4(&path, &["-t", "ext4", "-b", "1024", "-N", "256", "-O", "^has_journal"], &tree, "1M");
+    for (size, is_whole) in [("0x3ffffffffff", true), ("0xf85a000000000000", false)] {
+        tool("debugfs", &["-w", "-R", &format!("sif /sparse size {size}"), text(&path)]);
+        let began = Instant::now();
+        assert_eq!(read_disk(&path, DiskFormat::Raw), is_whole, "{size}");
+        assert!(began.elapsed() < MOST_TIME, "{size}: {:?}", began.elapsed());
+    }
+}
+
 /// A disk of less than 1 MiB on which `files` files have `attributes` attributes, whose values are all one of 60 KiB.
 fn shared_attributes(folder: &Path, name: &str, files: usize, attributes: u8) -> PathBuf {
     let (tree, path) = (folder.join(name), folder.join(format!("{name}.raw")));

@@ -13,6 +13,8 @@ const MAX_RUNS: usize = 1 << 20;
 const MAX_TABLES: u32 = 1 << 18;
 /// The kernel's own limit: five levels address every block there can be.
 const MAX_DEPTH: u16 = 5;
+/// Blocks that a file can have: their numbers in it have 32 bits.
+const MAX_BLOCKS: u64 = 1 << 32;
 const EXTENT_MAGIC: u16 = 0xf30a;
 /// A longer extent is allocated but not written: it reads as zero.
 const MAX_WRITTEN: u16 = 0x8000;
@@ -38,6 +40,10 @@ impl Ext4<'_> {
     ) -> Result<ControlFlow<()>, Ext4Error> {
         if inode.is_inline() {
             return Ok(visit(Chunk::Data(&self.inline_content(inode)?)));
+        }
+        // A hole of exabytes would be visited for hours.
+        if inode.size.div_ceil(self.block_size()) > MAX_BLOCKS {
+            return Err(damaged(inode.number, "its size is more than its blocks can have"));
         }
         let mut at = 0;
         let mut buffer = Vec::new();
