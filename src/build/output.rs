@@ -135,8 +135,8 @@ mod tests {
             let length = form.bytes.len();
             for start in LINE_LIMIT - length - 1..=LINE_LIMIT + 1 {
                 let text = [&vec![0x1f; start][..], &form.bytes, b"\x1f and more\n"].concat();
-                for first in [0, 1, length / 2, length - 1, length] {
-                    for second in [first, length - 1, length + 5] {
+                for first in [0, 1, length / 2] {
+                    for second in [length - 1, length + 5] {
                         let cuts = [start + first, start + second.max(first), text.len()];
                         let (mut lines, mut seen, mut from) = (Lines::new(&mask), Vec::new(), 0);
                         for cut in cuts {
