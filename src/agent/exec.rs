@@ -129,7 +129,8 @@ impl Running {
         if timed_out {
             signal_session(self.leader, sys::SIGKILL);
         }
-        self.pumps.iter().for_each(|pump| pump.settle());
+        let ended = Instant::now();
+        self.pumps.iter().for_each(|pump| pump.settle(ended));
         if timed_out { Exit::TimedOut {} } else { how(status) }
     }
 

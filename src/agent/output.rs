@@ -134,9 +134,8 @@ impl OutputPump {
         }
     }
 
-    /// Waits until what the command wrote before its end was passed on, and a moment for those who write through it.
-    pub fn settle(&self) {
-        let ended = Instant::now();
+    /// Waits until what the command wrote before it `ended` was passed on, and a moment for those who write through it.
+    pub fn settle(&self, ended: Instant) {
         let mut state = lock(&self.state);
         let written = state.read + sys::readable_bytes(&self.source);
         loop {
