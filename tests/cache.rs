@@ -155,7 +155,7 @@ fn what_went_before_a_failed_step_stays() {
 fn memory_is_not_kept_once_a_secret_was_seen() {
     let steps = "[secrets]\ntoken = { env = 'TOKEN' }\n[[step]]\nrun = 'echo one'\n\
                  [[step]]\nrun = 'secret token'\nsecrets = ['token']\n[[step]]\nrun = 'echo three'\n";
-    let first = Kiln::new().spec(steps).secret("TOKEN", "hunter2hunter2").build().run();
+    let first = Kiln::new().spec(steps).build().secret("TOKEN", "hunter2hunter2").run();
     let with_memory = layers(&first).iter().filter(|layer| layer.join("ram").exists()).count();
     assert_eq!((layers(&first).len(), with_memory), (2, 1), "the compressed base and the boot");
 }
@@ -169,8 +169,8 @@ fn what_a_step_left_in_memory_alone_is_there_for_the_next_one_or_the_step_runs_a
     let steps = format!(
         "{SECRET}[[step]]\nwrite = 'from step two'\nto = '/run/state'\n[[step]]\nfetch = '/run/state'\nto = 'one'\n"
     );
-    let first = Kiln::new().spec(&steps).env("TOKEN", "hunter2hunter2").build().run();
-    let second = again(&first, "2", &steps.replace("'one'", "'two'")).env("TOKEN", "hunter2hunter2").run();
+    let first = Kiln::new().spec(&steps).build().secret("TOKEN", "hunter2hunter2").run();
+    let second = again(&first, "2", &steps.replace("'one'", "'two'")).secret("TOKEN", "hunter2hunter2").run();
     assert_eq!(cached(&second, "2"), [false; 3]);
     let fetched = |version: &str, name: &str| fs::read(second.place().store().join(format!("web/{version}/{name}")));
     assert_eq!(fetched("1", "one").unwrap(), fetched("2", "two").unwrap());
@@ -179,10 +179,10 @@ fn what_a_step_left_in_memory_alone_is_there_for_the_next_one_or_the_step_runs_a
 #[test]
 fn after_a_reboot_a_disk_without_memory_is_gone_on_from() {
     let steps = format!("{SECRET}[[step]]\nreboot = true\n[[step]]\nrun = 'echo three'\n");
-    let first = Kiln::new().spec(&steps).env("TOKEN", "hunter2hunter2").build().run();
+    let first = Kiln::new().spec(&steps).build().secret("TOKEN", "hunter2hunter2").run();
     let with_memory = layers(&first).iter().filter(|layer| layer.join("ram").exists()).count();
     assert_eq!((layers(&first).len(), with_memory), (3, 1), "the compressed base, the boot and the reboot");
-    let second = again(&first, "2", &steps.replace("three", "four")).env("TOKEN", "hunter2hunter2").run();
+    let second = again(&first, "2", &steps.replace("three", "four")).secret("TOKEN", "hunter2hunter2").run();
     assert_eq!((restores(&second), cached(&second, "2")), (0, vec![true, true, false]));
     // A machine that was started after the secret was seen may be kept with its memory.
     let with_memory = layers(&second).iter().filter(|layer| layer.join("ram").exists()).count();
@@ -192,10 +192,10 @@ fn after_a_reboot_a_disk_without_memory_is_gone_on_from() {
 #[test]
 fn the_plan_says_that_nothing_is_kept_after_a_secret() {
     let steps = format!("{SECRET}[[step]]\nrun = 'echo two'\n[[step]]\nreboot = true\n[[step]]\nrun = 'echo four'\n");
-    let first = Kiln::new().spec(&steps).env("TOKEN", "hunter2hunter2").build().run();
+    let first = Kiln::new().spec(&steps).build().secret("TOKEN", "hunter2hunter2").run();
     let shorter = steps.replace("[[step]]\nreboot = true\n", "");
     let why = "run echo two: nothing is kept after step 1, which reads a secret, until a `reboot` step";
-    first.then(["plan", "."]).spec(&shorter).stdout_has(why).run();
+    first.then(["plan", "."]).spec(&shorter).secret("TOKEN", "hunter2hunter2").stdout_has(why).run();
 }
 
 #[test]
@@ -238,7 +238,7 @@ impl SmallDisk {
     fn mount(folder: PathBuf, size: &str) -> Option<Self> {
         fs::create_dir_all(&folder).unwrap();
         let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "kiln"]).arg(&folder);
+        mount.args(["-t", "tmpfs", "-o", &format!("size={size},mode=0700"), "kiln"]).arg(&folder);
         mount.output().is_ok_and(|output| output.status.success()).then_some(Self(folder))
     }
 }
