@@ -122,7 +122,11 @@ pub enum ReachError {
 
 impl Fault for ReachError {
     fn kind(&self) -> Kind {
-        Kind::Spec
+        match self {
+            // Only a base image and the key of its list may be any file.
+            ReachError::NotAFile { .. } => Kind::Base,
+            ReachError::Outside { .. } | ReachError::Git { .. } => Kind::Spec,
+        }
     }
 
     fn hints(&self) -> Vec<String> {
