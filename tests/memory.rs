@@ -152,7 +152,7 @@ impl Seed {
         let (before, began) = (NOW.load(Ordering::Relaxed), processor_time());
         PEAK.store(before, Ordering::Relaxed);
         let read = catch_unwind(AssertUnwindSafe(|| self.reader.read(&self.path)));
-        let (memory, time) = (PEAK.load(Ordering::Relaxed) - before, processor_time() - began);
+        let (memory, time) = (PEAK.load(Ordering::Relaxed) - before, processor_time().saturating_sub(began));
         let is_good = read.is_ok() && memory < MOST_MEMORY && time < MOST_TIME;
         if !is_good {
             let kept = std::env::temp_dir().join(format!("kiln-mutation-{}-{case}", self.name));
