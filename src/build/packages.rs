@@ -46,7 +46,7 @@ pub(crate) struct PackageList {
 }
 
 /// Returns the shell script whose output [`parse_answer`] reads: os-release, then the type of each database and its content,
-/// a NUL behind each.
+/// a NUL behind each. rpm itself says where its database is: Debian's has it in the home folder of root.
 fn question() -> String {
     let rpm = RPM_DATABASES.map(|path| format!("[ -e {path} ]")).join(" || ");
     format!(
@@ -55,12 +55,12 @@ fn question() -> String {
         for d in deb:{DPKG_STATUS} apk:{APK_INSTALLED}; do
             if [ -f ${{d#*:}} ]; then printf \"${{d%%:*}}\\0\" && cat ${{d#*:}} && printf '\\0' || exit 1; fi
         done
-        if {rpm}; then
-            if command -v rpm >/dev/null; then
+        if command -v rpm >/dev/null; then
+            if [ -e \"$(rpm --eval '%{{_dbpath}}')\" ]; then
                 printf 'rpm\\0' && rpm -qa --queryformat '{RPM_FORMAT}' && printf '\\0' || exit 1
-            else
-                printf '{UNREAD_RPM}\\0\\0'
             fi
+        elif {rpm}; then
+            printf '{UNREAD_RPM}\\0\\0'
         fi"
     )
 }
