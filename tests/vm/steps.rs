@@ -10,6 +10,7 @@ const MACHINE: &str = "[machine]\nmemory = \"512MiB\"\n";
 const HABITS: &str = r#"
 [[step]]
 name = "a child that writes on"
+cache = false
 timeout = "1m"
 run = '''
 ( while :; do echo tick; sleep 0.2; done ) &
