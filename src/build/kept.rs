@@ -1,12 +1,13 @@
 //! What outlives a failed build: its logs, and with `--on-failure keep` its whole scratch folder. Only its owner can read it,
 //! and none of it is kept longer than a week: `kiln gc` removes what is older.
 
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use crate::ownership::create_private_path;
 use crate::workdir::Workdir;
 
 use super::publish::{BUILD_LOG, CONSOLE_LOG, TESTS};
@@ -23,7 +24,7 @@ const KEPT_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Removes and returns those that hold a secret all the same.
 pub(crate) fn keep_logs(work: &Path, to: &Path, searched: Option<&SearchedSecrets>) -> io::Result<Vec<SecretLeak>> {
     unless_missing(fs::remove_dir_all(to))?;
-    make_folder(to)?;
+    create_private_path(to)?;
     if let Some(failed) = to.parent() {
         fs::set_permissions(failed, Permissions::from_mode(FOLDER_MODE))?;
     }
@@ -88,10 +89,6 @@ fn unless_missing(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-fn make_folder(folder: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder)
-}
-
 fn copy_log(from: &Path, to: &Path) -> io::Result<()> {
     let mut source = File::open(from)?;
     let mut target = File::options().write(true).create_new(true).mode(FILE_MODE).open(to)?;
@@ -106,7 +103,7 @@ fn copy_logs(from: &Path, to: &Path) -> io::Result<()> {
         if entry.file_type()?.is_dir() {
             copy_logs(&path, &target)?;
         } else if path.extension().is_some_and(|extension| extension == "log") {
-            make_folder(to)?;
+            create_private_path(to)?;
             copy_log(&path, &target)?;
         }
     }
