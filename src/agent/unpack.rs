@@ -44,7 +44,8 @@ struct Place {
     head: Head,
     owner: (u32, u32),
     base: PathBuf,
-    keep_root: bool,
+    /// Of each folder around the current entry: whether it was made here, and not there before.
+    made: Vec<bool>,
     open: Option<Open>,
     temporary: u64,
 }
@@ -73,7 +74,7 @@ impl Place {
     fn new(head: Head, accounts: &Accounts) -> Result<Self, Refusal> {
         let root = || Owner { user: "0".into(), group: Some("0".into()) };
         let owner = accounts.owner(&head.owner.clone().unwrap_or_else(root))?;
-        Ok(Self { head, owner, base: PathBuf::new(), keep_root: false, open: None, temporary: 0 })
+        Ok(Self { head, owner, base: PathBuf::new(), made: Vec::new(), open: None, temporary: 0 })
     }
 
     fn enter(&mut self, entry: &Entry) -> Result<(), Refusal> {
@@ -84,13 +85,13 @@ impl Place {
         let path = self.at(&entry.path);
         let done = match &entry.kind {
             Kind::File { .. } => self.open_file(&path, entry),
-            Kind::Dir {} => make_folder(&path),
+            Kind::Dir {} => make_folder(&path).map(|made| self.made.push(made)),
             Kind::Leave {} => self.leave(&path, entry),
             Kind::Symlink { target } => self.replace(&path, |path| symlink(OsStr::from_bytes(target), path), entry),
             Kind::Fifo {} => self.replace(&path, |path| sys::make_fifo(path, 0o600), entry),
-            Kind::Hardlink { target } => link(&self.at(target), &path),
+            Kind::Hardlink { target } => link(&self.at(target), &path, &entry.kind),
         };
-        done.map_err(|error| Refusal::io(path.display(), &error))
+        done.map_err(|error| explain(&path, &entry.kind, &error))
     }
 
     /// Decides where the tree's root goes, from the request alone, and makes the folders above it.
@@ -105,14 +106,7 @@ impl Place {
         if !is_folder && self.base.is_dir() {
             return Err(self.refuse_place());
         }
-        // `/etc` must not become the user's because something was copied into it.
-        self.keep_root = self.head.contents && self.base.is_dir();
-        let above = self.base.parent().unwrap_or(Path::new("/"));
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(above)
-            .map_err(|error| Refusal::io(above.display(), &error))
+        make_parents(self.base.parent().unwrap_or(Path::new("/")), self.owner)
     }
 
     /// Returns why a file cannot have its name in the guest: a folder has it, or a link to one.
@@ -135,7 +129,7 @@ impl Place {
         let mut written = path.to_owned();
         let file = match create(path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                refuse_folder(path)?;
+                refuse_folder(path, &entry.kind)?;
                 written = self.beside(path);
                 create(&written)?
             }
@@ -158,9 +152,13 @@ impl Place {
         open.finish(self.owner).map_err(|error| Refusal::io(open.path.display(), &error))
     }
 
-    fn leave(&self, path: &Path, entry: &Entry) -> io::Result<()> {
+    /// Gives a folder what its entry says, if it was made here. What was there keeps its own: `/home/dev` must not become
+    /// root's because something was copied into it. Only the folder that a copy names is the source's in any case.
+    fn leave(&mut self, path: &Path, entry: &Entry) -> io::Result<()> {
+        let was_made = self.made.pop().unwrap_or(false);
+        let is_named = entry.path.is_empty() && !self.head.contents;
         // A folder that is a link in the guest is somebody else's.
-        if (self.keep_root && entry.path.is_empty()) || fs::symlink_metadata(path)?.is_symlink() {
+        if !was_made && (!is_named || fs::symlink_metadata(path)?.is_symlink()) {
             return Ok(());
         }
         lchown(path, Some(self.owner.0), Some(self.owner.1))?;
@@ -174,7 +172,7 @@ impl Place {
         let mut at = path.to_owned();
         match make(path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                refuse_folder(path)?;
+                refuse_folder(path, &entry.kind)?;
                 at = self.beside(path);
                 make(&at)?;
             }
@@ -251,18 +249,31 @@ impl Drop for Open {
     }
 }
 
-fn make_folder(path: &Path) -> io::Result<()> {
+/// Makes the folders that are missing on the way to what is written. They get its owner, or a user could not add to the
+/// settings that were written for them.
+fn make_parents(folder: &Path, owner: (u32, u32)) -> Result<(), Refusal> {
+    let missing: Vec<&Path> = folder.ancestors().take_while(|path| !path.is_dir()).collect();
+    let make = |path: &Path| {
+        fs::create_dir(path)?;
+        lchown(path, Some(owner.0), Some(owner.1))?;
+        fs::set_permissions(path, Permissions::from_mode(0o755))
+    };
+    missing.into_iter().rev().try_for_each(|path| make(path).map_err(|error| explain(path, &Kind::Dir {}, &error)))
+}
+
+/// Makes a folder, or returns that there is one.
+fn make_folder(path: &Path) -> io::Result<bool> {
     // Private until its own mode is set, when all that is in it is there.
     match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        other => other,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(false),
+        other => other.map(|()| true),
     }
 }
 
-fn link(target: &Path, path: &Path) -> io::Result<()> {
+fn link(target: &Path, path: &Path, kind: &Kind) -> io::Result<()> {
     match fs::hard_link(target, path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            refuse_folder(path)?;
+            refuse_folder(path, kind)?;
             fs::remove_file(path)?;
             fs::hard_link(target, path)
         }
@@ -270,9 +281,46 @@ fn link(target: &Path, path: &Path) -> io::Result<()> {
     }
 }
 
-fn refuse_folder(path: &Path) -> io::Result<()> {
-    let is_folder = fs::symlink_metadata(path)?.is_dir();
-    if is_folder { Err(io::ErrorKind::IsADirectory.into()) } else { Ok(()) }
+/// Refuses to replace a folder, or a link to one by anything but another link: a file `bin` in the place of `/bin` would
+/// leave a guest without programs.
+fn refuse_folder(path: &Path, kind: &Kind) -> io::Result<()> {
+    let is_link = matches!(kind, Kind::Symlink { .. }) && fs::symlink_metadata(path)?.is_symlink();
+    if path.is_dir() && !is_link { Err(io::ErrorKind::IsADirectory.into()) } else { Ok(()) }
+}
+
+/// Describes an error. Where something in the guest is in the way, it says what, and what to do.
+fn explain(path: &Path, kind: &Kind, error: &io::Error) -> Refusal {
+    let place = path.display();
+    let text = match (error.kind(), kind) {
+        (io::ErrorKind::AlreadyExists, Kind::Dir {}) if path.is_symlink() => {
+            format!("{place} is a symbolic link that leads to no folder, where a folder is needed")
+        }
+        (io::ErrorKind::AlreadyExists, Kind::Dir {}) => {
+            format!("{place} is {}, where a folder is needed", describe(path))
+        }
+        (io::ErrorKind::IsADirectory, kind) => {
+            format!("{place} is {}, which {} cannot replace", describe(path), name(kind))
+        }
+        _ => return Refusal::io(place, error),
+    };
+    Refusal::new(Class::Request {}, format!("{text}; remove it in an earlier step, or choose another name"))
+}
+
+fn describe(path: &Path) -> &'static str {
+    match (path.is_symlink(), path.is_dir()) {
+        (true, true) => "a symbolic link to a folder",
+        (false, true) => "a folder",
+        _ => "a file",
+    }
+}
+
+fn name(kind: &Kind) -> &'static str {
+    match kind {
+        Kind::File { .. } | Kind::Hardlink { .. } => "a file",
+        Kind::Dir {} | Kind::Leave {} => "a folder",
+        Kind::Symlink { .. } => "a symbolic link",
+        Kind::Fifo {} => "a named pipe",
+    }
 }
 
 /// Attributes of users are left out where the file system has none, as `cp -a` does; capabilities and access lists are

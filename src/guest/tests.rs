@@ -15,6 +15,7 @@ use crate::event::Channel;
 use crate::spec;
 
 mod hostile;
+mod placement;
 mod trees;
 
 /// Runs a test against an agent in a thread. It ends when the session is dropped, for then its port closes.

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 
 use super::*;
 
-fn folder(from: &Path, to: &Path, contents: bool, into: bool) -> Source {
+pub(super) fn folder(from: &Path, to: &Path, contents: bool, into: bool) -> Source {
     Source {
         what: What::Path { from: from.to_owned(), contents },
         to: to.to_str().unwrap().into(),
