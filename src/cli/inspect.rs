@@ -58,6 +58,8 @@ fn summary(artifact: &Artifact) -> String {
     if !manifest.packages.is_empty() {
         page.line("packages", &manifest.packages.len().to_string());
     }
+    let missing: Vec<&str> = manifest.missing().collect();
+    page.list("incomplete contents", &missing, |sentence| (*sentence).to_owned());
     page.list("outputs", &manifest.outputs, output);
     page.list("steps", &manifest.steps, step);
     page.list("tests", &manifest.tests, test);
@@ -97,6 +99,7 @@ fn test(test: &Test) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::manifest::ListedContents;
     use crate::store::shelf::{Shelf, written};
 
     #[test]
@@ -120,6 +123,17 @@ steps
             shelf.store.path().display()
         );
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_summary_names_what_the_lists_of_contents_lack() {
+        let shelf = Shelf::with(&["web@1"]);
+        let missing = "/srv is xfs on partition 3, which kiln cannot read";
+        let mut manifest = shelf.store.artifact(&"web".parse().unwrap()).unwrap().manifest().clone();
+        manifest.contents = Some(ListedContents { missing: vec![missing.into()], ..ListedContents::default() });
+        shelf.overwrite("web/1/manifest.json", &manifest.to_json());
+        let text = written(|out| run(&shelf.store, &"web@1".parse().unwrap(), false, out)).unwrap();
+        assert!(text.contains(&format!("incomplete contents\n  - {missing}\n")), "{text}");
     }
 
     #[test]
