@@ -229,7 +229,7 @@ fn assert_left_over(image: &Path, words: &[&str]) {
 }
 
 #[test]
-fn one_file_system_with_or_without_a_table_of_partitions() {
+fn e1_e2_one_file_system_with_or_without_a_table_of_partitions() {
     let scratch = Scratch::new();
     let folder = root(&scratch, "root", &format!("UUID={ROOT} / ext4\n"), &[]);
     let content = ext4(&scratch, &folder, ROOT);
@@ -239,7 +239,7 @@ fn one_file_system_with_or_without_a_table_of_partitions() {
 }
 
 #[test]
-fn a_readable_boot_never_stands_in_for_a_root_that_is_not() {
+fn e1_e2_a_readable_boot_never_stands_in_for_a_root_that_is_not() {
     let scratch = Scratch::new();
     let xfs_root = xfs(&scratch, "xfs", ROOT);
     let files = folder(&scratch, "files", &[("etc/os-release", "ID=fedora\n")]);
@@ -275,7 +275,7 @@ fn a_readable_boot_never_stands_in_for_a_root_that_is_not() {
 }
 
 #[test]
-fn parts_of_the_tree_are_mounted_by_every_name() {
+fn e1_e2_parts_of_the_tree_are_mounted_by_every_name() {
     let scratch = Scratch::new();
     let usr = folder(&scratch, "usr", &[("lib/os-release", "ID=test\n"), ("sbin/init", "program")]);
     let data = folder(&scratch, "data", &[("file", "content")]);
@@ -315,7 +315,7 @@ fn parts_of_the_tree_are_mounted_by_every_name() {
 }
 
 #[test]
-fn mount_points_are_mounted_after_what_they_lie_on() {
+fn e1_e2_mount_points_are_mounted_after_what_they_lie_on() {
     let scratch = Scratch::new();
     let table = format!("UUID=4b49-4c4e /boot/efi vfat\nUUID={OTHER} /boot ext4\nUUID={ROOT} / ext4\n");
     let root = root(&scratch, "root", &table, &[("boot/hidden", "x")]);
@@ -331,7 +331,7 @@ fn mount_points_are_mounted_after_what_they_lie_on() {
 }
 
 #[test]
-fn an_efi_system_partition_that_nothing_names_has_its_places() {
+fn e1_e2_an_efi_system_partition_that_nothing_names_has_its_places() {
     let scratch = Scratch::new();
     let esp = folder(&scratch, "esp", &[("EFI/BOOT/BOOTX64.EFI", "program")]);
     let content = fat(&scratch, &esp);
@@ -351,7 +351,7 @@ fn an_efi_system_partition_that_nothing_names_has_its_places() {
 }
 
 #[test]
-fn what_the_guest_mounts_and_kiln_does_not_read_is_declared() {
+fn e1_e2_what_the_guest_mounts_and_kiln_does_not_read_is_declared() {
     let scratch = Scratch::new();
     let xfs_data = xfs(&scratch, "xfs", OTHER);
     let swap = imitation(&scratch, "swap", &[(4086, b"SWAPSPACE2")]);
@@ -432,7 +432,7 @@ fn what_the_guest_mounts_and_kiln_does_not_read_is_declared() {
 }
 
 #[test]
-fn a_root_on_a_logical_partition_is_found_beside_a_primary_boot() {
+fn e1_e2_a_root_on_a_logical_partition_is_found_beside_a_primary_boot() {
     let scratch = Scratch::new();
     let table = "PARTUUID=6b696c6e-05 / ext4\n/dev/vda1 /boot ext4\n/dev/sda6 /home ext4\n";
     let root = root(&scratch, "root", table, &[("boot/", ""), ("home/", "")]);
@@ -461,7 +461,7 @@ fn a_root_on_a_logical_partition_is_found_beside_a_primary_boot() {
 }
 
 #[test]
-fn sectors_of_4096_bytes_are_found() {
+fn e1_e2_sectors_of_4096_bytes_are_found() {
     let scratch = Scratch::new();
     let root = root(&scratch, "root", "/dev/vda1 / ext4\n/dev/vda2 /boot ext4\n", &[("boot/", "")]);
     let boot = folder(&scratch, "boot", &[]);
@@ -479,7 +479,7 @@ fn sectors_of_4096_bytes_are_found() {
 }
 
 #[test]
-fn of_two_roots_the_boot_entry_decides_or_none_is_taken() {
+fn e1_e2_of_two_roots_the_boot_entry_decides_or_none_is_taken() {
     let scratch = Scratch::new();
     let menu = |uuid: &str| format!("menuentry 'x' {{\n\tlinux /boot/vmlinuz root=UUID={uuid}\n}}\n");
     let system = |name: &str, uuid: &str| {
@@ -504,7 +504,7 @@ fn of_two_roots_the_boot_entry_decides_or_none_is_taken() {
 }
 
 #[test]
-fn a_rescue_system_is_not_the_root() {
+fn e1_a_rescue_system_is_not_the_root() {
     let scratch = Scratch::new();
     let rescue = folder(&scratch, "rescue", &[("etc/os-release", "ID=rescue\n"), ("sbin/init", "program")]);
     let copied = root(&scratch, "copied", &format!("UUID={ROOT} / ext4\n"), &[]);
@@ -520,7 +520,7 @@ fn a_rescue_system_is_not_the_root() {
 }
 
 #[test]
-fn a_journal_that_is_not_replayed_is_declared() {
+fn e1_e2_a_journal_that_is_not_replayed_is_declared() {
     let scratch = Scratch::new();
     let root = root(&scratch, "root", &format!("UUID={ROOT} / ext4\nUUID={OTHER} /srv ext4\n"), &[("srv/", "")]);
     let data = folder(&scratch, "data", &[]);
@@ -540,7 +540,7 @@ fn a_journal_that_is_not_replayed_is_declared() {
 }
 
 #[test]
-fn a_gpt_that_an_mbr_has_replaced_does_not_count() {
+fn e1_e2_a_gpt_that_an_mbr_has_replaced_does_not_count() {
     let scratch = Scratch::new();
     let root = root(&scratch, "root", "/dev/vda2 / ext4\n", &[]);
     let content = ext4(&scratch, &root, ROOT);

@@ -24,7 +24,7 @@ fn sparse_sha256(blocks: &[(u64, &[u8])]) -> String {
 }
 
 #[test]
-fn files_may_be_larger_than_the_disk() {
+fn e2_files_may_be_larger_than_the_disk() {
     let scratch = Scratch::new();
     let folder = root(&scratch, "root", "", &[("empty", ""), ("data", "")]);
     for (name, size) in [("empty", 200 << 30), ("data", 300 << 30)] {

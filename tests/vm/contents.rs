@@ -56,7 +56,7 @@ mv /var/lib/dpkg/status /var/lib/dpkg/status.away
 
 #[test]
 #[ignore = "boots a VM"]
-fn the_list_of_files_is_what_a_guest_finds_in_the_image() {
+fn e1_the_list_of_files_is_what_a_guest_finds_in_the_image() {
     let bench = Bench::new();
     let ext4 = bench.builds(&bench.spec("ext4", &format!("{HARD}{TRACES}")));
     let base = root().join("fixtures/cache/debian-12-btrfs.qcow2");
@@ -137,7 +137,7 @@ to = "mnt.txt"
 
 #[test]
 #[ignore = "boots a VM"]
-fn what_units_mount_is_listed_by_the_guest_where_kiln_cannot_read_it() {
+fn e1_what_units_mount_is_listed_by_the_guest_where_kiln_cannot_read_it() {
     let bench = Bench::new();
     let image = bench.path("data.img");
     fs::File::create(&image).unwrap().set_len(48 << 20).unwrap();
