@@ -4,23 +4,23 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::bench::{Bench, manifest, root};
+use crate::bench::{Bench, manifest};
 
 /// Random bytes, the generation (at byte 40, QEMU's docs/specs/vmgenid.rst), and the time.
 const TELL: &str = "echo told $(head -c8 /dev/urandom | od -An -tx1 | tr -d ' ') \
     $(od -An -tx1 -j40 -N16 /sys/firmware/qemu_fw_cfg/by_name/etc/vmgenid_guid/raw | tr -d ' \\\\n') $(date +%s)";
 
 /// What a build of [`layered`] tells.
-struct Built {
-    cached: Vec<bool>,
-    content: String,
-    told: Vec<String>,
-    stderr: String,
+pub(crate) struct Built {
+    pub(crate) cached: Vec<bool>,
+    pub(crate) content: String,
+    pub(crate) told: Vec<String>,
+    pub(crate) stderr: String,
     took: Duration,
 }
 
 /// Builds a spec of two steps that are cached, `last` being the content of the second, and of one that is not.
-fn layered(bench: &Bench, version: &str, last: &str, options: &[&str]) -> Built {
+pub(crate) fn layered(bench: &Bench, version: &str, last: &str, options: &[&str]) -> Built {
     let spec = bench.spec(
         "layered",
         &format!(
@@ -75,30 +75,4 @@ fn a_changed_last_step_goes_on_from_a_checkpoint_to_the_same_image() {
     let damaged = layered(&bench, "6", "three", &[]);
     assert!(damaged.stderr.contains("checkpoint is not used"), "{}", damaged.stderr);
     assert_eq!(damaged.content, reference.content);
-}
-
-/// QEMU 7.2 knows no mapped-ram.
-#[test]
-#[ignore = "boots a VM"]
-fn an_older_qemu_goes_on_from_a_stream_and_another_boots() {
-    let qemu = root().join("fixtures/cache/qemu-7.2/usr/bin/qemu-system-x86_64");
-    if !qemu.exists() {
-        println!("SKIPPED: {} is not there; fixtures/qemu-7.2/build says why", qemu.display());
-        return;
-    }
-    let older = Bench { qemu: Some(qemu), ..Bench::cold() };
-    let cold = layered(&older, "1", "two", &[]);
-    let formats = older.layers().into_iter().map(|layer| fs::read_to_string(layer.join("layer.json")).unwrap());
-    let streams = formats.filter(|facts| facts.contains("\"format\": \"stream\"")).count();
-    assert!(streams > 0 && !cold.stderr.contains("no checkpoints"), "{}", cold.stderr);
-    let resumed = layered(&older, "2", "two", &[]);
-    assert_eq!(resumed.cached, [true, true, false], "{}", resumed.stderr);
-    assert!(!resumed.stderr.contains("checkpoint is not used"), "{}", resumed.stderr);
-    assert_eq!(resumed.content, cold.content);
-    assert!(resumed.told[0] != cold.told[0] && resumed.told[1] != cold.told[1]);
-    // The newer QEMU has another machine type, so its guests are others.
-    let newer = Bench { qemu: None, ..older };
-    let foreign = layered(&newer, "3", "two", &[]);
-    assert_eq!(foreign.cached, [false, false, false], "{}", foreign.stderr);
-    assert_eq!(foreign.content, cold.content);
 }

@@ -13,7 +13,6 @@ mod bench;
 mod cache;
 mod contents;
 mod faults;
-mod graphs;
 mod steps;
 
 use bench::{Bench, manifest, root, run};
@@ -296,27 +295,4 @@ fn first_boot(bench: &Bench, image: &Path, name: &str) -> [String; 2] {
     let identity = [found("ID="), found("KEY=")];
     assert!(identity[0].len() == 32 && identity[1].len() > 60, "{identity:?}");
     identity
-}
-
-#[test]
-#[ignore = "boots a VM"]
-fn the_other_images_build() {
-    let bench = Bench::new();
-    bench.builds(&root().join("images/offline-app"));
-    bench.builds(&root().join("images/nginx"));
-}
-
-#[test]
-#[ignore = "boots a VM"]
-fn a_guest_without_systemd_is_built_and_tested() {
-    let bench = Bench::new();
-    let base = root().join("fixtures/cache/debian-12-sysvinit.qcow2");
-    assert!(base.exists(), "{} is not there: run fixtures/debian/build --init sysvinit", base.display());
-    let spec = bench.path("sysvinit.toml");
-    let text = format!(
-        "[image]\nname = \"sysvinit\"\nversion = \"1\"\n[base]\nfile = \"{}\"\n[[step]]\nrun = \"[ ! -d /run/systemd/system ]\"\n[[test]]\nrun = \"[ ! -d /run/systemd/system ]\"\n",
-        base.display()
-    );
-    fs::write(&spec, text).unwrap();
-    bench.builds(&spec);
 }

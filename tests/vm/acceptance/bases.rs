@@ -1,0 +1,62 @@
+//! Bases of other makes than the one that every run of the tests boots.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::bench::{Bench, manifest, root};
+use crate::contents::{HARD, assert_lists_are_equal, found_in_a_guest};
+
+/// Returns a base that `scripts/acceptance` has made.
+fn base(name: &str) -> PathBuf {
+    let base = root().join(format!("fixtures/cache/{name}.qcow2"));
+    assert!(base.exists(), "{} is not there: run scripts/acceptance bases", base.display());
+    base
+}
+
+/// rpm's database instead of dpkg's, with one package.
+const RPM: &str = r#"
+[[step]]
+name = "rpm"
+run = """
+cd /tmp
+printf '%s\n' 'Name: kiln-greeting' 'Epoch: 2' 'Version: 1.0' 'Release: 3' 'Summary: x' 'License: MIT' 'BuildArch: noarch' \
+    '%description' 'x' '%files' >greeting.spec
+rpmbuild --quiet -bb --define '_rpmdir /tmp' greeting.spec
+rpm --force-debian --justdb --nodeps -i noarch/kiln-greeting-1.0-3.noarch.rpm
+mv /var/lib/dpkg/status /var/lib/dpkg/status.away
+"""
+"#;
+
+#[test]
+#[ignore = "boots a VM"]
+fn e1_the_list_of_files_on_btrfs_is_what_a_guest_finds_in_the_image() {
+    let bench = Bench::new();
+    bench.builds(&bench.spec("ext4", HARD));
+    let btrfs = bench.builds(&bench.spec_over(&base("debian-12-btrfs"), "btrfs", &format!("{HARD}{RPM}")));
+    assert_lists_are_equal(&btrfs, &found_in_a_guest(&bench, &btrfs));
+    // Of a disk that kiln does not read there are no texts, and the lists say the rest.
+    let diff = bench.kiln(&["diff", "ext4", "btrfs"]);
+    assert!(diff.status.success(), "{}", String::from_utf8_lossy(&diff.stderr));
+    assert!(String::from_utf8_lossy(&diff.stdout).contains("/etc/fstab"));
+    let manifest = manifest(&btrfs);
+    assert_eq!((&manifest["os"]["id"], &manifest["os"]["version"]), (&"debian".into(), &"12".into()));
+    assert_eq!(manifest["package_type"], "rpm");
+    assert_eq!(manifest["packages"].as_array().unwrap().len(), 1, "{}", manifest["packages"]);
+    assert_eq!(manifest["packages"][0]["version"], "2:1.0-3");
+    let bill = fs::read_to_string(btrfs.with_file_name("sbom.cdx.json")).unwrap();
+    assert!(bill.contains("pkg:rpm/debian/kiln-greeting@1.0-3?arch=noarch&distro=debian-12&epoch=2"), "{bill}");
+}
+
+#[test]
+#[ignore = "boots a VM"]
+fn a_guest_without_systemd_is_built_and_tested() {
+    let bench = Bench::new();
+    let base = base("debian-12-sysvinit");
+    let spec = bench.path("sysvinit.toml");
+    let text = format!(
+        "[image]\nname = \"sysvinit\"\nversion = \"1\"\n[base]\nfile = \"{}\"\n[[step]]\nrun = \"[ ! -d /run/systemd/system ]\"\n[[test]]\nrun = \"[ ! -d /run/systemd/system ]\"\n",
+        base.display()
+    );
+    fs::write(&spec, text).unwrap();
+    bench.builds(&spec);
+}
