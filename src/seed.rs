@@ -138,8 +138,9 @@ const WAIT_ONLINE: &str = "systemd-networkd-wait-online.service NetworkManager-w
 /// Starts the agent so that it outlives cloud-init. Scripts of steps need a place that is neither noexec nor on the disk.
 ///
 /// Under systemd the agent gets a unit of its own. Its cgroup is delegated to it, for those of the steps; systemd then does
-/// not stop the unit when the OOM killer ends a process in it (`OOMPolicy=`, systemd.service(5)). It has not the default dependencies, since those would make it wait for
-/// the boot that waits for cloud-init. Units with nothing to do are masked; for the starts that are already queued, the
+/// not stop the unit when the OOM killer ends a process in it (`OOMPolicy=`, systemd.service(5)). Only the controller of
+/// memory is delegated, which systemd uses anyway: others would be turned on for every unit of the guest. The unit does
+/// not have the default dependencies, since those would make it wait for the boot that waits for cloud-init. Units with nothing to do are masked; for the starts that are already queued, the
 /// mask comes too late and a stop takes their place. Both is cheaper than the reload that would make the mask known,
 /// which runs every generator again.
 fn start(options: Options) -> String {
@@ -157,7 +158,7 @@ if [ -d /run/systemd/system ]; then
     set -- $idle
     [ $# = 0 ] || systemctl --no-block stop \"$@\"
     systemd-run --quiet --no-block --collect --unit=kiln-agent --property=DefaultDependencies=no \\
-        --property=IgnoreOnIsolate=yes --property=KillMode=process --property=Delegate=yes $agent
+        --property=IgnoreOnIsolate=yes --property=KillMode=process --property=Delegate=memory $agent
 else
     setsid $agent </dev/null >/dev/console 2>&1 &
 fi
