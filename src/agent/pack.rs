@@ -50,6 +50,11 @@ pub trait Packing {
     fn leaves_out(&self, _name: &OsStr) -> bool {
         false
     }
+    /// Returns whether sockets and devices get an entry. Otherwise sockets are left out, as they mean nothing without their
+    /// process, and devices are refused.
+    fn names_special_files(&self) -> bool {
+        false
+    }
     /// Changes an entry before it is sent.
     fn adjust(&self, _entry: &mut Entry) {}
     /// Takes note of an entry as it is sent.
@@ -59,15 +64,19 @@ pub trait Packing {
     fn note_block(&mut self, _offset: u64, _block: &[u8]) {}
 }
 
-/// Sends a tree as it is.
-pub struct Unchanged;
+/// Sends what the host fetches: a tree as it is.
+pub struct FetchedFiles;
 
-impl Packing for Unchanged {}
+impl Packing for FetchedFiles {
+    fn names_special_files(&self) -> bool {
+        true
+    }
+}
 
 /// Packs a file or folder, which may itself be named through a symbolic link; links within are kept as links.
 ///
 /// # Errors
-/// When something cannot be read or sent. Sockets are left out, as they mean nothing without their process.
+/// When something cannot be read or sent.
 pub fn pack<W: Write>(root: &Path, encoder: Encoder<W>, packing: &mut dyn Packing) -> Result<Totals, PackError> {
     let root = fs::canonicalize(root).map_err(|error| PackError::Read(root.to_owned(), error))?;
     let mut walk = Walk { path: root.clone(), root, encoder, packing, links: HashMap::new(), buffer: Vec::new() };
@@ -123,6 +132,8 @@ impl<W: Write> Walk<'_, W> {
             Kind::Symlink { target: target.into_os_string().into_encoded_bytes() }
         } else if kind.is_fifo() {
             Kind::Fifo {}
+        } else if self.packing.names_special_files() {
+            if kind.is_socket() { Kind::Socket {} } else { Kind::Device {} }
         } else if kind.is_socket() {
             return Ok(None);
         } else {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::accounts::Accounts;
 use super::leftovers::Leftovers;
 use super::link::{Event, Incoming, Lane, Link, Outgoing};
-use super::pack::{PackError, Unchanged, pack};
+use super::pack::{FetchedFiles, PackError, pack};
 use super::{Refusal, device, exec, facts, list, mounts, sys, unpack};
 use crate::wire::code::{Code, Fields, Malformed};
 use crate::wire::message::Origin;
@@ -276,7 +276,7 @@ fn fetch(lane: &Lane, path: &[u8]) -> Result<Totals, Refusal> {
     let out = BufWriter::with_capacity(MAX_DATA, Outgoing(lane));
     let encoder = Encoder::new(out, Layout::Packed, head).map_err(|error| Refusal::io("the port", &error))?;
     let root = Path::new(std::ffi::OsStr::from_bytes(path));
-    pack(root, encoder, &mut Unchanged).map_err(|error| match error {
+    pack(root, encoder, &mut FetchedFiles).map_err(|error| match error {
         PackError::Read(path, error) => Refusal::io(path.display(), &error),
         PackError::Write(error) => Refusal::io("the port", &error),
         other => Refusal::new(Class::System {}, other.to_string()),

@@ -90,6 +90,7 @@ impl Place {
             Kind::Symlink { target } => self.replace(&path, |path| symlink(OsStr::from_bytes(target), path), entry),
             Kind::Fifo {} => self.replace(&path, |path| sys::make_fifo(path, 0o600), entry),
             Kind::Hardlink { target } => link(&self.at(target), &path, &entry.kind),
+            Kind::Socket {} | Kind::Device {} => Err(io::ErrorKind::Unsupported.into()),
         };
         done.map_err(|error| explain(&path, &entry.kind, &error))
     }
@@ -320,6 +321,8 @@ fn name(kind: &Kind) -> &'static str {
         Kind::Dir {} | Kind::Leave {} => "a folder",
         Kind::Symlink { .. } => "a symbolic link",
         Kind::Fifo {} => "a named pipe",
+        Kind::Socket {} => "a socket",
+        Kind::Device {} => "a device",
     }
 }
 

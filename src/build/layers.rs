@@ -19,9 +19,9 @@ use tokio::task::spawn_blocking;
 use crate::disk::qcow2::create_overlay;
 use crate::error::Failure;
 use crate::event::{Events, Level};
-use crate::guest::GuestError;
+use crate::guest::{FetchedTree, GuestError};
 use crate::layer::evict::evict;
-use crate::layer::{Cache, Claim, CoveredStep, Draft, Made, Name, Recorded, Stack, Unusable};
+use crate::layer::{Cache, Claim, CoveredStep, Draft, FetchedStream, Made, Name, Recorded, Stack, Unusable};
 use crate::machine::MachineError;
 use crate::machine::argv::{OVERLAY, UEFI_VARS};
 use crate::machine::checkpoint::fingerprint;
@@ -34,6 +34,7 @@ use crate::spec::{Action, DiskFormat};
 use super::Build;
 use super::boot::Guest;
 use super::provision::Done;
+use super::secret_scan::{SearchedSecrets, SecretLeak};
 
 mod resume;
 mod room;
@@ -70,19 +71,17 @@ enum LayerKind {
 /// A step that is done, with what it has fetched.
 struct FinishedStep {
     covered: CoveredStep,
-    /// Where each of the fetched files lies now.
-    files: Vec<PathBuf>,
+    /// The tree that it fetched, as the guest sent it.
+    stream: Option<PathBuf>,
 }
 
 impl FinishedStep {
-    fn new(key: Key, done: &Done, folder: &Path) -> Self {
-        let fetched = done.fetched.clone();
-        let files = fetched.iter().map(|file| folder.join(file)).collect();
-        Self { covered: CoveredStep { key: key.to_string(), during: done.during, fetched }, files }
+    fn new(key: Key, done: &Done, stream: Option<PathBuf>) -> Self {
+        Self { covered: CoveredStep { key: key.to_string(), during: done.during }, stream }
     }
 
-    fn fetched(&self) -> impl Iterator<Item = (PathBuf, PathBuf)> {
-        self.files.iter().cloned().zip(self.covered.fetched.iter().cloned())
+    fn fetched(&self) -> Option<FetchedStream> {
+        Some(FetchedStream { step: self.covered.key.clone(), stream: self.stream.clone()? })
     }
 }
 
@@ -144,6 +143,11 @@ impl<'a> Layers<'a> {
         std::iter::once(plan.base_key).chain(cached).collect()
     }
 
+    /// Returns whether layers are kept.
+    pub(crate) fn keeps(&self) -> bool {
+        self.cache.is_some()
+    }
+
     /// The cache, for what else may be kept there.
     pub(crate) fn cache(&self) -> Option<Cache> {
         self.cache.clone()
@@ -181,9 +185,9 @@ impl<'a> Layers<'a> {
             Some(stack) => Self::keys(self.plan).into_iter().find(|key| key.to_string() == stack.top().facts.name.key),
         };
         let Some(key) = key else { return Ok(()) };
-        let boot = Done { took, cached: false, during: None, fetched: Vec::new() };
+        let boot = Done { took, cached: false, during: None, fetched: FetchedTree::default() };
         self.since_layer = took;
-        let kept = self.keep(build, guest, LayerKind::Memory, FinishedStep::new(key, &boot, Path::new(""))).await;
+        let kept = self.keep(build, guest, LayerKind::Memory, FinishedStep::new(key, &boot, None)).await;
         self.claim = None;
         kept
     }
@@ -195,7 +199,7 @@ impl<'a> Layers<'a> {
         guest: &mut Guest,
         index: usize,
         done: &Done,
-        fetched: &Path,
+        fetched: Option<PathBuf>,
     ) -> Result<(), Failure> {
         self.since_layer += done.took;
         self.spent += done.took;
@@ -206,6 +210,11 @@ impl<'a> Layers<'a> {
             return Ok(());
         };
         let action = &self.plan.steps[index].step.action;
+        if fetches(action) && fetched.is_none() {
+            // A later build could not fetch it again.
+            self.cache = None;
+            return Ok(());
+        }
         self.memory &= !reads_secret(action);
         let step = FinishedStep::new(key, done, fetched);
         let is_near_the_end = index + 3 >= keys.len();
@@ -308,7 +317,7 @@ impl<'a> Layers<'a> {
     /// Describes the layer of a step and of those before it that have none. From here on it is what the next one lies on.
     fn describe(&mut self, step: FinishedStep, memory: Option<Recorded>) -> Made {
         let before = std::mem::take(&mut self.uncovered);
-        let fetched = before.iter().chain([&step]).flat_map(FinishedStep::fetched).collect();
+        let fetched = before.iter().chain([&step]).filter_map(FinishedStep::fetched).collect();
         let covers = before.into_iter().map(|step| step.covered).collect();
         let CoveredStep { key, during, .. } = step.covered;
         let name = Name::fresh(key);
@@ -322,10 +331,12 @@ impl<'a> Layers<'a> {
         // Who waits for the boot may look when it is there.
         let claim = self.claim.take();
         let searched = build.secrets.searched().cloned();
+        let streams = made.fetched.iter().map(|fetched| fetched.stream.clone());
+        let files: Vec<PathBuf> = std::iter::once(draft.disk()).chain(streams).collect();
         // A thread of its own, since one that has stepped back never comes forward again.
         self.commits.push(thread::spawn(move || {
             process::step_back();
-            let leak = searched.map(|searched| searched.scan_file(&draft.disk())).transpose()?.flatten();
+            let leak = searched.map(|searched| find_leak(&searched, &files)).transpose()?.flatten();
             let committed = leak.map_or(Ok(()), |leak| Err(io::Error::other(leak))).and_then(|()| draft.commit(made));
             drop(claim);
             committed
@@ -398,23 +409,30 @@ impl<'a> Layers<'a> {
         }
     }
 
-    /// Brings what a cached step has fetched.
-    pub(crate) fn fetched(&self, index: usize, to: &Path) -> io::Result<Vec<PathBuf>> {
+    /// Returns the tree that a cached step has fetched, as the guest sent it.
+    pub(crate) fn fetched(&self, index: usize) -> Option<PathBuf> {
         let key = self.plan.steps[index].key.to_string();
-        let found = self.stack.iter().flat_map(Stack::layers).find_map(|layer| Some((layer, layer.fetched_by(&key)?)));
-        let Some((layer, files)) = found else { return Ok(Vec::new()) };
-        for file in &files {
-            let target = to.join(file);
-            std::fs::create_dir_all(target.parent().unwrap_or(to))?;
-            std::fs::copy(layer.fetched(file), target)?;
-        }
-        Ok(files)
+        self.stack.iter().flat_map(Stack::layers).find_map(|layer| layer.fetched_by(&key))
     }
+}
+
+fn fetches(action: &Action) -> bool {
+    matches!(action, Action::Fetch { .. })
 }
 
 /// Says of a layer that is there why it is not used.
 pub(super) fn unusable(events: &Events) -> impl FnMut(Unusable) {
     |why| events.notice(Level::Warning, format!("cache: a layer is not used: {why}"))
+}
+
+/// Searches the files of a layer for secrets.
+fn find_leak(searched: &SearchedSecrets, files: &[PathBuf]) -> io::Result<Option<SecretLeak>> {
+    for file in files {
+        if let Some(leak) = searched.scan_file(file)? {
+            return Ok(Some(leak));
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(test)]

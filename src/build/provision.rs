@@ -8,7 +8,11 @@ use tokio::task::spawn_blocking;
 use crate::digest::hex;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Channel, Event, Level, Stage};
-use crate::guest::{Exec, Exit, GuestError, PackedTree, Source, Staged, What, stage};
+use crate::guest::receive::receive;
+use crate::guest::{
+    Exec, Exit, FetchLimits, FetchOutcome, FetchRequest, FetchedTree, GuestError, PackedTree, Source, Staged, What,
+    stage,
+};
 use crate::layer::Span;
 use crate::machine::Fate;
 use crate::plan::{InputDigest, PlannedStep, with_grace};
@@ -41,8 +45,8 @@ pub struct Done {
     pub cached: bool,
     /// When it began and ended, by the guest's clock: what was written meanwhile is the step's.
     pub during: Option<Span>,
-    /// Files brought back, relative to the version's folder.
-    pub fetched: Vec<PathBuf>,
+    /// What was brought back, by paths in the version's folder.
+    pub fetched: FetchedTree,
 }
 
 /// A step failed.
@@ -165,10 +169,16 @@ pub(crate) async fn provision(
     fetched: &Path,
 ) -> Result<Vec<Done>, Failure> {
     let cached = done.len();
+    let mut limits = FetchLimits::new(FETCH_LIMIT);
     for (index, planned) in build.plan.steps.iter().enumerate().take(cached) {
         let (name, verb) = (planned.step.name.clone(), verb(&planned.step.action));
         build.events.emit(&Event::StepCached { index, name, verb });
-        done[index].fetched = layers.fetched(index, fetched).map_err(ScratchError::at("a fetched file", fetched))?;
+        if let (Action::Fetch { from, to }, Some(stream)) = (&planned.step.action, layers.fetched(index)) {
+            let request = FetchRequest { from: from.clone(), root: fetched.to_owned(), to: to.clone(), limits };
+            done[index].fetched = fetch_again(build, stream, request).await?;
+            limits = limits.besides(&done[index].fetched);
+            warn_of_left_out(build, index, &done[index].fetched);
+        }
     }
     for (index, planned) in build.plan.steps.iter().enumerate().skip(cached) {
         let step = &planned.step;
@@ -178,7 +188,10 @@ pub(crate) async fn provision(
         build.limits.pause(TICK).await?;
         let start = guest.clock(build.site()).await;
         let began = Instant::now();
-        let mut running = Running { build, guest, index, planned, lines: Lines::new(build.secrets.mask()), fetched };
+        let stream = build.work.join(format!("fetched-{}.tree", index + 1));
+        let fetching = Fetching { folder: fetched, limits, keep: layers.keeps().then(|| stream.clone()) };
+        let lines = Lines::new(build.secrets.mask());
+        let mut running = Running { build, guest, index, planned, lines, fetching };
         let result = running.run().await;
         let took = began.elapsed();
         build.events.emit(&Event::StepFinished { index, ok: result.is_ok(), seconds: took.as_secs_f64() });
@@ -191,13 +204,38 @@ pub(crate) async fn provision(
         let end = guest.clock(build.site()).await;
         // A file's time may be a tick behind.
         let during = start.zip(end).map(|(start, end)| Span { start: start - TICK.as_secs_f64(), end });
+        limits = limits.besides(&brought);
+        warn_of_left_out(build, index, &brought);
         let step = Done { took, cached: false, during, fetched: brought };
-        let kept = layers.after_step(build, guest, index, &step, fetched).await;
+        let kept = layers.after_step(build, guest, index, &step, stream.exists().then_some(stream)).await;
         let during = format!("the checkpoint after step {}", index + 1);
         kept.map_err(|failure| aftermath::blame_earlier(build, &guest.suspects, &during, failure))?;
         done.push(step);
     }
     Ok(done)
+}
+
+/// Writes what a cached step has fetched, as when it came from the guest.
+async fn fetch_again(build: &Build<'_>, stream: PathBuf, request: FetchRequest) -> Result<FetchedTree, Failure> {
+    let receiving = spawn_blocking(move || {
+        let file = std::fs::File::open(&stream).map_err(ScratchError::at("a fetched tree", &stream))?;
+        Ok::<_, Failure>(receive(std::io::BufReader::with_capacity(1 << 20, file), &request)?.0)
+    });
+    build.limits.hold(async { receiving.await.expect("receiving does not panic") }).await
+}
+
+fn warn_of_left_out(build: &Build<'_>, index: usize, tree: &FetchedTree) {
+    let named = tree.left_out.len() as u64;
+    let step = index + 1;
+    for what in &tree.left_out {
+        build.events.notice(Level::Warning, format!("step {step}: not fetched: {what}"));
+    }
+    if tree.left_out_count > named {
+        let more = tree.left_out_count - named;
+        build
+            .events
+            .notice(Level::Warning, format!("step {step}: not fetched: {more} more links, pipes, sockets and devices"));
+    }
 }
 
 /// The name of a step's verb.
@@ -221,17 +259,25 @@ pub(crate) fn argv(command: &Command) -> Vec<String> {
     }
 }
 
+/// Where a fetched tree goes.
+struct Fetching<'a> {
+    folder: &'a Path,
+    limits: FetchLimits,
+    /// Where the stream is kept for the step cache.
+    keep: Option<PathBuf>,
+}
+
 struct Running<'a, 'b> {
     build: &'a Build<'b>,
     guest: &'a mut Guest,
     index: usize,
     planned: &'a PlannedStep,
     lines: Lines,
-    fetched: &'a Path,
+    fetching: Fetching<'a>,
 }
 
 impl Running<'_, '_> {
-    async fn run(&mut self) -> Result<Vec<PathBuf>, Failure> {
+    async fn run(&mut self) -> Result<FetchedTree, Failure> {
         let done = match &self.planned.step.action {
             Action::Run { command, context } => self.command(argv(command), context).await,
             Action::Script { file, args, context } => self.script(file, args, context).await,
@@ -247,7 +293,7 @@ impl Running<'_, '_> {
                 self.blame(rebooted)
             }
         };
-        done.map(|()| Vec::new())
+        done.map(|()| FetchedTree::default())
     }
 
     fn failed(&self, how: How) -> Failure {
@@ -393,24 +439,29 @@ impl Running<'_, '_> {
         self.build.limits.hold(async { staging.await.expect("staging does not panic") }).await
     }
 
-    async fn fetch(&mut self, from: &str, to: &Path) -> Result<Vec<PathBuf>, Failure> {
+    async fn fetch(&mut self, from: &str, to: &Path) -> Result<FetchedTree, Failure> {
         let timeout = self.planned.step.timeout;
         let events = &self.build.events;
         let mut progress = |done| events.emit(&Event::Progress { stage: Stage::Provision, done, total: 0 });
-        let target = self.fetched.join(to);
-        let work = self.guest.session.fetch(from, &target, FETCH_LIMIT, &mut progress);
+        let Fetching { folder, limits, keep } = &self.fetching;
+        let request =
+            FetchRequest { from: from.to_owned(), root: folder.to_path_buf(), to: to.to_owned(), limits: *limits };
+        let work = self.guest.session.fetch(request, keep.clone(), &mut progress);
         let late = || GuestError::Overdue(timeout).into();
-        let files = self.build.limits.hold_guest(&self.guest.machine, timeout, late, work).await;
-        let files = self.blame(files)?;
+        let outcome = self.build.limits.hold_guest(&self.guest.machine, timeout, late, work).await;
+        let FetchOutcome { tree, unkept } = self.blame(outcome)?;
+        if let Some(error) = unkept {
+            events.notice(Level::Warning, format!("nothing more is kept in the cache: a fetched tree: {error}"));
+        }
         let searched = self.search_fetched(to).await;
         self.blame(searched)?;
-        Ok(files.iter().map(|file| file.strip_prefix(self.fetched).unwrap_or(file).to_owned()).collect())
+        Ok(tree)
     }
 
     /// Searches what was fetched, and is going to be published and kept in the cache, for secrets.
     async fn search_fetched(&self, to: &Path) -> Result<(), Failure> {
         let Some(searched) = self.build.secrets.searched().cloned() else { return Ok(()) };
-        let folder = self.fetched.to_owned();
+        let folder = self.fetching.folder.to_owned();
         let to = to.to_owned();
         let search = spawn_blocking(move || {
             let leaks = searched.scan_folder(&folder, &|path| !path.starts_with(&to));

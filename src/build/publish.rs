@@ -93,8 +93,9 @@ async fn search_for_secrets(build: &Build<'_>, manifest: Manifest, staging: &Pat
 
 fn manifest(build: &Build<'_>, record: Record, disk_sha256: String, contents: Contents) -> Manifest {
     let (plan, spec) = (build.plan, &build.plan.spec);
-    let fetched = record.steps.iter().flat_map(|done| &done.fetched);
-    let fetched = fetched.map(|file| manifest::Fetched::staged(file.to_string_lossy())).collect();
+    let trees = || record.steps.iter().map(|done| &done.fetched);
+    let fetched = trees().flat_map(|tree| &tree.files).map(manifest::Fetched::staged).collect();
+    let fetched_links = trees().flat_map(|tree| tree.links.clone()).collect();
     Manifest {
         schema: manifest::SCHEMA,
         sequence: 0,
@@ -124,6 +125,7 @@ fn manifest(build: &Build<'_>, record: Record, disk_sha256: String, contents: Co
         packages: contents.packages,
         tests: record.tests,
         fetched,
+        fetched_links,
         started: build.started,
         finished: Timestamp::now(),
         source_date_epoch: plan.source_date_epoch,

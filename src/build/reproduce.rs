@@ -129,7 +129,7 @@ async fn once(plan: &Plan, around: &Surroundings, limits: Limits) -> Result<Buil
         let fetched = build.work.join("fetched");
         let (guest, steps) = build.provisioned(&mut layers, &fetched, around).await?;
         let SealedDisk { disk, evidence } = build.sealed(guest, &steps, &layers).await?;
-        let files: Vec<PathBuf> = steps.iter().flat_map(|done| done.fetched.clone()).collect();
+        let files: Vec<PathBuf> = steps.iter().flat_map(|done| done.fetched.paths()).map(PathBuf::from).collect();
         let reading = spawn_blocking(move || {
             let failed = |source| ScratchError::at("the fetched files", &fetched)(source);
             let fetched = digest_fetched(&fetched, files).map_err(failed)?;

@@ -69,6 +69,7 @@ fn seconds(time: Time) -> f64 {
 mod tests {
     use super::*;
     use crate::disk::entry::FileKind;
+    use crate::guest::FetchedTree;
     use std::time::Duration;
 
     fn file(path: &str, changed: i64) -> Entry {
@@ -92,7 +93,7 @@ mod tests {
 
     fn step(start: f64, end: f64) -> Done {
         let during = Some(Span { start, end });
-        Done { took: Duration::ZERO, cached: false, during, fetched: Vec::new() }
+        Done { took: Duration::ZERO, cached: false, during, fetched: FetchedTree::default() }
     }
 
     #[test]

@@ -69,6 +69,14 @@ pub enum GuestError {
     /// What the guest sent as files may not be written here.
     #[error("the guest sent a tree that is refused: {0}")]
     Hostile(String),
+    /// What the guest sent cannot be kept in the store.
+    #[error("`{path}` cannot be kept beside the image: {why}")]
+    Unkept {
+        /// Which file or folder.
+        path: String,
+        /// Why.
+        why: String,
+    },
     /// What the guest sent is larger than allowed.
     #[error("the guest sent more than {0}")]
     Beyond(String),
@@ -92,9 +100,12 @@ impl Fault for GuestError {
             | Self::SecondAgent
             | Self::Stalled(_)
             | Self::Silent(_) => Kind::Boot,
-            Self::Restarted | Self::Overdue(_) | Self::Refused { .. } | Self::Hostile(_) | Self::Beyond(_) => {
-                Kind::Step
-            }
+            Self::Restarted
+            | Self::Overdue(_)
+            | Self::Refused { .. }
+            | Self::Unkept { .. }
+            | Self::Hostile(_)
+            | Self::Beyond(_) => Kind::Step,
             Self::TooLarge { .. } => Kind::Spec,
             Self::Changed(_) | Self::Input(_) => Kind::Base,
             Self::Write { .. } => Kind::Output,
@@ -108,6 +119,7 @@ impl Fault for GuestError {
             Self::SecondAgent => "the agent's port is kiln's alone: no step may open it, or kill the agent",
             Self::Restarted => "a step that reboots the guest must say `reboot = true`",
             Self::Changed(_) => "build again when nothing writes to it any more",
+            Self::Beyond(_) | Self::Unkept { .. } => "fetch less, or pack it into one file in an earlier step",
             Self::TooLarge { .. } => "copy large text as a file and run that",
             Self::Stalled(_) | Self::Silent(_) => "see console.log for a crash or a hang of the guest's kernel",
             _ => return Vec::new(),

@@ -29,10 +29,11 @@ pub use checkout::CheckoutModes;
 pub use error::GuestError;
 pub use exec::{Exec, Exit};
 pub use greeting::Hello;
+pub use receive::{FetchLimits, FetchRequest, FetchedTree};
 pub use session::{Farewell, Limits, Session};
 pub use shell::{Line, Typed};
 pub use stage::{PackedTree, Source, Staged, What, stage};
-pub use transfer::DiskReport;
+pub use transfer::{DiskReport, FetchOutcome};
 
 /// The agent as an executable for the guest: static, x86-64 Linux.
 pub static AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kiln-agent"));

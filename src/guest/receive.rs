@@ -3,6 +3,7 @@
 //! No path is ever resolved by the kernel: each component is opened on its own, without following links. A link is only
 //! made where it cannot lead out of the tree.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufRead};
@@ -10,35 +11,95 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use nix::fcntl::{AtFlags, OFlag, open, openat};
-use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, fstatat, mkdirat};
+use nix::sys::stat::{
+    FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstatat, futimens, mkdirat, utimensat,
+};
+use nix::sys::time::TimeSpec;
 use nix::unistd::{linkat, symlinkat};
 
 use super::GuestError;
 use super::error::printable;
+use crate::wire::tree::limits::{folders_above, inner_target};
 use crate::wire::tree::{Decoder, Entry, Item, Kind, Totals};
 
-/// How many entries a tree may have.
-const MAX_ENTRIES: u64 = 1_000_000;
-/// How many bytes the paths of all files may have together. The manifest, the sums and the verification hold each of them
-/// at once, a dozen times in all: no guest is to take more than 64 MiB of the host's memory.
-const MAX_PATHS: usize = 3 << 20;
+/// How many files, folders and links an image may have fetched in all: what a version in the store may hold, less what kiln
+/// itself puts there.
+pub const MOST_ENTRIES: u64 = 99_000;
+/// How many bytes their names may have together. The manifest, the sums and the verification hold each of them at once, a
+/// dozen times in all: no guest is to take more than 64 MiB of the host's memory.
+pub const MOST_NAMES: usize = 3 << 20;
+/// How many entries that were left out are named.
+const MOST_NAMED: usize = 20;
 
-/// What was written.
-#[derive(Debug)]
-pub struct Received {
-    /// The regular files.
-    pub files: Vec<PathBuf>,
-    /// As counted here.
-    pub totals: Totals,
+/// What is left of the room that an image has for fetched files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FetchLimits {
+    /// Bytes of this tree, holes included.
+    pub bytes: u64,
+    /// Files, folders and links.
+    pub entries: u64,
+    /// Bytes of their names, which begin with that of the tree.
+    pub names: usize,
 }
 
-/// Reads the tree to its end and writes it at `into`. Nothing may follow the end.
-pub fn receive(input: impl BufRead, into: &Path, limit: u64) -> Result<Received, GuestError> {
+impl FetchLimits {
+    /// Returns all the room of an image, with this limit for the bytes of each tree.
+    #[must_use]
+    pub fn new(bytes: u64) -> Self {
+        Self { bytes, entries: MOST_ENTRIES, names: MOST_NAMES }
+    }
+
+    /// Returns what is left besides this tree.
+    #[must_use]
+    pub fn besides(self, tree: &FetchedTree) -> Self {
+        let entries = self.entries.saturating_sub(tree.entries);
+        Self { bytes: self.bytes, entries, names: self.names.saturating_sub(tree.names) }
+    }
+}
+
+/// What to fetch, and where to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FetchRequest {
+    /// Absolute path in the guest.
+    pub from: String,
+    /// A folder on this host.
+    pub root: PathBuf,
+    /// Where it goes in that folder: nothing may be there. Folders above it are made.
+    pub to: PathBuf,
+    /// How much may come.
+    pub limits: FetchLimits,
+}
+
+/// What a fetch wrote, by paths in [`FetchRequest::root`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FetchedTree {
+    /// The regular files.
+    pub files: Vec<String>,
+    /// The symbolic links, all of which lead to something in the tree, and their targets.
+    pub links: BTreeMap<String, String>,
+    /// What was left out, a sentence each; the first few.
+    pub left_out: Vec<String>,
+    /// How many were left out.
+    pub left_out_count: u64,
+    entries: u64,
+    names: usize,
+}
+
+impl FetchedTree {
+    /// Returns the paths of files and links.
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        self.files.iter().chain(self.links.keys()).map(String::as_str)
+    }
+}
+
+/// Reads the tree to its end and writes it. Nothing may follow the end. A fetch and its repetition from the step cache
+/// both come through here, so they give the same tree.
+pub fn receive(input: impl BufRead, request: &FetchRequest) -> Result<(FetchedTree, Totals), GuestError> {
     let (mut decoder, _) = Decoder::new(input).map_err(|error| broken(&error))?;
-    let mut target = Target::new(into, limit)?;
+    let mut target = Target::new(request)?;
     loop {
         match decoder.next_item().map_err(|error| broken(&error))? {
             Item::Entry(entry) => target.enter(&entry)?,
@@ -54,21 +115,20 @@ pub fn receive(input: impl BufRead, into: &Path, limit: u64) -> Result<Received,
             },
             Item::End(totals) => {
                 target.close_file()?;
-                return Ok(Received { files: target.files, totals });
+                return Ok((target.tree, totals));
             }
         }
     }
 }
 
-struct Target {
+struct Target<'a> {
+    request: &'a FetchRequest,
     into: PathBuf,
     above: OwnedFd,
     name: Vec<u8>,
     left: u64,
-    limit: u64,
-    entries: u64,
-    paths: usize,
-    files: Vec<PathBuf>,
+    records: u64,
+    tree: FetchedTree,
     open: Option<Open>,
     /// The folder used last, by its path in the tree: entries of one folder come together.
     recent: Option<(Vec<u8>, OwnedFd)>,
@@ -81,50 +141,61 @@ struct Open {
     path: PathBuf,
 }
 
-impl Target {
-    fn new(into: &Path, limit: u64) -> Result<Self, GuestError> {
-        let failed = |source: io::Error| GuestError::Write { path: into.to_owned(), source };
+impl<'a> Target<'a> {
+    fn new(request: &'a FetchRequest) -> Result<Self, GuestError> {
+        let into = request.root.join(&request.to);
+        let failed = |source: io::Error| GuestError::Write { path: into.clone(), source };
         let parent = into.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         fs::create_dir_all(parent).map_err(failed)?;
         let above =
             open(parent, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).map_err(|no| failed(no.into()))?;
-        let name = into.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
-        Ok(Self {
-            into: into.to_owned(),
-            above,
-            name: name.as_bytes().to_vec(),
-            left: limit,
-            limit,
-            entries: 0,
-            paths: 0,
-            files: Vec::new(),
-            open: None,
-            recent: None,
-        })
+        let name = into.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?.as_bytes().to_vec();
+        let (left, tree) = (request.limits.bytes, FetchedTree::default());
+        Ok(Self { request, into, above, name, left, records: 0, tree, open: None, recent: None })
     }
 
     fn enter(&mut self, entry: &Entry) -> Result<(), GuestError> {
         self.close_file()?;
-        self.entries += 1;
-        if self.entries > 2 * MAX_ENTRIES {
-            return Err(GuestError::Beyond(format!("{MAX_ENTRIES} entries")));
+        self.records += 1;
+        // A folder has two records.
+        if self.records > 2 * MOST_ENTRIES {
+            return Err(too_many());
         }
-        if self.entries == 1 && !entry.path.is_empty() {
+        if self.records == 1 && !entry.path.is_empty() {
             return Err(hostile(entry, "a tree without a root"));
         }
         match &entry.kind {
             Kind::File { size } => self.create(entry, *size),
             Kind::Dir {} => self.make_folder(entry),
-            Kind::Leave {} => Ok(()),
+            Kind::Leave {} => self.leave_folder(entry),
             Kind::Symlink { target } => self.symlink(entry, target),
             Kind::Hardlink { target } => self.hardlink(entry, target),
-            Kind::Fifo {} => Err(hostile(entry, "a named pipe")),
+            Kind::Fifo {} => self.leave_out(entry, "a named pipe"),
+            Kind::Socket {} => self.leave_out(entry, "a socket"),
+            Kind::Device {} => self.leave_out(entry, "a device"),
         }
     }
 
+    /// Takes note of what is neither a file nor a folder and cannot be kept. There is nothing else to fetch if it is all.
+    fn leave_out(&mut self, entry: &Entry, what: &str) -> Result<(), GuestError> {
+        if entry.path.is_empty() {
+            let path = printable(&self.request.from);
+            return Err(GuestError::Unkept { path, why: format!("it is {what}") });
+        }
+        self.tree.left_out_count += 1;
+        if self.tree.left_out.len() < MOST_NAMED {
+            let path = String::from_utf8_lossy(&entry.path);
+            self.tree.left_out.push(printable(&format!("{path}: {what}")));
+        }
+        Ok(())
+    }
+
     fn create(&mut self, entry: &Entry, size: u64) -> Result<(), GuestError> {
-        self.left = self.left.checked_sub(size).ok_or_else(|| GuestError::Beyond(format!("{} bytes", self.limit)))?;
-        let path = self.remember(entry)?;
+        let beyond = || GuestError::Beyond(format!("{} bytes", self.request.limits.bytes));
+        self.left = self.left.checked_sub(size).ok_or_else(beyond)?;
+        let path = self.shown(&entry.path);
+        let name = self.count(entry)?;
+        self.tree.files.push(name);
         let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let made = self.at(&entry.path, |folder, name| openat(folder, name, flags, Mode::S_IRUSR | Mode::S_IWUSR));
         let fd = made.map_err(|no| refused(&path, no))?;
@@ -135,6 +206,7 @@ impl Target {
     }
 
     fn make_folder(&mut self, entry: &Entry) -> Result<(), GuestError> {
+        self.count(entry)?;
         let bits = Mode::from_bits_truncate(0o755);
         let made = self.at(&entry.path, |folder, name| {
             mkdirat(folder, name, bits)?;
@@ -144,20 +216,45 @@ impl Target {
         made.map_err(|no| refused(&self.shown(&entry.path), no))
     }
 
-    /// Only leading `..` that stay within real folders, then names: however such links are chained, none leads out.
-    fn symlink(&mut self, entry: &Entry, target: &[u8]) -> Result<(), GuestError> {
-        let depth = entry.path.split(|byte| *byte == b'/').count() - 1;
-        let mut parts = target.split(|byte| *byte == b'/').skip_while(|part| *part == b"..");
-        let ups = target.split(|byte| *byte == b'/').take_while(|part| *part == b"..").count();
-        if entry.path.is_empty() || ups > depth || parts.any(|part| matches!(part, b"" | b"." | b"..")) {
-            return Err(hostile(entry, "a symbolic link that leads elsewhere"));
-        }
-        let made = self.at(&entry.path, |folder, name| symlinkat(OsStr::from_bytes(target), folder, name));
+    /// Sets the time of a folder, whose content is there by now.
+    fn leave_folder(&mut self, entry: &Entry) -> Result<(), GuestError> {
+        let made = self.at(&entry.path, |folder, name| set_time(folder, name, entry.mtime));
         made.map_err(|no| refused(&self.shown(&entry.path), no))
     }
 
+    fn symlink(&mut self, entry: &Entry, target: &[u8]) -> Result<(), GuestError> {
+        if entry.path.is_empty() {
+            return Err(hostile(entry, "a link, which an agent would have followed"));
+        }
+        let text = String::from_utf8_lossy(target);
+        let kept = inner_target(&entry.path, &self.relative(&entry.path, target)).map(String::from_utf8);
+        let Some(Ok(kept)) = kept else {
+            return self.leave_out(entry, &format!("a link to {text}, which leads out of what is fetched"));
+        };
+        let name = self.count(entry)?;
+        let made = self.at(&entry.path, |folder, name| {
+            symlinkat(kept.as_str(), folder, name)?;
+            set_time(folder, name, entry.mtime)
+        });
+        made.map_err(|no| refused(&self.shown(&entry.path), no))?;
+        self.tree.links.insert(name, kept);
+        Ok(())
+    }
+
+    /// Returns a link's target, from the link's folder where it is an absolute path of something that is fetched as well.
+    fn relative(&self, path: &[u8], target: &[u8]) -> Vec<u8> {
+        let root = self.request.from.trim_end_matches('/').as_bytes();
+        let depth = folders_above(path);
+        match target.strip_prefix(root).and_then(|rest| rest.strip_prefix(b"/")) {
+            Some(rest) => [b"../".repeat(depth).as_slice(), rest].concat(),
+            None => target.to_vec(),
+        }
+    }
+
     fn hardlink(&mut self, entry: &Entry, target: &[u8]) -> Result<(), GuestError> {
-        let path = self.remember(entry)?;
+        let path = self.shown(&entry.path);
+        let name = self.count(entry)?;
+        self.tree.files.push(name);
         // Another name for a symbolic link could stand where it does lead out.
         let is_file = |folder: &OwnedFd, name: &OsStr| {
             let stat = fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
@@ -179,19 +276,31 @@ impl Target {
 
     fn close_file(&mut self) -> Result<(), GuestError> {
         let Some(Open { file, size, mtime, path }) = self.open.take() else { return Ok(()) };
-        let since = Duration::from_nanos(u64::try_from(mtime).unwrap_or_default());
-        let finish = || file.set_len(size).and_then(|()| file.set_modified(SystemTime::UNIX_EPOCH + since));
+        let finish = || {
+            file.set_len(size)?;
+            futimens(&file, &TimeSpec::UTIME_OMIT, &time_of(mtime)).map_err(io::Error::from)
+        };
         finish().map_err(|source| GuestError::Write { path, source })
     }
 
-    fn remember(&mut self, entry: &Entry) -> Result<PathBuf, GuestError> {
-        let path = self.shown(&entry.path);
-        self.paths += path.as_os_str().len();
-        if self.files.len() as u64 >= MAX_ENTRIES || self.paths > MAX_PATHS {
-            return Err(GuestError::Beyond(format!("{MAX_ENTRIES} files, or {MAX_PATHS} bytes of their names")));
+    /// Counts an entry against the limits, and returns its path in the root folder.
+    fn count(&mut self, entry: &Entry) -> Result<String, GuestError> {
+        let inside = Path::new(OsStr::from_bytes(&entry.path));
+        let path = if entry.path.is_empty() { self.request.to.clone() } else { self.request.to.join(inside) };
+        let name = path.into_os_string().into_string().map_err(|path| GuestError::Unkept {
+            path: printable(&path.to_string_lossy()),
+            why: "its name is not UTF-8".into(),
+        })?;
+        self.tree.entries += 1;
+        self.tree.names += name.len();
+        if self.tree.entries > self.request.limits.entries {
+            return Err(too_many());
         }
-        self.files.push(path.clone());
-        Ok(path)
+        if self.tree.names > self.request.limits.names {
+            let most = format!("names of {MOST_NAMES} bytes together, which is all that an image can keep");
+            return Err(GuestError::Beyond(most));
+        }
+        Ok(name)
     }
 
     fn shown(&self, path: &[u8]) -> PathBuf {
@@ -222,8 +331,22 @@ impl Target {
     }
 }
 
+/// Sets the modification time of an entry of a folder, and follows no link.
+fn set_time(folder: &OwnedFd, name: &OsStr, mtime: i64) -> nix::Result<()> {
+    utimensat(folder, name, &TimeSpec::UTIME_OMIT, &time_of(mtime), UtimensatFlags::NoFollowSymlink)
+}
+
+/// Returns a guest's time; one before 1970 becomes 1970.
+fn time_of(mtime: i64) -> TimeSpec {
+    TimeSpec::from_duration(Duration::from_nanos(u64::try_from(mtime).unwrap_or_default()))
+}
+
 fn split(path: &[u8]) -> (&[u8], &[u8]) {
     path.iter().rposition(|byte| *byte == b'/').map_or((b"", path), |at| (&path[..at], &path[at + 1..]))
+}
+
+fn too_many() -> GuestError {
+    GuestError::Beyond(format!("{MOST_ENTRIES} files, folders and links, which is all that an image can keep"))
 }
 
 fn hostile(entry: &Entry, what: &str) -> GuestError {

@@ -1,6 +1,6 @@
 //! Files between host and guest: over the port in both directions, and from a block device.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::GuestError;
-use super::receive::{Received, receive};
+use super::receive::{FetchRequest, FetchedTree, receive};
 use super::session::{Session, unexpected};
 use super::stage::{PackedTree, Source};
 use crate::wire::mounts::{self, GuestMount};
@@ -17,6 +17,15 @@ use crate::wire::{Hidden, MAX_DATA, Message};
 
 /// Chunks between the port and the thread that reads or writes files.
 const AHEAD: usize = 8;
+
+/// A fetched tree on this host.
+#[derive(Debug)]
+pub struct FetchOutcome {
+    /// What was written.
+    pub tree: FetchedTree,
+    /// Why the stream is not kept, although it was to be.
+    pub unkept: Option<io::Error>,
+}
 
 /// What a guest says of the image's disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,24 +81,24 @@ impl Session {
         self.done(progress).await.map(|_| ())
     }
 
-    /// Brings a file or folder of the guest to this host, under the name `into`, which must not exist; folders above
-    /// it are made. `limit` is in bytes, holes included. Modes become 0644 or 0755, owners the caller's, attributes
-    /// are dropped. Returns the files written. After an error an unfinished tree may be at `into`.
+    /// Brings a file or folder of the guest to this host. Modes become 0644 or 0755, owners the caller's, attributes are
+    /// dropped; what is neither file nor folder is left out, but for links that lead to something in the tree. The stream
+    /// as it comes is put into `keep` as well, for [`receive`] to read again; where that fails, the file is removed and the
+    /// fetch goes on. After an error an unfinished tree may be there.
     ///
     /// # Errors
-    /// When it is not there, is beyond the limits or would lead out of `into`, or the conversation fails.
+    /// When it is not there, is beyond the limits, cannot be kept or would lead out of its place, or the conversation fails.
     pub async fn fetch(
         &mut self,
-        path: &str,
-        into: &Path,
-        limit: u64,
+        request: FetchRequest,
+        keep: Option<PathBuf>,
         progress: &mut dyn FnMut(u64),
-    ) -> Result<Vec<PathBuf>, GuestError> {
+    ) -> Result<FetchOutcome, GuestError> {
         let (sender, chunks) = mpsc::channel(AHEAD);
-        let into = into.to_owned();
-        let receiving = spawn_blocking(move || receive(Arriving::new(chunks), &into, limit));
+        let path = request.from.clone().into_bytes();
+        let receiving = spawn_blocking(move || receive_kept(chunks, &request, keep));
         self.begin();
-        self.queue(&Message::Fetch { path: path.as_bytes().to_vec() });
+        self.queue(&Message::Fetch { path });
         let mut received = 0;
         let totals = loop {
             match self.next().await? {
@@ -108,8 +117,8 @@ impl Session {
             }
         };
         drop(sender);
-        let Received { files, totals: found } = joined(receiving).await?;
-        if totals == Some(found) { Ok(files) } else { Err(mismatch()) }
+        let (outcome, found) = joined(receiving).await?;
+        if totals == Some(found) { Ok(outcome) } else { Err(mismatch()) }
     }
 
     /// Has the guest tell every file of its disks, and writes the records ([`crate::wire::listing`]) as they come into a new
@@ -214,6 +223,41 @@ async fn joined<T>(task: JoinHandle<Result<T, GuestError>>) -> Result<T, GuestEr
     task.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
+/// Writes the tree that arrives, and the stream itself into `keep`.
+fn receive_kept(
+    chunks: mpsc::Receiver<Vec<u8>>,
+    request: &FetchRequest,
+    keep: Option<PathBuf>,
+) -> Result<(FetchOutcome, Totals), GuestError> {
+    let mut arriving = Arriving { chunks, chunk: Vec::new(), at: 0, copy: keep.map(StreamCopy::create) };
+    let (tree, totals) = receive(&mut arriving, request)?;
+    let unkept = arriving.copy.and_then(|copy| copy.file.err());
+    Ok((FetchOutcome { tree, unkept }, totals))
+}
+
+/// A copy of the stream that arrives.
+struct StreamCopy {
+    path: PathBuf,
+    /// Nothing more is written once it failed.
+    file: io::Result<File>,
+}
+
+impl StreamCopy {
+    fn create(path: PathBuf) -> Self {
+        let file = File::create_new(&path);
+        Self { path, file }
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        let Ok(file) = &mut self.file else { return };
+        if let Err(error) = file.write_all(bytes) {
+            self.file = Err(error);
+            // The guest may need the room.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
 /// The packer's end of the channel.
 struct Chunks(mpsc::Sender<Vec<u8>>);
 
@@ -234,18 +278,14 @@ struct Arriving {
     chunks: mpsc::Receiver<Vec<u8>>,
     chunk: Vec<u8>,
     at: usize,
-}
-
-impl Arriving {
-    fn new(chunks: mpsc::Receiver<Vec<u8>>) -> Self {
-        Self { chunks, chunk: Vec::new(), at: 0 }
-    }
+    copy: Option<StreamCopy>,
 }
 
 impl BufRead for Arriving {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.at == self.chunk.len() {
             let Some(chunk) = self.chunks.blocking_recv() else { return Ok(&[]) };
+            self.copy.iter_mut().for_each(|copy| copy.add(&chunk));
             (self.chunk, self.at) = (chunk, 0);
         }
         Ok(&self.chunk[self.at..])

@@ -1,11 +1,10 @@
 //! The steps of which a layer holds the changes: its own, and those before it that left no layer.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Layer, Span};
+use super::{FETCHED, Layer, Sealed, Span};
 
 /// A step that left no layer of its own: the next layer holds its changes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -14,20 +13,36 @@ pub struct CoveredStep {
     pub key: String,
     /// When it ran, by the guest's clock.
     pub during: Option<Span>,
-    /// What it fetched: names among [`Facts::fetched`].
-    pub fetched: Vec<PathBuf>,
+}
+
+/// A tree that a step fetched and that a layer is going to keep.
+#[derive(Debug, Clone)]
+pub struct FetchedStream {
+    /// The step's key.
+    pub step: String,
+    /// The file with the tree, as the guest sent it.
+    pub stream: PathBuf,
+}
+
+/// A tree that a step fetched, in a layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptTree {
+    /// The step's key.
+    pub step: String,
+    /// The file's digest and size.
+    #[serde(flatten)]
+    pub sealed: Sealed,
 }
 
 impl Layer {
-    /// Returns what a step fetched, names relative to the version's folder.
+    /// Returns the file with the tree that a step fetched.
     #[must_use]
-    pub fn fetched_by(&self, key: &str) -> Option<Vec<PathBuf>> {
-        if let Some(covered) = self.facts.covers.iter().find(|covered| covered.key == key) {
-            return Some(covered.fetched.clone());
-        }
-        let covered: BTreeSet<_> = self.facts.covers.iter().flat_map(|covered| &covered.fetched).collect();
-        let own = self.facts.fetched.iter().map(|fetched| &fetched.file).filter(|file| !covered.contains(file));
-        (self.facts.name.key == key).then(|| own.cloned().collect())
+    pub fn fetched_by(&self, key: &str) -> Option<PathBuf> {
+        self.facts.fetched_trees.iter().any(|tree| tree.step == key).then(|| self.fetched_tree(key))
+    }
+
+    pub(super) fn fetched_tree(&self, key: &str) -> PathBuf {
+        self.folder.join(FETCHED).join(key)
     }
 
     /// Returns when a step ran that this layer holds, by the guest's clock.

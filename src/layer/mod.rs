@@ -5,7 +5,7 @@
 //! CACHE/layers/KEY.ID/disk.qcow2    what the steps since its parent changed on the disk; never written again
 //! CACHE/layers/KEY.ID/ram           the machine's memory at that moment, where there is one (mode 0600)
 //! CACHE/layers/KEY.ID/uefi-vars     the UEFI variables at that moment, where the machine has some
-//! CACHE/layers/KEY.ID/fetched/      what fetch steps brought back
+//! CACHE/layers/KEY.ID/fetched/KEY   what the fetch step of this key brought back: the tree as the guest sent it
 //! CACHE/layers/claim-KEY            locked by the build that makes the first layer of this key
 //! CACHE/layers/draft-XXXXXX/        one being made; swept up when its maker is dead
 //! ```
@@ -16,7 +16,6 @@
 //! turns, by a lock on the folder of layers: nobody ever sees a draft that its maker has not locked yet. Every file is
 //! checked against its digest before it is used, once for each change of its inode ([`Memo`]).
 
-use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -36,7 +35,7 @@ mod covered;
 pub mod evict;
 pub mod index;
 
-pub use covered::CoveredStep;
+pub use covered::{CoveredStep, FetchedStream, KeptTree};
 use index::LayerIndex;
 
 const SCHEMA: u32 = 1;
@@ -100,8 +99,9 @@ pub struct Facts {
     pub disk: Sealed,
     /// The memory.
     pub memory: Option<Memory>,
-    /// Files that were fetched.
-    pub fetched: Vec<Fetched>,
+    /// The trees that its steps fetched.
+    #[serde(default)]
+    pub fetched_trees: Vec<KeptTree>,
     /// Earlier steps whose changes are on this disk too, first one first.
     #[serde(default)]
     pub covers: Vec<CoveredStep>,
@@ -117,16 +117,6 @@ pub struct Span {
     pub start: f64,
     /// Its end.
     pub end: f64,
-}
-
-/// A file that was fetched.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fetched {
-    /// Its name, relative to the version's folder.
-    pub file: PathBuf,
-    /// What it is.
-    #[serde(flatten)]
-    pub sealed: Sealed,
 }
 
 /// The layers of one cache folder.
@@ -208,8 +198,8 @@ impl Cache {
     fn whole(&self, folder: &Path) -> Result<Layer, Unusable> {
         let layer = Layer::open(folder)?;
         self.check(&layer.disk(), &layer.facts.disk)?;
-        for fetched in &layer.facts.fetched {
-            self.check(&layer.fetched(&fetched.file), &fetched.sealed)?;
+        for tree in &layer.facts.fetched_trees {
+            self.check(&layer.fetched_tree(&tree.step), &tree.sealed)?;
         }
         if let (Some(path), Some(sealed)) = (layer.uefi_vars(), &layer.facts.uefi_vars) {
             self.check(&path, sealed)?;
@@ -405,17 +395,12 @@ impl Layer {
         self.facts.uefi_vars.is_some().then(|| self.folder.join(UEFI_VARS))
     }
 
-    /// A file that was fetched.
-    #[must_use]
-    pub fn fetched(&self, file: &Path) -> PathBuf {
-        self.folder.join(FETCHED).join(file)
-    }
-
     /// Bytes it takes on this host.
     #[must_use]
     pub fn size(&self) -> u64 {
         let size = |path: PathBuf| fs::metadata(path).map_or(0, |metadata| metadata.blocks() * 512);
-        size(self.disk()) + size(self.ram())
+        let fetched: u64 = self.facts.fetched_trees.iter().map(|tree| tree.sealed.bytes).sum();
+        size(self.disk()) + size(self.ram()) + fetched
     }
 }
 
@@ -452,8 +437,8 @@ pub struct Made {
     pub during: Option<Span>,
     /// Its memory, but for the file's digest.
     pub memory: Option<Recorded>,
-    /// What was fetched: where it lies now, and its name in the version's folder.
-    pub fetched: Vec<(PathBuf, PathBuf)>,
+    /// The trees that its steps fetched.
+    pub fetched: Vec<FetchedStream>,
     /// The steps before its own that it holds.
     pub covers: Vec<CoveredStep>,
 }
@@ -535,7 +520,7 @@ impl Draft {
             }
             None => None,
         };
-        let fetched = self.take_fetched(made.fetched)?;
+        let fetched_trees = self.take_fetched(made.fetched)?;
         let uefi_vars = self.uefi_vars().exists().then(|| measure(&self.uefi_vars())).transpose()?;
         let target = self.root.join(made.name.folder());
         let facts = Facts {
@@ -546,7 +531,7 @@ impl Draft {
             during: made.during,
             disk,
             memory,
-            fetched,
+            fetched_trees,
             covers: made.covers,
             uefi_vars,
         };
@@ -559,20 +544,22 @@ impl Draft {
         Ok(())
     }
 
-    /// Copies what was fetched, durably.
-    fn take_fetched(&self, files: Vec<(PathBuf, PathBuf)>) -> io::Result<Vec<Fetched>> {
-        let mut fetched = Vec::new();
-        let mut folders = BTreeSet::new();
-        for (from, file) in files {
-            let to = self.folder.join(FETCHED).join(&file);
-            let folder = to.parent().unwrap_or(&self.folder);
-            self.fs.ensure_path(folder, FOLDER_MODE)?;
-            self.fs.copy_new(&from, &to, FILE_MODE)?;
-            folders.insert(folder.to_owned());
-            fetched.push(Fetched { file, sealed: measure(&to)? });
+    /// Links the streams of fetched trees into the layer, durably.
+    fn take_fetched(&self, streams: Vec<FetchedStream>) -> io::Result<Vec<KeptTree>> {
+        if streams.is_empty() {
+            return Ok(Vec::new());
         }
-        folders.iter().try_for_each(|folder| self.fs.sync_dir(folder))?;
-        Ok(fetched)
+        let folder = self.folder.join(FETCHED);
+        self.fs.create_dir(&folder, FOLDER_MODE)?;
+        let mut kept = Vec::new();
+        for FetchedStream { step, stream } in streams {
+            let tree = folder.join(&step);
+            self.fs.link(&stream, &tree)?;
+            self.fs.seal(&File::open(&tree)?, FILE_MODE)?;
+            kept.push(KeptTree { step, sealed: measure(&tree)? });
+        }
+        self.fs.sync_dir(&folder)?;
+        Ok(kept)
     }
 }
 

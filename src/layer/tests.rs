@@ -42,7 +42,7 @@ fn make(cache: &Cache, name: Name, parent: Option<Name>, large: bool) -> io::Res
         cache.fs.put(&draft.ram(), "memory")?;
         memory = Some(Recorded { format: "stream".into(), machine: "m".into(), hello: json!({}) });
         cache.fs.put(&report, "report")?;
-        fetched.push((report.clone(), "reports/a".into()));
+        fetched.push(FetchedStream { step: name.key.clone(), stream: report.clone() });
     }
     draft.commit(Made { name, parent, seconds: 1.5, during: None, memory, fetched, covers: Vec::new() })
 }
@@ -105,8 +105,10 @@ fn d1_d5_damage_of_any_kind_is_noticed_and_cleared_away() {
         ("no disk", |layer| fs::remove_file(layer.disk()).unwrap()),
         ("no facts", |layer| fs::remove_file(layer.folder.join(FACTS)).unwrap()),
         ("torn facts", |layer| fs::write(layer.folder.join(FACTS), "{").unwrap()),
-        ("a changed fetched file", |layer| fs::write(layer.fetched(Path::new("reports/a")), "Report").unwrap()),
-        ("no fetched file", |layer| fs::remove_file(layer.fetched(Path::new("reports/a"))).unwrap()),
+        ("a changed fetched file", |layer| {
+            fs::write(layer.fetched_by(&layer.facts.name.key).unwrap(), "Report").unwrap()
+        }),
+        ("no fetched file", |layer| fs::remove_file(layer.fetched_by(&layer.facts.name.key).unwrap()).unwrap()),
     ];
     for (what, damage) in damages {
         let bench = bench();
@@ -260,7 +262,7 @@ fn d4_a_removed_layer_is_whole_or_not_found_after_a_power_cut() {
             let cache = cache(folder, Fs::default()).unwrap();
             // Files may be missing before their folder is, which the digests tell.
             for stack in cache.find(key("boot"), &mut |_| {}) {
-                assert!(stack.top().fetched(Path::new("reports/a")).is_file());
+                assert!(stack.top().fetched_by(&stack.top().facts.name.key).unwrap().is_file());
             }
             check_litter(folder)
         },

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::digest::{self, Digest, Job, Watch};
 use super::error::StoreError;
-use super::folder::Folder;
+use super::folder::{Folder, Tree};
 use super::manifest::{self, Manifest};
 use super::reference::ImageId;
 use super::{Store, check_ours, check_part, sums};
@@ -116,7 +116,7 @@ impl Artifact {
     pub fn check_sizes(&self) -> Result<(), StoreError> {
         let mut damage = Vec::new();
         for (file, bytes, _) in self.manifest.vouched() {
-            match Job::open(&self.folder, file) {
+            match Job::find(&self.folder, file) {
                 Ok(job) if job.bytes == bytes => {}
                 Ok(job) => damage.push(format!("{file} has {} bytes and should have {bytes}", job.bytes)),
                 Err(error) => damage.push(missing(file, &error)),
@@ -132,7 +132,7 @@ impl Artifact {
     pub fn file_check(&self, file: &str) -> Result<FileCheck, StoreError> {
         let listed = self.manifest.vouched().find(|(name, ..)| *name == file);
         let (_, _, sha256) = listed.ok_or_else(|| StoreError::NotStaged(file.to_owned()))?;
-        let job = Job::open(&self.folder, file)?;
+        let job = Job::find(&self.folder, file)?;
         Ok(FileCheck { id: self.id.clone(), job, sha256: sha256.to_owned() })
     }
 
@@ -166,7 +166,7 @@ impl Artifact {
         let expected = self.sums()?;
         let mut jobs = Vec::new();
         for file in expected.keys() {
-            match Job::open(&self.folder, file) {
+            match Job::find(&self.folder, file) {
                 Ok(job) => jobs.push(job),
                 Err(error) => damage.push(missing(file, &error)),
             }
@@ -220,11 +220,16 @@ impl Artifact {
 
     /// Files that were not there when the version was published.
     fn strangers(&self, sums: &BTreeMap<String, String>) -> Result<Vec<String>, StoreError> {
-        let files = self.folder.tree()?.files;
+        let Tree { files, links, .. } = self.folder.tree()?;
         // A signature cannot be in what it signs.
         let is_apart = |file: &str| file == sums::FILE || Tool::ALL.iter().any(|tool| tool.file() == file);
         let strange = files.into_iter().filter(|file| !is_apart(file) && !sums.contains_key(file));
-        Ok(strange.map(|file| format!("{file} is not in SHA256SUMS")).collect())
+        let mut found: Vec<String> = strange.map(|file| format!("{file} is not in SHA256SUMS")).collect();
+        let listed = &self.manifest.fetched_links;
+        let names = links.keys().chain(listed.keys().filter(|name| !links.contains_key(*name)));
+        let wrong = names.filter(|name| links.get(*name) != listed.get(*name));
+        found.extend(wrong.map(|name| format!("{name} is not the link that manifest.json has of that name")));
+        Ok(found)
     }
 }
 

@@ -61,29 +61,34 @@ impl<'a> Meter<'a> {
     }
 }
 
-/// A file to digest, and how to name it in an error.
+/// A file to digest. It is open only while it is read: a version may have more files than a process may have open.
 pub(super) struct Job {
     pub(super) name: String,
-    pub(super) file: File,
     pub(super) bytes: u64,
+    folder: Folder,
 }
 
 impl Job {
-    /// Opens a file below a folder.
-    pub(super) fn open(folder: &Folder, name: &str) -> Result<Self, StoreError> {
+    /// Finds a file below a folder.
+    pub(super) fn find(folder: &Folder, name: &str) -> Result<Self, StoreError> {
         let file = folder.open_file(name)?;
         let bytes = file.metadata().map_err(StoreError::io("read", folder.path().join(name)))?.len();
-        Ok(Self { name: name.to_owned(), file, bytes })
+        Ok(Self { name: name.to_owned(), bytes, folder: folder.clone() })
+    }
+
+    /// Opens it for reading.
+    pub(super) fn open(&self) -> Result<File, StoreError> {
+        self.folder.open_file(&self.name)
     }
 }
 
-/// Reads one file from its current position to its end.
-fn digest(job: &Job, meter: &Meter<'_>) -> Result<Digest, StoreError> {
+/// Reads one file to its end.
+fn digest(job: &Job, mut file: &File, meter: &Meter<'_>) -> Result<Digest, StoreError> {
     let mut hasher = Sha256::new();
     let mut chunk = vec![0; CHUNK];
     let mut bytes = 0;
     loop {
-        let n = match (&job.file).read(&mut chunk) {
+        let n = match file.read(&mut chunk) {
             Ok(n) => n,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(StoreError::io("read", &job.name)(error)),
@@ -97,19 +102,22 @@ fn digest(job: &Job, meter: &Meter<'_>) -> Result<Digest, StoreError> {
     }
 }
 
-/// Digests all files on as many threads as there are processors, and hands each file with its digest to `then` on
+/// Digests all files on as many threads as there are processors, and hands each open file to `then` on
 /// the thread that read it. The first error stops the rest.
 pub(super) fn digest_all(
     jobs: &[Job],
     watch: Watch<'_>,
-    then: impl Fn(&Job, &Digest) -> Result<(), StoreError> + Sync,
+    then: impl Fn(&Job, &File) -> Result<(), StoreError> + Sync,
 ) -> Result<BTreeMap<String, Digest>, StoreError> {
     let meter = Meter::new(watch, jobs.iter().map(|job| job.bytes).sum());
     let next = AtomicUsize::new(0);
     let outcome = Mutex::new(Ok(BTreeMap::new()));
     let work = || {
         while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let result = digest(job, &meter).and_then(|digest| then(job, &digest).map(|()| digest));
+            let result = job.open().and_then(|file| {
+                let digest = digest(job, &file, &meter)?;
+                then(job, &file).map(|()| digest)
+            });
             let mut outcome = outcome.lock().expect("no thread panics while it holds the lock");
             match (&mut *outcome, result) {
                 (Ok(digests), Ok(digest)) => drop(digests.insert(job.name.clone(), digest)),
@@ -135,19 +143,31 @@ pub(super) fn digest_all(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Seek, Write};
 
-    fn job(name: &str, content: &[u8]) -> Job {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(content).unwrap();
-        file.rewind().unwrap();
-        Job { name: name.into(), file, bytes: content.len() as u64 }
+    struct Files {
+        dir: tempfile::TempDir,
+        folder: Folder,
+    }
+
+    impl Files {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let folder = Folder::open(dir.path()).unwrap();
+            Self { dir, folder }
+        }
+
+        fn job(&self, name: &str, content: &[u8]) -> Job {
+            std::fs::write(self.dir.path().join(name), content).unwrap();
+            Job::find(&self.folder, name).unwrap()
+        }
     }
 
     #[test]
     fn digests_are_sha256() {
         // FIPS 180-4, the one-block example and the empty message.
-        let digests = digest_all(&[job("abc", b"abc"), job("empty", b"")], UNWATCHED, |_, _| Ok(())).unwrap();
+        let files = Files::new();
+        let jobs = [files.job("abc", b"abc"), files.job("empty", b"")];
+        let digests = digest_all(&jobs, UNWATCHED, |_, _| Ok(())).unwrap();
         assert_eq!(digests["abc"].sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
         assert_eq!(digests["empty"].sha256, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
         assert_eq!((digests["abc"].bytes, digests["empty"].bytes), (3, 0));
@@ -156,7 +176,8 @@ mod tests {
 
     #[test]
     fn a_watch_sees_every_byte_and_can_stop() {
-        let jobs = || [job("a", &vec![1; 3 * CHUNK]), job("b", &vec![2; 2 * CHUNK])];
+        let files = Files::new();
+        let jobs = || [files.job("a", &vec![1; 3 * CHUNK]), files.job("b", &vec![2; 2 * CHUNK])];
         let most = AtomicU64::new(0);
         let count = |done, total| {
             assert_eq!(total, 5 * CHUNK as u64);
@@ -171,7 +192,7 @@ mod tests {
 
     #[test]
     fn the_first_error_stands() {
-        let fail = |job: &Job, _: &Digest| Err(StoreError::NotStaged(job.name.clone()));
-        assert!(matches!(digest_all(&[job("a", b"")], UNWATCHED, fail), Err(StoreError::NotStaged(_))));
+        let fail = |job: &Job, _: &File| Err(StoreError::NotStaged(job.name.clone()));
+        assert!(matches!(digest_all(&[Files::new().job("a", b"")], UNWATCHED, fail), Err(StoreError::NotStaged(_))));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempPath;
@@ -75,10 +76,13 @@ impl Artifact {
     ) -> Result<PathBuf, StoreError> {
         self.check_sizes()?;
         let target = create_target(target)?;
-        let wanted = self.missing_in(&target, is_wanted, conflict, watch)?;
+        let wanted = self.missing_in(&target, &is_wanted, conflict, watch)?;
         let meter = Meter::new(watch, wanted.iter().map(|job| job.bytes).sum());
         for job in &wanted {
             copy_into_place(job, &target.path().join(&job.name), conflict, &meter)?;
+        }
+        for (name, to) in self.manifest().fetched_links.iter().filter(|(name, _)| is_wanted(name)) {
+            link_into_place(to, &target.path().join(name), conflict)?;
         }
         Ok(target.path().to_owned())
     }
@@ -101,7 +105,7 @@ impl Artifact {
         }
         let mut wanted = Vec::new();
         for (name, sha256) in sums.iter().filter(|(name, _)| is_wanted(name)) {
-            let job = Job::open(self.open_folder(), name)?;
+            let job = Job::find(self.open_folder(), name)?;
             let path = target.path().join(name);
             match path.symlink_metadata() {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => wanted.push(job),
@@ -122,7 +126,7 @@ fn create_target(path: &Path) -> Result<Folder, StoreError> {
 
 /// Whether the target's file of that name has the same bytes. One that is no regular file never has.
 fn has_digest(target: &Folder, job: &Job, sha256: &str, watch: Watch<'_>) -> Result<bool, StoreError> {
-    match Job::open(target, &job.name) {
+    match Job::find(target, &job.name) {
         Ok(there) if there.bytes == job.bytes => {
             let digests = digest::digest_all(&[there], watch, |_, _| Ok(()))?;
             Ok(digests[&job.name].sha256 == sha256)
@@ -184,7 +188,7 @@ fn copy_into_place(job: &Job, path: &Path, conflict: OnConflict, meter: &Meter<'
     std::fs::create_dir_all(folder).map_err(StoreError::io("create", folder))?;
     let failed = |error| StoreError::io("write", path)(error);
     let temporary = tempfile::Builder::new().prefix(".kiln-").tempfile_in(folder).map_err(failed)?;
-    copy(&job.file, temporary.as_file(), meter).map_err(|error| match error {
+    copy(&job.open()?, temporary.as_file(), meter).map_err(|error| match error {
         CopyError::Io(error) => failed(error),
         CopyError::Store(error) => error,
     })?;
@@ -195,6 +199,20 @@ fn copy_into_place(job: &Job, path: &Path, conflict: OnConflict, meter: &Meter<'
     };
     persisted.map_err(|error| failed(error.error))?;
     fs.sync_dir(folder).map_err(StoreError::io("sync", folder))
+}
+
+/// Makes a link, in place of another one if it may. Nothing else gives way to it.
+fn link_into_place(to: &str, path: &Path, conflict: OnConflict) -> Result<(), StoreError> {
+    let failed = |error| StoreError::io("link", path)(error);
+    let folder = path.parent().expect("a path below the target");
+    std::fs::create_dir_all(folder).map_err(StoreError::io("create", folder))?;
+    match (std::fs::read_link(path), conflict) {
+        (Ok(found), _) if found == Path::new(to) => return Ok(()),
+        (Ok(_), OnConflict::Replace) => std::fs::remove_file(path).map_err(failed)?,
+        (Err(error), _) if error.kind() == io::ErrorKind::NotFound => {}
+        _ => return Err(StoreError::Conflict(path.to_owned())),
+    }
+    symlink(to, path).map_err(failed)
 }
 
 fn copy(from: &File, to: &File, meter: &Meter<'_>) -> Result<(), CopyError> {

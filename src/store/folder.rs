@@ -2,23 +2,27 @@
 //!
 //! A folder's own flock says that somebody uses it: shared for reading, exclusive for changing or removing it.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
 use super::error::StoreError;
+use crate::wire::tree::limits::inner_target;
 
 /// Most files and folders below one folder.
 const MOST_ENTRIES: usize = 100_000;
 
 /// A folder, held by its descriptor.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Folder {
-    file: File,
+    /// Clones share one lock, which lives as long as any of them.
+    file: Arc<File>,
     path: PathBuf,
 }
 
@@ -27,6 +31,8 @@ pub(super) struct Folder {
 pub(super) struct Tree {
     pub(super) files: Vec<String>,
     pub(super) folders: Vec<String>,
+    /// Where symbolic links lead, all of them to something in the folder.
+    pub(super) links: BTreeMap<String, String>,
 }
 
 impl Folder {
@@ -35,15 +41,9 @@ impl Folder {
         let path = path.into();
         let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
         match OpenOptions::new().read(true).custom_flags(flags.bits()).open(&path) {
-            Ok(file) => Ok(Self { file, path }),
+            Ok(file) => Ok(Self { file: Arc::new(file), path }),
             Err(error) => Err(StoreError::io("open", path)(error)),
         }
-    }
-
-    /// The same open folder once more; both share one lock, which lives as long as either.
-    pub(super) fn try_clone(&self) -> Result<Self, StoreError> {
-        let file = self.file.try_clone().map_err(StoreError::io("open", &self.path))?;
-        Ok(Self { file, path: self.path.clone() })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -91,7 +91,8 @@ impl Folder {
         if content.len() as u64 > limit { Err(StoreError::TooLarge { path: path(), limit }) } else { Ok(content) }
     }
 
-    /// Everything below the folder. Anything but regular files and folders, and names that are not UTF-8, are refused.
+    /// Everything below the folder. Anything but regular files, folders and links that lead to something in it, and names
+    /// that are not UTF-8, are refused.
     pub(super) fn tree(&self) -> Result<Tree, StoreError> {
         let mut tree = Tree::default();
         let mut pending = vec![String::new()];
@@ -117,14 +118,24 @@ impl Folder {
                     tree.folders.push(name.clone());
                     pending.push(name);
                 }
+                kind if kind.is_symlink() => {
+                    let target = fs::read_link(entry.path()).map_err(failed)?.into_os_string().into_string();
+                    let inner = target.ok().filter(|target| leads_inside(&name, target));
+                    tree.links.insert(name, inner.ok_or_else(|| refuse("it is a link that leads elsewhere"))?);
+                }
                 _ => return Err(refuse("it is neither a file nor a folder")),
             }
-            if tree.files.len() + tree.folders.len() > MOST_ENTRIES {
+            if tree.files.len() + tree.folders.len() + tree.links.len() > MOST_ENTRIES {
                 return Err(refuse("there are more than 100000 files"));
             }
         }
         Ok(())
     }
+}
+
+/// Returns whether a link of this name leads to something in the folder, in plain words.
+fn leads_inside(name: &str, target: &str) -> bool {
+    inner_target(name.as_bytes(), target.as_bytes()).is_some_and(|inner| inner == target.as_bytes())
 }
 
 fn open_below(folder: &File, name: &str, flags: OFlag) -> io::Result<File> {
@@ -156,7 +167,11 @@ mod tests {
         assert!(matches!(folder.read("a/b/c", 3), Err(StoreError::TooLarge { limit: 3, .. })));
         assert_eq!(
             folder.tree().unwrap(),
-            Tree { files: vec!["a/b/c".into(), "top".into()], folders: vec!["a".into(), "a/b".into()] }
+            Tree {
+                files: vec!["a/b/c".into(), "top".into()],
+                folders: vec!["a".into(), "a/b".into()],
+                links: BTreeMap::new()
+            }
         );
     }
 
@@ -165,6 +180,13 @@ mod tests {
         let (dir, folder) = folder();
         symlink("top", dir.path().join("link")).unwrap();
         symlink("a", dir.path().join("way")).unwrap();
+        let inside = [("link", "top"), ("way", "a")].map(|(name, target)| (name.to_owned(), target.to_owned()));
+        assert_eq!(folder.tree().unwrap().links, inside.into());
+        for target in ["/etc", "../a", "a/../..", ".", "./a", "a/"] {
+            symlink(target, dir.path().join("bad")).unwrap();
+            assert!(matches!(folder.tree(), Err(StoreError::Unpublishable { .. })), "{target}");
+            fs::remove_file(dir.path().join("bad")).unwrap();
+        }
         nix::unistd::mkfifo(&dir.path().join("fifo"), Mode::S_IRWXU).unwrap();
         for bad in ["link", "way/b/c", "../x", "a/../top", "/etc/passwd", "fifo", "a", ""] {
             assert!(folder.open_file(bad).is_err(), "{bad}");

@@ -66,6 +66,9 @@ pub struct Manifest {
     /// Files that steps fetched from the guest.
     #[serde(default)]
     pub fetched: Vec<Fetched>,
+    /// Symbolic links among them, and where they lead. They are not in `SHA256SUMS`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub fetched_links: BTreeMap<String, String>,
     /// When the build began.
     #[serde(with = "rfc3339")]
     pub started: Timestamp,
@@ -392,6 +395,7 @@ pub(crate) mod tests {
             packages: Vec::new(),
             tests: Vec::new(),
             fetched: Vec::new(),
+            fetched_links: BTreeMap::new(),
             started: "2026-01-02T03:04:05Z".parse().unwrap(),
             finished: "2026-01-02T03:05:05Z".parse().unwrap(),
             source_date_epoch: Some(1_767_323_045),

@@ -90,8 +90,8 @@ impl Staging {
     }
 
     /// The folder to put files into. What is in it when [`Staging::finish`] is called is published: the image files, what
-    /// was fetched (in folders, if need be) and the logs, but neither links nor special files. Nobody may write to them
-    /// from then on.
+    /// was fetched (in folders, if need be) and the logs, and of links those that the manifest lists as fetched. Nobody may
+    /// write to them from then on.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.scratch.path
@@ -109,7 +109,7 @@ impl Staging {
         evidence: &Evidence,
         watch: Watch<'_>,
     ) -> Result<Artifact, StoreError> {
-        let folder = self.scratch.folder.try_clone()?;
+        let folder = self.scratch.folder.clone();
         let image_lock = self.prepare(&folder, &mut manifest, evidence, watch)?;
         let path = self.place(&folder)?;
         drop(image_lock);
@@ -135,6 +135,7 @@ impl Staging {
     ) -> Result<Lock, StoreError> {
         let tree = folder.tree()?;
         self.refuse_reserved(&tree)?;
+        self.check_links(&tree, manifest)?;
         let mut digests = self.seal_files(folder, &tree, watch)?;
         manifest.fill(&digests)?;
         let image_lock = self.lock.store.lock_image(self.lock.id.name())?;
@@ -170,6 +171,15 @@ impl Staging {
         }
     }
 
+    fn check_links(&self, tree: &Tree, manifest: &Manifest) -> Result<(), StoreError> {
+        match tree.links.iter().find(|(name, target)| manifest.fetched_links.get(*name) != Some(*target)) {
+            Some((name, _)) => {
+                Err(StoreError::Unpublishable { path: self.path().join(name), why: "no step has fetched that link" })
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Digests all files, each made durable and read-only by the thread that read it.
     fn seal_files(
         &self,
@@ -177,9 +187,9 @@ impl Staging {
         tree: &Tree,
         watch: Watch<'_>,
     ) -> Result<BTreeMap<String, Digest>, StoreError> {
-        let jobs: Vec<Job> = tree.files.iter().map(|name| Job::open(folder, name)).collect::<Result<_, _>>()?;
-        digest::digest_all(&jobs, watch, |job, _| {
-            self.scratch.fs.seal(&job.file, FILE_MODE).map_err(StoreError::io("sync", self.path().join(&job.name)))
+        let jobs: Vec<Job> = tree.files.iter().map(|name| Job::find(folder, name)).collect::<Result<_, _>>()?;
+        digest::digest_all(&jobs, watch, |job, file| {
+            self.scratch.fs.seal(file, FILE_MODE).map_err(StoreError::io("sync", self.path().join(&job.name)))
         })
     }
 

@@ -14,7 +14,7 @@ use std::io::{self, BufRead, Write};
 
 use super::code::{Code, Fields, Malformed, coded_enum, coded_struct};
 
-mod limits;
+pub mod limits;
 
 use limits::check;
 pub use limits::{MAX_NAME, MAX_PATH, MAX_XATTRS};
@@ -91,6 +91,10 @@ coded_enum! {
         }
         /// A named pipe.
         6 Fifo {}
+        /// A socket. Only the sender of a fetched tree names sockets and devices, for the receiver to say that they are left out.
+        7 Socket {}
+        /// A device.
+        8 Device {}
     }
 }
 
@@ -149,7 +153,7 @@ coded_struct! {
     /// What a tree holds.
     #[derive(Copy, Default)]
     Totals {
-        /// Files, folders, links and pipes.
+        /// Everything that has an entry.
         entries: u64,
         /// Bytes of content in data extents.
         bytes: u64,

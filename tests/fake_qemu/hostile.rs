@@ -125,7 +125,7 @@ pub fn tree(what: &str) -> Tree {
         "link-above" => tree.add("l", link("../..")).add("l/canary", file(0)),
         "link-to-the-root" => tree.add("l", link("/etc")).add("l/canary", file(0)),
         "file-through-a-link" => tree.add("d", Kind::Dir {}).add("l", link("d")).add("l/canary", file(0)),
-        "device" => tree.device("null"),
+        "unknown" => tree.unknown("null"),
         "pipe" => tree.add("p", Kind::Fifo {}),
         "same-file-twice" => tree.add("a", file(0)).add("a", file(0)),
         "more-than-it-says" => tree.add("a", file(3)).data(0, 10),
@@ -134,6 +134,19 @@ pub fn tree(what: &str) -> Tree {
         "obeyed-names" => tree.add(&OBEYED.replace('/', ""), file(0)).add("a\n::stop-commands::x", file(0)),
         "long-names" => tree.long_names(700),
         "too-many-long-names" => tree.long_names(1000),
+        "links" => tree
+            .add("a", file(0))
+            .add("empty", Kind::Dir {})
+            .add("d", Kind::Dir {})
+            .add("d/up", link("../a"))
+            .add("d/absolute", link("/hostile/links/a"))
+            .add("lib64", link("d"))
+            .add("README", link("../../usr/share/doc/README"))
+            .add("python", link("/usr/bin/python3"))
+            .add("pipe", Kind::Fifo {})
+            .add("socket", Kind::Socket {})
+            .add("null", Kind::Device {}),
+        "not-utf-8" => tree.record_entry(Entry { path: b"caf\xe9".to_vec(), ..entry("", file(0)) }),
         "setuid" => tree.add("d", Kind::Dir {}).add("d/tool", file(0)).add("d/sticky", Kind::Dir {}),
         "cut" => {
             tree.add("a", file(3));
@@ -152,7 +165,10 @@ pub fn tree(what: &str) -> Tree {
             return tree;
         }
         "another-total" => tree.add("a", file(0)).lie(),
-        other => panic!("nobody knows the tree `{other}`"),
+        other => match other.strip_prefix("files-").and_then(|count| count.parse().ok()) {
+            Some(count) => tree.many_files(count),
+            None => panic!("nobody knows the tree `{other}`"),
+        },
     };
     tree.end();
     tree
@@ -160,8 +176,12 @@ pub fn tree(what: &str) -> Tree {
 
 impl Tree {
     fn add(&mut self, path: &str, kind: Kind) -> &mut Self {
+        self.record_entry(entry(path, kind))
+    }
+
+    fn record_entry(&mut self, entry: Entry) -> &mut Self {
         self.totals.entries += 1;
-        self.record(&Record::Entry { entry: entry(path, kind) })
+        self.record(&Record::Entry { entry })
     }
 
     fn data(&mut self, offset: u64, length: u64) -> &mut Self {
@@ -172,9 +192,17 @@ impl Tree {
     }
 
     /// An entry of a kind that is not in the language: one more than the last.
-    fn device(&mut self, path: &str) -> &mut Self {
-        self.add(path, Kind::Fifo {});
+    fn unknown(&mut self, path: &str) -> &mut Self {
+        self.add(path, Kind::Device {});
         *self.bytes.last_mut().expect("the kind is the last field") += 1;
+        self
+    }
+
+    /// A folder of files, each of one byte.
+    fn many_files(&mut self, count: usize) -> &mut Self {
+        for number in 0..count {
+            self.add(&format!("{number:05}"), file(1)).data(0, 1);
+        }
         self
     }
 

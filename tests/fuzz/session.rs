@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use std::time::SystemTime;
 
 use kiln::disk::told::Told;
-use kiln::guest::{Exec, Line, Session, Source, Typed, What};
+use kiln::guest::{Exec, FetchLimits, FetchRequest, Line, Session, Source, Typed, What};
 use kiln::spec::Owner;
 use kiln::wire::message::{Facts, Origin};
 use kiln::wire::{Frame, Message, Splitter, put_frame};
@@ -88,7 +88,9 @@ async fn is_answered(session: &mut Session, request: u8) -> bool {
         4 => session.upload(&text(), &mut |_| {}).await.is_ok(),
         5 => {
             let folder = tempfile::tempdir().expect("a temporary folder");
-            session.fetch("/srv", &folder.path().join("srv"), 1 << 20, &mut |_| {}).await.is_ok()
+            let (root, limits) = (folder.path().to_owned(), FetchLimits::new(1 << 20));
+            let request = FetchRequest { from: "/srv".into(), root, to: "srv".into(), limits };
+            session.fetch(request, None, &mut |_| {}).await.is_ok()
         }
         6 => shell(session).await,
         7 => session.wake(SystemTime::UNIX_EPOCH, [0; 64]).await.is_ok(),

@@ -4,15 +4,17 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path};
 
-use kiln::guest::receive::receive;
+use kiln::guest::receive::{FetchLimits, FetchRequest, receive};
 
 const LIMIT: u64 = 1 << 20;
 
 pub fn check(bytes: &[u8]) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let into = folder.path().join("tree");
-    if let Ok(received) = receive(bytes, &into, LIMIT) {
-        assert!(received.files.iter().all(|file| file.starts_with(&into)), "{received:?}");
+    let limits = FetchLimits::new(LIMIT);
+    let request = FetchRequest { from: "/srv".into(), root: folder.path().to_owned(), to: "tree".into(), limits };
+    if let Ok((tree, _)) = receive(bytes, &request) {
+        assert!(tree.paths().all(|path| Path::new(path).starts_with("tree")), "{tree:?}");
     }
     for entry in fs::read_dir(folder.path()).expect("there") {
         assert_eq!(entry.expect("an entry").path(), into, "written elsewhere");

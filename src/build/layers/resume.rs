@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 
 use crate::error::Failure;
 use crate::event::{Events, Level};
-use crate::guest::Hello;
+use crate::guest::{FetchedTree, Hello};
 use crate::layer::index::LayerIndex;
 use crate::layer::{Cache, Stack};
 use crate::machine::checkpoint::RamFormat;
@@ -19,7 +19,7 @@ use crate::plan::{Plan, PlannedStep};
 use crate::spec::Action;
 
 use super::super::provision::Done;
-use super::{Layers, MOST_LAYERS, unusable};
+use super::{Layers, MOST_LAYERS, fetches, unusable};
 
 /// What going on from a checkpoint takes, seconds.
 const RESUME_SECONDS: f64 = 2.0;
@@ -145,7 +145,8 @@ impl Layers<'_> {
         // What the steps after this layer, which were done before, take to do again; none for the deepest layer.
         let mut again = None;
         for (at, key) in Self::keys(self.plan).into_iter().enumerate().rev() {
-            let stacks = index.find(key, &mut problem);
+            let mut stacks = index.find(key, &mut problem);
+            stacks.retain(|stack| self.has_fetched_trees(at, stack));
             let Some(newest) = stacks.first() else { continue };
             let took = newest.top_seconds();
             let is_bootable = self.follows_a_reboot(at);
@@ -163,6 +164,15 @@ impl Layers<'_> {
         }
         points.leave_out_deep_ones();
         points
+    }
+
+    /// Returns whether what the steps before this place fetched is kept as well.
+    fn has_fetched_trees(&self, at: usize, stack: &Stack) -> bool {
+        let mut fetching = self.plan.steps.iter().take(at).filter(|planned| fetches(&planned.step.action));
+        fetching.all(|planned| {
+            let key = planned.key.to_string();
+            stack.layers().any(|layer| layer.fetched_by(&key).is_some())
+        })
     }
 
     /// Returns whether the guest was rebooted right before this place in the keys. Booting the disk of the first layer is
@@ -185,7 +195,7 @@ impl Layers<'_> {
         let step = |planned: &PlannedStep| {
             let key = planned.key.to_string();
             let during = stack.layers().find_map(|layer| layer.during(&key));
-            Done { took: Duration::ZERO, fetched: Vec::new(), cached: true, during }
+            Done { took: Duration::ZERO, fetched: FetchedTree::default(), cached: true, during }
         };
         self.plan.steps.iter().take(at).map(step).collect()
     }

@@ -21,10 +21,10 @@ const HISTORIES: u64 = 500;
 const EVENTS: u64 = 8;
 
 /// Xorshift: a history is known by its number.
-struct Dice(u64);
+pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
+    pub(super) fn roll(&mut self, sides: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -200,7 +200,7 @@ fn disks(stack: &Stack) -> String {
     stack.layers().map(|layer| fs::read_to_string(layer.disk()).unwrap()).collect()
 }
 
-fn hello() -> Hello {
+pub(super) fn hello() -> Hello {
     Hello {
         boot_id: "b".into(),
         instance_id: None,
@@ -213,7 +213,7 @@ fn hello() -> Hello {
     }
 }
 
-fn facts(micro: u32) -> Facts {
+pub(super) fn facts(micro: u32) -> Facts {
     let qemu = Qemu {
         system: "/qemu".into(),
         img: "/qemu-img".into(),

@@ -424,12 +424,12 @@ fn g2_after_a_reboot_only_another_boot_counts() {
 }
 
 /// What becomes of a fetch when the guest sends these entries.
-fn fetched(entries: Vec<Entry>) -> (tempfile::TempDir, Result<usize, GuestError>) {
+fn fetched(entries: Vec<Entry>) -> (tempfile::TempDir, Result<FetchedTree, GuestError>) {
     let temp = tempfile::tempdir().unwrap();
     fs::write(temp.path().join("canary"), "untouched").unwrap();
-    let into = temp.path().join("into");
+    let request = trees::fetch(Path::new("/x"), &temp.path().join("into"), 1 << 20);
     let result = against(
-        async |mut session| session.fetch("/x", &into, 1 << 20, &mut |_| {}).await.map(|files| files.len()),
+        async |mut session| session.fetch(request, None, &mut |_| {}).await.map(|fetched| fetched.tree),
         async |mut mock| {
             mock.hear().await;
             send_tree(&mut mock, entries).await;
@@ -469,19 +469,14 @@ fn g5_trees_that_lead_out_are_refused() {
     let same = |path, target: &str| entry(path, Kind::Hardlink { target: target.into() });
     let trees = [
         vec![file("a")],
-        vec![folder(), link("l", "/etc")],
-        vec![folder(), link("l", "..")],
-        vec![folder(), link("l", "../canary")],
-        vec![folder(), entry("d", Kind::Dir {}), link("d/l", "../../canary")],
-        vec![folder(), entry("d", Kind::Dir {}), link("d/x", ".."), link("d/y", "x/../canary")],
-        vec![folder(), link("l", "a//b")],
+        vec![folder(), link("l", "/etc"), file("l/passwd")],
+        vec![folder(), link("l", ".."), file("l/canary")],
         vec![folder(), entry("d", Kind::Dir {}), link("d/l", "../d"), file("d/l/a")],
         vec![folder(), entry("d", Kind::Dir {}), link("d/l", "../x"), same("l", "d/l")],
         vec![folder(), file("a"), file("a")],
         vec![folder(), file("a"), file("a/b")],
         vec![folder(), file("d/a")],
         vec![folder(), same("l", "nothing")],
-        vec![folder(), entry("p", Kind::Fifo {})],
         vec![link("", "canary")],
         vec![same("", "canary")],
         vec![folder(), folder()],
@@ -496,13 +491,53 @@ fn g5_trees_that_lead_out_are_refused() {
 }
 
 #[test]
+fn g5_links_that_lead_out_are_left_out_and_named() {
+    let folder = |path| entry(path, Kind::Dir {});
+    for (path, target) in [
+        ("l", "/etc"),
+        ("l", ".."),
+        ("l", "."),
+        ("l", "../canary"),
+        ("d/l", "../../canary"),
+        ("d/l", "x/../canary"),
+        ("d/l", "../d/../../canary"),
+        ("l", "/xy"),
+        ("l", "/x/../canary"),
+    ] {
+        let (temp, result) = fetched(vec![folder(""), folder("d"), link(path, target)]);
+        let tree = result.unwrap();
+        assert!(tree.links.is_empty() && tree.left_out_count == 1, "{target}: {tree:?}");
+        assert!(tree.left_out[0].starts_with(path) && tree.left_out[0].contains(target), "{tree:?}");
+        assert!(fs::symlink_metadata(temp.path().join("into").join(path)).is_err(), "{target}");
+    }
+    let links = [("l", "a//b", "a/b"), ("d/l", "/x/f", "../f"), ("d/m", "./../f", "../f")];
+    for (path, target, kept) in links {
+        let (temp, result) = fetched(vec![folder(""), folder("d"), link(path, target)]);
+        assert_eq!(result.unwrap().links[&format!("into/{path}")], kept);
+        assert_eq!(fs::read_link(temp.path().join("into").join(path)).unwrap(), Path::new(kept));
+    }
+}
+
+#[test]
+fn g5_what_is_nothing_but_a_pipe_or_a_device_is_refused() {
+    for (kind, what) in [(Kind::Fifo {}, "a named pipe"), (Kind::Socket {}, "a socket"), (Kind::Device {}, "a device")]
+    {
+        let (temp, result) = fetched(vec![entry("", kind)]);
+        let refused = result.unwrap_err().to_string();
+        assert_eq!(refused, format!("`/x` cannot be kept beside the image: it is {what}"));
+        assert!(!temp.path().join("into").exists());
+    }
+}
+
+#[test]
 fn g5_what_stands_at_the_destination_is_not_followed() {
     let temp = tempfile::tempdir().unwrap();
     fs::write(temp.path().join("canary"), "untouched").unwrap();
     let into = temp.path().join("into");
     symlink(temp.path().join("canary"), &into).unwrap();
+    let request = trees::fetch(Path::new("/x"), &into, 1 << 20);
     let result = against(
-        async |mut session| session.fetch("/x", &into, 1 << 20, &mut |_| {}).await,
+        async |mut session| session.fetch(request, None, &mut |_| {}).await,
         async |mut mock| {
             mock.hear().await;
             send_tree(&mut mock, vec![entry("", Kind::File { size: 0 })]).await;
@@ -519,7 +554,10 @@ fn g5_modes_are_tame_and_harmless_links_kept() {
     let folder = |path| entry(path, Kind::Dir {});
     let tree = vec![folder(""), folder("d"), link("d/l", "../f"), entry("f", Kind::File { size: 0 }), link("m", "d/l")];
     let (temp, result) = fetched(tree);
-    assert_eq!(result.unwrap(), 1);
+    let tree = result.unwrap();
+    assert_eq!(tree.files, ["into/f"]);
+    let links = [("into/d/l", "../f"), ("into/m", "d/l")].map(|(link, to)| (link.to_owned(), to.to_owned()));
+    assert_eq!(tree.links, links.into());
     let mode = |path| fs::symlink_metadata(temp.path().join("into").join(path)).unwrap().mode() & 0o7777;
     assert_eq!([mode(""), mode("d"), mode("f")], [0o755; 3]);
     assert!(temp.path().join("into/m").exists());
@@ -532,7 +570,8 @@ fn g5_sizes_and_counts_are_capped() {
     let lie = against(
         async |mut session| {
             let temp = tempfile::tempdir().unwrap();
-            session.fetch("/x", &temp.path().join("into"), 1 << 20, &mut |_| {}).await.map(|_| ())
+            let request = trees::fetch(Path::new("/x"), &temp.path().join("into"), 1 << 20);
+            session.fetch(request, None, &mut |_| {}).await.map(|_| ())
         },
         async |mut mock| {
             mock.hear().await;

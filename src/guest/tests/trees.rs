@@ -17,6 +17,16 @@ pub(super) fn folder(from: &Path, to: &Path, contents: bool, into: bool) -> Sour
     }
 }
 
+/// A fetch of at most so many bytes to this place.
+pub(super) fn fetch(from: &Path, to: &Path, bytes: u64) -> FetchRequest {
+    FetchRequest {
+        from: from.to_str().unwrap().into(),
+        root: to.parent().unwrap().into(),
+        to: to.file_name().unwrap().into(),
+        limits: FetchLimits::new(bytes),
+    }
+}
+
 /// Everything about a tree that a copy keeps, by path.
 fn listing(root: &Path) -> BTreeMap<Vec<u8>, String> {
     let mut found = BTreeMap::new();
@@ -204,14 +214,36 @@ fn g5_what_was_fetched_is_tame() {
     let temp = tempfile::tempdir().unwrap();
     let (from, to) = (temp.path().join("zoo"), temp.path().join("out/zoo"));
     zoo(&from);
-    fs::remove_file(from.join("pipe")).unwrap();
+    let odd = from.join(OsStr::from_bytes(b"\xff\xfe name\n"));
     with_agent(async |mut session, _| {
-        let from = from.to_str().unwrap();
-        let files = session.fetch(from, &to, 1 << 30, &mut |_| {}).await.unwrap();
-        assert_eq!(files.len(), 7, "{files:?}");
-        let one = session.fetch(&format!("{from}/plain"), &temp.path().join("one"), 5, &mut |_| {}).await.unwrap();
-        assert_eq!(one, [temp.path().join("one")]);
-        let missing = session.fetch("/no/such/file", &temp.path().join("two"), 5, &mut |_| {}).await;
+        let refused = session.fetch(fetch(&from, &temp.path().join("odd"), 1 << 30), None, &mut |_| {}).await;
+        assert!(matches!(refused, Err(GuestError::Unkept { .. })), "{refused:?}");
+        fs::remove_file(odd).unwrap();
+        symlink("er/same", from.join("deep/inner")).unwrap();
+        symlink(from.join("plain"), from.join("deep/absolute")).unwrap();
+        let stream = temp.path().join("stream");
+        let _socket = std::os::unix::net::UnixListener::bind(from.join("socket")).unwrap();
+        let fetched = session.fetch(fetch(&from, &to, 1 << 30), Some(stream.clone()), &mut |_| {}).await.unwrap();
+        let tree = fetched.tree;
+        assert_eq!(tree.files.len(), 6, "{tree:?}");
+        let links = [("zoo/deep/absolute", "../plain"), ("zoo/deep/inner", "er/same"), ("zoo/deep/link", "../nowhere")];
+        assert_eq!(tree.links, links.map(|(link, to)| (link.to_owned(), to.to_owned())).into());
+        assert_eq!(tree.left_out, ["pipe: a named pipe", "socket: a socket"]);
+        // What is kept for the step cache gives the same tree.
+        let again = fetch(&from, &temp.path().join("again/zoo"), 1 << 30);
+        let stream = std::io::BufReader::new(File::open(stream).unwrap());
+        assert_eq!(receive::receive(stream, &again).unwrap().0, tree);
+        assert_eq!(listing(&to), listing(&temp.path().join("again/zoo")));
+        assert!(to.join("deep/er/empty").is_dir());
+        let device =
+            session.fetch(fetch(Path::new("/dev/null"), &temp.path().join("null"), 5), None, &mut |_| {}).await;
+        let device = device.unwrap_err().to_string();
+        assert!(device.contains("`/dev/null` cannot be kept beside the image: it is a device"), "{device}");
+        let plain = from.join("plain");
+        let one = session.fetch(fetch(&plain, &temp.path().join("one"), 5), None, &mut |_| {}).await.unwrap();
+        assert_eq!(one.tree.files, ["one"]);
+        let missing = fetch(Path::new("/no/such/file"), &temp.path().join("two"), 5);
+        let missing = session.fetch(missing, None, &mut |_| {}).await;
         assert!(matches!(missing, Err(GuestError::Refused { full: false, .. })), "{missing:?}");
         assert_eq!(output(&mut session, &sh("echo still here")).await.1, "still here\n");
     });
@@ -228,9 +260,46 @@ fn g5_a_fetch_beyond_its_limit_is_refused() {
     let from = temp.path().join("from");
     File::create(&from).unwrap().set_len(1 << 40).unwrap();
     with_agent(async |mut session, _| {
-        let refused = session.fetch(from.to_str().unwrap(), &temp.path().join("to"), 1 << 30, &mut |_| {}).await;
+        let refused = session.fetch(fetch(&from, &temp.path().join("to"), 1 << 30), None, &mut |_| {}).await;
         assert!(matches!(refused, Err(GuestError::Beyond(_))), "{refused:?}");
         session.ping().await.unwrap();
+    });
+}
+
+#[test]
+fn a_stream_that_cannot_be_kept_does_not_end_the_fetch() {
+    let temp = tempfile::tempdir().unwrap();
+    let from = temp.path().join("from");
+    fs::write(&from, "x").unwrap();
+    with_agent(async |mut session, _| {
+        let full =
+            session.fetch(fetch(&from, &temp.path().join("to"), 5), Some("/dev/full/stream".into()), &mut |_| {}).await;
+        let full = full.unwrap();
+        assert!(full.unkept.is_some() && full.tree.files == ["to"], "{full:?}");
+        assert_eq!(fs::read(temp.path().join("to")).unwrap(), b"x");
+    });
+}
+
+#[test]
+fn the_limits_of_a_fetch_count_all_fetches_and_no_path_of_this_host() {
+    let temp = tempfile::tempdir().unwrap();
+    let from = temp.path().join("from");
+    fs::create_dir(&from).unwrap();
+    (0..10).for_each(|n| fs::write(from.join(format!("{n}")), "x").unwrap());
+    let deep = temp.path().join("long/".repeat(200));
+    with_agent(async |mut session, _| {
+        let mut request = fetch(&from, &deep.join("to"), 1 << 20);
+        // A folder and ten files: `to`, and `to/0` to `to/9`.
+        (request.limits.entries, request.limits.names) = (21, 83);
+        let tree = session.fetch(request.clone(), None, &mut |_| {}).await.unwrap().tree;
+        request.limits = request.limits.besides(&tree);
+        assert_eq!((request.limits.entries, request.limits.names), (10, 41));
+        request.to = "ot".into();
+        let refused = session.fetch(request.clone(), None, &mut |_| {}).await.unwrap_err().to_string();
+        assert!(refused.contains("99000 files, folders and links"), "{refused}");
+        (request.limits.entries, request.to) = (11, "on".into());
+        let refused = session.fetch(request, None, &mut |_| {}).await.unwrap_err().to_string();
+        assert!(refused.contains("names of 3145728 bytes"), "{refused}");
     });
 }
 

@@ -124,8 +124,12 @@ fn an_unfinished_version_leaves_nothing() {
 #[test]
 fn what_must_not_be_published_is_refused() {
     type Put = fn(&Path);
-    let cases: [(&str, Put); 5] = [
-        ("neither a file nor a folder", |path| symlink("/etc/passwd", path.join("web-1.qcow2")).unwrap()),
+    let cases: [(&str, Put); 7] = [
+        ("a link that leads elsewhere", |path| symlink("/etc/passwd", path.join("web-1.qcow2")).unwrap()),
+        ("no step has fetched that link", |path| symlink("console.log", path.join("web-1.qcow2")).unwrap()),
+        ("neither a file nor a folder", |path| {
+            nix::unistd::mkfifo(&path.join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        }),
         ("the store writes that file itself", |path| fs::write(path.join("SHA256SUMS"), "").unwrap()),
         ("the store writes that file itself", |path| fs::create_dir(path.join("manifest.json")).unwrap()),
         ("not UTF-8", |path| {

@@ -33,6 +33,23 @@ pub(super) fn check(entry: &Entry) -> Result<(), Malformed> {
     }
 }
 
+/// Returns how many folders of the tree hold `path`, besides its root.
+#[must_use]
+pub fn folders_above(path: &[u8]) -> usize {
+    path.split(|byte| *byte == b'/').count() - 1
+}
+
+/// Returns the target of a symbolic link as names below the tree's root that holds `path`, where it leads to something in
+/// that tree. Only leading `..` that stay within real folders, then names: however such links are chained, none leads out.
+#[must_use]
+pub fn inner_target(path: &[u8], target: &[u8]) -> Option<Vec<u8>> {
+    let depth = folders_above(path);
+    let parts: Vec<&[u8]> = target.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b".")).collect();
+    let ups = parts.iter().take_while(|part| **part == b"..").count();
+    let leads_out = target.starts_with(b"/") || ups > depth || parts[ups..].contains(&&b".."[..]);
+    if leads_out || parts.is_empty() { None } else { Some(parts.join(&b'/')) }
+}
+
 fn check_path(path: &[u8]) -> Result<(), Malformed> {
     let bad = |name: &[u8]| matches!(name, b"" | b"." | b"..") || name.len() > MAX_NAME || name.contains(&0);
     if path.len() >= MAX_PATH || (!path.is_empty() && path.split(|byte| *byte == b'/').any(bad)) {
