@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::accounts::Accounts;
 use super::cgroup::CgroupTree;
 use super::leftovers::Leftovers;
+use super::pack::{FetchedFiles, PackError, pack};
 use super::{Refusal, device, sys, unpack};
-use crate::wire::tree::Totals;
+use crate::wire::tree::{Encoder, Head, Layout, Totals};
 
 pub(crate) use sys::{set_xattr, xattr};
 
@@ -25,4 +26,18 @@ pub(crate) fn leftovers() -> Arc<Leftovers> {
 pub(crate) fn unpack_file(path: &Path) -> Result<Totals, Refusal> {
     let broken = |error: io::Error| Refusal::io(path.display(), &error);
     unpack::unpack(device::ReadAhead::open(path).map_err(broken)?, &Accounts::default(), &mut |_| {})
+}
+
+/// Unpacks what was sent over the port.
+pub(crate) fn unpack_stream(stream: impl io::BufRead) -> Result<Totals, Refusal> {
+    unpack::unpack(stream, &Accounts::default(), &mut |_| {})
+}
+
+/// Packs what the host fetches.
+pub(crate) fn pack_stream(path: &Path) -> Result<Vec<u8>, PackError> {
+    let head = Head { to: Vec::new(), name: Vec::new(), into: false, contents: false, owner: None };
+    let mut stream = Vec::new();
+    let encoder = Encoder::new(&mut stream, Layout::Packed, head).map_err(PackError::Write)?;
+    pack(path, encoder, &mut FetchedFiles)?;
+    Ok(stream)
 }

@@ -180,16 +180,22 @@ impl<'a> Layers<'a> {
         guest: &mut Guest,
         took: Duration,
     ) -> Result<(), Failure> {
+        let Some(boot) = self.note_boot(took) else { return Ok(()) };
+        let kept = self.keep(build, guest, LayerKind::Memory, boot).await;
+        self.claim = None;
+        kept
+    }
+
+    /// Takes note of a boot, and returns what a layer of it stands for.
+    fn note_boot(&mut self, took: Duration) -> Option<FinishedStep> {
         let key = match &self.stack {
             None => Some(self.plan.base_key),
             Some(stack) => Self::keys(self.plan).into_iter().find(|key| key.to_string() == stack.top().facts.name.key),
         };
-        let Some(key) = key else { return Ok(()) };
-        let boot = Done { took, cached: false, during: None, fetched: FetchedTree::default() };
+        let key = key?;
         self.since_layer = took;
-        let kept = self.keep(build, guest, LayerKind::Memory, FinishedStep::new(key, &boot, None)).await;
-        self.claim = None;
-        kept
+        let boot = Done { took, cached: false, during: None, fetched: FetchedTree::default() };
+        Some(FinishedStep::new(key, &boot, None))
     }
 
     /// After a step.
@@ -201,28 +207,34 @@ impl<'a> Layers<'a> {
         done: &Done,
         fetched: Option<PathBuf>,
     ) -> Result<(), Failure> {
+        let Some((kind, step)) = self.note_step(index, done, fetched) else { return Ok(()) };
+        self.keep(build, guest, kind, step).await
+    }
+
+    /// Takes note of a step, and returns which layer is made of it, if any.
+    fn note_step(&mut self, index: usize, done: &Done, fetched: Option<PathBuf>) -> Option<(LayerKind, FinishedStep)> {
         self.since_layer += done.took;
         self.spent += done.took;
         let keys = Self::keys(self.plan);
         let Some(key) = keys.get(index + 1).copied() else {
             // Nothing after this step is kept either.
             self.cache = None;
-            return Ok(());
+            return None;
         };
         let action = &self.plan.steps[index].step.action;
         if fetches(action) && fetched.is_none() {
             // A later build could not fetch it again.
             self.cache = None;
-            return Ok(());
+            return None;
         }
         self.memory &= !reads_secret(action);
         let step = FinishedStep::new(key, done, fetched);
         let is_near_the_end = index + 3 >= keys.len();
         let Some(kind) = self.layer_kind(is_near_the_end, matches!(action, Action::Reboot)) else {
             self.uncovered.push(step);
-            return Ok(());
+            return None;
         };
-        self.keep(build, guest, kind, step).await
+        Some((kind, step))
     }
 
     /// Counts the layers that the guest's disk lies on.
@@ -435,5 +447,7 @@ fn find_leak(searched: &SearchedSecrets, files: &[PathBuf]) -> io::Result<Option
     Ok(None)
 }
 
+#[cfg(test)]
+mod histories;
 #[cfg(test)]
 mod tests;
