@@ -75,6 +75,57 @@ fn a_step_that_is_not_to_be_cached_ends_the_caching() {
     assert_eq!(cached(&second, "2"), [true, false, false]);
 }
 
+/// Changes what is known of each layer.
+fn edit_layers(ended: &Ended, edit: impl Fn(&mut serde_json::Value)) {
+    for layer in layers(ended) {
+        let path = layer.join("layer.json");
+        let mut facts = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        edit(&mut facts);
+        fs::write(path, serde_json::to_vec(&facts).unwrap()).unwrap();
+    }
+}
+
+#[test]
+fn a_plan_says_why_a_layer_that_is_there_is_not_used() {
+    let first = Kiln::new().spec(STEPS).build().run();
+    let kept = |expected: &str| {
+        let lines = planned(&first, STEPS);
+        assert!(lines.len() == 3 && lines[1..].iter().all(|line| line.ends_with(expected)), "{expected}: {lines:#?}");
+    };
+    edit_layers(&first, |facts| {
+        if let Some(memory) = facts["memory"].as_object_mut() {
+            memory["machine"] = "another".into();
+        }
+    });
+    kept("in the cache with the memory of another QEMU, processor or firmware");
+    edit_layers(&first, |facts| facts["memory"] = serde_json::Value::Null);
+    kept("in the cache without the guest's memory, which the next step may need");
+}
+
+#[test]
+fn a_plan_tells_a_disk_that_is_not_worth_booting_from_none() {
+    let steps = format!("{SECRET}[[step]]\nreboot = true\n[[step]]\nrun = 'echo three'\n");
+    let first = Kiln::new().spec(&steps).build().secret("TOKEN", "hunter2hunter2").run();
+    edit_layers(&first, |facts| facts["seconds"] = if facts["parent"].is_null() { 100 } else { 0 }.into());
+    let plan = first.then(["plan", "."]).secret("TOKEN", "hunter2hunter2");
+    plan.stdout_has("reboot: in the cache, but running it again is faster than booting its disk").run();
+}
+
+#[test]
+fn a_plan_after_a_change_of_the_key_scheme_blames_nothing_else() {
+    let first = Kiln::new().spec(STEPS).build().run();
+    first.then(["gc", "--keep-cache", "0MiB"]).run();
+    let path = first.place().cache().join("plans/web.json");
+    let trace = fs::read_to_string(&path).unwrap();
+    for other in [trace.replace("kiln-key-", "another-"), trace.replace("\"scheme\":", "\"unknown\":")] {
+        fs::write(&path, other).unwrap();
+        let lines = planned(&first, STEPS);
+        assert!(lines[0].ends_with("changed how cache keys are made"), "{lines:#?}");
+        let why = "built last by a version of kiln whose cache keys are made otherwise";
+        assert!(lines.len() == 4 && lines[1..].iter().all(|line| line.ends_with(why)), "{lines:#?}");
+    }
+}
+
 #[test]
 fn no_cache_takes_nothing_and_gives_nothing() {
     let first = Kiln::new().spec(STEPS).args(["build", ".", "--no-cache"]).run();

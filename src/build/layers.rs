@@ -40,7 +40,7 @@ mod resume;
 mod room;
 
 pub(crate) use resume::Begin;
-pub use resume::cached_steps;
+pub use resume::{CacheView, view_cache};
 use room::CheckpointRoom;
 
 /// What a checkpoint takes before one was made.

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::build::base::Bases;
 use crate::build::boot::backing;
-use crate::build::layers::cached_steps;
+use crate::build::layers::{CacheView, view_cache};
 use crate::build::provision::verb;
 use crate::build::{history, many};
 use crate::download::Reach;
@@ -39,8 +39,8 @@ pub async fn run(args: args::Plan, global: &Global, folders: &Folders, out: &mut
     let bases = Bases { reach: Reach::Offline, ..folders.bases(args.sources, &events, CancellationToken::new())? };
     let (plan, _held) = many::plan(spec, &bases, args.reading.reach()).await?;
     let cache = folders.cache()?;
-    let cached = cached_steps(&plan, &Cache::peek(&cache, Arc::clone(&bases.memo)), &events);
-    let fates = Fates::new(&plan, cached, history::recall(&cache, &plan).as_ref());
+    let view = view_cache(&plan, &Cache::peek(&cache, Arc::clone(&bases.memo)), &events);
+    let fates = Fates::new(&plan, &view, history::recall(&cache, &plan).as_ref());
     if args.json {
         return super::print_json(out, &format!("{:#}\n", as_json(&plan, &fates)));
     }
@@ -56,10 +56,10 @@ struct Fates {
 }
 
 impl Fates {
-    fn new(plan: &Plan, cached: usize, last: Option<&Trace>) -> Self {
+    fn new(plan: &Plan, view: &CacheView, last: Option<&Trace>) -> Self {
         let now = Trace::of(plan);
         let base = last.map(|last| now.base_changes(last)).unwrap_or_default();
-        Self { base, steps: now.reasons(plan, cached, last) }
+        Self { base, steps: now.reasons(plan, view.cached, &view.unused, last) }
     }
 }
 

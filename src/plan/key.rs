@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::spec::{Action, Command, Context, Copy, Owner};
 
 /// Changes when the meaning of the hashed form does.
-const SCHEME: &str = "kiln-key-2";
+pub(super) const SCHEME: &str = "kiln-key-2";
 
 /// A digest that stands for a result.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use super::key::SCHEME;
 use super::{Plan, reads_secret};
 use crate::digest::hex;
 use crate::spec::Action;
@@ -18,6 +19,9 @@ pub type Parts = BTreeMap<String, String>;
 /// The parts of a whole plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trace {
+    /// How the keys were made: those of another scheme cannot be compared.
+    #[serde(default)]
+    scheme: String,
     base: Parts,
     steps: Vec<Traced>,
 }
@@ -43,8 +47,39 @@ pub enum Reason {
     NoLayer,
     /// It is as it was, but the step of this number, from 1, reads a secret, and there was no reboot since.
     AfterSecret(usize),
+    /// There is a layer of it, from which the build does not go on.
+    Unused(UnusedLayer),
+    /// The keys of the last build were made by another scheme.
+    OtherScheme,
     /// Nothing is known of an earlier build.
     NeverBuilt,
+}
+
+/// Why a build does not go on from a layer that is in the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnusedLayer {
+    /// Going on from an earlier one takes less time than booting its disk.
+    Slower,
+    /// It has no memory, and no reboot comes before it: what the guest had in memory alone would be missing.
+    WithoutMemory,
+    /// Its memory is that of another machine.
+    OtherMachine,
+    /// It lies on too many layers for QEMU to open it in a short time.
+    Deep,
+    /// It cannot be read, or has changed.
+    Damaged,
+}
+
+impl std::fmt::Display for UnusedLayer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Slower => "in the cache, but running it again is faster than booting its disk",
+            Self::WithoutMemory => "in the cache without the guest's memory, which the next step may need",
+            Self::OtherMachine => "in the cache with the memory of another QEMU, processor or firmware",
+            Self::Deep => "in the cache on too many layers",
+            Self::Damaged => "damaged in the cache",
+        })
+    }
 }
 
 impl std::fmt::Display for Reason {
@@ -59,6 +94,8 @@ impl std::fmt::Display for Reason {
             Reason::AfterSecret(step) => {
                 write!(f, "nothing is kept after step {step}, which reads a secret, until a `reboot` step")
             }
+            Reason::Unused(why) => write!(f, "{why}"),
+            Reason::OtherScheme => write!(f, "built last by a version of kiln whose cache keys are made otherwise"),
             Reason::NeverBuilt => write!(f, "not built before"),
         }
     }
@@ -93,18 +130,31 @@ impl Trace {
     pub fn of(plan: &Plan) -> Self {
         let step =
             |planned: &super::PlannedStep| Traced { name: planned.step.name.clone(), parts: planned.parts.clone() };
-        Self { base: plan.base_parts.clone(), steps: plan.steps.iter().map(step).collect() }
+        let steps = plan.steps.iter().map(step).collect();
+        Self { scheme: SCHEME.to_owned(), base: plan.base_parts.clone(), steps }
     }
 
     /// What is another in the machine and its base than it was in `last`, in words.
     #[must_use]
     pub fn base_changes(&self, last: &Trace) -> Vec<String> {
+        if self.scheme != last.scheme {
+            return vec!["how cache keys are made".to_owned()];
+        }
         differences(&self.base, &last.base)
     }
 
-    /// Why each step that is not among the first `cached` ones runs.
+    /// Why each step that is not among the first `cached` ones runs. `unused` has the layers of steps that are in the cache
+    /// all the same, by the step's number, from 1.
     #[must_use]
-    pub fn reasons(&self, plan: &Plan, cached: usize, last: Option<&Trace>) -> Vec<Option<Reason>> {
+    pub fn reasons(
+        &self,
+        plan: &Plan,
+        cached: usize,
+        unused: &BTreeMap<usize, UnusedLayer>,
+        last: Option<&Trace>,
+    ) -> Vec<Option<Reason>> {
+        let unknown = if last.is_some() { Reason::OtherScheme } else { Reason::NeverBuilt };
+        let last = last.filter(|last| last.scheme == self.scheme);
         let mut uncached = false;
         let mut secret = None;
         // The first thing that is another: everything after it runs for that reason.
@@ -118,9 +168,11 @@ impl Trace {
                 _ => {}
             }
             let own = last.and_then(|last| step.change(index, last));
-            let reason = match (last, own, first) {
+            let layer = unused.get(&(index + 1)).filter(|_| !uncached);
+            let reason = match (layer, own, first) {
                 _ if uncached && !planned.step.cache => Reason::Uncached,
-                (None, ..) => Reason::NeverBuilt,
+                (Some(why), ..) => Reason::Unused(*why),
+                _ if last.is_none() => unknown.clone(),
                 (_, Some(own), _) => own,
                 (.., Some(before)) => Reason::After(before),
                 _ => secret.map_or(Reason::NoLayer, Reason::AfterSecret),

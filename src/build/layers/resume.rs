@@ -4,6 +4,7 @@
 //! made after a `reboot` step: in both cases the guest is what it would be without a cache. Which of them is taken is a
 //! question of time alone: what it takes to get going, and the steps after it that have to be done again.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,8 +14,9 @@ use crate::error::Failure;
 use crate::event::{Events, Level};
 use crate::guest::{FetchedTree, Hello};
 use crate::layer::index::LayerIndex;
-use crate::layer::{Cache, Stack};
+use crate::layer::{Cache, Facts, Stack};
 use crate::machine::checkpoint::RamFormat;
+use crate::plan::trace::UnusedLayer;
 use crate::plan::{Plan, PlannedStep};
 use crate::spec::Action;
 
@@ -57,9 +59,20 @@ struct StartingPoint {
     is_bootable: bool,
 }
 
+/// What a build would take from the cache.
+#[derive(Debug)]
+pub struct CacheView {
+    /// Steps that are done by the layer that the build begins with.
+    pub cached: usize,
+    /// Why it does not begin with other layers of the plan, by the number of their step, from 1; 0 is the boot.
+    pub unused: BTreeMap<usize, UnusedLayer>,
+}
+
 /// The layers a build could begin with.
 struct StartingPoints {
     all: Vec<StartingPoint>,
+    /// Every place with a layer, and why the build does not begin there unless it does.
+    unused: BTreeMap<usize, UnusedLayer>,
     /// Some have the memory of another machine.
     has_foreign_memory: bool,
 }
@@ -72,7 +85,8 @@ impl StartingPoints {
         let is_small = |point: &StartingPoint| point.stack.depth() <= MOST_LAYERS;
         let has_small_one = self.all.iter().any(|point| point.at == deepest && is_small(point));
         let most = if has_small_one { MOST_LAYERS } else { MOST_LAYERS / 2 };
-        self.all.retain(|point| point.stack.depth() <= most);
+        let deep = self.all.extract_if(.., |point| point.stack.depth() > most).map(|point| point.at);
+        self.unused.extend(deep.map(|at| (at, UnusedLayer::Deep)));
     }
 }
 
@@ -106,7 +120,10 @@ impl Layers<'_> {
     }
 
     pub(super) fn look(&self, cache: &Cache) -> (Begin, Vec<Done>) {
-        let mut points = self.starting_points(cache);
+        self.choose(cache, &mut self.starting_points(cache))
+    }
+
+    fn choose(&self, cache: &Cache, points: &mut StartingPoints) -> (Begin, Vec<Done>) {
         loop {
             points.all.sort_by(|one, other| other.seconds.total_cmp(&one.seconds));
             let best = points.all.pop();
@@ -127,6 +144,7 @@ impl Layers<'_> {
                 }
                 Err(why) => {
                     self.events.notice(Level::Warning, format!("the checkpoint is not used: {why}"));
+                    points.unused.insert(point.at, UnusedLayer::Damaged);
                     if point.is_bootable {
                         point.memory = false;
                         point.seconds += point.stack.boot_seconds() - RESUME_SECONDS;
@@ -141,7 +159,7 @@ impl Layers<'_> {
     fn starting_points(&self, cache: &Cache) -> StartingPoints {
         let mut problem = unusable(&self.events);
         let mut index = LayerIndex::read(cache);
-        let mut points = StartingPoints { all: Vec::new(), has_foreign_memory: false };
+        let mut points = StartingPoints { all: Vec::new(), unused: BTreeMap::new(), has_foreign_memory: false };
         // What the steps after this layer, which were done before, take to do again; none for the deepest layer.
         let mut again = None;
         for (at, key) in Self::keys(self.plan).into_iter().enumerate().rev() {
@@ -150,10 +168,10 @@ impl Layers<'_> {
             let Some(newest) = stacks.first() else { continue };
             let took = newest.top_seconds();
             let is_bootable = self.follows_a_reboot(at);
+            points.unused.insert(at, self.reason_against(&stacks, is_bootable));
             for stack in stacks {
-                let owner = stack.top().facts.memory.as_ref().map(|memory| memory.machine == self.machine);
-                let memory = owner == Some(true) && !self.refused.contains(&stack.top().facts.name);
-                points.has_foreign_memory |= owner == Some(false);
+                let memory = self.can_resume(&stack);
+                points.has_foreign_memory |= self.has_foreign_memory(&stack);
                 let start = if memory { RESUME_SECONDS } else { stack.boot_seconds() };
                 if memory || is_bootable {
                     let seconds = start + again.unwrap_or(0.0);
@@ -164,6 +182,27 @@ impl Layers<'_> {
         }
         points.leave_out_deep_ones();
         points
+    }
+
+    /// Returns whether the build can go on from the memory of a layer.
+    fn can_resume(&self, stack: &Stack) -> bool {
+        let Facts { memory, name, .. } = &stack.top().facts;
+        memory.as_ref().is_some_and(|memory| memory.machine == self.machine) && !self.refused.contains(name)
+    }
+
+    fn has_foreign_memory(&self, stack: &Stack) -> bool {
+        stack.top().facts.memory.as_ref().is_some_and(|memory| memory.machine != self.machine)
+    }
+
+    /// Returns why a build that begins elsewhere does not begin with one of these layers of one step.
+    fn reason_against(&self, stacks: &[Stack], is_bootable: bool) -> UnusedLayer {
+        if is_bootable || stacks.iter().any(|stack| self.can_resume(stack)) {
+            UnusedLayer::Slower
+        } else if stacks.iter().any(|stack| self.has_foreign_memory(stack)) {
+            UnusedLayer::OtherMachine
+        } else {
+            UnusedLayer::WithoutMemory
+        }
     }
 
     /// Returns whether what the steps before this place fetched is kept as well.
@@ -201,10 +240,11 @@ impl Layers<'_> {
     }
 }
 
-/// Counts the steps of a plan that a build would take from the cache; changes nothing.
+/// Finds what a build would take from the cache; changes nothing.
 #[must_use]
-pub fn cached_steps(plan: &Plan, cache: &Cache, events: &Events) -> usize {
+pub fn view_cache(plan: &Plan, cache: &Cache, events: &Events) -> CacheView {
     let layers = Layers::new(plan, events.clone(), None, Path::new(""));
-    let (_, done) = layers.look(cache);
-    done.len()
+    let mut points = layers.starting_points(cache);
+    let (_, done) = layers.choose(cache, &mut points);
+    CacheView { cached: done.len(), unused: points.unused }
 }

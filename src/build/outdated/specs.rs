@@ -1,5 +1,6 @@
 //! Whether the images that specs make are still what the specs ask for.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::build::base::{BaseError, Bases, is_yet_to_come};
@@ -114,7 +115,7 @@ fn changes(plan: &Plan, manifest: &Manifest, last: Option<&Trace>) -> Vec<String
         return vec!["the outputs, tests, labels or sealing".to_owned()];
     };
     let Some(planned) = plan.steps.get(first) else { return vec![format!("step {} was taken away", first + 1)] };
-    let reason = now.reasons(plan, 0, last).swap_remove(first);
+    let reason = now.reasons(plan, 0, &BTreeMap::new(), last).swap_remove(first);
     let why = match reason {
         Some(trace::Reason::Changed(words)) => format!(" ({})", words.join(", ")),
         Some(trace::Reason::New) => " (new)".to_owned(),
