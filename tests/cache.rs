@@ -282,6 +282,36 @@ fn a_thousand_steps_build_rebuild_and_plan() {
     assert!(plan.took < Duration::from_secs(5), "{:?}", plan.took);
 }
 
+#[test]
+fn a_chain_of_layers_has_a_limit_and_the_last_step_is_still_all_that_runs() {
+    const MOST_LAYERS: usize = 96;
+    let patience = Duration::from_secs(300);
+    let steps = |appended: usize, last: &str| -> String {
+        let appended = (0..appended).map(|number| format!("[[step]]\nrun = 'echo {number}'\n"));
+        format!(
+            "{}{}[[step]]\nrun = 'echo {last}'\n",
+            "[[step]]\nreboot = true\n".repeat(110),
+            appended.collect::<String>()
+        )
+    };
+    let mut ended = Kiln::new().spec(&steps(0, "first")).build().within(patience).run();
+    assert!(layers(&ended).len() < MOST_LAYERS, "{} layers", layers(&ended).len());
+    let mut repeated = 0;
+    for build in 1..=8_usize {
+        let version = (2 * build).to_string();
+        ended = again(&ended, &version, &steps(2 * build, "one")).within(patience).run();
+        repeated += usize::from(!cached(&ended, &version)[..100].iter().all(|cached| *cached));
+        let version = (2 * build + 1).to_string();
+        ended = again(&ended, &version, &steps(2 * build, "two")).within(patience).run();
+        let cached = cached(&ended, &version);
+        assert!(cached[..cached.len() - 1].iter().all(|cached| *cached), "build {build}: {cached:?}");
+    }
+    assert_eq!(repeated, 1, "the chain became too long once, and was made shorter");
+    let opened = |line: &String| line.strip_prefix("layers ").map(|count| count.parse().unwrap());
+    let longest = ended.place().fake_log().iter().filter_map(opened).max();
+    assert!(longest.is_some_and(|longest: usize| (MOST_LAYERS - 4..=MOST_LAYERS).contains(&longest)), "{longest:?}");
+}
+
 /// A file system of this size in memory, until it is dropped; nothing where only root may mount one.
 struct SmallDisk(PathBuf);
 

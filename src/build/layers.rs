@@ -51,6 +51,10 @@ const LARGEST_GAP: u32 = 16;
 /// Layers between the base image and the guest. QEMU's time to open a chain grows faster than its square: 200 layers take
 /// seconds, 500 minutes.
 const MOST_LAYERS: usize = 96;
+/// How many of them are left to the ends of builds that add steps to what is there.
+const RESERVED_LAYERS: usize = 8;
+/// The last steps, which always leave a layer each where memory can be kept.
+const STEPS_AT_THE_END: usize = 2;
 /// For small requests to the guest.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The cache may take this much, bytes, or a tenth of its disk if that is less.
@@ -229,7 +233,7 @@ impl<'a> Layers<'a> {
         }
         self.memory &= !reads_secret(action);
         let step = FinishedStep::new(key, done, fetched);
-        let is_near_the_end = index + 3 >= keys.len();
+        let is_near_the_end = index + 1 + STEPS_AT_THE_END >= keys.len();
         let Some(kind) = self.layer_kind(is_near_the_end, matches!(action, Action::Reboot)) else {
             self.uncovered.push(step);
             return None;
@@ -245,12 +249,12 @@ impl<'a> Layers<'a> {
     /// Decides whether the guest is worth a layer as it is now.
     fn layer_kind(&self, is_near_the_end: bool, has_rebooted: bool) -> Option<LayerKind> {
         let gap = (2 * self.cost).max(self.spent / LARGEST_GAP);
-        let is_worth_it = self.since_layer > gap && self.depth() < MOST_LAYERS;
-        if self.memory && (is_near_the_end || is_worth_it) {
+        let has_room = self.depth() < MOST_LAYERS - RESERVED_LAYERS;
+        if self.memory && (is_near_the_end || (has_room && self.since_layer > gap)) {
             return Some(LayerKind::Memory);
         }
         // Without memory, only what a boot followed in any case is of use to anybody.
-        has_rebooted.then_some(LayerKind::Disk)
+        (has_rebooted && has_room).then_some(LayerKind::Disk)
     }
 
     /// Freezes what is there now as a layer. What goes wrong with that is said, and ends the keeping, not the build.

@@ -49,6 +49,10 @@ fn answer(mode: &str, text: &str) {
 
 fn run(mode: &str, args: &[String]) {
     log(&format!("start {}", std::process::id()));
+    log(&format!(
+        "layers {}",
+        args.iter().filter(|arg| arg.contains("\"node-name\":\"backing")).count().saturating_sub(1)
+    ));
     match mode {
         "dies-at-start" => fail("could not set up host forwarding rule"),
         "refuses-argv" => fail("-sandbox: invalid option"),

@@ -21,7 +21,7 @@ use crate::plan::{Plan, PlannedStep};
 use crate::spec::Action;
 
 use super::super::provision::Done;
-use super::{Layers, MOST_LAYERS, fetches, unusable};
+use super::{Layers, MOST_LAYERS, STEPS_AT_THE_END, fetches, unusable};
 
 /// What going on from a checkpoint takes, seconds.
 const RESUME_SECONDS: f64 = 2.0;
@@ -59,6 +59,15 @@ struct StartingPoint {
     is_bootable: bool,
 }
 
+impl StartingPoint {
+    /// Returns how many layers there will be at the end of the build, with those that a boot and the last steps leave in any
+    /// case.
+    fn final_depth(&self, last: usize) -> usize {
+        let boots = usize::from(!self.memory);
+        self.stack.depth() + boots + last.saturating_sub(self.at).min(STEPS_AT_THE_END)
+    }
+}
+
 /// What a build would take from the cache.
 #[derive(Debug)]
 pub struct CacheView {
@@ -78,14 +87,14 @@ struct StartingPoints {
 }
 
 impl StartingPoints {
-    /// Leaves out what lies on too many layers. Where nothing else is left at that place, the build goes far enough back for
-    /// the steps that it repeats to be put into few layers, which the next builds begin with.
-    fn leave_out_deep_ones(&mut self) {
+    /// Leaves out what would come to lie on too many layers. Where nothing else is left at that place, the build goes far
+    /// enough back for the steps that it repeats to be put into few layers, which the next builds begin with.
+    fn leave_out_deep_ones(&mut self, last: usize) {
         let Some(deepest) = self.all.iter().map(|point| point.at).max() else { return };
-        let is_small = |point: &StartingPoint| point.stack.depth() <= MOST_LAYERS;
-        let has_small_one = self.all.iter().any(|point| point.at == deepest && is_small(point));
-        let most = if has_small_one { MOST_LAYERS } else { MOST_LAYERS / 2 };
-        let deep = self.all.extract_if(.., |point| point.stack.depth() > most).map(|point| point.at);
+        let fits = |point: &StartingPoint| point.final_depth(last) <= MOST_LAYERS;
+        let has_one_that_fits = self.all.iter().any(|point| point.at == deepest && fits(point));
+        let most = if has_one_that_fits { MOST_LAYERS } else { MOST_LAYERS / 2 };
+        let deep = self.all.extract_if(.., |point| point.final_depth(last) > most).map(|point| point.at);
         self.unused.extend(deep.map(|at| (at, UnusedLayer::Deep)));
     }
 }
@@ -162,7 +171,9 @@ impl Layers<'_> {
         let mut points = StartingPoints { all: Vec::new(), unused: BTreeMap::new(), has_foreign_memory: false };
         // What the steps after this layer, which were done before, take to do again; none for the deepest layer.
         let mut again = None;
-        for (at, key) in Self::keys(self.plan).into_iter().enumerate().rev() {
+        let keys = Self::keys(self.plan);
+        let last = keys.len() - 1;
+        for (at, key) in keys.into_iter().enumerate().rev() {
             let mut stacks = index.find(key, &mut problem);
             stacks.retain(|stack| self.has_fetched_trees(at, stack));
             let Some(newest) = stacks.first() else { continue };
@@ -180,7 +191,7 @@ impl Layers<'_> {
             }
             again = Some(again.unwrap_or(0.0) + took);
         }
-        points.leave_out_deep_ones();
+        points.leave_out_deep_ones(last);
         points
     }
 
