@@ -312,6 +312,40 @@ fn a_chain_of_layers_has_a_limit_and_the_last_step_is_still_all_that_runs() {
     assert!(longest.is_some_and(|longest: usize| (MOST_LAYERS - 4..=MOST_LAYERS).contains(&longest)), "{longest:?}");
 }
 
+/// The UEFI variable of each machine that was started, but for those that tests and conversions start.
+fn uefi_variables(ended: &Ended) -> Vec<String> {
+    let value = |line: &String| line.strip_prefix("uefi variable ").map(str::to_owned);
+    ended.place().fake_log().iter().filter_map(value).collect()
+}
+
+#[test]
+fn a_machine_begins_with_the_uefi_variables_of_the_layer_below() {
+    let steps =
+        |last: &str| format!("[[step]]\nrun = 'uefi one'\n[[step]]\nrun = 'uefi two'\n[[step]]\nrun = 'echo {last}'\n");
+    let first = Kiln::new().machine("firmware = 'uefi'").spec(&steps("three")).build().run();
+    assert!(!uefi_variables(&first).iter().any(|value| value == "`one`" || value == "`two`"), "the firmware's own");
+    let before = uefi_variables(&first).len();
+    let second = again(&first, "2", "").machine("firmware = 'uefi'").spec(&steps("four")).run();
+    assert_eq!((restores(&second), cached(&second, "2")), (1, vec![true, true, false]));
+    assert_eq!(uefi_variables(&second)[before..], ["`two`"]);
+    // A disk is booted with them as well.
+    let steps = |last: &str| {
+        format!(
+            "{SECRET}[[step]]\nrun = 'uefi three'\n[[step]]\nreboot = true\n[[step]]\nrun = 'uefi four'\n\
+             [[step]]\nrun = 'echo {last}'\n"
+        )
+    };
+    let build = |version: &str, last: &str| {
+        let kiln = second.then(["build", ".", "--version", version]).machine("firmware = 'uefi'").spec(&steps(last));
+        kiln.secret("TOKEN", "hunter2hunter2").run()
+    };
+    build("3", "five");
+    let before = uefi_variables(&second).len();
+    let fourth = build("4", "six");
+    assert_eq!(cached(&fourth, "4"), [true, true, true, false, false]);
+    assert_eq!(uefi_variables(&fourth)[before..], ["`three`"]);
+}
+
 /// A file system of this size in memory, until it is dropped; nothing where only root may mount one.
 struct SmallDisk(PathBuf);
 

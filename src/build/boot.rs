@@ -193,15 +193,33 @@ pub(crate) fn write_seed(site: Site<'_>, boot: seed::Boot) -> Result<(), Failure
 
 /// Boots the plan's machine from its overlay, with the UEFI variables of the layer below.
 pub(crate) async fn boot(build: &Build<'_>, stack: Option<&Stack>) -> Result<Guest, Failure> {
-    let mut machine = build.plan.machine.clone();
-    if let Some(vars) = stack.and_then(|stack| stack.top().uefi_vars()) {
-        machine.start_with_uefi_vars(vars);
-    }
+    let machine = machine_on(build.plan, stack);
     let guest = start(Site { machine: &machine, ..build.site() }, &backing(build.plan, stack)).await?;
     if build.plan.grows() && stack.is_none() {
         return check_growth(build, guest).await;
     }
     Ok(guest)
+}
+
+/// Returns the plan's machine with the UEFI variables of the layer that it stands on.
+fn machine_on(plan: &Plan, stack: Option<&Stack>) -> Machine {
+    let mut machine = plan.machine.clone();
+    if let Some(vars) = stack.and_then(|stack| stack.top().uefi_vars()) {
+        machine.start_with_uefi_vars(vars);
+    }
+    machine
+}
+
+/// Goes on from the memory of a layer.
+pub(crate) async fn resume_layer(
+    build: &Build<'_>,
+    stack: &Stack,
+    format: RamFormat,
+    hello: Hello,
+) -> Result<Guest, Failure> {
+    let machine = machine_on(build.plan, Some(stack));
+    let site = Site { machine: &machine, ..build.site() };
+    resume(site, &backing(build.plan, Some(stack)), (&stack.top().ram(), format), hello).await
 }
 
 /// Goes on from the memory of a checkpoint, on an overlay over its disk.

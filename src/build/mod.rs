@@ -20,9 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Event, Events, Level, Outcome, Sink, Stage};
-use crate::guest::Hello;
-use crate::layer::{Cache, Stack};
-use crate::machine::checkpoint::RamFormat;
+use crate::layer::Cache;
 use crate::memo::Memo;
 use crate::plan::Plan;
 use crate::plan::output::DiskFile;
@@ -392,7 +390,7 @@ impl<'a> Build<'a> {
             let Begin::Memory(stack, format, hello) = begin else {
                 return Ok((self.boot(layers, begin).await?, done));
             };
-            match self.resume(&stack, format, hello.clone()).await {
+            match boot::resume_layer(self, &stack, format, hello.clone()).await {
                 Ok(guest) => {
                     layers.began(Begin::Memory(stack, format, hello));
                     return Ok((guest, done));
@@ -415,11 +413,6 @@ impl<'a> Build<'a> {
             Ok(()) => Ok(guest),
             Err(failure) => Err(guest.abandon(failure).await),
         }
-    }
-
-    async fn resume(&self, stack: &Stack, format: RamFormat, hello: Hello) -> Result<Guest, Failure> {
-        let backing = boot::backing(self.plan, Some(stack));
-        boot::resume(self.site(), &backing, (&stack.top().ram(), format), hello).await
     }
 
     async fn stage<T>(&self, stage: Stage, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {

@@ -335,6 +335,9 @@ impl Guest<'_> {
                 self.console.write_all(bytes)?;
             }
         }
+        for value in text.split(['\n', ';']).filter_map(|line| line.trim().strip_prefix("uefi ")) {
+            super::set_uefi_variable(value)?;
+        }
         let does = script::run(text, request, |path| self.files.get(path).cloned());
         if let Does::Ends(out, _) | Does::Hangs(out, _) | Does::Says(out, _) | Does::Fault(out, _) = &does {
             out.iter().try_for_each(|message| self.say(stream, message))?;

@@ -21,6 +21,8 @@ mod script;
 
 use machine::Machine;
 
+/// The file of the UEFI variables, in the folder where QEMU is started.
+const UEFI_VARS: &str = "uefi-vars.fd";
 /// What `qemu-system-x86_64 --version` of Debian 13 says.
 const VERSION: &str = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\n\
                        Copyright (c) 2003-2025 Fabrice Bellard and the QEMU Project developers\n";
@@ -53,6 +55,7 @@ fn run(mode: &str, args: &[String]) {
         "layers {}",
         args.iter().filter(|arg| arg.contains("\"node-name\":\"backing")).count().saturating_sub(1)
     ));
+    uefi_variable().inspect(|value| log(&format!("uefi variable `{value}`")));
     match mode {
         "dies-at-start" => fail("could not set up host forwarding rule"),
         "refuses-argv" => fail("-sandbox: invalid option"),
@@ -116,6 +119,19 @@ fn setting(name: &str) -> Option<String> {
         id = stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()?;
     }
     None
+}
+
+/// The one UEFI variable of this machine, in place of the first bytes of the firmware's file: a length, and a text.
+fn uefi_variable() -> Option<String> {
+    let file = std::fs::read(UEFI_VARS).ok()?;
+    let (length, rest) = file.split_first()?;
+    Some(String::from_utf8_lossy(rest.get(..usize::from(*length))?).into_owned())
+}
+
+fn set_uefi_variable(value: &str) -> std::io::Result<()> {
+    let length = u8::try_from(value.len()).expect("a short text");
+    let mut file = File::options().write(true).open(UEFI_VARS)?;
+    file.write_all(&[&[length], value.as_bytes()].concat())
 }
 
 /// Tells the test what was done.

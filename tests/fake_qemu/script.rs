@@ -50,8 +50,8 @@ pub fn run(script: &str, request: &ExecRequest, file: impl Fn(&str) -> Option<Ve
         let (command, rest) = line.split_once(' ').unwrap_or((line, ""));
         let mut print = |text: &[u8]| out.push(Message::Stdout { bytes: [text, b"\n"].concat() });
         match command {
-            // The guest itself writes a secret to its console.
-            "" | "true" | "#!/bin/sh" | "console" => {}
+            // The guest itself writes a secret to its console, and a UEFI variable.
+            "" | "true" | "#!/bin/sh" | "console" | "uefi" => {}
             "echo" => print(rest.as_bytes()),
             "obeyed" => print(hostile::OBEYED.as_bytes()),
             "warn" => out.push(Message::Stderr { bytes: format!("{rest}\n").into_bytes() }),
