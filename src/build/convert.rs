@@ -16,7 +16,7 @@ use super::identity::{self, IdentityCheck};
 use super::lanes::all;
 use super::package::{facts, package};
 use super::secret_scan::SearchedSecrets;
-use super::survey::check_base;
+use super::survey::{check_base, remember_base};
 use super::twin::BaseTwin;
 use super::{Build, SealedDisk};
 
@@ -50,7 +50,8 @@ pub(crate) async fn convert(
     staging: &Path,
 ) -> Result<Converted, Failure> {
     let layers = sealed.disk.chain;
-    check_base(build.plan, &build.memo)?;
+    check_base(build.plan)?;
+    remember_base(build.plan, &build.memo);
     check_sealed(build, &layers, &sealed.evidence)?;
     let contents = contents::read(build, layers.clone(), sealed.evidence, staging)?;
     let files = build.plan.outputs.disks.iter().map(|disk| (disk.clone(), place(build, disk, staging))).collect();

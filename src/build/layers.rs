@@ -35,6 +35,7 @@ use super::Build;
 use super::boot::Guest;
 use super::provision::Done;
 use super::secret_scan::{SearchedSecrets, SecretLeak};
+use super::survey::check_base;
 
 mod resume;
 mod room;
@@ -304,6 +305,8 @@ impl<'a> Layers<'a> {
             self.without_cache(&error);
             return Ok(());
         }
+        // The guest may have read of the base until here.
+        check_base(build.plan)?;
         let has_memory = recorded.is_some();
         let made = self.describe(step, recorded);
         self.commit(build, draft, made);

@@ -207,20 +207,23 @@ fn stamp_of(file: &Path) -> io::Result<FileStamp> {
 }
 
 /// Checks that the base is the file that was hashed for the plan. Everything that lies on it is named after its digest, so
-/// nothing may be kept of a build whose base has changed under it. Hashing it again would miss a change that QEMU has seen
-/// and that was taken back.
+/// nothing may be kept of a build whose base has changed under it, neither layers nor an image. Hashing it again would miss
+/// a change that QEMU has seen and that was taken back.
 ///
 /// # Errors
 /// When it is not the planned one any more.
-pub(crate) fn check_base(plan: &Plan, memo: &Memo) -> Result<(), SurveyError> {
+pub(crate) fn check_base(plan: &Plan) -> Result<(), SurveyError> {
     let base = &plan.base;
     let unreadable = |source| SurveyError::UnreadableBase { path: base.file.clone(), source };
     if stamp_of(&base.file).map_err(unreadable)? == base.stamp {
-        // What was too young to be remembered before may be old enough by now. Lost, it costs the next build some time.
-        let _ = base_sha256(&base.file, memo).map(|_| memo.save());
         return Ok(());
     }
     Err(unreadable(io::Error::other("it changed during the build")))
+}
+
+/// Remembers the digest of a base that was too young for it when the build began. Without it, the next build hashes again.
+pub(crate) fn remember_base(plan: &Plan, memo: &Memo) {
+    let _ = base_sha256(&plan.base.file, memo).map(|_| memo.save());
 }
 
 pub(crate) fn examine_inputs(spec: &Spec, memo: &Memo) -> Result<BTreeMap<usize, InputFacts>, Failure> {

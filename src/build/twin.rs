@@ -20,7 +20,6 @@ use crate::disk::write::WriteError;
 use crate::error::Failure;
 use crate::event::{Events, Level};
 use crate::layer::{Cache, Made, Name, Stack};
-use crate::memo::Memo;
 use crate::plan::Plan;
 use crate::plan::key::Key;
 use crate::plan::machine::format_name;
@@ -54,7 +53,6 @@ impl BaseTwin {
         let abandoned = Arc::new(AtomicBool::new(false));
         let maker = Maker {
             plan: plan.clone(),
-            memo: Arc::clone(&build.memo),
             cache,
             file: build.work.join(FILE),
             events: build.events.clone(),
@@ -99,7 +97,6 @@ fn key(plan: &Plan) -> Key {
 
 struct Maker {
     plan: Plan,
-    memo: Arc<Memo>,
     cache: Option<Cache>,
     file: PathBuf,
     events: Events,
@@ -129,7 +126,7 @@ impl Maker {
             |_| if self.abandoned.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
         // Room that a full disk needs for what matters.
         compress(&chain, None, file, &mut watch).inspect_err(|_| drop(std::fs::remove_file(&self.file)))?;
-        check_base(&self.plan, &self.memo)?;
+        check_base(&self.plan)?;
         let _ = send.send((Twin::open(open(&self.file)?).map_err(WriteError::from)?, None));
         let took = began.elapsed();
         self.events.notice(Level::Debug, format!("the base was compressed ahead in {:.2} s", took.as_secs_f64()));
