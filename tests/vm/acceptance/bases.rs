@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use crate::bench::{Bench, manifest, root};
+use crate::bench::{Bench, manifest, root, run};
 use crate::contents::{HARD, assert_lists_are_equal, found_in_a_guest};
 
 /// Returns a base that `scripts/acceptance` has made.
@@ -45,6 +45,55 @@ fn e1_the_list_of_files_on_btrfs_is_what_a_guest_finds_in_the_image() {
     assert_eq!(manifest["packages"][0]["version"], "2:1.0-3");
     let bill = fs::read_to_string(btrfs.with_file_name("sbom.cdx.json")).unwrap();
     assert!(bill.contains("pkg:rpm/debian/kiln-greeting@1.0-3?arch=noarch&distro=debian-12&epoch=2"), "{bill}");
+}
+
+/// A file in each file system.
+const SPLIT: &str = r#"
+[machine]
+cpus = 1
+[[step]]
+run = "for folder in /etc /boot /usr/local /var/lib /home; do echo new >$folder/new; done"
+[[test]]
+run = "cat /etc/new /boot/new /usr/local/new /var/lib/new /home/new"
+"#;
+
+/// Mounts the disk, whose partitions `fixtures/split/build` has chosen, and lists it.
+const LIST_SPLIT: &str = r#"
+qemu-img convert -O raw "$1" raw
+mkdir tree
+trap 'umount -R tree' EXIT
+part() { mount -o "ro,$4,loop,offset=$(($1 << 20)),sizelimit=$(($2 << 20))" raw "tree$3"; }
+part 2528 1024 / norecovery
+part 128 400 /boot noload
+part 528 1200 /usr noload
+part 1728 600 /var noload
+part 2328 200 /home defaults
+python3 "$2" tree
+"#;
+
+#[test]
+#[ignore = "boots a VM"]
+fn e1_the_list_of_many_file_systems_is_what_the_host_finds_in_them() {
+    let bench = Bench::new();
+    let image = bench.builds(&bench.spec_over(&base("debian-12-split"), "split", SPLIT));
+    let manifest = manifest(&image);
+    assert_eq!(manifest["contents"], serde_json::json!({ "complete": true, "missing": [] }));
+    let list = root().join("tests/vm/list.py");
+    let args = ["-euc", LIST_SPLIT, "sh", image.to_str().unwrap(), list.to_str().unwrap()];
+    let found = run("sh", &args, bench.folder.path());
+    assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
+    let listed = run("sh", &["-c", "zstd -dc files.zst | sed 's/ mtime=.*//'"], image.parent().unwrap());
+    // The kernel here may have no FAT.
+    let lines = |text: Vec<u8>| {
+        let text = String::from_utf8(text).unwrap();
+        text.lines().filter(|line| !line.starts_with("path=/boot/efi")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (found, listed) = (lines(found.stdout), lines(listed.stdout));
+    for (one, other) in listed.iter().zip(&found) {
+        assert_eq!(one, other);
+    }
+    assert_eq!(listed.len(), found.len());
+    println!("split: {} files, the same as on the host", listed.len());
 }
 
 #[test]
