@@ -5,6 +5,9 @@ use std::collections::{HashMap, HashSet};
 
 use super::listing::{Record, order};
 
+/// The fields that have the digest of a content.
+const CONTENT_FIELDS: [&str; 2] = ["sha256", "sparse_sha256"];
+
 /// A path that is not the same in both.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
@@ -94,17 +97,22 @@ fn by_name(record: &Record) -> HashMap<&str, &str> {
     record.fields.iter().rev().map(|(name, value)| (name.as_str(), value.as_str())).collect()
 }
 
-/// The names of the fields that are not the same. A size that goes with another content is not worth a word.
+/// Returns the names of the fields that are not the same. A size is not named beside the content that it belongs to; the
+/// content of sparse files can be the same where the sizes are not.
 fn differing(old: &Record, new: &Record, mtime: bool) -> Vec<String> {
     // A disk can have thousands of attributes on one file.
-    let (olds, news) = (by_name(old), by_name(new));
+    let olds = by_name(old);
+    let news = by_name(new);
     let mut seen = HashSet::new();
     let mut names: Vec<&str> = Vec::new();
     for (name, _) in old.fields.iter().chain(&new.fields) {
         let name = name.as_str();
-        if olds.get(name) != news.get(name) && name != "size" && seen.insert(name) {
+        if olds.get(name) != news.get(name) && seen.insert(name) {
             names.push(name);
         }
+    }
+    if names.iter().any(|name| CONTENT_FIELDS.contains(name)) {
+        names.retain(|name| *name != "size");
     }
     if mtime && old.mtime != new.mtime {
         names.push("mtime");
@@ -116,7 +124,7 @@ fn differing(old: &Record, new: &Record, mtime: bool) -> Vec<String> {
 
 fn plain_name(name: &str) -> String {
     match name {
-        "sha256" | "sparse_sha256" => "content".to_owned(),
+        name if CONTENT_FIELDS.contains(&name) => "content".to_owned(),
         "to" => "link".to_owned(),
         other => other.to_owned(),
     }
@@ -175,6 +183,12 @@ mod tests {
         let old = [("/a", "size=1 sha256=0 xattr:user.a=00 owner=0:0")];
         let new = [("/a", "size=2 sha256=1 xattr:user.a=01 owner=0:1")];
         assert_eq!(told(&old, &new), ["~/a content,xattr:user.a,owner"]);
+        let sparse = |size: &str, digest: &str| format!("type=file size={size} sparse_sha256={digest}");
+        let (shorter, longer, other) = (sparse("3", "0"), sparse("4", "0"), sparse("4", "1"));
+        assert_eq!(told(&[("/s", &shorter)], &[("/s", &longer)]), ["~/s size"]);
+        assert_eq!(told(&[("/s", &shorter)], &[("/s", &other)]), ["~/s content"]);
+        let whole = [("/s", "type=file size=3 sha256=0")];
+        assert_eq!(told(&whole, &[("/s", &longer)]), ["~/s content"]);
         assert_eq!(told(&[("/l", "to=a")], &[("/l", "to=b")]), ["~/l link"]);
         let mut later = list(&[("/a", "mode=1")]);
         later[0].mtime = "2.0".into();
