@@ -191,7 +191,8 @@ pub(crate) fn print(out: &mut dyn Write, text: &str) -> Result<(), Failure> {
 
 /// Returns the line of a path. What a terminal or a CI service obeys is escaped, so that such a path is not what to open.
 pub(crate) fn path_line(path: &Path) -> String {
-    report::quote::quote_name(path.as_os_str().as_encoded_bytes()) + "\n"
+    let plain = path.to_str().filter(|text| report::escape::escape(text) == *text && !text.contains('\t'));
+    plain.map_or_else(|| report::quote::quote_name(path.as_os_str().as_encoded_bytes()), str::to_owned) + "\n"
 }
 
 /// Writes a command's result that is JSON. Characters that a terminal or a CI service obeys are written as escapes, which

@@ -5,21 +5,45 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::ops::RangeInclusive;
 
 /// What CI services look for anywhere in a line: the older form of GitHub's commands, Azure's and `TeamCity`'s, and the
 /// markers of GitLab's and Travis' sections.
 const CI_COMMANDS: [&str; 6] = ["##[", "##vso[", "##teamcity[", "section_start:", "section_end:", "travis_fold:"];
 
+/// The characters that may be invisible or reorder their neighbours: those of the property `Default_Ignorable_Code_Point` and of
+/// the categories Cf, Zl and Zp in Unicode 16.
+const INVISIBLE: [RangeInclusive<char>; 25] = [
+    '\u{ad}'..='\u{ad}',
+    '\u{34f}'..='\u{34f}',
+    '\u{600}'..='\u{605}',
+    '\u{61c}'..='\u{61c}',
+    '\u{6dd}'..='\u{6dd}',
+    '\u{70f}'..='\u{70f}',
+    '\u{890}'..='\u{891}',
+    '\u{8e2}'..='\u{8e2}',
+    '\u{115f}'..='\u{1160}',
+    '\u{17b4}'..='\u{17b5}',
+    '\u{180b}'..='\u{180f}',
+    '\u{200b}'..='\u{200f}',
+    '\u{2028}'..='\u{202e}',
+    '\u{2060}'..='\u{206f}',
+    '\u{3164}'..='\u{3164}',
+    '\u{fe00}'..='\u{fe0f}',
+    '\u{feff}'..='\u{feff}',
+    '\u{ffa0}'..='\u{ffa0}',
+    '\u{fff0}'..='\u{fffb}',
+    '\u{110bd}'..='\u{110bd}',
+    '\u{110cd}'..='\u{110cd}',
+    '\u{13430}'..='\u{1343f}',
+    '\u{1bca0}'..='\u{1bca3}',
+    '\u{1d173}'..='\u{1d17a}',
+    '\u{e0000}'..='\u{e0fff}',
+];
+
 /// Returns whether a character moves the cursor, hides itself or reorders its neighbours.
 pub(super) fn is_hostile(c: char) -> bool {
-    match c {
-        '\t' => false,
-        // Marks and isolates of direction, separators of lines and paragraphs, invisible operators.
-        '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
-        // Byte order mark, annotations, tags.
-        | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}' => true,
-        c => c.is_control(),
-    }
+    c != '\t' && (c.is_control() || !c.is_ascii() && INVISIBLE.iter().any(|range| range.contains(&c)))
 }
 
 /// One line of text with every hostile character written out, as in `\x1b` and `\u{202e}`. A carriage return at the end
@@ -100,6 +124,8 @@ mod tests {
             ("a\nb", r"a\nb"),
             ("user\u{202e}cod.exe", r"user\u{202e}cod.exe"),
             ("zero\u{200b}width\u{feff}", r"zero\u{200b}width\u{feff}"),
+            ("soft\u{ad}hyphen \u{34f}\u{3164}\u{fe0f}", r"soft\u{ad}hyphen \u{34f}\u{3164}\u{fe0f}"),
+            ("\u{180e}\u{600}\u{e01ef}", r"\u{180e}\u{600}\u{e01ef}"),
             ("\u{e0041}tag", r"\u{e0041}tag"),
             ("##[group]x ##vso[task.setvariable]", r"\x23#[group]x \x23#vso[task.setvariable]"),
             ("section_start:1:x[collapsed=true]\r\x1b[0Kx", r"\x73ection_start:1:x[collapsed=true]\r\x1b[0Kx"),

@@ -23,7 +23,8 @@ pub(crate) fn quote_message(message: &str) -> String {
     lines.fold(first, |shown, line| format!("{shown}\n{}", quote_line(line).trim_start()))
 }
 
-/// Returns a name as text on one line, with bytes that are not UTF-8 written out, as in `\xff`.
+/// Returns a name as text on one line, with bytes that are not UTF-8 written out, as in `\xff`. A backslash is doubled, so
+/// that no two names are shown alike.
 #[must_use]
 pub(crate) fn quote_name(name: &[u8]) -> String {
     let mut shown = String::with_capacity(name.len());
@@ -39,6 +40,7 @@ fn push_escaped(shown: &mut String, c: char) {
         '\t' => shown.push_str("\\t"),
         '\n' => shown.push_str("\\n"),
         '\r' => shown.push_str("\\r"),
+        '\\' => shown.push_str("\\\\"),
         c if c.is_ascii_control() => push_escaped_byte(shown, c as u8),
         c if is_hostile(c) => shown.extend(c.escape_unicode()),
         c => shown.push(c),
@@ -90,6 +92,8 @@ mod tests {
         assert_eq!(quote_name(b"a\n::error::x\xff\x1b\t"), r"a\n::error::x\xff\x1b\t");
         assert_eq!(quote_name("\u{202e}ä##[x".as_bytes()), r"\u{202e}ä\x23#[x");
         assert_eq!(quote_name(b"tail\n"), r"tail\n");
+        assert_eq!(quote_name(br"a\nb\xff"), r"a\\nb\\xff", "the name has backslashes itself");
+        assert_eq!(quote_name(br"\x23#[x"), r"\\x23#[x");
     }
 
     #[test]
