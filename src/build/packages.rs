@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use crate::disk::os_release::{self, Os};
 use crate::disk::packages::{
-    APK_INSTALLED, DPKG_STATUS, PackageDatabase, PackageType, RPM_FORMAT, has_rpm_database, parse, read_databases,
+    APK_INSTALLED, DPKG_STATUS, PackageDatabase, PackageType, RPM_FORMAT, has_rpm_database, missing_packages, parse,
+    read_databases, unread_managers,
 };
 use crate::disk::tree::{Tree, TreeError};
 use crate::error::Failure;
@@ -118,8 +119,9 @@ impl PackageList {
         }
         let has_rpm = answer.is_some_and(|answer| answer.unread_rpm) || tree.map_or(Ok(false), has_rpm_database)?;
         let is_unread = has_rpm && !is_listed(PackageType::Rpm, answered);
-        let missing = is_unread.then(|| "the packages of rpm: only rpm itself reads its database".to_owned());
-        Ok(Self { databases, missing: missing.into_iter().collect() })
+        let unread = tree.map_or(Ok(Vec::new()), unread_managers)?;
+        let missing = is_unread.then_some("rpm").into_iter().chain(unread).map(missing_packages);
+        Ok(Self { databases, missing: missing.collect() })
     }
 
     /// Warns of what is missing, and of several databases, which packages of one system rarely have.

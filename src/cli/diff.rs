@@ -14,7 +14,9 @@ use crate::disk::chain::{Chain, Layer};
 use crate::disk::compare::{Change, compare};
 use crate::disk::inspect::BaseImage;
 use crate::disk::listing::{self, Listing, ListingError, Record};
-use crate::disk::packages::{PackageDatabase, PackageType, has_rpm_database, read_databases, version};
+use crate::disk::packages::{
+    PackageDatabase, PackageType, has_rpm_database, missing_packages, read_databases, unread_managers, version,
+};
 use crate::disk::tree::{Tree, TreeError};
 use crate::error::{Failure, Fault, Kind};
 use crate::spec::{BaseFormat, DiskFormat};
@@ -220,8 +222,9 @@ impl Side {
             let list = if gap.hides_files() { &mut gaps.missing } else { &mut gaps.left_over };
             list.push(gap.to_string());
         }
-        if self.artifact.is_none() && has_rpm_database(&tree)? {
-            gaps.missing.push("the packages of rpm: only rpm itself reads its database".to_owned());
+        if self.artifact.is_none() {
+            let rpm = has_rpm_database(&tree)?.then_some("rpm");
+            gaps.missing.extend(rpm.into_iter().chain(unread_managers(&tree)?).map(missing_packages));
         }
         Ok(gaps)
     }

@@ -18,6 +18,10 @@ pub const RPM_FORMAT: &str = r"%{NAME}\t%|EPOCH?{%{EPOCH}:}|%{VERSION}-%{RELEASE
 
 /// The database of dpkg.
 pub(crate) const DPKG_STATUS: &str = "/var/lib/dpkg/status";
+/// Where images without dpkg itself have a stanza in a file for each package.
+const DPKG_STATUS_FOLDER: &str = "/var/lib/dpkg/status.d";
+/// The most of these files that are read.
+const MAX_STATUS_FILES: usize = 10_000;
 /// The database of apk.
 pub(crate) const APK_INSTALLED: &str = "/lib/apk/db/installed";
 
@@ -70,18 +74,76 @@ pub struct PackageDatabase {
     pub packages: Vec<Package>,
 }
 
+/// Package managers whose databases kiln does not read, each with a path that only their databases have.
+const UNREAD_MANAGERS: [(&str, &str); 12] = [
+    ("opkg", "/usr/lib/opkg/status"),
+    ("opkg", "/var/lib/opkg/status"),
+    ("pacman", "/var/lib/pacman/local"),
+    ("pacman", "/usr/lib/sysimage/lib/pacman/local"),
+    ("portage", "/var/db/pkg"),
+    ("xbps", "/var/db/xbps"),
+    ("swupd", "/usr/share/clear/bundles"),
+    ("nix", "/nix/var/nix/db"),
+    ("guix", "/var/guix/db"),
+    ("pkgtools", "/var/lib/pkgtools/packages"),
+    ("pkgtools", "/var/log/packages"),
+    ("eopkg", "/var/lib/eopkg/package"),
+];
+
 /// Reads every package database of dpkg and apk that lists a package. A guest may have several, and an empty one says
-/// nothing about the others. rpm's are not read: see [`has_rpm_database`].
+/// nothing about the others. For those of rpm see [`has_rpm_database`], for all others [`unread_managers`].
 ///
 /// # Errors
 /// When the file system is damaged or cannot be read.
 pub fn read_databases(tree: &Tree<'_>) -> Result<Vec<PackageDatabase>, TreeError> {
-    let mut databases = Vec::new();
-    for (kind, path) in [(PackageType::Deb, DPKG_STATUS), (PackageType::Apk, APK_INSTALLED)] {
-        let database = tree.read(path, MAX_DATABASE)?.map(|text| parse(kind, &text));
-        databases.extend(database.filter(|database| !database.packages.is_empty()));
+    let mut dpkg = tree.read(DPKG_STATUS, MAX_DATABASE)?.map(|text| parse(PackageType::Deb, &text).packages);
+    dpkg.get_or_insert_default().extend(read_status_folder(tree)?);
+    let apk = tree.read(APK_INSTALLED, MAX_DATABASE)?.map(|text| parse(PackageType::Apk, &text).packages);
+    let databases = [(PackageType::Deb, dpkg), (PackageType::Apk, apk)].into_iter().map(|(kind, packages)| {
+        let mut packages = packages.unwrap_or_default();
+        packages.sort_unstable();
+        PackageDatabase { kind, packages }
+    });
+    Ok(databases.filter(|database| !database.packages.is_empty()).collect())
+}
+
+/// Reads the stanzas of images that were assembled without dpkg. They have no status: what is there is installed.
+fn read_status_folder(tree: &Tree<'_>) -> Result<Vec<Package>, TreeError> {
+    let mut packages = Vec::new();
+    let names = tree.names(DPKG_STATUS_FOLDER)?.unwrap_or_default();
+    let names = names.into_iter().filter_map(|name| String::from_utf8(name).ok());
+    for name in names.filter(|name| !name.ends_with(".md5sums")).take(MAX_STATUS_FILES) {
+        let text = tree.read(&format!("{DPKG_STATUS_FOLDER}/{name}"), MAX_DATABASE)?.unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        packages.extend(text.split("\n\n").filter_map(dpkg_package));
     }
-    Ok(databases)
+    Ok(packages)
+}
+
+/// Returns the package managers that have a database in this tree which nobody reads.
+///
+/// # Errors
+/// When the file system is damaged or cannot be read.
+pub fn unread_managers(tree: &Tree<'_>) -> Result<Vec<&'static str>, TreeError> {
+    let mut found = Vec::new();
+    for (manager, path) in UNREAD_MANAGERS {
+        let has_folder = tree.names(path)?.is_some_and(|names| !names.is_empty());
+        let (folder, file) = path.rsplit_once('/').unwrap_or_default();
+        let has_file = !tree.has_directory(path)? && tree.has_name(folder, file.as_bytes());
+        if (has_folder || has_file) && !found.contains(&manager) {
+            found.push(manager);
+        }
+    }
+    Ok(found)
+}
+
+/// Returns what a list of packages lacks because nobody has read the database of this manager.
+#[must_use]
+pub fn missing_packages(manager: &str) -> String {
+    match manager {
+        "rpm" => "the packages of rpm: only rpm itself reads its database".to_owned(),
+        _ => format!("the packages of {manager}: kiln does not read its database"),
+    }
 }
 
 /// Returns whether the guest has a database of rpm, which only rpm itself reads.
@@ -112,14 +174,15 @@ pub fn parse(kind: PackageType, text: &[u8]) -> PackageDatabase {
 
 /// Parses stanzas of `Key: value` lines; lines that begin with a space continue a value that is not needed.
 fn dpkg(text: &str) -> Vec<Package> {
-    let package = |stanza: &str| {
-        Some(Package {
-            name: field(stanza, "Package: ")?,
-            version: field(stanza, "Version: ").unwrap_or_default(),
-            arch: field(stanza, "Architecture: ").unwrap_or_default(),
-        })
-    };
-    text.split("\n\n").filter(|stanza| is_on_disk(stanza)).filter_map(package).collect()
+    text.split("\n\n").filter(|stanza| is_on_disk(stanza)).filter_map(dpkg_package).collect()
+}
+
+fn dpkg_package(stanza: &str) -> Option<Package> {
+    Some(Package {
+        name: field(stanza, "Package: ")?,
+        version: field(stanza, "Version: ").unwrap_or_default(),
+        arch: field(stanza, "Architecture: ").unwrap_or_default(),
+    })
 }
 
 /// Returns whether dpkg has unpacked files of the package and not removed them. That is so in every state but two
@@ -184,6 +247,12 @@ mod tests {
         assert_eq!(dpkg(&text), expected);
         let bare = "Package: bare\nStatus: install reinstreq half-installed\n\nPackage: odd\nVersion: 1\n";
         assert_eq!(dpkg(bare), [package("bare", "", "")], "no state is no package, no version is one");
+    }
+
+    #[test]
+    fn a_manager_whose_database_nobody_reads_is_named() {
+        assert!(missing_packages("pacman").contains("of pacman: kiln does not read"));
+        assert!(missing_packages("rpm").contains("only rpm itself"));
     }
 
     #[test]

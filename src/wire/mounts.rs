@@ -11,13 +11,16 @@ const MAX_PATH: usize = 4096;
 const MAX_NAME: usize = 255;
 
 /// Files of rpm's database, in its present and its former formats.
-pub const RPM_DATABASES: [&str; 6] = [
+pub const RPM_DATABASES: [&str; 9] = [
     "/usr/lib/sysimage/rpm/rpmdb.sqlite",
     "/usr/lib/sysimage/rpm/Packages.db",
     "/usr/lib/sysimage/rpm/Packages",
     "/var/lib/rpm/rpmdb.sqlite",
     "/var/lib/rpm/Packages.db",
     "/var/lib/rpm/Packages",
+    "/usr/share/rpm/rpmdb.sqlite",
+    "/usr/share/rpm/Packages.db",
+    "/usr/share/rpm/Packages",
 ];
 
 coded_struct! {

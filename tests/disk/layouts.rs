@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use kiln::disk::packages::{PackageType, has_rpm_database, read_databases, unread_managers};
 use kiln::disk::tree::Tree;
 use kiln::spec::BaseFormat;
 
@@ -552,4 +553,32 @@ fn e1_e2_a_gpt_that_an_mbr_has_replaced_does_not_count() {
     file.write_all_at(&stale[512..34 * 512], 512).unwrap();
     let disk = chain(&[(&image, BaseFormat::Raw)]);
     assert_eq!(Tree::open(&disk).unwrap().mounts()[0].partition, 2);
+}
+
+#[test]
+fn e3_the_packages_of_every_manager_are_listed_or_missing() {
+    let scratch = Scratch::new();
+    let stanza = "Package: base-files\nArchitecture: amd64\nVersion: 12.4\n";
+    let files = [
+        ("var/lib/dpkg/status.d/base", stanza),
+        ("var/lib/dpkg/status.d/base.md5sums", "Package: no\nVersion: 1\n"),
+        ("var/lib/pacman/local/foo-1-1/desc", "%NAME%\nfoo\n"),
+        ("usr/lib/opkg/status", "Package: foo\n"),
+        ("usr/share/rpm/rpmdb.sqlite", "x"),
+        ("var/db/pkg/sys-apps/x-1/CONTENTS", "x"),
+        ("nix/var/nix/db/db.sqlite", "x"),
+        ("var/db/xbps/", ""),
+    ];
+    let root = root(&scratch, "root", "", &files);
+    let content = ext4(&scratch, &root, ROOT);
+    let disk = chain(&[(&content, BaseFormat::Raw)]);
+    let tree = Tree::open(&disk).unwrap();
+    let databases = read_databases(&tree).unwrap();
+    assert_eq!((databases.len(), databases[0].kind, databases[0].packages.len()), (1, PackageType::Deb, 1));
+    assert_eq!(
+        (databases[0].packages[0].name.as_str(), databases[0].packages[0].arch.as_str()),
+        ("base-files", "amd64")
+    );
+    assert_eq!(unread_managers(&tree).unwrap(), ["opkg", "pacman", "portage", "nix"], "an empty folder is none");
+    assert!(has_rpm_database(&tree).unwrap());
 }
