@@ -19,6 +19,7 @@ mod ownership;
 pub mod package;
 pub mod plan;
 pub mod process;
+pub mod project;
 pub mod report;
 pub mod seed;
 pub mod sign;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use kiln::cli::diagnostics::render;
 use kiln::error::{Fault, Kind};
+use kiln::project::FileReach;
 use kiln::size::ByteSize;
 use kiln::spec::{Action, LoadError, MAX_BYTES, Overrides, Source, Spec, SpecErrors, schema};
 use proptest::prelude::*;
@@ -23,7 +24,7 @@ fn fixtures(folder: &str) -> Vec<(String, PathBuf)> {
 }
 
 fn load(path: &Path) -> Result<Spec, LoadError> {
-    Spec::load(path, &Overrides::default())
+    Spec::load(path, FileReach::Project, &Overrides::default())
 }
 
 fn parse(text: &str) -> Result<Spec, SpecErrors> {

@@ -27,6 +27,7 @@ use crate::spec::{BaseFormat, Remote, Source, Spec, Sums, Trust};
 use crate::store::{Artifact, Reference, Store, StoreError};
 
 use super::pins::{self, Pin, PinError, Pins};
+use super::reach::{FileReach, check_base};
 
 /// A base image on this host, not looked into yet.
 #[derive(Debug, Clone)]
@@ -73,6 +74,8 @@ pub struct Bases {
     pub locking: Locking,
     /// Whether what is not here may be downloaded.
     pub reach: Reach,
+    /// Which files of this host they may be.
+    pub files: FileReach,
     /// Ends a download.
     pub cancel: CancellationToken,
 }
@@ -147,8 +150,9 @@ impl Bases {
     /// Finds the base image of a spec. `parent` is the image that its base's spec makes, if it is built on one.
     ///
     /// # Errors
-    /// When there is none, or `kiln.lock` does not say what it has to.
+    /// When there is none, when it leads out of the project and may not, or `kiln.lock` does not say what it has to.
     pub async fn locate(&self, spec: &Spec, parent: Option<Arc<Artifact>>) -> Result<Located, Failure> {
+        check_base(spec, self.files, &self.events)?;
         let (pins, pin) = self.pin(spec)?;
         let mut located = match &spec.base.source {
             Source::File(file) => local(file, spec),

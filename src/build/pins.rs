@@ -3,11 +3,13 @@
 //! Written by `kiln lock` beside the specs, as TOML, to be kept in git. An entry counts as long as the spec names the same
 //! base as when it was written.
 
-use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Fault, Kind};
@@ -161,17 +163,8 @@ impl Pins {
     /// When it cannot be read, or is not what kiln writes.
     pub fn beside(spec: &Spec) -> Result<Self, PinError> {
         let path = spec.path.with_file_name(FILE);
-        let failed = |source| PinError::Io { action: "read", path: path.clone(), source };
         let damaged = |why: String| PinError::Damaged { path: path.clone(), why };
-        let text = match fs::metadata(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Self { schema: SCHEMA, base: Vec::new(), path });
-            }
-            Ok(facts) if facts.len() > LARGEST => return Err(damaged(format!("it has {} bytes", facts.len()))),
-            Ok(facts) if !facts.is_file() => return Err(damaged("it is no file".into())),
-            Ok(_) => fs::read_to_string(&path).map_err(failed)?,
-            Err(error) => return Err(failed(error)),
-        };
+        let Some(text) = read(&path)? else { return Ok(Self { schema: SCHEMA, base: Vec::new(), path }) };
         let pins: Self = toml::from_str(&text).map_err(|error| damaged(error.message().to_owned()))?;
         if pins.schema > SCHEMA {
             return Err(damaged(format!("it has schema {}, and this kiln reads {SCHEMA}", pins.schema)));
@@ -243,12 +236,37 @@ impl Pins {
         let body = toml::to_string(self).map_err(|error| failed(io::Error::other(error)))?;
         let text =
             format!("# The base images of the specs in this folder. Written by `kiln lock`: keep it in git.\n{body}");
-        if fs::read_to_string(&self.path).is_ok_and(|old| old == text) {
+        if read(&self.path).is_ok_and(|old| old.as_ref() == Some(&text)) {
             return Ok((&self.path, false));
         }
         replace(&self.path, text.as_bytes()).map_err(failed)?;
         Ok((&self.path, true))
     }
+}
+
+/// Reads the file; `None` where there is none. It is a file of its own and never a link: what is wrong in it is told with its
+/// words, and whoever made the spec may have made a link to what is not theirs.
+fn read(path: &Path) -> Result<Option<String>, PinError> {
+    let failed = |source| PinError::Io { action: "read", path: path.to_owned(), source };
+    let damaged = |why: String| PinError::Damaged { path: path.to_owned(), why };
+    let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
+    let file = match File::options().read(true).custom_flags(flags).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(Errno::ELOOP as i32) => {
+            return Err(damaged("it is a symbolic link".into()));
+        }
+        opened => opened.map_err(failed)?,
+    };
+    let facts = file.metadata().map_err(failed)?;
+    if !facts.is_file() {
+        return Err(damaged("it is no file".into()));
+    }
+    let mut text = String::new();
+    file.take(LARGEST + 1).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > LARGEST {
+        return Err(damaged(format!("it has {} bytes", facts.len())));
+    }
+    Ok(Some(text))
 }
 
 /// Writes the file whole or not at all, with the modes of any other file of the project.
@@ -265,12 +283,13 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::project::FileReach;
     use crate::spec::Overrides;
 
     fn spec(folder: &Path, base: &str) -> Spec {
         let path = folder.join("kiln.toml");
         fs::write(&path, format!("[image]\nname = 'web'\nversion = '1'\n[base]\n{base}\n")).unwrap();
-        Spec::load(&path, &Overrides::default()).unwrap()
+        Spec::load(&path, FileReach::Project, &Overrides::default()).unwrap()
     }
 
     #[test]

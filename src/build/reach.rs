@@ -3,10 +3,11 @@
 
 use crate::error::{Fault, Kind};
 use crate::event::{Events, Level};
-use crate::plan::project::{GIT, PathPolicy, Project, host_paths};
+use crate::plan::host_paths::{HostPath, PathPolicy, base_paths, input_paths};
+use crate::project::{GIT, Project};
 use crate::spec::{Action, PrivateDestination, Spec};
 
-pub use crate::plan::project::{FileReach, ReachError};
+pub use crate::project::{FileReach, ReachError};
 
 /// What the user lets specs reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,29 +66,43 @@ pub fn check_network(
     }
 }
 
-/// Checks where everything leads that the spec names but the spec of its base, which was checked before it was read. A link
-/// inside a copied folder is copied as a link, so the named path is all there is to check; and should it lead elsewhere by
-/// the time it is read, its digest is not the planned one any more.
+/// Checks where the paths lead that a spec names for its base image, before anything of them is read. The spec of a base was
+/// checked when it was read.
 ///
 /// # Errors
 /// When something leads out of the project and may not.
-pub fn check(spec: &Spec, reach: FileReach, events: &Events) -> Result<(), ReachError> {
-    let Some(project) = Project::of_spec(&spec.path) else { return Ok(()) };
-    for named in host_paths(spec) {
-        match (project.check(&named), named.policy, reach) {
-            (Ok(()), ..) | (_, PathPolicy::BaseSpec, _) => {}
-            (Err(error), PathPolicy::Project, FileReach::Host) => {
-                events.notice(Level::Info, format!("allowed by --allow-outside: {error}"));
-            }
-            (Err(error), ..) => return Err(error),
-        }
-    }
+pub fn check_base(spec: &Spec, reach: FileReach, events: &Events) -> Result<(), ReachError> {
+    check_paths(spec, &base_paths(spec), reach, events)
+}
+
+/// Checks where the paths lead that a spec names for its steps and secrets. A link inside a copied folder is copied as a link,
+/// so the named path is all there is to check; and should it lead elsewhere by the time it is read, its digest is not the
+/// planned one any more.
+///
+/// # Errors
+/// When something leads out of the project and may not.
+pub fn check_inputs(spec: &Spec, reach: FileReach, events: &Events) -> Result<(), ReachError> {
+    check_paths(spec, &input_paths(spec), reach, events)?;
     for step in &spec.steps {
         if let Action::Copy(copy) = &step.action
             && copy.from.join(GIT).symlink_metadata().is_ok()
         {
             let text = format!("line {}: {GIT} in {} is not copied", step.line, copy.from.display());
             events.notice(Level::Info, text);
+        }
+    }
+    Ok(())
+}
+
+fn check_paths(spec: &Spec, paths: &[HostPath<'_>], reach: FileReach, events: &Events) -> Result<(), ReachError> {
+    let project = Project::of_spec(&spec.path)?;
+    for named in paths {
+        match (named.check(&project), named.policy, reach) {
+            (Ok(()), ..) | (_, PathPolicy::BaseSpec, _) => {}
+            (Err(error), PathPolicy::Project, FileReach::Host) => {
+                events.notice(Level::Info, format!("allowed by --allow-outside: {error}"));
+            }
+            (Err(error), ..) => return Err(error),
         }
     }
     Ok(())

@@ -18,7 +18,7 @@ use crate::memo::{Digested, Memo};
 use crate::plan::host::Host;
 use crate::plan::{BaseFacts, Facts, FirmwareDigests, InputFacts, Plan};
 use crate::spec::giveaways::giveaways;
-use crate::spec::{self, Spec};
+use crate::spec::{self, Spec, SpecFile};
 
 use super::base::Located;
 use super::inputs::examine;
@@ -100,7 +100,7 @@ pub async fn plan(
     events: &Events,
 ) -> Result<Plan, Failure> {
     check_reach(&spec, reach, events)?;
-    warn_of_giveaways(&spec, events);
+    warn_of_giveaways(&spec, reach, events);
     let host = host::survey();
     let (described, found, known) = (spec.clone(), base.clone(), Arc::clone(memo));
     // Hashing half a gigabyte takes a second; the host's programs are asked meanwhile.
@@ -134,19 +134,19 @@ pub async fn plan(
 /// When an input is not fit.
 pub fn inputs(spec: &Spec, reach: Reach, memo: &Memo, events: &Events) -> Result<(), Failure> {
     check_reach(spec, reach, events)?;
-    warn_of_giveaways(spec, events);
+    warn_of_giveaways(spec, reach, events);
     examine_inputs(spec, memo).map(|_| ())
 }
 
 fn check_reach(spec: &Spec, reach: Reach, events: &Events) -> Result<(), Failure> {
-    reach::check(spec, reach.files, events)?;
+    reach::check_inputs(spec, reach.files, events)?;
     Ok(reach::check_network(&spec.network.private, reach.network, events)?)
 }
 
-fn warn_of_giveaways(spec: &Spec, events: &Events) {
+fn warn_of_giveaways(spec: &Spec, reach: Reach, events: &Events) {
     // It was read a moment ago; gone now, it gives nothing away.
-    let text = std::fs::read_to_string(&spec.path).unwrap_or_default();
-    for (line, what) in giveaways(&text) {
+    let Ok(file) = SpecFile::read(&spec.path, reach.files) else { return };
+    for (line, what) in giveaways(file.text()) {
         let place = format!("{}:{line}", spec.path.display());
         events
             .notice(Level::Warning, format!("{place}: this looks like {what}; give it to steps by [secrets] instead"));

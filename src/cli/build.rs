@@ -41,7 +41,7 @@ pub async fn run(args: Build, global: &Global, folders: &Folders, cancel: Cancel
     }
     // A key that does not sign is found out before anything boots.
     let signer = args.sign.as_deref().map(Signer::open).transpose()?.map(Arc::new);
-    let bases = folders.bases(args.sources, &events, cancel.clone())?;
+    let bases = folders.bases(args.sources, args.reading.reach().files, &events, cancel.clone())?;
     let around = Surroundings {
         signer,
         replace: args.replace,

@@ -24,7 +24,7 @@ use super::specs;
 /// The first failure, after the others were printed.
 pub async fn run(args: Specs, global: &Global, folders: &Folders) -> Result<(), Failure> {
     let events = super::events(global);
-    let mut bases = folders.bases(args.sources, &events, CancellationToken::new())?;
+    let mut bases = folders.bases(args.sources, args.reading.reach().files, &events, CancellationToken::new())?;
     bases.reach = Network::Offline;
     let allowed = allowed_variables(&args.reading)?;
     let (mut found, mut told, mut failed) = (Vec::new(), BTreeMap::new(), Vec::new());

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use crate::build::base::Bases;
+use crate::build::reach::FileReach;
 use crate::download::Reach;
 use crate::error::Failure;
 use crate::event::Events;
@@ -70,7 +71,13 @@ impl Folders {
     ///
     /// # Errors
     /// When nothing says where the store or the cache is.
-    pub fn bases(&self, sources: Sources, events: &Events, cancel: CancellationToken) -> Result<Bases, Failure> {
+    pub fn bases(
+        &self,
+        sources: Sources,
+        files: FileReach,
+        events: &Events,
+        cancel: CancellationToken,
+    ) -> Result<Bases, Failure> {
         Ok(Bases {
             store: self.store_path()?,
             cache: self.cache()?,
@@ -78,6 +85,7 @@ impl Folders {
             events: events.clone(),
             locking: sources.locking(),
             reach: if sources.offline { Reach::Offline } else { Reach::Online },
+            files,
             cancel,
         })
     }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use super::diagnostics::describe;
 use crate::build::provision::{How, StepError};
 use crate::error::{Failure, Fault, Kind};
+use crate::project::FileReach;
 use crate::report::ci::{assert_harmless, hostile_texts};
 use crate::report::github;
 use crate::spec::{Overrides, Spec};
@@ -60,7 +61,7 @@ fn forging_through_specs() {
         let spec =
             format!("[image]\nname = 'web'\n{text}\n'{text}' = '{text}'\n[[step]]\nrun = \"\"\"\n{text}\"\"\"\n");
         fs::write(&path, spec).unwrap();
-        let failure = Failure::from(Spec::load(&path, &Overrides::default()).unwrap_err());
+        let failure = Failure::from(Spec::load(&path, FileReach::Project, &Overrides::default()).unwrap_err());
         assert_harmless("a spec", &describe(&failure, false), &[]);
         assert_harmless("annotations", &github::annotations(&failure).join("\n"), &["::error file="]);
     }

@@ -32,8 +32,8 @@ pub async fn run(
 ) -> Result<(), Failure> {
     let events = super::events(global);
     let sources = args::Sources { locked: false, offline: args.offline };
-    let bases = Bases { locking: Locking::Ignore, ..folders.bases(sources, &events, cancel)? };
-    let graph = Graph::new(specs::with_variants(&args.specs)?, args.reach())?;
+    let bases = Bases { locking: Locking::Ignore, ..folders.bases(sources, args.reach(), &events, cancel)? };
+    let graph = Graph::new(specs::with_variants(&args.specs, args.reach())?, args.reach())?;
     let mut files: BTreeMap<PathBuf, Pins> = BTreeMap::new();
     for node in graph.nodes() {
         let parent = node.parent.map(|parent| graph.nodes()[parent].id());

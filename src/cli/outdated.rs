@@ -32,7 +32,10 @@ pub async fn run(
     let events = super::events(global);
     let graph = Graph::new(specs::load(&args.specs, &args.reading, None)?, args.reading.reach().files)?;
     let sources = Sources { locked: false, offline: true };
-    let bases = Bases { reach: Reach::Offline, ..folders.bases(sources, &events, CancellationToken::new())? };
+    let bases = Bases {
+        reach: Reach::Offline,
+        ..folders.bases(sources, args.reading.reach().files, &events, CancellationToken::new())?
+    };
     let listing = folders.store()?.list()?;
     let files = Files { known: BaseFiles { cache: &bases.cache }, memo: &bases.memo };
     let is_asked = |id: &str| graph.nodes().iter().any(|node| node.id() == id);

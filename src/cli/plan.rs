@@ -33,11 +33,13 @@ const SCHEMA: u32 = 1;
 /// # Errors
 /// When the spec cannot be built here.
 pub async fn run(args: args::Plan, global: &Global, folders: &Folders, out: &mut dyn Write) -> Result<(), Failure> {
-    let spec = Spec::load(&args.spec, &args.reading.overrides(args.version.as_ref()))?;
+    let reach = args.reading.reach();
+    let spec = Spec::load(&args.spec, reach.files, &args.reading.overrides(args.version.as_ref()))?;
     allowed_variables(&args.reading)?.check(&spec)?;
     let events = super::events(global);
-    let bases = Bases { reach: Reach::Offline, ..folders.bases(args.sources, &events, CancellationToken::new())? };
-    let (plan, _held) = many::plan(spec, &bases, args.reading.reach()).await?;
+    let bases = folders.bases(args.sources, reach.files, &events, CancellationToken::new())?;
+    let bases = Bases { reach: Reach::Offline, ..bases };
+    let (plan, _held) = many::plan(spec, &bases, reach).await?;
     let cache = folders.cache()?;
     let view = view_cache(&plan, &Cache::peek(&cache, Arc::clone(&bases.memo)), &events);
     let fates = Fates::new(&plan, &view, history::recall(&cache, &plan).as_ref());

@@ -43,7 +43,7 @@ pub async fn run(
     cancel: CancellationToken,
 ) -> Result<u8, Failure> {
     let reach = args.reading.reach();
-    let spec = Spec::load(&args.spec, &args.reading.overrides(None))?;
+    let spec = Spec::load(&args.spec, reach.files, &args.reading.overrides(None))?;
     allowed_variables(&args.reading)?.check(&spec)?;
     let steps = match (&args.at, &args.after) {
         (Some(step), _) => find(&spec.steps, step)?,
@@ -51,7 +51,7 @@ pub async fn run(
         (None, None) => spec.steps.len(),
     };
     let around = super::build::surroundings(folders, super::events(global), cancel.clone())?;
-    let bases = folders.bases(args.sources, &around.events, cancel)?;
+    let bases = folders.bases(args.sources, reach.files, &around.events, cancel)?;
     let (plan, _held) = many::plan(spec, &bases, reach).await?;
     shell::shell(&plan, steps, &around).await
 }

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::Failure;
-use crate::spec::{EVERY_VARIANT, LoadError, Overrides, Spec, variants};
+use crate::project::FileReach;
+use crate::spec::{EVERY_VARIANT, LoadError, Overrides, Spec, SpecFile};
 
 use super::args::Reading;
 
@@ -18,30 +19,32 @@ const DEPTH: usize = 8;
 pub(super) fn load(paths: &[PathBuf], reading: &Reading, version: Option<&String>) -> Result<Vec<Spec>, Failure> {
     let overrides = reading.overrides(version);
     let mut specs = Vec::new();
-    for file in files(paths) {
+    for path in files(paths) {
+        let file = SpecFile::read(&path, reading.reach().files)?;
         let wanted = match &reading.variant {
-            Some(variant) if variant == EVERY_VARIANT => every_variant(&file)?,
+            Some(variant) if variant == EVERY_VARIANT => every_variant(&file),
             variant => vec![variant.clone()],
         };
         for variant in wanted {
-            specs.push(Spec::load(&file, &Overrides { variant, ..overrides.clone() })?);
+            specs.push(file.parse(&Overrides { variant, ..overrides.clone() }).map_err(LoadError::from)?);
         }
     }
     Ok(specs)
 }
 
 /// The variants of a spec; one without any is what it is.
-fn every_variant(file: &Path) -> Result<Vec<Option<String>>, LoadError> {
-    let names = variants(file)?;
-    Ok(if names.is_empty() { vec![None] } else { names.into_iter().map(Some).collect() })
+fn every_variant(file: &SpecFile) -> Vec<Option<String>> {
+    let names = file.variants();
+    if names.is_empty() { vec![None] } else { names.into_iter().map(Some).collect() }
 }
 
 /// A spec as it stands, and each of its variants.
-pub(super) fn with_variants(paths: &[PathBuf]) -> Result<Vec<Spec>, Failure> {
+pub(super) fn with_variants(paths: &[PathBuf], reach: FileReach) -> Result<Vec<Spec>, Failure> {
     let mut specs = Vec::new();
-    for file in files(paths) {
-        for variant in std::iter::once(None).chain(variants(&file)?.into_iter().map(Some)) {
-            specs.push(Spec::load(&file, &Overrides { variant, ..Overrides::default() })?);
+    for path in files(paths) {
+        let file = SpecFile::read(&path, reach)?;
+        for variant in std::iter::once(None).chain(file.variants().into_iter().map(Some)) {
+            specs.push(file.parse(&Overrides { variant, ..Overrides::default() }).map_err(LoadError::from)?);
         }
     }
     Ok(specs)

@@ -94,7 +94,8 @@ pub async fn run(
 /// The image, its tests, and where those stand.
 fn find(args: &args::Test, store: &Store) -> Result<(Artifact, Vec<Test>, PathBuf), Failure> {
     if is_spec(&args.target) {
-        let spec = Spec::load(Path::new(&args.target), &args.reading.overrides(args.version.as_ref()))?;
+        let overrides = args.reading.overrides(args.version.as_ref());
+        let spec = Spec::load(Path::new(&args.target), args.reading.reach().files, &overrides)?;
         let id = ImageId::new(&*spec.image.name, &*spec.image.version)?;
         return Ok((store.artifact(&Reference::from(&id))?, spec.tests, spec.path));
     }

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::GuestError;
 use super::checkout::CheckoutModes;
 use crate::agent::pack::{PackError, Packing, pack};
-use crate::plan::project::GIT;
+use crate::project::GIT;
 use crate::spec;
 use crate::wire::code::Code;
 use crate::wire::tree::{BLOCK, Encoder, Entry, Head, Kind, Layout, Owner, Totals};

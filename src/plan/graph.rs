@@ -10,9 +10,8 @@ use std::fs::canonicalize;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Fault, Kind};
-use crate::spec::{LoadError, Overrides, Source, Spec, spec_file};
-
-use super::project::{FileReach, HostPath, PathPolicy, Project, ReachError};
+use crate::project::FileReach;
+use crate::spec::{LoadError, Overrides, Source, Spec, SpecFile, spec_file};
 
 /// A spec and its place in the graph.
 #[derive(Debug, Clone)]
@@ -67,21 +66,13 @@ pub enum GraphError {
         /// The name.
         name: String,
     },
-    /// The spec of a base cannot be used.
+    /// The spec of a base cannot be used, or is outside of the project.
     #[error("the base image of {}: {source}", of.display())]
     Base {
         /// The spec that names it.
         of: PathBuf,
         /// Why.
         source: Box<LoadError>,
-    },
-    /// The spec of a base is outside of the project.
-    #[error("the base image of {}: {source}", of.display())]
-    Reach {
-        /// The spec that names it.
-        of: PathBuf,
-        /// Where it leads.
-        source: Box<ReachError>,
     },
 }
 
@@ -94,7 +85,6 @@ impl Fault for GraphError {
         match self {
             GraphError::Twice { .. } => vec!["give one of them another name or version".into()],
             GraphError::Base { source, .. } => source.hints(),
-            GraphError::Reach { source, .. } => source.hints(),
             GraphError::Ambiguous { name, .. } => vec![format!("say which: `image = \"{name}@VERSION\"`")],
             GraphError::Cycle(_) => Vec::new(),
         }
@@ -155,16 +145,10 @@ impl Graph {
 }
 
 fn load_base(of: &Spec, file: &Path, variant: Option<String>, reach: FileReach) -> Result<Spec, GraphError> {
-    // Before it is read: a complaint about it would show what is in it.
-    let named = HostPath { whose: "`base.spec`".to_owned(), path: file, policy: PathPolicy::BaseSpec };
-    let outside = |source| GraphError::Reach { of: of.path.clone(), source: Box::new(source) };
-    match Project::of_spec(&of.path) {
-        Some(project) if reach == FileReach::Project => project.check(&named).map_err(outside)?,
-        _ => {}
-    }
     let overrides = Overrides { variant, ..Overrides::default() };
     let base = |source| GraphError::Base { of: of.path.clone(), source: Box::new(source) };
-    Spec::load(file, &overrides).map_err(base)
+    let found = SpecFile::read_base(file, &of.path, reach).map_err(base)?;
+    found.parse(&overrides).map_err(|errors| base(errors.into()))
 }
 
 fn check_names(found: &[(Spec, bool, Option<usize>)]) -> Result<(), GraphError> {
@@ -245,7 +229,8 @@ mod tests {
     }
 
     fn graph(specs: &[PathBuf]) -> Result<Graph, GraphError> {
-        Graph::new(specs.iter().map(|path| Spec::load(path, &Overrides::default()).unwrap()).collect(), FileReach::Host)
+        let load = |path: &PathBuf| Spec::load(path, FileReach::Host, &Overrides::default()).unwrap();
+        Graph::new(specs.iter().map(load).collect(), FileReach::Host)
     }
 
     fn names(graph: &Graph) -> Vec<(&str, Option<usize>, usize, bool)> {

@@ -19,11 +19,11 @@ use crate::spec::{self, Action, BaseFormat, Network, OutputFormat, Spec};
 
 pub mod graph;
 pub mod host;
+pub mod host_paths;
 pub mod key;
 pub mod limits;
 pub mod machine;
 pub mod output;
-pub mod project;
 pub mod trace;
 
 use host::{Host, KvmVerdict};

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use super::document::Document;
 use super::shape::is_forgery;
 use crate::error::{Fault, Kind};
+use crate::project::ReachError;
 
 /// More complaints than anybody reads; the rest are only counted.
 const SHOWN: usize = 100;
@@ -123,7 +124,12 @@ pub enum LoadError {
         path: PathBuf,
         /// What the system says.
         source: io::Error,
+        /// A spec beside it that was probably meant.
+        similar: Option<PathBuf>,
     },
+    /// It is not one of the project's files.
+    #[error(transparent)]
+    Reach(#[from] ReachError),
     /// A folder, but without a `kiln.toml`.
     #[error("the folder {} holds no kiln.toml", path.display())]
     EmptyFolder {
@@ -162,6 +168,8 @@ impl Fault for LoadError {
 
     fn hints(&self) -> Vec<String> {
         let hint = match self {
+            Self::Read { similar: Some(similar), .. } => return vec![format!("did you mean `{}`?", similar.display())],
+            Self::Reach(error) => return error.hints(),
             Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 "`kiln init` writes a commented spec to start from"
             }

@@ -1,11 +1,7 @@
-//! From a file to a [`Spec`]: reading within limits, TOML with spans, then keys, then what they mean together.
+//! From a file to a [`Spec`]: its text, TOML with spans, then keys, then what they mean together.
 
-use std::fs::OpenOptions;
-use std::io::{self, Read as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::OFlag;
 use toml::de::{DeTable, DeValue};
 use toml_parser::Source;
 use toml_parser::lexer::TokenKind;
@@ -15,11 +11,10 @@ use super::document::Document as Text;
 use super::keys::Document;
 use super::reader::{Node, Reader};
 use super::shape::Shape as _;
+use super::spec_file::SpecFile;
 use super::table::of;
 use super::{Overrides, Spec, validate, variants};
-
-/// The largest spec that is read.
-pub const MAX_BYTES: u64 = 1 << 20;
+use crate::project::FileReach;
 
 /// A dotted key of a spec has two parts; more than this many can only be meant to exhaust the stack, since tables are
 /// dropped recursively. The TOML parser itself limits the nesting of brackets alone.
@@ -32,13 +27,9 @@ impl Spec {
     /// Reads a spec file, or the `kiln.toml` of a folder.
     ///
     /// # Errors
-    /// When there is no such file, when it is not text of at most 1 MiB, or with all that is wrong in it.
-    pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, LoadError> {
-        let file = spec_file(path);
-        if path.is_dir() && !file.exists() {
-            return Err(LoadError::EmptyFolder { path: path.to_owned() });
-        }
-        Ok(Self::parse(&file, &read(&file)?, overrides)?)
+    /// As [`SpecFile::read`] has them, or with all that is wrong in it.
+    pub fn load(path: &Path, reach: FileReach, overrides: &Overrides) -> Result<Self, LoadError> {
+        Ok(SpecFile::read(path, reach)?.parse(overrides)?)
     }
 
     /// Reads a spec from a text; `path` is the file that its relative paths and its complaints refer to.
@@ -55,31 +46,6 @@ impl Spec {
             _ => Err(SpecErrors::new(document, errors)),
         }
     }
-}
-
-/// The file that is read for a path: the `kiln.toml` of a folder.
-#[must_use]
-pub fn spec_file(path: &Path) -> PathBuf {
-    if path.is_dir() { path.join("kiln.toml") } else { path.to_owned() }
-}
-
-pub(super) fn read(path: &Path) -> Result<String, LoadError> {
-    let failed = |source: io::Error| LoadError::Read { path: path.to_owned(), source };
-    // Opening a pipe that nobody writes to would wait for ever without O_NONBLOCK.
-    let nonblocking = OFlag::O_NONBLOCK.bits();
-    let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path).map_err(failed)?;
-    if !file.metadata().map_err(failed)?.is_file() {
-        return Err(LoadError::NotAFile { path: path.to_owned() });
-    }
-    let mut bytes = Vec::new();
-    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > MAX_BYTES {
-        return Err(LoadError::TooLarge { path: path.to_owned() });
-    }
-    String::from_utf8(bytes).map_err(|error| {
-        let offset = error.utf8_error().valid_up_to();
-        LoadError::NotUtf8 { path: path.to_owned(), offset }
-    })
 }
 
 fn read_document(reader: &mut Reader) -> Option<Document> {

@@ -30,6 +30,7 @@ pub mod platform;
 mod reader;
 pub mod seal;
 mod shape;
+mod spec_file;
 mod steps;
 pub(crate) mod suggest;
 mod table;
@@ -41,11 +42,11 @@ mod variants;
 pub use complaint::{LoadError, SpecError, SpecErrors};
 pub use document::{Document, Position};
 pub use format::{Compression, DiskFormat, OutputFormat};
-pub use load::{MAX_BYTES, spec_file};
 pub use network::{NetworkAccess, PrivateDestination};
 pub use platform::Platform;
+pub use spec_file::{MAX_BYTES, SpecFile, spec_file};
 pub use test::{Check, FileCheck, Test};
-pub use variants::{EVERY_VARIANT, variants};
+pub use variants::EVERY_VARIANT;
 
 /// What the command line changes in a spec.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

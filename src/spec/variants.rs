@@ -1,13 +1,10 @@
 //! `[variants.NAME]`: other images of the same file. A variant is laid over the document before it is read, so that what it
 //! changes is checked like everything else, and complaints point at where it is written.
 
-use std::path::Path;
-
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
-use super::complaint::{LoadError, SpecError};
-use super::load::{read, spec_file};
+use super::complaint::SpecError;
 use super::reader::Reader;
 use super::suggest::{list, suggest};
 
@@ -15,14 +12,10 @@ const TABLE: &str = "variants";
 /// Stands for each variant of a spec.
 pub const EVERY_VARIANT: &str = "all";
 
-/// The variants that a spec file has, sorted; none where it cannot be understood, which whoever loads it will say.
-///
-/// # Errors
-/// When the file cannot be read.
-pub fn variants(path: &Path) -> Result<Vec<String>, LoadError> {
-    let text = read(&spec_file(path))?;
-    let (table, _) = DeTable::parse_recoverable(text.strip_prefix('\u{feff}').unwrap_or(&text));
-    Ok(names(table.get_ref()))
+/// Returns the variants that the text of a spec has, sorted; none where it is not TOML, which reading it reports.
+pub(super) fn variants(text: &str) -> Vec<String> {
+    let (table, _) = DeTable::parse_recoverable(text.strip_prefix('\u{feff}').unwrap_or(text));
+    names(table.get_ref())
 }
 
 fn names(document: &DeTable) -> Vec<String> {

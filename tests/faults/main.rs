@@ -10,6 +10,7 @@ mod hostile;
 mod inputs;
 mod kills;
 mod mounts;
+mod project;
 mod qemu;
 mod secrets;
 mod steps;

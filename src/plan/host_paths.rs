@@ -1,0 +1,194 @@
+//! The paths that a spec names on this host, and where each of them may lead.
+
+use std::borrow::Cow;
+use std::fs::canonicalize;
+use std::path::Path;
+
+use crate::project::{Project, ReachError, is_made_up};
+use crate::spec::{Action, Remote, SecretSource, Source, Spec, Trust};
+use crate::url::Url;
+
+/// Where a path of a spec may lead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PathPolicy {
+    /// To what the project tracks: nothing outside of it, and nothing of git's own.
+    Project,
+    /// As `Project`, unless the user has named that spec as well, which shows where specs become a graph. It is checked
+    /// when it is read.
+    BaseSpec,
+    /// To any file on a disk. A base image and the key of a signed list are named in full sight, and nothing of them ends
+    /// in an error or, the key, in an image.
+    AnyFile,
+}
+
+/// The keys of a spec that hold a path on this host.
+#[cfg(test)]
+const PATH_KEYS: [(&str, PathPolicy); 6] = [
+    ("LocalFile.file", PathPolicy::AnyFile),
+    ("RemoteFile.sums_key", PathPolicy::AnyFile),
+    ("OtherSpec.spec", PathPolicy::BaseSpec),
+    ("SecretFile.file", PathPolicy::Project),
+    ("RunScript.script", PathPolicy::Project),
+    ("CopyIn.copy", PathPolicy::Project),
+];
+
+/// A path that a spec names on this host.
+#[derive(Debug, Clone)]
+pub(crate) struct HostPath<'s> {
+    /// What names it, as errors put it.
+    pub(crate) whose: String,
+    pub(crate) path: Cow<'s, Path>,
+    pub(crate) policy: PathPolicy,
+}
+
+impl<'s> HostPath<'s> {
+    fn new(whose: impl Into<String>, path: &'s Path, policy: PathPolicy) -> Self {
+        Self { whose: whose.into(), path: Cow::Borrowed(path), policy }
+    }
+
+    /// Returns the file that a URL names on this host, if it names one. A wrong digest of it is told with the right one, and
+    /// what a list of digests says is told as well; so it is for the project's own files.
+    fn of_url(whose: &str, url: &Url) -> Option<Self> {
+        let path = Cow::Owned(url.to_path()?);
+        Some(Self { whose: whose.to_owned(), path, policy: PathPolicy::Project })
+    }
+
+    /// Checks where it leads, symbolic links and `..` followed. What is not there passes: whoever reads it says so.
+    pub(crate) fn check(&self, project: &Project) -> Result<(), ReachError> {
+        let Ok(target) = canonicalize(&self.path) else { return Ok(()) };
+        match self.policy {
+            PathPolicy::AnyFile if is_made_up(&target) => {
+                Err(ReachError::NotAFile { whose: self.whose.clone(), path: self.path.clone().into_owned() })
+            }
+            PathPolicy::AnyFile => Ok(()),
+            PathPolicy::Project | PathPolicy::BaseSpec => project.check_target(&self.whose, &self.path, &target),
+        }
+    }
+}
+
+/// Returns the paths that a spec names for its base image.
+pub(crate) fn base_paths(spec: &Spec) -> Vec<HostPath<'_>> {
+    match &spec.base.source {
+        Source::File(path) => vec![HostPath::new("`base.file`", path, PathPolicy::AnyFile)],
+        Source::Spec { file, .. } => vec![HostPath::new("`base.spec`", file, PathPolicy::BaseSpec)],
+        Source::Url(remote) => remote_paths(remote),
+        Source::Image(_) => Vec::new(),
+    }
+}
+
+fn remote_paths(remote: &Remote) -> Vec<HostPath<'_>> {
+    let mut paths: Vec<_> = remote.urls.iter().filter_map(|url| HostPath::of_url("`base.url`", url)).collect();
+    let Some(sums) = &remote.sums else { return paths };
+    paths.extend(HostPath::of_url("`base.sums`", &sums.url));
+    match &sums.trust {
+        Trust::Signature { url, key } => {
+            paths.extend(HostPath::of_url("`base.sums-signature`", url));
+            paths.push(HostPath::new("`base.sums-key`", key, PathPolicy::AnyFile));
+        }
+        Trust::Sha256(_) => {}
+    }
+    paths
+}
+
+/// Returns the paths that a spec names for its steps and secrets.
+pub(crate) fn input_paths(spec: &Spec) -> Vec<HostPath<'_>> {
+    let mut paths = Vec::new();
+    for step in &spec.steps {
+        let path = match &step.action {
+            Action::Script { file, .. } => file,
+            Action::Copy(copy) => &copy.from,
+            Action::Run { .. } | Action::Write { .. } | Action::Fetch { .. } | Action::Reboot => continue,
+        };
+        paths.push(HostPath::new(format!("line {}", step.line), path, PathPolicy::Project));
+    }
+    for (name, secret) in &spec.secrets {
+        match &secret.source {
+            SecretSource::File(path) => {
+                paths.push(HostPath::new(format!("the secret `{name}`"), path, PathPolicy::Project));
+            }
+            SecretSource::Env(_) => {}
+        }
+    }
+    paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::project::FileReach;
+    use crate::spec::Overrides;
+    use std::fs;
+
+    /// The keys of `spec/keys.rs` whose values are paths on this host, as `Table.key`.
+    fn keys_with_host_paths() -> Vec<String> {
+        let mut table = "";
+        let mut keys = Vec::new();
+        for line in include_str!("../spec/keys.rs").lines() {
+            if let Some(name) = line.strip_prefix("    ").and_then(|line| line.strip_suffix(" {")) {
+                table = name;
+            }
+            if let Some((key, _)) = line.split_once(": ").filter(|(_, rest)| rest.contains("host_path()")) {
+                keys.push(format!("{table}.{}", key.trim()));
+            }
+        }
+        keys
+    }
+
+    #[test]
+    fn every_key_that_holds_a_path_has_a_policy() {
+        let mut expected: Vec<_> = PATH_KEYS.iter().map(|(key, _)| (*key).to_owned()).collect();
+        let mut found = keys_with_host_paths();
+        expected.sort();
+        found.sort();
+        assert_eq!(found, expected, "add the key to `base_paths` or `input_paths`, and here");
+    }
+
+    fn load(folder: &Path, base: &str) -> Spec {
+        let text = format!(
+            "[image]\nname = 'a'\nversion = '1'\n[base]\n{base}\n[secrets]\nkey = {{ file = 'secret' }}\n\
+             [[step]]\nscript = 'script'\n[[step]]\ncopy = 'copied'\nto = '/a'\n"
+        );
+        fs::write(folder.join("kiln.toml"), text).unwrap();
+        Spec::load(&folder.join("kiln.toml"), FileReach::Project, &Overrides::default()).unwrap()
+    }
+
+    #[test]
+    fn every_path_of_a_spec_is_found_with_its_policy() {
+        let folder = tempfile::tempdir().unwrap();
+        let digest = "0".repeat(64);
+        let signed = "url = 'https://example.org/a'\nsums = 'https://example.org/SUMS'\nsums-key = 'k'\n\
+                      sums-signature = 'https://example.org/SUMS.sig'";
+        let local = "url = 'https://example.org/a'\nmirrors = ['file:///u']\nsums = 'file:///sums'\nsums-key = 'k'\n\
+                     sums-signature = 'file:///sig'";
+        let mut found = Vec::new();
+        let pinned = format!("url = 'https://example.org/a'\nsha256 = '{digest}'");
+        for base in ["file = 'f'", "spec = 's'", signed, local, &pinned] {
+            let spec = load(folder.path(), base);
+            let paths = base_paths(&spec).into_iter().chain(input_paths(&spec));
+            found.extend(paths.map(|named| {
+                (named.path.file_name().unwrap().to_string_lossy().into_owned(), named.policy != PathPolicy::AnyFile)
+            }));
+        }
+        found.sort();
+        found.dedup();
+        let in_project = ["copied", "s", "script", "secret", "sig", "sums", "u"].map(|name| (name, true));
+        let mut expected = [("f", false), ("k", false)].into_iter().chain(in_project).collect::<Vec<_>>();
+        expected.sort_unstable();
+        let expected: Vec<_> = expected.into_iter().map(|(name, project)| (name.to_owned(), project)).collect();
+        assert_eq!(found, expected);
+        assert_eq!(PATH_KEYS.iter().filter(|(_, policy)| *policy != PathPolicy::AnyFile).count(), 4);
+    }
+
+    #[test]
+    fn a_base_image_may_be_any_file_on_a_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let project = Project::of_spec(&folder.path().join("kiln.toml")).unwrap();
+        let refusal = |path: &str| {
+            HostPath::new("line 1", Path::new(path), PathPolicy::AnyFile).check(&project).err().map(|e| e.to_string())
+        };
+        assert_eq!(refusal("/etc/passwd"), None);
+        for path in ["/dev/null", "/proc/self/environ", "/sys/kernel/notes", "/dev/fd/0"] {
+            assert!(refusal(path).is_some_and(|error| error.contains("not a regular file")), "{path}");
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! The project of a spec: the git work tree that the spec was named in, or else its folder. Specs, and the links among their
+//! files, may come from somebody else; so a spec and the files that it names have to lie in the project, links followed.
+
+use std::fs::{self, File, canonicalize};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Component, Path, PathBuf};
+
+use nix::fcntl::OFlag;
+use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
+
+use crate::error::{Fault, Kind};
+
+/// Git's own folder, or the file that names it in a linked work tree. Its configuration may hold the tokens of a pipeline.
+pub(crate) const GIT: &str = ".git";
+
+/// Which files a spec may be and may name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileReach {
+    /// Files of the project.
+    Project,
+    /// Any file that the user may read.
+    Host,
+}
+
+/// A spec is, or names, a file that it may not.
+#[derive(Debug, thiserror::Error)]
+pub enum ReachError {
+    /// A file outside of the project.
+    #[error("{whose}: {} leads to {}, outside of the project {}", path.display(), target.display(), project.display())]
+    Outside {
+        /// What names it.
+        whose: String,
+        /// The path as it is named.
+        path: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
+        /// The project's folder.
+        project: PathBuf,
+    },
+    /// A file of git's own.
+    #[error("{whose}: {} belongs to git, whose files may hold credentials", path.display())]
+    Git {
+        /// What names it.
+        whose: String,
+        /// The path as it is named.
+        path: PathBuf,
+    },
+    /// A device, a pipe or a file that the kernel makes up.
+    #[error("{whose}: {} is not a regular file on a disk", path.display())]
+    NotAFile {
+        /// What names it.
+        whose: String,
+        /// The path as it is named.
+        path: PathBuf,
+    },
+    /// The folder of a spec is gone.
+    #[error("cannot find the project of the spec {}", spec.display())]
+    NoProject {
+        /// The spec file.
+        spec: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl Fault for ReachError {
+    fn kind(&self) -> Kind {
+        match self {
+            // Only a base image and the key of its list may be any file.
+            ReachError::NotAFile { .. } => Kind::Base,
+            ReachError::Outside { .. } | ReachError::Git { .. } | ReachError::NoProject { .. } => Kind::Spec,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            ReachError::Outside { .. } => vec![
+                "the project is the git work tree that the spec lies in, or else the spec's own folder; a link does not \
+                 change which one that is"
+                    .into(),
+                "move the file into it, or trust the spec with --allow-outside".into(),
+            ],
+            ReachError::Git { .. } => {
+                vec!["copy the files that the image needs, or trust the spec with --allow-outside".into()]
+            }
+            ReachError::NotAFile { .. } => vec!["name a file; a disk can be copied to one with `qemu-img`".into()],
+            ReachError::NoProject { .. } => Vec::new(),
+        }
+    }
+}
+
+/// The folder whose files a spec may be and may name.
+#[derive(Debug, Clone)]
+pub(crate) struct Project(PathBuf);
+
+impl Project {
+    /// Finds the project of a spec by the path that names it: the innermost git work tree around it, or else its folder. A
+    /// link leads to a spec, and never to another project; so a folder that is a link is passed over here.
+    ///
+    /// # Errors
+    /// When the folder of the spec is gone.
+    pub(crate) fn of_spec(spec: &Path) -> Result<Self, ReachError> {
+        let lost = |source| ReachError::NoProject { spec: spec.to_owned(), source };
+        let folder = named_folder(spec).map_err(lost)?;
+        let mut own_folders = folder.ancestors().filter(|folder| !folder.is_symlink());
+        let work_tree = own_folders.clone().find(|folder| folder.join(GIT).exists());
+        let root = work_tree.or_else(|| own_folders.next()).unwrap_or(&folder);
+        canonicalize(root).map(Self).map_err(lost)
+    }
+
+    /// Checks that a path leads into the project, and to nothing of git's own. `target` is the path without its links.
+    pub(crate) fn check_target(&self, whose: &str, path: &Path, target: &Path) -> Result<(), ReachError> {
+        let (whose, path) = (whose.to_owned(), path.to_owned());
+        match target.strip_prefix(&self.0) {
+            Err(_) => Err(ReachError::Outside { whose, path, target: target.to_owned(), project: self.0.clone() }),
+            Ok(inside) if inside.iter().any(|name| name == GIT) => Err(ReachError::Git { whose, path }),
+            Ok(_) => Ok(()),
+        }
+    }
+}
+
+/// Returns the folder of a file as it was named: absolute, with its links. What is in front of a `..` is resolved, because
+/// `..` of a link is not the folder that holds the link.
+fn named_folder(file: &Path) -> io::Result<PathBuf> {
+    let file = std::path::absolute(file)?;
+    let parts: Vec<Component> = file.parent().unwrap_or(&file).components().collect();
+    match parts.iter().rposition(|part| *part == Component::ParentDir) {
+        None => Ok(parts.iter().collect()),
+        Some(last) => {
+            let climbed: PathBuf = parts[..=last].iter().collect();
+            Ok(canonicalize(climbed)?.join(parts[last + 1..].iter().collect::<PathBuf>()))
+        }
+    }
+}
+
+/// A file that was found, and is not open for reading yet: finding it does nothing to a device or a pipe.
+pub(crate) struct FoundFile {
+    handle: File,
+    /// Where it lies, without links. It is asked of the file itself, so that no link can be changed in between.
+    pub(crate) location: PathBuf,
+}
+
+impl FoundFile {
+    /// Finds a file, links followed.
+    pub(crate) fn find(path: &Path) -> io::Result<Self> {
+        let handle = File::options().read(true).custom_flags(OFlag::O_PATH.bits()).open(path)?;
+        let no_proc = |error: io::Error| io::Error::other(format!("where it lies is not known: /proc: {error}"));
+        let location = fs::read_link(descriptor_path(&handle)).map_err(no_proc)?;
+        Ok(Self { handle, location })
+    }
+
+    /// Returns whether it is a regular file that somebody has written, rather than one that the kernel makes up.
+    pub(crate) fn is_regular(&self) -> io::Result<bool> {
+        let is_proc = fstatfs(&self.handle)?.filesystem_type() == PROC_SUPER_MAGIC;
+        Ok(self.handle.metadata()?.is_file() && !is_proc && !is_made_up(&self.location))
+    }
+
+    /// Opens for reading the very file that was found.
+    pub(crate) fn open(&self) -> io::Result<File> {
+        File::open(descriptor_path(&self.handle))
+    }
+}
+
+fn descriptor_path(file: &File) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+}
+
+/// Returns whether a path without links is a device, a pipe, a socket, or in a file system that the kernel makes up.
+pub(crate) fn is_made_up(target: &Path) -> bool {
+    let is_special = |metadata: fs::Metadata| {
+        let kind = metadata.file_type();
+        kind.is_block_device() || kind.is_char_device() || kind.is_fifo() || kind.is_socket()
+    };
+    let is_device = target.starts_with("/dev") && !target.starts_with("/dev/shm");
+    is_device
+        || ["/proc", "/sys"].iter().any(|folder| target.starts_with(folder))
+        || target.metadata().is_ok_and(is_special)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn refusal(project: &Project, path: &Path) -> Option<String> {
+        let target = canonicalize(path).unwrap();
+        project.check_target("line 1", path, &target).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_project_ends_at_its_folder_and_at_git() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("project");
+        for name in [".git", "sub/deep"] {
+            fs::create_dir_all(root.join(name)).unwrap();
+        }
+        for name in [".git/config", "sub/deep/kiln.toml", "file", "../outside", "sub/other.git"] {
+            fs::write(root.join(name), "").unwrap();
+        }
+        symlink("../.git/config", root.join("sub/link")).unwrap();
+        let project = Project::of_spec(&root.join("sub/deep/kiln.toml")).unwrap();
+        for name in ["file", "sub", "", "sub/other.git"] {
+            assert_eq!(refusal(&project, &root.join(name)), None, "{name}");
+        }
+        for name in [".git", ".git/config", "sub/link"] {
+            assert!(refusal(&project, &root.join(name)).unwrap().contains("belongs to git"), "{name}");
+        }
+        for name in ["../outside", "..", "/etc/hostname"] {
+            assert!(refusal(&project, &root.join(name)).unwrap().contains("outside of the project"), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_link_to_a_spec_leads_to_no_other_project() {
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| canonicalize(place.path()).unwrap().join(name);
+        for name in ["ours/.git", "ours/a", "theirs/.git", "theirs/b", "plain/c"] {
+            fs::create_dir_all(at(name)).unwrap();
+        }
+        symlink(at("theirs"), at("ours/link")).unwrap();
+        symlink(at("theirs/b"), at("plain/link")).unwrap();
+        symlink(at("plain"), at("linked")).unwrap();
+        for (spec, project) in [
+            ("ours/a/kiln.toml", "ours"),
+            ("ours/kiln.toml", "ours"),
+            ("ours/link/kiln.toml", "ours"),
+            ("ours/link/b/kiln.toml", "ours"),
+            ("ours/a/../link/kiln.toml", "ours"),
+            ("plain/c/kiln.toml", "plain/c"),
+            ("plain/link/kiln.toml", "plain"),
+            ("linked/c/kiln.toml", "plain/c"),
+            ("ours/link/../plain/c/kiln.toml", "plain/c"),
+        ] {
+            assert_eq!(Project::of_spec(&at(spec)).unwrap().0, at(project), "{spec}");
+        }
+        assert!(matches!(Project::of_spec(&at("gone/../kiln.toml")), Err(ReachError::NoProject { .. })));
+    }
+
+    #[test]
+    fn what_the_kernel_makes_up_is_no_regular_file() {
+        for path in ["/dev/null", "/proc/self/environ", "/sys/kernel/notes", "/dev/fd/0", "/proc/self"] {
+            assert!(!FoundFile::find(Path::new(path)).unwrap().is_regular().unwrap(), "{path}");
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(FoundFile::find(file.path()).unwrap().is_regular().unwrap());
+    }
+
+    #[test]
+    fn the_file_that_was_found_is_read_whatever_becomes_of_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let (name, other) = (folder.path().join("a"), folder.path().join("b"));
+        fs::write(&name, "found").unwrap();
+        fs::write(&other, "another").unwrap();
+        let found = FoundFile::find(&name).unwrap();
+        fs::rename(&other, &name).unwrap();
+        assert_eq!(io::read_to_string(found.open().unwrap()).unwrap(), "found");
+    }
+}

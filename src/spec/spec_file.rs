@@ -1,0 +1,155 @@
+//! The file of a spec: found, checked and read once. What is wrong in a spec is shown with its lines, so that nothing may be
+//! read as a spec that is none of the project's files.
+
+use std::fs::{self, DirEntry};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use super::complaint::{LoadError, SpecErrors};
+use super::suggest::closest;
+use super::{Overrides, Spec, variants};
+use crate::project::{FileReach, FoundFile, Project};
+
+/// The largest spec that is read.
+pub const MAX_BYTES: u64 = 1 << 20;
+/// Files that are looked at for one that was probably meant.
+const MOST_NEIGHBOURS: usize = 1000;
+
+/// The text of a spec file.
+#[derive(Debug)]
+pub struct SpecFile {
+    path: PathBuf,
+    text: String,
+}
+
+impl SpecFile {
+    /// Reads a spec file that the user has named, or the `kiln.toml` of a folder.
+    ///
+    /// # Errors
+    /// When there is no such file, when it is outside of the project and may not be, or when it is not a text of at most
+    /// 1 MiB.
+    pub fn read(path: &Path, reach: FileReach) -> Result<Self, LoadError> {
+        let file = spec_file(path);
+        if path.is_dir() && !file.exists() {
+            return Err(LoadError::EmptyFolder { path: path.to_owned() });
+        }
+        let namer = Namer { whose: "the spec", spec: &file };
+        read(&file, &namer, reach).map_err(with_similar)
+    }
+
+    /// Reads the spec of a base image, which has to lie in the project of the spec that names it.
+    ///
+    /// # Errors
+    /// As [`SpecFile::read`].
+    pub fn read_base(path: &Path, of: &Path, reach: FileReach) -> Result<Self, LoadError> {
+        read(&spec_file(path), &Namer { whose: "`base.spec`", spec: of }, reach)
+    }
+
+    /// Reads what the text says.
+    ///
+    /// # Errors
+    /// With all that is wrong in it.
+    pub fn parse(&self, overrides: &Overrides) -> Result<Spec, SpecErrors> {
+        Spec::parse(&self.path, &self.text, overrides)
+    }
+
+    /// Returns the text.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Returns the variants that the spec has, sorted; none where it is not TOML, which parsing it reports.
+    #[must_use]
+    pub fn variants(&self) -> Vec<String> {
+        variants::variants(&self.text)
+    }
+}
+
+/// Returns the file that is read for a path: the `kiln.toml` of a folder.
+#[must_use]
+pub fn spec_file(path: &Path) -> PathBuf {
+    if path.is_dir() { path.join("kiln.toml") } else { path.to_owned() }
+}
+
+/// What names a spec file.
+struct Namer<'n> {
+    /// As errors put it.
+    whose: &'static str,
+    /// The spec whose project the file has to lie in.
+    spec: &'n Path,
+}
+
+/// Reads the file that was checked, whatever becomes of its name meanwhile.
+fn read(path: &Path, namer: &Namer<'_>, reach: FileReach) -> Result<SpecFile, LoadError> {
+    let failed = |source: io::Error| LoadError::Read { path: path.to_owned(), source, similar: None };
+    let found = FoundFile::find(path).map_err(failed)?;
+    if !found.is_regular().map_err(failed)? {
+        return Err(LoadError::NotAFile { path: path.to_owned() });
+    }
+    if reach == FileReach::Project {
+        Project::of_spec(namer.spec)?.check_target(namer.whose, path, &found.location)?;
+    }
+    let mut bytes = Vec::new();
+    found.open().and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes)).map_err(failed)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(LoadError::TooLarge { path: path.to_owned() });
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(SpecFile { path: path.to_owned(), text }),
+        Err(error) => Err(LoadError::NotUtf8 { path: path.to_owned(), offset: error.utf8_error().valid_up_to() }),
+    }
+}
+
+/// Adds to the error of a missing file which one was probably meant.
+fn with_similar(error: LoadError) -> LoadError {
+    match error {
+        LoadError::Read { path, source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            LoadError::Read { similar: similar_spec(&path), path, source }
+        }
+        other => other,
+    }
+}
+
+/// Returns the spec beside a missing file whose name is the closest to it.
+fn similar_spec(missing: &Path) -> Option<PathBuf> {
+    let name = missing.file_name()?.to_str()?;
+    let folder = missing.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    let neighbours = fs::read_dir(folder).ok()?.take(MOST_NEIGHBOURS).flatten().filter(is_spec);
+    let names: Vec<String> = neighbours.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let with_extension = names.iter().find(|other| other.strip_suffix(".toml") == Some(name)).map(String::as_str);
+    let similar = with_extension.or_else(|| closest(name, names.iter().map(String::as_str)))?;
+    Some(missing.with_file_name(similar))
+}
+
+fn is_spec(entry: &DirEntry) -> bool {
+    let path = entry.path();
+    path.extension().is_some_and(|extension| extension == "toml") || path.join("kiln.toml").exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_spec_is_answered_with_the_one_that_was_meant() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["hello.toml", "notes.txt"] {
+            fs::write(at(name), "").unwrap();
+        }
+        fs::create_dir(at("web")).unwrap();
+        fs::write(at("web/kiln.toml"), "").unwrap();
+        for (missing, meant) in [
+            ("hello.tml", Some("hello.toml")),
+            ("hello", Some("hello.toml")),
+            ("wbe", Some("web")),
+            ("note.txt", None),
+            ("unlike", None),
+        ] {
+            let error = SpecFile::read(&at(missing), FileReach::Project).unwrap_err();
+            let LoadError::Read { similar, .. } = error else { panic!("{error}") };
+            assert_eq!(similar, meant.map(at), "{missing}");
+        }
+    }
+}
