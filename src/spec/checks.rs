@@ -1,12 +1,13 @@
 //! Tests: one check each, and names that tell them apart.
 
+use super::arguments;
 use super::complaint::SpecError;
 use super::document::At;
 use super::keys::{self, Assertion};
 use super::reader::Reader;
 use super::steps::{explicit_names, run_name, shorten, unique};
 use super::table::Chosen;
-use super::{Check, FileCheck, Test};
+use super::{Check, Command, FileCheck, Test};
 use crate::size::format_duration;
 
 pub(super) fn tests(raw: Vec<At<Chosen<keys::Test, Assertion>>>, reader: &mut Reader) -> Vec<Test> {
@@ -24,9 +25,9 @@ pub(super) fn tests(raw: Vec<At<Chosen<keys::Test, Assertion>>>, reader: &mut Re
 
 fn check(assertion: Assertion, reader: &mut Reader) -> Option<Check> {
     Some(match assertion {
-        Assertion::CommandSucceeds(raw) => Check::Run(raw.run?.value),
+        Assertion::CommandSucceeds(raw) => Check::Run(check_command(raw.run?, reader)),
         Assertion::CommandEnds(raw) => Check::Command {
-            run: raw.command?.value,
+            run: check_command(raw.command?, reader),
             exit: raw.exit,
             stdout_matches: raw.stdout_matches.map(|regex| regex.value),
         },
@@ -41,6 +42,13 @@ fn check(assertion: Assertion, reader: &mut Reader) -> Option<Check> {
             says_something(&raw.no_failed_units?, "no-failed-units", reader).then_some(Check::NoFailedUnits)?
         }
     })
+}
+
+/// Reports a command of a test that Linux would not start.
+fn check_command(At { value, span }: At<Command>, reader: &mut Reader) -> Command {
+    let sum = arguments::weigh(arguments::words(&value).into_iter());
+    arguments::check_sum(sum, &span, reader);
+    value
 }
 
 fn file(raw: keys::FileThere, reader: &mut Reader) -> Option<FileCheck> {

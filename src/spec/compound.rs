@@ -7,10 +7,11 @@ use toml::Spanned;
 use toml::de::{DeString, DeValue};
 
 use super::Command;
+use super::arguments::{argument, too_long};
 use super::complaint::SpecError;
 use super::document::At;
 use super::reader::{Node, Reader};
-use super::shape::{Shape, Word, text};
+use super::shape::{Shape, Word};
 use super::suggest::suggest;
 
 /// More arguments than any command of a spec needs.
@@ -130,9 +131,9 @@ impl Shape for CommandLine {
 
     fn read(&self, node: &Node, reader: &mut Reader) -> Option<Command> {
         let command = match node.get_ref() {
-            DeValue::String(_) => Command::Shell(text().read(node, reader)?),
+            DeValue::String(_) => Command::Shell(argument().read(node, reader)?),
             DeValue::Array(words) => {
-                let argv: Vec<_> = List(text(), MAX_ARGUMENTS).read(node, reader)?;
+                let argv: Vec<_> = List(argument(), MAX_ARGUMENTS).read(node, reader)?;
                 if argv.len() < words.len() {
                     return None;
                 }
@@ -154,7 +155,7 @@ impl Shape for CommandLine {
     }
 
     fn schema(&self) -> Json {
-        let mut argv = List(text(), MAX_ARGUMENTS).schema();
+        let mut argv = List(argument(), MAX_ARGUMENTS).schema();
         argv["minItems"] = 1.into();
         json!({ "anyOf": [{ "type": "string", "minLength": 1 }, argv] })
     }
@@ -221,7 +222,11 @@ impl Shape for Variables {
             check_name(&self.0, key, reader);
             check_variable(value, reader);
             // A wrong value is declared all the same, so that its uses are not reported too.
-            reader.vars.insert(key.get_ref().to_string(), value.get_ref().as_str().unwrap_or_default().to_owned());
+            let text = value.get_ref().as_str().unwrap_or_default();
+            if let Some(refusal) = too_long(key.get_ref(), text) {
+                reader.report(SpecError::new(key.span(), refusal).help("write long texts where they are used"));
+            }
+            reader.vars.insert(key.get_ref().to_string(), text.to_owned());
         }
         reader.override_variables();
         Some(reader.vars.clone())

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::arguments::argument;
 use super::compound::{CommandLine, Declared, List, Map, OneOrMore, Variables};
 use super::document::At;
 use super::network::private_destination;
@@ -267,7 +268,7 @@ table! {
         /// The file.
         script: Option<At<Slashed<PathBuf>>> = Required(host_path()),
         /// Its arguments.
-        args: Vec<At<String>> = Or(List(text(), 1000), "[]"),
+        args: Vec<At<String>> = Or(List(argument(), 1000), "[]"),
         /// Environment variables for this step.
         env: Texts = Or(Map(VARIABLE, text()), "{}"),
         /// Who runs it.

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::size::ByteSize;
 use crate::url::Url;
 
+mod arguments;
 mod checks;
 mod complaint;
 mod compound;

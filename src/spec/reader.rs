@@ -7,6 +7,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::Overrides;
+use super::arguments::too_long;
 use super::complaint::SpecError;
 use super::document::Document;
 use super::suggest::suggest;
@@ -86,6 +87,9 @@ impl<'d> Reader<'d> {
         for (name, value) in &self.overrides.vars {
             if let Some(declared) = self.vars.get_mut(name) {
                 value.clone_into(declared);
+                if let Some(refusal) = too_long(name, value) {
+                    self.report(SpecError::of_option(format!("`--var`: {refusal}")));
+                }
                 continue;
             }
             let help = suggest(name, self.vars.keys().map(String::as_str));

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use super::arguments;
 use super::complaint::SpecError;
 use super::document::At;
 use super::keys::{self, Verb};
@@ -101,8 +102,9 @@ pub(super) fn run_name(command: &Command) -> String {
 fn action(verb: Verb, fetched: &mut Vec<At<PathBuf>>, around: &mut Surroundings) -> Option<(Action, String)> {
     match verb {
         Verb::RunCommand(raw) => {
-            let command = raw.run?.value;
+            let At { value: command, span } = raw.run?;
             let name = run_name(&command);
+            check_start(&arguments::words(&command), &raw.env, &span, around.reader);
             let secrets = known_secrets(raw.secrets, around);
             let context = Context { env: values(raw.env), user: raw.user, dir: raw.dir, secrets };
             Some((Action::Run { command, context }, name))
@@ -111,8 +113,10 @@ fn action(verb: Verb, fetched: &mut Vec<At<PathBuf>>, around: &mut Surroundings)
             let script = raw.script?;
             let name = shorten(&format!("script {}", script.value.path.display()));
             let secrets = known_secrets(raw.secrets, around);
-            let context = Context { env: values(raw.env), user: raw.user, dir: raw.dir, secrets };
-            let args = raw.args.into_iter().map(|argument| argument.value).collect();
+            let env = raw.env;
+            let args: Vec<String> = raw.args.into_iter().map(|argument| argument.value).collect();
+            check_start(&args, &env, &script.span, around.reader);
+            let context = Context { env: values(env), user: raw.user, dir: raw.dir, secrets };
             Some((Action::Script { file: host(&script, around.spec), args, context }, name))
         }
         Verb::CopyIn(raw) => copy(raw, around),
@@ -124,6 +128,21 @@ fn action(verb: Verb, fetched: &mut Vec<At<PathBuf>>, around: &mut Surroundings)
         Verb::FetchOut(raw) => fetch(raw, fetched, around),
         Verb::Reboot(raw) => reboot(&raw.reboot?, around.reader),
     }
+}
+
+/// Reports what Linux does not start a program with.
+fn check_start<S: AsRef<str>>(
+    words: &[S],
+    environment: &BTreeMap<String, At<String>>,
+    span: &Range<usize>,
+    reader: &mut Reader,
+) {
+    arguments::check_environment(environment, reader);
+    let variables = environment.iter().flat_map(|(name, value)| [name, &value.value]);
+    let variables = variables.chain(reader.vars.iter().flat_map(|(name, value)| [name, value]));
+    let strings = words.iter().map(AsRef::as_ref).chain(variables.map(String::as_str));
+    let sum = arguments::weigh(strings);
+    arguments::check_sum(sum, span, reader);
 }
 
 fn copy(raw: keys::CopyIn, around: &mut Surroundings) -> Option<(Action, String)> {

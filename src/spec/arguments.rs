@@ -1,0 +1,67 @@
+//! What Linux gives a program to start with. execve(2) refuses more, which would end a build after minutes.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::Command;
+use super::complaint::SpecError;
+use super::document::At;
+use super::reader::Reader;
+use super::shape::{Refusal, Text, text};
+
+/// The longest argument, or variable with its name, bytes: Linux's `MAX_ARG_STRLEN` with the NUL.
+pub(super) const LONGEST: usize = (128 << 10) - 1;
+/// All arguments and variables of a program together, bytes: a quarter of its stack of 8 MiB, less what a login adds.
+const MOST: usize = (2 << 20) - (64 << 10);
+/// Each has a NUL and a pointer, bytes.
+const OVERHEAD: usize = 9;
+const HELP: &str = "put it into a file with `write` or `copy`, or run it as a `script`";
+
+/// A string that a program is given as an argument.
+pub(super) fn argument() -> Text<String> {
+    let Text { expects, schema, parse: any } = text();
+    let parse = move |text: &str| {
+        if text.len() > LONGEST {
+            let message = format!("an argument of {} bytes: Linux takes at most {LONGEST}", text.len());
+            return Err(Refusal { message, help: Some(HELP.to_owned()) });
+        }
+        any(text)
+    };
+    Text { expects, schema, parse: Box::new(parse) }
+}
+
+/// Returns the arguments of a command that are long.
+pub(super) fn words(command: &Command) -> Vec<&str> {
+    match command {
+        Command::Shell(text) => vec![text],
+        Command::Argv(words) => words.iter().map(String::as_str).collect(),
+    }
+}
+
+/// Reports variables of a step's environment that are too long, each where it is written.
+pub(super) fn check_environment(environment: &BTreeMap<String, At<String>>, reader: &mut Reader) {
+    for (name, value) in environment {
+        if let Some(refusal) = too_long(name, &value.value) {
+            reader.report(SpecError::new(value.span.clone(), refusal).help(HELP));
+        }
+    }
+}
+
+/// Returns what is wrong with a variable that is too long for an environment.
+pub(super) fn too_long(name: &str, value: &str) -> Option<String> {
+    let length = name.len() + 1 + value.len();
+    (length > LONGEST).then(|| format!("`{name}` with its value has {length} bytes: Linux takes at most {LONGEST}"))
+}
+
+/// Returns how much of what Linux takes these strings use, bytes.
+pub(super) fn weigh<'s>(strings: impl Iterator<Item = &'s str>) -> usize {
+    strings.map(|string| string.len() + OVERHEAD).sum()
+}
+
+/// Reports a program whose arguments and variables weigh too much together.
+pub(super) fn check_sum(sum: usize, span: &Range<usize>, reader: &mut Reader) {
+    if sum > MOST {
+        let message = format!("arguments and variables of {sum} bytes together: Linux takes at most {MOST}");
+        reader.report(SpecError::new(span.clone(), message).help(HELP));
+    }
+}
