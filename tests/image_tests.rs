@@ -146,6 +146,13 @@ fn an_image_that_is_not_there_or_has_no_tests_is_told() {
     built.then(["test", "wob"]).fails(8).stderr_has("images there are: web").run();
     built.then(["test", ".", "--version", "9"]).fails(8).stderr_has("web").run();
     built.then(["test", "no/such.toml"]).fails(3).run();
+    built.then(["test", "web2", "--filter", "a"]).fails(8).stderr_has("did you mean `web`?").run();
+    // Nothing is built yet.
+    let fresh = Kiln::new().spec("[[test]]\nrun = 'true'");
+    let ended = fresh.args(["test", "kiln.toml"]).fails(8).stderr_has("build it first: `kiln build kiln.toml`").run();
+    for command in ["run", "test", "inspect"] {
+        ended.then([command, "web"]).fails(8).stderr_has("build it first: `kiln build SPEC`").run();
+    }
 }
 
 #[test]

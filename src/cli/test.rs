@@ -12,7 +12,7 @@ use crate::build::test::{Coverage, Outcome};
 use crate::error::{Failure, Fault, Kind};
 use crate::report::{github, junit};
 use crate::spec::{Spec, Test};
-use crate::store::{Artifact, ImageId, Reference, Store};
+use crate::store::{Artifact, ImageId, Reference, Store, StoreError};
 
 use super::args::{self, Global};
 use super::folders::Folders;
@@ -30,6 +30,14 @@ pub enum TestVerbError {
         /// What there is.
         names: Vec<String>,
     },
+    /// The image of the spec is not in the store.
+    #[error("{id}, the image of {spec}, is not in the store")]
+    NotBuilt {
+        /// `name@version`
+        id: String,
+        /// The spec, as it was named.
+        spec: String,
+    },
     /// The report cannot be written.
     #[error("cannot write the report {}", path.display())]
     Report {
@@ -45,6 +53,7 @@ impl Fault for TestVerbError {
     fn kind(&self) -> Kind {
         match self {
             TestVerbError::NothingLeft { .. } => Kind::Usage,
+            TestVerbError::NotBuilt { .. } => Kind::Output,
             TestVerbError::Report { .. } => Kind::Host,
         }
     }
@@ -52,6 +61,7 @@ impl Fault for TestVerbError {
     fn hints(&self) -> Vec<String> {
         match self {
             TestVerbError::NothingLeft { names, .. } => vec![format!("the tests are `{}`", names.join("`, `"))],
+            TestVerbError::NotBuilt { spec, .. } => vec![format!("build it first: `kiln build {spec}`")],
             TestVerbError::Report { .. } => Vec::new(),
         }
     }
@@ -97,11 +107,19 @@ fn find(args: &args::Test, store: &Store) -> Result<(Artifact, Vec<Test>, PathBu
         let overrides = args.reading.overrides(args.version.as_ref());
         let spec = Spec::load(Path::new(&args.target), args.reading.reach().files, &overrides)?;
         let id = ImageId::new(&*spec.image.name, &*spec.image.version)?;
-        return Ok((store.artifact(&Reference::from(&id))?, spec.tests, spec.path));
+        let artifact = store.artifact(&Reference::from(&id)).map_err(|error| match error {
+            StoreError::NoImage { .. } | StoreError::NoVersion { .. } => not_built(&id, &args.target),
+            other => other.into(),
+        })?;
+        return Ok((artifact, spec.tests, spec.path));
     }
     let artifact = store.artifact(&args.target.parse()?)?;
     let (tests, source) = (recorded(&artifact)?, artifact.folder().join("manifest.json"));
     Ok((artifact, tests, source))
+}
+
+fn not_built(id: &ImageId, spec: &str) -> Failure {
+    TestVerbError::NotBuilt { id: id.to_string(), spec: spec.to_owned() }.into()
 }
 
 /// What is there as a file is a spec; what is written as a path is meant as one.

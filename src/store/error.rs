@@ -245,7 +245,7 @@ impl Fault for StoreError {
                 format!("to take it over: chown -R \"$(id -u)\" '{}'", path.display()),
             ],
             StoreError::WorldWritable(path) => vec![format!("chmod o-w '{}'", path.display())],
-            StoreError::NoImage { name, known, .. } => known_hints("images", name, known),
+            StoreError::NoImage { name, known, .. } => image_hints(name, known),
             StoreError::NoVersion { name, selector, .. } if selector == "latest" => {
                 vec![format!("`{name}` alone means its newest version")]
             }
@@ -295,6 +295,16 @@ fn io_hints(error: &io::Error) -> Vec<String> {
         _ if is_shortage(error) => vec!["make room with `kiln remove` or `kiln gc`, or raise the limit".to_owned()],
         _ => Vec::new(),
     }
+}
+
+/// What was probably meant, or how the image comes into the store.
+fn image_hints(name: &str, known: &[String]) -> Vec<String> {
+    let build = "build it first: `kiln build SPEC` puts the image of a spec into the store".to_owned();
+    if known.is_empty() {
+        return vec![build];
+    }
+    let is_near = closest(name, known.iter().map(String::as_str)).is_some();
+    known_hints("images", name, known).into_iter().chain((!is_near).then_some(build)).collect()
 }
 
 /// What was probably meant, and what there is.
