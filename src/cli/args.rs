@@ -123,7 +123,8 @@ pub struct Reading {
     /// A variant of the spec, instead of the spec as it stands; with build and check, `all` is each of them
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
-    /// Let steps, secrets and `base.spec` name files outside of the spec's project, its git work tree or its own folder
+    /// Let a spec be a link out of its project, and its steps, secrets, `base.spec` and file URLs name files outside of it: the
+    /// git work tree that the spec is named in, or else the folder
     #[arg(long)]
     pub allow_outside: bool,
     /// Let guests reach what the spec lists as `private` in `[network]`
@@ -246,7 +247,8 @@ pub struct Lock {
     /// Download nothing
     #[arg(long)]
     pub offline: bool,
-    /// Let a spec be built on specs outside of its project, its git work tree or its own folder
+    /// Let a spec be a link out of its project, and be built on specs and files outside of it: the git work tree that the spec
+    /// is named in, or else the folder
     #[arg(long)]
     pub allow_outside: bool,
 }

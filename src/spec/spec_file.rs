@@ -29,12 +29,8 @@ impl SpecFile {
     /// When there is no such file, when it is outside of the project and may not be, or when it is not a text of at most
     /// 1 MiB.
     pub fn read(path: &Path, reach: FileReach) -> Result<Self, LoadError> {
-        let file = spec_file(path);
-        if path.is_dir() && !file.exists() {
-            return Err(LoadError::EmptyFolder { path: path.to_owned() });
-        }
-        let namer = Namer { whose: "the spec", spec: &file };
-        read(&file, &namer, reach).map_err(with_similar)
+        let namer = Namer { whose: "the spec", spec: &spec_file(path) };
+        read(path, &namer, reach).map_err(with_similar)
     }
 
     /// Reads the spec of a base image, which has to lie in the project of the spec that names it.
@@ -42,7 +38,7 @@ impl SpecFile {
     /// # Errors
     /// As [`SpecFile::read`].
     pub fn read_base(path: &Path, of: &Path, reach: FileReach) -> Result<Self, LoadError> {
-        read(&spec_file(path), &Namer { whose: "`base.spec`", spec: of }, reach)
+        read(path, &Namer { whose: "`base.spec`", spec: of }, reach)
     }
 
     /// Reads what the text says.
@@ -81,7 +77,11 @@ struct Namer<'n> {
 }
 
 /// Reads the file that was checked, whatever becomes of its name meanwhile.
-fn read(path: &Path, namer: &Namer<'_>, reach: FileReach) -> Result<SpecFile, LoadError> {
+fn read(given: &Path, namer: &Namer<'_>, reach: FileReach) -> Result<SpecFile, LoadError> {
+    let path = &spec_file(given);
+    if given.is_dir() && !path.exists() {
+        return Err(LoadError::EmptyFolder { path: given.to_owned() });
+    }
     let failed = |source: io::Error| LoadError::Read { path: path.to_owned(), source, similar: None };
     let found = FoundFile::find(path).map_err(failed)?;
     if !found.is_regular().map_err(failed)? {
@@ -116,7 +116,9 @@ fn similar_spec(missing: &Path) -> Option<PathBuf> {
     let name = missing.file_name()?.to_str()?;
     let folder = missing.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
     let neighbours = fs::read_dir(folder).ok()?.take(MOST_NEIGHBOURS).flatten().filter(is_spec);
-    let names: Vec<String> = neighbours.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let names = neighbours.filter_map(|entry| entry.file_name().into_string().ok());
+    // A link that leads nowhere is there itself.
+    let names: Vec<String> = names.filter(|other| other != name).collect();
     let with_extension = names.iter().find(|other| other.strip_suffix(".toml") == Some(name)).map(String::as_str);
     let similar = with_extension.or_else(|| closest(name, names.iter().map(String::as_str)))?;
     Some(missing.with_file_name(similar))
