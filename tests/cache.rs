@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use support::{Ended, Kiln, fake_qemu};
 
 const STEPS: &str = "[vars]\nwho = 'world'\n[[step]]\nwrite = 'one'\nto = '/one'\n[[step]]\nrun = 'echo two'\n\
@@ -412,6 +413,26 @@ fn planned(before: &Ended, steps: &str) -> Vec<String> {
     let ended = before.then(["plan", "."]).spec(steps).run();
     let lines = ended.stdout.lines().filter(|line| line.starts_with("step ") || line.starts_with("changed "));
     lines.map(|line| line.split_whitespace().filter(|word| word.len() != 12).collect::<Vec<_>>().join(" ")).collect()
+}
+
+#[test]
+fn a_plan_says_which_steps_the_last_build_did_not_come_to() {
+    let interrupted = |kiln: Kiln, shown: &str| {
+        let live = kiln.build().fails(130).start();
+        live.stderr_shows(shown);
+        live.signal(Signal::SIGINT);
+        live.finish()
+    };
+    let never = "not built yet: the last build ended before this step";
+    let ended = interrupted(Kiln::new().fake("never-boots").spec(STEPS), "boot...");
+    assert!(planned(&ended, STEPS).iter().all(|line| line.ends_with(never)));
+    let steps = format!("{STEPS}[[step]]\nrun = 'hang'\n");
+    let ended = interrupted(Kiln::new().spec(&steps), "step 4/4");
+    let lines = planned(&ended, &steps);
+    assert!(lines[3].ends_with(never) && !lines[..3].iter().any(|line| line.ends_with(never)), "{lines:?}");
+    let built = Kiln::new().spec(STEPS).build().run();
+    built.then(["gc", "--keep-cache", "0MiB"]).run();
+    assert!(planned(&built, STEPS).iter().all(|line| line.ends_with("not in the cache")));
 }
 
 #[test]

@@ -28,8 +28,8 @@ pub fn recall(cache: &Path, plan: &Plan) -> Option<Trace> {
 }
 
 /// Remembers this one.
-pub(crate) fn remember(cache: &Path, plan: &Plan) -> io::Result<()> {
-    memo::replace(&path(cache, plan), &serde_json::to_vec(&Trace::of(plan))?)
+pub(crate) fn remember(cache: &Path, plan: &Plan, trace: &Trace) -> io::Result<()> {
+    memo::replace(&path(cache, plan), &serde_json::to_vec(trace)?)
 }
 
 /// Where the files are that images were made from. Manifests do not say: they go to other hosts.

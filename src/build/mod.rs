@@ -9,6 +9,7 @@
 //! A stage's result is the next stage's argument: conversion takes a [`shutdown::CleanShutdown`], which only a guest that
 //! said goodbye and powered itself off can give, so an image of a guest that died cannot be published.
 
+use std::cell::Cell;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use crate::layer::Cache;
 use crate::memo::Memo;
 use crate::plan::Plan;
 use crate::plan::output::DiskFile;
+use crate::plan::trace::Trace;
 use crate::process;
 use crate::sign::Signer;
 use crate::size::ByteSize;
@@ -162,6 +164,9 @@ async fn claim_and_build(plan: &Plan, around: &Surroundings) -> Result<(Artifact
                 );
                 around.events.notice(Level::Info, text);
             }
+            if let Some(note) = secrets::staleness_note(&plan.spec) {
+                around.events.notice(Level::Info, note);
+            }
             if !around.skip_tests && existing.is_untested() {
                 let text = format!(
                     "its tests did not run when it was built; `kiln test {}` runs them",
@@ -180,13 +185,17 @@ async fn claim_and_build(plan: &Plan, around: &Surroundings) -> Result<(Artifact
     }
     let build = Build::open(plan, around, limits)?;
     let staging = lock.stage()?;
-    let plan_kept = if around.no_cache { Ok(()) } else { history::remember(&around.cache, plan) };
+    let plan_kept = if around.no_cache { Ok(()) } else { history::remember(&around.cache, plan, &Trace::of(plan)) };
     if let Err(error) = plan_kept.and_then(|()| BaseFiles { cache: &around.cache }.remember(plan)) {
         build.events.notice(Level::Debug, format!("this plan cannot be remembered: {error}"));
     }
     let mut layers = build.layers(around);
     let made = build.make(&mut layers, staging, around).await;
     layers.finish().await;
+    if !around.no_cache {
+        // Lost, it costs an explanation.
+        let _ = history::remember(&around.cache, plan, &Trace::of(plan).with_finished(build.finished.get()));
+    }
     match made {
         Ok(artifact) => Ok((artifact, Outcome::Published)),
         Err(failure) => Err(build.give_up(failure, around)),
@@ -248,6 +257,8 @@ pub(crate) struct Build<'a> {
     pub(crate) secrets: secrets::Secrets,
     pub(crate) work: Workdir,
     pub(crate) started: Timestamp,
+    /// How many steps the guest has come past.
+    pub(crate) finished: Cell<usize>,
 }
 
 impl<'a> Build<'a> {
@@ -265,7 +276,7 @@ impl<'a> Build<'a> {
         let events = events.masked(secrets.mask());
         secrets.warn_of_short_ones(&events);
         let (memo, started) = (Arc::clone(&around.memo), Timestamp::now());
-        Ok(Self { plan, memo, events, limits, secrets, work, started })
+        Ok(Self { plan, memo, events, limits, secrets, work, started, finished: Cell::new(0) })
     }
 
     /// The step cache; without one, everything runs.

@@ -169,6 +169,7 @@ pub(crate) async fn provision(
     fetched: &Path,
 ) -> Result<Vec<Done>, Failure> {
     let cached = done.len();
+    build.finished.set(cached);
     let mut limits = FetchLimits::new(FETCH_LIMIT);
     for (index, planned) in build.plan.steps.iter().enumerate().take(cached) {
         let (name, verb) = (planned.step.name.clone(), verb(&planned.step.action));
@@ -211,6 +212,7 @@ pub(crate) async fn provision(
         let during = format!("the checkpoint after step {}", index + 1);
         kept.map_err(|failure| aftermath::blame_earlier(build, &guest.suspects, &during, failure))?;
         done.push(step);
+        build.finished.set(done.len());
     }
     Ok(done)
 }

@@ -12,7 +12,7 @@ use nix::fcntl::OFlag;
 use crate::error::{Fault, Kind};
 use crate::event::{Events, Level};
 use crate::masking::{SHORTEST_MASKED, SecretMask};
-use crate::spec::{Action, SecretSource, Spec};
+use crate::spec::{Action, SecretSource, Spec, Step};
 
 use super::secret_scan::{self, SearchedSecrets};
 
@@ -112,6 +112,30 @@ fn error(spec: &Spec, name: &str, line: usize, problem: SecretProblem) -> Secret
     SecretError { name: name.to_owned(), spec: spec.path.clone(), line, problem }
 }
 
+/// Returns the names of the secrets that some step reads.
+fn used_names(spec: &Spec) -> BTreeSet<&String> {
+    spec.steps.iter().filter_map(names_of_step).flatten().collect()
+}
+
+fn names_of_step(step: &Step) -> Option<&BTreeSet<String>> {
+    match &step.action {
+        Action::Run { context, .. } | Action::Script { context, .. } => Some(&context.secrets),
+        Action::Copy(_) | Action::Write { .. } | Action::Fetch { .. } | Action::Reboot => None,
+    }
+}
+
+/// Returns what there is to know about the secrets of an image that is up to date: nothing has compared their values.
+pub(crate) fn staleness_note(spec: &Spec) -> Option<String> {
+    let names: Vec<String> = used_names(spec).into_iter().map(|name| format!("`{name}`")).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "the values of secrets ({}) are not part of the build key: after a change of one, build again with `--replace \
+             --no-cache`",
+            names.join(", ")
+        )
+    })
+}
+
 impl std::fmt::Debug for Secrets {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_set().entries(self.values.keys()).finish()
@@ -124,17 +148,12 @@ impl Secrets {
     /// # Errors
     /// When one cannot be had.
     pub fn load(spec: &Spec) -> Result<Self, SecretError> {
-        let used = spec.steps.iter().filter_map(|step| match &step.action {
-            Action::Run { context, .. } | Action::Script { context, .. } => Some(&context.secrets),
-            _ => None,
-        });
-        let used: BTreeSet<_> = used.flatten().collect();
         let read_one = |name: &String| {
             let declared = &spec.secrets[name];
             let value = read(&declared.source).map_err(|problem| error(spec, name, declared.line, problem))?;
             Ok((name.clone(), value))
         };
-        let values = used.into_iter().map(read_one);
+        let values = used_names(spec).into_iter().map(read_one);
         values.collect::<Result<_, _>>().map(Self::new)
     }
 

@@ -24,6 +24,9 @@ pub struct Trace {
     scheme: String,
     base: Parts,
     steps: Vec<Traced>,
+    /// How many of the steps the build came past; `None` of one that is running, or was killed.
+    #[serde(default)]
+    finished: Option<usize>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +48,8 @@ pub enum Reason {
     Uncached,
     /// It is as it was, but there is no layer of it.
     NoLayer,
+    /// It is as it was, and the last build ended before it.
+    NotReached,
     /// It is as it was, but the step of this number, from 1, reads a secret, and there was no reboot since.
     AfterSecret(usize),
     /// There is a layer of it, from which the build does not go on.
@@ -91,6 +96,7 @@ impl std::fmt::Display for Reason {
             Reason::After(step) => write!(f, "comes after step {step}"),
             Reason::Uncached => write!(f, "`cache = false`"),
             Reason::NoLayer => write!(f, "not in the cache"),
+            Reason::NotReached => write!(f, "not built yet: the last build ended before this step"),
             Reason::AfterSecret(step) => {
                 write!(f, "nothing is kept after step {step}, which reads a secret, until a `reboot` step")
             }
@@ -131,7 +137,13 @@ impl Trace {
         let step =
             |planned: &super::PlannedStep| Traced { name: planned.step.name.clone(), parts: planned.parts.clone() };
         let steps = plan.steps.iter().map(step).collect();
-        Self { scheme: SCHEME.to_owned(), base: plan.base_parts.clone(), steps }
+        Self { scheme: SCHEME.to_owned(), base: plan.base_parts.clone(), steps, finished: None }
+    }
+
+    /// Notes how many of the steps a build came past.
+    #[must_use]
+    pub fn with_finished(self, steps: usize) -> Self {
+        Self { finished: Some(steps), ..self }
     }
 
     /// What is another in the machine and its base than it was in `last`, in words.
@@ -175,6 +187,7 @@ impl Trace {
                 _ if last.is_none() => unknown.clone(),
                 (_, Some(own), _) => own,
                 (.., Some(before)) => Reason::After(before),
+                _ if last.and_then(|last| last.finished).is_some_and(|steps| index >= steps) => Reason::NotReached,
                 _ => secret.map_or(Reason::NoLayer, Reason::AfterSecret),
             };
             let moves = matches!(reason, Reason::Changed(_) | Reason::New | Reason::Uncached);

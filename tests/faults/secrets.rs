@@ -41,6 +41,21 @@ fn o3_a_spec_takes_only_variables_that_the_user_allows() {
     }
 }
 
+/// Keys hold no values: a digest of a short secret could be guessed.
+#[test]
+fn o3_an_image_that_is_up_to_date_says_that_secrets_were_not_compared() {
+    let note = "the values of secrets (`token`) are not part of the build key";
+    let built = Kiln::new().spec(SECRET_SPEC).build().secret("TOKEN", SECRET).run();
+    assert!(!built.stderr.contains(note), "{}", built.stderr);
+    let again = built.then(["build", "."]).secret("TOKEN", "another-value-of-it").stderr_has("up to date");
+    again.stderr_has(note).run();
+    // A secret that no step reads has no part in the image.
+    let unused = SECRET_SPEC.replace("secrets = ['token']", "").replace("secret token", "true");
+    let built = Kiln::new().spec(&unused).build().secret("TOKEN", SECRET).run();
+    let again = built.then(["build", "."]).secret("TOKEN", SECRET).stderr_has("up to date").run();
+    assert!(!again.stderr.contains("not part of the build key"), "{}", again.stderr);
+}
+
 #[test]
 fn o3_the_configuration_allows_variables_and_is_checked() {
     let configured = |text: &str| {
