@@ -12,8 +12,9 @@ use std::thread;
 use crate::build::clone::bootable;
 use crate::disk::chain::{Chain, Layer};
 use crate::disk::compare::{Change, compare};
-use crate::disk::inspect::BaseImage;
+use crate::disk::inspect::{BaseError, BaseImage, Refusal};
 use crate::disk::listing::{self, Listing, ListingError, Record};
+use crate::disk::magic::Found;
 use crate::disk::packages::{
     PackageDatabase, PackageType, has_rpm_database, missing_packages, read_databases, unread_managers, version,
 };
@@ -41,6 +42,9 @@ pub enum DiffError {
     /// A file whose format nothing states.
     #[error("{} could be qcow2 or raw, and a format is never guessed", .0.display())]
     NoFormat(PathBuf),
+    /// A file that is no disk of its format.
+    #[error("disk {}: {}", .0.path().display(), .0.why())]
+    NotADisk(BaseError),
     /// A disk that cannot be opened.
     #[error("cannot open {}", path.display())]
     Unreadable {
@@ -59,7 +63,7 @@ impl Fault for DiffError {
     fn kind(&self) -> Kind {
         match self {
             DiffError::NoFormat(_) => Kind::Usage,
-            DiffError::Unreadable { .. } => Kind::Base,
+            DiffError::NotADisk(_) | DiffError::Unreadable { .. } => Kind::Base,
             DiffError::NoDisk(_) => Kind::Output,
         }
     }
@@ -67,6 +71,11 @@ impl Fault for DiffError {
     fn hints(&self) -> Vec<String> {
         match self {
             DiffError::NoFormat(_) => vec!["say it with `--format qcow2` or `--format raw`".into()],
+            DiffError::NotADisk(error) => match error.why() {
+                Refusal::Mismatch { found: Found::Qcow2, .. } => vec!["use `--format qcow2`".into()],
+                Refusal::Mismatch { found: Found::PartitionTable, .. } => vec!["use `--format raw`".into()],
+                _ => error.hints(),
+            },
             _ => Vec::new(),
         }
     }
@@ -203,7 +212,10 @@ impl Side {
                 let file = File::open(path).map_err(|source| DiffError::Unreadable { path: path.clone(), source });
                 (file?, *format)
             }
-            Some(Disk::Given(path, format)) => (BaseImage::open(path, *format)?.file, (*format).into()),
+            Some(Disk::Given(path, format)) => {
+                let image = BaseImage::open(path, *format).map_err(DiffError::NotADisk)?;
+                (image.file, (*format).into())
+            }
             None => return Err(DiffError::NoDisk(self.name.clone()).into()),
         };
         Ok(Chain::open(vec![Layer { file, format }])?)

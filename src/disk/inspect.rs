@@ -73,8 +73,8 @@ pub enum Refusal {
     /// More than 64 TiB.
     #[error("{0} bytes is larger than any disk kiln builds (64 TiB)")]
     TooLarge(u64),
-    /// The bytes are another format than the spec says.
-    #[error("the spec says {}, but the file is {}", format_name(*.declared), .found.name())]
+    /// The bytes are another format than the spec or the command line says.
+    #[error("{} was expected, but the file is {}", format_name(*.declared), .found.name())]
     Mismatch {
         /// What the spec says.
         declared: BaseFormat,
@@ -82,7 +82,7 @@ pub enum Refusal {
         found: Found,
     },
     /// The bytes are no format at all, and qcow2 is wanted.
-    #[error("the spec says qcow2, but the file does not begin as a qcow2 file does")]
+    #[error("qcow2 was expected, but the file does not begin as a qcow2 file does")]
     NotQcow2,
     /// More than one format's signature.
     #[error("the file looks like multiple formats at once: {}", names(.0))]
@@ -126,6 +126,12 @@ fn names(found: &[Found]) -> String {
 }
 
 impl BaseError {
+    /// The path as it was given.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// What is wrong with it.
     #[must_use]
     pub fn why(&self) -> &Refusal {

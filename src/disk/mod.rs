@@ -26,7 +26,7 @@ pub mod identity;
 pub mod inspect;
 mod inventory;
 pub mod listing;
-mod magic;
+pub(crate) mod magic;
 mod mount;
 mod mount_unit;
 pub mod os_release;
