@@ -46,6 +46,9 @@ const MAX_LIST: u64 = 4 << 30;
 /// Where that stays until it is read.
 const SPOOL: &str = "files.told";
 
+/// What is shown of either end of a long message of the guest, characters.
+const MESSAGE_END: usize = 150;
+
 /// Who lists the files of a sealed disk.
 #[derive(Debug)]
 enum FileSource {
@@ -117,9 +120,21 @@ async fn ask_for_files(build: &Build<'_>, guest: &mut Guest, survey: &DiskSurvey
     Ok(match build.limits.hold_guest(&guest.machine, FILES_PATIENCE, late, work).await? {
         Ok((file, entries)) => FileSource::Guest(Told::new(file, entries)),
         Err(why) => FileSource::Nobody(format!(
-            "kiln cannot read all files ({reason}), and the guest could not list its files: {why}"
+            "kiln cannot read all files ({reason}), and the guest could not list its files: {}",
+            shorten_message(&why)
         )),
     })
+}
+
+/// Returns a message without its middle where it is too long for a line: it may have a path of many folders.
+fn shorten_message(text: &str) -> String {
+    let count = text.chars().count();
+    if count <= 2 * MESSAGE_END {
+        return text.to_owned();
+    }
+    let head: String = text.chars().take(MESSAGE_END).collect();
+    let tail: String = text.chars().skip(count - MESSAGE_END).collect();
+    format!("{head}[...]{tail}")
 }
 
 /// The files of a sealed disk, by whoever lists them.
@@ -272,4 +287,20 @@ fn list_files(view: &SealedView<'_>, writers: &Writers, path: &Path) -> Result<O
     walked?;
     list.finish().and_then(|mut file| file.flush()).map_err(failed)?;
     Ok(Some(content.finish()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_with_a_long_path_is_one_that_fits_a_line() {
+        let text = format!("{}: File name too long", "/ä".repeat(1200));
+        let short = shorten_message(&text);
+        assert!(
+            short.chars().count() < 310 && short.starts_with("/ä/ä") && short.ends_with(": File name too long"),
+            "{short}"
+        );
+        assert_eq!(shorten_message("/a: gone"), "/a: gone");
+    }
 }

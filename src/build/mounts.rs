@@ -90,6 +90,7 @@ fn readable_mount(mount: &GuestMount) -> Result<TreeMount, String> {
         return Err(format!("{target} is not on a single partition"));
     };
     match mount {
+        _ if !EXT.contains(&kind) && !FAT.contains(&kind) => Err(format!("{target} is {}", kind.escape_debug())),
         GuestMount { is_plain: false, .. } => Err(format!("{target} is on a device that is made of partitions")),
         GuestMount { root, .. } if root != b"/" => Err(format!("{target} is a part of a file system")),
         _ if !has_kind => Err(format!("{target} is {}", kind.escape_debug())),
@@ -140,6 +141,7 @@ mod tests {
             (vec![root(), GuestMount { features: 0x1_0000, ..mount("/srv", 2) }], "/srv is ext4"),
             (vec![root(), GuestMount { root: b"/a".to_vec(), ..mount("/srv", 2) }], "/srv is a part"),
             (vec![root(), GuestMount { is_plain: false, ..mount("/srv", 2) }], "made of partitions"),
+            (vec![GuestMount { kind: "btrfs".into(), is_plain: false, ..root() }], "/ is btrfs"),
             (vec![root(), GuestMount { partitions: vec![], ..mount("/srv", 2) }], "single partition"),
             (
                 vec![root(), GuestMount { partitions: vec![whole.clone(), whole], ..mount("/srv", 2) }],
