@@ -1,13 +1,28 @@
-//! Finds the root that the boot loader of a disk passes to the kernel (`root=`).
+//! Finds what the boot loader of a disk passes to the kernel: the root (`root=`), and all else that decides which files the
+//! guest has.
 //!
-//! Sources: the GRUB manual, 16 ("The list of available commands") and 6.1 ("Simple configuration handling"); the Boot
-//! Loader Specification of the UAPI group; SYSLINUX's `doc/syslinux.txt`. Only what is booted by default counts. A boot
-//! loader's program is not run: where its configuration does not say plainly what it boots, it has said nothing.
+//! Sources: the GRUB manual, 16 ("The list of available commands"); the Boot Loader Specification of the UAPI group;
+//! SYSLINUX's `doc/syslinux.txt`. Only what is booted by default counts. A boot loader's program is not run: where its
+//! configuration does not say plainly which of several entries it boots, each of them counts.
+
+use std::collections::BTreeSet;
 
 use super::gap::VolumeKind;
 use super::inventory::{DiskVolume, may_be_hidden};
 use super::tree::Tree;
 use crate::wire::fstab::DeviceName;
+
+mod command_line;
+mod grub;
+mod grub_script;
+mod loader_entry;
+mod syslinux;
+mod unified_kernel;
+
+use command_line::{CommandLine, LineRoot};
+use grub::{GrubFiles, read_grub};
+use loader_entry::{LoaderEntry, loader_menu, read_entries, read_unified_kernels};
+use syslinux::parse_syslinux;
 
 /// The longest configuration file that is read, bytes.
 const MAX_CONFIGURATION: u64 = 256 << 10;
@@ -15,59 +30,207 @@ const MAX_CONFIGURATION: u64 = 256 << 10;
 const MAX_FILES: usize = 32;
 /// Where `/boot` may be: itself mounted, or a directory of the root.
 const PREFIXES: [&str; 2] = ["", "/boot"];
+/// Where SYSLINUX and EXTLINUX have their menus, below `/boot`.
+const SYSLINUX_MENUS: [&str; 4] = ["extlinux/extlinux.conf", "syslinux/syslinux.cfg", "extlinux.conf", "syslinux.cfg"];
+/// Configurations and scripts of boot loaders that kiln does not read: U-Boot's, rEFInd's, Limine's and those of a Raspberry
+/// Pi that choose another partition.
+const OPAQUE_FILES: [&str; 11] = [
+    "boot.scr",
+    "boot.scr.uimg",
+    "boot/boot.scr",
+    "boot/boot.scr.uimg",
+    "uEnv.txt",
+    "boot/uEnv.txt",
+    "EFI/refind/refind.conf",
+    "limine.conf",
+    "boot/limine.conf",
+    "boot/limine/limine.conf",
+    "autoboot.txt",
+];
+/// Menus of GRUB before version 2, which count where there is no other.
+const LEGACY_MENUS: [&str; 2] = ["menu.lst", "grub.conf"];
+/// Settings of a Raspberry Pi that replace its `cmdline.txt`.
+const PI_SETTINGS: [&str; 3] = ["cmdline=", "os_prefix=", "include "];
 
 /// What the boot loaders of a disk say of its root.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum BootRoot {
     /// This volume.
     Volume(usize),
     /// A device that may be inside of what kiln does not read.
     Hidden,
-    /// Nothing, or not all of them the same.
+    /// These volumes, or others: the disk does not say which.
+    Undecided(Vec<usize>),
+    /// Nothing.
     Nothing,
 }
 
-/// What one boot menu says of the root.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum MenuRoot {
-    /// Its default entry has this root, or all entries have.
-    Named(DeviceName),
-    /// Its entries have several roots, and nothing says which is the default.
-    Undecided,
+/// What the boot entry says of the guest's files besides the root.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct BootEffects {
+    /// The device of `/usr`.
+    pub(super) usr: Option<DeviceName>,
+    /// No partition is mounted for its type.
+    pub(super) ignores_types: bool,
+    /// Words of the command line that kiln does not apply.
+    pub(super) unapplied: Vec<String>,
 }
 
-/// An entry of a boot menu.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+/// What is booted by default, as far as the disk says.
+#[derive(Debug)]
+pub(super) struct BootChoice {
+    pub(super) root: BootRoot,
+    /// The command lines that may be the default.
+    lines: Vec<CommandLine>,
+}
+
+/// An entry of a boot menu, or a menu below it.
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct BootEntry {
     /// By which it may be the default.
     names: Vec<String>,
-    /// Every `root=` in it.
-    roots: Vec<DeviceName>,
+    line: CommandLine,
+    /// The entries of a menu below, or the command lines of an entry with several.
+    children: Vec<BootEntry>,
+    /// Whether it is in the menu whatever happens.
+    is_certain: bool,
+    /// It stands for the entries of a file that was not found.
+    is_foreign: bool,
 }
 
-/// Returns what is booted by default, if the configuration on the disk decides that.
-pub(super) fn find_boot_root(volumes: &[DiskVolume<'_>]) -> BootRoot {
-    let meant = stub_targets(volumes);
-    let is_meant = |volume: &DiskVolume<'_>| meant.is_empty() || meant.iter().any(|name| volume.answers(name));
-    let chosen: Vec<&Tree<'_>> =
-        volumes.iter().filter(|volume| is_meant(volume)).filter_map(DiskVolume::tree).collect();
-    let mut roots: Vec<BootRoot> =
-        chosen.into_iter().flat_map(read_configurations).map(|name| locate(volumes, name)).collect();
-    roots.dedup();
-    match roots[..] {
-        [root] => root,
-        _ => BootRoot::Nothing,
+impl Default for BootEntry {
+    fn default() -> Self {
+        let line = CommandLine::default();
+        Self { names: Vec::new(), line, children: Vec::new(), is_certain: true, is_foreign: false }
     }
 }
 
-/// Returns which volume has this name. A name that several have, or that nothing can have, says nothing.
-fn locate(volumes: &[DiskVolume<'_>], root: MenuRoot) -> BootRoot {
-    let MenuRoot::Named(name) = root else { return BootRoot::Nothing };
-    let found: Vec<usize> = (0..volumes.len()).filter(|index| volumes[*index].answers(&name)).collect();
-    match found[..] {
-        [index] => BootRoot::Volume(index),
-        [] if may_be_hidden(volumes) => BootRoot::Hidden,
-        _ => BootRoot::Nothing,
+/// A menu of a boot loader.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct BootMenu {
+    entries: Vec<BootEntry>,
+    /// The number, the name or the path of the default; `None` where it is not known.
+    default: Option<String>,
+}
+
+impl BootMenu {
+    /// Returns a menu of one command line.
+    fn of_line(line: CommandLine) -> Self {
+        Self { entries: vec![BootEntry { line, ..BootEntry::default() }], default: Some("0".to_owned()) }
+    }
+
+    /// Returns the command lines of which one is booted by default. Entries of other systems do not count where there is one
+    /// with a root.
+    fn possible_lines(&self) -> Vec<&CommandLine> {
+        let chosen = self.default.as_deref().and_then(|default| find_entries(&self.entries, default));
+        let mut lines = chosen.unwrap_or_else(|| self.entries.iter().flat_map(entry_lines).collect());
+        if lines.iter().any(|line| matches!(line.root, LineRoot::Named(_))) {
+            lines.retain(|line| line.root != LineRoot::Chained);
+        }
+        if lines.iter().any(|line| **line != CommandLine::default()) {
+            lines.retain(|line| **line != CommandLine::default());
+        }
+        lines
+    }
+}
+
+fn entry_lines(entry: &BootEntry) -> Vec<&CommandLine> {
+    if entry.children.is_empty() { vec![&entry.line] } else { entry.children.iter().flat_map(entry_lines).collect() }
+}
+
+/// Returns the command lines of the default entry; `None` where it is not certain which one that is.
+fn find_entries<'e>(entries: &'e [BootEntry], default: &str) -> Option<Vec<&'e CommandLine>> {
+    let (name, below) = default.split_once('>').unwrap_or((default, ""));
+    let place = match name.parse::<usize>() {
+        Ok(place) => place,
+        Err(_) if name.is_empty() => 0,
+        Err(_) => entries.iter().position(|entry| entry.names.iter().any(|known| known == name))?,
+    };
+    let is_certain = entries.iter().take(place + 1).all(|entry| entry.is_certain);
+    let entry = entries.get(place).filter(|_| is_certain)?;
+    if below.is_empty() { Some(entry_lines(entry)) } else { find_entries(&entry.children, below) }
+}
+
+/// Returns what is booted by default, as far as the configuration on the disk decides that.
+pub(super) fn find_boot_choice(volumes: &[DiskVolume<'_>]) -> BootChoice {
+    let meant = stub_targets(volumes);
+    let is_meant = |volume: &DiskVolume<'_>| meant.is_empty() || meant.iter().any(|name| volume.answers(name));
+    let trees: Vec<&Tree<'_>> = volumes.iter().filter(|volume| is_meant(volume)).filter_map(DiskVolume::tree).collect();
+    let lines: Vec<CommandLine> = read_menus(&trees).iter().flat_map(BootMenu::possible_lines).cloned().collect();
+    let mut evidence = RootEvidence::default();
+    for line in &lines {
+        evidence.add(volumes, &line.root);
+    }
+    BootChoice { root: evidence.decide(volumes), lines }
+}
+
+/// What all command lines say of the root.
+#[derive(Debug, Default)]
+struct RootEvidence {
+    named: BTreeSet<usize>,
+    is_hidden: bool,
+    /// A device is named that is nowhere, or more than once.
+    is_lost: bool,
+    is_unknown: bool,
+}
+
+impl RootEvidence {
+    fn add(&mut self, volumes: &[DiskVolume<'_>], root: &LineRoot) {
+        let name = match root {
+            LineRoot::Named(name) => name,
+            LineRoot::Unnamed => return,
+            LineRoot::Unknown | LineRoot::Chained => {
+                self.is_unknown = true;
+                return;
+            }
+        };
+        let found: Vec<usize> = (0..volumes.len()).filter(|index| volumes[*index].answers(name)).collect();
+        match found[..] {
+            [index] => drop(self.named.insert(index)),
+            [] if may_be_hidden(volumes) => self.is_hidden = true,
+            _ => self.is_lost = true,
+        }
+    }
+
+    fn decide(self, volumes: &[DiskVolume<'_>]) -> BootRoot {
+        let count = self.named.len() + usize::from(self.is_hidden);
+        if self.is_unknown || count > 1 {
+            let hiding = (0..volumes.len()).filter(|index| self.is_hidden && volumes[*index].may_contain_others());
+            return BootRoot::Undecided(self.named.iter().copied().chain(hiding).collect());
+        }
+        match self.named.first() {
+            _ if self.is_lost => BootRoot::Nothing,
+            Some(index) => BootRoot::Volume(*index),
+            None if self.is_hidden => BootRoot::Hidden,
+            None => BootRoot::Nothing,
+        }
+    }
+}
+
+impl BootChoice {
+    /// Returns what the command lines that boot this root say besides. Where they differ, nothing is applied.
+    pub(super) fn effects(&self, root: &DiskVolume<'_>) -> BootEffects {
+        let boots_root = |line: &&CommandLine| match &line.root {
+            LineRoot::Named(name) => root.answers(name),
+            LineRoot::Unnamed | LineRoot::Unknown | LineRoot::Chained => true,
+        };
+        let lines: Vec<&CommandLine> = self.lines.iter().filter(boots_root).collect();
+        let mut effects = BootEffects::default();
+        let mut unapplied: BTreeSet<String> = lines.iter().flat_map(|line| line.unapplied.iter().cloned()).collect();
+        if let Some(first) = lines.first() {
+            effects.usr.clone_from(&first.usr);
+            effects.ignores_types = first.ignores_types;
+        }
+        if lines.iter().any(|line| line.usr != effects.usr) {
+            effects.usr = None;
+            unapplied.extend(lines.iter().filter_map(|line| Some(format!("mount.usr={}", line.usr.as_ref()?))));
+        }
+        if lines.iter().any(|line| line.ignores_types != effects.ignores_types) {
+            effects.ignores_types = false;
+            unapplied.insert("systemd.gpt_auto=no".to_owned());
+        }
+        effects.unapplied = unapplied.into_iter().take(MAX_FILES).collect();
+        effects
     }
 }
 
@@ -81,9 +244,7 @@ fn stub_targets(volumes: &[DiskVolume<'_>]) -> Vec<DeviceName> {
 
 /// Returns the folders of boot loaders on an EFI system partition.
 fn vendors(tree: &Tree<'_>) -> Vec<String> {
-    let names = tree.names("/EFI").ok().flatten().unwrap_or_default();
-    let names = names.into_iter().take(MAX_FILES).filter_map(|name| String::from_utf8(name).ok());
-    names.map(|name| format!("/EFI/{name}")).collect()
+    file_names(tree, "/EFI", "").into_iter().map(|name| format!("/EFI/{name}")).collect()
 }
 
 /// Reads `search.fs_uuid UUID ...` and `search --fs-uuid ... UUID`, the last word but options.
@@ -98,190 +259,149 @@ fn stub_target(text: &str) -> Option<DeviceName> {
     (!has_entries).then(|| DeviceName::Uuid(word.trim_matches(['"', '\'']).to_owned()))
 }
 
-/// Returns the default root of each configuration in this file system that names any.
-fn read_configurations(tree: &Tree<'_>) -> Vec<MenuRoot> {
-    let mut found = Vec::new();
-    for prefix in PREFIXES {
-        found.extend(["grub", "grub2"].iter().filter_map(|name| read_grub(tree, &format!("{prefix}/{name}"))));
-        found.extend(read_loader_entries(tree, prefix));
-        let linux = ["extlinux/extlinux.conf", "syslinux/syslinux.cfg", "extlinux.conf", "syslinux.cfg"];
-        found.extend(linux.iter().filter_map(|name| read_syslinux(tree, &format!("{prefix}/{name}"))));
+/// Reads the menus in these file systems. systemd-boot has one menu of the entries in all of them.
+fn read_menus(trees: &[&Tree<'_>]) -> Vec<BootMenu> {
+    let mut menus = Vec::new();
+    let mut entries = Vec::new();
+    let mut settings = Vec::new();
+    for tree in trees {
+        let before = menus.len();
+        for prefix in PREFIXES {
+            let own = read_entries(tree, prefix);
+            let is_of_grub = read_grub_menus(tree, prefix, &own, &mut menus);
+            let setting = read_text(tree, &format!("{prefix}/loader/loader.conf"));
+            if !is_of_grub || setting.is_some() {
+                entries.extend(own);
+            }
+            settings.extend(setting);
+            entries.extend(read_unified_kernels(tree, prefix));
+            let texts = SYSLINUX_MENUS.iter().filter_map(|name| read_text(tree, &format!("{prefix}/{name}")));
+            menus.extend(texts.map(|text| parse_syslinux(&text)));
+        }
+        let vendors = vendors(tree);
+        menus.extend(vendors.iter().filter_map(|folder| read_grub_menu(tree, folder, &[])).map(|found| found.menu));
+        menus.extend(read_pi_menu(tree));
+        if menus.len() == before && entries.is_empty() && has_opaque_file(tree) {
+            menus.push(BootMenu::of_line(CommandLine::unknown()));
+        }
     }
-    found.extend(vendors(tree).iter().filter_map(|vendor| read_grub(tree, vendor)));
-    found.extend(read_text(tree, "/cmdline.txt").and_then(|text| decide(&[entry(&text)], None)));
-    found
+    menus.extend(loader_menu(entries, &settings));
+    menus
+}
+
+/// Adds the menus of GRUB below a folder, and returns whether one of them has the entries of the Boot Loader Specification.
+fn read_grub_menus(tree: &Tree<'_>, prefix: &str, entries: &[LoaderEntry], menus: &mut Vec<BootMenu>) -> bool {
+    let mut has_loader_entries = false;
+    for name in ["grub", "grub2"] {
+        let folder = format!("{prefix}/{name}");
+        match read_grub_menu(tree, &folder, entries) {
+            Some(found) => {
+                has_loader_entries |= found.has_loader_entries;
+                menus.push(found.menu);
+            }
+            None if has_legacy_menu(tree, &folder) => menus.push(BootMenu::of_line(CommandLine::unknown())),
+            None => {}
+        }
+    }
+    has_loader_entries
+}
+
+fn read_grub_menu(tree: &Tree<'_>, folder: &str, loader_entries: &[LoaderEntry]) -> Option<grub::GrubMenu> {
+    let read = |path: &str| read_text(tree, path);
+    read_grub(&GrubFiles { folder, read: &read, loader_entries })
+}
+
+fn has_legacy_menu(tree: &Tree<'_>, folder: &str) -> bool {
+    !tree.has_name(folder, b"grub.cfg") && LEGACY_MENUS.iter().any(|name| tree.has_name(folder, name.as_bytes()))
+}
+
+/// Reads the command line of a Raspberry Pi.
+fn read_pi_menu(tree: &Tree<'_>) -> Option<BootMenu> {
+    let text = read_text(tree, "/cmdline.txt")?;
+    let settings = read_text(tree, "/config.txt").unwrap_or_default();
+    let is_replaced = settings.lines().any(|line| PI_SETTINGS.iter().any(|setting| line.trim().starts_with(setting)));
+    let is_chosen = is_replaced || tree.has_name("/", b"autoboot.txt") || tree.has_name("/", b"boot.scr");
+    Some(BootMenu::of_line(if is_chosen { CommandLine::unknown() } else { CommandLine::parse(&text) }))
+}
+
+fn has_opaque_file(tree: &Tree<'_>) -> bool {
+    OPAQUE_FILES.iter().any(|path| {
+        let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+        tree.has_name(&format!("/{folder}"), name.as_bytes())
+    })
 }
 
 fn read_text(tree: &Tree<'_>, path: &str) -> Option<String> {
-    let bytes = tree.read(path, MAX_CONFIGURATION).ok().flatten()?;
+    let exact = tree.read(path, MAX_CONFIGURATION).ok().flatten();
+    let bytes = exact.or_else(|| tree.read(&actual_path(tree, path)?, MAX_CONFIGURATION).ok().flatten())?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Returns an entry with every `root=` of a command line.
-fn entry(line: &str) -> BootEntry {
-    BootEntry { names: Vec::new(), roots: roots(line) }
+/// Returns the names in a folder that end so, in either case of letters, sorted.
+fn file_names(tree: &Tree<'_>, folder: &str, suffix: &str) -> Vec<String> {
+    let exact = tree.names(folder).ok().flatten();
+    let names = exact.or_else(|| tree.names(&actual_path(tree, folder)?).ok().flatten()).unwrap_or_default();
+    let names = names.into_iter().filter_map(|name| String::from_utf8(name).ok());
+    names.filter(|name| name.to_ascii_lowercase().ends_with(suffix)).take(MAX_FILES).collect()
 }
 
-fn roots(line: &str) -> Vec<DeviceName> {
-    let values = line.split_whitespace().filter_map(|word| word.trim_matches(['"', '\'']).strip_prefix("root="));
-    values.filter_map(DeviceName::parse).collect()
-}
-
-/// Returns the root of the default entry, or `None` where no entry names a root.
-fn decide(entries: &[BootEntry], default: Option<&str>) -> Option<MenuRoot> {
-    let mut all: Vec<&DeviceName> = entries.iter().flat_map(|entry| &entry.roots).collect();
-    all.dedup();
-    if let [] | [_] = all[..] {
-        return all.first().map(|name| MenuRoot::Named((*name).clone()));
+/// Returns the path as the file system has it, where only the case of letters differs: firmware and boot loaders do not
+/// tell it apart on FAT.
+fn actual_path(tree: &Tree<'_>, path: &str) -> Option<String> {
+    let mut actual = String::new();
+    for wanted in path.split('/').filter(|name| !name.is_empty()) {
+        let names = tree.names(if actual.is_empty() { "/" } else { &actual }).ok().flatten()?;
+        let name = names.iter().find(|name| name.eq_ignore_ascii_case(wanted.as_bytes()))?;
+        actual = format!("{actual}/{}", std::str::from_utf8(name).ok()?);
     }
-    let chosen = default.and_then(|default| find_entry(entries, default));
-    let root = chosen.and_then(|entry| entry.roots.first().cloned());
-    Some(root.map_or(MenuRoot::Undecided, MenuRoot::Named))
-}
-
-/// Finds an entry by its number, from 0, or by a name; of `menu>entry` the menu.
-fn find_entry<'e>(entries: &'e [BootEntry], default: &str) -> Option<&'e BootEntry> {
-    let default = default.split('>').next().unwrap_or(default);
-    match default.parse::<usize>() {
-        Ok(number) => entries.get(number),
-        Err(_) => entries.iter().find(|entry| entry.names.iter().any(|name| name == default)),
-    }
-}
-
-fn read_grub(tree: &Tree<'_>, folder: &str) -> Option<MenuRoot> {
-    let text = read_text(tree, &format!("{folder}/grub.cfg"))?;
-    let environment = read_text(tree, &format!("{folder}/grubenv")).unwrap_or_default();
-    decide(&grub_entries(&text), grub_default(&text, &environment).as_deref())
-}
-
-/// Returns the last default that is plain text, or the saved one if the configuration asks for it.
-fn grub_default(text: &str, environment: &str) -> Option<String> {
-    let values = text.lines().filter_map(|line| line.trim().strip_prefix("set default="));
-    let values: Vec<&str> = values.map(|value| value.trim_matches(['"', '\''])).collect();
-    let saved = variable(environment, "saved_entry").filter(|_| values.contains(&"${saved_entry}"));
-    let next = variable(environment, "next_entry").filter(|_| values.contains(&"${next_entry}"));
-    let plain = values.iter().rev().find(|value| !value.contains('$')).map(|value| (*value).to_owned());
-    next.or(saved).or(plain).or_else(|| Some("0".to_owned()))
-}
-
-fn variable(environment: &str, name: &str) -> Option<String> {
-    let mut lines = environment.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-    lines.next().filter(|value| !value.is_empty()).map(str::to_owned)
-}
-
-/// Reads the entries of a GRUB menu, a submenu being one entry. `linux` outside of any entry is an entry as well.
-fn grub_entries(text: &str) -> Vec<BootEntry> {
-    let mut entries = Vec::new();
-    let mut depth = 0_usize;
-    for line in text.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
-        let is_menu = line.starts_with("menuentry ") || line.starts_with("submenu ");
-        if is_menu && depth == 0 {
-            entries.push(BootEntry { names: quoted_names(line), roots: Vec::new() });
-        }
-        if line.starts_with("linux") {
-            add_roots(&mut entries, roots(line), depth);
-        }
-        if line.ends_with('{') {
-            depth += 1;
-        } else if line == "}" {
-            depth = depth.saturating_sub(1);
-        }
-    }
-    entries
-}
-
-fn add_roots(entries: &mut Vec<BootEntry>, roots: Vec<DeviceName>, depth: usize) {
-    match entries.last_mut() {
-        Some(entry) if depth > 0 => entry.roots.extend(roots),
-        _ => entries.push(BootEntry { names: Vec::new(), roots }),
-    }
-}
-
-/// Returns the title and the identifier of an entry: what is quoted, and the word behind `--id`.
-fn quoted_names(line: &str) -> Vec<String> {
-    let quoted = line.split(['\'', '"']).skip(1).step_by(2).map(str::to_owned);
-    let named = line.split_whitespace().skip_while(|word| *word != "--id").nth(1).map(str::to_owned);
-    quoted.chain(named).collect()
-}
-
-/// Reads the entries of the Boot Loader Specification, and systemd-boot's default.
-fn read_loader_entries(tree: &Tree<'_>, prefix: &str) -> Option<MenuRoot> {
-    let folder = format!("{prefix}/loader/entries");
-    let names = tree.names(&folder).ok().flatten()?.into_iter().filter_map(|name| String::from_utf8(name).ok());
-    let names: Vec<String> = names.filter(|name| name.strip_suffix(".conf").is_some()).take(MAX_FILES).collect();
-    let environment = ["grub2", "grub"].iter().find_map(|grub| read_text(tree, &format!("{prefix}/{grub}/grubenv")));
-    let environment = environment.unwrap_or_default();
-    let entries = names.iter().filter_map(|name| {
-        let text = read_text(tree, &format!("{folder}/{name}"))?;
-        Some(loader_entry(name, &text, &environment))
-    });
-    let entries: Vec<BootEntry> = entries.collect();
-    let settings = read_text(tree, &format!("{prefix}/loader/loader.conf")).unwrap_or_default();
-    let pattern = settings.lines().find_map(|line| line.trim().strip_prefix("default")).map(str::trim);
-    let stem = pattern.map(|pattern| pattern.trim_end_matches('*').trim_end_matches(".conf"));
-    let default = stem.and_then(|stem| names.iter().rev().find(|name| name.starts_with(stem)));
-    let saved = variable(&environment, "saved_entry").map(|name| format!("{name}.conf"));
-    decide(&entries, default.cloned().or(saved).as_deref())
-}
-
-/// Reads an entry; GRUB's own variable for its options is in its environment.
-fn loader_entry(name: &str, text: &str, environment: &str) -> BootEntry {
-    let options = text.lines().filter_map(|line| line.trim().strip_prefix("options"));
-    let mut options = options.collect::<Vec<_>>().join(" ");
-    if options.contains("$kernelopts") {
-        options += " ";
-        options += &variable(environment, "kernelopts").unwrap_or_default();
-    }
-    BootEntry { names: vec![name.to_owned()], roots: roots(&options) }
-}
-
-/// Reads a menu of SYSLINUX or EXTLINUX; words may be in either case.
-fn read_syslinux(tree: &Tree<'_>, path: &str) -> Option<MenuRoot> {
-    let text = read_text(tree, path)?;
-    let mut entries = Vec::new();
-    let mut default = None;
-    for line in text.lines().map(str::trim) {
-        let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-        match word.to_ascii_lowercase().as_str() {
-            "default" => default = Some(rest.trim().to_owned()),
-            "label" => entries.push(BootEntry { names: vec![rest.trim().to_owned()], roots: Vec::new() }),
-            "append" => add_roots(&mut entries, roots(rest), 1),
-            _ => {}
-        }
-    }
-    let default = default.or_else(|| entries.first()?.names.first().cloned());
-    decide(&entries, default.as_deref())
+    Some(actual)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn device(number: u32) -> MenuRoot {
-        MenuRoot::Named(DeviceName::Partition(number))
+    fn partition(number: u32) -> CommandLine {
+        CommandLine::parse(&format!("root=/dev/vda{number}"))
+    }
+
+    fn entry(name: &str, line: CommandLine) -> BootEntry {
+        BootEntry { names: vec![name.to_owned()], line, ..BootEntry::default() }
+    }
+
+    fn lines(entries: &[BootEntry], default: Option<&str>) -> Vec<CommandLine> {
+        let menu = BootMenu { entries: entries.to_vec(), default: default.map(str::to_owned) };
+        menu.possible_lines().into_iter().cloned().collect()
     }
 
     #[test]
-    fn a_grub_menu_boots_its_default() {
-        let menu = "set default=\"0\"\nif [ x ] ; then\n  set default=\"${saved_entry}\"\nfi\n\
-            menuentry 'A' --class debian $menuentry_id_option 'id-a' {\n\tlinux\t/vmlinuz root=/dev/vda2 ro\n}\n\
-            submenu 'more' {\n\tmenuentry 'A old' {\n\t\tlinux /old root=/dev/vda2\n\t}\n}\n\
-            menuentry \"B\" --id id-b {\n\tlinux /vmlinuz root=/dev/vda3\n}\n";
-        let entries = grub_entries(menu);
-        assert_eq!(entries.len(), 3);
-        for (environment, expected) in [
-            ("", 2),
-            ("saved_entry=id-b\n", 3),
-            ("saved_entry=B", 3),
-            ("saved_entry=2", 3),
-            ("saved_entry=more>A old", 2),
-        ] {
-            let default = grub_default(menu, environment);
-            assert_eq!(decide(&entries, default.as_deref()), Some(device(expected)), "{environment}");
+    fn the_default_of_a_menu_is_a_number_a_name_or_a_path() {
+        let old = BootEntry { children: vec![entry("A old", partition(4))], ..entry("more", CommandLine::default()) };
+        let entries = [entry("A", partition(2)), old, entry("B", partition(3))];
+        for (default, expected) in [("", 2), ("0", 2), ("2", 3), ("B", 3), ("more>A old", 4), ("1>0", 4), ("more", 4)] {
+            assert_eq!(lines(&entries, Some(default)), [partition(expected)], "{default}");
         }
-        assert_eq!(decide(&entries, Some("gone")), Some(MenuRoot::Undecided));
-        assert_eq!(decide(&grub_entries("linux /vmlinuz root=/dev/sda1"), None), Some(device(1)));
-        assert_eq!(decide(&grub_entries("menuentry 'x' {\nchainloader +1\n}"), None), None);
+        for default in [Some("gone"), Some("9"), Some("more>gone"), None] {
+            assert_eq!(lines(&entries, default).len(), 3, "{default:?}");
+        }
+    }
+
+    #[test]
+    fn an_entry_behind_an_uncertain_one_has_no_certain_number() {
+        let maybe = BootEntry { is_certain: false, ..entry("A", partition(2)) };
+        let entries = [entry("first", partition(1)), maybe, entry("B", partition(3))];
+        assert_eq!(lines(&entries, Some("0")), [partition(1)]);
+        assert_eq!(lines(&entries, Some("2")).len(), 3);
+        assert_eq!(lines(&entries, Some("A")).len(), 3);
+    }
+
+    #[test]
+    fn entries_of_other_systems_do_not_count_beside_a_root() {
+        let chained = CommandLine { root: LineRoot::Chained, ..CommandLine::default() };
+        let entries =
+            [entry("A", partition(2)), entry("windows", chained.clone()), entry("memory", CommandLine::default())];
+        assert_eq!(lines(&entries, None), [partition(2)]);
+        assert_eq!(lines(&entries, Some("windows")), [chained]);
     }
 
     #[test]
@@ -291,11 +411,5 @@ mod tests {
         assert_eq!(stub_target("search --no-floppy --fs-uuid --set=dev ab-cd\nconfigfile $dev/grub.cfg\n"), uuid);
         assert_eq!(stub_target("set x=1\n"), None);
         assert_eq!(stub_target("search --fs-uuid --set=root ab-cd\nmenuentry 'x' {\n}\n"), None);
-    }
-
-    #[test]
-    fn entries_of_the_specification_take_options_from_the_environment_of_grub() {
-        let entry = loader_entry("a.conf", "title A\noptions $kernelopts quiet\n", "kernelopts=root=UUID=ab ro\n");
-        assert_eq!(entry.roots, [DeviceName::Uuid("ab".into())]);
     }
 }

@@ -39,6 +39,12 @@ pub enum VolumeKind {
     Bcachefs,
     /// A member of a ZFS pool.
     Zfs,
+    /// The hashes of a verified file system, which is on another partition.
+    Verity,
+    /// The journal of an ext4 file system, which is on another partition.
+    ExternalJournal,
+    /// A table of partitions that Linux does not use, since it is damaged.
+    DamagedTable,
     /// Data that kiln does not recognize.
     Unknown,
 }
@@ -48,6 +54,11 @@ impl VolumeKind {
     pub(super) fn may_contain_others(self) -> bool {
         use VolumeKind::{Bcachefs, Luks, Lvm, Raid, Unknown, Zfs};
         matches!(self, Lvm | Luks | Raid | Zfs | Bcachefs | Unknown)
+    }
+
+    /// Returns whether a guest uses it in another way than by mounting it.
+    pub(super) fn is_auxiliary(self) -> bool {
+        matches!(self, VolumeKind::Swap | VolumeKind::Verity | VolumeKind::ExternalJournal)
     }
 }
 
@@ -70,6 +81,9 @@ impl Display for VolumeKind {
             VolumeKind::Exfat => "exFAT",
             VolumeKind::Bcachefs => "bcachefs",
             VolumeKind::Zfs => "a ZFS pool member",
+            VolumeKind::Verity => "dm-verity hashes",
+            VolumeKind::ExternalJournal => "the journal of an ext4 file system",
+            VolumeKind::DamagedTable => "a partition table (GPT) with a wrong checksum",
             VolumeKind::Unknown => "unknown data",
         })
     }
@@ -106,6 +120,30 @@ impl Display for PartitionContent {
     }
 }
 
+/// Why the guest may change a file system when it mounts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UncleanReason {
+    /// Its journal is not empty.
+    Journal,
+    /// It is marked as mounted, and has no journal.
+    Mounted,
+    /// Files that were deleted while they were open take up space.
+    Orphans,
+    /// The kernel has found errors in it.
+    Errors,
+}
+
+impl Display for UncleanReason {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            UncleanReason::Journal => "was not unmounted: its journal is not replayed",
+            UncleanReason::Mounted => "was not unmounted: it is marked as mounted, and the guest checks it",
+            UncleanReason::Orphans => "was not unmounted: the guest deletes its orphaned files",
+            UncleanReason::Errors => "is marked as having errors: the guest checks it and may repair it",
+        })
+    }
+}
+
 /// What is missing in the view of a disk, or doubtful.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TreeGap {
@@ -130,13 +168,36 @@ pub enum TreeGap {
         /// Its mount point.
         target: Vec<u8>,
     },
-    /// A file system was not unmounted; the guest replays its journal or repairs it.
+    /// The guest may change a file system when it mounts it.
     Unclean {
         /// Where it is.
         volume: PartitionContent,
         /// Its mount point.
         target: Vec<u8>,
+        /// Why.
+        reason: UncleanReason,
     },
+    /// The guest mounts a directory of a file system, not its root.
+    Part {
+        /// Where the file system is.
+        volume: PartitionContent,
+        /// The mount point.
+        target: Vec<u8>,
+    },
+    /// A bind mount or an overlay hides a directory.
+    Covered {
+        /// The directory that is bound there; `None` for an overlay.
+        source: Option<Vec<u8>>,
+        /// The directory that is hidden.
+        target: Vec<u8>,
+    },
+    /// The boot entry says more of the tree than kiln applies.
+    BootOption {
+        /// A word of its command line.
+        option: String,
+    },
+    /// The root is a directory below `/ostree/deploy`.
+    Deployment,
     /// Whether the guest mounts a file system depends on what the disk does not say.
     Undecided {
         /// Where it is.
@@ -176,9 +237,24 @@ impl Display for TreeGap {
             TreeGap::NoMountPoint { volume, target } => {
                 write!(f, "{volume} is mounted on {}, but there is no such directory", quoted(target))
             }
-            TreeGap::Unclean { volume, target } => {
-                write!(f, "{} is {volume}, which was not unmounted: its journal is not replayed", quoted(target))
+            TreeGap::Unclean { volume, target, reason } => {
+                write!(f, "{} is {volume}, which {reason}", quoted(target))
             }
+            TreeGap::Part { volume, target } => {
+                write!(f, "{} is a directory of {volume}, which kiln does not follow", quoted(target))
+            }
+            TreeGap::Covered { source: Some(source), target } => {
+                write!(f, "{} is bound to {}, and kiln sees what is below that mount", quoted(target), quoted(source))
+            }
+            TreeGap::Covered { source: None, target } => {
+                write!(f, "an overlay is mounted on {}, and kiln sees what is below it", quoted(target))
+            }
+            TreeGap::BootOption { option } => {
+                write!(f, "the boot entry has `{}`, which kiln does not apply to the tree", option.escape_debug())
+            }
+            TreeGap::Deployment => f.write_str(
+                "the root is a deployment of OSTree in /ostree/deploy, and kiln sees the directories that hold it",
+            ),
             TreeGap::Undecided { volume, target, reason } => {
                 write!(f, "{volume} may be mounted on {}: {reason}", quoted(target))
             }
@@ -218,7 +294,12 @@ mod tests {
             TreeGap::Unreadable { volume: volume.clone(), target: None },
             TreeGap::Unanswered { source: "LABEL=\n".into(), target: target.clone() },
             TreeGap::NoMountPoint { volume: volume.clone(), target: target.clone() },
-            TreeGap::Unclean { volume: volume.clone(), target: target.clone() },
+            TreeGap::Unclean { volume: volume.clone(), target: target.clone(), reason: UncleanReason::Errors },
+            TreeGap::Part { volume: volume.clone(), target: target.clone() },
+            TreeGap::Covered { source: Some(b"/a\nb".to_vec()), target: target.clone() },
+            TreeGap::Covered { source: None, target: target.clone() },
+            TreeGap::BootOption { option: "ostree=\n".into() },
+            TreeGap::Deployment,
             TreeGap::Undecided { volume: volume.clone(), target, reason: "why" },
             TreeGap::LeftOver { volume },
         ];

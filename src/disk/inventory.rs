@@ -76,7 +76,7 @@ impl<'c> DiskVolume<'c> {
 
     /// Returns whether it is there to be mounted, itself or what is in it.
     pub(super) fn is_mountable(&self) -> bool {
-        self.kind != VolumeKind::Swap && self.partition.role() != PartitionRole::BiosBoot
+        !self.kind.is_auxiliary() && self.partition.role() != PartitionRole::BiosBoot
     }
 
     /// Returns whether other file systems may be inside of it, under names that are not to be seen here.

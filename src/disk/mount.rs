@@ -5,12 +5,13 @@
 
 use std::collections::HashSet;
 
+use super::boot_entry::BootEffects;
 use super::gap::{TreeGap, VolumeKind};
 use super::inventory::{DiskVolume, VolumeAccess, may_be_hidden};
 use super::mount_unit::{MountUnit, MountUnits, UnitState, read_mount_units};
 use super::partition::PartitionRole;
 use super::tree::{Tree, TreeError};
-use crate::wire::fstab::{self, DeviceName, MountPolicy};
+use crate::wire::fstab::{self, DeviceName, FstabCover, MountPolicy};
 
 /// A table of mounts is a page of text, bytes.
 pub(super) const MAX_TABLE: u64 = 1 << 20;
@@ -35,23 +36,36 @@ struct PlannedMount {
     device: DeviceName,
     target: Vec<u8>,
     policy: MountPolicy,
+    /// A directory of the file system is mounted, not its root.
+    is_part: bool,
 }
 
 /// Mounts everything that the guest mounts.
 ///
 /// # Errors
 /// When what says so cannot be read, or is more than kiln reads.
-pub(super) fn mount_all<'c>(tree: &mut Tree<'c>, volumes: &mut [DiskVolume<'c>]) -> Result<(), TreeError> {
+pub(super) fn mount_all<'c>(
+    tree: &mut Tree<'c>,
+    volumes: &mut [DiskVolume<'c>],
+    effects: &BootEffects,
+) -> Result<(), TreeError> {
     let table = tree.read("/etc/fstab", MAX_TABLE)?.unwrap_or_default();
     let mut planned: Vec<PlannedMount> = fstab::mounts(&table).into_iter().map(PlannedMount::from).collect();
     // Units are in /usr, so that comes first.
     let (usr, others) = planned.into_iter().partition(|mount| mount.target == b"/usr");
     planned = others;
     keep_first(&mut planned);
-    mount_usr(tree, volumes, usr);
-    apply_units(tree, &mut planned, read_mount_units(tree)?, volumes);
-    let typed = find_typed(tree, volumes, &planned);
-    planned.extend(typed);
+    mount_usr(tree, volumes, usr, effects);
+    let units = read_mount_units(tree)?;
+    let masked = units.masked.clone();
+    let mut covers = fstab::covers(&table);
+    covers.retain(|cover| !masked.contains(&cover.target));
+    covers.extend_from_slice(&units.covers);
+    apply_units(tree, &mut planned, units, volumes);
+    if !effects.ignores_types {
+        let typed = find_typed(tree, volumes, &planned, &masked);
+        planned.extend(typed);
+    }
     if planned.len() > MAX_MOUNTS {
         return Err(TreeError::TooMuch("more mounts"));
     }
@@ -59,9 +73,23 @@ pub(super) fn mount_all<'c>(tree: &mut Tree<'c>, volumes: &mut [DiskVolume<'c>])
     for mount in &planned {
         mount_planned(tree, volumes, mount);
     }
-    mount_esp(tree, volumes, &planned);
+    if !effects.ignores_types {
+        mount_esp(tree, volumes, &planned, &masked);
+    }
+    tree.add_gaps(covers.into_iter().map(|FstabCover { source, target }| TreeGap::Covered { source, target }));
+    add_boot_gaps(tree, effects)?;
     find_left_over(tree, volumes);
     tree.find_unclean();
+    Ok(())
+}
+
+/// Adds a gap for all that the boot entry says of the tree and kiln does not apply.
+fn add_boot_gaps(tree: &mut Tree<'_>, effects: &BootEffects) -> Result<(), TreeError> {
+    let has_option = effects.unapplied.iter().any(|option| option.starts_with("ostree="));
+    if !has_option && tree.has_directory("/ostree/deploy")? {
+        tree.add_gaps([TreeGap::Deployment]);
+    }
+    tree.add_gaps(effects.unapplied.iter().map(|option| TreeGap::BootOption { option: option.clone() }));
     Ok(())
 }
 
@@ -71,9 +99,16 @@ fn keep_first(planned: &mut Vec<PlannedMount>) {
     planned.retain(|mount| seen.insert(mount.target.clone()));
 }
 
+impl PlannedMount {
+    /// Returns a mount of a whole file system, without which no boot succeeds.
+    fn required(device: DeviceName, target: &[u8]) -> Self {
+        Self { device, target: target.to_vec(), policy: MountPolicy::Required, is_part: false }
+    }
+}
+
 impl From<fstab::FstabEntry> for PlannedMount {
     fn from(entry: fstab::FstabEntry) -> Self {
-        Self { device: entry.device, target: entry.target, policy: entry.policy }
+        Self { device: entry.device, target: entry.target, policy: entry.policy, is_part: entry.is_part }
     }
 }
 
@@ -83,8 +118,17 @@ fn depth(tree: &Tree<'_>, target: &[u8]) -> usize {
     path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).count()
 }
 
-fn mount_usr<'c>(tree: &mut Tree<'c>, volumes: &mut [DiskVolume<'c>], mut named: Vec<PlannedMount>) {
-    if named.is_empty() && tree.is_empty_directory(b"/usr") {
+/// Mounts `/usr`: the boot entry comes before the table, since the initrd has mounted it before the table is read.
+fn mount_usr<'c>(
+    tree: &mut Tree<'c>,
+    volumes: &mut [DiskVolume<'c>],
+    mut named: Vec<PlannedMount>,
+    effects: &BootEffects,
+) {
+    if let Some(device) = &effects.usr {
+        named = vec![PlannedMount::required(device.clone(), b"/usr")];
+    }
+    if named.is_empty() && !effects.ignores_types && tree.is_empty_directory(b"/usr") {
         named.extend(plan_typed(volumes, PartitionRole::Usr, b"/usr"));
     }
     for mount in &named {
@@ -102,7 +146,7 @@ fn apply_units(tree: &mut Tree<'_>, planned: &mut Vec<PlannedMount>, units: Moun
         }
         if unit.state == UnitState::Wanted || is_planned {
             planned.retain(|mount| mount.target != unit.target);
-            planned.push(PlannedMount { device: unit.device, target: unit.target, policy: MountPolicy::Required });
+            planned.push(PlannedMount::required(unit.device, &unit.target));
         } else {
             tree.add_gaps(undecided_unit(volumes, unit));
         }
@@ -116,10 +160,15 @@ fn undecided_unit(volumes: &[DiskVolume<'_>], unit: MountUnit) -> Option<TreeGap
 }
 
 /// Returns the mounts that the types of partitions ask for, where nothing else names the mount point and its directory is
-/// empty.
-fn find_typed(tree: &mut Tree<'_>, volumes: &mut [DiskVolume<'_>], planned: &[PlannedMount]) -> Vec<PlannedMount> {
+/// empty. Masked units are not started.
+fn find_typed(
+    tree: &mut Tree<'_>,
+    volumes: &mut [DiskVolume<'_>],
+    planned: &[PlannedMount],
+    masked: &[Vec<u8>],
+) -> Vec<PlannedMount> {
     let mut found = Vec::new();
-    for (role, target) in BY_TYPE {
+    for (role, target) in BY_TYPE.into_iter().filter(|(_, target)| !masked.iter().any(|path| path == target)) {
         let is_free = planned.iter().all(|mount| mount.target != target) && tree.is_empty_directory(target);
         let Some(mount) = plan_typed(volumes, role, target).filter(|_| is_free) else { continue };
         match undecided_reason(tree, role) {
@@ -154,8 +203,7 @@ fn plan_typed(volumes: &[DiskVolume<'_>], role: PartitionRole, target: &[u8]) ->
         volume.partition.role() == role && volume.partition.mounts_itself() && !volume.is_used()
     };
     let number = volumes.iter().find(has_role)?.partition.number;
-    let device = DeviceName::Partition(number);
-    Some(PlannedMount { device, target: target.to_vec(), policy: MountPolicy::Required })
+    Some(PlannedMount::required(DeviceName::Partition(number), target))
 }
 
 /// Mounts what a name stands for, or says what is missing.
@@ -166,6 +214,10 @@ fn mount_planned<'c>(tree: &mut Tree<'c>, volumes: &mut [DiskVolume<'c>], mount:
     let found: Vec<usize> = (0..volumes.len()).filter(|index| volumes[*index].answers(&mount.device)).collect();
     match found[..] {
         [] => tree.add_gaps(find_unanswered(volumes, mount)),
+        [index] if mount.is_part => {
+            volumes[index].take();
+            tree.add_gaps([TreeGap::Part { volume: volumes[index].describe(), target: mount.target.clone() }]);
+        }
         [index] => mount_volume(tree, &mut volumes[index], &mount.target),
         [first, ..] => {
             let (volume, target) = (volumes[first].describe(), mount.target.clone());
@@ -199,13 +251,14 @@ fn mount_volume<'c>(tree: &mut Tree<'c>, volume: &mut DiskVolume<'c>, target: &[
 }
 
 /// Mounts an EFI system partition that nothing names, by convention.
-fn mount_esp<'c>(tree: &mut Tree<'c>, volumes: &mut [DiskVolume<'c>], planned: &[PlannedMount]) {
+fn mount_esp<'c>(tree: &mut Tree<'c>, volumes: &mut [DiskVolume<'c>], planned: &[PlannedMount], masked: &[Vec<u8>]) {
     let is_esp = |volume: &&mut DiskVolume<'c>| {
         volume.partition.role() == PartitionRole::Esp && volume.kind == VolumeKind::Fat && volume.tree().is_some()
     };
     let is_free =
         |target: &&[u8]| planned.iter().all(|mount| mount.target != *target) && tree.has_free_directory(target);
-    let target = ESP_TARGETS.into_iter().find(is_free);
+    let unmasked = ESP_TARGETS.into_iter().filter(|target| !masked.iter().any(|path| path == target));
+    let target = unmasked.into_iter().find(is_free);
     if let (Some(target), Some(esp)) = (target, volumes.iter_mut().find(is_esp)) {
         mount_volume(tree, esp, target);
     }

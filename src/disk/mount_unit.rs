@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::tree::{Tree, TreeError};
-use crate::wire::fstab::DeviceName;
+use crate::wire::fstab::{self, DeviceName, FstabCover};
 
 /// Where units are, those first that replace others. Units in /run are not on a disk.
 const FOLDERS: [&str; 4] =
@@ -43,6 +43,8 @@ pub(super) struct MountUnits {
     pub(super) units: Vec<MountUnit>,
     /// Mount points that must not be used: their units are links to `/dev/null`, or empty.
     pub(super) masked: Vec<Vec<u8>>,
+    /// Directories that wanted units hide.
+    pub(super) covers: Vec<FstabCover>,
 }
 
 /// Reads the units of a tree.
@@ -59,10 +61,12 @@ pub(super) fn read_mount_units(tree: &Tree<'_>) -> Result<MountUnits, TreeError>
             found.masked.push(target);
             continue;
         }
-        let Some(device) = unit_device(tree, &name, &String::from_utf8_lossy(&text))? else { continue };
+        let settings = UnitSettings::read(tree, &name, &String::from_utf8_lossy(&text))?;
         let automount = name.replace(".mount", ".automount");
         let is_wanted = wanted.contains(&name) || wanted.contains(&automount);
         let state = if is_wanted { UnitState::Wanted } else { UnitState::Unwanted };
+        found.covers.extend(settings.cover(&target).filter(|_| is_wanted));
+        let Some(device) = settings.device() else { continue };
         found.units.push(MountUnit { device, target, state, replaces_table: folder == ADMINISTRATORS });
     }
     Ok(found)
@@ -109,26 +113,55 @@ fn wanted_names(tree: &Tree<'_>) -> Result<Vec<String>, TreeError> {
     Ok(wanted)
 }
 
-/// Returns the device of a unit, as its drop-in files leave it; `None` where it is none on a disk.
-fn unit_device(tree: &Tree<'_>, name: &str, text: &str) -> Result<Option<DeviceName>, TreeError> {
-    let mut source = mount_source(text);
-    let mut options = setting(text, "Options").unwrap_or_default();
-    for folder in FOLDERS.iter().rev() {
-        let folder = format!("{folder}/{name}.d");
-        let files = names(tree, &folder)?;
-        for file in files.iter().filter(|file| has_suffix(file, &[".conf"])).take(MAX_UNITS) {
-            let bytes = tree.read(&format!("{folder}/{file}"), MAX_UNIT)?.unwrap_or_default();
-            let text = String::from_utf8_lossy(&bytes);
-            source = mount_source(&text).or(source);
-            options = setting(&text, "Options").unwrap_or(options);
-        }
-    }
-    let is_bind = options.split(',').any(|option| matches!(option.trim(), "bind" | "rbind"));
-    Ok(source.filter(|_| !is_bind).as_deref().and_then(DeviceName::parse))
+/// The settings of a unit that say what it mounts.
+#[derive(Debug, Default)]
+struct UnitSettings {
+    what: Option<String>,
+    options: String,
+    kind: String,
 }
 
-fn mount_source(text: &str) -> Option<String> {
-    setting(text, "What")
+impl UnitSettings {
+    /// Reads a unit, as its drop-in files leave it.
+    fn read(tree: &Tree<'_>, name: &str, text: &str) -> Result<Self, TreeError> {
+        let mut settings = Self::default();
+        settings.apply(text);
+        for folder in FOLDERS.iter().rev() {
+            let folder = format!("{folder}/{name}.d");
+            let files = names(tree, &folder)?;
+            for file in files.iter().filter(|file| has_suffix(file, &[".conf"])).take(MAX_UNITS) {
+                let bytes = tree.read(&format!("{folder}/{file}"), MAX_UNIT)?.unwrap_or_default();
+                settings.apply(&String::from_utf8_lossy(&bytes));
+            }
+        }
+        Ok(settings)
+    }
+
+    fn apply(&mut self, text: &str) {
+        self.what = setting(text, "What").or(self.what.take());
+        if let Some(options) = setting(text, "Options") {
+            self.options = options;
+        }
+        if let Some(kind) = setting(text, "Type") {
+            self.kind = kind;
+        }
+    }
+
+    fn is_bind(&self) -> bool {
+        self.options.split(',').any(|option| matches!(option.trim(), "bind" | "rbind"))
+    }
+
+    /// Returns the device; `None` where it is none on a disk.
+    fn device(&self) -> Option<DeviceName> {
+        self.what.as_deref().filter(|_| !self.is_bind()).and_then(DeviceName::parse)
+    }
+
+    /// Returns what it hides with other files of the tree, on this mount point.
+    fn cover(&self, target: &[u8]) -> Option<FstabCover> {
+        let source = self.is_bind().then(|| self.what.clone().unwrap_or_default().into_bytes());
+        let hides = source.as_deref().is_some_and(|source| source != target) || fstab::is_overlay(&self.kind);
+        hides.then(|| FstabCover { source, target: target.to_vec() })
+    }
 }
 
 /// Returns the last value of a setting in the section `[Mount]`.

@@ -33,13 +33,14 @@ pub fn os(tree: &Tree<'_>) -> Result<Option<Os>, TreeError> {
 #[must_use]
 pub fn parse(text: &[u8]) -> Os {
     let text = String::from_utf8_lossy(text);
-    let value = |name: &str| {
-        // A shell would keep the last.
-        let mut lines = text.lines().rev().filter_map(|line| line.trim().strip_prefix(name)?.strip_prefix('='));
-        lines.next().map(unquoted).unwrap_or_default()
-    };
-    let id = value("ID");
-    Os { id: if id.is_empty() { "linux".into() } else { id }, version: value("VERSION_ID"), name: value("PRETTY_NAME") }
+    let [id, version, name] = ["ID", "VERSION_ID", "PRETTY_NAME"].map(|key| value(&text, key).unwrap_or_default());
+    Os { id: if id.is_empty() { "linux".into() } else { id }, version, name }
+}
+
+/// Returns the value of an assignment; the last counts, as in a shell.
+pub(super) fn value(text: &str, key: &str) -> Option<String> {
+    let mut lines = text.lines().rev().filter_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='));
+    lines.next().map(unquoted)
 }
 
 /// A value as a shell takes it, of which only quotes and backslashes are allowed.

@@ -2,9 +2,12 @@
 //!
 //! Sources: UEFI specification 2.10, sections 5.2 (MBR) and 5.3 (GPT); for what it leaves open, Linux,
 //! `block/partitions/efi.c` and `msdos.c`. As there, a GPT counts only behind a protective MBR, so that one that an MBR
-//! has replaced is not taken for the table, and the backup GPT is not looked at. Sectors are 512 or 4096 bytes.
+//! has replaced is not taken for the table, and only if its checksums are right. The backup GPT does not count: Linux looks
+//! at it only where its command line has `gpt`. Sectors are 512 or 4096 bytes.
 
 use std::collections::HashSet;
+
+use flate2::Crc;
 
 use super::bytes::{le32, le64, uuid};
 use super::chain::{Chain, ChainError};
@@ -17,6 +20,8 @@ const MAX_ENTRIES: u32 = 1024;
 const MAX_LOGICAL: usize = 252;
 /// Types of a partition that holds logical ones (`is_extended_partition` in `msdos.c`).
 const EXTENDED: [u8; 3] = [0x05, 0x0f, 0x85];
+/// How the header of a GPT begins (5.3.2).
+const GPT_SIGNATURE: &[u8] = b"EFI PART";
 /// The type of the one partition of a protective MBR (5.2.3).
 const PROTECTIVE: u8 = 0xee;
 
@@ -156,10 +161,32 @@ fn has_protective_entry(sector: &[u8]) -> bool {
     has_mbr(sector) && entries.into_iter().any(|entry| entry.kind == PROTECTIVE && entry.first == 1)
 }
 
+/// Returns whether the beginning of a disk says that it has a GPT.
+pub(super) fn has_gpt(head: &[u8]) -> bool {
+    let headers = SECTOR_SIZES.iter().filter_map(|sector| head.get(usize::try_from(*sector).ok()?..));
+    has_protective_entry(head) || headers.into_iter().any(|header| header.starts_with(GPT_SIGNATURE))
+}
+
+/// Returns whether the header in the second sector is one, and has the checksum that it says (5.3.2).
+fn has_sound_header(sector: &[u8]) -> bool {
+    let length = le32(sector, 12).and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
+    let Some(header) = sector.get(..length).filter(|header| header.len() >= 92) else { return false };
+    let without_checksum = [&header[..16], &[0; 4], &header[20..]].concat();
+    header.starts_with(GPT_SIGNATURE)
+        && le32(header, 16) == Some(checksum(&without_checksum))
+        && le64(header, 24) == Some(1)
+}
+
+fn checksum(bytes: &[u8]) -> u32 {
+    let mut crc = Crc::new();
+    crc.update(bytes);
+    crc.sum()
+}
+
 /// Reads the GPT, or returns `None` where there is none that makes sense.
 fn read_gpt(disk: &Chain, sector: u64) -> Result<Option<Vec<Partition>>, ChainError> {
     let header = read_sector(disk, sector)?;
-    if !header.starts_with(b"EFI PART") {
+    if !has_sound_header(&header) {
         return Ok(None);
     }
     let (Some(first), Some(count), Some(size)) = (le64(&header, 72), le32(&header, 80), le32(&header, 84)) else {
@@ -172,6 +199,9 @@ fn read_gpt(disk: &Chain, sector: u64) -> Result<Option<Vec<Partition>>, ChainEr
         return Ok(None);
     }
     disk.read_at(at, &mut entries)?;
+    if le32(&header, 88) != Some(checksum(&entries)) {
+        return Ok(None);
+    }
     let numbered = (1..).zip(entries.chunks_exact(size as usize));
     let limits = DiskLimits { sector, size: disk.virtual_size() };
     Ok(Some(numbered.filter_map(|(number, entry)| gpt_entry(number, entry, &limits)).collect()))

@@ -5,7 +5,7 @@
 use super::bytes::{le16, le32, le64, uuid};
 use super::chain::{Chain, ChainError};
 use super::gap::VolumeKind;
-use super::partition::Partition;
+use super::partition::{Partition, PartitionKind, has_gpt};
 use super::sparse::is_zero;
 
 /// The last superblock that is looked for, the uberblocks of ZFS, ends here.
@@ -64,7 +64,7 @@ const fn named(
 }
 
 /// Those that a new ext4 or FAT file system overwrites: where they are found, there is nothing else.
-const STRONG: [Superblock; 13] = [
+const STRONG: [Superblock; 14] = [
     // fs/xfs/libxfs/xfs_format.h: struct xfs_dsb.
     named(VolumeKind::Xfs, (0, b"XFSB"), 32, Some((108, 12))),
     // LUKS2 On-Disk Format Specification: both versions begin alike; the UUID is text and read apart.
@@ -77,6 +77,8 @@ const STRONG: [Superblock; 13] = [
     // include/uapi/linux/raid/md_p.h: MD_SB_MAGIC, superblocks of version 1.1 and 1.2.
     plain(VolumeKind::Raid, 0, b"\xfc\x4e\x2b\xa9"),
     plain(VolumeKind::Raid, 4096, b"\xfc\x4e\x2b\xa9"),
+    // veritysetup(8), lib/verity/verity.c: struct verity_sb.
+    plain(VolumeKind::Verity, 0, b"verity\0\0"),
     // fs/squashfs/squashfs_fs.h: SQUASHFS_MAGIC.
     plain(VolumeKind::Squashfs, 0, b"hsqs"),
     // fs/ntfs3/ntfs.h and the exFAT specification, section 3.1: the name in the boot sector.
@@ -129,11 +131,17 @@ pub(super) fn probe(disk: &Chain, partition: &Partition) -> Result<ProbedContent
     if has_raid_at_end(disk, partition)? {
         return Ok(ProbedContent::Known(ProbedVolume::unnamed(VolumeKind::Raid)));
     }
+    if is_external_journal(&head) {
+        return Ok(ProbedContent::Known(ProbedVolume::unnamed(VolumeKind::ExternalJournal)));
+    }
     let found = STRONG.iter().chain(&WEAK).find(|superblock| superblock.is_in(&head));
     Ok(match found {
         Some(superblock) => ProbedContent::Known(superblock.read(&head)),
         None if has_extended_magic(&head) => ProbedContent::Known(read_ext4_names(&head)),
         None if has_uberblock(&head) => ProbedContent::Known(ProbedVolume::unnamed(VolumeKind::Zfs)),
+        None if partition.kind == PartitionKind::WholeDisk && has_gpt(&head) => {
+            ProbedContent::Known(ProbedVolume::unnamed(VolumeKind::DamagedTable))
+        }
         None if is_zero(&head) => ProbedContent::Empty,
         None => ProbedContent::Unknown,
     })
@@ -141,7 +149,7 @@ pub(super) fn probe(disk: &Chain, partition: &Partition) -> Result<ProbedContent
 
 /// Returns whether a superblock of this kind is overwritten when an ext4 or FAT file system is made.
 pub(super) fn is_strong(kind: VolumeKind) -> bool {
-    STRONG.iter().any(|superblock| superblock.kind == kind)
+    kind == VolumeKind::ExternalJournal || STRONG.iter().any(|superblock| superblock.kind == kind)
 }
 
 impl Superblock {
@@ -186,6 +194,11 @@ fn utf16(head: &[u8], at: usize, units: usize) -> Option<String> {
 /// Returns whether an ext2, ext3 or ext4 superblock is there, readable or not (`s_magic`).
 fn has_extended_magic(head: &[u8]) -> bool {
     le16(head, 1024 + 0x38) == Some(0xef53)
+}
+
+/// Returns whether this is a journal that an ext4 file system has on a device of its own (`INCOMPAT_JOURNAL_DEV`).
+fn is_external_journal(head: &[u8]) -> bool {
+    has_extended_magic(head) && le32(head, 1024 + 0x60).is_some_and(|features| features & 0x8 != 0)
 }
 
 /// Reads `s_uuid` and `s_volume_name`, which are where they are whatever the features of the file system.

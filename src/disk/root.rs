@@ -5,7 +5,9 @@
 //! partition. Neither size nor order decides anything, and where the evidence is for a file system that kiln does not
 //! read, no other stands in for it.
 
-use super::boot_entry::{BootRoot, find_boot_root};
+use std::collections::BTreeSet;
+
+use super::boot_entry::{BootEffects, BootRoot, find_boot_choice};
 use super::gap::VolumeKind;
 use super::inventory::{DiskVolume, VolumeAccess, may_be_hidden};
 use super::mount::MAX_TABLE;
@@ -38,19 +40,28 @@ struct RootCandidate {
     claim: RootClaim,
 }
 
-/// Returns the index of the root.
+/// The root, and what its boot entry says besides.
+#[derive(Debug)]
+pub(super) struct RootChoice {
+    pub(super) index: usize,
+    pub(super) effects: BootEffects,
+}
+
+/// Returns which volume is the root.
 ///
 /// # Errors
 /// When kiln cannot read the root, several file systems could be it, or none.
-pub(super) fn choose_root(volumes: &mut [DiskVolume<'_>]) -> Result<usize, TreeError> {
+pub(super) fn choose_root(volumes: &mut [DiskVolume<'_>]) -> Result<RootChoice, TreeError> {
     let candidates = find_candidates(volumes);
-    let index = match find_boot_root(volumes) {
-        BootRoot::Volume(index) => check_boot_root(volumes, &candidates, index)?,
+    let boot = find_boot_choice(volumes);
+    let index = match &boot.root {
+        BootRoot::Volume(index) => check_boot_root(volumes, &candidates, *index)?,
         BootRoot::Hidden if !claims_itself(&candidates) => return Err(hidden_root(volumes)),
+        BootRoot::Undecided(named) => choose_undecided(volumes, &candidates, named)?,
         BootRoot::Hidden | BootRoot::Nothing => choose_without_boot(volumes, &candidates)?,
     };
     match &volumes[index].access {
-        VolumeAccess::Readable(_) => Ok(index),
+        VolumeAccess::Readable(_) => Ok(RootChoice { index, effects: boot.effects(&volumes[index]) }),
         _ => Err(unreadable_root(volumes, index)),
     }
 }
@@ -97,6 +108,22 @@ fn check_boot_root(
         _ if claims.any(|candidate| candidate.index == booted) => Ok(booted),
         _ => Err(several_roots(volumes, candidates.iter().map(|candidate| candidate.index).chain([booted]))),
     }
+}
+
+/// Chooses where the boot loader may boot one of several roots, or one that is not known: only a candidate without a rival.
+fn choose_undecided(
+    volumes: &[DiskVolume<'_>],
+    candidates: &[RootCandidate],
+    named: &[usize],
+) -> Result<usize, TreeError> {
+    let silent: Vec<usize> = candidates.iter().map(|candidate| candidate.index).collect();
+    let has_rivals = !silent.is_empty() && !claims_itself(candidates);
+    let rivals = (0..volumes.len()).filter(|index| has_rivals && is_rival(volumes, &silent, *index));
+    let among: BTreeSet<usize> = silent.iter().chain(named).copied().chain(rivals).collect();
+    if among.len() > 1 {
+        return Err(several_roots(volumes, among.into_iter()));
+    }
+    choose_without_boot(volumes, candidates)
 }
 
 fn choose_without_boot(volumes: &[DiskVolume<'_>], candidates: &[RootCandidate]) -> Result<usize, TreeError> {

@@ -16,7 +16,7 @@ use super::gap::{PartitionContent, TreeGap, TreeMount};
 use super::inventory::{VolumeAccess, take_inventory};
 use super::mount::mount_all;
 use super::partition::Partition;
-use super::root::choose_root;
+use super::root::{RootChoice, choose_root};
 use super::volume::{Node, Volume, VolumeError};
 use crate::error::{self, Fault};
 use crate::wire::sparse_blocks::{self, BlockFilter};
@@ -56,6 +56,14 @@ pub enum TreeError {
     /// Each of these could be the root.
     #[error("the root file system could be {}: neither a boot entry nor an /etc/fstab decides", joined(.0, " or "))]
     SeveralRoots(Vec<PartitionContent>),
+    /// A file that must be read whole, and is too long for that.
+    #[error("{} in the guest's file system is longer than the {limit} bytes that kiln reads of such a file", .path.escape_debug())]
+    LongFile {
+        /// Its path.
+        path: String,
+        /// Bytes.
+        limit: u64,
+    },
     /// A directory that contains itself.
     #[error("the guest's file system is damaged: directory {0} is in the tree twice")]
     Loop(u64),
@@ -120,9 +128,9 @@ impl<'c> Tree<'c> {
     /// When the disk cannot be read, kiln cannot read the root, or nothing decides which of several file systems it is.
     pub fn open(disk: &'c Chain) -> Result<Self, TreeError> {
         let mut volumes = take_inventory(disk)?;
-        let root = choose_root(&mut volumes)?;
-        let VolumeAccess::Readable(mut tree) = volumes[root].take() else { return Err(TreeError::NoRoot) };
-        mount_all(&mut tree, &mut volumes)?;
+        let RootChoice { index, effects } = choose_root(&mut volumes)?;
+        let VolumeAccess::Readable(mut tree) = volumes[index].take() else { return Err(TreeError::NoRoot) };
+        mount_all(&mut tree, &mut volumes, &effects)?;
         Ok(tree)
     }
 
@@ -141,11 +149,11 @@ impl<'c> Tree<'c> {
     /// Adds a gap for every file system in the tree that was not unmounted.
     pub(super) fn find_unclean(&mut self) {
         let all = self.volumes.iter().zip(&self.about).zip(&self.places);
-        let unclean = all.filter(|((volume, _), _)| !volume.is_clean());
-        let gaps: Vec<TreeGap> = unclean
-            .map(|((_, about), place)| TreeGap::Unclean { volume: about.clone(), target: place.target.clone() })
-            .collect();
-        self.gaps.extend(gaps);
+        let gaps = all.filter_map(|((volume, about), place)| {
+            let reason = volume.unclean_reason()?;
+            Some(TreeGap::Unclean { volume: about.clone(), target: place.target.clone(), reason })
+        });
+        self.gaps.extend(gaps.collect::<Vec<TreeGap>>());
     }
 
     pub(super) fn add_gaps(&mut self, gaps: impl IntoIterator<Item = TreeGap>) {
@@ -220,7 +228,7 @@ impl<'c> Tree<'c> {
     /// Whether every file system was unmounted as it should be.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.volumes.iter().all(Volume::is_clean)
+        self.volumes.iter().all(|volume| volume.unclean_reason().is_none())
     }
 
     /// The content of a regular file of at most `limit` bytes; symbolic links are followed within the guest. `None`
@@ -231,7 +239,26 @@ impl<'c> Tree<'c> {
     pub fn read(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, TreeError> {
         let Some(Located { place, .. }) = self.find(path.as_bytes())? else { return Ok(None) };
         let node = self.node(place)?;
-        Ok((node.kind() == FileKind::File).then(|| node.read(limit)).transpose()?)
+        match node.kind() {
+            FileKind::File if node.size() > limit => Err(TreeError::LongFile { path: path.to_owned(), limit }),
+            FileKind::File => Ok(Some(node.read(limit)?)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Returns a part of a regular file, less where it ends before. What comes before the part is read as well.
+    ///
+    /// # Errors
+    /// When the file system is damaged or cannot be read.
+    pub(super) fn read_range(&self, path: &str, start: u64, length: usize) -> Result<Option<Vec<u8>>, TreeError> {
+        let Some(Located { place, .. }) = self.find(path.as_bytes())? else { return Ok(None) };
+        let node = self.node(place)?;
+        if node.kind() != FileKind::File {
+            return Ok(None);
+        }
+        let mut range = FileRange { skip: start, length, bytes: Vec::new() };
+        let _ = node.read_chunks(&mut |chunk| range.add(chunk))?;
+        Ok(Some(range.bytes))
     }
 
     /// Whether there is a directory of this name; symbolic links are followed within the guest.
@@ -368,6 +395,34 @@ fn components(path: &[u8]) -> Vec<Vec<u8>> {
 
 fn tell(visit: &mut dyn FnMut(&Entry) -> ControlFlow<()>, entry: &Entry) -> Result<(), TreeError> {
     if visit(entry).is_break() { Err(TreeError::Stopped) } else { Ok(()) }
+}
+
+/// Collects a part of a file.
+struct FileRange {
+    /// Bytes that come before.
+    skip: u64,
+    length: usize,
+    bytes: Vec<u8>,
+}
+
+impl FileRange {
+    fn add(&mut self, chunk: Chunk<'_>) -> ControlFlow<()> {
+        let size = match chunk {
+            Chunk::Data(bytes) => bytes.len() as u64,
+            Chunk::Zeroes(count) => count,
+        };
+        let skipped = self.skip.min(size);
+        self.skip -= skipped;
+        let missing = self.length - self.bytes.len();
+        let count = usize::try_from(size - skipped).unwrap_or(usize::MAX).min(missing);
+        match chunk {
+            Chunk::Data(bytes) => {
+                self.bytes.extend(bytes.iter().skip(usize::try_from(skipped).unwrap_or(usize::MAX)).take(count));
+            }
+            Chunk::Zeroes(_) => self.bytes.resize(self.bytes.len() + count, 0),
+        }
+        if self.bytes.len() < self.length { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    }
 }
 
 /// What a walk remembers.

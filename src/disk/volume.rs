@@ -6,7 +6,7 @@ use super::chain::Chain;
 use super::entry::{Chunk, Entry, FileKind, Time};
 use super::ext4::{self, Ext4, Ext4Error};
 use super::fat::{self, Fat, FatError};
-use super::gap::VolumeKind;
+use super::gap::{UncleanReason, VolumeKind};
 use super::partition::Partition;
 use crate::error::{self, Fault};
 
@@ -83,11 +83,12 @@ impl<'c> Volume<'c> {
         }
     }
 
-    /// Whether nothing waits to be done to it. FAT has a bit for it, which Linux leaves alone if it was set before.
-    pub(super) fn is_clean(&self) -> bool {
+    /// Returns why the guest may change it when it mounts it. FAT has a bit for it, which Linux leaves alone if it was set
+    /// before.
+    pub(super) fn unclean_reason(&self) -> Option<UncleanReason> {
         match self {
-            Volume::Ext4(ext4) => ext4.is_clean(),
-            Volume::Fat(_) => true,
+            Volume::Ext4(ext4) => ext4.unclean_reason(),
+            Volume::Fat(_) => None,
         }
     }
 

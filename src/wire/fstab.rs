@@ -14,7 +14,22 @@ pub struct FstabEntry {
     pub target: Vec<u8>,
     /// Whether a boot mounts it.
     pub policy: MountPolicy,
+    /// Whether a directory of the file system is mounted, and not its root (`X-mount.subdir=`).
+    pub is_part: bool,
 }
+
+/// A line of the table that hides a directory with other files of the tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FstabCover {
+    /// The directory that is bound there; `None` for an overlay.
+    pub source: Option<Vec<u8>>,
+    /// The directory that is hidden: absolute, and not the root.
+    pub target: Vec<u8>,
+}
+
+/// File systems that show files of other directories.
+const OVERLAYS: [&str; 8] =
+    ["overlay", "overlayfs", "aufs", "unionfs", "fuse.overlayfs", "fuse.unionfs", "fuse.bindfs", "fuse.mergerfs"];
 
 /// Whether a boot mounts a line of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +78,18 @@ pub fn mounts(table: &[u8]) -> Vec<FstabEntry> {
     fields(table).filter_map(FstabFields::entry).collect()
 }
 
+/// Returns every bind mount and overlay that a boot makes. A directory that is bound to itself hides nothing.
+#[must_use]
+pub fn covers(table: &[u8]) -> Vec<FstabCover> {
+    fields(table).filter_map(FstabFields::cover).collect()
+}
+
+/// Returns whether a file system of this type shows files of other directories.
+#[must_use]
+pub fn is_overlay(kind: &str) -> bool {
+    OVERLAYS.contains(&kind)
+}
+
 /// Returns the device that the table mounts as the root.
 #[must_use]
 pub fn root_device(table: &[u8]) -> Option<DeviceName> {
@@ -107,7 +134,20 @@ impl<'t> FstabFields<'t> {
         }
         let policy = self.policy();
         let device = DeviceName::parse(&String::from_utf8_lossy(&self.source))?;
-        Some(FstabEntry { device, target: without_slashes(&self.target), policy })
+        let is_part = self.options.split(|byte| *byte == b',').any(|option| option.starts_with(b"X-mount.subdir="));
+        Some(FstabEntry { device, target: without_slashes(&self.target), policy, is_part })
+    }
+
+    fn cover(self) -> Option<FstabCover> {
+        if self.policy() == MountPolicy::Manual || self.is_root() || !self.target.starts_with(b"/") {
+            return None;
+        }
+        let target = without_slashes(&self.target);
+        let source = Some(without_slashes(&self.source));
+        if self.has(b"bind") || self.has(b"rbind") {
+            return Some(FstabCover { source, target }).filter(|cover| cover.source.as_deref() != Some(&cover.target));
+        }
+        std::str::from_utf8(self.kind).is_ok_and(is_overlay).then_some(FstabCover { source: None, target })
     }
 
     fn policy(&self) -> MountPolicy {
@@ -161,6 +201,10 @@ impl DeviceName {
             if let Some(value) = text.strip_prefix(folder) {
                 return Some(name(without_link_escapes(value)));
             }
+        }
+        // A link of udev's below /dev/disk/by-id.
+        if let Some(id) = text.strip_prefix("ID=") {
+            return Self::parse(&format!("/dev/disk/by-id/{}", id.trim_matches('"')));
         }
         let device = text.strip_prefix("/dev/")?;
         let number = partition_number(device).or_else(|| linked_partition(device));
@@ -231,7 +275,7 @@ mod tests {
             /dev/vda4 swap swap\nbroken\n";
         let mount = |device, target: &str| {
             let policy = if target == "/boot" { MountPolicy::Manual } else { MountPolicy::Required };
-            FstabEntry { device, target: target.into(), policy }
+            FstabEntry { device, target: target.into(), policy, is_part: false }
         };
         let expected = [
             mount(DeviceName::Uuid("6B69-6C12".into()), "/boot/efi"),
@@ -263,11 +307,23 @@ mod tests {
     }
 
     #[test]
+    fn directories_are_hidden_by_bind_mounts_and_overlays() {
+        let table = b"/data/ssh//etc /etc/ssh/ none bind 0 0\n/srv /mnt none rw,rbind,noauto\n/var /var none bind,ro\n\
+            overlay /opt overlay lowerdir=/a,upperdir=/b,workdir=/c\ntmpfs /tmp tmpfs\n/dev/vda2 /x ext4\n";
+        let found = covers(table);
+        let bound = FstabCover { source: Some(b"/data/ssh/etc".to_vec()), target: b"/etc/ssh".to_vec() };
+        assert_eq!(found, [bound, FstabCover { source: None, target: b"/opt".to_vec() }]);
+        assert!(mounts(b"LABEL=a /srv ext4 ro,X-mount.subdir=a\n")[0].is_part);
+    }
+
+    #[test]
     fn devices_have_many_names() {
         for (text, expected) in [
             ("/dev/disk/by-label/my\\x20data", Some(DeviceName::Label("my data".into()))),
             ("/dev/disk/by-path/pci-0000:00:05.0-part3", Some(DeviceName::Partition(3))),
             ("/dev/disk/by-id/virtio-x-part12", Some(DeviceName::Partition(12))),
+            ("ID=virtio-x-part12", Some(DeviceName::Partition(12))),
+            ("ID=virtio-x", Some(DeviceName::Device("/dev/disk/by-id/virtio-x".into()))),
             ("/dev/vda", Some(DeviceName::Partition(0))),
             ("/dev/nvme0n1", Some(DeviceName::Partition(0))),
             ("/dev/vdax", Some(DeviceName::Device("/dev/vdax".into()))),

@@ -15,22 +15,22 @@ use super::{Scratch, chain, fat_lines, host_lines, make_ext4, make_fat, tool, tr
 const MIB: u64 = 1 << 20;
 static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
 pub(super) const ROOT: &str = "6b696c6e-0000-4000-8000-000000000001";
-const OTHER: &str = "6b696c6e-0000-4000-8000-000000000002";
-const THIRD: &str = "6b696c6e-0000-4000-8000-000000000003";
+pub(super) const OTHER: &str = "6b696c6e-0000-4000-8000-000000000002";
+pub(super) const THIRD: &str = "6b696c6e-0000-4000-8000-000000000003";
 
 /// A partition to be: a line of sfdisk(8) without its place, and the file with its content.
-struct PartitionPlan {
+pub(super) struct PartitionPlan {
     fields: String,
     content: PathBuf,
 }
 
-fn part(fields: &str, content: PathBuf) -> PartitionPlan {
+pub(super) fn part(fields: &str, content: PathBuf) -> PartitionPlan {
     PartitionPlan { fields: fields.to_owned(), content }
 }
 
 /// What is to be seen of a layout.
 #[derive(Clone, Copy)]
-enum ExpectedView<'f> {
+pub(super) enum ExpectedView<'f> {
     /// All of it: each folder at its mount point, FAT or not.
     Whole(&'f [(&'f str, &'f Path)]),
     /// Files, but with a gap that hides some and has these words.
@@ -44,7 +44,7 @@ type FileList<'f> = &'f [(&'f str, &'f str)];
 
 /// Makes a folder with these files; one whose name ends in a slash is a directory, a content that begins with `->` a link.
 /// The file `marker` holds what tells this file system from all others.
-fn folder(scratch: &Scratch, name: &str, files: &[(&str, &str)]) -> PathBuf {
+pub(super) fn folder(scratch: &Scratch, name: &str, files: &[(&str, &str)]) -> PathBuf {
     let folder = scratch.path(name);
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("marker"), marker(name)).unwrap();
@@ -117,7 +117,7 @@ fn lvm(scratch: &Scratch, name: &str) -> PathBuf {
 }
 
 /// Partitions a disk, one after the other from its second MiB on, and writes their content.
-fn disk(scratch: &Scratch, label: &str, parts: &[PartitionPlan]) -> PathBuf {
+pub(super) fn disk(scratch: &Scratch, label: &str, parts: &[PartitionPlan]) -> PathBuf {
     let image = scratch.path("disk");
     let sizes: Vec<u64> = parts.iter().map(|part| fs::metadata(&part.content).unwrap().len()).collect();
     let file = File::create(&image).unwrap();
@@ -152,7 +152,7 @@ pub(super) fn digest(image: &Path) -> Option<[u8; 32]> {
 
 /// Checks what is seen of a disk, and that a changed byte of every file system named is seen.
 #[track_caller]
-fn check(image: &Path, expected: ExpectedView<'_>, names: &[&str]) {
+pub(super) fn check(image: &Path, expected: ExpectedView<'_>, names: &[&str]) {
     let disk = chain(&[(image, BaseFormat::Raw)]);
     let view = Tree::open(&disk);
     match expected {

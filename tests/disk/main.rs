@@ -5,10 +5,12 @@
 mod support;
 
 mod attacks;
+mod boot_menus;
 mod corpus;
 mod formats;
 mod hostile;
 mod layouts;
+mod mount_gaps;
 mod sparse_files;
 
 use std::fs::{self, File};

@@ -2,7 +2,7 @@
 //!
 //! Source: the kernel's `Documentation/filesystems/ext4/`, each file here naming its chapters. The file system was
 //! written by a guest nobody vouches for: every number is checked before it is used, every loop is bounded, and damage
-//! is an error, not a guess. The journal is not replayed; [`Ext4::is_clean`] says whether it would have to be.
+//! is an error, not a guess. The journal is not replayed; [`Ext4::unclean_reason`] says whether it would have to be.
 
 mod directory;
 mod inode;
@@ -18,6 +18,7 @@ pub use inode::Inode;
 
 use super::bytes::{le32, uuid};
 use super::chain::{Chain, ChainError};
+use super::gap::UncleanReason;
 use crate::error::Fault;
 
 /// Inode of the root directory ("Special inodes").
@@ -90,10 +91,10 @@ impl<'c> Ext4<'c> {
         Ok(Self { disk, start, superblock })
     }
 
-    /// Whether it was unmounted: marked clean, without errors, without a journal to replay or orphans to delete.
+    /// Returns why the guest may change it when it mounts it; nothing of one that was unmounted without errors.
     #[must_use]
-    pub fn is_clean(&self) -> bool {
-        self.superblock.clean
+    pub fn unclean_reason(&self) -> Option<UncleanReason> {
+        self.superblock.unclean_reason
     }
 
     /// `UUID=` in fstab(5): lower case, with dashes.

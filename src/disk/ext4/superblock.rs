@@ -2,6 +2,7 @@
 
 use super::{Ext4Error, damaged};
 use crate::disk::bytes::{le16, le32};
+use crate::disk::gap::UncleanReason;
 
 const MAGIC: u16 = 0xef53;
 const STATE_CLEAN: u16 = 1;
@@ -45,7 +46,8 @@ pub(super) struct Superblock {
     pub inode_size: u16,
     /// 32 to 1024.
     pub descriptor_size: u16,
-    pub clean: bool,
+    /// Why it is not clean, if so.
+    pub unclean_reason: Option<UncleanReason>,
     pub uuid: [u8; 16],
     /// Without the zeroes behind it.
     pub label: Vec<u8>,
@@ -66,6 +68,7 @@ impl Superblock {
         // Revision 0 has neither the inode size nor the feature words; the defaults are the format's.
         let inode_size = if word(0x4c) == 0 { 128 } else { half(0x58) };
         let state = half(0x3a);
+        let has_orphans = word(0xe8) != 0 || word(0x64) & ORPHANS_PRESENT != 0;
         let superblock = Self {
             block_bits: word(0x18).saturating_add(10),
             blocks: high_blocks | u64::from(word(0x4)),
@@ -73,11 +76,12 @@ impl Superblock {
             inodes_per_group: word(0x28),
             inode_size,
             descriptor_size: if wide { half(0xfe) } else { 32 },
-            clean: state & STATE_CLEAN != 0
-                && state & STATE_ERRORS == 0
-                && incompatible & RECOVER == 0
-                && word(0xe8) == 0
-                && word(0x64) & ORPHANS_PRESENT == 0,
+            unclean_reason: match () {
+                () if incompatible & RECOVER != 0 => Some(UncleanReason::Journal),
+                () if state & STATE_ERRORS != 0 => Some(UncleanReason::Errors),
+                () if state & STATE_CLEAN == 0 => Some(UncleanReason::Mounted),
+                () => has_orphans.then_some(UncleanReason::Orphans),
+            },
             uuid: bytes.get(0x68..0x78).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default(),
             label: bytes
                 .get(0x78..0x88)

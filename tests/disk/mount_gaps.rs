@@ -1,0 +1,135 @@
+//! Disks on which the guest sees other files than those of its file systems, or does not mount what it could: kiln sees the same
+//! or declares what it lacks.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+
+use kiln::disk::tree::Tree;
+use kiln::spec::BaseFormat;
+
+use super::layouts::{ExpectedView, OTHER, ROOT, check, disk, ext4, folder, part, root};
+use super::{Scratch, chain, make_ext4, tool};
+
+const HOME_TYPE: &str = "type=933AC7E1-2EB4-4F13-B844-0E14E2AEF915";
+
+#[test]
+fn e1_e2_what_hides_directories_is_declared() {
+    let scratch = Scratch::new();
+    let data = folder(&scratch, "data", &[("inner/file", "content")]);
+    let data_content = ext4(&scratch, &data, OTHER);
+    let own = format!("UUID={ROOT} / ext4\n");
+    let unit = "[Mount]\nWhat=/data/ssh\nWhere=/etc/ssh\nType=none\nOptions=bind\n";
+    let wanted = [
+        ("etc/systemd/system/etc-ssh.mount", unit),
+        ("etc/systemd/system/local-fs.target.wants/etc-ssh.mount", "->../etc-ssh.mount"),
+    ];
+    let cases: [(String, &[(&str, &str)], &str); 6] = [
+        (format!("{own}/data/ssh /etc/ssh none bind 0 0\n"), &[], "/etc/ssh is bound to /data/ssh"),
+        (
+            format!("{own}overlay /etc overlay lowerdir=/etc,upperdir=/a,workdir=/b\n"),
+            &[],
+            "an overlay is mounted on /etc",
+        ),
+        (own.clone(), &wanted, "/etc/ssh is bound to /data/ssh"),
+        (
+            format!("{own}UUID={OTHER} /srv ext4 X-mount.subdir=inner\n"),
+            &[],
+            "/srv is a directory of ext4 on partition 2",
+        ),
+        (format!("{own}ID=virtio-data /srv ext4 defaults\n"), &[], "/srv is mounted from /dev/disk/by-id/virtio-data"),
+        (own.clone(), &[("ostree/deploy/os/var/x", "")], "a deployment of OSTree"),
+    ];
+    for (index, (table, files, words)) in cases.into_iter().enumerate() {
+        let name = format!("root{index}");
+        let root = root(&scratch, &name, &table, &[&[("srv/", ""), ("etc/ssh/sshd_config", "x")], files].concat());
+        let parts = [part("type=L", ext4(&scratch, &root, ROOT)), part("type=L", data_content.clone())];
+        check(&disk(&scratch, "gpt", &parts), ExpectedView::Gap(words), &[&name, "data"]);
+    }
+    // Nothing is hidden.
+    let table = format!("{own}/data /mnt none bind,noauto 0 0\n/var /var none bind,ro\n");
+    let root = root(&scratch, "root", &table, &[("mnt/", ""), ("var/", "")]);
+    let content = ext4(&scratch, &root, ROOT);
+    check(&content, ExpectedView::Whole(&[("/", &root)]), &["root"]);
+}
+
+#[test]
+fn e1_e2_a_masked_unit_mounts_nothing() {
+    let scratch = Scratch::new();
+    let home = folder(&scratch, "home", &[]);
+    let content = ext4(&scratch, &home, OTHER);
+    let mask = ("etc/systemd/system/home.mount", "->/dev/null");
+    let own = format!("UUID={ROOT} / ext4\n");
+    let bound = format!("{own}/a /home none bind\n");
+    for (index, (table, fields)) in
+        [(&own, HOME_TYPE), (&format!("{own}UUID={OTHER} /home ext4\n"), "type=L"), (&bound, "type=L")]
+            .into_iter()
+            .enumerate()
+    {
+        let name = format!("root{index}");
+        let root = root(&scratch, &name, table, &[("home/", ""), mask]);
+        let parts = [part("type=L", ext4(&scratch, &root, ROOT)), part(fields, content.clone())];
+        check(&disk(&scratch, "gpt", &parts), ExpectedView::Whole(&[("/", &root)]), &[&name]);
+    }
+}
+
+#[test]
+fn e1_a_table_of_partitions_with_a_wrong_checksum_is_not_used() {
+    let scratch = Scratch::new();
+    let root = root(&scratch, "root", "", &[]);
+    let image = disk(&scratch, "gpt", &[part("type=L", ext4(&scratch, &root, ROOT))]);
+    let pristine = fs::read(&image).unwrap();
+    let words = "a partition table (GPT) with a wrong checksum on the whole disk, which kiln cannot read";
+    // The name of the first partition, the number of entries, and the whole header.
+    for (at, bytes) in [(1024 + 56, &b"Z"[..]), (512 + 80, &[64]), (512, &[0; 512])] {
+        fs::write(&image, &pristine).unwrap();
+        File::options().write(true).open(&image).unwrap().write_all_at(bytes, at).unwrap();
+        check(&image, ExpectedView::Refused(words), &[]);
+    }
+}
+
+#[test]
+fn e1_e2_what_belongs_to_a_file_system_elsewhere_is_neither_root_nor_left_over() {
+    let scratch = Scratch::new();
+    let menu = "title a\nlinux /v\noptions roothash=abc root=/dev/mapper/root systemd.verity=1\n";
+    let root = root(&scratch, "root", "", &[("boot/loader/entries/a.conf", menu)]);
+    let content = ext4(&scratch, &root, ROOT);
+    let hashes = scratch.path("hashes");
+    fs::write(&hashes, [&b"verity\0\0\x01\0\0\0"[..], &[0x5a; 1 << 20]].concat()).unwrap();
+    File::options().write(true).open(&hashes).unwrap().set_len(1 << 20).unwrap();
+    let journal = scratch.path("journal");
+    File::create(&journal).unwrap().set_len(4 << 20).unwrap();
+    tool("mke2fs", &["-q", "-F", "-O", "journal_dev", journal.to_str().unwrap()]);
+    let root_type = "type=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709";
+    let parts = [part(root_type, content), part("type=L", hashes), part("type=L", journal)];
+    let image = disk(&scratch, "gpt", &parts);
+    check(&image, ExpectedView::Whole(&[("/", &root)]), &["root"]);
+    let opened = chain(&[(&image, BaseFormat::Raw)]);
+    assert_eq!(Tree::open(&opened).unwrap().gaps(), []);
+}
+
+#[test]
+fn e1_a_file_system_with_errors_is_declared_as_such() {
+    let scratch = Scratch::new();
+    let folder = folder(&scratch, "errors", &[]);
+    for (command, words) in [
+        ("ssv state 3", "is marked as having errors: the guest checks it"),
+        ("ssv last_orphan 12", "the guest deletes its orphaned files"),
+        ("feature needs_recovery", "its journal is not replayed"),
+    ] {
+        let image = make_ext4(&scratch, "fs", "4M", &["-t", "ext4"], &folder);
+        tool("debugfs", &["-w", "-R", command, image.to_str().unwrap()]);
+        check(&image, ExpectedView::Gap(words), &["errors"]);
+    }
+}
+
+#[test]
+fn a_table_of_mounts_that_is_too_long_is_named() {
+    let scratch = Scratch::new();
+    let table = format!("UUID={ROOT} / ext4\n{}", "# comment\n".repeat(200_000));
+    let root = root(&scratch, "root", &table, &[]);
+    check(
+        &ext4(&scratch, &root, ROOT),
+        ExpectedView::Refused("/etc/fstab in the guest's file system is longer than"),
+        &["root"],
+    );
+}
