@@ -26,6 +26,8 @@ const BY_TYPE: [(PartitionRole, &[u8]); 6] = [
     (PartitionRole::VarTmp, b"/var/tmp"),
     (PartitionRole::ExtendedBoot, b"/boot"),
 ];
+/// Where generators replace those of systemd (systemd.generator(7)).
+const GENERATOR_FOLDERS: [&str; 2] = ["/etc/systemd/system-generators", "/usr/local/lib/systemd/system-generators"];
 /// Where an ESP is mounted that nothing names: systemd-gpt-auto-generator(8) takes the first, or the second where no other
 /// file system is for it; distributions take the third.
 const ESP_TARGETS: [&[u8]; 3] = [b"/efi", b"/boot", b"/boot/efi"];
@@ -62,7 +64,8 @@ pub(super) fn mount_all<'c>(
     covers.retain(|cover| !masked.contains(&cover.target));
     covers.extend_from_slice(&units.covers);
     apply_units(tree, &mut planned, units, volumes);
-    if !effects.ignores_types {
+    let ignores_types = effects.ignores_types || is_generator_replaced(tree);
+    if !ignores_types {
         let typed = find_typed(tree, volumes, &planned, &masked);
         planned.extend(typed);
     }
@@ -73,7 +76,7 @@ pub(super) fn mount_all<'c>(
     for mount in &planned {
         mount_planned(tree, volumes, mount);
     }
-    if !effects.ignores_types {
+    if !ignores_types {
         mount_esp(tree, volumes, &planned, &masked);
     }
     tree.add_gaps(covers.into_iter().map(|FstabCover { source, target }| TreeGap::Covered { source, target }));
@@ -81,6 +84,11 @@ pub(super) fn mount_all<'c>(
     find_left_over(tree, volumes);
     tree.find_unclean();
     Ok(())
+}
+
+/// Returns whether the administrator has masked or replaced what mounts partitions for their types.
+fn is_generator_replaced(tree: &Tree<'_>) -> bool {
+    GENERATOR_FOLDERS.iter().any(|folder| tree.has_name(folder, b"systemd-gpt-auto-generator"))
 }
 
 /// Adds a gap for all that the boot entry says of the tree and kiln does not apply.

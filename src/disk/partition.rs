@@ -177,6 +177,11 @@ fn has_sound_header(sector: &[u8]) -> bool {
         && le64(header, 24) == Some(1)
 }
 
+/// Returns whether the sectors for partitions are on the disk, which they are not on one that was cut off.
+fn lies_within(header: &[u8], sectors: u64) -> bool {
+    [40, 48].iter().all(|at| le64(header, *at).is_some_and(|sector| sector < sectors))
+}
+
 fn checksum(bytes: &[u8]) -> u32 {
     let mut crc = Crc::new();
     crc.update(bytes);
@@ -186,7 +191,7 @@ fn checksum(bytes: &[u8]) -> u32 {
 /// Reads the GPT, or returns `None` where there is none that makes sense.
 fn read_gpt(disk: &Chain, sector: u64) -> Result<Option<Vec<Partition>>, ChainError> {
     let header = read_sector(disk, sector)?;
-    if !has_sound_header(&header) {
+    if !has_sound_header(&header) || !lies_within(&header, disk.virtual_size() / sector) {
         return Ok(None);
     }
     let (Some(first), Some(count), Some(size)) = (le64(&header, 72), le32(&header, 80), le32(&header, 84)) else {

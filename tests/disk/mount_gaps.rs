@@ -58,15 +58,19 @@ fn e1_e2_a_masked_unit_mounts_nothing() {
     let home = folder(&scratch, "home", &[]);
     let content = ext4(&scratch, &home, OTHER);
     let mask = ("etc/systemd/system/home.mount", "->/dev/null");
+    let no_generator = ("etc/systemd/system-generators/systemd-gpt-auto-generator", "->/dev/null");
     let own = format!("UUID={ROOT} / ext4\n");
     let bound = format!("{own}/a /home none bind\n");
-    for (index, (table, fields)) in
-        [(&own, HOME_TYPE), (&format!("{own}UUID={OTHER} /home ext4\n"), "type=L"), (&bound, "type=L")]
-            .into_iter()
-            .enumerate()
-    {
+    let by_table = format!("{own}UUID={OTHER} /home ext4\n");
+    let cases = [
+        (&own, HOME_TYPE, mask),
+        (&by_table, "type=L", mask),
+        (&bound, "type=L", mask),
+        (&own, HOME_TYPE, no_generator),
+    ];
+    for (index, (table, fields, masking)) in cases.into_iter().enumerate() {
         let name = format!("root{index}");
-        let root = root(&scratch, &name, table, &[("home/", ""), mask]);
+        let root = root(&scratch, &name, table, &[("home/", ""), masking]);
         let parts = [part("type=L", ext4(&scratch, &root, ROOT)), part(fields, content.clone())];
         check(&disk(&scratch, "gpt", &parts), ExpectedView::Whole(&[("/", &root)]), &[&name]);
     }
@@ -85,6 +89,8 @@ fn e1_a_table_of_partitions_with_a_wrong_checksum_is_not_used() {
         File::options().write(true).open(&image).unwrap().write_all_at(bytes, at).unwrap();
         check(&image, ExpectedView::Refused(words), &[]);
     }
+    fs::write(&image, &pristine[..pristine.len() - (2 << 20)]).unwrap();
+    check(&image, ExpectedView::Refused(words), &[]);
 }
 
 #[test]
