@@ -69,15 +69,14 @@ impl FromStr for ByteSize {
     }
 }
 
-/// Written so that it can be read back when it is a whole number of some unit (`8GiB`), else with one digit (`1.4 GiB`).
+/// Written with at most one digit behind the point, `8GiB` and `1.4GiB`. What is a whole number of its unit can be read back.
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, factor) = UNITS.into_iter().find(|(_, factor)| self.0 >= *factor).unwrap_or(("B", 1));
-        if self.0.is_multiple_of(factor) {
-            write!(f, "{}{name}", self.0 / factor)
-        } else {
-            let tenths = u128::from(self.0) * 10 / u128::from(factor);
-            write!(f, "{}.{} {name}", tenths / 10, tenths % 10)
+        let tenths = u128::from(self.0) * 10 / u128::from(factor);
+        match tenths % 10 {
+            0 => write!(f, "{}{name}", tenths / 10),
+            digit => write!(f, "{}.{digit}{name}", tenths / 10),
         }
     }
 }
@@ -128,7 +127,8 @@ mod tests {
             "9223372036854775808B".parse::<ByteSize>(),
             Err(ParseError::TooLarge("9223372036854775808B".into()))
         );
-        assert_eq!(ByteSize(1_503_238_554).to_string(), "1.4 GiB");
+        assert_eq!(ByteSize(1_503_238_554).to_string(), "1.4GiB");
+        assert_eq!(ByteSize(ByteSize::mib(307).bytes() + 1).to_string(), "307MiB");
     }
 
     #[test]

@@ -227,30 +227,31 @@ fn share(size: u64, fraction: f64) -> u64 {
     (size as f64 * fraction.clamp(0.0, 1.0)) as u64
 }
 
-/// How far all parts of the work are. Each of them is as long as the disk.
+/// How far all parts of the work are, as a share of the disk: each of them is as long as the disk.
 struct Progress {
     done: Mutex<Vec<u64>>,
-    total: u64,
+    size: u64,
     events: Events,
 }
 
 impl Progress {
     fn new(parts: usize, size: u64, events: Events) -> Self {
-        Self { done: Mutex::new(vec![0; parts]), total: size * parts as u64, events }
+        Self { done: Mutex::new(vec![0; parts]), size, events }
     }
 
     /// These parts are done up to here. Told when the whole is a hundredth further.
     fn at(&self, parts: &[usize], done: u64) {
         let mut all = self.done.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = all.iter().sum::<u64>();
+        let parts_count = all.len() as u64;
+        let before = all.iter().sum::<u64>() / parts_count;
         for part in parts {
             all[*part] = done;
         }
-        let (now, total) = (all.iter().sum::<u64>(), self.total);
+        let now = all.iter().sum::<u64>() / parts_count;
         drop(all);
-        let step = (total / 100).max(1);
+        let step = (self.size / 100).max(1);
         if now / step > before / step {
-            self.events.emit(&Event::Progress { stage: Stage::Convert, done: now, total });
+            self.events.emit(&Event::Progress { stage: Stage::Convert, done: now, total: self.size });
         }
     }
 }

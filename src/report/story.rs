@@ -136,7 +136,7 @@ fn notice(level: Level, text: &str) -> (Topic, String) {
     }
 }
 
-/// `1.2 GiB of 8GiB`, or how much so far.
+/// `1.2GiB of 8GiB`, or how much so far.
 pub(super) fn amount(done: u64, total: u64) -> String {
     match total {
         0 => ByteSize(done).to_string(),
@@ -152,9 +152,15 @@ pub(super) fn span(seconds: f64) -> String {
     }
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive, and such casts saturate")]
     let whole = seconds.round() as u64;
-    match whole {
-        0..3600 => format!("{}m {:02}s", whole / 60, whole % 60),
-        _ => format!("{}h {:02}m", whole / 3600, whole % 3600 / 60),
+    clock(whole)
+}
+
+/// Formats a duration that goes on: `59s`, `2m 03s`, `1h 02m`.
+pub(super) fn clock(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m {:02}s", seconds / 60, seconds % 60),
+        _ => format!("{}h {:02}m", seconds / 3600, seconds % 3600 / 60),
     }
 }
 
@@ -180,9 +186,14 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_does_not_stand_still() {
+        assert_eq!([0, 59, 60, 62, 121, 3660].map(clock), ["0s", "59s", "1m 00s", "1m 02s", "2m 01s", "1h 01m"]);
+    }
+
+    #[test]
     fn amounts_tell_the_total_where_it_is_known() {
         assert_eq!(amount(1 << 20, 8 << 30), "1MiB of 8GiB");
-        assert_eq!(amount(1_503_238_554, 0), "1.4 GiB");
+        assert_eq!(amount(1_503_238_554, 0), "1.4GiB");
     }
 
     #[test]
