@@ -5,7 +5,7 @@
 //!   ok base  0.4s
 //!   ok boot  23.1s
 //!   ok step 1/3 install nginx  12.0s
-//! / step 2/3 site/ to /var/www/html 1.2 MiB of 8MiB, 4.1 MiB/s      3s
+//! / step 2/3 site/ to /var/www/html 1.2MiB of 8MiB, 4.1MiB/s      3s
 //!   | the last line that the running step wrote
 //! ```
 //!
@@ -13,18 +13,20 @@
 //!
 //! ```text
 //!   ok published debian@12  1m 02s
-//! - web@1.4.0: step 2/3 site/ to /var/www/html 1.2 MiB of 8MiB      3s
+//! - web@1.4.0: step 2/3 site/ to /var/www/html 1.2MiB of 8MiB      3s
 //! | app@2: boot                                                    12s
 //! ```
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::escape::escape;
 use super::quote::{MARK, quote_line};
-use super::story::{Line, Story, Topic, amount};
+use super::screen::Screen;
+use super::story::{Line, Story, Topic, amount, clock};
 use super::{Paint, Shared, Verbosity, is_shown};
 use crate::event::{Event, Origin, Outcome, Sink, Stage};
 use crate::size::ByteSize;
@@ -32,11 +34,15 @@ use crate::size::ByteSize;
 /// How often the spinner turns and the clock is redrawn.
 const TICK: Duration = Duration::from_millis(125);
 
+/// How often live lines are redrawn at most, a second.
+const REDRAWS: u8 = 20;
+
 /// Live lines. Dropping it clears them.
 pub struct Bars {
     verbosity: Verbosity,
     paint: Paint,
-    screen: MultiProgress,
+    screen: Screen,
+    live: MultiProgress,
     /// One for each build; what belongs to none has one of its own.
     states: Shared<BTreeMap<Option<String>, State>>,
 }
@@ -65,12 +71,13 @@ impl Bars {
     /// Bars on standard error, ticking.
     #[must_use]
     pub fn on_stderr(verbosity: Verbosity, paint: Paint) -> Self {
-        Self::on(ProgressDrawTarget::stderr(), verbosity, paint)
+        Self::on(Screen::on_stderr(), REDRAWS, verbosity, paint)
     }
 
-    pub(super) fn on(target: ProgressDrawTarget, verbosity: Verbosity, paint: Paint) -> Self {
-        let screen = MultiProgress::with_draw_target(target);
-        Self { verbosity, paint, screen, states: Shared::new(BTreeMap::new()) }
+    pub(super) fn on(screen: Screen, redraws: u8, verbosity: Verbosity, paint: Paint) -> Self {
+        let target = ProgressDrawTarget::term_like_with_hz(Box::new(screen.clone()), redraws);
+        let live = MultiProgress::with_draw_target(target);
+        Self { verbosity, paint, screen, live, states: Shared::new(BTreeMap::new()) }
     }
 
     fn show(&self, state: &mut State, at: Duration, event: &Event) {
@@ -134,8 +141,11 @@ impl Bars {
             // The story names the image where one begins or ends.
             let named = line.text.contains(&state.whose);
             let whose = if state.is_alone() || named { String::new() } else { format!("{}: ", state.whose) };
-            // The terminal is gone: nobody is left to tell.
-            let _ = self.screen.println(format!("{}{}", self.paint.dim(&whose), self.paint.line(line)));
+            let text = format!("{}{}", self.paint.dim(&whose), self.paint.line(line));
+            // Errors mean that the terminal is gone.
+            if matches!(self.screen.print_line(&text), Ok(false)) {
+                let _ = self.live.println(text);
+            }
         }
     }
 
@@ -144,11 +154,12 @@ impl Bars {
         let style = |template: &str| {
             ProgressStyle::with_template(template)
                 .unwrap_or_else(|_| ProgressStyle::default_spinner())
+                .with_key("clock", write_clock)
                 .tick_chars("|/-\\ ")
         };
-        let now = self.screen.add(ProgressBar::new_spinner().with_style(style("{spinner} {wide_msg} {elapsed:>4}")));
+        let now = self.live.add(ProgressBar::new_spinner().with_style(style("{spinner} {wide_msg} {clock:>4}")));
         let last = || ProgressBar::new_spinner().with_style(style(&self.paint.dim(&format!("{MARK}{{wide_msg}}"))));
-        let last = alone.then(|| self.screen.add(last()));
+        let last = alone.then(|| self.live.add(last()));
         now.enable_steady_tick(TICK);
         (now, last)
     }
@@ -157,7 +168,7 @@ impl Bars {
         if let Some((now, last)) = state.live.take() {
             for bar in last.into_iter().chain([now]) {
                 bar.finish_and_clear();
-                self.screen.remove(&bar);
+                self.live.remove(&bar);
             }
         }
     }
@@ -200,6 +211,11 @@ impl State {
         }
         self.pace = Some(pace);
     }
+}
+
+/// Writes how long something has been running.
+fn write_clock(state: &ProgressState, out: &mut dyn fmt::Write) {
+    let _ = out.write_str(&clock(state.elapsed().as_secs()));
 }
 
 /// The mean since the transfer began, once there is something to measure.

@@ -3,12 +3,13 @@
 use std::fs;
 use std::time::Duration;
 
-use indicatif::{InMemoryTerm, ProgressDrawTarget};
+use indicatif::InMemoryTerm;
 
 use super::ci::{assert_harmless, hostile_texts};
 use super::log::Log;
 use super::quote::{TextPage, quote_name};
-use super::testing::{Tape, outcome};
+use super::screen::{Screen, ScreenSize};
+use super::testing::{Glass, Tape, outcome};
 use super::*;
 use crate::event::{Channel, Event, Level, Origin, Stage};
 
@@ -67,8 +68,8 @@ fn forging_through_progress_and_logs() {
 fn forging_through_bars() {
     for text in texts() {
         let term = InMemoryTerm::new(60, 200);
-        let target = ProgressDrawTarget::term_like_with_hz(Box::new(term.clone()), 255);
-        let bars = Bars::on(target, Verbosity::Verbose, Paint(false));
+        let screen = Screen::new(Box::new(Glass(term.clone())), Some(ScreenSize { rows: 60, columns: 200 }));
+        let bars = Bars::on(screen, 255, Verbosity::Verbose, Paint(false));
         for event in events(&text) {
             bars.emit(Origin::default(), &event);
             if matches!(event, Event::StepOutput { .. }) {

@@ -25,6 +25,7 @@ pub mod junit;
 pub mod log;
 mod plain;
 pub(crate) mod quote;
+mod screen;
 mod story;
 #[cfg(test)]
 pub(crate) mod testing;

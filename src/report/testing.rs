@@ -4,6 +4,8 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use indicatif::{InMemoryTerm, TermLike};
+
 use crate::build::test::Outcome;
 use crate::spec::{Check, Test};
 
@@ -34,6 +36,20 @@ impl Tape {
 impl Write for Tape {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The front of a terminal that exists in memory alone.
+pub(crate) struct Glass(pub(crate) InMemoryTerm);
+
+impl Write for Glass {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write_str(std::str::from_utf8(bytes).unwrap())?;
         Ok(bytes.len())
     }
 

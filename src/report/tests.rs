@@ -4,11 +4,12 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use indicatif::{InMemoryTerm, ProgressDrawTarget};
+use indicatif::InMemoryTerm;
 use proptest::prelude::*;
 
 use super::log::Log;
-use super::testing::Tape;
+use super::screen::{Screen, ScreenSize};
+use super::testing::{Glass, Tape};
 use super::*;
 use crate::event::{Channel, Event, Events, Level, Origin, Outcome, Stage};
 
@@ -146,8 +147,8 @@ fn the_log_has_every_event() {
 /// A terminal of this many columns, and bars on it.
 fn bars(columns: u16, verbosity: Verbosity, paint: Paint) -> (InMemoryTerm, Bars) {
     let term = InMemoryTerm::new(30, columns);
-    let target = ProgressDrawTarget::term_like_with_hz(Box::new(term.clone()), 255);
-    (term, Bars::on(target, verbosity, paint))
+    let screen = Screen::new(Box::new(Glass(term.clone())), Some(ScreenSize { rows: 30, columns }));
+    (term, Bars::on(screen, 255, verbosity, paint))
 }
 
 /// What is on the screen, the spinner standing still.
@@ -252,6 +253,20 @@ fn bars_leave_nothing_live_at_the_end() {
     feed(&bars, &build(Outcome::Published)[..10]);
     drop(bars);
     assert_eq!(screen(&term).lines().last(), Some("  ok boot  23.1s"));
+}
+
+#[test]
+fn no_line_relies_on_autowrap() {
+    let tape = Tape::default();
+    let screen = Screen::new(Box::new(tape.clone()), Some(ScreenSize { rows: 30, columns: 70 }));
+    let bars = Bars::on(screen, 255, Verbosity::Normal, Paint(false));
+    feed(&bars, &build(Outcome::Published));
+    bars.emit(at(Duration::ZERO), &Event::Notice { level: Level::Info, text: "x".repeat(70) });
+    drop(bars);
+    let text = tape.text();
+    assert!(text.ends_with(&format!("  ok published web@1.4.0  1m 40s\r\nnote: {}\r\n", "x".repeat(70))), "{text:?}");
+    // Rows are erased to their end, not filled to it.
+    assert!(text.split(['\r', '\n']).all(|row| !row.ends_with(' ')), "{text:?}");
 }
 
 #[test]
