@@ -58,14 +58,22 @@ pub fn volume(agent: &[u8], options: Options) -> io::Result<Vec<u8>> {
 /// Shell commands for when the guest has finished booting.
 pub const SETTLED: &str = "[ ! -r /run/kiln/seed/settled ] || . /run/kiln/seed/settled";
 
-/// The volume of a first boot for people: a new instance, whose default user lets these SSH keys in.
+/// Returns the volume of a first boot for people: a new instance, whose default user lets these SSH keys in. Without keys
+/// nothing is said of them: cloud-init takes an empty list for an invalid one.
 ///
 /// # Errors
 /// Only when the keys do not fit.
 pub fn first_boot(instance_id: &str, ssh_keys: &[String]) -> io::Result<Vec<u8>> {
-    let keys = serde_json::Value::from(ssh_keys.to_vec());
-    let user_data = format!("#cloud-config\nssh_authorized_keys: {keys}\n");
+    let user_data = first_boot_data(ssh_keys);
     fat(&[("user-data", user_data.as_bytes()), ("meta-data", meta_data(instance_id).as_bytes())])
+}
+
+fn first_boot_data(ssh_keys: &[String]) -> String {
+    let config = match ssh_keys {
+        [] => serde_json::json!({}),
+        keys => serde_json::json!({ "ssh_authorized_keys": keys }),
+    };
+    format!("#cloud-config\n{config}\n")
 }
 
 fn fat(files: &[(&str, &[u8])]) -> io::Result<Vec<u8>> {
@@ -244,6 +252,13 @@ mod tests {
         assert!(build.contains("cloud_final_modules: []") && build.contains("cloud-final.service"));
         assert!(settled(PLAIN.boot).contains("boot-finished") && settled(Boot::First).is_empty());
         assert!(!first.contains("modules") && !first.contains("cloud-final.service") && first.contains("bootcmd"));
+    }
+
+    #[test]
+    fn a_first_boot_without_keys_has_no_empty_list_of_them() {
+        assert_eq!(first_boot_data(&[]), "#cloud-config\n{}\n");
+        let keys = ["ssh-ed25519 AAAA a@b".to_owned()];
+        assert_eq!(first_boot_data(&keys), "#cloud-config\n{\"ssh_authorized_keys\":[\"ssh-ed25519 AAAA a@b\"]}\n");
     }
 
     #[test]

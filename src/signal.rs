@@ -11,11 +11,11 @@ use crate::error::Kind;
 
 /// A token that the first SIGINT, SIGTERM or SIGHUP cancels. The second one ends the process with 130; children die with
 /// it (see `process::supervised`) and the next command sweeps up what was left behind. A thread of its own waits for them,
-/// so that the second one is heard while the rest is busy with files.
+/// so that the second one is heard while the rest is busy with files. `before_exit` is called when the second one comes.
 ///
 /// # Errors
 /// When a signal handler cannot be installed, or there is no thread to be had.
-pub fn interruption() -> std::io::Result<CancellationToken> {
+pub fn interruption(before_exit: fn()) -> std::io::Result<CancellationToken> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let entered = runtime.enter();
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -32,6 +32,7 @@ pub fn interruption() -> std::io::Result<CancellationToken> {
                 _ = hang_up.recv() => {}
             }
             if cancelled.is_cancelled() {
+                before_exit();
                 std::process::exit(i32::from(Kind::Interrupted.exit_code()));
             }
             cancelled.cancel();

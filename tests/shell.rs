@@ -2,6 +2,8 @@
 //! agent's real terminals are tested in `guest`.
 
 mod support;
+#[path = "support/terminal_model.rs"]
+mod terminal_model;
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -9,9 +11,13 @@ use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::pty::{Winsize, openpty};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{LocalFlags, tcgetattr};
+use nix::unistd::Pid;
 use support::{Ended, Kiln, fake_qemu};
+use terminal_model::{TerminalModel, TerminalModes};
 
 const STEPS: &str = "[vars]\nwho = 'world'\n[[step]]\nwrite = 'one'\nto = '/one'\n[[step]]\nname = 'second'\n\
                      run = 'echo two'\nenv = { COLOUR = 'red' }\n[[step]]\nrun = 'echo three'\n";
@@ -91,22 +97,40 @@ fn a_guest_that_ends_under_the_shell_ends_kiln() {
 struct OnTerminal {
     child: std::process::Child,
     master: File,
+    /// Ours, so that the terminal stays open, with what it shows, when kiln is gone.
+    slave: OwnedFd,
     seen: String,
     before: Ended,
 }
 
 impl OnTerminal {
     fn start(before: Ended, args: &[&str]) -> Self {
+        Self::start_with(before, args, "")
+    }
+
+    /// With something else than the terminal at standard input.
+    fn start_piped(before: Ended, args: &[&str], input: &std::path::Path) -> Self {
+        Self::start_from(before, args, "", Some(input))
+    }
+
+    fn start_with(before: Ended, args: &[&str], fake: &str) -> Self {
+        Self::start_from(before, args, fake, None)
+    }
+
+    fn start_from(before: Ended, args: &[&str], fake: &str, input: Option<&std::path::Path>) -> Self {
         let size = Winsize { ws_row: 30, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
         let pty = openpty(&size, None).unwrap();
         let slave = || Stdio::from(OwnedFd::try_clone(&pty.slave).unwrap());
+        let input = input.map_or_else(slave, |path| Stdio::from(File::open(path).unwrap()));
         let place = before.place();
         let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
-        command.args(args).current_dir(place.path()).stdin(slave()).stdout(slave()).stderr(slave());
+        command.args(args).current_dir(place.path()).stdin(input).stdout(slave()).stderr(slave());
         command.env("KILN_QEMU", fake_qemu()).env("KILN_STORE", place.store()).env("KILN_CACHE", place.cache());
         command.env("KILN_FAKE_LOG", place.join("fake.log")).env("TERM", "xterm");
+        command.env("KILN_FAKE", fake).env("HOME", place.join("home"));
         let child = command.spawn().unwrap();
-        Self { child, master: File::from(pty.master), seen: String::new(), before }
+        drop(command);
+        Self { child, master: File::from(pty.master), slave: pty.slave, seen: String::new(), before }
     }
 
     fn wait_for(&mut self, text: &str) {
@@ -138,12 +162,87 @@ impl OnTerminal {
         self.before.place().fake_log().iter().any(|logged| logged == line)
     }
 
-    fn end(mut self) -> Option<i32> {
+    fn end(self) -> Option<i32> {
+        self.end_and_show().0
+    }
+
+    /// Its exit code, and the modes of the terminal after all that was written.
+    fn end_and_show(mut self) -> (Option<i32>, TerminalModel) {
         let code = self.child.wait().unwrap().code();
         assert!(!self.is_raw(), "the terminal was left raw");
+        let flags = OFlag::from_bits_retain(fcntl(&self.slave, FcntlArg::F_GETFL).unwrap());
+        assert!(!flags.contains(OFlag::O_NONBLOCK), "the terminal was left non-blocking");
         self.before.place().assert_no_leftovers();
-        code
+        fcntl(&self.master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        let mut rest = Vec::new();
+        let _ = self.master.read_to_end(&mut rest);
+        self.seen.push_str(&String::from_utf8_lossy(&rest));
+        let mut model = TerminalModel::default();
+        model.feed(&self.seen);
+        (code, model)
     }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+    }
+}
+
+fn assert_as_before((code, model): (Option<i32>, TerminalModel), expected: i32) {
+    assert_eq!(code, Some(expected));
+    assert_eq!(model.modes, TerminalModes::default());
+    assert!(!model.is_erased, "something was erased");
+}
+
+/// Fault row G20.
+#[test]
+fn g20_a_shell_leaves_every_mode_of_the_terminal_as_it_was() {
+    let shell = || {
+        let built = Kiln::new().spec(STEPS).build().run();
+        let mut kiln = OnTerminal::start(built, &["--progress", "plain", "shell", "."]);
+        kiln.wait_until("raw", OnTerminal::is_raw);
+        kiln.type_in("modes\r");
+        kiln.wait_for("]2;half");
+        kiln
+    };
+    let mut kiln = shell();
+    kiln.type_in("exit 4\r");
+    assert_as_before(kiln.end_and_show(), 4);
+    let mut kiln = shell();
+    kiln.type_in("killed\r");
+    assert_as_before(kiln.end_and_show(), 4);
+    for signal in [Signal::SIGTERM, Signal::SIGHUP] {
+        let kiln = shell();
+        kiln.signal(signal);
+        assert_as_before(kiln.end_and_show(), 130);
+    }
+}
+
+#[test]
+fn g20_a_clone_leaves_every_mode_of_the_terminal_as_it_was() {
+    let run = |fake: &str| {
+        let built = Kiln::new().spec(STEPS).build().run();
+        let mut kiln = OnTerminal::start_with(built, &["run", "web"], fake);
+        kiln.wait_for("]2;half");
+        kiln.wait_until("the console", |kiln| kiln.log_has("console"));
+        kiln
+    };
+    assert_as_before(run("").end_and_show(), 0);
+    assert_as_before(run("killed").end_and_show(), 4);
+    for signal in [Signal::SIGTERM, Signal::SIGHUP] {
+        let kiln = run("waits");
+        kiln.signal(signal);
+        assert_as_before(kiln.end_and_show(), 0);
+    }
+}
+
+#[test]
+fn g20_a_terminal_that_only_shows_is_set_back_as_well() {
+    let built = Kiln::new().spec(STEPS).build().run();
+    let place = std::sync::Arc::clone(built.place());
+    std::fs::write(place.join("typed"), "modes\n").unwrap();
+    let mut kiln = OnTerminal::start_piped(built, &["--progress", "plain", "shell", "."], &place.join("typed"));
+    kiln.wait_for("]2;half");
+    assert_as_before(kiln.end_and_show(), 0);
 }
 
 #[test]
@@ -158,11 +257,7 @@ fn a_terminal_is_raw_while_it_is_lent_and_its_size_goes_with_it() {
     // What the terminal driver does, done by the terminal emulator: a new size, and a signal for kiln.
     let size = Winsize { ws_row: 40, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
     resize(&kiln.master, size);
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(i32::try_from(kiln.child.id()).unwrap()),
-        nix::sys::signal::SIGWINCH,
-    )
-    .unwrap();
+    kiln.signal(Signal::SIGWINCH);
     kiln.wait_until("the new size", |kiln| kiln.log_has("terminal 120x40"));
     // Ctrl-C is the guest's.
     kiln.type_in("\x03");

@@ -148,11 +148,12 @@ pub(crate) async fn machine(artifact: &Artifact, wanted: WantedMachine) -> Resul
 
 impl Clone {
     /// Runs it in the foreground. QEMU shares kiln's process group here, since it reads the terminal; it puts the
-    /// terminal into raw mode, so that Ctrl-C reaches the guest.
+    /// terminal into raw mode, so that Ctrl-C reaches the guest. `terminal` is dropped when QEMU is gone and before anything
+    /// else is shown.
     ///
     /// # Errors
     /// When QEMU cannot be started or fails.
-    pub async fn run(self, events: &Events, cancel: CancellationToken) -> Result<(), Failure> {
+    pub async fn run<T>(self, events: &Events, cancel: CancellationToken, terminal: T) -> Result<(), Failure> {
         if let Firmware::Uefi(uefi) = &self.machine.firmware {
             std::fs::copy(&uefi.vars_template, self.work.join(UEFI_VARS)).map_err(CloneError::Seed)?;
         }
@@ -178,6 +179,7 @@ impl Clone {
                 child.wait().await
             }
         };
+        drop(terminal);
         for report in reported.try_iter() {
             events.notice(Level::Info, report.sentence(|_| "--allow-private-network allows it".to_owned()));
         }

@@ -40,6 +40,7 @@ pub mod shell;
 mod specs;
 pub mod tag;
 pub mod terminal;
+mod terminal_modes;
 pub mod test;
 pub mod verify;
 
@@ -49,6 +50,7 @@ use folders::Folders;
 /// The whole command.
 #[must_use]
 pub fn main() -> ExitCode {
+    restore_terminal_at_panic();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -63,6 +65,15 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure.kind().exit_code())
         }
     }
+}
+
+/// Sets the terminal back before a panic is reported, which a raw terminal would show as stairs.
+fn restore_terminal_at_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        terminal_modes::restore_terminal();
+        report(panic);
+    }));
 }
 
 /// What the process ends with when nothing of kiln's own has failed.
@@ -126,7 +137,7 @@ where
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Unfit::Runtime)?;
     let local = tokio::task::LocalSet::new();
     let result = local.block_on(&runtime, async {
-        let cancel = crate::signal::interruption().map_err(Unfit::Runtime)?;
+        let cancel = crate::signal::interruption(terminal_modes::restore_terminal).map_err(Unfit::Runtime)?;
         verb(cancel).await
     });
     // Work on the blocking pool that was given up must not hold up the prompt.

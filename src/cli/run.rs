@@ -5,12 +5,15 @@ use std::path::PathBuf;
 use tokio_util::sync::CancellationToken;
 
 use crate::build::clone;
+use crate::build::shell::ShellError;
 use crate::error::Failure;
 use crate::event::Level;
 use crate::plan::machine::PrivateNetworkAccess;
+use crate::store::manifest::Os;
 
 use super::args::{self, Global};
 use super::folders::Folders;
+use super::terminal_modes::{CursorMargins, TerminalLease};
 
 /// Boots the clone and waits until it is gone.
 ///
@@ -26,23 +29,85 @@ pub async fn run(
     let artifact = folders.store()?.artifact(&args.image.parse()?)?;
     let private_network =
         if args.allow_private_network { PrivateNetworkAccess::All } else { PrivateNetworkAccess::Listed(Vec::new()) };
-    let wanted = clone::Wanted { memory: args.memory, ssh: args.ssh, ssh_keys: public_keys(), private_network };
+    let keys = public_keys();
+    let login = describe_login(args.ssh, !keys.is_empty(), artifact.manifest().os.as_ref());
+    let wanted = clone::Wanted { memory: args.memory, ssh: args.ssh, ssh_keys: keys, private_network };
     let (clone, accel_reason) = clone::prepare(&artifact, &wanted, &folders.cache()?).await?;
     if let Some(reason) = accel_reason {
         events.notice(Level::Info, format!("software emulation (tcg): {reason}"));
     }
     events.notice(Level::Info, "Ctrl-A X ends the machine, Ctrl-A H lists the other keys; nothing is kept");
-    if let Some(port) = args.ssh {
-        events.notice(Level::Info, format!("ssh -p {port} USER@localhost, with the keys of ~/.ssh"));
+    for (level, sentence) in login {
+        events.notice(level, sentence);
     }
-    clone.run(&events, cancel).await
+    // QEMU has the terminal until it is gone, and what it shows there is not seen.
+    let lease = TerminalLease::take(CursorMargins::MayBeSet).map_err(ShellError::Terminal)?;
+    clone.run(&events, cancel, lease).await
 }
 
-/// The user's own keys, so that cloud-init lets them in.
+/// Returns sentences about how to log in. Cloud images have no password, so that it takes a key.
+fn describe_login(ssh: Option<u16>, has_keys: bool, os: Option<&Os>) -> Vec<(Level, String)> {
+    let no_password = "the console asks for a password, which only an image has that sets one itself";
+    let user = os.and_then(default_user);
+    match ssh {
+        _ if !has_keys => {
+            let text = "no public key in ~/.ssh: nobody can log in, unless the image has users of its own";
+            let help = "`ssh-keygen -t ed25519` makes a key; then `kiln run IMAGE --ssh 2222`".to_owned();
+            vec![(Level::Warning, text.to_owned()), (Level::Info, help)]
+        }
+        Some(port) => {
+            let name = user.unwrap_or("USER");
+            let unknown = if user.is_none() { "; USER is the default user of the image's cloud-init" } else { "" };
+            vec![(Level::Info, format!("ssh -p {port} {name}@localhost, with the keys of ~/.ssh{unknown}"))]
+        }
+        None => vec![(Level::Info, format!("{no_password}; `--ssh 2222` lets the keys of ~/.ssh in"))],
+    }
+}
+
+/// Returns the user that the distribution's cloud images let the keys in for (cloud.cfg, `default_user`).
+fn default_user(os: &Os) -> Option<&'static str> {
+    Some(match os.id.as_str() {
+        "debian" => "debian",
+        "ubuntu" => "ubuntu",
+        "fedora" => "fedora",
+        "centos" | "rhel" | "ol" => "cloud-user",
+        "rocky" => "rocky",
+        "almalinux" => "almalinux",
+        "amzn" => "ec2-user",
+        "alpine" => "alpine",
+        "arch" => "arch",
+        "opensuse-leap" | "opensuse-tumbleweed" => "opensuse",
+        "sles" => "sles",
+        _ => return None,
+    })
+}
+
+/// Returns the user's own keys, so that cloud-init lets them in. Certificates are none.
 fn public_keys() -> Vec<String> {
     let folder = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".ssh"));
     let Some(entries) = folder.and_then(|folder| std::fs::read_dir(folder).ok()) else { return Vec::new() };
     let paths =
         entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "pub"));
-    paths.filter_map(|path| std::fs::read_to_string(path).ok()).map(|key| key.trim().to_owned()).collect()
+    let keys = paths.filter_map(|path| std::fs::read_to_string(path).ok()).map(|key| key.trim().to_owned());
+    keys.filter(|key| !key.is_empty() && !key.contains("-cert-v01@")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sentences(ssh: Option<u16>, has_keys: bool, id: &str) -> String {
+        let os = Os { id: id.into(), version: "12".into(), name: String::new() };
+        let all: Vec<_> = describe_login(ssh, has_keys, Some(&os)).into_iter().map(|(_, text)| text).collect();
+        all.join("\n")
+    }
+
+    #[test]
+    fn whoever_can_log_in_is_named_with_the_user() {
+        assert!(sentences(Some(2222), false, "debian").contains("nobody can log in"));
+        assert!(sentences(None, false, "debian").contains("ssh-keygen"));
+        assert_eq!(sentences(Some(2222), true, "debian"), "ssh -p 2222 debian@localhost, with the keys of ~/.ssh");
+        assert!(sentences(Some(22), true, "frob").contains("USER is the default user"));
+        assert!(sentences(None, true, "debian").contains("--ssh 2222"));
+    }
 }

@@ -1,4 +1,4 @@
-//! This terminal, lent to a guest: raw while it is lent, as it was afterwards.
+//! This terminal, lent to a guest: raw while it is lent, and afterwards as it was; see `terminal_modes`.
 //!
 //! ```text
 //! stdin   -> a thread that polls and reads ->  typed  (also SIGWINCH)
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, raise};
-use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use terminal_size::{Height, Width, terminal_size_of};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -22,6 +22,8 @@ use crate::build::shell::Attached;
 use crate::event::Channel;
 use crate::guest::shell::MAX_TYPED;
 use crate::guest::{Line, TtySize, Typed};
+
+use super::terminal_modes::{CursorMargins, MarginWatch, TerminalLease, note_margins};
 
 /// What may wait in either direction.
 const BACKLOG: usize = 16;
@@ -41,16 +43,16 @@ pub fn attach() -> io::Result<Attached> {
     let (show, shown) = channel(BACKLOG);
     let (stop, stopped) = io::pipe()?;
     let mut lent = Lent::default();
+    lent.lease = Some(TerminalLease::take(CursorMargins::Untouched)?);
     if is_terminal {
-        let before = tcgetattr(stdin())?;
-        let mut raw = before.clone();
+        let mut raw = tcgetattr(stdin())?;
         cfmakeraw(&mut raw);
         let mut resized = signal(SignalKind::window_change())?;
         let typing = typing.clone();
         let watch =
             async move { while resized.recv().await.is_some() && typing.send(Typed::Resized(size())).await.is_ok() {} };
         tcsetattr(stdin(), SetArg::TCSADRAIN, &raw)?;
-        (lent.before, lent.resizes) = (Some(before), Some(tokio::spawn(watch)));
+        lent.resizes = Some(tokio::spawn(watch));
     }
     lent.stop = Some(stopped);
     lent.threads.push(std::thread::spawn(move || read(&stop, is_terminal, &typing)));
@@ -66,7 +68,7 @@ pub fn attach() -> io::Result<Attached> {
 /// What has to be undone.
 #[derive(Default)]
 struct Lent {
-    before: Option<Termios>,
+    lease: Option<TerminalLease>,
     resizes: Option<tokio::task::JoinHandle<()>>,
     /// Closed, it ends the reader.
     stop: Option<PipeWriter>,
@@ -83,10 +85,7 @@ impl Drop for Lent {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
-        if let Some(before) = &self.before {
-            // A terminal that is gone needs nothing.
-            let _ = tcsetattr(stdin(), SetArg::TCSADRAIN, before);
-        }
+        drop(self.lease.take());
     }
 }
 
@@ -127,7 +126,11 @@ fn read(stop: &PipeReader, is_terminal: bool, typing: &Sender<Typed>) {
 }
 
 fn write(mut shown: Receiver<(Channel, Vec<u8>)>) {
+    let mut margins = MarginWatch::default();
     while let Some((channel, bytes)) = shown.blocking_recv() {
+        if margins.feed(&bytes) {
+            note_margins();
+        }
         // Who closed the terminal or the pipe wants to see no more.
         let _ = match channel {
             Channel::Stdout => stdout().write_all(&bytes).and_then(|()| stdout().flush()),

@@ -84,17 +84,17 @@ impl Screen {
         act(&mut self.output.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn control(&self, sequence: &str, place: CursorPlace) -> io::Result<()> {
+    fn control(&self, sequence: &str, place: CursorPlace) {
         self.with(|output| {
             output.put(sequence);
             output.place = place;
         });
-        Ok(())
     }
 
-    fn move_cursor(&self, count: usize, direction: char) -> io::Result<()> {
-        let place = self.with(|output| output.place);
-        if count == 0 { Ok(()) } else { self.control(&format!("\x1b[{count}{direction}"), place) }
+    fn move_cursor(&self, count: usize, direction: char) {
+        if count > 0 {
+            self.with(|output| output.put(&format!("\x1b[{count}{direction}")));
+        }
     }
 }
 
@@ -142,23 +142,28 @@ impl TermLike for Screen {
     }
 
     fn move_cursor_up(&self, n: usize) -> io::Result<()> {
-        self.move_cursor(n, 'A')
+        self.move_cursor(n, 'A');
+        Ok(())
     }
 
     fn move_cursor_down(&self, n: usize) -> io::Result<()> {
-        self.move_cursor(n, 'B')
+        self.move_cursor(n, 'B');
+        Ok(())
     }
 
     fn move_cursor_right(&self, n: usize) -> io::Result<()> {
-        self.move_cursor(n, 'C')
+        self.move_cursor(n, 'C');
+        Ok(())
     }
 
     fn move_cursor_left(&self, n: usize) -> io::Result<()> {
-        self.move_cursor(n, 'D')
+        self.move_cursor(n, 'D');
+        Ok(())
     }
 
     fn write_line(&self, text: &str) -> io::Result<()> {
-        self.control(&format!("{text}\r\n"), CursorPlace::EmptyRow)
+        self.control(&format!("{text}\r\n"), CursorPlace::EmptyRow);
+        Ok(())
     }
 
     fn write_str(&self, text: &str) -> io::Result<()> {
@@ -167,7 +172,8 @@ impl TermLike for Screen {
     }
 
     fn clear_line(&self) -> io::Result<()> {
-        self.control("\r\x1b[2K", CursorPlace::EmptyRow)
+        self.control("\r\x1b[2K", CursorPlace::EmptyRow);
+        Ok(())
     }
 
     fn flush(&self) -> io::Result<()> {

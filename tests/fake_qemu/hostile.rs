@@ -12,6 +12,13 @@ use super::guest::facts;
 /// Text that moves cursors, writes clipboards and gives commands to CI services.
 pub const OBEYED: &str = "\u{1b}]52;c;cm0=\u{7}\r::set-output name=x::y ##[error]no ##vso[task.complete]yes\u{202e}";
 
+/// Output that leaves no mode of a terminal as it was, and stops in the middle of a title.
+pub const MODES: &str = concat!(
+    "\x1b]0;guest\x07\x1b[1;31;44m\x1b(0\x1b)0\x0e\x1b%@\x1b[4;20;2h\x1b[12l\x1b[?1h\x1b=\x1b[?5h\x1b[?7;8;25l\x1b[?45h",
+    "\x1b[5 q\x1b[?9h\x1b[?1000;1001;1002;1003;1004;1005;1006;1015;1016h\x1b[?2004h\x1b[>4;2m\x1b[>1u\x1b[3g",
+    "\x1b[?1049h\x1b[32m\x1b[?69h\x1b[?6h\x1b[2;5r\x1b]4;1;rgb:00/00/00\x1b\\\x1b]10;red\x1b\\\x1b[?2026h\x1b]2;half"
+);
+
 /// The code of `Exited`, which is written by hand here to hold what its type cannot.
 const EXITED: u8 = 15;
 

@@ -6,13 +6,15 @@
 //! variables of the kiln that starts it, which hands no such thing on to a QEMU: see [`setting`].
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Write, stdin, stdout};
 use std::os::fd::{FromRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::exit;
 use std::sync::{Arc, mpsc};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, raise};
+use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
 mod guest;
 mod hostile;
@@ -56,6 +58,9 @@ fn run(mode: &str, args: &[String]) {
         args.iter().filter(|arg| arg.contains("\"node-name\":\"backing")).count().saturating_sub(1)
     ));
     uefi_variable().inspect(|value| log(&format!("uefi variable `{value}`")));
+    if args.iter().any(|arg| arg == "mon:stdio") {
+        run_on_terminal(mode);
+    }
     match mode {
         "dies-at-start" => fail("could not set up host forwarding rule"),
         "refuses-argv" => fail("-sandbox: invalid option"),
@@ -84,6 +89,29 @@ fn run(mode: &str, args: &[String]) {
         guest::live(&on, &agent, console, &mode, restored);
     });
     machine.serve_monitor(start);
+}
+
+/// Runs a guest whose console is this terminal. As QEMU does, it makes the terminal raw and its descriptor non-blocking, and
+/// takes that back when it ends in order.
+fn run_on_terminal(mode: &str) -> ! {
+    let before = tcgetattr(stdin()).ok();
+    if let Some(before) = &before {
+        let mut raw = before.clone();
+        cfmakeraw(&mut raw);
+        tcsetattr(stdin(), SetArg::TCSANOW, &raw).expect("a terminal");
+    }
+    fcntl(stdin(), FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK)).expect("an open descriptor");
+    stdout().write_all(hostile::MODES.as_bytes()).and_then(|()| stdout().flush()).expect("kiln's terminal");
+    log("console");
+    match mode {
+        "killed" => raise(Signal::SIGKILL).expect("it exists"),
+        "waits" => std::thread::park(),
+        _ => {}
+    }
+    if let Some(before) = &before {
+        tcsetattr(stdin(), SetArg::TCSANOW, before).expect("a terminal");
+    }
+    exit(0)
 }
 
 /// One of the channels that kiln hands over under fixed numbers.

@@ -54,6 +54,7 @@ pub fn run(script: &str, request: &ExecRequest, file: impl Fn(&str) -> Option<Ve
             "" | "true" | "#!/bin/sh" | "console" | "uefi" => {}
             "echo" => print(rest.as_bytes()),
             "obeyed" => print(hostile::OBEYED.as_bytes()),
+            "modes" => print(hostile::MODES.as_bytes()),
             "warn" => out.push(Message::Stderr { bytes: format!("{rest}\n").into_bytes() }),
             "secret" => match request.secrets.iter().find(|secret| secret.name == rest) {
                 Some(secret) => print(&secret.value.0),

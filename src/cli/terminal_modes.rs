@@ -1,0 +1,247 @@
+//! The modes of this terminal, which a guest that writes to it may change in any way: set back when the guest is gone.
+//!
+//! A terminal cannot tell how all of its modes are set, so that they are set to what programs expect of a terminal that is
+//! handed to them. The line discipline and the flags of the descriptors can be read, and become what they were. Nothing on
+//! the screen is erased.
+
+use std::io::{self, IsTerminal, Write, stderr, stdin, stdout};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Mutex, PoisonError};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::fstat;
+use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
+
+/// How long a terminal that takes no output is waited for, milliseconds.
+const PATIENCE: u16 = 1000;
+/// Ends a sequence in the middle of which the guest stopped (CAN, ST), and output that a terminal holds back.
+const END_SEQUENCE: &str = "\x18\x1b\\\x1b[?2026l";
+/// Saves the title (xterm's window operations).
+const SAVE_TITLE: &str = "\x1b[22;0t";
+const RESTORE_TITLE: &str = "\x1b[23;0t";
+/// Colours and attributes; character sets and UTF-8; insert, keyboard lock, local echo, newline mode.
+const ATTRIBUTES: &str = "\x1b[m\x1b(B\x1b)B\x1b*B\x1b+B\x0f\x1b%G\x1b[4l\x1b[2l\x1b[12h\x1b[20l";
+/// Cursor keys and keypad; reverse video, autowrap, auto-repeat, reverse wrap, left and right margins; a visible cursor of
+/// the usual form.
+const DISPLAY: &str = "\x1b[?1l\x1b>\x1b[?5l\x1b[?7h\x1b[?8h\x1b[?45l\x1b[?69l\x1b[?25h\x1b[0 q";
+/// Mouse reports of every kind, focus reports, bracketed paste; the keys as programs know them (xterm's
+/// `modifyOtherKeys`, kitty's stack).
+const REPORTS: &str = "\x1b[?9;1000;1001;1002;1003;1004;1005;1006;1015;1016l\x1b[?2004l\x1b[>4m\x1b[<99u";
+/// The palette, and the colours of text, background and cursor.
+const COLOURS: &str = "\x1b]104\x1b\\\x1b]110\x1b\\\x1b]111\x1b\\\x1b]112\x1b\\";
+/// Leaves the alternate screen. That goes to the saved position of the cursor, even where the screen is not in use, so the
+/// position of this screen is saved first.
+const LEAVE_ALTERNATE: &str = "\x1b7\x1b[?1049l";
+/// Origin mode and scroll region, neither of which can be set back without moving the cursor: it goes to a new line at
+/// the bottom, below all there is.
+const MARGINS: &str = "\x1b[?6l\x1b[r\x1b[9999;1H\r\n";
+/// Columns for which tab stops are set, every eighth.
+const TAB_COLUMNS: usize = 400;
+
+/// The terminal before it was lent, while it is.
+static LENT: Mutex<Option<SavedTerminal>> = Mutex::new(None);
+
+/// What the guest may have done to the cursor's surroundings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CursorMargins {
+    /// Nothing, as far as its output is seen.
+    Untouched,
+    /// It may have set a scroll region or origin mode.
+    MayBeSet,
+}
+
+/// This terminal in the hands of a guest. Dropping it sets every mode back.
+#[derive(Debug)]
+pub(super) struct TerminalLease(());
+
+impl TerminalLease {
+    /// Remembers how the terminal is, if there is one.
+    ///
+    /// # Errors
+    /// When standard input is a terminal whose settings cannot be read.
+    pub(super) fn take(margins: CursorMargins) -> io::Result<Self> {
+        let saved = SavedTerminal::read(margins)?;
+        write_to_terminals(SAVE_TITLE);
+        *LENT.lock().unwrap_or_else(PoisonError::into_inner) = Some(saved);
+        Ok(Self(()))
+    }
+}
+
+impl Drop for TerminalLease {
+    fn drop(&mut self) {
+        restore_terminal();
+    }
+}
+
+/// Sets a lent terminal back; one that is not lent is left alone. For the end of a process that drops nothing, too.
+pub(super) fn restore_terminal() {
+    let saved = LENT.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(saved) = saved {
+        saved.restore();
+    }
+}
+
+/// Notes that the guest has set a scroll region or origin mode.
+pub(super) fn note_margins() {
+    if let Some(saved) = &mut *LENT.lock().unwrap_or_else(PoisonError::into_inner) {
+        saved.margins = CursorMargins::MayBeSet;
+    }
+}
+
+struct SavedTerminal {
+    settings: Option<Termios>,
+    /// Of standard input, output and error. QEMU makes its terminal non-blocking, and so that of every program.
+    flags: [Option<OFlag>; 3],
+    margins: CursorMargins,
+}
+
+impl SavedTerminal {
+    fn read(margins: CursorMargins) -> io::Result<Self> {
+        let settings = if stdin().is_terminal() { Some(tcgetattr(stdin())?) } else { None };
+        let (input, output, errors) = (stdin(), stdout(), stderr());
+        let flags = [input.as_fd(), output.as_fd(), errors.as_fd()].map(read_flags);
+        Ok(Self { settings, flags, margins })
+    }
+
+    fn restore(&self) {
+        let (input, output, errors) = (stdin(), stdout(), stderr());
+        for (stream, flags) in [input.as_fd(), output.as_fd(), errors.as_fd()].into_iter().zip(self.flags) {
+            // A descriptor that is gone needs nothing.
+            let _ = flags.map(|flags| fcntl(stream, FcntlArg::F_SETFL(flags)));
+        }
+        write_to_terminals(&reset_sequence(self.margins));
+        if let Some(settings) = &self.settings {
+            let _ = tcsetattr(stdin(), SetArg::TCSADRAIN, settings);
+        }
+    }
+}
+
+/// Writes to the terminals that the guest's output goes to. One that is gone, or takes nothing, cannot be helped.
+fn write_to_terminals(text: &str) {
+    let _ = stdout().flush();
+    for stream in output_terminals(stdout().as_fd(), stderr().as_fd()) {
+        let mut watched = [PollFd::new(stream, PollFlags::POLLOUT)];
+        if poll(&mut watched, PollTimeout::from(PATIENCE)).is_ok_and(|ready| ready > 0) {
+            let _ = nix::unistd::write(stream, text.as_bytes());
+        }
+    }
+}
+
+fn read_flags(stream: BorrowedFd<'_>) -> Option<OFlag> {
+    fcntl(stream, FcntlArg::F_GETFL).ok().map(OFlag::from_bits_retain)
+}
+
+/// Returns those of standard output and error that are terminals, once each.
+fn output_terminals<'a>(output: BorrowedFd<'a>, errors: BorrowedFd<'a>) -> Vec<BorrowedFd<'a>> {
+    let is_same = match (fstat(output), fstat(errors)) {
+        (Ok(one), Ok(other)) => one.st_rdev == other.st_rdev,
+        _ => false,
+    };
+    let mut terminals: Vec<_> = [output, errors].into_iter().filter(IsTerminal::is_terminal).collect();
+    if is_same {
+        terminals.truncate(1);
+    }
+    terminals
+}
+
+/// Returns what sets every mode of a terminal back. Modes are set before and after the alternate screen is left, since
+/// that brings back those that were saved when it was entered.
+fn reset_sequence(margins: CursorMargins) -> String {
+    let modes = [ATTRIBUTES, DISPLAY, REPORTS].concat();
+    let bottom = match margins {
+        CursorMargins::Untouched => "",
+        CursorMargins::MayBeSet => MARGINS,
+    };
+    [END_SEQUENCE, &modes, LEAVE_ALTERNATE, &modes, COLOURS, &tab_stops(), bottom, RESTORE_TITLE].concat()
+}
+
+/// Returns what sets a tab stop at every eighth column alone, and leaves the cursor where it is.
+fn tab_stops() -> String {
+    let stops: String = (9..TAB_COLUMNS).step_by(8).map(|column| format!("\x1b[{column}G\x1bH")).collect();
+    format!("\x1b7\x1b[3g{stops}\x1b8")
+}
+
+/// Looks in a guest's output for sequences that set margins.
+#[derive(Debug, Default)]
+pub(super) struct MarginWatch {
+    state: SequenceState,
+    parameters: Vec<u8>,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum SequenceState {
+    #[default]
+    Text,
+    Escape,
+    Control,
+}
+
+/// CSI as one byte.
+const CSI: u8 = 0x9b;
+/// Parameters of a sequence that are kept; no terminal takes more.
+const MOST_PARAMETERS: usize = 256;
+
+impl MarginWatch {
+    /// Returns whether these bytes end a sequence that sets a scroll region (DECSTBM), origin mode or left and right
+    /// margins (DECOM and DECLRMM).
+    pub(super) fn feed(&mut self, bytes: &[u8]) -> bool {
+        bytes.iter().fold(false, |found, byte| self.take(*byte) | found)
+    }
+
+    fn take(&mut self, byte: u8) -> bool {
+        match (self.state, byte) {
+            (_, 0x1b) => self.state = SequenceState::Escape,
+            (SequenceState::Escape, b'[') | (_, CSI) => {
+                self.state = SequenceState::Control;
+                self.parameters.clear();
+            }
+            (SequenceState::Control, 0x20..=0x3f) if self.parameters.len() < MOST_PARAMETERS => {
+                self.parameters.push(byte);
+            }
+            // Control characters act within a sequence and do not end it.
+            (SequenceState::Control, 0x00..=0x17) => {}
+            (SequenceState::Control, end) => {
+                self.state = SequenceState::Text;
+                return self.sets_margins(end);
+            }
+            _ => self.state = SequenceState::Text,
+        }
+        false
+    }
+
+    fn sets_margins(&self, end: u8) -> bool {
+        match self.parameters.strip_prefix(b"?") {
+            Some(modes) => end == b'h' && modes.split(|byte| *byte == b';').any(|mode| matches!(mode, b"6" | b"69")),
+            None => end == b'r',
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sets_margins(pieces: &[&str]) -> bool {
+        let mut watch = MarginWatch::default();
+        pieces.iter().fold(false, |found, piece| watch.feed(piece.as_bytes()) | found)
+    }
+
+    #[test]
+    fn g20_margins_are_seen_however_they_come() {
+        assert!(
+            sets_margins(&["text\x1b[2;", "20r"]) && sets_margins(&["\x1b", "[r"]) && sets_margins(&["\x1b[?7;6h"])
+        );
+        assert!(sets_margins(&["\x1b[2\x07;20r"]) && sets_margins(&["\x1b[?1;\x1b[1;3r"]));
+        assert!(!sets_margins(&["\x1b[?6l\x1b[?7h\x1b[6h rh [5r", "\x1b[?1r"]));
+    }
+
+    #[test]
+    fn g20_nothing_is_erased_and_the_cursor_is_moved_only_for_margins() {
+        let kept = reset_sequence(CursorMargins::Untouched);
+        for erasing in ["\x1bc", "\x1b[2J", "\x1b[J", "\x1b[0J", "\x1b[K", "\x1b[!p", "\x1b[H", "\x1b[r", "\x1b[?6l"] {
+            assert!(!kept.contains(erasing), "{erasing:?}");
+        }
+        assert!(reset_sequence(CursorMargins::MayBeSet).contains("\x1b[?6l\x1b[r"));
+    }
+}
