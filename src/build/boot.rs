@@ -25,6 +25,7 @@ use crate::spec::{DiskFormat, Network};
 
 use super::aftermath::PowerSuspects;
 use super::limits::Limits;
+use super::unfinished_boot::{UnfinishedUnits, console_start_job};
 use super::{Build, ScratchError};
 
 /// Resets before the agent speaks: firmware and boot loaders may need one or two, a boot loop needs more.
@@ -37,6 +38,10 @@ const WAKING: Duration = Duration::from_secs(60);
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 /// Lines of the console shown with an error.
 const CONSOLE_LINES: usize = 20;
+
+const LARGER_TIMEOUT: &str = "a slow host may need a larger `machine.boot-timeout`";
+const STUCK_UNIT: &str = "a unit that never comes up keeps the boot from ending: give it `TimeoutStartSec=`, let it not be \
+                          waited for (`Type=simple`), or disable it";
 
 /// Where a machine runs, and what ends a wait for it.
 #[derive(Clone, Copy)]
@@ -112,8 +117,13 @@ pub enum BootError {
     #[error("the guest runs as the cloud-init instance `{0}`, so it took its seed from somewhere else")]
     OtherSeed(String),
     /// The rest of the boot did not end.
-    #[error("the guest did not finish booting within {}", format_duration(*.0))]
-    NotSettled(Duration),
+    #[error("the guest did not finish booting within {}{units}", format_duration(*after))]
+    NotSettled {
+        /// How long it had.
+        after: Duration,
+        /// The units that it waits for.
+        units: UnfinishedUnits,
+    },
     /// The scratch files could not be written.
     #[error("cannot write the seed")]
     Seed(#[source] std::io::Error),
@@ -147,8 +157,14 @@ impl Fault for BootError {
             BootError::NoAgent { seen: Seen::LoginPrompt, .. } => {
                 vec!["the guest is up: has the base image cloud-init, with NoCloud among its datasources?".into()]
             }
-            BootError::NoAgent { .. } | BootError::NotSettled(_) => {
-                vec!["a slow host may need a larger `machine.boot-timeout`".into()]
+            BootError::NoAgent { console, .. } => {
+                let job = console_start_job(console)
+                    .map(|job| format!("the console shows that the boot waits for a unit: {job}"));
+                job.into_iter().chain([LARGER_TIMEOUT.to_owned()]).collect()
+            }
+            BootError::NotSettled { units, .. } => {
+                let stuck = units.is_known().then(|| STUCK_UNIT.to_owned());
+                stuck.into_iter().chain([LARGER_TIMEOUT.to_owned()]).collect()
             }
             BootError::Ended { fate, .. } => fate.hints(),
             BootError::Hopeless { .. } => {
@@ -322,9 +338,12 @@ impl Guest {
         let exec = Exec { timeout: Some(patience), ..Exec::new(["sh", "-c", &script, "settled", network]) };
         let mut silent = |_, _: &[u8]| {};
         let work = self.session.exec(&exec, &mut silent);
-        let late = || BootError::NotSettled(patience).into();
+        let late = || BootError::NotSettled { after: patience, units: UnfinishedUnits::default() }.into();
         match site.limits.hold_guest(&self.machine, with_grace(patience), late, work).await? {
-            Exit::TimedOut => Err(BootError::NotSettled(patience).into()),
+            Exit::TimedOut => {
+                let units = UnfinishedUnits::ask(&mut self.session, &self.machine, site.limits).await;
+                Err(BootError::NotSettled { after: patience, units }.into())
+            }
             _ => Ok(()),
         }
     }
@@ -428,7 +447,7 @@ async fn check_growth(build: &Build<'_>, mut guest: Guest) -> Result<Guest, Fail
     let exec = Exec { timeout: Some(PATIENCE), ..Exec::new(["sh", "-c", ROOT_SIZE]) };
     let mut keep = |_, bytes: &[u8]| output.extend_from_slice(bytes);
     let work = guest.session.exec(&exec, &mut keep);
-    let late = || BootError::NotSettled(PATIENCE).into();
+    let late = || GuestError::Overdue(PATIENCE).into();
     let done = build.limits.hold_guest(&guest.machine, with_grace(PATIENCE), late, work).await;
     if let Err(failure) = done {
         return Err(guest.abandon(failure).await);

@@ -43,6 +43,7 @@ mod disks;
 mod evidence;
 pub mod export;
 pub mod handover;
+mod hints;
 pub mod history;
 pub mod identity;
 pub mod inputs;
@@ -72,6 +73,7 @@ pub mod space;
 pub mod survey;
 pub mod test;
 mod twin;
+mod unfinished_boot;
 pub mod writers;
 
 use boot::Guest;

@@ -7,14 +7,16 @@ use crate::masking::{MaskingStream, SecretMask};
 
 /// Lines longer than this come in pieces, bytes.
 const LINE_LIMIT: usize = 4 << 10;
-/// Lines remembered for an error message.
+/// Lines shown with an error message.
 const TAIL: usize = 20;
+/// Lines remembered, in which the reason of an error is looked for.
+const RECENT: usize = 200;
 
 /// Cuts the output of one process into lines, after secrets were replaced in it: no cut can hide one.
 pub struct Lines {
     masking: [MaskingStream; 2],
     partial: [Vec<u8>; 2],
-    tail: VecDeque<String>,
+    recent: VecDeque<String>,
 }
 
 impl Lines {
@@ -22,7 +24,7 @@ impl Lines {
     #[must_use]
     pub fn new(mask: &SecretMask) -> Self {
         let masking = [mask.stream(), mask.stream()];
-        Self { masking, partial: Default::default(), tail: VecDeque::with_capacity(TAIL) }
+        Self { masking, partial: Default::default(), recent: VecDeque::new() }
     }
 
     /// Takes bytes and gives each whole line to `emit`.
@@ -57,17 +59,23 @@ impl Lines {
     /// The last lines, oldest first.
     #[must_use]
     pub fn tail(&self) -> Vec<String> {
-        self.tail.iter().cloned().collect()
+        self.recent.iter().skip(self.recent.len().saturating_sub(TAIL)).cloned().collect()
+    }
+
+    /// Returns the lines that are remembered, oldest first.
+    #[must_use]
+    pub(crate) fn recent(&self) -> Vec<String> {
+        self.recent.iter().cloned().collect()
     }
 
     fn flush(&mut self, channel: Channel, emit: &mut dyn FnMut(Channel, String)) {
         let bytes = std::mem::take(&mut self.partial[channel as usize]);
         let text = String::from_utf8_lossy(&bytes);
         let line = text.strip_suffix('\n').unwrap_or(&text).to_owned();
-        if self.tail.len() == TAIL {
-            self.tail.pop_front();
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
         }
-        self.tail.push_back(line.clone());
+        self.recent.push_back(line.clone());
         emit(channel, line);
     }
 }

@@ -17,10 +17,11 @@ use crate::layer::Span;
 use crate::machine::Fate;
 use crate::plan::{InputDigest, PlannedStep, with_grace};
 use crate::size::format_duration;
-use crate::spec::{Action, Command, Context, Copy, Owner};
+use crate::spec::{Action, Command, Context, Copy, Network, Owner};
 
 use super::aftermath;
 use super::boot::Guest;
+use super::hints;
 use super::inputs::{check_sent, read_script};
 use super::layers::Layers;
 use super::limits::LimitReached;
@@ -65,6 +66,8 @@ pub struct StepError {
     pub how: How,
     /// The last lines it wrote.
     pub tail: Vec<String>,
+    /// What to do about it, as far as its output tells.
+    pub hint: Option<String>,
 }
 
 /// How a step failed.
@@ -121,7 +124,12 @@ impl StepError {
     pub(crate) fn new(build: &Build<'_>, index: usize, how: How, tail: Vec<String>) -> Self {
         let step = &build.plan.steps[index].step;
         let spec = build.plan.spec.path.clone();
-        Self { number: index + 1, name: step.name.clone(), spec, line: step.line, how, tail }
+        Self { number: index + 1, name: step.name.clone(), spec, line: step.line, how, tail, hint: None }
+    }
+
+    /// Adds what to do about it, if these lines of its output tell.
+    fn with_hint(self, lines: &[String], network: Network) -> Self {
+        Self { hint: hints::hint(lines, network), ..self }
     }
 }
 
@@ -139,19 +147,15 @@ impl Fault for StepError {
         match &self.how {
             How::Machine(fate) => fate.hints(),
             How::Transfer(failure) => failure.hints(),
-            How::TimedOut(_) => vec!["give the step a larger `timeout`".into()],
+            How::TimedOut(_) => {
+                self.hint.iter().cloned().chain(["give the step a larger `timeout`".to_owned()]).collect()
+            }
             How::OutOfMemory { .. } => vec!["give the guest more memory: set `machine.memory`".into()],
             How::PowerRequest { .. } => vec![
                 "write `reboot = true` as a step of its own where a reboot is wanted".into(),
                 "a build turns the guest off by itself at its end".into(),
             ],
-            How::Status(_) if self.tail.iter().any(|line| line.contains("No space left on device")) => {
-                vec!["the guest's disk is full: set `machine.disk` to a larger size".into()]
-            }
-            How::Status(_) if self.tail.iter().any(|line| line.contains("Temporary failure in name resolution")) => {
-                vec!["builds have no network unless the spec says `machine.network = \"user\"`".into()]
-            }
-            _ => Vec::new(),
+            How::Status(_) | How::Signal(_) | How::NotStarted(_) => self.hint.iter().cloned().collect(),
         }
     }
 
@@ -299,7 +303,12 @@ impl Running<'_, '_> {
     }
 
     fn failed(&self, how: How) -> Failure {
-        StepError::new(self.build, self.index, how, self.lines.tail()).into()
+        let mut lines = self.lines.recent();
+        if let How::NotStarted(why) = &how {
+            lines.push(why.clone());
+        }
+        let network = self.build.plan.machine.network;
+        StepError::new(self.build, self.index, how, self.lines.tail()).with_hint(&lines, network).into()
     }
 
     /// Describes a reboot or power-off, which may be the doing of an earlier step.

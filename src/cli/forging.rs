@@ -44,7 +44,8 @@ fn forging_through_errors() {
         assert_harmless("an error", &describe(&failure, false), &[]);
         let file = PathBuf::from(format!("/{text}"));
         let how = How::NotStarted(text.clone());
-        let step = StepError { number: 1, name: text.clone(), spec: file, line: 1, how, tail: vec![text.clone()] };
+        let step =
+            StepError { number: 1, name: text.clone(), spec: file, line: 1, how, tail: vec![text.clone()], hint: None };
         let failure = Failure::from(step);
         assert_harmless("a step", &describe(&failure, false), &[]);
         let annotations = github::annotations(&failure);

@@ -267,6 +267,12 @@ impl Guest<'_> {
                 self.shell = Some((stream, request, Vec::new()));
                 Ok(())
             }
+            ["sh", "-c", _, "settled", ..] if self.mode == "never-settles" => self.exited(stream, Exit::TimedOut {}),
+            ["sh", "-c", script] if script.contains("list-jobs") => {
+                let jobs = b"145 stuck.service start running\n2 multi-user.target start waiting\n--\n".to_vec();
+                self.say(stream, &Message::Stdout { bytes: jobs })?;
+                self.exited(stream, Exit::Code { code: 0 })
+            }
             ["sh", "-c", script] if script.contains("reboot") => {
                 self.reboot();
                 Ok(())

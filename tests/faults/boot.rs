@@ -48,3 +48,12 @@ fn g8_a_panic_at_boot_shows_the_console() {
 fn g10_a_boot_loop_is_given_up() {
     refused(fault("boot-loop").fails(6).stderr_has("rebooted"));
 }
+
+#[test]
+fn b13_a_boot_that_does_not_end_names_the_units_that_it_waits_for() {
+    let units = "did not finish booting within 20m; still starting: stuck.service; waiting: multi-user.target";
+    refused(fault("never-settles").fails(6).stderr_has(units).stderr_has("TimeoutStartSec"));
+    let test = "[[test]]\nrun = 'true'";
+    let kiln = Kiln::new().spec(test).build().fake("clone-never-settles").fails(9);
+    refused(kiln.stderr_has("the sealed image does not boot").stderr_has("still starting: stuck.service"));
+}
