@@ -35,6 +35,7 @@ use super::publish::TESTS;
 
 mod check;
 mod failed;
+mod found;
 mod parse;
 
 use check::Probe;

@@ -365,7 +365,8 @@ table! {
         command: Option<At<Command>> = Required(CommandLine),
         /// The exit status it must have.
         exit: u8 = Or(Integer(0_u8..=255), "0"),
-        /// What its standard output must match, anywhere in it.
+        /// What its standard output must match, anywhere in it. `$` matches at the end of the output, and before a newline
+        /// there.
         stdout_matches: Option<At<String>> = Optional(regex()),
     }
 }

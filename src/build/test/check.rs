@@ -5,7 +5,6 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use regex_lite::Regex;
 use sha2::{Digest, Sha256};
 
 use crate::digest::hex;
@@ -20,6 +19,7 @@ use super::super::boot::{Guest, Site};
 use super::super::limits::LimitReached;
 use super::super::output::Lines;
 use super::super::provision::argv;
+use super::found::{describe_text, matches_output, shorten};
 use super::{PATIENCE, PAUSE, parse};
 
 /// What a check may read of a file or of a command's output, and what is kept of a failed test's, bytes.
@@ -98,7 +98,7 @@ impl<'a> Probe<'a> {
             Check::Run(command) => {
                 let answer = self.run(command).await?;
                 let text = answer.exit.to_string();
-                Ok(if answer.exit.is_success() { Ok(text) } else { Err(text) })
+                Ok(if answer.exit.is_success() { Ok(text) } else { Err(format!("{text}{}", self.last_words())) })
             }
             Check::Command { run, exit, stdout_matches } => self.command(run, *exit, stdout_matches.as_deref()).await,
             Check::Unit(unit) if self.guest.hello.systemd => {
@@ -133,7 +133,7 @@ impl<'a> Probe<'a> {
                 Ok(if answer.exit.is_success() {
                     parse::failed_units(&answer.text())
                 } else {
-                    Err(format!("cannot be told: systemctl {}", answer.exit))
+                    Err(format!("cannot be listed: systemctl {}{}", answer.exit, self.last_words()))
                 })
             }
             Check::NoFailedUnits => Ok(Err("found no systemd in the guest".to_owned())),
@@ -144,11 +144,19 @@ impl<'a> Probe<'a> {
         let answer = self.run(run).await?;
         let found = answer.exit.to_string();
         if answer.exit != Exit::Code(exit) {
-            return Ok(Err(format!("{found}, not with {exit}")));
+            return Ok(Err(format!("{found}, not with {exit}{}", self.last_words())));
         }
         let Some(regex) = regex else { return Ok(Ok(found)) };
-        let matches = Regex::new(regex).is_ok_and(|regex| regex.is_match(&String::from_utf8_lossy(&answer.stdout)));
-        Ok(if matches { Ok(found) } else { Err(format!("wrote nothing that matches `{regex}`")) })
+        if matches_output(regex, &String::from_utf8_lossy(&answer.stdout)) {
+            return Ok(Ok(found));
+        }
+        Ok(Err(format!("wrote {}, which does not match `{regex}`", describe_text(&answer.stdout))))
+    }
+
+    /// Returns the last line that the test's command wrote, to be read after how it ended.
+    fn last_words(&self) -> String {
+        let last = self.lines.tail().into_iter().rev().find(|line| !line.trim().is_empty());
+        last.map_or(String::new(), |line| format!(" and wrote `{}`", shorten(line.trim())))
     }
 
     async fn file(&mut self, wanted: &FileCheck) -> Result<Verdict, Failure> {
@@ -159,16 +167,23 @@ impl<'a> Probe<'a> {
         };
         let answer = self.ask(&["cat", "--", &wanted.path]).await?;
         if !answer.exit.is_success() {
-            return Ok(Err("cannot be read".to_owned()));
+            return Ok(Err(format!("cannot be read: cat {}{}", answer.exit, self.last_words())));
         }
         if answer.is_cut {
             return Ok(Err(format!("is larger than the {} MiB that a test reads", READ_LIMIT >> 20)));
         }
         let sha256 = hex(&Sha256::digest(&answer.stdout));
         Ok(match wanted {
-            FileCheck { sha256: Some(wanted), .. } if *wanted != sha256 => Err(format!("has the digest {sha256}")),
+            FileCheck { sha256: Some(wanted), .. } if *wanted != sha256 => {
+                Err(format!("has the digest {sha256}, not {wanted}; it holds {}", describe_text(&answer.stdout)))
+            }
             FileCheck { contains: Some(text), .. } if !contains(&answer.stdout, text.as_bytes()) => {
-                Err(format!("has {} bytes, and that text is not among them", answer.stdout.len()))
+                let expected = describe_text(text.as_bytes());
+                let length = answer.stdout.len();
+                Err(format!(
+                    "does not contain {expected} ({length} bytes read); it holds {}",
+                    describe_text(&answer.stdout)
+                ))
             }
             _ => Ok(found),
         })

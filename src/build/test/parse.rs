@@ -61,11 +61,12 @@ pub(super) fn file(said: &str, wanted: &FileCheck) -> Verdict {
     let mut field = || fields.next().unwrap_or_default();
     let (mode, ids, names, kind) = (field(), field(), field(), field());
     let Ok(bits) = u32::from_str_radix(mode, 8) else { return Err(format!("cannot be looked at: {said}")) };
-    if wanted.mode.is_some_and(|wanted| wanted != bits) {
-        return Err(format!("has the mode {bits:04o}"));
+    if let Some(mode) = wanted.mode.filter(|mode| *mode != bits) {
+        return Err(format!("has the mode {bits:04o}, not {mode:04o}"));
     }
-    if wanted.owner.as_ref().is_some_and(|owner| !is_owned(owner, ids, names)) {
-        return Err(format!("belongs to {names} ({ids})"));
+    if let Some(owner) = wanted.owner.as_ref().filter(|owner| !is_owned(owner, ids, names)) {
+        let group = owner.group.as_ref().map(|group| format!(":{group}")).unwrap_or_default();
+        return Err(format!("belongs to {names} ({ids}), not {}{group}", owner.user));
     }
     Ok(format!("is a {kind}, {bits:04o}, {names}"))
 }
@@ -91,7 +92,7 @@ pub(super) fn package(said: &str, name: &str, wanted: Option<&str>) -> Verdict {
         None => version == wanted,
     });
     let found = format!("is installed as {version}");
-    if fits { Ok(found) } else { Err(found) }
+    if fits { Ok(found) } else { Err(format!("{found}, not {}", wanted.unwrap_or_default())) }
 }
 
 /// The lines of `systemctl list-units --failed`.
@@ -141,10 +142,10 @@ mod tests {
         };
         assert_eq!(file(said, &wanted()), Ok("is a regular file, 0640, www-data:adm".into()));
         assert!(file(said, &FileCheck { mode: Some(0o640), ..wanted() }).is_ok());
-        assert_eq!(file(said, &FileCheck { mode: Some(0o644), ..wanted() }), Err("has the mode 0640".into()));
+        assert_eq!(file(said, &FileCheck { mode: Some(0o644), ..wanted() }), Err("has the mode 0640, not 0644".into()));
         assert!(file(said, &owner("www-data", Some("4"))).is_ok() && file(said, &owner("33", None)).is_ok());
-        assert_eq!(file(said, &owner("root", None)), Err("belongs to www-data:adm (33:4)".into()));
-        assert_eq!(file(said, &owner("33", Some("root"))), Err("belongs to www-data:adm (33:4)".into()));
+        assert_eq!(file(said, &owner("root", None)), Err("belongs to www-data:adm (33:4), not root".into()));
+        assert_eq!(file(said, &owner("33", Some("root"))), Err("belongs to www-data:adm (33:4), not 33:root".into()));
     }
 
     #[test]
@@ -162,7 +163,10 @@ mod tests {
     fn a_package_is_compared_by_version() {
         assert_eq!(package("installed 1.22.1-9", "nginx", None), Ok("is installed as 1.22.1-9".into()));
         assert!(package("installed 1.22.1-9", "nginx", Some("1.22*")).is_ok());
-        assert_eq!(package("installed 1.22.1-9", "nginx", Some("1.22")), Err("is installed as 1.22.1-9".into()));
+        assert_eq!(
+            package("installed 1.22.1-9", "nginx", Some("1.22")),
+            Err("is installed as 1.22.1-9, not 1.22".into())
+        );
         assert!(package("installed musl-1.2.5-r0", "musl", Some("1.2.5-r0")).is_ok());
         assert_eq!(package("config-files 1", "nginx", None), Err("is not installed".into()));
         assert_eq!(package("", "nginx", None), Err("is not installed".into()));
