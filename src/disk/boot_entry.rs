@@ -146,7 +146,7 @@ fn find_entries<'e>(entries: &'e [BootEntry], default: &str) -> Option<Vec<&'e C
         Err(_) if name.is_empty() => 0,
         Err(_) => entries.iter().position(|entry| entry.names.iter().any(|known| known == name))?,
     };
-    let is_certain = entries.iter().take(place + 1).all(|entry| entry.is_certain);
+    let is_certain = entries.iter().take(place.saturating_add(1)).all(|entry| entry.is_certain);
     let entry = entries.get(place).filter(|_| is_certain)?;
     if below.is_empty() { Some(entry_lines(entry)) } else { find_entries(&entry.children, below) }
 }
@@ -381,7 +381,7 @@ mod tests {
         for (default, expected) in [("", 2), ("0", 2), ("2", 3), ("B", 3), ("more>A old", 4), ("1>0", 4), ("more", 4)] {
             assert_eq!(lines(&entries, Some(default)), [partition(expected)], "{default}");
         }
-        for default in [Some("gone"), Some("9"), Some("more>gone"), None] {
+        for default in [Some("gone"), Some("9"), Some("18446744073709551615"), Some("more>gone"), None] {
             assert_eq!(lines(&entries, default).len(), 3, "{default:?}");
         }
     }

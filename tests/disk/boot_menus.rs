@@ -51,7 +51,7 @@ impl TwoRoots {
             ChosenRoot::First => check(&image, ExpectedView::Whole(&[("/", &self.first)]), &["first"]),
             ChosenRoot::Second => check(&image, ExpectedView::Whole(&[("/", &self.second)]), &["second"]),
             ChosenRoot::None => {
-                check(&image, ExpectedView::Refused("the root file system could be"), &["first", "second"])
+                check(&image, ExpectedView::Refused("the root file system could be"), &["first", "second"]);
             }
         }
     }

@@ -10,6 +10,9 @@ use kiln::spec::BaseFormat;
 use super::layouts::{ExpectedView, OTHER, ROOT, check, disk, ext4, folder, part, root};
 use super::{Scratch, chain, make_ext4, tool};
 
+/// Paths and contents.
+type FileList<'f> = &'f [(&'f str, &'f str)];
+
 const HOME_TYPE: &str = "type=933AC7E1-2EB4-4F13-B844-0E14E2AEF915";
 
 #[test]
@@ -23,7 +26,7 @@ fn e1_e2_what_hides_directories_is_declared() {
         ("etc/systemd/system/etc-ssh.mount", unit),
         ("etc/systemd/system/local-fs.target.wants/etc-ssh.mount", "->../etc-ssh.mount"),
     ];
-    let cases: [(String, &[(&str, &str)], &str); 6] = [
+    let cases: [(String, FileList<'_>, &str); 6] = [
         (format!("{own}/data/ssh /etc/ssh none bind 0 0\n"), &[], "/etc/ssh is bound to /data/ssh"),
         (
             format!("{own}overlay /etc overlay lowerdir=/etc,upperdir=/a,workdir=/b\n"),
@@ -100,7 +103,7 @@ fn e1_e2_what_belongs_to_a_file_system_elsewhere_is_neither_root_nor_left_over()
     let root = root(&scratch, "root", "", &[("boot/loader/entries/a.conf", menu)]);
     let content = ext4(&scratch, &root, ROOT);
     let hashes = scratch.path("hashes");
-    fs::write(&hashes, [&b"verity\0\0\x01\0\0\0"[..], &[0x5a; 1 << 20]].concat()).unwrap();
+    fs::write(&hashes, [&b"verity\0\0\x01\0\0\0"[..], &[0x5a; 4096]].concat()).unwrap();
     File::options().write(true).open(&hashes).unwrap().set_len(1 << 20).unwrap();
     let journal = scratch.path("journal");
     File::create(&journal).unwrap().set_len(4 << 20).unwrap();

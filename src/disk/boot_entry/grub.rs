@@ -11,8 +11,8 @@ use super::grub_script::{Script, Statement, parse_script};
 use super::loader_entry::LoaderEntry;
 use super::{BootEntry, BootMenu};
 
-/// The most statements that are followed.
-const MAX_STATEMENTS: usize = 20_000;
+/// The most statements that are followed, and variables that are copied for an entry.
+const MAX_WORK: usize = 100_000;
 /// How deeply files and functions may be nested.
 const MAX_DEPTH: usize = 16;
 /// The environment block beside the script.
@@ -143,7 +143,7 @@ impl<'f> GrubShell<'f> {
             has_loader_entries: false,
             is_doubtful: false,
             is_over: false,
-            budget: MAX_STATEMENTS,
+            budget: MAX_WORK,
             depth: 0,
         }
     }
@@ -471,6 +471,11 @@ impl<'f> GrubShell<'f> {
                 entry.line = CommandLine::parse(&words.join(" "));
             }
             PendingContent::Block(body) => {
+                self.budget = self.budget.saturating_sub(self.variables.len() + self.functions.len());
+                if self.budget == 0 {
+                    entry.line = CommandLine::unknown();
+                    return entry;
+                }
                 let mut shell = self.clone();
                 shell.is_doubtful = false;
                 shell.is_over = false;

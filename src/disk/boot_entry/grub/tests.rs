@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::wire::fstab::DeviceName;
 
@@ -156,6 +158,9 @@ fn what_a_script_decides_by_itself_is_followed() {
 fn a_script_without_end_is_given_up() {
     let recursion = format!("function f {{ f; f; }}\nf\n{ENTRIES}");
     assert!(roots(&recursion, &[]).unwrap().contains(&0));
+    let many: String = (0..20_000).map(|number| format!("a{number}=b\n")).collect();
+    let menus = "menuentry x {\n}\n".repeat(5_000);
+    assert!(roots(&format!("{many}{menus}{ENTRIES}"), &[]).unwrap().contains(&0));
     let itself = format!("source $prefix/loop.cfg\n{ENTRIES}");
     let files = [("/boot/grub/loop.cfg", "source $prefix/loop.cfg\nsource $prefix/loop.cfg\n")];
     assert!(roots(&itself, &files).unwrap().contains(&0));
@@ -172,4 +177,13 @@ fn loader_entries_are_in_the_menu_where_it_asks_for_them() {
     let roots: Vec<u32> = found.menu.possible_lines().into_iter().map(|line| number(&line.root)).collect();
     assert!(found.has_loader_entries);
     assert_eq!(roots, [2]);
+}
+
+proptest! {
+    #[test]
+    fn no_script_makes_the_reader_panic(
+        text in "((if|then|elif|else|fi|for a in b|do|done|function f|menuentry x|linux root=/dev/vda2|set default=\"?\\$?[{]?a|a=1|\\[ ]?|-o|-a|!|source|configfile|[{}'\";$#\\\\]|[ \n])( |\n|;)?){0,60}",
+    ) {
+        let _ = roots(&text, &[]);
+    }
 }
