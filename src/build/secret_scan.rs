@@ -2,9 +2,8 @@
 //! cache, in everything that a version holds besides its disk, and in what a failed build leaves. A step that writes a
 //! secret into a file and removes it again leaves it in a free block, for whoever gets the image.
 //!
-//! A secret is searched for in every form of [`written_forms`]. Of a secret of several lines, such as a key, the longest line
-//! is searched for: the others are headings. Base64 and hex are found as well where they are wrapped, by a part of them that
-//! no line end can be in.
+//! The parts of a secret that are masked in output ([`crate::masking`]) are searched for in the same forms, if they are long
+//! enough. Forms that programs wrap are found by a part of them that no line end can be in.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -15,11 +14,11 @@ use std::sync::Arc;
 use aho_corasick::AhoCorasick;
 
 use crate::error::{Fault, Kind};
-use crate::masking::{WrittenForm, written_forms};
+use crate::masking::{SecretParts, WrittenForm, pieces_of_unit};
 
 /// Anything shorter is found in every disk by chance, bytes.
 pub(crate) const SHORTEST: usize = 8;
-/// What is longer is known by its beginning, bytes.
+/// Longer values that look random are searched for in pieces of this length, bytes.
 const LONGEST: usize = 64;
 /// The shortest line at which programs wrap base64 and hex, characters: `xxd -p` does it at 60.
 const SHORTEST_LINE: usize = 60;
@@ -115,7 +114,9 @@ impl SearchedSecrets {
     pub fn new<'a>(secrets: impl Iterator<Item = (&'a str, &'a [u8])>) -> Option<Self> {
         let (mut needles, mut meaning) = (Vec::new(), Vec::new());
         for (name, value) in secrets {
-            for form in longest_line(value).into_iter().flat_map(written_forms) {
+            let parts = SecretParts::new(value);
+            let units = parts.units().filter(|unit| unit.len() >= SHORTEST);
+            for form in units.flat_map(|unit| pieces_of_unit(unit, LONGEST)).flat_map(|piece| parts.forms_of(piece)) {
                 for needle in searched_parts(&form) {
                     meaning.push((name.to_owned(), form.how));
                     needles.push(needle);
@@ -264,19 +265,11 @@ impl SecretScan {
     }
 }
 
-fn longest_line(value: &[u8]) -> Option<&[u8]> {
-    let lines = value.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
-    lines
-        .filter(|line| line.len() >= SHORTEST)
-        .max_by_key(|line| line.len())
-        .map(|line| &line[..line.len().min(LONGEST)])
-}
-
 /// Returns a form or, where it may be wrapped, so many parts of it that line ends leave one of them whole.
 fn searched_parts(form: &WrittenForm) -> Vec<Vec<u8>> {
     let line_ends = form.bytes.len().div_ceil(SHORTEST_LINE);
     let length = form.bytes.len() / (line_ends + 1);
-    if matches!(form.how, "in base64" | "in hex") && length >= SHORTEST {
+    if form.is_wrapped() && length >= SHORTEST {
         return form.bytes.chunks_exact(length).map(<[u8]>::to_vec).collect();
     }
     vec![form.bytes.clone()]
@@ -285,6 +278,7 @@ fn searched_parts(form: &WrittenForm) -> Vec<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::masking::written_forms;
 
     const VALUE: &[u8] = b"p@ss word+/?~and more";
 
@@ -336,18 +330,64 @@ mod tests {
     }
 
     #[test]
-    fn o3_of_a_key_the_longest_line_counts_and_a_pin_is_too_short() {
-        let key = b"-----BEGIN KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ7kQz4rO0Yp3v\n-----END KEY-----\n";
+    fn o3_every_line_of_a_key_is_searched_for_and_a_pin_is_too_short() {
+        let key = b"-----BEGIN KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ7kQz4rO0Yp3v\nq8Xz71Pk\n-----END KEY-----\n";
         assert!(SearchedSecrets::new([("pin", &b"1234"[..])].into_iter()).is_none());
         let mut search = searched(&[("key", key), ("pin", b"1234")]).scan();
         assert_eq!(search.look(0, b"-----BEGIN KEY-----\n"), None);
         assert_eq!(search.look(512, b"MC4CAQAwBQYDK2VwBCIEIJ7kQz4rO0Yp3v").unwrap().name, "key");
+        assert_eq!(search.look(4096, b"q8Xz71Pk").unwrap().name, "key");
+    }
+
+    #[test]
+    fn o3_the_end_of_a_long_token_is_found_without_its_beginning() {
+        let token: String =
+            (0..300_u32).map(|n| char::from(b"aB3-x9Zq"[n as usize * 5 % 8 ^ n as usize / 50])).collect();
+        let mut search = searched(&[("token", token.as_bytes())]).scan();
+        assert_eq!(search.look(0, &token.as_bytes()[230..]).unwrap().name, "token");
+    }
+
+    #[test]
+    fn o3_values_of_structured_secrets_are_searched_for_and_public_ones_are_not() {
+        let value =
+            b"# a comment that is longer than everything else here\nDB_USER=application\nDB_PASSWORD=Horse77Battery\n";
+        let searched = searched(&[("env", value)]);
+        assert_eq!(searched.scan_text(b"# a comment that is longer than everything else here", LeakPlace::Disk), None);
+        assert_eq!(searched.scan_text(b"user: application", LeakPlace::Disk), None);
+        assert_eq!(searched.scan_text(b"password: Horse77Battery", LeakPlace::Disk).unwrap().name, "env");
+    }
+
+    #[test]
+    fn o3_every_form_that_is_searched_for_is_masked() {
+        let json = br#"{"type": "x", "private_key": "-----BEGIN PRIVATE KEY-----\nXWSrEPevGIUGwK8j3DZ8EmqwLMTkPLGvs+L2z3tAbte6NZus0DMwntFlboI6s7zG\nbzo4KZ396eo0tkAS/aF\n-----END PRIVATE KEY-----\n"}"#;
+        for value in [
+            &b"S3cr/t+P@ss\"w'o<r>d&x=y\\z $Q%1"[..],
+            b"AlnumSecretZq7193xKLm4",
+            json,
+            b"A=b\nTOKEN='it is \xc3\xa9'\n",
+        ] {
+            let (parts, mask) = (SecretParts::new(value), crate::masking::SecretMask::new([value]));
+            for form in parts.units().filter(|unit| unit.len() >= SHORTEST).flat_map(|unit| parts.forms_of(unit)) {
+                let wraps = if form.is_wrapped() { &["", "\n", "\r\n", "\\n", "\\r\\n", "\\\\n"][..] } else { &[""] };
+                for wrap in wraps {
+                    let lines: Vec<&[u8]> = form.bytes.chunks(19).collect();
+                    let text = [b"\x1f", &lines.join(wrap.as_bytes())[..], b"\x1f"].concat();
+                    let shown = String::from_utf8_lossy(&mask.mask_bytes(&text)).into_owned();
+                    let left = shown
+                        .replace("[secret]", "")
+                        .replace(['\x1f', '\n', '\r'], "")
+                        .replace("\\n", "")
+                        .replace("\\r", "");
+                    assert!(left.len() < 2, "{} {wrap:?}: {shown}", form.how);
+                }
+            }
+        }
     }
 
     #[test]
     fn o3_wrapped_forms_are_found_wherever_the_line_ends() {
         let searched = searched(&[("token", VALUE)]);
-        for form in written_forms(VALUE).iter().filter(|form| matches!(form.how, "in base64" | "in hex")) {
+        for form in written_forms(VALUE).iter().filter(|form| form.is_wrapped()) {
             for at in 1..form.bytes.len() {
                 let wrapped = [&form.bytes[..at], b"\n", &form.bytes[at..]].concat();
                 let leak = searched.scan_text(&wrapped, LeakPlace::Disk);

@@ -11,7 +11,7 @@ use nix::fcntl::OFlag;
 
 use crate::error::{Fault, Kind};
 use crate::event::{Events, Level};
-use crate::masking::{SHORTEST_MASKED, SecretMask};
+use crate::masking::{SHORTEST_MASKED, SecretMask, SecretParts};
 use crate::spec::{Action, SecretSource, Spec, Step};
 
 use super::secret_scan::{self, SearchedSecrets};
@@ -191,7 +191,7 @@ impl Secrets {
     /// Warns of each secret that is too short to be masked or searched for.
     pub fn warn_of_short_ones(&self, events: &Events) {
         for (name, value) in &self.values {
-            let length = value.split(|byte| *byte == b'\n').map(|line| line.trim_ascii().len()).max().unwrap_or(0);
+            let length = SecretParts::new(value).units().map(<[u8]>::len).max().unwrap_or(0);
             let lack = match length {
                 ..SHORTEST_MASKED => "masked in logs or searched for in the image",
                 SHORTEST_MASKED..secret_scan::SHORTEST => "searched for in the image",

@@ -2,6 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use super::digits::{
+    BASE32, BASE32_ALIGNMENTS, BASE64, BASE64_ALIGNMENTS, BASE64_URL, LOWER_HEX, UPPER_HEX, encode_digits,
+};
+use super::escapes::{
+    JsonStyle, PercentStyle, backslashed, each_byte, each_unit, html_variants, json, percent, replaced, systemd,
+};
+
 /// One way to write a secret.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WrittenForm {
@@ -11,161 +18,144 @@ pub struct WrittenForm {
     pub bytes: Vec<u8>,
 }
 
-const LOWER: &[u8; 16] = b"0123456789abcdef";
-const UPPER: &[u8; 16] = b"0123456789ABCDEF";
-const STANDARD: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-const URL_SAFE: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-/// What stands before a value in an encoded text moves it by 0, 8 or 16 bits against the digits of 6 bits: so many bits
-/// of its first digit belong to what stands before.
-const BASE64_ALIGNMENTS: [usize; 3] = [0, 4, 2];
+impl WrittenForm {
+    /// Returns whether programs break this form into lines.
+    #[must_use]
+    pub fn is_wrapped(&self) -> bool {
+        matches!(self.how, HEX | BASE32_TEXT | BASE64_TEXT | BASE64_TWICE)
+    }
+}
+
+const PLAIN: &str = "as it is";
+const HEX: &str = "in hex";
+const BASE32_TEXT: &str = "in base32";
+const BASE64_TEXT: &str = "in base64";
+const BASE64_TWICE: &str = "in base64 of base64";
+const JSON: &str = "JSON-escaped";
+const SHELL: &str = "shell-quoted";
+const HTML: &str = "HTML-escaped";
+const PERCENT: &str = "percent-encoded";
+const BACKSLASH: &str = "backslash-escaped";
+const DOUBLED: &str = "with doubled quotes";
+const UTF16: &str = "in UTF-16";
+const SYSTEMD: &str = "systemd-escaped";
+
+type NamedForm = (&'static str, Vec<u8>);
 
 /// Returns every form of a value, each once. The first one is the value itself.
 #[must_use]
 pub fn written_forms(value: &[u8]) -> Vec<WrittenForm> {
-    let mut forms = vec![
-        ("as it is", value.to_vec()),
-        ("in hex", hex(value, LOWER)),
-        ("in hex", hex(value, UPPER)),
-        ("JSON-escaped", json(value, &JsonStyle::default())),
-        ("JSON-escaped", json(value, &JsonStyle { escaped: b"/", ascii: false })),
-        ("JSON-escaped", json(value, &JsonStyle { escaped: b"<>&", ascii: false })),
-        ("JSON-escaped", json(value, &JsonStyle { escaped: b"", ascii: true })),
-        ("shell-quoted", replaced(value, &[(b'\'', r"'\''")])),
-        ("shell-quoted", replaced(value, &[(b'\'', r#"'"'"'"#)])),
-        ("shell-quoted", replaced(value, &[(b'"', "\\\""), (b'$', "\\$"), (b'`', "\\`"), (b'\\', "\\\\")])),
-        ("shell-quoted", backslashed(value)),
-        ("HTML-escaped", html(value, "&#39;", "&#34;")),
-        ("HTML-escaped", html(value, "&#x27;", "&quot;")),
-        ("HTML-escaped", html(value, "&apos;", "&quot;")),
-        ("HTML-escaped", html(value, "'", "\"")),
-    ];
-    for digits in [UPPER, LOWER] {
-        forms.push(("percent-encoded", percent(value, digits, &PercentStyle::default())));
-        forms.push(("percent-encoded", percent(value, digits, &PercentStyle { kept: b"/", plus: false })));
-        forms.push(("percent-encoded", percent(value, digits, &PercentStyle { kept: b"*", plus: true })));
-    }
-    for skipped in BASE64_ALIGNMENTS {
-        forms.extend([STANDARD, URL_SAFE].map(|digits| ("in base64", base64(value, skipped, digits))));
-    }
+    let mut forms = common(value);
+    forms.extend(digit_forms(value));
+    forms.extend(escaped_throughout(value));
+    distinct(forms)
+}
+
+/// Returns the forms that programs use most, each once. The first one is the value itself.
+pub(super) fn common_forms(value: &[u8]) -> Vec<WrittenForm> {
+    distinct(common(value))
+}
+
+fn distinct(mut forms: Vec<NamedForm>) -> Vec<WrittenForm> {
     let mut known = BTreeSet::new();
     forms.retain(|(_, bytes)| known.insert(bytes.clone()));
     forms.into_iter().map(|(how, bytes)| WrittenForm { how, bytes }).collect()
 }
 
-/// Returns the forms in which base64 writes the end of a text that ends with the value: with the last digit, whose bits are
-/// not all the value's, and with the padding.
-pub(super) fn base64_ends(value: &[u8]) -> Vec<Vec<u8>> {
-    let mut ends = Vec::new();
+fn common(value: &[u8]) -> Vec<NamedForm> {
+    let mut forms = vec![
+        (PLAIN, value.to_vec()),
+        (HEX, encode_digits(value, 0, LOWER_HEX)),
+        (HEX, encode_digits(value, 0, UPPER_HEX)),
+    ];
+    forms.extend(json_forms(value));
+    forms.extend(shell_forms(value));
+    forms.extend(html_variants(value).into_iter().map(|bytes| (HTML, bytes)));
+    for digits in [UPPER_HEX, LOWER_HEX] {
+        forms.push((PERCENT, percent(value, digits, &PercentStyle::default())));
+        forms.push((PERCENT, percent(value, digits, &PercentStyle { kept: b"/", plus: false })));
+        forms.push((PERCENT, percent(value, digits, &PercentStyle { kept: b"*", plus: true })));
+    }
     for skipped in BASE64_ALIGNMENTS {
-        for digits in [STANDARD, URL_SAFE] {
-            let rest = (value.len() * 8).saturating_sub(skipped) % 6;
-            if let (Some(last), 2 | 4) = (value.last(), rest) {
-                let mut end = base64(value, skipped, digits);
-                end.push(digits[usize::from(last << (6 - rest) & 63)]);
-                ends.push(end.clone());
-                end.extend(if rest == 2 { "==" } else { "=" }.bytes());
-                ends.push(end);
-            }
-        }
+        forms.extend([BASE64, BASE64_URL].map(|digits| (BASE64_TEXT, encode_digits(value, skipped, digits))));
     }
-    ends
+    forms
 }
 
-fn hex(bytes: &[u8], digits: &[u8; 16]) -> Vec<u8> {
-    bytes.iter().flat_map(|byte| [digits[usize::from(byte >> 4)], digits[usize::from(byte & 15)]]).collect()
+fn json_forms(value: &[u8]) -> Vec<NamedForm> {
+    let styles = [
+        JsonStyle::default(),
+        JsonStyle { escaped: b"/", ascii: false },
+        JsonStyle { escaped: b"<>&", ascii: false },
+        JsonStyle { escaped: b"", ascii: true },
+    ];
+    let once: Vec<Vec<u8>> = styles.iter().map(|style| json(value, style)).collect();
+    let twice = once.iter().map(|text| json(text, &JsonStyle::default())).collect::<Vec<_>>();
+    once.into_iter().chain(twice).map(|bytes| (JSON, bytes)).collect()
 }
 
-/// What a percent-encoder leaves alone besides letters, digits and `-._~`, and whether it writes a blank as `+`.
-#[derive(Default)]
-struct PercentStyle {
-    kept: &'static [u8],
-    plus: bool,
+fn shell_forms(value: &[u8]) -> Vec<NamedForm> {
+    let single = [(b'\'', r"'\''")];
+    let quoted = replaced(value, &single);
+    let ansi = [(b'\'', r"\'"), (b'\\', r"\\"), (b'\n', r"\n"), (b'\r', r"\r"), (b'\t', r"\t"), (0x1b, r"\E")];
+    vec![
+        // A word of bash's xtrace may hold quoted words, and those others.
+        (SHELL, replaced(&replaced(&quoted, &single), &single)),
+        (SHELL, replaced(&quoted, &single)),
+        (SHELL, quoted),
+        (SHELL, replaced(value, &[(b'\'', r#"'"'"'"#)])),
+        (SHELL, replaced(value, &[(b'"', "\\\""), (b'$', "\\$"), (b'`', "\\`"), (b'\\', "\\\\")])),
+        (SHELL, backslashed(value)),
+        (SHELL, backslashed(&backslashed(value))),
+        (SHELL, replaced(value, &ansi)),
+        (SHELL, replaced(&replaced(value, &ansi), &single)),
+        (BACKSLASH, replaced(value, &[(b'\\', r"\\"), (b'\n', r"\n"), (b'\r', r"\r"), (b'\t', r"\t")])),
+        (DOUBLED, replaced(value, &[(b'\'', "''")])),
+        (DOUBLED, replaced(value, &[(b'"', "\"\"")])),
+    ]
 }
 
-fn percent(bytes: &[u8], digits: &[u8; 16], style: &PercentStyle) -> Vec<u8> {
-    let mut out = Vec::with_capacity(bytes.len());
-    for byte in bytes {
-        match byte {
-            b' ' if style.plus => out.push(b'+'),
-            byte if byte.is_ascii_alphanumeric() || b"-._~".contains(byte) || style.kept.contains(byte) => {
-                out.push(*byte);
-            }
-            byte => {
-                out.push(b'%');
-                out.extend(hex(&[*byte], digits));
-            }
-        }
+/// Returns the forms in digits that programs use seldom.
+fn digit_forms(value: &[u8]) -> Vec<NamedForm> {
+    let mut forms: Vec<NamedForm> =
+        BASE32_ALIGNMENTS.iter().map(|skipped| (BASE32_TEXT, encode_digits(value, *skipped, BASE32))).collect();
+    for inner in BASE64_ALIGNMENTS {
+        let once = encode_digits(value, inner, BASE64);
+        forms.extend(BASE64_ALIGNMENTS.map(|outer| (BASE64_TWICE, encode_digits(&once, outer, BASE64))));
     }
-    out
-}
-
-/// Which characters a JSON writer escapes besides those that it must, and whether it escapes all that are not ASCII.
-#[derive(Default)]
-struct JsonStyle {
-    escaped: &'static [u8],
-    ascii: bool,
-}
-
-fn json(bytes: &[u8], style: &JsonStyle) -> Vec<u8> {
-    let Ok(text) = std::str::from_utf8(bytes) else { return bytes.to_vec() };
-    let mut out = String::with_capacity(text.len());
-    for char in text.chars() {
-        match char {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '/' if style.escaped.contains(&b'/') => out.push_str("\\/"),
-            char if is_escaped(char, style) => {
-                let mut units = [0; 2];
-                out.extend(char.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")));
-            }
-            char => out.push(char),
-        }
+    let separated: [fn(u8) -> String; 4] = [
+        |byte| format!("{byte:02x}:"),
+        |byte| format!("{byte:02X}:"),
+        |byte| format!("{byte:02x} "),
+        |byte| format!("{byte:02X} "),
+    ];
+    for write in separated {
+        let mut bytes = each_byte(value, write);
+        bytes.pop();
+        forms.push((HEX, bytes));
     }
-    out.into_bytes()
+    forms
 }
 
-fn is_escaped(char: char, style: &JsonStyle) -> bool {
-    let is_listed = u8::try_from(char).is_ok_and(|byte| style.escaped.contains(&byte));
-    char.is_control() || is_listed || style.ascii && !char.is_ascii()
-}
-
-fn html(bytes: &[u8], apostrophe: &'static str, quote: &'static str) -> Vec<u8> {
-    let names = [(b'&', "&amp;"), (b'<', "&lt;"), (b'>', "&gt;"), (b'\'', apostrophe), (b'"', quote)];
-    replaced(bytes, &names)
-}
-
-fn replaced(bytes: &[u8], by: &[(u8, &'static str)]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(bytes.len());
-    for byte in bytes {
-        match by.iter().find(|(from, _)| from == byte) {
-            Some((_, to)) => out.extend_from_slice(to.as_bytes()),
-            None => out.push(*byte),
-        }
-    }
-    out
-}
-
-/// As `printf %q` of bash writes words.
-fn backslashed(bytes: &[u8]) -> Vec<u8> {
-    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || !byte.is_ascii() || b"#%+-./:=@_~".contains(byte);
-    let mut out = Vec::with_capacity(bytes.len());
-    for byte in bytes {
-        if !is_plain(byte) {
-            out.push(b'\\');
-        }
-        out.push(*byte);
-    }
-    out
-}
-
-/// Returns the digits that are the bytes' alone, whatever stands before and after, when the first begins after so many bits.
-fn base64(bytes: &[u8], skipped: usize, digits: &[u8; 64]) -> Vec<u8> {
-    let bit = |at: usize| usize::from(bytes[at / 8] >> (7 - at % 8) & 1);
-    let starts = (skipped..).step_by(6).take_while(|start| start + 6 <= bytes.len() * 8);
-    starts.map(|start| digits[(start..start + 6).fold(0, |digit, at| digit << 1 | bit(at))]).collect()
+/// Returns the forms in which every character is escaped, and those that are escaped twice.
+fn escaped_throughout(value: &[u8]) -> Vec<NamedForm> {
+    let once = percent(value, UPPER_HEX, &PercentStyle::default());
+    vec![
+        (PERCENT, each_byte(value, |byte| format!("%{byte:02X}"))),
+        (PERCENT, each_byte(value, |byte| format!("%{byte:02x}"))),
+        (PERCENT, percent(&once, UPPER_HEX, &PercentStyle::default())),
+        (BACKSLASH, each_byte(value, |byte| format!("\\x{byte:02x}"))),
+        (BACKSLASH, each_byte(value, |byte| format!("\\x{byte:02X}"))),
+        (BACKSLASH, each_byte(value, |byte| format!("\\{byte:03o}"))),
+        (BACKSLASH, each_unit(value, |unit| format!("\\u{unit:04x}").into_bytes())),
+        (BACKSLASH, each_unit(value, |unit| format!("\\u{unit:04X}").into_bytes())),
+        (HTML, each_unit(value, |unit| format!("&#{unit};").into_bytes())),
+        (HTML, each_unit(value, |unit| format!("&#x{unit:x};").into_bytes())),
+        (HTML, each_unit(value, |unit| format!("&#x{unit:X};").into_bytes())),
+        (UTF16, each_unit(value, |unit| unit.to_le_bytes().to_vec())),
+        (UTF16, each_unit(value, |unit| unit.to_be_bytes().to_vec())),
+        (SYSTEMD, systemd(value)),
+    ]
 }
 
 #[cfg(test)]
@@ -176,34 +166,56 @@ mod tests {
     fn o3_special_characters_have_a_form_in_every_notation() {
         let forms = written_forms("it's \"a\" $5 & <b>/é".as_bytes());
         for (how, text) in [
-            ("JSON-escaped", r#"it's \"a\" $5 & <b>/é"#),
-            ("JSON-escaped", r#"it's \"a\" $5 & <b>\/é"#),
-            ("JSON-escaped", r#"it's \"a\" $5 \u0026 \u003cb\u003e/é"#),
-            ("JSON-escaped", r#"it's \"a\" $5 & <b>/\u00e9"#),
-            ("shell-quoted", r#"it'\''s "a" $5 & <b>/é"#),
-            ("shell-quoted", r#"it'"'"'s "a" $5 & <b>/é"#),
-            ("shell-quoted", r#"it's \"a\" \$5 & <b>/é"#),
-            ("shell-quoted", r#"it\'s\ \"a\"\ \$5\ \&\ \<b\>/é"#),
-            ("HTML-escaped", "it&#39;s &#34;a&#34; $5 &amp; &lt;b&gt;/é"),
-            ("percent-encoded", "it%27s%20%22a%22%20%245%20%26%20%3Cb%3E%2F%C3%A9"),
-            ("percent-encoded", "it%27s+%22a%22+%245+%26+%3Cb%3E%2F%C3%A9"),
-            ("percent-encoded", "it%27s%20%22a%22%20%245%20%26%20%3cb%3e/%c3%a9"),
+            (JSON, r#"it's \"a\" $5 & <b>/é"#),
+            (JSON, r#"it's \"a\" $5 & <b>\/é"#),
+            (JSON, r#"it's \"a\" $5 \u0026 \u003cb\u003e/é"#),
+            (JSON, r#"it's \"a\" $5 & <b>/\u00e9"#),
+            (JSON, r#"it's \\\"a\\\" $5 & <b>/é"#),
+            (SHELL, r#"it'\''s "a" $5 & <b>/é"#),
+            (SHELL, r#"it'\''\'\'''\''s "a" $5 & <b>/é"#),
+            (SHELL, r#"it'"'"'s "a" $5 & <b>/é"#),
+            (SHELL, r#"it's \"a\" \$5 & <b>/é"#),
+            (SHELL, r#"it\'s\ \"a\"\ \$5\ \&\ \<b\>/é"#),
+            (SHELL, r#"it\'s "a" $5 & <b>/é"#),
+            (DOUBLED, r#"it''s "a" $5 & <b>/é"#),
+            (DOUBLED, r#"it's ""a"" $5 & <b>/é"#),
+            (HTML, "it&#39;s &#34;a&#34; $5 &amp; &lt;b&gt;/é"),
+            (HTML, "it&#39;s &quot;a&quot; $5 &amp; &lt;b&gt;/é"),
+            (HTML, "it&#x27;s &quot;a&quot; $5 &amp; &lt;b&gt;/é"),
+            (HTML, "it&#x27;s &#34;a&#34; $5 &amp; &lt;b&gt;/é"),
+            (HTML, "it&#039;s &quot;a&quot; $5 &amp; &lt;b&gt;/é"),
+            (HTML, "it&#39;s &quot;a&quot; $5 &amp; &lt;b&gt;&#x2F;é"),
+            (PERCENT, "it%27s%20%22a%22%20%245%20%26%20%3Cb%3E%2F%C3%A9"),
+            (PERCENT, "it%27s+%22a%22+%245+%26+%3Cb%3E%2F%C3%A9"),
+            (PERCENT, "it%27s%20%22a%22%20%245%20%26%20%3cb%3e/%c3%a9"),
+            (SYSTEMD, r"it\x27s\x20\x22a\x22\x20\x245\x20\x26\x20\x3cb\x3e-\xc3\xa9"),
         ] {
             assert!(forms.contains(&WrittenForm { how, bytes: text.as_bytes().to_vec() }), "{text}");
         }
     }
 
     #[test]
-    fn o3_the_end_of_base64_has_its_last_digit_and_its_padding() {
-        use base64::Engine;
-        for before in ["", "x", "xy"] {
-            for length in 4..10 {
-                let value = &b"q?>\xff~zzab"[..length];
-                let text = base64::prelude::BASE64_STANDARD.encode([before.as_bytes(), value].concat());
-                let padded = text.ends_with('=');
-                let ends = base64_ends(value);
-                assert!(!padded || ends.iter().any(|end| text.as_bytes().ends_with(end)), "{before} {length}");
-            }
+    fn o3_every_character_can_be_escaped() {
+        let forms = written_forms("a/é".as_bytes());
+        for (how, bytes) in [
+            (PERCENT, &b"%61%2F%C3%A9"[..]),
+            (PERCENT, b"%61%2f%c3%a9"),
+            (PERCENT, b"a%252F%25C3%25A9"),
+            (BACKSLASH, br"\x61\x2f\xc3\xa9"),
+            (BACKSLASH, br"\141\057\303\251"),
+            (BACKSLASH, br"\u0061\u002f\u00e9"),
+            (HTML, b"&#97;&#47;&#233;"),
+            (HTML, b"&#x61;&#x2f;&#xe9;"),
+            (HEX, b"61:2f:c3:a9"),
+            (HEX, b"61 2F C3 A9"),
+            (UTF16, b"a\0/\0\xe9\0"),
+            (UTF16, b"\0a\0/\0\xe9"),
+            (BASE32_TEXT, b"MEX4HK"),
+        ] {
+            let form = WrittenForm { how, bytes: bytes.to_vec() };
+            assert!(forms.contains(&form), "{how}: {}", String::from_utf8_lossy(bytes));
         }
+        let twice = b"WVdKalpHVm1aMmhw";
+        assert!(written_forms(b"abcdefghi").iter().any(|form| form.how == BASE64_TWICE && form.bytes == twice));
     }
 }

@@ -1,10 +1,14 @@
 //! Secrets on their way to people. [`SecretMask`] knows every form of every secret of a build; a [`MaskingStream`] replaces
 //! them in one stream of bytes, such as the console or the standard output of a step, wherever the stream is cut.
 //!
-//! Line ends are passed over when secrets are looked for, so a form that is wrapped at some column is found as well. A form
-//! that is interleaved with anything else, such as terminal escape sequences, is not.
+//! Line ends are passed over when secrets are looked for, escaped ones (`\n` in JSON) included, so a form that is wrapped at
+//! some column is found as well. A form that is interleaved with anything else, such as terminal escape sequences, is not.
 
+mod digits;
+mod escapes;
 mod forms;
+mod leaf;
+mod parts;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,7 +18,12 @@ use aho_corasick::automaton::{Automaton, StateID};
 use aho_corasick::nfa::noncontiguous::NFA;
 use aho_corasick::{Anchored, MatchKind};
 
+use digits::base64_ends;
+use forms::common_forms;
+use parts::pieces;
+
 pub use forms::{WrittenForm, written_forms};
+pub(crate) use parts::{SecretParts, pieces_of_unit};
 
 /// What is shown in the place of a secret.
 pub const MASK: &str = "[secret]";
@@ -22,8 +31,17 @@ pub const MASK: &str = "[secret]";
 pub const SHORTEST_MASKED: usize = 4;
 /// Long values are masked in pieces of this length, bytes: a stream holds back no more than the longest form of one.
 const PIECE: usize = 256;
+/// Long units that look random are masked in pieces of this length, bytes: a line of a key that another program's output
+/// interrupts shows less than two pieces of itself.
+const DENSE_PIECE: usize = 16;
 /// The pieces overlap by this much, so that a base64 digit of two pieces is a digit of one.
 const OVERLAP: usize = 2;
+/// In how many ways a stream is read, and which: without line ends, and without line ends and escaped ones.
+const READINGS: usize = 2;
+const PLAIN: usize = 0;
+const UNESCAPED: usize = 1;
+/// So many backslashes may stand before the letter of an escaped line end: JSON within JSON within JSON has four.
+const MOST_BACKSLASHES: usize = 4;
 
 /// Finds the forms of secrets in streams. Cheap to clone; the default one finds nothing.
 #[derive(Clone, Default)]
@@ -34,6 +52,8 @@ struct SecretPatterns {
     start: StateID,
     /// How many bytes of the longest beginning of a form lead to a state, by the state's number.
     depths: Vec<usize>,
+    /// Which pairs of bytes a form begins with, a bit each.
+    beginnings: Vec<u64>,
 }
 
 impl fmt::Debug for SecretMask {
@@ -44,18 +64,14 @@ impl fmt::Debug for SecretMask {
 }
 
 impl SecretMask {
-    /// Knows these values, each of their lines, and every form of them.
+    /// Knows these values, their parts, and every form of them.
     ///
     /// # Panics
     /// Only for more than two gigabytes of secrets.
     #[must_use]
     pub fn new<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Self {
-        let mut needles = BTreeSet::new();
-        for piece in values.into_iter().flat_map(masked_parts).flat_map(pieces) {
-            needles.extend(written_forms(piece).into_iter().map(|form| without_line_ends(&form.bytes)));
-            needles.extend(forms::base64_ends(piece));
-        }
-        needles.retain(|needle| needle.len() >= SHORTEST_MASKED);
+        let long_enough = values.into_iter().filter(|value| value.trim_ascii().len() >= SHORTEST_MASKED);
+        let needles: BTreeSet<Vec<u8>> = long_enough.flat_map(masked_forms).collect();
         if needles.is_empty() {
             return Self(None);
         }
@@ -73,8 +89,7 @@ impl SecretMask {
     /// Begins to mask a stream.
     #[must_use]
     pub fn stream(&self) -> MaskingStream {
-        let state = self.0.as_ref().map_or(StateID::ZERO, |patterns| patterns.start);
-        MaskingStream { mask: self.clone(), state, held: Vec::new(), is_secret: Vec::new(), free: 0, in_secret: false }
+        MaskingStream::new(self.clone())
     }
 
     /// Returns the text with every form of a secret replaced.
@@ -99,8 +114,12 @@ impl SecretMask {
 impl SecretPatterns {
     fn new(automaton: NFA, needles: &BTreeSet<Vec<u8>>) -> Self {
         let start = automaton.start_state(Anchored::No).unwrap_or(StateID::ZERO);
-        let mut patterns = Self { automaton, start, depths: Vec::new() };
+        let mut patterns = Self { automaton, start, depths: Vec::new(), beginnings: vec![0; (1 << 16) / 64] };
         for needle in needles {
+            if let [first, second, ..] = needle[..] {
+                let pair = usize::from(first) << 8 | usize::from(second);
+                patterns.beginnings[pair / 64] |= 1 << (pair % 64);
+            }
             let mut state = start;
             for (byte, depth) in needle.iter().zip(1..) {
                 state = patterns.automaton.next_state(Anchored::No, state, *byte);
@@ -118,6 +137,19 @@ impl SecretPatterns {
         self.automaton.next_state(Anchored::No, state, byte)
     }
 
+    /// Returns whether no form begins at this byte, given what follows it.
+    fn is_plain(&self, byte: u8, rest: &[u8]) -> bool {
+        let Some(next) = rest.first() else { return false };
+        let pair = usize::from(byte) << 8 | usize::from(*next);
+        let is_apart = |byte: u8| is_line_end(byte) || byte == b'\\';
+        self.beginnings[pair / 64] >> (pair % 64) & 1 == 0 && !is_apart(byte) && !is_apart(*next)
+    }
+
+    /// Returns how many bytes belong to no form, whatever comes after them.
+    fn count_plain(&self, bytes: &[u8]) -> usize {
+        (0..bytes.len()).take_while(|index| self.is_plain(bytes[*index], &bytes[index + 1..])).count()
+    }
+
     /// Returns how many of the last bytes may be the beginning of a form.
     fn depth(&self, state: StateID) -> usize {
         self.depths.get(state.as_usize()).copied().unwrap_or(0)
@@ -133,13 +165,23 @@ impl SecretPatterns {
     }
 }
 
+/// A byte that may belong to a secret.
+struct HeldByte {
+    byte: u8,
+    is_secret: bool,
+    /// Which readings of the stream it is in.
+    is_read: [bool; READINGS],
+}
+
 /// One stream of bytes, masked. It holds back what may be the beginning of a secret until more is known.
+///
+/// The stream is read twice at once: without its line ends, and without those that are escaped too, as in JSON.
 pub struct MaskingStream {
     mask: SecretMask,
-    state: StateID,
-    held: Vec<u8>,
-    /// Which of the held bytes belong to a secret.
-    is_secret: Vec<bool>,
+    states: [StateID; READINGS],
+    held: Vec<HeldByte>,
+    /// So many backslashes at the end of what is held may belong to an escaped line end.
+    backslashes: usize,
     /// So many of the held bytes are not worth to be held.
     free: usize,
     /// The last byte that was released belonged to a secret.
@@ -147,56 +189,111 @@ pub struct MaskingStream {
 }
 
 impl MaskingStream {
+    fn new(mask: SecretMask) -> Self {
+        let start = mask.0.as_ref().map_or(StateID::ZERO, |patterns| patterns.start);
+        Self { mask, states: [start; READINGS], held: Vec::new(), backslashes: 0, free: 0, in_secret: false }
+    }
+
     /// Takes the next bytes and returns what can be shown by now.
     #[must_use]
     pub fn push(&mut self, bytes: &[u8]) -> Vec<u8> {
         let Some(patterns) = self.mask.0.clone() else { return bytes.to_vec() };
-        for byte in bytes {
+        let mut out = Vec::with_capacity(bytes.len());
+        let mut left = bytes;
+        while let Some((byte, rest)) = left.split_first() {
             self.take(&patterns, *byte);
+            left = rest;
+            // Where the last byte begins nothing, nothing that is held is the beginning of a form.
+            let is_read = self.held.last().is_some_and(|held| held.is_read == [true; READINGS]);
+            if is_read && self.depth(&patterns) <= 1 && patterns.is_plain(*byte, rest) {
+                self.states = [patterns.start; READINGS];
+                self.release(self.held.len(), &mut out);
+                let plain = patterns.count_plain(rest);
+                out.extend_from_slice(&rest[..plain]);
+                self.in_secret &= plain == 0;
+                left = &rest[plain..];
+            }
         }
-        let begun = self.start_of_last(patterns.depth(self.state));
-        self.release(self.free.max(begun))
+        let begun = (0..READINGS).map(|reading| self.start_of_last(reading, patterns.depth(self.states[reading])));
+        let begun = begun.min().unwrap_or(0).min(self.held.len() - self.backslashes);
+        self.release(self.free.max(begun), &mut out);
+        out
     }
 
     /// Ends the stream and returns the rest of it.
     #[must_use]
     pub fn finish(&mut self) -> Vec<u8> {
-        let rest = self.release(self.held.len());
+        let mut rest = Vec::new();
+        if let Some(patterns) = self.mask.0.clone() {
+            self.read_backslashes(&patterns, self.held.len());
+        }
+        self.release(self.held.len(), &mut rest);
         *self = self.mask.stream();
         rest
     }
 
     fn take(&mut self, patterns: &SecretPatterns, byte: u8) {
-        self.held.push(byte);
-        self.is_secret.push(false);
         if is_line_end(byte) {
+            self.read_backslashes(patterns, self.held.len());
+            self.held.push(HeldByte { byte, is_secret: false, is_read: [false; READINGS] });
             // A line is not kept from people because its last letter begins a secret.
-            if patterns.depth(self.state) < SHORTEST_MASKED {
+            if self.depth(patterns) < SHORTEST_MASKED {
                 self.free = self.held.len();
             }
             return;
         }
-        self.state = patterns.next(self.state, byte);
-        if let Some(length) = patterns.longest_match(self.state) {
-            let start = self.start_of_last(length);
-            for (byte, is_secret) in self.held.iter().zip(&mut self.is_secret).skip(start) {
-                *is_secret |= !is_line_end(*byte);
+        let index = self.held.len();
+        self.held.push(HeldByte { byte, is_secret: false, is_read: [false; READINGS] });
+        self.read(patterns, PLAIN, index);
+        match byte {
+            b'\\' if self.backslashes < MOST_BACKSLASHES => self.backslashes += 1,
+            b'n' | b'r' if self.backslashes > 0 => self.backslashes = 0,
+            _ => {
+                self.read_backslashes(patterns, index);
+                self.read(patterns, UNESCAPED, index);
             }
         }
     }
 
-    /// Returns where the last bytes begin, so many of them without line ends.
-    fn start_of_last(&self, count: usize) -> usize {
-        let mut places = self.held.iter().enumerate().rev().filter(|(_, byte)| !is_line_end(**byte));
+    /// Adds the backslashes that end here to the reading without escaped line ends: they belong to none.
+    fn read_backslashes(&mut self, patterns: &SecretPatterns, end: usize) {
+        for index in end - self.backslashes..end {
+            self.read(patterns, UNESCAPED, index);
+        }
+        self.backslashes = 0;
+    }
+
+    fn read(&mut self, patterns: &SecretPatterns, reading: usize, index: usize) {
+        self.held[index].is_read[reading] = true;
+        self.states[reading] = patterns.next(self.states[reading], self.held[index].byte);
+        if let Some(length) = patterns.longest_match(self.states[reading]) {
+            let start = self.start_of_last_before(reading, length, index + 1);
+            for held in &mut self.held[start..=index] {
+                held.is_secret |= !is_line_end(held.byte);
+            }
+        }
+    }
+
+    /// Returns how many of the last bytes may be the beginning of a form, in any reading.
+    fn depth(&self, patterns: &SecretPatterns) -> usize {
+        self.states.iter().map(|state| patterns.depth(*state)).max().unwrap_or(0)
+    }
+
+    /// Returns where the last bytes of a reading begin, so many of them.
+    fn start_of_last(&self, reading: usize, count: usize) -> usize {
+        self.start_of_last_before(reading, count, self.held.len())
+    }
+
+    fn start_of_last_before(&self, reading: usize, count: usize, end: usize) -> usize {
+        let mut places = self.held[..end].iter().enumerate().rev().filter(|(_, held)| held.is_read[reading]);
         match count {
-            0 => self.held.len(),
+            0 => end,
             count => places.nth(count - 1).map_or(0, |(place, _)| place),
         }
     }
 
-    fn release(&mut self, count: usize) -> Vec<u8> {
-        let mut out = Vec::with_capacity(count);
-        for (byte, is_secret) in self.held.drain(..count).zip(self.is_secret.drain(..count)) {
+    fn release(&mut self, count: usize, out: &mut Vec<u8>) {
+        for HeldByte { byte, is_secret, .. } in self.held.drain(..count) {
             match (is_secret, self.in_secret) {
                 (true, false) => out.extend_from_slice(MASK.as_bytes()),
                 (true, true) => {}
@@ -205,7 +302,6 @@ impl MaskingStream {
             self.in_secret = is_secret;
         }
         self.free = self.free.saturating_sub(count);
-        out
     }
 }
 
@@ -217,17 +313,20 @@ fn without_line_ends(bytes: &[u8]) -> Vec<u8> {
     bytes.iter().copied().filter(|byte| !is_line_end(*byte)).collect()
 }
 
-/// Returns a value without the white space around it, and each of its lines likewise, as far as they are long enough.
-fn masked_parts(value: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let lines = value.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
-    std::iter::once(value.trim_ascii()).chain(lines).filter(|part| part.len() >= SHORTEST_MASKED)
-}
-
-/// Cuts a long value into pieces that overlap; the last one is as long as the others.
-fn pieces(value: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let last = value.len().saturating_sub(PIECE);
-    let starts = (0..last).step_by(PIECE - OVERLAP).chain([last]);
-    starts.map(move |start| &value[start..value.len().min(start + PIECE)])
+/// Returns the bytes that stand for a secret, without line ends.
+fn masked_forms(value: &[u8]) -> BTreeSet<Vec<u8>> {
+    let parts = SecretParts::new(value);
+    let mut needles = BTreeSet::new();
+    for piece in pieces(parts.whole(), PIECE) {
+        needles.extend(common_forms(piece).iter().map(|form| without_line_ends(&form.bytes)));
+        needles.extend(base64_ends(piece));
+    }
+    for piece in parts.units().flat_map(|unit| pieces_of_unit(unit, DENSE_PIECE)) {
+        needles.extend(parts.forms_of(piece).iter().map(|form| without_line_ends(&form.bytes)));
+        needles.extend(base64_ends(piece));
+    }
+    needles.retain(|needle| needle.len() >= SHORTEST_MASKED);
+    needles
 }
 
 #[cfg(test)]

@@ -41,6 +41,7 @@ fn o3_lines_and_values_that_are_too_short_stay() {
     let mask = mask(&["-----BEGIN-----\nabcdefgh\n-----END-----\n", "123"]);
     assert_eq!(mask.mask_text("token=abcdefgh; 123 apples"), "token=[secret]; 123 apples");
     assert_eq!(mask.mask_text("-----BEGIN-----\r\nabcdefgh\r\n"), "[secret]\r\n[secret]\r\n");
+    assert_eq!(mask.mask_text("-----BEGIN KEY-----\r\nabcdefgh\r\n"), "-----BEGIN KEY-----\r\n[secret]\r\n");
     assert_eq!(mask.mask_text(r"-----BEGIN-----\nabcdefgh\n-----END-----"), "[secret]");
     assert_eq!(mask.mask_text(""), "");
 }
@@ -53,7 +54,7 @@ fn o3_only_what_may_begin_a_secret_is_held_back() {
     assert_eq!(push("login: "), "login: ");
     assert_eq!(push("with\n"), "with\n", "a line whose last letter begins a secret is shown");
     assert_eq!(push("say hunt"), "say ");
-    assert_eq!(push("ing"), "hunting");
+    assert_eq!(push("ing!"), "hunting!");
     assert_eq!(push("hunter2-\n"), "");
     assert_eq!(push("hunter2.\n"), "[secret]\n[secret].\n");
     assert_eq!(push("hunter2-hun"), "");
@@ -94,6 +95,60 @@ fn o3_what_programs_write_is_masked() {
         assert!(shown.contains(MASK), "{script}: {shown}");
         let left: usize = shown.replace(MASK, "").trim().len();
         assert!(left <= 18, "{script}: {shown}");
+    }
+}
+
+#[test]
+fn o3_what_is_left_of_an_interrupted_line_of_a_key_is_short() {
+    let line = "XWSrEPevGIUGwK8j3DZ8EmqwLMTkPLGvs+L2z3tAbte6NZus0DMwntFlboI6s7zG";
+    let mask = mask(&[&format!("-----BEGIN KEY-----\n{line}\n-----END KEY-----\n")]);
+    for script in
+        ["printf %s \"$1\"", "printf 'a%s' \"$1\" | base64 -w0", "printf %s \"$1\" | od -An -v -tx1 -w100 | tr -d ' '"]
+    {
+        let written = String::from_utf8(shell(script, line)).unwrap();
+        for at in 0..written.trim().len() {
+            let shown = mask.mask_text(&format!("{}\n[ 1.0] kernel\n{}", &written[..at], &written[at..]));
+            let left = shown.replace(MASK, "").replace("\n[ 1.0] kernel\n", "").trim().len();
+            let most = 2 * DENSE_PIECE * written.len() / line.len() + 6;
+            assert!(left <= most, "{script} {at} {left}: {shown}");
+        }
+    }
+}
+
+#[test]
+fn o3_backslashes_before_a_line_end_hide_no_secret() {
+    let mask = mask(&["net\\nasc\\\\x", "QWxudW1TZWNyZXRacTcx"]);
+    for text in [
+        r"net\nasc\\x",
+        r"\net\nasc\\x",
+        r"\\\\\\net\nasc\\x\n",
+        r"QWxu\ndW1T\r\nZWNy\\nZXRacTcx",
+        r"\\QWxudW1TZWNyZXRacTcx\",
+    ] {
+        for cut in 0..text.len() {
+            let shown = streamed(&mask, text.as_bytes(), &[cut]);
+            let left = shown.replace(MASK, "").replace("\\n", "").replace("\\r", "").replace('\\', "");
+            assert_eq!(left, "", "{text} {cut}: {shown}");
+        }
+    }
+}
+
+/// Prints what masking costs; run it with `--nocapture`.
+#[test]
+fn masking_a_log_takes_time_by_its_length_only() {
+    let key: String = (0..2000_u32).map(|number| char::from(b"aB3xZ9qK"[(number * 7919 % 61 % 8) as usize])).collect();
+    let lines: Vec<&str> = key.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+    let log =
+        "Get:42 http://deb.debian.org/debian bookworm/main amd64 libx11-6 amd64 2:1.8.4-2 [759 kB]\n".repeat(20_000);
+    for (name, value) in [("a token", "AlnumSecretZq7193xKLm4"), ("a key", &lines.join("\n"))] {
+        let begun = std::time::Instant::now();
+        let mask = mask(&[value]);
+        let built = begun.elapsed();
+        let begun = std::time::Instant::now();
+        assert_eq!(mask.mask_text(&log).len(), log.len());
+        #[expect(clippy::cast_precision_loss, reason = "for people")]
+        let cost = begun.elapsed().as_nanos() as f64 / log.len() as f64;
+        println!("{name}: {mask:?}, made in {built:?}, {cost:.1} ns a byte");
     }
 }
 
