@@ -7,6 +7,7 @@
 //! What is sent is hashed as it is sent, and compared with the plan. Examining the input a second time would miss a change
 //! that was taken back.
 
+use std::error::Error;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
@@ -21,6 +22,8 @@ use crate::guest::{CheckoutModes, PackError, Source};
 use crate::memo::{Digested, Memo};
 use crate::plan::{InputDigest, InputFacts, PlannedStep};
 use crate::spec::{Action, Copy, Step};
+
+use super::script_check::{self, ScriptFault, ScriptFinding};
 
 /// An input cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +84,73 @@ pub enum InputError {
         /// The path.
         path: PathBuf,
     },
+    /// No guest can run a script.
+    #[error("line {line}: {}:{at}: {fault}", path.display())]
+    Script {
+        /// Line of the step in the spec.
+        line: usize,
+        /// The script.
+        path: PathBuf,
+        /// Its line.
+        at: usize,
+        /// What is wrong there.
+        fault: ScriptFault,
+    },
+}
+
+impl InputError {
+    /// Returns the line of the step in the spec.
+    #[must_use]
+    pub fn line(&self) -> usize {
+        match self {
+            InputError::Unreadable { line, .. }
+            | InputError::Unfit { line, .. }
+            | InputError::Changed { line, .. }
+            | InputError::Lost { line, .. }
+            | InputError::NotAFolder { line, .. }
+            | InputError::NotAFile { line, .. }
+            | InputError::Script { line, .. } => *line,
+        }
+    }
+
+    /// Returns the message with that of its cause.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        self.source().map_or_else(|| self.to_string(), |cause| format!("{self}: {cause}"))
+    }
+}
+
+/// Everything that is wrong with the inputs of a spec.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", describe_all(spec, errors))]
+pub struct InputErrors {
+    /// The spec.
+    pub spec: PathBuf,
+    /// At least one.
+    pub errors: Vec<InputError>,
+}
+
+impl InputErrors {
+    /// Returns one of its errors with the name of the spec.
+    #[must_use]
+    pub fn describe(&self, error: &InputError) -> String {
+        format!("{}, {}", self.spec.display(), error.describe())
+    }
+}
+
+fn describe_all(spec: &Path, errors: &[InputError]) -> String {
+    let all: Vec<String> = errors.iter().map(InputError::describe).collect();
+    format!("{}, {}", spec.display(), all.join("; "))
+}
+
+impl Fault for InputErrors {
+    fn kind(&self) -> Kind {
+        self.errors.first().map_or(Kind::Spec, InputError::kind)
+    }
+
+    fn hints(&self) -> Vec<String> {
+        self.errors.iter().flat_map(InputError::hints).collect()
+    }
 }
 
 impl Fault for InputError {
@@ -99,6 +169,7 @@ impl Fault for InputError {
             InputError::Changed { .. } | InputError::Lost { .. } => {
                 vec!["build again when nothing writes to it any more".into()]
             }
+            InputError::Script { fault, path, .. } => vec![fault.remedy(path)],
             _ => Vec::new(),
         }
     }
@@ -114,6 +185,21 @@ pub fn examine(step: &Step, memo: &Memo) -> Result<Option<InputFacts>, InputErro
         Action::Script { file, .. } => examine_script(file, step.line, memo).map(Some),
         Action::Copy(copy) => examine_copy(copy, step.line, memo).map(Some),
         _ => Ok(None),
+    }
+}
+
+/// Checks that a guest can run the script of a step. Returns a warning where that may fail.
+///
+/// # Errors
+/// When no guest can, or the script cannot be read.
+pub(crate) fn check_script(step: &Step) -> Result<Option<String>, InputError> {
+    let Action::Script { file: path, .. } = &step.action else { return Ok(None) };
+    let line = step.line;
+    let examined = open_script(path).and_then(script_check::examine_script);
+    let examined = examined.map_err(|source| InputError::Unreadable { line, path: path.clone(), source })?;
+    match examined {
+        Ok(warning) => Ok(warning.map(|(at, text)| format!("line {line}: {}:{at}: {text}", path.display()))),
+        Err(ScriptFinding { line: at, fault }) => Err(InputError::Script { line, path: path.clone(), at, fault }),
     }
 }
 

@@ -64,6 +64,7 @@ pub mod publish;
 pub mod reach;
 pub mod reproduce;
 pub mod retest;
+pub mod script_check;
 pub mod seal;
 pub mod secret_scan;
 pub mod secrets;

@@ -21,7 +21,7 @@ use crate::spec::giveaways::giveaways;
 use crate::spec::{self, Spec, SpecFile};
 
 use super::base::Located;
-use super::inputs::examine;
+use super::inputs::{InputErrors, check_script, examine};
 use super::reach::{self, Reach};
 use super::seal;
 
@@ -114,13 +114,14 @@ pub async fn plan(
     for warning in warnings {
         events.notice(Level::Warning, format!("base image: {warning}"));
     }
+    warn(&inputs, events);
     let source_date_epoch = source_date_epoch()?;
     let host = host?;
     let facts = Facts {
         firmware: examine_firmware(&spec, &host, memo)?,
         host,
         base,
-        inputs,
+        inputs: inputs.facts,
         agent_build: guest::BUILD.to_owned(),
         seal_build: seal::build(),
         source_date_epoch,
@@ -135,7 +136,14 @@ pub async fn plan(
 pub fn inputs(spec: &Spec, reach: Reach, memo: &Memo, events: &Events) -> Result<(), Failure> {
     check_reach(spec, reach, events)?;
     warn_of_giveaways(spec, reach, events);
-    examine_inputs(spec, memo).map(|_| ())
+    warn(&examine_inputs(spec, memo)?, events);
+    Ok(())
+}
+
+fn warn(inputs: &ExaminedInputs, events: &Events) {
+    for warning in &inputs.warnings {
+        events.notice(Level::Warning, warning.as_str());
+    }
 }
 
 fn check_reach(spec: &Spec, reach: Reach, events: &Events) -> Result<(), Failure> {
@@ -226,14 +234,32 @@ pub(crate) fn remember_base(plan: &Plan, memo: &Memo) {
     let _ = base_sha256(&plan.base.file, memo).map(|_| memo.save());
 }
 
-pub(crate) fn examine_inputs(spec: &Spec, memo: &Memo) -> Result<BTreeMap<usize, InputFacts>, Failure> {
-    let mut inputs = BTreeMap::new();
+/// What a spec brings from this host.
+#[derive(Debug, Default)]
+pub(crate) struct ExaminedInputs {
+    /// By the index of the step.
+    pub(crate) facts: BTreeMap<usize, InputFacts>,
+    /// What may fail in the guest.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Examines all inputs of a spec.
+///
+/// # Errors
+/// Everything that is wrong with them, at once.
+pub(crate) fn examine_inputs(spec: &Spec, memo: &Memo) -> Result<ExaminedInputs, InputErrors> {
+    let (mut found, mut errors) = (ExaminedInputs::default(), Vec::new());
     for (index, step) in spec.steps.iter().enumerate() {
-        if let Some(facts) = examine(step, memo)? {
-            inputs.insert(index, facts);
+        let examined = examine(step, memo).and_then(|facts| Ok((facts, check_script(step)?)));
+        match examined {
+            Ok((facts, warning)) => {
+                found.facts.extend(facts.map(|facts| (index, facts)));
+                found.warnings.extend(warning.map(|text| format!("{}, {text}", spec.path.display())));
+            }
+            Err(error) => errors.push(error),
         }
     }
-    Ok(inputs)
+    if errors.is_empty() { Ok(found) } else { Err(InputErrors { spec: spec.path.clone(), errors }) }
 }
 
 /// The clock of reproducible builds (reproducible-builds.org/specs/source-date-epoch).

@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 
-use crate::error::Failure;
+use crate::build::inputs::InputErrors;
+use crate::error::{Failure, Fault};
 use crate::report::escape::{escape, escape_rendered};
 use crate::report::github::{self, Actions};
 use crate::report::quote::{quote_line, quote_message};
@@ -32,6 +33,9 @@ pub fn describe(failure: &Failure, colour: bool) -> String {
     if let Some(LoadError::Invalid(errors)) = failure.fault() {
         return render(errors, colour);
     }
+    if let Some(inputs) = failure.fault::<InputErrors>().filter(|inputs| inputs.errors.len() > 1) {
+        return render_inputs(inputs, &renderer);
+    }
     let mut group = Group::with_title(Level::ERROR.primary_title(quote_message(&failure.to_string())));
     for hint in failure.hints() {
         group = group.element(Level::HELP.message(quote_message(&hint)));
@@ -41,6 +45,23 @@ pub fn describe(failure: &Failure, colour: bool) -> String {
     }
     let evidence = failure.evidence().iter().map(|line| quote_line(line) + "\n").collect::<String>();
     format!("{evidence}{}\n", escape_rendered(&renderer.render(&[group])))
+}
+
+/// Renders the errors of a spec's inputs, each with what to do about it, and a line that sums them up.
+fn render_inputs(inputs: &InputErrors, renderer: &Renderer) -> String {
+    let mut shown = String::new();
+    for error in &inputs.errors {
+        let mut group = Group::with_title(Level::ERROR.primary_title(quote_message(&inputs.describe(error))));
+        for hint in error.hints() {
+            group = group.element(Level::HELP.message(quote_message(&hint)));
+        }
+        shown.push_str(&renderer.render(&[group]));
+        shown.push_str("\n\n");
+    }
+    let summary = format!("{} inputs of {} cannot be used", inputs.errors.len(), inputs.spec.display());
+    shown.push_str(&renderer.render(&[Group::with_title(Level::ERROR.primary_title(quote_message(&summary)))]));
+    shown.push('\n');
+    escape_rendered(&shown)
 }
 
 /// All errors of a spec as a person reads them, with a line that sums them up at the end.

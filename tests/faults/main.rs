@@ -12,6 +12,7 @@ mod kills;
 mod mounts;
 mod project;
 mod qemu;
+mod scripts;
 mod secrets;
 mod steps;
 mod store;
