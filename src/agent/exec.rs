@@ -1,7 +1,7 @@
 //! Runs one command: its own session and cgroup, pipes or a terminal, a time-out that also reaches its children.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -24,6 +24,8 @@ use crate::wire::{Aftermath, Class, ExecRequest, Exit, Hidden, Message};
 
 /// Between the polite and the final signal.
 const KILL_AFTER: Duration = Duration::from_secs(5);
+/// What the kernel reads of a file to find out how to run it, bytes.
+const HEAD: u64 = 256;
 
 /// Runs the command to its end. Processes it left in the background live on, unless it timed out. What else was noticed is
 /// sent before this returns.
@@ -80,8 +82,7 @@ impl Running {
             group: left.admit(step, lane.id()),
         };
         sys::on_start(&mut command, start);
-        let program = || format!("cannot run `{}`", request.argv[0]);
-        let mut child = command.spawn().map_err(|error| Refusal::io(program(), &error))?;
+        let mut child = command.spawn().map_err(|error| explain_start(&request.argv[0], &error))?;
         // The slave's end shows only when nobody but the command's processes holds it.
         drop(command);
         let leader = i32::try_from(child.id()).unwrap_or_default();
@@ -177,6 +178,27 @@ fn command(
         command.env("KILN_SECRETS", secrets.folder());
     }
     Ok(command)
+}
+
+/// Describes why a program did not start. For the kernel a script without its interpreter is a file that is not there.
+fn explain_start(program: &str, error: &io::Error) -> Refusal {
+    let refusal = Refusal::io(format!("cannot run `{program}`"), error);
+    match missing_part(program).filter(|_| refusal.class == Class::NotFound {}) {
+        Some(part) => Refusal { text: format!("cannot run `{program}`: {part} is not in the guest"), ..refusal },
+        None => refusal,
+    }
+}
+
+/// Returns what a program that is there needs and that is not: the interpreter of a script, or the loader of a program.
+fn missing_part(program: &str) -> Option<String> {
+    let mut head = Vec::new();
+    File::open(program).ok()?.take(HEAD).read_to_end(&mut head).ok()?;
+    if head.starts_with(b"\x7fELF") {
+        return Some("the dynamic loader that it was linked for".to_owned());
+    }
+    let line = head.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?.trim_ascii();
+    let interpreter = String::from_utf8_lossy(line.split(|byte| matches!(byte, b' ' | b'\t')).next()?).into_owned();
+    (!Path::new(&interpreter).exists()).then(|| format!("its interpreter `{interpreter}`"))
 }
 
 /// Makes a terminal the command's standard streams, and returns the master.

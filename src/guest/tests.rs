@@ -88,6 +88,23 @@ fn the_agent_introduces_itself_and_says_bye() {
 }
 
 #[test]
+fn a_script_without_its_interpreter_is_not_a_missing_script() {
+    let temp = tempfile::tempdir().unwrap();
+    let script = temp.path().join("script");
+    fs::write(&script, "#!/no/such/python -u\n").unwrap();
+    fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    with_agent(async |mut session, _| {
+        for (program, expected) in [
+            (script.to_str().unwrap(), "its interpreter `/no/such/python` is not in the guest"),
+            ("/no/such/program", "No such file or directory"),
+        ] {
+            let (exit, ..) = output(&mut session, &Exec::new([program])).await;
+            assert!(matches!(&exit, Exit::NotStarted(why) if why.contains(expected)), "{exit:?}");
+        }
+    });
+}
+
+#[test]
 fn output_comes_as_it_is_written() {
     with_agent(async |mut session, _| {
         let began = Instant::now();
