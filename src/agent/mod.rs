@@ -25,6 +25,7 @@ use leftovers::Leftovers;
 pub mod accounts;
 mod bus;
 mod cgroup;
+mod cloud_init;
 mod device;
 mod disk_view;
 mod exec;

@@ -11,10 +11,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::accounts::Accounts;
+use super::cloud_init::RunningGuest;
 use super::leftovers::Leftovers;
 use super::link::{Event, Incoming, Lane, Link, Outgoing};
 use super::pack::{FetchedFiles, PackError, pack};
 use super::{Refusal, device, exec, facts, list, mounts, sys, unpack};
+use crate::wire::cloud_init::find_obstacles;
 use crate::wire::code::{Code, Fields, Malformed};
 use crate::wire::message::Origin;
 use crate::wire::tree::{Encoder, Head, Layout, MAX_PATH, Totals};
@@ -120,6 +122,7 @@ impl Conversation {
             Message::Upload {} => return self.serve(stream, |lane, events| done(upload(lane, events))),
             Message::Fetch { path } => return self.serve(stream, move |lane, _| done(fetch(lane, &path))),
             Message::Mounts {} => return self.serve(stream, |_, _| mounts::describe().unwrap_or_else(failed)),
+            Message::CheckSeed {} => return self.serve(stream, |_, _| check_seed()),
             Message::List {} => return self.serve(stream, |lane, _| done(list_files(lane))),
             Message::Sync { cached } => return self.serve(stream, move |_, _| done(sync(cached))),
             Message::Unpack { serial } => return self.serve(stream, move |lane, _| done(unpack_device(lane, &serial))),
@@ -229,6 +232,10 @@ fn sync(cached: u64) -> Result<Totals, Refusal> {
         std::fs::write(DROP, "3").map_err(|error| Refusal::io(DROP, &error))?;
     }
     Ok(Totals::default())
+}
+
+fn check_seed() -> Message {
+    Message::SeedChecked { obstacles: find_obstacles(&RunningGuest) }
 }
 
 fn busy() -> Message {

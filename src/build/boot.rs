@@ -24,6 +24,7 @@ use crate::size::{ByteSize, format_duration};
 use crate::spec::{DiskFormat, Network};
 
 use super::aftermath::PowerSuspects;
+use super::cloud_init::KnownObstacles;
 use super::limits::Limits;
 use super::unfinished_boot::{UnfinishedUnits, console_start_job};
 use super::{Build, ScratchError};
@@ -76,11 +77,14 @@ pub(crate) struct Guest {
     pub(crate) suspects: PowerSuspects,
     /// One of them left something running that may do it.
     pub(crate) is_doomed: bool,
+    /// What will keep the agent out at the next boot.
+    pub(crate) obstacles: KnownObstacles,
 }
 
 impl Guest {
     fn new(machine: Running, session: Session, hello: Hello) -> Self {
-        Self { machine, session, hello, suspects: PowerSuspects::default(), is_doomed: false }
+        let (suspects, obstacles) = (PowerSuspects::default(), KnownObstacles::default());
+        Self { machine, session, hello, suspects, is_doomed: false, obstacles }
     }
 }
 
@@ -155,7 +159,11 @@ impl Fault for BootError {
                 "the base image may need the other `machine.firmware` (bios or uefi), or may not be bootable".into(),
             ],
             BootError::NoAgent { seen: Seen::LoginPrompt, .. } => {
-                vec!["the guest is up: has the base image cloud-init, with NoCloud among its datasources?".into()]
+                vec![
+                    "the guest booted, but kiln's agent did not start: check that cloud-init and its NoCloud datasource \
+                     are enabled, and that the kernel can mount vfat"
+                        .into(),
+                ]
             }
             BootError::NoAgent { console, .. } => {
                 let job = console_start_job(console)

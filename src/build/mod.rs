@@ -37,6 +37,7 @@ pub(crate) mod aftermath;
 pub mod base;
 pub mod boot;
 pub mod clone;
+pub mod cloud_init;
 mod contents;
 pub mod convert;
 mod disks;
@@ -301,6 +302,7 @@ impl<'a> Build<'a> {
         let mut record = publish::Record::default();
         let mut twin = BaseTwin::begin(self, layers.cache());
         let (guest, steps) = self.provisioned(layers, staging.path(), around).await?;
+        let guest = if around.skip_tests { guest } else { self.testable(guest).await? };
         let sealed = self.sealed(guest, &steps, layers).await?;
         let converted =
             self.stage(Stage::Convert, convert::convert(self, sealed, twin.as_mut(), staging.path())).await?;
@@ -337,6 +339,14 @@ impl<'a> Build<'a> {
                 }
                 Err(guest.abandon(failure).await)
             }
+        }
+    }
+
+    /// Checks that the spec's tests can run in the image that is made of a guest.
+    async fn testable(&self, guest: Guest) -> Result<Guest, Failure> {
+        match cloud_init::check_tests(self, &guest) {
+            Err(error) if !self.plan.spec.tests.is_empty() => Err(guest.abandon(error.into()).await),
+            _ => Ok(guest),
         }
     }
 

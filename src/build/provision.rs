@@ -21,6 +21,7 @@ use crate::spec::{Action, Command, Context, Copy, Network, Owner};
 
 use super::aftermath;
 use super::boot::Guest;
+use super::cloud_init;
 use super::hints;
 use super::inputs::{check_sent, read_script};
 use super::layers::Layers;
@@ -99,6 +100,9 @@ pub enum How {
         /// The processes that the kernel chose.
         killed: Vec<String>,
     },
+    /// The guest would be out of reach after a reboot.
+    #[error("cannot be done: {0}, so kiln's agent would not start again")]
+    NoWayBack(String),
     /// It asked the guest to reboot or to power off, and did not wait for that.
     #[error("asked for a reboot or power-off of the guest{}", describe_later(during.as_deref()))]
     PowerRequest {
@@ -147,6 +151,7 @@ impl Fault for StepError {
         match &self.how {
             How::Machine(fate) => fate.hints(),
             How::Transfer(failure) => failure.hints(),
+            How::NoWayBack(_) => vec!["reboot before that step, or leave the reboot to the image's users".into()],
             How::TimedOut(_) => {
                 self.hint.iter().cloned().chain(["give the step a larger `timeout`".to_owned()]).collect()
             }
@@ -185,6 +190,9 @@ pub(crate) async fn provision(
             warn_of_left_out(build, index, &done[index].fetched);
         }
     }
+    if cached > 0 {
+        cloud_init::watch(build, guest, None).await;
+    }
     for (index, planned) in build.plan.steps.iter().enumerate().skip(cached) {
         let step = &planned.step;
         let verb = verb(&step.action);
@@ -201,6 +209,9 @@ pub(crate) async fn provision(
         let took = began.elapsed();
         build.events.emit(&Event::StepFinished { index, ok: result.is_ok(), seconds: took.as_secs_f64() });
         let brought = result?;
+        if cloud_init::may_change(&step.action) {
+            cloud_init::watch(build, guest, Some(index)).await;
+        }
         if guest.is_doomed {
             let why = "nothing is kept from here on: this step left something running that may turn the guest off";
             build.events.notice(Level::Debug, why);
@@ -293,6 +304,7 @@ impl Running<'_, '_> {
             }
             Action::Fetch { from, to } => return self.fetch(from, to).await,
             Action::Reboot => {
+                cloud_init::check_reboot(self.build, self.guest).map_err(|how| self.failed(how))?;
                 let rebooted = self.guest.reboot(self.build.site()).await;
                 self.guest.suspects.clear();
                 self.guest.is_doomed = false;

@@ -18,10 +18,11 @@ use crate::workdir::Workdir;
 
 use super::ScratchError;
 use super::clone::{WantedMachine, bootable, machine};
+use super::cloud_init;
 use super::kept::{self, keep_logs};
 use super::limits::Limits;
 use super::reach::{NetworkReach, check_network};
-use super::test::{Bench, Coverage, Outcome, TestsFailed, test};
+use super::test::{Bench, Coverage, Image, Outcome, TestsFailed, test};
 
 /// For machines whose spec is not at hand, before it is scaled.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
@@ -122,6 +123,9 @@ pub async fn retest(
     let Some(output) = artifact.manifest().outputs.first().filter(|_| !images.is_empty()) else {
         return Err(RetestError::NotBootable(id.to_string()).into());
     };
+    if let Some(Image { path, format }) = images.first().cloned() {
+        cloud_init::check_image(path, format).await?;
+    }
     let made = &artifact.manifest().machine;
     let private = private_destinations(artifact)?;
     check_network(&private, reach, events)?;

@@ -21,6 +21,7 @@ use crate::spec::giveaways::giveaways;
 use crate::spec::{self, Spec, SpecFile};
 
 use super::base::Located;
+use super::cloud_init;
 use super::inputs::{InputErrors, check_script, examine};
 use super::reach::{self, Reach};
 use super::seal;
@@ -173,6 +174,7 @@ fn examine_base(base: &Located, memo: &Memo) -> Result<(BaseFacts, Vec<String>),
     if let Some((expected, whose)) = base.expected.clone().filter(|(expected, _)| *expected != sha256) {
         return Err(SurveyError::WrongBase { path: base.file.clone(), found: sha256, expected, whose }.into());
     }
+    cloud_init::check_base(&base.file, base.format.into())?;
     let facts = BaseFacts {
         file: base.file.clone(),
         format: base.format,

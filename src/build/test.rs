@@ -104,8 +104,8 @@ impl Outcome {
     #[must_use]
     pub fn of(unbootable: &DoesNotBoot) -> Self {
         let DoesNotBoot { format, why } = unbootable;
-        let (found, tail) = (format!("does not boot: {why}"), why.evidence());
-        Self { test: boots(format), format, ok: false, found, tail, seconds: 0.0, kept: None }
+        let found = unbootable.found();
+        Self { test: boots(format), format, ok: false, found, tail: why.evidence(), seconds: 0.0, kept: None }
     }
 
     /// What the manifest says of it.

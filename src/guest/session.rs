@@ -9,10 +9,15 @@ use tokio::time::{Instant, timeout_at};
 
 use super::GuestError;
 use super::error::printable;
+use crate::wire::cloud_init::SeedObstacle;
 use crate::wire::{self, Aftermath, Class, Frame, MAX_FRAME, Message, Splitter, WINDOW};
 
 /// No more is read from the port while this much waits to be understood.
 const BACKLOG: usize = 2 * WINDOW;
+/// The agent knows of fewer obstacles.
+const MOST_OBSTACLES: usize = 8;
+/// Longer reasons are cut, in characters.
+const LONGEST_REASON: usize = 300;
 /// Credit is granted again when this much was used.
 const GRANT: usize = WINDOW / 4;
 
@@ -143,6 +148,19 @@ impl Session {
         self.queue(&Message::Sync { cached });
         match self.next().await? {
             Message::Done { .. } => Ok(()),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Asks what will keep cloud-init from starting the agent when the guest boots again.
+    ///
+    /// # Errors
+    /// When the guest does not answer.
+    pub async fn find_seed_obstacles(&mut self) -> Result<Vec<SeedObstacle>, GuestError> {
+        self.begin();
+        self.queue(&Message::CheckSeed {});
+        match self.next().await? {
+            Message::SeedChecked { obstacles } => Ok(obstacles.iter().take(MOST_OBSTACLES).map(shown).collect()),
             other => Err(unexpected(other)),
         }
     }
@@ -336,6 +354,12 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Returns the same with a reason that a terminal can show in a line.
+fn shown(obstacle: &SeedObstacle) -> SeedObstacle {
+    let reason: String = obstacle.reason.chars().take(LONGEST_REASON).collect();
+    SeedObstacle { reason: printable(&reason), is_lasting: obstacle.is_lasting }
 }
 
 /// What a message that does not fit the request means.

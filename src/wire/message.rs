@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::cloud_init::SeedObstacle;
 use super::code::{Code, Fields, Malformed, coded_enum, coded_struct};
 use super::mounts::GuestMount;
 use super::{BUILD, VERSION};
@@ -335,6 +336,13 @@ coded_enum! {
             mounts: Vec<GuestMount>,
             /// Whether there is a database of rpm, which the host cannot read.
             has_rpm: bool,
+        }
+        /// Host: say what will keep cloud-init from starting the agent at the next boot. Answered by `SeedChecked`.
+        50 CheckSeed {}
+        /// Guest: what it found.
+        51 SeedChecked {
+            /// Nothing, as a rule.
+            obstacles: Vec<SeedObstacle>,
         }
         /// Host: another time and another machine. The guest sets its clock, stirs the bytes into its random numbers and
         /// draws them anew. Answered by `Done` or `Failed`.

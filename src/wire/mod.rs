@@ -13,6 +13,7 @@
 //! Data in a stream is limited by credit: each end may send [`WINDOW`] bytes per stream and direction, and more only
 //! after the other granted it with `Credit`.
 
+pub mod cloud_init;
 pub mod code;
 pub mod fstab;
 pub mod listing;

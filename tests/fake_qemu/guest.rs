@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use kiln::seed::INSTANCE_ID;
+use kiln::wire::cloud_init::SeedObstacle;
 use kiln::wire::code::{Code, Fields};
 use kiln::wire::listing;
 use kiln::wire::message::{Facts, Origin};
@@ -74,6 +75,7 @@ pub fn live(machine: &Machine, port: &UnixStream, mut console: UnixStream, mode:
         flood: None,
         shell: None,
         left: Vec::new(),
+        obstacles: Vec::new(),
     };
     // The port is closed by kiln's end, or by a fault that closes it on purpose; the monitor decides when QEMU ends.
     let _ = guest.converse();
@@ -104,6 +106,8 @@ struct Guest<'a> {
     shell: Option<(u32, ExecRequest, Vec<u8>)>,
     /// Processes that steps have left.
     left: Vec<LeftProcess>,
+    /// What steps did to cloud-init.
+    obstacles: Vec<SeedObstacle>,
 }
 
 /// Bytes that go out as there is credit for them: first these, then the others again and again, until there were enough.
@@ -213,6 +217,7 @@ impl Guest<'_> {
             Message::Eof {} if self.shell.is_some() => self.typed(b"\nexit 0\n"),
             Message::Unpack { serial } => self.unpack(stream, &serial),
             Message::Fetch { path } => self.fetch(stream, &String::from_utf8_lossy(&path)),
+            Message::CheckSeed {} => self.say(stream, &Message::SeedChecked { obstacles: self.obstacles.clone() }),
             Message::Mounts {} => self.mounts(stream),
             Message::List {} => self.list(stream),
             Message::EndProcesses {} => self.end_processes(stream),
@@ -343,6 +348,9 @@ impl Guest<'_> {
         }
         for value in text.split(['\n', ';']).filter_map(|line| line.trim().strip_prefix("uefi ")) {
             super::set_uefi_variable(value)?;
+        }
+        if let Some(change) = script::seed_change(text) {
+            self.obstacles = change;
         }
         let does = script::run(text, request, |path| self.files.get(path).cloned());
         if let Does::Ends(out, _) | Does::Hangs(out, _) | Does::Says(out, _) | Does::Fault(out, _) = &does {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use kiln::wire::cloud_init::SeedObstacle;
 use kiln::wire::{Aftermath, ExecRequest, Exit, Hidden, LateOutput, LeftProcess, Message};
 
 use super::hostile;
@@ -52,6 +53,8 @@ pub fn run(script: &str, request: &ExecRequest, file: impl Fn(&str) -> Option<Ve
         match command {
             // The guest itself writes a secret to its console, and a UEFI variable.
             "" | "true" | "#!/bin/sh" | "console" | "uefi" => {}
+            // See `seed_change`.
+            "breaks" | "disables" | "mends" => {}
             "echo" => print(rest.as_bytes()),
             "obeyed" => print(hostile::OBEYED.as_bytes()),
             "modes" => print(hostile::MODES.as_bytes()),
@@ -110,6 +113,21 @@ pub fn run(script: &str, request: &ExecRequest, file: impl Fn(&str) -> Option<Ve
         }
     }
     Does::Ends(out, Exit::Code { code: 0 })
+}
+
+/// Returns what keeps the agent out at the next boot after a script, if it changes that: `breaks REASON`, `disables REASON`
+/// where only a reboot is concerned, `mends`.
+pub fn seed_change(script: &str) -> Option<Vec<SeedObstacle>> {
+    script.lines().flat_map(|line| line.split(';')).map(str::trim).find_map(|line| {
+        let (command, reason) = line.split_once(' ').unwrap_or((line, ""));
+        let obstacle = |is_lasting| vec![SeedObstacle { reason: reason.to_owned(), is_lasting }];
+        match command {
+            "breaks" => Some(obstacle(true)),
+            "disables" => Some(obstacle(false)),
+            "mends" => Some(Vec::new()),
+            _ => None,
+        }
+    })
 }
 
 fn noticed(found: Aftermath) -> Message {

@@ -5,6 +5,7 @@
 mod support;
 
 mod boot;
+mod cloud_init;
 mod host;
 mod hostile;
 mod inputs;

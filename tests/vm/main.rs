@@ -13,6 +13,7 @@ mod bench;
 mod cache;
 mod contents;
 mod faults;
+mod files;
 mod steps;
 
 use bench::{Bench, manifest, root, run};

@@ -6,6 +6,7 @@ use crate::error::{Failure, Fault, Kind};
 use crate::size::format_duration;
 
 use super::Outcome;
+use crate::build::boot::{BootError, Seen};
 
 /// Some tests failed.
 #[derive(Debug, thiserror::Error)]
@@ -83,12 +84,36 @@ impl Fault for TestsFailed {
 
 /// The image could not be tested at all.
 #[derive(Debug, thiserror::Error)]
-#[error("the sealed image does not boot from the {format} file: {why}")]
+#[error("the sealed image {}", describe(format, why))]
 pub struct DoesNotBoot {
     /// The format of the file.
     pub format: &'static str,
     /// What went wrong.
     pub why: Failure,
+}
+
+impl DoesNotBoot {
+    /// Returns what came of it, to be read after the name of its format.
+    pub(super) fn found(&self) -> String {
+        describe_silence(&self.why).unwrap_or_else(|| format!("does not boot: {}", self.why))
+    }
+}
+
+fn describe(format: &str, why: &Failure) -> String {
+    match describe_silence(why) {
+        Some(silence) => format!("{silence} ({format})"),
+        None => format!("does not boot from the {format} file: {why}"),
+    }
+}
+
+/// Describes an image whose guest has shown a login prompt: it boots, whatever has kept the agent out.
+fn describe_silence(why: &Failure) -> Option<String> {
+    match why.fault() {
+        Some(BootError::NoAgent { after, seen: Seen::LoginPrompt, .. }) => {
+            Some(format!("boots, but kiln's agent did not start in it within {}", format_duration(*after)))
+        }
+        _ => None,
+    }
 }
 
 impl Fault for DoesNotBoot {

@@ -1,0 +1,401 @@
+//! Finds what will keep cloud-init from taking kiln's seed when a guest boots the next time: for both ends, since the agent
+//! looks at the guest that runs and the host at disks that do not.
+//!
+//! Sources: cloud-init's documentation ("How to disable cloud-init", "Datasources"), its `ds-identify` and its systemd
+//! generator; systemd.unit(5) for masked units; modprobe.d(5).
+
+use std::collections::BTreeMap;
+
+use super::code::coded_struct;
+
+/// Where programs are.
+const PROGRAMS: [&str; 4] = ["/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin"];
+/// Where units are, those first that replace others; what is in /run is gone at the next boot.
+const UNITS: [&str; 4] =
+    ["/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
+/// The units without which the agent is not started. Only newer versions have the last one.
+const NEEDED_UNITS: [&str; 3] = ["cloud-init.target", "cloud-init-local.service", "cloud-init-main.service"];
+/// The units of which one has to be enabled: each draws in that of the agent.
+const ENABLED_UNITS: [&str; 4] =
+    ["cloud-init-local.service", "cloud-init.service", "cloud-init-network.service", "cloud-init-main.service"];
+/// Where modprobe's configuration is, those first whose files replace others of the same name.
+const MODPROBE: [&str; 4] = ["/etc/modprobe.d", "/usr/local/lib/modprobe.d", "/usr/lib/modprobe.d", "/lib/modprobe.d"];
+/// Programs that succeed or fail and load nothing.
+const IDLE_PROGRAMS: [&str; 4] = ["false", "true", ":", "exit"];
+const MODULES: [&str; 2] = ["/usr/lib/modules", "/lib/modules"];
+const BOOT_FILES: [&str; 3] = ["/boot/grub/grub.cfg", "/boot/grub2/grub.cfg", "/etc/kernel/cmdline"];
+const BOOT_ENTRIES: &str = "/boot/loader/entries";
+const CONFIGURATION: &str = "/etc/cloud/cloud.cfg";
+const CONFIGURATIONS: &str = "/etc/cloud/cloud.cfg.d";
+const DISABLED: &str = "/etc/cloud/cloud-init.disabled";
+const ENABLED: &str = "/etc/cloud/cloud-init.enabled";
+const IDENTIFY: &str = "/etc/cloud/ds-identify.cfg";
+
+/// The files of a guest, symbolic links followed. What cannot be read is not there.
+pub trait GuestFiles {
+    /// Returns the content of a regular file.
+    fn read(&self, path: &str) -> Option<Vec<u8>>;
+
+    /// Returns the names in a folder, in any order.
+    fn names(&self, folder: &str) -> Vec<String>;
+
+    /// Returns whether a folder has this name in it, even that of a link that leads nowhere.
+    fn has_name(&self, folder: &str, name: &str) -> bool {
+        self.names(folder).iter().any(|found| found == name)
+    }
+}
+
+coded_struct! {
+    /// Why kiln's agent will not be started at the next boot.
+    SeedObstacle {
+        /// The reason: a sentence without its end.
+        reason: String,
+        /// Whether it holds for a first boot as well, as in a test. systemd then sets units to what the distribution enables.
+        is_lasting: bool,
+    }
+}
+
+impl SeedObstacle {
+    fn lasting(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), is_lasting: true }
+    }
+}
+
+/// Returns everything that keeps cloud-init from starting the agent at the next boot. Only what is certain counts: what is
+/// not understood is no obstacle.
+pub fn find_obstacles(files: &impl GuestFiles) -> Vec<SeedObstacle> {
+    if !is_installed(files) {
+        return vec![SeedObstacle::lasting("cloud-init is not installed")];
+    }
+    let found = [disabled(files), missing_datasource(files), unit(files), unreadable_seed(files)];
+    found.into_iter().flatten().collect()
+}
+
+fn is_installed(files: &impl GuestFiles) -> bool {
+    let has_unit = UNITS.iter().any(|folder| files.has_name(folder, "cloud-init-local.service"));
+    has_unit || PROGRAMS.iter().any(|folder| files.has_name(folder, "cloud-init"))
+}
+
+/// Returns whether a name ends so, capitals and all.
+fn has_suffix(name: &str, suffix: &str) -> bool {
+    name.as_bytes().ends_with(suffix.as_bytes())
+}
+
+fn text(files: &impl GuestFiles, path: &str) -> String {
+    files.read(path).map_or(String::new(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn has_file(files: &impl GuestFiles, path: &str) -> bool {
+    files.read(path).is_some()
+}
+
+fn disabled(files: &impl GuestFiles) -> Option<SeedObstacle> {
+    if has_file(files, DISABLED) && !has_file(files, ENABLED) {
+        return Some(SeedObstacle::lasting(format!("{DISABLED} disables cloud-init")));
+    }
+    let is_off = |line: &str| {
+        line.split_once(':').is_some_and(|(key, value)| {
+            key.trim() == "policy" && value.split('#').next().unwrap_or_default().trim() == "disabled"
+        })
+    };
+    if text(files, IDENTIFY).lines().any(is_off) {
+        return Some(SeedObstacle::lasting(format!("the policy in {IDENTIFY} disables cloud-init")));
+    }
+    let file = boot_files(files).into_iter().find(|file| has_option(files, file, "cloud-init=disabled"))?;
+    Some(SeedObstacle::lasting(format!("the kernel command line in {file} disables cloud-init")))
+}
+
+fn boot_files(files: &impl GuestFiles) -> Vec<String> {
+    let entries = files.names(BOOT_ENTRIES).into_iter().filter(|name| has_suffix(name, ".conf"));
+    let entries = entries.map(|name| format!("{BOOT_ENTRIES}/{name}"));
+    BOOT_FILES.map(str::to_owned).into_iter().chain(entries).collect()
+}
+
+/// Returns whether a kernel command line has an option, or one that begins so where it ends with `=`.
+fn has_option(files: &impl GuestFiles, file: &str, option: &str) -> bool {
+    let is_it = |word: &str| word == option || (option.ends_with('=') && word.starts_with(option));
+    let is_comment = |line: &&str| line.trim_start().starts_with('#');
+    text(files, file).lines().filter(|line| !is_comment(line)).any(|line| line.split_whitespace().any(is_it))
+}
+
+/// Finds the list of datasources that counts. `NoCloud` is in the list that cloud-init has by itself.
+fn missing_datasource(files: &impl GuestFiles) -> Option<SeedObstacle> {
+    // The kernel command line may name a datasource, in any of several ways.
+    if boot_files(files)
+        .iter()
+        .any(|file| ["ds=", "ci.ds=", "ci.datasource="].iter().any(|option| has_option(files, file, option)))
+    {
+        return None;
+    }
+    let mut names = files.names(CONFIGURATIONS);
+    names.retain(|name| has_suffix(name, ".cfg"));
+    // The last one counts.
+    names.sort_unstable_by(|a, b| b.cmp(a));
+    let later = names.into_iter().map(|name| format!("{CONFIGURATIONS}/{name}"));
+    let mut all = later.chain([CONFIGURATION.to_owned()]);
+    let (file, list) = all.find_map(|file| datasources(&text(files, &file)).map(|list| (file, list)))?;
+    let has_it = list.iter().any(|name| name.eq_ignore_ascii_case("NoCloud"));
+    (!has_it).then(|| SeedObstacle::lasting(format!("the datasource_list in {file} lacks NoCloud")))
+}
+
+/// Reads the value of a `datasource_list` at the top of a YAML file: in brackets, on any number of lines, or one name a line.
+fn datasources(yaml: &str) -> Option<Vec<String>> {
+    let mut lines = yaml.lines().map(|line| line.split(" #").next().unwrap_or_default().trim_end());
+    let first = lines.find_map(|line| line.strip_prefix("datasource_list:"))?.trim().to_owned();
+    let items: Vec<String> = if first.is_empty() {
+        let is_item = |line: &&str| line.is_empty() || line.trim_start().starts_with(['-', '#']);
+        lines.take_while(is_item).filter_map(|line| line.trim_start().strip_prefix('-')).map(str::to_owned).collect()
+    } else {
+        let mut value = first.strip_prefix('[')?.to_owned();
+        while !value.contains(']') {
+            value.push_str(lines.next()?);
+        }
+        let inner = value.split(']').next().unwrap_or_default();
+        inner.split(',').map(str::to_owned).collect()
+    };
+    let names = items.iter().map(|item| item.trim().trim_matches(['"', '\'']).to_owned());
+    Some(names.filter(|name| !name.is_empty()).collect())
+}
+
+fn unit(files: &impl GuestFiles) -> Option<SeedObstacle> {
+    // Other init systems have none of them.
+    let folder = |unit: &str| UNITS.iter().find(|folder| files.has_name(folder, unit));
+    folder(NEEDED_UNITS[1])?;
+    for unit in NEEDED_UNITS {
+        let Some(folder) = folder(unit) else { continue };
+        // A link to /dev/null, or an empty file.
+        if files.read(&format!("{folder}/{unit}")).is_none_or(|text| text.is_empty()) {
+            return Some(SeedObstacle::lasting(format!("the unit {unit} is masked")));
+        }
+    }
+    let is_enabled = UNITS.iter().any(|folder| wants(files, folder));
+    let reason = "the units of cloud-init are disabled".to_owned();
+    (!is_enabled).then_some(SeedObstacle { reason, is_lasting: false })
+}
+
+fn wants(files: &impl GuestFiles, folder: &str) -> bool {
+    let mut wanting =
+        files.names(folder).into_iter().filter(|name| has_suffix(name, ".wants") || has_suffix(name, ".requires"));
+    wanting.any(|name| {
+        let folder = format!("{folder}/{name}");
+        ENABLED_UNITS.iter().any(|unit| files.has_name(&folder, unit))
+    })
+}
+
+/// What a kernel has of vfat, by its own lists.
+#[derive(PartialEq, Eq)]
+enum FatSupport {
+    BuiltIn,
+    Module,
+    Missing,
+}
+
+/// The seed is a FAT volume, which the kernel mounts by the module vfat.
+fn unreadable_seed(files: &impl GuestFiles) -> Option<SeedObstacle> {
+    let kernels = fat_of_kernels(files);
+    if kernels.is_empty() || kernels.contains(&FatSupport::BuiltIn) {
+        return None;
+    }
+    if !kernels.contains(&FatSupport::Module) {
+        return Some(SeedObstacle::lasting("no kernel of the guest has the module vfat, which the seed needs"));
+    }
+    let file = modprobe_files(files).into_values().find(|file| text(files, file).lines().any(blocks_fat))?;
+    Some(SeedObstacle::lasting(format!("{file} keeps the module vfat from being loaded, which the seed needs")))
+}
+
+fn fat_of_kernels(files: &impl GuestFiles) -> Vec<FatSupport> {
+    let Some(folder) = MODULES.iter().find(|folder| !files.names(folder).is_empty()) else { return Vec::new() };
+    let support = |kernel: String| {
+        // A kernel without this list was removed, and its folder is left.
+        let built_in = files.read(&format!("{folder}/{kernel}/modules.builtin"))?;
+        let is_built_in = String::from_utf8_lossy(&built_in).lines().any(|path| path.ends_with("/vfat.ko"));
+        // Compressed ones have a suffix more.
+        let modules = files.names(&format!("{folder}/{kernel}/kernel/fs/fat"));
+        let is_module = modules.iter().any(|name| name.starts_with("vfat.ko"));
+        Some(match (is_built_in, is_module) {
+            (true, _) => FatSupport::BuiltIn,
+            (false, true) => FatSupport::Module,
+            (false, false) => FatSupport::Missing,
+        })
+    };
+    files.names(folder).into_iter().filter_map(support).collect()
+}
+
+/// Returns modprobe's files by their names.
+fn modprobe_files(files: &impl GuestFiles) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    for folder in MODPROBE {
+        for name in files.names(folder).into_iter().filter(|name| has_suffix(name, ".conf")) {
+            found.entry(name.clone()).or_insert_with(|| format!("{folder}/{name}"));
+        }
+    }
+    found
+}
+
+/// Returns whether a line of modprobe's configuration keeps vfat away. A mount asks for the alias `fs-vfat`, so that
+/// `blacklist` counts; fat is what vfat is made on.
+fn blocks_fat(line: &str) -> bool {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    match words[..] {
+        ["blacklist", "vfat"] => true,
+        ["install", "vfat" | "fat", program, ..] => {
+            IDLE_PROGRAMS.contains(&program.rsplit('/').next().unwrap_or_default())
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The files of a guest whose cloud-init starts the agent.
+    #[derive(Clone)]
+    struct Guest(BTreeMap<String, String>);
+
+    impl Guest {
+        fn new() -> Self {
+            let unit = "/lib/systemd/system/cloud-init-local.service";
+            Self(BTreeMap::new())
+                .with("/usr/bin/cloud-init", "#!/usr/bin/python3\n")
+                .with(unit, "[Unit]\n")
+                .with("/lib/systemd/system/cloud-init.target", "[Unit]\n")
+                .with("/etc/systemd/system/cloud-init.target.wants/cloud-init-local.service", "[Unit]\n")
+                .with("/etc/cloud/cloud.cfg", "users:\n - default\ncloud_init_modules:\n - bootcmd\n")
+                .with("/lib/modules/6.1/kernel/fs/fat/vfat.ko.zst", "")
+                .with("/lib/modules/6.1/modules.builtin", "kernel/fs/ext4/ext4.ko\n")
+                .with("/boot/grub/grub.cfg", "linux /vmlinuz root=/dev/vda1 ro quiet\n")
+        }
+
+        fn with(mut self, path: &str, text: &str) -> Self {
+            self.0.insert(path.to_owned(), text.to_owned());
+            self
+        }
+
+        fn without(mut self, path: &str) -> Self {
+            self.0.retain(|found, _| !found.starts_with(path));
+            self
+        }
+
+        fn reasons(&self) -> Vec<String> {
+            find_obstacles(self).into_iter().map(|obstacle| obstacle.reason).collect()
+        }
+    }
+
+    impl GuestFiles for Guest {
+        fn read(&self, path: &str) -> Option<Vec<u8>> {
+            self.0.get(path).map(|text| text.clone().into_bytes())
+        }
+
+        fn names(&self, folder: &str) -> Vec<String> {
+            let below =
+                |path: &String| path.strip_prefix(folder)?.strip_prefix('/')?.split('/').next().map(str::to_owned);
+            let mut names: Vec<String> = self.0.keys().filter_map(below).collect();
+            names.dedup();
+            names
+        }
+    }
+
+    #[test]
+    fn a_guest_as_it_comes_has_no_obstacles() {
+        assert_eq!(Guest::new().reasons(), [""; 0]);
+        let old = Guest::new().without("/lib/systemd").without("/etc/systemd").without("/lib/modules");
+        assert_eq!(old.reasons(), [""; 0], "sysvinit, and a kernel in one piece");
+    }
+
+    #[test]
+    fn i1_a_cloud_init_that_is_gone_is_one_obstacle() {
+        let purged = Guest::new().without("/usr/bin").without("/lib/systemd").without("/etc/cloud");
+        assert_eq!(purged.reasons(), ["cloud-init is not installed"]);
+    }
+
+    #[test]
+    fn i1_each_way_to_disable_cloud_init_is_found() {
+        let off = Guest::new().with(DISABLED, "");
+        assert_eq!(off.reasons(), ["/etc/cloud/cloud-init.disabled disables cloud-init"]);
+        assert_eq!(off.with(ENABLED, "").reasons(), [""; 0]);
+        let policy = Guest::new().with(IDENTIFY, "# policy: none\npolicy: disabled # for now\n");
+        assert_eq!(policy.reasons(), ["the policy in /etc/cloud/ds-identify.cfg disables cloud-init"]);
+        let boot = Guest::new().with("/boot/grub/grub.cfg", "  linux /vmlinuz ro cloud-init=disabled\n");
+        assert_eq!(boot.reasons(), ["the kernel command line in /boot/grub/grub.cfg disables cloud-init"]);
+        let comment = Guest::new().with("/boot/grub/grub.cfg", "# linux cloud-init=disabled\n");
+        assert_eq!(comment.reasons(), [""; 0]);
+    }
+
+    #[test]
+    fn i1_the_last_list_of_datasources_counts() {
+        let with = |file: &str, text: &str| Guest::new().with(&format!("/etc/cloud/{file}"), text).reasons();
+        let lacks = |file: &str| vec![format!("the datasource_list in /etc/cloud/{file} lacks NoCloud")];
+        for text in [
+            "datasource_list: [Ec2]\n",
+            "datasource_list: [ \"Ec2\", 'None' ] # NoCloud\n",
+            "a: 1\ndatasource_list:\n  - Ec2\n  # not - NoCloud\n - None\nb: [NoCloud]\n",
+            "datasource_list: [Ec2,\n  None]\n",
+            "datasource_list: []\n",
+        ] {
+            assert_eq!(with("cloud.cfg.d/90_dpkg.cfg", text), lacks("cloud.cfg.d/90_dpkg.cfg"), "{text}");
+        }
+        for text in [
+            "datasource_list: [ NoCloud, None ]\n",
+            "datasource_list: [Ec2,\n  'NoCloud']\n",
+            "datasource_list:\n- Ec2\n- NoCloud\n",
+            "# datasource_list: [Ec2]\n",
+            "datasource_list: *other\n",
+            "datasource:\n  datasource_list: [Ec2]\n",
+        ] {
+            assert_eq!(with("cloud.cfg.d/90_dpkg.cfg", text), [""; 0], "{text}");
+        }
+        assert_eq!(with("cloud.cfg", "datasource_list: [Ec2]\n"), lacks("cloud.cfg"));
+        assert_eq!(with("cloud.cfg.d/README", "datasource_list: [Ec2]\n"), [""; 0]);
+        let early = Guest::new().with("/etc/cloud/cloud.cfg.d/10.cfg", "datasource_list: [Ec2]\n");
+        assert_eq!(
+            early.clone().with("/etc/cloud/cloud.cfg.d/90.cfg", "datasource_list: [NoCloud]\n").reasons(),
+            [""; 0]
+        );
+        assert_eq!(early.with("/boot/grub/grub.cfg", "linux /vmlinuz ds=nocloud\n").reasons(), [""; 0]);
+    }
+
+    #[test]
+    fn i1_units_that_are_masked_or_disabled_are_found() {
+        for unit in ["cloud-init-local.service", "cloud-init.target"] {
+            let masked = Guest::new().with(&format!("/etc/systemd/system/{unit}"), "");
+            assert_eq!(masked.reasons(), [format!("the unit {unit} is masked")]);
+        }
+        let later = Guest::new().with("/etc/systemd/system/cloud-final.service", "");
+        assert_eq!(later.reasons(), [""; 0], "the agent is started before");
+        let disabled = Guest::new().without("/etc/systemd/system/cloud-init.target.wants");
+        let found = find_obstacles(&disabled);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].reason.contains("are disabled") && !found[0].is_lasting);
+    }
+
+    #[test]
+    fn i2_a_kernel_that_may_not_load_vfat_is_found() {
+        let with = |text: &str| Guest::new().with("/etc/modprobe.d/cis.conf", text).reasons();
+        for text in [
+            "install vfat /bin/false\n",
+            "install\tvfat  /usr/bin/true\n",
+            "options a b=1\nblacklist vfat\n",
+            "install fat /bin/false\n",
+        ] {
+            let expected = "/etc/modprobe.d/cis.conf keeps the module vfat from being loaded, which the seed needs";
+            assert_eq!(with(text), [expected], "{text}");
+        }
+        for text in [
+            "# install vfat /bin/false\n",
+            "blacklist fat\n",
+            "install cramfs /bin/false\n",
+            "blacklist exfat\n",
+            "install vfat /sbin/modprobe --ignore-install vfat\n",
+        ] {
+            assert_eq!(with(text), [""; 0], "{text}");
+        }
+        let replaced =
+            Guest::new().with("/lib/modprobe.d/a.conf", "blacklist vfat\n").with("/etc/modprobe.d/a.conf", "");
+        assert_eq!(replaced.reasons(), [""; 0]);
+        let built_in = Guest::new().with("/lib/modules/6.1/modules.builtin", "kernel/fs/fat/vfat.ko\n");
+        assert_eq!(built_in.with("/etc/modprobe.d/a.conf", "blacklist vfat\n").reasons(), [""; 0]);
+        let none = Guest::new().without("/lib/modules/6.1/kernel/fs/fat");
+        assert_eq!(none.reasons(), ["no kernel of the guest has the module vfat, which the seed needs"]);
+    }
+}
