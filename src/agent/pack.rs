@@ -5,17 +5,19 @@ use std::error::Error;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::vec;
 
 use super::sys;
-use crate::wire::tree::{BLOCK, Encoder, Entry, Kind, Totals, Xattr};
+use crate::wire::tree::{BLOCK, Encoder, Entry, Kind, Totals, TreeNote, Xattr};
 
 /// Bytes of content read at once.
 const CHUNK: usize = 1 << 20;
+/// The longest content of a file that does not tell its size, bytes: it is read as a whole before it is sent.
+const LONGEST_UNSIZED: u64 = 32 << 20;
 const ZEROS: [u8; BLOCK] = [0; BLOCK];
 
 /// Why a tree could not be packed.
@@ -44,16 +46,26 @@ impl fmt::Display for PackError {
 
 impl Error for PackError {}
 
+/// What is done about files that cannot be sent as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PackPolicy {
+    /// The tree was examined before, so that a change is an error. Sockets are left out, as they mean nothing without their
+    /// process, and devices are refused.
+    Planned,
+    /// Processes write to the tree meanwhile, and the kernel makes up some of its files. Notes in the stream name what
+    /// changed or was left out; sockets and devices have entries of their own.
+    Living,
+}
+
 /// What else is done with a tree while it is packed.
 pub trait Packing {
     /// Returns whether what has this name in a folder is left out.
     fn leaves_out(&self, _name: &OsStr) -> bool {
         false
     }
-    /// Returns whether sockets and devices get an entry. Otherwise sockets are left out, as they mean nothing without their
-    /// process, and devices are refused.
-    fn names_special_files(&self) -> bool {
-        false
+    /// Returns what is done about files that cannot be sent as they are.
+    fn policy(&self) -> PackPolicy {
+        PackPolicy::Planned
     }
     /// Changes an entry before it is sent.
     fn adjust(&self, _entry: &mut Entry) {}
@@ -68,8 +80,8 @@ pub trait Packing {
 pub struct FetchedFiles;
 
 impl Packing for FetchedFiles {
-    fn names_special_files(&self) -> bool {
-        true
+    fn policy(&self) -> PackPolicy {
+        PackPolicy::Living
     }
 }
 
@@ -105,7 +117,7 @@ impl<W: Write> Walk<'_, W> {
         while let Some(level) = levels.last_mut() {
             if let Some(name) = level.names.next() {
                 self.path.push(name);
-                match self.visit()? {
+                match self.visit_or_note()? {
                     Some(deeper) => levels.push(deeper),
                     None => _ = self.path.pop(),
                 }
@@ -115,6 +127,28 @@ impl<W: Write> Walk<'_, W> {
             }
         }
         Ok(())
+    }
+
+    fn is_living(&self) -> bool {
+        self.packing.policy() == PackPolicy::Living
+    }
+
+    /// Sends what is at the path, or a note of what in a living tree cannot be sent.
+    fn visit_or_note(&mut self) -> Result<Option<Level>, PackError> {
+        let text = match self.visit() {
+            Err(PackError::Changed(_)) if self.is_living() => "vanished before it could be read".to_owned(),
+            Err(PackError::Unfit(_, what)) if self.is_living() => what.to_owned(),
+            Err(PackError::Read(_, error)) if self.is_living() && is_made_up(&self.path) => {
+                format!("cannot be read: {error}")
+            }
+            visited => return visited,
+        };
+        self.note(true, text).map(|()| None)
+    }
+
+    fn note(&mut self, is_left_out: bool, text: String) -> Result<(), PackError> {
+        let note = TreeNote { path: self.relative(), is_left_out, text };
+        self.encoder.note(note).map_err(PackError::Write)
     }
 
     /// Sends what is at the path; a folder's content is left to the caller.
@@ -132,7 +166,7 @@ impl<W: Write> Walk<'_, W> {
             Kind::Symlink { target: target.into_os_string().into_encoded_bytes() }
         } else if kind.is_fifo() {
             Kind::Fifo {}
-        } else if self.packing.names_special_files() {
+        } else if self.is_living() {
             if kind.is_socket() { Kind::Socket {} } else { Kind::Device {} }
         } else if kind.is_socket() {
             return Ok(None);
@@ -172,34 +206,109 @@ impl<W: Write> Walk<'_, W> {
                 return self.emit(entry);
             }
         }
+        if self.is_living() {
+            return self.living_file(&file, &before);
+        }
         let entry = self.entry(&before, Kind::File { size: before.size() })?;
         self.emit(entry)?;
         self.content(&file, &before)?;
         let after = file.metadata().map_err(|error| self.unreadable(error))?;
-        let stamp = |of: &Metadata| (of.size(), of.mtime(), of.mtime_nsec());
         if stamp(&before) == stamp(&after) { Ok(()) } else { Err(PackError::Changed(self.path.clone())) }
     }
 
-    fn content(&mut self, file: &File, metadata: &Metadata) -> Result<(), PackError> {
-        let size = metadata.size();
-        if metadata.blocks() * 512 >= size {
-            return self.extent(file, 0, size);
+    /// Sends a file as it was when it was opened, as far as it still is.
+    fn living_file(&mut self, file: &File, before: &Metadata) -> Result<(), PackError> {
+        if before.size() == 0 || is_made_up(&self.path) {
+            return self.unsized_file(file, before);
         }
+        let size = before.size();
+        let entry = self.entry(before, Kind::File { size })?;
+        self.emit(entry)?;
+        let read = self.living_content(file, before)?;
+        let after = file.metadata().map_err(|error| self.unreadable(error))?;
+        let now = after.size();
+        match (stamp(before) == stamp(&after), read) {
+            (true, Content::Whole) => Ok(()),
+            (_, Content::Short) => self
+                .note(false, format!("shrank from {size} to {now} bytes while it was read: zeros stand for the rest")),
+            _ if now > size => self.note(false, format!("grew while it was read: these are its first {size} bytes")),
+            _ => self.note(false, "was written to while it was read".to_owned()),
+        }
+    }
+
+    /// Sends a file whose size means nothing, as those of `/proc` and `/sys`: all that it has until its end. An empty file that
+    /// gets content only now stays empty.
+    fn unsized_file(&mut self, file: &File, before: &Metadata) -> Result<(), PackError> {
+        let mut content = Vec::new();
+        file.take(LONGEST_UNSIZED + 1).read_to_end(&mut content).map_err(|error| self.unreadable(error))?;
+        let after = file.metadata().map_err(|error| self.unreadable(error))?;
+        let has_grown = before.size() == 0 && after.size() > 0;
+        if has_grown {
+            content.clear();
+        }
+        if content.len() as u64 > LONGEST_UNSIZED {
+            return Err(PackError::Unfit(self.path.clone(), "a file of the kernel with more than 32 MiB"));
+        }
+        let size = content.len() as u64;
+        let entry = self.entry(before, Kind::File { size })?;
+        self.emit(entry)?;
+        if size > 0 {
+            self.encoder.data(0, size).and_then(|()| self.encoder.content(&content)).map_err(PackError::Write)?;
+        }
+        if has_grown { self.note(false, "was empty, and grew while it was read".to_owned()) } else { Ok(()) }
+    }
+
+    /// Sends what can be read of a file, a piece at a time: an extent that is announced has to follow.
+    fn living_content(&mut self, file: &File, metadata: &Metadata) -> Result<Content, PackError> {
+        let size = metadata.size();
         let mut at = 0;
-        while at < size {
-            let found = sys::next_data(file, at).map_err(|error| self.unreadable(error))?;
-            let Some((start, end)) = found else { break };
-            let end = end.next_multiple_of(BLOCK as u64).min(size);
-            self.extent(file, (start / BLOCK as u64 * BLOCK as u64).max(at), end)?;
+        while let Some((start, end)) = self.next_extent(file, metadata, at)? {
+            at = start;
+            while at < end {
+                let n = self.read_some(file, at, end)?;
+                if n == 0 {
+                    return Ok(Content::Short);
+                }
+                self.encoder.data(at, n as u64).map_err(PackError::Write)?;
+                self.encoder.content(&self.buffer[..n]).map_err(PackError::Write)?;
+                at += n as u64;
+            }
+        }
+        let is_cut = file.metadata().is_ok_and(|now| now.size() < size);
+        Ok(if is_cut { Content::Short } else { Content::Whole })
+    }
+
+    fn read_some(&mut self, file: &File, at: u64, end: u64) -> Result<usize, PackError> {
+        self.buffer.resize(CHUNK, 0);
+        let most = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
+        file.read_at(&mut self.buffer[..most], at).map_err(|error| PackError::Read(self.path.clone(), error))
+    }
+
+    /// Returns the next range with data at or behind `at`, in whole blocks.
+    fn next_extent(&self, file: &File, metadata: &Metadata, at: u64) -> Result<Option<(u64, u64)>, PackError> {
+        let size = metadata.size();
+        if at >= size {
+            return Ok(None);
+        }
+        if metadata.blocks() * 512 >= size {
+            return Ok(Some((at, size)));
+        }
+        let found = sys::next_data(file, at).map_err(|error| self.unreadable(error))?;
+        let block = BLOCK as u64;
+        let whole = |(start, end): (u64, u64)| ((start / block * block).max(at), end.next_multiple_of(block).min(size));
+        Ok(found.map(whole).filter(|(start, end)| start < end))
+    }
+
+    fn content(&mut self, file: &File, metadata: &Metadata) -> Result<(), PackError> {
+        let mut at = 0;
+        while let Some((start, end)) = self.next_extent(file, metadata, at)? {
+            self.extent(file, start, end)?;
             at = end;
         }
         Ok(())
     }
 
     fn extent(&mut self, file: &File, start: u64, end: u64) -> Result<(), PackError> {
-        if start >= end {
-            return Ok(());
-        }
         self.encoder.data(start, end - start).map_err(PackError::Write)?;
         self.buffer.resize(CHUNK, 0);
         let mut at = start;
@@ -251,6 +360,24 @@ impl<W: Write> Walk<'_, W> {
     }
 }
 
+/// Returns whether the kernel makes up what is at a path, or was there a moment ago.
+fn is_made_up(path: &Path) -> bool {
+    path.ancestors().find_map(|path| sys::is_made_up(path).ok()).unwrap_or(false)
+}
+
+/// How much of a file could be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Content {
+    Whole,
+    /// Less than the size that it had.
+    Short,
+}
+
+/// By which a change of a file is recognised.
+fn stamp(of: &Metadata) -> (u64, i64, i64) {
+    (of.size(), of.mtime(), of.mtime_nsec())
+}
+
 fn bits(mode: u32) -> u16 {
     u16::try_from(mode & 0o7777).unwrap_or_default()
 }
@@ -269,3 +396,6 @@ fn xattrs(path: &Path) -> io::Result<Vec<Xattr>> {
     names.sort_unstable();
     names.into_iter().map(|name| Ok(Xattr { value: sys::xattr(path, &name)?, name })).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -52,6 +52,27 @@ const LOCK_USED: c_int = 1 | 2 | 4;
 const O_WRONLY_CLOEXEC: c_int = 0o1 | 0o2_000_000;
 const POLLIN: i16 = 1;
 const FIONREAD: u64 = 0x541b;
+/// File systems whose files the kernel makes up when they are read: `f_type` in statfs(2), and the kernel's `magic.h`.
+const MADE_UP: [u64; 16] = [
+    0x9fa0,      // proc
+    0x6265_6572, // sysfs
+    0x6265_6570, // configfs
+    0x6462_6720, // debugfs
+    0x7472_6163, // tracefs
+    0x7363_6673, // securityfs
+    0x0027_e0eb, // cgroup
+    0x6367_7270, // cgroup2
+    0xf97c_ff8c, // selinuxfs
+    0x4341_5d53, // smackfs
+    0xde5e_81e4, // efivarfs
+    0x6165_676c, // pstorefs
+    0xcafe_4a11, // bpf
+    0x4249_4e4d, // binfmt_misc
+    0x6573_5543, // fusectl
+    0x6e73_6673, // nsfs
+];
+/// `struct statfs` has 120 bytes.
+const STATFS_WORDS: usize = 16;
 const TIOCSCTTY: u64 = 0x540e;
 const TIOCSWINSZ: u64 = 0x5414;
 const TIOCSPTLCK: u64 = 0x4004_5431;
@@ -98,6 +119,7 @@ unsafe extern "C" {
     fn lsetxattr(path: *const c_char, name: *const c_char, value: *const c_void, size: usize, flags: c_int) -> c_int;
     fn mount(source: *const c_char, on: *const c_char, kind: *const c_char, flags: u64, data: *const c_void) -> c_int;
     fn umount2(on: *const c_char, flags: c_int) -> c_int;
+    fn statfs(path: *const c_char, about: *mut u64) -> c_int;
     fn unshare(flags: c_int) -> c_int;
 }
 
@@ -282,6 +304,17 @@ pub fn next_data(file: &File, from: u64) -> io::Result<Option<(u64, u64)>> {
     };
     let end = seek(i64::try_from(start).map_err(io::Error::other)?, SEEK_HOLE)?;
     Ok(Some((start, end)))
+}
+
+/// Returns whether the kernel makes up the files of the file system that a path is on.
+#[expect(unsafe_code, reason = "libc")]
+pub fn is_made_up(path: &Path) -> io::Result<bool> {
+    let path = c_path(path)?;
+    let mut about = [0u64; STATFS_WORDS];
+    // SAFETY: a valid C string, and more room than the structure takes.
+    check(unsafe { statfs(path.as_ptr(), about.as_mut_ptr()) })?;
+    // The first word is the type, of which some have 32 bits with a sign.
+    Ok(MADE_UP.contains(&(about[0] & 0xffff_ffff)))
 }
 
 /// The names of the extended attributes, of a symbolic link its own.

@@ -35,6 +35,7 @@ pub fn unpack(input: impl BufRead, accounts: &Accounts, progress: &mut dyn FnMut
                 done += n as u64;
                 progress(done);
             },
+            Item::Note(_) => {}
             Item::End(totals) => return place.close_file().map(|()| totals),
         }
     }

@@ -244,14 +244,15 @@ async fn fetch_again(build: &Build<'_>, stream: PathBuf, request: FetchRequest) 
 fn warn_of_left_out(build: &Build<'_>, index: usize, tree: &FetchedTree) {
     let named = tree.left_out.len() as u64;
     let step = index + 1;
+    for note in &tree.notes {
+        build.events.notice(Level::Warning, format!("step {step}: {note}"));
+    }
     for what in &tree.left_out {
         build.events.notice(Level::Warning, format!("step {step}: not fetched: {what}"));
     }
     if tree.left_out_count > named {
         let more = tree.left_out_count - named;
-        build
-            .events
-            .notice(Level::Warning, format!("step {step}: not fetched: {more} more links, pipes, sockets and devices"));
+        build.events.notice(Level::Warning, format!("step {step}: not fetched: {more} more"));
     }
 }
 

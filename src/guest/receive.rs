@@ -23,7 +23,7 @@ use nix::unistd::{linkat, symlinkat};
 use super::GuestError;
 use super::error::printable;
 use crate::wire::tree::limits::{folders_above, inner_target};
-use crate::wire::tree::{Decoder, Entry, Item, Kind, Totals};
+use crate::wire::tree::{Decoder, Entry, Item, Kind, Totals, TreeNote};
 
 /// How many files, folders and links an image may have fetched in all: what a version in the store may hold, less what kiln
 /// itself puts there.
@@ -84,6 +84,8 @@ pub struct FetchedTree {
     pub left_out: Vec<String>,
     /// How many were left out.
     pub left_out_count: u64,
+    /// What is not as it was in the guest, or no more: a sentence each, the first few.
+    pub notes: Vec<String>,
     entries: u64,
     names: usize,
 }
@@ -113,6 +115,7 @@ pub fn receive(input: impl BufRead, request: &FetchRequest) -> Result<(FetchedTr
                 decoder.consume(n);
                 offset += n as u64;
             },
+            Item::Note(note) => target.note(&note)?,
             Item::End(totals) => {
                 target.close_file()?;
                 return Ok((target.tree, totals));
@@ -182,10 +185,30 @@ impl<'a> Target<'a> {
             let path = printable(&self.request.from);
             return Err(GuestError::Unkept { path, why: format!("it is {what}") });
         }
+        self.name_left_out(&entry.path, what);
+        Ok(())
+    }
+
+    fn name_left_out(&mut self, path: &[u8], what: &str) {
         self.tree.left_out_count += 1;
         if self.tree.left_out.len() < MOST_NAMED {
-            let path = String::from_utf8_lossy(&entry.path);
+            let path = String::from_utf8_lossy(path);
             self.tree.left_out.push(printable(&format!("{path}: {what}")));
+        }
+    }
+
+    /// Keeps what the sender says of a file.
+    fn note(&mut self, note: &TreeNote) -> Result<(), GuestError> {
+        self.records += 1;
+        if self.records > 2 * MOST_ENTRIES {
+            return Err(too_many());
+        }
+        if note.is_left_out {
+            self.name_left_out(&note.path, &note.text);
+        } else if self.tree.notes.len() < MOST_NAMED {
+            let path = String::from_utf8_lossy(&note.path);
+            let name = if path.is_empty() { &*self.request.from } else { &*path };
+            self.tree.notes.push(printable(&format!("{name} {}", note.text)));
         }
         Ok(())
     }

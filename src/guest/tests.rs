@@ -15,6 +15,7 @@ use crate::event::Channel;
 use crate::spec;
 
 mod hostile;
+mod living;
 mod placement;
 mod trees;
 

@@ -16,8 +16,8 @@ use super::code::{Code, Fields, Malformed, coded_enum, coded_struct};
 
 pub mod limits;
 
-use limits::check;
-pub use limits::{MAX_NAME, MAX_PATH, MAX_XATTRS};
+pub use limits::{MAX_NAME, MAX_NOTE, MAX_PATH, MAX_XATTRS};
+use limits::{check, check_note};
 
 /// What direct I/O needs: addresses, offsets and lengths are multiples of this.
 pub const BLOCK: usize = 4096;
@@ -114,6 +114,18 @@ coded_struct! {
     }
 }
 
+coded_struct! {
+    /// What the sender of a fetched tree says of a file.
+    TreeNote {
+        /// Relative to the root, as that of an entry.
+        path: Vec<u8>,
+        /// Whether the tree has no entry for it.
+        is_left_out: bool,
+        /// What happened, to be read after its name; at most [`MAX_NOTE`] bytes.
+        text: String,
+    }
+}
+
 coded_enum! {
     /// One record of the stream.
     Record as "record" {
@@ -140,6 +152,11 @@ coded_enum! {
         4 Pad {
             /// How many.
             length: u32,
+        }
+        /// Something that a person should know. Only fetched trees have notes.
+        6 Note {
+            /// Of which file, and what.
+            note: TreeNote,
         }
         /// The last.
         5 End {
@@ -198,6 +215,18 @@ impl<W: Write> Encoder<W> {
         check(&entry).map_err(invalid)?;
         self.totals.entries += u64::from(entry.kind != Kind::Leave {});
         self.put(&Record::Entry { entry })
+    }
+
+    /// Adds a note.
+    ///
+    /// # Errors
+    /// Also when its path is beyond the limits.
+    pub fn note(&mut self, mut note: TreeNote) -> io::Result<()> {
+        while note.text.len() > MAX_NOTE {
+            note.text.pop();
+        }
+        check_note(&note).map_err(invalid)?;
+        self.put(&Record::Note { note })
     }
 
     /// Announces an extent of the file added last; exactly `length` bytes of [`Encoder::content`] must follow.
@@ -262,6 +291,8 @@ pub enum Item {
         /// Where in the file. Extents ascend, do not overlap and lie within the file.
         offset: u64,
     },
+    /// A note on a file. It counts for nothing.
+    Note(TreeNote),
     /// The end; nothing may follow.
     End(Totals),
 }
@@ -304,6 +335,7 @@ impl<R: BufRead> Decoder<R> {
         match self.record()? {
             Record::Entry { entry } => self.take_entry(entry).map(Item::Entry),
             Record::Data { offset, length } => self.take_data(offset, length),
+            Record::Note { note } => check_note(&note).map(|()| Item::Note(note)).map_err(invalid),
             Record::End { totals } if totals == self.totals => Ok(Item::End(totals)),
             Record::Pad { length } if length as usize <= BLOCK => {
                 self.left = u64::from(length);

@@ -579,6 +579,7 @@ fn unpack(bytes: impl io::BufRead) -> io::Result<(BTreeMap<String, Vec<u8>>, Tot
                 tree.consume(piece.len());
                 files.entry(current.clone()).or_default().extend(piece);
             },
+            Item::Note(_) => {}
             Item::End(totals) => return Ok((files, totals)),
         }
     }

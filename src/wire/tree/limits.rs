@@ -1,7 +1,7 @@
 //! What an entry of a tree may be, whoever sent it.
 
 use super::super::code::Malformed;
-use super::{Entry, Kind};
+use super::{Entry, Kind, TreeNote};
 
 /// The longest path, in bytes, as Linux has it.
 pub const MAX_PATH: usize = 4096;
@@ -11,6 +11,17 @@ pub const MAX_NAME: usize = 255;
 
 /// The most bytes that all extended attributes of one entry may take, encoded. Linux allows 64 KiB for one value.
 pub const MAX_XATTRS: usize = 128 * 1024;
+
+/// The longest text of a note, in bytes.
+pub const MAX_NOTE: usize = 1000;
+
+/// The limits of one note, for both ends.
+pub(super) fn check_note(note: &TreeNote) -> Result<(), Malformed> {
+    if note.text.len() > MAX_NOTE {
+        return Err(Malformed::Range("note"));
+    }
+    check_path(&note.path)
+}
 
 /// The limits of one entry, for both ends.
 pub(super) fn check(entry: &Entry) -> Result<(), Malformed> {

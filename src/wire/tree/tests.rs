@@ -47,6 +47,7 @@ fn read_files(bytes: &[u8]) -> io::Result<Vec<Vec<Extent>>> {
                 }
                 files.last_mut().expect("content belongs to a file").push((offset, content));
             }
+            Item::Note(_) => {}
             Item::End(totals) => {
                 assert_eq!(totals.entries, files.len() as u64);
                 return Ok(files);
