@@ -108,7 +108,7 @@ fn files_land_where_they_should_and_an_image_without_cloud_init_is_told() {
         "`masks`: the unit cloud-init-local.service is masked",
         "`disables`: the units of cloud-init are disabled",
         "`purges`: cloud-init is not installed",
-        "busy.log: grew while it was read",
+        "busy.log grew while it was read",
     ] {
         assert!(log.contains(text), "no `{text}` in {log}");
     }
