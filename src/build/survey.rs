@@ -22,7 +22,7 @@ use crate::spec::{self, Spec, SpecFile};
 
 use super::base::Located;
 use super::cloud_init;
-use super::inputs::{InputErrors, check_script, examine};
+use super::inputs::{InputError, InputErrors, check_script, examine};
 use super::reach::{self, Reach};
 use super::seal;
 
@@ -106,7 +106,7 @@ pub async fn plan(
     let (described, found, known) = (spec.clone(), base.clone(), Arc::clone(memo));
     // Hashing half a gigabyte takes a second; the host's programs are asked meanwhile.
     let inputs =
-        spawn_blocking(move || Ok::<_, Failure>((examine_base(&found, &known)?, examine_inputs(&described, &known)?)));
+        spawn_blocking(move || Ok::<_, Failure>((examine_base(&found, &known)?, examine_spec(&described, &known)?)));
     let (host, inputs) = tokio::join!(host, inputs);
     let ((base, warnings), inputs) = inputs.expect("examining neither panics nor is cancelled")?;
     if let Err(error) = memo.save() {
@@ -137,7 +137,7 @@ pub async fn plan(
 pub fn inputs(spec: &Spec, reach: Reach, memo: &Memo, events: &Events) -> Result<(), Failure> {
     check_reach(spec, reach, events)?;
     warn_of_giveaways(spec, reach, events);
-    warn(&examine_inputs(spec, memo)?, events);
+    warn(&examine_spec(spec, memo)?, events);
     Ok(())
 }
 
@@ -237,31 +237,55 @@ pub(crate) fn remember_base(plan: &Plan, memo: &Memo) {
 }
 
 /// What a spec brings from this host.
-#[derive(Debug, Default)]
-pub(crate) struct ExaminedInputs {
+#[derive(Debug)]
+struct ExaminedInputs {
     /// By the index of the step.
-    pub(crate) facts: BTreeMap<usize, InputFacts>,
+    facts: BTreeMap<usize, InputFacts>,
     /// What may fail in the guest.
-    pub(crate) warnings: Vec<String>,
+    warnings: Vec<String>,
 }
 
-/// Examines all inputs of a spec.
+/// Examines all inputs of a spec, and whether a guest can run its scripts.
 ///
 /// # Errors
 /// Everything that is wrong with them, at once.
-pub(crate) fn examine_inputs(spec: &Spec, memo: &Memo) -> Result<ExaminedInputs, InputErrors> {
-    let (mut found, mut errors) = (ExaminedInputs::default(), Vec::new());
+fn examine_spec(spec: &Spec, memo: &Memo) -> Result<ExaminedInputs, InputErrors> {
+    match (examine_inputs(spec, memo), check_scripts(spec)) {
+        (Ok(facts), Ok(warnings)) => Ok(ExaminedInputs { facts, warnings }),
+        (facts, warnings) => {
+            let failed = [facts.err(), warnings.err()].into_iter().flatten();
+            let mut errors: Vec<InputError> = failed.flat_map(|failed| failed.errors).collect();
+            errors.sort_by_key(InputError::line);
+            Err(InputErrors { spec: spec.path.clone(), errors })
+        }
+    }
+}
+
+/// Examines what the steps of a spec bring from this host.
+///
+/// # Errors
+/// Everything that cannot be read or copied.
+pub(crate) fn examine_inputs(spec: &Spec, memo: &Memo) -> Result<BTreeMap<usize, InputFacts>, InputErrors> {
+    let (mut inputs, mut errors) = (BTreeMap::new(), Vec::new());
     for (index, step) in spec.steps.iter().enumerate() {
-        let examined = examine(step, memo).and_then(|facts| Ok((facts, check_script(step)?)));
-        match examined {
-            Ok((facts, warning)) => {
-                found.facts.extend(facts.map(|facts| (index, facts)));
-                found.warnings.extend(warning.map(|text| format!("{}, {text}", spec.path.display())));
-            }
+        match examine(step, memo) {
+            Ok(facts) => inputs.extend(facts.map(|facts| (index, facts))),
             Err(error) => errors.push(error),
         }
     }
-    if errors.is_empty() { Ok(found) } else { Err(InputErrors { spec: spec.path.clone(), errors }) }
+    if errors.is_empty() { Ok(inputs) } else { Err(InputErrors { spec: spec.path.clone(), errors }) }
+}
+
+/// Checks that a guest can run the scripts of a spec. Returns warnings of what may fail.
+fn check_scripts(spec: &Spec) -> Result<Vec<String>, InputErrors> {
+    let (mut warnings, mut errors) = (Vec::new(), Vec::new());
+    for step in &spec.steps {
+        match check_script(step) {
+            Ok(warning) => warnings.extend(warning.map(|text| format!("{}, {text}", spec.path.display()))),
+            Err(error) => errors.push(error),
+        }
+    }
+    if errors.is_empty() { Ok(warnings) } else { Err(InputErrors { spec: spec.path.clone(), errors }) }
 }
 
 /// The clock of reproducible builds (reproducible-builds.org/specs/source-date-epoch).
