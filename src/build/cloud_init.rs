@@ -64,7 +64,7 @@ impl KnownObstacle {
     fn describe(&self, plan: &Plan) -> String {
         let reason = &self.obstacle.reason;
         match self.since.and_then(|index| Some((index + 1, &plan.steps.get(index)?.step.name))) {
-            Some((number, name)) => format!("{reason} since step {number} `{name}`"),
+            Some((number, name)) => format!("{reason} (since step {number} `{name}`)"),
             None => reason.clone(),
         }
     }

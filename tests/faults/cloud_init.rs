@@ -28,7 +28,7 @@ fn i1_a_reboot_that_would_not_come_back_is_refused_at_once() {
     let rest = "[[step]]\nrun = 'echo between'\n[[step]]\nreboot = true\n";
     for command in [format!("breaks {REASON}"), format!("disables {REASON}")] {
         let kiln = after(&command, rest).fails(7).stderr_has("step 3 `reboot`").stderr_has("kiln.toml:13");
-        let ended = refused(kiln.stderr_has(format!("{REASON} since step 1 `harden`")));
+        let ended = refused(kiln.stderr_has(format!("{REASON} (since step 1 `harden`)")));
         assert!(!ended.place().fake_log().contains(&"reboot".to_owned()));
     }
 }
