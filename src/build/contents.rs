@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
@@ -18,13 +18,13 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::digest::hex;
 use crate::disk::chain::Chain;
-use crate::disk::entry::{ContentDigest, Entry};
+use crate::disk::entry::{Chunk, ContentDigest, Entry};
 use crate::disk::gap::{TreeGap, TreeMount};
 use crate::disk::listing::{self, ListingWriter};
 use crate::disk::os_release::{self, Os};
 use crate::disk::packages::Package;
 use crate::disk::told::Told;
-use crate::disk::tree::{Tree, TreeError, left_over};
+use crate::disk::tree::{EntryVisitor, Tree, TreeError, TreeVisitor, left_over, readable_volumes};
 use crate::error::Failure;
 use crate::event::{Events, Level};
 use crate::guest::GuestError;
@@ -36,6 +36,7 @@ use super::disks::{Layers, open};
 use super::mounts::{DiskSurvey, survey};
 use super::packages::{self, PackageAnswer, PackageList};
 use super::seal::{self, Sealed};
+use super::secret_scan::{SearchedSecrets, TreeSearch};
 use super::writers::Writers;
 use super::{Build, ScratchError, platform, provision};
 
@@ -55,7 +56,11 @@ enum FileSource {
     /// The host.
     Host,
     /// The guest, and this is its list.
-    Guest(Told),
+    Guest {
+        list: Told,
+        /// What kiln cannot read.
+        reason: String,
+    },
     /// Nobody can: why.
     Nobody(String),
 }
@@ -118,7 +123,7 @@ async fn ask_for_files(build: &Build<'_>, guest: &mut Guest, survey: &DiskSurvey
     };
     let late = || GuestError::Overdue(FILES_PATIENCE).into();
     Ok(match build.limits.hold_guest(&guest.machine, FILES_PATIENCE, late, work).await? {
-        Ok((file, entries)) => FileSource::Guest(Told::new(file, entries)),
+        Ok((file, entries)) => FileSource::Guest { list: Told::new(file, entries), reason },
         Err(why) => FileSource::Nobody(format!(
             "kiln cannot read all files ({reason}), and the guest could not list its files: {}",
             shorten_message(&why)
@@ -163,7 +168,7 @@ impl<'d> SealedView<'d> {
         match &evidence.files {
             FileSource::Host => missing
                 .extend(tree.iter().flat_map(Tree::gaps).filter(|gap| gap.hides_files()).map(ToString::to_string)),
-            FileSource::Guest(_) => missing.clear(),
+            FileSource::Guest { .. } => missing.clear(),
             FileSource::Nobody(why) => missing = vec![why.clone()],
         }
         let left_over = evidence.used.as_deref().map_or(Ok(Vec::new()), |used| left_over(disk, used))?;
@@ -180,15 +185,29 @@ impl<'d> SealedView<'d> {
         self.tree.as_ref().is_none_or(Tree::is_clean)
     }
 
+    /// Returns why the contents of some files are not read by kiln.
+    fn unread_contents(&self) -> Option<String> {
+        match self.source {
+            FileSource::Guest { reason, .. } => Some(reason.clone()),
+            FileSource::Host | FileSource::Nobody(_) if self.missing.is_empty() => None,
+            FileSource::Host | FileSource::Nobody(_) => Some(self.missing.join("; ")),
+        }
+    }
+
     /// Gives every entry to `visit`, in order, if all of them are known. Returns whether they are. Blocks the calling thread.
     ///
     /// # Errors
     /// When they cannot be read, or `visit` breaks.
     pub(crate) fn walk(&self, visit: &mut dyn FnMut(&Entry) -> ControlFlow<()>) -> Result<bool, TreeError> {
+        self.walk_contents(&mut EntryVisitor(visit))
+    }
+
+    /// As [`SealedView::walk`], with the contents of the files that kiln reads.
+    fn walk_contents(&self, visitor: &mut dyn TreeVisitor) -> Result<bool, TreeError> {
         match (&self.source, &self.tree) {
             _ if !self.missing.is_empty() => return Ok(false),
-            (FileSource::Guest(list), _) => list.walk(visit)?,
-            (_, Some(tree)) => tree.walk(visit)?,
+            (FileSource::Guest { list, .. }, _) => list.walk(&mut |entry| visitor.visit_entry(entry))?,
+            (_, Some(tree)) => tree.walk_contents(visitor)?,
             (_, None) => return Ok(false),
         }
         Ok(true)
@@ -205,6 +224,7 @@ pub(crate) fn read(
 ) -> Result<JoinHandle<Result<Contents, Failure>>, Failure> {
     let chain = open(layers)?;
     let (events, path) = (build.events.clone(), staging.join(listing::FILE));
+    let searched = build.secrets.searched().cloned();
     let outputs = &build.plan.spec.outputs;
     let platforms: BTreeSet<Platform> = outputs.iter().flat_map(|output| output.platforms.iter().copied()).collect();
     Ok(spawn_blocking(move || {
@@ -215,7 +235,10 @@ pub(crate) fn read(
         warn_of_platforms(&platforms, view.tree.as_ref(), &packages, &events)?;
         let os = whole.map_or(Ok(None), os_release::os)?;
         let os = os.or_else(|| evidence.packages.as_ref()?.os.clone());
-        let content_sha256 = list_files(&view, &evidence.writers, &path)?.map(|digest| hex(&digest));
+        if let Some(searched) = &searched {
+            search_volumes(&chain, &view, searched, &events)?;
+        }
+        let content_sha256 = list_files(&view, &evidence.writers, &path, searched)?.map(|digest| hex(&digest));
         let listed = manifest::ListedContents {
             complete: view.missing.is_empty(),
             missing: view.missing,
@@ -269,24 +292,99 @@ fn for_manifest(Os { id, version, name }: Os) -> manifest::Os {
     manifest::Os { id, version, name }
 }
 
+/// Searches every file system that kiln reads for secrets where the guest has others, and warns of those.
+fn search_volumes(
+    disk: &Chain,
+    view: &SealedView<'_>,
+    searched: &SearchedSecrets,
+    events: &Events,
+) -> Result<(), Failure> {
+    let reason = view.unread_contents();
+    if let Some(reason) = &reason {
+        events.notice(
+            Level::Warning,
+            format!(
+                "the contents of files that kiln cannot read were not searched for secrets, only the disk as it is \
+                 ({reason}): a secret in a compressed or fragmented file would not be found"
+            ),
+        );
+    }
+    if reason.is_none() && view.left_over.is_empty() {
+        return Ok(());
+    }
+    for tree in readable_volumes(disk)? {
+        let mut search = TreeSearch::new(searched.clone());
+        let walked = tree.walk_contents(&mut search);
+        if let Some(leak) = search.into_leak() {
+            return Err(leak.into());
+        }
+        if let Err(error) = walked {
+            let text = format!("a file system of the disk was not searched for secrets to its end: {error}");
+            events.notice(Level::Warning, text);
+        }
+    }
+    Ok(())
+}
+
+/// Writes the list of files as they are read, and searches them.
+struct FileLister<'w> {
+    writers: &'w Writers,
+    content: ContentDigest,
+    list: ListingWriter<'w, BufWriter<File>>,
+    written: io::Result<()>,
+    search: Option<TreeSearch>,
+}
+
+impl TreeVisitor for FileLister<'_> {
+    fn begin_content(&mut self) {
+        if let Some(search) = &mut self.search {
+            search.begin_content();
+        }
+    }
+
+    fn visit_content(&mut self, chunk: Chunk<'_>) {
+        if let Some(search) = &mut self.search {
+            search.visit_content(chunk);
+        }
+    }
+
+    fn visit_entry(&mut self, entry: &Entry) -> ControlFlow<()> {
+        self.content.add(entry);
+        self.written = self.list.add(entry, self.writers.step_of(entry));
+        match &mut self.search {
+            _ if self.written.is_err() => ControlFlow::Break(()),
+            Some(search) => search.visit_entry(entry),
+            None => ControlFlow::Continue(()),
+        }
+    }
+}
+
 /// Writes the list of all files, and returns the digest of what they contain. None where they are not all known.
-fn list_files(view: &SealedView<'_>, writers: &Writers, path: &Path) -> Result<Option<[u8; 32]>, Failure> {
+///
+/// # Errors
+/// When a file holds a secret, or something cannot be read or written.
+fn list_files(
+    view: &SealedView<'_>,
+    writers: &Writers,
+    path: &Path,
+    searched: Option<SearchedSecrets>,
+) -> Result<Option<[u8; 32]>, Failure> {
     if !view.missing.is_empty() {
         return Ok(None);
     }
     let failed = |source| Failure::from(ScratchError::at("the list of files", path)(source));
     let file = File::create_new(path).and_then(|file| ListingWriter::new(BufWriter::new(file)));
-    let (mut list, mut content) = (file.map_err(failed)?, ContentDigest::new());
-    let mut written = Ok(());
-    let walked = view.walk(&mut |entry| {
-        content.add(entry);
-        written = list.add(entry, writers.step_of(entry));
-        if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    });
-    written.map_err(failed)?;
+    let search = searched.map(TreeSearch::new);
+    let mut lister =
+        FileLister { writers, content: ContentDigest::new(), list: file.map_err(failed)?, written: Ok(()), search };
+    let walked = view.walk_contents(&mut lister);
+    lister.written.map_err(failed)?;
+    if let Some(leak) = lister.search.and_then(TreeSearch::into_leak) {
+        return Err(leak.into());
+    }
     walked?;
-    list.finish().and_then(|mut file| file.flush()).map_err(failed)?;
-    Ok(Some(content.finish()))
+    lister.list.finish().and_then(|mut file| file.flush()).map_err(failed)?;
+    Ok(Some(lister.content.finish()))
 }
 
 #[cfg(test)]

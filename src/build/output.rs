@@ -13,6 +13,7 @@ const TAIL: usize = 20;
 const RECENT: usize = 200;
 
 /// Cuts the output of one process into lines, after secrets were replaced in it: no cut can hide one.
+#[derive(Clone)]
 pub struct Lines {
     masking: [MaskingStream; 2],
     partial: [Vec<u8>; 2],
@@ -141,12 +142,14 @@ mod tests {
         let (mask, mut runs) = (SecretMask::new([SPECIAL]), 0);
         for form in written_forms(SPECIAL) {
             let length = form.bytes.len();
-            for start in LINE_LIMIT - length - 1..=LINE_LIMIT + 1 {
+            let (first_start, mut begun) = (LINE_LIMIT - length - 1, Lines::new(&mask));
+            begun.feed(Channel::Stdout, &vec![0x1f; first_start], &mut |_, _| panic!("no line is whole"));
+            for start in 0..=length + 2 {
                 let text = [&vec![0x1f; start][..], &form.bytes, b"\x1f and more\n"].concat();
                 for first in [0, 1, length / 2] {
                     for second in [length - 1, length + 5] {
                         let cuts = [start + first, start + second.max(first), text.len()];
-                        let (mut lines, mut seen, mut from) = (Lines::new(&mask), Vec::new(), 0);
+                        let (mut lines, mut seen, mut from) = (begun.clone(), Vec::new(), 0);
                         for cut in cuts {
                             lines.feed(Channel::Stdout, &text[from..cut], &mut |_, line| seen.push(line));
                             from = cut;

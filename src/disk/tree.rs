@@ -24,6 +24,7 @@ use crate::wire::sparse_blocks::{self, BlockFilter};
 mod as_mounted;
 
 pub use as_mounted::left_over;
+pub(crate) use as_mounted::readable_volumes;
 
 /// Ten times what the largest distributions install.
 pub(super) const MAX_ENTRIES: u64 = 20_000_000;
@@ -86,6 +87,28 @@ impl Fault for TreeError {
             TreeError::Stopped => error::Kind::Interrupted,
             _ => error::Kind::Output,
         }
+    }
+}
+
+/// Sees a tree as it is read.
+pub trait TreeVisitor {
+    /// Begins the content of the file whose entry comes next. It may be begun again; only the last time counts. A file of
+    /// several names is read once.
+    fn begin_content(&mut self) {}
+
+    /// Sees a part of that content.
+    fn visit_content(&mut self, _chunk: Chunk<'_>) {}
+
+    /// Sees an entry, and may stop the walk.
+    fn visit_entry(&mut self, entry: &Entry) -> ControlFlow<()>;
+}
+
+/// Sees entries alone.
+pub(crate) struct EntryVisitor<'v>(pub(crate) &'v mut dyn FnMut(&Entry) -> ControlFlow<()>);
+
+impl TreeVisitor for EntryVisitor<'_> {
+    fn visit_entry(&mut self, entry: &Entry) -> ControlFlow<()> {
+        (self.0)(entry)
     }
 }
 
@@ -342,12 +365,22 @@ impl<'c> Tree<'c> {
     /// # Errors
     /// When the file system is damaged or cannot be read, or `visit` breaks.
     pub fn walk(&self, visit: &mut dyn FnMut(&Entry) -> ControlFlow<()>) -> Result<(), TreeError> {
+        self.walk_contents(&mut EntryVisitor(visit))
+    }
+
+    /// Gives every entry, and before it the content of a regular file, to `visitor`, which may stop the walk. Blocks the
+    /// calling thread.
+    ///
+    /// # Errors
+    /// As [`Tree::walk`].
+    pub fn walk_contents(&self, visitor: &mut dyn TreeVisitor) -> Result<(), TreeError> {
         let size: u64 = self.volumes.iter().map(Volume::size).sum();
         let budget = size.saturating_mul(MAX_CONTENT);
         let mut walk = Walk { budget, directories: HashSet::new(), digests: HashMap::new() };
         let root = self.root();
         let mut open = vec![(Vec::new(), root.0, walk.enter(root, &self.node(root)?)?.into_iter())];
-        tell(visit, &walk.entry(b"/".to_vec(), root, &self.node(root)?)?)?;
+        let entry = walk.entry(b"/".to_vec(), root, &self.node(root)?, visitor)?;
+        tell(visitor, &entry)?;
         let mut count = 0;
         while let Some((path, volume, names)) = open.last_mut() {
             let Some((name, number)) = names.next() else {
@@ -361,7 +394,8 @@ impl<'c> Tree<'c> {
             }
             let place = self.mounted((*volume, number));
             let node = self.node(place)?;
-            tell(visit, &walk.entry(path.clone(), place, &node)?)?;
+            let entry = walk.entry(path.clone(), place, &node, visitor)?;
+            tell(visitor, &entry)?;
             if node.kind() == FileKind::Directory {
                 open.push((path, place.0, walk.enter(place, &node)?.into_iter()));
             }
@@ -393,8 +427,8 @@ fn components(path: &[u8]) -> Vec<Vec<u8>> {
     names.rev().map(<[u8]>::to_vec).collect()
 }
 
-fn tell(visit: &mut dyn FnMut(&Entry) -> ControlFlow<()>, entry: &Entry) -> Result<(), TreeError> {
-    if visit(entry).is_break() { Err(TreeError::Stopped) } else { Ok(()) }
+fn tell(visitor: &mut dyn TreeVisitor, entry: &Entry) -> Result<(), TreeError> {
+    if visitor.visit_entry(entry).is_break() { Err(TreeError::Stopped) } else { Ok(()) }
 }
 
 /// Collects a part of a file.
@@ -444,12 +478,18 @@ impl Walk {
         Ok(directory.names()?)
     }
 
-    fn entry(&mut self, path: Vec<u8>, place: Place, node: &Node<'_>) -> Result<Entry, TreeError> {
+    fn entry(
+        &mut self,
+        path: Vec<u8>,
+        place: Place,
+        node: &Node<'_>,
+        visitor: &mut dyn TreeVisitor,
+    ) -> Result<Entry, TreeError> {
         self.charge(PATH_COST * path.len() as u64, "longer paths")?;
         let mut entry = node.entry(path, place.0)?;
         self.charge(entry.xattrs.iter().map(|xattr| xattr.value.len() as u64).sum(), "larger attributes")?;
         if entry.kind == FileKind::File {
-            entry.digest = Some(self.digest(place, node)?);
+            entry.digest = Some(self.digest(place, node, visitor)?);
         }
         Ok(entry)
     }
@@ -459,13 +499,18 @@ impl Walk {
         Ok(())
     }
 
-    fn digest(&mut self, place: Place, file: &Node<'_>) -> Result<FileDigest, TreeError> {
+    fn digest(
+        &mut self,
+        place: Place,
+        file: &Node<'_>,
+        visitor: &mut dyn TreeVisitor,
+    ) -> Result<FileDigest, TreeError> {
         if let Some(digest) = self.digests.get(&place) {
             return Ok(*digest);
         }
-        let digest = match self.sparse_digest(file)? {
+        let digest = match self.sparse_digest(file, visitor)? {
             Some(digest) => FileDigest::Sparse(digest),
-            None => FileDigest::Content(self.content_digest(file)?),
+            None => FileDigest::Content(self.content_digest(file, visitor)?),
         };
         if file.is_shared() {
             self.digests.insert(place, digest);
@@ -473,10 +518,12 @@ impl Walk {
         Ok(digest)
     }
 
-    fn content_digest(&mut self, file: &Node<'_>) -> Result<[u8; 32], TreeError> {
+    fn content_digest(&mut self, file: &Node<'_>, visitor: &mut dyn TreeVisitor) -> Result<[u8; 32], TreeError> {
         self.charge(file.size(), "larger files")?;
         let mut sha = Sha256::new();
+        visitor.begin_content();
         let _ = file.read_chunks(&mut |chunk| {
+            visitor.visit_content(chunk);
             match chunk {
                 Chunk::Data(bytes) => sha.update(bytes),
                 Chunk::Zeroes(count) => hash_zeroes(&mut sha, count),
@@ -487,23 +534,27 @@ impl Walk {
     }
 
     /// Returns the digest of a file with more zeroes than are hashed, `None` of any other.
-    fn sparse_digest(&mut self, file: &Node<'_>) -> Result<Option<[u8; 32]>, TreeError> {
+    fn sparse_digest(&mut self, file: &Node<'_>, visitor: &mut dyn TreeVisitor) -> Result<Option<[u8; 32]>, TreeError> {
         if file.size() <= sparse_blocks::LIMIT {
             return Ok(None);
         }
         let mut sha = Sha256::new();
         let mut filter = BlockFilter::new(|bytes| sha.update(bytes));
         let budget = &mut self.budget;
-        let read = file.read_chunks(&mut |chunk| match chunk {
-            Chunk::Zeroes(count) => {
-                filter.add_zeroes(count);
-                ControlFlow::Continue(())
-            }
-            Chunk::Data(bytes) => {
-                filter.add_data(bytes);
-                let left = budget.checked_sub(bytes.len() as u64);
-                *budget = left.unwrap_or(0);
-                if left.is_some() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        visitor.begin_content();
+        let read = file.read_chunks(&mut |chunk| {
+            visitor.visit_content(chunk);
+            match chunk {
+                Chunk::Zeroes(count) => {
+                    filter.add_zeroes(count);
+                    ControlFlow::Continue(())
+                }
+                Chunk::Data(bytes) => {
+                    filter.add_data(bytes);
+                    let left = budget.checked_sub(bytes.len() as u64);
+                    *budget = left.unwrap_or(0);
+                    if left.is_some() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                }
             }
         })?;
         if read.is_break() {

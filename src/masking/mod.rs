@@ -166,6 +166,7 @@ impl SecretPatterns {
 }
 
 /// A byte that may belong to a secret.
+#[derive(Clone)]
 struct HeldByte {
     byte: u8,
     is_secret: bool,
@@ -176,6 +177,7 @@ struct HeldByte {
 /// One stream of bytes, masked. It holds back what may be the beginning of a secret until more is known.
 ///
 /// The stream is read twice at once: without its line ends, and without those that are escaped too, as in JSON.
+#[derive(Clone)]
 pub struct MaskingStream {
     mask: SecretMask,
     states: [StateID; READINGS],

@@ -1,13 +1,15 @@
 //! Secrets end nowhere.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::process::Command;
 
 use kiln::masking::written_forms;
 
 use crate::support::{Kiln, Place, qemu_img};
-use crate::{files_with, refused, refused_at_once};
+use crate::{fault, files_with, refused, refused_at_once};
 
 const SECRET: &str = "hunter2-hunter2-hunter2";
 const SECRET_SPEC: &str = "[secrets]\ntoken = { env = 'TOKEN' }\n\
@@ -173,4 +175,54 @@ fn o3_a_secret_on_the_disk_keeps_the_image_out_of_the_store() {
     qemu_img(&["convert", "-f", "raw", "-O", "qcow2", paths[0], paths[1]]);
     let said = "the secret `token` is in the image, as it is, at byte 3145737 of its disk (sector 6144)";
     refused(kiln.build().secret("TOKEN", SECRET).fails(8).stderr_has(said));
+}
+
+/// Builds with a secret over a disk with this file, in the mode of the fake guest.
+fn over_file(mode: &str, name: &str, content: &[u8]) -> Kiln {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
+    fs::create_dir_all(folder.path().join("tree/opt")).expect("made");
+    fs::create_dir_all(folder.path().join("tree/usr/bin")).expect("made");
+    fs::write(folder.path().join("tree/usr/bin/cloud-init"), "").expect("written");
+    fs::write(folder.path().join("tree/opt").join(name), content).expect("written");
+    // In ext2, a block of block numbers lies between the first twelve blocks of a file and the others.
+    let made = Command::new("mke2fs")
+        .args(["-q", "-F", "-t", "ext2", "-b", "1024", "-d", &path("tree"), &path("raw"), "16M"])
+        .status()
+        .expect("e2fsprogs is installed");
+    assert!(made.success());
+    qemu_img(&["convert", "-O", "qcow2", &path("raw"), &path("qcow2")]);
+    let kiln = fault(mode).spec(SECRET_SPEC).secret("TOKEN", SECRET);
+    fs::write(kiln.place().join("base.qcow2"), fs::read(path("qcow2")).expect("made")).expect("written");
+    kiln
+}
+
+fn gzip(content: &[u8]) -> Vec<u8> {
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    packed.write_all(content).expect("packed");
+    packed.finish().expect("packed")
+}
+
+#[test]
+fn o3_a_secret_in_a_file_that_lies_in_pieces_or_is_compressed_is_not_published() {
+    let in_pieces = [&vec![b'x'; 12 * 1024 - 8][..], SECRET.as_bytes(), &[b'y'; 5000]].concat();
+    for (name, content, said) in [
+        ("cut", in_pieces, "the secret `token` is in the image, as it is, at byte 12280 of its file /opt/cut"),
+        (
+            "conf.gz",
+            gzip(format!("password = {SECRET}").as_bytes()),
+            "the secret `token` is in the image, as it is, at byte 11 of what its file /opt/conf.gz unpacks to",
+        ),
+    ] {
+        refused(over_file("mounts-whole-disk", name, &content).fails(8).stderr_has(said));
+    }
+}
+
+#[test]
+fn o3_files_that_kiln_cannot_read_are_said_to_be_unsearched() {
+    let said = "the contents of files that kiln cannot read were not searched for secrets, only the disk as it is";
+    let ended = over_file("mounts-xfs", "motd", b"hello").stderr_has(said).run();
+    assert_eq!(ended.place().published(), ["web@1"]);
+    let refused_names = over_file("mounts-xfs", "conf.gz", &gzip(SECRET.as_bytes())).stderr_has(said).fails(8);
+    refused(refused_names.stderr_has("unpacks to"));
 }

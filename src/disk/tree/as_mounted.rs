@@ -55,6 +55,20 @@ pub fn left_over(disk: &Chain, used: &[u64]) -> Result<Vec<TreeGap>, TreeError> 
     Ok(known.map(|volume| TreeGap::LeftOver { volume: volume.describe() }).collect())
 }
 
+/// Returns every file system of a disk that kiln reads, mounted by the guest or not, each by itself.
+///
+/// # Errors
+/// When the disk cannot be read.
+pub(crate) fn readable_volumes(disk: &Chain) -> Result<Vec<Tree<'_>>, TreeError> {
+    let accesses = take_inventory(disk)?.into_iter().map(|mut volume| volume.take());
+    Ok(accesses
+        .filter_map(|access| match access {
+            VolumeAccess::Readable(tree) => Some(tree),
+            VolumeAccess::Refused(_) | VolumeAccess::Foreign | VolumeAccess::Used => None,
+        })
+        .collect())
+}
+
 /// Returns a file system, if the disk has it where the guest has it.
 fn find<'v, 'c>(volumes: &'v mut [DiskVolume<'c>], mount: &TreeMount) -> Option<&'v mut DiskVolume<'c>> {
     let &TreeMount { partition: number, start, length, .. } = mount;
