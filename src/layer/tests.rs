@@ -106,7 +106,7 @@ fn d1_d5_damage_of_any_kind_is_noticed_and_cleared_away() {
         ("no facts", |layer| fs::remove_file(layer.folder.join(FACTS)).unwrap()),
         ("torn facts", |layer| fs::write(layer.folder.join(FACTS), "{").unwrap()),
         ("a changed fetched file", |layer| {
-            fs::write(layer.fetched_by(&layer.facts.name.key).unwrap(), "Report").unwrap()
+            fs::write(layer.fetched_by(&layer.facts.name.key).unwrap(), "Report").unwrap();
         }),
         ("no fetched file", |layer| fs::remove_file(layer.fetched_by(&layer.facts.name.key).unwrap()).unwrap()),
     ];

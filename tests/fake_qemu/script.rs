@@ -51,10 +51,8 @@ pub fn run(script: &str, request: &ExecRequest, file: impl Fn(&str) -> Option<Ve
         let (command, rest) = line.split_once(' ').unwrap_or((line, ""));
         let mut print = |text: &[u8]| out.push(Message::Stdout { bytes: [text, b"\n"].concat() });
         match command {
-            // The guest itself writes a secret to its console, and a UEFI variable.
-            "" | "true" | "#!/bin/sh" | "console" | "uefi" => {}
-            // See `seed_change`.
-            "breaks" | "disables" | "mends" => {}
+            // The guest itself writes a secret to its console, and a UEFI variable; `seed_change` says what the last three do.
+            "" | "true" | "#!/bin/sh" | "console" | "uefi" | "breaks" | "disables" | "mends" => {}
             "echo" => print(rest.as_bytes()),
             "obeyed" => print(hostile::OBEYED.as_bytes()),
             "modes" => print(hostile::MODES.as_bytes()),

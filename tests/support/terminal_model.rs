@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 /// The modes, which are equal when all of them are.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a mode of its own")]
 pub struct TerminalModes {
     /// DEC's private modes that are set.
     private: BTreeSet<u16>,
@@ -115,7 +116,7 @@ impl TerminalModel {
         }
         let (number, value) = text.split_once(';').unwrap_or((&text, ""));
         match number {
-            "0" | "2" => self.modes.title = value.to_owned(),
+            "0" | "2" => value.clone_into(&mut self.modes.title),
             "104" => self.modes.colours.retain(|colour| colour != "4"),
             "110" | "111" | "112" => drop(self.modes.colours.remove(&number.replacen("11", "1", 1))),
             _ => drop(self.modes.colours.insert(number.to_owned())),
@@ -138,13 +139,13 @@ impl TerminalModel {
         match (parameters, end) {
             (_, 'h' | 'l') => self.set_modes(parameters, end == 'h'),
             ("" | "0", 'm') => modes.is_plain = true,
-            (keys, 'm') if keys.starts_with('>') => modes.other_keys = keys.trim_start_matches(">4").to_owned(),
+            (keys, 'm') if keys.starts_with('>') => keys.trim_start_matches(">4").clone_into(&mut modes.other_keys),
             (_, 'm') => modes.is_plain = false,
             ("", 'r') => modes.margins = None,
             (margins, 'r') => modes.margins = Some(margins.to_owned()),
             ("22;0", 't') => modes.titles.push(modes.title.clone()),
             ("23;0", 't') => modes.title = modes.titles.pop().unwrap_or_default(),
-            (style, 'q') => modes.cursor_style = style.trim().trim_matches('0').to_owned(),
+            (style, 'q') => style.trim().trim_matches('0').clone_into(&mut modes.cursor_style),
             ("3", 'g') => modes.tabs.clear(),
             (column, 'G') => self.column = column.parse().unwrap_or(1),
             (keys, 'u') if keys.starts_with('>') => modes.kitty_keys += 1,

@@ -357,7 +357,7 @@ impl World {
                 Some(folder) => fs::create_dir_all(folder).map_err(|_| Refusal::Guest(index))?,
                 None => running.note(text),
             },
-            other => panic!("{other:?}"),
+            other @ Action::Run { .. } => panic!("{other:?}"),
         }
         Ok(None)
     }
