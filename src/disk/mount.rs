@@ -154,7 +154,8 @@ fn apply_units(tree: &mut Tree<'_>, planned: &mut Vec<PlannedMount>, units: Moun
         }
         if unit.state == UnitState::Wanted || is_planned {
             planned.retain(|mount| mount.target != unit.target);
-            planned.push(PlannedMount::required(unit.device, &unit.target));
+            let mount = PlannedMount::required(unit.device, &unit.target);
+            planned.push(PlannedMount { is_part: unit.is_part, ..mount });
         } else {
             tree.add_gaps(undecided_unit(volumes, unit));
         }

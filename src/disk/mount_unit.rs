@@ -24,6 +24,8 @@ pub(super) struct MountUnit {
     pub(super) device: DeviceName,
     pub(super) target: Vec<u8>,
     pub(super) state: UnitState,
+    /// A directory of the file system is mounted, not its root.
+    pub(super) is_part: bool,
     /// It replaces what the table says of the same mount point.
     pub(super) replaces_table: bool,
 }
@@ -67,7 +69,8 @@ pub(super) fn read_mount_units(tree: &Tree<'_>) -> Result<MountUnits, TreeError>
         let state = if is_wanted { UnitState::Wanted } else { UnitState::Unwanted };
         found.covers.extend(settings.cover(&target).filter(|_| is_wanted));
         let Some(device) = settings.device() else { continue };
-        found.units.push(MountUnit { device, target, state, replaces_table: folder == ADMINISTRATORS });
+        let is_part = settings.options.contains("X-mount.subdir=");
+        found.units.push(MountUnit { device, target, state, is_part, replaces_table: folder == ADMINISTRATORS });
     }
     Ok(found)
 }

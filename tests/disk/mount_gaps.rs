@@ -26,7 +26,12 @@ fn e1_e2_what_hides_directories_is_declared() {
         ("etc/systemd/system/etc-ssh.mount", unit),
         ("etc/systemd/system/local-fs.target.wants/etc-ssh.mount", "->../etc-ssh.mount"),
     ];
-    let cases: [(String, FileList<'_>, &str); 6] = [
+    let part_unit = format!("[Mount]\nWhat=UUID={OTHER}\nWhere=/srv\nOptions=ro,X-mount.subdir=inner\n");
+    let part_wanted = [
+        ("etc/systemd/system/srv.mount", part_unit.as_str()),
+        ("etc/systemd/system/local-fs.target.wants/srv.mount", "->../srv.mount"),
+    ];
+    let cases: [(String, FileList<'_>, &str); 7] = [
         (format!("{own}/data/ssh /etc/ssh none bind 0 0\n"), &[], "/etc/ssh is bound to /data/ssh"),
         (
             format!("{own}overlay /etc overlay lowerdir=/etc,upperdir=/a,workdir=/b\n"),
@@ -39,6 +44,7 @@ fn e1_e2_what_hides_directories_is_declared() {
             &[],
             "/srv is a directory of ext4 on partition 2",
         ),
+        (own.clone(), &part_wanted, "/srv is a directory of ext4 on partition 2"),
         (format!("{own}ID=virtio-data /srv ext4 defaults\n"), &[], "/srv is mounted from /dev/disk/by-id/virtio-data"),
         (own.clone(), &[("ostree/deploy/os/var/x", "")], "a deployment of OSTree"),
     ];
