@@ -8,7 +8,9 @@ use kiln::cli::diagnostics::render;
 use kiln::error::{Fault, Kind};
 use kiln::project::FileReach;
 use kiln::size::ByteSize;
+use kiln::spec::seal::OPERATIONS;
 use kiln::spec::{Action, LoadError, MAX_BYTES, Overrides, Source, Spec, SpecErrors, schema};
+use kiln::wire::sealing::{IdentityForm, IdentityMaker, IdentityRenewal, MachineIdentity};
 use proptest::prelude::*;
 use serde_json::Value as Json;
 
@@ -244,6 +246,33 @@ fn the_reference_has_every_key() {
     let reference = fs::read_to_string("docs/spec.md").unwrap();
     let missing: Vec<String> = rows(&schema()).into_iter().filter(|row| !reference.contains(row)).collect();
     assert!(missing.is_empty(), "docs/spec.md lacks these rows:\n{}", missing.join("\n"));
+}
+
+#[test]
+fn the_page_on_sealing_has_every_operation_and_identity() {
+    let page = fs::read_to_string("docs/sealing.md").unwrap();
+    let operations = OPERATIONS.iter().map(|operation| format!("| `{}` | {} |", operation.name, operation.description));
+    let identities = OPERATIONS
+        .iter()
+        .flat_map(|operation| operation.identities.iter().map(|identity| identity_row(operation.name, identity)));
+    let missing: Vec<String> = operations.chain(identities).filter(|row| !page.contains(row)).collect();
+    assert!(missing.is_empty(), "docs/sealing.md lacks these rows:\n{}", missing.join("\n"));
+}
+
+fn identity_row(operation: &str, identity: &MachineIdentity) -> String {
+    let paths: Vec<String> = identity.paths.iter().map(|path| format!("`{path}`")).collect();
+    let form = match identity.form {
+        IdentityForm::File | IdentityForm::FileWith(_) => String::new(),
+        IdentityForm::Lines(beginning) => format!(", lines that begin with `{beginning}`"),
+    };
+    let names = |makers: &[IdentityMaker]| makers.iter().map(|maker| maker.name).collect::<Vec<_>>().join(", ");
+    let renewal = match identity.renewal {
+        IdentityRenewal::WhenMissing(program) => program.to_owned(),
+        IdentityRenewal::By(makers) => format!("{}; else it stays, with a warning", names(makers)),
+        IdentityRenewal::Always { makers, .. } => format!("{}; else it is missing, with a warning", names(makers)),
+        IdentityRenewal::Never => "nothing: it stays, with a warning".to_owned(),
+    };
+    format!("| {} | {}{form} | `{operation}` | {renewal} |", identity.name, paths.join(", "))
 }
 
 /// What the reference says of each key: a row of a Markdown table, made from the schema.

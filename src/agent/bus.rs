@@ -1,4 +1,4 @@
-//! As much of D-Bus as it takes to read a property (D-Bus specification, "Message Protocol").
+//! As much of D-Bus as it takes to read a property and to start a unit of systemd (D-Bus specification, "Message Protocol").
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -6,6 +6,8 @@ use std::time::Duration;
 
 /// PID 1 may be busy for this long; who waits longer gets no answer.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Planning a job that concerns every unit takes longer.
+const JOB_PATIENCE: Duration = Duration::from_secs(30);
 /// The largest answer that is read, in bytes.
 const LARGEST: usize = 64 << 10;
 
@@ -81,6 +83,19 @@ impl Bus {
         let path = "/org/freedesktop/DBus";
         self.call(&MethodCall { destination: BUS, path, interface: BUS, member: "Hello", arguments: &[] })?;
         Ok(self)
+    }
+
+    /// Has systemd start a unit, and returns when the job is queued.
+    pub fn start_unit(&mut self, unit: &str, mode: &str) -> io::Result<()> {
+        let call = MethodCall {
+            destination: "org.freedesktop.systemd1",
+            path: "/org/freedesktop/systemd1",
+            interface: "org.freedesktop.systemd1.Manager",
+            member: "StartUnit",
+            arguments: &[unit, mode],
+        };
+        self.stream.set_read_timeout(Some(JOB_PATIENCE))?;
+        self.call(&call).map(|_| ())
     }
 
     /// Reads a property that is a string.

@@ -31,6 +31,9 @@ const HEAD: u64 = 256;
 /// sent before this returns.
 pub fn run(lane: &Arc<Lane>, events: &Receiver<Event>, request: &ExecRequest, left: &Arc<Leftovers>) -> Exit {
     let log = KernelLog::open();
+    if request.step.is_some() {
+        left.note_mounts();
+    }
     let mut found = Aftermath { late: left.take_late(), ..Aftermath::default() };
     let exit = match Running::start(lane, request, left, &mut found.notes) {
         Ok(mut running) => running.supervise(events, request.timeout.map(Duration::from_millis)),

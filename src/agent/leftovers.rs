@@ -1,15 +1,15 @@
-//! What commands leave behind: processes that live on, and what those write.
+//! What commands leave behind: processes that live on, what those write, and mounts.
 
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::cgroup::{self, CgroupTree, GroupMember};
 use super::link::lock;
-use super::sys;
+use super::{mounts, sys};
 use crate::wire::{Hidden, LateOutput, LeftProcess};
 
 /// How long a process has between SIGTERM and SIGKILL.
@@ -34,6 +34,8 @@ pub struct Leftovers {
     /// Sessions of commands, and their steps: all there is to know processes by where there are no cgroups.
     sessions: Mutex<Vec<(i32, u32)>>,
     late: Mutex<Vec<LateOutput>>,
+    /// The mount points before the first step.
+    mounts: OnceLock<HashSet<Vec<u8>>>,
 }
 
 impl Leftovers {
@@ -56,6 +58,17 @@ impl Leftovers {
     /// Remembers the session of a command that has started.
     pub fn note_session(&self, leader: i32, step: u32) {
         lock(&self.sessions).push((leader, step));
+    }
+
+    /// Remembers what is mounted before the first step.
+    pub fn note_mounts(&self) {
+        self.mounts
+            .get_or_init(|| mounts::read_table().unwrap_or_default().into_iter().map(|line| line.target).collect());
+    }
+
+    /// Returns whether something was mounted here before the first step.
+    pub fn was_mounted(&self, target: &[u8]) -> bool {
+        self.mounts.get().is_none_or(|mounts| mounts.contains(target))
     }
 
     /// Returns the processes that this step has left behind.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! main thread   reads the port, cuts frames, answers pings, hands messages to lanes      serve
-//! one lane      for each request: a thread that works and owns what it started           exec, pack, unpack, list, mounts, device
+//! one lane      for each request: a thread that works and owns what it started           exec, pack, unpack, list, mounts, device, seal
 //! leftovers     what commands leave behind, over all lanes                               leftovers, cgroup
 //! the link      one lock around writing; credit for each lane                            link
 //! ```
@@ -38,6 +38,7 @@ mod login;
 mod mounts;
 mod output;
 pub mod pack;
+mod seal;
 mod secrets;
 pub mod serve;
 mod sha256;

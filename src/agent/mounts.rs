@@ -20,6 +20,8 @@ use crate::wire::fstab::unescaped;
 use crate::wire::mounts::{self, DiskPartition, GuestMount, RPM_DATABASES};
 use crate::wire::{Class, DISK_SERIAL, Message};
 
+/// The mount table of the calling process.
+const TABLE_FILE: &str = "/proc/self/mountinfo";
 /// Devices that are made of others are nested this deep at most.
 const MAX_NESTING: usize = 8;
 /// Linux allows a hundred thousand mounts; nobody has as many.
@@ -37,8 +39,7 @@ const EXT_FEATURES: u64 = 1024 + 0x60;
 /// # Errors
 /// When the table cannot be read, or is larger than an answer.
 pub fn describe() -> Result<Message, Refusal> {
-    let table = fs::read("/proc/self/mountinfo").and_then(|text| parse(&text));
-    let lines = table.map_err(|error| Refusal::io("/proc/self/mountinfo", &error))?;
+    let lines = read_table()?;
     let mut devices = Devices::default();
     let locations: Vec<Location> = lines.iter().map(|line| devices.locate(line)).collect();
     let on_disk: Vec<bool> = locations.iter().map(|location| *location != Location::Elsewhere).collect();
@@ -52,6 +53,15 @@ pub fn describe() -> Result<Message, Refusal> {
         return Ok(answer);
     }
     Err(Refusal::new(Class::System {}, "the mount table is too large"))
+}
+
+/// Reads the mount table.
+///
+/// # Errors
+/// As [`parse`].
+pub fn read_table() -> Result<Vec<MountLine>, Refusal> {
+    let table = fs::read(TABLE_FILE).and_then(|text| parse(&text));
+    table.map_err(|error| Refusal::io(TABLE_FILE, &error))
 }
 
 fn describe_mount(line: &MountLine, location: &Location) -> GuestMount {

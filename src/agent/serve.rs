@@ -15,12 +15,14 @@ use super::cloud_init::RunningGuest;
 use super::leftovers::Leftovers;
 use super::link::{Event, Incoming, Lane, Link, Outgoing};
 use super::pack::{FetchedFiles, PackError, pack};
-use super::{Refusal, device, exec, facts, list, mounts, sys, unpack};
+use super::{Refusal, device, exec, facts, list, mounts, seal, sys, unpack};
 use crate::wire::cloud_init::find_obstacles;
 use crate::wire::code::{Code, Fields, Malformed};
 use crate::wire::message::Origin;
 use crate::wire::tree::{Encoder, Head, Layout, MAX_PATH, Totals};
-use crate::wire::{Aftermath, Class, ExecRequest, Frame, MAX_DATA, MAX_EXEC, MAX_FRAME, Message, Splitter};
+use crate::wire::{
+    Aftermath, Class, ExecRequest, Frame, MAX_DATA, MAX_EXEC, MAX_FRAME, Message, SealRequest, Splitter,
+};
 
 /// Between two hellos, and between two messages of progress.
 const TICK: Duration = Duration::from_secs(1);
@@ -127,6 +129,7 @@ impl Conversation {
             Message::Sync { cached } => return self.serve(stream, move |_, _| done(sync(cached))),
             Message::Unpack { serial } => return self.serve(stream, move |lane, _| done(unpack_device(lane, &serial))),
             Message::EndProcesses {} => return self.end_processes(stream),
+            Message::Seal { request } => return self.seal(stream, request),
             Message::Bye {} => return self.bye(stream),
             Message::Data { .. }
             | Message::Eof {}
@@ -181,6 +184,24 @@ impl Conversation {
         })
     }
 
+    /// Seals the image, and reports how.
+    fn seal(&self, stream: u32, request: SealRequest) -> Result<(), String> {
+        let left = Arc::clone(&self.left);
+        self.serve(stream, move |lane, _| {
+            let mut records = BufWriter::with_capacity(MAX_DATA, Outgoing(lane));
+            let sealed = seal::seal(&request, &left, &mut records);
+            let sealed =
+                sealed.and_then(|report| records.flush().map(|()| report).map_err(|error| port_failed(&error)));
+            match sealed {
+                Ok(report) => {
+                    let _ = lane.send(Message::Sealed { report });
+                    done(Ok(Totals::default()))
+                }
+                Err(refusal) => failed(refusal),
+            }
+        })
+    }
+
     /// The answer is written before the power goes, so that the host never has to guess what a closed port means.
     fn bye(&self, stream: u32) -> Result<(), String> {
         let (lane, _events) = self.link.open(stream).ok_or_else(|| format!("stream {stream} is in use"))?;
@@ -211,6 +232,10 @@ fn done(result: Result<Totals, Refusal>) -> Message {
         Ok(Totals { entries, bytes }) => Message::Done { entries, bytes },
         Err(refusal) => failed(refusal),
     }
+}
+
+fn port_failed(error: &io::Error) -> Refusal {
+    Refusal::io("the port", error)
 }
 
 fn failed(Refusal { class, text }: Refusal) -> Message {
@@ -270,7 +295,7 @@ fn ticker(lane: &Lane) -> impl FnMut(u64) {
 fn list_files(lane: &Lane) -> Result<Totals, Refusal> {
     let mut out = BufWriter::with_capacity(MAX_DATA, Outgoing(lane));
     let totals = list::list(&mut out, &mut ticker(lane))?;
-    out.flush().map_err(|error| Refusal::io("the port", &error))?;
+    out.flush().map_err(|error| port_failed(&error))?;
     Ok(totals)
 }
 
@@ -281,11 +306,11 @@ fn fetch(lane: &Lane, path: &[u8]) -> Result<Totals, Refusal> {
     }
     let head = Head { to: Vec::new(), name: Vec::new(), into: false, contents: false, owner: None };
     let out = BufWriter::with_capacity(MAX_DATA, Outgoing(lane));
-    let encoder = Encoder::new(out, Layout::Packed, head).map_err(|error| Refusal::io("the port", &error))?;
+    let encoder = Encoder::new(out, Layout::Packed, head).map_err(|error| port_failed(&error))?;
     let root = Path::new(std::ffi::OsStr::from_bytes(path));
     pack(root, encoder, &mut FetchedFiles).map_err(|error| match error {
         PackError::Read(path, error) => Refusal::io(path.display(), &error),
-        PackError::Write(error) => Refusal::io("the port", &error),
+        PackError::Write(error) => port_failed(&error),
         other => Refusal::new(Class::System {}, other.to_string()),
     })
 }

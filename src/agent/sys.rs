@@ -77,6 +77,9 @@ const TIOCSCTTY: u64 = 0x540e;
 const TIOCSWINSZ: u64 = 0x5414;
 const TIOCSPTLCK: u64 = 0x4004_5431;
 const TIOCGPTN: u64 = 0x8004_5430;
+const FS_IOC_GETFLAGS: u64 = 0x8008_6601;
+const FS_IOC_SETFLAGS: u64 = 0x4008_6602;
+const FITRIM: u64 = 0xc018_5879;
 const RNDADDENTROPY: u64 = 0x4008_5203;
 const RNDRESEEDCRNG: u64 = 0x5207;
 const SECOND: i64 = 1_000_000_000;
@@ -271,6 +274,31 @@ pub fn stir(entropy: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Returns the attributes of a file that chattr(1) sets.
+#[expect(unsafe_code, reason = "libc")]
+pub fn inode_flags(file: &File) -> io::Result<u64> {
+    let mut flags = 0_u64;
+    // SAFETY: the kernel writes an int into a long.
+    check(unsafe { ioctl(file.as_raw_fd(), FS_IOC_GETFLAGS, &raw mut flags) })?;
+    Ok(flags)
+}
+
+/// Sets the attributes of a file that chattr(1) sets.
+#[expect(unsafe_code, reason = "libc")]
+pub fn set_inode_flags(file: &File, flags: u64) -> io::Result<()> {
+    // SAFETY: the kernel reads an int from a long.
+    check(unsafe { ioctl(file.as_raw_fd(), FS_IOC_SETFLAGS, &raw const flags) })
+}
+
+/// Discards the free blocks of the file system that a folder is in.
+#[expect(unsafe_code, reason = "libc")]
+pub fn trim(folder: &File) -> io::Result<()> {
+    // struct fstrim_range: start, length and the least length of an extent, in bytes.
+    let mut range = [0, u64::MAX, 0];
+    // SAFETY: a pointer to three numbers, as the call wants; it writes the second.
+    check(unsafe { ioctl(folder.as_raw_fd(), FITRIM, range.as_mut_ptr()) })
+}
+
 /// Makes a named pipe.
 #[expect(unsafe_code, reason = "libc")]
 pub fn make_fifo(path: &Path, mode: u32) -> io::Result<()> {
@@ -367,6 +395,11 @@ pub fn unshare_mounts() -> io::Result<()> {
     // SAFETY: no pointers.
     check(unsafe { unshare(CLONE_NEWNS) })?;
     change_mount(None, Path::new("/"), MS_REC | MS_PRIVATE)
+}
+
+/// Keeps what happens to a mount, and to all that is mounted in it, from happening to those it was copied from.
+pub fn make_private(on: &Path) -> io::Result<()> {
+    change_mount(None, on, MS_REC | MS_PRIVATE)
 }
 
 /// Moves a mount with all that is mounted in it.

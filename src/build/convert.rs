@@ -12,7 +12,7 @@ use crate::plan::output::DiskFile;
 
 use super::contents::{self, Contents, GuestEvidence, SealedView};
 use super::disks::{Disks, Layers, open};
-use super::identity::{self, IdentityCheck};
+use super::identity;
 use super::lanes::all;
 use super::package::{facts, package};
 use super::secret_scan::SearchedSecrets;
@@ -83,14 +83,17 @@ fn check_sealed(build: &Build<'_>, layers: &Layers, evidence: &GuestEvidence) ->
     if !view.is_clean() {
         return Err(SealedDiskError::Unclean.into());
     }
-    match identity::look(&view, &build.plan.spec.seal.skip)? {
-        IdentityCheck::Passed => {}
-        IdentityCheck::NotDone => {
-            let text =
-                "whether sealing took away machine-id, host keys and the like was not checked: not all files are known";
-            build.events.notice(Level::Warning, text);
-        }
-        IdentityCheck::Failed(error) => return Err(error.into()),
+    let report = identity::look(&view, &build.plan.spec.seal.skip)?;
+    if let Some(error) = report.error {
+        return Err(error.into());
+    }
+    for warning in report.warnings {
+        build.events.notice(Level::Warning, warning);
+    }
+    if !report.is_known {
+        let text =
+            "whether sealing took away machine-id, host keys and the like was not checked: not all files are known";
+        build.events.notice(Level::Warning, text);
     }
     Ok(())
 }

@@ -235,8 +235,9 @@ pub(crate) fn colour(stream: &impl IsTerminal) -> bool {
 }
 
 fn seal_list() -> String {
-    let width = crate::spec::seal::OPERATIONS.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    crate::spec::seal::OPERATIONS.iter().map(|(name, what)| format!("{name:width$}  {what}\n")).collect()
+    let operations = &crate::spec::seal::OPERATIONS;
+    let width = operations.iter().map(|operation| operation.name.len()).max().unwrap_or(0);
+    operations.iter().map(|operation| format!("{:width$}  {}\n", operation.name, operation.description)).collect()
 }
 
 fn exit_codes() -> String {

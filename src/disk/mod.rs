@@ -26,6 +26,7 @@ pub mod identity;
 pub mod inspect;
 mod inventory;
 pub mod listing;
+mod lookup;
 pub(crate) mod magic;
 mod mount;
 mod mount_unit;

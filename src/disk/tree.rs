@@ -113,7 +113,7 @@ impl TreeVisitor for EntryVisitor<'_> {
 }
 
 /// A file or directory: in which file system, and its number there.
-type Place = (usize, u64);
+pub(super) type Place = (usize, u64);
 
 /// A file or directory, and its path without links.
 #[derive(Debug)]
@@ -302,12 +302,12 @@ impl<'c> Tree<'c> {
         Ok(Some(self.node(place)?.names()?.into_iter().map(|(name, _)| name).collect()))
     }
 
-    fn directory(&self, path: &[u8]) -> Result<Option<Place>, VolumeError> {
+    pub(super) fn directory(&self, path: &[u8]) -> Result<Option<Place>, VolumeError> {
         let Some(Located { place, .. }) = self.find(path)? else { return Ok(None) };
         Ok((self.node(place)?.kind() == FileKind::Directory).then_some(place))
     }
 
-    fn node(&self, (volume, number): Place) -> Result<Node<'_>, VolumeError> {
+    pub(super) fn node(&self, (volume, number): Place) -> Result<Node<'_>, VolumeError> {
         self.volumes[volume].node(number)
     }
 
@@ -316,7 +316,7 @@ impl<'c> Tree<'c> {
     }
 
     /// What is mounted here, or this itself. No file system is mounted twice, so this ends.
-    fn mounted(&self, mut place: Place) -> Place {
+    pub(super) fn mounted(&self, mut place: Place) -> Place {
         while let Some(volume) = self.mounts.get(&place) {
             place = (*volume, self.volumes[*volume].root());
         }

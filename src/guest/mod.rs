@@ -14,6 +14,7 @@ pub mod exec;
 pub mod greeting;
 #[doc(hidden)]
 pub mod receive;
+pub mod sealing;
 pub mod session;
 pub mod shell;
 pub mod stage;

@@ -41,9 +41,9 @@ pub const SEED_SERIAL: &str = "kiln-seed";
 pub const HOTPLUG_BUS: &str = "hotplug0";
 
 /// Every build sees the same machine: identifiers are constants, and cloned images make their own at first boot.
-const SYSTEM_UUID: &str = "6b696c6e-0000-4000-8000-000000000001";
+pub(crate) const SYSTEM_UUID: &str = "6b696c6e-0000-4000-8000-000000000001";
 /// From the range that QEMU uses for its own cards; locally administered.
-const MAC: &str = "52:54:00:6b:69:6c";
+pub(crate) const MAC: &str = "52:54:00:6b:69:6c";
 
 /// The node that takes the guest's writes at first.
 pub const TOP: &str = "disk";

@@ -437,7 +437,7 @@ table! {
     /// How the guest is generalised.
     Seal {
         /// Operations to leave out; `kiln seal --list` explains them.
-        skip: Vec<At<&'static str>> = Or(List(choice(seal::OPERATIONS.map(|(name, _)| (name, name)), &[]), 100), "[]"),
+        skip: Vec<At<&'static str>> = Or(List(choice(seal::OPERATIONS.each_ref().map(|operation| (operation.name, operation.name)), &[]), 100), "[]"),
     }
 }
 

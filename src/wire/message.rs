@@ -172,6 +172,27 @@ coded_struct! {
     }
 }
 
+coded_struct! {
+    /// What sealing is to do.
+    SealRequest {
+        /// Names of the [operations](super::sealing::OPERATIONS).
+        operations: Vec<String>,
+        /// Times of modification that are later than this are set back to it, seconds since the epoch.
+        epoch: Option<i64>,
+    }
+}
+
+coded_struct! {
+    /// What sealing has found and done.
+    #[derive(Default)]
+    SealReport {
+        /// File systems that steps had left mounted, which were unmounted.
+        unmounted: Vec<String>,
+        /// What the debug log is to say.
+        notes: Vec<String>,
+    }
+}
+
 coded_enum! {
     /// How a command ended.
     Exit as "exit" {
@@ -343,6 +364,17 @@ coded_enum! {
         51 SeedChecked {
             /// Nothing, as a rule.
             obstacles: Vec<SeedObstacle>,
+        }
+        /// Host: seal the image. The files whose times are set back come in `Data`, as records of `SECONDS PATH` with a NUL at
+        /// the end of each; then `Sealed` and `Done`, or `Failed`.
+        41 Seal {
+            /// What to do.
+            request: SealRequest,
+        }
+        /// Guest: what sealing has found and done.
+        42 Sealed {
+            /// The findings.
+            report: SealReport,
         }
         /// Host: another time and another machine. The guest sets its clock, stirs the bytes into its random numbers and
         /// draws them anew. Answered by `Done` or `Failed`.

@@ -19,11 +19,16 @@ pub mod fstab;
 pub mod listing;
 pub mod message;
 pub mod mounts;
+pub mod path_pattern;
+pub mod sealing;
 pub mod sparse_blocks;
 pub mod tree;
 
 use code::{Code, Fields, Malformed};
-pub use message::{Aftermath, Class, ExecRequest, Exit, Frame, Hidden, LateOutput, LeftProcess, Message, Secret};
+pub use message::{
+    Aftermath, Class, ExecRequest, Exit, Frame, Hidden, LateOutput, LeftProcess, Message, SealReport, SealRequest,
+    Secret,
+};
 
 /// The version of this language. Changes when a message changes its meaning.
 pub const VERSION: u16 = 1;

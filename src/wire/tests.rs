@@ -73,7 +73,13 @@ fn message() -> impl Strategy<Value = Message> {
         ".*".prop_map(|text| Message::Trouble { text }),
         (vec(mount(), 0..3), any::<bool>()).prop_map(|(mounts, has_rpm)| Message::Mounted { mounts, has_rpm }),
     ];
-    prop_oneof![greetings, requests, rest]
+    let texts = || vec(".*", 0..3);
+    let sealing = prop_oneof![
+        (texts(), option::of(any::<i64>()))
+            .prop_map(|(operations, epoch)| Message::Seal { request: SealRequest { operations, epoch } }),
+        (texts(), texts()).prop_map(|(unmounted, notes)| Message::Sealed { report: SealReport { unmounted, notes } }),
+    ];
+    prop_oneof![greetings, requests, rest, sealing]
 }
 
 fn mount() -> impl Strategy<Value = GuestMount> {

@@ -13,8 +13,8 @@ use kiln::wire::listing;
 use kiln::wire::message::{Facts, Origin};
 use kiln::wire::tree::{Decoder, Encoder, Entry, Head, Item, Kind, Layout, Totals};
 use kiln::wire::{
-    Aftermath, BUILD, Class, ExecRequest, Exit, Frame, Hidden, LeftProcess, MAGIC, MAX_DATA, Message, Splitter, WINDOW,
-    put_frame,
+    Aftermath, BUILD, Class, ExecRequest, Exit, Frame, Hidden, LeftProcess, MAGIC, MAX_DATA, Message, SealReport,
+    SealRequest, Splitter, WINDOW, put_frame,
 };
 use nix::sys::signal::{Signal, raise};
 
@@ -221,6 +221,7 @@ impl Guest<'_> {
             Message::Mounts {} => self.mounts(stream),
             Message::List {} => self.list(stream),
             Message::EndProcesses {} => self.end_processes(stream),
+            Message::Seal { request } => self.seal(stream, &request),
             Message::Bye {} => self.bye(stream),
             Message::Credit { bytes } => self.pour(bytes as usize),
             _ => Ok(()),
@@ -287,7 +288,6 @@ impl Guest<'_> {
                 self.exited(stream, Exit::Code { code: 0 })
             }
             ["sh", "-c", _] => self.exited(stream, Exit::Code { code: 0 }),
-            ["sh", "-u", "-c", _, "seal", operations @ ..] => self.seal(stream, operations),
             [file, ..] => match self.files.get(*file).cloned() {
                 Some(content) => self.step(stream, &String::from_utf8_lossy(&content), &request),
                 None => self.exited(
@@ -322,13 +322,15 @@ impl Guest<'_> {
     }
 
     /// Sealing is only ever written down.
-    fn seal(&mut self, stream: u32, operations: &[&str]) -> io::Result<()> {
-        super::log(&format!("seal {}", operations.join(" ")));
+    fn seal(&mut self, stream: u32, request: &SealRequest) -> io::Result<()> {
+        super::log(&format!("seal {}", request.operations.join(" ")));
         if self.mode == "seal-fails" {
-            self.say(stream, &Message::Stderr { bytes: b"seal: logfiles failed\n".to_vec() })?;
-            return self.exited(stream, Exit::Code { code: 1 });
+            let text = "the operation `logfiles` failed: /var/log/a: Input/output error".to_owned();
+            return self.say(stream, &Message::Failed { class: Class::System {}, text });
         }
-        self.exited(stream, Exit::Code { code: 0 })
+        let unmounted = if self.mode == "leaves-mounts" { vec!["/tmp/chroot/data".to_owned()] } else { Vec::new() };
+        self.say(stream, &Message::Sealed { report: SealReport { unmounted, notes: Vec::new() } })?;
+        self.say(stream, &Message::Done { entries: 0, bytes: 0 })
     }
 
     fn exited(&mut self, stream: u32, exit: Exit) -> io::Result<()> {

@@ -96,7 +96,7 @@ fn a_build_publishes_and_the_next_one_is_up_to_date() {
     assert_eq!(place.published(), ["web@1"]);
     assert_eq!(place.starts(), 1);
     let log = place.fake_log();
-    assert!(log.iter().any(|line| line.starts_with("seal ") && line.contains("machine_id")), "{log:?}");
+    assert!(log.iter().any(|line| line.starts_with("seal ") && line.contains("machine-id")), "{log:?}");
     assert_eq!(log.last().map(String::as_str), Some("bye"));
     built.then(["build", "."]).stderr_has("up to date").run();
     assert_eq!(place.starts(), 1, "nothing is booted");

@@ -114,7 +114,9 @@ fn g12_a_full_guest_disk_hints_at_the_disks_size() {
 
 #[test]
 fn a_guest_that_cannot_be_sealed_is_not_published() {
-    refused(fault("seal-fails").fails(8).stderr_has("sealed").stderr_has("logfiles failed"));
+    refused(
+        fault("seal-fails").fails(8).stderr_has("failed to seal the guest").stderr_has("`logfiles` failed: /var/log"),
+    );
 }
 
 #[test]
@@ -216,6 +218,19 @@ fn g19_processes_that_steps_left_are_ended_before_sealing() {
     let log = ended.place().fake_log();
     let at = |what: &str| log.iter().position(|line| line.starts_with(what)).expect("logged");
     assert!(at("end processes") < at("seal"), "{log:?}");
+}
+
+#[test]
+fn g19_file_systems_that_steps_left_mounted_are_named() {
+    fault("leaves-mounts").stderr_has("unmounted what steps had left mounted: /tmp/chroot/data").run();
+}
+
+#[test]
+fn what_a_spec_skips_is_left_out_of_sealing() {
+    let ended = Kiln::new().spec(&format!("{STEP}\n[seal]\nskip = ['ssh-hostkeys']")).build().run();
+    let log = ended.place().fake_log();
+    let sealed = log.iter().find_map(|line| line.strip_prefix("seal ")).expect("sealed");
+    assert!(sealed.contains("machine-id") && !sealed.contains("ssh-hostkeys"), "{sealed}");
 }
 
 #[test]

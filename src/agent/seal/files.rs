@@ -1,0 +1,220 @@
+//! A tree of files that is sealed. What is mounted in it stays, and attributes of chattr(1) are no obstacle.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::fs::{self, DirEntry, File, Metadata, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::super::{Refusal, sys};
+use crate::wire::path_pattern::{self, FolderView};
+
+/// `FS_IMMUTABLE_FL` and `FS_APPEND_FL`: `chattr +i` and `+a`.
+const PROTECTING: u64 = 0x10 | 0x20;
+/// Larger configuration files are not read, bytes.
+const LARGEST: u64 = 1 << 20;
+
+/// The root folder of a guest.
+#[derive(Debug)]
+pub struct SealRoot {
+    root: PathBuf,
+    mount_points: HashSet<PathBuf>,
+    homes: Vec<String>,
+    notes: RefCell<Vec<String>>,
+}
+
+impl SealRoot {
+    /// Takes a folder for the root of a guest, with file systems mounted at these paths.
+    pub fn new(root: PathBuf, mount_points: HashSet<PathBuf>) -> Self {
+        let passwd = fs::read(root.join("etc/passwd")).unwrap_or_default();
+        let homes = path_pattern::homes(&String::from_utf8_lossy(&passwd));
+        Self { root, mount_points, homes, notes: RefCell::default() }
+    }
+
+    /// Returns what was noticed, for the debug log.
+    pub fn take_notes(&self) -> Vec<String> {
+        self.notes.take()
+    }
+
+    /// Returns where a path of the guest is.
+    pub fn place(&self, path: &str) -> PathBuf {
+        self.root.join(path.trim_start_matches('/'))
+    }
+
+    /// Returns whether something is at a path of the guest.
+    pub fn exists(&self, path: &str) -> bool {
+        self.place(path).exists()
+    }
+
+    /// Returns the places of what matches a pattern and is there.
+    pub fn find(&self, pattern: &str) -> Result<Vec<PathBuf>, Refusal> {
+        let patterns: Vec<String> = match pattern.strip_prefix('~') {
+            Some(below) => self.homes.iter().map(|home| format!("{home}{below}")).collect(),
+            None => vec![pattern.to_owned()],
+        };
+        let mut found = Vec::new();
+        for pattern in patterns {
+            let paths = path_pattern::expand(&pattern, self)?;
+            found.extend(paths.into_iter().map(|path| self.inner_place(&path)));
+        }
+        found.retain(|place| fs::symlink_metadata(place).is_ok());
+        Ok(found)
+    }
+
+    fn inner_place(&self, path: &[u8]) -> PathBuf {
+        self.root.join(OsString::from_vec(path.strip_prefix(b"/").unwrap_or(path).to_vec()))
+    }
+
+    /// Removes a file, a link, or a folder with all that is in it, but for what is mounted there.
+    pub fn remove(&self, place: &Path) -> Result<(), Refusal> {
+        self.remove_all(place).map(|_| ())
+    }
+
+    /// Returns whether nothing is left.
+    fn remove_all(&self, place: &Path) -> Result<bool, Refusal> {
+        if self.mount_points.contains(place) {
+            self.notes.borrow_mut().push(format!("{} is kept: a file system is mounted there", place.display()));
+            return Ok(false);
+        }
+        let Some(about) = metadata(place)? else { return Ok(true) };
+        if !about.is_dir() {
+            return unprotected(place, || fs::remove_file(place))
+                .map(|()| true)
+                .map_err(|error| refusal(place, &error));
+        }
+        let mut is_empty = true;
+        for name in folder_names(place).map_err(|error| refusal(place, &error))? {
+            is_empty &= self.remove_all(&place.join(name))?;
+        }
+        if is_empty {
+            unprotected(place, || fs::remove_dir(place)).map_err(|error| refusal(place, &error))?;
+        }
+        Ok(is_empty)
+    }
+
+    /// Removes a regular file; anything else stays as it is.
+    pub fn remove_file(&self, place: &Path) -> Result<(), Refusal> {
+        match metadata(place)? {
+            Some(about) if about.is_file() => self.remove(place),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes a folder if it is empty.
+    pub fn remove_empty_folder(&self, place: &Path) -> Result<(), Refusal> {
+        let is_folder = metadata(place)?.is_some_and(|about| about.is_dir());
+        if is_folder && folder_names(place).map_err(|error| refusal(place, &error))?.is_empty() {
+            return self.remove(place);
+        }
+        Ok(())
+    }
+}
+
+/// Empties a regular file; anything else stays as it is.
+pub fn empty_file(place: &Path) -> Result<(), Refusal> {
+    match metadata(place)? {
+        Some(about) if about.is_file() && about.len() > 0 => write_file(place, b""),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a file, in place where there is one.
+pub fn write_file(place: &Path, content: &[u8]) -> Result<(), Refusal> {
+    let write = || {
+        let mut options = OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).custom_flags(sys::O_NOFOLLOW).open(place)?;
+        io::Write::write_all(&mut file, content)
+    };
+    match unprotected(place, write) {
+        // Its folder is not there either: nobody looks for it.
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        written => written.map_err(|error| refusal(place, &error)),
+    }
+}
+
+/// Reads a regular file, unless it is larger than any that is looked for.
+pub fn read_file(place: &Path) -> Result<Option<Vec<u8>>, Refusal> {
+    match metadata(place)? {
+        Some(about) if about.is_file() && about.len() <= LARGEST => {
+            fs::read(place).map(Some).map_err(|error| refusal(place, &error))
+        }
+        _ => Ok(None),
+    }
+}
+
+impl FolderView for SealRoot {
+    type Error = Refusal;
+
+    fn names(&self, folder: &[u8]) -> Result<Vec<Vec<u8>>, Refusal> {
+        let place = self.inner_place(folder);
+        let names = existing(folder_names(&place)).map_err(|error| refusal(&place, &error))?;
+        Ok(names.unwrap_or_default().into_iter().map(OsString::into_vec).collect())
+    }
+
+    fn entries(&self, folder: &[u8]) -> Result<Vec<(Vec<u8>, bool)>, Refusal> {
+        let place = self.inner_place(folder);
+        let entries = existing(fs::read_dir(&place)).map_err(|error| refusal(&place, &error))?;
+        let is_inner_folder = |entry: &DirEntry| {
+            entry.file_type().is_ok_and(|kind| kind.is_dir()) && !self.mount_points.contains(&entry.path())
+        };
+        let entries = entries.into_iter().flatten().flatten();
+        Ok(entries.map(|entry| (entry.file_name().into_vec(), is_inner_folder(&entry))).collect())
+    }
+}
+
+fn refusal(place: &Path, error: &io::Error) -> Refusal {
+    Refusal::io(place.display(), error)
+}
+
+/// Returns what is at a place itself, link or not.
+fn metadata(place: &Path) -> Result<Option<Metadata>, Refusal> {
+    existing(fs::symlink_metadata(place)).map_err(|error| refusal(place, &error))
+}
+
+/// Returns none where the result is that nothing is there.
+fn existing<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+fn folder_names(place: &Path) -> io::Result<Vec<OsString>> {
+    fs::read_dir(place)?.map(|entry| entry.map(|entry| entry.file_name())).collect()
+}
+
+/// Does something to a file that is append-only or immutable, or is in such a folder, as if it was not. Whatever is there
+/// afterwards has its attributes again.
+fn unprotected(place: &Path, act: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    match act() {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
+        other => return other,
+    }
+    let protected: Vec<(File, u64)> = place.parent().into_iter().chain([place]).filter_map(unprotect).collect();
+    let done = act();
+    for (file, flags) in protected {
+        // A file that was removed needs none.
+        if file.metadata().is_ok_and(|about| about.nlink() > 0) {
+            sys::set_inode_flags(&file, flags)?;
+        }
+    }
+    done
+}
+
+/// Takes those attributes from a file or a folder, and returns it with all that it had.
+fn unprotect(place: &Path) -> Option<(File, u64)> {
+    let is_plain = fs::symlink_metadata(place).is_ok_and(|about| about.is_file() || about.is_dir());
+    let opened = OpenOptions::new().read(true).custom_flags(sys::O_NOFOLLOW | sys::O_NONBLOCK).open(place);
+    let file = opened.ok().filter(|_| is_plain)?;
+    let flags = sys::inode_flags(&file).ok().filter(|flags| flags & PROTECTING != 0)?;
+    sys::set_inode_flags(&file, flags & !PROTECTING).ok()?;
+    Some((file, flags))
+}
+
+/// Returns whether this is a link to the machine ID, which stays.
+pub fn is_machine_id_link(place: &Path) -> bool {
+    fs::read_link(place).is_ok_and(|target| target.as_os_str().as_bytes().ends_with(b"etc/machine-id"))
+}

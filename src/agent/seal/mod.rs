@@ -1,0 +1,115 @@
+//! Generalises the guest from inside, just before it powers off, in the agent's own process: under software emulation a process
+//! costs tens of milliseconds, and there are hundreds of files.
+//!
+//! ```text
+//! services   everything that still writes is stopped: a service that logs its own end would undo the work
+//! unmounting what steps left mounted, since nothing behind a mount may be lost
+//! operations the table of `wire::sealing`, by files
+//! times      those later than the build's epoch, if it has one
+//! trimming   what deleted files leave in free blocks is discarded, so that it is neither converted nor published
+//! ```
+
+mod files;
+mod operations;
+mod services;
+mod times;
+mod trimming;
+mod unmounting;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::io::Write;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Instant;
+
+use self::files::SealRoot;
+use super::leftovers::Leftovers;
+use super::mounts::{self, MountLine};
+use super::{Refusal, sys};
+use crate::wire::sealing::{OPERATIONS, SealOperation};
+use crate::wire::{Class, SealReport, SealRequest};
+
+/// Where units of systemd are.
+const UNIT_FOLDERS: [&str; 8] = [
+    "/etc/systemd/system",
+    "/run/systemd/system",
+    "/run/systemd/transient",
+    "/run/systemd/generator",
+    "/run/systemd/generator.late",
+    "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+];
+/// The most notes in a report.
+const MOST_NOTES: usize = 64;
+
+/// Seals the guest. `records` takes the files whose times were set back.
+///
+/// # Errors
+/// When an operation is not known, or cannot be carried out.
+pub fn seal(request: &SealRequest, left: &Leftovers, records: &mut impl Write) -> Result<SealReport, Refusal> {
+    let mut run = SealRun::default();
+    let operations = find_operations(&request.operations)?;
+    // The most of what is free will stay so, and the services end meanwhile: in the end only the rest is looked at.
+    let trimmed = thread::spawn(|| mounts::read_table().map(|table| trimming::trim(&table)));
+    let still_running = services::stop();
+    run.report.notes.extend(still_running.iter().map(|unit| format!("{unit} has not ended")));
+    run.note("services stopped");
+    let _ = trimmed.join();
+    run.note("free blocks discarded");
+    run.report.unmounted = unmounting::unmount_left(left)?;
+    run.note("file systems unmounted");
+    let table = mounts::read_table()?;
+    let root = SealRoot::new(PathBuf::from("/"), mount_points(&table));
+    for operation in operations {
+        operations::carry_out(&root, operation)?;
+    }
+    run.note("operations done");
+    if let Some(epoch) = request.epoch {
+        times::set_back(Path::new("/"), &times::disk_mounts(&table), epoch, records)?;
+        run.note("times set back");
+    }
+    sys::sync_all();
+    run.note("written");
+    trimming::trim(&table);
+    run.note("freed blocks discarded");
+    run.report.notes.extend(root.take_notes().into_iter().take(MOST_NOTES));
+    Ok(run.report)
+}
+
+/// What is known of a sealing under way.
+struct SealRun {
+    since: Instant,
+    report: SealReport,
+}
+
+impl Default for SealRun {
+    fn default() -> Self {
+        Self { since: Instant::now(), report: SealReport::default() }
+    }
+}
+
+impl SealRun {
+    /// Notes that something is done, and how long it took.
+    fn note(&mut self, what: &str) {
+        self.report.notes.push(format!("{what} in {:.3} s", self.since.elapsed().as_secs_f64()));
+        self.since = Instant::now();
+    }
+}
+
+fn find_operations(names: &[String]) -> Result<Vec<&'static SealOperation>, Refusal> {
+    let find = |name: &String| {
+        let operation = OPERATIONS.iter().find(|operation| operation.name == name);
+        operation.ok_or_else(|| Refusal::new(Class::Request {}, format!("there is no operation `{name}`")))
+    };
+    names.iter().map(find).collect()
+}
+
+fn mount_points(table: &[MountLine]) -> HashSet<PathBuf> {
+    table.iter().map(|line| OsString::from_vec(line.target.clone()).into()).collect()
+}

@@ -1,0 +1,154 @@
+//! Stops everything that still writes.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::super::bus::Bus;
+use super::UNIT_FOLDERS;
+
+/// systemd stops a service within 90 s, unless it is told otherwise.
+const PATIENCE: Duration = Duration::from_secs(5 * 60);
+/// How often it is looked whether services have ended.
+const TICK: Duration = Duration::from_millis(5);
+/// The journal is asked to write elsewhere; it may have much to write first.
+const JOURNAL_PATIENCE: Duration = Duration::from_secs(60);
+
+const SYSTEMD: &str = "/run/systemd/system";
+/// PID 1's own bus.
+const MANAGER: &str = "/run/systemd/private";
+/// The journal's Varlink interface (systemd >= 242).
+const JOURNAL: &str = "/run/systemd/journal/io.systemd.journal";
+/// systemd keeps a link here for each service that runs.
+const RUNNING: &str = "/run/systemd/units";
+const TARGET: &str = "kiln-seal.target";
+/// A service of early boot that writes when its process ends. Others write when they are stopped, which they are not: the
+/// agent has the guest powered off without that.
+const WRITER: &str = "systemd-timesyncd.service";
+/// What needs not have ended before files are treated: these write nothing to the disk.
+const HARMLESS: [&str; 4] =
+    ["dbus.service", "dbus-broker.service", "systemd-logind.service", "systemd-user-sessions.service"];
+/// What the targets of early boot want holds file systems and devices.
+const EARLY_TARGETS: [&str; 5] = ["sysinit", "local-fs", "local-fs-pre", "cryptsetup", "swap"];
+/// Scripts of other init systems, of services that write logs.
+const SCRIPTS: [&str; 8] = ["rsyslog", "syslog", "syslog-ng", "cron", "crond", "ssh", "sshd", "chronyd"];
+
+/// Stops services, and has the journal leave the disk. Returns the services that have not ended.
+pub fn stop() -> Vec<String> {
+    if Path::new(SYSTEMD).is_dir() {
+        let journal = thread::spawn(relinquish_journal);
+        let still_running = isolate().unwrap_or_else(|_| {
+            // An image whose systemd does not answer on its own bus.
+            run("systemctl", &["isolate", TARGET]).into_iter().for_each(wait);
+            Vec::new()
+        });
+        let _ = journal.join();
+        return still_running;
+    }
+    let scripts = SCRIPTS.iter().map(|name| format!("/etc/init.d/{name}")).filter(|script| is_executable(script));
+    let running: Vec<Child> = scripts.filter_map(|script| run(&script, &["stop"])).collect();
+    running.into_iter().for_each(wait);
+    Vec::new()
+}
+
+fn is_executable(script: &str) -> bool {
+    fs::metadata(script).is_ok_and(|about| about.is_file() && about.permissions().mode() & 0o111 != 0)
+}
+
+/// Starts a program whose output nobody reads. One that cannot be started stops nothing.
+fn run(program: &str, arguments: &[&str]) -> Option<Child> {
+    let mut command = Command::new(program);
+    command.args(arguments).env("PATH", "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()
+}
+
+fn wait(mut child: Child) {
+    let _ = child.wait();
+}
+
+/// Leaves only what early boot started, and of that nothing that writes when it ends. Returns the services that have not ended.
+///
+/// The bus is left as soon as systemd has understood: it would be told of each change of each unit, which takes PID 1 longer
+/// than the changes. That services have ended shows in a folder.
+fn isolate() -> io::Result<Vec<String>> {
+    let (kept, stopped): (Vec<String>, Vec<String>) = running_services()?.into_iter().partition(|unit| is_kept(unit));
+    fs::write(Path::new(SYSTEMD).join(TARGET), target(&kept, &stopped))?;
+    Bus::connect(MANAGER)?.start_unit(TARGET, "isolate")?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut running = running_services()?;
+        running.retain(|unit| stopped.contains(unit) && !HARMLESS.contains(&unit.as_str()));
+        if running.is_empty() || Instant::now() >= deadline {
+            return Ok(running);
+        }
+        thread::sleep(TICK);
+    }
+}
+
+fn running_services() -> io::Result<Vec<String>> {
+    let names = fs::read_dir(RUNNING)?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let services = names.filter_map(|name| Some(name.strip_prefix("invocation:")?.to_owned()));
+    Ok(services.filter(|unit| unit.ends_with(".service")).collect())
+}
+
+/// Returns the unit that is isolated. It wants nothing that does not run: nothing is started. What is stopped is named, since
+/// a service may ask to be left alone by isolation.
+fn target(kept: &[String], stopped: &[String]) -> String {
+    let (kept, stopped) = (kept.join(" "), stopped.join(" "));
+    format!("[Unit]\nDefaultDependencies=no\nAllowIsolate=yes\nWants={kept}\nConflicts={stopped}\n")
+}
+
+/// Returns whether a service goes on: the agent itself, and those of early boot, without which file systems and devices may go.
+fn is_kept(unit: &str) -> bool {
+    unit != WRITER && (unit == "kiln-agent.service" || is_systemds_own(unit) || is_early(unit))
+}
+
+/// Returns whether a target of early boot wants it, or what it is an instance of.
+fn is_early(unit: &str) -> bool {
+    let places = UNIT_FOLDERS.iter().flat_map(|folder| EARLY_TARGETS.map(|target| format!("{folder}/{target}.target")));
+    places
+        .flat_map(|target| [format!("{target}.wants/{unit}"), format!("{target}.requires/{unit}")])
+        .any(|link| fs::symlink_metadata(link).is_ok())
+}
+
+/// Returns whether it is a service of systemd that does not wait for early boot to end.
+fn is_systemds_own(unit: &str) -> bool {
+    let template = unit.split_once('@').map(|(name, _)| format!("{name}@.service"));
+    let file = template.as_deref().unwrap_or(unit);
+    let texts = UNIT_FOLDERS.iter().filter_map(|folder| fs::read_to_string(format!("{folder}/{file}")).ok());
+    unit.starts_with("systemd-")
+        && texts.into_iter().any(|text| text.lines().any(|line| line == "DefaultDependencies=no"))
+}
+
+/// Asks the journal to close its files on the disk and to write to `/run`, as `journalctl --relinquish-var` does.
+fn relinquish_journal() -> io::Result<()> {
+    let mut stream = UnixStream::connect(JOURNAL)?;
+    stream.set_read_timeout(Some(JOURNAL_PATIENCE))?;
+    stream.write_all(b"{\"method\":\"io.systemd.Journal.RelinquishVar\",\"parameters\":{}}\0")?;
+    BufReader::new(stream).read_until(0, &mut Vec::new()).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_target_starts_nothing_and_names_what_is_stopped() {
+        let text = target(&["systemd-journald.service".into()], &["cron.service".into(), "getty@tty1.service".into()]);
+        assert!(
+            text.contains("\nWants=systemd-journald.service\nConflicts=cron.service getty@tty1.service\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn the_agent_goes_on_and_what_writes_at_its_end_does_not() {
+        assert!(is_kept("kiln-agent.service"));
+        assert!(!is_kept(WRITER) && !is_kept("no-such-thing.service"));
+    }
+}

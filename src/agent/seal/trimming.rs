@@ -1,0 +1,21 @@
+//! Discards the free blocks of the image's file systems.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::super::mounts::{Devices, Location, MountLine};
+use super::super::sys;
+
+/// Discards them. A file system that cannot do so keeps them.
+pub fn trim(table: &[MountLine]) {
+    let (mut devices, mut seen) = (Devices::default(), HashSet::new());
+    for line in table {
+        if devices.locate(line) != Location::Elsewhere && seen.insert(line.device) {
+            let folder = File::open(Path::new(OsStr::from_bytes(&line.target)));
+            let _ = folder.and_then(|folder| sys::trim(&folder));
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! Has the agent seal the guest.
+
+use super::GuestError;
+use super::error::printable;
+use super::session::{Session, unexpected};
+use crate::wire::{Hidden, Message, SealReport, SealRequest};
+
+/// More than the paths of a million files, bytes. Records beyond it are not kept.
+const MAX_RECORDS: usize = 64 << 20;
+
+impl Session {
+    /// Has the guest sealed. Returns what the agent reports, and its records of the files whose times it has set back.
+    ///
+    /// # Errors
+    /// When an operation fails, or the conversation.
+    pub async fn seal(&mut self, request: SealRequest) -> Result<(SealReport, Vec<u8>), GuestError> {
+        self.begin();
+        self.queue(&Message::Seal { request });
+        let (mut report, mut records) = (SealReport::default(), Vec::new());
+        loop {
+            match self.next().await? {
+                Message::Data { bytes: Hidden(bytes) } => {
+                    if records.len() < MAX_RECORDS {
+                        records.extend_from_slice(&bytes);
+                    }
+                    self.used(bytes.len());
+                }
+                Message::Sealed { report: found } => report = printable_report(found),
+                Message::Done { .. } => return Ok((report, records)),
+                other => return Err(unexpected(other)),
+            }
+        }
+    }
+}
+
+/// Returns the same with texts that a terminal can show.
+fn printable_report(mut report: SealReport) -> SealReport {
+    for text in report.unmounted.iter_mut().chain(&mut report.notes) {
+        *text = printable(text);
+    }
+    report
+}
