@@ -157,6 +157,7 @@ impl Clone {
         if let Firmware::Uefi(uefi) = &self.machine.firmware {
             std::fs::copy(&uefi.vars_template, self.work.join(UEFI_VARS)).map_err(CloneError::Seed)?;
         }
+        let uuid = random_uuid().map_err(|source| MachineError::Prepare { what: "a UUID", source })?;
         // The guest's console has the terminal until QEMU is gone.
         let (reports, reported) = std::sync::mpsc::channel();
         let report = move |report| drop(reports.send(report));
@@ -165,7 +166,7 @@ impl Clone {
         let mut command = process::with_descriptors(&self.machine.qemu, descriptors);
         command
             .process_group(nix::unistd::getpgrp().as_raw())
-            .args(argv::interactive(&self.machine, &self.backing, self.ssh))
+            .args(argv::interactive(&self.machine, &self.backing, self.ssh, &uuid))
             .current_dir(self.work.path())
             .stdin(Stdio::inherit());
         let spawned = command.spawn();
@@ -189,4 +190,9 @@ impl Clone {
             Err(source) => Err(MachineError::Spawn { program: self.machine.qemu.clone(), source }.into()),
         }
     }
+}
+
+/// Returns a random UUID (RFC 9562, version 4), by the kernel.
+fn random_uuid() -> std::io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned())
 }

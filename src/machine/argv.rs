@@ -65,7 +65,7 @@ pub enum Start {
 #[must_use]
 pub fn argv(machine: &Machine, backing: &Backing, start: Start) -> Vec<String> {
     let mut args = Args::default();
-    basics(&mut args, machine, start);
+    basics(&mut args, machine, start, SYSTEM_UUID);
     if start == Start::Boot {
         // QEMU tells nobody what happens before its monitor is spoken to, such as a KVM that fails on the first instruction.
         args.flag("-S");
@@ -80,11 +80,12 @@ pub fn argv(machine: &Machine, backing: &Backing, start: Start) -> Vec<String> {
 }
 
 /// The command line of a machine for people: its console and QEMU's monitor share this terminal, and a port of this host
-/// may lead to the guest's SSH.
+/// may lead to the guest's SSH. It has a UUID of its own, since a guest may derive its machine ID from it (machine-id(5)), and
+/// names of storage.
 #[must_use]
-pub fn interactive(machine: &Machine, backing: &Backing, ssh: Option<u16>) -> Vec<String> {
+pub fn interactive(machine: &Machine, backing: &Backing, ssh: Option<u16>, uuid: &str) -> Vec<String> {
     let mut args = Args::default();
-    basics(&mut args, machine, Start::Boot);
+    basics(&mut args, machine, Start::Boot, uuid);
     firmware(&mut args, &machine.firmware);
     args.option("-serial", "mon:stdio");
     disks(&mut args, backing);
@@ -111,7 +112,7 @@ impl Args {
     }
 }
 
-fn basics(args: &mut Args, machine: &Machine, start: Start) {
+fn basics(args: &mut Args, machine: &Machine, start: Start, uuid: &str) {
     args.option("-name", "kiln,process=kiln-guest,debug-threads=on");
     for flag in ["-nodefaults", "-no-user-config"] {
         args.flag(flag);
@@ -129,14 +130,14 @@ fn basics(args: &mut Args, machine: &Machine, start: Start) {
     args.option("-cpu", machine.accelerator.cpu_model());
     args.option("-smp", machine.cpus);
     args.option("-m", format!("size={}k", machine.memory.bytes() >> 10));
-    args.option("-uuid", SYSTEM_UUID);
+    args.option("-uuid", uuid);
     let clock = machine.clock.map_or_else(|| "utc".to_owned(), |clock| clock.strftime("%Y-%m-%dT%H:%M:%S").to_string());
     args.option("-rtc", format!("base={clock},clock=host"));
     // A panicked guest stays as it is, so that the console can be read; GUEST_PANICKED ends the build.
     args.option("-action", "panic=pause,reboot=reset,shutdown=poweroff");
     args.option("-device", "pvpanic");
     match start {
-        Start::Boot => args.option("-device", format!("vmgenid,guid={SYSTEM_UUID}")),
+        Start::Boot => args.option("-device", format!("vmgenid,guid={uuid}")),
         Start::Restore => {
             args.option("-incoming", "defer");
             // Two machines that begin with one memory must not draw the same random numbers: the guest's kernel sees
