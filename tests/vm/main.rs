@@ -14,6 +14,7 @@ mod cache;
 mod contents;
 mod faults;
 mod files;
+mod sealing;
 mod steps;
 
 use bench::{Bench, manifest, root, run};
