@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Event, Events, Level, Outcome, Sink, Stage};
 use crate::layer::Cache;
+use crate::machine::host::{self, HostError};
 use crate::memo::Memo;
 use crate::plan::Plan;
 use crate::plan::output::DiskFile;
@@ -184,6 +185,7 @@ async fn claim_and_build(plan: &Plan, around: &Surroundings) -> Result<(Artifact
         Lookup::Exists(existing) => return Err(existing.refuse().into()),
         Lookup::Vacant(lock) => lock,
     };
+    require_qemu(plan).await?;
     for note in plan.notes() {
         around.events.notice(Level::Info, note);
     }
@@ -204,6 +206,12 @@ async fn claim_and_build(plan: &Plan, around: &Surroundings) -> Result<(Artifact
         Ok(artifact) => Ok((artifact, Outcome::Published)),
         Err(failure) => Err(build.give_up(failure, around)),
     }
+}
+
+/// Checks that this host can start the plan's machine. A plan is made without, so that an image that is up to date needs no
+/// QEMU, nor does a check.
+pub(crate) async fn require_qemu(plan: &Plan) -> Result<(), HostError> {
+    if plan.machine.has_qemu() { Ok(()) } else { host::qemu().await.map(drop) }
 }
 
 /// Does some work, and tells when it begins and that it is done.

@@ -24,7 +24,7 @@ use super::layers::Layers;
 use super::limits::Limits;
 use super::secrets::Secrets;
 use super::writers::Writers;
-use super::{Build, ScratchError, SealedDisk, Surroundings, disks};
+use super::{Build, ScratchError, SealedDisk, Surroundings, disks, require_qemu};
 
 /// Another day, hour and minute; not so far that a certificate has ended meanwhile.
 const AHEAD: SignedDuration = SignedDuration::from_secs(31 * 3600 + 17 * 60 + 5);
@@ -123,6 +123,7 @@ fn varied(plan: &Plan) -> Plan {
 }
 
 async fn once(plan: &Plan, around: &Surroundings, limits: Limits) -> Result<BuildResult, Failure> {
+    require_qemu(plan).await?;
     let build = Build::open(plan, around, limits)?;
     let mut layers = Layers::new(plan, build.events.clone(), None, build.work.path());
     let made = async {

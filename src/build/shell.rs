@@ -14,7 +14,7 @@ use crate::spec::Action;
 
 use super::boot::Guest;
 use super::limits::Limits;
-use super::{Build, Surroundings, provision};
+use super::{Build, Surroundings, provision, require_qemu};
 
 /// The person's own shell, as at a login: `SHELL` is what the guest's passwd says.
 const LOGIN: &str = "exec \"${SHELL:-/bin/sh}\" -l";
@@ -63,6 +63,7 @@ pub async fn shell(plan: &Plan, steps: usize, around: &Surroundings) -> Result<u
     let next = plan.steps.get(steps).map(|planned| planned.step.action.clone());
     let plan = plan.until(steps);
     let limits = Limits::new(around.cancel.clone(), plan.spec.build.timeout);
+    require_qemu(&plan).await?;
     let build = Build::open(&plan, around, limits)?;
     let mut layers = build.layers(around);
     let fetched = build.work.join("fetched");

@@ -142,7 +142,19 @@ impl Fault for HostError {
 /// When QEMU is missing, too old or does not answer, or the kernel does not tell what it should.
 pub async fn survey() -> Result<Host, HostError> {
     let (qemu, kvm) = tokio::join!(qemu(), kvm());
-    let qemu = qemu?;
+    describe(qemu?, kvm)
+}
+
+/// Returns the facts for a plan, with [`Qemu::unusable`] in the place of a QEMU that is missing or does not work.
+///
+/// # Errors
+/// When the kernel does not tell what it should.
+pub async fn survey_for_plan() -> Result<Host, HostError> {
+    let (qemu, kvm) = tokio::join!(qemu(), kvm());
+    describe(qemu.unwrap_or_else(|_| Qemu::unusable()), kvm)
+}
+
+fn describe(qemu: Qemu, kvm: KvmVerdict) -> Result<Host, HostError> {
     Ok(Host {
         cpus: cpus(),
         cpu_model: cpu_model(),

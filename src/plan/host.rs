@@ -43,6 +43,25 @@ pub struct Qemu {
     pub machine_type: String,
 }
 
+impl Qemu {
+    /// Returns what stands for a QEMU that is missing or does not work: a plan can be made without one.
+    #[must_use]
+    pub fn unusable() -> Self {
+        Self {
+            system: "qemu-system-x86_64".into(),
+            img: "qemu-img".into(),
+            version: QemuVersion { major: 0, minor: 0, micro: 0 },
+            machine_type: "q35".into(),
+        }
+    }
+
+    /// Returns whether machines can be started with it.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        self.version >= QemuVersion::OLDEST
+    }
+}
+
 /// A version of QEMU. Ordered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct QemuVersion {
@@ -95,8 +114,23 @@ pub struct UefiFirmware {
     pub secure_boot: bool,
     /// It starts only on a machine with `smm=on`.
     pub requires_smm: bool,
-    /// The descriptor that names it.
+    /// The descriptor that names it; the code itself where there is none.
     pub descriptor: PathBuf,
+}
+
+impl UefiFirmware {
+    /// Returns what stands for the firmware of a host that has no QEMU.
+    pub(crate) fn unknown() -> Self {
+        Self {
+            code: PathBuf::new(),
+            code_format: FirmwareFormat::Raw,
+            vars_template: PathBuf::new(),
+            vars_format: FirmwareFormat::Raw,
+            secure_boot: false,
+            requires_smm: false,
+            descriptor: PathBuf::new(),
+        }
+    }
 }
 
 /// The format of a flash image.

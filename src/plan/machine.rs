@@ -15,7 +15,7 @@ use crate::spec::{BaseFormat, DiskFormat, Network, PrivateDestination};
 pub struct Machine {
     /// The QEMU binary.
     pub qemu: PathBuf,
-    /// Its version, as it says itself.
+    /// Its version, as it says itself; empty where this host has no QEMU that can be used.
     pub qemu_version: String,
     /// Versioned machine type, such as `pc-q35-10.0`.
     pub machine_type: String,
@@ -51,6 +51,12 @@ pub enum PrivateNetworkAccess {
 }
 
 impl Machine {
+    /// Returns whether this host can start it.
+    #[must_use]
+    pub fn has_qemu(&self) -> bool {
+        !self.qemu_version.is_empty()
+    }
+
     /// Has the machine begin with these UEFI variables rather than with those that come with the firmware.
     pub(crate) fn start_with_uefi_vars(&mut self, vars: PathBuf) {
         if let Firmware::Uefi(uefi) = &mut self.firmware {

@@ -26,7 +26,7 @@ pub mod machine;
 pub mod output;
 pub mod trace;
 
-use host::{Host, KvmVerdict};
+use host::{Host, KvmVerdict, UefiFirmware};
 use key::Key;
 use limits::NotWholeGib;
 use machine::{Accelerator, Firmware, Machine, PrivateNetworkAccess, format_name};
@@ -186,7 +186,9 @@ impl Fault for PlanError {
                 .into_iter()
                 .chain(["or `accel = \"auto\"`, which falls back to software emulation".to_owned()])
                 .collect(),
-            PlanError::NoFirmware => vec!["apt-get install ovmf".into()],
+            PlanError::NoFirmware => vec![
+                "install the firmware: `apt-get install ovmf`, `dnf install edk2-ovmf` or `pacman -S edk2-ovmf`".into(),
+            ],
             PlanError::TooLarge { .. } => vec!["make `machine.disk` smaller, or write another format".into()],
             PlanError::DiskTooSmall { base, .. } => vec![format!("leave `disk` out, or make it at least {base}")],
             PlanError::Size(limit) => limit.hints(),
@@ -292,6 +294,10 @@ impl Plan {
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
+        if !self.machine.has_qemu() {
+            notes
+                .push("this host has no QEMU that can be used, which a build needs: `kiln doctor` says why".to_owned());
+        }
         if let Some(reason) = &self.machine.accel_reason {
             let scaled = format_duration(self.machine.boot_timeout);
             notes.push(format!("software emulation (tcg): {reason}; boot-timeout is scaled to {scaled}"));
@@ -329,13 +335,14 @@ pub fn check_size(format: OutputFormat, disk: u64) -> Result<(), PlanError> {
 fn plan_machine(spec: &Spec, facts: &Facts) -> Result<Machine, PlanError> {
     let wanted = &spec.machine;
     let (accelerator, accel_reason) = choose_accelerator(wanted.accel, &facts.host.kvm)?;
+    let has_qemu = facts.host.qemu.is_usable();
     let base = ByteSize(facts.base.virtual_size);
     if let Some(disk) = wanted.disk.filter(|disk| *disk < base) {
         return Err(PlanError::DiskTooSmall { disk, base });
     }
     Ok(Machine {
         qemu: facts.host.qemu.system.clone(),
-        qemu_version: facts.host.qemu.version.to_string(),
+        qemu_version: if has_qemu { facts.host.qemu.version.to_string() } else { String::new() },
         machine_type: facts.host.qemu.machine_type.clone(),
         accelerator,
         accel_reason,
@@ -362,6 +369,7 @@ fn choose_accelerator(wanted: spec::Accel, kvm: &KvmVerdict) -> Result<(Accelera
 fn choose_firmware(wanted: spec::Firmware, facts: &Facts) -> Result<Firmware, PlanError> {
     match wanted {
         spec::Firmware::Bios => Ok(Firmware::Bios),
+        spec::Firmware::Uefi if !facts.host.qemu.is_usable() => Ok(Firmware::Uefi(UefiFirmware::unknown())),
         spec::Firmware::Uefi => facts.host.firmware.first().cloned().map(Firmware::Uefi).ok_or(PlanError::NoFirmware),
     }
 }
