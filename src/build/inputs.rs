@@ -29,7 +29,7 @@ use super::script_check::{self, ScriptFault, ScriptFinding};
 #[derive(Debug, thiserror::Error)]
 pub enum InputError {
     /// It cannot be read.
-    #[error("line {line}: cannot read {}", path.display())]
+    #[error("cannot read {}", path.display())]
     Unreadable {
         /// Line of the step in the spec.
         line: usize,
@@ -40,7 +40,7 @@ pub enum InputError {
         source: io::Error,
     },
     /// It cannot be copied.
-    #[error("line {line}: {} is {what}, which cannot be copied", path.display())]
+    #[error("{} is {what}, which cannot be copied", path.display())]
     Unfit {
         /// Line of the step in the spec.
         line: usize,
@@ -69,7 +69,7 @@ pub enum InputError {
         source: io::Error,
     },
     /// The contents of something that is not a folder were asked for.
-    #[error("line {line}: {} is not a folder; a slash at the end of `copy` stands for what is in one", path.display())]
+    #[error("{} is not a folder; a slash at the end of `copy` stands for what is in one", path.display())]
     NotAFolder {
         /// Line of the step in the spec.
         line: usize,
@@ -77,7 +77,7 @@ pub enum InputError {
         path: PathBuf,
     },
     /// A script is not a file.
-    #[error("line {line}: {} is not a file", path.display())]
+    #[error("{} is not a file", path.display())]
     NotAFile {
         /// Line of the step in the spec.
         line: usize,
@@ -85,7 +85,7 @@ pub enum InputError {
         path: PathBuf,
     },
     /// No guest can run a script.
-    #[error("line {line}: {}:{at}: {fault}", path.display())]
+    #[error("{}:{at}: {fault}", path.display())]
     Script {
         /// Line of the step in the spec.
         line: usize,
@@ -117,39 +117,6 @@ impl InputError {
     #[must_use]
     pub fn describe(&self) -> String {
         self.source().map_or_else(|| self.to_string(), |cause| format!("{self}: {cause}"))
-    }
-}
-
-/// Everything that is wrong with the inputs of a spec.
-#[derive(Debug, thiserror::Error)]
-#[error("{}", describe_all(spec, errors))]
-pub struct InputErrors {
-    /// The spec.
-    pub spec: PathBuf,
-    /// At least one.
-    pub errors: Vec<InputError>,
-}
-
-impl InputErrors {
-    /// Returns one of its errors with the name of the spec.
-    #[must_use]
-    pub fn describe(&self, error: &InputError) -> String {
-        format!("{}, {}", self.spec.display(), error.describe())
-    }
-}
-
-fn describe_all(spec: &Path, errors: &[InputError]) -> String {
-    let all: Vec<String> = errors.iter().map(InputError::describe).collect();
-    format!("{}, {}", spec.display(), all.join("; "))
-}
-
-impl Fault for InputErrors {
-    fn kind(&self) -> Kind {
-        self.errors.first().map_or(Kind::Spec, InputError::kind)
-    }
-
-    fn hints(&self) -> Vec<String> {
-        self.errors.iter().flat_map(InputError::hints).collect()
     }
 }
 

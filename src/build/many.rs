@@ -102,7 +102,9 @@ impl Many<'_> {
         let around = Surroundings { events: events.clone(), ..self.around.clone() };
         let bases = Bases { events, ..self.bases.clone() };
         // Held until the build is over: an image of the store may not go while it is somebody's base.
-        let base = bases.locate(&node.spec, parent).await?;
+        let located = bases.locate(&node.spec, parent).await;
+        let base =
+            located.map_err(|failure| survey::explain_missing_base(&node.spec, self.reach, failure, &bases.memo))?;
         let plan = survey::plan(node.spec.clone(), &base, self.reach, &around.memo, &around.events).await?;
         build(&plan, &around).await
     }
@@ -120,7 +122,8 @@ pub async fn plan(spec: Spec, bases: &Bases, reach: Reach) -> Result<(Plan, Loca
     let mut parent = None;
     let mut planned = None;
     for node in graph.nodes() {
-        let base = bases.locate(&node.spec, parent.take()).await?;
+        let located = bases.locate(&node.spec, parent.take()).await;
+        let base = located.map_err(|failure| survey::explain_missing_base(&node.spec, reach, failure, &bases.memo))?;
         let plan = survey::plan(node.spec.clone(), &base, reach, &bases.memo, &bases.events).await?;
         parent = up_to_date(&plan, bases)?.map(Arc::new);
         planned = Some((plan, base));

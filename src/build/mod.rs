@@ -72,6 +72,7 @@ pub mod secret_scan;
 pub mod secrets;
 pub mod shell;
 pub mod shutdown;
+pub mod source_errors;
 pub mod space;
 pub mod survey;
 pub mod test;

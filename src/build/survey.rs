@@ -1,6 +1,7 @@
 //! Gathers the facts a plan needs: the host, the base image, what the steps bring. Reads, and changes nothing.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,11 +21,12 @@ use crate::plan::{BaseFacts, Facts, FirmwareDigests, InputFacts, Plan};
 use crate::spec::giveaways::giveaways;
 use crate::spec::{self, Spec, SpecFile};
 
-use super::base::Located;
+use super::base::{Located, is_yet_to_come};
 use super::cloud_init;
-use super::inputs::{InputError, InputErrors, check_script, examine};
+use super::inputs::{InputError, check_script, examine};
 use super::reach::{self, Reach};
 use super::seal;
+use super::source_errors::{SourceErrors, SourceProblem};
 
 /// The facts cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -102,11 +104,10 @@ pub async fn plan(
 ) -> Result<Plan, Failure> {
     check_reach(&spec, reach, events)?;
     warn_of_giveaways(&spec, reach, events);
-    let host = host::survey();
+    let host = host::survey_for_plan();
     let (described, found, known) = (spec.clone(), base.clone(), Arc::clone(memo));
     // Hashing half a gigabyte takes a second; the host's programs are asked meanwhile.
-    let inputs =
-        spawn_blocking(move || Ok::<_, Failure>((examine_base(&found, &known)?, examine_spec(&described, &known)?)));
+    let inputs = spawn_blocking(move || examine_sources(&described, reach, examine_base(&found, &known), &known));
     let (host, inputs) = tokio::join!(host, inputs);
     let ((base, warnings), inputs) = inputs.expect("examining neither panics nor is cancelled")?;
     if let Err(error) = memo.save() {
@@ -137,7 +138,10 @@ pub async fn plan(
 pub fn inputs(spec: &Spec, reach: Reach, memo: &Memo, events: &Events) -> Result<(), Failure> {
     check_reach(spec, reach, events)?;
     warn_of_giveaways(spec, reach, events);
-    warn(&examine_spec(spec, memo)?, events);
+    let examined = examine_inputs(spec, memo);
+    let problems = examined.errors.iter().map(SourceProblem::from).collect();
+    SourceErrors::check(spec, reach.files, problems)?;
+    warn(&examined, events);
     Ok(())
 }
 
@@ -145,6 +149,31 @@ fn warn(inputs: &ExaminedInputs, events: &Events) {
     for warning in &inputs.warnings {
         events.notice(Level::Warning, warning.as_str());
     }
+}
+
+/// Adds to a failure to find the base image what is wrong with the inputs.
+pub(crate) fn explain_missing_base(spec: &Spec, reach: Reach, failure: Failure, memo: &Memo) -> Failure {
+    if failure.kind() != Kind::Base || is_yet_to_come(&failure) {
+        return failure;
+    }
+    match examine_sources::<Infallible>(spec, reach, Err(failure), memo) {
+        Err(failure) => failure,
+        Ok((never, _)) => match never {},
+    }
+}
+
+/// Examines the inputs as well, whatever came of the base image, so that all that is wrong shows at once.
+fn examine_sources<T>(
+    spec: &Spec,
+    reach: Reach,
+    base: Result<T, Failure>,
+    memo: &Memo,
+) -> Result<(T, ExaminedInputs), Failure> {
+    let inputs = examine_inputs(spec, memo);
+    let of_base = base.as_ref().err().map(SourceProblem::of_base);
+    let problems = of_base.into_iter().chain(inputs.errors.iter().map(SourceProblem::from));
+    SourceErrors::check(spec, reach.files, problems.collect())?;
+    Ok((base?, inputs))
 }
 
 fn check_reach(spec: &Spec, reach: Reach, events: &Events) -> Result<(), Failure> {
@@ -190,7 +219,8 @@ fn examine_base(base: &Located, memo: &Memo) -> Result<(BaseFacts, Vec<String>),
 
 /// Hashes the UEFI firmware that a spec's machine starts with.
 fn examine_firmware(spec: &Spec, host: &Host, memo: &Memo) -> Result<Option<FirmwareDigests>, SurveyError> {
-    let Some(uefi) = host.firmware.first().filter(|_| spec.machine.firmware == spec::Firmware::Uefi) else {
+    let is_wanted = spec.machine.firmware == spec::Firmware::Uefi && host.qemu.is_usable();
+    let Some(uefi) = host.firmware.first().filter(|_| is_wanted) else {
         return Ok(None);
     };
     let digest = |path: &Path| {
@@ -237,55 +267,30 @@ pub(crate) fn remember_base(plan: &Plan, memo: &Memo) {
 }
 
 /// What a spec brings from this host.
-#[derive(Debug)]
-struct ExaminedInputs {
+#[derive(Debug, Default)]
+pub(crate) struct ExaminedInputs {
     /// By the index of the step.
-    facts: BTreeMap<usize, InputFacts>,
+    pub(crate) facts: BTreeMap<usize, InputFacts>,
     /// What may fail in the guest.
     warnings: Vec<String>,
+    /// What cannot be read or copied, or run by any guest.
+    pub(crate) errors: Vec<InputError>,
 }
 
-/// Examines all inputs of a spec, and whether a guest can run its scripts.
-///
-/// # Errors
-/// Everything that is wrong with them, at once.
-fn examine_spec(spec: &Spec, memo: &Memo) -> Result<ExaminedInputs, InputErrors> {
-    match (examine_inputs(spec, memo), check_scripts(spec)) {
-        (Ok(facts), Ok(warnings)) => Ok(ExaminedInputs { facts, warnings }),
-        (facts, warnings) => {
-            let failed = [facts.err(), warnings.err()].into_iter().flatten();
-            let mut errors: Vec<InputError> = failed.flat_map(|failed| failed.errors).collect();
-            errors.sort_by_key(InputError::line);
-            Err(InputErrors { spec: spec.path.clone(), errors })
-        }
-    }
-}
-
-/// Examines what the steps of a spec bring from this host.
-///
-/// # Errors
-/// Everything that cannot be read or copied.
-pub(crate) fn examine_inputs(spec: &Spec, memo: &Memo) -> Result<BTreeMap<usize, InputFacts>, InputErrors> {
-    let (mut inputs, mut errors) = (BTreeMap::new(), Vec::new());
+/// Examines all inputs of a spec, and whether a guest can run its scripts; what is wrong with one does not hide the others.
+pub(crate) fn examine_inputs(spec: &Spec, memo: &Memo) -> ExaminedInputs {
+    let mut examined = ExaminedInputs::default();
     for (index, step) in spec.steps.iter().enumerate() {
         match examine(step, memo) {
-            Ok(facts) => inputs.extend(facts.map(|facts| (index, facts))),
-            Err(error) => errors.push(error),
+            Ok(facts) => examined.facts.extend(facts.map(|facts| (index, facts))),
+            Err(error) => examined.errors.push(error),
         }
-    }
-    if errors.is_empty() { Ok(inputs) } else { Err(InputErrors { spec: spec.path.clone(), errors }) }
-}
-
-/// Checks that a guest can run the scripts of a spec. Returns warnings of what may fail.
-fn check_scripts(spec: &Spec) -> Result<Vec<String>, InputErrors> {
-    let (mut warnings, mut errors) = (Vec::new(), Vec::new());
-    for step in &spec.steps {
         match check_script(step) {
-            Ok(warning) => warnings.extend(warning.map(|text| format!("{}, {text}", spec.path.display()))),
-            Err(error) => errors.push(error),
+            Ok(warning) => examined.warnings.extend(warning.map(|text| format!("{}, {text}", spec.path.display()))),
+            Err(error) => examined.errors.push(error),
         }
     }
-    if errors.is_empty() { Ok(warnings) } else { Err(InputErrors { spec: spec.path.clone(), errors }) }
+    examined
 }
 
 /// The clock of reproducible builds (reproducible-builds.org/specs/source-date-epoch).

@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::build::base::{Bases, is_yet_to_come};
 use crate::build::reach::Reach;
+use crate::build::source_errors::SourceErrors;
 use crate::build::{many, survey};
 use crate::download::Reach as Network;
 use crate::error::{Failure, Kind};
@@ -49,7 +50,12 @@ pub async fn run(args: Specs, global: &Global, folders: &Folders) -> Result<(), 
                         let told = &told[&(node.spec.path.clone(), node.spec.variant.clone())];
                         events.notice(Level::Info, format!("{told}: ok, {} steps{missing}", node.spec.steps.len()));
                     }
-                    Err(failure) => failed.push(failure),
+                    Err(mut failure) => {
+                        if failure.fault::<SourceErrors>().is_none() {
+                            failure.attach(format!("spec: {}", node.spec.path.display()));
+                        }
+                        failed.push(failure);
+                    }
                 }
             }
         }

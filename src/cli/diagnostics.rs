@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 
-use crate::build::inputs::InputErrors;
-use crate::error::{Failure, Fault};
+use crate::build::source_errors::SourceErrors;
+use crate::error::Failure;
 use crate::report::escape::{escape, escape_rendered};
 use crate::report::github::{self, Actions};
 use crate::report::quote::{quote_line, quote_message};
@@ -33,8 +33,8 @@ pub fn describe(failure: &Failure, colour: bool) -> String {
     if let Some(LoadError::Invalid(errors)) = failure.fault() {
         return render(errors, colour);
     }
-    if let Some(inputs) = failure.fault::<InputErrors>().filter(|inputs| inputs.errors.len() > 1) {
-        return render_inputs(inputs, &renderer);
+    if let Some(sources) = failure.fault::<SourceErrors>() {
+        return quote_lines(&failure.evidence()) + &render(&sources.errors, colour);
     }
     let mut group = Group::with_title(Level::ERROR.primary_title(quote_message(&failure.to_string())));
     for hint in failure.hints() {
@@ -43,25 +43,11 @@ pub fn describe(failure: &Failure, colour: bool) -> String {
     for note in failure.attached() {
         group = group.element(Level::NOTE.message(quote_message(note)));
     }
-    let evidence = failure.evidence().iter().map(|line| quote_line(line) + "\n").collect::<String>();
-    format!("{evidence}{}\n", escape_rendered(&renderer.render(&[group])))
+    format!("{}{}\n", quote_lines(&failure.evidence()), escape_rendered(&renderer.render(&[group])))
 }
 
-/// Renders the errors of a spec's inputs, each with what to do about it, and a line that sums them up.
-fn render_inputs(inputs: &InputErrors, renderer: &Renderer) -> String {
-    let mut shown = String::new();
-    for error in &inputs.errors {
-        let mut group = Group::with_title(Level::ERROR.primary_title(quote_message(&inputs.describe(error))));
-        for hint in error.hints() {
-            group = group.element(Level::HELP.message(quote_message(&hint)));
-        }
-        shown.push_str(&renderer.render(&[group]));
-        shown.push_str("\n\n");
-    }
-    let summary = format!("{} inputs of {} cannot be used", inputs.errors.len(), inputs.spec.display());
-    shown.push_str(&renderer.render(&[Group::with_title(Level::ERROR.primary_title(quote_message(&summary)))]));
-    shown.push('\n');
-    escape_rendered(&shown)
+fn quote_lines(lines: &[String]) -> String {
+    lines.iter().map(|line| quote_line(line) + "\n").collect()
 }
 
 /// All errors of a spec as a person reads them, with a line that sums them up at the end.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 
 use super::bytes::{be64_table, read_up_to};
-use super::magic::{self, Found};
+use super::magic::{self, FileLook, Found};
 use super::qcow2::header::{Codec, HEAD_LIMIT, Header, HeaderError};
 use super::qcow2::reader::OFFSET;
 use crate::error::{Fault, Kind};
@@ -81,9 +81,12 @@ pub enum Refusal {
         /// What the bytes say.
         found: Found,
     },
-    /// The bytes are no format at all, and qcow2 is wanted.
-    #[error("qcow2 was expected, but the file does not begin as a qcow2 file does")]
-    NotQcow2,
+    /// The bytes are no known format of disks, and qcow2 is wanted.
+    #[error("qcow2 was expected, but the file is {look}")]
+    NotQcow2 {
+        /// What they look like.
+        look: FileLook,
+    },
     /// More than one format's signature.
     #[error("the file looks like multiple formats at once: {}", names(.0))]
     Multiple(Vec<Found>),
@@ -150,6 +153,18 @@ impl Fault for BaseError {
             format!("if you trust it, make a plain copy {what}: qemu-img convert -f qcow2 -O qcow2 {path} plain.qcow2")
         };
         match &self.why {
+            Refusal::Io(error) if error.kind() == io::ErrorKind::NotFound => vec![
+                "a path is relative to the spec's own folder; `url`, with `sums` or `sha256`, lets kiln download the image"
+                    .to_owned(),
+            ],
+            Refusal::Empty | Refusal::NotQcow2 { look: FileLook::Page | FileLook::Text } => {
+                vec!["the download may have failed: get it again and compare its checksum".to_owned()]
+            }
+            Refusal::NotQcow2 { look: FileLook::BootSector } => vec![mismatch_hint(Found::PartitionTable)],
+            Refusal::NotQcow2 { look: FileLook::Unknown } => {
+                vec!["if it is a raw disk, write format = \"raw\" under [base]; `file` and `qemu-img info` tell what it is".to_owned()]
+            }
+            Refusal::NotAFile(_) => vec!["name a file; a disk can be copied to one with `qemu-img convert`".to_owned()],
             Refusal::Mismatch { found, .. } => vec![mismatch_hint(*found)],
             Refusal::BackingFile(_) => vec![flatten("that needs no backing file")],
             Refusal::Snapshots(_) => vec![flatten("without the snapshots")],
@@ -167,7 +182,7 @@ impl Fault for BaseError {
 fn mismatch_hint(found: Found) -> String {
     match found {
         Found::Qcow2 => "write format = \"qcow2\" under [base]".to_owned(),
-        Found::PartitionTable => "write format = \"raw\" under [base]".to_owned(),
+        Found::PartitionTable => "write format = \"raw\" under [base], where qcow2 is the default".to_owned(),
         Found::Disk("luks") => "an encrypted disk cannot be a base".to_owned(),
         Found::Disk(name) => {
             format!("if you trust it, convert it first: qemu-img convert -f {name} -O qcow2 <the file> base.qcow2")
@@ -227,7 +242,7 @@ pub fn inspect(file: &File, format: BaseFormat) -> Result<BaseFacts, Refusal> {
     let found = magic::find(start, &tail);
     match format {
         BaseFormat::Qcow2 => {
-            check_qcow2_signature(found)?;
+            check_qcow2_signature(found, start)?;
             inspect_qcow2(file, &head, file_size)
         }
         BaseFormat::Raw => {
@@ -237,10 +252,10 @@ pub fn inspect(file: &File, format: BaseFormat) -> Result<BaseFacts, Refusal> {
     }
 }
 
-fn check_qcow2_signature(found: Vec<Found>) -> Result<(), Refusal> {
+fn check_qcow2_signature(found: Vec<Found>, start: &[u8]) -> Result<(), Refusal> {
     match found.as_slice() {
         [Found::Qcow2] => Ok(()),
-        [] => Err(Refusal::NotQcow2),
+        [] => Err(Refusal::NotQcow2 { look: FileLook::of(start) }),
         [other] => Err(Refusal::Mismatch { declared: BaseFormat::Qcow2, found: *other }),
         _ => Err(Refusal::Multiple(found)),
     }

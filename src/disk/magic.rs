@@ -39,6 +39,50 @@ impl Found {
     }
 }
 
+/// What a file without the signature of a disk format looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileLook {
+    /// A raw disk that a BIOS boots.
+    BootSector,
+    /// A page of a web server, such as one that says that there is no such file.
+    Page,
+    /// Text.
+    Text,
+    /// An executable of Linux.
+    Program,
+    /// None of these.
+    Unknown,
+}
+
+impl FileLook {
+    /// Returns what the beginning of a file looks like.
+    pub(super) fn of(start: &[u8]) -> Self {
+        let text = std::str::from_utf8(&start[..start.len().min(512)]).ok();
+        let text = text.filter(|text| text.chars().all(|c| !c.is_control() || c.is_whitespace()));
+        match text.map(|text| text.trim_start().to_ascii_lowercase()) {
+            _ if starts_at(start, BOOT_SIGNATURE) => Self::BootSector,
+            _ if start.starts_with(b"\x7fELF") => Self::Program,
+            Some(text) if text.starts_with("<!doctype") || text.starts_with("<html") || text.starts_with("<?xml") => {
+                Self::Page
+            }
+            Some(_) => Self::Text,
+            None => Self::Unknown,
+        }
+    }
+}
+
+impl std::fmt::Display for FileLook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::BootSector => "a raw disk",
+            Self::Page => "a web page",
+            Self::Text => "a text file",
+            Self::Program => "a program",
+            Self::Unknown => "not a qcow2 file",
+        })
+    }
+}
+
 const AT_START: [(usize, &[u8], Found); 26] = [
     (0, b"QFI\xfb", Found::Qcow2),
     (0, b"QED\0", Found::Disk("qed")),

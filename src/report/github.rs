@@ -7,8 +7,8 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use crate::build::inputs::{InputError, InputErrors};
 use crate::build::provision::StepError;
+use crate::build::source_errors::SourceErrors;
 use crate::build::test::{Failed, Outcome, TestsFailed};
 use crate::error::Failure;
 use crate::report::escape::escape;
@@ -36,17 +36,18 @@ impl Actions {
     }
 }
 
-/// Annotations of what is wrong with a spec or its inputs, and of a step or tests that failed. Other failures are about no line of a file.
+/// Annotations of what is wrong with a spec or its inputs, and of a step or tests that failed. Other failures are about no
+/// line of a file.
 #[must_use]
 pub fn annotations(failure: &Failure) -> Vec<String> {
     if let Some(LoadError::Invalid(errors)) = failure.fault() {
         return of_spec(errors);
     }
+    if let Some(sources) = failure.fault::<SourceErrors>() {
+        return of_spec(&sources.errors);
+    }
     if let Some(failed) = failure.fault::<TestsFailed>() {
         return failed.tests.outcomes.iter().map(|outcome| of_test(&failed.tests, outcome)).collect();
-    }
-    if let Some(inputs) = failure.fault::<InputErrors>() {
-        return inputs.errors.iter().map(|error| of_input(inputs, error)).collect();
     }
     let of_step = |step: &StepError| {
         let place = Place { file: &step.spec, line: step.line, column: 0 };
@@ -58,10 +59,6 @@ pub fn annotations(failure: &Failure) -> Vec<String> {
 fn of_test(Failed { image, spec, .. }: &Failed, Outcome { test, found, .. }: &Outcome) -> String {
     let place = Place { file: spec, line: test.line, column: 0 };
     annotation(place, &format!("{image}: {}", test.name), &format!("test `{}` {found}", test.name))
-}
-
-fn of_input(inputs: &InputErrors, error: &InputError) -> String {
-    annotation(Place { file: &inputs.spec, line: error.line(), column: 0 }, "input", &error.describe())
 }
 
 fn of_spec(errors: &SpecErrors) -> Vec<String> {

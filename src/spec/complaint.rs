@@ -38,11 +38,16 @@ impl SpecError {
         Self { span: None, message: presentable(message.as_ref()), help: None, related: Vec::new() }
     }
 
+    /// Returns an error at a place that may not be known.
+    pub(crate) fn located(span: Option<Range<usize>>, message: &str) -> Self {
+        Self { span, ..Self::of_option(message) }
+    }
+
     pub(super) fn help(self, help: impl AsRef<str>) -> Self {
         self.maybe_help(Some(help))
     }
 
-    pub(super) fn maybe_help(self, help: Option<impl AsRef<str>>) -> Self {
+    pub(crate) fn maybe_help(self, help: Option<impl AsRef<str>>) -> Self {
         Self { help: help.map(|help| presentable(help.as_ref())), ..self }
     }
 
@@ -76,11 +81,25 @@ pub struct SpecErrors {
 }
 
 impl SpecErrors {
-    pub(super) fn new(document: Document, mut errors: Vec<SpecError>) -> Self {
+    pub(crate) fn new(document: Document, mut errors: Vec<SpecError>) -> Self {
         errors.sort_by_key(|error| error.span.as_ref().map(|span| span.start));
         let omitted = errors.len().saturating_sub(SHOWN);
         errors.truncate(SHOWN);
         Self { document, errors, omitted }
+    }
+}
+
+impl SpecErrors {
+    /// Returns a line for each error, for where nobody can see carets, such as a log.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let line = |error: &SpecError| match &error.span {
+            Some(span) => {
+                let at = self.document.position(span.start);
+                format!("{}:{}:{}: {}", self.document.path().display(), at.line, at.column, error.message)
+            }
+            None => error.message.clone(),
+        };
+        self.errors.iter().map(line).collect()
     }
 }
 
@@ -101,16 +120,8 @@ impl Fault for SpecErrors {
         Kind::Spec
     }
 
-    /// A line for each error, for where nobody can see carets, such as a log.
     fn evidence(&self) -> Vec<String> {
-        let line = |error: &SpecError| match &error.span {
-            Some(span) => {
-                let at = self.document.position(span.start);
-                format!("{}:{}:{}: {}", self.document.path().display(), at.line, at.column, error.message)
-            }
-            None => error.message.clone(),
-        };
-        self.errors.iter().map(line).collect()
+        self.lines()
     }
 }
 

@@ -28,7 +28,7 @@ pub struct Position {
 }
 
 impl Document {
-    pub(super) fn new(path: &Path, text: &str) -> Self {
+    pub(crate) fn new(path: &Path, text: &str) -> Self {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text).to_owned();
         let after_newlines = text.match_indices('\n').map(|(newline, _)| newline + 1);
         let line_starts = std::iter::once(0).chain(after_newlines).collect();
@@ -59,6 +59,46 @@ impl Document {
         let line = self.line(offset);
         let before = self.text.get(self.line_starts[line - 1]..offset).unwrap_or_default();
         Position { line, column: before.chars().count() + 1 }
+    }
+
+    /// Returns the first string in quotes, from this line on, whose content is the wanted one. Escapes are not resolved.
+    pub(crate) fn find_string(&self, from_line: usize, is_wanted: impl Fn(&str) -> bool) -> Option<Range<usize>> {
+        let first = from_line.saturating_sub(1);
+        let strings = (first..self.line_starts.len()).flat_map(|line| self.strings(line));
+        strings.into_iter().find(|span| is_wanted(&self.text[span.start + 1..span.end - 1]))
+    }
+
+    /// Returns the strings in quotes of a line, counted from 0.
+    fn strings(&self, line: usize) -> Vec<Range<usize>> {
+        let (start, mut found, mut open) = (self.line_starts[line], Vec::new(), None);
+        let end = self.line_starts.get(line + 1).copied().unwrap_or(self.text.len());
+        for (at, c) in self.text[start..end].char_indices() {
+            match open {
+                None if c == '#' => break,
+                None if matches!(c, '"' | '\'') => open = Some((c, start + at)),
+                Some((quote, begin)) if quote == c => {
+                    found.push(begin..start + at + 1);
+                    open = None;
+                }
+                _ => {}
+            }
+        }
+        found
+    }
+
+    /// Returns the first line whose text, without the space around it, is the wanted one.
+    pub(crate) fn find_line(&self, is_wanted: impl Fn(&str) -> bool) -> Option<Range<usize>> {
+        let mut lines = (1..=self.line_starts.len()).filter_map(|line| self.trimmed_line(line));
+        lines.find(|span| is_wanted(&self.text[span.clone()]))
+    }
+
+    /// Returns a line, counted from 1, without the space around it; none where it is empty.
+    pub(crate) fn trimmed_line(&self, line: usize) -> Option<Range<usize>> {
+        let start = *self.line_starts.get(line.checked_sub(1)?)?;
+        let text = self.text[start..].lines().next()?;
+        let begin = start + (text.len() - text.trim_start().len());
+        let span = begin..begin + text.trim().len();
+        (!span.is_empty()).then_some(span)
     }
 
     /// The bytes of the whole lines that a span touches.

@@ -99,6 +99,6 @@ fn deep_key(text: &str) -> Option<SpecError> {
 
 /// A path of a spec, which starts at the spec's folder unless it is absolute. `..` stays as it is, because what it
 /// leads to depends on symbolic links.
-pub(super) fn from_folder_of(spec: &Path, path: &Path) -> PathBuf {
+pub(crate) fn from_folder_of(spec: &Path, path: &Path) -> PathBuf {
     spec.parent().map_or_else(|| path.to_owned(), |folder| folder.join(path).components().collect())
 }

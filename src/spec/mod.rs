@@ -43,6 +43,7 @@ mod variants;
 pub use complaint::{LoadError, SpecError, SpecErrors};
 pub use document::{Document, Position};
 pub use format::{Compression, DiskFormat, OutputFormat};
+pub(crate) use load::from_folder_of as resolve_path;
 pub use network::{NetworkAccess, PrivateDestination};
 pub use platform::Platform;
 pub use spec_file::{MAX_BYTES, SpecFile, spec_file};

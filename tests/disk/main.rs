@@ -192,7 +192,7 @@ fn b5_b6_bytes_of_another_format_are_refused_whatever_the_spec_says() {
     let qcow2 = scratch.create("q", "qcow2", &[]);
     assert!(matches!(refused(&qcow2, BaseFormat::Raw).why(), Refusal::Mismatch { .. }));
     let raw = scratch.raw("disk.raw");
-    assert!(matches!(refused(&raw, BaseFormat::Qcow2).why(), Refusal::NotQcow2));
+    assert!(matches!(refused(&raw, BaseFormat::Qcow2).why(), Refusal::NotQcow2 { .. }));
     let flat = scratch.path("flat.vmdk");
     fs::write(&flat, "# Disk DescriptorFile\nversion=1\nRW 2048 FLAT \"/etc/hostname\" 0\n").unwrap();
     assert!(matches!(refused(&flat, BaseFormat::Raw).why(), Refusal::Mismatch { .. }));

@@ -1,0 +1,157 @@
+//! What is wrong with the files that a spec names: all of it at once, each with its place in the spec.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::Path;
+
+use crate::error::{Failure, Fault, Kind};
+use crate::project::FileReach;
+use crate::spec::{Action, Document, Source, Spec, SpecError, SpecErrors, SpecFile, Step, resolve_path};
+
+use super::inputs::InputError;
+
+/// Everything that is wrong with the base image and the inputs of a spec; never empty.
+#[derive(Debug)]
+pub struct SourceErrors {
+    kind: Kind,
+    /// The errors with their places.
+    pub errors: Box<SpecErrors>,
+    evidence: Vec<String>,
+}
+
+/// One thing that is wrong.
+pub(crate) struct SourceProblem {
+    kind: Kind,
+    subject: ProblemSubject,
+    message: String,
+    hints: Vec<String>,
+    evidence: Vec<String>,
+}
+
+/// What of a spec a problem is about.
+enum ProblemSubject {
+    Base,
+    /// A step, by its line.
+    Step(usize),
+}
+
+impl From<&InputError> for SourceProblem {
+    fn from(error: &InputError) -> Self {
+        let (kind, subject, hints) = (error.kind(), ProblemSubject::Step(error.line()), error.hints());
+        Self { kind, subject, message: error.describe(), hints, evidence: Vec::new() }
+    }
+}
+
+impl SourceProblem {
+    /// Returns a problem of the base image.
+    pub(crate) fn of_base(failure: &Failure) -> Self {
+        let (hints, evidence) = (failure.hints(), failure.evidence());
+        Self { kind: failure.kind(), subject: ProblemSubject::Base, message: failure.to_string(), hints, evidence }
+    }
+}
+
+impl SourceErrors {
+    /// Finds each problem's place in the spec; without any problem there is no error.
+    ///
+    /// # Errors
+    /// When there are problems.
+    pub(crate) fn check(spec: &Spec, reach: FileReach, problems: Vec<SourceProblem>) -> Result<(), Self> {
+        // The mistake of a spec comes before one of its base image, whose exit code is greater.
+        let Some(kind) = problems.iter().map(|problem| problem.kind).min() else { return Ok(()) };
+        // The spec was read a moment ago; without its text there are no places.
+        let file = SpecFile::read(&spec.path, reach).ok();
+        let document = Document::new(&spec.path, file.as_ref().map_or("", SpecFile::text));
+        let evidence = problems.iter().flat_map(|problem| problem.evidence.clone()).collect();
+        let located = problems.into_iter().map(|problem| {
+            let span = find_place(spec, &document, &problem.subject);
+            let help = (!problem.hints.is_empty()).then(|| problem.hints.join("; "));
+            SpecError::located(span, &problem.message).maybe_help(help)
+        });
+        let errors = located.collect();
+        Err(Self { kind, errors: Box::new(SpecErrors::new(document, errors)), evidence })
+    }
+}
+
+/// Returns the string that names the subject; where there is none, such as in a value with a variable, its line.
+fn find_place(spec: &Spec, document: &Document, subject: &ProblemSubject) -> Option<Range<usize>> {
+    let is_path = |text: &str, path: &Path| resolve_path(&spec.path, Path::new(text)) == path;
+    match subject {
+        ProblemSubject::Base => document
+            .find_string(1, |text| names_base(spec, text))
+            .or_else(|| document.find_line(|line| line == "[base]" || line.starts_with("base"))),
+        ProblemSubject::Step(line) => {
+            let path = spec.steps.iter().find(|step| step.line == *line).and_then(step_path);
+            let named = path.and_then(|path| document.find_string(*line, |text| is_path(text, path)));
+            named.or_else(|| document.trimmed_line(*line))
+        }
+    }
+}
+
+fn names_base(spec: &Spec, text: &str) -> bool {
+    let resolved = resolve_path(&spec.path, Path::new(text));
+    match &spec.base.source {
+        Source::File(file) => resolved == *file,
+        Source::Url(remote) => remote.urls.iter().any(|url| url.as_str() == text),
+        Source::Image(image) => image == text,
+        Source::Spec { file, .. } => resolved == *file || resolved.join("kiln.toml") == *file,
+    }
+}
+
+fn step_path(step: &Step) -> Option<&Path> {
+    match &step.action {
+        Action::Script { file, .. } => Some(file),
+        Action::Copy(copy) => Some(&copy.from),
+        _ => None,
+    }
+}
+
+/// The only error with its place, or how many there are.
+impl fmt::Display for SourceErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.errors.lines()[..] {
+            [only] => f.write_str(only),
+            _ => self.errors.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for SourceErrors {}
+
+impl Fault for SourceErrors {
+    fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    fn hints(&self) -> Vec<String> {
+        self.errors.errors.iter().filter_map(|error| error.help.clone()).collect()
+    }
+
+    fn evidence(&self) -> Vec<String> {
+        self.evidence.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::Overrides;
+
+    fn places(text: &str, subject: &ProblemSubject) -> Option<(usize, String)> {
+        let path = Path::new("/project/kiln.toml");
+        let text = format!("[image]\nname = 'a'\nversion = '1'\n{text}");
+        let spec = Spec::parse(path, &text, &Overrides::default()).unwrap();
+        let document = Document::new(path, &text);
+        let span = find_place(&spec, &document, subject)?;
+        Some((document.line(span.start), text[span].to_owned()))
+    }
+
+    #[test]
+    fn a_problem_is_located_by_what_names_it() {
+        let spec = "[base] # 'x'\nfile = \"b.qcow2\"\n[[step]]\nrun = 'true'\n[[step]]\nname = \"it's\"\ncopy = 'site/'\nto = '/srv'\n";
+        assert_eq!(places(spec, &ProblemSubject::Base), Some((5, "\"b.qcow2\"".into())));
+        assert_eq!(places(spec, &ProblemSubject::Step(8)), Some((10, "'site/'".into())));
+        let variable = "[base]\nfile = \"{{ b }}\"\n[vars]\nb = 'x'\n[[step]]\ncopy = '{{ b }}'\nto = '/srv/'\n";
+        assert_eq!(places(variable, &ProblemSubject::Base).unwrap().0, 4);
+        assert_eq!(places(variable, &ProblemSubject::Step(8)), Some((8, "[[step]]".into())));
+    }
+}
