@@ -76,7 +76,9 @@ impl Fault for CloneError {
 
     fn hints(&self) -> Vec<String> {
         match self {
-            CloneError::NoFirmware => vec!["apt-get install ovmf".into()],
+            CloneError::NoFirmware => vec![
+                "install the firmware: `apt-get install ovmf`, `dnf install edk2-ovmf` or `pacman -S edk2-ovmf`".into(),
+            ],
             _ => Vec::new(),
         }
     }

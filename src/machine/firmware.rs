@@ -25,14 +25,50 @@ const MOST_DESCRIPTORS: usize = 1000;
 /// Descriptors that cannot be read or understood are passed over, as QEMU's document asks for of kinds not known.
 #[must_use]
 pub fn find(machine_type: &str) -> Vec<UefiFirmware> {
-    find_in(&folders(), machine_type)
+    let described = find_in(&folders(), machine_type);
+    if described.is_empty() { find_undescribed(Path::new("/")) } else { described }
+}
+
+/// Where distributions keep code and variables of a firmware without Secure Boot. They are looked for where no descriptor
+/// names files that exist: some packages have none, and files move with a new release before their descriptors do.
+const USUAL_FILES: [(&str, &str); 9] = [
+    // Debian and Ubuntu, then before 2023.
+    ("usr/share/OVMF/OVMF_CODE_4M.fd", "usr/share/OVMF/OVMF_VARS_4M.fd"),
+    ("usr/share/OVMF/OVMF_CODE.fd", "usr/share/OVMF/OVMF_VARS.fd"),
+    // Fedora and its family; Arch, now and before; Gentoo.
+    ("usr/share/edk2/ovmf/OVMF_CODE.fd", "usr/share/edk2/ovmf/OVMF_VARS.fd"),
+    ("usr/share/edk2/x64/OVMF_CODE.4m.fd", "usr/share/edk2/x64/OVMF_VARS.4m.fd"),
+    ("usr/share/edk2-ovmf/x64/OVMF_CODE.fd", "usr/share/edk2-ovmf/x64/OVMF_VARS.fd"),
+    ("usr/share/edk2-ovmf/OVMF_CODE.fd", "usr/share/edk2-ovmf/OVMF_VARS.fd"),
+    // openSUSE.
+    ("usr/share/qemu/ovmf-x86_64-code.bin", "usr/share/qemu/ovmf-x86_64-vars.bin"),
+    // QEMU's own build, which shares the variables with 32 bits.
+    ("usr/share/qemu/edk2-x86_64-code.fd", "usr/share/qemu/edk2-i386-vars.fd"),
+    ("usr/local/share/qemu/edk2-x86_64-code.fd", "usr/local/share/qemu/edk2-i386-vars.fd"),
+];
+
+fn find_undescribed(root: &Path) -> Vec<UefiFirmware> {
+    let pairs = USUAL_FILES.iter().map(|(code, vars)| (root.join(code), root.join(vars)));
+    let existing = pairs.filter(|(code, vars)| code.is_file() && vars.is_file());
+    existing
+        .map(|(code, vars_template)| UefiFirmware {
+            descriptor: code.clone(),
+            code,
+            code_format: FirmwareFormat::Raw,
+            vars_template,
+            vars_format: FirmwareFormat::Raw,
+            secure_boot: false,
+            requires_smm: false,
+        })
+        .collect()
 }
 
 /// From the general to the specific: packages, the host's administrator, the user.
 fn folders() -> Vec<PathBuf> {
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let user = absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")));
-    let system = ["/usr/share/qemu/firmware", "/etc/qemu/firmware"].map(PathBuf::from);
+    let system =
+        ["/usr/share/qemu/firmware", "/usr/local/share/qemu/firmware", "/etc/qemu/firmware"].map(PathBuf::from);
     system.into_iter().chain(user.map(|folder| folder.join("qemu/firmware"))).collect()
 }
 
@@ -152,6 +188,21 @@ fn matches(pattern: &str, name: &str) -> bool {
 mod tests {
     use super::*;
     use serde_json::{Value, json};
+
+    #[test]
+    fn firmware_without_a_descriptor_is_found_where_distributions_keep_it() {
+        for (code, vars) in USUAL_FILES {
+            let root = tempfile::tempdir().unwrap();
+            assert_eq!(find_undescribed(root.path()), []);
+            for file in [code, vars] {
+                fs::create_dir_all(root.path().join(file).parent().unwrap()).unwrap();
+                fs::write(root.path().join(file), file).unwrap();
+            }
+            let found = find_undescribed(root.path());
+            assert_eq!(found.len(), 1, "{code}");
+            assert_eq!((&found[0].code, &found[0].vars_template), (&root.path().join(code), &root.path().join(vars)));
+        }
+    }
 
     /// A folder for each level and one with the firmware itself.
     struct Fixture {
