@@ -28,7 +28,7 @@ use crate::disk::tree::{EntryVisitor, Tree, TreeError, TreeVisitor, left_over, r
 use crate::error::Failure;
 use crate::event::{Events, Level};
 use crate::guest::GuestError;
-use crate::spec::Platform;
+use crate::spec::{Output, OutputFormat, Platform};
 use crate::store::manifest;
 
 use super::boot::Guest;
@@ -225,14 +225,13 @@ pub(crate) fn read(
     let chain = open(layers)?;
     let (events, path) = (build.events.clone(), staging.join(listing::FILE));
     let searched = build.secrets.searched().cloned();
-    let outputs = &build.plan.spec.outputs;
-    let platforms: BTreeSet<Platform> = outputs.iter().flat_map(|output| output.platforms.iter().copied()).collect();
+    let outputs = build.plan.spec.outputs.clone();
     Ok(spawn_blocking(move || {
         let view = SealedView::open(&chain, &evidence)?;
         let whole = view.tree.as_ref().filter(|_| matches!(evidence.files, FileSource::Host));
         let packages = PackageList::collect(whole, evidence.packages.as_ref())?;
         warn(&view, &packages, &events);
-        warn_of_platforms(&platforms, view.tree.as_ref(), &packages, &events)?;
+        warn_of_platforms(&outputs, view.tree.as_ref(), &packages, &events)?;
         let os = whole.map_or(Ok(None), os_release::os)?;
         let os = os.or_else(|| evidence.packages.as_ref()?.os.clone());
         if let Some(searched) = &searched {
@@ -263,25 +262,28 @@ fn warn(view: &SealedView<'_>, packages: &PackageList, events: &Events) {
     packages.warn(events);
 }
 
-/// Says what the platforms need that the guest goes to, and that it lacks.
+/// Says what the platforms need that the guest goes to, and the machine that an OVA describes, and that it lacks.
 fn warn_of_platforms(
-    platforms: &BTreeSet<Platform>,
+    outputs: &[Output],
     tree: Option<&Tree<'_>>,
     list: &PackageList,
     events: &Events,
 ) -> Result<(), Failure> {
+    let platforms: BTreeSet<Platform> = outputs.iter().flat_map(|output| output.platforms.iter().copied()).collect();
     let Some(tree) = tree else {
-        for platform in platforms {
+        for platform in &platforms {
             let text =
                 format!("what {} needs of the guest was not checked: kiln cannot read its disk", platform.name());
             events.notice(Level::Warning, text);
         }
         return Ok(());
     };
-    if !platforms.is_empty() {
+    let has_ova = outputs.iter().any(|output| output.format == OutputFormat::Ova);
+    if has_ova || !platforms.is_empty() {
         let packages: Vec<Package> = list.databases.iter().flat_map(|database| database.packages.clone()).collect();
         let guest = platform::Guest::of(tree, &packages)?;
-        for missing in platforms.iter().flat_map(|platform| guest.misses(*platform)) {
+        let in_ova = if has_ova { guest.misses_in_ova() } else { Vec::new() };
+        for missing in platforms.iter().flat_map(|platform| guest.misses(*platform)).chain(in_ova) {
             events.notice(Level::Warning, missing);
         }
     }

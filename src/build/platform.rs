@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use crate::disk::packages::Package;
 use crate::disk::tree::{Tree, TreeError};
-use crate::spec::platform::Platform;
+use crate::spec::platform::{Driver, OVA_DRIVERS, Platform};
 
 /// A kernel of a distribution has some 5000 modules, and a line of `modules.dep` a hundred bytes or more.
 const MAX_LIST: u64 = 32 << 20;
@@ -24,6 +24,8 @@ const ENTRIES: [&str; 2] = ["/boot/loader/entries", "/boot/efi/loader/entries"];
 pub struct Guest {
     /// The drivers of its newest kernel, with `_` for `-`; `None` where no kernel was found.
     drivers: Option<BTreeSet<String>>,
+    /// The configuration that limits its initramfs to the drivers of the machine it was made in.
+    narrow_initramfs: Option<String>,
     /// Whether some entry of its boot loader puts the console on a serial port.
     serial_console: bool,
     /// Names of its packages.
@@ -38,6 +40,7 @@ impl Guest {
     pub fn of(tree: &Tree<'_>, packages: &[Package]) -> Result<Self, TreeError> {
         Ok(Self {
             drivers: drivers(tree)?,
+            narrow_initramfs: narrow_initramfs(tree)?,
             serial_console: has_serial_console(tree)?,
             packages: packages.iter().map(|package| package.name.clone()).collect(),
         })
@@ -47,19 +50,7 @@ impl Guest {
     #[must_use]
     pub fn misses(&self, platform: Platform) -> Vec<String> {
         let (name, needs) = (platform.name(), platform.needs());
-        let mut missing = Vec::new();
-        if let Some(drivers) = &self.drivers {
-            for (names, what) in needs.drivers {
-                if !names.iter().any(|name| drivers.contains(*name)) {
-                    missing.push(format!(
-                        "{name} needs the driver {} for {what}, and the guest's kernel lacks it",
-                        either(names)
-                    ));
-                }
-            }
-        } else {
-            missing.push(format!("no kernel was found, so whether it has the drivers for {name} is not known"));
-        }
+        let mut missing = self.missing_drivers(name, needs.drivers);
         if needs.serial_console && !self.serial_console {
             missing.push(format!(
                 "{name} shows a serial console, and the guest's boot loader names none: add console=ttyS0"
@@ -69,6 +60,31 @@ impl Guest {
             if !names.iter().any(|name| self.packages.contains(*name)) {
                 missing.push(format!("{name} uses {} for {what}, which is not installed", either(names)));
             }
+        }
+        missing
+    }
+
+    /// Returns what a machine will miss that an importer makes from an OVA, a sentence each.
+    #[must_use]
+    pub fn misses_in_ova(&self) -> Vec<String> {
+        self.missing_drivers("the machine of an OVA", OVA_DRIVERS)
+    }
+
+    fn missing_drivers(&self, name: &str, needed: &[(Driver, &str)]) -> Vec<String> {
+        let Some(drivers) = &self.drivers else {
+            return vec![format!("no kernel was found, so whether it has the drivers for {name} is not known")];
+        };
+        let lacking = needed.iter().filter(|(names, _)| !names.iter().any(|name| drivers.contains(*name)));
+        let mut missing: Vec<String> = lacking
+            .map(|(names, what)| {
+                format!("{name} needs the driver {} for {what}, and the guest's kernel lacks it", either(names))
+            })
+            .collect();
+        if let Some(file) = &self.narrow_initramfs {
+            missing.push(format!(
+                "{file} limits the initramfs to the drivers of the build's machine, so that the guest may not find its disk \
+                 on {name}"
+            ));
         }
         missing
     }
@@ -103,6 +119,37 @@ fn names(list: &[u8]) -> Vec<String> {
     String::from_utf8_lossy(list).lines().filter_map(name).collect()
 }
 
+/// Finds the setting that makes initramfs-tools (`MODULES=dep`) or dracut (`hostonly=yes`) leave drivers out.
+fn narrow_initramfs(tree: &Tree<'_>) -> Result<Option<String>, TreeError> {
+    let mut files = vec!["/etc/initramfs-tools/initramfs.conf".to_owned(), "/etc/dracut.conf".to_owned()];
+    for folder in ["/etc/initramfs-tools/conf.d", "/etc/dracut.conf.d"] {
+        let names = tree.names(folder)?.unwrap_or_default().into_iter();
+        files.extend(names.filter_map(|name| Some(format!("{folder}/{}", String::from_utf8(name).ok()?))));
+    }
+    let mut narrow = None;
+    for file in files {
+        let text = tree.read(&file, MAX_CONFIGURATION)?.unwrap_or_default();
+        match initramfs_setting(&String::from_utf8_lossy(&text)) {
+            Some(true) => narrow = Some(file),
+            Some(false) => narrow = None,
+            None => {}
+        }
+    }
+    Ok(narrow)
+}
+
+/// Returns whether a configuration limits the drivers; none where it says nothing of that.
+fn initramfs_setting(text: &str) -> Option<bool> {
+    let settings = text.lines().filter_map(|line| line.trim().split_once('='));
+    let mut decides =
+        settings.filter_map(|(name, value)| match (name.trim(), value.trim().trim_matches(['"', '\''])) {
+            ("MODULES", value) => Some(value == "dep"),
+            ("hostonly", value) => Some(value == "yes"),
+            _ => None,
+        });
+    decides.next_back()
+}
+
 fn has_serial_console(tree: &Tree<'_>) -> Result<bool, TreeError> {
     let mut files: Vec<String> = BOOT_LOADERS.map(str::to_owned).into();
     for folder in ENTRIES {
@@ -129,11 +176,29 @@ mod tests {
     }
 
     #[test]
+    fn an_ova_asks_for_the_drivers_of_the_machine_that_it_describes() {
+        let cloud = Guest { drivers: Some(["virtio_blk".to_owned(), "e1000".to_owned()].into()), ..Guest::default() };
+        assert_eq!(cloud.misses_in_ova().len(), 1);
+        assert!(cloud.misses_in_ova()[0].contains("mptspi"));
+        let drivers = Some(["mptspi".to_owned(), "e1000".to_owned()].into());
+        let narrow = Guest { drivers, narrow_initramfs: Some("/etc/dracut.conf".into()), ..Guest::default() };
+        assert!(narrow.misses_in_ova()[0].contains("/etc/dracut.conf limits the initramfs"));
+    }
+
+    #[test]
+    fn a_narrow_initramfs_is_seen_in_its_configuration() {
+        assert_eq!(initramfs_setting("# MODULES=dep\nMODULES=most\n"), Some(false));
+        assert_eq!(initramfs_setting("MODULES=most\nMODULES=dep\n"), Some(true));
+        assert_eq!(initramfs_setting(" hostonly=\"yes\"\n"), Some(true));
+        assert_eq!(initramfs_setting("BUSYBOX=auto\n"), None);
+    }
+
+    #[test]
     fn what_is_missing_is_said_with_its_reason() {
         let guest = Guest {
             drivers: Some(["hv_vmbus", "hv_storvsc"].map(str::to_owned).into()),
-            serial_console: false,
             packages: ["cloud-init".to_owned()].into(),
+            ..Guest::default()
         };
         let missing = guest.misses(Platform::Azure);
         assert_eq!(missing.len(), 2, "{missing:?}");
@@ -144,7 +209,7 @@ mod tests {
             let needs = platform.needs();
             let drivers = needs.drivers.iter().map(|(names, _)| names[0].to_owned()).collect();
             let packages = needs.agents.iter().map(|(names, _)| names[0].to_owned()).collect();
-            let perfect = Guest { drivers: Some(drivers), serial_console: true, packages };
+            let perfect = Guest { drivers: Some(drivers), serial_console: true, packages, ..Guest::default() };
             assert_eq!(perfect.misses(platform), Vec::<String>::new());
         }
     }

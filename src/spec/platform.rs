@@ -42,6 +42,9 @@ const VIRTIO: &[(Driver, &str)] =
 const CLOUD_INIT: (&[&str], &str) = (&["cloud-init", "ignition", "afterburn"], "keys and user data");
 const GUEST_AGENT: (&[&str], &str) = (&["qemu-guest-agent"], "clean shutdowns, addresses and consistent backups");
 
+/// Drivers of the machine that an OVA describes: the controller and the network card that its importers give it.
+pub const OVA_DRIVERS: &[(Driver, &str)] = &[(&["mptspi"], "its disk"), (&["e1000"], "its network card")];
+
 impl Platform {
     /// All of them, with their names in specs.
     pub const ALL: [(&str, Self); 8] = [
