@@ -346,3 +346,110 @@ fn a_domain_is_what_libvirt_expects() {
         Err(error) => eprintln!("SKIPPED: virt-xml-validate: {error} (scripts/setup installs libvirt-clients)"),
     }
 }
+
+#[test]
+fn all_that_is_wrong_with_files_is_shown_at_once_with_its_place() {
+    let steps = "[[step]]\ncopy = 'nofile'\nto = '/srv/'\n[[step]]\nscript = \"nope.sh\"\n";
+    let wrong = Kiln::new().spec(steps).args(["check", "."]).fails(3).run();
+    for place in ["kiln.toml:9:8", "kiln.toml:12:10", "^^^^^^^^", "nofile", "nope.sh", "has 2 errors"] {
+        assert!(wrong.stderr.contains(place), "no {place}: {}", wrong.stderr);
+    }
+    fs::remove_file(wrong.place().join("base.qcow2")).expect("there");
+    for verb in ["check", "build", "plan"] {
+        let wrong = wrong.then([verb, "."]).fails(3).stderr_has("kiln.toml:5:8").stderr_has("kiln.toml:12:10").run();
+        assert!(wrong.stderr.contains("has 3 errors") && wrong.stderr.contains("help: "), "{}", wrong.stderr);
+    }
+}
+
+#[test]
+fn a_wrong_base_says_what_it_is_and_what_to_write() {
+    let base = |content: &[u8]| Kiln::new().spec("").file("base.qcow2", content).args(["check", "."]).fails(5);
+    let mut disk = vec![0; 1 << 20];
+    disk[510..512].copy_from_slice(b"\x55\xaa");
+    base(&disk).stderr_has("a raw disk").stderr_has("write format = \"raw\"").stderr_has("kiln.toml:5:8").run();
+    base(b"<!DOCTYPE html><title>404</title>").stderr_has("a web page").stderr_has("compare its checksum").run();
+    base(b"hello\n").stderr_has("a text file").run();
+    let missing = Kiln::new().spec("").after("rm base.qcow2").args(["check", "."]);
+    missing.fails(5).stderr_has("No such file").stderr_has("`url`").stderr_has("kiln.toml:5:8").run();
+}
+
+#[test]
+fn every_error_of_several_specs_names_its_spec() {
+    let wrong = |name: &str| {
+        format!("[image]\nname = '{name}'\nversion = '1'\n[base]\nfile = '../base.qcow2'\n[[step]]\nscript = 'no.sh'\n")
+    };
+    let kiln = Kiln::new().file("multi/a/kiln.toml", wrong("a")).file("multi/b/kiln.toml", wrong("b"));
+    let kiln = kiln.args(["check", "multi", "--allow-outside"]).fails(3);
+    kiln.stderr_has("multi/a/kiln.toml:7:10").stderr_has("multi/b/kiln.toml:7:10").run();
+}
+
+#[test]
+fn a_check_a_plan_and_an_image_that_is_up_to_date_need_no_qemu() {
+    let built = published();
+    let without = |args: &[&str]| built.then(args).env("KILN_QEMU", "/nowhere/qemu-system-x86_64");
+    without(&["check", "."]).run();
+    without(&["plan", "."]).stdout_has("note     this host has no QEMU").run();
+    without(&["build", "."]).stderr_has("up to date").run();
+    without(&["build", ".", "--version", "2"]).fails(4).stderr_has("/nowhere/qemu-system-x86_64").run();
+    without(&["shell", "."]).fails(4).stderr_has("/nowhere/qemu-system-x86_64").run();
+}
+
+#[test]
+fn the_cache_can_be_rehearsed_without_versions() {
+    let built = published();
+    let rehearsed = built.then(["gc", "--dry-run", "--keep-cache", "1B"]).stderr_has("would remove").run();
+    assert!(!rehearsed.stderr.contains("would remove 0 layers"), "{}", rehearsed.stderr);
+    built.then(["gc", "--dry-run"]).stderr_has("would remove 0 layers").run();
+    let failed = built.place().cache().join("failed/web-1");
+    fs::create_dir_all(&failed).expect("made");
+    built.then(["gc"]).run();
+    assert!(!failed.exists(), "the version has been published since");
+}
+
+#[test]
+fn a_folder_that_wins_over_an_image_is_named() {
+    let built = published();
+    let spec = fs::read_to_string(built.place().join("kiln.toml")).expect("written");
+    let spec = spec.replace("base.qcow2", "../base.qcow2").replace("'page'", "'../page'").replace("'1'", "'0.1.0'");
+    let kiln = built.then(["test", "web"]).file("web/kiln.toml", spec).fails(8);
+    kiln.stderr_has("`web` is read as the spec web/kiln.toml; the image is `web@1`").run();
+}
+
+#[test]
+fn a_usage_line_names_what_is_typed_and_not_the_environment() {
+    let usage = kiln(["build"]).fails(2).run();
+    assert!(usage.stderr.contains("Usage: kiln build") && !usage.stderr.contains("--store"), "{}", usage.stderr);
+    kiln(["export", "web", "--external", "-o", "x"]).fails(2).stderr_has("cannot be used with").run();
+}
+
+#[test]
+fn help_is_wrapped_once_and_shows_the_commands_own_options_first() {
+    for verb in VERBS.iter().filter(|verb| !["seal", "schema", "man"].contains(*verb)) {
+        let help = kiln([*verb, "--help"]).run().stdout;
+        let global = help.find("\nGlobal options:").unwrap_or_else(|| panic!("{help}"));
+        assert!(help.find("--store").is_some_and(|store| store > global), "{help}");
+        let own = help.find("\nOptions:").or_else(|| help.find("\nArguments:"));
+        assert!(own.is_none_or(|own| own < global), "{help}");
+    }
+    let help = kiln(["gc", "--help"]).run().stdout;
+    let paragraph = help.split("\n\n").find(|paragraph| paragraph.starts_with("Without --keep")).expect("there");
+    let lines: Vec<&str> = paragraph.lines().collect();
+    assert!(lines[..lines.len() - 1].iter().all(|line| line.len() > 70), "{paragraph}");
+}
+
+#[test]
+fn a_run_without_a_key_says_that_nobody_can_log_in() {
+    let built = published();
+    built.then(["run", "web"]).stderr_has("nobody can log in").stderr_has("ssh-keygen").run();
+    let key = built.then(["run", "web", "--ssh", "2222"]).file("home/.ssh/id.pub", "ssh-ed25519 AAAA me@here\n");
+    key.stderr_has("ssh -p 2222 ").run();
+}
+
+#[test]
+fn a_step_without_a_network_says_what_to_set() {
+    let step = "[[step]]\nrun = \"warn   Temporary failure resolving 'deb.debian.org'; warn E: Unable to locate package nginx; exit 100\"\n";
+    Kiln::new().spec(step).build().fails(7).stderr_has("machine.network = \"user\"").run();
+    Kiln::new().machine("network = 'user'").spec(step).build().fails(7).stderr_has("did not reach that host").run();
+    let command = "[[step]]\nrun = 'warn sh: 1: jq: not found; exit 127'\n";
+    Kiln::new().spec(command).build().fails(7).stderr_has("install the package `jq`").run();
+}

@@ -191,3 +191,12 @@ fn an_image_that_does_not_boot_is_a_failure_in_the_report() {
     assert!(report.contains("failures=\"1\"") && report.contains("does not boot: "), "{report}");
     assert!(ended.stdout.contains("FAILED  boots from qcow2"), "{}", ended.stdout);
 }
+
+#[test]
+fn what_a_check_found_is_shown_and_the_last_newline_does_not_count() {
+    let test =
+        |pattern: &str| format!("[[test]]\nname = 'host'\ncommand = 'echo golden'\nstdout-matches = '{pattern}'\n");
+    Kiln::new().spec(&test("^golden$")).build().run();
+    let wrong = Kiln::new().spec(&test("^silver$")).build().fails(9);
+    wrong.stderr_has("wrote `golden`, which does not match `^silver$`").run();
+}

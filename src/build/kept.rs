@@ -55,6 +55,17 @@ pub(crate) fn keep_work(work: Workdir, searched: Option<&SearchedSecrets>) -> Ve
     notes
 }
 
+/// Removes the logs of failed builds of versions that have been published since, by the names of their folders.
+///
+/// # Errors
+/// When a folder cannot be read or removed.
+pub fn remove_published(cache: &Path, published: impl Iterator<Item = String>) -> io::Result<()> {
+    for name in published {
+        unless_missing(fs::remove_dir_all(cache.join(FAILED).join(name)))?;
+    }
+    Ok(())
+}
+
 /// Removes what has been kept of failed builds for longer than a week.
 ///
 /// # Errors

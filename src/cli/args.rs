@@ -21,7 +21,7 @@ use crate::spec::{Compression, OutputFormat, Overrides};
 )]
 pub struct Cli {
     /// Options every verb takes.
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Global options")]
     pub global: Global,
     /// What to do.
     #[command(subcommand)]
@@ -31,11 +31,11 @@ pub struct Cli {
 /// Options every verb takes.
 #[derive(Debug, Args)]
 pub struct Global {
-    /// Where images are kept [default: `$XDG_DATA_HOME/kiln/store`]
-    #[arg(long, value_name = "DIR", env = "KILN_STORE", global = true, hide_env_values = true)]
+    /// Where images are kept [env: `KILN_STORE`] [default: `$XDG_DATA_HOME/kiln/store`]
+    #[arg(long, value_name = "DIR", global = true)]
     pub store: Option<PathBuf>,
-    /// Where scratch disks and caches are kept [default: `$XDG_CACHE_HOME/kiln`]
-    #[arg(long, value_name = "DIR", env = "KILN_CACHE", global = true, hide_env_values = true)]
+    /// Where scratch disks and caches are kept [env: `KILN_CACHE`] [default: `$XDG_CACHE_HOME/kiln`]
+    #[arg(long, value_name = "DIR", global = true)]
     pub cache: Option<PathBuf>,
     /// How progress is shown on standard error
     #[arg(long, value_enum, default_value_t, global = true)]
@@ -175,10 +175,10 @@ impl Reading {
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag that is typed")]
 #[command(
-    after_help = "Example:\n  kiln build images/hello\n  kiln build web.toml --version 1.4.1 --var site=example.org -o out/\n  \
-        kiln build images --jobs 4\n\n\
-        What a spec is built on is built first, if it is not up to date. Several images are built at once, as far as the\n\
-        processors and the memory of this host allow."
+    after_help = "Example:\n  kiln build images/hello\n  kiln build web.toml --version 1.4.1 --var site=example.org -o \
+        out/\n  kiln build images --jobs 4\n\n\
+        What a spec is built on is built first, if it is not up to date. Several images are built at once, \
+        as far as the processors and the memory of this host allow."
 )]
 pub struct Build {
     /// Spec files, folders with a kiln.toml, or folders with such folders in them
@@ -238,8 +238,8 @@ pub enum OnFailure {
 /// `kiln lock`
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  kiln lock images && git add images/*/kiln.lock\n  kiln build images --locked\n\n\
-        Writes kiln.lock beside each spec. Builds follow it: a tag that moves and a list of digests that changes make\n\
-        no difference until `kiln lock` is run again.")]
+        Writes kiln.lock beside each spec. Builds follow it: a tag that moves and a list of digests that \
+        changes make no difference until `kiln lock` is run again.")]
 pub struct Lock {
     /// Spec files, folders with a kiln.toml, or folders with such folders in them
     #[arg(required = true, value_name = "SPEC")]
@@ -265,8 +265,8 @@ impl Lock {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  kiln test images/nginx --filter 'port|unit'\n  kiln test web@1.4.0 --junit report.xml\n\n\
-        A spec's tests are taken as they are written now, and its image as it is in the store: tests can be worked on\n\
-        without building again. An image is tested as it was when it was built."
+        A spec's tests are taken as they are written now, and its image as it is in the store: tests can be \
+        worked on without building again. An image is tested as it was when it was built."
 )]
 pub struct Test {
     /// A spec file, a folder with a kiln.toml, or an image: `name`, `name@version` or `name@tag`
@@ -295,8 +295,8 @@ pub struct Test {
 /// `kiln shell`
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  kiln shell images/nginx --at 3\n  echo 'dpkg -l' | kiln shell images/nginx\n\n\
-        Steps that are not in the cache are done first. What is done in the shell is thrown away. Its exit code is kiln's.\n\
-        Ctrl-] three times within a second ends a shell that hangs.")]
+        Steps that are not in the cache are done first. What is done in the shell is thrown away. Its exit \
+        code is kiln's. Ctrl-] three times within a second ends a shell that hangs.")]
 pub struct Shell {
     /// A spec file, or a folder with a kiln.toml
     pub spec: PathBuf,
@@ -352,9 +352,8 @@ pub struct Plan {
 
 /// `kiln run`
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  kiln run hello --ssh 2222\n\nCtrl-A X ends the machine, Ctrl-A H lists the other keys."
-)]
+#[command(after_help = "Example:\n  kiln run hello --ssh 2222\n\n\
+        Ctrl-A X ends the machine, Ctrl-A H lists the other keys.")]
 pub struct Run {
     /// `name`, `name@version` or `name@tag`
     pub image: String,
@@ -397,7 +396,7 @@ pub struct Inspect {
         kiln tag web                        list the tags\n  \
         kiln tag web --history stable       when stable named what, and how that came\n  \
         kiln tag web --delete candidate\n\n\
-        A tag names one version of one image, and moves in one step: whoever asks for web@stable meanwhile gets the old\n\
+        A tag names one version of one image, and moves in one step: whoever asks for web@stable meanwhile gets the old \
         version or the new one. No tag can have the name of a version of its image, nor a version that of a tag.")]
 pub struct Tag {
     /// What is tagged, `name`, `name@version` or `name@tag`; a bare name is its newest version
@@ -421,8 +420,8 @@ pub struct Tag {
 /// `kiln remove`
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  kiln remove web@1.3.0\n\n\
-        What a tag names is not removed: move the tag, or take it off with `kiln tag web --delete TAG`.\n\
-        What another image of the store was made from is removed with --force alone.")]
+        What a tag names is not removed: move the tag, or take it off with `kiln tag web --delete TAG`. What \
+        another image of the store was made from is removed with --force alone.")]
 pub struct Remove {
     /// `name`, `name@version` or `name@tag`; a bare name is its newest version
     pub image: String,
@@ -434,9 +433,9 @@ pub struct Remove {
 /// `kiln outdated`
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  kiln outdated\n  kiln outdated images --exit-code || kiln build images\n\n\
-        Looked at are the newest version of each image and those that tags name: whether the image or file that they were\n\
-        made from is another by now, or should itself be built again. With specs, also whether those, or what their steps\n\
-        bring, have changed since. Nothing is downloaded.")]
+        Looked at are the newest version of each image and those that tags name: whether the image or file \
+        that they were made from is another by now, or should itself be built again. With specs, also \
+        whether those, or what their steps bring, have changed since. Nothing is downloaded.")]
 pub struct Outdated {
     /// Also compare with these: spec files, folders with a kiln.toml, or folders with such folders in them
     #[arg(value_name = "SPEC")]
@@ -456,8 +455,9 @@ pub struct Outdated {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  kiln gc --keep-cache 5GiB\n  kiln gc --keep 5 --dry-run\n  kiln gc --keep 2 web\n\n\
-        Without --keep no published version is touched. With it, what a tag names is kept as well, and what an image that is\n\
-        kept was made from; so is what is read or built. The version that a rollback would lead to is not, if it is too old."
+        Without --keep no published version is touched. With it, what a tag names is kept as well, and what \
+        an image that is kept was made from; so is what is read or built. The version that a rollback would \
+        lead to is not, if it is too old."
 )]
 pub struct Gc {
     /// How much may stay of the step cache, and as much of downloads, such as `5GiB` [default: 20GiB, or a tenth of the disk]
@@ -469,8 +469,8 @@ pub struct Gc {
     /// Of these images alone, instead of all
     #[arg(value_name = "IMAGE", requires = "keep")]
     pub images: Vec<String>,
-    /// Remove nothing, and say what would go; the cache is left alone
-    #[arg(long, requires = "keep", conflicts_with = "keep_cache")]
+    /// Remove nothing, and say what would go
+    #[arg(long)]
     pub dry_run: bool,
 }
 
@@ -495,6 +495,9 @@ pub struct Diff {
     /// End with 1 if anything differs or could not be compared
     #[arg(long)]
     pub exit_code: bool,
+    /// Show what changed in /etc/shadow, /etc/gshadow and private keys, password hashes and keys included
+    #[arg(long)]
+    pub show_secrets: bool,
     /// The format of disks whose names do not end in .qcow2 or .raw
     #[arg(long, value_enum)]
     pub format: Option<DiskFormat>,
@@ -511,11 +514,13 @@ pub enum DiskFormat {
 
 /// `kiln export`
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  kiln export web@1.4.0 --format vmdk -o out/\n  \
-        kiln export web@stable --simplestreams -o /srv/www/incus\n  \
-        kiln export web@stable --libvirt -o /var/lib/libvirt/images && virsh define /var/lib/libvirt/images/web-1.4.0.xml\n  \
-        kiln export web@stable --terraform -o infra\n\n\
-        In Terraform, `program = [\"kiln\", \"export\", \"web@stable\", \"--external\"]` is an external data source.")]
+#[command(
+    after_help = "Example:\n  kiln export web@1.4.0 --format vmdk -o out/\n  kiln export web@stable --simplestreams -o \
+        /srv/www/incus\n  kiln export web@stable --libvirt -o /var/lib/libvirt/images && virsh define \
+        /var/lib/libvirt/images/web-1.4.0.xml\n  kiln export web@stable --terraform -o infra\n\n\
+        In Terraform, `program = [\"kiln\", \"export\", \"web@stable\", \"--external\"]` is an external data \
+        source."
+)]
 pub struct Export {
     /// `name`, `name@version` or `name@tag`
     pub image: String,
@@ -554,15 +559,14 @@ pub struct Form {
     #[arg(long)]
     pub terraform: bool,
     /// What Terraform's `external` data source reads, on standard output
-    #[arg(long)]
+    #[arg(long, conflicts_with = "output")]
     pub external: bool,
 }
 
 /// `kiln verify`
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  kiln verify web --key release.pub\n  kiln verify web@1.4.0 --allowed-signers .ssh/allowed_signers"
-)]
+#[command(after_help = "Example:\n  kiln verify web --key release.pub\n  kiln verify web@1.4.0 --allowed-signers \
+        .ssh/allowed_signers")]
 pub struct Verify {
     /// `name`, `name@version` or `name@tag`
     pub image: String,

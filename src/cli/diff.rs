@@ -29,9 +29,11 @@ use super::folders::Folders;
 use super::{print, print_json};
 
 mod queue;
+mod secrets;
 mod show;
 
 use queue::{RecordSender, record_queue};
+use secrets::{ShownText, hide_secrets};
 
 /// A text this long is still compared line by line, bytes.
 const TEXT_LIMIT: u64 = 64 << 10;
@@ -172,7 +174,8 @@ pub fn run(args: &args::Diff, folders: &Folders, out: &mut dyn Write) -> Result<
     difference.gaps = [old.gaps()?, new.gaps()?];
     difference.metadata = metadata(old.manifest(), new.manifest());
     if !args.stat {
-        difference.texts = texts(&old, &new, &difference.files)?;
+        let secrets = if args.show_secrets { SecretFiles::Shown } else { SecretFiles::Hidden };
+        difference.texts = texts(&old, &new, &difference.files, secrets)?;
     }
     let names = (old.name.as_str(), new.name.as_str());
     match (args.json, args.stat) {
@@ -361,7 +364,7 @@ fn metadata(old: Option<&Manifest>, new: Option<&Manifest>) -> Vec<(&'static str
 
 /// A unified diff of each small text that changed, where kiln can read the disks: files of other file systems are compared by
 /// the lists alone. The disks are opened only if there is one.
-fn texts(old: &Side, new: &Side, changes: &[Change]) -> Result<Vec<(usize, String)>, Failure> {
+fn texts(old: &Side, new: &Side, changes: &[Change], secrets: SecretFiles) -> Result<Vec<(usize, String)>, Failure> {
     let is_small_file = |record: &Record| record.field("type") == Some("file") && record.size() <= TEXT_LIMIT;
     let is_text = |change: &Change| match change {
         Change::Changed { old, new, what } => {
@@ -380,10 +383,21 @@ fn texts(old: &Side, new: &Side, changes: &[Change]) -> Result<Vec<(usize, Strin
         let Ok(path) = std::str::from_utf8(change.path()) else { continue };
         let read = |tree: &Tree<'_>| Ok::<_, TreeError>(tree.read(path, TEXT_LIMIT)?.and_then(plain_text));
         if let (Some(old), Some(new)) = (read(&first)?, read(&second)?) {
-            texts.push((place, show::unified(&old, &new)));
+            let shown = match secrets {
+                SecretFiles::Shown => ShownText::Texts(old, new),
+                SecretFiles::Hidden => hide_secrets(path, old, new),
+            };
+            texts.push((place, show::changed_text(&shown)));
         }
     }
     Ok(texts)
+}
+
+/// What is done with password hashes and private keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SecretFiles {
+    Hidden,
+    Shown,
 }
 
 /// The text, if it is one that people read.

@@ -89,7 +89,8 @@ fn lines<'a>(paths: impl Iterator<Item = &'a Path>) -> String {
     paths.map(path_line).collect()
 }
 
-/// Writes a description into the folder, and prints its path; of `--external`, prints the answer itself.
+/// Writes a description into the folder, and prints its path and that of a disk copied for it; of `--external`, prints the
+/// answer itself.
 async fn describe(
     store: &Store,
     args: &args::Export,
@@ -104,16 +105,16 @@ async fn describe(
         let image = Described { manifest: artifact.manifest(), output, path: &stored };
         return print_json(out, &format!("{:#}\n", terraform::external(&image)));
     }
-    let (name, text) = if args.form.libvirt {
+    if args.form.libvirt {
         // Where it lies is written into the domain; the domain writes to it.
         let copies = copy(&artifact, Some(output.file.clone()), &args.output, conflict, cancel).await?;
         let image = Described { manifest: artifact.manifest(), output, path: &copies[0] };
-        (format!("{}.xml", image.stem()), libvirt::domain(&image))
-    } else {
-        let image = Described { manifest: artifact.manifest(), output, path: &stored };
-        (format!("{}.tf.json", artifact.id().name()), format!("{:#}\n", terraform::configuration(&image)))
-    };
-    let path = write(&args.output, &name, &text, conflict)?;
+        let path = write(&args.output, &format!("{}.xml", image.stem()), &libvirt::domain(&image), conflict)?;
+        return print(out, &lines([path.as_path(), copies[0].as_path()].into_iter()));
+    }
+    let image = Described { manifest: artifact.manifest(), output, path: &stored };
+    let text = format!("{:#}\n", terraform::configuration(&image));
+    let path = write(&args.output, &format!("{}.tf.json", artifact.id().name()), &text, conflict)?;
     print(out, &path_line(&path))
 }
 
@@ -161,8 +162,8 @@ mod tests {
         let form = args::Form { libvirt: true, ..args::Form::default() };
         let run = |conflict| described(&shelf, folder.path(), form, conflict);
         let path = folder.path().join("web-1.xml");
-        assert_eq!(run(OnConflict::Refuse).unwrap(), format!("{}\n", path.display()));
         let disk = folder.path().join("web-1.qcow2");
+        assert_eq!(run(OnConflict::Refuse).unwrap(), format!("{}\n{}\n", path.display(), disk.display()));
         assert!(std::fs::read_to_string(&path).unwrap().contains(&disk.display().to_string()));
         assert_eq!(std::fs::read_to_string(&disk).unwrap(), "disk");
         run(OnConflict::Refuse).unwrap();

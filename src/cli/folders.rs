@@ -24,12 +24,14 @@ pub struct Folders {
 }
 
 impl Folders {
-    /// What the options say (clap has filled in `KILN_STORE` and `KILN_CACHE`), else XDG's folders.
+    /// Takes what the options say, or `KILN_STORE` and `KILN_CACHE`, or XDG's folders. The variables are read here: clap
+    /// would name the options of those that are set in each usage line.
     #[must_use]
     pub fn new(global: &Global) -> Self {
-        let store =
-            global.store.clone().or_else(|| xdg("XDG_DATA_HOME", ".local/share").map(|data| data.join("kiln/store")));
-        let cache = global.cache.clone().or_else(|| xdg("XDG_CACHE_HOME", ".cache").map(|cache| cache.join("kiln")));
+        let data = || xdg("XDG_DATA_HOME", ".local/share").map(|data| data.join("kiln/store"));
+        let caches = || xdg("XDG_CACHE_HOME", ".cache").map(|cache| cache.join("kiln"));
+        let store = global.store.clone().or_else(|| set_path("KILN_STORE")).or_else(data);
+        let cache = global.cache.clone().or_else(|| set_path("KILN_CACHE")).or_else(caches);
         Self { store, cache }
     }
 
@@ -102,6 +104,11 @@ impl Folders {
 fn absolute(path: Option<&PathBuf>, what: &'static str, option: &'static str) -> Result<PathBuf, Failure> {
     let path = path.ok_or(Unfit::NoHome { what, option })?;
     Ok(std::path::absolute(path).map_err(Unfit::Runtime)?)
+}
+
+/// Reads a path from the environment; an empty variable counts as none.
+fn set_path(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 /// The XDG base directory specification: a relative path in a variable is to be ignored.

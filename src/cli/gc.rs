@@ -10,7 +10,7 @@ use crate::build::layers::CACHE_LIMIT;
 use crate::download::{Downloads, Reach};
 use crate::error::{Failure, Fault, Kind};
 use crate::layer::Cache;
-use crate::layer::evict::evict;
+use crate::layer::evict::{evict, rehearse_eviction};
 use crate::memo::Memo;
 use crate::size::ByteSize;
 use crate::store::{Fate, IfBase, Reference, Store, StoreError, Summary};
@@ -44,10 +44,11 @@ pub fn run(args: &args::Gc, folders: &Folders, notes: &mut dyn Write) -> Result<
         Some(keep) => versions(&folders.store()?, keep, args, notes),
         None => Ok(()),
     };
-    // What a cache would lose is not worth a rehearsal: it costs time and nothing else. And it is cleaned whatever is wrong
-    // with a version.
-    let cleaned = if args.dry_run { Ok(()) } else { cache(&folders.cache()?, args.keep_cache, notes) };
-    removed.and(cleaned)
+    // The cache is cleaned whatever is wrong with a version.
+    let cache = folders.cache()?;
+    let cleaned = if args.dry_run { Ok(()) } else { clean_leftovers(&cache, &folders.store_path()?) };
+    let evicted = evict_cache(&cache, args, notes);
+    removed.and(cleaned).and(evicted)
 }
 
 /// Removes the versions that nothing speaks for, and says of each what becomes of it and why.
@@ -128,30 +129,46 @@ fn is_needed(error: &StoreError) -> bool {
     matches!(error, Busy(_) | InUse(_) | Tagged { .. } | BaseOf { .. } | NoVersion { .. } | NoImage { .. })
 }
 
-/// Removes what dead builds left behind, and layers until the rest takes at most `keep` bytes, and likewise downloads. What a
-/// live build uses stays.
-fn cache(cache: &Path, keep: Option<ByteSize>, notes: &mut dyn Write) -> Result<(), Failure> {
+/// Removes what dead builds left behind, and the logs of failed builds that are old or of versions published since.
+fn clean_leftovers(cache: &Path, store: &Path) -> Result<(), Failure> {
     let failed = |source| GcError { path: cache.to_owned(), source };
     let work = cache.join("work");
     if work.is_dir() {
         workdir::sweep(&work).map_err(failed)?;
     }
     kept::remove_old(cache).map_err(failed)?;
-    let layers = Cache::open(cache, Memo::load(cache).into()).map_err(failed)?;
-    let limit = keep.map_or_else(|| layers.limit(CACHE_LIMIT), ByteSize::bytes);
-    let done = evict(&layers, limit).map_err(failed)?;
-    let (freed, left) = (ByteSize(done.bytes), ByteSize(done.left));
-    let plural = if done.layers == 1 { "" } else { "s" };
-    // It is done whether or not anybody can be told.
-    let _ = writeln!(notes, "removed {} layer{plural} ({freed}); {left} are left", done.layers);
-    let downloads = Downloads::open(cache, Memo::load(cache).into(), Reach::Offline)?;
-    let done = downloads.evict(ByteSize(limit))?;
-    let (freed, left) = (ByteSize(done.bytes), ByteSize(done.left));
-    let plural = if done.downloads == 1 { "" } else { "s" };
-    if done.bytes > 0 || done.left > 0 {
-        let _ = writeln!(notes, "removed {} download{plural} ({freed}); {left} are left", done.downloads);
+    if store.exists() {
+        let versions = Store::open(store)?.list()?.versions;
+        let folders = versions.iter().map(|summary| format!("{}-{}", summary.id.name(), summary.id.version()));
+        kept::remove_published(cache, folders).map_err(failed)?;
     }
     Ok(())
+}
+
+/// Removes layers until the rest takes at most the wanted size, and likewise downloads, or tells what that would remove. What
+/// a live build uses stays.
+fn evict_cache(cache: &Path, args: &args::Gc, notes: &mut dyn Write) -> Result<(), Failure> {
+    let failed = |source| GcError { path: cache.to_owned(), source };
+    let layers = Cache::open(cache, Memo::load(cache).into()).map_err(failed)?;
+    let limit = args.keep_cache.map_or_else(|| layers.limit(CACHE_LIMIT), ByteSize::bytes);
+    let removed = if args.dry_run { rehearse_eviction(&layers, limit) } else { evict(&layers, limit) };
+    let removed = removed.map_err(failed)?;
+    let did = if args.dry_run { "would remove" } else { "removed" };
+    // It is done whether or not anybody can be told.
+    let _ = writeln!(notes, "{did} {}", describe_eviction("layer", removed.layers, removed.bytes, removed.left));
+    let downloads = Downloads::open(cache, Memo::load(cache).into(), Reach::Offline)?;
+    let limit = ByteSize(limit);
+    let removed = if args.dry_run { downloads.rehearse_eviction(limit)? } else { downloads.evict(limit)? };
+    if removed.bytes > 0 || removed.left > 0 {
+        let what = describe_eviction("download", removed.downloads, removed.bytes, removed.left);
+        let _ = writeln!(notes, "{did} {what}");
+    }
+    Ok(())
+}
+
+fn describe_eviction(what: &str, count: usize, bytes: u64, left: u64) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural} ({}); {} are left", ByteSize(bytes), ByteSize(left))
 }
 
 #[cfg(test)]

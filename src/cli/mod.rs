@@ -32,6 +32,7 @@ pub mod init;
 pub mod inspect;
 pub mod list;
 pub mod lock;
+mod mistakes;
 pub mod outdated;
 pub mod plan;
 pub mod remove;
@@ -54,6 +55,7 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
+            let error = mistakes::explain_mistake(error);
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { Kind::Usage.exit_code() } else { 0 });
         }

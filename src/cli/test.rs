@@ -10,8 +10,9 @@ use tokio_util::sync::CancellationToken;
 use crate::build::retest::{recorded, retest};
 use crate::build::test::{Coverage, Outcome};
 use crate::error::{Failure, Fault, Kind};
+use crate::event::{Events, Level};
 use crate::report::{github, junit};
-use crate::spec::{Spec, Test};
+use crate::spec::{Spec, Test, spec_file};
 use crate::store::{Artifact, ImageId, Reference, Store, StoreError};
 
 use super::args::{self, Global};
@@ -79,9 +80,10 @@ pub async fn run(
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     let store = folders.store()?;
+    let (cache, events) = (folders.cache()?, super::events(global));
+    tell_which_is_meant(&args.target, &store, &events);
     let (artifact, tests, source) = find(&args, &store)?;
     let tests = filtered(tests, args.filter.as_ref())?;
-    let (cache, events) = (folders.cache()?, super::events(global));
     let reach = args.reading.reach().network;
     let coverage = if args.all_formats { Coverage::All } else { Coverage::First };
     let tested = retest(&artifact, (&tests, coverage), &source, &cache, reach, &events, cancel).await?;
@@ -120,6 +122,19 @@ fn find(args: &args::Test, store: &Store) -> Result<(Artifact, Vec<Test>, PathBu
 
 fn not_built(id: &ImageId, spec: &str) -> Failure {
     TestVerbError::NotBuilt { id: id.to_string(), spec: spec.to_owned() }.into()
+}
+
+/// Says that a folder is read as a spec where an image of the store has the same name.
+fn tell_which_is_meant(target: &str, store: &Store, events: &Events) {
+    let spec = spec_file(Path::new(target));
+    if target.contains('/') || !is_spec(target) || !spec.exists() {
+        return;
+    }
+    let Ok(reference) = target.parse::<Reference>() else { return };
+    if let Ok(image) = store.artifact(&reference) {
+        let text = format!("`{target}` is read as the spec {}; the image is `{}`", spec.display(), image.id());
+        events.notice(Level::Info, text);
+    }
 }
 
 /// What is there as a file is a spec; what is written as a path is meant as one.

@@ -36,6 +36,20 @@ impl Downloads {
     /// # Errors
     /// When the cache cannot be read.
     pub fn evict(&self, keep: ByteSize) -> Result<Evicted, DownloadError> {
+        let evicted = self.remove_until(keep, |folder| self.remove(folder))?;
+        self.forget();
+        Ok(evicted)
+    }
+
+    /// Tells what [`Downloads::evict`] would do, and removes nothing. What is in use now counts as removed.
+    ///
+    /// # Errors
+    /// When the cache cannot be read.
+    pub fn rehearse_eviction(&self, keep: ByteSize) -> Result<Evicted, DownloadError> {
+        self.remove_until(keep, |_| true)
+    }
+
+    fn remove_until(&self, keep: ByteSize, remove: impl Fn(&Path) -> bool) -> Result<Evicted, DownloadError> {
         use io::ErrorKind::{NotADirectory, NotFound};
         let mut candidates = Vec::new();
         for folder in ["sha256", "part"].map(|name| self.root.join(name)) {
@@ -52,13 +66,12 @@ impl Downloads {
         let mut evicted =
             Evicted { left: candidates.iter().map(|candidate| candidate.bytes).sum(), ..Evicted::default() };
         for Candidate { folder, bytes, .. } in candidates {
-            if (evicted.left > keep.bytes() || bytes == 0) && self.remove(&folder) {
+            if (evicted.left > keep.bytes() || bytes == 0) && remove(&folder) {
                 evicted.downloads += usize::from(bytes > 0);
                 evicted.bytes += bytes;
                 evicted.left -= bytes;
             }
         }
-        self.forget();
         Ok(evicted)
     }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::time::SystemTime;
 
 use super::{Cache, Layer, Name};
@@ -28,6 +29,18 @@ struct Candidate {
 /// # Errors
 /// When the folder cannot be read.
 pub fn evict(cache: &Cache, limit: u64) -> io::Result<Evicted> {
+    remove_layers(cache, limit, &mut |folder| cache.remove(folder))
+}
+
+/// Tells what [`evict`] would do, and removes nothing. What is in use now counts as removed.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn rehearse_eviction(cache: &Cache, limit: u64) -> io::Result<Evicted> {
+    remove_layers(cache, limit, &mut |_| true)
+}
+
+fn remove_layers(cache: &Cache, limit: u64, remove: &mut dyn FnMut(&Path) -> bool) -> io::Result<Evicted> {
     let mut candidates = Vec::new();
     let entries = match fs::read_dir(&cache.root) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Evicted::default()),
@@ -47,7 +60,7 @@ pub fn evict(cache: &Cache, limit: u64) -> io::Result<Evicted> {
         match Layer::open(&entry.path()) {
             Ok(layer) => candidates.push(Candidate { layer, used }),
             // Nobody can use it.
-            Err(_) => _ = cache.remove(&entry.path()),
+            Err(_) => _ = remove(&entry.path()),
         }
     }
     let mut left: u64 = candidates.iter().map(|candidate| candidate.layer.size()).sum();
@@ -58,7 +71,7 @@ pub fn evict(cache: &Cache, limit: u64) -> io::Result<Evicted> {
         let Candidate { layer, .. } = candidates.remove(at);
         let (folder, size) = (layer.folder.clone(), layer.size());
         drop(layer);
-        if !cache.remove(&folder) {
+        if !remove(&folder) {
             continue;
         }
         left -= size;

@@ -11,14 +11,16 @@ use super::Described;
 pub fn domain(image: &Described<'_>) -> String {
     let (manifest, machine) = (image.manifest, &image.manifest.machine);
     let firmware = if machine.firmware == "uefi" { " firmware='efi'" } else { "" };
+    // An image that was built without KVM may have been so because there is none.
+    let (kind, cpu) = if machine.accel == "tcg" { ("qemu", "maximum") } else { ("kvm", "host-passthrough") };
     let mut xml = String::new();
     // Writing to a string cannot fail.
     let _ = write!(
         xml,
-        "<domain type='kvm'>\n  <name>{name}</name>\n  <description>{description}</description>\n  \
+        "<domain type='{kind}'>\n  <name>{name}</name>\n  <description>{description}</description>\n  \
          <memory unit='bytes'>{memory}</memory>\n  <vcpu>{cpus}</vcpu>\n  \
          <os{firmware}>\n    <type arch='x86_64' machine='q35'>hvm</type>\n    <boot dev='hd'/>\n  </os>\n  \
-         <features>\n    <acpi/>\n    <apic/>\n  </features>\n  <cpu mode='host-passthrough'/>\n{DEVICES}",
+         <features>\n    <acpi/>\n    <apic/>\n  </features>\n  <cpu mode='{cpu}'/>\n{DEVICES}",
         name = escaped(&image.stem()),
         description = escaped(&manifest.image.description),
         memory = machine.memory,
@@ -79,6 +81,18 @@ mod tests {
         assert!(xml.contains("<source file='/store/it&apos;s &lt;web&gt;/1.4.0/web-1.4.0.qcow2'/>"), "{xml}");
         assert!(xml.contains("<description>nginx &amp; &quot;our&quot; &lt;site&gt;</description>"), "{xml}");
         assert!(xml.contains("<memory unit='bytes'>1073741824</memory>") && !xml.contains("firmware="), "{xml}");
+    }
+
+    #[test]
+    fn a_domain_of_an_image_built_without_kvm_needs_none() {
+        let (mut manifest, path) = super::super::tests::sample();
+        for (accel, kind, cpu) in
+            [("tcg", "type='qemu'", "mode='maximum'"), ("kvm", "type='kvm'", "mode='host-passthrough'")]
+        {
+            manifest.machine.accel = accel.into();
+            let xml = domain(&Described { manifest: &manifest, output: &manifest.outputs[0], path: &path });
+            assert!(xml.contains(kind) && xml.contains(cpu), "{xml}");
+        }
     }
 
     #[test]

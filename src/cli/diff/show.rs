@@ -11,14 +11,23 @@ use crate::report::quote::{TextPage, quote_name};
 use crate::size::ByteSize;
 use crate::store::manifest::Package;
 
+use super::secrets::ShownText;
 use super::{Difference, How, PackageChange};
 
 /// Folders that are named by how much their sizes differ.
 const FOLDERS: usize = 20;
 
 /// The lines of a unified diff without its head.
-pub(super) fn unified(old: &str, new: &str) -> String {
+fn unified(old: &str, new: &str) -> String {
     TextDiff::from_lines(old, new).unified_diff().context_radius(3).to_string()
+}
+
+/// Returns the difference of a changed file's texts, or that it is not shown.
+pub(super) fn changed_text(shown: &ShownText) -> String {
+    match shown {
+        ShownText::Texts(old, new) => unified(old, new),
+        ShownText::Hidden => "a private key, which is not shown without --show-secrets\n".to_owned(),
+    }
 }
 
 /// Every file, with what differs in it.

@@ -1,0 +1,122 @@
+//! Tips for mistakes on the command line that are no slips of typing: what other tools call a command or an option.
+
+use clap::builder::StyledStr;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+/// Commands of other tools, and what does the same here.
+const COMMANDS: &[(&[&str], &str)] = &[
+    (&["validate", "lint", "verify-spec", "vet"], "`kiln check SPEC` checks specs"),
+    (
+        &["logs", "log", "journal"],
+        "the log of a version is build.log in its folder, which `kiln inspect IMAGE` names; of a failed build, in the folder `failed` of the cache",
+    ),
+    (&["history"], "`kiln inspect IMAGE` shows the steps of a version, and `kiln tag IMAGE --history` what tags named"),
+    (&["images", "image", "ps", "versions", "ls"], "`kiln list` lists images and versions"),
+    (&["up", "start", "boot", "launch"], "`kiln run IMAGE` boots a throw-away clone of an image"),
+    (
+        &["push", "publish", "upload", "deploy"],
+        "`kiln export IMAGE` writes files for other platforms; a store is a folder that any tool copies",
+    ),
+    (&["pull", "fetch", "download"], "`kiln build` downloads base images; `kiln lock` pins them"),
+    (&["rm", "rmi", "delete", "destroy"], "`kiln remove IMAGE` deletes a version"),
+    (&["prune", "clean", "cleanup"], "`kiln gc` makes room"),
+    (
+        &["ssh", "exec", "console", "connect", "attach", "debug"],
+        "`kiln shell SPEC` opens a terminal in the guest; `kiln run IMAGE` shows a clone's console",
+    ),
+    (&["new", "create", "scaffold"], "`kiln init` writes a spec to begin with"),
+    (&["make", "bake"], "`kiln build SPEC` builds an image"),
+    (
+        &["promote", "rollback", "rename"],
+        "`kiln tag` moves tags: `kiln tag web@candidate stable`, `kiln tag web stable --rollback`",
+    ),
+    (&["show", "describe", "info", "manifest"], "`kiln inspect IMAGE` shows a version's manifest"),
+    (&["compare", "changes"], "`kiln diff A B` compares two images"),
+    (&["dry-run", "preview", "graph"], "`kiln plan SPEC` shows what a build would do"),
+    (&["update", "upgrade", "status"], "`kiln outdated` tells which images should be built again"),
+    (&["convert"], "`kiln export IMAGE --format F` makes another format of an image"),
+    (&["sign"], "`kiln build --sign KEY` signs a version, also one that is up to date"),
+    (&["version"], "`kiln --version` prints the version"),
+    (&["format", "fmt"], "there is no formatter of specs; `kiln check SPEC` checks them"),
+];
+
+/// Options of other tools, and what does the same here.
+const OPTIONS: &[(&[&str], &str)] = &[
+    (&["-f", "--file", "--spec", "-c", "--config"], "specs are named without an option: `kiln build web.toml`"),
+    (&["-t", "--tag"], "the spec names the image; `kiln tag IMAGE TAG` gives a version a tag"),
+    (&["-e", "--env", "--build-arg", "--set", "-D"], "`--var NAME=VALUE` sets a variable that the spec declares"),
+    (&["--force"], "`--replace` replaces a version that was built from other inputs"),
+    (&["--dry-run", "-n"], "`kiln plan SPEC` shows what a build would do"),
+    (&["--debug", "--verbose=2", "-vv"], "`-v` shows the guest's console and details as well"),
+    (&["--rm"], "nothing of a clone is kept"),
+    (&["-p", "--port", "--publish"], "`--ssh PORT` forwards a port of this host to the guest's SSH"),
+    (&["--parallel"], "`--jobs N` builds as many images at once"),
+    (&["--output-dir", "--out"], "`-o DIR` also puts the files there"),
+];
+
+/// Replaces clap's guess by spelling with what was meant, where that is known.
+pub(super) fn explain_mistake(mut error: clap::Error) -> clap::Error {
+    if let Some(tip) = tip(&error) {
+        let guesses = [
+            ContextKind::SuggestedCommand,
+            ContextKind::SuggestedSubcommand,
+            ContextKind::SuggestedArg,
+            ContextKind::SuggestedValue,
+            ContextKind::Suggested,
+        ];
+        for guess in guesses {
+            error.remove(guess);
+        }
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![StyledStr::from(tip.to_owned())]));
+    }
+    error
+}
+
+fn tip(error: &clap::Error) -> Option<&'static str> {
+    let (table, kind) = match error.kind() {
+        ErrorKind::InvalidSubcommand => (COMMANDS, ContextKind::InvalidSubcommand),
+        ErrorKind::UnknownArgument => (OPTIONS, ContextKind::InvalidArg),
+        _ => return None,
+    };
+    let Some(ContextValue::String(typed)) = error.get(kind) else { return None };
+    table.iter().find(|(names, _)| names.contains(&typed.as_str())).map(|(_, tip)| *tip)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::super::args::Cli;
+    use super::*;
+
+    fn explained(args: &[&str]) -> String {
+        let typed = std::iter::once("kiln").chain(args.iter().copied());
+        explain_mistake(Cli::try_parse_from(typed).unwrap_err()).render().to_string()
+    }
+
+    #[test]
+    fn a_command_of_another_tool_is_explained_by_its_meaning() {
+        for (typed, meant) in
+            [("validate", "kiln check"), ("up", "kiln run"), ("images", "kiln list"), ("push", "kiln export")]
+        {
+            let text = explained(&[typed]);
+            assert!(text.contains(meant) && !text.contains("similar"), "{typed}: {text}");
+        }
+        assert!(explained(&["history"]).contains("kiln inspect") && explained(&["logs"]).contains("build.log"));
+        assert!(explained(&["biuld"]).contains("'build'"), "slips of typing are clap's");
+    }
+
+    #[test]
+    fn an_option_of_another_tool_is_explained_by_its_meaning() {
+        let text = explained(&["build", "-f", "x.toml"]);
+        assert!(text.contains("kiln build web.toml") && !text.contains("-- -f"), "{text}");
+        assert!(explained(&["build", ".", "--dry-run"]).contains("kiln plan"));
+    }
+
+    #[test]
+    fn no_command_is_explained_away() {
+        let commands: Vec<String> = Cli::command().get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
+        let explained = COMMANDS.iter().flat_map(|(names, _)| *names);
+        assert_eq!(explained.filter(|name| commands.iter().any(|verb| verb == *name)).count(), 0);
+    }
+}
