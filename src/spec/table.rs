@@ -284,15 +284,52 @@ impl<C: Table, V: Variants> Shape for OneOf<C, V> {
         Some(Chosen { common, variant: chosen.and_then(|key| V::read(key, &section, reader)) })
     }
 
+    /// Every key is declared once, so that a validator names the one that is wrong; which of them belong together is said by
+    /// a condition for each variant, and not by a choice among all, of which a validator only says that none fits.
     fn schema(&self) -> Json {
-        let branch = |variant: Variant| {
-            let keys = C::keys().into_iter().chain((variant.keys)()).collect();
-            let mut schema = object(keys);
-            schema["description"] = variant.about.trim().into();
-            schema
-        };
-        json!({ "type": "object", "oneOf": V::all().into_iter().map(branch).collect::<Vec<_>>() })
+        let variants: Vec<(Variant, Vec<Key>)> = V::all().into_iter().map(with_keys).collect();
+        let own = variants.iter().flat_map(|(_, keys)| keys);
+        let shared = C::keys();
+        let mut schema =
+            json!({ "type": "object", "properties": declare(shared.iter().chain(own)), "additionalProperties": false });
+        let conditions = variants.iter().map(|(variant, keys)| condition(variant, keys, &shared));
+        schema["allOf"] = conditions.collect();
+        schema["oneOf"] = variants.iter().map(|(variant, _)| json!({ "required": [variant.key] })).collect();
+        schema
     }
+}
+
+fn with_keys(variant: Variant) -> (Variant, Vec<Key>) {
+    let keys = (variant.keys)();
+    (variant, keys)
+}
+
+/// Returns the declarations of keys; one that variants declare in different ways may have any value here.
+fn declare<'k>(keys: impl Iterator<Item = &'k Key>) -> JsonMap<String, Json> {
+    let mut declared: JsonMap<String, Json> = JsonMap::new();
+    for key in keys {
+        let known = declared.entry(key.name.clone()).or_insert_with(|| key.schema.clone());
+        if *known != key.schema {
+            *known = json!({});
+        }
+    }
+    declared
+}
+
+/// Returns what holds for a table that has the key of a variant: which keys it may and must have.
+fn condition(variant: &Variant, keys: &[Key], shared: &[Key]) -> Json {
+    let allowed = shared.iter().map(|key| (key.name.clone(), json!(true)));
+    let own = keys.iter().map(|key| (key.name.clone(), key.schema.clone()));
+    let properties: JsonMap<String, Json> = allowed.chain(own).collect();
+    let required: Vec<&str> =
+        keys.iter().chain(shared).filter(|key| key.required).map(|key| key.name.as_str()).collect();
+    json!({
+        "if": { "required": [variant.key] },
+        "then": {
+            "description": variant.about.trim(), "properties": properties, "required": required,
+            "additionalProperties": false,
+        },
+    })
 }
 
 /// The one key that tells the variant; reports none, several, and those of a later version.
