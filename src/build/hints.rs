@@ -61,7 +61,7 @@ const TABLE: &[(Trouble, &str)] = &[
     ),
     (T::NoNetwork, r"network is unreachable|\benetunreach\b|no route to host|\behostunreach\b|network is down"),
     (T::NoNetwork, r"\beai_again\b|\benotfound\b|\betimedout\b|failed to lookup address information|dns error"),
-    (T::NoNetwork, r"^[^s].*name or service not known|no address associated with hostname|unknown ?host"),
+    (T::NoNetwork, r"name or service not known|no address associated with hostname|unknown ?host"),
     (T::NoNetwork, r"dial tcp: (lookup|.* i/o timeout)|lookup .* (no such host|server misbehaving)|dial udp"),
     (T::NoNetwork, r"dns( lookup)?: transient error|dns lookup error|temporary error \(try again later\)"),
     (T::NoNetwork, r"unable to contact snap store|cannot prepare internal mirrorlist|could not retrieve mirrorlist"),
@@ -203,6 +203,9 @@ const PACKAGES: &[(&str, &str, Option<&str>)] = &[
     ("zstd", "zstd", None),
 ];
 
+/// What sudo says of a guest whose own name is not in /etc/hosts, before it does its work.
+const HARMLESS_WARNING: &str = "sudo: unable to resolve host";
+
 /// Returns what to do about a command that failed, from what it wrote last.
 pub(super) fn hint(lines: &[String], network: Network) -> Option<String> {
     let (trouble, line) = find_trouble(lines)?;
@@ -219,8 +222,8 @@ pub(super) fn hint(lines: &[String], network: Network) -> Option<String> {
 fn find_trouble(lines: &[String]) -> Option<(Trouble, &str)> {
     TABLE.iter().find_map(|(trouble, pattern)| {
         let regex = Regex::new(&format!("(?i){pattern}")).ok()?;
-        let line = lines.iter().rev().find(|line| regex.is_match(line.trim()))?;
-        Some((*trouble, line.trim()))
+        let mut lines = lines.iter().rev().map(|line| line.trim()).filter(|line| !line.starts_with(HARMLESS_WARNING));
+        Some((*trouble, lines.find(|line| regex.is_match(line))?))
     })
 }
 

@@ -58,6 +58,7 @@ const WORDS: &[(Trouble, &str)] = &[
     (T::NoNetwork, "ssh: Could not resolve hostname github.com: Temporary failure in name resolution"),
     (T::NoNetwork, "rsync: getaddrinfo: mirror.example 873: Temporary failure in name resolution"),
     (T::NoNetwork, "ping: connect: Network is unreachable"),
+    (T::NoNetwork, "ssh: connect to host web: Name or service not known"),
     (T::NoNetwork, "gpg: keyserver receive failed: No name"),
     (
         T::NoNetwork,
