@@ -11,7 +11,7 @@ use kiln::wire::cloud_init::SeedObstacle;
 use kiln::wire::code::{Code, Fields};
 use kiln::wire::listing;
 use kiln::wire::message::{Facts, Origin};
-use kiln::wire::tree::{Decoder, Encoder, Entry, Head, Item, Kind, Layout, Totals};
+use kiln::wire::tree::Totals;
 use kiln::wire::{
     Aftermath, BUILD, Class, ExecRequest, Exit, Frame, Hidden, LeftProcess, MAGIC, MAX_DATA, Message, SealReport,
     SealRequest, Splitter, WINDOW, put_frame,
@@ -21,6 +21,7 @@ use nix::sys::signal::{Signal, raise};
 use super::hostile;
 use super::machine::Machine;
 use super::script::{self, Does, Fault};
+use super::trees::{pack, pack_folder, unpack};
 
 /// Between two hellos, as the agent has it.
 const TICK: Duration = Duration::from_millis(300);
@@ -558,60 +559,4 @@ fn clock(mode: &str) -> i64 {
         _ => now,
     };
     i64::try_from(told.as_nanos()).expect("it is before 2262")
-}
-
-/// The files of a tree, by their whole paths in the guest.
-fn unpack(bytes: impl io::BufRead) -> io::Result<(BTreeMap<String, Vec<u8>>, Totals)> {
-    let (mut tree, head) = Decoder::new(bytes)?;
-    let mut files = BTreeMap::new();
-    let mut current = String::new();
-    loop {
-        match tree.next_item()? {
-            Item::Entry(Entry { path, kind, .. }) => {
-                current = place(&head, &path);
-                if let Kind::File { .. } = kind {
-                    files.insert(current.clone(), Vec::new());
-                }
-            }
-            Item::Data { .. } => loop {
-                let piece = tree.content()?.to_vec();
-                if piece.is_empty() {
-                    break;
-                }
-                tree.consume(piece.len());
-                files.entry(current.clone()).or_default().extend(piece);
-            },
-            Item::Note(_) => {}
-            Item::End(totals) => return Ok((files, totals)),
-        }
-    }
-}
-
-fn place(head: &Head, path: &[u8]) -> String {
-    let name = if head.into && !head.contents { &head.name[..] } else { b"" };
-    let parts = [&head.to[..], name, path].map(String::from_utf8_lossy);
-    parts.iter().filter(|part| !part.is_empty()).map(AsRef::as_ref).collect::<Vec<_>>().join("/")
-}
-
-/// A folder with an empty file of this name.
-fn pack_folder(name: &[u8], out: &mut Vec<u8>) -> io::Result<Totals> {
-    let head = Head { to: Vec::new(), name: Vec::new(), into: false, contents: false, owner: None };
-    let mut tree = Encoder::new(out, Layout::Packed, head)?;
-    for (path, kind) in [(&b""[..], Kind::Dir {}), (name, Kind::File { size: 0 })] {
-        let (path, mtime) = (path.to_vec(), 1_700_000_000_000_000_000);
-        tree.entry(Entry { path, mode: 0o755, mtime, xattrs: Vec::new(), kind })?;
-    }
-    tree.finish()
-}
-
-fn pack(content: &[u8], out: &mut Vec<u8>) -> io::Result<Totals> {
-    let head = Head { to: Vec::new(), name: Vec::new(), into: false, contents: false, owner: None };
-    let mut tree = Encoder::new(out, Layout::Packed, head)?;
-    let kind = Kind::File { size: content.len() as u64 };
-    tree.entry(Entry { path: Vec::new(), mode: 0o644, mtime: 1_700_000_000_000_000_000, xattrs: Vec::new(), kind })?;
-    if !content.is_empty() {
-        tree.data(0, content.len() as u64)?;
-        tree.content(content)?;
-    }
-    tree.finish()
 }

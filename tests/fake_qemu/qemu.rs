@@ -20,6 +20,7 @@ mod guest;
 mod hostile;
 mod machine;
 mod script;
+mod trees;
 
 use machine::Machine;
 
