@@ -15,7 +15,7 @@ memory = "512MiB"
 [[step]]
 name = "leaves mounts, processes and protected files"
 run = '''
-mkdir -p /srv/data /tmp/chroot/data /tmp/chroot/dev /tmp/plain
+mkdir -p /srv/data /tmp/chroot/data /tmp/chroot/dev /tmp/plain /var/cache/man
 echo precious >/srv/data/file
 mount --bind /srv/data /tmp/chroot/data
 mount --rbind /dev /tmp/chroot/dev
