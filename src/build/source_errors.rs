@@ -151,7 +151,7 @@ mod tests {
         assert_eq!(places(spec, &ProblemSubject::Base), Some((5, "\"b.qcow2\"".into())));
         assert_eq!(places(spec, &ProblemSubject::Step(8)), Some((10, "'site/'".into())));
         let variable = "[base]\nfile = \"{{ b }}\"\n[vars]\nb = 'x'\n[[step]]\ncopy = '{{ b }}'\nto = '/srv/'\n";
-        assert_eq!(places(variable, &ProblemSubject::Base).unwrap().0, 4);
+        assert_eq!(places(variable, &ProblemSubject::Base), Some((7, "'x'".into())), "the value of the variable");
         assert_eq!(places(variable, &ProblemSubject::Step(8)), Some((8, "[[step]]".into())));
     }
 }

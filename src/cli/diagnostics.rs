@@ -34,7 +34,7 @@ pub fn describe(failure: &Failure, colour: bool) -> String {
         return render(errors, colour);
     }
     if let Some(sources) = failure.fault::<SourceErrors>() {
-        return quote_lines(&failure.evidence()) + &render(&sources.errors, colour);
+        return quote_lines(&failure.evidence()) + &render_sources(&sources.errors, colour);
     }
     let mut group = Group::with_title(Level::ERROR.primary_title(quote_message(&failure.to_string())));
     for hint in failure.hints() {
@@ -48,6 +48,13 @@ pub fn describe(failure: &Failure, colour: bool) -> String {
 
 fn quote_lines(lines: &[String]) -> String {
     lines.iter().map(|line| quote_line(line) + "\n").collect()
+}
+
+/// Renders what is wrong with the files of a spec; one error needs no line that sums up.
+fn render_sources(errors: &SpecErrors, color: bool) -> String {
+    let [only] = &errors.errors[..] else { return render(errors, color) };
+    let renderer = if color { Renderer::styled() } else { Renderer::plain() };
+    escape_rendered(&renderer.render(&report(only, &errors.document))) + "\n"
 }
 
 /// All errors of a spec as a person reads them, with a line that sums them up at the end.
