@@ -11,7 +11,7 @@ use crate::{STEP, fifo, files_with, open_gate, refused_at_once};
 fn s6_a_missing_source_is_found_before_anything_boots() {
     for text in ["copy = 'nothing'\nto = '/srv/'", "script = 'nothing'"] {
         let kiln = Kiln::new().spec(&format!("[[step]]\n{text}")).build();
-        refused_at_once(kiln.fails(3).stderr_has("line 8").stderr_has("nothing").stderr_has("No such file"));
+        refused_at_once(kiln.fails(3).stderr_has("kiln.toml:9:").stderr_has("nothing").stderr_has("No such file"));
     }
 }
 
