@@ -126,7 +126,9 @@ mod tests {
     fn report(entries: &[Entry]) -> IdentityReport {
         let sought = sought(&BTreeSet::new());
         let mut files = ListedFiles::new(&sought);
-        entries.iter().for_each(|entry| files.add(entry));
+        for entry in entries {
+            files.add(entry);
+        }
         files.report()
     }
 
@@ -151,7 +153,7 @@ mod tests {
     fn what_nothing_makes_anew_is_warned_of() {
         let key = entry("/etc/ssl/private/ssl-cert-snakeoil.key", FileKind::File, "x");
         let unit = entry("/usr/lib/systemd/system/ssl-cert.service", FileKind::File, "x");
-        let shared = report(&[key.clone()]);
+        let shared = report(std::slice::from_ref(&key));
         assert!(shared.error.is_none() && shared.warnings[0].contains("ssl-cert-snakeoil.key"), "{shared:?}");
         assert!(report(&[key, unit]).error.is_some());
         let lacking = report(&[entry("/usr/sbin/sshd", FileKind::File, "x")]);
