@@ -277,10 +277,13 @@ fn identity_row(operation: &str, identity: &MachineIdentity) -> String {
 
 /// What the reference says of each key: a row of a Markdown table, made from the schema.
 fn rows(schema: &Json) -> BTreeSet<String> {
-    let variants = schema["oneOf"].as_array().into_iter().flatten();
-    let inner = variants.chain([&schema["items"], &schema["additionalProperties"]]);
+    let variants: Vec<&Json> = schema["allOf"].as_array().into_iter().flatten().map(|one| &one["then"]).collect();
+    // What the variants share is `true` in each of them, and told once for all.
+    let is_own = |key: &String| variants.first().is_some_and(|one| one["properties"][key] != true);
+    let inner = variants.iter().copied().chain([&schema["items"], &schema["additionalProperties"]]);
     let mut rows: BTreeSet<String> = inner.filter(|table| table.is_object()).flat_map(rows).collect();
-    for (key, value) in schema["properties"].as_object().into_iter().flatten() {
+    let keys = schema["properties"].as_object().into_iter().flatten();
+    for (key, value) in keys.filter(|(key, value)| value.is_object() && !is_own(key)) {
         let required = schema["required"].as_array().is_some_and(|keys| keys.iter().any(|name| name == key));
         let default = match &value["default"] {
             _ if required => "required".to_owned(),
@@ -353,7 +356,13 @@ fn fault(schema: &Json, value: &Json) -> Option<String> {
     };
     let item = value.as_array().into_iter().flatten().find_map(|item| fault(&schema["items"], item));
     let entry = |(key, item)| Some(format!("{key}: {}", inside(key, item)?));
-    item.or_else(|| value.as_object()?.iter().find_map(entry))
+    let inner = item.or_else(|| value.as_object()?.iter().find_map(entry));
+    inner.or_else(|| schema["allOf"].as_array()?.iter().find_map(|one| conditional_fault(one, value)))
+}
+
+/// What a condition has against a value that it is about.
+fn conditional_fault(condition: &Json, value: &Json) -> Option<String> {
+    if fault(&condition["if"], value).is_some() { None } else { fault(&condition["then"], value) }
 }
 
 /// Texts that are nearly specs: a fixture with a piece cut out and something else put in.
