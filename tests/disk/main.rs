@@ -229,7 +229,7 @@ fn b9_what_is_not_a_whole_disk_is_refused_at_once() {
     assert_eq!(why(Path::new("/dev/zero"), BaseFormat::Raw), "a device");
     assert!(why(&empty, BaseFormat::Raw).contains("empty"));
     assert!(why(&zero, BaseFormat::Raw).contains("all zero"));
-    assert!(why(&zero, BaseFormat::Qcow2).contains("does not begin"));
+    assert!(why(&zero, BaseFormat::Qcow2).contains("qcow2 was expected"));
     assert!(why(&part, BaseFormat::Raw).contains("600 bytes"));
     assert!(why(&scratch.path("absent"), BaseFormat::Raw).contains("No such file"));
 }

@@ -131,7 +131,7 @@ impl World {
         let project = world.place("project");
         fs::create_dir_all(project.join("site/sub")).unwrap();
         for file in ["a.conf", "b.conf", "s.sh", "site/index", "site/sub/page"] {
-            fs::write(project.join(file), "one").unwrap();
+            fs::write(project.join(file), "#!/bin/sh\none").unwrap();
         }
         fs::write(project.join("site/large"), vec![1; 40_000]).unwrap();
         symlink("site", project.join("linked")).unwrap();
@@ -449,14 +449,15 @@ fn me() -> Owner {
 
 /// Changes something in the project.
 fn change(kind: u64, project: &Path, file: &Path, number: u64, mode: u32) -> io::Result<()> {
-    let text = format!("text {number}");
+    // Scripts have to begin so.
+    let text = format!("#!/bin/sh\ntext {number}");
     match kind {
         0 | 1 => fs::write(file, text),
         2 => fs::set_permissions(file, fs::Permissions::from_mode(mode)),
         3 => fs::rename(project.join("a.conf"), project.join("b.conf")),
         4 => fs::rename(project.join("b.conf"), project.join("a.conf")),
         5 => fs::File::options().append(true).open(file)?.write_all(b"more"),
-        6 => fs::File::options().write(true).open(file)?.set_len(number),
+        6 => fs::File::options().write(true).open(file)?.set_len(10 + number),
         7 => {
             let _ = fs::remove_file(project.join("site/link"));
             symlink(["index", "sub", "../b.conf"][usize::try_from(number).unwrap_or(0)], project.join("site/link"))
