@@ -24,6 +24,8 @@ pub mod transfer;
 mod tests;
 
 pub use crate::agent::pack::PackError;
+#[cfg(test)]
+pub(crate) use crate::agent::testing;
 pub use crate::wire::message::TtySize;
 pub use crate::wire::{Aftermath, BUILD, PORT};
 pub use checkout::CheckoutModes;

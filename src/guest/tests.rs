@@ -22,7 +22,7 @@ mod trees;
 /// Runs a test against an agent in a thread. It ends when the session is dropped, for then its port closes.
 fn with_agent<F: Future<Output = ()>>(test: impl FnOnce(Session, Hello) -> F) {
     let (host, guest) = Socket::pair().unwrap();
-    let left = crate::agent::testing::leftovers();
+    let left = testing::leftovers();
     let agent = std::thread::spawn(move || serve::converse(&File::from(OwnedFd::from(guest)), &left, || ()));
     run(async {
         let (session, hello) = Session::accept(port(host)).await.unwrap();

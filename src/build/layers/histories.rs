@@ -18,11 +18,11 @@ use sha2::{Digest, Sha256};
 
 use super::tests::{Dice, facts, hello};
 use super::*;
-use crate::agent::testing;
 use crate::build::inputs::{InputError, check_sent, read_script};
 use crate::build::survey::examine_inputs;
 use crate::digest::hex;
 use crate::guest::receive::receive;
+use crate::guest::testing;
 use crate::guest::{FetchLimits, FetchRequest, PackError, Source, What};
 use crate::layer::evict::evict;
 use crate::machine::checkpoint::RamFormat;
