@@ -19,6 +19,7 @@ const ROWS: [&[&str]; 8] = [
         "memo",
         "ownership",
         "process",
+        "project",
         "sign",
         "signal",
         "size",

@@ -22,6 +22,9 @@ fn over_ext4(mode: &str) -> Kiln {
     let path = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
     fs::create_dir_all(folder.path().join("tree/etc")).expect("made");
     fs::write(folder.path().join("tree/etc/motd"), "hello\n").expect("written");
+    // A base without it is refused.
+    fs::create_dir_all(folder.path().join("tree/usr/bin")).expect("made");
+    fs::write(folder.path().join("tree/usr/bin/cloud-init"), "").expect("written");
     let made = Command::new("mke2fs")
         .args(["-q", "-F", "-t", "ext4", "-d", &path("tree"), &path("raw"), "16M"])
         .status()

@@ -102,10 +102,10 @@ fn extended_attributes_are_kept() {
     let temp = tempfile::tempdir().unwrap();
     let (from, to) = (temp.path().join("from"), temp.path().join("to"));
     fs::write(&from, "x").unwrap();
-    crate::agent::testing::set_xattr(&from, b"user.kiln", b"v\0lue").unwrap();
+    testing::set_xattr(&from, b"user.kiln", b"v\0lue").unwrap();
     with_agent(async |mut session, _| {
         session.upload(&folder(&from, &to, false, false), &mut |_| {}).await.unwrap();
-        assert_eq!(crate::agent::testing::xattr(&to, b"user.kiln").unwrap(), b"v\0lue");
+        assert_eq!(testing::xattr(&to, b"user.kiln").unwrap(), b"v\0lue");
     });
 }
 
@@ -314,7 +314,7 @@ fn a_staged_tree_is_the_same_tree() {
     let staged = stage(&source, &File::create(&device).unwrap(), &mut |bytes| progress = bytes).unwrap();
     assert_eq!(fs::metadata(&device).unwrap().len(), staged.bytes);
     assert!(staged.bytes.is_multiple_of(4096) && progress <= staged.bytes && progress + 4096 > staged.bytes);
-    let totals = crate::agent::testing::unpack_file(&device).unwrap();
+    let totals = testing::unpack_file(&device).unwrap();
     assert_eq!((totals.entries, totals.bytes), (staged.entries, staged.content));
     assert_eq!(listing(&from), listing(&to));
 }
@@ -360,10 +360,10 @@ fn an_upload_that_breaks_off_leaves_no_half_file() {
     folder(&from, &to, true, false).write_to(&mut stream, crate::wire::tree::Layout::Packed).unwrap();
     let device = temp.path().join("device");
     fs::write(&device, &stream[..2 << 20]).unwrap();
-    crate::agent::testing::unpack_file(&device).unwrap_err();
+    testing::unpack_file(&device).unwrap_err();
     assert_eq!(fs::read_dir(&to).unwrap().count(), 0);
     // The same where it was to replace an older file.
     fs::write(to.join("a"), "older").unwrap();
-    crate::agent::testing::unpack_file(&device).unwrap_err();
+    testing::unpack_file(&device).unwrap_err();
     assert_eq!(fs::read_to_string(to.join("a")).unwrap(), "older");
 }
