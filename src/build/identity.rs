@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use crate::disk::tree::TreeError;
 use crate::error::{Fault, Kind};
-use crate::wire::sealing::{MachineIdentity, OPERATIONS, SealOperation};
+use crate::wire::sealing::{IdentityRenewal, MachineIdentity, OPERATIONS, SealOperation};
 
 use super::contents::SealedView;
 
@@ -43,6 +43,29 @@ pub(crate) struct IdentityReport {
 }
 
 impl IdentityReport {
+    /// Adds what becomes of an identity: `found` is where it is, and whether something pins it there.
+    ///
+    /// # Errors
+    /// Those of `exists`, which looks for files of the image.
+    fn judge<E>(
+        &mut self,
+        sought: SoughtIdentity,
+        found: Option<(String, bool)>,
+        exists: &mut dyn FnMut(&str) -> Result<bool, E>,
+    ) -> Result<(), E> {
+        let renewal = sought.identity.renewal;
+        let is_certain = renewal.is_certain(exists)?;
+        match (found, renewal) {
+            (Some((path, is_pinned)), IdentityRenewal::Always { .. }) => self.add(sought, &path, !is_pinned),
+            (Some((path, is_pinned)), _) => self.add(sought, &path, is_certain && !is_pinned),
+            (None, IdentityRenewal::Always { user, .. }) if !is_certain && exists(user)? => {
+                self.add_missing(sought, user);
+            }
+            (None, _) => {}
+        }
+        Ok(())
+    }
+
     /// Adds an identity that is in the image at this path.
     fn add(&mut self, sought: SoughtIdentity, path: &str, is_renewed: bool) {
         if is_renewed {

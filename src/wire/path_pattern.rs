@@ -116,6 +116,15 @@ fn join(folder: &[u8], name: &[u8]) -> Vec<u8> {
     [folder, b"/", name].concat()
 }
 
+/// Returns the pattern for each of these homes; one without `~` is itself.
+#[must_use]
+pub fn in_homes(pattern: &str, homes: &[String]) -> Vec<String> {
+    match pattern.strip_prefix('~') {
+        Some(below) => homes.iter().map(|home| format!("{home}{below}")).collect(),
+        None => vec![pattern.to_owned()],
+    }
+}
+
 /// Returns the homes in the text of `/etc/passwd`, without the root directory.
 #[must_use]
 pub fn homes(passwd: &str) -> Vec<String> {

@@ -51,12 +51,8 @@ impl SealRoot {
 
     /// Returns the places of what matches a pattern and is there.
     pub fn find(&self, pattern: &str) -> Result<Vec<PathBuf>, Refusal> {
-        let patterns: Vec<String> = match pattern.strip_prefix('~') {
-            Some(below) => self.homes.iter().map(|home| format!("{home}{below}")).collect(),
-            None => vec![pattern.to_owned()],
-        };
         let mut found = Vec::new();
-        for pattern in patterns {
+        for pattern in path_pattern::in_homes(pattern, &self.homes) {
             let paths = path_pattern::expand(&pattern, self)?;
             found.extend(paths.into_iter().map(|path| self.inner_place(&path)));
         }

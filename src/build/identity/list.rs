@@ -52,17 +52,9 @@ impl<'s> ListedFiles<'s> {
     fn report(self) -> IdentityReport {
         let mut report = IdentityReport { is_known: true, ..IdentityReport::default() };
         for (number, sought) in self.sought.iter().enumerate() {
-            let renewal = sought.identity.renewal;
+            let found = self.found.get(&number).map(|path| (path.clone(), self.is_pinned(sought.identity)));
             let mut exists = |file: &str| Ok::<_, Infallible>(self.present.contains(file));
-            let is_certain = renewal.is_certain(&mut exists).unwrap_or_else(|never| match never {});
-            match (self.found.get(&number), renewal) {
-                (Some(path), IdentityRenewal::Always { .. }) => report.add(*sought, path, true),
-                (Some(path), _) => report.add(*sought, path, is_certain && !self.is_pinned(sought.identity)),
-                (None, IdentityRenewal::Always { user, .. }) if !is_certain && self.present.contains(user) => {
-                    report.add_missing(*sought, user);
-                }
-                (None, _) => {}
-            }
+            report.judge(*sought, found, &mut exists).unwrap_or_else(|never| match never {});
         }
         report
     }

@@ -4,7 +4,7 @@ use super::{IdentityReport, SoughtIdentity};
 use crate::disk::tree::{Tree, TreeError};
 use crate::machine::argv::{MAC, SYSTEM_UUID};
 use crate::wire::path_pattern::{self, FolderView};
-use crate::wire::sealing::{IdentityForm, IdentityPin, IdentityRenewal, MachineIdentity, has_line};
+use crate::wire::sealing::{IdentityForm, IdentityPin, MachineIdentity, has_line};
 
 /// Configuration files are shorter, bytes.
 const LIMIT: u64 = 1 << 20;
@@ -54,7 +54,7 @@ fn look_for(
 ) -> Result<(), TreeError> {
     let identity = sought.identity;
     let mut found = None;
-    for pattern in identity.paths.iter().flat_map(|pattern| in_homes(pattern, homes)) {
+    for pattern in identity.paths.iter().flat_map(|pattern| path_pattern::in_homes(pattern, homes)) {
         for path in path_pattern::expand(&pattern, &TreeFolders(tree))? {
             let path = String::from_utf8_lossy(&path).into_owned();
             if found.is_none() {
@@ -62,24 +62,7 @@ fn look_for(
             }
         }
     }
-    let mut exists = |file: &str| tree.has(file);
-    let is_certain = identity.renewal.is_certain(&mut exists)?;
-    match (found, identity.renewal) {
-        (Some((path, is_pinned)), IdentityRenewal::Always { .. }) => report.add(sought, &path, !is_pinned),
-        (Some((path, is_pinned)), _) => report.add(sought, &path, is_certain && !is_pinned),
-        (None, IdentityRenewal::Always { user, .. }) if !is_certain && exists(user)? => {
-            report.add_missing(sought, user);
-        }
-        (None, _) => {}
-    }
-    Ok(())
-}
-
-fn in_homes(pattern: &str, homes: &[String]) -> Vec<String> {
-    match pattern.strip_prefix('~') {
-        Some(below) => homes.iter().map(|home| format!("{home}{below}")).collect(),
-        None => vec![pattern.to_owned()],
-    }
+    report.judge(sought, found, &mut |file| tree.has(file))
 }
 
 /// Returns whether the identity is in this file, and then whether something pins it.
