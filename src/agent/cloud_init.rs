@@ -4,10 +4,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
-use crate::wire::cloud_init::GuestFiles;
-
-/// The longest file that is read, bytes; the rest is of no interest.
-const LONGEST: u64 = 16 << 20;
+use crate::wire::cloud_init::{GuestFiles, LONGEST_FILE};
 
 /// The guest that the agent runs in.
 pub struct RunningGuest;
@@ -17,7 +14,7 @@ impl GuestFiles for RunningGuest {
         // Not of /dev/null, to which the link of a masked unit leads.
         fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
         let mut content = Vec::new();
-        File::open(path).ok()?.take(LONGEST).read_to_end(&mut content).ok()?;
+        File::open(path).ok()?.take(LONGEST_FILE).read_to_end(&mut content).ok()?;
         Some(content)
     }
 

@@ -13,7 +13,7 @@ use crate::event::Level;
 use crate::guest::GuestError;
 use crate::plan::Plan;
 use crate::spec::{Action, DiskFormat};
-use crate::wire::cloud_init::{GuestFiles, SeedObstacle, find_obstacles};
+use crate::wire::cloud_init::{GuestFiles, LONGEST_FILE, SeedObstacle, find_obstacles};
 
 use super::boot::Guest;
 use super::disks::open;
@@ -21,8 +21,6 @@ use super::{Build, provision};
 
 /// For a look at a few files of the guest.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The longest file that is read from a disk, bytes.
-const LONGEST: u64 = 16 << 20;
 
 /// What is known to keep the agent out of a guest once it has booted again.
 #[derive(Debug, Default)]
@@ -211,7 +209,7 @@ impl DiskFiles<'_> {
 
 impl GuestFiles for DiskFiles<'_> {
     fn read(&self, path: &str) -> Option<Vec<u8>> {
-        self.known(self.tree.read(path, LONGEST))
+        self.known(self.tree.read(path, LONGEST_FILE))
     }
 
     fn names(&self, folder: &str) -> Vec<String> {

@@ -6,13 +6,11 @@
 use std::collections::BTreeMap;
 
 use super::tree::{Tree, TreeError};
+use crate::wire::UNIT_FOLDERS;
 use crate::wire::fstab::{self, DeviceName, FstabCover};
 
-/// Where units are, those first that replace others. Units in /run are not on a disk.
-const FOLDERS: [&str; 4] =
-    ["/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
 /// The folder whose units replace the mounts of the table; those of the others are replaced by it.
-const ADMINISTRATORS: &str = FOLDERS[0];
+const ADMINISTRATORS: &str = UNIT_FOLDERS[0];
 /// The longest unit that is read, bytes.
 const MAX_UNIT: u64 = 64 << 10;
 /// The most units that are read.
@@ -78,7 +76,7 @@ pub(super) fn read_mount_units(tree: &Tree<'_>) -> Result<MountUnits, TreeError>
 /// Returns the name of every unit, and the folder whose file counts.
 fn unit_files(tree: &Tree<'_>) -> Result<BTreeMap<String, &'static str>, TreeError> {
     let mut files = BTreeMap::new();
-    for folder in FOLDERS {
+    for folder in UNIT_FOLDERS {
         for name in unit_names(tree, folder)? {
             files.entry(name).or_insert(folder);
         }
@@ -107,7 +105,7 @@ fn names(tree: &Tree<'_>, folder: &str) -> Result<Vec<String>, TreeError> {
 /// Returns the names that are linked in a `.wants` or `.requires` folder.
 fn wanted_names(tree: &Tree<'_>) -> Result<Vec<String>, TreeError> {
     let mut wanted = Vec::new();
-    for folder in FOLDERS {
+    for folder in UNIT_FOLDERS {
         let linking = names(tree, folder)?.into_iter().filter(|name| has_suffix(name, &[".wants", ".requires"]));
         for name in linking.take(MAX_UNITS) {
             wanted.extend(unit_names(tree, &format!("{folder}/{name}"))?);
@@ -129,7 +127,7 @@ impl UnitSettings {
     fn read(tree: &Tree<'_>, name: &str, text: &str) -> Result<Self, TreeError> {
         let mut settings = Self::default();
         settings.apply(text);
-        for folder in FOLDERS.iter().rev() {
+        for folder in UNIT_FOLDERS.iter().rev() {
             let folder = format!("{folder}/{name}.d");
             let files = names(tree, &folder)?;
             for file in files.iter().filter(|file| has_suffix(file, &[".conf"])).take(MAX_UNITS) {

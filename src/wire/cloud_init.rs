@@ -6,13 +6,11 @@
 
 use std::collections::BTreeMap;
 
+use super::UNIT_FOLDERS;
 use super::code::coded_struct;
 
 /// Where programs are.
 const PROGRAMS: [&str; 4] = ["/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin"];
-/// Where units are, those first that replace others; what is in /run is gone at the next boot.
-const UNITS: [&str; 4] =
-    ["/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
 /// The units without which the agent is not started. Only newer versions have the last one.
 const NEEDED_UNITS: [&str; 3] = ["cloud-init.target", "cloud-init-local.service", "cloud-init-main.service"];
 /// The units of which one has to be enabled: each draws in that of the agent.
@@ -30,6 +28,9 @@ const CONFIGURATIONS: &str = "/etc/cloud/cloud.cfg.d";
 const DISABLED: &str = "/etc/cloud/cloud-init.disabled";
 const ENABLED: &str = "/etc/cloud/cloud-init.enabled";
 const IDENTIFY: &str = "/etc/cloud/ds-identify.cfg";
+
+/// The longest file that is read, bytes; the rest is of no interest.
+pub const LONGEST_FILE: u64 = 16 << 20;
 
 /// The files of a guest, symbolic links followed. What cannot be read is not there.
 pub trait GuestFiles {
@@ -67,12 +68,13 @@ pub fn find_obstacles(files: &impl GuestFiles) -> Vec<SeedObstacle> {
     if !is_installed(files) {
         return vec![SeedObstacle::lasting("cloud-init is not installed")];
     }
-    let found = [disabled(files), missing_datasource(files), unit(files), unreadable_seed(files)];
+    let lines = boot_files(files);
+    let found = [disabled(files, &lines), missing_datasource(files, &lines), unit(files), unreadable_seed(files)];
     found.into_iter().flatten().collect()
 }
 
 fn is_installed(files: &impl GuestFiles) -> bool {
-    let has_unit = UNITS.iter().any(|folder| files.has_name(folder, "cloud-init-local.service"));
+    let has_unit = UNIT_FOLDERS.iter().any(|folder| files.has_name(folder, "cloud-init-local.service"));
     has_unit || PROGRAMS.iter().any(|folder| files.has_name(folder, "cloud-init"))
 }
 
@@ -89,7 +91,7 @@ fn has_file(files: &impl GuestFiles, path: &str) -> bool {
     files.read(path).is_some()
 }
 
-fn disabled(files: &impl GuestFiles) -> Option<SeedObstacle> {
+fn disabled(files: &impl GuestFiles, lines: &[BootFile]) -> Option<SeedObstacle> {
     if has_file(files, DISABLED) && !has_file(files, ENABLED) {
         return Some(SeedObstacle::lasting(format!("{DISABLED} disables cloud-init")));
     }
@@ -101,30 +103,36 @@ fn disabled(files: &impl GuestFiles) -> Option<SeedObstacle> {
     if text(files, IDENTIFY).lines().any(is_off) {
         return Some(SeedObstacle::lasting(format!("the policy in {IDENTIFY} disables cloud-init")));
     }
-    let file = boot_files(files).into_iter().find(|file| has_option(files, file, "cloud-init=disabled"))?;
-    Some(SeedObstacle::lasting(format!("the kernel command line in {file} disables cloud-init")))
+    let file = lines.iter().find(|file| file.has_option("cloud-init=disabled"))?;
+    Some(SeedObstacle::lasting(format!("the kernel command line in {} disables cloud-init", file.path)))
 }
 
-fn boot_files(files: &impl GuestFiles) -> Vec<String> {
+/// A file with kernel command lines.
+struct BootFile {
+    path: String,
+    text: String,
+}
+
+impl BootFile {
+    /// Returns whether a command line has an option, or one that begins so where it ends with `=`.
+    fn has_option(&self, option: &str) -> bool {
+        let is_it = |word: &str| word == option || (option.ends_with('=') && word.starts_with(option));
+        let lines = self.text.lines().filter(|line| !line.trim_start().starts_with('#'));
+        lines.into_iter().any(|line| line.split_whitespace().any(is_it))
+    }
+}
+
+fn boot_files(files: &impl GuestFiles) -> Vec<BootFile> {
     let entries = files.names(BOOT_ENTRIES).into_iter().filter(|name| has_suffix(name, ".conf"));
     let entries = entries.map(|name| format!("{BOOT_ENTRIES}/{name}"));
-    BOOT_FILES.map(str::to_owned).into_iter().chain(entries).collect()
-}
-
-/// Returns whether a kernel command line has an option, or one that begins so where it ends with `=`.
-fn has_option(files: &impl GuestFiles, file: &str, option: &str) -> bool {
-    let is_it = |word: &str| word == option || (option.ends_with('=') && word.starts_with(option));
-    let is_comment = |line: &&str| line.trim_start().starts_with('#');
-    text(files, file).lines().filter(|line| !is_comment(line)).any(|line| line.split_whitespace().any(is_it))
+    let paths = BOOT_FILES.map(str::to_owned).into_iter().chain(entries);
+    paths.map(|path| BootFile { text: text(files, &path), path }).collect()
 }
 
 /// Finds the list of datasources that counts. `NoCloud` is in the list that cloud-init has by itself.
-fn missing_datasource(files: &impl GuestFiles) -> Option<SeedObstacle> {
+fn missing_datasource(files: &impl GuestFiles, lines: &[BootFile]) -> Option<SeedObstacle> {
     // The kernel command line may name a datasource, in any of several ways.
-    if boot_files(files)
-        .iter()
-        .any(|file| ["ds=", "ci.ds=", "ci.datasource="].iter().any(|option| has_option(files, file, option)))
-    {
+    if lines.iter().any(|file| ["ds=", "ci.ds=", "ci.datasource="].iter().any(|option| file.has_option(option))) {
         return None;
     }
     let mut names = files.names(CONFIGURATIONS);
@@ -159,7 +167,7 @@ fn datasources(yaml: &str) -> Option<Vec<String>> {
 
 fn unit(files: &impl GuestFiles) -> Option<SeedObstacle> {
     // Other init systems have none of them.
-    let folder = |unit: &str| UNITS.iter().find(|folder| files.has_name(folder, unit));
+    let folder = |unit: &str| UNIT_FOLDERS.iter().find(|folder| files.has_name(folder, unit));
     folder(NEEDED_UNITS[1])?;
     for unit in NEEDED_UNITS {
         let Some(folder) = folder(unit) else { continue };
@@ -168,7 +176,7 @@ fn unit(files: &impl GuestFiles) -> Option<SeedObstacle> {
             return Some(SeedObstacle::lasting(format!("the unit {unit} is masked")));
         }
     }
-    let is_enabled = UNITS.iter().any(|folder| wants(files, folder));
+    let is_enabled = UNIT_FOLDERS.iter().any(|folder| wants(files, folder));
     let reason = "the units of cloud-init are disabled".to_owned();
     (!is_enabled).then_some(SeedObstacle { reason, is_lasting: false })
 }

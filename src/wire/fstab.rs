@@ -84,6 +84,12 @@ pub fn covers(table: &[u8]) -> Vec<FstabCover> {
     fields(table).filter_map(FstabFields::cover).collect()
 }
 
+/// Returns whether the table has a line for this mount point, of whatever kind.
+#[must_use]
+pub fn has_target(table: &[u8], target: &[u8]) -> bool {
+    fields(table).any(|line| line.target == target)
+}
+
 /// Returns whether a file system of this type shows files of other directories.
 #[must_use]
 pub fn is_overlay(kind: &str) -> bool {

@@ -30,6 +30,10 @@ pub use message::{
     Secret,
 };
 
+/// Where systemd has units on a disk, those first that replace others (systemd.unit(5)).
+pub const UNIT_FOLDERS: [&str; 4] =
+    ["/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
+
 /// The version of this language. Changes when a message changes its meaning.
 pub const VERSION: u16 = 1;
 

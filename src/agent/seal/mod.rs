@@ -32,19 +32,13 @@ use super::leftovers::Leftovers;
 use super::mounts::{self, MountLine};
 use super::{Refusal, sys};
 use crate::wire::sealing::{OPERATIONS, SealOperation};
-use crate::wire::{Class, SealReport, SealRequest};
+use crate::wire::{Class, SealReport, SealRequest, UNIT_FOLDERS};
 
-/// Where units of systemd are.
-const UNIT_FOLDERS: [&str; 8] = [
-    "/etc/systemd/system",
-    "/run/systemd/system",
-    "/run/systemd/transient",
-    "/run/systemd/generator",
-    "/run/systemd/generator.late",
-    "/usr/local/lib/systemd/system",
-    "/usr/lib/systemd/system",
-    "/lib/systemd/system",
-];
+/// Where a running systemd has units that are on no disk.
+const TRANSIENT_UNIT_FOLDERS: [&str; 4] =
+    ["/run/systemd/system", "/run/systemd/transient", "/run/systemd/generator", "/run/systemd/generator.late"];
+/// What systemd makes when it is PID 1 (`sd_booted(3)`).
+const SYSTEMD: &str = "/run/systemd/system";
 /// The most notes in a report.
 const MOST_NOTES: usize = 64;
 
@@ -80,6 +74,11 @@ pub fn seal(request: &SealRequest, left: &Leftovers, records: &mut impl Write) -
     run.note("freed blocks discarded");
     run.report.notes.extend(root.take_notes().into_iter().take(MOST_NOTES));
     Ok(run.report)
+}
+
+/// Returns where units of systemd are.
+fn unit_folders() -> impl Iterator<Item = &'static str> + Clone {
+    UNIT_FOLDERS.into_iter().chain(TRANSIENT_UNIT_FOLDERS)
 }
 
 /// What is known of a sealing under way.

@@ -3,13 +3,11 @@
 use std::path::Path;
 
 use super::super::{Refusal, sys};
+use super::SYSTEMD;
 use super::files::{SealRoot, empty_file, is_machine_id_link, read_file, write_file};
 use crate::wire::sealing::{
     FileTreatment, IdentityForm, IdentityPin, IdentityRenewal, MachineIdentity, SealOperation, find_maker, has_line,
 };
-
-/// Where systemd says that it is PID 1 (`sd_booted(3)`).
-const SYSTEMD: &str = "/run/systemd/system";
 
 /// Carries out one operation.
 ///

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::super::bus::Bus;
-use super::UNIT_FOLDERS;
+use super::{SYSTEMD, unit_folders};
 
 /// systemd stops a service within 90 s, unless it is told otherwise.
 const PATIENCE: Duration = Duration::from_secs(5 * 60);
@@ -19,7 +19,6 @@ const TICK: Duration = Duration::from_millis(5);
 /// The journal is asked to write elsewhere; it may have much to write first.
 const JOURNAL_PATIENCE: Duration = Duration::from_secs(60);
 
-const SYSTEMD: &str = "/run/systemd/system";
 /// PID 1's own bus.
 const MANAGER: &str = "/run/systemd/private";
 /// The journal's Varlink interface (systemd >= 242).
@@ -110,7 +109,7 @@ fn is_kept(unit: &str) -> bool {
 
 /// Returns whether a target of early boot wants it, or what it is an instance of.
 fn is_early(unit: &str) -> bool {
-    let places = UNIT_FOLDERS.iter().flat_map(|folder| EARLY_TARGETS.map(|target| format!("{folder}/{target}.target")));
+    let places = unit_folders().flat_map(|folder| EARLY_TARGETS.map(|target| format!("{folder}/{target}.target")));
     places
         .flat_map(|target| [format!("{target}.wants/{unit}"), format!("{target}.requires/{unit}")])
         .any(|link| fs::symlink_metadata(link).is_ok())
@@ -120,7 +119,7 @@ fn is_early(unit: &str) -> bool {
 fn is_systemds_own(unit: &str) -> bool {
     let template = unit.split_once('@').map(|(name, _)| format!("{name}@.service"));
     let file = template.as_deref().unwrap_or(unit);
-    let texts = UNIT_FOLDERS.iter().filter_map(|folder| fs::read_to_string(format!("{folder}/{file}")).ok());
+    let texts = unit_folders().filter_map(|folder| fs::read_to_string(format!("{folder}/{file}")).ok());
     unit.starts_with("systemd-")
         && texts.into_iter().any(|text| text.lines().any(|line| line == "DefaultDependencies=no"))
 }

@@ -9,8 +9,8 @@ use std::path::Path;
 use super::super::leftovers::Leftovers;
 use super::super::mounts::{self, MountLine};
 use super::super::{Refusal, sys};
-use super::UNIT_FOLDERS;
-use crate::wire::fstab::unescaped;
+use super::unit_folders;
+use crate::wire::fstab;
 
 /// Folders whose content is never a part of the image.
 const VOLATILE: [&str; 4] = ["/proc", "/sys", "/dev", "/run"];
@@ -52,16 +52,8 @@ fn is_volatile(target: &[u8]) -> bool {
 fn is_planned(target: &[u8], table: &[u8], root: &Path) -> bool {
     let name = escaped(target);
     let units = [format!("{name}.mount"), format!("{name}.automount")];
-    let has_unit = |folder: &&str| units.iter().any(|unit| root.join(&folder[1..]).join(unit).exists());
-    is_in_table(target, table) || UNIT_FOLDERS.iter().any(has_unit)
-}
-
-/// Returns whether an fstab(5) has a line for this mount point, of whatever kind.
-fn is_in_table(target: &[u8], table: &[u8]) -> bool {
-    let lines = table.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii_start().starts_with(b"#"));
-    let mut targets = lines
-        .filter_map(|line| line.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty()).nth(1).map(unescaped));
-    targets.any(|planned| planned == target)
+    let has_unit = |folder: &str| units.iter().any(|unit| root.join(&folder[1..]).join(unit).exists());
+    fstab::has_target(table, target) || unit_folders().any(has_unit)
 }
 
 /// Returns a path as systemd writes it in the name of a unit (`systemd-escape --path`).
