@@ -12,6 +12,7 @@ use crate::event::{Events, Level};
 use crate::machine::argv::{self, Backing, OVERLAY, SEED, UEFI_VARS};
 use crate::machine::network_filter;
 use crate::machine::{MachineError, host};
+use crate::plan::INSTALL_FIRMWARE;
 use crate::plan::machine::{Accelerator, Firmware, Machine, PrivateNetworkAccess};
 use crate::size::ByteSize;
 use crate::spec::{DiskFormat, Network};
@@ -76,9 +77,7 @@ impl Fault for CloneError {
 
     fn hints(&self) -> Vec<String> {
         match self {
-            CloneError::NoFirmware => vec![
-                "install the firmware: `apt-get install ovmf`, `dnf install edk2-ovmf` or `pacman -S edk2-ovmf`".into(),
-            ],
+            CloneError::NoFirmware => vec![INSTALL_FIRMWARE.into()],
             _ => Vec::new(),
         }
     }

@@ -102,12 +102,21 @@ impl Many<'_> {
         let around = Surroundings { events: events.clone(), ..self.around.clone() };
         let bases = Bases { events, ..self.bases.clone() };
         // Held until the build is over: an image of the store may not go while it is somebody's base.
-        let located = bases.locate(&node.spec, parent).await;
-        let base =
-            located.map_err(|failure| survey::explain_missing_base(&node.spec, self.reach, failure, &bases.memo))?;
+        let base = locate_base(node, parent, &bases, self.reach).await?;
         let plan = survey::plan(node.spec.clone(), &base, self.reach, &around.memo, &around.events).await?;
         build(&plan, &around).await
     }
+}
+
+/// Finds the base image of a spec; where there is none, the error has what is wrong with the spec's inputs as well.
+async fn locate_base(
+    node: &Node,
+    parent: Option<Arc<Artifact>>,
+    bases: &Bases,
+    reach: Reach,
+) -> Result<Located, Failure> {
+    let located = bases.locate(&node.spec, parent).await;
+    located.map_err(|failure| survey::explain_missing_base(&node.spec, reach, failure, &bases.memo))
 }
 
 /// The plan of one spec. What it is built on must be there already, and up to date.
@@ -122,8 +131,7 @@ pub async fn plan(spec: Spec, bases: &Bases, reach: Reach) -> Result<(Plan, Loca
     let mut parent = None;
     let mut planned = None;
     for node in graph.nodes() {
-        let located = bases.locate(&node.spec, parent.take()).await;
-        let base = located.map_err(|failure| survey::explain_missing_base(&node.spec, reach, failure, &bases.memo))?;
+        let base = locate_base(node, parent.take(), bases, reach).await?;
         let plan = survey::plan(node.spec.clone(), &base, reach, &bases.memo, &bases.events).await?;
         parent = up_to_date(&plan, bases)?.map(Arc::new);
         planned = Some((plan, base));

@@ -14,6 +14,7 @@ mod unpack;
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -188,14 +189,10 @@ impl SearchedSecrets {
 
     fn scan_published(&self, path: &Path, name: &Path) -> io::Result<Option<SecretLeak>> {
         let mut search = ContentSearch::new(self);
-        let mut file = File::open(path)?;
-        let mut buffer = vec![0; BUFFER];
-        loop {
-            match file.read(&mut buffer)? {
-                0 => break,
-                count => search.push(&buffer[..count]),
-            }
-        }
+        read_pieces(File::open(path)?, &mut |piece| {
+            search.push(piece);
+            ControlFlow::Continue(())
+        })?;
         let name = name.to_owned();
         Ok(search.finish().map(|leak| match leak {
             ContentLeak::Plain(found) => found.at(|at| LeakPlace::File(name, at)),
@@ -203,18 +200,25 @@ impl SearchedSecrets {
         }))
     }
 
-    fn scan_reader(&self, mut reader: impl Read) -> io::Result<Option<FoundNeedle>> {
+    fn scan_reader(&self, reader: impl Read) -> io::Result<Option<FoundNeedle>> {
         let (mut scan, mut at) = (self.scan(), 0);
-        let mut buffer = vec![0; BUFFER];
-        loop {
-            let count = reader.read(&mut buffer)?;
-            if count == 0 {
-                return Ok(None);
-            }
-            if let Some(found) = scan.find(at, &buffer[..count]) {
-                return Ok(Some(found));
-            }
-            at += count as u64;
+        let mut found = None;
+        read_pieces(reader, &mut |piece| {
+            found = scan.find(at, piece);
+            at += piece.len() as u64;
+            if found.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        Ok(found)
+    }
+}
+
+/// Gives what is read to `take`, piece by piece, until that breaks.
+fn read_pieces(mut reader: impl Read, take: &mut dyn FnMut(&[u8]) -> ControlFlow<()>) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let count = reader.read(&mut buffer)?;
+        if count == 0 || take(&buffer[..count]).is_break() {
+            return Ok(());
         }
     }
 }

@@ -96,14 +96,14 @@ const UNREAD_MANAGERS: [(&str, &str); 12] = [
 /// # Errors
 /// When the file system is damaged or cannot be read.
 pub fn read_databases(tree: &Tree<'_>) -> Result<Vec<PackageDatabase>, TreeError> {
-    let mut dpkg = tree.read(DPKG_STATUS, MAX_DATABASE)?.map(|text| parse(PackageType::Deb, &text).packages);
-    dpkg.get_or_insert_default().extend(read_status_folder(tree)?);
-    let apk = tree.read(APK_INSTALLED, MAX_DATABASE)?.map(|text| parse(PackageType::Apk, &text).packages);
-    let databases = [(PackageType::Deb, dpkg), (PackageType::Apk, apk)].into_iter().map(|(kind, packages)| {
-        let mut packages = packages.unwrap_or_default();
-        packages.sort_unstable();
-        PackageDatabase { kind, packages }
-    });
+    let read = |kind, path| {
+        let text = tree.read(path, MAX_DATABASE)?.unwrap_or_default();
+        Ok::<_, TreeError>(parse(kind, &text))
+    };
+    let mut dpkg = read(PackageType::Deb, DPKG_STATUS)?;
+    dpkg.packages.extend(read_status_folder(tree)?);
+    dpkg.packages.sort_unstable();
+    let databases = [dpkg, read(PackageType::Apk, APK_INSTALLED)?].into_iter();
     Ok(databases.filter(|database| !database.packages.is_empty()).collect())
 }
 
@@ -127,10 +127,11 @@ fn read_status_folder(tree: &Tree<'_>) -> Result<Vec<Package>, TreeError> {
 pub fn unread_managers(tree: &Tree<'_>) -> Result<Vec<&'static str>, TreeError> {
     let mut found = Vec::new();
     for (manager, path) in UNREAD_MANAGERS {
-        let has_folder = tree.names(path)?.is_some_and(|names| !names.is_empty());
-        let (folder, file) = path.rsplit_once('/').unwrap_or_default();
-        let has_file = !tree.has_directory(path)? && tree.has_name(folder, file.as_bytes());
-        if (has_folder || has_file) && !found.contains(&manager) {
+        let is_there = match tree.names(path)? {
+            Some(names) => !names.is_empty(),
+            None => tree.has(path)?,
+        };
+        if is_there && !found.contains(&manager) {
             found.push(manager);
         }
     }

@@ -35,6 +35,9 @@ use trace::Parts;
 
 /// Software emulation is slower by about this factor than the hardware that timeouts are thought for.
 const TCG_TIMEOUT_FACTOR: u32 = 4;
+/// What to do on a host without UEFI firmware.
+pub(crate) const INSTALL_FIRMWARE: &str =
+    "install the firmware: `apt-get install ovmf`, `dnf install edk2-ovmf` or `pacman -S edk2-ovmf`";
 
 /// What is known about the base image after inspection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -186,9 +189,7 @@ impl Fault for PlanError {
                 .into_iter()
                 .chain(["or `accel = \"auto\"`, which falls back to software emulation".to_owned()])
                 .collect(),
-            PlanError::NoFirmware => vec![
-                "install the firmware: `apt-get install ovmf`, `dnf install edk2-ovmf` or `pacman -S edk2-ovmf`".into(),
-            ],
+            PlanError::NoFirmware => vec![INSTALL_FIRMWARE.into()],
             PlanError::TooLarge { .. } => vec!["make `machine.disk` smaller, or write another format".into()],
             PlanError::DiskTooSmall { base, .. } => vec![format!("leave `disk` out, or make it at least {base}")],
             PlanError::Size(limit) => limit.hints(),

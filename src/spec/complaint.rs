@@ -87,9 +87,7 @@ impl SpecErrors {
         errors.truncate(SHOWN);
         Self { document, errors, omitted }
     }
-}
 
-impl SpecErrors {
     /// Returns a line for each error, for where nobody can see carets, such as a log.
     pub(crate) fn lines(&self) -> Vec<String> {
         let line = |error: &SpecError| match &error.span {

@@ -16,7 +16,7 @@ use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
 
-use super::tests::{Dice, facts, hello};
+use super::tests::{Dice, facts, hello, scratch_folder};
 use super::*;
 use crate::build::inputs::{InputError, check_sent, read_script};
 use crate::build::survey::examine_inputs;
@@ -125,8 +125,7 @@ struct Running<'a> {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let folder = ["/dev/shm", "/tmp"].into_iter().find_map(|place| tempfile::tempdir_in(place).ok()).unwrap();
-        let dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let (folder, dice) = (scratch_folder(), Dice::new(seed));
         let mut world = Self { folder, dice, images: BTreeMap::new(), made: 0 };
         let project = world.place("project");
         fs::create_dir_all(project.join("site/sub")).unwrap();

@@ -21,15 +21,24 @@ const HISTORIES: u64 = 500;
 const EVENTS: u64 = 8;
 
 /// Xorshift: a history is known by its number.
-pub(super) struct Dice(pub(super) u64);
+pub(super) struct Dice(u64);
 
 impl Dice {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
     pub(super) fn roll(&mut self, sides: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0 % sides
     }
+}
+
+/// Makes a folder, in memory where there is such a place: a layer is synced to its disk, thousands of times.
+pub(super) fn scratch_folder() -> tempfile::TempDir {
+    ["/dev/shm", "/tmp"].into_iter().find_map(|place| tempfile::tempdir_in(place).ok()).unwrap()
 }
 
 /// What a guest holds.
@@ -70,9 +79,7 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> Self {
-        // In memory where there is such a folder: a layer is synced to its disk, thousands of times.
-        let folder = ["/dev/shm", "/tmp"].into_iter().find_map(|place| tempfile::tempdir_in(place).ok()).unwrap();
-        Self { folder, dice: Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1), micro: 0, made: 0 }
+        Self { folder: scratch_folder(), dice: Dice::new(seed), micro: 0, made: 0 }
     }
 
     fn cache(&self) -> Cache {
