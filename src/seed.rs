@@ -50,7 +50,7 @@ pub fn volume(agent: &[u8], options: Options) -> io::Result<Vec<u8>> {
         ("meta-data", [&meta_data(INSTANCE_ID), DSMODE].concat().as_bytes()),
         ("network-config", network_config(options.network).as_bytes()),
         ("start", start(options).as_bytes()),
-        ("settled", settled(options.boot).as_bytes()),
+        ("settled", settled(options).as_bytes()),
         ("kiln-agent", agent),
     ])
 }
@@ -152,9 +152,7 @@ const WAIT_ONLINE: &str = "systemd-networkd-wait-online.service NetworkManager-w
 /// mask comes too late and a stop takes their place. Both is cheaper than the reload that would make the mask known,
 /// which runs every generator again.
 fn start(options: Options) -> String {
-    let stages = if options.boot == Boot::First { "" } else { LATER_STAGES };
-    let waiting = if options.network { "" } else { WAIT_ONLINE };
-    let idle = format!("{stages} {waiting}");
+    let idle = idle_units(options);
     format!(
         "\
 agent=/run/kiln/seed/kiln-agent
@@ -174,17 +172,31 @@ fi
     )
 }
 
-/// Leaves what a finished boot leaves where `cloud-init status --wait` and scripts look for it. In a build the later stages
+/// Returns the units that this boot does without.
+fn idle_units(options: Options) -> String {
+    let stages = if options.boot == Boot::First { "" } else { LATER_STAGES };
+    let waiting = if options.network { "" } else { WAIT_ONLINE };
+    format!("{stages} {waiting}")
+}
+
+/// Lifts the masks of the boot, which are for that boot alone: `systemctl enable` fails for a masked unit. Then it leaves what a
+/// finished boot leaves where `cloud-init status --wait` and scripts look for it. In a build the later stages
 /// do not run, so that the one would wait for ever and the others would find nothing; a test runs them all.
 ///
 /// cloud-init 23.3 and 23.4 (`_get_systemd_status`) also want the units of the stages to be active, so there they become
 /// units that do nothing. Older and newer versions ask systemd only while the result is not there.
-fn settled(boot: Boot) -> String {
-    match boot {
-        Boot::First => String::new(),
-        Boot::Build { .. } => FINISHED.replace("LATER_STAGES", LATER_STAGES),
+fn settled(options: Options) -> String {
+    let unmask = UNMASK.replace("IDLE_UNITS", &idle_units(options));
+    match options.boot {
+        Boot::First => unmask,
+        Boot::Build { .. } => unmask + &FINISHED.replace("LATER_STAGES", LATER_STAGES),
     }
 }
+
+const UNMASK: &str = r#"for unit in IDLE_UNITS; do
+    if [ "$(readlink /run/systemd/system/$unit)" = /dev/null ]; then rm /run/systemd/system/$unit; fi
+done
+"#;
 
 const FINISHED: &str = r#"data=/var/lib/cloud/data
 if [ -e /run/cloud-init/status.json ] && [ -d $data ]; then
@@ -199,7 +211,6 @@ if [ -e /run/cloud-init/status.json ] && [ -d $data ]; then
     if [ -d /run/systemd/system ] &&
         grep -qs _get_systemd_status /usr/lib/python3*/*-packages/cloudinit/cmd/status.py; then
         for unit in LATER_STAGES; do
-            rm -f /run/systemd/system/$unit
             printf '[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n' >/run/systemd/system/$unit
         done
         systemctl daemon-reload && systemctl start LATER_STAGES
@@ -219,12 +230,15 @@ mod tests {
     fn cloud_init_has_finished_when_a_build_has_settled() {
         let root = tempfile::tempdir().unwrap();
         let place = |path: &str| root.path().join(path);
-        for folder in ["run/cloud-init", "var/lib/cloud/data", "var/lib/cloud/instance"] {
+        for folder in ["run/cloud-init", "run/systemd/system", "var/lib/cloud/data", "var/lib/cloud/instance"] {
             std::fs::create_dir_all(place(folder)).unwrap();
+        }
+        for unit in ["cloud-init.service", "NetworkManager-wait-online.service", "mine.service"] {
+            std::os::unix::fs::symlink("/dev/null", place("run/systemd/system").join(unit)).unwrap();
         }
         std::fs::write(place("run/cloud-init/status.json"), r#"{"v1": {"stage": "init-local"}}"#).unwrap();
         let prefix = |path: &str| format!("{}{path}", root.path().display());
-        let script = settled(PLAIN.boot).replace("/var/lib", &prefix("/var/lib")).replace("/run/", &prefix("/run/"));
+        let script = settled(PLAIN).replace("/var/lib", &prefix("/var/lib")).replace("/run/", &prefix("/run/"));
         let script = script.replace(&format!("../..{}", root.path().display()), "../..");
         let status = std::process::Command::new("sh").args(["-eu", "-c", &script]).status().unwrap();
         assert!(status.success());
@@ -234,6 +248,8 @@ mod tests {
         assert!(status["v1"]["stage"].is_null() && status["v1"]["modules-final"]["finished"].as_f64() > Some(1e9));
         assert_eq!(result["v1"]["errors"].as_array().unwrap().len(), 0);
         assert!(read("var/lib/cloud/instance/boot-finished").contains("kiln build"));
+        let masked = std::fs::read_dir(place("run/systemd/system")).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(masked.collect::<Vec<_>>(), ["mine.service"], "the masks of the boot are lifted, and no other");
     }
 
     #[test]
@@ -250,7 +266,8 @@ mod tests {
         let seed = |boot| user_data(Options { boot, ..PLAIN }) + &start(Options { boot, ..PLAIN });
         let (build, first) = (seed(PLAIN.boot), seed(Boot::First));
         assert!(build.contains("cloud_final_modules: []") && build.contains("cloud-final.service"));
-        assert!(settled(PLAIN.boot).contains("boot-finished") && settled(Boot::First).is_empty());
+        let settled = |boot| settled(Options { boot, ..PLAIN });
+        assert!(settled(PLAIN.boot).contains("boot-finished") && !settled(Boot::First).contains("boot-finished"));
         assert!(!first.contains("modules") && !first.contains("cloud-final.service") && first.contains("bootcmd"));
     }
 
