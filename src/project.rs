@@ -28,7 +28,7 @@ pub enum FileReach {
 #[derive(Debug, thiserror::Error)]
 pub enum ReachError {
     /// A file outside of the project.
-    #[error("{whose}: {} leads to {}, outside of the project {}", path.display(), target.display(), project.display())]
+    #[error("{whose}: {} outside of the project {}", place(path, target), project.display())]
     Outside {
         /// What names it.
         whose: String,
@@ -161,6 +161,14 @@ impl FoundFile {
     pub(crate) fn open(&self) -> io::Result<File> {
         File::open(descriptor_path(&self.handle))
     }
+}
+
+/// Returns where a path is, up to what it is outside of.
+fn place(path: &Path, target: &Path) -> String {
+    if path == target {
+        return format!("{} is", path.display());
+    }
+    format!("{} leads to {},", path.display(), target.display())
 }
 
 fn descriptor_path(file: &File) -> PathBuf {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use kiln::wire::sealing::{IdentityForm, IdentityRenewal, MachineIdentity, OPERATIONS};
 
-use crate::bench::{Bench, root};
+use crate::bench::{Bench, root, run};
 
 /// What steps leave mounted, running and protected.
 const LEFT_BEHIND: &str = r#"
@@ -46,7 +46,7 @@ run = "[ ! -s /var/log/noisy.log ] && [ ! -s /var/log/audited.log ] && lsattr /v
 /// Packages that make identities when they are installed, as the guest's own tools see them.
 const PACKAGES: &str = r#"
 [[step]]
-copy = "@debs@/"
+copy = "debs/"
 to = "/root/debs"
 [[step]]
 name = "install packages"
@@ -124,8 +124,8 @@ fn g19_what_steps_leave_is_sealed_and_two_clones_share_no_identity() {
     let bench = Bench::new();
     let debs = root().join("fixtures/cache/identities");
     assert!(debs.exists(), "{} is not there: run fixtures/identities/build", debs.display());
-    let packages = PACKAGES.replace("@debs@", debs.to_str().unwrap());
-    let spec = bench.spec("identities", &format!("{LEFT_BEHIND}{packages}{}{NOTHING_LOST}", made_by_hand()));
+    run("cp", &["-r", debs.to_str().unwrap(), "debs"], bench.folder.path());
+    let spec = bench.spec("identities", &format!("{LEFT_BEHIND}{PACKAGES}{}{NOTHING_LOST}", made_by_hand()));
     let image = bench.builds(&spec);
     let log = fs::read_to_string(image.with_file_name("build.log")).unwrap();
     println!("{}", log.lines().filter(|line| line.contains("seal")).collect::<Vec<_>>().join("\n"));
