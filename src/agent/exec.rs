@@ -1,10 +1,11 @@
 //! Runs one command: its own session and cgroup, pipes or a terminal, a time-out that also reaches its children.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -19,11 +20,13 @@ use super::output::{OutputPump, OutputSink};
 use super::secrets::Secrets;
 use super::sys::{Identity, ProcessStart};
 use super::{Refusal, login, shutdown, sys, terminal};
-use crate::wire::message::TtySize;
+use crate::wire::message::{ShellScript, TtySize};
 use crate::wire::{Aftermath, Class, ExecRequest, Exit, Hidden, Message};
 
 /// Between the polite and the final signal.
 const KILL_AFTER: Duration = Duration::from_secs(5);
+/// Where scripts lie while they run. Not `/tmp`, where a step may have put anything.
+const SCRIPTS: &str = "/run/kiln/scripts";
 /// What the kernel reads of a file to find out how to run it, bytes.
 const HEAD: u64 = 256;
 
@@ -169,6 +172,9 @@ fn command(
     let stdin = if request.stdin { Stdio::piped() } else { Stdio::null() };
     let mut command = Command::new(program);
     command.args(&request.argv[1..]).current_dir(&request.dir).env_clear();
+    if let Some(script) = &request.script {
+        command.arg(write_script(Path::new(SCRIPTS), script)?);
+    }
     command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
     if request.login {
         command.envs(login::environment(user, Path::new("/etc"), request.tty.is_some()));
@@ -181,6 +187,27 @@ fn command(
         command.env("KILN_SECRETS", secrets.folder());
     }
     Ok(command)
+}
+
+/// Writes a script that everybody may read, and returns its path. What runs still reads the file that had the name before.
+fn write_script(folder: &Path, script: &ShellScript) -> Result<PathBuf, Refusal> {
+    let is_name =
+        matches!(Path::new(&script.name).components().next(), Some(Component::Normal(name)) if *name == *script.name);
+    if !is_name {
+        return Err(Refusal::new(Class::Request {}, format!("`{}` is not the name of a file", script.name)));
+    }
+    let path = folder.join(&script.name);
+    let written = fs::create_dir_all(folder).and_then(|()| {
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = File::options().write(true).create_new(true).open(&path)?;
+        file.write_all(script.text.as_bytes())?;
+        file.set_permissions(fs::Permissions::from_mode(0o555))
+    });
+    written.map_err(|error| Refusal::io(format!("cannot write `{}`", path.display()), &error))?;
+    Ok(path)
 }
 
 /// Describes why a program did not start. For the kernel a script without its interpreter is a file that is not there.
@@ -256,5 +283,27 @@ fn signal_session(leader: i32, number: u8) {
     sys::send_signal(-leader, number);
     for pid in every_process().filter(|pid| session_of(*pid) == Some(leader)) {
         sys::send_signal(pid, number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_takes_the_place_of_the_one_before_and_stays_in_its_folder() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("scripts");
+        let script = |name: &str, text: &str| ShellScript { name: name.into(), text: text.into() };
+        let path = write_script(&folder, &script("step-1", "exit 1\n")).unwrap();
+        let mut before = File::open(&path).unwrap();
+        assert_eq!(write_script(&folder, &script("step-1", "exit 2\n")).unwrap(), path);
+        assert_eq!(Command::new("sh").arg("-eu").arg(&path).status().unwrap().code(), Some(2));
+        let mut text = String::new();
+        before.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "exit 1\n", "a shell that still runs reads its own text");
+        for name in ["", ".", "..", "a/b", "/etc/passwd", "a/"] {
+            assert_eq!(write_script(&folder, &script(name, "")).unwrap_err().class, Class::Request {}, "{name}");
+        }
     }
 }

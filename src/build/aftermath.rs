@@ -13,7 +13,7 @@ use crate::wire::LeftProcess;
 use super::Build;
 use super::boot::Guest;
 use super::output::Lines;
-use super::provision::{How, StepError, argv};
+use super::provision::{How, StepError};
 
 /// The agent gives processes eight seconds to end.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -113,7 +113,7 @@ fn step_title(build: &Build<'_>, number: u32) -> String {
 fn step_text(step: &PlannedStep) -> String {
     match &step.step.action {
         Action::Run { command: Command::Shell(text), .. } => text.clone(),
-        Action::Run { command, .. } => argv(command).join(" "),
+        Action::Run { command: Command::Argv(argv), .. } => argv.join(" "),
         Action::Script { file, .. } => {
             let is_small = file.metadata().is_ok_and(|facts| facts.len() <= LARGEST_SCRIPT);
             if is_small {

@@ -269,11 +269,11 @@ pub fn verb(action: &Action) -> &'static str {
     }
 }
 
-/// What a command of the spec becomes in the guest.
-pub(crate) fn argv(command: &Command) -> Vec<String> {
+/// Returns what a command of the spec becomes in the guest, where a shell's text has this name.
+pub(crate) fn exec(command: &Command, name: &str) -> Exec {
     match command {
-        Command::Shell(text) => ["sh", "-eu", "-c", text].map(str::to_owned).to_vec(),
-        Command::Argv(argv) => argv.clone(),
+        Command::Shell(text) => Exec::shell(name, text),
+        Command::Argv(argv) => Exec::new(argv.iter().cloned()),
     }
 }
 
@@ -297,7 +297,9 @@ struct Running<'a, 'b> {
 impl Running<'_, '_> {
     async fn run(&mut self) -> Result<FetchedTree, Failure> {
         let done = match &self.planned.step.action {
-            Action::Run { command, context } => self.command(argv(command), context).await,
+            Action::Run { command, context } => {
+                self.command(exec(command, &format!("step-{}", self.index + 1)), context).await
+            }
             Action::Script { file, args, context } => self.script(file, args, context).await,
             Action::Copy(copy) => self.copy(copy).await,
             Action::Write { content, to, owner, mode } => {
@@ -334,20 +336,19 @@ impl Running<'_, '_> {
         StepError::new(self.build, culprit, How::PowerRequest { during }, self.lines.tail()).into()
     }
 
-    async fn command(&mut self, argv: Vec<String>, context: &Context) -> Result<(), Failure> {
+    async fn command(&mut self, exec: Exec, context: &Context) -> Result<(), Failure> {
         let timeout = self.planned.step.timeout;
         let mut env = self.build.plan.spec.vars.clone();
         env.extend(context.env.clone());
         let exec = Exec {
-            argv,
             env,
             dir: context.dir.clone(),
             user: context.user.clone(),
             timeout: Some(timeout),
             secrets: self.build.secrets.pick(&context.secrets),
-            stdin: None,
             step: u32::try_from(self.index + 1).ok(),
             login: true,
+            ..exec
         };
         let (index, events, lines) = (self.index, &self.build.events, &mut self.lines);
         let mut emit = |channel, line| events.emit(&Event::StepOutput { index, channel, line });
@@ -390,8 +391,8 @@ impl Running<'_, '_> {
         let target = format!("{SCRIPT_FOLDER}/{}", self.index + 1);
         let owner = Owner { user: context.user.clone(), group: None };
         self.send(&self.text(content, &target, &owner, 0o500)).await?;
-        let argv = std::iter::once(target).chain(args.iter().cloned()).collect();
-        self.command(argv, context).await
+        let argv = std::iter::once(target).chain(args.iter().cloned());
+        self.command(Exec::new(argv), context).await
     }
 
     fn text(&self, content: Vec<u8>, to: &str, owner: &Owner, mode: u32) -> Source {

@@ -12,7 +12,7 @@ use super::session::{Session, unexpected};
 use crate::event::Channel;
 use crate::size::ByteSize;
 use crate::wire::code::Code;
-use crate::wire::message::Pair;
+use crate::wire::message::{Pair, ShellScript};
 use crate::wire::{self, Aftermath, ExecRequest, Hidden, MAX_DATA, MAX_EXEC, Message, Secret};
 
 /// How much later than its time-out a command may end: the agent first asks, then kills, then drains the pipes.
@@ -23,6 +23,8 @@ const GRACE: Duration = Duration::from_secs(60);
 pub struct Exec {
     /// Program and arguments, run without a shell; never empty.
     pub argv: Vec<String>,
+    /// A script, whose path is one more argument.
+    pub script: Option<ShellScript>,
     /// Environment on top of what the guest gives.
     pub env: BTreeMap<String, String>,
     /// Working directory, absolute.
@@ -53,6 +55,7 @@ impl Exec {
     pub fn new<S: Into<String>>(argv: impl IntoIterator<Item = S>) -> Self {
         Self {
             argv: argv.into_iter().map(Into::into).collect(),
+            script: None,
             env: BTreeMap::new(),
             dir: "/".into(),
             user: "root".into(),
@@ -64,11 +67,19 @@ impl Exec {
         }
     }
 
+    /// The same for a shell that reads this text. `name` is what the shell calls the text in its messages.
+    #[must_use]
+    pub fn shell(name: &str, text: &str) -> Self {
+        let script = ShellScript { name: name.to_owned(), text: text.to_owned() };
+        Self { script: Some(script), ..Self::new(["sh", "-eu"]) }
+    }
+
     pub(super) fn request(&self) -> ExecRequest {
         let pair = |(name, value): (&String, &String)| Pair { name: name.clone(), value: value.clone() };
         let secret = |(name, value): &(String, Vec<u8>)| Secret { name: name.clone(), value: Hidden(value.clone()) };
         ExecRequest {
             argv: self.argv.clone(),
+            script: self.script.clone(),
             env: self.env.iter().map(pair).collect(),
             dir: self.dir.clone(),
             user: self.user.clone(),

@@ -107,10 +107,23 @@ coded_struct! {
 }
 
 coded_struct! {
+    /// A text for a shell. The agent writes it to a file below `/run/kiln/scripts`: were it an argument, `pgrep -f` and
+    /// `pkill -f` in it would find the shell that runs it.
+    ShellScript {
+        /// The file's name, without a folder.
+        name: String,
+        /// The text.
+        text: String,
+    }
+}
+
+coded_struct! {
     /// A command to run. Encoded, it travels in the parts of `Exec`.
     ExecRequest {
         /// Program and arguments; never empty.
         argv: Vec<String>,
+        /// A script, whose path is one more argument.
+        script: Option<ShellScript>,
         /// Environment on top of the user's own.
         env: Vec<Pair>,
         /// Working directory.

@@ -2,7 +2,7 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 
-use super::message::{Facts, Origin, Pair, TtySize};
+use super::message::{Facts, Origin, Pair, ShellScript, TtySize};
 use super::mounts::{DiskPartition, GuestMount};
 use super::*;
 
@@ -118,10 +118,12 @@ fn request() -> impl Strategy<Value = ExecRequest> {
     let pair = (".*", ".*").prop_map(|(name, value)| Pair { name, value });
     let secret = (".*", bytes()).prop_map(|(name, value)| Secret { name, value: Hidden(value) });
     let first = (vec(".*", 0..4), vec(pair, 0..4), ".*", ".*");
-    let kind = (option::of(any::<u32>()), any::<bool>());
+    let script = (".*", ".*").prop_map(|(name, text)| ShellScript { name, text });
+    let kind = (option::of(script), option::of(any::<u32>()), any::<bool>());
     (first, option::of(any::<u64>()), any::<bool>(), option::of(tty()), vec(secret, 0..3), kind).prop_map(
-        |((argv, env, dir, user), timeout, stdin, tty, secrets, (step, login))| ExecRequest {
+        |((argv, env, dir, user), timeout, stdin, tty, secrets, (script, step, login))| ExecRequest {
             argv,
+            script,
             env,
             dir,
             user,

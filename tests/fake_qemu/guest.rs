@@ -265,8 +265,10 @@ impl Guest<'_> {
         let whole = self.execs.remove(&stream).unwrap_or_default();
         let request = ExecRequest::get(&mut Fields::new(&whole)).map_err(io::Error::other)?;
         let argv: Vec<&str> = request.argv.iter().map(String::as_str).collect();
+        if let Some(script) = &request.script {
+            return self.step(stream, &script.text, &request);
+        }
         match &argv[..] {
-            ["sh", "-eu", "-c", script] => self.step(stream, script, &request),
             ["sh", "-c", script] if script.contains("$SHELL") || script.contains("${SHELL") => {
                 if let Some(size) = &request.tty {
                     super::log(&format!("terminal {}x{}", size.columns, size.rows));

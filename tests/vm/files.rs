@@ -56,7 +56,7 @@ fetch = "/root/release"
 to = "release.txt"
 [[step]]
 name = "lists no cloud"
-run = "pkill -f '[b]usy.log'; echo 'datasource_list: [ Ec2 ]' >/etc/cloud/cloud.cfg.d/99-ec2.cfg"
+run = "pkill -f busy.log; echo 'datasource_list: [ Ec2 ]' >/etc/cloud/cloud.cfg.d/99-ec2.cfg"
 [[step]]
 name = "hardens"
 run = "rm /etc/cloud/cloud.cfg.d/99-ec2.cfg; echo 'install vfat /bin/false' >/etc/modprobe.d/cis.conf"

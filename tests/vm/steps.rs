@@ -31,6 +31,13 @@ name = "copes with an OOM kill"
 timeout = "5m"
 run = 'tail /dev/zero || echo "child ended with $?"'
 [[step]]
+name = "ends what a command line tells, and not itself"
+run = '''
+sleep 6666 &
+pkill -f "sleep 6666"
+! pgrep -f "sleep 6666"
+'''
+[[step]]
 name = "makes a user"
 run = '''
 useradd -m -s /bin/bash dev
@@ -57,6 +64,9 @@ su -l dev -c 'sleep 7777 >/dev/null 2>&1 & echo started'
 [[test]]
 name = "nothing writes behind sealing"
 run = "[ ! -s /var/log/noisy.log ] && [ ! -e /var/tmp/noisy ]"
+[[test]]
+name = "looks for a command line that nothing has"
+run = "! pgrep -f no-such-daemon"
 [[test]]
 name = "cloud-init has finished in a test"
 run = "cloud-init status --wait >/dev/null || [ $? = 2 ]"

@@ -18,7 +18,7 @@ use crate::spec::{Check, Command, FileCheck, Test};
 use super::super::boot::{Guest, Site};
 use super::super::limits::LimitReached;
 use super::super::output::Lines;
-use super::super::provision::argv;
+use super::super::provision::exec;
 use super::found::{describe_text, matches_output, shorten};
 use super::{PATIENCE, PAUSE, parse};
 
@@ -190,17 +190,17 @@ impl<'a> Probe<'a> {
     }
 
     async fn run(&mut self, command: &Command) -> Result<Answer, Failure> {
-        self.exec(argv(command), true).await
+        self.exec(exec(command, "test"), true).await
     }
 
     /// A question of ours, whose answer nobody needs to see.
     async fn ask(&mut self, argv: &[&str]) -> Result<Answer, Failure> {
-        self.exec(argv.iter().map(|word| (*word).to_owned()).collect(), false).await
+        self.exec(Exec::new(argv.iter().copied()), false).await
     }
 
-    async fn exec(&mut self, argv: Vec<String>, is_shown: bool) -> Result<Answer, Failure> {
+    async fn exec(&mut self, exec: Exec, is_shown: bool) -> Result<Answer, Failure> {
         let (timeout, events) = (self.test.timeout, self.site.events);
-        let exec = Exec { timeout: Some(timeout), login: is_shown, ..Exec::new(argv) };
+        let exec = Exec { timeout: Some(timeout), login: is_shown, ..exec };
         let (mut stdout, mut is_cut) = (Vec::new(), false);
         let (lines, written, name) = (&mut self.lines, &mut self.written, &self.test.name);
         let mut emit = |_, line: String| {
