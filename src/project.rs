@@ -27,33 +27,13 @@ pub enum FileReach {
 /// A spec is, or names, a file that it may not.
 #[derive(Debug, thiserror::Error)]
 pub enum ReachError {
-    /// A file outside of the project.
-    #[error("{whose}: {} outside of the project {}", place(path, target), project.display())]
-    Outside {
+    /// A path leads where it may not.
+    #[error("{whose}: {refusal}")]
+    Refused {
         /// What names it.
         whose: String,
-        /// The path as it is named.
-        path: PathBuf,
-        /// Where it leads.
-        target: PathBuf,
-        /// The project's folder.
-        project: PathBuf,
-    },
-    /// A file of git's own.
-    #[error("{whose}: {} belongs to git, whose files may hold credentials", path.display())]
-    Git {
-        /// What names it.
-        whose: String,
-        /// The path as it is named.
-        path: PathBuf,
-    },
-    /// A device, a pipe or a file that the kernel makes up.
-    #[error("{whose}: {} is not a regular file on a disk", path.display())]
-    NotAFile {
-        /// What names it.
-        whose: String,
-        /// The path as it is named.
-        path: PathBuf,
+        /// Why not.
+        refusal: PathRefusal,
     },
     /// The folder of a spec is gone.
     #[error("cannot find the project of the spec {}", spec.display())]
@@ -65,28 +45,64 @@ pub enum ReachError {
     },
 }
 
+/// Why a path may not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum PathRefusal {
+    /// A file outside of the project.
+    #[error("{} outside of the project {}", place(path, target), project.display())]
+    Outside {
+        /// The path as it is named.
+        path: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
+        /// The project's folder.
+        project: PathBuf,
+    },
+    /// A file of git's own.
+    #[error("{} belongs to git, whose files may hold credentials", .0.display())]
+    Git(PathBuf),
+    /// A device, a pipe or a file that the kernel makes up.
+    #[error("{} is not a regular file on a disk", .0.display())]
+    NotAFile(PathBuf),
+}
+
 impl Fault for ReachError {
     fn kind(&self) -> Kind {
         match self {
-            // Only a base image and the key of its list may be any file.
-            ReachError::NotAFile { .. } => Kind::Base,
-            ReachError::Outside { .. } | ReachError::Git { .. } | ReachError::NoProject { .. } => Kind::Spec,
+            ReachError::Refused { refusal, .. } => refusal.kind(),
+            ReachError::NoProject { .. } => Kind::Spec,
         }
     }
 
     fn hints(&self) -> Vec<String> {
         match self {
-            ReachError::Outside { .. } => vec![
+            ReachError::Refused { refusal, .. } => refusal.hints(),
+            ReachError::NoProject { .. } => Vec::new(),
+        }
+    }
+}
+
+impl Fault for PathRefusal {
+    fn kind(&self) -> Kind {
+        match self {
+            // Only a base image and the key of its list may be any file.
+            PathRefusal::NotAFile(_) => Kind::Base,
+            PathRefusal::Outside { .. } | PathRefusal::Git(_) => Kind::Spec,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            PathRefusal::Outside { .. } => vec![
                 "the project is the git work tree that the spec lies in, or else the spec's own folder; a link does not \
                  change which one that is"
                     .into(),
                 "move the file into it, or trust the spec with --allow-outside".into(),
             ],
-            ReachError::Git { .. } => {
+            PathRefusal::Git(_) => {
                 vec!["copy the files that the image needs, or trust the spec with --allow-outside".into()]
             }
-            ReachError::NotAFile { .. } => vec!["name a file; a disk can be copied to one with `qemu-img`".into()],
-            ReachError::NoProject { .. } => Vec::new(),
+            PathRefusal::NotAFile(_) => vec!["name a file; a disk can be copied to one with `qemu-img`".into()],
         }
     }
 }
@@ -111,11 +127,11 @@ impl Project {
     }
 
     /// Checks that a path leads into the project, and to nothing of git's own. `target` is the path without its links.
-    pub(crate) fn check_target(&self, whose: &str, path: &Path, target: &Path) -> Result<(), ReachError> {
-        let (whose, path) = (whose.to_owned(), path.to_owned());
+    pub(crate) fn check_target(&self, path: &Path, target: &Path) -> Result<(), PathRefusal> {
+        let path = path.to_owned();
         match target.strip_prefix(&self.0) {
-            Err(_) => Err(ReachError::Outside { whose, path, target: target.to_owned(), project: self.0.clone() }),
-            Ok(inside) if inside.iter().any(|name| name == GIT) => Err(ReachError::Git { whose, path }),
+            Err(_) => Err(PathRefusal::Outside { path, target: target.to_owned(), project: self.0.clone() }),
+            Ok(inside) if inside.iter().any(|name| name == GIT) => Err(PathRefusal::Git(path)),
             Ok(_) => Ok(()),
         }
     }
@@ -194,7 +210,7 @@ mod tests {
 
     fn refusal(project: &Project, path: &Path) -> Option<String> {
         let target = canonicalize(path).unwrap();
-        project.check_target("line 1", path, &target).err().map(|error| error.to_string())
+        project.check_target(path, &target).err().map(|error| error.to_string())
     }
 
     #[test]

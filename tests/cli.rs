@@ -362,6 +362,21 @@ fn all_that_is_wrong_with_files_is_shown_at_once_with_its_place() {
 }
 
 #[test]
+fn what_is_outside_of_the_project_is_shown_at_once_with_its_place() {
+    let rest = "[secrets]\nkey = { file = '../key' }\n[[step]]\ncopy = '/etc/hostname'\nto = '/srv/'\n\
+                [[step]]\nscript = \"nope.sh\"\n[[step]]\nrun = 'true'\nsecrets = ['key']\n";
+    let head = "[image]\nname = 'web'\nversion = '1'\n[base]\nfile = '/dev/zero'\n";
+    let kiln = Kiln::new().file("key", "").file("sub/kiln.toml", format!("{head}{rest}"));
+    for verb in ["check", "build", "plan"] {
+        let wrong = kiln.place().kiln().args([verb, "sub"]).fails(3).run();
+        for place in ["kiln.toml:5:8", "kiln.toml:7:16", "kiln.toml:9:8", "kiln.toml:12:10", "has 4 errors"] {
+            assert!(wrong.stderr.contains(place), "no {place}: {}", wrong.stderr);
+        }
+        assert!(wrong.stderr.contains("--allow-outside") && wrong.stderr.contains("not a regular file"), "{verb}");
+    }
+}
+
+#[test]
 fn a_wrong_base_says_what_it_is_and_what_to_write() {
     let base = |content: &[u8]| Kiln::new().spec("").file("base.qcow2", content).args(["check", "."]).fails(5);
     let mut disk = vec![0; 1 << 20];

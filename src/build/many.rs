@@ -116,7 +116,7 @@ async fn locate_base(
     reach: Reach,
 ) -> Result<Located, Failure> {
     let located = bases.locate(&node.spec, parent).await;
-    located.map_err(|failure| survey::explain_missing_base(&node.spec, reach, failure, &bases.memo))
+    located.map_err(|failure| survey::explain_missing_base(&node.spec, reach, failure, bases))
 }
 
 /// The plan of one spec. What it is built on must be there already, and up to date.

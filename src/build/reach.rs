@@ -3,8 +3,8 @@
 
 use crate::error::{Fault, Kind};
 use crate::event::{Events, Level};
-use crate::plan::host_paths::{HostPath, PathPolicy, base_paths, input_paths};
-use crate::project::{GIT, Project};
+use crate::plan::host_paths::{HostPath, PathOwner, PathPolicy, base_paths, input_paths};
+use crate::project::{GIT, PathRefusal, Project};
 use crate::spec::{Action, PrivateDestination, Spec};
 
 pub use crate::project::{FileReach, ReachError};
@@ -72,17 +72,18 @@ pub fn check_network(
 /// # Errors
 /// When something leads out of the project and may not.
 pub fn check_base(spec: &Spec, reach: FileReach, events: &Events) -> Result<(), ReachError> {
-    check_paths(spec, &base_paths(spec), reach, events)
+    let first = refused_paths(spec, base_paths(spec), reach, events)?.into_iter().next();
+    first.map_or(Ok(()), |(owner, refusal)| Err(ReachError::Refused { whose: owner.to_string(), refusal }))
 }
 
 /// Checks where the paths lead that a spec names for its steps and secrets. A link inside a copied folder is copied as a link,
 /// so the named path is all there is to check; and should it lead elsewhere by the time it is read, its digest is not the
-/// planned one any more.
+/// planned one any more. Returns those that may not be read.
 ///
 /// # Errors
-/// When something leads out of the project and may not.
-pub fn check_inputs(spec: &Spec, reach: FileReach, events: &Events) -> Result<(), ReachError> {
-    check_paths(spec, &input_paths(spec), reach, events)?;
+/// When the spec has no project any more.
+pub(crate) fn check_inputs(spec: &Spec, reach: FileReach, events: &Events) -> Result<Vec<RefusedPath>, ReachError> {
+    let refused = refused_paths(spec, input_paths(spec), reach, events)?;
     for step in &spec.steps {
         if let Action::Copy(copy) = &step.action
             && copy.from.join(GIT).symlink_metadata().is_ok()
@@ -91,19 +92,28 @@ pub fn check_inputs(spec: &Spec, reach: FileReach, events: &Events) -> Result<()
             events.notice(Level::Info, text);
         }
     }
-    Ok(())
+    Ok(refused)
 }
 
-fn check_paths(spec: &Spec, paths: &[HostPath<'_>], reach: FileReach, events: &Events) -> Result<(), ReachError> {
+/// A path of a spec that may not be read.
+pub(crate) type RefusedPath = (PathOwner, PathRefusal);
+
+fn refused_paths(
+    spec: &Spec,
+    paths: Vec<HostPath<'_>>,
+    reach: FileReach,
+    events: &Events,
+) -> Result<Vec<RefusedPath>, ReachError> {
     let project = Project::of_spec(&spec.path)?;
+    let mut refused = Vec::new();
     for named in paths {
         match (named.check(&project), named.policy, reach) {
             (Ok(()), ..) | (_, PathPolicy::BaseSpec, _) => {}
-            (Err(error), PathPolicy::Project, FileReach::Host) => {
-                events.notice(Level::Info, format!("allowed by --allow-outside: {error}"));
+            (Err(refusal), PathPolicy::Project, FileReach::Host) => {
+                events.notice(Level::Info, format!("allowed by --allow-outside: {}: {refusal}", named.owner));
             }
-            (Err(error), ..) => return Err(error),
+            (Err(refusal), ..) => refused.push((named.owner, refusal)),
         }
     }
-    Ok(())
+    Ok(refused)
 }

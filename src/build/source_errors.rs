@@ -5,10 +5,12 @@ use std::ops::Range;
 use std::path::Path;
 
 use crate::error::{Failure, Fault, Kind};
+use crate::plan::host_paths::PathOwner;
 use crate::project::FileReach;
-use crate::spec::{Action, Document, Source, Spec, SpecError, SpecErrors, SpecFile, Step, resolve_path};
+use crate::spec::{Action, Document, SecretSource, Source, Spec, SpecError, SpecErrors, SpecFile, Step, resolve_path};
 
 use super::inputs::InputError;
+use super::reach::RefusedPath;
 
 /// Everything that is wrong with the base image and the inputs of a spec; never empty.
 #[derive(Debug)]
@@ -19,26 +21,29 @@ pub struct SourceErrors {
     evidence: Vec<String>,
 }
 
+/// The base image as a whole.
+const BASE: PathOwner = PathOwner::Base("file");
+
 /// One thing that is wrong.
 pub(crate) struct SourceProblem {
     kind: Kind,
-    subject: ProblemSubject,
+    subject: PathOwner,
     message: String,
     hints: Vec<String>,
     evidence: Vec<String>,
 }
 
-/// What of a spec a problem is about.
-enum ProblemSubject {
-    Base,
-    /// A step, by its line.
-    Step(usize),
-}
-
 impl From<&InputError> for SourceProblem {
     fn from(error: &InputError) -> Self {
-        let (kind, subject, hints) = (error.kind(), ProblemSubject::Step(error.line()), error.hints());
+        let (kind, subject, hints) = (error.kind(), PathOwner::Step(error.line()), error.hints());
         Self { kind, subject, message: error.describe(), hints, evidence: Vec::new() }
+    }
+}
+
+impl From<&RefusedPath> for SourceProblem {
+    fn from((owner, refusal): &RefusedPath) -> Self {
+        let (kind, hints) = (refusal.kind(), refusal.hints());
+        Self { kind, subject: owner.clone(), message: refusal.to_string(), hints, evidence: Vec::new() }
     }
 }
 
@@ -46,7 +51,7 @@ impl SourceProblem {
     /// Returns a problem of the base image.
     pub(crate) fn of_base(failure: &Failure) -> Self {
         let (hints, evidence) = (failure.hints(), failure.evidence());
-        Self { kind: failure.kind(), subject: ProblemSubject::Base, message: failure.to_string(), hints, evidence }
+        Self { kind: failure.kind(), subject: BASE, message: failure.to_string(), hints, evidence }
     }
 }
 
@@ -73,13 +78,20 @@ impl SourceErrors {
 }
 
 /// Returns the string that names the subject; where there is none, such as in a value with a variable, its line.
-fn find_place(spec: &Spec, document: &Document, subject: &ProblemSubject) -> Option<Range<usize>> {
+fn find_place(spec: &Spec, document: &Document, subject: &PathOwner) -> Option<Range<usize>> {
     let is_path = |text: &str, path: &Path| resolve_path(&spec.path, Path::new(text)) == path;
     match subject {
-        ProblemSubject::Base => document
+        PathOwner::Base(_) => document
             .find_string(1, |text| names_base(spec, text))
             .or_else(|| document.find_line(|line| line == "[base]" || line.starts_with("base"))),
-        ProblemSubject::Step(line) => {
+        PathOwner::Secret(name) => {
+            let secret = spec.secrets.get(name).and_then(|secret| match &secret.source {
+                SecretSource::File(path) => Some(path),
+                SecretSource::Env(_) => None,
+            })?;
+            document.find_string(1, |text| is_path(text, secret))
+        }
+        PathOwner::Step(line) => {
             let path = spec.steps.iter().find(|step| step.line == *line).and_then(step_path);
             let named = path.and_then(|path| document.find_string(*line, |text| is_path(text, path)));
             named.or_else(|| document.trimmed_line(*line))
@@ -136,7 +148,7 @@ mod tests {
     use super::*;
     use crate::spec::Overrides;
 
-    fn places(text: &str, subject: &ProblemSubject) -> Option<(usize, String)> {
+    fn places(text: &str, subject: &PathOwner) -> Option<(usize, String)> {
         let path = Path::new("/project/kiln.toml");
         let text = format!("[image]\nname = 'a'\nversion = '1'\n{text}");
         let spec = Spec::parse(path, &text, &Overrides::default()).unwrap();
@@ -148,10 +160,10 @@ mod tests {
     #[test]
     fn a_problem_is_located_by_what_names_it() {
         let spec = "[base] # 'x'\nfile = \"b.qcow2\"\n[[step]]\nrun = 'true'\n[[step]]\nname = \"it's\"\ncopy = 'site/'\nto = '/srv'\n";
-        assert_eq!(places(spec, &ProblemSubject::Base), Some((5, "\"b.qcow2\"".into())));
-        assert_eq!(places(spec, &ProblemSubject::Step(8)), Some((10, "'site/'".into())));
+        assert_eq!(places(spec, &BASE), Some((5, "\"b.qcow2\"".into())));
+        assert_eq!(places(spec, &PathOwner::Step(8)), Some((10, "'site/'".into())));
         let variable = "[base]\nfile = \"{{ b }}\"\n[vars]\nb = 'x'\n[[step]]\ncopy = '{{ b }}'\nto = '/srv/'\n";
-        assert_eq!(places(variable, &ProblemSubject::Base), Some((7, "'x'".into())), "the value of the variable");
-        assert_eq!(places(variable, &ProblemSubject::Step(8)), Some((8, "[[step]]".into())));
+        assert_eq!(places(variable, &BASE), Some((7, "'x'".into())), "the value of the variable");
+        assert_eq!(places(variable, &PathOwner::Step(8)), Some((8, "[[step]]".into())));
     }
 }

@@ -17,14 +17,15 @@ use crate::guest;
 use crate::machine::host;
 use crate::memo::{Digested, Memo};
 use crate::plan::host::Host;
+use crate::plan::host_paths::PathOwner;
 use crate::plan::{BaseFacts, Facts, FirmwareDigests, InputFacts, Plan};
 use crate::spec::giveaways::giveaways;
-use crate::spec::{self, Spec, SpecFile};
+use crate::spec::{self, Spec, SpecFile, Step};
 
-use super::base::{Located, is_yet_to_come};
+use super::base::{Bases, Located, is_yet_to_come};
 use super::cloud_init;
 use super::inputs::{InputError, check_script, examine};
-use super::reach::{self, Reach};
+use super::reach::{self, Reach, ReachError, RefusedPath};
 use super::seal;
 use super::source_errors::{SourceErrors, SourceProblem};
 
@@ -102,12 +103,13 @@ pub async fn plan(
     memo: &Arc<Memo>,
     events: &Events,
 ) -> Result<Plan, Failure> {
-    check_reach(&spec, reach, events)?;
+    let refused = check_reach(&spec, reach, events)?;
     warn_of_giveaways(&spec, reach, events);
     let host = host::survey_for_plan();
     let (described, found, known) = (spec.clone(), base.clone(), Arc::clone(memo));
     // Hashing half a gigabyte takes a second; the host's programs are asked meanwhile.
-    let inputs = spawn_blocking(move || examine_sources(&described, reach, examine_base(&found, &known), &known));
+    let examine = move || examine_sources(&described, reach, &refused, examine_base(&found, &known), &known);
+    let inputs = spawn_blocking(examine);
     let (host, inputs) = tokio::join!(host, inputs);
     let ((base, warnings), inputs) = inputs.expect("examining neither panics nor is cancelled")?;
     if let Err(error) = memo.save() {
@@ -136,11 +138,9 @@ pub async fn plan(
 /// # Errors
 /// When an input is not fit.
 pub fn inputs(spec: &Spec, reach: Reach, memo: &Memo, events: &Events) -> Result<(), Failure> {
-    check_reach(spec, reach, events)?;
+    let refused = check_reach(spec, reach, events)?;
     warn_of_giveaways(spec, reach, events);
-    let examined = examine_inputs(spec, memo);
-    let problems = examined.errors.iter().map(SourceProblem::from).collect();
-    SourceErrors::check(spec, reach.files, problems)?;
+    let ((), examined) = examine_sources(spec, reach, &refused, Ok(()), memo)?;
     warn(&examined, events);
     Ok(())
 }
@@ -152,11 +152,13 @@ fn warn(inputs: &ExaminedInputs, events: &Events) {
 }
 
 /// Adds to a failure to find the base image what is wrong with the inputs.
-pub(crate) fn explain_missing_base(spec: &Spec, reach: Reach, failure: Failure, memo: &Memo) -> Failure {
-    if failure.kind() != Kind::Base || is_yet_to_come(&failure) {
+pub(crate) fn explain_missing_base(spec: &Spec, reach: Reach, failure: Failure, bases: &Bases) -> Failure {
+    let is_of_the_base = failure.kind() == Kind::Base || failure.fault::<ReachError>().is_some();
+    if !is_of_the_base || is_yet_to_come(&failure) {
         return failure;
     }
-    match examine_sources::<Infallible>(spec, reach, Err(failure), memo) {
+    let Ok(refused) = reach::check_inputs(spec, reach.files, &bases.events) else { return failure };
+    match examine_sources::<Infallible>(spec, reach, &refused, Err(failure), &bases.memo) {
         Err(failure) => failure,
         Ok((never, _)) => match never {},
     }
@@ -166,19 +168,23 @@ pub(crate) fn explain_missing_base(spec: &Spec, reach: Reach, failure: Failure, 
 fn examine_sources<T>(
     spec: &Spec,
     reach: Reach,
+    refused: &[RefusedPath],
     base: Result<T, Failure>,
     memo: &Memo,
 ) -> Result<(T, ExaminedInputs), Failure> {
-    let inputs = examine_inputs(spec, memo);
+    let inputs = examine_inputs(spec, refused, memo);
     let of_base = base.as_ref().err().map(SourceProblem::of_base);
-    let problems = of_base.into_iter().chain(inputs.errors.iter().map(SourceProblem::from));
+    let of_inputs = inputs.errors.iter().map(SourceProblem::from);
+    let problems = of_base.into_iter().chain(refused.iter().map(SourceProblem::from)).chain(of_inputs);
     SourceErrors::check(spec, reach.files, problems.collect())?;
     Ok((base?, inputs))
 }
 
-fn check_reach(spec: &Spec, reach: Reach, events: &Events) -> Result<(), Failure> {
-    reach::check_inputs(spec, reach.files, events)?;
-    Ok(reach::check_network(&spec.network.private, reach.network, events)?)
+/// Returns the inputs that may not be read.
+fn check_reach(spec: &Spec, reach: Reach, events: &Events) -> Result<Vec<RefusedPath>, Failure> {
+    let refused = reach::check_inputs(spec, reach.files, events)?;
+    reach::check_network(&spec.network.private, reach.network, events)?;
+    Ok(refused)
 }
 
 fn warn_of_giveaways(spec: &Spec, reach: Reach, events: &Events) {
@@ -277,10 +283,12 @@ pub(crate) struct ExaminedInputs {
     pub(crate) errors: Vec<InputError>,
 }
 
-/// Examines all inputs of a spec, and whether a guest can run its scripts; what is wrong with one does not hide the others.
-pub(crate) fn examine_inputs(spec: &Spec, memo: &Memo) -> ExaminedInputs {
+/// Examines the inputs of a spec but for those that may not be read, and whether a guest can run its scripts; what is wrong
+/// with one does not hide the others.
+pub(crate) fn examine_inputs(spec: &Spec, refused: &[RefusedPath], memo: &Memo) -> ExaminedInputs {
     let mut examined = ExaminedInputs::default();
-    for (index, step) in spec.steps.iter().enumerate() {
+    let is_refused = |step: &Step| refused.iter().any(|(owner, _)| *owner == PathOwner::Step(step.line));
+    for (index, step) in spec.steps.iter().enumerate().filter(|(_, step)| !is_refused(step)) {
         match examine(step, memo) {
             Ok(facts) => examined.facts.extend(facts.map(|facts| (index, facts))),
             Err(error) => examined.errors.push(error),

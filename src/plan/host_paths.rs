@@ -1,10 +1,11 @@
 //! The paths that a spec names on this host, and where each of them may lead.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::fs::canonicalize;
 use std::path::Path;
 
-use crate::project::{Project, ReachError, is_made_up};
+use crate::project::{PathRefusal, Project, is_made_up};
 use crate::spec::{Action, Remote, SecretSource, Source, Spec, Trust};
 use crate::url::Url;
 
@@ -32,36 +33,54 @@ const PATH_KEYS: [(&str, PathPolicy); 6] = [
     ("CopyIn.copy", PathPolicy::Project),
 ];
 
+/// What names a path, as errors put it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum PathOwner {
+    /// A key of `[base]`.
+    Base(&'static str),
+    /// A step, by its line.
+    Step(usize),
+    /// A secret, by its name.
+    Secret(String),
+}
+
+impl fmt::Display for PathOwner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Base(key) => write!(f, "`base.{key}`"),
+            Self::Step(line) => write!(f, "line {line}"),
+            Self::Secret(name) => write!(f, "the secret `{name}`"),
+        }
+    }
+}
+
 /// A path that a spec names on this host.
 #[derive(Debug, Clone)]
 pub(crate) struct HostPath<'s> {
-    /// What names it, as errors put it.
-    pub(crate) whose: String,
+    pub(crate) owner: PathOwner,
     pub(crate) path: Cow<'s, Path>,
     pub(crate) policy: PathPolicy,
 }
 
 impl<'s> HostPath<'s> {
-    fn new(whose: impl Into<String>, path: &'s Path, policy: PathPolicy) -> Self {
-        Self { whose: whose.into(), path: Cow::Borrowed(path), policy }
+    fn new(owner: PathOwner, path: &'s Path, policy: PathPolicy) -> Self {
+        Self { owner, path: Cow::Borrowed(path), policy }
     }
 
     /// Returns the file that a URL names on this host, if it names one. A wrong digest of it is told with the right one, and
     /// what a list of digests says is told as well; so it is for the project's own files.
-    fn of_url(whose: &str, url: &Url) -> Option<Self> {
+    fn of_url(key: &'static str, url: &Url) -> Option<Self> {
         let path = Cow::Owned(url.to_path()?);
-        Some(Self { whose: whose.to_owned(), path, policy: PathPolicy::Project })
+        Some(Self { owner: PathOwner::Base(key), path, policy: PathPolicy::Project })
     }
 
     /// Checks where it leads, symbolic links and `..` followed. What is not there passes: whoever reads it says so.
-    pub(crate) fn check(&self, project: &Project) -> Result<(), ReachError> {
+    pub(crate) fn check(&self, project: &Project) -> Result<(), PathRefusal> {
         let Ok(target) = canonicalize(&self.path) else { return Ok(()) };
         match self.policy {
-            PathPolicy::AnyFile if is_made_up(&target) => {
-                Err(ReachError::NotAFile { whose: self.whose.clone(), path: self.path.clone().into_owned() })
-            }
+            PathPolicy::AnyFile if is_made_up(&target) => Err(PathRefusal::NotAFile(self.path.clone().into_owned())),
             PathPolicy::AnyFile => Ok(()),
-            PathPolicy::Project | PathPolicy::BaseSpec => project.check_target(&self.whose, &self.path, &target),
+            PathPolicy::Project | PathPolicy::BaseSpec => project.check_target(&self.path, &target),
         }
     }
 }
@@ -69,21 +88,21 @@ impl<'s> HostPath<'s> {
 /// Returns the paths that a spec names for its base image.
 pub(crate) fn base_paths(spec: &Spec) -> Vec<HostPath<'_>> {
     match &spec.base.source {
-        Source::File(path) => vec![HostPath::new("`base.file`", path, PathPolicy::AnyFile)],
-        Source::Spec { file, .. } => vec![HostPath::new("`base.spec`", file, PathPolicy::BaseSpec)],
+        Source::File(path) => vec![HostPath::new(PathOwner::Base("file"), path, PathPolicy::AnyFile)],
+        Source::Spec { file, .. } => vec![HostPath::new(PathOwner::Base("spec"), file, PathPolicy::BaseSpec)],
         Source::Url(remote) => remote_paths(remote),
         Source::Image(_) => Vec::new(),
     }
 }
 
 fn remote_paths(remote: &Remote) -> Vec<HostPath<'_>> {
-    let mut paths: Vec<_> = remote.urls.iter().filter_map(|url| HostPath::of_url("`base.url`", url)).collect();
+    let mut paths: Vec<_> = remote.urls.iter().filter_map(|url| HostPath::of_url("url", url)).collect();
     let Some(sums) = &remote.sums else { return paths };
-    paths.extend(HostPath::of_url("`base.sums`", &sums.url));
+    paths.extend(HostPath::of_url("sums", &sums.url));
     match &sums.trust {
         Trust::Signature { url, key } => {
-            paths.extend(HostPath::of_url("`base.sums-signature`", url));
-            paths.push(HostPath::new("`base.sums-key`", key, PathPolicy::AnyFile));
+            paths.extend(HostPath::of_url("sums-signature", url));
+            paths.push(HostPath::new(PathOwner::Base("sums-key"), key, PathPolicy::AnyFile));
         }
         Trust::Sha256(_) => {}
     }
@@ -99,12 +118,12 @@ pub(crate) fn input_paths(spec: &Spec) -> Vec<HostPath<'_>> {
             Action::Copy(copy) => &copy.from,
             Action::Run { .. } | Action::Write { .. } | Action::Fetch { .. } | Action::Reboot => continue,
         };
-        paths.push(HostPath::new(format!("line {}", step.line), path, PathPolicy::Project));
+        paths.push(HostPath::new(PathOwner::Step(step.line), path, PathPolicy::Project));
     }
     for (name, secret) in &spec.secrets {
         match &secret.source {
             SecretSource::File(path) => {
-                paths.push(HostPath::new(format!("the secret `{name}`"), path, PathPolicy::Project));
+                paths.push(HostPath::new(PathOwner::Secret(name.clone()), path, PathPolicy::Project));
             }
             SecretSource::Env(_) => {}
         }
@@ -184,7 +203,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let project = Project::of_spec(&folder.path().join("kiln.toml")).unwrap();
         let refusal = |path: &str| {
-            HostPath::new("line 1", Path::new(path), PathPolicy::AnyFile).check(&project).err().map(|e| e.to_string())
+            let named = HostPath::new(PathOwner::Base("file"), Path::new(path), PathPolicy::AnyFile);
+            named.check(&project).err().map(|refusal| refusal.to_string())
         };
         assert_eq!(refusal("/etc/passwd"), None);
         for path in ["/dev/null", "/proc/self/environ", "/sys/kernel/notes", "/dev/fd/0"] {

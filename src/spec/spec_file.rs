@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::complaint::{LoadError, SpecErrors};
 use super::suggest::closest;
 use super::{Overrides, Spec, variants};
-use crate::project::{FileReach, FoundFile, Project};
+use crate::project::{FileReach, FoundFile, Project, ReachError};
 
 /// The largest spec that is read.
 pub const MAX_BYTES: u64 = 1 << 20;
@@ -88,7 +88,8 @@ fn read(given: &Path, namer: &Namer<'_>, reach: FileReach) -> Result<SpecFile, L
         return Err(LoadError::NotAFile { path: path.to_owned() });
     }
     if reach == FileReach::Project {
-        Project::of_spec(namer.spec)?.check_target(namer.whose, path, &found.location)?;
+        let checked = Project::of_spec(namer.spec)?.check_target(path, &found.location);
+        checked.map_err(|refusal| ReachError::Refused { whose: namer.whose.to_owned(), refusal })?;
     }
     let mut bytes = Vec::new();
     found.open().and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes)).map_err(failed)?;

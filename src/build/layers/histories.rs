@@ -232,7 +232,7 @@ impl World {
     /// Plans a build twice over: as it should be, and with the cache and changes of host files.
     fn build(&mut self, spec: Spec, counts: &mut Counts) {
         let memo = Memo::load(self.folder.path());
-        let examined = examine_inputs(&spec, &memo);
+        let examined = examine_inputs(&spec, &[], &memo);
         if !examined.errors.is_empty() {
             counts.not_planned += 1;
             return;
