@@ -2,6 +2,7 @@
 
 mod bases;
 mod broken;
+mod clones;
 mod families;
 mod formats;
 mod histories;
