@@ -200,14 +200,12 @@ fn s3_arguments_that_linux_does_not_take_are_told_with_their_place() {
     let with_variable = |text: &str| format!("[vars]\nv = '{}'\n{text}", "x".repeat(100_000));
     for (text, line, column) in [
         (format!("[[step]]\nrun = ['echo', '{long}']"), 7, 16),
-        (format!("[[step]]\nrun = 'echo {long}'"), 7, 7),
         (format!("[[step]]\nscript = 's'\nargs = ['{long}']"), 8, 9),
         (format!("[[step]]\nrun = 'true'\nenv = {{ A = '{long}' }}"), 8, 9),
         (format!("[[step]]\nscript = 's'\nenv = {{ A = '{long}' }}"), 8, 9),
         (format!("[vars]\nv = '{long}'"), 7, 1),
         (format!("[[test]]\nrun = ['echo', '{long}']"), 7, 16),
         (format!("[[test]]\ncommand = ['echo', '{long}']"), 7, 20),
-        (with_variable("[[step]]\nrun = '{{ v }}{{ v }}'"), 9, 7),
         (with_variable(&format!("[[step]]\nrun = [{many}]")), 9, 7),
         (with_variable(&format!("[[step]]\nscript = 's'\nargs = [{many}]")), 9, 10),
         (with_variable(&format!("[[test]]\nrun = [{many}]")), 9, 7),
@@ -220,8 +218,10 @@ fn s3_arguments_that_linux_does_not_take_are_told_with_their_place() {
     }
     let fits = "x".repeat((128 << 10) - 1);
     parse(&spec(&format!("[[step]]\nrun = ['echo', '{fits}']\nenv = {{ A = '{}' }}", &fits[2..]))).unwrap();
-    // Content is no argument.
-    parse(&spec(&format!("[[step]]\nwrite = '{long}'\nto = '/a'"))).unwrap();
+    // Content is no argument, and neither is the text of a shell.
+    parse(&spec(&format!("[[step]]\nwrite = '{long}'\nto = '/a'\n[[step]]\nrun = 'echo {long}'"))).unwrap();
+    let found = parse(&spec(&with_variable(&format!("[[step]]\nrun = '{}'", "{{ v }}".repeat(6))))).unwrap_err();
+    assert!(found.errors[0].message.contains("a shell is given at most 524288"), "{}", found.errors[0].message);
     let overrides = Overrides { vars: vec![("v".into(), long)], ..Overrides::default() };
     let found = Spec::parse(Path::new("kiln.toml"), &spec("[vars]\nv = ''"), &overrides).unwrap_err();
     assert!(found.errors[0].message.starts_with("`--var`: `v` with its value has"), "{}", found.errors[0].message);

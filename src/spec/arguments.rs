@@ -11,6 +11,8 @@ use super::shape::{Refusal, Text, text};
 
 /// The longest argument, or variable with its name, bytes: Linux's `MAX_ARG_STRLEN` with the NUL.
 pub(super) const LONGEST: usize = (128 << 10) - 1;
+/// The longest text for a shell, bytes. The agent takes 1 MiB with environment and secrets.
+const LONGEST_SCRIPT: usize = 512 << 10;
 /// All arguments and variables of a program together, bytes: a quarter of its stack of 8 MiB, less what a login adds.
 const MOST: usize = (2 << 20) - (64 << 10);
 /// Each has a NUL and a pointer, bytes.
@@ -30,10 +32,23 @@ pub(super) fn argument() -> Text<String> {
     Text { expects, schema, parse: Box::new(parse) }
 }
 
+/// A text that a shell reads from a file.
+pub(super) fn script() -> Text<String> {
+    let Text { expects, schema, parse: any } = text();
+    let parse = move |text: &str| {
+        if text.len() > LONGEST_SCRIPT {
+            let message = format!("a text of {} bytes: a shell is given at most {LONGEST_SCRIPT}", text.len());
+            return Err(Refusal { message, help: Some(HELP.to_owned()) });
+        }
+        any(text)
+    };
+    Text { expects, schema, parse: Box::new(parse) }
+}
+
 /// Returns the arguments of a command that are long.
 pub(super) fn words(command: &Command) -> Vec<&str> {
     match command {
-        Command::Shell(text) => vec![text],
+        Command::Shell(_) => Vec::new(),
         Command::Argv(words) => words.iter().map(String::as_str).collect(),
     }
 }

@@ -7,7 +7,7 @@ use toml::Spanned;
 use toml::de::{DeString, DeValue};
 
 use super::Command;
-use super::arguments::{argument, too_long};
+use super::arguments::{argument, script, too_long};
 use super::complaint::SpecError;
 use super::document::At;
 use super::reader::{Node, Reader};
@@ -131,7 +131,7 @@ impl Shape for CommandLine {
 
     fn read(&self, node: &Node, reader: &mut Reader) -> Option<Command> {
         let command = match node.get_ref() {
-            DeValue::String(_) => Command::Shell(argument().read(node, reader)?),
+            DeValue::String(_) => Command::Shell(script().read(node, reader)?),
             DeValue::Array(words) => {
                 let argv: Vec<_> = List(argument(), MAX_ARGUMENTS).read(node, reader)?;
                 if argv.len() < words.len() {
