@@ -79,6 +79,15 @@ fn all_tests_run_and_those_that_fail_are_told_and_kept() {
 }
 
 #[test]
+fn a_failed_test_says_what_to_do_as_a_step_does() {
+    let resolving = "warn curl: (6) Could not resolve host: example.org; exit 6";
+    let ended = Kiln::new().spec(&three(resolving)).build().fails(9).stderr_has("test `two`").run();
+    assert!(ended.stderr.contains("help: the guest has no network card: set `machine.network"), "{}", ended.stderr);
+    let missing = three("warn sh: 1: nc: not found; exit 127");
+    Kiln::new().spec(&missing).build().fails(9).stderr_has("the guest does not have `nc`").run();
+}
+
+#[test]
 fn a_test_that_ends_its_guest_fails_and_hurts_no_other() {
     for (second, told) in [("panic", "kernel panicked"), ("poweroff", "powered itself off"), ("agent-dies", "anew")] {
         let ended = Kiln::new().spec(&three(second)).build().fails(9).stderr_has("test `two`").stderr_has(told).run();

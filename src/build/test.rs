@@ -93,6 +93,8 @@ pub struct Outcome {
     pub found: String,
     /// The last lines it wrote.
     pub tail: Vec<String>,
+    /// Of a failed test: what to do about it, as far as its output tells.
+    pub hint: Option<String>,
     /// Wall time over all tries, without the boot, seconds.
     pub seconds: f64,
     /// Of a failed test: the folder with its output, the console and the journal.
@@ -105,7 +107,16 @@ impl Outcome {
     pub fn of(unbootable: &DoesNotBoot) -> Self {
         let DoesNotBoot { format, why } = unbootable;
         let found = unbootable.found();
-        Self { test: boots(format), format, ok: false, found, tail: why.evidence(), seconds: 0.0, kept: None }
+        Self {
+            test: boots(format),
+            format,
+            ok: false,
+            found,
+            tail: why.evidence(),
+            hint: None,
+            seconds: 0.0,
+            kept: None,
+        }
     }
 
     /// What the manifest says of it.
@@ -367,6 +378,7 @@ impl<'a> Round<'a> {
         let ok = verdict.is_ok();
         let found = bench.mask.mask_text(&verdict.unwrap_or_else(|found| found));
         let tail = probe.tail();
+        let hint = if ok { None } else { probe.hint() };
         let kept = if ok {
             // The console alone, of a test that passed.
             let _ = fs::remove_dir_all(scratch);
@@ -377,7 +389,7 @@ impl<'a> Round<'a> {
         };
         bench.events.emit(&Event::TestFinished { name: test.name.clone(), ok, seconds, found: found.clone() });
         let format = self.image.format.name();
-        Ok(Outcome { test: test.clone(), format, ok, found, tail, seconds, kept })
+        Ok(Outcome { test: test.clone(), format, ok, found, tail, hint, seconds, kept })
     }
 }
 

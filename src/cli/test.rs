@@ -166,7 +166,7 @@ fn table(outcomes: &[Outcome]) -> String {
 
 fn as_json(image: &str, outcomes: &[Outcome]) -> String {
     let test = |outcome: &Outcome| {
-        let Outcome { test, format, ok, found, tail, seconds, kept } = outcome;
+        let Outcome { test, format, ok, found, tail, seconds, kept, .. } = outcome;
         json!({
             "name": test.name, "format": format, "ok": ok, "found": found, "seconds": seconds, "output": tail,
             "definition": test, "kept": kept.is_some(),

@@ -20,7 +20,16 @@ pub fn outcome(name: &str, ok: bool, found: &str) -> Outcome {
         timeout: Duration::from_secs(1),
         line: 7,
     };
-    Outcome { test, format: "qcow2", ok, found: found.to_owned(), tail: Vec::new(), seconds: 1.5, kept: None }
+    Outcome {
+        test,
+        format: "qcow2",
+        ok,
+        found: found.to_owned(),
+        tail: Vec::new(),
+        hint: None,
+        seconds: 1.5,
+        kept: None,
+    }
 }
 
 /// A writer whose content can be read while somebody else owns it.

@@ -16,6 +16,7 @@ use crate::size::format_duration;
 use crate::spec::{Check, Command, FileCheck, Test};
 
 use super::super::boot::{Guest, Site};
+use super::super::hints;
 use super::super::limits::LimitReached;
 use super::super::output::Lines;
 use super::super::provision::exec;
@@ -65,6 +66,12 @@ impl<'a> Probe<'a> {
     /// The last lines of the last try.
     pub(super) fn tail(&self) -> Vec<String> {
         self.lines.tail()
+    }
+
+    /// Returns what to do about a command that failed, as far as its last try tells.
+    pub(super) fn hint(&self) -> Option<String> {
+        let is_command = matches!(self.test.check, Check::Run(_) | Check::Command { .. });
+        is_command.then(|| hints::hint(&self.lines.recent(), self.site.machine.network)).flatten()
     }
 
     /// Tries again until the check holds or the time for that is over. What a guest does to itself is the test's failure.

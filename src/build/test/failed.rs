@@ -1,5 +1,6 @@
 //! What a failed test, or an image that cannot be tested, says of itself.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Failure, Fault, Kind};
@@ -14,7 +15,8 @@ use crate::build::boot::{BootError, Seen};
 pub struct TestsFailed {
     message: String,
     tail: Vec<String>,
-    kept: Vec<String>,
+    /// What to do, and where the folders of the failed tests are.
+    hints: Vec<String>,
     /// For whoever tells more of them.
     pub tests: Box<Failed>,
 }
@@ -49,12 +51,13 @@ impl TestsFailed {
             [only] => only.clone(),
             all => format!("{} of {} tests failed: {}", all.len(), outcomes.len(), all.join("; ")),
         };
+        let mut hints: Vec<String> =
+            failed.iter().filter_map(|outcome| outcome.hint.clone()).collect::<BTreeSet<_>>().into_iter().collect();
         let folders = failed.iter().filter_map(|outcome| outcome.kept.as_deref());
-        let kept =
-            folders.map(|folder| format!("its output, console and journal: {}", kept(folder).display())).collect();
+        hints.extend(folders.map(|folder| format!("its output, console and journal: {}", kept(folder).display())));
         let tail = first.tail.clone();
         let outcomes = failed.into_iter().cloned().collect();
-        Err(Self { message, tail, kept, tests: Box::new(Failed { image, spec: source.to_owned(), outcomes }) })
+        Err(Self { message, tail, hints, tests: Box::new(Failed { image, spec: source.to_owned(), outcomes }) })
     }
 }
 
@@ -74,7 +77,7 @@ impl Fault for TestsFailed {
     }
 
     fn hints(&self) -> Vec<String> {
-        self.kept.clone()
+        self.hints.clone()
     }
 
     fn evidence(&self) -> Vec<String> {
