@@ -87,11 +87,20 @@ impl Bus {
 
     /// Has systemd start a unit, and returns when the job is queued.
     pub fn start_unit(&mut self, unit: &str, mode: &str) -> io::Result<()> {
+        self.queue_job("StartUnit", unit, mode)
+    }
+
+    /// Has systemd stop a unit, and returns when the job is queued.
+    pub fn stop_unit(&mut self, unit: &str) -> io::Result<()> {
+        self.queue_job("StopUnit", unit, "replace")
+    }
+
+    fn queue_job(&mut self, member: &str, unit: &str, mode: &str) -> io::Result<()> {
         let call = MethodCall {
             destination: "org.freedesktop.systemd1",
             path: "/org/freedesktop/systemd1",
             interface: "org.freedesktop.systemd1.Manager",
-            member: "StartUnit",
+            member,
             arguments: &[unit, mode],
         };
         self.stream.set_read_timeout(Some(JOB_PATIENCE))?;

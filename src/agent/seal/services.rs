@@ -1,5 +1,7 @@
 //! Stops everything that still writes.
 
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -30,8 +32,14 @@ const TARGET: &str = "kiln-seal.target";
 /// agent has the guest powered off without that.
 const WRITER: &str = "systemd-timesyncd.service";
 /// What needs not have ended before files are treated: these write nothing to the disk.
-const HARMLESS: [&str; 4] =
-    ["dbus.service", "dbus-broker.service", "systemd-logind.service", "systemd-user-sessions.service"];
+const HARMLESS: [&str; 6] = [
+    "cloud-init-local.service",
+    "cloud-init-main.service",
+    "dbus.service",
+    "dbus-broker.service",
+    "systemd-logind.service",
+    "systemd-user-sessions.service",
+];
 /// What the targets of early boot want holds file systems and devices.
 const EARLY_TARGETS: [&str; 5] = ["sysinit", "local-fs", "local-fs-pre", "cryptsetup", "swap"];
 /// Scripts of other init systems, of services that write logs.
@@ -75,9 +83,17 @@ fn wait(mut child: Child) {
 /// The bus is left as soon as systemd has understood: it would be told of each change of each unit, which takes PID 1 longer
 /// than the changes. That services have ended shows in a folder.
 fn isolate() -> io::Result<Vec<String>> {
-    let (kept, stopped): (Vec<String>, Vec<String>) = running_services()?.into_iter().partition(|unit| is_kept(unit));
+    let running = running_services()?;
+    let mut manager = Bus::connect(MANAGER)?;
+    if running.iter().any(|unit| unit == WRITER) {
+        // By isolation it would be the last one: it began before all others.
+        manager.stop_unit(WRITER)?;
+    }
+    let early = early_units();
+    let (kept, stopped): (Vec<String>, Vec<String>) = running.into_iter().partition(|unit| is_kept(unit, &early));
     fs::write(Path::new(SYSTEMD).join(TARGET), target(&kept, &stopped))?;
-    Bus::connect(MANAGER)?.start_unit(TARGET, "isolate")?;
+    manager.start_unit(TARGET, "isolate")?;
+    drop(manager);
     let deadline = Instant::now() + PATIENCE;
     loop {
         let mut running = running_services()?;
@@ -103,16 +119,15 @@ fn target(kept: &[String], stopped: &[String]) -> String {
 }
 
 /// Returns whether a service goes on: the agent itself, and those of early boot, without which file systems and devices may go.
-fn is_kept(unit: &str) -> bool {
-    unit != WRITER && (unit == "kiln-agent.service" || is_systemds_own(unit) || is_early(unit))
+fn is_kept(unit: &str, early: &HashSet<OsString>) -> bool {
+    unit != WRITER && (unit == "kiln-agent.service" || early.contains(OsStr::new(unit)) || is_systemds_own(unit))
 }
 
-/// Returns whether a target of early boot wants it, or what it is an instance of.
-fn is_early(unit: &str) -> bool {
-    let places = unit_folders().flat_map(|folder| EARLY_TARGETS.map(|target| format!("{folder}/{target}.target")));
-    places
-        .flat_map(|target| [format!("{target}.wants/{unit}"), format!("{target}.requires/{unit}")])
-        .any(|link| fs::symlink_metadata(link).is_ok())
+/// Returns what targets of early boot want.
+fn early_units() -> HashSet<OsString> {
+    let targets = unit_folders().flat_map(|folder| EARLY_TARGETS.map(|target| format!("{folder}/{target}.target")));
+    let wanting = targets.flat_map(|target| [format!("{target}.wants"), format!("{target}.requires")]);
+    wanting.flat_map(fs::read_dir).flatten().flatten().map(|entry| entry.file_name()).collect()
 }
 
 /// Returns whether it is a service of systemd that does not wait for early boot to end.
@@ -147,7 +162,8 @@ mod tests {
 
     #[test]
     fn the_agent_goes_on_and_what_writes_at_its_end_does_not() {
-        assert!(is_kept("kiln-agent.service"));
-        assert!(!is_kept(WRITER) && !is_kept("no-such-thing.service"));
+        let early = HashSet::from([WRITER.into(), "lvm2-monitor.service".into()]);
+        assert!(is_kept("kiln-agent.service", &early) && is_kept("lvm2-monitor.service", &early));
+        assert!(!is_kept(WRITER, &early) && !is_kept("no-such-thing.service", &early));
     }
 }
