@@ -140,6 +140,8 @@ fn users_keep_their_keys_and_lose_what_the_build_wrote() {
         ("/srv/dev/.ssh/authorized_keys", "x"),
         ("/srv/dev/.ssh/id_ed25519", "x"),
         ("/srv/dev/.zsh_history", "x"),
+        ("/srv/dev/.mysql_history", "x"),
+        ("/srv/dev/.local/share/fish/fish_history", "x"),
         ("/.bash_history", "of nobody"),
     ]);
     tree.seal("ssh-userdir");
