@@ -270,7 +270,7 @@ fn identity_row(operation: &str, identity: &MachineIdentity) -> String {
         IdentityRenewal::WhenMissing(program) => program.to_owned(),
         IdentityRenewal::By(makers) => format!("{}; else it stays, with a warning", names(makers)),
         IdentityRenewal::Always { makers, .. } => format!("{}; else it is missing, with a warning", names(makers)),
-        IdentityRenewal::Never => "nothing: it stays, with a warning".to_owned(),
+        IdentityRenewal::Never(_) => "nothing: it stays, with a warning".to_owned(),
     };
     format!("| {} | {}{form} | `{operation}` | {renewal} |", identity.name, paths.join(", "))
 }

@@ -26,10 +26,12 @@ impl Fault for IdentityError {
     }
 
     fn hints(&self) -> Vec<String> {
-        let skip = self.operation;
-        vec![format!("if every clone is meant to have it, write skip = [\"{skip}\"] under [seal]")]
+        vec!["stop the service that writes it while the guest is sealed or shuts down, in the last step".to_owned()]
     }
 }
+
+/// How many files of one identity a warning names.
+const NAMED: usize = 5;
 
 /// What a look at a sealed image has found.
 #[derive(Debug, Default)]
@@ -42,51 +44,75 @@ pub(crate) struct IdentityReport {
     pub(crate) is_known: bool,
 }
 
+/// A file of the image that holds an identity.
+#[derive(Debug)]
+struct IdentityFile {
+    path: String,
+    /// Whether other things in the image depend on it, so that sealing keeps it.
+    is_pinned: bool,
+}
+
 impl IdentityReport {
-    /// Adds what becomes of an identity: `found` is where it is, and whether something pins it there.
+    /// Adds the files in which an identity was found, or their absence where that matters.
     ///
     /// # Errors
     /// Those of `exists`, which looks for files of the image.
     fn judge<E>(
         &mut self,
         sought: SoughtIdentity,
-        found: Option<(String, bool)>,
+        found: &[IdentityFile],
         exists: &mut dyn FnMut(&str) -> Result<bool, E>,
     ) -> Result<(), E> {
         let renewal = sought.identity.renewal;
         let is_certain = renewal.is_certain(exists)?;
-        match (found, renewal) {
-            (Some((path, is_pinned)), IdentityRenewal::Always { .. }) => self.add(sought, &path, !is_pinned),
-            (Some((path, is_pinned)), _) => self.add(sought, &path, is_certain && !is_pinned),
-            (None, IdentityRenewal::Always { user, .. }) if !is_certain && exists(user)? => {
-                self.add_missing(sought, user);
+        let is_removed = is_certain || matches!(renewal, IdentityRenewal::Always { .. });
+        match renewal {
+            IdentityRenewal::Always { user, remedy, .. } if found.is_empty() && !is_certain && exists(user)? => {
+                self.warnings.push(describe_missing(sought.identity, user, remedy));
             }
-            (None, _) => {}
+            _ => self.add(sought, found, is_removed),
         }
         Ok(())
     }
 
-    /// Adds an identity that is in the image at this path.
-    fn add(&mut self, sought: SoughtIdentity, path: &str, is_renewed: bool) {
-        if is_renewed {
-            let error = || IdentityError { operation: sought.operation, path: path.to_owned() };
+    /// Adds an identity that is in these files of the image. What sealing removes must not be there, unless it is pinned.
+    fn add(&mut self, sought: SoughtIdentity, found: &[IdentityFile], is_removed: bool) {
+        if let Some(file) = found.iter().find(|file| is_removed && !file.is_pinned) {
+            let error = || IdentityError { operation: sought.operation, path: file.path.clone() };
             self.error.get_or_insert_with(error);
-        } else {
-            self.warnings.push(format!(
-                "every clone of the image will have the same {path} ({}), and nothing in the image makes it anew; if \
-                 that is intended, write skip = [\"{}\"] under [seal]",
-                sought.identity.name, sought.operation
-            ));
+        } else if !found.is_empty() {
+            self.warnings.push(describe_shared(sought.identity, found));
         }
     }
+}
 
-    /// Adds an identity that the image's clones lack.
-    fn add_missing(&mut self, sought: SoughtIdentity, user: &str) {
-        self.warnings.push(format!(
-            "{} were removed, and nothing in the image makes them at first boot: {user} will not work without them; keep \
-             cloud-init, or write skip = [\"{}\"] under [seal]",
-            sought.identity.name, sought.operation
-        ));
+/// Warns of an identity that all clones share. Skipping its operation would keep the identities that sealing does remove, so
+/// that is never the advice.
+fn describe_shared(identity: &MachineIdentity, found: &[IdentityFile]) -> String {
+    let paths: Vec<&str> = found.iter().map(|file| file.path.as_str()).collect();
+    let remedy = identity.remedy(found.iter().any(|file| file.is_pinned));
+    format!(
+        "every clone of the image will have the same {} ({}), and nothing in the image makes it anew: {remedy}",
+        list_paths(&paths),
+        identity.name
+    )
+}
+
+/// Warns of an identity that was removed and that the image's clones will lack.
+fn describe_missing(identity: &MachineIdentity, user: &str, remedy: &str) -> String {
+    format!(
+        "{} were removed, and nothing in the image makes them at first boot: {user} will not work without them; {remedy}",
+        identity.name
+    )
+}
+
+/// Lists the first paths, and counts the others.
+fn list_paths(paths: &[&str]) -> String {
+    let others = paths.len().saturating_sub(NAMED);
+    match paths {
+        _ if others > 0 => format!("{} and {others} more files", paths[..NAMED].join(", ")),
+        [before @ .., last] if !before.is_empty() => format!("{} and {last}", before.join(", ")),
+        _ => paths.concat(),
     }
 }
 
@@ -116,4 +142,41 @@ fn sought(kept: &BTreeSet<String>) -> Vec<SoughtIdentity> {
         operation.identities.iter().map(|identity| SoughtIdentity { operation: operation.name, identity })
     };
     operations.flat_map(identities).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_warning_names_a_few_files_and_counts_the_others() {
+        assert_eq!(list_paths(&["/a"]), "/a");
+        assert_eq!(list_paths(&["/a", "/b"]), "/a and /b");
+        assert_eq!(list_paths(&["/a", "/b", "/c"]), "/a, /b and /c");
+        assert_eq!(list_paths(&["/a", "/b", "/c", "/d", "/e", "/f", "/g"]), "/a, /b, /c, /d, /e and 2 more files");
+    }
+
+    #[test]
+    fn no_warning_advises_to_skip_an_operation() {
+        for sought in sought(&BTreeSet::new()) {
+            for is_pinned in [false, true] {
+                let found = [IdentityFile { path: "/x".into(), is_pinned }];
+                let mut report = IdentityReport::default();
+                report.add(sought, &found, false);
+                let [warning] = &report.warnings[..] else { panic!("{report:?}") };
+                let (_, remedy) = warning.split_once("makes it anew: ").unwrap();
+                assert!(!warning.contains("skip") && remedy.len() > 20, "{warning}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_sealed_image_should_not_hold_is_an_error_without_advice_to_keep_it() {
+        let nqn = sought(&BTreeSet::new()).into_iter().find(|sought| sought.identity.name == "NVMe host NQN").unwrap();
+        let found = [IdentityFile { path: "/etc/nvme/hostnqn".into(), is_pinned: false }];
+        let mut report = IdentityReport::default();
+        report.judge(nqn, &found, &mut |_| Ok::<_, std::convert::Infallible>(false)).unwrap();
+        let error = report.error.unwrap();
+        assert!(error.to_string().contains("/etc/nvme/hostnqn") && !error.hints().concat().contains("skip"), "{error}");
+    }
 }

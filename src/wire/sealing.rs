@@ -70,9 +70,11 @@ pub enum IdentityRenewal {
         makers: &'static [IdentityMaker],
         /// The program that does not work without it.
         user: &'static str,
+        /// What to do where none of the makers is there.
+        remedy: &'static str,
     },
-    /// Nobody: it is kept, and warned of.
-    Never,
+    /// Nobody: it is kept, and warned of. What to do about it.
+    Never(&'static str),
 }
 
 /// A program that makes an identity anew.
@@ -257,17 +259,15 @@ pub static OPERATIONS: [SealOperation; 26] = [
         files: &[
             Remove("~/.bash_history"),
             Remove("~/.ash_history"),
-            Remove("~/.zsh_history"),
-            Remove("~/.python_history"),
             Remove("~/.sh_history"),
             Remove("~/.ksh_history"),
             Remove("~/.mksh_history"),
-            Remove("~/.lesshst"),
+            Remove("~/.zsh_history"),
             Remove("~/.zhistory"),
             Remove("~/.histfile"),
             Remove("~/.history"),
             Remove("~/.local/share/fish/*_history"),
-            Remove("~/.viminfo"),
+            Remove("~/.python_history"),
             Remove("~/.local/state/python_history"),
             Remove("~/.node_repl_history"),
             Remove("~/.irb_history"),
@@ -281,8 +281,10 @@ pub static OPERATIONS: [SealOperation; 26] = [
             Remove("~/.rediscli_history"),
             Remove("~/.dbshell"),
             Remove("~/.mongodb/mongosh/mongosh_repl_history"),
-        ],
+            Remove("~/.lesshst"),
             Remove("~/.local/state/lesshst"),
+            Remove("~/.viminfo"),
+        ],
     },
     SealOperation {
         name: "package-manager-cache",
@@ -385,6 +387,25 @@ impl MachineIdentity {
             IdentityPin::Loose | IdentityPin::Line(_) => &[],
         }
     }
+
+    /// Returns what to do so that clones do not share it, where it is in an image and stays there.
+    #[must_use]
+    pub fn remedy(&self, is_pinned: bool) -> String {
+        match (self.renewal, self.form) {
+            (IdentityRenewal::Never(remedy), _) => remedy.to_owned(),
+            _ if is_pinned => {
+                "other files of the image depend on it, so let the first boot make it together with them".to_owned()
+            }
+            (_, IdentityForm::File) => {
+                "let the last step remove it, and a service make it at first boot if it is needed".to_owned()
+            }
+            (_, IdentityForm::FileWith(line) | IdentityForm::Lines(line)) => {
+                format!(
+                    "let the last step remove its line `{line}`, and a service write it at first boot if it is needed"
+                )
+            }
+        }
+    }
 }
 
 impl IdentityForm {
@@ -410,7 +431,7 @@ impl IdentityRenewal {
     pub fn makers(&self) -> &'static [IdentityMaker] {
         match self {
             Self::By(makers) | Self::Always { makers, .. } => makers,
-            Self::WhenMissing(_) | Self::Never => &[],
+            Self::WhenMissing(_) | Self::Never(_) => &[],
         }
     }
 
@@ -429,7 +450,7 @@ impl IdentityRenewal {
     pub fn is_certain<E>(&self, exists: &mut dyn FnMut(&str) -> Result<bool, E>) -> Result<bool, E> {
         match self {
             Self::WhenMissing(_) => Ok(true),
-            Self::Never => Ok(false),
+            Self::Never(_) => Ok(false),
             Self::By(makers) | Self::Always { makers, .. } => Ok(find_maker(makers, exists)?.is_some()),
         }
     }
@@ -480,6 +501,6 @@ mod tests {
         for (content, expected) in [("uninitialized\n", true), ("", true), ("0123456789abcdef", false)] {
             assert_eq!(machine_id.is_placeholder(content.as_bytes()), expected, "{content}");
         }
-        assert!(!IdentityRenewal::Never.is_placeholder(b""));
+        assert!(!IdentityRenewal::Never("").is_placeholder(b""));
     }
 }

@@ -29,7 +29,7 @@ fn forget(root: &SealRoot, identity: &MachineIdentity) -> Result<(), Refusal> {
     let is_forgotten = match renewal {
         IdentityRenewal::WhenMissing(_) | IdentityRenewal::Always { .. } => true,
         IdentityRenewal::By(_) => maker.is_some(),
-        IdentityRenewal::Never => false,
+        IdentityRenewal::Never(_) => false,
     };
     if !is_forgotten || is_pinned_by_file(root, identity.pin) {
         return Ok(());

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 
 use sha2::{Digest, Sha256};
 
-use super::{IdentityReport, SealedView, SoughtIdentity};
+use super::{IdentityFile, IdentityReport, SealedView, SoughtIdentity};
 use crate::disk::entry::{Entry, FileDigest, FileKind};
 use crate::disk::tree::TreeError;
 use crate::wire::path_pattern;
@@ -28,8 +28,8 @@ struct ListedFiles<'s> {
     /// Files that make or use identities, and are of interest if they are there.
     asked: BTreeSet<&'static str>,
     present: BTreeSet<&'static str>,
-    /// By the number of the identity, the first path.
-    found: BTreeMap<usize, String>,
+    /// Paths by the number of the identity.
+    found: BTreeMap<usize, Vec<String>>,
 }
 
 impl<'s> ListedFiles<'s> {
@@ -44,7 +44,7 @@ impl<'s> ListedFiles<'s> {
         }
         for (number, sought) in self.sought.iter().enumerate() {
             if is_in_entry(entry, sought.identity) {
-                self.found.entry(number).or_insert_with(|| String::from_utf8_lossy(&entry.path).into_owned());
+                self.found.entry(number).or_default().push(String::from_utf8_lossy(&entry.path).into_owned());
             }
         }
     }
@@ -52,11 +52,17 @@ impl<'s> ListedFiles<'s> {
     fn report(self) -> IdentityReport {
         let mut report = IdentityReport { is_known: true, ..IdentityReport::default() };
         for (number, sought) in self.sought.iter().enumerate() {
-            let found = self.found.get(&number).map(|path| (path.clone(), self.is_pinned(sought.identity)));
+            let found = self.files_of(number, sought.identity);
             let mut exists = |file: &str| Ok::<_, Infallible>(self.present.contains(file));
-            report.judge(*sought, found, &mut exists).unwrap_or_else(|never| match never {});
+            report.judge(*sought, &found, &mut exists).unwrap_or_else(|never| match never {});
         }
         report
+    }
+
+    fn files_of(&self, number: usize, identity: &MachineIdentity) -> Vec<IdentityFile> {
+        let is_pinned = self.is_pinned(identity);
+        let paths = self.found.get(&number).into_iter().flatten();
+        paths.map(|path| IdentityFile { path: path.clone(), is_pinned }).collect()
     }
 
     fn is_pinned(&self, identity: &MachineIdentity) -> bool {
@@ -148,6 +154,9 @@ mod tests {
         let shared = report(std::slice::from_ref(&key));
         assert!(shared.error.is_none() && shared.warnings[0].contains("ssl-cert-snakeoil.key"), "{shared:?}");
         assert!(report(&[key, unit]).error.is_some());
+        let user = ["id_rsa", "id_ed25519"].map(|name| entry(&format!("/home/dev/.ssh/{name}"), FileKind::File, "x"));
+        let keys = report(&user);
+        assert!(keys.warnings[0].contains("/home/dev/.ssh/id_rsa and /home/dev/.ssh/id_ed25519"), "{keys:?}");
         let lacking = report(&[entry("/usr/sbin/sshd", FileKind::File, "x")]);
         assert!(lacking.warnings[0].contains("/usr/sbin/sshd will not work"), "{lacking:?}");
     }

@@ -1,6 +1,6 @@
 //! The look at the files of the sealed disk.
 
-use super::{IdentityReport, SoughtIdentity};
+use super::{IdentityFile, IdentityReport, SoughtIdentity};
 use crate::disk::tree::{Tree, TreeError};
 use crate::machine::argv::{MAC, SYSTEM_UUID};
 use crate::wire::path_pattern::{self, FolderView};
@@ -52,17 +52,16 @@ fn look_for(
     sought: SoughtIdentity,
     report: &mut IdentityReport,
 ) -> Result<(), TreeError> {
-    let identity = sought.identity;
-    let mut found = None;
-    for pattern in identity.paths.iter().flat_map(|pattern| path_pattern::in_homes(pattern, homes)) {
+    let mut found = Vec::new();
+    for pattern in sought.identity.paths.iter().flat_map(|pattern| path_pattern::in_homes(pattern, homes)) {
         for path in path_pattern::expand(&pattern, &TreeFolders(tree))? {
             let path = String::from_utf8_lossy(&path).into_owned();
-            if found.is_none() {
-                found = examine(tree, identity, &path)?.map(|is_pinned| (path, is_pinned));
+            if let Some(is_pinned) = examine(tree, sought.identity, &path)? {
+                found.push(IdentityFile { path, is_pinned });
             }
         }
     }
-    report.judge(sought, found, &mut |file| tree.has(file))
+    report.judge(sought, &found, &mut |file| tree.has(file))
 }
 
 /// Returns whether the identity is in this file, and then whether something pins it.

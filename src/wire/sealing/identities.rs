@@ -37,7 +37,11 @@ pub(super) const MACHINE_ID: &[MachineIdentity] = &[
         ]),
     ),
     file("D-Bus machine ID", &["/var/lib/dbus/machine-id"], WhenMissing("D-Bus")),
-    file("host ID of gethostid(3) and ZFS", &["/etc/hostid"], Never),
+    file(
+        "host ID of gethostid(3) and ZFS",
+        &["/etc/hostid"],
+        Never("let the last step remove it, and where ZFS needs it, a service run `zgenhostid` at first boot"),
+    ),
 ];
 
 pub(super) const SSH_HOSTKEYS: &[MachineIdentity] = &[
@@ -53,15 +57,20 @@ pub(super) const SSH_HOSTKEYS: &[MachineIdentity] = &[
                 unit("OpenRC's sshd", &["/etc/init.d/sshd"]),
             ],
             user: "/usr/sbin/sshd",
+            remedy: "keep cloud-init, or let a service run `ssh-keygen -A` before it at first boot",
         },
     ),
-    file("Dropbear host keys", &["/etc/dropbear/dropbear_*_host_key"], Never),
+    file(
+        "Dropbear host keys",
+        &["/etc/dropbear/dropbear_*_host_key"],
+        Never("let the last step remove it, and start Dropbear with `-R`, which makes missing host keys"),
+    ),
 ];
 
 pub(super) const SSH_USERDIR: &[MachineIdentity] = &[file(
     "private SSH keys of users",
     &["~/.ssh/id_rsa", "~/.ssh/id_ecdsa", "~/.ssh/id_ed25519", "~/.ssh/id_dsa"],
-    Never,
+    Never("let the last step remove it, and `ssh-keygen` make one in each clone"),
 )];
 
 pub(super) const DHCP_CLIENT_STATE: &[MachineIdentity] = &[
@@ -180,7 +189,11 @@ pub(super) const TLS_KEYS: &[MachineIdentity] = &[
         &["/etc/pki/dovecot/private/dovecot.pem", "/etc/pki/dovecot/certs/dovecot.pem"],
         By(&[unit("dovecot-init.service", &["/usr/lib/systemd/system/dovecot-init.service"])]),
     ),
-    file("Postfix's key", &["/etc/pki/tls/private/postfix.key"], Never),
+    file(
+        "Postfix's key",
+        &["/etc/pki/tls/private/postfix.key"],
+        Never("let the last step remove it, and a service make a key and its certificate at first boot"),
+    ),
     file(
         "BIND's control key",
         &["/etc/rndc.key", "/etc/bind/rndc.key"],
@@ -196,8 +209,16 @@ pub(super) const TLS_KEYS: &[MachineIdentity] = &[
         ],
         By(&[unit("unbound-keygen.service", &["/usr/lib/systemd/system/unbound-keygen.service"])]),
     ),
-    file("xrdp's keys", &["/etc/xrdp/rsakeys.ini"], Never),
-    file("CUPS's keys", &["/etc/cups/ssl/*.key"], Never),
+    file(
+        "xrdp's keys",
+        &["/etc/xrdp/rsakeys.ini"],
+        Never("let the last step remove it, and a service run `xrdp-keygen xrdp auto` at first boot"),
+    ),
+    file(
+        "CUPS's keys",
+        &["/etc/cups/ssl/*.key"],
+        Never("let the last step remove it, and a service make a key and its certificate at first boot"),
+    ),
 ];
 
 pub(super) const YUM_UUID: &[MachineIdentity] = &[
@@ -205,14 +226,30 @@ pub(super) const YUM_UUID: &[MachineIdentity] = &[
     file("dnf's counting windows", &["/var/lib/dnf/repos/*/countme"], WhenMissing("dnf")),
     file("zypper's anonymous ID", &["/var/lib/zypp/AnonymousUniqueId"], WhenMissing("zypper")),
     file("Smolt's UUID", &["/etc/smolt/uuid", "/etc/sysconfig/hw-uuid"], WhenMissing("Smolt")),
-    file("registration with Red Hat", &["/etc/pki/consumer/key.pem", "/etc/sysconfig/rhn/systemid"], Never),
-    file("registration with SUSE", &["/etc/zypp/credentials.d/SCCcredentials"], Never),
-    file("registration with Ubuntu Pro", &["/var/lib/ubuntu-advantage/private/machine-token.json"], Never),
+    file(
+        "registration with Red Hat",
+        &["/etc/pki/consumer/key.pem", "/etc/sysconfig/rhn/systemid"],
+        Never("let the last step run `subscription-manager clean`, and register each clone"),
+    ),
+    file(
+        "registration with SUSE",
+        &["/etc/zypp/credentials.d/SCCcredentials"],
+        Never("let the last step run `SUSEConnect --cleanup`, and register each clone"),
+    ),
+    file(
+        "registration with Ubuntu Pro",
+        &["/var/lib/ubuntu-advantage/private/machine-token.json"],
+        Never("let the last step run `pro detach --assume-yes`, and attach each clone"),
+    ),
 ];
 
 pub(super) const CONTAINER_IDS: &[MachineIdentity] = &[
     file("Docker's engine ID", &["/var/lib/docker/engine-id", "/etc/docker/key.json"], WhenMissing("Docker")),
-    file("key of a Docker swarm node", &["/var/lib/docker/swarm/certificates/swarm-node.key"], Never),
+    file(
+        "key of a Docker swarm node",
+        &["/var/lib/docker/swarm/certificates/swarm-node.key"],
+        Never("let the last step run `docker swarm leave --force`, and let each clone join the swarm"),
+    ),
     file(
         "containerd's UUID",
         &[
@@ -229,7 +266,7 @@ pub(super) const CONTAINER_IDS: &[MachineIdentity] = &[
     file(
         "keys of a Kubernetes cluster",
         &["/etc/kubernetes/pki/ca.key", "/var/lib/rancher/*/server/tls/server-ca.key"],
-        Never,
+        Never("install the programs in the image, and make the cluster at first boot"),
     ),
     file("password of a K3s or RKE2 node", &["/etc/rancher/node/password"], WhenMissing("K3s or RKE2")),
 ];
@@ -253,12 +290,24 @@ pub(super) const DATABASE_IDS: &[MachineIdentity] = &[
     file(
         "PostgreSQL's system identifier",
         &["/var/lib/postgresql/*/*/global/pg_control", "/var/lib/pgsql/data/global/pg_control"],
-        Never,
+        Never("install the server in the image, and make its cluster at first boot with `initdb`"),
     ),
-    file("RabbitMQ's cookie", &["/var/lib/rabbitmq/.erlang.cookie"], Never),
+    file(
+        "RabbitMQ's cookie",
+        &["/var/lib/rabbitmq/.erlang.cookie"],
+        Never("stop RabbitMQ and remove it in the last step; the server makes another one when it starts"),
+    ),
     file("GlusterFS's UUID", &["/var/lib/glusterd/glusterd.info"], WhenMissing("glusterd")),
-    file("Samba's domain secrets and SID", &["/var/lib/samba/private/secrets.tdb"], Never),
-    file("Kerberos keys of the host", &["/etc/krb5.keytab"], Never),
+    file(
+        "Samba's domain secrets and SID",
+        &["/var/lib/samba/private/secrets.tdb"],
+        Never("let each clone join its domain, or provision it, at first boot"),
+    ),
+    file(
+        "Kerberos keys of the host",
+        &["/etc/krb5.keytab"],
+        Never("let the last step remove it, and let each clone join its domain"),
+    ),
 ];
 
 /// Keys of a Puppet server's certificate authority, without which its own certificate cannot be made anew.
@@ -288,8 +337,16 @@ pub(super) const AGENT_IDS: &[MachineIdentity] = &[
         pin: IdentityPin::File(PUPPET_CA),
         renewal: WhenMissing("the agent"),
     },
-    file("Chef client's key", &["/etc/chef/client.pem"], Never),
-    file("CFEngine's key", &["/var/cfengine/ppkeys/localhost.priv"], Never),
+    file(
+        "Chef client's key",
+        &["/etc/chef/client.pem"],
+        Never("let the last step remove it, and let each clone register at first boot"),
+    ),
+    file(
+        "CFEngine's key",
+        &["/var/cfengine/ppkeys/localhost.priv"],
+        Never("let the last step remove it, and a service run `cf-key` at first boot"),
+    ),
     MachineIdentity {
         name: "SNMP engine ID",
         paths: &["/var/lib/snmp/snmpd.conf", "/var/lib/net-snmp/snmpd.conf"],
@@ -303,14 +360,24 @@ pub(super) const AGENT_IDS: &[MachineIdentity] = &[
         paths: &["/etc/popularity-contest.conf"],
         form: FileWith("MY_HOSTID="),
         pin: Loose,
-        renewal: Never,
+        renewal: Never(
+            "let the last step remove its line `MY_HOSTID=`, and `dpkg-reconfigure popularity-contest` make one",
+        ),
     },
     file("Whoopsie's ID", &["/var/lib/whoopsie/whoopsie-id"], WhenMissing("Whoopsie")),
     file("freshclam's UUID", &["/var/lib/clamav/freshclam.dat"], WhenMissing("freshclam")),
     file("Beats' UUIDs", &["/var/lib/*beat/meta.json"], WhenMissing("the Beat")),
     file("Netdata's ID", &["/var/lib/netdata/registry/netdata.public.unique.id"], WhenMissing("Netdata")),
-    file("Wazuh agent's key", &["/var/ossec/etc/client.keys"], Never),
-    file("CrowdStrike's agent ID", &["/opt/CrowdStrike/falconstore"], Never),
+    file(
+        "Wazuh agent's key",
+        &["/var/ossec/etc/client.keys"],
+        Never("let the last step remove it, and let each clone enroll at first boot"),
+    ),
+    file(
+        "CrowdStrike's agent ID",
+        &["/opt/CrowdStrike/falconstore"],
+        Never("let the last step run `/opt/CrowdStrike/falconctl -d -f --aid`"),
+    ),
     file("GitLab Runner's system ID", &["/etc/gitlab-runner/.runner_system_id"], WhenMissing("GitLab Runner")),
     file(
         "IDs of Consul and Nomad nodes",
@@ -332,13 +399,21 @@ pub(super) const AGENT_IDS: &[MachineIdentity] = &[
         WhenMissing("zerotier-one"),
     ),
     file("Open vSwitch's system ID", &["/etc/openvswitch/system-id.conf"], WhenMissing("ovs-ctl")),
-    file("snapd's device keys", &["/var/lib/snapd/device/private-keys-v1/*"], Never),
+    file(
+        "snapd's device keys",
+        &["/var/lib/snapd/device/private-keys-v1/*"],
+        Never("install snaps at first boot, where snapd makes its keys"),
+    ),
     MachineIdentity {
         name: "UUIDs of libvirt's networks",
         paths: &["/etc/libvirt/qemu/networks/*.xml"],
         form: FileWith("<uuid>"),
         pin: Loose,
-        renewal: Never,
+        renewal: Never("let the last step remove its line `<uuid>`; libvirt makes one when it reads the file"),
     },
-    file("mail name", &["/etc/mailname"], Never),
+    file(
+        "mail name",
+        &["/etc/mailname"],
+        Never("let the first boot write it, unless all clones are to send mail under one name"),
+    ),
 ];

@@ -76,7 +76,7 @@ fn is_of_the_build(path: &str) -> bool {
 fn is_of_warned(path: &str) -> bool {
     let identities = OPERATIONS.iter().flat_map(|operation| operation.identities);
     let mut warned = identities.filter(|identity| {
-        matches!(identity.renewal, IdentityRenewal::Never | IdentityRenewal::By(_))
+        matches!(identity.renewal, IdentityRenewal::Never(_) | IdentityRenewal::By(_))
             && identity.paths[0] != "/etc/machine-id"
     });
     warned.any(|identity| {
