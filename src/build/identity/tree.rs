@@ -4,7 +4,7 @@ use super::{IdentityFile, IdentityReport, SoughtIdentity};
 use crate::disk::tree::{Tree, TreeError};
 use crate::machine::argv::{MAC, SYSTEM_UUID};
 use crate::wire::path_pattern::{self, FolderView};
-use crate::wire::sealing::{IdentityForm, IdentityPin, MachineIdentity, has_line};
+use crate::wire::sealing::{IdentityForm, IdentityPin, MachineIdentity, OPERATIONS, has_line};
 
 /// Configuration files are shorter, bytes.
 const LIMIT: u64 = 1 << 20;
@@ -81,14 +81,13 @@ fn examine(tree: &Tree<'_>, identity: &MachineIdentity, path: &str) -> Result<Op
     Ok(Some(is_pinned))
 }
 
-/// Warns of files that name the machine of the build, which is the same for every image that kiln makes.
+/// Warns of files that name the machine of the build, which is the same for every image that kiln makes. Files of identities
+/// are left out: the other search knows them, or the spec keeps them.
 fn search_for_machine(tree: &Tree<'_>, report: &mut IdentityReport) -> Result<(), TreeError> {
     let names = machine_names();
     for folder in SEARCHED {
         tree.visit_small_files(folder, SMALL, &NOT_SEARCHED, &mut |path, content| {
-            let content = content.to_ascii_lowercase();
-            let is_in = |name: &str| content.windows(name.len()).any(|part| part == name.as_bytes());
-            if let Some((what, _)) = names.iter().find(|(_, name)| is_in(name)) {
+            if let Some(what) = find_name(&names, content).filter(|_| !is_of_identity(path)) {
                 report.warnings.push(format!(
                     "{path} holds the {what} of the machine that builds images, which is the same for all of them: let \
                      the last step remove it"
@@ -99,17 +98,52 @@ fn search_for_machine(tree: &Tree<'_>, report: &mut IdentityReport) -> Result<()
     Ok(())
 }
 
-/// Returns what names the build's machine, in lower case. Some programs read a UUID of the firmware with its first three parts
-/// in the other byte order.
-fn machine_names() -> [(&'static str, String); 3] {
-    let parts: Vec<&str> = SYSTEM_UUID.splitn(4, '-').collect();
-    let swapped: Vec<String> = parts.iter().take(3).map(|part| swap_bytes(part)).collect();
-    let other = [&swapped[..], &[parts.last().copied().unwrap_or_default().to_owned()]].concat().join("-");
-    [("UUID", SYSTEM_UUID.to_owned()), ("UUID", other), ("MAC address", MAC.to_owned())]
+fn is_of_identity(path: &str) -> bool {
+    let mut paths = OPERATIONS.iter().flat_map(|operation| operation.identities).flat_map(|identity| identity.paths);
+    paths.any(|pattern| path_pattern::matches(pattern, path.as_bytes()))
+}
+
+/// Something that names the build's machine, in lower case.
+struct MachineName {
+    what: &'static str,
+    bytes: Vec<u8>,
+}
+
+/// Returns what of the build's machine a file names, in letters of any case.
+fn find_name(names: &[MachineName], content: &[u8]) -> Option<&'static str> {
+    let content = content.to_ascii_lowercase();
+    let is_in = |name: &&MachineName| content.windows(name.bytes.len()).any(|part| part == name.bytes);
+    names.iter().find(is_in).map(|name| name.what)
+}
+
+/// Returns all that names the build's machine. Some programs read a UUID of the firmware with its first three parts in the
+/// other byte order, and systemd makes the machine ID of the UUID without its dashes, see machine-id(5).
+fn machine_names() -> Vec<MachineName> {
+    let mut names = vec![MachineName { what: "MAC address", bytes: MAC.into() }];
+    for uuid in [SYSTEM_UUID.to_owned(), swap_uuid(SYSTEM_UUID)] {
+        let digits = uuid.replace('-', "");
+        names.push(MachineName { what: "UUID", bytes: digit_bytes(&digits) });
+        names.push(MachineName { what: "UUID", bytes: uuid.into() });
+        names.push(MachineName { what: "machine ID", bytes: digits.into() });
+    }
+    names
+}
+
+/// Returns a UUID with its first three parts in the other byte order.
+fn swap_uuid(uuid: &str) -> String {
+    let swap = |(index, part): (usize, &str)| if index < 3 { swap_bytes(part) } else { part.to_owned() };
+    uuid.split('-').enumerate().map(swap).collect::<Vec<_>>().join("-")
 }
 
 fn swap_bytes(hex: &str) -> String {
     hex.as_bytes().rchunks(2).flatten().copied().map(char::from).collect()
+}
+
+/// Returns the bytes that hexadecimal digits stand for, with letters in lower case.
+fn digit_bytes(digits: &str) -> Vec<u8> {
+    let pairs = digits.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).unwrap_or_default());
+    let bytes = pairs.filter_map(|pair| u8::from_str_radix(pair, 16).ok());
+    bytes.map(|byte| byte.to_ascii_lowercase()).collect()
 }
 
 #[cfg(test)]
@@ -117,9 +151,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_uuid_is_known_in_both_byte_orders() {
-        let [(_, uuid), (_, swapped), _] = machine_names();
-        assert_eq!(uuid, "6b696c6e-0000-4000-8000-000000000001");
-        assert_eq!(swapped, "6e6c696b-0000-0040-8000-000000000001");
+    fn the_build_machine_is_known_by_every_form_of_its_uuid() {
+        let names = machine_names();
+        for (content, expected) in [
+            (&b"id=6b696c6e-0000-4000-8000-000000000001\n"[..], Some("UUID")),
+            (b"6B696C6E-0000-4000-8000-000000000001", Some("UUID")),
+            (b"6e6c696b-0000-0040-8000-000000000001", Some("UUID")),
+            (b"6b696c6e000040008000000000000001\n", Some("machine ID")),
+            (b"6B696C6E000040008000000000000001", Some("machine ID")),
+            (b"6e6c696b000000408000000000000001", Some("machine ID")),
+            (b"x\x6b\x69\x6c\x6e\0\0\x40\0\x80\0\0\0\0\0\0\x01", Some("UUID")),
+            (b"x\x6e\x6c\x69\x6b\0\0\0\x40\x80\0\0\0\0\0\0\x01", Some("UUID")),
+            (b"6b696c6e-0000-4000-8000-000000000002", None),
+            (b"kiln", None),
+        ] {
+            assert_eq!(find_name(&names, content), expected, "{}", String::from_utf8_lossy(content));
+        }
+        assert_eq!(find_name(&names, MAC.to_uppercase().as_bytes()), Some("MAC address"));
+    }
+
+    #[test]
+    fn a_file_of_an_identity_is_not_warned_of_twice() {
+        assert!(is_of_identity("/etc/machine-id") && is_of_identity("/etc/nvme/hostnqn"));
+        assert!(!is_of_identity("/etc/mymid"));
     }
 }
