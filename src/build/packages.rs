@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use crate::disk::os_release::{self, Os};
 use crate::disk::packages::{
-    APK_INSTALLED, DPKG_STATUS, PackageDatabase, PackageType, RPM_FORMAT, has_rpm_database, missing_packages, parse,
-    read_databases, unread_managers,
+    APK_INSTALLED, DPKG_STATUS, DPKG_UPDATES, PackageDatabase, PackageType, RPM_FORMAT, has_rpm_database,
+    missing_packages, parse, read_databases, unread_managers,
 };
 use crate::disk::tree::{Tree, TreeError};
 use crate::error::Failure;
@@ -53,9 +53,12 @@ fn question() -> String {
     format!(
         "cat /etc/os-release 2>/dev/null || cat /usr/lib/os-release 2>/dev/null
         printf '\\0'
-        for d in deb:{DPKG_STATUS} apk:{APK_INSTALLED}; do
-            if [ -f ${{d#*:}} ]; then printf \"${{d%%:*}}\\0\" && cat ${{d#*:}} && printf '\\0' || exit 1; fi
-        done
+        if [ -f {DPKG_STATUS} ]; then
+            printf 'deb\\0' && cat {DPKG_STATUS} || exit 1
+            for f in {DPKG_UPDATES}/[0-9]*; do [ ! -f $f ] || {{ echo && cat $f; }} || exit 1; done
+            printf '\\0'
+        fi
+        if [ -f {APK_INSTALLED} ]; then printf 'apk\\0' && cat {APK_INSTALLED} && printf '\\0' || exit 1; fi
         if command -v rpm >/dev/null; then
             if [ -e \"$(rpm --eval '%{{_dbpath}}')\" ]; then
                 printf 'rpm\\0' && rpm -qa --queryformat '{RPM_FORMAT}' && printf '\\0' || exit 1
@@ -200,14 +203,18 @@ mod tests {
             path
         };
         std::fs::write(place(DPKG_STATUS), "").unwrap();
+        std::fs::write(place(&format!("{DPKG_UPDATES}/0001")), DPKG.replace("ok installed", "ok half-configured"))
+            .unwrap();
+        std::fs::write(place(&format!("{DPKG_UPDATES}/tmp.i")), DPKG.replace("zsh", "none")).unwrap();
         std::fs::write(place(APK_INSTALLED), "P:musl\nV:1\nA:x\n").unwrap();
         let root = folder.path().to_str().unwrap();
-        let script =
-            question().replace("/var/lib", &format!("{root}/var/lib")).replace(":/lib", &format!(":{root}/lib"));
+        let script = question()
+            .replace("/var/lib", &format!("{root}/var/lib"))
+            .replace(" /lib/apk", &format!(" {root}/lib/apk"));
         let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
         assert!(output.status.success());
         let list = PackageList::collect(None, Some(&parse_answer(&output.stdout))).unwrap();
-        assert_eq!(list.databases.len(), 1);
-        assert_eq!((list.databases[0].kind, list.databases[0].packages.len()), (PackageType::Apk, 1));
+        let found = list.databases.iter().map(|found| (found.kind, &*found.packages[0].name, found.packages.len()));
+        assert_eq!(found.collect::<Vec<_>>(), [(PackageType::Deb, "zsh", 1), (PackageType::Apk, "musl", 1)]);
     }
 }

@@ -3,6 +3,9 @@
 //! Sources: deb-control(5) and dpkg's `status` file; the Alpine wiki's "Apk spec" for `installed`; rpm(8) for queries, since
 //! its database is in one of three formats that nobody else reads.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::tree::{Tree, TreeError};
@@ -10,20 +13,26 @@ use crate::wire::mounts::RPM_DATABASES;
 
 pub mod version;
 
-/// A database of a hundred thousand packages has some 150 MB.
-pub const MAX_DATABASE: u64 = 256 << 20;
+/// A database of ten thousand packages has some 15 MB.
+pub const MAX_DATABASE: u64 = 64 << 20;
+/// How much of a package's stanza is read, bytes. Those of kernels have some 10 KB.
+const MAX_STANZA: usize = 1 << 20;
 
 /// What `rpm -qa --queryformat` is to say of each package, for [`parse`].
 pub const RPM_FORMAT: &str = r"%{NAME}\t%|EPOCH?{%{EPOCH}:}|%{VERSION}-%{RELEASE}\t%{ARCH}\n";
 
 /// The database of dpkg.
 pub(crate) const DPKG_STATUS: &str = "/var/lib/dpkg/status";
+/// Where dpkg notes changes until it writes them into [`DPKG_STATUS`]; one that was killed leaves them there.
+pub(crate) const DPKG_UPDATES: &str = "/var/lib/dpkg/updates";
 /// Where images without dpkg itself have a stanza in a file for each package.
 const DPKG_STATUS_FOLDER: &str = "/var/lib/dpkg/status.d";
 /// The most of these files that are read.
 const MAX_STATUS_FILES: usize = 10_000;
 /// The database of apk.
 pub(crate) const APK_INSTALLED: &str = "/lib/apk/db/installed";
+/// The same where `/lib` is in `/usr`, and the link to it is missing.
+const APK_INSTALLED_MERGED: &str = "/usr/lib/apk/db/installed";
 
 /// An installed package.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -75,7 +84,7 @@ pub struct PackageDatabase {
 }
 
 /// Package managers whose databases kiln does not read, each with a path that only their databases have.
-const UNREAD_MANAGERS: [(&str, &str); 12] = [
+const UNREAD_MANAGERS: [(&str, &str); 13] = [
     ("opkg", "/usr/lib/opkg/status"),
     ("opkg", "/var/lib/opkg/status"),
     ("pacman", "/var/lib/pacman/local"),
@@ -85,6 +94,7 @@ const UNREAD_MANAGERS: [(&str, &str); 12] = [
     ("swupd", "/usr/share/clear/bundles"),
     ("nix", "/nix/var/nix/db"),
     ("guix", "/var/guix/db"),
+    ("opkg", "/opt/lib/opkg/status"),
     ("pkgtools", "/var/lib/pkgtools/packages"),
     ("pkgtools", "/var/log/packages"),
     ("eopkg", "/var/lib/eopkg/package"),
@@ -96,15 +106,30 @@ const UNREAD_MANAGERS: [(&str, &str); 12] = [
 /// # Errors
 /// When the file system is damaged or cannot be read.
 pub fn read_databases(tree: &Tree<'_>) -> Result<Vec<PackageDatabase>, TreeError> {
-    let read = |kind, path| {
-        let text = tree.read(path, MAX_DATABASE)?.unwrap_or_default();
-        Ok::<_, TreeError>(parse(kind, &text))
-    };
-    let mut dpkg = read(PackageType::Deb, DPKG_STATUS)?;
+    let mut dpkg = tree.read(DPKG_STATUS, MAX_DATABASE)?.unwrap_or_default();
+    append_updates(tree, &mut dpkg)?;
+    let mut dpkg = parse(PackageType::Deb, &dpkg);
     dpkg.packages.extend(read_status_folder(tree)?);
     dpkg.packages.sort_unstable();
-    let databases = [dpkg, read(PackageType::Apk, APK_INSTALLED)?].into_iter();
+    let apk = match tree.read(APK_INSTALLED, MAX_DATABASE)? {
+        Some(text) => text,
+        None => tree.read(APK_INSTALLED_MERGED, MAX_DATABASE)?.unwrap_or_default(),
+    };
+    let databases = [dpkg, parse(PackageType::Apk, &apk)].into_iter();
     Ok(databases.filter(|database| !database.packages.is_empty()).collect())
+}
+
+/// Appends the changes that dpkg has noted since it wrote its database, in their order.
+fn append_updates(tree: &Tree<'_>, text: &mut Vec<u8>) -> Result<(), TreeError> {
+    let mut names = tree.names(DPKG_UPDATES)?.unwrap_or_default();
+    names.retain(|name| !name.is_empty() && name.iter().all(u8::is_ascii_digit));
+    names.sort_unstable();
+    for name in names.into_iter().take(MAX_STATUS_FILES) {
+        let path = format!("{DPKG_UPDATES}/{}", String::from_utf8_lossy(&name));
+        text.push(b'\n');
+        text.extend(tree.read(&path, MAX_STANZA as u64)?.unwrap_or_default());
+    }
+    Ok(())
 }
 
 /// Reads the stanzas of images that were assembled without dpkg. They have no status: what is there is installed.
@@ -114,8 +139,7 @@ fn read_status_folder(tree: &Tree<'_>) -> Result<Vec<Package>, TreeError> {
     let names = names.into_iter().filter_map(|name| String::from_utf8(name).ok());
     for name in names.filter(|name| !name.ends_with(".md5sums")).take(MAX_STATUS_FILES) {
         let text = tree.read(&format!("{DPKG_STATUS_FOLDER}/{name}"), MAX_DATABASE)?.unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        packages.extend(text.split("\n\n").filter_map(dpkg_package));
+        packages.extend(stanzas(&text).filter_map(|stanza| dpkg_package(&stanza)));
     }
     Ok(packages)
 }
@@ -163,42 +187,61 @@ pub fn has_rpm_database(tree: &Tree<'_>) -> Result<bool, TreeError> {
 /// Parses the database of dpkg or apk, or the output of rpm for a query in [`RPM_FORMAT`].
 #[must_use]
 pub fn parse(kind: PackageType, text: &[u8]) -> PackageDatabase {
-    let text = String::from_utf8_lossy(text);
     let mut packages = match kind {
-        PackageType::Deb => dpkg(&text),
-        PackageType::Apk => apk(&text),
-        PackageType::Rpm => rpm(&text),
+        PackageType::Deb => dpkg(text),
+        PackageType::Apk => stanzas(text).filter_map(|stanza| apk_package(&stanza)).collect(),
+        PackageType::Rpm => rpm(&String::from_utf8_lossy(text)),
     };
     packages.sort_unstable();
     PackageDatabase { kind, packages }
 }
 
-/// Parses stanzas of `Key: value` lines; lines that begin with a space continue a value that is not needed.
-fn dpkg(text: &str) -> Vec<Package> {
-    text.split("\n\n").filter(|stanza| is_on_disk(stanza)).filter_map(dpkg_package).collect()
+/// Returns what is between empty lines, as text.
+fn stanzas(text: &[u8]) -> impl Iterator<Item = Cow<'_, str>> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let (stanza, later) = match rest.windows(2).position(|pair| pair == b"\n\n") {
+            Some(end) => (&rest[..end], &rest[end + 2..]),
+            None if rest.is_empty() => return None,
+            None => (rest, &rest[rest.len()..]),
+        };
+        rest = later;
+        Some(String::from_utf8_lossy(&stanza[..stanza.len().min(MAX_STANZA)]))
+    })
+}
+
+/// Parses stanzas of `Key: value` lines; lines that begin with a space continue a value that is not needed. The last stanza
+/// of a package counts.
+fn dpkg(text: &[u8]) -> Vec<Package> {
+    let mut packages = BTreeMap::new();
+    for stanza in stanzas(text) {
+        if let Some(package) = dpkg_package(&stanza) {
+            let name = (package.name.clone(), package.arch.clone());
+            packages.insert(name, is_on_disk(&stanza).then_some(package));
+        }
+    }
+    packages.into_values().flatten().collect()
 }
 
 fn dpkg_package(stanza: &str) -> Option<Package> {
     Some(Package {
-        name: field(stanza, "Package: ")?,
-        version: field(stanza, "Version: ").unwrap_or_default(),
-        arch: field(stanza, "Architecture: ").unwrap_or_default(),
+        name: dpkg_field(stanza, "Package:")?,
+        version: dpkg_field(stanza, "Version:").unwrap_or_default(),
+        arch: dpkg_field(stanza, "Architecture:").unwrap_or_default(),
     })
 }
 
 /// Returns whether dpkg has unpacked files of the package and not removed them. That is so in every state but two
 /// (dpkg(1), "Package states"), also after an installation that stopped half way.
 fn is_on_disk(stanza: &str) -> bool {
-    let status = field(stanza, "Status: ").unwrap_or_default();
+    let status = dpkg_field(stanza, "Status:").unwrap_or_default();
     status.split_whitespace().nth(2).is_some_and(|state| !matches!(state, "not-installed" | "config-files"))
 }
 
-/// Stanzas of `X:value` lines.
-fn apk(text: &str) -> Vec<Package> {
-    let package = |stanza: &str| {
-        Some(Package { name: field(stanza, "P:")?, version: field(stanza, "V:")?, arch: field(stanza, "A:")? })
-    };
-    text.split("\n\n").filter_map(package).collect()
+/// Parses a stanza of `X:value` lines.
+fn apk_package(stanza: &str) -> Option<Package> {
+    let field = |key: &str| stanza.lines().find_map(|line| line.strip_prefix(key)).map(|value| value.trim().to_owned());
+    Some(Package { name: field("P:")?, version: field("V:")?, arch: field("A:")? })
 }
 
 /// Lines of three fields. Keys that packages are signed with are in the database too, as packages of no architecture.
@@ -212,8 +255,13 @@ fn rpm(text: &str) -> Vec<Package> {
     text.lines().filter_map(package).collect()
 }
 
-fn field(stanza: &str, key: &str) -> Option<String> {
-    stanza.lines().find_map(|line| line.strip_prefix(key)).map(|value| value.trim().to_owned())
+/// Returns the value of a field, whose name is the same in capitals (deb822(5)).
+fn dpkg_field(stanza: &str, key: &str) -> Option<String> {
+    let value = |line: &str| {
+        let (name, value) = line.split_at_checked(key.len())?;
+        name.eq_ignore_ascii_case(key).then(|| value.trim().to_owned())
+    };
+    stanza.lines().find_map(value)
 }
 
 #[cfg(test)]
@@ -245,9 +293,16 @@ mod tests {
         ];
         let text: String = states.iter().map(|(name, status)| stanza(name, status)).collect();
         let expected: Vec<Package> = states[..8].iter().map(|(name, _)| package(name, "1:2~rc1", "amd64")).collect();
-        assert_eq!(dpkg(&text), expected);
+        let mut sorted = expected.clone();
+        sorted.sort_unstable();
+        assert_eq!(dpkg(text.as_bytes()), sorted);
+        let later =
+            format!("{text}\n{}{}", stanza("removed", "install ok unpacked"), stanza("held", "purge ok not-installed"));
+        let names: Vec<String> = dpkg(later.as_bytes()).into_iter().map(|package| package.name).collect();
+        assert!(names.contains(&"removed".to_owned()) && !names.contains(&"held".to_owned()), "{names:?}");
+        assert_eq!(dpkg(text.to_ascii_lowercase().as_bytes()), sorted);
         let bare = "Package: bare\nStatus: install reinstreq half-installed\n\nPackage: odd\nVersion: 1\n";
-        assert_eq!(dpkg(bare), [package("bare", "", "")], "no state is no package, no version is one");
+        assert_eq!(dpkg(bare.as_bytes()), [package("bare", "", "")], "no state is no package, no version is one");
     }
 
     #[test]
@@ -259,7 +314,11 @@ mod tests {
     #[test]
     fn apk_stanzas_are_packages() {
         let text = "C:Q1abc=\nP:musl\nV:1.2.5-r0\nA:x86_64\nF:lib\n\nP:busybox\nV:1.36.1-r29\nA:x86_64\n\n";
-        assert_eq!(apk(text), [package("musl", "1.2.5-r0", "x86_64"), package("busybox", "1.36.1-r29", "x86_64")]);
+        let expected = [package("busybox", "1.36.1-r29", "x86_64"), package("musl", "1.2.5-r0", "x86_64")];
+        for end in ["", "\n", "\n\n"] {
+            let text = format!("{}{end}", text.trim_end());
+            assert_eq!(parse(PackageType::Apk, text.as_bytes()).packages, expected);
+        }
     }
 
     #[test]

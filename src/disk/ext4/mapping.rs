@@ -75,7 +75,7 @@ impl Ext4<'_> {
         if inode.size > limit {
             return Err(Ext4Error::TooMuch { what: "its size", inode: inode.number });
         }
-        let mut content = Vec::new();
+        let mut content = Vec::with_capacity(usize::try_from(inode.size).unwrap_or(0));
         let _ = self.read_chunks(inode, &mut |chunk| {
             match chunk {
                 Chunk::Data(bytes) => content.extend_from_slice(bytes),

@@ -158,7 +158,7 @@ impl<'c> Fat<'c> {
         if file.size > limit {
             return Err(FatError::TooMuch);
         }
-        let mut content = Vec::new();
+        let mut content = Vec::with_capacity(usize::try_from(file.size).unwrap_or(0));
         let _ = self.read_chunks(file, &mut |chunk| {
             if let Chunk::Data(bytes) = chunk {
                 content.extend_from_slice(bytes);
