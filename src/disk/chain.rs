@@ -3,7 +3,7 @@
 //! The files are given, top first; the names in their headers are never looked at. Where the top has no data the next
 //! one is asked, and so on; beyond the end of a shorter file, and below the last one, everything is zero.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -33,6 +33,7 @@ pub struct Layer {
 pub struct Chain {
     layers: Vec<Box<dyn Source>>,
     size: u64,
+    file_bytes: u64,
 }
 
 /// A part of the disk that has data, or that is known to be zero without being read.
@@ -136,12 +137,15 @@ impl Chain {
     pub fn open(layers: Vec<Layer>) -> Result<Self, ChainError> {
         let memory = TABLE_MEMORY / layers.len().max(1) as u64;
         let mut sources = Vec::new();
+        let mut file_bytes = 0;
         for (index, layer) in layers.into_iter().enumerate() {
-            let opened = open(layer, memory);
-            sources.push(opened.map_err(|source| ChainError::Layer { layer: index, source })?);
+            let length = layer.file.metadata().ok().filter(Metadata::is_file).map(|facts| facts.len());
+            let opened = open(layer, memory).map_err(|source| ChainError::Layer { layer: index, source })?;
+            file_bytes += length.unwrap_or_else(|| opened.size());
+            sources.push(opened);
         }
         let size = sources.first().ok_or(ChainError::NoLayers)?.size();
-        Ok(Self { layers: sources, size })
+        Ok(Self { layers: sources, size, file_bytes })
     }
 
     /// The disk up to this byte: what a format has added behind it is left out.
@@ -154,6 +158,11 @@ impl Chain {
     #[must_use]
     pub fn virtual_size(&self) -> u64 {
         self.size
+    }
+
+    /// Bytes of the files of all layers.
+    pub(super) fn file_bytes(&self) -> u64 {
+        self.file_bytes
     }
 
     /// Fills `bytes` with what the guest reads at `offset`.

@@ -29,8 +29,13 @@ pub(crate) use as_mounted::readable_volumes;
 /// Ten times what the largest distributions install.
 pub(super) const MAX_ENTRIES: u64 = 20_000_000;
 /// All content hashed in one walk, as a multiple of the file systems' size. The holes of files that are not sparse
-/// ([`crate::wire::sparse_blocks`]) count: hashing those of many files would keep us busy for hours.
+/// ([`crate::wire::sparse_blocks`]) count: hashing those of many files would keep us busy for hours. So do directories, paths
+/// and attributes, which somebody may keep.
 const MAX_CONTENT: u64 = 64;
+/// All content hashed, as a multiple of the size of the disk's files: a small file can be a large disk.
+const MAX_EXPANSION: u64 = 8192;
+/// Content that is hashed whatever the sizes, bytes: a file with holes may be larger than its disk. It takes seconds.
+const LEAST_CONTENT: u64 = 8 << 30;
 /// What a byte of a path counts as content: one directory can make the paths of all that is below it long, and whoever
 /// compares two trees keeps them.
 const PATH_COST: u64 = 8;
@@ -375,8 +380,9 @@ impl<'c> Tree<'c> {
     /// As [`Tree::walk`].
     pub fn walk_contents(&self, visitor: &mut dyn TreeVisitor) -> Result<(), TreeError> {
         let size: u64 = self.volumes.iter().map(Volume::size).sum();
-        let budget = size.saturating_mul(MAX_CONTENT);
-        let mut walk = Walk { budget, directories: HashSet::new(), digests: HashMap::new() };
+        let structure = size.saturating_mul(MAX_CONTENT);
+        let content = most_content(structure, self.volumes[0].disk().file_bytes());
+        let mut walk = Walk { content, structure, directories: HashSet::new(), digests: HashMap::new() };
         let root = self.root();
         let mut open = vec![(Vec::new(), root.0, walk.enter(root, &self.node(root)?)?.into_iter())];
         let entry = walk.entry(b"/".to_vec(), root, &self.node(root)?, visitor)?;
@@ -459,10 +465,17 @@ impl FileRange {
     }
 }
 
+/// Returns how much content is hashed of file systems that are worth so much, on a disk whose files have so many bytes.
+fn most_content(worth: u64, file_bytes: u64) -> u64 {
+    worth.min(file_bytes.saturating_mul(MAX_EXPANSION)).max(LEAST_CONTENT)
+}
+
 /// What a walk remembers.
 struct Walk {
-    /// Bytes of content that may still be read.
-    budget: u64,
+    /// Bytes of content that may still be hashed.
+    content: u64,
+    /// Bytes of directories, paths and attributes that may still be read.
+    structure: u64,
     /// Directories entered: none may come again.
     directories: HashSet<Place>,
     /// Of files with several names, so that each is hashed once.
@@ -495,7 +508,7 @@ impl Walk {
     }
 
     fn charge(&mut self, bytes: u64, what: &'static str) -> Result<(), TreeError> {
-        self.budget = self.budget.checked_sub(bytes).ok_or(TreeError::TooMuch(what))?;
+        self.structure = self.structure.checked_sub(bytes).ok_or(TreeError::TooMuch(what))?;
         Ok(())
     }
 
@@ -519,7 +532,7 @@ impl Walk {
     }
 
     fn content_digest(&mut self, file: &Node<'_>, visitor: &mut dyn TreeVisitor) -> Result<[u8; 32], TreeError> {
-        self.charge(file.size(), "larger files")?;
+        self.content = self.content.checked_sub(file.size()).ok_or(TreeError::TooMuch("larger files"))?;
         let mut sha = Sha256::new();
         visitor.begin_content();
         let _ = file.read_chunks(&mut |chunk| {
@@ -540,7 +553,7 @@ impl Walk {
         }
         let mut sha = Sha256::new();
         let mut filter = BlockFilter::new(|bytes| sha.update(bytes));
-        let budget = &mut self.budget;
+        let budget = &mut self.content;
         visitor.begin_content();
         let read = file.read_chunks(&mut |chunk| {
             visitor.visit_content(chunk);

@@ -92,6 +92,14 @@ impl<'c> Volume<'c> {
         }
     }
 
+    /// The disk it is on.
+    pub(super) fn disk(&self) -> &'c Chain {
+        match self {
+            Volume::Ext4(ext4) => ext4.disk(),
+            Volume::Fat(fat) => fat.disk(),
+        }
+    }
+
     /// Bytes of the whole file system.
     pub(super) fn size(&self) -> u64 {
         match self {

@@ -3,9 +3,11 @@
 
 use std::fmt::Write;
 use std::fs::{self, File};
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use kiln::disk::entry::FileDigest;
 use kiln::disk::packages::{PackageType, has_rpm_database, read_databases, unread_managers};
 use kiln::disk::tree::Tree;
 use kiln::spec::BaseFormat;
@@ -556,12 +558,39 @@ fn e1_e2_a_gpt_that_an_mbr_has_replaced_does_not_count() {
 }
 
 #[test]
+fn a_sparse_file_may_be_larger_than_its_disk() {
+    let scratch = Scratch::new();
+    let root = root(&scratch, "root", "", &[]);
+    let file = File::create(root.join("sparse")).unwrap();
+    file.write_all_at(b"begin", 0).unwrap();
+    file.set_len(1 << 30).unwrap();
+    let content = ext4(&scratch, &root, ROOT);
+    let disk = chain(&[(&content, BaseFormat::Raw)]);
+    let mut found = None;
+    let tree = Tree::open(&disk).unwrap();
+    let walked = tree.walk(&mut |entry| {
+        if entry.path == b"/sparse" {
+            found = Some((entry.size, entry.digest));
+        }
+        ControlFlow::Continue(())
+    });
+    walked.unwrap();
+    assert!(matches!(found, Some((size, Some(FileDigest::Content(_)))) if size == 1 << 30), "{found:?}");
+}
+
+#[test]
 fn e3_the_packages_of_every_manager_are_listed_or_missing() {
     let scratch = Scratch::new();
     let stanza = "Package: base-files\nArchitecture: amd64\nVersion: 12.4\n";
     let files = [
         ("var/lib/dpkg/status.d/base", stanza),
         ("var/lib/dpkg/status.d/base.md5sums", "Package: no\nVersion: 1\n"),
+        ("var/lib/dpkg/status", "Package: a\nStatus: install ok installed\nArchitecture: all\nVersion: 1\n\n"),
+        ("var/lib/dpkg/updates/0000", "Package: a\nStatus: deinstall ok config-files\nArchitecture: all\n"),
+        (
+            "var/lib/dpkg/updates/0001",
+            "Package: evil\nStatus: install ok half-configured\nArchitecture: all\nVersion: 1\n",
+        ),
         ("var/lib/pacman/local/foo-1-1/desc", "%NAME%\nfoo\n"),
         ("usr/lib/opkg/status", "Package: foo\n"),
         ("usr/share/rpm/rpmdb.sqlite", "x"),
@@ -574,7 +603,8 @@ fn e3_the_packages_of_every_manager_are_listed_or_missing() {
     let disk = chain(&[(&content, BaseFormat::Raw)]);
     let tree = Tree::open(&disk).unwrap();
     let databases = read_databases(&tree).unwrap();
-    assert_eq!((databases.len(), databases[0].kind, databases[0].packages.len()), (1, PackageType::Deb, 1));
+    assert_eq!((databases.len(), databases[0].kind, databases[0].packages.len()), (1, PackageType::Deb, 2));
+    assert_eq!(databases[0].packages[1].name, "evil", "of an installation that was killed");
     assert_eq!(
         (databases[0].packages[0].name.as_str(), databases[0].packages[0].arch.as_str()),
         ("base-files", "amd64")

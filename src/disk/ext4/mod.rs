@@ -109,6 +109,11 @@ impl<'c> Ext4<'c> {
         &self.superblock.label
     }
 
+    /// Returns the disk that it is on.
+    pub(super) fn disk(&self) -> &'c Chain {
+        self.disk
+    }
+
     /// Bytes of the whole file system.
     #[must_use]
     pub fn size(&self) -> u64 {
