@@ -184,6 +184,8 @@ fn s7_hostile_specs_end_soon() {
         spec(&format!("[vars]\na = '{value}'\n[[step]]\nrun = '{uses}'")),
         spec(&format!("[[step]]\nrun = [{}]", "1,".repeat(size / 3))),
         "= = =\n".repeat(size / 10),
+        (0..60_000).fold(String::new(), |text, key| text + &format!("key{key}=1\n")),
+        (0..40_000).fold(String::new(), |text, key| text + &format!("[table{key}]\na=1\n")),
     ];
     for text in specs {
         let errors = parse(&text).unwrap_err();

@@ -17,7 +17,7 @@ const SHOWN: usize = 100;
 const MAX_MESSAGE: usize = 400;
 
 /// One thing that is wrong with a spec.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SpecError {
     /// The bytes of the document it is about; `None` when it is about an option of the command line.
     pub span: Option<Range<usize>>,

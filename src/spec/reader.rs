@@ -1,6 +1,6 @@
 //! What reading a spec needs at hand: the document, the variables, and the complaints so far.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
 
 use toml::Spanned;
@@ -45,13 +45,8 @@ impl<'d> Reader<'d> {
 
     /// All complaints. What a variant has laid over the document was read twice, and is told once.
     pub fn finish(self) -> Vec<SpecError> {
-        let mut told: Vec<SpecError> = Vec::new();
-        for error in self.errors {
-            if !told.contains(&error) {
-                told.push(error);
-            }
-        }
-        told
+        let mut told = HashSet::new();
+        self.errors.into_iter().filter(|error| told.insert(error.clone())).collect()
     }
 
     /// Notes that the TOML itself is wrong; what is missing or contradictory after that may be the recovery's fault.
