@@ -30,7 +30,7 @@ use crate::store::manifest;
 use super::ScratchError;
 use super::boot::{self, Guest, Site};
 use super::lanes::all;
-use super::limits::Limits;
+use super::limits::{LimitReached, Limits};
 use super::publish::TESTS;
 
 mod check;
@@ -295,8 +295,12 @@ impl<'a> Round<'a> {
         let began = Instant::now();
         let site = self.site(folder);
         let guest = boot::start(site, &self.backing()).await;
-        let guest = guest.map_err(|why| DoesNotBoot { format: self.image.format.name(), why })?;
-        Ok((guest, began.elapsed()))
+        let blame = |why: Failure| match why.fault::<LimitReached>() {
+            // An interruption is nobody's fault.
+            Some(_) => why,
+            None => DoesNotBoot { format: self.image.format.name(), why }.into(),
+        };
+        Ok((guest.map_err(blame)?, began.elapsed()))
     }
 
     /// Boots once for these tests and freezes the guest. Where that cannot be, runs them in this guest, and gives nothing.

@@ -75,6 +75,16 @@ fn h6_an_interrupt_ends_a_boot_and_a_silent_monitor() {
 }
 
 #[test]
+fn h6_an_interrupt_in_a_test_does_not_blame_the_image() {
+    let built = Kiln::new().spec("[[test]]\nrun = 'true'\n").build().run();
+    let live = built.then(["test", "web"]).fake("never-boots").fails(130).start();
+    thread::sleep(Duration::from_millis(500));
+    live.signal(Signal::SIGINT);
+    let ended = live.finish();
+    assert!(ended.stderr.contains("interrupted") && !ended.stderr.contains("does not boot"), "{}", ended.stderr);
+}
+
+#[test]
 fn h6_two_interrupts_end_it_at_once() {
     let live = in_a_step(130);
     let place = Arc::clone(live.place());
