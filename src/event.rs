@@ -122,6 +122,8 @@ pub enum Event {
         name: String,
         /// Its verb.
         verb: &'static str,
+        /// How many steps the spec has.
+        steps: usize,
     },
     /// One line a step wrote, without its newline, secrets replaced. Longer lines than 4 KiB come in pieces.
     StepOutput {
@@ -140,6 +142,8 @@ pub enum Event {
         name: String,
         /// Its verb.
         verb: &'static str,
+        /// How many steps the spec has.
+        steps: usize,
     },
     /// A step is over.
     StepFinished {

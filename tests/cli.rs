@@ -377,6 +377,13 @@ fn what_is_outside_of_the_project_is_shown_at_once_with_its_place() {
 }
 
 #[test]
+fn a_log_counts_steps_as_the_terminal_does() {
+    let built = Kiln::new().spec(&"[[step]]\nrun = 'true'\n".repeat(3)).build().stderr_has("step 1/3").run();
+    let log = fs::read_to_string(built.place().join("store/web/1/build.log")).expect("published");
+    assert!(log.contains("step 1/3") && log.contains("step 3/3") && !log.contains("step 1/1"), "{log}");
+}
+
+#[test]
 fn a_wrong_base_says_what_it_is_and_what_to_write() {
     let base = |content: &[u8]| Kiln::new().spec("").file("base.qcow2", content).args(["check", "."]).fails(5);
     let mut disk = vec![0; 1 << 20];

@@ -178,11 +178,12 @@ pub(crate) async fn provision(
     fetched: &Path,
 ) -> Result<Vec<Done>, Failure> {
     let cached = done.len();
+    let steps = build.plan.steps.len();
     build.finished.set(cached);
     let mut limits = FetchLimits::new(FETCH_LIMIT);
     for (index, planned) in build.plan.steps.iter().enumerate().take(cached) {
         let (name, verb) = (planned.step.name.clone(), verb(&planned.step.action));
-        build.events.emit(&Event::StepCached { index, name, verb });
+        build.events.emit(&Event::StepCached { index, name, verb, steps });
         if let (Action::Fetch { from, to }, Some(stream)) = (&planned.step.action, layers.fetched(index)) {
             let request = FetchRequest { from: from.clone(), root: fetched.to_owned(), to: to.clone(), limits };
             done[index].fetched = fetch_again(build, stream, request).await?;
@@ -196,7 +197,7 @@ pub(crate) async fn provision(
     for (index, planned) in build.plan.steps.iter().enumerate().skip(cached) {
         let step = &planned.step;
         let verb = verb(&step.action);
-        build.events.emit(&Event::StepStarted { index, name: step.name.clone(), verb });
+        build.events.emit(&Event::StepStarted { index, name: step.name.clone(), verb, steps });
         // Files tell ticks of the guest's clock, so that one has to lie between two steps.
         build.limits.pause(TICK).await?;
         let start = guest.clock(build.site()).await;

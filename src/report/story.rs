@@ -66,13 +66,14 @@ impl Story {
             }
             Event::StageStarted { stage } => (Topic::Began, format!("{}...", stage.name())),
             Event::StageFinished { stage, seconds } => (Topic::Done, format!("{}  {}", stage.name(), span(*seconds))),
-            Event::StepStarted { index, name, verb } => {
+            Event::StepStarted { index, name, verb, steps } => {
+                self.steps = *steps;
                 self.step = Some((*index, escape(name).into_owned()));
                 (Topic::Began, format!("{} ({verb})...", self.step_label(*index)))
             }
             Event::StepOutput { line, .. } => (Topic::Output, quote_line(line)),
-            Event::StepCached { index, name, .. } => {
-                let place = format!("step {}/{}", index + 1, self.steps.max(index + 1));
+            Event::StepCached { index, name, steps, .. } => {
+                let place = format!("step {}/{steps}", index + 1);
                 (Topic::Done, format!("{place} {}  cached", escape(name)))
             }
             Event::StepFinished { index, ok, seconds } => {
@@ -95,7 +96,7 @@ impl Story {
 
     /// The step that runs or ran last, as in `step 2/5 install nginx`.
     fn step_label(&self, index: usize) -> String {
-        let place = format!("step {}/{}", index + 1, self.steps.max(index + 1));
+        let place = format!("step {}/{}", index + 1, self.steps);
         match &self.step {
             Some((at, name)) if *at == index => format!("{place} {name}"),
             _ => place,
@@ -201,7 +202,7 @@ mod tests {
         let mut story = Story::default();
         let mut tell = |event| story.tell(&event).text;
         tell(Event::BuildStarted { image: "web".into(), version: "1".into(), steps: 2 });
-        tell(Event::StepStarted { index: 1, name: "install".into(), verb: "run" });
+        tell(Event::StepStarted { index: 1, name: "install".into(), verb: "run", steps: 2 });
         assert_eq!(tell(Event::StepFinished { index: 1, ok: true, seconds: 1.0 }), "step 2/2 install  1.0s");
         tell(Event::BuildStarted { image: "app".into(), version: "1".into(), steps: 2 });
         assert_eq!(tell(Event::StepFinished { index: 1, ok: false, seconds: 1.0 }), "step 2/2  1.0s");

@@ -27,12 +27,12 @@ fn build(outcome: Outcome) -> Vec<Event> {
         Event::Notice { level: Level::Debug, text: "agent 1".into() },
         Event::StageFinished { stage: Stage::Boot, seconds: 23.14 },
         Event::StageStarted { stage: Stage::Provision },
-        Event::StepStarted { index: 0, name: "install nginx".into(), verb: "run" },
+        Event::StepStarted { index: 0, name: "install nginx".into(), verb: "run", steps: 2 },
         output("::set-output name=x::y"),
         output("\x1b]52;c;cm0=\x07\rok"),
         Event::Progress { stage: Stage::Provision, done: 1 << 20, total: 8 << 20 },
         Event::StepFinished { index: 0, ok: true, seconds: 1.26 },
-        Event::StepStarted { index: 1, name: "site".into(), verb: "copy" },
+        Event::StepStarted { index: 1, name: "site".into(), verb: "copy", steps: 2 },
         Event::StepFinished { index: 1, ok: false, seconds: 61.0 },
         Event::Notice { level: Level::Warning, text: "the clock is off".into() },
         Event::TestFinished { name: "answers".into(), ok: true, seconds: 2.0, found: String::new() },
@@ -204,7 +204,7 @@ fn several_builds_have_a_line_each() {
         tell(build, Event::StageStarted { stage: Stage::Boot });
     }
     tell("web@1", Event::StageFinished { stage: Stage::Boot, seconds: 1.0 });
-    tell("web@1", Event::StepStarted { index: 0, name: "site".into(), verb: "copy" });
+    tell("web@1", Event::StepStarted { index: 0, name: "site".into(), verb: "copy", steps: 1 });
     tell("app@1", Event::Notice { level: Level::Warning, text: "slow".into() });
     let expected = "build web@1, 1 step\nbuild app@1, 1 step\napp@1: warning: slow\n\
                     * web@1: step 1/1 site (copy)                             0s\n\
@@ -274,7 +274,7 @@ fn live_lines_do_not_wrap_on_a_narrow_terminal() {
     for text in ["x".repeat(500), "日本".repeat(100), "\t\x1b[31m".repeat(50)] {
         let (term, bars) = bars(40, Verbosity::Normal, Paint(true));
         bars.emit(at(Duration::ZERO), &Event::BuildStarted { image: "web".into(), version: "1".into(), steps: 1 });
-        bars.emit(at(Duration::ZERO), &Event::StepStarted { index: 0, name: text.clone(), verb: "run" });
+        bars.emit(at(Duration::ZERO), &Event::StepStarted { index: 0, name: text.clone(), verb: "run", steps: 1 });
         bars.emit(at(Duration::ZERO), &output(&text));
         bars.emit(at(Duration::ZERO), &Event::Progress { stage: Stage::Provision, done: 1, total: 1 << 40 });
         let text = screen(&term);
@@ -329,7 +329,7 @@ proptest! {
     fn g4_no_line_can_be_forged(text in any::<String>(), prefix in "(::|##\\[|##vso\\[|\r|\n|\x1b\\[)?") {
         let text = prefix + &text;
         let events = [
-            Event::StepStarted { index: 0, name: text.clone(), verb: "run" },
+            Event::StepStarted { index: 0, name: text.clone(), verb: "run", steps: 1 },
             output(&text),
             Event::Console { line: text.clone() },
             Event::Notice { level: Level::Info, text: text.clone() },
