@@ -10,7 +10,8 @@ pub(super) struct At<T> {
     pub span: Range<usize>,
 }
 
-/// A spec file's text, without the byte order mark it may begin with.
+/// A spec file's text, without the byte order mark it may begin with, and with LF for line ends. TOML lets a parser choose
+/// the line ends of multi-line strings: a shell takes a CR for a part of the command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Document {
     path: PathBuf,
@@ -29,7 +30,7 @@ pub struct Position {
 
 impl Document {
     pub(crate) fn new(path: &Path, text: &str) -> Self {
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text).to_owned();
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text).replace("\r\n", "\n");
         let after_newlines = text.match_indices('\n').map(|(newline, _)| newline + 1);
         let line_starts = std::iter::once(0).chain(after_newlines).collect();
         Self { path: path.to_owned(), text, line_starts }
@@ -118,12 +119,12 @@ mod tests {
     #[test]
     fn places_are_counted_as_editors_do() {
         let document = Document::new(Path::new("kiln.toml"), "\u{feff}a\r\nübc\n");
-        assert_eq!(document.text(), "a\r\nübc\n");
+        assert_eq!(document.text(), "a\nübc\n");
         assert_eq!(document.position(0), Position { line: 1, column: 1 });
-        assert_eq!(document.position(6), Position { line: 2, column: 3 });
-        assert_eq!(document.position(8), Position { line: 3, column: 1 });
-        assert_eq!(document.lines_around(&(5..6)), 3..8);
-        assert_eq!(document.lines_around(&(0..3)), 0..3);
-        assert_eq!(document.lines_around(&(8..8)), 8..8);
+        assert_eq!(document.position(5), Position { line: 2, column: 3 });
+        assert_eq!(document.position(7), Position { line: 3, column: 1 });
+        assert_eq!(document.lines_around(&(4..5)), 2..7);
+        assert_eq!(document.lines_around(&(0..2)), 0..2);
+        assert_eq!(document.lines_around(&(7..7)), 7..7);
     }
 }

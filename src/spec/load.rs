@@ -102,3 +102,41 @@ fn deep_key(text: &str) -> Option<SpecError> {
 pub(crate) fn from_folder_of(spec: &Path, path: &Path) -> PathBuf {
     spec.parent().map_or_else(|| path.to_owned(), |folder| folder.join(path).components().collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{Action, Command};
+
+    const HEAD: &str = "[image]\nname = 'web'\nversion = '1'\n[base]\nfile = 'x.qcow2'\n";
+
+    /// Parses this text behind the tables that every spec has, saved with the line ends of Windows.
+    fn parse_foreign(steps: &str) -> Result<Spec, SpecErrors> {
+        let text = format!("{HEAD}{steps}").replace('\n', "\r\n");
+        Spec::parse(Path::new("kiln.toml"), &text, &Overrides::default())
+    }
+
+    #[test]
+    fn a_spec_with_line_ends_of_windows_means_what_it_means_without() {
+        let steps = "[vars]\nt = '''\na\nb'''\n\
+             [[step]]\nrun = \"\"\"\ncd /tmp\necho \\\n  {{ t }}\\r\\n\"\"\"\n\
+             [[step]]\nwrite = '''\na\nb\n'''\nto = '/etc/x'\n\
+             [[test]]\nrun = \"\"\"\ntrue\ntrue\n\"\"\"\n";
+        let spec = parse_foreign(steps).unwrap();
+        let Action::Run { command: Command::Shell(text), .. } = &spec.steps[0].action else { panic!("{spec:?}") };
+        assert_eq!(text, "cd /tmp\necho a\nb\r\n", "an escape is not a line end of the file");
+        let Action::Write { content, .. } = &spec.steps[1].action else { panic!("{spec:?}") };
+        assert_eq!(content, "a\nb\n");
+        assert_eq!(format!("{:?}", spec.tests).matches("\\r").count(), 0, "{:?}", spec.tests);
+        let plain = Spec::parse(Path::new("kiln.toml"), &format!("{HEAD}{steps}"), &Overrides::default()).unwrap();
+        assert_eq!(spec, plain);
+    }
+
+    #[test]
+    fn errors_of_a_spec_with_line_ends_of_windows_point_at_their_places() {
+        let errors = parse_foreign("[[step]]\nrun = '''\necho\n{{ no }}\n'''\nusr = 'a'\n").unwrap_err();
+        let lines = errors.lines();
+        assert!(lines.len() == 2 && lines[0].starts_with("kiln.toml:9:1: unknown variable `no`"), "{lines:?}");
+        assert!(lines[1].starts_with("kiln.toml:11:1: unknown key `usr`"), "{lines:?}");
+    }
+}
