@@ -30,7 +30,7 @@ pub type Environment = BTreeMap<String, String>;
 /// Returns the environment that a login gives this user, from the files below `etc`. A shell for a person also gets the
 /// guest's language.
 pub fn environment(user: &User, etc: &Path, is_shell: bool) -> Environment {
-    let read = |name: &str| fs::read_to_string(etc.join(name)).unwrap_or_default();
+    let read = |name: &str| read_text(&etc.join(name));
     let is_root = user.identity.uid == 0;
     let mut environment = Environment::new();
     environment.insert("PATH".into(), search_path(&read("login.defs"), is_root));
@@ -67,22 +67,63 @@ fn search_path(defaults: &str, is_root: bool) -> String {
     path.filter(|path| path.starts_with('/')).unwrap_or(usual).to_owned()
 }
 
-/// Returns the assignments of a file such as /etc/environment, as `pam_env(8)` reads it: `export` and quotes may stand
-/// there, and nothing is expanded.
-fn assignments(text: &str) -> impl Iterator<Item = (String, String)> + '_ {
-    text.lines().filter_map(|line| {
-        let line = line.trim();
-        let line = line.strip_prefix("export ").unwrap_or(line);
-        let (name, value) = line.split_once('=')?;
-        let name = name.trim();
-        let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-        is_name.then(|| (name.to_owned(), unquoted(value.trim()).to_owned()))
-    })
+/// Returns the file that sets the search path of a login, where one does.
+pub fn path_file(etc: &Path) -> Option<&'static str> {
+    if assignments(&read_text(&etc.join("environment"))).iter().any(|(name, _)| name == "PATH") {
+        return Some("/etc/environment");
+    }
+    let defaults = read_text(&etc.join("login.defs"));
+    let is_set = |line: &str| ["ENV_PATH", "ENV_SUPATH"].iter().any(|key| line.trim_start().starts_with(key));
+    defaults.lines().any(is_set).then_some("/etc/login.defs")
 }
 
-fn unquoted(value: &str) -> &str {
-    let inner = |quote| value.strip_prefix(quote)?.strip_suffix(quote);
-    inner('"').or_else(|| inner('\'')).unwrap_or(value)
+/// Returns a file's text, empty where there is none. What is not UTF-8 in it is replaced.
+fn read_text(path: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
+}
+
+/// Returns the assignments of a file such as /etc/environment, as `pam_env(8)` reads it: nothing is expanded, and `export` may
+/// stand before a name.
+fn assignments(text: &str) -> Vec<(String, String)> {
+    let lines = join_lines(text);
+    let assignments = lines.iter().filter_map(|line| {
+        let (name, value) = line.strip_prefix("export ").unwrap_or(line).split_once('=')?;
+        let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        is_name.then(|| (name.to_owned(), unquote(value).to_owned()))
+    });
+    assignments.collect()
+}
+
+/// Returns the lines of such a file without comments, which begin with any `#`. A line that ends with a backslash goes on in the
+/// next one; what ends with the file is dropped.
+fn join_lines(text: &str) -> Vec<String> {
+    let (mut lines, mut open) = (Vec::new(), None::<String>);
+    for line in text.lines() {
+        let content = line.trim_start_matches([' ', '\t']);
+        if content.is_empty() || content.starts_with('#') {
+            continue;
+        }
+        let begun = open.take();
+        let whole = match begun {
+            Some(begun) => begun + line,
+            None => content.to_owned(),
+        };
+        let continued = whole.trim_end_matches([' ', '\t']).strip_suffix('\\');
+        match (whole.split_once('#'), continued) {
+            (Some((before, _)), _) => lines.push(before.to_owned()),
+            (None, Some(continued)) => open = Some(continued.to_owned()),
+            (None, None) => lines.push(whole),
+        }
+    }
+    lines
+}
+
+/// Returns a value without the quote that it begins with, and then without one at its end.
+fn unquote(value: &str) -> &str {
+    match value.strip_prefix(['"', '\'']) {
+        Some(inner) => inner.strip_suffix(['"', '\'']).unwrap_or(inner),
+        None => value,
+    }
 }
 
 /// Starts the user's own manager where systemd is there, and returns the variables by which its clients find it. Those who
@@ -160,10 +201,27 @@ mod tests {
 
     #[test]
     fn etc_environment_is_read_as_pam_does() {
-        let text = "# comment\nPATH=\"/opt/bin:/bin\"\nexport http_proxy='http://proxy:3128'\nnot a name=1\nEMPTY=\n";
-        let read: Vec<_> = assignments(text).collect();
-        let expected = [("PATH", "/opt/bin:/bin"), ("http_proxy", "http://proxy:3128"), ("EMPTY", "")];
-        assert_eq!(read, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        for (text, expected) in [
+            ("# comment\nPATH=\"/opt/bin:/bin\"\n", vec![("PATH", "/opt/bin:/bin")]),
+            (
+                "export http_proxy='http://proxy:3128'\nnot a name=1\nEMPTY=\n",
+                vec![("http_proxy", "http://proxy:3128"), ("EMPTY", "")],
+            ),
+            ("export Q=1 # c\nHASH=a#b\n", vec![("Q", "1 "), ("HASH", "a")]),
+            (
+                "HALF=\"half\nMIXED='a\"\nINNER=\"a\"b\"\nTAIL=a\"\n",
+                vec![("HALF", "half"), ("MIXED", "a"), ("INNER", "a\"b"), ("TAIL", "a\"")],
+            ),
+            (
+                "  LEAD=lead\nTRAIL=trail  \nX=$HOME\nA=b=c\n1BAD=x\n",
+                vec![("LEAD", "lead"), ("TRAIL", "trail  "), ("X", "$HOME"), ("A", "b=c"), ("1BAD", "x")],
+            ),
+            ("LONG=\\\ncont\nTWO=a\\  \n# skipped\n b # c\n", vec![("LONG", "cont"), ("TWO", "a b ")]),
+            ("export\tTAB=z\nSP ACE=y\n=x\nNONE\nOPEN=a\\\n", vec![]),
+        ] {
+            let expected: Vec<_> = expected.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+            assert_eq!(assignments(text), expected, "{text:?}");
+        }
     }
 
     #[test]
@@ -175,6 +233,16 @@ mod tests {
         assert_eq!(environment["PATH"], "/opt");
         assert_eq!(environment["HOME"], "/home/dev");
         assert_eq!(environment["LANG"], "de_DE.UTF-8");
+    }
+
+    #[test]
+    fn the_file_that_sets_the_path_is_known() {
+        let etc = tempfile::tempdir().unwrap();
+        assert_eq!(path_file(etc.path()), None);
+        fs::write(etc.path().join("login.defs"), "ENV_PATH PATH=/bin\n").unwrap();
+        assert_eq!(path_file(etc.path()), Some("/etc/login.defs"));
+        fs::write(etc.path().join("environment"), b"NAME=\xff\nPATH=/opt\n").unwrap();
+        assert_eq!(path_file(etc.path()), Some("/etc/environment"));
     }
 
     #[test]
