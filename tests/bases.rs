@@ -38,7 +38,7 @@ fn a_download_is_built_on_and_kept() {
     let server = Server::of(&Arc::new(body.clone()));
     let base = format!("url = '{}'\nsha256 = '{}'", server.url("debian.qcow2"), sha256(&body));
     let kiln = spec(kiln, &base);
-    let ended = kiln.args(["check", "."]).stderr_has("ok, 1 steps; ").run();
+    let ended = kiln.args(["check", "."]).stderr_has("ok, 1 step; ").run();
     ended.then(["plan", "."]).fails(5).stderr_has("debian.qcow2").run();
     ended.then(["build", ".", "--offline"]).fails(5).stderr_has("debian.qcow2").run();
     assert_eq!(server.seen().len(), 0, "asked without leave");

@@ -155,7 +155,7 @@ fn s4_circles_and_doubles_are_exit_3_before_anything_starts() {
 fn a_plan_or_a_check_does_not_build_the_base() {
     let kiln = family(Kiln::new());
     let ended = kiln.args(["plan", "left"]).fails(5).stderr_has("is not built yet").stderr_has("`kiln build`").run();
-    ended.then(["check", "."]).stderr_has("left: ok, 1 steps; the base image is not built yet").run();
+    ended.then(["check", "."]).stderr_has("left: ok, 1 step; the base image is not built yet").run();
     assert_eq!(ended.place().starts(), 0);
 }
 
@@ -327,12 +327,12 @@ fn check_knows_what_the_other_specs_make() {
     let kiln = spec(kiln, "web", "image = 'base'", "[[step]]\nrun = 'true'");
     let kiln = spec(kiln, "wrong", "image = 'nowhere'", "");
     let checked = kiln.args(["check", "base", "web"]).run();
-    for text in ["base: ok, 0 steps", "web: ok, 1 steps; "] {
+    for text in ["base: ok, 0 steps", "web: ok, 1 step; "] {
         assert!(checked.stderr.contains(text), "no {text}: {}", checked.stderr);
     }
     assert!(checked.then(["check", "web"]).ends_with(&[5, 8]).run().stderr.contains("`base`"));
     let all = checked.then(["check", "."]).ends_with(&[5, 8]).run();
-    for text in ["base: ok, 0 steps", "web: ok, 1 steps; ", "`nowhere`"] {
+    for text in ["base: ok, 0 steps", "web: ok, 1 step; ", "`nowhere`"] {
         assert!(all.stderr.contains(text), "no {text}: {}", all.stderr);
     }
     let twice = spec(Kiln::new(), "one", "file = '../base.qcow2'", "").file("two.toml", "");

@@ -48,7 +48,8 @@ pub async fn run(args: Specs, global: &Global, folders: &Folders) -> Result<(), 
                 match check(node, &bases, args.reading.reach()).await {
                     Ok(missing) => {
                         let told = &told[&(node.spec.path.clone(), node.spec.variant.clone())];
-                        events.notice(Level::Info, format!("{told}: ok, {} steps{missing}", node.spec.steps.len()));
+                        let steps = count_steps(node.spec.steps.len());
+                        events.notice(Level::Info, format!("{told}: ok, {steps}{missing}"));
                     }
                     Err(mut failure) => {
                         if failure.fault::<SourceErrors>().is_none() {
@@ -63,6 +64,10 @@ pub async fn run(args: Specs, global: &Global, folders: &Folders) -> Result<(), 
     }
     failed.iter().skip(1).for_each(super::diagnostics::print);
     failed.into_iter().next().map_or(Ok(()), Err)
+}
+
+fn count_steps(count: usize) -> String {
+    if count == 1 { "1 step".to_owned() } else { format!("{count} steps") }
 }
 
 /// What a build would make or download is not made for a check: then all is looked at but the base image, which is told.
