@@ -121,11 +121,16 @@ pub fn describe(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt;
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit status {code}"),
-        (None, Some(number)) => match Signal::try_from(number) {
-            Ok(signal) => format!("signal {number} ({signal})"),
-            Err(_) => format!("signal {number}"),
-        },
+        (None, Some(number)) => describe_signal(number),
         (None, None) => "an unknown status".to_owned(),
+    }
+}
+
+/// Returns a signal's number with its name, where it has one.
+pub(crate) fn describe_signal(number: i32) -> String {
+    match Signal::try_from(number) {
+        Ok(signal) => format!("signal {number} ({signal})"),
+        Err(_) => format!("signal {number}"),
     }
 }
 

@@ -16,6 +16,7 @@ use crate::guest::{
 use crate::layer::Span;
 use crate::machine::Fate;
 use crate::plan::{InputDigest, PlannedStep, with_grace};
+use crate::process::describe_signal;
 use crate::size::format_duration;
 use crate::spec::{Action, Command, Context, Copy, Network, Owner};
 
@@ -78,7 +79,7 @@ pub enum How {
     #[error("failed with exit status {0}")]
     Status(u8),
     /// Its command was killed.
-    #[error("was killed by signal {0}")]
+    #[error("was killed by {}", describe_signal((*.0).into()))]
     Signal(u8),
     /// Its command could not be started.
     #[error("could not be started: {0}")]

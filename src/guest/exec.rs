@@ -10,6 +10,7 @@ use super::GuestError;
 use super::error::printable;
 use super::session::{Session, unexpected};
 use crate::event::Channel;
+use crate::process::describe_signal;
 use crate::size::ByteSize;
 use crate::wire::code::Code;
 use crate::wire::message::{Pair, ShellScript};
@@ -119,7 +120,7 @@ impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Code(code) => write!(f, "exited with code {code}"),
-            Self::Signal(number) => write!(f, "was killed by signal {number}"),
+            Self::Signal(number) => write!(f, "was killed by {}", describe_signal((*number).into())),
             Self::TimedOut => write!(f, "took too long and was killed"),
             Self::NotStarted(why) => write!(f, "could not start: {why}"),
         }

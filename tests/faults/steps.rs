@@ -29,7 +29,7 @@ fn a_failing_step_shows_its_last_twenty_lines() {
 
 #[test]
 fn a_step_killed_by_a_signal_says_which() {
-    refused(step("kill 11").fails(7).stderr_has("signal 11"));
+    refused(step("kill 11").fails(7).stderr_has("signal 11 (SIGSEGV)"));
 }
 
 #[test]
