@@ -17,6 +17,13 @@ const LONGEST_SCRIPT: usize = 512 << 10;
 const MOST: usize = (2 << 20) - (64 << 10);
 /// Each has a NUL and a pointer, bytes.
 const OVERHEAD: usize = 9;
+/// Programs that a `#!` line may name in a text that `sh` reads.
+const SHELLS: [&str; 3] = ["sh", "dash", "ash"];
+/// Programs that start the one after them.
+const STARTERS: [&str; 2] = ["env", "busybox"];
+/// Interpreters that also take a text as an argument, and the option for that.
+const INTERPRETERS: [(&str, &str); 6] =
+    [("bash", "-euc"), ("zsh", "-euc"), ("ksh", "-euc"), ("python3", "-c"), ("perl", "-e"), ("ruby", "-e")];
 const HELP: &str = "put it into a file with `write` or `copy`, or run it as a `script`";
 
 /// A string that a program is given as an argument.
@@ -40,9 +47,33 @@ pub(super) fn script() -> Text<String> {
             let message = format!("a text of {} bytes: a shell is given at most {LONGEST_SCRIPT}", text.len());
             return Err(Refusal { message, help: Some(HELP.to_owned()) });
         }
+        check_interpreter(text)?;
         any(text)
     };
     Text { expects, schema, parse: Box::new(parse) }
+}
+
+/// Refuses a text whose `#!` line names another interpreter than the shell that reads it, for which the line is a comment.
+fn check_interpreter(text: &str) -> Result<(), Refusal> {
+    let line = text.trim_start().lines().next().unwrap_or_default();
+    let Some(program) = line.strip_prefix("#!").and_then(find_program) else { return Ok(()) };
+    if SHELLS.contains(&program) {
+        return Ok(());
+    }
+    let message = format!("the line `{}` has no effect here: the text is run by `sh -eu`", line.trim_end());
+    let file = "put the text into a file, and name that in a step with `script`";
+    let help = match INTERPRETERS.iter().find(|(name, _)| *name == program) {
+        Some((name, option)) => format!("{file}, or write `run = [\"{name}\", \"{option}\", \"...\"]`"),
+        None => file.to_owned(),
+    };
+    Err(Refusal { message, help: Some(help) })
+}
+
+/// Returns the name of the program that the rest of a `#!` line starts.
+fn find_program(rest: &str) -> Option<&str> {
+    let is_program = |word: &&str| !word.starts_with('-') && !word.contains('=');
+    let names = rest.split_whitespace().filter(is_program).map(|word| word.rsplit('/').next().unwrap_or(word));
+    names.into_iter().find(|name| !STARTERS.contains(name))
 }
 
 /// Returns the arguments of a command that are long.
@@ -78,5 +109,35 @@ pub(super) fn check_sum(sum: usize, span: &Range<usize>, reader: &mut Reader) {
     if sum > MOST {
         let message = format!("arguments and variables of {sum} bytes together: Linux takes at most {MOST}");
         reader.report(SpecError::new(span.clone(), message).help(HELP));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_for_the_shell_names_no_other_interpreter() {
+        for text in [
+            "echo\n#!/bin/bash",
+            "#!/bin/sh\necho",
+            "#! /bin/sh -eux\necho",
+            "#!/usr/bin/env sh\n",
+            "#!/bin/busybox sh\n",
+            "#!/bin/dash",
+            "#!\n",
+            "# a comment",
+        ] {
+            assert!(check_interpreter(text).is_ok(), "{text:?}");
+        }
+        for (text, program) in [
+            ("#!/bin/bash\n[[ a ]]", "[\"bash\", \"-euc\""),
+            ("\n  #!/usr/bin/env -S bash -eu\n", "[\"bash\""),
+            ("#!/usr/bin/env python3\nprint(1)\n", "[\"python3\", \"-c\""),
+            ("#!/opt/tool --run\n", "`script`"),
+        ] {
+            let refusal = check_interpreter(text).unwrap_err();
+            assert!(refusal.message.contains("`#!") && refusal.help.unwrap().contains(program), "{text:?}");
+        }
     }
 }
