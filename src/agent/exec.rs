@@ -88,7 +88,7 @@ impl Running {
             group: left.admit(step, lane.id()),
         };
         sys::on_start(&mut command, start);
-        let mut child = command.spawn().map_err(|error| explain_start(&request.argv[0], &error))?;
+        let mut child = command.spawn().map_err(|error| explain_start(request, &command, &error))?;
         // The slave's end shows only when nobody but the command's processes holds it.
         drop(command);
         let leader = i32::try_from(child.id()).unwrap_or_default();
@@ -211,12 +211,30 @@ fn write_script(folder: &Path, script: &ShellScript) -> Result<PathBuf, Refusal>
 }
 
 /// Describes why a program did not start. For the kernel a script without its interpreter is a file that is not there.
-fn explain_start(program: &str, error: &io::Error) -> Refusal {
+fn explain_start(request: &ExecRequest, command: &Command, error: &io::Error) -> Refusal {
+    let program = &request.argv[0];
     let refusal = Refusal::io(format!("cannot run `{program}`"), error);
-    match missing_part(program).filter(|_| refusal.class == Class::NotFound {}) {
-        Some(part) => Refusal { text: format!("cannot run `{program}`: {part} is not in the guest"), ..refusal },
-        None => refusal,
+    if refusal.class != (Class::NotFound {}) {
+        return refusal;
     }
+    let why = match missing_part(program) {
+        _ if !program.contains('/') => explain_search(request, command),
+        Some(part) => format!("{part} is not in the guest"),
+        None => return refusal,
+    };
+    Refusal { text: format!("cannot run `{program}`: {why}"), ..refusal }
+}
+
+/// Describes where a program was looked for, and what made that the place.
+fn explain_search(request: &ExecRequest, command: &Command) -> String {
+    let path = command.get_envs().find_map(|(name, value)| value.filter(|_| name == "PATH"));
+    let path = path.unwrap_or_default().to_string_lossy();
+    let origin = match login::path_file(Path::new("/etc")) {
+        _ if request.env.iter().any(|pair| pair.name == "PATH") => ", which the spec sets".to_owned(),
+        Some(file) if request.login => format!(", which {file} sets"),
+        _ => String::new(),
+    };
+    format!("it is in no folder of PATH, `{path}`{origin}")
 }
 
 /// Returns what a program that is there needs and that is not: the interpreter of a script, or the loader of a program.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::error::{Failure, Fault, Kind};
 use crate::event::Event;
+use crate::guest::exec::SHELL;
 use crate::guest::{Exec, Exit, GuestError, Line};
 use crate::machine::Fate;
 use crate::plan::Plan;
@@ -120,7 +121,7 @@ impl Build<'_> {
         let mut env: BTreeMap<_, _> = self.plan.spec.vars.clone();
         env.extend(context.into_iter().flat_map(|context| context.env.clone()));
         let dir = context.map_or_else(|| "/".to_owned(), |context| context.dir.clone());
-        Exec { env, dir, login: true, ..Exec::new(["sh", "-c", LOGIN]) }
+        Exec { env, dir, login: true, ..Exec::new([SHELL, "-c", LOGIN]) }
     }
 
     /// After a step that failed in a guest that lives: a shell there, for who asked for one. The step's failure stays

@@ -16,6 +16,9 @@ use crate::wire::code::Code;
 use crate::wire::message::{Pair, ShellScript};
 use crate::wire::{self, Aftermath, ExecRequest, Hidden, MAX_DATA, MAX_EXEC, Message, Secret};
 
+/// The shell of texts, which is there whatever `PATH` is in the guest.
+pub(crate) const SHELL: &str = "/bin/sh";
+
 /// How much later than its time-out a command may end: the agent first asks, then kills, then drains the pipes.
 const GRACE: Duration = Duration::from_secs(60);
 
@@ -72,7 +75,7 @@ impl Exec {
     #[must_use]
     pub fn shell(name: &str, text: &str) -> Self {
         let script = ShellScript { name: name.to_owned(), text: text.to_owned() };
-        Self { script: Some(script), ..Self::new(["sh", "-eu"]) }
+        Self { script: Some(script), ..Self::new([SHELL, "-eu"]) }
     }
 
     pub(super) fn request(&self) -> ExecRequest {
