@@ -37,6 +37,10 @@ pub(super) enum Trouble {
     ModuleMissing,
     NoSystemd,
     NoPassword,
+    NoHostKeys,
+    NoSshFolder,
+    SshService,
+    NeedsBash,
     CommandMissing,
 }
 
@@ -125,6 +129,18 @@ const TABLE: &[(Trouble, &str)] = &[
     ),
     (T::NoSystemd, r"not been booted with systemd|failed to connect to bus|systemctl: (command )?not found"),
     (T::NoPassword, r"a (terminal|password) is required|no tty present|the input device is not a tty"),
+    (T::NoHostKeys, r"no hostkeys available|no host ?keys? (found|available)"),
+    (T::NoSshFolder, r"missing privilege separation directory: /run/sshd"),
+    (T::SshService, r"job for (ssh|sshd)\.service failed"),
+    (
+        T::NeedsBash,
+        r": (line )?[0-9]+: (source|\[\[|\(\(|declare|typeset|let|pushd|popd|dirs|shopt|function|time|mapfile|readarray|compgen|complete|disown|builtin|coproc|select): (command )?not found$",
+    ),
+    (T::NeedsBash, r": [0-9]+: (set|read|export|printf|local|unset): illegal option -"),
+    (T::NeedsBash, r": [0-9]+: (trap: (err|debug|return): bad trap|local: -[a-z]+: bad variable name)"),
+    (T::NeedsBash, r": [0-9]+: (bad substitution|syntax error: bad (for loop variable|function name|fd number))"),
+    (T::NeedsBash, r": [0-9]+: syntax error: (.\(. unexpected|redirection unexpected)|: syntax error: unexpected .\("),
+    (T::NeedsBash, r": [0-9]+: \[: .*: unexpected operator|: [0-9]+: arithmetic expression: expecting primary"),
     (T::CommandMissing, r"(^|: )[a-z0-9_.+-]+: (command )?not found$|^(/usr/bin/)?env: .*no such file or directory"),
 ];
 
@@ -211,6 +227,7 @@ pub(super) fn hint(lines: &[String], network: Network) -> Option<String> {
     let (trouble, line) = find_trouble(lines)?;
     Some(match trouble {
         T::CommandMissing => describe_command(line)?,
+        T::NeedsBash => describe_bash(line),
         T::NoNetwork | T::PackageUnknown if network == Network::None => {
             "the guest has no network card: set `machine.network = \"user\"`".into()
         }
@@ -292,8 +309,27 @@ fn advice(trouble: Trouble) -> &'static str {
         T::NoPassword => {
             "nobody can type a password or use a terminal in a step: let the step run as root, without sudo and `-it`"
         }
+        T::NoHostKeys => {
+            "this guest has no SSH host keys, which are made at its first boot: `ssh-keygen -A` makes them for a test, and \
+             sealing removes them"
+        }
+        T::NoSshFolder => "`mkdir -p /run/sshd` makes the folder, as the service does before it starts",
+        T::SshService => {
+            "`mkdir -p /run/sshd; sshd -t` tells why; if it has no host keys, which are made at the first boot, \
+             `ssh-keygen -A` makes them for a test, and sealing removes them"
+        }
+        T::NeedsBash => {
+            "the text of a `run` is run by sh, not by bash: write `run = [\"bash\", \"-euc\", \"...\"]`, or name a file that \
+             begins with `#!/bin/bash` with `script`"
+        }
         T::CommandMissing => "the guest does not have this command",
     }
+}
+
+/// Returns what to do about a text for bash that another shell has run, from the line that shows it.
+fn describe_bash(line: &str) -> String {
+    let word = missing_command(line).map_or(String::new(), |word| format!("`{word}` is a word of bash: "));
+    word + advice(T::NeedsBash)
 }
 
 /// Returns what to do about a command that the guest lacks, from the line that names it.

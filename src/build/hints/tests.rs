@@ -216,6 +216,30 @@ const WORDS: &[(Trouble, &str)] = &[
         T::NoPassword,
         "sudo: a terminal is required to read the password; either use the -S option to read from standard input",
     ),
+    // Words of bash, as dash and busybox meet them.
+    (T::NeedsBash, "/run/kiln/scripts/step-1: 1: set: Illegal option -o pipefail"),
+    (T::NeedsBash, "/run/kiln/scripts/step-1: 2: source: not found"),
+    (T::NeedsBash, "/run/kiln/scripts/step-1: 1: [[: not found"),
+    (T::NeedsBash, "/run/kiln/scripts/step-1: line 1: source: not found"),
+    (T::NeedsBash, "/run/kiln/scripts/step-1: 1: declare: not found"),
+    (T::NeedsBash, "/run/kiln/scripts/step-1: 3: function: not found"),
+    (T::NeedsBash, "/run/kiln/scripts/step-1: 1: time: not found"),
+    (T::NeedsBash, "/run/kiln/scripts/step-1: 1: local: -a: bad variable name"),
+    (T::NeedsBash, "/run/kiln/scripts/step-1: 1: read: Illegal option -a"),
+    (T::NeedsBash, "/run/kiln/scripts/step-1: 1: trap: ERR: bad trap"),
+    (T::NeedsBash, "/run/kiln/scripts/step-1: 1: Syntax error: \"(\" unexpected"),
+    (T::NeedsBash, "/run/kiln/scripts/step-1: 2: Syntax error: \"(\" unexpected (expecting \"}\")"),
+    (T::NeedsBash, "/run/kiln/scripts/step-1: 1: Syntax error: redirection unexpected"),
+    (T::NeedsBash, "/run/kiln/scripts/step-1: 1: Syntax error: Bad for loop variable"),
+    (T::NeedsBash, "/run/kiln/scripts/step-1: 1: Syntax error: Bad fd number"),
+    (T::NeedsBash, "/run/kiln/scripts/step-1: line 1: syntax error: unexpected \"(\""),
+    (T::NeedsBash, "/run/kiln/scripts/step-1: 1: Bad substitution"),
+    (T::NeedsBash, "/run/kiln/scripts/step-1: 1: [: a: unexpected operator"),
+    (T::NeedsBash, "/run/kiln/scripts/step-1: 1: arithmetic expression: expecting primary: \"i++\""),
+    // sshd.
+    (T::NoHostKeys, "sshd: no hostkeys available -- exiting."),
+    (T::NoSshFolder, "Missing privilege separation directory: /run/sshd"),
+    (T::SshService, "Job for ssh.service failed because the control process exited with error code."),
     (T::CommandMissing, "sh: 1: curl: not found"),
     (T::CommandMissing, "/tmp/setup.sh: line 3: jq: command not found"),
     (T::CommandMissing, "env: 'node': No such file or directory"),
@@ -234,7 +258,9 @@ const WORDS: &[(Trouble, &str)] = &[
 ];
 
 /// Lines of programs that work, or that fail for a reason of their own.
-const HARMLESS: [&str; 12] = [
+const HARMLESS: [&str; 14] = [
+    "setup.sh: line 3: ${a.b}: bad substitution",
+    "  File \"x.py\", line 1: SyntaxError: invalid syntax",
     "sudo: unable to resolve host web: Name or service not known",
     "Could not resolve dependency: peer react@\"^17\" from x@1.0.0",
     "0 killed, 3 passed",
@@ -292,6 +318,18 @@ fn a_missing_command_is_named_with_its_package() {
     assert!(
         of("env: \u{2018}node\u{2019}: No such file or directory").contains("`node`: install the package `nodejs`")
     );
+}
+
+#[test]
+fn a_word_of_bash_is_named_with_the_way_to_bash() {
+    for (line, expected) in [
+        ("step-1: 1: source: not found", "`source` is a word of bash: the text"),
+        ("step-1: 1: [[: not found", "`[[` is a word of bash: the text"),
+        ("step-1: 1: Bad substitution", "the text of a `run` is run by sh"),
+    ] {
+        let hint = hint(&lines(&[line]), Network::User).unwrap();
+        assert!(hint.starts_with(expected) && hint.contains("[\"bash\", \"-euc\""), "{hint}");
+    }
 }
 
 #[test]
