@@ -36,7 +36,7 @@ use super::disks::{Layers, open};
 use super::mounts::{DiskSurvey, survey};
 use super::packages::{self, PackageAnswer, PackageList};
 use super::seal::{self, Sealed};
-use super::secret_scan::{SearchedSecrets, TreeSearch};
+use super::secret_scan::{SearchFindings, SearchedSecrets, SecretLeaks, TreeSearch};
 use super::writers::Writers;
 use super::{Build, ScratchError, platform, provision};
 
@@ -237,7 +237,7 @@ pub(crate) fn read(
         if let Some(searched) = &searched {
             search_volumes(&chain, &view, searched, &events)?;
         }
-        let content_sha256 = list_files(&view, &evidence.writers, &path, searched)?.map(|digest| hex(&digest));
+        let content_sha256 = list_files(&view, &evidence.writers, &path, searched, &events)?.map(|digest| hex(&digest));
         let listed = manifest::ListedContents {
             complete: view.missing.is_empty(),
             missing: view.missing,
@@ -317,15 +317,21 @@ fn search_volumes(
     for tree in readable_volumes(disk)? {
         let mut search = TreeSearch::new(searched.clone());
         let walked = tree.walk_contents(&mut search);
-        if let Some(leak) = search.into_leak() {
-            return Err(leak.into());
-        }
+        report(search.into_findings(), events)?;
         if let Err(error) = walked {
             let text = format!("a file system of the disk was not searched for secrets to its end: {error}");
             events.notice(Level::Warning, text);
         }
     }
     Ok(())
+}
+
+/// Warns of the files that were not searched, and fails if secrets were found.
+fn report(findings: SearchFindings, events: &Events) -> Result<(), SecretLeaks> {
+    if let Some(warning) = findings.unsearched.warning() {
+        events.notice(Level::Warning, warning);
+    }
+    findings.leaks.into_result()
 }
 
 /// Writes the list of files as they are read, and searches them.
@@ -370,6 +376,7 @@ fn list_files(
     writers: &Writers,
     path: &Path,
     searched: Option<SearchedSecrets>,
+    events: &Events,
 ) -> Result<Option<[u8; 32]>, Failure> {
     if !view.missing.is_empty() {
         return Ok(None);
@@ -381,8 +388,8 @@ fn list_files(
         FileLister { writers, content: ContentDigest::new(), list: file.map_err(failed)?, written: Ok(()), search };
     let walked = view.walk_contents(&mut lister);
     lister.written.map_err(failed)?;
-    if let Some(leak) = lister.search.and_then(TreeSearch::into_leak) {
-        return Err(leak.into());
+    if let Some(search) = lister.search {
+        report(search.into_findings(), events)?;
     }
     walked?;
     lister.list.finish().and_then(|mut file| file.flush()).map_err(failed)?;

@@ -1,6 +1,7 @@
 //! The sealed disk becomes output files, and is read once more for its digests.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::task::JoinHandle;
 
@@ -15,7 +16,7 @@ use super::disks::{Disks, Layers, open};
 use super::identity;
 use super::lanes::all;
 use super::package::{facts, package};
-use super::secret_scan::SearchedSecrets;
+use super::secret_scan::{SecretLeak, SecretLeaks, SecretScan};
 use super::survey::{check_base, remember_base};
 use super::twin::BaseTwin;
 use super::{Build, SealedDisk};
@@ -56,10 +57,11 @@ pub(crate) async fn convert(
     let contents = contents::read(build, layers.clone(), sealed.evidence, staging)?;
     let files = build.plan.outputs.disks.iter().map(|disk| (disk.clone(), place(build, disk, staging))).collect();
     let disks = Disks::new((layers, None), files, identity_of(build.plan), &build.events)?;
+    let scan = build.secrets.searched().map(|searched| Arc::new(Mutex::new(searched.scan())));
     let twin = async { twin?.ready().await };
     let done = async {
         disks.write(twin).await?;
-        let disk_sha256 = disks.read_back(search(build)).await?;
+        let disk_sha256 = disks.read_back(look(scan.as_ref())).await?;
         let packaged = build.plan.outputs.disks.iter().enumerate().map(async |(index, disk)| {
             let (path, facts) = (place(build, disk, staging), facts(build, disk));
             package(&build.plan.outputs, index, &path, &facts, staging).await
@@ -68,7 +70,27 @@ pub(crate) async fn convert(
         Ok::<_, Failure>(disk_sha256)
     };
     let disk_sha256 = build.limits.hold(done).await?;
-    Ok(Converted { disk_sha256, contents })
+    let leaks = scan.map(|scan| lock(&scan).take_leaks()).unwrap_or_default();
+    if leaks.is_empty() {
+        return Ok(Converted { disk_sha256, contents });
+    }
+    // The files that hold them say more than their places on the disk.
+    let contents = async { contents.await.expect("reading the tree does not panic") };
+    Err(with_disk_leaks(build.limits.hold(contents).await.err(), leaks))
+}
+
+/// Adds what was found on the disk alone to what was found in its files.
+fn with_disk_leaks(failure: Option<Failure>, on_disk: Vec<SecretLeak>) -> Failure {
+    let in_files = failure.as_ref().and_then(Failure::fault::<SecretLeaks>);
+    let mut leaks = in_files.cloned().unwrap_or_default();
+    match failure {
+        // An interruption or the deadline counts before what was found so far.
+        Some(failure) if in_files.is_none() => failure,
+        _ => {
+            leaks.add_unnamed(on_disk);
+            leaks.into()
+        }
+    }
 }
 
 fn identity_of(plan: &Plan) -> Identity {
@@ -103,11 +125,16 @@ pub(crate) fn place(build: &Build<'_>, disk: &DiskFile, staging: &Path) -> PathB
     if disk.published { staging.join(&disk.file) } else { build.work.join(&disk.file) }
 }
 
-/// Looks for secrets in what it is shown, if there are any.
-fn search(build: &Build<'_>) -> impl FnMut(u64, &[u8]) -> Result<(), Failure> + Send + 'static {
-    let mut scan = build.secrets.searched().map(SearchedSecrets::scan);
+/// Returns what searches the disk for secrets, if there are any.
+fn look(scan: Option<&Arc<Mutex<SecretScan>>>) -> impl FnMut(u64, &[u8]) + Send + 'static + use<> {
+    let scan = scan.cloned();
     move |at, bytes| {
-        let leak = scan.as_mut().and_then(|scan| scan.look(at, bytes));
-        leak.map_or(Ok(()), |leak| Err(leak.into()))
+        if let Some(scan) = &scan {
+            lock(scan).look(at, bytes);
+        }
     }
+}
+
+fn lock(scan: &Mutex<SecretScan>) -> MutexGuard<'_, SecretScan> {
+    scan.lock().unwrap_or_else(PoisonError::into_inner)
 }

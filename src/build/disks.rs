@@ -176,23 +176,17 @@ impl Disks {
     ///
     /// # Errors
     /// When a file does not hold the disk or cannot be read; what `look` says.
-    pub(crate) async fn read_back(
-        &self,
-        mut look: impl FnMut(u64, &[u8]) -> Result<(), Failure> + Send + 'static,
-    ) -> Result<String, Failure> {
+    pub(crate) async fn read_back(&self, mut look: impl FnMut(u64, &[u8]) + Send + 'static) -> Result<String, Failure> {
         let (files, layers, end) = (self.files.clone(), self.layers.clone(), self.end);
         let progress = Arc::clone(&self.progress);
         let work = move |stop: &CancellationToken| {
             let copies = files.iter().map(|(disk, path)| copy(disk, path)).collect::<Result<Vec<_>, _>>()?;
-            let mut seen = Ok(());
             let mut watch = |at, bytes: &[u8]| {
                 progress.at(&[copies.len()], at);
-                seen = look(at, bytes);
-                if seen.is_err() { ControlFlow::Break(()) } else { unless(stop) }
+                look(at, bytes);
+                unless(stop)
             };
-            let digest = read_back(&open_to(layers, end)?, &copies, &mut watch);
-            seen?;
-            Ok(hex(&digest?))
+            Ok(hex(&read_back(&open_to(layers, end)?, &copies, &mut watch)?))
         };
         aside(work).await
     }

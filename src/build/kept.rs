@@ -11,7 +11,7 @@ use crate::ownership::create_private_path;
 use crate::workdir::Workdir;
 
 use super::publish::{BUILD_LOG, CONSOLE_LOG, TESTS};
-use super::secret_scan::{SearchedSecrets, SecretLeak};
+use super::secret_scan::{SearchFindings, SearchedSecrets, SecretLeak, SecretLeaks};
 
 /// The folder of the logs of failed builds, in the cache.
 pub(crate) const FAILED: &str = "failed";
@@ -22,7 +22,7 @@ const KEPT_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Copies the logs of a failed build, and of its tests, to where they outlive it, in place of those of an earlier one.
 /// Removes and returns those that hold a secret all the same.
-pub(crate) fn keep_logs(work: &Path, to: &Path, searched: Option<&SearchedSecrets>) -> io::Result<Vec<SecretLeak>> {
+pub(crate) fn keep_logs(work: &Path, to: &Path, searched: Option<&SearchedSecrets>) -> io::Result<SecretLeaks> {
     unless_missing(fs::remove_dir_all(to))?;
     create_private_path(to)?;
     if let Some(failed) = to.parent() {
@@ -32,23 +32,39 @@ pub(crate) fn keep_logs(work: &Path, to: &Path, searched: Option<&SearchedSecret
         unless_missing(copy_log(&work.join(log), &to.join(log)))?;
     }
     unless_missing(copy_logs(&work.join(TESTS), &to.join(TESTS)))?;
-    let leaks = searched.map_or(Ok(Vec::new()), |searched| searched.scan_folder(to, &|_| false))?;
-    for leak in &leaks {
-        match leak.file() {
-            Some(file) => fs::remove_file(to.join(file))?,
-            None => fs::remove_dir_all(to)?,
+    searched.map_or(Ok(SecretLeaks::default()), |searched| remove_leaks(to, searched))
+}
+
+/// Removes the files that hold a secret, or the whole folder where one is in a name. Not every file is named at once.
+fn remove_leaks(folder: &Path, searched: &SearchedSecrets) -> io::Result<SecretLeaks> {
+    let mut removed = SecretLeaks::default();
+    loop {
+        let leaks = searched.scan_folder(folder, &|_| false)?.leaks;
+        let is_whole = leaks.named.iter().all(|leak| leak.file().is_some());
+        for file in leaks.named.iter().filter_map(SecretLeak::file) {
+            unless_missing(fs::remove_file(folder.join(file)))?;
+        }
+        let is_last = leaks.omitted == 0;
+        removed.extend(leaks.named);
+        if !is_whole {
+            fs::remove_dir_all(folder)?;
+        }
+        if is_last || !is_whole {
+            return Ok(removed);
         }
     }
-    Ok(leaks)
 }
 
 /// Leaves the scratch folder to the user. Returns what there is to say of that.
 pub(crate) fn keep_work(work: Workdir, searched: Option<&SearchedSecrets>) -> Vec<String> {
-    let leaks = searched.map_or(Ok(Vec::new()), |searched| searched.scan_folder(work.path(), &|_| false));
+    let findings = searched.map(|searched| searched.scan_folder(work.path(), &|_| false)).transpose();
     let closed = close_to_others(work.path());
     let mut notes = vec![format!("the guest's disk is kept: {}", work.keep().display())];
-    match leaks {
-        Ok(leaks) => notes.extend(leaks.iter().map(|leak| format!("{leak}: remove the folder when you have seen it"))),
+    match findings.map(Option::unwrap_or_default) {
+        Ok(SearchFindings { leaks, unsearched }) => {
+            let warnings = leaks.named.iter().map(|leak| format!("{leak}: remove the folder when you have seen it"));
+            notes.extend(warnings.chain(unsearched.warning()));
+        }
         Err(error) => notes.push(format!("the kept folder could not be searched for secrets: {error}")),
     }
     notes.extend(closed.err().map(|error| format!("the kept folder could not be closed to others: {error}")));
@@ -156,12 +172,26 @@ mod tests {
         fs::write(work.join(TESTS).join("01-port/output.log"), "").unwrap();
         let searched = SearchedSecrets::new([("token", &b"hunter2-hunter2"[..])].into_iter()).unwrap();
         let kept = failed.join("web-1");
-        assert_eq!(keep_logs(&work, &kept, Some(&searched)).unwrap().len(), 1);
+        assert_eq!(keep_logs(&work, &kept, Some(&searched)).unwrap().named.len(), 1);
         assert!(!kept.join(CONSOLE_LOG).exists());
         for closed in [&failed, &kept, &kept.join(TESTS), &kept.join(TESTS).join("01-port")] {
             assert_eq!(mode(closed), FOLDER_MODE, "{}", closed.display());
         }
         assert_eq!(mode(&kept.join(BUILD_LOG)), FILE_MODE);
+    }
+
+    #[test]
+    fn o3_every_kept_log_with_a_secret_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (work, kept) = (folder.path().join("work"), folder.path().join("kept"));
+        fs::create_dir_all(work.join(TESTS)).unwrap();
+        for number in 0..100 {
+            fs::write(work.join(TESTS).join(format!("{number}.log")), "hunter2-hunter2 correct-horse").unwrap();
+        }
+        let secrets = [("token", &b"hunter2-hunter2"[..]), ("phrase", b"correct-horse")];
+        let searched = SearchedSecrets::new(secrets.into_iter()).unwrap();
+        keep_logs(&work, &kept, Some(&searched)).unwrap();
+        assert_eq!(fs::read_dir(kept.join(TESTS)).unwrap().count(), 0);
     }
 
     #[test]

@@ -458,7 +458,7 @@ impl<'a> Build<'a> {
         match kept::keep_logs(self.work.path(), &logs, self.secrets.searched()) {
             Ok(leaks) => {
                 failure.attach(format!("log: {}", logs.join(publish::BUILD_LOG).display()));
-                for leak in leaks {
+                for leak in leaks.named {
                     failure.attach(format!("a log is not kept: {leak}"));
                 }
             }

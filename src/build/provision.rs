@@ -491,10 +491,10 @@ impl Running<'_, '_> {
         let folder = self.fetching.folder.to_owned();
         let to = to.to_owned();
         let search = spawn_blocking(move || {
-            let leaks = searched.scan_folder(&folder, &|path| !path.starts_with(&to));
-            leaks.map_err(ScratchError::at("what was fetched", &folder))
+            let findings = searched.scan_folder(&folder, &|path| !path.starts_with(&to));
+            findings.map_err(ScratchError::at("what was fetched", &folder))
         });
-        let leaks = self.build.limits.hold(async { search.await.expect("searching does not panic") }).await?;
-        leaks.into_iter().next().map_or(Ok(()), |leak| Err(leak.into()))
+        let findings = self.build.limits.hold(async { search.await.expect("searching does not panic") }).await?;
+        Ok(findings.leaks.into_result()?)
     }
 }

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use tokio::task::spawn_blocking;
 
 use crate::error::Failure;
-use crate::event::{Event, Events, Stage};
+use crate::event::{Event, Events, Level, Stage};
 use crate::plan::machine::format_name;
 use crate::plan::output::Published;
 use crate::plan::{Plan, PlannedStep, StoredBase};
@@ -78,17 +78,22 @@ async fn search_for_secrets(build: &Build<'_>, manifest: Manifest, staging: &Pat
     let documents = evidence::documents(build.plan)(&manifest);
     let staging = staging.to_owned();
     let search = spawn_blocking(move || {
-        let texts = documents.iter().map(|(name, text)| (*name, text.as_str()));
+        let findings = searched.scan_folder(&staging, &|path| images.contains(path));
+        let mut findings = findings.map_err(ScratchError::at("the files of the version", &staging))?;
         let json = manifest.to_json();
+        let texts = documents.iter().map(|(name, text)| (*name, text.as_str()));
         for (name, text) in texts.chain([(manifest::FILE, json.as_str())]) {
-            let place = |at| LeakPlace::File(name.into(), at);
-            searched.scan_text(text.as_bytes(), place).map_or(Ok(()), Err)?;
+            findings.leaks.extend(searched.scan_text(text.as_bytes(), |at| LeakPlace::File(name.into(), at)));
         }
-        let leaks = searched.scan_folder(&staging, &|path| images.contains(path));
-        let first = leaks.map_err(ScratchError::at("the files of the version", &staging))?.into_iter().next();
-        first.map_or(Ok(manifest), |leak| Err(Failure::from(leak)))
+        findings.leaks.into_result()?;
+        Ok::<_, Failure>((manifest, findings.unsearched.warning()))
     });
-    build.limits.hold(async { search.await.expect("searching does not panic") }).await
+    let searched = build.limits.hold(async { search.await.expect("searching does not panic") });
+    let (manifest, warning) = searched.await?;
+    if let Some(warning) = warning {
+        build.events.notice(Level::Warning, warning);
+    }
+    Ok(manifest)
 }
 
 fn manifest(build: &Build<'_>, record: Record, disk_sha256: String, contents: Contents) -> Manifest {

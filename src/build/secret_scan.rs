@@ -8,6 +8,9 @@
 
 mod content;
 mod cpio;
+mod decoder;
+mod findings;
+mod journal;
 mod needles;
 mod tree;
 mod unpack;
@@ -19,11 +22,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::error::{Fault, Kind};
+use content::{ContentFindings, ContentLeak, ContentSearch};
+use needles::Needles;
 
-use content::{ContentLeak, ContentSearch};
-use needles::{FoundNeedle, Needles};
-
+pub use findings::{SearchFindings, SecretLeaks, UnsearchedFiles};
 pub use needles::SecretScan;
 pub(crate) use tree::TreeSearch;
 
@@ -112,25 +114,6 @@ impl SecretLeak {
     }
 }
 
-impl Fault for SecretLeak {
-    fn kind(&self) -> Kind {
-        Kind::Output
-    }
-
-    fn hints(&self) -> Vec<String> {
-        let cause = match self.place {
-            LeakPlace::Disk(_) => "a step has written it to the disk; what is removed later stays in free blocks",
-            LeakPlace::ImageFile(..) => "a step has put it into a file of the image",
-            _ => "a step has put it into a file that would be published",
-        };
-        vec![
-            cause.into(),
-            "read it from the file under $KILN_SECRETS, which is gone after the step, and let no program keep it"
-                .into(),
-        ]
-    }
-}
-
 /// The parts of secrets that are searched for. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct SearchedSecrets(Arc<Needles>);
@@ -148,13 +131,20 @@ impl SearchedSecrets {
         SecretScan::new(Arc::clone(&self.0))
     }
 
-    /// Searches a whole file, as it lies there.
+    /// Searches a whole file, as it lies there, for one place of a secret.
     ///
     /// # Errors
     /// When it cannot be read.
     pub fn scan_file(&self, path: &Path) -> io::Result<Option<SecretLeak>> {
-        let found = self.scan_reader(File::open(path)?)?;
-        Ok(found.map(|found| found.at(|at| LeakPlace::File(path.to_owned(), at))))
+        let mut scan = self.scan();
+        let mut at = 0;
+        read_pieces(File::open(path)?, &mut |piece| {
+            scan.look(at, piece);
+            at += piece.len() as u64;
+            if scan.is_complete() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        let first = scan.into_found().into_iter().next();
+        Ok(first.map(|found| found.at(|at| LeakPlace::File(path.to_owned(), at))))
     }
 
     /// Searches the files below a folder, what their compressed ones unpack to, and all names. Paths in the answer are
@@ -162,53 +152,53 @@ impl SearchedSecrets {
     ///
     /// # Errors
     /// When something cannot be read.
-    pub fn scan_folder(&self, folder: &Path, is_passed_over: &dyn Fn(&Path) -> bool) -> io::Result<Vec<SecretLeak>> {
-        let (mut leaks, mut folders) = (Vec::new(), vec![PathBuf::new()]);
+    pub fn scan_folder(&self, folder: &Path, is_passed_over: &dyn Fn(&Path) -> bool) -> io::Result<SearchFindings> {
+        let mut findings = SearchFindings::default();
+        let mut folders = vec![PathBuf::new()];
         while let Some(below) = folders.pop() {
             for entry in fs::read_dir(folder.join(&below))? {
                 let entry = entry?;
                 let (path, kind) = (below.join(entry.file_name()), entry.file_type()?);
-                leaks.extend(self.scan_text(entry.file_name().as_bytes(), |_| LeakPlace::Name(below.clone())));
+                findings.leaks.extend(self.scan_name(entry.file_name().as_bytes(), &below));
                 if kind.is_dir() {
                     folders.push(path);
                 } else if kind.is_symlink() {
                     let target = fs::read_link(entry.path())?;
-                    leaks.extend(self.scan_text(target.as_os_str().as_bytes(), |_| LeakPlace::Name(below.clone())));
+                    findings.leaks.extend(self.scan_name(target.as_os_str().as_bytes(), &below));
                 } else if kind.is_file() && !is_passed_over(&path) {
-                    leaks.extend(self.scan_published(&entry.path(), &path)?);
+                    self.scan_published(&entry.path(), &path, &mut findings)?;
                 }
             }
         }
-        Ok(leaks)
+        Ok(findings)
     }
 
-    /// Searches a text that is at hand as a whole.
-    pub fn scan_text(&self, text: &[u8], place: impl FnOnce(u64) -> LeakPlace) -> Option<SecretLeak> {
-        self.0.find(0, text).map(|found| found.at(place))
+    /// Searches a text that is at hand as a whole, and returns the first place of each secret.
+    pub fn scan_text(&self, text: &[u8], place: impl Fn(u64) -> LeakPlace) -> Vec<SecretLeak> {
+        let mut found = Vec::new();
+        self.0.find(0, text, &mut found);
+        found.into_iter().map(|found| found.at(&place)).collect()
     }
 
-    fn scan_published(&self, path: &Path, name: &Path) -> io::Result<Option<SecretLeak>> {
+    fn scan_name(&self, name: &[u8], folder: &Path) -> Vec<SecretLeak> {
+        self.scan_text(name, |_| LeakPlace::Name(folder.to_owned()))
+    }
+
+    fn scan_published(&self, path: &Path, name: &Path, findings: &mut SearchFindings) -> io::Result<()> {
         let mut search = ContentSearch::new(self);
         read_pieces(File::open(path)?, &mut |piece| {
             search.push(piece);
             ControlFlow::Continue(())
         })?;
-        let name = name.to_owned();
-        Ok(search.finish().map(|leak| match leak {
-            ContentLeak::Plain(found) => found.at(|at| LeakPlace::File(name, at)),
-            ContentLeak::Unpacked(found) => found.at(|at| LeakPlace::Unpacked(name, at)),
-        }))
-    }
-
-    fn scan_reader(&self, reader: impl Read) -> io::Result<Option<FoundNeedle>> {
-        let (mut scan, mut at) = (self.scan(), 0);
-        let mut found = None;
-        read_pieces(reader, &mut |piece| {
-            found = scan.find(at, piece);
-            at += piece.len() as u64;
-            if found.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })?;
-        Ok(found)
+        let ContentFindings { leaks, error } = search.finish();
+        findings.leaks.extend(leaks.into_iter().map(|leak| match leak {
+            ContentLeak::Plain(found) => found.at(|at| LeakPlace::File(name.to_owned(), at)),
+            ContentLeak::Unpacked(found) => found.at(|at| LeakPlace::Unpacked(name.to_owned(), at)),
+        }));
+        if let Some(error) = error {
+            findings.unsearched.add(&name.display().to_string(), error);
+        }
+        Ok(())
     }
 }
 

@@ -179,12 +179,19 @@ fn o3_a_secret_on_the_disk_keeps_the_image_out_of_the_store() {
 
 /// Builds with a secret over a disk with this file, in the mode of the fake guest.
 fn over_file(mode: &str, name: &str, content: &[u8]) -> Kiln {
+    over_files(mode, SECRET_SPEC, &[(name, content)])
+}
+
+/// Builds with a secret over a disk with these files in `/opt`.
+fn over_files(mode: &str, spec: &str, files: &[(&str, &[u8])]) -> Kiln {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
     fs::create_dir_all(folder.path().join("tree/opt")).expect("made");
     fs::create_dir_all(folder.path().join("tree/usr/bin")).expect("made");
     fs::write(folder.path().join("tree/usr/bin/cloud-init"), "").expect("written");
-    fs::write(folder.path().join("tree/opt").join(name), content).expect("written");
+    for (name, content) in files {
+        fs::write(folder.path().join("tree/opt").join(name), content).expect("written");
+    }
     // In ext2, a block of block numbers lies between the first twelve blocks of a file and the others.
     let made = Command::new("mke2fs")
         .args(["-q", "-F", "-t", "ext2", "-b", "1024", "-d", &path("tree"), &path("raw"), "16M"])
@@ -192,7 +199,7 @@ fn over_file(mode: &str, name: &str, content: &[u8]) -> Kiln {
         .expect("e2fsprogs is installed");
     assert!(made.success());
     qemu_img(&["convert", "-O", "qcow2", &path("raw"), &path("qcow2")]);
-    let kiln = fault(mode).spec(SECRET_SPEC).secret("TOKEN", SECRET);
+    let kiln = fault(mode).spec(spec).secret("TOKEN", SECRET);
     fs::write(kiln.place().join("base.qcow2"), fs::read(path("qcow2")).expect("made")).expect("written");
     kiln
 }
@@ -213,9 +220,44 @@ fn o3_a_secret_in_a_file_that_lies_in_pieces_or_is_compressed_is_not_published()
             gzip(format!("password = {SECRET}").as_bytes()),
             "the secret `token` is in the image, as it is, at byte 11 of what its file /opt/conf.gz unpacks to",
         ),
+        (
+            "conf.zst",
+            [b"\x50\x2a\x4d\x18\x04\0\0\0....", &zstd::encode_all(SECRET.as_bytes(), 3).expect("packed")[..]].concat(),
+            "the secret `token` is in the image, as it is, at byte 0 of what its file /opt/conf.zst unpacks to",
+        ),
     ] {
         refused(over_file("mounts-whole-disk", name, &content).fails(8).stderr_has(said));
     }
+}
+
+#[test]
+fn o3_every_secret_that_is_found_is_named_with_its_file() {
+    let other = "Horse77Battery";
+    let spec = SECRET_SPEC
+        .replace("[[step]]", "other = { env = 'OTHER' }\n[[step]]")
+        .replace("['token']", "['token', 'other']");
+    let second = gzip(format!("password = {other}").as_bytes());
+    let files: [(&str, &[u8]); 3] = [("a", SECRET.as_bytes()), ("b.gz", &second), ("c", SECRET.as_bytes())];
+    let kiln = over_files("mounts-whole-disk", &spec, &files).secret("OTHER", other).fails(8);
+    refused(
+        kiln.stderr_has("secrets were found in 3 places")
+            .stderr_has("the secret `token` is in the image, as it is, at byte 0 of its file /opt/a")
+            .stderr_has(
+                "the secret `other` is in the image, as it is, at byte 11 of what its file /opt/b.gz unpacks to",
+            )
+            .stderr_has("the secret `token` is in the image, as it is, at byte 0 of its file /opt/c"),
+    );
+}
+
+#[test]
+fn o3_a_compressed_file_that_is_not_searched_to_its_end_is_named() {
+    let mut damaged = gzip(&[b'.'; 100]);
+    // The header alone.
+    damaged.truncate(10);
+    damaged.extend([0xff; 100]);
+    let said = "compressed files were not searched for secrets to their end: /opt/bad.gz (it cannot be unpacked";
+    let ended = over_file("mounts-whole-disk", "bad.gz", &damaged).stderr_has(said).run();
+    assert_eq!(ended.place().published(), ["web@1"]);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What is searched for, and the search of bytes that come piece by piece.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -25,6 +26,8 @@ pub(super) struct Needles {
     /// Which first bytes some needle may have.
     filter: Vec<u64>,
     longest: usize,
+    /// How many secrets they are of.
+    secrets: usize,
 }
 
 struct Needle {
@@ -38,7 +41,7 @@ struct Needle {
 
 /// A needle that was found, and where it begins.
 pub(super) struct FoundNeedle {
-    name: String,
+    pub(super) name: String,
     form: &'static str,
     start: u64,
 }
@@ -73,30 +76,37 @@ impl Needles {
             let (word, bit) = filter_place(needle.head);
             filter[word] |= bit;
         }
-        Some(Self { sorted, filter, longest })
+        let secrets = sorted.iter().map(|needle| &needle.name).collect::<BTreeSet<_>>().len();
+        Some(Self { sorted, filter, longest, secrets })
     }
 
-    /// Returns the first needle in these bytes, which begin at `start`.
-    pub(super) fn find(&self, start: u64, bytes: &[u8]) -> Option<FoundNeedle> {
+    /// Adds the first needle of each secret in these bytes, which begin at `start`, unless one of that secret was found.
+    pub(super) fn find(&self, start: u64, bytes: &[u8], found: &mut Vec<FoundNeedle>) {
+        if found.len() == self.secrets {
+            return;
+        }
         let mut head = 0;
         for (index, byte) in bytes.iter().enumerate() {
             head = head >> 8 | u64::from(*byte) << 56;
             let (word, bit) = filter_place(head);
             if self.filter[word] & bit != 0
                 && let Some(first) = (index + 1).checked_sub(SHORTEST)
-                && let Some(needle) = self.beginning_of(head, &bytes[first..])
             {
-                return Some(FoundNeedle { name: needle.name.clone(), form: needle.form, start: start + first as u64 });
+                let same = self.beginnings_of(head, &bytes[first..]);
+                for needle in same {
+                    if found.iter().all(|other| other.name != needle.name) {
+                        found.push(needle.found_at(start + first as u64));
+                    }
+                }
             }
         }
-        None
     }
 
-    /// Returns the needle that these bytes begin with.
-    fn beginning_of(&self, head: u64, bytes: &[u8]) -> Option<&Needle> {
+    /// Returns the needles that these bytes begin with.
+    fn beginnings_of(&self, head: u64, bytes: &[u8]) -> impl Iterator<Item = &Needle> {
         let first = self.sorted.partition_point(|needle| needle.head < head);
-        let mut same = self.sorted[first..].iter().take_while(|needle| needle.head == head);
-        same.find(|needle| bytes.starts_with(&needle.bytes))
+        let same = self.sorted[first..].iter().take_while(move |needle| needle.head == head);
+        same.filter(move |needle| bytes.starts_with(&needle.bytes))
     }
 }
 
@@ -104,6 +114,10 @@ impl Needle {
     fn new(name: &str, form: &'static str, bytes: Vec<u8>) -> Option<Self> {
         let head = u64::from_le_bytes(*bytes.first_chunk()?);
         Some(Self { head, bytes, name: name.to_owned(), form })
+    }
+
+    fn found_at(&self, start: u64) -> FoundNeedle {
+        FoundNeedle { name: self.name.clone(), form: self.form, start }
     }
 }
 
@@ -114,39 +128,54 @@ fn filter_place(head: u64) -> (usize, u64) {
     (word, 1 << (place % 64))
 }
 
-/// Searches a disk, or anything else that is read piece by piece.
+/// Searches a disk, or anything else that is read piece by piece, for one place of each secret.
 pub struct SecretScan {
     needles: Arc<Needles>,
     /// The end of what was seen last, and where that ended: a secret may lie across.
     before: Vec<u8>,
     end: u64,
+    found: Vec<FoundNeedle>,
 }
 
 impl SecretScan {
     pub(super) fn new(needles: Arc<Needles>) -> Self {
-        Self { needles, before: Vec::new(), end: 0 }
+        Self { needles, before: Vec::new(), end: 0, found: Vec::new() }
     }
 
-    /// Searches the bytes of this place of the disk.
-    pub fn look(&mut self, at: u64, bytes: &[u8]) -> Option<SecretLeak> {
-        self.find(at, bytes).map(|found| found.at(LeakPlace::Disk))
-    }
-
-    pub(super) fn find(&mut self, at: u64, bytes: &[u8]) -> Option<FoundNeedle> {
+    /// Searches the bytes of this place.
+    pub fn look(&mut self, at: u64, bytes: &[u8]) {
         if at != self.end {
             self.before.clear();
         }
         let kept = self.needles.longest - 1;
         let head = &bytes[..bytes.len().min(kept)];
         let across = [&self.before, head].concat();
-        let start = at - self.before.len() as u64;
-        let begun = if self.before.is_empty() { None } else { self.needles.find(start, &across) };
-        let found = begun.or_else(|| self.needles.find(at, bytes));
+        if !self.before.is_empty() {
+            self.needles.find(at - self.before.len() as u64, &across, &mut self.found);
+        }
+        self.needles.find(at, bytes, &mut self.found);
         // A short piece may lie within a secret that begins before it.
         let tail = if bytes.len() < kept { &across } else { bytes };
         self.before = tail[tail.len().saturating_sub(kept)..].to_vec();
         self.end = at + bytes.len() as u64;
-        found
+    }
+
+    /// Takes what was found, as on a disk.
+    pub fn take_leaks(&mut self) -> Vec<SecretLeak> {
+        self.take_found().into_iter().map(|found| found.at(LeakPlace::Disk)).collect()
+    }
+
+    /// Returns whether nothing more can be found.
+    pub(super) fn is_complete(&self) -> bool {
+        self.found.len() == self.needles.secrets
+    }
+
+    pub(super) fn into_found(self) -> Vec<FoundNeedle> {
+        self.found
+    }
+
+    pub(super) fn take_found(&mut self) -> Vec<FoundNeedle> {
+        std::mem::take(&mut self.found)
     }
 }
 

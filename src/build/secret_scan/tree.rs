@@ -6,47 +6,56 @@ use crate::disk::entry::{Chunk, Entry};
 use crate::disk::tree::TreeVisitor;
 
 use super::content::{ContentLeak, ContentSearch};
-use super::{FilePlace, LeakPlace, SearchedSecrets, SecretLeak};
+use super::findings::SearchFindings;
+use super::{FilePlace, LeakPlace, SearchedSecrets};
 
-/// The search of a tree. It ends with the first secret that is found.
+/// The search of a tree.
 pub(crate) struct TreeSearch {
     searched: SearchedSecrets,
     /// The content that was read since the last entry.
     content: Option<ContentSearch>,
-    found: Option<SecretLeak>,
+    findings: SearchFindings,
 }
 
 impl TreeSearch {
     pub(crate) fn new(searched: SearchedSecrets) -> Self {
-        Self { searched, content: None, found: None }
+        Self { searched, content: None, findings: SearchFindings::default() }
     }
 
     /// Returns what was found.
-    pub(crate) fn into_leak(self) -> Option<SecretLeak> {
-        self.found
+    pub(crate) fn into_findings(self) -> SearchFindings {
+        self.findings
     }
 
-    fn search_content(&mut self, entry: &Entry) -> Option<SecretLeak> {
+    fn search_content(&mut self, entry: &Entry) {
+        let Some(content) = self.content.take() else { return };
+        let content = content.finish();
         let path = shown(&entry.path);
-        Some(match self.content.take()?.finish()? {
-            ContentLeak::Plain(found) => found.at(|at| LeakPlace::ImageFile(path, FilePlace::Content(at))),
-            ContentLeak::Unpacked(found) => found.at(|at| LeakPlace::ImageFile(path, FilePlace::Unpacked(at))),
-        })
+        if let Some(error) = content.error {
+            self.findings.unsearched.add(&path, error);
+        }
+        let at = |place| LeakPlace::ImageFile(path.clone(), place);
+        self.findings.leaks.extend(content.leaks.into_iter().map(|leak| match leak {
+            ContentLeak::Plain(found) => found.at(|byte| at(FilePlace::Content(byte))),
+            ContentLeak::Unpacked(found) => found.at(|byte| at(FilePlace::Unpacked(byte))),
+        }));
     }
 
-    fn search_names(&self, entry: &Entry) -> Option<SecretLeak> {
+    fn search_names(&mut self, entry: &Entry) {
         let name = entry.path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
         let folder = &entry.path[..entry.path.len() - name.len()];
-        let in_name = |_| LeakPlace::ImageFile(shown(folder), FilePlace::Name);
-        let in_target = |_| LeakPlace::ImageFile(shown(&entry.path), FilePlace::Target);
-        let target = entry.target.as_deref().unwrap_or_default();
-        self.searched.scan_text(name, in_name).or_else(|| self.searched.scan_text(target, in_target))
+        self.search_text(name, folder, FilePlace::Name);
+        self.search_text(entry.target.as_deref().unwrap_or_default(), &entry.path, FilePlace::Target);
     }
 
-    fn search_attributes(&self, entry: &Entry) -> Option<SecretLeak> {
-        let texts = entry.xattrs.iter().flat_map(|xattr| [&xattr.name, &xattr.value]);
-        let in_attribute = |_| LeakPlace::ImageFile(shown(&entry.path), FilePlace::Attribute);
-        texts.into_iter().find_map(|text| self.searched.scan_text(text, in_attribute))
+    fn search_attributes(&mut self, entry: &Entry) {
+        for text in entry.xattrs.iter().flat_map(|xattr| [&xattr.name, &xattr.value]) {
+            self.search_text(text, &entry.path, FilePlace::Attribute);
+        }
+    }
+
+    fn search_text(&mut self, text: &[u8], path: &[u8], place: FilePlace) {
+        self.findings.leaks.extend(self.searched.scan_text(text, |_| LeakPlace::ImageFile(shown(path), place)));
     }
 }
 
@@ -64,9 +73,10 @@ impl TreeVisitor for TreeSearch {
     }
 
     fn visit_entry(&mut self, entry: &Entry) -> ControlFlow<()> {
-        let found = self.search_content(entry).or_else(|| self.search_names(entry));
-        self.found = found.or_else(|| self.search_attributes(entry));
-        if self.found.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        self.search_content(entry);
+        self.search_names(entry);
+        self.search_attributes(entry);
+        ControlFlow::Continue(())
     }
 }
 

@@ -1,109 +1,224 @@
-//! Unpacks a compressed file that comes piece by piece, in memory that does not grow with it.
+//! Unpacks a compressed file that comes piece by piece, in bounded memory.
 //!
 //! ```text
-//! cpio archives, uncompressed ──> gzip, xz or zstd ──> sink
+//! (cpio archive, not compressed | gzip | xz | zstd)* ──> sink
+//! a journal of systemd: its compressed objects       ──> sink
 //! ```
 //!
-//! An initrd may begin with archives that are not compressed, such as the processors' microcode.
+//! Initrds begin with archives that are not compressed, such as the processors' microcode; gzip and xz files may have several
+//! streams with padding between them, zstd files frames to be skipped.
 
 use std::io::Write;
 
-use flate2::write::MultiGzDecoder;
-use liblzma::stream::{CONCATENATED, Stream};
-use liblzma::write::XzDecoder;
-use zstd::stream::write::Decoder;
-
 use super::cpio::{ArchiveEnd, ArchiveSkip};
+use super::decoder::{StreamDecoder, StreamEnd, UnpackError};
+use super::journal::{self, JournalReader};
 
-/// The longest beginning that tells a compression.
-const MAGIC: usize = 6;
-/// What `xz -9` needs for unpacking, and some more, bytes.
-const XZ_MEMORY: u64 = 96 << 20;
+/// The longest beginning that tells a format.
+const MAGIC: usize = 8;
+/// How much of what a file unpacks to is searched, bytes.
+const LONGEST_OUTPUT: u64 = 1 << 30;
+/// The same where the decoder's memory grows with it.
+const LONGEST_LARGE_OUTPUT: u64 = 96 << 20;
+/// How much is unpacked at once, bytes.
+const BUFFER: usize = 64 << 10;
+/// How many zeroes of holes within compressed data are unpacked, bytes.
+const LONGEST_HOLES: u64 = 16 << 20;
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
-/// A file that may be compressed, and where what it unpacks to is written.
-pub(super) enum Unpacker<W: Write> {
-    /// It is not known yet how the file begins.
-    Begun {
-        sink: W,
-        head: Vec<u8>,
-    },
-    /// In the archives before what is compressed.
-    Archive {
-        sink: W,
-        skip: ArchiveSkip,
-    },
-    Gzip(Box<MultiGzDecoder<W>>),
-    Xz(XzDecoder<W>),
-    Zstd(Decoder<'static, W>),
-    /// It is not compressed, it is damaged, or the sink takes no more.
-    Ended,
+/// A file that may be compressed.
+pub(super) struct Unpacker<W: Write> {
+    output: UnpackedOutput<W>,
+    part: FilePart,
+    /// Zeroes of holes, bytes.
+    zeroes: u64,
+}
+
+/// What the next bytes of the file belong to.
+enum FilePart {
+    /// The beginning of something, as far as it is known.
+    Head(Vec<u8>),
+    Archive(ArchiveSkip),
+    Stream(Box<StreamDecoder>),
+    Journal(Box<JournalReader>),
+    /// Nothing that is compressed.
+    Plain,
+    /// What cannot be unpacked any further.
+    Stopped(UnpackError),
+}
+
+/// Where what a file unpacks to is written.
+pub(super) struct UnpackedOutput<W: Write> {
+    sink: W,
+    buffer: Vec<u8>,
+    written: u64,
 }
 
 impl<W: Write> Unpacker<W> {
     pub(super) fn new(sink: W) -> Self {
-        Unpacker::Begun { sink, head: Vec::new() }
+        let output = UnpackedOutput { sink, buffer: Vec::new(), written: 0 };
+        Self { output, part: FilePart::Head(Vec::new()), zeroes: 0 }
     }
 
     /// Takes the next bytes of the file. What is damaged is unpacked as far as it can be.
     pub(super) fn push(&mut self, bytes: &[u8]) {
-        let written = match self {
-            Unpacker::Gzip(decoder) => decoder.write_all(bytes),
-            Unpacker::Xz(decoder) => decoder.write_all(bytes),
-            Unpacker::Zstd(decoder) => decoder.write_all(bytes),
-            Unpacker::Begun { .. } | Unpacker::Archive { .. } => {
-                let begun = std::mem::replace(self, Unpacker::Ended);
-                *self = begun.begin(bytes);
-                Ok(())
-            }
-            Unpacker::Ended => Ok(()),
-        };
-        if written.is_err() {
-            *self = Unpacker::Ended;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let taken = self.take(rest);
+            rest = &rest[taken..];
         }
     }
 
-    /// Ends the file: everything that it unpacks to is written.
-    pub(super) fn finish(self) {
-        let _ = match self {
-            Unpacker::Gzip(mut decoder) => decoder.try_finish(),
-            Unpacker::Xz(mut decoder) => decoder.try_finish(),
-            Unpacker::Zstd(mut decoder) => decoder.flush(),
-            Unpacker::Begun { .. } | Unpacker::Archive { .. } | Unpacker::Ended => Ok(()),
-        };
+    /// Takes the zeroes of a hole.
+    pub(super) fn push_zeroes(&mut self, count: u64) {
+        let mut left = count;
+        while left > 0 && !self.is_indifferent_to_zeroes() {
+            if self.zeroes > LONGEST_HOLES {
+                self.part = FilePart::Stopped(UnpackError::TooLong);
+                return;
+            }
+            let piece = usize::try_from(left).unwrap_or(usize::MAX).min(ZEROES.len());
+            self.push(&ZEROES[..piece]);
+            self.zeroes += piece as u64;
+            left -= piece as u64;
+        }
     }
 
-    fn begin(self, bytes: &[u8]) -> Self {
-        match self {
-            Unpacker::Begun { sink, mut head } => {
-                let missing = MAGIC.saturating_sub(head.len()).min(bytes.len());
-                head.extend_from_slice(&bytes[..missing]);
-                if head.len() < MAGIC {
-                    return Unpacker::Begun { sink, head };
+    /// Returns why the file was not unpacked to its end, if it is compressed and was not.
+    pub(super) fn error(&self) -> Option<UnpackError> {
+        match &self.part {
+            FilePart::Stopped(error) => Some(*error),
+            FilePart::Journal(journal) => journal.error(),
+            FilePart::Head(_) | FilePart::Archive(_) | FilePart::Stream(_) | FilePart::Plain => None,
+        }
+    }
+
+    fn is_indifferent_to_zeroes(&self) -> bool {
+        match &self.part {
+            FilePart::Head(head) => head.is_empty(),
+            FilePart::Journal(journal) => journal.is_over(),
+            FilePart::Plain | FilePart::Stopped(_) => true,
+            FilePart::Archive(_) | FilePart::Stream(_) => false,
+        }
+    }
+
+    /// Takes some of the bytes, and returns how many.
+    fn take(&mut self, bytes: &[u8]) -> usize {
+        match &mut self.part {
+            FilePart::Plain | FilePart::Stopped(_) => bytes.len(),
+            FilePart::Head(_) => self.take_head(bytes),
+            FilePart::Journal(journal) => journal.take(bytes, &mut self.output),
+            FilePart::Archive(skip) => {
+                let (part, taken) = match skip.push(bytes) {
+                    ArchiveEnd::Within => return bytes.len(),
+                    ArchiveEnd::After(rest) => (FilePart::Head(Vec::new()), bytes.len() - rest.len()),
+                    ArchiveEnd::Damaged => (FilePart::Plain, bytes.len()),
+                };
+                self.part = part;
+                taken
+            }
+            FilePart::Stream(decoder) => {
+                let (taken, end) = self.output.unpack(decoder, bytes);
+                match end {
+                    Ok(StreamEnd::Within) => {}
+                    Ok(StreamEnd::Over) => self.part = FilePart::Head(Vec::new()),
+                    Err(error) => self.part = FilePart::Stopped(error),
                 }
-                let mut begun = Self::by_magic(sink, &head);
-                begun.push(&head);
-                begun.push(&bytes[missing..]);
-                begun
+                taken
             }
-            Unpacker::Archive { sink, mut skip } => match skip.push(bytes) {
-                ArchiveEnd::Within => Unpacker::Archive { sink, skip },
-                ArchiveEnd::After(rest) => Unpacker::new(sink).begin(rest),
-                ArchiveEnd::Damaged => Unpacker::Ended,
-            },
-            other => other,
         }
     }
 
-    fn by_magic(sink: W, head: &[u8]) -> Self {
-        match head {
-            [0x1f, 0x8b, ..] => Unpacker::Gzip(Box::new(MultiGzDecoder::new(sink))),
-            [0xfd, b'7', b'z', b'X', b'Z', 0] => match Stream::new_stream_decoder(XZ_MEMORY, CONCATENATED) {
-                Ok(stream) => Unpacker::Xz(XzDecoder::new_stream(sink, stream)),
-                Err(_) => Unpacker::Ended,
-            },
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => Decoder::new(sink).map_or(Unpacker::Ended, Unpacker::Zstd),
-            b"070701" | b"070702" => Unpacker::Archive { sink, skip: ArchiveSkip::default() },
-            _ => Unpacker::Ended,
+    /// Takes bytes of the beginning of something; zeroes before it are padding.
+    fn take_head(&mut self, bytes: &[u8]) -> usize {
+        let FilePart::Head(head) = &mut self.part else { return 0 };
+        let padding = if head.is_empty() { bytes.iter().take_while(|byte| **byte == 0).count() } else { 0 };
+        let missing = (MAGIC - head.len()).min(bytes.len() - padding);
+        head.extend_from_slice(&bytes[padding..padding + missing]);
+        if head.len() == MAGIC {
+            let head = std::mem::take(head);
+            self.part = FilePart::new(&head);
+            self.push(&head);
         }
+        padding + missing
+    }
+}
+
+impl FilePart {
+    fn new(head: &[u8]) -> Self {
+        if head.starts_with(journal::MAGIC) {
+            return Self::Journal(Box::default());
+        }
+        if head.starts_with(b"070701") || head.starts_with(b"070702") {
+            return Self::Archive(ArchiveSkip::default());
+        }
+        match StreamDecoder::for_head(head) {
+            Some(Ok(decoder)) => Self::Stream(Box::new(decoder)),
+            Some(Err(error)) => Self::Stopped(error),
+            None => Self::Plain,
+        }
+    }
+}
+
+impl<W: Write> UnpackedOutput<W> {
+    /// Unpacks bytes up to the end of their stream. Returns how many were taken.
+    pub(super) fn unpack(
+        &mut self,
+        decoder: &mut StreamDecoder,
+        bytes: &[u8],
+    ) -> (usize, Result<StreamEnd, UnpackError>) {
+        self.buffer.resize(BUFFER, 0);
+        let mut taken = 0;
+        let mut idle = 0;
+        while idle < 2 {
+            let part = decoder.decode(&bytes[taken..], &mut self.buffer);
+            taken += part.consumed;
+            self.written += part.produced as u64;
+            // The sink takes everything.
+            let _ = self.sink.write_all(&self.buffer[..part.produced]);
+            let end = part.end.and_then(|end| self.check_bounds(decoder).map(|()| end));
+            if end != Ok(StreamEnd::Within) || taken == bytes.len() && part.produced < BUFFER {
+                return (taken, end);
+            }
+            // A decoder takes nothing where it has just learned how much memory it needs.
+            idle = if part.consumed + part.produced == 0 { idle + 1 } else { 0 };
+        }
+        (taken, Err(UnpackError::Damaged))
+    }
+
+    fn check_bounds(&self, decoder: &StreamDecoder) -> Result<(), UnpackError> {
+        if self.written > LONGEST_OUTPUT {
+            return Err(UnpackError::TooLong);
+        }
+        if self.written > LONGEST_LARGE_OUTPUT && decoder.is_large() {
+            return Err(UnpackError::TooMuchMemory);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns a zstd frame with a window of 2 to the power of `log` that unpacks to so many MiB of one byte.
+    fn bomb(log: u8, mib: usize) -> Vec<u8> {
+        let run = ((128_u32 << 10) << 3 | 2).to_le_bytes();
+        let runs: Vec<u8> = (0..mib * 8).flat_map(|_| [run[0], run[1], run[2], b'.']).collect();
+        [&[0x28, 0xb5, 0x2f, 0xfd, 0, (log - 10) << 3][..], &runs].concat()
+    }
+
+    fn unpack(bytes: &[u8]) -> (u64, Option<UnpackError>) {
+        let mut unpacker = Unpacker::new(std::io::sink());
+        bytes.chunks(4096).for_each(|piece| unpacker.push(piece));
+        (unpacker.output.written >> 20, unpacker.error())
+    }
+
+    #[test]
+    fn o3_the_length_of_what_is_unpacked_is_bounded_and_that_of_large_windows_more() {
+        assert_eq!(unpack(&bomb(31, 64)), (64, None));
+        assert_eq!(unpack(&bomb(31, 128)), (96, Some(UnpackError::TooMuchMemory)));
+        assert_eq!(unpack(&bomb(27, 128)), (128, None));
+        assert_eq!(unpack(&bomb(20, 1100)), (1024, Some(UnpackError::TooLong)));
     }
 }
