@@ -42,7 +42,7 @@ mod seal;
 mod secrets;
 pub mod serve;
 mod sha256;
-mod shutdown;
+pub mod shutdown;
 mod sys;
 mod terminal;
 mod unpack;
