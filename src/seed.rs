@@ -147,10 +147,12 @@ const WAIT_ONLINE: &str = "systemd-networkd-wait-online.service NetworkManager-w
 ///
 /// Under systemd the agent gets a unit of its own. Its cgroup is delegated to it, for those of the steps; systemd then does
 /// not stop the unit when the OOM killer ends a process in it (`OOMPolicy=`, systemd.service(5)). Only the controller of
-/// memory is delegated, which systemd uses anyway: others would be turned on for every unit of the guest. The unit does
-/// not have the default dependencies, since those would make it wait for the boot that waits for cloud-init. Units with nothing to do are masked; for the starts that are already queued, the
-/// mask comes too late and a stop takes their place. Both is cheaper than the reload that would make the mask known,
-/// which runs every generator again.
+/// memory is delegated, which systemd uses anyway: others would be turned on for every unit of the guest. A service may have
+/// 15 % of the system's tasks, which in a small guest are some 600: steps may have most of them. The unit does not have the
+/// default dependencies, since those would make it wait for the boot that waits for cloud-init.
+///
+/// Units with nothing to do are masked; for the starts that are already queued, the mask comes too late and a stop takes their
+/// place. Both is cheaper than the reload that would make the mask known, which runs every generator again.
 fn start(options: Options) -> String {
     let idle = idle_units(options);
     format!(
@@ -164,7 +166,8 @@ if [ -d /run/systemd/system ]; then
     set -- $idle
     [ $# = 0 ] || systemctl --no-block stop \"$@\"
     systemd-run --quiet --no-block --collect --unit=kiln-agent --property=DefaultDependencies=no \\
-        --property=IgnoreOnIsolate=yes --property=KillMode=process --property=Delegate=memory $agent
+        --property=IgnoreOnIsolate=yes --property=KillMode=process --property=Delegate=memory \\
+        --property=TasksMax=80% $agent
 else
     setsid $agent </dev/null >/dev/console 2>&1 &
 fi
@@ -179,9 +182,9 @@ fn idle_units(options: Options) -> String {
     format!("{stages} {waiting}")
 }
 
-/// Lifts the masks of the boot, which are for that boot alone: `systemctl enable` fails for a masked unit. Then it leaves what a
-/// finished boot leaves where `cloud-init status --wait` and scripts look for it. In a build the later stages
-/// do not run, so that the one would wait for ever and the others would find nothing; a test runs them all.
+/// Lifts the masks of the boot, which are for that boot alone: `systemctl enable` fails for a masked unit. Then it leaves what
+/// a finished boot leaves where `cloud-init status --wait` and scripts look for it. In a build the later stages do not run,
+/// so that the one would wait for ever and the others would find nothing; a test runs them all.
 ///
 /// cloud-init 23.3 and 23.4 (`_get_systemd_status`) also want the units of the stages to be active, so there they become
 /// units that do nothing. Older and newer versions ask systemd only while the result is not there.
