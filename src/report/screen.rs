@@ -133,8 +133,10 @@ impl fmt::Debug for Screen {
 }
 
 impl TermLike for Screen {
+    /// Leaves room for the `^C` that a terminal writes behind a live line. On the next line it would keep this one from being
+    /// cleared.
     fn width(&self) -> u16 {
-        self.size().columns
+        self.size().columns.saturating_sub(2).max(1)
     }
 
     fn height(&self) -> u16 {

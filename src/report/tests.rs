@@ -168,7 +168,7 @@ fn bars_show_what_is_done_above_what_runs() {
     let expected = r"note: waiting for another kiln
 build web@1.4.0, 2 steps
   ok boot  23.1s
-* step 1/2 install nginx (run) 1MiB of 8MiB     0s
+* step 1/2 install nginx (run) 1MiB of 8MiB   0s
   | \x1b]52;c;cm0=\x07\rok";
     assert_eq!(screen(&term), expected);
 }
@@ -207,8 +207,8 @@ fn several_builds_have_a_line_each() {
     tell("web@1", Event::StepStarted { index: 0, name: "site".into(), verb: "copy", steps: 1 });
     tell("app@1", Event::Notice { level: Level::Warning, text: "slow".into() });
     let expected = "build web@1, 1 step\nbuild app@1, 1 step\napp@1: warning: slow\n\
-                    * web@1: step 1/1 site (copy)                             0s\n\
-                    * app@1: boot                                             0s";
+                    * web@1: step 1/1 site (copy)                           0s\n\
+                    * app@1: boot                                           0s";
     assert_eq!(screen(&term), expected);
     tell("web@1", Event::BuildFinished { outcome: Outcome::Published, seconds: 2.0 });
     assert!(screen(&term).contains("  ok published web@1  2.0s\n* app@1: boot"), "{}", screen(&term));
