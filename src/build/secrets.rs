@@ -12,9 +12,13 @@ use nix::fcntl::OFlag;
 use crate::error::{Fault, Kind};
 use crate::event::{Events, Level};
 use crate::masking::{SHORTEST_MASKED, SecretMask, SecretParts};
+use crate::plan::host_paths::PathOwner;
+use crate::project::FileReach;
 use crate::spec::{Action, SecretSource, Spec, Step};
 
+use super::reach::RefusedPath;
 use super::secret_scan::{self, SearchedSecrets};
+use super::source_errors::{SourceErrors, SourceProblem};
 
 /// A secret is a token or a key, bytes.
 const LARGEST: u64 = 64 << 10;
@@ -29,21 +33,17 @@ pub struct Secrets {
 
 /// A secret that a spec declares and that its steps cannot have.
 #[derive(Debug, thiserror::Error)]
-#[error("the secret `{name}` ({}:{line}) {problem}", spec.display())]
-pub struct SecretError {
+#[error("the secret `{name}` {problem}")]
+pub(crate) struct SecretError {
     /// Its name.
-    pub name: String,
-    /// The spec file.
-    pub spec: PathBuf,
-    /// Its line.
-    pub line: usize,
+    pub(crate) name: String,
     /// What is wrong.
-    pub problem: SecretProblem,
+    problem: SecretProblem,
 }
 
 /// Why a secret cannot be had.
 #[derive(Debug, thiserror::Error)]
-pub enum SecretProblem {
+enum SecretProblem {
     /// The user has not allowed specs to take this environment variable.
     #[error("comes from the environment variable {0}, which specs are not allowed to take")]
     NotAllowed(String),
@@ -94,22 +94,42 @@ impl AllowedVariables {
     /// Checks that a spec names no other variable.
     ///
     /// # Errors
-    /// For the first secret that comes from another one.
-    pub fn check(&self, spec: &Spec) -> Result<(), SecretError> {
+    /// When secrets come from others.
+    pub fn check(&self, spec: &Spec) -> Result<(), SourceErrors> {
+        let mut errors = Vec::new();
         for (name, secret) in &spec.secrets {
             match &secret.source {
                 SecretSource::Env(variable) if !self.0.contains(variable) => {
-                    return Err(error(spec, name, secret.line, SecretProblem::NotAllowed(variable.clone())));
+                    let problem = SecretProblem::NotAllowed(variable.clone());
+                    errors.push(SecretError { name: name.clone(), problem });
                 }
                 SecretSource::Env(_) | SecretSource::File(_) => {}
             }
         }
-        Ok(())
+        check_none(spec, &errors)
     }
 }
 
-fn error(spec: &Spec, name: &str, line: usize, problem: SecretProblem) -> SecretError {
-    SecretError { name: name.to_owned(), spec: spec.path.clone(), line, problem }
+/// Fails with the errors, each with its place in the spec, if there are any.
+fn check_none(spec: &Spec, errors: &[SecretError]) -> Result<(), SourceErrors> {
+    // The spec was read before; this is for its text.
+    SourceErrors::check(spec, FileReach::Host, errors.iter().map(SourceProblem::from).collect())
+}
+
+/// Finds what is wrong with the secrets that some step reads, but for those that may not be read.
+pub(crate) fn find_errors(spec: &Spec, refused: &[RefusedPath]) -> Vec<SecretError> {
+    let mut errors = Vec::new();
+    for name in used_names(spec) {
+        let owner = PathOwner::Secret(name.clone());
+        if refused.iter().all(|(refused, _)| *refused != owner) {
+            errors.extend(read_declared(spec, name).err());
+        }
+    }
+    errors
+}
+
+fn read_declared(spec: &Spec, name: &str) -> Result<Vec<u8>, SecretError> {
+    read(&spec.secrets[name].source).map_err(|problem| SecretError { name: name.to_owned(), problem })
 }
 
 /// Returns the names of the secrets that some step reads.
@@ -146,15 +166,18 @@ impl Secrets {
     /// Reads those that some step uses.
     ///
     /// # Errors
-    /// When one cannot be had.
-    pub fn load(spec: &Spec) -> Result<Self, SecretError> {
-        let read_one = |name: &String| {
-            let declared = &spec.secrets[name];
-            let value = read(&declared.source).map_err(|problem| error(spec, name, declared.line, problem))?;
-            Ok((name.clone(), value))
-        };
-        let values = used_names(spec).into_iter().map(read_one);
-        values.collect::<Result<_, _>>().map(Self::new)
+    /// When some cannot be had: all of them are named.
+    pub fn load(spec: &Spec) -> Result<Self, SourceErrors> {
+        let mut values = BTreeMap::new();
+        let mut errors = Vec::new();
+        for name in used_names(spec) {
+            match read_declared(spec, name) {
+                Ok(value) => drop(values.insert(name.clone(), value)),
+                Err(error) => errors.push(error),
+            }
+        }
+        check_none(spec, &errors)?;
+        Ok(Self::new(values))
     }
 
     fn new(values: BTreeMap<String, Vec<u8>>) -> Self {

@@ -11,6 +11,7 @@ use crate::spec::{Action, Document, SecretSource, Source, Spec, SpecError, SpecE
 
 use super::inputs::InputError;
 use super::reach::RefusedPath;
+use super::secrets::SecretError;
 
 /// Everything that is wrong with the base image and the inputs of a spec; never empty.
 #[derive(Debug)]
@@ -44,6 +45,13 @@ impl From<&RefusedPath> for SourceProblem {
     fn from((owner, refusal): &RefusedPath) -> Self {
         let (kind, hints) = (refusal.kind(), refusal.hints());
         Self { kind, subject: owner.clone(), message: refusal.to_string(), hints, evidence: Vec::new() }
+    }
+}
+
+impl From<&SecretError> for SourceProblem {
+    fn from(error: &SecretError) -> Self {
+        let subject = PathOwner::Secret(error.name.clone());
+        Self { kind: error.kind(), subject, message: error.to_string(), hints: error.hints(), evidence: Vec::new() }
     }
 }
 
@@ -85,11 +93,12 @@ fn find_place(spec: &Spec, document: &Document, subject: &PathOwner) -> Option<R
             .find_string(1, |text| names_base(spec, text))
             .or_else(|| document.find_line(|line| line == "[base]" || line.starts_with("base"))),
         PathOwner::Secret(name) => {
-            let secret = spec.secrets.get(name).and_then(|secret| match &secret.source {
-                SecretSource::File(path) => Some(path),
-                SecretSource::Env(_) => None,
-            })?;
-            document.find_string(1, |text| is_path(text, secret))
+            let secret = spec.secrets.get(name)?;
+            let is_source = |text: &str| match &secret.source {
+                SecretSource::File(path) => is_path(text, path),
+                SecretSource::Env(variable) => text == variable,
+            };
+            document.find_string(secret.line, is_source).or_else(|| document.trimmed_line(secret.line))
         }
         PathOwner::Step(line) => {
             let path = spec.steps.iter().find(|step| step.line == *line).and_then(step_path);

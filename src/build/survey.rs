@@ -27,6 +27,7 @@ use super::cloud_init;
 use super::inputs::{InputError, check_script, examine};
 use super::reach::{self, Reach, ReachError, RefusedPath};
 use super::seal;
+use super::secrets;
 use super::source_errors::{SourceErrors, SourceProblem};
 
 /// The facts cannot be had.
@@ -175,8 +176,13 @@ fn examine_sources<T>(
     let inputs = examine_inputs(spec, refused, memo);
     let of_base = base.as_ref().err().map(SourceProblem::of_base);
     let of_inputs = inputs.errors.iter().map(SourceProblem::from);
-    let problems = of_base.into_iter().chain(refused.iter().map(SourceProblem::from)).chain(of_inputs);
-    SourceErrors::check(spec, reach.files, problems.collect())?;
+    let mut problems: Vec<_> =
+        of_base.into_iter().chain(refused.iter().map(SourceProblem::from)).chain(of_inputs).collect();
+    // Without another problem the plan can be made, and an image that is up to date needs no secrets.
+    if !problems.is_empty() {
+        problems.extend(secrets::find_errors(spec, refused).iter().map(SourceProblem::from));
+    }
+    SourceErrors::check(spec, reach.files, problems)?;
     Ok((base?, inputs))
 }
 

@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::build::base::{Bases, is_yet_to_come};
 use crate::build::reach::Reach;
+use crate::build::secrets::Secrets;
 use crate::build::source_errors::SourceErrors;
 use crate::build::{many, survey};
 use crate::download::Reach as Network;
@@ -33,7 +34,6 @@ pub async fn run(args: Specs, global: &Global, folders: &Folders) -> Result<(), 
         match specs::load(std::slice::from_ref(&file), &args.reading, None) {
             Ok(specs) => {
                 for spec in specs {
-                    failed.extend(allowed.check(&spec).err().map(Failure::from));
                     let variant = spec.variant.as_ref().map(|name| format!(" (variant {name})")).unwrap_or_default();
                     told.insert((spec.path.clone(), spec.variant.clone()), format!("{}{variant}", file.display()));
                     found.push(spec);
@@ -45,7 +45,9 @@ pub async fn run(args: Specs, global: &Global, folders: &Folders) -> Result<(), 
     match Graph::new(found, args.reading.reach().files) {
         Ok(graph) => {
             for node in graph.nodes().iter().filter(|node| node.wanted) {
-                match check(node, &bases, args.reading.reach()).await {
+                let refused = allowed.check(&node.spec).err().map(Failure::from);
+                match check(node, &bases, args.reading.reach(), refused.is_none()).await {
+                    Ok(_) if refused.is_some() => {}
                     Ok(missing) => {
                         let told = &told[&(node.spec.path.clone(), node.spec.variant.clone())];
                         let steps = count_steps(node.spec.steps.len());
@@ -58,6 +60,7 @@ pub async fn run(args: Specs, global: &Global, folders: &Folders) -> Result<(), 
                         failed.push(failure);
                     }
                 }
+                failed.extend(refused);
             }
         }
         Err(error) => failed.push(error.into()),
@@ -70,17 +73,22 @@ fn count_steps(count: usize) -> String {
     if count == 1 { "1 step".to_owned() } else { format!("{count} steps") }
 }
 
-/// What a build would make or download is not made for a check: then all is looked at but the base image, which is told.
-async fn check(node: &Node, bases: &Bases, reach: Reach) -> Result<String, Failure> {
+/// Checks a spec. What a build would make or download is not made for a check: then everything is checked but the base image,
+/// which the answer names.
+async fn check(node: &Node, bases: &Bases, reach: Reach, has_allowed_secrets: bool) -> Result<String, Failure> {
     let spec = &node.spec;
-    match many::plan(spec.clone(), bases, reach).await {
-        Ok(_) => Ok(String::new()),
+    let missing = match many::plan(spec.clone(), bases, reach).await {
+        Ok(_) => String::new(),
         Err(failure) if is_yet_to_come(&failure) || node.parent.is_some() && is_of_the_base(&failure) => {
             survey::inputs(spec, reach, &bases.memo, &bases.events)?;
-            Ok(format!("; {failure}"))
+            format!("; {failure}")
         }
-        Err(failure) => Err(failure),
+        Err(failure) => return Err(failure),
+    };
+    if has_allowed_secrets {
+        Secrets::load(spec)?;
     }
+    Ok(missing)
 }
 
 /// Of a base that another of the specs makes: the store has none yet.

@@ -10,6 +10,7 @@ use crate::build::base::Bases;
 use crate::build::boot::backing;
 use crate::build::layers::{CacheView, view_cache};
 use crate::build::provision::verb;
+use crate::build::secrets::Secrets;
 use crate::build::{history, many};
 use crate::download::Reach;
 use crate::error::Failure;
@@ -40,6 +41,7 @@ pub async fn run(args: args::Plan, global: &Global, folders: &Folders, out: &mut
     let bases = folders.bases(args.sources, reach.files, &events, CancellationToken::new())?;
     let bases = Bases { reach: Reach::Offline, ..bases };
     let (plan, _held) = many::plan(spec, &bases, reach).await?;
+    Secrets::load(&plan.spec)?;
     let cache = folders.cache()?;
     let view = view_cache(&plan, &Cache::peek(&cache, Arc::clone(&bases.memo)), &events);
     let fates = Fates::new(&plan, &view, history::recall(&cache, &plan).as_ref());

@@ -25,21 +25,48 @@ fn s10_what_looks_like_a_secret_in_the_spec_is_warned_of() {
 #[test]
 fn s10_an_unset_secret_is_told_before_anything_boots() {
     let kiln = Kiln::new().spec(SECRET_SPEC).build().args(["--secret-env", "TOKEN"]);
-    let said = "kiln.toml:9) comes from the environment variable TOKEN, which is not set";
-    refused_at_once(kiln.fails(3).stderr_has("the secret `token`").stderr_has(said));
+    let said = "the secret `token` comes from the environment variable TOKEN, which is not set";
+    refused_at_once(kiln.fails(3).stderr_has(said).stderr_has("kiln.toml:9:"));
 }
 
 #[test]
 fn o3_a_spec_takes_only_variables_that_the_user_allows() {
-    let said = "kiln.toml:9) comes from the environment variable TOKEN, which specs are not allowed to take";
+    let said = "the secret `token` comes from the environment variable TOKEN, which specs are not allowed to take";
     for verb in ["build", "check", "plan", "shell"] {
         let kiln = Kiln::new().spec(SECRET_SPEC).args([verb, ".", "--secret-env", "OTHER"]).env("TOKEN", SECRET);
-        let kiln = kiln.fails(3).stderr_has("the secret `token`").stderr_has(said);
+        let kiln = kiln.fails(3).stderr_has("kiln.toml:9:").stderr_has(said);
         let ended = refused_at_once(kiln.stderr_has("--secret-env TOKEN").stderr_has("secret-env = [\"TOKEN\"]"));
-        assert!(!ended.stderr.contains(SECRET), "{}", ended.stderr);
+        assert!(!ended.stderr.contains(SECRET) && !ended.stderr.contains("ok, "), "{}", ended.stderr);
     }
     for verb in ["check", "plan"] {
-        Kiln::new().spec(SECRET_SPEC).args([verb, ".", "--secret-env", "TOKEN"]).run();
+        Kiln::new().spec(SECRET_SPEC).args([verb, "."]).secret("TOKEN", SECRET).run();
+    }
+}
+
+#[test]
+fn o3_every_secret_that_cannot_be_had_is_reported_with_the_other_inputs() {
+    let spec = "[secrets]\nunset = { env = 'TOKEN' }\ngone = { file = 'gone.key' }\nlarge = { file = 'large.key' }\n\
+                folder = { file = '.' }\nfine = { file = 'fine.key' }\nunused = { file = 'unused.key' }\n[[step]]\n\
+                name = 'greet'\nrun = 'true'\nsecrets = ['unset', 'gone', 'large', 'folder', 'fine']\n";
+    let with_script = format!("{spec}[[step]]\nname = 'other'\nscript = 'no.sh'\n");
+    for (spec, has_script) in [(spec, false), (&with_script, true)] {
+        for verb in ["build", "check", "plan"] {
+            let kiln = Kiln::new().file("large.key", &[b'x'; 65_537]).file("fine.key", SECRET.as_bytes());
+            let kiln = kiln.spec(spec).args([verb, ".", "--secret-env", "TOKEN"]).fails(3);
+            let mut kiln = kiln
+                .stderr_has("the secret `unset` comes from the environment variable TOKEN, which is not set")
+                .stderr_has("the secret `gone` cannot be read from")
+                .stderr_has("the secret `large` is larger than 64 KiB")
+                .stderr_has("it is not a regular file")
+                .stderr_has("large = { file = 'large.key' }");
+            if has_script {
+                kiln = kiln.stderr_has("no.sh");
+            }
+            let ended = kiln.run();
+            assert_eq!(ended.place().starts(), 0, "nothing is booted");
+            let stderr = &ended.stderr;
+            assert!(!stderr.contains("unused") && !stderr.contains(SECRET) && !stderr.contains("ok, "), "{stderr}");
+        }
     }
 }
 
@@ -76,7 +103,8 @@ fn o3_the_configuration_allows_variables_and_is_checked() {
 fn o3_a_fifo_is_no_secret() {
     let kiln = Kiln::new().spec(&SECRET_SPEC.replace("env = 'TOKEN'", "file = 'gate'")).build();
     crate::fifo(kiln.place());
-    refused_at_once(kiln.fails(3).stderr_has("kiln.toml:9) cannot be read").stderr_has("it is not a regular file"));
+    let kiln = kiln.fails(3).stderr_has("the secret `token` cannot be read").stderr_has("kiln.toml:9:");
+    refused_at_once(kiln.stderr_has("it is not a regular file"));
 }
 
 #[test]
