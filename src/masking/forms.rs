@@ -105,6 +105,9 @@ fn shell_forms(value: &[u8]) -> Vec<NamedForm> {
         (SHELL, quoted),
         (SHELL, replaced(value, &[(b'\'', r#"'"'"'"#)])),
         (SHELL, replaced(value, &[(b'"', "\\\""), (b'$', "\\$"), (b'`', "\\`"), (b'\\', "\\\\")])),
+        // In double quotes a backslash may stand for itself, and a `$` before what is no name.
+        (SHELL, replaced(value, &[(b'"', "\\\""), (b'$', "\\$"), (b'`', "\\`")])),
+        (SHELL, replaced(value, &[(b'"', "\\\"")])),
         (SHELL, backslashed(value)),
         (SHELL, backslashed(&backslashed(value))),
         (SHELL, replaced(value, &ansi)),
@@ -191,6 +194,14 @@ mod tests {
             (SYSTEMD, r"it\x27s\x20\x22a\x22\x20\x245\x20\x26\x20\x3cb\x3e-\xc3\xa9"),
         ] {
             assert!(forms.contains(&WrittenForm { how, bytes: text.as_bytes().to_vec() }), "{text}");
+        }
+    }
+
+    #[test]
+    fn o3_a_backslash_in_double_quotes_may_stand_for_itself() {
+        let forms = written_forms(br#"a"b\c$d`e"#);
+        for text in [r#"a\"b\c\$d\`e"#, r#"a\"b\c$d`e"#, r#"a\"b\c\$d\`e"#] {
+            assert!(forms.iter().any(|form| form.how == SHELL && form.bytes == text.as_bytes()), "{text}");
         }
     }
 
