@@ -131,10 +131,15 @@ impl Project {
         let path = path.to_owned();
         match target.strip_prefix(&self.0) {
             Err(_) => Err(PathRefusal::Outside { path, target: target.to_owned(), project: self.0.clone() }),
-            Ok(inside) if inside.iter().any(|name| name == GIT) => Err(PathRefusal::Git(path)),
+            Ok(inside) if is_of_git(inside) => Err(PathRefusal::Git(path)),
             Ok(_) => Ok(()),
         }
     }
+}
+
+/// Returns whether a path without links leads to something of git's own.
+pub(crate) fn is_of_git(target: &Path) -> bool {
+    target.iter().any(|name| name == GIT)
 }
 
 /// Returns the folder of a file as it was named: absolute, with its links. What is in front of a `..` is resolved, because

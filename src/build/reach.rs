@@ -109,7 +109,7 @@ fn refused_paths(
     for named in paths {
         match (named.check(&project), named.policy, reach) {
             (Ok(()), ..) | (_, PathPolicy::BaseSpec, _) => {}
-            (Err(refusal), PathPolicy::Project, FileReach::Host) => {
+            (Err(refusal), _, FileReach::Host) if !matches!(refusal, PathRefusal::NotAFile(_)) => {
                 events.notice(Level::Info, format!("allowed by --allow-outside: {}: {refusal}", named.owner));
             }
             (Err(refusal), ..) => refused.push((named.owner, refusal)),

@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs::canonicalize;
 use std::path::Path;
 
-use crate::project::{PathRefusal, Project, is_made_up};
+use crate::project::{PathRefusal, Project, is_made_up, is_of_git};
 use crate::spec::{Action, Remote, SecretSource, Source, Spec, Trust};
 use crate::url::Url;
 
@@ -17,8 +17,8 @@ pub(crate) enum PathPolicy {
     /// As `Project`, unless the user has named that spec as well, which shows where specs become a graph. It is checked
     /// when it is read.
     BaseSpec,
-    /// To any file on a disk. A base image and the key of a signed list are named in full sight, and nothing of them ends
-    /// in an error or, the key, in an image.
+    /// To any file on a disk that is not git's own. A base image and the key of a signed list are named in full sight, and
+    /// nothing of them ends in an error or, the key, in an image.
     AnyFile,
 }
 
@@ -79,6 +79,7 @@ impl<'s> HostPath<'s> {
         let Ok(target) = canonicalize(&self.path) else { return Ok(()) };
         match self.policy {
             PathPolicy::AnyFile if is_made_up(&target) => Err(PathRefusal::NotAFile(self.path.clone().into_owned())),
+            PathPolicy::AnyFile if is_of_git(&target) => Err(PathRefusal::Git(self.path.clone().into_owned())),
             PathPolicy::AnyFile => Ok(()),
             PathPolicy::Project | PathPolicy::BaseSpec => project.check_target(&self.path, &target),
         }
@@ -207,6 +208,13 @@ mod tests {
             named.check(&project).err().map(|refusal| refusal.to_string())
         };
         assert_eq!(refusal("/etc/passwd"), None);
+        let git = folder.path().join(".git");
+        fs::create_dir(&git).unwrap();
+        for name in ["config", "disk.qcow2"] {
+            fs::write(git.join(name), "").unwrap();
+            let refused = refusal(git.join(name).to_str().unwrap()).unwrap();
+            assert!(refused.contains("belongs to git"), "{refused}");
+        }
         for path in ["/dev/null", "/proc/self/environ", "/sys/kernel/notes", "/dev/fd/0"] {
             assert!(refusal(path).is_some_and(|error| error.contains("not a regular file")), "{path}");
         }
