@@ -131,6 +131,8 @@ fn manifest(build: &Build<'_>, record: Record, disk_sha256: String, contents: Co
         tests: record.tests,
         fetched,
         fetched_links,
+        // The store knows them.
+        fetched_folders: BTreeSet::new(),
         started: build.started,
         finished: Timestamp::now(),
         source_date_epoch: plan.source_date_epoch,

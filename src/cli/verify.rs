@@ -1,12 +1,15 @@
 //! `kiln verify IMAGE`: recomputes every checksum, and checks the signature.
 
+use std::fs::File;
 use std::io::Write;
 
 use super::{args, print};
+use crate::digest::hex;
+use crate::disk::listing::{self, ListingError};
 use crate::error::Failure;
 use crate::report::escape::escape;
 use crate::sign::{Tool, Trust};
-use crate::store::{Artifact, Store, UNWATCHED};
+use crate::store::{Artifact, Store, UNWATCHED, Verdict};
 
 /// Writes an `ok` line for the signature, if somebody is to have made one, and for each sound file.
 ///
@@ -21,7 +24,11 @@ pub fn run(store: &Store, args: &args::Verify, out: &mut dyn Write) -> Result<()
         (None, Some(signers)) => checked(&artifact, &Trust::AllowedSigners(signers.clone()), out)?,
         (None, None) => unchecked(&artifact)?,
     }
-    let verdict = artifact.verify(UNWATCHED)?;
+    let mut verdict = artifact.verify(UNWATCHED)?;
+    if let Some(damage) = check_list(&artifact, &verdict) {
+        verdict.sound.remove(listing::FILE);
+        verdict.damage.push(damage);
+    }
     for file in verdict.sound.keys() {
         print(out, &format!("ok {}\n", escape(file)))?;
     }
@@ -31,6 +38,18 @@ pub fn run(store: &Store, args: &args::Verify, out: &mut dyn Write) -> Result<()
 fn checked(artifact: &Artifact, trust: &Trust, out: &mut dyn Write) -> Result<(), Failure> {
     let signer = artifact.check_signature(trust)?;
     print(out, &format!("ok {}, signed by {}\n", trust.tool()?.file(), escape(&signer)))
+}
+
+/// Returns what is wrong with the list of files, which the manifest has a digest of besides that in `SHA256SUMS`.
+fn check_list(artifact: &Artifact, verdict: &Verdict) -> Option<String> {
+    let expected = artifact.manifest().content_sha256.as_ref()?;
+    verdict.sound.get(listing::FILE)?;
+    let file = File::open(artifact.folder().join(listing::FILE)).map_err(ListingError::from);
+    match file.and_then(listing::content_digest) {
+        Ok(found) if hex(&found) == *expected => None,
+        Ok(_) => Some(format!("{} and the content_sha256 of manifest.json disagree", listing::FILE)),
+        Err(error) => Some(format!("{} cannot be read as a list of files: {error}", listing::FILE)),
+    }
 }
 
 /// A signature that nobody asked about proves nothing, and should not seem to.
@@ -46,10 +65,13 @@ fn unchecked(artifact: &Artifact) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::entry::ContentDigest;
+    use crate::disk::listing::ListingWriter;
     use crate::sign::Signer;
     use crate::sign::tests::ssh_key;
+    use crate::store::manifest::tests::sample;
     use crate::store::shelf::{Shelf, written};
-    use crate::store::{ImageId, Lookup};
+    use crate::store::{Evidence, ImageId, Lookup, Manifest};
     use std::path::Path;
 
     fn verify(key: Option<&Path>) -> args::Verify {
@@ -72,6 +94,34 @@ mod tests {
         assert_eq!(String::from_utf8(out).unwrap(), "ok manifest.json\n");
         assert_eq!(failure.to_string(), "web@1 is damaged: web-1.qcow2 differs from its checksum");
         assert_eq!(failure.kind().exit_code(), 8);
+    }
+
+    /// Publishes a version with an empty list of files, whose manifest has this `content_sha256`.
+    fn publish_listed(store: &Store, content_sha256: String) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let id = ImageId::new("web", "1").unwrap();
+        let Lookup::Vacant(lock) = runtime.block_on(store.claim(&id, |_| {})).unwrap() else { panic!("{id} exists") };
+        let staging = lock.stage().unwrap();
+        let list = ListingWriter::new(Vec::new()).and_then(ListingWriter::finish).unwrap();
+        std::fs::write(staging.path().join(listing::FILE), list).unwrap();
+        std::fs::write(staging.path().join("web-1.qcow2"), "disk").unwrap();
+        let manifest = Manifest { content_sha256: Some(content_sha256), ..sample("web", "1", "disk") };
+        drop(staging.finish(manifest, &Evidence::default(), UNWATCHED).unwrap());
+    }
+
+    #[test]
+    fn the_list_of_files_is_compared_with_the_digest_in_the_manifest() {
+        let sound = hex(&ContentDigest::new().finish());
+        for (digest, is_sound) in [(sound, true), ("0".repeat(64), false)] {
+            let shelf = Shelf::with(&[]);
+            publish_listed(&shelf.store, digest);
+            let mut out = Vec::new();
+            let verified = run(&shelf.store, &verify(None), &mut out);
+            assert_eq!(String::from_utf8(out).unwrap().contains("ok files.zst"), is_sound);
+            let error = verified.err().map(|failure| failure.to_string());
+            let expected = "web@1 is damaged: files.zst and the content_sha256 of manifest.json disagree";
+            assert_eq!(error, (!is_sound).then(|| expected.to_owned()));
+        }
     }
 
     #[test]

@@ -125,6 +125,12 @@ impl ContentDigest {
         self.0.update(canonical(entry));
     }
 
+    /// Adds an entry by its line in the canonical text, without the newline.
+    pub(super) fn add_line(&mut self, line: &str) {
+        self.0.update(line);
+        self.0.update("\n");
+    }
+
     /// The digest of all of them.
     #[must_use]
     pub fn finish(self) -> [u8; 32] {

@@ -18,7 +18,7 @@ use std::io::{self, BufRead, BufReader, Read, Take, Write};
 use zstd::stream::read::Decoder;
 use zstd::stream::write::Encoder;
 
-use super::entry::{Entry, VERSION, canonical};
+use super::entry::{ContentDigest, Entry, VERSION, canonical};
 use crate::error::{Fault, Kind};
 
 /// The list's name inside a version's folder.
@@ -183,6 +183,20 @@ fn unescaped(text: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
+/// Returns the `content_sha256` of the tree that a list describes.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn content_digest(file: File) -> Result<[u8; 32], ListingError> {
+    let mut listing = Listing::open(file)?;
+    let mut digest = ContentDigest::new();
+    while let Some(line) = listing.line()? {
+        let (content, _) = line.split_once(" mtime=").ok_or(ListingError::Damaged(listing.count))?;
+        digest.add_line(content);
+    }
+    Ok(digest.finish())
+}
+
 /// The order of a list.
 #[must_use]
 pub fn order(one: &[u8], other: &[u8]) -> Ordering {
@@ -270,11 +284,15 @@ mod tests {
         }
     }
 
-    fn listing(bytes: &[u8]) -> Result<Vec<Record>, ListingError> {
+    fn temporary(bytes: &[u8]) -> File {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
         file.rewind().unwrap();
-        Listing::open(file)?.collect()
+        file
+    }
+
+    fn listing(bytes: &[u8]) -> Result<Vec<Record>, ListingError> {
+        Listing::open(temporary(bytes))?.collect()
     }
 
     fn compressed(text: &[u8]) -> Vec<u8> {
@@ -291,7 +309,11 @@ mod tests {
             let step = step.map(usize::from);
             let mut writer = ListingWriter::new(Vec::new()).unwrap();
             entries.iter().try_for_each(|entry| writer.add(entry, step)).unwrap();
-            let records = listing(&writer.finish().unwrap()).unwrap();
+            let written = writer.finish().unwrap();
+            let mut content = ContentDigest::new();
+            entries.iter().for_each(|entry| content.add(entry));
+            prop_assert_eq!(content_digest(temporary(&written)).unwrap(), content.finish());
+            let records = listing(&written).unwrap();
             prop_assert_eq!(records.len(), entries.len());
             for (record, entry) in records.iter().zip(&entries) {
                 prop_assert_eq!((&record.path, record.step), (&entry.path, step));

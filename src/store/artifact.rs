@@ -1,14 +1,15 @@
 //! A published version, open for reading.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::digest::{self, Digest, Job, Watch};
 use super::error::StoreError;
-use super::folder::{Folder, Tree};
+use super::folder::{Folder, Tree, folders_above};
 use super::manifest::{self, Manifest};
 use super::reference::ImageId;
 use super::{Store, check_ours, check_part, sums};
+use crate::ownership::{Distrust, GROUP_AND_OTHERS, check_owner};
 use crate::sign::{self, SignError, Tool, Trust};
 
 /// How often a reader tries again when what it asked for is replaced or moved between two looks.
@@ -218,18 +219,46 @@ impl Artifact {
         found
     }
 
-    /// Files that were not there when the version was published.
+    /// Finds files, links and folders that were not there when the version was published, and files and folders that others
+    /// own or may write to.
     fn strangers(&self, sums: &BTreeMap<String, String>) -> Result<Vec<String>, StoreError> {
-        let Tree { files, links, .. } = self.folder.tree()?;
+        let tree = self.folder.tree()?;
+        let mut found = self.strange_folders(&tree, sums);
+        found.extend(tree.files.iter().chain(&tree.folders).filter_map(|name| self.find_writer(name)));
+        let Tree { files, links, .. } = tree;
         // A signature cannot be in what it signs.
         let is_apart = |file: &str| file == sums::FILE || Tool::ALL.iter().any(|tool| tool.file() == file);
         let strange = files.into_iter().filter(|file| !is_apart(file) && !sums.contains_key(file));
-        let mut found: Vec<String> = strange.map(|file| format!("{file} is not in SHA256SUMS")).collect();
+        found.extend(strange.map(|file| format!("{file} is not in SHA256SUMS")));
         let listed = &self.manifest.fetched_links;
         let names = links.keys().chain(listed.keys().filter(|name| !links.contains_key(*name)));
         let wrong = names.filter(|name| links.get(*name) != listed.get(*name));
         found.extend(wrong.map(|name| format!("{name} is not the link that manifest.json has of that name")));
         Ok(found)
+    }
+
+    /// Finds folders that were added or removed. Of the others, their files say that they are missing.
+    fn strange_folders(&self, tree: &Tree, sums: &BTreeMap<String, String>) -> Vec<String> {
+        let fetched = &self.manifest.fetched_folders;
+        let listed = sums.keys().chain(self.manifest.fetched_links.keys());
+        let known: BTreeSet<&str> = listed.flat_map(|name| folders_above(name)).collect();
+        let is_known = |name: &String| fetched.contains(name) || known.contains(name.as_str());
+        let added = tree.empty_folders().into_iter().filter(|name| !is_known(name));
+        let mut found: Vec<String> = added.map(|name| format!("{name} is a folder that holds no file")).collect();
+        let removed = fetched.iter().filter(|name| tree.folders.binary_search(name).is_err());
+        found.extend(removed.map(|name| format!("{name} is missing")));
+        found
+    }
+
+    /// Returns who else could have written to a file or folder.
+    fn find_writer(&self, name: &str) -> Option<String> {
+        let path = self.folder.path().join(name);
+        // What is gone by now has been reported as missing.
+        let meta = path.symlink_metadata().ok()?;
+        match check_owner(&path, &meta, GROUP_AND_OTHERS).err()? {
+            Distrust::NotOwned { owner, .. } => Some(format!("{name} belongs to user {owner}")),
+            _ => Some(format!("{name} is writable for others than its owner")),
+        }
     }
 }
 

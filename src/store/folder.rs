@@ -2,7 +2,7 @@
 //!
 //! A folder's own flock says that somebody uses it: shared for reading, exclusive for changing or removing it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -33,6 +33,20 @@ pub(super) struct Tree {
     pub(super) folders: Vec<String>,
     /// Where symbolic links lead, all of them to something in the folder.
     pub(super) links: BTreeMap<String, String>,
+}
+
+impl Tree {
+    /// Returns the folders that hold no file and no link, at any depth.
+    pub(super) fn empty_folders(&self) -> BTreeSet<String> {
+        let names = self.files.iter().chain(self.links.keys());
+        let filled: BTreeSet<&str> = names.flat_map(|name| folders_above(name)).collect();
+        self.folders.iter().filter(|folder| !filled.contains(folder.as_str())).cloned().collect()
+    }
+}
+
+/// Returns the folders that a file is in, the innermost first.
+pub(super) fn folders_above(name: &str) -> impl Iterator<Item = &str> {
+    std::iter::successors(name.rsplit_once('/'), |(folder, _)| folder.rsplit_once('/')).map(|(folder, _)| folder)
 }
 
 impl Folder {

@@ -2,7 +2,7 @@
 //!
 //! Fields are only ever added within a schema, so unknown ones are ignored when reading; a newer schema is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -69,6 +69,9 @@ pub struct Manifest {
     /// Symbolic links among them, and where they lead. They are not in `SHA256SUMS`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub fetched_links: BTreeMap<String, String>,
+    /// Folders among them in which there is no file and no link. They are not in `SHA256SUMS`.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub fetched_folders: BTreeSet<String>,
     /// When the build began.
     #[serde(with = "rfc3339")]
     pub started: Timestamp,
@@ -396,6 +399,7 @@ pub(crate) mod tests {
             tests: Vec::new(),
             fetched: Vec::new(),
             fetched_links: BTreeMap::new(),
+            fetched_folders: BTreeSet::new(),
             started: "2026-01-02T03:04:05Z".parse().unwrap(),
             finished: "2026-01-02T03:05:05Z".parse().unwrap(),
             source_date_epoch: Some(1_767_323_045),

@@ -136,6 +136,7 @@ impl Staging {
         let tree = folder.tree()?;
         self.refuse_reserved(&tree)?;
         self.check_links(&tree, manifest)?;
+        manifest.fetched_folders = tree.empty_folders();
         let mut digests = self.seal_files(folder, &tree, watch)?;
         manifest.fill(&digests)?;
         let image_lock = self.lock.store.lock_image(self.lock.id.name())?;

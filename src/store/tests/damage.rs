@@ -53,6 +53,48 @@ fn d1_a_flipped_bit_or_another_length_of_any_file_is_told_with_its_name() {
 }
 
 #[test]
+fn d1_a_folder_that_was_added_is_reported_and_one_that_was_fetched_is_not() {
+    let fixture = Fixture::new();
+    let staging = vacant(&fixture.store, "web@1").stage().unwrap();
+    fs::write(staging.path().join("web-1.qcow2"), "disk").unwrap();
+    fs::create_dir_all(staging.path().join("fetched/empty")).unwrap();
+    drop(staging.finish(sample("web", "1", "disk"), &Evidence::default(), UNWATCHED).unwrap());
+    verify(&fixture.store).unwrap();
+    for added in ["added", "fetched/added"] {
+        let folder = fixture.path("web/1").join(added);
+        fs::create_dir(&folder).unwrap();
+        let error = told(verify(&fixture.store).unwrap_err());
+        assert!(error.contains(&format!("{added} is a folder that holds no file")), "{error}");
+        fs::remove_dir(&folder).unwrap();
+    }
+    fs::remove_dir(fixture.path("web/1/fetched/empty")).unwrap();
+    assert!(told(verify(&fixture.store).unwrap_err()).contains("fetched/empty is missing"));
+}
+
+#[test]
+fn d1_what_others_may_write_to_or_own_is_reported() {
+    let fixture = Fixture::new();
+    drop(publish(&fixture.store, "web@1", "disk"));
+    for name in ["manifest.json", "SHA256SUMS", "reports/a.json", "reports"] {
+        let path = fixture.path("web/1").join(name);
+        let sound = fs::metadata(&path).unwrap().permissions();
+        for writers in [0o002, 0o020] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(sound.mode() | writers)).unwrap();
+            let error = told(verify(&fixture.store).unwrap_err());
+            assert!(error.contains(&format!("{name} is writable for others")), "{error}");
+        }
+        fs::set_permissions(&path, sound).unwrap();
+        verify(&fixture.store).unwrap();
+        if nix::unistd::geteuid().is_root() {
+            chown(&path, Some(65_534), None).unwrap();
+            let error = told(verify(&fixture.store).unwrap_err());
+            assert!(error.contains(&format!("{name} belongs to user 65534")), "{error}");
+            chown(&path, Some(0), None).unwrap();
+        }
+    }
+}
+
+#[test]
 fn d1_a_file_of_another_length_is_not_used() {
     for content in ["", "dis", "disks"] {
         let fixture = Fixture::new();
