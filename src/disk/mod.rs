@@ -29,7 +29,6 @@ pub mod listing;
 mod lookup;
 pub(crate) mod magic;
 mod mount;
-mod mount_unit;
 pub mod os_release;
 pub mod packages;
 pub mod partition;

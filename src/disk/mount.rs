@@ -3,15 +3,16 @@
 //! Sources: fstab(5) and systemd-fstab-generator(8), systemd.mount(5), systemd-gpt-auto-generator(8). A mount point of
 //! the table is mounted after those that it lies on, whatever the order of the lines.
 
-use std::collections::HashSet;
+use std::cell::RefCell;
 
 use super::boot_entry::BootEffects;
 use super::gap::{TreeGap, VolumeKind};
 use super::inventory::{DiskVolume, VolumeAccess, may_be_hidden};
-use super::mount_unit::{MountUnit, MountUnits, UnitState, read_mount_units};
 use super::partition::PartitionRole;
 use super::tree::{Tree, TreeError};
-use crate::wire::fstab::{self, DeviceName, FstabCover, MountPolicy};
+use crate::wire::boot_mounts::{BootMount, BootPlan, MountPolicy, TooManyUnits, read_boot_plan};
+use crate::wire::cloud_init::GuestFiles;
+use crate::wire::fstab::{self, DeviceName, FstabCover, FstabEntry};
 
 /// A table of mounts is a page of text, bytes.
 pub(super) const MAX_TABLE: u64 = 1 << 20;
@@ -52,18 +53,17 @@ pub(super) fn mount_all<'c>(
     effects: &BootEffects,
 ) -> Result<(), TreeError> {
     let table = tree.read("/etc/fstab", MAX_TABLE)?.unwrap_or_default();
-    let mut planned: Vec<PlannedMount> = fstab::mounts(&table).into_iter().map(PlannedMount::from).collect();
     // Units are in /usr, so that comes first.
-    let (usr, others) = planned.into_iter().partition(|mount| mount.target == b"/usr");
-    planned = others;
-    keep_first(&mut planned);
-    mount_usr(tree, volumes, usr, effects);
-    let units = read_mount_units(tree)?;
-    let masked = units.masked.clone();
-    let mut covers = fstab::covers(&table);
-    covers.retain(|cover| !masked.contains(&cover.target));
-    covers.extend_from_slice(&units.covers);
-    apply_units(tree, &mut planned, units, volumes);
+    let usr = fstab::mounts(&table).into_iter().filter(|mount| mount.target == b"/usr");
+    mount_usr(tree, volumes, usr.map(PlannedMount::from).collect(), effects);
+    let BootPlan { mut mounts, masked } = read_plan(tree, &table)?;
+    mounts.retain(|mount| mount.target != b"/usr");
+    let covers: Vec<FstabCover> =
+        mounts.iter().filter(|mount| may_be_made(mount.policy)).filter_map(BootMount::cover).collect();
+    let (unwanted, mounts): (Vec<BootMount>, Vec<BootMount>) =
+        mounts.into_iter().partition(|mount| mount.policy == MountPolicy::Unwanted);
+    let mut planned: Vec<PlannedMount> = mounts.iter().filter_map(FstabEntry::new).map(PlannedMount::from).collect();
+    tree.add_gaps(unwanted.iter().filter_map(|mount| find_undecided(volumes, mount)));
     let ignores_types = effects.ignores_types || is_generator_replaced(tree);
     if !ignores_types {
         let typed = find_typed(tree, volumes, &planned, &masked);
@@ -86,6 +86,43 @@ pub(super) fn mount_all<'c>(
     Ok(())
 }
 
+/// Reads what the files of a tree say of the mounts of a boot.
+fn read_plan(tree: &Tree<'_>, table: &[u8]) -> Result<BootPlan, TreeError> {
+    let files = TreeFiles { tree, failure: RefCell::new(None) };
+    let plan = read_boot_plan(&files, table).map_err(|TooManyUnits| TreeError::TooMuch("more mount units"));
+    files.failure.into_inner().map_or(plan, Err)
+}
+
+/// The files of a tree, and why one of them cannot be read.
+struct TreeFiles<'t> {
+    tree: &'t Tree<'t>,
+    failure: RefCell<Option<TreeError>>,
+}
+
+impl TreeFiles<'_> {
+    fn note<T: Default>(&self, read: Result<Option<T>, TreeError>) -> Option<T> {
+        read.unwrap_or_else(|error| {
+            self.failure.borrow_mut().get_or_insert(error);
+            None
+        })
+    }
+}
+
+impl GuestFiles for TreeFiles<'_> {
+    fn read(&self, path: &str) -> Option<Vec<u8>> {
+        self.note(self.tree.read(path, MAX_TABLE))
+    }
+
+    fn names(&self, folder: &str) -> Vec<String> {
+        let names = self.note(self.tree.names(folder)).unwrap_or_default();
+        names.into_iter().filter_map(|name| String::from_utf8(name).ok()).collect()
+    }
+}
+
+fn may_be_made(policy: MountPolicy) -> bool {
+    !matches!(policy, MountPolicy::Manual | MountPolicy::Unwanted)
+}
+
 /// Returns whether the administrator has masked or replaced what mounts partitions for their types.
 fn is_generator_replaced(tree: &Tree<'_>) -> bool {
     GENERATOR_FOLDERS.iter().any(|folder| tree.has_name(folder, b"systemd-gpt-auto-generator"))
@@ -101,12 +138,6 @@ fn add_boot_gaps(tree: &mut Tree<'_>, effects: &BootEffects) -> Result<(), TreeE
     Ok(())
 }
 
-/// Removes all but the first line of a mount point, as systemd does.
-fn keep_first(planned: &mut Vec<PlannedMount>) {
-    let mut seen = HashSet::new();
-    planned.retain(|mount| seen.insert(mount.target.clone()));
-}
-
 impl PlannedMount {
     /// Returns a mount of a whole file system, without which no boot succeeds.
     fn required(device: DeviceName, target: &[u8]) -> Self {
@@ -114,8 +145,8 @@ impl PlannedMount {
     }
 }
 
-impl From<fstab::FstabEntry> for PlannedMount {
-    fn from(entry: fstab::FstabEntry) -> Self {
+impl From<FstabEntry> for PlannedMount {
+    fn from(entry: FstabEntry) -> Self {
         Self { device: entry.device, target: entry.target, policy: entry.policy, is_part: entry.is_part }
     }
 }
@@ -144,28 +175,12 @@ fn mount_usr<'c>(
     }
 }
 
-/// Puts the mounts of units in their place: those of the administrator replace the table's, others do not.
-fn apply_units(tree: &mut Tree<'_>, planned: &mut Vec<PlannedMount>, units: MountUnits, volumes: &[DiskVolume<'_>]) {
-    planned.retain(|mount| !units.masked.contains(&mount.target));
-    for unit in units.units {
-        let is_planned = planned.iter().any(|mount| mount.target == unit.target);
-        if is_planned && !unit.replaces_table {
-            continue;
-        }
-        if unit.state == UnitState::Wanted || is_planned {
-            planned.retain(|mount| mount.target != unit.target);
-            let mount = PlannedMount::required(unit.device, &unit.target);
-            planned.push(PlannedMount { is_part: unit.is_part, ..mount });
-        } else {
-            tree.add_gaps(undecided_unit(volumes, unit));
-        }
-    }
-}
-
-/// Returns the gap of a unit that names a partition of this disk, though nothing wants it.
-fn undecided_unit(volumes: &[DiskVolume<'_>], unit: MountUnit) -> Option<TreeGap> {
-    let volume = volumes.iter().find(|volume| volume.answers(&unit.device))?.describe();
-    Some(TreeGap::Undecided { volume, target: unit.target, reason: "its mount unit is not enabled" })
+/// Returns the gap of a mount that names a partition of this disk, though it is not certain that a boot makes it.
+fn find_undecided(volumes: &[DiskVolume<'_>], mount: &BootMount) -> Option<TreeGap> {
+    let device = mount.device()?;
+    let reason = mount.policy.doubt()?;
+    let volume = volumes.iter().find(|volume| volume.answers(&device))?.describe();
+    Some(TreeGap::Undecided { volume, target: mount.target.clone(), reason })
 }
 
 /// Returns the mounts that the types of partitions ask for, where nothing else names the mount point and its directory is
@@ -223,6 +238,11 @@ fn mount_planned<'c>(tree: &mut Tree<'c>, volumes: &mut [DiskVolume<'c>], mount:
     let found: Vec<usize> = (0..volumes.len()).filter(|index| volumes[*index].answers(&mount.device)).collect();
     match found[..] {
         [] => tree.add_gaps(find_unanswered(volumes, mount)),
+        [index] if let Some(reason) = mount.policy.doubt() => {
+            volumes[index].take();
+            let volume = volumes[index].describe();
+            tree.add_gaps([TreeGap::Undecided { volume, target: mount.target.clone(), reason }]);
+        }
         [index] if mount.is_part => {
             volumes[index].take();
             tree.add_gaps([TreeGap::Part { volume: volumes[index].describe(), target: mount.target.clone() }]);

@@ -68,7 +68,7 @@ pub fn find_obstacles(files: &impl GuestFiles) -> Vec<SeedObstacle> {
     if !is_installed(files) {
         return vec![SeedObstacle::lasting("cloud-init is not installed")];
     }
-    let lines = boot_files(files);
+    let lines = read_boot_files(files);
     let found = [disabled(files, &lines), missing_datasource(files, &lines), unit(files), unreadable_seed(files)];
     found.into_iter().flatten().collect()
 }
@@ -108,9 +108,9 @@ fn disabled(files: &impl GuestFiles, lines: &[BootFile]) -> Option<SeedObstacle>
 }
 
 /// A file with kernel command lines.
-struct BootFile {
+pub(super) struct BootFile {
     path: String,
-    text: String,
+    pub(super) text: String,
 }
 
 impl BootFile {
@@ -122,7 +122,8 @@ impl BootFile {
     }
 }
 
-fn boot_files(files: &impl GuestFiles) -> Vec<BootFile> {
+/// Reads the boot loader's files that have command lines.
+pub(super) fn read_boot_files(files: &impl GuestFiles) -> Vec<BootFile> {
     let entries = files.names(BOOT_ENTRIES).into_iter().filter(|name| has_suffix(name, ".conf"));
     let entries = entries.map(|name| format!("{BOOT_ENTRIES}/{name}"));
     let paths = BOOT_FILES.map(str::to_owned).into_iter().chain(entries);

@@ -1,9 +1,10 @@
 //! What a guest mounts, by its `/etc/fstab`: for both ends, since both list the same files.
 //!
-//! Source: fstab(5), and systemd.mount(5) for `x-systemd.automount`. Only file systems on block devices count: the same
-//! files are not listed twice for a bind mount, and what is not on a disk is not in an image.
+//! Source: fstab(5), and systemd.mount(5) for `x-systemd.automount` and the like.
 
 use std::fmt::{self, Display, Formatter};
+
+use super::boot_mounts::{BootMount, MountPolicy};
 
 /// A line of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,7 +19,16 @@ pub struct FstabEntry {
     pub is_part: bool,
 }
 
-/// A line of the table that hides a directory with other files of the tree.
+impl FstabEntry {
+    /// Returns the entry of a mount that names a block device.
+    #[must_use]
+    pub fn new(mount: &BootMount) -> Option<Self> {
+        let device = mount.device()?;
+        Some(Self { device, target: mount.target.clone(), policy: mount.policy, is_part: mount.is_part() })
+    }
+}
+
+/// A mount that hides a directory with other files of the tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FstabCover {
     /// The directory that is bound there; `None` for an overlay.
@@ -27,20 +37,19 @@ pub struct FstabCover {
     pub target: Vec<u8>,
 }
 
+/// Targets that every boot of systemd reaches (bootup(7)).
+const BOOT_TARGETS: [&[u8]; 7] = [
+    b"local-fs.target",
+    b"remote-fs.target",
+    b"sysinit.target",
+    b"basic.target",
+    b"multi-user.target",
+    b"default.target",
+    b"local-fs-pre.target",
+];
 /// File systems that show files of other directories.
 const OVERLAYS: [&str; 8] =
     ["overlay", "overlayfs", "aufs", "unionfs", "fuse.overlayfs", "fuse.unionfs", "fuse.bindfs", "fuse.mergerfs"];
-
-/// Whether a boot mounts a line of the table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MountPolicy {
-    /// It does, and fails without it.
-    Required,
-    /// It does if it can (`nofail`).
-    Optional,
-    /// It does not (`noauto`).
-    Manual,
-}
 
 /// How a file system is named.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,16 +81,16 @@ impl Display for DeviceName {
     }
 }
 
-/// Returns every mount of the table but the root, in its order.
+/// Returns every mount of the table but the root and swap, in its order.
 #[must_use]
-pub fn mounts(table: &[u8]) -> Vec<FstabEntry> {
-    fields(table).filter_map(FstabFields::entry).collect()
+pub fn lines(table: &[u8]) -> Vec<BootMount> {
+    fields(table).filter_map(FstabFields::mount).collect()
 }
 
-/// Returns every bind mount and overlay that a boot makes. A directory that is bound to itself hides nothing.
+/// Returns every mount of a device but the root, in the order of the table.
 #[must_use]
-pub fn covers(table: &[u8]) -> Vec<FstabCover> {
-    fields(table).filter_map(FstabFields::cover).collect()
+pub fn mounts(table: &[u8]) -> Vec<FstabEntry> {
+    lines(table).iter().filter_map(FstabEntry::new).collect()
 }
 
 /// Returns whether the table has a line for this mount point, of whatever kind.
@@ -133,42 +142,55 @@ impl<'t> FstabFields<'t> {
         self.target.starts_with(b"/") && self.target.iter().all(|byte| *byte == b'/')
     }
 
-    fn entry(self) -> Option<FstabEntry> {
-        let is_bind = self.has(b"bind") || self.has(b"rbind");
-        if self.kind == b"swap" || is_bind || self.is_root() || !self.target.starts_with(b"/") {
+    fn mount(self) -> Option<BootMount> {
+        if self.kind == b"swap" || self.is_root() || !self.target.starts_with(b"/") {
             return None;
         }
-        let policy = self.policy();
-        let device = DeviceName::parse(&String::from_utf8_lossy(&self.source))?;
-        let is_part = self.options.split(|byte| *byte == b',').any(|option| option.starts_with(b"X-mount.subdir="));
-        Some(FstabEntry { device, target: without_slashes(&self.target), policy, is_part })
+        Some(BootMount {
+            policy: self.policy(),
+            target: without_slashes(&self.target),
+            kind: String::from_utf8_lossy(self.kind).into_owned(),
+            options: String::from_utf8_lossy(self.options).into_owned(),
+            source: self.source,
+        })
     }
 
-    fn cover(self) -> Option<FstabCover> {
-        if self.policy() == MountPolicy::Manual || self.is_root() || !self.target.starts_with(b"/") {
-            return None;
-        }
-        let target = without_slashes(&self.target);
-        let source = Some(without_slashes(&self.source));
-        if self.has(b"bind") || self.has(b"rbind") {
-            return Some(FstabCover { source, target }).filter(|cover| cover.source.as_deref() != Some(&cover.target));
-        }
-        std::str::from_utf8(self.kind).is_ok_and(is_overlay).then_some(FstabCover { source: None, target })
-    }
-
+    /// Returns what systemd-fstab-generator(8) makes of the options. A unit that another one than a target of every boot
+    /// wants may not be started.
     fn policy(&self) -> MountPolicy {
-        if self.has(b"noauto") && !self.has(b"x-systemd.automount") {
-            MountPolicy::Manual
-        } else if self.has(b"nofail") || self.has(b"x-systemd.automount") {
-            MountPolicy::Optional
-        } else {
-            MountPolicy::Required
+        if self.has(b"x-systemd.automount") {
+            return MountPolicy::Optional;
         }
+        let requiring: Vec<&[u8]> = self.values(b"x-systemd.required-by=").collect();
+        let wanting: Vec<&[u8]> = self.values(b"x-systemd.wanted-by=").collect();
+        let is_certain = |unit: &&[u8]| BOOT_TARGETS.contains(unit);
+        if requiring.is_empty() && wanting.is_empty() {
+            return self.policy_of_mount_all();
+        }
+        match self.has(b"nofail") {
+            false if requiring.iter().any(is_certain) => MountPolicy::Required,
+            _ if requiring.iter().chain(&wanting).any(is_certain) => MountPolicy::Optional,
+            _ => MountPolicy::RequiredElsewhere,
+        }
+    }
+
+    /// Returns what `mount --all` makes of the options.
+    fn policy_of_mount_all(&self) -> MountPolicy {
+        match () {
+            () if self.has(b"noauto") => MountPolicy::Manual,
+            () if self.has(b"nofail") => MountPolicy::Optional,
+            () => MountPolicy::Required,
+        }
+    }
+
+    fn values<'k>(&self, key: &'k [u8]) -> impl Iterator<Item = &'t [u8]> + use<'t, 'k> {
+        self.options.split(|byte| *byte == b',').filter_map(move |option| option.strip_prefix(key))
     }
 }
 
 /// Removes the slashes that are more than one, or at the end.
-fn without_slashes(path: &[u8]) -> Vec<u8> {
+#[must_use]
+pub fn without_slashes(path: &[u8]) -> Vec<u8> {
     let names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
     names.flat_map(|name| [b"/", name].concat()).collect()
 }
@@ -306,6 +328,11 @@ mod tests {
             ("noauto,nofail", MountPolicy::Manual),
             ("noauto,x-systemd.automount", MountPolicy::Optional),
             ("notnofail", MountPolicy::Required),
+            ("noauto,x-systemd.wanted-by=multi-user.target", MountPolicy::Optional),
+            ("noauto,x-systemd.required-by=local-fs.target", MountPolicy::Required),
+            ("noauto,nofail,x-systemd.required-by=local-fs.target", MountPolicy::Optional),
+            ("noauto,x-systemd.wanted-by=mine.service", MountPolicy::RequiredElsewhere),
+            ("x-systemd.wanted-by=mine.service", MountPolicy::RequiredElsewhere),
         ] {
             let entries = mounts(format!("LABEL=a //srv/ ext4 {options} 0 0").as_bytes());
             assert_eq!((entries[0].policy, entries[0].target.as_slice()), (policy, &b"/srv"[..]), "{options}");
@@ -316,7 +343,8 @@ mod tests {
     fn directories_are_hidden_by_bind_mounts_and_overlays() {
         let table = b"/data/ssh//etc /etc/ssh/ none bind 0 0\n/srv /mnt none rw,rbind,noauto\n/var /var none bind,ro\n\
             overlay /opt overlay lowerdir=/a,upperdir=/b,workdir=/c\ntmpfs /tmp tmpfs\n/dev/vda2 /x ext4\n";
-        let found = covers(table);
+        let found: Vec<FstabCover> =
+            lines(table).iter().filter(|line| line.policy.is_made()).filter_map(BootMount::cover).collect();
         let bound = FstabCover { source: Some(b"/data/ssh/etc".to_vec()), target: b"/etc/ssh".to_vec() };
         assert_eq!(found, [bound, FstabCover { source: None, target: b"/opt".to_vec() }]);
         assert!(mounts(b"LABEL=a /srv ext4 ro,X-mount.subdir=a\n")[0].is_part);

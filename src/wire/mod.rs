@@ -13,11 +13,13 @@
 //! Data in a stream is limited by credit: each end may send [`WINDOW`] bytes per stream and direction, and more only
 //! after the other granted it with `Credit`.
 
+pub mod boot_mounts;
 pub mod cloud_init;
 pub mod code;
 pub mod fstab;
 pub mod listing;
 pub mod message;
+pub mod mount_unit;
 pub mod mounts;
 pub mod path_pattern;
 pub mod sealing;

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use kiln::disk::tree::Tree;
 use kiln::spec::BaseFormat;
@@ -59,6 +60,44 @@ fn e1_e2_what_hides_directories_is_declared() {
     let root = root(&scratch, "root", &table, &[("mnt/", ""), ("var/", "")]);
     let content = ext4(&scratch, &root, ROOT);
     check(&content, ExpectedView::Whole(&[("/", &root)]), &["root"]);
+}
+
+#[test]
+fn e1_e2_a_line_with_noauto_is_mounted_if_a_unit_wants_it() {
+    let scratch = Scratch::new();
+    let data = folder(&scratch, "data", &[("file", "content")]);
+    let data_content = ext4(&scratch, &data, OTHER);
+    let line = |options: &str| format!("UUID={ROOT} / ext4\nUUID={OTHER} /srv ext4 {options} 0 0\n");
+    let unit = format!("[Mount]\nWhat=\\\n  UUID={OTHER}\nWhere=/srv\n");
+    let link = ("etc/systemd/system/local-fs.target.wants/srv.mount", "->../srv.mount");
+    let mounted: [(String, FileList<'_>); 5] = [
+        (line("noauto,x-systemd.wanted-by=multi-user.target"), &[]),
+        (line("noauto,x-systemd.required-by=local-fs.target"), &[]),
+        (line("noauto"), &[("etc/systemd/system/local-fs.target.wants/srv.automount", "")]),
+        (line("noauto"), &[link]),
+        (format!("UUID={ROOT} / ext4\n"), &[("etc/systemd/system/srv.mount", &unit), link]),
+    ];
+    let root_part = |root: &Path| part("type=L", ext4(&scratch, root, ROOT));
+    for (index, (table, files)) in mounted.into_iter().enumerate() {
+        let name = format!("mounted{index}");
+        let root = root(&scratch, &name, &table, &[&[("srv/", "")], files].concat());
+        let image = disk(&scratch, "gpt", &[root_part(&root), part("type=L", data_content.clone())]);
+        check(&image, ExpectedView::Whole(&[("/", &root), ("/srv", &data)]), &[&name, "data"]);
+    }
+    let needs = ("usr/lib/systemd/system/a.service", "[Unit]\nRequiresMountsFor=/srv/data\n");
+    let two = format!("{}UUID={ROOT} /srv ext4\n", line("defaults"));
+    let doubtful: [(String, FileList<'_>, &str); 3] = [
+        (line("noauto,x-systemd.wanted-by=a.service"), &[], "a unit needs it that may not be started"),
+        (line("noauto"), &[needs], "a unit needs it that may not be started"),
+        (two, &[], "the table of mounts has two lines for it"),
+    ];
+    for (index, (table, files, reason)) in doubtful.into_iter().enumerate() {
+        let name = format!("doubtful{index}");
+        let root = root(&scratch, &name, &table, &[&[("srv/", "")], files].concat());
+        let image = disk(&scratch, "gpt", &[root_part(&root), part("type=L", data_content.clone())]);
+        let words = format!("ext4 on partition 2 may be mounted on /srv: {reason}");
+        check(&image, ExpectedView::Gap(&words), &[&name, "data"]);
+    }
 }
 
 #[test]
