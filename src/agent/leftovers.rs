@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::cgroup::{self, CgroupTree, GroupMember};
 use super::link::lock;
-use super::{mounts, sys};
+use super::mounts::MountLine;
+use super::{mounts, next_boot, sys};
 use crate::wire::{Hidden, LateOutput, LeftProcess};
 
 /// How long a process has between SIGTERM and SIGKILL.
@@ -34,8 +35,39 @@ pub struct Leftovers {
     /// Sessions of commands, and their steps: all there is to know processes by where there are no cgroups.
     sessions: Mutex<Vec<(i32, u32)>>,
     late: Mutex<Vec<LateOutput>>,
-    /// The mount points before the first step.
-    mounts: OnceLock<HashSet<Vec<u8>>>,
+    /// What was mounted before the first step.
+    mounts: OnceLock<FirstMounts>,
+}
+
+/// What a guest had mounted before the first step.
+#[derive(Debug)]
+struct FirstMounts {
+    lines: HashSet<MountIdentity>,
+    /// The mount points of the next boot, by the files of that time.
+    planned: HashSet<Vec<u8>>,
+}
+
+/// What tells a mount from all that are made in its place: the kernel gives a number again when it is free.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct MountIdentity {
+    id: u32,
+    device: (u32, u32),
+    root: Vec<u8>,
+    target: Vec<u8>,
+}
+
+impl MountIdentity {
+    fn new(line: &MountLine) -> Self {
+        Self { id: line.id, device: line.device, root: line.root.clone(), target: line.target.clone() }
+    }
+}
+
+impl FirstMounts {
+    fn read() -> Self {
+        let lines = mounts::read_table().unwrap_or_default().iter().map(MountIdentity::new).collect();
+        let planned = next_boot::read_mounts().unwrap_or_default().into_iter().map(|mount| mount.target).collect();
+        Self { lines, planned }
+    }
 }
 
 impl Leftovers {
@@ -62,13 +94,15 @@ impl Leftovers {
 
     /// Remembers what is mounted before the first step.
     pub fn note_mounts(&self) {
-        self.mounts
-            .get_or_init(|| mounts::read_table().unwrap_or_default().into_iter().map(|line| line.target).collect());
+        self.mounts.get_or_init(FirstMounts::read);
     }
 
-    /// Returns whether something was mounted here before the first step.
-    pub fn was_mounted(&self, target: &[u8]) -> bool {
-        self.mounts.get().is_none_or(|mounts| mounts.contains(target))
+    /// Returns whether this was mounted before the first step, and no step has changed the files that have it mounted. `planned`
+    /// are the mount points of the next boot.
+    pub fn is_original(&self, line: &MountLine, planned: &[&[u8]]) -> bool {
+        let Some(first) = self.mounts.get() else { return true };
+        let was_planned = first.planned.contains(&line.target) && !next_boot::is_esp(line);
+        first.lines.contains(&MountIdentity::new(line)) && (!was_planned || planned.contains(&line.target.as_slice()))
     }
 
     /// Returns the processes that this step has left behind.

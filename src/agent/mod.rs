@@ -36,6 +36,7 @@ mod link;
 pub mod list;
 mod login;
 mod mounts;
+mod next_boot;
 mod output;
 pub mod pack;
 mod seal;

@@ -14,8 +14,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::Refusal;
+use super::leftovers::Leftovers;
 use super::list::{major, minor};
+use super::{Refusal, next_boot};
 use crate::wire::fstab::unescaped;
 use crate::wire::mounts::{self, DiskPartition, GuestMount, RPM_DATABASES};
 use crate::wire::{Class, DISK_SERIAL, Message};
@@ -38,17 +39,24 @@ const EXT_FEATURES: u64 = 1024 + 0x60;
 ///
 /// # Errors
 /// When the table cannot be read, or is larger than an answer.
-pub fn describe() -> Result<Message, Refusal> {
+pub fn describe(left: &Leftovers) -> Result<Message, Refusal> {
     let lines = read_table()?;
     let mut devices = Devices::default();
     let locations: Vec<Location> = lines.iter().map(|line| devices.locate(line)).collect();
     let on_disk: Vec<bool> = locations.iter().map(|location| *location != Location::Elsewhere).collect();
     let found = visible(&lines, &on_disk);
-    let mounts: Vec<GuestMount> =
-        found.into_iter().map(|index| describe_mount(&lines[index], &locations[index])).collect();
-    let is_sound = mounts::check(&mounts).is_ok();
+    let boot = next_boot::describe()?;
+    let planned: Vec<&[u8]> = boot.mounts.iter().map(|mount| mount.target.as_slice()).collect();
+    let mounts: Vec<GuestMount> = found
+        .into_iter()
+        .map(|index| GuestMount {
+            is_original: left.is_original(&lines[index], &planned),
+            ..describe_mount(&lines[index], &locations[index])
+        })
+        .collect();
+    let is_sound = mounts::check(&mounts, &boot).is_ok();
     let has_rpm = RPM_DATABASES.iter().any(|path| Path::new(path).exists());
-    let answer = Message::Mounted { mounts, has_rpm };
+    let answer = Message::Mounted { mounts, boot, has_rpm };
     if is_sound && mounts::fits(&answer) {
         return Ok(answer);
     }
@@ -76,6 +84,9 @@ fn describe_mount(line: &MountLine, location: &Location) -> GuestMount {
         source: line.source.clone(),
         partitions,
         is_plain,
+        is_original: false,
+        subvolume: line.subvolume().unwrap_or(0),
+        default_root: if line.kind == "btrfs" { next_boot::default_root(&line.source) } else { None },
         features: if is_plain { ext_features(Path::new(OsStr::from_bytes(&line.source))).unwrap_or(0) } else { 0 },
     }
 }
@@ -106,6 +117,15 @@ pub struct MountLine {
     pub kind: String,
     /// What was mounted.
     pub source: Vec<u8>,
+    /// The options of the file system.
+    pub options: String,
+}
+
+impl MountLine {
+    /// Returns the number of the subvolume of btrfs that is mounted.
+    fn subvolume(&self) -> Option<u64> {
+        self.options.split(',').find_map(|option| option.strip_prefix("subvolid=")?.parse().ok())
+    }
 }
 
 /// Parses the text of `mountinfo`.
@@ -127,7 +147,8 @@ fn parse_line(line: &[u8]) -> Option<MountLine> {
     let mut behind = fields.skip_while(|field| *field != b"-").skip(1);
     let kind = String::from_utf8_lossy(behind.next()?).into_owned();
     let source = unescaped(behind.next()?);
-    Some(MountLine { id, parent, device, root, target, kind, source })
+    let options = String::from_utf8_lossy(behind.next().unwrap_or_default()).into_owned();
+    Some(MountLine { id, parent, device, root, target, kind, source, options })
 }
 
 /// Returns the mounts that the tree of the disk consists of, the root first and each before what is mounted on it: those of
@@ -225,7 +246,8 @@ impl Devices {
         location
     }
 
-    fn locate_block(&self, (major, minor): (u32, u32)) -> Location {
+    /// Returns where a block device is.
+    pub fn locate_block(&self, (major, minor): (u32, u32)) -> Location {
         let Ok(device) = fs::canonicalize(self.sys.join(format!("dev/block/{major}:{minor}"))) else {
             return Location::Elsewhere;
         };
@@ -311,7 +333,7 @@ mod tests {
     const TABLE: &[u8] = b"22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw\n\
         23 22 0:21 / /sys rw - sysfs sysfs rw\n\
         24 22 254:15 / /boot/efi rw shared:9 - vfat /dev/vda15 rw,utf8\n\
-        25 22 0:30 /@home /home rw - btrfs /dev/vda2 rw,subvol=/@home\n\
+        25 22 0:30 /@home /home rw - btrfs /dev/vda2 rw,subvolid=257,subvol=/@home\n\
         26 22 254:1 /srv /mnt\\040x rw shared:1 - ext4 /dev/vda1 rw\n\
         broken line\n";
 
@@ -325,6 +347,7 @@ mod tests {
             target: target.as_bytes().to_vec(),
             kind: String::new(),
             source: Vec::new(),
+            options: String::new(),
         };
         let lines: Vec<MountLine> = mounts.iter().map(line).collect();
         let on_disk: Vec<bool> = mounts.iter().map(|(id, ..)| id % 2 == 1).collect();
@@ -338,6 +361,7 @@ mod tests {
         assert_eq!(lines.len(), 5);
         assert_eq!((lines[2].device, lines[2].kind.as_str()), ((254, 15), "vfat"));
         assert_eq!((&lines[3].root[..], &lines[3].source[..]), (&b"/@home"[..], &b"/dev/vda2"[..]));
+        assert_eq!((lines[3].subvolume(), lines[4].subvolume()), (Some(257), None));
         assert_eq!(lines[4].target, b"/mnt x");
         assert!(parse(&TABLE.repeat(MAX_LINES)).is_err());
     }

@@ -123,7 +123,10 @@ impl Conversation {
             Message::Exec { part, last } => return self.exec(stream, part.0, last),
             Message::Upload {} => return self.serve(stream, |lane, events| done(upload(lane, events))),
             Message::Fetch { path } => return self.serve(stream, move |lane, _| done(fetch(lane, &path))),
-            Message::Mounts {} => return self.serve(stream, |_, _| mounts::describe().unwrap_or_else(failed)),
+            Message::Mounts {} => {
+                let left = Arc::clone(&self.left);
+                return self.serve(stream, move |_, _| mounts::describe(&left).unwrap_or_else(failed));
+            }
             Message::CheckSeed {} => return self.serve(stream, |_, _| check_seed()),
             Message::List {} => return self.serve(stream, |lane, _| done(list_files(lane))),
             Message::Sync { cached } => return self.serve(stream, move |_, _| done(sync(cached))),

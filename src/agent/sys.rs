@@ -379,6 +379,14 @@ pub fn mount_tmpfs(on: &Path, options: &str) -> io::Result<()> {
     check(unsafe { mount(kind, on.as_ptr(), kind, MS_NOSUID_NODEV_NOEXEC, options.as_ptr().cast()) })
 }
 
+/// Mounts a device, without programs, devices and setuid.
+#[expect(unsafe_code, reason = "libc")]
+pub fn mount_device(device: &Path, on: &Path, kind: &str) -> io::Result<()> {
+    let (device, on, kind) = (c_path(device)?, c_path(on)?, CString::new(kind)?);
+    // SAFETY: valid C strings; no options.
+    check(unsafe { mount(device.as_ptr(), on.as_ptr(), kind.as_ptr(), MS_NOSUID_NODEV_NOEXEC, std::ptr::null()) })
+}
+
 /// Mounts the hierarchy of cgroups of version 2.
 #[expect(unsafe_code, reason = "libc")]
 pub fn mount_cgroup(on: &Path) -> io::Result<()> {

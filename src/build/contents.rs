@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! guest ──mounts──> DiskSurvey ──kiln reads them all──> the host reads the sealed disk ─┐
-//!                        └────────not all────────> the guest lists its files ───────────┴─> SealedView ──> Contents
+//!                        ├────────not all────────> the guest lists its files ───────────┼─> SealedView ──> Contents
+//!                        └──> MountAgreement: does a boot of the sealed disk mount the same? ┘
 //! ```
 //!
 //! Nothing is claimed of a part: a list of files is whole, or it is said what it lacks.
@@ -19,7 +20,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use crate::digest::hex;
 use crate::disk::chain::Chain;
 use crate::disk::entry::{Chunk, ContentDigest, Entry};
-use crate::disk::gap::{TreeGap, TreeMount};
+use crate::disk::gap::TreeGap;
 use crate::disk::listing::{self, ListingWriter};
 use crate::disk::os_release::{self, Os};
 use crate::disk::packages::Package;
@@ -70,10 +71,8 @@ enum FileSource {
 pub(crate) struct GuestEvidence {
     packages: Option<PackageAnswer>,
     files: FileSource,
-    /// What the host mounts in its view, of what the guest had mounted.
-    mounts: Vec<TreeMount>,
-    /// The first byte of every partition that the guest had mounted; none where they are not all known.
-    used: Option<Vec<u64>>,
+    /// What the guest had mounted when it was sealed, and what its next boot mounts.
+    survey: DiskSurvey,
     /// Which step wrote what.
     pub(crate) writers: Writers,
 }
@@ -106,8 +105,7 @@ pub(crate) async fn seal_and_ask(
     // Sealing may have unmounted what steps left behind.
     let survey = survey(build, guest).await?;
     let files = ask_for_files(build, guest, &survey).await?;
-    let (mounts, used) = (survey.readable(), survey.partitions());
-    Ok((sealed, GuestEvidence { packages, files, mounts, used, writers: Writers::new(steps, clamped) }))
+    Ok((sealed, GuestEvidence { packages, files, survey, writers: Writers::new(steps, clamped) }))
 }
 
 /// Has a sealed guest list its files, where the host cannot read them all.
@@ -160,7 +158,7 @@ impl<'d> SealedView<'d> {
     /// # Errors
     /// When the files of the disk cannot be read.
     pub(crate) fn open(disk: &'d Chain, evidence: &'d GuestEvidence) -> Result<Self, TreeError> {
-        let (tree, mut missing) = match Tree::open_as_mounted(disk, &evidence.mounts) {
+        let (tree, mut missing) = match Tree::open_as_mounted(disk, &evidence.survey.readable()) {
             Ok(tree) => (Some(tree), Vec::new()),
             Err(TreeError::Read(error)) => return Err(error.into()),
             Err(error) => (None, vec![format!("kiln cannot read the guest's disk: {error}")]),
@@ -171,7 +169,11 @@ impl<'d> SealedView<'d> {
             FileSource::Guest { .. } => missing.clear(),
             FileSource::Nobody(why) => missing = vec![why.clone()],
         }
-        let left_over = evidence.used.as_deref().map_or(Ok(Vec::new()), |used| left_over(disk, used))?;
+        let agreement = evidence.survey.check_agreement(disk)?;
+        missing.extend(agreement.differences);
+        let used = evidence.survey.partitions();
+        let mut left_over = used.as_deref().map_or(Ok(Vec::new()), |used| left_over(disk, used))?;
+        left_over.retain(|gap| gap.partition().is_none_or(|number| !agreement.expected.contains(&number)));
         Ok(Self { source: &evidence.files, tree, missing, left_over })
     }
 

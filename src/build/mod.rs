@@ -54,6 +54,7 @@ mod lanes;
 pub mod layers;
 pub mod limits;
 pub mod many;
+mod mount_agreement;
 mod mounts;
 pub mod outdated;
 pub mod output;

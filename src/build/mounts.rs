@@ -9,14 +9,18 @@
 
 use std::time::Duration;
 
+use crate::disk::chain::Chain;
 use crate::disk::ext4::are_features_read;
 use crate::disk::gap::TreeMount;
+use crate::disk::tree::TreeError;
 use crate::error::Failure;
 use crate::guest::{DiskReport, GuestError};
+use crate::wire::boot_mounts::BootReport;
 use crate::wire::mounts::{DiskPartition, GuestMount};
 
 use super::Build;
 use super::boot::Guest;
+use super::mount_agreement::{MountAgreement, check_agreement};
 
 /// Reading a table of mounts takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -29,6 +33,8 @@ const FAT: [&str; 2] = ["vfat", "msdos"];
 pub(crate) struct DiskSurvey {
     /// Every file system of the disk in the order in which they nest; or why the guest cannot tell.
     mounts: Result<Vec<GuestMount>, String>,
+    /// What the next boot mounts, by the guest's files.
+    boot: BootReport,
     /// There is a database of rpm.
     pub(crate) has_rpm: bool,
 }
@@ -37,8 +43,8 @@ pub(crate) struct DiskSurvey {
 pub(crate) async fn survey(build: &Build<'_>, guest: &mut Guest) -> Result<DiskSurvey, Failure> {
     let work = async {
         match guest.session.describe_disk().await {
-            Ok(DiskReport { mounts, has_rpm }) => Ok(DiskSurvey { mounts: Ok(mounts), has_rpm }),
-            Err(GuestError::Refused { text, .. }) => Ok(DiskSurvey { mounts: Err(text), has_rpm: true }),
+            Ok(DiskReport { mounts, boot, has_rpm }) => Ok(DiskSurvey { mounts: Ok(mounts), boot, has_rpm }),
+            Err(GuestError::Refused { text, .. }) => Ok(DiskSurvey::unknown(text)),
             Err(error) => Err(error),
         }
     };
@@ -47,6 +53,26 @@ pub(crate) async fn survey(build: &Build<'_>, guest: &mut Guest) -> Result<DiskS
 }
 
 impl DiskSurvey {
+    /// Returns the answer of a guest that cannot tell what it has mounted.
+    fn unknown(why: String) -> Self {
+        let boot = BootReport { mounts: Vec::new(), root_options: Vec::new() };
+        Self { mounts: Err(why), boot, has_rpm: true }
+    }
+
+    /// Compares what the guest had mounted with what a boot of its disk mounts.
+    ///
+    /// # Errors
+    /// When the disk cannot be read.
+    pub(crate) fn check_agreement(&self, disk: &Chain) -> Result<MountAgreement, TreeError> {
+        match &self.mounts {
+            Ok(mounts) => check_agreement(disk, mounts, &self.boot),
+            Err(why) => Ok(MountAgreement {
+                differences: vec![format!("the guest cannot tell what it has mounted: {why}")],
+                ..MountAgreement::default()
+            }),
+        }
+    }
+
     /// Returns what the host is to mount in its view of the sealed disk.
     ///
     /// # Errors
@@ -114,12 +140,15 @@ mod tests {
             source: b"/dev/vda1".to_vec(),
             partitions: vec![DiskPartition { number, start: u64::from(number) << 20, length: 1 << 20 }],
             is_plain: true,
+            is_original: true,
+            subvolume: 0,
+            default_root: None,
             features: 0x2c2,
         }
     }
 
     fn survey(mounts: &[GuestMount]) -> DiskSurvey {
-        DiskSurvey { mounts: Ok(mounts.to_vec()), has_rpm: false }
+        DiskSurvey { mounts: Ok(mounts.to_vec()), ..DiskSurvey::unknown(String::new()) }
     }
 
     #[test]
@@ -155,7 +184,7 @@ mod tests {
             let why = survey(&mounts).for_host().unwrap_err();
             assert!(why.contains(expected) && !why.contains('\n'), "{why}");
         }
-        let unknown = DiskSurvey { mounts: Err("too many mounts".into()), has_rpm: true };
+        let unknown = DiskSurvey::unknown("too many mounts".into());
         assert!(unknown.for_host().unwrap_err().contains("too many mounts"));
         assert!(unknown.partitions().is_none() && unknown.readable().is_empty());
         let part = survey(&[root(), GuestMount { kind: "xfs".into(), ..mount("/srv", 2) }]);

@@ -215,6 +215,14 @@ pub enum TreeGap {
 }
 
 impl TreeGap {
+    /// Returns the partition of a file system that nothing mounts.
+    pub(crate) fn partition(&self) -> Option<u32> {
+        match self {
+            TreeGap::LeftOver { volume } => Some(volume.partition),
+            _ => None,
+        }
+    }
+
     /// Returns whether files of the running guest may be missing or stale because of it.
     #[must_use]
     pub fn hides_files(&self) -> bool {

@@ -19,6 +19,7 @@ pub mod compare;
 pub mod compress;
 pub mod digest;
 pub mod entry;
+pub(crate) mod expected_mount;
 pub mod ext4;
 pub mod fat;
 pub mod gap;

@@ -11,6 +11,7 @@ use super::GuestError;
 use super::receive::{FetchRequest, FetchedTree, receive};
 use super::session::{Session, unexpected};
 use super::stage::{PackedTree, Source};
+use crate::wire::boot_mounts::BootReport;
 use crate::wire::mounts::{self, GuestMount};
 use crate::wire::tree::{Layout, Totals};
 use crate::wire::{Hidden, MAX_DATA, Message};
@@ -32,6 +33,8 @@ pub struct FetchOutcome {
 pub struct DiskReport {
     /// What is mounted from it, in the order in which it nests.
     pub mounts: Vec<GuestMount>,
+    /// What the next boot mounts.
+    pub boot: BootReport,
     /// Whether there is a database of rpm.
     pub has_rpm: bool,
 }
@@ -156,9 +159,9 @@ impl Session {
         self.begin();
         self.queue(&Message::Mounts {});
         match self.next().await? {
-            Message::Mounted { mounts, has_rpm } => {
-                mounts::check(&mounts)?;
-                Ok(DiskReport { mounts, has_rpm })
+            Message::Mounted { mounts, boot, has_rpm } => {
+                mounts::check(&mounts, &boot)?;
+                Ok(DiskReport { mounts, boot, has_rpm })
             }
             other => Err(unexpected(other)),
         }

@@ -93,12 +93,6 @@ pub fn mounts(table: &[u8]) -> Vec<FstabEntry> {
     lines(table).iter().filter_map(FstabEntry::new).collect()
 }
 
-/// Returns whether the table has a line for this mount point, of whatever kind.
-#[must_use]
-pub fn has_target(table: &[u8], target: &[u8]) -> bool {
-    fields(table).any(|line| line.target == target)
-}
-
 /// Returns whether a file system of this type shows files of other directories.
 #[must_use]
 pub fn is_overlay(kind: &str) -> bool {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::boot_mounts::BootReport;
 use super::cloud_init::SeedObstacle;
 use super::code::{Code, Fields, Malformed, coded_enum, coded_struct};
 use super::mounts::GuestMount;
@@ -368,6 +369,8 @@ coded_enum! {
         40 Mounted {
             /// At most [`super::mounts::MAX_MOUNTS`].
             mounts: Vec<GuestMount>,
+            /// What the next boot mounts.
+            boot: BootReport,
             /// Whether there is a database of rpm, which the host cannot read.
             has_rpm: bool,
         }

@@ -1,10 +1,13 @@
 //! What a guest has mounted from the disk of the image, by its own mount table.
 
+use super::boot_mounts::{BootMount, BootReport};
 use super::code::{Malformed, coded_struct};
 use super::{MAX_FRAME, Message};
 
 /// The most file systems in one answer.
 pub const MAX_MOUNTS: usize = 512;
+/// The most mounts of a boot in one answer.
+const MAX_PLANNED: usize = 4096;
 /// The longest path, bytes: the kernel shows no longer one in a mount table.
 const MAX_PATH: usize = 4096;
 /// The longest name of a file system's type, or of a device, bytes.
@@ -50,6 +53,12 @@ coded_struct! {
         partitions: Vec<DiskPartition>,
         /// Whether it is on a partition itself, and on no device made of partitions.
         is_plain: bool,
+        /// Whether it was there before the first step, and the files that have it mounted are as they were.
+        is_original: bool,
+        /// The number of the subvolume that is mounted; 0 where there are none.
+        subvolume: u64,
+        /// The directory of the file system that is mounted without options, where that is not always its root.
+        default_root: Option<Vec<u8>>,
         /// The incompatible features of an ext file system; 0 of any other, and where they are not known.
         features: u32,
     }
@@ -59,7 +68,7 @@ coded_struct! {
 ///
 /// # Errors
 /// When it is beyond them.
-pub fn check(mounts: &[GuestMount]) -> Result<(), Malformed> {
+pub fn check(mounts: &[GuestMount], boot: &BootReport) -> Result<(), Malformed> {
     let is_path = |path: &[u8]| path.starts_with(b"/") && path.len() <= MAX_PATH && !path.contains(&0);
     let is_sound = |mount: &GuestMount| {
         is_path(&mount.target)
@@ -67,8 +76,13 @@ pub fn check(mounts: &[GuestMount]) -> Result<(), Malformed> {
             && mount.kind.len() <= MAX_NAME
             && mount.source.len() <= MAX_PATH
             && mount.partitions.len() <= MAX_MOUNTS
+            && mount.default_root.as_ref().is_none_or(|root| root.len() <= MAX_PATH)
     };
-    let fits = mounts.len() <= MAX_MOUNTS && mounts.iter().all(is_sound);
+    let is_sound_plan = |mount: &BootMount| is_path(&mount.target) && mount.source.len() <= MAX_PATH;
+    let fits = mounts.len() <= MAX_MOUNTS
+        && mounts.iter().all(is_sound)
+        && boot.mounts.len() <= MAX_PLANNED
+        && boot.mounts.iter().all(is_sound_plan);
     if fits { Ok(()) } else { Err(Malformed::Range("mount table")) }
 }
 
@@ -92,21 +106,33 @@ mod tests {
             source: b"/dev/vda1".to_vec(),
             partitions: vec![DiskPartition { number: 1, start: 1 << 20, length: 1 << 30 }],
             is_plain: true,
+            is_original: true,
+            subvolume: 0,
+            default_root: None,
             features: 0x2c2,
         }
     }
 
+    fn check_alone(mounts: &[GuestMount]) -> Result<(), Malformed> {
+        check(mounts, &no_boot())
+    }
+
+    fn no_boot() -> BootReport {
+        BootReport { mounts: Vec::new(), root_options: Vec::new() }
+    }
+
     #[test]
     fn a_table_has_bounds() {
-        assert!(check(&[mount("/"), mount("/srv")]).is_ok());
-        assert!(check(&vec![mount("/"); MAX_MOUNTS + 1]).is_err());
+        assert!(check_alone(&[mount("/"), mount("/srv")]).is_ok());
+        assert!(check_alone(&vec![mount("/"); MAX_MOUNTS + 1]).is_err());
         for bad in ["", "srv", "/a\0b"] {
-            assert!(check(&[mount(bad)]).is_err(), "{bad:?}");
+            assert!(check_alone(&[mount(bad)]).is_err(), "{bad:?}");
         }
-        assert!(check(&[mount(&"/x".repeat(MAX_PATH))]).is_err());
-        assert!(check(&[GuestMount { kind: "x".repeat(MAX_NAME + 1), ..mount("/") }]).is_err());
+        assert!(check_alone(&[mount(&"/x".repeat(MAX_PATH))]).is_err());
+        assert!(check_alone(&[GuestMount { kind: "x".repeat(MAX_NAME + 1), ..mount("/") }]).is_err());
         let long = GuestMount { source: vec![b'x'; MAX_PATH], ..mount("/") };
-        assert!(!fits(&Message::Mounted { mounts: vec![long; MAX_MOUNTS], has_rpm: false }));
-        assert!(fits(&Message::Mounted { mounts: vec![mount("/"); MAX_MOUNTS], has_rpm: false }));
+        let answer = |mounts| Message::Mounted { mounts, boot: no_boot(), has_rpm: false };
+        assert!(!fits(&answer(vec![long; MAX_MOUNTS])));
+        assert!(fits(&answer(vec![mount("/"); MAX_MOUNTS])));
     }
 }

@@ -2,6 +2,7 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 
+use super::boot_mounts::{BootMount, BootReport, MountPolicy};
 use super::message::{Facts, Origin, Pair, ShellScript, TtySize};
 use super::mounts::{DiskPartition, GuestMount};
 use super::*;
@@ -71,7 +72,11 @@ fn message() -> impl Strategy<Value = Message> {
         any::<u32>().prop_map(|bytes| Message::Credit { bytes }),
         (any::<u64>(), any::<i64>()).prop_map(|(token, clock)| Message::Pong { token, clock }),
         ".*".prop_map(|text| Message::Trouble { text }),
-        (vec(mount(), 0..3), any::<bool>()).prop_map(|(mounts, has_rpm)| Message::Mounted { mounts, has_rpm }),
+        (vec(mount(), 0..3), boot_report(), any::<bool>()).prop_map(|(mounts, boot, has_rpm)| Message::Mounted {
+            mounts,
+            boot,
+            has_rpm
+        }),
     ];
     let texts = || vec(".*", 0..3);
     let sealing = prop_oneof![
@@ -82,6 +87,14 @@ fn message() -> impl Strategy<Value = Message> {
     prop_oneof![greetings, requests, rest, sealing]
 }
 
+fn boot_report() -> impl Strategy<Value = BootReport> {
+    let mount = (bytes(), bytes(), ".*", ".*").prop_map(|(target, source, kind, options)| {
+        let policy = MountPolicy::Optional;
+        BootMount { target, source, kind, options, policy }
+    });
+    (vec(mount, 0..3), vec(".*", 0..3)).prop_map(|(mounts, root_options)| BootReport { mounts, root_options })
+}
+
 fn mount() -> impl Strategy<Value = GuestMount> {
     let partition = (any::<u32>(), any::<u64>(), any::<u64>()).prop_map(|(number, start, length)| DiskPartition {
         number,
@@ -89,8 +102,11 @@ fn mount() -> impl Strategy<Value = GuestMount> {
         length,
     });
     let names = (bytes(), ".*", bytes(), bytes());
-    (names, vec(partition, 0..3), any::<bool>(), any::<u32>()).prop_map(
-        |((target, kind, root, source), partitions, is_plain, features)| GuestMount {
+    (names, vec(partition, 0..3), any::<bool>(), any::<u32>(), any::<u64>(), option::of(bytes())).prop_map(
+        |((target, kind, root, source), partitions, is_plain, features, subvolume, default_root)| GuestMount {
+            is_original: !is_plain,
+            subvolume,
+            default_root,
             target,
             kind,
             root,

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use kiln::seed::INSTANCE_ID;
+use kiln::wire::boot_mounts::BootReport;
 use kiln::wire::cloud_init::SeedObstacle;
 use kiln::wire::code::{Code, Fields};
 use kiln::wire::listing;
@@ -496,7 +497,8 @@ impl Guest<'_> {
             return self.failed(stream, Class::System {}, "the mount table is too large");
         }
         super::log("mounts");
-        self.say(stream, &Message::Mounted { mounts: hostile::mounts(&self.mode), has_rpm: false })
+        let boot = BootReport { mounts: Vec::new(), root_options: Vec::new() };
+        self.say(stream, &Message::Mounted { mounts: hostile::mounts(&self.mode), boot, has_rpm: false })
     }
 
     /// The files of its disk, of which no test knows more than that they are few.

@@ -90,6 +90,9 @@ pub fn mounts(mode: &str) -> Vec<GuestMount> {
         source: format!("/dev/vda{number}").into_bytes(),
         partitions: vec![DiskPartition { number, start: u64::from(number) << 20, length: 1 << 20 }],
         is_plain: true,
+        is_original: true,
+        subvolume: 0,
+        default_root: None,
         features: 0,
     };
     match mode {

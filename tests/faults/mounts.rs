@@ -53,11 +53,28 @@ fn a_disk_that_kiln_reads_as_the_guest_has_mounted_it_is_read_by_kiln() {
 
 #[test]
 fn what_kiln_cannot_read_or_is_not_told_is_listed_by_the_guest() {
-    for mode in ["mounts-xfs", "mounts-nothing", "mounts-refused", "mounts-forged"] {
-        let ended = over_ext4(mode).stderr_has("the guest lists its files").run();
+    for mode in ["mounts-xfs", "mounts-nothing", "mounts-forged"] {
+        let ended = fault(mode).stderr_has("the guest lists its files").run();
         let (manifest, has_list) = published(&ended);
         assert_eq!(manifest["contents"]["complete"], true, "{mode}");
         assert!(manifest["content_sha256"].is_string() && has_list && has_listed(ended.place().path()), "{mode}");
+        assert!(!ended.stderr.lines().any(|line| line.trim_start().starts_with("::")), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn a_guest_that_contradicts_its_disk_makes_the_evidence_incomplete() {
+    for (mode, words) in [
+        ("mounts-xfs", "a boot mounts the whole disk on /"),
+        ("mounts-nothing", "a boot mounts the whole disk on /"),
+        ("mounts-forged", "a boot mounts the whole disk on /"),
+        ("mounts-refused", "the guest cannot tell what it has mounted"),
+    ] {
+        let ended = over_ext4(mode).stderr_has(words).run();
+        let (manifest, has_list) = published(&ended);
+        assert_eq!((&manifest["contents"]["complete"], &manifest["content_sha256"]), (&false.into(), &Value::Null));
+        let missing = manifest["contents"]["missing"][0].as_str().expect("named");
+        assert!(missing.contains(words) && !has_list, "{mode}: {missing}");
         assert!(!ended.stderr.lines().any(|line| line.trim_start().starts_with("::")), "{}", ended.stderr);
     }
 }

@@ -101,6 +101,53 @@ fn g16_g17_g19_habits_of_steps() {
     assert!(first < 20.0, "{first}");
 }
 
+/// Mounts that no boot makes, and one that a boot makes and the guest does not have.
+const MOUNTS: &str = r#"
+[[step]]
+name = "mounts"
+run = '''
+mkfs.ext4 -q -U 33333333-3333-3333-3333-333333333333 /dev/vda14
+mkdir /data
+echo 'UUID=33333333-3333-3333-3333-333333333333 /data ext4 defaults 0 0' >>/etc/fstab
+umount /boot/efi
+mkdir -p /srv/efi /srv/source /opt/table /opt/unit /opt/run
+echo seen | tee /opt/table/seen /opt/unit/seen >/opt/run/seen
+mount --bind /srv/efi /boot/efi
+echo '/srv/source /opt/table none bind,noauto 0 0' >>/etc/fstab
+mount /opt/table
+mkdir -p /run/systemd/system
+for unit in /etc/systemd/system/opt-unit.mount /run/systemd/system/opt-run.mount; do
+    where=/opt/$(basename "$unit" .mount | cut -d- -f2)
+    printf '[Mount]\nWhat=/srv/source\nWhere=%s\nType=none\nOptions=bind\n' "$where" >"$unit"
+done
+systemctl daemon-reload
+systemctl start opt-unit.mount opt-run.mount
+[ "$(grep -c ' /srv/' /proc/self/mountinfo)" = 4 ]
+'''
+"#;
+
+#[test]
+#[ignore = "boots a VM"]
+fn e1_what_a_boot_mounts_otherwise_than_the_guest_is_declared() {
+    let bench = Bench::new();
+    let image = bench.builds(&bench.spec("mounts", &format!("{MACHINE}{MOUNTS}")));
+    let log = fs::read_to_string(image.with_file_name("build.log")).unwrap();
+    let unmounted = log.lines().find(|line| line.contains("unmounted what steps had left mounted")).unwrap();
+    for target in ["/boot/efi", "/opt/table", "/opt/unit", "/opt/run"] {
+        assert!(unmounted.contains(target), "{unmounted}");
+    }
+    let manifest = manifest(&image);
+    assert_eq!(manifest["contents"]["complete"], false);
+    let missing = manifest["contents"]["missing"].as_array().unwrap();
+    assert_eq!(missing.len(), 2, "{missing:?}");
+    for words in ["FAT on partition 15 (label \"ESP\") on /boot/efi", "ext4 on partition 14 on /data"] {
+        let is_it = |text: &serde_json::Value| text.as_str().unwrap().contains(&format!("a boot mounts {words}"));
+        assert!(missing.iter().any(is_it), "{missing:?}");
+    }
+    assert!(manifest["content_sha256"].is_null() && !image.with_file_name("files.zst").exists());
+    assert!(bench.kiln(&["diff", "--exit-code", "mounts", "mounts"]).status.code() != Some(0));
+}
+
 #[test]
 #[ignore = "boots a VM"]
 fn g17_a_step_that_takes_all_memory_is_ended_and_named() {

@@ -1,16 +1,14 @@
-//! Unmounts what steps have mounted and neither a table nor a unit mounts: sealing empties folders, and what lies behind a mount
-//! below them belongs elsewhere.
+//! Unmounts what no boot mounts: sealing empties folders, and what lies behind a mount below them belongs elsewhere; and what is
+//! listed is what a boot shows.
 
 use std::ffi::OsStr;
-use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::super::leftovers::Leftovers;
-use super::super::mounts::{self, MountLine};
-use super::super::{Refusal, sys};
-use super::unit_folders;
-use crate::wire::fstab;
+use super::super::mounts::{self, Devices, Location, MountLine};
+use super::super::{Refusal, next_boot, sys};
+use crate::wire::boot_mounts::{BootMount, MountPolicy};
 
 /// Folders whose content is never a part of the image.
 const VOLATILE: [&str; 4] = ["/proc", "/sys", "/dev", "/run"];
@@ -18,26 +16,103 @@ const VOLATILE: [&str; 4] = ["/proc", "/sys", "/dev", "/run"];
 const MOST_NAMED: usize = 16;
 const LONGEST: usize = 1024;
 
-/// Unmounts what steps have left, and returns the mount points.
+/// Unmounts what steps have mounted and no boot mounts, and returns the mount points.
 pub fn unmount_left(left: &Leftovers) -> Result<Vec<String>, Refusal> {
+    let planned = next_boot::read_mounts()?;
+    next_boot::trigger_automounts(&mounts::read_table()?, &planned);
     let table = mounts::read_table()?;
-    let fstab = fs::read("/etc/fstab").unwrap_or_default();
-    let is_left = |line: &&MountLine| {
-        !left.was_mounted(&line.target)
-            && !is_volatile(&line.target)
-            && !is_planned(&line.target, &fstab, Path::new("/"))
+    let mut boot = PlannedBoot { planned: &planned, table: &table, devices: &mut Devices::default() };
+    let targets: Vec<&[u8]> = planned.iter().map(|mount| mount.target.as_slice()).collect();
+    let mut is_left = |line: &&MountLine| {
+        line.target != b"/" && !is_volatile(&line.target) && !left.is_original(line, &targets) && !boot.makes(line)
     };
-    let found: Vec<&MountLine> = table.iter().filter(is_left).collect();
+    let found: Vec<&MountLine> = table.iter().filter(&mut is_left).collect();
     // Else the end of a copy of `/dev/pts` would be that of `/dev/pts` itself.
     for line in &found {
         let _ = sys::make_private(path(line));
     }
-    // Those that are mounted in others come later in the table.
+    // Those that are mounted in others come later in the table. Only what is on top can be reached.
+    let mut gone: Vec<u32> = Vec::new();
     for line in found.iter().rev() {
-        let _ = sys::detach(path(line));
+        let covers = |other: &&MountLine| other.parent == line.id && other.target == line.target;
+        if table.iter().filter(covers).all(|other| gone.contains(&other.id)) {
+            let _ = sys::detach(path(line));
+            gone.push(line.id);
+        }
     }
     let shown = |line: &&MountLine| String::from_utf8_lossy(&line.target).chars().take(LONGEST).collect();
     Ok(found.iter().map(shown).take(MOST_NAMED).collect())
+}
+
+/// Looks up where devices and mounted file systems are.
+trait DeviceLookup {
+    /// Returns where the device of a mount is, and `None` where there is no such device.
+    fn locate_device(&mut self, mount: &BootMount) -> Option<Location>;
+
+    /// Returns where a mounted file system is.
+    fn locate_mounted(&mut self, line: &MountLine) -> Location;
+}
+
+impl DeviceLookup for Devices {
+    fn locate_device(&mut self, mount: &BootMount) -> Option<Location> {
+        let number = next_boot::device_number(&mount.device()?, &mount.source)?;
+        Some(self.locate_block(number))
+    }
+
+    fn locate_mounted(&mut self, line: &MountLine) -> Location {
+        self.locate(line)
+    }
+}
+
+/// What the next boot mounts, beside what is mounted.
+struct PlannedBoot<'p> {
+    planned: &'p [BootMount],
+    table: &'p [MountLine],
+    devices: &'p mut dyn DeviceLookup,
+}
+
+impl PlannedBoot<'_> {
+    /// Returns whether a boot makes this mount, as far as that can be told here: the host looks at what is left.
+    fn makes(&mut self, line: &MountLine) -> bool {
+        match self.planned.iter().find(|mount| mount.target == line.target) {
+            Some(mount) if matches!(mount.policy, MountPolicy::Manual | MountPolicy::Unwanted) => false,
+            Some(mount) if mount.is_bind() => self.binds(mount, line),
+            Some(mount) if mount.device().is_some() => self.mounts_device(mount, line),
+            Some(mount) => mount.kind.is_empty() || mount.kind == "auto" || mount.kind == line.kind,
+            None => {
+                next_boot::is_generated(&line.target) || self.planned.iter().any(|mount| mount.brings(&line.target))
+            }
+        }
+    }
+
+    /// Returns whether a mount shows the directory that a boot binds there.
+    fn binds(&self, mount: &BootMount, line: &MountLine) -> bool {
+        let holds = |other: &&MountLine| {
+            other.id != line.id && Path::new(OsStr::from_bytes(&mount.source)).starts_with(path(other))
+        };
+        // Of several on one directory the last is on top.
+        let Some(holder) = self.table.iter().filter(holds).max_by_key(|other| other.target.len()) else { return false };
+        let Ok(below) = Path::new(OsStr::from_bytes(&mount.source)).strip_prefix(path(holder)) else { return false };
+        let shown = Path::new(OsStr::from_bytes(&holder.root)).join(below);
+        holder.device == line.device && shown == Path::new(OsStr::from_bytes(&line.root))
+    }
+
+    /// Returns whether a mount is of the device that a boot mounts there. One that is not found is left to the host.
+    fn mounts_device(&mut self, mount: &BootMount, line: &MountLine) -> bool {
+        let is_whole = line.root == b"/" || mount.is_part() || line.kind == "btrfs";
+        let Some(planned) = self.devices.locate_device(mount) else { return is_whole };
+        is_whole && is_on(&planned, &self.devices.locate_mounted(line))
+    }
+}
+
+/// Returns whether a file system has all partitions of a device.
+fn is_on(device: &Location, mounted: &Location) -> bool {
+    match (device, mounted) {
+        (Location::Disk { partitions: device, .. }, Location::Disk { partitions: mounted, .. }) => {
+            device.iter().all(|partition| mounted.contains(partition))
+        }
+        (device, mounted) => device == mounted,
+    }
 }
 
 fn path(line: &MountLine) -> &Path {
@@ -48,55 +123,65 @@ fn is_volatile(target: &[u8]) -> bool {
     VOLATILE.iter().any(|folder| Path::new(OsStr::from_bytes(target)).starts_with(folder))
 }
 
-/// Returns whether a boot mounts something here, or on demand.
-fn is_planned(target: &[u8], table: &[u8], root: &Path) -> bool {
-    let name = escaped(target);
-    let units = [format!("{name}.mount"), format!("{name}.automount")];
-    let has_unit = |folder: &str| units.iter().any(|unit| root.join(&folder[1..]).join(unit).exists());
-    fstab::has_target(table, target) || unit_folders().any(has_unit)
-}
-
-/// Returns a path as systemd writes it in the name of a unit (`systemd-escape --path`).
-fn escaped(path: &[u8]) -> String {
-    let trimmed: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).collect();
-    let mut name = String::new();
-    for (at, byte) in trimmed.join(&b'/').into_iter().enumerate() {
-        match byte {
-            b'/' => name.push('-'),
-            b'.' if at == 0 => name.push_str("\\x2e"),
-            b':' | b'_' | b'.' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => name.push(char::from(byte)),
-            _ => name.extend(["\\x".to_owned(), format!("{byte:02x}")]),
-        }
-    }
-    name
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::fstab;
+    use crate::wire::mounts::DiskPartition;
 
-    #[test]
-    fn paths_are_escaped_as_systemd_does_it() {
-        for (path, expected) in [
-            ("/srv/data", "srv-data"),
-            ("/srv/my-data", "srv-my\\x2ddata"),
-            ("/.snap/a.b_c", "\\x2esnap-a.b_c"),
-            ("/mnt/a b", "mnt-a\\x20b"),
-        ] {
-            assert_eq!(escaped(path.as_bytes()), expected, "{path}");
+    const TABLE: &str = "1 0 254:1 / / rw - ext4 /dev/vda1 rw\n2 1 254:15 / /boot/efi rw - vfat /dev/vda15 rw\n";
+
+    /// Knows devices of the form `/dev/vdaN`, which have the numbers 254:N.
+    struct NumberedDevices;
+
+    impl NumberedDevices {
+        fn locate(number: u32) -> Location {
+            let partition = DiskPartition { number, start: u64::from(number), length: 1 };
+            Location::Disk { partitions: vec![partition], is_plain: true }
+        }
+    }
+
+    impl DeviceLookup for NumberedDevices {
+        fn locate_device(&mut self, mount: &BootMount) -> Option<Location> {
+            let source = String::from_utf8_lossy(&mount.source).into_owned();
+            source.strip_prefix("/dev/vda")?.parse().ok().map(Self::locate)
+        }
+
+        fn locate_mounted(&mut self, line: &MountLine) -> Location {
+            if line.device.0 == 0 { Location::Elsewhere } else { Self::locate(line.device.1) }
         }
     }
 
     #[test]
-    fn what_a_boot_mounts_is_planned() {
-        let root = tempfile::tempdir().unwrap();
-        let units = root.path().join("etc/systemd/system");
-        fs::create_dir_all(&units).unwrap();
-        fs::write(units.join("srv-data.mount"), "[Mount]\n").unwrap();
-        let table = b"UUID=1 / ext4 defaults 0 1\n/srv /mnt/a\\040b none bind\n#x /not none\n";
-        for (target, expected) in [("/srv/data", true), ("/mnt/a b", true), ("/tmp/chroot/dev", false), ("/not", false)]
-        {
-            assert_eq!(is_planned(target.as_bytes(), table, root.path()), expected, "{target}");
+    fn a_mount_is_kept_if_a_boot_makes_it() {
+        let esp = "/dev/vda15 /boot/efi vfat";
+        for (fstab, line, is_made) in [
+            ("/dev/vda2 /data ext4", "254:2 / /data - ext4 /dev/vda2", true),
+            ("/dev/vda2 /data ext4 nofail", "254:2 / /data - ext4 /dev/vda2", true),
+            ("/dev/vda2 /data ext4 noauto,x-systemd.automount", "254:2 / /data - ext4 /dev/vda2", true),
+            ("/dev/vda2 /data ext4 noauto", "254:2 / /data - ext4 /dev/vda2", false),
+            ("", "254:2 / /data - ext4 /dev/vda2", false),
+            // Another device, a directory of it, or another kind of file system.
+            ("/dev/vda3 /data ext4", "254:2 / /data - ext4 /dev/vda2", false),
+            ("/dev/vda2 /data ext4", "254:2 /a /data - ext4 /dev/vda2", false),
+            ("/dev/vda2 /data ext4", "0:40 / /data - tmpfs tmpfs", false),
+            ("/dev/vda2 /data ext4", "0:41 / /data - overlay overlay", false),
+            ("/dev/gone /data ext4", "254:2 / /data - ext4 /dev/vda2", true),
+            // Bound, from the root and from another file system.
+            ("/srv/a /data none bind", "254:1 /srv/a /data - ext4 /dev/vda1", true),
+            ("/srv/a /data none bind,noauto", "254:1 /srv/a /data - ext4 /dev/vda1", false),
+            ("/srv/a /data none bind", "254:1 /srv/b /data - ext4 /dev/vda1", false),
+            ("/boot/efi/EFI /data none bind", "254:15 /EFI /data - vfat /dev/vda15", true),
+            (esp, "254:1 /srv/efi /boot/efi - ext4 /dev/vda1", false),
+            ("tmpfs /data tmpfs", "0:40 / /data - tmpfs tmpfs", true),
+            ("tmpfs /data tmpfs", "254:1 /srv /data - ext4 /dev/vda1", false),
+        ] {
+            let (device, rest) = line.split_once(' ').unwrap();
+            let table = mounts::parse(format!("{TABLE}9 1 {device} {} rw\n", rest.replace(" - ", " rw - ")).as_bytes())
+                .unwrap();
+            let planned = fstab::lines(fstab.as_bytes());
+            let mut boot = PlannedBoot { planned: &planned, table: &table, devices: &mut NumberedDevices };
+            assert_eq!(boot.makes(table.last().unwrap()), is_made, "{fstab}: {line}");
         }
     }
 

@@ -1,0 +1,131 @@
+//! What the next boot of the guest mounts, by the files of the guest that runs.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use super::cloud_init::RunningGuest;
+use super::list::{major, minor};
+use super::mounts::{self, MountLine};
+use super::{Refusal, sys};
+use crate::wire::Class;
+use crate::wire::boot_mounts::{BootMount, BootReport, TooManyUnits, read_boot_plan, read_root_options};
+use crate::wire::cloud_init::GuestFiles;
+use crate::wire::fstab::{DeviceName, without_slashes};
+use crate::wire::mount_unit::escape_path;
+
+/// Where systemd's generators have units of their own.
+const GENERATED: [&str; 2] = ["/run/systemd/generator", "/run/systemd/generator.late"];
+/// Where a file system is mounted for a look.
+const PROBE: &str = "/run/kiln/probe";
+/// Where an EFI system partition is mounted that nothing names.
+const ESP_TARGETS: [&[u8]; 3] = [b"/efi", b"/boot", b"/boot/efi"];
+
+/// Returns the mounts that the next boot may make, their paths without links.
+///
+/// # Errors
+/// When there are too many units.
+pub fn read_mounts() -> Result<Vec<BootMount>, Refusal> {
+    let table = RunningGuest.read("/etc/fstab").unwrap_or_default();
+    let plan = read_boot_plan(&RunningGuest, &table)
+        .map_err(|TooManyUnits| Refusal::new(Class::System {}, "there are too many mount units"))?;
+    Ok(plan.mounts.into_iter().map(resolve_links).collect())
+}
+
+/// Describes the next boot, for the host.
+///
+/// # Errors
+/// As [`read_mounts`].
+pub fn describe() -> Result<BootReport, Refusal> {
+    let mut mounts = read_mounts()?;
+    mounts.retain(|mount| mount.is_bind() || mount.device().is_some() || mount.cover().is_some());
+    Ok(BootReport { mounts, root_options: read_root_options(&RunningGuest) })
+}
+
+fn resolve_links(mount: BootMount) -> BootMount {
+    let source = if mount.is_bind() { resolve_path(&mount.source) } else { mount.source.clone() };
+    BootMount { target: resolve_path(&mount.target), source, ..mount }
+}
+
+/// Returns a path without links and needless slashes, even if nothing is there.
+fn resolve_path(path: &[u8]) -> Vec<u8> {
+    let resolved = fs::canonicalize(OsStr::from_bytes(path));
+    resolved.map_or_else(|_| without_slashes(path), |path| path.into_os_string().into_vec())
+}
+
+/// Returns whether a generator has made a unit for this mount point, as for partitions of some types.
+pub fn is_generated(target: &[u8]) -> bool {
+    let name = format!("{}.mount", escape_path(target));
+    GENERATED.iter().any(|folder| Path::new(folder).join(&name).exists())
+}
+
+/// Returns whether an EFI system partition is mounted here by convention.
+pub fn is_esp(line: &MountLine) -> bool {
+    line.kind == "vfat" && ESP_TARGETS.contains(&line.target.as_slice())
+}
+
+/// Returns the number of the device that a mount names; `None` of one that is not there.
+pub fn device_number(name: &DeviceName, source: &[u8]) -> Option<(u32, u32)> {
+    let link = |folder: &str, value: &str| Path::new("/dev/disk").join(folder).join(encode_link(value));
+    let path = match name {
+        DeviceName::Uuid(uuid) => link("by-uuid", uuid),
+        DeviceName::Label(label) => link("by-label", label),
+        DeviceName::PartUuid(uuid) => link("by-partuuid", uuid),
+        DeviceName::PartLabel(label) => link("by-partlabel", label),
+        DeviceName::Partition(_) | DeviceName::Device(_) => PathBuf::from(OsStr::from_bytes(source)),
+    };
+    let device = fs::metadata(path).ok()?.rdev();
+    (device != 0).then(|| (major(device), minor(device)))
+}
+
+/// Returns a value as udev writes it in the name of a link.
+fn encode_link(value: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "#+-.:=@_".contains(c) || !c.is_ascii();
+    value.chars().map(|c| if is_plain(c) { c.to_string() } else { format!("\\x{:02x}", u32::from(c)) }).collect()
+}
+
+/// Has automounts of the next boot's devices mounted: a boot shows what is behind them to whoever looks.
+pub fn trigger_automounts(table: &[MountLine], planned: &[BootMount]) {
+    let automounts = table.iter().filter(|line| line.kind == "autofs");
+    for line in automounts {
+        let is_there =
+            |mount: &&BootMount| mount.device().is_some_and(|name| device_number(&name, &mount.source).is_some());
+        if planned.iter().filter(is_there).any(|mount| mount.target == line.target) {
+            let _ = fs::read_dir(OsStr::from_bytes(&line.target));
+        }
+    }
+}
+
+/// Returns the directory of a btrfs file system that is mounted where no options name one: its default subvolume.
+pub fn default_root(device: &[u8]) -> Option<Vec<u8>> {
+    let device = PathBuf::from(OsStr::from_bytes(device));
+    // The mount is gone with the thread's namespace.
+    thread::spawn(move || probe_root(&device)).join().ok()?
+}
+
+fn probe_root(device: &Path) -> Option<Vec<u8>> {
+    fs::create_dir_all(PROBE).ok()?;
+    sys::unshare_mounts().ok()?;
+    sys::mount_device(device, Path::new(PROBE), "btrfs").ok()?;
+    let lines = mounts::parse(&fs::read("/proc/thread-self/mountinfo").ok()?).ok()?;
+    lines.into_iter().rfind(|line| line.target == PROBE.as_bytes()).map(|line| line.root)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_of_udev_have_escapes() {
+        assert_eq!(encode_link("my data"), "my\\x20data");
+        assert_eq!(encode_link("EFI-1.a"), "EFI-1.a");
+    }
+
+    #[test]
+    fn a_path_that_is_not_there_has_no_needless_slashes() {
+        assert_eq!(resolve_path(b"//no/such//folder/"), b"/no/such/folder");
+    }
+}
