@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::statfs::{self, FsType};
 
 use crate::error::{Fault, Kind};
+use crate::process::quote_path;
 
 /// Permission bits of those who may write to a file besides its owner.
 pub(crate) const OTHERS: u32 = 0o002;
@@ -129,11 +130,11 @@ impl Fault for CacheError {
         let another = "name a folder of your own on a local disk with --cache or KILN_CACHE".to_owned();
         match &self.0 {
             Distrust::Writable(path) => vec![
-                format!("remove it if others may have changed it, else: chmod -R go-w '{}'", path.display()),
+                format!("remove it if others may have changed it, else: chmod -R go-w {}", quote_path(path)),
                 another,
             ],
             Distrust::NotAFolder(path) | Distrust::NotOwned { path, .. } => {
-                vec![another, format!("or remove it: rm -rf '{}'", path.display())]
+                vec![another, format!("or remove it: rm -rf {}", quote_path(path))]
             }
             Distrust::Network(_) | Distrust::Unreadable { .. } => vec![another],
         }

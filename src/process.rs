@@ -5,6 +5,7 @@ mod wall;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 
 use nix::sys::resource::{Resource, setrlimit};
@@ -126,6 +127,20 @@ pub fn describe(status: ExitStatus) -> String {
     }
 }
 
+/// Returns an argument as it is written in a shell's command line.
+pub(crate) fn quote_argument(argument: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_=.,/:@+".contains(c);
+    if !argument.is_empty() && argument.chars().all(is_plain) {
+        return argument.to_owned();
+    }
+    format!("'{}'", argument.replace('\'', r"'\''"))
+}
+
+/// Returns a path as it is written in a shell's command line.
+pub(crate) fn quote_path(path: &Path) -> String {
+    quote_argument(&path.display().to_string())
+}
+
 /// Returns a signal's number with its name, where it has one.
 pub(crate) fn describe_signal(number: i32) -> String {
     match Signal::try_from(number) {
@@ -137,6 +152,15 @@ pub(crate) fn describe_signal(number: i32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_quoted_argument_survives_a_shell() {
+        for argument in ["plain", "", "it's", "a b", r#"{"a": "$HOME"}"#] {
+            let script = format!("printf %s {}", quote_argument(argument));
+            let echoed = std::process::Command::new("sh").args(["-c", &script]).output();
+            assert_eq!(String::from_utf8(echoed.unwrap().stdout).unwrap(), argument);
+        }
+    }
 
     fn runtime() -> tokio::runtime::Runtime {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()

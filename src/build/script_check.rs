@@ -6,6 +6,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use crate::process::quote_path;
+
 /// As much of a file as is examined, bytes.
 const EXAMINED: u64 = 1 << 20;
 /// What the kernel reads of a file to find out what it is (`BINPRM_BUF_SIZE`), bytes.
@@ -89,7 +91,7 @@ impl ScriptFault {
     /// Returns what to do about it.
     #[must_use]
     pub fn remedy(&self, path: &Path) -> String {
-        let path = path.display();
+        let path = quote_path(path);
         match self {
             Self::Empty => "write something into it, or remove the step".to_owned(),
             Self::NoInterpreterLine | Self::NoInterpreter => {
@@ -98,7 +100,7 @@ impl ScriptFault {
             Self::Misplaced => "make the `#!` line the first one, with nothing before it".to_owned(),
             Self::ByteOrderMark => format!("save it as UTF-8 without a mark: `sed -i '1s/^\\xEF\\xBB\\xBF//' {path}`"),
             Self::Utf16 => "save it as UTF-8".to_owned(),
-            Self::CarriageReturn(_) => format!("convert it: {}", conversion(&path.to_string())),
+            Self::CarriageReturn(_) => format!("convert it: {}", conversion(&path)),
             Self::NotAbsolute(name) => {
                 let name = name.rsplit('/').next().unwrap_or(name);
                 format!("write its absolute path, or `#!/usr/bin/env {name}` to search `PATH`")
@@ -290,7 +292,8 @@ mod tests {
         assert_eq!(warning("#!/usr/bin/env -S bash -eu\necho hello\r\n"), Some(2));
         let text = ScriptFault::CarriageReturn("/bin/sh".into());
         assert!(text.to_string().ends_with("an interpreter named `/bin/sh\\r`"), "{text}");
-        assert!(text.remedy(Path::new("a.sh")).contains("sed -i 's/\\r$//' a.sh"));
+        assert!(text.remedy(Path::new("a.sh")).contains("sed -i 's/\\r$//' a.sh`"));
+        assert!(text.remedy(Path::new("it's a.sh")).contains(r"//' 'it'\''s a.sh'`"));
     }
 
     #[test]

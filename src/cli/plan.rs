@@ -18,6 +18,7 @@ use crate::layer::Cache;
 use crate::machine::argv::{Start, argv};
 use crate::plan::trace::{Reason, Trace};
 use crate::plan::{InputFacts, Plan, PlannedStep};
+use crate::process::quote_argument;
 use crate::report::quote::TextPage;
 use crate::size::{ByteSize, format_duration};
 use crate::spec::Spec;
@@ -144,7 +145,7 @@ fn as_text(plan: &Plan, fates: &Fates) -> String {
         page.line("output   ", &format!("{files} ({})", output.compression.name()));
     }
     page.line("key      ", &plan.build_key.to_string());
-    page.line("qemu     ", &command_line(plan).iter().map(|arg| quote(arg)).collect::<Vec<_>>().join(" "));
+    page.line("qemu     ", &command_line(plan).iter().map(|arg| quote_argument(arg)).collect::<Vec<_>>().join(" "));
     page.into_text()
 }
 
@@ -168,22 +169,4 @@ fn step(planned: &PlannedStep, reason: Option<&Reason>) -> String {
     let fate = if reason.is_none() { "cached" } else { "runs" };
     let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
     format!("{key}  {fate:<6}  {}{input}{why}", planned.step.name)
-}
-
-fn quote(arg: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=.,/:@+".contains(c);
-    if !arg.is_empty() && arg.chars().all(plain) { arg.to_owned() } else { format!("'{}'", arg.replace('\'', r"'\''")) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quoting_survives_a_shell() {
-        for arg in ["plain", "", "it's", r#"{"a": "$HOME"}"#] {
-            let echoed = std::process::Command::new("sh").args(["-c", &format!("printf %s {}", quote(arg))]).output();
-            assert_eq!(String::from_utf8(echoed.unwrap().stdout).unwrap(), arg);
-        }
-    }
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::reference::{ImageId, ReferenceError};
 use crate::error::{Fault, Kind};
 use crate::ownership::Distrust;
+use crate::process::quote_path;
 use crate::sign::SignError;
 use crate::spec::suggest::closest;
 
@@ -242,9 +243,9 @@ impl Fault for StoreError {
             }
             StoreError::NotOwned { path, .. } => vec![
                 "run kiln as the store's owner, or name another store with --store or KILN_STORE".to_owned(),
-                format!("to take it over: chown -R \"$(id -u)\" '{}'", path.display()),
+                format!("to take it over: chown -R \"$(id -u)\" {}", quote_path(path)),
             ],
-            StoreError::WorldWritable(path) => vec![format!("chmod o-w '{}'", path.display())],
+            StoreError::WorldWritable(path) => vec![format!("chmod o-w {}", quote_path(path))],
             StoreError::NoImage { name, known, .. } => image_hints(name, known),
             StoreError::NoVersion { name, selector, .. } if selector == "latest" => {
                 vec![format!("`{name}` alone means its newest version")]
