@@ -19,8 +19,10 @@ const MAX_MESSAGE: usize = 400;
 /// One thing that is wrong with a spec.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SpecError {
-    /// The bytes of the document it is about; `None` when it is about an option of the command line.
+    /// The bytes of the document it is about, where they are known.
     pub span: Option<Range<usize>>,
+    /// Whether it is about an option of the command line, not about the document.
+    pub is_of_option: bool,
     /// What is wrong, a lower-case sentence without a full stop.
     pub message: String,
     /// What to do about it.
@@ -31,16 +33,16 @@ pub struct SpecError {
 
 impl SpecError {
     pub(super) fn new(span: Range<usize>, message: impl AsRef<str>) -> Self {
-        Self { span: Some(span), ..Self::of_option(message) }
+        Self::located(Some(span), message.as_ref())
     }
 
     pub(super) fn of_option(message: impl AsRef<str>) -> Self {
-        Self { span: None, message: presentable(message.as_ref()), help: None, related: Vec::new() }
+        Self { is_of_option: true, ..Self::located(None, message.as_ref()) }
     }
 
     /// Returns an error at a place that may not be known.
     pub(crate) fn located(span: Option<Range<usize>>, message: &str) -> Self {
-        Self { span, ..Self::of_option(message) }
+        Self { span, is_of_option: false, message: presentable(message), help: None, related: Vec::new() }
     }
 
     pub(super) fn help(self, help: impl AsRef<str>) -> Self {
@@ -105,6 +107,9 @@ impl fmt::Display for SpecErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.document.path().display();
         match self.errors.len() + self.omitted {
+            _ if self.errors.iter().all(|error| error.is_of_option) => {
+                write!(f, "the command line does not fit {path}")
+            }
             1 => write!(f, "{path} has an error"),
             many => write!(f, "{path} has {many} errors"),
         }
