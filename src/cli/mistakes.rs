@@ -52,10 +52,22 @@ const OPTIONS: &[(&[&str], &str)] = &[
     (&["-p", "--port", "--publish"], "`--ssh PORT` forwards a port of this host to the guest's SSH"),
     (&["--parallel"], "`--jobs N` builds as many images at once"),
     (&["--output-dir", "--out"], "`-o DIR` also puts the files there"),
+    (
+        &["--memory", "--cpus", "--disk", "-m"],
+        "the spec sets the machine of a build: `memory`, `cpus` and `disk` under `[machine]`",
+    ),
+    (
+        &["--ova", "--vmdk", "--vhd", "--vhdx", "--vdi", "--qcow2", "--raw", "--vagrant", "--incus"],
+        "`--format F` chooses a format",
+    ),
 ];
 
-/// Replaces clap's guess by spelling with what was meant, where that is known.
+/// Replaces clap's guess by spelling with what was meant, where that is known. No command takes an argument that begins with a
+/// dash, so clap's tip how to pass one is never of use.
 pub(super) fn explain_mistake(mut error: clap::Error) -> clap::Error {
+    if error.kind() == ErrorKind::UnknownArgument {
+        drop_escape_tip(&mut error);
+    }
     if let Some(tip) = tip(&error) {
         let guesses = [
             ContextKind::SuggestedCommand,
@@ -70,6 +82,15 @@ pub(super) fn explain_mistake(mut error: clap::Error) -> clap::Error {
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![StyledStr::from(tip.to_owned())]));
     }
     error
+}
+
+/// Removes the tip to put `--` before an unknown option.
+fn drop_escape_tip(error: &mut clap::Error) {
+    let Some(ContextValue::StyledStrs(tips)) = error.remove(ContextKind::Suggested) else { return };
+    let tips: Vec<_> = tips.into_iter().filter(|tip| !tip.to_string().contains("-- -")).collect();
+    if !tips.is_empty() {
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips));
+    }
 }
 
 fn tip(error: &clap::Error) -> Option<&'static str> {
@@ -111,6 +132,16 @@ mod tests {
         let text = explained(&["build", "-f", "x.toml"]);
         assert!(text.contains("kiln build web.toml") && !text.contains("-- -f"), "{text}");
         assert!(explained(&["build", ".", "--dry-run"]).contains("kiln plan"));
+        assert!(explained(&["build", "x", "--memory", "1G"]).contains("[machine]"));
+        assert!(explained(&["export", "x", "--ova"]).contains("--format"));
+    }
+
+    #[test]
+    fn no_option_is_to_be_passed_as_a_value() {
+        for args in [&["build", "x", "--frobnicate"][..], &["list", "-Z"], &["check", "x", "--jobz"], &["-Q"]] {
+            let text = explained(args);
+            assert!(text.contains("unexpected argument") && !text.contains("-- -"), "{text}");
+        }
     }
 
     #[test]
