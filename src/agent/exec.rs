@@ -75,7 +75,7 @@ impl Running {
     ) -> Result<Self, Refusal> {
         let user = Accounts::read(Path::new("/etc")).user(&request.user)?;
         let secrets = Secrets::mount(lane.id(), &request.secrets, &user.identity)?;
-        let mut command = command(request, &user, secrets.as_ref(), notes)?;
+        let mut command = command(request, &user, secrets.as_ref(), left, notes)?;
         let broken = |error| Refusal::io("cannot open a terminal", &error);
         let terminal = match &request.tty {
             Some(size) => Some(attach(&mut command, size, &user.identity).map_err(broken)?),
@@ -163,6 +163,7 @@ fn command(
     request: &ExecRequest,
     user: &User,
     secrets: Option<&Secrets>,
+    left: &Leftovers,
     notes: &mut Vec<String>,
 ) -> Result<Command, Refusal> {
     let program = request.argv.first().ok_or_else(|| Refusal::new(Class::Request {}, "there is nothing to run"))?;
@@ -178,7 +179,7 @@ fn command(
     command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
     if request.login {
         command.envs(login::environment(user, Path::new("/etc"), request.tty.is_some()));
-        command.envs(login::open_session(user, notes));
+        command.envs(left.managers.open_session(user, notes));
     } else {
         command.envs(login::bare_environment(user));
     }

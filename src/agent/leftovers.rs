@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::cgroup::{self, CgroupTree, GroupMember};
 use super::link::lock;
 use super::mounts::MountLine;
+use super::user_managers::UserManagers;
 use super::{mounts, next_boot, sys};
 use crate::wire::{Hidden, LateOutput, LeftProcess};
 
@@ -37,6 +38,8 @@ pub struct Leftovers {
     late: Mutex<Vec<LateOutput>>,
     /// What was mounted before the first step.
     mounts: OnceLock<FirstMounts>,
+    /// The managers of systemd for the users of commands.
+    pub managers: UserManagers,
 }
 
 /// What a guest had mounted before the first step.

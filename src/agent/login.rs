@@ -1,28 +1,18 @@
-//! What a user finds at a login: the environment, and where systemd runs a session of its own.
+//! The environment that a user finds at a login.
 //!
 //! PAM is not asked, since a static program cannot load its modules; their files are read instead.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::path::Path;
 
 use super::accounts::User;
 
 /// Without `ENV_SUPATH` and `ENV_PATH` in login.defs(5).
-const ROOT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(super) const ROOT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const USER_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 /// What a shell has for `LANG` where the guest sets none: a person's letters are not all of ASCII.
 const SHELL_LANGUAGE: &str = "C.UTF-8";
-/// Shells of users who do not log in.
-const NO_LOGIN: [&str; 2] = ["nologin", "false"];
-/// The template of user managers, whose instance is the user's number.
-const USER_MANAGERS: [&str; 2] = ["/usr/lib/systemd/system/user@.service", "/lib/systemd/system/user@.service"];
-/// How long a user manager may take to start; slow hosts emulate.
-const MANAGER_PATIENCE: Duration = Duration::from_secs(60);
-const TICK: Duration = Duration::from_millis(20);
 
 /// Variables and their values.
 pub type Environment = BTreeMap<String, String>;
@@ -126,60 +116,6 @@ fn unquote(value: &str) -> &str {
     }
 }
 
-/// Starts the user's own manager where systemd is there, and returns the variables by which its clients find it. Those who
-/// cannot log in have none; root's is used where it runs already.
-pub fn open_session(user: &User, notes: &mut Vec<String>) -> Environment {
-    let uid = user.identity.uid;
-    let folder = PathBuf::from(format!("/run/user/{uid}"));
-    let is_wanted = !folder.join("systemd").exists() && can_log_in(user) && has_user_managers();
-    if is_wanted && let Err(why) = start_manager(uid) {
-        notes.push(format!("no session for the user `{}`: {why}", user.name));
-    }
-    session_variables(&folder)
-}
-
-fn session_variables(folder: &Path) -> Environment {
-    let mut variables = Environment::new();
-    if folder.is_dir() {
-        variables.insert("XDG_RUNTIME_DIR".into(), folder.display().to_string());
-    }
-    let bus = folder.join("bus");
-    if bus.exists() {
-        variables.insert("DBUS_SESSION_BUS_ADDRESS".into(), format!("unix:path={}", bus.display()));
-    }
-    variables
-}
-
-fn can_log_in(user: &User) -> bool {
-    let shell = user.shell.rsplit('/').next().unwrap_or_default();
-    user.identity.uid != 0 && !NO_LOGIN.contains(&shell) && user.name.parse::<u32>().is_err()
-}
-
-fn has_user_managers() -> bool {
-    Path::new("/run/systemd/system").is_dir() && USER_MANAGERS.iter().any(|path| Path::new(path).exists())
-}
-
-/// Starts the manager, which brings the runtime directory with it, as logind does at a login.
-fn start_manager(uid: u32) -> Result<(), String> {
-    let unit = format!("user@{uid}.service");
-    let mut systemctl = Command::new("systemctl");
-    systemctl.args(["start", "--quiet", &unit]).env_clear().env("PATH", ROOT_PATH);
-    systemctl.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut child = systemctl.spawn().map_err(|error| error.to_string())?;
-    let deadline = Instant::now() + MANAGER_PATIENCE;
-    while Instant::now() < deadline {
-        match child.try_wait() {
-            Ok(Some(status)) if status.success() => return Ok(()),
-            Ok(Some(status)) => return Err(format!("`systemctl start {unit}` failed with {status}")),
-            Ok(None) => sleep(TICK),
-            Err(error) => return Err(error.to_string()),
-        }
-    }
-    let _ = child.kill();
-    let _ = child.wait();
-    Err(format!("{unit} did not start within {} s", MANAGER_PATIENCE.as_secs()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::sys::Identity;
@@ -254,24 +190,5 @@ mod tests {
         fs::create_dir(etc.path().join("default")).unwrap();
         fs::write(etc.path().join("default/locale"), "LANG=\"en_GB.UTF-8\"\n").unwrap();
         assert_eq!(environment(&dev, etc.path(), true)["LANG"], "en_GB.UTF-8");
-    }
-
-    #[test]
-    fn users_without_a_shell_have_no_session() {
-        assert!(can_log_in(&user("dev", 1000, "/bin/bash")));
-        assert!(!can_log_in(&user("www-data", 33, "/usr/sbin/nologin")));
-        assert!(!can_log_in(&user("root", 0, "/bin/bash")));
-        assert!(!can_log_in(&user("1000", 1000, "/bin/sh")));
-    }
-
-    #[test]
-    fn clients_find_a_session_that_is_there() {
-        let folder = tempfile::tempdir().unwrap();
-        assert!(session_variables(&folder.path().join("none")).is_empty());
-        fs::write(folder.path().join("bus"), "").unwrap();
-        let variables = session_variables(folder.path());
-        let place = folder.path().display();
-        assert_eq!(variables["XDG_RUNTIME_DIR"], place.to_string());
-        assert_eq!(variables["DBUS_SESSION_BUS_ADDRESS"], format!("unix:path={place}/bus"));
     }
 }

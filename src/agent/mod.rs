@@ -47,6 +47,7 @@ pub mod shutdown;
 mod sys;
 mod terminal;
 mod unpack;
+mod user_managers;
 
 #[cfg(test)]
 pub(crate) mod testing;
