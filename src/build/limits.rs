@@ -7,6 +7,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Failure, Fault, Kind};
+use crate::guest::GuestError;
 use crate::machine::Running;
 use crate::size::format_duration;
 
@@ -110,5 +111,26 @@ impl Limits {
             }
         };
         self.hold(guarded).await
+    }
+
+    /// Does some work by the guest's agent, as [`Limits::hold_guest`], unless that ends.
+    ///
+    /// # Errors
+    /// Whatever came first.
+    pub async fn hold_agent<T>(
+        &self,
+        machine: &Running,
+        patience: Duration,
+        too_late: impl FnOnce() -> Failure,
+        work: impl Future<Output = Result<T, GuestError>>,
+    ) -> Result<T, Failure> {
+        let watched = async {
+            tokio::select! {
+                biased;
+                done = work => done,
+                () = machine.agent_end() => Err(GuestError::AgentEnded),
+            }
+        };
+        self.hold_guest(machine, patience, too_late, watched).await
     }
 }

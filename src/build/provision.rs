@@ -104,6 +104,9 @@ pub enum How {
     /// The guest would be out of reach after a reboot.
     #[error("cannot be done: {0}, so kiln's agent would not start again")]
     NoWayBack(String),
+    /// The agent ended, or another one came in its place.
+    #[error("ended kiln's agent, which runs the steps")]
+    AgentEnded,
     /// It asked the guest to reboot or to power off, and did not wait for that.
     #[error("asked for a reboot or power-off of the guest{}", describe_later(during.as_deref()))]
     PowerRequest {
@@ -160,6 +163,11 @@ impl Fault for StepError {
             How::PowerRequest { .. } => vec![
                 "write `reboot = true` as a step of its own where a reboot is wanted".into(),
                 "a build turns the guest off by itself at its end".into(),
+            ],
+            How::AgentEnded => vec![
+                "no step may end all processes (`kill -9 -1`), stop `kiln-agent.service` or shut the guest down: end \
+                 processes by their name or user, and write `reboot = true` as a step of its own where a reboot is wanted"
+                    .into(),
             ],
             How::Status(_) | How::Signal(_) | How::NotStarted(_) => self.hint.iter().cloned().collect(),
         }
@@ -357,7 +365,7 @@ impl Running<'_, '_> {
         let mut output = |channel: Channel, bytes: &[u8]| lines.feed(channel, bytes, &mut emit);
         let work = self.guest.session.exec(&exec, &mut output);
         let late = || GuestError::Overdue(timeout).into();
-        let exit = self.build.limits.hold_guest(&self.guest.machine, with_grace(timeout), late, work).await;
+        let exit = self.build.limits.hold_agent(&self.guest.machine, with_grace(timeout), late, work).await;
         self.lines.finish(&mut |channel, line| events.emit(&Event::StepOutput { index, channel, line }));
         let exit = self.blame(exit)?;
         let found = self.guest.session.take_aftermath();
@@ -384,6 +392,9 @@ impl Running<'_, '_> {
             Some(fate @ (Fate::Rebooted | Fate::PoweredOff)) => self.went_down(How::Machine(fate.clone())),
             Some(fate) => self.failed(How::Machine(fate.clone())),
             None if failure.fault::<LimitReached>().is_some() => failure,
+            None if failure.fault::<GuestError>().is_some_and(GuestError::is_end_of_agent) => {
+                self.failed(How::AgentEnded)
+            }
             None => self.failed(How::Transfer(failure)),
         })
     }
@@ -432,7 +443,7 @@ impl Running<'_, '_> {
         let mut progress = |done| events.emit(&Event::Progress { stage: Stage::Provision, done, total });
         let work = self.guest.session.upload(source, &mut progress);
         let late = || GuestError::Overdue(timeout).into();
-        let sent = self.build.limits.hold_guest(&self.guest.machine, timeout, late, work).await;
+        let sent = self.build.limits.hold_agent(&self.guest.machine, timeout, late, work).await;
         self.blame(sent)
     }
 
@@ -449,7 +460,7 @@ impl Running<'_, '_> {
         let (events, total) = (&self.build.events, self.input_bytes());
         let mut progress = |done| events.emit(&Event::Progress { stage: Stage::Provision, done, total });
         let work = self.guest.session.unpack_device(&serial, &mut progress);
-        let unpacked = self.build.limits.hold_guest(&self.guest.machine, timeout, late, work).await;
+        let unpacked = self.build.limits.hold_agent(&self.guest.machine, timeout, late, work).await;
         self.blame(unpacked)?;
         let unplugged = self.build.limits.hold(self.guest.machine.unplug(disk)).await;
         self.blame(unplugged)?;
@@ -475,7 +486,7 @@ impl Running<'_, '_> {
             FetchRequest { from: from.to_owned(), root: folder.to_path_buf(), to: to.to_owned(), limits: *limits };
         let work = self.guest.session.fetch(request, keep.clone(), &mut progress);
         let late = || GuestError::Overdue(timeout).into();
-        let outcome = self.build.limits.hold_guest(&self.guest.machine, timeout, late, work).await;
+        let outcome = self.build.limits.hold_agent(&self.guest.machine, timeout, late, work).await;
         let FetchOutcome { tree, unkept } = self.blame(outcome)?;
         if let Some(error) = unkept {
             events.notice(Level::Warning, format!("nothing more is kept in the cache: a fetched tree: {error}"));

@@ -35,6 +35,9 @@ pub enum GuestError {
     /// Somebody else says hello on the port, in the same boot: another agent, or this one after its death.
     #[error("another agent spoke in the middle of a request")]
     SecondAgent,
+    /// The agent has closed its port in the guest, which goes on running.
+    #[error("kiln's agent in the guest ended")]
+    AgentEnded,
     /// The guest does not take what is sent to it.
     #[error("the guest read nothing for {}", format_duration(*.0))]
     Stalled(Duration),
@@ -90,6 +93,13 @@ pub enum GuestError {
     },
 }
 
+impl GuestError {
+    /// Returns whether the agent is gone while the guest goes on, so that something in the guest has ended it.
+    pub(crate) fn is_end_of_agent(&self) -> bool {
+        matches!(self, Self::AgentEnded | Self::SecondAgent)
+    }
+}
+
 impl Fault for GuestError {
     fn kind(&self) -> Kind {
         match self {
@@ -101,6 +111,7 @@ impl Fault for GuestError {
             | Self::Stalled(_)
             | Self::Silent(_) => Kind::Boot,
             Self::Restarted
+            | Self::AgentEnded
             | Self::Overdue(_)
             | Self::Refused { .. }
             | Self::Unkept { .. }
@@ -116,7 +127,9 @@ impl Fault for GuestError {
         let hint = match self {
             Self::Refused { full: true, .. } => "make the disk larger: set `disk` under [machine]",
             Self::OtherBuild { .. } => "the base image must not contain a running kiln agent",
-            Self::SecondAgent => "the agent's port is kiln's alone: no step may open it, or kill the agent",
+            Self::SecondAgent | Self::AgentEnded => {
+                "the agent's port is kiln's alone: no step may open it, or kill the agent"
+            }
             Self::Restarted => "a step that reboots the guest must say `reboot = true`",
             Self::Changed(_) => "build again when nothing writes to it any more",
             Self::Beyond(_) | Self::Unkept { .. } => "fetch less, or pack it into one file in an earlier step",

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::agent_port::DEVICE;
 use crate::plan::machine::{Accelerator, Firmware, Machine, PrivateNetworkAccess};
 use crate::spec::{DiskFormat, Network};
 use crate::wire::{DISK_SERIAL, PORT};
@@ -170,7 +171,7 @@ fn channels(args: &mut Args) {
     args.option("-serial", "chardev:console");
     args.option("-chardev", format!("socket,id=agent,fd={AGENT_FD}"));
     args.option("-device", "virtio-serial-pci,id=ports");
-    args.option("-device", format!("virtserialport,bus=ports.0,chardev=agent,name={PORT}"));
+    args.option("-device", format!("virtserialport,id={DEVICE},bus=ports.0,chardev=agent,name={PORT}"));
 }
 
 fn disks(args: &mut Args, backing: &Backing) {

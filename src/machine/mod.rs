@@ -33,6 +33,7 @@ use crate::plan::machine::{Firmware, Machine};
 use crate::process;
 
 pub mod accel;
+mod agent_port;
 pub mod argv;
 pub mod checkpoint;
 pub mod console;
@@ -45,6 +46,7 @@ mod refusal_reply;
 #[cfg(test)]
 mod test_frames;
 
+use agent_port::AgentPort;
 use argv::{AGENT_FD, Backing, CONSOLE_FD, HOTPLUG_BUS, QMP_FD, Start, UEFI_VARS};
 use console::Console;
 use network_filter::FilterReport;
@@ -189,6 +191,7 @@ struct Life {
     resets: u32,
     tolerated_resets: u32,
     unplugged: u32,
+    agent_port: AgentPort,
     exited: Option<(ExitStatus, String)>,
 }
 
@@ -210,6 +213,9 @@ impl Life {
             schema::Event::STOP { .. } if !self.held => self.stopped = true,
             schema::Event::MIGRATION { data, .. } => self.migration = Some(data.status),
             schema::Event::RESET { data, .. } if data.guest => self.resets += 1,
+            schema::Event::VSERPORT_CHANGE { data, .. } if data.id == agent_port::DEVICE => {
+                self.agent_port = self.agent_port.changed(data.open);
+            }
             schema::Event::DEVICE_DELETED { data, .. } if data.device.is_some() => self.unplugged += 1,
             _ => {}
         }

@@ -62,6 +62,7 @@ pub fn live(machine: &Machine, port: &UnixStream, mut console: UnixStream, mode:
         }
         _ => {}
     }
+    machine.change_port(true);
     let mut guest = Guest {
         machine,
         port,
@@ -429,6 +430,10 @@ impl Guest<'_> {
             }
             Fault::Garbage => self.port.write_all(&[0xfe; 64])?,
             Fault::AgentDies => self.restart(),
+            Fault::AgentEnds => {
+                self.machine.change_port(false);
+                hold(self.port);
+            }
         }
         Ok(())
     }

@@ -161,6 +161,11 @@ impl Machine {
         self.send(&json!({ "event": "STOP", "timestamp": { "seconds": 1_700_000_000, "microseconds": 5 } }));
     }
 
+    /// Reports that the agent has opened or closed its port.
+    pub fn change_port(&self, is_open: bool) {
+        self.event("VSERPORT_CHANGE", &json!({ "id": "agent-port", "open": is_open }));
+    }
+
     pub fn reset(&self) {
         self.event("RESET", &json!({ "guest": true, "reason": "guest-reset" }));
     }

@@ -42,6 +42,8 @@ pub enum Fault {
     Garbage,
     /// The agent starts anew.
     AgentDies,
+    /// The agent ends, and nothing starts it again.
+    AgentEnds,
 }
 
 /// Reads a script up to the command that ends it. `file` gives the content of a file of this guest.
@@ -144,6 +146,7 @@ fn fault(command: &str) -> Option<Fault> {
         "half-frame" => Fault::HalfFrame,
         "garbage" => Fault::Garbage,
         "agent-dies" => Fault::AgentDies,
+        "agent-ends" => Fault::AgentEnds,
         _ => return None,
     })
 }

@@ -106,6 +106,12 @@ fn an_agent_that_starts_anew_fails_the_step() {
 }
 
 #[test]
+fn a_step_that_ends_the_agent_is_at_fault_within_seconds() {
+    let ended = refused(step("agent-ends").fails(7).stderr_has("greet").stderr_has("ended kiln's agent"));
+    assert!(ended.took < Duration::from_secs(20), "{:?}", ended.took);
+}
+
+#[test]
 fn g12_a_full_guest_disk_hints_at_the_disks_size() {
     let kiln = Kiln::new().spec("[[step]]\nwrite = 'x'\nto = '/etc/motd'").build().fake("no-space");
     refused(kiln.fails(7).stderr_has("No space left on device").stderr_has("`disk`"));

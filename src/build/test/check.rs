@@ -231,7 +231,7 @@ impl<'a> Probe<'a> {
         };
         let work = self.guest.session.exec(&exec, &mut output);
         let late = || GuestError::Overdue(timeout).into();
-        let exit = self.site.limits.hold_guest(&self.guest.machine, with_grace(timeout), late, work).await;
+        let exit = self.site.limits.hold_agent(&self.guest.machine, with_grace(timeout), late, work).await;
         lines.finish(&mut emit);
         Ok(Answer { exit: exit?, stdout, is_cut })
     }
