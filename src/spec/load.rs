@@ -139,4 +139,14 @@ mod tests {
         assert!(lines.len() == 2 && lines[0].starts_with("kiln.toml:9:1: unknown variable `no`"), "{lines:?}");
         assert!(lines[1].starts_with("kiln.toml:11:1: unknown key `usr`"), "{lines:?}");
     }
+
+    #[test]
+    fn an_option_that_does_not_fit_is_no_error_of_the_file() {
+        let overrides = Overrides { variant: Some("q".to_owned()), ..Overrides::default() };
+        let errors = Spec::parse(Path::new("kiln.toml"), HEAD, &overrides).unwrap_err();
+        assert_eq!(errors.to_string(), "the command line does not fit kiln.toml");
+        assert!(errors.lines()[0].starts_with("`--variant q`"), "{:?}", errors.lines());
+        let errors = Spec::parse(Path::new("kiln.toml"), "", &overrides).unwrap_err();
+        assert!(errors.to_string().starts_with("kiln.toml has"), "{errors}");
+    }
 }
