@@ -311,7 +311,9 @@ mod tests {
             entries.iter().try_for_each(|entry| writer.add(entry, step)).unwrap();
             let written = writer.finish().unwrap();
             let mut content = ContentDigest::new();
-            entries.iter().for_each(|entry| content.add(entry));
+            for entry in &entries {
+                content.add(entry);
+            }
             prop_assert_eq!(content_digest(temporary(&written)).unwrap(), content.finish());
             let records = listing(&written).unwrap();
             prop_assert_eq!(records.len(), entries.len());

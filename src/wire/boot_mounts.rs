@@ -283,12 +283,15 @@ mod tests {
         found
     }
 
+    /// A table, the files of a guest, and what becomes of the mount.
+    type PolicyCase<'t> = (&'t str, &'t [(&'t str, &'t str)], Option<MountPolicy>);
+
     #[test]
     fn the_table_and_the_units_decide_together_what_a_boot_mounts() {
         let (made, manual) = ("/dev/vda2 /data ext4 defaults", "/dev/vda2 /data ext4 noauto");
         let service = "/usr/lib/systemd/system/a.service";
         let needs = "[Unit]\nRequiresMountsFor=/srv \\\n  /data/below\n";
-        let cases: [(&str, &[(&str, &str)], Option<MountPolicy>); 13] = [
+        let cases: [PolicyCase<'_>; 13] = [
             (made, &[], Some(MountPolicy::Required)),
             (manual, &[], Some(MountPolicy::Manual)),
             (manual, &[(LINK, UNIT)], Some(MountPolicy::Optional)),

@@ -51,7 +51,7 @@ fn o3_every_secret_that_cannot_be_had_is_reported_with_the_other_inputs() {
     let with_script = format!("{spec}[[step]]\nname = 'other'\nscript = 'no.sh'\n");
     for (spec, has_script) in [(spec, false), (&with_script, true)] {
         for verb in ["build", "check", "plan"] {
-            let kiln = Kiln::new().file("large.key", &[b'x'; 65_537]).file("fine.key", SECRET.as_bytes());
+            let kiln = Kiln::new().file("large.key", vec![b'x'; 65_537]).file("fine.key", SECRET.as_bytes());
             let kiln = kiln.spec(spec).args([verb, ".", "--secret-env", "TOKEN"]).fails(3);
             let mut kiln = kiln
                 .stderr_has("the secret `unset` comes from the environment variable TOKEN, which is not set")
