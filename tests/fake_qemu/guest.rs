@@ -271,7 +271,7 @@ impl Guest<'_> {
             return self.step(stream, &script.text, &request);
         }
         match &argv[..] {
-            ["sh", "-c", script] if script.contains("$SHELL") || script.contains("${SHELL") => {
+            ["/bin/sh", "-c", script] if script.contains("$SHELL") || script.contains("${SHELL") => {
                 if let Some(size) = &request.tty {
                     super::log(&format!("terminal {}x{}", size.columns, size.rows));
                 }
