@@ -9,6 +9,7 @@
 //! alone (`/run`, processes, kernel settings) is then lost, so a build goes on from a disk without memory only where the
 //! guest was rebooted anyway: after a `reboot` step. See [`resume`].
 
+use std::cell::Cell;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
@@ -33,7 +34,7 @@ use crate::spec::{Action, DiskFormat};
 
 use super::Build;
 use super::boot::Guest;
-use super::provision::Done;
+use super::provision::{Done, How, StepError};
 use super::secret_scan::{SearchedSecrets, SecretLeak};
 use super::survey::check_base;
 
@@ -115,6 +116,10 @@ pub(crate) struct Layers<'a> {
     room: CheckpointRoom,
     commits: Vec<JoinHandle<io::Result<()>>>,
     claim: Option<Claim>,
+    /// Where the layers are, also when nothing more is kept.
+    place: Option<Cache>,
+    /// The index of the first step whose layers may hold a guest that is about to go down.
+    first_doomed: Cell<usize>,
 }
 
 impl<'a> Layers<'a> {
@@ -123,6 +128,8 @@ impl<'a> Layers<'a> {
         Self {
             plan,
             events,
+            place: cache.clone(),
+            first_doomed: Cell::new(usize::MAX),
             cache,
             machine,
             stack: None,
@@ -402,6 +409,13 @@ impl<'a> Layers<'a> {
         self.cache = None;
     }
 
+    /// Takes note of a failure: a step that asked for a reboot or power-off may have been found out after its layer was kept.
+    pub(crate) fn doubt(&self, failure: &Failure) {
+        let asked = failure.fault::<StepError>().filter(|error| matches!(error.how, How::PowerRequest { .. }));
+        let index = asked.map_or(usize::MAX, |error| error.number - 1);
+        self.first_doomed.set(self.first_doomed.get().min(index));
+    }
+
     fn without_cache(&mut self, why: &dyn std::error::Error) {
         self.cache = None;
         self.events.notice(Level::Warning, format!("nothing more is kept in the cache: {why}"));
@@ -415,8 +429,11 @@ impl<'a> Layers<'a> {
                 self.events.notice(Level::Warning, format!("a layer could not be kept: {error}"));
             }
         }
-        let Some(cache) = self.cache.take() else { return };
         drop(self.stack.take());
+        for planned in self.plan.steps.iter().skip(self.first_doomed.get()) {
+            self.place.iter().for_each(|cache| cache.forget(planned.key));
+        }
+        let Some(cache) = self.cache.take() else { return };
         let limit = cache.limit(CACHE_LIMIT);
         match spawn_blocking(move || evict(&cache, limit)).await.expect("evicting does not panic") {
             Ok(evicted) if evicted.layers > 0 => {

@@ -370,6 +370,7 @@ impl<'a> Build<'a> {
             Ok(sealed) => sealed,
             Err(failure) => {
                 let failure = aftermath::blame_earlier(self, &guest.suspects, "sealing", failure);
+                layers.doubt(&failure);
                 return Err(guest.abandon(failure).await);
             }
         };

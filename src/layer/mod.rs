@@ -278,6 +278,15 @@ impl Cache {
         Ok(())
     }
 
+    /// Removes the layers of a key, but for those in use.
+    pub fn forget(&self, key: Key) {
+        let begin = format!("{key}.");
+        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&begin)) {
+            self.remove(&entry.path());
+        }
+    }
+
     /// Removes a layer that nobody uses. Renames first: from then on nobody finds it, and what cannot be deleted now is left
     /// to the next sweep.
     fn remove(&self, folder: &Path) -> bool {
