@@ -104,7 +104,7 @@ pub enum How {
     /// The guest would be out of reach after a reboot.
     #[error("cannot be done: {0}, so kiln's agent would not start again")]
     NoWayBack(String),
-    /// The agent ended, or another one came in its place.
+    /// The agent ended while the guest went on.
     #[error("ended kiln's agent, which runs the steps")]
     AgentEnded,
     /// It asked the guest to reboot or to power off, and did not wait for that.
@@ -393,9 +393,7 @@ impl Running<'_, '_> {
             Some(fate @ (Fate::Rebooted | Fate::PoweredOff)) => self.went_down(How::Machine(fate.clone())),
             Some(fate) => self.failed(How::Machine(fate.clone())),
             None if failure.fault::<LimitReached>().is_some() => failure,
-            None if failure.fault::<GuestError>().is_some_and(GuestError::is_end_of_agent) => {
-                self.failed(How::AgentEnded)
-            }
+            None if matches!(failure.fault(), Some(GuestError::AgentEnded)) => self.failed(How::AgentEnded),
             None => self.failed(How::Transfer(failure)),
         })
     }

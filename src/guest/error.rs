@@ -93,13 +93,6 @@ pub enum GuestError {
     },
 }
 
-impl GuestError {
-    /// Returns whether the agent is gone while the guest goes on, so that something in the guest has ended it.
-    pub(crate) fn is_end_of_agent(&self) -> bool {
-        matches!(self, Self::AgentEnded)
-    }
-}
-
 impl Fault for GuestError {
     fn kind(&self) -> Kind {
         match self {
