@@ -1,7 +1,6 @@
 //! The sealed disk becomes output files, and is read once more for its digests.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::task::JoinHandle;
 
@@ -16,7 +15,7 @@ use super::disks::{Disks, Layers, open};
 use super::identity;
 use super::lanes::all;
 use super::package::{facts, package};
-use super::secret_scan::{SecretLeak, SecretLeaks, SecretScan};
+use super::secret_scan::{SearchedSecrets, SecretLeak, SecretLeaks, SecretScan};
 use super::survey::{check_base, remember_base};
 use super::twin::BaseTwin;
 use super::{Build, SealedDisk};
@@ -57,20 +56,20 @@ pub(crate) async fn convert(
     let contents = contents::read(build, layers.clone(), sealed.evidence, staging)?;
     let files = build.plan.outputs.disks.iter().map(|disk| (disk.clone(), place(build, disk, staging))).collect();
     let disks = Disks::new((layers, None), files, identity_of(build.plan), &build.events)?;
-    let scan = build.secrets.searched().map(|searched| Arc::new(Mutex::new(searched.scan())));
+    let scan = build.secrets.searched().map(SearchedSecrets::scan);
     let twin = async { twin?.ready().await };
     let done = async {
         disks.write(twin).await?;
-        let disk_sha256 = disks.read_back(look(scan.as_ref())).await?;
+        let (disk_sha256, scan) = disks.read_back(scan, look).await?;
         let packaged = build.plan.outputs.disks.iter().enumerate().map(async |(index, disk)| {
             let (path, facts) = (place(build, disk, staging), facts(build, disk));
             package(&build.plan.outputs, index, &path, &facts, staging).await
         });
         all(packaged.collect()).await?;
-        Ok::<_, Failure>(disk_sha256)
+        Ok::<_, Failure>((disk_sha256, scan))
     };
-    let disk_sha256 = build.limits.hold(done).await?;
-    let leaks = scan.map(|scan| lock(&scan).take_leaks()).unwrap_or_default();
+    let (disk_sha256, scan) = build.limits.hold(done).await?;
+    let leaks = scan.map(|mut scan| scan.take_leaks()).unwrap_or_default();
     if leaks.is_empty() {
         return Ok(Converted { disk_sha256, contents });
     }
@@ -125,16 +124,9 @@ pub(crate) fn place(build: &Build<'_>, disk: &DiskFile, staging: &Path) -> PathB
     if disk.published { staging.join(&disk.file) } else { build.work.join(&disk.file) }
 }
 
-/// Returns what searches the disk for secrets, if there are any.
-fn look(scan: Option<&Arc<Mutex<SecretScan>>>) -> impl FnMut(u64, &[u8]) + Send + 'static + use<> {
-    let scan = scan.cloned();
-    move |at, bytes| {
-        if let Some(scan) = &scan {
-            lock(scan).look(at, bytes);
-        }
+/// Searches a piece of the disk for secrets, if there are any.
+fn look(scan: &mut Option<SecretScan>, at: u64, bytes: &[u8]) {
+    if let Some(scan) = scan {
+        scan.look(at, bytes);
     }
-}
-
-fn lock(scan: &Mutex<SecretScan>) -> MutexGuard<'_, SecretScan> {
-    scan.lock().unwrap_or_else(PoisonError::into_inner)
 }

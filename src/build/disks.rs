@@ -172,21 +172,27 @@ impl Disks {
         Ok(qemu_img::convert(&chain, target, progress).await?)
     }
 
-    /// Reads every file back, compares it with the disk, and gives the digest of that. `look` sees all data of the disk.
+    /// Reads every file back, compares it with the disk, and gives the digest of that. `look` sees all data of the disk, with
+    /// its places, and keeps what it finds in `state`, which is given back.
     ///
     /// # Errors
-    /// When a file does not hold the disk or cannot be read; what `look` says.
-    pub(crate) async fn read_back(&self, mut look: impl FnMut(u64, &[u8]) + Send + 'static) -> Result<String, Failure> {
+    /// When a file does not hold the disk or cannot be read.
+    pub(crate) async fn read_back<S: Send + 'static>(
+        &self,
+        mut state: S,
+        look: fn(&mut S, u64, &[u8]),
+    ) -> Result<(String, S), Failure> {
         let (files, layers, end) = (self.files.clone(), self.layers.clone(), self.end);
         let progress = Arc::clone(&self.progress);
         let work = move |stop: &CancellationToken| {
             let copies = files.iter().map(|(disk, path)| copy(disk, path)).collect::<Result<Vec<_>, _>>()?;
             let mut watch = |at, bytes: &[u8]| {
                 progress.at(&[copies.len()], at);
-                look(at, bytes);
+                look(&mut state, at, bytes);
                 unless(stop)
             };
-            Ok(hex(&read_back(&open_to(layers, end)?, &copies, &mut watch)?))
+            let digest = read_back(&open_to(layers, end)?, &copies, &mut watch)?;
+            Ok((hex(&digest), state))
         };
         aside(work).await
     }

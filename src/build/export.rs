@@ -181,7 +181,7 @@ async fn make(
     let made = folder.join(&disk.file);
     let disks = Disks::new((layers, end), vec![(disk.clone(), made.clone())], identity(artifact), events)?;
     disks.write(async { None }).await?;
-    let found = disks.read_back(|_, _| {}).await?;
+    let (found, ()) = disks.read_back((), |(), _, _| {}).await?;
     let expected = artifact.manifest().disk_sha256.clone();
     if found != expected {
         return Err(ExportError::OtherDisk { file: source.file, found, expected }.into());
