@@ -9,7 +9,6 @@
 //! alone (`/run`, processes, kernel settings) is then lost, so a build goes on from a disk without memory only where the
 //! guest was rebooted anyway: after a `reboot` step. See [`resume`].
 
-use std::cell::Cell;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
@@ -118,8 +117,6 @@ pub(crate) struct Layers<'a> {
     claim: Option<Claim>,
     /// Where the layers are, also when nothing more is kept.
     place: Option<Cache>,
-    /// The index of the first step whose layers may hold a guest that is about to go down.
-    first_doomed: Cell<usize>,
 }
 
 impl<'a> Layers<'a> {
@@ -129,7 +126,6 @@ impl<'a> Layers<'a> {
             plan,
             events,
             place: cache.clone(),
-            first_doomed: Cell::new(usize::MAX),
             cache,
             machine,
             stack: None,
@@ -409,20 +405,14 @@ impl<'a> Layers<'a> {
         self.cache = None;
     }
 
-    /// Takes note of a failure: a step that asked for a reboot or power-off may have been found out after its layer was kept.
-    pub(crate) fn doubt(&self, failure: &Failure) {
-        let asked = failure.fault::<StepError>().filter(|error| matches!(error.how, How::PowerRequest { .. }));
-        let index = asked.map_or(usize::MAX, |error| error.number - 1);
-        self.first_doomed.set(self.first_doomed.get().min(index));
-    }
-
     fn without_cache(&mut self, why: &dyn std::error::Error) {
         self.cache = None;
         self.events.notice(Level::Warning, format!("nothing more is kept in the cache: {why}"));
     }
 
-    /// Waits until what was kept is on the disk, then makes room. The layers this build used stay in use until here.
-    pub(crate) async fn finish(mut self) {
+    /// Waits until what was kept is on the disk, removes what the build's failure makes useless, then makes room. The layers
+    /// this build used stay in use until here.
+    pub(crate) async fn finish(mut self, failure: Option<&Failure>) {
         for commit in self.commits.drain(..) {
             let committed = spawn_blocking(move || commit.join()).await.expect("joining does not panic");
             if let Err(error) = committed.expect("committing does not panic") {
@@ -430,8 +420,8 @@ impl<'a> Layers<'a> {
             }
         }
         drop(self.stack.take());
-        for planned in self.plan.steps.iter().skip(self.first_doomed.get()) {
-            self.place.iter().for_each(|cache| cache.forget(planned.key));
+        if let (Some(index), Some(cache)) = (failure.and_then(find_power_request), &self.place) {
+            self.plan.steps.iter().skip(index).for_each(|planned| cache.forget(planned.key));
         }
         let Some(cache) = self.cache.take() else { return };
         let limit = cache.limit(CACHE_LIMIT);
@@ -450,6 +440,13 @@ impl<'a> Layers<'a> {
         let key = self.plan.steps[index].key.to_string();
         self.stack.iter().flat_map(Stack::layers).find_map(|layer| layer.fetched_by(&key))
     }
+}
+
+/// Returns the index of the step that asked for a reboot or power-off. It may have been found out after layers were kept
+/// whose guest is about to go down.
+fn find_power_request(failure: &Failure) -> Option<usize> {
+    let error = failure.fault::<StepError>()?;
+    matches!(error.how, How::PowerRequest { .. }).then(|| error.number - 1)
 }
 
 fn fetches(action: &Action) -> bool {

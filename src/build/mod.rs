@@ -199,7 +199,7 @@ async fn claim_and_build(plan: &Plan, around: &Surroundings) -> Result<(Artifact
     }
     let mut layers = build.layers(around);
     let made = build.make(&mut layers, staging, around).await;
-    layers.finish().await;
+    layers.finish(made.as_ref().err()).await;
     if !around.no_cache {
         // Lost, it costs an explanation.
         let _ = history::remember(&around.cache, plan, &Trace::of(plan).with_finished(build.finished.get()));
@@ -370,7 +370,6 @@ impl<'a> Build<'a> {
             Ok(sealed) => sealed,
             Err(failure) => {
                 let failure = aftermath::blame_earlier(self, &guest.suspects, "sealing", failure);
-                layers.doubt(&failure);
                 return Err(guest.abandon(failure).await);
             }
         };

@@ -218,7 +218,7 @@ pub(crate) async fn provision(
         let result = running.run().await;
         let took = began.elapsed();
         build.events.emit(&Event::StepFinished { index, ok: result.is_ok(), seconds: took.as_secs_f64() });
-        let brought = result.inspect_err(|failure| layers.doubt(failure))?;
+        let brought = result?;
         if cloud_init::may_change(&step.action) {
             cloud_init::watch(build, guest, Some(index)).await;
         }
@@ -235,8 +235,7 @@ pub(crate) async fn provision(
         let step = Done { took, cached: false, during, fetched: brought };
         let kept = layers.after_step(build, guest, index, &step, stream.exists().then_some(stream)).await;
         let during = format!("the checkpoint after step {}", index + 1);
-        let kept = kept.map_err(|failure| aftermath::blame_earlier(build, &guest.suspects, &during, failure));
-        kept.inspect_err(|failure| layers.doubt(failure))?;
+        kept.map_err(|failure| aftermath::blame_earlier(build, &guest.suspects, &during, failure))?;
         done.push(step);
         build.finished.set(done.len());
     }

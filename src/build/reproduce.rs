@@ -139,7 +139,7 @@ async fn once(plan: &Plan, around: &Surroundings, limits: Limits) -> Result<Buil
         build.limits.hold(async { reading.await.expect("reading the tree does not panic") }).await
     };
     let made = made.await;
-    layers.finish().await;
+    layers.finish(made.as_ref().err()).await;
     made.map_err(|failure| build.give_up(failure, around))
 }
 

@@ -76,7 +76,7 @@ pub async fn shell(plan: &Plan, steps: usize, around: &Surroundings) -> Result<u
         left
     };
     let left = visit.await;
-    layers.finish().await;
+    layers.finish(left.as_ref().err()).await;
     left.map_err(|failure| build.give_up(failure, around))
 }
 
