@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -21,12 +21,11 @@ use super::secrets::Secrets;
 use super::sys::{Identity, ProcessStart};
 use super::{Refusal, login, shutdown, sys, terminal};
 use crate::wire::message::{ShellScript, TtySize};
-use crate::wire::{Aftermath, Class, ExecRequest, Exit, Hidden, Message};
+use crate::wire::tree::is_name;
+use crate::wire::{Aftermath, Class, ExecRequest, Exit, Hidden, Message, SCRIPT_FOLDER};
 
 /// Between the polite and the final signal.
 const KILL_AFTER: Duration = Duration::from_secs(5);
-/// Where scripts lie while they run. Not `/tmp`, where a step may have put anything.
-const SCRIPTS: &str = "/run/kiln/scripts";
 /// What the kernel reads of a file to find out how to run it, bytes.
 const HEAD: u64 = 256;
 
@@ -174,7 +173,7 @@ fn command(
     let mut command = Command::new(program);
     command.args(&request.argv[1..]).current_dir(&request.dir).env_clear();
     if let Some(script) = &request.script {
-        command.arg(write_script(Path::new(SCRIPTS), script)?);
+        command.arg(write_script(Path::new(SCRIPT_FOLDER), script)?);
     }
     command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
     if request.login {
@@ -192,9 +191,7 @@ fn command(
 
 /// Writes a script that everybody may read, and returns its path. What runs still reads the file that had the name before.
 fn write_script(folder: &Path, script: &ShellScript) -> Result<PathBuf, Refusal> {
-    let is_name =
-        matches!(Path::new(&script.name).components().next(), Some(Component::Normal(name)) if *name == *script.name);
-    if !is_name {
+    if !is_name(script.name.as_bytes()) {
         return Err(Refusal::new(Class::Request {}, format!("`{}` is not the name of a file", script.name)));
     }
     let path = folder.join(&script.name);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::Refusal;
 use super::sys::{self, Identity};
-use crate::wire::tree::MAX_NAME;
+use crate::wire::tree::is_name;
 use crate::wire::{Class, Secret};
 
 const BASE: &str = "/run/kiln";
@@ -24,7 +24,7 @@ impl Secrets {
         if secrets.is_empty() {
             return Ok(None);
         }
-        if let Some(bad) = secrets.iter().find(|secret| !is_name(&secret.name)) {
+        if let Some(bad) = secrets.iter().find(|secret| !is_name(secret.name.as_bytes())) {
             return Err(Refusal::new(Class::Request {}, format!("`{}` cannot be the name of a secret", bad.name)));
         }
         let folder = Path::new(BASE).join(format!("secrets-{id}"));
@@ -65,8 +65,4 @@ fn write(path: &Path, value: &[u8], owner: &Identity) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o400).open(path)?;
     file.write_all(value)?;
     fchown(&file, Some(owner.uid), Some(owner.gid))
-}
-
-fn is_name(name: &str) -> bool {
-    !matches!(name, "" | "." | "..") && name.len() <= MAX_NAME && !name.contains(['/', '\0'])
 }

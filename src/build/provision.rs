@@ -19,6 +19,7 @@ use crate::plan::{InputDigest, PlannedStep, with_grace};
 use crate::process::describe_signal;
 use crate::size::format_duration;
 use crate::spec::{Action, Command, Context, Copy, Network, Owner};
+use crate::wire::SCRIPT_FOLDER;
 
 use super::aftermath;
 use super::boot::Guest;
@@ -36,8 +37,6 @@ const PORT_LIMIT: u64 = 8 << 20;
 const FETCH_LIMIT: u64 = 16 << 30;
 /// The kernel's clock for files ticks as rarely as this (`CONFIG_HZ=100`).
 const TICK: Duration = Duration::from_millis(10);
-/// Where scripts lie while they run.
-const SCRIPT_FOLDER: &str = "/run/kiln/scripts";
 
 /// A step that is done.
 #[derive(Debug, Clone)]

@@ -36,6 +36,9 @@ pub use message::{
 pub const UNIT_FOLDERS: [&str; 4] =
     ["/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
 
+/// Where the scripts of steps are while they run. Not `/tmp`, where a step may have put anything.
+pub const SCRIPT_FOLDER: &str = "/run/kiln/scripts";
+
 /// The version of this language. Changes when a message changes its meaning.
 pub const VERSION: u16 = 1;
 

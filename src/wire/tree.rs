@@ -16,7 +16,7 @@ use super::code::{Code, Fields, Malformed, coded_enum, coded_struct};
 
 pub mod limits;
 
-pub use limits::{MAX_NAME, MAX_NOTE, MAX_PATH, MAX_XATTRS};
+pub use limits::{MAX_NOTE, MAX_PATH, MAX_XATTRS, is_name};
 use limits::{check, check_note};
 
 /// What direct I/O needs: addresses, offsets and lengths are multiples of this.

@@ -7,7 +7,7 @@ use super::{Entry, Kind, TreeNote};
 pub const MAX_PATH: usize = 4096;
 
 /// The longest name, in bytes.
-pub const MAX_NAME: usize = 255;
+const MAX_NAME: usize = 255;
 
 /// The most bytes that all extended attributes of one entry may take, encoded. Linux allows 64 KiB for one value.
 pub const MAX_XATTRS: usize = 128 * 1024;
@@ -44,6 +44,12 @@ pub(super) fn check(entry: &Entry) -> Result<(), Malformed> {
     }
 }
 
+/// Returns whether a file can have this name in a folder.
+#[must_use]
+pub fn is_name(name: &[u8]) -> bool {
+    !matches!(name, b"" | b"." | b"..") && name.len() <= MAX_NAME && !name.iter().any(|byte| matches!(byte, 0 | b'/'))
+}
+
 /// Returns how many folders of the tree hold `path`, besides its root.
 #[must_use]
 pub fn folders_above(path: &[u8]) -> usize {
@@ -62,8 +68,7 @@ pub fn inner_target(path: &[u8], target: &[u8]) -> Option<Vec<u8>> {
 }
 
 fn check_path(path: &[u8]) -> Result<(), Malformed> {
-    let bad = |name: &[u8]| matches!(name, b"" | b"." | b"..") || name.len() > MAX_NAME || name.contains(&0);
-    if path.len() >= MAX_PATH || (!path.is_empty() && path.split(|byte| *byte == b'/').any(bad)) {
+    if path.len() >= MAX_PATH || (!path.is_empty() && !path.split(|byte| *byte == b'/').all(is_name)) {
         return Err(Malformed::Range("path"));
     }
     Ok(())
