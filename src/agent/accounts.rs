@@ -100,6 +100,13 @@ fn parse_user(line: &str) -> Option<User> {
     Some(User { name: name.into(), identity, home: or(home, "/"), shell: or(shell, "/bin/sh") })
 }
 
+/// A user with a home folder, for tests.
+#[cfg(test)]
+pub(super) fn user(name: &str, uid: u32, shell: &str) -> User {
+    let identity = Identity { uid, gid: uid, groups: Vec::new() };
+    User { name: name.into(), identity, home: "/home/dev".into(), shell: shell.into() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

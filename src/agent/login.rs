@@ -11,6 +11,8 @@ use super::accounts::User;
 /// Without `ENV_SUPATH` and `ENV_PATH` in login.defs(5).
 pub(super) const ROOT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const USER_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+/// Where the programs of an init system are, for those that kiln runs itself.
+pub(super) const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin";
 /// What a shell has for `LANG` where the guest sets none: a person's letters are not all of ASCII.
 const SHELL_LANGUAGE: &str = "C.UTF-8";
 
@@ -118,13 +120,8 @@ fn unquote(value: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sys::Identity;
+    use super::super::accounts::user;
     use super::*;
-
-    fn user(name: &str, uid: u32, shell: &str) -> User {
-        let identity = Identity { uid, gid: uid, groups: Vec::new() };
-        User { name: name.into(), identity, home: "/home/dev".into(), shell: shell.into() }
-    }
 
     #[test]
     fn the_search_path_is_that_of_login_defs() {

@@ -10,10 +10,11 @@ use std::process::{Command, ExitStatus};
 
 use super::bus::{Bus, Property};
 use super::leftovers::every_process;
+use super::login::SYSTEM_PATH;
 use super::sys;
 
-/// Has systemd power off at once, file systems unmounted (systemd(1), SIGRTMIN+14, with glibc's SIGRTMIN).
-const POWER_OFF: u8 = 34 + 14;
+/// Has systemd power off at once, file systems unmounted (systemd(1), SIGRTMIN+14).
+const POWER_OFF: u8 = sys::SIGRTMIN + 14;
 /// A shutdown that logind was asked to do later.
 const SCHEDULED: &str = "/run/systemd/shutdown/scheduled";
 /// Who may delay a shutdown; without anybody here logind has passed it on before it answered.
@@ -32,7 +33,7 @@ pub fn power_off() {
     let is_systemd = fs::read_to_string("/proc/1/comm").is_ok_and(|name| name == "systemd\n");
     let argv: &[&str] = if is_systemd { &["systemctl", "poweroff", "--force"] } else { &["poweroff"] };
     let mut command = Command::new(argv[0]);
-    let status = command.args(&argv[1..]).env("PATH", "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin").status();
+    let status = command.args(&argv[1..]).env("PATH", SYSTEM_PATH).status();
     if status.as_ref().is_ok_and(ExitStatus::success) {
         return;
     }

@@ -13,6 +13,8 @@ use std::process::Command;
 pub const SIGTERM: u8 = 15;
 /// Ends a process.
 pub const SIGKILL: u8 = 9;
+/// The first real-time signal that a program may use, as glibc counts them: systemd's numbers begin here.
+pub const SIGRTMIN: u8 = 34;
 /// `O_DIRECT` of x86-64.
 pub const O_DIRECT: i32 = 0o40_000;
 /// `O_NOFOLLOW` of x86-64.

@@ -26,8 +26,8 @@ const MANAGER_PATIENCE: Duration = Duration::from_secs(60);
 /// How long one may take to end. What follows only waits for it in order to find no process of the user.
 const END_PATIENCE: Duration = Duration::from_secs(3);
 const TICK: Duration = Duration::from_millis(20);
-/// `SIGRTMIN+24` of glibc: a user manager exits at once (systemd(1)).
-const EXIT_AT_ONCE: u8 = 58;
+/// Has a user manager exit at once (systemd(1), SIGRTMIN+24).
+const EXIT_AT_ONCE: u8 = sys::SIGRTMIN + 24;
 
 /// The managers that kiln has started.
 #[derive(Debug, Default)]
@@ -163,13 +163,8 @@ fn start_manager(uid: u32) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sys::Identity;
+    use super::super::accounts::user;
     use super::*;
-
-    fn user(name: &str, uid: u32, shell: &str) -> User {
-        let identity = Identity { uid, gid: uid, groups: Vec::new() };
-        User { name: name.into(), identity, home: "/home/dev".into(), shell: shell.into() }
-    }
 
     #[test]
     fn only_a_managers_own_processes_end_with_it() {

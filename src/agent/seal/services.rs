@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::super::bus::Bus;
+use super::super::login::SYSTEM_PATH;
 use super::{SYSTEMD, unit_folders};
 
 /// systemd stops a service within 90 s, unless it is told otherwise.
@@ -70,7 +71,7 @@ fn is_executable(script: &str) -> bool {
 /// Starts a program whose output nobody reads. One that cannot be started stops nothing.
 fn run(program: &str, arguments: &[&str]) -> Option<Child> {
     let mut command = Command::new(program);
-    command.args(arguments).env("PATH", "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin");
+    command.args(arguments).env("PATH", SYSTEM_PATH);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()
 }
 
