@@ -7,14 +7,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use super::cloud_init::RunningGuest;
+use super::guest_files::RunningGuest;
 use super::list::{major, minor};
 use super::mounts::{self, MountLine};
 use super::{Refusal, sys};
 use crate::wire::Class;
 use crate::wire::boot_mounts::{BootMount, BootReport, TooManyUnits, read_boot_plan, read_root_options};
-use crate::wire::cloud_init::GuestFiles;
 use crate::wire::fstab::{DeviceName, without_slashes};
+use crate::wire::guest_files::GuestFiles;
 use crate::wire::mount_unit::escape_path;
 
 /// Where systemd's generators have units of their own.

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::accounts::Accounts;
-use super::cloud_init::RunningGuest;
+use super::guest_files::RunningGuest;
 use super::leftovers::Leftovers;
 use super::link::{Event, Incoming, Lane, Link, Outgoing};
 use super::pack::{FetchedFiles, PackError, pack};

@@ -1,19 +1,20 @@
 //! What keeps cloud-init from starting kiln's agent at a guest's next boot, and what follows: no `reboot` step, no tests, no
 //! image on top of this one. It is said after the step that made it so, since the image itself may be as it should be.
 
-use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::task::spawn_blocking;
 
-use crate::disk::tree::{Tree, TreeError};
+use crate::disk::guest_files::TreeFiles;
+use crate::disk::tree::Tree;
 use crate::error::{Fault, Kind};
 use crate::event::Level;
 use crate::guest::GuestError;
 use crate::plan::Plan;
 use crate::spec::{Action, DiskFormat};
-use crate::wire::cloud_init::{GuestFiles, LONGEST_FILE, SeedObstacle, find_obstacles};
+use crate::wire::cloud_init::{SeedObstacle, find_obstacles};
+use crate::wire::guest_files::LONGEST_FILE;
 
 use super::boot::Guest;
 use super::disks::open;
@@ -187,35 +188,11 @@ pub(crate) async fn check_image(path: PathBuf, format: DiskFormat) -> Result<(),
 fn explain_disk(path: &Path, format: DiskFormat) -> Option<String> {
     let chain = open(vec![(path.to_owned(), format)]).ok()?;
     let tree = Tree::open(&chain).ok()?;
-    let files = DiskFiles { tree: &tree, has_failed: Cell::new(!tree.is_whole()) };
+    let files = TreeFiles::new(&tree, LONGEST_FILE);
     let found = find_obstacles(&files).into_iter().filter(|found| found.is_lasting);
     let reasons: Vec<String> = found.map(|found| found.reason).collect();
-    (!reasons.is_empty() && !files.has_failed.get()).then(|| reasons.join(", and "))
-}
-
-/// The files of a disk.
-struct DiskFiles<'t> {
-    tree: &'t Tree<'t>,
-    /// Whether something was not read that may be there.
-    has_failed: Cell<bool>,
-}
-
-impl DiskFiles<'_> {
-    fn known<T>(&self, read: Result<Option<T>, TreeError>) -> Option<T> {
-        self.has_failed.set(self.has_failed.get() || read.is_err());
-        read.ok().flatten()
-    }
-}
-
-impl GuestFiles for DiskFiles<'_> {
-    fn read(&self, path: &str) -> Option<Vec<u8>> {
-        self.known(self.tree.read(path, LONGEST_FILE))
-    }
-
-    fn names(&self, folder: &str) -> Vec<String> {
-        let names = self.known(self.tree.names(folder)).unwrap_or_default();
-        names.into_iter().filter_map(|name| String::from_utf8(name).ok()).collect()
-    }
+    let is_known = tree.is_whole() && files.into_failure().is_none();
+    (!reasons.is_empty() && is_known).then(|| reasons.join(", and "))
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ pub(crate) mod expected_mount;
 pub mod ext4;
 pub mod fat;
 pub mod gap;
+pub(crate) mod guest_files;
 pub mod identity;
 pub mod inspect;
 mod inventory;

@@ -3,15 +3,13 @@
 //! Sources: fstab(5) and systemd-fstab-generator(8), systemd.mount(5), systemd-gpt-auto-generator(8). A mount point of
 //! the table is mounted after those that it lies on, whatever the order of the lines.
 
-use std::cell::RefCell;
-
 use super::boot_entry::BootEffects;
 use super::gap::{TreeGap, VolumeKind};
+use super::guest_files::TreeFiles;
 use super::inventory::{DiskVolume, VolumeAccess, may_be_hidden};
 use super::partition::PartitionRole;
 use super::tree::{Tree, TreeError};
 use crate::wire::boot_mounts::{BootMount, BootPlan, MountPolicy, TooManyUnits, read_boot_plan};
-use crate::wire::cloud_init::GuestFiles;
 use crate::wire::fstab::{self, DeviceName, FstabCover, FstabEntry};
 
 /// A table of mounts is a page of text, bytes.
@@ -88,35 +86,9 @@ pub(super) fn mount_all<'c>(
 
 /// Reads what the files of a tree say of the mounts of a boot.
 fn read_plan(tree: &Tree<'_>, table: &[u8]) -> Result<BootPlan, TreeError> {
-    let files = TreeFiles { tree, failure: RefCell::new(None) };
+    let files = TreeFiles::new(tree, MAX_TABLE);
     let plan = read_boot_plan(&files, table).map_err(|TooManyUnits| TreeError::TooMuch("more mount units"));
-    files.failure.into_inner().map_or(plan, Err)
-}
-
-/// The files of a tree, and why one of them cannot be read.
-struct TreeFiles<'t> {
-    tree: &'t Tree<'t>,
-    failure: RefCell<Option<TreeError>>,
-}
-
-impl TreeFiles<'_> {
-    fn note<T: Default>(&self, read: Result<Option<T>, TreeError>) -> Option<T> {
-        read.unwrap_or_else(|error| {
-            self.failure.borrow_mut().get_or_insert(error);
-            None
-        })
-    }
-}
-
-impl GuestFiles for TreeFiles<'_> {
-    fn read(&self, path: &str) -> Option<Vec<u8>> {
-        self.note(self.tree.read(path, MAX_TABLE))
-    }
-
-    fn names(&self, folder: &str) -> Vec<String> {
-        let names = self.note(self.tree.names(folder)).unwrap_or_default();
-        names.into_iter().filter_map(|name| String::from_utf8(name).ok()).collect()
-    }
+    files.into_failure().map_or(plan, Err)
 }
 
 fn may_be_made(policy: MountPolicy) -> bool {

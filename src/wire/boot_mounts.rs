@@ -5,9 +5,9 @@
 
 use std::collections::BTreeSet;
 
-use super::cloud_init::{GuestFiles, read_boot_files};
 use super::code::{Code, Fields, Malformed, coded_struct};
 use super::fstab::{self, DeviceName, FstabCover};
+use super::guest_files::{GuestFiles, lines_without_comments, read_boot_files};
 use super::mount_unit::{self, MountUnit, MountUnits};
 
 /// The kernel command line of the boot that runs.
@@ -224,13 +224,11 @@ pub fn read_root_options(files: &impl GuestFiles) -> Vec<String> {
     if !found.is_empty() {
         return found.into_iter().collect();
     }
-    let running = files.read(RUNNING_LINE).unwrap_or_default();
-    root_options(&String::from_utf8_lossy(&running))
+    root_options(&files.text(RUNNING_LINE))
 }
 
 fn root_options(text: &str) -> Vec<String> {
-    let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
-    let rooted = lines.filter(|line| words(line).any(|word| word.starts_with("root=")));
+    let rooted = lines_without_comments(text).filter(|line| words(line).any(|word| word.starts_with("root=")));
     rooted
         .map(|line| words(line).filter_map(|word| word.strip_prefix("rootflags=")).next_back().unwrap_or("").into())
         .collect()
@@ -242,34 +240,8 @@ fn words(line: &str) -> impl DoubleEndedIterator<Item = &str> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
+    use super::super::guest_files::FileMap;
     use super::*;
-
-    /// Files by their paths.
-    struct FileMap(BTreeMap<String, String>);
-
-    impl FileMap {
-        fn new(files: &[(&str, &str)]) -> Self {
-            Self(files.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned())).collect())
-        }
-    }
-
-    impl GuestFiles for FileMap {
-        fn read(&self, path: &str) -> Option<Vec<u8>> {
-            self.0.get(path).map(|text| text.clone().into_bytes())
-        }
-
-        fn names(&self, folder: &str) -> Vec<String> {
-            let below = |path: &String| {
-                let rest = path.strip_prefix(folder)?.strip_prefix('/')?;
-                Some(rest.split('/').next()?.to_owned())
-            };
-            let mut names: Vec<String> = self.0.keys().filter_map(below).collect();
-            names.dedup();
-            names
-        }
-    }
 
     const UNIT: &str = "[Mount]\nWhat=/dev/vda3\nWhere=/data\n";
     const OWN: &str = "/etc/systemd/system/data.mount";

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use super::UNIT_FOLDERS;
 use super::code::coded_struct;
+use super::guest_files::{BootFile, GuestFiles, find_linking_folders, read_boot_files};
 
 /// Where programs are.
 const PROGRAMS: [&str; 4] = ["/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin"];
@@ -21,30 +22,11 @@ const MODPROBE: [&str; 4] = ["/etc/modprobe.d", "/usr/local/lib/modprobe.d", "/u
 /// Programs that succeed or fail and load nothing.
 const IDLE_PROGRAMS: [&str; 4] = ["false", "true", ":", "exit"];
 const MODULES: [&str; 2] = ["/usr/lib/modules", "/lib/modules"];
-const BOOT_FILES: [&str; 3] = ["/boot/grub/grub.cfg", "/boot/grub2/grub.cfg", "/etc/kernel/cmdline"];
-const BOOT_ENTRIES: &str = "/boot/loader/entries";
 const CONFIGURATION: &str = "/etc/cloud/cloud.cfg";
 const CONFIGURATIONS: &str = "/etc/cloud/cloud.cfg.d";
 const DISABLED: &str = "/etc/cloud/cloud-init.disabled";
 const ENABLED: &str = "/etc/cloud/cloud-init.enabled";
 const IDENTIFY: &str = "/etc/cloud/ds-identify.cfg";
-
-/// The longest file that is read, bytes; the rest is of no interest.
-pub const LONGEST_FILE: u64 = 16 << 20;
-
-/// The files of a guest, symbolic links followed. What cannot be read is not there.
-pub trait GuestFiles {
-    /// Returns the content of a regular file.
-    fn read(&self, path: &str) -> Option<Vec<u8>>;
-
-    /// Returns the names in a folder, in any order.
-    fn names(&self, folder: &str) -> Vec<String>;
-
-    /// Returns whether a folder has this name in it, even that of a link that leads nowhere.
-    fn has_name(&self, folder: &str, name: &str) -> bool {
-        self.names(folder).iter().any(|found| found == name)
-    }
-}
 
 coded_struct! {
     /// Why kiln's agent will not be started at the next boot.
@@ -78,15 +60,6 @@ fn is_installed(files: &impl GuestFiles) -> bool {
     has_unit || PROGRAMS.iter().any(|folder| files.has_name(folder, "cloud-init"))
 }
 
-/// Returns whether a name ends so, capitals and all.
-fn has_suffix(name: &str, suffix: &str) -> bool {
-    name.as_bytes().ends_with(suffix.as_bytes())
-}
-
-fn text(files: &impl GuestFiles, path: &str) -> String {
-    files.read(path).map_or(String::new(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
-}
-
 fn has_file(files: &impl GuestFiles, path: &str) -> bool {
     files.read(path).is_some()
 }
@@ -100,34 +73,11 @@ fn disabled(files: &impl GuestFiles, lines: &[BootFile]) -> Option<SeedObstacle>
             key.trim() == "policy" && value.split('#').next().unwrap_or_default().trim() == "disabled"
         })
     };
-    if text(files, IDENTIFY).lines().any(is_off) {
+    if files.text(IDENTIFY).lines().any(is_off) {
         return Some(SeedObstacle::lasting(format!("the policy in {IDENTIFY} disables cloud-init")));
     }
     let file = lines.iter().find(|file| file.has_option("cloud-init=disabled"))?;
     Some(SeedObstacle::lasting(format!("the kernel command line in {} disables cloud-init", file.path)))
-}
-
-/// A file with kernel command lines.
-pub(super) struct BootFile {
-    path: String,
-    pub(super) text: String,
-}
-
-impl BootFile {
-    /// Returns whether a command line has an option, or one that begins so where it ends with `=`.
-    fn has_option(&self, option: &str) -> bool {
-        let is_it = |word: &str| word == option || (option.ends_with('=') && word.starts_with(option));
-        let lines = self.text.lines().filter(|line| !line.trim_start().starts_with('#'));
-        lines.into_iter().any(|line| line.split_whitespace().any(is_it))
-    }
-}
-
-/// Reads the boot loader's files that have command lines.
-pub(super) fn read_boot_files(files: &impl GuestFiles) -> Vec<BootFile> {
-    let entries = files.names(BOOT_ENTRIES).into_iter().filter(|name| has_suffix(name, ".conf"));
-    let entries = entries.map(|name| format!("{BOOT_ENTRIES}/{name}"));
-    let paths = BOOT_FILES.map(str::to_owned).into_iter().chain(entries);
-    paths.map(|path| BootFile { text: text(files, &path), path }).collect()
 }
 
 /// Finds the list of datasources that counts. `NoCloud` is in the list that cloud-init has by itself.
@@ -136,13 +86,12 @@ fn missing_datasource(files: &impl GuestFiles, lines: &[BootFile]) -> Option<See
     if lines.iter().any(|file| ["ds=", "ci.ds=", "ci.datasource="].iter().any(|option| file.has_option(option))) {
         return None;
     }
-    let mut names = files.names(CONFIGURATIONS);
-    names.retain(|name| has_suffix(name, ".cfg"));
+    let mut names: Vec<String> = files.names_ending(CONFIGURATIONS, &[".cfg"]).collect();
     // The last one counts.
     names.sort_unstable_by(|a, b| b.cmp(a));
     let later = names.into_iter().map(|name| format!("{CONFIGURATIONS}/{name}"));
     let mut all = later.chain([CONFIGURATION.to_owned()]);
-    let (file, list) = all.find_map(|file| datasources(&text(files, &file)).map(|list| (file, list)))?;
+    let (file, list) = all.find_map(|file| datasources(&files.text(&file)).map(|list| (file, list)))?;
     let has_it = list.iter().any(|name| name.eq_ignore_ascii_case("NoCloud"));
     (!has_it).then(|| SeedObstacle::lasting(format!("the datasource_list in {file} lacks NoCloud")))
 }
@@ -183,12 +132,7 @@ fn unit(files: &impl GuestFiles) -> Option<SeedObstacle> {
 }
 
 fn wants(files: &impl GuestFiles, folder: &str) -> bool {
-    let mut wanting =
-        files.names(folder).into_iter().filter(|name| has_suffix(name, ".wants") || has_suffix(name, ".requires"));
-    wanting.any(|name| {
-        let folder = format!("{folder}/{name}");
-        ENABLED_UNITS.iter().any(|unit| files.has_name(&folder, unit))
-    })
+    find_linking_folders(files, folder).any(|links| ENABLED_UNITS.iter().any(|unit| files.has_name(&links, unit)))
 }
 
 /// What a kernel has of vfat, by its own lists.
@@ -208,7 +152,7 @@ fn unreadable_seed(files: &impl GuestFiles) -> Option<SeedObstacle> {
     if !kernels.contains(&FatSupport::Module) {
         return Some(SeedObstacle::lasting("no kernel of the guest has the module vfat, which the seed needs"));
     }
-    let file = modprobe_files(files).into_values().find(|file| text(files, file).lines().any(blocks_fat))?;
+    let file = modprobe_files(files).into_values().find(|file| files.text(file).lines().any(blocks_fat))?;
     Some(SeedObstacle::lasting(format!("{file} keeps the module vfat from being loaded, which the seed needs")))
 }
 
@@ -234,7 +178,7 @@ fn fat_of_kernels(files: &impl GuestFiles) -> Vec<FatSupport> {
 fn modprobe_files(files: &impl GuestFiles) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for folder in MODPROBE {
-        for name in files.names(folder).into_iter().filter(|name| has_suffix(name, ".conf")) {
+        for name in files.names_ending(folder, &[".conf"]) {
             found.entry(name.clone()).or_insert_with(|| format!("{folder}/{name}"));
         }
     }
@@ -256,16 +200,17 @@ fn blocks_fat(line: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::guest_files::FileMap;
     use super::*;
 
     /// The files of a guest whose cloud-init starts the agent.
     #[derive(Clone)]
-    struct Guest(BTreeMap<String, String>);
+    struct Guest(FileMap);
 
     impl Guest {
         fn new() -> Self {
             let unit = "/lib/systemd/system/cloud-init-local.service";
-            Self(BTreeMap::new())
+            Self(FileMap::default())
                 .with("/usr/bin/cloud-init", "#!/usr/bin/python3\n")
                 .with(unit, "[Unit]\n")
                 .with("/lib/systemd/system/cloud-init.target", "[Unit]\n")
@@ -277,31 +222,17 @@ mod tests {
         }
 
         fn with(mut self, path: &str, text: &str) -> Self {
-            self.0.insert(path.to_owned(), text.to_owned());
+            self.0.0.insert(path.to_owned(), text.to_owned());
             self
         }
 
         fn without(mut self, path: &str) -> Self {
-            self.0.retain(|found, _| !found.starts_with(path));
+            self.0.0.retain(|found, _| !found.starts_with(path));
             self
         }
 
         fn reasons(&self) -> Vec<String> {
-            find_obstacles(self).into_iter().map(|obstacle| obstacle.reason).collect()
-        }
-    }
-
-    impl GuestFiles for Guest {
-        fn read(&self, path: &str) -> Option<Vec<u8>> {
-            self.0.get(path).map(|text| text.clone().into_bytes())
-        }
-
-        fn names(&self, folder: &str) -> Vec<String> {
-            let below =
-                |path: &String| path.strip_prefix(folder)?.strip_prefix('/')?.split('/').next().map(str::to_owned);
-            let mut names: Vec<String> = self.0.keys().filter_map(below).collect();
-            names.dedup();
-            names
+            find_obstacles(&self.0).into_iter().map(|obstacle| obstacle.reason).collect()
         }
     }
 
@@ -373,7 +304,7 @@ mod tests {
         let later = Guest::new().with("/etc/systemd/system/cloud-final.service", "");
         assert_eq!(later.reasons(), [""; 0], "the agent is started before");
         let disabled = Guest::new().without("/etc/systemd/system/cloud-init.target.wants");
-        let found = find_obstacles(&disabled);
+        let found = find_obstacles(&disabled.0);
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].reason.contains("are disabled") && !found[0].is_lasting);
     }

@@ -17,6 +17,7 @@ pub mod boot_mounts;
 pub mod cloud_init;
 pub mod code;
 pub mod fstab;
+pub mod guest_files;
 pub mod listing;
 pub mod message;
 pub mod mount_unit;

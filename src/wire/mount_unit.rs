@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::UNIT_FOLDERS;
 use super::boot_mounts::{BootMount, MountPolicy, TooManyUnits};
-use super::cloud_init::GuestFiles;
+use super::guest_files::{GuestFiles, find_linking_folders, has_suffix};
 
 /// The folder whose units replace the mounts of the table; those of the others are replaced by it.
 const ADMINISTRATORS: &str = UNIT_FOLDERS[0];
@@ -48,7 +48,7 @@ pub fn read_mount_units(files: &impl GuestFiles) -> Result<MountUnits, TooManyUn
     let mut found = MountUnits { enabled: read_enabled(files), ..MountUnits::default() };
     for (name, folder) in find_unit_files(files)? {
         let Some(target) = unit_target(&name) else { continue };
-        let text = read_text(files, &format!("{folder}/{name}"));
+        let text = files.text(&format!("{folder}/{name}"));
         if text.is_empty() {
             found.masked.push(target);
             continue;
@@ -82,10 +82,6 @@ fn is_enabled(enabled: &BTreeSet<String>, name: &str) -> bool {
     enabled.contains(name) || enabled.contains(&name.replace(".mount", ".automount"))
 }
 
-fn read_text(files: &impl GuestFiles, path: &str) -> String {
-    String::from_utf8_lossy(&files.read(path).unwrap_or_default()).into_owned()
-}
-
 /// Returns the name of every unit, and the folder whose file counts.
 fn find_unit_files(files: &impl GuestFiles) -> Result<BTreeMap<String, &'static str>, TooManyUnits> {
     let mut found = BTreeMap::new();
@@ -102,20 +98,15 @@ fn find_unit_files(files: &impl GuestFiles) -> Result<BTreeMap<String, &'static 
 
 /// Returns the names in a folder that a unit for a mount point can have.
 fn mount_names(files: &impl GuestFiles, folder: &str) -> impl Iterator<Item = String> {
-    files.names(folder).into_iter().filter(|name| has_suffix(name, &[".mount", ".automount"]))
-}
-
-fn has_suffix(name: &str, suffixes: &[&str]) -> bool {
-    suffixes.iter().any(|suffix| name.strip_suffix(suffix).is_some())
+    files.names_ending(folder, &[".mount", ".automount"])
 }
 
 /// Returns the names that are linked in a `.wants` or `.requires` folder.
 fn read_enabled(files: &impl GuestFiles) -> BTreeSet<String> {
     let mut enabled = BTreeSet::new();
     for folder in UNIT_FOLDERS {
-        let linking = files.names(folder).into_iter().filter(|name| has_suffix(name, &[".wants", ".requires"]));
-        for name in linking.take(MAX_UNITS) {
-            enabled.extend(mount_names(files, &format!("{folder}/{name}")));
+        for links in find_linking_folders(files, folder).take(MAX_UNITS) {
+            enabled.extend(mount_names(files, &links));
         }
     }
     enabled
@@ -136,11 +127,11 @@ impl UnitNeeds {
             for name in files.names(folder).into_iter().take(MAX_SEARCHED) {
                 let path = format!("{folder}/{name}");
                 if !has_suffix(&name, &[".d"]) {
-                    needs.add(&read_text(files, &path));
+                    needs.add(&files.text(&path));
                     continue;
                 }
-                let drop_ins = files.names(&path).into_iter().filter(|name| has_suffix(name, &[".conf"]));
-                drop_ins.take(MAX_UNITS).for_each(|name| needs.add(&read_text(files, &format!("{path}/{name}"))));
+                let drop_ins = files.names_ending(&path, &[".conf"]);
+                drop_ins.take(MAX_UNITS).for_each(|name| needs.add(&files.text(&format!("{path}/{name}"))));
             }
         }
         needs
@@ -183,10 +174,10 @@ impl UnitSettings {
         settings.apply(text);
         for folder in UNIT_FOLDERS.iter().rev() {
             let folder = format!("{folder}/{name}.d");
-            let mut names = files.names(&folder);
+            let mut names: Vec<String> = files.names_ending(&folder, &[".conf"]).collect();
             names.sort_unstable();
-            for file in names.iter().filter(|file| has_suffix(file, &[".conf"])).take(MAX_UNITS) {
-                settings.apply(&read_text(files, &format!("{folder}/{file}")));
+            for file in names.iter().take(MAX_UNITS) {
+                settings.apply(&files.text(&format!("{folder}/{file}")));
             }
         }
         settings

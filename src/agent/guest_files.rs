@@ -1,10 +1,10 @@
-//! The files of the guest that runs, for [`crate::wire::cloud_init`].
+//! The files of the guest that runs, for what [`crate::wire`] reads of them.
 
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
-use crate::wire::cloud_init::{GuestFiles, LONGEST_FILE};
+use crate::wire::guest_files::{GuestFiles, LONGEST_FILE};
 
 /// The guest that the agent runs in.
 pub struct RunningGuest;
