@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use super::leftovers::Leftovers;
 use super::list::{major, minor};
 use super::{Refusal, next_boot};
+use crate::wire::boot_mounts::option_value;
 use crate::wire::fstab::unescaped;
 use crate::wire::mounts::{self, DiskPartition, GuestMount, RPM_DATABASES};
 use crate::wire::{Class, DISK_SERIAL, Message};
@@ -124,7 +125,7 @@ pub struct MountLine {
 impl MountLine {
     /// Returns the number of the subvolume of btrfs that is mounted.
     fn subvolume(&self) -> Option<u64> {
-        self.options.split(',').find_map(|option| option.strip_prefix("subvolid=")?.parse().ok())
+        option_value(&self.options, "subvolid")?.parse().ok()
     }
 }
 

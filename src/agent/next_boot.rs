@@ -12,7 +12,7 @@ use super::list::{major, minor};
 use super::mounts::{self, MountLine};
 use super::{Refusal, sys};
 use crate::wire::Class;
-use crate::wire::boot_mounts::{BootMount, BootReport, TooManyUnits, read_boot_plan, read_root_options};
+use crate::wire::boot_mounts::{BootMount, BootReport, ESP_TARGETS, TooManyUnits, read_boot_plan, read_root_options};
 use crate::wire::fstab::{DeviceName, without_slashes};
 use crate::wire::guest_files::GuestFiles;
 use crate::wire::mount_unit::escape_path;
@@ -21,8 +21,6 @@ use crate::wire::mount_unit::escape_path;
 const GENERATED: [&str; 2] = ["/run/systemd/generator", "/run/systemd/generator.late"];
 /// Where a file system is mounted for a look.
 const PROBE: &str = "/run/kiln/probe";
-/// Where an EFI system partition is mounted that nothing names.
-const ESP_TARGETS: [&[u8]; 3] = [b"/efi", b"/boot", b"/boot/efi"];
 
 /// Returns the mounts that the next boot may make, their paths without links.
 ///

@@ -10,11 +10,9 @@ use crate::disk::chain::Chain;
 use crate::disk::expected_mount::{ExpectedMount, ExpectedSource, FileSystemPart, find_expected};
 use crate::disk::gap::{TreeGap, TreeMount};
 use crate::disk::tree::{Tree, TreeError};
-use crate::wire::boot_mounts::BootReport;
+use crate::wire::boot_mounts::{BootReport, ESP_TARGETS};
 use crate::wire::mounts::GuestMount;
 
-/// Where an EFI system partition may be mounted that nothing names.
-const ESP_TARGETS: [&[u8]; 3] = [b"/efi", b"/boot", b"/boot/efi"];
 const FAT: &str = "vfat";
 const BTRFS: &str = "btrfs";
 

@@ -4,7 +4,7 @@ use super::chain::Chain;
 use super::gap::PartitionContent;
 use super::inventory::{DiskVolume, may_be_hidden, take_inventory};
 use super::tree::TreeError;
-use crate::wire::boot_mounts::{BootMount, BootReport, MountPolicy};
+use crate::wire::boot_mounts::{BootMount, BootReport, MountPolicy, option_value};
 use crate::wire::fstab::DeviceName;
 
 /// Folders whose content is on no disk.
@@ -52,12 +52,8 @@ pub(crate) enum FileSystemPart {
 impl FileSystemPart {
     /// Reads the options of a mount.
     fn of_options(options: &str) -> Self {
-        let value = |key: &str| {
-            let options = options.split(',').map(str::trim);
-            options.filter_map(|option| option.strip_prefix(key)?.strip_prefix('=')).next_back()
-        };
-        let directory = value("subvol").or_else(|| value("X-mount.subdir"));
-        match (directory, value("subvolid").and_then(|number| number.parse().ok())) {
+        let directory = option_value(options, "subvol").or_else(|| option_value(options, "X-mount.subdir"));
+        match (directory, option_value(options, "subvolid").and_then(|number| number.parse().ok())) {
             (Some(path), _) => FileSystemPart::Directory(format!("/{}", path.trim_matches('/')).into_bytes()),
             (None, Some(number)) => FileSystemPart::Subvolume(number),
             (None, None) => FileSystemPart::Default,

@@ -9,7 +9,7 @@ use super::guest_files::TreeFiles;
 use super::inventory::{DiskVolume, VolumeAccess, may_be_hidden};
 use super::partition::PartitionRole;
 use super::tree::{Tree, TreeError};
-use crate::wire::boot_mounts::{BootMount, BootPlan, MountPolicy, TooManyUnits, read_boot_plan};
+use crate::wire::boot_mounts::{BootMount, BootPlan, ESP_TARGETS, MountPolicy, TooManyUnits, read_boot_plan};
 use crate::wire::fstab::{self, DeviceName, FstabCover, FstabEntry};
 
 /// A table of mounts is a page of text, bytes.
@@ -27,9 +27,6 @@ const BY_TYPE: [(PartitionRole, &[u8]); 6] = [
 ];
 /// Where generators replace those of systemd (systemd.generator(7)).
 const GENERATOR_FOLDERS: [&str; 2] = ["/etc/systemd/system-generators", "/usr/local/lib/systemd/system-generators"];
-/// Where an ESP is mounted that nothing names: systemd-gpt-auto-generator(8) takes the first, or the second where no other
-/// file system is for it; distributions take the third.
-const ESP_TARGETS: [&[u8]; 3] = [b"/efi", b"/boot", b"/boot/efi"];
 
 /// A mount that the guest makes.
 #[derive(Debug, Clone)]
@@ -57,7 +54,7 @@ pub(super) fn mount_all<'c>(
     let BootPlan { mut mounts, masked } = read_plan(tree, &table)?;
     mounts.retain(|mount| mount.target != b"/usr");
     let covers: Vec<FstabCover> =
-        mounts.iter().filter(|mount| may_be_made(mount.policy)).filter_map(BootMount::cover).collect();
+        mounts.iter().filter(|mount| mount.policy.may_be_made()).filter_map(BootMount::cover).collect();
     let (unwanted, mounts): (Vec<BootMount>, Vec<BootMount>) =
         mounts.into_iter().partition(|mount| mount.policy == MountPolicy::Unwanted);
     let mut planned: Vec<PlannedMount> = mounts.iter().filter_map(FstabEntry::new).map(PlannedMount::from).collect();
@@ -89,10 +86,6 @@ fn read_plan(tree: &Tree<'_>, table: &[u8]) -> Result<BootPlan, TreeError> {
     let files = TreeFiles::new(tree, MAX_TABLE);
     let plan = read_boot_plan(&files, table).map_err(|TooManyUnits| TreeError::TooMuch("more mount units"));
     files.into_failure().map_or(plan, Err)
-}
-
-fn may_be_made(policy: MountPolicy) -> bool {
-    !matches!(policy, MountPolicy::Manual | MountPolicy::Unwanted)
 }
 
 /// Returns whether the administrator has masked or replaced what mounts partitions for their types.

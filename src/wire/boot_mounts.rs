@@ -16,6 +16,10 @@ const RUNNING_LINE: &str = "/proc/cmdline";
 const SYSTEMD: &str = "systemd";
 const SYSTEMD_FOLDERS: [&str; 2] = ["/usr/lib/systemd", "/lib/systemd"];
 
+/// Where an ESP is mounted that nothing names: systemd-gpt-auto-generator(8) takes the first, or the second where no other
+/// file system is for it; distributions take the third.
+pub const ESP_TARGETS: [&[u8]; 3] = [b"/efi", b"/boot", b"/boot/efi"];
+
 /// Whether a boot makes a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MountPolicy {
@@ -48,6 +52,12 @@ impl MountPolicy {
     #[must_use]
     pub fn is_made(self) -> bool {
         matches!(self, MountPolicy::Required | MountPolicy::Optional)
+    }
+
+    /// Returns whether a boot may make the mount.
+    #[must_use]
+    pub fn may_be_made(self) -> bool {
+        !matches!(self, MountPolicy::Manual | MountPolicy::Unwanted)
     }
 
     /// Returns why it is not certain whether a boot makes the mount.
@@ -100,7 +110,7 @@ impl BootMount {
     /// Returns whether an option is set that has no value.
     #[must_use]
     pub fn has_option(&self, name: &str) -> bool {
-        self.split_options().any(|option| option == name)
+        split_options(&self.options).any(|option| option == name)
     }
 
     /// Returns whether a boot mounts something here together with this mount, since a whole tree is bound.
@@ -114,11 +124,7 @@ impl BootMount {
     /// Returns the value of an option.
     #[must_use]
     pub fn option(&self, key: &str) -> Option<&str> {
-        self.split_options().filter_map(|option| option.strip_prefix(key)?.strip_prefix('=')).next_back()
-    }
-
-    fn split_options(&self) -> impl DoubleEndedIterator<Item = &str> {
-        self.options.split(',').map(str::trim)
+        option_value(&self.options, key)
     }
 
     /// Returns the block device that is mounted. The same files are not listed twice for a bind mount, and what is not on a
@@ -144,6 +150,16 @@ impl BootMount {
         };
         hides.then(|| FstabCover { source, target: self.target.clone() })
     }
+}
+
+/// Returns the last value of an option in a list with commas.
+#[must_use]
+pub fn option_value<'t>(options: &'t str, key: &str) -> Option<&'t str> {
+    split_options(options).filter_map(|option| option.strip_prefix(key)?.strip_prefix('=')).next_back()
+}
+
+fn split_options(options: &str) -> impl DoubleEndedIterator<Item = &str> {
+    options.split(',').map(str::trim)
 }
 
 coded_struct! {

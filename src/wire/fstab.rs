@@ -170,10 +170,12 @@ impl<'t> FstabFields<'t> {
 
     /// Returns what `mount --all` makes of the options.
     fn policy_of_mount_all(&self) -> MountPolicy {
-        match () {
-            () if self.has(b"noauto") => MountPolicy::Manual,
-            () if self.has(b"nofail") => MountPolicy::Optional,
-            () => MountPolicy::Required,
+        if self.has(b"noauto") {
+            MountPolicy::Manual
+        } else if self.has(b"nofail") {
+            MountPolicy::Optional
+        } else {
+            MountPolicy::Required
         }
     }
 

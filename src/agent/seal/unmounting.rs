@@ -8,7 +8,7 @@ use std::path::Path;
 use super::super::leftovers::Leftovers;
 use super::super::mounts::{self, Devices, Location, MountLine};
 use super::super::{Refusal, next_boot, sys};
-use crate::wire::boot_mounts::{BootMount, MountPolicy};
+use crate::wire::boot_mounts::BootMount;
 
 /// Folders whose content is never a part of the image.
 const VOLATILE: [&str; 4] = ["/proc", "/sys", "/dev", "/run"];
@@ -75,7 +75,7 @@ impl PlannedBoot<'_> {
     /// Returns whether a boot makes this mount, as far as that can be told here: the host looks at what is left.
     fn makes(&mut self, line: &MountLine) -> bool {
         match self.planned.iter().find(|mount| mount.target == line.target) {
-            Some(mount) if matches!(mount.policy, MountPolicy::Manual | MountPolicy::Unwanted) => false,
+            Some(mount) if !mount.policy.may_be_made() => false,
             Some(mount) if mount.is_bind() => self.binds(mount, line),
             Some(mount) if mount.device().is_some() => self.mounts_device(mount, line),
             Some(mount) => mount.kind.is_empty() || mount.kind == "auto" || mount.kind == line.kind,
