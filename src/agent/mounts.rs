@@ -48,13 +48,21 @@ pub fn describe(left: &Leftovers) -> Result<Message, Refusal> {
     let found = visible(&lines, &on_disk);
     let boot = next_boot::describe()?;
     let planned: Vec<&[u8]> = boot.mounts.iter().map(|mount| mount.target.as_slice()).collect();
-    let mounts: Vec<GuestMount> = found
-        .into_iter()
-        .map(|index| GuestMount {
-            is_original: left.is_original(&lines[index], &planned),
-            ..describe_mount(&lines[index], &locations[index])
-        })
-        .collect();
+    // One look at a device says it of all subvolumes on it that are mounted.
+    let mut default_roots = HashMap::new();
+    let mut default_root = |line: &MountLine| {
+        let known = default_roots.entry(line.source.clone());
+        known.or_insert_with_key(|device| next_boot::default_root(device)).clone()
+    };
+    let describe_found = |index: usize| {
+        let line = &lines[index];
+        GuestMount {
+            is_original: left.is_original(line, &planned),
+            default_root: if line.kind == "btrfs" { default_root(line) } else { None },
+            ..describe_mount(line, &locations[index])
+        }
+    };
+    let mounts: Vec<GuestMount> = found.into_iter().map(describe_found).collect();
     let is_sound = mounts::check(&mounts, &boot).is_ok();
     let has_rpm = RPM_DATABASES.iter().any(|path| Path::new(path).exists());
     let answer = Message::Mounted { mounts, boot, has_rpm };
@@ -87,7 +95,7 @@ fn describe_mount(line: &MountLine, location: &Location) -> GuestMount {
         is_plain,
         is_original: false,
         subvolume: line.subvolume().unwrap_or(0),
-        default_root: if line.kind == "btrfs" { next_boot::default_root(&line.source) } else { None },
+        default_root: None,
         features: if is_plain { ext_features(Path::new(OsStr::from_bytes(&line.source))).unwrap_or(0) } else { 0 },
     }
 }
