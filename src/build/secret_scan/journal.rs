@@ -70,17 +70,15 @@ impl JournalReader {
         match &mut self.part {
             JournalPart::Over => bytes.len(),
             JournalPart::FileHeader(header) => {
-                let taken = fill(header, FILE_HEADER, bytes);
-                if header.len() == FILE_HEADER {
-                    let header = std::mem::take(header);
+                let (taken, whole) = fill(header, FILE_HEADER, bytes);
+                if let Some(header) = whole {
                     self.end_file_header(&header);
                 }
                 taken
             }
             JournalPart::ObjectHeader(header) => {
-                let taken = fill(header, OBJECT_HEADER, bytes);
-                if header.len() == OBJECT_HEADER {
-                    let header = std::mem::take(header);
+                let (taken, whole) = fill(header, OBJECT_HEADER, bytes);
+                if let Some(header) = whole {
                     self.end_object_header(&header);
                 }
                 taken
@@ -163,11 +161,12 @@ fn decoder(flags: u8) -> Option<Result<StreamDecoder, UnpackError>> {
     }
 }
 
-/// Fills a header up to a length, and returns how many bytes that took.
-fn fill(header: &mut Vec<u8>, length: usize, bytes: &[u8]) -> usize {
+/// Fills a header up to a length. Returns how many bytes that took, and the header if it is whole now.
+fn fill(header: &mut Vec<u8>, length: usize, bytes: &[u8]) -> (usize, Option<Vec<u8>>) {
     let taken = (length - header.len()).min(bytes.len());
     header.extend_from_slice(&bytes[..taken]);
-    taken
+    let whole = (header.len() == length).then(|| std::mem::take(header));
+    (taken, whole)
 }
 
 fn at_most(count: u64, bytes: &[u8]) -> usize {
