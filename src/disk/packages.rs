@@ -87,6 +87,7 @@ pub struct PackageDatabase {
 const UNREAD_MANAGERS: [(&str, &str); 13] = [
     ("opkg", "/usr/lib/opkg/status"),
     ("opkg", "/var/lib/opkg/status"),
+    ("opkg", "/opt/lib/opkg/status"),
     ("pacman", "/var/lib/pacman/local"),
     ("pacman", "/usr/lib/sysimage/lib/pacman/local"),
     ("portage", "/var/db/pkg"),
@@ -94,7 +95,6 @@ const UNREAD_MANAGERS: [(&str, &str); 13] = [
     ("swupd", "/usr/share/clear/bundles"),
     ("nix", "/nix/var/nix/db"),
     ("guix", "/var/guix/db"),
-    ("opkg", "/opt/lib/opkg/status"),
     ("pkgtools", "/var/lib/pkgtools/packages"),
     ("pkgtools", "/var/log/packages"),
     ("eopkg", "/var/lib/eopkg/package"),
