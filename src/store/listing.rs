@@ -60,6 +60,7 @@ impl Store {
     pub fn list(&self) -> Result<Listing, StoreError> {
         let mut listing = Listing::default();
         for name in self.names()? {
+            let _image = self.share_image(&name)?;
             let tags = Tags::read(&self.image_path(&name)).unwrap_or_else(|error| {
                 listing.unreadable.push(error);
                 Tags::default()
@@ -68,7 +69,7 @@ impl Store {
             for id in self.versions(&name)? {
                 match self.artifact_at(&id) {
                     Ok(artifact) => versions.push(Summary::new(&artifact, &tags)),
-                    // Removed since the folder was listed.
+                    // Removed by other means than kiln since the folder was listed.
                     Err(error) if error.is_not_found() => {}
                     Err(error) => listing.unreadable.push(error),
                 }

@@ -153,6 +153,15 @@ impl Store {
         self.lock_file(&format!("locks/{name}"), Lock::exclusive)
     }
 
+    /// Keeps versions of an image from coming and going. Without it, a listing of its folder may miss both the version that
+    /// goes and the one that comes. `None` where there is no such image; asking for one leaves nothing.
+    pub(super) fn share_image(&self, name: &str) -> Result<Option<Lock>, StoreError> {
+        if !self.image_path(name).is_dir() {
+            return Ok(None);
+        }
+        self.lock_file(&format!("locks/{name}"), Lock::shared).map(Some)
+    }
+
     /// Puts a file in the place of one that may be there, durably and in one step: whoever reads it sees the old or the new. The
     /// guard keeps those away that clear tmp.
     pub(super) fn replace_file(&self, path: &Path, content: &[u8], _guard: &Lock) -> Result<(), StoreError> {

@@ -176,6 +176,15 @@ impl Store {
 
     /// From what a user types to one version. A version goes before a tag of the same name.
     fn resolve(&self, reference: &Reference) -> Result<ImageId, StoreError> {
+        let _image = match reference.selector() {
+            Some(_) => None,
+            None => self.share_image(reference.name())?,
+        };
+        self.resolve_locked(reference)
+    }
+
+    /// The same where the image's lock is held, without which the newest version cannot be told.
+    fn resolve_locked(&self, reference: &Reference) -> Result<ImageId, StoreError> {
         let Some(selector) = reference.selector() else { return self.newest(reference) };
         let id = ImageId::new(reference.name(), selector)?;
         if self.version_path(&id).is_dir() {

@@ -216,7 +216,7 @@ impl Store {
     /// before, or the new version.
     pub fn tag(&self, image: &Reference, tag: &Tag) -> Result<Change, StoreError> {
         self.change_tags(image, |tags| {
-            let id = self.resolve(image)?;
+            let id = self.resolve_locked(image)?;
             if !self.version_path(&id).is_dir() {
                 return Err(self.missing(image, &id));
             }
