@@ -215,10 +215,15 @@ pub(crate) fn write_seed(site: Site<'_>, boot: seed::Boot) -> Result<(), Failure
     Ok(())
 }
 
-/// Boots the plan's machine from its overlay, with the UEFI variables of the layer below.
+/// Boots the plan's machine from a new overlay, with the UEFI variables of the layer below.
 pub(crate) async fn boot(build: &Build<'_>, stack: Option<&Stack>) -> Result<Guest, Failure> {
     let machine = machine_on(build.plan, stack);
-    let guest = start(Site { machine: &machine, ..build.site() }, &backing(build.plan, stack)).await?;
+    let backing = backing(build.plan, stack);
+    let attempt = async || {
+        prepare(build)?;
+        start(Site { machine: &machine, ..build.site() }, &backing).await
+    };
+    let guest = boot_despite_crash(&build.events, attempt).await?;
     if build.plan.grows() && stack.is_none() {
         return check_growth(build, guest).await;
     }
@@ -280,6 +285,32 @@ pub(crate) async fn resume(
             Err(failure)
         }
     }
+}
+
+/// Boots, and boots once more if QEMU crashes before the guest is up. `attempt` makes the overlay anew, so nothing of the first
+/// one is left.
+///
+/// With several virtual CPUs, QEMU's software emulation has a race while a guest maps its devices: it ends in the assertion
+/// `section_index < d->map.sections_nb` of `iotlb_to_section`. Rare, and seen with QEMU 10.0.
+pub(crate) async fn boot_despite_crash<T>(
+    events: &Events,
+    attempt: impl AsyncFn() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    match attempt().await {
+        Err(failure) if is_crash(&failure) => {
+            events.notice(Level::Warning, format!("{failure}; the guest is booted once more"));
+            attempt().await
+        }
+        other => other,
+    }
+}
+
+fn is_crash(failure: &Failure) -> bool {
+    let fate = match failure.fault() {
+        Some(BootError::Ended { fate, .. }) => Some(fate),
+        _ => failure.fault(),
+    };
+    fate.is_some_and(machine::Fate::is_crash)
 }
 
 /// Starts a machine and waits until its agent speaks and the boot is over.

@@ -420,10 +420,10 @@ impl<'a> Build<'a> {
         mut done: Vec<Done>,
     ) -> Result<(Guest, Vec<Done>), Failure> {
         loop {
-            boot::prepare(self)?;
             let Begin::Memory(stack, format, hello) = begin else {
                 return Ok((self.boot(layers, begin).await?, done));
             };
+            boot::prepare(self)?;
             match boot::resume_layer(self, &stack, format, hello.clone()).await {
                 Ok(guest) => {
                     layers.began(Begin::Memory(stack, format, hello));

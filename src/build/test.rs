@@ -291,16 +291,18 @@ impl<'a> Round<'a> {
 
     /// Boots the image; how long that took.
     async fn boot(&self, folder: &Path) -> Result<(Guest, Duration), Failure> {
-        self.prepare(folder)?;
-        let began = Instant::now();
-        let site = self.site(folder);
-        let guest = boot::start(site, &self.backing()).await;
+        let attempt = async || {
+            self.prepare(folder)?;
+            let began = Instant::now();
+            let guest = boot::start(self.site(folder), &self.backing()).await?;
+            Ok((guest, began.elapsed()))
+        };
         let blame = |why: Failure| match why.fault::<LimitReached>() {
             // An interruption is nobody's fault.
             Some(_) => why,
             None => DoesNotBoot { format: self.image.format.name(), why }.into(),
         };
-        Ok((guest.map_err(blame)?, began.elapsed()))
+        boot::boot_despite_crash(self.bench.events, attempt).await.map_err(blame)
     }
 
     /// Boots once for these tests and freezes the guest. Where that cannot be, runs them in this guest, and gives nothing.

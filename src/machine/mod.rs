@@ -14,6 +14,7 @@ use std::fs::File;
 use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -107,8 +108,8 @@ pub enum Fate {
         status: String,
         /// The end of its standard error.
         stderr: String,
-        /// It was killed, most often by the kernel for want of memory.
-        killed: bool,
+        /// The signal that ended it, if one did.
+        signal: Option<Signal>,
     },
     /// The guest turned itself off.
     #[error("the guest powered itself off")]
@@ -136,6 +137,16 @@ pub enum Fate {
     Stopped,
 }
 
+impl Fate {
+    /// Whether QEMU ended itself by a fault of its own, such as a failed assertion.
+    #[must_use]
+    pub fn is_crash(&self) -> bool {
+        use Signal::{SIGABRT, SIGFPE, SIGILL, SIGSEGV, SIGTRAP};
+        let Fate::Exited { signal: Some(signal), .. } = self else { return false };
+        [SIGABRT, SIGFPE, SIGILL, SIGSEGV, SIGTRAP].contains(signal)
+    }
+}
+
 impl Fault for Fate {
     fn kind(&self) -> Kind {
         match self {
@@ -146,7 +157,8 @@ impl Fault for Fate {
 
     fn hints(&self) -> Vec<String> {
         match self {
-            Fate::Exited { killed: true, .. } => {
+            // Most often by the kernel for want of memory.
+            Fate::Exited { signal: Some(Signal::SIGKILL), .. } => {
                 vec!["if the host ran out of memory, lower `machine.memory` in the spec (`dmesg` tells)".into()]
             }
             Fate::Disk { full: true, .. } => {
@@ -233,7 +245,7 @@ impl Life {
             (Some((status, stderr)), _, _) => Some(Fate::Exited {
                 status: process::describe(*status),
                 stderr: stderr.clone(),
-                killed: std::os::unix::process::ExitStatusExt::signal(status) == Some(Signal::SIGKILL as i32),
+                signal: status.signal().and_then(|number| Signal::try_from(number).ok()),
             }),
             (None, _, true) => Some(Fate::Stopped),
             (None, ..) if self.resets > self.tolerated_resets => Some(Fate::Rebooted),

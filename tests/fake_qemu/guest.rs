@@ -19,10 +19,10 @@ use kiln::wire::{
 };
 use nix::sys::signal::{Signal, raise};
 
-use super::hostile;
 use super::machine::Machine;
 use super::script::{self, Does, Fault};
 use super::trees::{pack, pack_folder, unpack};
+use super::{crash, hostile, starts};
 
 /// Between two hellos, as the agent has it.
 const TICK: Duration = Duration::from_millis(300);
@@ -41,6 +41,8 @@ pub fn live(machine: &Machine, port: &UnixStream, mut console: UnixStream, mode:
             );
             return hold(port);
         }
+        "crashes-at-boot" => return crash(),
+        _ if mode.strip_prefix("crashes-at-start-") == Some(&starts().to_string()) => return crash(),
         "boot-loop" => {
             (0..8).for_each(|_| machine.reset());
             return hold(port);

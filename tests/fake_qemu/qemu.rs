@@ -163,6 +163,13 @@ fn set_uefi_variable(value: &str) -> std::io::Result<()> {
     file.write_all(&[&[length], value.as_bytes()].concat())
 }
 
+/// How many times QEMU was started in this test, this time included.
+fn starts() -> usize {
+    let log =
+        setting("KILN_FAKE_LOG").map_or_else(String::new, |path| std::fs::read_to_string(path).unwrap_or_default());
+    log.lines().filter(|line| line.starts_with("start ")).count()
+}
+
 /// Tells the test what was done.
 fn log(line: &str) {
     let Some(path) = setting("KILN_FAKE_LOG") else { return };

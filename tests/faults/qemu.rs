@@ -23,6 +23,21 @@ fn h3_a_qemu_that_crashes_is_named_with_its_signal() {
 }
 
 #[test]
+fn h3_a_qemu_that_crashes_while_the_guest_boots_is_given_a_second_try() {
+    let ended = fault("crashes-at-start-1").stderr_has("SIGSEGV").stderr_has("booted once more").run();
+    assert_eq!(ended.place().starts(), 2);
+    let ended = refused(fault("crashes-at-boot").fails(4).stderr_has("did not boot").stderr_has("SIGSEGV"));
+    assert_eq!(ended.place().starts(), 2);
+}
+
+#[test]
+fn h3_a_qemu_that_crashes_while_a_tested_image_boots_is_given_a_second_try() {
+    let kiln = Kiln::new().spec(&format!("{STEP}[[test]]\nrun = 'true'")).build();
+    let ended = kiln.fake("clone-crashes-at-start-2").stderr_has("booted once more").run();
+    assert_eq!(ended.place().starts(), 3);
+}
+
+#[test]
 fn h3_a_qemu_that_crashes_when_asked_for_its_version_boots_nothing() {
     refused_at_once(fault("segv-at-version").fails(4).stderr_has("SIGSEGV").stderr_has("help: "));
 }
