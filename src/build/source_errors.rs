@@ -1,10 +1,12 @@
-//! What is wrong with the files that a spec names: all of it at once, each with its place in the spec.
+//! What is wrong with the files that a spec names, or with its keys for this base and host: all of it at once, each with its
+//! place in the spec.
 
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
 use crate::error::{Failure, Fault, Kind};
+use crate::plan::PlanError;
 use crate::plan::host_paths::PathOwner;
 use crate::project::FileReach;
 use crate::spec::{Action, Document, SecretSource, Source, Spec, SpecError, SpecErrors, SpecFile, Step, resolve_path};
@@ -13,7 +15,7 @@ use super::inputs::InputError;
 use super::reach::RefusedPath;
 use super::secrets::SecretError;
 
-/// Everything that is wrong with the base image and the inputs of a spec; never empty.
+/// Everything that is wrong with the base image and the inputs of a spec, or with its keys for them; never empty.
 #[derive(Debug)]
 pub struct SourceErrors {
     kind: Kind,
@@ -23,12 +25,19 @@ pub struct SourceErrors {
 }
 
 /// The base image as a whole.
-const BASE: PathOwner = PathOwner::Base("file");
+const BASE: Subject = Subject::Path(PathOwner::Base("file"));
+
+/// What a problem is about.
+enum Subject {
+    Path(PathOwner),
+    /// A key of `[machine]`.
+    MachineKey(&'static str),
+}
 
 /// One thing that is wrong.
 pub(crate) struct SourceProblem {
     kind: Kind,
-    subject: PathOwner,
+    subject: Subject,
     message: String,
     hints: Vec<String>,
     evidence: Vec<String>,
@@ -36,7 +45,7 @@ pub(crate) struct SourceProblem {
 
 impl From<&InputError> for SourceProblem {
     fn from(error: &InputError) -> Self {
-        let (kind, subject, hints) = (error.kind(), PathOwner::Step(error.line()), error.hints());
+        let (kind, subject, hints) = (error.kind(), Subject::Path(PathOwner::Step(error.line())), error.hints());
         Self { kind, subject, message: error.describe(), hints, evidence: Vec::new() }
     }
 }
@@ -44,13 +53,24 @@ impl From<&InputError> for SourceProblem {
 impl From<&RefusedPath> for SourceProblem {
     fn from((owner, refusal): &RefusedPath) -> Self {
         let (kind, hints) = (refusal.kind(), refusal.hints());
-        Self { kind, subject: owner.clone(), message: refusal.to_string(), hints, evidence: Vec::new() }
+        Self { kind, subject: Subject::Path(owner.clone()), message: refusal.to_string(), hints, evidence: Vec::new() }
     }
 }
 
 impl From<&SecretError> for SourceProblem {
     fn from(error: &SecretError) -> Self {
-        let subject = PathOwner::Secret(error.name.clone());
+        let subject = Subject::Path(PathOwner::Secret(error.name.clone()));
+        Self { kind: error.kind(), subject, message: error.to_string(), hints: error.hints(), evidence: Vec::new() }
+    }
+}
+
+impl From<&PlanError> for SourceProblem {
+    fn from(error: &PlanError) -> Self {
+        let subject = Subject::MachineKey(match error {
+            PlanError::KvmUnusable(_) => "accel",
+            PlanError::NoFirmware => "firmware",
+            PlanError::TooLarge { .. } | PlanError::DiskTooSmall { .. } | PlanError::Size(_) => "disk",
+        });
         Self { kind: error.kind(), subject, message: error.to_string(), hints: error.hints(), evidence: Vec::new() }
     }
 }
@@ -86,9 +106,13 @@ impl SourceErrors {
 }
 
 /// Returns the string that names the subject; where there is none, such as in a value with a variable, its line.
-fn find_place(spec: &Spec, document: &Document, subject: &PathOwner) -> Option<Range<usize>> {
+fn find_place(spec: &Spec, document: &Document, subject: &Subject) -> Option<Range<usize>> {
     let is_path = |text: &str, path: &Path| resolve_path(&spec.path, Path::new(text)) == path;
-    match subject {
+    let owner = match subject {
+        Subject::MachineKey(key) => return document.find_value(spec.variant.as_deref(), ["machine", key]),
+        Subject::Path(owner) => owner,
+    };
+    match owner {
         PathOwner::Base(_) => document
             .find_string(1, |text| names_base(spec, text))
             .or_else(|| document.find_line(|line| line == "[base]" || line.starts_with("base"))),
@@ -157,7 +181,7 @@ mod tests {
     use super::*;
     use crate::spec::Overrides;
 
-    fn places(text: &str, subject: &PathOwner) -> Option<(usize, String)> {
+    fn places(text: &str, subject: &Subject) -> Option<(usize, String)> {
         let path = Path::new("/project/kiln.toml");
         let text = format!("[image]\nname = 'a'\nversion = '1'\n{text}");
         let spec = Spec::parse(path, &text, &Overrides::default()).unwrap();
@@ -170,9 +194,9 @@ mod tests {
     fn a_problem_is_located_by_what_names_it() {
         let spec = "[base] # 'x'\nfile = \"b.qcow2\"\n[[step]]\nrun = 'true'\n[[step]]\nname = \"it's\"\ncopy = 'site/'\nto = '/srv'\n";
         assert_eq!(places(spec, &BASE), Some((5, "\"b.qcow2\"".into())));
-        assert_eq!(places(spec, &PathOwner::Step(8)), Some((10, "'site/'".into())));
+        assert_eq!(places(spec, &Subject::Path(PathOwner::Step(8))), Some((10, "'site/'".into())));
         let variable = "[base]\nfile = \"{{ b }}\"\n[vars]\nb = 'x'\n[[step]]\ncopy = '{{ b }}'\nto = '/srv/'\n";
         assert_eq!(places(variable, &BASE), Some((7, "'x'".into())), "the value of the variable");
-        assert_eq!(places(variable, &PathOwner::Step(8)), Some((8, "[[step]]".into())));
+        assert_eq!(places(variable, &Subject::Path(PathOwner::Step(8))), Some((8, "[[step]]".into())));
     }
 }

@@ -131,7 +131,10 @@ pub async fn plan(
         seal_build: seal::build(),
         source_date_epoch,
     };
-    Ok(Plan::new(spec, &facts)?)
+    Plan::new(spec.clone(), &facts).or_else(|error| {
+        SourceErrors::check(&spec, reach.files, vec![SourceProblem::from(&error)])?;
+        Err(error.into())
+    })
 }
 
 /// Checks what a spec brings from this host, without its base image.

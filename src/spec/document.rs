@@ -3,6 +3,9 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use toml::Spanned;
+use toml::de::DeTable;
+
 /// A value and the bytes of the document it was read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct At<T> {
@@ -85,6 +88,18 @@ impl Document {
             }
         }
         found
+    }
+
+    /// Returns the value of a key in a table of the document, or in that of the variant where it has one.
+    pub(crate) fn find_value(&self, variant: Option<&str>, path: [&str; 2]) -> Option<Range<usize>> {
+        let (document, _) = DeTable::parse_recoverable(&self.text);
+        let find = |from: &DeTable, [table, key]: [&str; 2]| {
+            from.get(table)?.get_ref().as_table()?.get(key).map(Spanned::span)
+        };
+        let document = document.get_ref();
+        let overlay = variant.and_then(|name| document.get("variants")?.get_ref().as_table()?.get(name));
+        let overlaid = overlay.and_then(|overlay| find(overlay.get_ref().as_table()?, path));
+        overlaid.or_else(|| find(document, path))
     }
 
     /// Returns the first line whose text, without the space around it, is the wanted one.

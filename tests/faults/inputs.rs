@@ -101,6 +101,16 @@ fn a_missing_base_is_told() {
 }
 
 #[test]
+fn s3_a_key_that_does_not_fit_the_base_or_the_host_has_its_place() {
+    let small = Kiln::new().spec("disk = '1MiB'").build();
+    refused_at_once(small.fails(3).stderr_has("kiln.toml:8:8").stderr_has("a disk can only grow"));
+    // The key of the variant is the one that counts.
+    let text = "disk = '64MiB'\n[variants.small.machine]\ndisk = '1MiB'";
+    let variant = Kiln::new().spec(text).build().args(["--variant", "small"]);
+    refused_at_once(variant.fails(3).stderr_has("kiln.toml:10:8").stderr_has("a disk can only grow"));
+}
+
+#[test]
 fn b1_a_base_with_another_digest_is_told_with_both() {
     let wanted = "0".repeat(64);
     let spec = format!(
