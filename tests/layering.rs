@@ -1,7 +1,7 @@
 //! Imports point downwards only.
 //!
 //! ```text
-//! cli > report > build > package > machine | guest | layer | disk | download | seed | store > plan > spec > leaves     agent > wire alone
+//! cli > report > build > package > machine | session | layer | disk | download | seed | store > plan > specfile > leaves     agent > wire alone
 //! ```
 
 use std::fs;
@@ -16,7 +16,7 @@ const ROWS: [&[&str]; 8] = [
         "event",
         "fs",
         "masking",
-        "memo",
+        "digest_cache",
         "ownership",
         "process",
         "project",
@@ -27,15 +27,15 @@ const ROWS: [&[&str]; 8] = [
         "wire",
         "workdir",
     ],
-    &["spec"],
+    &["specfile"],
     &["plan"],
-    &["machine", "guest", "layer", "disk", "download", "seed", "store"],
+    &["machine", "session", "layer", "disk", "download", "seed", "store"],
     &["package"],
     &["build"],
     &["report"],
     &["cli"],
 ];
-/// The agent is a program of its own: it knows `wire` and nothing else. Only `guest`, its other end, may use its parts.
+/// The agent is a program of its own: it knows `wire` and nothing else. Only `session`, its other end, may use its parts.
 const AGENT: &str = "agent";
 
 fn height(module: &str) -> Option<usize> {
@@ -46,7 +46,7 @@ fn may_use(from: &str, to: &str) -> bool {
     match (from, to) {
         _ if from == to => true,
         (AGENT, _) => to == "wire",
-        (_, AGENT) => from == "guest",
+        (_, AGENT) => from == "session",
         _ => match (height(from), height(to)) {
             (Some(0), Some(0)) => true,
             (Some(from), Some(to)) => to < from,

@@ -18,7 +18,7 @@ use kiln::disk::listing::{self, Listing, ListingWriter, Record};
 use kiln::disk::os_release::os;
 use kiln::disk::packages::read_databases;
 use kiln::disk::tree::{Tree, TreeError};
-use kiln::spec::{BaseFormat, DiskFormat};
+use kiln::specfile::{BaseFormat, DiskFormat};
 use kiln::store::Manifest;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::{TimeVal, TimeValLike};

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use crate::error::Failure;
 use crate::event::{Channel, Level};
-use crate::guest::{Aftermath, GuestError};
 use crate::machine::Fate;
 use crate::plan::PlannedStep;
-use crate::spec::{Action, Command};
+use crate::session::{Aftermath, GuestError};
+use crate::specfile::{Action, Command};
 use crate::wire::LeftProcess;
 
 use super::Build;

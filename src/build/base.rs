@@ -15,15 +15,15 @@ use std::time::Instant;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
+use crate::digest_cache::Memo;
 use crate::download::{
     self, ChecksumError, DownloadError, Downloads, Location, Packing, Progress, Reach, Request, SumsTrust, Watch,
 };
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Event, Events, Level, Stage};
-use crate::memo::Memo;
 use crate::plan::StoredBase;
 use crate::plan::machine::format_name;
-use crate::spec::{BaseFormat, Remote, Source, Spec, Sums, Trust};
+use crate::specfile::{BaseFormat, Remote, Source, Spec, Sums, Trust};
 use crate::store::{Artifact, Reference, Store, StoreError};
 
 use super::pins::{self, Pin, PinError, Pins};

@@ -10,7 +10,6 @@ use tokio::time::sleep;
 use crate::disk::qcow2::create_overlay;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Events, Level};
-use crate::guest::{AGENT, Exec, Exit, GuestError, Hello, Session};
 use crate::layer::Stack;
 use crate::machine::argv::{Backing, OVERLAY, SEED, Start};
 use crate::machine::checkpoint::RamFormat;
@@ -20,8 +19,9 @@ use crate::masking::SecretMask;
 use crate::plan::machine::Machine;
 use crate::plan::{Plan, with_grace};
 use crate::seed;
+use crate::session::{AGENT, Exec, Exit, GuestError, Hello, Session};
 use crate::size::{ByteSize, format_duration};
-use crate::spec::{DiskFormat, Network};
+use crate::specfile::{DiskFormat, Network};
 
 use super::aftermath::PowerSuspects;
 use super::cloud_init::KnownObstacles;

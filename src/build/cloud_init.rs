@@ -10,9 +10,9 @@ use crate::disk::guest_files::TreeFiles;
 use crate::disk::tree::Tree;
 use crate::error::{Fault, Kind};
 use crate::event::Level;
-use crate::guest::GuestError;
 use crate::plan::Plan;
-use crate::spec::{Action, DiskFormat};
+use crate::session::GuestError;
+use crate::specfile::{Action, DiskFormat};
 use crate::wire::cloud_init::{SeedObstacle, find_obstacles};
 use crate::wire::guest_files::LONGEST_FILE;
 

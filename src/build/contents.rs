@@ -28,8 +28,8 @@ use crate::disk::told::Told;
 use crate::disk::tree::{EntryVisitor, Tree, TreeError, TreeVisitor, left_over, readable_volumes};
 use crate::error::Failure;
 use crate::event::{Events, Level};
-use crate::guest::GuestError;
-use crate::spec::{Output, OutputFormat, Platform};
+use crate::session::GuestError;
+use crate::specfile::{Output, OutputFormat, Platform};
 use crate::store::manifest;
 
 use super::boot::Guest;

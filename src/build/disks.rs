@@ -25,7 +25,7 @@ use crate::disk::write::{WriteError, write, writes};
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Event, Events, Stage};
 use crate::plan::output::DiskFile;
-use crate::spec::{Compression, DiskFormat};
+use crate::specfile::{Compression, DiskFormat};
 
 use super::lanes::all;
 

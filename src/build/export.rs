@@ -16,7 +16,7 @@ use crate::package::{Facts, PackageError, simplestreams};
 use crate::plan::check_size;
 use crate::plan::output::{Outputs, Published};
 use crate::size::ByteSize;
-use crate::spec::{self, DiskFormat, Firmware, OutputFormat};
+use crate::specfile::{self, DiskFormat, Firmware, OutputFormat};
 use crate::store::manifest::{Manifest, Output};
 use crate::store::{Artifact, OnConflict, StoreError, give_names};
 
@@ -61,7 +61,7 @@ impl Fault for ExportError {
 /// What the user asks for.
 pub struct Wanted<'a> {
     /// A format, and a compression that it takes.
-    pub output: spec::Output,
+    pub output: specfile::Output,
     /// A folder that is there or ends with a slash; or else the name of the file, if the format is a single one.
     pub target: &'a Path,
     /// What to do with a file that is there and differs.
@@ -117,7 +117,7 @@ pub async fn add_to_tree(
 ) -> Result<Vec<PathBuf>, Failure> {
     // The disk of that format; what stands beside it is made for the tree.
     let compression = OutputFormat::Incus.compressions()[0];
-    let output = spec::Output { format: OutputFormat::Qcow2, compression, platforms: Vec::new() };
+    let output = specfile::Output { format: OutputFormat::Qcow2, compression, platforms: Vec::new() };
     let tree = absolute(tree).unwrap_or_else(|_| tree.to_owned());
     let scratch = scratch(&tree)?;
     let limits = Limits::new(cancel, Duration::MAX);
@@ -163,7 +163,7 @@ fn scratch(folder: &Path) -> Result<TempDir, StoreError> {
 /// Makes every file of an output in the folder, and reads the disk back. They are not digested yet.
 async fn make(
     artifact: &Artifact,
-    output: &spec::Output,
+    output: &specfile::Output,
     folder: &Path,
     events: &Events,
 ) -> Result<Vec<Output>, Failure> {

@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     /// An image with everything that has to be escaped somewhere.
-    pub(super) fn sample() -> (Manifest, std::path::PathBuf) {
+    pub(crate) fn sample() -> (Manifest, std::path::PathBuf) {
         let mut manifest = manifest::tests::sample("web", "1.4.0", "key");
         manifest.image.description = "nginx & \"our\" <site>".into();
         (manifest, "/store/it's <web>/1.4.0/web-1.4.0.qcow2".into())

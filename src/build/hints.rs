@@ -5,14 +5,14 @@
 
 use regex_lite::Regex;
 
-use crate::spec::Network;
+use crate::specfile::Network;
 
 #[cfg(test)]
 mod tests;
 
 /// What went wrong in a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Trouble {
+pub(crate) enum Trouble {
     DiskFull,
     NoInodes,
     Quota,
@@ -223,7 +223,7 @@ const PACKAGES: &[(&str, &str, Option<&str>)] = &[
 const HARMLESS_WARNING: &str = "sudo: unable to resolve host";
 
 /// Returns what to do about a command that failed, from what it wrote last.
-pub(super) fn hint(lines: &[String], network: Network) -> Option<String> {
+pub(crate) fn hint(lines: &[String], network: Network) -> Option<String> {
     let (trouble, line) = find_trouble(lines)?;
     Some(match trouble {
         T::CommandMissing => describe_command(line)?,

@@ -7,10 +7,10 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use crate::memo;
+use crate::digest_cache;
 use crate::plan::Plan;
 use crate::plan::trace::Trace;
-use crate::spec::Source;
+use crate::specfile::Source;
 
 /// More than a spec of thousands of steps, bytes.
 const LARGEST: u64 = 16 << 20;
@@ -29,7 +29,7 @@ pub fn recall(cache: &Path, plan: &Plan) -> Option<Trace> {
 
 /// Remembers this one.
 pub(crate) fn remember(cache: &Path, plan: &Plan, trace: &Trace) -> io::Result<()> {
-    memo::replace(&path(cache, plan), &serde_json::to_vec(trace)?)
+    digest_cache::replace(&path(cache, plan), &serde_json::to_vec(trace)?)
 }
 
 /// Where the files are that images were made from. Manifests do not say: they go to other hosts.
@@ -57,7 +57,7 @@ impl BaseFiles<'_> {
     pub(crate) fn remember(self, plan: &Plan) -> io::Result<()> {
         match &plan.spec.base.source {
             Source::File(file) if self.find(&plan.base.sha256).as_ref() != Some(file) => {
-                memo::replace(&self.path(&plan.base.sha256), file.as_os_str().as_bytes())
+                digest_cache::replace(&self.path(&plan.base.sha256), file.as_os_str().as_bytes())
             }
             _ => Ok(()),
         }

@@ -17,11 +17,11 @@ use nix::fcntl::OFlag;
 use sha2::{Digest, Sha256};
 
 use crate::digest::{hex, sha256_file};
+use crate::digest_cache::{Digested, Memo};
 use crate::error::{Fault, Kind};
-use crate::guest::{CheckoutModes, PackError, Source};
-use crate::memo::{Digested, Memo};
 use crate::plan::{InputDigest, InputFacts, PlannedStep};
-use crate::spec::{Action, Copy, Step};
+use crate::session::{CheckoutModes, PackError, Source};
+use crate::specfile::{Action, Copy, Step};
 
 use super::script_check::{self, ScriptFault, ScriptFinding};
 
@@ -237,10 +237,10 @@ fn examine_tree(source: &Source, line: usize) -> Result<Digested, InputError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::What;
     use crate::plan::key::Key;
     use crate::plan::trace::Parts;
-    use crate::spec::{Overrides, Owner, Spec};
+    use crate::session::What;
+    use crate::specfile::{Overrides, Owner, Spec};
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
 

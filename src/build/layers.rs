@@ -19,7 +19,6 @@ use tokio::task::spawn_blocking;
 use crate::disk::qcow2::create_overlay;
 use crate::error::Failure;
 use crate::event::{Events, Level};
-use crate::guest::{FetchedTree, GuestError};
 use crate::layer::evict::evict;
 use crate::layer::{Cache, Claim, CoveredStep, Draft, FetchedStream, Made, Name, Recorded, Stack, Unusable};
 use crate::machine::MachineError;
@@ -29,7 +28,8 @@ use crate::plan::key::Key;
 use crate::plan::machine::Firmware;
 use crate::plan::{Plan, reads_secret};
 use crate::process;
-use crate::spec::{Action, DiskFormat};
+use crate::session::{FetchedTree, GuestError};
+use crate::specfile::{Action, DiskFormat};
 
 use super::Build;
 use super::boot::Guest;
@@ -454,7 +454,7 @@ fn fetches(action: &Action) -> bool {
 }
 
 /// Says of a layer that is there why it is not used.
-pub(super) fn unusable(events: &Events) -> impl FnMut(Unusable) {
+pub(crate) fn unusable(events: &Events) -> impl FnMut(Unusable) {
     |why| events.notice(Level::Warning, format!("cache: a layer is not used: {why}"))
 }
 

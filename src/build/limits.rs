@@ -7,8 +7,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Failure, Fault, Kind};
-use crate::guest::GuestError;
 use crate::machine::Running;
+use crate::session::GuestError;
 use crate::size::format_duration;
 
 /// A connection to a dying QEMU breaks before QEMU is gone: how long to wait for the better explanation.

@@ -10,13 +10,12 @@ use crate::event::Outcome;
 use crate::machine::host;
 use crate::plan::Plan;
 use crate::plan::graph::{Graph, Node};
-use crate::spec::Spec;
+use crate::specfile::Spec;
 use crate::store::{Artifact, ImageId, Reference, Store};
 
 use super::base::{Bases, Located};
 use super::reach::Reach;
-use super::survey;
-use super::{Surroundings, build};
+use super::{Surroundings, build, survey};
 
 /// What QEMU and kiln need besides a guest's memory, bytes.
 const OVERHEAD: u64 = 256 << 20;
@@ -209,7 +208,7 @@ async fn first(running: &mut Vec<Build<'_>>) -> (usize, Built) {
 mod tests {
     use super::*;
     use crate::error::{Fault, Kind};
-    use crate::spec::Overrides;
+    use crate::specfile::Overrides;
     use std::path::Path;
 
     #[derive(Debug, thiserror::Error)]

@@ -19,18 +19,18 @@ use std::time::Instant;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
+use crate::digest_cache::Memo;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Event, Events, Level, Outcome, Sink, Stage};
 use crate::layer::Cache;
 use crate::machine::host::{self, HostError};
-use crate::memo::Memo;
 use crate::plan::Plan;
 use crate::plan::output::DiskFile;
 use crate::plan::trace::Trace;
 use crate::process;
 use crate::sign::Signer;
 use crate::size::ByteSize;
-use crate::spec::Test;
+use crate::specfile::Test;
 use crate::store::{Artifact, Lookup, Staging, Store, manifest};
 use crate::workdir::Workdir;
 

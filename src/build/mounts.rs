@@ -14,7 +14,7 @@ use crate::disk::ext4::are_features_read;
 use crate::disk::gap::TreeMount;
 use crate::disk::tree::TreeError;
 use crate::error::Failure;
-use crate::guest::{DiskReport, GuestError};
+use crate::session::{DiskReport, GuestError};
 use crate::wire::boot_mounts::BootReport;
 use crate::wire::mounts::{DiskPartition, GuestMount};
 

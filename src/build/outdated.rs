@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::memo::Memo;
+use crate::digest_cache::Memo;
 use crate::store::{Listing, Reference, Summary};
 
 use super::history::BaseFiles;

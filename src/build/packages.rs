@@ -13,8 +13,8 @@ use crate::disk::packages::{
 use crate::disk::tree::{Tree, TreeError};
 use crate::error::Failure;
 use crate::event::{Channel, Events, Level};
-use crate::guest::{Exec, Exit, GuestError};
 use crate::plan::with_grace;
+use crate::session::{Exec, Exit, GuestError};
 use crate::store::manifest;
 use crate::wire::mounts::RPM_DATABASES;
 

@@ -13,7 +13,7 @@ use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Fault, Kind};
-use crate::spec::{Source, Spec, Trust};
+use crate::specfile::{Source, Spec, Trust};
 
 /// Its name in a spec's folder.
 pub const FILE: &str = "kiln.lock";
@@ -284,7 +284,7 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::project::FileReach;
-    use crate::spec::Overrides;
+    use crate::specfile::Overrides;
 
     fn spec(folder: &Path, base: &str) -> Spec {
         let path = folder.join("kiln.toml");

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use crate::disk::packages::Package;
 use crate::disk::tree::{Tree, TreeError};
-use crate::spec::platform::{Driver, OVA_DRIVERS, Platform};
+use crate::specfile::platform::{Driver, OVA_DRIVERS, Platform};
 
 /// A kernel of a distribution has some 5000 modules, and a line of `modules.dep` a hundred bytes or more.
 const MAX_LIST: u64 = 32 << 20;

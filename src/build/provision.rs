@@ -8,28 +8,25 @@ use tokio::task::spawn_blocking;
 use crate::digest::hex;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Channel, Event, Level, Stage};
-use crate::guest::receive::receive;
-use crate::guest::{
-    Exec, Exit, FetchLimits, FetchOutcome, FetchRequest, FetchedTree, GuestError, PackedTree, Source, Staged, What,
-    stage,
-};
 use crate::layer::Span;
 use crate::machine::Fate;
 use crate::plan::{InputDigest, PlannedStep, with_grace};
 use crate::process::describe_signal;
+use crate::session::receive::receive;
+use crate::session::{
+    Exec, Exit, FetchLimits, FetchOutcome, FetchRequest, FetchedTree, GuestError, PackedTree, Source, Staged, What,
+    stage,
+};
 use crate::size::format_duration;
-use crate::spec::{Action, Command, Context, Copy, Network, Owner};
+use crate::specfile::{Action, Command, Context, Copy, Network, Owner};
 use crate::wire::SCRIPT_FOLDER;
 
-use super::aftermath;
 use super::boot::Guest;
-use super::cloud_init;
-use super::hints;
 use super::inputs::{check_sent, read_script};
 use super::layers::Layers;
 use super::limits::LimitReached;
 use super::output::Lines;
-use super::{Build, ScratchError};
+use super::{Build, ScratchError, aftermath, cloud_init, hints};
 
 /// Copies larger than this go over a hot-plugged disk; below it plugging costs more than the port's lower rate.
 const PORT_LIMIT: u64 = 8 << 20;

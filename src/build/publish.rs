@@ -14,15 +14,14 @@ use crate::plan::machine::format_name;
 use crate::plan::output::Published;
 use crate::plan::{Plan, PlannedStep, StoredBase};
 use crate::sign::Signer;
-use crate::spec::Network;
+use crate::specfile::Network;
 use crate::store::{Artifact, Documents, Evidence, ImageId, Manifest, Staging, manifest};
 
 use super::contents::Contents;
 use super::convert::Converted;
-use super::evidence;
 use super::provision::{Done, verb};
 use super::secret_scan::LeakPlace;
-use super::{Build, ScratchError, Surroundings};
+use super::{Build, ScratchError, Surroundings, evidence};
 
 /// Name of the build's log in the version's folder.
 pub const BUILD_LOG: &str = "build.log";

@@ -5,7 +5,7 @@ use crate::error::{Fault, Kind};
 use crate::event::{Events, Level};
 use crate::plan::host_paths::{HostPath, PathOwner, PathPolicy, base_paths, input_paths};
 use crate::project::{GIT, PathRefusal, Project};
-use crate::spec::{Action, PrivateDestination, Spec};
+use crate::specfile::{Action, PrivateDestination, Spec};
 
 pub use crate::project::{FileReach, ReachError};
 

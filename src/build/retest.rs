@@ -12,17 +12,16 @@ use crate::masking::SecretMask;
 use crate::plan::machine::PrivateNetworkAccess;
 use crate::plan::scaled;
 use crate::size::ByteSize;
-use crate::spec::{Network, PrivateDestination, Test};
+use crate::specfile::{Network, PrivateDestination, Test};
 use crate::store::Artifact;
 use crate::workdir::Workdir;
 
-use super::ScratchError;
 use super::clone::{WantedMachine, bootable, machine};
-use super::cloud_init;
 use super::kept::{self, keep_logs};
 use super::limits::Limits;
 use super::reach::{NetworkReach, check_network};
 use super::test::{Bench, Coverage, Image, Outcome, TestsFailed, test};
+use super::{ScratchError, cloud_init};
 
 /// For machines whose spec is not at hand, before it is scaled.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(300);

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crate::error::{Failure, Fault, Kind};
 use crate::event::Level;
-use crate::guest::GuestError;
 use crate::plan::with_grace;
-use crate::spec::seal::OPERATIONS;
+use crate::session::GuestError;
+use crate::specfile::seal::OPERATIONS;
 use crate::wire::{SealReport, SealRequest};
 
 use super::Build;

@@ -14,7 +14,7 @@ use crate::event::{Events, Level};
 use crate::masking::{SHORTEST_MASKED, SecretMask, SecretParts};
 use crate::plan::host_paths::PathOwner;
 use crate::project::FileReach;
-use crate::spec::{Action, SecretSource, Spec, Step};
+use crate::specfile::{Action, SecretSource, Spec, Step};
 
 use super::reach::RefusedPath;
 use super::secret_scan::{self, SearchedSecrets};

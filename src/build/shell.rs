@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use crate::error::{Failure, Fault, Kind};
 use crate::event::Event;
-use crate::guest::exec::SHELL;
-use crate::guest::{Exec, Exit, GuestError, Line};
 use crate::machine::Fate;
 use crate::plan::Plan;
-use crate::spec::Action;
+use crate::session::exec::SHELL;
+use crate::session::{Exec, Exit, GuestError, Line};
+use crate::specfile::Action;
 
 use super::boot::Guest;
 use super::limits::Limits;

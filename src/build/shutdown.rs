@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::{Failure, Fault, Kind};
-use crate::guest::Farewell;
 use crate::machine::PoweredOff;
-use crate::spec::DiskFormat;
+use crate::session::Farewell;
+use crate::specfile::DiskFormat;
 
 use super::Build;
 use super::boot::Guest;

@@ -9,7 +9,9 @@ use crate::error::{Failure, Fault, Kind};
 use crate::plan::PlanError;
 use crate::plan::host_paths::PathOwner;
 use crate::project::FileReach;
-use crate::spec::{Action, Document, SecretSource, Source, Spec, SpecError, SpecErrors, SpecFile, Step, resolve_path};
+use crate::specfile::{
+    Action, Document, SecretSource, Source, Spec, SpecError, SpecErrors, SpecFile, Step, resolve_path,
+};
 
 use super::inputs::InputError;
 use super::reach::RefusedPath;
@@ -179,7 +181,7 @@ impl Fault for SourceErrors {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::Overrides;
+    use crate::specfile::Overrides;
 
     fn places(text: &str, subject: &Subject) -> Option<(usize, String)> {
         let path = Path::new("/project/kiln.toml");

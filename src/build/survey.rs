@@ -10,25 +10,23 @@ use std::sync::Arc;
 use tokio::task::spawn_blocking;
 
 use crate::digest::{FileStamp, hex, sha256_file};
+use crate::digest_cache::{Digested, Memo};
 use crate::disk::inspect::BaseImage;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Events, Level};
-use crate::guest;
 use crate::machine::host;
-use crate::memo::{Digested, Memo};
 use crate::plan::host::Host;
 use crate::plan::host_paths::PathOwner;
 use crate::plan::{BaseFacts, Facts, FirmwareDigests, InputFacts, Plan};
-use crate::spec::giveaways::giveaways;
-use crate::spec::{self, Spec, SpecFile, Step};
+use crate::session;
+use crate::specfile::giveaways::giveaways;
+use crate::specfile::{self, Spec, SpecFile, Step};
 
 use super::base::{Bases, Located, is_yet_to_come};
-use super::cloud_init;
 use super::inputs::{InputError, check_script, examine};
 use super::reach::{self, Reach, ReachError, RefusedPath};
-use super::seal;
-use super::secrets;
 use super::source_errors::{SourceErrors, SourceProblem};
+use super::{cloud_init, seal, secrets};
 
 /// The facts cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -127,7 +125,7 @@ pub async fn plan(
         host,
         base,
         inputs: inputs.facts,
-        agent_build: guest::BUILD.to_owned(),
+        agent_build: session::BUILD.to_owned(),
         seal_build: seal::build(),
         source_date_epoch,
     };
@@ -234,7 +232,7 @@ fn examine_base(base: &Located, memo: &Memo) -> Result<(BaseFacts, Vec<String>),
 
 /// Hashes the UEFI firmware that a spec's machine starts with.
 fn examine_firmware(spec: &Spec, host: &Host, memo: &Memo) -> Result<Option<FirmwareDigests>, SurveyError> {
-    let is_wanted = spec.machine.firmware == spec::Firmware::Uefi && host.qemu.is_usable();
+    let is_wanted = spec.machine.firmware == specfile::Firmware::Uefi && host.qemu.is_usable();
     let Some(uefi) = host.firmware.first().filter(|_| is_wanted) else {
         return Ok(None);
     };

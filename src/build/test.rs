@@ -17,14 +17,14 @@ use std::time::{Duration, Instant};
 use crate::disk::qcow2::create_overlay;
 use crate::error::Failure;
 use crate::event::{Event, Events, Level};
-use crate::guest::{GuestError, Hello};
 use crate::machine::argv::{Backing, OVERLAY, SEED, UEFI_VARS};
 use crate::machine::checkpoint::RamFormat;
 use crate::machine::host;
 use crate::masking::SecretMask;
 use crate::plan::machine::Machine;
 use crate::seed;
-use crate::spec::{Check, Command, DiskFormat, Test};
+use crate::session::{GuestError, Hello};
+use crate::specfile::{Check, Command, DiskFormat, Test};
 use crate::store::manifest;
 
 use super::ScratchError;

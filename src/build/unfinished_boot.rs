@@ -3,9 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::guest::{Exec, GuestError, Session};
 use crate::machine::Running;
 use crate::plan::with_grace;
+use crate::session::{Exec, GuestError, Session};
 
 use super::limits::Limits;
 
@@ -36,7 +36,7 @@ pub struct UnfinishedUnits {
 
 impl UnfinishedUnits {
     /// Asks the guest's systemd; of a guest that does not answer nothing is known.
-    pub(super) async fn ask(session: &mut Session, machine: &Running, limits: &Limits) -> Self {
+    pub(crate) async fn ask(session: &mut Session, machine: &Running, limits: &Limits) -> Self {
         let exec = Exec { timeout: Some(PATIENCE), ..Exec::new(["sh", "-c", QUESTION]) };
         let mut answer = Vec::new();
         let mut keep = |_, bytes: &[u8]| {
@@ -64,7 +64,7 @@ impl UnfinishedUnits {
     }
 
     /// Returns whether a unit is known that the boot waits for.
-    pub(super) fn is_known(&self) -> bool {
+    pub(crate) fn is_known(&self) -> bool {
         !self.running.is_empty() || !self.waiting.is_empty()
     }
 }
@@ -91,7 +91,7 @@ fn name_units(units: &[String]) -> String {
 }
 
 /// Returns the description of the unit that systemd waits for, by the last line of the console that names one.
-pub(super) fn console_start_job(console: &[String]) -> Option<String> {
+pub(crate) fn console_start_job(console: &[String]) -> Option<String> {
     let job = console.iter().rev().find_map(|line| line.split_once(START_JOB))?.1;
     let name = job.rsplit_once(" (").map_or(job, |(name, _)| name).trim();
     Some(name.trim_end_matches(['.', '\u{2026}']).to_owned())

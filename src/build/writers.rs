@@ -69,7 +69,7 @@ fn seconds(time: Time) -> f64 {
 mod tests {
     use super::*;
     use crate::disk::entry::FileKind;
-    use crate::guest::FetchedTree;
+    use crate::session::FetchedTree;
     use std::time::Duration;
 
     fn file(path: &str, changed: i64) -> Entry {

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::build::base::Locking;
 use crate::build::reach::{FileReach, NetworkReach, Reach};
 use crate::size::ByteSize;
-use crate::spec::{Compression, OutputFormat, Overrides};
+use crate::specfile::{Compression, OutputFormat, Overrides};
 
 /// The disk-image compiler: a TOML spec in, a sealed, versioned, checksummed VM image out.
 #[derive(Debug, Parser)]

@@ -10,7 +10,7 @@ use crate::error::Failure;
 use crate::report::escape::{escape, escape_rendered};
 use crate::report::github::{self, Actions};
 use crate::report::quote::{quote_line, quote_message};
-use crate::spec::{Document, LoadError, SpecError, SpecErrors};
+use crate::specfile::{Document, LoadError, SpecError, SpecErrors};
 
 /// The renderer reads all it is given for each error anew: of lines longer than this only the place is shown.
 const MAX_SNIPPET: usize = 4096;

@@ -20,13 +20,12 @@ use crate::disk::packages::{
 };
 use crate::disk::tree::{Tree, TreeError};
 use crate::error::{Failure, Fault, Kind};
-use crate::spec::{BaseFormat, DiskFormat};
+use crate::specfile::{BaseFormat, DiskFormat};
 use crate::store::manifest::{Manifest, Package};
 use crate::store::{Artifact, Store};
 
-use super::args;
 use super::folders::Folders;
-use super::{print, print_json};
+use super::{args, print, print_json};
 
 mod queue;
 mod secrets;

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::build::export::{Wanted, add_to_tree, copy, export};
 use crate::build::handover::{Described, libvirt, terraform};
 use crate::error::{Failure, Fault, Kind};
-use crate::spec::Output;
+use crate::specfile::Output;
 use crate::store::{Artifact, OnConflict, Store, StoreError, manifest};
 
 use super::args::{self, Global};

@@ -7,10 +7,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::build::base::Bases;
 use crate::build::reach::FileReach;
+use crate::digest_cache::Memo;
 use crate::download::Reach;
 use crate::error::Failure;
 use crate::event::Events;
-use crate::memo::Memo;
 use crate::ownership::open_cache;
 use crate::store::Store;
 

@@ -4,13 +4,14 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use super::diagnostics::describe;
 use crate::build::provision::{How, StepError};
 use crate::error::{Failure, Fault, Kind};
 use crate::project::FileReach;
 use crate::report::ci::{assert_harmless, hostile_texts};
 use crate::report::github;
-use crate::spec::{Overrides, Spec};
+use crate::specfile::{Overrides, Spec};
+
+use super::diagnostics::describe;
 
 /// The foreign texts as kiln decodes them.
 fn texts() -> Vec<String> {

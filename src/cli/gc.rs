@@ -7,11 +7,11 @@ use std::path::Path;
 
 use crate::build::kept;
 use crate::build::layers::CACHE_LIMIT;
+use crate::digest_cache::Memo;
 use crate::download::{Downloads, Reach};
 use crate::error::{Failure, Fault, Kind};
 use crate::layer::Cache;
 use crate::layer::evict::{evict, rehearse_eviction};
-use crate::memo::Memo;
 use crate::size::ByteSize;
 use crate::store::{Fate, IfBase, Reference, Store, StoreError, Summary};
 use crate::workdir;

@@ -60,7 +60,7 @@ pub fn template(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Overrides, Spec};
+    use crate::specfile::{Overrides, Spec};
 
     #[test]
     fn any_folder_gives_a_name_that_a_spec_accepts() {

@@ -13,7 +13,7 @@ use crate::build::survey::{SurveyError, base_sha256};
 use crate::error::Failure;
 use crate::event::Level;
 use crate::plan::graph::{Graph, Node};
-use crate::spec::Source;
+use crate::specfile::Source;
 
 use super::args::{self, Global};
 use super::folders::Folders;

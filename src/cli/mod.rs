@@ -110,7 +110,7 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Verb::Seal(_) => print(out, &seal_list()),
         Verb::Doctor(args) => in_runtime(|cancel| until(cancel, doctor(args, &folders, out))),
         Verb::Init(args) => init::run(&args.folder, out),
-        Verb::Schema => print(out, &format!("{:#}\n", crate::spec::schema())),
+        Verb::Schema => print(out, &format!("{:#}\n", crate::specfile::schema())),
         Verb::Completions(args) => print(out, &completions(args.shell)),
         Verb::Man => print(out, &manual()),
         Verb::ExitCodes => print(out, &exit_codes()),
@@ -237,7 +237,7 @@ pub(crate) fn colour(stream: &impl IsTerminal) -> bool {
 }
 
 fn seal_list() -> String {
-    let operations = &crate::spec::seal::OPERATIONS;
+    let operations = &crate::specfile::seal::OPERATIONS;
     let width = operations.iter().map(|operation| operation.name.len()).max().unwrap_or(0);
     operations.iter().map(|operation| format!("{:width$}  {}\n", operation.name, operation.description)).collect()
 }

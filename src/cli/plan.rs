@@ -21,7 +21,7 @@ use crate::plan::{InputFacts, Plan, PlannedStep};
 use crate::process::quote_argument;
 use crate::report::quote::TextPage;
 use crate::size::{ByteSize, format_duration};
-use crate::spec::Spec;
+use crate::specfile::Spec;
 
 use super::args::{self, Global};
 use super::configuration::allowed_variables;

@@ -4,7 +4,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::build::{many, shell};
 use crate::error::{Failure, Fault, Kind};
-use crate::spec::{Spec, Step};
+use crate::specfile::{Spec, Step};
 
 use super::args::{self, Global};
 use super::configuration::allowed_variables;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Failure;
 use crate::project::FileReach;
-use crate::spec::{EVERY_VARIANT, LoadError, Overrides, Spec, SpecFile};
+use crate::specfile::{EVERY_VARIANT, LoadError, Overrides, Spec, SpecFile};
 
 use super::args::Reading;
 

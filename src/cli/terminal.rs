@@ -20,8 +20,8 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::build::shell::Attached;
 use crate::event::Channel;
-use crate::guest::shell::MAX_TYPED;
-use crate::guest::{Line, TtySize, Typed};
+use crate::session::shell::MAX_TYPED;
+use crate::session::{Line, TtySize, Typed};
 
 use super::terminal_modes::{CursorMargins, MarginWatch, TerminalLease, note_margins};
 

@@ -12,7 +12,7 @@ use crate::build::test::{Coverage, Outcome};
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Events, Level};
 use crate::report::{github, junit};
-use crate::spec::{Spec, Test, spec_file};
+use crate::specfile::{Spec, Test, spec_file};
 use crate::store::{Artifact, ImageId, Reference, Store, StoreError};
 
 use super::args::{self, Global};

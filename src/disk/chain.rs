@@ -11,10 +11,11 @@ use std::os::unix::fs::FileExt;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
+use crate::error::{Fault, Kind};
+use crate::specfile::DiskFormat;
+
 use super::source::{LayerError, Place, Run, Source};
 use super::{qcow2, vdi, vhd, vhdx, vmdk};
-use crate::error::{Fault, Kind};
-use crate::spec::DiskFormat;
 
 /// Memory for the L2 tables of a whole chain, bytes. Each file of 64 KiB clusters needs 64 KiB for every 512 MiB.
 const TABLE_MEMORY: u64 = 12 << 20;

@@ -16,6 +16,8 @@ use std::ops::Range;
 use zstd::bulk::Compressor;
 use zstd::zstd_safe::find_frame_compressed_size;
 
+use crate::specfile::BaseFormat;
+
 use super::chain::Chain;
 use super::qcow2::header::Codec;
 use super::qcow2::reader::Reader;
@@ -23,7 +25,6 @@ use super::qcow2::writer::{CLUSTER, CLUSTER_BITS, Writer};
 use super::source::{LayerError, Place, Source};
 use super::turns::{in_order, threads};
 use super::write::{Progress, WriteError};
-use crate::spec::BaseFormat;
 
 /// zstd's own default, which is QEMU's.
 const LEVEL: i32 = 3;

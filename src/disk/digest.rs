@@ -7,13 +7,14 @@ use std::ops::ControlFlow;
 
 use sha2::{Digest, Sha256};
 
+use crate::error::{Fault, Kind};
+use crate::specfile::DiskFormat;
+
 use super::chain::{Chain, ChainError};
 use super::pieces::{PIECE, Pieces};
 use super::sparse::is_zero;
 use super::turns::{in_order, threads};
 use super::write::length_at;
-use crate::error::{Fault, Kind};
-use crate::spec::DiskFormat;
 
 static ZEROES: [u8; PIECE] = [0; PIECE];
 /// Zeroes that are hashed between two looks at whether to stop, bytes.

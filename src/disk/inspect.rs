@@ -11,12 +11,13 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 
+use crate::error::{Fault, Kind};
+use crate::specfile::BaseFormat;
+
 use super::bytes::{be64_table, read_up_to};
 use super::magic::{self, FileLook, Found};
 use super::qcow2::header::{Codec, HEAD_LIMIT, Header, HeaderError};
 use super::qcow2::reader::OFFSET;
-use crate::error::{Fault, Kind};
-use crate::spec::BaseFormat;
 
 /// A base image that passed inspection. It is never written.
 #[derive(Debug)]

@@ -16,11 +16,12 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 
-use super::chain::{Chain, Layer};
 use crate::error::{Fault, Kind};
 use crate::process::{Allowed, Wall, describe, stderr_tail, walled};
 use crate::size::ByteSize;
-use crate::spec::{Compression, DiskFormat};
+use crate::specfile::{Compression, DiskFormat};
+
+use super::chain::{Chain, Layer};
 
 const PROGRAM: &str = "qemu-img";
 

@@ -12,14 +12,15 @@ use std::ops::ControlFlow;
 
 use libdeflater::{CompressionLvl, Compressor};
 
+use crate::error::{Fault, Kind};
+use crate::specfile::DiskFormat;
+
 use super::chain::{Chain, ChainError};
 use super::identity::Identity;
 use super::pieces::{PIECE, Pieces};
 use super::source::LayerError;
 use super::turns::{in_order, threads};
 use super::{sparse, vdi, vhd, vhdx, vmdk};
-use crate::error::{Fault, Kind};
-use crate::spec::DiskFormat;
 
 /// No output.
 #[derive(Debug, thiserror::Error)]

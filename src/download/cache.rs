@@ -9,14 +9,15 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest as _, Sha256};
 
+use crate::digest::hex;
+use crate::digest_cache::Digested;
+use crate::url::Url;
+
 use super::checksum::{Algorithm, Checksum};
 use super::error::DownloadError;
 use super::part::{Claim, Part, Wanted, Whole, is_at};
 use super::watch::Watch;
 use super::{Downloads, FOLDER_MODE, Reach, Request, places};
-use crate::digest::hex;
-use crate::memo::Digested;
-use crate::url::Url;
 
 const DATA: &str = "data";
 const UNPACKED: &str = "unpacked.";

@@ -22,8 +22,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::digest_cache::Memo;
 use crate::fs::Fs;
-use crate::memo::Memo;
 use crate::size::ByteSize;
 use crate::url::Url;
 

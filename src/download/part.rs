@@ -19,15 +19,16 @@ use std::thread;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 
+use crate::digest_cache;
+use crate::fs::Fs;
+use crate::size::ByteSize;
+
 use super::checksum::{Checksum, Hashing};
 use super::error::{DownloadError, Halt, Problem};
 use super::transfer::{Begin, Origin, Target};
 use super::unpack::{Packing, UnpackError, Unpacked, Unpacker};
 use super::watch::Watch;
 use super::{FILE_MODE, FOLDER_MODE};
-use crate::fs::Fs;
-use crate::memo;
-use crate::size::ByteSize;
 
 const DATA: &str = "data";
 const ORIGIN: &str = "origin.json";
@@ -261,7 +262,7 @@ impl Target for Part<'_> {
         }
         let path = self.claim.folder.join(ORIGIN);
         let text = serde_json::to_vec(&origin).map_err(io::Error::from);
-        text.and_then(|text| memo::replace(&path, &text)).map_err(DownloadError::cache("write", &path))?;
+        text.and_then(|text| digest_cache::replace(&path, &text)).map_err(DownloadError::cache("write", &path))?;
         self.origin = Some(origin);
         Ok(())
     }

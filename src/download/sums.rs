@@ -13,17 +13,18 @@ use std::slice;
 use nix::fcntl::FlockArg;
 use sha2::{Digest as _, Sha256};
 
+use crate::digest::hex;
+use crate::digest_cache;
+use crate::sign::{self, Trust, openpgp};
+use crate::size::ByteSize;
+use crate::url::Url;
+
 use super::cache::Entry;
 use super::checksum::{Algorithm, Checksum};
 use super::error::{DownloadError, Halt, SignatureError};
 use super::transfer::{Begin, Origin, Target};
 use super::watch::Watch;
 use super::{Downloads, Limits, Pin, Reach, Request, places};
-use crate::digest::hex;
-use crate::memo;
-use crate::sign::{self, Trust, openpgp};
-use crate::size::ByteSize;
-use crate::url::Url;
 
 /// Largest list that is read.
 const LARGEST: ByteSize = ByteSize::mib(16);
@@ -191,7 +192,7 @@ impl Kept {
         // Whoever makes room takes away what nobody has this for.
         let _turn = Entry::open(&self.folder, FlockArg::LockExclusive)?;
         for (path, content) in [(&self.text, text), (&self.signature, signature)] {
-            memo::replace(path, content).map_err(DownloadError::cache("write", path))?;
+            digest_cache::replace(path, content).map_err(DownloadError::cache("write", path))?;
         }
         Ok(())
     }

@@ -27,8 +27,8 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{hex, sha256_data};
+use crate::digest_cache::{Digested, Memo};
 use crate::fs::Fs;
-use crate::memo::{Digested, Memo};
 use crate::plan::key::Key;
 
 mod covered;

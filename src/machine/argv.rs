@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::agent_port::DEVICE;
 use crate::plan::machine::{Accelerator, Firmware, Machine, PrivateNetworkAccess};
-use crate::spec::{DiskFormat, Network};
+use crate::specfile::{DiskFormat, Network};
 use crate::wire::{DISK_SERIAL, PORT};
+
+use super::agent_port::DEVICE;
 
 /// Descriptor of the QMP channel.
 pub const QMP_FD: RawFd = 3;

@@ -22,7 +22,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::address::AddressClass;
 use crate::plan::machine::{Machine, PrivateNetworkAccess};
 use crate::process;
-use crate::spec::Network;
+use crate::specfile::Network;
 
 use super::argv::{ALLOWED_FD, ANSWERS_FD, OUTBOUND_FD};
 use super::packet_filter::{AddressPolicy, FrameVerdict, RefusedDestination, judge};

@@ -15,7 +15,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::address::{AddressClass, AddressRange, DNS_V4, DNS_V6, GATEWAY_V4, GUEST_NETWORK_V6, classify, embedded_v4};
-use crate::spec::PrivateDestination;
+use crate::specfile::PrivateDestination;
 
 /// Length of an Ethernet header without a VLAN tag.
 pub(super) const ETHERNET_HEADER: usize = 14;

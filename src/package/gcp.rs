@@ -7,13 +7,14 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::thread;
 
+use crate::disk::chain::Chain;
+use crate::plan::limits;
+use crate::specfile::OutputFormat;
+
 use super::PackageError;
 use super::content::{Content, Watch, told};
 use super::gzip::in_parallel;
 use super::tar::{Archive, Format};
-use crate::disk::chain::Chain;
-use crate::plan::limits;
-use crate::spec::OutputFormat;
 
 /// The only name Google takes.
 const MEMBER: &str = "disk.raw";
@@ -90,7 +91,7 @@ mod tests {
 
     use super::*;
     use crate::disk::chain::Layer;
-    use crate::spec::DiskFormat;
+    use crate::specfile::DiskFormat;
 
     const GIB: u64 = 1 << 30;
 

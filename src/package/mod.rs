@@ -15,7 +15,7 @@ use crate::disk::chain::{Chain, ChainError, Layer};
 use crate::error::{Fault, Kind};
 use crate::plan::limits::NotWholeGib;
 use crate::size::ByteSize;
-use crate::spec::{Compression, DiskFormat, Firmware, OutputFormat};
+use crate::specfile::{Compression, DiskFormat, Firmware, OutputFormat};
 
 pub mod containerdisk;
 pub mod content;

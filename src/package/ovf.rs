@@ -1,7 +1,8 @@
 //! The descriptor of a machine in an OVA: OVF 1.1 (DMTF DSP0243), with the two extensions that `VMware`'s products ask for.
 
+use crate::specfile::Firmware;
+
 use super::Facts;
-use crate::spec::Firmware;
 
 /// How DSP0243, 9.1, and `VMware`'s specification name a `streamOptimized` disk.
 const DISK_FORMAT: &str = "http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized";

@@ -3,7 +3,7 @@
 //! Its options are those that the Proxmox documentation gives for cloud images ("Cloud-Init Support"): the disk on virtio-scsi,
 //! a serial console, the guest agent, and a drive for cloud-init's data.
 
-use crate::spec::Firmware;
+use crate::specfile::Firmware;
 
 use super::Facts;
 

@@ -2,10 +2,11 @@
 
 use std::ops::ControlFlow;
 
+use crate::size::ByteSize;
+use crate::specfile::Firmware;
+
 use super::Facts;
 use super::content::Content;
-use crate::size::ByteSize;
-use crate::spec::Firmware;
 
 /// An image with everything that needs care in a text.
 pub(super) fn facts() -> Facts {

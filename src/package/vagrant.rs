@@ -5,10 +5,11 @@
 
 use serde_json::json;
 
+use crate::specfile::Firmware;
+
 use super::content::Content;
 use super::tar::{Archive, Format, Owner};
 use super::{Facts, PackageError};
-use crate::spec::Firmware;
 
 /// Where Debian, and most others, have the firmware that a guest with UEFI needs.
 const UEFI: &str = "/usr/share/OVMF/OVMF_CODE.fd";

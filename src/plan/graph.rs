@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Fault, Kind};
 use crate::project::FileReach;
-use crate::spec::{LoadError, Overrides, Source, Spec, SpecFile, spec_file};
+use crate::specfile::{LoadError, Overrides, Source, Spec, SpecFile, spec_file};
 
 /// A spec and its place in the graph.
 #[derive(Debug, Clone)]

@@ -6,7 +6,7 @@ use std::fs::canonicalize;
 use std::path::Path;
 
 use crate::project::{PathRefusal, Project, is_made_up, is_of_git};
-use crate::spec::{Action, Remote, SecretSource, Source, Spec, Trust};
+use crate::specfile::{Action, Remote, SecretSource, Source, Spec, Trust};
 use crate::url::Url;
 
 /// Where a path of a spec may lead.
@@ -136,14 +136,14 @@ pub(crate) fn input_paths(spec: &Spec) -> Vec<HostPath<'_>> {
 mod tests {
     use super::*;
     use crate::project::FileReach;
-    use crate::spec::Overrides;
+    use crate::specfile::Overrides;
     use std::fs;
 
     /// The keys of `spec/keys.rs` whose values are paths on this host, as `Table.key`.
     fn keys_with_host_paths() -> Vec<String> {
         let mut table = "";
         let mut keys = Vec::new();
-        for line in include_str!("../spec/keys.rs").lines() {
+        for line in include_str!("../specfile/keys.rs").lines() {
             if let Some(name) = line.strip_prefix("    ").and_then(|line| line.strip_suffix(" {")) {
                 table = name;
             }

@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::spec::{Action, Command, Context, Copy, Owner};
+use crate::specfile::{Action, Command, Context, Copy, Owner};
 
 /// Changes when the meaning of the hashed form does.
 pub(super) const SCHEME: &str = "kiln-key-2";

@@ -1,7 +1,7 @@
 //! Sizes that a format cannot hold, so that nobody waits for a guest first.
 
 use crate::error::{Fault, Kind};
-use crate::spec::OutputFormat;
+use crate::specfile::OutputFormat;
 
 const GIB: u64 = 1 << 30;
 

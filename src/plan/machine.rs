@@ -6,9 +6,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::host::UefiFirmware;
 use crate::size::ByteSize;
-use crate::spec::{BaseFormat, DiskFormat, Network, PrivateDestination};
+use crate::specfile::{BaseFormat, DiskFormat, Network, PrivateDestination};
+
+use super::host::UefiFirmware;
 
 /// One machine. Everything in it is a fact about the guest's hardware, so it also goes into the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::digest::FileStamp;
 use crate::error::{Fault, Kind};
 use crate::size::{ByteSize, format_duration};
-use crate::spec::{self, Action, BaseFormat, Network, OutputFormat, Spec};
+use crate::specfile::{self, Action, BaseFormat, Network, OutputFormat, Spec};
 
 pub mod graph;
 pub mod host;
@@ -78,7 +78,7 @@ pub struct StoredBase {
 pub enum InputDigest {
     /// SHA-256 of a file's bytes, for a script: nothing else of it counts.
     File(String),
-    /// Digest of a file or folder as it is sent, for a copy: see `guest::PackedTree`.
+    /// Digest of a file or folder as it is sent, for a copy: see `session::PackedTree`.
     Tree(String),
 }
 
@@ -201,7 +201,7 @@ impl Fault for PlanError {
 #[derive(Debug, Clone)]
 pub struct PlannedStep {
     /// The step.
-    pub step: spec::Step,
+    pub step: specfile::Step,
     /// Stands for the guest's disk after the step.
     pub key: Key,
     /// What the key was made of.
@@ -358,20 +358,22 @@ fn plan_machine(spec: &Spec, facts: &Facts) -> Result<Machine, PlanError> {
     })
 }
 
-fn choose_accelerator(wanted: spec::Accel, kvm: &KvmVerdict) -> Result<(Accelerator, Option<String>), PlanError> {
+fn choose_accelerator(wanted: specfile::Accel, kvm: &KvmVerdict) -> Result<(Accelerator, Option<String>), PlanError> {
     match (wanted, kvm) {
-        (spec::Accel::Auto | spec::Accel::Kvm, KvmVerdict::Usable) => Ok((Accelerator::Kvm, None)),
-        (spec::Accel::Auto, verdict) => Ok((Accelerator::Tcg, Some(verdict.to_string()))),
-        (spec::Accel::Kvm, verdict) => Err(PlanError::KvmUnusable(verdict.clone())),
-        (spec::Accel::Tcg, _) => Ok((Accelerator::Tcg, Some("the spec asks for it".into()))),
+        (specfile::Accel::Auto | specfile::Accel::Kvm, KvmVerdict::Usable) => Ok((Accelerator::Kvm, None)),
+        (specfile::Accel::Auto, verdict) => Ok((Accelerator::Tcg, Some(verdict.to_string()))),
+        (specfile::Accel::Kvm, verdict) => Err(PlanError::KvmUnusable(verdict.clone())),
+        (specfile::Accel::Tcg, _) => Ok((Accelerator::Tcg, Some("the spec asks for it".into()))),
     }
 }
 
-fn choose_firmware(wanted: spec::Firmware, facts: &Facts) -> Result<Firmware, PlanError> {
+fn choose_firmware(wanted: specfile::Firmware, facts: &Facts) -> Result<Firmware, PlanError> {
     match wanted {
-        spec::Firmware::Bios => Ok(Firmware::Bios),
-        spec::Firmware::Uefi if !facts.host.qemu.is_usable() => Ok(Firmware::Uefi(UefiFirmware::unknown())),
-        spec::Firmware::Uefi => facts.host.firmware.first().cloned().map(Firmware::Uefi).ok_or(PlanError::NoFirmware),
+        specfile::Firmware::Bios => Ok(Firmware::Bios),
+        specfile::Firmware::Uefi if !facts.host.qemu.is_usable() => Ok(Firmware::Uefi(UefiFirmware::unknown())),
+        specfile::Firmware::Uefi => {
+            facts.host.firmware.first().cloned().map(Firmware::Uefi).ok_or(PlanError::NoFirmware)
+        }
     }
 }
 
@@ -428,7 +430,7 @@ fn processor(facts: &Facts, accelerator: Accelerator) -> String {
 
 fn plan_steps(spec: &Spec, facts: &Facts, base: Key) -> Vec<PlannedStep> {
     let mut key = base;
-    let plan = |(index, step): (usize, &spec::Step)| {
+    let plan = |(index, step): (usize, &specfile::Step)| {
         let input = facts.inputs.get(&index).cloned();
         let content = step_content(spec, step, input.as_ref());
         key = key.then(&content);
@@ -438,7 +440,7 @@ fn plan_steps(spec: &Spec, facts: &Facts, base: Key) -> Vec<PlannedStep> {
 }
 
 /// Returns what a step adds to the key of what was before it.
-fn step_content(spec: &Spec, step: &spec::Step, input: Option<&InputFacts>) -> serde_json::Value {
+fn step_content(spec: &Spec, step: &specfile::Step, input: Option<&InputFacts>) -> serde_json::Value {
     let mut content = json!({ "do": key::canonical(&step.action, input.map(|input| input.digest.hex())) });
     // Only commands see the variables; text they were filled into has changed already.
     if matches!(step.action, Action::Run { .. } | Action::Script { .. }) {
@@ -449,7 +451,7 @@ fn step_content(spec: &Spec, step: &spec::Step, input: Option<&InputFacts>) -> s
 
 /// What is done after the last step, and what the manifest says of the image.
 fn result_value(spec: &Spec, facts: &Facts) -> serde_json::Value {
-    let test = |test: &spec::Test| json!([test.name, test.check, test.reboot, test.needs_fresh_boot]);
+    let test = |test: &specfile::Test| json!([test.name, test.check, test.reboot, test.needs_fresh_boot]);
     let tests: Vec<_> = spec.tests.iter().map(test).collect();
     let outputs: Vec<_> =
         spec.outputs.iter().map(|output| json!([output.format.name(), output.compression.name()])).collect();

@@ -7,7 +7,7 @@
 //! ```
 //! A disk file that no output publishes is made in the scratch folder and goes with it.
 
-use crate::spec::{self, Compression, DiskFormat, OutputFormat};
+use crate::specfile::{self, Compression, DiskFormat, OutputFormat};
 
 /// A file that holds the whole disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,19 +58,19 @@ pub struct Published<'a> {
 impl Outputs {
     /// Gives every file its name, which begins with `stem`.
     #[must_use]
-    pub fn new(stem: &str, wanted: &[spec::Output]) -> Self {
+    pub fn new(stem: &str, wanted: &[specfile::Output]) -> Self {
         let mut outputs = Self { all: Vec::new(), disks: Vec::new() };
         for output in wanted {
             let disk = outputs.disk(stem, output);
             let besides = output.format.besides().iter().map(|extension| format!("{stem}.{extension}")).collect();
-            let spec::Output { format, compression, .. } = *output;
+            let specfile::Output { format, compression, .. } = *output;
             outputs.all.push(PlannedOutput { format, compression, disk, besides });
         }
         outputs
     }
 
     /// The disk file an output needs, which may be there for another one.
-    fn disk(&mut self, stem: &str, output: &spec::Output) -> usize {
+    fn disk(&mut self, stem: &str, output: &specfile::Output) -> usize {
         let (format, compression) = (output.format.disk(), output.compression);
         let same = |disk: &DiskFile| (disk.format, disk.compression) == (format, compression);
         let index = self.disks.iter().position(same).unwrap_or(self.disks.len());
@@ -116,7 +116,7 @@ mod tests {
     fn outputs(wanted: &[(OutputFormat, Compression)]) -> Outputs {
         let wanted: Vec<_> = wanted
             .iter()
-            .map(|(format, compression)| spec::Output {
+            .map(|(format, compression)| specfile::Output {
                 format: *format,
                 compression: *compression,
                 platforms: Vec::new(),

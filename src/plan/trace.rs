@@ -8,10 +8,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::digest::hex;
+use crate::specfile::Action;
+
 use super::key::SCHEME;
 use super::{Plan, reads_secret};
-use crate::digest::hex;
-use crate::spec::Action;
 
 /// Digests by the path of the part, as in `do.context.env.SITE`.
 pub type Parts = BTreeMap<String, String>;

@@ -12,7 +12,7 @@ use crate::build::source_errors::SourceErrors;
 use crate::build::test::{Failed, Outcome, TestsFailed};
 use crate::error::Failure;
 use crate::report::escape::escape;
-use crate::spec::{LoadError, SpecErrors};
+use crate::specfile::{LoadError, SpecErrors};
 
 /// A run of GitHub Actions.
 pub struct Actions {
@@ -63,7 +63,7 @@ fn of_test(Failed { image, spec, .. }: &Failed, Outcome { test, found, .. }: &Ou
 
 fn of_spec(errors: &SpecErrors) -> Vec<String> {
     let document = &errors.document;
-    let one = |error: &crate::spec::SpecError| {
+    let one = |error: &crate::specfile::SpecError| {
         let at = error.span.as_ref().map(|span| document.position(span.start));
         let (line, column) = at.map_or((0, 0), |at| (at.line, at.column));
         let help = error.help.as_ref().map(|help| format!("\n{help}")).unwrap_or_default();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use indicatif::{InMemoryTerm, TermLike};
 
 use crate::build::test::Outcome;
-use crate::spec::{Check, Test};
+use crate::specfile::{Check, Test};
 
 /// A test that took a second and a half.
 pub fn outcome(name: &str, ok: bool, found: &str) -> Outcome {

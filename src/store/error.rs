@@ -3,12 +3,13 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::reference::{ImageId, ReferenceError};
 use crate::error::{Fault, Kind};
 use crate::ownership::Distrust;
 use crate::process::quote_path;
 use crate::sign::SignError;
-use crate::spec::suggest::closest;
+use crate::specfile::suggest::closest;
+
+use super::reference::{ImageId, ReferenceError};
 
 /// A failure of the store.
 #[derive(Debug, thiserror::Error)]

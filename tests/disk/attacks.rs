@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use crate::{Scratch, block_on, chain, facts, refused, sha256sum, tool};
 use kiln::digest::hex;
 use kiln::disk::compress::compress;
 use kiln::disk::digest::disk_sha256;
@@ -13,9 +14,7 @@ use kiln::disk::inspect::Refusal;
 use kiln::disk::qcow2::create_overlay;
 use kiln::disk::qemu_img::{Image, QemuImgError, Target, check_fits, convert};
 use kiln::error::{Fault, Kind};
-use kiln::spec::{BaseFormat, Compression, DiskFormat};
-
-use crate::{Scratch, block_on, chain, facts, refused, sha256sum, tool};
+use kiln::specfile::{BaseFormat, Compression, DiskFormat};
 
 const CANARY: &str = "the canary of this host sings here;";
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use kiln::spec::BaseFormat;
+use kiln::specfile::BaseFormat;
 use nix::sys::stat::Mode;
 
 /// One of them.

@@ -9,11 +9,11 @@ use kiln::disk::chain::Chain;
 use kiln::disk::digest::{DiskCopy, disk_sha256, read_back};
 use kiln::disk::identity::Identity;
 use kiln::disk::write::{WriteError, write, writes};
-use kiln::spec::DiskFormat;
-use proptest::collection::vec;
-use proptest::test_runner::{Config, TestRunner};
+use kiln::specfile::DiskFormat;
 
 use super::{Scratch, chain, next_byte, tool};
+use proptest::collection::vec;
+use proptest::test_runner::{Config, TestRunner};
 
 const MIB: u64 = 1 << 20;
 /// Beyond what 32 bits can count.

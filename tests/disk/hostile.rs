@@ -10,12 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use kiln::disk::inspect::BaseImage;
-use kiln::error::{Fault, Kind};
-use kiln::spec::BaseFormat;
-
 use crate::corpus::{Harm, Hostile, corpus};
 use crate::support::{Kiln, fake_qemu, qemu_img};
+use kiln::disk::inspect::BaseImage;
+use kiln::error::{Fault, Kind};
+use kiln::specfile::BaseFormat;
 
 const CANARY: &[u8] = b"the canary of this host sings here;";
 

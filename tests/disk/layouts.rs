@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use kiln::disk::entry::FileDigest;
 use kiln::disk::packages::{PackageType, has_rpm_database, read_databases, unread_managers};
 use kiln::disk::tree::Tree;
-use kiln::spec::BaseFormat;
+use kiln::specfile::BaseFormat;
 
 use super::{Scratch, chain, fat_lines, host_lines, make_ext4, make_fat, tool, tree_lines};
 

@@ -37,7 +37,7 @@ use kiln::disk::told::Told;
 use kiln::disk::tree::{Tree, TreeError, left_over};
 use kiln::disk::write::WriteError;
 use kiln::error::{Fault, Kind};
-use kiln::spec::{BaseFormat, Compression, DiskFormat};
+use kiln::specfile::{BaseFormat, Compression, DiskFormat};
 use sha2::Digest;
 use tempfile::TempDir;
 

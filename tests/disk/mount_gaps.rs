@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use kiln::disk::tree::Tree;
-use kiln::spec::BaseFormat;
+use kiln::specfile::BaseFormat;
 
 use super::layouts::{ExpectedView, OTHER, ROOT, check, disk, ext4, folder, part, root};
 use super::{Scratch, chain, make_ext4, tool};

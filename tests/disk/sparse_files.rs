@@ -8,7 +8,7 @@ use kiln::agent::list::list_folder;
 use kiln::disk::entry::canonical;
 use kiln::disk::told::Told;
 use kiln::disk::tree::Tree;
-use kiln::spec::BaseFormat;
+use kiln::specfile::BaseFormat;
 
 use super::layouts::{ROOT, digest, ext4, root, sees_change};
 use super::{Scratch, chain, tree_lines};

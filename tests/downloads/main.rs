@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kiln::digest_cache::Memo;
 use kiln::download::{
     Download, DownloadError, Downloads, Limits, Packing, Pin, Problem, Progress, Reach, Request, Watch,
 };
-use kiln::memo::Memo;
 use sha2::{Digest, Sha256};
 
 use server::Server;

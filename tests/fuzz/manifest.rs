@@ -7,13 +7,12 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
+use crate::documents;
+use kiln::digest_cache::Memo;
 use kiln::layer::Cache;
-use kiln::memo::Memo;
 use kiln::plan::key::Key;
 use kiln::store::{Reference, Store, UNWATCHED};
 use tempfile::TempDir;
-
-use crate::documents;
 
 struct Place {
     folder: TempDir,

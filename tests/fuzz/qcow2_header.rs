@@ -6,7 +6,7 @@ use std::io::Write;
 use kiln::disk::chain::{Chain, Layer};
 use kiln::disk::inspect::inspect;
 use kiln::disk::qcow2::header::Header;
-use kiln::spec::BaseFormat;
+use kiln::specfile::BaseFormat;
 
 /// How much of the disk is read: every table that a small file can hold, without a minute for each terabyte of zeroes.
 const EXTENTS: usize = 256;

@@ -7,8 +7,8 @@ use std::sync::LazyLock;
 use std::time::SystemTime;
 
 use kiln::disk::told::Told;
-use kiln::guest::{Exec, FetchLimits, FetchRequest, Line, Session, Source, Typed, What};
-use kiln::spec::Owner;
+use kiln::session::{Exec, FetchLimits, FetchRequest, Line, Session, Source, Typed, What};
+use kiln::specfile::Owner;
 use kiln::wire::message::{Facts, Origin};
 use kiln::wire::{Frame, Message, Splitter, put_frame};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

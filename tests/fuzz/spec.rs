@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use kiln::cli::diagnostics::render;
-use kiln::spec::{Overrides, Spec};
+use kiln::specfile::{Overrides, Spec};
 
 pub fn check(input: &[u8]) {
     let Ok(text) = str::from_utf8(input) else { return };

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path};
 
-use kiln::guest::receive::{FetchLimits, FetchRequest, receive};
+use kiln::session::receive::{FetchLimits, FetchRequest, receive};
 
 const LIMIT: u64 = 1 << 20;
 

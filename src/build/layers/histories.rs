@@ -16,20 +16,20 @@ use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
 
-use super::tests::{Dice, facts, hello, scratch_folder};
-use super::*;
 use crate::build::inputs::{InputError, check_sent, read_script};
 use crate::build::survey::examine_inputs;
 use crate::digest::hex;
-use crate::guest::receive::receive;
-use crate::guest::testing;
-use crate::guest::{FetchLimits, FetchRequest, PackError, Source, What};
+use crate::digest_cache::Memo;
 use crate::layer::evict::evict;
 use crate::machine::checkpoint::RamFormat;
-use crate::memo::Memo;
 use crate::plan::{Facts, InputDigest, PlannedStep, input_path};
-use crate::spec::{Command, Overrides, Owner, Spec};
+use crate::session::receive::receive;
+use crate::session::{FetchLimits, FetchRequest, PackError, Source, What, testing};
+use crate::specfile::{Command, Overrides, Owner, Spec};
 use crate::wire::tree::Layout;
+
+use super::tests::{Dice, facts, hello, scratch_folder};
+use super::*;
 
 /// Enough to find what was ever wrong, and done in a few seconds.
 const USUAL: u64 = 30;

@@ -12,13 +12,13 @@ use tokio::task::spawn_blocking;
 
 use crate::error::Failure;
 use crate::event::{Events, Level};
-use crate::guest::{FetchedTree, Hello};
 use crate::layer::index::LayerIndex;
 use crate::layer::{Cache, Facts, Stack};
 use crate::machine::checkpoint::RamFormat;
 use crate::plan::trace::UnusedLayer;
 use crate::plan::{Plan, PlannedStep};
-use crate::spec::Action;
+use crate::session::{FetchedTree, Hello};
+use crate::specfile::Action;
 
 use super::super::provision::Done;
 use super::{Layers, MOST_LAYERS, STEPS_AT_THE_END, fetches, unusable};

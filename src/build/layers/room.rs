@@ -3,14 +3,15 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use crate::event::Level;
+use crate::plan::Plan;
+use crate::size::ByteSize;
+use crate::specfile::DiskFormat;
+
 use super::super::Build;
 use super::super::boot::Guest;
 use super::super::space::free;
 use super::LayerKind;
-use crate::event::Level;
-use crate::plan::Plan;
-use crate::size::ByteSize;
-use crate::spec::DiskFormat;
 
 /// What a guest may still write is as large as its disk, and few write more than this.
 const MOST_GROWTH: u64 = 1 << 30;

@@ -7,15 +7,16 @@ use std::fs;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::*;
 use crate::digest::FileStamp;
-use crate::guest::Hello;
+use crate::digest_cache::Memo;
 use crate::layer::evict::evict;
 use crate::machine::checkpoint::RamFormat;
-use crate::memo::Memo;
 use crate::plan::host::{Host, Kernel, KvmVerdict, Qemu, QemuVersion};
 use crate::plan::{BaseFacts, Facts};
-use crate::spec::{Overrides, Spec};
+use crate::session::Hello;
+use crate::specfile::{Overrides, Spec};
+
+use super::*;
 
 const HISTORIES: u64 = 500;
 const EVENTS: u64 = 8;
@@ -197,7 +198,7 @@ fn what(plan: &Plan, index: usize) -> String {
     if matches!(plan.steps[index].step.action, Action::Reboot) {
         return "reboot".into();
     }
-    let Action::Run { command: crate::spec::Command::Shell(text), .. } = &plan.steps[index].step.action else {
+    let Action::Run { command: crate::specfile::Command::Shell(text), .. } = &plan.steps[index].step.action else {
         panic!("all steps are commands")
     };
     format!("{}/{}", text.replace(' ', "-"), plan.spec.vars["v"])
@@ -241,7 +242,7 @@ pub(super) fn facts(micro: u32) -> Facts {
         host,
         base: BaseFacts {
             file: "/base.qcow2".into(),
-            format: crate::spec::BaseFormat::Qcow2,
+            format: crate::specfile::BaseFormat::Qcow2,
             sha256: "00".repeat(32),
             virtual_size: 2 << 30,
             source: "base.qcow2".into(),

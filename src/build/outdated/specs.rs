@@ -12,7 +12,7 @@ use crate::event::Level;
 use crate::plan::Plan;
 use crate::plan::graph::{Graph, Node};
 use crate::plan::trace::{self, Trace};
-use crate::spec::{Source, Spec};
+use crate::specfile::{Source, Spec};
 use crate::store::{Artifact, ImageId, Manifest, Reference, Store, StoreError};
 
 use super::{BASE, Outdated, Reason};

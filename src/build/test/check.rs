@@ -10,10 +10,10 @@ use sha2::{Digest, Sha256};
 use crate::digest::hex;
 use crate::error::{Failure, Kind};
 use crate::event::{Channel, Level};
-use crate::guest::{Exec, Exit, GuestError};
 use crate::plan::{scaled, with_grace};
+use crate::session::{Exec, Exit, GuestError};
 use crate::size::format_duration;
-use crate::spec::{Check, Command, FileCheck, Test};
+use crate::specfile::{Check, Command, FileCheck, Test};
 
 use super::super::boot::{Guest, Site};
 use super::super::hints;

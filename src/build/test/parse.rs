@@ -1,6 +1,6 @@
 //! What guests say of their services, ports, files and packages, compared with what is wanted. Pure.
 
-use crate::spec::{FileCheck, Owner};
+use crate::specfile::{FileCheck, Owner};
 
 use super::check::Verdict;
 

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel as report_channel};
 use std::time::Duration;
 
-use super::super::test_frames::{ACK, SYN, arp_request, dhcp_discover, packet, tcp, udp};
-use super::*;
 use crate::machine::argv::network_filter_args;
 use crate::machine::host;
 use crate::machine::packet_filter::{PROTOCOL_TCP, PROTOCOL_UDP};
-use crate::spec::PrivateDestination;
+use crate::specfile::PrivateDestination;
+
+use super::super::test_frames::{ACK, SYN, arp_request, dhcp_discover, packet, tcp, udp};
+use super::*;
 
 const GUEST_FD: RawFd = 9;
 /// QEMU answers within milliseconds; on a loaded host it takes seconds to start.

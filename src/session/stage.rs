@@ -8,13 +8,14 @@ use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
 
-use super::GuestError;
-use super::checkout::CheckoutModes;
 use crate::agent::pack::{PackError, Packing, pack};
 use crate::project::GIT;
-use crate::spec;
+use crate::specfile;
 use crate::wire::code::Code;
 use crate::wire::tree::{BLOCK, Encoder, Entry, Head, Kind, Layout, Owner, Totals};
+
+use super::GuestError;
+use super::checkout::CheckoutModes;
 
 /// What is sent, and where to. In the guest:
 ///
@@ -30,7 +31,7 @@ pub struct Source {
     /// `to` is a folder, and the source goes into it.
     pub into: bool,
     /// Owner and group of everything, resolved in the guest.
-    pub owner: spec::Owner,
+    pub owner: specfile::Owner,
     /// Permission bits of regular files; the source's own where `None`, `0644` for text.
     pub mode: Option<u32>,
 }
@@ -54,8 +55,8 @@ pub enum What {
     },
 }
 
-impl From<&spec::Copy> for Source {
-    fn from(copy: &spec::Copy) -> Self {
+impl From<&specfile::Copy> for Source {
+    fn from(copy: &specfile::Copy) -> Self {
         Self {
             what: What::Path { from: copy.from.clone(), contents: copy.contents },
             to: copy.to.clone(),

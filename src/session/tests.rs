@@ -9,10 +9,11 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use super::*;
 use crate::agent::serve;
 use crate::event::Channel;
-use crate::spec;
+use crate::specfile;
+
+use super::*;
 
 mod hostile;
 mod living;
@@ -59,9 +60,9 @@ async fn output(session: &mut Session, exec: &Exec) -> (Exit, String, String) {
     (exit, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
 }
 
-fn me() -> spec::Owner {
+fn me() -> specfile::Owner {
     let (uid, gid) = (nix::unistd::getuid().to_string(), nix::unistd::getgid().to_string());
-    spec::Owner { user: uid, group: Some(gid) }
+    specfile::Owner { user: uid, group: Some(gid) }
 }
 
 fn text(content: &str, to: &Path) -> Source {

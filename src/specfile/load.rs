@@ -106,7 +106,7 @@ pub(crate) fn from_folder_of(spec: &Path, path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Action, Command};
+    use crate::specfile::{Action, Command};
 
     const HEAD: &str = "[image]\nname = 'web'\nversion = '1'\n[base]\nfile = 'x.qcow2'\n";
 

@@ -21,7 +21,7 @@ fn mode_of(path: &Path) -> u32 {
 }
 
 fn owned_by((user, group): (u32, u32), source: Source) -> Source {
-    Source { owner: spec::Owner { user: user.to_string(), group: Some(group.to_string()) }, ..source }
+    Source { owner: specfile::Owner { user: user.to_string(), group: Some(group.to_string()) }, ..source }
 }
 
 #[test]

@@ -134,7 +134,7 @@ impl Platform {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::OutputFormat;
+    use crate::specfile::OutputFormat;
 
     #[test]
     fn every_platform_has_its_own_name() {
