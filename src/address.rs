@@ -1,4 +1,4 @@
-//! IP addresses by what lies behind them: the public internet, a private network, or the host that a guest runs on.
+//! Classifies IP addresses: the public internet, a private network, or the host that a guest runs on.
 //!
 //! The addresses of a guest's own network are those of QEMU's user-mode network (libslirp): 10.0.2.0/24 and `fec0::/64`,
 //! where the host's loopback is 10.0.2.2 and `fec0::2`, and a DNS proxy is 10.0.2.3 and `fec0::3`.
@@ -9,11 +9,11 @@ use std::str::FromStr;
 
 /// The address at which the guest finds its gateway, DHCP server and the host's loopback.
 pub(crate) const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-/// The same for IPv6.
+/// The IPv6 address of the gateway.
 pub(crate) const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 2);
 /// The address of the DNS proxy in the guest's network.
 pub(crate) const DNS_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
-/// The same for IPv6.
+/// The IPv6 address of the DNS proxy.
 pub(crate) const DNS_V6: Ipv6Addr = Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 3);
 /// The guest's own IPv6 network.
 pub(crate) const GUEST_NETWORK_V6: AddressRange = v6([0xfec0, 0, 0, 0, 0, 0, 0, 0], 64);
@@ -58,7 +58,7 @@ const ENDS_WITH_V4: [AddressRange; 4] = [
 /// 6to4, where the IPv4 address follows the first 16 bits.
 const SIX_TO_FOUR: AddressRange = v6([0x2002, 0, 0, 0, 0, 0, 0, 0], 16);
 
-/// What lies behind an address.
+/// The class of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum AddressClass {
     /// Another machine on the public internet.
@@ -67,11 +67,11 @@ pub(crate) enum AddressClass {
     Private,
     /// The host that the guest runs on.
     Host,
-    /// No other machine: loopback, multicast, broadcast, reserved.
+    /// No other machine: loopback, multicast, broadcast or reserved.
     Unreachable,
 }
 
-/// Returns what lies behind an address of the guest's network. The host's other addresses are not known here.
+/// Returns the class of an address in the guest's network. The host's other addresses are not known here.
 pub(crate) fn classify(address: IpAddr) -> AddressClass {
     if address == IpAddr::V4(GATEWAY_V4) || address == IpAddr::V6(GATEWAY_V6) {
         AddressClass::Host
@@ -86,7 +86,7 @@ pub(crate) fn classify(address: IpAddr) -> AddressClass {
     }
 }
 
-/// The gateway's alias means the host only as an address of the guest's own network.
+/// Classifies an embedded IPv4 address. The gateway's alias means the host only as an address of the guest's own network.
 fn classify_embedded(inner: Ipv4Addr) -> AddressClass {
     match classify(IpAddr::V4(inner)) {
         AddressClass::Host => AddressClass::Unreachable,
@@ -108,7 +108,7 @@ pub(crate) fn embedded_v4(address: IpAddr) -> Option<Ipv4Addr> {
     Some(Ipv4Addr::from_bits(bits as u32))
 }
 
-/// The addresses that begin with the same bits: `10.1.2.0/24`, `192.168.1.10`.
+/// A range of addresses that begin with the same bits: `10.1.2.0/24`, `192.168.1.10`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct AddressRange {
     first: IpAddr,
@@ -129,23 +129,23 @@ const fn v6(groups: [u16; 8], prefix: u8) -> AddressRange {
 /// A string that is not a range of addresses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressRangeError {
-    /// No address, or no length of a prefix behind the slash.
+    /// Not an address, or not a prefix length behind the slash.
     #[error("`{0}` is not an address, such as 192.168.1.10, or a network, such as 10.1.2.0/24")]
     NotAnAddress(String),
     /// The prefix is longer than an address.
     #[error("the prefix of `{written}` is longer than {longest} bits")]
     PrefixTooLong {
-        /// The whole string.
+        /// The string as it was written.
         written: String,
-        /// The length of such an address.
+        /// The length of an address.
         longest: u8,
     },
     /// Bits behind the prefix are set.
     #[error("`{written}` has bits behind its prefix; the network is {network}")]
     HostBits {
-        /// The whole string.
+        /// The string as it was written.
         written: String,
-        /// The same without these bits.
+        /// The range without these bits.
         network: AddressRange,
     },
 }
@@ -237,7 +237,7 @@ mod tests {
         classify(address.parse().unwrap())
     }
 
-    /// The first and the last address of each range, and their neighbours outside of it.
+    /// Covers the first and the last address of each range, and their neighbours outside of it.
     #[test]
     fn every_range_ends_where_its_standard_says() {
         use AddressClass::{Host, Private, Public, Unreachable};

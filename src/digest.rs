@@ -8,10 +8,10 @@ use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 use sha2::{Digest, Sha256};
 
-/// Bytes read at once.
+/// Size of reads, bytes.
 const PIECE: usize = 256 << 10;
 
-/// SHA-256 of an opened file from its first byte to its last, whatever its position. Blocks the calling thread.
+/// Returns the SHA-256 of an open file from its first byte to its last, whatever its position. Blocks the calling thread.
 ///
 /// # Errors
 /// When reading fails.
@@ -32,8 +32,8 @@ pub fn sha256_file(file: &File) -> io::Result<[u8; 32]> {
     }
 }
 
-/// SHA-256 of the blocks of an opened file that are not zeros, each with its offset, and of the file's length. The same for
-/// holes and for zeros, and as fast as there is data. Blocks the calling thread.
+/// Returns a SHA-256 over the blocks of an open file that are not zeros, each with its offset, and over the file's length.
+/// It is the same for holes and for zeros, and only reads data. Blocks the calling thread.
 ///
 /// # Errors
 /// When reading fails.
@@ -44,14 +44,14 @@ pub fn sha256_data(file: &File) -> io::Result<[u8; 32]> {
     let mut buffer = vec![0; PIECE];
     let mut at = 0;
     while at < length {
-        // ENXIO: nothing but a hole is left (lseek(2)).
+        // ENXIO: the rest is a hole (lseek(2)).
         let data = match lseek(file, at.cast_signed(), Whence::SeekData) {
             Ok(data) => data.cast_unsigned(),
             Err(Errno::ENXIO) => break,
             Err(errno) => return Err(errno.into()),
         };
         let end = lseek(file, data.cast_signed(), Whence::SeekHole)?.cast_unsigned();
-        // From a multiple of the piece on, so that pieces do not depend on where holes are.
+        // Aligned to pieces, so that they do not depend on the positions of holes.
         at = data / PIECE as u64 * PIECE as u64;
         while at < end {
             let n = usize::try_from(length - at).unwrap_or(PIECE).min(PIECE);
@@ -66,8 +66,8 @@ pub fn sha256_data(file: &File) -> io::Result<[u8; 32]> {
     Ok(sha.finalize().into())
 }
 
-/// By which a file is known not to have been written, replaced or renamed meanwhile. No program can choose its ctime, so a
-/// change that was taken back shows as well.
+/// Identifies a state of a file, to detect that it was written, replaced or renamed meanwhile. No program can choose its
+/// ctime, so a change that was undone is detected as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileStamp {
     device: u64,
@@ -89,7 +89,7 @@ impl From<&Metadata> for FileStamp {
     }
 }
 
-/// Lower-case hexadecimal digits.
+/// Formats bytes as lower-case hexadecimal digits.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";

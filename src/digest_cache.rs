@@ -1,11 +1,11 @@
 //! Digests of large files and trees, remembered between builds, as git's index remembers them.
 //!
 //! What was hashed is recognised by a stamp: the device, inode, size, mode, mtime and ctime of every entry. Writing to a
-//! file, replacing it or setting its times back changes its ctime, which no program can choose. A file that changes
-//! twice within one tick of the clock keeps its stamp ("racily clean" in git's racy-git.txt), so a digest is only
-//! remembered when the youngest change was a while before the hashing began.
+//! file, replacing it or resetting its times changes its ctime, which no program can choose. A file that changes twice
+//! within one tick of the clock keeps its stamp ("racily clean" in git's racy-git.txt), so a digest is only remembered when
+//! the youngest change was a while before the hashing began.
 //!
-//! The memory is a convenience: if it is lost, damaged or written by two builds at once, something is hashed again.
+//! The cache is a convenience: if it is lost, damaged or written by two builds at once, files are hashed again.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
@@ -22,21 +22,22 @@ use sha2::{Digest, Sha256};
 use crate::digest::hex;
 use crate::ownership::create_private_path;
 
-/// Coarser than the clock of every file system in use (FAT counts two seconds).
+/// Time after a change in which a digest is not remembered, longer than the clock tick of every file system in use (FAT
+/// counts two seconds).
 const RACY: Duration = Duration::from_secs(3);
-/// So many are kept, the ones used last.
+/// Number of digests that are kept, the ones used last.
 const LIMIT: usize = 1000;
 const FILE: &str = "digests.json";
 const SCHEMA: u32 = 1;
 
-/// A digest, and what it stands for.
+/// A digest of a file or tree, with its size.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Digested {
-    /// Hex.
+    /// SHA-256, hex.
     pub sha256: String,
-    /// Bytes of all regular files.
+    /// Size of all regular files, bytes.
     pub bytes: u64,
-    /// Files, folders and links.
+    /// Number of files, folders and links.
     pub entries: u64,
 }
 
@@ -50,11 +51,11 @@ struct Stored {
 struct Entry {
     #[serde(flatten)]
     digested: Digested,
-    /// Seconds since 1970 when it was last asked for.
+    /// Time of the last use, seconds since 1970.
     used: u64,
 }
 
-/// What was hashed before.
+/// The remembered digests.
 #[derive(Debug)]
 pub struct Memo {
     folder: PathBuf,
@@ -68,7 +69,7 @@ struct State {
 }
 
 impl Memo {
-    /// Reads what is remembered in a cache folder, if anything.
+    /// Reads the remembered digests from a cache folder, if there are any.
     #[must_use]
     pub fn load(folder: &Path) -> Self {
         let text = fs::read(folder.join(FILE)).unwrap_or_default();
@@ -77,14 +78,14 @@ impl Memo {
         Self { folder: folder.to_owned(), state: Mutex::new(State { digests, changed: false }) }
     }
 
-    /// The digest of the file or tree at `path`: the remembered one, or what `compute` finds. `purpose` keeps apart the
+    /// Returns the digest of the file or tree at `path`: the remembered one, or the result of `compute`. `purpose` separates
     /// digests of different kinds.
     ///
     /// # Errors
-    /// What `compute` says.
+    /// The error of `compute`.
     ///
     /// # Panics
-    /// Only if another thread did, holding the lock.
+    /// Only if another thread panicked while holding the lock.
     pub fn digest<E>(
         &self,
         purpose: &str,
@@ -112,7 +113,7 @@ impl Memo {
         let stale = now.saturating_sub(entry.used) > 24 * 3600;
         entry.used = now;
         let digested = entry.digested.clone();
-        // Not worth writing a file for at every build.
+        // This alone is not worth writing the file at every build.
         state.changed |= stale;
         Some(digested)
     }
@@ -123,13 +124,13 @@ impl Memo {
         state.changed = true;
     }
 
-    /// Writes down what is new.
+    /// Saves new digests.
     ///
     /// # Errors
-    /// When the folder cannot be written, which costs the next build some time and nothing else.
+    /// When the folder cannot be written, which only costs the next build some time.
     ///
     /// # Panics
-    /// Only if another thread did, holding the lock.
+    /// Only if another thread panicked while holding the lock.
     pub fn save(&self) -> io::Result<()> {
         let mut state = self.state.lock().expect("nobody panics with the lock");
         if !std::mem::take(&mut state.changed) {
@@ -148,10 +149,10 @@ impl Memo {
     }
 }
 
-/// Writes a file of the cache whole or not at all. It is not synced: what is remembered may be lost.
+/// Writes a file of the cache atomically. It is not synced: a cache may be lost.
 ///
 /// # Errors
-/// When its folder cannot be made or written.
+/// When its folder cannot be created or written.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(path);
     create_private_path(folder)?;
@@ -165,10 +166,10 @@ fn seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// By which a file or a tree is recognised.
+/// Identifies a state of a file or a tree.
 struct Stamp {
     id: String,
-    /// The latest change of anything in it, nanoseconds since 1970.
+    /// The latest change of any of its entries, nanoseconds since 1970.
     latest: i128,
 }
 
@@ -212,7 +213,7 @@ impl Stamp {
         Ok(Self { id: hex(&hash.finalize()), latest })
     }
 
-    /// Whether its last change was long enough before `began`. A time in the future never is.
+    /// Returns whether the last change was long enough before `began`. A time in the future never is.
     fn settled(&self, began: SystemTime) -> bool {
         let began = began.duration_since(UNIX_EPOCH).unwrap_or_default();
         let limit = began.saturating_sub(RACY).as_nanos();
@@ -227,7 +228,7 @@ mod tests {
     use std::convert::Infallible;
     use std::fs::File;
 
-    /// Asks for the digest of `path`; tells whether it had to be computed.
+    /// Requests the digest of `path`; returns it, and whether it had to be computed.
     fn ask(memo: &Memo, path: &Path, sha256: &str) -> (String, bool) {
         let computed = Cell::new(false);
         let compute = || {
@@ -238,7 +239,7 @@ mod tests {
         (digested.sha256, computed.get())
     }
 
-    /// A ctime cannot be set back, so the test lets it become old.
+    /// Waits until a change is old enough: a ctime cannot be set back.
     fn grow_old() {
         std::thread::sleep(RACY + Duration::from_millis(100));
     }
@@ -259,7 +260,7 @@ mod tests {
         memo.save().unwrap();
         let memo = Memo::load(&cache);
         assert_eq!(ask(&memo, &tree, "two"), ("one".into(), false));
-        // The same size, and the time set back.
+        // Same size, and modification time set back.
         let mtime = fs::metadata(&file).unwrap().modified().unwrap();
         fs::write(&file, "two").unwrap();
         File::options().write(true).open(&file).unwrap().set_modified(mtime).unwrap();

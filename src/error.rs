@@ -1,8 +1,8 @@
-//! What every failure can say: its kind (and so the exit code), what to do about it, and what was seen.
+//! The common parts of every failure: its kind (and so the exit code), hints about what to do, and evidence.
 //!
 //! Each module has its own `thiserror` enum with the context as fields. Through [`Fault`] it names its [`Kind`] and its
-//! hints; [`Failure`] carries any of them upwards, together with whatever went wrong during clean-up. The first error
-//! wins: a failure while cleaning up is attached to it and never replaces it.
+//! hints; [`Failure`] carries any of them upwards, together with whatever went wrong during clean-up. The first error wins:
+//! a failure while cleaning up is attached to it and never replaces it.
 
 use std::any::Any;
 use std::error::Error;
@@ -10,23 +10,23 @@ use std::fmt;
 
 use crate::masking::SecretMask;
 
-/// What sort of failure this is. The discriminants are the exit codes of the command line and never change.
+/// The kind of a failure. The discriminants are the exit codes of the command line and never change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Kind {
-    /// The command line makes no sense.
+    /// The usage of the command line is invalid.
     Usage = 2,
-    /// The spec, or an input file it names, is wrong.
+    /// The spec, or an input file that it names, is invalid.
     Spec = 3,
-    /// This host cannot do it: QEMU, the accelerator, firmware, disk space, limits.
+    /// This host does not meet the requirements: QEMU, the accelerator, firmware, disk space, limits.
     Host = 4,
-    /// The base image is missing, hostile or not what it is said to be.
+    /// The base image is missing, hostile or not the expected one.
     Base = 5,
-    /// The guest did not boot, or its agent does not speak as it should.
+    /// The guest did not boot, or its agent violates the protocol.
     Boot = 6,
     /// A step of the spec failed.
     Step = 7,
-    /// The output could not be made or stored.
+    /// The output could not be created or stored.
     Output = 8,
     /// A test of the sealed image failed.
     Test = 9,
@@ -37,7 +37,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Every kind with the sentence that documents it, in the order of the exit codes.
+    /// Every kind with its documentation sentence, in the order of the exit codes.
     pub const ALL: [(Kind, &'static str); 10] = [
         (Kind::Usage, "the command line makes no sense"),
         (Kind::Spec, "the spec, or an input it names, is wrong"),
@@ -51,24 +51,24 @@ impl Kind {
         (Kind::Interrupted, "interrupted"),
     ];
 
-    /// The exit code of the process for this kind.
+    /// Returns the exit code of the process for this kind.
     #[must_use]
     pub fn exit_code(self) -> u8 {
         self as u8
     }
 }
 
-/// An error that knows its kind and what the user can do about it.
+/// An error with a kind and hints for the user.
 pub trait Fault: Error + Any + Send + Sync {
-    /// The kind, and so the exit code.
+    /// Returns the kind, which determines the exit code.
     fn kind(&self) -> Kind;
 
-    /// What to do about it, a sentence each, most useful first.
+    /// Returns hints about what to do, a sentence each, most useful first.
     fn hints(&self) -> Vec<String> {
         Vec::new()
     }
 
-    /// What was seen just before, such as the last lines of a step or of the console; shown indented below the error.
+    /// Returns evidence, such as the last lines of a step or of the console; shown indented below the error.
     fn evidence(&self) -> Vec<String> {
         Vec::new()
     }
@@ -82,43 +82,43 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// The kind of the error that came first.
+    /// Returns the kind of the error that came first.
     #[must_use]
     pub fn kind(&self) -> Kind {
         self.fault.kind()
     }
 
-    /// What the user can do about it.
+    /// Returns hints about what the user can do.
     #[must_use]
     pub fn hints(&self) -> Vec<String> {
         self.masked(&self.fault.hints())
     }
 
-    /// What was seen just before.
+    /// Returns the evidence of the error that came first.
     #[must_use]
     pub fn evidence(&self) -> Vec<String> {
         self.masked(&self.fault.evidence())
     }
 
-    /// The error that came first, if it is of this type.
+    /// Returns the error that came first, if it is of this type.
     #[must_use]
     pub fn fault<F: Fault>(&self) -> Option<&F> {
         let any: &dyn Any = self.fault.as_ref();
         any.downcast_ref()
     }
 
-    /// Adds what went wrong while cleaning up after this failure.
+    /// Adds an error of the cleanup after this failure.
     pub fn attach(&mut self, what: impl fmt::Display) {
         self.attached.push(self.mask.mask_text(&what.to_string()));
     }
 
-    /// What went wrong while cleaning up.
+    /// Returns the errors of the cleanup.
     #[must_use]
     pub fn attached(&self) -> &[String] {
         &self.attached
     }
 
-    /// Replaces these secrets in everything that the failure says: errors quote file names and answers of the guest.
+    /// Replaces these secrets in all strings of the failure: errors quote file names and answers of the guest.
     #[must_use]
     pub fn mask_secrets(mut self, mask: &SecretMask) -> Self {
         self.mask = mask.clone();
@@ -130,8 +130,8 @@ impl Failure {
         texts.iter().map(|text| self.mask.mask_text(text)).collect()
     }
 
-    /// The message and the messages of its causes, outermost first. A cause whose text its parent already ends with
-    /// is left out.
+    /// Returns the message and the messages of its causes, outermost first. A cause whose message its parent already ends
+    /// with is left out.
     #[must_use]
     pub fn chain(&self) -> Vec<String> {
         let mut messages = vec![self.fault.to_string()];

@@ -1,6 +1,6 @@
-//! What the engine tells the world while it works. The engine emits events and never prints; `report/` consumes them.
+//! Events of the engine. The engine emits events and never prints; `report/` consumes them.
 //!
-//! Stage and event names are one list, used alike in code, JSON, log and docs.
+//! Stage and event names are the same in code, JSON, log and docs.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::masking::SecretMask;
 
-/// The stages of a build, in their order.
+/// The stages of a build, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stage {
@@ -21,9 +21,9 @@ pub enum Stage {
     Provision,
     /// Generalise the guest and trim its file systems.
     Seal,
-    /// A clean power-off.
+    /// Power off the guest cleanly.
     Shutdown,
-    /// Make the output files and their digests.
+    /// Create the output files and their digests.
     Convert,
     /// Boot the sealed image and run its tests.
     Test,
@@ -32,7 +32,7 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// The name used in JSON, logs and docs.
+    /// Returns the name used in JSON, logs and docs.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -48,7 +48,7 @@ impl Stage {
     }
 }
 
-/// Which stream of a guest process a line came from.
+/// The stream of a guest process that a line came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Channel {
@@ -58,44 +58,44 @@ pub enum Channel {
     Stderr,
 }
 
-/// How grave a notice is.
+/// Severity of a notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
     /// Details for the log and `-v`.
     Debug,
-    /// Worth a line.
+    /// Information that is worth a line.
     Info,
-    /// The user should know.
+    /// A warning for the user.
     Warning,
 }
 
-/// One thing that happened. Serialised with `event` as its tag; fields are only ever added.
+/// An event. Serialised with `event` as its tag; fields are only ever added.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
     /// A build begins. Always the first event of a build.
     BuildStarted {
-        /// Image name.
+        /// Name of the image.
         image: String,
-        /// Image version.
+        /// Version of the image.
         version: String,
-        /// How many steps the spec has.
+        /// Number of steps in the spec.
         steps: usize,
     },
-    /// The build is over; nothing follows. `published` is false for a failure and for "up to date".
+    /// A build ended; no event of it follows.
     BuildFinished {
-        /// What became of it: `published`, `up-to-date` or `failed`.
+        /// Outcome of the build: `published`, `up-to-date` or `failed`.
         outcome: Outcome,
         /// Wall time, seconds.
         seconds: f64,
     },
-    /// A base image is not here and comes from elsewhere; `progress` of the stage `base` tells how far it is.
+    /// The download of a base image begins; `progress` of the stage `base` reports how far it is.
     DownloadStarted {
-        /// Where from, in the first place.
+        /// URL of its first place.
         url: String,
     },
-    /// It is here.
+    /// The download is complete.
     DownloadFinished {
         /// Its size as it was downloaded, bytes.
         bytes: u64,
@@ -104,104 +104,105 @@ pub enum Event {
     },
     /// A stage begins.
     StageStarted {
-        /// Which one.
+        /// The stage.
         stage: Stage,
     },
-    /// A stage is over, and was a success.
+    /// A stage ended successfully.
     StageFinished {
-        /// Which one.
+        /// The stage.
         stage: Stage,
         /// Wall time, seconds.
         seconds: f64,
     },
     /// A step begins.
     StepStarted {
-        /// Position in the spec, from 0.
+        /// Index of the step in the spec, from 0.
         index: usize,
-        /// Its name.
+        /// Name of the step.
         name: String,
-        /// Its verb.
+        /// Action of the step.
         verb: &'static str,
-        /// How many steps the spec has.
+        /// Number of steps in the spec.
         steps: usize,
     },
-    /// One line a step wrote, without its newline, secrets replaced. Longer lines than 4 KiB come in pieces.
+    /// An output line of a step, without its newline, with secrets replaced. Lines that are longer than 4 KiB are split.
     StepOutput {
-        /// Position in the spec, from 0.
+        /// Index of the step in the spec, from 0.
         index: usize,
-        /// Which stream.
+        /// Stream of the line.
         channel: Channel,
-        /// The text; bytes that are not UTF-8 are replaced.
+        /// The line; bytes that are not UTF-8 are replaced.
         line: String,
     },
-    /// A step does not run: what it did is in the cache.
+    /// A step is not run, because its result is in the cache.
     StepCached {
-        /// Position in the spec, from 0.
+        /// Index of the step in the spec, from 0.
         index: usize,
-        /// Its name.
+        /// Name of the step.
         name: String,
-        /// Its verb.
+        /// Action of the step.
         verb: &'static str,
-        /// How many steps the spec has.
+        /// Number of steps in the spec.
         steps: usize,
     },
-    /// A step is over.
+    /// A step ended.
     StepFinished {
-        /// Position in the spec, from 0.
+        /// Index of the step in the spec, from 0.
         index: usize,
-        /// Whether it did what it should.
+        /// Whether the step succeeded.
         ok: bool,
         /// Wall time, seconds.
         seconds: f64,
     },
-    /// Bytes moved so far by the running stage or step.
+    /// Progress in bytes of the running stage or step.
     Progress {
-        /// The stage they belong to.
+        /// The stage that the bytes belong to.
         stage: Stage,
-        /// Bytes done.
+        /// Number of bytes so far.
         done: u64,
-        /// Bytes in all; 0 when not known.
+        /// Number of bytes in all; 0 if it is not known.
         total: u64,
     },
     /// A line of the guest's serial console, escape sequences removed.
     Console {
-        /// The text.
+        /// The line.
         line: String,
     },
-    /// A sentence from the engine.
+    /// A message from the engine.
     Notice {
-        /// How grave.
+        /// Severity of the notice.
         level: Level,
-        /// The sentence.
+        /// The text of the message.
         text: String,
     },
-    /// A person takes over: what comes next on the terminal is the guest's.
+    /// An interactive shell begins: the following output on the terminal is the guest's.
     ShellStarted {
-        /// The step that failed, and how; none where the shell is all that was asked for.
+        /// Description of the failed step; `None` if the shell itself was requested.
         failure: Option<String>,
-        /// The last lines that step wrote.
+        /// The last lines of that step's output.
         tail: Vec<String>,
     },
-    /// The person has left.
+    /// The interactive shell ended.
     ShellFinished {
         /// The shell's exit code.
         code: u8,
     },
-    /// A test of the sealed image is over.
+    /// A test of the sealed image ended.
     TestFinished {
-        /// Its name.
+        /// Name of the test.
         name: String,
-        /// Whether it passed.
+        /// Whether the test passed.
         ok: bool,
         /// Wall time, seconds.
         seconds: f64,
-        /// What was found, to be read after the test's name.
+        /// Result of the test, to be read after the test's name.
         found: String,
     },
 }
 
 impl Event {
-    /// Replaces secrets in what quotes the guest. Lines of steps and of the console are masked before they become lines.
+    /// Returns the event with secrets replaced in strings that quote the guest. Lines of steps and of the console are masked
+    /// before they become lines.
     fn mask_secrets(&self, mask: &SecretMask) -> Self {
         let mut event = self.clone();
         match &mut event {
@@ -217,30 +218,30 @@ impl Event {
     }
 }
 
-/// How a build ended.
+/// Outcome of a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
-    /// A new version is in the store.
+    /// A new version was published.
     Published,
-    /// The version was there, from the same inputs.
+    /// The version existed, from the same inputs.
     UpToDate,
     /// Nothing was published.
     Failed,
 }
 
-/// When an event happened, and in which build.
+/// The time and the build of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Origin<'e> {
-    /// Since the command began.
+    /// Time since the command began.
     pub at: Duration,
-    /// `name@version` of the image, where a command builds several; each build tells its own story.
+    /// `name@version` of the image, if a command builds several; reports keep the builds apart.
     pub build: Option<&'e str>,
 }
 
-/// Something that consumes events: a terminal, a log. Must not block for long, and must not fail the build.
+/// A consumer of events: a terminal, a log. It must not block for long, and must not fail the build.
 pub trait Sink: Send + Sync {
-    /// Takes one event.
+    /// Takes the next event.
     fn emit(&self, origin: Origin<'_>, event: &Event);
 }
 
@@ -254,32 +255,32 @@ pub struct Events {
 }
 
 impl Events {
-    /// Events go to every sink, in the order given.
+    /// Creates a stream that passes events to every sink, in the order given.
     #[must_use]
     pub fn new(sinks: Vec<Arc<dyn Sink>>) -> Self {
         Self { began: Instant::now(), build: None, sinks: sinks.into(), mask: SecretMask::default() }
     }
 
-    /// The same stream with one more sink, such as the log of one build.
+    /// Returns the stream with one more sink, such as the log of one build.
     #[must_use]
     pub fn with(&self, sink: Arc<dyn Sink>) -> Self {
         let sinks = self.sinks.iter().cloned().chain([sink]).collect();
         Self { sinks, ..self.clone() }
     }
 
-    /// The events of one of several builds.
+    /// Returns a stream for the events of one of several builds.
     #[must_use]
     pub fn of_build(&self, id: &str) -> Self {
         Self { build: Some(id.into()), ..self.clone() }
     }
 
-    /// The same stream, with these secrets replaced in every text that quotes a guest.
+    /// Returns the stream, with these secrets replaced in every string that quotes a guest.
     #[must_use]
     pub fn masked(&self, mask: &SecretMask) -> Self {
         Self { mask: mask.clone(), ..self.clone() }
     }
 
-    /// Tells every sink.
+    /// Emits an event to every sink.
     pub fn emit(&self, event: &Event) {
         let origin = Origin { at: self.began.elapsed(), build: self.build.as_deref() };
         let masked = (!self.mask.is_empty()).then(|| event.mask_secrets(&self.mask));
@@ -289,7 +290,7 @@ impl Events {
         }
     }
 
-    /// Emits a [`Event::Notice`].
+    /// Emits a [`Event::Notice`] of this level.
     pub fn notice(&self, level: Level, text: impl Into<String>) {
         self.emit(&Event::Notice { level, text: text.into() });
     }

@@ -1,8 +1,8 @@
-//! Every call by which the store and the cache change the file system, so that what can happen between two of them is
-//! tested.
+//! All calls by which the store and the cache change the file system, in one place, so that interruptions between two of
+//! them can be tested.
 //!
-//! Modes are set explicitly: the umask has no say in what a store looks like. Under test an [`Fs`] can be told to die
-//! after so many calls, to fail at one of them, or to record them all, so that a power cut can be played.
+//! Modes are set explicitly, independently of the umask. In tests, an [`Fs`] can be made to die after so many calls, to fail
+//! at one of them, or to record them all, so that a power failure can be simulated.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -43,7 +43,7 @@ enum Call<'a> {
 }
 
 impl Fs {
-    /// Makes a call. Under test it may fail instead.
+    /// Makes a call. In tests it may fail instead.
     #[cfg_attr(not(test), expect(clippy::unused_self, reason = "faults are for tests"))]
     fn call<T>(&self, call: Call<'_>, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         #[cfg(test)]
@@ -55,7 +55,7 @@ impl Fs {
         }
     }
 
-    /// A name that nobody else uses: 64 random bits from the standard library's hasher seed, in hex.
+    /// Returns a unique name: 64 random bits from the standard library's hasher seed, in hex.
     #[cfg_attr(not(test), expect(clippy::unused_self, reason = "recorded names are the same every time"))]
     pub(crate) fn fresh_name(&self) -> String {
         #[cfg(test)]
@@ -65,7 +65,7 @@ impl Fs {
         format!("{:016x}", RandomState::new().build_hasher().finish())
     }
 
-    /// Makes a folder with exactly this mode; one that is there already keeps its own. A link to one is none.
+    /// Creates a folder with exactly this mode; an existing folder keeps its own. A link to a folder is an error.
     pub(crate) fn ensure_dir(&self, path: &Path, mode: u32) -> io::Result<()> {
         match self.create_dir(path, mode) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.symlink_metadata()?.is_dir() => Ok(()),
@@ -73,7 +73,7 @@ impl Fs {
         }
     }
 
-    /// Makes a folder and those above it that are missing, each durable in its parent.
+    /// Creates a folder and the missing folders above it, each durable in its parent.
     pub(crate) fn ensure_path(&self, path: &Path, mode: u32) -> io::Result<()> {
         let Some(parent) = path.parent().filter(|_| !path.is_dir()) else { return Ok(()) };
         self.ensure_path(parent, mode)?;
@@ -81,7 +81,7 @@ impl Fs {
         self.sync_dir(parent)
     }
 
-    /// Makes a new folder with exactly this mode.
+    /// Creates a new folder with exactly this mode.
     pub(crate) fn create_dir(&self, path: &Path, mode: u32) -> io::Result<()> {
         self.call(Call::MakeFolder(path, mode), || {
             fs::DirBuilder::new().mode(mode).create(path)?;
@@ -89,7 +89,7 @@ impl Fs {
         })
     }
 
-    /// Opens a lock file, made if missing.
+    /// Opens a lock file, created if missing.
     pub(crate) fn open_lock(&self, path: &Path) -> io::Result<File> {
         let no_follow = nix::fcntl::OFlag::O_NOFOLLOW.bits();
         let mut options = OpenOptions::new();
@@ -109,7 +109,7 @@ impl Fs {
         self.seal(&file, mode)
     }
 
-    /// Copies into a new file and makes it durable.
+    /// Copies a file to a new one and makes it durable.
     pub(crate) fn copy_new(&self, from: &Path, to: &Path, mode: u32) -> io::Result<()> {
         let mut from = File::open(from)?;
         let to = self.create(to)?;
@@ -118,7 +118,7 @@ impl Fs {
     }
 
     /// Gives an open file or folder its final mode and makes its content durable. Never retried: after a failed fsync the
-    /// kernel may have dropped the pages, and a second one would lie.
+    /// kernel may have dropped the pages, and a second one would succeed wrongly.
     pub(crate) fn seal(&self, file: &File, mode: u32) -> io::Result<()> {
         self.call(Call::Mode(file, mode), || file.set_permissions(Permissions::from_mode(mode)))?;
         self.sync(file)
@@ -139,12 +139,12 @@ impl Fs {
         self.call(Call::Link(from, to), || fs::hard_link(from, to))
     }
 
-    /// Renames. A folder never takes the place of one that is not empty (rename(2), ENOTEMPTY).
+    /// Renames a file or folder. A folder never replaces one that is not empty (rename(2), ENOTEMPTY).
     pub(crate) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.call(Call::Rename(from, to), || fs::rename(from, to))
     }
 
-    /// Swaps two names in one step. [`io::ErrorKind::Unsupported`] where the file system or kernel cannot.
+    /// Swaps two names in one step. Fails with [`io::ErrorKind::Unsupported`] if the file system or kernel cannot.
     pub(crate) fn exchange(&self, a: &Path, b: &Path) -> io::Result<()> {
         self.call(Call::Exchange(a, b), || match renameat2(AT_FDCWD, a, AT_FDCWD, b, RenameFlags::RENAME_EXCHANGE) {
             Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => Err(io::ErrorKind::Unsupported.into()),
@@ -152,7 +152,7 @@ impl Fs {
         })
     }
 
-    /// Removes a file or a whole folder; one that is gone already is fine.
+    /// Removes a file or a whole folder; a missing one is not an error.
     pub(crate) fn remove(&self, path: &Path) -> io::Result<()> {
         match self.remove_found(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -170,7 +170,7 @@ impl Fs {
         self.call(Call::RemoveFolder(path), || fs::remove_dir(path))
     }
 
-    /// Removes a folder if it is empty; one that is gone already is fine.
+    /// Removes a folder if it is empty; a missing one is not an error.
     pub(crate) fn remove_if_empty(&self, path: &Path) -> io::Result<()> {
         use io::ErrorKind::{DirectoryNotEmpty, NotFound};
         match self.call(Call::RemoveFolder(path), || fs::remove_dir(path)) {

@@ -1,5 +1,5 @@
-//! Folders that kiln trusts. Whoever may write to one of them can swap what kiln reads there, so it must belong to the user
-//! and lie on a local disk.
+//! Folders that kiln trusts. Anybody who may write to one of them can replace what kiln reads there, so it must belong to
+//! the user and be on a local disk.
 
 use std::fs::{DirBuilder, Metadata};
 use std::io;
@@ -11,25 +11,25 @@ use nix::sys::statfs::{self, FsType};
 use crate::error::{Fault, Kind};
 use crate::process::quote_path;
 
-/// Permission bits of those who may write to a file besides its owner.
+/// Permission bit that allows others than the owner and group to write to a file.
 pub(crate) const OTHERS: u32 = 0o002;
-/// The same with the file's group.
+/// Permission bits that allow the group or others to write.
 pub(crate) const GROUP_AND_OTHERS: u32 = 0o022;
-/// The parts of the cache.
+/// Names of the folders in the cache.
 pub(crate) const CACHE_PARTS: [&str; 7] = ["layers", "downloads", "work", "failed", "plans", "bases", "digests.json"];
 
-/// A folder that is not to be trusted.
+/// The reason why a folder is not trusted.
 #[derive(Debug)]
 pub(crate) enum Distrust {
-    /// It is something else, or a link to a folder.
+    /// It is not a folder, or a link to one.
     NotAFolder(PathBuf),
     /// It belongs to another user.
     NotOwned { path: PathBuf, owner: u32, user: u32 },
     /// Others may write to it.
     Writable(PathBuf),
-    /// Locks there may block for ever.
+    /// It is on a network file system, where locks may block for ever.
     Network(PathBuf),
-    /// It cannot be looked at.
+    /// Its metadata cannot be read.
     Unreadable { path: PathBuf, source: io::Error },
 }
 
@@ -55,12 +55,12 @@ pub(crate) fn check_root(path: &Path, writers: u32) -> Result<(), Distrust> {
     if is_network(kind) { Err(Distrust::Network(path.to_owned())) } else { Ok(()) }
 }
 
-/// Makes the cache (0700) if it is missing, and checks it and each of its parts.
+/// Creates the cache (0700) if it is missing, and checks it and each of its parts.
 ///
 /// # Errors
 /// When others may have written to one of them, or it is on a network file system.
 pub fn open_cache(cache: &Path) -> Result<(), CacheError> {
-    // Where it cannot be made, whatever needs it fails with a reason of its own.
+    // If it cannot be created, the code that needs it fails with a more precise error.
     if create_private_path(cache).is_err() && !cache.is_dir() {
         return Ok(());
     }
@@ -76,7 +76,7 @@ pub fn open_cache(cache: &Path) -> Result<(), CacheError> {
     Ok(())
 }
 
-/// Makes a folder and those above it that are missing, each for the user alone.
+/// Creates a folder and the missing folders above it, each accessible for the user alone.
 pub(crate) fn create_private_path(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
@@ -87,7 +87,7 @@ fn is_network(kind: FsType) -> bool {
     kind == statfs::NFS_SUPER_MAGIC || kind == statfs::SMB_SUPER_MAGIC || smb.contains(&kind)
 }
 
-/// A cache that kiln does not use.
+/// A cache that kiln refuses to use.
 #[derive(Debug)]
 pub struct CacheError(Distrust);
 
@@ -147,7 +147,7 @@ mod tests {
     use std::fs::{self, Permissions};
     use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
-    /// A cache with all its parts.
+    /// Creates a cache with all its parts.
     fn cache() -> tempfile::TempDir {
         let cache = tempfile::tempdir().unwrap();
         for part in CACHE_PARTS {

@@ -1,4 +1,5 @@
-//! Child processes that cannot outlive kiln: own process group, killed by the kernel when kiln dies, descriptors handed over.
+//! Child processes that cannot outlive kiln: in their own process group, killed by the kernel when kiln dies, and given
+//! their descriptors explicitly.
 
 mod wall;
 
@@ -16,11 +17,11 @@ use tokio::process::{Child, Command};
 
 pub use wall::{Allowed, Wall};
 
-/// How much of a child's standard error is kept for error messages, bytes.
+/// Size of the end of a child's standard error that is kept for error messages, bytes.
 const STDERR_TAIL: usize = 8 << 10;
 
-/// A command that runs in a process group of its own, so that the terminal's Ctrl-C reaches kiln alone and kiln stops it
-/// in order, and that the kernel kills when kiln dies.
+/// Creates a command that runs in a process group of its own, so that the terminal's Ctrl-C reaches kiln alone and kiln
+/// stops it in order, and that the kernel kills when kiln dies.
 ///
 /// `PR_SET_PDEATHSIG` is bound to the thread that spawns (prctl(2)): spawn from the main thread, never from a pool.
 #[must_use]
@@ -28,7 +29,7 @@ pub fn supervised(program: impl AsRef<OsStr>) -> Command {
     with_descriptors(program, Vec::new())
 }
 
-/// [`supervised`], with each descriptor given to the child under the stated number.
+/// Creates a [`supervised`] command, with each descriptor given to the child under the stated number.
 #[expect(unsafe_code, reason = "pre_exec is the one place where prctl and dup2 act on the child")]
 pub fn with_descriptors(program: impl AsRef<OsStr>, descriptors: Vec<(RawFd, OwnedFd)>) -> Command {
     let mut command = Command::new(program);
@@ -53,7 +54,7 @@ pub fn with_descriptors(program: impl AsRef<OsStr>, descriptors: Vec<(RawFd, Own
     command
 }
 
-/// [`supervised`], behind a wall.
+/// Creates a [`supervised`] command in a sandbox.
 #[expect(unsafe_code, reason = "the wall is closed in the child")]
 pub fn walled(program: impl AsRef<OsStr>, wall: Wall) -> Command {
     let mut command = supervised(program);
@@ -62,15 +63,15 @@ pub fn walled(program: impl AsRef<OsStr>, wall: Wall) -> Command {
     command
 }
 
-/// Lets this thread, and those it starts, work only when a processor is idle or nearly so (nice(2); a thread's own on
-/// Linux). There is no way back.
+/// Lets this thread, and those it starts, run only when a processor is idle or nearly so (nice(2); a thread's own on Linux).
+/// This cannot be undone.
 #[expect(unsafe_code, reason = "nix has no setpriority")]
 pub fn step_back() {
     // SAFETY: no pointers. Lowering one's own priority cannot fail.
     let _ = unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, 0, 19) };
 }
 
-/// Moves a descriptor out of the way of the low numbers that [`with_descriptors`] hands out.
+/// Moves a descriptor away from the low numbers that [`with_descriptors`] assigns.
 ///
 /// # Errors
 /// When no descriptor is free.
@@ -82,21 +83,21 @@ pub fn raise(descriptor: &OwnedFd) -> io::Result<OwnedFd> {
     Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(raised) })
 }
 
-/// Returns the environment of every child: what programs need to be found and to start, and nothing that a user keeps in
-/// the environment of kiln, such as tokens. The language is the one of error messages that are looked into.
+/// Returns the environment of every child: the variables that programs need to be found and to start, and no others of
+/// kiln's environment, such as tokens. The language is set because kiln looks into error messages.
 pub(crate) fn environment() -> Vec<(&'static str, OsString)> {
     let inherited = ["PATH", "TMPDIR", "LD_LIBRARY_PATH", "QEMU_MODULE_DIR"];
     let kept = inherited.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
     kept.chain([("LC_ALL", OsString::from("C"))]).collect()
 }
 
-/// Has the kernel write no core of this process from now on. A limit of 0 would keep a core from becoming a file, but not
-/// from being handed to a program (core(5)); a limit of 1 prevents both.
+/// Disables core dumps of this process from now on. A limit of 0 would prevent a core file, but not passing the core to a
+/// program (core(5)); a limit of 1 prevents both.
 pub(crate) fn forbid_core_dumps() {
     let _ = setrlimit(Resource::RLIMIT_CORE, 1, 1);
 }
 
-/// Kills a child and everything in its process group. A child that is gone already is no error.
+/// Kills a child and its whole process group. A child that has ended already is not an error.
 pub fn kill_group(child: &Child) {
     if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()) {
         let _ = killpg(Pid::from_raw(id), Signal::SIGKILL);
@@ -116,7 +117,7 @@ pub async fn stderr_tail(mut stderr: impl AsyncRead + Unpin) -> String {
     String::from_utf8_lossy(&tail).trim_end().to_owned()
 }
 
-/// How a process ended, as people say it: `exit status 1`, `signal 9 (SIGKILL)`.
+/// Formats the end of a process for people: `exit status 1`, `signal 9 (SIGKILL)`.
 #[must_use]
 pub fn describe(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt;
@@ -127,7 +128,7 @@ pub fn describe(status: ExitStatus) -> String {
     }
 }
 
-/// Returns an argument as it is written in a shell's command line.
+/// Quotes an argument for a shell's command line.
 pub(crate) fn quote_argument(argument: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_=.,/:@+".contains(c);
     if !argument.is_empty() && argument.chars().all(is_plain) {
@@ -136,12 +137,12 @@ pub(crate) fn quote_argument(argument: &str) -> String {
     format!("'{}'", argument.replace('\'', r"'\''"))
 }
 
-/// Returns a path as it is written in a shell's command line.
+/// Quotes a path for a shell's command line.
 pub(crate) fn quote_path(path: &Path) -> String {
     quote_argument(&path.display().to_string())
 }
 
-/// Returns a signal's number with its name, where it has one.
+/// Formats a signal's number with its name, if it has one.
 pub(crate) fn describe_signal(number: i32) -> String {
     match Signal::try_from(number) {
         Ok(signal) => format!("signal {number} ({signal})"),

@@ -1,5 +1,5 @@
 //! The project of a spec: the git work tree that the spec was named in, or else its folder. Specs, and the links among their
-//! files, may come from somebody else; so a spec and the files that it names have to lie in the project, links followed.
+//! files, may come from somebody else; so a spec and the files that it names must be in the project, after following links.
 
 use std::fs::{self, File, canonicalize};
 use std::io;
@@ -12,56 +12,57 @@ use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 
 use crate::error::{Fault, Kind};
 
-/// Git's own folder, or the file that names it in a linked work tree. Its configuration may hold the tokens of a pipeline.
+/// Name of Git's own folder, or of the file that points to it in a linked work tree. Its configuration may contain the
+/// tokens of a pipeline.
 pub(crate) const GIT: &str = ".git";
 
-/// Which files a spec may be and may name.
+/// The files that a spec may be and may name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileReach {
-    /// Files of the project.
+    /// Files of the project only.
     Project,
     /// Any file that the user may read.
     Host,
 }
 
-/// A spec is, or names, a file that it may not.
+/// A spec is, or names, a file that is not allowed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReachError {
-    /// A path leads where it may not.
+    /// A path leads to a file that is not allowed.
     #[error("{whose}: {refusal}")]
     Refused {
-        /// What names it.
+        /// The key or file that contains the path.
         whose: String,
-        /// Why not.
+        /// The reason.
         refusal: PathRefusal,
     },
-    /// The folder of a spec is gone.
+    /// The folder of a spec does not exist.
     #[error("cannot find the project of the spec {}", spec.display())]
     NoProject {
-        /// The spec file.
+        /// Path of the spec.
         spec: PathBuf,
-        /// Why not.
+        /// The underlying error.
         source: io::Error,
     },
 }
 
-/// Why a path may not be read.
+/// The reason why a path may not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum PathRefusal {
-    /// A file outside of the project.
+    /// It leads to a file outside of the project.
     #[error("{} outside of the project {}", place(path, target), project.display())]
     Outside {
-        /// The path as it is named.
+        /// The path as it was written.
         path: PathBuf,
-        /// Where it leads.
+        /// The path that it leads to.
         target: PathBuf,
         /// The project's folder.
         project: PathBuf,
     },
-    /// A file of git's own.
+    /// It leads to a file of git's own.
     #[error("{} belongs to git, whose files may hold credentials", .0.display())]
     Git(PathBuf),
-    /// A device, a pipe or a file that the kernel makes up.
+    /// It leads to a device, a pipe or a file that the kernel generates.
     #[error("{} is not a regular file on a disk", .0.display())]
     NotAFile(PathBuf),
 }
@@ -107,7 +108,7 @@ impl Fault for PathRefusal {
     }
 }
 
-/// The folder whose files a spec may be and may name.
+/// The folder of a project, whose files a spec may be and may name.
 #[derive(Debug, Clone)]
 pub(crate) struct Project(PathBuf);
 
@@ -116,7 +117,7 @@ impl Project {
     /// link leads to a spec, and never to another project; so a folder that is a link is passed over here.
     ///
     /// # Errors
-    /// When the folder of the spec is gone.
+    /// When the folder of the spec does not exist.
     pub(crate) fn of_spec(spec: &Path) -> Result<Self, ReachError> {
         let lost = |source| ReachError::NoProject { spec: spec.to_owned(), source };
         let folder = named_folder(spec).map_err(lost)?;
@@ -126,7 +127,7 @@ impl Project {
         canonicalize(root).map(Self).map_err(lost)
     }
 
-    /// Checks that a path leads into the project, and to nothing of git's own. `target` is the path without its links.
+    /// Checks that a path leads into the project, and not to a file of git's own. `target` is the path without its links.
     pub(crate) fn check_target(&self, path: &Path, target: &Path) -> Result<(), PathRefusal> {
         let path = path.to_owned();
         match target.strip_prefix(&self.0) {
@@ -137,12 +138,12 @@ impl Project {
     }
 }
 
-/// Returns whether a path without links leads to something of git's own.
+/// Returns whether a path without links leads to a file of git's own.
 pub(crate) fn is_of_git(target: &Path) -> bool {
     target.iter().any(|name| name == GIT)
 }
 
-/// Returns the folder of a file as it was named: absolute, with its links. What is in front of a `..` is resolved, because
+/// Returns the folder of a file as it was named: absolute, with its links. The part in front of a `..` is resolved, because
 /// `..` of a link is not the folder that holds the link.
 fn named_folder(file: &Path) -> io::Result<PathBuf> {
     let file = std::path::absolute(file)?;
@@ -156,15 +157,15 @@ fn named_folder(file: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// A file that was found, and is not open for reading yet: finding it does nothing to a device or a pipe.
+/// A file that was found, but is not open for reading yet: finding it has no effect on a device or a pipe.
 pub(crate) struct FoundFile {
     handle: File,
-    /// Where it lies, without links. It is asked of the file itself, so that no link can be changed in between.
+    /// Its path without links. It is read from the open descriptor, so that no link can be changed in between.
     pub(crate) location: PathBuf,
 }
 
 impl FoundFile {
-    /// Finds a file, links followed.
+    /// Finds a file, following links.
     pub(crate) fn find(path: &Path) -> io::Result<Self> {
         let handle = File::options().read(true).custom_flags(OFlag::O_PATH.bits()).open(path)?;
         let no_proc = |error: io::Error| io::Error::other(format!("where it lies is not known: /proc: {error}"));
@@ -172,19 +173,19 @@ impl FoundFile {
         Ok(Self { handle, location })
     }
 
-    /// Returns whether it is a regular file that somebody has written, rather than one that the kernel makes up.
+    /// Returns whether it is a regular file that was written, rather than one that the kernel generates.
     pub(crate) fn is_regular(&self) -> io::Result<bool> {
         let is_proc = fstatfs(&self.handle)?.filesystem_type() == PROC_SUPER_MAGIC;
         Ok(self.handle.metadata()?.is_file() && !is_proc && !is_made_up(&self.location))
     }
 
-    /// Opens for reading the very file that was found.
+    /// Opens the file that was found for reading.
     pub(crate) fn open(&self) -> io::Result<File> {
         File::open(descriptor_path(&self.handle))
     }
 }
 
-/// Returns where a path is, up to what it is outside of.
+/// Returns a description of a path's target, for messages.
 fn place(path: &Path, target: &Path) -> String {
     if path == target {
         return format!("{} is", path.display());
@@ -196,7 +197,7 @@ fn descriptor_path(file: &File) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
-/// Returns whether a path without links is a device, a pipe, a socket, or in a file system that the kernel makes up.
+/// Returns whether a path without links is a device, a pipe, a socket, or in a file system that the kernel generates.
 pub(crate) fn is_made_up(target: &Path) -> bool {
     let is_special = |metadata: fs::Metadata| {
         let kind = metadata.file_type();

@@ -1,46 +1,48 @@
-//! The seed for cloud-init's `NoCloud`: a small FAT volume that makes cloud-init start the agent, and in a build nothing else.
+//! The seed for cloud-init's `NoCloud`: a small FAT volume that makes cloud-init start the agent, and nothing else in a
+//! build.
 //!
 //! Sources: cloud-init's `nocloud.rst` (volume label `cidata`, both `user-data` and `meta-data` are required) and
-//! `DataSourceNoCloud.py` (labelled devices are tried in reverse order). It holds no secret: cloud-init keeps user-data
-//! in the image. The bytes depend on the machine alone, never on the steps, so that one boot serves all specs.
+//! `DataSourceNoCloud.py` (labelled devices are tried in reverse order). It holds no secret: cloud-init keeps user-data in
+//! the image. The bytes depend on the machine alone, never on the steps, so that one boot serves all specs.
 
 use std::io::{self, Cursor, Write};
 
 use fatfs::{FileSystem, FormatVolumeOptions, FsOptions};
 
-/// The instance a build runs as; the agent reports it, and another one means that another seed won.
+/// Instance id of a build; the agent reports it, and another one means that another seed took precedence.
 pub const INSTANCE_ID: &str = "kiln-build";
 
-/// FAT's volume label, padded to its eleven bytes.
+/// Volume label in FAT, padded to its eleven bytes.
 const LABEL: [u8; 11] = *b"CIDATA     ";
-/// Constant, so that the same plan gives the same bytes.
+/// Volume id, constant, so that the same plan gives the same bytes.
 const VOLUME_ID: u32 = 0x6b69_6c6e;
-/// Room for FAT's own tables and folder, bytes.
+/// Space for FAT's own tables and folder, bytes.
 const OVERHEAD: usize = 256 << 10;
 const SECTOR: usize = 512;
 
-/// What differs between seeds.
+/// Options of a seed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// What the boot is for.
+    /// Purpose of the boot.
     pub boot: Boot,
-    /// The guest has a network card.
+    /// Whether the guest has a network card.
     pub network: bool,
 }
 
-/// What a boot is for, and so how much of cloud-init runs in it.
+/// The purpose of a boot, which determines how much of cloud-init runs in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Boot {
-    /// A build: what the steps need and no more.
+    /// A build: only what the steps need.
     Build {
-        /// The disk is larger than the base: let cloud-init grow the root partition and its file system first.
+        /// Whether the disk is larger than the base, so that cloud-init must grow the root partition and its file system
+        /// first.
         grow: bool,
     },
-    /// A test: all that the image itself asks cloud-init for, as on a new machine, such as host keys.
+    /// A test: everything that the image itself requests of cloud-init, as on a new machine, such as host keys.
     First,
 }
 
-/// The volume that starts the agent.
+/// Creates the volume that starts the agent.
 ///
 /// # Errors
 /// Only when the agent does not fit, which would be a bug.
@@ -55,11 +57,11 @@ pub fn volume(agent: &[u8], options: Options) -> io::Result<Vec<u8>> {
     ])
 }
 
-/// Shell commands for when the guest has finished booting.
+/// Shell commands to run when the guest has finished booting.
 pub const SETTLED: &str = "[ ! -r /run/kiln/seed/settled ] || . /run/kiln/seed/settled";
 
-/// Returns the volume of a first boot for people: a new instance, whose default user lets these SSH keys in. Without keys
-/// nothing is said of them: cloud-init takes an empty list for an invalid one.
+/// Returns the volume for an interactive first boot: a new instance, whose default user accepts these SSH keys. Without keys
+/// the setting is left out, since cloud-init rejects an empty list.
 ///
 /// # Errors
 /// Only when the keys do not fit.
@@ -95,11 +97,11 @@ fn fat(files: &[(&str, &[u8])]) -> io::Result<Vec<u8>> {
 }
 
 /// `NoCloud`'s `dsmode`: cloud-init runs its modules in its first stage, before the network, and so the agent starts one
-/// start of Python earlier, and before anything waits for a network that is not there.
+/// start of Python earlier, and before units that wait for a missing network.
 const DSMODE: &str = "dsmode: local\n";
 
-/// `bootcmd` runs at every boot, so the agent also comes back after a reboot step. In a build only the modules that are
-/// needed run, all of them in cloud-init's first Python process.
+/// Returns the user-data. `bootcmd` runs at every boot, so the agent also starts after a reboot step. In a build only the
+/// modules that are needed run, all of them in cloud-init's first Python process.
 fn user_data(options: Options) -> String {
     let agent = format!("#cloud-config\nbootcmd: [[sh, -c, {FIND:?}]]\n");
     let modules = match options.boot {
@@ -120,8 +122,8 @@ fn meta_data(instance_id: &str) -> String {
     format!("instance-id: {instance_id}\n")
 }
 
-/// Without a card there is nothing to configure, and rendering nothing would cost a start of netplan; with one, DHCP on
-/// whatever it is called.
+/// Returns the network-config. Without a card there is nothing to configure, and rendering nothing would cost a start of
+/// netplan; with one, DHCP on whatever it is called.
 fn network_config(network: bool) -> &'static str {
     if network {
         "version: 2\nethernets: {build: {match: {name: \"e*\"}, dhcp4: true}}\n"
@@ -138,12 +140,13 @@ const FIND: &str = "for d in /sys/block/*; do \
     exec sh /run/kiln/seed/start; fi; done; \
     echo 'kiln: no disk with the serial number kiln-seed' >/dev/console";
 
-/// cloud-init's later stages have nothing to do, and cost a start of Python each.
+/// Units of cloud-init's later stages, which have nothing to do, and cost a start of Python each.
 const LATER_STAGES: &str = "cloud-init.service cloud-init-network.service cloud-config.service cloud-final.service";
-/// Without a card these wait for their whole time-out, and some images' boot waits for them.
+/// Units that wait for their whole time-out without a network card, and that some images' boot waits for.
 const WAIT_ONLINE: &str = "systemd-networkd-wait-online.service NetworkManager-wait-online.service";
 
-/// Starts the agent so that it outlives cloud-init. Scripts of steps need a place that is neither noexec nor on the disk.
+/// Returns the commands that start the agent so that it outlives cloud-init. Scripts of steps need a folder that is neither
+/// noexec nor on the disk.
 ///
 /// Under systemd the agent gets a unit of its own. Its cgroup is delegated to it, for those of the steps; systemd then does
 /// not stop the unit when the OOM killer ends a process in it (`OOMPolicy=`, systemd.service(5)). Only the controller of
@@ -151,8 +154,8 @@ const WAIT_ONLINE: &str = "systemd-networkd-wait-online.service NetworkManager-w
 /// 15 % of the system's tasks, which in a small guest are some 600: steps may have most of them. The unit does not have the
 /// default dependencies, since those would make it wait for the boot that waits for cloud-init.
 ///
-/// Units with nothing to do are masked; for the starts that are already queued, the mask comes too late and a stop takes their
-/// place. Both is cheaper than the reload that would make the mask known, which runs every generator again.
+/// Units with nothing to do are masked; for the starts that are already queued, the mask comes too late and a stop takes
+/// their place. Both is cheaper than the reload that would make the mask known, which runs every generator again.
 fn start(options: Options) -> String {
     let idle = idle_units(options);
     format!(
@@ -175,19 +178,20 @@ fi
     )
 }
 
-/// Returns the units that this boot does without.
+/// Returns the units that are masked in this boot.
 fn idle_units(options: Options) -> String {
     let stages = if options.boot == Boot::First { "" } else { LATER_STAGES };
     let waiting = if options.network { "" } else { WAIT_ONLINE };
     format!("{stages} {waiting}")
 }
 
-/// Lifts the masks of the boot, which are for that boot alone: `systemctl enable` fails for a masked unit. Then it leaves what
-/// a finished boot leaves where `cloud-init status --wait` and scripts look for it. In a build the later stages do not run,
-/// so that the one would wait for ever and the others would find nothing; a test runs them all.
+/// Returns the commands that remove the masks of the boot, which are for that boot alone: `systemctl enable` fails for a
+/// masked unit. Then they create the files of a finished boot, for which `cloud-init status --wait` and scripts look. In a
+/// build the later stages do not run, so that the former would wait for ever and the latter would find nothing; a test runs
+/// them all.
 ///
-/// cloud-init 23.3 and 23.4 (`_get_systemd_status`) also want the units of the stages to be active, so there they become
-/// units that do nothing. Older and newer versions ask systemd only while the result is not there.
+/// cloud-init 23.3 and 23.4 (`_get_systemd_status`) also want the units of the stages to be active, so there they are
+/// replaced by units that do nothing. Older and newer versions ask systemd only while the result is not there.
 fn settled(options: Options) -> String {
     let unmask = UNMASK.replace("IDLE_UNITS", &idle_units(options));
     match options.boot {
@@ -228,7 +232,7 @@ mod tests {
 
     const PLAIN: Options = Options { boot: Boot::Build { grow: false }, network: false };
 
-    /// What a shell makes of it, in a guest whose `cloud-init status` reads two files.
+    /// Checks the effect of the commands in a shell, in a guest whose `cloud-init status` reads two files.
     #[test]
     fn cloud_init_has_finished_when_a_build_has_settled() {
         let root = tempfile::tempdir().unwrap();

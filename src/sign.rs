@@ -1,5 +1,5 @@
-//! Signatures over a version's `SHA256SUMS`, made and checked by the tools that people have: OpenSSH's `ssh-keygen -Y`
-//! (its PROTOCOL.sshsig; namespace `kiln`), or minisign. Nothing here needs a network.
+//! Signatures of a version's `SHA256SUMS`, made and verified by the tools that people have: OpenSSH's `ssh-keygen -Y` (its
+//! PROTOCOL.sshsig; namespace `kiln`), or minisign. Nothing here needs a network.
 
 use std::ffi::OsStr;
 use std::io::{self, Write};
@@ -13,27 +13,27 @@ use crate::process;
 
 pub mod openpgp;
 
-/// What a signature is for: one made for something else is none of ours (ssh-keygen(1), `-n`).
+/// Purpose of the signatures: one that was made for another purpose is not valid (ssh-keygen(1), `-n`).
 const NAMESPACE: &str = "kiln";
-/// How a single key is named where OpenSSH wants a name.
+/// Name of a single key where OpenSSH requires one.
 const SIGNER: &str = "kiln";
-/// Keys and signatures are a few kilobytes at most, bytes.
+/// Size limit of keys and signatures, bytes; real ones have a few kilobytes.
 pub const LARGEST: u64 = 64 << 10;
 
-/// Which tool made a signature.
+/// The tool of a signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tool {
-    /// `ssh-keygen`
+    /// OpenSSH's `ssh-keygen`.
     Ssh,
-    /// `minisign`
+    /// The tool `minisign`.
     Minisign,
 }
 
 impl Tool {
-    /// Both.
+    /// All tools.
     pub const ALL: [Self; 2] = [Self::Ssh, Self::Minisign];
 
-    /// The signature's name beside `SHA256SUMS`.
+    /// Returns the name of the signature's file beside `SHA256SUMS`.
     #[must_use]
     pub fn file(self) -> &'static str {
         match self {
@@ -60,46 +60,46 @@ impl Tool {
 /// Signing or checking failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SignError {
-    /// The file cannot be read.
+    /// A file cannot be read.
     #[error("cannot read {}", path.display())]
     Unreadable {
-        /// The key or the list of signers.
+        /// Path of the key or the list of signers.
         path: PathBuf,
-        /// Why.
+        /// The underlying error.
         #[source]
         source: io::Error,
     },
     /// Neither an OpenSSH nor a minisign key.
     #[error("{} is neither an OpenSSH nor a minisign key", .0.display())]
     NoKey(PathBuf),
-    /// A tool is missing or cannot be run.
+    /// A tool is missing or cannot be executed.
     #[error("cannot run {}", tool.program())]
     NoTool {
-        /// Which one.
+        /// The tool.
         tool: Tool,
-        /// Why.
+        /// The underlying error.
         #[source]
         source: io::Error,
     },
-    /// The tool would not sign.
+    /// The tool refused to sign.
     #[error("{} cannot sign with {}: {why}", tool.program(), key.display())]
     Refused {
-        /// Which one.
+        /// The tool.
         tool: Tool,
-        /// The key.
+        /// Path of the key.
         key: PathBuf,
-        /// What it said.
+        /// The tool's message.
         why: String,
     },
     /// There is no signature that this key could have made.
     #[error("{} is missing", .0.file())]
     Missing(Tool),
-    /// The signature is not good, or not by whom it should be.
+    /// The signature is not valid, or not by a trusted key.
     #[error("{} does not hold: {why}", tool.file())]
     Bad {
-        /// Which signature.
+        /// The tool of the signature.
         tool: Tool,
-        /// What the tool said.
+        /// The tool's message.
         why: String,
     },
 }
@@ -123,7 +123,7 @@ impl Fault for SignError {
     }
 }
 
-/// A key that signs.
+/// A private key for signatures.
 #[derive(Debug, Clone)]
 pub struct Signer {
     tool: Tool,
@@ -131,10 +131,11 @@ pub struct Signer {
 }
 
 impl Signer {
-    /// Takes a private key of OpenSSH or minisign, or the public key of one that an SSH agent holds, and tries it.
+    /// Opens a private key of OpenSSH or minisign, or the public key of one that an SSH agent holds, and makes a test
+    /// signature.
     ///
     /// # Errors
-    /// When it is no such key, its passphrase is not given, or the tool is missing.
+    /// When it is not such a key, its passphrase is not given, or the tool is missing.
     pub fn open(key: &Path) -> Result<Self, SignError> {
         let key = std::path::absolute(key).map_err(unreadable(key))?;
         let text = read(&key)?;
@@ -149,13 +150,13 @@ impl Signer {
         Ok(signer)
     }
 
-    /// Which tool signs.
+    /// Returns the tool that signs.
     #[must_use]
     pub fn tool(&self) -> Tool {
         self.tool
     }
 
-    /// Signs `SHA256SUMS`. A comment that minisign signs as well says what it belongs to.
+    /// Signs `SHA256SUMS`. minisign also signs the comment, which names the version.
     ///
     /// # Errors
     /// When the tool refuses or cannot be run.
@@ -181,7 +182,7 @@ impl Signer {
     }
 }
 
-/// Whom to believe.
+/// The trusted signers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trust {
     /// One public key, of OpenSSH or minisign.
@@ -191,10 +192,10 @@ pub enum Trust {
 }
 
 impl Trust {
-    /// Which signature can be checked with this.
+    /// Returns the tool whose signatures can be verified with these signers.
     ///
     /// # Errors
-    /// When the key is none.
+    /// When the key is not valid.
     pub fn tool(&self) -> Result<Tool, SignError> {
         let Trust::Key(path) = self else { return Ok(Tool::Ssh) };
         let text = read(path)?;
@@ -207,10 +208,10 @@ impl Trust {
         }
     }
 
-    /// Checks a signature that [`Trust::tool`] made, and tells who signed.
+    /// Verifies a signature of [`Trust::tool`], and returns the signer.
     ///
     /// # Errors
-    /// When it is not good, or by nobody who is trusted.
+    /// When it is not valid, or not by a trusted signer.
     pub fn check(&self, sums: &[u8], signature: &[u8]) -> Result<String, SignError> {
         let tool = self.tool()?;
         if tool == Tool::Ssh && !is_armour(signature) {
@@ -258,7 +259,7 @@ fn verify_ssh(folder: &TempDir, signers: &Path, name: &str, message: &Path, sign
     if output.status.success() { Ok(()) } else { Err(SignError::Bad { tool: Tool::Ssh, why: said(&output) }) }
 }
 
-/// The text in a private folder, since both tools want files.
+/// Writes the text to a file in a private folder, since both tools require files.
 fn staged(tool: Tool, sums: &[u8]) -> Result<(TempDir, PathBuf), SignError> {
     let failed = |source| SignError::NoTool { tool, source };
     let folder = tempfile::tempdir().map_err(failed)?;
@@ -268,7 +269,7 @@ fn staged(tool: Tool, sums: &[u8]) -> Result<(TempDir, PathBuf), SignError> {
     Ok((folder, message))
 }
 
-/// A passphrase is asked for on the terminal, where there is one, and never in a window.
+/// Returns the command of a tool. It asks for a passphrase on the terminal, if there is one, and never in a window.
 fn tool_command(tool: Tool, folder: &TempDir) -> Command {
     let mut command = Command::new(tool.program());
     command
@@ -284,20 +285,21 @@ fn run(tool: Tool, command: &mut Command) -> Result<Output, SignError> {
     command.output().map_err(|source| SignError::NoTool { tool, source })
 }
 
-/// The last line that says something.
+/// Returns the last line of the output that is not empty.
 fn said(output: &Output) -> String {
     let text = [&output.stdout[..], b"\n", &output.stderr[..]].concat();
     let text = String::from_utf8_lossy(&text).into_owned();
     text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it does not say why").to_owned()
 }
 
-/// How ssh-keygen finds keys that are in an agent or on a token, and who asks for the passphrase (ssh-keygen(1)).
+/// Variables by which ssh-keygen finds keys in an agent or on a token, and the program that asks for the passphrase
+/// (ssh-keygen(1)).
 const KEY_VARIABLES: [&str; 4] = ["SSH_AUTH_SOCK", "SSH_SK_PROVIDER", "SSH_SK_HELPER", "GPG_TTY"];
-/// `SSHSIG` and the version 1, as base64 has them.
+/// `SSHSIG` and the version 1 in base64.
 const SSHSIG_1: &[u8] = b"U1NIU0lHAAAAAQ";
 
-/// Whether a signature is armoured as PROTOCOL.sshsig has it, to the byte: OpenSSH passes over white space of all kinds, and
-/// takes version 0 for 1.
+/// Returns whether a signature is armoured exactly as in PROTOCOL.sshsig: OpenSSH ignores white space of all kinds, and
+/// accepts version 0 for 1.
 fn is_armour(signature: &[u8]) -> bool {
     let body = signature.strip_prefix(b"-----BEGIN SSH SIGNATURE-----\n");
     let body = body.and_then(|body| body.strip_suffix(b"\n-----END SSH SIGNATURE-----\n"));
@@ -331,7 +333,7 @@ fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> SignError + use<> {
 pub(crate) mod tests {
     use super::*;
 
-    /// Makes an OpenSSH key without a passphrase in a folder, and its public half beside it.
+    /// Creates an OpenSSH key without a passphrase in a folder, with its public half.
     pub(crate) fn ssh_key(folder: &Path, name: &str) -> PathBuf {
         let key = folder.join(name);
         let mut command = Command::new("ssh-keygen");
@@ -340,7 +342,7 @@ pub(crate) mod tests {
         key
     }
 
-    /// The same of minisign.
+    /// Creates a minisign key without a passphrase in a folder, with its public half.
     pub(crate) fn minisign_key(folder: &Path, name: &str) -> PathBuf {
         let (key, public) = (folder.join(name), folder.join(name).with_extension("pub"));
         let mut command = Command::new("minisign");

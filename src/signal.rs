@@ -1,5 +1,5 @@
-//! Ctrl-C in two stages: the first interrupt asks the command to stop in order, the second ends it at once. And a signal
-//! that is to be an error.
+//! Ctrl-C in two stages: the first interrupt asks the command to stop in order, the second ends it at once. Also turns a
+//! signal (SIGXFSZ) into an error.
 
 use std::thread;
 
@@ -9,12 +9,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::Kind;
 
-/// A token that the first SIGINT, SIGTERM or SIGHUP cancels. The second one ends the process with 130; children die with
-/// it (see `process::supervised`) and the next command sweeps up what was left behind. A thread of its own waits for them,
-/// so that the second one is heard while the rest is busy with files. `before_exit` is called when the second one comes.
+/// Returns a token that the first SIGINT, SIGTERM or SIGHUP cancels. The second one ends the process with 130; children die
+/// with it (see `process::supervised`) and the next command removes their leftovers. A separate thread waits for the
+/// signals, so that the second one is handled while other threads are busy with files. `before_exit` is called at the second
+/// one.
 ///
 /// # Errors
-/// When a signal handler cannot be installed, or there is no thread to be had.
+/// When a signal handler cannot be installed, or no thread can be created.
 pub fn interruption(before_exit: fn()) -> std::io::Result<CancellationToken> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let entered = runtime.enter();
@@ -42,8 +43,8 @@ pub fn interruption(before_exit: fn()) -> std::io::Result<CancellationToken> {
     Ok(token)
 }
 
-/// Makes a write beyond the limit on the size of files an error (`EFBIG`) instead of the end: of this process, and of its
-/// children, which inherit it.
+/// Turns a write beyond the limit on the size of files into an error (`EFBIG`) instead of a fatal signal, in this process
+/// and in its children, which inherit it.
 #[expect(unsafe_code, reason = "nix cannot know that nothing else handles it")]
 pub fn ignore_file_size() {
     // SAFETY: no handler is installed or replaced. It cannot fail: the signal exists and may be ignored.

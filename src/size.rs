@@ -14,35 +14,35 @@ pub struct ByteSize(pub u64);
 const UNITS: [(&str, u64); 5] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
 impl ByteSize {
-    /// `n` mebibytes.
+    /// Returns a size of `n` mebibytes.
     #[must_use]
     pub const fn mib(n: u64) -> Self {
         Self(n << 20)
     }
 
-    /// `n` gibibytes.
+    /// Returns a size of `n` gibibytes.
     #[must_use]
     pub const fn gib(n: u64) -> Self {
         Self(n << 30)
     }
 
-    /// The number of bytes.
+    /// Returns the number of bytes.
     #[must_use]
     pub const fn bytes(self) -> u64 {
         self.0
     }
 }
 
-/// A size or a duration that cannot be understood.
+/// A size or a duration that cannot be parsed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
-    /// No number with a known unit of size behind it.
+    /// Not a number followed by a known unit of size.
     #[error("`{0}` is not a size; write a whole number and a unit, such as 512MiB or 8GiB")]
     Size(String),
-    /// No number with a known unit of time behind it.
+    /// Not a number followed by a known unit of time.
     #[error("`{0}` is not a duration; write a whole number and a unit, such as 90s, 10m or 1h")]
     Duration(String),
-    /// More than fits into 63 bits.
+    /// A number that does not fit into 63 bits.
     #[error("`{0}` is too large")]
     TooLarge(String),
 }
@@ -69,7 +69,7 @@ impl FromStr for ByteSize {
     }
 }
 
-/// Written with at most one digit behind the point, `8GiB` and `1.4GiB`. What is a whole number of its unit can be read back.
+/// Formats at most one decimal, as in `8GiB` and `1.4GiB`. A whole number of its unit can be parsed again.
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, factor) = UNITS.into_iter().find(|(_, factor)| self.0 >= *factor).unwrap_or(("B", 1));
@@ -81,10 +81,10 @@ impl fmt::Display for ByteSize {
     }
 }
 
-/// Reads a duration in whole seconds, minutes or hours.
+/// Parses a duration in whole seconds, minutes or hours.
 ///
 /// # Errors
-/// When the text is not a whole number followed by `s`, `m` or `h`.
+/// When the string is not a whole number followed by `s`, `m` or `h`.
 pub fn parse_duration(text: &str) -> Result<Duration, ParseError> {
     let bad = || ParseError::Duration(text.to_owned());
     let (number, unit) = split(text).ok_or_else(bad)?;
@@ -101,7 +101,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, ParseError> {
         .ok_or_else(|| ParseError::TooLarge(text.to_owned()))
 }
 
-/// The shortest text that [`parse_duration`] reads back as this many whole seconds.
+/// Returns the shortest string that [`parse_duration`] parses as this many whole seconds.
 #[must_use]
 pub fn format_duration(duration: Duration) -> String {
     match duration.as_secs() {

@@ -1,4 +1,4 @@
-//! Where a file can be had from: `https`, `http` and `file` URLs, looked at before anything is asked of them.
+//! URLs of files: `https`, `http` and `file`, checked before any request.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -10,17 +10,17 @@ use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 use ureq::http::Uri;
 
-/// Longer ones are nobody's, bytes.
+/// Length limit of a URL, bytes.
 const LONGEST: usize = 4096;
 
-/// How a file is had.
+/// Scheme of a URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scheme {
-    /// Over TLS.
+    /// HTTP over TLS.
     Https,
-    /// In the clear.
+    /// HTTP without encryption.
     Http,
-    /// From a disk of this host.
+    /// A file of this host.
     File,
 }
 
@@ -29,42 +29,42 @@ pub enum Scheme {
 #[serde(try_from = "String", into = "String")]
 pub struct Url(String);
 
-/// What is no URL of a file.
+/// A string that is not a URL of a file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
-    /// None of the known schemes.
+    /// The scheme is unknown or missing.
     #[error("a URL begins with https://, http:// or file:///")]
     Scheme,
-    /// A URL has no spaces, control characters or fragments, and a host where there must be one.
+    /// It has spaces, control characters or a fragment, or lacks a required host.
     #[error("`{0}` is not a URL")]
     Malformed(String),
-    /// Whoever reads a spec, a log or a manifest would have them.
+    /// It has credentials, which everybody who reads a spec, a log or a manifest would see.
     #[error("a URL must not hold a user name or a password")]
     Credentials,
-    /// It ends with a slash.
+    /// It names a folder: it ends with a slash.
     #[error("`{0}` names a folder, not a file")]
     Folder(String),
 }
 
 impl Url {
-    /// As it was written.
+    /// Returns the URL as it was written.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Its scheme.
+    /// Returns the scheme of the URL.
     #[must_use]
     pub fn scheme(&self) -> Scheme {
         match self.0.split_once(':') {
             Some(("https", _)) => Scheme::Https,
             Some(("http", _)) => Scheme::Http,
-            // No other is ever made.
+            // No URL with another scheme is ever created.
             _ => Scheme::File,
         }
     }
 
-    /// The last part of its path, decoded: what the file is called at its source.
+    /// Returns the last component of its path, decoded: the file's name at its source.
     #[must_use]
     pub fn file_name(&self) -> String {
         let path = self.0.split('?').next().unwrap_or_default();
@@ -72,7 +72,7 @@ impl Url {
         percent_decode_str(last).decode_utf8_lossy().into_owned()
     }
 
-    /// The file of this host that it names.
+    /// Returns the path of the file on this host, for a `file` URL.
     #[must_use]
     pub fn to_path(&self) -> Option<PathBuf> {
         let path = self.0.strip_prefix("file://")?;

@@ -1,8 +1,8 @@
-//! A build's scratch folder: private, gone when the build ends, and swept up by the next build if this one is killed.
+//! A build's scratch folder: private, removed when the build ends, or by the next build if this one is killed.
 //!
-//! Its owner keeps an exclusive flock(2) on each folder. The kernel drops the lock with its holder, so a folder whose lock can
-//! be taken belongs to nobody and may be removed; no pid file can go stale. Making and sweeping take turns, by a lock on the
-//! parent: nobody ever sees a folder that its maker has not locked yet.
+//! Its owner keeps an exclusive flock(2) on each folder. The kernel drops the lock with its holder, so a folder whose lock
+//! can be taken belongs to nobody and may be removed; no pid file can go stale. Creating and removing folders exclude each
+//! other, by a lock on the parent: no process ever sees a folder that is not locked yet.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -22,10 +22,10 @@ pub struct Workdir {
 }
 
 impl Workdir {
-    /// Makes a folder below `parent`, mode 0700, after removing those that dead builds left there.
+    /// Creates a folder below `parent`, mode 0700, after removing those that dead builds left there.
     ///
     /// # Errors
-    /// When the folder cannot be made.
+    /// When the folder cannot be created.
     pub fn create(parent: &Path) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
         let _turn = lock(parent, FlockArg::LockExclusive)?;
@@ -35,13 +35,13 @@ impl Workdir {
         Ok(Self { folder, _lock: lock })
     }
 
-    /// The folder.
+    /// Returns the path of the folder.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    /// A file in the folder.
+    /// Returns the path of a file in the folder.
     #[must_use]
     pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
         self.folder.path().join(name)
@@ -49,10 +49,10 @@ impl Workdir {
 }
 
 impl Workdir {
-    /// What the name of a folder begins with that is left to the user.
+    /// Prefix of the names of folders that are left to the user.
     pub const KEPT: &str = "kept-";
 
-    /// Leaves the folder to the user, under a name that is not swept up.
+    /// Leaves the folder to the user, under a name that is not removed by later builds.
     #[must_use]
     pub fn keep(self) -> PathBuf {
         let path = self.folder.keep();
@@ -62,7 +62,7 @@ impl Workdir {
     }
 }
 
-/// Removes the folders whose owners are dead.
+/// Removes the folders of dead builds.
 ///
 /// # Errors
 /// When `parent` cannot be read or locked. A folder that cannot be removed is left for the next time.
@@ -107,7 +107,7 @@ mod tests {
         let dead = parent.path().join("build-dead");
         fs::create_dir(&dead).unwrap();
         fs::write(dead.join("overlay.qcow2"), "x").unwrap();
-        // Whoever died while it made or removed one has left an empty one.
+        // A process that died while creating or removing one has left an empty folder.
         let empty = parent.path().join("build-empty");
         fs::create_dir(&empty).unwrap();
         let other = parent.path().join("something else");

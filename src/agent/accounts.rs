@@ -1,4 +1,5 @@
-//! Users and groups as the guest's own files have them. NSS is not asked: a static program cannot load its modules.
+//! Users and groups from the guest's own `passwd` and `group` files. NSS is not used: a static program cannot load its
+//! modules.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +21,7 @@ pub struct Accounts {
 pub struct User {
     /// Login name, or the number where it has none.
     pub name: String,
-    /// For the kernel.
+    /// The user's numbers, as the kernel takes them.
     pub identity: Identity,
     /// Home folder.
     pub home: String,
@@ -29,14 +30,14 @@ pub struct User {
 }
 
 impl Accounts {
-    /// Reads both files below `etc`. A missing one is empty: a guest without it still has numbers.
+    /// Reads `passwd` and `group` below `etc`. A missing file counts as empty: a user can still be given by number.
     #[must_use]
     pub fn read(etc: &Path) -> Self {
         let text = |name| fs::read(etc.join(name)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         Self { passwd: text("passwd").unwrap_or_default(), group: text("group").unwrap_or_default() }
     }
 
-    /// The user of this name or number.
+    /// Returns the user with this name or number.
     ///
     /// # Errors
     /// When there is no such name. A number needs no entry.
@@ -58,7 +59,7 @@ impl Accounts {
         Ok(user)
     }
 
-    /// The numbers of an owner.
+    /// Returns the user and group number of an owner.
     ///
     /// # Errors
     /// When a name is not known.
@@ -100,7 +101,7 @@ fn parse_user(line: &str) -> Option<User> {
     Some(User { name: name.into(), identity, home: or(home, "/"), shell: or(shell, "/bin/sh") })
 }
 
-/// A user with a home folder, for tests.
+/// Creates a user with a home folder, for tests.
 #[cfg(test)]
 pub(super) fn user(name: &str, uid: u32, shell: &str) -> User {
     let identity = Identity { uid, gid: uid, groups: Vec::new() };

@@ -1,12 +1,12 @@
-//! As much of D-Bus as it takes to read a property and to start a unit of systemd (D-Bus specification, "Message Protocol").
+//! The part of D-Bus that reading a property and starting a unit of systemd need (D-Bus specification, "Message Protocol").
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-/// PID 1 may be busy for this long; who waits longer gets no answer.
+/// The time-out of an answer of the bus. PID 1 may be busy for a while.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Planning a job that concerns every unit takes longer.
+/// The time-out of the answer to a queued job: planning a job that concerns every unit takes longer.
 const JOB_PATIENCE: Duration = Duration::from_secs(30);
 /// The largest answer that is read, in bytes.
 const LARGEST: usize = 64 << 10;
@@ -54,12 +54,12 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// Connects as root.
+    /// Connects to a socket of the bus, or of PID 1, as root.
     pub fn connect(path: &str) -> io::Result<Self> {
         let mut stream = UnixStream::connect(path)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        // In hex, the number of root as a text.
+        // The user id of root (`0`) as a string, in hex.
         stream.write_all(b"\0AUTH EXTERNAL 30\r\nBEGIN\r\n")?;
         let mut byte = [0];
         let mut line = Vec::new();
@@ -85,12 +85,12 @@ impl Bus {
         Ok(self)
     }
 
-    /// Has systemd start a unit, and returns when the job is queued.
+    /// Asks systemd to start a unit, and returns when the job is queued.
     pub fn start_unit(&mut self, unit: &str, mode: &str) -> io::Result<()> {
         self.queue_job("StartUnit", unit, mode)
     }
 
-    /// Has systemd stop a unit, and returns when the job is queued.
+    /// Asks systemd to stop a unit, and returns when the job is queued.
     pub fn stop_unit(&mut self, unit: &str) -> io::Result<()> {
         self.queue_job("StopUnit", unit, "replace")
     }
@@ -145,7 +145,7 @@ impl Bus {
         }
     }
 
-    /// Reads one message: its type and its body.
+    /// Reads one message, and returns its type and its body.
     fn receive(&mut self) -> io::Result<(u8, Vec<u8>)> {
         let mut head = [0; 16];
         self.stream.read_exact(&mut head)?;

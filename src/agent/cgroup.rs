@@ -1,8 +1,8 @@
-//! A cgroup (version 2) for each command, by which its processes are known however they detach themselves.
+//! A cgroup (version 2) for each command. It identifies the command's processes however they detach themselves.
 //!
-//! Under systemd they lie below the cgroup of the agent's unit, which is delegated to it; elsewhere below one of the
-//! agent's own, for which the hierarchy is mounted where nobody has done so. Where the memory controller can be had, all
-//! of them together may take what memory the guest itself does not need, and no more.
+//! Under systemd the cgroups lie below the cgroup of the agent's unit, which is delegated to the agent; elsewhere they lie
+//! below a cgroup that the agent creates, for which it mounts the hierarchy if the guest has not. Where the memory
+//! controller is available, all commands together are limited to the memory that the guest itself does not need.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,29 +10,29 @@ use std::path::{Path, PathBuf};
 
 use super::sys;
 
-/// Where the hierarchy is mounted if the guest has not mounted it.
+/// The agent's mount point of the hierarchy if the guest has not mounted it.
 const OWN_MOUNT: &str = "/run/kiln/cgroup";
 
-/// What commands leave to the guest of the memory that is available, in bytes.
+/// How much of the available memory is reserved for the guest itself, in bytes.
 const RESERVE: u64 = 32 << 20;
 
-/// The cgroup that holds those of all commands.
+/// The cgroup that contains the cgroups of all commands.
 #[derive(Debug)]
 pub struct CgroupTree {
     root: PathBuf,
 }
 
-/// A process of a command, as its cgroup knows it.
+/// A process of a command, identified by its cgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GroupMember {
     /// The process.
     pub pid: i32,
-    /// The step it belongs to, from 1; 0 for what is no step.
+    /// The step it belongs to, from 1; 0 for a command that belongs to no step.
     pub step: u32,
 }
 
 impl CgroupTree {
-    /// Finds the place for the cgroups of commands. Outside a unit of systemd it is called `name`.
+    /// Finds or creates the parent of the cgroups of commands. Outside a systemd unit its name is `name`.
     ///
     /// # Errors
     /// When the kernel has no cgroups of version 2, or does not let the agent use them.
@@ -51,13 +51,13 @@ impl CgroupTree {
             }
             None => (mounted.clone(), mounted.join(name)),
         };
-        // Only the limit depends on it.
+        // Only the memory limit depends on this controller, so an error is ignored.
         let _ = fs::write(parent.join("cgroup.subtree_control"), "+memory");
         fs::create_dir_all(&root)?;
         Ok(Self { root })
     }
 
-    /// Makes the cgroup of a command, and returns the file through which processes enter it.
+    /// Creates the cgroup of a command, and returns the file through which processes enter it.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -69,8 +69,8 @@ impl CgroupTree {
         File::options().write(true).open(group.join("cgroup.procs"))
     }
 
-    /// Leaves to the guest itself what it needs. A step that takes all memory is then ended at once; without the limit the
-    /// kernel first spends minutes on reading programs again that it has just dropped.
+    /// Limits the memory of all commands to what the guest itself does not need. A step that exhausts the memory is then
+    /// ended at once; without the limit the kernel first spends minutes on reading programs again that it has just dropped.
     fn limit_memory(&self) {
         let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
         let meminfo = read(Path::new("/proc/meminfo"));
@@ -79,7 +79,7 @@ impl CgroupTree {
         }
     }
 
-    /// Returns the processes that live in the cgroups of commands.
+    /// Returns the processes that are alive in the cgroups of commands.
     pub fn members(&self) -> Vec<GroupMember> {
         let groups = self.groups().into_iter();
         groups
@@ -87,14 +87,14 @@ impl CgroupTree {
             .collect()
     }
 
-    /// Kills every process in them at once, where the kernel can (Linux 5.14).
+    /// Kills every process in the cgroups of commands at once, if the kernel supports it (Linux 5.14).
     pub fn kill(&self) {
         for (_, group) in self.groups() {
             let _ = fs::write(group.join("cgroup.kill"), "1");
         }
     }
 
-    /// Removes the cgroups without processes; the kernel refuses for the others.
+    /// Removes the cgroups without processes; the kernel refuses to remove the others.
     pub fn remove_empty(&self) {
         for (_, group) in self.groups() {
             for below in folders(&group) {
@@ -109,13 +109,13 @@ impl CgroupTree {
     }
 }
 
-/// Moves the agent out of the way: a cgroup with processes has no children with controllers.
+/// Moves the agent into a child cgroup: a cgroup that has processes itself cannot enable controllers for its children.
 fn enter(group: &Path) -> io::Result<()> {
     fs::create_dir_all(group)?;
     fs::write(group.join("cgroup.procs"), "0")
 }
 
-/// Returns how much memory commands may take, in bytes: what they have, by `memory.stat`, and what is available.
+/// Returns how much memory commands may use, in bytes: what they use now, by `memory.stat`, plus what is available.
 fn memory_limit(meminfo: &str, stat: &str) -> Option<u64> {
     let number = |text: &str, name: &str| -> Option<u64> {
         let line = text.lines().find_map(|line| line.strip_prefix(name))?;
@@ -131,7 +131,7 @@ fn mount() -> io::Result<PathBuf> {
     Ok(PathBuf::from(OWN_MOUNT))
 }
 
-/// Returns where a table of mounts has the hierarchy.
+/// Returns the mount point of the cgroup hierarchy in a mount table.
 fn mount_point(mounts: &str) -> Option<&str> {
     mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find_map(|fields| match fields[..] {
         [_, path, "cgroup2", ..] => Some(path),
@@ -139,7 +139,7 @@ fn mount_point(mounts: &str) -> Option<&str> {
     })
 }
 
-/// Returns the agent's own cgroup where it is a unit's.
+/// Returns the agent's own cgroup if it belongs to the agent's systemd unit.
 fn unit(own: &str) -> Option<&str> {
     own.lines().find_map(|line| line.strip_prefix("0::")).filter(|path| path.ends_with("/kiln-agent.service"))
 }
@@ -161,7 +161,7 @@ fn folders(path: &Path) -> Vec<PathBuf> {
     entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
 }
 
-/// The agent lives as long as its guest, so this is for tests.
+/// Only for tests: the agent itself lives as long as its guest.
 impl Drop for CgroupTree {
     fn drop(&mut self) {
         self.remove_empty();

@@ -1,8 +1,8 @@
-//! A mount namespace in which nothing but the file systems of the image's disk is mounted.
+//! A mount namespace in which only the file systems of the image's disk are mounted.
 //!
-//! The thread that enters it, and the threads that it starts, see the tree that the disk holds, as the kernel nests it: bind
-//! mounts and subvolumes where they are, and below `/proc`, `/run` and the like what the disk has there. The guest itself does
-//! not notice. Nothing can be written, and no time of access is.
+//! The thread that enters it, and the threads that it starts, see the tree that the disk holds, nested as the kernel has it
+//! mounted: bind mounts and subvolumes are in their places, and `/proc`, `/run` and similar directories show their content
+//! on the disk. The guest itself is not affected. Everything is mounted read only, and no access times are updated.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -11,16 +11,16 @@ use std::io::{Read, Seek};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::mounts::{MountLine, parse, visible};
+use super::mount_table::{MountLine, parse, visible};
 use super::{Refusal, sys};
 use crate::wire::Class;
 
-/// Where a file system waits while the one below it is taken away.
+/// The folder in which file systems are mounted while the one below them is unmounted.
 const ASIDE: &str = "/run/kiln/aside";
-/// Each pass takes away what is on top; nobody stacks this many.
+/// The most passes that detach mounts. Each pass detaches the topmost one; no guest stacks this many.
 const MAX_PASSES: usize = 1000;
 
-/// Takes the calling thread into such a namespace. `is_on_disk` decides about each file system.
+/// Moves the calling thread into a mount namespace with only the image's disk. `is_on_disk` decides about each file system.
 ///
 /// # Errors
 /// When the root file system is not on the disk, or a file system of the disk has no place in its tree.
@@ -47,7 +47,7 @@ struct Mounts {
     lines: Vec<MountLine>,
     on_disk: Vec<bool>,
     by_id: HashMap<u32, usize>,
-    /// Numbers of lines, by the number of the line that they are mounted on.
+    /// The indices of lines that are mounted on a line, by the index of that line.
     children: HashMap<usize, Vec<usize>>,
 }
 
@@ -67,8 +67,8 @@ impl Mounts {
         Ok(Self { lines, on_disk, by_id, children })
     }
 
-    /// Takes away what is on the disk's file systems and not on the disk: everything with nothing of the disk on it, else one
-    /// of the others. Returns whether there was anything.
+    /// Detaches mounts that are not on the disk but cover its file systems: every mount that carries nothing of the disk,
+    /// else one of the others. Returns whether there was any.
     fn detach_next(&self, unmovable: &mut HashSet<u32>) -> Result<bool, Refusal> {
         let is_candidate = |index: &usize| {
             let line = &self.lines[*index];
@@ -97,15 +97,15 @@ impl Mounts {
         Ok(true)
     }
 
-    /// What cannot be taken away is covered by something else, and so not seen either.
+    /// Detaches a mount, or notes that it cannot be detached: then another mount covers it, so that it is not visible
+    /// either.
     fn detach(&self, index: usize, unmovable: &mut HashSet<u32>) {
         if sys::detach(self.path(index)).is_err() {
             unmovable.insert(self.lines[index].id);
         }
     }
 
-    /// Takes a file system away that file systems of the disk are mounted on, as an automount is, and puts those where they
-    /// were.
+    /// Detaches a mount that carries file systems of the disk, as an automount does, and moves those to where they were.
     fn replace(&self, index: usize) -> Result<(), Refusal> {
         let carried = self.carried(index);
         let places: Vec<PathBuf> = (0..carried.len()).map(|number| Path::new(ASIDE).join(number.to_string())).collect();
@@ -120,7 +120,8 @@ impl Mounts {
         Ok(())
     }
 
-    /// Returns the file systems of the disk that are mounted on this one, or on others that are not on the disk either.
+    /// Returns the file systems of the disk that are mounted on this one, directly or through others that are not on the
+    /// disk.
     fn carried(&self, index: usize) -> Vec<usize> {
         let (mut carried, mut open) = (Vec::new(), vec![index]);
         while let Some(index) = open.pop() {
@@ -131,7 +132,7 @@ impl Mounts {
         carried
     }
 
-    /// Returns whether a path leads to it: nothing is mounted over it, or over a folder on the way.
+    /// Returns whether the mount can be reached by its path: nothing is mounted over it, or over a folder on the way.
     fn is_reachable(&self, index: usize) -> bool {
         let stacked = self.children.get(&index).into_iter().flatten();
         let is_stacked =
@@ -168,8 +169,8 @@ mod tests {
     use std::process::Command;
     use std::thread;
 
-    /// Runs in a root of its own, whose file systems of type ramfs stand for those of the disk. `mounts` are type and mount
-    /// point; each gets a file of its number.
+    /// Enters the namespace in a root of its own, where file systems of type ramfs stand for those of the disk, and returns
+    /// the names in it. `mounts` are pairs of type and mount point; each file system gets a file named after its index.
     fn names_in(mounts: &'static [(&str, &str)], folders: &'static [&str]) -> Result<Vec<String>, String> {
         let work = move || {
             let root = tempfile::tempdir().unwrap();
@@ -227,7 +228,8 @@ mod tests {
         if !nix::unistd::Uid::effective().is_root() {
             return;
         }
-        // As autofs with the file system that it has mounted; one over another; something over one of the disk.
+        // As autofs with the file system that it has mounted; one mount over another; a mount over a file system of the
+        // disk.
         let seen = names_in(&[("tmpfs", "/boot"), ("ramfs", "/boot"), ("tmpfs", "/boot")], &[]);
         assert_eq!(seen.unwrap(), ["/boot", "/boot/1", "/proc", "/run"]);
         let seen = names_in(&[("ramfs", "/srv"), ("ramfs", "/srv"), ("tmpfs", "/srv/x")], &[]);

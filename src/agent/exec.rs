@@ -1,4 +1,5 @@
-//! Runs one command: its own session and cgroup, pipes or a terminal, a time-out that also reaches its children.
+//! Runs one command: in its own session and cgroup, with pipes or a terminal, and with a time-out that also ends its
+//! children.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -14,9 +15,10 @@ use std::time::{Duration, Instant};
 
 use super::accounts::{Accounts, User};
 use super::kernel_log::KernelLog;
-use super::leftovers::{Leftovers, every_process, session_of};
+use super::leftovers::{Leftovers, session_of};
 use super::link::{Event, Lane};
 use super::output::{OutputPump, OutputSink};
+use super::processes::every_process;
 use super::secrets::Secrets;
 use super::sys::{Identity, ProcessStart};
 use super::{Refusal, login, shutdown, sys, terminal};
@@ -24,13 +26,13 @@ use crate::wire::message::{ShellScript, TtySize};
 use crate::wire::tree::is_name;
 use crate::wire::{Aftermath, Class, ExecRequest, Exit, Hidden, Message, SCRIPT_FOLDER};
 
-/// Between the polite and the final signal.
+/// The time between SIGTERM and SIGKILL.
 const KILL_AFTER: Duration = Duration::from_secs(5);
-/// What the kernel reads of a file to find out how to run it, bytes.
+/// How many bytes of a file the kernel reads to find out how to run it.
 const HEAD: u64 = 256;
 
-/// Runs the command to its end. Processes it left in the background live on, unless it timed out. What else was noticed is
-/// sent before this returns.
+/// Runs the command to its end. Processes that it left in the background live on, unless it timed out. Everything else that
+/// was observed is sent before this returns.
 pub fn run(lane: &Arc<Lane>, events: &Receiver<Event>, request: &ExecRequest, left: &Arc<Leftovers>) -> Exit {
     let log = KernelLog::open();
     if request.step.is_some() {
@@ -58,10 +60,10 @@ pub fn run(lane: &Arc<Lane>, events: &Receiver<Event>, request: &ExecRequest, le
 struct Running {
     leader: i32,
     stdin: Option<Sender<Vec<u8>>>,
-    /// The master of its terminal.
+    /// The master of the command's terminal.
     terminal: Option<File>,
     pumps: Vec<Arc<OutputPump>>,
-    /// Unmounted when the command is over.
+    /// The secrets of the command, unmounted when it has ended.
     _secrets: Option<Secrets>,
 }
 
@@ -88,7 +90,8 @@ impl Running {
         };
         sys::on_start(&mut command, start);
         let mut child = command.spawn().map_err(|error| explain_start(request, &command, &error))?;
-        // The slave's end shows only when nobody but the command's processes holds it.
+        // Closes the agent's copies of the slave: the terminal's end shows only when no process but the command's holds the
+        // slave.
         drop(command);
         let leader = i32::try_from(child.id()).unwrap_or_default();
         left.note_session(leader, step);
@@ -189,7 +192,8 @@ fn command(
     Ok(command)
 }
 
-/// Writes a script that everybody may read, and returns its path. What runs still reads the file that had the name before.
+/// Writes a script that every user may read, and returns its path. A running process keeps the file that had this name
+/// before.
 fn write_script(folder: &Path, script: &ShellScript) -> Result<PathBuf, Refusal> {
     if !is_name(script.name.as_bytes()) {
         return Err(Refusal::new(Class::Request {}, format!("`{}` is not the name of a file", script.name)));
@@ -208,7 +212,8 @@ fn write_script(folder: &Path, script: &ShellScript) -> Result<PathBuf, Refusal>
     Ok(path)
 }
 
-/// Describes why a program did not start. For the kernel a script without its interpreter is a file that is not there.
+/// Describes why a program did not start. If the interpreter of a script is missing, the kernel reports that the script is
+/// missing.
 fn explain_start(request: &ExecRequest, command: &Command, error: &io::Error) -> Refusal {
     let program = &request.argv[0];
     let refusal = Refusal::io(format!("cannot run `{program}`"), error);
@@ -223,7 +228,7 @@ fn explain_start(request: &ExecRequest, command: &Command, error: &io::Error) ->
     Refusal { text: format!("cannot run `{program}`: {why}"), ..refusal }
 }
 
-/// Describes where a program was looked for, and what made that the place.
+/// Describes in which folders a program was looked for, and what set that search path.
 fn explain_search(request: &ExecRequest, command: &Command) -> String {
     let path = command.get_envs().find_map(|(name, value)| value.filter(|_| name == "PATH"));
     let path = path.unwrap_or_default().to_string_lossy();
@@ -235,7 +240,7 @@ fn explain_search(request: &ExecRequest, command: &Command) -> String {
     format!("it is in no folder of PATH, `{path}`{origin}")
 }
 
-/// Returns what a program that is there needs and that is not: the interpreter of a script, or the loader of a program.
+/// Returns the missing file that an existing program needs: the interpreter of a script, or the loader of a program.
 fn missing_part(program: &str) -> Option<String> {
     let mut head = Vec::new();
     File::open(program).ok()?.take(HEAD).read_to_end(&mut head).ok()?;
@@ -247,7 +252,7 @@ fn missing_part(program: &str) -> Option<String> {
     (!Path::new(&interpreter).exists()).then(|| format!("its interpreter `{interpreter}`"))
 }
 
-/// Makes a terminal the command's standard streams, and returns the master.
+/// Connects the command's standard streams to a new terminal, and returns the terminal's master.
 fn attach(command: &mut Command, size: &TtySize, owner: &Identity) -> io::Result<File> {
     let (master, slave) = terminal::open(size, owner)?;
     command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(slave);
@@ -274,13 +279,14 @@ fn how(status: ExitStatus) -> Exit {
 fn watch(mut child: Child, lane: &Lane) {
     let inbox = lane.inbox();
     thread::spawn(move || {
-        // Waiting for our own child cannot fail but for a kernel without it; then it counts as killed.
+        // Waiting for a child of ours fails only if the kernel does not know the child; then it counts as killed.
         let status = child.wait().unwrap_or_else(|_| ExitStatus::from_raw(i32::from(sys::SIGKILL)));
         let _ = inbox.send(Event::Exited(status));
     });
 }
 
-/// Writes what it is given to the command; bytes for a command that has closed its stdin are lost.
+/// Writes the bytes sent to the returned channel to the command's stdin; bytes for a command that has closed its stdin are
+/// lost.
 fn feed(mut pipe: impl Write + Send + 'static, lane: &Arc<Lane>) -> Sender<Vec<u8>> {
     let (sender, chunks) = channel::<Vec<u8>>();
     let lane = Arc::clone(lane);
@@ -294,7 +300,8 @@ fn feed(mut pipe: impl Write + Send + 'static, lane: &Arc<Lane>) -> Sender<Vec<u
     sender
 }
 
-/// Sends a signal to every process of the leader's session: a shell with job control gives its children other groups.
+/// Sends a signal to every process of the leader's session: a shell with job control puts its children into groups of their
+/// own.
 fn signal_session(leader: i32, number: u8) {
     sys::send_signal(-leader, number);
     for pid in every_process().filter(|pid| session_of(*pid) == Some(leader)) {

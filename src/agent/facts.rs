@@ -1,4 +1,4 @@
-//! What the agent can say about its guest.
+//! Facts about the guest that the agent reports to the host.
 
 use std::fs;
 use std::path::Path;
@@ -6,16 +6,16 @@ use std::time::SystemTime;
 
 use crate::wire::message::Facts;
 
-/// Longer values are cut: the hello must stay small.
+/// The longest value in bytes; longer ones are cut, so that the hello stays small.
 const LONGEST: usize = 256;
 
-/// Looks everything up anew; cloud-init may have become wiser since. `start` is handed through.
+/// Reads all facts anew: cloud-init may have written more since the last call. `start` is passed through.
 pub fn gather(start: u64) -> Facts {
     let release = fs::read_to_string("/etc/os-release").or_else(|_| fs::read_to_string("/usr/lib/os-release"));
     let release = release.unwrap_or_default();
     Facts {
         boot_id: first_line("/proc/sys/kernel/random/boot_id").unwrap_or_default(),
-        // The first is of this boot; the second survives in an image that ran cloud-init before.
+        // The first file is of this boot; the second survives in an image that ran cloud-init before.
         instance_id: first_line("/run/cloud-init/.instance-id")
             .or_else(|| first_line("/var/lib/cloud/data/instance-id")),
         os: field(&release, "PRETTY_NAME"),
@@ -28,13 +28,13 @@ pub fn gather(start: u64) -> Facts {
     }
 }
 
-/// Nanoseconds since the epoch.
+/// Returns the current time in nanoseconds since the epoch.
 pub fn now() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
-/// Bytes in the page cache, by what /proc/meminfo says (`proc_meminfo(5)`).
+/// Returns the size of the page cache in bytes, from the content of `/proc/meminfo` (`proc_meminfo(5)`).
 pub fn page_cache(meminfo: &str) -> u64 {
     let kilobytes = |line: &str| {
         let (name, size) = line.split_once(':')?;

@@ -1,4 +1,4 @@
-//! The files of the guest that runs, for what [`crate::wire`] reads of them.
+//! The files of the running guest, for the code in [`crate::wire`] that reads them.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -11,7 +11,7 @@ pub struct RunningGuest;
 
 impl GuestFiles for RunningGuest {
     fn read(&self, path: &str) -> Option<Vec<u8>> {
-        // Not of /dev/null, to which the link of a masked unit leads.
+        // /dev/null, the target of a masked unit's link, is not read.
         fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
         let mut content = Vec::new();
         File::open(path).ok()?.take(LONGEST_FILE).read_to_end(&mut content).ok()?;

@@ -1,7 +1,7 @@
-//! What the kernel's log says while a command runs: which processes its OOM killer ended.
+//! Messages of the kernel's log while a command runs: which processes the OOM killer ended.
 //!
-//! Every kernel since 3.5 has the log (`Documentation/ABI/testing/dev-kmsg`), whereas the counters of cgroups need a
-//! memory controller.
+//! Every kernel since 3.5 has the log (`Documentation/ABI/testing/dev-kmsg`), whereas the counters of cgroups need a memory
+//! controller.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
@@ -14,18 +14,18 @@ const RECORD: usize = 8192;
 /// The most processes that are named.
 const MOST_NAMED: usize = 16;
 
-/// The kernel's log from a certain moment on.
+/// The kernel's log from the moment on at which it was opened.
 #[derive(Debug)]
 pub struct KernelLog(Option<File>);
 
 impl KernelLog {
-    /// Opens the log at its end. A guest that has none reports nothing.
+    /// Opens the log at its end. A guest without a log reports nothing.
     pub fn open() -> Self {
         let opened = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open("/dev/kmsg");
         Self(opened.ok().filter(|mut log| log.seek(SeekFrom::End(0)).is_ok()))
     }
 
-    /// Returns the names of the processes that the OOM killer has ended since.
+    /// Returns the names of the processes that the OOM killer has ended since the log was opened.
     pub fn oom_killed(self) -> Vec<String> {
         let Some(mut log) = self.0 else { return Vec::new() };
         let mut names = Vec::new();
@@ -34,7 +34,7 @@ impl KernelLog {
             match log.read(&mut record) {
                 Ok(0) => break,
                 Ok(n) => names.extend(victim(&String::from_utf8_lossy(&record[..n]))),
-                // Older records were overwritten meanwhile; the next read goes on behind them.
+                // Older records were overwritten meanwhile; the next read continues after them.
                 Err(error) if error.kind() == ErrorKind::BrokenPipe || error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => break,
             }
@@ -43,8 +43,8 @@ impl KernelLog {
     }
 }
 
-/// Returns the name in a record such as `3,812,5150,-;Out of memory: Killed process 71 (cc1) total-vm:...`. Only the kernel
-/// itself writes records of facility 0, so that no program can pretend.
+/// Returns the name of the process in a record such as `3,812,5150,-;Out of memory: Killed process 71 (cc1) total-vm:...`.
+/// Only the kernel itself writes records of facility 0, so that no program can forge one.
 fn victim(record: &str) -> Option<String> {
     let (prefix, text) = record.split_once(';')?;
     let priority: u32 = prefix.split(',').next()?.parse().ok()?;

@@ -1,4 +1,4 @@
-//! What commands leave behind: processes that live on, what those write, and mounts.
+//! Leftovers of commands: processes that live on, the output of those, and mounts.
 
 use std::collections::HashSet;
 use std::fs;
@@ -9,48 +9,50 @@ use std::time::{Duration, Instant};
 
 use super::cgroup::{self, CgroupTree, GroupMember};
 use super::link::lock;
-use super::mounts::MountLine;
+use super::mount_table::{MountLine, read_table};
+use super::processes::every_process;
 use super::user_managers::UserManagers;
-use super::{mounts, next_boot, sys};
+use super::{next_boot, sys};
 use crate::wire::{Hidden, LateOutput, LeftProcess};
 
 /// How long a process has between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(3);
-/// How long a killed process may take to be gone.
+/// How long a killed process may take to disappear.
 const GONE: Duration = Duration::from_secs(5);
-/// How often it is looked whether they have ended.
+/// The interval at which processes are checked for having ended.
 const TICK: Duration = Duration::from_millis(20);
-/// The most late output that is kept until the host hears of it, in bytes.
+/// The most late output that is kept until it is reported to the host, in bytes.
 const LATE_LIMIT: usize = 8 << 10;
 /// The most processes that are reported by name.
 const MOST_NAMED: usize = 16;
-/// Longer command lines are cut, in bytes: the host looks for secrets in them before it cuts them to a line.
+/// The longest command line in bytes; longer ones are cut. The host searches them for secrets before it shortens them to a
+/// line.
 const LONGEST: usize = 1024;
-/// Where sessions of logind are, such as those that `su` opens in a step.
+/// The cgroup of logind's sessions, such as those that `su` opens in a step.
 const USER_SLICE: &str = "/sys/fs/cgroup/user.slice";
 
 /// The processes that commands have left behind, and their output.
 #[derive(Debug, Default)]
 pub struct Leftovers {
     groups: Option<CgroupTree>,
-    /// Sessions of commands, and their steps: all there is to know processes by where there are no cgroups.
+    /// Sessions of commands, and their steps: they identify processes where there are no cgroups.
     sessions: Mutex<Vec<(i32, u32)>>,
     late: Mutex<Vec<LateOutput>>,
-    /// What was mounted before the first step.
+    /// The mounts before the first step.
     mounts: OnceLock<FirstMounts>,
     /// The managers of systemd for the users of commands.
     pub managers: UserManagers,
 }
 
-/// What a guest had mounted before the first step.
+/// The mounts of a guest before the first step.
 #[derive(Debug)]
 struct FirstMounts {
     lines: HashSet<MountIdentity>,
-    /// The mount points of the next boot, by the files of that time.
+    /// The mount points of the next boot, by the files before the first step.
     planned: HashSet<Vec<u8>>,
 }
 
-/// What tells a mount from all that are made in its place: the kernel gives a number again when it is free.
+/// Identifies a mount among all that are later made in its place: the kernel reuses the number of a mount when it is free.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct MountIdentity {
     id: u32,
@@ -67,24 +69,24 @@ impl MountIdentity {
 
 impl FirstMounts {
     fn read() -> Self {
-        let lines = mounts::read_table().unwrap_or_default().iter().map(MountIdentity::new).collect();
+        let lines = read_table().unwrap_or_default().iter().map(MountIdentity::new).collect();
         let planned = next_boot::read_mounts().unwrap_or_default().into_iter().map(|mount| mount.target).collect();
         Self { lines, planned }
     }
 }
 
 impl Leftovers {
-    /// Knows processes by their cgroups, or without those by their sessions.
+    /// Creates an empty record, which identifies processes by their cgroups, or by their sessions if there are none.
     pub fn new(groups: Option<CgroupTree>) -> Arc<Self> {
         Arc::new(Self { groups, ..Self::default() })
     }
 
-    /// Makes a cgroup for a command, and returns the file through which its first process enters it.
+    /// Creates a cgroup for a command, and returns the file through which its first process enters it.
     pub fn admit(&self, step: u32, stream: u32) -> Option<fs::File> {
         self.groups.as_ref()?.create(step, stream).ok()
     }
 
-    /// Explains how processes are known where it is not by their cgroups.
+    /// Describes what is not detected if processes cannot be identified by their cgroups; `None` if they can.
     pub fn limitation(&self) -> Option<String> {
         let missing = "the guest has no cgroups of version 2: processes that leave their session are not found";
         self.groups.is_none().then(|| missing.to_owned())
@@ -95,13 +97,13 @@ impl Leftovers {
         lock(&self.sessions).push((leader, step));
     }
 
-    /// Remembers what is mounted before the first step.
+    /// Records the mounts before the first step, if that was not done yet.
     pub fn note_mounts(&self) {
         self.mounts.get_or_init(FirstMounts::read);
     }
 
-    /// Returns whether this was mounted before the first step, and no step has changed the files that have it mounted. `planned`
-    /// are the mount points of the next boot.
+    /// Returns whether this was mounted before the first step, and no step has changed the files that cause the mount.
+    /// `planned` are the mount points of the next boot.
     pub fn is_original(&self, line: &MountLine, planned: &[&[u8]]) -> bool {
         let Some(first) = self.mounts.get() else { return true };
         let was_planned = first.planned.contains(&line.target) && !next_boot::is_esp(line);
@@ -114,7 +116,7 @@ impl Leftovers {
         describe(members.into_iter().filter(|member| member.step == step))
     }
 
-    /// Ends all processes that were left behind: politely, then for good. Returns those that were there.
+    /// Ends all processes that were left behind, with SIGTERM first and then with SIGKILL. Returns those that were found.
     pub fn end_all(&self) -> Vec<LeftProcess> {
         let members: Vec<GroupMember> = self.members().into_iter().chain(sessions_of_users()).collect();
         let found = describe(members.iter().copied());
@@ -137,7 +139,7 @@ impl Leftovers {
         found
     }
 
-    /// Keeps the beginning of what the processes of a step write after its end.
+    /// Stores the beginning of what the processes of a step write after its end.
     pub fn keep_late(&self, step: u32, bytes: &[u8]) {
         let mut late = lock(&self.late);
         let kept: usize = late.iter().map(|late| late.bytes.0.len()).sum();
@@ -151,7 +153,7 @@ impl Leftovers {
         }
     }
 
-    /// Returns what was written late since the last call.
+    /// Returns the late output since the last call.
     pub fn take_late(&self) -> Vec<LateOutput> {
         std::mem::take(&mut *lock(&self.late))
     }
@@ -188,7 +190,7 @@ impl Leftovers {
     }
 }
 
-/// Returns the processes that PAM moved from a step's cgroup into a session of logind. No guest has other sessions.
+/// Returns the processes that PAM moved from a step's cgroup into a session of logind. A guest has no other sessions.
 fn sessions_of_users() -> Vec<GroupMember> {
     let folders = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
     let is_session = |path: &Path| path.extension().is_some_and(|extension| extension == "scope");
@@ -196,18 +198,12 @@ fn sessions_of_users() -> Vec<GroupMember> {
     scopes.flat_map(|scope| cgroup::processes(&scope)).map(|pid| GroupMember { pid, step: 0 }).collect()
 }
 
-/// Returns the number of every process.
-pub fn every_process() -> impl Iterator<Item = i32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-}
-
-/// Returns the session of a process.
+/// Returns the session number of a process.
 pub fn session_of(pid: i32) -> Option<i32> {
     session(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
-/// Returns the session in a `/proc/PID/stat`; the name before it is in parentheses and may hold anything.
+/// Parses the session number in a `/proc/PID/stat`; the name before it is in parentheses and may contain anything.
 fn session(stat: &str) -> Option<i32> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(3)?.parse().ok()
 }
@@ -223,11 +219,11 @@ fn describe(members: impl Iterator<Item = GroupMember>) -> Vec<LeftProcess> {
         let command = command(pid);
         LeftProcess { pid: pid.unsigned_abs(), step, command }
     });
-    // One that has ended meanwhile has no name.
+    // A process that has ended meanwhile has no name.
     all.filter(|process| !process.command.is_empty()).take(MOST_NAMED).collect()
 }
 
-/// Returns the command line of a process on one line, or its name where it has none.
+/// Returns the command line of a process as one line, or its name if it has no command line.
 fn command(pid: i32) -> String {
     let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
     let mut line = read("cmdline");

@@ -1,4 +1,4 @@
-//! Writing to the port from many threads, and credit for each of them.
+//! Writes to the port from many threads, and accounts for the credit of each.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -9,17 +9,17 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::wire::{self, Hidden, MAX_DATA, Message, WINDOW};
 
-/// Credit is granted again when this much was used.
+/// Credit is granted again when this many bytes were used.
 const GRANT: usize = WINDOW / 4;
 
-/// What a lane's thread waits for.
+/// An event that a lane's thread waits for.
 #[derive(Debug)]
 pub enum Event {
-    /// The host said something on this stream.
+    /// A message of the host on this stream.
     Said(Message),
-    /// The conversation is over.
+    /// The conversation has ended.
     Lost,
-    /// The command ended.
+    /// The command has ended.
     Exited(std::process::ExitStatus),
 }
 
@@ -48,17 +48,17 @@ struct Allowance {
 }
 
 impl Link {
-    /// Writes to this port.
+    /// Creates a link that writes to this port.
     pub fn new(out: File) -> Arc<Self> {
         Arc::new(Self { out: Mutex::new(out), lanes: Mutex::default() })
     }
 
-    /// Sends one message.
+    /// Sends one message on a stream.
     pub fn send(&self, stream: u32, message: &Message) -> io::Result<()> {
         self.send_if(stream, || Some(message.clone())).map(|_| ())
     }
 
-    /// Sends what `make` returns; nothing else can be sent between its decision and the message.
+    /// Sends the message that `make` returns, if any; nothing else is sent between the decision of `make` and the message.
     pub fn send_if(&self, stream: u32, make: impl FnOnce() -> Option<Message>) -> io::Result<bool> {
         let mut out = lock(&self.out);
         let Some(message) = make() else { return Ok(false) };
@@ -67,7 +67,7 @@ impl Link {
         out.write_all(&bytes).map(|()| true)
     }
 
-    /// Opens a lane; `None` where the stream is in use.
+    /// Opens a lane; `None` if the stream is in use.
     pub fn open(self: &Arc<Self>, id: u32) -> Option<(Arc<Lane>, Receiver<Event>)> {
         let (inbox, events) = channel();
         let lane = Arc::new(Lane {
@@ -86,7 +86,8 @@ impl Link {
         Some((lane, events))
     }
 
-    /// Hands a message to its lane. One for a lane that has ended is dropped: the host could not know yet.
+    /// Delivers a message to its lane. A message for a lane that has ended is dropped: the host could not know of the end
+    /// yet.
     ///
     /// # Errors
     /// When the host sent more than it had credit for.
@@ -104,12 +105,12 @@ impl Link {
         Ok(())
     }
 
-    /// Whether any lane is open.
+    /// Returns whether any lane is open.
     pub fn is_busy(&self) -> bool {
         !lock(&self.lanes).is_empty()
     }
 
-    /// Ends every lane.
+    /// Ends every lane, since the conversation has ended.
     pub fn hang_up(&self) {
         for (_, lane) in lock(&self.lanes).drain() {
             lane.close();
@@ -119,24 +120,24 @@ impl Link {
 }
 
 impl Lane {
-    /// The number of the stream.
+    /// Returns the number of the stream.
     pub fn id(&self) -> u32 {
         self.id
     }
 
-    /// Where the lane's thread gets its events from; for threads that work for it.
+    /// Returns the sender of the lane's events, for threads that work for the lane.
     pub fn inbox(&self) -> Sender<Event> {
         self.inbox.clone()
     }
 
-    /// Sends a message that needs no credit. After the end of the lane it goes nowhere.
+    /// Sends a message that needs no credit. After the end of the lane it is dropped.
     pub fn send(&self, message: Message) -> io::Result<()> {
-        // Asked under the link's lock: nothing may follow the last message.
+        // The lane's end is checked under the link's lock: nothing may follow the last message.
         let sent = self.link.send_if(self.id, || (!lock(&self.send).over).then_some(message))?;
         if sent { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
     }
 
-    /// Sends bytes in as many messages as it takes, waiting for credit.
+    /// Sends bytes in as many messages as needed, waiting for credit.
     pub fn send_data(&self, mut bytes: &[u8], make: fn(Vec<u8>) -> Message) -> io::Result<()> {
         while !bytes.is_empty() {
             let n = self.take_credit(bytes.len().min(MAX_DATA))?;
@@ -147,12 +148,12 @@ impl Lane {
         Ok(())
     }
 
-    /// Whether a sender waits for the host, rather than for its own input.
+    /// Returns whether the lane has no credit left, so that a sender waits for the host rather than for its own input.
     pub fn starved(&self) -> bool {
         lock(&self.send).credit == 0
     }
 
-    /// `n` bytes of what the host sent were used.
+    /// Records that `n` bytes from the host were used, and grants new credit when enough has accumulated in `owed`.
     pub fn used(&self, n: usize, owed: &mut usize) {
         *owed += n;
         if *owed >= GRANT {
@@ -162,8 +163,8 @@ impl Lane {
         }
     }
 
-    /// Sends the last message. The lane is gone before the host can read it: what the host asks next must not find the
-    /// agent still busy.
+    /// Sends the last message. The lane is removed before the host can read the message: the host's next request must not
+    /// find the agent still busy.
     pub fn finish(&self, message: Message) {
         let _ = self.link.send_if(self.id, || {
             lock(&self.link.lanes).remove(&self.id);
@@ -195,12 +196,12 @@ impl Lane {
     }
 }
 
-/// A poisoned lock is taken all the same: what it guards is valid after every statement.
+/// Locks a mutex, poisoned or not: the data in it is valid after every statement.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The host's data as a reader.
+/// A reader of the data that the host sends on a lane.
 #[derive(Debug)]
 pub struct Incoming<'a> {
     lane: &'a Lane,
@@ -211,7 +212,7 @@ pub struct Incoming<'a> {
 }
 
 impl<'a> Incoming<'a> {
-    /// Reads the data that arrives in this lane.
+    /// Creates a reader of the data that arrives in this lane.
     pub fn new(lane: &'a Lane, events: Receiver<Event>) -> Self {
         Self { lane, events, chunk: Vec::new(), at: 0, owed: 0 }
     }
@@ -243,7 +244,7 @@ impl Read for Incoming<'_> {
     }
 }
 
-/// The lane as a writer of data.
+/// A writer that sends its data on a lane.
 #[derive(Debug)]
 pub struct Outgoing<'a>(pub &'a Lane);
 

@@ -1,7 +1,8 @@
-//! Tells the host every file of the guest, for a disk that it cannot read itself.
+//! Lists every file of the guest to the host, for a disk that the host cannot read itself.
 //!
-//! What is listed is what the image's disk holds, as the guest has it mounted: its root file system, and what is mounted on it
-//! from the same disk, however that came about. `/proc`, `/run` and the like are the directories that they are on the disk.
+//! The list describes what the image's disk holds, as the guest has it mounted: its root file system, and all that is
+//! mounted on it from the same disk, however it was mounted. `/proc`, `/run` and similar directories are listed as they are
+//! on the disk.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -16,21 +17,22 @@ use std::thread;
 use std::vec;
 
 use super::link::lock;
-use super::mounts::{Devices, Location};
+use super::mount_table::{Devices, Location};
 use super::sha256::Sha256;
+use super::sys::{major, minor};
 use super::{Refusal, disk_view, sys};
 use crate::wire::Class;
 use crate::wire::listing::{self, Kind, Listed, Moment};
 use crate::wire::sparse_blocks::{self, BlockFilter};
 use crate::wire::tree::{Totals, Xattr};
 
-/// Entries that wait for their digests.
+/// How many entries are collected before their digests are computed.
 const BATCH: usize = 256;
 /// Bytes of content read at once.
 const CHUNK: usize = 256 << 10;
 
-/// Lists the image's disk, for which the calling thread leaves the guest's mount namespace for good. `progress` hears the bytes
-/// of content read so far.
+/// Lists the image's disk, for which the calling thread leaves the guest's mount namespace for good. `progress` is called
+/// with the bytes of content read so far.
 ///
 /// # Errors
 /// When something cannot be read, or the port takes no more.
@@ -40,7 +42,7 @@ pub fn list(out: &mut impl Write, progress: &mut dyn FnMut(u64)) -> Result<Total
     list_folder(Path::new("/"), out, progress)
 }
 
-/// Lists what is at this folder, as if it were the root.
+/// Lists the content of this folder, as if the folder were the root.
 ///
 /// # Errors
 /// As [`list`].
@@ -66,19 +68,19 @@ struct Walk<'a, W> {
     root: &'a Path,
     out: &'a mut W,
     progress: &'a mut dyn FnMut(u64),
-    /// Not sent yet.
+    /// Entries that were not sent yet.
     waiting: Vec<Waiting>,
-    /// Of files with several names, by device and inode.
+    /// The digests of files with several names, by device and inode.
     digests: HashMap<(u64, u64), Digest>,
     totals: Totals,
 }
 
-/// The content of a file.
+/// The digest of a file's content.
 #[derive(Clone)]
 struct Digest {
     size: u64,
     sha256: Vec<u8>,
-    /// It leaves out blocks of zeroes.
+    /// Blocks of zeroes are left out of the digest.
     is_sparse: bool,
 }
 
@@ -92,18 +94,18 @@ impl Digest {
 /// An entry without its digest.
 struct Waiting {
     listed: Listed,
-    /// Where the content of a regular file is.
+    /// The path of a regular file's content.
     content: Option<PathBuf>,
-    /// Other names may name it too.
+    /// The file has several names.
     is_shared: bool,
 }
 
 impl<W: Write> Walk<'_, W> {
-    /// Lists what is at the path; gives the names in a directory, which are left to the caller.
+    /// Lists the entry at the path. Returns the names in a directory, which the caller has to visit.
     fn visit(&mut self, path: PathBuf) -> Result<Option<(PathBuf, vec::IntoIter<OsString>)>, Refusal> {
         let unreadable = |error: io::Error| Refusal::io(path.display(), &error);
         let about = match fs::symlink_metadata(&path) {
-            // A service that still runs has removed it.
+            // A service that is still running has removed it.
             Err(error) if error.kind() == io::ErrorKind::NotFound && path != self.root => return Ok(None),
             about => about.map_err(unreadable)?,
         };
@@ -152,7 +154,7 @@ impl<W: Write> Walk<'_, W> {
         })
     }
 
-    /// Sends what waits, its content hashed by as many threads as there are processors.
+    /// Sends the waiting entries, after their content was hashed by as many threads as there are processors.
     fn flush(&mut self) -> Result<(), Refusal> {
         let known = |waiting: &Waiting| self.digests.get(&file(&waiting.listed)).cloned();
         let mut found: Vec<Option<Digest>> = self.waiting.iter().map(known).collect();
@@ -184,14 +186,14 @@ fn file(listed: &Listed) -> (u64, u64) {
     (listed.device, listed.inode)
 }
 
-/// Sorted by their bytes, whatever order the file system keeps.
+/// Returns the names in a folder, sorted by their bytes: file systems differ in their order.
 fn names(folder: &Path) -> io::Result<Vec<OsString>> {
     let mut names = fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
     names.sort_unstable();
     Ok(names)
 }
 
-/// The digest of each of these files, by its number.
+/// Returns the digest of each of these files, with the number of the file.
 fn digests(jobs: &[(usize, &Path)]) -> Result<Vec<(usize, Digest)>, Refusal> {
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(jobs.len())));
     let work = || {
@@ -231,7 +233,7 @@ fn digest(path: &Path, buffer: &mut [u8]) -> io::Result<Digest> {
     }
 }
 
-/// Returns the digest of a file with more zeroes than are hashed, `None` of any other.
+/// Returns the digest of a file with too many zeroes to be hashed; `None` for any other file.
 fn sparse_digest(file: &File, buffer: &mut [u8]) -> io::Result<Option<Digest>> {
     let size = file.metadata()?.len();
     if size <= sparse_blocks::LIMIT {
@@ -255,29 +257,15 @@ fn sparse_digest(file: &File, buffer: &mut [u8]) -> io::Result<Option<Digest>> {
     Ok(is_sparse.then(|| Digest { size, sha256: sha.finish().to_vec(), is_sparse }))
 }
 
-/// All of them, whoever they are meant for.
+/// Returns all extended attributes of a file, whatever their namespace.
 fn xattrs(path: &Path) -> io::Result<Vec<Xattr>> {
     let mut names = match sys::xattr_names(path) {
-        // The file system has none.
+        // The file system has no extended attributes.
         Err(error) if error.kind() == io::ErrorKind::Unsupported => Vec::new(),
         other => other?,
     };
     names.sort_unstable();
     names.into_iter().map(|name| Ok(Xattr { value: sys::xattr(path, &name)?, name })).collect()
-}
-
-/// As glibc's `gnu_dev_major` has it.
-pub(super) fn major(device: u64) -> u32 {
-    low(device >> 8 & 0xfff | device >> 32 & 0xffff_f000)
-}
-
-/// As glibc's `gnu_dev_minor` has it.
-pub(super) fn minor(device: u64) -> u32 {
-    low(device & 0xff | device >> 12 & 0xffff_ff00)
-}
-
-fn low(value: u64) -> u32 {
-    u32::try_from(value & 0xffff_ffff).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! The environment that a user finds at a login.
+//! The environment that a user gets at a login.
 //!
-//! PAM is not asked, since a static program cannot load its modules; their files are read instead.
+//! PAM is not used, since a static program cannot load its modules; its files are read instead.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,12 +8,12 @@ use std::path::Path;
 
 use super::accounts::User;
 
-/// Without `ENV_SUPATH` and `ENV_PATH` in login.defs(5).
+/// The search path of root where login.defs(5) sets neither `ENV_SUPATH` nor `ENV_PATH`.
 pub(super) const ROOT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const USER_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
-/// Where the programs of an init system are, for those that kiln runs itself.
+/// The search path for programs of an init system that kiln runs itself.
 pub(super) const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin";
-/// What a shell has for `LANG` where the guest sets none: a person's letters are not all of ASCII.
+/// The value of `LANG` in a shell if the guest sets none: people type more than ASCII.
 const SHELL_LANGUAGE: &str = "C.UTF-8";
 
 /// Variables and their values.
@@ -36,7 +36,7 @@ pub fn environment(user: &User, etc: &Path, is_shell: bool) -> Environment {
     environment
 }
 
-/// Returns the environment of kiln's own commands, which does not depend on what is in the guest.
+/// Returns the environment of kiln's own commands, which does not depend on the guest's files.
 pub fn bare_environment(user: &User) -> Environment {
     let mut environment = own_variables(user);
     environment.insert("PATH".into(), search_path("", user.identity.uid == 0));
@@ -48,7 +48,7 @@ fn own_variables(user: &User) -> Environment {
     own.into_iter().map(|(name, value)| (name.to_owned(), value.clone())).collect()
 }
 
-/// Returns the search path that login.defs(5) sets, or the usual one.
+/// Returns the search path that login.defs(5) sets, or the default one.
 fn search_path(defaults: &str, is_root: bool) -> String {
     let (key, usual) = if is_root { ("ENV_SUPATH", ROOT_PATH) } else { ("ENV_PATH", USER_PATH) };
     let value = defaults.lines().find_map(|line| {
@@ -59,7 +59,7 @@ fn search_path(defaults: &str, is_root: bool) -> String {
     path.filter(|path| path.starts_with('/')).unwrap_or(usual).to_owned()
 }
 
-/// Returns the file that sets the search path of a login, where one does.
+/// Returns the file that sets the search path of a login, if any does.
 pub fn path_file(etc: &Path) -> Option<&'static str> {
     if assignments(&read_text(&etc.join("environment"))).iter().any(|(name, _)| name == "PATH") {
         return Some("/etc/environment");
@@ -69,13 +69,13 @@ pub fn path_file(etc: &Path) -> Option<&'static str> {
     defaults.lines().any(is_set).then_some("/etc/login.defs")
 }
 
-/// Returns a file's text, empty where there is none. What is not UTF-8 in it is replaced.
+/// Reads a file as a string, empty if it does not exist. Invalid UTF-8 is replaced.
 fn read_text(path: &Path) -> String {
     String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
 }
 
-/// Returns the assignments of a file such as /etc/environment, as `pam_env(8)` reads it: nothing is expanded, and `export` may
-/// stand before a name.
+/// Parses the assignments of a file such as /etc/environment, as `pam_env(8)` does: nothing is expanded, and `export` may
+/// precede a name.
 fn assignments(text: &str) -> Vec<(String, String)> {
     let lines = join_lines(text);
     let assignments = lines.iter().filter_map(|line| {
@@ -86,8 +86,8 @@ fn assignments(text: &str) -> Vec<(String, String)> {
     assignments.collect()
 }
 
-/// Returns the lines of such a file without comments, which begin with any `#`. A line that ends with a backslash goes on in the
-/// next one; what ends with the file is dropped.
+/// Returns the lines of such a file without comments, which begin with any `#`. A line that ends with a backslash continues
+/// in the next one; a continued line at the end of the file is dropped.
 fn join_lines(text: &str) -> Vec<String> {
     let (mut lines, mut open) = (Vec::new(), None::<String>);
     for line in text.lines() {
@@ -110,7 +110,7 @@ fn join_lines(text: &str) -> Vec<String> {
     lines
 }
 
-/// Returns a value without the quote that it begins with, and then without one at its end.
+/// Removes the quote that a value begins with, and then one at its end.
 fn unquote(value: &str) -> &str {
     match value.strip_prefix(['"', '\'']) {
         Some(inner) => inner.strip_suffix(['"', '\'']).unwrap_or(inner),

@@ -1,4 +1,4 @@
-//! The guest's end of the conversation: finds its port, says hello, and does what the host asks.
+//! The guest's end of the protocol: finds its port, says hello, and carries out the host's requests.
 //!
 //! ```text
 //! main thread   reads the port, cuts frames, answers pings, hands messages to lanes      serve
@@ -7,8 +7,8 @@
 //! the link      one lock around writing; credit for each lane                            link
 //! ```
 //!
-//! The module is compiled twice: into the agent's executable and into the library, where tests run it in process and
-//! the host shares its [`pack`]. It uses the standard library and `wire` alone.
+//! The module is compiled twice: into the agent's executable and into the library, where tests run it in process and the
+//! host shares its [`pack`]. It uses only the standard library and `wire`.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -35,10 +35,12 @@ mod leftovers;
 mod link;
 pub mod list;
 mod login;
+mod mount_table;
 mod mounts;
 mod next_boot;
 mod output;
 pub mod pack;
+mod processes;
 mod seal;
 mod secrets;
 pub mod serve;
@@ -52,15 +54,15 @@ mod user_managers;
 #[cfg(test)]
 pub(crate) mod testing;
 
-/// Pause before the port is looked for or opened again.
+/// The pause before the port is looked for or opened again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Why a request failed, in the words of the protocol.
+/// The reason of a failed request, as the protocol reports it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The sort.
+    /// The class of the error.
     pub class: Class,
-    /// What and why.
+    /// What failed, and why.
     pub text: String,
 }
 
@@ -80,7 +82,7 @@ impl Refusal {
     }
 }
 
-/// Serves hosts on the port for ever. Whatever ends a conversation, the next one starts from nothing. After a goodbye
+/// Serves hosts on the port for ever. However a conversation ends, the next one starts without any state. After a goodbye
 /// `power_off` is called.
 pub fn run(port: Option<&Path>, power_off: fn()) {
     sys::survive();
@@ -88,7 +90,7 @@ pub fn run(port: Option<&Path>, power_off: fn()) {
     loop {
         let opened = port.map(Path::to_owned).or_else(find_port).and_then(|path| open(&path).ok());
         if let Some(Err(error)) = opened.map(|file| serve::converse(&file, &left, power_off)) {
-            // The journal or the console has it; there is no other reader.
+            // The message goes to the journal or the console; there is no other reader.
             eprintln!("kiln-agent: {error}");
         }
         sleep(RETRY);

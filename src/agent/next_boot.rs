@@ -1,4 +1,4 @@
-//! What the next boot of the guest mounts, by the files of the guest that runs.
+//! The mounts of the guest's next boot, by the files of the running guest.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -8,21 +8,24 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use super::guest_files::RunningGuest;
-use super::list::{major, minor};
-use super::mounts::{self, MountLine};
+use super::mount_table::{self, MountLine};
+use super::sys::{major, minor};
 use super::{Refusal, sys};
 use crate::wire::Class;
-use crate::wire::boot_mounts::{BootMount, BootReport, ESP_TARGETS, TooManyUnits, read_boot_plan, read_root_options};
-use crate::wire::fstab::{DeviceName, without_slashes};
+use crate::wire::boot_mount::BootMount;
+use crate::wire::boot_mount::without_slashes;
+use crate::wire::boot_mounts::{BootReport, ESP_TARGETS, read_boot_plan, read_root_options};
+use crate::wire::device_name::DeviceName;
 use crate::wire::guest_files::GuestFiles;
+use crate::wire::mount_unit::TooManyUnits;
 use crate::wire::mount_unit::escape_path;
 
-/// Where systemd's generators have units of their own.
+/// The folders with the units of systemd's generators.
 const GENERATED: [&str; 2] = ["/run/systemd/generator", "/run/systemd/generator.late"];
-/// Where a file system is mounted for a look.
+/// The temporary mount point of a file system that is examined.
 const PROBE: &str = "/run/kiln/probe";
 
-/// Returns the mounts that the next boot may make, their paths without links.
+/// Returns the mounts that the next boot may make, with symbolic links in their paths resolved.
 ///
 /// # Errors
 /// When there are too many units.
@@ -33,7 +36,7 @@ pub fn read_mounts() -> Result<Vec<BootMount>, Refusal> {
     Ok(plan.mounts.into_iter().map(resolve_links).collect())
 }
 
-/// Describes the next boot, for the host.
+/// Describes the next boot for the host.
 ///
 /// # Errors
 /// As [`read_mounts`].
@@ -48,13 +51,13 @@ fn resolve_links(mount: BootMount) -> BootMount {
     BootMount { target: resolve_path(&mount.target), source, ..mount }
 }
 
-/// Returns a path without links and needless slashes, even if nothing is there.
+/// Resolves links and needless slashes in a path, even if nothing exists there.
 fn resolve_path(path: &[u8]) -> Vec<u8> {
     let resolved = fs::canonicalize(OsStr::from_bytes(path));
     resolved.map_or_else(|_| without_slashes(path), |path| path.into_os_string().into_vec())
 }
 
-/// Returns whether a generator has made a unit for this mount point, as for partitions of some types.
+/// Returns whether a generator has created a unit for this mount point, as for partitions of some types.
 pub fn is_generated(target: &[u8]) -> bool {
     let name = format!("{}.mount", escape_path(target));
     GENERATED.iter().any(|folder| Path::new(folder).join(&name).exists())
@@ -65,7 +68,7 @@ pub fn is_esp(line: &MountLine) -> bool {
     line.kind == "vfat" && ESP_TARGETS.contains(&line.target.as_slice())
 }
 
-/// Returns the number of the device that a mount names; `None` of one that is not there.
+/// Returns the number of the device that a mount names; `None` if the device does not exist.
 pub fn device_number(name: &DeviceName, source: &[u8]) -> Option<(u32, u32)> {
     let link = |folder: &str, value: &str| Path::new("/dev/disk").join(folder).join(encode_link(value));
     let path = match name {
@@ -79,13 +82,13 @@ pub fn device_number(name: &DeviceName, source: &[u8]) -> Option<(u32, u32)> {
     (device != 0).then(|| (major(device), minor(device)))
 }
 
-/// Returns a value as udev writes it in the name of a link.
+/// Encodes a value as udev does in the name of a link.
 fn encode_link(value: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "#+-.:=@_".contains(c) || !c.is_ascii();
     value.chars().map(|c| if is_plain(c) { c.to_string() } else { format!("\\x{:02x}", u32::from(c)) }).collect()
 }
 
-/// Has automounts of the next boot's devices mounted: a boot shows what is behind them to whoever looks.
+/// Triggers the automounts of the next boot's devices: a boot mounts them for any process that accesses them.
 pub fn trigger_automounts(table: &[MountLine], planned: &[BootMount]) {
     let automounts = table.iter().filter(|line| line.kind == "autofs");
     for line in automounts {
@@ -97,10 +100,10 @@ pub fn trigger_automounts(table: &[MountLine], planned: &[BootMount]) {
     }
 }
 
-/// Returns the directory of a btrfs file system that is mounted where no options name one: its default subvolume.
+/// Returns the directory of a btrfs file system that is mounted if no option names one: its default subvolume.
 pub fn default_root(device: &[u8]) -> Option<Vec<u8>> {
     let device = PathBuf::from(OsStr::from_bytes(device));
-    // The mount is gone with the thread's namespace.
+    // The mount disappears with the thread's namespace.
     thread::spawn(move || probe_root(&device)).join().ok()?
 }
 
@@ -108,7 +111,7 @@ fn probe_root(device: &Path) -> Option<Vec<u8>> {
     fs::create_dir_all(PROBE).ok()?;
     sys::unshare_mounts().ok()?;
     sys::mount_device(device, Path::new(PROBE), "btrfs").ok()?;
-    let lines = mounts::parse(&fs::read("/proc/thread-self/mountinfo").ok()?).ok()?;
+    let lines = mount_table::parse(&fs::read("/proc/thread-self/mountinfo").ok()?).ok()?;
     lines.into_iter().rfind(|line| line.target == PROBE.as_bytes()).map(|line| line.root)
 }
 

@@ -1,8 +1,8 @@
-//! A command's output on its way to the host.
+//! The output of a command on its way to the host.
 //!
-//! A pipe may stay open long after its command has ended, because something that the command left behind still holds it. So
-//! the end of the command is not the end of the pipe: what was in it when the command ended is still the command's, and what
-//! comes later is read, for the writer must not block or die, but kept apart.
+//! A pipe may stay open long after its command has ended, because a process that the command left behind still holds it. So
+//! the end of the command is not the end of the pipe: what was in the pipe when the command ended belongs to the command.
+//! Later output is read too, so that its writer does not block or die, but it is kept apart.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -20,26 +20,26 @@ use crate::wire::{MAX_OUTPUT, Message};
 
 /// Bytes of output read at once.
 const CHUNK: usize = 32 * 1024;
-/// How long the pipe of a command that has ended may stay open before it counts as held by somebody else. A `tee` that a
+/// How long the pipe of a command that has ended may stay open before it counts as held by another process. A `tee` that a
 /// script writes through ends a moment later than the script.
 const HELD: Duration = Duration::from_millis(100);
-/// How long it may take to read what was in the pipe at the command's end, the host being willing.
+/// How long it may take to pass on what was in the pipe at the command's end, if the host grants credit.
 const BACKLOG: Duration = Duration::from_secs(1);
 /// How much of the end of an output beyond [`MAX_OUTPUT`] is sent, in bytes.
 const TAIL: usize = 16 << 10;
 
-/// Where the output of one command goes.
+/// The destination of one command's output.
 #[derive(Debug)]
 pub struct OutputSink {
     lane: Arc<Lane>,
     left: Arc<Leftovers>,
-    /// The step, from 1; 0 for what is no step.
+    /// The step, from 1; 0 for a command that belongs to no step.
     step: u32,
     /// How many bytes may still be sent.
     room: AtomicUsize,
 }
 
-/// One pipe, or the terminal, of a command: a thread that reads it.
+/// A thread that reads one pipe, or the terminal, of a command.
 #[derive(Debug)]
 pub struct OutputPump {
     sink: Arc<OutputSink>,
@@ -52,18 +52,19 @@ pub struct OutputPump {
 
 #[derive(Debug, Default)]
 struct PumpState {
-    /// Bytes read, and bytes of those that were passed on.
+    /// How many bytes were read; `passed` counts those of them that were passed on.
     read: usize,
     passed: usize,
     is_closed: bool,
-    /// The end of what there was no room for.
+    /// The end of the output that exceeded the limit.
     tail: VecDeque<u8>,
-    /// How many bytes there was no room for.
+    /// How many bytes exceeded the limit.
     skipped: usize,
 }
 
 impl OutputSink {
-    /// Sends output to the host. Only that of a step is bounded: other commands are kiln's own, and it wants all they say.
+    /// Creates a sink that sends output to the host. Only the output of a step is limited: other commands are kiln's own,
+    /// and their output is needed as a whole.
     pub fn new(lane: &Arc<Lane>, left: &Arc<Leftovers>, step: Option<u32>) -> Arc<Self> {
         let room = AtomicUsize::new(if step.is_some() { MAX_OUTPUT } else { usize::MAX });
         Arc::new(Self { lane: Arc::clone(lane), left: Arc::clone(left), step: step.unwrap_or(0), room })
@@ -75,7 +76,7 @@ impl OutputSink {
         before.unwrap_or_else(|room| room).min(wanted)
     }
 
-    /// Sends bytes to the host; once the command has ended they are late.
+    /// Sends bytes to the host, or stores them as late output if the command has ended.
     fn send(&self, bytes: &[u8], make: fn(Vec<u8>) -> Message) {
         if self.lane.send_data(bytes, make).is_err() {
             self.left.keep_late(self.step, bytes);
@@ -98,13 +99,13 @@ impl OutputPump {
         pump
     }
 
-    /// Reads to the very end, even when nobody listens any more: a service that the command started must not die of a
-    /// closed pipe.
+    /// Reads up to the end of the pipe, even when the output is not received any more: a service that the command started
+    /// must not die of a closed pipe.
     fn run(&self) {
         let mut buffer = vec![0; CHUNK];
         loop {
             sys::wait_readable(&self.source);
-            // Under the lock, so that a byte is either in the pipe or counted.
+            // The lock is held, so that every byte is either in the pipe or counted.
             let mut state = lock(&self.state);
             match (&self.source).read(&mut buffer) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -134,7 +135,8 @@ impl OutputPump {
         }
     }
 
-    /// Waits until what the command wrote before it `ended` was passed on, and a moment for those who write through it.
+    /// Waits until the output written before the command `ended` was passed on, and a moment longer for processes such as
+    /// `tee` that pass it on.
     pub fn settle(&self, ended: Instant) {
         let mut state = lock(&self.state);
         let written = state.read + sys::readable_bytes(&self.source);

@@ -1,4 +1,4 @@
-//! Reads files and folders into a tree stream. The host uses it too: one packer for both directions.
+//! Packs files and folders into a tree stream. The host uses it too: there is one packer for both directions.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -16,20 +16,20 @@ use crate::wire::tree::{BLOCK, Encoder, Entry, Kind, Totals, TreeNote, Xattr};
 
 /// Bytes of content read at once.
 const CHUNK: usize = 1 << 20;
-/// The longest content of a file that does not tell its size, bytes: it is read as a whole before it is sent.
+/// The longest content of a file whose size is not known, in bytes: it is read as a whole before it is sent.
 const LONGEST_UNSIZED: u64 = 32 << 20;
 const ZEROS: [u8; BLOCK] = [0; BLOCK];
 
-/// Why a tree could not be packed.
+/// The reason why a tree could not be packed.
 #[derive(Debug)]
 pub enum PackError {
-    /// Something cannot be read.
+    /// A file cannot be read.
     Read(PathBuf, io::Error),
-    /// Something changed while it was read.
+    /// A file changed while it was read.
     Changed(PathBuf),
-    /// Something cannot be sent: what it is.
+    /// A file cannot be sent, because of what it is.
     Unfit(PathBuf, &'static str),
-    /// The stream's end takes no more.
+    /// The stream cannot be written.
     Write(io::Error),
 }
 
@@ -46,37 +46,37 @@ impl fmt::Display for PackError {
 
 impl Error for PackError {}
 
-/// What is done about files that cannot be sent as they are.
+/// How files are treated that cannot be sent as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PackPolicy {
     /// The tree was examined before, so that a change is an error. Sockets are left out, as they mean nothing without their
     /// process, and devices are refused.
     Planned,
-    /// Processes write to the tree meanwhile, and the kernel makes up some of its files. Notes in the stream name what
+    /// Processes write to the tree meanwhile, and the kernel generates some of its files. Notes in the stream name what
     /// changed or was left out; sockets and devices have entries of their own.
     Living,
 }
 
-/// What else is done with a tree while it is packed.
+/// Filters, adjusts and observes the entries of a tree while it is packed.
 pub trait Packing {
-    /// Returns whether what has this name in a folder is left out.
+    /// Returns whether an entry with this name in a folder is left out.
     fn leaves_out(&self, _name: &OsStr) -> bool {
         false
     }
-    /// Returns what is done about files that cannot be sent as they are.
+    /// Returns how files are treated that cannot be sent as they are.
     fn policy(&self) -> PackPolicy {
         PackPolicy::Planned
     }
     /// Changes an entry before it is sent.
     fn adjust(&self, _entry: &mut Entry) {}
-    /// Takes note of an entry as it is sent.
+    /// Observes an entry as it is sent.
     fn note_entry(&mut self, _entry: &Entry) {}
-    /// Takes note of a block of content at this offset of the last file. Blocks of zeros are left out, so that holes do
-    /// not matter.
+    /// Observes a block of content at this offset of the last file. Blocks of zeros are left out, so that holes do not
+    /// matter.
     fn note_block(&mut self, _offset: u64, _block: &[u8]) {}
 }
 
-/// Sends what the host fetches: a tree as it is.
+/// The packing of files that the host fetches: the tree is sent as it is.
 pub struct FetchedFiles;
 
 impl Packing for FetchedFiles {
@@ -105,7 +105,7 @@ struct Walk<'a, W> {
     buffer: Vec<u8>,
 }
 
-/// A folder being walked, deepest last. A stack of our own: a path may have two thousand components.
+/// A folder being walked, deepest last. The walk has an explicit stack: a path may have two thousand components.
 struct Level {
     leave: Entry,
     names: vec::IntoIter<OsString>,
@@ -133,7 +133,7 @@ impl<W: Write> Walk<'_, W> {
         self.packing.policy() == PackPolicy::Living
     }
 
-    /// Sends what is at the path, or a note of what in a living tree cannot be sent.
+    /// Sends the entry at the path, or a note if it belongs to a living tree and cannot be sent.
     fn visit_or_note(&mut self) -> Result<Option<Level>, PackError> {
         let text = match self.visit() {
             Err(PackError::Changed(_)) if self.is_living() => "vanished before it could be read".to_owned(),
@@ -151,7 +151,7 @@ impl<W: Write> Walk<'_, W> {
         self.encoder.note(note).map_err(PackError::Write)
     }
 
-    /// Sends what is at the path; a folder's content is left to the caller.
+    /// Sends the entry at the path. Returns the content of a folder, which the caller has to visit.
     fn visit(&mut self) -> Result<Option<Level>, PackError> {
         let metadata = fs::symlink_metadata(&self.path).map_err(|error| self.unreadable(error))?;
         let kind = metadata.file_type();
@@ -181,7 +181,7 @@ impl<W: Write> Walk<'_, W> {
         let list = || -> io::Result<_> { fs::read_dir(&self.path)?.map(|entry| Ok(entry?.file_name())).collect() };
         let mut names: Vec<OsString> = list().map_err(|error| self.unreadable(error))?;
         names.retain(|name| !self.packing.leaves_out(name));
-        // The order of a folder differs from file system to file system.
+        // The order of the names in a folder differs from file system to file system.
         names.sort_unstable();
         let entry = self.entry(metadata, Kind::Dir {})?;
         let leave = Entry { kind: Kind::Leave {}, ..entry.clone() };
@@ -216,7 +216,7 @@ impl<W: Write> Walk<'_, W> {
         if stamp(&before) == stamp(&after) { Ok(()) } else { Err(PackError::Changed(self.path.clone())) }
     }
 
-    /// Sends a file as it was when it was opened, as far as it still is.
+    /// Sends a file as it was when it was opened, as far as it still has that content.
     fn living_file(&mut self, file: &File, before: &Metadata) -> Result<(), PackError> {
         if before.size() == 0 || is_made_up(&self.path) {
             return self.unsized_file(file, before);
@@ -236,8 +236,8 @@ impl<W: Write> Walk<'_, W> {
         }
     }
 
-    /// Sends a file whose size means nothing, as those of `/proc` and `/sys`: all that it has until its end. An empty file that
-    /// gets content only now stays empty.
+    /// Sends a file whose size is meaningless, as those of `/proc` and `/sys`: all its content up to its end. An empty file
+    /// that gets content only now stays empty.
     fn unsized_file(&mut self, file: &File, before: &Metadata) -> Result<(), PackError> {
         let mut content = Vec::new();
         file.take(LONGEST_UNSIZED + 1).read_to_end(&mut content).map_err(|error| self.unreadable(error))?;
@@ -258,7 +258,8 @@ impl<W: Write> Walk<'_, W> {
         if has_grown { self.note(false, "was empty, and grew while it was read".to_owned()) } else { Ok(()) }
     }
 
-    /// Sends what can be read of a file, a piece at a time: an extent that is announced has to follow.
+    /// Sends the content of a file as far as it can be read, a piece at a time: every extent that is announced has to
+    /// follow.
     fn living_content(&mut self, file: &File, metadata: &Metadata) -> Result<Content, PackError> {
         let size = metadata.size();
         let mut at = 0;
@@ -284,7 +285,7 @@ impl<W: Write> Walk<'_, W> {
         file.read_at(&mut self.buffer[..most], at).map_err(|error| PackError::Read(self.path.clone(), error))
     }
 
-    /// Returns the next range with data at or behind `at`, in whole blocks.
+    /// Returns the next range with data at or after `at`, in whole blocks.
     fn next_extent(&self, file: &File, metadata: &Metadata, at: u64) -> Result<Option<(u64, u64)>, PackError> {
         let size = metadata.size();
         if at >= size {
@@ -350,7 +351,8 @@ impl<W: Write> Walk<'_, W> {
         self.path.strip_prefix(&self.root).unwrap_or(&self.path).as_os_str().as_bytes().to_vec()
     }
 
-    /// What was listed a moment ago and is not there any more has changed.
+    /// Returns the error for an entry that cannot be read: one that was listed a moment ago and does not exist any more has
+    /// changed.
     fn unreadable(&self, error: io::Error) -> PackError {
         let path = self.path.clone();
         match error.kind() {
@@ -360,20 +362,20 @@ impl<W: Write> Walk<'_, W> {
     }
 }
 
-/// Returns whether the kernel makes up what is at a path, or was there a moment ago.
+/// Returns whether the kernel generates the files at a path that exists, or existed a moment ago.
 fn is_made_up(path: &Path) -> bool {
     path.ancestors().find_map(|path| sys::is_made_up(path).ok()).unwrap_or(false)
 }
 
-/// How much of a file could be read.
+/// How much of a file's content was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Content {
     Whole,
-    /// Less than the size that it had.
+    /// The content ended before the size that the file had.
     Short,
 }
 
-/// By which a change of a file is recognised.
+/// Returns the size and modification time of a file, by which a change is recognised.
 fn stamp(of: &Metadata) -> (u64, i64, i64) {
     (of.size(), of.mtime(), of.mtime_nsec())
 }
@@ -382,13 +384,13 @@ fn bits(mode: u32) -> u16 {
     u16::try_from(mode & 0o7777).unwrap_or_default()
 }
 
-/// The attributes that mean the same on another machine: no labels of a security policy, no overlay's bookkeeping.
+/// Returns the extended attributes that mean the same on another machine: no security labels, and none of an overlay's own.
 fn xattrs(path: &Path) -> io::Result<Vec<Xattr>> {
     let portable = |name: &Vec<u8>| {
         name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_") || name == b"security.capability"
     };
     let mut names = match sys::xattr_names(path) {
-        // The file system has none.
+        // The file system has no extended attributes.
         Err(error) if error.kind() == io::ErrorKind::Unsupported => Vec::new(),
         other => other?,
     };

@@ -1,4 +1,4 @@
-//! Secrets of one command, as files on a tmpfs that goes away with it.
+//! The secrets of one command, as files on a tmpfs that is unmounted with it.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
@@ -19,7 +19,7 @@ pub struct Secrets {
 }
 
 impl Secrets {
-    /// Mounts a folder for this user alone and writes the secrets; nothing where there are none.
+    /// Mounts a folder that only this user can read and writes the secrets to it; returns `None` if there are none.
     pub fn mount(id: u32, secrets: &[Secret], owner: &Identity) -> Result<Option<Self>, Refusal> {
         if secrets.is_empty() {
             return Ok(None);
@@ -31,7 +31,7 @@ impl Secrets {
         mount(&folder, secrets, owner).map(Some).map_err(|error| Refusal::io("cannot hand over the secrets", &error))
     }
 
-    /// The value of `$KILN_SECRETS`.
+    /// Returns the folder with the secrets, the value of `$KILN_SECRETS`.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -40,7 +40,7 @@ impl Secrets {
 impl Drop for Secrets {
     fn drop(&mut self) {
         let _ = sys::unmount(&self.folder);
-        // Fails while something is still mounted, and then nothing is lost: the tmpfs itself is detached.
+        // Fails while another file system is mounted there. That is harmless: the tmpfs itself is detached.
         let _ = fs::remove_dir(&self.folder);
     }
 }

@@ -1,4 +1,4 @@
-//! One conversation: from the first hello on an open port until that port says no more.
+//! One conversation: from the first hello on an open port until the port is closed.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
@@ -24,13 +24,13 @@ use crate::wire::{
     Aftermath, Class, ExecRequest, Frame, MAX_DATA, MAX_EXEC, MAX_FRAME, Message, SealRequest, Splitter,
 };
 
-/// Between two hellos, and between two messages of progress.
+/// The interval between two hellos, and between two messages of progress.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Talks to whoever is at the other end of the port until it is closed or talks nonsense.
+/// Serves the host at the other end of the port until the port is closed or a message is malformed.
 ///
 /// # Errors
-/// When the port fails, or the host says what no host says.
+/// When the port fails, or the host sends an invalid message.
 pub fn converse(port: &File, left: &Arc<Leftovers>, power_off: fn()) -> io::Result<()> {
     let mut conversation = Conversation {
         left: Arc::clone(left),
@@ -59,14 +59,14 @@ struct Conversation {
     state: Arc<State>,
     /// Commands whose parts are still arriving.
     execs: Vec<(u32, Vec<u8>)>,
-    /// What commands have left behind.
+    /// The processes that commands have left behind.
     left: Arc<Leftovers>,
-    /// What follows a goodbye.
+    /// Called after a goodbye.
     power_off: fn(),
 }
 
 impl Conversation {
-    /// Says hello again and again: the host may come later than we, or read only garbage at first.
+    /// Sends hello repeatedly: the host may connect later, or read only garbage at first.
     fn announce(&self) {
         let (link, state) = (Arc::clone(&self.link), Arc::clone(&self.state));
         let start = facts::now().unsigned_abs();
@@ -144,7 +144,7 @@ impl Conversation {
         Ok(())
     }
 
-    /// A host has heard us. An earlier one, and all it began, is gone.
+    /// Begins a conversation with a host that has answered the hello. An earlier host, and all its requests, are dropped.
     fn begin(&mut self, nonce: u64) {
         self.state.welcomed.store(true, Ordering::SeqCst);
         self.link.hang_up();
@@ -153,7 +153,7 @@ impl Conversation {
         self.say(0, &Message::Ready { nonce });
     }
 
-    /// The reader of the port learns of its end by itself.
+    /// Sends a message. An error is ignored: the reader of the port notices the port's end itself.
     fn say(&self, stream: u32, message: &Message) {
         let _ = self.link.send(stream, message);
     }
@@ -176,7 +176,7 @@ impl Conversation {
         self.serve(stream, move |lane, events| Message::Exited { exit: exec::run(lane, &events, &request, &left) })
     }
 
-    /// Ends what commands have left behind, and reports it.
+    /// Ends the processes that commands have left behind, and reports them.
     fn end_processes(&self, stream: u32) -> Result<(), String> {
         let left = Arc::clone(&self.left);
         self.serve(stream, move |lane, _| {
@@ -187,7 +187,7 @@ impl Conversation {
         })
     }
 
-    /// Seals the image, and reports how.
+    /// Seals the image, and sends the report.
     fn seal(&self, stream: u32, request: SealRequest) -> Result<(), String> {
         let left = Arc::clone(&self.left);
         self.serve(stream, move |lane, _| {
@@ -205,7 +205,7 @@ impl Conversation {
         })
     }
 
-    /// The answer is written before the power goes, so that the host never has to guess what a closed port means.
+    /// Powers the guest off after it has answered, so that the host never has to guess why the port was closed.
     fn bye(&self, stream: u32) -> Result<(), String> {
         let (lane, _events) = self.link.open(stream).ok_or_else(|| format!("stream {stream} is in use"))?;
         let power_off = self.power_off;
@@ -251,7 +251,8 @@ fn wake(clock: i64, entropy: &[u8]) -> Message {
     done(set.and_then(|()| stirred()).map(|()| Totals::default()))
 }
 
-/// The page cache is dropped only where it is large: what runs next reads all that was in it again.
+/// Writes all data to the disk. The page cache is dropped only if it is large: later programs would have to read its content
+/// again.
 fn sync(cached: u64) -> Result<Totals, Refusal> {
     sys::sync_all();
     let meminfo = std::fs::read_to_string("/proc/meminfo").map_err(|error| Refusal::io("/proc/meminfo", &error))?;
@@ -284,7 +285,7 @@ fn unpack_device(lane: &Lane, serial: &str) -> Result<Totals, Refusal> {
     unpack::unpack(device, &accounts(), &mut ticker(lane))
 }
 
-/// Tells the host how far it is, but not at every block.
+/// Returns a function that reports progress to the host, but not at every block.
 fn ticker(lane: &Lane) -> impl FnMut(u64) {
     let mut last = Instant::now();
     move |bytes| {

@@ -1,6 +1,6 @@
 //! SHA-256 (FIPS 180-4), since the agent has no crates.
 
-/// Section 4.2.2.
+/// The constants of section 4.2.2.
 #[rustfmt::skip]
 const K: [u32; 64] = [
     0x428a_2f98, 0x7137_4491, 0xb5c0_fbcf, 0xe9b5_dba5, 0x3956_c25b, 0x59f1_11f1, 0x923f_82a4, 0xab1c_5ed5,
@@ -12,28 +12,28 @@ const K: [u32; 64] = [
     0x19a4_c116, 0x1e37_6c08, 0x2748_774c, 0x34b0_bcb5, 0x391c_0cb3, 0x4ed8_aa4a, 0x5b9c_ca4f, 0x682e_6ff3,
     0x748f_82ee, 0x78a5_636f, 0x84c8_7814, 0x8cc7_0208, 0x90be_fffa, 0xa450_6ceb, 0xbef9_a3f7, 0xc671_78f2,
 ];
-/// Section 5.3.3.
+/// The initial hash value (section 5.3.3).
 const START: [u32; 8] =
     [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
 const BLOCK: usize = 64;
 
-/// A digest in the making.
+/// An unfinished digest.
 #[derive(Debug)]
 pub struct Sha256 {
     state: [u32; 8],
-    /// The beginning of a block that is not whole yet.
+    /// The beginning of a block that is not complete yet.
     rest: [u8; BLOCK],
-    /// Bytes so far.
+    /// How many bytes were added.
     length: u64,
 }
 
 impl Sha256 {
-    /// Of nothing yet.
+    /// Creates the digest of no bytes.
     pub fn new() -> Self {
         Self { state: START, rest: [0; BLOCK], length: 0 }
     }
 
-    /// Takes more bytes.
+    /// Adds bytes to the digest.
     pub fn update(&mut self, mut bytes: &[u8]) {
         let held = self.held();
         self.length += bytes.len() as u64;
@@ -53,7 +53,7 @@ impl Sha256 {
         self.rest[..rest.len()].copy_from_slice(rest);
     }
 
-    /// Pads (section 5.1.1) and gives the digest.
+    /// Adds the padding (section 5.1.1) and returns the digest.
     pub fn finish(mut self) -> [u8; 32] {
         let bits = self.length * 8;
         let zeroes = (2 * BLOCK - 9 - self.held()) % BLOCK;
@@ -70,7 +70,7 @@ impl Sha256 {
     }
 }
 
-/// Section 6.2.2.
+/// Processes one block of the message (section 6.2.2).
 #[expect(clippy::many_single_char_names, reason = "they are the standard's")]
 fn compress(state: &mut [u32; 8], block: &[u8; BLOCK]) {
     let mut w = [0; 64];

@@ -1,34 +1,34 @@
-//! Powers the guest off, and checks whether it is about to reboot or to power off, which `systemctl reboot` and its like return
-//! before.
+//! Powers the guest off, and checks whether it is about to reboot or to power off: `systemctl reboot` and similar commands
+//! return before that happens.
 //!
-//! The check starts no process: it is made after every step, and a process costs tens of milliseconds under
-//! software emulation.
+//! The check starts no process: it is made after every step, and a process costs tens of milliseconds under software
+//! emulation.
 
 use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
 
 use super::bus::{Bus, Property};
-use super::leftovers::every_process;
 use super::login::SYSTEM_PATH;
+use super::processes::every_process;
 use super::sys;
 
-/// Has systemd power off at once, file systems unmounted (systemd(1), SIGRTMIN+14).
+/// The signal that makes systemd power off at once, with file systems unmounted (systemd(1), SIGRTMIN+14).
 const POWER_OFF: u8 = sys::SIGRTMIN + 14;
-/// A shutdown that logind was asked to do later.
+/// Exists while a shutdown is scheduled at logind for later.
 const SCHEDULED: &str = "/run/systemd/shutdown/scheduled";
-/// Who may delay a shutdown; without anybody here logind has passed it on before it answered.
+/// Holds the programs that may delay a shutdown. If it is empty, logind has passed a shutdown on before it answered.
 const INHIBITORS: &str = "/run/systemd/inhibit";
-/// Units that `systemd-run` has made, timers among them.
+/// The folder of units that `systemd-run` has created, timers among them.
 const TRANSIENT_UNITS: &str = "/run/systemd/transient";
-/// `OpenRC` stops services.
+/// Exists while `OpenRC` stops services.
 const OPENRC_STOPPING: &str = "/run/openrc/rc.stopping";
 /// Words of commands that turn a machine off or restart it.
 const POWER_WORDS: [&str; 6] = ["reboot", "poweroff", "shutdown", "halt", "kexec", "telinit"];
 
-/// Powers the guest off. Every init system has a `poweroff`, which stops services first. systemd's are stopped already, by
-/// sealing: its `--force` goes straight to ending processes and unmounting file systems (systemctl(1); that of `poweroff`
-/// would not). A systemd whose sockets were removed hears a signal.
+/// Powers the guest off. Every init system has a `poweroff`, which stops services first. Sealing has already stopped
+/// systemd's services: its `--force` proceeds at once to ending processes and unmounting file systems (systemctl(1); that of
+/// `poweroff` would not). A systemd whose sockets were removed gets a signal.
 pub fn power_off() {
     let is_systemd = fs::read_to_string("/proc/1/comm").is_ok_and(|name| name == "systemd\n");
     let argv: &[&str] = if is_systemd { &["systemctl", "poweroff", "--force"] } else { &["poweroff"] };
@@ -43,7 +43,7 @@ pub fn power_off() {
     }
 }
 
-/// Returns whether somebody has asked the guest to reboot or to power off, now or later.
+/// Returns whether a reboot or shutdown of the guest was requested, for now or for later.
 #[must_use]
 pub fn is_requested() -> bool {
     if Path::new("/run/systemd/system").is_dir() {
@@ -53,7 +53,7 @@ pub fn is_requested() -> bool {
     }
 }
 
-/// Asks PID 1, which knows of a queued `shutdown.target` before anything was stopped for it.
+/// Asks PID 1, which reports a queued `shutdown.target` before anything was stopped for it.
 fn is_systemd_stopping() -> bool {
     const STATE: Property<'_> = Property {
         destination: "org.freedesktop.systemd1",
@@ -65,7 +65,7 @@ fn is_systemd_stopping() -> bool {
     state.is_ok_and(|state| state == "stopping")
 }
 
-/// Asks logind, which first lets programs finish that have asked for that, such as unattended upgrades.
+/// Asks logind, which lets programs finish first that have requested that, such as unattended upgrades.
 fn is_delayed() -> bool {
     const PREPARING: Property<'_> = Property {
         destination: "org.freedesktop.login1",
@@ -81,7 +81,7 @@ fn is_delayed() -> bool {
             .unwrap_or(false)
 }
 
-/// Looks for a timer such as `systemd-run --on-active=1min systemctl reboot` makes.
+/// Checks for a timer such as the one that `systemd-run --on-active=1min systemctl reboot` creates.
 fn has_power_timer() -> bool {
     let units = fs::read_dir(TRANSIENT_UNITS).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut timers = units.filter(|path| path.extension().is_some_and(|extension| extension == "timer"));
@@ -96,19 +96,20 @@ fn mentions_power(line: &str) -> bool {
     line.split(|c: char| !c.is_alphanumeric()).any(|word| POWER_WORDS.contains(&word))
 }
 
-/// Reads the run level of sysvinit from utmp: 0 and 6 are the way out.
+/// Reads the run level of sysvinit from utmp, and returns whether it is 0 or 6: the guest is going down.
 fn is_last_runlevel() -> bool {
     let utmp = fs::read("/run/utmp").unwrap_or_default();
     matches!(runlevel(&utmp), Some(b'0' | b'6'))
 }
 
-/// Returns the run level in a utmp(5), whose records have 384 bytes: of that of type 1 it is the low byte of the process id.
+/// Parses the run level in a utmp(5), whose records have 384 bytes: it is the low byte of the process id in the record of
+/// type 1.
 fn runlevel(utmp: &[u8]) -> Option<u8> {
     const RUN_LEVEL: [u8; 2] = [1, 0];
     utmp.chunks_exact(384).filter(|record| record[..2] == RUN_LEVEL).map(|record| record[4]).next_back()
 }
 
-/// Looks for `shutdown -r +1`, which waits as a process of its own.
+/// Checks for a process of `shutdown -r +1`, which waits as a process of its own.
 fn runs_shutdown() -> bool {
     every_process().any(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "shutdown\n"))
 }

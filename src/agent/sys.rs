@@ -1,4 +1,4 @@
-//! The C library's calls that std does not offer. The only unsafe code of the agent.
+//! Calls of the C library that std does not offer. This is the only unsafe code of the agent.
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::fs::File;
@@ -9,9 +9,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-/// Politely asks a process to end.
+/// The signal that asks a process to end.
 pub const SIGTERM: u8 = 15;
-/// Ends a process.
+/// The signal that kills a process.
 pub const SIGKILL: u8 = 9;
 /// The first real-time signal that a program may use, as glibc counts them: systemd's numbers begin here.
 pub const SIGRTMIN: u8 = 34;
@@ -54,7 +54,7 @@ const LOCK_USED: c_int = 1 | 2 | 4;
 const O_WRONLY_CLOEXEC: c_int = 0o1 | 0o2_000_000;
 const POLLIN: i16 = 1;
 const FIONREAD: u64 = 0x541b;
-/// File systems whose files the kernel makes up when they are read: `f_type` in statfs(2), and the kernel's `magic.h`.
+/// File systems whose files the kernel generates when they are read: `f_type` in statfs(2), and the kernel's `magic.h`.
 const MADE_UP: [u64; 16] = [
     0x9fa0,      // proc
     0x6265_6572, // sysfs
@@ -128,10 +128,10 @@ unsafe extern "C" {
     fn unshare(flags: c_int) -> c_int;
 }
 
-/// A user as the kernel knows one.
+/// The numbers of a user, as the kernel uses them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// User.
+    /// User number.
     pub uid: u32,
     /// Primary group.
     pub gid: u32,
@@ -139,11 +139,11 @@ pub struct Identity {
     pub groups: Vec<u32>,
 }
 
-/// Outlives the terminal or service manager that started the agent and the kernel's OOM killer, and makes files with
-/// predictable modes.
+/// Detaches the agent from the terminal or service manager that started it, exempts it from the kernel's OOM killer, and
+/// makes it create files with predictable modes.
 #[expect(unsafe_code, reason = "libc")]
 pub fn survive() {
-    // Only root may; any other agent takes its chances.
+    // Only root may do this; an agent that is not root runs without it.
     let _ = std::fs::write("/proc/self/oom_score_adj", NEVER_CHOSEN);
     // SAFETY: plain system calls without pointers; setsid fails harmlessly where the agent already leads a session.
     unsafe {
@@ -155,26 +155,27 @@ pub fn survive() {
     }
 }
 
-/// What a command's first process becomes between fork and exec.
+/// The attributes that a command's first process gets between fork and exec.
 #[derive(Debug)]
 pub struct ProcessStart {
-    /// Who it runs as.
+    /// The user that it runs as.
     pub identity: Identity,
-    /// Whether its stdin is a terminal, which then is its session's.
+    /// Its stdin is a terminal, which becomes the controlling terminal of its session.
     pub has_terminal: bool,
     /// The `cgroup.procs` of the cgroup that it enters.
     pub group: Option<File>,
 }
 
-/// Gives the command a session of its own, the umask 022, default signals, the usual chance to be ended by the OOM killer,
-/// and what `start` says.
+/// Gives the command a session of its own, the umask 022, default signals, the default OOM score and the attributes in
+/// `start`.
 #[expect(unsafe_code, reason = "libc between fork and exec")]
 pub fn on_start(command: &mut Command, start: ProcessStart) {
     let become_user = move || {
         // SAFETY: single-threaded here after fork; only system calls; the vector and the file live in the closure.
         unsafe {
-            // An ignored signal would stay ignored across exec, and who started the agent may have ignored any: a shell
-            // does so with SIGINT for what it puts into the background. The two that cannot be set are refused.
+            // An ignored signal would stay ignored across exec, and the starter of the agent may have ignored any: a shell
+            // does so with SIGINT for what it puts into the background. The kernel refuses the two signals that cannot be
+            // set.
             for number in 1..=LAST_SIGNAL {
                 signal(number, SIG_DFL);
             }
@@ -183,7 +184,8 @@ pub fn on_start(command: &mut Command, start: ProcessStart) {
             if start.has_terminal {
                 check(ioctl(0, TIOCSCTTY, 0))?;
             }
-            // Both are of no account to the command itself: one that is not known by its cgroup is by its session.
+            // Errors do not matter to the command itself: a process that its cgroup does not identify is identified by its
+            // session.
             if let Some(group) = &start.group {
                 write(group.as_raw_fd(), c"0".as_ptr().cast(), 1);
             }
@@ -200,11 +202,11 @@ pub fn on_start(command: &mut Command, start: ProcessStart) {
     unsafe { command.pre_exec(become_user) };
 }
 
-/// Waits until there is something to be read, or the other end is closed.
+/// Waits until there is something to read, or the other end is closed.
 #[expect(unsafe_code, reason = "libc")]
 pub fn wait_readable(file: &File) {
     let mut wanted = PollRequest { fd: file.as_raw_fd(), events: POLLIN, found: 0 };
-    // SAFETY: one valid structure, as many as it says. An interrupted wait is repeated by whoever finds nothing to read.
+    // SAFETY: one valid structure, as many as it says. A caller that finds nothing to read repeats an interrupted wait.
     unsafe { poll(&raw mut wanted, 1, -1) };
 }
 
@@ -220,11 +222,11 @@ pub fn readable_bytes(file: &File) -> usize {
 /// Sends a signal to a process, or to the group `-pid`.
 #[expect(unsafe_code, reason = "libc")]
 pub fn send_signal(pid: i32, number: u8) {
-    // SAFETY: no pointers. A process that is gone already is no error for any caller.
+    // SAFETY: no pointers. A process that has already ended is no error for any caller.
     unsafe { kill(pid, c_int::from(number)) };
 }
 
-/// Opens the slave of a terminal's master for use: the number of it in `/dev/pts`.
+/// Unlocks the slave of a terminal's master, and returns its number in `/dev/pts`.
 #[expect(unsafe_code, reason = "libc")]
 pub fn unlock_terminal(master: &File) -> io::Result<u32> {
     let (locked, mut number): (c_int, u32) = (0, 0);
@@ -260,7 +262,7 @@ pub fn set_clock(clock: i64) -> io::Result<()> {
     check(unsafe { clock_settime(CLOCK_REALTIME, &raw const time) })
 }
 
-/// Credits bytes to the kernel's random numbers and has them drawn anew (random(4)).
+/// Credits bytes to the kernel's entropy and reseeds its random number generator (random(4)).
 #[expect(unsafe_code, reason = "libc")]
 pub fn stir(entropy: &[u8]) -> io::Result<()> {
     let too_much = || io::Error::from(io::ErrorKind::InvalidInput);
@@ -301,7 +303,7 @@ pub fn trim(folder: &File) -> io::Result<()> {
     check(unsafe { ioctl(folder.as_raw_fd(), FITRIM, range.as_mut_ptr()) })
 }
 
-/// Makes a named pipe.
+/// Creates a named pipe.
 #[expect(unsafe_code, reason = "libc")]
 pub fn make_fifo(path: &Path, mode: u32) -> io::Result<()> {
     let path = c_path(path)?;
@@ -309,7 +311,7 @@ pub fn make_fifo(path: &Path, mode: u32) -> io::Result<()> {
     check(unsafe { mkfifo(path.as_ptr(), mode) })
 }
 
-/// Sets the modification time, nanoseconds since the epoch; of a symbolic link its own.
+/// Sets the modification time, in nanoseconds since the epoch; symbolic links are not followed.
 #[expect(unsafe_code, reason = "libc")]
 pub fn set_mtime(path: &Path, mtime: i64) -> io::Result<()> {
     let path = c_path(path)?;
@@ -318,8 +320,8 @@ pub fn set_mtime(path: &Path, mtime: i64) -> io::Result<()> {
     check(unsafe { utimensat(AT_FDCWD, path.as_ptr(), times.as_ptr(), AT_SYMLINK_NOFOLLOW) })
 }
 
-/// The next data at or behind `from`, as start and end; none where only a hole follows. A file system without holes
-/// reports all as data.
+/// Returns the start and end of the next data at or after `from`; `None` if only a hole follows. A file system without holes
+/// reports everything as data.
 #[expect(unsafe_code, reason = "libc")]
 pub fn next_data(file: &File, from: u64) -> io::Result<Option<(u64, u64)>> {
     let seek = |offset: i64, whence| {
@@ -336,18 +338,18 @@ pub fn next_data(file: &File, from: u64) -> io::Result<Option<(u64, u64)>> {
     Ok(Some((start, end)))
 }
 
-/// Returns whether the kernel makes up the files of the file system that a path is on.
+/// Returns whether the kernel generates the files of the file system that a path is on.
 #[expect(unsafe_code, reason = "libc")]
 pub fn is_made_up(path: &Path) -> io::Result<bool> {
     let path = c_path(path)?;
     let mut about = [0u64; STATFS_WORDS];
     // SAFETY: a valid C string, and more room than the structure takes.
     check(unsafe { statfs(path.as_ptr(), about.as_mut_ptr()) })?;
-    // The first word is the type, of which some have 32 bits with a sign.
+    // The first word is the type; some types are 32-bit numbers with a sign.
     Ok(MADE_UP.contains(&(about[0] & 0xffff_ffff)))
 }
 
-/// The names of the extended attributes, of a symbolic link its own.
+/// Returns the names of the extended attributes; symbolic links are not followed.
 #[expect(unsafe_code, reason = "libc")]
 pub fn xattr_names(path: &Path) -> io::Result<Vec<Vec<u8>>> {
     let path = c_path(path)?;
@@ -356,7 +358,7 @@ pub fn xattr_names(path: &Path) -> io::Result<Vec<Vec<u8>>> {
     Ok(list.split(|byte| *byte == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect())
 }
 
-/// The value of an extended attribute.
+/// Returns the value of an extended attribute.
 #[expect(unsafe_code, reason = "libc")]
 pub(crate) fn xattr(path: &Path, name: &[u8]) -> io::Result<Vec<u8>> {
     let (path, name) = (c_path(path)?, CString::new(name)?);
@@ -398,8 +400,8 @@ pub fn mount_cgroup(on: &Path) -> io::Result<()> {
     check(unsafe { mount(kind, on.as_ptr(), kind, MS_NOSUID_NODEV_NOEXEC, std::ptr::null()) })
 }
 
-/// Gives the calling thread, and those it starts, a mount namespace of its own: what it mounts and takes away there concerns
-/// nobody else.
+/// Gives the calling thread, and those it starts, a mount namespace of its own: what it mounts and unmounts there does not
+/// affect other processes.
 #[expect(unsafe_code, reason = "libc")]
 pub fn unshare_mounts() -> io::Result<()> {
     // SAFETY: no pointers.
@@ -407,17 +409,17 @@ pub fn unshare_mounts() -> io::Result<()> {
     change_mount(None, Path::new("/"), MS_REC | MS_PRIVATE)
 }
 
-/// Keeps what happens to a mount, and to all that is mounted in it, from happening to those it was copied from.
+/// Makes a mount, and all mounts in it, private: changes to them no longer propagate to those they were copied from.
 pub fn make_private(on: &Path) -> io::Result<()> {
     change_mount(None, on, MS_REC | MS_PRIVATE)
 }
 
-/// Moves a mount with all that is mounted in it.
+/// Moves a mount with all mounts in it.
 pub fn move_mount(from: &Path, to: &Path) -> io::Result<()> {
     change_mount(Some(from), to, MS_MOVE)
 }
 
-/// Makes a mount read only, without times of access.
+/// Makes a mount read only, without updates of access times.
 pub fn protect_mount(on: &Path) -> io::Result<()> {
     change_mount(None, on, MS_REMOUNT | MS_BIND | MS_RDONLY_NOATIME)
 }
@@ -431,13 +433,13 @@ fn change_mount(from: Option<&Path>, on: &Path, flags: u64) -> io::Result<()> {
     check(unsafe { mount(from, on.as_ptr(), nothing, flags, nothing.cast()) })
 }
 
-/// Takes a mount away with all that is mounted in it: now from the tree, and for good when its last user is gone. An automount
-/// is not set off.
+/// Unmounts a mount with all mounts in it: from the tree at once, and for good when its last user has ended. An automount is
+/// not triggered.
 pub fn detach(on: &Path) -> io::Result<()> {
     unmount_with(on, MNT_DETACH | UMOUNT_NOFOLLOW)
 }
 
-/// Takes a mount away, now from the tree and for good when its last user is gone.
+/// Unmounts a mount: from the tree at once, and for good when its last user has ended.
 pub fn unmount(on: &Path) -> io::Result<()> {
     unmount_with(on, MNT_DETACH)
 }
@@ -453,7 +455,7 @@ fn timespec(nanoseconds: i64) -> Timespec {
     Timespec { seconds: nanoseconds.div_euclid(SECOND), nanoseconds: nanoseconds.rem_euclid(SECOND) }
 }
 
-/// Calls with an empty buffer for the size, then with one of that size.
+/// Calls a function with an empty buffer to get the size, then with a buffer of that size.
 fn fill(call: impl Fn(&mut [u8]) -> isize) -> io::Result<Vec<u8>> {
     let size = |n: isize| usize::try_from(n).map_err(|_| io::Error::last_os_error());
     let mut buffer = vec![0; size(call(&mut []))?];
@@ -470,4 +472,18 @@ fn c_path(path: &Path) -> io::Result<CString> {
 
 fn check(result: c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Returns the major number of a device, as glibc's `gnu_dev_major` does.
+pub fn major(device: u64) -> u32 {
+    low(device >> 8 & 0xfff | device >> 32 & 0xffff_f000)
+}
+
+/// Returns the minor number of a device, as glibc's `gnu_dev_minor` does.
+pub fn minor(device: u64) -> u32 {
+    low(device & 0xff | device >> 12 & 0xffff_ff00)
+}
+
+fn low(value: u64) -> u32 {
+    u32::try_from(value & 0xffff_ffff).unwrap_or(0)
 }

@@ -7,14 +7,14 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
 use super::sys::{self, Identity, O_NOCTTY};
 use crate::wire::message::TtySize;
 
-/// Opens a terminal of this size that belongs to this user: master and slave.
+/// Opens a terminal of this size that belongs to this user, and returns its master and its slave.
 pub fn open(size: &TtySize, owner: &Identity) -> io::Result<(File, File)> {
     let open = |path: &str| OpenOptions::new().read(true).write(true).custom_flags(O_NOCTTY).open(path);
     let master = open("/dev/ptmx")?;
     let slave = open(&format!("/dev/pts/{}", sys::unlock_terminal(&master)?))?;
     resize(&master, size)?;
     if let Err(error) = fchown(&slave, Some(owner.uid), None).and_then(|()| slave.set_permissions(mode())) {
-        // Who may not give it away keeps it: then the command runs as the same user.
+        // An agent that may not change the owner keeps the terminal: then the command runs as the same user.
         if error.kind() != io::ErrorKind::PermissionDenied {
             return Err(error);
         }
@@ -22,12 +22,12 @@ pub fn open(size: &TtySize, owner: &Identity) -> io::Result<(File, File)> {
     Ok((master, slave))
 }
 
-/// Tells the terminal its size; what runs in the foreground there gets a SIGWINCH.
+/// Sets the size of the terminal; its foreground processes get a SIGWINCH.
 pub fn resize(master: &File, size: &TtySize) -> io::Result<()> {
     sys::set_window(master, size.rows, size.columns)
 }
 
-/// No other user may write to it.
+/// Returns the mode of the slave: no other user may write to it.
 fn mode() -> std::fs::Permissions {
     std::fs::Permissions::from_mode(0o600)
 }

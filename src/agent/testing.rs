@@ -1,4 +1,4 @@
-//! Doors for the tests of the host's end.
+//! Entry points for the tests of the host's end.
 
 use std::io;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::wire::tree::{Encoder, Head, Layout, Totals};
 
 pub(crate) use sys::{set_xattr, xattr};
 
-/// Returns a place of its own for what the commands of one test leave behind.
+/// Creates a separate record of leftovers for the commands of one test.
 pub(crate) fn leftovers() -> Arc<Leftovers> {
     static TESTS: AtomicU32 = AtomicU32::new(0);
     let name = format!("kiln-test-{}-{}", std::process::id(), TESTS.fetch_add(1, Ordering::SeqCst));
@@ -28,12 +28,12 @@ pub(crate) fn unpack_file(path: &Path) -> Result<Totals, Refusal> {
     unpack::unpack(device::ReadAhead::open(path).map_err(broken)?, &Accounts::default(), &mut |_| {})
 }
 
-/// Unpacks what was sent over the port.
+/// Unpacks a stream that was sent over the port.
 pub(crate) fn unpack_stream(stream: impl io::BufRead) -> Result<Totals, Refusal> {
     unpack::unpack(stream, &Accounts::default(), &mut |_| {})
 }
 
-/// Packs what the host fetches.
+/// Packs a path as for a fetch of the host.
 pub(crate) fn pack_stream(path: &Path) -> Result<Vec<u8>, PackError> {
     let head = Head { to: Vec::new(), name: Vec::new(), into: false, contents: false, owner: None };
     let mut stream = Vec::new();

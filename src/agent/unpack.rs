@@ -1,6 +1,7 @@
-//! Writes a tree into the guest as `cp -a` would: merges into folders, replaces files, keeps what can be kept.
+//! Writes a tree into the guest as `cp -a` would: it merges into folders, replaces files, and keeps all attributes that it
+//! can.
 //!
-//! The host is trusted here, and so are the guest's own symbolic links: a parent that is one is followed.
+//! The host is trusted here, and so are the guest's own symbolic links: a parent folder that is a link is followed.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
@@ -14,7 +15,7 @@ use super::{Refusal, sys};
 use crate::wire::Class;
 use crate::wire::tree::{BLOCK, Decoder, Entry, Head, Item, Kind, LARGE, Owner, Totals};
 
-/// Reads the whole tree and writes it. `progress` hears the bytes of content written so far.
+/// Reads the whole tree and writes it. `progress` is called with the bytes of content written so far.
 pub fn unpack(input: impl BufRead, accounts: &Accounts, progress: &mut dyn FnMut(u64)) -> Result<Totals, Refusal> {
     let broken = |error: io::Error| Refusal::io("cannot read the tree", &error);
     let (mut decoder, head) = Decoder::new(input).map_err(broken)?;
@@ -45,7 +46,7 @@ struct Place {
     head: Head,
     owner: (u32, u32),
     base: PathBuf,
-    /// Of each folder around the current entry: whether it was made here, and not there before.
+    /// For each folder around the current entry: whether it was created here, and did not exist before.
     made: Vec<bool>,
     open: Option<Open>,
     temporary: u64,
@@ -56,7 +57,7 @@ struct Open {
     file: File,
     direct: Direct,
     entry: Entry,
-    /// Where it is, and where it goes when it is whole.
+    /// The path of the file while it is incomplete, and its final path.
     written: PathBuf,
     path: PathBuf,
     end: u64,
@@ -67,7 +68,7 @@ struct Open {
 enum Direct {
     Untried,
     Ready(File),
-    /// The file system has none.
+    /// The file system does not support direct I/O.
     Impossible,
 }
 
@@ -96,7 +97,7 @@ impl Place {
         done.map_err(|error| explain(&path, &entry.kind, &error))
     }
 
-    /// Decides where the tree's root goes, from the request alone, and makes the folders above it.
+    /// Decides where the tree's root is written, from the request alone, and creates the folders above it.
     fn settle(&mut self, root: &Entry) -> Result<(), Refusal> {
         let to = Path::new(OsStr::from_bytes(&self.head.to));
         if !to.is_absolute() || !root.path.is_empty() {
@@ -111,7 +112,7 @@ impl Place {
         make_parents(self.base.parent().unwrap_or(Path::new("/")), self.owner)
     }
 
-    /// Returns why a file cannot have its name in the guest: a folder has it, or a link to one.
+    /// Returns why a file cannot have its name in the guest: it is the name of a folder, or of a link to one.
     fn refuse_place(&self) -> Refusal {
         let place = self.base.display();
         let remedy = match (self.head.name.is_empty(), self.head.into) {
@@ -154,12 +155,13 @@ impl Place {
         open.finish(self.owner).map_err(|error| Refusal::io(open.path.display(), &error))
     }
 
-    /// Gives a folder what its entry says, if it was made here. What was there keeps its own: `/home/dev` must not become
-    /// root's because something was copied into it. Only the folder that a copy names is the source's in any case.
+    /// Applies the attributes of a folder's entry, if the folder was created here. An existing folder keeps its own:
+    /// `/home/dev` must not become root's because something was copied into it. Only the folder that a copy names always
+    /// gets the source's.
     fn leave(&mut self, path: &Path, entry: &Entry) -> io::Result<()> {
         let was_made = self.made.pop().unwrap_or(false);
         let is_named = entry.path.is_empty() && !self.head.contents;
-        // A folder that is a link in the guest is somebody else's.
+        // A folder that is a link in the guest keeps its attributes.
         if !was_made && (!is_named || fs::symlink_metadata(path)?.is_symlink()) {
             return Ok(());
         }
@@ -169,7 +171,7 @@ impl Place {
         sys::set_mtime(path, entry.mtime)
     }
 
-    /// Makes something that is neither file nor folder, in place of what was there.
+    /// Creates something that is neither file nor folder, replacing what was there.
     fn replace(&mut self, path: &Path, make: impl Fn(&Path) -> io::Result<()>, entry: &Entry) -> io::Result<()> {
         let mut at = path.to_owned();
         match make(path) {
@@ -202,7 +204,7 @@ impl Open {
         self.file.write_all_at(&bytes[written..], offset + written as u64)
     }
 
-    /// Writes the part of `bytes` that direct I/O can take, and says how much that was.
+    /// Writes the part of `bytes` that direct I/O can write, and returns its length.
     fn write_direct(&mut self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
         let whole = bytes.len() / BLOCK * BLOCK;
         let aligned = bytes.as_ptr().align_offset(BLOCK) == 0 && offset.is_multiple_of(BLOCK as u64);
@@ -242,7 +244,7 @@ impl Open {
     }
 }
 
-/// Half a file must not be taken for one.
+/// Removes an incomplete file, which must not be mistaken for a complete one.
 impl Drop for Open {
     fn drop(&mut self) {
         if !self.whole {
@@ -251,8 +253,8 @@ impl Drop for Open {
     }
 }
 
-/// Makes the folders that are missing on the way to what is written. They get its owner, or a user could not add to the
-/// settings that were written for them.
+/// Creates the missing parent folders of what is written. They get its owner, or a user could not add to the settings that
+/// were written for them.
 fn make_parents(folder: &Path, owner: (u32, u32)) -> Result<(), Refusal> {
     let missing: Vec<&Path> = folder.ancestors().take_while(|path| !path.is_dir()).collect();
     let make = |path: &Path| {
@@ -263,9 +265,9 @@ fn make_parents(folder: &Path, owner: (u32, u32)) -> Result<(), Refusal> {
     missing.into_iter().rev().try_for_each(|path| make(path).map_err(|error| explain(path, &Kind::Dir {}, &error)))
 }
 
-/// Makes a folder, or returns that there is one.
+/// Creates a folder, and returns whether it is new.
 fn make_folder(path: &Path) -> io::Result<bool> {
-    // Private until its own mode is set, when all that is in it is there.
+    // The folder is private until its own mode is set, when all its content is there.
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(false),
         other => other.map(|()| true),
@@ -283,14 +285,14 @@ fn link(target: &Path, path: &Path, kind: &Kind) -> io::Result<()> {
     }
 }
 
-/// Refuses to replace a folder, or a link to one by anything but another link: a file `bin` in the place of `/bin` would
-/// leave a guest without programs.
+/// Refuses to replace a folder, or to replace a link to one by anything but another link: a file `bin` in the place of
+/// `/bin` would leave a guest without programs.
 fn refuse_folder(path: &Path, kind: &Kind) -> io::Result<()> {
     let is_link = matches!(kind, Kind::Symlink { .. }) && fs::symlink_metadata(path)?.is_symlink();
     if path.is_dir() && !is_link { Err(io::ErrorKind::IsADirectory.into()) } else { Ok(()) }
 }
 
-/// Describes an error. Where something in the guest is in the way, it says what, and what to do.
+/// Describes an error. If something in the guest is in the way, the message names it and the remedy.
 fn explain(path: &Path, kind: &Kind, error: &io::Error) -> Refusal {
     let place = path.display();
     let text = match (error.kind(), kind) {
@@ -327,8 +329,8 @@ fn name(kind: &Kind) -> &'static str {
     }
 }
 
-/// Attributes of users are left out where the file system has none, as `cp -a` does; capabilities and access lists are
-/// never lost in silence.
+/// Sets the extended attributes of an entry. Attributes of users are left out if the file system does not support them, as
+/// `cp -a` does; capabilities and access lists are never lost in silence.
 fn set_xattrs(path: &Path, entry: &Entry) -> io::Result<()> {
     entry.xattrs.iter().try_for_each(|xattr| match sys::set_xattr(path, &xattr.name, &xattr.value) {
         Err(error) if error.kind() == io::ErrorKind::Unsupported && xattr.name.starts_with(b"user.") => Ok(()),

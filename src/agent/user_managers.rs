@@ -1,5 +1,5 @@
-//! The managers of systemd for users: started for the user of a command, as a login does, and ended when a command of another
-//! user follows. A manager that went on would keep `userdel` from removing its user.
+//! The systemd managers of users: started for the user of a command, as a login does, and ended when a command of another
+//! user follows. A manager that stayed would keep `userdel` from removing its user.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,23 +10,23 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::accounts::User;
-use super::leftovers::every_process;
 use super::link::lock;
 use super::login::{Environment, ROOT_PATH};
+use super::processes::every_process;
 use super::sys;
 
-/// Shells of users who do not log in.
+/// Shells of users who cannot log in.
 const NO_LOGIN: [&str; 2] = ["nologin", "false"];
 /// The template of user managers, whose instance is the user's number.
 const TEMPLATES: [&str; 2] = ["/usr/lib/systemd/system/user@.service", "/lib/systemd/system/user@.service"];
-/// Users whose managers live on without a login.
+/// The folder that names the users whose managers stay without a login.
 const LINGERING: &str = "/var/lib/systemd/linger";
-/// How long a user manager may take to start; slow hosts emulate.
+/// How long a user manager may take to start; slow hosts emulate the guest.
 const MANAGER_PATIENCE: Duration = Duration::from_secs(60);
-/// How long one may take to end. What follows only waits for it in order to find no process of the user.
+/// How long a user manager may take to end. What follows only needs to find no process of the user.
 const END_PATIENCE: Duration = Duration::from_secs(3);
 const TICK: Duration = Duration::from_millis(20);
-/// Has a user manager exit at once (systemd(1), SIGRTMIN+24).
+/// The signal that makes a user manager exit at once (systemd(1), SIGRTMIN+24).
 const EXIT_AT_ONCE: u8 = sys::SIGRTMIN + 24;
 
 /// The managers that kiln has started.
@@ -43,15 +43,15 @@ struct StartedManager {
 }
 
 impl UserManagers {
-    /// Starts the user's own manager where systemd is there, and returns the variables by which its clients find it. Those who
-    /// cannot log in have none; root's is used where it runs already. Idle managers of other users are ended before.
+    /// Starts the user's own manager if the guest has systemd, and returns the variables by which its clients find it. Users
+    /// who cannot log in have none; root's is used if it runs already. Idle managers of other users are ended before.
     pub fn open_session(&self, user: &User, notes: &mut Vec<String>) -> Environment {
         let uid = user.identity.uid;
         let mut started = lock(&self.started);
         let others = started.iter_mut().filter(|(other, manager)| **other != uid && !manager.has_ended);
         others.for_each(|(other, manager)| manager.has_ended = end_idle(*other, &manager.user));
         let folder = PathBuf::from(format!("/run/user/{uid}"));
-        // The folder of a manager that has just ended may still be there.
+        // The folder of a manager that has just ended may still exist.
         let is_ended = started.get(&uid).is_some_and(|manager| manager.has_ended);
         if (is_ended || !folder.join("systemd").exists()) && can_log_in(user) && has_user_managers() {
             match start_manager(uid) {
@@ -63,7 +63,7 @@ impl UserManagers {
     }
 }
 
-/// Ends the manager of a user who has no process but the manager's own. Returns whether it is gone.
+/// Ends the manager of a user who has no process but the manager's own. Returns whether it has ended.
 fn end_idle(uid: u32, user: &str) -> bool {
     let members = processes_of(uid);
     if Path::new(LINGERING).join(user).exists() || !members.iter().all(|member| member.is_of_manager(uid)) {
@@ -85,12 +85,12 @@ fn end_idle(uid: u32, user: &str) -> bool {
 struct UserProcess {
     pid: i32,
     name: String,
-    /// Its line of version 2 in `/proc/PID/cgroup`.
+    /// The line of cgroup version 2 in its `/proc/PID/cgroup`.
     group: String,
 }
 
 impl UserProcess {
-    /// Reads what is known of a process that belongs to a user.
+    /// Reads the attributes of a process; `None` if it does not belong to the user.
     fn read(pid: i32, uid: u32) -> Option<Self> {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         if real_user(&status)? != uid {
@@ -101,7 +101,7 @@ impl UserProcess {
         Some(Self { pid, name, group: group.trim_end().to_owned() })
     }
 
-    /// Returns whether it is the manager, its helper for PAM, or the message bus that the manager starts for itself.
+    /// Returns whether a process is the manager, its helper for PAM, or the message bus that the manager starts for itself.
     fn is_of_manager(&self, uid: u32) -> bool {
         let unit = format!("/user@{uid}.service/");
         let below = self.group.split_once(&unit).map_or("", |(_, below)| below);
@@ -109,7 +109,7 @@ impl UserProcess {
     }
 }
 
-/// Returns the real user in a `/proc/PID/status`.
+/// Parses the real user in a `/proc/PID/status`.
 fn real_user(status: &str) -> Option<u32> {
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     line.split_whitespace().next()?.parse().ok()

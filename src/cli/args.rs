@@ -1,4 +1,4 @@
-//! The command line: what may be typed.
+//! Arguments of the command line, for clap.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::build::base::Locking;
-use crate::build::reach::{FileReach, NetworkReach, Reach};
+use crate::resolve::base::Locking;
+use crate::resolve::path_policy::{FileReach, NetworkReach, Reach};
 use crate::size::ByteSize;
 use crate::specfile::{Compression, OutputFormat, Overrides};
 
@@ -20,15 +20,15 @@ use crate::specfile::{Compression, OutputFormat, Overrides};
     after_help = "Exit codes: `kiln help-exit-codes`. Begin with `kiln init`."
 )]
 pub struct Cli {
-    /// Options every verb takes.
+    /// Options of every command.
     #[command(flatten, next_help_heading = "Global options")]
     pub global: Global,
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub verb: Verb,
 }
 
-/// Options every verb takes.
+/// Options of every command.
 #[derive(Debug, Args)]
 pub struct Global {
     /// Where images are kept [env: `KILN_STORE`] [default: `$XDG_DATA_HOME/kiln/store`]
@@ -48,7 +48,7 @@ pub struct Global {
     pub verbose: bool,
 }
 
-/// How progress is shown.
+/// Display of progress on standard error.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 pub enum Progress {
     /// Bars on a terminal, else plain
@@ -62,7 +62,7 @@ pub enum Progress {
     Json,
 }
 
-/// The verbs.
+/// Subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Build, seal, test and publish images
@@ -71,13 +71,13 @@ pub enum Verb {
     Check(Specs),
     /// Show what a build would do
     Plan(Plan),
-    /// Write down which base images specs are built on, for others to build on the same
+    /// Pin base images in kiln.lock
     Lock(Lock),
-    /// Run the tests of an image that is in the store
+    /// Run the tests of an image in the store
     Test(Test),
-    /// Open a terminal in the guest as it stands before or after a step
+    /// Open a terminal in the guest, in its state before or after a step
     Shell(Shell),
-    /// Boot a throw-away clone of an image, its console on this terminal
+    /// Boot a throw-away clone of an image, with its console on this terminal
     Run(Run),
     /// List the images of the store
     List(Json),
@@ -85,21 +85,21 @@ pub enum Verb {
     Inspect(Inspect),
     /// Recompute every checksum of an image, and check its signature
     Verify(Verify),
-    /// Make another format of an image, or describe it for libvirt or Terraform
+    /// Convert an image to another format, or describe it for libvirt or Terraform
     Export(Export),
-    /// Tell what differs between two images, or disks that kiln did not build
+    /// Compare two images, or disks that kiln did not build
     Diff(Diff),
-    /// Give versions names that move: promote, roll back
+    /// Manage tags, movable names of versions: promote, roll back
     Tag(Tag),
-    /// Tell which images should be built again, and why
+    /// List the images that should be built again, and why
     Outdated(Outdated),
     /// Delete a version of an image
     Remove(Remove),
-    /// Make room in the cache, and in the store
+    /// Free space in the cache, and in the store
     Gc(Gc),
-    /// Tell how an image is generalised
+    /// Show how images are generalised
     Seal(Seal),
-    /// Tell whether this host is fit, and how to mend it
+    /// Check host requirements
     Doctor(super::doctor::DoctorArgs),
     /// Write a commented spec to begin with
     Init(Init),
@@ -114,31 +114,31 @@ pub enum Verb {
     ExitCodes,
 }
 
-/// How specs are read, whatever is done with them.
+/// Options for reading specs.
 #[derive(Debug, Args)]
 pub struct Reading {
     /// Set a variable that the spec declares
     #[arg(long = "var", value_name = "K=V", value_parser = key_value)]
     pub vars: Vec<(String, String)>,
-    /// A variant of the spec, instead of the spec as it stands; with build and check, `all` is each of them
+    /// Variant of the spec to use instead of the spec itself; build and check also take `all`, for every variant
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
-    /// Let a spec be a link out of its project, and its steps, secrets, `base.spec` and file URLs name files outside of it: the
-    /// git work tree that the spec is named in, or else the folder
+    /// Let a spec be a symbolic link out of its project, and its steps, secrets, `base.spec` and file URLs name files
+    /// outside of it; the project is the git work tree that the spec is named in, or else its folder
     #[arg(long)]
     pub allow_outside: bool,
-    /// Let guests reach what the spec lists as `private` in `[network]`
+    /// Let guests reach the addresses that the spec lists as `private` in `[network]`
     #[arg(long)]
     pub allow_private_network: bool,
-    /// Let specs take this environment variable as a secret; may be repeated [default: those of the configuration file]
+    /// Let specs use this environment variable as a secret; may be repeated [default: those of the configuration file]
     #[arg(long = "secret-env", value_name = "NAME")]
     pub secret_env: Vec<String>,
 }
 
-/// Where base images may come from.
+/// Options for where base images may come from.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct Sources {
-    /// Insist on kiln.lock: fail where it has no entry for a base image, or a stale one
+    /// Require an up-to-date kiln.lock: fail if an entry for a base image is missing or stale
     #[arg(long)]
     pub locked: bool,
     /// Download nothing
@@ -147,7 +147,7 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// What `kiln.lock` is good for.
+    /// Returns how `kiln.lock` is used.
     #[must_use]
     pub fn locking(self) -> Locking {
         if self.locked { Locking::Require } else { Locking::Follow }
@@ -155,13 +155,13 @@ impl Sources {
 }
 
 impl Reading {
-    /// What the command line changes in a spec.
+    /// Returns the values that the command line overrides in a spec.
     #[must_use]
     pub fn overrides(&self, version: Option<&String>) -> Overrides {
         Overrides { version: version.cloned(), vars: self.vars.clone(), variant: self.variant.clone() }
     }
 
-    /// How far the spec may reach.
+    /// Returns which files and addresses the spec may use.
     #[must_use]
     pub fn reach(&self) -> Reach {
         Reach {
@@ -171,7 +171,7 @@ impl Reading {
     }
 }
 
-/// `kiln build`
+/// Arguments of `kiln build`.
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag that is typed")]
 #[command(
@@ -181,7 +181,7 @@ impl Reading {
         as far as the processors and the memory of this host allow."
 )]
 pub struct Build {
-    /// Spec files, folders with a kiln.toml, or folders with such folders in them
+    /// Spec files, folders with a kiln.toml, or folders that contain such folders
     #[arg(required = true, value_name = "SPEC")]
     pub specs: Vec<PathBuf>,
     /// How many images are built at once [default: one for each processor]
@@ -190,32 +190,32 @@ pub struct Build {
     /// The version to build, instead of the spec's
     #[arg(long, value_name = "V")]
     pub version: Option<String>,
-    /// How specs are read.
+    /// Options for reading specs.
     #[command(flatten)]
     pub reading: Reading,
-    /// Where base images may come from.
+    /// Options for where base images may come from.
     #[command(flatten)]
     pub sources: Sources,
-    /// Run every step, whatever is cached
+    /// Run every step, even if its result is in the cache
     #[arg(long)]
     pub no_cache: bool,
-    /// Also put the files there; those of several images into a folder NAME-VERSION each
+    /// Also copy the files to this folder; those of several images into a folder NAME-VERSION each
     #[arg(short, long, value_name = "DIR")]
     pub output: Option<PathBuf>,
     /// Replace a version that was built from other inputs
     #[arg(long)]
     pub replace: bool,
-    /// Sign SHA256SUMS with this key, of OpenSSH or minisign; also of a version that is up to date
+    /// Sign SHA256SUMS with this OpenSSH or minisign key, also if the version is up to date
     #[arg(long, value_name = "KEY")]
     pub sign: Option<PathBuf>,
-    /// Skip the tests; the manifest says so
+    /// Skip the tests and record that in the manifest
     #[arg(long)]
     pub no_test: bool,
-    /// Build twice from scratch, with another clock, memory size and number of processors, and tell which files differ.
-    /// Publishes nothing
+    /// Build twice from scratch, with different clocks, memory sizes and numbers of processors, and list the files that
+    /// differ. Publishes nothing
     #[arg(long, conflicts_with_all = ["output", "replace", "no_test", "json", "sign"])]
     pub check_reproducible: bool,
-    /// What becomes of the guest when a step fails
+    /// What to do with the guest when a step fails
     #[arg(long, value_enum, default_value_t)]
     pub on_failure: OnFailure,
     /// Print the manifest instead of the paths
@@ -223,45 +223,45 @@ pub struct Build {
     pub json: bool,
 }
 
-/// What becomes of the guest when a step fails.
+/// Handling of the guest when a step fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum OnFailure {
-    /// Throw it away
+    /// Delete it
     #[default]
     Clean,
-    /// Keep its disk, console and log, and say where
+    /// Keep its disk, console and log, and print where they are
     Keep,
-    /// Open a shell in it, on this terminal, then throw it away
+    /// Open a shell in it, on this terminal, then delete it
     Shell,
 }
 
-/// `kiln lock`
+/// Arguments of `kiln lock`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  kiln lock images && git add images/*/kiln.lock\n  kiln build images --locked\n\n\
         Writes kiln.lock beside each spec. Builds follow it: a tag that moves and a list of digests that \
         changes make no difference until `kiln lock` is run again.")]
 pub struct Lock {
-    /// Spec files, folders with a kiln.toml, or folders with such folders in them
+    /// Spec files, folders with a kiln.toml, or folders that contain such folders
     #[arg(required = true, value_name = "SPEC")]
     pub specs: Vec<PathBuf>,
     /// Download nothing
     #[arg(long)]
     pub offline: bool,
-    /// Let a spec be a link out of its project, and be built on specs and files outside of it: the git work tree that the spec
-    /// is named in, or else the folder
+    /// Let a spec be a symbolic link out of its project, and be built on specs and files outside of it; the project is the
+    /// git work tree that the spec is named in, or else its folder
     #[arg(long)]
     pub allow_outside: bool,
 }
 
 impl Lock {
-    /// Returns how far the specs may reach.
+    /// Returns which files the specs may use.
     #[must_use]
     pub fn reach(&self) -> FileReach {
         if self.allow_outside { FileReach::Host } else { FileReach::Project }
     }
 }
 
-/// `kiln test`
+/// Arguments of `kiln test`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  kiln test images/nginx --filter 'port|unit'\n  kiln test web@1.4.0 --junit report.xml\n\n\
@@ -272,27 +272,27 @@ pub struct Test {
     /// A spec file, a folder with a kiln.toml, or an image: `name`, `name@version` or `name@tag`
     #[arg(value_name = "SPEC|IMAGE")]
     pub target: String,
-    /// The version of the spec's image, instead of the spec's own
+    /// Version of the spec's image, instead of the spec's own
     #[arg(long, value_name = "V")]
     pub version: Option<String>,
-    /// How specs are read.
+    /// Options for reading specs.
     #[command(flatten)]
     pub reading: Reading,
-    /// All tests on every image file; else all on the first one, and each other one is booted
+    /// Run all tests on every image file; by default the first one is tested and each other one is booted
     #[arg(long)]
     pub all_formats: bool,
-    /// Only tests whose name matches this regular expression somewhere
+    /// Run only the tests with a match of this regular expression in their name
     #[arg(long, value_name = "RE")]
     pub filter: Option<regex_lite::Regex>,
-    /// Also write a report there, in the XML of `JUnit`
+    /// Also write a `JUnit` XML report to this file
     #[arg(long, value_name = "FILE")]
     pub junit: Option<PathBuf>,
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
 
-/// `kiln shell`
+/// Arguments of `kiln shell`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  kiln shell images/nginx --at 3\n  echo 'dpkg -l' | kiln shell images/nginx\n\n\
         Steps that are not in the cache are done first. What is done in the shell is thrown away. Its exit \
@@ -300,36 +300,36 @@ pub struct Test {
 pub struct Shell {
     /// A spec file, or a folder with a kiln.toml
     pub spec: PathBuf,
-    /// As the guest stands before this step: its number or its name
+    /// Open the shell before this step, given by its number or name
     #[arg(long, value_name = "STEP", conflicts_with = "after")]
     pub at: Option<String>,
-    /// As the guest stands after this step [default: the last one]
+    /// Open the shell after this step [default: the last one]
     #[arg(long, value_name = "STEP")]
     pub after: Option<String>,
-    /// How specs are read.
+    /// Options for reading specs.
     #[command(flatten)]
     pub reading: Reading,
-    /// Where base images may come from.
+    /// Options for where base images may come from.
     #[command(flatten)]
     pub sources: Sources,
 }
 
-/// `kiln check`
+/// Arguments of `kiln check`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  kiln check images/*")]
 pub struct Specs {
-    /// Spec files, folders with a kiln.toml, or folders with such folders in them
+    /// Spec files, folders with a kiln.toml, or folders that contain such folders
     #[arg(required = true, value_name = "SPEC")]
     pub specs: Vec<PathBuf>,
-    /// How specs are read.
+    /// Options for reading specs.
     #[command(flatten)]
     pub reading: Reading,
-    /// Where base images may come from.
+    /// Options for where base images may come from.
     #[command(flatten)]
     pub sources: Sources,
 }
 
-/// `kiln plan`
+/// Arguments of `kiln plan`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  kiln plan images/nginx --json | jq .steps")]
 pub struct Plan {
@@ -339,18 +339,18 @@ pub struct Plan {
     /// The version to build, instead of the spec's
     #[arg(long, value_name = "V")]
     pub version: Option<String>,
-    /// How specs are read.
+    /// Options for reading specs.
     #[command(flatten)]
     pub reading: Reading,
-    /// Where base images may come from.
+    /// Options for where base images may come from.
     #[command(flatten)]
     pub sources: Sources,
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
 
-/// `kiln run`
+/// Arguments of `kiln run`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  kiln run hello --ssh 2222\n\n\
         Ctrl-A X ends the machine, Ctrl-A H lists the other keys.")]
@@ -368,26 +368,26 @@ pub struct Run {
     pub allow_private_network: bool,
 }
 
-/// A verb that can answer in JSON.
+/// Arguments of a subcommand that can print JSON.
 #[derive(Debug, Args)]
 pub struct Json {
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
 
-/// `kiln inspect`
+/// Arguments of `kiln inspect`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  kiln inspect web@1.4.0 --json | jq .packages")]
 pub struct Inspect {
     /// `name`, `name@version` or `name@tag`
     pub image: String,
-    /// The manifest itself
+    /// Print the manifest itself
     #[arg(long)]
     pub json: bool,
 }
 
-/// `kiln tag`
+/// Arguments of `kiln tag`.
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag that is typed")]
 #[command(after_help = "Examples:\n  kiln tag web@1.4.0 candidate        name a version\n  \
@@ -399,25 +399,25 @@ pub struct Inspect {
         A tag names one version of one image, and moves in one step: whoever asks for web@stable meanwhile gets the old \
         version or the new one. No tag can have the name of a version of its image, nor a version that of a tag.")]
 pub struct Tag {
-    /// What is tagged, `name`, `name@version` or `name@tag`; a bare name is its newest version
+    /// Image to tag: `name`, `name@version` or `name@tag`; a bare name is its newest version
     pub image: String,
     /// The tag; without one, the tags of the image are listed
     pub tag: Option<crate::store::Tag>,
-    /// Go back to the version that the tag named before; again, further back
+    /// Restore the tag's previous target; repeating it steps further back
     #[arg(long, conflicts_with_all = ["delete", "history"])]
     pub rollback: bool,
-    /// Take the tag off
+    /// Delete the tag
     #[arg(short, long, conflicts_with = "history")]
     pub delete: bool,
-    /// List what was done to the tag, or to all tags of the image, newest first
+    /// List the changes of the tag, or of all tags of the image, newest first
     #[arg(long)]
     pub history: bool,
-    /// As JSON; of a change, what it changed
+    /// Print JSON; for a change, what it changed
     #[arg(long)]
     pub json: bool,
 }
 
-/// `kiln remove`
+/// Arguments of `kiln remove`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  kiln remove web@1.3.0\n\n\
         What a tag names is not removed: move the tag, or take it off with `kiln tag web --delete TAG`. What \
@@ -425,33 +425,33 @@ pub struct Tag {
 pub struct Remove {
     /// `name`, `name@version` or `name@tag`; a bare name is its newest version
     pub image: String,
-    /// Also if another image was made from it: that one works on, but cannot be built again from it
+    /// Also remove a version that another image was built from: that image still works, but cannot be rebuilt from it
     #[arg(short, long)]
     pub force: bool,
 }
 
-/// `kiln outdated`
+/// Arguments of `kiln outdated`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  kiln outdated\n  kiln outdated images --exit-code || kiln build images\n\n\
         Looked at are the newest version of each image and those that tags name: whether the image or file \
         that they were made from is another by now, or should itself be built again. With specs, also \
         whether those, or what their steps bring, have changed since. Nothing is downloaded.")]
 pub struct Outdated {
-    /// Also compare with these: spec files, folders with a kiln.toml, or folders with such folders in them
+    /// Also compare with these specs: spec files, folders with a kiln.toml, or folders that contain such folders
     #[arg(value_name = "SPEC")]
     pub specs: Vec<PathBuf>,
-    /// How specs are read.
+    /// Options for reading specs.
     #[command(flatten)]
     pub reading: Reading,
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// End with 1 if anything is outdated
+    /// Exit with code 1 if anything is outdated
     #[arg(long)]
     pub exit_code: bool,
 }
 
-/// `kiln gc`
+/// Arguments of `kiln gc`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  kiln gc --keep-cache 5GiB\n  kiln gc --keep 5 --dry-run\n  kiln gc --keep 2 web\n\n\
@@ -460,39 +460,39 @@ pub struct Outdated {
         lead to is not, if it is too old."
 )]
 pub struct Gc {
-    /// How much may stay of the step cache, and as much of downloads, such as `5GiB` [default: 20GiB, or a tenth of the disk]
+    /// Size limit of the step cache, and likewise of downloads, such as `5GiB` [default: 20GiB, or a tenth of the disk]
     #[arg(long, value_name = "SIZE")]
     pub keep_cache: Option<ByteSize>,
-    /// Also remove versions from the store: all but the newest N of each image, and what is needed
+    /// Also remove versions from the store: all but the newest N of each image, and those that are needed
     #[arg(long, value_name = "N")]
     pub keep: Option<NonZeroUsize>,
-    /// Of these images alone, instead of all
+    /// Remove versions of these images only
     #[arg(value_name = "IMAGE", requires = "keep")]
     pub images: Vec<String>,
-    /// Remove nothing, and say what would go
+    /// Remove nothing, and print what would be removed
     #[arg(long)]
     pub dry_run: bool,
 }
 
-/// `kiln diff`
+/// Arguments of `kiln diff`.
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag that is typed")]
 #[command(after_help = "Example:\n  kiln diff web@1.4.0 web --stat\n  kiln diff downloads/debian-12.qcow2 web")]
 pub struct Diff {
     /// An image, `name`, `name@version` or `name@tag`, or the path of a qcow2 or raw disk
     pub a: String,
-    /// What it is compared with
+    /// The image or disk to compare it with
     pub b: String,
-    /// Numbers alone: files, packages and size by folder
+    /// Print numbers only: files, packages and size by folder
     #[arg(long)]
     pub stat: bool,
-    /// Times count as well
+    /// Compare modification times as well
     #[arg(long)]
     pub mtime: bool,
-    /// As JSON
+    /// Print JSON
     #[arg(long, conflicts_with = "stat")]
     pub json: bool,
-    /// End with 1 if anything differs or could not be compared
+    /// Exit with code 1 if anything differs or could not be compared
     #[arg(long)]
     pub exit_code: bool,
     /// Show what changed in /etc/shadow, /etc/gshadow and private keys, password hashes and keys included
@@ -503,16 +503,16 @@ pub struct Diff {
     pub format: Option<DiskFormat>,
 }
 
-/// The format of a disk.
+/// Format of a disk file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DiskFormat {
     /// QEMU's copy-on-write format
     Qcow2,
-    /// The bytes of the disk
+    /// A raw disk: the bytes of the disk
     Raw,
 }
 
-/// `kiln export`
+/// Arguments of `kiln export`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  kiln export web@1.4.0 --format vmdk -o out/\n  kiln export web@stable --simplestreams -o \
@@ -524,10 +524,10 @@ pub enum DiskFormat {
 pub struct Export {
     /// `name`, `name@version` or `name@tag`
     pub image: String,
-    /// For whom.
+    /// The requested form of the image.
     #[command(flatten)]
     pub form: Form,
-    /// The compression inside that format, where it leaves a choice
+    /// Compression inside that format, if the format allows a choice
     #[arg(long, value_name = "C", requires = "format", value_parser = named(&Compression::ALL, Compression::name))]
     pub compression: Option<Compression>,
     /// The folder to write to; with a --format of one file also its name
@@ -536,34 +536,34 @@ pub struct Export {
     /// Overwrite files that differ
     #[arg(long)]
     pub replace: bool,
-    /// With --format: print what a manifest says of the files instead of their paths
+    /// With --format: print the manifest entries of the files instead of their paths
     #[arg(long, requires = "format")]
     pub json: bool,
 }
 
-/// What is made of an image.
+/// The form to export an image in.
 #[derive(Debug, Clone, Copy, Default, Args)]
 #[group(required = true, multiple = false)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag that is typed")]
 pub struct Form {
-    /// The files of an output in this format, checked as in a build
+    /// The files of an output in this format, verified as in a build
     #[arg(long, value_name = "F", value_parser = named(OutputFormat::ALL, OutputFormat::name))]
     pub format: Option<OutputFormat>,
     /// An entry in a simplestreams tree, which Incus and LXD read from an HTTPS server
     #[arg(long)]
     pub simplestreams: bool,
-    /// A domain for libvirt, and the copy of the disk that it runs
+    /// A libvirt domain, and the copy of the disk that it uses
     #[arg(long)]
     pub libvirt: bool,
     /// A Terraform configuration that uploads the image with the libvirt provider
     #[arg(long)]
     pub terraform: bool,
-    /// What Terraform's `external` data source reads, on standard output
+    /// The input of Terraform's `external` data source, on standard output
     #[arg(long, conflicts_with = "output")]
     pub external: bool,
 }
 
-/// `kiln verify`
+/// Arguments of `kiln verify`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  kiln verify web --key release.pub\n  kiln verify web@1.4.0 --allowed-signers \
         .ssh/allowed_signers")]
@@ -573,20 +573,20 @@ pub struct Verify {
     /// The public key that must have signed it, of OpenSSH or minisign
     #[arg(long, value_name = "PUB", conflicts_with = "allowed_signers")]
     pub key: Option<PathBuf>,
-    /// Who may have signed it, as in ssh-keygen(1), ALLOWED SIGNERS
+    /// OpenSSH's list of allowed signers, as in ssh-keygen(1), ALLOWED SIGNERS
     #[arg(long, value_name = "FILE")]
     pub allowed_signers: Option<PathBuf>,
 }
 
-/// `kiln seal`
+/// Arguments of `kiln seal`.
 #[derive(Debug, Args)]
 pub struct Seal {
-    /// Name every operation, with a line each
+    /// List every operation, one per line
     #[arg(long, required = true)]
     pub list: bool,
 }
 
-/// `kiln init`
+/// Arguments of `kiln init`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  kiln init web && $EDITOR web/kiln.toml")]
 pub struct Init {
@@ -595,15 +595,15 @@ pub struct Init {
     pub folder: PathBuf,
 }
 
-/// `kiln completions`
+/// Arguments of `kiln completions`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  kiln completions bash >~/.local/share/bash-completion/completions/kiln")]
 pub struct Completions {
-    /// Which shell
+    /// The shell to complete for
     pub shell: clap_complete::Shell,
 }
 
-/// One of these values, by its name.
+/// Returns a parser of values that are given by their names.
 fn named<T: Copy + Send + Sync + 'static>(
     all: &'static [T],
     name: fn(T) -> &'static str,

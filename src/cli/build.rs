@@ -1,4 +1,4 @@
-//! `kiln build`: specs and what they are built on, as many at once as the host bears.
+//! `kiln build`: builds specs and their base images, as many at a time as the host allows.
 
 use std::io::{Write, stderr, stdout};
 use std::path::{Path, PathBuf};
@@ -6,17 +6,17 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::build::base::Bases;
-use crate::build::export::copy;
-use crate::build::limits::LimitReached;
-use crate::build::many::{self, Budget, Ended, Many};
-use crate::build::reach::Reach;
-use crate::build::reproduce::reproduce;
-use crate::build::{OnFailure, Surroundings};
+use crate::context::{OnFailure, Surroundings};
+use crate::deadline::LimitReached;
 use crate::error::{Failure, Kind};
 use crate::event::{Events, Level, Outcome};
+use crate::output::export::copy;
 use crate::plan::graph::{Graph, Node};
 use crate::report::log::Log;
+use crate::reproduce::reproduce;
+use crate::resolve::base::Bases;
+use crate::resolve::path_policy::Reach;
+use crate::scheduler::{self, Budget, Ended, Many};
 use crate::sign::Signer;
 use crate::store::{Artifact, OnConflict};
 
@@ -26,7 +26,7 @@ use super::folders::Folders;
 use super::list::align;
 use super::{specs, terminal};
 
-/// Builds every spec, and what it is built on.
+/// Builds every spec and the specs that it is built on.
 ///
 /// # Errors
 /// Whatever went wrong first; what else went wrong is printed.
@@ -39,7 +39,7 @@ pub async fn run(args: Build, global: &Global, folders: &Folders, cancel: Cancel
     if nix::unistd::geteuid().is_root() {
         events.notice(Level::Debug, "running as root, which kiln never needs");
     }
-    // A key that does not sign is found out before anything boots.
+    // A key that cannot sign is detected before anything boots.
     let signer = args.sign.as_deref().map(Signer::open).transpose()?.map(Arc::new);
     let bases = folders.bases(args.sources, args.reading.reach().files, &events, cancel.clone())?;
     let around = Surroundings {
@@ -57,24 +57,24 @@ pub async fn run(args: Build, global: &Global, folders: &Folders, cancel: Cancel
     if args.check_reproducible {
         return check_reproducible(graph, &bases, &around, args.reading.reach()).await;
     }
-    // A shell wants the terminal for itself.
+    // A shell needs the terminal for itself.
     let jobs = if around.on_failure == OnFailure::Shell { Some(1) } else { args.jobs.map(usize::from) };
     let many = Many { bases: &bases, reach: args.reading.reach(), around: &around };
     let ended = many.build(&graph, Budget::of_host(jobs)).await;
     let wanted = graph.nodes().iter().filter(|node| node.wanted).count();
     let mut undelivered = Vec::new();
-    // What is in the store is delivered, whatever became of the others.
+    // What was published is delivered, even if other builds failed.
     for (node, ended) in graph.nodes().iter().zip(&ended) {
         let Ended::Done(artifact, _) = ended else { continue };
         if node.wanted {
-            // Each has a manifest and sums of the same names.
+            // Each image has a manifest and sums of the same names.
             let of_image = |folder: &Path| if wanted > 1 { folder.join(stem(artifact)) } else { folder.to_owned() };
             let folder = args.output.as_deref().map(of_image);
             undelivered.extend(deliver(artifact, folder, &args, &around.cancel).await.err());
         }
     }
     if graph.nodes().len() > 1 && !global.quiet && !matches!(global.progress, args::Progress::Json) {
-        // A terminal that is gone cannot be told anything.
+        // An error means that the terminal is gone, and nothing can be printed.
         let _ = stderr().lock().write_all(summary(&graph, &ended).as_bytes());
     }
     let mut undelivered = undelivered.into_iter();
@@ -86,14 +86,14 @@ pub async fn run(args: Build, global: &Global, folders: &Folders, cancel: Cancel
 /// Builds each spec twice, one after the other.
 async fn check_reproducible(graph: Graph, bases: &Bases, around: &Surroundings, reach: Reach) -> Result<(), Failure> {
     for node in graph.nodes().iter().filter(|node| node.wanted) {
-        let (plan, _held) = many::plan(node.spec.clone(), bases, reach).await?;
+        let (plan, _held) = scheduler::plan(node.spec.clone(), bases, reach).await?;
         let content = reproduce(&plan, around).await?;
         super::print(&mut stdout().lock(), &format!("reproducible: content_sha256 {content}\n"))?;
     }
     Ok(())
 }
 
-/// The first failure; the others are printed here, each with its image.
+/// Returns the first failure, and prints the others, each with its image.
 fn verdict(graph: &Graph, ended: Vec<Ended>) -> Result<(), Failure> {
     let several = graph.nodes().len() > 1;
     let failed = graph.nodes().iter().zip(ended).filter_map(|(node, ended)| match ended {
@@ -115,7 +115,7 @@ fn verdict(graph: &Graph, ended: Vec<Ended>) -> Result<(), Failure> {
     failed.into_iter().next().map_or(Ok(()), Err)
 }
 
-/// What became of each image.
+/// Returns a table with the outcome of each image.
 fn summary(graph: &Graph, ended: &[Ended]) -> String {
     let row = |(node, ended): (&Node, &Ended)| {
         let (fate, why) = match ended {
@@ -130,7 +130,7 @@ fn summary(graph: &Graph, ended: &[Ended]) -> String {
     align(&graph.nodes().iter().zip(ended).map(row).collect::<Vec<_>>())
 }
 
-/// The folders, the terminal, and no wishes.
+/// Returns the surroundings of a build: folders, terminal, and default options.
 pub(super) fn surroundings(
     folders: &Folders,
     events: Events,
@@ -156,7 +156,7 @@ fn stem(artifact: &Artifact) -> String {
     format!("{}-{}", artifact.id().name(), artifact.id().version())
 }
 
-/// Puts a copy into the folder, if there is one, and prints where the image files are.
+/// Copies the version into the output folder, if one was given, and prints the paths of the image files.
 async fn deliver(
     artifact: &Arc<Artifact>,
     folder: Option<PathBuf>,

@@ -1,26 +1,26 @@
-//! `kiln check`: everything that can be known about specs without booting, offline.
+//! `kiln check`: checks everything about specs that can be known without booting, offline.
 
 use std::collections::BTreeMap;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::build::base::{Bases, is_yet_to_come};
-use crate::build::reach::Reach;
-use crate::build::secrets::Secrets;
-use crate::build::source_errors::SourceErrors;
-use crate::build::{many, survey};
 use crate::download::Reach as Network;
 use crate::error::{Failure, Kind};
 use crate::event::Level;
 use crate::plan::graph::{Graph, Node};
+use crate::resolve::base::{Bases, is_yet_to_come};
+use crate::resolve::facts;
+use crate::resolve::path_policy::Reach;
+use crate::resolve::secrets::Secrets;
+use crate::resolve::source_errors::SourceErrors;
+use crate::scheduler;
 
 use super::args::{Global, Specs};
 use super::configuration::allowed_variables;
 use super::folders::Folders;
 use super::specs;
 
-/// Checks every spec; all are looked at, and the first failure is the command's. What one of them makes may be what another
-/// is built on.
+/// Checks every spec, and returns the first failure. A spec may be built on the image of another one.
 ///
 /// # Errors
 /// The first failure, after the others were printed.
@@ -73,14 +73,14 @@ fn count_steps(count: usize) -> String {
     if count == 1 { "1 step".to_owned() } else { format!("{count} steps") }
 }
 
-/// Checks a spec. What a build would make or download is not made for a check: then everything is checked but the base image,
-/// which the answer names.
+/// Checks a spec and returns a summary. A check builds and downloads nothing: if the base image is not there yet, everything
+/// else is checked, and the summary names the base.
 async fn check(node: &Node, bases: &Bases, reach: Reach, has_allowed_secrets: bool) -> Result<String, Failure> {
     let spec = &node.spec;
-    let missing = match many::plan(spec.clone(), bases, reach).await {
+    let missing = match scheduler::plan(spec.clone(), bases, reach).await {
         Ok(_) => String::new(),
         Err(failure) if is_yet_to_come(&failure) || node.parent.is_some() && is_of_the_base(&failure) => {
-            survey::inputs(spec, reach, &bases.memo, &bases.events)?;
+            facts::inputs(spec, reach, &bases.memo, &bases.events)?;
             format!("; {failure}")
         }
         Err(failure) => return Err(failure),
@@ -91,7 +91,7 @@ async fn check(node: &Node, bases: &Bases, reach: Reach, has_allowed_secrets: bo
     Ok(missing)
 }
 
-/// Of a base that another of the specs makes: the store has none yet.
+/// Returns whether a failure is about a base image that another of the specs builds and that the store does not have yet.
 fn is_of_the_base(failure: &Failure) -> bool {
     matches!(failure.kind(), Kind::Base | Kind::Output)
 }

@@ -1,5 +1,4 @@
-//! The user's configuration file, `$XDG_CONFIG_HOME/kiln/config.toml`: what the user decides for every command and every
-//! spec.
+//! The user's configuration file, `$XDG_CONFIG_HOME/kiln/config.toml`: settings for every command and every spec.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -9,16 +8,16 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 use serde::Deserialize;
 
-use crate::build::secrets::AllowedVariables;
 use crate::error::{Fault, Kind};
+use crate::resolve::secrets::AllowedVariables;
 
 use super::args::Reading;
 use super::folders::xdg;
 
-/// Larger files are no configuration, bytes.
+/// Size limit of the configuration file, bytes.
 const LARGEST: u64 = 1 << 20;
 
-/// What the file says. Every key may be left out, and so may the file.
+/// Content of the configuration file. Every key is optional, and so is the file.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(super) struct Configuration {
@@ -26,7 +25,7 @@ pub(super) struct Configuration {
     secret_env: Vec<String>,
 }
 
-/// The configuration file cannot be used.
+/// An error in the configuration file.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConfigurationError {
     #[error("cannot read {}", path.display())]
@@ -46,7 +45,7 @@ impl Fault for ConfigurationError {
 }
 
 impl Configuration {
-    /// Reads the file; without one, nothing is configured.
+    /// Reads the file; a missing file is an empty configuration.
     pub(super) fn load() -> Result<Self, ConfigurationError> {
         let Some(path) = xdg("XDG_CONFIG_HOME", ".config").map(|folder| folder.join("kiln/config.toml")) else {
             return Ok(Self::default());
@@ -73,7 +72,7 @@ pub(super) fn allowed_variables(reading: &Reading) -> Result<AllowedVariables, C
     Ok(reading.secret_env.iter().cloned().chain(configured).collect())
 }
 
-/// Reads a regular file of a sensible size.
+/// Reads a regular file of at most [`LARGEST`] bytes.
 fn read(path: &Path) -> io::Result<String> {
     let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
     if !file.metadata()?.is_file() {

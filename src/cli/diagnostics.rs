@@ -1,24 +1,25 @@
-//! Complaints about a spec with file, line, column, the source line and a caret. Pure: text in, text out.
+//! Errors of a spec with file, line, column, the source line and a caret. Pure: strings in, strings out.
 
 use std::io::Write;
 use std::ops::Range;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 
-use crate::build::source_errors::SourceErrors;
 use crate::error::Failure;
 use crate::report::escape::{escape, escape_rendered};
 use crate::report::github::{self, Actions};
 use crate::report::quote::{quote_line, quote_message};
+use crate::resolve::source_errors::SourceErrors;
 use crate::specfile::{Document, LoadError, SpecError, SpecErrors};
 
-/// The renderer reads all it is given for each error anew: of lines longer than this only the place is shown.
+/// Length limit of lines that are shown, bytes: the renderer reads its whole input again for each error, so for longer lines
+/// only the position is printed.
 const MAX_SNIPPET: usize = 4096;
 
-/// Tells the user on standard error what went wrong, why, and what to do about it.
+/// Prints a failure on standard error: what failed, why, and what to do about it.
 pub(crate) fn print(failure: &Failure) {
     let colour = super::colour(&std::io::stderr());
-    // A terminal that is gone cannot be told anything.
+    // An error means that the terminal is gone, and nothing can be printed.
     let _ = std::io::stderr().lock().write_all(describe(failure, colour).as_bytes());
     if Actions::here().is_some() {
         let annotations: String = github::annotations(failure).iter().map(|line| format!("{line}\n")).collect();
@@ -26,7 +27,7 @@ pub(crate) fn print(failure: &Failure) {
     }
 }
 
-/// A failure as a person reads it: the spec's own errors with their source lines, any other with evidence and hints.
+/// Renders a failure for people: errors of a spec with their source lines, any other failure with evidence and hints.
 #[must_use]
 pub fn describe(failure: &Failure, colour: bool) -> String {
     let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
@@ -50,14 +51,14 @@ fn quote_lines(lines: &[String]) -> String {
     lines.iter().map(|line| quote_line(line) + "\n").collect()
 }
 
-/// Renders what is wrong with the files of a spec; one error needs no line that sums up.
+/// Renders the errors in the files of a spec, without a summary line if there is only one.
 fn render_sources(errors: &SpecErrors, color: bool) -> String {
     let [only] = &errors.errors[..] else { return render(errors, color) };
     let renderer = if color { Renderer::styled() } else { Renderer::plain() };
     escape_rendered(&renderer.render(&report(only, &errors.document))) + "\n"
 }
 
-/// All errors of a spec as a person reads them, with a line that sums them up at the end.
+/// Renders all errors of a spec for people, with a summary line at the end.
 #[must_use]
 pub fn render(errors: &SpecErrors, color: bool) -> String {
     let renderer = if color { Renderer::styled() } else { Renderer::plain() };
@@ -86,7 +87,7 @@ fn report<'e>(error: &'e SpecError, document: &'e Document) -> [Group<'e>; 1] {
     [group]
 }
 
-/// One snippet with all places of an error where they are near each other, else one for each.
+/// Adds the places of an error to a group: one snippet if they are near each other, else one for each.
 fn places<'e>(group: Group<'e>, span: &'e Range<usize>, error: &'e SpecError, document: &'e Document) -> Group<'e> {
     let primary = (AnnotationKind::Primary, span, None);
     let related = error.related.iter().map(|(span, label)| (AnnotationKind::Context, span, Some(label.as_str())));

@@ -1,4 +1,4 @@
-//! `kiln diff A B`: what is different between two images of the store, or disks that nobody built with kiln.
+//! `kiln diff A B`: compares two images of the store, or disks that kiln did not build.
 //!
 //! Images that have their list of files are compared by the lists alone. Disks are read, both at once; no link in them is
 //! followed, and nothing of them is mounted.
@@ -9,7 +9,6 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use crate::build::clone::bootable;
 use crate::disk::chain::{Chain, Layer};
 use crate::disk::compare::{Change, compare};
 use crate::disk::inspect::{BaseError, BaseImage, Refusal};
@@ -20,6 +19,7 @@ use crate::disk::packages::{
 };
 use crate::disk::tree::{Tree, TreeError};
 use crate::error::{Failure, Fault, Kind};
+use crate::guest::run::bootable;
 use crate::specfile::{BaseFormat, DiskFormat};
 use crate::store::manifest::{Manifest, Package};
 use crate::store::{Artifact, Store};
@@ -34,28 +34,28 @@ mod show;
 use queue::{RecordSender, record_queue};
 use secrets::{ShownText, hide_secrets};
 
-/// A text this long is still compared line by line, bytes.
+/// Size limit of texts that are compared line by line, bytes.
 const TEXT_LIMIT: u64 = 64 << 10;
 
-/// The comparison cannot be made.
+/// An error of a comparison.
 #[derive(Debug, thiserror::Error)]
 pub enum DiffError {
-    /// A file whose format nothing states.
+    /// A disk file whose format is not known.
     #[error("{} could be qcow2 or raw, and a format is never guessed", .0.display())]
     NoFormat(PathBuf),
-    /// A file that is no disk of its format.
+    /// A file that is not a disk of its format.
     #[error("disk {}: {}", .0.path().display(), .0.why())]
     NotADisk(BaseError),
     /// A disk that cannot be opened.
     #[error("cannot open {}", path.display())]
     Unreadable {
-        /// The file.
+        /// Path of the disk.
         path: PathBuf,
-        /// Why.
+        /// The underlying error.
         #[source]
         source: std::io::Error,
     },
-    /// An image with neither a list of its files nor a disk that kiln reads.
+    /// An image with neither a list of its files nor a disk that kiln can read.
     #[error("{0} has no list of its files, and no file that holds its disk and nothing else")]
     NoDisk(String),
 }
@@ -82,26 +82,26 @@ impl Fault for DiffError {
     }
 }
 
-/// One of the two.
+/// One of the two images or disks.
 struct Side {
     name: String,
-    /// Of an image of the store, which is not removed while it is compared.
+    /// The image, if it is in the store; it is not removed while it is compared.
     artifact: Option<Artifact>,
     list: Option<File>,
-    /// Of an image that is nothing but packages there is none.
+    /// The disk; `None` for an image that consists of packages only.
     disk: Option<Disk>,
 }
 
-/// A disk, opened when something asks for it.
+/// A disk that is opened on first use.
 #[derive(Debug)]
 enum Disk {
-    /// What kiln wrote itself, and nobody else may write to.
+    /// A disk of the store: written by kiln, and not writable for others.
     Stored(PathBuf, DiskFormat),
-    /// The user's.
+    /// A disk of the user's.
     Given(PathBuf, BaseFormat),
 }
 
-/// A package that is not the same in both, and how.
+/// A package that differs between the two, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct PackageChange {
     how: How,
@@ -109,23 +109,23 @@ struct PackageChange {
     new: Option<Package>,
 }
 
-/// What became of a package.
+/// Kind of a package's change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum How {
     Added,
     Removed,
     Up,
     Down,
-    /// Its versions have no order that kiln knows, or there is none between them.
+    /// Other versions, whose order is not known.
     Changed,
 }
 
-/// What is known of one side besides its files and packages.
+/// What could not be read on one side.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct SideGaps {
-    /// What could not be compared.
+    /// Parts that could not be compared.
     missing: Vec<String>,
-    /// File systems that nothing mounts, and that are not compared.
+    /// File systems that are not mounted, and therefore not compared.
     left_over: Vec<String>,
 }
 
@@ -133,14 +133,14 @@ struct SideGaps {
 #[derive(Debug, Default)]
 struct Difference {
     files: Vec<Change>,
-    /// Of changed small text files, by their place in `files`: a unified diff.
+    /// Unified diffs of changed small text files, by their index in `files`.
     texts: Vec<(usize, String)>,
     packages: Vec<PackageChange>,
-    /// What the manifests say of how the images were made: name, first, second.
+    /// Differences in the manifests: name, first value, second value.
     metadata: Vec<(&'static str, String, String)>,
     /// The names of the second image's steps.
     steps: Vec<String>,
-    /// Of the first and the second.
+    /// What is missing on the first and on the second side.
     gaps: [SideGaps; 2],
 }
 
@@ -156,7 +156,7 @@ impl Difference {
     }
 }
 
-/// Writes what differs; true if everything was compared and nothing does.
+/// Writes the differences, and returns true if everything was compared and nothing differs.
 ///
 /// # Errors
 /// When one of the two cannot be found or read.
@@ -223,7 +223,7 @@ impl Side {
         Ok(Chain::open(vec![Layer { file, format }])?)
     }
 
-    /// Returns what is missing on this side: what its manifest says, or what the disk shows that is read instead of a list.
+    /// Returns what is missing on this side, according to its manifest or to the disk that is read instead of a list.
     fn gaps(&self) -> Result<SideGaps, Failure> {
         let declared = self.manifest().into_iter().flat_map(Manifest::missing).map(str::to_owned);
         let mut gaps = SideGaps { missing: declared.collect(), ..SideGaps::default() };
@@ -243,7 +243,7 @@ impl Side {
         Ok(gaps)
     }
 
-    /// Returns what is installed, each package with its type.
+    /// Returns the installed packages, each with its type.
     fn packages(&self) -> Result<Vec<Package>, Failure> {
         if let Some(manifest) = self.manifest() {
             let typed = |package: &Package| {
@@ -257,7 +257,7 @@ impl Side {
         Ok(databases.into_iter().flat_map(typed_packages).collect())
     }
 
-    /// Every file, read by a thread of its own.
+    /// Returns the records of all files, which a thread of their own reads.
     fn records(&self) -> Result<impl Iterator<Item = Result<Record, Failure>> + use<>, Failure> {
         let (sender, batches) = record_queue();
         if let Some(list) = &self.list {
@@ -288,7 +288,7 @@ fn format(path: &Path, said: Option<args::DiskFormat>) -> Result<BaseFormat, Dif
     }
 }
 
-/// Whoever compares may have gone away: then nothing more is wanted.
+/// Sends the records of a list. Stops early if the receiver is gone.
 fn send_list(list: File, mut to: RecordSender) {
     match Listing::open(list) {
         Ok(listing) => {
@@ -310,7 +310,7 @@ fn send_tree(chain: &Chain, mut to: RecordSender) {
     }
 }
 
-/// Packages of one name and architecture, where the versions are not the same in both.
+/// Returns the packages whose versions differ, by name and architecture.
 fn package_changes(old: &[Package], new: &[Package]) -> Vec<PackageChange> {
     let is_same = |one: &Package, other: &Package| one.name == other.name && one.arch == other.arch;
     // Several versions of one name may be installed together, as kernels are: whole packages are compared first.
@@ -361,8 +361,8 @@ fn metadata(old: Option<&Manifest>, new: Option<&Manifest>) -> Vec<(&'static str
     pairs.filter(|(old, new)| old != new).map(|((name, old), (_, new))| (name, old, new)).collect()
 }
 
-/// A unified diff of each small text that changed, where kiln can read the disks: files of other file systems are compared by
-/// the lists alone. The disks are opened only if there is one.
+/// Returns a unified diff of each small text file that changed, if kiln can read both disks; files of other file systems are
+/// compared by the lists alone. The disks are opened only if there is such a file.
 fn texts(old: &Side, new: &Side, changes: &[Change], secrets: SecretFiles) -> Result<Vec<(usize, String)>, Failure> {
     let is_small_file = |record: &Record| record.field("type") == Some("file") && record.size() <= TEXT_LIMIT;
     let is_text = |change: &Change| match change {
@@ -392,14 +392,14 @@ fn texts(old: &Side, new: &Side, changes: &[Change], secrets: SecretFiles) -> Re
     Ok(texts)
 }
 
-/// What is done with password hashes and private keys.
+/// Handling of password hashes and private keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SecretFiles {
     Hidden,
     Shown,
 }
 
-/// The text, if it is one that people read.
+/// Returns the bytes as a string if they are readable text.
 fn plain_text(bytes: Vec<u8>) -> Option<String> {
     let text = String::from_utf8(bytes).ok()?;
     let is_odd = |c: char| c.is_control() && !matches!(c, '\n' | '\t' | '\r');

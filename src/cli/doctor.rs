@@ -1,4 +1,4 @@
-//! `kiln doctor`: is this host fit? One line a finding, each with its fix.
+//! `kiln doctor`: checks host requirements. It prints one line for each finding, with its remedy.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -16,13 +16,13 @@ use crate::plan::host::{Kernel, KvmVerdict, Qemu, UefiFirmware};
 use crate::report::escape::escape;
 use crate::size::ByteSize;
 
-/// The version of what `--json` writes. Fields are only ever added to it.
+/// Schema version of the `--json` output. Fields are only ever added to it.
 const SCHEMA: u32 = 1;
-/// A base image, an overlay and an output of the smallest useful kind do not fit into less.
+/// Minimum of free space: a base image, an overlay and an output of the smallest useful kind need as much.
 const LEAST_SPACE: ByteSize = ByteSize::gib(1);
-/// Enough for a few images with their cache.
+/// Recommended free space: enough for a few images and their cache.
 const GOOD_SPACE: ByteSize = ByteSize::gib(10);
-/// A default machine has 1 GiB, and QEMU and the host want some too.
+/// Recommended memory: a default machine has 1 GiB, and QEMU and the host need some too.
 const GOOD_MEMORY: ByteSize = ByteSize::mib(1536);
 
 /// Arguments of `kiln doctor`.
@@ -37,7 +37,7 @@ pub struct DoctorArgs {
     pub json: bool,
 }
 
-/// What can be required of a host beyond what every build needs.
+/// Host features that can be required in addition to what every build needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Requirement {
     /// KVM that runs guests
@@ -46,19 +46,19 @@ pub enum Requirement {
     Uefi,
 }
 
-/// Where the space is looked for.
+/// Folders whose free space is checked.
 #[derive(Debug, Clone, Copy)]
 pub struct Places<'a> {
-    /// The store, whether or not it exists yet.
+    /// The store's folder, which need not exist yet.
     pub store: &'a Path,
-    /// The cache, whether or not it exists yet.
+    /// The cache's folder, which need not exist yet.
     pub cache: &'a Path,
 }
 
-/// The host is not fit, or cannot be reported on.
+/// The host does not meet the requirements, or the report cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum DoctorError {
-    /// Some finding is a `fail`; the report has the fixes.
+    /// At least one finding is a `fail`; the report has the remedies.
     #[error("this host is not fit: {}", subjects.join(", "))]
     Unfit {
         /// The subjects of those findings.
@@ -96,12 +96,12 @@ pub async fn run(args: &DoctorArgs, places: Places<'_>, out: &mut dyn Write) -> 
     if subjects.is_empty() { Ok(()) } else { Err(DoctorError::Unfit { subjects }.into()) }
 }
 
-/// How grave a finding is.
+/// Severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Grade {
     Ok,
-    /// Builds work, with less.
+    /// Builds work, with restrictions.
     Warn,
     /// Builds do not work.
     Fail,
@@ -147,7 +147,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Everything found, in the order in which it is shown.
+/// All findings, in the order of the output.
 #[derive(Debug, Serialize)]
 struct Report {
     schema: u32,
@@ -181,7 +181,7 @@ impl fmt::Display for Report {
 
 async fn examine(required: &[Requirement], places: Places<'_>) -> Report {
     let (qemu, kvm) = tokio::join!(host::qemu(), host::kvm());
-    // Without QEMU the firmware is judged for the machine that a current one has.
+    // Without QEMU the firmware is checked for the machine type of a current QEMU.
     let machine_type = qemu.as_ref().map_or("pc-q35-10.0", |qemu| &qemu.machine_type).to_owned();
     let mut findings = vec![on_qemu(qemu)];
     findings.push(on_kvm(&kvm, grade_unless(required, Requirement::Kvm)));
@@ -194,7 +194,7 @@ async fn examine(required: &[Requirement], places: Places<'_>) -> Report {
     Report::new(kvm, findings)
 }
 
-/// Builds do without it, unless it was asked for.
+/// Returns `fail` if a feature was required and `warn` if not, since builds work without it.
 fn grade_unless(required: &[Requirement], what: Requirement) -> Grade {
     if required.contains(&what) { Grade::Fail } else { Grade::Warn }
 }
@@ -240,7 +240,7 @@ fn on_firmware(found: &[UefiFirmware], grade: Grade) -> Finding {
 fn on_space(subject: &'static str, place: &Path, option: &str) -> Finding {
     let shown = place.display();
     let elsewhere = format!("free some, or use another place with `{option}`");
-    // What does not exist yet will be made below the first ancestor that does.
+    // A folder that does not exist yet will be created below the first ancestor that does.
     let Some(existing) = place.ancestors().find(|path| path.exists()) else {
         return Finding::bad(Grade::Fail, subject, format_args!("{shown} is nowhere"), elsewhere);
     };

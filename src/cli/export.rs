@@ -1,4 +1,4 @@
-//! `kiln export`: another format of an image, or its description for the programs that run it elsewhere.
+//! `kiln export`: converts an image to another format, or describes it for the programs that run it elsewhere.
 
 use std::io::Write;
 use std::path::{Path, PathBuf, absolute};
@@ -7,9 +7,9 @@ use std::sync::Arc;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::build::export::{Wanted, add_to_tree, copy, export};
-use crate::build::handover::{Described, libvirt, terraform};
 use crate::error::{Failure, Fault, Kind};
+use crate::output::export::{Wanted, add_to_tree, copy, export};
+use crate::package::handover::{Described, libvirt, terraform};
 use crate::specfile::Output;
 use crate::store::{Artifact, OnConflict, Store, StoreError, manifest};
 
@@ -17,26 +17,26 @@ use super::args::{self, Global};
 use super::folders::Folders;
 use super::{path_line, print, print_json};
 
-/// There is nothing to hand over, or no place for it.
+/// An error of an export.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
-    /// Not in that format.
+    /// The format does not support this compression.
     #[error("a {format} file cannot be compressed with {compression}")]
     Compression {
-        /// The format.
+        /// Name of the format.
         format: &'static str,
-        /// What it does not take.
+        /// Name of the compression.
         compression: &'static str,
     },
-    /// No file that libvirt runs.
+    /// The image has no file that libvirt can run.
     #[error("{0} has no qcow2 or raw file, which libvirt needs")]
     NoDisk(String),
     /// The description cannot be written.
     #[error("cannot write {}", path.display())]
     Write {
-        /// The file.
+        /// Path of the description.
         path: PathBuf,
-        /// Why.
+        /// The underlying error.
         #[source]
         source: std::io::Error,
     },
@@ -52,7 +52,7 @@ impl Fault for ExportError {
     }
 }
 
-/// Makes what is asked for, and prints the paths of its files.
+/// Exports an image in the requested form, and prints the paths of the files.
 ///
 /// # Errors
 /// When there is no such image, it cannot be made, or a file is there that differs.
@@ -89,8 +89,8 @@ fn lines<'a>(paths: impl Iterator<Item = &'a Path>) -> String {
     paths.map(path_line).collect()
 }
 
-/// Writes a description into the folder, and prints its path and that of a disk copied for it; of `--external`, prints the
-/// answer itself.
+/// Writes a description into the folder, and prints its path and that of a disk copied for it; for `--external`, prints the
+/// description itself.
 async fn describe(
     store: &Store,
     args: &args::Export,
@@ -106,7 +106,7 @@ async fn describe(
         return print_json(out, &format!("{:#}\n", terraform::external(&image)));
     }
     if args.form.libvirt {
-        // Where it lies is written into the domain; the domain writes to it.
+        // The domain contains the path of the disk, and writes to it.
         let copies = copy(&artifact, Some(output.file.clone()), &args.output, conflict, cancel).await?;
         let image = Described { manifest: artifact.manifest(), output, path: &copies[0] };
         let path = write(&args.output, &format!("{}.xml", image.stem()), &libvirt::domain(&image), conflict)?;
@@ -118,14 +118,14 @@ async fn describe(
     print(out, &path_line(&path))
 }
 
-/// The file that libvirt runs.
+/// Returns the output that libvirt can run.
 fn disk(artifact: &Artifact) -> Result<&manifest::Output, ExportError> {
     let runs = |output: &&manifest::Output| matches!(&*output.format, "qcow2" | "raw");
     let found = artifact.manifest().outputs.iter().find(runs);
     found.ok_or_else(|| ExportError::NoDisk(artifact.id().to_string()))
 }
 
-/// Writes a file whole or not at all. The same text is left alone.
+/// Writes a file atomically. A file with the same content is left alone.
 fn write(folder: &Path, name: &str, text: &str, conflict: OnConflict) -> Result<PathBuf, Failure> {
     let folder = absolute(folder).unwrap_or_else(|_| folder.to_owned());
     let path = folder.join(name);

@@ -1,17 +1,17 @@
-//! Where things are: the store and the cache, from options, environment or the XDG base folders.
+//! Paths of the store and the cache, from options, environment or the XDG base folders.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::build::base::Bases;
-use crate::build::reach::FileReach;
 use crate::digest_cache::Memo;
 use crate::download::Reach;
 use crate::error::Failure;
 use crate::event::Events;
 use crate::ownership::open_cache;
+use crate::resolve::base::Bases;
+use crate::resolve::path_policy::FileReach;
 use crate::store::Store;
 
 use super::Unfit;
@@ -24,8 +24,8 @@ pub struct Folders {
 }
 
 impl Folders {
-    /// Takes what the options say, or `KILN_STORE` and `KILN_CACHE`, or XDG's folders. The variables are read here: clap
-    /// would name the options of those that are set in each usage line.
+    /// Takes the paths from the options, from `KILN_STORE` and `KILN_CACHE`, or from XDG's folders. The variables are read
+    /// here: clap would name the options of those that are set in each usage line.
     #[must_use]
     pub fn new(global: &Global) -> Self {
         let data = || xdg("XDG_DATA_HOME", ".local/share").map(|data| data.join("kiln/store"));
@@ -35,44 +35,44 @@ impl Folders {
         Self { store, cache }
     }
 
-    /// The store, opened.
+    /// Opens the store.
     ///
     /// # Errors
-    /// When there is no place for it or it cannot be used.
+    /// When its path is not known or it cannot be used.
     pub fn store(&self) -> Result<Store, Failure> {
         Ok(Store::open(&self.store_path()?)?)
     }
 
-    /// Where the store is.
+    /// Returns the path of the store.
     ///
     /// # Errors
-    /// When nothing says so.
+    /// When neither an option nor the environment gives one.
     pub fn store_path(&self) -> Result<PathBuf, Failure> {
         absolute(self.store.as_ref(), "the store", "--store")
     }
 
-    /// Where caches and scratch disks are, whether or not that can be used.
+    /// Returns the path of the folder for caches and scratch disks, without checking that it is usable.
     ///
     /// # Errors
-    /// When nothing says so.
+    /// When neither an option nor the environment gives one.
     pub fn cache_path(&self) -> Result<PathBuf, Failure> {
         absolute(self.cache.as_ref(), "the cache", "--cache")
     }
 
-    /// Returns the folder of caches and scratch disks, made if missing, after checking that nobody else can write to it.
+    /// Returns the folder of caches and scratch disks, created if missing, after checking that nobody else can write to it.
     ///
     /// # Errors
-    /// When nothing says where it is, or it is not to be trusted.
+    /// When its path is not known, or it is not to be trusted.
     pub fn cache(&self) -> Result<PathBuf, Failure> {
         let cache = self.cache_path()?;
         open_cache(&cache)?;
         Ok(cache)
     }
 
-    /// Where base images are looked for.
+    /// Returns the places to look for base images.
     ///
     /// # Errors
-    /// When nothing says where the store or the cache is.
+    /// When the path of the store or the cache is not known.
     pub fn bases(
         &self,
         sources: Sources,
@@ -92,10 +92,10 @@ impl Folders {
         })
     }
 
-    /// The digests that are remembered in the cache.
+    /// Returns the digest cache.
     ///
     /// # Errors
-    /// When nothing says where the cache is.
+    /// When the path of the cache is not known.
     pub fn memo(&self) -> Result<Arc<Memo>, Failure> {
         Ok(Arc::new(Memo::load(&self.cache()?)))
     }
@@ -106,12 +106,12 @@ fn absolute(path: Option<&PathBuf>, what: &'static str, option: &'static str) ->
     Ok(std::path::absolute(path).map_err(Unfit::Runtime)?)
 }
 
-/// Reads a path from the environment; an empty variable counts as none.
+/// Reads a path from the environment; an empty variable counts as unset.
 fn set_path(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
-/// The XDG base directory specification: a relative path in a variable is to be ignored.
+/// Returns a folder of the XDG base directory specification, which requires that a relative path in a variable is ignored.
 pub(super) fn xdg(variable: &str, below_home: &str) -> Option<PathBuf> {
     let home =
         || std::env::var_os("HOME").filter(|home| !home.is_empty()).map(|home| PathBuf::from(home).join(below_home));

@@ -1,11 +1,11 @@
-//! Foreign text in errors and in specs: no line begins with it, and none is a command of a CI service.
+//! Tests foreign strings in errors and in specs: no line begins with one, and none is a command of a CI service.
 
 use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use crate::build::provision::{How, StepError};
 use crate::error::{Failure, Fault, Kind};
+use crate::guest::step_error::{How, StepError};
 use crate::project::FileReach;
 use crate::report::ci::{assert_harmless, hostile_texts};
 use crate::report::github;
@@ -13,12 +13,12 @@ use crate::specfile::{Overrides, Spec};
 
 use super::diagnostics::describe;
 
-/// The foreign texts as kiln decodes them.
+/// Returns the foreign strings as kiln decodes them.
 fn texts() -> Vec<String> {
     hostile_texts().iter().map(|text| String::from_utf8_lossy(text).into_owned()).collect()
 }
 
-/// A failure with the text wherever it has room for one.
+/// A failure with the foreign string in each of its fields.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read {0}")]
 struct Foreign(String, #[source] io::Error);

@@ -1,17 +1,17 @@
-//! `kiln gc`: makes room in the cache, and with `--keep` in the store.
+//! `kiln gc`: frees space in the cache, and with `--keep` in the store.
 
 use std::cmp::Reverse;
 use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
-use crate::build::kept;
-use crate::build::layers::CACHE_LIMIT;
+use crate::cache::step_cache::CACHE_LIMIT;
 use crate::digest_cache::Memo;
 use crate::download::{Downloads, Reach};
 use crate::error::{Failure, Fault, Kind};
 use crate::layer::Cache;
 use crate::layer::evict::{evict, rehearse_eviction};
+use crate::output::kept_logs;
 use crate::size::ByteSize;
 use crate::store::{Fate, IfBase, Reference, Store, StoreError, Summary};
 use crate::workdir;
@@ -35,7 +35,7 @@ impl Fault for GcError {
     }
 }
 
-/// Makes room. `notes` is standard error: there is no result.
+/// Frees space and reports on `notes`, which is standard error: there is no result.
 ///
 /// # Errors
 /// When the store or the cache cannot be read, or a version not be removed.
@@ -44,29 +44,29 @@ pub fn run(args: &args::Gc, folders: &Folders, notes: &mut dyn Write) -> Result<
         Some(keep) => versions(&folders.store()?, keep, args, notes),
         None => Ok(()),
     };
-    // The cache is cleaned whatever is wrong with a version.
+    // The cache is cleaned even if a version cannot be removed.
     let cache = folders.cache()?;
     let cleaned = if args.dry_run { Ok(()) } else { clean_leftovers(&cache, &folders.store_path()?) };
     let evicted = evict_cache(&cache, args, notes);
     removed.and(cleaned).and(evicted)
 }
 
-/// Removes the versions that nothing speaks for, and says of each what becomes of it and why.
+/// Removes the versions that retention does not keep, and reports the fate of each version and the reason.
 fn versions(store: &Store, keep: NonZeroUsize, args: &args::Gc, notes: &mut dyn Write) -> Result<(), Failure> {
     for name in &args.images {
-        // An image that is not there is a mistake of typing.
+        // An image that does not exist is most likely a typing mistake.
         store.tags(name)?;
     }
     let listing = store.list()?;
     let mut fates = listing.fates(keep, |name| args.images.is_empty() || args.images.iter().any(|image| image == name));
-    // What was made from another goes before it.
+    // Derived images are removed before the images that they were built from.
     fates.sort_by_key(|(summary, _)| Reverse(listing.lineage(summary).len()));
     let mut pruning = Pruning { store, dry_run: args.dry_run, rows: Vec::new(), gone: Vec::new(), failed: Vec::new() };
     for (summary, fate) in fates {
         let (word, why) = pruning.prune(summary, &fate);
         pruning.rows.push((summary, [word.to_owned(), summary.id.to_string(), why]));
     }
-    // It is done whether or not anybody can be told.
+    // The removal is done, even if the report cannot be printed.
     let _ = notes.write_all(pruning.told().as_bytes());
     let mut failed = pruning.failed.into_iter();
     let Some(mut first) = failed.next() else { return unreadable(listing) };
@@ -74,19 +74,19 @@ fn versions(store: &Store, keep: NonZeroUsize, args: &args::Gc, notes: &mut dyn 
     Err(first)
 }
 
-/// Versions on their way out.
+/// A run that removes versions.
 struct Pruning<'a> {
     store: &'a Store,
     dry_run: bool,
-    /// What is told of each version.
+    /// Report lines of the versions.
     rows: Vec<(&'a Summary, [String; 3])>,
-    /// The length of each that has gone, bytes.
+    /// Sizes of the removed versions, bytes.
     gone: Vec<u64>,
     failed: Vec<Failure>,
 }
 
 impl Pruning<'_> {
-    /// What becomes of a version, and why.
+    /// Removes a version unless it is kept; returns its fate and the reason.
     fn prune(&mut self, summary: &Summary, fate: &Fate) -> (&'static str, String) {
         if *fate != Fate::Goes {
             return ("kept", fate.to_string());
@@ -123,30 +123,30 @@ impl Pruning<'_> {
     }
 }
 
-/// Whether somebody has begun to need a version since the store was listed; or removed it.
+/// Returns whether the version has become needed, or was removed, since the store was listed.
 fn is_needed(error: &StoreError) -> bool {
     use StoreError::{BaseOf, Busy, InUse, NoImage, NoVersion, Tagged};
     matches!(error, Busy(_) | InUse(_) | Tagged { .. } | BaseOf { .. } | NoVersion { .. } | NoImage { .. })
 }
 
-/// Removes what dead builds left behind, and the logs of failed builds that are old or of versions published since.
+/// Removes what dead builds left behind, and the logs of failed builds that are old or whose version was published since.
 fn clean_leftovers(cache: &Path, store: &Path) -> Result<(), Failure> {
     let failed = |source| GcError { path: cache.to_owned(), source };
     let work = cache.join("work");
     if work.is_dir() {
         workdir::sweep(&work).map_err(failed)?;
     }
-    kept::remove_old(cache).map_err(failed)?;
+    kept_logs::remove_old(cache).map_err(failed)?;
     if store.exists() {
         let versions = Store::open(store)?.list()?.versions;
         let folders = versions.iter().map(|summary| format!("{}-{}", summary.id.name(), summary.id.version()));
-        kept::remove_published(cache, folders).map_err(failed)?;
+        kept_logs::remove_published(cache, folders).map_err(failed)?;
     }
     Ok(())
 }
 
-/// Removes layers until the rest takes at most the wanted size, and likewise downloads, or tells what that would remove. What
-/// a live build uses stays.
+/// Removes layers until the rest takes at most the wanted size, and likewise downloads, or reports what that would remove.
+/// What a live build uses stays.
 fn evict_cache(cache: &Path, args: &args::Gc, notes: &mut dyn Write) -> Result<(), Failure> {
     let failed = |source| GcError { path: cache.to_owned(), source };
     let layers = Cache::open(cache, Memo::load(cache).into()).map_err(failed)?;
@@ -154,7 +154,7 @@ fn evict_cache(cache: &Path, args: &args::Gc, notes: &mut dyn Write) -> Result<(
     let removed = if args.dry_run { rehearse_eviction(&layers, limit) } else { evict(&layers, limit) };
     let removed = removed.map_err(failed)?;
     let did = if args.dry_run { "would remove" } else { "removed" };
-    // It is done whether or not anybody can be told.
+    // The removal is done, even if the report cannot be printed.
     let _ = writeln!(notes, "{did} {}", describe_eviction("layer", removed.layers, removed.bytes, removed.left));
     let downloads = Downloads::open(cache, Memo::load(cache).into(), Reach::Offline)?;
     let limit = ByteSize(limit);

@@ -1,4 +1,4 @@
-//! `kiln init`: a commented spec to start from.
+//! `kiln init`: writes a commented spec to start from.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -28,10 +28,10 @@ impl Fault for InitError {
     }
 }
 
-/// Writes `kiln.toml` into the folder, which is made if it is not there; the image takes the folder's name. Prints the path.
+/// Writes `kiln.toml` into the folder, which is created if missing; the image takes the folder's name. Prints the path.
 ///
 /// # Errors
-/// When there is one already, or it cannot be written.
+/// When the file exists already, or it cannot be written.
 pub fn run(folder: &Path, out: &mut dyn Write) -> Result<(), Failure> {
     let path = folder.join("kiln.toml");
     let failed = |source| InitError { path: path.clone(), source };
@@ -42,16 +42,16 @@ pub fn run(folder: &Path, out: &mut dyn Write) -> Result<(), Failure> {
     super::print(out, &format!("{}\n", path.display()))
 }
 
-/// What of a folder's name an image can be called.
+/// Returns the image name that is derived from a folder's name.
 fn image_name(folder: &str) -> String {
     let allowed = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c.to_ascii_lowercase() } else { '-' };
     let name: String = folder.chars().map(allowed).skip_while(|c| !c.is_ascii_alphanumeric()).take(64).collect();
     if name.is_empty() { "image".to_owned() } else { name }
 }
 
-/// The text of a new `kiln.toml` for an image of this name.
+/// Returns the content of a new `kiln.toml` for an image of this name.
 ///
-/// The name must be one that `[image]` accepts; it is written as it is.
+/// The name must be one that `[image]` accepts; it is not escaped.
 #[must_use]
 pub fn template(name: &str) -> String {
     include_str!("init.toml").replace("@NAME@", name)

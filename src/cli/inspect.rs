@@ -1,4 +1,4 @@
-//! `kiln inspect IMAGE`: what a version is and how it was made.
+//! `kiln inspect IMAGE`: prints what a version is and how it was built.
 
 use std::io::Write;
 
@@ -18,7 +18,7 @@ pub fn run(store: &Store, image: &Reference, json: bool, out: &mut dyn Write) ->
     if json { print_json(out, &artifact.manifest().to_json()) } else { print(out, &summary(&artifact)) }
 }
 
-/// Lines of `label  value` and lists. Values come from specs and guests.
+/// Lines of `label  value` and lists. The values come from specs and guests.
 #[derive(Default)]
 struct SummaryPage(TextPage);
 

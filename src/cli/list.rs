@@ -1,4 +1,4 @@
-//! `kiln list`: the images and versions of the store.
+//! `kiln list`: lists the images and versions of the store.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ struct Entry<'a> {
     virtual_bytes: u64,
     formats: Vec<&'a str>,
     base: &'a Base,
-    /// What it was made from, what that was made from, and so on.
+    /// The image that it was built from, the image that that one was built from, and so on.
     lineage: Vec<String>,
     build_key: &'a str,
     disk_sha256: &'a str,
@@ -71,7 +71,7 @@ pub fn run(store: &Store, json: bool, out: &mut dyn Write) -> Result<(), Failure
     unreadable(listing)
 }
 
-/// The failure that tells what could not be listed.
+/// Returns the failure for the versions that could not be listed, if there are any.
 pub(super) fn unreadable(listing: Listing) -> Result<(), Failure> {
     let mut unreadable = listing.unreadable.into_iter();
     let Some(first) = unreadable.next() else { return Ok(()) };
@@ -99,8 +99,8 @@ fn table(listing: &Listing, now: Timestamp) -> String {
     align(&rows)
 }
 
-/// Lays out columns two spaces apart, without spaces at the end of a line. Cells are escaped, since what manifests say may
-/// be anybody's; the first of a row must be a word of kiln's or a validated name.
+/// Aligns columns two spaces apart, without spaces at the end of a line. Cells are escaped, since the values in manifests
+/// may be anybody's; the first cell of a row must be a word of kiln's or a validated name.
 pub(super) fn align<const N: usize>(rows: &[[String; N]]) -> String {
     let rows: Vec<_> = rows.iter().map(|row| row.each_ref().map(|cell| escape(cell))).collect();
     let widths: [usize; N] = std::array::from_fn(|n| rows.iter().map(|row| row[n].chars().count()).max().unwrap_or(0));
@@ -111,12 +111,12 @@ pub(super) fn align<const N: usize>(rows: &[[String; N]]) -> String {
     rows.iter().map(line).collect()
 }
 
-/// How long ago, in the largest unit of which there are two or so.
+/// Formats an age in the largest unit that gives two or more.
 pub(super) fn age(seconds: i64) -> String {
     const UNITS: [(i64, &str); 4] = [(86_400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds")];
     match UNITS.iter().find(|(length, _)| seconds >= 2 * length) {
         Some((length, unit)) => format!("{} {unit} ago", seconds / length),
-        // A clock that was set back since counts as well.
+        // This includes times in the future, from before a clock was set back.
         None => "just now".to_owned(),
     }
 }

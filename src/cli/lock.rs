@@ -1,4 +1,4 @@
-//! `kiln lock`: which base images specs are built on, written down for others to build on the same.
+//! `kiln lock`: pins base images in kiln.lock, so that others build on the same ones.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,19 +7,19 @@ use std::path::{Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::build::base::{Bases, Located, Locking};
-use crate::build::pins::{Pins, source};
-use crate::build::survey::{SurveyError, base_sha256};
 use crate::error::Failure;
 use crate::event::Level;
 use crate::plan::graph::{Graph, Node};
+use crate::resolve::base::{Bases, Located, Locking};
+use crate::resolve::facts::{SurveyError, base_sha256};
+use crate::resolve::lockfile::{Pins, source};
 use crate::specfile::Source;
 
 use super::args::{self, Global};
 use super::folders::Folders;
 use super::{path_line, print, specs};
 
-/// Locks every spec with its variants, and what they are built on; prints the files that have changed.
+/// Locks every spec with its variants, and the specs that they are built on; prints the files that have changed.
 ///
 /// # Errors
 /// When a base cannot be found, or a file not written.
@@ -55,7 +55,7 @@ pub async fn run(
     Ok(())
 }
 
-/// The folder of a spec, links followed: by whichever way specs name it, it has one `kiln.lock`.
+/// Returns the folder of a spec without symbolic links, so that a spec has one `kiln.lock` whichever path names it.
 fn folder(spec: &Path) -> PathBuf {
     let folder = match spec.parent() {
         Some(folder) if folder != Path::new("") => folder,
@@ -64,7 +64,7 @@ fn folder(spec: &Path) -> PathBuf {
     fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned())
 }
 
-/// Which image a base is, and its digest, as far as each can be said.
+/// Returns the image that a base is and its digest, as far as each is known.
 async fn found(
     node: &Node,
     parent: Option<String>,

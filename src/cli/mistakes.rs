@@ -1,9 +1,9 @@
-//! Tips for mistakes on the command line that are no slips of typing: what other tools call a command or an option.
+//! Tips for command-line mistakes that are not spelling mistakes: names of commands and options in other tools.
 
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-/// Commands of other tools, and what does the same here.
+/// Commands of other tools, and their equivalents in kiln.
 const COMMANDS: &[(&[&str], &str)] = &[
     (&["validate", "lint", "verify-spec", "vet"], "`kiln check SPEC` checks specs"),
     (
@@ -40,7 +40,7 @@ const COMMANDS: &[(&[&str], &str)] = &[
     (&["format", "fmt"], "there is no formatter of specs; `kiln check SPEC` checks them"),
 ];
 
-/// Options of other tools, and what does the same here.
+/// Options of other tools, and their equivalents in kiln.
 const OPTIONS: &[(&[&str], &str)] = &[
     (&["-f", "--file", "--spec", "-c", "--config"], "specs are named without an option: `kiln build web.toml`"),
     (&["-t", "--tag"], "the spec names the image; `kiln tag IMAGE TAG` gives a version a tag"),
@@ -62,8 +62,8 @@ const OPTIONS: &[(&[&str], &str)] = &[
     ),
 ];
 
-/// Replaces clap's guess by spelling with what was meant, where that is known. No command takes an argument that begins with a
-/// dash, so clap's tip how to pass one is never of use.
+/// Replaces clap's guess by spelling with the intended command or option, if it is known. No command takes an argument that
+/// begins with a dash, so clap's tip about how to pass one is never useful.
 pub(super) fn explain_mistake(mut error: clap::Error) -> clap::Error {
     if error.kind() == ErrorKind::UnknownArgument {
         drop_escape_tip(&mut error);
@@ -84,7 +84,7 @@ pub(super) fn explain_mistake(mut error: clap::Error) -> clap::Error {
     error
 }
 
-/// Removes the tip to put `--` before an unknown option.
+/// Removes clap's tip to put `--` before an unknown option.
 fn drop_escape_tip(error: &mut clap::Error) {
     let Some(ContextValue::StyledStrs(tips)) = error.remove(ContextKind::Suggested) else { return };
     let tips: Vec<_> = tips.into_iter().filter(|tip| !tip.to_string().contains("-- -")).collect();

@@ -1,5 +1,5 @@
-//! The command line: parses, dispatches to one file a verb, prints failures and picks the exit code. Nothing below knows
-//! a terminal.
+//! The command line: parses arguments, dispatches to one file for each subcommand, prints failures and picks the exit code.
+//! No lower room knows about a terminal.
 
 use std::io::{IsTerminal, Write};
 use std::path::Path;
@@ -11,7 +11,7 @@ use clap::{CommandFactory, Parser};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio_util::sync::CancellationToken;
 
-use crate::build::limits::Limits;
+use crate::deadline::Limits;
 use crate::error::{Failure, Kind};
 use crate::event::{Events, Sink};
 use crate::report;
@@ -48,7 +48,7 @@ pub mod verify;
 use args::{Cli, Global, Verb};
 use folders::Folders;
 
-/// The whole command.
+/// Runs kiln and returns the exit code of the process.
 #[must_use]
 pub fn main() -> ExitCode {
     restore_terminal_at_panic();
@@ -69,7 +69,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Sets the terminal back before a panic is reported, which a raw terminal would show as stairs.
+/// Installs a panic hook that resets the terminal before a panic is printed: in a raw terminal, its lines would not start at
+/// the left edge.
 fn restore_terminal_at_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -78,10 +79,10 @@ fn restore_terminal_at_panic() {
     }));
 }
 
-/// What the process ends with when nothing of kiln's own has failed.
+/// Runs the subcommand, and returns the exit code of a command that did not fail.
 fn dispatch(cli: Cli) -> Result<u8, Failure> {
     let folders = Folders::new(&cli.global);
-    // Not locked: a shell in a guest is shown by a thread of its own.
+    // Not locked: a separate thread writes the output of a shell in a guest.
     let out = &mut std::io::stdout();
     let global = cli.global;
     let done = match cli.verb {
@@ -123,13 +124,13 @@ async fn doctor(args: doctor::DoctorArgs, folders: &Folders, out: &mut dyn Write
     doctor::run(&args, doctor::Places { store: &store, cache: &cache }, out).await
 }
 
-/// A verb that leaves nothing behind: it is over when the user says so.
+/// Runs a command that leaves nothing behind, and ends it when the user interrupts.
 async fn until<T>(cancel: CancellationToken, verb: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     Limits::new(cancel, Duration::MAX).hold(verb).await
 }
 
-/// Runs a verb that needs the runtime, with the token that the first Ctrl-C cancels. One thread: QEMU's death signal is
-/// bound to the thread that spawns it.
+/// Runs a command that needs the runtime, with the token that the first Ctrl-C cancels. The runtime has one thread: QEMU's
+/// death signal is bound to the thread that spawns it.
 fn in_runtime<T, F>(verb: impl FnOnce(CancellationToken) -> F) -> Result<T, Failure>
 where
     F: Future<Output = Result<T, Failure>>,
@@ -142,7 +143,7 @@ where
         let cancel = crate::signal::interruption(terminal_modes::restore_terminal).map_err(Unfit::Runtime)?;
         verb(cancel).await
     });
-    // Work on the blocking pool that was given up must not hold up the prompt.
+    // Abandoned work on the blocking pool must not delay the exit.
     runtime.shutdown_background();
     result
 }
@@ -151,7 +152,7 @@ where
 /// open, some of them several times.
 fn raise_descriptor_limit() -> Result<(), Unfit> {
     const LEAST: u64 = 128;
-    /// Some programs, started with a limit of a thousand million, close every number below it.
+    /// Some programs that are started with a limit of a thousand million close every descriptor number below it.
     const MOST: u64 = 1 << 16;
     let (now, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|errno| Unfit::Runtime(errno.into()))?;
     if most < LEAST {
@@ -161,29 +162,29 @@ fn raise_descriptor_limit() -> Result<(), Unfit> {
     setrlimit(Resource::RLIMIT_NOFILE, wanted, most).map_err(|errno| Unfit::Runtime(errno.into()))
 }
 
-/// The host does not give what any command needs.
+/// The host lacks something that every command needs.
 #[derive(Debug, thiserror::Error)]
 pub enum Unfit {
-    /// Threads, signals or descriptors.
+    /// Threads, signals or descriptors are not available.
     #[error("cannot start: {0}")]
     Runtime(#[source] std::io::Error),
-    /// Too few files may be open at once.
+    /// The limit on open files is too low.
     #[error("only {most} files may be open at once (`ulimit -n`), and kiln needs {least}")]
     Descriptors {
-        /// The hard limit.
+        /// The hard limit on open files.
         most: u64,
-        /// What is needed.
+        /// The number of open files that kiln needs.
         least: u64,
     },
-    /// Standard output is gone.
+    /// Standard output cannot be written.
     #[error("cannot write to standard output")]
     Stdout(#[source] std::io::Error),
-    /// No place for images or scratch files is known.
+    /// No path for images or scratch files is known.
     #[error("no folder for {what}: neither {option} nor HOME is set")]
     NoHome {
         /// `the store` or `the cache`.
         what: &'static str,
-        /// The option that would say it.
+        /// The option that sets the path.
         option: &'static str,
     },
 }
@@ -194,7 +195,7 @@ impl crate::error::Fault for Unfit {
     }
 }
 
-/// Writes a verb's result. A reader that has gone away (`kiln schema | head`) is no failure.
+/// Writes a command's result. A closed pipe (`kiln schema | head`) is not an error.
 pub(crate) fn print(out: &mut dyn Write, text: &str) -> Result<(), Failure> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Unfit::Stdout(error).into()),
@@ -202,19 +203,20 @@ pub(crate) fn print(out: &mut dyn Write, text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Returns the line of a path. What a terminal or a CI service obeys is escaped, so that such a path is not what to open.
+/// Returns a line with a path. Characters that a terminal or a CI service acts upon are escaped, so such a line is not the
+/// exact path.
 pub(crate) fn path_line(path: &Path) -> String {
     let plain = path.to_str().filter(|text| report::escape::escape(text) == *text && !text.contains('\t'));
     plain.map_or_else(|| report::quote::quote_name(path.as_os_str().as_encoded_bytes()), str::to_owned) + "\n"
 }
 
-/// Writes a command's result that is JSON. Characters that a terminal or a CI service obeys are written as escapes, which
-/// a parser reads as the same characters.
+/// Writes a JSON result. Characters that a terminal or a CI service acts upon are written as escapes, which a parser reads
+/// as the same characters.
 pub(crate) fn print_json(out: &mut dyn Write, json: &str) -> Result<(), Failure> {
     print(out, &report::escape::escape_json(json))
 }
 
-/// The event stream of a verb, with what the user wants to see of it.
+/// Returns the event stream of a command, with the sinks that the user has chosen.
 pub(crate) fn events(global: &Global) -> Events {
     let verbosity = match (global.quiet, global.verbose) {
         (true, _) => report::Verbosity::Quiet,

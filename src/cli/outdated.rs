@@ -1,17 +1,17 @@
-//! `kiln outdated`: which images should be built again, and why.
+//! `kiln outdated`: lists the images that should be built again, and why.
 
 use std::io::Write;
 
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::build::base::Bases;
-use crate::build::history::BaseFiles;
-use crate::build::outdated::{self, Files, Outdated};
+use crate::cache::history::BaseFiles;
 use crate::download::Reach;
 use crate::error::Failure;
 use crate::event::Level;
+use crate::outdated::{self, Files, Outdated};
 use crate::plan::graph::Graph;
+use crate::resolve::base::Bases;
 use crate::store::Listing;
 
 use super::args::{self, Global, Sources};
@@ -19,7 +19,7 @@ use super::folders::Folders;
 use super::list::{align, unreadable};
 use super::{print, print_json, specs};
 
-/// Writes a line for each image that is outdated, and tells whether there is any.
+/// Writes a line for each outdated image, and returns whether there is any.
 ///
 /// # Errors
 /// When the store or a spec cannot be read; when a version cannot be, after the others were listed.
@@ -48,7 +48,7 @@ pub async fn run(
     }
     let of_specs = outdated::of_specs(&graph, &bases, args.reading.reach()).await?;
     let found = outdated::merged(outdated::in_store(&listing, &files), of_specs);
-    // What was hashed here need not be hashed again.
+    // The digests that were computed here are kept for the next command.
     let _ = bases.memo.save();
     if args.json {
         print_json(out, &as_json(&found, &listing))?;
@@ -61,7 +61,7 @@ pub async fn run(
     unreadable(listing).map(|()| !found.is_empty())
 }
 
-/// The tags of an image that is there.
+/// Returns the tags of an image in the listing.
 fn tags<'a>(id: &str, listing: &'a Listing) -> &'a [String] {
     let found = id.split_once('@').and_then(|(name, version)| listing.find(name, version));
     found.map(|summary| summary.tags.as_slice()).unwrap_or_default()

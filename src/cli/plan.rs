@@ -1,4 +1,4 @@
-//! `kiln plan`: what a build would do, exactly.
+//! `kiln plan`: prints exactly what a build would do.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -6,20 +6,20 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::build::base::Bases;
-use crate::build::boot::backing;
-use crate::build::layers::{CacheView, view_cache};
-use crate::build::provision::verb;
-use crate::build::secrets::Secrets;
-use crate::build::{history, many};
+use crate::cache::history;
+use crate::cache::step_cache::{CacheView, view_cache};
 use crate::download::Reach;
 use crate::error::Failure;
+use crate::guest::boot::backing;
 use crate::layer::Cache;
 use crate::machine::argv::{Start, argv};
 use crate::plan::trace::{Reason, Trace};
 use crate::plan::{InputFacts, Plan, PlannedStep};
 use crate::process::quote_argument;
 use crate::report::quote::TextPage;
+use crate::resolve::base::Bases;
+use crate::resolve::secrets::Secrets;
+use crate::scheduler;
 use crate::size::{ByteSize, format_duration};
 use crate::specfile::Spec;
 
@@ -27,7 +27,7 @@ use super::args::{self, Global};
 use super::configuration::allowed_variables;
 use super::folders::Folders;
 
-/// Version of the JSON form.
+/// Schema version of the JSON output.
 const SCHEMA: u32 = 1;
 
 /// Prints the plan of a spec.
@@ -41,7 +41,7 @@ pub async fn run(args: args::Plan, global: &Global, folders: &Folders, out: &mut
     let events = super::events(global);
     let bases = folders.bases(args.sources, reach.files, &events, CancellationToken::new())?;
     let bases = Bases { reach: Reach::Offline, ..bases };
-    let (plan, _held) = many::plan(spec, &bases, reach).await?;
+    let (plan, _held) = scheduler::plan(spec, &bases, reach).await?;
     Secrets::load(&plan.spec)?;
     let cache = folders.cache()?;
     let view = view_cache(&plan, &Cache::peek(&cache, Arc::clone(&bases.memo)), &events);
@@ -52,11 +52,11 @@ pub async fn run(args: args::Plan, global: &Global, folders: &Folders, out: &mut
     super::print(out, &as_text(&plan, &fates))
 }
 
-/// What becomes of the steps, and why.
+/// Cache hits and misses of the steps, and the reasons.
 struct Fates {
-    /// What is another in the machine and its base than last time.
+    /// Changes of the machine and its base since the last build.
     base: Vec<String>,
-    /// Why a step runs; nothing for one that is cached.
+    /// The reason why a step runs; `None` for a cached one.
     steps: Vec<Option<Reason>>,
 }
 
@@ -75,7 +75,7 @@ fn as_json(plan: &Plan, fates: &Fates) -> Value {
         .zip(&fates.steps)
         .map(|(planned, reason)| {
             json!({
-                "name": planned.step.name, "verb": verb(&planned.step.action), "line": planned.step.line,
+                "name": planned.step.name, "verb": planned.step.action.key(), "line": planned.step.line,
                 "key": planned.key, "cached": reason.is_none(), "reason": reason.as_ref().map(Reason::to_string),
                 "timeout": planned.step.timeout.as_secs(),
                 "input_digest": planned.input.as_ref().map(digest_set),

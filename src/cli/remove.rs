@@ -7,14 +7,14 @@ use crate::store::{IfBase, Store};
 
 use super::args;
 
-/// Removes a version; a bare name is its newest. There is no result for standard output: `notes` is standard error.
+/// Removes a version; a bare name is its newest. Reports on `notes`, which is standard error: there is no result.
 ///
 /// # Errors
 /// When there is no such version, something needs it, or it is being built or read.
 pub fn run(store: &Store, args: &args::Remove, notes: &mut dyn Write) -> Result<(), Failure> {
     let if_base = if args.force { IfBase::Remove } else { IfBase::Keep };
     let id = store.remove(&args.image.parse()?, if_base)?;
-    // It is gone whether or not anybody can be told.
+    // The version is removed, even if the report cannot be printed.
     let _ = writeln!(notes, "removed {id}");
     Ok(())
 }

@@ -1,13 +1,13 @@
-//! `kiln run`: a throw-away clone of an image, its console on this terminal.
+//! `kiln run`: boots a throw-away clone of an image, with its console on this terminal.
 
 use std::path::PathBuf;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::build::clone;
-use crate::build::shell::ShellError;
 use crate::error::Failure;
 use crate::event::Level;
+use crate::guest::run;
+use crate::guest::shell::ShellError;
 use crate::plan::machine::PrivateNetworkAccess;
 use crate::store::manifest::Os;
 
@@ -15,7 +15,7 @@ use super::args::{self, Global};
 use super::folders::Folders;
 use super::terminal_modes::{CursorMargins, TerminalLease};
 
-/// Boots the clone and waits until it is gone.
+/// Boots the clone and waits until QEMU has exited.
 ///
 /// # Errors
 /// When the image or the host is not fit, or QEMU fails.
@@ -31,8 +31,8 @@ pub async fn run(
         if args.allow_private_network { PrivateNetworkAccess::All } else { PrivateNetworkAccess::Listed(Vec::new()) };
     let keys = public_keys();
     let login = describe_login(args.ssh, !keys.is_empty(), artifact.manifest().os.as_ref());
-    let wanted = clone::Wanted { memory: args.memory, ssh: args.ssh, ssh_keys: keys, private_network };
-    let (clone, accel_reason) = clone::prepare(&artifact, &wanted, &folders.cache()?).await?;
+    let wanted = run::Wanted { memory: args.memory, ssh: args.ssh, ssh_keys: keys, private_network };
+    let (clone, accel_reason) = run::prepare(&artifact, &wanted, &folders.cache()?).await?;
     if let Some(reason) = accel_reason {
         events.notice(Level::Info, format!("software emulation (tcg): {reason}"));
     }
@@ -40,12 +40,12 @@ pub async fn run(
     for (level, sentence) in login {
         events.notice(level, sentence);
     }
-    // QEMU has the terminal until it is gone, and what it shows there is not seen.
+    // QEMU has the terminal until it exits, and what it writes there is not visible to kiln.
     let lease = TerminalLease::take(CursorMargins::MayBeSet).map_err(ShellError::Terminal)?;
     clone.run(&events, cancel, lease).await
 }
 
-/// Returns sentences about how to log in. Cloud images have no password, so that it takes a key.
+/// Returns notices about how to log in. Cloud images have no password, so that a key is needed.
 fn describe_login(ssh: Option<u16>, has_keys: bool, os: Option<&Os>) -> Vec<(Level, String)> {
     let no_password = "the console asks for a password, which only an image has that sets one itself";
     let user = os.and_then(default_user);
@@ -64,7 +64,7 @@ fn describe_login(ssh: Option<u16>, has_keys: bool, os: Option<&Os>) -> Vec<(Lev
     }
 }
 
-/// Returns the user that the distribution's cloud images let the keys in for (cloud.cfg, `default_user`).
+/// Returns the user that the keys are installed for, in the distribution's cloud images (cloud.cfg, `default_user`).
 fn default_user(os: &Os) -> Option<&'static str> {
     Some(match os.id.as_str() {
         "debian" => "debian",
@@ -82,7 +82,7 @@ fn default_user(os: &Os) -> Option<&'static str> {
     })
 }
 
-/// Returns the user's own keys, so that cloud-init lets them in. Certificates are none.
+/// Returns the user's own public keys, for cloud-init to install. Certificates are left out.
 fn public_keys() -> Vec<String> {
     let folder = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".ssh"));
     let Some(entries) = folder.and_then(|folder| std::fs::read_dir(folder).ok()) else { return Vec::new() };

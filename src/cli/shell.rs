@@ -1,21 +1,21 @@
-//! `kiln shell`: a terminal in the guest as it stands before or after a step.
+//! `kiln shell`: opens a terminal in the guest, in its state before or after a step.
 
 use tokio_util::sync::CancellationToken;
 
-use crate::build::{many, shell};
 use crate::error::{Failure, Fault, Kind};
 use crate::specfile::{Spec, Step};
+use crate::{scheduler, shell};
 
 use super::args::{self, Global};
 use super::configuration::allowed_variables;
 use super::folders::Folders;
 
-/// The step that was asked for is not there.
+/// The requested step does not exist.
 #[derive(Debug, thiserror::Error)]
 #[error("the spec has no step `{wanted}`")]
 pub struct NoStep {
     wanted: String,
-    /// What there is.
+    /// The existing steps.
     steps: Vec<String>,
 }
 
@@ -35,7 +35,7 @@ impl Fault for NoStep {
 /// Opens the shell and returns its exit code.
 ///
 /// # Errors
-/// When the guest cannot be brought to where the shell should be.
+/// When the guest cannot reach the state in which the shell should open.
 pub async fn run(
     args: args::Shell,
     global: &Global,
@@ -52,11 +52,11 @@ pub async fn run(
     };
     let around = super::build::surroundings(folders, super::events(global), cancel.clone())?;
     let bases = folders.bases(args.sources, reach.files, &around.events, cancel)?;
-    let (plan, _held) = many::plan(spec, &bases, reach).await?;
+    let (plan, _held) = scheduler::plan(spec, &bases, reach).await?;
     shell::shell(&plan, steps, &around).await
 }
 
-/// The place of a step, by its name or by its number from 1. Names are unique.
+/// Returns the index of a step, by its name or by its number from 1. Names are unique.
 fn find(steps: &[Step], wanted: &str) -> Result<usize, NoStep> {
     let named = steps.iter().position(|step| step.name == wanted);
     let number = || wanted.parse().ok().filter(|number| (1..=steps.len()).contains(number));

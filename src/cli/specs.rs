@@ -1,4 +1,4 @@
-//! Which specs a command line means: files, folders with a `kiln.toml`, folders of such folders, and variants.
+//! Finds the specs that the command line names: files, folders with a `kiln.toml`, folders of such folders, and variants.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,10 +9,10 @@ use crate::specfile::{EVERY_VARIANT, LoadError, Overrides, Spec, SpecFile};
 
 use super::args::Reading;
 
-/// How deep specs are looked for below a folder that has none itself.
+/// Depth to which specs are looked for below a folder without a `kiln.toml`.
 const DEPTH: usize = 8;
 
-/// Reads all specs that are meant. A mistake in the last one shows before anything boots.
+/// Reads all specs on the command line. An error in the last one is reported before anything boots.
 ///
 /// # Errors
 /// With the first that cannot be read.
@@ -32,13 +32,13 @@ pub(super) fn load(paths: &[PathBuf], reading: &Reading, version: Option<&String
     Ok(specs)
 }
 
-/// The variants of a spec; one without any is what it is.
+/// Returns the variants of a spec; of one without variants, `None`, which stands for the spec itself.
 fn every_variant(file: &SpecFile) -> Vec<Option<String>> {
     let names = file.variants();
     if names.is_empty() { vec![None] } else { names.into_iter().map(Some).collect() }
 }
 
-/// A spec as it stands, and each of its variants.
+/// Reads each spec and each of its variants.
 pub(super) fn with_variants(paths: &[PathBuf], reach: FileReach) -> Result<Vec<Spec>, Failure> {
     let mut specs = Vec::new();
     for path in files(paths) {
@@ -50,7 +50,7 @@ pub(super) fn with_variants(paths: &[PathBuf], reach: FileReach) -> Result<Vec<S
     Ok(specs)
 }
 
-/// Folders become what is in them. What is not there is told by whoever reads it.
+/// Replaces folders by the spec files in them. A path that does not exist is reported by the code that reads it.
 pub(super) fn files(paths: &[PathBuf]) -> Vec<PathBuf> {
     let below = |path: &PathBuf| {
         let mut found = Vec::new();
@@ -62,7 +62,7 @@ pub(super) fn files(paths: &[PathBuf]) -> Vec<PathBuf> {
     paths.iter().flat_map(below).collect()
 }
 
-/// Folders with a `kiln.toml`, in the order of their names. Links are not followed, hidden folders not entered.
+/// Finds folders with a `kiln.toml`, in the order of their names. Links are not followed, hidden folders not entered.
 fn search(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     let is_folder = |entry: &fs::DirEntry| {

@@ -1,4 +1,4 @@
-//! `kiln tag`: names for versions that move, and how each came to name what it does.
+//! `kiln tag`: manages tags and shows their history.
 
 use std::io::Write;
 
@@ -12,23 +12,23 @@ use crate::store::{Change, How, Reference, Store, Tag, Tags};
 use super::list::{age, align};
 use super::{args, print, print_json};
 
-/// The words do not fit together.
+/// The arguments do not fit together.
 #[derive(Debug, thiserror::Error)]
 enum TagUsage {
-    /// `kiln tag web --rollback`
+    /// A usage like `kiln tag web --rollback`, without a tag.
     #[error("{option} needs the tag")]
     NoTag {
-        /// The option.
+        /// The option without its tag.
         option: &'static str,
     },
-    /// `kiln tag web@1.4.0 stable --rollback`
+    /// A usage like `kiln tag web@1.4.0 stable --rollback`, with a version.
     #[error("{option} takes a bare name and a tag, and no version")]
     WithVersion {
-        /// The option.
+        /// The option that takes no version.
         option: &'static str,
         /// The image's name.
         name: String,
-        /// The tag.
+        /// Name of the tag.
         tag: String,
     },
 }
@@ -46,11 +46,11 @@ impl Fault for TagUsage {
     }
 }
 
-/// Sets, rolls back or takes off a tag, or lists tags or their history. What was done is told on `notes`, which is standard
+/// Sets, rolls back or deletes a tag, or lists tags or their history. Changes are reported on `notes`, which is standard
 /// error.
 ///
 /// # Errors
-/// When the words do not fit together, there is no such version or tag, or the tags cannot be read or written.
+/// When the arguments do not fit together, there is no such version or tag, or the tags cannot be read or written.
 pub fn run(store: &Store, args: &args::Tag, out: &mut dyn Write, notes: &mut dyn Write) -> Result<(), Failure> {
     let image: Reference = args.image.parse()?;
     let change = match (&args.tag, args) {
@@ -67,12 +67,12 @@ pub fn run(store: &Store, args: &args::Tag, out: &mut dyn Write, notes: &mut dyn
     if args.json {
         return print_json(out, &format!("{:#}\n", json!(change)));
     }
-    // It is done whether or not anybody can be told.
+    // The tag is changed, even if the report cannot be printed.
     let _ = writeln!(notes, "{}", escape(&told(image.name(), &change)));
     Ok(())
 }
 
-/// The tag that an option is about: `web stable` or `web@stable`.
+/// Returns the tag that an option applies to: `web stable` or `web@stable`.
 fn own_tag(image: &Reference, tag: Option<&Tag>, option: &'static str) -> Result<Tag, Failure> {
     match (image.selector(), tag) {
         (None, Some(tag)) => Ok(tag.clone()),
@@ -95,7 +95,7 @@ fn told(name: &str, change: &Change) -> String {
     }
 }
 
-/// The tags of an image; with a version, those that name it.
+/// Lists the tags of an image; with a version, those that name it.
 fn list(store: &Store, image: &Reference, json: bool, out: &mut dyn Write) -> Result<(), Failure> {
     let tags = store.tags(image.name())?;
     let version = match image.selector() {
@@ -115,7 +115,7 @@ fn head<const N: usize>(words: [&str; N]) -> impl Iterator<Item = [String; N]> {
     std::iter::once(words.map(str::to_owned))
 }
 
-/// How long ago a tag was moved, where its history says so.
+/// Returns the age of a tag's last change, if it is in the history.
 fn since(tags: &Tags, tag: &str) -> String {
     let last = tags.history.iter().rev().find(|change| change.tag == tag);
     last.map(|change| age(Timestamp::now().duration_since(change.at).as_secs())).unwrap_or_default()
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
     use crate::store::shelf::Shelf;
 
-    /// What a command line says: standard output, and what it did.
+    /// Runs `kiln tag`, and returns its standard output and its report.
     fn tag(shelf: &Shelf, image: &str, tag: Option<&str>, option: &str) -> Result<(String, String), Failure> {
         let args = args::Tag {
             image: image.to_owned(),

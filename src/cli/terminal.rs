@@ -1,4 +1,4 @@
-//! This terminal, lent to a guest: raw while it is lent, and afterwards as it was; see `terminal_modes`.
+//! Connects this terminal to a guest: raw during the connection, and restored afterwards; see `terminal_modes`.
 //!
 //! ```text
 //! stdin   -> a thread that polls and reads ->  typed  (also SIGWINCH)
@@ -18,25 +18,25 @@ use terminal_size::{Height, Width, terminal_size_of};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use crate::build::shell::Attached;
 use crate::event::Channel;
+use crate::session::Attached;
 use crate::session::shell::MAX_TYPED;
 use crate::session::{Line, TtySize, Typed};
 
 use super::terminal_modes::{CursorMargins, MarginWatch, TerminalLease, note_margins};
 
-/// What may wait in either direction.
+/// Capacity of the channels in both directions.
 const BACKLOG: usize = 16;
-/// Ctrl-], as telnet and machinectl have it.
+/// Ctrl-], the escape character of telnet and machinectl.
 const ESCAPE: u8 = 0x1d;
-/// So often within [`ESCAPE_TIME`] ends the shell.
+/// Number of escapes within [`ESCAPE_TIME`] that end the shell.
 const ESCAPES: usize = 3;
 const ESCAPE_TIME: Duration = Duration::from_secs(1);
 
 /// Takes over standard input, output and error. Must be called within a tokio runtime.
 ///
 /// # Errors
-/// When the terminal or its signals cannot be had.
+/// When the terminal or its signals are not available.
 pub fn attach() -> io::Result<Attached> {
     let is_terminal = stdin().is_terminal();
     let (typing, typed) = channel(BACKLOG);
@@ -65,12 +65,12 @@ pub fn attach() -> io::Result<Attached> {
     })
 }
 
-/// What has to be undone.
+/// The state that is restored when the terminal is given back.
 #[derive(Default)]
 struct Lent {
     lease: Option<TerminalLease>,
     resizes: Option<tokio::task::JoinHandle<()>>,
-    /// Closed, it ends the reader.
+    /// Closing it ends the reader.
     stop: Option<PipeWriter>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -94,7 +94,7 @@ fn size() -> TtySize {
     TtySize { rows, columns }
 }
 
-/// Reads until stdin ends or the shell does. Polls, so that nothing is read that the next program should have.
+/// Reads until stdin or the shell ends. Polls first, so that no input for the next program is consumed.
 fn read(stop: &PipeReader, is_terminal: bool, typing: &Sender<Typed>) {
     let stdin = stdin();
     let mut buffer = [0; MAX_TYPED];
@@ -131,7 +131,7 @@ fn write(mut shown: Receiver<(Channel, Vec<u8>)>) {
         if margins.feed(&bytes) {
             note_margins();
         }
-        // Who closed the terminal or the pipe wants to see no more.
+        // If the terminal or pipe was closed, its output is discarded.
         let _ = match channel {
             Channel::Stdout => stdout().write_all(&bytes).and_then(|()| stdout().flush()),
             Channel::Stderr => stderr().write_all(&bytes),
@@ -139,14 +139,14 @@ fn write(mut shown: Receiver<(Channel, Vec<u8>)>) {
     }
 }
 
-/// Counts Ctrl-] in a row.
+/// Counts consecutive Ctrl-].
 #[derive(Default)]
 struct Escape {
     times: Vec<Instant>,
 }
 
 impl Escape {
-    /// Whether this was one too many.
+    /// Counts typed bytes, and returns whether the escape sequence is complete.
     fn typed(&mut self, bytes: &[u8], now: Instant) -> bool {
         for byte in bytes {
             if *byte == ESCAPE {

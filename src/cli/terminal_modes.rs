@@ -1,8 +1,7 @@
-//! The modes of this terminal, which a guest that writes to it may change in any way: set back when the guest is gone.
+//! The modes of this terminal, which a guest that writes to it may change in any way: restored when the guest is gone.
 //!
-//! A terminal cannot tell how all of its modes are set, so that they are set to what programs expect of a terminal that is
-//! handed to them. The line discipline and the flags of the descriptors can be read, and become what they were. Nothing on
-//! the screen is erased.
+//! Not all modes of a terminal can be queried, so they are set to what programs expect of a terminal that is handed to them.
+//! The line discipline and the flags of the descriptors can be read, and are restored. Nothing on the screen is erased.
 
 use std::io::{self, IsTerminal, Write, stderr, stdin, stdout};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,50 +12,50 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::fstat;
 use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
 
-/// How long a terminal that takes no output is waited for, milliseconds.
+/// Time to wait for a terminal that takes no output, milliseconds.
 const PATIENCE: u16 = 1000;
-/// Ends a sequence in the middle of which the guest stopped (CAN, ST), and output that a terminal holds back.
+/// Ends an escape sequence that the guest left incomplete (CAN, ST), and output that a terminal holds back.
 const END_SEQUENCE: &str = "\x18\x1b\\\x1b[?2026l";
 /// Saves the title (xterm's window operations).
 const SAVE_TITLE: &str = "\x1b[22;0t";
 const RESTORE_TITLE: &str = "\x1b[23;0t";
-/// Colours and attributes; character sets and UTF-8; insert, keyboard lock, local echo, newline mode.
+/// Resets colours and attributes; character sets and UTF-8; insert, keyboard lock, local echo, newline mode.
 const ATTRIBUTES: &str = "\x1b[m\x1b(B\x1b)B\x1b*B\x1b+B\x0f\x1b%G\x1b[4l\x1b[2l\x1b[12h\x1b[20l";
-/// Cursor keys and keypad; reverse video, autowrap, auto-repeat, reverse wrap, left and right margins; a visible cursor of
-/// the usual form.
+/// Resets cursor keys and keypad; reverse video, autowrap, auto-repeat, reverse wrap, left and right margins; makes the
+/// cursor visible, in its usual form.
 const DISPLAY: &str = "\x1b[?1l\x1b>\x1b[?5l\x1b[?7h\x1b[?8h\x1b[?45l\x1b[?69l\x1b[?25h\x1b[0 q";
-/// Mouse reports of every kind, focus reports, bracketed paste; the keys as programs know them (xterm's
+/// Turns off mouse reports of every kind, focus reports and bracketed paste; resets the encoding of keys (xterm's
 /// `modifyOtherKeys`, kitty's stack).
 const REPORTS: &str = "\x1b[?9;1000;1001;1002;1003;1004;1005;1006;1015;1016l\x1b[?2004l\x1b[>4m\x1b[<99u";
-/// The palette, and the colours of text, background and cursor.
+/// Resets the palette, and the colours of text, background and cursor.
 const COLOURS: &str = "\x1b]104\x1b\\\x1b]110\x1b\\\x1b]111\x1b\\\x1b]112\x1b\\";
 /// Leaves the alternate screen. That goes to the saved position of the cursor, even where the screen is not in use, so the
 /// position of this screen is saved first.
 const LEAVE_ALTERNATE: &str = "\x1b7\x1b[?1049l";
-/// Origin mode and scroll region, neither of which can be set back without moving the cursor: it goes to a new line at
-/// the bottom, below all there is.
+/// Resets origin mode and scroll region. Neither can be reset without moving the cursor, so it is moved to a new line at the
+/// bottom, below all output.
 const MARGINS: &str = "\x1b[?6l\x1b[r\x1b[9999;1H\r\n";
 /// Columns for which tab stops are set, every eighth.
 const TAB_COLUMNS: usize = 400;
 
-/// The terminal before it was lent, while it is.
+/// The saved state of the terminal, while it is lent.
 static LENT: Mutex<Option<SavedTerminal>> = Mutex::new(None);
 
-/// What the guest may have done to the cursor's surroundings.
+/// Changes that a guest may have made to the cursor's margins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CursorMargins {
-    /// Nothing, as far as its output is seen.
+    /// None, according to its output.
     Untouched,
-    /// It may have set a scroll region or origin mode.
+    /// The guest may have set a scroll region or origin mode.
     MayBeSet,
 }
 
-/// This terminal in the hands of a guest. Dropping it sets every mode back.
+/// Loan of this terminal to a guest. Dropping it resets every mode.
 #[derive(Debug)]
 pub(super) struct TerminalLease(());
 
 impl TerminalLease {
-    /// Remembers how the terminal is, if there is one.
+    /// Saves the state of the terminal, if there is one.
     ///
     /// # Errors
     /// When standard input is a terminal whose settings cannot be read.
@@ -74,7 +73,7 @@ impl Drop for TerminalLease {
     }
 }
 
-/// Sets a lent terminal back; one that is not lent is left alone. For the end of a process that drops nothing, too.
+/// Resets a lent terminal; one that is not lent is left alone. Also for the end of a process that drops nothing.
 pub(super) fn restore_terminal() {
     let saved = LENT.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(saved) = saved {
@@ -82,7 +81,7 @@ pub(super) fn restore_terminal() {
     }
 }
 
-/// Notes that the guest has set a scroll region or origin mode.
+/// Records that the guest has set a scroll region or origin mode.
 pub(super) fn note_margins() {
     if let Some(saved) = &mut *LENT.lock().unwrap_or_else(PoisonError::into_inner) {
         saved.margins = CursorMargins::MayBeSet;
@@ -91,7 +90,7 @@ pub(super) fn note_margins() {
 
 struct SavedTerminal {
     settings: Option<Termios>,
-    /// Of standard input, output and error. QEMU makes its terminal non-blocking, and so that of every program.
+    /// Flags of standard input, output and error. QEMU makes its terminal non-blocking, and so that of every program.
     flags: [Option<OFlag>; 3],
     margins: CursorMargins,
 }
@@ -107,7 +106,7 @@ impl SavedTerminal {
     fn restore(&self) {
         let (input, output, errors) = (stdin(), stdout(), stderr());
         for (stream, flags) in [input.as_fd(), output.as_fd(), errors.as_fd()].into_iter().zip(self.flags) {
-            // A descriptor that is gone needs nothing.
+            // An error means that the descriptor is closed, and needs no reset.
             let _ = flags.map(|flags| fcntl(stream, FcntlArg::F_SETFL(flags)));
         }
         write_to_terminals(&reset_sequence(self.margins));
@@ -117,7 +116,7 @@ impl SavedTerminal {
     }
 }
 
-/// Writes to the terminals that the guest's output goes to. One that is gone, or takes nothing, cannot be helped.
+/// Writes to the terminals that the guest's output goes to. Errors are ignored: a terminal may be gone, or take no output.
 fn write_to_terminals(text: &str) {
     let _ = stdout().flush();
     for stream in output_terminals(stdout().as_fd(), stderr().as_fd()) {
@@ -132,7 +131,7 @@ fn read_flags(stream: BorrowedFd<'_>) -> Option<OFlag> {
     fcntl(stream, FcntlArg::F_GETFL).ok().map(OFlag::from_bits_retain)
 }
 
-/// Returns those of standard output and error that are terminals, once each.
+/// Returns those of standard output and error that are terminals, without duplicates.
 fn output_terminals<'a>(output: BorrowedFd<'a>, errors: BorrowedFd<'a>) -> Vec<BorrowedFd<'a>> {
     let is_same = match (fstat(output), fstat(errors)) {
         (Ok(one), Ok(other)) => one.st_rdev == other.st_rdev,
@@ -145,8 +144,8 @@ fn output_terminals<'a>(output: BorrowedFd<'a>, errors: BorrowedFd<'a>) -> Vec<B
     terminals
 }
 
-/// Returns what sets every mode of a terminal back. Modes are set before and after the alternate screen is left, since
-/// that brings back those that were saved when it was entered.
+/// Returns the sequence that resets every mode of a terminal. Modes are reset before and after the alternate screen is left,
+/// since leaving it restores those that were saved when it was entered.
 fn reset_sequence(margins: CursorMargins) -> String {
     let modes = [ATTRIBUTES, DISPLAY, REPORTS].concat();
     let bottom = match margins {
@@ -156,13 +155,13 @@ fn reset_sequence(margins: CursorMargins) -> String {
     [END_SEQUENCE, &modes, LEAVE_ALTERNATE, &modes, COLOURS, &tab_stops(), bottom, RESTORE_TITLE].concat()
 }
 
-/// Returns what sets a tab stop at every eighth column alone, and leaves the cursor where it is.
+/// Returns the sequence that sets tab stops at every eighth column only, and leaves the cursor where it is.
 fn tab_stops() -> String {
     let stops: String = (9..TAB_COLUMNS).step_by(8).map(|column| format!("\x1b[{column}G\x1bH")).collect();
     format!("\x1b7\x1b[3g{stops}\x1b8")
 }
 
-/// Looks in a guest's output for sequences that set margins.
+/// Detects sequences that set margins in a guest's output.
 #[derive(Debug, Default)]
 pub(super) struct MarginWatch {
     state: SequenceState,
@@ -179,7 +178,7 @@ enum SequenceState {
 
 /// CSI as one byte.
 const CSI: u8 = 0x9b;
-/// Parameters of a sequence that are kept; no terminal takes more.
+/// Number of parameters of a sequence that are kept; no terminal takes more.
 const MOST_PARAMETERS: usize = 256;
 
 impl MarginWatch {

@@ -1,4 +1,4 @@
-//! `kiln test SPEC|IMAGE`: the tests of an image that is in the store, without building it again.
+//! `kiln test SPEC|IMAGE`: runs the tests of an image in the store, without building it again.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -7,34 +7,34 @@ use regex_lite::Regex;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::build::retest::{recorded, retest};
-use crate::build::test::{Coverage, Outcome};
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Events, Level};
 use crate::report::{github, junit};
 use crate::specfile::{Spec, Test, spec_file};
 use crate::store::{Artifact, ImageId, Reference, Store, StoreError};
+use crate::test::retest::{recorded, retest};
+use crate::test::{Coverage, Outcome};
 
 use super::args::{self, Global};
 use super::folders::Folders;
 use super::list::align;
 use super::{print, print_json};
 
-/// What was asked for cannot be done.
+/// An error of `kiln test`.
 #[derive(Debug, thiserror::Error)]
 pub enum TestVerbError {
-    /// The filter leaves nothing.
+    /// No test matches the filter.
     #[error("no test has a name that matches `{filter}`")]
     NothingLeft {
         /// The regular expression.
         filter: String,
-        /// What there is.
+        /// Names of the image's tests.
         names: Vec<String>,
     },
     /// The image of the spec is not in the store.
     #[error("{id}, the image of {spec}, is not in the store")]
     NotBuilt {
-        /// `name@version`
+        /// The image, as `name@version`.
         id: String,
         /// The spec, as it was named.
         spec: String,
@@ -42,9 +42,9 @@ pub enum TestVerbError {
     /// The report cannot be written.
     #[error("cannot write the report {}", path.display())]
     Report {
-        /// The file.
+        /// Path of the report.
         path: PathBuf,
-        /// Why.
+        /// The underlying error.
         #[source]
         source: std::io::Error,
     },
@@ -68,7 +68,7 @@ impl Fault for TestVerbError {
     }
 }
 
-/// Runs the tests, writes the table or the JSON, and the report that was asked for.
+/// Runs the tests, writes the table or the JSON, and the requested report.
 ///
 /// # Errors
 /// When a test fails, after all that; when the image cannot be tested.
@@ -103,7 +103,7 @@ pub async fn run(
     tested.failed.map_or(Ok(()), Err)
 }
 
-/// The image, its tests, and where those stand.
+/// Finds the image, its tests, and the file that defines them.
 fn find(args: &args::Test, store: &Store) -> Result<(Artifact, Vec<Test>, PathBuf), Failure> {
     if is_spec(&args.target) {
         let overrides = args.reading.overrides(args.version.as_ref());
@@ -124,7 +124,7 @@ fn not_built(id: &ImageId, spec: &str) -> Failure {
     TestVerbError::NotBuilt { id: id.to_string(), spec: spec.to_owned() }.into()
 }
 
-/// Says that a folder is read as a spec where an image of the store has the same name.
+/// Emits a notice that a folder is read as a spec although an image of the store has the same name.
 fn tell_which_is_meant(target: &str, store: &Store, events: &Events) {
     let spec = spec_file(Path::new(target));
     if target.contains('/') || !is_spec(target) || !spec.exists() {
@@ -137,7 +137,7 @@ fn tell_which_is_meant(target: &str, store: &Store, events: &Events) {
     }
 }
 
-/// What is there as a file is a spec; what is written as a path is meant as one.
+/// Returns whether a target is a spec: an existing file, or a string that is written like a path.
 fn is_spec(target: &str) -> bool {
     let path = Path::new(target);
     target.contains('/')

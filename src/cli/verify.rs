@@ -11,14 +11,14 @@ use crate::report::escape::escape;
 use crate::sign::{Tool, Trust};
 use crate::store::{Artifact, Store, UNWATCHED, Verdict};
 
-/// Writes an `ok` line for the signature, if somebody is to have made one, and for each sound file.
+/// Writes an `ok` line for the signature, if a key or a list of signers was given, and for each intact file.
 ///
 /// # Errors
 /// When the signature does not hold; when anything is damaged, after the lines of what is sound; when there is no such
 /// version.
 pub fn run(store: &Store, args: &args::Verify, out: &mut dyn Write) -> Result<(), Failure> {
     let artifact = store.artifact(&args.image.parse()?)?;
-    // Before what it signs: a checksum that somebody has changed would blame the file it is of.
+    // Before the files: a wrong checksum in SHA256SUMS would otherwise be reported as damage of the file.
     match (&args.key, &args.allowed_signers) {
         (Some(key), _) => checked(&artifact, &Trust::Key(key.clone()), out)?,
         (None, Some(signers)) => checked(&artifact, &Trust::AllowedSigners(signers.clone()), out)?,
@@ -40,7 +40,7 @@ fn checked(artifact: &Artifact, trust: &Trust, out: &mut dyn Write) -> Result<()
     print(out, &format!("ok {}, signed by {}\n", trust.tool()?.file(), escape(&signer)))
 }
 
-/// Returns what is wrong with the list of files, which the manifest has a digest of besides that in `SHA256SUMS`.
+/// Returns the damage of the list of files, whose digest is in the manifest as well as in `SHA256SUMS`.
 fn check_list(artifact: &Artifact, verdict: &Verdict) -> Option<String> {
     let expected = artifact.manifest().content_sha256.as_ref()?;
     verdict.sound.get(listing::FILE)?;
@@ -52,7 +52,7 @@ fn check_list(artifact: &Artifact, verdict: &Verdict) -> Option<String> {
     }
 }
 
-/// A signature that nobody asked about proves nothing, and should not seem to.
+/// Prints a note for each signature that was not checked, so that it does not seem to prove anything.
 fn unchecked(artifact: &Artifact) -> Result<(), Failure> {
     for tool in Tool::ALL {
         if artifact.signature(tool)?.is_some() {

@@ -1,16 +1,16 @@
-//! Finds what the boot loader of a disk passes to the kernel: the root (`root=`), and all else that decides which files the
-//! guest has.
+//! Finds the parameters that the boot loader of a disk passes to the kernel: the root (`root=`), and all else that decides
+//! which files the guest has.
 //!
 //! Sources: the GRUB manual, 16 ("The list of available commands"); the Boot Loader Specification of the UAPI group;
 //! SYSLINUX's `doc/syslinux.txt`. Only what is booted by default counts. A boot loader's program is not run: where its
-//! configuration does not say plainly which of several entries it boots, each of them counts.
+//! configuration does not clearly determine which of several entries it boots, each of them counts.
 
 use std::collections::BTreeSet;
 
 use super::gap::VolumeKind;
 use super::inventory::{DiskVolume, may_be_hidden};
 use super::tree::Tree;
-use crate::wire::fstab::DeviceName;
+use crate::wire::device_name::DeviceName;
 
 mod command_line;
 mod grub;
@@ -24,16 +24,16 @@ use grub::{GrubFiles, read_grub};
 use loader_entry::{LoaderEntry, loader_menu, read_entries, read_unified_kernels};
 use syslinux::parse_syslinux;
 
-/// The longest configuration file that is read, bytes.
+/// The longest configuration file that is read, in bytes.
 const MAX_CONFIGURATION: u64 = 256 << 10;
 /// The most files of one directory that are read.
 const MAX_FILES: usize = 32;
-/// Where `/boot` may be: itself mounted, or a directory of the root.
+/// The possible places of `/boot`: a file system of its own, or a directory of the root.
 const PREFIXES: [&str; 2] = ["", "/boot"];
-/// Where SYSLINUX and EXTLINUX have their menus, below `/boot`.
+/// The menus of SYSLINUX and EXTLINUX, below `/boot`.
 const SYSLINUX_MENUS: [&str; 4] = ["extlinux/extlinux.conf", "syslinux/syslinux.cfg", "extlinux.conf", "syslinux.cfg"];
-/// Configurations and scripts of boot loaders that kiln does not read: U-Boot's, rEFInd's, Limine's and those of a Raspberry
-/// Pi that choose another partition.
+/// Configurations and scripts of boot loaders that kiln does not read: those of U-Boot, rEFInd and Limine, and those of a
+/// Raspberry Pi that choose another partition.
 const OPAQUE_FILES: [&str; 11] = [
     "boot.scr",
     "boot.scr.uimg",
@@ -47,36 +47,36 @@ const OPAQUE_FILES: [&str; 11] = [
     "boot/limine/limine.conf",
     "autoboot.txt",
 ];
-/// Menus of GRUB before version 2, which count where there is no other.
+/// Menus of GRUB before version 2, which count only if there is no other menu.
 const LEGACY_MENUS: [&str; 2] = ["menu.lst", "grub.conf"];
 /// Settings of a Raspberry Pi that replace its `cmdline.txt`.
 const PI_SETTINGS: [&str; 3] = ["cmdline=", "os_prefix=", "include "];
 
-/// What the boot loaders of a disk say of its root.
+/// The root of a disk according to its boot loaders.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum BootRoot {
-    /// This volume.
+    /// This volume is the root.
     Volume(usize),
-    /// A device that may be inside of what kiln does not read.
+    /// The root is a device that may be inside a volume that kiln does not read.
     Hidden,
-    /// These volumes, or others: the disk does not say which.
+    /// The root is one of these volumes or another one: the disk does not determine which.
     Undecided(Vec<usize>),
-    /// Nothing.
+    /// The boot loaders name no root, or one that cannot be found.
     Nothing,
 }
 
-/// What the boot entry says of the guest's files besides the root.
+/// Effects of the boot entry on the guest's files, besides the root.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct BootEffects {
     /// The device of `/usr`.
     pub(super) usr: Option<DeviceName>,
-    /// No partition is mounted for its type.
+    /// No partition is mounted because of its type.
     pub(super) ignores_types: bool,
-    /// Words of the command line that kiln does not apply.
+    /// Parameters of the command line that kiln does not apply.
     pub(super) unapplied: Vec<String>,
 }
 
-/// What is booted by default, as far as the disk says.
+/// The command lines that are booted by default, as far as the disk determines them.
 #[derive(Debug)]
 pub(super) struct BootChoice {
     pub(super) root: BootRoot,
@@ -87,14 +87,14 @@ pub(super) struct BootChoice {
 /// An entry of a boot menu, or a menu below it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct BootEntry {
-    /// By which it may be the default.
+    /// The names by which the default may refer to it.
     names: Vec<String>,
     line: CommandLine,
-    /// The entries of a menu below, or the command lines of an entry with several.
+    /// The entries of a submenu, or the command lines of an entry with several.
     children: Vec<BootEntry>,
-    /// Whether it is in the menu whatever happens.
+    /// The entry is in the menu under all conditions.
     is_certain: bool,
-    /// It stands for the entries of a file that was not found.
+    /// The entry stands for the entries of a file that was not found.
     is_foreign: bool,
 }
 
@@ -109,17 +109,17 @@ impl Default for BootEntry {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct BootMenu {
     entries: Vec<BootEntry>,
-    /// The number, the name or the path of the default; `None` where it is not known.
+    /// The number, the name or the path of the default; `None` if it is not known.
     default: Option<String>,
 }
 
 impl BootMenu {
-    /// Returns a menu of one command line.
+    /// Creates a menu with one command line, which is the default.
     fn of_line(line: CommandLine) -> Self {
         Self { entries: vec![BootEntry { line, ..BootEntry::default() }], default: Some("0".to_owned()) }
     }
 
-    /// Returns the command lines of which one is booted by default. Entries of other systems do not count where there is one
+    /// Returns the command lines of which one is booted by default. Entries of other systems do not count if there is one
     /// with a root.
     fn possible_lines(&self) -> Vec<&CommandLine> {
         let chosen = self.default.as_deref().and_then(|default| find_entries(&self.entries, default));
@@ -138,7 +138,7 @@ fn entry_lines(entry: &BootEntry) -> Vec<&CommandLine> {
     if entry.children.is_empty() { vec![&entry.line] } else { entry.children.iter().flat_map(entry_lines).collect() }
 }
 
-/// Returns the command lines of the default entry; `None` where it is not certain which one that is.
+/// Returns the command lines of the default entry; `None` if it is not certain which one that is.
 fn find_entries<'e>(entries: &'e [BootEntry], default: &str) -> Option<Vec<&'e CommandLine>> {
     let (name, below) = default.split_once('>').unwrap_or((default, ""));
     let place = match name.parse::<usize>() {
@@ -151,7 +151,7 @@ fn find_entries<'e>(entries: &'e [BootEntry], default: &str) -> Option<Vec<&'e C
     if below.is_empty() { Some(entry_lines(entry)) } else { find_entries(&entry.children, below) }
 }
 
-/// Returns what is booted by default, as far as the configuration on the disk decides that.
+/// Returns the command lines that are booted by default, as far as the configuration on the disk determines them.
 pub(super) fn find_boot_choice(volumes: &[DiskVolume<'_>]) -> BootChoice {
     let meant = stub_targets(volumes);
     let is_meant = |volume: &DiskVolume<'_>| meant.is_empty() || meant.iter().any(|name| volume.answers(name));
@@ -164,12 +164,12 @@ pub(super) fn find_boot_choice(volumes: &[DiskVolume<'_>]) -> BootChoice {
     BootChoice { root: evidence.decide(volumes), lines }
 }
 
-/// What all command lines say of the root.
+/// The statements of all command lines about the root.
 #[derive(Debug, Default)]
 struct RootEvidence {
     named: BTreeSet<usize>,
     is_hidden: bool,
-    /// A device is named that is nowhere, or more than once.
+    /// A device is named that does not exist, or exists more than once.
     is_lost: bool,
     is_unknown: bool,
 }
@@ -208,7 +208,8 @@ impl RootEvidence {
 }
 
 impl BootChoice {
-    /// Returns what the command lines that boot this root say besides. Where they differ, nothing is applied.
+    /// Returns the further effects of the command lines that boot this root. If the command lines differ, nothing is
+    /// applied.
     pub(super) fn effects(&self, root: &DiskVolume<'_>) -> BootEffects {
         let boots_root = |line: &&CommandLine| match &line.root {
             LineRoot::Named(name) => root.answers(name),
@@ -234,7 +235,7 @@ impl BootChoice {
     }
 }
 
-/// Returns the file systems that the configuration of GRUB on an EFI system partition goes on to.
+/// Returns the file systems to which the GRUB configuration on an EFI system partition refers.
 fn stub_targets(volumes: &[DiskVolume<'_>]) -> Vec<DeviceName> {
     let trees = volumes.iter().filter(|volume| volume.kind == VolumeKind::Fat).filter_map(DiskVolume::tree);
     let texts = trees
@@ -247,7 +248,7 @@ fn vendors(tree: &Tree<'_>) -> Vec<String> {
     file_names(tree, "/EFI", "").into_iter().map(|name| format!("/EFI/{name}")).collect()
 }
 
-/// Reads `search.fs_uuid UUID ...` and `search --fs-uuid ... UUID`, the last word but options.
+/// Parses `search.fs_uuid UUID ...` and `search --fs-uuid ... UUID`, whose last word that is no option is the UUID.
 fn stub_target(text: &str) -> Option<DeviceName> {
     let has_entries = text.lines().any(|line| line.trim_start().starts_with("menuentry"));
     let line = text.lines().map(str::trim).find(|line| line.starts_with("search") && line.contains("uuid"))?;
@@ -259,7 +260,7 @@ fn stub_target(text: &str) -> Option<DeviceName> {
     (!has_entries).then(|| DeviceName::Uuid(word.trim_matches(['"', '\'']).to_owned()))
 }
 
-/// Reads the menus in these file systems. systemd-boot has one menu of the entries in all of them.
+/// Reads the menus in these file systems. systemd-boot has one menu with the entries of all of them.
 fn read_menus(trees: &[&Tree<'_>]) -> Vec<BootMenu> {
     let mut menus = Vec::new();
     let mut entries = Vec::new();
@@ -289,7 +290,8 @@ fn read_menus(trees: &[&Tree<'_>]) -> Vec<BootMenu> {
     menus
 }
 
-/// Adds the menus of GRUB below a folder, and returns whether one of them has the entries of the Boot Loader Specification.
+/// Adds the menus of GRUB below a folder, and returns whether one of them includes the entries of the Boot Loader
+/// Specification.
 fn read_grub_menus(tree: &Tree<'_>, prefix: &str, entries: &[LoaderEntry], menus: &mut Vec<BootMenu>) -> bool {
     let mut has_loader_entries = false;
     for name in ["grub", "grub2"] {
@@ -337,7 +339,7 @@ fn read_text(tree: &Tree<'_>, path: &str) -> Option<String> {
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Returns the names in a folder that end so, in either case of letters, sorted.
+/// Returns the names in a folder that end with this suffix, ignoring case, sorted.
 fn file_names(tree: &Tree<'_>, folder: &str, suffix: &str) -> Vec<String> {
     let exact = tree.names(folder).ok().flatten();
     let names = exact.or_else(|| tree.names(&actual_path(tree, folder)?).ok().flatten()).unwrap_or_default();
@@ -345,8 +347,8 @@ fn file_names(tree: &Tree<'_>, folder: &str, suffix: &str) -> Vec<String> {
     names.filter(|name| name.to_ascii_lowercase().ends_with(suffix)).take(MAX_FILES).collect()
 }
 
-/// Returns the path as the file system has it, where only the case of letters differs: firmware and boot loaders do not
-/// tell it apart on FAT.
+/// Returns the path as the file system has it, if only the case of letters differs: firmware and boot loaders ignore the
+/// case on FAT.
 fn actual_path(tree: &Tree<'_>, path: &str) -> Option<String> {
     let mut actual = String::new();
     for wanted in path.split('/').filter(|name| !name.is_empty()) {

@@ -1,35 +1,36 @@
-//! What the guest sees: a chain of opened image files, read only and in this process.
+//! A disk as the guest sees it: a chain of opened image files, read only and in this process.
 //!
-//! The files are given, top first; the names in their headers are never looked at. Where the top has no data the next
-//! one is asked, and so on; beyond the end of a shorter file, and below the last one, everything is zero.
+//! The caller gives the files, top first; the names in their headers are never used. If the top has no data at an offset,
+//! the next file is read, and so on; beyond the end of a shorter file, and below the last one, everything is zero.
 
 use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
-use crate::error::{Fault, Kind};
+use crate::error::{Failure, Fault, Kind};
 use crate::specfile::DiskFormat;
 
 use super::source::{LayerError, Place, Run, Source};
 use super::{qcow2, vdi, vhd, vhdx, vmdk};
 
-/// Memory for the L2 tables of a whole chain, bytes. Each file of 64 KiB clusters needs 64 KiB for every 512 MiB.
+/// The memory for the L2 tables of a whole chain, in bytes. Each file of 64 KiB clusters needs 64 KiB for every 512 MiB.
 const TABLE_MEMORY: u64 = 12 << 20;
 
 /// One file of a chain.
 #[derive(Debug)]
 pub struct Layer {
-    /// Opened for reading.
+    /// The file, opened for reading.
     pub file: File,
-    /// Stated, never guessed.
+    /// The format, as stated by the caller; it is never guessed.
     pub format: DiskFormat,
 }
 
-/// The disk as the guest sees it. Reading is possible from several threads at once.
+/// The disk as the guest sees it. Several threads can read it at once.
 #[derive(Debug)]
 pub struct Chain {
     layers: Vec<Box<dyn Source>>,
@@ -37,35 +38,65 @@ pub struct Chain {
     file_bytes: u64,
 }
 
+/// The files of a disk, top first.
+pub(crate) type DiskFiles = Vec<(PathBuf, DiskFormat)>;
+
+/// A file of a disk does not exist, or cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot open a file of the disk ({})", path.display())]
+struct UnreadableFile {
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+impl Fault for UnreadableFile {
+    fn kind(&self) -> Kind {
+        Kind::Host
+    }
+}
+
+/// Opens a disk by the paths of its files.
+///
+/// # Errors
+/// When a file cannot be opened, or the files are no chain.
+pub(crate) fn open_files(files: DiskFiles) -> Result<Chain, Failure> {
+    let opened = files.into_iter().map(|(path, format)| {
+        let file = File::open(&path).map_err(|source| UnreadableFile { path, source })?;
+        Ok::<_, Failure>(Layer { file, format })
+    });
+    Ok(Chain::open(opened.collect::<Result<_, _>>()?)?)
+}
+
 /// A part of the disk that has data, or that is known to be zero without being read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Extent {
-    /// Which bytes of the disk.
+    /// The range of its bytes on the disk.
     pub range: Range<u64>,
-    /// `false`: all of them are zero. `true`: they have to be read, and may be zero nevertheless.
+    /// `false` if all bytes are zero; `true` if they have to be read, and may be zero nevertheless.
     pub data: bool,
 }
 
-/// Reading a chain failed.
+/// The error of reading a chain.
 #[derive(Debug, thiserror::Error)]
 pub enum ChainError {
-    /// One of its files.
+    /// One of the files cannot be read.
     #[error("cannot read layer {layer} of the disk (0 is the top)")]
     Layer {
-        /// Which, from the top.
+        /// The index of the file, from the top.
         layer: usize,
-        /// What is wrong with it.
+        /// The error of the file.
         source: LayerError,
     },
-    /// Someone asked for bytes that no disk of this size has.
+    /// The range to read exceeds the disk.
     #[error("bytes {}..{} are beyond the end of a disk of {size} bytes", .range.start, .range.end)]
     Beyond {
-        /// What was asked for.
+        /// The range to read.
         range: Range<u64>,
         /// The disk's size.
         size: u64,
     },
-    /// A chain of no files.
+    /// The chain has no files.
     #[error("a disk needs at least one file")]
     NoLayers,
 }
@@ -93,7 +124,7 @@ fn open(layer: Layer, memory: u64) -> Result<Box<dyn Source>, LayerError> {
     })
 }
 
-/// The bytes of a disk, whatever follows them.
+/// A raw file: the bytes of a disk from the first on.
 #[derive(Debug)]
 struct Raw {
     file: File,
@@ -114,7 +145,7 @@ impl Source for Raw {
     }
 }
 
-/// Holes of a raw file, as the file system knows them (lseek(2), `SEEK_DATA`).
+/// Returns the data or hole at an offset of a raw file, as reported by the file system (lseek(2), `SEEK_DATA`).
 fn raw_run_at(file: &File, size: u64, offset: u64) -> io::Result<Run> {
     let seek = |whence| match lseek(file, i64::try_from(offset).unwrap_or(i64::MAX), whence) {
         Ok(at) => Ok(u64::try_from(at).unwrap_or(size).min(size)),
@@ -125,13 +156,13 @@ fn raw_run_at(file: &File, size: u64, offset: u64) -> io::Result<Run> {
     if data > offset {
         return Ok(Run { place: Place::Zero, length: data - offset });
     }
-    // A file cut by someone else since it was opened has no hole here; the read that follows will say so.
+    // A file that was truncated since it was opened has no hole here; the read that follows fails.
     let hole = seek(Whence::SeekHole)?;
     Ok(Run { place: Place::At(offset), length: hole.saturating_sub(offset).max(1) })
 }
 
 impl Chain {
-    /// Opens a chain; `layers` begins with the top. Its size is the top's.
+    /// Opens a chain; `layers` begins with the top, which determines the size.
     ///
     /// # Errors
     /// When there is no layer, or a header cannot be read or is refused.
@@ -149,19 +180,19 @@ impl Chain {
         Ok(Self { layers: sources, size, file_bytes })
     }
 
-    /// The disk up to this byte: what a format has added behind it is left out.
+    /// Limits the disk to this size, without the bytes that a format has added after it.
     #[must_use]
     pub fn up_to(self, size: u64) -> Self {
         Self { size: self.size.min(size), ..self }
     }
 
-    /// Bytes of the disk.
+    /// Returns the size of the disk in bytes.
     #[must_use]
     pub fn virtual_size(&self) -> u64 {
         self.size
     }
 
-    /// Bytes of the files of all layers.
+    /// Returns the total size of all layers' files in bytes.
     pub(super) fn file_bytes(&self) -> u64 {
         self.file_bytes
     }
@@ -192,11 +223,11 @@ impl Chain {
         Ok(())
     }
 
-    /// The layer that has the byte at `offset`, and where; no layer for bytes known to be zero. The run may stop at
-    /// `enough` bytes though it could go on.
+    /// Returns the layer that has the byte at `offset`, and the run of bytes there; no layer if the bytes are known to be
+    /// zero. The run may stop at `enough` bytes though it could be longer.
     fn locate(&self, offset: u64, enough: u64) -> Result<(Option<usize>, Run), ChainError> {
         let mut length = self.size - offset;
-        // Beyond the end of a layer is zero, whatever lies below it.
+        // Beyond the end of a layer the disk is zero, whatever lower layers contain.
         for (index, layer) in self.layers.iter().enumerate().take_while(|(_, layer)| offset < layer.size()) {
             let run = layer.run_at(offset, enough).map_err(|source| ChainError::Layer { layer: index, source })?;
             length = length.min(run.length);
@@ -209,7 +240,7 @@ impl Chain {
         Ok((None, Run { place: Place::Zero, length }))
     }
 
-    /// Whether the last layer, and none above it, has all bytes of this range. `false` where they are known to be zero.
+    /// Returns whether the last layer, and none above it, has all bytes of this range; `false` if they are known to be zero.
     ///
     /// # Errors
     /// When a file is damaged or cannot be read.
@@ -225,7 +256,7 @@ impl Chain {
         Ok(true)
     }
 
-    /// The extent that begins at `offset`, as long as can be; `None` at the end of the disk.
+    /// Returns the longest extent that begins at `offset`; `None` at the end of the disk.
     ///
     /// # Errors
     /// When a file is damaged or cannot be read.
@@ -244,7 +275,7 @@ impl Chain {
         Ok(extent)
     }
 
-    /// All extents in order, without gaps.
+    /// Returns all extents in order, without gaps.
     pub fn extents(&self) -> impl Iterator<Item = Result<Extent, ChainError>> {
         let mut at = 0;
         std::iter::from_fn(move || {
@@ -254,7 +285,7 @@ impl Chain {
         })
     }
 
-    /// The first extent with data at or after `offset`; `None` where only zeroes follow.
+    /// Returns the first extent with data at or after `offset`; `None` if only zeroes follow.
     ///
     /// # Errors
     /// When a file is damaged or cannot be read.

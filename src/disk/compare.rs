@@ -1,4 +1,4 @@
-//! Two lists of files side by side, in their order, without holding either.
+//! Compares two lists of files entry by entry, in their order, without holding either in memory.
 
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
@@ -8,26 +8,26 @@ use super::listing::{Record, order};
 /// The fields that have the digest of a content.
 const CONTENT_FIELDS: [&str; 2] = ["sha256", "sparse_sha256"];
 
-/// A path that is not the same in both.
+/// A path that differs between two lists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// Only in the second.
+    /// The path is only in the second list.
     Added(Record),
-    /// Only in the first.
+    /// The path is only in the first list.
     Removed(Record),
-    /// In both.
+    /// The path is in both lists.
     Changed {
-        /// In the first.
+        /// The entry in the first list.
         old: Record,
-        /// In the second.
+        /// The entry in the second list.
         new: Record,
-        /// What is not the same, by name: fields of the canonical line, and `mtime`. Never empty.
+        /// The names of the differing fields: those of the canonical line, and `mtime`. Never empty.
         what: Vec<String>,
     },
 }
 
 impl Change {
-    /// Where it is.
+    /// Returns the path that differs.
     #[must_use]
     pub fn path(&self) -> &[u8] {
         match self {
@@ -35,7 +35,7 @@ impl Change {
         }
     }
 
-    /// Drops the values of attributes, which are only needed to find out that they differ.
+    /// Drops the values of extended attributes, which are only needed to detect that they differ.
     pub fn forget_attributes(&mut self) {
         match self {
             Change::Added(record) | Change::Removed(record) => record.forget_attributes(),
@@ -46,7 +46,7 @@ impl Change {
         }
     }
 
-    /// The sizes in the first and the second, bytes.
+    /// Returns the sizes in the first and the second list, in bytes; 0 if the path is not in the list.
     #[must_use]
     pub fn sizes(&self) -> (u64, u64) {
         match self {
@@ -57,10 +57,10 @@ impl Change {
     }
 }
 
-/// Compares two lists. Times count only if `mtime` says so. Ends with the first error of either.
+/// Compares two lists. Modification times count only if `mtime` is set. Ends with the first error of either list.
 ///
 /// # Errors
-/// Whatever a list gives.
+/// The errors of the lists.
 pub fn compare<E>(
     old: impl Iterator<Item = Result<Record, E>>,
     new: impl Iterator<Item = Result<Record, E>>,
@@ -92,13 +92,13 @@ pub fn compare<E>(
     }
 }
 
-/// Returns the fields of a record, the first of each name.
+/// Returns the fields of a record by name; of several with one name, the first.
 fn by_name(record: &Record) -> HashMap<&str, &str> {
     record.fields.iter().rev().map(|(name, value)| (name.as_str(), value.as_str())).collect()
 }
 
-/// Returns the names of the fields that are not the same. A size is not named beside the content that it belongs to; the
-/// content of sparse files can be the same where the sizes are not.
+/// Returns the names of the differing fields. A size is not named beside the content that it belongs to; the content of
+/// sparse files can be the same while the sizes differ.
 fn differing(old: &Record, new: &Record, mtime: bool) -> Vec<String> {
     // A disk can have thousands of attributes on one file.
     let olds = by_name(old);

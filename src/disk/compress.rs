@@ -1,13 +1,13 @@
-//! A disk becomes a compressed qcow2 file, at a cost that follows what changed rather than how large the disk is.
+//! Compresses a disk into a qcow2 file, at a cost that depends on what changed rather than on the size of the disk.
 //!
 //! ```text
 //! cluster of the disk -- zero             -> nothing
 //!                     |- as in the base   -> the frame from the base's twin, as it is
 //!                     `- anything else    -> read and compressed
 //! ```
-//! The twin is the base alone, converted once by the same code ([`Twin`]). A cluster that no overlay touches is the same
-//! in both, by the rules of backing files: nothing has to be read to know it. With a twin and without one the same
-//! disk gives the same bytes, since compression depends on a cluster's content alone.
+//! The twin is the base alone, converted once by the same code ([`Twin`]). A cluster that no overlay touches is the same in
+//! both, by the rules of backing files, so that it need not be read. With a twin and without one the same disk gives the
+//! same bytes, since compression depends on a cluster's content alone.
 
 use std::fs::File;
 use std::io;
@@ -26,14 +26,14 @@ use super::source::{LayerError, Place, Source};
 use super::turns::{in_order, threads};
 use super::write::{Progress, WriteError};
 
-/// zstd's own default, which is QEMU's.
+/// The compression level: the default of zstd, and of QEMU.
 const LEVEL: i32 = 3;
-/// Clusters a thread handles before they are written: 2 MiB.
+/// How many clusters a thread compresses before they are written: 2 MiB.
 const SHARE: u64 = 32;
-/// Memory for the twin's L2 tables, bytes.
+/// The memory for the twin's L2 tables, in bytes.
 const TABLE_MEMORY: u64 = 1 << 20;
 
-/// What the bytes of an output depend on besides its disk: the compressor, its version and its level.
+/// Describes what the bytes of an output depend on besides its disk: the compressor, its version and its level.
 #[must_use]
 pub fn codec() -> String {
     format!("zstd {} level {LEVEL}", zstd::zstd_safe::version_string())
@@ -44,15 +44,15 @@ pub fn codec() -> String {
 pub struct Twin(Reader);
 
 impl Twin {
-    /// Opens what [`compress`] made of the base alone.
+    /// Opens a file that [`compress`] produced from the base alone.
     ///
     /// # Errors
-    /// When it is no such file.
+    /// When the file is not such a qcow2 file.
     pub fn open(file: File) -> Result<Self, LayerError> {
         Reader::open(file, TABLE_MEMORY).map(Self)
     }
 
-    /// A base that is such a file is its own twin.
+    /// Opens a base as its own twin, if its clusters are compressed in the same way.
     #[must_use]
     pub fn itself(base: File, format: BaseFormat) -> Option<Self> {
         let reader = if format == BaseFormat::Qcow2 { Reader::open(base, TABLE_MEMORY).ok()? } else { return None };
@@ -71,7 +71,7 @@ impl Twin {
             }
             Place::Packed(entry) => {
                 let (at, mut sectors) = self.0.packed(entry)?;
-                // The last sector may hold the beginning of the next frame.
+                // The last sector may contain the beginning of the next frame.
                 let length = find_frame_compressed_size(&sectors);
                 let length =
                     length.map_err(|_| LayerError::Unpack { at, source: io::ErrorKind::InvalidData.into() })?;
@@ -82,11 +82,11 @@ impl Twin {
     }
 }
 
-/// Writes the disk of `chain` to the empty `file`, as qcow2 with zstd. `progress` is told up to which byte of the disk
-/// it is done, several times a second, and may stop the work. Blocks the calling thread; uses all processors.
+/// Writes the disk of `chain` to the empty `file`, as qcow2 with zstd. `progress` is called with the offset on the disk up
+/// to which it is done, several times a second, and may stop the work. Blocks the calling thread; uses all processors.
 ///
 /// # Errors
-/// When something cannot be read or written, or `progress` breaks. The file is then of no use.
+/// When something cannot be read or written, or `progress` breaks. The file is then unusable.
 pub fn compress(chain: &Chain, twin: Option<&Twin>, file: File, progress: &mut Progress<'_>) -> Result<(), WriteError> {
     let mut writer = Writer::new(file, chain.virtual_size()).map_err(WriteError::Write)?;
     let workers = (0..threads()).map(|_| Worker::new(chain, twin)).collect::<Result<Vec<_>, _>>()?;
@@ -107,7 +107,7 @@ pub fn compress(chain: &Chain, twin: Option<&Twin>, file: File, progress: &mut P
     writer.finish().map_err(WriteError::Write)
 }
 
-/// All clusters that may have data, in order, no more than [`SHARE`] at a time.
+/// Returns all clusters that may have data, in order, in ranges of at most [`SHARE`].
 fn shares(chain: &Chain) -> impl Iterator<Item = Result<Range<u64>, WriteError>> + Send {
     let mut extents = chain.extents();
     let mut left = 0..0;
@@ -118,7 +118,8 @@ fn shares(chain: &Chain) -> impl Iterator<Item = Result<Range<u64>, WriteError>>
                 Err(error) => return Some(Err(error.into())),
             };
             if extent.data {
-                // Two extents may share a cluster: neither a raw file's holes nor a base's clusters need be of our size.
+                // Two extents may share a cluster: neither a raw file's holes nor a base's clusters need have our cluster
+                // size.
                 let start = left.end.max(extent.range.start >> CLUSTER_BITS);
                 left = start..extent.range.end.div_ceil(CLUSTER as u64).max(start);
             }
@@ -129,7 +130,7 @@ fn shares(chain: &Chain) -> impl Iterator<Item = Result<Range<u64>, WriteError>>
     })
 }
 
-/// What becomes of one cluster.
+/// The output for one cluster.
 enum Piece {
     Zero,
     Packed(Vec<u8>),
@@ -147,7 +148,7 @@ struct Worker<'a> {
 impl<'a> Worker<'a> {
     fn new(chain: &'a Chain, twin: Option<&'a Twin>) -> Result<Self, WriteError> {
         let compressor = Compressor::new(LEVEL).map_err(WriteError::Compress)?;
-        // What does not become smaller stays as it is.
+        // A cluster that does not become smaller is stored uncompressed.
         Ok(Self { chain, twin, compressor, cluster: vec![0; CLUSTER], packed: vec![0; CLUSTER - 1] })
     }
 
@@ -169,7 +170,7 @@ impl<'a> Worker<'a> {
         if self.cluster.iter().all(|byte| *byte == 0) {
             return Ok(Piece::Zero);
         }
-        // zstd says nothing but "an error" when the frame does not fit.
+        // zstd reports only "an error" if the frame does not fit.
         Ok(match self.compressor.compress_to_buffer(&self.cluster, &mut self.packed[..]) {
             Ok(length) => Piece::Packed(self.packed[..length].to_vec()),
             Err(_) => Piece::Plain(self.cluster.clone()),

@@ -1,7 +1,7 @@
-//! SHA-256 of a whole disk, and a comparison of its copies with it, in one reading.
+//! Computes the SHA-256 of a whole disk, and compares its copies with it, in one reading.
 //!
-//! The digest of a disk is that of the bytes its guest sees, so it is the same for every format and compression the
-//! disk is stored in. Reading, unpacking and comparing happen on all processors, hashing in turn.
+//! The digest of a disk is that of the bytes that its guest sees, so it is the same for every format and compression the
+//! disk is stored in. Reading, unpacking and comparing happen on all processors, hashing in order.
 
 use std::ops::ControlFlow;
 
@@ -17,10 +17,10 @@ use super::turns::{in_order, threads};
 use super::write::length_at;
 
 static ZEROES: [u8; PIECE] = [0; PIECE];
-/// Zeroes that are hashed between two looks at whether to stop, bytes.
+/// How many bytes of zeroes are hashed between two checks whether to stop.
 const STRETCH: u64 = 64 << 20;
 
-/// No digest, or a copy that is none.
+/// The error of a disk's digest, or of a copy that differs from the disk.
 #[derive(Debug, thiserror::Error)]
 pub enum DigestError {
     /// The disk cannot be read.
@@ -29,27 +29,27 @@ pub enum DigestError {
     /// A copy cannot be read.
     #[error("cannot read {name} back")]
     Copy {
-        /// Which file.
+        /// The name of the file.
         name: String,
-        /// Why.
+        /// The error of reading it.
         source: ChainError,
     },
     /// A copy has another size.
     #[error("{name} holds a disk of {found} bytes, not {expected}")]
     Size {
-        /// Which file.
+        /// The name of the file.
         name: String,
-        /// Bytes of its disk.
+        /// The size of its disk in bytes.
         found: u64,
-        /// Bytes that it should have.
+        /// The expected size in bytes.
         expected: u64,
     },
     /// A copy has other bytes.
     #[error("{name} is not the sealed disk: they differ between byte {at} and {}", .at + PIECE as u64)]
     Differs {
-        /// Which file.
+        /// The name of the file.
         name: String,
-        /// Where the part begins that is not the same.
+        /// The offset of the part that differs.
         at: u64,
     },
     /// The caller asked to stop.
@@ -67,12 +67,12 @@ impl Fault for DigestError {
     }
 }
 
-/// What is to be the same disk, in a file of some format.
+/// A copy of a disk, in a file of some format.
 #[derive(Debug)]
 pub struct DiskCopy {
-    /// For messages.
+    /// The name in messages.
     pub name: String,
-    /// Decides how large it has to be.
+    /// The format, which determines the expected size.
     pub format: DiskFormat,
     /// The opened file.
     pub disk: Chain,
@@ -85,11 +85,11 @@ impl DiskCopy {
     }
 }
 
-/// Sees each piece of data of a disk, with its place in bytes, and may stop the work. Zeroes between are passed over, but
-/// it is called for them now and then, with nothing, so that it can stop there as well.
+/// Called with each piece of data of a disk and its offset in bytes; may stop the work. Zeroes between are skipped, but
+/// during them it is called with an empty piece now and then, so that it can stop there as well.
 pub type Watch<'a> = dyn FnMut(u64, &[u8]) -> ControlFlow<()> + Send + 'a;
 
-/// SHA-256 of the raw disk. `watch` sees all data on the way. Blocks the calling thread.
+/// Returns the SHA-256 of the raw disk. `watch` is called with all data. Blocks the calling thread.
 ///
 /// # Errors
 /// When the chain cannot be read, or `watch` breaks.
@@ -97,11 +97,12 @@ pub fn disk_sha256(disk: &Chain, watch: &mut Watch<'_>) -> Result<[u8; 32], Dige
     read_back(disk, &[], watch)
 }
 
-/// Reads the disk and every copy of it, from the first byte to the last; what a format adds at the end must be zero. Gives
-/// the SHA-256 of the raw disk. `watch` sees all data of it. Blocks the calling thread; uses all processors.
+/// Reads the disk and every copy of it, from the first byte to the last; bytes that a format adds at the end must be zero.
+/// Returns the SHA-256 of the raw disk. `watch` is called with all of its data. Blocks the calling thread; uses all
+/// processors.
 ///
 /// # Errors
-/// When a copy is not the disk, something cannot be read, or `watch` breaks.
+/// When a copy differs from the disk, something cannot be read, or `watch` breaks.
 pub fn read_back(disk: &Chain, copies: &[DiskCopy], watch: &mut Watch<'_>) -> Result<[u8; 32], DigestError> {
     copies.iter().try_for_each(|copy| copy.check_size(disk))?;
     let all: Vec<&Chain> = [disk].into_iter().chain(copies.iter().map(|copy| &copy.disk)).collect();
@@ -116,7 +117,7 @@ pub fn read_back(disk: &Chain, copies: &[DiskCopy], watch: &mut Watch<'_>) -> Re
     Ok(hash.sha.finalize().into())
 }
 
-/// The error of reading the disk, or one of its copies.
+/// Returns the error of reading the disk, or one of its copies.
 fn failed(copies: &[DiskCopy], index: usize, source: ChainError) -> DigestError {
     match index.checked_sub(1) {
         None => DigestError::Read(source),
@@ -124,7 +125,7 @@ fn failed(copies: &[DiskCopy], index: usize, source: ChainError) -> DigestError 
     }
 }
 
-/// The bytes of the disk at this place, after those of the copies were found to be the same.
+/// Reads the piece of the disk at this offset, and checks that the copies have the same bytes there.
 fn read_piece(disk: &Chain, copies: &[DiskCopy], at: u64) -> Result<(u64, Vec<u8>), DigestError> {
     let mut bytes = vec![0; length_at(disk, at)];
     if !bytes.is_empty() {
@@ -158,7 +159,7 @@ impl Hash<'_, '_> {
         Ok(())
     }
 
-    /// Up to this byte, or the end of the disk.
+    /// Hashes zeroes up to this offset, or the end of the disk.
     fn zeroes_to(&mut self, end: u64) -> Result<(), DigestError> {
         while self.at < end.min(self.size) {
             self.look(&[])?;

@@ -1,8 +1,8 @@
-//! One file of a tree, whoever read it, and the line that says what it is.
+//! One file of a tree, whichever reader produced it, and its line in the canonical text.
 //!
 //! # The canonical text
-//! `content_sha256` is the SHA-256 of a text that depends on what the tree contains and on nothing else. Its first line
-//! is `kiln tree 1`; then each entry has one line of fields in this order, one space between them:
+//! `content_sha256` is the SHA-256 of a text that depends on what the tree contains and on nothing else. Its first line is
+//! `kiln tree 1`; then each entry has one line of fields in this order, one space between them:
 //!
 //! ```text
 //! path=/etc/motd type=file mode=0644 owner=0:0 size=12 sha256=<64 hex digits>
@@ -13,15 +13,15 @@
 //!
 //! A file with more than 1 GiB of zeroes has `sparse_sha256=` instead of `sha256=` ([`crate::wire::sparse_blocks`]).
 //!
-//! `type` is file, dir, link, char, block, fifo or socket. In paths, link targets and attribute names every byte that is
-//! not a visible ASCII character, and the backslash, is written `\xNN`. Attributes follow in the order of their names,
-//! values in hexadecimal as getxattr(2) gives them.
+//! `type` is file, dir, link, char, block, fifo or socket. In paths, link targets and attribute names every byte that is not
+//! a visible ASCII character, and the backslash, is written `\xNN`. Attributes follow in the order of their names, values in
+//! hexadecimal as getxattr(2) gives them.
 //!
-//! Left out on purpose: times, because two builds of the same thing differ in nothing else; inode numbers, link counts,
-//! the size of directories and where blocks lie, because they are the file system's business.
+//! Left out on purpose: times, because two builds of the same thing differ in nothing else; inode numbers, link counts, the
+//! size of directories and where blocks lie, because they are the file system's business.
 //!
-//! FAT has neither owners nor modes nor links nor attributes. What is said of its files is what Linux makes of them in a
-//! mount without options: owner 0:0, mode 0755, and 0555 for a file marked as read-only. Its times count as UTC.
+//! FAT has neither owners nor modes nor links nor attributes. Its files have what Linux shows in a mount without options:
+//! owner 0:0, mode 0755, and 0555 for a file marked as read-only. Its times count as UTC.
 
 use std::fmt::Write;
 
@@ -54,18 +54,18 @@ pub enum FileKind {
 /// A point in time as the file system has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time {
-    /// Since 1970-01-01T00:00:00Z.
+    /// Seconds since 1970-01-01T00:00:00Z.
     pub seconds: i64,
-    /// Of the second.
+    /// Nanoseconds within the second.
     pub nanoseconds: u32,
 }
 
 /// An extended attribute.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Xattr {
-    /// With its namespace, such as `security.capability`.
+    /// The name with its namespace, such as `security.capability`.
     pub name: Vec<u8>,
-    /// As getxattr(2) gives it.
+    /// The value as getxattr(2) returns it.
     pub value: Vec<u8>,
 }
 
@@ -74,14 +74,14 @@ pub struct Xattr {
 pub enum FileDigest {
     /// The SHA-256 of its content.
     Content([u8; 32]),
-    /// Of a file with more than 1 GiB of zeroes: the SHA-256 of its other blocks ([`crate::wire::sparse_blocks`]).
+    /// For a file with more than 1 GiB of zeroes: the SHA-256 of its other blocks ([`crate::wire::sparse_blocks`]).
     Sparse([u8; 32]),
 }
 
-/// One name in the tree and what it names.
+/// One name in the tree and the file that it names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Absolute; `/` for the root directory itself.
+    /// The absolute path; `/` for the root directory itself.
     pub path: Vec<u8>,
     /// Its type.
     pub kind: FileKind,
@@ -93,34 +93,34 @@ pub struct Entry {
     pub gid: u32,
     /// Bytes of a regular file; 0 for everything else.
     pub size: u64,
-    /// Of a regular file's content.
+    /// The digest of a regular file's content.
     pub digest: Option<FileDigest>,
-    /// Where a symbolic link points to.
+    /// The target of a symbolic link.
     pub target: Option<Vec<u8>>,
     /// Major and minor number of a device.
     pub device: Option<(u32, u32)>,
-    /// Sorted by name.
+    /// The extended attributes, sorted by name.
     pub xattrs: Vec<Xattr>,
-    /// When its content changed. Not part of the canonical text.
+    /// The time of the last change of its content. Not part of the canonical text.
     pub modified: Time,
-    /// When anything of it changed last, by the guest's clock. Not part of the canonical text.
+    /// The time of the last change of the file or its attributes, by the guest's clock. Not part of the canonical text.
     pub changed: Time,
     /// File system and inode: the same pair is the same file. Not part of the canonical text.
     pub file: (u64, u64),
 }
 
-/// Collects the canonical text of entries into a digest, for a walk that has other things to do as well.
+/// Hashes the canonical text of entries, for a walk that has other things to do as well.
 #[derive(Debug, Default)]
 pub struct ContentDigest(Sha256);
 
 impl ContentDigest {
-    /// The text begins with its version.
+    /// Creates the digest of a text that has only its first line, the version.
     #[must_use]
     pub fn new() -> Self {
         Self(Sha256::new_with_prefix(VERSION))
     }
 
-    /// Entries are added in the order of [`super::tree::Tree::walk`].
+    /// Adds an entry. Entries are added in the order of [`super::tree::Tree::walk`].
     pub fn add(&mut self, entry: &Entry) {
         self.0.update(canonical(entry));
     }
@@ -131,14 +131,14 @@ impl ContentDigest {
         self.0.update("\n");
     }
 
-    /// The digest of all of them.
+    /// Returns the digest of all entries.
     #[must_use]
     pub fn finish(self) -> [u8; 32] {
         self.0.finalize().into()
     }
 }
 
-/// The line of an entry in the canonical text, with its newline.
+/// Formats the line of an entry in the canonical text, with its newline.
 #[must_use]
 pub fn canonical(entry: &Entry) -> String {
     let (mode, uid, gid) = (entry.mode, entry.uid, entry.gid);

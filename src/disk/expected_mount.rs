@@ -1,11 +1,13 @@
-//! What a boot of a disk mounts by a guest's own report, as far as the disk has it: names of devices are looked up on the disk.
+//! The mounts of a disk's boot according to the guest's own report, as far as the disk has them: names of devices are looked
+//! up on the disk.
 
 use super::chain::Chain;
 use super::gap::PartitionContent;
 use super::inventory::{DiskVolume, may_be_hidden, take_inventory};
 use super::tree::TreeError;
-use crate::wire::boot_mounts::{BootMount, BootReport, MountPolicy, option_value};
-use crate::wire::fstab::DeviceName;
+use crate::wire::boot_mount::{BootMount, MountPolicy, option_value};
+use crate::wire::boot_mounts::BootReport;
+use crate::wire::device_name::DeviceName;
 
 /// Folders whose content is on no disk.
 const VOLATILE: [&str; 4] = ["/proc/", "/sys/", "/dev/", "/run/"];
@@ -15,13 +17,13 @@ const VOLATILE: [&str; 4] = ["/proc/", "/sys/", "/dev/", "/run/"];
 pub(crate) struct ExpectedMount {
     /// The mount point; `/` for the root.
     pub(crate) target: Vec<u8>,
-    /// What is mounted.
+    /// The device or directory that is mounted.
     pub(crate) source: ExpectedSource,
-    /// Mounts below it come with it.
+    /// Mounts below the source are mounted with it.
     pub(crate) is_tree: bool,
 }
 
-/// What a boot mounts.
+/// The source of a mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ExpectedSource {
     /// The file system on a partition.
@@ -34,11 +36,11 @@ pub(crate) enum ExpectedSource {
     Directory(Vec<u8>),
     /// An overlay of directories.
     Overlay,
-    /// It is not certain that a boot mounts this.
+    /// It is not certain that a boot makes this mount.
     Uncertain { source: String, reason: &'static str },
 }
 
-/// Which directory of a file system is mounted.
+/// The directory of a file system that is mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum FileSystemPart {
     /// Its root, or its default subvolume.
@@ -50,7 +52,7 @@ pub(crate) enum FileSystemPart {
 }
 
 impl FileSystemPart {
-    /// Reads the options of a mount.
+    /// Parses the options of a mount.
     fn of_options(options: &str) -> Self {
         let directory = option_value(options, "subvol").or_else(|| option_value(options, "X-mount.subdir"));
         match (directory, option_value(options, "subvolid").and_then(|number| number.parse().ok())) {
@@ -61,7 +63,7 @@ impl FileSystemPart {
     }
 }
 
-/// Returns what a boot of this disk mounts, by the report of its guest.
+/// Returns the mounts of a boot of this disk, according to the report of its guest.
 ///
 /// # Errors
 /// When the disk cannot be read.
@@ -71,7 +73,7 @@ pub(crate) fn find_expected(disk: &Chain, boot: &BootReport) -> Result<Vec<Expec
     Ok([expect_root(&boot.root_options)].into_iter().chain(mounts).collect())
 }
 
-/// Returns what the command lines say of the root; nothing certain where they differ.
+/// Returns the mount of the root according to the command lines; it is uncertain if they differ.
 fn expect_root(options: &[String]) -> ExpectedMount {
     let mut parts: Vec<FileSystemPart> = options.iter().map(|options| FileSystemPart::of_options(options)).collect();
     parts.dedup();
@@ -94,7 +96,7 @@ fn expect_mount(volumes: &[DiskVolume<'_>], mount: &BootMount) -> Option<Expecte
     Some(ExpectedMount { target: mount.target.clone(), source, is_tree: mount.has_option("rbind") })
 }
 
-/// Returns what is expected of a mount of a device: nothing where a boot goes on without it, and the disk does not have it.
+/// Returns the expected source of a mount of a device: `None` if a boot continues without it, and the disk does not have it.
 fn expect_device(volumes: &[DiskVolume<'_>], mount: &BootMount, device: &DeviceName) -> Option<ExpectedSource> {
     let mut found = volumes.iter().filter(|volume| volume.answers(device));
     let first = found.next();

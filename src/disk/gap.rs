@@ -1,10 +1,10 @@
-//! What kiln's view of a disk lacks, or may have otherwise than the running guest.
+//! Gaps in kiln's view of a disk: files that it lacks, or that may differ from the running guest's.
 
 use std::fmt::{self, Display, Formatter};
 
 use super::partition::Partition;
 
-/// What is on a partition.
+/// The content of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VolumeKind {
     /// ext2, ext3 or ext4.
@@ -50,7 +50,7 @@ pub enum VolumeKind {
 }
 
 impl VolumeKind {
-    /// Returns whether file systems may be inside of it that have devices of their own.
+    /// Returns whether it may contain file systems that have devices of their own.
     pub(super) fn may_contain_others(self) -> bool {
         use VolumeKind::{Bcachefs, Luks, Lvm, Raid, Unknown, Zfs};
         matches!(self, Lvm | Luks | Raid | Zfs | Bcachefs | Unknown)
@@ -89,12 +89,12 @@ impl Display for VolumeKind {
     }
 }
 
-/// A partition and what is on it, for messages.
+/// A partition and its content, for messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartitionContent {
-    /// As Linux numbers it; 0 for the whole disk.
+    /// The number of the partition as in Linux; 0 for the whole disk.
     pub partition: u32,
-    /// What is on it.
+    /// The content of the partition.
     pub kind: VolumeKind,
     /// The label of the file system, else of the partition; may be empty.
     pub label: String,
@@ -120,7 +120,7 @@ impl Display for PartitionContent {
     }
 }
 
-/// Why the guest may change a file system when it mounts it.
+/// The reason why the guest may change a file system when it mounts it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UncleanReason {
     /// Its journal is not empty.
@@ -144,14 +144,14 @@ impl Display for UncleanReason {
     }
 }
 
-/// What is missing in the view of a disk, or doubtful.
+/// Something that is missing in the view of a disk, or doubtful.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TreeGap {
     /// The guest mounts a file system that kiln does not read.
     Unreadable {
-        /// Where it is.
+        /// The partition of the file system.
         volume: PartitionContent,
-        /// Its mount point, where that is known.
+        /// Its mount point, if known.
         target: Option<Vec<u8>>,
     },
     /// The guest mounts a device that kiln did not find on the disk.
@@ -163,23 +163,23 @@ pub enum TreeGap {
     },
     /// The guest mounts a file system on a directory that is not there before it boots.
     NoMountPoint {
-        /// Where it is.
+        /// The partition of the file system.
         volume: PartitionContent,
         /// Its mount point.
         target: Vec<u8>,
     },
     /// The guest may change a file system when it mounts it.
     Unclean {
-        /// Where it is.
+        /// The partition of the file system.
         volume: PartitionContent,
         /// Its mount point.
         target: Vec<u8>,
-        /// Why.
+        /// Why the guest may change it.
         reason: UncleanReason,
     },
     /// The guest mounts a directory of a file system, not its root.
     Part {
-        /// Where the file system is.
+        /// The partition of the file system.
         volume: PartitionContent,
         /// The mount point.
         target: Vec<u8>,
@@ -191,25 +191,25 @@ pub enum TreeGap {
         /// The directory that is hidden.
         target: Vec<u8>,
     },
-    /// The boot entry says more of the tree than kiln applies.
+    /// The boot entry has an option that changes the tree and that kiln does not apply.
     BootOption {
-        /// A word of its command line.
+        /// The option of its command line.
         option: String,
     },
     /// The root is a directory below `/ostree/deploy`.
     Deployment,
-    /// Whether the guest mounts a file system depends on what the disk does not say.
+    /// The disk does not determine whether the guest mounts a file system.
     Undecided {
-        /// Where it is.
+        /// The partition of the file system.
         volume: PartitionContent,
         /// Its possible mount point.
         target: Vec<u8>,
-        /// What could mount it.
+        /// Why this is not certain.
         reason: &'static str,
     },
     /// Nothing mounts this file system.
     LeftOver {
-        /// Where it is.
+        /// The partition of the file system.
         volume: PartitionContent,
     },
 }
@@ -223,7 +223,7 @@ impl TreeGap {
         }
     }
 
-    /// Returns whether files of the running guest may be missing or stale because of it.
+    /// Returns whether files of the running guest may be missing or stale because of this gap.
     #[must_use]
     pub fn hides_files(&self) -> bool {
         !matches!(self, TreeGap::LeftOver { .. })
@@ -271,21 +271,21 @@ impl Display for TreeGap {
     }
 }
 
-/// Returns a path without anything that could be taken for more than a part of a line.
+/// Escapes a path so that it is a part of one line.
 fn quoted(path: &[u8]) -> String {
     String::from_utf8_lossy(path).escape_debug().to_string()
 }
 
-/// A file system in the tree, and where it is.
+/// A file system in the tree, and its partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TreeMount {
-    /// The mount point, without links; `/` for the root.
+    /// The mount point, with links resolved; `/` for the root.
     pub target: Vec<u8>,
-    /// The partition as Linux numbers it; 0 for the whole disk.
+    /// The number of the partition as in Linux; 0 for the whole disk.
     pub partition: u32,
-    /// First byte of the partition on the disk.
+    /// The first byte of the partition on the disk.
     pub start: u64,
-    /// Length of the partition, bytes.
+    /// The length of the partition in bytes.
     pub length: u64,
 }
 

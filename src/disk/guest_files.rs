@@ -1,11 +1,11 @@
-//! The files of a guest on a disk that does not run.
+//! The files of a guest that is not running, on its disk.
 
 use std::cell::RefCell;
 
 use super::tree::{Tree, TreeError};
 use crate::wire::guest_files::GuestFiles;
 
-/// The files of a tree, and why one of them could not be read.
+/// The files of a tree, and the first error of reading one of them.
 pub(crate) struct TreeFiles<'t> {
     tree: &'t Tree<'t>,
     longest: u64,
@@ -13,12 +13,12 @@ pub(crate) struct TreeFiles<'t> {
 }
 
 impl<'t> TreeFiles<'t> {
-    /// Reads files of at most `longest` bytes.
+    /// Creates a reader of files with at most `longest` bytes.
     pub(crate) fn new(tree: &'t Tree<'t>, longest: u64) -> Self {
         Self { tree, longest, failure: RefCell::new(None) }
     }
 
-    /// Returns why something was not read that may be there.
+    /// Returns the first error, because of which an existing file may not have been read.
     pub(crate) fn into_failure(self) -> Option<TreeError> {
         self.failure.into_inner()
     }

@@ -1,13 +1,13 @@
-//! The identifiers that formats ask for, which others draw at random: here the same version has the same ones.
+//! Identifiers that formats require. Other tools draw them at random; here the same version always gets the same ones.
 
 use sha2::{Digest, Sha256};
 
-/// What all identifiers of one version come from.
+/// The digest from which all identifiers of one version are derived.
 #[derive(Debug, Clone, Copy)]
 pub struct Identity([u8; 32]);
 
 impl Identity {
-    /// Made of whatever makes the version what it is.
+    /// Creates the identity of a version from everything that determines it.
     #[must_use]
     pub fn new(of: &[&str]) -> Self {
         let mut sha = Sha256::new();
@@ -18,7 +18,7 @@ impl Identity {
         Self(sha.finalize().into())
     }
 
-    /// A UUID of the version that RFC 9562 leaves to whoever makes it (8), in network order; another one for each purpose.
+    /// Returns a UUID of the version (RFC 9562, version 8: custom), in network order; each purpose has another one.
     pub(super) fn uuid(&self, purpose: &str) -> [u8; 16] {
         let digest = Sha256::new().chain_update(self.0).chain_update(purpose).finalize();
         let mut uuid = [0; 16];
@@ -28,7 +28,7 @@ impl Identity {
         uuid
     }
 
-    /// The same as GUIDs lie in files: the first three parts little-endian.
+    /// Returns [`Self::uuid`] as GUIDs are stored in files: the first three parts are little-endian.
     pub(super) fn guid(&self, purpose: &str) -> [u8; 16] {
         let mut guid = self.uuid(purpose);
         for part in [0..4, 4..6, 6..8] {

@@ -1,8 +1,8 @@
-//! Reads an untrusted base image's header before any QEMU tool may open it, and refuses what could reach this host.
+//! Reads an untrusted base image's header before any QEMU tool may open it, and refuses images that refer to this host.
 //!
-//! QEMU follows what a header says: a backing file or a data file may name any file, device or URL of the host, and
-//! `-f qcow2` does not stop that. So a base that names anything outside itself never gets as far as QEMU.
-//! Nothing here reads more than the first cluster, three tables of bounded size and the last sector.
+//! QEMU follows a header: a backing file or a data file may name any file, device or URL of the host, and `-f qcow2` does
+//! not prevent that. So a base that names anything outside itself never gets as far as QEMU. Nothing here reads more than
+//! the first cluster, three tables of bounded size and the last sector.
 
 use std::fs::{self, File, FileType, OpenOptions};
 use std::io;
@@ -15,37 +15,38 @@ use crate::error::{Fault, Kind};
 use crate::specfile::BaseFormat;
 
 use super::bytes::{be64_table, read_up_to};
+use super::header_error::HeaderError;
 use super::magic::{self, FileLook, Found};
-use super::qcow2::header::{Codec, HEAD_LIMIT, Header, HeaderError};
+use super::qcow2::header::{Codec, HEAD_LIMIT, Header};
 use super::qcow2::reader::OFFSET;
 
 /// A base image that passed inspection. It is never written.
 #[derive(Debug)]
 pub struct BaseImage {
-    /// Where it was opened, as the user wrote it.
+    /// The path as the user wrote it.
     pub path: PathBuf,
-    /// The opened file: what was inspected is what is hashed, whatever happens to the name.
+    /// The opened file: the file that was inspected is also the one that is hashed, whatever happens to the name.
     pub file: File,
-    /// What the inspection found.
+    /// The result of the inspection.
     pub facts: BaseFacts,
 }
 
-/// What is known about a base image from its header alone.
+/// The properties of a base image that its header shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseFacts {
-    /// As the spec says and the bytes confirm.
+    /// The format, declared by the spec and confirmed by the bytes.
     pub format: BaseFormat,
-    /// Size of the disk the guest sees, bytes.
+    /// The size in bytes of the disk that the guest sees.
     pub virtual_size: u64,
-    /// Size of the file, bytes; holes count.
+    /// The size of the file in bytes; holes count.
     pub file_size: u64,
-    /// How compressed clusters would be compressed; `None` for raw. Whether there are any is not known from the header.
+    /// The compression of compressed clusters; `None` for raw. The header does not say whether there are any.
     pub codec: Option<Codec>,
-    /// What the user should know, a sentence each.
+    /// Warnings for the user, one sentence each.
     pub warnings: Vec<String>,
 }
 
-/// Why a base image is refused.
+/// The error of a base image that is refused.
 #[derive(Debug, thiserror::Error)]
 #[error("base image {}: {why}", .path.display())]
 pub struct BaseError {
@@ -59,61 +60,61 @@ pub enum Refusal {
     /// It cannot be opened or read.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// A directory, FIFO, device or socket.
+    /// It is a directory, FIFO, device or socket.
     #[error("this is {0}, not a file")]
     NotAFile(&'static str),
-    /// No bytes at all.
+    /// The file is empty.
     #[error("the file is empty")]
     Empty,
-    /// A raw disk without a boot sector.
+    /// It is a raw disk without a boot sector.
     #[error("the first 64 KiB are all zero: there is no boot sector or partition table")]
     Blank,
-    /// A raw disk that ends within a sector.
+    /// It is a raw disk that ends within a sector.
     #[error("a raw disk is whole sectors of 512 bytes, this file has {0} bytes: is it truncated?")]
     PartSector(u64),
-    /// More than 64 TiB.
+    /// It is larger than 64 TiB.
     #[error("{0} bytes is larger than any disk kiln builds (64 TiB)")]
     TooLarge(u64),
-    /// The bytes are another format than the spec or the command line says.
+    /// The bytes have another format than the spec or the command line declares.
     #[error("{} was expected, but the file is {}", format_name(*.declared), .found.name())]
     Mismatch {
-        /// What the spec says.
+        /// The declared format.
         declared: BaseFormat,
-        /// What the bytes say.
+        /// The format of the bytes.
         found: Found,
     },
-    /// The bytes are no known format of disks, and qcow2 is wanted.
+    /// The bytes are no known disk format, and qcow2 is declared.
     #[error("qcow2 was expected, but the file is {look}")]
     NotQcow2 {
-        /// What they look like.
+        /// A guess at what the file is.
         look: FileLook,
     },
-    /// More than one format's signature.
+    /// The file has the signatures of several formats.
     #[error("the file looks like multiple formats at once: {}", names(.0))]
     Multiple(Vec<Found>),
-    /// The qcow2 header.
+    /// The qcow2 header is refused.
     #[error("{0}")]
     Header(#[from] HeaderError),
     /// It depends on another file.
     #[error("the image has a backing file (`{0}`), which could be any file of this host")]
     BackingFile(String),
-    /// Internal snapshots.
+    /// It has internal snapshots.
     #[error("the image holds {0} internal snapshots, perhaps with a guest's memory in them")]
     Snapshots(u32),
     /// Clusters in use lie beyond the end of the file.
     #[error("the image's clusters in use reach to byte {used}, the file ends at byte {file_size}: it is truncated")]
     Truncated {
-        /// Where the last cluster in use begins.
+        /// The offset of the last cluster in use.
         used: u64,
-        /// Size of the file.
+        /// The size of the file.
         file_size: u64,
     },
-    /// A small file that would be an endless disk.
+    /// It is a small file whose tables are used many times, so that its disk would be huge.
     #[error("the image has {tables} L2 tables, which do not fit into {file_size} bytes: some are in use twice")]
     SharedTables {
-        /// How many its L1 table names.
+        /// How many tables its L1 table names.
         tables: u64,
-        /// Size of the file.
+        /// The size of the file.
         file_size: u64,
     },
 }
@@ -130,13 +131,13 @@ fn names(found: &[Found]) -> String {
 }
 
 impl BaseError {
-    /// The path as it was given.
+    /// Returns the path as it was given.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What is wrong with it.
+    /// Returns the reason of the refusal.
     #[must_use]
     pub fn why(&self) -> &Refusal {
         &self.why
@@ -197,7 +198,7 @@ impl BaseImage {
     /// Opens and inspects the file at `path`; symbolic links are followed.
     ///
     /// # Errors
-    /// When it is not a regular file, not of this format, or nothing that should come near QEMU.
+    /// When it is not a regular file, not of this format, or must not be opened by QEMU.
     pub fn open(path: &Path, format: BaseFormat) -> Result<Self, BaseError> {
         let opened = open_regular(path).and_then(|file| Ok((inspect(&file, format)?, file)));
         match opened {
@@ -207,9 +208,9 @@ impl BaseImage {
     }
 }
 
-/// Opens a regular file and nothing else. The type is looked at first, because opening alone may do something (a tape
-/// rewinds, a watchdog starts), and again afterwards, because the name may have changed hands in between; `O_NONBLOCK`
-/// keeps a FIFO that slipped in from blocking us.
+/// Opens a regular file and nothing else. The type is checked first, because opening alone may do something (a tape rewinds,
+/// a watchdog starts), and again afterwards, because another file may have got the name in between; `O_NONBLOCK` keeps a
+/// FIFO that got the name from blocking kiln.
 fn open_regular(path: &Path) -> Result<File, Refusal> {
     check_type(fs::metadata(path)?.file_type())?;
     let flags = OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
@@ -313,9 +314,9 @@ fn inspect_qcow2(file: &File, head: &[u8], file_size: u64) -> Result<BaseFacts, 
     })
 }
 
-/// Refuses a file that ends before its last cluster in use: `qemu-img check` finds nothing wrong with a download that
-/// broke off, it reads the missing clusters as zeroes. The reference counts tell with two reads, however large the
-/// image ("Host cluster management").
+/// Refuses a file that ends before its last cluster in use: `qemu-img check` accepts a download that broke off, since it
+/// reads the missing clusters as zeroes. The reference counts show the last cluster with two reads, however large the image
+/// is ("Host cluster management").
 fn check_complete(file: &File, header: &Header, file_size: u64) -> Result<(), Refusal> {
     let cluster = header.cluster_size();
     let table_bytes = usize::try_from(header.refcounts.end - header.refcounts.start).unwrap_or(0);
@@ -335,8 +336,8 @@ fn check_complete(file: &File, header: &Header, file_size: u64) -> Result<(), Re
     if used < file_size { Ok(()) } else { Err(Refusal::Truncated { used, file_size }) }
 }
 
-/// Refuses a table that is in use in many places, and so makes a disk of any size out of a small file. Where clusters
-/// are in use twice, whoever reads the disk notices.
+/// Refuses an L1 table that uses a table in many places, which gives a small file a disk of any size. Clusters that are used
+/// twice are detected when the disk is read.
 fn check_tables(file: &File, header: &Header, file_size: u64) -> Result<(), Refusal> {
     let bytes = usize::try_from(header.l1.end - header.l1.start).unwrap_or(0);
     let l1 = be64_table(&read_up_to(file, header.l1.start, bytes)?);

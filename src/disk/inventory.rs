@@ -1,14 +1,15 @@
-//! Takes stock of a disk: what is on each of its partitions, and by which names a guest may mount it.
+//! Lists the content of each partition of a disk, and the names by which a guest may mount it.
 
 use std::mem;
 
 use super::chain::Chain;
 use super::gap::{PartitionContent, VolumeKind};
-use super::partition::{Partition, PartitionRole, partitions};
+use super::partition::{Partition, PartitionRole};
+use super::partition_table::partitions;
 use super::probe::{ProbedContent, ProbedVolume, is_strong, probe};
 use super::tree::{Tree, TreeError};
 use super::volume::{Volume, VolumeError};
-use crate::wire::fstab::DeviceName;
+use crate::wire::device_name::DeviceName;
 
 /// The most partitions with data that are read: as many as a GPT has room for by default.
 const MAX_VOLUMES: usize = 128;
@@ -18,28 +19,28 @@ const MAX_VOLUMES: usize = 128;
 pub(super) struct DiskVolume<'c> {
     pub(super) partition: Partition,
     pub(super) kind: VolumeKind,
-    /// `UUID=` in fstab(5); empty where it is not known.
+    /// The UUID as in `UUID=` of fstab(5); empty if it is not known.
     pub(super) uuid: String,
-    /// `LABEL=` in fstab(5); may be empty.
+    /// The label as in `LABEL=` of fstab(5); may be empty.
     pub(super) label: Vec<u8>,
     pub(super) access: VolumeAccess<'c>,
 }
 
-/// Whether kiln reads a file system.
+/// The state of a file system: whether kiln can read it.
 #[derive(Debug)]
 pub(super) enum VolumeAccess<'c> {
-    /// It does: the files, without what is mounted on them.
+    /// kiln reads it: its files, without what is mounted on them.
     Readable(Tree<'c>),
-    /// It does not, though it knows the file system: damage, or features that it does not know.
+    /// kiln knows this file system, but cannot read it: it is damaged, or has unknown features.
     Refused(VolumeError),
-    /// It does not.
+    /// kiln does not read file systems of this kind.
     Foreign,
-    /// It is a part of the view already, or a gap in it.
+    /// It is already a part of the view, or a gap in it.
     Used,
 }
 
 impl<'c> DiskVolume<'c> {
-    /// Returns whether a guest means this by such a name. Letters may be of either case in a UUID (libmount).
+    /// Returns whether a guest's name for a device refers to this volume. Case is ignored in a UUID (libmount).
     pub(super) fn answers(&self, name: &DeviceName) -> bool {
         match name {
             DeviceName::Uuid(uuid) => !uuid.is_empty() && uuid.eq_ignore_ascii_case(&self.uuid),
@@ -51,7 +52,7 @@ impl<'c> DiskVolume<'c> {
         }
     }
 
-    /// Returns the files, if kiln reads them and they are not in use.
+    /// Returns the files, if kiln can read them and they are not in use.
     pub(super) fn tree(&self) -> Option<&Tree<'c>> {
         match &self.access {
             VolumeAccess::Readable(tree) => Some(tree),
@@ -59,33 +60,33 @@ impl<'c> DiskVolume<'c> {
         }
     }
 
-    /// Returns whether it is a part of the view already, or a gap in it.
+    /// Returns whether it is already a part of the view, or a gap in it.
     pub(super) fn is_used(&self) -> bool {
         matches!(self.access, VolumeAccess::Used)
     }
 
-    /// Takes what there is to read, and marks it as used.
+    /// Takes the files, if any, and marks the volume as used.
     pub(super) fn take(&mut self) -> VolumeAccess<'c> {
         mem::replace(&mut self.access, VolumeAccess::Used)
     }
 
-    /// Describes it for messages.
+    /// Describes the volume for messages.
     pub(super) fn describe(&self) -> PartitionContent {
         PartitionContent::new(&self.partition, self.kind, &self.label)
     }
 
-    /// Returns whether it is there to be mounted, itself or what is in it.
+    /// Returns whether a guest may mount it, or a file system inside it.
     pub(super) fn is_mountable(&self) -> bool {
         !self.kind.is_auxiliary() && self.partition.role() != PartitionRole::BiosBoot
     }
 
-    /// Returns whether other file systems may be inside of it, under names that are not to be seen here.
+    /// Returns whether it may contain other file systems, under names that are not visible here.
     pub(super) fn may_contain_others(&self) -> bool {
         self.is_mountable() && self.kind.may_contain_others()
     }
 }
 
-/// Lists what is on the partitions of a disk, in the order of its table.
+/// Lists the volumes on the partitions of a disk, in the order of its table.
 ///
 /// # Errors
 /// When the disk cannot be read, or has more partitions than kiln reads.
@@ -100,7 +101,7 @@ pub(super) fn take_inventory(disk: &Chain) -> Result<Vec<DiskVolume<'_>>, TreeEr
     Ok(found)
 }
 
-/// Returns whether a device that is on no partition may be inside of one.
+/// Returns whether a device that is on no partition may be inside a volume.
 pub(super) fn may_be_hidden(volumes: &[DiskVolume<'_>]) -> bool {
     volumes.iter().any(DiskVolume::may_contain_others)
 }

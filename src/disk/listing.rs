@@ -1,8 +1,8 @@
-//! `files.zst`: every file of a sealed tree, beside the image.
+//! The list of a sealed tree's files, `files.zst`, beside the image.
 //!
-//! Compressed by zstd (RFC 8878) is a text. Its first line is `kiln tree 1`; each other line is an entry's canonical line
-//! (see [`super::entry`]) with ` mtime=SECONDS.NANOSECONDS` behind it, and ` step=N` where a step of the build wrote it, N
-//! from 1. Without what stands from ` mtime=` on it is the text that `content_sha256` is the digest of:
+//! It is a text compressed by zstd (RFC 8878). Its first line is `kiln tree 1`; each other line is an entry's canonical line
+//! (see [`super::entry`]) followed by ` mtime=SECONDS.NANOSECONDS`, and by ` step=N` if a step of the build wrote it, N from
+//! 1. Without the parts from ` mtime=` on, it is the text whose digest is `content_sha256`:
 //!
 //! ```text
 //! zstd -dc files.zst | sed 's/ mtime=.*//' | sha256sum
@@ -24,24 +24,25 @@ use crate::error::{Fault, Kind};
 /// The list's name inside a version's folder.
 pub const FILE: &str = "files.zst";
 
-/// Fast, and half of what level 1 leaves.
+/// The compression level: fast, and with half the output size of level 1.
 const LEVEL: i32 = 6;
-/// A path of 64 KiB, escaped, and the largest attributes Linux allows.
+/// The longest line in bytes: a path of 64 KiB, escaped, and the largest attributes that Linux allows.
 const MAX_LINE: u64 = 4 << 20;
-/// What a list may unpack to, as a multiple of its size: digests do not compress, and paths do not repeat.
+/// The largest uncompressed size of a list, as a multiple of its compressed size: digests do not compress, and paths do not
+/// repeat.
 const MAX_RATIO: u64 = 256;
-/// What any list may unpack to, bytes.
+/// The uncompressed size that is allowed for any list, in bytes.
 const LEAST_TEXT: u64 = 1 << 20;
-/// As many entries as are ever walked.
+/// The most entries of a list: as many as are ever walked.
 const MAX_ENTRIES: u64 = 20_000_000;
 
-/// A list that cannot be read.
+/// The error of a list that cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ListingError {
-    /// The file, or its compression.
+    /// The file cannot be read or decompressed.
     #[error("cannot read the list of files")]
     Read(#[from] io::Error),
-    /// A line that kiln does not write.
+    /// The line with this number is not one that kiln writes.
     #[error("the list of files is damaged at line {0}")]
     Damaged(u64),
 }
@@ -52,7 +53,7 @@ impl Fault for ListingError {
     }
 }
 
-/// Writes a list.
+/// The writer of a list.
 pub struct ListingWriter<'w, W: Write>(Encoder<'w, W>);
 
 impl<W: Write> ListingWriter<'_, W> {
@@ -67,7 +68,7 @@ impl<W: Write> ListingWriter<'_, W> {
         Ok(Self(encoder))
     }
 
-    /// Adds an entry; `step` is the one that wrote it, from 0.
+    /// Adds an entry; `step` is the step that wrote it, from 0.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -99,18 +100,18 @@ fn line(entry: &Entry, step: Option<usize>) -> String {
 /// An entry of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// Absolute.
+    /// The absolute path.
     pub path: Vec<u8>,
-    /// The fields of the canonical line behind the path, by name, as they stand there.
+    /// The fields of the canonical line after the path, in their order, with names and unparsed values.
     pub fields: Vec<(String, String)>,
-    /// When its content changed, `SECONDS.NANOSECONDS`.
+    /// The time of the last change of its content, `SECONDS.NANOSECONDS`.
     pub mtime: String,
     /// The step that wrote it, from 0.
     pub step: Option<usize>,
 }
 
 impl Record {
-    /// As a list would have it.
+    /// Creates the record that a list contains for an entry.
     ///
     /// # Panics
     /// Never: what is written can be read.
@@ -119,7 +120,7 @@ impl Record {
         Self::parse(line(entry, step).trim_end()).expect("what is written can be read")
     }
 
-    /// Returns about how much memory this takes, bytes.
+    /// Returns the approximate memory that the record takes, in bytes.
     #[must_use]
     pub fn memory(&self) -> usize {
         let fields = self.fields.iter().map(|(name, value)| name.len() + value.len() + 2 * size_of::<String>());
@@ -131,19 +132,19 @@ impl Record {
         self.fields.shrink_to_fit();
     }
 
-    /// The value of a field.
+    /// Returns the value of a field.
     #[must_use]
     pub fn field(&self, name: &str) -> Option<&str> {
         self.fields.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// Bytes of a regular file; 0 for everything else.
+    /// Returns the size of a regular file in bytes; 0 for everything else.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.field("size").and_then(|size| size.parse().ok()).unwrap_or(0)
     }
 
-    /// `None` where the line is none that kiln writes.
+    /// Parses a line; `None` if kiln does not write such a line.
     fn parse(line: &str) -> Option<Self> {
         let (path, rest) = line.strip_prefix("path=")?.split_once(' ')?;
         let (content, behind) = rest.rsplit_once(" mtime=")?;
@@ -160,13 +161,14 @@ impl Record {
     }
 }
 
-/// Splits a field of a canonical line into name and value. The name of an attribute may hold a `=`, its value is hexadecimal.
+/// Splits a field of a canonical line into name and value. The name of an attribute may contain a `=`, its value is
+/// hexadecimal.
 pub(crate) fn split_field(field: &str) -> Option<(String, String)> {
     let pair = if field.starts_with("xattr:") { field.rsplit_once('=') } else { field.split_once('=') };
     pair.map(|(name, value)| (name.to_owned(), value.to_owned()))
 }
 
-/// The bytes of a path in a canonical line.
+/// Decodes the path in a canonical line; `None` if an escape is invalid.
 fn unescaped(text: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -197,13 +199,13 @@ pub fn content_digest(file: File) -> Result<[u8; 32], ListingError> {
     Ok(digest.finish())
 }
 
-/// The order of a list.
+/// Compares two paths by the order of a list.
 #[must_use]
 pub fn order(one: &[u8], other: &[u8]) -> Ordering {
     one.split(|byte| *byte == b'/').cmp(other.split(|byte| *byte == b'/'))
 }
 
-/// Reads a list, from its first entry to its last. Ends with the first error.
+/// A reader of a list, from its first entry to its last. It ends with the first error.
 pub struct Listing {
     lines: Take<BufReader<Decoder<'static, BufReader<File>>>>,
     count: u64,
@@ -214,7 +216,7 @@ impl Listing {
     /// Opens a list.
     ///
     /// # Errors
-    /// When it cannot be read, or is none.
+    /// When it cannot be read, or is not a list.
     pub fn open(file: File) -> Result<Self, ListingError> {
         let most = file.metadata()?.len().saturating_mul(MAX_RATIO).saturating_add(LEAST_TEXT);
         let lines = BufReader::new(Decoder::new(file)?).take(most);

@@ -1,14 +1,14 @@
-//! Looks single files up in a tree.
+//! Looks up single files in a tree.
 
 use super::entry::FileKind;
 use super::tree::{Place, Tree, TreeError};
 
-/// Folders are nested this deep at most where small files are visited.
+/// The deepest nesting of folders in which small files are visited.
 const MAX_DEPTH: usize = 32;
 /// The most files that are visited.
 const MAX_FILES: usize = 100_000;
 
-/// Small files of a tree that are read one after the other.
+/// The parameters and the state of a visit of small files.
 struct SmallFiles<'v> {
     limit: u64,
     skipped: &'v [&'v str],
@@ -17,7 +17,7 @@ struct SmallFiles<'v> {
 }
 
 impl Tree<'_> {
-    /// Returns whether there is anything of this name; links on the way are followed within the guest, and it may be one.
+    /// Returns whether this path exists; links on the way are followed within the guest, and the file itself may be a link.
     ///
     /// # Errors
     /// When the file system is damaged or cannot be read.
@@ -25,7 +25,7 @@ impl Tree<'_> {
         Ok(self.kind_of(path)?.is_some())
     }
 
-    /// Returns whether there is a regular file of this name, and no link to one.
+    /// Returns whether this path is a regular file, and not a link to one.
     ///
     /// # Errors
     /// When the file system is damaged or cannot be read.
@@ -42,8 +42,8 @@ impl Tree<'_> {
         Ok(Some(self.node(self.mounted((place.0, number)))?.kind()))
     }
 
-    /// Gives every regular file below a folder with at most `limit` bytes to `visit`, but for those below the folders `skipped`.
-    /// Links are not followed, and names that are no UTF-8 are left out.
+    /// Passes every regular file below a folder with at most `limit` bytes to `visit`, except those below the folders
+    /// `skipped`. Links are not followed, and names that are not UTF-8 are left out.
     ///
     /// # Errors
     /// When the file system is damaged or cannot be read.

@@ -1,14 +1,14 @@
-//! Which disk formats a file's bytes look like, whatever its name or its spec says.
+//! Recognizes the disk formats of a file's bytes, whatever its name or its spec says.
 //!
-//! A file that looks like two formats at once is how a reader that guesses is made to open host files (CVE-2024-40767
-//! and its family), so all signatures are looked for, not the first.
+//! A file that looks like two formats at once can make a reader that guesses open host files (CVE-2024-40767 and its
+//! family), so all signatures are searched for, not only the first.
 //!
 //! Sources of the offsets: QEMU's `docs/interop` for qcow2, qed and Parallels; `VMware` "Virtual Disk Format 5.0";
 //! Microsoft's VHD and VHDX specifications; UEFI 2.10 section 5.3 for GPT; ECMA-119 for ISO 9660, ECMA-167 for UDF.
 
-/// What is read from the beginning for [`find`]; the farthest signature is an optical medium's.
+/// How many bytes of the beginning [`find`] needs; the farthest signature is that of an optical medium.
 pub(super) const HEAD: usize = 64 << 10;
-/// What is read from the end: the footer of a VHD and of a DMG is the last sector.
+/// How many bytes of the end [`find`] needs: the footer of a VHD and of a DMG is the last sector.
 pub(super) const TAIL: usize = 512;
 
 /// A format whose signature was found.
@@ -18,7 +18,7 @@ pub enum Found {
     Qcow2,
     /// A partition table, as a raw disk has at its start.
     PartitionTable,
-    /// Another disk format, by the name `qemu-img` knows it by.
+    /// Another disk format, by its name in `qemu-img`.
     Disk(&'static str),
     /// An ISO 9660 or UDF medium.
     Iso,
@@ -27,7 +27,7 @@ pub enum Found {
 }
 
 impl Found {
-    /// As it is called in messages.
+    /// Returns the name for messages.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -39,23 +39,23 @@ impl Found {
     }
 }
 
-/// What a file without the signature of a disk format looks like.
+/// A guess at what a file without the signature of a disk format is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileLook {
     /// A raw disk that a BIOS boots.
     BootSector,
-    /// A page of a web server, such as one that says that there is no such file.
+    /// A page of a web server, such as one that reports a missing file.
     Page,
-    /// Text.
+    /// A text file.
     Text,
     /// An executable of Linux.
     Program,
-    /// None of these.
+    /// None of the others.
     Unknown,
 }
 
 impl FileLook {
-    /// Returns what the beginning of a file looks like.
+    /// Guesses from the beginning of a file what it is.
     pub(super) fn of(start: &[u8]) -> Self {
         let text = std::str::from_utf8(&start[..start.len().min(512)]).ok();
         let text = text.filter(|text| text.chars().all(|c| !c.is_control() || c.is_whitespace()));
@@ -117,11 +117,11 @@ const AT_END: [(&[u8], Found); 2] = [(b"conectix", Found::Disk("vpc")), (b"koly"
 /// The last two bytes of a sector that a BIOS boots.
 const BOOT_SIGNATURE: (usize, &[u8]) = (510, b"\x55\xaa");
 
-/// Every format the bytes look like, each once.
+/// Returns every format whose signature the bytes have, each once.
 ///
-/// The end is looked at only where the beginning is not qcow2's: the last sector of a qcow2 file is the guest's data,
-/// and a guest may well keep a VHD. A boot signature means something only where the beginning is qcow2's: disks, media
-/// and file systems of all kinds have one.
+/// The end is only examined if the beginning is not qcow2's: the last sector of a qcow2 file is the guest's data, and a
+/// guest may well keep a VHD. A boot signature is significant only if the beginning is qcow2's: disks, media and file
+/// systems of all kinds have one.
 pub(super) fn find(head: &[u8], tail: &[u8]) -> Vec<Found> {
     let mut found = Vec::new();
     for (at, bytes, format) in AT_START {
@@ -146,8 +146,8 @@ fn starts_at(head: &[u8], (at, bytes): (usize, &[u8])) -> bool {
     head.get(at..).is_some_and(|rest| rest.starts_with(bytes))
 }
 
-/// Whether QEMU would take this text for a vmdk descriptor, which names files of the host: it does so whatever the comments
-/// say that come before the version, and asks for none.
+/// Returns whether QEMU would take this text for a vmdk descriptor, which names files of the host: QEMU does so whatever
+/// comments precede the version, and requires none.
 fn is_vmdk_descriptor(head: &[u8]) -> bool {
     let mut lines = head.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
     let first = lines.find(|line| !line.is_empty() && !line.starts_with(b"#"));

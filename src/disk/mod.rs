@@ -1,4 +1,4 @@
-//! Disks: the untrusted base image, overlays on it, and our own read-only view of what the guest sees.
+//! Disks: the untrusted base image, overlays on it, and kiln's own read-only view of what the guest sees.
 //!
 //! ```text
 //! base file --inspect--> BaseImage --qemu_img--> overlay --(QEMU writes it)--> Chain of opened files
@@ -9,9 +9,11 @@
 //!                                                                                `- digest  sha256 of the raw disk; all of those read back
 //! ```
 //!
-//! Two rules hold everywhere here. No name that stands in an image's header is ever followed, and no QEMU tool opens a
-//! base before [`inspect`] has read its header. Sizes and offsets found in an image are checked before they are used.
+//! Two rules hold everywhere here. No name in an image's header is ever followed, and no QEMU tool opens a base before
+//! [`inspect`] has read its header. Sizes and offsets found in an image are checked before they are used.
 
+mod as_booted;
+pub mod as_mounted;
 mod boot_entry;
 mod bytes;
 pub mod chain;
@@ -22,18 +24,22 @@ pub mod entry;
 pub(crate) mod expected_mount;
 pub mod ext4;
 pub mod fat;
+mod file_writer;
 pub mod gap;
 pub(crate) mod guest_files;
+pub mod header_error;
 pub mod identity;
 pub mod inspect;
 mod inventory;
 pub mod listing;
 mod lookup;
 pub(crate) mod magic;
+mod mbr;
 mod mount;
 pub mod os_release;
 pub mod packages;
 pub mod partition;
+pub mod partition_table;
 mod pieces;
 mod probe;
 pub mod qcow2;

@@ -1,7 +1,7 @@
-//! Mounts on a root what the guest that boots from it mounts, and finds what is missing.
+//! Mounts on a root the file systems that a guest mounts when it boots from it, and finds what is missing.
 //!
-//! Sources: fstab(5) and systemd-fstab-generator(8), systemd.mount(5), systemd-gpt-auto-generator(8). A mount point of
-//! the table is mounted after those that it lies on, whatever the order of the lines.
+//! Sources: fstab(5) and systemd-fstab-generator(8), systemd.mount(5), systemd-gpt-auto-generator(8). A mount point of the
+//! table is mounted after those that contain it, whatever the order of the lines.
 
 use super::boot_entry::BootEffects;
 use super::gap::{TreeGap, VolumeKind};
@@ -9,14 +9,18 @@ use super::guest_files::TreeFiles;
 use super::inventory::{DiskVolume, VolumeAccess, may_be_hidden};
 use super::partition::PartitionRole;
 use super::tree::{Tree, TreeError};
-use crate::wire::boot_mounts::{BootMount, BootPlan, ESP_TARGETS, MountPolicy, TooManyUnits, read_boot_plan};
-use crate::wire::fstab::{self, DeviceName, FstabCover, FstabEntry};
+use crate::wire::boot_mount::FstabCover;
+use crate::wire::boot_mount::{BootMount, MountPolicy};
+use crate::wire::boot_mounts::{BootPlan, ESP_TARGETS, read_boot_plan};
+use crate::wire::device_name::DeviceName;
+use crate::wire::fstab::{self, FstabEntry};
+use crate::wire::mount_unit::TooManyUnits;
 
-/// A table of mounts is a page of text, bytes.
+/// The largest table of mounts in bytes. A table is usually a page of text.
 pub(super) const MAX_TABLE: u64 = 1 << 20;
 /// The most mounts that are planned.
 const MAX_MOUNTS: usize = 4096;
-/// What may have a partition mounted that nothing else names.
+/// The types of partitions that are mounted without being named, and their mount points.
 const BY_TYPE: [(PartitionRole, &[u8]); 6] = [
     (PartitionRole::Usr, b"/usr"),
     (PartitionRole::Home, b"/home"),
@@ -25,7 +29,7 @@ const BY_TYPE: [(PartitionRole, &[u8]); 6] = [
     (PartitionRole::VarTmp, b"/var/tmp"),
     (PartitionRole::ExtendedBoot, b"/boot"),
 ];
-/// Where generators replace those of systemd (systemd.generator(7)).
+/// The folders in which generators replace those of systemd (systemd.generator(7)).
 const GENERATOR_FOLDERS: [&str; 2] = ["/etc/systemd/system-generators", "/usr/local/lib/systemd/system-generators"];
 
 /// A mount that the guest makes.
@@ -41,14 +45,14 @@ struct PlannedMount {
 /// Mounts everything that the guest mounts.
 ///
 /// # Errors
-/// When what says so cannot be read, or is more than kiln reads.
+/// When the files that determine the mounts cannot be read, or are larger than kiln reads.
 pub(super) fn mount_all<'c>(
     tree: &mut Tree<'c>,
     volumes: &mut [DiskVolume<'c>],
     effects: &BootEffects,
 ) -> Result<(), TreeError> {
     let table = tree.read("/etc/fstab", MAX_TABLE)?.unwrap_or_default();
-    // Units are in /usr, so that comes first.
+    // Units are in /usr, which is therefore mounted first.
     let usr = fstab::mounts(&table).into_iter().filter(|mount| mount.target == b"/usr");
     mount_usr(tree, volumes, usr.map(PlannedMount::from).collect(), effects);
     let BootPlan { mut mounts, masked } = read_plan(tree, &table)?;
@@ -81,19 +85,19 @@ pub(super) fn mount_all<'c>(
     Ok(())
 }
 
-/// Reads what the files of a tree say of the mounts of a boot.
+/// Reads the mounts of a boot from the files of a tree.
 fn read_plan(tree: &Tree<'_>, table: &[u8]) -> Result<BootPlan, TreeError> {
     let files = TreeFiles::new(tree, MAX_TABLE);
     let plan = read_boot_plan(&files, table).map_err(|TooManyUnits| TreeError::TooMuch("more mount units"));
     files.into_failure().map_or(plan, Err)
 }
 
-/// Returns whether the administrator has masked or replaced what mounts partitions for their types.
+/// Returns whether the administrator has masked or replaced the generator that mounts partitions by their types.
 fn is_generator_replaced(tree: &Tree<'_>) -> bool {
     GENERATOR_FOLDERS.iter().any(|folder| tree.has_name(folder, b"systemd-gpt-auto-generator"))
 }
 
-/// Adds a gap for all that the boot entry says of the tree and kiln does not apply.
+/// Adds a gap for each option of the boot entry that changes the tree and that kiln does not apply.
 fn add_boot_gaps(tree: &mut Tree<'_>, effects: &BootEffects) -> Result<(), TreeError> {
     let has_option = effects.unapplied.iter().any(|option| option.starts_with("ostree="));
     if !has_option && tree.has_directory("/ostree/deploy")? {
@@ -104,7 +108,7 @@ fn add_boot_gaps(tree: &mut Tree<'_>, effects: &BootEffects) -> Result<(), TreeE
 }
 
 impl PlannedMount {
-    /// Returns a mount of a whole file system, without which no boot succeeds.
+    /// Plans the mount of a whole file system without which a boot fails.
     fn required(device: DeviceName, target: &[u8]) -> Self {
         Self { device, target: target.to_vec(), policy: MountPolicy::Required, is_part: false }
     }
@@ -116,13 +120,13 @@ impl From<FstabEntry> for PlannedMount {
     }
 }
 
-/// Returns how many directories a mount point lies in, links followed.
+/// Returns how many directories a mount point is nested in, with links resolved.
 fn depth(tree: &Tree<'_>, target: &[u8]) -> usize {
     let path = tree.canonical(target).unwrap_or_else(|| target.to_vec());
     path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).count()
 }
 
-/// Mounts `/usr`: the boot entry comes before the table, since the initrd has mounted it before the table is read.
+/// Mounts `/usr`: the boot entry takes precedence over the table, since the initrd mounts `/usr` before the table is read.
 fn mount_usr<'c>(
     tree: &mut Tree<'c>,
     volumes: &mut [DiskVolume<'c>],
@@ -148,8 +152,8 @@ fn find_undecided(volumes: &[DiskVolume<'_>], mount: &BootMount) -> Option<TreeG
     Some(TreeGap::Undecided { volume, target: mount.target.clone(), reason })
 }
 
-/// Returns the mounts that the types of partitions ask for, where nothing else names the mount point and its directory is
-/// empty. Masked units are not started.
+/// Returns the mounts that the types of partitions imply, if nothing else names the mount point and its directory is empty.
+/// Masked units are not started.
 fn find_typed(
     tree: &mut Tree<'_>,
     volumes: &mut [DiskVolume<'_>],
@@ -195,7 +199,7 @@ fn plan_typed(volumes: &[DiskVolume<'_>], role: PartitionRole, target: &[u8]) ->
     Some(PlannedMount::required(DeviceName::Partition(number), target))
 }
 
-/// Mounts what a name stands for, or says what is missing.
+/// Mounts the volume that a mount names, or adds the gap of what is missing.
 fn mount_planned<'c>(tree: &mut Tree<'c>, volumes: &mut [DiskVolume<'c>], mount: &PlannedMount) {
     if mount.policy == MountPolicy::Manual {
         return;
@@ -220,8 +224,8 @@ fn mount_planned<'c>(tree: &mut Tree<'c>, volumes: &mut [DiskVolume<'c>], mount:
     }
 }
 
-/// Returns the gap of a mount whose device is on no partition. A guest boots without an optional one, unless what kiln does
-/// not read has it.
+/// Returns the gap of a mount whose device is on no partition. A guest boots without an optional one, unless a volume that
+/// kiln does not read contains it.
 fn find_unanswered(volumes: &[DiskVolume<'_>], mount: &PlannedMount) -> Option<TreeGap> {
     let is_missing = mount.policy == MountPolicy::Required || may_be_hidden(volumes);
     is_missing.then(|| TreeGap::Unanswered { source: mount.device.to_string(), target: mount.target.clone() })
@@ -258,8 +262,8 @@ fn mount_esp<'c>(tree: &mut Tree<'c>, volumes: &mut [DiskVolume<'c>], planned: &
     }
 }
 
-/// Adds a gap for everything that nothing mounts. What other file systems may be inside of is left out if one of those is
-/// missing, and ZFS mounts itself.
+/// Adds a gap for every volume that nothing mounts. Volumes that may contain other file systems are left out if one of those
+/// is missing, and ZFS mounts itself.
 fn find_left_over(tree: &mut Tree<'_>, volumes: &[DiskVolume<'_>]) {
     let is_missing = tree.gaps().iter().any(|gap| matches!(gap, TreeGap::Unanswered { .. }));
     let left = volumes.iter().filter(|volume| volume.is_mountable() && !volume.is_used());

@@ -1,14 +1,14 @@
-//! Which distribution a guest is, by its `/etc/os-release`.
+//! Identifies the distribution of a guest, by its `/etc/os-release`.
 
 use super::tree::{Tree, TreeError};
 
-/// The file is a page of text, bytes.
+/// The largest os-release file in bytes. It is usually a page of text.
 const LIMIT: u64 = 64 << 10;
 
-/// What os-release(5) says.
+/// The fields of os-release(5).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Os {
-    /// `ID`: `debian`, `ubuntu`, `alpine`; `linux` where it says nothing.
+    /// `ID`: `debian`, `ubuntu`, `alpine`; `linux` if it is missing.
     pub id: String,
     /// `VERSION_ID`; may be empty.
     pub version: String,
@@ -16,7 +16,7 @@ pub struct Os {
     pub name: String,
 }
 
-/// The distribution of a tree, if it says which.
+/// Reads the distribution of a tree; `None` if it has no os-release file.
 ///
 /// # Errors
 /// When the file system is damaged or cannot be read.
@@ -29,7 +29,7 @@ pub fn os(tree: &Tree<'_>) -> Result<Option<Os>, TreeError> {
     Ok(None)
 }
 
-/// Reads its assignments.
+/// Parses the assignments of an os-release file.
 #[must_use]
 pub fn parse(text: &[u8]) -> Os {
     let text = String::from_utf8_lossy(text);
@@ -43,7 +43,7 @@ pub(super) fn value(text: &str, key: &str) -> Option<String> {
     lines.next().map(unquoted)
 }
 
-/// A value as a shell takes it, of which only quotes and backslashes are allowed.
+/// Removes the quotes and backslashes from a value, as a shell does; nothing else needs to be expanded.
 fn unquoted(value: &str) -> String {
     let value = value.trim();
     if let Some(plain) = value.strip_prefix('\'').and_then(|value| value.strip_suffix('\'')) {

@@ -1,7 +1,7 @@
 //! The packages installed in a guest, from the databases of dpkg, apk and rpm.
 //!
 //! Sources: deb-control(5) and dpkg's `status` file; the Alpine wiki's "Apk spec" for `installed`; rpm(8) for queries, since
-//! its database is in one of three formats that nobody else reads.
+//! its database has one of three formats that only rpm reads.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,51 +13,52 @@ use crate::wire::mounts::RPM_DATABASES;
 
 pub mod version;
 
-/// A database of ten thousand packages has some 15 MB.
+/// The largest database in bytes. One of ten thousand packages has some 15 MB.
 pub const MAX_DATABASE: u64 = 64 << 20;
-/// How much of a package's stanza is read, bytes. Those of kernels have some 10 KB.
+/// The longest part of a package's stanza that is read, in bytes. Those of kernels have some 10 KB.
 const MAX_STANZA: usize = 1 << 20;
 
-/// What `rpm -qa --queryformat` is to say of each package, for [`parse`].
+/// The `--queryformat` of `rpm -qa`, for [`parse`].
 pub const RPM_FORMAT: &str = r"%{NAME}\t%|EPOCH?{%{EPOCH}:}|%{VERSION}-%{RELEASE}\t%{ARCH}\n";
 
 /// The database of dpkg.
 pub(crate) const DPKG_STATUS: &str = "/var/lib/dpkg/status";
-/// Where dpkg notes changes until it writes them into [`DPKG_STATUS`]; one that was killed leaves them there.
+/// The folder in which dpkg stores changes until it writes them into [`DPKG_STATUS`]; a dpkg that was killed leaves them
+/// there.
 pub(crate) const DPKG_UPDATES: &str = "/var/lib/dpkg/updates";
-/// Where images without dpkg itself have a stanza in a file for each package.
+/// The folder in which images without dpkg itself have a stanza for each package, each in a file.
 const DPKG_STATUS_FOLDER: &str = "/var/lib/dpkg/status.d";
-/// The most of these files that are read.
+/// The most files of [`DPKG_STATUS_FOLDER`] that are read.
 const MAX_STATUS_FILES: usize = 10_000;
 /// The database of apk.
 pub(crate) const APK_INSTALLED: &str = "/lib/apk/db/installed";
-/// The same where `/lib` is in `/usr`, and the link to it is missing.
+/// The database of apk if `/lib` is in `/usr`, and the link to it is missing.
 const APK_INSTALLED_MERGED: &str = "/usr/lib/apk/db/installed";
 
 /// An installed package.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Package {
-    /// Its name.
+    /// The name of the package.
     pub name: String,
-    /// In the form of its package manager.
+    /// The version in the form of its package manager.
     pub version: String,
-    /// Likewise: `amd64`, `x86_64`, `all`.
+    /// The architecture in the form of its package manager: `amd64`, `x86_64`, `all`.
     pub arch: String,
 }
 
-/// The format of packages; how their versions are ordered depends on it.
+/// The format of packages; it determines how their versions are ordered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PackageType {
-    /// Of dpkg.
+    /// A package of dpkg.
     Deb,
-    /// Of apk.
+    /// A package of apk.
     Apk,
-    /// Of rpm.
+    /// A package of rpm.
     Rpm,
 }
 
 impl PackageType {
-    /// As purl-spec has it, and the manifest.
+    /// Returns the name as in purl-spec, and in the manifest.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -67,7 +68,7 @@ impl PackageType {
         }
     }
 
-    /// The type of this name.
+    /// Returns the type with this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         [PackageType::Deb, PackageType::Apk, PackageType::Rpm].into_iter().find(|kind| kind.name() == name)
@@ -77,9 +78,9 @@ impl PackageType {
 /// The packages of one database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PackageDatabase {
-    /// Of which type all of them are.
+    /// The type of all packages.
     pub kind: PackageType,
-    /// Sorted.
+    /// The packages, sorted.
     pub packages: Vec<Package>,
 }
 
@@ -100,8 +101,8 @@ const UNREAD_MANAGERS: [(&str, &str); 13] = [
     ("eopkg", "/var/lib/eopkg/package"),
 ];
 
-/// Reads every package database of dpkg and apk that lists a package. A guest may have several, and an empty one says
-/// nothing about the others. For those of rpm see [`has_rpm_database`], for all others [`unread_managers`].
+/// Reads every package database of dpkg and apk that lists a package. A guest may have several, and an empty one does not
+/// exclude others. For those of rpm see [`has_rpm_database`], for all others [`unread_managers`].
 ///
 /// # Errors
 /// When the file system is damaged or cannot be read.
@@ -119,7 +120,7 @@ pub fn read_databases(tree: &Tree<'_>) -> Result<Vec<PackageDatabase>, TreeError
     Ok(databases.filter(|database| !database.packages.is_empty()).collect())
 }
 
-/// Appends the changes that dpkg has noted since it wrote its database, in their order.
+/// Appends the changes that dpkg has stored since it wrote its database, in their order.
 fn append_updates(tree: &Tree<'_>, text: &mut Vec<u8>) -> Result<(), TreeError> {
     let mut names = tree.names(DPKG_UPDATES)?.unwrap_or_default();
     names.retain(|name| !name.is_empty() && name.iter().all(u8::is_ascii_digit));
@@ -132,7 +133,7 @@ fn append_updates(tree: &Tree<'_>, text: &mut Vec<u8>) -> Result<(), TreeError> 
     Ok(())
 }
 
-/// Reads the stanzas of images that were assembled without dpkg. They have no status: what is there is installed.
+/// Reads the stanzas of images that were assembled without dpkg. They have no status: every listed package is installed.
 fn read_status_folder(tree: &Tree<'_>) -> Result<Vec<Package>, TreeError> {
     let mut packages = Vec::new();
     let names = tree.names(DPKG_STATUS_FOLDER)?.unwrap_or_default();
@@ -144,7 +145,7 @@ fn read_status_folder(tree: &Tree<'_>) -> Result<Vec<Package>, TreeError> {
     Ok(packages)
 }
 
-/// Returns the package managers that have a database in this tree which nobody reads.
+/// Returns the package managers that have a database in this tree which kiln does not read.
 ///
 /// # Errors
 /// When the file system is damaged or cannot be read.
@@ -162,7 +163,7 @@ pub fn unread_managers(tree: &Tree<'_>) -> Result<Vec<&'static str>, TreeError> 
     Ok(found)
 }
 
-/// Returns what a list of packages lacks because nobody has read the database of this manager.
+/// Describes what a list of packages lacks because the database of this manager is not read.
 #[must_use]
 pub fn missing_packages(manager: &str) -> String {
     match manager {
@@ -196,7 +197,7 @@ pub fn parse(kind: PackageType, text: &[u8]) -> PackageDatabase {
     PackageDatabase { kind, packages }
 }
 
-/// Returns what is between empty lines, as text.
+/// Returns the text between empty lines, as strings.
 fn stanzas(text: &[u8]) -> impl Iterator<Item = Cow<'_, str>> {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -231,8 +232,8 @@ fn dpkg_package(stanza: &str) -> Option<Package> {
     })
 }
 
-/// Returns whether dpkg has unpacked files of the package and not removed them. That is so in every state but two
-/// (dpkg(1), "Package states"), also after an installation that stopped half way.
+/// Returns whether dpkg has unpacked files of the package and not removed them. That is so in every state but two (dpkg(1),
+/// "Package states"), also after an installation that was interrupted.
 fn is_on_disk(stanza: &str) -> bool {
     let status = dpkg_field(stanza, "Status:").unwrap_or_default();
     status.split_whitespace().nth(2).is_some_and(|state| !matches!(state, "not-installed" | "config-files"))
@@ -244,7 +245,8 @@ fn apk_package(stanza: &str) -> Option<Package> {
     Some(Package { name: field("P:")?, version: field("V:")?, arch: field("A:")? })
 }
 
-/// Lines of three fields. Keys that packages are signed with are in the database too, as packages of no architecture.
+/// Parses lines of three fields. Keys that packages are signed with are in the database too, as packages without an
+/// architecture.
 fn rpm(text: &str) -> Vec<Package> {
     let package = |line: &str| {
         let mut fields = line.split('\t').map(str::to_owned);
@@ -255,7 +257,7 @@ fn rpm(text: &str) -> Vec<Package> {
     text.lines().filter_map(package).collect()
 }
 
-/// Returns the value of a field, whose name is the same in capitals (deb822(5)).
+/// Returns the value of a field, whose name is case-insensitive (deb822(5)).
 fn dpkg_field(stanza: &str, key: &str) -> Option<String> {
     let value = |line: &str| {
         let (name, value) = line.split_at_checked(key.len())?;

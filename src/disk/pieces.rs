@@ -1,13 +1,13 @@
-//! Disks cut into pieces, of which those count that have data in any of the disks.
+//! Cuts disks into pieces, and selects those that have data in any of the disks.
 
 use std::ops::Range;
 
 use super::chain::{Chain, ChainError};
 
-/// Bytes of a piece: a block of the formats with the largest ones.
+/// The size of a piece in bytes: a block of the formats with the largest blocks.
 pub(super) const PIECE: usize = 1 << 20;
 
-/// Where the pieces with data begin, in order.
+/// The offsets of the pieces with data, in order.
 pub(super) struct Pieces<'a> {
     disks: Vec<Ahead<'a>>,
     at: u64,
@@ -20,14 +20,14 @@ struct Ahead<'a> {
 }
 
 impl<'a> Pieces<'a> {
-    /// Of these disks.
+    /// Creates the pieces of these disks.
     pub fn new(disks: &[&'a Chain]) -> Self {
         Self { disks: disks.iter().map(|disk| Ahead { disk, data: 0..0 }).collect(), at: 0 }
     }
 }
 
 impl Iterator for Pieces<'_> {
-    /// Or which of the disks cannot be read, and why.
+    /// The offset of a piece, or the index of the disk that cannot be read, and the error.
     type Item = Result<u64, (usize, ChainError)>;
 
     fn next(&mut self) -> Option<Self::Item> {

@@ -1,22 +1,24 @@
-//! Recognizes by their superblocks what kiln does not read: which kind it is, and the names by which a guest mounts it.
+//! Recognizes the volumes that kiln does not read by their superblocks: their kinds, and the names by which a guest mounts
+//! them.
 //!
-//! Nothing here is trusted beyond that: a guest may have written any of it.
+//! The superblocks are not trusted beyond that: a guest may have written them.
 
 use super::bytes::{le16, le32, le64, uuid};
 use super::chain::{Chain, ChainError};
 use super::gap::VolumeKind;
-use super::partition::{Partition, PartitionKind, has_gpt};
+use super::mbr::has_gpt;
+use super::partition::{Partition, PartitionKind};
 use super::sparse::is_zero;
 
-/// The last superblock that is looked for, the uberblocks of ZFS, ends here.
+/// How many bytes of a partition are examined: the last superblock, the uberblocks of ZFS, ends here.
 const HEAD: u64 = 256 << 10;
 
-/// What was recognized on a partition.
+/// The recognized content of a partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ProbedContent {
-    /// Zeroes, at its beginning at least.
+    /// Zeroes, at least at the beginning.
     Empty,
-    /// What begins with a superblock of this kind.
+    /// Content that begins with a superblock of this kind.
     Known(ProbedVolume),
     /// Other data.
     Unknown,
@@ -26,7 +28,7 @@ pub(super) enum ProbedContent {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ProbedVolume {
     pub(super) kind: VolumeKind,
-    /// `UUID=` in fstab(5), in lower case; empty where it is not known.
+    /// The UUID as in `UUID=` of fstab(5), in lower case; empty if it is not known.
     pub(super) uuid: String,
     /// `LABEL=` in fstab(5); may be empty.
     pub(super) label: Vec<u8>,
@@ -38,15 +40,15 @@ impl ProbedContent {
     }
 }
 
-/// Where a superblock is and what it says.
+/// The description of a superblock: its offset and the fields in it.
 struct Superblock {
     kind: VolumeKind,
-    /// Where the magic bytes are, from the beginning of the partition.
+    /// The offset of the magic bytes from the beginning of the partition.
     at: usize,
     magic: &'static [u8],
-    /// Where the 16 bytes of the UUID are.
+    /// The offset of the 16 bytes of the UUID.
     uuid: Option<usize>,
-    /// Where the label is and its longest length.
+    /// The offset of the label and its longest length.
     label: Option<(usize, usize)>,
 }
 
@@ -63,11 +65,11 @@ const fn named(
     Superblock { kind, at: magic.0, magic: magic.1, uuid: Some(uuid), label }
 }
 
-/// Those that a new ext4 or FAT file system overwrites: where they are found, there is nothing else.
+/// Superblocks that a new ext4 or FAT file system overwrites: if one is found, the partition contains nothing else.
 const STRONG: [Superblock; 14] = [
     // fs/xfs/libxfs/xfs_format.h: struct xfs_dsb.
     named(VolumeKind::Xfs, (0, b"XFSB"), 32, Some((108, 12))),
-    // LUKS2 On-Disk Format Specification: both versions begin alike; the UUID is text and read apart.
+    // LUKS2 On-Disk Format Specification: both versions begin alike; the UUID is a string, which is read separately.
     plain(VolumeKind::Luks, 0, b"LUKS\xba\xbe"),
     // LVM2, lib/format_text/layout.h: struct label_header, in one of the first four sectors.
     plain(VolumeKind::Lvm, 0, b"LABELONE"),
@@ -86,11 +88,11 @@ const STRONG: [Superblock; 14] = [
     plain(VolumeKind::Exfat, 3, b"EXFAT   "),
     // fs/erofs/erofs_fs.h: struct erofs_super_block at 1024.
     named(VolumeKind::Erofs, (1024, b"\xe2\xe1\xf5\xe0"), 1024 + 48, Some((1024 + 64, 16))),
-    // include/linux/f2fs_fs.h: struct f2fs_super_block at 1024. Its label is UTF-16 and read apart.
+    // include/linux/f2fs_fs.h: struct f2fs_super_block at 1024. Its label is UTF-16, which is read separately.
     named(VolumeKind::F2fs, (1024, b"\x10\x20\xf5\xf2"), 1024 + 108, None),
 ];
 
-/// Those that may be left over from before: an ext4 or FAT file system that is there counts more.
+/// Superblocks that may be left over from earlier content: an ext4 or FAT file system takes precedence over them.
 const WEAK: [Superblock; 9] = [
     // Btrfs on-disk format, "Superblock", at 64 KiB.
     named(VolumeKind::Btrfs, (0x1_0040, b"_BHRfS_M"), 0x1_0020, Some((0x1_012b, 256))),
@@ -119,8 +121,8 @@ const WEAK: [Superblock; 9] = [
     ),
 ];
 
-/// Recognizes what is on a partition. An ext4 or FAT file system is not recognized here, and counts more than what
-/// [`is_strong`] does not hold of.
+/// Recognizes the content of a partition. An ext4 or FAT file system is not recognized here, and takes precedence over kinds
+/// for which [`is_strong`] is false.
 ///
 /// # Errors
 /// When the disk cannot be read.
@@ -147,7 +149,7 @@ pub(super) fn probe(disk: &Chain, partition: &Partition) -> Result<ProbedContent
     })
 }
 
-/// Returns whether a superblock of this kind is overwritten when an ext4 or FAT file system is made.
+/// Returns whether a superblock of this kind is overwritten when an ext4 or FAT file system is created.
 pub(super) fn is_strong(kind: VolumeKind) -> bool {
     kind == VolumeKind::ExternalJournal || STRONG.iter().any(|superblock| superblock.kind == kind)
 }
@@ -164,7 +166,7 @@ impl Superblock {
         };
         let label = match self.kind {
             VolumeKind::F2fs => utf16(head, 1024 + 124, 512),
-            // LUKS2 alone has one; in LUKS1 the name of the cipher begins at byte 8 and fills the place with zeroes.
+            // Only LUKS2 has a label; in LUKS1 the name of the cipher begins at byte 8 and fills the place with zeroes.
             VolumeKind::Luks if head.get(6..8) == Some(&[0, 2]) => text(head, 24, 48),
             _ => self.label.and_then(|(at, length)| text(head, at, length)),
         };
@@ -173,13 +175,13 @@ impl Superblock {
 }
 
 impl ProbedVolume {
-    /// Returns one whose names are not known.
+    /// Creates a volume whose UUID and label are not known.
     pub(super) fn unnamed(kind: VolumeKind) -> Self {
         Self { kind, uuid: String::new(), label: Vec::new() }
     }
 }
 
-/// Returns the text in a field that is filled up with zeroes.
+/// Returns the string in a field that is padded with zeroes.
 fn text(head: &[u8], at: usize, length: usize) -> Option<String> {
     let field = head.get(at..at + length)?;
     let end = field.iter().position(|byte| *byte == 0).unwrap_or(length);
@@ -191,7 +193,7 @@ fn utf16(head: &[u8], at: usize, units: usize) -> Option<String> {
     Some(char::decode_utf16(units.take_while(|unit| *unit != 0)).map(|c| c.unwrap_or('\u{fffd}')).collect())
 }
 
-/// Returns whether an ext2, ext3 or ext4 superblock is there, readable or not (`s_magic`).
+/// Returns whether there is the superblock of an ext2, ext3 or ext4, readable or not (`s_magic`).
 fn has_extended_magic(head: &[u8]) -> bool {
     le16(head, 1024 + 0x38) == Some(0xef53)
 }
@@ -201,14 +203,14 @@ fn is_external_journal(head: &[u8]) -> bool {
     has_extended_magic(head) && le32(head, 1024 + 0x60).is_some_and(|features| features & 0x8 != 0)
 }
 
-/// Reads `s_uuid` and `s_volume_name`, which are where they are whatever the features of the file system.
+/// Reads `s_uuid` and `s_volume_name`, whose offsets do not depend on the features of the file system.
 fn read_ext4_names(head: &[u8]) -> ProbedVolume {
     let id = head.get(1024 + 0x68..).and_then(|bytes| bytes.first_chunk().copied()).map(uuid);
     let label = text(head, 1024 + 0x78, 16).unwrap_or_default().into_bytes();
     ProbedVolume { kind: VolumeKind::Ext4, uuid: id.unwrap_or_default(), label }
 }
 
-/// Returns whether the ring of uberblocks in the first label has one (ZFS on-disk specification, 1.3;
+/// Returns whether the ring of uberblocks in the first label contains an uberblock (ZFS on-disk specification, 1.3;
 /// `UBERBLOCK_MAGIC`), in either byte order.
 fn has_uberblock(head: &[u8]) -> bool {
     const MAGIC: u64 = 0x00ba_b10c;

@@ -1,9 +1,9 @@
-//! `qemu-img`, typed: converts a finished chain into an output file.
+//! A typed interface to `qemu-img`, which converts a finished chain to an output file.
 //!
-//! Every file is named with its driver, in a complete block graph, so nothing is probed and no name in a header is
-//! followed. A guest that writes a qcow2 header into its raw disk gains nothing (CVE-2026-24708): a raw layer stays
-//! raw, and nothing here ever resizes an image in place. The child is [`walled`]: it reaches the files of the graph and the
-//! target's folder, and nothing else of this host. Dropping the future kills it.
+//! Every file is named with its driver, in a complete block graph, so nothing is probed and no name in a header is followed.
+//! A guest that writes a qcow2 header into its raw disk gains nothing (CVE-2026-24708): a raw layer stays raw, and nothing
+//! here ever resizes an image in place. The child is [`walled`]: it reaches the files of the graph and the target's folder,
+//! and nothing else of this host. Dropping the future kills it.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -25,75 +25,77 @@ use super::chain::{Chain, Layer};
 
 const PROGRAM: &str = "qemu-img";
 
-/// What `qemu-img` may map, without the files: ten times what was seen, for hosts with many more processors.
+/// The address space of `qemu-img` without its files, in bytes: ten times the observed size, for hosts with many more
+/// processors.
 const ADDRESS_SPACE: u64 = 8 << 30;
-/// Tables and their caches, for each file.
+/// The address space for the tables of each file and their caches, in bytes.
 const ADDRESS_SPACE_PER_FILE: u64 = 128 << 20;
-/// More than the tables of an empty qcow2 file take; those of a full one take less than a thousandth of its clusters.
+/// The allowance for tables in bytes: more than those of an empty qcow2 file; those of a full one take less than a
+/// thousandth of its clusters.
 const LEAST_FILE: u64 = 16 << 20;
 
 /// A file of a block graph, by name: `qemu-img` opens it itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Image<'a> {
-    /// Where it is.
+    /// The path of the file.
     pub path: &'a Path,
-    /// Stated, never guessed.
+    /// The format, as stated by the caller; it is never guessed.
     pub format: DiskFormat,
 }
 
-/// What [`convert`] is to write.
+/// The output of [`convert`].
 #[derive(Debug, Clone, Copy)]
 pub struct Target<'a> {
-    /// Where to; a file that is there already is overwritten.
+    /// The path of the output; an existing file is overwritten.
     pub path: &'a Path,
-    /// In which format.
+    /// The format of the output.
     pub format: DiskFormat,
-    /// Of its clusters; a raw file has none.
+    /// The compression of its clusters; a raw file has none.
     pub compression: Compression,
-    /// Bytes of the disk, whole sectors, where the chain has more of them.
+    /// The size of the disk in bytes, whole sectors, if the chain is larger.
     pub size: Option<u64>,
 }
 
-/// `qemu-img` did not do it.
+/// The error of a `qemu-img` run.
 #[derive(Debug, thiserror::Error)]
 pub enum QemuImgError {
-    /// It is not there, or cannot be started.
+    /// `qemu-img` is missing, or cannot be started.
     #[error("cannot start {PROGRAM}")]
     Start(#[source] io::Error),
-    /// Waiting for it failed.
+    /// Waiting for `qemu-img` failed.
     #[error("lost {PROGRAM}")]
     Wait(#[source] io::Error),
-    /// A path that cannot stand in a JSON text.
+    /// A path is not valid UTF-8, so that it cannot be passed as JSON.
     #[error("the path {} is not UTF-8, which {PROGRAM} needs", .0.display())]
     Path(PathBuf),
     /// The disk of this host is full, or a limit or quota is reached.
     #[error("no space for {}: {stderr}{}", .path.display(), room(*.need, *.have))]
     NoSpace {
-        /// What was being written.
+        /// The file that was being written.
         path: PathBuf,
-        /// What it may need at most, where that is known.
+        /// The space that it may need at most, if known.
         need: Option<ByteSize>,
-        /// What is free now, where that is known.
+        /// The space that is free now, if known.
         have: Option<ByteSize>,
-        /// What `qemu-img` said.
+        /// The output of `qemu-img`.
         stderr: String,
     },
-    /// No file there can be as large as the disk.
+    /// The file system does not allow files as large as the disk.
     #[error("a raw disk of {size} is larger than any file can be in {}", folder.display())]
     TooLarge {
-        /// Where it should be.
+        /// The folder of the file.
         folder: PathBuf,
-        /// Of the disk.
+        /// The size of the disk.
         size: ByteSize,
     },
-    /// Anything else.
+    /// `qemu-img` failed for any other reason.
     #[error("{PROGRAM} {verb} ended with {status}: {stderr}")]
     Failed {
-        /// Which of its commands.
+        /// The subcommand of `qemu-img`.
         verb: &'static str,
-        /// How it ended.
+        /// How the process ended.
         status: String,
-        /// The end of what it said.
+        /// The end of its output.
         stderr: String,
     },
 }
@@ -126,10 +128,10 @@ impl Fault for QemuImgError {
     }
 }
 
-/// Converts the disk of a chain, top first, to one file. `progress` is told fractions from 0 to 1. Dropping the future
-/// kills `qemu-img` and leaves a part of the file behind; a failure leaves none.
+/// Converts the disk of a chain, top first, to one file. `progress` is called with fractions from 0 to 1. Dropping the
+/// future kills `qemu-img` and leaves an incomplete file behind; a failure leaves none.
 ///
-/// The same disk gives the same bytes: that rules out `-W`, which writes clusters in the order they get ready.
+/// The same disk gives the same bytes: that rules out `-W`, which writes clusters in the order in which they are ready.
 ///
 /// # Errors
 /// When `qemu-img` is missing or fails, or the disk is full.
@@ -141,7 +143,7 @@ pub async fn convert(chain: &[Image<'_>], target: Target<'_>, progress: impl FnM
         check_fits(folder, size)?;
     }
     let mut command = walled(PROGRAM, wall(chain, folder, size).map_err(QemuImgError::Start)?);
-    // 16 coroutines are what -m allows; compression is done in threads, one for each.
+    // -m allows 16 coroutines; each compresses in a thread of its own.
     command.args(["convert", "-p", "-m", "16", "-O"]).args(target_options(target.format, target.compression));
     let mut graph = graph(chain)?;
     if let Some(size) = target.size {
@@ -150,13 +152,13 @@ pub async fn convert(chain: &[Image<'_>], target: Target<'_>, progress: impl FnM
     command.arg(format!("json:{graph}")).arg(target.path);
     let run = run(command, "convert", progress).await;
     if !run.as_ref().is_ok_and(|run| run.status.success()) {
-        // Before the free space is looked at. It may not even exist; what matters is the first error.
+        // The file is removed before the free space is determined. It may not even exist; only the first error matters.
         let _ = std::fs::remove_file(target.path);
     }
     run?.check(target.path, Some(ByteSize(chain.iter().map(|image| allocated(image.path)).sum())))
 }
 
-/// What stands around a conversion of this disk.
+/// Creates the sandbox of a conversion of this disk.
 fn wall(chain: &[Image<'_>], folder: &Path, size: u64) -> io::Result<Wall> {
     let allowed = Allowed {
         read: chain.iter().map(|image| image.path).collect(),
@@ -167,17 +169,18 @@ fn wall(chain: &[Image<'_>], folder: &Path, size: u64) -> io::Result<Wall> {
     Wall::new(PROGRAM, &allowed)
 }
 
-/// Size of the disk; 0 where the top is not what it is said to be, which `qemu-img` will say better.
+/// Returns the size of the disk; 0 if the top does not have its declared format, for which `qemu-img` gives the better
+/// error.
 fn disk_size(chain: &[Image<'_>]) -> u64 {
     let top = chain.first().and_then(|top| Some(Layer { file: File::open(top.path).ok()?, format: top.format }));
     top.and_then(|top| Chain::open(vec![top]).ok()).map_or(0, |disk| disk.virtual_size())
 }
 
-/// Refuses a raw disk that is larger than any file can be in this folder (4 GiB on FAT, 16 TiB on ext4). Nothing is
-/// written: beyond that size a file cannot even be positioned. What else is wrong with the folder shows when it is used.
+/// Refuses a raw disk that is larger than any file can be in this folder (4 GiB on FAT, 16 TiB on ext4). Nothing is written:
+/// beyond that size a file cannot even be positioned. Other errors of the folder are reported when it is used.
 ///
 /// # Errors
-/// When it is.
+/// When the disk is too large.
 pub fn check_fits(folder: &Path, size: u64) -> Result<(), QemuImgError> {
     match tempfile::tempfile_in(folder).and_then(|mut file| file.seek(SeekFrom::Start(size))) {
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
@@ -200,7 +203,7 @@ fn target_options(format: DiskFormat, compression: Compression) -> &'static [&'s
     }
 }
 
-/// The block graph of a chain: each file under its driver, the next one as its backing, `null` below the last.
+/// Builds the block graph of a chain: each file under its driver, the next one as its backing, `null` below the last.
 fn graph(chain: &[Image<'_>]) -> Result<Value, QemuImgError> {
     let mut below = Value::Null;
     for image in chain.iter().rev() {
@@ -215,12 +218,13 @@ fn graph(chain: &[Image<'_>]) -> Result<Value, QemuImgError> {
     Ok(below)
 }
 
-/// An absolute path begins with a slash, so it is neither an option nor a protocol (`nbd:`, `json:`) to `qemu-img`.
+/// Makes a path absolute. It then begins with a slash, so it is neither an option nor a protocol (`nbd:`, `json:`) to
+/// `qemu-img`.
 fn absolute(path: &Path) -> Result<PathBuf, QemuImgError> {
     std::path::absolute(path).map_err(|_| QemuImgError::Path(path.to_owned()))
 }
 
-/// What became of a child.
+/// The result of a child process.
 struct Run {
     verb: &'static str,
     status: ExitStatus,
@@ -241,7 +245,7 @@ impl Run {
     }
 }
 
-/// The texts of `ENOSPC`, `EDQUOT` and `EFBIG` under `LC_ALL=C`.
+/// Returns whether the output contains the message of `ENOSPC`, `EDQUOT` or `EFBIG` under `LC_ALL=C`.
 fn is_full(stderr: &str) -> bool {
     ["No space left on device", "Disk quota exceeded", "File too large"].iter().any(|text| stderr.contains(text))
 }
@@ -251,7 +255,7 @@ fn free_space(folder: &Path) -> Option<ByteSize> {
     Some(ByteSize(facts.blocks_available().saturating_mul(facts.fragment_size())))
 }
 
-/// Bytes a file takes on its disk; 0 for one that cannot be asked.
+/// Returns how many bytes a file takes on its disk; 0 if that cannot be determined.
 fn allocated(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata(path).map_or(0, |facts| facts.blocks() * 512)
@@ -260,7 +264,8 @@ fn allocated(path: &Path) -> u64 {
 async fn run(mut command: Command, verb: &'static str, progress: impl FnMut(f64)) -> Result<Run, QemuImgError> {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(QemuImgError::Start)?;
-    // Both streams are piped just above, so neither `take` gives None; with nothing to read there is nothing to lose.
+    // Both streams are piped just above, so that neither `take` returns None; without a stream there would be nothing to
+    // read.
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let watch = async {
         if let Some(stdout) = stdout {
@@ -277,7 +282,7 @@ async fn run(mut command: Command, verb: &'static str, progress: impl FnMut(f64)
     Ok(Run { verb, status: status.map_err(QemuImgError::Wait)?, stderr })
 }
 
-/// Reads `(12.34/100%)\r` over and over. A longer text than that is no progress and is dropped.
+/// Reads `(12.34/100%)\r` repeatedly. A longer string is no progress and is dropped.
 async fn watch_progress(mut stdout: impl AsyncRead + Unpin, mut progress: impl FnMut(f64)) {
     const LONGEST: usize = 64;
     let mut text = Vec::new();

@@ -1,9 +1,9 @@
 //! Decides which file system of a disk is the root, by evidence alone.
 //!
-//! A candidate is a file system that kiln reads and that has `/etc/os-release`, `/etc/fstab` or `/sbin/init`. In order of
-//! strength, what decides is: its own `/etc/fstab`, which names the root; the `root=` of the boot entry; the type of its
-//! partition. Neither size nor order decides anything, and where the evidence is for a file system that kiln does not
-//! read, no other stands in for it.
+//! A candidate is a file system that kiln reads and that has `/etc/os-release`, `/etc/fstab` or `/sbin/init`. The evidence,
+//! in order of strength: its own `/etc/fstab`, which names the root; the `root=` of the boot entry; the type of its
+//! partition. Neither size nor order decides anything, and if the evidence points to a file system that kiln does not read,
+//! no other is chosen instead.
 
 use std::collections::BTreeSet;
 
@@ -13,23 +13,24 @@ use super::inventory::{DiskVolume, VolumeAccess, may_be_hidden};
 use super::mount::MAX_TABLE;
 use super::partition::PartitionRole;
 use super::tree::{Tree, TreeError};
-use crate::wire::fstab::{self, DeviceName};
+use crate::wire::device_name::DeviceName;
+use crate::wire::fstab;
 
-/// Names that only a root has, each with its directory. The last name is not followed: what a link leads to may be on
+/// Names that only a root has, each with its directory. The last name is not followed: the target of a link may be on
 /// another file system. A `/sbin/init` alone is also in a file system for `/usr`, which has no `/etc`.
 const SIGNS: [(&str, &[u8]); 2] = [("/etc", b"os-release"), ("/etc", b"fstab")];
 const INIT: [(&str, &[u8]); 2] = [("/sbin", b"init"), ("/", b"init")];
 
-/// What the `/etc/fstab` of a candidate says of the root.
+/// The statement of a candidate's `/etc/fstab` about the root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RootClaim {
-    /// It names this file system.
+    /// It names its own file system.
     Itself,
-    /// It names another one.
+    /// It names another volume.
     Other(usize),
-    /// It names a device that is not on the disk, but might be inside of what is.
+    /// It names a device that is not on the disk, but may be inside a volume of it.
     Hidden,
-    /// It names nothing that helps.
+    /// It names no usable device.
     Nothing,
 }
 
@@ -40,14 +41,14 @@ struct RootCandidate {
     claim: RootClaim,
 }
 
-/// The root, and what its boot entry says besides.
+/// The root, and the further effects of its boot entry.
 #[derive(Debug)]
 pub(super) struct RootChoice {
     pub(super) index: usize,
     pub(super) effects: BootEffects,
 }
 
-/// Returns which volume is the root.
+/// Returns the root and the effects of its boot entry.
 ///
 /// # Errors
 /// When kiln cannot read the root, several file systems could be it, or none.
@@ -78,7 +79,8 @@ fn has_signs(tree: &Tree<'_>) -> bool {
     has_etc && (SIGNS.iter().any(has) || INIT.iter().any(has))
 }
 
-/// Reads what a candidate says of the root. One that is too damaged to be read says nothing; reading it later says why.
+/// Reads a candidate's claim about the root. One that is too damaged to be read claims nothing; reading it later reports the
+/// error.
 fn read_claim(volumes: &[DiskVolume<'_>], index: usize) -> RootClaim {
     let table = volumes[index].tree().and_then(|tree| tree.read("/etc/fstab", MAX_TABLE).ok().flatten());
     let Some(name) = table.as_deref().and_then(fstab::root_device) else { return RootClaim::Nothing };
@@ -96,7 +98,7 @@ fn claims_itself(candidates: &[RootCandidate]) -> bool {
     candidates.iter().any(|candidate| candidate.claim == RootClaim::Itself)
 }
 
-/// Follows the boot entry, unless the only candidate that names itself is another one.
+/// Applies the boot entry, unless the only candidate that names itself is another one.
 fn check_boot_root(
     volumes: &[DiskVolume<'_>],
     candidates: &[RootCandidate],
@@ -110,7 +112,7 @@ fn check_boot_root(
     }
 }
 
-/// Chooses where the boot loader may boot one of several roots, or one that is not known: only a candidate without a rival.
+/// Chooses the root if the boot loader may boot one of several, or one that is not known: only a candidate without a rival.
 fn choose_undecided(
     volumes: &[DiskVolume<'_>],
     candidates: &[RootCandidate],
@@ -142,8 +144,8 @@ fn choose_without_boot(volumes: &[DiskVolume<'_>], candidates: &[RootCandidate])
     if silent.is_empty() { choose_without_candidate(volumes) } else { choose_silent(volumes, &silent) }
 }
 
-/// Follows candidates that name another root, such as a rescue system or a copy. Nothing is decided where one of them
-/// names none.
+/// Follows candidates that name another root, such as a rescue system or a copy. Nothing is decided if one of them names
+/// none.
 fn choose_other(volumes: &[DiskVolume<'_>], candidates: &[RootCandidate]) -> Option<Result<usize, TreeError>> {
     let others = candidates.iter().filter_map(|candidate| match candidate.claim {
         RootClaim::Other(other) => Some(other),
@@ -158,7 +160,8 @@ fn choose_other(volumes: &[DiskVolume<'_>], candidates: &[RootCandidate]) -> Opt
     (is_alone && !others.is_empty()).then(|| Err(several_roots(volumes, named)))
 }
 
-/// Chooses among candidates none of which names the root, and what kiln does not read but could be it as well.
+/// Chooses among candidates that do not name the root, and volumes that kiln does not read but that could be the root as
+/// well.
 fn choose_silent(volumes: &[DiskVolume<'_>], silent: &[usize]) -> Result<usize, TreeError> {
     let rivals = (0..volumes.len()).filter(|index| is_rival(volumes, silent, *index));
     let among: Vec<usize> = silent.iter().copied().chain(rivals).collect();
@@ -166,7 +169,7 @@ fn choose_silent(volumes: &[DiskVolume<'_>], silent: &[usize]) -> Result<usize, 
 }
 
 /// Returns whether a volume that kiln does not read could be the root as well as the candidates: none of them mounts it
-/// elsewhere, nor does its type.
+/// elsewhere, nor does its type imply another mount point.
 fn is_rival(volumes: &[DiskVolume<'_>], silent: &[usize], index: usize) -> bool {
     let volume = &volumes[index];
     let could_be = volume.tree().is_none() && volume.is_mountable() && !is_foreign_system(volume.kind);
@@ -175,19 +178,19 @@ fn is_rival(volumes: &[DiskVolume<'_>], silent: &[usize], index: usize) -> bool 
     could_be && !has_role && !is_mounted
 }
 
-/// Returns whether this is a file system that Linux has no root on.
+/// Returns whether Linux cannot have its root on this kind of file system.
 fn is_foreign_system(kind: VolumeKind) -> bool {
     matches!(kind, VolumeKind::Fat | VolumeKind::Ntfs | VolumeKind::Exfat | VolumeKind::Iso9660)
 }
 
-/// Returns whether the table of a candidate mounts a volume, or what may be inside of it.
+/// Returns whether the table of a candidate mounts a volume, or a device that may be inside it.
 fn mounts_it(candidate: &DiskVolume<'_>, volume: &DiskVolume<'_>) -> bool {
     let table = candidate.tree().and_then(|tree| tree.read("/etc/fstab", MAX_TABLE).ok().flatten()).unwrap_or_default();
     let is_hidden = |name: &DeviceName| volume.may_contain_others() && matches!(name, DeviceName::Device(_));
     fstab::mounts(&table).iter().any(|entry| volume.answers(&entry.device) || is_hidden(&entry.device))
 }
 
-/// Returns the only one of these, or the only one of them that has the type of a root.
+/// Returns the only one of these volumes, or the only one of them that has the type of a root.
 fn choose_one(volumes: &[DiskVolume<'_>], among: &[usize]) -> Result<usize, TreeError> {
     let typed: Vec<usize> = typed_roots(volumes).into_iter().filter(|index| among.contains(index)).collect();
     match (among, &typed[..]) {
@@ -196,8 +199,8 @@ fn choose_one(volumes: &[DiskVolume<'_>], among: &[usize]) -> Result<usize, Tree
     }
 }
 
-/// Chooses where no file system has the names of a root: the one whose partition has the type of one, or the only one
-/// that there is.
+/// Chooses the root if no file system has the names of a root: the one whose partition has the type of a root, or the only
+/// one on the disk.
 fn choose_without_candidate(volumes: &[DiskVolume<'_>]) -> Result<usize, TreeError> {
     if let [index] = typed_roots(volumes)[..] {
         return Ok(index);
@@ -215,7 +218,7 @@ fn typed_roots(volumes: &[DiskVolume<'_>]) -> Vec<usize> {
     (0..volumes.len()).filter(|index| volumes[*index].partition.role() == PartitionRole::Root).collect()
 }
 
-/// Names what may be the root where nothing that kiln reads has the names of one.
+/// Returns the error that names the possible roots if no file system that kiln reads has the names of one.
 fn no_readable_root(volumes: &[DiskVolume<'_>], among: &[usize]) -> TreeError {
     let unreadable: Vec<_> = among.iter().filter(|index| volumes[**index].tree().is_none()).collect();
     if unreadable.is_empty() {
@@ -224,7 +227,7 @@ fn no_readable_root(volumes: &[DiskVolume<'_>], among: &[usize]) -> TreeError {
     TreeError::UnreadableRoot(unreadable.into_iter().map(|index| volumes[*index].describe()).collect())
 }
 
-/// Names what the root is inside of.
+/// Returns the error that names the volumes in which the root may be.
 fn hidden_root(volumes: &[DiskVolume<'_>]) -> TreeError {
     let hiding = volumes.iter().filter(|volume| volume.may_contain_others());
     TreeError::UnreadableRoot(hiding.map(DiskVolume::describe).collect())

@@ -1,20 +1,21 @@
-//! What was read or unpacked last, kept for whoever asks again: bounded, and shared by threads.
+//! A cache of what was read or unpacked last: bounded, and shared by threads.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Remembers what was read last under each key modulo a number of slots: good for reading in order.
+/// Keeps what was read last for each key modulo a number of slots: suitable for reading in order.
 #[derive(Debug)]
 pub(super) struct Slots<T>(Vec<Mutex<Slot<T>>>);
 
 type Slot<T> = Option<(u64, Arc<T>)>;
 
 impl<T> Slots<T> {
-    /// Between 1 and 256 slots.
+    /// Creates a cache with `count` slots, limited to 1 to 256.
     pub fn new(count: u64) -> Self {
         Self((0..count.clamp(1, 256)).map(|_| Mutex::new(None)).collect())
     }
 
-    /// What is remembered for `key`, or what `read` gives. Nobody waits for another one's `read`, so two may do the same.
+    /// Returns the cached value of `key`, or the one that `read` returns. Threads do not wait for each other, so two may
+    /// call it for one key.
     pub fn get<E>(&self, key: u64, read: impl FnOnce() -> Result<T, E>) -> Result<Arc<T>, E> {
         let slot = &self.0[usize::try_from(key % self.0.len() as u64).unwrap_or(0)];
         let remembered = || slot.lock().unwrap_or_else(PoisonError::into_inner);

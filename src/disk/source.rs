@@ -1,88 +1,88 @@
-//! One opened file that holds a disk: what each format's reader has to answer, and what can be wrong with the file.
+//! One opened file that holds a disk: the interface of each format's reader, and the errors of a file.
 
 use std::fmt;
 use std::io;
 
-use super::qcow2::header::HeaderError;
+use super::header_error::HeaderError;
 
-/// What can be wrong with one file of a chain.
+/// The error of one file of a chain.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
-    /// Reading failed.
+    /// The file cannot be read.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// The qcow2 header.
+    /// The qcow2 header is refused.
     #[error(transparent)]
     Header(#[from] HeaderError),
-    /// A file of another format, or of a kind of it that is not read here.
+    /// The file has another format, or an unsupported variant.
     #[error("this is no {format} file that kiln reads: {why}")]
     Unknown {
-        /// Which format it should have.
+        /// The expected format.
         format: &'static str,
-        /// What is not as it should be.
+        /// Why the file is not accepted.
         why: String,
     },
-    /// A table entry that leads nowhere.
+    /// A table entry points outside the file.
     #[error("{what} should be at byte {at} of a file of {file_size} bytes: the file is truncated or damaged")]
     Entry {
-        /// What should be there.
+        /// The object that the entry should point to.
         what: &'static str,
-        /// Where, in the file.
+        /// The offset in the file.
         at: u64,
-        /// Size of the file.
+        /// The size of the file.
         file_size: u64,
     },
-    /// Something is in use twice, which is how a small file would be an endless disk.
+    /// Something is used twice, by which a small file would be a huge disk.
     #[error(
         "tables and clusters in use take {claimed} bytes of a file of {file_size} bytes: the file is damaged or hostile"
     )]
     Claims {
-        /// What the tables read so far claim.
+        /// How many bytes the tables read so far use.
         claimed: u64,
-        /// Size of the file.
+        /// The size of the file.
         file_size: u64,
     },
-    /// A compressed cluster that is none.
+    /// A compressed cluster cannot be unpacked.
     #[error("a compressed cluster at byte {at} cannot be unpacked")]
     Unpack {
-        /// Where, in the file.
+        /// The offset in the file.
         at: u64,
-        /// What is wrong with it.
+        /// The error of unpacking it.
         source: io::Error,
     },
 }
 
-/// Where the bytes at some place of the disk are.
+/// The place of some bytes of the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
-    /// Not in this file: ask the one below.
+    /// Not in this file, but in the one below.
     Below,
-    /// Nowhere: they are zero.
+    /// In no file: the bytes are zero.
     Zero,
-    /// In the file, from this byte on.
+    /// In the file, from this offset on.
     At(u64),
-    /// In a compressed part of the file, which the format knows by this number.
+    /// In a compressed part of the file, which the format identifies by this number.
     Packed(u64),
 }
 
-/// Bytes of the disk that are all in one place.
+/// Bytes of the disk that are in one contiguous place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Run {
-    /// Where the first byte is.
+    /// The place of the first byte.
     pub place: Place,
-    /// How many bytes; never 0.
+    /// How many bytes they are; never 0.
     pub length: u64,
 }
 
 /// One opened file that holds a disk, in any format.
 pub(super) trait Source: fmt::Debug + Send + Sync {
-    /// Bytes of the disk.
+    /// Returns the size of the disk in bytes.
     fn size(&self) -> u64;
 
-    /// The place of the byte at `offset` of the disk, and how far it goes on like that; looks no farther than `enough`
-    /// bytes need. `offset` is below the size.
+    /// Returns the place of the byte at `offset` of the disk, and how many bytes are contiguous there; searches no farther
+    /// than `enough` bytes require. `offset` is below the size.
     fn run_at(&self, offset: u64, enough: u64) -> Result<Run, LayerError>;
 
-    /// Fills `bytes` with what is at `offset` of the disk, which [`Source::run_at`] said is at `place`.
+    /// Fills `bytes` with those at `offset` of the disk, for which [`Source::run_at`] returned `place`.
     fn read(&self, place: Place, offset: u64, bytes: &mut [u8]) -> Result<(), LayerError>;
 }

@@ -1,20 +1,20 @@
-//! Zeroes: finding them, and not writing them.
+//! Detects zeroes, and leaves them out of files.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// The least that is left out of a file: a block of nearly every file system.
+/// The smallest hole in bytes: a block of nearly every file system.
 const BLOCK: usize = 4 << 10;
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
-/// Whether all of them are zero.
+/// Returns whether all bytes are zero.
 pub(super) fn is_zero(bytes: &[u8]) -> bool {
-    // Comparing memory is the fastest way to ask, without optimisation too.
+    // Comparing memory is the fastest check, even in builds without optimisation.
     bytes.chunks(ZEROES.len()).all(|chunk| chunk == &ZEROES[..chunk.len()])
 }
 
-/// Writes bytes to a file that is zero there so far, and leaves holes where whole blocks of them are zero.
+/// Writes bytes to a file that is zero there so far, and leaves holes for whole blocks of zeroes.
 pub(super) fn write_at(file: &File, at: u64, bytes: &[u8]) -> io::Result<()> {
     let mut blocks = bytes.chunks(BLOCK).enumerate();
     while let Some((first, _)) = blocks.find(|(_, block)| !is_zero(block)) {
@@ -43,7 +43,7 @@ mod tests {
             let written = pattern.matches('x').count() as u64;
             assert_eq!(file.metadata().unwrap().blocks() * 512, written * BLOCK as u64, "{pattern}");
         }
-        // A last block need not be whole.
+        // A last block may be incomplete.
         let file = tempfile::tempfile().unwrap();
         write_at(&file, 0, &[&[0; BLOCK][..], b"end"].concat()).unwrap();
         assert_eq!(file.metadata().unwrap().len(), BLOCK as u64 + 3);

@@ -1,7 +1,7 @@
-//! The files of a disk that kiln cannot read, as the guest has told of them.
+//! The files of a disk that kiln cannot read, as listed by the guest.
 //!
-//! The guest may say anything. What it says is believed only where it makes sense: each file once, in order, below a
-//! directory that was told of before.
+//! The guest may list anything. Its list is only accepted if it is consistent: each file once, in order, below a directory
+//! that was listed before.
 
 use std::fs::File;
 use std::io::{BufReader, Seek};
@@ -16,21 +16,21 @@ use crate::wire::listing::{Kind, Listed, Moment, get};
 #[derive(Debug)]
 pub struct Told {
     file: File,
-    /// As many as the guest says there are.
+    /// The number of entries that the guest has announced.
     entries: u64,
 }
 
 impl Told {
-    /// What stands in this file from its beginning.
+    /// Creates the list from the records in a file, which is read from its beginning.
     #[must_use]
     pub fn new(file: File, entries: u64) -> Self {
         Self { file, entries }
     }
 
-    /// Gives every entry to `visit`, as [`super::tree::Tree::walk`] does. Blocks the calling thread.
+    /// Passes every entry to `visit`, as [`super::tree::Tree::walk`] does. Blocks the calling thread.
     ///
     /// # Errors
-    /// When the file cannot be read, the guest has told what cannot be, or `visit` breaks.
+    /// When the file cannot be read, the guest's list is inconsistent, or `visit` breaks.
     pub fn walk(&self, visit: &mut dyn FnMut(&Entry) -> ControlFlow<()>) -> Result<(), TreeError> {
         let mut input = BufReader::new(&self.file);
         input.rewind().map_err(TreeError::Told)?;
@@ -51,7 +51,7 @@ impl Told {
     }
 }
 
-/// Each path comes after the last one, and its directory is open.
+/// Checks that a path comes after the last one, and is below a directory that was listed.
 fn check(listed: &Listed, last: Option<&[u8]>, directories: &mut Vec<Vec<u8>>) -> Result<(), TreeError> {
     let path = &listed.path;
     let is_directory = listed.kind == Kind::Dir {};
@@ -147,7 +147,7 @@ mod tests {
         }
     }
 
-    /// The paths that come out of records with these; one that ends in `/` is a directory.
+    /// Returns the paths read from records with these paths; one that ends in `/` is a directory.
     fn walked(paths: &[&str], entries: u64) -> Result<Vec<String>, TreeError> {
         let mut file = tempfile::tempfile().unwrap();
         for path in paths {

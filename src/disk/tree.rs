@@ -1,82 +1,74 @@
 //! Reads the whole tree of a sealed disk: the root file system, and what the guest mounts on it when it boots.
 //!
-//! Entries come depth first: a directory before what is in it, names sorted by their bytes within each directory. Where a
-//! file system is mounted its root stands for the directory below it, as in the running guest. Hard links are entries of
-//! their own with the same number. Memory does not grow with the size of files.
+//! Entries come depth first: a directory before its content, names sorted by their bytes within each directory. The root of
+//! a mounted file system replaces the directory below it, as in the running guest. Hard links are entries of their own with
+//! the same number. Memory does not grow with the size of files.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 
 use sha2::{Digest, Sha256};
 
-use super::chain::{Chain, ChainError};
+use super::chain::ChainError;
 use super::digest::hash_zeroes;
 use super::entry::{Chunk, ContentDigest, Entry, FileDigest, FileKind};
 use super::gap::{PartitionContent, TreeGap, TreeMount};
-use super::inventory::{VolumeAccess, take_inventory};
-use super::mount::mount_all;
 use super::partition::Partition;
-use super::root::{RootChoice, choose_root};
 use super::volume::{Node, Volume, VolumeError};
 use crate::error::{self, Fault};
 use crate::wire::sparse_blocks::{self, BlockFilter};
 
-mod as_mounted;
-
-pub use as_mounted::left_over;
-pub(crate) use as_mounted::readable_volumes;
-
-/// Ten times what the largest distributions install.
+/// The most entries of a tree: ten times what the largest distributions install.
 pub(super) const MAX_ENTRIES: u64 = 20_000_000;
-/// All content hashed in one walk, as a multiple of the file systems' size. The holes of files that are not sparse
-/// ([`crate::wire::sparse_blocks`]) count: hashing those of many files would keep us busy for hours. So do directories, paths
-/// and attributes, which somebody may keep.
+/// The most content that is hashed in one walk, as a multiple of the file systems' size. The holes of files that are not
+/// sparse ([`crate::wire::sparse_blocks`]) count: hashing those of many files would keep kiln busy for hours. So do
+/// directories, paths and attributes, which a caller may keep.
 const MAX_CONTENT: u64 = 64;
-/// All content hashed, as a multiple of the size of the disk's files: a small file can be a large disk.
+/// The most content that is hashed, as a multiple of the size of the disk's files: a small file can be a large disk.
 const MAX_EXPANSION: u64 = 8192;
-/// Content that is hashed whatever the sizes, bytes: a file with holes may be larger than its disk. It takes seconds.
+/// The content that is hashed whatever the sizes, in bytes: a file with holes may be larger than its disk. It takes seconds.
 const LEAST_CONTENT: u64 = 8 << 30;
-/// What a byte of a path counts as content: one directory can make the paths of all that is below it long, and whoever
-/// compares two trees keeps them.
+/// How many bytes of content a byte of a path counts as: one directory can make the paths of all entries below it long, and
+/// a comparison of two trees keeps them.
 const PATH_COST: u64 = 8;
-/// Longest path we follow; the kernel takes 4096 bytes in one call, but trees can be deeper.
+/// The longest path that is followed; the kernel takes 4096 bytes in one call, but trees can be deeper.
 const MAX_PATH: usize = 64 << 10;
-/// As many links as Linux follows in one path (`path_resolution(7)`).
+/// The most links that are followed in one path, as in Linux (`path_resolution(7)`).
 const MAX_LINKS: usize = 40;
 
-/// Reading a tree failed.
+/// The error of reading a tree.
 #[derive(Debug, thiserror::Error)]
 pub enum TreeError {
-    /// The disk.
+    /// The disk cannot be read.
     #[error(transparent)]
     Read(#[from] ChainError),
-    /// The file system.
+    /// The file system cannot be read.
     #[error("cannot read the guest's file system")]
     FileSystem(#[from] VolumeError),
-    /// Nothing that could be the root.
+    /// No file system could be the root.
     #[error("no file system on the disk is a root: none has an /etc/os-release, an /etc/fstab or a /sbin/init")]
     NoRoot,
-    /// The root, or one of these, is what kiln does not read.
+    /// The root, or one of these volumes that may be the root, has a format that kiln does not read.
     #[error("the root file system is {}, which kiln cannot read", joined(.0, " or "))]
     UnreadableRoot(Vec<PartitionContent>),
-    /// Each of these could be the root.
+    /// Each of these volumes could be the root.
     #[error("the root file system could be {}: neither a boot entry nor an /etc/fstab decides", joined(.0, " or "))]
     SeveralRoots(Vec<PartitionContent>),
-    /// A file that must be read whole, and is too long for that.
+    /// A file that must be read as a whole is too long for that.
     #[error("{} in the guest's file system is longer than the {limit} bytes that kiln reads of such a file", .path.escape_debug())]
     LongFile {
-        /// Its path.
+        /// The path of the file.
         path: String,
-        /// Bytes.
+        /// The longest length in bytes.
         limit: u64,
     },
-    /// A directory that contains itself.
+    /// A directory contains itself.
     #[error("the guest's file system is damaged: directory {0} is in the tree twice")]
     Loop(u64),
-    /// The guest told of what cannot be.
+    /// The guest's list of files is inconsistent.
     #[error("the guest's list of its files makes no sense")]
     Told(#[source] std::io::Error),
-    /// Beyond our limits.
+    /// The tree exceeds a limit.
     #[error("the guest's file system has {0} than kiln reads")]
     TooMuch(&'static str),
     /// The caller asked to stop.
@@ -95,20 +87,20 @@ impl Fault for TreeError {
     }
 }
 
-/// Sees a tree as it is read.
+/// Observes a tree as it is read.
 pub trait TreeVisitor {
     /// Begins the content of the file whose entry comes next. It may be begun again; only the last time counts. A file of
     /// several names is read once.
     fn begin_content(&mut self) {}
 
-    /// Sees a part of that content.
+    /// Observes a part of that content.
     fn visit_content(&mut self, _chunk: Chunk<'_>) {}
 
-    /// Sees an entry, and may stop the walk.
+    /// Observes an entry, and may stop the walk.
     fn visit_entry(&mut self, entry: &Entry) -> ControlFlow<()>;
 }
 
-/// Sees entries alone.
+/// A visitor of entries only.
 pub(crate) struct EntryVisitor<'v>(pub(crate) &'v mut dyn FnMut(&Entry) -> ControlFlow<()>);
 
 impl TreeVisitor for EntryVisitor<'_> {
@@ -117,10 +109,10 @@ impl TreeVisitor for EntryVisitor<'_> {
     }
 }
 
-/// A file or directory: in which file system, and its number there.
+/// A file or directory: the index of its file system, and its number there.
 pub(super) type Place = (usize, u64);
 
-/// A file or directory, and its path without links.
+/// A file or directory, and its path with links resolved.
 #[derive(Debug)]
 struct Located {
     place: Place,
@@ -137,32 +129,19 @@ impl Located {
 /// The guest's files as the running guest would see them.
 #[derive(Debug)]
 pub struct Tree<'c> {
-    /// The root file system first.
+    /// The file systems, the root first.
     volumes: Vec<Volume<'c>>,
-    /// Directories on which another file system is mounted.
+    /// The index of the file system that is mounted on a directory.
     mounts: HashMap<Place, usize>,
-    /// Where each of `volumes` is, in their order.
+    /// The mount of each of `volumes`, in their order.
     places: Vec<TreeMount>,
-    /// What each of `volumes` is, for messages.
+    /// The description of each of `volumes`, for messages.
     about: Vec<PartitionContent>,
     gaps: Vec<TreeGap>,
 }
 
 impl<'c> Tree<'c> {
-    /// Finds the root file system by evidence and mounts on it what the guest mounts when it boots from it: the file
-    /// systems of its `/etc/fstab`, of its enabled `.mount` units, and those that the types of their partitions name.
-    ///
-    /// # Errors
-    /// When the disk cannot be read, kiln cannot read the root, or nothing decides which of several file systems it is.
-    pub fn open(disk: &'c Chain) -> Result<Self, TreeError> {
-        let mut volumes = take_inventory(disk)?;
-        let RootChoice { index, effects } = choose_root(&mut volumes)?;
-        let VolumeAccess::Readable(mut tree) = volumes[index].take() else { return Err(TreeError::NoRoot) };
-        mount_all(&mut tree, &mut volumes, &effects)?;
-        Ok(tree)
-    }
-
-    /// Returns the tree of one file system.
+    /// Creates the tree of one file system.
     pub(super) fn new(root: Volume<'c>, partition: &Partition) -> Self {
         let about = PartitionContent::new(partition, root.kind(), root.label());
         let mount = TreeMount {
@@ -188,7 +167,7 @@ impl<'c> Tree<'c> {
         self.gaps.extend(gaps);
     }
 
-    /// Mounts another tree on a directory; does nothing where there is none.
+    /// Mounts another tree on a directory; does nothing if the directory does not exist.
     pub(super) fn mount(&mut self, target: &[u8], tree: Tree<'c>) {
         let Ok(Some(Located { place, path })) = self.find(target) else { return };
         self.mounts.insert(place, self.volumes.len());
@@ -202,20 +181,20 @@ impl<'c> Tree<'c> {
         self.places.iter().any(|mount| mount.partition == partition)
     }
 
-    /// Returns the path of a directory without links in it, or `None` where there is no such directory.
+    /// Returns the path of a directory with links resolved, or `None` if there is no such directory.
     pub(super) fn canonical(&self, path: &[u8]) -> Option<Vec<u8>> {
         let found = self.find(path).ok().flatten()?;
         let is_directory = self.node(found.place).ok()?.kind() == FileKind::Directory;
         is_directory.then_some(found.path)
     }
 
-    /// Returns whether a directory has a name in it, whatever that names. One that cannot be read has none.
+    /// Returns whether a directory contains a name, whatever it names. One that cannot be read contains none.
     pub(super) fn has_name(&self, folder: &str, name: &[u8]) -> bool {
         let names = self.names(folder).ok().flatten().unwrap_or_default();
         names.iter().any(|found| found == name)
     }
 
-    /// Returns whether there is such a directory and nothing in it but what mkfs(8) makes, or no such name at all.
+    /// Returns whether a directory is missing or empty, except for what mkfs(8) creates.
     pub(super) fn is_empty_directory(&self, path: &[u8]) -> bool {
         match self.find(path) {
             Ok(Some(found)) => self.is_empty(found.place).unwrap_or(false),
@@ -224,7 +203,7 @@ impl<'c> Tree<'c> {
         }
     }
 
-    /// Returns whether there is such a directory, nothing in it, and no file system mounted on it.
+    /// Returns whether a directory exists, is empty, and has no file system mounted on it.
     pub(super) fn has_free_directory(&self, path: &[u8]) -> bool {
         let mounted = self.places.iter().any(|mount| mount.target == path);
         !mounted && self.canonical(path).is_some() && self.is_empty_directory(path)
@@ -253,14 +232,14 @@ impl<'c> Tree<'c> {
         !self.gaps.iter().any(TreeGap::hides_files)
     }
 
-    /// Whether every file system was unmounted as it should be.
+    /// Returns whether every file system was cleanly unmounted.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.volumes.iter().all(|volume| volume.unclean_reason().is_none())
     }
 
-    /// The content of a regular file of at most `limit` bytes; symbolic links are followed within the guest. `None`
-    /// where there is no such file.
+    /// Reads the content of a regular file of at most `limit` bytes; symbolic links are followed within the guest. `None` if
+    /// there is no such file.
     ///
     /// # Errors
     /// When it is longer, or the file system is damaged or cannot be read.
@@ -274,7 +253,7 @@ impl<'c> Tree<'c> {
         }
     }
 
-    /// Returns a part of a regular file, less where it ends before. What comes before the part is read as well.
+    /// Reads a part of a regular file, or less if the file ends before. The content before the part is read as well.
     ///
     /// # Errors
     /// When the file system is damaged or cannot be read.
@@ -289,7 +268,7 @@ impl<'c> Tree<'c> {
         Ok(Some(range.bytes))
     }
 
-    /// Whether there is a directory of this name; symbolic links are followed within the guest.
+    /// Returns whether there is a directory of this name; symbolic links are followed within the guest.
     ///
     /// # Errors
     /// When the file system is damaged or cannot be read.
@@ -297,7 +276,7 @@ impl<'c> Tree<'c> {
         Ok(self.directory(path.as_bytes())?.is_some())
     }
 
-    /// The names in a directory, as the file system has them; symbolic links are followed within the guest. `None` where
+    /// Reads the names in a directory, as the file system has them; symbolic links are followed within the guest. `None` if
     /// there is no such directory.
     ///
     /// # Errors
@@ -320,7 +299,8 @@ impl<'c> Tree<'c> {
         self.mounted((0, self.volumes[0].root()))
     }
 
-    /// What is mounted here, or this itself. No file system is mounted twice, so this ends.
+    /// Returns the root of the file system that is mounted here, or the place itself. No file system is mounted twice, so
+    /// this ends.
     pub(super) fn mounted(&self, mut place: Place) -> Place {
         while let Some(volume) = self.mounts.get(&place) {
             place = (*volume, self.volumes[*volume].root());
@@ -365,7 +345,7 @@ impl<'c> Tree<'c> {
         Ok(Some(Located::new(at, &parents)))
     }
 
-    /// Gives every entry to `visit`, which may stop the walk. Blocks the calling thread: file contents are hashed.
+    /// Passes every entry to `visit`, which may stop the walk. Blocks the calling thread: file contents are hashed.
     ///
     /// # Errors
     /// When the file system is damaged or cannot be read, or `visit` breaks.
@@ -373,7 +353,7 @@ impl<'c> Tree<'c> {
         self.walk_contents(&mut EntryVisitor(visit))
     }
 
-    /// Gives every entry, and before it the content of a regular file, to `visitor`, which may stop the walk. Blocks the
+    /// Passes every entry, and before it the content of a regular file, to `visitor`, which may stop the walk. Blocks the
     /// calling thread.
     ///
     /// # Errors
@@ -409,7 +389,7 @@ impl<'c> Tree<'c> {
         Ok(())
     }
 
-    /// The digest of the canonical text of the whole tree.
+    /// Computes the digest of the canonical text of the whole tree.
     ///
     /// # Errors
     /// When the file system is damaged or cannot be read.
@@ -427,7 +407,7 @@ fn joined(volumes: &[PartitionContent], word: &str) -> String {
     volumes.iter().map(ToString::to_string).collect::<Vec<_>>().join(word)
 }
 
-/// The names in a path, last first.
+/// Returns the names in a path, last first.
 fn components(path: &[u8]) -> Vec<Vec<u8>> {
     let names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".");
     names.rev().map(<[u8]>::to_vec).collect()
@@ -437,9 +417,9 @@ fn tell(visitor: &mut dyn TreeVisitor, entry: &Entry) -> Result<(), TreeError> {
     if visitor.visit_entry(entry).is_break() { Err(TreeError::Stopped) } else { Ok(()) }
 }
 
-/// Collects a part of a file.
+/// A visitor that collects a part of a file.
 struct FileRange {
-    /// Bytes that come before.
+    /// How many bytes before the part are left to skip.
     skip: u64,
     length: usize,
     bytes: Vec<u8>,
@@ -465,20 +445,20 @@ impl FileRange {
     }
 }
 
-/// Returns how much content is hashed of file systems that are worth so much, on a disk whose files have so many bytes.
+/// Returns how much content may be hashed: `worth` is the size of the file systems, `file_bytes` that of the disk's files.
 fn most_content(worth: u64, file_bytes: u64) -> u64 {
     worth.min(file_bytes.saturating_mul(MAX_EXPANSION)).max(LEAST_CONTENT)
 }
 
-/// What a walk remembers.
+/// The state of a walk.
 struct Walk {
-    /// Bytes of content that may still be hashed.
+    /// How many bytes of content may still be hashed.
     content: u64,
-    /// Bytes of directories, paths and attributes that may still be read.
+    /// How many bytes of directories, paths and attributes may still be read.
     structure: u64,
-    /// Directories entered: none may come again.
+    /// The directories that were entered: none may be entered again.
     directories: HashSet<Place>,
-    /// Of files with several names, so that each is hashed once.
+    /// The digests of files with several names, so that each is hashed once.
     digests: HashMap<Place, FileDigest>,
 }
 
@@ -546,7 +526,7 @@ impl Walk {
         Ok(sha.finalize().into())
     }
 
-    /// Returns the digest of a file with more zeroes than are hashed, `None` of any other.
+    /// Returns the digest of a file with too many zeroes to be hashed; `None` for any other file.
     fn sparse_digest(&mut self, file: &Node<'_>, visitor: &mut dyn TreeVisitor) -> Result<Option<[u8; 32]>, TreeError> {
         if file.size() <= sparse_blocks::LIMIT {
             return Ok(None);

@@ -1,29 +1,29 @@
-//! Work that several threads do at once, and whose results are taken in the order of the jobs.
+//! Runs jobs in several threads, and takes their results in the order of the jobs.
 //!
-//! A thread that has made its part waits for its turn and hands it over itself; meanwhile the others make theirs. So there
-//! are never more parts than threads, whatever is the slower side.
+//! A thread that has finished its job waits for its turn and delivers the result itself; meanwhile the others work on
+//! theirs. So there are never more results than threads, whichever side is slower.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 
-/// More threads than this would need more memory than kiln may have.
+/// The most threads: more would need more memory than kiln may use.
 const MOST_THREADS: usize = 8;
 
-/// How many threads keep this host busy.
+/// Returns how many threads use all processors of this host.
 pub(super) fn threads() -> usize {
     thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS)
 }
 
-/// Whose turn it is.
+/// The receiver of the results, and the number of the next one.
 struct Taker<T> {
     take: T,
     next: u64,
-    /// Somebody failed; nobody needs to go on.
+    /// A job has failed; no thread needs to continue.
     over: bool,
 }
 
-/// Gives each job to one of the workers, each of which has a thread of its own, and what they make of them to `take`, in the
-/// order of the jobs.
+/// Passes each job to one of the workers, each of which has a thread of its own, and the results to `take`, in the order of
+/// the jobs.
 ///
 /// # Errors
 /// That of the first job that fails, in their order; those after it may not have been begun.
@@ -37,7 +37,7 @@ pub(super) fn in_order<J, M, E: Send>(
     thread::scope(|scope| {
         let threads: Vec<_> = workers.into_iter().map(|worker| scope.spawn(|| work(&jobs, &taker, worker))).collect();
         let ends = threads.into_iter().map(|thread| thread.join().unwrap_or_else(|why| std::panic::resume_unwind(why)));
-        // All are waited for, whatever the first of them says.
+        // All threads are joined, whatever the first of them returned.
         ends.collect::<Vec<_>>().into_iter().collect()
     })
 }
@@ -66,7 +66,7 @@ fn work<J, M, E>(
     }
 }
 
-/// A thread that panics never takes its turn: nobody is to wait for it.
+/// Ends the work when a thread panics: it never takes its turn, and no other may wait for it.
 struct Leave<'a, T>(&'a Mutex<Taker<T>>, &'a Condvar);
 
 impl<T> Drop for Leave<'_, T> {

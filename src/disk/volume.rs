@@ -1,4 +1,4 @@
-//! The file systems that kiln reads, as one: what [`super::tree`] asks of any of them.
+//! A common interface to the file systems that kiln reads, for [`super::tree`].
 
 use std::ops::ControlFlow;
 
@@ -10,13 +10,13 @@ use super::gap::{UncleanReason, VolumeKind};
 use super::partition::Partition;
 use crate::error::{self, Fault};
 
-/// Reading a file system failed.
+/// The error of reading a file system.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
-    /// ext4.
+    /// The error of an ext4 file system.
     #[error(transparent)]
     Ext4(#[from] Ext4Error),
-    /// FAT.
+    /// The error of a FAT file system.
     #[error(transparent)]
     Fat(#[from] FatError),
 }
@@ -37,7 +37,7 @@ pub(super) enum Volume<'c> {
     Fat(Fat<'c>),
 }
 
-/// A file or directory, and the file system it is in.
+/// A file or directory, and its file system.
 #[derive(Debug)]
 pub(super) enum Node<'v> {
     Ext4(&'v Ext4<'v>, ext4::Inode),
@@ -45,7 +45,7 @@ pub(super) enum Node<'v> {
 }
 
 impl<'c> Volume<'c> {
-    /// The file system of a partition, or `None` where it is none that kiln reads.
+    /// Opens the file system of a partition; `None` if it is not one that kiln reads.
     pub(super) fn open(disk: &'c Chain, partition: &Partition) -> Result<Option<Self>, VolumeError> {
         match Ext4::open(disk, partition.start, partition.length) {
             Ok(ext4) => return Ok(Some(Volume::Ext4(ext4))),
@@ -59,7 +59,7 @@ impl<'c> Volume<'c> {
         }
     }
 
-    /// `UUID=` in fstab(5), as blkid(8) writes it.
+    /// Returns the UUID as in `UUID=` of fstab(5), written as by blkid(8).
     pub(super) fn uuid(&self) -> String {
         match self {
             Volume::Ext4(ext4) => ext4.uuid(),
@@ -67,7 +67,7 @@ impl<'c> Volume<'c> {
         }
     }
 
-    /// `LABEL=` in fstab(5); may be empty.
+    /// Returns the label as in `LABEL=` of fstab(5); may be empty.
     pub(super) fn label(&self) -> &[u8] {
         match self {
             Volume::Ext4(ext4) => ext4.label(),
@@ -75,7 +75,7 @@ impl<'c> Volume<'c> {
         }
     }
 
-    /// Returns which file system it is.
+    /// Returns the kind of the file system.
     pub(super) fn kind(&self) -> VolumeKind {
         match self {
             Volume::Ext4(_) => VolumeKind::Ext4,
@@ -83,8 +83,8 @@ impl<'c> Volume<'c> {
         }
     }
 
-    /// Returns why the guest may change it when it mounts it. FAT has a bit for it, which Linux leaves alone if it was set
-    /// before.
+    /// Returns why the guest may change the file system when it mounts it. FAT has a bit for this, but Linux does not clear
+    /// it if it was already set.
     pub(super) fn unclean_reason(&self) -> Option<UncleanReason> {
         match self {
             Volume::Ext4(ext4) => ext4.unclean_reason(),
@@ -92,7 +92,7 @@ impl<'c> Volume<'c> {
         }
     }
 
-    /// The disk it is on.
+    /// Returns the disk that contains the file system.
     pub(super) fn disk(&self) -> &'c Chain {
         match self {
             Volume::Ext4(ext4) => ext4.disk(),
@@ -100,7 +100,7 @@ impl<'c> Volume<'c> {
         }
     }
 
-    /// Bytes of the whole file system.
+    /// Returns the size of the whole file system in bytes.
     pub(super) fn size(&self) -> u64 {
         match self {
             Volume::Ext4(ext4) => ext4.size(),
@@ -108,7 +108,7 @@ impl<'c> Volume<'c> {
         }
     }
 
-    /// The number of the root directory.
+    /// Returns the number of the root directory.
     pub(super) fn root(&self) -> u64 {
         match self {
             Volume::Ext4(_) => ext4::ROOT.into(),
@@ -116,7 +116,7 @@ impl<'c> Volume<'c> {
         }
     }
 
-    /// What has this number.
+    /// Returns the file or directory with this number.
     pub(super) fn node(&self, number: u64) -> Result<Node<'_>, VolumeError> {
         Ok(match self {
             Volume::Ext4(ext4) => Node::Ext4(ext4, ext4.inode(u32::try_from(number).unwrap_or(0))?),
@@ -126,7 +126,7 @@ impl<'c> Volume<'c> {
 }
 
 impl Node<'_> {
-    /// Its number in its file system.
+    /// Returns its number in its file system.
     pub(super) fn number(&self) -> u64 {
         match self {
             Node::Ext4(_, inode) => inode.number.into(),
@@ -141,7 +141,7 @@ impl Node<'_> {
         }
     }
 
-    /// Bytes of its content.
+    /// Returns the size of its content in bytes.
     pub(super) fn size(&self) -> u64 {
         match self {
             Node::Ext4(_, inode) => inode.size,
@@ -149,12 +149,12 @@ impl Node<'_> {
         }
     }
 
-    /// Whether other names may name it too.
+    /// Returns whether it may have several names.
     pub(super) fn is_shared(&self) -> bool {
         matches!(self, Node::Ext4(_, inode) if inode.links > 1)
     }
 
-    /// The names in a directory with their numbers, sorted by their bytes.
+    /// Returns the names in a directory with their numbers, sorted by their bytes.
     pub(super) fn names(&self) -> Result<Vec<(Vec<u8>, u64)>, VolumeError> {
         Ok(match self {
             Node::Ext4(ext4, inode) => {
@@ -165,7 +165,7 @@ impl Node<'_> {
         })
     }
 
-    /// Gives the content of a file piece by piece, until `visit` breaks. Returns whether it got to the end.
+    /// Passes the content of a file to `visit`, piece by piece, until it breaks. Returns whether the end was reached.
     pub(super) fn read_chunks(
         &self,
         visit: &mut dyn FnMut(Chunk<'_>) -> ControlFlow<()>,
@@ -176,7 +176,7 @@ impl Node<'_> {
         })
     }
 
-    /// The whole content of a file of at most `limit` bytes.
+    /// Reads the whole content of a file of at most `limit` bytes.
     pub(super) fn read(&self, limit: u64) -> Result<Vec<u8>, VolumeError> {
         Ok(match self {
             Node::Ext4(ext4, inode) => ext4.read(inode, limit)?,
@@ -184,7 +184,7 @@ impl Node<'_> {
         })
     }
 
-    /// Where a symbolic link points to; nothing of anything else.
+    /// Returns the target of a symbolic link; `None` for anything else.
     pub(super) fn link_target(&self) -> Result<Option<Vec<u8>>, VolumeError> {
         Ok(match self {
             Node::Ext4(ext4, inode) if inode.kind == FileKind::Link => Some(ext4.link_target(inode)?),
@@ -192,7 +192,8 @@ impl Node<'_> {
         })
     }
 
-    /// All but the digest of its content, which takes time. `volume` tells file systems apart.
+    /// Creates the entry of a file, without the digest of its content, which takes time. `volume` identifies the file
+    /// system.
     pub(super) fn entry(&self, path: Vec<u8>, volume: usize) -> Result<Entry, VolumeError> {
         let kind = self.kind();
         let plain = Entry {

@@ -1,4 +1,4 @@
-//! A disk becomes files of every format at once: it is read a single time, and each piece goes to all of them.
+//! Writes a disk to files of several formats at once: the disk is read a single time, and each piece goes to all files.
 //!
 //! ```text
 //! disk --pieces with data--> threads: read, deflate if a format needs it --in order--> vmdk, vdi, vhdx, vhd, raw
@@ -16,13 +16,14 @@ use crate::error::{Fault, Kind};
 use crate::specfile::DiskFormat;
 
 use super::chain::{Chain, ChainError};
+use super::file_writer::{FileWriter, GRAIN, Piece};
 use super::identity::Identity;
 use super::pieces::{PIECE, Pieces};
 use super::source::LayerError;
 use super::turns::{in_order, threads};
 use super::{sparse, vdi, vhd, vhdx, vmdk};
 
-/// No output.
+/// The error of an output.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// The disk cannot be read.
@@ -42,7 +43,7 @@ pub enum WriteError {
     Stopped,
 }
 
-/// A full disk, a quota, or a limit on the size of files.
+/// Returns whether an error is due to a full disk, a quota, or a limit on the size of files.
 fn is_shortage(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), FileTooLarge | QuotaExceeded | StorageFull)
@@ -71,41 +72,20 @@ impl Fault for WriteError {
     }
 }
 
-/// Is told up to which byte of the disk the work is done, several times a second, and may stop it.
+/// Called with the offset on the disk up to which the work is done, several times a second; may stop the work.
 pub type Progress<'a> = dyn FnMut(u64) -> ControlFlow<()> + Send + 'a;
 
-/// Bytes of a VMDK's grains, which are compressed one by one.
-pub(super) const GRAIN: usize = 64 << 10;
-/// libdeflate's own default: a sixth larger than its best, and several times as fast. Its output depends on nothing but
-/// the level and its version.
+/// The compression level: libdeflate's default, with output a sixth larger than its best, and several times as fast. The
+/// output depends only on the level and on libdeflate's version.
 const LEVEL: i32 = 6;
 
-/// A part of the disk with some data in it.
-pub(super) struct Piece {
-    /// Where it begins: whole pieces before it.
-    pub at: u64,
-    /// [`PIECE`] bytes. What is beyond the end of the disk is zero.
-    pub bytes: Vec<u8>,
-    /// Its grains as zlib streams, none where all of it is zero; empty where no format asked for them.
-    pub grains: Vec<Vec<u8>>,
-}
-
-/// A file of one format that is being written.
-pub(super) trait Writer: Send {
-    /// Takes the next piece with data in it. They come in the order of the disk.
-    fn put(&mut self, piece: &Piece) -> io::Result<()>;
-
-    /// Writes whatever else is in the file. It is whole then, and not synced.
-    fn finish(self: Box<Self>, identity: &Identity) -> io::Result<()>;
-}
-
-/// The bytes of the disk, with holes.
+/// The writer of a raw file with holes.
 struct Raw {
     file: File,
     size: u64,
 }
 
-impl Writer for Raw {
+impl FileWriter for Raw {
     fn put(&mut self, piece: &Piece) -> io::Result<()> {
         sparse::write_at(&self.file, piece.at, &piece.bytes)
     }
@@ -115,13 +95,13 @@ impl Writer for Raw {
     }
 }
 
-/// Whether [`write`] writes this format.
+/// Returns whether [`write`] supports this format.
 #[must_use]
 pub fn writes(format: DiskFormat) -> bool {
     format != DiskFormat::Qcow2
 }
 
-fn writer(format: DiskFormat, file: File, disk: u64) -> io::Result<Box<dyn Writer>> {
+fn writer(format: DiskFormat, file: File, disk: u64) -> io::Result<Box<dyn FileWriter>> {
     let size = format.virtual_size(disk);
     Ok(match format {
         DiskFormat::Raw => Box::new(Raw { file, size }),
@@ -136,7 +116,7 @@ fn writer(format: DiskFormat, file: File, disk: u64) -> io::Result<Box<dyn Write
 /// Writes the disk of `chain` to all of these empty files. Blocks the calling thread; uses all processors.
 ///
 /// # Errors
-/// When something cannot be read or written, or `progress` breaks. The files are then of no use.
+/// When something cannot be read or written, or `progress` breaks. The files are then unusable.
 pub fn write(
     chain: &Chain,
     outputs: Vec<(DiskFormat, File)>,
@@ -158,7 +138,7 @@ pub fn write(
     writers.into_iter().try_for_each(|writer| writer.finish(identity)).map_err(WriteError::Write)
 }
 
-/// Reads pieces, and packs them if asked to. One without data comes back without bytes.
+/// Returns a function that reads a piece, and packs it if `packs` is set. A piece without data is returned without bytes.
 fn worker(chain: &Chain, packs: bool) -> impl FnMut(u64) -> Result<Piece, WriteError> + Send {
     let mut compressor = Compressor::new(CompressionLvl::new(LEVEL).unwrap_or_default());
     move |at| {
@@ -174,16 +154,16 @@ fn worker(chain: &Chain, packs: bool) -> impl FnMut(u64) -> Result<Piece, WriteE
     }
 }
 
-/// Bytes of the piece that begins at `at`: the last one need not be whole.
+/// Returns the length of the piece that begins at `at`: the last one may be shorter.
 pub(super) fn length_at(chain: &Chain, at: u64) -> usize {
     usize::try_from(chain.virtual_size().saturating_sub(at)).unwrap_or(PIECE).min(PIECE)
 }
 
-/// A zlib stream (RFC 1950).
+/// Compresses bytes to a zlib stream (RFC 1950).
 fn deflate(compressor: &mut Compressor, bytes: &[u8]) -> Result<Vec<u8>, WriteError> {
     let mut packed = vec![0; compressor.zlib_compress_bound(bytes.len())];
     let packing = compressor.zlib_compress(bytes, &mut packed);
-    // It has as much room as it may ever need.
+    // The buffer is as large as the output may ever be.
     let length = packing.map_err(|error| WriteError::Compress(io::Error::other(error)))?;
     packed.truncate(length);
     Ok(packed)

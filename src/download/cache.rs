@@ -1,4 +1,4 @@
-//! From a request to a file: looked for in the cache, waited for, or downloaded into it.
+//! Gets the file of a request: looks for it in the cache, waits for it, or downloads it into the cache.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -21,19 +21,19 @@ use super::{Downloads, FOLDER_MODE, Reach, Request, places};
 
 const DATA: &str = "data";
 const UNPACKED: &str = "unpacked.";
-/// Bytes read at once.
+/// Size of reads, bytes.
 const PIECE: usize = 1 << 20;
 
-/// A file of the cache in use: it stays where it is while this lives.
+/// A file of the cache in use: it is not removed while this lives.
 #[derive(Debug)]
 pub struct Download {
-    /// Where it lies; it is read-only.
+    /// Path of the file, which is read-only.
     pub path: PathBuf,
     /// Digest of this file, hex.
     pub sha256: String,
-    /// Its size.
+    /// Size of the file, bytes.
     pub bytes: u64,
-    /// Digest of the file as it was downloaded, hex; the same where it was not unpacked.
+    /// Digest of the file as it was downloaded, hex; the same if it was not unpacked.
     pub source_sha256: String,
     _used: Flock<File>,
 }
@@ -45,7 +45,7 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// `None` when there is none, or it is being removed.
+    /// Opens and locks a folder. Returns `None` if it does not exist, or is being removed.
     pub(super) fn open(folder: &Path, how: FlockArg) -> Result<Option<Self>, DownloadError> {
         let failed = |source| DownloadError::cache("open", folder)(source);
         let file = match File::open(folder) {
@@ -59,7 +59,7 @@ impl Entry {
         }
     }
 
-    /// What the file unpacks to, and what its digest must be.
+    /// Returns the path and the expected digest of the unpacked file.
     fn unpacked(&self) -> Option<(PathBuf, String)> {
         let mut found = fs::read_dir(&self.folder).ok()?.flatten().filter_map(|entry| {
             let name = entry.file_name().into_string().ok()?;
@@ -75,11 +75,11 @@ impl Entry {
 }
 
 impl Downloads {
-    /// The file that a request names, from the cache or from elsewhere. Blocks the calling thread, for as long as it takes
-    /// or until `watch` breaks; what has come by then is continued the next time.
+    /// Returns the file of a request, from the cache or downloaded. Blocks the calling thread, for as long as it takes or
+    /// until `watch` breaks; a partial download is continued the next time.
     ///
     /// # Errors
-    /// When no place has the right file, it cannot be unpacked, or this host cannot keep it. Nothing usable is left then.
+    /// When no place has the right file, it cannot be unpacked, or this host cannot store it. Nothing usable is left then.
     pub fn fetch(&self, request: &Request, watch: &mut Watch<'_>) -> Result<Download, DownloadError> {
         let wanted = Wanted {
             name: request.urls.first().map(Url::file_name).unwrap_or_default(),
@@ -97,19 +97,19 @@ impl Downloads {
                 return Err(DownloadError::Offline(place));
             }
             let Some(claim) = Claim::take(&part, &self.fs, watch)? else { continue };
-            // Somebody else may have finished it before we had the claim.
+            // Another process may have finished it before the claim was taken.
             if let Some(found) = self.find(&wanted, watch)? {
                 claim.leave();
                 return Ok(found);
             }
-            // Whoever removes what nobody uses may have been faster.
+            // A process that evicts unused files may have been faster.
             if let Some(made) = self.make(claim, request, &wanted, watch)? {
                 return Ok(made);
             }
         }
     }
 
-    /// What is wanted, if it is in the cache and what it should be. It is removed if it is not.
+    /// Returns the wanted file if it is in the cache and intact. A damaged file is removed.
     fn find(&self, wanted: &Wanted, watch: &mut Watch<'_>) -> Result<Option<Download>, DownloadError> {
         let Some(source_sha256) = self.known_sha256(&wanted.checksum) else { return Ok(None) };
         let folder = self.entry(&source_sha256);
@@ -139,12 +139,12 @@ impl Downloads {
         self.fs.remove(path).map_err(failed)
     }
 
-    /// Where a file of this digest lies.
+    /// Returns the folder of a file with this digest.
     pub(super) fn entry(&self, sha256: &str) -> PathBuf {
         self.root.join(Algorithm::Sha256.name()).join(sha256)
     }
 
-    /// Under which digest a file is kept.
+    /// Returns the digest under which a file with this checksum is kept.
     fn known_sha256(&self, checksum: &Checksum) -> Option<String> {
         match checksum.algorithm() {
             Algorithm::Sha256 => Some(checksum.hex().to_owned()),
@@ -164,7 +164,7 @@ impl Downloads {
         self.known_sha256(checksum).is_some_and(|sha256| self.entry(&sha256).join(DATA).exists())
     }
 
-    /// Downloads it, or unpacks what is there. `None` when that was damaged.
+    /// Downloads the file, or unpacks an earlier download. Returns `None` if that was damaged.
     fn make(
         &self,
         claim: Claim,
@@ -180,14 +180,14 @@ impl Downloads {
         };
         let committed = made.and_then(|whole| whole.map(|whole| self.commit(&claim, wanted, whole)).transpose());
         match &committed {
-            // What can be continued stays, but not on a disk that is full.
+            // A partial download stays, but not on a full disk.
             Err(error) if !matches!(error, DownloadError::Cache { .. }) => claim.leave(),
             _ => claim.discard(),
         }
         committed
     }
 
-    /// Unpacks a file that was downloaded before. `None` when it is not there, or not what it should be.
+    /// Unpacks a file that was downloaded before. Returns `None` if it does not exist, or is not the expected one.
     fn unpack_source(
         &self,
         claim: &Claim,
@@ -207,7 +207,7 @@ impl Downloads {
         Ok(None)
     }
 
-    /// Gives a whole file its final name. The folder cannot be removed meanwhile: it is in use.
+    /// Gives a complete file its final name. The folder is in use, and so cannot be removed meanwhile.
     fn commit(&self, claim: &Claim, wanted: &Wanted, whole: Whole) -> Result<Download, DownloadError> {
         let folder = self.entry(&whole.sha256);
         let failed = |source| DownloadError::cache("write", &folder)(source);
@@ -233,7 +233,7 @@ impl Downloads {
         Ok(Download { path, sha256, bytes, source_sha256: whole.sha256, _used: entry.used })
     }
 
-    /// Notes which SHA-256 belongs to a SHA-512: in a link, which is there whole or not at all.
+    /// Records the SHA-256 that belongs to a SHA-512, in a symbolic link, which is created atomically.
     fn remember(&self, checksum: &Checksum, sha256: &str) -> Result<(), DownloadError> {
         if checksum.algorithm() == Algorithm::Sha256 || self.known_sha256(checksum).is_some() {
             return Ok(());
@@ -249,7 +249,7 @@ impl Downloads {
     }
 }
 
-/// Reads it all. Blocks.
+/// Digests a file. Blocks.
 fn digest(path: &Path, watch: &mut Watch<'_>) -> Result<Digested, DownloadError> {
     let failed = |source| DownloadError::cache("read", path)(source);
     let mut file = File::open(path).map_err(failed)?;

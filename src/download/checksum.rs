@@ -1,4 +1,4 @@
-//! Checksums that say what a file must be: SHA-256 or SHA-512.
+//! Checksums of expected files: SHA-256 or SHA-512.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,17 +7,17 @@ use sha2::{Digest as _, Sha256, Sha512};
 
 use crate::digest::hex;
 
-/// How a checksum was made.
+/// Algorithm of a checksum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Algorithm {
-    /// 64 hex digits.
+    /// SHA-256: 64 hex digits.
     Sha256,
-    /// 128 hex digits.
+    /// SHA-512: 128 hex digits.
     Sha512,
 }
 
 impl Algorithm {
-    /// As tools and folders are named.
+    /// Returns its name, as in tools and folders.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -27,26 +27,26 @@ impl Algorithm {
     }
 }
 
-/// What a file must be.
+/// Checksum of an expected file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Checksum {
     algorithm: Algorithm,
     hex: String,
 }
 
-/// Neither 64 nor 128 hex digits.
+/// A string that is neither 64 nor 128 hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a checksum has 64 (sha256) or 128 (sha512) hexadecimal digits")]
 pub struct ChecksumError;
 
 impl Checksum {
-    /// How it was made.
+    /// Returns the algorithm of the checksum.
     #[must_use]
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// Its digits, in lower case.
+    /// Returns its digits, in lower case.
     #[must_use]
     pub fn hex(&self) -> &str {
         &self.hex
@@ -75,7 +75,7 @@ impl fmt::Display for Checksum {
     }
 }
 
-/// Hashes what passes by: by SHA-256, under which files are kept, and by what the checksum is of.
+/// Hashes a stream: by SHA-256, under which files are kept, and by the algorithm of the checksum.
 #[derive(Clone)]
 pub(super) struct Hashing {
     sha256: Sha256,
@@ -94,7 +94,7 @@ impl Hashing {
         }
     }
 
-    /// The SHA-256, and the checksum of the kind that was asked for.
+    /// Returns the SHA-256, and the checksum by the requested algorithm.
     pub(super) fn finish(self) -> (String, Checksum) {
         let sha256 = hex(&self.sha256.finalize());
         let found = match self.sha512 {

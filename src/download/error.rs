@@ -1,4 +1,4 @@
-//! Why there is no file: what each place said, or what is wrong with this host.
+//! Errors of a download: at each place, or on this host.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,49 +13,49 @@ use crate::sign::openpgp::OpenPgpError;
 use crate::size::{ByteSize, format_duration};
 use crate::url::Url;
 
-/// What is wrong with one place.
+/// An error at one place.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
-    /// No connection, no such host, a broken one, no trust, or nonsense.
+    /// No connection, no such host, a broken or untrusted connection, or an invalid response.
     #[error("{0}")]
     Exchange(String),
-    /// Nothing that could be tried again.
+    /// An error that no retry can change.
     #[error("{0}")]
     Refused(String),
-    /// The server's answer.
+    /// An HTTP status of the server.
     #[error("the server answers {}", status_text(*.0))]
     Status(u16),
     /// The connection ended early.
     #[error("the transfer broke off at byte {got} of {announced}: {why}")]
     Truncated {
-        /// Bytes that are there.
+        /// Number of received bytes.
         got: u64,
-        /// Bytes that were announced.
+        /// Number of announced bytes.
         announced: u64,
-        /// What was seen.
+        /// The observed error.
         why: String,
     },
-    /// Bytes come, but hardly any.
+    /// The transfer is too slow: fewer bytes than this in this time.
     #[error("no more than {} came in {}", .0, format_duration(*.1))]
     Slow(ByteSize, Duration),
-    /// The server sends another part of the file than was asked for.
+    /// The server sends another part of the file than was requested.
     #[error("the server sends another range than was asked for: {0}")]
     Range(String),
-    /// The partial file did not lead to the right file.
+    /// Continuing the partial file did not produce the right file.
     #[error("what was there of the file does not fit the rest")]
     Stale,
-    /// More than anybody wants.
+    /// The file is larger than the limit.
     #[error("the file is larger than {0}")]
     TooLarge(ByteSize),
-    /// The whole file came, and it is another.
+    /// The complete file is not the expected one.
     #[error("the digest is wrong: expected {expected}, found {}", .found.hex())]
     Digest {
-        /// What it must be.
+        /// The expected checksum.
         expected: Checksum,
-        /// What it is.
+        /// The actual checksum.
         found: Checksum,
     },
-    /// A file of this host.
+    /// A file of this host cannot be read.
     #[error("{0}")]
     File(#[from] io::Error),
 }
@@ -66,7 +66,7 @@ fn status_text(status: u16) -> String {
 }
 
 impl Problem {
-    /// Whether trying again at the same place is of no use.
+    /// Returns whether a retry at the same place is useless.
     pub(super) fn is_final(&self) -> bool {
         match self {
             Problem::Status(status) => !matches!(status, 408 | 425 | 429 | 500..=599),
@@ -76,82 +76,82 @@ impl Problem {
     }
 }
 
-/// What went wrong at a place.
+/// A place, and its error.
 #[derive(Debug)]
 pub struct Tried {
-    /// The place.
+    /// URL of the place.
     pub url: Url,
-    /// What went wrong last.
+    /// The last error.
     pub problem: Problem,
 }
 
-/// There is no file.
+/// A failed download.
 #[derive(Debug, thiserror::Error)]
 pub enum DownloadError {
-    /// None of the places has it.
+    /// No place has the file.
     #[error("{}", failed(.file, .tried))]
     Failed {
-        /// What the file is called at the first place.
+        /// Name of the file at the first place.
         file: String,
         /// Every place, in the order in which they were tried.
         tried: Vec<Tried>,
     },
-    /// The right file came, and cannot be unpacked.
+    /// The right file was downloaded, but cannot be unpacked.
     #[error("{file}: {source}")]
     Unpack {
-        /// What the file is called.
+        /// Name of the file.
         file: String,
-        /// Why.
+        /// The underlying error.
         source: UnpackError,
     },
-    /// There may be no network, and the cache does not have it.
+    /// The file is not in the cache, and downloads are not allowed.
     #[error("{0} is not in the download cache, and --offline allows nothing else")]
     Offline(String),
-    /// A list of checksums lacks the file, or says two things of it.
+    /// A list of checksums lacks the file, or has contradictory lines about it.
     #[error("{sums} {what} {file}")]
     Sums {
-        /// The list.
+        /// URL of the list.
         sums: Url,
-        /// The file.
+        /// Name of the file.
         file: String,
-        /// What it does.
+        /// Description of the problem.
         what: &'static str,
     },
     /// A list of checksums is too long, or not text.
     #[error("{0} is no list of checksums")]
     NoSums(Url),
-    /// Nobody who is trusted signed the list.
+    /// The list is not signed by a trusted key.
     #[error("{sums} is not signed by {}", key.display())]
     Signature {
-        /// The list.
+        /// URL of the list.
         sums: Url,
-        /// Whose signature was wanted.
+        /// Path of the trusted key.
         key: PathBuf,
-        /// Why.
+        /// The underlying error.
         source: SignatureError,
     },
     /// The cache cannot be read or written.
     #[error("cannot {action} {}", path.display())]
     Cache {
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
-        /// With what.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// Why not.
+        /// The underlying error.
         source: io::Error,
     },
-    /// The caller asked to stop.
+    /// The caller stopped the download.
     #[error("stopped")]
     Stopped,
 }
 
-/// A signature does not hold.
+/// A signature is not valid.
 #[derive(Debug, thiserror::Error)]
 pub enum SignatureError {
-    /// Of OpenSSH or minisign.
+    /// A signature of OpenSSH or minisign.
     #[error(transparent)]
     Sign(#[from] SignError),
-    /// Of `OpenPGP`.
+    /// A signature of `OpenPGP`.
     #[error(transparent)]
     OpenPgp(#[from] OpenPgpError),
 }
@@ -173,20 +173,20 @@ fn failed(file: &str, tried: &[Tried]) -> String {
 }
 
 impl DownloadError {
-    /// Whether some place had another file than was asked for.
+    /// Returns whether some place had another file than the expected one.
     #[must_use]
     pub fn is_wrong_digest(&self) -> bool {
         let is_wrong = |tried: &Tried| matches!(tried.problem, Problem::Digest { .. });
         matches!(self, DownloadError::Failed { tried, .. } if tried.iter().any(is_wrong))
     }
 
-    /// Whether no place answers as a server that works does, so that nothing is known of what it has.
+    /// Returns whether no place answers as a working server does, so that nothing is known about its files.
     pub(super) fn is_down(&self) -> bool {
         let is_down = |tried: &Tried| !tried.problem.is_final();
         matches!(self, DownloadError::Failed { tried, .. } if !tried.is_empty() && tried.iter().all(is_down))
     }
 
-    /// The result adapter for a failed call: `.map_err(DownloadError::cache("read", path))`.
+    /// Returns an adapter for the error of a failed call: `.map_err(DownloadError::cache("read", path))`.
     pub(super) fn cache(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| DownloadError::Cache { action, path, source }
@@ -262,12 +262,12 @@ fn cache_hints(error: &io::Error) -> Vec<String> {
     }
 }
 
-/// Why an attempt ended.
+/// The reason for the end of an attempt.
 #[derive(Debug)]
 pub(super) enum Halt {
-    /// Another attempt or place may do.
+    /// Another attempt or place may succeed.
     Problem(Problem),
-    /// Nothing will do.
+    /// No retry can succeed.
     Error(DownloadError),
 }
 

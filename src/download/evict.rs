@@ -1,4 +1,4 @@
-//! What goes when there is to be room: the downloads used longest ago, and none that is in use.
+//! Eviction of downloads: those that were used longest ago, and none that is in use.
 
 use std::fs::{self, DirEntry};
 use std::io;
@@ -13,14 +13,14 @@ use super::cache::Entry;
 use super::error::DownloadError;
 use crate::size::ByteSize;
 
-/// What an eviction did.
+/// Result of an eviction.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Evicted {
-    /// Files removed, each with what it unpacks to.
+    /// Number of removed files, each counted with its unpacked form.
     pub downloads: usize,
-    /// Bytes they took on this host.
+    /// Size of the removed files on this host, bytes.
     pub bytes: u64,
-    /// Bytes of what is left.
+    /// Size of the remaining files, bytes.
     pub left: u64,
 }
 
@@ -31,7 +31,7 @@ struct Candidate {
 }
 
 impl Downloads {
-    /// Removes downloads, whole ones and partial ones alike, until the rest takes at most `keep`. What is in use stays.
+    /// Removes complete and partial downloads until the rest takes at most `keep`. Files in use are kept.
     ///
     /// # Errors
     /// When the cache cannot be read.
@@ -41,7 +41,7 @@ impl Downloads {
         Ok(evicted)
     }
 
-    /// Tells what [`Downloads::evict`] would do, and removes nothing. What is in use now counts as removed.
+    /// Returns what [`Downloads::evict`] would do, and removes nothing. Files that are in use now count as removed.
     ///
     /// # Errors
     /// When the cache cannot be read.
@@ -56,7 +56,7 @@ impl Downloads {
             let failed = |source| DownloadError::cache("read", &folder)(source);
             for entry in fs::read_dir(&folder).map_err(failed)? {
                 match candidate(&entry.map_err(failed)?) {
-                    // Another kiln makes room as well, or has just finished this one; or it is none of ours.
+                    // Another kiln evicts as well, or has just finished this one; or kiln did not create it.
                     Err(error) if matches!(error.kind(), NotFound | NotADirectory) => {}
                     other => candidates.push(other.map_err(failed)?),
                 }
@@ -75,15 +75,15 @@ impl Downloads {
         Ok(evicted)
     }
 
-    /// Removes one that nobody uses. It is renamed first: from then on nobody finds it, and what cannot be deleted now is a
-    /// partial download for the next time.
+    /// Removes a download that nobody uses. Renames it first: from then on it cannot be found, and files that cannot be
+    /// deleted now are a partial download for the next time.
     fn remove(&self, folder: &Path) -> bool {
         let Ok(Some(_alone)) = Entry::open(folder, FlockArg::LockExclusiveNonblock) else { return false };
         let doomed = self.root.join("part").join(self.fs.fresh_name());
         self.fs.rename(folder, &doomed).and_then(|()| self.fs.remove(&doomed)).is_ok()
     }
 
-    /// Removes the links of SHA-512 whose files are gone, and lists of checksums that a kill left unfinished.
+    /// Removes the links of SHA-512 whose files are gone, and lists of checksums that a killed kiln left unfinished.
     fn forget(&self) {
         let sums = self.root.join("sums");
         if let (Ok(Some(_turn)), Ok(lists)) = (Entry::open(&sums, FlockArg::LockExclusive), fs::read_dir(&sums)) {

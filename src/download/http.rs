@@ -1,8 +1,8 @@
-//! One exchange over HTTP/1.1, in a thread of its own: its messages come over a channel, so that whoever waits for them can
-//! be stopped at any moment, whatever the server does.
+//! One exchange over HTTP/1.1, in a thread of its own: its messages arrive over a channel, so that the receiver can be
+//! stopped at any moment, whatever the server does.
 //!
-//! A redirection is followed ten times at most, and never from `https` to `http`. Connecting, asking and every single read
-//! have a time limit; the whole has none. Dropping the exchange closes its connection.
+//! A redirection is followed ten times at most, and never from `https` to `http`. Connecting, sending the request and every
+//! single read have a time limit; the whole exchange has none. Dropping the exchange closes its connection.
 
 use std::io::Read;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -17,32 +17,32 @@ use super::Limits;
 use super::error::Problem;
 use crate::url::{Scheme, Url};
 
-/// Bytes read at once.
+/// Size of reads, bytes.
 const PIECE: usize = 256 << 10;
-/// Pieces that wait to be taken.
+/// Number of pieces that may wait in the channel.
 const WAITING: usize = 4;
 const MOST_REDIRECTIONS: u32 = 10;
 
-/// What a server says before the bytes.
+/// Head of a server's response.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) status: u16,
-    /// Bytes of the body, where they are announced.
+    /// Length of the body, if it is announced.
     pub(super) length: Option<u64>,
     pub(super) content_range: Option<String>,
-    /// A strong one.
+    /// The strong entity tag, if there is one.
     pub(super) etag: Option<String>,
     pub(super) last_modified: Option<String>,
 }
 
-/// What comes over the channel. It ends after [`Message::End`] or an error.
+/// A message of the channel. It ends after [`Message::End`] or an error.
 pub(super) enum Message {
     Head(Head),
     Piece(Vec<u8>),
     End,
 }
 
-/// From which byte on, and what the file must still be for that (RFC 9110 13.1.5).
+/// A request for the rest of a file: the first byte, and the validator that must still match (RFC 9110 13.1.5).
 pub(super) struct Rest {
     pub(super) byte: u64,
     pub(super) if_range: Option<String>,
@@ -55,10 +55,10 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    /// Asks for a file, or for its rest.
+    /// Requests a file, or its rest.
     pub(super) fn start(url: &Url, rest: Option<Rest>, limits: &Limits) -> Result<Self, Problem> {
         let nonsense = |error: ureq::http::Error| Problem::Refused(error.to_string());
-        // Whatever packs the bytes on the way would have them differ from those that the digest is of.
+        // A content coding would change the bytes that the digest is of.
         let mut request = Request::get(url.as_str()).header(header::ACCEPT_ENCODING, "identity");
         if let Some(rest) = rest {
             request = request.header(header::RANGE, format!("bytes={}-", rest.byte));
@@ -78,12 +78,12 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        // The thread may wait for bytes. Where it is still connecting, its own time limit ends it.
+        // The thread may be waiting for data. If it is still connecting, its own time limit ends it.
         self.agent.clone().shutdown();
     }
 }
 
-/// Where nobody listens any more, nothing is left to be done.
+/// Runs the exchange. If the receiver is gone, nothing is left to do.
 fn talk(agent: &Agent, request: Request<()>, sender: &SyncSender<Result<Message, Problem>>) {
     let answer = agent.run(request);
     let response = match answer.map_err(|error| problem(&error)) {
@@ -117,7 +117,7 @@ fn head(response: &Response<Body>) -> Head {
         status: response.status().as_u16(),
         length: response.body().content_length(),
         content_range: text(headers, &header::CONTENT_RANGE),
-        // A weak one does not speak of bytes (RFC 9110 8.8.1).
+        // A weak entity tag does not identify bytes (RFC 9110 8.8.1).
         etag: text(headers, &header::ETAG).filter(|etag| etag.starts_with('"')),
         last_modified: text(headers, &header::LAST_MODIFIED),
     }
@@ -127,7 +127,7 @@ fn text(headers: &HeaderMap, name: &header::HeaderName) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
 }
 
-/// As people say it, and whether it can be another next time.
+/// Converts an error of the client into a problem, which decides whether a retry may succeed.
 fn problem(error: &ureq::Error) -> Problem {
     use ureq::Error::{BadUri, Http, InvalidProxyUrl, Io, RequireHttpsOnly, Timeout, TooManyRedirects};
     match error {
@@ -163,8 +163,8 @@ fn agent(url: &Url, limits: &Limits) -> Result<Agent, Problem> {
     Ok(config.build().into())
 }
 
-/// The authorities that this host trusts, so that a company's own is among them; `SSL_CERT_FILE` and `SSL_CERT_DIR` name
-/// others, as for OpenSSL. A host without any gets Mozilla's, which are built in.
+/// Returns the authorities that this host trusts, so that a company's own is among them; `SSL_CERT_FILE` and `SSL_CERT_DIR`
+/// name others, as for OpenSSL. A host without any gets Mozilla's, which are built in.
 fn system_roots() -> Option<RootCerts> {
     static ROOTS: LazyLock<Arc<Vec<Certificate<'static>>>> = LazyLock::new(|| {
         let found = rustls_native_certs::load_native_certs().certs;
@@ -173,7 +173,7 @@ fn system_roots() -> Option<RootCerts> {
     (!ROOTS.is_empty()).then(|| RootCerts::Specific(ROOTS.clone()))
 }
 
-/// The proxy that curl would take (curl(1), ENVIRONMENT): `HTTP_PROXY` in capitals is not looked at, since a CGI script's
+/// Returns the proxy that curl would use (curl(1), ENVIRONMENT): `HTTP_PROXY` in capitals is ignored, since a CGI script's
 /// client can set it. The connection is a tunnel (CONNECT), for `http` as well.
 fn proxy(scheme: Scheme, variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Proxy>, Problem> {
     let names: &[&str] = match scheme {
@@ -203,7 +203,7 @@ fn proxy(scheme: Scheme, variable: &dyn Fn(&str) -> Option<String>) -> Result<Op
 mod tests {
     use super::*;
 
-    /// The proxy that is taken, as `host:port`, and whether it is left out for a host.
+    /// Returns the chosen proxy as `host:port`, and whether it is bypassed for a host.
     fn taken(scheme: Scheme, variables: &[(&str, &str)], host: &str) -> Option<(String, bool)> {
         let variable =
             |wanted: &str| variables.iter().find(|(name, _)| *name == wanted).map(|(_, value)| (*value).to_owned());

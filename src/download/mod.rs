@@ -1,10 +1,10 @@
-//! Files from elsewhere: downloaded once, checked against a digest that is known before, and kept under it.
+//! Files from elsewhere: downloaded once, verified by a digest that is known before, and kept under it.
 //!
 //! ```text
-//! CACHE/downloads/sha256/HEX/data            as it came, mode 0444; a folder of this name is whole
-//! CACHE/downloads/sha256/HEX/unpacked.HEX    what it unpacks to, with its own SHA-256
-//! CACHE/downloads/sha512/HEX                 a link that says which SHA-256 belongs to a SHA-512
-//! CACHE/downloads/part/HEX/                  one being downloaded, or left behind by a kill: see `part`
+//! CACHE/downloads/sha256/HEX/data            as downloaded, mode 0444; a folder of this name is complete
+//! CACHE/downloads/sha256/HEX/unpacked.HEX    its unpacked form, with its own SHA-256
+//! CACHE/downloads/sha512/HEX                 a link to the SHA-256 that belongs to a SHA-512
+//! CACHE/downloads/part/HEX/                  a download that is running or was killed: see `part`
 //! CACHE/downloads/sums/HEX                   a signed list of checksums and its signature, by the digest of its URL
 //! ```
 //!
@@ -13,9 +13,9 @@
 //!                                                                              `-> part: hashed and unpacked on the way
 //! ```
 //!
-//! Nothing is believed: a file is taken from the cache only after its digest was compared ([`Memo`] remembers it), a partial
-//! file is hashed again from its first byte, and no server's word counts for more than the digest. Whoever uses a file
-//! holds a shared flock(2) on its folder, and it is only removed under an exclusive one.
+//! Nothing is trusted: a file is taken from the cache only after its digest was compared ([`Memo`] remembers it), a partial
+//! file is hashed again from its first byte, and the digest takes precedence over anything that a server sends. A process
+//! that uses a file holds a shared flock(2) on its folder, and it is only removed under an exclusive one.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -50,25 +50,25 @@ pub use sums::{Location, Sums, SumsTrust};
 pub use unpack::{Packing, UnpackError};
 pub use watch::{Progress, Watch};
 
-/// Mode of what is kept: it is never written again.
+/// Mode of the files, which are never written again.
 const FILE_MODE: u32 = 0o444;
 /// Mode of the folders.
 const FOLDER_MODE: u32 = 0o700;
 
-/// A file that is wanted.
+/// A file to download.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// Where it can be had, best place first; the same file at each.
+    /// URLs of the file, in the order in which they are tried; the same file at each.
     pub urls: Vec<Url>,
-    /// What it must be, as it is downloaded.
+    /// The checksum of the file as it is downloaded, or the source of it.
     pub pin: Pin,
-    /// How it is packed, if it is to be unpacked: see [`Packing::of`].
+    /// How the file is compressed, if it is to be unpacked: see [`Packing::of`].
     pub packing: Option<Packing>,
-    /// How large and how slow it may be.
+    /// Limits of size and time.
     pub limits: Limits,
 }
 
-/// How it is known what a file must be.
+/// The source of a file's checksum.
 #[derive(Debug, Clone)]
 pub enum Pin {
     /// Its checksum is known.
@@ -77,31 +77,31 @@ pub enum Pin {
     Sums(Sums),
 }
 
-/// How large and how slow a download may be.
+/// Limits of size and time of a download.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Of the file as it is downloaded.
+    /// Size limit of the file as it is downloaded.
     pub download: ByteSize,
-    /// Of what it unpacks to.
+    /// Size limit of the unpacked file.
     pub unpacked: ByteSize,
-    /// For finding a server and connecting to it, each.
+    /// Time limit for resolving a server's name, and for connecting to it.
     pub connect: Duration,
-    /// For a server that says nothing.
+    /// Time limit for a server that sends nothing.
     pub silence: Duration,
-    /// For a server that says little.
+    /// Minimum speed of a server.
     pub pace: Pace,
-    /// At each place, without any use.
+    /// Number of consecutive attempts without progress at each place.
     pub attempts: u32,
-    /// Before the second attempt; twice as long before each further one, half a minute at most.
+    /// Pause before the second attempt; twice as long before each further one, half a minute at most.
     pub pause: Duration,
 }
 
-/// The least that must come.
+/// A minimum speed.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
-    /// So much.
+    /// The amount of data.
     pub least: ByteSize,
-    /// In so much time.
+    /// The time in which it must arrive.
     pub within: Duration,
 }
 
@@ -119,12 +119,12 @@ impl Default for Limits {
     }
 }
 
-/// Whether there may be a network.
+/// Whether downloads may use the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
-    /// There may.
+    /// The network may be used.
     Online,
-    /// Only what is in the cache counts.
+    /// Only files in the cache are used.
     Offline,
 }
 
@@ -138,7 +138,7 @@ pub struct Downloads {
 }
 
 impl Downloads {
-    /// The downloads below a cache folder, which is made if missing.
+    /// Opens the downloads below a cache folder, which is created if missing.
     ///
     /// # Errors
     /// When a folder cannot be made.
@@ -156,11 +156,11 @@ impl Downloads {
         Ok(downloads)
     }
 
-    /// What a request is for: its own checksum, or what a list says. For a list that is not in the cache, or a signed one,
-    /// this asks the network. Blocks the calling thread.
+    /// Returns the checksum of a request: its own, or that of a list. Downloads a list that is not in the cache, and a
+    /// signed one always. Blocks the calling thread.
     ///
     /// # Errors
-    /// When the list cannot be had, is not to be trusted, or does not name the file.
+    /// When the list cannot be downloaded, is not to be trusted, or does not name the file.
     pub fn resolve(&self, request: &Request, watch: &mut Watch<'_>) -> Result<Checksum, DownloadError> {
         match &request.pin {
             Pin::Checksum(checksum) => Ok(checksum.clone()),

@@ -1,13 +1,14 @@
-//! A file that is being downloaded: the bytes that are there, where they come from, and what they unpack to.
+//! A file that is being downloaded: its bytes so far, their origin, and their unpacked form.
 //!
 //! ```text
-//! part/KEY/data            as it comes in
-//! part/KEY/origin.json     where it comes from, by which a server knows it again
-//! part/KEY/unpacked        what came out of it so far
+//! part/KEY/data            the bytes so far
+//! part/KEY/origin.json     its URL and validators, by which a server identifies it
+//! part/KEY/unpacked        its unpacked form so far
 //! ```
 //!
-//! Its maker holds an exclusive flock(2) on the folder. Who finds it locked waits; who finds it free goes on with what is
-//! there, and hashes and unpacks it from the first byte on. Nothing that lies here is believed.
+//! The downloading process holds an exclusive flock(2) on the folder. A process that finds it locked waits; one that finds
+//! it free continues with the bytes that are there, and hashes and unpacks them from the first byte on. Nothing in this
+//! folder is trusted.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -33,9 +34,9 @@ use super::{FILE_MODE, FOLDER_MODE};
 const DATA: &str = "data";
 const ORIGIN: &str = "origin.json";
 const UNPACKED: &str = "unpacked";
-/// Bytes read at once.
+/// Size of reads, bytes.
 const PIECE: usize = 256 << 10;
-/// A URL and two headers, bytes.
+/// Size limit of the origin, a URL and two headers, bytes.
 const LARGEST_ORIGIN: u64 = 256 << 10;
 
 /// The right to download one file.
@@ -47,8 +48,8 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    /// Makes the folder if it is missing, and waits until nobody else has it. `None` when it was not there any more after
-    /// the wait: somebody has finished the download, or given up.
+    /// Creates the folder if it is missing, and waits until nobody else has it. Returns `None` if it was not there any more
+    /// after the wait: another process has finished the download, or given up.
     pub(super) fn take(folder: &Path, fs: &Fs, watch: &mut Watch<'_>) -> Result<Option<Self>, DownloadError> {
         let failed = |source| DownloadError::cache("lock", folder)(source);
         fs.ensure_dir(folder, FOLDER_MODE).map_err(failed)?;
@@ -70,22 +71,22 @@ impl Claim {
         Ok(Some(Self { folder: folder.to_owned(), _lock: lock, fs: fs.clone() }))
     }
 
-    /// Where the file lies before it is committed.
+    /// Returns the path of the file before it is committed.
     pub(super) fn data(&self) -> PathBuf {
         self.folder.join(DATA)
     }
 
-    /// Where what it unpacks to lies.
+    /// Returns the path of the unpacked file before it is committed.
     pub(super) fn unpacked(&self) -> PathBuf {
         self.folder.join(UNPACKED)
     }
 
-    /// Leaves nothing. What cannot be removed is found again by whoever makes room.
+    /// Removes the folder. Files that cannot be removed are left to eviction.
     pub(super) fn discard(self) {
         let _ = self.fs.remove(&self.folder);
     }
 
-    /// Leaves what can be continued: the bytes as they came.
+    /// Keeps what can be continued: the bytes as they were downloaded.
     pub(super) fn leave(self) {
         if fs::metadata(self.data()).is_ok_and(|data| data.len() > 0) {
             let _ = self.fs.remove(&self.unpacked());
@@ -95,7 +96,8 @@ impl Claim {
     }
 }
 
-/// flock(2) cannot be interrupted, so it waits in a thread, which frees the lock at once where nobody takes it any more.
+/// Waits for the lock in a thread, since flock(2) cannot be interrupted. The thread releases the lock at once if the
+/// receiver is gone.
 fn wait(file: File, watch: &mut Watch<'_>) -> Result<io::Result<Flock<File>>, DownloadError> {
     let (sender, receiver) = mpsc::sync_channel(0);
     let lock = move || {
@@ -109,25 +111,25 @@ fn wait(file: File, watch: &mut Watch<'_>) -> Result<io::Result<Flock<File>>, Do
     Ok(watch.receive(&receiver)?.unwrap_or_else(gone))
 }
 
-/// Whether an opened file or folder is still the one of that name.
+/// Returns whether a path still names this open file or folder.
 pub(super) fn is_at(file: &File, path: &Path) -> bool {
     let place = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
     let found = fs::symlink_metadata(path).map(place);
     file.metadata().map(place).is_ok_and(|held| found.is_ok_and(|found| found == held))
 }
 
-/// What a file must be, and what is made of it.
+/// The expected file, and its processing.
 #[derive(Debug, Clone)]
 pub(super) struct Wanted {
-    /// What the file is called in messages.
+    /// Name of the file in messages.
     pub(super) name: String,
     pub(super) checksum: Checksum,
     pub(super) packing: Option<Packing>,
-    /// Of what it unpacks to.
+    /// Size limit of the unpacked file.
     pub(super) limit: ByteSize,
 }
 
-/// The file, and what was found on the way.
+/// The partial file, with its state.
 pub(super) struct Part<'a> {
     claim: &'a Claim,
     wanted: &'a Wanted,
@@ -135,23 +137,23 @@ pub(super) struct Part<'a> {
     length: u64,
     origin: Option<Origin>,
     intake: Intake,
-    /// Whether the bytes are from several places or times, so that a wrong digest is not the fault of the last.
+    /// Whether the bytes are from several places or times, so that a wrong digest is not the fault of the last one.
     is_doubtful: bool,
 }
 
-/// A file whose digest is right. It is durable, and still under its temporary name.
+/// A file with the right digest. It is durable, and still under its temporary name.
 #[derive(Debug)]
 pub(super) struct Whole {
-    /// Of the file as it came.
+    /// SHA-256 of the file as it was downloaded.
     pub(super) sha256: String,
-    /// What came out of it, where that was wanted.
+    /// The unpacked form, if it was requested.
     pub(super) unpacked: Option<Unpacked>,
-    /// Whether it came just now, or was there and only unpacked.
+    /// Whether it was downloaded just now, rather than only unpacked.
     pub(super) is_new: bool,
 }
 
 impl Whole {
-    /// Unpacks a file that is there already. `None` when it is not the right one.
+    /// Unpacks an existing file. Returns `None` if it is not the right one.
     pub(super) fn unpack(
         mut file: &File,
         claim: &Claim,
@@ -177,7 +179,7 @@ impl Whole {
     }
 }
 
-/// What came out, durable.
+/// Returns the unpacked form, durable.
 fn unpacked(
     unpacker: Option<Result<Unpacker, UnpackError>>,
     claim: &Claim,
@@ -199,7 +201,7 @@ fn seal(claim: &Claim, path: &Path) -> Result<(), DownloadError> {
 }
 
 impl<'a> Part<'a> {
-    /// What is there of the file already. Blocks while it is read again.
+    /// Opens the partial file. Blocks while the existing bytes are read again.
     pub(super) fn open(claim: &'a Claim, wanted: &'a Wanted, watch: &mut Watch<'_>) -> Result<Self, DownloadError> {
         let path = claim.folder.join(DATA);
         let data = open(&path).map_err(DownloadError::cache("open", &path))?;
@@ -232,7 +234,7 @@ impl<'a> Part<'a> {
         Ok(())
     }
 
-    /// Forgets all bytes, and believes no server that continues them.
+    /// Discards all bytes and their origin, so that the next attempt starts from the beginning.
     fn clear(&mut self) -> Result<(), DownloadError> {
         let path = self.claim.folder.join(DATA);
         let failed = |source| DownloadError::cache("empty", path)(source);
@@ -257,7 +259,7 @@ impl Target for Part<'_> {
     fn begin(&mut self, origin: Origin, how: Begin) -> Result<(), DownloadError> {
         match how {
             Begin::Anew => self.clear()?,
-            // By another place, or of another file by now, whatever the server says.
+            // Bytes of another place, or of another file by now, whatever the server claims.
             Begin::Continue => self.is_doubtful = true,
         }
         let path = self.claim.folder.join(ORIGIN);
@@ -288,10 +290,10 @@ impl Target for Part<'_> {
     }
 }
 
-/// Hashes and unpacks the bytes in the one pass.
+/// Hashes and unpacks the bytes in one pass.
 struct Intake {
     hashing: Hashing,
-    /// What is wrong with the file only matters when it is the right file: until then the place may be to blame.
+    /// An error in the file only matters if it is the right file: until then the place may be to blame.
     unpacker: Option<Result<Unpacker, UnpackError>>,
 }
 
@@ -310,7 +312,7 @@ impl Intake {
         Ok(Self { hashing, unpacker })
     }
 
-    /// Fails only when what comes out cannot be written.
+    /// Takes the next bytes. Fails only if the unpacked form cannot be written.
     fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.hashing.update(bytes);
         let Some(Ok(unpacker)) = &mut self.unpacker else { return Ok(()) };
@@ -325,7 +327,7 @@ impl Intake {
     }
 }
 
-/// A kill may have come after it was made read-only.
+/// Opens the file for writing. It may be read-only, if kiln was killed after that was set.
 fn open(path: &Path) -> io::Result<File> {
     match fs::set_permissions(path, Permissions::from_mode(0o600)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -1,4 +1,4 @@
-//! Goes from place to place until one of them has the file, and tries each again as long as that is of use.
+//! Tries one place after the other until one of them has the file, and repeats attempts as long as that is useful.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use super::watch::Watch;
 use crate::size::ByteSize;
 use crate::url::Url;
 
-/// An attempt that brought so much was of use: the next is the first again.
+/// Number of bytes after which an attempt counts as progress, so that the next one is the first again.
 const OF_USE: u64 = ByteSize::mib(8).bytes();
-/// Nobody waits longer for the next attempt.
+/// Limit of the pause before an attempt.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// Gets a file from the first place that has it.
+/// Downloads a file from the first place that has it.
 pub(super) fn fetch<T: Target>(
     urls: &[Url],
     target: &mut T,
@@ -38,7 +38,7 @@ pub(super) fn fetch<T: Target>(
     Err(DownloadError::Failed { file, tried })
 }
 
-/// Tries one place, again and again.
+/// Tries one place repeatedly.
 fn persist<T: Target>(url: &Url, target: &mut T, limits: &Limits, watch: &mut Watch<'_>) -> Result<T::Whole, Halt> {
     let mut failures = 0;
     loop {
@@ -59,10 +59,10 @@ fn persist<T: Target>(url: &Url, target: &mut T, limits: &Limits, watch: &mut Wa
     }
 }
 
-/// Twice as long each time.
+/// Returns the pause before the next attempt, twice as long each time.
 fn pause(first: Duration, failures: u32, problem: &Problem) -> Duration {
     match problem {
-        // Nothing is wrong with the server.
+        // The server works.
         Problem::Stale => Duration::ZERO,
         _ => first.saturating_mul(1 << (failures - 1).min(10)).min(LONGEST_PAUSE),
     }

@@ -1,8 +1,8 @@
-//! `SHA256SUMS` and `SHA512SUMS`: which checksum a list names for a file, once the list itself is to be trusted.
+//! `SHA256SUMS` and `SHA512SUMS`: returns the checksum of a file in a list, after the list itself was verified.
 //!
-//! A list is trusted by its own digest, or by a signature beside it: of OpenSSH, minisign or `OpenPGP`. A signed list may
-//! change, so it is asked for each time; without a network, or while its server is down, the last good one is taken, and
-//! checked again. A list that is gone, or signed by nobody who is trusted, is an error all the same.
+//! A list is verified by its own digest, or by a signature beside it: of OpenSSH, minisign or `OpenPGP`. A signed list may
+//! change, so it is downloaded each time; without a network, or while its server is down, the last good one is used, and
+//! verified again. A list that is gone, or not signed by a trusted key, is an error nevertheless.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -26,39 +26,39 @@ use super::transfer::{Begin, Origin, Target};
 use super::watch::Watch;
 use super::{Downloads, Limits, Pin, Reach, Request, places};
 
-/// Largest list that is read.
+/// Size limit of a list.
 const LARGEST: ByteSize = ByteSize::mib(16);
 const LARGEST_SIGNATURE: ByteSize = ByteSize(sign::LARGEST);
 
 /// A list of checksums.
 #[derive(Debug, Clone)]
 pub struct Sums {
-    /// Where it can be had, best place first.
+    /// URLs of the list, in the order in which they are tried.
     pub urls: Vec<Url>,
-    /// Why it is believed.
+    /// How the list is verified.
     pub trust: SumsTrust,
-    /// What it calls the file; `None`: as the file's first URL does.
+    /// Name of the file in the list; `None` means the name in the file's first URL.
     pub file: Option<String>,
 }
 
-/// Why a list is believed.
+/// How a list is verified.
 #[derive(Debug, Clone)]
 pub enum SumsTrust {
-    /// Its own checksum is known.
+    /// By its own checksum.
     Checksum(Checksum),
-    /// It is signed.
+    /// By a signature.
     Signature {
-        /// Where the detached signature is.
+        /// Location of the detached signature.
         signature: Location,
-        /// Whose: a public key of OpenSSH, minisign or `OpenPGP`, or a keyring of the last.
+        /// Path of the trusted key: a public key of OpenSSH, minisign or `OpenPGP`, or a keyring of the last.
         key: PathBuf,
     },
 }
 
-/// Where something small is.
+/// Location of a small file.
 #[derive(Debug, Clone)]
 pub enum Location {
-    /// Elsewhere.
+    /// At a URL.
     Url(Url),
     /// A file of the project.
     File(PathBuf),
@@ -85,7 +85,7 @@ impl Downloads {
         }
     }
 
-    /// A list like any other file.
+    /// Downloads a list with a known checksum like any other file.
     fn pinned(
         &self,
         sums: &Sums,
@@ -133,7 +133,7 @@ impl Downloads {
     }
 }
 
-/// The list and its signature as they are now.
+/// Returns the current list and its signature.
 fn current(
     sums: &Sums,
     signature: &Location,
@@ -156,7 +156,7 @@ fn first(sums: &Sums) -> Result<&Url, DownloadError> {
     sums.urls.first().ok_or_else(|| DownloadError::Failed { file: "a list of checksums".into(), tried: Vec::new() })
 }
 
-/// The last good list, and its signature. One that was torn from the other by a kill is noticed: it is checked again.
+/// The last good list and its signature. A pair that was torn apart by a killed kiln is noticed: it is verified again.
 struct Kept {
     list: Url,
     folder: PathBuf,
@@ -171,7 +171,7 @@ impl Kept {
         Self { list: list.clone(), folder, text, signature }
     }
 
-    /// The list and its signature as they were the last time.
+    /// Returns the list and its signature from the last time.
     fn both(&self, signature: &Location) -> Result<(Vec<u8>, Vec<u8>), DownloadError> {
         let text = self.read(&self.text, LARGEST)?;
         let signature = match signature {
@@ -189,7 +189,7 @@ impl Kept {
     }
 
     fn write(&self, text: &[u8], signature: &[u8]) -> Result<(), DownloadError> {
-        // Whoever makes room takes away what nobody has this for.
+        // An eviction removes folders that nobody has locked.
         let _turn = Entry::open(&self.folder, FlockArg::LockExclusive)?;
         for (path, content) in [(&self.text, text), (&self.signature, signature)] {
             digest_cache::replace(path, content).map_err(DownloadError::cache("write", path))?;
@@ -198,7 +198,7 @@ impl Kept {
     }
 }
 
-/// Which tool checks it is a matter of the key.
+/// Verifies a signature, with the tool that the key belongs to.
 fn check(key: &Path, text: &[u8], signature: &[u8]) -> Result<(), SignatureError> {
     let head = read_up_to(key, ByteSize(64)).unwrap_or_default();
     if openpgp::is_keyring(&head) {
@@ -215,13 +215,13 @@ fn read_up_to(path: &Path, largest: ByteSize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Something small, in memory.
+/// Downloads a small file into memory.
 fn document(urls: &[Url], largest: ByteSize, limits: &Limits, watch: &mut Watch<'_>) -> Result<Vec<u8>, DownloadError> {
     let limits = Limits { download: largest, ..limits.clone() };
     places::fetch(urls, &mut Document::default(), &limits, watch)
 }
 
-/// Bytes in memory, never continued.
+/// A file in memory, never continued.
 #[derive(Default)]
 struct Document(Vec<u8>);
 
@@ -258,12 +258,12 @@ enum Found {
     Several,
 }
 
-/// What a list says of a file, in coreutils' form (`HEX  NAME`, `HEX *NAME`) or BSD's (`SHA256 (NAME) = HEX`). Lines that
-/// are neither are none of ours: comments, and the frame of a signed text. Escaped names are not looked for.
+/// Returns the checksum of a file in a list, in coreutils' form (`HEX  NAME`, `HEX *NAME`) or BSD's (`SHA256 (NAME) = HEX`).
+/// Other lines are ignored, such as comments and the frame of a signed text. Escaped names are not supported.
 fn find(text: &str, file: &str) -> Found {
     let named = text.lines().filter_map(|line| entry(line.trim_end())).filter(|(name, _)| *name == file);
     let mut found: BTreeSet<_> = named.map(|(_, checksum)| checksum).collect();
-    // Some lists have both kinds. The files are kept under this one.
+    // Some lists have both kinds. Files are kept under this one.
     if found.iter().any(|checksum| checksum.algorithm() == Algorithm::Sha256) {
         found.retain(|checksum| checksum.algorithm() == Algorithm::Sha256);
     }

@@ -1,4 +1,4 @@
-//! The cache when it is killed, or cannot write, at any of its calls.
+//! Tests of the cache when kiln is killed, or cannot write, at any of its calls.
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -13,7 +13,7 @@ use crate::digest::hex;
 use crate::error::{Fault, Kind};
 use crate::fs::faults::on_a_small_disk;
 
-/// A packed file of this host, and what it unpacks to.
+/// Returns a request for a packed file of this host with this content.
 fn request(folder: &Path, plain: &[u8]) -> Request {
     let packed = zstd::bulk::compress(plain, 1).unwrap();
     let path = folder.join("disk.zst");
@@ -84,7 +84,7 @@ fn h10_what_cannot_be_kept_leaves_nothing_and_is_the_hosts_fault() {
                 fetched.unwrap();
                 break;
             };
-            // What is left behind when the work is done costs nobody anything.
+            // A failure to remove leftovers after the download is ignored.
             if let Err(error) = fetched {
                 assert_eq!(error.kind(), Kind::Host, "{failed}");
             }
@@ -100,7 +100,7 @@ fn h10_what_cannot_be_kept_leaves_nothing_and_is_the_hosts_fault() {
 fn h9_a_full_disk_is_told_and_left_as_it_was() {
     on_a_small_disk("download::tests::h9_a_full_disk_is_told_and_left_as_it_was", |disk| {
         let folder = tempfile::tempdir().unwrap();
-        // Packed it fits, unpacked it does not; and the other way round there is nothing to unpack.
+        // The packed file fits, the unpacked one does not; in the second case there is nothing to unpack.
         let plain: Vec<u8> = (0..600_000u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
         let packed = request(folder.path(), &plain);
         let path = folder.path().join("plain");

@@ -1,4 +1,4 @@
-//! One attempt to get the bytes of one place into a target, or the rest of them where some are there already.
+//! One attempt to transfer the bytes of one place into a target, or the rest of them if some are there already.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read};
@@ -16,38 +16,38 @@ use super::watch::Watch;
 use crate::size::ByteSize;
 use crate::url::Url;
 
-/// Bytes read at once.
+/// Size of reads, bytes.
 const PIECE: usize = 256 << 10;
 
-/// Where bytes come from, and how their source knows them again.
+/// The source of some bytes, and its validators.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Origin {
     pub(super) url: Url,
-    /// A strong one.
+    /// The strong entity tag, if there is one.
     pub(super) etag: Option<String>,
     pub(super) last_modified: Option<String>,
-    /// Bytes of the whole file, where they are announced.
+    /// Length of the whole file, if it is announced.
     pub(super) total: Option<u64>,
 }
 
-/// What takes the bytes.
+/// A receiver of downloaded bytes.
 pub(super) trait Target {
-    /// What it has when all bytes are there.
+    /// Result for a complete file.
     type Whole;
 
-    /// Bytes that are there.
+    /// Returns the number of bytes that are there.
     fn length(&self) -> u64;
 
-    /// Where they come from; `None` when they cannot be continued.
+    /// Returns the origin of these bytes; `None` if they cannot be continued.
     fn origin(&self) -> Option<&Origin>;
 
-    /// The next bytes come from there: after those that are there, or instead of them.
+    /// Announces the origin of the next bytes, which follow the existing ones or replace them.
     fn begin(&mut self, origin: Origin, how: Begin) -> Result<(), DownloadError>;
 
     /// Takes the next bytes.
     fn accept(&mut self, bytes: &[u8]) -> Result<(), DownloadError>;
 
-    /// There are no more. Forgets them all if they are not the right ones.
+    /// Ends the transfer. Discards all bytes if they are not the right ones.
     fn finish(&mut self) -> Result<Self::Whole, Halt>;
 }
 
@@ -57,7 +57,7 @@ pub(super) enum Begin {
     Continue,
 }
 
-/// Gets what is missing of the file.
+/// Transfers the missing bytes of the file.
 pub(super) fn transfer<T: Target>(
     url: &Url,
     target: &mut T,
@@ -72,7 +72,7 @@ pub(super) fn transfer<T: Target>(
 }
 
 fn copy<T: Target>(url: &Url, path: &Path, target: &mut T, limits: &Limits, watch: &mut Watch<'_>) -> Result<(), Halt> {
-    // A FIFO would let us wait for ever.
+    // Opening a FIFO would wait for ever.
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let mut file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path).map_err(Problem::File)?;
     let facts = file.metadata().map_err(Problem::File)?;
@@ -95,7 +95,7 @@ fn copy<T: Target>(url: &Url, path: &Path, target: &mut T, limits: &Limits, watc
 
 fn download<T: Target>(url: &Url, target: &mut T, limits: &Limits, watch: &mut Watch<'_>) -> Result<(), Halt> {
     let there = target.origin().filter(|_| target.length() > 0).cloned();
-    // The last byte came, and nobody could say so any more.
+    // The last byte has arrived, but the end could not be reported any more.
     if there.as_ref().is_some_and(|origin| origin.total == Some(target.length())) {
         return Ok(());
     }
@@ -130,13 +130,13 @@ fn download<T: Target>(url: &Url, target: &mut T, limits: &Limits, watch: &mut W
     }
 }
 
-/// By what the server at this place can tell that the file is still the same.
+/// Returns the validator by which the server at this place can detect that the file is still the same.
 fn validator(origin: &Origin, url: &Url) -> Option<String> {
     let theirs = (origin.url == *url).then_some(origin)?;
     theirs.etag.clone().or_else(|| theirs.last_modified.clone())
 }
 
-/// Where the server's bytes belong.
+/// Decides where the server's bytes belong.
 fn place<T: Target>(
     url: &Url,
     target: &mut T,
@@ -154,7 +154,7 @@ fn place<T: Target>(
             let range = head.content_range.as_deref();
             let expected = ContentRange { start: target.length(), total: there.total };
             let fits = range.and_then(ContentRange::parse).filter(|found| found.continues(&expected, head.length));
-            // The same file has the same size at every place, and the same name for its content at one.
+            // The same file has the same size at every place, and the same entity tag at one place.
             let is_same = there.url != *url || there.etag.is_none() || head.etag.is_none() || there.etag == head.etag;
             let Some(found) = fits.filter(|_| is_same) else {
                 restart(url, target)?;
@@ -172,7 +172,7 @@ fn place<T: Target>(
     }
 }
 
-/// The next attempt asks for the whole file.
+/// Makes the next attempt request the whole file.
 fn restart<T: Target>(url: &Url, target: &mut T) -> Result<(), DownloadError> {
     target.begin(Origin { url: url.clone(), etag: None, last_modified: None, total: None }, Begin::Anew)
 }
@@ -211,7 +211,7 @@ fn check_size(bytes: Option<u64>, limits: &Limits) -> Result<(), Problem> {
     }
 }
 
-/// `bytes START-END/TOTAL` (RFC 9110 14.4), up to the end of the file.
+/// The header `bytes START-END/TOTAL` (RFC 9110 14.4), up to the end of the file.
 #[derive(Debug, PartialEq, Eq)]
 struct ContentRange {
     start: u64,
@@ -227,7 +227,7 @@ impl ContentRange {
         (start <= end && end.checked_add(1)? == total).then_some(Self { start, total: Some(total) })
     }
 
-    /// Whether it is the rest that was asked for.
+    /// Returns whether it is the requested rest.
     fn continues(&self, expected: &Self, length: Option<u64>) -> bool {
         let rest = self.total.map(|total| total - self.start);
         self.start == expected.start
@@ -236,7 +236,7 @@ impl ContentRange {
     }
 }
 
-/// Notices a server that sends a byte now and then.
+/// Detects a server that sends a byte now and then.
 struct Clock {
     since: Instant,
     from: u64,

@@ -1,7 +1,7 @@
-//! Unpacks a file while it comes in: xz, zstd or gzip, as the ending of its name says and its first bytes confirm.
+//! Unpacks a file during its download: xz, zstd or gzip, by the ending of its name, confirmed by its first bytes.
 //!
-//! Both the size and the memory are bounded, for a file of a few kilobytes can hold terabytes. A file may consist of several
-//! streams one after another, as `xz`, `zstd` and `gzip` have it; anything else behind the last one is refused.
+//! Both the size and the memory are bounded, since a file of a few kilobytes can contain terabytes. A file may consist of
+//! several streams one after another, as `xz`, `zstd` and `gzip` allow; anything else behind the last one is refused.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -17,27 +17,27 @@ use zstd::stream::zio::Writer;
 use crate::digest::hex;
 use crate::size::ByteSize;
 
-/// What xz may take: four times what `xz -9` needs, bytes.
+/// Memory limit of xz, four times that of `xz -9`, bytes.
 const XZ_MEMORY: u64 = 256 << 20;
-/// Blocks of zeros become holes, bytes.
+/// Size of blocks of zeros that become holes, bytes.
 const BLOCK: usize = 64 << 10;
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
-/// The longest magic.
+/// Length of the longest magic.
 const MAGIC: usize = 6;
 
-/// How a file is packed.
+/// Compression of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Packing {
-    /// `.xz`
+    /// xz, with the ending `.xz`.
     Xz,
-    /// `.zst`
+    /// Zstandard, with the ending `.zst`.
     Zstd,
-    /// `.gz`
+    /// gzip, with the ending `.gz`.
     Gzip,
 }
 
 impl Packing {
-    /// What the ending of a file's name says.
+    /// Returns the compression that the ending of a file's name stands for.
     #[must_use]
     pub fn of(file_name: &str) -> Option<Self> {
         match file_name.rsplit_once('.')?.1 {
@@ -48,7 +48,7 @@ impl Packing {
         }
     }
 
-    /// The tool's name.
+    /// Returns the tool's name.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -58,7 +58,7 @@ impl Packing {
         }
     }
 
-    /// Whether a file begins so (xz-file-format.txt 2.1.1.1, RFC 8878 3.1, RFC 1952 2.3.1).
+    /// Returns whether a file begins with its magic (xz-file-format.txt 2.1.1.1, RFC 8878 3.1, RFC 1952 2.3.1).
     fn begins(self, head: &[u8]) -> bool {
         match self {
             Self::Xz => head.starts_with(b"\xfd7zXZ\0"),
@@ -75,26 +75,26 @@ impl Packing {
 /// A file cannot be unpacked.
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
-    /// Its first bytes are something else.
+    /// The first bytes are not those of this format.
     #[error("the file is not packed with {}, as its name says", .0.name())]
     Other(Packing),
-    /// The stream is damaged, cut off, or something stands behind it.
+    /// The stream is damaged or truncated, or there is something behind it.
     #[error("cannot unpack {}: {source}", packing.name())]
     Damaged {
-        /// How it is packed.
+        /// Compression of the file.
         packing: Packing,
-        /// What the decoder says.
+        /// The decoder's error.
         source: io::Error,
     },
-    /// There is more in it than there may be.
+    /// The unpacked content is larger than this limit.
     #[error("it unpacks to more than {0}")]
     TooLarge(ByteSize),
-    /// What comes out cannot be written.
+    /// The unpacked content cannot be written.
     #[error("cannot write what it unpacks to")]
     Write(#[source] io::Error),
 }
 
-/// What came out.
+/// Length and digest of the unpacked content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Unpacked {
     pub(super) sha256: String,
@@ -108,22 +108,22 @@ pub(super) struct Unpacker {
 }
 
 enum State {
-    /// Not enough bytes yet to know it.
+    /// There are not enough bytes yet to recognise the format.
     Head(Vec<u8>, Sink),
     Xz(Box<XzDecoder<Sink>>),
     Zstd(Box<Writer<Sink, Decoder<'static>>>),
     Gzip(Box<MultiGzDecoder<Sink>>),
-    /// It failed.
+    /// It has failed.
     Gone,
 }
 
 impl Unpacker {
-    /// Unpacks to the empty file `to`, at most `limit` bytes.
+    /// Creates an unpacker that writes to the empty file `to`, at most `limit` bytes.
     pub(super) fn new(packing: Packing, to: File, limit: ByteSize) -> Self {
         Self { packing, state: State::Head(Vec::new(), Sink::new(to, limit)) }
     }
 
-    /// Takes the next bytes. After an error it is of no use.
+    /// Takes the next bytes. It must not be used after an error.
     pub(super) fn push(&mut self, bytes: &[u8]) -> Result<(), UnpackError> {
         let result = match &mut self.state {
             State::Head(head, _) => {
@@ -156,7 +156,7 @@ impl Unpacker {
         self.push(&head)
     }
 
-    /// The file has ended, and so must what is packed in it.
+    /// Ends the file, and with it the packed content.
     pub(super) fn finish(mut self) -> Result<Unpacked, UnpackError> {
         if matches!(self.state, State::Head(..)) {
             self.begin()?;
@@ -180,7 +180,7 @@ impl Unpacker {
     }
 }
 
-/// Why the sink takes no more, in a form that passes through a decoder unchanged.
+/// The reason why the sink takes no more data, in a form that passes through a decoder unchanged.
 #[derive(Debug, thiserror::Error)]
 enum Full {
     #[error("more than {0}")]
@@ -189,12 +189,12 @@ enum Full {
     Disk(io::Error),
 }
 
-/// Writes what comes out of a decoder, hashes it, and leaves holes for zeros: most of a raw disk is empty.
+/// Writes and hashes the output of a decoder, and leaves holes for zeros: most of a raw disk is empty.
 struct Sink {
     file: File,
     limit: ByteSize,
     sha256: Sha256,
-    /// Bytes that came, those of the block included.
+    /// Number of bytes so far, those of the block included.
     bytes: u64,
     block: Vec<u8>,
 }
@@ -272,7 +272,7 @@ mod tests {
         prop_oneof![Just(Packing::Xz), Just(Packing::Zstd), Just(Packing::Gzip)]
     }
 
-    /// Zeros and text by turns, beyond the size of a block.
+    /// Generates alternating zeros and text, beyond the size of a block.
     fn any_plain() -> impl Strategy<Value = Vec<u8>> {
         proptest::collection::vec((any::<bool>(), 0..BLOCK), 0..6).prop_map(|runs| {
             let fill = |(is_zero, length): (bool, usize)| {

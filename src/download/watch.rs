@@ -1,46 +1,46 @@
-//! How a caller sees a download go on, hears of what went wrong, and stops it.
+//! Progress, notices and cancellation of a download.
 
 use std::ops::ControlFlow;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How often the caller is asked whether to go on while nothing happens.
+/// Interval at which the caller is asked whether to continue while nothing happens.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How far a download is.
+/// Progress of a download.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Bytes that are there.
+    /// Number of bytes so far.
     pub done: u64,
-    /// Bytes in all, where that is known.
+    /// Number of bytes in all, if that is known.
     pub total: Option<u64>,
-    /// Whether bytes of the file come from a place, rather than that what is here already is read.
+    /// Whether bytes are being downloaded, rather than existing ones read again.
     pub is_download: bool,
 }
 
-/// The caller's ears.
+/// Callbacks of the caller.
 pub struct Watch<'a> {
     progress: &'a mut dyn FnMut(Progress) -> ControlFlow<()>,
     notice: &'a mut dyn FnMut(String),
     warning: Option<&'a mut dyn FnMut(String)>,
     last: Progress,
-    /// Whether it is no list of checksums that comes, but the file.
+    /// Whether the file itself is downloaded, and not a list of checksums.
     is_file: bool,
 }
 
-/// The caller wants no more.
+/// The caller has stopped the download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stopped;
 
 impl<'a> Watch<'a> {
-    /// `progress` is called ten times a second or more, whatever the download waits for, and `Break` stops it; `notice`
-    /// is told what the user should know, a sentence each.
+    /// Creates a watch. `progress` is called ten times a second or more, whatever the download waits for, and `Break` stops
+    /// it; `notice` is called with messages for the user, a sentence each.
     pub fn new(progress: &'a mut dyn FnMut(Progress) -> ControlFlow<()>, notice: &'a mut dyn FnMut(String)) -> Self {
         Self { progress, notice, warning: None, last: Progress::default(), is_file: true }
     }
 
-    /// `warning` is told what the user should not miss, instead of `notice`.
+    /// Sets a callback for warnings, which go to `notice` otherwise.
     #[must_use]
     pub fn with_warnings(self, warning: &'a mut dyn FnMut(String)) -> Self {
         Self { warning: Some(warning), ..self }
@@ -57,17 +57,17 @@ impl<'a> Watch<'a> {
         (self.notice)(text);
     }
 
-    /// So many bytes are there, the last of which came from a place just now.
+    /// Reports the number of bytes, the last of which were downloaded just now.
     pub(super) fn came(&mut self, done: u64, total: Option<u64>) -> Result<(), Stopped> {
         self.progress(Progress { done, total, is_download: self.is_file })
     }
 
-    /// So many bytes of what is here already were read.
+    /// Reports the number of existing bytes that were read.
     pub(super) fn read(&mut self, done: u64, total: Option<u64>) -> Result<(), Stopped> {
         self.progress(Progress { done, total, is_download: false })
     }
 
-    /// Gets something beside the file: its bytes are not the file's.
+    /// Runs work on another file: its bytes are not counted as those of the file.
     pub(super) fn beside<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
         let was = std::mem::replace(&mut self.is_file, false);
         let done = work(self);
@@ -83,7 +83,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// What another thread sends; `None` when it is gone.
+    /// Receives from another thread; returns `None` when that is gone.
     pub(super) fn receive<T>(&mut self, from: &Receiver<T>) -> Result<Option<T>, Stopped> {
         loop {
             match from.recv_timeout(TICK) {
@@ -94,7 +94,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Waits.
+    /// Waits for this time, or until the caller stops the download.
     pub(super) fn pause(&mut self, length: Duration) -> Result<(), Stopped> {
         let end = Instant::now() + length;
         loop {

@@ -1,12 +1,12 @@
-//! What a power cut may leave of recorded calls: a model of the file system that keeps apart what happened and what is
-//! durable.
+//! Computes the possible states after a power failure in a series of recorded calls: a model of the file system that
+//! distinguishes what happened and what is durable.
 //!
-//! Each call changes something at once and whole: the names in one or two folders, the content of a file, a mode. An fsync of
-//! a file makes its content and mode durable; one of a folder, its names and mode; nothing else does. Of the changes that
-//! are not durable, any may be on the disk after a cut and any may be missing, in whatever order they were made, but for
-//! three rules that every journal keeps: a name changes in the order in which it was changed, a thing is not moved from
-//! where it has not been put, and a folder is not removed before it is empty. Content that is not durable may be missing,
-//! torn or zero. That is less than ext4, XFS and Btrfs promise.
+//! Each call changes one thing atomically: the names in one or two folders, the content of a file, a mode. An fsync of a
+//! file makes its content and mode durable; one of a folder, its names and mode; nothing else does. Of the changes that are
+//! not durable, any may be on the disk after a cut and any may be missing, in whatever order they were made, but for three
+//! rules that every journal keeps: a name changes in the order in which it was changed, an entry is not moved from a place
+//! before it is there, and a folder is not removed before it is empty. Content that is not durable may be missing, torn or
+//! zero. That is less than ext4, XFS and Btrfs promise.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, Permissions};
@@ -17,13 +17,13 @@ use std::path::{Path, PathBuf};
 use super::Fs;
 use super::faults::Done;
 
-/// A cut with more states than these has left out a sync: their number doubles with each change that is not durable.
+/// Limit of states of one cut. More mean that a sync is missing: their number doubles with each change that is not durable.
 const MOST_OF_A_CUT: usize = 100_000;
 const ROOT: Inode = 0;
 
-/// A file or folder, whatever its name.
+/// Number of a file or folder, whatever its name.
 type Inode = usize;
-/// A name in a folder: the folder, and which name.
+/// A name in a folder: the folder, and the number of the name.
 type Slot = (Inode, usize);
 
 #[derive(Debug, Clone, PartialEq)]
@@ -45,71 +45,71 @@ struct Change {
     effect: Effect,
     /// Changes that are on the disk if this one is.
     needs: Vec<usize>,
-    /// The change without which this one cannot be seen.
+    /// The change without which this one is not visible.
     hidden_without: Option<usize>,
 }
 
-/// What a cut left of a change.
+/// State of a change after a cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Left {
     Nothing,
     All,
-    /// The first half of a file.
+    /// Only the first half of a file.
     Half,
-    /// The first half of a file, and its length.
+    /// The first half of a file, and zeros for the rest.
     HalfAndZeros,
-    /// The length of a file.
+    /// Zeros, with the length of the file.
     Zeros,
 }
 
-/// How a cut may treat a change that is not durable.
+/// Possible states of a change of metadata that is not durable.
 const OF_METADATA: &[Left] = &[Left::Nothing, Left::All];
 const OF_CONTENT: &[Left] = &[Left::Nothing, Left::All, Left::Half, Left::HalfAndZeros, Left::Zeros];
 
-/// Recorded calls on a tree that was durable before them.
+/// Recorded calls on a tree that was durable before.
 struct History {
     root: PathBuf,
     nodes: Vec<Node>,
     names: Vec<String>,
     start: BTreeMap<Slot, Inode>,
-    /// How many nodes were there at the start.
+    /// Number of nodes at the start.
     known: usize,
-    /// The names as they are after all calls.
+    /// The names after all calls.
     now: BTreeMap<Slot, Inode>,
     changes: Vec<Change>,
     durable: HashSet<usize>,
-    /// After each call: how many changes there were, and which of them were durable. The first is before any call.
+    /// Number of changes after each call, and the durable ones. The first entry is before any call.
     cuts: Vec<(usize, HashSet<usize>)>,
 }
 
 /// The states seen so far.
 #[derive(Debug, Default)]
 struct Seen {
-    /// How many there were.
+    /// Number of states.
     states: usize,
-    /// Those that differ, each built and checked: its tree, and whether all calls had been made.
+    /// The distinct states, each created and checked: its tree, and whether all calls had been made.
     distinct: HashSet<(u64, bool)>,
 }
 
-/// Something to cut the power of. Each part is given the folder it happens in.
+/// An action whose power is cut. Each function is called with the folder of the action.
 pub(crate) struct Play<'a> {
-    /// What it is, for the line that tells how many states there were.
+    /// Name of the action, for the line with the number of states.
     pub(crate) what: &'a str,
-    /// What is there before, all of it durable.
+    /// Creates the initial state, all of it durable.
     pub(crate) prepare: &'a dyn Fn(&Path),
-    /// What is done, and whether it came to its end.
+    /// Does the action, and returns whether it came to its end.
     pub(crate) act: &'a dyn Fn(&Path, &Fs) -> bool,
-    /// What the next kiln does first.
+    /// Does the cleanup with which the next kiln begins.
     pub(crate) clear: &'a dyn Fn(&Path, &Fs),
-    /// What is wrong with a state, if anything. It is told whether what was done had been reported as done.
+    /// Checks a state, and returns what is wrong with it. It is passed whether the action had been reported as done.
     pub(crate) check: &'a dyn Fn(&Path, bool) -> Result<(), String>,
 }
 
 impl Play<'_> {
-    /// Cuts the power at every point of one run, and of those that clear up after runs that were killed at any point.
+    /// Cuts the power at every point of one run, and of the cleanups after runs that were killed at any point.
     ///
     /// # Panics
-    /// When `check` says what is wrong with a state.
+    /// When `check` fails for a state.
     pub(crate) fn run(&self) {
         let mut seen = Seen::default();
         assert!(self.cut(None, &mut seen), "it fails where nothing does");
@@ -144,7 +144,7 @@ impl Play<'_> {
 }
 
 impl History {
-    /// What is below a folder now, all of it durable.
+    /// Starts with the tree below a folder, all of it durable.
     fn begin(root: &Path) -> Self {
         let folder = Node { is_folder: true, mode: 0o755, content: Vec::new() };
         let mut history = Self {
@@ -179,7 +179,7 @@ impl History {
         }
     }
 
-    /// Goes on with these calls.
+    /// Plays these calls on the tree.
     fn play(mut self, calls: &[Done]) -> Self {
         for call in calls {
             self.apply(call);
@@ -252,8 +252,8 @@ impl History {
         needs
     }
 
-    /// The change without which this one cannot be seen: what is written to a file, or made in a folder, that is not there.
-    /// Not so for what is moved there: it is gone from where it was.
+    /// Returns the change without which this one is not visible: a write to a file, or a creation in a folder, that is not
+    /// there. A move into it does not count: the entry is gone from where it was.
     fn hidden_without(&self, effect: &Effect) -> Option<usize> {
         let within = match effect {
             Effect::Content(inode, _) | Effect::Mode(inode, _) => *inode,
@@ -313,11 +313,11 @@ impl History {
         })
     }
 
-    /// Looks at every state that a cut after call number `from`, or a later one, may leave, and lets `check` see each that is
-    /// new in a folder of its own. `check` is told whether all calls had been made.
+    /// Enumerates every state that a cut after call number `from`, or a later one, may leave, and passes each new one to
+    /// `check`, in a folder of its own. `check` is passed whether all calls had been made.
     ///
     /// # Panics
-    /// When `check` says what is wrong with a state.
+    /// When `check` fails for a state.
     fn cut(&self, from: usize, seen: &mut Seen, check: &dyn Fn(&Path, bool) -> Result<(), String>) {
         for at in from..self.cuts.len() {
             let is_last = at + 1 == self.cuts.len();
@@ -412,7 +412,7 @@ fn torn(content: &[u8], left: Left) -> Vec<u8> {
     torn
 }
 
-/// A state that a cut left.
+/// The state after a cut.
 struct Disk<'a> {
     history: &'a History,
     names: BTreeMap<Slot, Inode>,
@@ -425,7 +425,7 @@ impl Disk<'_> {
         entries.map(|((_, name), inode)| (*name, &self.nodes[*inode], *inode))
     }
 
-    /// The same for the same tree, but for a coincidence of 64 bits.
+    /// Returns a hash of the tree, which is the same for the same tree; collisions of 64 bits are ignored.
     fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.hash_below(ROOT, &mut hasher);
@@ -459,7 +459,7 @@ impl Disk<'_> {
     }
 }
 
-/// A folder in memory, where there is one.
+/// Creates a temporary folder in memory, if possible.
 pub(crate) fn scratch() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
@@ -469,7 +469,7 @@ pub(crate) fn scratch() -> tempfile::TempDir {
 mod tests {
     use super::*;
 
-    /// Every state that cuts of these calls may leave, as names with contents.
+    /// Returns every state that cuts of these calls may leave, as names with contents.
     fn states(act: impl FnOnce(&Fs, &Path)) -> Vec<String> {
         let folder = scratch();
         let root = folder.path().canonicalize().unwrap();

@@ -1,4 +1,4 @@
-//! How a test makes the write side fail, and how it learns what was written.
+//! Injects failures into the write side, and records writes, in tests.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,7 +11,7 @@ use nix::errno::Errno;
 
 use super::{Call, Fs};
 
-/// What becomes of the calls.
+/// State of the failure injection.
 #[derive(Debug, Default)]
 pub(crate) struct Faults(Mutex<State>);
 
@@ -19,9 +19,9 @@ pub(crate) struct Faults(Mutex<State>);
 struct State {
     fate: Fate,
     lacks_exchange: bool,
-    /// The calls made, where they are recorded, and how many fresh names were given.
+    /// The recorded calls, and the number of fresh names that were returned.
     record: Option<(Vec<Done>, u64)>,
-    /// The call that failed at [`Fate::Fail`].
+    /// The call that failed by [`Fate::Fail`].
     failed: Option<String>,
 }
 
@@ -29,15 +29,15 @@ struct State {
 enum Fate {
     #[default]
     Live,
-    /// Killed after so many calls.
+    /// Kiln is killed after so many calls.
     Die(usize),
-    /// One call fails after so many.
+    /// One call fails after so many calls.
     Fail(usize, Errno),
-    /// No room for anything new.
+    /// There is no space for anything new.
     Full,
 }
 
-/// A call that was made, by the names things had then.
+/// A successful call, with the names of that time.
 #[derive(Debug, Clone)]
 pub(crate) enum Done {
     MakeFolder(PathBuf, u32),
@@ -56,32 +56,32 @@ impl Faults {
         self.0.lock().expect("no call panics")
     }
 
-    /// The kill comes at call number `calls`, from 0: from then on every call fails and changes nothing.
+    /// Simulates a kill at call number `calls`, from 0: from then on every call fails and changes nothing.
     pub(crate) fn die_after(&self, calls: usize) {
         self.state().fate = Fate::Die(calls);
     }
 
-    /// Call number `calls`, from 0, fails with `errno`, and the others do not.
+    /// Makes call number `calls`, from 0, fail with `errno`, but not the others.
     pub(crate) fn fail_at(&self, calls: usize, errno: Errno) {
         self.state().fate = Fate::Fail(calls, errno);
     }
 
-    /// From now on there is no room for anything new.
+    /// Simulates a full disk from now on.
     pub(crate) fn fill_disk(&self) {
         self.state().fate = Fate::Full;
     }
 
-    /// All is well again.
+    /// Ends all simulated failures.
     pub(crate) fn heal(&self) {
         self.state().fate = Fate::Live;
     }
 
-    /// The call that was made to fail, if it came to that.
+    /// Returns the call that was made to fail, if there was one.
     pub(crate) fn failed(&self) -> Option<String> {
         self.state().failed.clone()
     }
 
-    /// From now on a file system without `RENAME_EXCHANGE`.
+    /// Simulates a file system without `RENAME_EXCHANGE` from now on.
     pub(crate) fn lack_exchange(&self) {
         self.state().lacks_exchange = true;
     }
@@ -91,12 +91,12 @@ impl Faults {
         self.state().record = Some((Vec::new(), 0));
     }
 
-    /// The calls recorded so far.
+    /// Returns the calls recorded so far.
     pub(crate) fn recorded(&self) -> Vec<Done> {
         self.state().record.as_ref().map(|(calls, _)| calls.clone()).unwrap_or_default()
     }
 
-    /// The next fresh name, where calls are recorded.
+    /// Returns the number of the next fresh name, if calls are recorded.
     pub(super) fn number(&self) -> Option<u64> {
         let mut state = self.state();
         let (_, number) = state.record.as_mut()?;
@@ -105,7 +105,7 @@ impl Faults {
     }
 
     pub(super) fn call<T>(&self, call: Call<'_>, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        // Held until it is recorded: the record has the order in which things happened.
+        // Held until the call is recorded: the record has the order in which things happened.
         let mut state = self.state();
         state.admit(call)?;
         let result = act()?;
@@ -137,7 +137,7 @@ impl State {
     }
 }
 
-/// What is there already is found before the file system looks for room.
+/// Returns whether a call fails on a full disk. Existing entries are found before the file system looks for space.
 fn needs_room(call: Call<'_>) -> bool {
     match call {
         Call::Lock(path) | Call::MakeFolder(path, _) | Call::Create(path) | Call::Link(_, path) => !path.exists(),
@@ -147,7 +147,7 @@ fn needs_room(call: Call<'_>) -> bool {
 }
 
 impl Done {
-    /// `None` for a lock: its file is empty, and whoever misses it makes it again.
+    /// Returns the record of a call; `None` for a lock: its file is empty, and is created again if it is missing.
     fn of(call: Call<'_>) -> io::Result<Option<Self>> {
         Ok(Some(match call {
             Call::Lock(_) => return Ok(None),
@@ -172,10 +172,10 @@ fn name_of(file: &File) -> io::Result<PathBuf> {
     fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
-/// Where [`on_a_small_disk`] tells its child that disk's place.
+/// Environment variable by which [`on_a_small_disk`] passes the path of that disk to its child.
 const SMALL_DISK: &str = "KILN_TEST_SMALL_DISK";
 
-/// Runs the test of this name in a process of its own that sees a file system of 1 MiB, and there `act` in it.
+/// Runs the test of this name in a process of its own with a file system of 1 MiB, and calls `act` in it.
 pub(crate) fn on_a_small_disk(test: &str, act: impl FnOnce(&Path)) {
     if let Some(disk) = std::env::var_os(SMALL_DISK) {
         return act(Path::new(&disk));
@@ -199,7 +199,7 @@ pub(crate) fn on_a_small_disk(test: &str, act: impl FnOnce(&Path)) {
 }
 
 impl Fs {
-    /// Writes a file as QEMU would: whole, and not synced.
+    /// Writes a file as QEMU would: completely, and without a sync.
     pub(crate) fn put(&self, path: &Path, content: &str) -> io::Result<()> {
         let file = self.create(path)?;
         self.call(Call::Write(&file), || io::Write::write_all(&mut &file, content.as_bytes()))

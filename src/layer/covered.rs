@@ -1,4 +1,4 @@
-//! The steps of which a layer holds the changes: its own, and those before it that left no layer.
+//! The steps whose changes a layer contains: its own, and earlier ones that left no layer.
 
 use std::path::PathBuf;
 
@@ -6,30 +6,30 @@ use serde::{Deserialize, Serialize};
 
 use super::{FETCHED, Layer, Sealed, Span};
 
-/// A step that left no layer of its own: the next layer holds its changes.
+/// A step that left no layer of its own: the next layer contains its changes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CoveredStep {
-    /// Its key.
+    /// Key of the step.
     pub key: String,
-    /// When it ran, by the guest's clock.
+    /// Time when it ran, by the guest's clock.
     pub during: Option<Span>,
 }
 
-/// A tree that a step fetched and that a layer is going to keep.
+/// A tree that a step fetched, as a file that a layer will keep.
 #[derive(Debug, Clone)]
 pub struct FetchedStream {
-    /// The step's key.
+    /// Key of the step.
     pub step: String,
     /// The file with the tree, as the guest sent it.
     pub stream: PathBuf,
 }
 
-/// A tree that a step fetched, in a layer.
+/// A tree that a step fetched, kept in a layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptTree {
-    /// The step's key.
+    /// Key of the step.
     pub step: String,
-    /// The file's digest and size.
+    /// Digest and size of the file.
     #[serde(flatten)]
     pub sealed: Sealed,
 }
@@ -45,7 +45,7 @@ impl Layer {
         self.folder.join(FETCHED).join(key)
     }
 
-    /// Returns when a step ran that this layer holds, by the guest's clock.
+    /// Returns the time when a step of this layer ran, by the guest's clock.
     #[must_use]
     pub fn during(&self, key: &str) -> Option<Span> {
         let covered = self.facts.covers.iter().find(|covered| covered.key == key);

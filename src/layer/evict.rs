@@ -1,4 +1,4 @@
-//! What goes when the cache is full: the layers used longest ago, and none that is in use.
+//! Eviction from a full cache: the layers that were used longest ago, and none that is in use.
 
 use std::fs;
 use std::io;
@@ -7,14 +7,14 @@ use std::time::SystemTime;
 
 use super::{Cache, Layer, Name};
 
-/// What an eviction did.
+/// Result of an eviction.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Evicted {
-    /// Layers removed.
+    /// Number of removed layers.
     pub layers: usize,
-    /// Bytes they took on this host.
+    /// Size of the removed layers on this host, bytes.
     pub bytes: u64,
-    /// Bytes of what is left.
+    /// Size of the remaining layers, bytes.
     pub left: u64,
 }
 
@@ -23,8 +23,8 @@ struct Candidate {
     used: SystemTime,
 }
 
-/// Removes layers until the rest takes at most `limit` bytes. One that another lies on goes after it; one in use stays,
-/// and what it lies on.
+/// Removes layers until the rest takes at most `limit` bytes. A layer is removed after those that are based on it; one in
+/// use is kept, with its parents.
 ///
 /// # Errors
 /// When the folder cannot be read.
@@ -32,7 +32,7 @@ pub fn evict(cache: &Cache, limit: u64) -> io::Result<Evicted> {
     remove_layers(cache, limit, &mut |folder| cache.remove(folder))
 }
 
-/// Tells what [`evict`] would do, and removes nothing. What is in use now counts as removed.
+/// Returns what [`evict`] would do, and removes nothing. Layers that are in use now count as removed.
 ///
 /// # Errors
 /// When the folder cannot be read.
@@ -49,7 +49,7 @@ fn remove_layers(cache: &Cache, limit: u64, remove: &mut dyn FnMut(&Path) -> boo
     for entry in entries {
         let entry = entry?;
         let metadata = match entry.metadata() {
-            // Another kiln makes room as well.
+            // Another kiln evicts as well.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             other => other?,
         };
@@ -59,7 +59,7 @@ fn remove_layers(cache: &Cache, limit: u64, remove: &mut dyn FnMut(&Path) -> boo
         let used = metadata.modified()?;
         match Layer::open(&entry.path()) {
             Ok(layer) => candidates.push(Candidate { layer, used }),
-            // Nobody can use it.
+            // A layer without readable facts cannot be used.
             Err(_) => _ = remove(&entry.path()),
         }
     }

@@ -1,4 +1,5 @@
-//! The layers of a cache by their keys. Each is opened and checked at most once, however many others lie on it.
+//! An index of the layers of a cache by their keys. Each is opened and checked at most once, however many others are based
+//! on it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, DirEntry};
@@ -12,15 +13,15 @@ use crate::plan::key::Key;
 /// The layers that were in a cache at one moment.
 pub struct LayerIndex<'a> {
     cache: &'a Cache,
-    /// Folders by key, with the time of their last use, which sorts them.
+    /// Folders by key, with the time of their last use, by which they are sorted.
     folders: BTreeMap<String, Vec<(SystemTime, PathBuf)>>,
     count: usize,
-    /// What was opened so far; nothing for a layer that cannot be used.
+    /// The layers that were opened so far; `None` for a layer that cannot be used.
     opened: HashMap<PathBuf, Option<Arc<Layer>>>,
 }
 
 impl<'a> LayerIndex<'a> {
-    /// Lists the layers of a cache. A folder that cannot be read has none.
+    /// Lists the layers of a cache. An unreadable folder counts as empty.
     #[must_use]
     pub fn read(cache: &'a Cache) -> Self {
         let mut folders = BTreeMap::<_, Vec<_>>::new();
@@ -35,8 +36,8 @@ impl<'a> LayerIndex<'a> {
         Self { cache, folders, count, opened: HashMap::new() }
     }
 
-    /// Returns every layer of a key that is whole, undamaged, and whose parents are so too; the one used last comes first.
-    /// `problem` hears of those that are there and cannot be used; they are removed.
+    /// Returns every layer of a key that is complete and undamaged, with complete and undamaged parents; the one used last
+    /// comes first. `problem` is called for those that exist and cannot be used; they are removed.
     pub fn find(&mut self, key: Key, problem: &mut dyn FnMut(Unusable)) -> Vec<Stack> {
         let folders = self.folders.get(&key.to_string()).cloned().unwrap_or_default();
         let mut stacks = Vec::new();
@@ -50,12 +51,12 @@ impl<'a> LayerIndex<'a> {
     }
 
     fn give_up(&mut self, folder: &Path, why: Unusable, problem: &mut dyn FnMut(Unusable)) {
-        // Its own lock would keep it from being removed.
+        // Its own lock would prevent its removal.
         self.opened.insert(folder.to_owned(), None);
         if self.cache.tidy {
             self.cache.remove(folder);
         }
-        // A layer whose parent was evicted is no problem to report.
+        // A layer whose parent was evicted is not worth reporting.
         if !matches!(why, Unusable::Missing) {
             problem(why);
         }
@@ -84,7 +85,7 @@ impl<'a> LayerIndex<'a> {
     }
 }
 
-/// Returns the key of a layer's folder, when it was last used, and its path.
+/// Returns the key of a layer's folder, the time of its last use, and its path.
 fn describe(entry: &DirEntry) -> Option<(String, (SystemTime, PathBuf))> {
     let name = entry.file_name().into_string().ok()?;
     let (key, _) = name.split_once('.').filter(|_| !name.starts_with(DRAFT))?;

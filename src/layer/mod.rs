@@ -1,20 +1,20 @@
-//! The step cache: frozen disks, and memory to go on from, content-addressed by the key of what made them.
+//! The step cache: frozen disks, and memory to continue from, addressed by the key of the step that produced them.
 //!
 //! ```text
-//! CACHE/layers/KEY.ID/layer.json    what it is; a folder of this name is whole
-//! CACHE/layers/KEY.ID/disk.qcow2    what the steps since its parent changed on the disk; never written again
+//! CACHE/layers/KEY.ID/layer.json    its facts; a folder of this name is complete
+//! CACHE/layers/KEY.ID/disk.qcow2    the changes of the disk since its parent; never written again
 //! CACHE/layers/KEY.ID/ram           the machine's memory at that moment, where there is one (mode 0600)
 //! CACHE/layers/KEY.ID/uefi-vars     the UEFI variables at that moment, where the machine has some
-//! CACHE/layers/KEY.ID/fetched/KEY   what the fetch step of this key brought back: the tree as the guest sent it
+//! CACHE/layers/KEY.ID/fetched/KEY   the tree that the fetch step of this key fetched, as the guest sent it
 //! CACHE/layers/claim-KEY            locked by the build that makes the first layer of this key
-//! CACHE/layers/draft-XXXXXX/        one being made; swept up when its maker is dead
+//! CACHE/layers/draft-XXXXXX/        an incomplete one; removed when its process is dead
 //! ```
 //!
-//! One key may have several layers, each with an id of its own: two makings of a step are never the same to the bit. A
-//! layer names its parent by both, so it is never put on another making than the one it was made on. Whoever uses a layer
-//! holds a shared flock(2) on its folder; it is only removed under an exclusive one. Making drafts and sweeping them take
-//! turns, by a lock on the folder of layers: nobody ever sees a draft that its maker has not locked yet. Every file is
-//! checked against its digest before it is used, once for each change of its inode ([`Memo`]).
+//! One key may have several layers, each with an id of its own: two runs of a step never produce the same bits. A layer
+//! names its parent by both, so it is never combined with the result of another run than the one it is based on. A process
+//! that uses a layer holds a shared flock(2) on its folder; it is only removed under an exclusive one. Creating drafts and
+//! removing dead ones exclude each other, by a lock on the folder of layers: no process ever sees a draft that is not locked
+//! yet. Every file is checked against its digest before it is used, once for each change of its inode ([`Memo`]).
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -45,77 +45,77 @@ const RAM: &str = "ram";
 const FETCHED: &str = "fetched";
 const UEFI_VARS: &str = "uefi-vars";
 const DRAFT: &str = "draft-";
-/// Mode of the files of a layer that kiln writes itself.
+/// Mode of the files of a layer that kiln itself writes.
 const FILE_MODE: u32 = 0o600;
-/// Mode of its folders.
+/// Mode of the layer folders.
 const FOLDER_MODE: u32 = 0o700;
 
-/// One making of a layer.
+/// Name of a layer: one result of running a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Name {
-    /// What it stands for.
+    /// Key of the step.
     pub key: String,
-    /// Which making of it: random.
+    /// Random id, which distinguishes results of the same step.
     pub id: String,
 }
 
 /// A file of a layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sealed {
-    /// Size, bytes.
+    /// Size of the file, bytes.
     pub bytes: u64,
-    /// Digest of its data and where that lies, hex: most of a memory file is holes.
+    /// Digest of its data and their offsets, hex: most of a memory file consists of holes.
     pub sha256: String,
 }
 
-/// Memory that a machine can go on from.
+/// Memory that a machine can continue from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
-    /// The file.
+    /// Digest and size of the file.
     pub file: Sealed,
-    /// How it is laid out, as the machine calls it.
+    /// Name of its layout, as the machine calls it.
     pub format: String,
-    /// Digest of the machine it belongs to; it fits no other.
+    /// Digest of the machine that it belongs to; it fits no other.
     pub machine: String,
-    /// What the agent said when it was accepted.
+    /// The agent's hello when it was accepted.
     pub hello: serde_json::Value,
 }
 
-/// What is known of a layer.
+/// Facts about a layer, the content of `layer.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Facts {
     schema: u32,
-    /// Which one it is.
+    /// Name of the layer.
     #[serde(flatten)]
     pub name: Name,
-    /// What it lies on; nothing for the first, which lies on the base image.
+    /// Its parent; `None` for the first layer, which is based on the base image.
     pub parent: Option<Name>,
-    /// What it took to make, wall time.
+    /// Wall time of its steps.
     pub seconds: f64,
-    /// When the step ran, by the guest's clock; nothing for a boot.
+    /// Time when the step ran, by the guest's clock; `None` for a boot.
     #[serde(default)]
     pub during: Option<Span>,
-    /// The disk.
+    /// Digest and size of the disk.
     pub disk: Sealed,
-    /// The memory.
+    /// The memory, if it was kept.
     pub memory: Option<Memory>,
     /// The trees that its steps fetched.
     #[serde(default)]
     pub fetched_trees: Vec<KeptTree>,
-    /// Earlier steps whose changes are on this disk too, first one first.
+    /// Earlier steps whose changes are on this disk too, in their order.
     #[serde(default)]
     pub covers: Vec<CoveredStep>,
-    /// The UEFI variables.
+    /// Digest and size of the UEFI variables.
     #[serde(default)]
     pub uefi_vars: Option<Sealed>,
 }
 
-/// A time by a guest's clock, seconds since 1970.
+/// A period of time by a guest's clock, seconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Span {
-    /// Its beginning.
+    /// Start of the period.
     pub start: f64,
-    /// Its end.
+    /// End of the period.
     pub end: f64,
 }
 
@@ -125,49 +125,49 @@ pub struct Cache {
     root: PathBuf,
     fs: Fs,
     memo: Arc<Memo>,
-    /// Whether what is found to be unusable is removed.
+    /// Whether unusable entries are removed.
     tidy: bool,
 }
 
-/// A layer in use: it stays where it is while this lives.
+/// A layer in use: it is not removed while this lives.
 #[derive(Debug)]
 pub struct Layer {
-    /// What is known of it.
+    /// Facts about the layer.
     pub facts: Facts,
     folder: PathBuf,
     _used: Flock<File>,
 }
 
-/// A layer with all that it lies on: the first lies on the base image, the last is the layer.
+/// A layer with all its parents: the first is based on the base image, the last is the layer itself.
 #[derive(Debug)]
 pub struct Stack(Vec<Arc<Layer>>);
 
-/// Why a layer is not used.
+/// The reason why a layer is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
-    /// There is none.
+    /// It does not exist.
     #[error("there is none")]
     Missing,
-    /// Something cannot be read.
+    /// A file or folder cannot be read.
     #[error("{} cannot be read: {source}", path.display())]
     Unreadable {
-        /// What.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// Why.
+        /// The underlying error.
         source: io::Error,
     },
-    /// It is not what it was.
+    /// Its content has changed.
     #[error("{} is damaged: {what}", path.display())]
     Damaged {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// How that shows.
+        /// Description of the damage.
         what: &'static str,
     },
 }
 
 impl Cache {
-    /// The layers below a cache folder, made if missing. Drafts of dead builds are removed.
+    /// Opens the layers below a cache folder, created if missing. Drafts of dead builds are removed.
     ///
     /// # Errors
     /// When the folder cannot be made or read.
@@ -183,14 +183,14 @@ impl Cache {
         Ok(cache)
     }
 
-    /// The layers below a cache folder, for looking only: nothing is made or removed.
+    /// Opens the layers below a cache folder for reading only: nothing is created or removed.
     #[must_use]
     pub fn peek(cache: &Path, memo: Arc<Memo>) -> Self {
         Self { root: cache.join("layers"), fs: Fs::default(), memo, tidy: false }
     }
 
-    /// Every layer of a key that is whole, undamaged, and whose parents are so too; the one used last comes first.
-    /// `problem` hears of those that are there and cannot be used; they are removed.
+    /// Returns every layer of a key that is complete and undamaged, with complete and undamaged parents; the one used last
+    /// comes first. `problem` is called for those that exist and cannot be used; they are removed.
     pub fn find(&self, key: Key, problem: &mut dyn FnMut(Unusable)) -> Vec<Stack> {
         LayerIndex::read(self).find(key, problem)
     }
@@ -207,10 +207,10 @@ impl Cache {
         Ok(layer)
     }
 
-    /// Whether the layer's memory is there and undamaged.
+    /// Checks that the layer's memory exists and is undamaged.
     ///
     /// # Errors
-    /// Why it cannot be used.
+    /// The reason why it cannot be used.
     pub fn check_memory(&self, layer: &Layer) -> Result<(), Unusable> {
         let memory = layer.facts.memory.as_ref().ok_or(Unusable::Missing)?;
         self.check(&layer.ram(), &memory.file)
@@ -226,7 +226,7 @@ impl Cache {
         if found.sha256 == expected.sha256 { Ok(()) } else { Err(damaged("its digest is another")) }
     }
 
-    /// Begins a layer.
+    /// Begins a new layer.
     ///
     /// # Errors
     /// When its folder cannot be made.
@@ -242,10 +242,10 @@ impl Cache {
         self.root.join(format!("{DRAFT}{}", self.fs.fresh_name()))
     }
 
-    /// Waits until nobody else makes the layer of this key. Blocks the calling thread.
+    /// Waits until no other process builds the layer of this key, and locks it. Blocks the calling thread.
     ///
     /// # Errors
-    /// When the lock cannot be had.
+    /// When the lock cannot be taken.
     pub fn claim(&self, key: Key, mut waiting: impl FnMut()) -> io::Result<Claim> {
         let path = self.root.join(format!("claim-{key}"));
         let open = || File::options().create(true).append(true).open(&path);
@@ -260,7 +260,7 @@ impl Cache {
         Ok(Claim { _lock: lock })
     }
 
-    /// Bytes the cache may take: `most`, or a tenth of its file system.
+    /// Returns the size limit of the cache: `most`, or a tenth of its file system if that is less.
     #[must_use]
     pub fn limit(&self, most: u64) -> u64 {
         nix::sys::statvfs::statvfs(&self.root).map_or(most, |disk| most.min(disk.blocks() * disk.fragment_size() / 10))
@@ -278,7 +278,7 @@ impl Cache {
         Ok(())
     }
 
-    /// Removes the layers of a key, but for those in use.
+    /// Removes the layers of a key, except those in use.
     pub fn forget(&self, key: Key) {
         let begin = format!("{key}.");
         let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
@@ -287,8 +287,8 @@ impl Cache {
         }
     }
 
-    /// Removes a layer that nobody uses. Renames first: from then on nobody finds it, and what cannot be deleted now is left
-    /// to the next sweep.
+    /// Removes a layer that nobody uses. Renames it first: from then on it cannot be found, and files that cannot be deleted
+    /// now are left to the next cleanup of drafts.
     fn remove(&self, folder: &Path) -> bool {
         let Ok(_lock) = lock(folder, FlockArg::LockExclusiveNonblock) else { return false };
         let doomed = self.fresh_draft();
@@ -296,7 +296,7 @@ impl Cache {
     }
 }
 
-/// The right to make the layer of a key while others wait.
+/// The right to build the layer of a key while others wait.
 #[derive(Debug)]
 pub struct Claim {
     _lock: Flock<File>,
@@ -317,7 +317,7 @@ fn measure(path: &Path) -> io::Result<Sealed> {
 }
 
 impl Stack {
-    /// The layer itself.
+    /// Returns the layer itself.
     ///
     /// # Panics
     /// Never: a stack has at least one.
@@ -326,36 +326,36 @@ impl Stack {
         self.0.last().expect("a stack is made with a layer")
     }
 
-    /// The frozen disks, top first.
+    /// Returns the frozen disks, top first.
     pub fn disks(&self) -> impl Iterator<Item = PathBuf> {
         self.0.iter().rev().map(|layer| layer.disk())
     }
 
-    /// All of it, first one first.
+    /// Returns all layers, the lowest first.
     pub fn layers(&self) -> impl Iterator<Item = &Layer> {
         self.0.iter().map(Arc::as_ref)
     }
 
-    /// Returns what the steps of the topmost key took, seconds. A boot after a reboot step shares its key.
+    /// Returns the wall time of the steps of the topmost key, seconds. A boot after a reboot step shares its key.
     #[must_use]
     pub fn top_seconds(&self) -> f64 {
         let key = &self.top().facts.name.key;
         self.layers().filter(|layer| layer.facts.name.key == *key).map(|layer| layer.facts.seconds).sum()
     }
 
-    /// Counts the layers.
+    /// Returns the number of layers.
     #[must_use]
     pub fn depth(&self) -> usize {
         self.0.len()
     }
 
-    /// What the boot on the base image took, seconds.
+    /// Returns the wall time of the boot on the base image, seconds.
     #[must_use]
     pub fn boot_seconds(&self) -> f64 {
         self.0[0].facts.seconds
     }
 
-    /// Notes that it is used now, for eviction.
+    /// Records the current time as its last use, for eviction.
     pub fn touch(&self) {
         for layer in &self.0 {
             let _ = File::open(&layer.folder).and_then(|folder| folder.set_modified(SystemTime::now()));
@@ -365,7 +365,7 @@ impl Stack {
 
 impl Layer {
     fn open(folder: &Path) -> Result<Self, Unusable> {
-        // Who holds it exclusively is removing it.
+        // A process that holds the lock exclusively is removing the layer.
         let used = match lock(folder, FlockArg::LockSharedNonblock) {
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::WouldBlock) => {
                 return Err(Unusable::Missing);
@@ -386,25 +386,25 @@ impl Layer {
         Ok(Self { facts, folder: folder.to_owned(), _used: used })
     }
 
-    /// The frozen disk.
+    /// Returns the path of the frozen disk.
     #[must_use]
     pub fn disk(&self) -> PathBuf {
         self.folder.join(DISK)
     }
 
-    /// The memory.
+    /// Returns the path of the memory.
     #[must_use]
     pub fn ram(&self) -> PathBuf {
         self.folder.join(RAM)
     }
 
-    /// Returns the file with the UEFI variables, where the layer has one.
+    /// Returns the file with the UEFI variables, if the layer has one.
     #[must_use]
     pub fn uefi_vars(&self) -> Option<PathBuf> {
         self.facts.uefi_vars.is_some().then(|| self.folder.join(UEFI_VARS))
     }
 
-    /// Bytes it takes on this host.
+    /// Returns its size on this host, bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
         let size = |path: PathBuf| fs::metadata(path).map_or(0, |metadata| metadata.blocks() * 512);
@@ -413,7 +413,7 @@ impl Layer {
     }
 }
 
-/// A layer being made. Dropping it removes it.
+/// A layer that is being built. Dropping it removes it.
 #[derive(Debug)]
 pub struct Draft {
     fs: Fs,
@@ -427,32 +427,32 @@ pub struct Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         if self.is_ours {
-            // What is left goes with the next sweep.
+            // Remaining files are removed with the next cleanup of drafts.
             let _ = self.fs.remove(&self.folder);
         }
     }
 }
 
-/// What a layer is made of, besides its files.
+/// The facts about a new layer that are not in its files.
 #[derive(Debug, Clone)]
 pub struct Made {
-    /// Which making of which key.
+    /// Name of the layer.
     pub name: Name,
-    /// What it lies on.
+    /// Its parent layer.
     pub parent: Option<Name>,
-    /// What it took.
+    /// Wall time of its steps, seconds.
     pub seconds: f64,
-    /// When the step ran, by the guest's clock.
+    /// Time when the step ran, by the guest's clock.
     pub during: Option<Span>,
-    /// Its memory, but for the file's digest.
+    /// Its memory, without the file's digest.
     pub memory: Option<Recorded>,
     /// The trees that its steps fetched.
     pub fetched: Vec<FetchedStream>,
-    /// The steps before its own that it holds.
+    /// Earlier steps whose changes it contains.
     pub covers: Vec<CoveredStep>,
 }
 
-/// What is said of memory in [`Memory`].
+/// The facts about memory in [`Memory`], without its file.
 #[derive(Debug, Clone)]
 pub struct Recorded {
     /// See [`Memory::format`].
@@ -464,13 +464,13 @@ pub struct Recorded {
 }
 
 impl Name {
-    /// A new making of a key.
+    /// Returns a new name for a result of the step with this key.
     #[must_use]
     pub fn new(key: Key) -> Self {
         Self::fresh(key.to_string())
     }
 
-    /// A new making of a key in its written form.
+    /// Returns a new name for a key in its string form.
     pub(crate) fn fresh(key: String) -> Self {
         use std::hash::{BuildHasher, Hasher, RandomState};
         Self { key, id: format!("{:016x}", RandomState::new().build_hasher().finish()) }
@@ -482,19 +482,19 @@ impl Name {
 }
 
 impl Draft {
-    /// Where the memory is to be written.
+    /// Returns the path that the memory must be written to.
     #[must_use]
     pub fn ram(&self) -> PathBuf {
         self.folder.join(RAM)
     }
 
-    /// Where the disk lies that was taken.
+    /// Returns the path of the disk that was taken.
     #[must_use]
     pub fn disk(&self) -> PathBuf {
         self.folder.join(DISK)
     }
 
-    /// Takes a frozen disk, which stays where it is under its own name as well.
+    /// Links a frozen disk into the draft; it keeps its own name as well.
     ///
     /// # Errors
     /// When it cannot be linked.
@@ -502,7 +502,7 @@ impl Draft {
         self.fs.link(disk, &self.disk())
     }
 
-    /// Takes a copy of the UEFI variables.
+    /// Copies the UEFI variables into the draft.
     ///
     /// # Errors
     /// When they cannot be copied.
@@ -514,12 +514,12 @@ impl Draft {
         self.folder.join(UEFI_VARS)
     }
 
-    /// Makes it a layer, durable and whole. Blocks while it hashes and syncs.
+    /// Turns the draft into a layer, durable and complete. Blocks while it hashes and syncs.
     ///
     /// # Errors
     /// When that fails; nothing is left then.
     pub fn commit(mut self, made: Made) -> io::Result<()> {
-        // Somebody may be using the disk under its own name: it keeps its mode.
+        // Another process may use the disk under its own name: it keeps its mode.
         self.fs.sync(&File::open(self.disk())?)?;
         let disk = measure(&self.disk())?;
         let memory = match made.memory {
@@ -547,7 +547,8 @@ impl Draft {
         self.fs.write_new(&self.folder.join(FACTS), &serde_json::to_vec_pretty(&facts)?, FILE_MODE)?;
         self.fs.sync_dir(&self.folder)?;
         self.fs.rename(&self.folder, &target)?;
-        // Where it may not outlive a power cut it is taken back; a disk that cannot even do that leaves it there, whole.
+        // If it may not survive a power failure, the rename is undone; on a disk that fails even that, the layer stays,
+        // complete.
         self.fs.sync_dir(&self.root).inspect_err(|_| drop(self.fs.rename(&target, &self.folder)))?;
         self.is_ours = false;
         Ok(())

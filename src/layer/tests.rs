@@ -26,7 +26,7 @@ fn cache(folder: &Path, calls: Fs) -> io::Result<Cache> {
     Cache::open_on(folder, Arc::new(Memo::load(folder)), calls)
 }
 
-/// Makes a layer with a disk, and memory and a fetched file if it is `large`.
+/// Creates a layer with a disk, and memory and a fetched file if it is `large`.
 fn make(cache: &Cache, name: Name, parent: Option<Name>, large: bool) -> io::Result<()> {
     let below = |file: &str| cache.root.parent().unwrap().join(file);
     let draft = cache.draft()?;
@@ -85,7 +85,7 @@ fn a_layer_is_found_by_its_key_with_all_it_lies_on() {
     assert!(bench.find("other").0.is_empty());
     bench.cache.check_memory(boot.top()).unwrap();
     assert!(matches!(bench.cache.check_memory(step.top()), Err(Unusable::Missing)));
-    // Another making of the same step is another layer, and the step stays on the first.
+    // Another result of the same step is another layer, and the step is still based on the first.
     thread::sleep(Duration::from_millis(10));
     let again = bench.make("boot", None, true);
     let found = bench.find("boot").0;
@@ -163,11 +163,11 @@ fn eviction_takes_what_was_used_longest_ago_and_nothing_in_use() {
     }
     let size = |stack: &Stack| stack.top().size();
     let total = size(&boot) + size(&old) + size(&new);
-    // All three are in use.
+    // All three layers are in use.
     assert_eq!(evict(&bench.cache, 0).unwrap(), Evicted { layers: 0, bytes: 0, left: total });
     let left = total - size(&old);
     drop(old);
-    // The boot is as old as the other, and yet stays: something lies on it.
+    // The boot is as old as the other, and yet stays: another layer is based on it.
     assert_eq!(evict(&bench.cache, total - 1).unwrap().left, left);
     assert!(bench.find("old").0.is_empty());
     assert_eq!(bench.find("new").0.len(), 1);
@@ -202,7 +202,7 @@ fn the_second_claim_waits_for_the_first() {
     });
 }
 
-/// What is wrong with the layer `name` on `boot`, if anything.
+/// Checks the layer `name` on `boot`, and returns what is wrong with it.
 fn check_step(folder: &Path, name: &Name, must_be_there: bool) -> Result<(), String> {
     let cache = cache(folder, Fs::default()).map_err(|error| error.to_string())?;
     let mut problems = Vec::new();
@@ -218,7 +218,7 @@ fn check_step(folder: &Path, name: &Name, must_be_there: bool) -> Result<(), Str
     if is_right { Ok(()) } else { Err(format!("found {stack:?}")) }
 }
 
-/// Nothing but whole layers is left in the cache.
+/// Checks that nothing but complete layers is left in the cache.
 fn check_litter(folder: &Path) -> Result<(), String> {
     let litter: Vec<_> = fs::read_dir(folder.join("layers"))
         .unwrap()
@@ -260,7 +260,7 @@ fn d4_a_removed_layer_is_whole_or_not_found_after_a_power_cut() {
         clear: &|folder, calls| drop(cache(folder, calls.clone()).unwrap()),
         check: &|folder, _| {
             let cache = cache(folder, Fs::default()).unwrap();
-            // Files may be missing before their folder is, which the digests tell.
+            // Files may be missing before their folder is, which the digests show.
             for stack in cache.find(key("boot"), &mut |_| {}) {
                 assert!(stack.top().fetched_by(&stack.top().facts.name.key).unwrap().is_file());
             }

@@ -1,9 +1,9 @@
-//! Whether KVM works here, found out by running a guest: a device that opens proves nothing.
+//! Checks whether KVM works on this host by running a guest: a device that can be opened proves nothing.
 //!
 //! There are hosts whose KVM emulates the guest's kernel mode at about a microsecond an instruction. The device opens,
-//! firmware runs, a guest that merely halts is done in a millisecond, and a distribution kernel hangs for ever. So the
-//! probe asks in this order, and the first "no" is the verdict: device and permission, API and capabilities, CPUID bits,
-//! then a guest of a few instructions of the kind such hosts cannot do, each with a result that is checked.
+//! firmware runs, a guest that merely halts is done in a millisecond, and a distribution kernel hangs for ever. So the probe
+//! asks in this order, and the first "no" is the verdict: device and permission, API and capabilities, CPUID bits, then a
+//! guest of a few instructions of the kind such hosts cannot do, each with a result that is checked.
 //!
 //! ```text
 //! caller --- spawns --> probe thread: open, ask, KVM_RUN, KVM_RUN ... -> verdict
@@ -36,15 +36,16 @@ mod guest;
 
 const DEVICE: &CStr = c"/dev/kvm";
 
-/// Ignored by default, so one that comes before the probe thread has blocked it does no harm.
+/// Signal that interrupts the probe thread. It is ignored by default, so one that comes before the probe thread has blocked
+/// it does no harm.
 const KICK: Signal = Signal::SIGURG;
 const KICK_EVERY: Duration = Duration::from_millis(10);
 
-/// Processor time the guest may use in all. Not wall time: on a busy host the probe thread may have to wait.
+/// Limit of the processor time of the whole guest. Not wall time: on a busy host the probe thread may have to wait.
 const GUEST_LIMIT: Duration = Duration::from_millis(40);
-/// Processor time one trial may use: hardware needs microseconds, emulation about 20 ms for the loop.
+/// Limit of the processor time of one trial: hardware needs microseconds, emulation about 20 ms for the loop.
 const TRIAL_LIMIT: Duration = Duration::from_millis(5);
-/// Wall time after which a guest, or a kernel that does not even return to the probe thread, is given up.
+/// Wall time after which the probe gives up a guest, or a kernel that does not even return to the probe thread.
 const WALL_LIMIT: Duration = Duration::from_millis(400);
 
 /// Runs the probe: under 100 ms on a host that has a processor to spare for it.
@@ -55,12 +56,12 @@ pub fn probe() -> KvmVerdict {
     verdict_of(|| examine(DEVICE, Cpuid::Check))
 }
 
-/// What to do with the CPUID bits that KVM supports.
+/// Handling of the CPUID bits that KVM supports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cpuid {
-    /// The verdict is "no" where one is missing.
+    /// The verdict is "no" if one is missing.
     Check,
-    /// Run the guest all the same.
+    /// Run the guest even if one is missing.
     #[cfg_attr(not(test), expect(dead_code, reason = "lets a test reach the guest where CPUID already says no"))]
     Ignore,
 }
@@ -81,19 +82,19 @@ fn verdict_of(work: impl FnOnce() -> Result<(), KvmVerdict> + Send + 'static) ->
     loop {
         match told.recv_timeout(KICK_EVERY) {
             Ok(verdict) => {
-                // It has nothing left to do; joined, it is gone when the caller looks.
+                // The thread has nothing left to do; joining it ensures that it is gone when this function returns.
                 let _ = thread.join();
                 return verdict;
             }
             Err(RecvTimeoutError::Disconnected) => {
                 return KvmVerdict::Error { doing: "the probe", reason: "its thread panicked".into() };
             }
-            // A thread the kernel never returns to cannot be ended; it is left behind with what it owns.
+            // A thread to which the kernel never returns cannot be ended; it is left behind with its resources.
             Err(RecvTimeoutError::Timeout) if began.elapsed() > 2 * WALL_LIMIT => {
                 return KvmVerdict::TooSlow { at: "KVM's system calls", took: began.elapsed() };
             }
             Err(RecvTimeoutError::Timeout) => {
-                // Not joined yet, so the id is still this thread's; ESRCH says it is just about to report.
+                // The thread is not joined yet, so the id is still its own; ESRCH means that it is just about to report.
                 let _ = pthread_kill(thread.as_pthread_t(), KICK);
             }
         }
@@ -104,7 +105,7 @@ fn block_signals() -> Result<(), KvmVerdict> {
     SigSet::all().thread_block().map_err(|errno| refused("blocking signals", errno))
 }
 
-/// The whole examination; `Err` is the verdict of the first stage that fails.
+/// Runs all stages of the probe; `Err` is the verdict of the first stage that fails.
 fn examine(device: &CStr, cpuid: Cpuid) -> Result<(), KvmVerdict> {
     let kvm = Kvm::new_with_path(CString::from(device)).map_err(|error| unopened(errno(error)))?;
     check_api(&kvm)?;
@@ -114,7 +115,7 @@ fn examine(device: &CStr, cpuid: Cpuid) -> Result<(), KvmVerdict> {
     if cpuid == Cpuid::Check {
         check_cpuid(&supported)?;
     }
-    // Time stolen from a nested host counts as processor time, so slowness is believed only the second time.
+    // Time stolen from a nested host counts as processor time, so slowness is only believed the second time.
     match run_guest(&kvm, &supported, &TRIALS) {
         Err(KvmVerdict::TooSlow { .. }) => run_guest(&kvm, &supported, &TRIALS),
         outcome => outcome,
@@ -127,7 +128,7 @@ fn errno(error: kvm_ioctls::Error) -> Errno {
 
 fn unopened(errno: Errno) -> KvmVerdict {
     match errno {
-        // A device node without its module answers ENODEV or ENXIO.
+        // A device node without its module returns ENODEV or ENXIO.
         Errno::ENOENT | Errno::ENODEV | Errno::ENXIO => KvmVerdict::NoDevice,
         Errno::EACCES | Errno::EPERM => KvmVerdict::Denied,
         other => refused("opening /dev/kvm", other),
@@ -141,7 +142,7 @@ fn refused(doing: &'static str, errno: Errno) -> KvmVerdict {
     }
 }
 
-/// What QEMU will not start without; accel/kvm and target/i386/kvm in its sources list them.
+/// Capabilities that QEMU requires; accel/kvm and target/i386/kvm in its sources list them.
 const CAPABILITIES: [(Cap, &str); 6] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::DestroyMemoryRegionWorks, "KVM_CAP_DESTROY_MEMORY_REGION_WORKS"),
@@ -208,7 +209,7 @@ fn check_cpuid(supported: &CpuId) -> Result<(), KvmVerdict> {
     if lacks.is_empty() { Ok(()) } else { Err(KvmVerdict::MissingCpuFeatures { lacks }) }
 }
 
-/// A virtual machine of one CPU. The fields are in the order in which they must go: memory last.
+/// A virtual machine with one CPU. The fields are in the order in which they must be dropped: memory last.
 struct Guest {
     vcpu: VcpuFd,
     _vm: VmFd,
@@ -219,7 +220,7 @@ impl Guest {
     fn new(kvm: &Kvm, cpuid: &CpuId, memory: Memory) -> Result<Self, KvmVerdict> {
         let no = |doing| move |error| refused(doing, errno(error));
         let vm = kvm.create_vm().map_err(no("KVM_CREATE_VM"))?;
-        // Older Intel processors need three pages for it, outside of the guest's memory.
+        // Older Intel processors need three pages for the TSS, outside of the guest's memory.
         vm.set_tss_address(0xfffb_d000).map_err(no("KVM_SET_TSS_ADDR"))?;
         let memory = Box::new(UnsafeCell::new(memory));
         let region = kvm_userspace_memory_region {
@@ -276,7 +277,7 @@ fn run_guest(kvm: &Kvm, cpuid: &CpuId, trials: &[Trial]) -> Result<(), KvmVerdic
     Ok(())
 }
 
-/// Runs the guest until it reports.
+/// Runs the guest until it reports, and returns the answer.
 fn answer_to(at: &'static str, vcpu: &mut VcpuFd, whole: &Stopwatch) -> Result<u8, KvmVerdict> {
     loop {
         match vcpu.run() {
@@ -305,7 +306,7 @@ fn take_kick() -> Result<(), KvmVerdict> {
     kick.wait().map(drop).map_err(|errno| refused("waiting for a signal", errno))
 }
 
-/// Time since a moment, as the wall and as this thread's processor see it.
+/// Time since a moment, as wall time and as processor time of this thread.
 struct Stopwatch {
     wall: Instant,
     processor: Duration,
@@ -343,7 +344,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::sync::{Mutex, MutexGuard, PoisonError};
 
-    /// One probe at a time: the tests count descriptors and look at the clock.
+    /// Takes the lock for one probe at a time: the tests count descriptors and look at the clock.
     fn alone() -> MutexGuard<'static, ()> {
         static ONE: Mutex<()> = Mutex::new(());
         ONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -354,7 +355,7 @@ mod tests {
         (work(), began.elapsed())
     }
 
-    /// The verdict of a guest that does just `trials`, whatever CPUID says.
+    /// Returns the verdict for a guest that runs just `trials`, whatever CPUID reports.
     fn guest_alone(trials: &'static [Trial]) -> KvmVerdict {
         verdict_of(move || {
             let kvm = Kvm::new_with_path(DEVICE).map_err(|error| unopened(errno(error)))?;
@@ -364,7 +365,7 @@ mod tests {
         })
     }
 
-    /// The device itself cannot be had, so no stage after it says anything else.
+    /// Returns whether the device itself is not available, so that no later stage reports anything else.
     fn has_no_device(verdict: &KvmVerdict) -> bool {
         matches!(verdict, KvmVerdict::NoDevice | KvmVerdict::Denied | KvmVerdict::Busy | KvmVerdict::Error { .. })
     }

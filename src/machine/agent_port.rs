@@ -1,5 +1,5 @@
-//! Whether the agent has its port open in the guest, as QEMU reports it (`VSERPORT_CHANGE`). The kernel of the guest closes the port
-//! of an agent that has ended, in whatever way.
+//! Tracks whether the agent has its port open in the guest, as QEMU reports it (`VSERPORT_CHANGE`). The kernel of the guest
+//! closes the port of an agent that has ended, in whatever way.
 
 use std::time::Duration;
 
@@ -7,12 +7,13 @@ use tokio::time::timeout;
 
 use super::Running;
 
-/// The port's device.
+/// Id of the port's device.
 pub(super) const DEVICE: &str = "agent-port";
-/// How long a closed port may be the sign of a shutdown, or of an agent that opens it again.
+/// Time for which a closed port may be the sign of a shutdown, or of an agent that opens it again.
 const GRACE: Duration = Duration::from_secs(8);
 
-/// What QEMU has reported of the port. It also reports a port that was never open as closed, when the machine is reset.
+/// The state of the port as reported by QEMU, which also reports a port that was never open as closed when the machine is
+/// reset.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum AgentPort {
     #[default]
@@ -38,7 +39,7 @@ impl Running {
         let mut life = self.life.subscribe();
         loop {
             if life.wait_for(|life| life.agent_port == AgentPort::Closed).await.is_err() {
-                // Nothing more will ever be known.
+                // The sender is gone, and no more changes will be reported.
                 std::future::pending::<()>().await;
             }
             if timeout(GRACE, life.wait_for(|life| life.agent_port != AgentPort::Closed)).await.is_err() {

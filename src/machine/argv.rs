@@ -1,10 +1,9 @@
-//! QEMU's command line: pure, the same for the same plan, and printed by `kiln plan` as it is run.
+//! Generates QEMU's command line. It is pure, the same for the same plan, and printed by `kiln plan` exactly as it is run.
 //!
 //! QEMU runs in the build's scratch folder and finds its files there by fixed relative names; its QMP, agent and console
-//! channels are connected socketpairs under fixed descriptor numbers. So the command line holds nothing random.
-//! Rules: every block node is explicit (no probing, JSON, so commas in paths are harmless); no default devices, no
-//! configuration files; one root port is there from the start, since q35 can hot-plug only below one
-//! (QEMU's docs/pcie.txt).
+//! channels are connected socketpairs under fixed descriptor numbers. So the command line contains nothing random. Rules:
+//! every block node is explicit (no probing, JSON, so commas in paths are harmless); no default devices, no configuration
+//! files; one root port is there from the start, since q35 can hot-plug only below one (QEMU's docs/pcie.txt).
 
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
@@ -23,53 +22,54 @@ pub const QMP_FD: RawFd = 3;
 pub const AGENT_FD: RawFd = 4;
 /// Descriptor of the serial console.
 pub const CONSOLE_FD: RawFd = 5;
-/// Descriptor of what the guest sends to the user-mode network, for the network filter.
+/// Descriptor of the guest's frames for the user-mode network, for the network filter.
 pub const OUTBOUND_FD: RawFd = 6;
-/// Descriptor of what the network filter lets through.
+/// Descriptor of the frames that the network filter lets through.
 pub const ALLOWED_FD: RawFd = 7;
 /// Descriptor of the network filter's answers to the guest.
 pub const ANSWERS_FD: RawFd = 8;
 
-/// The overlay, in the scratch folder.
+/// Name of the overlay in the scratch folder.
 pub const OVERLAY: &str = "overlay.qcow2";
-/// The seed, in the scratch folder.
+/// Name of the seed in the scratch folder.
 pub const SEED: &str = "seed.img";
-/// This machine's copy of the UEFI variable store, in the scratch folder.
+/// Name of this machine's copy of the UEFI variable store in the scratch folder.
 pub const UEFI_VARS: &str = "uefi-vars.fd";
 
 /// Serial number of the seed's disk, by which the start script finds it.
 pub const SEED_SERIAL: &str = "kiln-seed";
-/// Root port for hot-plugged disks.
+/// Id of the root port for hot-plugged disks.
 pub const HOTPLUG_BUS: &str = "hotplug0";
 
-/// Every build sees the same machine: identifiers are constants, and cloned images make their own at first boot.
+/// UUID of every build's machine. Every build sees the same machine: identifiers are constants, and cloned images generate
+/// their own at first boot.
 pub(crate) const SYSTEM_UUID: &str = "6b696c6e-0000-4000-8000-000000000001";
-/// From the range that QEMU uses for its own cards; locally administered.
+/// MAC address of the network card, from the range that QEMU uses for its own cards; locally administered.
 pub(crate) const MAC: &str = "52:54:00:6b:69:6c";
 
-/// The node that takes the guest's writes at first.
+/// Name of the node that takes the guest's writes at first.
 pub const TOP: &str = "disk";
 
-/// What the overlay lies on: files that are never opened for writing, with their formats, top first. Absolute paths.
+/// The backing files of the overlay, which are never opened for writing, with their formats, top first. Absolute paths.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backing(pub Vec<(PathBuf, DiskFormat)>);
 
-/// How a machine begins.
+/// How a machine starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
-    /// With its firmware.
+    /// It boots its firmware.
     Boot,
-    /// With the memory of a checkpoint.
+    /// It loads the memory of a checkpoint.
     Restore,
 }
 
-/// The command line after the program's name.
+/// Returns the command line after the program's name.
 #[must_use]
 pub fn argv(machine: &Machine, backing: &Backing, start: Start) -> Vec<String> {
     let mut args = Args::default();
     basics(&mut args, machine, start, SYSTEM_UUID);
     if start == Start::Boot {
-        // QEMU tells nobody what happens before its monitor is spoken to, such as a KVM that fails on the first instruction.
+        // QEMU reports nothing that happens before its monitor is used, such as a KVM that fails on the first instruction.
         args.flag("-S");
     }
     firmware(&mut args, &machine.firmware);
@@ -81,9 +81,9 @@ pub fn argv(machine: &Machine, backing: &Backing, start: Start) -> Vec<String> {
     args.0
 }
 
-/// The command line of a machine for people: its console and QEMU's monitor share this terminal, and a port of this host
-/// may lead to the guest's SSH. It has a UUID of its own, since a guest may derive its machine ID from it (machine-id(5)), and
-/// names of storage.
+/// Returns the command line of an interactive machine: its console and QEMU's monitor share this terminal, and a port of
+/// this host may lead to the guest's SSH. It has a UUID of its own, since a guest may derive its machine ID (machine-id(5))
+/// and names of storage from it.
 #[must_use]
 pub fn interactive(machine: &Machine, backing: &Backing, ssh: Option<u16>, uuid: &str) -> Vec<String> {
     let mut args = Args::default();
@@ -121,9 +121,9 @@ fn basics(args: &mut Args, machine: &Machine, start: Start, uuid: &str) {
     }
     args.option("-display", "none");
     args.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
-    // Secrets are in the guest's memory, which would be in a core of QEMU as well.
-    // Without graphics the BIOS writes to the serial console, and so does a boot loader that knows no other way: what is
-    // wrong with an image that does not boot is in no other place.
+    // Secrets are in the guest's memory, which would be in a core dump of QEMU as well. Without graphics the BIOS writes to
+    // the serial console, and so does a boot loader that knows no other output: the errors of an image that does not boot
+    // are in no other place.
     args.option("-machine", format!("{},vmport=off,hpet=off,graphics=off,dump-guest-core=off", machine.machine_type));
     match machine.accelerator {
         Accelerator::Kvm => args.option("-accel", "kvm"),
@@ -135,14 +135,14 @@ fn basics(args: &mut Args, machine: &Machine, start: Start, uuid: &str) {
     args.option("-uuid", uuid);
     let clock = machine.clock.map_or_else(|| "utc".to_owned(), |clock| clock.strftime("%Y-%m-%dT%H:%M:%S").to_string());
     args.option("-rtc", format!("base={clock},clock=host"));
-    // A panicked guest stays as it is, so that the console can be read; GUEST_PANICKED ends the build.
+    // A panicked guest is stopped, so that the console can be read; GUEST_PANICKED ends the build.
     args.option("-action", "panic=pause,reboot=reset,shutdown=poweroff");
     args.option("-device", "pvpanic");
     match start {
         Start::Boot => args.option("-device", format!("vmgenid,guid={uuid}")),
         Start::Restore => {
             args.option("-incoming", "defer");
-            // Two machines that begin with one memory must not draw the same random numbers: the guest's kernel sees
+            // Two machines that start with the same memory must not draw the same random numbers: the guest's kernel sees
             // another generation, and draws anew.
             args.option("-device", "vmgenid,guid=auto");
         }
@@ -184,15 +184,15 @@ fn disks(args: &mut Args, backing: &Backing) {
         "-device",
         format!("virtio-blk-pci,drive=disk,serial={DISK_SERIAL},bootindex=0,werror=stop,rerror=stop"),
     );
-    // The seed comes last: cloud-init tries labelled devices in reverse order, so that ours wins over one that the base
-    // image may carry.
+    // The seed comes last: cloud-init tries labelled devices in reverse order, so that it takes precedence over one that the
+    // base image may contain.
     args.blockdev(&json!({
         "node-name": "seed", "driver": "raw", "read-only": true, "file": file_node(Path::new(SEED), true),
     }));
     args.option("-device", format!("virtio-blk-pci,drive=seed,serial={SEED_SERIAL}"));
 }
 
-/// An overlay in the scratch folder; its backing is left to be said.
+/// Returns a node for an overlay in the scratch folder, without its backing.
 #[must_use]
 pub fn overlay_node(name: &str, file: &str) -> Value {
     json!({
@@ -219,7 +219,7 @@ fn backing_node(name: &str, file: &Path, format: DiskFormat, below: Value) -> Va
         "node-name": name, "driver": format.driver(), "read-only": true, "file": file_node(file, true),
     });
     if format == DiskFormat::Qcow2 {
-        // Inspection has refused a base with a backing file; for the last one this says so to QEMU as well.
+        // Inspection has refused a base with a backing file; null makes sure that QEMU uses none for the last one either.
         node["backing"] = below;
     }
     node
@@ -237,8 +237,8 @@ fn user_network(args: &mut Args, machine: &Machine, forward: &str) {
     }
 }
 
-/// What the guest sends meets the filters in reverse order: the last one sends it to kiln, the first one takes it back. The
-/// one between swallows what would come past kiln.
+/// Adds the filters of the network. The guest's frames pass the filters in reverse order: the last one sends them to kiln,
+/// the first one takes them back. The one between drops any frames that would bypass kiln.
 fn network_filter(args: &mut Args) {
     for (name, descriptor) in [("outbound", OUTBOUND_FD), ("allowed", ALLOWED_FD), ("answers", ANSWERS_FD)] {
         args.option("-chardev", format!("socket,id=net-{name},fd={descriptor}"));
@@ -250,7 +250,7 @@ fn network_filter(args: &mut Args) {
     }
 }
 
-/// The part of the command line that is the filter, for a network without a machine.
+/// Returns the filter's part of the command line, for a network without a machine.
 #[cfg(test)]
 pub(crate) fn network_filter_args() -> Vec<String> {
     let mut args = Args::default();

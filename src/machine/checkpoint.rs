@@ -1,13 +1,13 @@
-//! A machine's memory in a file: written while it holds still, and loaded into another QEMU later.
+//! Saves a machine's memory to a file while the machine is stopped, and loads it into another QEMU later.
 //!
 //! ```text
 //! stop -> blockdev-snapshot (the disk is frozen, a new overlay takes the writes) -> migrate to the file -> cont
 //! a new QEMU with -incoming defer, an overlay on the frozen disk -> migrate-incoming from the file -> cont
 //! ```
 //!
-//! Where QEMU has it (9.0 and later) the file is a mapped-ram one: each page has its place, so several threads write and
-//! read it, and empty pages are holes (QEMU's docs/devel/migration/mapped-ram.rst). Otherwise it is the plain stream, through
-//! a descriptor that is handed over. Which of the two works is asked of QEMU, never guessed from its version.
+//! Where QEMU supports it (9.0 and later) the file is a mapped-ram one: each page has its place, so several threads write
+//! and read it, and empty pages are holes (QEMU's docs/devel/migration/mapped-ram.rst). Otherwise it is the plain stream,
+//! through a descriptor that is passed to QEMU. QEMU is asked for its capabilities; they are never guessed from its version.
 
 use std::fs::File;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -24,28 +24,29 @@ use super::{Fate, MachineError, Running, typed};
 use crate::digest::hex;
 use crate::plan::machine::{Firmware, Machine};
 
-/// A gigabyte takes seconds; a full host disk shows as an error, not as silence.
+/// Time limit of a transfer. A gigabyte takes seconds; a full host disk shows as an error, not as silence.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(120);
-/// Between two questions whether QEMU is done with it.
+/// Interval of queries for the state of a migration.
 const POLL: Duration = Duration::from_millis(2);
-/// As many threads as a small host has processors.
+/// Number of threads, that of the processors of a small host.
 const CHANNELS: u8 = 2;
-/// Bytes a second, more than any disk takes: QEMU is made to leave room on a network, 128 MiB a second.
+/// Bandwidth in bytes a second, more than any disk has: by default QEMU limits itself to 128 MiB a second for a network's
+/// sake.
 const MAX_BANDWIDTH: u64 = 1 << 40;
-/// Under this name the monitor knows the descriptor of a plain stream.
+/// Name of the descriptor of a plain stream in the monitor.
 const DESCRIPTOR: &str = "memory";
 
-/// How memory lies in its file.
+/// Layout of memory in its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RamFormat {
     /// Each page at its own offset.
     Mapped,
-    /// One stream.
+    /// One stream of pages.
     Stream,
 }
 
 impl RamFormat {
-    /// The name that is written down.
+    /// Returns the name that is stored with a checkpoint.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -54,15 +55,15 @@ impl RamFormat {
         }
     }
 
-    /// The format of a name.
+    /// Returns the format with this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         [RamFormat::Mapped, RamFormat::Stream].into_iter().find(|format| format.name() == name)
     }
 }
 
-/// What has to be the same for a machine to go on from another's memory: digest, hex. The command line says all about
-/// the devices; the rest is QEMU itself, the firmware, and the processors below.
+/// Returns a digest, in hex, of everything that must be the same for a machine to continue from another's memory. The
+/// command line covers the devices; the rest is QEMU itself, the firmware, and the processors below.
 #[must_use]
 pub fn fingerprint(machine: &Machine) -> String {
     let mut hash = Sha256::new();
@@ -79,7 +80,7 @@ pub fn fingerprint(machine: &Machine) -> String {
         Firmware::Bios => Vec::new(),
     };
     for file in std::iter::once(machine.qemu.as_path()).chain(firmware) {
-        // A package's upgrade changes size or time; a file that cannot be read gives another digest than one that can.
+        // A package's upgrade changes size or time; an unreadable file gives another digest than a readable one.
         if let Ok(metadata) = std::fs::metadata(file) {
             add(&metadata.size().to_le_bytes());
             add(&metadata.mtime().to_le_bytes());
@@ -94,21 +95,21 @@ pub fn fingerprint(machine: &Machine) -> String {
 }
 
 impl Running {
-    /// How many overlays are frozen by now.
+    /// Returns the number of frozen overlays.
     #[must_use]
     pub fn frozen(&self) -> u32 {
         self.frozen
     }
 
-    /// Freezes the disk as it is now: the overlay that took the writes so far is never written again, and `overlay`, an
+    /// Freezes the disk as it is now: the overlay that has taken the writes so far is never written again, and `overlay`, an
     /// empty one in the scratch folder, takes its place.
     ///
     /// # Errors
-    /// When QEMU refuses; the old overlay goes on taking writes then.
+    /// When QEMU refuses; the old overlay keeps taking writes then.
     pub async fn freeze_disk(&mut self, overlay: &str) -> Result<(), MachineError> {
         let name = format!("overlay{}", self.frozen + 1);
         let mut node = overlay_node(&name, overlay);
-        // It gets its backing by the snapshot, and must have none before.
+        // The snapshot sets its backing, so it must have none before.
         node["backing"] = json!(null);
         let node: schema::blockdev_add = typed(node)?;
         self.qmp.execute(node).await?;
@@ -119,7 +120,7 @@ impl Running {
         Ok(())
     }
 
-    /// Writes out what QEMU still holds back of every disk and of the UEFI variables, as it does whenever it stops.
+    /// Writes out buffered data of every disk and of the UEFI variables, as QEMU does whenever it stops.
     ///
     /// # Errors
     /// When QEMU refuses.
@@ -137,9 +138,8 @@ impl Running {
         line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
     }
 
-    /// Freezes the disk, and writes the memory that belongs to it into `ram`, a new file. The guest holds still meanwhile,
-    /// and goes on afterwards, whatever happened. A file that is not whole is removed before that: the guest may need the
-    /// room.
+    /// Freezes the disk, and writes the matching memory into `ram`, a new file. The guest is stopped meanwhile, and
+    /// continues afterwards, whatever happened. An incomplete file is removed before that: the guest may need the space.
     ///
     /// # Errors
     /// When QEMU refuses or the memory cannot be written.
@@ -154,7 +154,7 @@ impl Running {
         written
     }
 
-    /// Lets the virtual CPUs run. From here on a STOP is none of ours, and may come before the answer does.
+    /// Lets the virtual CPUs run. From here on a STOP event is unexpected, and may come before the answer does.
     pub(super) async fn go_on(&self) -> Result<(), MachineError> {
         self.life.send_modify(|life| life.held = false);
         self.qmp.execute(schema::cont {}).await?;
@@ -173,8 +173,8 @@ impl Running {
         written.map(|()| format)
     }
 
-    /// QEMU tells that a migration is over before it has set the state that a machine has after one. A `cont` between the
-    /// two is answered and undone: the guest would hold still for ever, and no event would say so.
+    /// Waits until QEMU has set the state of the machine after a migration, which it does after reporting its end. A `cont`
+    /// between the two is answered and undone: the guest would stay stopped for ever, and no event would report it.
     async fn migration_settled(&self) -> Result<(), MachineError> {
         let settled = async {
             while self.qmp.execute(schema::query_status {}).await?.status == schema::RunState::finish_migrate {
@@ -185,7 +185,7 @@ impl Running {
         timeout(TRANSFER_TIMEOUT, settled).await.unwrap_or(Err(MachineError::Silent(TRANSFER_TIMEOUT)))
     }
 
-    /// Loads the memory into a machine that was launched for it, and lets the guest go on.
+    /// Loads the memory into a machine that was launched for it, and lets the guest continue.
     ///
     /// # Errors
     /// When it does not fit this machine, or QEMU refuses.
@@ -197,7 +197,7 @@ impl Running {
         self.go_on().await
     }
 
-    /// Sets the capabilities of a format; of the best that QEMU has, if none is given.
+    /// Sets the capabilities of a format; of the best that QEMU supports, if none is given.
     async fn choose_format(&self, wanted: Option<RamFormat>) -> Result<RamFormat, MachineError> {
         if wanted != Some(RamFormat::Stream) {
             match self.set_capabilities(&["events", "mapped-ram", "multifd"]).await {
@@ -228,7 +228,7 @@ impl Running {
 
     async fn uri(&self, format: RamFormat, ram: &Path, file: &File) -> Result<String, MachineError> {
         if format == RamFormat::Mapped {
-            // The several threads each open it.
+            // Each of the threads opens the file itself.
             return Ok(format!("file:{}", ram.display()));
         }
         self.qmp.hand_over(schema::getfd { fdname: DESCRIPTOR.into() }, file).await?;

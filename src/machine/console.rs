@@ -1,4 +1,4 @@
-//! The guest's serial console: always on disk, bounded, its last lines at hand for error messages.
+//! The guest's serial console: always on disk, bounded, its last lines available for error messages.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -13,19 +13,19 @@ use tokio::sync::Notify;
 use crate::event::{Event, Events};
 use crate::masking::MaskingStream;
 
-/// A guest that floods its console fills at most this much of the host's disk, bytes.
+/// Limit of the host's disk space that a guest can fill through its console, bytes.
 const FILE_LIMIT: u64 = 64 << 20;
 const TAIL_LINES: usize = 200;
 const LINE_LIMIT: usize = 400;
 
-/// The last lines of the console. Cheap to clone; all clones see the same console.
+/// The last lines of the console. Cheap to clone; all clones share them.
 #[derive(Clone, Default)]
 pub struct Console(Rc<Shared>);
 
 #[derive(Default)]
 struct Shared {
     lines: RefCell<Lines>,
-    /// Told whenever there is more.
+    /// Notified of new output.
     more: Notify,
 }
 
@@ -36,7 +36,7 @@ struct Lines {
 }
 
 impl Console {
-    /// The last `count` lines that are not empty, oldest first.
+    /// Returns the last `count` lines that are not empty, oldest first.
     #[must_use]
     pub fn tail(&self, count: usize) -> Vec<String> {
         let lines = self.0.lines.borrow();
@@ -46,16 +46,16 @@ impl Console {
         all[all.len().saturating_sub(count)..].to_vec()
     }
 
-    /// Whether any of the last lines holds the text.
+    /// Returns whether any of the last lines contains the string.
     #[must_use]
     pub fn shows(&self, text: &str) -> bool {
         self.tail(TAIL_LINES).iter().any(|line| line.contains(text))
     }
 
-    /// Waits until one of the last lines holds one of these texts; gives which.
+    /// Waits until one of the last lines contains one of these strings, and returns that string.
     pub async fn until(&self, texts: &[&'static str]) -> &'static str {
         loop {
-            // Before looking: what comes meanwhile is not missed.
+            // Registered before looking, so that no later output is missed.
             let more = self.0.more.notified();
             let tail = self.tail(TAIL_LINES);
             let found = texts.iter().find(|text| tail.iter().any(|line| line.contains(**text)));
@@ -95,7 +95,7 @@ impl Console {
     }
 }
 
-/// Text without terminal escape sequences (ECMA-48 5.4: CSI ends with a byte of 0x40 to 0x7e) and control characters.
+/// Removes terminal escape sequences (ECMA-48 5.4: CSI ends with a byte of 0x40 to 0x7e) and control characters.
 fn clean(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut out = String::with_capacity(text.len());
@@ -196,7 +196,7 @@ mod tests {
         assert!(console.tail(100).iter().all(|line| line.len() <= LINE_LIMIT));
     }
 
-    /// The console's lines as events.
+    /// A sink that collects the console's lines.
     #[derive(Default)]
     struct Heard(std::sync::Mutex<String>);
 
@@ -208,7 +208,7 @@ mod tests {
         }
     }
 
-    /// What is in the file, in the events and in the tail of a console that writes these pieces.
+    /// Returns the content of the file, the events and the tail for a console that writes these pieces.
     async fn recorded(mask: &SecretMask, pieces: &[&[u8]]) -> [Vec<u8>; 3] {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (file, heard, console) =

@@ -1,4 +1,4 @@
-//! The UEFI firmware of this host, found through the descriptors that QEMU's packages install.
+//! Finds the UEFI firmware of this host through the descriptors that QEMU's packages install.
 //!
 //! The format and the order of precedence are those of QEMU's `docs/interop/firmware.json`.
 
@@ -12,25 +12,25 @@ use serde::Deserialize;
 
 use crate::plan::host::{FirmwareFormat, UefiFirmware};
 
-/// What the descriptors call the emulation target.
+/// Name of the emulation target in the descriptors.
 const ARCHITECTURE: &str = "x86_64";
-/// Real descriptors have about 1 KiB.
+/// Size limit of a descriptor, bytes. Real ones have about 1 KiB.
 const LARGEST_DESCRIPTOR: u64 = 64 << 10;
-/// Real folders have about 20 descriptors.
+/// Limit of descriptors in a folder. Real folders have about 20.
 const MOST_DESCRIPTORS: usize = 1000;
 
-/// All UEFI firmware for `machine_type` (a concrete one, such as `pc-q35-10.0`) whose files exist, best first: what
-/// knows nothing of Secure Boot comes before what does, then the descriptors' own order counts.
+/// Returns all UEFI firmware for `machine_type` (a concrete one, such as `pc-q35-10.0`) whose files exist, best first:
+/// firmware without Secure Boot comes before firmware with it, then the descriptors' own order applies.
 ///
-/// Descriptors that cannot be read or understood are passed over, as QEMU's document asks for of kinds not known.
+/// Descriptors that cannot be read or parsed are skipped, as QEMU's document requires for unknown ones.
 #[must_use]
 pub fn find(machine_type: &str) -> Vec<UefiFirmware> {
     let described = find_in(&folders(), machine_type);
     if described.is_empty() { find_undescribed(Path::new("/")) } else { described }
 }
 
-/// Where distributions keep code and variables of a firmware without Secure Boot. They are looked for where no descriptor
-/// names files that exist: some packages have none, and files move with a new release before their descriptors do.
+/// Paths of code and variables of firmware without Secure Boot in distributions. They are tried if no descriptor names files
+/// that exist: some packages have none, and files move with a new release before their descriptors do.
 const USUAL_FILES: [(&str, &str); 9] = [
     // Debian and Ubuntu, then before 2023.
     ("usr/share/OVMF/OVMF_CODE_4M.fd", "usr/share/OVMF/OVMF_VARS_4M.fd"),
@@ -63,7 +63,7 @@ fn find_undescribed(root: &Path) -> Vec<UefiFirmware> {
         .collect()
 }
 
-/// From the general to the specific: packages, the host's administrator, the user.
+/// Returns the folders of descriptors, from the general to the specific: packages, the host's administrator, the user.
 fn folders() -> Vec<PathBuf> {
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let user = absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")));
@@ -80,8 +80,8 @@ fn find_in(folders: &[PathBuf], machine_type: &str) -> Vec<UefiFirmware> {
     found
 }
 
-/// Paths of the descriptors by file name, and so in their order. A name in a more specific folder hides the same name
-/// in the others.
+/// Returns the paths of the descriptors by file name, and so in their order. A name in a more specific folder hides the same
+/// name in the others.
 fn descriptors(folders: &[PathBuf]) -> BTreeMap<OsString, PathBuf> {
     let entries = folders.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
     entries
@@ -91,7 +91,7 @@ fn descriptors(folders: &[PathBuf]) -> BTreeMap<OsString, PathBuf> {
         .collect()
 }
 
-/// An empty file is not JSON, and that is how the administrator hides one of a package's.
+/// Reads a descriptor. An empty file is not JSON, and that is how the administrator hides one of a package's.
 fn read(path: &Path) -> Option<Descriptor> {
     // Not a pipe or a device, which could block; packages and administrators do use symlinks.
     fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
@@ -100,7 +100,7 @@ fn read(path: &Path) -> Option<Descriptor> {
     serde_json::from_slice(&text).ok()
 }
 
-/// The parts of a descriptor that kiln decides by.
+/// The fields of a descriptor that kiln uses.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct Descriptor {
@@ -124,7 +124,7 @@ enum Mapping {
     Other,
 }
 
-/// How code and variables share the flash.
+/// Sharing of the flash between code and variables.
 #[derive(Deserialize, Default, PartialEq)]
 #[serde(rename_all = "kebab-case")]
 enum FlashMode {
@@ -173,7 +173,7 @@ impl Descriptor {
     }
 }
 
-/// Whether `name` matches a pattern whose only special character is `*`; descriptors use no other.
+/// Returns whether `name` matches a pattern whose only special character is `*`; descriptors use no other.
 fn matches(pattern: &str, name: &str) -> bool {
     let Some((start, rest)) = pattern.split_once('*') else {
         return pattern == name;
@@ -230,7 +230,7 @@ mod tests {
             self.root.path().join("images").join(name)
         }
 
-        /// A descriptor as distributions ship it, with these features.
+        /// Returns a descriptor as distributions ship it, with these features.
         fn plain(&self, features: &[&str]) -> Value {
             json!({
                 "description": "UEFI",
@@ -247,7 +247,7 @@ mod tests {
             })
         }
 
-        /// The file names of the descriptors found, in order.
+        /// Returns the file names of the descriptors that are found, in order.
         fn found(&self) -> Vec<String> {
             let folders = ["share", "etc", "user"].map(|name| self.root.path().join(name));
             find_in(&folders, "pc-q35-10.0")

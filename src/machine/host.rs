@@ -1,4 +1,4 @@
-//! Gathers the facts of this host: every build asks, so it must not take longer than the slowest QEMU needs to answer.
+//! Gathers the facts of this host: every build does this, so it must not take longer than the slowest QEMU needs to answer.
 //!
 //! ```text
 //! qemu --version ----------\
@@ -27,83 +27,83 @@ use crate::plan::host::{Host, Kernel, KvmVerdict, Qemu, QemuVersion};
 use crate::process;
 use crate::size::ByteSize;
 
-/// Names another `qemu-system-x86_64` than the one on `PATH`.
+/// Environment variable with the path of another `qemu-system-x86_64` than the one on `PATH`.
 pub const QEMU_VARIABLE: &str = "KILN_QEMU";
 
-/// How to get QEMU on Debian and Ubuntu.
+/// Command that installs QEMU on Debian and Ubuntu.
 const INSTALL_QEMU: &str = "sudo apt-get install qemu-system-x86 qemu-utils";
 
-/// How long QEMU may take to say what it is. It needs 30 ms.
+/// Time limit of a query of QEMU, which needs 30 ms.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// What is read of an answer; `-machine help` has 5 KiB.
+/// Limit of an answer that is read, bytes; `-machine help` has 5 KiB.
 const LONGEST_ANSWER: u64 = 64 << 10;
-/// Lines of standard error kept as evidence.
+/// Number of lines of standard error that are kept as evidence.
 const EVIDENCE_LINES: usize = 20;
 
-/// What makes a host unfit before anything is started on it.
+/// An error that makes a host unfit before anything is started on it.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
-    /// Not on `PATH`.
+    /// A program is not on `PATH`.
     #[error("`{program}` is not installed")]
     NotInstalled {
-        /// Its name.
+        /// Name of the program.
         program: &'static str,
     },
-    /// It cannot be executed.
+    /// A program cannot be executed.
     #[error("cannot run {}", path.display())]
     NotRunnable {
-        /// The program.
+        /// Path of the program.
         path: PathBuf,
-        /// Why.
+        /// The underlying error.
         #[source]
         source: io::Error,
     },
-    /// It did not answer in time, and was killed.
+    /// A program did not answer in time, and was killed.
     #[error("`{} {}` did not answer within {} s", path.display(), args.join(" "), patience.as_secs())]
     Silent {
-        /// The program.
+        /// Path of the program.
         path: PathBuf,
-        /// Its arguments.
+        /// Arguments of the program.
         args: &'static [&'static str],
-        /// How long it had.
+        /// The time limit.
         patience: Duration,
     },
-    /// It failed or crashed.
+    /// A program failed or crashed.
     #[error("`{} {}` failed with {status}", path.display(), args.join(" "))]
     Failed {
-        /// The program.
+        /// Path of the program.
         path: PathBuf,
-        /// Its arguments.
+        /// Arguments of the program.
         args: &'static [&'static str],
         /// Its exit status, or the signal that ended it.
         status: ExitStatus,
         /// The last lines of its standard error.
         tail: Vec<String>,
     },
-    /// Its answer makes no sense.
+    /// A program's answer cannot be parsed.
     #[error("{} does not say {what}", path.display())]
     Unintelligible {
-        /// The program.
+        /// Path of the program.
         path: PathBuf,
-        /// What was asked for.
+        /// The value that was expected.
         what: &'static str,
-        /// The first lines of its answer.
+        /// The first lines of the answer.
         answer: Vec<String>,
     },
-    /// Older than [`QemuVersion::OLDEST`].
+    /// QEMU is older than [`QemuVersion::OLDEST`].
     #[error("{} is QEMU {version}; kiln needs {} or newer", path.display(), QemuVersion::OLDEST)]
     TooOld {
-        /// The program.
+        /// Path of the program.
         path: PathBuf,
-        /// Its version.
+        /// Version of the program.
         version: QemuVersion,
     },
-    /// The kernel does not tell a fact.
+    /// A fact cannot be read from the kernel.
     #[error("cannot read {}", path.display())]
     Unknown {
-        /// The file the fact is in.
+        /// The kernel's file with the fact.
         path: &'static Path,
-        /// Why.
+        /// The underlying error.
         #[source]
         source: io::Error,
     },
@@ -136,10 +136,10 @@ impl Fault for HostError {
     }
 }
 
-/// All facts of this host, in about the time of one `qemu-system-x86_64 --version`.
+/// Returns all facts of this host, in about the time of one `qemu-system-x86_64 --version`.
 ///
 /// # Errors
-/// When QEMU is missing, too old or does not answer, or the kernel does not tell what it should.
+/// When QEMU is missing, too old or does not answer, or a fact cannot be read from the kernel.
 pub async fn survey() -> Result<Host, HostError> {
     let (qemu, kvm) = tokio::join!(qemu(), kvm());
     describe(qemu?, kvm)
@@ -148,7 +148,7 @@ pub async fn survey() -> Result<Host, HostError> {
 /// Returns the facts for a plan, with [`Qemu::unusable`] in the place of a QEMU that is missing or does not work.
 ///
 /// # Errors
-/// When the kernel does not tell what it should.
+/// When a fact cannot be read from the kernel.
 pub async fn survey_for_plan() -> Result<Host, HostError> {
     let (qemu, kvm) = tokio::join!(qemu(), kvm());
     describe(qemu.unwrap_or_else(|_| Qemu::unusable()), kvm)
@@ -167,7 +167,7 @@ fn describe(qemu: Qemu, kvm: KvmVerdict) -> Result<Host, HostError> {
     })
 }
 
-/// The QEMU on `PATH`, or the one that [`QEMU_VARIABLE`] names.
+/// Returns the QEMU on `PATH`, or the one that [`QEMU_VARIABLE`] names.
 ///
 /// # Errors
 /// When it is missing, too old or does not answer.
@@ -179,7 +179,7 @@ pub async fn qemu() -> Result<Qemu, HostError> {
     identify(system, program("qemu-img")?, PATIENCE).await
 }
 
-/// Whether KVM works; see [`accel::probe`].
+/// Returns whether KVM works; see [`accel::probe`].
 pub async fn kvm() -> KvmVerdict {
     let crashed = |error: tokio::task::JoinError| KvmVerdict::Error { doing: "the probe", reason: error.to_string() };
     spawn_blocking(accel::probe).await.unwrap_or_else(crashed)
@@ -200,7 +200,7 @@ async fn identify(system: PathBuf, img: PathBuf, patience: Duration) -> Result<Q
     Ok(Qemu { system, img, version, machine_type })
 }
 
-/// The first executable of this name on `PATH`. Relative entries are passed over: they would mean the current folder.
+/// Returns the first executable of this name on `PATH`. Relative entries are skipped: they would mean the current folder.
 fn program(name: &'static str) -> Result<PathBuf, HostError> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -210,7 +210,7 @@ fn program(name: &'static str) -> Result<PathBuf, HostError> {
         .ok_or(HostError::NotInstalled { program: name })
 }
 
-/// Runs a program that answers and exits. However it behaves, it is gone afterwards, also when this is cancelled.
+/// Runs a program that answers and exits. Whatever it does, it is gone afterwards, also when this is cancelled.
 async fn ask(path: &Path, args: &'static [&'static str], patience: Duration) -> Result<String, HostError> {
     let not_runnable = |source| HostError::NotRunnable { path: path.to_owned(), source };
     let mut asked = Asked::start(path, args).map_err(not_runnable)?;
@@ -248,14 +248,14 @@ impl Asked {
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        // There is an id only until the child has been waited for, so it cannot be anybody else's by now.
+        // The child has an id only until it has been waited for, so the id cannot belong to another process by now.
         if let Some(group) = self.0.id().and_then(|id| i32::try_from(id).ok()) {
             let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
         }
     }
 }
 
-/// What comes on a pipe, up to [`LONGEST_ANSWER`]; then the pipe is closed.
+/// Reads a pipe, up to [`LONGEST_ANSWER`]; then closes it.
 async fn text(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<String> {
     let mut bytes = Vec::new();
     if let Some(pipe) = pipe {
@@ -269,7 +269,7 @@ fn last_lines(text: &str) -> Vec<String> {
     lines[lines.len().saturating_sub(EVIDENCE_LINES)..].iter().map(|line| (*line).to_owned()).collect()
 }
 
-/// From `QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)`.
+/// Parses the version in `QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)`.
 fn parse_version(answer: &str) -> Option<QemuVersion> {
     let (_, rest) = answer.split_once("version ")?;
     let number = rest.split(|c: char| !c.is_ascii_digit() && c != '.').next()?;
@@ -278,7 +278,7 @@ fn parse_version(answer: &str) -> Option<QemuVersion> {
     Some(QemuVersion { major: next()?, minor: next()?, micro: next().unwrap_or(0) })
 }
 
-/// The newest `pc-q35-N.M`; where a distribution has only names of its own, the one that `q35` is an alias of.
+/// Returns the newest `pc-q35-N.M`; if a distribution has only names of its own, the one that `q35` is an alias of.
 fn newest_q35(answer: &str) -> Option<String> {
     let names = || answer.lines().filter_map(|line| line.split_whitespace().next());
     let numbered = names().filter_map(|name| Some((machine_version(name)?, name)));
@@ -290,12 +290,12 @@ fn newest_q35(answer: &str) -> Option<String> {
     newest.or_else(alias).map(str::to_owned)
 }
 
-/// `[10, 0]` of `pc-q35-10.0`, and nothing of `pc-q35-rhel9.4.0`.
+/// Parses `[10, 0]` from `pc-q35-10.0`, and nothing from `pc-q35-rhel9.4.0`.
 fn machine_version(name: &str) -> Option<Vec<u32>> {
     name.strip_prefix("pc-q35-")?.split('.').map(|part| part.parse().ok()).collect()
 }
 
-/// CPUs this process may use.
+/// Returns the number of CPUs that this process may use.
 #[must_use]
 pub fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get)
@@ -306,8 +306,8 @@ fn cpu_model() -> String {
     model.unwrap_or_else(|| "unknown".to_owned())
 }
 
-/// Flags of cpuinfo that name instruction sets a compiler uses, besides those that begin with [`VECTOR_SETS`]. The others
-/// come and go with the microcode, the kernel and its command line.
+/// Flags of cpuinfo that name instruction sets that compilers use, besides those that begin with [`VECTOR_SETS`]. The others
+/// vary with the microcode, the kernel and its command line.
 const INSTRUCTION_SETS: [&str; 21] = [
     "abm",
     "adx",
@@ -345,9 +345,9 @@ fn processor(cpuinfo: &str) -> String {
 /// Memory of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
-    /// All of it, or what this process's cgroup may use where that is less.
+    /// Total memory, or the limit of this process's cgroup if that is less.
     pub total: ByteSize,
-    /// What new programs can have without swapping.
+    /// Memory that new programs can use without swapping.
     pub available: ByteSize,
 }
 
@@ -371,7 +371,7 @@ pub fn memory() -> Result<Memory, HostError> {
     })
 }
 
-/// The smallest `memory.max` between this process's cgroup and the root; `None` without cgroup v2 or a limit.
+/// Returns the smallest `memory.max` between this process's cgroup and the root; `None` without cgroup v2 or a limit.
 fn cgroup_limit() -> Option<u64> {
     let text = fs::read_to_string("/proc/self/cgroup").ok()?;
     let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
@@ -382,13 +382,13 @@ fn cgroup_limit() -> Option<u64> {
         .min()
 }
 
-/// The value of the first `name : value` line.
+/// Returns the value of the first `name : value` line.
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let mut pairs = text.lines().filter_map(|line| line.split_once(':'));
     pairs.find(|(key, _)| key.trim() == name).map(|(_, value)| value.trim())
 }
 
-/// The running kernel.
+/// Returns the running kernel.
 #[must_use]
 pub fn kernel() -> Kernel {
     let release = nix::sys::utsname::uname().map(|names| names.release().to_string_lossy().into_owned());
@@ -404,8 +404,8 @@ mod tests {
     use super::*;
     use std::time::Instant;
 
-    /// An executable shell script. It is written by another process: a descriptor of ours, open for writing, could be
-    /// inherited by a child that another test forks just then, and running the script would fail with ETXTBSY.
+    /// Writes an executable shell script, in another process: a descriptor of this one, open for writing, could be inherited
+    /// by a child that another test forks just then, and running the script would fail with ETXTBSY.
     fn script(folder: &Path, body: &str) -> PathBuf {
         let path = folder.join("qemu-system-x86_64");
         let status = std::process::Command::new("sh")

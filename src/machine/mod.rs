@@ -6,9 +6,9 @@
 //!                └── trouble(): Fate                  died, panicked, disk error, stopped unasked, powered off unasked
 //! ```
 //!
-//! Everything QEMU tells (QMP events, its exit) flows into one [`Life`], which every wait can watch: no wait for the
-//! guest ever outlives QEMU. QEMU does not exit on a KVM internal error or a full host disk: it emits STOP and waits for
-//! ever, so every STOP that kiln did not ask for is final.
+//! Everything that QEMU reports (QMP events, its exit) is collected in one [`Life`], which every wait can watch: no wait for
+//! the guest ever outlives QEMU. QEMU does not exit on a KVM internal error or a full host disk: it emits STOP and waits for
+//! ever, so every STOP that kiln did not request is final.
 
 use std::fs::File;
 use std::future::Future;
@@ -53,31 +53,31 @@ use console::Console;
 use network_filter::FilterReport;
 use qmp::{Qmp, QmpError};
 
-/// QEMU has to answer on its monitor within this time; it does so in milliseconds, and on a loaded host in seconds.
+/// Time in which QEMU has to answer on its monitor; it does so in milliseconds, and on a loaded host in seconds.
 const MONITOR_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a killed QEMU may take to be gone.
+/// Time limit for a killed QEMU to be gone.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
-/// A disk is unplugged when the guest's kernel has let go of it.
+/// Time limit for the guest's kernel to release an unplugged disk.
 const UNPLUG_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What can go wrong with a machine.
+/// An error of a machine.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
     /// QEMU could not be started.
     #[error("cannot start QEMU ({})", program.display())]
     Spawn {
-        /// The binary.
+        /// Path of QEMU.
         program: PathBuf,
-        /// Why.
+        /// The underlying error.
         #[source]
         source: std::io::Error,
     },
-    /// A file or channel for the machine could not be made.
+    /// A file or channel for the machine could not be created.
     #[error("cannot prepare the machine: {what}")]
     Prepare {
-        /// What was being made.
+        /// Description of the file or channel.
         what: &'static str,
-        /// Why.
+        /// The underlying error.
         #[source]
         source: std::io::Error,
     },
@@ -87,24 +87,24 @@ pub enum MachineError {
     /// QEMU's monitor did not answer in time.
     #[error("QEMU's monitor did not answer within {} s", .0.as_secs())]
     Silent(Duration),
-    /// The machine came to an end that nobody asked for.
+    /// The machine ended or stopped unexpectedly.
     #[error(transparent)]
     Ended(#[from] Fate),
-    /// The memory could not be saved or loaded.
+    /// The machine's memory could not be saved or loaded.
     #[error("the guest's memory could not be moved: {0}")]
     Memory(String),
-    /// The guest did not power off.
+    /// The guest did not power off in this time.
     #[error("the guest did not power off within {} s", .0.as_secs())]
     StillRunning(Duration),
 }
 
-/// An end, or a standstill, that nobody asked for.
+/// An unexpected end or standstill of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fate {
-    /// The QEMU process is gone.
+    /// The QEMU process has ended.
     #[error("QEMU ended unexpectedly with {status}{}{stderr}", if stderr.is_empty() { "" } else { ": " })]
     Exited {
-        /// How it ended.
+        /// Its exit status or signal.
         status: String,
         /// The end of its standard error.
         stderr: String,
@@ -122,11 +122,11 @@ pub enum Fate {
     Disk {
         /// `read` or `write`.
         operation: &'static str,
-        /// Block node.
+        /// Name of the block node.
         node: String,
         /// QEMU's reason.
         reason: String,
-        /// The host's disk is full.
+        /// Whether the host's disk is full.
         full: bool,
     },
     /// The guest rebooted.
@@ -138,7 +138,7 @@ pub enum Fate {
 }
 
 impl Fate {
-    /// Whether QEMU ended itself by a fault of its own, such as a failed assertion.
+    /// Returns whether QEMU ended itself by a fault of its own, such as a failed assertion.
     #[must_use]
     pub fn is_crash(&self) -> bool {
         use Signal::{SIGABRT, SIGFPE, SIGILL, SIGSEGV, SIGTRAP};
@@ -157,7 +157,7 @@ impl Fault for Fate {
 
     fn hints(&self) -> Vec<String> {
         match self {
-            // Most often by the kernel for want of memory.
+            // Most often from the kernel, for lack of memory.
             Fate::Exited { signal: Some(Signal::SIGKILL), .. } => {
                 vec!["if the host ran out of memory, lower `machine.memory` in the spec (`dmesg` tells)".into()]
             }
@@ -189,15 +189,15 @@ impl Fault for MachineError {
     }
 }
 
-/// Everything that QEMU has told so far.
+/// Everything that QEMU has reported so far.
 #[derive(Debug, Clone, Default)]
 struct Life {
-    /// A SHUTDOWN event came: whether the guest itself asked for it.
+    /// Set by a SHUTDOWN event: whether the guest itself requested it.
     shutdown: Option<bool>,
     panicked: bool,
     disk: Option<Fate>,
     stopped: bool,
-    /// We have stopped it ourselves, or not started it yet.
+    /// Whether kiln has stopped the machine, or not started it yet.
     held: bool,
     migration: Option<schema::MigrationStatus>,
     resets: u32,
@@ -254,19 +254,19 @@ impl Life {
     }
 }
 
-/// A live machine. Dropping it kills QEMU; [`Running::abort`] is the orderly way.
+/// A live machine. Dropping it kills QEMU; [`Running::abort`] also waits for its end.
 pub struct Running {
     group: Pid,
     qmp: Qmp,
     life: watch::Sender<Life>,
     console: Console,
     plugged: u32,
-    /// The node that takes the guest's writes, and how many did before it.
+    /// The node that takes the guest's writes, and the number of its predecessors.
     top: String,
     frozen: u32,
 }
 
-/// The guest has shut itself down and QEMU has left with status 0: nobody writes to the overlay any more.
+/// Proof that the guest has shut itself down and QEMU has exited with status 0: nobody writes to the overlay any more.
 #[derive(Debug)]
 #[must_use]
 pub struct PoweredOff(());
@@ -278,8 +278,8 @@ pub struct Plugged {
     id: String,
 }
 
-/// Starts QEMU in the scratch folder, which holds the overlay and the seed. Gives the machine and the agent's channel. Its
-/// CPUs are held until [`Running::boot`] or [`Running::restore`].
+/// Starts QEMU in the scratch folder, which holds the overlay and the seed. Returns the machine and the agent's channel. Its
+/// CPUs are stopped until [`Running::boot`] or [`Running::restore`].
 ///
 /// # Errors
 /// When QEMU cannot be started or does not answer on its monitor.
@@ -320,7 +320,7 @@ pub async fn launch(
     Ok((Running { group, qmp, life, console, plugged: 0, top: argv::TOP.into(), frozen: 0 }, agent))
 }
 
-/// Reports what the network filter refuses as notes of a build.
+/// Reports refusals of the network filter as notices of a build.
 fn report_to(events: Events) -> impl FnMut(FilterReport) + Send + 'static {
     let remedy = |name: &str| {
         format!("if it must, add \"{name}\" to `private` of [network] in the spec and pass --allow-private-network")
@@ -338,8 +338,8 @@ async fn connect(
         Ok(Err(error)) => error.into(),
         Err(_) => MachineError::Silent(MONITOR_TIMEOUT),
     };
-    // A QEMU that refuses its command line closes the monitor and says why on standard error. In any other case it is
-    // alive, and how it ends is our doing and explains nothing.
+    // A QEMU that refuses its command line closes the monitor and prints the reason on standard error. In any other case it
+    // is alive, and its end is kiln's doing and explains nothing.
     let mut fate = None;
     if matches!(error, MachineError::Monitor(QmpError::Gone)) {
         let exited = timeout(KILL_TIMEOUT, life.wait_for(|life| life.exited.is_some())).await;
@@ -349,7 +349,7 @@ async fn connect(
     Err(fate.map_or(error, MachineError::Ended))
 }
 
-/// A connected pair: our end for tokio, QEMU's end out of the way of the low descriptor numbers.
+/// Creates a connected pair: one end for tokio, and QEMU's end, away from the low descriptor numbers.
 fn channel() -> std::io::Result<(UnixStream, OwnedFd)> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
     ours.set_nonblocking(true)?;
@@ -377,38 +377,38 @@ async fn follow(mut events: mpsc::UnboundedReceiver<schema::Event>, life: watch:
 }
 
 impl Running {
-    /// The guest's console.
+    /// Returns the guest's console.
     #[must_use]
     pub fn console(&self) -> &Console {
         &self.console
     }
 
-    /// Lets the guest's firmware begin. It and boot loaders may reset the machine this often.
+    /// Starts the guest's firmware. It and boot loaders may reset the machine this often.
     ///
     /// # Errors
     /// When QEMU refuses.
     pub async fn boot(&self, resets: u32) -> Result<(), MachineError> {
-        // Before the first instruction: resets of a guest that is quicker than us count too.
+        // Set before the first instruction, so that the resets of a quick guest are counted too.
         self.tolerate_resets(resets);
         self.go_on().await
     }
 
-    /// From now on the guest may reset itself this often before it counts as rebooting unasked.
+    /// Allows the guest to reset itself this many times more before it counts as rebooting unexpectedly.
     pub fn tolerate_resets(&self, more: u32) {
         self.life.send_modify(|life| life.tolerated_resets = life.resets + more);
     }
 
-    /// Waits for an end that nobody asked for.
+    /// Waits for an unexpected end, and returns it.
     pub async fn trouble(&self) -> Fate {
         let mut life = self.life.subscribe();
         match life.wait_for(|life| life.fate().is_some()).await {
             Ok(life) => life.fate().unwrap_or(Fate::Stopped),
-            // The sender lives as long as QEMU is waited for; without it nothing more will ever be known.
+            // The sender lives until QEMU has ended; without it nothing more will ever be reported.
             Err(_) => std::future::pending().await,
         }
     }
 
-    /// Does some work with the guest, unless the machine comes to an end first.
+    /// Runs a future, unless the machine ends first.
     ///
     /// # Errors
     /// The machine's fate.
@@ -420,7 +420,7 @@ impl Running {
         }
     }
 
-    /// What became of the machine if it is ending right now: a broken connection is noticed before QEMU's exit is.
+    /// Returns the fate of a machine that is just ending: a broken connection is noticed before QEMU's exit is.
     pub async fn fate_within(&self, wait: Duration) -> Option<Fate> {
         timeout(wait, self.trouble()).await.ok()
     }
@@ -444,7 +444,7 @@ impl Running {
         Ok(Plugged { id })
     }
 
-    /// Takes the disk away again, when the guest has let go of it.
+    /// Unplugs a disk, and waits until the guest has released it.
     ///
     /// # Errors
     /// When QEMU refuses or the guest does not let go.
@@ -467,7 +467,7 @@ impl Running {
         Ok(())
     }
 
-    /// Waits until the guest, which was asked to power off, has done so and QEMU is gone.
+    /// Waits until the guest, which was asked to power off, has done so and QEMU has exited.
     ///
     /// # Errors
     /// When it does not within `grace`, or ends in any other way. QEMU is killed then.
@@ -487,7 +487,7 @@ impl Running {
         Ok(outcome?)
     }
 
-    /// Kills QEMU and waits until it is gone.
+    /// Kills QEMU and waits until it has ended.
     pub async fn abort(self) {
         self.kill();
         let mut life = self.life.subscribe();
@@ -495,7 +495,7 @@ impl Running {
     }
 
     fn kill(&self) {
-        // Once it is reaped its number may belong to somebody else.
+        // Once it is reaped, its number may belong to another process.
         if self.life.borrow().exited.is_none() {
             let _ = killpg(self.group, Signal::SIGKILL);
         }
@@ -508,7 +508,7 @@ impl Drop for Running {
     }
 }
 
-/// QAPI's flattened unions are best written as the JSON they become.
+/// Converts JSON, which is the easiest way to write QAPI's flattened unions, to a QAPI type.
 fn typed<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> Result<T, QmpError> {
     serde_json::from_value(value).map_err(|error| QmpError::Protocol(error.to_string()))
 }

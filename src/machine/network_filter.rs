@@ -7,9 +7,9 @@
 //! ```
 //!
 //! QEMU's `filter-redirector` objects send each frame behind its length, four bytes, the most significant one first
-//! (net/filter-mirror.c). QEMU stops the guest while it waits to write, so a thread of its own reads here, and it never waits
+//! (net/filter-mirror.c). QEMU stops the guest while it waits to write, so a separate thread reads here, and it never waits
 //! for QEMU in turn: frames are dropped while QEMU does not take them, as any network may. Frames from the network to the
-//! guest do not come by. When the thread ends, nothing of what the guest sends reaches the network.
+//! guest do not pass here. When the thread ends, no frame of the guest reaches the network.
 
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read, Write};
@@ -31,25 +31,26 @@ use super::refusal_reply::answer;
 /// The longest frame that QEMU sends: `NET_BUFSIZE`.
 const LONGEST_FRAME: usize = 4096 + 65536;
 const LENGTH: usize = 4;
-/// How much waits for QEMU at most, bytes in each direction.
+/// Limit of the data that waits for QEMU, bytes in each direction.
 const LONGEST_QUEUE: usize = 1 << 20;
 const READ_AT_ONCE: usize = 64 << 10;
-/// How many refused addresses are reported.
+/// Number of refused addresses that are reported.
 const MOST_REPORTED: usize = 20;
 
-/// What the filter reports.
+/// A report of the filter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum FilterReport {
     /// The guest tried to reach this address for the first time.
     Refused(RefusedDestination),
-    /// From now on no more addresses are reported.
+    /// No more addresses are reported from now on.
     TooMany,
     /// The filter has failed; the guest has no network any more.
     Failed(String),
 }
 
 impl FilterReport {
-    /// Returns the report as a sentence; `remedy` says how an address can be allowed, after the address itself.
+    /// Returns the report as a sentence; `remedy` describes how an address can be allowed, and is put after the address
+    /// itself.
     pub(crate) fn sentence(&self, remedy: impl Fn(&str) -> String) -> String {
         match self {
             FilterReport::Refused(destination) => refusal(destination, remedy),
@@ -81,7 +82,7 @@ fn refusal(destination: &RefusedDestination, remedy: impl Fn(&str) -> String) ->
 /// Starts the filter of a machine, if it has one. Returns the descriptors that QEMU needs, with their numbers.
 ///
 /// # Errors
-/// When no channel or thread can be had, or the host's addresses cannot be listed.
+/// When no channel or thread can be created, or the host's addresses cannot be listed.
 pub(crate) fn start(
     machine: &Machine,
     report: impl FnMut(FilterReport) + Send + 'static,
@@ -115,14 +116,14 @@ fn spawn(
     Ok(vec![(OUTBOUND_FD, outbound_theirs), (ALLOWED_FD, allowed_theirs), (ANSWERS_FD, answers_theirs)])
 }
 
-/// Returns a connected pair: kiln's end, which does not block, and QEMU's.
+/// Returns a connected pair: kiln's end, which is non-blocking, and QEMU's.
 fn channel() -> io::Result<(UnixStream, OwnedFd)> {
     let (ours, theirs) = UnixStream::pair()?;
     ours.set_nonblocking(true)?;
     Ok((ours, process::raise(&OwnedFd::from(theirs))?))
 }
 
-/// The thread's work.
+/// State of the thread that carries frames.
 struct FrameCarrier {
     outbound: FrameReader,
     allowed: FrameQueue,
@@ -168,7 +169,7 @@ impl FrameCarrier {
     }
 }
 
-/// Reports an address that was not reported before.
+/// Reports an address, unless it was reported before.
 fn note(reported: &mut BTreeSet<IpAddr>, destination: RefusedDestination, report: &mut impl FnMut(FilterReport)) {
     if reported.len() > MOST_REPORTED || !reported.insert(destination.address) {
         return;
@@ -181,12 +182,12 @@ fn note(reported: &mut BTreeSet<IpAddr>, destination: RefusedDestination, report
 struct FrameReader {
     stream: UnixStream,
     bytes: Vec<u8>,
-    /// How many of the bytes belong to frames that were taken.
+    /// Number of bytes of the frames that were taken.
     taken: usize,
 }
 
 impl FrameReader {
-    /// Reads what there is, without waiting. Returns false at the end.
+    /// Reads the available data, without waiting. Returns false at the end.
     fn fill(&mut self) -> io::Result<bool> {
         self.bytes.drain(..self.taken);
         self.taken = 0;
@@ -238,7 +239,7 @@ impl FrameQueue {
         }
     }
 
-    /// Writes what QEMU takes, without waiting. Returns false when QEMU is gone.
+    /// Writes as much as QEMU takes, without waiting. Returns false when QEMU is gone.
     fn flush(&mut self) -> io::Result<bool> {
         while !self.bytes.is_empty() {
             match self.stream.write(&self.bytes) {

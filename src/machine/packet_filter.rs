@@ -6,9 +6,9 @@
 //!       └─> refuse   the rest: it goes no further, and a connection attempt gets an answer at once
 //! ```
 //!
-//! A destination is judged by its IP address alone, packet by packet, so it does not matter which name led to it. What
-//! libslirp does with a frame is the measure: it knows no VLAN tags and no IPv6 extension headers, puts the fragments of an
-//! IPv4 packet together by the addresses in their headers, and opens a connection for a TCP segment with SYN and without ACK.
+//! A destination is judged by its IP address alone, packet by packet, so its name does not matter. The rules follow what
+//! libslirp does with a frame: it knows no VLAN tags and no IPv6 extension headers, puts the fragments of an IPv4 packet
+//! together by the addresses in their headers, and opens a connection for a TCP segment with SYN and without ACK.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -41,14 +41,14 @@ const TCP_ACK: u8 = 0x10;
 const PORT_DNS: u16 = 53;
 const PORT_DHCP: u16 = 67;
 const PORT_DHCPV6: u16 = 547;
-/// All `DHCPv6` relay agents and servers (RFC 8415).
+/// Multicast address of all `DHCPv6` relay agents and servers (RFC 8415).
 const DHCPV6_SERVERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
-/// Router and neighbour solicitations and advertisements (RFC 4861).
+/// `ICMPv6` types of router and neighbour solicitations and advertisements (RFC 4861).
 const NEIGHBOUR_DISCOVERY: std::ops::RangeInclusive<u8> = 133..=136;
 const ICMP_ECHO_REQUEST: u8 = 8;
 const ICMPV6_ECHO_REQUEST: u8 = 128;
 
-/// Which addresses a guest may reach.
+/// The addresses that a guest may reach.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct AddressPolicy {
     /// The addresses of this host's network interfaces.
@@ -83,7 +83,7 @@ impl AddressPolicy {
         policy
     }
 
-    /// Returns what lies behind an address, seen from a guest of this host.
+    /// Returns the class of an address, seen from a guest of this host.
     fn class(&self, address: IpAddr) -> AddressClass {
         let class = classify(address);
         if class == AddressClass::Unreachable {
@@ -110,14 +110,14 @@ fn plain(address: IpAddr) -> IpAddr {
     embedded_v4(address).map_or(address, IpAddr::V4)
 }
 
-/// What happens to a frame.
+/// The decision about a frame.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum FrameVerdict<'f> {
-    /// It goes on to the user-mode network.
+    /// It is passed to the user-mode network.
     Pass,
-    /// It goes no further.
+    /// It is dropped.
     Drop,
-    /// It goes no further, and the guest is told so.
+    /// It is dropped, and the guest gets an answer.
     Refuse(RefusedPacket<'f>),
 }
 
@@ -132,7 +132,7 @@ pub(crate) struct RefusedPacket<'f> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RefusedDestination {
     pub(crate) address: IpAddr,
-    /// Of TCP and UDP.
+    /// Destination port, for TCP and UDP.
     pub(crate) port: Option<u16>,
     pub(crate) class: AddressClass,
 }
@@ -140,7 +140,7 @@ pub(crate) struct RefusedDestination {
 /// An IP packet without its padding, with its header's fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct IpPacket<'f> {
-    /// From the IP header on.
+    /// Bytes of the packet from the IP header on.
     pub(super) bytes: &'f [u8],
     pub(super) source: IpAddr,
     pub(super) destination: IpAddr,
@@ -149,7 +149,7 @@ pub(super) struct IpPacket<'f> {
     pub(super) payload: &'f [u8],
 }
 
-/// Which part of a packet the payload is.
+/// The part of a packet that the payload is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fragment {
     Whole,
@@ -208,7 +208,7 @@ impl<'f> IpPacket<'f> {
         Some(Self { bytes, source, destination, protocol: fixed[6], fragment: Fragment::Whole, payload })
     }
 
-    /// Checks for what a guest needs to have a network at all; libslirp answers all of it itself, but for DNS.
+    /// Returns whether a guest needs the packet to have a network at all; libslirp itself answers all of these, except DNS.
     fn is_of_the_network(&self) -> bool {
         if self.fragment != Fragment::Whole {
             return false;
@@ -233,15 +233,15 @@ impl<'f> IpPacket<'f> {
         is_on_the_link && self.payload.first().is_some_and(|kind| NEIGHBOUR_DISCOVERY.contains(kind))
     }
 
-    /// Checks for a segment of a connection that was forwarded to the guest: its peer is the gateway. Without the segment
-    /// that opens a connection, libslirp opens none.
+    /// Returns whether the packet is a segment of a connection that was forwarded to the guest: its peer is the gateway.
+    /// Without the segment that opens a connection, libslirp opens none.
     fn is_reply_to_forwarded(&self) -> bool {
         self.destination == IpAddr::V4(GATEWAY_V4)
             && self.fragment == Fragment::Whole
             && self.tcp_flags().is_some_and(|flags| !opens(flags))
     }
 
-    /// Checks for a packet with which a program tries to reach somebody, and which can be answered.
+    /// Returns whether a program tries to reach somebody with the packet, and an answer is possible.
     fn is_attempt(&self) -> bool {
         match (self.fragment, self.protocol, self.payload.first()) {
             (Fragment::Later, ..) => false,

@@ -1,7 +1,7 @@
-//! QMP over a connected socket: typed commands from the `qapi` crate, our own reader.
+//! QMP over a connected socket: typed commands from the `qapi` crate, and kiln's own reader.
 //!
-//! The reader is ours because the crate's would end at the first event that its schema does not know, and a newer QEMU
-//! has newer events. Here an unknown event is dropped and every known one is delivered, in order.
+//! The crate's reader would end at the first event that its schema does not know, and a newer QEMU has newer events. Here an
+//! unknown event is dropped and every known one is delivered, in order.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -20,37 +20,38 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::timeout;
 
-/// The longest line that is taken from QEMU, bytes. Its largest answer (a schema) is well below.
+/// Length limit of a line from QEMU, bytes. Its largest answer (a schema) is well below.
 const LINE_LIMIT: u64 = 16 << 20;
 
-/// QEMU answers in milliseconds, and on a loaded host in seconds; a snapshot has to write what it holds back.
+/// Time limit of an answer. QEMU answers in milliseconds, and on a loaded host in seconds; a snapshot has to write buffered
+/// data.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What can go wrong between kiln and QEMU's monitor.
+/// An error between kiln and QEMU's monitor.
 #[derive(Debug, thiserror::Error)]
 pub enum QmpError {
     /// QEMU refused a command.
     #[error("QEMU refused `{command}`: {reason}")]
     Refused {
-        /// The command.
+        /// Name of the command.
         command: &'static str,
-        /// QEMU's sentence.
+        /// QEMU's error message.
         reason: String,
     },
-    /// The connection is gone, most often because QEMU is.
+    /// The connection was closed, most often because QEMU has ended.
     #[error("the connection to QEMU's monitor is gone")]
     Gone,
-    /// It did not answer a command.
+    /// QEMU did not answer a command.
     #[error("QEMU did not answer `{0}` within a minute")]
     Unanswered(&'static str),
-    /// QEMU said something that is not QMP.
+    /// QEMU sent a message that is not QMP.
     #[error("QEMU's monitor said something unexpected: {0}")]
     Protocol(String),
 }
 
 type Pending = Rc<RefCell<HashMap<u64, oneshot::Sender<Value>>>>;
 
-/// The commanding end. Commands may be sent from several places at once.
+/// The sending end. Commands may be sent from several places at once.
 pub struct Qmp {
     write: Mutex<OwnedWriteHalf>,
     pending: Pending,
@@ -58,8 +59,8 @@ pub struct Qmp {
 }
 
 impl Qmp {
-    /// Takes the greeting, negotiates, and delivers events from then on. Dropping the receiver does not stop commands.
-    /// The channel closes when QEMU does.
+    /// Reads the greeting, negotiates, and delivers events from then on. Dropping the receiver does not stop commands. The
+    /// channel closes when QEMU does.
     ///
     /// # Errors
     /// When QEMU is gone or does not speak QMP.
@@ -87,7 +88,7 @@ impl Qmp {
         serde_json::from_value(answer).map_err(|e| protocol(&e))
     }
 
-    /// [`Qmp::execute`] with a descriptor beside the command (`SCM_RIGHTS`, unix(7)), as `getfd` wants it.
+    /// Sends a command as [`Qmp::execute`] does, with a descriptor beside it (`SCM_RIGHTS`, unix(7)), as `getfd` requires.
     ///
     /// # Errors
     /// As [`Qmp::execute`].
@@ -157,6 +158,6 @@ async fn read_answers(
             let _ = waiting.send(message);
         }
     }
-    // Whoever still waits for an answer learns that none will come.
+    // Waiting callers learn that no answer will come.
     pending.borrow_mut().clear();
 }

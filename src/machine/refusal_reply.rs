@@ -1,5 +1,5 @@
-//! The answers to packets that a guest may not send: a program that tries to reach a refused address learns it at once,
-//! rather than after the minutes that TCP waits for an answer.
+//! Creates the answers to packets that a guest may not send: a program that tries to reach a refused address gets an error
+//! at once, rather than after the minutes that TCP waits for an answer.
 
 use std::net::IpAddr;
 
@@ -10,11 +10,11 @@ use super::packet_filter::{
 
 const HOP_LIMIT: u8 = 64;
 const RST_ACK: u8 = 0x14;
-/// Destination unreachable, communication administratively prohibited (RFC 1812, 5.2.7.1).
+/// ICMP type and code: destination unreachable, communication administratively prohibited (RFC 1812, 5.2.7.1).
 const ICMP_PROHIBITED: [u8; 2] = [3, 13];
-/// The same for IPv6 (RFC 4443, 3.1).
+/// The corresponding `ICMPv6` type and code (RFC 4443, 3.1).
 const ICMPV6_PROHIBITED: [u8; 2] = [1, 1];
-/// How much of the refused packet an ICMP message quotes: its headers with all options, and some more.
+/// Length of the refused packet that an ICMP message quotes, bytes: its headers with all options, and some more.
 const QUOTED: usize = 128;
 
 /// Returns the frame that answers a refused one: a reset to TCP, an ICMP error to everything else.
@@ -60,7 +60,7 @@ fn prohibited(packet: &IpPacket<'_>, [kind, code]: [u8; 2]) -> Vec<u8> {
     message
 }
 
-/// Returns the header of a packet that goes back to where another one came from.
+/// Returns the header of a packet that is sent back to the source of another one.
 fn ip_header(to: &IpPacket<'_>, protocol: u8, length: usize) -> Vec<u8> {
     match (to.destination, to.source) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
@@ -89,7 +89,7 @@ fn ip_header(to: &IpPacket<'_>, protocol: u8, length: usize) -> Vec<u8> {
     }
 }
 
-/// Fills the checksum into the body of a packet. All but ICMP counts the addresses in.
+/// Fills the checksum into the body of a packet. Except for ICMP, it includes the addresses.
 fn with_checksum(to: &IpPacket<'_>, protocol: u8, mut body: Vec<u8>) -> Vec<u8> {
     let at = if protocol == PROTOCOL_TCP { 16 } else { 2 };
     let sum = if protocol == PROTOCOL_ICMP {
@@ -109,7 +109,7 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// Returns a length as a header has it; no answer is as long as 64 KiB.
+/// Returns a length in the form of a header field; no answer is as long as 64 KiB.
 fn short(length: usize) -> [u8; 2] {
     u16::try_from(length).unwrap_or(u16::MAX).to_be_bytes()
 }

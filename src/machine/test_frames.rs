@@ -18,7 +18,7 @@ pub(super) fn ethernet(to: [u8; 6], ethertype: u16, body: &[u8]) -> Vec<u8> {
     [&to[..], &GUEST_MAC, &ethertype.to_be_bytes(), body].concat()
 }
 
-/// A packet to an address, with checksums.
+/// Returns a packet to an address, with checksums.
 pub(super) fn packet(to: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     match to {
         IpAddr::V4(to) => ethernet(GATEWAY_MAC, 0x0800, &packet_v4(GUEST_V4, to, protocol, payload, 0)),
@@ -26,7 +26,7 @@ pub(super) fn packet(to: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     }
 }
 
-/// An IPv4 packet; `fragment` is the field of flags and offset.
+/// Returns an IPv4 packet; `fragment` is the field of flags and offset.
 pub(super) fn packet_v4(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, payload: &[u8], fragment: u16) -> Vec<u8> {
     let length = u16::try_from(20 + payload.len()).unwrap();
     let mut header = vec![0x45, 0];
@@ -78,7 +78,7 @@ fn summed(addresses: &[&[u8]], protocol: u8, payload: &[u8]) -> Vec<u8> {
     payload
 }
 
-/// A TCP segment without data.
+/// Returns a TCP segment without data.
 pub(super) fn tcp(port: u16, flags: u8) -> Vec<u8> {
     let mut segment = vec![0x9c, 0x40];
     segment.extend(port.to_be_bytes());
@@ -95,7 +95,7 @@ pub(super) fn udp(port: u16, data: &[u8]) -> Vec<u8> {
     datagram
 }
 
-/// Who has 10.0.2.2?
+/// Returns an ARP request for 10.0.2.2.
 pub(super) fn arp_request() -> Vec<u8> {
     let mut body = vec![0, 1, 8, 0, 6, 4, 0, 1];
     body.extend(GUEST_MAC);
@@ -119,7 +119,7 @@ pub(super) fn dhcp_discover() -> Vec<u8> {
     ethernet(BROADCAST_MAC, 0x0800, &packet)
 }
 
-/// A datagram to everybody.
+/// Returns a broadcast datagram.
 pub(super) fn broadcast(port: u16) -> Vec<u8> {
     let packet = packet_v4(GUEST_V4, Ipv4Addr::BROADCAST, PROTOCOL_UDP, &udp(port, b"x"), 0);
     ethernet(BROADCAST_MAC, 0x0800, &packet)

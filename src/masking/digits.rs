@@ -5,14 +5,14 @@ pub(super) const UPPER_HEX: &[u8; 16] = b"0123456789ABCDEF";
 pub(super) const BASE32: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 pub(super) const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 pub(super) const BASE64_URL: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-/// What stands before a value in an encoded text moves it by 0, 8 or 16 bits against the digits of 6 bits: so many bits
-/// of its first digit belong to what stands before.
+/// Numbers of bits of the first 6-bit digit of a value that belong to the text before it: that moves the value by 0, 8 or 16
+/// bits against the digits.
 pub(super) const BASE64_ALIGNMENTS: [usize; 3] = [0, 4, 2];
-/// The same for the digits of 5 bits.
+/// The corresponding numbers for 5-bit digits.
 pub(super) const BASE32_ALIGNMENTS: [usize; 5] = [0, 2, 4, 1, 3];
 
-/// Returns the digits that are the bytes' alone, whatever stands before and after, when the first begins after so many
-/// bits. The number of digits decides how many bits each has.
+/// Returns the digits that depend on these bytes alone, whatever precedes and follows them, if the first one begins after
+/// `skipped` bits. The number of digits decides how many bits each has.
 pub(super) fn encode_digits(bytes: &[u8], skipped: usize, digits: &[u8]) -> Vec<u8> {
     let width = digits.len().ilog2() as usize;
     let starts = (skipped..).step_by(width).take_while(|start| start + width <= bytes.len() * 8);
@@ -23,8 +23,8 @@ fn bit(bytes: &[u8], at: usize) -> usize {
     usize::from(bytes[at / 8] >> (7 - at % 8) & 1)
 }
 
-/// Returns the forms in which base64 writes the end of a text that ends with the value: with the last digit, whose bits are
-/// not all the value's, and with the padding.
+/// Returns the forms of the value at the end of a text in base64: with the last digit, of which some bits are not the
+/// value's, and with the padding.
 pub(super) fn base64_ends(value: &[u8]) -> Vec<Vec<u8>> {
     let mut ends = Vec::new();
     for skipped in BASE64_ALIGNMENTS {

@@ -1,8 +1,9 @@
-//! Values as notations write them that escape some characters, or all.
+//! Values in notations that escape some or all characters.
 
 use super::digits::{LOWER_HEX, encode_digits};
 
-/// What a percent-encoder leaves alone besides letters, digits and `-._~`, and whether it writes a blank as `+`.
+/// The characters that a percent-encoder does not escape besides letters, digits and `-._~`, and whether it writes a blank
+/// as `+`.
 #[derive(Default)]
 pub(super) struct PercentStyle {
     pub(super) kept: &'static [u8],
@@ -26,7 +27,7 @@ pub(super) fn percent(bytes: &[u8], digits: &[u8; 16], style: &PercentStyle) -> 
     out
 }
 
-/// Which characters a JSON writer escapes besides those that it must, and whether it escapes all that are not ASCII.
+/// The characters that a JSON writer escapes besides those that it must, and whether it escapes all that are not ASCII.
 #[derive(Default)]
 pub(super) struct JsonStyle {
     pub(super) escaped: &'static [u8],
@@ -59,7 +60,7 @@ fn is_escaped(char: char, style: &JsonStyle) -> bool {
     char.is_control() || is_listed || style.ascii && !char.is_ascii()
 }
 
-/// How writers of HTML write an apostrophe and a quotation mark: each of these with each.
+/// Forms of an apostrophe and a quotation mark in HTML, in all combinations.
 const APOSTROPHES: [&str; 5] = ["&#39;", "&#x27;", "&apos;", "&#039;", "'"];
 const QUOTES: [&str; 4] = ["&quot;", "&#34;", "&#x22;", "\""];
 
@@ -70,7 +71,7 @@ pub(super) fn html_variants(bytes: &[u8]) -> Vec<Vec<u8>> {
         for quote in QUOTES {
             let names = [(b'&', "&amp;"), (b'<', "&lt;"), (b'>', "&gt;"), (b'\'', apostrophe), (b'"', quote)];
             variants.push(replaced(bytes, &names));
-            // Templates of Mustache's family.
+            // The templates of Mustache's family.
             let more = [(b'/', "&#x2F;"), (b'`', "&#x60;"), (b'=', "&#x3D;")];
             variants.push(replaced(bytes, &[&names[..], &more[..]].concat()));
             variants.push(replaced(bytes, &[&names[..], &more[1..]].concat()));
@@ -90,7 +91,7 @@ pub(super) fn replaced(bytes: &[u8], by: &[(u8, &'static str)]) -> Vec<u8> {
     out
 }
 
-/// As `printf %q` of bash writes words.
+/// Escapes a value as `printf %q` of bash does.
 pub(super) fn backslashed(bytes: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(bytes.len());
     for byte in bytes {
@@ -102,7 +103,7 @@ pub(super) fn backslashed(bytes: &[u8]) -> Vec<u8> {
     out
 }
 
-/// As systemd-escape(1) writes names of units.
+/// Escapes a value as systemd-escape(1) does.
 pub(super) fn systemd(bytes: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(bytes.len());
     for byte in bytes {
@@ -118,12 +119,12 @@ pub(super) fn systemd(bytes: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Writes every byte in the same way.
+/// Formats every byte with the same function.
 pub(super) fn each_byte(bytes: &[u8], write: fn(u8) -> String) -> Vec<u8> {
     bytes.iter().flat_map(|byte| write(*byte).into_bytes()).collect()
 }
 
-/// Writes every unit of UTF-16 in the same way. What is not UTF-8 stays as it is.
+/// Formats every unit of UTF-16 with the same function. Bytes that are not UTF-8 are not changed.
 pub(super) fn each_unit(bytes: &[u8], write: fn(u16) -> Vec<u8>) -> Vec<u8> {
     match std::str::from_utf8(bytes) {
         Ok(text) => text.encode_utf16().flat_map(write).collect(),

@@ -1,4 +1,4 @@
-//! The forms in which programs write a secret down. The search of disks and files and the masking of output share this list.
+//! The forms in which programs write a secret. The search of disks and files and the masking of output share this list.
 
 use std::collections::BTreeSet;
 
@@ -12,9 +12,9 @@ use super::escapes::{
 /// One way to write a secret.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WrittenForm {
-    /// How, to be read after "the secret is there": `in base64`.
+    /// Name of the form, to be read after "the secret is there": `in base64`.
     pub how: &'static str,
-    /// The bytes.
+    /// The bytes of the form.
     pub bytes: Vec<u8>,
 }
 
@@ -51,7 +51,7 @@ pub fn written_forms(value: &[u8]) -> Vec<WrittenForm> {
     distinct(forms)
 }
 
-/// Returns the forms that programs use most, each once. The first one is the value itself.
+/// Returns the most common forms, each once. The first one is the value itself.
 pub(super) fn common_forms(value: &[u8]) -> Vec<WrittenForm> {
     distinct(common(value))
 }
@@ -118,7 +118,7 @@ fn shell_forms(value: &[u8]) -> Vec<NamedForm> {
     ]
 }
 
-/// Returns the forms in digits that programs use seldom.
+/// Returns the rare forms in digits.
 fn digit_forms(value: &[u8]) -> Vec<NamedForm> {
     let mut forms: Vec<NamedForm> =
         BASE32_ALIGNMENTS.iter().map(|skipped| (BASE32_TEXT, encode_digits(value, *skipped, BASE32))).collect();

@@ -1,17 +1,17 @@
-//! Which values of a structured secret, such as an environment file or a service account's JSON, are secret.
+//! Decides which values of a structured secret, such as an environment file or a service account's JSON, are secret.
 
 use super::SHORTEST_MASKED;
 
-/// The shortest value that is secret by its looks alone, bytes.
+/// Minimum length of a value that is secret by its looks alone, bytes.
 const SHORTEST_RANDOM: usize = 8;
-/// The shortest value without a digit that is secret by its looks alone, bytes.
+/// Minimum length of a value without a digit that is secret by its looks alone, bytes.
 const SHORTEST_WITHOUT_DIGITS: usize = 16;
-/// The shortest part of a URL that is secret by its looks alone, bytes.
+/// Minimum length of a part of a URL that is secret by its looks alone, bytes.
 const SHORTEST_URL_TOKEN: usize = 16;
-/// The shortest number of hexadecimal digits that is no version or date.
+/// Minimum length of hexadecimal digits that cannot be a version or date.
 const SHORTEST_HEX_TOKEN: usize = 32;
 
-/// The last word of a name whose value is public, unless the value is a URL with credentials.
+/// Last words of names whose values are public, unless the value is a URL with credentials.
 const PUBLIC_WORDS: [&str; 52] = [
     "account",
     "address",
@@ -66,10 +66,10 @@ const PUBLIC_WORDS: [&str; 52] = [
     "version",
     "zone",
 ];
-/// What the name of a secret value contains.
+/// Words in the names of secret values.
 const SECRET_WORDS: [&str; 10] =
     ["auth", "credential", "key", "pass", "pin", "private", "pwd", "secret", "session", "token"];
-/// Values that stand everywhere and are no secret in a file of several values.
+/// Common values that are no secret in a file of several values.
 const COMMON_VALUES: [&str; 27] = [
     "admin",
     "changeme",
@@ -100,7 +100,7 @@ const COMMON_VALUES: [&str; 27] = [
     "warning",
 ];
 
-/// What the name of a value says about it.
+/// Meaning of a value's name.
 enum KeyMeaning {
     Secret,
     Public,
@@ -151,17 +151,17 @@ pub(super) fn is_secret_leaf(key: &str, value: &str) -> bool {
     }
 }
 
-/// Returns whether the name alone says that its value is secret.
+/// Returns whether the name alone marks its value as secret.
 pub(super) fn is_secret_key(key: &str) -> bool {
     matches!(KeyMeaning::new(key), KeyMeaning::Secret)
 }
 
-/// Returns whether the name alone says that its value is public.
+/// Returns whether the name alone marks its value as public.
 pub(super) fn is_public_key(key: &str) -> bool {
     matches!(KeyMeaning::new(key), KeyMeaning::Public)
 }
 
-/// Returns whether a value has the looks of a token or password, and not those of a host, a version, a date or an address.
+/// Returns whether a value looks like a token or password, and not like a host, a version, a date or an address.
 pub(super) fn looks_random(value: &str) -> bool {
     let bytes = value.as_bytes();
     let has_digit = bytes.iter().any(u8::is_ascii_digit);
@@ -191,7 +191,7 @@ fn is_host_byte(byte: u8) -> bool {
     byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-_/:".contains(&byte)
 }
 
-/// Returns whether a value names a secret that is elsewhere: a variable, a template or a file.
+/// Returns whether a value refers to a secret that is elsewhere: a variable, a template or a file.
 fn is_reference(value: &str) -> bool {
     let is_path = value.starts_with('/') || value.starts_with("./") || value.starts_with("~/");
     ["${", "$(", "{{"].iter().any(|start| value.starts_with(start))
@@ -211,7 +211,7 @@ pub(super) fn url_password(value: &str) -> Option<&str> {
     user.split_once(':').map(|(_, password)| password).filter(|password| !password.is_empty())
 }
 
-/// Returns whether a part of a URL can only be a token.
+/// Returns whether a part of a URL must be a token.
 fn has_url_token(value: &str) -> bool {
     value.split(|char: char| !char.is_ascii_alphanumeric() && char != '_' && char != '-').any(|part| {
         let bytes = part.as_bytes();

@@ -1,8 +1,8 @@
-//! Secrets on their way to people. [`SecretMask`] knows every form of every secret of a build; a [`MaskingStream`] replaces
-//! them in one stream of bytes, such as the console or the standard output of a step, wherever the stream is cut.
+//! Masks secrets in output. [`SecretMask`] contains every form of every secret of a build; a [`MaskingStream`] replaces them
+//! in one stream of bytes, such as the console or the standard output of a step, wherever the stream is cut.
 //!
-//! Line ends are passed over when secrets are looked for, escaped ones (`\n` in JSON) included, so a form that is wrapped at
-//! some column is found as well. A form that is interleaved with anything else, such as terminal escape sequences, is not.
+//! Line ends are skipped in the search, escaped ones (`\n` in JSON) included, so a form that is wrapped at some column is
+//! found as well. A form that is interleaved with anything else, such as terminal escape sequences, is not.
 
 mod digits;
 mod escapes;
@@ -25,22 +25,22 @@ use parts::pieces;
 pub use forms::{WrittenForm, written_forms};
 pub(crate) use parts::{SecretParts, pieces_of_unit};
 
-/// What is shown in the place of a secret.
+/// The replacement of a secret.
 pub const MASK: &str = "[secret]";
-/// Shorter values are not masked: they would mask half of a log's words.
+/// Minimum length of masked values: shorter ones would mask half of a log's words.
 pub const SHORTEST_MASKED: usize = 4;
-/// Long values are masked in pieces of this length, bytes: a stream holds back no more than the longest form of one.
+/// Length of the pieces in which long values are masked, bytes: a stream holds back no more than the longest form of one.
 const PIECE: usize = 256;
-/// Long units that look random are masked in pieces of this length, bytes: a line of a key that another program's output
-/// interrupts shows less than two pieces of itself.
+/// Length of the pieces in which long units that look random are masked, bytes: a line of a key that another program's
+/// output interrupts shows less than two pieces of itself.
 const DENSE_PIECE: usize = 16;
-/// The pieces overlap by this much, so that a base64 digit of two pieces is a digit of one.
+/// Overlap of the pieces, so that a base64 digit of two pieces is a digit of one.
 const OVERLAP: usize = 2;
-/// In how many ways a stream is read, and which: without line ends, and without line ends and escaped ones.
+/// Number of readings of a stream: without line ends, and without line ends and escaped ones.
 const READINGS: usize = 2;
 const PLAIN: usize = 0;
 const UNESCAPED: usize = 1;
-/// So many backslashes may stand before the letter of an escaped line end: JSON within JSON within JSON has four.
+/// Limit of backslashes before the letter of an escaped line end: JSON within JSON within JSON has four.
 const MOST_BACKSLASHES: usize = 4;
 
 /// Finds the forms of secrets in streams. Cheap to clone; the default one finds nothing.
@@ -50,9 +50,9 @@ pub struct SecretMask(Option<Arc<SecretPatterns>>);
 struct SecretPatterns {
     automaton: NFA,
     start: StateID,
-    /// How many bytes of the longest beginning of a form lead to a state, by the state's number.
+    /// Length of the longest beginning of a form for each state of the automaton.
     depths: Vec<usize>,
-    /// Which pairs of bytes a form begins with, a bit each.
+    /// The pairs of bytes that forms begin with, a bit each.
     beginnings: Vec<u64>,
 }
 
@@ -64,7 +64,7 @@ impl fmt::Debug for SecretMask {
 }
 
 impl SecretMask {
-    /// Knows these values, their parts, and every form of them.
+    /// Creates a mask for these values, their parts, and every form of them.
     ///
     /// # Panics
     /// Only for more than two gigabytes of secrets.
@@ -80,13 +80,13 @@ impl SecretMask {
         Self(Some(Arc::new(SecretPatterns::new(automaton, &needles))))
     }
 
-    /// Returns whether there is nothing to replace.
+    /// Returns whether there are no secrets to replace.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_none()
     }
 
-    /// Begins to mask a stream.
+    /// Starts masking a stream.
     #[must_use]
     pub fn stream(&self) -> MaskingStream {
         MaskingStream::new(self.clone())
@@ -137,7 +137,7 @@ impl SecretPatterns {
         self.automaton.next_state(Anchored::No, state, byte)
     }
 
-    /// Returns whether no form begins at this byte, given what follows it.
+    /// Returns whether no form begins at this byte, given the bytes that follow.
     fn is_plain(&self, byte: u8, rest: &[u8]) -> bool {
         let Some(next) = rest.first() else { return false };
         let pair = usize::from(byte) << 8 | usize::from(*next);
@@ -145,7 +145,7 @@ impl SecretPatterns {
         self.beginnings[pair / 64] >> (pair % 64) & 1 == 0 && !is_apart(byte) && !is_apart(*next)
     }
 
-    /// Returns how many bytes belong to no form, whatever comes after them.
+    /// Returns how many bytes belong to no form, whatever follows them.
     fn count_plain(&self, bytes: &[u8]) -> usize {
         (0..bytes.len()).take_while(|index| self.is_plain(bytes[*index], &bytes[index + 1..])).count()
     }
@@ -170,11 +170,11 @@ impl SecretPatterns {
 struct HeldByte {
     byte: u8,
     is_secret: bool,
-    /// Which readings of the stream it is in.
+    /// The readings of the stream that contain it.
     is_read: [bool; READINGS],
 }
 
-/// One stream of bytes, masked. It holds back what may be the beginning of a secret until more is known.
+/// Masks one stream of bytes. It holds back a possible beginning of a secret until more is known.
 ///
 /// The stream is read twice at once: without its line ends, and without those that are escaped too, as in JSON.
 #[derive(Clone)]
@@ -182,11 +182,11 @@ pub struct MaskingStream {
     mask: SecretMask,
     states: [StateID; READINGS],
     held: Vec<HeldByte>,
-    /// So many backslashes at the end of what is held may belong to an escaped line end.
+    /// Number of backslashes at the end of the held bytes that may belong to an escaped line end.
     backslashes: usize,
-    /// So many of the held bytes are not worth to be held.
+    /// Number of held bytes that can be released.
     free: usize,
-    /// The last byte that was released belonged to a secret.
+    /// Whether the last released byte belonged to a secret.
     in_secret: bool,
 }
 
@@ -196,7 +196,7 @@ impl MaskingStream {
         Self { mask, states: [start; READINGS], held: Vec::new(), backslashes: 0, free: 0, in_secret: false }
     }
 
-    /// Takes the next bytes and returns what can be shown by now.
+    /// Takes the next bytes and returns those that can be shown by now.
     #[must_use]
     pub fn push(&mut self, bytes: &[u8]) -> Vec<u8> {
         let Some(patterns) = self.mask.0.clone() else { return bytes.to_vec() };
@@ -205,7 +205,7 @@ impl MaskingStream {
         while let Some((byte, rest)) = left.split_first() {
             self.take(&patterns, *byte);
             left = rest;
-            // Where the last byte begins nothing, nothing that is held is the beginning of a form.
+            // If the last byte begins nothing, no held bytes are the beginning of a form.
             let is_read = self.held.last().is_some_and(|held| held.is_read == [true; READINGS]);
             if is_read && self.depth(&patterns) <= 1 && patterns.is_plain(*byte, rest) {
                 self.states = [patterns.start; READINGS];
@@ -238,7 +238,7 @@ impl MaskingStream {
         if is_line_end(byte) {
             self.read_backslashes(patterns, self.held.len());
             self.held.push(HeldByte { byte, is_secret: false, is_read: [false; READINGS] });
-            // A line is not kept from people because its last letter begins a secret.
+            // A line is not held back because its last letter begins a secret.
             if self.depth(patterns) < SHORTEST_MASKED {
                 self.free = self.held.len();
             }
@@ -257,7 +257,7 @@ impl MaskingStream {
         }
     }
 
-    /// Adds the backslashes that end here to the reading without escaped line ends: they belong to none.
+    /// Adds the backslashes that end here to the reading without escaped line ends: they belong to none of them.
     fn read_backslashes(&mut self, patterns: &SecretPatterns, end: usize) {
         for index in end - self.backslashes..end {
             self.read(patterns, UNESCAPED, index);
@@ -281,7 +281,7 @@ impl MaskingStream {
         self.states.iter().map(|state| patterns.depth(*state)).max().unwrap_or(0)
     }
 
-    /// Returns where the last bytes of a reading begin, so many of them.
+    /// Returns the position of the last `count` bytes of a reading.
     fn start_of_last(&self, reading: usize, count: usize) -> usize {
         self.start_of_last_before(reading, count, self.held.len())
     }
@@ -315,7 +315,7 @@ fn without_line_ends(bytes: &[u8]) -> Vec<u8> {
     bytes.iter().copied().filter(|byte| !is_line_end(*byte)).collect()
 }
 
-/// Returns the bytes that stand for a secret, without line ends.
+/// Returns the masked forms of a secret, without line ends.
 fn masked_forms(value: &[u8]) -> BTreeSet<Vec<u8>> {
     let parts = SecretParts::new(value);
     let mut needles = BTreeSet::new();

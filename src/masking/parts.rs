@@ -1,5 +1,5 @@
-//! The parts of a secret that are secret by themselves. Programs seldom show a whole key file or a whole service account: they
-//! show a line of one, or a value of the other.
+//! Finds the parts of a secret that are secret by themselves. Programs seldom print a whole key file or a whole service
+//! account: they print a line of one, or a value of the other.
 //!
 //! ```text
 //! secret ──JSON?──> its strings ─────────────┐
@@ -18,15 +18,15 @@ use super::forms::{WrittenForm, common_forms, written_forms};
 use super::leaf::{is_public_key, is_secret_key, is_secret_leaf, looks_random, url_password};
 use super::{OVERLAP, PIECE, SHORTEST_MASKED};
 
-/// A secret that is larger has its most common forms only, bytes: the memory for the others would be large too.
+/// Size above which only the most common forms of a secret are used, bytes: the memory for the others would be large too.
 const MOST_WITH_ALL_FORMS: usize = 8 << 10;
-/// A unit of this length that looks random is cut into shorter pieces, each of which gives it away, bytes.
+/// Length above which a unit that looks random is cut into shorter pieces, each of which identifies it, bytes.
 const DENSE: usize = 48;
-/// How deep texts within texts are taken apart, such as a private key in base64 in JSON.
+/// Depth to which encoded texts are unpacked, such as a private key in base64 in JSON.
 const DEEPEST: usize = 4;
-/// The shortest base64 that is looked into, bytes.
+/// Minimum length of base64 that is decoded, bytes.
 const SHORTEST_BASE64: usize = 8;
-/// The beginnings of lines that are public.
+/// Beginnings of public lines.
 const PUBLIC_LINES: [&str; 7] = [
     "ssh-rsa ",
     "ssh-ed25519 ",
@@ -37,12 +37,12 @@ const PUBLIC_LINES: [&str; 7] = [
     // The head of every private key of OpenSSH, before the key.
     "b3BlbnNzaC1rZXktdjE",
 ];
-/// The words before a password in a netrc(5) file and the like.
+/// Words that precede a password in a netrc(5) file and similar ones.
 const PASSWORD_WORDS: [&str; 4] = ["password", "passwd", "token", "secret"];
-/// Numbers are secret by their names, if they have so many digits.
+/// Minimum number of digits of a number that is secret by its name.
 const SHORTEST_NUMBER: usize = 8;
 
-/// A secret and its parts.
+/// A secret with its parts.
 #[derive(Debug)]
 pub(crate) struct SecretParts {
     whole: Vec<u8>,
@@ -65,13 +65,13 @@ impl SecretParts {
         Self { whole: whole.to_vec(), units: collector.0, has_all_forms }
     }
 
-    /// Returns everything but the white space around it.
+    /// Returns the secret without surrounding white space.
     pub(crate) fn whole(&self) -> &[u8] {
         &self.whole
     }
 
-    /// Returns the lines and values that are secret by themselves; for a secret of one line that is the line, and what in
-    /// it is secret. There is one at least, if any line is long enough.
+    /// Returns the lines and values that are secret by themselves; for a secret of one line, that is the line and its secret
+    /// parts. There is at least one, if any line is long enough.
     pub(crate) fn units(&self) -> impl Iterator<Item = &[u8]> {
         self.units.iter().map(Vec::as_slice)
     }
@@ -82,15 +82,15 @@ impl SecretParts {
     }
 }
 
-/// Cuts a long unit into pieces that overlap; the last one is as long as the others. What looks random is cut into pieces of
-/// `dense` bytes.
+/// Cuts a long unit into overlapping pieces; the last one is as long as the others. A unit that looks random is cut into
+/// pieces of `dense` bytes.
 pub(crate) fn pieces_of_unit(unit: &[u8], dense: usize) -> impl Iterator<Item = &[u8]> {
     let is_dense =
         unit.len() >= DENSE && std::str::from_utf8(unit).is_ok_and(|text| looks_random(text) && !text.contains("://"));
     pieces(unit, if is_dense { dense } else { PIECE })
 }
 
-/// Cuts a long value into pieces of this length that overlap; the last one is as long as the others.
+/// Cuts a long value into overlapping pieces of this length; the last one is as long as the others.
 pub(super) fn pieces(value: &[u8], length: usize) -> impl Iterator<Item = &[u8]> {
     let last = value.len().saturating_sub(length);
     let starts = (0..last).step_by(length - OVERLAP).chain([last]);
@@ -107,7 +107,7 @@ impl UnitCollector {
         }
     }
 
-    /// Takes a text of one or more lines apart.
+    /// Splits a text of one or more lines into its parts.
     fn add_text(&mut self, text: &[u8], depth: usize) {
         if depth > DEEPEST {
             return self.add(text);
@@ -143,7 +143,7 @@ impl UnitCollector {
         }
     }
 
-    /// Adds the value of a name if it is secret, and what it contains.
+    /// Adds the value of a name if it is secret, and its parts.
     fn add_leaf(&mut self, key: &str, value: &str, depth: usize) -> bool {
         let before = self.0.len();
         let value = value.trim();
@@ -215,9 +215,9 @@ impl UnitCollector {
 
 /// A line such as `-----BEGIN CERTIFICATE-----`.
 enum PemBoundary {
-    /// What follows is public.
+    /// The content that follows is public.
     Public,
-    /// What follows is a key, or nothing.
+    /// The content that follows is a key, or there is none.
     Other,
 }
 
@@ -241,7 +241,7 @@ fn parse_json(text: &[u8]) -> Option<Value> {
     is_json.then(|| serde_json::from_slice(text).ok()).flatten()
 }
 
-/// Returns whether a line of several is a comment, a heading, or public.
+/// Returns whether one of several lines is a comment, a heading, or public.
 fn is_structural(line: &str) -> bool {
     let is_comment = ["#", "//", ";"].iter().any(|start| line.starts_with(start))
         && line.contains(char::is_whitespace)
@@ -278,7 +278,7 @@ fn split_element(line: &str) -> Option<(&str, &str)> {
     (!value.is_empty()).then_some((key, value))
 }
 
-/// Returns the passwords of a line of netrc(5); `None` where it is none.
+/// Returns the passwords of a line of netrc(5); `None` if it is not one.
 fn split_netrc(line: &str) -> Option<Vec<(&str, &str)>> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let is_netrc = ["machine", "default", "login", "account", "password"].contains(words.first()?) && words.len() > 1;
@@ -291,7 +291,7 @@ fn unquoted(value: &str) -> &str {
     stripped('"').or_else(|| stripped('\'')).unwrap_or(value)
 }
 
-/// Returns the text that a value is the base64 of, such as the key in a kubeconfig file.
+/// Returns the decoded text of a base64 value, such as the key in a kubeconfig file.
 fn decode_base64(value: &str) -> Option<String> {
     let config = GeneralPurposeConfig::new()
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)

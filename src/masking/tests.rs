@@ -9,7 +9,7 @@ fn mask(values: &[&str]) -> SecretMask {
     SecretMask::new(values.iter().map(|value| value.as_bytes()))
 }
 
-/// What comes out of a stream that is written in pieces of these lengths, the last one with all that is left.
+/// Returns the output of a stream that is written in pieces of these lengths, the last one with the rest.
 fn streamed(mask: &SecretMask, mut text: &[u8], lengths: &[usize]) -> String {
     let (mut stream, mut out) = (mask.stream(), Vec::new());
     for length in lengths {
@@ -133,7 +133,7 @@ fn o3_backslashes_before_a_line_end_hide_no_secret() {
     }
 }
 
-/// Prints what masking costs; run it with `--nocapture`.
+/// Prints the cost of masking; run it with `--nocapture`.
 #[test]
 fn masking_a_log_takes_time_by_its_length_only() {
     let key: String = (0..2000_u32).map(|number| char::from(b"aB3xZ9qK"[(number * 7919 % 61 % 8) as usize])).collect();
@@ -153,7 +153,7 @@ fn masking_a_log_takes_time_by_its_length_only() {
 }
 
 proptest! {
-    /// A secret in any form at any place around the edges at which streams are cut, in up to three writes.
+    /// Covers a secret in any form at any place around the edges at which streams are cut, in up to three writes.
     #[test]
     fn o3_no_cut_lets_a_secret_through(
         value in "[ -~]{4,40}",

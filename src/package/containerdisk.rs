@@ -1,14 +1,15 @@
 //! A `KubeVirt` containerDisk: an OCI image of one layer with one file, the disk, below `/disk`.
 //!
 //! It is an OCI image layout (image-layout.md of the OCI's image-spec) in one tar archive, which skopeo and podman call
-//! `oci-archive`: one file to keep and to sign, and `tar -x` makes the folder of it.
+//! `oci-archive`: one file to keep and to sign, and `tar -x` extracts the folder.
 //!
 //! ```text
 //! oci-layout
 //! index.json ──> blobs/sha256/MANIFEST ──> blobs/sha256/CONFIG
 //!                                      └─> blobs/sha256/LAYER = tar: disk/, disk/NAME.qcow2
 //! ```
-//! The layer is not compressed: the disk in it is. So its digest is also that of its content, which the config has to name.
+//! The layer is not compressed, but the disk in it is. So its digest is also that of its content, which the config has to
+//! contain.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -18,7 +19,7 @@ use super::tar::{Archive, Format, Owner};
 use super::{Facts, PackageError};
 use crate::digest::hex;
 
-/// `qemu` in `KubeVirt`'s own images, which is who reads the disk.
+/// The user `qemu` in `KubeVirt`'s own images, which reads the disk.
 const OWNER: Owner = Owner(107, 107);
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -36,7 +37,7 @@ impl Blob {
         Ok(Self { content, sha256 })
     }
 
-    /// Serialised maps have their keys in order.
+    /// Creates a blob of JSON. Serialised maps have their keys in order.
     fn json(value: &Value, watch: &mut Watch<'_>) -> Result<Self, PackageError> {
         Self::new(value.to_string().into_bytes().into(), watch)
     }
@@ -50,7 +51,7 @@ impl Blob {
     }
 }
 
-/// The archive around a qcow2 file. The disk is read once for its digest first; `watch` is told of that.
+/// Creates the archive of a qcow2 file. The disk is read once for its digest first; `watch` counts these bytes.
 ///
 /// # Errors
 /// When the disk's file cannot be read, or `watch` breaks.
@@ -66,7 +67,7 @@ pub fn archive(facts: &Facts, disk: Content, watch: &mut Watch<'_>) -> Result<Co
     let manifest = Blob::json(&manifest, watch)?;
     let mut index = manifest.descriptor(MANIFEST);
     index["platform"] = json!({ "architecture": "amd64", "os": "linux" });
-    // The name by which skopeo finds it: a tag cannot have the `+` that a version may have.
+    // The name by which skopeo finds it: a tag cannot contain the `+` that a version may contain.
     index["annotations"] = json!({ "org.opencontainers.image.ref.name": facts.version.replace('+', "_") });
     let index = json!({
         "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [index],
@@ -103,7 +104,7 @@ fn config(facts: &Facts, layer: &Blob) -> Value {
     })
 }
 
-/// The annotations that the image-spec has predefined (annotations.md).
+/// Returns the annotations that the image-spec has predefined (annotations.md).
 fn labels(facts: &Facts) -> Value {
     let mut labels = json!({
         "org.opencontainers.image.created": created(facts),
@@ -116,7 +117,7 @@ fn labels(facts: &Facts) -> Value {
     labels
 }
 
-/// RFC 3339.
+/// Returns the creation time as RFC 3339.
 fn created(facts: &Facts) -> String {
     let seconds = i64::try_from(facts.time).unwrap_or(i64::MAX);
     Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()

@@ -1,7 +1,7 @@
-//! What a file consists of that is to be written: bytes of ours, files of this host and ranges of a disk, in order.
+//! Content of a file that is to be written: bytes of kiln's own, files of this host and ranges of a disk, in order.
 //!
-//! A package is put together without reading anything: lengths are known, so headers are complete before the first byte of
-//! a disk is read. Reading happens at any place and from several threads, so digests, copies and compression share it.
+//! A package is composed without reading anything: lengths are known, so headers are complete before the first byte of a
+//! disk is read. Reading is possible at any offset and from several threads, so digests, copies and compression share it.
 
 use std::fs::File;
 use std::io::Write;
@@ -14,16 +14,16 @@ use sha2::{Digest, Sha256};
 use super::PackageError;
 use crate::disk::chain::Chain;
 
-/// Read at once, bytes.
+/// Size of reads, bytes.
 const PIECE: usize = 256 << 10;
 
-/// Is told how many more bytes are done, several times a second, and may stop the work.
+/// Called with the number of bytes done since the last call, several times a second; may stop the work.
 pub type Watch<'a> = dyn FnMut(u64) -> ControlFlow<()> + 'a;
 
-/// Bytes that can be read, a part of them at a time.
+/// Content that can be read piece by piece.
 #[derive(Debug, Clone, Default)]
 pub struct Content {
-    /// Where each piece begins, and the piece. None is empty.
+    /// Each piece with its offset. None is empty.
     pieces: Vec<(u64, Piece)>,
     length: u64,
 }
@@ -32,9 +32,9 @@ pub struct Content {
 enum Piece {
     Bytes(Arc<[u8]>),
     Zeroes,
-    /// From its beginning.
+    /// A file from its beginning.
     File(Arc<File>),
-    /// From this byte of the disk.
+    /// A disk from this offset.
     Disk(Arc<Chain>, u64),
 }
 
@@ -48,7 +48,7 @@ impl From<Vec<u8>> for Content {
 }
 
 impl Content {
-    /// The whole of a file, as long as it is now.
+    /// Creates content of a whole file, with its current length.
     ///
     /// # Errors
     /// When its length cannot be asked.
@@ -59,7 +59,7 @@ impl Content {
         Ok(content)
     }
 
-    /// A part of a disk.
+    /// Creates content of a range of a disk.
     #[must_use]
     pub fn disk(chain: Arc<Chain>, range: Range<u64>) -> Self {
         let mut content = Self::default();
@@ -67,7 +67,7 @@ impl Content {
         content
     }
 
-    /// This many zeroes.
+    /// Creates content of this many zeroes.
     #[must_use]
     pub fn zeroes(count: u64) -> Self {
         let mut content = Self::default();
@@ -75,19 +75,19 @@ impl Content {
         content
     }
 
-    /// Bytes of it.
+    /// Returns the length in bytes.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.length
     }
 
-    /// Whether there is nothing in it.
+    /// Returns whether it has no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }
 
-    /// Puts another one at its end.
+    /// Appends more content at the end.
     pub fn push(&mut self, more: impl Into<Content>) {
         let more = more.into();
         let start = self.length;
@@ -102,13 +102,13 @@ impl Content {
         }
     }
 
-    /// Fills `bytes` with what is at `offset`.
+    /// Reads `bytes` at `offset`.
     ///
     /// # Errors
     /// When a file is shorter by now, or a disk cannot be read.
     ///
     /// # Panics
-    /// When that is beyond the end.
+    /// When the range is beyond the end.
     pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<(), PackageError> {
         assert!(offset + bytes.len() as u64 <= self.length, "a read beyond the end");
         let (mut at, mut rest) = (offset, bytes);
@@ -124,7 +124,7 @@ impl Content {
         Ok(())
     }
 
-    /// Gives all of it to `sink`, piece by piece.
+    /// Passes all content to `sink`, piece by piece.
     fn each(&self, sink: &mut dyn FnMut(&[u8]) -> Result<(), PackageError>) -> Result<(), PackageError> {
         let mut buffer = vec![0; PIECE];
         let mut at = 0;
@@ -137,7 +137,7 @@ impl Content {
         Ok(())
     }
 
-    /// All of it in memory: for what is small.
+    /// Reads all content into memory, for small files.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -147,7 +147,7 @@ impl Content {
         Ok(bytes)
     }
 
-    /// SHA-256 of all of it.
+    /// Returns the SHA-256 of all content.
     ///
     /// # Errors
     /// When it cannot be read, or `watch` breaks.
@@ -160,7 +160,7 @@ impl Content {
         Ok(sha.finalize().into())
     }
 
-    /// Writes all of it.
+    /// Writes all content.
     ///
     /// # Errors
     /// When it cannot be read or written, or `watch` breaks. What was written is then of no use.
@@ -190,7 +190,7 @@ impl Piece {
     }
 }
 
-/// Tells that so many bytes are done.
+/// Reports bytes to the caller, and fails if it stops the work.
 pub(super) fn told(watch: &mut Watch<'_>, count: u64) -> Result<(), PackageError> {
     if watch(count).is_break() { Err(PackageError::Stopped) } else { Ok(()) }
 }

@@ -1,7 +1,7 @@
 //! What Google Compute Engine imports: the raw disk as a sparse file in a tar archive, compressed with gzip.
 //!
-//! Google's page on importing images asks for a disk of whole GiB, in a file `disk.raw`, in an archive of GNU tar's old format
-//! that `tar -Sczf` makes. Where the disk has nothing, the archive has nothing either.
+//! Google's page on importing images asks for a disk of whole GiB, in a file `disk.raw`, in an archive of GNU tar's old
+//! format that `tar -Sczf` makes. Blocks of zeros of the disk are holes in the archive.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,15 +16,15 @@ use super::content::{Content, Watch, told};
 use super::gzip::in_parallel;
 use super::tar::{Archive, Format};
 
-/// The only name Google takes.
+/// The only member name that Google accepts.
 const MEMBER: &str = "disk.raw";
-/// What is looked at as a whole: nothing, or data. As large as a cluster, so that a map stays small.
+/// Unit that is either zero or data as a whole. As large as a cluster, so that a map stays small.
 const GRAIN: u64 = 64 << 10;
-/// What one thread looks through at a time.
+/// Size of the part that one thread examines at a time.
 const SHARE: u64 = 8 << 20;
 
-/// The archive of a disk, not compressed yet. Reads the whole disk, to know where nothing is: the same disk makes the same
-/// archive, however it is stored. `watch` is told of the bytes of the disk. Uses all processors.
+/// Creates the archive of a disk, not compressed yet. Reads the whole disk to find zeros: the same disk gives the same
+/// archive, however it is stored. `watch` counts the bytes of the disk. Uses all processors.
 ///
 /// # Errors
 /// When the disk is no whole GiB or cannot be read, or `watch` breaks.
@@ -35,14 +35,14 @@ pub fn archive(chain: &Arc<Chain>, modified: u64, watch: &mut Watch<'_>) -> Resu
     Ok(archive.finish())
 }
 
-/// Where the disk is not zero: whole grains, in order, none beside another.
+/// Returns the ranges of the disk that are not zero: whole grains, in order, adjacent ones joined.
 fn data(chain: &Chain, watch: &mut Watch<'_>) -> Result<Vec<Range<u64>>, PackageError> {
     let threads = thread::available_parallelism().map_or(1, usize::from) as u64;
     let (mut found, mut next): (Vec<Range<u64>>, _) = (Vec::new(), 0);
     for extent in chain.extents() {
         let extent = extent?;
         let before = next;
-        // Two extents may share a grain: neither a raw file's holes nor a base's clusters need be of our size.
+        // Two extents may share a grain: neither a raw file's holes nor a base's clusters need be of this size.
         next = next.max(extent.range.start / GRAIN * GRAIN);
         told(watch, next - before)?;
         let end = if extent.data { extent.range.end.next_multiple_of(GRAIN) } else { next };
@@ -60,7 +60,7 @@ fn data(chain: &Chain, watch: &mut Watch<'_>) -> Result<Vec<Range<u64>>, Package
     Ok(found)
 }
 
-/// The grains of a part of the disk that are not zero.
+/// Returns the grains of a part of the disk that are not zero.
 fn look_through(chain: &Chain, part: Range<u64>) -> Result<Vec<Range<u64>>, PackageError> {
     let mut bytes = vec![0; usize::try_from(GRAIN).unwrap_or(usize::MAX)];
     let mut found = Vec::new();
@@ -73,7 +73,7 @@ fn look_through(chain: &Chain, part: Range<u64>) -> Result<Vec<Range<u64>>, Pack
     Ok(found)
 }
 
-/// Adds a grain behind those that are known.
+/// Appends a grain to the ranges, joined with the last one if they are adjacent.
 fn join(found: &mut Vec<Range<u64>>, grain: Range<u64>) {
     match found.last_mut() {
         Some(last) if last.end == grain.start => last.end = grain.end,
@@ -95,7 +95,7 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    /// A raw disk in `folder` that has a few bytes at each of these places, and no hole in the grains around them.
+    /// Creates a raw disk in `folder` that has a few bytes at each of these places, and no hole in the grains around them.
     fn disk(folder: &Path, gib: u64, places: &[u64]) -> Arc<Chain> {
         let file = File::create_new(folder.join(MEMBER)).unwrap();
         file.set_len(gib * GIB).unwrap();
@@ -120,7 +120,7 @@ mod tests {
         archive(disk, 1_767_323_045, &mut |_| ControlFlow::Continue(())).unwrap()
     }
 
-    /// Disks that are awkward: their names, sizes in GiB, and where they have data.
+    /// Returns awkward disks: their names, sizes in GiB, and the places of data.
     fn awkward() -> Vec<(&'static str, u64, Vec<u64>)> {
         vec![
             ("empty", 1, vec![]),
@@ -135,7 +135,7 @@ mod tests {
         ]
     }
 
-    /// GNU tar, told to look for holes where this file system has them, writes the same archive to the byte.
+    /// Checks that GNU tar, if asked to look for holes that this file system has, writes the same archive to the byte.
     #[test]
     fn it_is_what_gnu_tar_writes() {
         for (name, gib, places) in awkward() {

@@ -1,8 +1,8 @@
 //! A gzip file with one member, compressed by all processors at once.
 //!
 //! Each block is deflated on its own and ends with a sync flush, so it ends at a whole byte, is not the last one of the
-//! stream, and refers to nothing before itself: behind one another they are one deflate stream (RFC 1951, 3.2.3), which
-//! every reader takes. The same content gives the same bytes, however many processors there are.
+//! stream, and refers to nothing before itself: concatenated they are one deflate stream (RFC 1951, 3.2.3), which every
+//! reader accepts. The same content gives the same bytes, however many processors there are.
 
 use std::io::Write;
 use std::thread;
@@ -12,21 +12,21 @@ use flate2::{Compress, Compression, Crc, FlushCompress};
 use super::PackageError;
 use super::content::{Content, Watch, told};
 
-/// What is deflated at once, bytes: its window begins empty, which costs less than a hundredth at this size.
+/// Size of a block, bytes: its window starts empty, which costs less than a hundredth at this size.
 const BLOCK: u64 = 1 << 20;
-/// More threads than this would need more memory than kiln may have.
+/// Limit of threads: more would need more memory than kiln may use.
 const MOST_THREADS: usize = 8;
-/// RFC 1952, 2.3: deflate, no name, no time, extra flags 0, made on Unix.
+/// Header by RFC 1952, 2.3: deflate, no name, no time, extra flags 0, made on Unix.
 const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3];
-/// A deflate stream of no bytes that is the last block: fixed codes, end of block.
+/// An empty deflate block that is the last one: fixed codes, end of block.
 const LAST_BLOCK: [u8; 2] = [3, 0];
 
-/// How hard to try.
+/// Level of compression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effort {
-    /// Nothing is compressed: for what is already.
+    /// No compression, for content that is compressed already.
     Stored,
-    /// gzip's own default.
+    /// The default level of gzip.
     Default,
 }
 
@@ -35,7 +35,7 @@ struct Block {
     crc: Crc,
 }
 
-/// Writes `content` as a gzip file. Blocks the calling thread; uses all processors. `watch` is told of bytes of the content.
+/// Writes `content` as a gzip file. Blocks the calling thread; uses all processors. `watch` counts bytes of the content.
 ///
 /// # Errors
 /// When it cannot be read or written, or `watch` breaks. What was written is then of no use.
@@ -65,7 +65,7 @@ pub fn write(
     out.write_all(&end).map_err(PackageError::Write)
 }
 
-/// Does the same with each, in a thread of its own, and gives the results in order.
+/// Runs `work` on each job, in a thread of its own, and returns the results in order.
 pub(super) fn in_parallel<T: Sync, R: Send>(jobs: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     thread::scope(|scope| {
         let threads: Vec<_> = jobs.iter().map(|job| scope.spawn(|| work(job))).collect();
@@ -84,7 +84,7 @@ fn deflate(content: &Content, start: u64, effort: Effort) -> Result<Block, Packa
         Effort::Default => Compression::default(),
     };
     let mut compress = Compress::new(level, false);
-    // What cannot be made smaller becomes larger by five bytes for every 16 KiB, and a few at the end.
+    // Incompressible data becomes larger by five bytes for every 16 KiB, and a few at the end.
     let mut packed = Vec::with_capacity(bytes.len() + bytes.len() / 1000 + 64);
     while compress.total_in() < bytes.len() as u64 || packed.len() == packed.capacity() {
         packed.reserve(64 << 10);
@@ -111,7 +111,7 @@ mod tests {
         out
     }
 
-    /// A decoder that knows one member alone reads all of it, up to the last byte.
+    /// Unpacks with a decoder that supports one member only, and checks that it reads to the last byte.
     fn unpacked(mut gzip: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
         GzDecoder::new(&mut gzip).read_to_end(&mut bytes).unwrap();
@@ -119,7 +119,7 @@ mod tests {
         bytes
     }
 
-    /// Text, and what cannot be compressed, over several blocks.
+    /// Returns text, and incompressible data, over several blocks.
     fn mixed(length: u64) -> Content {
         let mut state = 1_u32;
         let noise = std::iter::repeat_with(|| {

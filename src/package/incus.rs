@@ -1,7 +1,7 @@
 //! What Incus and LXD import as a virtual machine: a small archive that describes the image, beside its qcow2 file.
 //!
-//! The rules are those of "Image format" in Incus' documentation; the properties are what its simplestreams tool asks for as
-//! well. An image is `incus launch NAME/VERSION` to the users of such a tree.
+//! The rules are those of "Image format" in Incus' documentation; the properties are also those that its simplestreams tool
+//! requires. Users of such a tree run an image with `incus launch NAME/VERSION`.
 
 use std::io::Write;
 
@@ -12,14 +12,14 @@ use super::content::{Content, Watch};
 use super::tar::{Archive, Format, Owner};
 use super::{Facts, PackageError};
 
-/// As Incus calls it in metadata.
+/// Name of the architecture in Incus' metadata.
 const ARCHITECTURE: &str = "x86_64";
-/// As Debian, and so every image server, calls it.
+/// Name of the architecture in Debian, and so on every image server.
 const PORT: &str = "amd64";
-/// xz's own default.
+/// Default level of xz.
 const LEVEL: u32 = 6;
 
-/// `metadata.yaml`. JSON is YAML too, and needs no rules for quoting.
+/// Content of `metadata.yaml`. JSON is YAML too, and needs no rules for quoting.
 #[derive(Serialize)]
 struct Metadata<'a> {
     architecture: &'a str,
@@ -27,7 +27,7 @@ struct Metadata<'a> {
     properties: Properties<'a>,
 }
 
-/// What an image server says of an image.
+/// Properties of an image on an image server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Properties<'a> {
     pub(super) architecture: &'a str,
@@ -47,14 +47,14 @@ impl<'a> Properties<'a> {
     }
 }
 
-/// The file `metadata.tar.xz`, whole.
+/// Returns the content of the file `metadata.tar.xz`.
 ///
 /// # Errors
-/// Never but by a bug: it is made in memory.
+/// Only by a bug: it is created in memory.
 pub fn metadata(facts: &Facts) -> Result<Vec<u8>, PackageError> {
     let metadata = Metadata {
         architecture: ARCHITECTURE,
-        // Zero means that there is none.
+        // Zero stands for an unknown date.
         creation_date: facts.time.max(1),
         properties: Properties::of(facts),
     };
@@ -65,7 +65,7 @@ pub fn metadata(facts: &Facts) -> Result<Vec<u8>, PackageError> {
     encoder.write_all(&archive.finish().to_vec()?).and_then(|()| encoder.finish()).map_err(PackageError::Compress)
 }
 
-/// By what Incus knows an image that comes in two files: the digest of both, one behind the other.
+/// Returns the fingerprint of an image that consists of two files: the digest of both, concatenated.
 ///
 /// # Errors
 /// When the disk's file cannot be read, or `watch` breaks.

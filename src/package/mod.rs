@@ -3,7 +3,7 @@
 //! ```text
 //! disk file + Facts -> Content (headers, documents of ours, ranges of the disk) -> written, or compressed by `gzip`
 //! ```
-//! Nothing here decides: which disk file goes into which package, and under which name, is the plan's business.
+//! No decisions are made here: the plan determines the disk file and the name of each package.
 
 use std::fs::File;
 use std::io;
@@ -21,6 +21,7 @@ pub mod containerdisk;
 pub mod content;
 pub mod gcp;
 pub mod gzip;
+pub mod handover;
 pub mod incus;
 pub mod ova;
 mod ovf;
@@ -34,55 +35,55 @@ pub mod vagrant;
 use content::{Content, Watch};
 use gzip::Effort;
 
-/// What a package says of the image in it.
+/// Facts about the image in a package.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
     /// Name of the image.
     pub name: String,
-    /// Its version.
+    /// Version of the image.
     pub version: String,
-    /// One line for people; may be empty.
+    /// One-line description for people; may be empty.
     pub description: String,
-    /// Bytes of the disk in the package.
+    /// Size of the disk in the package, bytes.
     pub disk_size: u64,
-    /// CPUs of the machine it was built and tested in.
+    /// Number of CPUs of the machine it was built and tested in.
     pub cpus: u32,
     /// Memory of that machine.
     pub memory: ByteSize,
-    /// What starts its boot loader.
+    /// Firmware that starts its boot loader.
     pub firmware: Firmware,
-    /// The time that everything in a package has, seconds since 1970.
+    /// Time of all files in a package, seconds since 1970.
     pub time: u64,
 }
 
-/// The disk file that a package is made of, in the format that [`OutputFormat::disk`] says.
+/// The disk file in a package, in the format that [`OutputFormat::disk`] returns.
 #[derive(Debug, Clone, Copy)]
 pub struct Disk<'a> {
-    /// Where it is; its name is also the one it is published under.
+    /// Path of the file, whose name it is also published under.
     pub path: &'a Path,
-    /// Inside it.
+    /// Compression inside the file.
     pub compression: Compression,
 }
 
 /// The formats that are packages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Package {
-    /// [`gcp`]
+    /// Google Compute Engine, see [`gcp`].
     Gcp,
-    /// [`ova`]
+    /// Open Virtual Appliance, see [`ova`].
     Ova,
-    /// [`vagrant`]
+    /// Vagrant, see [`vagrant`].
     Vagrant(vagrant::Version),
-    /// [`incus`]
+    /// Incus and LXD, see [`incus`].
     Incus,
-    /// [`containerdisk`]
+    /// `KubeVirt`, see [`containerdisk`].
     Containerdisk,
-    /// [`proxmox`]
+    /// Proxmox VE, see [`proxmox`].
     Proxmox,
 }
 
 impl Package {
-    /// The package that a format is, if it is one.
+    /// Returns the package that a format is, if it is one.
     #[must_use]
     pub fn of(format: OutputFormat) -> Option<Self> {
         match format {
@@ -102,12 +103,12 @@ impl Package {
         }
     }
 
-    /// Writes the package, or what stands beside the disk file, to the new file `target`. Blocks the calling thread; uses all
-    /// processors. `watch` is told of bytes that are read, digested or written.
+    /// Writes the package, or the file that belongs beside the disk file, to the new file `target`. Blocks the calling
+    /// thread; uses all processors. `watch` counts bytes that are read, digested or written.
     ///
     /// # Errors
-    /// When the disk's file cannot be read or does not fit, the package cannot be written, or `watch` breaks. What was written
-    /// is then of no use.
+    /// When the disk's file cannot be read or does not fit, the package cannot be written, or `watch` breaks. What was
+    /// written is then of no use.
     pub fn write(
         self,
         facts: &Facts,
@@ -126,7 +127,7 @@ impl Package {
             }
             Self::Ova => ova::archive(facts, content()?, watch)?.write(out, watch),
             Self::Vagrant(version) => {
-                // Vagrant wants gzip; a disk that is compressed already gains nothing by it.
+                // Vagrant requires gzip; for a compressed disk, further compression gains nothing.
                 let effort = if disk.compression == Compression::None { Effort::Default } else { Effort::Stored };
                 gzip::write(&vagrant::archive(facts, version, content()?)?, effort, out, watch)
             }
@@ -141,7 +142,7 @@ impl Package {
     }
 }
 
-/// No package.
+/// A package cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum PackageError {
     /// The disk cannot be read.
@@ -159,44 +160,44 @@ pub enum PackageError {
     /// A file is larger than the archive can hold.
     #[error("`{name}` has {bytes} bytes, and an archive of this format holds files of less than 8GiB")]
     MemberTooLarge {
-        /// In the archive.
+        /// Name of the file in the archive.
         name: String,
-        /// Of the file.
+        /// Size of the file.
         bytes: u64,
     },
     /// The name of a file is longer than the archive can hold.
     #[error("`{0}` is too long a name for an archive")]
     LongName(String),
-    /// The platform does not take disks of this size.
+    /// The platform does not support disks of this size.
     #[error(transparent)]
     Size(#[from] NotWholeGib),
     /// A tree of images: a file-system call failed.
     #[error("cannot {action} {}", path.display())]
     Tree {
-        /// What was tried, as in "cannot ...".
+        /// The action that failed, as in "cannot ...".
         action: &'static str,
-        /// On what.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// The system's answer.
+        /// The underlying error.
         source: io::Error,
     },
-    /// A tree of images: its list is none.
+    /// A tree of images: its list is not valid.
     #[error("{} is no list of images", path.display())]
     List {
-        /// The file.
+        /// Path of the list.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The parser's error.
         source: serde_json::Error,
     },
-    /// A tree of images: there is another one in the image's place.
+    /// A tree of images: another image is listed in this one's place.
     #[error("the tree has another `{product}` of {version} (UTC)")]
     Listed {
-        /// What stands for name, version and architecture.
+        /// Key of name, version and architecture.
         product: String,
-        /// The minute the image is of.
+        /// The minute of the image's time.
         version: String,
     },
-    /// The caller asked to stop.
+    /// The caller stopped the work.
     #[error("stopped")]
     Stopped,
 }
@@ -233,7 +234,7 @@ impl Fault for PackageError {
     }
 }
 
-/// A full disk, a quota, or a limit on the size of files.
+/// Returns whether an error is a full disk, a quota, or a limit on the size of files.
 fn is_shortage(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), FileTooLarge | QuotaExceeded | StorageFull)

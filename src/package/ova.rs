@@ -6,13 +6,13 @@ use super::tar::{Archive, Format, Owner};
 use super::{Facts, PackageError};
 use crate::digest::hex;
 
-/// The archive around a vmdk file. The manifest stands before the disk, so the disk is read once for its digest first;
-/// `watch` is told of that.
+/// Creates the archive of a vmdk file. The manifest stands before the disk, so the disk is read once for its digest first;
+/// `watch` counts these bytes.
 ///
 /// # Errors
-/// When the disk's file cannot be read or has 8 GiB or more, which the archive's format cannot say, or `watch` breaks.
+/// When the disk's file cannot be read or has 8 GiB or more, which the archive's format cannot represent, or `watch` breaks.
 pub fn archive(facts: &Facts, disk: Content, watch: &mut Watch<'_>) -> Result<Content, PackageError> {
-    // An image's name is short enough for an archive; with its version it need not be.
+    // An image's name is short enough for an archive; together with its version it may not be.
     let [ovf, manifest, vmdk] = ["ovf", "mf", "vmdk"].map(|extension| format!("{}.{extension}", facts.name));
     let text = Content::from(descriptor(facts, &vmdk, disk.len()).into_bytes());
     let mut sum = |name: &str, content: &Content| {
@@ -41,7 +41,7 @@ mod tests {
         assert_eq!(members[2].data, b"vmdk");
     }
 
-    /// Fault row O2.
+    /// Covers fault row O2.
     #[test]
     fn o2_a_disk_that_ustar_cannot_hold_is_refused() {
         let file = tempfile::tempfile().unwrap();

@@ -1,17 +1,17 @@
-//! The descriptor of a machine in an OVA: OVF 1.1 (DMTF DSP0243), with the two extensions that `VMware`'s products ask for.
+//! The descriptor of a machine in an OVA: OVF 1.1 (DMTF DSP0243), with the two extensions that `VMware`'s products require.
 
 use crate::specfile::Firmware;
 
 use super::Facts;
 
-/// How DSP0243, 9.1, and `VMware`'s specification name a `streamOptimized` disk.
+/// URI of a `streamOptimized` disk in DSP0243, 9.1, and `VMware`'s specification.
 const DISK_FORMAT: &str = "http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized";
-/// `ESXi` 6.5 and newer, and `VirtualBox`, which does not ask.
+/// Hardware version of `ESXi` 6.5 and newer; `VirtualBox` ignores it.
 const HARDWARE: &str = "vmx-13";
-/// "Linux 64-Bit" among the operating systems of CIM.
+/// Number of "Linux 64-Bit" among the operating systems of CIM.
 const LINUX_64: u32 = 101;
 
-/// The XML text. `disk` is the name of the disk's file, `bytes` its length.
+/// Returns the XML document. `disk` is the name of the disk's file, `bytes` its length.
 ///
 /// Elements of an `Item` are in alphabetical order, as their schema wants them.
 #[must_use]
@@ -120,7 +120,7 @@ fn hardware(facts: &Facts) -> String {
     )
 }
 
-/// A text as it stands in an element or in quotes.
+/// Escapes text for an element or a quoted attribute.
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

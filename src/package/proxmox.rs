@@ -1,17 +1,18 @@
-//! For Proxmox VE: a script beside the qcow2 file that makes a virtual machine of it.
+//! A script for Proxmox VE, beside the qcow2 file, that creates a virtual machine from it.
 //!
-//! Its options are those that the Proxmox documentation gives for cloud images ("Cloud-Init Support"): the disk on virtio-scsi,
-//! a serial console, the guest agent, and a drive for cloud-init's data.
+//! Its options are those that the Proxmox documentation gives for cloud images ("Cloud-Init Support"): the disk on
+//! virtio-scsi, a serial console, the guest agent, and a drive for cloud-init's data.
 
 use crate::specfile::Firmware;
 
 use super::Facts;
 
 const TEMPLATE: &str = include_str!("proxmox.sh");
-/// Without the keys that make Secure Boot the default.
+/// Options for UEFI, without the keys that make Secure Boot the default.
 const UEFI: &str = " \\\n\t--bios ovmf --efidisk0 \"$storage:0,efitype=4m,pre-enrolled-keys=0\"";
 
-/// The script's text. `disk` is the name of the qcow2 file beside it, `sha256` its digest in hex, which is checked first.
+/// Returns the content of the script. `disk` is the name of the qcow2 file beside it, `sha256` its digest in hex, which is
+/// checked first.
 #[must_use]
 pub fn script(facts: &Facts, disk: &str, sha256: &str) -> String {
     TEMPLATE
@@ -24,8 +25,8 @@ pub fn script(facts: &Facts, disk: &str, sha256: &str) -> String {
         .replace("@FIRMWARE@", if facts.firmware == Firmware::Uefi { UEFI } else { "" })
 }
 
-/// Proxmox takes names of the DNS alone: letters, digits, `-` and `.`, of at most 63 characters, and an end that is neither
-/// of the last two.
+/// Returns a name that Proxmox accepts, which is a DNS name: letters, digits, `-` and `.`, at most 63 characters, and
+/// neither of the last two at the end.
 fn host_name(name: &str) -> String {
     let plain: String = name.chars().map(|c| if c == '_' { '-' } else { c }).take(63).collect();
     plain

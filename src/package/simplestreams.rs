@@ -4,10 +4,11 @@
 //! images/SHA256.incus.tar.xz    metadata, under its own digest
 //! images/SHA256.qcow2           the disk that belongs to it
 //! streams/v1/images.json        products (NAME:VERSION:default:amd64), each with its versions, by date
-//! streams/v1/index.json         which products images.json has
+//! streams/v1/index.json         the products of images.json
 //! ```
-//! The same bytes as Incus' own tool writes (`incus-simplestreams add`), in UTC; other people's products stay as they are.
-//! A reader sees the tree before or after: the files are whole before they are listed, and a list is replaced in one step.
+//! The files are the same as those of Incus' own tool (`incus-simplestreams add`), in UTC; other people's products are not
+//! changed. A reader sees the tree before or after the addition: the files are complete before they are listed, and a list
+//! is replaced in one step.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
@@ -25,15 +26,15 @@ use super::{Facts, PackageError};
 use crate::digest::hex;
 use crate::store::OnConflict;
 
-/// What is published is for everybody.
+/// Mode of published files, which everybody may read.
 const MODE: u32 = 0o644;
-/// Largest list that is read, bytes; that of the largest public server has 3 MB.
+/// Size limit of a list that is read, bytes; that of the largest public server has 3 MB.
 const LARGEST: u64 = 64 << 20;
 const LISTS: &str = "streams/v1";
 const META: &str = "incus.tar.xz";
 const DISK: &str = "disk-kvm.img";
 
-/// `images.json`. What is not known here is kept.
+/// Content of `images.json`. Unknown fields are preserved.
 #[derive(Debug, Serialize, Deserialize)]
 struct Images {
     content_id: String,
@@ -90,8 +91,8 @@ impl Default for Images {
     }
 }
 
-/// Adds an image to the tree in `folder`, made if missing; `conflict` is for another image of its name, version and minute.
-/// `disk` is its qcow2 file. Returns the image's files in the tree, the disk last. `watch` is told of the bytes that are
+/// Adds an image to the tree in `folder`, created if missing; `conflict` applies to another image of its name, version and
+/// minute. `disk` is its qcow2 file. Returns the image's files in the tree, the disk last. `watch` counts the bytes that are
 /// digested and copied. Waits for another kiln that adds one.
 ///
 /// # Errors
@@ -107,14 +108,14 @@ pub fn add(
     for folder in [&lists, &folder.join("images")] {
         fs::create_dir_all(folder).map_err(PackageError::tree("create", folder))?;
     }
-    // The lock is on the folder, so that a server has no file more to show.
+    // The lock is on the folder, so that the server shows no additional file.
     let lock = File::open(&lists).and_then(|lists| lists.lock().map(|()| lists));
     let _lock = lock.map_err(PackageError::tree("lock", &lists))?;
 
     let metadata = incus::metadata(facts)?;
     let (mut version, mut paths) = describe(&metadata, disk, watch)?;
     if is_taken(&folder.join(&paths[1]), &version.items[DISK].sha256, watch)? {
-        // Two disks whose metadata is the same: who reads the list that is there must find the other one.
+        // Two disks have the same metadata: readers of the existing list must still find the other one.
         paths[1] = format!("images/{}.qcow2", version.items[META].fingerprint);
         version.items.entry(DISK.to_owned()).or_default().path.clone_from(&paths[1]);
     }
@@ -128,7 +129,7 @@ pub fn add(
     Ok(paths.into())
 }
 
-/// Whether a file is there that has another digest.
+/// Returns whether a file exists that has another digest.
 fn is_taken(path: &Path, sha256: &str, watch: &mut Watch<'_>) -> Result<bool, PackageError> {
     match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -136,7 +137,7 @@ fn is_taken(path: &Path, sha256: &str, watch: &mut Watch<'_>) -> Result<bool, Pa
     }
 }
 
-/// What is listed of an image, and the paths of its metadata and its disk.
+/// Returns the list entry of an image, and the paths of its metadata and its disk.
 fn describe(metadata: &[u8], disk: &Content, watch: &mut Watch<'_>) -> Result<(Version, [String; 2]), PackageError> {
     let sha256 = hex(&Content::from(metadata.to_vec()).sha256(watch)?);
     let paths = [META, "qcow2"].map(|extension| format!("images/{sha256}.{extension}"));
@@ -159,7 +160,7 @@ fn describe(metadata: &[u8], disk: &Content, watch: &mut Watch<'_>) -> Result<(V
     Ok((Version { items, rest: BTreeMap::new() }, paths))
 }
 
-/// Puts a version where it belongs.
+/// Adds a version to its product.
 fn enter(products: &mut Images, facts: &Facts, version: Version, conflict: OnConflict) -> Result<(), PackageError> {
     let Properties { architecture, os, release, variant, .. } = Properties::of(facts);
     let name = format!("{os}:{release}:{variant}:{architecture}");
@@ -181,7 +182,7 @@ fn enter(products: &mut Images, facts: &Facts, version: Version, conflict: OnCon
     Ok(())
 }
 
-/// By what versions of a product are told apart, and ordered.
+/// Returns the key that distinguishes and orders the versions of a product.
 fn minute(time: u64) -> String {
     let seconds = i64::try_from(time.max(1)).unwrap_or(i64::MAX);
     Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX).strftime("%Y%m%d%H%M").to_string()
@@ -217,7 +218,7 @@ fn write_lists(lists: &Path, products: &Images) -> Result<(), PackageError> {
         format: &products.format,
     };
     let index = Index { index: BTreeMap::from([("images", entry)]), format: "index:1.0" };
-    // The index last: it must not name a product that the list lacks.
+    // The index is written last: it must not name a product that the list lacks.
     for (name, text) in [("images.json", serde_json::to_vec(products)), ("index.json", serde_json::to_vec(&index))] {
         let path = lists.join(name);
         let text = text.map_err(|source| PackageError::List { path: path.clone(), source })?;
@@ -226,7 +227,7 @@ fn write_lists(lists: &Path, products: &Images) -> Result<(), PackageError> {
     Ok(())
 }
 
-/// Writes a file under a temporary name, makes it durable, and gives it its name.
+/// Writes a file under a temporary name, makes it durable, and renames it.
 fn place(path: &Path, content: &Content, watch: &mut Watch<'_>) -> Result<(), PackageError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let failed = || PackageError::tree("write", path);
@@ -288,7 +289,7 @@ mod tests {
         assert_eq!(list(folder.path(), "images.json"), before);
         let second = added(folder.path(), &facts(), "two", OnConflict::Replace).unwrap();
         assert_ne!(list(folder.path(), "images.json"), before);
-        // Who has read the list before still finds what it says.
+        // A reader of the older list still finds its files.
         assert_eq!([&first[1], &second[1]].map(|path| fs::read_to_string(path).unwrap()), ["one", "two"]);
         assert_eq!(added(folder.path(), &facts(), "two", OnConflict::Refuse).unwrap(), second);
     }

@@ -1,8 +1,8 @@
-//! Tar archives, the same bytes for the same content: no clock, no names of users, owners as they are given.
+//! Tar archives, the same bytes for the same content: no clock, no names of users, owners as given by the caller.
 //!
-//! Two of the formats of GNU tar's manual ("Basic Tar Format"): `ustar`, which POSIX defines and OVA asks for, and the old
-//! GNU one, which knows sparse files and sizes beyond 8 GiB, and which Google asks for. Both are as GNU tar writes them, to the
-//! byte.
+//! Two of the formats of GNU tar's manual ("Basic Tar Format"): `ustar`, which POSIX defines and OVA requires, and the old
+//! GNU one, which supports sparse files and sizes beyond 8 GiB, and which Google requires. Both are as GNU tar writes them,
+//! to the byte.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,17 +11,18 @@ use super::PackageError;
 use super::content::Content;
 use crate::disk::chain::Chain;
 
-/// Everything is a multiple of this, bytes.
+/// Size of a block, bytes.
 const BLOCK: usize = 512;
-/// GNU tar writes whole records of 20 blocks.
+/// Size of a record of 20 blocks; GNU tar writes whole records.
 const RECORD: u64 = 20 * BLOCK as u64;
-/// The longest name of a member, bytes, with room for a NUL. Longer ones would need another header, and none here is.
+/// Length limit of a member's name, bytes, with room for a NUL. Longer ones would need another header, which kiln does not
+/// need.
 const LONGEST_NAME: usize = 99;
-/// Places for extents in the header of a sparse file, and in each block that goes on with them.
+/// Number of extents in the header of a sparse file, and in each of its further blocks.
 const EXTENTS: usize = 4;
 const MORE_EXTENTS: usize = 21;
 
-/// Which headers an archive has.
+/// Header format of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// POSIX.1-1988. A member is smaller than 8 GiB.
@@ -30,27 +31,27 @@ pub enum Format {
     OldGnu,
 }
 
-/// User and group of a member, by number.
+/// User and group id of a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Owner(pub u32, pub u32);
 
-/// An archive that is being put together.
+/// An archive that is being written.
 #[derive(Debug)]
 pub struct Archive {
     content: Content,
     format: Format,
-    /// Of every member, seconds since 1970.
+    /// Time of every member, seconds since 1970.
     modified: u64,
 }
 
 impl Archive {
-    /// Without a member.
+    /// Creates an archive without members.
     #[must_use]
     pub fn new(format: Format, modified: u64) -> Self {
         Self { content: Content::default(), format, modified }
     }
 
-    /// A regular file that everybody may read.
+    /// Adds a regular file that everybody may read.
     ///
     /// # Errors
     /// When its name is too long, or it is larger than the format can say.
@@ -65,7 +66,7 @@ impl Archive {
         Ok(())
     }
 
-    /// A folder.
+    /// Adds a folder.
     ///
     /// # Errors
     /// When its name is too long.
@@ -76,15 +77,15 @@ impl Archive {
         Ok(())
     }
 
-    /// The whole of a disk as a sparse file: of the extents of `data` alone, in order, all multiples of the block size.
-    /// Always of the old GNU format.
+    /// Adds a whole disk as a sparse file with only the extents of `data`, in order, all multiples of the block size. The
+    /// member always has the old GNU format.
     ///
     /// # Errors
     /// When its name is too long.
     pub fn disk(&mut self, name: &str, chain: &Arc<Chain>, data: &[Range<u64>]) -> Result<(), PackageError> {
         let size = chain.virtual_size();
         let mut map: Vec<_> = data.iter().map(|extent| (extent.start, extent.end - extent.start)).collect();
-        // An empty extent at the end says how large the file is, for when it does not end with data.
+        // An empty extent at the end gives the size of the file, for a file that does not end with data.
         map.push((size, 0));
         let stored = map.iter().map(|(_, length)| length).sum();
         let mut header = self.header(name, Owner::default(), b'S', 0o644)?;
@@ -113,7 +114,7 @@ impl Archive {
         Ok(())
     }
 
-    /// The whole archive: two blocks of zeroes end it, and more of them fill the last record.
+    /// Ends the archive with two blocks of zeroes, and fills the last record with more of them.
     #[must_use]
     pub fn finish(mut self) -> Content {
         let length = self.content.len() + 2 * BLOCK as u64;
@@ -169,7 +170,8 @@ const MORE_IS_EXTENDED: usize = 504;
 struct Header([u8; BLOCK]);
 
 impl Header {
-    /// Octal digits and a NUL. The old GNU format writes what does not fit as a big-endian number, marked by its first bit.
+    /// Writes a number as octal digits and a NUL. The old GNU format writes larger numbers in big-endian binary, marked by
+    /// the first bit.
     fn number(&mut self, field: Range<usize>, value: u64, format: Format) -> Option<()> {
         let digits = field.len() - 1;
         let octal = format!("{value:0digits$o}");
@@ -192,7 +194,7 @@ impl Header {
         }
     }
 
-    /// Enters the sum of all bytes, for which its own field counts as blanks: six digits, a NUL and a blank.
+    /// Fills in the sum of all bytes, where its own field counts as blanks: six digits, a NUL and a blank.
     fn finish(mut self) -> Vec<u8> {
         self.0[CHECKSUM].fill(b' ');
         let sum: u32 = self.0.iter().map(|byte| u32::from(*byte)).sum();
@@ -234,7 +236,7 @@ mod tests {
         }
     }
 
-    /// The size of a member, as `tar -tv` prints it, of an archive without the member's data.
+    /// Returns the size of a member, as `tar -tv` prints it, for an archive without the member's data.
     fn listed(format: Format, bytes: u64) -> Result<String, PackageError> {
         let file = tempfile::tempfile().unwrap();
         file.set_len(bytes).unwrap();

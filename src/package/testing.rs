@@ -1,4 +1,4 @@
-//! What tests of packages share: facts, and a reader of plain archives that is not the writer.
+//! Common parts of the tests of packages: facts, and a reader of plain archives that is not the writer.
 
 use std::ops::ControlFlow;
 
@@ -8,7 +8,7 @@ use crate::specfile::Firmware;
 use super::Facts;
 use super::content::Content;
 
-/// An image with everything that needs care in a text.
+/// Returns an image with every character that needs care in some format.
 pub(super) fn facts() -> Facts {
     Facts {
         name: "web".into(),
@@ -26,7 +26,7 @@ pub(super) fn unwatched(_: u64) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-/// One member of an archive.
+/// A member of an archive.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Member {
     pub(super) name: String,

@@ -1,7 +1,7 @@
-//! A box for Vagrant's libvirt provider: a tar.gz with the disk as qcow2, and what the provider wants to know of it.
+//! A box for Vagrant's libvirt provider: a tar.gz with the disk as qcow2, and metadata for the provider.
 //!
-//! The provider knows two versions of `metadata.json` ("Boxes" in vagrant-libvirt's documentation): with one disk, whose size
-//! is stated in whole GiB, and with a list of disks, which it asks for their sizes itself.
+//! The provider supports two versions of `metadata.json` ("Boxes" in vagrant-libvirt's documentation): with one disk, whose
+//! size is stated in whole GiB, and with a list of disks, whose sizes it finds out itself.
 
 use serde_json::json;
 
@@ -11,25 +11,25 @@ use super::content::Content;
 use super::tar::{Archive, Format, Owner};
 use super::{Facts, PackageError};
 
-/// Where Debian, and most others, have the firmware that a guest with UEFI needs.
+/// Path of the firmware for UEFI guests in Debian, and most other distributions.
 const UEFI: &str = "/usr/share/OVMF/OVMF_CODE.fd";
 
-/// Which `metadata.json`.
+/// Version of `metadata.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {
-    /// One disk.
+    /// The version with one disk.
     One,
-    /// A list of disks.
+    /// The version with a list of disks.
     Two,
 }
 
-/// The archive, not compressed yet, around a qcow2 file.
+/// Creates the archive of a qcow2 file, not compressed yet.
 ///
 /// # Errors
-/// Never but by a bug: no name in it is long.
+/// Only by a bug: no name in it is long.
 pub fn archive(facts: &Facts, version: Version, disk: Content) -> Result<Content, PackageError> {
     let (name, metadata) = match version {
-        // Rounded up: a volume smaller than its disk would cut it.
+        // Rounded up: a volume smaller than its disk would truncate it.
         Version::One => {
             let size = facts.disk_size.div_ceil(1 << 30);
             ("box.img", json!({ "provider": "libvirt", "format": "qcow2", "virtual_size": size }))
@@ -45,7 +45,7 @@ pub fn archive(facts: &Facts, version: Version, disk: Content) -> Result<Content
     Ok(archive.finish())
 }
 
-/// The machine it was tested in. A user's own Vagrantfile has the last word.
+/// Returns a Vagrantfile with the machine that the image was tested in. A user's own Vagrantfile takes precedence.
 fn vagrantfile(facts: &Facts) -> String {
     let memory = facts.memory.bytes() >> 20;
     let loader =

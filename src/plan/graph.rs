@@ -1,4 +1,5 @@
-//! Which spec is built on which: parents first, cycles named. A base image is one, so every graph is a forest.
+//! The graph of specs and their base images: parents first, cycles reported. A spec has one base image, so every graph is a
+//! forest.
 //!
 //! ```text
 //! [base] spec = "../base"        an edge; a spec that nobody asked for is added
@@ -16,18 +17,18 @@ use crate::specfile::{LoadError, Overrides, Source, Spec, SpecFile, spec_file};
 /// A spec and its place in the graph.
 #[derive(Debug, Clone)]
 pub struct Node {
-    /// What is built.
+    /// The spec to build.
     pub spec: Spec,
-    /// The node whose image it is built on; always an earlier one.
+    /// The node whose image this one is built on; always an earlier node.
     pub parent: Option<usize>,
-    /// Whether it was asked for, rather than added as a base.
+    /// Whether the user asked for it; otherwise it was added as a base.
     pub wanted: bool,
-    /// How many images are built on it, one upon the other.
+    /// The number of images in the longest chain that is built on it.
     pub height: usize,
 }
 
 impl Node {
-    /// `name@version`
+    /// Returns the image's `name@version`.
     #[must_use]
     pub fn id(&self) -> String {
         id(&self.spec)
@@ -42,36 +43,37 @@ fn id(spec: &Spec) -> String {
 #[derive(Debug, Clone)]
 pub struct Graph(Vec<Node>);
 
-/// The specs are no graph.
+/// The reason why specs form no graph.
 #[derive(Debug, thiserror::Error)]
 pub enum GraphError {
-    /// A spec that is built on itself.
+    /// A spec is built on itself, directly or through others.
     #[error("these specs are built on each other in a circle: {}", .0.join(" is built on "))]
     Cycle(Vec<String>),
-    /// Two specs that make the same version.
+    /// Two specs produce the same version.
     #[error("{} and {} both make {id}", one.display(), other.display())]
     Twice {
-        /// `name@version`
+        /// The version, `name@version`.
         id: String,
-        /// One spec.
+        /// Path of one of the specs.
         one: PathBuf,
-        /// The other.
+        /// Path of the other spec.
         other: PathBuf,
     },
-    /// Which of several versions is meant by a name alone would depend on which is there first.
+    /// Several specs make an image of the name that a base is given by. Which version is meant would depend on which is
+    /// built first.
     #[error("the base image of {}: several of the specs make an image `{name}`", of.display())]
     Ambiguous {
-        /// The spec that names it.
+        /// Path of the spec that names the base image.
         of: PathBuf,
-        /// The name.
+        /// Name of the image.
         name: String,
     },
-    /// The spec of a base cannot be used, or is outside of the project.
+    /// The spec of a base image is not valid, or is outside of the project.
     #[error("the base image of {}: {source}", of.display())]
     Base {
-        /// The spec that names it.
+        /// Path of the spec that names the base image.
         of: PathBuf,
-        /// Why.
+        /// The error in the base image's spec.
         source: Box<LoadError>,
     },
 }
@@ -91,7 +93,7 @@ impl Fault for GraphError {
     }
 }
 
-/// What tells one spec from another: its file, links followed, and its variant.
+/// The identity of a spec: its file, with links followed, and its variant.
 type Key = (PathBuf, Option<String>);
 
 fn key(file: &Path, variant: Option<&str>) -> Key {
@@ -100,12 +102,12 @@ fn key(file: &Path, variant: Option<&str>) -> Key {
 }
 
 impl Graph {
-    /// Returns the graph of these specs and of those they are built on, which are read here. A spec that is given twice
+    /// Builds the graph of these specs and of those they are built on, which are read here. A spec that is given twice
     /// counts once.
     ///
     /// # Errors
-    /// When there is a circle, when two specs make the same version, or the spec of a base cannot be read or, unless `reach`
-    /// allows it, is outside of the project of the spec that names it.
+    /// When there is a cycle, when two specs produce the same version, or when the spec of a base cannot be read or, unless
+    /// `reach` allows it, is outside of the project of the spec that names it.
     pub fn new(specs: Vec<Spec>, reach: FileReach) -> Result<Self, GraphError> {
         let mut known: BTreeMap<Key, usize> = BTreeMap::new();
         let mut found: Vec<(Spec, bool, Option<usize>)> = Vec::new();
@@ -137,7 +139,7 @@ impl Graph {
         sorted(found).map(Self)
     }
 
-    /// The nodes, parents first.
+    /// Returns the nodes, parents first.
     #[must_use]
     pub fn nodes(&self) -> &[Node] {
         &self.0
@@ -161,8 +163,8 @@ fn check_names(found: &[(Spec, bool, Option<usize>)]) -> Result<(), GraphError> 
     Ok(())
 }
 
-/// Edges to images of the store that this graph makes: what is named by its version, or is the newest of its name. What a
-/// tag stands for is known to the store alone.
+/// Adds edges to images of the store that this graph makes: those named by their version, or by a name alone, which means
+/// the newest. Tags are left out, since only the store knows which version a tag names.
 ///
 /// # Errors
 /// When several specs make the image that is named.
@@ -181,14 +183,14 @@ fn by_image(found: &mut [(Spec, bool, Option<usize>)]) -> Result<(), GraphError>
     Ok(())
 }
 
-/// Parents first, otherwise in the order given.
+/// Sorts the specs: parents first, otherwise in the order given.
 fn sorted(found: Vec<(Spec, bool, Option<usize>)>) -> Result<Vec<Node>, GraphError> {
     let parents: Vec<Option<usize>> = found.iter().map(|(_, _, parent)| *parent).collect();
     let mut order = Vec::with_capacity(found.len());
     let mut place = vec![None; found.len()];
     let mut height = vec![0; found.len()];
     for index in 0..found.len() {
-        // From the node down to what it stands on.
+        // The chain from this node down to its deepest base.
         let mut line = vec![index];
         while let Some(parent) = parents[line[line.len() - 1]] {
             if let Some(at) = line.iter().position(|node| *node == parent) {

@@ -1,4 +1,4 @@
-//! What is known of this host, as plain data: the facts a plan decides by. `machine::host` gathers them.
+//! The facts about this host that a plan depends on, as plain data. `machine::host` gathers them.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -11,40 +11,41 @@ use crate::size::ByteSize;
 /// The facts of one host at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Host {
-    /// CPUs this process may use: affinity and cgroup quota count.
+    /// Number of CPUs that this process may use, after affinity and cgroup quota.
     pub cpus: usize,
-    /// The processor's model name, `unknown` where the kernel does not tell.
+    /// The processor's model name; `unknown` where the kernel does not report one.
     pub cpu_model: String,
-    /// Digest of what programs can do with this processor: its vendor, family, model and instruction sets. It stays the same
+    /// Digest of what programs can use of this processor: its vendor, family, model and instruction sets. It stays the same
     /// across reboots and updates of the kernel and the microcode.
     pub processor: String,
-    /// All memory of the host, or what its cgroup may use where that is less.
+    /// All memory of the host, or the limit of its cgroup where that is less.
     pub memory: ByteSize,
     /// The QEMU to use.
     pub qemu: Qemu,
-    /// Whether KVM works here.
+    /// Whether KVM works on this host.
     pub kvm: KvmVerdict,
     /// UEFI firmware for the machine type, best first; empty where none is installed.
     pub firmware: Vec<UefiFirmware>,
-    /// The kernel and what of it matters.
+    /// The running kernel.
     pub kernel: Kernel,
 }
 
-/// One installed QEMU.
+/// An installed QEMU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Qemu {
-    /// `qemu-system-x86_64`
+    /// Path of `qemu-system-x86_64`.
     pub system: PathBuf,
-    /// `qemu-img`
+    /// Path of `qemu-img`.
     pub img: PathBuf,
-    /// Its version.
+    /// Version of QEMU.
     pub version: QemuVersion,
-    /// The newest versioned Q35 machine it has, such as `pc-q35-10.0`: the guest sees the same hardware after an upgrade.
+    /// The newest versioned Q35 machine type it has, such as `pc-q35-10.0`: the guest sees the same hardware after an
+    /// upgrade of QEMU.
     pub machine_type: String,
 }
 
 impl Qemu {
-    /// Returns what stands for a QEMU that is missing or does not work: a plan can be made without one.
+    /// Returns a placeholder for a QEMU that is missing or does not work: a plan can be made without one.
     #[must_use]
     pub fn unusable() -> Self {
         Self {
@@ -55,7 +56,7 @@ impl Qemu {
         }
     }
 
-    /// Returns whether machines can be started with it.
+    /// Returns whether machines can be started with this QEMU.
     #[must_use]
     pub fn is_usable(&self) -> bool {
         self.version >= QemuVersion::OLDEST
@@ -65,16 +66,16 @@ impl Qemu {
 /// A version of QEMU. Ordered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct QemuVersion {
-    /// The first number.
+    /// The first number of the version.
     pub major: u32,
-    /// The second number.
+    /// The second number of the version.
     pub minor: u32,
-    /// The third number; 50 and more is a development version.
+    /// The third number of the version; 50 and more is a development version.
     pub micro: u32,
 }
 
 impl QemuVersion {
-    /// The oldest version kiln works with.
+    /// The oldest version that kiln supports.
     pub const OLDEST: Self = Self { major: 7, minor: 2, micro: 0 };
 }
 
@@ -93,7 +94,7 @@ impl Serialize for QemuVersion {
 /// The running kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Kernel {
-    /// As `uname -r` prints it.
+    /// The release, as `uname -r` prints it.
     pub release: String,
     /// Whether Landlock is among the active security modules; `None` where securityfs cannot be read.
     pub landlock: Option<bool>,
@@ -104,22 +105,22 @@ pub struct Kernel {
 pub struct UefiFirmware {
     /// The executable image, shared and read-only.
     pub code: PathBuf,
-    /// Its format.
+    /// Format of the code image.
     pub code_format: FirmwareFormat,
-    /// The variable store each machine gets a copy of.
+    /// The template of the variable store, of which each machine gets a copy.
     pub vars_template: PathBuf,
-    /// Its format.
+    /// Format of the variable store.
     pub vars_format: FirmwareFormat,
-    /// It enforces Secure Boot, or can once keys are enrolled.
+    /// Whether it enforces Secure Boot, or can once keys are enrolled.
     pub secure_boot: bool,
-    /// It starts only on a machine with `smm=on`.
+    /// Whether it starts only on a machine with `smm=on`.
     pub requires_smm: bool,
-    /// The descriptor that names it; the code itself where there is none.
+    /// Path of the descriptor that names it, or of the code image where there is no descriptor.
     pub descriptor: PathBuf,
 }
 
 impl UefiFirmware {
-    /// Returns what stands for the firmware of a host that has no QEMU.
+    /// Returns a placeholder for the firmware of a host that has no QEMU.
     pub(crate) fn unknown() -> Self {
         Self {
             code: PathBuf::new(),
@@ -137,65 +138,65 @@ impl UefiFirmware {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FirmwareFormat {
-    /// The bytes of the flash.
+    /// The bytes of the flash memory.
     Raw,
     /// QEMU's copy-on-write format.
     Qcow2,
 }
 
-/// Whether KVM works on this host, found out by running a guest. `Display` is one clause that says why.
+/// Whether KVM works on this host, as a test run of a guest showed. `Display` gives the reason in one clause.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "verdict", rename_all = "kebab-case")]
 pub enum KvmVerdict {
-    /// A guest ran as it should.
+    /// KVM works: a guest ran as expected.
     Usable,
     /// There is no KVM device, or nothing behind it.
     NoDevice,
-    /// This user may not open the device.
+    /// This user is not permitted to open the device.
     Denied,
-    /// Another hypervisor has the processor.
+    /// Another hypervisor uses the processor.
     Busy,
     /// The kernel's KVM is older than QEMU needs.
     OldApi {
-        /// What it should have and has not.
+        /// Names of the missing capabilities.
         lacks: Vec<&'static str>,
     },
-    /// Its CPUs lack what a stock x86-64 kernel or its programs use.
+    /// KVM's CPUs lack features that a stock x86-64 kernel or its programs use.
     MissingCpuFeatures {
         /// Names as in `/proc/cpuinfo`, except `sse3`, which is `pni` there.
         lacks: Vec<&'static str>,
     },
     /// A guest was stopped at an instruction that every processor since 2011 has.
     InternalError {
-        /// The instruction.
+        /// Name of the instruction.
         at: &'static str,
-        /// What came instead of its result.
+        /// The result that was seen instead of the expected one.
         saw: String,
     },
-    /// Instructions are emulated, or the guest did not come back in time.
+    /// Instructions are emulated, or the guest did not end in time.
     TooSlow {
-        /// The instruction.
+        /// Name of the instruction.
         at: &'static str,
-        /// How long it ran.
+        /// How long the guest ran.
         took: Duration,
     },
     /// The kernel refused for another reason.
     Error {
-        /// What was tried.
+        /// The operation that failed.
         doing: &'static str,
-        /// What the kernel said.
+        /// The kernel's error message.
         reason: String,
     },
 }
 
 impl KvmVerdict {
-    /// Whether machines may use KVM.
+    /// Returns whether machines may use KVM.
     #[must_use]
     pub fn is_usable(&self) -> bool {
         *self == Self::Usable
     }
 
-    /// What to do about it, or `None` when there is nothing to do.
+    /// Returns how to make KVM usable, or `None` where nothing can be done.
     #[must_use]
     pub fn remedy(&self) -> Option<&'static str> {
         match self {

@@ -1,4 +1,4 @@
-//! The paths that a spec names on this host, and where each of them may lead.
+//! The paths on this host that a spec names, and where each of them may lead.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,16 +9,16 @@ use crate::project::{PathRefusal, Project, is_made_up, is_of_git};
 use crate::specfile::{Action, Remote, SecretSource, Source, Spec, Trust};
 use crate::url::Url;
 
-/// Where a path of a spec may lead.
+/// The rule for where a path of a spec may lead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PathPolicy {
-    /// To what the project tracks: nothing outside of it, and nothing of git's own.
+    /// To what the project tracks: nothing outside of the project, and none of git's own files.
     Project,
-    /// As `Project`, unless the user has named that spec as well, which shows where specs become a graph. It is checked
-    /// when it is read.
+    /// As `Project`, unless the user has named that spec as well, which shows only when the graph of specs is built. The
+    /// path is therefore checked when that spec is read.
     BaseSpec,
-    /// To any file on a disk that is not git's own. A base image and the key of a signed list are named in full sight, and
-    /// nothing of them ends in an error or, the key, in an image.
+    /// To any file on a disk that is not git's own. A base image and the key of a signed list are named openly in the spec,
+    /// and none of their content ends up in an error or, for the key, in an image.
     AnyFile,
 }
 
@@ -33,14 +33,14 @@ const PATH_KEYS: [(&str, PathPolicy); 6] = [
     ("CopyIn.copy", PathPolicy::Project),
 ];
 
-/// What names a path, as errors put it.
+/// The part of a spec that names a path, for error messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum PathOwner {
     /// A key of `[base]`.
     Base(&'static str),
     /// A step, by its line.
     Step(usize),
-    /// A secret, by its name.
+    /// A secret, by name.
     Secret(String),
 }
 
@@ -67,14 +67,14 @@ impl<'s> HostPath<'s> {
         Self { owner, path: Cow::Borrowed(path), policy }
     }
 
-    /// Returns the file that a URL names on this host, if it names one. A wrong digest of it is told with the right one, and
-    /// what a list of digests says is told as well; so it is for the project's own files.
+    /// Returns the file that a URL names on this host, if it names one. The error about a wrong digest contains the right
+    /// one, and errors about a list of digests contain its lines; so such a file has to be one of the project's own.
     fn of_url(key: &'static str, url: &Url) -> Option<Self> {
         let path = Cow::Owned(url.to_path()?);
         Some(Self { owner: PathOwner::Base(key), path, policy: PathPolicy::Project })
     }
 
-    /// Checks where it leads, symbolic links and `..` followed. What is not there passes: whoever reads it says so.
+    /// Checks where the path leads, with symbolic links and `..` followed. A missing file passes: reading it reports that.
     pub(crate) fn check(&self, project: &Project) -> Result<(), PathRefusal> {
         let Ok(target) = canonicalize(&self.path) else { return Ok(()) };
         match self.policy {
@@ -139,7 +139,7 @@ mod tests {
     use crate::specfile::Overrides;
     use std::fs;
 
-    /// The keys of `spec/keys.rs` whose values are paths on this host, as `Table.key`.
+    /// Returns the keys of `specfile/keys.rs` whose values are paths on this host, as `Table.key`.
     fn keys_with_host_paths() -> Vec<String> {
         let mut table = "";
         let mut keys = Vec::new();

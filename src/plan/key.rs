@@ -1,4 +1,4 @@
-//! Keys: a digest over everything that can influence a result, chained from the base image to the finished image.
+//! Keys: digests over everything that can influence a result, chained from the base image to the finished image.
 //!
 //! A key is `sha256(parent key, canonical JSON)`. The JSON has sorted keys and holds content digests, never paths of
 //! the checkout nor times, so that the same inputs give the same key on every machine. A secret enters by its name
@@ -12,26 +12,26 @@ use sha2::{Digest, Sha256};
 
 use crate::specfile::{Action, Command, Context, Copy, Owner};
 
-/// Changes when the meaning of the hashed form does.
+/// The version of the hashed form; it changes whenever the meaning of that form changes.
 pub(super) const SCHEME: &str = "kiln-key-2";
 
-/// A digest that stands for a result.
+/// A digest that identifies a result by everything that influenced it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key([u8; 32]);
 
 impl Key {
-    /// The key that everything begins with.
+    /// Returns the key that every chain of keys begins with.
     #[must_use]
     pub fn root() -> Self {
         Self(Sha256::digest(SCHEME).into())
     }
 
-    /// The key of what comes of this one by doing what `content` says.
+    /// Returns the key of what results from this one by doing what `content` describes.
     #[must_use]
     pub fn then(self, content: &Value) -> Self {
         let mut hash = Sha256::new();
         hash.update(self.0);
-        // serde_json's map is sorted, so the text is canonical.
+        // serde_json's map is sorted, so the string is canonical.
         hash.update(content.to_string());
         Self(hash.finalize().into())
     }
@@ -55,7 +55,7 @@ impl Serialize for Key {
     }
 }
 
-/// A step as its key sees it. `input` is the digest of what it brings from the host.
+/// Returns a step in the canonical form that its key hashes. `input` is the digest of what the step brings from the host.
 #[must_use]
 pub fn canonical(action: &Action, input: Option<&str>) -> Value {
     match action {
@@ -65,7 +65,8 @@ pub fn canonical(action: &Action, input: Option<&str>) -> Value {
         }
         Action::Copy(Copy { from, contents, to, into, owner, mode }) => json!({
             "copy": input, "to": to, "owner": owner_value(owner), "mode": mode,
-            // What goes into a folder, but for a folder's contents, keeps its name there. Nothing else depends on the name.
+            // What is copied into a folder keeps its name there, unless only a folder's contents are copied. Nothing else
+            // depends on the name.
             "name": (*into && !contents).then(|| from.file_name().map(|name| name.to_string_lossy())).flatten(),
             "contents": contents, "into": into,
         }),
@@ -77,7 +78,7 @@ pub fn canonical(action: &Action, input: Option<&str>) -> Value {
     }
 }
 
-/// A command in canonical form: text for a shell and an argument vector never look alike.
+/// Returns a command in canonical form: a string for a shell and an argument vector never look alike.
 #[must_use]
 pub fn command_value(command: &Command) -> Value {
     match command {

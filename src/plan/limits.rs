@@ -1,17 +1,17 @@
-//! Sizes that a format cannot hold, so that nobody waits for a guest first.
+//! Size limits of formats, checked before anything boots.
 
 use crate::error::{Fault, Kind};
 use crate::specfile::OutputFormat;
 
 const GIB: u64 = 1 << 30;
 
-/// The disk is not a multiple of what the platform counts in.
+/// The size of the disk is not a multiple of what the platform accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a {} output holds disks of whole GiB, and this one has {disk} bytes", format.name())]
 pub struct NotWholeGib {
-    /// The format.
+    /// Format of the output.
     format: OutputFormat,
-    /// Of the disk.
+    /// Size of the disk, bytes.
     disk: u64,
 }
 
@@ -25,10 +25,11 @@ impl Fault for NotWholeGib {
     }
 }
 
-/// Whether an output of this format can hold a disk of so many bytes. Google's page on importing images asks for whole GiB.
+/// Checks whether an output of this format can hold a disk of so many bytes. Google's page on importing images asks for
+/// whole GiB.
 ///
 /// # Errors
-/// When it cannot.
+/// When the output cannot hold the disk.
 pub fn check(format: OutputFormat, disk: u64) -> Result<(), NotWholeGib> {
     if format == OutputFormat::Gcp && !disk.is_multiple_of(GIB) {
         return Err(NotWholeGib { format, disk });
@@ -40,7 +41,7 @@ pub fn check(format: OutputFormat, disk: u64) -> Result<(), NotWholeGib> {
 mod tests {
     use super::*;
 
-    /// Fault row O2.
+    /// Checks fault row O2.
     #[test]
     fn o2_a_size_that_google_does_not_take_is_refused_with_one_that_it_does() {
         assert_eq!(check(OutputFormat::Gcp, 3 * GIB), Ok(()));

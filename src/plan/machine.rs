@@ -1,4 +1,4 @@
-//! The virtual machine of a plan: what argv is made from, with no decision left.
+//! The virtual machine of a plan: what QEMU's arguments are generated from, with no decision left.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,54 +11,54 @@ use crate::specfile::{BaseFormat, DiskFormat, Network, PrivateDestination};
 
 use super::host::UefiFirmware;
 
-/// One machine. Everything in it is a fact about the guest's hardware, so it also goes into the manifest.
+/// A virtual machine. Everything in it is a fact about the guest's hardware, so it is also recorded in the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
-    /// The QEMU binary.
+    /// Path of the QEMU binary.
     pub qemu: PathBuf,
-    /// Its version, as it says itself; empty where this host has no QEMU that can be used.
+    /// QEMU's version, as it reports it; empty where this host has no usable QEMU.
     pub qemu_version: String,
     /// Versioned machine type, such as `pc-q35-10.0`.
     pub machine_type: String,
-    /// What executes the guest's instructions.
+    /// The accelerator that executes the guest's instructions.
     pub accelerator: Accelerator,
-    /// Why this accelerator and not a faster one; `None` where there is nothing to explain.
+    /// The reason for this accelerator rather than a faster one; `None` where there is nothing to explain.
     pub accel_reason: Option<String>,
-    /// Virtual CPUs.
+    /// Number of virtual CPUs.
     pub cpus: u32,
-    /// Guest memory.
+    /// Size of the guest's memory.
     pub memory: ByteSize,
-    /// Virtual size of the disk; `None` is the base's own.
+    /// Virtual size of the disk; `None` for the base image's own.
     pub disk: Option<ByteSize>,
-    /// What starts the boot loader.
+    /// The firmware that starts the boot loader.
     pub firmware: Firmware,
-    /// Network card or none.
+    /// Whether the guest has a network card.
     pub network: Network,
-    /// What the guest may reach over it besides public addresses.
+    /// What the guest may reach over its network besides public addresses.
     pub private_network: PrivateNetworkAccess,
-    /// Until the agent answers, already scaled for the accelerator.
+    /// How long the agent may take to answer, already scaled for the accelerator.
     pub boot_timeout: Duration,
-    /// What the machine's clock says when it is turned on; the host's time where there is none.
+    /// The machine's clock when it is turned on; `None` for the host's time.
     pub clock: Option<Timestamp>,
 }
 
-/// What a guest may reach besides public addresses.
+/// The destinations that a guest may reach besides public addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PrivateNetworkAccess {
-    /// These destinations.
+    /// These destinations alone.
     Listed(Vec<PrivateDestination>),
-    /// Everything that the host reaches, itself included: its network is not filtered.
+    /// Everything that the host reaches, including the host itself: the network is not filtered.
     All,
 }
 
 impl Machine {
-    /// Returns whether this host can start it.
+    /// Returns whether this host can start the machine.
     #[must_use]
     pub fn has_qemu(&self) -> bool {
         !self.qemu_version.is_empty()
     }
 
-    /// Has the machine begin with these UEFI variables rather than with those that come with the firmware.
+    /// Sets the UEFI variables that the machine begins with, in place of those that come with the firmware.
     pub(crate) fn start_with_uefi_vars(&mut self, vars: PathBuf) {
         if let Firmware::Uefi(uefi) = &mut self.firmware {
             uefi.vars_template = vars;
@@ -66,18 +66,18 @@ impl Machine {
     }
 }
 
-/// What executes the guest's instructions.
+/// The accelerator that executes the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Accelerator {
-    /// The host's CPU.
+    /// KVM, on the host's CPU.
     Kvm,
     /// QEMU's software emulation.
     Tcg,
 }
 
 impl Accelerator {
-    /// The name QEMU, the spec and the manifest use.
+    /// Returns the name that QEMU, the spec and the manifest use.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -86,8 +86,8 @@ impl Accelerator {
         }
     }
 
-    /// The CPU model. `host` is the fastest under KVM; `max` is all that software emulation can do, so that a guest
-    /// built for x86-64-v2 or -v3 runs.
+    /// Returns the CPU model. `host` is the fastest under KVM; `max` is all that software emulation supports, so that a
+    /// guest built for x86-64-v2 or -v3 runs.
     #[must_use]
     pub fn cpu_model(self) -> &'static str {
         match self {
@@ -97,7 +97,7 @@ impl Accelerator {
     }
 }
 
-/// Firmware with its files.
+/// Firmware, with the files that it consists of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Firmware {
     /// The `SeaBIOS` that comes with QEMU.
@@ -107,7 +107,7 @@ pub enum Firmware {
 }
 
 impl Firmware {
-    /// The name the spec and the manifest use.
+    /// Returns the name that the spec and the manifest use.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -117,7 +117,7 @@ impl Firmware {
     }
 }
 
-/// The name of a base format in QEMU's and the manifest's words.
+/// Returns the name of a base image's format, as QEMU and the manifest use it.
 #[must_use]
 pub fn format_name(format: BaseFormat) -> &'static str {
     DiskFormat::from(format).name()

@@ -1,10 +1,10 @@
-//! A [`Spec`] and facts become a [`Plan`]: every decision made, every key computed, nothing done yet.
+//! A [`Spec`] and facts become a [`Plan`]: every decision taken, every key computed, nothing done yet.
 //!
 //! ```text
 //! Spec + Facts (host, base image, inputs) -> Plan -> `kiln plan` prints it, the engine carries it out
 //! ```
 //!
-//! Pure: the facts are gathered by `build::survey`, so a plan can be tested without a host.
+//! Pure: the facts are gathered by `resolve::facts`, so a plan can be tested without a host.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -33,50 +33,50 @@ use machine::{Accelerator, Firmware, Machine, PrivateNetworkAccess, format_name}
 use output::Outputs;
 use trace::Parts;
 
-/// Software emulation is slower by about this factor than the hardware that timeouts are thought for.
+/// The factor by which timeouts are extended under software emulation; they are meant for hardware.
 const TCG_TIMEOUT_FACTOR: u32 = 4;
-/// What to do on a host without UEFI firmware.
+/// Advice for a host without UEFI firmware.
 pub(crate) const INSTALL_FIRMWARE: &str =
     "install the firmware: `apt-get install ovmf`, `dnf install edk2-ovmf` or `pacman -S edk2-ovmf`";
 
-/// What is known about the base image after inspection.
+/// The base image, as inspected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseFacts {
-    /// The file on this host, wherever it came from.
+    /// Path of the file on this host, wherever it came from.
     pub file: PathBuf,
-    /// Its format.
+    /// Format of the file.
     pub format: BaseFormat,
-    /// Digest of the file, hex.
+    /// SHA-256 digest of the file, hex.
     pub sha256: String,
-    /// Virtual size, bytes.
+    /// Virtual size of the disk, bytes.
     pub virtual_size: u64,
-    /// Where it came from, as manifests say it.
+    /// Origin of the base image, as manifests record it.
     pub source: String,
-    /// Whether its digest was known before it was looked at.
+    /// Whether its digest was known before the file was inspected.
     pub pinned: bool,
-    /// Which image of the store it is, if it is one.
+    /// The image of the store that it is, if it is one.
     pub image: Option<StoredBase>,
-    /// The file as it was when it was hashed.
+    /// The state of the file when it was hashed.
     pub stamp: FileStamp,
 }
 
-/// An image of the store that another is made from.
+/// An image of the store that another image is built on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredBase {
-    /// Its name.
+    /// Name of the image.
     pub name: String,
-    /// Its version.
+    /// Version of the image.
     pub version: String,
-    /// Its `build_key`.
+    /// The `build_key` in its manifest.
     pub build_key: String,
-    /// Its `disk_sha256`.
+    /// The `disk_sha256` in its manifest.
     pub disk_sha256: String,
 }
 
 /// Digest of what a step brings from the host, hex.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InputDigest {
-    /// SHA-256 of a file's bytes, for a script: nothing else of it counts.
+    /// SHA-256 of a file's bytes, for a script: nothing else about the file matters.
     File(String),
     /// Digest of a file or folder as it is sent, for a copy: see `session::PackedTree`.
     Tree(String),
@@ -92,7 +92,7 @@ impl InputDigest {
         }
     }
 
-    /// Returns the digits.
+    /// Returns the digest as hex digits.
     #[must_use]
     pub fn hex(&self) -> &str {
         let (InputDigest::File(hex) | InputDigest::Tree(hex)) = self;
@@ -100,12 +100,12 @@ impl InputDigest {
     }
 }
 
-/// What is known about what a step brings from the host.
+/// Facts about what a step brings from the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InputFacts {
-    /// Digest of all that the step's outcome depends on.
+    /// Digest of everything that the step's outcome depends on.
     pub digest: InputDigest,
-    /// Bytes of all regular files.
+    /// Total size of all regular files, bytes.
     pub bytes: u64,
     /// Number of files and folders.
     pub entries: u64,
@@ -114,56 +114,56 @@ pub struct InputFacts {
 /// Digests of the files of a UEFI firmware, hex.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FirmwareDigests {
-    /// The code.
+    /// Digest of the code image.
     pub code: String,
-    /// The variables that a machine begins with.
+    /// Digest of the variables that a machine begins with.
     pub vars: String,
 }
 
 /// Everything a plan depends on besides the spec.
 #[derive(Debug, Clone)]
 pub struct Facts {
-    /// This host.
+    /// Facts about this host.
     pub host: Host,
-    /// The base image.
+    /// Facts about the base image.
     pub base: BaseFacts,
     /// The UEFI firmware, where the spec asks for it and the host has it.
     pub firmware: Option<FirmwareDigests>,
     /// Inputs by the index of their step.
     pub inputs: BTreeMap<usize, InputFacts>,
-    /// Identifies the agent's protocol and behaviour.
+    /// Identifies the protocol and the behaviour of the agent.
     pub agent_build: String,
-    /// Identifies what sealing does.
+    /// Identifies the behaviour of sealing.
     pub seal_build: String,
     /// `SOURCE_DATE_EPOCH`, seconds since 1970; `None` where it is not set.
     pub source_date_epoch: Option<i64>,
 }
 
-/// A spec cannot be carried out here.
+/// The reason why a spec cannot be carried out on this host.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
-    /// `accel = "kvm"` and KVM does not work.
+    /// The spec requires KVM, and KVM does not work.
     #[error("the spec asks for `accel = \"kvm\"`, but {0}")]
     KvmUnusable(KvmVerdict),
-    /// `firmware = "uefi"` and there is none.
+    /// The spec requires UEFI, and no UEFI firmware is installed.
     #[error("the spec asks for `firmware = \"uefi\"`, but no UEFI firmware for QEMU is installed")]
     NoFirmware,
-    /// A format has no room for the disk.
+    /// The disk is too large for a format.
     #[error("a {format} file holds at most {} GiB, and this disk has {}", .most.bytes() >> 30, .disk.bytes().div_ceil(1 << 30))]
     TooLarge {
-        /// Which format.
+        /// Name of the format.
         format: &'static str,
-        /// The largest disk in it.
+        /// The largest disk that the format can hold.
         most: ByteSize,
-        /// The disk.
+        /// Size of the disk.
         disk: ByteSize,
     },
-    /// The disk would shrink.
+    /// `machine.disk` is smaller than the base image; a disk cannot shrink.
     #[error("`machine.disk` is {disk}, but the base image is {base} large; a disk can only grow")]
     DiskTooSmall {
-        /// As the spec says.
+        /// The size that the spec asks for.
         disk: ByteSize,
-        /// Virtual size of the base.
+        /// Virtual size of the base image.
         base: ByteSize,
     },
     /// An output cannot hold a disk of this size.
@@ -197,49 +197,49 @@ impl Fault for PlanError {
     }
 }
 
-/// One step with its key.
+/// A step with its key.
 #[derive(Debug, Clone)]
 pub struct PlannedStep {
-    /// The step.
+    /// The step of the spec.
     pub step: specfile::Step,
-    /// Stands for the guest's disk after the step.
+    /// The key of the guest's disk after the step.
     pub key: Key,
-    /// What the key was made of.
+    /// The digests of the parts that the key was computed from.
     pub parts: Parts,
-    /// What it brings from the host.
+    /// What the step brings from the host, if anything.
     pub input: Option<InputFacts>,
 }
 
-/// What a build does.
+/// Everything that a build does.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// The spec it came from.
+    /// The spec that the plan was made from.
     pub spec: Spec,
     /// The machine to build in.
     pub machine: Machine,
-    /// The machine's UEFI firmware.
+    /// Digests of the machine's UEFI firmware.
     pub firmware: Option<FirmwareDigests>,
-    /// The base image.
+    /// Facts about the base image.
     pub base: BaseFacts,
-    /// Stands for the guest's disk before the first step.
+    /// The key of the guest's disk before the first step.
     pub base_key: Key,
-    /// What that was made of.
+    /// The digests of the parts that the base key was computed from.
     pub base_parts: Parts,
-    /// The steps.
+    /// The steps, in order.
     pub steps: Vec<PlannedStep>,
     /// The outputs, and the disk files they need.
     pub outputs: Outputs,
-    /// Stands for everything that is published.
+    /// The key of everything that is published.
     pub build_key: Key,
     /// `SOURCE_DATE_EPOCH`, where it is set.
     pub source_date_epoch: Option<i64>,
 }
 
 impl Plan {
-    /// Decides everything.
+    /// Makes every decision.
     ///
     /// # Errors
-    /// When the spec cannot be carried out on this host or with this base.
+    /// When the spec cannot be carried out on this host or with this base image.
     pub fn new(spec: Spec, facts: &Facts) -> Result<Self, PlanError> {
         let machine = plan_machine(&spec, facts)?;
         let base_content = base_content(&spec, facts, &machine);
@@ -264,19 +264,19 @@ impl Plan {
         })
     }
 
-    /// Virtual size of the disk, bytes.
+    /// Returns the virtual size of the disk, bytes.
     #[must_use]
     pub fn disk_size(&self) -> u64 {
         self.machine.disk.map_or(self.base.virtual_size, ByteSize::bytes)
     }
 
-    /// Returns the first step that is never taken from the cache because the spec says so.
+    /// Returns the first step for which the spec disables the cache.
     #[must_use]
     pub fn uncached_step(&self) -> Option<&PlannedStep> {
         self.steps.iter().find(|planned| !planned.step.cache)
     }
 
-    /// The plan of the first steps alone.
+    /// Returns the plan of the first steps alone.
     #[must_use]
     pub fn until(&self, steps: usize) -> Self {
         let mut plan = self.clone();
@@ -285,13 +285,13 @@ impl Plan {
         plan
     }
 
-    /// Whether the root file system has to grow at boot.
+    /// Returns whether the root file system has to grow at boot.
     #[must_use]
     pub fn grows(&self) -> bool {
         self.disk_size() > self.base.virtual_size
     }
 
-    /// Sentences for people about what was decided for them.
+    /// Returns sentences for people about decisions that the spec left open.
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
@@ -318,10 +318,10 @@ impl Plan {
     }
 }
 
-/// Whether others read a disk of this size in this format.
+/// Checks whether other software reads a disk of this size in this format.
 ///
 /// # Errors
-/// When it is too large for that, or not what they count in.
+/// When the disk is too large, or its size is not a multiple of what they accept.
 pub fn check_size(format: OutputFormat, disk: u64) -> Result<(), PlanError> {
     limits::check(format, disk)?;
     let format = format.disk();
@@ -377,8 +377,8 @@ fn choose_firmware(wanted: specfile::Firmware, facts: &Facts) -> Result<Firmware
     }
 }
 
-/// Returns what describes the guest before the first step: all that the spec says of it, and all of this host's machine that
-/// a step can see.
+/// Returns the content of the base key: everything that the spec determines about the guest before the first step, and
+/// everything about this host's machine that a step can see.
 fn base_content(spec: &Spec, facts: &Facts, machine: &Machine) -> serde_json::Value {
     let mut content = portable_content(spec, facts, machine);
     content["host"] = json!({
@@ -388,7 +388,7 @@ fn base_content(spec: &Spec, facts: &Facts, machine: &Machine) -> serde_json::Va
     content
 }
 
-/// Returns what every host says of the guest before the first step.
+/// Returns the part of the base key's content that is the same on every host.
 fn portable_content(spec: &Spec, facts: &Facts, machine: &Machine) -> serde_json::Value {
     let network = match spec.machine.network {
         Network::None => json!(false),
@@ -409,21 +409,22 @@ fn portable_content(spec: &Spec, facts: &Facts, machine: &Machine) -> serde_json
     content
 }
 
-/// Returns the key of a version. It is of the inputs alone: the cache asks for the same machine, but a version that was built
-/// from these inputs on another host is not another version.
+/// Returns the key of a version. It depends on the inputs alone: the cache also requires the same machine, but a version
+/// that was built from these inputs on another host is the same version.
 fn build_key(spec: &Spec, facts: &Facts, machine: &Machine, steps: &[PlannedStep]) -> Key {
     let base = Key::root().then(&portable_content(spec, facts, machine));
     let last = steps.iter().fold(base, |key, step| key.then(&step_content(spec, &step.step, step.input.as_ref())));
     last.then(&result_value(spec, facts))
 }
 
-/// Names the processor that the guest sees. Programs are compiled for it (`-march=native`) and choose code by it.
+/// Returns the name of the processor that the guest sees. Programs are compiled for it (`-march=native`) and select code by
+/// it.
 fn processor(facts: &Facts, accelerator: Accelerator) -> String {
     let model = accelerator.cpu_model();
     match accelerator {
-        // The host's own.
+        // The host's own processor.
         Accelerator::Kvm => format!("{model} {}", facts.host.processor),
-        // All that this QEMU can emulate, whatever the host has; the machine type stands for the QEMU.
+        // Everything that this QEMU can emulate, whatever the host has; the machine type identifies the QEMU.
         Accelerator::Tcg => model.to_owned(),
     }
 }
@@ -439,17 +440,17 @@ fn plan_steps(spec: &Spec, facts: &Facts, base: Key) -> Vec<PlannedStep> {
     spec.steps.iter().enumerate().map(plan).collect()
 }
 
-/// Returns what a step adds to the key of what was before it.
+/// Returns what a step adds to the key before it.
 fn step_content(spec: &Spec, step: &specfile::Step, input: Option<&InputFacts>) -> serde_json::Value {
     let mut content = json!({ "do": key::canonical(&step.action, input.map(|input| input.digest.hex())) });
-    // Only commands see the variables; text they were filled into has changed already.
+    // Only commands see the variables; strings that contained them have changed already.
     if matches!(step.action, Action::Run { .. } | Action::Script { .. }) {
         content["vars"] = json!(spec.vars);
     }
     content
 }
 
-/// What is done after the last step, and what the manifest says of the image.
+/// Returns what is done after the last step, and what the manifest records of the image.
 fn result_value(spec: &Spec, facts: &Facts) -> serde_json::Value {
     let test = |test: &specfile::Test| json!([test.name, test.check, test.reboot, test.needs_fresh_boot]);
     let tests: Vec<_> = spec.tests.iter().map(test).collect();
@@ -466,20 +467,20 @@ fn result_value(spec: &Spec, facts: &Facts) -> serde_json::Value {
     })
 }
 
-/// A duration that is thought for hardware, on this accelerator.
+/// Scales a duration that is meant for hardware to this accelerator.
 #[must_use]
 pub fn scaled(duration: Duration, accelerator: Accelerator) -> Duration {
     let factor = if accelerator == Accelerator::Tcg { TCG_TIMEOUT_FACTOR } else { 1 };
     duration.saturating_mul(factor)
 }
 
-/// A deadline for the guest's own work plus what the conversation about it may take.
+/// Adds to a deadline for the guest's own work the time that the exchange with its agent may take.
 #[must_use]
 pub fn with_grace(timeout: Duration) -> Duration {
     timeout.saturating_add(Duration::from_secs(30))
 }
 
-/// Returns whether a step reads secrets. They stay in the memory of the machine.
+/// Returns whether a step reads secrets. They remain in the memory of the machine.
 pub(crate) fn reads_secret(action: &Action) -> bool {
     match action {
         Action::Run { context, .. } | Action::Script { context, .. } => !context.secrets.is_empty(),
@@ -487,7 +488,7 @@ pub(crate) fn reads_secret(action: &Action) -> bool {
     }
 }
 
-/// The host path a step takes its input from.
+/// Returns the host path of a step's input.
 #[must_use]
 pub fn input_path(action: &Action) -> Option<&PathBuf> {
     match action {

@@ -1,62 +1,70 @@
-//! Which files a build leaves: the disk files the conversion writes, and the files that packages around them consist of.
+//! The files that a build publishes: disk files, which the conversion writes, and the files that packages around them
+//! consist of.
 //!
 //! ```text
 //! [[output]] qcow2 ───────┐
 //! [[output]] a package ───┴─> DiskFile (written and read back once) ─┬─> published as it is
-//!                                                                    └─> the package's own files, made of it
+//!                                                                    └─> the package's own files, produced from it
 //! ```
-//! A disk file that no output publishes is made in the scratch folder and goes with it.
+//! A disk file that no output publishes is written to the scratch folder and removed with it.
 
 use crate::specfile::{self, Compression, DiskFormat, OutputFormat};
 
 /// A file that holds the whole disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskFile {
-    /// Its name: in the version's folder if it is published, else in the scratch folder.
+    /// Name of the file: in the version's folder if it is published, else in the scratch folder.
     pub file: String,
-    /// Format.
+    /// Format of the file.
     pub format: DiskFormat,
-    /// Compression inside it.
+    /// Compression inside the file.
     pub compression: Compression,
-    /// Whether it is one of the version's files.
+    /// Whether the file is among the version's files.
     pub published: bool,
 }
 
-/// One output.
+impl DiskFile {
+    /// Returns whether most of the file can be taken from the packed clusters of the base image.
+    pub(crate) fn uses_base_twin(&self) -> bool {
+        (self.format, self.compression) == (DiskFormat::Qcow2, Compression::Zstd)
+    }
+}
+
+/// An output of a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlannedOutput {
-    /// Format.
+    /// Format of the output.
     pub format: OutputFormat,
     /// Compression of the disk inside.
     pub compression: Compression,
-    /// Which of [`Outputs::disks`] it is, or is made of.
+    /// Index in [`Outputs::disks`] of the file that it is, or that it is produced from.
     pub disk: usize,
-    /// Its other files, in the version's folder: one for each of [`OutputFormat::besides`].
+    /// Names of its other files, in the version's folder: one for each of [`OutputFormat::besides`].
     pub besides: Vec<String>,
 }
 
 /// All outputs of a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outputs {
-    /// What the spec asks for, in its order; never empty.
+    /// The outputs that the spec asks for, in its order; never empty.
     pub all: Vec<PlannedOutput>,
-    /// The disk files they need: no two of one format and compression.
+    /// The disk files that they need, with no two of the same format and compression.
     pub disks: Vec<DiskFile>,
 }
 
 /// A published file, as the manifest lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Published<'a> {
-    /// Its name in the version's folder.
+    /// Name of the file in the version's folder.
     pub file: &'a str,
-    /// Name of its format: that of the disk, or of the package it belongs to.
+    /// Name of its format: that of the disk, or of the package that the file belongs to.
     pub format: &'static str,
     /// Size of the disk in it, bytes.
     pub virtual_bytes: u64,
 }
 
 impl Outputs {
-    /// Gives every file its name, which begins with `stem`.
+    /// Names every file; each name begins with `stem`.
     #[must_use]
     pub fn new(stem: &str, wanted: &[specfile::Output]) -> Self {
         let mut outputs = Self { all: Vec::new(), disks: Vec::new() };
@@ -69,13 +77,13 @@ impl Outputs {
         outputs
     }
 
-    /// The disk file an output needs, which may be there for another one.
+    /// Returns the index of the disk file that an output needs, which may already exist for another output.
     fn disk(&mut self, stem: &str, output: &specfile::Output) -> usize {
         let (format, compression) = (output.format.disk(), output.compression);
         let same = |disk: &DiskFile| (disk.format, disk.compression) == (format, compression);
         let index = self.disks.iter().position(same).unwrap_or(self.disks.len());
         if index == self.disks.len() {
-            // The first of a format has the plain name, one with another compression says which.
+            // The first file of a format has the plain name; one with another compression has that in its name.
             let plain = format!("{stem}.{}", format.name());
             let taken = self.disks.iter().any(|disk| disk.file == plain);
             let file = if taken { format!("{stem}.{}.{}", compression.name(), format.name()) } else { plain };
@@ -85,14 +93,15 @@ impl Outputs {
         index
     }
 
-    /// The files of one output, its disk before the others. Never empty; a disk may be another output's as well.
+    /// Returns the files of one output, its disk before the others. Never empty; a disk may belong to another output as
+    /// well.
     #[must_use]
     pub fn files<'a>(&'a self, output: &'a PlannedOutput) -> Vec<&'a str> {
         let disk = Some(&self.disks[output.disk].file).filter(|_| output.format.keeps_disk());
         disk.into_iter().chain(&output.besides).map(String::as_str).collect()
     }
 
-    /// Every published file once, as the manifest lists them.
+    /// Returns every published file once, as the manifest lists them.
     #[must_use]
     pub fn published(&self, disk_size: u64) -> Vec<Published<'_>> {
         let mut listed: Vec<Published<'_>> = Vec::new();

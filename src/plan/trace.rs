@@ -1,6 +1,6 @@
-//! What the keys of a plan were made of, part by part, so that the next plan can say which input changed.
+//! The parts that the keys of a plan were computed from, so that the next plan can report which input changed.
 //!
-//! Parts are kept as digests: a trace tells that a variable changed, never what it was.
+//! Parts are kept as digests: a trace shows that a variable changed, never its value.
 
 use std::collections::BTreeMap;
 
@@ -14,18 +14,18 @@ use crate::specfile::Action;
 use super::key::SCHEME;
 use super::{Plan, reads_secret};
 
-/// Digests by the path of the part, as in `do.context.env.SITE`.
+/// Digests by the path of the part, such as `do.context.env.SITE`.
 pub type Parts = BTreeMap<String, String>;
 
 /// The parts of a whole plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trace {
-    /// How the keys were made: those of another scheme cannot be compared.
+    /// Version of the hashed form: keys of another version cannot be compared.
     #[serde(default)]
     scheme: String,
     base: Parts,
     steps: Vec<Traced>,
-    /// How many of the steps the build came past; `None` of one that is running, or was killed.
+    /// The number of steps that the build finished; `None` for a build that is running, or was killed.
     #[serde(default)]
     finished: Option<usize>,
 }
@@ -36,43 +36,43 @@ struct Traced {
     parts: Parts,
 }
 
-/// Why a step runs.
+/// The reason why a step runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reason {
-    /// These inputs are other ones than last time, in words.
+    /// These inputs have changed since the last build, in words.
     Changed(Vec<String>),
-    /// It was not there last time.
+    /// The step did not exist in the last build.
     New,
-    /// What it stands on is another: the step of this number, from 1, or the machine for 0.
+    /// A step before it has changed, given by its number, from 1; 0 is the machine.
     After(usize),
-    /// The spec says so.
+    /// The spec disables the cache for it.
     Uncached,
-    /// It is as it was, but there is no layer of it.
+    /// The step is unchanged, but the cache has no layer of it.
     NoLayer,
-    /// It is as it was, and the last build ended before it.
+    /// The step is unchanged, but the last build ended before it.
     NotReached,
-    /// It is as it was, but the step of this number, from 1, reads a secret, and there was no reboot since.
+    /// The step is unchanged, but the step of this number, from 1, reads a secret, and there was no reboot since.
     AfterSecret(usize),
-    /// There is a layer of it, from which the build does not go on.
+    /// The cache has a layer of the step, from which the build does not continue.
     Unused(UnusedLayer),
-    /// The keys of the last build were made by another scheme.
+    /// The keys of the last build have another version of the hashed form.
     OtherScheme,
-    /// Nothing is known of an earlier build.
+    /// No earlier build is recorded.
     NeverBuilt,
 }
 
-/// Why a build does not go on from a layer that is in the cache.
+/// The reason why a build does not continue from a layer that is in the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnusedLayer {
-    /// Going on from an earlier one takes less time than booting its disk.
+    /// Continuing from an earlier layer takes less time than booting this one's disk.
     Slower,
-    /// It has no memory, and no reboot comes before it: what the guest had in memory alone would be missing.
+    /// The layer has no memory, and no reboot comes before it: what the guest had in memory alone would be missing.
     WithoutMemory,
-    /// Its memory is that of another machine.
+    /// The memory of the layer is that of another machine.
     OtherMachine,
-    /// It lies on too many layers for QEMU to open it in a short time.
+    /// The layer lies on too many others for QEMU to open it in a short time.
     Deep,
-    /// It cannot be read, or has changed.
+    /// The layer cannot be read, or has changed.
     Damaged,
 }
 
@@ -108,7 +108,7 @@ impl std::fmt::Display for Reason {
     }
 }
 
-/// The parts of a value that goes into a key.
+/// Returns the digests of the parts of a value that goes into a key.
 #[must_use]
 pub fn parts(content: &Value) -> Parts {
     let mut parts = Parts::new();
@@ -132,7 +132,7 @@ fn flatten(content: &Value, path: &str, parts: &mut Parts) {
 }
 
 impl Trace {
-    /// The parts of this plan.
+    /// Returns the trace of a plan.
     #[must_use]
     pub fn of(plan: &Plan) -> Self {
         let step =
@@ -141,13 +141,13 @@ impl Trace {
         Self { scheme: SCHEME.to_owned(), base: plan.base_parts.clone(), steps, finished: None }
     }
 
-    /// Notes how many of the steps a build came past.
+    /// Records how many of the steps a build finished.
     #[must_use]
     pub fn with_finished(self, steps: usize) -> Self {
         Self { finished: Some(steps), ..self }
     }
 
-    /// What is another in the machine and its base than it was in `last`, in words.
+    /// Returns the changes of the machine and its base image since `last`, in the words of a spec.
     #[must_use]
     pub fn base_changes(&self, last: &Trace) -> Vec<String> {
         if self.scheme != last.scheme {
@@ -156,8 +156,8 @@ impl Trace {
         differences(&self.base, &last.base)
     }
 
-    /// Why each step that is not among the first `cached` ones runs. `unused` has the layers of steps that are in the cache
-    /// all the same, by the step's number, from 1.
+    /// Returns the reason for each step after the first `cached` ones. `unused` has the layers of steps that are in the
+    /// cache nevertheless, by the step's number, from 1.
     #[must_use]
     pub fn reasons(
         &self,
@@ -170,7 +170,7 @@ impl Trace {
         let last = last.filter(|last| last.scheme == self.scheme);
         let mut uncached = false;
         let mut secret = None;
-        // The first thing that is another: everything after it runs for that reason.
+        // The first thing that has changed: everything after it runs for that reason.
         let mut first = last.is_some_and(|last| self.base != last.base).then_some(0);
         let steps = self.steps.iter().zip(&plan.steps).enumerate();
         let reasons = steps.map(|(index, (step, planned))| {
@@ -200,7 +200,7 @@ impl Trace {
 }
 
 impl Traced {
-    /// What is another in this step than last time.
+    /// Returns what has changed in this step since last time.
     fn change(&self, index: usize, last: &Trace) -> Option<Reason> {
         if last.steps.get(index).is_some_and(|before| before.parts == self.parts) {
             return None;
@@ -208,7 +208,7 @@ impl Traced {
         if last.steps.iter().any(|before| before.parts == self.parts) {
             return Some(Reason::Changed(vec!["its place".into()]));
         }
-        // A default name is made from the command, so a step with another name may be the same one, changed.
+        // A default name is derived from the command, so a step with another name may be the same step, changed.
         let same_name = last.steps.iter().find(|before| before.name == self.name);
         let same_verb = || last.steps.get(index).filter(|before| before.verb() == self.verb());
         match same_name.or_else(same_verb) {
@@ -223,7 +223,7 @@ impl Traced {
     }
 }
 
-/// The parts that one has and the other has not, or has otherwise, in the words of a spec.
+/// Lists the parts that only one of two keys has, or that differ, in the words of a spec.
 fn differences(one: &Parts, other: &Parts) -> Vec<String> {
     let differs = |part: &&String| one.get(*part) != other.get(*part);
     let mut words: Vec<String> = one.keys().chain(other.keys()).filter(differs).map(|part| in_words(part)).collect();

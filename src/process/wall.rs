@@ -1,8 +1,10 @@
-//! The second wall around a program that reads untrusted files: Landlock (landlock(7)) where the kernel has it, and limits everywhere.
+//! A sandbox for a program that reads untrusted files: Landlock (landlock(7)) where the kernel supports it, and resource
+//! limits everywhere.
 //!
-//! The first one is that such files were inspected and that the program is told all names and formats. Should it be made to open
-//! something else nevertheless, the kernel says no: it reads what it was given and its own libraries, writes into one folder,
-//! and connects to nothing. All of that is prepared before the fork; the child makes system calls only.
+//! It is the second line of defence. The first one is that such files were inspected and that the program is given all names
+//! and formats. If it is made to open another file nevertheless, the kernel refuses: it may read its input files and its own
+//! libraries, write into one folder, and connect to nothing. All of that is prepared before the fork; the child makes system
+//! calls only.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -15,9 +17,9 @@ use nix::errno::Errno;
 use nix::libc::{SYS_landlock_restrict_self, rlim_t, syscall};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// The newest set of rights known here. A kernel that knows fewer enforces those.
+/// The newest Landlock version that kiln supports. An older kernel enforces fewer rights.
 const KNOWN: ABI = ABI::V6;
-/// Where programs, their libraries and the settings of those are. Nothing of a user's is kept there.
+/// Folders of programs, their libraries and the settings of those. They contain no files of users.
 const SYSTEM: [&str; 10] = [
     "/usr",
     "/bin",
@@ -31,32 +33,32 @@ const SYSTEM: [&str; 10] = [
     "/dev/urandom",
 ];
 
-/// What a program may do.
+/// Permissions of a program.
 #[derive(Debug, Clone)]
 pub struct Allowed<'a> {
-    /// Files it may read.
+    /// Files that it may read.
     pub read: Vec<&'a Path>,
-    /// The folder in which it may make files, and read and write them.
+    /// The folder in which it may create, read and write files.
     pub write: &'a Path,
-    /// Memory it may map, bytes: far above what it takes, as threads reserve much that they never touch.
+    /// Limit of the memory that it may map, bytes: far above its needs, as threads reserve much that they never touch.
     pub address_space: u64,
-    /// Size of the largest file it may write, bytes.
+    /// Size limit of a file that it may write, bytes.
     pub file_size: u64,
 }
 
-/// What is [`Allowed`], in the form in which the kernel takes it.
+/// The permissions, in the form in which the kernel takes them.
 #[derive(Debug)]
 pub struct Wall {
-    /// `None` where the kernel has no Landlock.
+    /// The Landlock rules; `None` if the kernel has no Landlock.
     ruleset: Option<OwnedFd>,
     limits: [(Resource, rlim_t); 3],
 }
 
 impl Wall {
-    /// Prepares the wall for `program`, which is found in `PATH`.
+    /// Prepares the sandbox for `program`, which is found in `PATH`.
     ///
     /// # Errors
-    /// When the kernel has Landlock, and something is wrong with it.
+    /// When the kernel has Landlock, and its calls fail.
     pub fn new(program: &str, allowed: &Allowed<'_>) -> io::Result<Self> {
         let asked = [
             (Resource::RLIMIT_AS, allowed.address_space),
@@ -71,7 +73,7 @@ impl Wall {
         Ok(Self { ruleset: ruleset(program, allowed).map_err(io::Error::other)?, limits })
     }
 
-    /// Closes the wall around the calling process, for good.
+    /// Restricts the calling process permanently.
     #[expect(unsafe_code, reason = "nix has no Landlock, and the crate's own call allocates")]
     pub(super) fn close(&self) -> io::Result<()> {
         for (resource, limit) in self.limits {
@@ -101,7 +103,7 @@ fn ruleset(program: &str, allowed: &Allowed<'_>) -> Result<Option<OwnedFd>, Rule
     Ok(ruleset.into())
 }
 
-/// A program that is not the system's own, and the folders of its libraries.
+/// Returns a program outside of the system's folders, and the folders of its libraries.
 fn files_of(program: &str) -> Vec<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let Some(file) = std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file()) else {

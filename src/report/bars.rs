@@ -9,7 +9,7 @@
 //!   | the last line that the running step wrote
 //! ```
 //!
-//! Where a command builds several images each has one live line, and of what is finished only the images are told:
+//! Where a command builds several images each has one live line, and of what is finished only the images are shown:
 //!
 //! ```text
 //!   ok published debian@12  1m 02s
@@ -31,10 +31,10 @@ use super::{Paint, Shared, Verbosity, is_shown};
 use crate::event::{Event, Origin, Outcome, Sink, Stage};
 use crate::size::ByteSize;
 
-/// How often the spinner turns and the clock is redrawn.
+/// Interval at which the spinner turns and the clock is redrawn.
 const TICK: Duration = Duration::from_millis(125);
 
-/// How often live lines are redrawn at most, a second.
+/// Limit of redraws of live lines, a second.
 const REDRAWS: u8 = 20;
 
 /// Live lines. Dropping it clears them.
@@ -43,24 +43,24 @@ pub struct Bars {
     paint: Paint,
     screen: Screen,
     live: MultiProgress,
-    /// One for each build; what belongs to none has one of its own.
+    /// State of each build; events that belong to none have a state of their own.
     states: Shared<BTreeMap<Option<String>, State>>,
 }
 
 #[derive(Default)]
 struct State {
     story: Story,
-    /// The image, where there are several.
+    /// The image, if there are several.
     whose: String,
-    /// What runs, with its spinner and clock; and the last line it wrote, which is left out where there are several.
+    /// The running item with its spinner and clock; and its last output line, which is left out if there are several builds.
     live: Option<(ProgressBar, Option<ProgressBar>)>,
-    /// Name of what runs, before any amount.
+    /// Name of the running item, without any amount.
     label: String,
     stage: Option<Stage>,
     pace: Option<Pace>,
 }
 
-/// Where the transfer of a stage began.
+/// The start of a stage's transfer.
 struct Pace {
     stage: Stage,
     at: Duration,
@@ -68,7 +68,7 @@ struct Pace {
 }
 
 impl Bars {
-    /// Bars on standard error, ticking.
+    /// Creates bars on standard error, with their timer running.
     #[must_use]
     pub fn on_stderr(verbosity: Verbosity, paint: Paint) -> Self {
         Self::on(Screen::on_stderr(), REDRAWS, verbosity, paint)
@@ -89,13 +89,13 @@ impl Bars {
             }
             Event::BuildFinished { outcome, .. } => {
                 self.clear(state);
-                // How a failed build ended is told at length by the command line.
+                // The command line prints the details of a failed build.
                 if *outcome != Outcome::Failed {
                     self.print(state, &line);
                 }
             }
             Event::DownloadStarted { url } => {
-                // Before the build itself, and so without a line of its own.
+                // This precedes the build itself, and so has no line of its own.
                 let alone = state.is_alone();
                 state.live.get_or_insert_with(|| self.live_lines(alone));
                 state.begin(format!("download {}", escape(url.rsplit('/').next().unwrap_or_default())));
@@ -106,7 +106,7 @@ impl Bars {
             }
             Event::ShellStarted { tail, .. } => {
                 self.clear(state);
-                // Of a running step only the last line was seen.
+                // Of a running step only the last line was shown.
                 for text in tail {
                     self.print(state, &Line { topic: Topic::Output, text: quote_line(text) });
                 }
@@ -138,7 +138,7 @@ impl Bars {
 
     fn print(&self, state: &State, line: &Line) {
         if is_shown(line.topic, self.verbosity) {
-            // The story names the image where one begins or ends.
+            // The line names the image where a build begins or ends.
             let named = line.text.contains(&state.whose);
             let whose = if state.is_alone() || named { String::new() } else { format!("{}: ", state.whose) };
             let text = format!("{}{}", self.paint.dim(&whose), self.paint.line(line));
@@ -150,7 +150,7 @@ impl Bars {
     }
 
     fn live_lines(&self, alone: bool) -> (ProgressBar, Option<ProgressBar>) {
-        // Only the wide part gives way on a narrow terminal: a live line that wrapped could not be redrawn.
+        // Only the flexible part shrinks on a narrow terminal: a live line that wrapped could not be redrawn.
         let style = |template: &str| {
             ProgressStyle::with_template(template)
                 .unwrap_or_else(|_| ProgressStyle::default_spinner())
@@ -175,12 +175,12 @@ impl Bars {
 }
 
 impl State {
-    /// Whether this is the only build of the command.
+    /// Returns whether this is the only build of the command.
     fn is_alone(&self) -> bool {
         self.whose.is_empty()
     }
 
-    /// Something new runs.
+    /// Starts the live line of something new.
     fn begin(&mut self, label: String) {
         let label = if self.is_alone() { label } else { format!("{}: {label}", self.whose) };
         if let Some((now, last)) = &self.live {
@@ -213,12 +213,12 @@ impl State {
     }
 }
 
-/// Writes how long something has been running.
+/// Writes the time since something began.
 fn write_clock(state: &ProgressState, out: &mut dyn fmt::Write) {
     let _ = out.write_str(&clock(state.elapsed().as_secs()));
 }
 
-/// The mean since the transfer began, once there is something to measure.
+/// Returns the mean rate since the transfer began, if there is something to measure yet.
 fn rate(pace: &Pace, at: Duration, done: u64) -> String {
     let millis = at.saturating_sub(pace.at).as_millis();
     match u128::from(done - pace.done) * 1000 / millis.max(1) {

@@ -1,17 +1,17 @@
-//! Text that others wrote, made harmless for a terminal, a CI log and a pager (fault row G4). All of it passes here.
+//! Escapes foreign strings for a terminal, a CI log and a pager (fault row G4). All foreign output passes through here.
 //!
 //! Guest output can hold escape sequences that write the clipboard (OSC 52) or retitle the window, carriage returns that
-//! overwrite what was said before, direction marks that reorder it, and lines that a CI service takes for its commands.
+//! overwrite earlier output, direction marks that reorder it, and lines that a CI service takes for its commands.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::ops::RangeInclusive;
 
-/// What CI services look for anywhere in a line: the older form of GitHub's commands, Azure's and `TeamCity`'s, and the
-/// markers of GitLab's and Travis' sections.
+/// Strings that CI services look for anywhere in a line: the older form of GitHub's commands, Azure's and `TeamCity`'s, and
+/// the markers of GitLab's and Travis' sections.
 const CI_COMMANDS: [&str; 6] = ["##[", "##vso[", "##teamcity[", "section_start:", "section_end:", "travis_fold:"];
 
-/// The characters that may be invisible or reorder their neighbours: those of the property `Default_Ignorable_Code_Point` and of
+/// Characters that may be invisible or reorder their neighbours: those of the property `Default_Ignorable_Code_Point` and of
 /// the categories Cf, Zl and Zp in Unicode 16.
 const INVISIBLE: [RangeInclusive<char>; 25] = [
     '\u{ad}'..='\u{ad}',
@@ -46,8 +46,8 @@ pub(super) fn is_hostile(c: char) -> bool {
     c != '\t' && (c.is_control() || !c.is_ascii() && INVISIBLE.iter().any(|range| range.contains(&c)))
 }
 
-/// One line of text with every hostile character written out, as in `\x1b` and `\u{202e}`. A carriage return at the end
-/// is dropped, since it is how some programs end lines.
+/// Returns one line of text with every hostile character escaped, as in `\x1b` and `\u{202e}`. A carriage return at the end
+/// is dropped, since some programs end lines with it.
 #[must_use]
 pub fn escape(text: &str) -> Cow<'_, str> {
     let text = text.trim_end_matches(['\r', '\n']);
@@ -89,7 +89,7 @@ pub(crate) fn escape_rendered(text: &str) -> String {
     safe
 }
 
-/// Escapes JSON, on one line or several: what a JSON parser reads from it does not change.
+/// Escapes JSON, on one line or several, without changing what a JSON parser reads from it.
 #[must_use]
 pub fn escape_json(json: &str) -> String {
     let mut safe = String::with_capacity(json.len());

@@ -1,4 +1,5 @@
-//! Foreign text at every place where kiln shows it: no line begins with it, and none is a command of a CI service.
+//! Tests foreign strings at every place where kiln prints them: no line begins with one, and none is a command of a CI
+//! service.
 
 use std::fs;
 use std::time::Duration;
@@ -13,12 +14,12 @@ use super::testing::{Glass, Tape, outcome};
 use super::*;
 use crate::event::{Channel, Event, Level, Origin, Stage};
 
-/// The foreign texts as kiln decodes them.
+/// Returns the foreign strings as kiln decodes them.
 fn texts() -> Vec<String> {
     hostile_texts().iter().map(|text| String::from_utf8_lossy(text).into_owned()).collect()
 }
 
-/// Every event with the text wherever it has room for one.
+/// Returns every event with the string in each of its fields.
 fn events(text: &str) -> Vec<Event> {
     let own = || text.to_owned();
     vec![

@@ -7,28 +7,28 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use crate::build::provision::StepError;
-use crate::build::source_errors::SourceErrors;
-use crate::build::test::{Failed, Outcome, TestsFailed};
 use crate::error::Failure;
+use crate::guest::step_error::StepError;
 use crate::report::escape::escape;
+use crate::resolve::source_errors::SourceErrors;
 use crate::specfile::{LoadError, SpecErrors};
+use crate::test::{Failed, Outcome, TestsFailed};
 
 /// A run of GitHub Actions.
 pub struct Actions {
-    /// Where the run's page takes Markdown from.
+    /// The file that GitHub reads the Markdown of the run's page from.
     summary: Option<PathBuf>,
 }
 
 impl Actions {
-    /// If this is one.
+    /// Returns the run of GitHub Actions that kiln is part of, if any.
     #[must_use]
     pub fn here() -> Option<Self> {
         let is_there = std::env::var("GITHUB_ACTIONS").is_ok_and(|value| value == "true");
         is_there.then(|| Self { summary: std::env::var_os("GITHUB_STEP_SUMMARY").map(PathBuf::from) })
     }
 
-    /// Appends the table of tests. That the page cannot be written fails nothing.
+    /// Appends the table of tests to the run's page. An error is ignored: it must not fail the build.
     pub fn tell(&self, image: &str, outcomes: &[Outcome]) {
         let Some(path) = &self.summary else { return };
         let appended = File::options().append(true).create(true).open(path);
@@ -36,8 +36,8 @@ impl Actions {
     }
 }
 
-/// Annotations of what is wrong with a spec or its inputs, and of a step or tests that failed. Other failures are about no
-/// line of a file.
+/// Returns annotations for errors in a spec or its inputs, and for a step or tests that failed. Other failures have no place
+/// in a file.
 #[must_use]
 pub fn annotations(failure: &Failure) -> Vec<String> {
     if let Some(LoadError::Invalid(errors)) = failure.fault() {
@@ -72,14 +72,14 @@ fn of_spec(errors: &SpecErrors) -> Vec<String> {
     errors.errors.iter().map(one).collect()
 }
 
-/// Where in a file, counted from 1; 0 for nowhere in it.
+/// Position in a file, counted from 1; 0 if the error is about the whole file.
 struct Place<'a> {
     file: &'a Path,
     line: usize,
     column: usize,
 }
 
-/// An error at a line of a file. Paths are relative to the working folder, as GitHub wants them.
+/// Returns an error annotation for a line of a file. Paths are relative to the working folder, as GitHub requires.
 fn annotation(Place { file, line, column }: Place<'_>, title: &str, message: &str) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     let file = property(&file.strip_prefix(here).unwrap_or(file).display().to_string());
@@ -110,7 +110,7 @@ pub(super) fn table(image: &str, outcomes: &[Outcome]) -> String {
     text
 }
 
-/// Text in a cell of a Markdown table: no cell ends early, and nothing is taken for markup.
+/// Escapes text for a cell of a Markdown table: no cell ends early, and nothing is taken for markup.
 fn cell(text: &str) -> String {
     let for_markdown = |c: char| match c {
         '&' => "&amp;".to_owned(),

@@ -11,7 +11,7 @@ use crate::event::{Event, Origin, Sink};
 /// Version of the schema. Within one version fields and events are only ever added.
 pub const SCHEMA: u32 = 1;
 
-/// JSON lines. Every event is written, whatever `-q` and `-v` say.
+/// Sink that writes JSON lines. Every event is written, whatever `-q` and `-v` say.
 pub struct Json {
     out: Shared<Box<dyn Write + Send>>,
 }
@@ -27,7 +27,7 @@ struct Line<'a> {
 }
 
 impl Json {
-    /// Lines go to `out`.
+    /// Creates a sink that writes lines to `out`.
     #[must_use]
     pub fn new(out: Box<dyn Write + Send>) -> Self {
         Self { out: Shared::new(out) }
@@ -37,7 +37,7 @@ impl Json {
 impl Sink for Json {
     fn emit(&self, Origin { at, build }: Origin<'_>, event: &Event) {
         let at = (at.as_secs_f64() * 1000.0).round() / 1000.0;
-        // Events are plain data, and a reader that is gone must not fail the build.
+        // Serialising cannot fail, since events are plain data; and a closed output must not fail the build.
         let Ok(line) = serde_json::to_string(&Line { schema: SCHEMA, at, build, event }) else { return };
         self.out.with(|out| drop(write_line(out, escape_json(&line))));
     }

@@ -1,12 +1,13 @@
-//! `JUnit` XML, as CI servers read it: a test suite for each format of the image that was booted.
+//! Reports in `JUnit` XML, as CI servers read it: a test suite for each format of the image that was booted.
 
 use std::time::Duration;
 
 use quick_junit::{NonSuccessKind, Property, Report, TestCase, TestCaseStatus, TestSuite, XmlString};
 
+use crate::test::Outcome;
+
 use super::escape::escape;
 use super::quote::quote_line;
-use crate::build::test::Outcome;
 
 /// Returns the report of an image's tests. It may be shown by a pipeline, so that foreign text is escaped as on a terminal.
 ///

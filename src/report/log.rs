@@ -1,4 +1,4 @@
-//! `build.log`: every event, a line each, with the seconds since the command began.
+//! Writes `build.log`: every event on a line, with the seconds since the command began.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -11,10 +11,10 @@ use super::story::{Story, Topic};
 use super::{Shared, write_line};
 use crate::event::{Event, Origin, Sink};
 
-/// Largest log, bytes. A guest can write for hours.
+/// Size limit of a log, bytes. A guest can write for hours.
 const LARGEST: u64 = 256 << 20;
 
-/// A log file. It never fails the build: what went wrong is said when it is closed.
+/// A log file. It never fails the build: errors are returned when it is closed.
 pub struct Log {
     state: Shared<State<File>>,
 }
@@ -29,7 +29,7 @@ struct State<W> {
 }
 
 impl Log {
-    /// Makes a new file.
+    /// Creates the file, which must not exist.
     ///
     /// # Errors
     /// When it exists or cannot be made.
@@ -40,7 +40,7 @@ impl Log {
         Ok(Self { state: Shared::new(state) })
     }
 
-    /// Ends the log: events that come later are dropped, since the file is about to be digested and made read-only.
+    /// Ends the log: later events are dropped, since the file is about to be digested and made read-only.
     ///
     /// # Errors
     /// The first write that failed.

@@ -1,11 +1,11 @@
-//! What people and programs see of a build: consumers of the event stream, all on standard error or in a file.
+//! Consumers of the event stream, which show a build to people and programs, on standard error or in a file.
 //!
 //! ```text
 //! Events -> bars | plain | json    one of them, chosen by `--progress` and the terminal
 //!        \-> log                   build.log, every event
 //! ```
-//! What came of tests has reports of its own: `junit` for CI servers, `github` for a run of GitHub Actions.
-//! How a build ended in failure is not told here but by the command line, which has the `Failure`.
+//! Test results have reports of their own: `junit` for CI servers, `github` for a run of GitHub Actions. Failures of a build
+//! are printed by the command line, which has the `Failure`.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,7 +36,7 @@ pub use bars::Bars;
 pub use json::{Json, SCHEMA};
 pub use plain::Plain;
 
-/// `--progress`
+/// Value of `--progress`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Progress {
     /// Bars on a terminal that can show them, else plain.
@@ -50,19 +50,19 @@ pub enum Progress {
     Json,
 }
 
-/// `-q` and `-v`
+/// Verbosity, set by `-q` and `-v`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Verbosity {
     /// Warnings and errors only.
     Quiet,
-    /// What a user wants to see of a build that goes well.
+    /// The events that interest a user in a successful build.
     #[default]
     Normal,
     /// Also debug notices and the guest's console.
     Verbose,
 }
 
-/// What standard error is connected to.
+/// Properties of the terminal at standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Terminal {
     /// Whether the cursor can be moved there.
@@ -72,7 +72,7 @@ struct Terminal {
 }
 
 impl Terminal {
-    /// Standard error, by the environment's `TERM` and `NO_COLOR` (no-color.org: set and not empty).
+    /// Examines standard error and the environment's `TERM` and `NO_COLOR` (no-color.org: set and not empty).
     fn of_stderr() -> Self {
         let read = |name| std::env::var(name).ok();
         Self::new(io::stderr().is_terminal(), read("TERM").as_deref(), read("NO_COLOR").as_deref())
@@ -84,7 +84,7 @@ impl Terminal {
     }
 }
 
-/// The consumer for standard error.
+/// Creates the sink for standard error.
 #[must_use]
 pub fn terminal(progress: Progress, verbosity: Verbosity) -> Arc<dyn Sink> {
     let terminal = Terminal::of_stderr();
@@ -96,7 +96,7 @@ pub fn terminal(progress: Progress, verbosity: Verbosity) -> Arc<dyn Sink> {
     }
 }
 
-/// Bars need a terminal even when asked for, and have nothing to show when quiet.
+/// Returns the kind of progress that is shown. Bars need a terminal even if requested, and have nothing to show when quiet.
 fn shown(progress: Progress, verbosity: Verbosity, terminal: Terminal) -> Progress {
     match progress {
         Progress::Json => Progress::Json,
@@ -105,7 +105,7 @@ fn shown(progress: Progress, verbosity: Verbosity, terminal: Terminal) -> Progre
     }
 }
 
-/// Colours, or none.
+/// Whether output is coloured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Paint(pub bool);
 
@@ -130,7 +130,7 @@ impl Paint {
         self.wrap("2", text)
     }
 
-    /// A finished line as plain output and bars show it.
+    /// Formats a finished line for plain output and bars.
     fn line(self, line: &story::Line) -> String {
         use story::Topic;
         let text = &line.text;
@@ -144,7 +144,7 @@ impl Paint {
     }
 }
 
-/// Whether a line of this topic is shown at all.
+/// Returns whether lines of this topic are shown.
 fn is_shown(topic: story::Topic, verbosity: Verbosity) -> bool {
     use story::Topic;
     match topic {
@@ -155,7 +155,7 @@ fn is_shown(topic: story::Topic, verbosity: Verbosity) -> bool {
     }
 }
 
-/// A writer that several threads share, and that may be gone: a closed terminal must not fail a build.
+/// A writer that is shared by threads and ignores errors: a closed terminal must not fail a build.
 struct Shared<W>(Mutex<W>);
 
 impl<W> Shared<W> {

@@ -7,7 +7,7 @@ use super::story::Stories;
 use super::{Paint, Shared, Verbosity, is_shown, write_line};
 use crate::event::{Event, Origin, Sink};
 
-/// Plain lines.
+/// Sink that writes plain lines.
 pub struct Plain {
     verbosity: Verbosity,
     paint: Paint,
@@ -15,7 +15,7 @@ pub struct Plain {
 }
 
 impl Plain {
-    /// Lines go to `out`.
+    /// Creates a sink that writes lines to `out`.
     #[must_use]
     pub fn new(out: Box<dyn Write + Send>, verbosity: Verbosity, paint: Paint) -> Self {
         Self { verbosity, paint, state: Shared::new((Stories::default(), out)) }
@@ -29,7 +29,7 @@ impl Sink for Plain {
             if is_shown(line.topic, self.verbosity) {
                 let whose =
                     origin.build.map(|build| self.paint.dim(&format!("{}: ", escape(build)))).unwrap_or_default();
-                // Standard error is gone: nobody is left to tell.
+                // An error means that standard error is closed, and nothing can be printed.
                 let _ = write_line(out, format!("{whose}{}", self.paint.line(&line)));
             }
         });

@@ -1,11 +1,11 @@
-//! Text of guests, disks, registries and manifests among lines of kiln's own. None of it begins a line: a label of kiln's
-//! or a visible mark comes first, since GitHub's runner ignores blanks before a command.
+//! Quotes text of guests, disks, registries and manifests among lines of kiln's own. No line begins with it: a label of
+//! kiln's or a visible mark comes first, since GitHub's runner ignores blanks before a command.
 
 use std::fmt::Write as _;
 
 use super::escape::{escape, is_hostile};
 
-/// Stands before each quoted line.
+/// Mark in front of each quoted line.
 pub(crate) const MARK: &str = "  | ";
 
 /// Returns one line of foreign text behind the mark.
@@ -71,7 +71,7 @@ impl TextPage {
         }
     }
 
-    /// Returns all lines.
+    /// Returns the text of the page.
     pub(crate) fn into_text(self) -> String {
         self.0
     }

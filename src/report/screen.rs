@@ -1,5 +1,5 @@
-//! The terminal below live lines. It does not depend on the terminal's autowrap mode, which a program before kiln may have
-//! turned off: a line ends with a newline, never by filling the row.
+//! Draws live lines on a terminal, independently of its autowrap mode, which an earlier program may have turned off: a line
+//! ends with a newline, never by filling the row.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use indicatif::TermLike;
 use terminal_size::{Height, Width};
 
-/// Size of a terminal that does not have one.
+/// Assumed size of a terminal that does not report one.
 const USUAL_SIZE: ScreenSize = ScreenSize { rows: 24, columns: 80 };
 /// Erases from the cursor to the end of the row.
 const ERASE_REST: &str = "\x1b[K";
@@ -28,7 +28,7 @@ impl ScreenSize {
     }
 }
 
-/// Where the cursor stands.
+/// Position of the cursor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CursorPlace {
     /// At the beginning of an empty row.
@@ -43,7 +43,7 @@ enum CursorPlace {
 #[derive(Clone)]
 pub(super) struct Screen {
     output: Arc<Mutex<ScreenOutput>>,
-    /// Its size, where that is not asked for anew each time.
+    /// A fixed size, for tests; by default the size is queried each time.
     fixed_size: Option<ScreenSize>,
 }
 
@@ -68,7 +68,7 @@ impl Screen {
         self.fixed_size.unwrap_or_else(ScreenSize::of_stderr)
     }
 
-    /// Prints a line for good, if no live line is in its way; returns whether it did.
+    /// Prints a permanent line, if no live line is in its way; returns whether it did.
     pub(super) fn print_line(&self, line: &str) -> io::Result<bool> {
         self.with(|output| {
             if output.place != CursorPlace::EmptyRow {
@@ -109,13 +109,13 @@ impl ScreenOutput {
         written.and_then(|()| self.terminal.flush())
     }
 
-    /// Takes text as indicatif draws it: each line, and then the spaces that fill its last row, if there is room for any.
+    /// Writes text as indicatif draws it: each line, and then the spaces that fill its last row, if there is room for any.
     fn draw(&mut self, text: &str) {
         if text == "\r" {
             self.put(text);
             self.place = CursorPlace::EmptyRow;
         } else if self.place == CursorPlace::InText && text.trim_start_matches(' ').is_empty() {
-            // The cursor of a row without room stands on its last character.
+            // In a row without room, the cursor stands on the last character.
             self.put(if text.is_empty() { "" } else { ERASE_REST });
             self.place = CursorPlace::RowEnd;
         } else {
@@ -133,8 +133,8 @@ impl fmt::Debug for Screen {
 }
 
 impl TermLike for Screen {
-    /// Leaves room for the `^C` that a terminal writes behind a live line. On the next line it would keep this one from being
-    /// cleared.
+    /// Returns the width without room for the `^C` that a terminal writes behind a live line. On the next line it would keep
+    /// this one from being cleared.
     fn width(&self) -> u16 {
         self.size().columns.saturating_sub(2).max(1)
     }

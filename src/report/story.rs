@@ -1,4 +1,4 @@
-//! Events as lines of text: the words that plain output, bars and log have in common.
+//! Formats events as lines of text, for plain output, bars and the log.
 
 use std::collections::BTreeMap;
 
@@ -7,35 +7,35 @@ use crate::report::escape::escape;
 use crate::report::quote::quote_line;
 use crate::size::ByteSize;
 
-/// What a line is about, and so who shows it.
+/// Topic of a line, which decides where it is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Topic {
-    /// Something went wrong or may.
+    /// A failure or a possible one.
     Warning,
     /// Something began.
     Began,
-    /// Something is over, and well.
+    /// Something ended successfully.
     Done,
-    /// Something is over, and failed.
+    /// Something ended with a failure.
     Failed,
-    /// A sentence worth a line.
+    /// An informative sentence.
     Note,
     /// A line that a step wrote.
     Output,
-    /// Console and debug sentences.
+    /// Console lines and debug notices.
     Detail,
-    /// Bytes moved.
+    /// Progress in bytes.
     Progress,
 }
 
-/// A line without its newline. It begins with a word of ours or with `  | `, whatever the guest wrote.
+/// A line without its newline. It begins with a word of kiln's or with `  | `, whatever the guest wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Line {
     pub(super) topic: Topic,
     pub(super) text: String,
 }
 
-/// What must be remembered of earlier events to tell the next one.
+/// State of earlier events that is needed to format the next one.
 #[derive(Debug, Default)]
 pub(super) struct Story {
     image: String,
@@ -43,19 +43,19 @@ pub(super) struct Story {
     step: Option<(usize, String)>,
 }
 
-/// The stories of several builds at once.
+/// The stories of concurrent builds.
 #[derive(Debug, Default)]
 pub(super) struct Stories(BTreeMap<Option<String>, Story>);
 
 impl Stories {
-    /// The story of one build; what belongs to none has one of its own.
+    /// Returns the story of one build; events that belong to none have a story of their own.
     pub(super) fn of(&mut self, build: Option<&str>) -> &mut Story {
         self.0.entry(build.map(str::to_owned)).or_default()
     }
 }
 
 impl Story {
-    /// The line for an event.
+    /// Formats an event as a line.
     pub(super) fn tell(&mut self, event: &Event) -> Line {
         let (topic, text) = match event {
             Event::BuildStarted { image, version, steps } => (Topic::Began, self.build(image, version, *steps)),
@@ -94,7 +94,7 @@ impl Story {
         Line { topic, text }
     }
 
-    /// The step that runs or ran last, as in `step 2/5 install nginx`.
+    /// Returns a label for the step that runs or ran last, as in `step 2/5 install nginx`.
     fn step_label(&self, index: usize) -> String {
         let place = format!("step {}/{}", index + 1, self.steps);
         match &self.step {
@@ -137,7 +137,7 @@ fn notice(level: Level, text: &str) -> (Topic, String) {
     }
 }
 
-/// `1.2GiB of 8GiB`, or how much so far.
+/// Formats an amount such as `1.2GiB of 8GiB`, or only the first number if the total is not known.
 pub(super) fn amount(done: u64, total: u64) -> String {
     match total {
         0 => ByteSize(done).to_string(),
@@ -145,9 +145,9 @@ pub(super) fn amount(done: u64, total: u64) -> String {
     }
 }
 
-/// A duration for people: `0.4s`, `2m 03s`, `1h 02m`.
+/// Formats a duration for people: `0.4s`, `2m 03s`, `1h 02m`.
 pub(super) fn span(seconds: f64) -> String {
-    // What would be rounded up to 60.0 is a minute.
+    // A value that would be rounded up to 60.0 is a minute.
     if seconds < 59.95 {
         return format!("{:.1}s", seconds.max(0.0));
     }
@@ -156,7 +156,7 @@ pub(super) fn span(seconds: f64) -> String {
     clock(whole)
 }
 
-/// Formats a duration that goes on: `59s`, `2m 03s`, `1h 02m`.
+/// Formats a running duration: `59s`, `2m 03s`, `1h 02m`.
 pub(super) fn clock(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds}s"),

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use indicatif::{InMemoryTerm, TermLike};
 
-use crate::build::test::Outcome;
 use crate::specfile::{Check, Test};
+use crate::test::Outcome;
 
-/// A test that took a second and a half.
+/// Returns the outcome of a test that took a second and a half.
 pub fn outcome(name: &str, ok: bool, found: &str) -> Outcome {
     let test = Test {
         name: name.to_owned(),
@@ -53,7 +53,7 @@ impl Write for Tape {
     }
 }
 
-/// The front of a terminal that exists in memory alone.
+/// The screen of an in-memory terminal.
 pub(crate) struct Glass(pub(crate) InMemoryTerm);
 
 impl Write for Glass {

@@ -1,4 +1,4 @@
-//! The consumers, fed with one build.
+//! Tests of the consumers, fed with one build.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ fn output(line: &str) -> Event {
     Event::StepOutput { index: 0, channel: Channel::Stderr, line: line.into() }
 }
 
-/// A build with a step that writes hostile text, a step that fails, and one of every other event.
+/// Returns the events of a build with a step that writes hostile text, a step that fails, and one of every other event.
 fn build(outcome: Outcome) -> Vec<Event> {
     vec![
         Event::Notice { level: Level::Info, text: "waiting for another kiln".into() },
@@ -112,7 +112,7 @@ fn json_is_one_object_a_line() {
     }
 }
 
-/// `docs/events.md` names every event and field there is.
+/// Checks that `docs/events.md` names every event and field.
 #[test]
 fn the_schema_is_documented() {
     let docs = include_str!("../../docs/events.md");
@@ -144,14 +144,14 @@ fn the_log_has_every_event() {
     assert_eq!(lines[14], "     4.250 FAILED step 2/2 site  1m 01s");
 }
 
-/// A terminal of this many columns, and bars on it.
+/// Returns a terminal of this many columns, and bars on it.
 fn bars(columns: u16, verbosity: Verbosity, paint: Paint) -> (InMemoryTerm, Bars) {
     let term = InMemoryTerm::new(30, columns);
     let screen = Screen::new(Box::new(Glass(term.clone())), Some(ScreenSize { rows: 30, columns }));
     (term, Bars::on(screen, 255, verbosity, paint))
 }
 
-/// What is on the screen, the spinner standing still.
+/// Returns the content of the screen, with the spinner in a fixed position.
 fn screen(term: &InMemoryTerm) -> String {
     let still = |line: &str| match line.strip_prefix(['|', '/', '-', '\\']) {
         Some(rest) if rest.starts_with(' ') => format!("*{rest}"),
@@ -185,7 +185,7 @@ fn bars_tell_the_pace_of_a_transfer() {
     assert!(screen(&term).contains("* convert 50MiB of 80MiB, 20MiB/s"), "{}", screen(&term));
 }
 
-/// Two builds at once: lines are told apart, and each has one live line.
+/// Covers two concurrent builds: lines name their build, and each build has one live line.
 #[test]
 fn several_builds_have_a_line_each() {
     let (term, bars) = bars(60, Verbosity::Normal, Paint(false));
@@ -228,7 +228,7 @@ fn a_download_before_the_build_has_a_line() {
     assert_eq!(screen(&term), "  ok download 4MiB  4.0s");
 }
 
-/// `docs/events.md` also names what comes before a build.
+/// Checks that `docs/events.md` also names what comes before a build.
 #[test]
 fn downloads_are_documented() {
     let docs = include_str!("../../docs/events.md");
@@ -248,7 +248,7 @@ fn bars_leave_nothing_live_at_the_end() {
             if outcome == Outcome::Failed { "  ok test answers  2.0s" } else { "  ok published web@1.4.0  1m 40s" };
         assert_eq!(last, expected);
     }
-    // Cut short, as by an error outside of the build.
+    // The events end early, as after an error outside of the build.
     let (term, bars) = bars(50, Verbosity::Normal, Paint(false));
     feed(&bars, &build(Outcome::Published)[..10]);
     drop(bars);
@@ -324,7 +324,7 @@ fn a_sink_outlives_its_reader() {
 }
 
 proptest! {
-    /// Fault row G4: whatever text comes from outside, every line is one of ours, whole and without commands.
+    /// Covers fault row G4: whatever foreign text comes in, every line is one of kiln's, complete and without commands.
     #[test]
     fn g4_no_line_can_be_forged(text in any::<String>(), prefix in "(::|##\\[|##vso\\[|\r|\n|\x1b\\[)?") {
         let text = prefix + &text;

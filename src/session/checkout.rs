@@ -1,8 +1,8 @@
 //! Permission bits of files that git checked out.
 //!
-//! git keeps one bit of a file's mode: whether its owner may execute it. All others come from the umask of whoever checked
-//! the tree out, so two checkouts of one commit differ. What the umask of a checkout explains is sent as the umask 022 would
-//! have made it; every other mode was set on purpose, and stays.
+//! git keeps one bit of a file's mode: whether its owner may execute it. All others come from the umask during the checkout,
+//! so two checkouts of one commit may differ. A mode that the umask of the checkout explains is sent as the umask 022 would
+//! have made it; every other mode was set on purpose, and is kept.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,4 +1,4 @@
-//! What can go wrong between kiln and the guest.
+//! Errors between kiln and the guest.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,86 +9,86 @@ use crate::error::{Fault, Kind};
 use crate::size::{ByteSize, format_duration};
 use crate::wire::code::Malformed;
 
-/// A failed conversation, transfer or request.
+/// A failure of the connection, a transfer or a request.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
-    /// The other end of the port is gone.
+    /// The other end of the port was closed.
     #[error("the agent's port was closed")]
     Closed,
     /// The port failed.
     #[error("the agent's port failed")]
     Port(#[source] io::Error),
-    /// The guest said what no agent says.
+    /// The guest sent a message that no agent sends.
     #[error("the guest does not speak the agent's language: {0}")]
     Protocol(String),
-    /// An agent of another kiln answered.
+    /// An agent of another kiln build answered.
     #[error("the guest runs another agent: version {version}, build {build}")]
     OtherBuild {
-        /// Its version.
+        /// Protocol version of the agent.
         version: u16,
-        /// Its build.
+        /// Build id of the agent.
         build: String,
     },
-    /// The agent began anew in the middle of a request: the guest rebooted.
+    /// The agent sent a new hello during a request: the guest rebooted.
     #[error("the guest's agent started anew in the middle of a request")]
     Restarted,
-    /// Somebody else says hello on the port, in the same boot: another agent, or this one after its death.
+    /// A second hello arrived on the port, in the same boot: from another agent, or from this one after its death.
     #[error("another agent spoke in the middle of a request")]
     SecondAgent,
-    /// The agent has closed its port in the guest, which goes on running.
+    /// The agent has closed its port, while the guest still runs.
     #[error("kiln's agent in the guest ended")]
     AgentEnded,
-    /// The guest does not take what is sent to it.
+    /// The guest has not taken any data for this time.
     #[error("the guest read nothing for {}", format_duration(*.0))]
     Stalled(Duration),
-    /// Not even pings are answered.
+    /// The guest has not even answered pings for this time.
     #[error("the guest's agent said nothing for {}", format_duration(*.0))]
     Silent(Duration),
-    /// A command should have been killed by the agent long ago.
+    /// A command that the agent should have killed after this time still runs.
     #[error("the guest's agent did not end a command that was to take at most {}", format_duration(*.0))]
     Overdue(Duration),
     /// The guest refused or failed a request.
     #[error("the guest says: {text}")]
     Refused {
-        /// Its file system is full.
+        /// Whether the guest's file system is full.
         full: bool,
-        /// What and why, in the agent's words.
+        /// The agent's message: what failed and why.
         text: String,
     },
     /// A command with its environment and secrets is too large to be sent.
     #[error("the command with its environment and secrets has {bytes}; the limit is {limit}")]
     TooLarge {
-        /// Its size.
+        /// Size of the command.
         bytes: ByteSize,
-        /// What can be sent.
+        /// The size limit.
         limit: ByteSize,
     },
-    /// An input on this host, sound when the build was planned, cannot be read or copied any more.
+    /// An input on this host that was valid when the build was planned cannot be read or copied any more.
     #[error("{0}")]
     Input(String),
     /// An input on this host changed during the build.
     #[error("{} changed while it was read", .0.display())]
     Changed(PathBuf),
-    /// What the guest sent as files may not be written here.
+    /// Files that the guest sent may not be written here.
     #[error("the guest sent a tree that is refused: {0}")]
     Hostile(String),
-    /// What the guest sent cannot be kept in the store.
+    /// A file that the guest sent cannot be kept in the store.
     #[error("`{path}` cannot be kept beside the image: {why}")]
     Unkept {
-        /// Which file or folder.
+        /// Path of the file or folder.
         path: String,
-        /// Why.
+        /// The reason.
         why: String,
     },
-    /// What the guest sent is larger than allowed.
+    /// The guest sent more than the limit.
     #[error("the guest sent more than {0}")]
     Beyond(String),
     /// A file on this host cannot be written.
     #[error("cannot write {}", .path.display())]
     Write {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// The underlying error.
         source: io::Error,
     },
 }
@@ -153,7 +153,7 @@ impl From<PackError> for GuestError {
     }
 }
 
-/// Text of the guest without what a terminal might obey.
+/// Escapes a guest's text for a terminal.
 pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

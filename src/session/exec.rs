@@ -1,4 +1,4 @@
-//! Runs commands in the guest, their output streamed as it comes.
+//! Runs commands in the guest, and streams their output.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,9 +6,6 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::GuestError;
-use super::error::printable;
-use super::session::{Session, unexpected};
 use crate::event::Channel;
 use crate::process::describe_signal;
 use crate::size::ByteSize;
@@ -16,10 +13,14 @@ use crate::wire::code::Code;
 use crate::wire::message::{Pair, ShellScript};
 use crate::wire::{self, Aftermath, ExecRequest, Hidden, MAX_DATA, MAX_EXEC, Message, Secret};
 
-/// The shell of texts, which is there whatever `PATH` is in the guest.
+use super::GuestError;
+use super::connection::{Session, unexpected};
+use super::error::printable;
+
+/// The shell for scripts, found by its path whatever `PATH` is in the guest.
 pub(crate) const SHELL: &str = "/bin/sh";
 
-/// How much later than its time-out a command may end: the agent first asks, then kills, then drains the pipes.
+/// Time that a command may run beyond its time-out: the agent first terminates, then kills, then drains the pipes.
 const GRACE: Duration = Duration::from_secs(60);
 
 /// A command for the guest.
@@ -29,25 +30,25 @@ pub struct Exec {
     pub argv: Vec<String>,
     /// A script, whose path is one more argument.
     pub script: Option<ShellScript>,
-    /// Environment on top of what the guest gives.
+    /// Environment variables in addition to those of the guest.
     pub env: BTreeMap<String, String>,
     /// Working directory, absolute.
     pub dir: String,
-    /// User name or number; with its groups as the guest knows them.
+    /// User name or number; the command runs with the user's groups in the guest.
     pub user: String,
-    /// After this all its processes are killed.
+    /// Time after which all its processes are killed.
     pub timeout: Option<Duration>,
     /// Files below `$KILN_SECRETS`, by name.
     pub secrets: Vec<(String, Vec<u8>)>,
-    /// All of its stdin; `/dev/null` where absent.
+    /// Content of its stdin; `/dev/null` if absent.
     pub stdin: Option<Vec<u8>>,
-    /// The step that it is, from 1; none for anything else.
+    /// Number of the step that runs it, from 1; `None` for other commands.
     pub step: Option<u32>,
-    /// Whether it finds what a login would give its user; kiln's own commands have a bare environment.
+    /// Whether it gets the environment of a login of its user; kiln's own commands have a bare environment.
     pub login: bool,
 }
 
-/// Values may be secret, so only names are shown.
+/// Shows names only, since values may be secret.
 impl fmt::Debug for Exec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Exec").field("argv", &self.argv).field("user", &self.user).finish_non_exhaustive()
@@ -55,7 +56,7 @@ impl fmt::Debug for Exec {
 }
 
 impl Exec {
-    /// This command as root in `/`, without a time-out.
+    /// Creates a command that runs as root in `/`, without a time-out.
     pub fn new<S: Into<String>>(argv: impl IntoIterator<Item = S>) -> Self {
         Self {
             argv: argv.into_iter().map(Into::into).collect(),
@@ -71,7 +72,7 @@ impl Exec {
         }
     }
 
-    /// The same for a shell that reads this text. `name` is what the shell calls the text in its messages.
+    /// Creates a command for a shell that reads this script. `name` is the shell's name for the script in its messages.
     #[must_use]
     pub fn shell(name: &str, text: &str) -> Self {
         let script = ShellScript { name: name.to_owned(), text: text.to_owned() };
@@ -97,28 +98,28 @@ impl Exec {
     }
 }
 
-/// How a command ended.
+/// End of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Exit {
-    /// It returned this code.
+    /// It exited with this code.
     Code(u8),
     /// This signal killed it.
     Signal(u8),
     /// It took too long and was killed.
     TimedOut,
-    /// It could not be started, and why.
+    /// It could not be started, for this reason.
     NotStarted(String),
 }
 
 impl Exit {
-    /// Whether it did what it should.
+    /// Returns whether the command exited with code 0.
     #[must_use]
     pub fn is_success(&self) -> bool {
         *self == Self::Code(0)
     }
 }
 
-/// Fits behind "the step ": `exited with code 2`.
+/// Reads well behind "the step ": `exited with code 2`.
 impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -131,11 +132,11 @@ impl fmt::Display for Exit {
 }
 
 impl Session {
-    /// Runs a command to its end. `output` gets its bytes as they come, at most 64 KiB at once; while it works, the
-    /// command may have to wait.
+    /// Runs a command to its end. `output` is called with its output as it arrives, at most 64 KiB at once; the command may
+    /// have to wait meanwhile.
     ///
     /// # Errors
-    /// When the conversation fails. A command that fails is an [`Exit`].
+    /// When the connection fails. A command that fails is an [`Exit`].
     pub async fn exec(&mut self, exec: &Exec, output: &mut dyn FnMut(Channel, &[u8])) -> Result<Exit, GuestError> {
         self.start(&exec.request()).await?;
         self.aftermath = Aftermath::default();
@@ -146,7 +147,7 @@ impl Session {
         }
     }
 
-    /// Sends a command in as many parts as it takes.
+    /// Sends a command, in several parts if necessary.
     pub(super) async fn start(&mut self, request: &ExecRequest) -> Result<(), GuestError> {
         let mut encoded = Vec::new();
         request.put(&mut encoded);
@@ -182,7 +183,7 @@ impl Session {
         }
     }
 
-    /// Returns what the agent noticed around the last command, besides its output and its end.
+    /// Returns the agent's observations about the last command, besides its output and its end.
     pub fn take_aftermath(&mut self) -> Aftermath {
         std::mem::take(&mut self.aftermath)
     }
@@ -190,7 +191,7 @@ impl Session {
     /// Ends the processes that commands have left behind, and returns them in `left`.
     ///
     /// # Errors
-    /// When the conversation fails.
+    /// When the connection fails.
     pub async fn end_processes(&mut self) -> Result<Aftermath, GuestError> {
         self.begin();
         self.queue(&Message::EndProcesses {});
@@ -204,7 +205,7 @@ impl Session {
         }
     }
 
-    /// Sends as much stdin as there is credit for, and its end.
+    /// Sends as much of stdin as the credit allows, and its end.
     async fn feed(&mut self, stdin: &mut Option<&[u8]>) -> Result<(), GuestError> {
         let Some(rest) = stdin else { return Ok(()) };
         while !rest.is_empty() && self.credit > 0 {
@@ -221,7 +222,7 @@ impl Session {
     }
 }
 
-/// What a running command's message means.
+/// Meaning of a message about a running command.
 pub(super) enum Told {
     Output(Channel, Vec<u8>),
     Credit,
@@ -240,7 +241,7 @@ pub(super) fn told(message: Message) -> Result<Told, GuestError> {
     })
 }
 
-/// Returns the same with names and command lines that a terminal can show.
+/// Returns the observations with names and command lines that a terminal can show.
 fn printable_aftermath(mut found: Aftermath) -> Aftermath {
     for text in found.oom_killed.iter_mut().chain(&mut found.notes) {
         *text = printable(text);

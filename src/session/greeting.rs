@@ -1,4 +1,4 @@
-//! How a session begins, and begins again: after a boot, a reboot, and a checkpoint.
+//! Begins and resumes sessions: after a boot, a reboot, and a checkpoint.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::{Duration, SystemTime};
@@ -6,36 +6,37 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
-use super::GuestError;
-use super::error::printable;
-use super::session::{Session, unexpected};
 use crate::wire::Message;
 use crate::wire::message::{Facts, Origin};
 
-/// What the agent said about its guest. Texts hold no control characters.
+use super::GuestError;
+use super::connection::{Session, unexpected};
+use super::error::printable;
+
+/// The agent's description of its guest. Strings contain no control characters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// Different after each boot.
+    /// Id of the boot, different after each boot.
     pub boot_id: String,
-    /// cloud-init's instance-id, if it had one by then.
+    /// cloud-init's instance-id, if it was set by then.
     pub instance_id: Option<String>,
     /// The operating system's name for people.
     pub os: String,
-    /// Its `ID`, such as `debian`.
+    /// The operating system's `ID`, such as `debian`.
     pub os_id: String,
-    /// Kernel release.
+    /// Release of the kernel.
     pub kernel: String,
     /// Machine architecture.
     pub arch: String,
-    /// The guest's clock when it said hello.
+    /// The guest's clock at the time of the hello.
     pub clock: SystemTime,
     /// Whether systemd is PID 1.
     pub systemd: bool,
 }
 
 impl Session {
-    /// Waits for the agent's hello, throwing away whatever else is in the port. Takes as long as it takes: the caller
-    /// races it with its deadline and the machine's death.
+    /// Waits for the agent's hello, discarding everything else that is in the port. There is no time limit: the caller races
+    /// it with its deadline and the machine's death.
     ///
     /// # Errors
     /// When the port closes, or an agent of another build answers.
@@ -45,7 +46,7 @@ impl Session {
         Ok((session, hello))
     }
 
-    /// After a reboot: waits for a hello with another boot id on the same port.
+    /// Waits for a hello with another boot id on the same port, after a reboot.
     ///
     /// # Errors
     /// As [`Session::accept`].
@@ -56,7 +57,7 @@ impl Session {
         self.greet().await
     }
 
-    /// Has the agent hold still for a checkpoint; only [`Session::resume`] may follow.
+    /// Makes the agent hold still for a checkpoint; only [`Session::resume`] may follow.
     ///
     /// # Errors
     /// When it is busy or does not answer.
@@ -73,7 +74,7 @@ impl Session {
         }
     }
 
-    /// Wakes the parked agent in the machine that went on after the checkpoint.
+    /// Wakes the parked agent in the machine that continued after the checkpoint.
     ///
     /// # Errors
     /// When the port closes, or an agent answers that was not parked.
@@ -92,8 +93,8 @@ impl Session {
         Ok(())
     }
 
-    /// Wakes the parked agent of a checkpoint that was loaded into another machine. `boot_id` is the one it said
-    /// when it was accepted. Takes as long as it takes, as [`Session::accept`].
+    /// Wakes the parked agent of a checkpoint that was loaded into another machine. `boot_id` is that of its hello when it
+    /// was accepted. There is no time limit, as in [`Session::accept`].
     ///
     /// # Errors
     /// As [`Session::resume`].
@@ -108,7 +109,7 @@ impl Session {
         let mut asked: Option<(u64, Facts)> = None;
         loop {
             match self.splitter.next_frame()?.map(|frame| frame.message) {
-                // A hello of before the reboot, or one repeated before it had our answer.
+                // A hello from before the reboot, or one that was repeated before our answer arrived.
                 Some(Message::Hello { facts, .. })
                     if facts.boot_id != self.boot_id
                         && asked.as_ref().is_none_or(|(_, known)| known.start != facts.start) =>
@@ -116,7 +117,7 @@ impl Session {
                     let nonce = nonce();
                     self.put(0, &Message::Welcome { origin: Origin, nonce });
                     asked = Some((nonce, facts));
-                    // Nobody who only talks is owed more than one answer.
+                    // A guest that only sends is not owed more than one answer.
                     while !self.out.is_empty() {
                         self.exchange().await?;
                     }
@@ -135,7 +136,7 @@ impl Session {
     }
 }
 
-/// Not to be guessed, and different each time.
+/// Returns a number that cannot be guessed, and is different each time.
 fn nonce() -> u64 {
     RandomState::new().build_hasher().finish()
 }

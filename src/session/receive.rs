@@ -1,7 +1,7 @@
-//! Writes a tree that a hostile guest sent: strictly beneath one name, with tame modes and bounded in every way.
+//! Writes a tree that a hostile guest sent: strictly beneath one name, with restricted modes and bounded in every way.
 //!
 //! No path is ever resolved by the kernel: each component is opened on its own, without following links. A link is only
-//! made where it cannot lead out of the tree.
+//! created where it cannot lead out of the tree.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -25,34 +25,34 @@ use super::error::printable;
 use crate::wire::tree::limits::{folders_above, inner_target};
 use crate::wire::tree::{Decoder, Entry, Item, Kind, Totals, TreeNote};
 
-/// How many files, folders and links an image may have fetched in all: what a version in the store may hold, less what kiln
-/// itself puts there.
+/// Number of files, folders and links that an image may have fetched in all: the limit of a version in the store, less the
+/// files that kiln itself puts there.
 pub const MOST_ENTRIES: u64 = 99_000;
-/// How many bytes their names may have together. The manifest, the sums and the verification hold each of them at once, a
-/// dozen times in all: no guest is to take more than 64 MiB of the host's memory.
+/// Total length of their names, bytes. The manifest, the sums and the verification hold each of them at once, a dozen times
+/// in all: no guest may use more than 64 MiB of the host's memory.
 pub const MOST_NAMES: usize = 3 << 20;
-/// How many entries that were left out are named.
+/// Number of left-out entries that are named.
 const MOST_NAMED: usize = 20;
 
-/// What is left of the room that an image has for fetched files.
+/// What an image may still fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FetchLimits {
-    /// Bytes of this tree, holes included.
+    /// Size of this tree, holes included, bytes.
     pub bytes: u64,
-    /// Files, folders and links.
+    /// Number of files, folders and links.
     pub entries: u64,
-    /// Bytes of their names, which begin with that of the tree.
+    /// Total length of their names, which begin with that of the tree, bytes.
     pub names: usize,
 }
 
 impl FetchLimits {
-    /// Returns all the room of an image, with this limit for the bytes of each tree.
+    /// Returns the limits of an image that has fetched nothing, with this size limit for each tree.
     #[must_use]
     pub fn new(bytes: u64) -> Self {
         Self { bytes, entries: MOST_ENTRIES, names: MOST_NAMES }
     }
 
-    /// Returns what is left besides this tree.
+    /// Returns the limits that remain after this tree.
     #[must_use]
     pub fn besides(self, tree: &FetchedTree) -> Self {
         let entries = self.entries.saturating_sub(tree.entries);
@@ -60,31 +60,31 @@ impl FetchLimits {
     }
 }
 
-/// What to fetch, and where to.
+/// A path to fetch, and its target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchRequest {
     /// Absolute path in the guest.
     pub from: String,
-    /// A folder on this host.
+    /// Target folder on this host.
     pub root: PathBuf,
-    /// Where it goes in that folder: nothing may be there. Folders above it are made.
+    /// Path in that folder; must not exist. Folders above it are created.
     pub to: PathBuf,
-    /// How much may come.
+    /// Limits of the fetch.
     pub limits: FetchLimits,
 }
 
-/// What a fetch wrote, by paths in [`FetchRequest::root`].
+/// Result of a fetch, by paths in [`FetchRequest::root`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FetchedTree {
     /// The regular files.
     pub files: Vec<String>,
-    /// The symbolic links, all of which lead to something in the tree, and their targets.
+    /// The symbolic links with their targets, all of which are in the tree.
     pub links: BTreeMap<String, String>,
-    /// What was left out, a sentence each; the first few.
+    /// The first entries that were left out, a sentence for each.
     pub left_out: Vec<String>,
-    /// How many were left out.
+    /// Number of entries that were left out.
     pub left_out_count: u64,
-    /// What is not as it was in the guest, or no more: a sentence each, the first few.
+    /// The first differences from the tree in the guest, a sentence for each.
     pub notes: Vec<String>,
     entries: u64,
     names: usize,
@@ -97,8 +97,8 @@ impl FetchedTree {
     }
 }
 
-/// Reads the tree to its end and writes it. Nothing may follow the end. A fetch and its repetition from the step cache
-/// both come through here, so they give the same tree.
+/// Reads the tree to its end and writes it. Data behind the end is an error. Both a fetch and its repetition from the step
+/// cache use this function, so they produce the same tree.
 pub fn receive(input: impl BufRead, request: &FetchRequest) -> Result<(FetchedTree, Totals), GuestError> {
     let (mut decoder, _) = Decoder::new(input).map_err(|error| broken(&error))?;
     let mut target = Target::new(request)?;
@@ -133,7 +133,7 @@ struct Target<'a> {
     records: u64,
     tree: FetchedTree,
     open: Option<Open>,
-    /// The folder used last, by its path in the tree: entries of one folder come together.
+    /// The last used folder, by its path in the tree: entries of one folder follow each other.
     recent: Option<(Vec<u8>, OwnedFd)>,
 }
 
@@ -179,7 +179,7 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// Takes note of what is neither a file nor a folder and cannot be kept. There is nothing else to fetch if it is all.
+    /// Records an entry that is neither a file nor a folder and cannot be kept. Fails if it is the whole tree.
     fn leave_out(&mut self, entry: &Entry, what: &str) -> Result<(), GuestError> {
         if entry.path.is_empty() {
             let path = printable(&self.request.from);
@@ -197,7 +197,7 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// Keeps what the sender says of a file.
+    /// Records the sender's note about a file.
     fn note(&mut self, note: &TreeNote) -> Result<(), GuestError> {
         self.records += 1;
         if self.records > 2 * MOST_ENTRIES {
@@ -233,13 +233,13 @@ impl<'a> Target<'a> {
         let bits = Mode::from_bits_truncate(0o755);
         let made = self.at(&entry.path, |folder, name| {
             mkdirat(folder, name, bits)?;
-            // Whatever the umask was.
+            // Set explicitly, independently of the umask.
             fchmodat(folder, name, bits, FchmodatFlags::FollowSymlink)
         });
         made.map_err(|no| refused(&self.shown(&entry.path), no))
     }
 
-    /// Sets the time of a folder, whose content is there by now.
+    /// Sets the time of a folder, after its content was written.
     fn leave_folder(&mut self, entry: &Entry) -> Result<(), GuestError> {
         let made = self.at(&entry.path, |folder, name| set_time(folder, name, entry.mtime));
         made.map_err(|no| refused(&self.shown(&entry.path), no))
@@ -264,7 +264,8 @@ impl<'a> Target<'a> {
         Ok(())
     }
 
-    /// Returns a link's target, from the link's folder where it is an absolute path of something that is fetched as well.
+    /// Returns a link's target, relative to the link's folder if it is an absolute path of something that is fetched as
+    /// well.
     fn relative(&self, path: &[u8], target: &[u8]) -> Vec<u8> {
         let root = self.request.from.trim_end_matches('/').as_bytes();
         let depth = folders_above(path);
@@ -278,7 +279,7 @@ impl<'a> Target<'a> {
         let path = self.shown(&entry.path);
         let name = self.count(entry)?;
         self.tree.files.push(name);
-        // Another name for a symbolic link could stand where it does lead out.
+        // Another name for a symbolic link could be in a place from where it does lead out.
         let is_file = |folder: &OwnedFd, name: &OsStr| {
             let stat = fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
             Ok(SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG)
@@ -330,7 +331,7 @@ impl<'a> Target<'a> {
         if path.is_empty() { self.into.clone() } else { self.into.join(OsStr::from_bytes(path)) }
     }
 
-    /// Calls with the folder that holds this path, and the name in it.
+    /// Calls `call` with the folder of this path, and the name in it.
     fn at<T>(&mut self, path: &[u8], call: impl FnOnce(&OwnedFd, &OsStr) -> nix::Result<T>) -> nix::Result<T> {
         if path.is_empty() {
             return call(&self.above, OsStr::from_bytes(&self.name));
@@ -377,7 +378,7 @@ fn hostile(entry: &Entry, what: &str) -> GuestError {
     GuestError::Hostile(format!("`{}` is {what}", printable(&path)))
 }
 
-/// Most errors mean that the tree contradicts itself; a full disk does not.
+/// Converts an error. Most errors mean that the tree contradicts itself; a full disk does not.
 fn refused(path: &Path, error: nix::Error) -> GuestError {
     use nix::Error;
     match error {

@@ -1,18 +1,19 @@
-//! Has the agent seal the guest.
+//! Asks the agent to seal the guest.
 
-use super::GuestError;
-use super::error::printable;
-use super::session::{Session, unexpected};
 use crate::wire::{Hidden, Message, SealReport, SealRequest};
 
-/// More than the paths of a million files, bytes. Records beyond it are not kept.
+use super::GuestError;
+use super::connection::{Session, unexpected};
+use super::error::printable;
+
+/// Limit of the records that are kept, more than the paths of a million files, bytes.
 const MAX_RECORDS: usize = 64 << 20;
 
 impl Session {
-    /// Has the guest sealed. Returns what the agent reports, and its records of the files whose times it has set back.
+    /// Asks the agent to seal the guest. Returns its report, and its records of the files whose times it has set back.
     ///
     /// # Errors
-    /// When an operation fails, or the conversation.
+    /// When an operation or the connection fails.
     pub async fn seal(&mut self, request: SealRequest) -> Result<(SealReport, Vec<u8>), GuestError> {
         self.begin();
         self.queue(&Message::Seal { request });
@@ -33,7 +34,7 @@ impl Session {
     }
 }
 
-/// Returns the same with texts that a terminal can show.
+/// Returns the report with strings that a terminal can show.
 fn printable_report(mut report: SealReport) -> SealReport {
     for text in report.unmounted.iter_mut().chain(&mut report.notes) {
         *text = printable(text);

@@ -1,41 +1,59 @@
-//! A command that somebody talks to while it runs: what is typed goes in as it comes, in a terminal where there is one.
+//! Runs an interactive command: input is sent as it is typed, in a terminal if there is one.
+
+use std::any::Any;
+use std::io;
 
 use tokio::sync::mpsc::{Receiver, Sender};
 
-use super::exec::{Exec, Exit, Told, told};
-use super::session::Session;
-use super::{GuestError, TtySize};
 use crate::event::Channel;
 use crate::wire::{ExecRequest, Hidden, Message};
 
-/// The most one [`Typed::Bytes`] may hold, bytes.
+use super::connection::Session;
+use super::exec::{Exec, Exit, Told, told};
+use super::{GuestError, TtySize};
+
+/// Size limit of one [`Typed::Bytes`], bytes.
 pub const MAX_TYPED: usize = 4096;
 
-/// What somebody does.
+/// Input of a person.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Typed {
     /// Input, at most [`MAX_TYPED`].
     Bytes(Vec<u8>),
-    /// The terminal has another size.
+    /// The new size of the terminal.
     Resized(TtySize),
 }
 
-/// Somebody who talks to a command. Neither end may be without limit: channels here are bounded.
+/// The person's end of an interactive command. Its channels are bounded.
 #[derive(Debug)]
 pub struct Line {
     /// The size of the terminal; without one the command gets pipes.
     pub size: Option<TtySize>,
-    /// What is typed; closed at its end.
+    /// The input; closed at its end.
     pub typed: Receiver<Typed>,
-    /// What is to be shown. Whoever does not take it makes the command wait.
+    /// The output. A receiver that does not take it makes the command wait.
     pub shown: Sender<(Channel, Vec<u8>)>,
 }
 
+/// A function that takes over a terminal. It is called only when the guest is ready, since it changes how the terminal
+/// behaves.
+pub type Attach = fn() -> io::Result<Attached>;
+
+/// A terminal that was taken over. Dropping it first closes the line and then gives the terminal back.
+pub struct Attached {
+    /// Channels of the input and output.
+    pub line: Line,
+    /// Type of the terminal, as in `TERM`.
+    pub term: String,
+    /// Value that gives the terminal back when it is dropped.
+    pub restore: Box<dyn Any + Send>,
+}
+
 impl Session {
-    /// Runs a command to its end with somebody on the line. Of `exec`, `stdin` and `timeout` do not count.
+    /// Runs an interactive command to its end. Ignores `stdin` and `timeout` of `exec`.
     ///
     /// # Errors
-    /// When the conversation fails. A command that fails is an [`Exit`].
+    /// When the connection fails. A command that fails is an [`Exit`].
     pub async fn shell(&mut self, exec: &Exec, line: &mut Line) -> Result<Exit, GuestError> {
         let request =
             ExecRequest { tty: line.size.clone(), stdin: line.size.is_none(), timeout: None, ..exec.request() };
@@ -58,7 +76,7 @@ impl Session {
             match told(message)? {
                 Told::Output(channel, bytes) => {
                     let used = bytes.len();
-                    // Who has gone away sees nothing; the command goes on to its end.
+                    // If the receiver is gone, the output is dropped, and the command runs on to its end.
                     let _ = line.shown.send((channel, bytes)).await;
                     self.used(used);
                 }

@@ -1,4 +1,4 @@
-//! What a `copy`, `write` or `script` step sends, and writing it to a file for the guest's hot-plugged block device.
+//! The source of a `copy`, `write` or `script` step, and its form as a file for the guest's hot-plugged block device.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -17,40 +17,40 @@ use crate::wire::tree::{BLOCK, Encoder, Entry, Head, Kind, Layout, Owner, Totals
 use super::GuestError;
 use super::checkout::CheckoutModes;
 
-/// What is sent, and where to. In the guest:
+/// A source to send, and its destination. In the guest:
 ///
 /// - a source that goes `into` a folder gets its own name there, and the folder is made where it is missing;
 /// - otherwise `to` is the new name: a folder is merged with one that is there, a file is refused in its place;
 /// - the `contents` of a folder are merged into `to`, which keeps its own metadata where it exists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
-    /// What.
+    /// The content.
     pub what: What,
     /// Absolute path in the guest.
     pub to: String,
-    /// `to` is a folder, and the source goes into it.
+    /// Whether `to` is a folder that the source is put into.
     pub into: bool,
     /// Owner and group of everything, resolved in the guest.
     pub owner: specfile::Owner,
-    /// Permission bits of regular files; the source's own where `None`, `0644` for text.
+    /// Permission bits of regular files; if `None`, those of the source, and `0644` for text.
     pub mode: Option<u32>,
 }
 
-/// Where the bytes come from.
+/// Content of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum What {
     /// A file or folder on this host. A symbolic link named here is followed; those within a folder are kept.
     Path {
-        /// Which.
+        /// Path of the file or folder.
         from: PathBuf,
-        /// What is in the folder, not the folder.
+        /// Whether only the content of the folder is sent, without the folder itself.
         contents: bool,
     },
-    /// One regular file, named by [`Source::to`] alone: a folder in its place is an error.
+    /// One regular file, named by [`Source::to`] alone: an existing folder of that name is an error.
     Text {
-        /// Its content.
+        /// Content of the file.
         content: Vec<u8>,
-        /// Its modification time.
+        /// Modification time of the file.
         mtime: SystemTime,
     },
 }
@@ -67,31 +67,31 @@ impl From<&specfile::Copy> for Source {
     }
 }
 
-/// What [`stage`] wrote.
+/// Result of [`stage`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Staged {
     /// Size of the device, bytes; a multiple of 4096.
     pub bytes: u64,
-    /// Files, folders and links in it.
+    /// Number of files, folders and links.
     pub entries: u64,
-    /// Bytes of file content in it, holes left out.
+    /// Size of the file contents, without holes, bytes.
     pub content: u64,
-    /// See [`PackedTree::sha256`].
+    /// Digest of the tree, see [`PackedTree::sha256`].
     pub sha256: [u8; 32],
 }
 
-/// What a tree held when it was packed.
+/// Summary of a tree that was packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PackedTree {
-    /// Its entries and bytes of content.
+    /// Number of its entries and size of their contents.
     pub totals: Totals,
     /// Digest of every entry (path, mode, attributes) and of all content that is not zeros, as sent. Times are left out,
-    /// since git keeps none, and a file with holes counts like one with zeros.
+    /// since git keeps none, and a file with holes has the digest of one with zeros.
     pub sha256: [u8; 32],
 }
 
-/// Writes the source as a tree stream into `file`, from its start, for [`super::Session::unpack_device`]. Constant
-/// memory; blocking. `progress` hears the bytes written so far.
+/// Writes the source as a tree stream into `file`, from its start, for [`super::Session::unpack_device`]. Uses constant
+/// memory and blocks. `progress` is called with the number of bytes written so far.
 ///
 /// # Errors
 /// When the source cannot be read, changes meanwhile, or the file cannot be written.
@@ -109,7 +109,7 @@ pub fn stage(source: &Source, file: &File, progress: &mut dyn FnMut(u64)) -> Res
 }
 
 impl Source {
-    /// Returns what would be sent, without sending it.
+    /// Returns the summary of what would be sent, without sending it.
     ///
     /// # Errors
     /// When something in it cannot be read or copied.
@@ -117,7 +117,8 @@ impl Source {
         self.write_to(io::sink(), Layout::Packed)
     }
 
-    /// Writes the tree stream. Its digest is that of the bytes written, so one function serves the plan and the build.
+    /// Writes the tree stream and returns its summary. The digest is that of the written bytes, so plan and build share one
+    /// function.
     pub(crate) fn write_to(&self, out: impl Write, layout: Layout) -> Result<PackedTree, PackError> {
         let encoder = Encoder::new(out, layout, self.head()).map_err(PackError::Write)?;
         let mut form = CanonicalForm { mode: self.mode.map(permission_bits), checkout: None, hash: Sha256::new() };
@@ -163,7 +164,7 @@ impl Source {
     }
 }
 
-/// Digests a tree in the form that keys hold, and gives its files the modes that are sent.
+/// A writer that digests a tree in its canonical form for keys, and sets the modes that are sent.
 struct CanonicalForm {
     mode: Option<u16>,
     checkout: Option<CheckoutModes>,
@@ -171,7 +172,7 @@ struct CanonicalForm {
 }
 
 impl Packing for CanonicalForm {
-    /// Git's own files may hold credentials of a pipeline, and are no content.
+    /// Returns whether an entry is left out: Git's own files are not content, and may hold credentials of a pipeline.
     fn leaves_out(&self, name: &OsStr) -> bool {
         name == GIT
     }

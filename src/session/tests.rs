@@ -1,4 +1,4 @@
-//! The host's end against the real agent, running in a thread, and against guests that misbehave.
+//! Tests of the host's end against the real agent, running in a thread, and against guests that misbehave.
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
@@ -30,7 +30,7 @@ fn with_agent<F: Future<Output = ()>>(test: impl FnOnce(Session, Hello) -> F) {
         test(session, hello).await;
     });
     match agent.join().unwrap() {
-        // A socket that is closed with something unread in it tells the other end so; a port does not.
+        // Closing a socket with unread data is reported to the other end; closing a port is not.
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
         ended => ended.unwrap(),
     }
@@ -153,7 +153,7 @@ fn a_time_out_reaches_grandchildren_that_ignore_the_polite_signal() {
         let (exit, pid, _) = output(&mut session, &exec).await;
         assert_eq!(exit, Exit::TimedOut);
         assert!(began.elapsed() < Duration::from_secs(10));
-        // It may be a zombie still, for whoever is PID 1 here to collect.
+        // It may still be a zombie that PID 1 has not collected yet.
         let state = fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
         assert!(state.is_empty() || state.contains(") Z "), "{state}");
     });
@@ -242,7 +242,7 @@ fn a_dropped_request_does_not_disturb_the_next() {
     });
 }
 
-/// As after SIGSTOP, while the guest ran on.
+/// Covers fault row H7, after SIGSTOP, while the guest ran on.
 #[test]
 fn h7_a_host_that_stood_still_hears_what_the_guest_said_meanwhile() {
     with_agent(async |session, _| {
@@ -266,7 +266,7 @@ fn a_parked_agent_wakes_for_whoever_loaded_it() {
         session.resume().await.unwrap();
         assert_eq!(output(&mut session, &sh("echo one")).await.1, "one\n");
         session.park().await.unwrap();
-        // The next host knows nothing but the boot id; what the last one left in the port is noise.
+        // The next host knows only the boot id; data that the last one left in the port is noise.
         let Session { stream, .. } = session;
         stream.try_write(b"noise").unwrap();
         let mut session = Session::resumed(stream, &hello.boot_id).await.unwrap();
@@ -294,7 +294,7 @@ fn commands_end_with_the_conversation() {
     });
     let path = Path::new("/proc").join(pid.lock().unwrap().trim()).join("stat");
     let began = Instant::now();
-    // Gone, or a zombie for whoever is PID 1 here.
+    // Gone, or a zombie that PID 1 has not collected yet.
     while fs::read_to_string(&path).is_ok_and(|stat| !stat.contains(") Z ")) {
         assert!(began.elapsed() < Duration::from_secs(5));
         std::thread::yield_now();
@@ -313,7 +313,7 @@ fn the_agent_is_a_static_executable_of_this_build() {
     assert!(!kinds.is_empty() && !kinds.contains(&3), "{kinds:?}");
 }
 
-/// A person on the line, and the shell's exit.
+/// Runs a shell with a simulated person, and returns its exit.
 async fn on_the_line<F: Future<Output = ()>>(
     session: &mut Session,
     exec: &Exec,
@@ -349,7 +349,7 @@ fn a_shell_has_a_terminal_that_can_be_resized_and_interrupted() {
             keys("stty size; tty\n").await;
             until("40 120").await;
             until("/dev/pts/").await;
-            // What says so is in the foreground by then, and not only about to be.
+            // By the time it prints that, it is in the foreground, and not only about to be.
             keys("sh -c 'echo beg''un; exec sleep 1000'\n").await;
             until("begun").await;
             keys("\x03").await;
@@ -404,7 +404,7 @@ fn a_shell_whose_host_goes_away_is_killed() {
     }
 }
 
-/// How long after its process a step ends, with this many left-over processes that write.
+/// Returns the time from the end of a step's process to the end of the step, with this many left-over processes that write.
 async fn seconds_to_end(session: &mut Session, writers: usize) -> f64 {
     let script = format!(
         "for n in $(seq {writers}); do (while :; do echo tick; sleep 0.05; done) & done\n\

@@ -7,43 +7,45 @@ use std::path::{Path, PathBuf};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::GuestError;
-use super::receive::{FetchRequest, FetchedTree, receive};
-use super::session::{Session, unexpected};
-use super::stage::{PackedTree, Source};
 use crate::wire::boot_mounts::BootReport;
 use crate::wire::mounts::{self, GuestMount};
 use crate::wire::tree::{Layout, Totals};
 use crate::wire::{Hidden, MAX_DATA, Message};
 
-/// Chunks between the port and the thread that reads or writes files.
+use super::GuestError;
+use super::connection::{Session, unexpected};
+use super::receive::{FetchRequest, FetchedTree, receive};
+use super::stage::{PackedTree, Source};
+
+/// Number of chunks between the port and the thread that reads or writes files.
 const AHEAD: usize = 8;
 
-/// A fetched tree on this host.
+/// Result of a fetch.
 #[derive(Debug)]
 pub struct FetchOutcome {
-    /// What was written.
+    /// The tree that was written.
     pub tree: FetchedTree,
-    /// Why the stream is not kept, although it was to be.
+    /// The error that kept the stream from being kept, if it was to be.
     pub unkept: Option<io::Error>,
 }
 
-/// What a guest says of the image's disk.
+/// A guest's description of the image's disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskReport {
-    /// What is mounted from it, in the order in which it nests.
+    /// Mounts of the disk, in the order in which they nest.
     pub mounts: Vec<GuestMount>,
-    /// What the next boot mounts.
+    /// Mounts of the next boot.
     pub boot: BootReport,
-    /// Whether there is a database of rpm.
+    /// Whether the guest has an rpm database.
     pub has_rpm: bool,
 }
 
 impl Session {
-    /// Sends a source over the port. `progress` hears the bytes sent so far. Returns what was sent.
+    /// Sends a source over the port. `progress` is called with the number of bytes sent so far. Returns the summary of the
+    /// tree.
     ///
     /// # Errors
-    /// When the source cannot be read, the guest cannot write it, or the conversation fails.
+    /// When the source cannot be read, the guest cannot write it, or the connection fails.
     pub async fn upload(&mut self, source: &Source, progress: &mut dyn FnMut(u64)) -> Result<PackedTree, GuestError> {
         let (sender, mut chunks) = mpsc::channel(AHEAD);
         let source = source.clone();
@@ -73,24 +75,24 @@ impl Session {
         if found == packed.totals { Ok(packed) } else { Err(mismatch()) }
     }
 
-    /// Has the guest unpack the tree stream on the block device with this serial. `progress` hears the bytes of
-    /// content written so far.
+    /// Asks the guest to unpack the tree stream on the block device with this serial. `progress` is called with the number
+    /// of bytes of content written so far.
     ///
     /// # Errors
-    /// When the guest finds no such device or cannot write what is on it, or the conversation fails.
+    /// When the guest finds no such device or cannot write what is on it, or the connection fails.
     pub async fn unpack_device(&mut self, serial: &str, progress: &mut dyn FnMut(u64)) -> Result<(), GuestError> {
         self.begin();
         self.queue(&Message::Unpack { serial: serial.into() });
         self.done(progress).await.map(|_| ())
     }
 
-    /// Brings a file or folder of the guest to this host. Modes become 0644 or 0755, owners the caller's, attributes are
-    /// dropped; what is neither file nor folder is left out, but for links that lead to something in the tree. The stream
-    /// as it comes is put into `keep` as well, for [`receive`] to read again; where that fails, the file is removed and the
-    /// fetch goes on. After an error an unfinished tree may be there.
+    /// Copies a file or folder of the guest to this host. Modes become 0644 or 0755, owners the caller's, attributes are
+    /// dropped; other entries are left out, except links that lead to something in the tree. The stream is also written to
+    /// `keep`, for [`receive`] to read again; if that fails, the file is removed and the fetch continues. After an error an
+    /// unfinished tree may be there.
     ///
     /// # Errors
-    /// When it is not there, is beyond the limits, cannot be kept or would lead out of its place, or the conversation fails.
+    /// When it is not there, is beyond the limits, cannot be kept or would lead out of its place, or the connection fails.
     pub async fn fetch(
         &mut self,
         request: FetchRequest,
@@ -108,7 +110,7 @@ impl Session {
                 Message::Data { bytes: Hidden(bytes) } => {
                     let n = bytes.len();
                     if sender.send(bytes).await.is_err() {
-                        // The receiver has given up and knows why.
+                        // The receiver has ended and has the error.
                         break None;
                     }
                     received += n as u64;
@@ -124,11 +126,11 @@ impl Session {
         if totals == Some(found) { Ok(outcome) } else { Err(mismatch()) }
     }
 
-    /// Has the guest tell every file of its disks, and writes the records ([`crate::wire::listing`]) as they come into a new
-    /// file. Gives it, and how many there are by the guest's word. `limit` is in bytes.
+    /// Asks the guest for a list of every file of its disks, and writes the records ([`crate::wire::listing`]) as they
+    /// arrive into a new file. Returns the file, and the number of records according to the guest. `limit` is in bytes.
     ///
     /// # Errors
-    /// When the guest cannot, says more than that, or the conversation fails.
+    /// When the guest cannot list them, sends more than that, or the connection fails.
     pub async fn list(&mut self, into: &Path, limit: u64) -> Result<(File, u64), GuestError> {
         let failed = |source| GuestError::Write { path: into.to_owned(), source };
         let mut file = File::options().read(true).write(true).create_new(true).open(into).map_err(failed)?;
@@ -151,10 +153,10 @@ impl Session {
         }
     }
 
-    /// Asks what of the image's disk the guest has mounted. It may say anything, within bounds.
+    /// Asks the guest for its mounts of the image's disk. The answer may be anything, within bounds.
     ///
     /// # Errors
-    /// When the guest cannot tell, or does not answer.
+    /// When the guest cannot find out, or does not answer.
     pub async fn describe_disk(&mut self) -> Result<DiskReport, GuestError> {
         self.begin();
         self.queue(&Message::Mounts {});
@@ -167,7 +169,8 @@ impl Session {
         }
     }
 
-    /// The next chunk to send, while the guest is listened to: it may be done before the packer's thread is.
+    /// Returns the next chunk to send, and reads the guest's messages meanwhile: it may be done before the packer's thread
+    /// is.
     async fn next_chunk(
         &mut self,
         chunks: &mut mpsc::Receiver<Vec<u8>>,
@@ -222,11 +225,11 @@ fn mismatch() -> GuestError {
 }
 
 async fn joined<T>(task: JoinHandle<Result<T, GuestError>>) -> Result<T, GuestError> {
-    // The task is never aborted, so this can only be a panic: a bug that must not pass for an error of the guest.
+    // The task is never aborted, so this can only be a panic: a bug that must not be reported as an error of the guest.
     task.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
-/// Writes the tree that arrives, and the stream itself into `keep`.
+/// Writes the tree that arrives, and the stream itself to `keep`.
 fn receive_kept(
     chunks: mpsc::Receiver<Vec<u8>>,
     request: &FetchRequest,
@@ -241,7 +244,7 @@ fn receive_kept(
 /// A copy of the stream that arrives.
 struct StreamCopy {
     path: PathBuf,
-    /// Nothing more is written once it failed.
+    /// The file, or the error after which nothing more is written.
     file: io::Result<File>,
 }
 
@@ -255,7 +258,7 @@ impl StreamCopy {
         let Ok(file) = &mut self.file else { return };
         if let Err(error) = file.write_all(bytes) {
             self.file = Err(error);
-            // The guest may need the room.
+            // The guest may need the space.
             let _ = fs::remove_file(&self.path);
         }
     }

@@ -1,4 +1,4 @@
-//! `OpenPGP` signatures, as distributions make them over their lists of checksums, checked by `gpgv`.
+//! `OpenPGP` signatures of distributions' lists of checksums, verified by `gpgv`.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -8,29 +8,29 @@ use crate::error::{Fault, Kind};
 use crate::process;
 
 const PROGRAM: &str = "gpgv";
-/// Distributions' keyrings hold a few dozen keys, bytes.
+/// Size limit of a keyring, bytes: distributions' keyrings contain a few dozen keys.
 const LARGEST_KEYRING: u64 = 4 << 20;
 const ARMOUR: &str = "-----BEGIN PGP PUBLIC KEY BLOCK-----";
 
-/// A signature does not hold, or cannot be checked.
+/// A signature is not valid, or cannot be verified.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenPgpError {
     /// The keyring cannot be read.
     #[error("cannot read {}", path.display())]
     Unreadable {
-        /// The keyring.
+        /// Path of the keyring.
         path: PathBuf,
-        /// Why.
+        /// The underlying error.
         #[source]
         source: io::Error,
     },
-    /// The keyring is armoured, and badly.
+    /// The keyring's armour is not valid.
     #[error("the armour of {} is damaged", .0.display())]
     Armour(PathBuf),
-    /// The tool is missing or cannot be run.
+    /// The tool is missing or cannot be executed.
     #[error("cannot run {PROGRAM}")]
     NoTool(#[source] io::Error),
-    /// The signature is not good, or by none of these keys.
+    /// The signature is not valid, or not by one of these keys.
     #[error("the signature does not hold: {0}")]
     Bad(String),
 }
@@ -53,19 +53,19 @@ impl Fault for OpenPgpError {
     }
 }
 
-/// Whether a file holds public keys of `OpenPGP`, armoured or not: a first packet of that tag (RFC 9580, 4.2 and 5.5), or a
-/// keybox.
+/// Returns whether a file contains public keys of `OpenPGP`, armoured or not: a first packet of that tag (RFC 9580, 4.2 and
+/// 5.5), or a keybox.
 #[must_use]
 pub fn is_keyring(head: &[u8]) -> bool {
     let is_packet = head.first().is_some_and(|tag| matches!(tag, 0x98..=0x9b | 0xc6));
     is_packet || head.starts_with(ARMOUR.as_bytes()) || head.get(8..12) == Some(b"KBXf")
 }
 
-/// Checks a detached signature against the keys of a keyring, and tells the fingerprint of the key that made it. A key that
-/// is expired or revoked, or a signature that is, counts for nothing.
+/// Verifies a detached signature by the keys of a keyring, and returns the fingerprint of the key that made it. An expired
+/// or revoked key or signature is not valid.
 ///
 /// # Errors
-/// When it does not hold, or cannot be checked.
+/// When it is not valid, or cannot be verified.
 pub fn check(keyring: &Path, text: &[u8], signature: &[u8]) -> Result<String, OpenPgpError> {
     let keys = plain_keys(keyring)?;
     let output = (|| {
@@ -94,7 +94,7 @@ pub fn check(keyring: &Path, text: &[u8], signature: &[u8]) -> Result<String, Op
     }
 }
 
-/// `gpgv` reads no armour.
+/// Returns the keys of a keyring without armour, which `gpgv` cannot read.
 fn plain_keys(keyring: &Path) -> Result<Vec<u8>, OpenPgpError> {
     let mut keys = Vec::new();
     let read = std::fs::File::open(keyring).and_then(|file| file.take(LARGEST_KEYRING).read_to_end(&mut keys));
@@ -105,7 +105,8 @@ fn plain_keys(keyring: &Path) -> Result<Vec<u8>, OpenPgpError> {
     }
 }
 
-/// Every block of a text (RFC 9580, 6.2): headers up to an empty line, base64, and perhaps a checksum behind `=`.
+/// Decodes every armoured block of a text (RFC 9580, 6.2): headers up to an empty line, base64, and perhaps a checksum
+/// behind `=`.
 fn without_armour(text: &str) -> Option<Vec<u8>> {
     use base64::Engine;
     let mut keys = Vec::new();

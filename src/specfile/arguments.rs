@@ -1,4 +1,4 @@
-//! What Linux gives a program to start with. execve(2) refuses more, which would end a build after minutes.
+//! Limits of what Linux passes to a new program. execve(2) refuses more, which would otherwise end a build after minutes.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -6,27 +6,27 @@ use std::ops::Range;
 use super::Command;
 use super::complaint::SpecError;
 use super::document::At;
+use super::longest_argument::{LONGEST, too_long};
 use super::reader::Reader;
 use super::shape::{Refusal, Text, text};
 
-/// The longest argument, or variable with its name, bytes: Linux's `MAX_ARG_STRLEN` with the NUL.
-pub(super) const LONGEST: usize = (128 << 10) - 1;
-/// The longest text for a shell, bytes. The agent takes 1 MiB with environment and secrets.
+/// The longest shell script in a string, bytes. The agent accepts 1 MiB, with environment and secrets.
 const LONGEST_SCRIPT: usize = 512 << 10;
-/// All arguments and variables of a program together, bytes: a quarter of its stack of 8 MiB, less what a login adds.
+/// The most that all arguments and variables of a program may take together, bytes: a quarter of its stack of 8 MiB, less
+/// what a login adds.
 const MOST: usize = (2 << 20) - (64 << 10);
-/// Each has a NUL and a pointer, bytes.
+/// The bytes that each argument or variable takes besides its own: a NUL and a pointer.
 const OVERHEAD: usize = 9;
-/// Programs that a `#!` line may name in a text that `sh` reads.
+/// Shells that a `#!` line may name in a string that `sh` reads.
 const SHELLS: [&str; 3] = ["sh", "dash", "ash"];
-/// Programs that start the one after them.
+/// Programs whose first argument is the program to start.
 const STARTERS: [&str; 2] = ["env", "busybox"];
-/// Interpreters that also take a text as an argument, and the option for that.
+/// Interpreters that can also take a script as an argument, and the option for that.
 const INTERPRETERS: [(&str, &str); 6] =
     [("bash", "-euc"), ("zsh", "-euc"), ("ksh", "-euc"), ("python3", "-c"), ("perl", "-e"), ("ruby", "-e")];
 const HELP: &str = "put it into a file with `write` or `copy`, or run it as a `script`";
 
-/// A string that a program is given as an argument.
+/// Accepts a string that is passed to a program as an argument.
 pub(super) fn argument() -> Text<String> {
     let Text { expects, schema, parse: any } = text();
     let parse = move |text: &str| {
@@ -39,7 +39,7 @@ pub(super) fn argument() -> Text<String> {
     Text { expects, schema, parse: Box::new(parse) }
 }
 
-/// A text that a shell reads from a file.
+/// Accepts a shell script in a string.
 pub(super) fn script() -> Text<String> {
     let Text { expects, schema, parse: any } = text();
     let parse = move |text: &str| {
@@ -53,7 +53,8 @@ pub(super) fn script() -> Text<String> {
     Text { expects, schema, parse: Box::new(parse) }
 }
 
-/// Refuses a text whose `#!` line names another interpreter than the shell that reads it, for which the line is a comment.
+/// Refuses a script whose `#!` line names another interpreter than the shell that reads it: to that shell the line is a
+/// comment.
 fn check_interpreter(text: &str) -> Result<(), Refusal> {
     let line = text.trim_start().lines().next().unwrap_or_default();
     let Some(program) = line.strip_prefix("#!").and_then(find_program) else { return Ok(()) };
@@ -76,7 +77,7 @@ fn find_program(rest: &str) -> Option<&str> {
     names.into_iter().find(|name| !STARTERS.contains(name))
 }
 
-/// Returns the arguments of a command that are long.
+/// Returns the arguments of a command that is run without a shell; a script for a shell is a file and may be longer.
 pub(super) fn words(command: &Command) -> Vec<&str> {
     match command {
         Command::Shell(_) => Vec::new(),
@@ -84,7 +85,7 @@ pub(super) fn words(command: &Command) -> Vec<&str> {
     }
 }
 
-/// Reports variables of a step's environment that are too long, each where it is written.
+/// Reports variables of a step's environment that are too long, each at its place in the spec.
 pub(super) fn check_environment(environment: &BTreeMap<String, At<String>>, reader: &mut Reader) {
     for (name, value) in environment {
         if let Some(refusal) = too_long(name, &value.value) {
@@ -93,18 +94,12 @@ pub(super) fn check_environment(environment: &BTreeMap<String, At<String>>, read
     }
 }
 
-/// Returns what is wrong with a variable that is too long for an environment.
-pub(super) fn too_long(name: &str, value: &str) -> Option<String> {
-    let length = name.len() + 1 + value.len();
-    (length > LONGEST).then(|| format!("`{name}` with its value has {length} bytes: Linux takes at most {LONGEST}"))
-}
-
-/// Returns how much of what Linux takes these strings use, bytes.
+/// Returns how many bytes these strings take of what Linux passes to a program.
 pub(super) fn weigh<'s>(strings: impl Iterator<Item = &'s str>) -> usize {
     strings.map(|string| string.len() + OVERHEAD).sum()
 }
 
-/// Reports a program whose arguments and variables weigh too much together.
+/// Reports a program whose arguments and variables are too long together.
 pub(super) fn check_sum(sum: usize, span: &Range<usize>, reader: &mut Reader) {
     if sum > MOST {
         let message = format!("arguments and variables of {sum} bytes together: Linux takes at most {MOST}");

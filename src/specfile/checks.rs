@@ -1,11 +1,11 @@
-//! Tests: one check each, and names that tell them apart.
+//! Validation of tests: one check each, and unique names.
 
 use super::arguments;
 use super::complaint::SpecError;
 use super::document::At;
 use super::keys::{self, Assertion};
+use super::names::{explicit_names, run_name, shorten, unique};
 use super::reader::Reader;
-use super::steps::{explicit_names, run_name, shorten, unique};
 use super::table::Chosen;
 use super::{Check, Command, FileCheck, Test};
 use crate::size::format_duration;
@@ -76,7 +76,7 @@ fn file(raw: keys::FileThere, reader: &mut Reader) -> Option<FileCheck> {
     })
 }
 
-/// Reports a key that is only ever `true`, and is not.
+/// Reports a key that may only be `true`, and is `false`.
 fn says_something(wanted: &At<bool>, key: &str, reader: &mut Reader) -> bool {
     if !wanted.value {
         let error = SpecError::new(wanted.span.clone(), format!("`{key} = false` does nothing"));

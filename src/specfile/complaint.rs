@@ -1,4 +1,4 @@
-//! What can be wrong with a spec: all complaints of a file at once, or why it could not be read at all.
+//! Errors of a spec: all errors of a file at once, or the reason why it could not be read at all.
 
 use std::fmt;
 use std::io;
@@ -6,28 +6,28 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use super::document::Document;
-use super::shape::is_forgery;
+use super::hidden_characters::is_forgery;
 use crate::error::{Fault, Kind};
 use crate::project::ReachError;
 
-/// More complaints than anybody reads; the rest are only counted.
+/// The number of errors that are kept; further ones are only counted.
 const SHOWN: usize = 100;
 
-/// In characters; a message quotes what the user wrote, which may be the whole file.
+/// The longest message, in characters; a message quotes what the user wrote, which may be the whole file.
 const MAX_MESSAGE: usize = 400;
 
-/// One thing that is wrong with a spec.
+/// One error in a spec.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SpecError {
-    /// The bytes of the document it is about, where they are known.
+    /// The bytes of the document that the error is about, where they are known.
     pub span: Option<Range<usize>>,
-    /// Whether it is about an option of the command line, not about the document.
+    /// Whether the error is about a command-line option rather than the document.
     pub is_of_option: bool,
-    /// What is wrong, a lower-case sentence without a full stop.
+    /// The error message, a lower-case sentence without a full stop.
     pub message: String,
-    /// What to do about it.
+    /// Advice on how to fix the error.
     pub help: Option<String>,
-    /// Other places that matter, with a few words each.
+    /// Other places of the document that matter, with a few words each.
     pub related: Vec<(Range<usize>, String)>,
 }
 
@@ -59,7 +59,8 @@ impl SpecError {
     }
 }
 
-/// What can be shown on any terminal: not too long, and nothing that changes how the rest looks.
+/// Makes a string fit for any terminal: cuts it where it is too long, and escapes characters that would change how the rest
+/// looks.
 fn presentable(text: &str) -> String {
     let mut shown = String::new();
     for c in text.chars().take(MAX_MESSAGE) {
@@ -71,14 +72,14 @@ fn presentable(text: &str) -> String {
     shown
 }
 
-/// Everything that is wrong with one spec file, in the order of the file; never empty.
+/// All errors of one spec file, in the order of the file; never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpecErrors {
-    /// The file.
+    /// The spec file, for paths, lines and excerpts.
     pub document: Document,
     /// At most a hundred errors.
     pub errors: Vec<SpecError>,
-    /// How many more there are.
+    /// The number of errors beyond those.
     pub omitted: usize,
 }
 
@@ -90,7 +91,7 @@ impl SpecErrors {
         Self { document, errors, omitted }
     }
 
-    /// Returns a line for each error, for where nobody can see carets, such as a log.
+    /// Returns one line for each error, for output such as a log that cannot show carets.
     pub(crate) fn lines(&self) -> Vec<String> {
         let line = |error: &SpecError| match &error.span {
             Some(span) => {
@@ -128,49 +129,49 @@ impl Fault for SpecErrors {
     }
 }
 
-/// Why there is no [`Spec`](super::Spec).
+/// The reason why there is no [`Spec`](super::Spec).
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The file cannot be opened or read.
     #[error("cannot read the spec {}", path.display())]
     Read {
-        /// The spec file.
+        /// Path of the spec file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         source: io::Error,
-        /// A spec beside it that was probably meant.
+        /// A spec beside the missing one that was probably meant.
         similar: Option<PathBuf>,
     },
-    /// It is not one of the project's files.
+    /// The file is outside of the project.
     #[error(transparent)]
     Reach(#[from] ReachError),
-    /// A folder, but without a `kiln.toml`.
+    /// The path is a folder without a `kiln.toml`.
     #[error("the folder {} holds no kiln.toml", path.display())]
     EmptyFolder {
-        /// The folder.
+        /// Path of the folder.
         path: PathBuf,
     },
-    /// A pipe, a device or the like.
+    /// The path leads to a pipe, a device or the like.
     #[error("the spec {} is not a regular file", path.display())]
     NotAFile {
-        /// What was named as the spec.
+        /// The path that was given for the spec.
         path: PathBuf,
     },
-    /// More than [`super::MAX_BYTES`].
+    /// The file is larger than [`super::MAX_BYTES`].
     #[error("the spec {} is larger than 1 MiB", path.display())]
     TooLarge {
-        /// The spec file.
+        /// Path of the spec file.
         path: PathBuf,
     },
-    /// Not text.
+    /// The file is not UTF-8.
     #[error("the spec {} is not UTF-8: byte {offset} cannot be part of a text", path.display())]
     NotUtf8 {
-        /// The spec file.
+        /// Path of the spec file.
         path: PathBuf,
-        /// The first wrong byte, from 0.
+        /// Offset of the first invalid byte, from 0.
         offset: usize,
     },
-    /// It was read, and is wrong.
+    /// The file was read, and its content is not a valid spec.
     #[error(transparent)]
     Invalid(#[from] SpecErrors),
 }

@@ -1,4 +1,4 @@
-//! Values made of values: lists, tables with the user's own keys, commands.
+//! Compound values: lists, tables with the user's own keys, commands.
 
 use std::collections::BTreeMap;
 
@@ -7,17 +7,18 @@ use toml::Spanned;
 use toml::de::{DeString, DeValue};
 
 use super::Command;
-use super::arguments::{argument, script, too_long};
+use super::arguments::{argument, script};
 use super::complaint::SpecError;
 use super::document::At;
+use super::longest_argument::too_long;
 use super::reader::{Node, Reader};
 use super::shape::{Shape, Word};
 use super::suggest::suggest;
 
-/// More arguments than any command of a spec needs.
+/// The most arguments that a command of a spec may have.
 const MAX_ARGUMENTS: usize = 1000;
 
-/// A list of one kind of value, of at most so many.
+/// A list of one kind of value, with the most elements that it may have.
 pub(super) struct List<S>(pub S, pub usize);
 
 impl<S: Shape> Shape for List<S> {
@@ -27,7 +28,7 @@ impl<S: Shape> Shape for List<S> {
         format!("a list of at most {}, each {}", self.1, self.0.expects())
     }
 
-    /// Elements that cannot be read are reported and left out.
+    /// Reads the elements; those that are wrong are reported and left out.
     fn read(&self, node: &Node, reader: &mut Reader) -> Option<Self::Value> {
         let DeValue::Array(elements) = node.get_ref() else {
             wrong_brackets(node, reader, &self.expects());
@@ -45,7 +46,7 @@ impl<S: Shape> Shape for List<S> {
     }
 }
 
-/// One value, or a list of at most so many.
+/// One value, or a list of them with the most elements that it may have.
 pub(super) struct OneOrMore<S>(pub S, pub usize);
 
 impl<S: Shape> Shape for OneOrMore<S> {
@@ -71,7 +72,7 @@ impl<S: Shape> Shape for OneOrMore<S> {
     }
 }
 
-/// A type error, with help for `[step]` where `[[step]]` is meant and the other way round.
+/// Reports a value of the wrong type, with help for `[step]` where `[[step]]` is meant and the other way round.
 pub(super) fn wrong_brackets(node: &Node, reader: &mut Reader, expected: &str) {
     let header = reader.document.text().get(node.span()).unwrap_or_default();
     let help = match node.get_ref() {
@@ -82,7 +83,7 @@ pub(super) fn wrong_brackets(node: &Node, reader: &mut Reader, expected: &str) {
     reader.report(SpecError::new(node.span(), format!("expected {expected}")).help(help));
 }
 
-/// A table whose keys are the user's, all with one kind of value.
+/// A table with keys of the user's choice, all with one kind of value.
 pub(super) struct Map<S>(pub Word, pub S);
 
 impl<S: Shape> Shape for Map<S> {
@@ -119,7 +120,7 @@ fn check_name(allowed: &Word, key: &Spanned<DeString>, reader: &mut Reader) {
     }
 }
 
-/// A command: a text for the shell, or a list of strings that is run without one.
+/// A command: a string for the shell, or a list of strings that is run without one.
 pub(super) struct CommandLine;
 
 impl Shape for CommandLine {
@@ -171,7 +172,7 @@ fn check_variable(value: &Node, reader: &mut Reader) {
     }
 }
 
-/// Other values for variables that `[vars]` declares. They are only looked at: who wants them lays them over the document
+/// New values for variables that `[vars]` declares. They are only validated here: the caller merges them into the document
 /// before it is read.
 pub(super) struct Declared(pub Word);
 
@@ -203,7 +204,8 @@ impl Shape for Declared {
     }
 }
 
-/// `[vars]`. Its values are taken as they are; then `--var` has its say, and every text read later sees the variables.
+/// The `[vars]` table. Its values are taken literally; then `--var` overrides them, and every string read later sees the
+/// variables.
 pub(super) struct Variables(pub Word);
 
 impl Shape for Variables {
@@ -221,7 +223,7 @@ impl Shape for Variables {
         for (key, value) in entries {
             check_name(&self.0, key, reader);
             check_variable(value, reader);
-            // A wrong value is declared all the same, so that its uses are not reported too.
+            // A variable with a wrong value still counts as declared, so that its uses are not reported too.
             let text = value.get_ref().as_str().unwrap_or_default();
             if let Some(refusal) = too_long(key.get_ref(), text) {
                 reader.report(SpecError::new(key.span(), refusal).help("write long texts where they are used"));

@@ -1,20 +1,26 @@
-//! The text of a spec file and the places in it, so that every complaint can point at what it is about.
+//! The text of a spec file and places in it, so that every error can point at what it is about.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 use toml::de::DeTable;
 
-/// A value and the bytes of the document it was read from.
+/// A value, with the bytes of the document that it was read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct At<T> {
     pub value: T,
     pub span: Range<usize>,
 }
 
-/// A spec file's text, without the byte order mark it may begin with, and with LF for line ends. TOML lets a parser choose
-/// the line ends of multi-line strings: a shell takes a CR for a part of the command.
+/// Returns the values of a table without their places.
+pub(super) fn values<V>(table: BTreeMap<String, At<V>>) -> BTreeMap<String, V> {
+    table.into_iter().map(|(name, value)| (name, value.value)).collect()
+}
+
+/// The text of a spec file, without the byte order mark it may begin with, and with LF for line ends. TOML lets a parser
+/// choose the line ends of multi-line strings: a shell takes a CR for a part of the command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Document {
     path: PathBuf,
@@ -25,9 +31,9 @@ pub struct Document {
 /// A place in a document as editors count: from 1, columns in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
-    /// Line, from 1.
+    /// Line number, from 1.
     pub line: usize,
-    /// Character in that line, from 1.
+    /// Column in characters, from 1.
     pub column: usize,
 }
 
@@ -39,25 +45,25 @@ impl Document {
         Self { path: path.to_owned(), text, line_starts }
     }
 
-    /// The file as the user named it.
+    /// Returns the path of the file as the user gave it.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The whole text; spans are byte ranges of it.
+    /// Returns the whole text; spans are byte ranges of it.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// The line of a byte, from 1.
+    /// Returns the line number of a byte offset, from 1.
     #[must_use]
     pub fn line(&self, offset: usize) -> usize {
         self.line_starts.partition_point(|start| *start <= offset)
     }
 
-    /// Where a byte of the text is.
+    /// Returns the position of a byte offset.
     #[must_use]
     pub fn position(&self, offset: usize) -> Position {
         let line = self.line(offset);
@@ -65,14 +71,14 @@ impl Document {
         Position { line, column: before.chars().count() + 1 }
     }
 
-    /// Returns the first string in quotes, from this line on, whose content is the wanted one. Escapes are not resolved.
+    /// Returns the first quoted string, from this line on, whose content is the wanted one. Escapes are not resolved.
     pub(crate) fn find_string(&self, from_line: usize, is_wanted: impl Fn(&str) -> bool) -> Option<Range<usize>> {
         let first = from_line.saturating_sub(1);
         let strings = (first..self.line_starts.len()).flat_map(|line| self.strings(line));
         strings.into_iter().find(|span| is_wanted(&self.text[span.start + 1..span.end - 1]))
     }
 
-    /// Returns the strings in quotes of a line, counted from 0.
+    /// Returns the quoted strings of a line, counted from 0.
     fn strings(&self, line: usize) -> Vec<Range<usize>> {
         let (start, mut found, mut open) = (self.line_starts[line], Vec::new(), None);
         let end = self.line_starts.get(line + 1).copied().unwrap_or(self.text.len());
@@ -90,7 +96,8 @@ impl Document {
         found
     }
 
-    /// Returns the value of a key in a table of the document, or in that of the variant where it has one.
+    /// Returns the place of a key's value in a table of the document, or in that of the variant where the variant sets the
+    /// key.
     pub(crate) fn find_value(&self, variant: Option<&str>, path: [&str; 2]) -> Option<Range<usize>> {
         let (document, _) = DeTable::parse_recoverable(&self.text);
         let find = |from: &DeTable, [table, key]: [&str; 2]| {
@@ -102,13 +109,13 @@ impl Document {
         overlaid.or_else(|| find(document, path))
     }
 
-    /// Returns the first line whose text, without the space around it, is the wanted one.
+    /// Returns the first line that, without surrounding white space, is the wanted one.
     pub(crate) fn find_line(&self, is_wanted: impl Fn(&str) -> bool) -> Option<Range<usize>> {
         let mut lines = (1..=self.line_starts.len()).filter_map(|line| self.trimmed_line(line));
         lines.find(|span| is_wanted(&self.text[span.clone()]))
     }
 
-    /// Returns a line, counted from 1, without the space around it; none where it is empty.
+    /// Returns a line, counted from 1, without surrounding white space, or `None` where it is empty.
     pub(crate) fn trimmed_line(&self, line: usize) -> Option<Range<usize>> {
         let start = *self.line_starts.get(line.checked_sub(1)?)?;
         let text = self.text[start..].lines().next()?;
@@ -117,7 +124,7 @@ impl Document {
         (!span.is_empty()).then_some(span)
     }
 
-    /// The bytes of the whole lines that a span touches.
+    /// Returns the bytes of the whole lines that a span touches.
     #[must_use]
     pub fn lines_around(&self, span: &Range<usize>) -> Range<usize> {
         let start = self.line_starts[self.line(span.start) - 1];

@@ -1,36 +1,36 @@
-//! The formats of outputs: what is known of each stands in one row here, and nowhere else.
+//! The formats of outputs: the properties of each are in one row here, and nowhere else.
 //!
 //! ```text
 //! OutputFormat (what a spec asks for) --disk--> DiskFormat (one file that holds the disk)
-//!                                     \-besides--> files that are made of it, or go with it
+//!                                     \-besides--> files that are produced from it, or belong to it
 //! ```
-//! A new output format is one row of `formats!`: a package around a disk says which disk file it wraps, whether that file
-//! is published as well, and what other files it consists of. The plan gives each file its name, and sees to it that two
-//! outputs that need the same disk file share it; the conversion writes disk files and knows of nothing else.
+//! A new output format is one row of `formats!`: a package around a disk names the disk file that it wraps, whether that
+//! file is published as well, and the other files that it consists of. The plan names each file, and lets two outputs that
+//! need the same disk file share it; the conversion writes disk files alone.
 
 use super::BaseFormat;
 
-/// What one output format is.
+/// The properties of one output format.
 struct Row {
-    /// In specs and manifests.
+    /// The name in specs and manifests.
     name: &'static str,
-    /// The file that holds the disk: the output itself, or what it is made of.
+    /// The format of the disk file: the output itself, or the file that a package is produced from.
     disk: DiskFormat,
-    /// Whether the disk file is among the output's files. One that is not is needed only while the others are made.
+    /// Whether the disk file is among the output's files. One that is not is needed only while the package is written.
     keeps_disk: bool,
-    /// Its other files, by their file name extensions.
+    /// The file name extensions of the output's other files.
     besides: &'static [&'static str],
-    /// What `compression` may say, of the disk inside; the default comes first.
+    /// The values that `compression` accepts, for the disk inside; the default comes first.
     compressions: &'static [Compression],
 }
 
 impl Row {
-    /// An output that is a disk file and nothing else.
+    /// Describes an output that is a disk file alone.
     const fn of_disk(disk: DiskFormat, compressions: &'static [Compression]) -> Self {
         Self { name: disk.name(), disk, keeps_disk: true, besides: &[], compressions }
     }
 
-    /// A package: other files, and the disk file among them if it is kept.
+    /// Describes a package: other files, with the disk file among them if it is kept.
     const fn package(
         name: &'static str,
         (disk, keeps_disk): (DiskFormat, bool),
@@ -41,10 +41,10 @@ impl Row {
     }
 }
 
-/// Of a qcow2 file that goes to other people: zlib, which every QEMU and every inspector reads.
+/// Compressions of a qcow2 file that goes to other people: zlib first, which every QEMU and every inspector reads.
 const PORTABLE: &[Compression] = &[Compression::Zlib, Compression::Zstd, Compression::None];
 
-/// Declares the formats: a variant and its row.
+/// Declares the formats: a variant and its row each.
 macro_rules! formats {
     ($($(#[doc = $about:literal])+ $format:ident = $row:expr,)+) => {
         /// Format of an output.
@@ -54,7 +54,7 @@ macro_rules! formats {
         }
 
         impl OutputFormat {
-            /// All of them.
+            /// All output formats.
             pub const ALL: &[Self] = &[$(Self::$format),+];
 
             const fn row(self) -> Row {
@@ -65,27 +65,27 @@ macro_rules! formats {
 }
 
 formats! {
-    /// QEMU's own.
+    /// QEMU's qcow2 format.
     Qcow2 = Row::of_disk(DiskFormat::Qcow2, &[Compression::Zstd, Compression::Zlib, Compression::None]),
-    /// The bytes of the disk, sparse.
+    /// The bytes of the disk, as a sparse file.
     Raw = Row::of_disk(DiskFormat::Raw, &[Compression::None]),
-    /// `VMware`'s, stream-optimised.
+    /// The stream-optimised VMDK format of `VMware`.
     Vmdk = Row::of_disk(DiskFormat::Vmdk, &[Compression::Zlib]),
-    /// `VirtualBox`'s.
+    /// The VDI format of `VirtualBox`.
     Vdi = Row::of_disk(DiskFormat::Vdi, &[Compression::None]),
-    /// Hyper-V's, dynamic.
+    /// The dynamic VHDX format of Hyper-V.
     Vhdx = Row::of_disk(DiskFormat::Vhdx, &[Compression::None]),
-    /// Azure's: a fixed VHD.
+    /// A fixed VHD, as Azure takes it.
     Vhd = Row::of_disk(DiskFormat::Vhd, &[Compression::None]),
-    /// Google's: the raw disk in a compressed archive.
+    /// The raw disk in a compressed archive, as Google takes it.
     Gcp = Row::package("gcp", (DiskFormat::Raw, false), &["gcp.tar.gz"], &[Compression::None]),
     /// A machine with its disk, for `VMware`, `VirtualBox` and AWS.
     Ova = Row::package("ova", (DiskFormat::Vmdk, false), &["ova"], &[Compression::Zlib]),
     /// A box for Vagrant's libvirt provider, of its first version.
     Vagrant = Row::package("vagrant", (DiskFormat::Qcow2, false), &["box"], PORTABLE),
-    /// The same, of its second version.
+    /// A box for Vagrant's libvirt provider, of its second version.
     VagrantV2 = Row::package("vagrant-v2", (DiskFormat::Qcow2, false), &["v2.box"], PORTABLE),
-    /// What Incus and LXD import: metadata beside a qcow2 file.
+    /// Metadata beside a qcow2 file, as Incus and LXD import it.
     Incus = Row::package("incus", (DiskFormat::Qcow2, true), &["incus.tar.xz"], PORTABLE),
     /// An OCI image for `KubeVirt`.
     Containerdisk = Row::package("containerdisk", (DiskFormat::Qcow2, false), &["oci.tar"], PORTABLE),
@@ -94,59 +94,59 @@ formats! {
 }
 
 impl OutputFormat {
-    /// The name in specs and manifests.
+    /// Returns the name in specs and manifests.
     #[must_use]
     pub const fn name(self) -> &'static str {
         self.row().name
     }
 
-    /// The file that holds the disk: the output itself, or what it is made of.
+    /// Returns the format of the disk file: the output itself, or the file that a package is produced from.
     #[must_use]
     pub const fn disk(self) -> DiskFormat {
         self.row().disk
     }
 
-    /// Whether the disk file is among the output's files.
+    /// Returns whether the disk file is among the output's files.
     #[must_use]
     pub const fn keeps_disk(self) -> bool {
         self.row().keeps_disk
     }
 
-    /// The file name extensions of its other files.
+    /// Returns the file name extensions of the output's other files.
     #[must_use]
     pub const fn besides(self) -> &'static [&'static str] {
         self.row().besides
     }
 
-    /// What may be asked of the compression inside; the default comes first, and there always is one.
+    /// Returns the values that `compression` accepts; never empty, the default comes first.
     #[must_use]
     pub const fn compressions(self) -> &'static [Compression] {
         self.row().compressions
     }
 }
 
-/// Format of one file that holds the whole disk.
+/// The format of a file that holds the whole disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DiskFormat {
-    /// QEMU's own.
+    /// QEMU's qcow2 format.
     Qcow2,
-    /// The bytes of the disk, sparse.
+    /// The bytes of the disk, as a sparse file.
     Raw,
-    /// `VMware`'s, stream-optimised: compressed grains, one after the other.
+    /// The stream-optimised VMDK format of `VMware`: compressed grains, one after the other.
     Vmdk,
-    /// `VirtualBox`'s.
+    /// The VDI format of `VirtualBox`.
     Vdi,
-    /// Hyper-V's, dynamic.
+    /// The dynamic VHDX format of Hyper-V.
     Vhdx,
     /// The fixed form of Hyper-V's older format, which Azure takes: the bytes of the disk, and a footer.
     Vhd,
 }
 
 impl DiskFormat {
-    /// All of them.
+    /// All disk formats.
     pub const ALL: [Self; 6] = [Self::Qcow2, Self::Raw, Self::Vmdk, Self::Vdi, Self::Vhdx, Self::Vhd];
 
-    /// The name in manifests, which is also the file name extension.
+    /// Returns the name in manifests, which is also the file name extension.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -159,7 +159,7 @@ impl DiskFormat {
         }
     }
 
-    /// QEMU's driver.
+    /// Returns the name of QEMU's block driver for the format.
     #[must_use]
     pub const fn driver(self) -> &'static str {
         match self {
@@ -168,14 +168,15 @@ impl DiskFormat {
         }
     }
 
-    /// The format with this name.
+    /// Returns the format with this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|format| format.name() == name)
     }
 
-    /// The size of the disk in a file of this format, bytes: those of other virtual machines hold whole MiB. Azure asks for
-    /// that, `VirtualBox` and Hyper-V count in it, and a VMDK has whole grains. Zeroes make up for what is missing.
+    /// Returns the virtual size of a disk in a file of this format, bytes: the formats of other hypervisors hold whole MiB.
+    /// Azure requires that, `VirtualBox` and Hyper-V count in MiB, and a VMDK has whole grains. The disk is padded with
+    /// zeros.
     #[must_use]
     pub const fn virtual_size(self, disk: u64) -> u64 {
         match self {
@@ -186,8 +187,8 @@ impl DiskFormat {
 }
 
 impl DiskFormat {
-    /// The largest disk that others read in this format, bytes, where that is less than any disk kiln makes: what Azure and
-    /// Hyper-V say of a VHD, the 32 bits of a VMDK's sectors, \[MS-VHDX\].
+    /// Returns the largest disk that others read in this format, bytes, where that is less than any disk kiln makes.
+    /// Sources: the documentation of Azure and Hyper-V for VHD, the 32 bits of a VMDK's sectors, \[MS-VHDX\].
     #[must_use]
     pub const fn largest(self) -> Option<u64> {
         match self {
@@ -211,19 +212,19 @@ impl From<BaseFormat> for DiskFormat {
 /// Compression of the disk inside an output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Compression {
-    /// Fast and small; QEMU 5.1 and newer read it.
+    /// Zstandard, fast and small; QEMU 5.1 and newer read it.
     Zstd,
-    /// For older readers.
+    /// Deflate, for older readers.
     Zlib,
-    /// None.
+    /// No compression.
     None,
 }
 
 impl Compression {
-    /// All of them.
+    /// All compressions.
     pub const ALL: [Self; 3] = [Self::Zstd, Self::Zlib, Self::None];
 
-    /// The name in specs and manifests.
+    /// Returns the name in specs and manifests.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

@@ -1,7 +1,7 @@
-//! Secrets that stand in a spec in clear. A spec is committed, and its text ends in logs and keys; only warned of, since a
-//! shape is no proof.
+//! Detection of secrets written directly into a spec. A spec is committed, and its text ends up in logs and keys. Findings
+//! are only warnings, since the shape of a string proves nothing.
 
-/// What such a text begins with, how many letters and digits follow at least, and what it then looks like.
+/// The prefixes of such strings, the fewest letters and digits that follow, and the kind of secret that it looks like.
 const SHAPES: [(&str, usize, &str); 9] = [
     ("AKIA", 16, "an AWS access key"),
     ("ASIA", 16, "an AWS access key"),
@@ -14,7 +14,7 @@ const SHAPES: [(&str, usize, &str); 9] = [
     ("PRIVATE KEY-----", 0, "a private key"),
 ];
 
-/// The lines of a text that look like a secret, from 1, and like which.
+/// Returns the lines of a text that look like a secret, from 1, with the kind of secret.
 #[must_use]
 pub fn giveaways(text: &str) -> Vec<(usize, &'static str)> {
     let seen = |line: &str| SHAPES.iter().find(|shape| holds(line, shape)).map(|(_, _, what)| *what);

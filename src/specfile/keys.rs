@@ -1,6 +1,6 @@
-//! Every key of a spec, declared once: its name, its meaning, what it may be, and its default.
+//! Declarations of all keys of a spec: name, meaning, permitted values and default.
 //!
-//! The tables here hold what was read; `validate` makes the [`Spec`](super::Spec) of them.
+//! The tables here hold what was read; `validate` turns them into the [`Spec`](super::Spec).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -26,11 +26,11 @@ use crate::url::Url;
 
 pub(super) const IMAGE_NAME: Word = Word::new("a-z0-9", "a-z0-9._-", 64);
 pub(super) const IMAGE_VERSION: Word = Word::new("A-Za-z0-9", "A-Za-z0-9._+-", 64);
-/// As the end of an image's name.
+/// Name of a variant, with the characters that the end of an image's name may have.
 const VARIANT: Word = Word::new("a-z0-9", "a-z0-9._-", 32);
 const LABEL: Word = Word::new("A-Za-z0-9", "A-Za-z0-9._/-", 128);
 const VARIABLE: Word = Word { reserved: "KILN_", ..Word::new("A-Za-z_", "A-Za-z0-9_", 128) };
-/// systemd.unit(5): letters, digits and `:-_.\\@`; the backslash is for escaped names.
+/// Name of a unit, as in systemd.unit(5): letters, digits and `:-_.\\@`; the backslash is for escaped names.
 const UNIT: Word = Word::new("A-Za-z0-9", r"A-Za-z0-9:_.\\@-", 255);
 const PACKAGE: Word = Word::new("A-Za-z0-9", "A-Za-z0-9+._:-", 255);
 const SECRET: Word = Word::new("A-Za-z0-9_", "A-Za-z0-9_.-", 64);
@@ -38,9 +38,9 @@ const SECRET: Word = Word::new("A-Za-z0-9_", "A-Za-z0-9_.-", 64);
 /// The longest name of a step or test, and the longest description, in characters.
 const MAX_TITLE: usize = 200;
 const MAX_LINE: usize = 1000;
-/// A spec is written by people; this many steps are a program's mistake.
+/// The most steps of a spec. Specs are written by people; more steps are a generator's mistake.
 const MAX_STEPS: usize = 1000;
-/// A week, in seconds: no deadline is longer.
+/// The longest timeout: a week, in seconds.
 const WEEK: u64 = 7 * 24 * 3600;
 const TIB: u64 = 1 << 40;
 const MEMORY: std::ops::RangeInclusive<ByteSize> = ByteSize::mib(128)..=ByteSize(TIB);
@@ -51,7 +51,7 @@ type Texts = BTreeMap<String, At<String>>;
 table! {
     /// A kiln image specification.
     Document {
-        // First of all: whatever is read after it may name variables.
+        // Read first: any other key may contain variables.
         /// Variables. Run and script steps see them as environment variables, and `{{ name }}` in any other string
         /// value stands for one. `--var name=value` overrides one that is declared here.
         vars: BTreeMap<String, String> = Or(Variables(VARIABLE), "{}"),

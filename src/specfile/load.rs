@@ -1,6 +1,6 @@
-//! From a file to a [`Spec`]: its text, TOML with spans, then keys, then what they mean together.
+//! From a file to a [`Spec`]: its text, then TOML with spans, then the keys, then the checks between keys.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 use toml_parser::Source;
@@ -16,26 +16,26 @@ use super::table::of;
 use super::{Overrides, Spec, validate, variants};
 use crate::project::FileReach;
 
-/// A dotted key of a spec has two parts; more than this many can only be meant to exhaust the stack, since tables are
-/// dropped recursively. The TOML parser itself limits the nesting of brackets alone.
+/// The most parts of a dotted key. A spec needs two; a key with more than this many can only be meant to exhaust the stack,
+/// since tables are dropped recursively. The TOML parser itself limits the nesting of brackets alone.
 const MAX_KEY_PARTS: usize = 8;
 
-/// Something that is not TOML at all has an error for every few bytes.
+/// The most syntax errors that are kept. A file that is not TOML at all has an error every few bytes.
 const MAX_SYNTAX_ERRORS: usize = 1000;
 
 impl Spec {
     /// Reads a spec file, or the `kiln.toml` of a folder.
     ///
     /// # Errors
-    /// As [`SpecFile::read`] has them, or with all that is wrong in it.
+    /// Those of [`SpecFile::read`], or all errors in the spec.
     pub fn load(path: &Path, reach: FileReach, overrides: &Overrides) -> Result<Self, LoadError> {
         Ok(SpecFile::read(path, reach)?.parse(overrides)?)
     }
 
-    /// Reads a spec from a text; `path` is the file that its relative paths and its complaints refer to.
+    /// Parses the text of a spec; `path` is the file that relative paths and errors refer to.
     ///
     /// # Errors
-    /// With all that is wrong in it.
+    /// All errors in the spec.
     pub fn parse(path: &Path, text: &str, overrides: &Overrides) -> Result<Self, SpecErrors> {
         let document = Text::new(path, text);
         let mut reader = Reader::new(&document, overrides);
@@ -54,7 +54,7 @@ fn read_document(reader: &mut Reader) -> Option<Document> {
         return None;
     }
     let (table, errors) = DeTable::parse_recoverable(reader.document.text());
-    // Where the parser gives up on a bracket, the ones around it seem unclosed too.
+    // Where the parser gives up on a bracket, the brackets around it seem unclosed too.
     if let Some(error) = errors.iter().find(|error| error.message().starts_with("cannot recurse")) {
         reader.report_syntax(SpecError::new(error.span().unwrap_or_default(), "too many brackets within each other"));
         return None;
@@ -75,7 +75,7 @@ fn read_document(reader: &mut Reader) -> Option<Document> {
     of::<Document>().read(&node, reader)
 }
 
-/// Whether an error is in a line such as `[machine`: then nobody knows which table the keys after it belong to.
+/// Returns whether an error is in a line such as `[machine`: it is then unknown which table the keys after it belong to.
 fn is_header(error: &toml::de::Error, document: &Text) -> bool {
     let line = document.lines_around(&error.span().unwrap_or_default());
     document.text()[line].trim_start().starts_with('[')
@@ -97,12 +97,6 @@ fn deep_key(text: &str) -> Option<SpecError> {
     None
 }
 
-/// A path of a spec, which starts at the spec's folder unless it is absolute. `..` stays as it is, because what it
-/// leads to depends on symbolic links.
-pub(crate) fn from_folder_of(spec: &Path, path: &Path) -> PathBuf {
-    spec.parent().map_or_else(|| path.to_owned(), |folder| folder.join(path).components().collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,7 +104,7 @@ mod tests {
 
     const HEAD: &str = "[image]\nname = 'web'\nversion = '1'\n[base]\nfile = 'x.qcow2'\n";
 
-    /// Parses this text behind the tables that every spec has, saved with the line ends of Windows.
+    /// Parses this text after the tables that every spec has, with the line ends of Windows.
     fn parse_foreign(steps: &str) -> Result<Spec, SpecErrors> {
         let text = format!("{HEAD}{steps}").replace('\n', "\r\n");
         Spec::parse(Path::new("kiln.toml"), &text, &Overrides::default())

@@ -1,11 +1,11 @@
 //! Text becomes a [`Spec`]: every key known, every value in range, every path resolved, every reference checked.
 //!
 //! ```text
-//! kiln.toml -> Document (text with spans) -> Spec (no doubts left)
+//! kiln.toml -> Document (text with spans) -> Spec (validated)
 //!                        \-> SpecErrors (all of them at once, each with its span)
 //! ```
 //!
-//! Nothing here reads anything but the spec file itself; whether the inputs exist is `plan`'s question.
+//! Nothing here reads any file but the spec itself; `resolve` checks whether the inputs exist.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -23,8 +23,11 @@ mod compound;
 mod document;
 mod format;
 pub mod giveaways;
+mod hidden_characters;
 mod keys;
 mod load;
+mod longest_argument;
+mod names;
 mod network;
 mod paths;
 pub mod platform;
@@ -43,129 +46,130 @@ mod variants;
 pub use complaint::{LoadError, SpecError, SpecErrors};
 pub use document::{Document, Position};
 pub use format::{Compression, DiskFormat, OutputFormat};
-pub(crate) use load::from_folder_of as resolve_path;
 pub use network::{NetworkAccess, PrivateDestination};
+pub(crate) use paths::from_folder_of as resolve_path;
 pub use platform::Platform;
 pub use spec_file::{MAX_BYTES, SpecFile, spec_file};
 pub use test::{Check, FileCheck, Test};
 pub use variants::EVERY_VARIANT;
 
-/// What the command line changes in a spec.
+/// Values of the command line that override those of a spec.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Overrides {
-    /// `--version`, in place of the spec's own.
+    /// The value of `--version`, in place of the spec's own version.
     pub version: Option<String>,
-    /// `--var name=value`, in the order given; each name is one that `[vars]` declares.
+    /// The values of `--var name=value`, in the order given; each name is one that `[vars]` declares.
     pub vars: Vec<(String, String)>,
-    /// `--variant`: the one of `[variants]` that is laid over the rest.
+    /// The value of `--variant`: the one of `[variants]` that is merged into the rest.
     pub variant: Option<String>,
 }
 
-/// JSON Schema, draft 7, of a spec file, for editors. It comes from the declarations that specs are read with.
+/// Returns the JSON Schema, draft 7, of a spec file, for editors. It is generated from the declarations that specs are read
+/// with.
 #[must_use]
 pub fn schema() -> serde_json::Value {
     table::root_schema::<keys::Document>()
 }
 
-/// One image's specification, validated. Paths are absolute.
+/// The validated specification of one image. Paths are absolute.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Spec {
-    /// The file it was read from.
+    /// The file that the spec was read from.
     pub path: PathBuf,
-    /// The variant that was laid over the rest; the image's name ends with it.
+    /// The variant that was merged into the rest; the image's name ends with it.
     pub variant: Option<String>,
-    /// What is made.
+    /// The `[image]` table: name, version and labels.
     pub image: Image,
-    /// What it is made from.
+    /// The `[base]` table: the base image.
     pub base: Base,
-    /// The virtual machine it is made in.
+    /// The `[machine]` table: the virtual machine of the build.
     pub machine: Machine,
-    /// What the guest may reach over its network.
+    /// The `[network]` table: what the guest may reach over its network.
     pub network: NetworkAccess,
     /// Variables after `--var`; run and script steps see them as environment variables.
     pub vars: BTreeMap<String, String>,
-    /// Where each secret comes from. The values are read by the build, never here.
+    /// The sources of secrets. The values are read by the build, never here.
     pub secrets: BTreeMap<String, SecretDeclaration>,
-    /// What is done, in order.
+    /// The steps, in order.
     pub steps: Vec<Step>,
-    /// What the sealed image is tested for.
+    /// The tests of the sealed image.
     pub tests: Vec<Test>,
-    /// How the guest is generalised.
+    /// The `[seal]` table: how the guest is generalised.
     pub seal: Seal,
-    /// The formats to write; never empty.
+    /// The outputs to write; never empty.
     pub outputs: Vec<Output>,
-    /// Limits of the whole build.
+    /// The `[build]` table: limits of the whole build.
     pub build: Build,
 }
 
-/// `[image]`
+/// The `[image]` table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
-    /// `[a-z0-9][a-z0-9._-]{0,63}`
+    /// The name, matching `[a-z0-9][a-z0-9._-]{0,63}`.
     pub name: String,
-    /// `[A-Za-z0-9][A-Za-z0-9._+-]{0,63}`, after `--version`
+    /// The version, matching `[A-Za-z0-9][A-Za-z0-9._+-]{0,63}`, after `--version`.
     pub version: String,
-    /// One line for people; may be empty.
+    /// A one-line description for people; may be empty.
     pub description: String,
     /// Free key-value pairs for the manifest.
     pub labels: BTreeMap<String, String>,
 }
 
-/// `[base]`
+/// The `[base]` table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Base {
-    /// Where it comes from.
+    /// The source of the base image.
     pub source: Source,
-    /// 64 lower-case hex digits; of a download, the digest of what is downloaded.
+    /// SHA-256 digest, 64 lower-case hex digits; for a download, of the file as downloaded.
     pub sha256: Option<String>,
-    /// Stated, never guessed.
+    /// The format of the base image; stated by the spec, never guessed.
     pub format: BaseFormat,
 }
 
-/// Where a base image comes from.
+/// The source of a base image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// `file`: an image file on this host.
     File(PathBuf),
-    /// `url`: downloaded once.
+    /// `url`: a file that is downloaded once.
     Url(Remote),
-    /// `image`: `name`, `name@version` or `name@tag` of the store.
+    /// `image`: `name`, `name@version` or `name@tag` in the store.
     Image(String),
     /// `spec`: the image of another spec, built first if it is not up to date.
     Spec {
-        /// The spec file, or the folder with its `kiln.toml`.
+        /// Path of the spec file, or of the folder with its `kiln.toml`.
         file: PathBuf,
-        /// One of its variants.
+        /// The variant of that spec, if one is named.
         variant: Option<String>,
     },
 }
 
-/// A base image somewhere else. Either its digest is in the spec, or there are `sums`.
+/// A base image that is downloaded. Its digest is either in the spec, or in `sums`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remote {
-    /// Where it is, the preferred place first; never empty.
+    /// URLs of the file, the preferred one first; never empty.
     pub urls: Vec<Url>,
-    /// The list of digests that it is in.
+    /// The list of digests that contains the file's digest.
     pub sums: Option<Sums>,
 }
 
-/// A `SHA256SUMS` or `SHA512SUMS` file, and why it is believed.
+/// A `SHA256SUMS` or `SHA512SUMS` file, and how it is verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sums {
-    /// Where it is.
+    /// URL of the file.
     pub url: Url,
-    /// What vouches for it.
+    /// How the file is verified.
     pub trust: Trust,
 }
 
-/// What vouches for a file of digests.
+/// The verification of a file of digests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trust {
-    /// Its own digest.
+    /// By its own SHA-256 digest.
     Sha256(String),
-    /// A detached signature of it.
+    /// By a detached signature.
     Signature {
-        /// Where the signature is.
+        /// URL of the signature.
         url: Url,
         /// The public key, of OpenSSH, minisign or `OpenPGP`, on this host.
         key: PathBuf,
@@ -175,39 +179,39 @@ pub enum Trust {
 /// The format of a base image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum BaseFormat {
-    /// QEMU's copy-on-write format.
+    /// QEMU's copy-on-write format, qcow2.
     #[default]
     Qcow2,
     /// The bytes of the disk.
     Raw,
 }
 
-/// `[machine]`
+/// The `[machine]` table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
-    /// Virtual CPUs asked for, 1 to 255; the plan caps them at the host's.
+    /// Number of virtual CPUs, 1 to 255; the plan caps it at the host's.
     pub cpus: u8,
     /// Guest memory, 128 MiB to 1 TiB.
     pub memory: ByteSize,
-    /// Virtual disk size, a multiple of 1 MiB; `None` is the base's own.
+    /// Virtual disk size, a multiple of 1 MiB; `None` for the base image's own.
     pub disk: Option<ByteSize>,
-    /// What starts the boot loader.
+    /// The firmware that starts the boot loader.
     pub firmware: Firmware,
-    /// Which accelerator may be used.
+    /// The accelerator that the spec asks for.
     pub accel: Accel,
     /// Whether the guest has a network card.
     pub network: Network,
-    /// Until the agent answers; the plan scales it under software emulation.
+    /// How long the agent may take to answer; the plan scales it under software emulation.
     pub boot_timeout: Duration,
 }
 
 /// Firmware of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Firmware {
-    /// `SeaBIOS`.
+    /// Legacy BIOS: QEMU's `SeaBIOS`.
     #[default]
     Bios,
-    /// OVMF.
+    /// UEFI firmware: OVMF.
     Uefi,
 }
 
@@ -217,13 +221,13 @@ pub enum Accel {
     /// KVM where a probe shows that it works, else software emulation.
     #[default]
     Auto,
-    /// KVM or nothing.
+    /// KVM is required.
     Kvm,
     /// Software emulation.
     Tcg,
 }
 
-/// What network the guest sees.
+/// The network that the guest sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Network {
     /// No network card at all.
@@ -233,16 +237,16 @@ pub enum Network {
     User,
 }
 
-/// A secret of `[secrets]`.
+/// A secret declared in `[secrets]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SecretDeclaration {
-    /// Where its value comes from.
+    /// The source of its value.
     pub source: SecretSource,
-    /// Its line in the spec.
+    /// Line of the declaration in the spec, from 1.
     pub line: usize,
 }
 
-/// Where a secret comes from.
+/// The source of a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SecretSource {
     /// An environment variable of the kiln process.
@@ -251,45 +255,45 @@ pub enum SecretSource {
     File(PathBuf),
 }
 
-/// `[[step]]`
+/// A `[[step]]` of the spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// Unique in its spec; made from the verb where the spec gives none.
+    /// The step's name, unique in its spec; derived from the action where the spec gives none.
     pub name: String,
-    /// What to do.
+    /// The step's action.
     pub action: Action,
-    /// How long it may take.
+    /// How long the step may take.
     pub timeout: Duration,
-    /// `false`: always run, and everything after it too.
+    /// Whether the step may come from the cache; with `false` it always runs, and so does everything after it.
     pub cache: bool,
     /// Line of the spec file on which the step begins, from 1.
     pub line: usize,
 }
 
-/// What a step does: exactly one verb.
+/// The action of a step: exactly one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// `run`: a command in the guest.
     Run {
-        /// What is executed.
+        /// The command to run.
         command: Command,
-        /// Who, where and with what.
+        /// User, working directory, environment and secrets of the command.
         context: Context,
     },
     /// `script`: a host file, sent to the guest and run by its own `#!` line.
     Script {
-        /// The file on this host.
+        /// Path of the script on this host.
         file: PathBuf,
-        /// Arguments.
+        /// Arguments of the script.
         args: Vec<String>,
-        /// Who, where and with what.
+        /// User, working directory, environment and secrets of the script.
         context: Context,
     },
     /// `copy`: a file or folder from this host into the guest.
     Copy(Copy),
-    /// `write`: a small file from text in the spec.
+    /// `write`: a small file with content from the spec.
     Write {
-        /// The whole content, variables filled in.
+        /// The whole content, with variables expanded.
         content: String,
         /// Absolute path in the guest.
         to: String,
@@ -305,20 +309,35 @@ pub enum Action {
         /// Relative path, without `..`, below the version's folder.
         to: PathBuf,
     },
-    /// `reboot = true`
+    /// `reboot = true`: the guest restarts.
     Reboot,
 }
 
-/// `copy`. A trailing slash on either side means what it means to cp and rsync: see `docs/spec.md`.
+impl Action {
+    /// Returns the key that names the action in a spec.
+    #[must_use]
+    pub fn key(&self) -> &'static str {
+        match self {
+            Action::Run { .. } => "run",
+            Action::Script { .. } => "script",
+            Action::Copy(_) => "copy",
+            Action::Write { .. } => "write",
+            Action::Fetch { .. } => "fetch",
+            Action::Reboot => "reboot",
+        }
+    }
+}
+
+/// The `copy` action. A trailing slash on either side means what it means to cp and rsync: see `docs/spec.md`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Copy {
-    /// The file or folder on this host.
+    /// Path of the file or folder on this host.
     pub from: PathBuf,
-    /// The source was written with a trailing slash: copy what is in the folder, not the folder.
+    /// Whether the source was written with a trailing slash: the content of the folder is copied, not the folder.
     pub contents: bool,
     /// Absolute path in the guest, without its trailing slash.
     pub to: String,
-    /// The destination was written with a trailing slash: it is a folder, and the source goes into it.
+    /// Whether the destination was written with a trailing slash: it is a folder, and the source goes into it.
     pub into: bool,
     /// Owner and group of everything copied, `root:root` by default.
     pub owner: Owner,
@@ -330,26 +349,26 @@ pub struct Copy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Command {
-    /// Text for `sh -eu`.
+    /// A string for `sh -eu`.
     Shell(String),
     /// An argument vector, run without a shell; never empty.
     Argv(Vec<String>),
 }
 
-/// Who runs a command, where and with what.
+/// User, working directory, environment and secrets of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Context {
-    /// Extra environment variables.
+    /// Additional environment variables.
     pub env: BTreeMap<String, String>,
-    /// User name in the guest.
+    /// Name of the user in the guest.
     pub user: String,
     /// Working directory in the guest, absolute.
     pub dir: String,
-    /// Names of the secrets it may read; each is declared.
+    /// Names of the secrets that the command may read; each is declared.
     pub secrets: BTreeSet<String>,
 }
 
-/// `user:group` or `user`, by name or number, as the guest knows them.
+/// An owner, `user:group` or `user`, by name or number, as the guest knows them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     /// User name or number.
@@ -358,25 +377,25 @@ pub struct Owner {
     pub group: Option<String>,
 }
 
-/// `[seal]`
+/// The `[seal]` table.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Seal {
-    /// Operations left out; each is a name of [`seal::OPERATIONS`].
+    /// Operations to skip; each is a name of [`seal::OPERATIONS`].
     pub skip: BTreeSet<String>,
 }
 
-/// `[[output]]`
+/// An `[[output]]` of the spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
-    /// File format.
+    /// Format of the output.
     pub format: OutputFormat,
-    /// Of the disk inside; one that the format takes.
+    /// Compression of the disk inside; one that the format accepts.
     pub compression: Compression,
-    /// Where the image goes; may be empty.
+    /// The platforms that the image is for; may be empty.
     pub platforms: Vec<Platform>,
 }
 
-/// `[build]`
+/// The `[build]` table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Build {
     /// How long the whole build may take.

@@ -1,32 +1,28 @@
-//! `[network]`: what a guest may reach over its network.
+//! The `[network]` table: what a guest may reach over its network.
 
 use std::fmt;
 
 use serde::{Serialize, Serializer};
 
-use super::Network;
-use super::complaint::SpecError;
-use super::keys;
-use super::reader::Reader;
 use super::shape::{Refusal, Text, matching};
 use crate::address::{AddressRange, AddressRangeError};
 
-/// The name of the host in a spec.
+/// The name that stands for the host in a spec.
 const HOST: &str = "host";
 
-/// `[network]`
+/// The `[network]` table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NetworkAccess {
-    /// Destinations besides public addresses, sorted, each of them once.
+    /// Destinations besides public addresses, sorted, without duplicates.
     pub private: Vec<PrivateDestination>,
 }
 
 /// A destination that is not public.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PrivateDestination {
-    /// The host that runs the guest: its loopback as the gateway 10.0.2.2, and its own addresses.
+    /// The host that runs the guest: its loopback interface as the gateway 10.0.2.2, and its own addresses.
     Host,
-    /// The addresses of a range that are not public, without the host's own.
+    /// The non-public addresses of a range, without the host's own.
     Range(AddressRange),
 }
 
@@ -53,7 +49,7 @@ impl std::str::FromStr for PrivateDestination {
     }
 }
 
-/// `host`, an address or a network.
+/// Accepts `host`, an address or a network.
 pub(super) fn private_destination() -> Text<PrivateDestination> {
     let expects = "`host`, an address such as 192.168.1.10, or a network such as 10.1.2.0/24".into();
     Text { expects, schema: matching("host|[0-9A-Fa-f:.]+(?:/[0-9]{1,3})?"), parse: Box::new(parse_destination) }
@@ -67,18 +63,4 @@ fn parse_destination(written: &str) -> Result<PrivateDestination, Refusal> {
         }),
         destination => Ok(destination),
     }
-}
-
-/// Returns the `[network]` table, which is for guests that have a network.
-pub(super) fn network_access(raw: keys::NetworkAccess, network: Network, reader: &mut Reader) -> NetworkAccess {
-    if let Some(first) = raw.private.first()
-        && network != Network::User
-    {
-        let error = SpecError::new(first.span.clone(), "`private` is for guests that have a network");
-        reader.report(error.help("add `network = \"user\"` to `[machine]`, or leave `private` out"));
-    }
-    let mut private: Vec<_> = raw.private.into_iter().map(|destination| destination.value).collect();
-    private.sort_unstable();
-    private.dedup();
-    NetworkAccess { private }
 }

@@ -1,23 +1,24 @@
-//! Paths in a spec: on the host below the spec's folder, in the guest from its root, and owners of files there.
+//! Paths in a spec: on the host, relative to the spec's folder; in the guest, absolute; and owners of files there.
 
 use std::path::{Component, Path, PathBuf};
 
 use serde_json::json;
 
 use super::Owner;
+use super::document::At;
 use super::shape::{Refusal, Text, Word, matching, quoted};
 
-/// The longest path that Linux takes, without its NUL.
+/// The longest path that Linux accepts, without its NUL.
 const MAX_PATH: usize = 4095;
-/// The longest name of a file.
+/// The longest name of a file, bytes.
 const MAX_NAME: usize = 255;
 
-/// A path and whether it was written with a trailing slash.
+/// A path, and whether it was written with a trailing slash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Slashed<P> {
-    /// Without the slash.
+    /// The path without the slash.
     pub path: P,
-    /// The trailing slash, or `/.`, which means the same to cp.
+    /// Whether it ends with a slash, or with `/.`, which means the same to cp.
     pub slash: bool,
 }
 
@@ -39,7 +40,7 @@ fn check(text: &str) -> Result<(), Refusal> {
     }
 }
 
-/// A file or folder on this host, as written: relative ones start at the spec's folder.
+/// Accepts the path of a file or folder on this host, as written: relative ones start at the spec's folder.
 pub(super) fn host_path() -> Text<Slashed<PathBuf>> {
     let parse = |text: &str| {
         check(text)?;
@@ -63,18 +64,18 @@ fn absolute(text: &str) -> Result<Slashed<String>, Refusal> {
     }
 }
 
-/// A path in the guest that may end with a slash.
+/// Accepts a path in the guest that may end with a slash.
 pub(super) fn guest_path() -> Text<Slashed<String>> {
     Text { expects: "an absolute path in the guest".into(), schema: matching("/.*"), parse: Box::new(absolute) }
 }
 
-/// A folder in the guest.
+/// Accepts the path of a folder in the guest.
 pub(super) fn guest_folder() -> Text<String> {
     let parse = |text: &str| absolute(text).map(|folder| folder.path);
     Text { expects: "an absolute path in the guest".into(), schema: matching("/.*"), parse: Box::new(parse) }
 }
 
-/// A file in the guest, whose path is complete.
+/// Accepts the path of a file in the guest, name included.
 pub(super) fn guest_file() -> Text<String> {
     let parse = |text: &str| match absolute(text)? {
         Slashed { slash: true, .. } => Err("a slash at the end names a folder: add the file's name".into()),
@@ -84,7 +85,7 @@ pub(super) fn guest_file() -> Text<String> {
     Text { expects, schema: matching("/.*[^/]"), parse: Box::new(parse) }
 }
 
-/// Where a fetched file is kept: below the version's folder, and nowhere else.
+/// Accepts the path of a fetched file: always below the version's folder.
 pub(super) fn kept_path() -> Text<PathBuf> {
     let parse = |text: &str| {
         check(text)?;
@@ -98,10 +99,10 @@ pub(super) fn kept_path() -> Text<PathBuf> {
     Text { expects, schema: matching("[^/].*"), parse: Box::new(parse) }
 }
 
-/// User or group in the guest, by name or number.
+/// A user or group in the guest, by name or number.
 pub(super) const ACCOUNT: Word = Word::new("A-Za-z0-9_", "A-Za-z0-9_.-", 32);
 
-/// `user` or `user:group`.
+/// Accepts `user` or `user:group`.
 pub(super) fn owner() -> Text<Owner> {
     let parse = |text: &str| {
         let (user, group) = match text.split_once(':') {
@@ -114,6 +115,17 @@ pub(super) fn owner() -> Text<Owner> {
     let name = ACCOUNT.pattern();
     let expects = "`user` or `user:group`, by name or number".into();
     Text { expects, schema: matching(&format!("{name}(?::{name})?")), parse: Box::new(parse) }
+}
+
+/// Resolves a path of a spec, which starts at the spec's folder unless it is absolute. `..` is kept, because what it leads
+/// to depends on symbolic links.
+pub(crate) fn from_folder_of(spec: &Path, path: &Path) -> PathBuf {
+    spec.parent().map_or_else(|| path.to_owned(), |folder| folder.join(path).components().collect())
+}
+
+/// Returns the absolute path of a file or folder on this host.
+pub(super) fn host_file(written: &At<Slashed<PathBuf>>, spec: &Path) -> PathBuf {
+    from_folder_of(spec, &written.value.path)
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
-//! Platforms that images go to: which format each takes, and what is asked of the guest there.
+//! Platforms that images are for: which format each accepts, and what it requires of the guest.
 //!
-//! What a platform needs is its documentation's word: nothing here was tried on one. Sources are named with each.
+//! The requirements are taken from each platform's documentation, whose pages are named below; none was tried on the
+//! platform itself.
 
-/// Where an image goes.
+/// A platform that an image is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Platform {
     /// Microsoft Azure ("Create and upload a Linux VHD", "Generic steps").
@@ -23,17 +24,17 @@ pub enum Platform {
     Libvirt,
 }
 
-/// A driver of the kernel, by the names it has had.
+/// A driver of the kernel, by the names that it has had.
 pub type Driver = &'static [&'static str];
 
-/// What a platform needs of a guest.
+/// The requirements of a platform on a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Needs {
-    /// Drivers, each with what does not work without it.
+    /// The required drivers, each with what does not work without it.
     pub drivers: &'static [(Driver, &'static str)],
-    /// A console on the first serial port.
+    /// Whether a console on the first serial port is required.
     pub serial_console: bool,
-    /// Packages of which one is wanted, and what for.
+    /// Packages of which one is required, and what it is for.
     pub agents: &'static [(&'static [&'static str], &'static str)],
 }
 
@@ -46,7 +47,7 @@ const GUEST_AGENT: (&[&str], &str) = (&["qemu-guest-agent"], "clean shutdowns, a
 pub const OVA_DRIVERS: &[(Driver, &str)] = &[(&["mptspi"], "its disk"), (&["e1000"], "its network card")];
 
 impl Platform {
-    /// All of them, with their names in specs.
+    /// All platforms, with their names in specs.
     pub const ALL: [(&str, Self); 8] = [
         ("azure", Self::Azure),
         ("gce", Self::Gce),
@@ -58,13 +59,13 @@ impl Platform {
         ("libvirt", Self::Libvirt),
     ];
 
-    /// The name in specs.
+    /// Returns the name in specs.
     #[must_use]
     pub fn name(self) -> &'static str {
         Self::ALL[self as usize].0
     }
 
-    /// The formats it takes, by their names, the best first.
+    /// Returns the names of the formats that the platform accepts, the best first.
     #[must_use]
     pub fn formats(self) -> &'static [&'static str] {
         match self {
@@ -79,7 +80,7 @@ impl Platform {
         }
     }
 
-    /// What it needs of a guest.
+    /// Returns the platform's requirements on a guest.
     #[must_use]
     pub fn needs(self) -> Needs {
         match self {

@@ -1,4 +1,4 @@
-//! What reading a spec needs at hand: the document, the variables, and the complaints so far.
+//! The state of reading a spec: the document, its variables, and the errors so far.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
@@ -7,31 +7,31 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::Overrides;
-use super::arguments::too_long;
 use super::complaint::SpecError;
 use super::document::Document;
+use super::longest_argument::too_long;
 use super::suggest::suggest;
 use super::template::{Piece, pieces};
 
 /// A TOML value with its place in the document.
 pub(super) type Node<'d> = Spanned<DeValue<'d>>;
 
-/// All variables of a spec together may expand to this many bytes: a short text that names a long variable many
-/// times must not fill the memory.
+/// The most bytes that all variables of a spec together may expand to: a short string that names a long variable many times
+/// must not fill the memory.
 const MAX_EXPANSION: usize = 8 << 20;
 
-/// Collects complaints, and knows the variables once `[vars]` was read.
+/// A reader that collects errors, and that knows the variables once `[vars]` was read.
 pub(super) struct Reader<'d> {
     pub document: &'d Document,
     pub overrides: &'d Overrides,
     pub vars: BTreeMap<String, String>,
     errors: Vec<SpecError>,
-    /// Lines on which the TOML itself is wrong; what was recovered from them is not worth a complaint.
+    /// Lines with syntax errors; values that the parser recovered from them are not reported again.
     broken_lines: BTreeSet<usize>,
     expanded: usize,
 }
 
-/// A table of the document: its entries and, for complaints, its header.
+/// A table of the document: its entries and, for errors, its header.
 pub(super) struct Section<'t, 'd> {
     pub entries: &'t DeTable<'d>,
     pub span: Range<usize>,
@@ -43,13 +43,13 @@ impl<'d> Reader<'d> {
         Self { document, overrides, vars, errors: Vec::new(), broken_lines: BTreeSet::new(), expanded: 0 }
     }
 
-    /// All complaints. What a variant has laid over the document was read twice, and is told once.
+    /// Returns all errors. What a variant has changed in the document was read twice, and is reported once.
     pub fn finish(self) -> Vec<SpecError> {
         let mut told = HashSet::new();
         self.errors.into_iter().filter(|error| told.insert(error.clone())).collect()
     }
 
-    /// Notes that the TOML itself is wrong; what is missing or contradictory after that may be the recovery's fault.
+    /// Reports a syntax error; missing or contradictory keys after that may be due to the parser's recovery.
     pub fn report_syntax(&mut self, error: SpecError) {
         self.broken_lines.extend(error.span.as_ref().map(|span| self.document.line(span.start)));
         self.errors.push(error);
@@ -70,14 +70,14 @@ impl<'d> Reader<'d> {
         }
     }
 
-    /// Complains about something that is not there, unless a syntax error may have hidden it.
+    /// Reports a missing value, unless a syntax error may have hidden it.
     pub fn report_missing(&mut self, error: SpecError) {
         if !self.is_broken() {
             self.report(error);
         }
     }
 
-    /// Lets `--var` override what `[vars]` declares.
+    /// Applies `--var` to what `[vars]` declares.
     pub fn override_variables(&mut self) {
         for (name, value) in &self.overrides.vars {
             if let Some(declared) = self.vars.get_mut(name) {
@@ -106,7 +106,7 @@ impl<'d> Reader<'d> {
         self.report(SpecError::new(node.span(), format!("expected {expected}, found {found}")));
     }
 
-    /// The string in a node, with its variables filled in.
+    /// Returns the string in a node, with variables expanded.
     pub fn text(&mut self, node: &Node, expected: &str) -> Option<String> {
         if let DeValue::String(text) = node.get_ref() {
             return self.fill(text, node.span());
@@ -135,7 +135,7 @@ impl<'d> Reader<'d> {
         complete.then_some(filled)
     }
 
-    /// Where a part of a decoded string is in the document; escapes elsewhere in the string make its offset useless.
+    /// Finds a part of a decoded string in the document; its offset is useless there, because the string may have escapes.
     fn find(&self, written: &str, within: Range<usize>) -> Option<Range<usize>> {
         let start = within.start + self.document.text().get(within.clone())?.find(written)?;
         Some(start..start + written.len())

@@ -1,3 +1,3 @@
-//! The sealing operations by name: what `[seal] skip` accepts and `kiln seal --list` prints.
+//! The sealing operations by name, as `[seal] skip` accepts and `kiln seal --list` prints them.
 
 pub use crate::wire::sealing::OPERATIONS;

@@ -1,5 +1,5 @@
-//! The kinds of values a key can have. Each reads itself, says what it expects, and gives its own JSON Schema, so that
-//! reading, messages and schema cannot disagree.
+//! The kinds of values that a key can have. Each reads itself, describes what it accepts, and gives its own JSON Schema, so
+//! that reading, messages and schema cannot disagree.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -10,6 +10,7 @@ use serde_json::{Value as Json, json};
 use toml::de::DeValue;
 
 use super::complaint::SpecError;
+use super::hidden_characters::is_forgery;
 use super::reader::{Node, Reader};
 use super::suggest::{list, suggest};
 use crate::size::{ByteSize, format_duration, parse_duration};
@@ -17,20 +18,20 @@ use crate::url::{Url, UrlError};
 
 /// A kind of value.
 pub(super) trait Shape {
-    /// What it becomes.
+    /// The type of the value that was read.
     type Value;
 
-    /// What is allowed, as it stands after "expected" and in the reference.
+    /// Describes the accepted values, for messages after "expected" and for the reference.
     fn expects(&self) -> String;
 
-    /// Reads a value, or reports why not.
+    /// Reads a value, or reports why it is not accepted.
     fn read(&self, node: &Node, reader: &mut Reader) -> Option<Self::Value>;
 
-    /// JSON Schema, draft 7, without a description.
+    /// Returns the JSON Schema, draft 7, without a description.
     fn schema(&self) -> Json;
 }
 
-/// What is wrong with a text, and what to do about it.
+/// The reason why a string is refused, and how to fix it.
 pub(super) struct Refusal {
     pub message: String,
     pub help: Option<String>,
@@ -42,7 +43,7 @@ impl<M: ToString> From<M> for Refusal {
     }
 }
 
-/// A string that is parsed further, after its variables are filled in.
+/// A string that is parsed further, after its variables are expanded.
 pub(super) struct Text<T> {
     pub expects: String,
     pub schema: Json,
@@ -73,18 +74,12 @@ impl<T> Shape for Text<T> {
     }
 }
 
-/// A string that matches a pattern, or one with variables, whose final text no schema can know.
+/// Returns the schema of a string that matches a pattern, or that contains variables, whose value no schema can know.
 pub(super) fn matching(pattern: &str) -> Json {
     json!({ "type": "string", "pattern": format!(r"^(?:{pattern})$|\{{\{{") })
 }
 
-/// A character that could make a terminal show something else than what is there.
-pub(super) fn is_forgery(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-/// What the user wrote, as it stands in a message.
+/// Quotes what the user wrote, for a message.
 pub(super) fn quoted(text: &str) -> String {
     let mut short: String = text.chars().take(40).collect();
     if short.len() < text.len() {
@@ -93,13 +88,13 @@ pub(super) fn quoted(text: &str) -> String {
     if text.is_empty() { "an empty text".to_owned() } else { format!("`{short}`") }
 }
 
-/// Any text at all, such as the content of a file.
+/// Accepts any string, such as the content of a file.
 pub(super) fn content() -> Text<String> {
     let parse = |text: &str| Ok(text.to_owned());
     Text { expects: "a text".into(), schema: json!({ "type": "string" }), parse: Box::new(parse) }
 }
 
-/// A text without NUL, as the arguments and the environment of a process must be.
+/// Accepts a string without NUL, as the arguments and the environment of a process must be.
 pub(super) fn text() -> Text<String> {
     let parse = |text: &str| {
         if text.contains('\0') { Err("a NUL byte cannot be given to a process".into()) } else { Ok(text.to_owned()) }
@@ -107,7 +102,7 @@ pub(super) fn text() -> Text<String> {
     Text { expects: "a text".into(), schema: json!({ "type": "string" }), parse: Box::new(parse) }
 }
 
-/// One line for people. Control characters could forge what a terminal shows, and so could bidirectional ones.
+/// Accepts one line for people. Control characters and bidirectional ones could forge what a terminal shows.
 pub(super) fn line(max: usize) -> Text<String> {
     let expects = format!("one line of at most {max} characters");
     let parse = move |text: &str| match text.chars().find(|c| is_forgery(*c)) {
@@ -118,7 +113,7 @@ pub(super) fn line(max: usize) -> Text<String> {
     Text { expects, schema: json!({ "type": "string" }), parse: Box::new(parse) }
 }
 
-/// A [`line`] that is not blank, as a name must be.
+/// Accepts a [`line`] that is not blank, as a name must be.
 pub(super) fn title(max: usize) -> Text<String> {
     let any = line(max);
     let parse =
@@ -126,15 +121,15 @@ pub(super) fn title(max: usize) -> Text<String> {
     Text { expects: any.expects, schema: json!({ "type": "string", "minLength": 1 }), parse: Box::new(parse) }
 }
 
-/// A word: its first character is of one class and the others of another, both written as in a regular expression's
-/// brackets, with ranges, and `-` last.
+/// A word: its first character is of one class and the others of another. Both are written as in the brackets of a regular
+/// expression, with ranges, and `-` last.
 #[derive(Clone, Copy)]
 pub(super) struct Word {
     pub first: &'static str,
     pub rest: &'static str,
-    /// The longest allowed, in characters.
+    /// The greatest length, in characters.
     pub max: usize,
-    /// A prefix that is kiln's own; may be empty.
+    /// A prefix that is reserved for kiln; may be empty.
     pub reserved: &'static str,
 }
 
@@ -163,7 +158,7 @@ impl Word {
     }
 }
 
-/// A string that is one [`Word`].
+/// Accepts a string that is one [`Word`].
 pub(super) fn word(word: Word) -> Text<String> {
     let parse = move |text: &str| word.check(text).map(|()| text.to_owned());
     let expects = format!("`[{}][{}]*`, at most {} characters", word.first, word.rest, word.max);
@@ -178,7 +173,7 @@ fn in_class(class: &str, c: char) -> bool {
     }
 }
 
-/// A size within bounds, a whole number of MiB.
+/// Accepts a size within bounds, a whole number of MiB.
 pub(super) fn size(allowed: RangeInclusive<ByteSize>) -> Text<ByteSize> {
     let expects = format!("a size from {} to {} in whole MiB, such as 512MiB or 8GiB", allowed.start(), allowed.end());
     let parse = move |text: &str| {
@@ -194,7 +189,7 @@ pub(super) fn size(allowed: RangeInclusive<ByteSize>) -> Text<ByteSize> {
     Text { expects, schema: matching("[0-9]+(?:B|KiB|MiB|GiB|TiB)"), parse: Box::new(parse) }
 }
 
-/// A duration within bounds, in seconds.
+/// Accepts a duration within bounds, in seconds.
 pub(super) fn duration(allowed: RangeInclusive<u64>) -> Text<Duration> {
     let least = format_duration(Duration::from_secs(*allowed.start()));
     let most = format_duration(Duration::from_secs(*allowed.end()));
@@ -210,7 +205,7 @@ fn outside(text: &str, least: &dyn fmt::Display, most: &dyn fmt::Display) -> Ref
     format!("`{text}` is out of range: from {least} to {most} is allowed").into()
 }
 
-/// One of a few names. Those in `later` are known, but not to this version.
+/// Accepts one of a few names. Those in `later` are known, but not supported by this version.
 pub(super) fn choice<T: Copy + 'static>(
     known: impl Into<Vec<(&'static str, T)>>,
     later: &'static [&'static str],
@@ -230,12 +225,12 @@ pub(super) fn choice<T: Copy + 'static>(
     Text { expects, schema, parse: Box::new(parse) }
 }
 
-/// The sentence for what the format of specs foresees, and this version cannot do.
+/// Returns the message for a value that the format of specs foresees, and that this version does not support.
 pub(super) fn not_yet(what: &str, known: &[&str]) -> String {
     format!("`{what}` is not supported by this version of kiln, only {}", list(known))
 }
 
-/// 64 hex digits, in lower case from here on.
+/// Accepts 64 hex digits, and converts them to lower case.
 pub(super) fn sha256() -> Text<String> {
     let parse = |text: &str| {
         if text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -247,14 +242,14 @@ pub(super) fn sha256() -> Text<String> {
     Text { expects: "64 hex digits".into(), schema: matching("[0-9A-Fa-f]{64}"), parse: Box::new(parse) }
 }
 
-/// Where something is to be had from.
+/// Accepts the URL of a file to download.
 pub(super) fn location() -> Text<Url> {
     let parse = |text: &str| text.parse().map_err(|error: UrlError| error.into());
     let expects = "a URL that begins with https://, http:// or file:///".into();
     Text { expects, schema: matching("(?:https?|file)://[!-~]+"), parse: Box::new(parse) }
 }
 
-/// `name`, `name@version` or `name@tag`.
+/// Accepts `name`, `name@version` or `name@tag`.
 pub(super) fn reference(name: Word, version: Word) -> Text<String> {
     let parse = move |text: &str| {
         let (left, right) = text.split_once('@').map_or((text, None), |(left, right)| (left, Some(right)));
@@ -266,7 +261,7 @@ pub(super) fn reference(name: Word, version: Word) -> Text<String> {
     Text { expects: "an image as name, name@version or name@tag".into(), schema, parse: Box::new(parse) }
 }
 
-/// A regular expression. Searching with one takes time in proportion to the text, whatever it is.
+/// Accepts a regular expression. Searching with one takes time in proportion to the text, whatever the expression is.
 pub(super) fn regex() -> Text<String> {
     let parse = |text: &str| match Regex::new(text) {
         Ok(_) => Ok(text.to_owned()),
@@ -275,7 +270,7 @@ pub(super) fn regex() -> Text<String> {
     Text { expects: "a regular expression".into(), schema: json!({ "type": "string" }), parse: Box::new(parse) }
 }
 
-/// Permission bits as an octal number in a string, since TOML's own octal numbers look different.
+/// Permission bits as an octal number in a string, since TOML writes octal numbers in another way.
 pub(super) struct Mode;
 
 impl Shape for Mode {
@@ -331,7 +326,7 @@ impl<T: TryFrom<u16> + Into<u16> + Copy + fmt::Display + PartialOrd> Shape for I
     }
 }
 
-/// `true` or `false`.
+/// A Boolean, `true` or `false`.
 pub(super) struct Boolean;
 
 impl Shape for Boolean {

@@ -1,5 +1,5 @@
-//! The file of a spec: found, checked and read once. What is wrong in a spec is shown with its lines, so that nothing may be
-//! read as a spec that is none of the project's files.
+//! The file of a spec: located, checked and read once. Errors in a spec are shown with its lines, so nothing outside of the
+//! project may be read as a spec.
 
 use std::fs::{self, DirEntry};
 use std::io::{self, Read as _};
@@ -10,9 +10,9 @@ use super::suggest::closest;
 use super::{Overrides, Spec, variants};
 use crate::project::{FileReach, FoundFile, Project, ReachError};
 
-/// The largest spec that is read.
+/// The size of the largest spec that is read, bytes.
 pub const MAX_BYTES: u64 = 1 << 20;
-/// Files that are looked at for one that was probably meant.
+/// The most files beside a missing spec that are compared with its name.
 const MOST_NEIGHBOURS: usize = 1000;
 
 /// The text of a spec file.
@@ -26,8 +26,8 @@ impl SpecFile {
     /// Reads a spec file that the user has named, or the `kiln.toml` of a folder.
     ///
     /// # Errors
-    /// When there is no such file, when it is outside of the project and may not be, or when it is not a text of at most
-    /// 1 MiB.
+    /// When there is no such file, when it is outside of the project and must not be, or when it is not UTF-8 text of at
+    /// most 1 MiB.
     pub fn read(path: &Path, reach: FileReach) -> Result<Self, LoadError> {
         let namer = Namer { whose: "the spec", spec: &spec_file(path) };
         read(path, &namer, reach).map_err(with_similar)
@@ -36,26 +36,26 @@ impl SpecFile {
     /// Reads the spec of a base image, which has to lie in the project of the spec that names it.
     ///
     /// # Errors
-    /// As [`SpecFile::read`].
+    /// Those of [`SpecFile::read`].
     pub fn read_base(path: &Path, of: &Path, reach: FileReach) -> Result<Self, LoadError> {
         read(path, &Namer { whose: "`base.spec`", spec: of }, reach)
     }
 
-    /// Reads what the text says.
+    /// Parses the text.
     ///
     /// # Errors
-    /// With all that is wrong in it.
+    /// All errors in the spec.
     pub fn parse(&self, overrides: &Overrides) -> Result<Spec, SpecErrors> {
         Spec::parse(&self.path, &self.text, overrides)
     }
 
-    /// Returns the text.
+    /// Returns the text of the file.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// Returns the variants that the spec has, sorted; none where it is not TOML, which parsing it reports.
+    /// Returns the variants of the spec, sorted; empty where the file is not TOML, which parsing it reports.
     #[must_use]
     pub fn variants(&self) -> Vec<String> {
         variants::variants(&self.text)
@@ -68,15 +68,15 @@ pub fn spec_file(path: &Path) -> PathBuf {
     if path.is_dir() { path.join("kiln.toml") } else { path.to_owned() }
 }
 
-/// What names a spec file.
+/// The origin of a spec file's path: the user, or another spec.
 struct Namer<'n> {
-    /// As errors put it.
+    /// The owner of the path in error messages.
     whose: &'static str,
     /// The spec whose project the file has to lie in.
     spec: &'n Path,
 }
 
-/// Reads the file that was checked, whatever becomes of its name meanwhile.
+/// Reads the very file that was checked, even if its name leads elsewhere meanwhile.
 fn read(given: &Path, namer: &Namer<'_>, reach: FileReach) -> Result<SpecFile, LoadError> {
     let path = &spec_file(given);
     if given.is_dir() && !path.exists() {
@@ -102,7 +102,7 @@ fn read(given: &Path, namer: &Namer<'_>, reach: FileReach) -> Result<SpecFile, L
     }
 }
 
-/// Adds to the error of a missing file which one was probably meant.
+/// Adds the spec that was probably meant to the error of a missing file.
 fn with_similar(error: LoadError) -> LoadError {
     match error {
         LoadError::Read { path, source, .. } if source.kind() == io::ErrorKind::NotFound => {
@@ -118,7 +118,7 @@ fn similar_spec(missing: &Path) -> Option<PathBuf> {
     let folder = missing.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
     let neighbours = fs::read_dir(folder).ok()?.take(MOST_NEIGHBOURS).flatten().filter(is_spec);
     let names = neighbours.filter_map(|entry| entry.file_name().into_string().ok());
-    // A link that leads nowhere is there itself.
+    // A dangling link exists itself under the missing name.
     let names: Vec<String> = names.filter(|other| other != name).collect();
     let with_extension = names.iter().find(|other| other.strip_suffix(".toml") == Some(name)).map(String::as_str);
     let similar = with_extension.or_else(|| closest(name, names.iter().map(String::as_str)))?;

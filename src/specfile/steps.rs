@@ -1,21 +1,21 @@
-//! Steps: one action each, names that tell them apart, and references that lead somewhere.
+//! Validation of steps: one action each, unique names, and references that exist.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::arguments;
 use super::complaint::SpecError;
-use super::document::At;
+use super::document::{At, values};
 use super::keys::{self, Verb};
+use super::names::{explicit_names, run_name, shorten, unique};
+use super::paths::host_file;
 use super::reader::Reader;
-use super::shape::is_forgery;
 use super::suggest::suggest;
 use super::table::Chosen;
-use super::validate::{host, values};
-use super::{Action, Command, Context, Copy, Image, SecretDeclaration, Step};
+use super::{Action, Context, Copy, Image, SecretDeclaration, Step};
 
-/// The files of a version that kiln itself writes; besides them `NAME-VERSION.*`.
+/// The files of a version that kiln itself writes, besides `NAME-VERSION.*`.
 const OWN_FILES: [&str; 11] = [
     "manifest.json",
     "files.zst",
@@ -30,14 +30,11 @@ const OWN_FILES: [&str; 11] = [
     "tags.json",
 ];
 
-/// The longest default name, in characters.
-const MAX_DEFAULT_NAME: usize = 60;
-
-/// What steps refer to.
+/// The parts of a spec that steps may refer to.
 pub(super) struct Surroundings<'s, 'd> {
-    /// The spec file.
+    /// Path of the spec file.
     pub spec: &'s Path,
-    /// The image, if its name and version are known.
+    /// The image, if its name and version are valid.
     pub image: Option<&'s Image>,
     pub secrets: &'s BTreeMap<String, Option<SecretDeclaration>>,
     pub reader: &'s mut Reader<'d>,
@@ -58,47 +55,7 @@ pub(super) fn steps(raw: Vec<At<Chosen<keys::Step, Verb>>>, around: &mut Surroun
     steps
 }
 
-/// The names that the spec gives, each of which must be given once.
-pub(super) fn explicit_names<'n>(names: impl Iterator<Item = &'n At<String>>, reader: &mut Reader) -> HashSet<String> {
-    let mut first: HashMap<&str, &Range<usize>> = HashMap::new();
-    for name in names {
-        if let Some(first) = first.get(name.value.as_str()) {
-            let error = SpecError::new(name.span.clone(), format!("the name `{}` is taken", name.value));
-            reader.report(error.related((*first).clone(), "taken here"));
-        } else {
-            first.insert(&name.value, &name.span);
-        }
-    }
-    first.into_keys().map(str::to_owned).collect()
-}
-
-/// The default name, with a number if there is another of that name.
-pub(super) fn unique(name: &str, taken: &mut HashSet<String>) -> String {
-    let numbered = (2..).map(|number| format!("{name} ({number})"));
-    let mut candidates = std::iter::once(name.to_owned()).chain(numbered);
-    candidates.find(|name| taken.insert(name.clone())).expect("there is always another number")
-}
-
-/// A line that is fit for a name: the first that says something, without control characters, and not too long.
-pub(super) fn shorten(text: &str) -> String {
-    let printable = |c: char| if is_forgery(c) { ' ' } else { c };
-    let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
-    let words: String = line.chars().map(printable).collect();
-    let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
-    match words.char_indices().nth(MAX_DEFAULT_NAME) {
-        Some((end, _)) => format!("{}...", words[..end].trim_end()),
-        None => words,
-    }
-}
-
-pub(super) fn run_name(command: &Command) -> String {
-    match command {
-        Command::Shell(text) => shorten(&format!("run {}", text.trim_start())),
-        Command::Argv(words) => shorten(&format!("run {}", words.join(" "))),
-    }
-}
-
-/// What a step does, and the name that it has by default.
+/// Converts a step's keys to its action, and returns it with the step's default name.
 fn action(verb: Verb, fetched: &mut Vec<At<PathBuf>>, around: &mut Surroundings) -> Option<(Action, String)> {
     match verb {
         Verb::RunCommand(raw) => {
@@ -117,7 +74,7 @@ fn action(verb: Verb, fetched: &mut Vec<At<PathBuf>>, around: &mut Surroundings)
             let args: Vec<String> = raw.args.into_iter().map(|argument| argument.value).collect();
             check_start(&args, &env, &script.span, around.reader);
             let context = Context { env: values(env), user: raw.user, dir: raw.dir, secrets };
-            Some((Action::Script { file: host(&script, around.spec), args, context }, name))
+            Some((Action::Script { file: host_file(&script, around.spec), args, context }, name))
         }
         Verb::CopyIn(raw) => copy(raw, around),
         Verb::WriteFile(raw) => {
@@ -130,7 +87,7 @@ fn action(verb: Verb, fetched: &mut Vec<At<PathBuf>>, around: &mut Surroundings)
     }
 }
 
-/// Reports what Linux does not start a program with.
+/// Reports arguments and variables that Linux does not start a program with.
 fn check_start<S: AsRef<str>>(
     words: &[S],
     environment: &BTreeMap<String, At<String>>,
@@ -156,7 +113,7 @@ fn copy(raw: keys::CopyIn, around: &mut Surroundings) -> Option<(Action, String)
     let shown_to = if to.path == "/" { "" } else { &to.path };
     let name = shorten(&format!("copy {shown}{} to {shown_to}{}", slash(source.value.slash), slash(to.slash)));
     let copy = Copy {
-        from: host(&source, around.spec),
+        from: host_file(&source, around.spec),
         contents: source.value.slash,
         to: to.path,
         into: to.slash,
@@ -191,7 +148,7 @@ fn fetch(raw: keys::FetchOut, fetched: &mut Vec<At<PathBuf>>, around: &mut Surro
     Some((Action::Fetch { from, to: to.value }, name))
 }
 
-/// Whether a path would stand in for, or below, a file of the version's folder.
+/// Returns whether a path would replace a file of the version's folder, or lie below one.
 fn is_own_file(path: &Path, image: Option<&Image>) -> bool {
     let Some(first) = path.iter().next().and_then(|name| name.to_str()) else { return false };
     let is_output = |image: &Image| first.starts_with(&format!("{}-{}.", image.name, image.version));
@@ -207,25 +164,4 @@ fn known_secrets(names: Vec<At<String>>, around: &mut Surroundings) -> BTreeSet<
         }
     }
     names.into_iter().map(|name| name.value).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn default_names_are_short_lines() {
-        let name = |text: &str| run_name(&Command::Shell(text.into()));
-        assert_eq!(name("apt-get install -y nginx"), "run apt-get install -y nginx");
-        assert_eq!(name("\n  a\tb\u{202e}\u{1b}[1m\n c"), "run a b [1m");
-        let long = name(&"ü".repeat(100));
-        assert!(long.chars().count() == MAX_DEFAULT_NAME + 3 && long.ends_with("ü..."), "{long}");
-    }
-
-    #[test]
-    fn default_names_avoid_what_is_taken() {
-        let mut taken = HashSet::from(["reboot (2)".to_owned()]);
-        let names: Vec<String> = (0..3).map(|_| unique("reboot", &mut taken)).collect();
-        assert_eq!(names, ["reboot", "reboot (3)", "reboot (4)"]);
-    }
 }

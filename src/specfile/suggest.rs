@@ -1,9 +1,9 @@
-//! "Did you mean": the name closest to what was written, or all of them.
+//! "Did you mean" suggestions: the closest name, or all of them.
 
-/// The users' own names, such as variables, may be many.
+/// The most names that are listed; names of the user's own, such as variables, may be many.
 const MAX_LISTED: usize = 20;
 
-/// A sentence that helps somebody who wrote `word` where only `known` are valid.
+/// Returns a sentence that suggests names to somebody who wrote `word` where only `known` are valid.
 pub(super) fn suggest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<String> {
     let known: Vec<&str> = known.into_iter().collect();
     match closest(word, known.iter().copied()) {
@@ -13,14 +13,14 @@ pub(super) fn suggest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) 
     }
 }
 
-/// Names in backquotes, with commas between them.
+/// Lists names in backquotes, with commas between them.
 pub(super) fn list(names: &[&str]) -> String {
     let shown = names.iter().take(MAX_LISTED).map(|name| format!("`{name}`"));
     let more = (names.len() > MAX_LISTED).then(|| "...".to_owned());
     shown.chain(more).collect::<Vec<_>>().join(", ")
 }
 
-/// The name that was probably meant.
+/// Returns the name that was probably meant.
 pub(crate) fn closest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
     // The distance takes quadratic time, and no name is this long.
     if word.len() > 64 {

@@ -1,4 +1,4 @@
-//! Tables whose keys are kiln's: one declaration gives the reading, the check for unknown keys, and the JSON Schema.
+//! Tables with kiln's own keys: one declaration gives the reading, the check for unknown keys, and the JSON Schema.
 
 use std::collections::BTreeSet;
 
@@ -12,33 +12,33 @@ use super::reader::{Node, Reader, Section};
 use super::shape::{Shape, not_yet, quoted};
 use super::suggest::{list, suggest};
 
-/// Keys and values as read: types and ranges are right, what they mean together is `validate`'s question.
+/// Keys and values as read: types and ranges are valid, checks between keys are left to `validate`.
 pub(super) trait Table: Sized {
-    /// What the table is for.
+    /// The description of the table.
     const ABOUT: &'static str;
     fn keys() -> Vec<Key>;
     fn key_names() -> Vec<String>;
     fn read(section: &Section, reader: &mut Reader) -> Self;
 }
 
-/// One key, for the schema.
+/// A key of a table, for the schema.
 pub(super) struct Key {
     pub name: String,
     pub schema: Json,
     pub required: bool,
 }
 
-/// How a key that may or must be there is read.
+/// A required or optional key.
 pub(super) trait Field {
-    /// What is kept of it.
+    /// The type of the value that is kept.
     type Stored;
     fn read(&self, name: &str, section: &Section, reader: &mut Reader) -> Self::Stored;
     fn key(&self, name: String, about: &str) -> Key;
 }
 
-/// A key that must be there.
+/// A required key.
 pub(super) struct Required<S>(pub S);
-/// A key that may be there.
+/// An optional key.
 pub(super) struct Optional<S>(pub S);
 /// A key with a default, which is written as TOML and read in the same way as the user's text.
 pub(super) struct Or<S>(pub S, pub &'static str);
@@ -101,7 +101,7 @@ impl<S: Shape> Field for Or<S> {
     }
 }
 
-/// Defaults are short: no dates, and nothing in the lists and tables.
+/// Converts a default to JSON. Defaults are short: they have no dates, and their lists and tables are empty.
 fn to_json(value: &DeValue) -> Json {
     match value {
         DeValue::String(text) => json!(text),
@@ -113,8 +113,8 @@ fn to_json(value: &DeValue) -> Json {
     }
 }
 
-/// Declares a table: its keys with their documentation, the type kept and the kind of value. Underscores in the names
-/// of fields are hyphens in keys.
+/// Declares a table: its keys with their documentation, the type kept and the kind of value. Underscores in the names of
+/// fields are hyphens in keys.
 macro_rules! table {
     ($(#[doc = $about:literal])+ $name:ident { $($(#[doc = $doc:literal])+ $field:ident: $stored:ty = $kind:expr,)* }) => {
         $(#[doc = $about])+
@@ -133,7 +133,7 @@ macro_rules! table {
 
             fn read(section: &Section, reader: &mut Reader) -> Self {
                 $(let $field = $kind.read(&stringify!($field).replace('_', "-"), section, reader);)*
-                // A table without keys of its own reads nothing.
+                // A table without keys of its own does not use these.
                 let _ = (section, reader);
                 Self { $($field,)* }
             }
@@ -176,7 +176,7 @@ impl<T: Table> Shape for Of<T> {
     }
 }
 
-/// The schema of a whole document.
+/// Returns the schema of a whole document.
 pub(super) fn root_schema<T: Table>() -> Json {
     let mut schema = object(T::keys());
     schema["$schema"] = "http://json-schema.org/draft-07/schema#".into();
@@ -198,18 +198,18 @@ fn object(keys: Vec<Key>) -> Json {
     object
 }
 
-/// Tables that are one of several kinds, told apart by which of a few keys is there.
+/// Tables of several kinds; which of a few keys is present determines the kind.
 pub(super) trait Variants: Sized {
-    /// What one of these keys is, with its article, as in "a verb".
+    /// The name of what these keys select, with its article, for messages.
     const ONE: &'static str;
-    /// The keys, with all that may stand beside each.
+    /// Returns the keys, each with the keys that may stand beside it.
     fn all() -> Vec<Variant>;
     fn read(key: &str, section: &Section, reader: &mut Reader) -> Option<Self>;
-    /// Kinds that the format of specs foresees, and this version cannot do.
+    /// Kinds that the format of specs foresees, and that this version does not support.
     const LATER: &'static [&'static str];
 }
 
-/// One of the [`Variants`].
+/// One kind of table of [`Variants`].
 pub(super) struct Variant {
     pub key: &'static str,
     pub about: &'static str,
@@ -254,7 +254,7 @@ pub(super) fn one_of<C: Table, V: Variants>() -> OneOf<C, V> {
     OneOf(std::marker::PhantomData)
 }
 
-/// What was read: the shared keys, and the one variant if there was exactly one.
+/// The shared keys that were read, and the variant if there was exactly one.
 pub(super) struct Chosen<C, V> {
     pub common: C,
     pub variant: Option<V>,
@@ -284,8 +284,9 @@ impl<C: Table, V: Variants> Shape for OneOf<C, V> {
         Some(Chosen { common, variant: chosen.and_then(|key| V::read(key, &section, reader)) })
     }
 
-    /// Every key is declared once, so that a validator names the one that is wrong; which of them belong together is said by
-    /// a condition for each variant, and not by a choice among all, of which a validator only says that none fits.
+    /// Returns a schema in which every key is declared once, so that a validator names the one that is wrong. Which keys
+    /// belong together is expressed as a condition for each variant, and not as a choice among all, of which a validator
+    /// only reports that none fits.
     fn schema(&self) -> Json {
         let variants: Vec<(Variant, Vec<Key>)> = V::all().into_iter().map(with_keys).collect();
         let own = variants.iter().flat_map(|(_, keys)| keys);
@@ -304,7 +305,7 @@ fn with_keys(variant: Variant) -> (Variant, Vec<Key>) {
     (variant, keys)
 }
 
-/// Returns the declarations of keys; one that variants declare in different ways may have any value here.
+/// Returns the declarations of keys; a key that variants declare in different ways may have any value here.
 fn declare<'k>(keys: impl Iterator<Item = &'k Key>) -> JsonMap<String, Json> {
     let mut declared: JsonMap<String, Json> = JsonMap::new();
     for key in keys {
@@ -316,7 +317,7 @@ fn declare<'k>(keys: impl Iterator<Item = &'k Key>) -> JsonMap<String, Json> {
     declared
 }
 
-/// Returns what holds for a table that has the key of a variant: which keys it may and must have.
+/// Returns the schema of a table that has the key of a variant: which keys it may and must have.
 fn condition(variant: &Variant, keys: &[Key], shared: &[Key]) -> Json {
     let allowed = shared.iter().map(|key| (key.name.clone(), json!(true)));
     let own = keys.iter().map(|key| (key.name.clone(), key.schema.clone()));
@@ -332,7 +333,7 @@ fn condition(variant: &Variant, keys: &[Key], shared: &[Key]) -> Json {
     })
 }
 
-/// The one key that tells the variant; reports none, several, and those of a later version.
+/// Returns the one key that selects the variant; reports none, several, and those of a later version.
 fn choose<V: Variants>(section: &Section, reader: &mut Reader) -> Option<&'static str> {
     let all: Vec<&str> = V::all().iter().map(|variant| variant.key).collect();
     let mut found: Vec<_> = section.entries.keys().filter(|key| all.contains(&key.get_ref().as_ref())).collect();
@@ -359,7 +360,7 @@ fn choose<V: Variants>(section: &Section, reader: &mut Reader) -> Option<&'stati
     all.into_iter().find(|key| *key == only.get_ref())
 }
 
-/// Reports keys that nobody knows, and those that belong to another variant than the chosen one.
+/// Reports unknown keys, and those that belong to another variant than the chosen one.
 fn check_keys<C: Table, V: Variants>(entries: &DeTable, chosen: Option<&str>, reader: &mut Reader) {
     let common = C::key_names();
     let variants: Vec<(&str, Vec<String>)> = V::all().iter().map(|v| (v.key, (v.key_names)())).collect();

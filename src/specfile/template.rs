@@ -1,21 +1,21 @@
-//! `{{ name }}` in a text: where a variable stands, and what is only braces.
+//! Templates, `{{ name }}` in a string: where a variable stands, and where braces are literal.
 
-/// A part of a text.
+/// A part of a template.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Piece<'t> {
-    /// Taken as it is.
+    /// A literal string.
     Text(&'t str),
-    /// `{{ name }}`
+    /// A variable, `{{ name }}`.
     Variable {
-        /// The name alone.
+        /// The variable's name.
         name: &'t str,
-        /// The whole of it, with its braces.
+        /// The variable as written, with its braces.
         written: &'t str,
     },
 }
 
-/// Cuts a text into pieces. `{{{{` is a literal `{{`; braces around anything but one identifier are left alone, so that
-/// other template languages pass unharmed.
+/// Cuts a template into pieces. `{{{{` is a literal `{{`; braces around anything but one identifier are kept, so that other
+/// template languages pass unharmed.
 pub(super) fn pieces(text: &str) -> Vec<Piece<'_>> {
     let mut pieces = Vec::new();
     let mut rest = text;
@@ -36,7 +36,7 @@ pub(super) fn pieces(text: &str) -> Vec<Piece<'_>> {
     pieces
 }
 
-/// The name in braces at the start of a text, and the length of it all.
+/// Returns the name in braces at the start of a string, and the length of the whole.
 fn variable(text: &str) -> Option<(&str, usize)> {
     let inner = text.strip_prefix("{{")?.trim_start_matches([' ', '\t']);
     let end = inner.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(inner.len());
@@ -75,7 +75,7 @@ mod tests {
 
         #[test]
         fn escaped_braces_come_out_as_they_were(text in "[{}a .]*") {
-            // Each pair is doubled from the left, as somebody escaping a text would.
+            // Each pair is doubled from the left, as a person who escapes a string would do.
             prop_assert_eq!(fill(&text.replace("{{", "{{{{")), text);
         }
     }

@@ -1,6 +1,6 @@
-//! What a sealed image is tested for.
+//! The tests of a sealed image.
 //!
-//! Tests are also written into the manifest, so that an image can be tested again where its spec is not at hand.
+//! Tests are also recorded in the manifest, so that an image can be tested again where its spec is not available.
 
 use std::time::Duration;
 
@@ -8,21 +8,21 @@ use serde::{Deserialize, Serialize};
 
 use super::{Command, Owner};
 
-/// `[[test]]`
+/// A `[[test]]` of the spec.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Test {
-    /// Unique in its spec.
+    /// The test's name, unique in its spec.
     pub name: String,
-    /// What must hold.
+    /// The condition that the test checks.
     pub check: Check,
-    /// The guest restarts before the check.
+    /// Whether the guest restarts before the check.
     #[serde(default)]
     pub reboot: bool,
-    /// It gets a boot of its own rather than a clone of the boot that the others share.
+    /// Whether the test gets a boot of its own rather than a clone of the boot that the others share.
     #[serde(default)]
     pub needs_fresh_boot: bool,
-    /// Try again until it passes or this is over.
+    /// How long the test is retried until it passes.
     #[serde(with = "seconds")]
     pub retry_for: Duration,
     /// How long one try may take.
@@ -33,59 +33,59 @@ pub struct Test {
     pub line: usize,
 }
 
-/// What a test checks: exactly one thing.
+/// The check of a test: exactly one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", rename_all_fields = "kebab-case")]
 pub enum Check {
-    /// `run`: this must succeed.
+    /// `run`: the command must succeed.
     Run(Command),
-    /// `command`: this must end so, and may have to write so.
+    /// `command`: the command must end with a status, and its output may have to match.
     Command {
-        /// What is executed.
+        /// The command to run.
         run: Command,
-        /// Its exit status.
+        /// The expected exit status.
         exit: u8,
-        /// A regular expression that its standard output matches somewhere.
+        /// A regular expression that its standard output must match somewhere.
         stdout_matches: Option<String>,
     },
-    /// `unit`: it is active, and has not been restarted.
+    /// `unit`: the unit is active, and has not been restarted.
     Unit(String),
-    /// `port`: something listens on this TCP port.
+    /// `port`: a socket listens on this TCP port.
     Port(u16),
-    /// `file`
+    /// `file`: a file has these properties.
     File(FileCheck),
-    /// `package`: it is installed.
+    /// `package`: the package is installed.
     Package {
-        /// Its name.
+        /// Name of the package.
         name: String,
-        /// Its version; one that ends with `*` stands for all that begin so.
+        /// Its version; one that ends with `*` matches all that begin so.
         version: Option<String>,
     },
-    /// `boots-within`: from power-on, or from the reboot that was asked for, until everything is started. Longer under
-    /// software emulation.
+    /// `boots-within`: the longest time from power-on, or from the requested reboot, until everything is started. Longer
+    /// under software emulation.
     BootsWithin(#[serde(with = "seconds")] Duration),
-    /// `no-failed-units = true`
+    /// `no-failed-units = true`: no unit of systemd has failed.
     NoFailedUnits,
 }
 
-/// What is said of a file. Symbolic links are followed, but for `absent`.
+/// The expected properties of a file. Symbolic links are followed, except for `absent`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileCheck {
     /// Absolute path in the guest.
     pub path: String,
-    /// There is nothing of that name.
+    /// Whether there must be nothing of that name.
     pub absent: bool,
-    /// Permission bits.
+    /// Expected permission bits.
     pub mode: Option<u32>,
-    /// Owner, and group where it is given.
+    /// Expected owner, and group where it is given.
     pub owner: Option<Owner>,
-    /// A text that is somewhere in it.
+    /// A string that the content must contain.
     pub contains: Option<String>,
-    /// Digest of its content, 64 lower-case hex digits.
+    /// SHA-256 digest of the content, 64 lower-case hex digits.
     pub sha256: Option<String>,
 }
 
-/// Whole seconds, as durations in a spec are.
+/// Serializes durations as whole seconds, as in a spec.
 mod seconds {
     use std::time::Duration;
 

@@ -1,26 +1,25 @@
-//! What keys mean together: from tables whose types are right to a [`Spec`] without doubts.
+//! Checks between keys: from tables whose types are valid to a validated [`Spec`].
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::checks;
 use super::complaint::SpecError;
 use super::compound::Declared;
-use super::document::At;
+use super::document::{At, values};
 use super::keys::{self, IMAGE_NAME, IMAGE_VERSION, Secret};
-use super::load::from_folder_of;
-use super::paths::Slashed;
+use super::paths::host_file;
 use super::reader::Reader;
 use super::shape::Word;
 use super::steps::{self, Surroundings};
 use super::suggest::list;
 use super::table::Chosen;
 use super::{
-    Base, Build, Compression, Document, Image, Machine, Output, OutputFormat, Remote, Seal, SecretDeclaration,
-    SecretSource, Source, Spec, Sums, Trust,
+    Base, Build, Compression, Document, Image, Machine, Network, NetworkAccess, Output, OutputFormat, Remote, Seal,
+    SecretDeclaration, SecretSource, Source, Spec, Sums, Trust,
 };
 
-/// The spec, if nothing that it cannot do without is missing. Whether there are complaints is the reader's to say.
+/// Returns the spec, if nothing that it requires is missing. The reader knows whether there are errors.
 pub(super) fn spec(raw: keys::Document, reader: &mut Reader) -> Option<Spec> {
     let given = reader.document.path();
     let path = std::path::absolute(given).unwrap_or_else(|_| given.to_owned());
@@ -44,7 +43,7 @@ pub(super) fn spec(raw: keys::Document, reader: &mut Reader) -> Option<Spec> {
         variant: reader.overrides.variant.clone(),
         image: image?,
         base: base?,
-        network: super::network::network_access(raw.network, raw.machine.network, reader),
+        network: network_access(raw.network, raw.machine.network, reader),
         machine: machine(raw.machine),
         vars: raw.vars,
         secrets: secrets.into_iter().filter_map(|(name, source)| Some((name, source?))).collect(),
@@ -67,7 +66,7 @@ fn image(raw: keys::Image, reader: &mut Reader) -> Option<Image> {
     Some(Image { name: name?, version: version?, description: raw.description, labels: values(raw.labels) })
 }
 
-/// Each variant is an image of its own.
+/// Returns the image's name, which ends with the variant: each variant is an image of its own.
 fn variant_name(name: At<String>, reader: &mut Reader) -> Option<String> {
     let Some(variant) = &reader.overrides.variant else { return Some(name.value) };
     let whole = format!("{}-{variant}", name.value);
@@ -93,17 +92,17 @@ fn overridden_version(version: &str, allowed: &Word, reader: &mut Reader) -> Opt
 fn base(raw: Chosen<keys::Base, keys::Source>, spec: &Path, reader: &mut Reader) -> Option<Base> {
     let keys::Base { sha256, format } = raw.common;
     let source = match raw.variant? {
-        keys::Source::LocalFile(source) => Source::File(host(&source.file?, spec)),
+        keys::Source::LocalFile(source) => Source::File(host_file(&source.file?, spec)),
         keys::Source::RemoteFile(source) => Source::Url(remote(source, sha256.as_ref(), spec, reader)?),
         keys::Source::StoredImage(source) => Source::Image(source.image?.value),
         keys::Source::OtherSpec(source) => {
-            Source::Spec { file: host(&source.spec?, spec), variant: source.variant.map(|variant| variant.value) }
+            Source::Spec { file: host_file(&source.spec?, spec), variant: source.variant.map(|variant| variant.value) }
         }
     };
     Some(Base { source, sha256: sha256.map(|digest| digest.value), format })
 }
 
-/// Nothing is downloaded that nobody vouches for.
+/// Validates a download: it must be verified by a digest or by a list of digests.
 fn remote(raw: keys::RemoteFile, pin: Option<&At<String>>, spec: &Path, reader: &mut Reader) -> Option<Remote> {
     let url = raw.url?;
     let mut report = |span: &std::ops::Range<usize>, message: &str, help: &str| {
@@ -115,7 +114,7 @@ fn remote(raw: keys::RemoteFile, pin: Option<&At<String>>, spec: &Path, reader: 
     let trust = match (&raw.sums_sha256, &raw.sums_signature, &raw.sums_key) {
         (Some(digest), None, None) => Some(Trust::Sha256(digest.value.clone())),
         (None, Some(signature), Some(key)) => {
-            Some(Trust::Signature { url: signature.value.clone(), key: host(key, spec) })
+            Some(Trust::Signature { url: signature.value.clone(), key: host_file(key, spec) })
         }
         _ => None,
     };
@@ -145,10 +144,24 @@ fn remote(raw: keys::RemoteFile, pin: Option<&At<String>>, spec: &Path, reader: 
     Some(Remote { urls, sums })
 }
 
-/// Whatever a variant says has to be right, also while another one is built.
+/// Checks the keys of a variant, also while another one is built.
 fn check_variant(raw: keys::Overlay, spec: &Path, reader: &mut Reader) {
     let keys::Overlay { vars: Declared(_), base: other, machine: changed, output } = raw;
     let _ = (machine(changed), outputs(output, reader), other.map(|other| base(other.value, spec, reader)));
+}
+
+/// Returns the `[network]` table, and reports it for guests that have no network.
+fn network_access(raw: keys::NetworkAccess, network: Network, reader: &mut Reader) -> NetworkAccess {
+    if let Some(first) = raw.private.first()
+        && network != Network::User
+    {
+        let error = SpecError::new(first.span.clone(), "`private` is for guests that have a network");
+        reader.report(error.help("add `network = \"user\"` to `[machine]`, or leave `private` out"));
+    }
+    let mut private: Vec<_> = raw.private.into_iter().map(|destination| destination.value).collect();
+    private.sort_unstable();
+    private.dedup();
+    NetworkAccess { private }
 }
 
 fn machine(raw: keys::Machine) -> Machine {
@@ -171,7 +184,7 @@ fn secrets(
     let declared = |secret: At<Chosen<_, Secret>>| {
         let source = match secret.value.variant? {
             Secret::SecretEnv(env) => SecretSource::Env(env.env?.value),
-            Secret::SecretFile(file) => SecretSource::File(host(&file.file?, spec)),
+            Secret::SecretFile(file) => SecretSource::File(host_file(&file.file?, spec)),
         };
         Some(SecretDeclaration { source, line: document.line(secret.span.start) })
     };
@@ -181,7 +194,7 @@ fn secrets(
 fn outputs(raw: Vec<At<keys::Output>>, reader: &mut Reader) -> Vec<Output> {
     let mut outputs: Vec<(Output, std::ops::Range<usize>)> = Vec::new();
     for At { value, span } in raw {
-        // A format that could not be read stands here as the default, and is no second one.
+        // A format that was wrong stands here as the default; it must not be reported as a duplicate.
         let clean = reader.is_clean();
         let format = format(&value, reader);
         if let Some((_, first)) = outputs.iter().find(|(other, _)| clean && other.format == format) {
@@ -201,7 +214,8 @@ fn outputs(raw: Vec<At<keys::Output>>, reader: &mut Reader) -> Vec<Output> {
     }
 }
 
-/// The format that is asked for, or else the first one that the first platform takes. Each platform has to take it.
+/// Returns the format of an output: the one of the spec, or else the first one that its first platform accepts. Reports a
+/// format that one of the platforms does not accept.
 fn format(raw: &keys::Output, reader: &mut Reader) -> OutputFormat {
     let named = |name: &str| OutputFormat::ALL.iter().copied().find(|format| format.name() == name);
     let best = raw.platform.first().and_then(|first| first.value.formats().iter().find_map(|name| named(name)));
@@ -230,14 +244,4 @@ fn compression(format: OutputFormat, asked: Option<&At<Compression>>, reader: &m
         reader.report(SpecError::new(asked.span.clone(), message).help("leave it out, or write a qcow2 file"));
     }
     asked.value
-}
-
-/// A file or folder on this host, absolute.
-pub(super) fn host(written: &At<Slashed<PathBuf>>, spec: &Path) -> PathBuf {
-    from_folder_of(spec, &written.value.path)
-}
-
-/// The values of a table without their places.
-pub(super) fn values<V>(table: BTreeMap<String, At<V>>) -> BTreeMap<String, V> {
-    table.into_iter().map(|(name, value)| (name, value.value)).collect()
 }

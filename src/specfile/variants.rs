@@ -1,5 +1,5 @@
-//! `[variants.NAME]`: other images of the same file. A variant is laid over the document before it is read, so that what it
-//! changes is checked like everything else, and complaints point at where it is written.
+//! `[variants.NAME]`: other images of the same file. A variant is merged into the document before it is read, so that what
+//! it changes is checked like everything else, and errors point at where it is written.
 
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
@@ -9,10 +9,10 @@ use super::reader::Reader;
 use super::suggest::{list, suggest};
 
 const TABLE: &str = "variants";
-/// Stands for each variant of a spec.
+/// The name that stands for all variants of a spec.
 pub const EVERY_VARIANT: &str = "all";
 
-/// Returns the variants that the text of a spec has, sorted; none where it is not TOML, which reading it reports.
+/// Returns the variants that the text of a spec has, sorted; empty where it is not TOML, which reading it reports.
 pub(super) fn variants(text: &str) -> Vec<String> {
     let (table, _) = DeTable::parse_recoverable(text.strip_prefix('\u{feff}').unwrap_or(text));
     names(table.get_ref())
@@ -26,8 +26,8 @@ fn names(document: &DeTable) -> Vec<String> {
     names
 }
 
-/// Lays a variant over the rest: variables and keys of the machine one by one, the base and the outputs as a whole. The
-/// table of variants stays as it is: what is wrong in it is told where all of them are read.
+/// Merges a variant into the rest: variables and keys of the machine one by one, the base and the outputs as a whole. The
+/// table of variants is kept: errors in it are reported where all variants are read.
 pub(super) fn lay_over(document: &mut DeTable, variant: &str, reader: &mut Reader) {
     let known = names(document);
     let variants = document.get(TABLE).and_then(|node| node.get_ref().as_table());
@@ -65,7 +65,7 @@ fn table_mut<'t, 'd>(document: &'t mut DeTable<'d>, name: &str) -> Option<&'t mu
     }
 }
 
-/// Puts a value in the place of another. The old key goes first: it would keep its place in the text.
+/// Replaces a value. The old key is removed first: it would keep its place in the text.
 fn put<'d>(table: &mut DeTable<'d>, key: Spanned<DeString<'d>>, value: Spanned<DeValue<'d>>) {
     table.remove(key.get_ref().as_ref());
     table.insert(key, value);

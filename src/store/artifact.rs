@@ -12,10 +12,10 @@ use super::{Store, check_ours, check_part, sums};
 use crate::ownership::{Distrust, GROUP_AND_OTHERS, check_owner};
 use crate::sign::{self, SignError, Tool, Trust};
 
-/// How often a reader tries again when what it asked for is replaced or moved between two looks.
+/// Number of retries of a reader if a version or tag is replaced or moved meanwhile.
 pub(super) const TRIES: usize = 16;
 
-/// A version of an image. While it lives, no kiln deletes the version's files; a replacement may take its name.
+/// A published version. While it lives, no kiln deletes the version's files; a replacement may take its name.
 #[derive(Debug)]
 pub struct Artifact {
     id: ImageId,
@@ -24,17 +24,19 @@ pub struct Artifact {
     manifest: Box<Manifest>,
 }
 
-/// What [`Artifact::verify`] found.
+/// Result of [`Artifact::verify`].
 #[derive(Debug)]
 pub struct Verdict {
     id: ImageId,
-    /// The files that are what they were.
+    /// The intact files, with their digests.
     pub sound: BTreeMap<String, Digest>,
-    /// What is wrong, a fragment for each file, which it names first.
+    /// The damage, a fragment for each file, which begins with the file's name.
     pub damage: Vec<String>,
 }
 
 impl Verdict {
+    /// Turns damage into an error.
+    ///
     /// # Errors
     /// When anything is damaged.
     pub fn into_result(self) -> Result<(), StoreError> {
@@ -43,7 +45,7 @@ impl Verdict {
 }
 
 impl Store {
-    /// Opens a version by its name alone.
+    /// Opens a version by its id.
     pub(super) fn artifact_at(&self, id: &ImageId) -> Result<Artifact, StoreError> {
         let folder = self.open_shared(id)?;
         let text = match folder.read(manifest::FILE, manifest::LARGEST) {
@@ -54,7 +56,7 @@ impl Store {
         Ok(Artifact::new(id.clone(), folder, manifest))
     }
 
-    /// The version's folder with its shared lock. Waits only for one who is removing it.
+    /// Opens the version's folder and takes its shared lock. Waits only for a process that is removing the version.
     fn open_shared(&self, id: &ImageId) -> Result<Folder, StoreError> {
         check_part(&self.image_path(id.name()))?;
         for _ in 0..TRIES {
@@ -72,7 +74,8 @@ impl Store {
 
 impl Drop for Artifact {
     fn drop(&mut self) {
-        // Not left to closing: a child just forked by another thread would keep the lock until it executes.
+        // Unlocked explicitly, because closing is not enough: a child just forked by another thread would keep the lock
+        // until it executes.
         let _ = self.folder.file().unlock();
     }
 }
@@ -82,25 +85,25 @@ impl Artifact {
         Self { id, folder, manifest: Box::new(manifest) }
     }
 
-    /// Which version it is.
+    /// Returns the id of the version.
     #[must_use]
     pub fn id(&self) -> &ImageId {
         &self.id
     }
 
-    /// Its folder in the store.
+    /// Returns the version's folder in the store.
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Its manifest.
+    /// Returns the manifest of the version.
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// Paths of the image files, in the manifest's order.
+    /// Returns the paths of the image files, in the manifest's order.
     #[must_use]
     pub fn outputs(&self) -> Vec<PathBuf> {
         self.manifest.outputs.iter().map(|output| self.folder().join(&output.file)).collect()
@@ -110,7 +113,7 @@ impl Artifact {
         &self.folder
     }
 
-    /// Checks that every file the manifest lists has its length: the cheap check before an image is used.
+    /// Checks that every file that the manifest lists has its length: the cheap check before an image is used.
     ///
     /// # Errors
     /// When one is missing or has another length.
@@ -126,7 +129,7 @@ impl Artifact {
         Verdict { id: self.id.clone(), sound: BTreeMap::new(), damage }.into_result()
     }
 
-    /// A check of one image file's bytes, to be run on any thread.
+    /// Returns a check of one image file's content, to be run on any thread.
     ///
     /// # Errors
     /// When the file cannot be opened, or the manifest does not list it.
@@ -137,7 +140,7 @@ impl Artifact {
         Ok(FileCheck { id: self.id.clone(), job, sha256: sha256.to_owned() })
     }
 
-    /// The signature that a tool has made of `SHA256SUMS`.
+    /// Reads the signature of `SHA256SUMS` that a tool has made.
     ///
     /// # Errors
     /// When it is there and cannot be read.
@@ -148,7 +151,7 @@ impl Artifact {
         }
     }
 
-    /// Checks the signature of `SHA256SUMS`, and tells who signed.
+    /// Checks the signature of `SHA256SUMS`, and returns the signer.
     ///
     /// # Errors
     /// When there is none of the right kind, or it does not hold.
@@ -161,7 +164,7 @@ impl Artifact {
     /// Reads every file and compares it with `SHA256SUMS`, and that with the manifest and the folder.
     ///
     /// # Errors
-    /// When a file cannot be read for another reason than damage, or `watch` says stop. Damage is in the verdict.
+    /// When a file cannot be read for another reason than damage, or `watch` breaks. Damage is in the verdict.
     pub fn verify(&self, watch: Watch<'_>) -> Result<Verdict, StoreError> {
         let mut damage = Vec::new();
         let expected = self.sums()?;
@@ -184,13 +187,13 @@ impl Artifact {
         damage.extend(self.strangers(&expected)?);
         damage.sort_unstable();
         if !damage.is_empty() && !self.folder.is_current() {
-            // Files were listed by a path that means another version by now.
+            // The files were listed by a path that names another version by now.
             return Err(StoreError::InUse(self.id.clone()));
         }
         Ok(Verdict { id: self.id.clone(), sound, damage })
     }
 
-    /// File to digest, from `SHA256SUMS`.
+    /// Reads `SHA256SUMS`, as digests by file.
     pub(super) fn sums(&self) -> Result<BTreeMap<String, String>, StoreError> {
         let bytes = match self.folder.read(sums::FILE, sums::LARGEST) {
             Err(error) if error.is_not_found() => return Err(damaged(&self.id, "SHA256SUMS is missing".into())),
@@ -200,7 +203,7 @@ impl Artifact {
         sums.ok_or_else(|| damaged(&self.id, "SHA256SUMS has a line that is no checksum".into()))
     }
 
-    /// Where manifest, sums and folder name tell different stories.
+    /// Returns the contradictions between manifest, sums and folder name.
     fn contradictions(&self, sums: &BTreeMap<String, String>, sound: &BTreeMap<String, Digest>) -> Vec<String> {
         let mut found = Vec::new();
         for (file, bytes, sha256) in self.manifest.vouched() {
@@ -219,14 +222,14 @@ impl Artifact {
         found
     }
 
-    /// Finds files, links and folders that were not there when the version was published, and files and folders that others
-    /// own or may write to.
+    /// Finds files, links and folders that were not there when the version was published, and files and folders that belong
+    /// to others or are writable for them.
     fn strangers(&self, sums: &BTreeMap<String, String>) -> Result<Vec<String>, StoreError> {
         let tree = self.folder.tree()?;
         let mut found = self.strange_folders(&tree, sums);
         found.extend(tree.files.iter().chain(&tree.folders).filter_map(|name| self.find_writer(name)));
         let Tree { files, links, .. } = tree;
-        // A signature cannot be in what it signs.
+        // A signature cannot be in the file that it signs.
         let is_apart = |file: &str| file == sums::FILE || Tool::ALL.iter().any(|tool| tool.file() == file);
         let strange = files.into_iter().filter(|file| !is_apart(file) && !sums.contains_key(file));
         found.extend(strange.map(|file| format!("{file} is not in SHA256SUMS")));
@@ -237,7 +240,7 @@ impl Artifact {
         Ok(found)
     }
 
-    /// Finds folders that were added or removed. Of the others, their files say that they are missing.
+    /// Finds folders that were added or removed. A folder with files is not listed if it is missing, since its files are.
     fn strange_folders(&self, tree: &Tree, sums: &BTreeMap<String, String>) -> Vec<String> {
         let fetched = &self.manifest.fetched_folders;
         let listed = sums.keys().chain(self.manifest.fetched_links.keys());
@@ -250,10 +253,10 @@ impl Artifact {
         found
     }
 
-    /// Returns who else could have written to a file or folder.
+    /// Returns another user who could have written to a file or folder.
     fn find_writer(&self, name: &str) -> Option<String> {
         let path = self.folder.path().join(name);
-        // What is gone by now has been reported as missing.
+        // A file that is gone has been reported as missing.
         let meta = path.symlink_metadata().ok()?;
         match check_owner(&path, &meta, GROUP_AND_OTHERS).err()? {
             Distrust::NotOwned { owner, .. } => Some(format!("{name} belongs to user {owner}")),
@@ -273,7 +276,7 @@ impl FileCheck {
     /// Reads the file.
     ///
     /// # Errors
-    /// When it has other bytes, cannot be read, or `watch` says stop.
+    /// When its content differs, it cannot be read, or `watch` breaks.
     pub fn run(self, watch: Watch<'_>) -> Result<(), StoreError> {
         let Self { id, job, sha256 } = self;
         let digests = digest::digest_all(std::slice::from_ref(&job), watch, |_, _| Ok(()))?;

@@ -1,4 +1,4 @@
-//! Copies a file the cheap way: holes stay holes, and where the file system can, both files share their blocks.
+//! Copies a file cheaply: holes stay holes, and where the file system can, both files share their blocks.
 //!
 //! `copy_file_range` makes reflinks by itself on file systems that have them (see its man page), so no ioctl is needed.
 
@@ -11,12 +11,12 @@ use nix::errno::Errno;
 use nix::fcntl::copy_file_range;
 use nix::unistd::{Whence, lseek};
 
-/// Bytes moved by one call; a whole number of blocks everywhere, as reflinks need.
+/// Bytes copied by one call; a whole number of blocks on every file system, as reflinks need.
 const CHUNK: u64 = 16 << 20;
-/// Bytes moved by one call where the kernel cannot copy by itself.
+/// Bytes copied by one call where the kernel cannot copy by itself.
 const BUFFER: usize = 1 << 20;
 
-/// Copies all of `from` into the empty file `to`. `copied` is told the bytes of each piece, holes included.
+/// Copies all of `from` into the empty file `to`. `copied` is called with the number of bytes of each piece, holes included.
 pub(super) fn copy<E: From<io::Error>>(
     from: &File,
     to: &File,
@@ -37,7 +37,7 @@ pub(super) fn copy<E: From<io::Error>>(
     copied(length - at)
 }
 
-/// The first stretch of data in the range. A file system that knows no holes reports all of it as data (lseek(2)).
+/// Returns the first extent of data in the range. A file system without holes reports all of it as data (lseek(2)).
 fn next_data(file: &File, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
     if range.is_empty() {
         return Ok(None);
@@ -52,7 +52,7 @@ fn next_data(file: &File, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
     Ok((start < range.end).then(|| start..end.min(range.end)))
 }
 
-/// Copies from the start of the range, at least one byte.
+/// Copies at least one byte from the start of the range, and returns how many.
 fn copy_some(from: &File, to: &File, range: Range<u64>) -> io::Result<u64> {
     let (mut source, mut target) = (range.start.cast_signed(), range.start.cast_signed());
     let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);

@@ -1,4 +1,4 @@
-//! SHA-256 of files, several at a time, watched and stoppable.
+//! SHA-256 of files, several at a time, with progress and cancellation.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,31 +15,31 @@ use crate::digest::hex;
 use super::error::StoreError;
 use super::folder::Folder;
 
-/// Bytes read at a time: how far a digest runs on after it was told to stop.
+/// Bytes read at a time; a cancelled digest stops after at most so many.
 const CHUNK: usize = 1 << 20;
 
-/// Told (bytes done, bytes in all) from any thread while files are read or copied; `Break` stops the work with
+/// Called with (bytes done, bytes in all) from any thread while files are read or copied; `Break` stops the work with
 /// [`StoreError::Interrupted`].
 pub type Watch<'a> = &'a (dyn Fn(u64, u64) -> ControlFlow<()> + Sync);
 
-/// A [`Watch`] for work that nobody watches.
+/// A [`Watch`] that does nothing.
 pub const UNWATCHED: Watch<'static> = &|_, _| ControlFlow::Continue(());
 
 /// Length and SHA-256 of a file, taken from the same descriptor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Digest {
-    /// Length.
+    /// Length of the file.
     pub bytes: u64,
     /// 64 lower-case hex digits.
     pub sha256: String,
 }
 
-/// The digest of some bytes in memory.
+/// Returns the digest of bytes in memory.
 pub(super) fn of_bytes(bytes: &[u8]) -> Digest {
     Digest { bytes: bytes.len() as u64, sha256: hex(&Sha256::digest(bytes)) }
 }
 
-/// What several threads report to one [`Watch`].
+/// The common progress of several threads, reported to one [`Watch`].
 pub(super) struct Meter<'a> {
     watch: Watch<'a>,
     done: AtomicU64,
@@ -51,7 +51,7 @@ impl<'a> Meter<'a> {
         Self { watch, done: AtomicU64::new(0), total }
     }
 
-    /// Counts `bytes` more.
+    /// Adds `bytes` to the progress.
     pub(super) fn add(&self, bytes: u64) -> Result<(), StoreError> {
         let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
         match (self.watch)(done, self.total) {
@@ -76,7 +76,7 @@ impl Job {
         Ok(Self { name: name.to_owned(), bytes, folder: folder.clone() })
     }
 
-    /// Opens it for reading.
+    /// Opens the file for reading.
     pub(super) fn open(&self) -> Result<File, StoreError> {
         self.folder.open_file(&self.name)
     }
@@ -102,8 +102,8 @@ fn digest(job: &Job, mut file: &File, meter: &Meter<'_>) -> Result<Digest, Store
     }
 }
 
-/// Digests all files on as many threads as there are processors, and hands each open file to `then` on
-/// the thread that read it. The first error stops the rest.
+/// Digests all files on as many threads as there are processors, and passes each open file to `then` on the thread that read
+/// it. The first error stops the rest.
 pub(super) fn digest_all(
     jobs: &[Job],
     watch: Watch<'_>,
@@ -122,7 +122,7 @@ pub(super) fn digest_all(
             match (&mut *outcome, result) {
                 (Ok(digests), Ok(digest)) => drop(digests.insert(job.name.clone(), digest)),
                 (Ok(_), Err(error)) => *outcome = Err(error),
-                // Somebody failed before: that error stands.
+                // Another file failed before; its error is returned.
                 (Err(_), _) => {}
             }
             if outcome.is_err() {

@@ -1,4 +1,4 @@
-//! What can go wrong in the store.
+//! Errors of the store.
 
 use std::io;
 use std::path::PathBuf;
@@ -17,14 +17,14 @@ pub enum StoreError {
     /// A file-system call failed.
     #[error("cannot {action} {}", path.display())]
     Io {
-        /// What was tried, as in "cannot ...".
+        /// The action that failed, as in "cannot ...".
         action: &'static str,
-        /// On what.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// The system's answer.
+        /// The underlying error.
         source: io::Error,
     },
-    /// Signing, or a signature.
+    /// Signing or checking a signature failed.
     #[error(transparent)]
     Sign(#[from] SignError),
     /// The store, or a part of it, is not a folder.
@@ -33,149 +33,149 @@ pub enum StoreError {
     /// The store, or a part of it, belongs to somebody else.
     #[error("the store's folder {} belongs to user {owner}, and kiln runs as user {user}", path.display())]
     NotOwned {
-        /// Which folder.
+        /// Path of the folder.
         path: PathBuf,
-        /// Its owner's number.
+        /// User id of the owner.
         owner: u32,
-        /// The effective user's number.
+        /// Effective user id of this process.
         user: u32,
     },
-    /// Anybody could swap an image, in the store or in a part of it.
+    /// The store, or a part of it, is writable for everybody, who could replace an image.
     #[error("everybody may write to the store's folder {}", .0.display())]
     WorldWritable(PathBuf),
-    /// A lock there may block for ever.
+    /// The store is on a network file system, where a lock may block for ever.
     #[error("the store {} is on a network file system, where locks cannot be trusted", .0.display())]
     Network(PathBuf),
-    /// No such image.
+    /// The image does not exist.
     #[error("there is no image `{name}` in the store {}", store.display())]
     NoImage {
-        /// What was asked for.
+        /// The requested name.
         name: String,
-        /// Where.
+        /// Path of the store.
         store: PathBuf,
-        /// What there is, sorted.
+        /// The existing images, sorted.
         known: Vec<String>,
     },
-    /// No such version or tag.
+    /// The version or tag does not exist.
     #[error("`{name}` has no version or tag `{selector}`")]
     NoVersion {
-        /// The image.
+        /// Name of the image.
         name: String,
-        /// What was asked for.
+        /// The requested version or tag.
         selector: String,
-        /// The versions there are, newest first, and then the tags.
+        /// The existing versions, newest first, and then the tags.
         known: Vec<String>,
     },
-    /// A tag that names what somebody has deleted without kiln.
+    /// A tag of a version that was deleted without kiln.
     #[error("{tag} is {version}, which is not in the store any more")]
     Dangling {
-        /// `name@tag`
+        /// The tag, as `name@tag`.
         tag: String,
-        /// What it names.
+        /// The version that it names.
         version: ImageId,
     },
-    /// No such tag.
+    /// The tag does not exist.
     #[error("`{name}` has no tag `{tag}`")]
     NoTag {
-        /// The image.
+        /// Name of the image.
         name: String,
-        /// What was asked for.
+        /// The requested tag.
         tag: String,
-        /// The tags there are, sorted.
+        /// The existing tags, sorted.
         known: Vec<String>,
     },
-    /// A tag of a version's name would be ambiguous.
+    /// A tag with the name of a version, which would be ambiguous.
     #[error("{0} is a version, so `{tag}` cannot be a tag of that image", tag = .0.version())]
     TagIsVersion(ImageId),
-    /// A version of a tag's name would be ambiguous.
+    /// A version with the name of a tag, which would be ambiguous.
     #[error("{0} is a tag, so `{version}` cannot be a version of that image", version = .0.version())]
     VersionIsTag(ImageId),
-    /// A tag that has named nothing else.
+    /// A rollback of a tag that has no previous target.
     #[error("{name}@{tag} has named no other version before")]
     NothingBefore {
-        /// The image.
+        /// Name of the image.
         name: String,
-        /// The tag.
+        /// Name of the tag.
         tag: String,
     },
-    /// A tag that has named a version which was removed.
+    /// A rollback of a tag whose previous target was removed.
     #[error("{name}@{tag} named {gone} before, which is not in the store any more")]
     NoWayBack {
-        /// The image.
+        /// Name of the image.
         name: String,
-        /// The tag.
+        /// Name of the tag.
         tag: String,
-        /// The version.
+        /// The removed version.
         gone: String,
-        /// The one it named last of those that are there.
+        /// The latest of its earlier targets that still exists.
         earlier: Option<String>,
     },
-    /// A tag names the version that is to go.
+    /// A version that cannot be removed because tags name it.
     #[error("{id} is {}", tagged(id.name(), tags))]
     Tagged {
-        /// Which version.
+        /// The version.
         id: ImageId,
         /// The tags; never empty.
         tags: Vec<String>,
     },
-    /// Others were made from the version that is to go.
+    /// A version that cannot be removed because other images were built from it.
     #[error("{id} is the base of {}", some(others))]
     BaseOf {
-        /// Which version.
+        /// The version.
         id: ImageId,
-        /// The others; never empty.
+        /// The other versions; never empty.
         others: Vec<ImageId>,
     },
-    /// A name or version the store cannot take.
+    /// An invalid name or version.
     #[error(transparent)]
     Reference(#[from] ReferenceError),
-    /// The version is there, from other inputs.
+    /// The version exists, and was built from other inputs.
     #[error("{0} exists already and was built from other inputs")]
     Taken(ImageId),
-    /// A build of this very version is running.
+    /// Another process builds this version.
     #[error("{0} is being built by another kiln")]
     Busy(ImageId),
     /// Another process reads the version.
     #[error("{0} is in use by another kiln")]
     InUse(ImageId),
-    /// A version is not what was published.
+    /// A version differs from what was published.
     #[error("{id} is damaged: {}", damage.join("; "))]
     Damaged {
-        /// Which version.
+        /// The version.
         id: ImageId,
-        /// What is wrong, a fragment for each file.
+        /// The damage, a fragment for each file.
         damage: Vec<String>,
     },
-    /// Written by a newer kiln.
+    /// A file that a newer kiln has written.
     #[error("{} has schema {found}, and this kiln reads {known}", path.display())]
     NewerSchema {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its schema.
+        /// Its schema version.
         found: u64,
-        /// The newest one this kiln reads.
+        /// The newest schema version that this kiln reads.
         known: u32,
     },
-    /// Not JSON of the expected shape.
+    /// A file that is not JSON of the expected shape.
     #[error("{} cannot be understood", path.display())]
     Malformed {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Where and why.
+        /// The parser's error.
         source: serde_json::Error,
     },
-    /// Larger than anything kiln writes.
+    /// A file that is larger than anything kiln writes.
     #[error("{} is larger than {limit} bytes", path.display())]
     TooLarge {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The limit.
+        /// The limit, bytes.
         limit: u64,
     },
-    /// A staged file that must not be published.
+    /// A staged file cannot be published.
     #[error("{} cannot be published: {why}", path.display())]
     Unpublishable {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The reason.
         why: &'static str,
@@ -183,10 +183,10 @@ pub enum StoreError {
     /// The manifest lists a file that was not staged.
     #[error("the manifest lists `{0}`, which was never written")]
     NotStaged(String),
-    /// An export would overwrite something.
+    /// An export would overwrite a file.
     #[error("{} exists and differs", .0.display())]
     Conflict(PathBuf),
-    /// The caller's watch said stop.
+    /// The caller's watch cancelled the work.
     #[error("interrupted")]
     Interrupted,
 }
@@ -204,19 +204,20 @@ impl From<Distrust> for StoreError {
 }
 
 impl StoreError {
-    /// The result adapter for a failed call: `.map_err(StoreError::io("read", path))`.
+    /// Returns an adapter for the error of a failed call: `.map_err(StoreError::io("read", path))`.
     pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| StoreError::Io { action, path, source }
     }
 
-    /// Whether it says that a file or folder is not there.
+    /// Returns whether the error means that a file or folder does not exist.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, StoreError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 }
 
-/// Errors that are the host's shortage rather than the store's: full disk, quota, file size limit, open files.
+/// Returns whether an error is a shortage of the host rather than a failure of the store: full disk, quota, file size limit,
+/// open files.
 fn is_shortage(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, OutOfMemory, QuotaExceeded, StorageFull};
     let too_many_files = [nix::libc::EMFILE, nix::libc::ENFILE].map(Some).contains(&error.raw_os_error());
@@ -299,7 +300,7 @@ fn io_hints(error: &io::Error) -> Vec<String> {
     }
 }
 
-/// What was probably meant, or how the image comes into the store.
+/// Returns hints: similar names, or how to get the image into the store.
 fn image_hints(name: &str, known: &[String]) -> Vec<String> {
     let build = "build it first: `kiln build SPEC` puts the image of a spec into the store".to_owned();
     if known.is_empty() {
@@ -309,7 +310,7 @@ fn image_hints(name: &str, known: &[String]) -> Vec<String> {
     known_hints("images", name, known).into_iter().chain((!is_near).then_some(build)).collect()
 }
 
-/// What was probably meant, and what there is.
+/// Returns hints: similar names, and the existing ones.
 fn known_hints(what: &str, word: &str, known: &[String]) -> Vec<String> {
     const SHOWN: usize = 10;
     let shown = known.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -322,7 +323,7 @@ fn known_hints(what: &str, word: &str, known: &[String]) -> Vec<String> {
     near.map(|near| format!("did you mean `{near}`?")).into_iter().chain([list]).collect()
 }
 
-/// `web@stable and web@candidate`
+/// Joins tags as in `web@stable and web@candidate`.
 fn tagged(name: &str, tags: &[String]) -> String {
     tags.iter().map(|tag| format!("{name}@{tag}")).collect::<Vec<_>>().join(" and ")
 }

@@ -1,4 +1,4 @@
-//! `-o DIR`: puts a copy of a version's files into a folder of the user's.
+//! `-o DIR`: copies a version's files into a folder of the user's.
 
 use std::fs::File;
 use std::io;
@@ -17,10 +17,10 @@ use super::error::StoreError;
 use super::folder::Folder;
 use super::{clone, sums};
 
-/// The copies are the user's, to run and change.
+/// Mode of the copies, which the user may run and change.
 const MODE: u32 = 0o644;
 
-/// What to do with a file that is there already and differs.
+/// Handling of an existing file that differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnConflict {
     /// Fail before anything is written.
@@ -29,7 +29,7 @@ pub enum OnConflict {
     Replace,
 }
 
-/// `?` inside a copy turns both kinds of error into this one.
+/// An error of a copy: `?` converts both kinds of error into this one.
 enum CopyError {
     Io(io::Error),
     Store(StoreError),
@@ -42,17 +42,17 @@ impl From<io::Error> for CopyError {
 }
 
 impl Artifact {
-    /// Copies every file of the version into `target`, made if missing, and returns where the image files are now. Each file
-    /// appears whole; one that is there already with the same bytes is left alone.
+    /// Copies every file of the version into `target`, created if missing, and returns the paths of the copied image files.
+    /// Each file appears atomically; an existing file with the same content is left alone.
     ///
     /// # Errors
-    /// When a file is there that differs, a call fails, or `watch` says stop.
+    /// When a file is there that differs, a call fails, or `watch` breaks.
     pub fn export(&self, target: &Path, conflict: OnConflict, watch: Watch<'_>) -> Result<Vec<PathBuf>, StoreError> {
         let target = self.export_some(|_| true, target, conflict, watch)?;
         Ok(self.manifest().outputs.iter().map(|output| target.join(&output.file)).collect())
     }
 
-    /// Copies one file of the version, in the same way; gives its path.
+    /// Copies one file of the version in the same way, and returns its path.
     ///
     /// # Errors
     /// As [`Artifact::export`].
@@ -66,7 +66,7 @@ impl Artifact {
         Ok(self.export_some(|name| name == file, target, conflict, watch)?.join(file))
     }
 
-    /// Copies the files that are wanted; gives the target's path, links followed.
+    /// Copies the wanted files, and returns the path of `target` without links.
     fn export_some(
         &self,
         is_wanted: impl Fn(&str) -> bool,
@@ -87,7 +87,7 @@ impl Artifact {
         Ok(target.path().to_owned())
     }
 
-    /// The wanted files that are not in the target yet.
+    /// Returns the wanted files that are not in the target yet.
     fn missing_in(
         &self,
         target: &Folder,
@@ -120,11 +120,11 @@ impl Artifact {
 
 fn create_target(path: &Path) -> Result<Folder, StoreError> {
     std::fs::create_dir_all(path).map_err(StoreError::io("create", path))?;
-    // The user's own path may go through links; what is below may not.
+    // The user's own path may contain links; the paths below it may not.
     Folder::open(path.canonicalize().map_err(StoreError::io("find", path))?)
 }
 
-/// Whether the target's file of that name has the same bytes. One that is no regular file never has.
+/// Returns whether the target's file of that name has the same content. A file that is not regular never has.
 fn has_digest(target: &Folder, job: &Job, sha256: &str, watch: Watch<'_>) -> Result<bool, StoreError> {
     match Job::find(target, &job.name) {
         Ok(there) if there.bytes == job.bytes => {
@@ -135,8 +135,8 @@ fn has_digest(target: &Folder, job: &Job, sha256: &str, watch: Watch<'_>) -> Res
     }
 }
 
-/// Gives finished files their names, each in a folder of the same file system, durably. One that is there with the same bytes
-/// is left alone. Gives lengths and digests. Blocks.
+/// Renames finished files to their final names, each in a folder of the same file system, durably. An existing file with the
+/// same content is left alone. Returns lengths and digests. Blocks.
 ///
 /// # Errors
 /// When a file is there that differs, before any is named; when a call fails.
@@ -173,7 +173,7 @@ fn give_name(file: &File, made: &Path, path: &Path, conflict: OnConflict) -> Res
     fs.sync_dir(folder).map_err(StoreError::io("sync", folder))
 }
 
-/// A file of the user's with its digest.
+/// Opens a file of the user's and digests it.
 fn digested(path: &Path) -> Result<(File, Digest), StoreError> {
     let file = File::open(path).map_err(StoreError::io("read", path))?;
     let bytes = file.metadata().map_err(StoreError::io("read", path))?.len();
@@ -181,7 +181,7 @@ fn digested(path: &Path) -> Result<(File, Digest), StoreError> {
     Ok((file, Digest { bytes, sha256 }))
 }
 
-/// Copy under a temporary name, sync, rename, sync the folder.
+/// Copies to a temporary name, syncs, renames, and syncs the folder.
 fn copy_into_place(job: &Job, path: &Path, conflict: OnConflict, meter: &Meter<'_>) -> Result<(), StoreError> {
     let fs = Fs::default();
     let folder = path.parent().expect("a path below the target");
@@ -201,7 +201,7 @@ fn copy_into_place(job: &Job, path: &Path, conflict: OnConflict, meter: &Meter<'
     fs.sync_dir(folder).map_err(StoreError::io("sync", folder))
 }
 
-/// Makes a link, in place of another one if it may. Nothing else gives way to it.
+/// Creates a link, in place of another link if that is allowed. Anything else is never replaced.
 fn link_into_place(to: &str, path: &Path, conflict: OnConflict) -> Result<(), StoreError> {
     let failed = |error| StoreError::io("link", path)(error);
     let folder = path.parent().expect("a path below the target");

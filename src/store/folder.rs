@@ -1,6 +1,6 @@
-//! An open folder: what is read through it comes from the folder that was opened, whatever its name means by then.
+//! An open folder: files that are read through it come from the folder that was opened, whatever its path names by then.
 //!
-//! A folder's own flock says that somebody uses it: shared for reading, exclusive for changing or removing it.
+//! A folder's own flock marks it as used: shared for reading, exclusive for changing or removing it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -15,7 +15,11 @@ use nix::sys::stat::Mode;
 use super::error::StoreError;
 use crate::wire::tree::limits::inner_target;
 
-/// Most files and folders below one folder.
+/// Mode of every published file.
+pub(super) const FILE_MODE: u32 = 0o444;
+/// Mode of every published folder.
+pub(super) const FOLDER_MODE: u32 = 0o755;
+/// Limit of files and folders below one folder.
 const MOST_ENTRIES: usize = 100_000;
 
 /// A folder, held by its descriptor.
@@ -26,17 +30,17 @@ pub(super) struct Folder {
     path: PathBuf,
 }
 
-/// What is below a folder. Names are relative to it; each list is sorted, so a folder comes before what it holds.
+/// Content of a folder. Names are relative to it; each list is sorted, so a folder comes before its content.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Tree {
     pub(super) files: Vec<String>,
     pub(super) folders: Vec<String>,
-    /// Where symbolic links lead, all of them to something in the folder.
+    /// Symbolic links with their targets, all of which are in the folder.
     pub(super) links: BTreeMap<String, String>,
 }
 
 impl Tree {
-    /// Returns the folders that hold no file and no link, at any depth.
+    /// Returns the folders that contain no file and no link, at any depth.
     pub(super) fn empty_folders(&self) -> BTreeSet<String> {
         let names = self.files.iter().chain(self.links.keys());
         let filled: BTreeSet<&str> = names.flat_map(|name| folders_above(name)).collect();
@@ -44,13 +48,13 @@ impl Tree {
     }
 }
 
-/// Returns the folders that a file is in, the innermost first.
+/// Returns the folders that contain a file, the innermost first.
 pub(super) fn folders_above(name: &str) -> impl Iterator<Item = &str> {
     std::iter::successors(name.rsplit_once('/'), |(folder, _)| folder.rsplit_once('/')).map(|(folder, _)| folder)
 }
 
 impl Folder {
-    /// Opens a folder. A symbolic link is refused.
+    /// Opens a folder. Fails for a symbolic link.
     pub(super) fn open(path: impl Into<PathBuf>) -> Result<Self, StoreError> {
         let path = path.into();
         let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
@@ -68,20 +72,20 @@ impl Folder {
         &self.file
     }
 
-    /// The same folder under the name it has been given since.
+    /// Returns the same folder under a new path.
     pub(super) fn renamed(self, path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), ..self }
     }
 
-    /// Whether the folder's path still names this folder.
+    /// Returns whether the folder's path still names this folder.
     pub(super) fn is_current(&self) -> bool {
         let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
         let there = fs::symlink_metadata(&self.path).map(identity);
         matches!((there, self.file.metadata().map(identity)), (Ok(there), Ok(here)) if there == here)
     }
 
-    /// Opens a regular file below the folder for reading. No component may be a symbolic link, and nothing that could
-    /// make the open block is opened for long: a FIFO opens at once and is then refused.
+    /// Opens a regular file below the folder for reading. No component may be a symbolic link, and nothing can block the
+    /// open: a FIFO opens at once and is then refused.
     pub(super) fn open_file(&self, name: &str) -> Result<File, StoreError> {
         let failed = |error: io::Error| StoreError::io("open", self.path.join(name))(error);
         let (folders, last) = name.rsplit_once('/').map_or((None, name), |(folders, last)| (Some(folders), last));
@@ -105,8 +109,8 @@ impl Folder {
         if content.len() as u64 > limit { Err(StoreError::TooLarge { path: path(), limit }) } else { Ok(content) }
     }
 
-    /// Everything below the folder. Anything but regular files, folders and links that lead to something in it, and names
-    /// that are not UTF-8, are refused.
+    /// Lists everything below the folder. Anything but regular files, folders and links to something in it, and names that
+    /// are not UTF-8, are refused.
     pub(super) fn tree(&self) -> Result<Tree, StoreError> {
         let mut tree = Tree::default();
         let mut pending = vec![String::new()];
@@ -147,7 +151,7 @@ impl Folder {
     }
 }
 
-/// Returns whether a link of this name leads to something in the folder, in plain words.
+/// Returns whether a link leads to something in the folder, judged by its path alone.
 fn leads_inside(name: &str, target: &str) -> bool {
     inner_target(name.as_bytes(), target.as_bytes()).is_some_and(|inner| inner == target.as_bytes())
 }

@@ -1,4 +1,4 @@
-//! All versions of all images, with what can be said of them together: which tags name them, and what each was made from.
+//! Lists all versions of all images, with the relations between them: their tags, and the images that they were built from.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,20 +7,20 @@ use jiff::Timestamp;
 
 use super::{Artifact, ImageId, Store, StoreError, Tags, manifest};
 
-/// What a listing says of a version.
+/// Summary of a version in a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Summary {
-    /// Which version.
+    /// Id of the version.
     pub id: ImageId,
     /// The tags that name it, sorted.
     pub tags: Vec<String>,
-    /// Its place in the order of the image's versions.
+    /// Sequence number among the image's versions.
     pub sequence: u64,
-    /// When it was published.
+    /// Time of the publication.
     pub finished: Timestamp,
     /// Name, version, description and labels.
     pub image: manifest::Image,
-    /// What it was made from.
+    /// The base image that it was built from.
     pub base: manifest::Base,
     /// Its image files.
     pub outputs: Vec<manifest::Output>,
@@ -28,32 +28,32 @@ pub struct Summary {
     pub build_key: String,
     /// SHA-256 of the disk as the guest sees it.
     pub disk_sha256: String,
-    /// Its folder.
+    /// Folder of the version.
     pub folder: PathBuf,
 }
 
 /// All versions of all images.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// By name, newest first.
+    /// Versions by name, newest first.
     pub versions: Vec<Summary>,
-    /// A failure for each version, and for the tags of each image, that cannot be read.
+    /// An error for each version, and for the tags of each image, that cannot be read.
     pub unreadable: Vec<StoreError>,
 }
 
-/// What an image was made from, or what that was made from.
+/// An image that another was built from, directly or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ancestor<'a> {
     /// An image of the store.
     Stored(&'a Summary),
     /// An image that was removed or replaced since.
     Gone(&'a manifest::BaseImage),
-    /// Something from elsewhere, as the manifest says it.
+    /// A source outside of the store, as written in the manifest.
     Source(&'a str),
 }
 
 impl Store {
-    /// Every version there is.
+    /// Lists all versions.
     ///
     /// # Errors
     /// When the store cannot be read; a version that cannot be is part of the listing.
@@ -69,7 +69,7 @@ impl Store {
             for id in self.versions(&name)? {
                 match self.artifact_at(&id) {
                     Ok(artifact) => versions.push(Summary::new(&artifact, &tags)),
-                    // Removed by other means than kiln since the folder was listed.
+                    // Removed without kiln since the folder was listed.
                     Err(error) if error.is_not_found() => {}
                     Err(error) => listing.unreadable.push(error),
                 }
@@ -82,32 +82,32 @@ impl Store {
 }
 
 impl Listing {
-    /// A version by its name.
+    /// Returns a version by image name and version.
     #[must_use]
     pub fn find(&self, name: &str, version: &str) -> Option<&Summary> {
         self.versions.iter().find(|summary| (summary.id.name(), summary.id.version()) == (name, version))
     }
 
-    /// The version of an image that was published last.
+    /// Returns the version of an image that was published last.
     #[must_use]
     pub fn newest(&self, name: &str) -> Option<&Summary> {
         self.versions.iter().find(|summary| summary.id.name() == name)
     }
 
-    /// The version that a tag of an image names.
+    /// Returns the version that a tag of an image names.
     #[must_use]
     pub fn tagged(&self, name: &str, tag: &str) -> Option<&Summary> {
         let of_image = self.versions.iter().filter(|summary| summary.id.name() == name);
         of_image.into_iter().find(|summary| summary.tags.iter().any(|other| other == tag))
     }
 
-    /// The image of the store that another was made from, unless it was replaced since.
+    /// Returns the image of the store that another was built from, unless it was replaced since.
     #[must_use]
     pub fn stored(&self, base: &manifest::BaseImage) -> Option<&Summary> {
         self.find(&base.name, &base.version).filter(|summary| summary.build_key == base.build_key)
     }
 
-    /// What a version was made from, what that was made from, and so on to what came from elsewhere or is gone.
+    /// Returns the ancestors of a version, up to one that came from outside of the store or is gone.
     #[must_use]
     pub fn lineage<'a>(&'a self, summary: &'a Summary) -> Vec<Ancestor<'a>> {
         let mut lineage = Vec::new();
@@ -146,13 +146,13 @@ impl Summary {
         }
     }
 
-    /// Length of all image files.
+    /// Returns the total length of all image files.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.outputs.iter().map(|output| output.bytes).sum()
     }
 
-    /// The formats, in the manifest's order.
+    /// Returns the formats, in the manifest's order.
     #[must_use]
     pub fn formats(&self) -> Vec<&str> {
         self.outputs.iter().map(|output| output.format.as_str()).collect()

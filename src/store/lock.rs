@@ -1,9 +1,9 @@
-//! Who may build a version: [`Store::claim`] answers with the version that is there, or with the lock that lets its
-//! holder make it.
+//! Decides who may build a version: [`Store::claim`] returns the existing version, or the lock that allows its holder to
+//! build it.
 //!
-//! Waiting for a lock blocks a thread in flock(2), which no future can interrupt. So the wait is a thread of its own
-//! that hands the locked file over a channel. A caller that gives up drops the receiving end; the thread stays behind
-//! until it gets the lock, fails to hand it over, and so frees it at once. Nothing polls.
+//! Waiting for a lock blocks a thread in flock(2), which no future can interrupt. So a separate thread waits and sends the
+//! locked file over a channel. A caller that gives up drops the receiving end; the thread stays behind until it gets the
+//! lock, fails to send it, and so releases it at once. Nothing polls.
 
 use std::fs::File;
 use std::io;
@@ -14,22 +14,23 @@ use tokio::sync::oneshot;
 
 use super::artifact::Artifact;
 use super::error::StoreError;
+use super::folder::FILE_MODE;
 use super::reference::ImageId;
-use super::staging::{FILE_MODE, Staging, comment};
+use super::sums::comment;
 use super::{Store, TMP_LOCK, UNWATCHED, sums, try_lock};
 use crate::sign::Signer;
 
-/// The store's answer to who asks for a version.
+/// Result of [`Store::claim`].
 #[derive(Debug)]
 #[must_use]
 pub enum Lookup {
-    /// The version is there.
+    /// The version exists.
     Exists(Existing),
-    /// It is not, and the holder of the lock may make it.
+    /// The version does not exist, and the holder of the lock may build it.
     Vacant(VersionLock),
 }
 
-/// A version that is there, and the right to replace it.
+/// An existing version, and the right to replace it.
 #[derive(Debug)]
 pub struct Existing {
     artifact: Artifact,
@@ -37,25 +38,25 @@ pub struct Existing {
 }
 
 impl Existing {
-    /// The version.
+    /// Returns the existing version.
     #[must_use]
     pub fn artifact(&self) -> &Artifact {
         &self.artifact
     }
 
-    /// Whether it was built from the inputs of this key, and so is up to date.
+    /// Returns whether it was built from the inputs of this key, and so is up to date.
     #[must_use]
     pub fn is_from(&self, build_key: &str) -> bool {
         self.artifact.manifest().build_key == build_key
     }
 
-    /// Whether it was published without the tests it has.
+    /// Returns whether it was published without running its tests.
     #[must_use]
     pub fn is_untested(&self) -> bool {
         self.artifact.manifest().tests.iter().any(|test| test.skipped)
     }
 
-    /// Adds a signature, or replaces one that another key has made, after every file was compared with its checksum.
+    /// Adds a signature, or replaces one of another key, after comparing every file with its checksum.
     ///
     /// # Errors
     /// When a file is damaged, the key does not sign, or a call fails.
@@ -71,57 +72,49 @@ impl Existing {
         store.replace_file(&artifact.folder().join(signer.tool().file()), &signature, &guard)
     }
 
-    /// Leaves the version as it is.
+    /// Releases the lock and leaves the version as it is.
     #[must_use]
     pub fn keep(self) -> Artifact {
         self.artifact
     }
 
-    /// The error for a version that is there from other inputs.
+    /// Returns the error for an existing version that was built from other inputs.
     #[must_use]
     pub fn refuse(self) -> StoreError {
         StoreError::Taken(self.lock.id)
     }
 
-    /// The lock to build it anew; the old version stays until the new one is published.
+    /// Returns the lock to build it again; the old version stays until the new one is published.
     pub fn replace(self) -> VersionLock {
         VersionLock { replaces: true, ..self.lock }
     }
 }
 
-/// The right to make one version. Freed when dropped, or by the kernel with its process.
+/// The right to build one version. Released when dropped, or by the kernel with its process.
 #[derive(Debug)]
 #[must_use]
 pub struct VersionLock {
     pub(super) store: Store,
     pub(super) id: ImageId,
-    /// Whether an old version is to give way.
+    /// Whether an old version will be replaced.
     pub(super) replaces: bool,
     _lock: Lock,
 }
 
 impl VersionLock {
-    /// The version it is for.
+    /// Returns the id of the version.
     #[must_use]
     pub fn id(&self) -> &ImageId {
         &self.id
     }
-
-    /// Begins to make the version: an empty folder on the store's file system.
-    ///
-    /// # Errors
-    /// When the folder cannot be made.
-    pub fn stage(self) -> Result<Staging, StoreError> {
-        Staging::create(self)
-    }
 }
 
 impl Store {
-    /// Asks for a version. Where another process builds it, calls `waiting` once with a sentence and waits for that build;
-    /// dropping the future gives up.
+    /// Looks up or locks a version. If another process builds it, calls `waiting` once with a message and waits for that
+    /// build; dropping the future gives up.
     ///
     /// # Errors
-    /// When the lock cannot be had, the version is there and damaged, or a tag has its name.
+    /// When the lock cannot be taken, the version is there and damaged, or a tag has its name.
     pub async fn claim(&self, id: &ImageId, waiting: impl FnOnce(String)) -> Result<Lookup, StoreError> {
         let path = self.private("locks").join(id.to_string());
         let file = self.fs.open_lock(&path).map_err(StoreError::io("open", &path))?;
@@ -135,7 +128,7 @@ impl Store {
                 Ok(Lookup::Exists(Existing { artifact, lock }))
             }
             Err(error) if error.is_not_found() => {
-                // Told before anything is built; again, for good, when it is published.
+                // Checked before anything is built, and again, reliably, when it is published.
                 self.refuse_tag(id)?;
                 Ok(Lookup::Vacant(lock))
             }
@@ -143,18 +136,18 @@ impl Store {
         }
     }
 
-    /// The version's lock if nobody has it.
+    /// Returns the version's lock if it is free.
     pub(super) fn try_version_lock(&self, id: &ImageId) -> Result<Option<Lock>, StoreError> {
         self.lock_file(&format!("locks/{id}"), Lock::try_exclusive)
     }
 
-    /// The image's lock. Its holders do a few small calls and no more, so this waits.
+    /// Locks the image. Waits for other holders, who only make a few short calls.
     pub(super) fn lock_image(&self, name: &str) -> Result<Lock, StoreError> {
         self.lock_file(&format!("locks/{name}"), Lock::exclusive)
     }
 
-    /// Keeps versions of an image from coming and going. Without it, a listing of its folder may miss both the version that
-    /// goes and the one that comes. `None` where there is no such image; asking for one leaves nothing.
+    /// Keeps versions of an image from being added and removed. Without this lock, a listing of its folder may miss both a
+    /// version that is removed and one that is added. Returns `None` if there is no such image, and creates nothing then.
     pub(super) fn share_image(&self, name: &str) -> Result<Option<Lock>, StoreError> {
         if !self.image_path(name).is_dir() {
             return Ok(None);
@@ -162,8 +155,8 @@ impl Store {
         self.lock_file(&format!("locks/{name}"), Lock::shared).map(Some)
     }
 
-    /// Puts a file in the place of one that may be there, durably and in one step: whoever reads it sees the old or the new. The
-    /// guard keeps those away that clear tmp.
+    /// Writes or replaces a file durably and in one step: readers see the old or the new content. The guard keeps processes
+    /// that clear tmp away.
     pub(super) fn replace_file(&self, path: &Path, content: &[u8], _guard: &Lock) -> Result<(), StoreError> {
         let temporary = self.private("tmp").join(self.fs.fresh_name());
         self.fs.write_new(&temporary, content, FILE_MODE).map_err(StoreError::io("write", &temporary))?;
@@ -171,7 +164,7 @@ impl Store {
         self.sync_dir(path.parent().unwrap_or(path))
     }
 
-    /// Opens a file below the private folder and takes its lock in the way given.
+    /// Opens a file below the private folder and takes its lock with `take`.
     pub(super) fn lock_file<T>(&self, name: &str, take: fn(File) -> io::Result<T>) -> Result<T, StoreError> {
         let path = self.private(name);
         let file = self.fs.open_lock(&path).map_err(StoreError::io("open", &path))?;
@@ -179,7 +172,7 @@ impl Store {
     }
 }
 
-/// A lock file's flock, freed when dropped.
+/// A lock file's flock, released when dropped.
 ///
 /// Closing the file would not do: a child that another thread has just forked holds a copy until it executes, and with it
 /// the lock.
@@ -191,19 +184,19 @@ impl Lock {
         Ok(try_lock(&file)?.then_some(Self(file)))
     }
 
-    /// Waits. Not for locks that are held for long.
+    /// Takes the exclusive lock. Waits; not for locks that are held for long.
     pub(super) fn exclusive(file: File) -> io::Result<Self> {
         retry(|| file.lock())?;
         Ok(Self(file))
     }
 
-    /// Waits. Not for locks that are held for long.
+    /// Takes a shared lock. Waits; not for locks that are held for long.
     pub(super) fn shared(file: File) -> io::Result<Self> {
         retry(|| file.lock_shared())?;
         Ok(Self(file))
     }
 
-    /// Waits, however long, until the future is dropped.
+    /// Waits for the exclusive lock, however long, until the future is dropped.
     async fn wait_for(file: File, blocked: impl FnOnce()) -> io::Result<Self> {
         if try_lock(&file)? {
             return Ok(Self(file));
@@ -211,7 +204,7 @@ impl Lock {
         blocked();
         let (give, take) = oneshot::channel();
         let thread = thread::Builder::new().name("version lock".into());
-        // Where nobody takes it any more, dropping it frees the lock.
+        // If nobody receives it any more, dropping it releases the lock.
         thread.spawn(move || drop(give.send(Self::exclusive(file))))?;
         take.await.map_err(io::Error::other)?
     }
@@ -224,7 +217,7 @@ impl Drop for Lock {
     }
 }
 
-/// flock(2) may be cut short by a signal.
+/// Repeats a call of flock(2) that was interrupted by a signal.
 fn retry(lock: impl Fn() -> io::Result<()>) -> io::Result<()> {
     loop {
         match lock() {

@@ -1,4 +1,4 @@
-//! `manifest.json`, schema 1: what a version is, what it was made from and how. Documented in `docs/store.md`.
+//! `manifest.json`, schema 1: describes a version, its base image and its build. Documented in `docs/store.md`.
 //!
 //! Fields are only ever added within a schema, so unknown ones are ignored when reading; a newer schema is refused.
 
@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 use super::digest::Digest;
 use super::error::StoreError;
 
-/// The schema this kiln writes, and the newest it reads.
+/// The schema version that this kiln writes, and the newest it reads.
 pub const SCHEMA: u32 = 1;
-/// The manifest's name inside a version folder.
+/// Name of the manifest inside a version folder.
 pub const FILE: &str = "manifest.json";
-/// Largest manifest that is read, bytes.
+/// Size limit of a manifest that is read, bytes.
 pub const LARGEST: u64 = 64 << 20;
 
 /// One version of one image.
@@ -25,15 +25,15 @@ pub struct Manifest {
     pub schema: u32,
     /// Order of the image's versions by a counter, since clocks jump. The store assigns it when it publishes; 0 before.
     pub sequence: u64,
-    /// Version of the kiln that built it.
+    /// Version of kiln that built it.
     pub kiln: String,
-    /// What was made.
+    /// Name, version, description and labels of the image.
     pub image: Image,
     /// Digest of every input: the same key means the same build.
     pub build_key: String,
-    /// What it was made from.
+    /// The base image that it was built from.
     pub base: Base,
-    /// The virtual machine it was made in.
+    /// The virtual machine that it was built in.
     pub machine: Machine,
     /// The steps, in order.
     pub steps: Vec<Step>,
@@ -41,167 +41,167 @@ pub struct Manifest {
     pub outputs: Vec<Output>,
     /// SHA-256 of the disk as the guest sees it: the same for every format.
     pub disk_sha256: String,
-    /// Bytes of that disk: formats of whole MiB may add zeros. `None` in what older versions of kiln wrote.
+    /// Bytes of that disk: formats of whole MiB may add zeros. `None` in manifests of older versions of kiln.
     #[serde(default)]
     pub disk_bytes: Option<u64>,
-    /// Whether all files of the image are known. `None` in what older versions of kiln wrote.
+    /// What the lists of files and packages lack. `None` in manifests of older versions of kiln.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contents: Option<ListedContents>,
-    /// SHA-256 over the sorted file tree, where all of it is known.
+    /// SHA-256 over the sorted file tree; `None` if not all files are known.
     #[serde(default)]
     pub content_sha256: Option<String>,
-    /// Which distribution it is, where it says so.
+    /// The distribution, if it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub os: Option<Os>,
-    /// The type of `packages`, as package URLs have it: `deb`, `apk` or `rpm`. Packages of another database have a type of
-    /// their own.
+    /// The type of `packages`, as in package URLs: `deb`, `apk` or `rpm`. Packages of another database have a type of their
+    /// own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub package_type: Option<String>,
-    /// What the guest's package database lists.
+    /// Packages in the guest's package database.
     #[serde(default)]
     pub packages: Vec<Package>,
-    /// The tests the sealed image passed, or that did not run.
+    /// The tests that the sealed image passed, or that did not run.
     #[serde(default)]
     pub tests: Vec<Test>,
     /// Files that steps fetched from the guest.
     #[serde(default)]
     pub fetched: Vec<Fetched>,
-    /// Symbolic links among them, and where they lead. They are not in `SHA256SUMS`.
+    /// Symbolic links among the fetched files, with their targets. They are not in `SHA256SUMS`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub fetched_links: BTreeMap<String, String>,
-    /// Folders among them in which there is no file and no link. They are not in `SHA256SUMS`.
+    /// Folders among the fetched files that contain no file and no link. They are not in `SHA256SUMS`.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub fetched_folders: BTreeSet<String>,
-    /// When the build began.
+    /// Start time of the build.
     #[serde(with = "rfc3339")]
     pub started: Timestamp,
-    /// When it was published.
+    /// Time of the publication.
     #[serde(with = "rfc3339")]
     pub finished: Timestamp,
-    /// The time the guest was told, seconds since 1970; `None` where the build followed the host's clock.
+    /// The clock of the guest during the build, seconds since 1970; `None` if the build followed the host's clock.
     #[serde(default)]
     pub source_date_epoch: Option<i64>,
 }
 
-/// `image` of the manifest.
+/// Section `image` of the manifest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
     /// Name of the image.
     pub name: String,
     /// Version of the image.
     pub version: String,
-    /// One line for people; may be empty.
+    /// One-line description for people; may be empty.
     #[serde(default)]
     pub description: String,
-    /// The spec's labels.
+    /// Labels of the spec.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
 }
 
-/// `base` of the manifest.
+/// Section `base` of the manifest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Base {
-    /// Where it came from, as the spec says it.
+    /// Source of the base image, as written in the spec.
     pub source: String,
     /// SHA-256 of the file.
     pub sha256: String,
-    /// Its format.
+    /// Format of the file.
     pub format: String,
-    /// Which image of the store it was, if it was one.
+    /// The image of the store that it was, if any.
     #[serde(default)]
     pub image: Option<BaseImage>,
 }
 
-/// `base.image` of the manifest.
+/// Section `base.image` of the manifest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaseImage {
-    /// Its name.
+    /// Name of the image.
     pub name: String,
-    /// Its version.
+    /// Version of the image.
     pub version: String,
-    /// Its `build_key`.
+    /// `build_key` of the image.
     pub build_key: String,
-    /// Its `disk_sha256`.
+    /// `disk_sha256` of the image.
     pub disk_sha256: String,
 }
 
-/// `machine` of the manifest.
+/// Section `machine` of the manifest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
     /// The accelerator that was used: `kvm` or `tcg`.
     pub accel: String,
-    /// Why that one.
+    /// Reason for the choice of the accelerator.
     #[serde(default)]
     pub accel_reason: String,
-    /// QEMU's version.
+    /// Version of QEMU.
     pub qemu: String,
     /// QEMU's versioned machine type.
     #[serde(default)]
     pub machine_type: String,
-    /// CPU model.
+    /// Name of the CPU model.
     #[serde(default)]
     pub cpu: String,
     /// Number of virtual CPUs.
     pub cpus: u32,
     /// Guest memory, bytes.
     pub memory: u64,
-    /// `bios` or `uefi`.
+    /// Firmware: `bios` or `uefi`.
     pub firmware: String,
-    /// SHA-256 of the UEFI firmware's code; nothing for `bios`, whose firmware is a part of QEMU.
+    /// SHA-256 of the UEFI firmware's code; `None` for `bios`, whose firmware is a part of QEMU.
     #[serde(default)]
     pub firmware_sha256: Option<String>,
-    /// `none` or `user`.
+    /// Network: `none` or `user`.
     #[serde(default)]
     pub network: String,
-    /// What the guest could reach besides public addresses, as the spec has it.
+    /// Private addresses that the guest could reach, as in the spec.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub private_network: Vec<String>,
 }
 
-/// One of `steps`.
+/// An entry of `steps`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Step {
-    /// Its name in the spec.
+    /// Name of the step in the spec.
     pub name: String,
-    /// Its verb.
+    /// Action of the step.
     pub verb: String,
-    /// Digest of all it depends on.
+    /// Digest of everything that the step depends on.
     pub key: String,
     /// Whether its result came from the cache.
     pub cached: bool,
-    /// Wall time; 0 for a cached one.
+    /// Wall time; 0 for a cached step.
     pub seconds: f64,
 }
 
-/// One of `outputs`.
+/// An entry of `outputs`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Output {
     /// File name inside the version folder.
     pub file: String,
-    /// Its format.
+    /// Format of the file.
     pub format: String,
     /// Length of the file. The store fills it in when it publishes.
     pub bytes: u64,
-    /// Size of the disk the guest sees.
+    /// Size of the disk that the guest sees, bytes.
     pub virtual_bytes: u64,
     /// SHA-256 of the file. The store fills it in when it publishes.
     pub sha256: String,
 }
 
 impl Output {
-    /// An output that is staged but not digested yet.
+    /// Creates the entry of an output that is staged but not digested yet.
     #[must_use]
     pub fn staged(file: impl Into<String>, format: impl Into<String>, virtual_bytes: u64) -> Self {
         Self { file: file.into(), format: format.into(), virtual_bytes, ..Self::default() }
     }
 }
 
-/// `contents` of the manifest: what the list of files and the list of packages lack.
+/// Section `contents` of the manifest: what the list of files and the list of packages lack.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListedContents {
-    /// Every file that the guest had on its disk is listed.
+    /// Whether every file on the guest's disk is listed.
     pub complete: bool,
-    /// What is not, a sentence each. Empty where the list is complete.
+    /// Files that are not listed, a sentence for each reason. Empty if the list is complete.
     #[serde(default)]
     pub missing: Vec<String>,
     /// Package databases that could not be read, a sentence each.
@@ -209,73 +209,73 @@ pub struct ListedContents {
     pub packages_missing: Vec<String>,
 }
 
-/// `os` of the manifest, from os-release(5).
+/// Section `os` of the manifest, from os-release(5).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Os {
-    /// `debian`, `ubuntu`, `alpine`, ...; `linux` where it says nothing.
+    /// `debian`, `ubuntu`, `alpine`, ...; `linux` if the file has no id.
     pub id: String,
-    /// Its version; may be empty.
+    /// Version of the distribution; may be empty.
     #[serde(default)]
     pub version: String,
-    /// For people; may be empty.
+    /// Name of the distribution for people; may be empty.
     #[serde(default)]
     pub name: String,
 }
 
-/// One of `packages`.
+/// An entry of `packages`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Package {
-    /// Its name.
+    /// Name of the package.
     pub name: String,
-    /// Its version, as its package format writes it.
+    /// Version of the package, as its package format writes it.
     pub version: String,
-    /// Its architecture, as its package format writes it.
+    /// Architecture of the package, as its package format writes it.
     pub arch: String,
-    /// Its type, where it is another than the manifest's `package_type`.
+    /// Type of the package, if it differs from the manifest's `package_type`.
     #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
 }
 
-/// One of `tests`.
+/// An entry of `tests`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Test {
-    /// Its name in the spec.
+    /// Name of the test in the spec.
     pub name: String,
-    /// Whether it passed.
+    /// Whether the test passed.
     pub ok: bool,
-    /// Wall time over all tries; 0 if it did not run.
+    /// Wall time over all attempts; 0 if it did not run.
     pub seconds: f64,
-    /// It did not run: the image was built with `--no-test`.
+    /// Whether it was skipped: the image was built with `--no-test`.
     #[serde(default)]
     pub skipped: bool,
     /// The format of the image file that was tested.
     #[serde(default)]
     pub format: String,
-    /// What is tested, so that it can be tested again.
+    /// Definition of the test, so that it can be run again.
     #[serde(default)]
     pub definition: serde_json::Value,
 }
 
-/// One of `fetched`.
+/// An entry of `fetched`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fetched {
     /// Path inside the version folder.
     pub file: String,
-    /// Its length. The store fills it in when it publishes.
+    /// Length of the file. The store fills it in when it publishes.
     pub bytes: u64,
-    /// Its SHA-256. The store fills it in when it publishes.
+    /// SHA-256 of the file. The store fills it in when it publishes.
     pub sha256: String,
 }
 
 impl Fetched {
-    /// A fetched file that is staged but not digested yet.
+    /// Creates the entry of a fetched file that is staged but not digested yet.
     #[must_use]
     pub fn staged(file: impl Into<String>) -> Self {
         Self { file: file.into(), ..Self::default() }
     }
 }
 
-/// The two fields that must be known before the rest can be trusted.
+/// The two fields that are parsed before the rest.
 #[derive(Deserialize)]
 struct Head {
     schema: u64,
@@ -283,7 +283,7 @@ struct Head {
     sequence: u64,
 }
 
-/// Reads schema and sequence, and refuses a newer schema.
+/// Reads schema version and sequence number, and refuses a newer schema.
 fn parse_head(text: &[u8], path: &Path) -> Result<Head, StoreError> {
     let malformed = |source| StoreError::Malformed { path: path.to_owned(), source };
     let head: Head = serde_json::from_slice(text).map_err(malformed)?;
@@ -293,25 +293,25 @@ fn parse_head(text: &[u8], path: &Path) -> Result<Head, StoreError> {
     Ok(head)
 }
 
-/// Reads the sequence alone.
+/// Reads the sequence number only.
 pub(super) fn parse_sequence(text: &[u8], path: &Path) -> Result<u64, StoreError> {
     Ok(parse_head(text, path)?.sequence)
 }
 
 impl Manifest {
-    /// Returns what is known to be missing in the lists of files and packages.
+    /// Returns the known gaps in the lists of files and packages.
     pub fn missing(&self) -> impl Iterator<Item = &str> {
         let contents = self.contents.iter();
         contents.flat_map(|contents| contents.missing.iter().chain(&contents.packages_missing)).map(String::as_str)
     }
 
-    /// Returns the type of a package, as package URLs have it; none where nothing is known of it.
+    /// Returns the type of a package, as in package URLs; `None` if it is not known.
     #[must_use]
     pub fn type_of<'a>(&'a self, package: &'a Package) -> Option<&'a str> {
         package.kind.as_deref().or(self.package_type.as_deref())
     }
 
-    /// Reads a manifest; `path` is for messages.
+    /// Parses a manifest; `path` is for messages.
     ///
     /// # Errors
     /// A newer schema, or not a manifest.
@@ -320,10 +320,10 @@ impl Manifest {
         serde_json::from_slice(text).map_err(|source| StoreError::Malformed { path: path.to_owned(), source })
     }
 
-    /// The file's text: indented, ends with a newline, the same bytes for the same manifest.
+    /// Serialises the manifest: indented, with a newline at the end, the same bytes for the same manifest.
     ///
     /// # Panics
-    /// Never: neither maps with keys that are not strings nor serialisers that fail are in the type.
+    /// Never: the type contains neither maps with keys that are not strings nor serialisers that fail.
     #[must_use]
     pub fn to_json(&self) -> String {
         let mut text = serde_json::to_string_pretty(self).expect("a manifest is plain data");
@@ -331,7 +331,7 @@ impl Manifest {
         text
     }
 
-    /// Enters the size and digest of every file it lists.
+    /// Fills in the size and digest of every file that the manifest lists.
     pub(super) fn fill(&mut self, digests: &BTreeMap<String, Digest>) -> Result<(), StoreError> {
         let find = |file: &str| digests.get(file).ok_or_else(|| StoreError::NotStaged(file.to_owned()));
         for output in &mut self.outputs {
@@ -345,7 +345,7 @@ impl Manifest {
         Ok(())
     }
 
-    /// File, length and digest of everything the manifest vouches for.
+    /// Returns file, length and digest of everything whose digest is in the manifest.
     pub(super) fn vouched(&self) -> impl Iterator<Item = (&str, u64, &str)> {
         let outputs = self.outputs.iter().map(|o| (o.file.as_str(), o.bytes, o.sha256.as_str()));
         outputs.chain(self.fetched.iter().map(|f| (f.file.as_str(), f.bytes, f.sha256.as_str())))
@@ -370,7 +370,7 @@ pub(super) mod rfc3339 {
 pub(crate) mod tests {
     use super::*;
 
-    /// A manifest that is not published yet, with one qcow2 output.
+    /// Returns a manifest that is not published yet, with one qcow2 output.
     pub(crate) fn sample(name: &str, version: &str, build_key: &str) -> Manifest {
         Manifest {
             schema: SCHEMA,
@@ -429,7 +429,7 @@ pub(crate) mod tests {
         assert_eq!(parse(&text).unwrap(), sample("web", "1", "k"));
     }
 
-    /// Fault row D2. A newer schema may have any shape, so it is refused by its number before the rest is read.
+    /// Covers fault row D2. A newer schema may have any shape, so it is refused by its number before the rest is read.
     #[test]
     fn d2_a_newer_schema_is_refused_whatever_else_it_holds() {
         let error = parse(r#"{"schema": 2, "sequence": 7, "image": []}"#).unwrap_err();

@@ -1,4 +1,4 @@
-//! The store: every version of every image, whole or not there at all.
+//! The store: every version of every image, complete or not there at all.
 //!
 //! ```text
 //! claim(name@version) -> Exists(artifact)               same inputs: up to date
@@ -55,13 +55,13 @@ pub use tags::{Change, How, Tags};
 use crate::fs::Fs;
 use crate::ownership::{OTHERS, check_folder, check_root};
 use artifact::TRIES;
+use folder::FOLDER_MODE;
 use folder::Folder;
 use lock::Lock;
-use staging::FOLDER_MODE;
 
-/// The folder for what is not an image.
+/// Name of the folder for everything that is not an image.
 const PRIVATE: &str = ".kiln";
-/// The lock of the folder for temporary folders, which the locks of those folders cannot be made without.
+/// Name of the lock file of the folder for temporary folders. It must exist before the locks of those folders can be made.
 const TMP_LOCK: &str = "tmp.lock";
 /// Marks an old version that was moved aside where two names cannot be swapped. No other name in tmp has two `@`.
 const ASIDE: &str = "aside@";
@@ -74,7 +74,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store, made (0755) if missing, and clears away what dead processes left.
+    /// Opens the store, created (0755) if missing, and removes what dead processes left.
     ///
     /// # Errors
     /// When it cannot be made, is not a folder, belongs to another user, may be written by everybody, or is on a network
@@ -97,13 +97,13 @@ impl Store {
         Ok(store)
     }
 
-    /// The store's folder, absolute.
+    /// Returns the store's folder, an absolute path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.root
     }
 
-    /// Opens the version a user means, and keeps it from being removed until it is dropped.
+    /// Opens the version that a reference names, and keeps it from being removed until it is dropped.
     ///
     /// # Errors
     /// When there is none, or it cannot be read.
@@ -114,7 +114,7 @@ impl Store {
                 Err(error) if error.is_not_found() => {}
                 other => return other,
             }
-            // It may be that a tag was moved off it, and it was removed, between two looks.
+            // A tag may have been moved off the version, and the version removed, since it was resolved.
             let now = self.resolve(reference)?;
             if now == id {
                 break;
@@ -128,7 +128,7 @@ impl Store {
         if self.root.exists() { Ok(()) } else { self.fs.ensure_path(&self.root, 0o755) }
     }
 
-    /// Fault row H15: flock on a network file system may block for ever.
+    /// Checks that the store is not on a network file system, where flock may block for ever (fault row H15).
     fn check_fit(&self) -> Result<(), StoreError> {
         Ok(check_root(&self.root, OTHERS)?)
     }
@@ -149,7 +149,7 @@ impl Store {
         self.private("tmp").join(format!("{ASIDE}{id}"))
     }
 
-    /// A name in tmp that nobody else uses.
+    /// Returns a new unique path in tmp.
     fn fresh_tmp(&self, id: &ImageId) -> PathBuf {
         self.private("tmp").join(format!("{id}.{}", self.fs.fresh_name()))
     }
@@ -158,13 +158,13 @@ impl Store {
         self.fs.sync_dir(path).map_err(StoreError::io("sync", path))
     }
 
-    /// Names of the images, sorted.
+    /// Returns the names of the images, sorted.
     fn names(&self) -> Result<Vec<String>, StoreError> {
         let is_image = |name: &str| ImageId::new(name, "0").is_ok() && self.image_path(name).is_dir();
         Ok(entries(&self.root)?.into_iter().filter(|name| is_image(name)).collect())
     }
 
-    /// The versions of an image, sorted by version text. A folder without a manifest is not one of them.
+    /// Returns the versions of an image, sorted as strings. A folder without a manifest is not one of them.
     fn versions(&self, name: &str) -> Result<Vec<ImageId>, StoreError> {
         let versions = match entries(&self.image_path(name)) {
             Err(error) if error.is_not_found() => Vec::new(),
@@ -174,7 +174,7 @@ impl Store {
         Ok(ids.filter(|id| self.version_path(id).join(manifest::FILE).is_file()).collect())
     }
 
-    /// From what a user types to one version. A version goes before a tag of the same name.
+    /// Resolves a reference to one version. A version takes precedence over a tag of the same name.
     fn resolve(&self, reference: &Reference) -> Result<ImageId, StoreError> {
         let _image = match reference.selector() {
             Some(_) => None,
@@ -183,7 +183,7 @@ impl Store {
         self.resolve_locked(reference)
     }
 
-    /// The same where the image's lock is held, without which the newest version cannot be told.
+    /// Resolves a reference while the image's lock is held, which is needed to determine the newest version.
     fn resolve_locked(&self, reference: &Reference) -> Result<ImageId, StoreError> {
         let Some(selector) = reference.selector() else { return self.newest(reference) };
         let id = ImageId::new(reference.name(), selector)?;
@@ -214,7 +214,7 @@ impl Store {
         manifest::parse_sequence(&text, &folder.path().join(manifest::FILE))
     }
 
-    /// The error for a version that a reference leads to and that is not there.
+    /// Returns the error for a reference that resolves to a version that does not exist.
     fn missing(&self, reference: &Reference, id: &ImageId) -> StoreError {
         match reference.selector() {
             Some(tag) if tag != id.version() => {
@@ -226,7 +226,7 @@ impl Store {
 
     fn no_version(&self, reference: &Reference) -> StoreError {
         let name = reference.name().to_owned();
-        // The lists are hints; what cannot be read is not worth a second error.
+        // The lists are hints; an error while reading them is not worth a second error.
         let mut ids = self.versions(&name).unwrap_or_default();
         match reference.selector() {
             Some(selector) if !ids.is_empty() => {
@@ -239,7 +239,7 @@ impl Store {
         }
     }
 
-    /// Deletes what dead processes left in tmp. Whatever is alive holds the flock of its folder, or of the version.
+    /// Deletes what dead processes left in tmp. A live process holds the flock of its folder, or of the version.
     fn clear_stale(&self) -> Result<(), StoreError> {
         let Some(_guard) = self.lock_file(TMP_LOCK, Lock::try_exclusive)? else { return Ok(()) };
         for name in entries(&self.private("tmp"))? {
@@ -252,7 +252,7 @@ impl Store {
         self.clear_empty()
     }
 
-    /// Removes folders of images without a version: a first publication was cut short before its rename.
+    /// Removes folders of images without a version: their first publication was interrupted before its rename.
     fn clear_empty(&self) -> Result<(), StoreError> {
         for name in self.names()? {
             let path = self.image_path(&name);
@@ -271,13 +271,13 @@ impl Store {
         }
     }
 
-    /// Finishes or undoes a replacement that was cut short between its two renames. The caller holds the version's lock.
+    /// Finishes or undoes a replacement that was interrupted between its two renames. The caller holds the version's lock.
     fn recover(&self, id: &ImageId) -> Result<(), StoreError> {
         let (aside, path) = (self.aside_path(id), self.version_path(id));
         match (aside.is_dir(), path.is_dir()) {
             (false, _) => Ok(()),
             // Under its name, the old one would come back if the new one were removed while the old one is still read. Nor
-            // may it lose that name before the new one surely has its own.
+            // may it lose that name before the new one durably has its own.
             (true, true) => {
                 let doomed = self.fresh_tmp(id);
                 self.sync_dir(&self.private("tmp"))?;
@@ -286,7 +286,7 @@ impl Store {
             }
             (true, false) => {
                 let image = self.image_path(id.name());
-                // It goes with the last version that is in it.
+                // The folder is removed with the last version in it.
                 self.fs.ensure_dir(&image, FOLDER_MODE).map_err(StoreError::io("create", &image))?;
                 self.fs.rename(&aside, &path).map_err(StoreError::io("restore", &path))?;
                 self.sync_dir(&image)?;
@@ -295,12 +295,12 @@ impl Store {
         }
     }
 
-    /// Deletes a folder of tmp unless somebody holds its flock; then whoever opens the store next will.
+    /// Deletes a folder of tmp unless somebody holds its flock; in that case a later opener of the store deletes it.
     fn discard(&self, path: &Path) -> Result<(), StoreError> {
         let folder = match Folder::open(path) {
             Ok(folder) => folder,
             Err(error) if error.is_not_found() => return Ok(()),
-            // Not a folder: nothing of ours, and nobody can hold it.
+            // It is not a folder: kiln did not create it, and nobody can hold it.
             Err(_) => return self.fs.remove(path).map_err(StoreError::io("remove", path)),
         };
         self.discard_opened(&folder)
@@ -308,9 +308,11 @@ impl Store {
 
     fn discard_opened(&self, folder: &Folder) -> Result<(), StoreError> {
         let path = folder.path();
-        // Since it was opened it may have been published, and what it replaced, which is read, be what has its name here.
+        // Since it was opened, it may have been published, and the version that it replaced, which is being read, may have
+        // this name now.
         if try_lock(folder.file()).map_err(StoreError::io("lock", path))? && folder.is_current() {
-            // It may have been moved here by one who died before that was durable. Its removal must not overtake the move.
+            // It may have been moved here by a process that died before the move was durable. Its removal must not overtake
+            // the move.
             self.sync_dir(&self.private("tmp"))?;
             self.fs.remove(path).map_err(StoreError::io("remove", path))?;
         }
@@ -318,12 +320,12 @@ impl Store {
     }
 }
 
-/// Fault row D3: nobody else may be able to swap an image, in the store or in a part of it.
+/// Checks that nobody else can replace an image, in the store or in a part of it (fault row D3).
 fn check_ours(path: &Path, meta: &Metadata) -> Result<(), StoreError> {
     Ok(check_folder(path, meta, OTHERS)?)
 }
 
-/// The same for a folder below, which must not be a link.
+/// Checks a folder below the store in the same way; it must not be a link.
 fn check_part(path: &Path) -> Result<(), StoreError> {
     check_ours(path, &path.symlink_metadata().map_err(StoreError::io("read", path))?)
 }
@@ -337,7 +339,7 @@ fn try_lock(file: &File) -> io::Result<bool> {
     }
 }
 
-/// Names in a folder, sorted; those that are not UTF-8 cannot be ours.
+/// Returns the names in a folder, sorted. Names that are not UTF-8 are left out, since kiln creates none.
 fn entries(path: &Path) -> Result<Vec<String>, StoreError> {
     let failed = |error| StoreError::io("list", path)(error);
     let mut names = Vec::new();

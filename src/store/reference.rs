@@ -1,4 +1,4 @@
-//! Names of images: [`ImageId`] for one version, [`Tag`] for one that moves, [`Reference`] for what a user types.
+//! Names of images: [`ImageId`] for one version, [`Tag`] for a movable name, [`Reference`] for what a user types.
 //!
 //! They can only hold names that are safe as one path component; everything below the store builds paths from them.
 
@@ -8,19 +8,19 @@ use std::str::FromStr;
 
 /// Longest name or version, bytes.
 const LONGEST: usize = 64;
-/// A file beside the versions, so no version.
+/// Name of a file beside the versions, so not a valid version.
 const RESERVED: &str = "tags.json";
 
-/// A name the store cannot take.
+/// A name that the store does not accept.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReferenceError {
-    /// Not an image name.
+    /// Not a valid image name.
     #[error(
         "{0:?} is not an image name: up to 64 of a-z 0-9 . _ - and a letter or digit first \
          (an image is given as name, name@version or name@tag)"
     )]
     Name(String),
-    /// Neither a version nor a tag.
+    /// Not a valid version or tag.
     #[error("{0:?} is neither a version nor a tag: up to 64 of A-Z a-z 0-9 . _ + - and a letter or digit first")]
     Version(String),
     /// A version that would collide with the store's own files.
@@ -64,7 +64,7 @@ pub struct ImageId {
 }
 
 impl ImageId {
-    /// Checks both parts.
+    /// Checks both parts and creates the id.
     ///
     /// # Errors
     /// When a part is not what the spec allows for `image.name` and `image.version`.
@@ -75,13 +75,13 @@ impl ImageId {
         Ok(Self { name, version })
     }
 
-    /// The image's name.
+    /// Returns the image's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The version.
+    /// Returns the version's string.
     #[must_use]
     pub fn version(&self) -> &str {
         &self.version
@@ -102,23 +102,23 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// An image's newest version.
+    /// Creates a reference to an image's newest version.
     ///
     /// # Errors
-    /// When that is no name of an image.
+    /// When the name is not valid.
     pub fn newest(name: impl Into<String>) -> Result<Self, ReferenceError> {
         let name = name.into();
         check_name(&name)?;
         Ok(Self { name, selector: None })
     }
 
-    /// The image's name.
+    /// Returns the image's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// A version or a tag; `None` means the newest version.
+    /// Returns the version or tag; `None` means the newest version.
     #[must_use]
     pub fn selector(&self) -> Option<&str> {
         self.selector.as_deref()
@@ -154,7 +154,7 @@ impl fmt::Display for Reference {
 pub struct Tag(String);
 
 impl Tag {
-    /// The name.
+    /// Returns the name of the tag.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -199,7 +199,7 @@ mod tests {
     }
 
     proptest! {
-        /// Fault row S9: whatever passes is one plain path component.
+        /// Covers fault row S9: every accepted string is one plain path component.
         #[test]
         fn s9_what_passes_is_one_path_component(name in ".{0,70}", version in "[.]{0,2}.{0,70}") {
             if let Ok(id) = ImageId::new(name, version) {

@@ -1,21 +1,21 @@
-//! Removing a version, unless something needs it: a tag that names it, or an image that was made from it.
+//! Removes a version, unless it is needed: by a tag that names it, or by an image that was built from it.
 
 use super::folder::Folder;
 use super::tags::{self, Tags};
 use super::{ImageId, Manifest, Reference, Store, StoreError, check_part, entries, manifest, try_lock};
 
-/// What becomes of a version that others of the store were made from.
+/// Handling of a version that others of the store were built from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IfBase {
-    /// It stays: they could not be built again.
+    /// Keep it: the others could not be rebuilt without it.
     Keep,
-    /// It goes. They work without it.
+    /// Remove it. The others work without it.
     Remove,
 }
 
 impl Store {
-    /// Removes a version: its name is gone in one step, and its files after that. The last version of an image takes the
-    /// image's folder with it, and so the history of its tags.
+    /// Removes a version: its name is removed in one step, and its files after that. Removing the last version of an image
+    /// also removes the image's folder, and with it the history of its tags.
     ///
     /// # Errors
     /// When there is none, a tag names it, another image needs it, somebody builds or reads it, or a call fails.
@@ -31,7 +31,7 @@ impl Store {
         if !try_lock(folder.file()).map_err(StoreError::io("lock", &path))? {
             return Err(StoreError::InUse(id));
         }
-        // Under both locks: no tag can be set to it, and no build be using it, from here to its end.
+        // Under both locks: until they are released, no tag can be set to it, and no build can use it.
         self.refuse_needed(&id, if_base)?;
         let is_last = entries(&image)?.iter().all(|name| name == id.version() || name == tags::FILE);
         let (gone, parent) = if is_last { (&image, self.path()) } else { (&path, &*image) };
@@ -56,7 +56,8 @@ impl Store {
         if others.is_empty() { Ok(()) } else { Err(StoreError::BaseOf { id: id.clone(), others }) }
     }
 
-    /// The versions that were made from this one, and not from one it has replaced. Those that cannot be read have no say.
+    /// Returns the versions that were built from this one, and not from one that it has replaced. Unreadable versions are
+    /// ignored.
     fn made_from(&self, id: &ImageId) -> Result<Vec<ImageId>, StoreError> {
         let build_key = self.manifest(id).ok().map(|manifest| manifest.build_key);
         let is_it = |base: &manifest::BaseImage| {
@@ -74,8 +75,8 @@ impl Store {
         Ok(found)
     }
 
-    /// Reads a manifest without taking the version's lock, which may be held by the caller, or by another who removes a
-    /// version and looks at this one.
+    /// Reads a manifest without taking the version's lock, which may be held by the caller, or by another process that
+    /// removes a version and looks at this one.
     fn manifest(&self, id: &ImageId) -> Result<Manifest, StoreError> {
         let folder = Folder::open(self.version_path(id))?;
         let text = folder.read(manifest::FILE, manifest::LARGEST)?;

@@ -1,27 +1,27 @@
-//! Which versions are kept when there are too many: the newest of each image, what tags name, and what was needed to make
-//! those.
+//! Decides which versions are kept: the newest of each image, those that tags name, and those that kept versions were built
+//! from.
 
 use std::fmt;
 use std::num::NonZeroUsize;
 
 use super::{ImageId, Listing, Summary};
 
-/// What becomes of a version, and why.
+/// The decision about a version, and its reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fate {
-    /// It is among the newest of its image.
+    /// Kept: it is among the newest of its image.
     Newest,
-    /// Tags name it.
+    /// Kept: these tags name it.
     Tagged(Vec<String>),
-    /// This one, which is kept, was made from it.
+    /// Kept: this version, which is kept, was built from it.
     BaseOf(ImageId),
-    /// Nothing speaks for it.
+    /// Removed: there is no reason to keep it.
     Goes,
 }
 
 impl Listing {
-    /// What becomes of the versions of the images that `is_asked` names, if so many of each are kept; in the listing's order.
-    /// Those of other images are all kept, and so is what they were made from.
+    /// Decides about the versions of the images that `is_asked` names, if `keep` versions of each are kept; in the listing's
+    /// order. All versions of other images are kept, and so are their bases.
     #[must_use]
     pub fn fates(&self, keep: NonZeroUsize, is_asked: impl Fn(&str) -> bool) -> Vec<(&Summary, Fate)> {
         let mut fates: Vec<Fate> = Vec::with_capacity(self.versions.len());
@@ -41,7 +41,7 @@ impl Listing {
         all.filter(|(summary, _)| is_asked(summary.id.name())).collect()
     }
 
-    /// Keeps what a version that is kept was made from.
+    /// Keeps the versions that a kept version was built from.
     fn keep_bases(&self, index: usize, fates: &mut [Fate]) {
         let mut kept = index;
         while fates[kept] != Fate::Goes {
@@ -50,7 +50,7 @@ impl Listing {
                 break;
             };
             if fates[base] != Fate::Goes {
-                // What that was made from is kept on its own account.
+                // The bases of that version are kept for its own sake.
                 break;
             }
             fates[base] = Fate::BaseOf(self.versions[kept].id.clone());

@@ -1,4 +1,4 @@
-//! A store with images on it, for the tests of those who read stores.
+//! A store with images for tests of its readers.
 
 use std::fs::{self, Permissions};
 use std::io::Write;
@@ -32,7 +32,7 @@ impl Shelf {
         Self { _dir: dir, store }
     }
 
-    /// Damages a file.
+    /// Overwrites a file to damage it.
     pub(crate) fn overwrite(&self, path: &str, content: &str) {
         let path = self.store.path().join(path);
         fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
@@ -40,7 +40,7 @@ impl Shelf {
     }
 }
 
-/// What a verb writes to standard output.
+/// Returns the standard output of a command.
 pub(crate) fn written(verb: impl FnOnce(&mut dyn Write) -> Result<(), Failure>) -> Result<String, Failure> {
     let mut out = Vec::new();
     verb(&mut out)?;

@@ -1,5 +1,5 @@
-//! A version on its way into the store: files are put into a folder of their own, digested, made durable and read-only,
-//! and appear under the version's name in one rename.
+//! A version that is being published: files are put into a folder of their own, digested, made durable and read-only, and
+//! appear under the version's name in one rename.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,13 +12,14 @@ use crate::sign::Signer;
 use super::artifact::Artifact;
 use super::digest::{self, Digest, Job, Watch};
 use super::error::StoreError;
-use super::folder::{Folder, Tree};
+use super::folder::{FILE_MODE, FOLDER_MODE, Folder, Tree};
 use super::lock::{Lock, VersionLock};
 use super::manifest::{self, Manifest};
 use super::reference::ImageId;
+use super::sums::comment;
 use super::{TMP_LOCK, sums};
 
-/// What only the store itself writes.
+/// Names of files that only the store itself writes.
 pub const RESERVED: [&str; 7] = [
     manifest::FILE,
     sums::FILE,
@@ -29,53 +30,59 @@ pub const RESERVED: [&str; 7] = [
     "provenance.json",
 ];
 
-/// Mode of every published file.
-pub(super) const FILE_MODE: u32 = 0o444;
-/// Mode of every published folder.
-pub(super) const FOLDER_MODE: u32 = 0o755;
-
-/// What stands beside the image files and vouches for them.
+/// Documents and signature that are published with the image files.
 #[derive(Default)]
 pub struct Evidence {
-    /// Makes documents of the manifest when all is known: names and content.
+    /// Creates the documents from the complete manifest: names and contents.
     pub documents: Documents,
-    /// Signs `SHA256SUMS`.
+    /// The key that signs `SHA256SUMS`.
     pub signer: Option<Arc<Signer>>,
 }
 
-/// Makes documents of a manifest.
+/// A function that creates documents from a manifest.
 pub struct Documents(MakeDocuments);
 
 type MakeDocuments = Box<dyn Fn(&Manifest) -> Vec<(&'static str, String)> + Send>;
 
 impl Documents {
-    /// With this function. The names are of [`RESERVED`].
+    /// Wraps a function. It returns names that are in [`RESERVED`], with contents.
     pub fn new(make: impl Fn(&Manifest) -> Vec<(&'static str, String)> + Send + 'static) -> Self {
         Self(Box::new(make))
     }
 }
 
 impl Default for Documents {
-    /// None.
+    /// Returns a function that creates no documents.
     fn default() -> Self {
         Self::new(|_| Vec::new())
     }
 }
 
-/// The folder of a version that is being made. Dropping it deletes the folder; [`Staging::abort`] says if that failed.
+/// The folder of a version that is being built. Dropping it deletes the folder; [`Staging::abort`] also reports a failure to
+/// do so.
 #[derive(Debug)]
 #[must_use]
 pub struct Staging {
-    // Before the lock: fields are dropped in this order, and the folder goes while the version is still ours.
+    // Before the lock: fields are dropped in this order, and the folder must be deleted while the version is still locked.
     scratch: Scratch,
     lock: VersionLock,
+}
+
+impl VersionLock {
+    /// Begins a version: creates an empty folder on the store's file system.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn stage(self) -> Result<Staging, StoreError> {
+        Staging::create(self)
+    }
 }
 
 impl Staging {
     pub(super) fn create(lock: VersionLock) -> Result<Self, StoreError> {
         let store = &lock.store;
         let path = store.fresh_tmp(&lock.id);
-        // Shared with other makers; keeps those away that clear tmp until the new folder has its own lock.
+        // Shared with other builds; keeps processes that clear tmp away until the new folder has its own lock.
         let _guard = store.lock_file(TMP_LOCK, Lock::shared)?;
         store.fs.create_dir(&path, 0o700).map_err(StoreError::io("create", &path))?;
         let folder = Folder::open(&path)?;
@@ -83,26 +90,26 @@ impl Staging {
         Ok(Self { scratch: Scratch { fs: store.fs.clone(), path, folder, is_ours: true }, lock })
     }
 
-    /// The version it will be.
+    /// Returns the id of the future version.
     #[must_use]
     pub fn id(&self) -> &ImageId {
         &self.lock.id
     }
 
-    /// The folder to put files into. What is in it when [`Staging::finish`] is called is published: the image files, what
-    /// was fetched (in folders, if need be) and the logs, and of links those that the manifest lists as fetched. Nobody may
-    /// write to them from then on.
+    /// Returns the folder to put files into. Its content when [`Staging::finish`] is called is published: the image files,
+    /// fetched files (in folders, if need be) and logs, and of symbolic links those that the manifest lists as fetched.
+    /// Nobody may write to them from then on.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.scratch.path
     }
 
-    /// Publishes the version: digests every file and enters what the manifest lists of them, makes all durable and
-    /// read-only, writes manifest and `SHA256SUMS`, and renames the folder into place. Blocks while it reads and syncs.
+    /// Publishes the version: digests every file and fills in the manifest, makes all durable and read-only, writes manifest
+    /// and `SHA256SUMS`, and renames the folder into place. Blocks while it reads and syncs.
     ///
     /// # Errors
-    /// When a call fails, a file cannot be published, the manifest lists one that is not there, or `watch` says stop.
-    /// Nothing is published then, unless a disk that failed to sync cannot rename either.
+    /// When a call fails, a file cannot be published, the manifest lists one that is not there, or `watch` breaks. Nothing
+    /// is published then, unless a disk that failed to sync cannot rename either.
     pub fn finish(
         mut self,
         mut manifest: Manifest,
@@ -116,7 +123,7 @@ impl Staging {
         Ok(Artifact::new(self.lock.id.clone(), folder.renamed(path), manifest))
     }
 
-    /// Deletes everything.
+    /// Deletes the folder and its content.
     ///
     /// # Errors
     /// When the folder cannot be removed; the next opener of the store tries again.
@@ -125,7 +132,7 @@ impl Staging {
         self.scratch.delete().map_err(StoreError::io("remove", path))
     }
 
-    /// Everything up to the rename. Returns the image's lock, under which the sequence number was chosen.
+    /// Performs all work before the rename. Returns the image's lock, under which the sequence number was chosen.
     fn prepare(
         &self,
         folder: &Folder,
@@ -194,7 +201,8 @@ impl Staging {
         })
     }
 
-    /// One more than any version of this image has. One that cannot be read has no say: it must not stop a build.
+    /// Returns the next sequence number, one more than the largest of the image's versions. An unreadable version is
+    /// ignored: it must not stop a build.
     fn next_sequence(&self) -> Result<u64, StoreError> {
         let store = &self.lock.store;
         let ids = store.versions(self.lock.id.name())?;
@@ -206,7 +214,7 @@ impl Staging {
         self.scratch.fs.write_new(&path, text.as_bytes(), FILE_MODE).map_err(StoreError::io("write", path))
     }
 
-    /// Deepest first, the version folder last.
+    /// Makes the folders durable and read-only, the deepest first and the version folder last.
     fn seal_folders(&self, folder: &Folder, tree: &Tree) -> Result<(), StoreError> {
         for name in tree.folders.iter().rev() {
             let below = Folder::open(self.path().join(name))?;
@@ -224,20 +232,21 @@ impl Staging {
         let (store, id) = (self.lock.store.clone(), self.lock.id.clone());
         let (image, path) = (store.image_path(id.name()), store.version_path(&id));
         store.fs.ensure_dir(&image, FOLDER_MODE).map_err(StoreError::io("create", &image))?;
-        // From now on it is read, no longer made: readers that come at once shall not wait for us.
+        // From now on it is a version that is read: readers must not wait for the end of this function.
         folder.file().lock_shared().map_err(StoreError::io("lock", &path))?;
         let result = if self.lock.replaces { self.swap(&path) } else { store.fs.rename(self.path(), &path) };
         result.map_err(StoreError::io("publish", &path))?;
         self.scratch.is_ours = false;
         let synced = store.sync_dir(&image).and_then(|()| store.sync_dir(store.path()));
         synced.inspect_err(|_| self.take_back(&path))?;
-        // It is published. What cannot be deleted now, or is still read, is left to the next opener of the store.
+        // The version is published. An old version that cannot be deleted now, or is still read, is left to the next opener
+        // of the store.
         let _ = store.discard(self.path());
         Ok(path)
     }
 
-    /// Puts the new folder in the place of the old one, which ends up in tmp. Where two names cannot be swapped there is
-    /// a moment without either; [`super::Store::recover`] restores the old one if kiln dies in it.
+    /// Exchanges the new folder with the old one, which ends up in tmp. Where two names cannot be swapped there is a moment
+    /// without either; [`super::Store::recover`] restores the old one if kiln dies in it.
     fn swap(&self, path: &Path) -> io::Result<()> {
         let fs = &self.scratch.fs;
         match fs.exchange(self.path(), path) {
@@ -245,7 +254,7 @@ impl Staging {
                 let aside = self.lock.store.aside_path(&self.lock.id);
                 fs.rename(path, &aside)?;
                 fs.rename(self.path(), path).inspect_err(|_| drop(fs.rename(&aside, path)))?;
-                // The new one has the name; whoever finds the old one still aside clears it away.
+                // The new version has its name; if the old one is still aside, the next opener removes it.
                 let _ = fs.rename(&aside, self.path());
                 Ok(())
             }
@@ -253,18 +262,13 @@ impl Staging {
         }
     }
 
-    /// Undoes a publication of which nobody knows whether it would outlive a power cut. What then lies in tmp is left to the
-    /// next opener: it may only be deleted when this is durable.
+    /// Undoes a publication that may not survive a power failure. What then is in tmp is left to the next opener: it may
+    /// only be deleted when this is durable.
     fn take_back(&self, path: &Path) {
         let fs = &self.scratch.fs;
-        // If this fails too, the new version stays: it is whole, as is the old one.
+        // If this fails too, the new version stays: it is complete, as is the old one.
         let _ = if self.lock.replaces { self.swap(path) } else { fs.rename(path, self.path()) };
     }
-}
-
-/// What minisign signs along with the sums: which version this is.
-pub(super) fn comment(id: &ImageId, sums: &[u8]) -> String {
-    format!("{id} {}", digest::of_bytes(sums).sha256)
 }
 
 /// A folder in tmp, deleted when dropped.
@@ -272,7 +276,7 @@ pub(super) fn comment(id: &ImageId, sums: &[u8]) -> String {
 struct Scratch {
     fs: Fs,
     path: PathBuf,
-    /// Holds the folder's exclusive flock, which tells other processes that it is no litter.
+    /// Holds the folder's exclusive flock, which shows other processes that it is in use.
     folder: Folder,
     /// Whether there is anything left to delete.
     is_ours: bool,
@@ -282,7 +286,7 @@ impl Scratch {
     fn delete(&mut self) -> io::Result<()> {
         self.is_ours = false;
         let removed = self.fs.remove(&self.path);
-        // As `Lock` does; whatever is left is litter from now on.
+        // Unlocked as by `Lock`; anything left is removed by the next opener.
         let _ = self.folder.file().unlock();
         removed
     }
@@ -291,7 +295,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         if self.is_ours {
-            // The net below `abort`: nobody is left to tell.
+            // For a dropped value: unlike in `abort`, there is no caller to report an error to.
             let _ = self.delete();
         }
     }

@@ -2,19 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use super::digest::Digest;
+use super::digest::{self, Digest};
+use super::reference::ImageId;
 
-/// Its name inside a version folder.
+/// Name of the file inside a version folder.
 pub(super) const FILE: &str = "SHA256SUMS";
-/// Largest one that is read, bytes.
+/// Size limit of a file that is read, bytes.
 pub(super) const LARGEST: u64 = 64 << 20;
 
-/// A line for each file, sorted by name.
+/// Returns the content of the file: a line for each digest, sorted by name.
 pub(super) fn render(digests: &BTreeMap<String, Digest>) -> String {
     digests.iter().map(|(file, digest)| line(file, &digest.sha256)).collect()
 }
 
-/// A name with a backslash or line break is escaped, and the whole line then starts with a backslash
+/// Formats a line. A name with a backslash or line break is escaped, and the whole line then starts with a backslash
 /// (coreutils manual, "md5sum invocation").
 fn line(file: &str, sha256: &str) -> String {
     let escaped = file.replace('\\', r"\\").replace('\n', r"\n").replace('\r', r"\r");
@@ -22,7 +23,8 @@ fn line(file: &str, sha256: &str) -> String {
     format!("{mark}{sha256}  {escaped}\n")
 }
 
-/// File to digest; `None` when a line is not what [`render`] writes, the last one is torn, or a file is listed twice.
+/// Returns the digest of each file; `None` if a line differs from what [`render`] writes, the last one is incomplete, or a
+/// file is listed twice.
 pub(super) fn parse(text: &str) -> Option<BTreeMap<String, String>> {
     let mut sums = BTreeMap::new();
     if !text.is_empty() && !text.ends_with('\n') {
@@ -57,6 +59,11 @@ fn unescape(text: &str) -> Option<String> {
         });
     }
     Some(plain)
+}
+
+/// Returns the comment that minisign signs along with the sums, and which names the version.
+pub(super) fn comment(id: &ImageId, sums: &[u8]) -> String {
+    format!("{id} {}", digest::of_bytes(sums).sha256)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! `tags.json` of an image: movable names for its versions, and how each came to name what it does.
+//! `tags.json` of an image: movable names for its versions, and the history of their changes.
 //!
 //! Tags and their history are one file, and each change replaces it in one rename, under the image's lock: the two cannot
 //! disagree. Readers take no lock and see the file as it was before a change or after it.
@@ -16,14 +16,14 @@ use super::manifest::{SCHEMA, rfc3339};
 use super::reference::{ImageId, Reference, Tag};
 use super::{Store, TMP_LOCK, check_part, lock::Lock};
 
-/// Its name inside an image's folder.
+/// Name of the file inside an image's folder.
 pub(super) const FILE: &str = "tags.json";
-/// Largest one that is read or written, bytes.
+/// Size limit of a file that is read or written, bytes.
 const LARGEST: u64 = 1 << 20;
-/// Changes of one tag that are remembered. `candidate` may move with every build, and must not push out what is known of
+/// Number of changes of one tag that are kept. `candidate` may move with every build, and must not push out the history of
 /// `stable`.
 const OF_ONE_TAG: usize = 100;
-/// Changes that are remembered.
+/// Number of changes that are kept in all.
 const OF_ALL_TAGS: usize = 1000;
 
 /// The tags of one image.
@@ -33,44 +33,44 @@ pub struct Tags {
     /// The version that each tag names.
     #[serde(default, rename = "tags")]
     pub named: BTreeMap<String, String>,
-    /// What was done to them, oldest first. The order is that of the changes, whatever their times say.
+    /// Changes of the tags, oldest first. The order is that of the changes, whatever their times are.
     #[serde(default)]
     pub history: Vec<Change>,
 }
 
-/// What was done to a tag.
+/// A change of a tag.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
-    /// When, by the clock of the host it was done on.
+    /// Time of the change, by the host's clock.
     #[serde(with = "rfc3339")]
     pub at: Timestamp,
-    /// Which tag.
+    /// Name of the tag.
     pub tag: String,
-    /// The version it named before, if it was there.
+    /// The version that it named before, if any.
     pub from: Option<String>,
-    /// The version it names since, if it still is.
+    /// The version that it names since; `None` after a deletion.
     pub to: Option<String>,
-    /// By what.
+    /// Kind of the change.
     pub how: How,
     /// The tag that was promoted: `candidate` for `kiln tag web@candidate stable`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promoted: Option<String>,
 }
 
-/// By what a tag was changed.
+/// Kind of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum How {
     /// It was set to a version.
     Set,
-    /// It went back to what it named before.
+    /// It was restored to its previous target.
     Rollback,
-    /// It was taken off.
+    /// It was deleted.
     Delete,
 }
 
 impl Change {
-    /// Whether the tag is as it was before.
+    /// Returns whether the tag names the same version as before.
     #[must_use]
     pub fn is_nothing(&self) -> bool {
         self.from == self.to
@@ -78,7 +78,7 @@ impl Change {
 }
 
 impl Default for Tags {
-    /// None yet.
+    /// Returns a file without tags.
     fn default() -> Self {
         Self { schema: SCHEMA, named: BTreeMap::new(), history: Vec::new() }
     }
@@ -94,7 +94,7 @@ impl Tags {
         }
     }
 
-    /// A newer schema may have any shape, so it is refused by its number before the rest is read.
+    /// Parses the file. A newer schema may have any shape, so it is refused by its number before the rest is read.
     fn parse(text: &[u8], path: &Path) -> Result<Self, StoreError> {
         #[derive(Deserialize)]
         struct Head {
@@ -107,7 +107,7 @@ impl Tags {
         }
         let tags: Self = serde_json::from_slice(text).map_err(malformed)?;
         match tags.named.keys().find(|name| name.parse::<Tag>().is_err()) {
-            // It would stand first in a line of `kiln tag`.
+            // An invalid name would be printed at the beginning of a line by `kiln tag`.
             Some(name) => Err(malformed(serde_json::Error::custom(format!("{name:?} is not the name of a tag")))),
             None => Ok(tags),
         }
@@ -117,14 +117,14 @@ impl Tags {
         format!("{}\n", serde_json::to_string_pretty(self).expect("tags are plain data"))
     }
 
-    /// The tags that name a version.
+    /// Returns the tags that name a version.
     #[must_use]
     pub fn of(&self, version: &str) -> Vec<&str> {
         self.named.iter().filter(|(_, named)| *named == version).map(|(tag, _)| tag.as_str()).collect()
     }
 
-    /// The versions a tag has named, oldest first, that a rollback has not taken back. The last one is what it names, unless
-    /// it was taken off or somebody has edited the file.
+    /// Returns the past targets of a tag, oldest first, without those that a rollback has left. The last one is its current
+    /// target, unless it was deleted or somebody has edited the file.
     fn past(&self, tag: &str) -> Vec<&str> {
         let mut past: Vec<&str> = Vec::new();
         for change in self.history.iter().filter(|change| change.tag == tag) {
@@ -134,7 +134,7 @@ impl Tags {
                     past.truncate(taken_back.unwrap_or(0));
                     [None, change.to.as_deref()]
                 }
-                // What it named before is the last one, unless the file was edited or the history begins here.
+                // Its previous target is the last one, unless the file was edited or the history begins here.
                 How::Set | How::Delete => [change.from.as_deref(), change.to.as_deref()],
             };
             for version in named.into_iter().flatten() {
@@ -146,7 +146,7 @@ impl Tags {
         past
     }
 
-    /// The versions that a rollback of a tag leads to, the first one first.
+    /// Returns the targets of successive rollbacks of a tag, the first one first.
     fn before(&self, tag: &str) -> Vec<&str> {
         let mut past = self.past(tag);
         if past.last().copied() == self.named.get(tag).map(String::as_str) {
@@ -170,7 +170,7 @@ impl Tags {
         change
     }
 
-    /// Keeps the history within its limits.
+    /// Drops the oldest changes beyond the limits.
     fn forget(&mut self, tag: &str) {
         if self.history.iter().filter(|change| change.tag == tag).count() > OF_ONE_TAG
             && let Some(oldest) = self.history.iter().position(|change| change.tag == tag)
@@ -183,7 +183,7 @@ impl Tags {
 }
 
 impl Store {
-    /// The tags of an image.
+    /// Returns the tags of an image.
     ///
     /// # Errors
     /// When there is no such image, or they cannot be read.
@@ -195,7 +195,7 @@ impl Store {
         Tags::read(&self.image_path(name))
     }
 
-    /// What was done to a tag, or to all tags of an image, the last first.
+    /// Returns the changes of a tag, or of all tags of an image, the latest first.
     ///
     /// # Errors
     /// When there is no such image, there never was such a tag, or they cannot be read.
@@ -209,7 +209,8 @@ impl Store {
         }
     }
 
-    /// Has a tag name the version that a user means, which may itself be given by a tag: that is how one promotes.
+    /// Sets a tag to the version that a reference names. The reference may itself be a tag, which promotes that tag's
+    /// target.
     ///
     /// # Errors
     /// When there is no such version, there is a version of the tag's name, or a call fails: then the tag names what it did
@@ -229,7 +230,7 @@ impl Store {
         })
     }
 
-    /// Has a tag name the version it named before; again, the one before that. One that was taken off comes back.
+    /// Restores a tag's previous target; repeating it steps further back. A deleted tag comes back.
     ///
     /// # Errors
     /// When it has named no other, that one is not there any more, or a call fails.
@@ -259,7 +260,7 @@ impl Store {
         })
     }
 
-    /// Takes a tag off.
+    /// Deletes a tag.
     ///
     /// # Errors
     /// When there is none, or a call fails.
@@ -272,7 +273,7 @@ impl Store {
         })
     }
 
-    /// Changes the tags of an image, one after the other with all who do.
+    /// Changes the tags of an image under its lock.
     fn change_tags(
         &self,
         image: &Reference,
@@ -283,7 +284,7 @@ impl Store {
             return Err(self.no_version(image));
         }
         check_part(&path)?;
-        // Before the image's lock, as those take it who clear tmp.
+        // Taken before the image's lock, in the same order as by processes that clear tmp.
         let guard = self.lock_file(TMP_LOCK, Lock::shared)?;
         let _image = self.lock_image(image.name())?;
         let mut tags = Tags::read(&path)?;
@@ -298,7 +299,7 @@ impl Store {
         Ok(done)
     }
 
-    /// Two things of one name: what it means would depend on who asks when.
+    /// Fails if a tag has the name of a new version: its meaning would depend on when it is resolved.
     pub(super) fn refuse_tag(&self, id: &ImageId) -> Result<(), StoreError> {
         let tags = Tags::read(&self.image_path(id.name()))?;
         if tags.named.contains_key(id.version()) { Err(StoreError::VersionIsTag(id.clone())) } else { Ok(()) }
@@ -314,7 +315,7 @@ fn no_tag(name: &str, tag: &Tag, tags: &Tags) -> StoreError {
 mod tests {
     use super::*;
 
-    /// What rollbacks of `t` lead to, after these changes of it.
+    /// Returns the targets of successive rollbacks of `t`, after these changes of it.
     fn before(changes: &[(How, Option<&str>)]) -> Vec<String> {
         let mut tags = Tags::default();
         for (how, to) in changes {

@@ -1,5 +1,5 @@
-//! Finds what will keep cloud-init from taking kiln's seed when a guest boots the next time: for both ends, since the agent
-//! looks at the guest that runs and the host at disks that do not.
+//! Finds obstacles that will keep cloud-init from using kiln's seed at a guest's next boot. Both ends use this code: the
+//! agent examines the running guest, and the host disks of guests that are not running.
 //!
 //! Sources: cloud-init's documentation ("How to disable cloud-init", "Datasources"), its `ds-identify` and its systemd
 //! generator; systemd.unit(5) for masked units; modprobe.d(5).
@@ -10,16 +10,16 @@ use super::UNIT_FOLDERS;
 use super::code::coded_struct;
 use super::guest_files::{BootFile, GuestFiles, find_linking_folders, read_boot_files};
 
-/// Where programs are.
+/// The folders of programs.
 const PROGRAMS: [&str; 4] = ["/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin"];
-/// The units without which the agent is not started. Only newer versions have the last one.
+/// The units without which the agent is not started. Only newer versions of cloud-init have the last one.
 const NEEDED_UNITS: [&str; 3] = ["cloud-init.target", "cloud-init-local.service", "cloud-init-main.service"];
-/// The units of which one has to be enabled: each draws in that of the agent.
+/// The units of which one has to be enabled: each of them starts the agent's unit.
 const ENABLED_UNITS: [&str; 4] =
     ["cloud-init-local.service", "cloud-init.service", "cloud-init-network.service", "cloud-init-main.service"];
-/// Where modprobe's configuration is, those first whose files replace others of the same name.
+/// The folders of modprobe's configuration; files in earlier ones replace those of the same name in later ones.
 const MODPROBE: [&str; 4] = ["/etc/modprobe.d", "/usr/local/lib/modprobe.d", "/usr/lib/modprobe.d", "/lib/modprobe.d"];
-/// Programs that succeed or fail and load nothing.
+/// Programs that only succeed or fail, and load nothing.
 const IDLE_PROGRAMS: [&str; 4] = ["false", "true", ":", "exit"];
 const MODULES: [&str; 2] = ["/usr/lib/modules", "/lib/modules"];
 const CONFIGURATION: &str = "/etc/cloud/cloud.cfg";
@@ -29,11 +29,12 @@ const ENABLED: &str = "/etc/cloud/cloud-init.enabled";
 const IDENTIFY: &str = "/etc/cloud/ds-identify.cfg";
 
 coded_struct! {
-    /// Why kiln's agent will not be started at the next boot.
+    /// A reason why kiln's agent will not be started at the next boot.
     SeedObstacle {
-        /// The reason: a sentence without its end.
+        /// The reason: a sentence without its full stop.
         reason: String,
-        /// Whether it holds for a first boot as well, as in a test. systemd then sets units to what the distribution enables.
+        /// The obstacle also exists at a first boot, as in a test. At a first boot systemd resets units to what the
+        /// distribution enables.
         is_lasting: bool,
     }
 }
@@ -44,8 +45,8 @@ impl SeedObstacle {
     }
 }
 
-/// Returns everything that keeps cloud-init from starting the agent at the next boot. Only what is certain counts: what is
-/// not understood is no obstacle.
+/// Returns everything that keeps cloud-init from starting the agent at the next boot. Only certain obstacles count: a file
+/// that fails to parse is none.
 pub fn find_obstacles(files: &impl GuestFiles) -> Vec<SeedObstacle> {
     if !is_installed(files) {
         return vec![SeedObstacle::lasting("cloud-init is not installed")];
@@ -80,7 +81,7 @@ fn disabled(files: &impl GuestFiles, lines: &[BootFile]) -> Option<SeedObstacle>
     Some(SeedObstacle::lasting(format!("the kernel command line in {} disables cloud-init", file.path)))
 }
 
-/// Finds the list of datasources that counts. `NoCloud` is in the list that cloud-init has by itself.
+/// Checks that the effective list of datasources contains `NoCloud`, as cloud-init's default list does.
 fn missing_datasource(files: &impl GuestFiles, lines: &[BootFile]) -> Option<SeedObstacle> {
     // The kernel command line may name a datasource, in any of several ways.
     if lines.iter().any(|file| ["ds=", "ci.ds=", "ci.datasource="].iter().any(|option| file.has_option(option))) {
@@ -96,7 +97,8 @@ fn missing_datasource(files: &impl GuestFiles, lines: &[BootFile]) -> Option<See
     (!has_it).then(|| SeedObstacle::lasting(format!("the datasource_list in {file} lacks NoCloud")))
 }
 
-/// Reads the value of a `datasource_list` at the top of a YAML file: in brackets, on any number of lines, or one name a line.
+/// Parses the value of a `datasource_list` at the top of a YAML file: in brackets, on any number of lines, or one name per
+/// line.
 fn datasources(yaml: &str) -> Option<Vec<String>> {
     let mut lines = yaml.lines().map(|line| line.split(" #").next().unwrap_or_default().trim_end());
     let first = lines.find_map(|line| line.strip_prefix("datasource_list:"))?.trim().to_owned();
@@ -116,12 +118,12 @@ fn datasources(yaml: &str) -> Option<Vec<String>> {
 }
 
 fn unit(files: &impl GuestFiles) -> Option<SeedObstacle> {
-    // Other init systems have none of them.
+    // Other init systems have no such units.
     let folder = |unit: &str| UNIT_FOLDERS.iter().find(|folder| files.has_name(folder, unit));
     folder(NEEDED_UNITS[1])?;
     for unit in NEEDED_UNITS {
         let Some(folder) = folder(unit) else { continue };
-        // A link to /dev/null, or an empty file.
+        // The unit is a link to /dev/null, or an empty file.
         if files.read(&format!("{folder}/{unit}")).is_none_or(|text| text.is_empty()) {
             return Some(SeedObstacle::lasting(format!("the unit {unit} is masked")));
         }
@@ -135,7 +137,7 @@ fn wants(files: &impl GuestFiles, folder: &str) -> bool {
     find_linking_folders(files, folder).any(|links| ENABLED_UNITS.iter().any(|unit| files.has_name(&links, unit)))
 }
 
-/// What a kernel has of vfat, by its own lists.
+/// The support of a kernel for vfat, by its own lists.
 #[derive(PartialEq, Eq)]
 enum FatSupport {
     BuiltIn,
@@ -143,7 +145,7 @@ enum FatSupport {
     Missing,
 }
 
-/// The seed is a FAT volume, which the kernel mounts by the module vfat.
+/// Checks that a kernel of the guest can load the module vfat, since the seed is a FAT volume.
 fn unreadable_seed(files: &impl GuestFiles) -> Option<SeedObstacle> {
     let kernels = fat_of_kernels(files);
     if kernels.is_empty() || kernels.contains(&FatSupport::BuiltIn) {
@@ -159,10 +161,10 @@ fn unreadable_seed(files: &impl GuestFiles) -> Option<SeedObstacle> {
 fn fat_of_kernels(files: &impl GuestFiles) -> Vec<FatSupport> {
     let Some(folder) = MODULES.iter().find(|folder| !files.names(folder).is_empty()) else { return Vec::new() };
     let support = |kernel: String| {
-        // A kernel without this list was removed, and its folder is left.
+        // A kernel without this list was removed, and only its folder is left.
         let built_in = files.read(&format!("{folder}/{kernel}/modules.builtin"))?;
         let is_built_in = String::from_utf8_lossy(&built_in).lines().any(|path| path.ends_with("/vfat.ko"));
-        // Compressed ones have a suffix more.
+        // Compressed modules have an additional suffix.
         let modules = files.names(&format!("{folder}/{kernel}/kernel/fs/fat"));
         let is_module = modules.iter().any(|name| name.starts_with("vfat.ko"));
         Some(match (is_built_in, is_module) {
@@ -174,7 +176,7 @@ fn fat_of_kernels(files: &impl GuestFiles) -> Vec<FatSupport> {
     files.names(folder).into_iter().filter_map(support).collect()
 }
 
-/// Returns modprobe's files by their names.
+/// Returns the paths of modprobe's files, by their names.
 fn modprobe_files(files: &impl GuestFiles) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for folder in MODPROBE {
@@ -185,8 +187,8 @@ fn modprobe_files(files: &impl GuestFiles) -> BTreeMap<String, String> {
     found
 }
 
-/// Returns whether a line of modprobe's configuration keeps vfat away. A mount asks for the alias `fs-vfat`, so that
-/// `blacklist` counts; fat is what vfat is made on.
+/// Returns whether a line of modprobe's configuration blocks vfat. A mount requests the alias `fs-vfat`, so that `blacklist`
+/// counts; vfat depends on the module fat.
 fn blocks_fat(line: &str) -> bool {
     let words: Vec<&str> = line.split_whitespace().collect();
     match words[..] {

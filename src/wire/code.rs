@@ -1,32 +1,32 @@
-//! A compact binary encoding: little-endian integers, a `u32` count before texts and lists, one byte before options.
+//! A compact binary encoding: little-endian integers, a `u32` count before strings and lists, one byte before options.
 //!
-//! Decoding is strict: what was not written by the same rules is an error, never a panic, and a count is believed only
-//! as far as there are bytes behind it.
+//! Decoding is strict: bytes that were not written by the same rules give an error, never a panic, and a count is trusted
+//! only as far as there are bytes after it.
 
 use std::fmt;
 
-/// Why bytes are not a message.
+/// The reason why bytes are not a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Malformed {
-    /// They end in the middle of a field.
+    /// The bytes end in the middle of a field.
     Short,
-    /// Something stands behind the last field.
+    /// There are bytes after the last field.
     Trailing(usize),
-    /// A length beyond the limit.
+    /// A length exceeds the limit.
     Length(usize),
-    /// No such message, variant or flag.
+    /// A message, variant or flag is unknown.
     Unknown(&'static str, u8),
-    /// A text that is not UTF-8.
+    /// A string is not UTF-8.
     Text,
-    /// A value outside its range: which.
+    /// The value of this field is outside its range.
     Range(&'static str),
-    /// A greeting without its magic, or a magic before something else.
+    /// A greeting has no magic, or a magic precedes something else.
     Misplaced,
-    /// The peer speaks another version, or was built from other sources.
+    /// The peer has another version, or was built from other sources.
     Version {
-        /// Its version.
+        /// The peer's version.
         version: u16,
-        /// Its build.
+        /// The peer's build.
         build: String,
     },
 }
@@ -55,13 +55,13 @@ pub struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// Decodes from these bytes.
+    /// Creates a decoder of these bytes.
     #[must_use]
     pub fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
     }
 
-    /// The next `n` bytes.
+    /// Takes the next `n` bytes.
     ///
     /// # Errors
     /// When there are fewer.
@@ -71,10 +71,10 @@ impl<'a> Fields<'a> {
         Ok(taken)
     }
 
-    /// Nothing may be left.
+    /// Checks that no bytes are left.
     ///
     /// # Errors
-    /// When something is.
+    /// When there are.
     pub fn end(&self) -> Result<(), Malformed> {
         if self.rest.is_empty() { Ok(()) } else { Err(Malformed::Trailing(self.rest.len())) }
     }
@@ -82,13 +82,13 @@ impl<'a> Fields<'a> {
 
 /// A value with an encoding. `get` reads exactly what `put` wrote.
 pub trait Code: Sized {
-    /// Appends the encoding.
+    /// Appends the encoding of the value.
     fn put(&self, out: &mut Vec<u8>);
 
     /// Reads one value.
     ///
     /// # Errors
-    /// When the bytes are not one.
+    /// When the bytes are not a value.
     fn get(fields: &mut Fields<'_>) -> Result<Self, Malformed>;
 
     /// Appends a count and the values.
@@ -102,9 +102,9 @@ pub trait Code: Sized {
     /// Reads a count and the values.
     ///
     /// # Errors
-    /// When the bytes are not that.
+    /// When the bytes are not a count and values.
     fn get_all(fields: &mut Fields<'_>) -> Result<Vec<Self>, Malformed> {
-        // Grows as values are read: the count alone must not make it allocate.
+        // The vector grows as values are read: the count alone must not allocate memory.
         let mut all = Vec::new();
         for _ in 0..u32::get(fields)? {
             all.push(Self::get(fields)?);
@@ -229,7 +229,7 @@ macro_rules! coded_enum {
         pub enum $name { $($(#[$vdoc])* $variant { $($(#[$doc])* $field: $type,)* },)* }
 
         impl $name {
-            /// The first byte of the encoding.
+            /// Returns the first byte of the encoding.
             #[must_use]
             pub fn code(&self) -> u8 {
                 match self { $(Self::$variant { .. } => $code,)* }

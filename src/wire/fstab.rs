@@ -1,40 +1,30 @@
-//! What a guest mounts, by its `/etc/fstab`: for both ends, since both list the same files.
+//! The mounts of a guest by its `/etc/fstab`. Both ends use this code, since both list the same files.
 //!
-//! Source: fstab(5), and systemd.mount(5) for `x-systemd.automount` and the like.
+//! Source: fstab(5), and systemd.mount(5) for `x-systemd.automount` and similar options.
 
-use std::fmt::{self, Display, Formatter};
-
-use super::boot_mounts::{BootMount, MountPolicy};
+use super::boot_mount::{BootMount, MountPolicy, without_slashes};
+use super::device_name::DeviceName;
 
 /// A line of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FstabEntry {
-    /// What is mounted.
+    /// The device that is mounted.
     pub device: DeviceName,
-    /// Where: absolute, and not the root.
+    /// The mount point: absolute, and not the root.
     pub target: Vec<u8>,
-    /// Whether a boot mounts it.
+    /// Whether a boot makes the mount.
     pub policy: MountPolicy,
-    /// Whether a directory of the file system is mounted, and not its root (`X-mount.subdir=`).
+    /// A directory of the file system is mounted, not its root (`X-mount.subdir=`).
     pub is_part: bool,
 }
 
 impl FstabEntry {
-    /// Returns the entry of a mount that names a block device.
+    /// Creates the entry of a mount; `None` if it names no block device.
     #[must_use]
     pub fn new(mount: &BootMount) -> Option<Self> {
         let device = mount.device()?;
         Some(Self { device, target: mount.target.clone(), policy: mount.policy, is_part: mount.is_part() })
     }
-}
-
-/// A mount that hides a directory with other files of the tree.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FstabCover {
-    /// The directory that is bound there; `None` for an overlay.
-    pub source: Option<Vec<u8>>,
-    /// The directory that is hidden: absolute, and not the root.
-    pub target: Vec<u8>,
 }
 
 /// Targets that every boot of systemd reaches (bootup(7)).
@@ -47,40 +37,6 @@ const BOOT_TARGETS: [&[u8]; 7] = [
     b"default.target",
     b"local-fs-pre.target",
 ];
-/// File systems that show files of other directories.
-const OVERLAYS: [&str; 8] =
-    ["overlay", "overlayfs", "aufs", "unionfs", "fuse.overlayfs", "fuse.unionfs", "fuse.bindfs", "fuse.mergerfs"];
-
-/// How a file system is named.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DeviceName {
-    /// By its UUID, as blkid(8) writes it.
-    Uuid(String),
-    /// By its label.
-    Label(String),
-    /// By its partition's UUID.
-    PartUuid(String),
-    /// By its partition's name.
-    PartLabel(String),
-    /// By the number of the partition on the first disk; 0 for the disk itself.
-    Partition(u32),
-    /// A device that need not be a partition, such as a logical volume.
-    Device(String),
-}
-
-impl Display for DeviceName {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match self {
-            DeviceName::Uuid(uuid) => write!(f, "UUID={uuid}"),
-            DeviceName::Label(label) => write!(f, "LABEL={label}"),
-            DeviceName::PartUuid(uuid) => write!(f, "PARTUUID={uuid}"),
-            DeviceName::PartLabel(label) => write!(f, "PARTLABEL={label}"),
-            DeviceName::Partition(number) => write!(f, "partition {number}"),
-            DeviceName::Device(device) => f.write_str(device),
-        }
-    }
-}
-
 /// Returns every mount of the table but the root and swap, in its order.
 #[must_use]
 pub fn lines(table: &[u8]) -> Vec<BootMount> {
@@ -93,12 +49,6 @@ pub fn mounts(table: &[u8]) -> Vec<FstabEntry> {
     lines(table).iter().filter_map(FstabEntry::new).collect()
 }
 
-/// Returns whether a file system of this type shows files of other directories.
-#[must_use]
-pub fn is_overlay(kind: &str) -> bool {
-    OVERLAYS.contains(&kind)
-}
-
 /// Returns the device that the table mounts as the root.
 #[must_use]
 pub fn root_device(table: &[u8]) -> Option<DeviceName> {
@@ -106,7 +56,7 @@ pub fn root_device(table: &[u8]) -> Option<DeviceName> {
     roots.find_map(|fields| DeviceName::parse(&String::from_utf8_lossy(&fields.source)))
 }
 
-/// The fields of a line, without escapes.
+/// The fields of a line, with escapes not decoded yet.
 struct FstabFields<'t> {
     source: Vec<u8>,
     target: Vec<u8>,
@@ -149,8 +99,8 @@ impl<'t> FstabFields<'t> {
         })
     }
 
-    /// Returns what systemd-fstab-generator(8) makes of the options. A unit that another one than a target of every boot
-    /// wants may not be started.
+    /// Returns the policy that systemd-fstab-generator(8) derives from the options. A mount that only other units than the
+    /// targets of every boot want may not be made.
     fn policy(&self) -> MountPolicy {
         if self.has(b"x-systemd.automount") {
             return MountPolicy::Optional;
@@ -168,7 +118,7 @@ impl<'t> FstabFields<'t> {
         }
     }
 
-    /// Returns what `mount --all` makes of the options.
+    /// Returns the policy that `mount --all` derives from the options.
     fn policy_of_mount_all(&self) -> MountPolicy {
         if self.has(b"noauto") {
             MountPolicy::Manual
@@ -184,86 +134,7 @@ impl<'t> FstabFields<'t> {
     }
 }
 
-/// Removes the slashes that are more than one, or at the end.
-#[must_use]
-pub fn without_slashes(path: &[u8]) -> Vec<u8> {
-    let names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
-    names.flat_map(|name| [b"/", name].concat()).collect()
-}
-
-/// Makes a name of a value.
-type NamedBy = fn(String) -> DeviceName;
-
-/// How the links of udev(7) begin, and what is behind them.
-const LINKS: [(&str, NamedBy); 4] = [
-    ("/dev/disk/by-uuid/", DeviceName::Uuid),
-    ("/dev/disk/by-label/", DeviceName::Label),
-    ("/dev/disk/by-partuuid/", DeviceName::PartUuid),
-    ("/dev/disk/by-partlabel/", DeviceName::PartLabel),
-];
-/// How a table tags a value.
-const TAGS: [(&str, NamedBy); 4] = [
-    ("UUID=", DeviceName::Uuid),
-    ("LABEL=", DeviceName::Label),
-    ("PARTUUID=", DeviceName::PartUuid),
-    ("PARTLABEL=", DeviceName::PartLabel),
-];
-/// The first disk, by driver, and what stands before the number of a partition.
-const DISKS: [(&str, &str); 6] =
-    [("vda", ""), ("sda", ""), ("xvda", ""), ("hda", ""), ("nvme0n1", "p"), ("mmcblk0", "p")];
-
-impl DeviceName {
-    /// Reads a name as mount(8) and the kernel's `root=` take it; `None` for what is no block device.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        for (tag, name) in TAGS {
-            if let Some(value) = text.strip_prefix(tag) {
-                return Some(name(value.trim_matches('"').to_owned()));
-            }
-        }
-        for (folder, name) in LINKS {
-            if let Some(value) = text.strip_prefix(folder) {
-                return Some(name(without_link_escapes(value)));
-            }
-        }
-        // A link of udev's below /dev/disk/by-id.
-        if let Some(id) = text.strip_prefix("ID=") {
-            return Self::parse(&format!("/dev/disk/by-id/{}", id.trim_matches('"')));
-        }
-        let device = text.strip_prefix("/dev/")?;
-        let number = partition_number(device).or_else(|| linked_partition(device));
-        Some(number.map_or_else(|| DeviceName::Device(text.to_owned()), DeviceName::Partition))
-    }
-}
-
-/// Returns the number in the kernel's name of a partition of the first disk, whichever driver it has; 0 for the disk.
-fn partition_number(device: &str) -> Option<u32> {
-    DISKS.iter().find_map(|(disk, mark)| match device.strip_prefix(disk)? {
-        "" => Some(0),
-        rest => rest.strip_prefix(mark)?.parse().ok(),
-    })
-}
-
-/// Returns the number in a link of udev's to a partition by its disk, `disk/by-path/...-part3`.
-fn linked_partition(device: &str) -> Option<u32> {
-    let is_link = ["disk/by-path/", "disk/by-id/"].iter().any(|folder| device.starts_with(folder));
-    device.rsplit_once("-part").filter(|_| is_link)?.1.parse().ok()
-}
-
-/// Links of udev's have `\x20` for a blank, and the like.
-fn without_link_escapes(name: &str) -> String {
-    let mut bytes = Vec::with_capacity(name.len());
-    let mut rest = name.as_bytes();
-    while let [first, behind @ ..] = rest {
-        let digits = behind.strip_prefix(b"x").filter(|_| *first == b'\\').and_then(|digits| digits.get(..2));
-        let code = digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
-        bytes.push(code.unwrap_or(*first));
-        rest = if code.is_some() { &behind[3..] } else { behind };
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// Decodes a field of fstab(5) or of a table of mounts: spaces and the like are written as three octal digits.
+/// Decodes a field of fstab(5) or of a table of mounts: spaces and some other characters are written as three octal digits.
 #[must_use]
 pub fn unescaped(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
@@ -284,6 +155,7 @@ fn octal(digits: [u8; 3]) -> Option<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::boot_mount::FstabCover;
 
     #[test]
     fn only_disks_and_only_once() {

@@ -1,12 +1,12 @@
-//! Reads the files of a guest, whether it runs or only its disk is at hand.
+//! Reads the files of a guest, whether it is running or only its disk is available.
 
-/// The longest file that is read, bytes; the rest is of no interest.
+/// The longest file that is read, in bytes; anything beyond is ignored.
 pub const LONGEST_FILE: u64 = 16 << 20;
 
 const BOOT_FILES: [&str; 3] = ["/boot/grub/grub.cfg", "/boot/grub2/grub.cfg", "/etc/kernel/cmdline"];
 const BOOT_ENTRIES: &str = "/boot/loader/entries";
 
-/// The files of a guest, symbolic links followed. What cannot be read is not there.
+/// The files of a guest, with symbolic links followed. A file that cannot be read counts as missing.
 pub trait GuestFiles {
     /// Returns the content of a regular file.
     fn read(&self, path: &str) -> Option<Vec<u8>>;
@@ -14,28 +14,28 @@ pub trait GuestFiles {
     /// Returns the names in a folder, in any order.
     fn names(&self, folder: &str) -> Vec<String>;
 
-    /// Returns whether a folder has this name in it, even that of a link that leads nowhere.
+    /// Returns whether a folder contains this name, even if it is a link that leads nowhere.
     fn has_name(&self, folder: &str, name: &str) -> bool {
         self.names(folder).iter().any(|found| found == name)
     }
 
-    /// Returns the text of a regular file; an empty one where there is none.
+    /// Returns the content of a regular file as a string; an empty string if there is none.
     fn text(&self, path: &str) -> String {
         String::from_utf8_lossy(&self.read(path).unwrap_or_default()).into_owned()
     }
 
-    /// Returns the names in a folder that end so, in any order.
+    /// Returns the names in a folder that end with one of these suffixes, in any order.
     fn names_ending(&self, folder: &str, suffixes: &[&str]) -> impl Iterator<Item = String> {
         self.names(folder).into_iter().filter(|name| has_suffix(name, suffixes))
     }
 }
 
-/// Returns whether a name ends in one of these ways, capitals and all.
+/// Returns whether a name ends with one of these suffixes; case matters.
 pub(super) fn has_suffix(name: &str, suffixes: &[&str]) -> bool {
     suffixes.iter().any(|suffix| name.strip_suffix(suffix).is_some())
 }
 
-/// Returns the folders in a folder of units whose links have units started, by their names.
+/// Returns the folders, within a folder of units, whose links start units.
 pub(super) fn find_linking_folders(files: &impl GuestFiles, units: &str) -> impl Iterator<Item = String> {
     files.names_ending(units, &[".wants", ".requires"]).map(move |name| format!("{units}/{name}"))
 }
@@ -47,14 +47,14 @@ pub(super) struct BootFile {
 }
 
 impl BootFile {
-    /// Returns whether a command line has an option, or one that begins so where it ends with `=`.
+    /// Returns whether a command line has this option, or one with this prefix if it ends with `=`.
     pub(super) fn has_option(&self, option: &str) -> bool {
         let is_it = |word: &str| word == option || (option.ends_with('=') && word.starts_with(option));
         lines_without_comments(&self.text).any(|line| line.split_whitespace().any(is_it))
     }
 }
 
-/// Returns the lines of a boot loader's file that count.
+/// Returns the lines of a boot loader's file that are no comments.
 pub(super) fn lines_without_comments(text: &str) -> impl Iterator<Item = &str> {
     text.lines().filter(|line| !line.trim_start().starts_with('#'))
 }
@@ -66,7 +66,7 @@ pub(super) fn read_boot_files(files: &impl GuestFiles) -> Vec<BootFile> {
     paths.map(|path| BootFile { text: files.text(&path), path }).collect()
 }
 
-/// The files of a guest that there is not, by their paths.
+/// The files of an imaginary guest, by their paths.
 #[cfg(test)]
 #[derive(Debug, Clone, Default)]
 pub(super) struct FileMap(pub(super) std::collections::BTreeMap<String, String>);

@@ -5,35 +5,35 @@
 //! record = length: u32 LE, a Listed of that length
 //! ```
 //!
-//! How many there are, `Done` says.
+//! The message `Done` contains their number.
 
 use std::io::{self, Read, Write};
 
 use super::code::{Code, Fields, Malformed, coded_enum, coded_struct};
 use super::tree::Xattr;
 
-/// The longest path, bytes: the kernel takes 4096 in one call, but trees can be deeper.
+/// The longest path in bytes: the kernel takes 4096 in one call, but trees can be deeper.
 pub const MAX_PATH: usize = 64 << 10;
 
-/// The longest record, bytes. Each attribute may have 64 KiB.
+/// The longest record in bytes. Each attribute may have 64 KiB.
 const MAX_RECORD: usize = 1 << 20;
 
 coded_struct! {
     /// A point in time as a file system has it.
     Moment {
-        /// Since 1970-01-01T00:00:00Z.
+        /// Seconds since 1970-01-01T00:00:00Z.
         seconds: i64,
-        /// Of the second.
+        /// Nanoseconds within the second.
         nanoseconds: u32,
     }
 }
 
 coded_enum! {
-    /// What a file is, and what only files of its type have.
+    /// The type of a file, and the fields that only files of this type have.
     Kind as "kind of file" {
         /// A regular file.
         1 File {
-            /// Its length, bytes.
+            /// The length in bytes.
             size: u64,
             /// The SHA-256 of its content, 32 bytes.
             sha256: Vec<u8>,
@@ -42,7 +42,7 @@ coded_enum! {
         2 Dir {}
         /// A symbolic link.
         3 Symlink {
-            /// What it says.
+            /// The target of the link.
             target: Vec<u8>,
         }
         /// A character device.
@@ -65,7 +65,7 @@ coded_enum! {
         7 Socket {}
         /// A regular file with more zeroes than are hashed ([`super::sparse_blocks`]).
         8 SparseFile {
-            /// Its length, bytes.
+            /// The length in bytes.
             size: u64,
             /// The SHA-256 of the blocks that are not zero, 32 bytes.
             sha256: Vec<u8>,
@@ -74,9 +74,9 @@ coded_enum! {
 }
 
 coded_struct! {
-    /// One file.
+    /// The record of one file.
     Listed {
-        /// Absolute; `/` for the root directory.
+        /// The absolute path; `/` for the root directory.
         path: Vec<u8>,
         /// Permission bits, with setuid, setgid and sticky.
         mode: u16,
@@ -84,17 +84,17 @@ coded_struct! {
         uid: u32,
         /// Group.
         gid: u32,
-        /// What it is.
+        /// The type of the file.
         kind: Kind,
         /// Extended attributes, sorted by name.
         xattrs: Vec<Xattr>,
-        /// When its content changed.
+        /// The time of the last change of its content.
         modified: Moment,
-        /// When anything of it changed.
+        /// The time of the last change of the file or its attributes.
         changed: Moment,
-        /// The file system it is in.
+        /// The file system that contains it.
         device: u64,
-        /// Its number there: the same pair is the same file.
+        /// Its number in the file system: the same pair is the same file.
         inode: u64,
     }
 }
@@ -102,7 +102,7 @@ coded_struct! {
 /// Writes a record.
 ///
 /// # Errors
-/// When it cannot be written, or is beyond the limits.
+/// When it cannot be written, or exceeds the limits.
 pub fn put(listed: &Listed, out: &mut impl Write) -> io::Result<()> {
     check(listed).map_err(invalid)?;
     let mut record = Vec::new();
@@ -113,10 +113,10 @@ pub fn put(listed: &Listed, out: &mut impl Write) -> io::Result<()> {
     out.write_all(&record)
 }
 
-/// Reads the next record; none at the end of the input.
+/// Reads the next record; `None` at the end of the input.
 ///
 /// # Errors
-/// When it cannot be read, or is no record.
+/// When it cannot be read, or is not a record.
 pub fn get(input: &mut impl Read) -> io::Result<Option<Listed>> {
     let mut length = [0; 4];
     if input.by_ref().take(1).read(&mut length[..1])? == 0 {
@@ -135,7 +135,7 @@ pub fn get(input: &mut impl Read) -> io::Result<Option<Listed>> {
     Ok(Some(listed))
 }
 
-/// The limits of one record, for both ends.
+/// Checks the limits of one record, for both ends.
 fn check(listed: &Listed) -> Result<(), Malformed> {
     let bad = |name: &[u8]| matches!(name, b"" | b"." | b"..") || name.contains(&0);
     let path =

@@ -1,4 +1,4 @@
-//! Every message of the conversation, and which end sends it.
+//! The messages of the protocol, and which end sends each of them.
 
 use std::fmt;
 
@@ -8,12 +8,12 @@ use super::code::{Code, Fields, Malformed, coded_enum, coded_struct};
 use super::mounts::GuestMount;
 use super::{BUILD, VERSION};
 
-/// A message and the stream it belongs to; 0 is the conversation itself. The host chooses the numbers, upwards from 1.
+/// A message and the number of its stream; 0 is the conversation itself. The host chooses the numbers, upwards from 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
-    /// The stream.
+    /// The number of the stream.
     pub stream: u32,
-    /// What is said.
+    /// The message.
     pub message: Message,
 }
 
@@ -34,9 +34,9 @@ impl Code for Origin {
 }
 
 coded_struct! {
-    /// What the agent says about the guest it woke up in.
+    /// Facts about the guest that the agent runs in.
     Facts {
-        /// `/proc/sys/kernel/random/boot_id`.
+        /// The content of `/proc/sys/kernel/random/boot_id`.
         boot_id: String,
         /// cloud-init's instance-id, once it has one.
         instance_id: Option<String>,
@@ -50,9 +50,9 @@ coded_struct! {
         arch: String,
         /// The guest's clock, nanoseconds since the epoch.
         clock: i64,
-        /// Whether systemd is PID 1.
+        /// systemd is PID 1.
         systemd: bool,
-        /// Differs for each start of the agent and each opening of the port.
+        /// A number that differs for each start of the agent and each opening of the port.
         start: u64,
     }
 }
@@ -88,11 +88,11 @@ impl Code for Hidden {
 }
 
 coded_struct! {
-    /// A secret as a file of its own.
+    /// A secret, which is passed in a file of its own.
     Secret {
-        /// File name below `$KILN_SECRETS`.
+        /// The file name below `$KILN_SECRETS`.
         name: String,
-        /// Content.
+        /// The content of the file.
         value: Hidden,
     }
 }
@@ -100,49 +100,49 @@ coded_struct! {
 coded_struct! {
     /// The size of a terminal, in characters.
     TtySize {
-        /// Lines.
+        /// The number of lines.
         rows: u16,
-        /// Characters a line.
+        /// The number of characters per line.
         columns: u16,
     }
 }
 
 coded_struct! {
-    /// A text for a shell. The agent writes it to a file below `/run/kiln/scripts`: were it an argument, `pgrep -f` and
+    /// A script for a shell. The agent writes it to a file below `/run/kiln/scripts`: if it were an argument, `pgrep -f` and
     /// `pkill -f` in it would find the shell that runs it.
     ShellScript {
-        /// The file's name, without a folder.
+        /// The name of the file, without a folder.
         name: String,
-        /// The text.
+        /// The content of the script.
         text: String,
     }
 }
 
 coded_struct! {
-    /// A command to run. Encoded, it travels in the parts of `Exec`.
+    /// A command to run. Its encoding is sent in the parts of `Exec`.
     ExecRequest {
         /// Program and arguments; never empty.
         argv: Vec<String>,
         /// A script, whose path is one more argument.
         script: Option<ShellScript>,
-        /// Environment on top of the user's own.
+        /// Environment variables in addition to the user's own.
         env: Vec<Pair>,
         /// Working directory.
         dir: String,
         /// User name or number.
         user: String,
-        /// Milliseconds until it is killed.
+        /// The time-out in milliseconds, after which the command is killed.
         timeout: Option<u64>,
-        /// Whether stdin comes in `Data`; else it is `/dev/null`.
+        /// Stdin is sent in `Data`; otherwise it is `/dev/null`.
         stdin: bool,
-        /// A terminal instead of pipes; stdin comes in `Data` then, and all output is stdout.
+        /// Uses a terminal instead of pipes; stdin is then sent in `Data`, and all output is stdout.
         tty: Option<TtySize>,
-        /// For this command alone, under `$KILN_SECRETS`.
+        /// Secrets for this command alone, in files below `$KILN_SECRETS`.
         secrets: Vec<Secret>,
-        /// The step of the spec that it is, from 1. Its output is bounded by [`super::MAX_OUTPUT`], and what it leaves
-        /// behind is reported by this number.
+        /// The step of the spec to which the command belongs, from 1. Its output is limited by [`super::MAX_OUTPUT`], and
+        /// the processes that it leaves behind are reported with this number.
         step: Option<u32>,
-        /// Whether it has the environment of a login; kiln's own commands have a bare one.
+        /// The command has the environment of a login; kiln's own commands have a bare one.
         login: bool,
     }
 }
@@ -150,9 +150,9 @@ coded_struct! {
 coded_struct! {
     /// A process that outlived the command that started it.
     LeftProcess {
-        /// Its number.
+        /// The number of the process.
         pid: u32,
-        /// The step that started it, from 1; 0 where it was no step.
+        /// The step that started it, from 1; 0 for a command that belongs to no step.
         step: u32,
         /// Its command line, shortened.
         command: String,
@@ -160,283 +160,285 @@ coded_struct! {
 }
 
 coded_struct! {
-    /// Output of left processes that came after their step had ended.
+    /// Output of left processes that was written after their step had ended.
     LateOutput {
-        /// The step, from 1; 0 where it was no step.
+        /// The step, from 1; 0 for a command that belongs to no step.
         step: u32,
-        /// Its beginning.
+        /// The beginning of the output.
         bytes: Hidden,
     }
 }
 
 coded_struct! {
-    /// What the agent noticed around a command, besides its output and its end.
+    /// Observations of the agent about a command, besides its output and its exit.
     #[derive(Default)]
     Aftermath {
-        /// Names of the processes that the kernel's OOM killer ended meanwhile; empty for a command that succeeded.
+        /// The names of the processes that the kernel's OOM killer ended meanwhile; empty for a command that succeeded.
         oom_killed: Vec<String>,
-        /// Whether the guest is about to reboot or to power off.
+        /// The guest is about to reboot or to power off.
         is_stopping: bool,
-        /// Processes that it left behind.
+        /// The processes that the command left behind.
         left: Vec<LeftProcess>,
-        /// What processes of earlier commands have written since.
+        /// The late output of earlier commands' processes since the last report.
         late: Vec<LateOutput>,
-        /// What does not work in this guest, for the debug log.
+        /// Limitations of this guest, for the debug log.
         notes: Vec<String>,
     }
 }
 
 coded_struct! {
-    /// What sealing is to do.
+    /// A request to seal the image.
     SealRequest {
-        /// Names of the [operations](super::sealing::OPERATIONS).
+        /// The names of the [operations](super::sealing::OPERATIONS).
         operations: Vec<String>,
-        /// Times of modification that are later than this are set back to it, seconds since the epoch.
+        /// The epoch in seconds: later modification times are set back to it.
         epoch: Option<i64>,
     }
 }
 
 coded_struct! {
-    /// What sealing has found and done.
+    /// The results of sealing.
     #[derive(Default)]
     SealReport {
-        /// File systems that steps had left mounted, which were unmounted.
+        /// Mount points that steps had left mounted, and that were unmounted.
         unmounted: Vec<String>,
-        /// What the debug log is to say.
+        /// Notes for the debug log.
         notes: Vec<String>,
     }
 }
 
 coded_enum! {
-    /// How a command ended.
+    /// The way in which a command ended.
     Exit as "exit" {
-        /// It returned this code.
+        /// The command returned this code.
         1 Code {
-            /// 0 to 255.
+            /// The code, 0 to 255.
             code: u8,
         }
-        /// A signal killed it.
+        /// A signal killed the command.
         2 Signal {
             /// The signal's number.
             number: u8,
         }
-        /// It took too long and was killed.
+        /// The command exceeded its time-out and was killed.
         3 TimedOut {}
-        /// There was nothing to run, or no way to run it.
+        /// The command could not be started.
         4 NotStarted {
-            /// Why.
+            /// The reason.
             text: String,
         }
     }
 }
 
 coded_enum! {
-    /// What sort of failure a request met.
+    /// The class of a request's failure.
     Class as "class of failure" {
-        /// A file, folder, user or device is not there.
+        /// A file, folder, user or device does not exist.
         1 NotFound {}
         /// The guest's file system is full.
         2 NoSpace {}
-        /// Anything else the guest's system refused.
+        /// The guest's system refused the operation for any other reason.
         3 System {}
-        /// The request itself makes no sense.
+        /// The request itself is invalid.
         4 Request {}
     }
 }
 
 coded_enum! {
-    /// One message.
+    /// A message of the protocol.
     Message as "message" {
-        /// Guest: here I am. Repeated until the host answers.
+        /// Guest: announces itself. Repeated until the host answers.
         1 Hello {
-            /// Version and build.
+            /// The guest's version and build.
             origin: Origin,
-            /// About the guest.
+            /// Facts about the guest.
             facts: Facts,
         }
-        /// Host: I heard you.
+        /// Host: answers a `Hello`.
         2 Welcome {
-            /// Version and build.
+            /// The host's version and build.
             origin: Origin,
-            /// To be echoed.
+            /// A number that the guest echoes.
             nonce: u64,
         }
-        /// Guest: I heard that you heard me; frames from here on.
+        /// Guest: confirms the `Welcome`; only frames follow.
         3 Ready {
-            /// The host's.
+            /// The number from the `Welcome`.
             nonce: u64,
         }
         /// Host: a part of an encoded [`ExecRequest`].
         10 Exec {
-            /// The bytes.
+            /// The bytes of the part.
             part: Hidden,
-            /// Whether it runs now.
+            /// The last part: the command is run.
             last: bool,
         }
         /// Either: bytes of stdin (to an exec) or of a tree stream. Needs credit.
         11 Data {
-            /// At most [`super::MAX_DATA`].
+            /// The bytes, at most [`super::MAX_DATA`].
             bytes: Hidden,
         }
         /// Host: the end of stdin.
         12 Eof {}
-        /// Guest: output of a command. Needs credit, the same as stderr's.
+        /// Guest: output of a command. Needs credit, which it shares with stderr.
         13 Stdout {
-            /// At most [`super::MAX_DATA`].
+            /// The bytes, at most [`super::MAX_DATA`].
             bytes: Vec<u8>,
         }
-        /// Guest: output of a command. Needs credit, the same as stdout's.
+        /// Guest: output of a command. Needs credit, which it shares with stdout.
         14 Stderr {
-            /// At most [`super::MAX_DATA`].
+            /// The bytes, at most [`super::MAX_DATA`].
             bytes: Vec<u8>,
         }
-        /// Guest: what was noticed around a command, just before its `Exited`. Left out where there is nothing to report.
+        /// Guest: observations about a command, just before its `Exited`. Left out if there is nothing to report.
         18 Aftermath {
-            /// The findings.
+            /// The observations.
             found: Aftermath,
         }
-        /// Host: end the processes that commands left behind. Answered by `Aftermath`, with those that were ended in
-        /// `left`, and `Done`.
+        /// Host: requests to end the processes that commands left behind. Answered by `Aftermath`, with those that were
+        /// ended in `left`, and `Done`.
         19 EndProcesses {}
-        /// Guest: a command is over; the last message of its stream.
+        /// Guest: a command has ended; the last message of its stream.
         15 Exited {
-            /// How.
+            /// How the command ended.
             exit: Exit,
         }
-        /// Host: a signal for the command's processes.
+        /// Host: sends a signal to the command's processes.
         16 Signal {
-            /// Its number.
+            /// The number of the signal.
             number: u8,
         }
-        /// Host: the terminal of a command has another size.
+        /// Host: reports a new size of a command's terminal.
         17 Resize {
-            /// The new one.
+            /// The new size.
             size: TtySize,
         }
-        /// Host: a tree stream follows in `Data`.
+        /// Host: begins an upload; a tree stream follows in `Data`.
         20 Upload {}
-        /// Host: send a tree stream.
+        /// Host: requests a tree stream.
         21 Fetch {
-            /// File or folder in the guest, absolute.
+            /// The absolute path of a file or folder in the guest.
             path: Vec<u8>,
         }
-        /// Host: read a tree stream from a block device.
+        /// Host: requests to read a tree stream from a block device.
         22 Unpack {
-            /// The device's serial.
+            /// The serial number of the device.
             serial: String,
         }
-        /// Guest: how far it is.
+        /// Guest: reports the progress of a request.
         23 Progress {
-            /// Bytes of file content so far.
+            /// How many bytes of file content were processed so far.
             bytes: u64,
         }
-        /// Guest: it worked; the last message of its stream.
+        /// Guest: a request succeeded; the last message of its stream.
         24 Done {
-            /// Entries of the tree; 0 where there is none.
+            /// The number of the tree's entries; 0 if there is no tree.
             entries: u64,
-            /// Bytes of file content.
+            /// The number of bytes of file content.
             bytes: u64,
         }
-        /// Guest: it did not; the last message of its stream.
+        /// Guest: a request failed; the last message of its stream.
         25 Failed {
-            /// Sort.
+            /// The class of the failure.
             class: Class,
-            /// What and why.
+            /// What failed, and why.
             text: String,
         }
-        /// Either: so many bytes more may be sent.
+        /// Either: allows the other end to send more bytes.
         26 Credit {
-            /// Bytes.
+            /// How many more bytes may be sent.
             bytes: u32,
         }
-        /// Host: are you there?
+        /// Host: checks whether the agent is alive.
         30 Ping {
-            /// To be echoed.
+            /// A number that the guest echoes.
             token: u64,
         }
-        /// Guest: I am.
+        /// Guest: answers a `Ping`.
         31 Pong {
-            /// The host's.
+            /// The number from the `Ping`.
             token: u64,
-            /// Its clock, nanoseconds since 1970.
+            /// The guest's clock, in nanoseconds since 1970.
             clock: i64,
         }
-        /// Host: tell every file of the guest's disks. The records of `listing` come in `Data`, then `Done` or `Failed`.
+        /// Host: requests a list of every file on the guest's disks. The records of `listing` are sent in `Data`, then
+        /// `Done` or `Failed`.
         38 List {}
-        /// Host: say what of the image's disk is mounted. Answered by `Mounted` or `Failed`.
+        /// Host: requests a list of the mounts of the image's disk. Answered by `Mounted` or `Failed`.
         39 Mounts {}
-        /// Guest: what is mounted, in the order in which it nests.
+        /// Guest: lists the mounts, in the order in which they are nested.
         40 Mounted {
-            /// At most [`super::mounts::MAX_MOUNTS`].
+            /// The mounts, at most [`super::mounts::MAX_MOUNTS`].
             mounts: Vec<GuestMount>,
-            /// What the next boot mounts.
+            /// The mounts of the next boot.
             boot: BootReport,
-            /// Whether there is a database of rpm, which the host cannot read.
+            /// The guest has a database of rpm, which the host cannot read.
             has_rpm: bool,
         }
-        /// Host: say what will keep cloud-init from starting the agent at the next boot. Answered by `SeedChecked`.
+        /// Host: requests a check for obstacles that keep cloud-init from starting the agent at the next boot. Answered by
+        /// `SeedChecked`.
         50 CheckSeed {}
-        /// Guest: what it found.
+        /// Guest: the result of a `CheckSeed`.
         51 SeedChecked {
-            /// Nothing, as a rule.
+            /// The obstacles; usually none.
             obstacles: Vec<SeedObstacle>,
         }
-        /// Host: seal the image. The files whose times are set back come in `Data`, as records of `SECONDS PATH` with a NUL at
-        /// the end of each; then `Sealed` and `Done`, or `Failed`.
+        /// Host: requests to seal the image. The files whose times are set back are sent in `Data`, as records of
+        /// `SECONDS PATH` with a NUL at the end of each; then `Sealed` and `Done`, or `Failed`.
         41 Seal {
-            /// What to do.
+            /// The parameters of sealing.
             request: SealRequest,
         }
-        /// Guest: what sealing has found and done.
+        /// Guest: the results of sealing.
         42 Sealed {
-            /// The findings.
+            /// The report.
             report: SealReport,
         }
-        /// Host: another time and another machine. The guest sets its clock, stirs the bytes into its random numbers and
-        /// draws them anew. Answered by `Done` or `Failed`.
+        /// Host: tells the guest that time has passed and the machine is another one. The guest sets its clock, adds the
+        /// bytes to its entropy and reseeds its random number generator. Answered by `Done` or `Failed`.
         32 Wake {
-            /// Nanoseconds since the epoch.
+            /// The time in nanoseconds since the epoch.
             clock: i64,
             /// Random bytes, at most 512.
             entropy: Vec<u8>,
         }
-        /// Host: write to the disks what waits for it, and drop the page cache if more than so much is in it. Answered by
-        /// `Done` or `Failed`.
+        /// Host: requests to write pending data to the disks, and to drop the page cache if it is larger than this. Answered
+        /// by `Done` or `Failed`.
         37 Sync {
-            /// Bytes.
+            /// The size of the page cache in bytes.
             cached: u64,
         }
-        /// Host: nothing more will come. The guest syncs its file systems, answers `Bye` and powers off.
+        /// Host: ends the conversation. The guest syncs its file systems, answers `Bye` and powers off.
         33 Bye {}
-        /// Host: hold still for a checkpoint. The guest answers `Park` if nothing runs, and waits for `Resume` or
-        /// `Welcome`.
+        /// Host: requests to hold still for a checkpoint. The guest answers `Park` if nothing runs, and waits for `Resume`
+        /// or `Welcome`.
         34 Park {
-            /// To be echoed.
+            /// A number that the guest echoes.
             token: u64,
         }
         /// Host, as a greeting: the checkpoint was loaded. The guest answers `Resume`, also as a greeting.
         35 Resume {
-            /// Version and build.
+            /// Version and build of the sender.
             origin: Origin,
-            /// To be echoed.
+            /// A number that the guest echoes.
             nonce: u64,
         }
-        /// Guest: what you said makes no sense. It hangs up.
+        /// Guest: reports an invalid message of the host, and ends the conversation.
         36 Trouble {
-            /// Why.
+            /// The reason.
             text: String,
         }
     }
 }
 
 impl Message {
-    /// Whether a magic stands before it.
+    /// Returns whether the message is a greeting, which a magic precedes.
     #[must_use]
     pub fn is_greeting(&self) -> bool {
         matches!(self, Self::Hello { .. } | Self::Welcome { .. } | Self::Ready { .. } | Self::Resume { .. })
     }
 
-    /// How many bytes of credit it needs.
+    /// Returns how many bytes of credit the message needs.
     #[must_use]
     pub fn cost(&self) -> usize {
         match self {

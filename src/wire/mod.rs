@@ -1,5 +1,5 @@
-//! The words between kiln and its agent: frames, messages and the streams of files. Both ends compile this module, so it
-//! uses the standard library alone.
+//! The protocol between kiln and its agent: frames, messages and the streams of files. Both ends compile this module, so it
+//! uses only the standard library.
 //!
 //! ```text
 //! frame    = length: u32 LE, body                       length of the body, 5 ..= MAX_FRAME
@@ -7,15 +7,17 @@
 //! greeting = MAGIC, frame of a Hello, Welcome, Ready or Resume, body <= MAX_GREETING
 //! ```
 //!
-//! A port may hold stale bytes of an earlier boot. Until a greeting was answered, a [`Splitter`] therefore looks for
-//! [`MAGIC`] and throws away everything else. Later on a greeting may stand between any two frames: the peer began anew.
+//! A port may hold stale bytes of an earlier boot. Until a greeting was answered, a [`Splitter`] therefore searches for
+//! [`MAGIC`] and discards everything else. Later a greeting may occur between any two frames: the peer has started again.
 //!
-//! Data in a stream is limited by credit: each end may send [`WINDOW`] bytes per stream and direction, and more only
-//! after the other granted it with `Credit`.
+//! Data in a stream is limited by credit: each end may send [`WINDOW`] bytes per stream and direction, and more only after
+//! the other end granted it with `Credit`.
 
+pub mod boot_mount;
 pub mod boot_mounts;
 pub mod cloud_init;
 pub mod code;
+pub mod device_name;
 pub mod fstab;
 pub mod guest_files;
 pub mod listing;
@@ -33,49 +35,49 @@ pub use message::{
     Secret,
 };
 
-/// Where systemd has units on a disk, those first that replace others (systemd.unit(5)).
+/// The folders of systemd units on a disk; units in earlier ones replace those in later ones (systemd.unit(5)).
 pub const UNIT_FOLDERS: [&str; 4] =
     ["/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
 
-/// Where the scripts of steps are while they run. Not `/tmp`, where a step may have put anything.
+/// The folder of the scripts of running steps. It is not in `/tmp`, where a step may have put anything.
 pub const SCRIPT_FOLDER: &str = "/run/kiln/scripts";
 
-/// The version of this language. Changes when a message changes its meaning.
+/// The version of the protocol. It changes when a message changes its meaning.
 pub const VERSION: u16 = 1;
 
-/// Which sources both ends were built from: 16 hex digits, computed by `build.rs`.
+/// A digest of the sources that an end was built from: 16 hex digits, computed by `build.rs`.
 pub const BUILD: &str = env!("KILN_AGENT_BUILD");
 
 /// The name of the virtio-serial port.
 pub const PORT: &str = "kiln.agent.0";
 
-/// The serial of the disk that becomes the image, among those of a guest.
+/// The serial number of the disk that becomes the image, among those of a guest.
 pub const DISK_SERIAL: &str = "kiln-disk";
 
-/// Stands before each greeting. Read as a length, its first four bytes are far above [`MAX_FRAME`].
+/// Precedes each greeting. Read as a length, its first four bytes are far above [`MAX_FRAME`].
 pub const MAGIC: [u8; 16] = *b"KILN\x00\xff\xfe greeting";
 
 /// The largest body of a frame, in bytes.
 pub const MAX_FRAME: usize = 64 * 1024;
 
-/// The largest body of a greeting, in bytes: what may be lost after a stale magic.
+/// The largest body of a greeting, in bytes: at most so much may be lost after a stale magic.
 pub const MAX_GREETING: usize = 4096;
 
-/// The most payload one data frame carries, in bytes.
+/// The most payload of one data frame, in bytes.
 pub const MAX_DATA: usize = MAX_FRAME - 16;
 
-/// How many bytes of a stream may be under way in one direction.
+/// How many bytes of a stream may be in transit in one direction.
 pub const WINDOW: usize = 1 << 20;
 
-/// The largest encoded [`ExecRequest`], in bytes; it travels in parts.
+/// The largest encoded [`ExecRequest`], in bytes; it is sent in parts.
 pub const MAX_EXEC: usize = WINDOW;
 
-/// The most output of a step that is sent as it comes, in bytes; of what follows, only the end is sent.
+/// The most output of a step that is sent as it comes, in bytes; of the output beyond, only the end is sent.
 pub const MAX_OUTPUT: usize = 32 << 20;
 
 const LENGTH: usize = 4;
 
-/// Appends the frame to `out`, with the magic where it is a greeting.
+/// Appends the frame to `out`, with the magic if it is a greeting.
 pub fn put_frame(stream: u32, message: &Message, out: &mut Vec<u8>) {
     if message.is_greeting() {
         out.extend_from_slice(&MAGIC);
@@ -88,7 +90,7 @@ pub fn put_frame(stream: u32, message: &Message, out: &mut Vec<u8>) {
     out[start..start + LENGTH].copy_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
 }
 
-/// Cuts the bytes of a port into frames. Holds no more than one frame and what was pushed last.
+/// Splits the bytes of a port into frames. Holds no more than one frame and what was pushed last.
 #[derive(Debug, Default)]
 pub struct Splitter {
     buffer: Vec<u8>,
@@ -97,39 +99,40 @@ pub struct Splitter {
 }
 
 impl Splitter {
-    /// Expects a dirty port: until [`Splitter::trust`], only greetings come out and everything else is thrown away.
+    /// Creates a splitter for a port with stale bytes: until [`Splitter::trust`], only greetings are returned and all else
+    /// is discarded.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The peer has proven that it means us: from here on every byte must belong to a frame.
+    /// Trusts the peer, which has proven that it answers this end: from here on every byte must belong to a frame.
     pub fn trust(&mut self) {
         self.in_step = true;
     }
 
-    /// Looks for greetings again, as on a new port.
+    /// Searches for greetings again, as on a new port.
     pub fn doubt(&mut self) {
         self.in_step = false;
     }
 
-    /// Takes bytes as the port gave them. Call [`Splitter::next_frame`] until it has none before pushing more.
+    /// Adds bytes from the port. Call [`Splitter::next_frame`] until it returns `None` before pushing more.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.drain(..self.start);
         self.start = 0;
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// How many bytes wait to be cut.
+    /// Returns how many bytes are not split yet.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.buffer.len() - self.start
     }
 
-    /// The next whole frame, if there is one.
+    /// Returns the next whole frame, if there is one.
     ///
     /// # Errors
-    /// Bytes that are no frame, once trusted; a greeting in another version at any time.
+    /// When bytes are no frame, once trusted; when a greeting has another version, at any time.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, Malformed> {
         if self.in_step { self.frame_in_step() } else { self.seek_greeting() }
     }
@@ -154,7 +157,7 @@ impl Splitter {
             self.start += at;
             let rest = &self.buffer[self.start + MAGIC.len()..];
             match body(rest, MAX_GREETING) {
-                // A stale magic may pretend that a true greeting behind it is part of its body.
+                // The length after a stale magic may include a true greeting that follows it.
                 Ok(None) if find(rest).is_none() => return Ok(None),
                 Ok(None) | Err(_) => self.start += 1,
                 Ok(Some(body)) => match Frame::decode(body) {
@@ -187,10 +190,10 @@ fn body(bytes: &[u8], limit: usize) -> Result<Option<&[u8]>, Malformed> {
 }
 
 impl Frame {
-    /// Reads one body.
+    /// Parses one body.
     ///
     /// # Errors
-    /// Anything that [`put_frame`] would not have written.
+    /// When [`put_frame`] would not have written it.
     pub fn decode(body: &[u8]) -> Result<Self, Malformed> {
         let mut fields = Fields::new(body);
         let code = u8::get(&mut fields)?;

@@ -1,38 +1,42 @@
-//! Reads the `.mount` units of systemd that a guest has.
+//! Reads the `.mount` units of systemd in a guest.
 //!
-//! Sources: systemd.unit(5) for where units are and which of two counts, systemd.mount(5) for what is in them, systemd.syntax(7)
-//! for how they are written, and systemd-escape(1) for their names.
+//! Sources: systemd.unit(5) for the folders of units and their precedence, systemd.mount(5) for their content,
+//! systemd.syntax(7) for their syntax, and systemd-escape(1) for their names.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::UNIT_FOLDERS;
-use super::boot_mounts::{BootMount, MountPolicy, TooManyUnits};
+use super::boot_mount::{BootMount, MountPolicy};
 use super::guest_files::{GuestFiles, find_linking_folders, has_suffix};
 
-/// The folder whose units replace the mounts of the table; those of the others are replaced by it.
+/// The error of a guest with more mount units than kiln reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooManyUnits;
+
+/// The folder whose units replace the mounts of the table; units in the other folders are replaced by the table.
 const ADMINISTRATORS: &str = UNIT_FOLDERS[0];
 /// The most mount units that are read.
 const MAX_UNITS: usize = 256;
-/// The most units that are searched for what they need.
+/// The most units that are searched for their requirements.
 const MAX_SEARCHED: usize = 4096;
-/// The settings by which a unit has others started.
+/// The settings by which a unit starts other units.
 const NEEDS_UNITS: [&str; 4] = ["Requires", "Wants", "BindsTo", "Upholds"];
-/// The settings by which it has mounted what a path is on.
+/// The settings by which a unit requires the mounts that a path is on.
 const NEEDS_PATHS: [&str; 4] = ["RequiresMountsFor", "WantsMountsFor", "WorkingDirectory", "RootDirectory"];
 
 /// A `.mount` unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountUnit {
-    /// What it mounts; [`MountPolicy::Unwanted`] if nothing that is enabled wants it.
+    /// The mount; its policy is [`MountPolicy::Unwanted`] if no enabled unit wants it.
     pub mount: BootMount,
-    /// It replaces what the table says of the same mount point.
+    /// It replaces the line of the table for the same mount point.
     pub replaces_table: bool,
 }
 
 /// The `.mount` units of a guest.
 #[derive(Debug, Default)]
 pub struct MountUnits {
-    /// Those that are not masked.
+    /// The units that are not masked.
     pub units: Vec<MountUnit>,
     /// Mount points that must not be used: their units are links to `/dev/null`, or empty.
     pub masked: Vec<Vec<u8>>,
@@ -60,7 +64,7 @@ pub fn read_mount_units(files: &impl GuestFiles) -> Result<MountUnits, TooManyUn
     Ok(found)
 }
 
-/// Finds which of the lines that the table alone does not have mounted are mounted since a unit wants or needs them.
+/// Marks the lines that the table alone does not mount, but that are mounted since a unit wants or needs them.
 pub fn find_requirements<'m>(
     files: &impl GuestFiles,
     enabled: &BTreeSet<String>,
@@ -82,7 +86,7 @@ fn is_enabled(enabled: &BTreeSet<String>, name: &str) -> bool {
     enabled.contains(name) || enabled.contains(&name.replace(".mount", ".automount"))
 }
 
-/// Returns the name of every unit, and the folder whose file counts.
+/// Returns the name of every unit, and the folder whose file takes precedence.
 fn find_unit_files(files: &impl GuestFiles) -> Result<BTreeMap<String, &'static str>, TooManyUnits> {
     let mut found = BTreeMap::new();
     for folder in UNIT_FOLDERS {
@@ -96,7 +100,7 @@ fn find_unit_files(files: &impl GuestFiles) -> Result<BTreeMap<String, &'static 
     Ok(found)
 }
 
-/// Returns the names in a folder that a unit for a mount point can have.
+/// Returns the names in a folder that end as those of mount and automount units.
 fn mount_names(files: &impl GuestFiles, folder: &str) -> impl Iterator<Item = String> {
     files.names_ending(folder, &[".mount", ".automount"])
 }
@@ -112,7 +116,7 @@ fn read_enabled(files: &impl GuestFiles) -> BTreeSet<String> {
     enabled
 }
 
-/// What the units of a guest need of its mounts.
+/// The mount units and paths that the units of a guest need.
 #[derive(Debug, Default)]
 struct UnitNeeds {
     units: BTreeSet<String>,
@@ -120,7 +124,7 @@ struct UnitNeeds {
 }
 
 impl UnitNeeds {
-    /// Reads all units, and the drop-in files of all units.
+    /// Reads the needs of all units, including their drop-in files.
     fn read(files: &impl GuestFiles) -> Self {
         let mut needs = Self::default();
         for folder in UNIT_FOLDERS {
@@ -159,7 +163,7 @@ impl UnitNeeds {
     }
 }
 
-/// The settings of a unit that say what it mounts.
+/// The settings of a unit that determine the mount.
 #[derive(Debug, Default)]
 struct UnitSettings {
     what: String,
@@ -168,7 +172,7 @@ struct UnitSettings {
 }
 
 impl UnitSettings {
-    /// Reads a unit, as its drop-in files leave it.
+    /// Reads the settings of a unit and its drop-in files.
     fn read(files: &impl GuestFiles, name: &str, text: &str) -> Self {
         let mut settings = Self::default();
         settings.apply(text);
@@ -215,7 +219,7 @@ fn last_setting(text: &str, key: &str) -> Option<String> {
     found
 }
 
-/// Returns the lines of a unit without comments: one that ends with a backslash goes on in the next one.
+/// Returns the lines of a unit without comments: one that ends with a backslash continues in the next one.
 fn join_lines(text: &str) -> Vec<String> {
     let mut lines = Vec::new();
     let mut joined = String::new();
@@ -229,7 +233,7 @@ fn join_lines(text: &str) -> Vec<String> {
     lines
 }
 
-/// Returns a path as systemd writes it in the name of a unit (`systemd-escape --path`).
+/// Encodes a path as systemd does in the name of a unit (`systemd-escape --path`).
 #[must_use]
 pub fn escape_path(path: &[u8]) -> String {
     let trimmed: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).collect();

@@ -1,6 +1,7 @@
-//! What a guest has mounted from the disk of the image, by its own mount table.
+//! The mounts of the image's disk in a guest, by its own mount table.
 
-use super::boot_mounts::{BootMount, BootReport};
+use super::boot_mount::BootMount;
+use super::boot_mounts::BootReport;
 use super::code::{Malformed, coded_struct};
 use super::{MAX_FRAME, Message};
 
@@ -8,9 +9,9 @@ use super::{MAX_FRAME, Message};
 pub const MAX_MOUNTS: usize = 512;
 /// The most mounts of a boot in one answer.
 const MAX_PLANNED: usize = 4096;
-/// The longest path, bytes: the kernel shows no longer one in a mount table.
+/// The longest path in bytes: the kernel shows no longer one in a mount table.
 const MAX_PATH: usize = 4096;
-/// The longest name of a file system's type, or of a device, bytes.
+/// The longest name of a file system's type, or of a device, in bytes.
 const MAX_NAME: usize = 255;
 
 /// Files of rpm's database, in its present and its former formats.
@@ -29,11 +30,11 @@ pub const RPM_DATABASES: [&str; 9] = [
 coded_struct! {
     /// A partition of the image's disk.
     DiskPartition {
-        /// As Linux numbers it; 0 for the whole disk.
+        /// The number of the partition as in Linux; 0 for the whole disk.
         number: u32,
         /// Its first byte on the disk.
         start: u64,
-        /// Bytes.
+        /// The length in bytes.
         length: u64,
     }
 }
@@ -41,7 +42,7 @@ coded_struct! {
 coded_struct! {
     /// A file system that the guest has mounted from the disk of the image.
     GuestMount {
-        /// The mount point: absolute, without links.
+        /// The mount point: absolute, with links resolved.
         target: Vec<u8>,
         /// The type of the file system, as the kernel names it.
         kind: String,
@@ -49,17 +50,17 @@ coded_struct! {
         root: Vec<u8>,
         /// The device, as the kernel names it.
         source: Vec<u8>,
-        /// The partitions that hold it, as far as they are known.
+        /// The partitions that hold the file system, as far as they are known.
         partitions: Vec<DiskPartition>,
-        /// Whether it is on a partition itself, and on no device made of partitions.
+        /// The file system is on a partition itself, not on a device composed of partitions.
         is_plain: bool,
-        /// Whether it was there before the first step, and the files that have it mounted are as they were.
+        /// It was mounted before the first step, and the files that cause the mount have not changed since.
         is_original: bool,
-        /// The number of the subvolume that is mounted; 0 where there are none.
+        /// The number of the subvolume that is mounted; 0 if there are none.
         subvolume: u64,
-        /// The directory of the file system that is mounted without options, where that is not always its root.
+        /// The directory of the file system that is mounted without options, if that is not always its root.
         default_root: Option<Vec<u8>>,
-        /// The incompatible features of an ext file system; 0 of any other, and where they are not known.
+        /// The incompatible features of an ext file system; 0 for any other, and if they are not known.
         features: u32,
     }
 }
@@ -67,7 +68,7 @@ coded_struct! {
 /// Checks the limits of an answer, for both ends.
 ///
 /// # Errors
-/// When it is beyond them.
+/// When it exceeds them.
 pub fn check(mounts: &[GuestMount], boot: &BootReport) -> Result<(), Malformed> {
     let is_path = |path: &[u8]| path.starts_with(b"/") && path.len() <= MAX_PATH && !path.contains(&0);
     let is_sound = |mount: &GuestMount| {

@@ -1,7 +1,7 @@
-//! Patterns of absolute paths, as in a shell: `*` is any part of a name, `[0-9]` a digit, `{a,b}` at the end of a name one or the
-//! other, and `**` before the last name any number of folders. A leading `~` is the home of any user.
+//! Patterns of absolute paths, as in a shell: `*` is any part of a name, `[0-9]` a digit, `{a,b}` at the end of a name one or
+//! the other, and `**` before the last name any number of folders. A leading `~` is the home of any user.
 
-/// Where the homes of users are, as far as they are known without `/etc/passwd`.
+/// Patterns of the usual homes of users, which are known without `/etc/passwd`.
 const USUAL_HOMES: [&str; 2] = ["/root", "/home/*"];
 const DIGIT: &[u8] = b"[0-9]";
 
@@ -44,18 +44,18 @@ pub fn matches_name(pattern: &[u8], name: &[u8]) -> bool {
     }
 }
 
-/// A tree of files that patterns are looked up in.
+/// A tree of files in which patterns are expanded.
 pub trait FolderView {
-    /// Why a folder cannot be read.
+    /// The error of a folder that cannot be read.
     type Error;
 
-    /// Returns the names in a folder; none where there is no such folder.
+    /// Returns the names in a folder; none if the folder does not exist.
     ///
     /// # Errors
-    /// When it is there and cannot be read.
+    /// When it exists and cannot be read.
     fn names(&self, folder: &[u8]) -> Result<Vec<Vec<u8>>, Self::Error>;
 
-    /// Returns the names in a folder, each with whether `**` looks into it: no link and no mount point.
+    /// Returns the names in a folder, each with whether `**` descends into it: it must be no link and no mount point.
     ///
     /// # Errors
     /// As for [`FolderView::names`].
@@ -63,7 +63,7 @@ pub trait FolderView {
 }
 
 /// Returns the paths that match a pattern without `~`. A name without a wildcard is not looked up, so that the last one need
-/// not be there.
+/// not exist.
 ///
 /// # Errors
 /// When a folder cannot be read.
@@ -116,7 +116,7 @@ fn join(folder: &[u8], name: &[u8]) -> Vec<u8> {
     [folder, b"/", name].concat()
 }
 
-/// Returns the pattern for each of these homes; one without `~` is itself.
+/// Returns the pattern for each of these homes; a pattern without `~` is returned as it is.
 #[must_use]
 pub fn in_homes(pattern: &str, homes: &[String]) -> Vec<String> {
     match pattern.strip_prefix('~') {
@@ -125,7 +125,7 @@ pub fn in_homes(pattern: &str, homes: &[String]) -> Vec<String> {
     }
 }
 
-/// Returns the homes in the text of `/etc/passwd`, without the root directory.
+/// Returns the homes in the content of `/etc/passwd`, without the root directory.
 #[must_use]
 pub fn homes(passwd: &str) -> Vec<String> {
     let fields = passwd.lines().filter_map(|line| line.split(':').nth(5));

@@ -1,7 +1,8 @@
-//! The operations of sealing: the one source of what `kiln seal --list` prints, what `[seal] skip` accepts, what the agent does
-//! in the guest and what kiln then looks for in the image.
+//! The operations of sealing: the single source of what `kiln seal --list` prints, what `[seal] skip` accepts, what the
+//! agent does in the guest and what kiln then looks for in the image.
 //!
-//! Names follow virt-sysprep where it has the operation. What each treats are files, by [patterns](super::path_pattern).
+//! Names follow virt-sysprep if it has the operation. The files that an operation treats are given by
+//! [patterns](super::path_pattern).
 
 pub mod identities;
 
@@ -10,111 +11,113 @@ use identities as made;
 /// An operation of sealing.
 #[derive(Debug)]
 pub struct SealOperation {
-    /// Its name in a spec.
+    /// The name in a spec.
     pub name: &'static str,
-    /// What it does, on a line.
+    /// A one-line description.
     pub description: &'static str,
-    /// What would make all clones of the image one and the same machine.
+    /// Identities that all clones of the image would share.
     pub identities: &'static [MachineIdentity],
-    /// Whatever else it treats, in this order and after the identities.
+    /// The other files that it treats, in this order and after the identities.
     pub files: &'static [FileTreatment],
 }
 
 /// Something that must differ in each clone of an image.
 #[derive(Debug)]
 pub struct MachineIdentity {
-    /// What it is.
+    /// The name of the identity.
     pub name: &'static str,
-    /// Patterns of its files.
+    /// Patterns of the files with the identity.
     pub paths: &'static [&'static str],
-    /// What of such a file it is.
+    /// The part of such a file that is the identity.
     pub form: IdentityForm,
-    /// What keeps it from being removed.
+    /// What prevents the identity from being removed.
     pub pin: IdentityPin,
-    /// Who makes it anew.
+    /// How the identity is created anew.
     pub renewal: IdentityRenewal,
 }
 
-/// What of a file is an identity.
+/// The part of a file that is an identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IdentityForm {
-    /// The file.
+    /// The whole file.
     File,
-    /// The file, if it has a line that begins like this.
+    /// The whole file, if it has a line that begins with this string.
     FileWith(&'static str),
-    /// Only the lines that begin like this.
+    /// Only the lines that begin with this string.
     Lines(&'static str),
 }
 
-/// What ties other things in an image to an identity, so that removing it would break them.
+/// A dependency of other data in an image on an identity, so that removing the identity would break that data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IdentityPin {
-    /// Nothing.
+    /// Nothing depends on the identity.
     Loose,
-    /// A line of the same file that begins like this.
+    /// A line of the same file that begins with this string depends on it.
     Line(&'static str),
-    /// One of these files.
+    /// One of these files depends on it.
     File(&'static [&'static str]),
 }
 
-/// Who makes an identity anew in a clone.
+/// The way in which an identity is created anew in a clone.
 #[derive(Debug, Clone, Copy)]
 pub enum IdentityRenewal {
-    /// The program that uses it, where it is missing.
+    /// The program that uses it creates it if it is missing.
     WhenMissing(&'static str),
-    /// The first of these that the image has.
+    /// The first of these programs that is in the image creates it.
     By(&'static [IdentityMaker]),
-    /// The first of these that the image has. It is removed even if there is none, since sharing it is worse than lacking it.
+    /// The first of these programs that is in the image creates it. It is removed even if there is none, since sharing it is
+    /// worse than lacking it.
     Always {
-        /// Those.
+        /// The programs.
         makers: &'static [IdentityMaker],
         /// The program that does not work without it.
         user: &'static str,
-        /// What to do where none of the makers is there.
+        /// The remedy if none of the makers exists.
         remedy: &'static str,
     },
-    /// Nobody: it is kept, and warned of. What to do about it.
+    /// No program creates it: it is kept, with a warning that contains this remedy.
     Never(&'static str),
 }
 
-/// A program that makes an identity anew.
+/// A program that creates an identity anew.
 #[derive(Debug)]
 pub struct IdentityMaker {
-    /// Its name.
+    /// The name of the program.
     pub name: &'static str,
-    /// It is there if one of these files is.
+    /// Files of which one exists if the program is installed.
     pub files: &'static [&'static str],
-    /// What it wants to find in the file; none where the file has to be missing.
+    /// The content that it expects in the file; `None` if the file has to be missing.
     pub placeholder: Option<&'static str>,
 }
 
-/// How files are treated that are no identities. Files that are not there are no errors.
+/// The treatment of files that are no identities. Missing files are no errors.
 #[derive(Debug, Clone, Copy)]
 pub enum FileTreatment {
-    /// Removes what the pattern matches, folders with all that is in them.
+    /// Removes what the pattern matches, folders with all their content.
     Remove(&'static str),
     /// Removes regular files.
     RemoveFiles(&'static str),
     /// Removes the folders that are empty.
     RemoveEmptyFolder(&'static str),
-    /// Removes files that mention one of the words in any case, where the file `maker` is there, whose owner makes them anew.
+    /// Removes files that mention one of the words in any case, if the file `maker` exists, whose owner creates them anew.
     RemoveGenerated {
-        /// The pattern.
+        /// The pattern of the files.
         pattern: &'static str,
         /// The words, in lower case.
         words: &'static [&'static str],
-        /// The file.
+        /// The file of the program that generates them.
         maker: &'static str,
     },
     /// Empties files.
     Empty(&'static str),
-    /// Mounts a tmpfs over a folder, where the init system is not systemd: a seed that is saved on the way down goes with it.
+    /// Mounts a tmpfs over a folder if the init system is not systemd: a seed that is saved during shutdown disappears with
+    /// it.
     HideFromShutdown(&'static str),
 }
 
 use FileTreatment::{Empty, HideFromShutdown, Remove, RemoveEmptyFolder, RemoveFiles, RemoveGenerated};
 
-/// Returns the treatment of a configuration that cloud-init generated for the build's own instance.
+/// Creates the treatment of a configuration that cloud-init generated for the build's own instance.
 const fn generated(pattern: &'static str) -> FileTreatment {
     RemoveGenerated { pattern, words: &["cloud-init", "datasource"], maker: "/etc/cloud/cloud.cfg" }
 }
@@ -379,7 +382,7 @@ pub static OPERATIONS: [SealOperation; 26] = [
 ];
 
 impl MachineIdentity {
-    /// Returns the files that pin it.
+    /// Returns the files that pin the identity.
     #[must_use]
     pub fn pinning_files(&self) -> &'static [&'static str] {
         match self.pin {
@@ -388,7 +391,7 @@ impl MachineIdentity {
         }
     }
 
-    /// Returns what to do so that clones do not share it, where it is in an image and stays there.
+    /// Returns the remedy that keeps clones from sharing the identity, if it is in an image and is not removed.
     #[must_use]
     pub fn remedy(&self, is_pinned: bool) -> String {
         match (self.renewal, self.form) {
@@ -409,7 +412,7 @@ impl MachineIdentity {
 }
 
 impl IdentityForm {
-    /// Returns whether a file of this content is, or holds, the identity.
+    /// Returns whether a file of this content is the identity, or contains it.
     #[must_use]
     pub fn is_in(&self, content: &[u8]) -> bool {
         match self {
@@ -419,14 +422,14 @@ impl IdentityForm {
     }
 }
 
-/// Returns whether a line begins like this, after blanks.
+/// Returns whether a line begins with this string, after blanks.
 #[must_use]
 pub fn has_line(content: &[u8], beginning: &str) -> bool {
     content.split(|byte| *byte == b'\n').any(|line| line.trim_ascii_start().starts_with(beginning.as_bytes()))
 }
 
 impl IdentityRenewal {
-    /// Returns the programs that may make the identity anew, where it depends on the image.
+    /// Returns the programs that may create the identity anew, if that depends on the image.
     #[must_use]
     pub fn makers(&self) -> &'static [IdentityMaker] {
         match self {
@@ -435,7 +438,7 @@ impl IdentityRenewal {
         }
     }
 
-    /// Returns whether a file of this content waits for a program that fills it.
+    /// Returns whether a file of this content is a placeholder that a program replaces.
     #[must_use]
     pub fn is_placeholder(&self, content: &[u8]) -> bool {
         let content = content.trim_ascii();
@@ -443,7 +446,7 @@ impl IdentityRenewal {
         placeholders.any(|placeholder| placeholder.trim().as_bytes() == content)
     }
 
-    /// Returns whether somebody makes it anew in an image that has the files of which `exists` is true.
+    /// Returns whether a program creates the identity anew in an image; `exists` returns whether the image has a file.
     ///
     /// # Errors
     /// Those of `exists`.
@@ -456,7 +459,7 @@ impl IdentityRenewal {
     }
 }
 
-/// Returns the first of several programs that is there.
+/// Returns the first of several programs that is installed.
 ///
 /// # Errors
 /// Those of `exists`.

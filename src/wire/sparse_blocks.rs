@@ -1,19 +1,20 @@
-//! The digest of a file that has more zeroes than can be hashed in reasonable time: for both ends, since both list files.
+//! The digest of a file that has more zeroes than can be hashed in reasonable time. Both ends use this code, since both list
+//! files.
 //!
 //! A file that is longer than [`LIMIT`], and whose blocks of zeroes have more than [`LIMIT`] bytes together, is listed with
 //! the SHA-256 of its other blocks: for each block of 4096 bytes that is not all zero, in order, its offset in the file as
 //! eight bytes, the lowest first, and its bytes; the last block of a file may be shorter. It does not matter whether zeroes
 //! are a hole or were written.
 
-/// Zeroes up to here are hashed as the content that they are, bytes.
+/// Up to this number of bytes, zeroes are hashed like other content.
 pub const LIMIT: u64 = 1 << 30;
 
 const BLOCK: usize = 4096;
 
-/// Cuts a file into blocks and passes those on that are to be hashed.
+/// Splits a file into blocks and passes on those that are hashed.
 pub struct BlockFilter<S: FnMut(&[u8])> {
     sink: S,
-    /// Where `block` begins in the file.
+    /// The offset of `block` in the file.
     at: u64,
     /// The block that is not complete yet.
     block: Vec<u8>,
@@ -21,12 +22,12 @@ pub struct BlockFilter<S: FnMut(&[u8])> {
 }
 
 impl<S: FnMut(&[u8])> BlockFilter<S> {
-    /// Begins a file whose bytes to hash are given to `sink`.
+    /// Begins a file whose bytes to hash are passed to `sink`.
     pub fn new(sink: S) -> Self {
         Self { sink, at: 0, block: Vec::with_capacity(BLOCK), zeroes: 0 }
     }
 
-    /// Adds bytes.
+    /// Adds the next bytes of the file.
     pub fn add_data(&mut self, bytes: &[u8]) {
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -38,7 +39,7 @@ impl<S: FnMut(&[u8])> BlockFilter<S> {
         }
     }
 
-    /// Adds zeroes, in no more time however many there are.
+    /// Adds zeroes, in a time that does not depend on their number.
     pub fn add_zeroes(&mut self, count: u64) {
         let missing = (BLOCK - self.block.len()) % BLOCK;
         let filled = usize::try_from(count).unwrap_or(BLOCK).min(missing);
@@ -68,7 +69,7 @@ impl<S: FnMut(&[u8])> BlockFilter<S> {
         self.block.clear();
     }
 
-    /// Ends the file. Returns whether it is to be listed with this digest.
+    /// Ends the file. Returns whether it is listed with this digest.
     #[must_use]
     pub fn is_sparse(mut self) -> bool {
         self.end_block();
@@ -80,7 +81,7 @@ impl<S: FnMut(&[u8])> BlockFilter<S> {
 mod tests {
     use super::*;
 
-    /// What is hashed of a file of these parts, and whether it is sparse.
+    /// Returns the bytes that are hashed for a file of these parts, and whether it is sparse.
     fn hashed(parts: &[(u64, &[u8])]) -> (Vec<u8>, bool) {
         let mut bytes = Vec::new();
         let mut filter = BlockFilter::new(|piece| bytes.extend_from_slice(piece));

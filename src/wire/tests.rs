@@ -2,7 +2,8 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 
-use super::boot_mounts::{BootMount, BootReport, MountPolicy};
+use super::boot_mount::{BootMount, MountPolicy};
+use super::boot_mounts::BootReport;
 use super::message::{Facts, Origin, Pair, ShellScript, TtySize};
 use super::mounts::{DiskPartition, GuestMount};
 use super::*;
@@ -174,7 +175,7 @@ fn hello() -> Message {
     Message::Hello { origin: Origin, facts }
 }
 
-/// All frames of a port that gave its bytes in pieces of this size.
+/// Returns all frames of a port that delivered its bytes in pieces of this size.
 fn cut(mut splitter: Splitter, bytes: &[u8], piece: usize) -> Result<Vec<Frame>, Malformed> {
     let mut frames = Vec::new();
     for piece in bytes.chunks(piece) {
@@ -247,7 +248,7 @@ proptest! {
     #[test]
     fn a_greeting_is_found_behind_any_garbage(garbage in vec(any::<u8>(), 0..500), piece in 1usize..100) {
         let mut bytes = garbage;
-        // A stale magic whose length covers the true greeting, and one cut short.
+        // A stale magic whose length covers the true greeting, and one that is cut short.
         bytes.extend_from_slice(&MAGIC);
         bytes.extend_from_slice(&4000u32.to_le_bytes());
         bytes.extend_from_slice(&MAGIC[..9]);

@@ -5,10 +5,9 @@
 //! record = length: u32 LE, body of that length          then, after a Data record, the content itself
 //! ```
 //!
-//! A folder's entry comes before what is in it; its `Leave` comes after, and only then its times can be set. The content
-//! of a file follows its entry as data extents in ascending order; what lies between them are holes. On a device, large
-//! extents begin at a multiple of [`BLOCK`], after a `Pad`, so that direct I/O can go from the device to the file
-//! without a copy.
+//! A folder's entry precedes its content; its `Leave` follows the content, and only then its times can be set. The content
+//! of a file follows its entry as data extents in ascending order, with holes between them. On a device, large extents begin
+//! at a multiple of [`BLOCK`], after a `Pad`, so that direct I/O can go from the device to the file without a copy.
 
 use std::io::{self, BufRead, Write};
 
@@ -19,10 +18,10 @@ pub mod limits;
 pub use limits::{MAX_NOTE, MAX_PATH, MAX_XATTRS, is_name};
 use limits::{check, check_note};
 
-/// What direct I/O needs: addresses, offsets and lengths are multiples of this.
+/// The alignment that direct I/O needs: addresses, offsets and lengths are multiples of it.
 pub const BLOCK: usize = 4096;
 
-/// An extent at least this large is aligned on a device.
+/// The size from which on an extent is aligned on a device.
 pub const LARGE: u64 = 64 * 1024;
 
 const MAX_RECORD: usize = MAX_XATTRS + 3 * MAX_PATH;
@@ -32,27 +31,27 @@ const DATA_RECORD: u64 = 4 + 1 + 8 + 8;
 const PAD_RECORD: u64 = 4 + 1 + 4;
 
 coded_struct! {
-    /// Whose the files become, by name or number, as the guest knows them.
+    /// The owner of the files, by name or number, as the guest knows them.
     Owner {
-        /// User.
+        /// The user.
         user: String,
-        /// Group; the user's own where absent.
+        /// The group; the user's own if absent.
         group: Option<String>,
     }
 }
 
 coded_struct! {
-    /// Where a tree goes. The sender of a fetched tree leaves it empty.
+    /// The destination of a tree. The sender of a fetched tree leaves it empty.
     Head {
-        /// Absolute path in the guest.
+        /// An absolute path in the guest.
         to: Vec<u8>,
-        /// The source's own name.
+        /// The name of the source.
         name: Vec<u8>,
-        /// `to` is a folder, and the source goes into it under its own name.
+        /// `to` is a folder, and the source is written into it under its own name.
         into: bool,
-        /// What is in the source folder goes into `to`, not the folder.
+        /// The content of the source folder is written into `to`, not the folder.
         contents: bool,
-        /// `root:root` where absent.
+        /// The owner of the files; `root:root` if absent.
         owner: Option<Owner>,
     }
 }
@@ -60,38 +59,39 @@ coded_struct! {
 coded_struct! {
     /// One extended attribute.
     Xattr {
-        /// Name with its namespace.
+        /// The name with its namespace.
         name: Vec<u8>,
-        /// Value.
+        /// The value of the attribute.
         value: Vec<u8>,
     }
 }
 
 coded_enum! {
-    /// What an entry is.
+    /// The type of an entry.
     Kind as "kind of entry" {
         /// A regular file.
         1 File {
-            /// Its length, bytes.
+            /// The length in bytes.
             size: u64,
         }
-        /// A folder; what is in it follows.
+        /// A folder; its content follows.
         2 Dir {}
         /// The end of that folder, with the same metadata.
         3 Leave {}
         /// A symbolic link.
         4 Symlink {
-            /// What it says.
+            /// The target of the link.
             target: Vec<u8>,
         }
         /// Another name of an earlier file.
         5 Hardlink {
-            /// That entry's path.
+            /// The path of the earlier file.
             target: Vec<u8>,
         }
         /// A named pipe.
         6 Fifo {}
-        /// A socket. Only the sender of a fetched tree names sockets and devices, for the receiver to say that they are left out.
+        /// A socket. Only the sender of a fetched tree sends sockets and devices, so that the receiver can report that they
+        /// are left out.
         7 Socket {}
         /// A device.
         8 Device {}
@@ -101,27 +101,27 @@ coded_enum! {
 coded_struct! {
     /// One entry of the tree.
     Entry {
-        /// Relative to the root, which is the empty path; not always UTF-8.
+        /// The path relative to the root, which is the empty path; not always UTF-8.
         path: Vec<u8>,
         /// Permission bits, with setuid, setgid and sticky.
         mode: u16,
-        /// Modification time, nanoseconds since the epoch.
+        /// The modification time, in nanoseconds since the epoch.
         mtime: i64,
         /// Extended attributes.
         xattrs: Vec<Xattr>,
-        /// What it is.
+        /// The type of the entry.
         kind: Kind,
     }
 }
 
 coded_struct! {
-    /// What the sender of a fetched tree says of a file.
+    /// A note of the sender of a fetched tree about a file.
     TreeNote {
-        /// Relative to the root, as that of an entry.
+        /// The path relative to the root, as that of an entry.
         path: Vec<u8>,
-        /// Whether the tree has no entry for it.
+        /// The tree has no entry for the file.
         is_left_out: bool,
-        /// What happened, to be read after its name; at most [`MAX_NOTE`] bytes.
+        /// What happened, to be read after the file's name; at most [`MAX_NOTE`] bytes.
         text: String,
     }
 }
@@ -129,64 +129,64 @@ coded_struct! {
 coded_enum! {
     /// One record of the stream.
     Record as "record" {
-        /// The first.
+        /// The first record.
         1 Head {
-            /// `kilntree` as a number.
+            /// The string `kilntree` as a number.
             mark: u64,
-            /// Where to.
+            /// The destination of the tree.
             head: Head,
         }
         /// A file, folder or link.
         2 Entry {
-            /// Its description.
+            /// The entry.
             entry: Entry,
         }
         /// Content of the file before it; the bytes follow the record.
         3 Data {
-            /// Where in the file.
+            /// The offset in the file.
             offset: u64,
-            /// How many bytes.
+            /// The number of bytes.
             length: u64,
         }
-        /// Zeros, so that what follows is aligned.
+        /// Zeros that align the content after them.
         4 Pad {
-            /// How many.
+            /// The number of zeros.
             length: u32,
         }
-        /// Something that a person should know. Only fetched trees have notes.
+        /// A note for the user. Only fetched trees have notes.
         6 Note {
-            /// Of which file, and what.
+            /// The file, and the note about it.
             note: TreeNote,
         }
-        /// The last.
+        /// The last record.
         5 End {
-            /// What there was.
+            /// The totals of the tree.
             totals: Totals,
         }
     }
 }
 
 coded_struct! {
-    /// What a tree holds.
+    /// The totals of a tree.
     #[derive(Copy, Default)]
     Totals {
-        /// Everything that has an entry.
+        /// The number of entries.
         entries: u64,
-        /// Bytes of content in data extents.
+        /// The number of bytes of content in data extents.
         bytes: u64,
     }
 }
 
-/// Whether large extents are aligned.
+/// The alignment of large extents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
-    /// As small as can be, for a port.
+    /// No alignment, for a port.
     Packed,
-    /// For a block device.
+    /// Large extents are aligned, for a block device.
     Aligned,
 }
 
-/// Writes a tree stream.
+/// The writer of a tree stream.
 #[derive(Debug)]
 pub struct Encoder<W> {
     out: W,
@@ -200,7 +200,7 @@ impl<W: Write> Encoder<W> {
     /// Begins a stream with its head.
     ///
     /// # Errors
-    /// What writing says; this holds for all methods.
+    /// When writing fails; this applies to all methods.
     pub fn new(out: W, layout: Layout, head: Head) -> io::Result<Self> {
         let mut new = Self { out, layout, position: 0, totals: Totals::default(), record: Vec::new() };
         new.put(&Record::Head { mark: MARK, head })?;
@@ -210,7 +210,7 @@ impl<W: Write> Encoder<W> {
     /// Adds an entry.
     ///
     /// # Errors
-    /// Also when its path, names or attributes are beyond the limits.
+    /// Also when its path, names or attributes exceed the limits.
     pub fn entry(&mut self, entry: Entry) -> io::Result<()> {
         check(&entry).map_err(invalid)?;
         self.totals.entries += u64::from(entry.kind != Kind::Leave {});
@@ -220,7 +220,7 @@ impl<W: Write> Encoder<W> {
     /// Adds a note.
     ///
     /// # Errors
-    /// Also when its path is beyond the limits.
+    /// Also when its path exceeds the limits.
     pub fn note(&mut self, mut note: TreeNote) -> io::Result<()> {
         while note.text.len() > MAX_NOTE {
             note.text.pop();
@@ -232,7 +232,7 @@ impl<W: Write> Encoder<W> {
     /// Announces an extent of the file added last; exactly `length` bytes of [`Encoder::content`] must follow.
     ///
     /// # Errors
-    /// What writing says.
+    /// When writing fails.
     pub fn data(&mut self, offset: u64, length: u64) -> io::Result<()> {
         if self.layout == Layout::Aligned && length >= LARGE {
             let unpadded = self.position + PAD_RECORD + DATA_RECORD;
@@ -247,7 +247,7 @@ impl<W: Write> Encoder<W> {
     /// Adds bytes of the extent announced last.
     ///
     /// # Errors
-    /// What writing says.
+    /// When writing fails.
     pub fn content(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.position += bytes.len() as u64;
         self.out.write_all(bytes)
@@ -256,7 +256,7 @@ impl<W: Write> Encoder<W> {
     /// Ends the stream.
     ///
     /// # Errors
-    /// What writing says.
+    /// When writing fails.
     pub fn finish(mut self) -> io::Result<Totals> {
         let totals = self.totals;
         self.put(&Record::End { totals })?;
@@ -264,7 +264,7 @@ impl<W: Write> Encoder<W> {
         Ok(totals)
     }
 
-    /// Bytes of the stream so far.
+    /// Returns how many bytes the stream has so far.
     #[must_use]
     pub fn position(&self) -> u64 {
         self.position
@@ -281,23 +281,23 @@ impl<W: Write> Encoder<W> {
     }
 }
 
-/// What [`Decoder::next_item`] found.
+/// The result of [`Decoder::next_item`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum Item {
-    /// An entry.
+    /// An entry of the tree.
     Entry(Entry),
     /// An extent of the file before it; read it with [`Decoder::content`].
     Data {
-        /// Where in the file. Extents ascend, do not overlap and lie within the file.
+        /// The offset in the file. Extents ascend, do not overlap and lie within the file.
         offset: u64,
     },
-    /// A note on a file. It counts for nothing.
+    /// A note on a file. It is not counted in the totals.
     Note(TreeNote),
     /// The end; nothing may follow.
     End(Totals),
 }
 
-/// Reads a tree stream. Every path it gives out is relative, without `.` or `..`, and within the limits.
+/// The reader of a tree stream. Every path that it returns is relative, without `.` or `..`, and within the limits.
 #[derive(Debug)]
 pub struct Decoder<R> {
     input: R,
@@ -317,7 +317,7 @@ impl<R: BufRead> Decoder<R> {
     /// Reads the head.
     ///
     /// # Errors
-    /// What reading says; `InvalidData` for bytes that are no tree stream. This holds for all methods.
+    /// When reading fails; `InvalidData` if the bytes are no tree stream. This applies to all methods.
     pub fn new(input: R) -> io::Result<(Self, Head)> {
         let mut new = Self { input, record: Vec::new(), left: 0, file: None, totals: Totals::default() };
         match new.record()? {
@@ -326,7 +326,7 @@ impl<R: BufRead> Decoder<R> {
         }
     }
 
-    /// The next entry or extent. What was left of the extent before is skipped.
+    /// Reads the next entry or extent. The rest of the previous extent is skipped.
     ///
     /// # Errors
     /// As [`Decoder::new`].
@@ -346,7 +346,7 @@ impl<R: BufRead> Decoder<R> {
         }
     }
 
-    /// Only content is padded: a stream of nothing but padding would have no end.
+    /// Reads the extent after padding. Only content is padded: a stream of nothing but padding would have no end.
     fn padded_data(&mut self) -> io::Result<Item> {
         match self.record()? {
             Record::Data { offset, length } => self.take_data(offset, length),
@@ -354,7 +354,7 @@ impl<R: BufRead> Decoder<R> {
         }
     }
 
-    /// Content of the extent, as much as is at hand; empty at its end. Call [`Decoder::consume`] when done with it.
+    /// Returns content of the extent, as much as is available; empty at its end. Call [`Decoder::consume`] when it was used.
     ///
     /// # Errors
     /// As [`Decoder::new`].
@@ -370,7 +370,7 @@ impl<R: BufRead> Decoder<R> {
         Ok(&bytes[..n])
     }
 
-    /// `n` bytes of [`Decoder::content`] were used.
+    /// Marks `n` bytes of [`Decoder::content`] as used.
     pub fn consume(&mut self, n: usize) {
         self.left -= n as u64;
         self.input.consume(n);
@@ -397,7 +397,7 @@ impl<R: BufRead> Decoder<R> {
     fn take_data(&mut self, offset: u64, length: u64) -> io::Result<Item> {
         let bad = || invalid(Malformed::Range("extent"));
         let file = self.file.as_mut().ok_or_else(bad)?;
-        // An empty extent brings the file no nearer to its end: there would be room for any number of them.
+        // An empty extent does not advance the file towards its end: any number of them would be allowed.
         let inside = |end: &u64| length > 0 && offset >= file.end && *end <= file.size;
         let end = offset.checked_add(length).filter(inside).ok_or_else(bad)?;
         file.end = end;

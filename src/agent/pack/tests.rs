@@ -1,4 +1,4 @@
-//! Trees that change while they are packed, and files that the kernel makes up.
+//! Tests of trees that change while they are packed, and of files that the kernel generates.
 
 use std::cell::RefCell;
 use std::fs::OpenOptions;
@@ -8,8 +8,8 @@ use crate::wire::tree::{Decoder, Head, Item, Layout};
 
 const HEAD: Head = Head { to: Vec::new(), name: Vec::new(), into: false, contents: false, owner: None };
 
-/// Takes a stream, and changes the tree before one of its records: by that time an entry has been sent, and its content is
-/// yet to come.
+/// A writer that changes the tree before one of the stream's records: by then an entry has been sent, and its content is yet
+/// to come.
 struct MeddlingWriter<F> {
     stream: Vec<u8>,
     writes: usize,
@@ -32,7 +32,7 @@ impl<F: FnMut()> Write for &mut MeddlingWriter<F> {
     }
 }
 
-/// What came of a fetch.
+/// The result of a fetch.
 #[derive(Debug, Default)]
 struct Arrived {
     /// Regular files and their content, holes as zeros.
@@ -41,7 +41,7 @@ struct Arrived {
     left_out: Vec<String>,
 }
 
-/// Packs a living tree, which is meddled with before the given record.
+/// Packs a living tree, and calls `meddle` before the given record.
 fn fetch(root: &Path, at: usize, meddle: impl FnMut()) -> Result<Arrived, PackError> {
     let mut writer = MeddlingWriter { stream: Vec::new(), writes: 0, at, meddle };
     pack(root, Encoder::new(&mut writer, Layout::Packed, HEAD).unwrap(), &mut FetchedFiles)?;
@@ -99,7 +99,7 @@ fn an_empty_file_that_grows_stays_empty() {
     let temp = tempfile::tempdir().unwrap();
     let log = temp.path().join("log");
     fs::write(&log, "").unwrap();
-    // Opened, and then a line comes: the attributes are read before the entry is written.
+    // A line is appended after the file was opened: its attributes are read before its entry is written.
     let file = File::open(&log).unwrap();
     let metadata = file.metadata().unwrap();
     append(&log, b"line\n");
@@ -119,7 +119,7 @@ fn a_file_that_shrinks_is_filled_up_with_zeros() {
     let temp = tempfile::tempdir().unwrap();
     let log = temp.path().join("log");
     fs::write(&log, vec![b'x'; 3 << 20]).unwrap();
-    // After its first piece, as when a log is rotated by copying and truncating.
+    // The file is cut after its first piece, as when a log is rotated by copying and truncating.
     let cut = || OpenOptions::new().write(true).open(&log).unwrap().set_len(100).unwrap();
     let arrived = fetch(&log, 3, cut).unwrap();
     let content = &arrived.files[0].1;
@@ -195,7 +195,7 @@ fn folders_of_the_kernel_are_read_as_far_as_they_can_be() {
     let read = fetch(Path::new("/proc/sys/vm"), 0, || ()).unwrap();
     let swappiness = read.files.iter().find(|(name, _)| name == "swappiness");
     assert_eq!(swappiness.unwrap().1, fs::read("/proc/sys/vm/swappiness").unwrap());
-    // Nobody may read what makes the kernel compact its memory.
+    // Nobody may read the file that makes the kernel compact its memory.
     let unreadable = |name: &str| fs::read(format!("/proc/sys/vm/{name}")).is_err();
     if Path::new("/proc/sys/vm/compact_memory").exists() && unreadable("compact_memory") {
         let named = read.left_out.iter().any(|line| line.starts_with("compact_memory: cannot be read: "));

@@ -1,4 +1,4 @@
-//! A tree of files that is sealed. What is mounted in it stays, and attributes of chattr(1) are no obstacle.
+//! A tree of files that is sealed. Mounts in it are kept, and attributes of chattr(1) do not prevent changes.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -14,7 +14,7 @@ use crate::wire::path_pattern::{self, FolderView};
 
 /// `FS_IMMUTABLE_FL` and `FS_APPEND_FL`: `chattr +i` and `+a`.
 const PROTECTING: u64 = 0x10 | 0x20;
-/// Larger configuration files are not read, bytes.
+/// The largest configuration file that is read, in bytes.
 const LARGEST: u64 = 1 << 20;
 
 /// The root folder of a guest.
@@ -27,29 +27,29 @@ pub struct SealRoot {
 }
 
 impl SealRoot {
-    /// Takes a folder for the root of a guest, with file systems mounted at these paths.
+    /// Creates the root of a guest from a folder, with file systems mounted at these paths.
     pub fn new(root: PathBuf, mount_points: HashSet<PathBuf>) -> Self {
         let passwd = fs::read(root.join("etc/passwd")).unwrap_or_default();
         let homes = path_pattern::homes(&String::from_utf8_lossy(&passwd));
         Self { root, mount_points, homes, notes: RefCell::default() }
     }
 
-    /// Returns what was noticed, for the debug log.
+    /// Returns the notes for the debug log, and clears them.
     pub fn take_notes(&self) -> Vec<String> {
         self.notes.take()
     }
 
-    /// Returns where a path of the guest is.
+    /// Returns the path on this machine of a path of the guest.
     pub fn place(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
     }
 
-    /// Returns whether something is at a path of the guest.
+    /// Returns whether a path of the guest exists.
     pub fn exists(&self, path: &str) -> bool {
         self.place(path).exists()
     }
 
-    /// Returns the places of what matches a pattern and is there.
+    /// Returns the existing paths that match a pattern.
     pub fn find(&self, pattern: &str) -> Result<Vec<PathBuf>, Refusal> {
         let mut found = Vec::new();
         for pattern in path_pattern::in_homes(pattern, &self.homes) {
@@ -64,12 +64,12 @@ impl SealRoot {
         self.root.join(OsString::from_vec(path.strip_prefix(b"/").unwrap_or(path).to_vec()))
     }
 
-    /// Removes a file, a link, or a folder with all that is in it, but for what is mounted there.
+    /// Removes a file, a link, or a folder with all its content, except for what is mounted there.
     pub fn remove(&self, place: &Path) -> Result<(), Refusal> {
         self.remove_all(place).map(|_| ())
     }
 
-    /// Returns whether nothing is left.
+    /// Removes the entry at a path with all its content, and returns whether nothing is left.
     fn remove_all(&self, place: &Path) -> Result<bool, Refusal> {
         if self.mount_points.contains(place) {
             self.notes.borrow_mut().push(format!("{} is kept: a file system is mounted there", place.display()));
@@ -117,7 +117,7 @@ pub fn empty_file(place: &Path) -> Result<(), Refusal> {
     }
 }
 
-/// Writes a file, in place where there is one.
+/// Writes a file, in place if it exists.
 pub fn write_file(place: &Path, content: &[u8]) -> Result<(), Refusal> {
     let write = || {
         let mut options = OpenOptions::new();
@@ -125,13 +125,13 @@ pub fn write_file(place: &Path, content: &[u8]) -> Result<(), Refusal> {
         io::Write::write_all(&mut file, content)
     };
     match unprotected(place, write) {
-        // Its folder is not there either: nobody looks for it.
+        // The folder does not exist either: nothing reads the file.
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         written => written.map_err(|error| refusal(place, &error)),
     }
 }
 
-/// Reads a regular file, unless it is larger than any that is looked for.
+/// Reads a regular file, unless it is larger than any configuration file.
 pub fn read_file(place: &Path) -> Result<Option<Vec<u8>>, Refusal> {
     match metadata(place)? {
         Some(about) if about.is_file() && about.len() <= LARGEST => {
@@ -165,12 +165,12 @@ fn refusal(place: &Path, error: &io::Error) -> Refusal {
     Refusal::io(place.display(), error)
 }
 
-/// Returns what is at a place itself, link or not.
+/// Returns the metadata of the entry at a path; links are not followed.
 fn metadata(place: &Path) -> Result<Option<Metadata>, Refusal> {
     existing(fs::symlink_metadata(place)).map_err(|error| refusal(place, &error))
 }
 
-/// Returns none where the result is that nothing is there.
+/// Returns `None` if the error is that nothing exists there.
 fn existing<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
@@ -182,7 +182,7 @@ fn folder_names(place: &Path) -> io::Result<Vec<OsString>> {
     fs::read_dir(place)?.map(|entry| entry.map(|entry| entry.file_name())).collect()
 }
 
-/// Does something to a file that is append-only or immutable, or is in such a folder, as if it was not. Whatever is there
+/// Does something to a file that is append-only or immutable, or is in such a folder, as if it was not. Whatever exists
 /// afterwards has its attributes again.
 fn unprotected(place: &Path, act: impl Fn() -> io::Result<()>) -> io::Result<()> {
     match act() {
@@ -192,7 +192,7 @@ fn unprotected(place: &Path, act: impl Fn() -> io::Result<()>) -> io::Result<()>
     let protected: Vec<(File, u64)> = place.parent().into_iter().chain([place]).filter_map(unprotect).collect();
     let done = act();
     for (file, flags) in protected {
-        // A file that was removed needs none.
+        // A file that was removed needs no attributes.
         if file.metadata().is_ok_and(|about| about.nlink() > 0) {
             sys::set_inode_flags(&file, flags)?;
         }
@@ -200,7 +200,7 @@ fn unprotected(place: &Path, act: impl Fn() -> io::Result<()>) -> io::Result<()>
     done
 }
 
-/// Takes those attributes from a file or a folder, and returns it with all that it had.
+/// Clears those attributes of a file or a folder, and returns it with the attributes that it had.
 fn unprotect(place: &Path) -> Option<(File, u64)> {
     let is_plain = fs::symlink_metadata(place).is_ok_and(|about| about.is_file() || about.is_dir());
     let opened = OpenOptions::new().read(true).custom_flags(sys::O_NOFOLLOW | sys::O_NONBLOCK).open(place);
@@ -210,7 +210,7 @@ fn unprotect(place: &Path) -> Option<(File, u64)> {
     Some((file, flags))
 }
 
-/// Returns whether this is a link to the machine ID, which stays.
+/// Returns whether this is a link to the machine ID. Such a link is kept.
 pub fn is_machine_id_link(place: &Path) -> bool {
     fs::read_link(place).is_ok_and(|target| target.as_os_str().as_bytes().ends_with(b"etc/machine-id"))
 }

@@ -1,12 +1,12 @@
-//! Generalises the guest from inside, just before it powers off, in the agent's own process: under software emulation a process
-//! costs tens of milliseconds, and there are hundreds of files.
+//! Generalises the guest from inside, just before it powers off, in the agent's own process: under software emulation a
+//! process costs tens of milliseconds, and there are hundreds of files.
 //!
 //! ```text
-//! services   everything that still writes is stopped: a service that logs its own end would undo the work
-//! unmounting what steps left mounted, since nothing behind a mount may be lost
-//! operations the table of `wire::sealing`, by files
-//! times      those later than the build's epoch, if it has one
-//! trimming   what deleted files leave in free blocks is discarded, so that it is neither converted nor published
+//! services   stops everything that still writes: a service that logs its own end would undo the work
+//! unmounting unmounts what steps left mounted, since no file behind a mount may be lost
+//! operations carries out the table of `wire::sealing`, by files
+//! times      sets back times later than the build's epoch, if there is one
+//! trimming   discards free blocks, so that deleted content is neither converted nor published
 //! ```
 
 mod files;
@@ -29,28 +29,28 @@ use std::time::Instant;
 
 use self::files::SealRoot;
 use super::leftovers::Leftovers;
-use super::mounts::{self, MountLine};
+use super::mount_table::{self, MountLine};
 use super::{Refusal, sys};
 use crate::wire::sealing::{OPERATIONS, SealOperation};
 use crate::wire::{Class, SealReport, SealRequest, UNIT_FOLDERS};
 
-/// Where a running systemd has units that are on no disk.
+/// The folders in which a running systemd has units that are on no disk.
 const TRANSIENT_UNIT_FOLDERS: [&str; 4] =
     ["/run/systemd/system", "/run/systemd/transient", "/run/systemd/generator", "/run/systemd/generator.late"];
-/// What systemd makes when it is PID 1 (`sd_booted(3)`).
+/// The folder that systemd creates when it is PID 1 (`sd_booted(3)`).
 const SYSTEMD: &str = "/run/systemd/system";
 /// The most notes in a report.
 const MOST_NOTES: usize = 64;
 
-/// Seals the guest. `records` takes the files whose times were set back.
+/// Seals the guest. The files whose times were set back are written to `records`.
 ///
 /// # Errors
 /// When an operation is not known, or cannot be carried out.
 pub fn seal(request: &SealRequest, left: &Leftovers, records: &mut impl Write) -> Result<SealReport, Refusal> {
     let mut run = SealRun::default();
     let operations = find_operations(&request.operations)?;
-    // The most of what is free will stay so, and the services end meanwhile: in the end only the rest is looked at.
-    let trimmed = thread::spawn(|| mounts::read_table().map(|table| trimming::trim(&table)));
+    // Most free blocks stay free, and the services end meanwhile: afterwards only the remaining ones have to be discarded.
+    let trimmed = thread::spawn(|| mount_table::read_table().map(|table| trimming::trim(&table)));
     let still_running = services::stop();
     run.report.notes.extend(still_running.iter().map(|unit| format!("{unit} has not ended")));
     run.note("services stopped");
@@ -58,7 +58,7 @@ pub fn seal(request: &SealRequest, left: &Leftovers, records: &mut impl Write) -
     run.note("free blocks discarded");
     run.report.unmounted = unmounting::unmount_left(left)?;
     run.note("file systems unmounted");
-    let table = mounts::read_table()?;
+    let table = mount_table::read_table()?;
     let root = SealRoot::new(PathBuf::from("/"), mount_points(&table));
     for operation in operations {
         operations::carry_out(&root, operation)?;
@@ -76,12 +76,12 @@ pub fn seal(request: &SealRequest, left: &Leftovers, records: &mut impl Write) -
     Ok(run.report)
 }
 
-/// Returns where units of systemd are.
+/// Returns the folders that contain systemd units.
 fn unit_folders() -> impl Iterator<Item = &'static str> + Clone {
     UNIT_FOLDERS.into_iter().chain(TRANSIENT_UNIT_FOLDERS)
 }
 
-/// What is known of a sealing under way.
+/// The report of a sealing under way.
 struct SealRun {
     since: Instant,
     report: SealReport,
@@ -94,7 +94,7 @@ impl Default for SealRun {
 }
 
 impl SealRun {
-    /// Notes that something is done, and how long it took.
+    /// Notes that a phase is done, and how long it took.
     fn note(&mut self, what: &str) {
         self.report.notes.push(format!("{what} in {:.3} s", self.since.elapsed().as_secs_f64()));
         self.since = Instant::now();

@@ -1,4 +1,4 @@
-//! Carries out the operations of the table on a tree of files.
+//! Carries out the operations of the sealing table on a tree of files.
 
 use std::path::Path;
 
@@ -22,7 +22,7 @@ pub fn carry_out(root: &SealRoot, operation: &SealOperation) -> Result<(), Refus
     })
 }
 
-/// Removes an identity that is made anew.
+/// Removes an identity that the next boot creates anew.
 fn forget(root: &SealRoot, identity: &MachineIdentity) -> Result<(), Refusal> {
     let renewal = &identity.renewal;
     let maker = find_maker(renewal.makers(), &mut |file| Ok::<_, Refusal>(root.exists(file)))?;
@@ -67,7 +67,7 @@ fn forget_path(root: &SealRoot, identity: &MachineIdentity, path: &str) -> Resul
     Ok(())
 }
 
-/// Removes the lines of a file that begin like this.
+/// Removes the lines of a file that begin with this string, unless another line of it pins them.
 fn drop_lines(place: &Path, beginning: &str, pin: IdentityPin) -> Result<(), Refusal> {
     let Some(content) = read_file(place)? else { return Ok(()) };
     let is_pinned = matches!(pin, IdentityPin::Line(line) if has_line(&content, line));
@@ -107,7 +107,7 @@ fn remove_mentioning(root: &SealRoot, place: &Path, words: &[&str]) -> Result<()
     if words.iter().any(is_in) { root.remove(place) } else { Ok(()) }
 }
 
-/// Mounts a tmpfs over a folder, so that what is written there on the way down is lost.
+/// Mounts a tmpfs over a folder, so that files written there during shutdown are lost.
 fn hide_from_shutdown(root: &SealRoot, folder: &str) -> Result<(), Refusal> {
     let place = root.place(folder);
     if root.exists(SYSTEMD) || !place.is_dir() {

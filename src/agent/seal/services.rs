@@ -1,4 +1,4 @@
-//! Stops everything that still writes.
+//! Stops all services that still write.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -15,24 +15,24 @@ use super::super::bus::Bus;
 use super::super::login::SYSTEM_PATH;
 use super::{SYSTEMD, unit_folders};
 
-/// systemd stops a service within 90 s, unless it is told otherwise.
+/// How long services may take to end. systemd stops a service within 90 s, unless configured otherwise.
 const PATIENCE: Duration = Duration::from_secs(5 * 60);
-/// How often it is looked whether services have ended.
+/// The interval at which services are checked for having ended.
 const TICK: Duration = Duration::from_millis(5);
-/// The journal is asked to write elsewhere; it may have much to write first.
+/// How long the journal may take to move to `/run`; it may have much to write first.
 const JOURNAL_PATIENCE: Duration = Duration::from_secs(60);
 
 /// PID 1's own bus.
 const MANAGER: &str = "/run/systemd/private";
 /// The journal's Varlink interface (systemd >= 242).
 const JOURNAL: &str = "/run/systemd/journal/io.systemd.journal";
-/// systemd keeps a link here for each service that runs.
+/// The folder in which systemd keeps a link for each running service.
 const RUNNING: &str = "/run/systemd/units";
 const TARGET: &str = "kiln-seal.target";
 /// A service of early boot that writes when its process ends. Others write when they are stopped, which they are not: the
 /// agent has the guest powered off without that.
 const WRITER: &str = "systemd-timesyncd.service";
-/// What needs not have ended before files are treated: these write nothing to the disk.
+/// Services that may still be running when files are treated: these write nothing to the disk.
 const HARMLESS: [&str; 6] = [
     "cloud-init-local.service",
     "cloud-init-main.service",
@@ -41,17 +41,17 @@ const HARMLESS: [&str; 6] = [
     "systemd-logind.service",
     "systemd-user-sessions.service",
 ];
-/// What the targets of early boot want holds file systems and devices.
+/// Targets of early boot; the units that they want provide file systems and devices.
 const EARLY_TARGETS: [&str; 5] = ["sysinit", "local-fs", "local-fs-pre", "cryptsetup", "swap"];
-/// Scripts of other init systems, of services that write logs.
+/// Scripts of other init systems, for services that write logs.
 const SCRIPTS: [&str; 8] = ["rsyslog", "syslog", "syslog-ng", "cron", "crond", "ssh", "sshd", "chronyd"];
 
-/// Stops services, and has the journal leave the disk. Returns the services that have not ended.
+/// Stops services, and moves the journal off the disk. Returns the services that have not ended.
 pub fn stop() -> Vec<String> {
     if Path::new(SYSTEMD).is_dir() {
         let journal = thread::spawn(relinquish_journal);
         let still_running = isolate().unwrap_or_else(|_| {
-            // An image whose systemd does not answer on its own bus.
+            // The image has a systemd that does not answer on its own bus.
             run("systemctl", &["isolate", TARGET]).into_iter().for_each(wait);
             Vec::new()
         });
@@ -68,7 +68,7 @@ fn is_executable(script: &str) -> bool {
     fs::metadata(script).is_ok_and(|about| about.is_file() && about.permissions().mode() & 0o111 != 0)
 }
 
-/// Starts a program whose output nobody reads. One that cannot be started stops nothing.
+/// Starts a program whose output is discarded. One that cannot be started is ignored.
 fn run(program: &str, arguments: &[&str]) -> Option<Child> {
     let mut command = Command::new(program);
     command.args(arguments).env("PATH", SYSTEM_PATH);
@@ -79,15 +79,16 @@ fn wait(mut child: Child) {
     let _ = child.wait();
 }
 
-/// Leaves only what early boot started, and of that nothing that writes when it ends. Returns the services that have not ended.
+/// Stops all services but those of early boot, and of those the ones that write when they end. Returns the services that
+/// have not ended.
 ///
-/// The bus is left as soon as systemd has understood: it would be told of each change of each unit, which takes PID 1 longer
-/// than the changes. That services have ended shows in a folder.
+/// The connection to the bus is closed as soon as systemd has queued the job: otherwise systemd would report each change of
+/// each unit, which takes PID 1 longer than the changes. A folder shows which services have ended.
 fn isolate() -> io::Result<Vec<String>> {
     let running = running_services()?;
     let mut manager = Bus::connect(MANAGER)?;
     if running.iter().any(|unit| unit == WRITER) {
-        // By isolation it would be the last one: it began before all others.
+        // Isolation would stop it as the last one: it was started before all others.
         manager.stop_unit(WRITER)?;
     }
     let early = early_units();
@@ -112,26 +113,27 @@ fn running_services() -> io::Result<Vec<String>> {
     Ok(services.filter(|unit| unit.ends_with(".service")).collect())
 }
 
-/// Returns the unit that is isolated. It wants nothing that does not run: nothing is started. What is stopped is named, since
-/// a service may ask to be left alone by isolation.
+/// Returns the content of the unit that is isolated. It wants only running units, so that nothing is started. It names the
+/// units to stop, since a service may be excluded from isolation.
 fn target(kept: &[String], stopped: &[String]) -> String {
     let (kept, stopped) = (kept.join(" "), stopped.join(" "));
     format!("[Unit]\nDefaultDependencies=no\nAllowIsolate=yes\nWants={kept}\nConflicts={stopped}\n")
 }
 
-/// Returns whether a service goes on: the agent itself, and those of early boot, without which file systems and devices may go.
+/// Returns whether a service is kept: the agent itself, and those of early boot, without which file systems and devices may
+/// vanish.
 fn is_kept(unit: &str, early: &HashSet<OsString>) -> bool {
     unit != WRITER && (unit == "kiln-agent.service" || early.contains(OsStr::new(unit)) || is_systemds_own(unit))
 }
 
-/// Returns what targets of early boot want.
+/// Returns the units that targets of early boot want or require.
 fn early_units() -> HashSet<OsString> {
     let targets = unit_folders().flat_map(|folder| EARLY_TARGETS.map(|target| format!("{folder}/{target}.target")));
     let wanting = targets.flat_map(|target| [format!("{target}.wants"), format!("{target}.requires")]);
     wanting.flat_map(fs::read_dir).flatten().flatten().map(|entry| entry.file_name()).collect()
 }
 
-/// Returns whether it is a service of systemd that does not wait for early boot to end.
+/// Returns whether a unit is a service of systemd's own that does not wait for early boot to end.
 fn is_systemds_own(unit: &str) -> bool {
     let template = unit.split_once('@').map(|(name, _)| format!("{name}@.service"));
     let file = template.as_deref().unwrap_or(unit);

@@ -1,4 +1,4 @@
-//! The operations on made trees: the layouts of several distributions, and files that are hard to remove.
+//! Tests of the operations on generated trees: the layouts of several distributions, and files that are hard to remove.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -17,7 +17,7 @@ const IMMUTABLE: u64 = 0x10;
 struct MadeTree(tempfile::TempDir);
 
 impl MadeTree {
-    /// Makes files with content, and folders where the path ends with a slash.
+    /// Creates files with content, and folders where the path ends with a slash.
     fn new(files: &[(&str, &str)]) -> Self {
         let tree = Self(tempfile::tempdir().unwrap());
         tree.add(files);
@@ -124,7 +124,7 @@ fn what_cloud_init_generated_goes_with_its_state() {
             "/etc/ssh/sshd_config.d/50-cloud-init.conf"
         ]
     );
-    // Nobody would make the configuration anew.
+    // No program would create the configuration anew.
     let purged = MadeTree::debian(&files[1..]);
     purged.seal("cloud-init");
     assert!(purged.read("/etc/netplan/50-cloud-init.yaml").is_some() && !purged.place("/var/lib/cloud").exists());
@@ -194,7 +194,7 @@ fn nothing_behind_a_mount_is_lost() {
     assert!(root.take_notes()[0].contains("a file system is mounted there"));
 }
 
-/// Sets attributes of chattr(1); false where the file system of the test has none.
+/// Sets attributes of chattr(1); returns false if the test's file system does not support them.
 fn set_flags(place: &Path, flags: u64) -> bool {
     File::open(place).and_then(|file| sys::set_inode_flags(&file, sys::inode_flags(&file)? | flags)).is_ok()
 }
@@ -228,7 +228,7 @@ fn append_only_and_immutable_files_are_no_obstacle() {
     }
 }
 
-/// What packages of Debian make at installation.
+/// Files that Debian packages create at installation.
 const DEBIAN_PACKAGES: [(&str, &str); 18] = [
     ("/etc/ssh/ssh_host_ed25519_key", "x"),
     ("/etc/ssh/ssh_host_ed25519_key.pub", "x"),
@@ -376,7 +376,7 @@ fn an_operation_that_is_not_known_is_refused() {
 #[test]
 fn a_file_that_cannot_be_removed_is_named_with_its_operation() {
     let tree = MadeTree::debian(&[("/etc/passwd", "root:x:0:0::/etc/passwd:/bin/sh\n")]);
-    // A home that is a file has nothing in it.
+    // A home that is a file contains nothing.
     tree.seal("bash-history");
     let looping = tree.place("/var/log");
     fs::create_dir_all(tree.place("/var")).unwrap();

@@ -1,4 +1,4 @@
-//! Sets back times of modification that are later than the moment that the build is told to be of.
+//! Sets back modification times that are later than the build's epoch.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -8,7 +8,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::super::mounts::{Devices, Location, MountLine, visible};
+use super::super::mount_table::{Devices, Location, MountLine, visible};
 use super::super::{Refusal, sys};
 
 const SECOND: i64 = 1_000_000_000;
@@ -21,11 +21,11 @@ pub fn disk_mounts(table: &[MountLine]) -> Vec<PathBuf> {
     found.map(|index| OsString::from_vec(table[index].target.clone()).into()).collect()
 }
 
-/// Sets back the times in these file systems of a root folder, in seconds since the epoch. `records` takes each file with the
-/// time of its last change, since setting a time is a change itself.
+/// Sets back the times in these file systems of a root folder, in seconds since the epoch. Each file is written to `records`
+/// with its change time, since setting a time is a change itself.
 ///
 /// # Errors
-/// When `records` takes no more. What cannot be read or set stays as it is.
+/// When `records` cannot be written. What cannot be read or set stays as it is.
 pub fn set_back(root: &Path, mounts: &[PathBuf], epoch: i64, records: &mut impl Write) -> Result<(), Refusal> {
     let walk = TimeWalk { root, mounts: mounts.iter().collect(), epoch };
     let set = mounts.iter().try_for_each(|mount| walk.visit(mount, records));

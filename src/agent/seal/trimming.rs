@@ -6,10 +6,10 @@ use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::super::mounts::{Devices, Location, MountLine};
+use super::super::mount_table::{Devices, Location, MountLine};
 use super::super::sys;
 
-/// Discards them. A file system that cannot do so keeps them.
+/// Discards the free blocks of each file system on the image's disk. A file system that does not support that is skipped.
 pub fn trim(table: &[MountLine]) {
     let (mut devices, mut seen) = (Devices::default(), HashSet::new());
     for line in table {

@@ -1,37 +1,37 @@
-//! Unmounts what no boot mounts: sealing empties folders, and what lies behind a mount below them belongs elsewhere; and what is
-//! listed is what a boot shows.
+//! Unmounts what no boot mounts: sealing empties folders, and files behind a mount below them do not belong to the image.
+//! The list of the image's files shows only what a boot mounts, too.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::super::leftovers::Leftovers;
-use super::super::mounts::{self, Devices, Location, MountLine};
+use super::super::mount_table::{self, Devices, Location, MountLine};
 use super::super::{Refusal, next_boot, sys};
-use crate::wire::boot_mounts::BootMount;
+use crate::wire::boot_mount::BootMount;
 
 /// Folders whose content is never a part of the image.
 const VOLATILE: [&str; 4] = ["/proc", "/sys", "/dev", "/run"];
-/// The most mount points that are reported, and how long each may be, bytes.
+/// The most mount points that are reported, and the longest of them in bytes.
 const MOST_NAMED: usize = 16;
 const LONGEST: usize = 1024;
 
 /// Unmounts what steps have mounted and no boot mounts, and returns the mount points.
 pub fn unmount_left(left: &Leftovers) -> Result<Vec<String>, Refusal> {
     let planned = next_boot::read_mounts()?;
-    next_boot::trigger_automounts(&mounts::read_table()?, &planned);
-    let table = mounts::read_table()?;
+    next_boot::trigger_automounts(&mount_table::read_table()?, &planned);
+    let table = mount_table::read_table()?;
     let mut boot = PlannedBoot { planned: &planned, table: &table, devices: &mut Devices::default() };
     let targets: Vec<&[u8]> = planned.iter().map(|mount| mount.target.as_slice()).collect();
     let mut is_left = |line: &&MountLine| {
         line.target != b"/" && !is_volatile(&line.target) && !left.is_original(line, &targets) && !boot.makes(line)
     };
     let found: Vec<&MountLine> = table.iter().filter(&mut is_left).collect();
-    // Else the end of a copy of `/dev/pts` would be that of `/dev/pts` itself.
+    // Otherwise unmounting a copy of `/dev/pts` would also unmount `/dev/pts` itself.
     for line in &found {
         let _ = sys::make_private(path(line));
     }
-    // Those that are mounted in others come later in the table. Only what is on top can be reached.
+    // Nested mounts come later in the table. Only the topmost mount can be reached.
     let mut gone: Vec<u32> = Vec::new();
     for line in found.iter().rev() {
         let covers = |other: &&MountLine| other.parent == line.id && other.target == line.target;
@@ -44,12 +44,12 @@ pub fn unmount_left(left: &Leftovers) -> Result<Vec<String>, Refusal> {
     Ok(found.iter().map(shown).take(MOST_NAMED).collect())
 }
 
-/// Looks up where devices and mounted file systems are.
+/// Looks up the locations of devices and mounted file systems.
 trait DeviceLookup {
-    /// Returns where the device of a mount is, and `None` where there is no such device.
+    /// Returns the location of a mount's device, and `None` if there is no such device.
     fn locate_device(&mut self, mount: &BootMount) -> Option<Location>;
 
-    /// Returns where a mounted file system is.
+    /// Returns the location of a mounted file system.
     fn locate_mounted(&mut self, line: &MountLine) -> Location;
 }
 
@@ -64,7 +64,7 @@ impl DeviceLookup for Devices {
     }
 }
 
-/// What the next boot mounts, beside what is mounted.
+/// The mounts of the next boot, and the present ones.
 struct PlannedBoot<'p> {
     planned: &'p [BootMount],
     table: &'p [MountLine],
@@ -72,7 +72,7 @@ struct PlannedBoot<'p> {
 }
 
 impl PlannedBoot<'_> {
-    /// Returns whether a boot makes this mount, as far as that can be told here: the host looks at what is left.
+    /// Returns whether a boot makes this mount, as far as the guest can decide that: the host checks the remaining mounts.
     fn makes(&mut self, line: &MountLine) -> bool {
         match self.planned.iter().find(|mount| mount.target == line.target) {
             Some(mount) if !mount.policy.may_be_made() => false,
@@ -90,14 +90,14 @@ impl PlannedBoot<'_> {
         let holds = |other: &&MountLine| {
             other.id != line.id && Path::new(OsStr::from_bytes(&mount.source)).starts_with(path(other))
         };
-        // Of several on one directory the last is on top.
+        // Of several mounts on one directory the last is on top.
         let Some(holder) = self.table.iter().filter(holds).max_by_key(|other| other.target.len()) else { return false };
         let Ok(below) = Path::new(OsStr::from_bytes(&mount.source)).strip_prefix(path(holder)) else { return false };
         let shown = Path::new(OsStr::from_bytes(&holder.root)).join(below);
         holder.device == line.device && shown == Path::new(OsStr::from_bytes(&line.root))
     }
 
-    /// Returns whether a mount is of the device that a boot mounts there. One that is not found is left to the host.
+    /// Returns whether a mount is of the device that a boot mounts there. If the device is not found, the host decides.
     fn mounts_device(&mut self, mount: &BootMount, line: &MountLine) -> bool {
         let is_whole = line.root == b"/" || mount.is_part() || line.kind == "btrfs";
         let Some(planned) = self.devices.locate_device(mount) else { return is_whole };
@@ -105,7 +105,7 @@ impl PlannedBoot<'_> {
     }
 }
 
-/// Returns whether a file system has all partitions of a device.
+/// Returns whether a file system is on all partitions of a device.
 fn is_on(device: &Location, mounted: &Location) -> bool {
     match (device, mounted) {
         (Location::Disk { partitions: device, .. }, Location::Disk { partitions: mounted, .. }) => {
@@ -131,7 +131,7 @@ mod tests {
 
     const TABLE: &str = "1 0 254:1 / / rw - ext4 /dev/vda1 rw\n2 1 254:15 / /boot/efi rw - vfat /dev/vda15 rw\n";
 
-    /// Knows devices of the form `/dev/vdaN`, which have the numbers 254:N.
+    /// A lookup of devices of the form `/dev/vdaN`, which have the numbers 254:N.
     struct NumberedDevices;
 
     impl NumberedDevices {
@@ -167,7 +167,7 @@ mod tests {
             ("/dev/vda2 /data ext4", "0:40 / /data - tmpfs tmpfs", false),
             ("/dev/vda2 /data ext4", "0:41 / /data - overlay overlay", false),
             ("/dev/gone /data ext4", "254:2 / /data - ext4 /dev/vda2", true),
-            // Bound, from the root and from another file system.
+            // Bind mounts, from the root and from another file system.
             ("/srv/a /data none bind", "254:1 /srv/a /data - ext4 /dev/vda1", true),
             ("/srv/a /data none bind,noauto", "254:1 /srv/a /data - ext4 /dev/vda1", false),
             ("/srv/a /data none bind", "254:1 /srv/b /data - ext4 /dev/vda1", false),
@@ -177,8 +177,9 @@ mod tests {
             ("tmpfs /data tmpfs", "254:1 /srv /data - ext4 /dev/vda1", false),
         ] {
             let (device, rest) = line.split_once(' ').unwrap();
-            let table = mounts::parse(format!("{TABLE}9 1 {device} {} rw\n", rest.replace(" - ", " rw - ")).as_bytes())
-                .unwrap();
+            let table =
+                mount_table::parse(format!("{TABLE}9 1 {device} {} rw\n", rest.replace(" - ", " rw - ")).as_bytes())
+                    .unwrap();
             let planned = fstab::lines(fstab.as_bytes());
             let mut boot = PlannedBoot { planned: &planned, table: &table, devices: &mut NumberedDevices };
             assert_eq!(boot.makes(table.last().unwrap()), is_made, "{fstab}: {line}");

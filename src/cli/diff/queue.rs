@@ -1,5 +1,5 @@
-//! Records on their way from whoever reads them to the comparison, bounded by the memory they take: the attributes of one
-//! file can be a thousand times as large as those of another.
+//! A queue of records from a reader to the comparison, bounded by the memory that they take: the attributes of one file can
+//! be a thousand times as large as those of another.
 
 use std::mem;
 use std::ops::ControlFlow;
@@ -8,28 +8,28 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use crate::disk::listing::Record;
 use crate::error::Failure;
 
-/// A batch is sent when its records take as much, bytes.
+/// Size at which a batch is sent, bytes.
 const BATCH_SIZE: usize = 256 << 10;
-/// Batches that may wait.
+/// Number of batches that may wait.
 const BATCHES: usize = 4;
 
 type Batch = Vec<Result<Record, Failure>>;
 
-/// The reader's end. Dropping it sends what is left.
+/// The sending end of the queue. Dropping it sends the last batch.
 pub(super) struct RecordSender {
     to: SyncSender<Batch>,
     batch: Batch,
     bytes: usize,
 }
 
-/// Makes a queue.
+/// Creates a queue with its two ends.
 pub(super) fn record_queue() -> (RecordSender, Receiver<Batch>) {
     let (to, batches) = sync_channel(BATCHES);
     (RecordSender { to, batch: Vec::new(), bytes: 0 }, batches)
 }
 
 impl RecordSender {
-    /// Sends a record, or why there are no more. Breaks when nobody wants another.
+    /// Sends a record, or the failure that ends the list. Breaks when the receiver is gone.
     pub(super) fn send(&mut self, record: Result<Record, Failure>) -> ControlFlow<()> {
         self.bytes += record.as_ref().map_or(BATCH_SIZE, Record::memory);
         self.batch.push(record);

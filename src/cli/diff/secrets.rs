@@ -1,24 +1,24 @@
-//! What a comparison does not show of files that hold password hashes and private keys: a difference ends in logs of CI
-//! services and in comments that others read.
+//! Hides password hashes and private keys in a comparison: its output ends up in logs of CI services and in comments that
+//! others read.
 
 use std::collections::BTreeMap;
 
 /// Tables of login(1) whose second field is a password hash, and their backups.
 const PASSWORD_FILES: [&str; 5] =
     ["/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-", "/etc/security/opasswd"];
-/// How the files of private keys begin, in all their formats.
+/// The string in the first line of every private key format.
 const PRIVATE_KEY: &str = "PRIVATE KEY-----";
 
-/// What of a file's text is shown.
+/// The part of a file's content that may be shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ShownText {
-    /// These two, of the old and of the new side.
+    /// These two texts, of the old and of the new side.
     Texts(String, String),
     /// Nothing: the file is a private key.
     Hidden,
 }
 
-/// Hides what should not be shown of a file that changed.
+/// Removes secrets from the two contents of a changed file.
 pub(super) fn hide_secrets(path: &str, old: String, new: String) -> ShownText {
     if PASSWORD_FILES.contains(&path) {
         let mut hashes = HiddenHashes::default();
@@ -30,7 +30,7 @@ pub(super) fn hide_secrets(path: &str, old: String, new: String) -> ShownText {
     ShownText::Texts(old, new)
 }
 
-/// Password hashes, numbered, so that a changed one is seen to have changed.
+/// Password hashes with numbers, so that a changed hash still shows as a change.
 #[derive(Default)]
 struct HiddenHashes(BTreeMap<String, usize>);
 
@@ -39,7 +39,7 @@ impl HiddenHashes {
         text.split_inclusive('\n').map(|line| self.hide_line(line)).collect()
     }
 
-    /// `name:hash:...`; a field that is empty, or locks the account, is no hash.
+    /// Hides the hash in a line `name:hash:...`. A field that is empty, or locks the account, is not a hash.
     fn hide_line(&mut self, line: &str) -> String {
         let mut fields: Vec<&str> = line.split(':').collect();
         let Some(hash) = fields.get(1).copied().filter(|hash| hash.chars().any(|c| !matches!(c, '!' | '*' | 'x')))

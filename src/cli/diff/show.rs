@@ -1,4 +1,4 @@
-//! The texts of a difference. All of it comes from guests, so each line begins with a mark or a label of kiln's own.
+//! Text output of a difference. All of it comes from guests, so each line begins with a mark or a label of kiln's own.
 
 use std::collections::BTreeMap;
 
@@ -14,15 +14,15 @@ use crate::store::manifest::Package;
 use super::secrets::ShownText;
 use super::{Difference, How, PackageChange};
 
-/// Folders that are named by how much their sizes differ.
+/// Number of folders in the list of size changes.
 const FOLDERS: usize = 20;
 
-/// The lines of a unified diff without its head.
+/// Returns the lines of a unified diff without its header.
 fn unified(old: &str, new: &str) -> String {
     TextDiff::from_lines(old, new).unified_diff().context_radius(3).to_string()
 }
 
-/// Returns the difference of a changed file's texts, or that it is not shown.
+/// Returns the difference of a changed file's texts, or a note that it is hidden.
 pub(super) fn changed_text(shown: &ShownText) -> String {
     match shown {
         ShownText::Texts(old, new) => unified(old, new),
@@ -30,7 +30,7 @@ pub(super) fn changed_text(shown: &ShownText) -> String {
     }
 }
 
-/// Every file, with what differs in it.
+/// Renders the whole difference, with every file.
 pub(super) fn full(names: (&str, &str), difference: &Difference) -> String {
     let mut page = head(names, difference);
     let mut texts = difference.texts.iter().peekable();
@@ -44,7 +44,7 @@ pub(super) fn full(names: (&str, &str), difference: &Difference) -> String {
     page.into_text()
 }
 
-/// Numbers alone.
+/// Renders the numbers only.
 pub(super) fn stat(names: (&str, &str), difference: &Difference) -> String {
     let mut page = head(names, difference);
     sum_up(&mut page, difference);
@@ -63,7 +63,7 @@ fn head(names: (&str, &str), difference: &Difference) -> TextPage {
     page
 }
 
-/// Writes packages, metadata, folders and the sum.
+/// Writes packages, metadata, folders and the totals.
 fn sum_up(page: &mut TextPage, difference: &Difference) {
     for pair in &difference.packages {
         page.line("package ", &package(pair));
@@ -97,7 +97,7 @@ fn mark(change: &Change) -> &'static str {
     }
 }
 
-/// Returns such as `/etc/motd (content, mode; 12 B -> 20 B; step 2 `write /etc/motd`)`.
+/// Returns a line such as `/etc/motd (content, mode; 12 B -> 20 B; step 2 `write /etc/motd`)`.
 fn file(change: &Change, steps: &[String]) -> String {
     let path = quote_name(change.path());
     let mut notes = match change {
@@ -119,7 +119,7 @@ fn kind(record: &Record) -> String {
     record.field("type").unwrap_or("file").to_owned()
 }
 
-/// The step that wrote what is there now.
+/// Returns the step that wrote the current content.
 fn step(change: &Change) -> Option<usize> {
     match change {
         Change::Added(new) | Change::Changed { new, .. } => new.step,
@@ -149,7 +149,7 @@ fn package(PackageChange { how, old, new }: &PackageChange) -> String {
     }
 }
 
-/// For programs.
+/// Returns the name of a change in JSON.
 fn how_name(how: How) -> &'static str {
     match how {
         How::Added => "added",
@@ -160,7 +160,7 @@ fn how_name(how: How) -> &'static str {
     }
 }
 
-/// By how many bytes each folder has grown or shrunk, two levels deep, the largest first.
+/// Returns the size change of each folder in bytes, two levels deep, the largest first.
 fn folders(changes: &[Change]) -> Vec<(String, i64)> {
     let mut sizes: BTreeMap<String, i64> = BTreeMap::new();
     for change in changes {
@@ -185,7 +185,7 @@ fn signed(bytes: i64) -> String {
     format!("{}{}", if bytes < 0 { '-' } else { '+' }, ByteSize(bytes.unsigned_abs()))
 }
 
-/// One document with everything.
+/// Renders the whole difference as one JSON document.
 pub(super) fn json(names: (&str, &str), difference: &Difference) -> String {
     let texts: BTreeMap<usize, &String> = difference.texts.iter().map(|(place, text)| (*place, text)).collect();
     let files = difference.files.iter().enumerate().map(|(place, change)| {

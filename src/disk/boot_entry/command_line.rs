@@ -1,13 +1,13 @@
-//! What a kernel command line says of the files that a guest has.
+//! The parts of a kernel command line that affect the files of a guest.
 //!
 //! Sources: kernel-command-line(7) and systemd-fstab-generator(8); dracut.cmdline(7); initramfs-tools(7); live-boot(7);
 //! ostree-prepare-root(1).
 
-use crate::wire::fstab::DeviceName;
+use crate::wire::device_name::DeviceName;
 
 /// Stands in a command line for what depends on a variable that is not known.
 pub(super) const UNKNOWN: char = '\0';
-/// The most words that are remembered because kiln does not apply them.
+/// The most parameters that are remembered because kiln does not apply them.
 const MAX_UNAPPLIED: usize = 16;
 /// Parameters that replace the root, mount more on it or leave something out.
 const UNAPPLIED: [&str; 17] = [
@@ -30,15 +30,15 @@ const UNAPPLIED: [&str; 17] = [
     "iso-scan/filename",
 ];
 
-/// The root file system by a command line.
+/// The root file system according to a command line.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) enum LineRoot {
-    /// It names none; the initrd finds one by itself.
+    /// It names none; the initrd finds one itself.
     #[default]
     Unnamed,
-    /// `root=`.
+    /// The device of `root=`.
     Named(DeviceName),
-    /// There is one, but it depends on what kiln does not know.
+    /// There is one, but it depends on values that kiln does not know.
     Unknown,
     /// The entry starts another boot loader.
     Chained,
@@ -48,16 +48,16 @@ pub(super) enum LineRoot {
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct CommandLine {
     pub(super) root: LineRoot,
-    /// `mount.usr=`.
+    /// The device of `mount.usr=`.
     pub(super) usr: Option<DeviceName>,
-    /// `systemd.gpt_auto=no`: no partition is mounted for its type.
+    /// `systemd.gpt_auto=no`: no partition is mounted because of its type.
     pub(super) ignores_types: bool,
-    /// Words that change the tree in ways that kiln does not apply.
+    /// Parameters that change the tree in ways that kiln does not apply.
     pub(super) unapplied: Vec<String>,
 }
 
 impl CommandLine {
-    /// Reads a command line. Of several `root=` the last counts, as in the kernel.
+    /// Parses a command line. Of several `root=` the last counts, as in the kernel.
     pub(super) fn parse(text: &str) -> Self {
         let mut line = Self::default();
         let mut root_hash = None;
@@ -74,7 +74,7 @@ impl CommandLine {
         line
     }
 
-    /// Returns a line whose root cannot be known.
+    /// Creates a line whose root is not known.
     pub(super) fn unknown() -> Self {
         Self { root: LineRoot::Unknown, ..Self::default() }
     }
@@ -111,7 +111,8 @@ impl CommandLine {
         };
     }
 
-    /// Takes the partition of a verified root, whose UUID is the first half of its hash. Others are found by their type.
+    /// Applies the hash of a verified root: its partition's UUID is the first half of the hash. Others are found by their
+    /// type.
     fn apply_root_hash(&mut self, hash: &str) {
         let is_mapped = matches!(&self.root, LineRoot::Named(DeviceName::Device(path)) if path == "/dev/mapper/root");
         if is_mapped || self.root == LineRoot::Unnamed {
@@ -130,7 +131,7 @@ fn without_quotes(text: &str) -> &str {
     text.trim_matches(['"', '\''])
 }
 
-/// Returns the root of a value; device numbers and offsets from a partition are names that kiln does not follow.
+/// Returns the root that a value names. Device numbers and offsets from a partition are names that kiln does not resolve.
 fn named(value: &str) -> LineRoot {
     match DeviceName::parse(value) {
         Some(DeviceName::PartUuid(uuid)) if uuid.contains('/') => LineRoot::Unknown,
@@ -139,7 +140,7 @@ fn named(value: &str) -> LineRoot {
     }
 }
 
-/// Returns whether the kernel takes this for the number of a device, as in `0801` or `8:1`.
+/// Returns whether the kernel parses this as the number of a device, as in `0801` or `8:1`.
 fn is_number(value: &str) -> bool {
     value.chars().all(|c| c.is_ascii_hexdigit() || c == ':')
 }
@@ -163,7 +164,7 @@ fn changes_tree(key: &str, value: &str) -> bool {
     }
 }
 
-/// Reads a boolean of systemd's.
+/// Returns whether a value is false as a boolean of systemd.
 fn is_false(value: &str) -> bool {
     matches!(value.to_ascii_lowercase().as_str(), "0" | "no" | "n" | "false" | "f" | "off")
 }

@@ -1,8 +1,8 @@
 //! Reads the menu of GRUB 2 from its script (GRUB manual, 6.3 and 16).
 //!
-//! No command of the script is carried out. Its variables and conditions are followed as far as the disk decides them: a
-//! variable is unknown where something outside of the disk may have set it, and what an unknown condition guards may or may
-//! not happen.
+//! No command of the script is carried out. Its variables and conditions are evaluated as far as the disk determines them: a
+//! variable is unknown if something outside the disk may have set it, and commands below an unknown condition may or may not
+//! be executed.
 
 use std::collections::HashMap;
 
@@ -11,13 +11,13 @@ use super::grub_script::{Script, Statement, parse_script};
 use super::loader_entry::LoaderEntry;
 use super::{BootEntry, BootMenu};
 
-/// The most statements that are followed, and variables that are copied for an entry.
+/// The most statements that are evaluated, and variables that are copied for an entry.
 const MAX_WORK: usize = 100_000;
-/// How deeply files and functions may be nested.
+/// The deepest nesting of files and functions.
 const MAX_DEPTH: usize = 16;
-/// The environment block beside the script.
+/// The environment block, in the script's folder.
 const ENVIRONMENT: &str = "grubenv";
-/// Variables that scripts keep in the environment block, and that are empty where it does not have them.
+/// Variables that scripts keep in the environment block. They are empty if the block does not contain them.
 const ENVIRONMENT_VARIABLES: [&str; 13] = [
     "next_entry",
     "saved_entry",
@@ -34,24 +34,24 @@ const ENVIRONMENT_VARIABLES: [&str; 13] = [
     "kernelopts",
 ];
 
-/// What a script of GRUB reads from the disk.
+/// Access to the files that a script of GRUB reads from the disk.
 pub(super) struct GrubFiles<'f> {
     /// The folder of the script.
     pub(super) folder: &'f str,
     /// Reads a file of the script's file system.
     pub(super) read: &'f dyn Fn(&str) -> Option<String>,
-    /// What the command `blscfg` adds to the menu, in its order.
+    /// The entries that the command `blscfg` adds to the menu, in its order.
     pub(super) loader_entries: &'f [LoaderEntry],
 }
 
-/// The menu of a script, and whether it has the entries of the Boot Loader Specification.
+/// The menu of a script, and whether it includes the entries of the Boot Loader Specification.
 #[derive(Debug)]
 pub(super) struct GrubMenu {
     pub(super) menu: BootMenu,
     pub(super) has_loader_entries: bool,
 }
 
-/// Returns the menu of the script in this folder; `None` where there is none, or it only goes on to a file elsewhere.
+/// Returns the menu of the script in this folder; `None` if there is none, or it only loads a file elsewhere.
 pub(super) fn read_grub(files: &GrubFiles<'_>) -> Option<GrubMenu> {
     let text = (files.read)(&format!("{}/grub.cfg", files.folder))?;
     let mut shell = GrubShell::new(files);
@@ -63,7 +63,7 @@ pub(super) fn read_grub(files: &GrubFiles<'_>) -> Option<GrubMenu> {
     has_any.then_some(GrubMenu { menu: BootMenu { entries, default }, has_loader_entries })
 }
 
-/// What a condition is.
+/// The value of a condition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Truth {
     True,
@@ -95,7 +95,7 @@ impl Truth {
     }
 }
 
-/// An entry whose commands are followed when the script has ended, as GRUB does when the entry is chosen.
+/// An entry whose commands are evaluated when the script has ended, as GRUB does when the entry is chosen.
 #[derive(Debug, Clone)]
 struct PendingEntry {
     names: Vec<String>,
@@ -109,22 +109,22 @@ enum PendingContent {
     Line(CommandLine),
     /// The words of a kernel command line.
     Words(Vec<String>),
-    /// What is in a file that kiln does not find.
+    /// The content of a file that kiln does not find.
     Foreign,
 }
 
-/// The state of a script.
+/// The state of a script that is evaluated.
 #[derive(Clone)]
 struct GrubShell<'f> {
     files: &'f GrubFiles<'f>,
-    /// `None` where a value is not known.
+    /// The values of variables; `None` if a value is not known.
     variables: HashMap<String, Option<String>>,
     functions: HashMap<String, Script>,
     entries: Vec<PendingEntry>,
     has_loader_entries: bool,
-    /// Whether the script may have ended already.
+    /// The script may have ended already.
     is_doubtful: bool,
-    /// Whether another menu has replaced this one.
+    /// Another menu has replaced this one.
     is_over: bool,
     budget: usize,
     depth: usize,
@@ -182,7 +182,7 @@ impl<'f> GrubShell<'f> {
                 if let Some(variable) = variable {
                     self.assign(variable, None, true);
                 }
-                // The second pass sees what the first has assigned.
+                // The second pass uses the values that the first has assigned.
                 self.run(body, false);
                 self.run(body, false);
             }
@@ -265,7 +265,8 @@ impl<'f> GrubShell<'f> {
         }
     }
 
-    /// Sets a variable. One that may have been set has the value only if it had that before.
+    /// Sets a variable. If it is not certain that the assignment is executed, the value is known only if it was the same
+    /// before.
     fn assign(&mut self, name: &str, value: Option<String>, is_certain: bool) {
         let is_same = value.is_some() && self.variables.get(name) == Some(&value);
         let value = if is_certain || is_same { value } else { None };
@@ -279,12 +280,12 @@ impl<'f> GrubShell<'f> {
         }
     }
 
-    /// Returns a word without quotes and with the values of variables, if they are known.
+    /// Expands a word, whose quotes are removed; `None` if it contains variables that are not known.
     fn expand(&self, word: &str) -> Option<String> {
         Some(self.expand_known(word)).filter(|text| !text.contains(UNKNOWN))
     }
 
-    /// Returns a word without quotes and with the values of variables, [`UNKNOWN`] standing for those that are not known.
+    /// Expands a word, whose quotes are removed, with [`UNKNOWN`] for variables that are not known.
     fn expand_known(&self, word: &str) -> String {
         let mut text = String::new();
         let mut quote = None;
@@ -305,7 +306,7 @@ impl<'f> GrubShell<'f> {
         text
     }
 
-    /// Returns the path of a file in the file system of the script; `None` where it may be in another one.
+    /// Returns the path of a file in the file system of the script; `None` if it may be in another one.
     fn locate(&self, word: &str) -> Option<String> {
         let path = self.expand(word)?;
         let is_beside = path.strip_prefix(self.files.folder).is_some_and(|rest| rest.starts_with('/'));
@@ -314,7 +315,7 @@ impl<'f> GrubShell<'f> {
             .then_some(path)
     }
 
-    /// Runs the script in a file. One that is not there does nothing.
+    /// Runs the script in a file. A file that does not exist has no effect.
     fn run_file(&mut self, word: Option<&String>, is_certain: bool) {
         let Some(path) = word.and_then(|word| self.locate(word)) else {
             let content = PendingContent::Foreign;
@@ -361,7 +362,7 @@ impl<'f> GrubShell<'f> {
         self.entries.push(PendingEntry { names: Vec::new(), content, is_certain: true });
     }
 
-    /// Adds an entry that may have any root, and forgets which one is the default.
+    /// Adds an entry that may have any root, and marks the default as unknown.
     fn give_up(&mut self) {
         self.entries.push(PendingEntry {
             names: Vec::new(),
@@ -410,7 +411,7 @@ impl<'f> GrubShell<'f> {
         }
     }
 
-    /// Evaluates the expression of `[`: `-o` binds less than `-a`.
+    /// Evaluates the expression of `[`: `-o` binds less tightly than `-a`.
     fn test(&self, words: &[String]) -> Truth {
         if let Some(at) = words.iter().position(|word| word == "-o") {
             return self.test(&words[..at]).negate().and(self.test(&words[at + 1..]).negate()).negate();
@@ -452,7 +453,7 @@ impl<'f> GrubShell<'f> {
         }
     }
 
-    /// Follows the commands of all entries.
+    /// Evaluates the commands of all entries.
     fn finish(mut self) -> Vec<BootEntry> {
         let pending = std::mem::take(&mut self.entries);
         pending.into_iter().map(|entry| self.finish_entry(entry)).collect()
@@ -489,19 +490,19 @@ impl<'f> GrubShell<'f> {
     }
 }
 
-/// Returns whether a command loads the kernel that Xen starts first.
+/// Returns whether a command loads the Linux kernel that Xen starts.
 fn is_xen_module(command: &str, arguments: &[String]) -> bool {
     matches!(command, "module" | "module2") && arguments.iter().any(|word| word.starts_with("root="))
 }
 
-/// Splits `name=value`.
+/// Splits `name=value` into the name and the value.
 fn split_assignment(word: &str) -> Option<(&str, &str)> {
     let (name, value) = word.split_once('=')?;
     let is_name = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') && !name.is_empty();
     is_name.then_some((name, value))
 }
 
-/// Takes the name of a variable, behind its `$`.
+/// Reads the name of a variable, after its `$`.
 fn take_name(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> String {
     if chars.next_if_eq(&'{').is_some() {
         return chars.by_ref().take_while(|c| *c != '}').collect();

@@ -7,15 +7,15 @@ use std::vec::IntoIter;
 /// The deepest nesting that is followed.
 const MAX_DEPTH: usize = 32;
 
-/// Statements that several may hold.
+/// Statements, which several owners may share.
 pub(super) type Script = Rc<[Statement]>;
 
-/// A statement. Words are as they are written, with quotes.
+/// A statement. Its words are unexpanded and keep their quotes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Statement {
     /// A command and its arguments.
     Command(Vec<String>),
-    /// `if`: conditions with what they guard, and what is behind `else`.
+    /// `if`: conditions with their bodies, and the body of `else`.
     Choice { branches: Vec<(Script, Script)>, otherwise: Script },
     /// `for` with the name of its variable, `while` or `until`.
     Loop { variable: Option<String>, body: Script },
@@ -34,7 +34,7 @@ enum Token {
     Close,
 }
 
-/// Parses a script, or returns `None` where it is not well-formed or nested too deeply.
+/// Parses a script; `None` if it is malformed or nested too deeply.
 pub(super) fn parse_script(text: &str) -> Option<Script> {
     let mut parser = ScriptParser { tokens: split_tokens(text).into_iter().peekable(), depth: 0 };
     parser.parse_block(&[]).map(|(script, _)| script)
@@ -83,7 +83,7 @@ impl ScriptLexer {
         self.word.get_or_insert_default().push(c);
     }
 
-    /// Keeps an escaped character with its backslash; a newline continues the line.
+    /// Adds an escaped character with its backslash; an escaped newline continues the line.
     fn push_escaped(&mut self, c: Option<char>) {
         if let Some(c) = c.filter(|c| *c != '\n') {
             self.push('\\');
@@ -107,7 +107,8 @@ struct ScriptParser {
 }
 
 impl ScriptParser {
-    /// Parses statements up to one of these words, and returns it; up to the end of the script where there are none.
+    /// Parses statements up to one of these words, and returns them with that word; up to the end of the script if `ends` is
+    /// empty.
     fn parse_block(&mut self, ends: &[&str]) -> Option<(Script, String)> {
         self.depth += 1;
         let mut statements = Vec::new();

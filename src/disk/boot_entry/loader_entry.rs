@@ -13,26 +13,26 @@ use crate::disk::tree::Tree;
 /// An entry of the menu.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct LoaderEntry {
-    /// The name of its file, without counters of tries.
+    /// The name of its file, without the counters of boot tries.
     id: String,
-    /// No try is left.
+    /// No boot try is left.
     is_exhausted: bool,
     title: String,
     sort_key: Option<String>,
     machine_id: String,
     version: String,
-    /// The command line; `None` where it is not known.
+    /// The command line; `None` if it is not known.
     pub(super) options: Option<String>,
 }
 
 impl LoaderEntry {
-    /// Returns by which names a boot loader may mean it.
+    /// Returns the names by which a boot loader may refer to the entry.
     pub(super) fn names(&self) -> Vec<String> {
         let stem = self.id.strip_suffix(".conf").unwrap_or(&self.id);
         vec![self.id.clone(), stem.to_owned(), self.title.clone()]
     }
 
-    /// Returns the order of a menu, the default first.
+    /// Compares two entries by their order in a menu, the default first.
     pub(super) fn compare(&self, other: &Self) -> Ordering {
         let by_key =
             self.is_exhausted.cmp(&other.is_exhausted).then(self.sort_key.is_none().cmp(&other.sort_key.is_none()));
@@ -46,7 +46,7 @@ impl LoaderEntry {
         by_key.then(by_version).then_with(|| compare_versions(&other.id, &self.id))
     }
 
-    /// Reads an entry of the specification.
+    /// Parses an entry of the Boot Loader Specification.
     fn parse(file_name: &str, text: &str) -> Self {
         let (id, is_exhausted) = without_tries(file_name, ".conf");
         let mut entry = Self { id, is_exhausted, ..Self::default() };
@@ -85,7 +85,7 @@ impl LoaderEntry {
     }
 }
 
-/// Returns the first of these assignments that is not empty.
+/// Returns the first nonempty value of these keys.
 fn first_value(os_release: &str, keys: &[&str]) -> Option<String> {
     keys.iter().find_map(|key| os_release::value(os_release, key).filter(|value| !value.is_empty()))
 }
@@ -105,7 +105,7 @@ fn without_tries(file_name: &str, suffix: &str) -> (String, bool) {
     }
 }
 
-/// Reads the entries of the specification below a folder, in the order of a menu.
+/// Reads the entries of the Boot Loader Specification below a folder, in the order of a menu.
 pub(super) fn read_entries(tree: &Tree<'_>, prefix: &str) -> Vec<LoaderEntry> {
     let folder = format!("{prefix}/loader/entries");
     let names = file_names(tree, &folder, ".conf").into_iter();
@@ -116,7 +116,7 @@ pub(super) fn read_entries(tree: &Tree<'_>, prefix: &str) -> Vec<LoaderEntry> {
     entries
 }
 
-/// Reads the unified kernel images below a folder. Their command lines can have additions in files beside them.
+/// Reads the unified kernel images below a folder. Files beside them can extend their command lines.
 pub(super) fn read_unified_kernels(tree: &Tree<'_>, prefix: &str) -> Vec<LoaderEntry> {
     let folder = format!("{prefix}/EFI/Linux");
     let common = addons(tree, &format!("{prefix}/loader/addons"));
@@ -139,8 +139,8 @@ fn addons(tree: &Tree<'_>, folder: &str) -> Vec<String> {
     names.map(|name| format!("{folder}/{name}")).collect()
 }
 
-/// Returns the menu of these entries; `settings` are the `loader.conf` files found. The default is unknown where they name
-/// what is not there, or a choice that is not kept on the disk.
+/// Returns the menu of these entries; `settings` are the `loader.conf` files found. The default is unknown if they name an
+/// entry that does not exist, or a choice that is not stored on the disk.
 pub(super) fn loader_menu(mut entries: Vec<LoaderEntry>, settings: &[String]) -> Option<BootMenu> {
     entries.sort_by(LoaderEntry::compare);
     entries.truncate(4 * MAX_FILES);
@@ -161,13 +161,13 @@ pub(super) fn loader_menu(mut entries: Vec<LoaderEntry>, settings: &[String]) ->
     (!entries.is_empty()).then(|| BootMenu { entries, default: place.map(|place| place.to_string()) })
 }
 
-/// Returns the pattern of the default entry.
+/// Returns the pattern of the default entry in a `loader.conf`.
 fn default_pattern(settings: &str) -> Option<&str> {
     let lines = settings.lines().rev().filter_map(|line| line.trim().split_once(char::is_whitespace));
     lines.into_iter().find(|(key, _)| *key == "default").map(|(_, value)| value.trim())
 }
 
-/// Returns whether a pattern means an entry, in either case of letters and with or without its suffix.
+/// Returns whether a pattern matches an entry, ignoring case, with or without its suffix.
 fn matches(pattern: &str, entry: &LoaderEntry) -> bool {
     let pattern = pattern.to_ascii_lowercase();
     let id = entry.id.to_ascii_lowercase();
@@ -175,11 +175,11 @@ fn matches(pattern: &str, entry: &LoaderEntry) -> bool {
     [id.as_str(), stem].iter().any(|name| matches_glob(pattern.as_bytes(), name.as_bytes()))
 }
 
-/// Matches `*` and `?`. A pattern with brackets matches nothing.
+/// Matches a string with a pattern of `*` and `?`. A pattern with brackets matches nothing.
 fn matches_glob(pattern: &[u8], text: &[u8]) -> bool {
     let mut at = 0;
     let mut place = 0;
-    // Where the last star is, and where the text behind it was tried.
+    // The position after the last star, and the position in the string from which the rest was tried.
     let mut retry = None;
     while place < text.len() {
         match pattern.get(at) {
@@ -225,7 +225,7 @@ pub(super) fn compare_versions(one: &str, other: &str) -> Ordering {
     }
 }
 
-/// Returns a version without characters that do not count.
+/// Returns a version without the characters that are ignored.
 fn version_characters(version: &str) -> Vec<u8> {
     version.bytes().filter(|byte| byte.is_ascii_alphanumeric() || is_mark(*byte)).collect()
 }
@@ -234,7 +234,7 @@ fn is_mark(byte: u8) -> bool {
     b"~-^.".contains(&byte)
 }
 
-/// Returns the order of marks, of the end of a version and of all else.
+/// Returns the order of separators, of the end of a version and of all other characters.
 fn rank(byte: Option<&u8>) -> u8 {
     match byte {
         Some(b'~') => 0,

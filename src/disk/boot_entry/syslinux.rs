@@ -3,7 +3,7 @@
 use super::command_line::CommandLine;
 use super::{BootEntry, BootMenu};
 
-/// Parses a menu; words may be in either case. The default is unknown where another file can change it.
+/// Parses a menu, ignoring case. The default is unknown if another file can change it.
 pub(super) fn parse_syslinux(text: &str) -> BootMenu {
     let mut entries: Vec<BootEntry> = Vec::new();
     let mut default = None;
@@ -33,7 +33,7 @@ pub(super) fn parse_syslinux(text: &str) -> BootMenu {
     BootMenu { entries, default: place.filter(|_| !has_include).map(|place| place.to_string()) }
 }
 
-/// Returns whether a default is the program that shows the menu.
+/// Returns whether the default is a program that shows the menu.
 fn is_module(name: &str) -> bool {
     [".c32", ".cbt", ".com"].iter().any(|suffix| name.to_ascii_lowercase().ends_with(suffix))
 }

@@ -7,25 +7,25 @@ use std::collections::HashMap;
 use crate::disk::bytes::{le16, le32};
 use crate::disk::tree::Tree;
 
-/// What is read of the beginning of a file; the section table is within it.
+/// How many bytes of the beginning of a file are read; the section table is within them.
 const HEAD: usize = 16 << 10;
-/// The longest section that is read, bytes.
+/// The longest section that is read, in bytes.
 const MAX_SECTION: u32 = 64 << 10;
-/// Where a section begins at most, bytes. Reading is from the beginning of the file.
+/// The highest offset of a section, in bytes: a file is read from its beginning.
 const MAX_OFFSET: u32 = 512 << 20;
 /// The sections that are read.
 const WANTED: [&str; 2] = [".cmdline", ".osrel"];
 
-/// The texts in a unified kernel image.
+/// The strings in a unified kernel image.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct UnifiedKernel {
-    /// The command line; `None` where the image has several profiles.
+    /// The command line; `None` if the image has several profiles.
     pub(super) command_line: Option<String>,
     /// The content of its os-release(5).
     pub(super) os_release: String,
 }
 
-/// A section by its header.
+/// A section, as described by its header.
 #[derive(Debug, PartialEq, Eq)]
 struct PeSection {
     name: String,
@@ -33,7 +33,7 @@ struct PeSection {
     length: u32,
 }
 
-/// Reads an image, or returns `None` where the file is none.
+/// Reads a unified kernel image; `None` if the file is not one.
 pub(super) fn read_unified_kernel(tree: &Tree<'_>, path: &str) -> Option<UnifiedKernel> {
     let head = tree.read_range(path, 0, HEAD).ok().flatten()?;
     let sections = read_sections(&head)?;
@@ -64,7 +64,7 @@ fn read_sections(head: &[u8]) -> Option<Vec<PeSection>> {
 
 fn read_section(entry: &[u8]) -> Option<PeSection> {
     let name = entry.get(..8)?.split(|byte| *byte == 0).next()?;
-    // The size in memory is exact, that in the file is rounded up.
+    // The size in memory is exact; the size in the file is rounded up.
     let length = le32(entry, 8)?.min(le32(entry, 16)?);
     Some(PeSection { name: String::from_utf8_lossy(name).into_owned(), offset: le32(entry, 20)?, length })
 }

@@ -7,20 +7,20 @@ use super::{Ext4, Ext4Error, Inode, damaged};
 use crate::disk::bytes::{le16, le32};
 use crate::disk::entry::FileKind;
 
-/// More than a million names.
+/// The largest directory in bytes: more than a million names.
 const MAX_BYTES: u64 = 64 << 20;
 
 /// A name in a directory.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DirectoryEntry {
-    /// Not empty, no slash, no NUL; any other bytes.
+    /// The name: not empty, no slash, no NUL; any other bytes.
     pub name: Vec<u8>,
-    /// What it names.
+    /// The number of the named inode.
     pub inode: u32,
 }
 
 impl Ext4<'_> {
-    /// The names in a directory, without `.` and `..`, sorted by their bytes.
+    /// Reads the names in a directory, without `.` and `..`, sorted by their bytes.
     ///
     /// # Errors
     /// When it is no directory, is damaged, has the same name twice, or cannot be read.
@@ -30,7 +30,7 @@ impl Ext4<'_> {
         }
         let mut entries = Vec::new();
         if inode.is_inline() {
-            // Four bytes for `..`, then entries; more entries in the attribute.
+            // Four bytes for `..`, then entries; the attribute holds more entries.
             add_entries(&inode.block_area()[4..], inode.number, &mut entries)?;
             add_entries(&self.inline_rest(inode)?, inode.number, &mut entries)?;
         } else {
@@ -48,14 +48,14 @@ impl Ext4<'_> {
     }
 }
 
-/// Reads the entries of one block. Every entry moves on by at least 8 bytes, so this ends.
+/// Reads the entries of one block. Every entry advances by at least 8 bytes, so this ends.
 fn add_entries(block: &[u8], inode: u32, entries: &mut Vec<DirectoryEntry>) -> Result<(), Ext4Error> {
     let bad = || damaged(inode, "a directory entry is damaged");
     let mut rest = block;
     while !rest.is_empty() {
         let target = le32(rest, 0).ok_or_else(bad)?;
         let length = match le16(rest, 4).ok_or_else(bad)? {
-            // 64 KiB does not fit into 16 bits.
+            // A length of 64 KiB does not fit into 16 bits.
             0 | u16::MAX => 0x1_0000,
             length => usize::from(length),
         };

@@ -19,26 +19,26 @@ pub struct Inode {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Bytes of its content; for a link, of its target.
+    /// The size of its content in bytes; for a link, of its target.
     pub size: u64,
     /// How many names it has.
     pub links: u16,
-    /// When its content changed.
+    /// The time of the last change of its content.
     pub modified: Time,
-    /// When anything of it changed, by the guest's clock; nobody can set it.
+    /// The time of the last change of anything in it, by the guest's clock; no program can set it.
     pub changed: Time,
     flags: u32,
-    /// The whole of it: block map or extents, inline data and extended attributes are read from here.
+    /// The whole inode: block map or extents, inline data and extended attributes are read from here.
     bytes: Vec<u8>,
 }
 
 impl Inode {
-    /// Reads an inode of at least 128 bytes; `None` where its type is none.
+    /// Parses an inode of at least 128 bytes; `None` if its type is invalid.
     pub(super) fn parse(number: u32, bytes: Vec<u8>) -> Option<Self> {
         let mode = le16(&bytes, 0)?;
         let kind = kind(mode)?;
         let wide = |low: u16, high: u16| u32::from(high) << 16 | u32::from(low);
-        // The high half of the size is something else in types that have no long content.
+        // In types without long content the high half of the size has another meaning.
         let high_size = if matches!(kind, FileKind::File | FileKind::Directory) { le32(&bytes, 0x6c)? } else { 0 };
         Some(Self {
             number,
@@ -55,34 +55,34 @@ impl Inode {
         })
     }
 
-    /// Whether `i_block` is the root of an extent tree; else it is a block map.
+    /// Returns whether `i_block` is the root of an extent tree; otherwise it is a block map.
     pub(super) fn has_extents(&self) -> bool {
         self.flags & EXTENTS != 0
     }
 
-    /// Whether the content is in the inode itself.
+    /// Returns whether the content is in the inode itself.
     pub(super) fn is_inline(&self) -> bool {
         self.flags & INLINE_DATA != 0
     }
 
-    /// The 60 bytes that say where the content is, or are the content.
+    /// Returns the 60 bytes of `i_block`, which map the content or contain it.
     pub(super) fn block_area(&self) -> &[u8] {
         &self.bytes[0x28..0x64]
     }
 
-    /// The block of extended attributes; 0 for none.
+    /// Returns the number of the block with extended attributes; 0 for none.
     pub(super) fn xattr_block(&self) -> u64 {
         let high = le16(&self.bytes, 0x76).unwrap_or(0);
         u64::from(high) << 32 | u64::from(le32(&self.bytes, 0x68).unwrap_or(0))
     }
 
-    /// What follows the fields: extended attributes within the inode.
+    /// Returns the bytes after the fields: extended attributes within the inode.
     pub(super) fn xattr_area(&self) -> &[u8] {
         let extra = le16(&self.bytes, 0x80).unwrap_or(0);
         self.bytes.get(128 + usize::from(extra)..).unwrap_or_default()
     }
 
-    /// Major and minor number of a device.
+    /// Returns the major and minor number of a device.
     #[must_use]
     pub fn device(&self) -> Option<(u32, u32)> {
         if !matches!(self.kind, FileKind::CharDevice | FileKind::BlockDevice) {
@@ -110,7 +110,8 @@ fn kind(mode: u16) -> Option<FileKind> {
     })
 }
 
-/// "Inode Timestamps": two bits of the extra field go on top of the signed 32-bit seconds, the rest are nanoseconds.
+/// Reads a time ("Inode Timestamps"): two bits of the extra field extend the signed 32-bit seconds, the rest are
+/// nanoseconds.
 fn time(bytes: &[u8], at: usize, extra_at: usize) -> Option<Time> {
     let low = i64::from(le32(bytes, at)?.cast_signed());
     let reaches = le16(bytes, 0x80).is_some_and(|extra| 128 + usize::from(extra) >= extra_at + 4);

@@ -1,4 +1,4 @@
-//! Where the content of a file is, and reading it ("Block and Inode Allocation", "The Contents of `inode.i_block`").
+//! Locates and reads the content of a file ("Block and Inode Allocation", "The Contents of `inode.i_block`").
 
 use std::ops::ControlFlow;
 
@@ -6,21 +6,21 @@ use super::{Ext4, Ext4Error, Inode, damaged};
 use crate::disk::bytes::{le16, le32};
 use crate::disk::entry::{Chunk, FileKind};
 
-/// One run is one extent or more; a file of a million of them is no file anyone keeps.
+/// The most runs of a file. One run is one extent or more; no real file has a million of them.
 const MAX_RUNS: usize = 1 << 20;
-/// Tables and extent nodes of one file; with blocks of 4 KiB they map a terabyte even in the old, flat form. Without
-/// this, tables that point at each other would keep us busy for days.
+/// The most tables and extent nodes of one file; with blocks of 4 KiB they map a terabyte even in the old, flat form.
+/// Without this limit, tables that point at each other would keep kiln busy for days.
 const MAX_TABLES: u32 = 1 << 18;
-/// The kernel's own limit: five levels address every block there can be.
+/// The kernel's own limit: five levels address all possible blocks.
 const MAX_DEPTH: u16 = 5;
-/// Blocks that a file can have: their numbers in it have 32 bits.
+/// The most blocks that a file can have: their numbers in it have 32 bits.
 const MAX_BLOCKS: u64 = 1 << 32;
 const EXTENT_MAGIC: u16 = 0xf30a;
-/// A longer extent is allocated but not written: it reads as zero.
+/// The longest written extent. A longer one is allocated but not written: it reads as zero.
 const MAX_WRITTEN: u16 = 0x8000;
 const PIECE: u64 = 256 << 10;
 
-/// Blocks of a file that lie one after the other on the disk. Blocks in no run are zero.
+/// Blocks of a file that are contiguous on the disk. Blocks in no run are zero.
 #[derive(Debug, Clone, Copy)]
 struct Run {
     logical: u64,
@@ -29,7 +29,7 @@ struct Run {
 }
 
 impl Ext4<'_> {
-    /// Gives the content of a file piece by piece until `visit` breaks. Returns whether it got to the end.
+    /// Passes the content of a file to `visit`, piece by piece, until it breaks. Returns whether the end was reached.
     ///
     /// # Errors
     /// When the file system is damaged or cannot be read.
@@ -41,7 +41,7 @@ impl Ext4<'_> {
         if inode.is_inline() {
             return Ok(visit(Chunk::Data(&self.inline_content(inode)?)));
         }
-        // A hole of exabytes would be visited for hours.
+        // Visiting a hole of exabytes would take hours.
         if inode.size.div_ceil(self.block_size()) > MAX_BLOCKS {
             return Err(damaged(inode.number, "its size is more than its blocks can have"));
         }
@@ -67,7 +67,7 @@ impl Ext4<'_> {
         Ok(zeroes(at, inode.size, visit))
     }
 
-    /// The whole content of a small file.
+    /// Reads the whole content of a small file.
     ///
     /// # Errors
     /// When it has more than `limit` bytes, or cannot be read.
@@ -86,7 +86,7 @@ impl Ext4<'_> {
         Ok(content)
     }
 
-    /// The target of a symbolic link. Up to 59 bytes are in the inode itself ("Symbolic Links").
+    /// Reads the target of a symbolic link. Up to 59 bytes are in the inode itself ("Symbolic Links").
     ///
     /// # Errors
     /// When it cannot be read, or is longer than any path.
@@ -97,7 +97,7 @@ impl Ext4<'_> {
         self.read(inode, 4096)
     }
 
-    /// Content in the inode: 60 bytes of `i_block`, the rest in an attribute ("Inline Data").
+    /// Reads content in the inode: 60 bytes of `i_block`, the rest in an attribute ("Inline Data").
     fn inline_content(&self, inode: &Inode) -> Result<Vec<u8>, Ext4Error> {
         let mut content = inode.block_area().to_vec();
         content.extend(self.inline_rest(inode)?);
@@ -108,7 +108,7 @@ impl Ext4<'_> {
         Ok(content)
     }
 
-    /// The runs of a file, in order, without overlaps.
+    /// Returns the runs of a file, in order, without overlaps.
     fn runs(&self, inode: &Inode) -> Result<Vec<Run>, Ext4Error> {
         let mut runs =
             Runs { found: Vec::new(), next: 0, tables: 0, inode: inode.number, blocks: self.superblock.blocks };
@@ -121,7 +121,8 @@ impl Ext4<'_> {
         Ok(runs.found)
     }
 
-    /// "Extent Tree". Depth goes down at every level and every node has entries, so the walk ends.
+    /// Collects the runs below a node ("Extent Tree"). The depth decreases at every level and every node has entries, so the
+    /// walk ends.
     fn walk_extents(&self, node: &[u8], deepest: u16, runs: &mut Runs) -> Result<(), Ext4Error> {
         let inode = runs.inode;
         let bad = |what| damaged(inode, what);
@@ -149,14 +150,15 @@ impl Ext4<'_> {
 
     fn read_table(&self, block: u64, runs: &mut Runs) -> Result<Vec<u8>, Ext4Error> {
         runs.tables += 1;
-        // No block is the table of two places.
+        // No block is a table in two places.
         if u64::from(runs.tables) > u64::from(MAX_TABLES).min(runs.blocks) {
             return Err(Ext4Error::TooMuch { what: "the number of tables", inode: runs.inode });
         }
         self.read_block(block, runs.inode)
     }
 
-    /// "Direct/Indirect Block Addressing": twelve blocks, then tables one, two and three levels deep.
+    /// Collects the runs of a block map ("Direct/Indirect Block Addressing"): twelve blocks, then tables one, two and three
+    /// levels deep.
     fn walk_block_map(&self, inode: &Inode, end: u64, runs: &mut Runs) -> Result<(), Ext4Error> {
         let mut logical = 0;
         for (index, level) in [0; 12].into_iter().chain([1, 2, 3]).enumerate() {
@@ -166,7 +168,7 @@ impl Ext4<'_> {
         Ok(())
     }
 
-    /// Adds the blocks below one entry of the map; `logical` moves on by as many as the entry stands for.
+    /// Adds the blocks below one entry of the map; `logical` is advanced by the number of blocks that the entry stands for.
     fn walk_block(
         &self,
         block: u32,
@@ -192,16 +194,16 @@ impl Ext4<'_> {
     }
 }
 
-/// Tells `visit` about the hole from `at` to `until`, if there is one.
+/// Passes the hole from `at` to `until` to `visit`, if there is one.
 fn zeroes(at: u64, until: u64, visit: &mut dyn FnMut(Chunk<'_>) -> ControlFlow<()>) -> ControlFlow<()> {
-    // In pieces, so that whoever visits a hole of terabytes can stop.
+    // The hole is passed in pieces, so that the visitor of a hole of terabytes can stop.
     for start in (at..until).step_by(64 << 20) {
         visit(Chunk::Zeroes((until - start).min(64 << 20)))?;
     }
     ControlFlow::Continue(())
 }
 
-/// Collects runs, joining neighbours.
+/// Collects runs, and joins adjacent ones.
 struct Runs {
     found: Vec<Run>,
     /// The first logical block that no extent has covered yet.

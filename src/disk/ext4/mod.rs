@@ -1,8 +1,8 @@
 //! A read-only ext4 (and ext3, ext2) over a partition of a [`Chain`]: no mount, no root, no kernel.
 //!
-//! Source: the kernel's `Documentation/filesystems/ext4/`, each file here naming its chapters. The file system was
-//! written by a guest nobody vouches for: every number is checked before it is used, every loop is bounded, and damage
-//! is an error, not a guess. The journal is not replayed; [`Ext4::unclean_reason`] says whether it would have to be.
+//! Source: the kernel's `Documentation/filesystems/ext4/`, each file here naming its chapters. The file system was written
+//! by an untrusted guest: every number is checked before it is used, every loop is bounded, and damage is an error, not a
+//! guess. The journal is not replayed; [`Ext4::unclean_reason`] returns whether it would have to be.
 
 mod directory;
 mod inode;
@@ -21,35 +21,35 @@ use super::chain::{Chain, ChainError};
 use super::gap::UncleanReason;
 use crate::error::Fault;
 
-/// Inode of the root directory ("Special inodes").
+/// The inode of the root directory ("Special inodes").
 pub const ROOT: u32 = 2;
 
-/// Reading a file system failed.
+/// The error of reading a file system.
 #[derive(Debug, thiserror::Error)]
 pub enum Ext4Error {
-    /// The disk below.
+    /// The disk cannot be read.
     #[error(transparent)]
     Read(#[from] ChainError),
-    /// No superblock.
+    /// There is no superblock.
     #[error("there is no ext4 file system here")]
     NotExt4,
-    /// Features that change how data is read and that are not known here.
+    /// The file system uses features that change how data is read and that kiln does not know.
     #[error("the file system uses {}, which kiln does not read", .0.join(", "))]
     Features(Vec<String>),
-    /// It contradicts itself.
+    /// The file system contradicts itself.
     #[error("the file system is damaged: {what} (inode {inode})")]
     Damaged {
-        /// What is wrong.
+        /// A description of the damage.
         what: &'static str,
-        /// Of which inode; 0 for the whole file system.
+        /// The damaged inode; 0 for the whole file system.
         inode: u32,
     },
-    /// More than we are willing to hold in memory.
+    /// Something is larger than kiln is willing to hold in memory.
     #[error("inode {inode}: {what} is more than kiln reads")]
     TooMuch {
-        /// Of what.
+        /// A description of what is too large.
         what: &'static str,
-        /// In which inode.
+        /// The inode that it belongs to.
         inode: u32,
     },
 }
@@ -79,7 +79,7 @@ impl<'c> Ext4<'c> {
     /// Opens the file system whose first byte is at `start` and that may be up to `length` bytes long.
     ///
     /// # Errors
-    /// When there is none, or it uses what is not known here, or it contradicts itself.
+    /// When there is none, or it uses features that kiln does not know, or it contradicts itself.
     pub fn open(disk: &'c Chain, start: u64, length: u64) -> Result<Self, Ext4Error> {
         let available = length.min(disk.virtual_size().saturating_sub(start));
         if available < 2048 {
@@ -91,30 +91,30 @@ impl<'c> Ext4<'c> {
         Ok(Self { disk, start, superblock })
     }
 
-    /// Returns why the guest may change it when it mounts it; nothing of one that was unmounted without errors.
+    /// Returns why the guest may change the file system when it mounts it; `None` if it was unmounted without errors.
     #[must_use]
     pub fn unclean_reason(&self) -> Option<UncleanReason> {
         self.superblock.unclean_reason
     }
 
-    /// `UUID=` in fstab(5): lower case, with dashes.
+    /// Returns the UUID as in `UUID=` of fstab(5): lower case, with dashes.
     #[must_use]
     pub fn uuid(&self) -> String {
         uuid(self.superblock.uuid)
     }
 
-    /// `LABEL=` in fstab(5); may be empty.
+    /// Returns the label as in `LABEL=` of fstab(5); may be empty.
     #[must_use]
     pub fn label(&self) -> &[u8] {
         &self.superblock.label
     }
 
-    /// Returns the disk that it is on.
+    /// Returns the disk that contains the file system.
     pub(super) fn disk(&self) -> &'c Chain {
         self.disk
     }
 
-    /// Bytes of the whole file system.
+    /// Returns the size of the whole file system in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.superblock.blocks * self.block_size()
@@ -132,7 +132,7 @@ impl<'c> Ext4<'c> {
         Ok(self.disk.read_at(self.start + at, bytes)?)
     }
 
-    /// Reads one block. Block 0 holds the boot sector, so nothing that is looked for can be there.
+    /// Reads one block. Block 0 holds the boot sector, so a reference to it is an error.
     fn read_block(&self, block: u64, inode: u32) -> Result<Vec<u8>, Ext4Error> {
         if block == 0 || block >= self.superblock.blocks {
             return Err(damaged(inode, "a block number is out of range"));
@@ -159,12 +159,12 @@ impl<'c> Ext4<'c> {
         Inode::parse(number, bytes).ok_or_else(|| damaged(number, "it has no type"))
     }
 
-    /// The first block of a group's inode table.
+    /// Returns the first block of a group's inode table.
     fn inode_table(&self, group: u32, inode: u32) -> Result<u64, Ext4Error> {
         let superblock = &self.superblock;
         let mut descriptor = vec![0; usize::from(superblock.descriptor_size)];
-        // In the block after the superblock's, which is block 1 where blocks are 1 KiB and block 0 elsewhere. The
-        // superblock's own `s_first_data_block` says something else where bigalloc meets blocks of 1 KiB.
+        // The descriptors are in the block after the superblock's, which is block 1 if blocks are 1 KiB and block 0
+        // otherwise. The superblock's own `s_first_data_block` is different if bigalloc is combined with blocks of 1 KiB.
         let at = ((1024 >> superblock.block_bits) + 1) << superblock.block_bits;
         let at = at + u64::from(group) * u64::from(superblock.descriptor_size);
         self.read_at(at, &mut descriptor, inode)?;

@@ -11,8 +11,8 @@ const RECOVER: u32 = 0x4;
 const BITS_64: u32 = 0x80;
 const ORPHANS_PRESENT: u32 = 0x1_0000;
 
-/// Incompatible features by bit, and whether reading takes them into account. Those that only say where free space,
-/// checksums or hashes are make no difference to a reader.
+/// Incompatible features by bit, and whether the reader supports them. Those that only concern free space, checksums or
+/// hashes do not matter to a reader.
 const INCOMPATIBLE: [(u32, &str, bool); 16] = [
     (0x1, "compression", false),
     (0x2, "filetype", true),
@@ -32,29 +32,29 @@ const INCOMPATIBLE: [(u32, &str, bool); 16] = [
     (0x2_0000, "casefold", true),
 ];
 
-/// A superblock whose numbers fit together.
+/// A superblock whose numbers are consistent.
 #[derive(Debug)]
 pub(super) struct Superblock {
     /// log2 of the block size, 10 to 16.
     pub block_bits: u32,
-    /// Blocks of the file system; all of them are on the disk.
+    /// The number of blocks of the file system; all of them are on the disk.
     pub blocks: u64,
-    /// Highest inode number.
+    /// The highest inode number.
     pub inodes: u32,
     pub inodes_per_group: u32,
-    /// 128 to the block size, a power of two.
+    /// The size of an inode in bytes: 128 to the block size, a power of two.
     pub inode_size: u16,
-    /// 32 to 1024.
+    /// The size of a group descriptor in bytes: 32 to 1024.
     pub descriptor_size: u16,
-    /// Why it is not clean, if so.
+    /// Why it is not clean; `None` if it is clean.
     pub unclean_reason: Option<UncleanReason>,
     pub uuid: [u8; 16],
-    /// Without the zeroes behind it.
+    /// The label without trailing zeroes.
     pub label: Vec<u8>,
 }
 
 impl Superblock {
-    /// Reads the 1024 bytes of a superblock; the file system has room for `available` bytes.
+    /// Parses the 1024 bytes of a superblock; the file system has room for `available` bytes.
     pub fn parse(bytes: &[u8], available: u64) -> Result<Self, Ext4Error> {
         if le16(bytes, 0x38) != Some(MAGIC) {
             return Err(Ext4Error::NotExt4);
@@ -114,7 +114,7 @@ impl Superblock {
     }
 }
 
-/// Returns whether kiln reads a file system with these incompatible features.
+/// Returns whether kiln can read a file system with these incompatible features.
 pub(crate) fn are_features_read(bits: u32) -> bool {
     check_features(bits).is_ok()
 }

@@ -5,17 +5,17 @@ use crate::disk::bytes::{le16, le32};
 use crate::disk::entry::Xattr;
 
 const MAGIC: u32 = 0xea02_0000;
-/// VFS limit of a value (linux/limits.h, `XATTR_SIZE_MAX`).
+/// The longest value, as limited by the VFS (linux/limits.h, `XATTR_SIZE_MAX`).
 const MAX_VALUE: u64 = 64 << 10;
-/// All attributes of one inode. Several may name one value, so that a few bytes could claim all memory.
+/// The memory for all attributes of one inode. Several may name one value, so that a few bytes could claim all memory.
 const MAX_TOTAL: usize = 1 << 20;
-/// What an attribute takes besides its name and value.
+/// The overhead of an attribute besides its name and value.
 const ENTRY_SIZE: usize = 64;
-/// Where inline data beyond 60 bytes is kept; not an attribute to anyone but the file system.
+/// The attribute with inline data beyond 60 bytes, which only the file system itself uses.
 const INLINE_DATA: &[u8] = b"system.data";
 
 impl Ext4<'_> {
-    /// The attributes of an inode, sorted by name.
+    /// Reads the attributes of an inode, sorted by name.
     ///
     /// # Errors
     /// When they are damaged or cannot be read.
@@ -26,7 +26,7 @@ impl Ext4<'_> {
         Ok(xattrs)
     }
 
-    /// Inline data beyond what `i_block` holds.
+    /// Reads the inline data that `i_block` does not hold.
     pub(super) fn inline_rest(&self, inode: &Inode) -> Result<Vec<u8>, Ext4Error> {
         let found = self.all_xattrs(inode)?.into_iter().find(|xattr| xattr.name == INLINE_DATA);
         Ok(found.map(|xattr| xattr.value).unwrap_or_default())
@@ -36,7 +36,7 @@ impl Ext4<'_> {
         let mut xattrs = Vec::new();
         let area = inode.xattr_area();
         if le32(area, 0) == Some(MAGIC) {
-            // Values are found from the first entry on.
+            // Offsets of values count from the first entry on.
             self.add_xattrs(&area[4..], 0, inode.number, &mut xattrs)?;
         }
         if inode.xattr_block() != 0 {
@@ -49,7 +49,7 @@ impl Ext4<'_> {
         Ok(xattrs)
     }
 
-    /// Reads entries from `first` on. Every entry moves on by at least 16 bytes, so this ends.
+    /// Reads entries from `first` on. Every entry advances by at least 16 bytes, so this ends.
     fn add_xattrs(&self, area: &[u8], first: usize, inode: u32, xattrs: &mut Vec<Xattr>) -> Result<(), Ext4Error> {
         let bad = || damaged(inode, "an extended attribute is damaged");
         let mut total: usize = xattrs.iter().map(memory_of).sum();
@@ -83,10 +83,10 @@ impl Ext4<'_> {
 }
 
 impl Ext4<'_> {
-    /// A value that has an inode of its own (feature `ea_inode`).
+    /// Reads a value that has an inode of its own (feature `ea_inode`).
     fn value_of(&self, holder: u32, inode: u32) -> Result<Vec<u8>, Ext4Error> {
         let holder = self.inode(holder)?;
-        // Inline data may itself be in an attribute, whose value is in this inode again: round and round.
+        // Inline data may itself be in an attribute, whose value is in this inode again: that would never end.
         if holder.is_inline() {
             return Err(damaged(inode, "an attribute's inode holds its value inline"));
         }
@@ -103,7 +103,7 @@ fn value_within(area: &[u8], offset: u16, size: u32) -> Option<Vec<u8>> {
     area.get(start..start.checked_add(size as usize)?).map(<[u8]>::to_vec)
 }
 
-/// "Extended Attribute Name Prefixes".
+/// Returns the prefix of a name by its index ("Extended Attribute Name Prefixes").
 fn prefix(index: u8) -> Option<&'static [u8]> {
     Some(match index {
         0 => b"",
@@ -118,8 +118,8 @@ fn prefix(index: u8) -> Option<&'static [u8]> {
     })
 }
 
-/// An access control list as getxattr(2) gives it (`linux/posix_acl_xattr.h`, version 2), from the file system's own form
-/// (fs/ext4/acl.h, version 1), which leaves out the number where an entry is about nobody in particular.
+/// Converts an access control list from the file system's own form (fs/ext4/acl.h, version 1) to that of getxattr(2)
+/// (`linux/posix_acl_xattr.h`, version 2). The former leaves out the number of entries that name no user or group.
 fn acl(stored: &[u8]) -> Option<Vec<u8>> {
     const NAMED: [u16; 2] = [2, 8];
     let mut rest = stored.strip_prefix(&1_u32.to_le_bytes())?;

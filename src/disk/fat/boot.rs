@@ -2,7 +2,7 @@
 
 use crate::disk::bytes::{le16, le32};
 
-/// Bits of an entry in the allocation table.
+/// The number of bits of an entry in the allocation table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Width {
     Twelve,
@@ -10,34 +10,34 @@ pub(super) enum Width {
     ThirtyTwo,
 }
 
-/// Where the parts are; all of them are on the disk. Places and sizes in bytes.
+/// Offsets and sizes of the parts in bytes; all parts are on the disk.
 #[derive(Debug)]
 pub(super) struct Boot {
     pub width: Width,
-    /// Of the whole file system.
+    /// The size of the whole file system.
     pub size: u64,
     /// Size of a cluster, 512 to 128 KiB.
     pub cluster: u64,
-    /// The first allocation table.
+    /// The offset of the first allocation table.
     pub table: u64,
     pub table_bytes: u64,
-    /// The root directory where it has a place of its own; of 0 bytes on FAT32.
+    /// The offset of the root directory if it is outside the clusters; it has 0 bytes on FAT32.
     pub root: u64,
     pub root_bytes: u64,
     /// The first cluster of the root directory on FAT32.
     pub root_cluster: u32,
-    /// Where cluster 2 is.
+    /// The offset of cluster 2, the first one.
     data: u64,
     /// How many clusters there are.
     clusters: u32,
     pub serial: u32,
-    /// Without the spaces behind it.
+    /// The label without trailing spaces.
     pub label: Vec<u8>,
 }
 
 impl Boot {
-    /// Reads the first 512 bytes of a file system that has room for `available`. `None` where it is none: the sector has no
-    /// magic that counts, so whatever makes no sense is taken for something else.
+    /// Parses the first 512 bytes of a file system that has room for `available`. `None` if it is not FAT: the sector has no
+    /// reliable magic number, so that any inconsistency means that it is something else.
     pub fn parse(sector: &[u8], available: u64) -> Option<Self> {
         let half = |at| le16(sector, at).map(u64::from);
         let byte = |at: usize| sector.get(at).copied().map(u64::from);
@@ -94,18 +94,18 @@ impl Boot {
         })
     }
 
-    /// Whether there is a cluster of this number.
+    /// Returns whether there is a cluster of this number.
     pub fn has(&self, cluster: u32) -> bool {
         (2..self.clusters + 2).contains(&cluster)
     }
 
-    /// Where a cluster is.
+    /// Returns the offset of a cluster in bytes.
     pub fn place(&self, cluster: u32) -> u64 {
         self.data + u64::from(cluster.saturating_sub(2)) * self.cluster
     }
 }
 
-/// A label without what fills it up; `NO NAME` is none.
+/// Returns a label without its padding; `NO NAME` means that there is none.
 pub(super) fn trimmed(label: &[u8]) -> Vec<u8> {
     let label = label.trim_ascii_end();
     if label == b"NO NAME" { Vec::new() } else { label.to_vec() }

@@ -13,7 +13,7 @@ const LONG_NAME: u8 = 0x0f;
 const DELETED: u8 = 0xe5;
 
 impl Fat<'_> {
-    /// What has its entry at this place.
+    /// Reads the file or directory whose entry is at this offset.
     ///
     /// # Errors
     /// When there is none, or it cannot be read.
@@ -29,7 +29,7 @@ impl Fat<'_> {
         node(number, &entry).ok_or(FatError::Damaged("a directory entry is cut"))
     }
 
-    /// The names in a directory without `.` and `..`, sorted by their bytes, each with the place of its entry.
+    /// Reads the names in a directory without `.` and `..`, sorted by their bytes, each with the offset of its entry.
     ///
     /// # Errors
     /// When it is damaged, has the same name twice, or cannot be read.
@@ -61,7 +61,7 @@ impl Fat<'_> {
         Ok(names)
     }
 
-    /// The label in the root directory.
+    /// Reads the label in the root directory.
     pub(super) fn root_label(&self) -> Result<Option<Vec<u8>>, FatError> {
         let mut label = None;
         self.each_entry(&self.node(ROOT)?, &mut |_, entry| {
@@ -72,7 +72,7 @@ impl Fat<'_> {
         Ok(label)
     }
 
-    /// Calls with every entry up to the last, and its place.
+    /// Calls `visit` with the offset and the bytes of every entry up to the last.
     fn each_entry(&self, directory: &Node, visit: &mut dyn FnMut(u64, &[u8])) -> Result<(), FatError> {
         let boot = &self.boot;
         let parts = if directory.number == ROOT && boot.root_bytes > 0 {
@@ -104,7 +104,7 @@ fn node(number: u64, entry: &[u8]) -> Option<Node> {
     Some(Node {
         number,
         kind: if is_directory { FileKind::Directory } else { FileKind::File },
-        // Linux lets directories be, whatever their attribute says (fat_make_mode).
+        // Linux ignores the attribute on directories (fat_make_mode).
         mode: if attributes & READ_ONLY != 0 && !is_directory { 0o555 } else { 0o755 },
         size: if is_directory { 0 } else { le32(entry, 28)?.into() },
         modified,
@@ -113,7 +113,7 @@ fn node(number: u64, entry: &[u8]) -> Option<Node> {
     })
 }
 
-/// "Date and Time Formats", in UTC. Days and months of 0 count as the first, as Linux has it.
+/// Converts a date and time ("Date and Time Formats"), in UTC. Days and months of 0 count as the first, as in Linux.
 fn time(date: u16, time: u16, hundredths: u8) -> Time {
     let (year, month, day) =
         (i64::from(date >> 9) + 1980, i64::from(date >> 5 & 15).max(1), i64::from(date & 31).max(1));

@@ -1,8 +1,8 @@
 //! A read-only FAT (12, 16 and 32, with long names) over a partition of a [`Chain`]: no mount, no root, no kernel.
 //!
 //! Source: Microsoft's "FAT32 File System Specification" (fatgen103), each file here naming its sections; where Linux
-//! sees it otherwise, as a mount by Linux without options has it. Whoever wrote it is not trusted: every number is checked
-//! before it is used, every chain of clusters is bounded by what it may hold, and damage is an error, not a guess.
+//! differs, as Linux mounts it without options. The writer of a file system is not trusted: every number is checked before
+//! it is used, every chain of clusters is bounded by its possible size, and damage is an error, not a guess.
 
 mod boot;
 mod directory;
@@ -16,27 +16,27 @@ use super::entry::{Chunk, FileKind, Time};
 use crate::error::{Fault, Kind};
 use boot::{Boot, Width};
 
-/// Number of the root directory, which has no entry of its own.
+/// The number of the root directory, which has no entry of its own.
 pub const ROOT: u64 = 0;
-/// "FAT Directory Structure": 65536 entries of 32 bytes.
+/// The largest directory in bytes ("FAT Directory Structure"): 65536 entries of 32 bytes.
 const MAX_DIRECTORY: u64 = 2 << 20;
-/// Bytes of the table that are read at once.
+/// How many bytes of the table are read at once.
 const PAGE: u64 = 4096;
 const PIECE: u64 = 256 << 10;
 
-/// Reading a file system failed.
+/// The error of reading a file system.
 #[derive(Debug, thiserror::Error)]
 pub enum FatError {
-    /// The disk below.
+    /// The disk cannot be read.
     #[error(transparent)]
     Read(#[from] ChainError),
-    /// No boot sector that makes sense.
+    /// There is no valid boot sector.
     #[error("there is no FAT file system here")]
     NotFat,
-    /// It contradicts itself.
+    /// The file system contradicts itself.
     #[error("the FAT file system is damaged: {0}")]
     Damaged(&'static str),
-    /// A file is longer than the caller wants.
+    /// A file is longer than the caller's limit.
     #[error("a file of the FAT file system is longer than kiln reads")]
     TooMuch,
 }
@@ -62,17 +62,17 @@ pub struct Fat<'c> {
 /// A file or directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
-    /// Where its entry is, bytes from the file system's first; [`ROOT`] for the root directory.
+    /// The offset of its entry in bytes from the file system's first; [`ROOT`] for the root directory.
     pub number: u64,
-    /// A regular file or a directory.
+    /// The type: a regular file or a directory.
     pub kind: FileKind,
-    /// As Linux has it without options.
+    /// The mode that Linux shows when it mounts without options.
     pub mode: u16,
-    /// Bytes of a file; 0 for a directory.
+    /// The size of a file in bytes; 0 for a directory.
     pub size: u64,
-    /// When its content changed, to two seconds, by a clock that counts as UTC.
+    /// The time of the last change of its content, to two seconds, by a clock that counts as UTC.
     pub modified: Time,
-    /// The later of that and when it was made: what a copy with the times of its source cannot hide.
+    /// The later of `modified` and the time of creation: a copy that keeps the times of its source cannot hide the latter.
     pub changed: Time,
     first: u32,
 }
@@ -91,29 +91,30 @@ impl<'c> Fat<'c> {
         disk.read_at(start, &mut sector)?;
         let boot = Boot::parse(&sector, available).ok_or(FatError::NotFat)?;
         let mut fat = Self { disk, start, boot, label: Vec::new() };
-        // The root directory's word counts (blkid(8)); one that is damaged has none, and whoever reads it says why.
+        // The label in the root directory takes precedence (blkid(8)). A damaged directory gives no label; reading it
+        // reports the error.
         fat.label = fat.root_label().ok().flatten().unwrap_or_else(|| fat.boot.label.clone());
         Ok(fat)
     }
 
-    /// As blkid(8) writes the serial number: `6B69-6C12`.
+    /// Returns the serial number as blkid(8) writes it: `6B69-6C12`.
     #[must_use]
     pub fn uuid(&self) -> String {
         format!("{:04X}-{:04X}", self.boot.serial >> 16, self.boot.serial & 0xffff)
     }
 
-    /// The volume's label; may be empty.
+    /// Returns the volume's label; may be empty.
     #[must_use]
     pub fn label(&self) -> &[u8] {
         &self.label
     }
 
-    /// Returns the disk that it is on.
+    /// Returns the disk that contains the file system.
     pub(super) fn disk(&self) -> &'c Chain {
         self.disk
     }
 
-    /// Bytes of the whole file system.
+    /// Returns the size of the whole file system in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.boot.size
@@ -127,7 +128,7 @@ impl<'c> Fat<'c> {
         Ok(self.disk.read_at(self.start + at, bytes)?)
     }
 
-    /// Gives the content of a file piece by piece until `visit` breaks. Returns whether it got to the end.
+    /// Passes the content of a file to `visit`, piece by piece, until it breaks. Returns whether the end was reached.
     ///
     /// # Errors
     /// When it is damaged or cannot be read.
@@ -155,7 +156,7 @@ impl<'c> Fat<'c> {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// The whole content of a small file.
+    /// Reads the whole content of a small file.
     ///
     /// # Errors
     /// When it has more than `limit` bytes, or cannot be read.
@@ -173,8 +174,8 @@ impl<'c> Fat<'c> {
         Ok(content)
     }
 
-    /// The clusters that hold the first `bytes` of a chain, neighbours joined. As many as that takes are followed and no
-    /// more, so a chain that bites its tail ends too.
+    /// Returns the clusters that hold the first `bytes` of a chain, adjacent ones joined. No more clusters than necessary
+    /// are followed, so that a cyclic chain ends too.
     fn runs(&self, first: u32, bytes: u64) -> Result<Vec<Run>, FatError> {
         let mut table = Table { fat: self, page: Vec::new(), at: 0 };
         let mut runs: Vec<Run> = Vec::new();
@@ -194,7 +195,7 @@ impl<'c> Fat<'c> {
         Ok(runs)
     }
 
-    /// The places of all clusters of a chain, with at most `bytes` in them.
+    /// Returns the offsets of all clusters of a chain, which may hold at most `bytes`.
     fn whole_chain(&self, first: u32, bytes: u64) -> Result<Vec<u64>, FatError> {
         let mut table = Table { fat: self, page: Vec::new(), at: 0 };
         let (mut places, mut next) = (Vec::new(), Some(first));
@@ -212,13 +213,13 @@ impl<'c> Fat<'c> {
     }
 }
 
-/// Clusters that lie one after the other; their numbers fit into 28 bits.
+/// Contiguous clusters; their numbers fit into 28 bits.
 struct Run {
     first: u32,
     count: u32,
 }
 
-/// The allocation table ("FAT Data Structure"), a page of it at hand.
+/// The allocation table ("FAT Data Structure") with one cached page.
 struct Table<'f> {
     fat: &'f Fat<'f>,
     page: Vec<u8>,
@@ -226,7 +227,7 @@ struct Table<'f> {
 }
 
 impl Table<'_> {
-    /// The cluster that follows; none behind the last one.
+    /// Returns the next cluster of a chain; `None` after the last one.
     fn next(&mut self, cluster: u32) -> Result<Option<u32>, FatError> {
         let boot = &self.fat.boot;
         let (value, last) = match boot.width {
@@ -240,11 +241,11 @@ impl Table<'_> {
                 (le32(&self.bytes(u64::from(cluster) * 4, 4)?, 0).unwrap_or(0) & 0x0fff_ffff, 0x0fff_fff8)
             }
         };
-        // A free or a bad cluster in a chain has a number that no cluster has, and is refused as that.
+        // The number of a free or a bad cluster in a chain is out of range, and is refused as such.
         Ok((value < last).then_some(value))
     }
 
-    /// A few bytes of the table.
+    /// Reads a few bytes of the table through the cached page.
     fn bytes(&mut self, at: u64, count: u64) -> Result<Vec<u8>, FatError> {
         let within = |start: u64, length: usize| at >= start && at + count <= start + length as u64;
         if !within(self.at, self.page.len()) {

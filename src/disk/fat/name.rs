@@ -1,24 +1,24 @@
-//! Names of files: eleven bytes of an old code page, and long ones in UTF-16 before them.
+//! Names of files: eleven bytes of an old code page, and long names in UTF-16 in the entries before them.
 
 use crate::disk::bytes::le16;
 
 /// Upper half of code page 437, in which Linux reads short names.
 const CODE_PAGE: &str = "ÇüéâäàåçêëèïîìÄÅÉæÆôöòûùÿÖÜ¢£¥₧ƒáíóúñÑªº¿⌐¬½¼¡«»░▒▓│┤╡╢╖╕╣║╗╝╜╛┐└┴┬├─┼╞╟╚╔╩╦╠═╬╧╨╤╥╙╘╒╓╫╪┘┌█▄▌▐▀αßΓπΣσµτΦΘΩδ∞φε∩≡±≥≤⌠⌡÷≈°∙·√ⁿ²■\u{a0}";
-/// Bits of byte 12: the name, or what is behind the dot, is in lower case.
+/// Bits of byte 12: the name, or the extension, is in lower case.
 const LOWER_NAME: u8 = 0x08;
 const LOWER_END: u8 = 0x10;
-/// Bit of the order of the entry that comes first and holds the end of the name.
+/// The bit of a part's order that marks the first entry, which has the end of the name.
 const LAST: u8 = 0x40;
-/// Units of a long name: 20 entries of 13.
+/// The most parts of a long name: 20 entries of 13 units.
 const MAX_PARTS: u8 = 20;
-/// Where the 13 units are in an entry.
+/// The offsets of the 13 units in an entry.
 const UNITS: [usize; 13] = [1, 3, 5, 7, 9, 14, 16, 18, 20, 22, 24, 28, 30];
 
-/// The short name of an entry, in UTF-8.
+/// Returns the short name of an entry, in UTF-8.
 pub(super) fn short_name(entry: &[u8]) -> Vec<u8> {
     let case = entry.get(12).copied().unwrap_or(0);
     let mut bytes = entry.get(..11).unwrap_or_default().to_vec();
-    // The byte that would say "deleted" is written as another.
+    // The byte that would mark a deleted entry is replaced by another one.
     if bytes.first() == Some(&0x05) {
         bytes[0] = 0xe5;
     }
@@ -42,22 +42,22 @@ fn part(bytes: &[u8], is_lower: bool) -> String {
     bytes[..end].iter().map(character).collect()
 }
 
-/// A long name whose parts come before the entry it belongs to, its end first.
+/// A long name, whose parts precede the entry that it belongs to, its end first.
 #[derive(Debug, Default)]
 pub(super) struct LongName {
-    /// The order of the last part seen; 1 where the name is whole. 0 where there is none.
+    /// The order of the last part seen; 1 if the name is complete, 0 if there is none.
     order: u8,
     checksum: u8,
     units: Vec<u16>,
 }
 
 impl LongName {
-    /// Forgets it.
+    /// Forgets the parts seen so far.
     pub(super) fn clear(&mut self) {
         *self = Self::default();
     }
 
-    /// Takes a part. One that does not go on from the part before begins anew, or is none.
+    /// Adds a part. A part that does not continue the previous one begins a new name, or is ignored.
     pub(super) fn add(&mut self, entry: &[u8]) {
         let (order, checksum) = (entry[0], entry[13]);
         if order & LAST != 0 {
@@ -72,8 +72,8 @@ impl LongName {
         self.units.splice(..0, part);
     }
 
-    /// The name in UTF-8, if it is whole and belongs to the entry with this short name. Half of a pair is left out, as Linux
-    /// leaves it out.
+    /// Returns the name in UTF-8, if it is complete and belongs to the entry with this short name. Unpaired surrogates are
+    /// left out, as in Linux.
     pub(super) fn take(&mut self, short: &[u8]) -> Option<Vec<u8>> {
         let Self { order, checksum, units } = std::mem::take(self);
         // "ldir_Chksum".

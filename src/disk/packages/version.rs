@@ -1,10 +1,10 @@
-//! Which of two versions is the later one, as the package manager sees it.
+//! Compares two versions as the package manager does.
 
 use std::cmp::Ordering;
 
 use super::PackageType;
 
-/// The order of two versions of a package; `None` for a type whose order kiln does not know.
+/// Compares two versions of a package; `None` for a type whose order kiln does not know.
 #[must_use]
 pub fn compare(kind: PackageType, one: &str, other: &str) -> Option<Ordering> {
     match kind {
@@ -14,7 +14,7 @@ pub fn compare(kind: PackageType, one: &str, other: &str) -> Option<Ordering> {
     }
 }
 
-/// deb-version(7): epoch, upstream version and revision, one after the other.
+/// Compares two versions by deb-version(7): epoch, upstream version and revision, one after the other.
 fn deb(one: &str, other: &str) -> Ordering {
     let (one, other) = (Parts::of(one), Parts::of(other));
     one.epoch
@@ -23,7 +23,8 @@ fn deb(one: &str, other: &str) -> Ordering {
         .then_with(|| deb_part(one.revision.as_bytes(), other.revision.as_bytes()))
 }
 
-/// The same for rpm, by `rpmvercmp` (rpm-version(7)). A release counts only where both have one.
+/// Compares two versions by `rpmvercmp` (rpm-version(7)): epoch, version and release. The release counts only if both have
+/// one.
 fn rpm(one: &str, other: &str) -> Ordering {
     let (one, other) = (Parts::of(one), Parts::of(other));
     let releases = || match (one.revision, other.revision) {
@@ -36,7 +37,7 @@ fn rpm(one: &str, other: &str) -> Ordering {
         .then_with(releases)
 }
 
-/// `EPOCH:VERSION-REVISION`.
+/// A version of the form `EPOCH:VERSION-REVISION`.
 struct Parts<'v> {
     epoch: u64,
     version: &'v str,
@@ -54,9 +55,10 @@ impl<'v> Parts<'v> {
     }
 }
 
-/// In turn what are no digits, letters before all else and a tilde before everything, even the end; then digits as numbers.
+/// Compares two parts of a version: alternately a run without digits, in which letters come before all else and a tilde
+/// before everything, even the end, and a run of digits, compared as numbers.
 fn deb_part(mut one: &[u8], mut other: &[u8]) -> Ordering {
-    // What stands for the end of the text comes after the tilde alone.
+    // The end of the string, like a digit, comes after the tilde and before everything else.
     let weight = |byte: Option<&u8>| match byte {
         Some(b'~') => -1,
         None => 0,
@@ -80,8 +82,8 @@ fn deb_part(mut one: &[u8], mut other: &[u8]) -> Ordering {
     Ordering::Equal
 }
 
-/// Runs of digits and of letters, one after the other; whatever stands between only separates them. A tilde comes before
-/// everything, even the end, and a caret after the end and before everything else.
+/// Compares two parts of a version: runs of digits and of letters, one after the other; other characters only separate them.
+/// A tilde comes before everything, even the end, and a caret after the end and before everything else.
 fn rpm_part(mut one: &[u8], mut other: &[u8]) -> Ordering {
     loop {
         let separates = |byte: &u8| !byte.is_ascii_alphanumeric() && !matches!(byte, b'~' | b'^');
@@ -114,7 +116,7 @@ fn rpm_part(mut one: &[u8], mut other: &[u8]) -> Ordering {
     }
 }
 
-/// Takes what comes before the next digit.
+/// Takes the bytes before the next digit.
 fn word<'t>(text: &mut &'t [u8]) -> &'t [u8] {
     take(text, |byte| !byte.is_ascii_digit())
 }
@@ -136,7 +138,7 @@ fn take<'t>(text: &mut &'t [u8], belongs: impl Fn(&u8) -> bool) -> &'t [u8] {
     taken
 }
 
-/// Numbers of any length; none is 0.
+/// Compares two numbers of any length; an empty one is 0.
 fn numbers(one: &[u8], other: &[u8]) -> Ordering {
     let trimmed = |digits: &[u8]| digits.iter().skip_while(|digit| **digit == b'0').copied().collect::<Vec<u8>>();
     let (one, other) = (trimmed(one), trimmed(other));
@@ -155,7 +157,7 @@ mod tests {
 
     #[test]
     fn debian_versions_are_ordered_as_deb_version_7_has_it() {
-        // Its example of tildes, from the first to the last, and what every user of it knows.
+        // The manual's example of tildes, from the first to the last, and well-known examples.
         for row in [
             &["~~", "~~a", "~", "", "a"][..],
             &["1.0~beta1~svn1245", "1.0~beta1", "1.0", "1.0+b1", "1.0.1", "1.2", "1.10"],

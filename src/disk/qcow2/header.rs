@@ -1,23 +1,25 @@
-//! The header of a qcow2 file: every field checked before anything uses it.
+//! Parses the header of a qcow2 file: every field is checked before anything uses it.
 //!
-//! Source: QEMU's `docs/interop/qcow2.rst`, sections "Header", "Additional fields" and "Header extensions". Where QEMU
-//! has a tighter limit than the format, that limit is ours too, so what passes here does not fail there.
+//! Source: QEMU's `docs/interop/qcow2.rst`, sections "Header", "Additional fields" and "Header extensions". If QEMU has a
+//! tighter limit than the format, kiln has the same, so that a header that passes here does not fail there.
 
 use std::ops::Range;
 
 use crate::disk::bytes::{be32, be64};
+use crate::disk::header_error::HeaderError;
 
 /// The first four bytes of every qcow2 file.
 pub const MAGIC: &[u8] = b"QFI\xfb";
 
-/// As much of the file's beginning as [`Header::parse`] may look at: the largest cluster.
+/// How much of the file's beginning [`Header::parse`] may examine, in bytes: the largest cluster.
 pub const HEAD_LIMIT: usize = 2 << 20;
 
-/// More than any disk kiln builds; a larger one is a mistake or an attack on whoever allocates by it.
+/// The largest disk in bytes: more than any disk that kiln builds. A larger one is a mistake or an attack on programs that
+/// allocate by the size.
 const MAX_VIRTUAL_SIZE: u64 = 64 << 40;
-/// 64 TiB in clusters of 32 KiB. QEMU would go to 32 MiB; we hold the whole table in memory.
+/// The largest L1 table in bytes: 64 TiB in clusters of 32 KiB. QEMU allows 32 MiB; kiln holds the whole table in memory.
 const MAX_L1_BYTES: u64 = 8 << 20;
-/// QEMU's own limit ("Host cluster management").
+/// The largest refcount table in bytes, as limited by QEMU ("Host cluster management").
 const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 const MAX_BACKING_NAME: u64 = 1023;
 
@@ -32,7 +34,7 @@ const DATA_FILE_RAW: u64 = 1 << 1;
 const EXTENSION_DATA_FILE: u32 = 0x4441_5441;
 const EXTENSION_ENCRYPTION: u32 = 0x0537_be77;
 
-/// How compressed clusters are compressed.
+/// The compression of compressed clusters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Codec {
     /// Raw deflate, which QEMU calls zlib.
@@ -41,18 +43,18 @@ pub enum Codec {
     Zstd,
 }
 
-/// What the header says, after every check that holds for bases and overlays alike.
+/// The parsed header, after all checks that apply to bases and overlays alike.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
-    /// 2 or 3.
+    /// The version of the format: 2 or 3.
     pub version: u32,
     /// log2 of the cluster size in bytes, 9 to 21.
     pub cluster_bits: u32,
     /// Size of the disk the guest sees, in bytes; whole sectors, at most 64 TiB.
     pub virtual_size: u64,
-    /// Where the L1 table lies in the file, in bytes.
+    /// The range of the L1 table in the file, in bytes.
     pub l1: Range<u64>,
-    /// Where the refcount table lies in the file, in bytes.
+    /// The range of the refcount table in the file, in bytes.
     pub refcounts: Range<u64>,
     /// log2 of the width of a reference count in bits, 0 to 6.
     pub refcount_order: u32,
@@ -64,87 +66,21 @@ pub struct Header {
     pub dirty: bool,
     /// Reference counts are written late.
     pub lazy_refcounts: bool,
-    /// Of compressed clusters, if there are any.
+    /// The compression of compressed clusters, if there are any.
     pub codec: Codec,
 }
 
-/// Why a header is refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum HeaderError {
-    /// The file ends within its header.
-    #[error("the file ends within its qcow2 header: it is truncated")]
-    Truncated,
-    /// Not qcow2.
-    #[error("the file does not begin as a qcow2 file does")]
-    Magic,
-    /// A field out of its range.
-    #[error("qcow2 header: {field} is {value}; it must be {rule}")]
-    Field {
-        /// Name in the format's description.
-        field: &'static str,
-        /// What the file says.
-        value: u64,
-        /// What is allowed.
-        rule: &'static str,
-    },
-    /// Guest data in another file.
-    #[error("the image keeps its data in an external data file, which could be any file of this host")]
-    DataFile,
-    /// AES or LUKS.
-    #[error("the image is encrypted")]
-    Encrypted,
-    /// Subclusters.
-    #[error("the image has extended L2 entries (subclusters), which kiln does not read yet")]
-    ExtendedL2,
-    /// Marked by QEMU as damaged.
-    #[error("the image is marked corrupt")]
-    Corrupt,
-    /// Bits nobody knew when this was written.
-    #[error("the image needs features kiln does not know (incompatible bits {bits:#x})")]
-    UnknownFeatures {
-        /// The unknown ones.
-        bits: u64,
-    },
-    /// Not deflate, not zstd, or the field contradicts its feature bit.
-    #[error("the image's compression type {kind} is unknown or contradicts its feature bits")]
-    Compression {
-        /// The field's value.
-        kind: u8,
-    },
-    /// A table that the file does not contain.
-    #[error("{table} should be at bytes {}..{} of a file of {file_size} bytes: it is truncated or damaged", .at.start, .at.end)]
-    Outside {
-        /// Which table.
-        table: &'static str,
-        /// Where it should be.
-        at: Range<u64>,
-        /// Size of the file.
-        file_size: u64,
-    },
-    /// Two tables share bytes.
-    #[error("{first} and {second} overlap in the file")]
-    Overlap {
-        /// One of them.
-        first: &'static str,
-        /// The other.
-        second: &'static str,
-    },
-    /// A header extension longer than the space it has.
-    #[error("a header extension does not fit into the first cluster")]
-    Extension,
-}
-
-/// `Err` naming the field unless `ok`.
+/// Checks that a condition holds; otherwise returns an error that names the field.
 fn require(ok: bool, field: &'static str, value: u64, rule: &'static str) -> Result<(), HeaderError> {
     if ok { Ok(()) } else { Err(HeaderError::Field { field, value, rule }) }
 }
 
 impl Header {
-    /// Reads the header. `head` is the beginning of the file, as much of [`HEAD_LIMIT`] as there is, and `file_size`
-    /// the size of the whole file in bytes.
+    /// Parses the header. `head` is the beginning of the file, at most [`HEAD_LIMIT`] bytes, and `file_size` the size of the
+    /// whole file in bytes.
     ///
     /// # Errors
-    /// Whatever the format forbids, what kiln does not read, and sizes that make no sense.
+    /// When the format forbids a value, kiln does not support a feature, or a size is invalid.
     pub fn parse(head: &[u8], file_size: u64) -> Result<Self, HeaderError> {
         if !head.starts_with(MAGIC) {
             return Err(HeaderError::Magic);
@@ -170,14 +106,14 @@ impl Header {
         })
     }
 
-    /// Bytes in a cluster.
+    /// Returns the size of a cluster in bytes.
     #[must_use]
     pub fn cluster_size(&self) -> u64 {
         1 << self.cluster_bits
     }
 }
 
-/// The fields as they stand in the file, unchecked. What version 2 lacks has the value it is defined to have.
+/// The fields as stored in the file, unchecked. Fields that version 2 lacks have their default values.
 struct Raw {
     version: u32,
     backing_offset: u64,
@@ -230,7 +166,7 @@ impl Raw {
         require(matches!(self.version, 2 | 3), "version", self.version.into(), "2 or 3")?;
         require((9..=21).contains(&self.cluster_bits), "cluster_bits", self.cluster_bits.into(), "9 to 21")?;
         require(self.size > 0, "size", self.size, "more than 0")?;
-        // The format allows it, but QEMU cuts the rest off and so would disagree with us about the disk's bytes.
+        // The format allows it, but QEMU cuts the rest off and so would read another disk than kiln.
         require(self.size.is_multiple_of(512), "size", self.size, "whole sectors of 512 bytes")?;
         require(self.size <= MAX_VIRTUAL_SIZE, "size", self.size, "at most 64 TiB")?;
         require(self.refcount_order <= 6, "refcount_order", self.refcount_order.into(), "at most 6")?;
@@ -245,7 +181,7 @@ impl Raw {
 
     fn check_features(&self) -> Result<(), HeaderError> {
         let unknown = self.incompatible & !(DIRTY | CORRUPT | DATA_FILE | COMPRESSION_TYPE | EXTENDED_L2);
-        // The raw-data-file bit alone means nothing to QEMU today; an image that sets it is not one we want to explain.
+        // QEMU ignores the raw-data-file bit alone today; kiln refuses an image that sets it all the same.
         let data_file = self.incompatible & DATA_FILE != 0 || self.autoclear & DATA_FILE_RAW != 0;
         match () {
             () if data_file => Err(HeaderError::DataFile),
@@ -265,7 +201,8 @@ impl Raw {
         }
     }
 
-    /// Where the L1 and refcount tables are: aligned, large enough, within the file, apart from each other.
+    /// Returns the ranges of the L1 and the refcount table, after checking that they are aligned, large enough, within the
+    /// file and disjoint.
     fn check_tables(&self, file_size: u64) -> Result<(Range<u64>, Range<u64>), HeaderError> {
         let cluster = 1u64 << self.cluster_bits;
         let l1_bytes = u64::from(self.l1_entries) * 8;
@@ -278,7 +215,7 @@ impl Raw {
         require(clusters > 0, "refcount_table_clusters", clusters, "more than 0")?;
         let small = clusters * cluster <= MAX_REFCOUNT_TABLE_BYTES;
         require(small, "refcount_table_clusters", clusters, "at most 8 MiB in all")?;
-        // Nothing here reads that table, but QEMU refuses the file even where it is empty.
+        // kiln does not read that table, but QEMU refuses the file even if the table is empty.
         let at = self.snapshots_offset;
         let ok = at.is_multiple_of(cluster) && i64::try_from(at).is_ok();
         require(ok, "snapshots_offset", at, "at the start of a cluster")?;
@@ -310,8 +247,8 @@ impl Raw {
     }
 }
 
-/// Walks the header extensions. Those that would make QEMU open or decrypt something are refused even where the
-/// feature bit that should go with them is missing; all others are harmless to a reader.
+/// Walks the header extensions. Those that would make QEMU open or decrypt something are refused even if their feature bit
+/// is missing; all others are harmless to a reader.
 fn check_extensions(head: &[u8], raw: &Raw) -> Result<(), HeaderError> {
     let cluster = 1usize << raw.cluster_bits;
     let area = head.get(..cluster.min(head.len())).unwrap_or_default();
@@ -337,7 +274,7 @@ pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A header as `qemu-img create` writes it for 1 GiB with clusters of 64 KiB.
+    /// Returns a header as `qemu-img create` writes it for 1 GiB with clusters of 64 KiB.
     pub(crate) fn valid() -> Vec<u8> {
         let mut head = vec![0; 5 << 16];
         let mut put = |at: usize, bytes: &[u8]| head[at..at + bytes.len()].copy_from_slice(bytes);

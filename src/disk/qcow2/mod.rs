@@ -8,8 +8,8 @@ pub(super) mod writer;
 use std::io;
 use std::path::Path;
 
-/// Creates an empty overlay in place of what is there, as large as `virtual_size` bytes. What it lies on does not stand in its header: kiln always
-/// states the whole graph itself, and QEMU would open a file that is named there.
+/// Creates an empty overlay of `virtual_size` bytes, replacing the file at `path`. Its backing file is not named in its
+/// header: kiln always passes the whole block graph itself, and QEMU would open a file that is named there.
 ///
 /// # Errors
 /// When it cannot be written.

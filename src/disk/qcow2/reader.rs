@@ -1,7 +1,7 @@
-//! Reads guest data of one qcow2 file: where each cluster is, and its bytes.
+//! Reads guest data of one qcow2 file: the place of each cluster, and its bytes.
 //!
-//! Source: `docs/interop/qcow2.rst`, "Cluster mapping". Entries are checked when they are used: they come from a base
-//! nobody vouches for, or from an overlay whose guest nobody vouches for.
+//! Source: `docs/interop/qcow2.rst`, "Cluster mapping". Entries are checked when they are used: they come from an untrusted
+//! base, or from an overlay that an untrusted guest has written.
 
 use std::fs::File;
 use std::io;
@@ -17,10 +17,10 @@ use crate::disk::source::{LayerError, Place, Run, Source};
 pub(in crate::disk) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 pub(super) const COMPRESSED: u64 = 1 << 62;
 const READS_AS_ZERO: u64 = 1;
-/// Memory for unpacked clusters: readers of a file system come back to the same cluster many times.
+/// The memory for unpacked clusters in bytes: readers of a file system read the same cluster many times.
 const UNPACKED_BYTES: u64 = 4 << 20;
 
-/// How many bits of a compressed cluster's entry are its place; the count of further sectors follows.
+/// Returns how many bits of a compressed cluster's entry are its offset; the count of additional sectors follows.
 pub(super) const fn offset_bits(cluster_bits: u32) -> u32 {
     62 - (cluster_bits - 8)
 }
@@ -38,7 +38,7 @@ pub(in crate::disk) struct Reader {
 }
 
 impl Reader {
-    /// Reads header and L1 table. L2 tables take at most `memory` bytes at a time, but at least one is kept.
+    /// Reads the header and the L1 table. L2 tables take at most `memory` bytes at a time, but at least one is kept.
     pub fn open(file: File, memory: u64) -> Result<Self, LayerError> {
         let file_size = file.metadata()?.len();
         let header = Header::parse(&read_up_to(&file, 0, HEAD_LIMIT)?, file_size)?;
@@ -50,12 +50,12 @@ impl Reader {
         Ok(Self { file, file_size, header, l1, tables, claims, unpacked })
     }
 
-    /// Whether compressed clusters are of this kind and size.
+    /// Returns whether compressed clusters have this compression and size.
     pub fn is_packed(&self, codec: Codec, cluster_bits: u32) -> bool {
         self.header.codec == codec && self.header.cluster_bits == cluster_bits
     }
 
-    /// The place of the first entry's cluster, and how many clusters continue it.
+    /// Returns the place of the first entry's cluster, and how many clusters are contiguous there.
     fn same_place(&self, entries: &[u64]) -> Result<(Place, u64), LayerError> {
         let first = self.place(entries[0])?;
         let mut count = 1;
@@ -94,7 +94,7 @@ impl Reader {
         Err(LayerError::Entry { what, at, file_size: self.file_size })
     }
 
-    /// The L2 table of an L1 entry; `None` where nothing is allocated.
+    /// Returns the L2 table of an L1 entry; `None` if nothing is allocated.
     fn table(&self, index: u64) -> Result<Option<Arc<Vec<u64>>>, LayerError> {
         let slot = usize::try_from(index).unwrap_or(usize::MAX);
         let entry = self.l1.get(slot).copied().unwrap_or(0);
@@ -113,8 +113,8 @@ impl Reader {
         self.tables.get(index, read).map(Some)
     }
 
-    /// Counts what the L2 table of this slot says is in use. No two entries share a table or a plain cluster in a disk
-    /// without snapshots, so all of them have to fit into the file. Compressed clusters are bounded by their entries.
+    /// Counts the clusters that the L2 table of this slot uses. No two entries share a table or an uncompressed cluster in a
+    /// disk without snapshots, so all of them have to fit into the file. Compressed clusters are limited by their entries.
     fn claim(&self, slot: usize, table: &[u64]) -> Result<(), LayerError> {
         let cluster = self.header.cluster_size();
         let plain = table.iter().filter(|entry| matches!(self.place(**entry), Ok(Place::At(_)))).count();
@@ -128,7 +128,7 @@ impl Reader {
         Err(LayerError::Claims { claimed: claims.bytes, file_size: self.file_size })
     }
 
-    /// Reads file bytes. What lies beyond the end is zero, as in QEMU: the last cluster of a file need not be whole.
+    /// Reads bytes of the file. Bytes beyond its end are zero, as in QEMU: the last cluster of a file may be incomplete.
     fn read_file(&self, at: u64, bytes: &mut [u8]) -> io::Result<()> {
         let there = usize::try_from(self.file_size.saturating_sub(at)).unwrap_or(usize::MAX).min(bytes.len());
         let (inside, beyond) = bytes.split_at_mut(there);
@@ -143,7 +143,8 @@ impl Reader {
             .map_err(|source| LayerError::Unpack { at, source })
     }
 
-    /// Where in the file the compressed cluster of an L2 entry is, and its sectors ("Compressed Clusters Descriptor").
+    /// Returns the offset in the file of an L2 entry's compressed cluster, and its sectors ("Compressed Clusters
+    /// Descriptor").
     pub fn packed(&self, entry: u64) -> Result<(u64, Vec<u8>), LayerError> {
         let offset_bits = offset_bits(self.header.cluster_bits);
         let at = entry & ((1 << offset_bits) - 1);
@@ -173,7 +174,7 @@ impl Source for Reader {
             None => (Place::Below, per_table - first),
             Some(table) => {
                 let entries = &table[usize::try_from(first).unwrap_or(0)..];
-                // One more than that many whole clusters, for the part of one at either end.
+                // One more than that many whole clusters, for the partial ones at both ends.
                 let enough = usize::try_from(enough >> bits).unwrap_or(usize::MAX).saturating_add(2);
                 self.same_place(&entries[..entries.len().min(enough)])?
             }
@@ -198,10 +199,10 @@ impl Source for Reader {
     }
 }
 
-/// What the L2 tables read so far say is in use.
+/// The clusters that the L2 tables read so far use.
 #[derive(Debug)]
 struct Claims {
-    /// Which tables are in the sum; those that were forgotten are read again.
+    /// The tables that are in the sum; a table that was dropped from the cache is read again.
     counted: Vec<bool>,
     bytes: u64,
 }

@@ -1,8 +1,8 @@
-//! One compressed cluster becomes one cluster: not a byte more, not a byte less.
+//! Unpacks one compressed cluster to exactly one cluster of data.
 //!
-//! Source: `docs/interop/qcow2.rst`, "Compressed Clusters Descriptor" and `compression_type`. The compressed bytes are
-//! whole sectors, so other data follows the end of the stream and is none of our business. What would unpack to more
-//! than a cluster is an attack or damage; the output buffer is one byte too long to notice it.
+//! Source: `docs/interop/qcow2.rst`, "Compressed Clusters Descriptor" and `compression_type`. The compressed bytes are whole
+//! sectors, so unrelated data follows the end of the stream and is ignored. A stream that would unpack to more than a
+//! cluster is an attack or damage; the output buffer is one byte too long to detect it.
 
 use std::io;
 
@@ -12,7 +12,7 @@ use zstd::zstd_safe::DParameter;
 
 use super::header::Codec;
 
-/// log2 of the memory a zstd frame may ask for. QEMU's frames need a cluster, at most 2^21; the default limit of 2^27
+/// log2 of the memory that a zstd frame may require. QEMU's frames need a cluster, at most 2^21; the default limit of 2^27
 /// would let every cluster of a hostile image take 128 MiB.
 const WINDOW_LOG: u32 = 22;
 
@@ -35,8 +35,8 @@ fn inflate(packed: &[u8], bytes: &mut [u8]) -> io::Result<usize> {
     let mut inflater = Decompress::new(false);
     let status = inflater.decompress(packed, bytes, FlushDecompress::Finish).map_err(io::Error::other)?;
     let length = usize::try_from(inflater.total_out()).unwrap_or(usize::MAX);
-    // A full buffer without the end of the stream is left to the length check; QEMU too takes a cluster whose stream
-    // lacks its end mark.
+    // A full buffer without the end of the stream is left to the length check; QEMU too accepts a cluster whose stream lacks
+    // its end mark.
     match status {
         Status::Ok | Status::BufError | Status::StreamEnd => Ok(length),
     }

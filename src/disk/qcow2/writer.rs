@@ -1,11 +1,11 @@
 //! Writes one qcow2 file of compressed clusters, from its first cluster to its last.
 //!
-//! Source: `docs/interop/qcow2.rst`: "Header", "Cluster mapping", "Host cluster management". The file is
+//! Source: `docs/interop/qcow2.rst`: "Header", "Cluster mapping", "Host cluster management". The file consists of
 //!
 //! ```text
 //! header | clusters, packed, in the order of the disk | L2 tables | L1 table | refcount table | refcount blocks
 //! ```
-//! and depends on nothing but what is put in: the same clusters in the same order give the same bytes.
+//! and depends only on the clusters: the same clusters in the same order give the same bytes.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,7 +14,7 @@ use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use super::header::{COMPRESSION_TYPE, MAGIC};
 use super::reader::{COMPRESSED, offset_bits};
 
-/// Bytes of a cluster, and its log2: what QEMU makes, too.
+/// The size of a cluster in bytes, and its log2, as in QEMU's default.
 pub(in crate::disk) const CLUSTER: usize = 1 << CLUSTER_BITS;
 pub(in crate::disk) const CLUSTER_BITS: u32 = 16;
 
@@ -22,19 +22,19 @@ const VERSION: u32 = 3;
 const HEADER_LENGTH: u32 = 112;
 const ZSTD: u8 = 1;
 const REFCOUNT_ORDER: u32 = 4;
-/// Entries of an L2 table, and of a refcount block.
+/// The number of entries of an L2 table, and of a refcount block.
 const L2_ENTRIES: usize = CLUSTER / 8;
 const BLOCK_ENTRIES: usize = CLUSTER / 2;
-/// The only reference to this cluster.
+/// The flag of an entry that is the only reference to its cluster.
 const COPIED: u64 = 1 << 63;
 const SECTOR_BITS: u32 = 9;
 const BUFFER: usize = 1 << 20;
 
-/// An overlay in which nothing is written: header, refcount table, one refcount block, L1 table.
+/// Returns an empty overlay: header, refcount table, one refcount block, L1 table.
 ///
-/// Its clusters are as small as the blocks of the guest's file system. What the guest discards is then gone as a whole: in
-/// larger clusters a freed block beside one in use would stay, with all that was in it. Nor has QEMU to copy what lies
-/// around a block that is written. Only where the L1 table would grow too large are they larger.
+/// Its clusters are as small as the blocks of the guest's file system, so that what the guest discards is freed completely:
+/// in larger clusters a freed block beside one in use would stay, with all its content. Nor has QEMU to copy the data around
+/// a block that is written. Clusters are only larger if the L1 table would become too large.
 pub(super) fn empty(size: u64) -> Vec<u8> {
     const BLOCK_BITS: u32 = 12;
     const LARGEST_OF_BLOCKS: u64 = 1 << 40;
@@ -53,26 +53,26 @@ pub(super) fn empty(size: u64) -> Vec<u8> {
     file
 }
 
-/// A file that is being written.
+/// The writer of a file.
 pub(in crate::disk) struct Writer {
     out: BufWriter<File>,
     size: u64,
-    /// Where the next byte goes.
+    /// The offset of the next byte.
     end: u64,
     tables: BTreeMap<u64, Vec<u64>>,
-    /// References to each cluster of the file.
+    /// The number of references to each cluster of the file.
     counts: Vec<u16>,
 }
 
 impl Writer {
-    /// A disk of `size` bytes, all of it zero so far. `file` is empty.
+    /// Creates the writer of a disk of `size` bytes, which is all zero so far. `file` is empty.
     pub fn new(mut file: File, size: u64) -> io::Result<Self> {
         file.seek(SeekFrom::Start(CLUSTER as u64))?;
         let out = BufWriter::with_capacity(BUFFER, file);
         Ok(Self { out, size, end: CLUSTER as u64, tables: BTreeMap::new(), counts: vec![1] })
     }
 
-    /// Puts a zstd frame that unpacks to the whole cluster, and is smaller.
+    /// Writes a zstd frame that unpacks to the whole cluster, and is smaller.
     pub fn put_packed(&mut self, cluster: u64, frame: &[u8]) -> io::Result<()> {
         debug_assert!((1..CLUSTER).contains(&frame.len()));
         let (at, last) = (self.end, self.end + frame.len() as u64 - 1);
@@ -83,7 +83,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Puts a cluster as it is.
+    /// Writes a cluster uncompressed.
     pub fn put_plain(&mut self, cluster: u64, bytes: &[u8]) -> io::Result<()> {
         debug_assert_eq!(bytes.len(), CLUSTER);
         let at = self.append_aligned(bytes)?;
@@ -91,7 +91,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes the tables and the header. The file is whole, and not synced.
+    /// Writes the tables and the header. The file is then complete, but not synced.
     pub fn finish(mut self) -> io::Result<()> {
         let mut l1 =
             vec![0; self.size.div_ceil((L2_ENTRIES * CLUSTER) as u64).max(1).try_into().map_err(io::Error::other)?];
@@ -107,7 +107,8 @@ impl Writer {
         self.out.flush()
     }
 
-    /// The refcount structures count themselves.
+    /// Writes the refcount table and its blocks, which count themselves too. Returns the table's offset and its length in
+    /// clusters.
     fn put_refcounts(&mut self) -> io::Result<(u64, u64)> {
         self.align()?;
         let before = self.end >> CLUSTER_BITS;
@@ -149,7 +150,8 @@ impl Writer {
         self.out.write_all(bytes)
     }
 
-    /// Begins at a cluster's start and fills up the last one; all of them are referred to once.
+    /// Appends bytes from a cluster's start on and pads the last cluster; each of them is referenced once. Returns the
+    /// offset.
     fn append_aligned(&mut self, bytes: &[u8]) -> io::Result<u64> {
         self.align()?;
         let at = self.end;

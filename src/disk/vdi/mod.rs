@@ -1,4 +1,4 @@
-//! `VirtualBox`'s VDI, dynamic: a map of blocks, and those blocks that have data.
+//! `VirtualBox`'s VDI, dynamic: a map of blocks, and the blocks that have data.
 //!
 //! Source: `VirtualBox`'s `VDICore.h`, version 1.1 of the header, whose numbers are little-endian.
 //!
@@ -12,7 +12,7 @@ pub(super) mod writer;
 const SIGNATURE: u32 = 0xbeda_107f;
 const VERSION: u32 = 0x0001_0001;
 const DYNAMIC: u32 = 1;
-/// Bytes of a block, and of what the map and the first block are aligned to.
+/// The size of a block in bytes, and the alignment of the map and the first block.
 const BLOCK: u64 = 1 << 20;
-/// In the map, a block that is nowhere. The number below it is one that is known to be zero.
+/// The entry of a block that is not in the file. The entry of a block that is known to be zero is one less.
 const FREE: u32 = u32::MAX;

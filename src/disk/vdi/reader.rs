@@ -9,12 +9,12 @@ use crate::disk::bytes::{le32, le64};
 use crate::disk::slots::Slots;
 use crate::disk::source::{LayerError, Place, Run, Source};
 
-/// Blocks whose numbers are read at a time.
+/// How many entries of the map are read at a time.
 const PAGE: u64 = 4096;
-/// A block that is known to be zero.
+/// The entry of a block that is known to be zero.
 const ZERO: u32 = FREE - 1;
 
-/// One opened file.
+/// An opened VDI file.
 #[derive(Debug)]
 pub(in crate::disk) struct Reader {
     file: File,
@@ -52,7 +52,7 @@ impl Reader {
         Ok(Self { file, file_size, size, map, data, pages: Slots::new(memory / (PAGE * 4)) })
     }
 
-    /// What the map says of a block.
+    /// Reads the entry of a block in the map.
     fn entry(&self, block: u64) -> Result<u32, LayerError> {
         let number = block / PAGE;
         let read = || {

@@ -5,29 +5,30 @@ use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 
 use super::{BLOCK, DYNAMIC, FREE, SIGNATURE, VERSION};
+use crate::disk::file_writer::{FileWriter, Piece};
 use crate::disk::identity::Identity;
 use crate::disk::sparse;
-use crate::disk::write::{self, Piece};
 
-/// Where the map begins.
+/// The offset of the map.
 const MAP: u64 = BLOCK;
 const SECTOR: u32 = 512;
 const LENGTH: usize = 512;
-/// Of the header, from the number that says so.
+/// The length of the header, from the field with this length on.
 const HEADER_LENGTH: u32 = 400;
-/// Where the geometry is that a BIOS is told: cylinders, heads, sectors, and the length of a sector. All but that may be zero.
+/// The offset of the geometry for a BIOS: cylinders, heads, sectors, and the length of a sector. All but the length may be
+/// zero.
 const LOGICAL_GEOMETRY: usize = 456;
 
-/// A file that is being written.
+/// The writer of a file.
 pub(in crate::disk) struct Writer {
     file: File,
     size: u64,
-    /// Which blocks of the disk have data; in the file they lie in this order.
+    /// The blocks of the disk that have data, in their order in the file.
     there: Vec<u32>,
 }
 
 impl Writer {
-    /// A disk of `size` bytes, whole blocks, in an empty file.
+    /// Creates the writer of a disk of `size` bytes, whole blocks, in an empty file.
     pub fn new(file: File, size: u64) -> Self {
         Self { file, size, there: Vec::new() }
     }
@@ -36,7 +37,7 @@ impl Writer {
         self.size / BLOCK
     }
 
-    /// Where the first block is.
+    /// Returns the offset of the first block.
     fn data(&self) -> u64 {
         (MAP + self.blocks() * 4).next_multiple_of(BLOCK)
     }
@@ -59,13 +60,14 @@ impl Writer {
         put(388, &small(self.there.len() as u64)?);
         put(392, &identity.guid("vdi"));
         put(408, &identity.guid("vdi, last change"));
-        // VirtualBox looks at the last number of the second geometry: its sectors must be this long, or the file is none.
+        // VirtualBox checks the last number of the second geometry: its sectors must have this length, or the file is
+        // refused.
         put(LOGICAL_GEOMETRY + 12, &SECTOR.to_le_bytes());
         Ok(header)
     }
 }
 
-impl write::Writer for Writer {
+impl FileWriter for Writer {
     fn put(&mut self, piece: &Piece) -> io::Result<()> {
         let at = self.data() + self.there.len() as u64 * BLOCK;
         self.there.push(u32::try_from(piece.at / BLOCK).map_err(io::Error::other)?);
@@ -90,7 +92,7 @@ impl write::Writer for Writer {
 mod tests {
     use super::*;
 
-    /// What `VirtualBox` looks at in `VDICore.h`'s checks of a header, and QEMU does not.
+    /// Checks a field that `VirtualBox` requires (`VDICore.h`), and QEMU does not.
     #[test]
     fn the_geometry_of_the_bios_has_sectors_of_512_bytes() {
         let header = Writer::new(tempfile::tempfile().unwrap(), 4 * BLOCK).header(&Identity::new(&["web"])).unwrap();

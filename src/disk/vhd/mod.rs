@@ -1,7 +1,7 @@
 //! The fixed VHD: the bytes of the disk, then a footer.
 //!
 //! Source: Microsoft's "Virtual Hard Disk Image Format Specification", 1.0: "Hard Disk Footer Format" and, for the geometry,
-//! its appendix. Azure takes this format alone, wants whole MiB, and goes by the current size.
+//! its appendix. Azure takes only this format, requires whole MiB, and uses the current size.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -14,9 +14,10 @@ pub(super) mod writer;
 const FOOTER: usize = 512;
 const COOKIE: &[u8] = b"conectix";
 const FIXED: u32 = 2;
-/// Where the checksum is, which counts as zero in itself.
+/// The offset of the checksum, which counts as zero in itself.
 const CHECKSUM: usize = 64;
-/// QEMU's name for files whose size is the current size, whatever the geometry says. Hyper-V and Azure always see it so.
+/// QEMU's name for files whose size is the current size, whatever the geometry is. Hyper-V and Azure always use the current
+/// size.
 const CREATOR: &[u8] = b"qem2";
 
 fn footer(size: u64, uuid: &[u8; 16]) -> [u8; FOOTER] {
@@ -26,11 +27,11 @@ fn footer(size: u64, uuid: &[u8; 16]) -> [u8; FOOTER] {
     put(8, &2_u32.to_be_bytes()); // features: the reserved bit, which is always set
     put(12, &0x0001_0000_u32.to_be_bytes()); // version of the format
     put(16, &u64::MAX.to_be_bytes()); // no header follows
-    put(28, CREATOR); // after a time stamp that says nothing
-    put(32, &0x0005_0003_u32.to_be_bytes()); // its version, as QEMU has it
+    put(28, CREATOR); // after a time stamp, which is left zero
+    put(32, &0x0005_0003_u32.to_be_bytes()); // the creator's version, as QEMU writes it
     put(36, b"Wi2k");
-    put(40, &size.to_be_bytes()); // as it was made
-    put(48, &size.to_be_bytes()); // as it is
+    put(40, &size.to_be_bytes()); // original size
+    put(48, &size.to_be_bytes()); // current size
     put(56, &geometry(size / 512));
     put(60, &FIXED.to_be_bytes());
     put(68, uuid);
@@ -39,7 +40,7 @@ fn footer(size: u64, uuid: &[u8; 16]) -> [u8; FOOTER] {
     footer
 }
 
-/// Cylinders, heads and sectors of a track, as the specification's appendix computes them.
+/// Returns cylinders, heads and sectors of a track, as the specification's appendix computes them.
 fn geometry(sectors: u64) -> [u8; 4] {
     let sectors = u32::try_from(sectors).unwrap_or(u32::MAX).min(65535 * 16 * 255);
     let (track, mut heads, mut rest);
@@ -59,13 +60,13 @@ fn geometry(sectors: u64) -> [u8; 4] {
     [high, low, heads.to_be_bytes()[3], u32::to_be_bytes(track)[3]]
 }
 
-/// The ones' complement of the sum of all other bytes.
+/// Returns the ones' complement of the sum of all other bytes.
 fn checksum(footer: &[u8]) -> u32 {
     let sum = |bytes: &[u8]| bytes.iter().map(|byte| u32::from(*byte)).sum::<u32>();
     !(sum(&footer[..CHECKSUM]) + sum(&footer[CHECKSUM + 4..]))
 }
 
-/// Size of the disk in a finished file, which is checked to be such a file.
+/// Returns the size of the disk in a finished file, after checking that it is a fixed VHD.
 pub(super) fn disk_size(file: &File) -> Result<u64, LayerError> {
     let unknown = |why: &str| LayerError::Unknown { format: "vhd", why: why.to_owned() };
     let size = file.metadata()?.len().checked_sub(FOOTER as u64).ok_or_else(|| unknown("it is too short"))?;

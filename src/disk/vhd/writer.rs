@@ -1,28 +1,28 @@
-//! Writes a fixed VHD: the pieces of the disk where they belong, and the footer when all are there.
+//! Writes a fixed VHD: the pieces of the disk at their offsets, and the footer at the end.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::footer;
+use crate::disk::file_writer::{FileWriter, Piece};
 use crate::disk::identity::Identity;
 use crate::disk::sparse;
-use crate::disk::write::{self, Piece};
 
-/// A file that is being written.
+/// The writer of a file.
 pub(in crate::disk) struct Writer {
     file: File,
     size: u64,
 }
 
 impl Writer {
-    /// A disk of `size` bytes in an empty file.
+    /// Creates the writer of a disk of `size` bytes in an empty file.
     pub fn new(file: File, size: u64) -> Self {
         Self { file, size }
     }
 }
 
-impl write::Writer for Writer {
+impl FileWriter for Writer {
     fn put(&mut self, piece: &Piece) -> io::Result<()> {
         sparse::write_at(&self.file, piece.at, &piece.bytes)
     }

@@ -13,30 +13,30 @@ use crate::disk::bytes::{le16, le32, le64};
 use crate::disk::slots::Slots;
 use crate::disk::source::{LayerError, Place, Run, Source};
 
-/// Entries of the block table that are read at a time.
+/// How many entries of the block table are read at a time.
 const PAGE: usize = 4096;
-/// A state that only blocks of disks with a parent have.
+/// The state that only blocks of disks with a parent have.
 const PARTLY_PRESENT: u64 = 7;
-/// Of the file's parameters: the disk has a parent.
+/// The flag in the file's parameters that the disk has a parent.
 const HAS_PARENT: u32 = 2;
 
-/// One opened file.
+/// An opened VHDX file.
 #[derive(Debug)]
 pub(in crate::disk) struct Reader {
     file: File,
     file_size: u64,
     disk: Disk,
-    /// Where the block table is.
+    /// The offset of the block table.
     table: u64,
     pages: Slots<Vec<u64>>,
 }
 
-/// What the metadata say.
+/// The fields of the metadata.
 #[derive(Debug)]
 struct Disk {
     size: u64,
     block: u64,
-    /// How many blocks have a common bitmap.
+    /// How many blocks share a bitmap.
     chunk: u64,
 }
 
@@ -90,12 +90,12 @@ impl Disk {
             && (MIB..=256 * MIB).contains(&block)
             && [512, 4096].contains(&sector);
         let size = le64(item(DISK_SIZE)?, 0)?;
-        // The format ends there.
+        // The format allows no larger disk.
         let known = known && (1..=64 << 40).contains(&size);
         known.then(|| Self { size, block, chunk: blocks_of_a_bitmap(block, sector) })
     }
 
-    /// The number of a block's entry: bitmaps have entries too.
+    /// Returns the index of a block's entry: bitmaps have entries too.
     fn entry_of(&self, block: u64) -> u64 {
         block + block / self.chunk
     }
@@ -145,14 +145,14 @@ fn read(file: &File, at: u64, length: usize) -> Result<Vec<u8>, LayerError> {
     }
 }
 
-/// A part with this signature and a checksum that holds.
+/// Reads a part of the file; `None` if its signature or checksum is wrong.
 fn sound(file: &File, at: u64, length: usize, signature: &[u8]) -> Result<Option<Vec<u8>>, LayerError> {
     let bytes = read(file, at, length)?;
     let is_sound = bytes.starts_with(signature) && le32(&bytes, CHECKSUM) == Some(checksum(&bytes));
     Ok(is_sound.then_some(bytes))
 }
 
-/// The newer of the sound headers must not know of a log.
+/// Checks that the newer of the valid headers has no log.
 fn check_log(file: &File) -> Result<(), LayerError> {
     let headers = HEADERS.map(|at| sound(file, at, HEADER_LENGTH, HEADER));
     let sound = headers.into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -173,7 +173,7 @@ fn regions(file: &File) -> Result<Vec<u8>, LayerError> {
     Err(unknown("it has no sound region table"))
 }
 
-/// Where a region is, and its length.
+/// Returns the offset and the length of a region.
 fn region(regions: &[u8], id: [u8; 16]) -> Option<(u64, u64)> {
     let count = usize::try_from(le32(regions, 8)?).ok()?.min(2047);
     let entries = regions.get(16..)?.chunks_exact(32).take(count);

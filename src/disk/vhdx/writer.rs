@@ -9,49 +9,50 @@ use super::{
     METADATA, METADATA_REGION, METADATA_TABLE, MIB, PAGE_83, PHYSICAL_SECTOR, PRESENT, REGION, REGIONS, REGIONS_LENGTH,
     ZERO, blocks_of_a_bitmap, checksum,
 };
+use crate::disk::file_writer::{FileWriter, Piece};
 use crate::disk::identity::Identity;
 use crate::disk::sparse;
-use crate::disk::write::{self, Piece};
 
-/// Where the empty log, the metadata and the block table are.
+/// The offsets of the empty log, the metadata and the block table.
 const LOG: u64 = MIB;
 const LOG_LENGTH: u32 = 1 << 20;
 const METADATA_AT: u64 = 2 * MIB;
 const TABLE: u64 = 3 * MIB;
 const LOGICAL_BYTES: u32 = 512;
 const PHYSICAL_BYTES: u32 = 4096;
-/// Blocks grow with the disk, so that the table stays small. The least the format allows wastes the least.
+/// The most blocks: they grow with the disk, so that the table stays small. The smallest blocks of the format waste the
+/// least space.
 const MOST_BLOCKS: u64 = 1 << 20;
-/// How many metadata items there are, and their flags.
+/// The number of metadata items, and their flags.
 const ITEMS: u16 = 5;
 const REQUIRED: u32 = 4;
 const OF_THE_DISK: u32 = 2;
 
-/// A file that is being written.
+/// The writer of a file.
 pub(in crate::disk) struct Writer {
     file: File,
     size: u64,
-    /// Bytes of a block.
+    /// The size of a block in bytes.
     block: u64,
-    /// Which blocks of the disk have data; in the file they lie in this order.
+    /// The blocks of the disk that have data, in their order in the file.
     there: Vec<u64>,
 }
 
 impl Writer {
-    /// A disk of `size` bytes in an empty file.
+    /// Creates the writer of a disk of `size` bytes in an empty file.
     pub fn new(file: File, size: u64) -> Self {
         let block = size.div_ceil(MOST_BLOCKS).next_power_of_two().max(MIB);
         Self { file, size, block, there: Vec::new() }
     }
 
-    /// Bytes of the block table's region.
+    /// Returns the length of the block table's region in bytes.
     fn table_length(&self) -> u64 {
         let blocks = self.size.div_ceil(self.block);
         let bitmaps = blocks.saturating_sub(1) / blocks_of_a_bitmap(self.block, LOGICAL_BYTES.into());
         ((blocks + bitmaps) * 8).next_multiple_of(MIB).max(MIB)
     }
 
-    /// Where a block is, by its number in the file.
+    /// Returns the offset of a block, by its number in the file.
     fn place(&self, number: usize) -> u64 {
         TABLE + self.table_length() + number as u64 * self.block
     }
@@ -73,7 +74,7 @@ impl Writer {
     }
 }
 
-impl write::Writer for Writer {
+impl FileWriter for Writer {
     fn put(&mut self, piece: &Piece) -> io::Result<()> {
         let block = piece.at / self.block;
         if self.there.last() != Some(&block) {
@@ -88,7 +89,7 @@ impl write::Writer for Writer {
         self.file.write_all_at(&metadata(self.size, self.block, identity), METADATA_AT)?;
         let regions = regions(self.table_length());
         REGIONS.iter().try_for_each(|at| self.file.write_all_at(&regions, *at))?;
-        // The second one is the newer.
+        // The second header is the newer one.
         (0..).zip(HEADERS).try_for_each(|(number, at)| self.file.write_all_at(&header(number, identity), at))?;
         self.file.write_all_at(IDENTIFIER, 0)
     }
@@ -101,7 +102,7 @@ fn header(number: u64, identity: &Identity) -> Vec<u8> {
     put(8, &number.to_le_bytes());
     put(16, &identity.guid("vhdx, file write"));
     put(32, &identity.guid("vhdx, data write"));
-    // Bytes 48 to 64 are zero: there is nothing in the log.
+    // Bytes 48 to 64 are zero: the log is empty.
     put(66, &1_u16.to_le_bytes()); // version of the format
     put(68, &LOG_LENGTH.to_le_bytes());
     put(72, &LOG.to_le_bytes());
@@ -120,7 +121,7 @@ fn regions(table_length: u64) -> Vec<u8> {
     sealed(regions)
 }
 
-/// The metadata's table and its items.
+/// Returns the metadata's table and its items.
 fn metadata(size: u64, block: u64, identity: &Identity) -> Vec<u8> {
     let parameters = [u32::try_from(block).unwrap_or(u32::MAX).to_le_bytes(), [0; 4]].concat();
     let items: [([u8; 16], u32, Vec<u8>); ITEMS as usize] = [
@@ -146,7 +147,7 @@ fn metadata(size: u64, block: u64, identity: &Identity) -> Vec<u8> {
     table
 }
 
-/// With its checksum.
+/// Sets the checksum of a header or region table.
 fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
     let sum = checksum(&bytes);
     bytes[CHECKSUM..CHECKSUM + 4].copy_from_slice(&sum.to_le_bytes());

@@ -1,30 +1,30 @@
-//! The stream-optimised VMDK: compressed grains one after the other, and tables behind them.
+//! The stream-optimised VMDK: compressed grains one after the other, and tables after them.
 //!
 //! Source: `VMware`'s "Virtual Disk Format 5.0", "Stream-Optimized Compressed Sparse Extents".
 //!
 //! ```text
 //! header | descriptor | grain, grain, ... table | grain, ... table | directory | footer | end
 //! ```
-//! A grain has its place on the disk in front of it, so that the file can be imported as it streams by; who wants to look
-//! something up begins at the footer, a second header that knows where the directory is.
+//! Each grain is preceded by its place on the disk, so that the file can be imported as a stream; a reader with random
+//! access begins at the footer, a second header with the place of the directory.
 
 pub(super) mod reader;
 pub(super) mod writer;
 
 const MAGIC: &[u8; 4] = b"KDMV";
 const SECTOR: usize = 512;
-/// Sectors of a grain.
+/// The number of sectors of a grain.
 const GRAIN_SECTORS: u64 = 128;
-/// Grains of a table.
+/// The number of grains of a table.
 const TABLE_GRAINS: u32 = 512;
-/// Sectors of the disk that a table is for.
+/// The number of sectors of the disk that a table covers.
 const TABLE_SECTORS: u64 = GRAIN_SECTORS * TABLE_GRAINS as u64;
-/// Newlines are as they should be; grains are compressed; grains and tables have markers.
+/// The flags of the header: newlines are intact; grains are compressed; grains and tables have markers.
 const FLAGS: u32 = 1 | 1 << 16 | 1 << 17;
 const DEFLATE: u16 = 1;
-/// What the header says of the directory when only the footer knows.
+/// The place of the directory in the header if only the footer contains it.
 const AT_END: u64 = u64::MAX;
-/// Kinds of markers that stand before whole sectors of something.
+/// The kinds of markers that precede whole sectors of something.
 const TABLE: u32 = 1;
 const DIRECTORY: u32 = 2;
 const FOOTER: u32 = 3;

@@ -13,14 +13,14 @@ use crate::disk::source::{LayerError, Place, Run, Source};
 
 const GRAIN: usize = 64 << 10;
 const TABLE_BYTES: usize = TABLE_GRAINS as usize * 4;
-/// Its place on the disk and the length of what follows.
+/// The length of a grain's marker: its place on the disk and the length of the grain.
 const GRAIN_MARKER: usize = 12;
-/// Grains that are kept unpacked.
+/// How many grains are kept unpacked.
 const UNPACKED: u64 = 64;
-/// A directory for 256 TiB.
+/// The largest directory in bytes, for 256 TiB.
 const LARGEST_DIRECTORY: u64 = 32 << 20;
 
-/// One opened file.
+/// An opened VMDK file.
 #[derive(Debug)]
 pub(in crate::disk) struct Reader {
     file: File,
@@ -31,7 +31,7 @@ pub(in crate::disk) struct Reader {
     unpacked: Slots<Vec<u8>>,
 }
 
-/// What is looked at in a header.
+/// The fields of a header that are used.
 struct Header {
     capacity: u64,
     directory: u64,
@@ -80,7 +80,7 @@ impl Reader {
         Ok(bytes)
     }
 
-    /// The table that has this grain; `None` where none of its grains is in the file.
+    /// Returns the table that contains this grain; `None` if none of its grains is in the file.
     fn table(&self, grain: u64) -> Result<Option<Arc<Vec<u32>>>, LayerError> {
         let number = grain / u64::from(TABLE_GRAINS);
         let sector = self.directory.get(usize::try_from(number).unwrap_or(usize::MAX)).copied().unwrap_or(0);
@@ -94,7 +94,7 @@ impl Reader {
         self.tables.get(number, read).map(Some)
     }
 
-    /// The sector of a grain, 0 for one that is not in the file.
+    /// Returns the sector of a grain; 0 if it is not in the file.
     fn sector(&self, grain: u64) -> Result<u32, LayerError> {
         let slot = usize::try_from(grain % u64::from(TABLE_GRAINS)).unwrap_or(0);
         Ok(self.table(grain)?.map_or(0, |table| table[slot]))
@@ -153,7 +153,7 @@ fn unknown(why: &str) -> LayerError {
     LayerError::Unknown { format: "vmdk", why: why.to_owned() }
 }
 
-/// The header, or the footer where that knows more.
+/// Reads the header, or the footer if the header refers to it.
 fn header(file: &File, file_size: u64) -> Result<Header, LayerError> {
     let mut sector = [0; SECTOR];
     let read = |sector: &mut [u8], at| match file.read_exact_at(sector, at) {
@@ -166,7 +166,7 @@ fn header(file: &File, file_size: u64) -> Result<Header, LayerError> {
     if header.directory != AT_END {
         return Ok(header);
     }
-    // Footer and end are the last sectors, each with its marker in front of it.
+    // Footer and end are the last sectors, each preceded by its marker.
     let marker = file_size.checked_sub(3 * SECTOR as u64).ok_or_else(|| unknown("it is too short"))?;
     read(&mut sector, marker)?;
     if (le32(&sector, 8), le32(&sector, 12)) != (Some(0), Some(FOOTER)) {

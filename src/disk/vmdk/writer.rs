@@ -6,12 +6,12 @@ use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use super::{
     AT_END, DEFLATE, DIRECTORY, FLAGS, FOOTER, GRAIN_SECTORS, MAGIC, SECTOR, TABLE, TABLE_GRAINS, TABLE_SECTORS,
 };
+use crate::disk::file_writer::{FileWriter, GRAIN, Piece};
 use crate::disk::identity::Identity;
-use crate::disk::write::{self, GRAIN, Piece};
 
-/// What ESX and oslo.utils expect of a file with compressed grains.
+/// The version that ESX and oslo.utils expect of a file with compressed grains.
 const VERSION: u32 = 3;
-/// Sectors of the descriptor, which follows the header, and of everything before the first grain.
+/// The number of sectors of the descriptor, which follows the header, and of everything before the first grain.
 const DESCRIPTOR_SECTORS: u64 = 20;
 const OVERHEAD: u64 = 128;
 const BUFFER: usize = 1 << 20;
@@ -19,20 +19,20 @@ const BUFFER: usize = 1 << 20;
 const HEADS: u64 = 255;
 const TRACK: u64 = 63;
 
-/// A file that is being written.
+/// The writer of a file.
 pub(in crate::disk) struct Writer {
     out: BufWriter<File>,
-    /// Sectors of the disk.
+    /// The size of the disk in sectors.
     capacity: u64,
-    /// Where the next sector goes.
+    /// The number of the next sector.
     end: u64,
     directory: Vec<u32>,
-    /// The table under way, and its number.
+    /// The unfinished table, and its number.
     table: (usize, Vec<u32>),
 }
 
 impl Writer {
-    /// A disk of `size` bytes, whole grains, in an empty file.
+    /// Creates the writer of a disk of `size` bytes, whole grains, in an empty file.
     pub fn new(mut file: File, size: u64) -> io::Result<Self> {
         file.seek(SeekFrom::Start(OVERHEAD * SECTOR as u64))?;
         let capacity = size / SECTOR as u64;
@@ -61,7 +61,7 @@ impl Writer {
         self.append(&[&marker, packed])
     }
 
-    /// Ends the table under way, unless it is empty: one that is not there is all zero.
+    /// Writes the unfinished table, unless it is empty: a missing table counts as all zero.
     fn put_table(&mut self) -> io::Result<()> {
         let (number, table) = std::mem::take(&mut self.table);
         if !table.is_empty() {
@@ -70,7 +70,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Sectors with a marker before them; the first of them.
+    /// Appends bytes in whole sectors, preceded by a marker. Returns the number of the first sector.
     fn put_marked(&mut self, kind: u32, bytes: &[u8]) -> io::Result<u32> {
         let sectors = bytes.len().div_ceil(SECTOR) as u64;
         let marker = [&sectors.to_le_bytes()[..], &0_u32.to_le_bytes(), &kind.to_le_bytes()].concat();
@@ -80,7 +80,7 @@ impl Writer {
         Ok(first)
     }
 
-    /// Whole sectors of these bytes.
+    /// Appends bytes, padded to whole sectors.
     fn append(&mut self, parts: &[&[u8]]) -> io::Result<()> {
         let length = parts.iter().map(|part| part.len()).sum::<usize>();
         parts.iter().try_for_each(|part| self.out.write_all(part))?;
@@ -89,7 +89,7 @@ impl Writer {
         self.out.write_all(&[0; SECTOR][..sectors * SECTOR - length])
     }
 
-    /// The number of the next sector, which tables have room for up to 2 TiB of file.
+    /// Returns the number of the next sector, for which tables have room up to 2 TiB of file.
     fn sector(&self) -> io::Result<u32> {
         u32::try_from(self.end).map_err(|_| io::Error::other("a vmdk file ends at 2 TiB"))
     }
@@ -102,7 +102,7 @@ impl Writer {
         put(8, &FLAGS.to_le_bytes());
         put(12, &self.capacity.to_le_bytes());
         put(20, &GRAIN_SECTORS.to_le_bytes());
-        put(28, &1_u64.to_le_bytes()); // where the descriptor is
+        put(28, &1_u64.to_le_bytes()); // sector of the descriptor
         put(36, &DESCRIPTOR_SECTORS.to_le_bytes());
         put(44, &TABLE_GRAINS.to_le_bytes());
         put(56, &directory.to_le_bytes());
@@ -114,7 +114,7 @@ impl Writer {
 
     fn descriptor(&self, identity: &Identity) -> String {
         let [a, b, c, d, ..] = identity.uuid("vmdk");
-        // The reserved bits of neither are in the first four bytes; all ones would mean that there is no parent.
+        // The UUID's version and variant are not in its first four bytes; all ones would mean that there is no parent.
         let content = u32::from_be_bytes([a & 0x7f, b, c, d]);
         let cylinders = self.capacity.div_ceil(HEADS * TRACK).min(65535);
         format!(
@@ -128,7 +128,7 @@ impl Writer {
     }
 }
 
-impl write::Writer for Writer {
+impl FileWriter for Writer {
     fn put(&mut self, piece: &Piece) -> io::Result<()> {
         for (grain, packed) in (piece.at / GRAIN as u64..).zip(&piece.grains).filter(|(_, packed)| !packed.is_empty()) {
             self.put_grain(grain, packed)?;

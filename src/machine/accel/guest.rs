@@ -10,7 +10,7 @@ pub(super) struct Trial {
     pub(super) answer: u8,
 }
 
-/// In the order of what is likelier to fail; the loop is last because it costs the most where it fails.
+/// All trials, the likelier to fail first; the loop is last because it costs the most where it fails.
 pub(super) const TRIALS: [Trial; 6] = [
     // mov eax, 0xff; popcnt eax, eax
     Trial { name: "popcnt", code: &[0xb8, 0xff, 0, 0, 0, 0xf3, 0x0f, 0xb8, 0xc0], answer: 8 },
@@ -47,11 +47,11 @@ pub(super) const TRIALS: [Trial; 6] = [
     Trial { name: "dec/jnz", code: &[0xb9, 0x10, 0x27, 0, 0, 0xff, 0xc9, 0x75, 0xfc, 0x8d, 0x41, 7], answer: 7 },
 ];
 
-/// Not 0x80: KVM used to let guests write that one directly to the hardware.
+/// The port of the report. Not 0x80: KVM used to let guests write that one directly to the hardware.
 pub(super) const PORT: u16 = 0xe9;
-/// out PORT, al
+/// Code: out PORT, al
 const REPORT: [u8; 2] = [0xe6, 0xe9];
-/// mov al, 3; iretq
+/// Code: mov al, 3; iretq
 const INT3_HANDLER: [u8; 4] = [0xb0, 3, 0x48, 0xcf];
 
 // Where things are in the guest's memory: three page tables, and a page with all the rest. The stack grows down from
@@ -69,12 +69,13 @@ pub(super) const MEMORY: usize = 0x4000;
 const CODE_SELECTOR: u16 = 8;
 const DATA_SELECTOR: u16 = 16;
 
-/// The guest's memory, page-aligned as KVM wants it.
+/// The guest's memory, page-aligned as KVM requires.
 #[repr(C, align(4096))]
 pub(super) struct Memory([u8; MEMORY]);
 
 impl Memory {
-    /// Identity-mapped page tables, a GDT, an IDT with its third gate, and the trials one after the other.
+    /// Creates memory with identity-mapped page tables, a GDT, an IDT with its third gate, and the trials one after the
+    /// other.
     pub(super) fn with(trials: &[Trial]) -> Self {
         let mut memory = Self([0; MEMORY]);
         // Present and writable; the page directory's only entry is a 2 MiB page at 0.
@@ -97,7 +98,7 @@ impl Memory {
     }
 }
 
-/// The special registers of 64-bit kernel mode with SSE on; as Intel SDM volume 3, 9.8.5 leaves them.
+/// Returns the special registers of 64-bit kernel mode with SSE on; as Intel SDM volume 3, 9.8.5 leaves them.
 pub(super) fn long_mode(reset: &kvm_sregs) -> kvm_sregs {
     let data = kvm_segment {
         limit: u32::MAX,
@@ -127,7 +128,7 @@ pub(super) fn long_mode(reset: &kvm_sregs) -> kvm_sregs {
     }
 }
 
-/// The registers a guest starts with.
+/// Returns the registers that a guest starts with.
 pub(super) fn entry_point() -> kvm_regs {
     kvm_regs { rip: CODE as u64, rsp: MEMORY as u64, rflags: 2, ..kvm_regs::default() }
 }
@@ -138,7 +139,7 @@ mod tests {
     use std::fs;
     use std::process::Command;
 
-    /// The only positive control on a host without KVM: QEMU's software emulation runs the same bytes.
+    /// Checks the answers with QEMU's software emulation of the same bytes, the only positive control on a host without KVM.
     #[test]
     fn an_emulated_processor_gives_the_right_answers() {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -158,7 +159,7 @@ mod tests {
         assert_eq!(output.stdout, answers, "{}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// A firmware image that does what [`long_mode`] does through KVM: from the reset vector to the trials.
+    /// Returns a firmware image that does what [`long_mode`] does through KVM: from the reset vector to the trials.
     fn entry_firmware() -> Vec<u8> {
         let mut firmware = vec![0; 0x10000];
         let mut put = |at: usize, bytes: &[u8]| firmware[at..at + bytes.len()].copy_from_slice(bytes);

@@ -1,4 +1,4 @@
-//! A network without a machine: a socket takes the guest's place on a hub of QEMU, so that nothing has to boot.
+//! Tests of a network without a machine: a socket takes the guest's place on a hub of QEMU, so that nothing has to boot.
 
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use super::super::test_frames::{ACK, SYN, arp_request, dhcp_discover, packet, tc
 use super::*;
 
 const GUEST_FD: RawFd = 9;
-/// QEMU answers within milliseconds; on a loaded host it takes seconds to start.
+/// Time limit of an answer. QEMU answers within milliseconds; on a loaded host it takes seconds to start.
 const PATIENCE: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_millis(300);
 
@@ -70,7 +70,7 @@ impl Hub {
     }
 }
 
-/// This host's QEMU, and the oldest one that kiln works with, where it is unpacked.
+/// Returns this host's QEMU, and the oldest one that kiln works with, where it is unpacked.
 async fn programs() -> Vec<PathBuf> {
     let host = host::survey().await.expect("the tests need QEMU");
     let oldest = std::path::absolute("fixtures/cache/qemu-7.2/usr/bin/qemu-system-x86_64").unwrap();
@@ -97,7 +97,7 @@ async fn the_host_is_refused_at_once_and_the_network_works() {
         hub.send(&dhcp_discover());
         let offer = hub.receive_v4(PROTOCOL_UDP);
         assert_eq!((&offer[34..38], &offer[58..62]), (&[0, 67, 0, 68][..], &[10, 0, 2, 15][..]), "an offer");
-        // A connection attempt, and again; a datagram to the metadata service of clouds.
+        // A connection attempt, twice; a datagram to the metadata service of clouds.
         for _ in 0..2 {
             hub.send(&packet(host_ip, PROTOCOL_TCP, &tcp(port, SYN)));
             let reset = hub.receive_v4(PROTOCOL_TCP);
@@ -105,7 +105,7 @@ async fn the_host_is_refused_at_once_and_the_network_works() {
         }
         hub.send(&packet("169.254.169.254".parse().unwrap(), PROTOCOL_UDP, &udp(80, b"GET")));
         assert_eq!(hub.receive_v4(1)[34..36], [3, 13], "an ICMP error");
-        // A segment of no connection reaches libslirp, which resets it.
+        // A segment that belongs to no connection reaches libslirp, which resets it.
         hub.send(&packet(host_ip, PROTOCOL_TCP, &tcp(port, ACK)));
         assert_ne!(hub.receive_v4(PROTOCOL_TCP)[47] & 4, 0);
         assert!(listener.accept().is_err(), "nothing came to the host's loopback");
@@ -151,7 +151,7 @@ async fn without_kiln_nothing_passes() {
     }
 }
 
-/// The frames of a guest that floods the network are read, whatever QEMU takes of them.
+/// Checks that the frames of a guest that floods the network are read, whatever QEMU takes of them.
 #[test]
 fn a_network_that_takes_nothing_does_not_stop_the_guest() {
     let (descriptors, _reports) = filtered(&[PrivateDestination::Host]);

@@ -6,7 +6,7 @@ use super::super::test_frames::{
 };
 use super::*;
 
-/// An address of this host that is public, and one that is private.
+/// Addresses of this host, public and private.
 const OWN: [&str; 3] = ["203.0.113.7", "192.168.1.20", "2001:db8::7"];
 
 fn ip(address: &str) -> IpAddr {
@@ -18,7 +18,7 @@ fn policy(private: &[&str]) -> AddressPolicy {
     AddressPolicy::new(OWN.iter().map(|address| ip(address)).collect(), &private)
 }
 
-/// The verdict on the first segment of a connection and on a datagram, which must be the same.
+/// Returns the verdict on the first segment of a connection and on a datagram, which must be the same.
 fn reaches(address: &str, policy: &AddressPolicy) -> bool {
     let to = ip(address);
     let connection = packet(to, PROTOCOL_TCP, &tcp(80, SYN));
@@ -129,7 +129,7 @@ fn a_guest_gets_its_address_and_its_names() {
     assert!(!passes(&packet(ip("ff02::1:3"), PROTOCOL_UDP, &udp(547, b"solicit"))));
 }
 
-/// libslirp opens a connection for SYN whatever else is set, unless that is ACK, FIN, RST or URG.
+/// Covers that libslirp opens a connection for SYN whatever else is set, unless that is ACK, FIN, RST or URG.
 #[test]
 fn replies_to_a_forwarded_connection_pass_and_openings_do_not() {
     let gateway = ip("10.0.2.2");
@@ -146,7 +146,7 @@ fn fragments_are_judged_by_their_own_header() {
     const MORE: u16 = 0x2000;
     let (gateway, public) = (Ipv4Addr::new(10, 0, 2, 2), Ipv4Addr::new(8, 8, 8, 8));
     let segment = tcp(80, ACK);
-    // The flags of the segment that is put together are those of whichever fragment comes last.
+    // The reassembled segment has the flags of whichever fragment comes last.
     for bits in [MORE, MORE | 1, 1, 0x8000] {
         assert!(!passes(&fragment(gateway, PROTOCOL_TCP, &segment, bits)), "{bits:#x}");
         assert!(!passes(&fragment(DNS_V4, PROTOCOL_UDP, &udp(53, b"x"), bits)), "{bits:#x}");
@@ -242,7 +242,7 @@ fn a_refused_datagram_is_answered_with_icmp() {
     }
 }
 
-/// Checks the sums of a packet: with the sum counted in, the rest is 0.
+/// Checks the sums of a packet: with the sum included, the result is 0.
 fn is_summed(packet: &IpPacket<'_>) -> bool {
     let length = u16::try_from(packet.payload.len()).unwrap().to_be_bytes();
     let pseudo = [0, packet.protocol, length[0], length[1]];
@@ -256,7 +256,7 @@ fn is_summed(packet: &IpPacket<'_>) -> bool {
     header == [0, 0] && checksum(&[addresses, pseudo, packet.payload]) == [0, 0]
 }
 
-/// An address that no guest may reach, by the standard library's own knowledge of ranges.
+/// Returns addresses that no guest may reach, according to the standard library's own knowledge of ranges.
 fn refused_address() -> impl Strategy<Value = Ipv4Addr> {
     let any = any::<u32>().prop_map(Ipv4Addr::from_bits);
     let is_refused = |address: &Ipv4Addr| {

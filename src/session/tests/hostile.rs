@@ -1,4 +1,4 @@
-//! Guests that misbehave: each ends in one error, in bounded time and memory.
+//! Tests of guests that misbehave: each ends in one error, in bounded time and memory.
 
 use std::os::unix::fs::symlink;
 
@@ -10,10 +10,10 @@ use crate::wire::message::{Facts, Origin};
 use crate::wire::tree::{Encoder, Entry, Head, Kind, Layout};
 use crate::wire::{self, Frame, Hidden, Message, Splitter, WINDOW};
 
-/// Enough for two ends on one thread.
+/// Limits that suffice for two ends on one thread.
 const LIMITS: Limits = Limits { stalled: Duration::from_millis(300), silent: Duration::from_millis(800) };
 
-/// A guest end that says what the test wants.
+/// The guest's end, which sends what the test wants.
 struct Mock {
     stream: UnixStream,
     splitter: Splitter,
@@ -26,7 +26,7 @@ impl Mock {
         self.raw(&bytes).await;
     }
 
-    /// The host may have hung up in disgust; the test sees that at its own end.
+    /// Sends bytes. An error is ignored, since the host may have closed the connection; the test checks that at its own end.
     async fn raw(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes).await;
     }
@@ -74,7 +74,7 @@ fn pair() -> (UnixStream, Mock) {
     (host, Mock { stream: guest, splitter: Splitter::new() })
 }
 
-/// Both ends at once, after the greeting.
+/// Runs both ends at once, after the greeting.
 fn against<F: Future, G: Future>(host: impl FnOnce(Session) -> F, guest: impl FnOnce(Mock) -> G) -> F::Output {
     against_within(LIMITS, host, guest)
 }
@@ -88,7 +88,7 @@ fn against_within<F: Future, G: Future>(
         let (stream, mut mock) = pair();
         let (accepted, ()) = tokio::join!(Session::accept(stream), mock.greet("one"));
         let session = accepted.unwrap().0.with_limits(limits);
-        // Whichever way the guest ends, the host must come to an end of its own.
+        // However the guest ends, the host must end by itself.
         let mut told = std::pin::pin!(host(session));
         tokio::select! {
             result = &mut told => result,
@@ -97,7 +97,7 @@ fn against_within<F: Future, G: Future>(
     })
 }
 
-/// What becomes of a command when the guest answers it like this.
+/// Runs a command against a guest that answers it like this.
 fn exec_against<G: Future>(guest: impl FnOnce(Mock) -> G) -> Result<Exit, GuestError> {
     against(async |mut session| session.exec(&sh("true"), &mut |_, _| {}).await, guest)
 }
@@ -180,7 +180,7 @@ fn g7_a_hello_of_the_same_boot_is_another_agents() {
 fn g3_output_beyond_the_credit_is_refused() {
     let result = against(
         async |mut session| {
-            // The callback never comes to an end of its own, so nothing is granted.
+            // The callback never returns, so nothing is granted.
             session.begin();
             loop {
                 session.next().await?;
@@ -207,7 +207,7 @@ fn g3_a_flood_without_data_ends_with_the_commands_time() {
             mock.hear().await;
             loop {
                 mock.say(1, &Message::Stdout { bytes: vec![] }).await;
-                // Lets the host's clock be looked at, as another thread would.
+                // Lets the host look at its clock, as another thread would.
                 tokio::task::yield_now().await;
             }
         },
@@ -244,7 +244,7 @@ fn g3_a_line_without_an_end_streams_through() {
     assert!(resident() < before + (32 << 20), "{} bytes", resident());
 }
 
-/// Memory this process holds, bytes.
+/// Returns the memory of this process, bytes.
 fn resident() -> usize {
     let statm = fs::read_to_string("/proc/self/statm").unwrap();
     statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
@@ -262,7 +262,7 @@ fn g9_a_guest_that_says_nothing_is_given_up() {
     assert_eq!(fails(result), Fails::Boot);
 }
 
-/// As after SIGSTOP: a ping is on its way, and for longer than any limit neither end does anything.
+/// Covers fault row H7, after SIGSTOP: a ping was sent, and for longer than any limit neither end does anything.
 #[test]
 fn h7_a_host_that_stood_still_gives_the_guest_its_time_again() {
     let result = exec_against(async |mut mock| {
@@ -316,7 +316,7 @@ fn g15_a_guest_that_stops_reading_is_given_up() {
     let result = against(
         async |mut session| session.upload(&source, &mut |_| {}).await,
         async |mut mock| {
-            // It goes on talking, so it is not silent.
+            // It keeps sending, so it is not silent.
             loop {
                 mock.say(1, &Message::Progress { bytes: 0 }).await;
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -348,7 +348,7 @@ fn g15_both_ends_full_is_no_deadlock() {
             }
         },
     );
-    // It got so far as to be told a lie.
+    // It got far enough to receive invalid data.
     assert!(matches!(result, Err(GuestError::Protocol(_))), "{result:?}");
 }
 
@@ -423,7 +423,7 @@ fn g2_after_a_reboot_only_another_boot_counts() {
     assert_eq!(result.unwrap().boot_id, "two");
 }
 
-/// What becomes of a fetch when the guest sends these entries.
+/// Fetches from a guest that sends these entries.
 fn fetched(entries: Vec<Entry>) -> (tempfile::TempDir, Result<FetchedTree, GuestError>) {
     let temp = tempfile::tempdir().unwrap();
     fs::write(temp.path().join("canary"), "untouched").unwrap();

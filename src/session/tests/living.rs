@@ -1,4 +1,4 @@
-//! Fetches from a guest that goes on working, and of what its kernel makes up.
+//! Tests of fetches from a guest that keeps working, and of files that its kernel generates.
 
 use std::fs::OpenOptions;
 use std::io::Write;

@@ -1,11 +1,11 @@
-//! Where `copy` and `write` put things in a guest that has something there already, and whose that is afterwards.
+//! Tests of `copy` and `write` with existing files in the guest, and of the resulting owners.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
 
 use super::trees::folder;
 use super::*;
 
-/// Two users of no account, or this one where the tests may not give files away.
+/// Returns two users without an account, or this user if the tests may not give files away.
 fn users() -> [(u32, u32); 2] {
     let me = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
     if me.0 == 0 { [(1234, 4321), (77, 88)] } else { [me, me] }
@@ -102,7 +102,7 @@ fn a_link_to_a_folder_is_that_folder() {
     for page in ["real/sub/page", "real/site/sub/page"] {
         assert_eq!(fs::read_to_string(base.join(page)).unwrap(), "new", "{page}");
     }
-    // A link takes the place of another, wherever that led.
+    // A link replaces another, wherever that led.
     assert_eq!(fs::read_link(base.join("real/current")).unwrap(), Path::new("v2"));
 }
 

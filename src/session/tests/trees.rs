@@ -17,7 +17,7 @@ pub(super) fn folder(from: &Path, to: &Path, contents: bool, into: bool) -> Sour
     }
 }
 
-/// A fetch of at most so many bytes to this place.
+/// Returns a request to fetch at most so many bytes to this path.
 pub(super) fn fetch(from: &Path, to: &Path, bytes: u64) -> FetchRequest {
     FetchRequest {
         from: from.to_str().unwrap().into(),
@@ -27,7 +27,7 @@ pub(super) fn fetch(from: &Path, to: &Path, bytes: u64) -> FetchRequest {
     }
 }
 
-/// Everything about a tree that a copy keeps, by path.
+/// Lists everything that a copy of a tree preserves, by path.
 fn listing(root: &Path) -> BTreeMap<Vec<u8>, String> {
     let mut found = BTreeMap::new();
     let mut waiting = vec![root.to_owned()];
@@ -53,7 +53,7 @@ fn hash(bytes: &[u8]) -> (usize, u64) {
     (bytes.len(), bytes.iter().fold(7, |sum: u64, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte))))
 }
 
-/// A folder with one of everything.
+/// Creates a folder with one entry of every type.
 fn zoo(root: &Path) {
     let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     fs::create_dir_all(root.join("deep/er/empty")).unwrap();
@@ -229,7 +229,7 @@ fn g5_what_was_fetched_is_tame() {
         let links = [("zoo/deep/absolute", "../plain"), ("zoo/deep/inner", "er/same"), ("zoo/deep/link", "../nowhere")];
         assert_eq!(tree.links, links.map(|(link, to)| (link.to_owned(), to.to_owned())).into());
         assert_eq!(tree.left_out, ["pipe: a named pipe", "socket: a socket"]);
-        // What is kept for the step cache gives the same tree.
+        // The stream that is kept for the step cache produces the same tree.
         let again = fetch(&from, &temp.path().join("again/zoo"), 1 << 30);
         let stream = std::io::BufReader::new(File::open(stream).unwrap());
         assert_eq!(receive::receive(stream, &again).unwrap().0, tree);

@@ -1,4 +1,4 @@
-//! Fault rows D1, D2, D3 and D5: what is in the store is not what was put there.
+//! Fault rows D1, D2, D3 and D5: the content of the store differs from what was published.
 
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
@@ -15,14 +15,14 @@ fn verify(store: &Store) -> Result<(), StoreError> {
     store.artifact(&reference("web@1"))?.verify(UNWATCHED)?.into_result()
 }
 
-/// A failure that says what, and ends in exit code 8.
+/// Returns the message of an error, after checking that it ends in exit code 8.
 fn told(error: StoreError) -> String {
     let failure = Failure::from(error);
     assert_eq!(failure.kind().exit_code(), 8, "{failure}");
     failure.to_string()
 }
 
-/// A way to damage a file: its content, and at which byte.
+/// A kind of damage to a file, given its content and a position.
 type Damage = fn(&[u8], usize) -> Vec<u8>;
 
 #[test]
@@ -43,7 +43,7 @@ fn d1_a_flipped_bit_or_another_length_of_any_file_is_told_with_its_name() {
             for at in 0..sound.len() {
                 overwrite(&path, &damage(&sound, at));
                 let error = told(verify(&fixture.store).expect_err(name));
-                // A sum that was damaged accuses the file it is of.
+                // A damaged sum is reported as damage of its file.
                 assert!(error.contains(name) || name == "SHA256SUMS", "{name} at {at}: {error}");
             }
         }
@@ -140,7 +140,7 @@ fn d2_a_tag_without_its_version_is_told_and_dangling_folders_are_cleared() {
     assert!(!fixture.path("empty").exists());
 }
 
-/// What is refused about a part of a store: as which error, and which folder.
+/// Opens a bad store, and returns the error and the folder that it names.
 fn refused(store: &Path) -> (StoreError, PathBuf) {
     let opened = Store::open(store).and_then(|store| store.artifact(&reference("web@1")));
     let error = opened.expect_err("a part of the store is somebody else's");
@@ -197,7 +197,7 @@ fn d3_a_part_behind_a_link_is_refused() {
     }
 }
 
-/// A file as a torn write leaves it: the beginning, and nothing or zeros for the rest.
+/// Returns the possible contents after a torn write: the beginning, and nothing or zeros for the rest.
 fn torn(content: &[u8]) -> impl Iterator<Item = Vec<u8>> {
     let shorter = (0..content.len()).map(|length| content[..length].to_vec());
     shorter.flat_map(move |beginning| {
@@ -212,7 +212,7 @@ fn d5_a_torn_manifest_is_never_believed() {
     drop(publish(&fixture.store, "web@1", "disk"));
     let path = fixture.path("web/1/manifest.json");
     let sound = fs::read(&path).unwrap();
-    // The last byte is a line break, which only the checksum misses.
+    // The last byte is a line break, whose loss only the checksum notices.
     for content in torn(sound.trim_ascii_end()) {
         overwrite(&path, &content);
         let error = told(fixture.store.artifact(&reference("web@1")).unwrap_err());

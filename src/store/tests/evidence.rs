@@ -17,7 +17,7 @@ fn publish_signed(fixture: &Fixture, key: &Path) -> Trust {
     Trust::Key(key.with_extension("pub"))
 }
 
-/// What `kiln verify --key` does.
+/// Performs the check of `kiln verify --key`.
 fn verify(store: &Store, trust: &Trust) -> Result<String, StoreError> {
     let artifact = store.artifact(&reference("web@1"))?;
     let signer = artifact.check_signature(trust)?;

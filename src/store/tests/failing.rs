@@ -1,4 +1,4 @@
-//! Fault rows H10 and D6: a call fails while kiln lives on, or the disk is full. The failure is told, the old state is
+//! Fault rows H10 and D6: a call fails while kiln lives on, or the disk is full. The failure is reported, the old state is
 //! kept, and nothing is left behind.
 
 use nix::errno::Errno;
@@ -18,8 +18,8 @@ fn kind(error: StoreError) -> Kind {
     crate::error::Failure::from(error).kind()
 }
 
-/// Runs `act` on stores of which call 0, 1, 2, ... fails, until none does, and shows each store to `check` with whether it
-/// was said to succeed.
+/// Runs `act` on stores whose call 0, 1, 2, ... fails, until none does, and passes each store to `check` with whether it was
+/// reported as a success.
 fn at_every_call(
     lacks_exchange: bool,
     prepare: impl Fn(&Store),
@@ -145,7 +145,7 @@ fn h10_a_tag_that_cannot_be_moved_names_the_old_version_or_the_new() {
     }
 }
 
-/// What is in tmp of a version that a dead process was making.
+/// Leaves a version in tmp as a dead process would.
 fn litter(store: &Store) {
     let folder = store.private("tmp").join("web@9.0");
     fs::create_dir(&folder).unwrap();

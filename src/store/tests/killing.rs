@@ -1,13 +1,13 @@
-//! Fault rows H5 and C4: kiln is killed between any two calls that change the file system. Whatever the point, the next
-//! opener finds every version whole, the old one or the new one, and clears the rest away.
+//! Fault rows H5 and C4: kiln is killed between any two calls that change the file system. At whatever point, the next
+//! opener finds every version complete, the old one or the new one, and removes the rest.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
 use super::*;
 
-/// Runs `act` on a store that dies after 0, 1, 2, ... calls until it survives; after each death the store is opened anew
-/// and `check`ed. Says how many points were tried.
+/// Runs `act` on a store that dies after 0, 1, 2, ... calls until it survives; after each death the store is opened anew and
+/// `check`ed. Returns how many points were tried.
 fn at_every_point(
     lacks_exchange: bool,
     prepare: impl Fn(&Store),
@@ -25,8 +25,8 @@ fn at_every_point(
         let result = act(&doomed);
         let next = fixture.reopen();
         check(&next);
-        // A process that another test has just forked keeps the locks of the dead until it executes; then the next opener
-        // after that clears their litter away.
+        // A process that another test has just forked keeps the locks of the dead until it executes; then a later opener
+        // removes what they left.
         for _ in 0..100 {
             if fixture.litter().is_empty() {
                 break;
@@ -123,7 +123,7 @@ fn h5_a_tag_names_the_old_version_or_the_new() {
     assert!(tried >= 12, "{tried}");
 }
 
-/// A process that holds the flock of a file or folder until it is killed.
+/// Spawns a process that holds the flock of a file or folder until it is killed.
 fn holder(path: &Path) -> Child {
     let mut child = Command::new("sh")
         .args(["-c", r#"exec 9<"$0"; flock 9; echo locked; exec cat"#])

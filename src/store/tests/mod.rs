@@ -1,4 +1,4 @@
-//! The store as its users see it. Fault rows are those of the table in `docs/faults.md`.
+//! Tests of the store as its users see it. Fault rows are those of the table in `docs/faults.md`.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -30,7 +30,7 @@ impl Fixture {
         Self::below(tempfile::tempdir().unwrap())
     }
 
-    /// Where a sync costs nothing, for tests that need many stores.
+    /// Creates a store in memory, where a sync costs nothing, for tests that need many stores.
     fn in_memory() -> Self {
         Self::below(crate::fs::crash::scratch())
     }
@@ -40,7 +40,7 @@ impl Fixture {
         Self { dir, store }
     }
 
-    /// Another opener, as another process would be: flocks belong to open files, not to processes.
+    /// Opens the store again, as another process would: flocks belong to open files, not to processes.
     fn reopen(&self) -> Store {
         Store::open(self.store.path()).unwrap()
     }
@@ -49,7 +49,7 @@ impl Fixture {
         self.store.path().join(relative)
     }
 
-    /// What is left in tmp.
+    /// Returns the names in tmp.
     fn litter(&self) -> Vec<String> {
         entries(&self.path(".kiln/tmp")).unwrap()
     }
@@ -68,7 +68,7 @@ fn wait_for<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
 }
 
-/// Asks for a version that nobody else may be asking for.
+/// Claims a version that nobody else claims.
 fn claim(store: &Store, text: &str) -> Result<Lookup, StoreError> {
     wait_for(store.claim(&id(text), |sentence| panic!("{sentence}")))
 }
@@ -111,7 +111,7 @@ fn publish(store: &Store, text: &str, content: &str) -> Artifact {
     fill(vacant(store, text), content).unwrap()
 }
 
-/// Publishes a version that was made from another.
+/// Publishes a version that was built from another.
 fn publish_on(store: &Store, text: &str, base: &Artifact) {
     let Lookup::Vacant(lock) = claim(store, text).unwrap() else { panic!("{text} exists") };
     let (name, version) = text.split_once('@').unwrap();
@@ -127,7 +127,7 @@ fn publish_on(store: &Store, text: &str, base: &Artifact) {
     drop(staging.finish(manifest, &Evidence::default(), UNWATCHED).unwrap());
 }
 
-/// Removes a version that nothing is made from.
+/// Removes a version that no other was built from.
 fn remove(store: &Store, text: &str) -> Result<ImageId, StoreError> {
     store.remove(&reference(text), IfBase::Keep)
 }
@@ -136,19 +136,19 @@ fn tag(text: &str) -> Tag {
     text.parse().unwrap()
 }
 
-/// Has a tag name a version.
+/// Sets a tag to a version.
 fn set(store: &Store, image: &str, name: &str) -> Result<Change, StoreError> {
     store.tag(&reference(image), &tag(name))
 }
 
-/// Checks that the store holds a sound version with this content.
+/// Checks that the store contains an intact version with this content.
 fn assert_sound(store: &Store, text: &str, content: &str) {
     let artifact = store.artifact(&reference(text)).unwrap();
     artifact.verify(UNWATCHED).unwrap().into_result().unwrap();
     assert_eq!(fs::read_to_string(&artifact.outputs()[0]).unwrap(), content);
 }
 
-/// What a version holds, if it is there; it must be sound then.
+/// Returns the content of a version, if it exists; it must be intact then.
 fn content(store: &Store, text: &str) -> Option<String> {
     let artifact = match store.artifact(&reference(text)) {
         Ok(artifact) => artifact,

@@ -1,22 +1,23 @@
-//! Fault row D4: the power fails between any two calls, of a kiln that goes on or of one that was killed before and whose
-//! leavings the next one clears. Of what was not synced, anything may be lost ([`crate::fs::crash`]). In every state the
-//! store opens, every version in it is whole, nothing that was there before is gone, and what was reported as done is.
+//! Fault row D4: the power fails between any two calls, of a kiln that runs or of one that was killed before and whose
+//! leftovers the next one removes. Of what was not synced, anything may be lost ([`crate::fs::crash`]). In every state the
+//! store opens, every version in it is complete, nothing that was there before is missing, and nothing that was reported as
+//! done.
 
 use super::*;
 use crate::fs::crash::Play;
 
-/// Where it is: a new store needs a folder that is new as well.
+/// Path of the store: a new store needs a new parent folder as well.
 const STORE: &str = "deep/store";
 
-/// What is done to a store, and what may be seen of it.
+/// An action on a store, and its expected results.
 #[derive(Clone, Copy)]
 struct Scenario {
     what: &'static str,
     lacks_exchange: bool,
-    /// Versions that are there and nothing is done to, by their contents.
+    /// Versions that exist and are not touched, by their contents.
     others: &'static [&'static str],
     act: fn(&Store) -> Result<(), StoreError>,
-    /// What web@1, to which it is done, holds before and after.
+    /// Content of web@1, the version that is acted on, before and after.
     before: Option<&'static str>,
     after: Option<&'static str>,
 }
@@ -59,7 +60,7 @@ impl Scenario {
             drop(publish(&store, "web@1", before));
             set(&store, "web@1", "stable").unwrap();
             if self.after.is_none() {
-                // What a tag names is not removed. The history of the tag stays, and goes with the image.
+                // A version with a tag cannot be removed. The history of the tag stays, and is removed with the image.
                 store.untag("web", &tag("stable")).unwrap();
             }
         }
@@ -134,7 +135,7 @@ fn d4_a_removal_is_before_or_after() {
     Scenario { what: "a removal of one of two", others: &["app@1", "web@0"], ..removal }.play();
 }
 
-/// What is done to the tags of web@1 and web@2, of which web@stable was the first and is the second.
+/// Plays an action on the tags of web@1 and web@2, where web@stable names the first before and the second afterwards.
 fn play_tags(what: &str, act: fn(&Store) -> Result<Change, StoreError>) {
     let prepare = |path: &Path| {
         let store = Store::open(path).unwrap();
@@ -166,7 +167,7 @@ fn play_tags(what: &str, act: fn(&Store) -> Result<Change, StoreError>) {
     play.run();
 }
 
-/// All that the tags of `web` say but for times, and that its versions are sound.
+/// Returns all tags of `web` without times, after checking that its versions are intact.
 fn state(store: &Store) -> Result<String, String> {
     for text in ["web@1", "web@2"] {
         expect(store, text, &[Some(text)])?;

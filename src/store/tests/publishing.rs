@@ -1,4 +1,4 @@
-//! What a version looks like when it is published, and what refuses to be.
+//! Checks the files of a published version, and what cannot be published.
 
 use std::ops::ControlFlow;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -30,7 +30,7 @@ fn a_version_is_published_as_promised() {
     assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 4);
 }
 
-/// Fault row H14. The umask belongs to the process, so the test above runs again in processes of its own.
+/// Covers fault row H14. The umask belongs to the process, so the test above runs again in processes of its own.
 #[test]
 fn h14_the_umask_has_no_say() {
     for umask in ["000", "077"] {
@@ -91,7 +91,7 @@ fn c3_an_open_version_outlives_its_replacement() {
     assert_eq!(fixture.litter(), Vec::<String>::new());
 }
 
-/// Fault row H13.
+/// Covers fault row H13.
 #[test]
 fn h13_the_newest_is_told_by_a_counter_not_by_the_clock() {
     let fixture = Fixture::new();
@@ -149,7 +149,7 @@ fn what_must_not_be_published_is_refused() {
     }
 }
 
-/// Fault row D3.
+/// Covers fault row D3.
 #[test]
 fn d3_an_unfit_store_is_refused() {
     let dir = tempfile::tempdir().unwrap();
@@ -164,7 +164,7 @@ fn d3_an_unfit_store_is_refused() {
     assert!(matches!(Store::open(&open), Err(StoreError::WorldWritable(_))));
     assert_eq!(entries(&open).unwrap(), Vec::<String>::new(), "nothing is written to an unfit store");
 
-    // The root folder is somebody else's to all but root, who can give a folder away.
+    // The root folder belongs to another user, except for root, who can give a folder away.
     let foreign = if nix::unistd::geteuid().is_root() {
         std::os::unix::fs::chown(dir.path(), Some(1), None).unwrap();
         dir.path()

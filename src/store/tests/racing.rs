@@ -1,4 +1,4 @@
-//! Fault rows C1 to C5: several kilns at once.
+//! Fault rows C1 to C5: several concurrent kilns.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Barrier, mpsc};
@@ -67,7 +67,7 @@ fn who_gives_up_waiting_does_not_keep_the_lock() {
     assert!(matches!(wait_for(fixture.store.claim(&id, |_| {})).unwrap(), Lookup::Vacant(_)));
 }
 
-/// Fault row C5.
+/// Covers fault row C5.
 #[test]
 fn c5_ten_thousand_reads_see_the_old_or_the_new_version() {
     const READERS: usize = 2;
@@ -76,12 +76,12 @@ fn c5_ten_thousand_reads_see_the_old_or_the_new_version() {
     let read = |store: &Store| {
         for n in 0..10_000 / READERS {
             let artifact = store.artifact(&reference("web@1")).unwrap();
-            // The key is the content of the disk, so that one tells whether the other is of the same version.
+            // The key is the content of the disk, so that one shows whether the other is of the same version.
             let disk = artifact.open_folder().read("web-1.qcow2", 9).unwrap();
             assert_eq!(disk, artifact.manifest().build_key.as_bytes());
             if n % 10 == 0 {
                 match artifact.verify(UNWATCHED) {
-                    // Replaced between two looks: said, not mistaken for damage.
+                    // The version was replaced between two looks: this is an error of its own, not reported as damage.
                     Err(StoreError::InUse(_)) => {}
                     verdict => verdict.unwrap().into_result().unwrap(),
                 }
@@ -102,7 +102,7 @@ fn c5_ten_thousand_reads_see_the_old_or_the_new_version() {
     assert_eq!(fixture.litter(), Vec::<String>::new());
 }
 
-/// Fault row C3.
+/// Covers fault row C3.
 #[test]
 fn c3_what_is_built_or_read_is_not_removed() {
     let fixture = Fixture::new();
@@ -118,7 +118,7 @@ fn c3_what_is_built_or_read_is_not_removed() {
     assert!(matches!(remove(&fixture.store, "web@1"), Err(StoreError::NoImage { .. })));
 }
 
-/// Fault row C3.
+/// Covers fault row C3.
 #[test]
 fn c3_what_takes_the_name_of_litter_is_not_cleared_away() {
     let fixture = Fixture::new();
@@ -133,7 +133,7 @@ fn c3_what_takes_the_name_of_litter_is_not_cleared_away() {
     assert!(litter.exists() && fixture.path(".kiln/published").exists());
 }
 
-/// Fault row C3.
+/// Covers fault row C3.
 #[test]
 fn c3_builds_removals_readers_and_openers_do_not_hurt_each_other() {
     const TURNS: usize = 150;
@@ -202,13 +202,13 @@ fn c3_builds_removals_readers_and_openers_do_not_hurt_each_other() {
     }
 }
 
-/// Fault row C3.
+/// Covers fault row C3.
 #[test]
 fn c3_a_removed_version_does_not_come_back_as_an_older_one() {
     let fixture = Fixture::new();
     let old = publish(&fixture.store, "web@1", "old");
     drop(fill(existing(&fixture.store, "web@1").replace(), "new").unwrap());
-    // As a kiln leaves it that cannot swap names and dies when the new version has just got its own.
+    // The state after a kiln that cannot swap names died when the new version had just got its own.
     let tmp = fixture.path(".kiln/tmp");
     fs::rename(tmp.join(&fixture.litter()[0]), fixture.store.aside_path(&id("web@1"))).unwrap();
     remove(&fixture.store, "web@1").unwrap();
@@ -218,7 +218,7 @@ fn c3_a_removed_version_does_not_come_back_as_an_older_one() {
     assert_eq!((content(&fixture.store, "web@1"), fixture.litter()), (None, Vec::new()));
 }
 
-/// Fault row C3.
+/// Covers fault row C3.
 #[test]
 fn c3_a_version_that_was_moved_aside_comes_back_after_the_last_other_one_was_removed() {
     let fixture = Fixture::new();

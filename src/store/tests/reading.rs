@@ -65,7 +65,7 @@ fn a_version_that_cannot_be_read_stops_neither_builds_nor_its_removal() {
     assert_sound(&fixture.store, "web", "disk");
 }
 
-/// Fault row D1.
+/// Covers fault row D1.
 #[test]
 fn d1_verify_names_what_is_damaged() {
     type Hurt = fn(&Path);

@@ -1,4 +1,4 @@
-//! What is needed stays: by a tag, or by an image that was made from it.
+//! A version that is needed stays: because of a tag, or of an image that was built from it.
 
 use super::*;
 use crate::error::Fault;
@@ -11,7 +11,7 @@ fn what_a_tag_names_is_not_removed() {
         set(&fixture.store, "web@1", name).unwrap();
     }
     for text in ["web", "web@1", "web@stable"] {
-        // Not even by force: that is for what was made from it.
+        // Not even by force, which applies to images that were built from it only.
         let error = fixture.store.remove(&reference(text), IfBase::Remove).unwrap_err();
         assert_eq!(error.to_string(), "web@1 is web@candidate and web@stable");
         assert_eq!(error.hints()[1], "or take it off with `kiln tag web --delete candidate`");
@@ -35,7 +35,7 @@ fn what_an_image_was_made_from_is_not_removed_unless_forced() {
     let error = remove(&fixture.store, "debian").unwrap_err();
     assert_eq!(error.to_string(), "debian@12 is the base of web@1, web@2");
     assert!(error.hints()[1].contains("--force"));
-    // One that was replaced since is not what they were made from.
+    // A version that was replaced since is not the one that they were built from.
     drop(fill(existing(&fixture.store, "debian@12").replace(), "other").unwrap());
     remove(&fixture.store, "debian").unwrap();
     drop(publish(&fixture.store, "debian@12", "disk"));
@@ -80,7 +80,7 @@ fn an_image_of_the_name_of_a_mark_is_an_image() {
     staging.abort().unwrap();
 }
 
-/// What becomes of each version.
+/// Returns the decision about each version.
 fn fates(store: &Store, keep: usize, images: &[&str]) -> Vec<String> {
     let listing = store.list().unwrap();
     let keep = std::num::NonZeroUsize::new(keep).unwrap();

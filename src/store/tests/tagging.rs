@@ -1,4 +1,4 @@
-//! Tags: what they name, what is refused, and many at once.
+//! Tags: their targets, refused names, and concurrent changes.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,7 +15,7 @@ fn roll_back(store: &Store, name: &str) -> Result<String, StoreError> {
     store.roll_back("web", &tag(name)).map(|change| change.to.unwrap())
 }
 
-/// A store with web@1, web@2 and web@3.
+/// Creates a store with web@1, web@2 and web@3.
 fn three() -> Fixture {
     let fixture = Fixture::in_memory();
     for version in ["1", "2", "3"] {
@@ -79,7 +79,7 @@ fn nothing_is_both_a_version_and_a_tag() {
     let error = claim(store, "web@4").unwrap_err();
     assert_eq!(error.to_string(), "web@4 is a tag, so `4` cannot be a version of that image");
     assert_eq!(error.hints()[1], "or take the tag off with `kiln tag web --delete 4`");
-    // A tag that comes while the version is built.
+    // A tag that is set while the version is built.
     let lock = vacant(store, "web@5");
     set(store, "web@1", "5").unwrap();
     assert!(matches!(fill(lock, "disk"), Err(StoreError::VersionIsTag(_))));
@@ -119,14 +119,14 @@ fn d2_a_tag_of_a_newer_kiln_or_of_nothing_is_not_believed() {
     assert!(matches!(set(&fixture.store, "web@stable", "candidate"), Err(StoreError::Dangling { .. })));
 }
 
-/// Fault row C5. Every read begins and ends between two flips, or has some in between: it must give a version that the tag
-/// named meanwhile, and all of it.
+/// Covers fault row C5. Every read begins and ends between two flips, or has some in between: it must return a version that
+/// the tag named meanwhile, and all of it.
 #[test]
 fn c5_ten_thousand_reads_during_a_hundred_flips_see_one_version() {
     const READERS: usize = 2;
     const READS: usize = 10_000;
     const FLIPS: usize = 100;
-    // On the file system that temporary files are on: in memory, flips would cost nothing.
+    // On the file system of temporary files: in memory, flips would cost nothing.
     let fixture = Fixture::new();
     for version in 0..5 {
         drop(publish(&fixture.store, &format!("web@{version}"), &version.to_string()));
@@ -146,7 +146,7 @@ fn c5_ten_thousand_reads_during_a_hundred_flips_see_one_version() {
                 (first..=last).any(|flip| version(flip).to_string() == found),
                 "{found} in flips {first} to {last}"
             );
-            // The key and the disk are those of the version, so that each tells of what the others are.
+            // The key and the disk are those of the version, so that each shows what the others must be.
             let disk = artifact.open_folder().read(&format!("web-{found}.qcow2"), 9).unwrap();
             assert_eq!((disk.as_slice(), &*artifact.manifest().build_key), (found.as_bytes(), &*found));
             *seen.entry(found).or_insert(0) += 1;
@@ -180,7 +180,7 @@ fn c5_ten_thousand_reads_during_a_hundred_flips_see_one_version() {
     assert_eq!(fixture.litter(), Vec::<String>::new());
 }
 
-/// Fault row C5. The version that a reader was led to is removed before it is opened.
+/// Covers fault row C5. The version that a reader was led to is removed before it is opened.
 #[test]
 fn c5_a_tag_leads_somewhere_while_what_it_named_is_removed() {
     let fixture = Fixture::in_memory();
@@ -214,7 +214,7 @@ fn c5_a_tag_leads_somewhere_while_what_it_named_is_removed() {
     });
 }
 
-/// Fault row C3.
+/// Covers fault row C3.
 #[test]
 fn c3_no_change_of_a_tag_is_lost_and_no_tag_names_what_was_removed() {
     const TURNS: usize = 20;
@@ -234,7 +234,7 @@ fn c3_no_change_of_a_tag_is_lost_and_no_tag_names_what_was_removed() {
     let expected: Vec<(&str, usize)> = thread::scope(|scope| {
         let changes = ["a", "b", "c"].map(|name| (name, scope.spawn(move || change(name))));
         for _ in 0..TURNS {
-            // Openers clear tmp, and removals look at the tags, meanwhile.
+            // Meanwhile openers clear tmp, and removals read the tags.
             match remove(&fixture.reopen(), "web@1") {
                 Ok(_) => drop(publish(&fixture.store, "web@1", "1")),
                 Err(StoreError::Tagged { .. }) => {}

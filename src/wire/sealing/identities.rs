@@ -1,4 +1,4 @@
-//! What must differ in each clone of an image, by operation.
+//! Identities that must differ in each clone of an image, by operation.
 //!
 //! Sources: the operations of virt-sysprep(1), `cloud-init clean`, "Building Images Safely" of systemd, and the maintainer
 //! scripts and units of the packages named here, in Debian, Ubuntu, Fedora, openSUSE and Alpine.
@@ -11,12 +11,12 @@ use IdentityRenewal::{Always, By, Never, WhenMissing};
 
 type Paths = &'static [&'static str];
 
-/// Returns an identity that is a whole file, or several, which nothing else depends on.
+/// Creates an identity that consists of one or several whole files, on which nothing else depends.
 const fn file(name: &'static str, paths: Paths, renewal: IdentityRenewal) -> MachineIdentity {
     MachineIdentity { name, paths, form: File, pin: Loose, renewal }
 }
 
-/// Returns a unit of systemd that makes an identity anew where it is missing.
+/// Creates a systemd unit that creates an identity anew if it is missing.
 const fn unit(name: &'static str, files: Paths) -> IdentityMaker {
     IdentityMaker { name, files, placeholder: None }
 }
@@ -31,7 +31,7 @@ pub(super) const MACHINE_ID: &[MachineIdentity] = &[
         "machine ID",
         &["/etc/machine-id"],
         By(&[
-            // The next boot is then a first boot for systemd (machine-id(5)); others want the file empty.
+            // The next boot is then a first boot for systemd (machine-id(5)); other programs expect an empty file.
             IdentityMaker { name: "systemd", files: &["/run/systemd/system"], placeholder: Some("uninitialized\n") },
             IdentityMaker { name: "D-Bus", files: &["/etc/machine-id"], placeholder: Some("") },
         ]),
@@ -310,7 +310,7 @@ pub(super) const DATABASE_IDS: &[MachineIdentity] = &[
     ),
 ];
 
-/// Keys of a Puppet server's certificate authority, without which its own certificate cannot be made anew.
+/// Keys of a Puppet server's certificate authority, without which its own certificate cannot be created anew.
 const PUPPET_CA: Paths = &[
     "/etc/puppetlabs/puppetserver/ca/ca_key.pem",
     "/etc/puppetlabs/puppet/ssl/ca/ca_key.pem",

@@ -1,9 +1,9 @@
-//! What an entry of a tree may be, whoever sent it.
+//! The limits of a tree's entries, which both ends check.
 
 use super::super::code::Malformed;
 use super::{Entry, Kind, TreeNote};
 
-/// The longest path, in bytes, as Linux has it.
+/// The longest path in bytes, as in Linux.
 pub const MAX_PATH: usize = 4096;
 
 /// The longest name, in bytes.
@@ -15,7 +15,7 @@ pub const MAX_XATTRS: usize = 128 * 1024;
 /// The longest text of a note, in bytes.
 pub const MAX_NOTE: usize = 1000;
 
-/// The limits of one note, for both ends.
+/// Checks the limits of one note, for both ends.
 pub(super) fn check_note(note: &TreeNote) -> Result<(), Malformed> {
     if note.text.len() > MAX_NOTE {
         return Err(Malformed::Range("note"));
@@ -23,7 +23,7 @@ pub(super) fn check_note(note: &TreeNote) -> Result<(), Malformed> {
     check_path(&note.path)
 }
 
-/// The limits of one entry, for both ends.
+/// Checks the limits of one entry, for both ends.
 pub(super) fn check(entry: &Entry) -> Result<(), Malformed> {
     check_path(&entry.path)?;
     let xattrs: usize = entry.xattrs.iter().map(|xattr| xattr.name.len() + xattr.value.len() + 8).sum();
@@ -50,14 +50,15 @@ pub fn is_name(name: &[u8]) -> bool {
     !matches!(name, b"" | b"." | b"..") && name.len() <= MAX_NAME && !name.iter().any(|byte| matches!(byte, 0 | b'/'))
 }
 
-/// Returns how many folders of the tree hold `path`, besides its root.
+/// Returns how many folders of the tree contain `path`, besides its root.
 #[must_use]
 pub fn folders_above(path: &[u8]) -> usize {
     path.split(|byte| *byte == b'/').count() - 1
 }
 
-/// Returns the target of a symbolic link as names below the tree's root that holds `path`, where it leads to something in
-/// that tree. Only leading `..` that stay within real folders, then names: however such links are chained, none leads out.
+/// Returns the target of a symbolic link as names below the tree's root that contains `path`, if it leads to something in
+/// that tree. It may have leading `..` that stay within real folders, then names: however such links are chained, none leads
+/// out.
 #[must_use]
 pub fn inner_target(path: &[u8], target: &[u8]) -> Option<Vec<u8>> {
     let depth = folders_above(path);

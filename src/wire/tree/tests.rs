@@ -12,7 +12,7 @@ fn entry(path: &[u8], kind: Kind) -> Entry {
     Entry { path: path.to_vec(), mode: 0o644, mtime: -5, xattrs: Vec::new(), kind }
 }
 
-/// A file as its extents: offset and content.
+/// An extent of a file: offset and content.
 type Extent = (u64, Vec<u8>);
 
 fn write(layout: Layout, files: &[Vec<Extent>]) -> (Vec<u8>, Vec<usize>) {

@@ -1,10 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::wire::fstab::DeviceName;
+use crate::wire::device_name::DeviceName;
 
-/// The partitions of the roots that the script may boot, in `/boot/grub/grub.cfg` beside other files; 0 for one that is not
-/// known, `None` where there is no menu.
+/// Returns the partitions of the roots that the script in `/boot/grub/grub.cfg` may boot, given the other files; 0 for one
+/// that is not known, `None` if there is no menu.
 fn roots(script: &str, files: &[(&str, &str)]) -> Option<Vec<u32>> {
     let read = |path: &str| match path.strip_prefix("/boot/grub/") {
         Some("grub.cfg") => Some(script.to_owned()),
@@ -24,11 +24,11 @@ fn number(root: &LineRoot) -> u32 {
     }
 }
 
-/// Two entries, with these roots.
+/// A menu of two entries with different roots.
 const ENTRIES: &str = "menuentry 'A' --class x $menuentry_id_option 'id-a' {\n\tlinux /v root=/dev/vda2 ro\n}\n\
     menuentry \"B\" --id id-b {\n\tlinux /v root=/dev/vda3\n}\n";
 
-/// The head that grub-mkconfig(8) generates, with this default.
+/// Returns the head that grub-mkconfig(8) generates, with this default.
 fn debian(default: &str) -> String {
     format!(
         "if [ -s $prefix/grubenv ]; then\n  set have_grubenv=true\n  load_env\nfi\n\

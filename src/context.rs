@@ -1,0 +1,115 @@
+//! The context of a build: its plan, its folders, its limits and its listeners.
+
+use std::cell::Cell;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use crate::deadline::Limits;
+use crate::digest_cache::Memo;
+use crate::error::{Failure, Fault, Kind};
+use crate::event::{Event, Events, Sink, Stage};
+use crate::plan::Plan;
+use crate::resolve::secrets::Secrets;
+use crate::session::Attach;
+use crate::sign::Signer;
+use crate::store::Store;
+use crate::workdir::Workdir;
+
+/// The fate of the scratch folder when a build fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnFailure {
+    /// It is removed.
+    #[default]
+    Clean,
+    /// It is kept, and its path is reported.
+    Keep,
+    /// It is removed, after a person has used a shell in the guest.
+    Shell,
+}
+
+/// The places and options of a build.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// The store that it publishes to.
+    pub store: Store,
+    /// Path of the folder for caches and scratch disks.
+    pub cache: PathBuf,
+    /// The digest cache, for unchanged inputs.
+    pub memo: Arc<Memo>,
+    /// Receives the events of the build.
+    pub events: Events,
+    /// Creates the listener that writes a build's log to this file.
+    pub open_log: fn(&Path) -> io::Result<Arc<dyn Sink>>,
+    /// Cancelled by the first Ctrl-C.
+    pub cancel: CancellationToken,
+    /// Whether to replace a version that was built from other inputs.
+    pub replace: bool,
+    /// Whether to bypass the step cache: nothing is taken from it or added to it.
+    pub no_cache: bool,
+    /// Signs what is published, and what is up to date.
+    pub signer: Option<Arc<Signer>>,
+    /// Whether to skip the spec's tests.
+    pub skip_tests: bool,
+    /// What happens to the scratch folder of a failed build.
+    pub on_failure: OnFailure,
+    /// Attaches the terminal to a shell in the guest.
+    pub attach: Attach,
+}
+
+/// A build in progress.
+pub(crate) struct Build<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) memo: Arc<Memo>,
+    pub(crate) events: Events,
+    pub(crate) limits: Limits,
+    pub(crate) secrets: Secrets,
+    pub(crate) work: Workdir,
+    pub(crate) started: Timestamp,
+    /// The number of steps that the guest has finished.
+    pub(crate) finished: Cell<usize>,
+}
+
+/// A file in the scratch folder cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {what} ({})", path.display())]
+pub struct ScratchError {
+    what: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+impl ScratchError {
+    pub(crate) fn at(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = path.to_owned();
+        move |source| Self { what, path, source }
+    }
+}
+
+impl Fault for ScratchError {
+    fn kind(&self) -> Kind {
+        Kind::Host
+    }
+
+    fn hints(&self) -> Vec<String> {
+        vec!["choose another folder with --cache or KILN_CACHE, or free some space there".into()]
+    }
+}
+
+/// Runs the work of a stage, with events at its begin and its successful end.
+pub(crate) async fn in_stage<T>(
+    events: &Events,
+    stage: Stage,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let began = Instant::now();
+    events.emit(&Event::StageStarted { stage });
+    let done = work.await?;
+    events.emit(&Event::StageFinished { stage, seconds: began.elapsed().as_secs_f64() });
+    Ok(done)
+}

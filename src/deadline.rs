@@ -1,0 +1,138 @@
+//! Limits of waits: the user's interruption, the end of the machine, the build's deadline, and the deadline of each wait.
+//! Every wait for the guest races them all.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Failure, Fault, Kind};
+use crate::machine::Running;
+use crate::session::GuestError;
+use crate::size::format_duration;
+
+/// How long to wait for the end of QEMU after a connection broke: the connection to a dying QEMU breaks before QEMU is
+/// gone, and the end of QEMU is the better explanation.
+const EXPLANATION: Duration = Duration::from_secs(2);
+
+/// The limits of one build.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    cancel: CancellationToken,
+    timeout: Duration,
+    deadline: Instant,
+}
+
+/// A limit was reached.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LimitReached {
+    /// The user interrupted the command, by Ctrl-C or a signal.
+    #[error("interrupted")]
+    Interrupted,
+    /// The build took longer than `build.timeout`.
+    #[error("the build took longer than {} (`build.timeout`)", format_duration(*.0))]
+    BuildTimeout(Duration),
+}
+
+impl Fault for LimitReached {
+    fn kind(&self) -> Kind {
+        match self {
+            LimitReached::Interrupted => Kind::Interrupted,
+            LimitReached::BuildTimeout(_) => Kind::Step,
+        }
+    }
+}
+
+impl Limits {
+    /// Creates the limits of a build that begins now.
+    #[must_use]
+    pub fn new(cancel: CancellationToken, timeout: Duration) -> Self {
+        // Far enough in the future to be never, near enough not to overflow.
+        let deadline = Instant::now() + timeout.min(Duration::from_secs(u32::MAX.into()));
+        Self { cancel, timeout, deadline }
+    }
+
+    /// Returns the same limits without the build's deadline.
+    #[must_use]
+    pub fn without_timeout(&self) -> Self {
+        Self::new(self.cancel.clone(), Duration::MAX)
+    }
+
+    /// Returns whether the user has interrupted the command: for work on other threads, which cannot be dropped.
+    #[must_use]
+    pub fn is_interrupted(&self) -> bool {
+        self.cancel.is_cancelled()
+    }
+
+    /// Runs work on the host, unless a limit is reached first.
+    ///
+    /// # Errors
+    /// The limit, or the work's own error.
+    pub async fn hold<T, E: Into<Failure>>(&self, work: impl Future<Output = Result<T, E>>) -> Result<T, Failure> {
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => Err(LimitReached::Interrupted.into()),
+            () = sleep_until(self.deadline) => Err(LimitReached::BuildTimeout(self.timeout).into()),
+            done = work => done.map_err(Into::into),
+        }
+    }
+
+    /// Pauses for a time, unless a limit is reached first.
+    ///
+    /// # Errors
+    /// The limit that is reached first.
+    pub async fn pause(&self, pause: Duration) -> Result<(), Failure> {
+        let waiting = async {
+            sleep(pause).await;
+            Ok::<(), Failure>(())
+        };
+        self.hold(waiting).await
+    }
+
+    /// Runs work with the guest, unless a limit is reached, the machine ends or `patience` is over.
+    ///
+    /// # Errors
+    /// The first of these, or the work's own error; `too_late` creates the error for the end of `patience`.
+    pub async fn hold_guest<T, E: Into<Failure>>(
+        &self,
+        machine: &Running,
+        patience: Duration,
+        too_late: impl FnOnce() -> Failure,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, Failure> {
+        let guarded = async {
+            tokio::select! {
+                biased;
+                fate = machine.trouble() => Err(fate.into()),
+                done = work => match done {
+                    Ok(done) => Ok(done),
+                    Err(error) => Err(machine.fate_within(EXPLANATION).await.map_or_else(|| error.into(), Into::into)),
+                },
+                () = sleep(patience) => Err(too_late()),
+            }
+        };
+        self.hold(guarded).await
+    }
+
+    /// Runs work by the guest's agent, as [`Limits::hold_guest`] does, unless the agent ends.
+    ///
+    /// # Errors
+    /// The first of these, or the work's own error.
+    pub async fn hold_agent<T>(
+        &self,
+        machine: &Running,
+        patience: Duration,
+        too_late: impl FnOnce() -> Failure,
+        work: impl Future<Output = Result<T, GuestError>>,
+    ) -> Result<T, Failure> {
+        let watched = async {
+            tokio::select! {
+                biased;
+                done = work => done,
+                () = machine.agent_end() => Err(GuestError::AgentEnded),
+            }
+        };
+        self.hold_guest(machine, patience, too_late, watched).await
+    }
+}

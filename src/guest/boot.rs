@@ -1,0 +1,506 @@
+//! Boots a guest: from an overlay and a seed to an agent that listens.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::sleep;
+
+use crate::context::{Build, ScratchError};
+use crate::deadline::Limits;
+use crate::disk::qcow2::create_overlay;
+use crate::error::{Failure, Fault, Kind};
+use crate::event::{Events, Level};
+use crate::layer::Stack;
+use crate::machine::argv::{Backing, OVERLAY, SEED, Start};
+use crate::machine::checkpoint::RamFormat;
+use crate::machine::console::Console;
+use crate::machine::{self, Running};
+use crate::masking::SecretMask;
+use crate::plan::machine::Machine;
+use crate::plan::{Plan, with_grace};
+use crate::seed;
+use crate::session::{AGENT, Exec, Exit, GuestError, Hello, Session};
+use crate::size::{ByteSize, format_duration};
+use crate::specfile::{DiskFormat, Network};
+
+use super::agent_obstacles::KnownObstacles;
+use super::pending_units::{UnfinishedUnits, console_start_job};
+use super::power_requests::PowerSuspects;
+
+/// The number of resets that are tolerated before the agent connects: firmware and boot loaders may need one or two, a boot
+/// loop needs more.
+const RESETS_AT_BOOT: u32 = 3;
+/// The number of resets that are tolerated during a reboot: firmware may reset once more by itself.
+const RESETS_AT_REBOOT: u32 = 3;
+/// How long a guest may take to answer after its memory was restored; it answers at once, but a host may be busy.
+const WAKING: Duration = Duration::from_secs(60);
+/// The greatest difference of the guest's clock that is not reported. Certificates and packages are judged by the clock,
+/// but not to the minute.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
+/// The number of console lines that are shown with an error.
+const CONSOLE_LINES: usize = 20;
+
+const LARGER_TIMEOUT: &str = "a slow host may need a larger `machine.boot-timeout`";
+const STUCK_UNIT: &str = "a unit that never comes up keeps the boot from ending: give it `TimeoutStartSec=`, let it not be \
+                          waited for (`Type=simple`), or disable it";
+
+/// The context of a machine: where it runs, and the limits of waits for it.
+#[derive(Clone, Copy)]
+pub(crate) struct Site<'a> {
+    pub(crate) machine: &'a Machine,
+    /// The scratch folder, with the overlay and the seed.
+    pub(crate) folder: &'a Path,
+    pub(crate) limits: &'a Limits,
+    pub(crate) events: &'a Events,
+    /// Masks secrets on the console.
+    pub(crate) mask: &'a SecretMask,
+}
+
+impl Build<'_> {
+    pub(crate) fn site(&self) -> Site<'_> {
+        Site {
+            machine: &self.plan.machine,
+            folder: self.work.path(),
+            limits: &self.limits,
+            events: &self.events,
+            mask: self.secrets.mask(),
+        }
+    }
+}
+
+/// A guest whose agent is connected.
+pub(crate) struct Guest {
+    pub(crate) machine: Running,
+    pub(crate) session: Session,
+    pub(crate) hello: Hello,
+    /// Steps that may have asked for a reboot that is still to come.
+    pub(crate) suspects: PowerSuspects,
+    /// Whether one of those steps left a process that may turn the guest off.
+    pub(crate) is_doomed: bool,
+    /// Known obstacles to the agent's start at the next boot.
+    pub(crate) obstacles: KnownObstacles,
+}
+
+impl Guest {
+    fn new(machine: Running, session: Session, hello: Hello) -> Self {
+        let (suspects, obstacles) = (PowerSuspects::default(), KnownObstacles::default());
+        Self { machine, session, hello, suspects, is_doomed: false, obstacles }
+    }
+}
+
+/// The reason why a guest did not boot as far as the agent.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The agent did not connect in time.
+    #[error("the agent did not answer within {} of boot", format_duration(*after))]
+    NoAgent {
+        /// How long the guest had.
+        after: Duration,
+        /// The furthest stage of the boot that the console showed.
+        seen: Seen,
+        /// The last lines of the console.
+        console: Vec<String>,
+    },
+    /// The console shows that waiting is pointless.
+    #[error("the guest did not boot: {what}")]
+    Hopeless {
+        /// An explanation of what the console shows.
+        what: &'static str,
+        /// The last lines of the console.
+        console: Vec<String>,
+    },
+    /// The machine ended before the agent connected.
+    #[error("the guest did not boot: {fate}")]
+    Ended {
+        /// The way in which the machine ended.
+        fate: machine::Fate,
+        /// The last lines of the console.
+        console: Vec<String>,
+    },
+    /// cloud-init used another seed than kiln's.
+    #[error("the guest runs as the cloud-init instance `{0}`, so it took its seed from somewhere else")]
+    OtherSeed(String),
+    /// The rest of the boot did not end in time.
+    #[error("the guest did not finish booting within {}{units}", format_duration(*after))]
+    NotSettled {
+        /// How long the guest had.
+        after: Duration,
+        /// The units that the boot waits for.
+        units: UnfinishedUnits,
+    },
+    /// The scratch files could not be written.
+    #[error("cannot write the seed")]
+    Seed(#[source] std::io::Error),
+}
+
+/// The furthest stage of a boot that the console showed, where the agent never connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// Nothing at all, or the firmware alone.
+    Nothing,
+    /// A boot, but no login prompt.
+    Boot,
+    /// A login prompt: the guest is up, and cloud-init did not start the agent.
+    LoginPrompt,
+}
+
+impl Fault for BootError {
+    fn kind(&self) -> Kind {
+        match self {
+            BootError::Ended { fate, .. } => fate.kind(),
+            BootError::Seed(_) => Kind::Host,
+            _ => Kind::Boot,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            BootError::NoAgent { seen: Seen::Nothing, .. } => vec![
+                "the base image may need the other `machine.firmware` (bios or uefi), or may not be bootable".into(),
+            ],
+            BootError::NoAgent { seen: Seen::LoginPrompt, .. } => {
+                vec![
+                    "the guest booted, but kiln's agent did not start: check that cloud-init and its NoCloud datasource \
+                     are enabled, and that the kernel can mount vfat"
+                        .into(),
+                ]
+            }
+            BootError::NoAgent { console, .. } => {
+                let job = console_start_job(console)
+                    .map(|job| format!("the console shows that the boot waits for a unit: {job}"));
+                job.into_iter().chain([LARGER_TIMEOUT.to_owned()]).collect()
+            }
+            BootError::NotSettled { units, .. } => {
+                let stuck = units.is_known().then(|| STUCK_UNIT.to_owned());
+                stuck.into_iter().chain([LARGER_TIMEOUT.to_owned()]).collect()
+            }
+            BootError::Ended { fate, .. } => fate.hints(),
+            BootError::Hopeless { .. } => {
+                vec!["the last lines of the console are above; console.log has them all".into()]
+            }
+            BootError::OtherSeed(_) => vec!["the base image carries a cloud-init volume of its own; remove it".into()],
+            BootError::Seed(_) => vec!["free some space where the cache folder is, or set KILN_CACHE".into()],
+        }
+    }
+
+    fn evidence(&self) -> Vec<String> {
+        match self {
+            BootError::NoAgent { console, .. }
+            | BootError::Ended { console, .. }
+            | BootError::Hopeless { console, .. } => console.clone(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Returns the backing of the overlay: the layers of a stack, if there is one, and the base image.
+pub(crate) fn backing(plan: &Plan, stack: Option<&Stack>) -> Backing {
+    let layers = stack.into_iter().flat_map(Stack::disks).map(|disk| (disk, DiskFormat::Qcow2));
+    Backing(layers.chain([(plan.base.file.clone(), plan.base.format.into())]).collect())
+}
+
+/// Creates the overlay and the seed in the scratch folder.
+pub(crate) fn prepare(build: &Build<'_>) -> Result<(), Failure> {
+    let plan = build.plan;
+    let overlay = build.work.join(OVERLAY);
+    create_overlay(&overlay, plan.disk_size()).map_err(ScratchError::at("an overlay", &overlay))?;
+    write_seed(build.site(), seed::Boot::Build { grow: plan.grows() })
+}
+
+/// Writes the seed into the scratch folder.
+pub(crate) fn write_seed(site: Site<'_>, boot: seed::Boot) -> Result<(), Failure> {
+    let options = seed::Options { boot, network: site.machine.network == Network::User };
+    let volume = seed::volume(AGENT, options).map_err(BootError::Seed)?;
+    std::fs::write(site.folder.join(SEED), volume).map_err(BootError::Seed)?;
+    Ok(())
+}
+
+/// Boots the plan's machine from a new overlay, with the UEFI variables of the layer below.
+pub(crate) async fn boot(build: &Build<'_>, stack: Option<&Stack>) -> Result<Guest, Failure> {
+    let machine = machine_on(build.plan, stack);
+    let backing = backing(build.plan, stack);
+    let attempt = async || {
+        prepare(build)?;
+        start(Site { machine: &machine, ..build.site() }, &backing).await
+    };
+    let guest = boot_despite_crash(&build.events, attempt).await?;
+    if build.plan.grows() && stack.is_none() {
+        return check_growth(build, guest).await;
+    }
+    Ok(guest)
+}
+
+/// Returns the plan's machine, with the UEFI variables of the layer that it is built on.
+fn machine_on(plan: &Plan, stack: Option<&Stack>) -> Machine {
+    let mut machine = plan.machine.clone();
+    if let Some(vars) = stack.and_then(|stack| stack.top().uefi_vars()) {
+        machine.start_with_uefi_vars(vars);
+    }
+    machine
+}
+
+/// Resumes a guest from the memory of a layer.
+pub(crate) async fn resume_layer(
+    build: &Build<'_>,
+    stack: &Stack,
+    format: RamFormat,
+    hello: Hello,
+) -> Result<Guest, Failure> {
+    let machine = machine_on(build.plan, Some(stack));
+    let site = Site { machine: &machine, ..build.site() };
+    resume(site, &backing(build.plan, Some(stack)), (&stack.top().ram(), format), hello).await
+}
+
+/// Resumes a guest from the memory of a checkpoint, on an overlay over its disk.
+pub(crate) async fn resume(
+    site: Site<'_>,
+    backing: &Backing,
+    memory: (&Path, RamFormat),
+    hello: Hello,
+) -> Result<Guest, Failure> {
+    let (ram, format) = memory;
+    let launched = machine::launch(site.machine, backing, Start::Restore, site.folder, site.events, site.mask);
+    let (running, stream) = site.limits.hold(launched).await?;
+    let awake = async {
+        site.limits.hold(running.restore(ram, format)).await?;
+        let late = || GuestError::Overdue(WAKING).into();
+        let work = async {
+            let mut session = Session::resumed(stream, &hello.boot_id).await?;
+            let mut entropy = [0; 64];
+            File::open("/dev/urandom")
+                .and_then(|mut random| random.read_exact(&mut entropy))
+                .map_err(GuestError::Port)?;
+            session.wake(SystemTime::now(), entropy).await?;
+            Ok::<_, GuestError>(session)
+        };
+        site.limits.hold_guest(&running, WAKING, late, work).await
+    };
+    match awake.await {
+        Ok(session) => {
+            site.events.notice(Level::Debug, "the guest goes on from a checkpoint");
+            Ok(Guest::new(running, session, hello))
+        }
+        Err(failure) => {
+            running.abort().await;
+            Err(failure)
+        }
+    }
+}
+
+/// Boots, and boots once more if QEMU crashes before the guest is up. `attempt` creates the overlay anew, so nothing of the
+/// first attempt is left.
+///
+/// With several virtual CPUs, QEMU's software emulation has a race while a guest maps its devices: it ends in the assertion
+/// `section_index < d->map.sections_nb` of `iotlb_to_section`. Rare, and seen with QEMU 10.0.
+pub(crate) async fn boot_despite_crash<T>(
+    events: &Events,
+    attempt: impl AsyncFn() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    match attempt().await {
+        Err(failure) if is_crash(&failure) => {
+            events.notice(Level::Warning, format!("{failure}; the guest is booted once more"));
+            attempt().await
+        }
+        other => other,
+    }
+}
+
+fn is_crash(failure: &Failure) -> bool {
+    let fate = match failure.fault() {
+        Some(BootError::Ended { fate, .. }) => Some(fate),
+        _ => failure.fault(),
+    };
+    fate.is_some_and(machine::Fate::is_crash)
+}
+
+/// Starts a machine, and waits until its agent connects and the boot is over.
+pub(crate) async fn start(site: Site<'_>, backing: &Backing) -> Result<Guest, Failure> {
+    let launched = machine::launch(site.machine, backing, Start::Boot, site.folder, site.events, site.mask);
+    let (running, stream) = site.limits.hold(launched).await?;
+    let patience = site.machine.boot_timeout;
+    let accepted = async {
+        site.limits.hold(running.boot(RESETS_AT_BOOT)).await?;
+        let spoken = async {
+            tokio::select! {
+                accepted = Session::accept(stream) => accepted.map_err(Failure::from),
+                what = hopeless(running.console()) => {
+                    Err(BootError::Hopeless { what, console: running.console().tail(CONSOLE_LINES) }.into())
+                }
+            }
+        };
+        site.limits.hold_guest(&running, patience, || no_agent(&running, patience), spoken).await
+    };
+    let (session, hello) = match accepted.await {
+        Ok(accepted) => accepted,
+        Err(failure) => {
+            let failure = explain(failure, &running).await;
+            running.abort().await;
+            return Err(failure);
+        }
+    };
+    let guest = Guest::new(running, session, hello);
+    guest.settle(site).await
+}
+
+impl Guest {
+    /// Ends the machine after a failure, and returns the failure.
+    pub(crate) async fn abandon(self, failure: Failure) -> Failure {
+        self.machine.abort().await;
+        failure
+    }
+
+    /// Checks that the guest uses kiln's seed, and waits for the rest of its boot: a step may start services, and expects
+    /// that those of the image are up.
+    async fn settle(mut self, site: Site<'_>) -> Result<Self, Failure> {
+        // Compared right after the guest has sent its time: the rest of a boot takes minutes.
+        let skew = skew(self.hello.clock, SystemTime::now());
+        if let Err(failure) = self.finish_boot(site).await {
+            return Err(self.abandon(failure).await);
+        }
+        self.machine.tolerate_resets(0);
+        let Hello { os, kernel, .. } = &self.hello;
+        site.events.notice(Level::Info, format!("{os}, kernel {kernel}"));
+        if let Some(skew) = skew {
+            site.events.notice(Level::Warning, format!("the guest's clock is {skew} this host's"));
+        }
+        Ok(self)
+    }
+
+    async fn finish_boot(&mut self, site: Site<'_>) -> Result<(), Failure> {
+        let patience = site.machine.boot_timeout;
+        if let Some(other) = self.hello.instance_id.as_ref().filter(|id| *id != seed::INSTANCE_ID) {
+            return Err(BootError::OtherSeed(other.clone()).into());
+        }
+        let script = if self.hello.systemd { SETTLED_SYSTEMD } else { SETTLED_SYSVINIT };
+        let network = if site.machine.network == Network::None { "none" } else { "user" };
+        let script = format!("{script}\n{}", seed::SETTLED);
+        let exec = Exec { timeout: Some(patience), ..Exec::new(["sh", "-c", &script, "settled", network]) };
+        let mut silent = |_, _: &[u8]| {};
+        let work = self.session.exec(&exec, &mut silent);
+        let late = || BootError::NotSettled { after: patience, units: UnfinishedUnits::default() }.into();
+        match site.limits.hold_guest(&self.machine, with_grace(patience), late, work).await? {
+            Exit::TimedOut => {
+                let units = UnfinishedUnits::ask(&mut self.session, &self.machine, site.limits).await;
+                Err(BootError::NotSettled { after: patience, units }.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the guest's time, in seconds since 1970, or `None` for a guest that no longer answers; the next request to
+    /// it reports that.
+    pub(crate) async fn clock(&mut self, site: Site<'_>) -> Option<f64> {
+        let late = || GuestError::Overdue(PATIENCE).into();
+        let asked = site.limits.hold_guest(&self.machine, PATIENCE, late, self.session.clock()).await;
+        #[expect(clippy::cast_precision_loss, reason = "microseconds of this century fit")]
+        asked.ok().map(|nanoseconds| nanoseconds as f64 / 1e9)
+    }
+
+    /// Reboots the guest from inside. The agent is started again by the seed's bootcmd, on the same port.
+    pub(crate) async fn reboot(&mut self, site: Site<'_>) -> Result<(), Failure> {
+        let patience = site.machine.boot_timeout;
+        let late = || GuestError::Overdue(patience).into();
+        self.machine.tolerate_resets(RESETS_AT_REBOOT);
+        let exec = Exec { timeout: Some(patience), ..Exec::new(["sh", "-c", "sync; exec reboot"]) };
+        let session = &mut self.session;
+        let rebooted = async {
+            // The command may be cut off by the very reboot that it asked for.
+            match session.exec(&exec, &mut |_, _| {}).await {
+                Ok(_) | Err(GuestError::Restarted | GuestError::Silent(_)) => session.reconnect().await,
+                Err(error) => Err(error),
+            }
+        };
+        self.hello = site.limits.hold_guest(&self.machine, patience, late, rebooted).await?;
+        let settled = self.finish_boot(site).await;
+        self.machine.tolerate_resets(0);
+        settled
+    }
+}
+
+/// Describes how far the guest's clock is from this host's, where the difference is too large: `2h ahead of`, in whole
+/// hours or minutes.
+fn skew(guest: SystemTime, host: SystemTime) -> Option<String> {
+    let (by, direction) = match guest.duration_since(host) {
+        Ok(ahead) => (ahead, "ahead of"),
+        Err(error) => (error.duration(), "behind"),
+    };
+    let unit = if by < Duration::from_secs(3600) { 60 } else { 3600 };
+    let rounded = Duration::from_secs(by.as_secs() / unit * unit);
+    (by > CLOCK_TOLERANCE).then(|| format!("{} {direction}", format_duration(rounded)))
+}
+
+/// A command that prints the size of the root file system in kilobytes (POSIX df).
+const ROOT_SIZE: &str = "df -Pk / | awk 'NR == 2 { print $2 }'";
+/// The deadline for small requests to the guest.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Waits for a boot with systemd. The stage of cloud-init that would wait for the network does not run. A degraded system
+/// has failed units, as one without ssh host keys has; it is as ready as it will be.
+const SETTLED_SYSTEMD: &str = "[ \"$1\" = none ] || systemctl start network-online.target
+    systemctl is-system-running --wait >/dev/null || true";
+/// Waits for a boot with sysvinit, which has nothing to wait for but the run level: it changes when rcS is done.
+const SETTLED_SYSVINIT: &str = "until runlevel | grep -q ' [2-5]$'; do sleep 0.2; done";
+
+async fn explain(failure: Failure, machine: &Running) -> Failure {
+    match machine.fate_within(Duration::ZERO).await {
+        Some(fate) => BootError::Ended { fate, console: machine.console().tail(CONSOLE_LINES) }.into(),
+        None => failure,
+    }
+}
+
+/// Strings on the console of a boot that has ended without an agent, and what each of them means.
+const DEAD_ENDS: [(&str, &str); 9] = [
+    ("No bootable device", "the BIOS finds nothing to boot on the disk"),
+    ("No bootable option or device was found", "the UEFI firmware finds nothing to boot on the disk"),
+    ("UEFI Interactive Shell", "the UEFI firmware finds nothing to boot on the disk"),
+    ("grub rescue>", "GRUB does not find the rest of itself"),
+    ("grub>", "GRUB finds no configuration"),
+    ("Kernel panic - not syncing", "the guest's kernel panicked"),
+    ("(initramfs)", "the initramfs does not find or mount the root file system"),
+    ("You are in emergency mode", "systemd is in its emergency mode"),
+    ("Entering emergency mode", "the initramfs is in its emergency mode"),
+];
+/// How long the agent may still take after that; if it connects all the same, the boot has succeeded.
+const LAST_CHANCE: Duration = Duration::from_secs(5);
+
+/// Waits until the console shows a dead end, and returns what that means.
+async fn hopeless(console: &Console) -> &'static str {
+    let shown = console.until(&DEAD_ENDS.map(|(text, _)| text)).await;
+    sleep(LAST_CHANCE).await;
+    DEAD_ENDS.iter().find(|(text, _)| *text == shown).map_or("", |(_, what)| *what)
+}
+
+fn no_agent(machine: &Running, after: Duration) -> Failure {
+    let console = machine.console();
+    let seen = if console.shows("login:") {
+        Seen::LoginPrompt
+    } else if console.shows("Linux version") || console.tail(usize::MAX).len() > CONSOLE_LINES {
+        Seen::Boot
+    } else {
+        Seen::Nothing
+    };
+    BootError::NoAgent { after, seen, console: console.tail(CONSOLE_LINES) }.into()
+}
+
+/// Checks that the root file system has grown. A base image without growpart boots with its old size; the steps may still
+/// have enough room.
+async fn check_growth(build: &Build<'_>, mut guest: Guest) -> Result<Guest, Failure> {
+    let mut output = Vec::new();
+    let exec = Exec { timeout: Some(PATIENCE), ..Exec::new(["sh", "-c", ROOT_SIZE]) };
+    let mut keep = |_, bytes: &[u8]| output.extend_from_slice(bytes);
+    let work = guest.session.exec(&exec, &mut keep);
+    let late = || GuestError::Overdue(PATIENCE).into();
+    let done = build.limits.hold_guest(&guest.machine, with_grace(PATIENCE), late, work).await;
+    if let Err(failure) = done {
+        return Err(guest.abandon(failure).await);
+    }
+    let root = String::from_utf8_lossy(&output).trim().parse::<u64>().unwrap_or(0) << 10;
+    let disk = build.plan.disk_size();
+    if root < disk / 2 {
+        let (root, disk) = (ByteSize(root), ByteSize(disk));
+        let text = format!("the root file system has {root} of the disk's {disk}: the base image did not grow it");
+        build.events.notice(Level::Warning, text);
+    }
+    Ok(guest)
+}

@@ -1,0 +1,19 @@
+//! The live guest of a build: boot, requests to its agent, sealing and shutdown.
+
+pub mod agent_obstacles;
+pub mod boot;
+pub mod cloud_init;
+pub mod hints;
+pub mod leftovers;
+pub mod mount_agreement;
+pub mod mounts;
+pub mod packages;
+pub mod pending_units;
+pub mod power_requests;
+pub mod run;
+pub mod seal;
+pub mod shell;
+pub mod shutdown;
+pub mod step_error;
+pub mod step_output;
+pub mod step_record;

@@ -1,0 +1,59 @@
+//! A clean power-off: the guest confirms that its file systems are synced, then turns itself off.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::context::Build;
+use crate::error::{Failure, Fault, Kind};
+use crate::machine::PoweredOff;
+use crate::session::Farewell;
+use crate::specfile::DiskFormat;
+
+use super::boot::Guest;
+use super::seal::Sealed;
+
+/// The deadline from that confirmation to the end of QEMU. Stopping takes two seconds; a service may insist on systemd's
+/// 90.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// The disk of a guest that was sealed, confirmed its shutdown and powered itself off: the only thing that is ever
+/// converted.
+#[derive(Debug)]
+#[must_use]
+pub struct CleanShutdown {
+    /// Files of the disk, the top one first.
+    pub chain: Vec<(PathBuf, DiskFormat)>,
+    _proof: (Sealed, Farewell, PoweredOff),
+}
+
+/// The guest did not confirm its shutdown.
+#[derive(Debug, thiserror::Error)]
+#[error("the sealed guest did not answer the goodbye within {} s", PATIENCE.as_secs())]
+struct NoFarewell;
+
+impl Fault for NoFarewell {
+    fn kind(&self) -> Kind {
+        Kind::Boot
+    }
+}
+
+/// Shuts the guest down cleanly.
+pub(crate) async fn shut_down(
+    build: &Build<'_>,
+    guest: Guest,
+    sealed: Sealed,
+    chain: Vec<(PathBuf, DiskFormat)>,
+) -> Result<CleanShutdown, Failure> {
+    let Guest { machine, session, .. } = guest;
+    let farewell = session.bye();
+    let farewell = build.limits.hold_guest(&machine, PATIENCE, || NoFarewell.into(), farewell).await;
+    let farewell = match farewell {
+        Ok(farewell) => farewell,
+        Err(failure) => {
+            machine.abort().await;
+            return Err(failure);
+        }
+    };
+    let powered_off = build.limits.hold(machine.power_off(PATIENCE)).await?;
+    Ok(CleanShutdown { chain, _proof: (sealed, farewell, powered_off) })
+}

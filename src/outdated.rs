@@ -1,0 +1,340 @@
+//! Finds images that should be built again, and the reasons: what they were built from, or what their specs bring, has
+//! changed.
+//!
+//! An image is as up to date as what it was built from. A base image has changed if the digest of its file has, as for
+//! keys: a new version with the same bytes changes nothing.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::cache::history::BaseFiles;
+use crate::digest_cache::Memo;
+use crate::resolve::facts::base_sha256;
+use crate::store::{Listing, Reference, Summary};
+
+mod specs;
+
+pub use specs::of_specs;
+
+/// The name of an image's base in lists of changes.
+const BASE: &str = "the base image";
+
+/// The reason why an image should be built again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "reason", rename_all = "kebab-case")]
+pub enum Reason {
+    /// The base image has a newer version.
+    NewerBase {
+        /// The `name@version` that the image was built from.
+        was: String,
+        /// The `name@version` that is the newest now.
+        now: String,
+    },
+    /// The tag that the spec follows names another version.
+    TagMoved {
+        /// The tag, `name@tag`.
+        tag: String,
+        /// The `name@version` that the image was built from.
+        was: String,
+        /// The `name@version` that the tag names now, if the tag still exists.
+        now: Option<String>,
+    },
+    /// The base image was built again from other inputs.
+    BaseReplaced {
+        /// The base image, `name@version`.
+        was: String,
+    },
+    /// The base image is no longer in the store.
+    BaseGone {
+        /// The base image, `name@version`.
+        was: String,
+    },
+    /// The base image should itself be built again.
+    BaseOutdated {
+        /// The base image, `name@version`.
+        base: String,
+    },
+    /// The file that the image was built from has changed.
+    FileChanged {
+        /// Path of the file.
+        file: String,
+    },
+    /// The file that the image was built from no longer exists.
+    FileGone {
+        /// The former path of the file.
+        file: String,
+    },
+    /// The spec has changed, or what its steps bring.
+    InputsChanged {
+        /// The changes, in words.
+        what: Vec<String>,
+    },
+    /// There is a spec of the image, and no such version.
+    NotBuilt,
+}
+
+impl Reason {
+    fn file_changed(file: &Path) -> Self {
+        Self::FileChanged { file: file.display().to_string() }
+    }
+
+    fn file_gone(file: &Path) -> Self {
+        Self::FileGone { file: file.display().to_string() }
+    }
+}
+
+/// An image that should be built again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outdated {
+    /// The image, `name@version`.
+    pub id: String,
+    /// The reasons for building it again.
+    pub reasons: Vec<Reason>,
+}
+
+/// Records on this host of the files that images were built from.
+pub struct Files<'a> {
+    /// The paths of these files.
+    pub known: BaseFiles<'a>,
+    /// The cache of their digests.
+    pub memo: &'a Memo,
+}
+
+/// Finds outdated images of a store without their specs. Only the newest version of each image, and versions that tags
+/// name, are examined.
+#[must_use]
+pub fn in_store(listing: &Listing, files: &Files<'_>) -> Vec<Outdated> {
+    let asked = listing.versions.iter().filter(|summary| is_asked(listing, summary));
+    let outdated = asked.filter_map(|summary| {
+        let reason = of_base(listing, summary, files, listing.versions.len())?;
+        Some(Outdated { id: summary.id.to_string(), reasons: vec![reason] })
+    });
+    outdated.collect()
+}
+
+/// Returns the images that were built from files whose paths are not recorded on this host, so that changes of these files
+/// cannot be detected.
+#[must_use]
+pub fn unknown<'a>(listing: &'a Listing, files: &Files<'_>) -> Vec<&'a Summary> {
+    // A download is identified by its digest, which a spec states.
+    let is_file = |summary: &Summary| summary.base.image.is_none() && !summary.base.source.contains("://");
+    let is_unknown = |summary: &&Summary| is_file(summary) && files.known.find(&summary.base.sha256).is_none();
+    listing.versions.iter().filter(|summary| is_asked(listing, summary)).filter(is_unknown).collect()
+}
+
+/// Returns whether a version is examined: the newest of an image, and tagged ones. Older versions that no tag names are not
+/// in use.
+fn is_asked(listing: &Listing, summary: &Summary) -> bool {
+    !summary.tags.is_empty() || listing.newest(summary.id.name()).is_some_and(|newest| newest.id == summary.id)
+}
+
+/// Merges the reasons of a store's images and of the images that specs make. What a spec says of its base's file takes
+/// precedence over recorded paths.
+#[must_use]
+pub fn merged(in_store: Vec<Outdated>, of_specs: Vec<Outdated>) -> Vec<Outdated> {
+    let mut all = in_store;
+    for Outdated { id, reasons } in of_specs {
+        let Some(known) = all.iter_mut().find(|known| known.id == id) else {
+            all.push(Outdated { id, reasons });
+            continue;
+        };
+        known.reasons.retain(|reason| !matches!(reason, Reason::FileChanged { .. } | Reason::FileGone { .. }));
+        let is_explained = !known.reasons.is_empty();
+        for mut reason in reasons {
+            if let Reason::InputsChanged { what } = &mut reason
+                && is_explained
+            {
+                what.retain(|words| !words.starts_with(BASE));
+            }
+            let is_empty = matches!(&reason, Reason::InputsChanged { what } if what.is_empty());
+            if !is_empty && !known.reasons.contains(&reason) {
+                known.reasons.push(reason);
+            }
+        }
+    }
+    all.retain(|outdated| !outdated.reasons.is_empty());
+    all
+}
+
+/// Returns the reason that the base of an image gives, or the base of that, to a depth that only edited manifests exceed.
+fn of_base(listing: &Listing, summary: &Summary, files: &Files<'_>, depth: usize) -> Option<Reason> {
+    let Some(image) = &summary.base.image else { return files.of_file(summary) };
+    let was = format!("{}@{}", image.name, image.version);
+    let is_other = |now: &&Summary| !has_file(now, summary);
+    let stored = listing.find(&image.name, &image.version);
+    // What the spec named: a name, a version, a tag, or another spec.
+    let said: Option<Reference> = summary.base.source.parse().ok();
+    let tag = said.as_ref().and_then(Reference::selector).filter(|selector| *selector != image.version);
+    if let Some(tag) = tag {
+        let now = listing.tagged(&image.name, tag);
+        if now.is_none_or(|now| is_other(&now)) {
+            let (tag, now) = (format!("{}@{tag}", image.name), now.map(|now| now.id.to_string()));
+            return Some(Reason::TagMoved { tag, was, now });
+        }
+    } else {
+        let newest = listing.newest(&image.name).filter(is_other);
+        match (stored, newest) {
+            (Some(stored), Some(newest)) if newest.sequence > stored.sequence => {
+                return Some(Reason::NewerBase { was, now: newest.id.to_string() });
+            }
+            (Some(stored), _) if is_other(&stored) => return Some(Reason::BaseReplaced { was }),
+            (None, Some(_)) => return Some(Reason::BaseGone { was }),
+            (None, None) if listing.newest(&image.name).is_none() => return Some(Reason::BaseGone { was }),
+            _ => {}
+        }
+    }
+    let base = stored.filter(|_| depth > 0)?;
+    of_base(listing, base, files, depth - 1).map(|_| Reason::BaseOutdated { base: was })
+}
+
+/// Returns whether a version has the very file that another was built from.
+fn has_file(now: &Summary, made: &Summary) -> bool {
+    now.outputs.iter().any(|output| output.format == made.base.format && output.sha256 == made.base.sha256)
+}
+
+impl Files<'_> {
+    /// Returns the reason that the file gives from which an image was built; `None` if its path is not recorded here.
+    fn of_file(&self, summary: &Summary) -> Option<Reason> {
+        let file = self.known.find(&summary.base.sha256)?;
+        match base_sha256(&file, self.memo) {
+            Ok(sha256) if sha256 == summary.base.sha256 => None,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Some(Reason::file_gone(&file)),
+            // A file that cannot be read is not the same as before either.
+            Ok(_) | Err(_) => Some(Reason::file_changed(&file)),
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::NewerBase { was, now } => write!(f, "{now} is newer than {was}, its base"),
+            Reason::TagMoved { tag, was, now: Some(now) } => write!(f, "{tag} is {now} now, it was made from {was}"),
+            Reason::TagMoved { tag, was, now: None } => write!(f, "{tag} is no more, it was made from {was}"),
+            Reason::BaseReplaced { was } => write!(f, "{was}, its base, was replaced"),
+            Reason::BaseGone { was } => write!(f, "{was}, its base, is not in the store any more"),
+            Reason::BaseOutdated { base } => write!(f, "{base}, its base, is outdated"),
+            Reason::FileChanged { file } => write!(f, "its base image has changed: {file}"),
+            Reason::FileGone { file } => write!(f, "its base image is gone: {file}"),
+            Reason::InputsChanged { what } => write!(f, "changed: {}", what.join(", ")),
+            Reason::NotBuilt => f.write_str("not built yet"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::ImageId;
+    use crate::store::manifest::{Base, BaseImage, Image, Output};
+
+    /// Creates a version whose disk is `disk`, built from `source`: a file, or an image of the store with its disk.
+    fn made(id: &str, sequence: u64, disk: &str, source: &str, image: Option<(&str, &str)>) -> Summary {
+        let (name, version) = id.split_once('@').unwrap();
+        let base_image = |(base, disk): (&str, &str)| {
+            let (name, version) = base.split_once('@').unwrap();
+            BaseImage { name: name.into(), version: version.into(), build_key: disk.into(), disk_sha256: disk.into() }
+        };
+        Summary {
+            id: ImageId::new(name, version).unwrap(),
+            tags: Vec::new(),
+            sequence,
+            finished: jiff::Timestamp::UNIX_EPOCH,
+            image: Image::default(),
+            base: Base {
+                source: source.into(),
+                sha256: image.map_or("file", |(_, disk)| disk).into(),
+                format: "qcow2".into(),
+                image: image.map(base_image),
+            },
+            outputs: vec![Output { format: "qcow2".into(), sha256: disk.into(), ..Output::default() }],
+            build_key: disk.into(),
+            disk_sha256: disk.into(),
+            folder: "/".into(),
+        }
+    }
+
+    fn debian(version: &str, sequence: u64) -> Summary {
+        made(&format!("debian@{version}"), sequence, &format!("d{version}"), "debian.qcow2", None)
+    }
+
+    /// Returns the reasons for the newest versions of a store that holds these, newest first.
+    fn told(versions: &[Summary]) -> Vec<String> {
+        let listing = Listing { versions: versions.to_vec(), unreadable: Vec::new() };
+        let (folder, memo) = (tempfile::tempdir().unwrap(), Memo::load(Path::new("/nonexistent")));
+        let files = Files { known: BaseFiles { cache: folder.path() }, memo: &memo };
+        let outdated = in_store(&listing, &files);
+        outdated.iter().map(|outdated| format!("{}: {}", outdated.id, outdated.reasons[0])).collect()
+    }
+
+    #[test]
+    fn a_newer_base_counts_if_its_file_is_another() {
+        let web = |source| made("web@1", 1, "w1", source, Some(("debian@12", "d12")));
+        for source in ["debian", "debian@12", "spec ../debian"] {
+            let newer = told(&[debian("13", 2), debian("12", 1), web(source)]);
+            assert_eq!(newer, ["web@1: debian@13 is newer than debian@12, its base"], "{source}");
+            // An older version that was built again later under its own name is not newer.
+            assert_eq!(told(&[debian("12", 2), debian("11", 1), web(source)]), [""; 0]);
+            let same = made("debian@13", 2, "d12", "debian.qcow2", None);
+            assert_eq!(told(&[same, debian("12", 1), web(source)]), [""; 0], "the same bytes are no reason");
+        }
+    }
+
+    #[test]
+    fn a_tag_is_followed_where_the_spec_names_one() {
+        let web = made("web@1", 1, "w1", "debian@stable", Some(("debian@12", "d12")));
+        let mut old = debian("12", 1);
+        old.tags = vec!["stable".into()];
+        assert_eq!(told(&[debian("13", 2), old.clone(), web.clone()]), [""; 0], "the newest is not what it asks for");
+        let mut new = debian("13", 2);
+        std::mem::swap(&mut new.tags, &mut old.tags);
+        let moved = told(&[new, old.clone(), web.clone()]);
+        assert_eq!(moved, ["web@1: debian@stable is debian@13 now, it was made from debian@12"]);
+        assert_eq!(told(&[old, web]), ["web@1: debian@stable is no more, it was made from debian@12"]);
+    }
+
+    #[test]
+    fn a_base_that_was_replaced_or_removed_is_told() {
+        let web = made("web@1", 1, "w1", "debian", Some(("debian@12", "before")));
+        assert_eq!(told(&[debian("12", 3), web.clone()]), ["web@1: debian@12, its base, was replaced"]);
+        let gone = ["web@1: debian@12, its base, is not in the store any more"];
+        assert_eq!(told(&[debian("11", 1), web.clone()]), gone);
+        assert_eq!(told(&[web]), gone);
+    }
+
+    #[test]
+    fn what_is_made_from_something_outdated_is_outdated() {
+        let web = made("web@1", 1, "w1", "debian", Some(("debian@12", "d12")));
+        let shop = made("shop@1", 1, "s1", "web", Some(("web@1", "w1")));
+        let mut old = made("shop@0", 0, "s0", "web", Some(("web@1", "w1")));
+        let expected = ["shop@1: web@1, its base, is outdated", "web@1: debian@13 is newer than debian@12, its base"];
+        let rest = [debian("13", 2), debian("12", 1), web];
+        assert_eq!(told(&[&[shop.clone(), old.clone()], &rest[..]].concat()), expected, "an old one is nobody's worry");
+        old.tags = vec!["stable".into()];
+        assert_eq!(told(&[&[shop, old], &rest[..]].concat()).len(), 3, "unless it is tagged");
+        // Only edited manifests have such a circle.
+        let circle = made("web@1", 1, "w1", "web", Some(("web@1", "w1")));
+        assert_eq!(told(&[circle]), [""; 0]);
+    }
+
+    #[test]
+    fn what_specs_say_is_added_and_counts_more_of_files() {
+        let told = |id: &str, reason: Reason| Outdated { id: id.into(), reasons: vec![reason] };
+        let changed = |what: &[&str]| Reason::InputsChanged { what: what.iter().map(|what| (*what).into()).collect() };
+        let moved = Reason::TagMoved { tag: "d@s".into(), was: "d@1".into(), now: None };
+        let in_store = vec![told("a@1", Reason::file_gone(Path::new("/old"))), told("b@1", moved.clone())];
+        let of_specs = vec![
+            Outdated { id: "a@1".into(), reasons: Vec::new() },
+            told("b@1", changed(&[BASE, "step 1 greet"])),
+            told("c@1", Reason::NotBuilt),
+        ];
+        let expected = [
+            Outdated { id: "b@1".into(), reasons: vec![moved, changed(&["step 1 greet"])] },
+            told("c@1", Reason::NotBuilt),
+        ];
+        assert_eq!(merged(in_store, of_specs), expected);
+    }
+}

@@ -1,0 +1,228 @@
+//! The files that hold a disk: all of them are written at once, then read back and compared with it.
+//!
+//! ```text
+//! disk ─┬─> compress: qcow2 with zstd, most of it from the base's twin ─┐
+//!       ├─> write: raw, vmdk, vdi, vhdx, vhd in one reading ────────────┼─> read_back: every file, the disk, its digest
+//!       └─> qemu-img: any other qcow2 ──────────────────────────────────┘
+//! ```
+
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+
+use crate::digest::hex;
+use crate::disk::chain::{Chain, DiskFiles, open_files};
+use crate::disk::compress::{Twin, compress};
+use crate::disk::digest::{DiskCopy, read_back};
+use crate::disk::identity::Identity;
+use crate::disk::qemu_img::{self, Image, Target, check_fits};
+use crate::disk::write::{WriteError, write, writes};
+use crate::error::Failure;
+use crate::event::{Event, Events, Stage};
+use crate::plan::output::DiskFile;
+use crate::specfile::DiskFormat;
+use crate::try_join::all;
+
+/// Opens the first bytes of a disk, up to an end.
+fn open_to(layers: DiskFiles, end: Option<u64>) -> Result<Chain, Failure> {
+    Ok(open_files(layers)?.up_to(end.unwrap_or(u64::MAX)))
+}
+
+/// The future that writes one file, or several.
+type Lane<'a> = Pin<Box<dyn Future<Output = Result<(), Failure>> + 'a>>;
+
+/// The disk files to write from a disk.
+pub(crate) struct Disks {
+    layers: DiskFiles,
+    /// The end of the disk, where that is before the end of its files.
+    end: Option<u64>,
+    size: u64,
+    files: Vec<(DiskFile, PathBuf)>,
+    identity: Identity,
+    progress: Arc<Progress>,
+}
+
+impl Disks {
+    /// Prepares to write files, each at its path, where no file exists yet. The disk may end before its own files do.
+    ///
+    /// # Errors
+    /// When the disk cannot be read, or is too large for one of the files.
+    pub(crate) fn new(
+        (layers, end): (DiskFiles, Option<u64>),
+        files: Vec<(DiskFile, PathBuf)>,
+        identity: Identity,
+        events: &Events,
+    ) -> Result<Self, Failure> {
+        let size = open_to(layers.clone(), end)?.virtual_size();
+        for (disk, path) in &files {
+            // Only files of these formats are as long as the disk.
+            if matches!(disk.format, DiskFormat::Raw | DiskFormat::Vhd) {
+                check_fits(path.parent().unwrap_or(Path::new("/")), size)?;
+            }
+        }
+        // Each file is written, and all are read back.
+        let progress = Arc::new(Progress::new(files.len() + 1, size, events.clone()));
+        Ok(Self { layers, end, size, files, identity, progress })
+    }
+
+    /// Writes every file. Only files that use the `twin` wait for it.
+    ///
+    /// # Errors
+    /// When a file cannot be written; the others are useless then.
+    pub(crate) async fn write(&self, twin: impl Future<Output = Option<Twin>>) -> Result<(), Failure> {
+        let mut lanes: Vec<Lane<'_>> = Vec::new();
+        let mut together = Vec::new();
+        let mut twin = Some(twin);
+        for (index, (disk, path)) in self.files.iter().enumerate() {
+            if writes(disk.format) {
+                together.push(index);
+            } else if disk.uses_base_twin()
+                && let Some(twin) = twin.take()
+            {
+                lanes.push(Box::pin(self.compress(index, path, twin)));
+            } else {
+                lanes.push(Box::pin(self.convert(index, disk, path)));
+            }
+        }
+        if !together.is_empty() {
+            lanes.push(Box::pin(self.write_together(together)));
+        }
+        all(lanes).await
+    }
+
+    async fn compress(
+        &self,
+        index: usize,
+        path: &Path,
+        twin: impl Future<Output = Option<Twin>>,
+    ) -> Result<(), Failure> {
+        let twin = twin.await;
+        let (file, layers, end) = (create(path)?, self.layers.clone(), self.end);
+        let progress = Arc::clone(&self.progress);
+        let work = move |stop: &CancellationToken| {
+            let mut watch = |done| {
+                progress.at(&[index], done);
+                unless(stop)
+            };
+            Ok(compress(&open_to(layers, end)?, twin.as_ref(), file, &mut watch)?)
+        };
+        aside(work).await
+    }
+
+    async fn write_together(&self, indexes: Vec<usize>) -> Result<(), Failure> {
+        let files = indexes.iter().map(|index| {
+            let (disk, path) = &self.files[*index];
+            Ok::<_, Failure>((disk.format, create(path)?))
+        });
+        let files = files.collect::<Result<_, _>>()?;
+        let (layers, end, identity) = (self.layers.clone(), self.end, self.identity);
+        let progress = Arc::clone(&self.progress);
+        let work = move |stop: &CancellationToken| {
+            let mut watch = |done| {
+                progress.at(&indexes, done);
+                unless(stop)
+            };
+            Ok(write(&open_to(layers, end)?, files, &identity, &mut watch)?)
+        };
+        aside(work).await
+    }
+
+    async fn convert(&self, index: usize, disk: &DiskFile, path: &Path) -> Result<(), Failure> {
+        let chain: Vec<_> = self.layers.iter().map(|(path, format)| Image { path, format: *format }).collect();
+        let target = Target { path, format: disk.format, compression: disk.compression, size: self.end };
+        let progress = |fraction| self.progress.at(&[index], share(self.size, fraction));
+        Ok(qemu_img::convert(&chain, target, progress).await?)
+    }
+
+    /// Reads every file back, compares it with the disk, and returns the digest of the disk. `look` sees all data of the
+    /// disk with its places, and keeps what it finds in `state`, which is returned.
+    ///
+    /// # Errors
+    /// When a file does not hold the disk or cannot be read.
+    pub(crate) async fn read_back<S: Send + 'static>(
+        &self,
+        mut state: S,
+        look: fn(&mut S, u64, &[u8]),
+    ) -> Result<(String, S), Failure> {
+        let (files, layers, end) = (self.files.clone(), self.layers.clone(), self.end);
+        let progress = Arc::clone(&self.progress);
+        let work = move |stop: &CancellationToken| {
+            let copies = files.iter().map(|(disk, path)| copy(disk, path)).collect::<Result<Vec<_>, _>>()?;
+            let mut watch = |at, bytes: &[u8]| {
+                progress.at(&[copies.len()], at);
+                look(&mut state, at, bytes);
+                unless(stop)
+            };
+            let digest = read_back(&open_to(layers, end)?, &copies, &mut watch)?;
+            Ok((hex(&digest), state))
+        };
+        aside(work).await
+    }
+}
+
+fn create(path: &Path) -> Result<File, WriteError> {
+    File::create_new(path).map_err(WriteError::Write)
+}
+
+fn copy(disk: &DiskFile, path: &Path) -> Result<DiskCopy, Failure> {
+    let DiskFile { file, format, .. } = disk;
+    Ok(DiskCopy { name: file.clone(), format: *format, disk: open_files(vec![(path.to_owned(), *format)])? })
+}
+
+/// Runs work on a separate thread, which is asked to stop when the future is dropped.
+pub(crate) async fn aside<T: Send + 'static>(
+    work: impl FnOnce(&CancellationToken) -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    let stop = CancellationToken::new();
+    let _guard = stop.clone().drop_guard();
+    spawn_blocking(move || work(&stop)).await.expect("work on disks does not panic")
+}
+
+/// Returns a fraction of a size, for display only.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "shown rounded"
+)]
+fn share(size: u64, fraction: f64) -> u64 {
+    (size as f64 * fraction.clamp(0.0, 1.0)) as u64
+}
+
+/// The progress of all parts of the work, as a share of the disk: each part is as long as the disk.
+struct Progress {
+    done: Mutex<Vec<u64>>,
+    size: u64,
+    events: Events,
+}
+
+impl Progress {
+    fn new(parts: usize, size: u64, events: Events) -> Self {
+        Self { done: Mutex::new(vec![0; parts]), size, events }
+    }
+
+    /// Records that these parts are done up to this byte. Emits an event whenever the whole advances by a hundredth.
+    fn at(&self, parts: &[usize], done: u64) {
+        let mut all = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        let parts_count = all.len() as u64;
+        let before = all.iter().sum::<u64>() / parts_count;
+        for part in parts {
+            all[*part] = done;
+        }
+        let now = all.iter().sum::<u64>() / parts_count;
+        drop(all);
+        let step = (self.size / 100).max(1);
+        if now / step > before / step {
+            self.events.emit(&Event::Progress { stage: Stage::Convert, done: now, total: self.size });
+        }
+    }
+}
+
+pub(crate) fn unless(stop: &CancellationToken) -> ControlFlow<()> {
+    if stop.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+}

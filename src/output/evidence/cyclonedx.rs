@@ -1,0 +1,48 @@
+//! A bill of materials in `CycloneDX` 1.6 (ECMA-424).
+
+use serde_json::{Value, json};
+
+use crate::store::Manifest;
+use crate::store::manifest::Package;
+
+use super::{created, purl, uuid};
+
+pub(super) fn document(manifest: &Manifest) -> Value {
+    let image = &manifest.image;
+    let reference = format!("{}@{}", image.name, image.version);
+    let mut document = json!({
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "serialNumber": format!("urn:uuid:{}", uuid(&manifest.disk_sha256)),
+        "version": 1,
+        "metadata": {
+            "timestamp": created(manifest),
+            "tools": { "components": [{ "type": "application", "name": "kiln", "version": manifest.kiln }] },
+            "component": {
+                "type": "operating-system", "bom-ref": reference, "name": image.name, "version": image.version,
+                "description": image.description,
+                "properties": properties(manifest),
+            },
+        },
+        "components": manifest.packages.iter().map(|package| component(manifest, package)).collect::<Vec<_>>(),
+        "dependencies": [{ "ref": reference, "dependsOn": manifest.packages.iter().map(|package| purl(manifest, package)).collect::<Vec<_>>() }],
+    });
+    if manifest.missing().next().is_some() {
+        document["compositions"] =
+            json!([{ "aggregate": "incomplete", "assemblies": [reference], "dependencies": [reference] }]);
+    }
+    document
+}
+
+/// Returns the digest of the disk, and what the lists of files and packages lack, as properties.
+fn properties(manifest: &Manifest) -> Vec<Value> {
+    let missing = manifest.missing().map(|missing| ("kiln:missing", missing));
+    let properties = std::iter::once(("kiln:disk_sha256", manifest.disk_sha256.as_str())).chain(missing);
+    properties.map(|(name, value)| json!({ "name": name, "value": value })).collect()
+}
+
+fn component(manifest: &Manifest, package: &Package) -> Value {
+    let purl = purl(manifest, package);
+    json!({ "type": "library", "bom-ref": purl, "name": package.name, "version": package.version, "purl": purl })
+}

@@ -1,0 +1,60 @@
+//! The provenance of a version: an in-toto Statement v1 with the predicate SLSA Provenance v1.
+//!
+//! It claims SLSA Build Level 1 and no more: it documents how the image was built, and kiln ran as the user who called it,
+//! so only a signature verifies it.
+
+use serde_json::{Value, json};
+
+use crate::store::Manifest;
+
+use super::{StepInput, time};
+
+pub(super) fn document(manifest: &Manifest, inputs: &[StepInput]) -> Value {
+    let subject =
+        manifest.outputs.iter().map(|output| json!({ "name": output.file, "digest": { "sha256": output.sha256 } }));
+    let base = json!({
+        "name": "base image", "uri": manifest.base.source, "digest": { "sha256": manifest.base.sha256 },
+        "annotations": { "format": manifest.base.format },
+    });
+    let brought = inputs
+        .iter()
+        .map(|input| json!({ "name": input.step, "digest": { input.digest.algorithm(): input.digest.hex() } }));
+    let steps: Vec<Value> = manifest
+        .steps
+        .iter()
+        .map(|step| json!({ "name": step.name, "verb": step.verb, "key": step.key, "cached": step.cached }))
+        .collect();
+    let machine = &manifest.machine;
+    json!({
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": subject.collect::<Vec<_>>(),
+        "predicateType": "https://slsa.dev/provenance/v1",
+        "predicate": {
+            "buildDefinition": {
+                "buildType": "urn:kiln:build:v1",
+                "externalParameters": {
+                    "name": manifest.image.name, "version": manifest.image.version, "labels": manifest.image.labels,
+                    "buildKey": manifest.build_key, "sourceDateEpoch": manifest.source_date_epoch,
+                },
+                "internalParameters": {
+                    "machine": {
+                        "accelerator": machine.accel, "qemu": machine.qemu, "cpus": machine.cpus,
+                        "memory": machine.memory, "firmware": machine.firmware, "network": machine.network,
+                    },
+                    "steps": steps,
+                },
+                "resolvedDependencies": std::iter::once(base).chain(brought).collect::<Vec<_>>(),
+            },
+            "runDetails": {
+                "builder": { "id": "urn:kiln:local", "version": { "kiln": manifest.kiln } },
+                "metadata": {
+                    "invocationId": format!("{}:{}", manifest.build_key, manifest.sequence),
+                    "startedOn": time(manifest.started), "finishedOn": time(manifest.finished),
+                },
+                "byproducts": [
+                    { "name": "disk", "digest": { "sha256": manifest.disk_sha256 } },
+                ],
+            },
+        },
+    })
+}

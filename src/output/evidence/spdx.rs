@@ -1,0 +1,57 @@
+//! A bill of materials in SPDX 2.3. Licences are not examined, which SPDX expresses as `NOASSERTION`.
+
+use serde_json::{Value, json};
+
+use crate::store::Manifest;
+
+use super::{created, purl, uuid};
+
+const IMAGE: &str = "SPDXRef-image";
+
+pub(super) fn document(manifest: &Manifest) -> Value {
+    let image = &manifest.image;
+    let name = format!("{}-{}", image.name, image.version);
+    let package = |id: &str, name: &str, version: &str| {
+        json!({
+            "SPDXID": id, "name": name, "versionInfo": version, "downloadLocation": "NOASSERTION",
+            "filesAnalyzed": false, "licenseConcluded": "NOASSERTION", "licenseDeclared": "NOASSERTION",
+            "copyrightText": "NOASSERTION",
+        })
+    };
+    let mut packages = vec![package(IMAGE, &image.name, &image.version)];
+    packages[0]["primaryPackagePurpose"] = "OPERATING-SYSTEM".into();
+    packages[0]["checksums"] = json!([{ "algorithm": "SHA256", "checksumValue": manifest.disk_sha256 }]);
+    let missing: Vec<&str> = manifest.missing().collect();
+    if !missing.is_empty() {
+        let comment = format!("This list of packages may be incomplete: {}", missing.join("; "));
+        packages[0]["comment"] = comment.clone().into();
+        packages[0]["annotations"] = json!([{
+            "annotationDate": created(manifest), "annotationType": "OTHER",
+            "annotator": format!("Tool: kiln-{}", manifest.kiln), "comment": comment,
+        }]);
+    }
+    let mut relationships = vec![relationship("SPDXRef-DOCUMENT", "DESCRIBES", IMAGE)];
+    for (found, number) in manifest.packages.iter().zip(1..) {
+        let id = format!("SPDXRef-package-{number}");
+        let mut described = package(&id, &found.name, &found.version);
+        described["externalRefs"] = json!([{
+            "referenceCategory": "PACKAGE-MANAGER", "referenceType": "purl", "referenceLocator": purl(manifest, found),
+        }]);
+        relationships.push(relationship(IMAGE, "CONTAINS", &id));
+        packages.push(described);
+    }
+    json!({
+        "spdxVersion": "SPDX-2.3",
+        "dataLicense": "CC0-1.0",
+        "SPDXID": "SPDXRef-DOCUMENT",
+        "name": name,
+        "documentNamespace": format!("urn:uuid:{}", uuid(&manifest.disk_sha256)),
+        "creationInfo": { "created": created(manifest), "creators": [format!("Tool: kiln-{}", manifest.kiln)] },
+        "packages": packages,
+        "relationships": relationships,
+    })
+}
+
+fn relationship(from: &str, how: &str, to: &str) -> Value {
+    json!({ "spdxElementId": from, "relationshipType": how, "relatedSpdxElement": to })
+}

@@ -1,0 +1,231 @@
+//! Exports of a published image: a format that it lacks, produced from one that it has.
+
+use std::fs::File;
+use std::path::{Path, PathBuf, absolute};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use crate::context::in_stage;
+use crate::deadline::Limits;
+use crate::disk::identity::Identity;
+use crate::error::{Failure, Fault, Kind};
+use crate::event::{Events, Stage};
+use crate::package::content::Content;
+use crate::package::{Facts, PackageError, simplestreams};
+use crate::plan::check_size;
+use crate::plan::output::{Outputs, Published};
+use crate::size::ByteSize;
+use crate::specfile::{self, DiskFormat, Firmware, OutputFormat};
+use crate::store::manifest::{Manifest, Output};
+use crate::store::{Artifact, OnConflict, StoreError, give_names};
+
+use super::disk_files::{Disks, aside, unless};
+use super::package::package;
+use crate::disk::chain::open_files;
+
+/// The reason why a format cannot be exported.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// The image has no output that is a disk file by itself.
+    #[error("{0} has no file that holds its disk and nothing else")]
+    NoDisk(String),
+    /// A file in the store holds another disk than the manifest records.
+    #[error("the disk in {file} has the SHA-256 {found}, and the manifest says {expected}")]
+    OtherDisk {
+        /// Name of the file.
+        file: String,
+        /// Digest of the disk in the file.
+        found: String,
+        /// Digest that the manifest records.
+        expected: String,
+    },
+}
+
+impl Fault for ExportError {
+    fn kind(&self) -> Kind {
+        Kind::Output
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            ExportError::NoDisk(_) => {
+                vec!["build it with an `[[output]]` of the format qcow2 beside its packages".into()]
+            }
+            ExportError::OtherDisk { .. } => Vec::new(),
+        }
+    }
+}
+
+/// The export that the user asks for.
+pub struct Wanted<'a> {
+    /// The format, and a compression that it accepts.
+    pub output: specfile::Output,
+    /// A folder that exists or ends with a slash; otherwise the name of the file, if the format consists of a single one.
+    pub target: &'a Path,
+    /// What to do with an existing file that differs.
+    pub conflict: OnConflict,
+}
+
+/// Exports a published image to a format: checks the file that is converted, writes under a temporary name, reads that
+/// back, and renames it. An existing file with the same bytes is kept. Returns the files as a manifest lists them, with
+/// their paths.
+///
+/// # Errors
+/// When the image is damaged, the disk does not fit into the format, an existing file differs, or a call fails.
+pub async fn export(
+    artifact: &Artifact,
+    wanted: &Wanted<'_>,
+    events: &Events,
+    cancel: CancellationToken,
+) -> Result<Vec<Output>, Failure> {
+    let wish = absolute(wanted.target).unwrap_or_else(|_| wanted.target.to_owned());
+    let is_folder = wish.is_dir()
+        || wanted.target.as_os_str().as_encoded_bytes().ends_with(b"/")
+        || wanted.output.format.besides().len() + usize::from(wanted.output.format.keeps_disk()) > 1;
+    let folder = if is_folder { &wish } else { wish.parent().unwrap_or(Path::new("/")) };
+    let scratch = scratch(folder)?;
+    let limits = Limits::new(cancel, Duration::MAX);
+    let made = make(artifact, &wanted.output, scratch.path(), events);
+    let mut made = limits.hold(in_stage(events, Stage::Convert, made)).await?;
+    let name = |output: &Output| {
+        let target = if is_folder { wish.join(&output.file) } else { wish.clone() };
+        (scratch.path().join(&output.file), target)
+    };
+    let (names, conflict) = (made.iter().map(name).collect::<Vec<_>>(), wanted.conflict);
+    let named = aside(move |_| Ok((give_names(&names, conflict)?, names)));
+    let (digests, names) = limits.hold(named).await?;
+    for ((output, digest), (_, target)) in made.iter_mut().zip(digests).zip(names) {
+        output.file = target.to_string_lossy().into_owned();
+        (output.bytes, output.sha256) = (digest.bytes, digest.sha256);
+    }
+    Ok(made)
+}
+
+/// Adds a published image to a tree of images that Incus and LXD read over HTTPS, which is created if missing. Returns the
+/// image's files in it.
+///
+/// # Errors
+/// When the image is damaged, another one is listed in its place, or a call fails.
+pub async fn add_to_tree(
+    artifact: &Artifact,
+    tree: &Path,
+    conflict: OnConflict,
+    events: &Events,
+    cancel: CancellationToken,
+) -> Result<Vec<PathBuf>, Failure> {
+    // The disk is copied in that format; the files beside it are generated for the tree.
+    let compression = OutputFormat::Incus.compressions()[0];
+    let output = specfile::Output { format: OutputFormat::Qcow2, compression, platforms: Vec::new() };
+    let tree = absolute(tree).unwrap_or_else(|_| tree.to_owned());
+    let scratch = scratch(&tree)?;
+    let limits = Limits::new(cancel, Duration::MAX);
+    let made = make(artifact, &output, scratch.path(), events);
+    let disk = limits.hold(in_stage(events, Stage::Convert, made)).await?.remove(0);
+    let (facts, file) = (facts(artifact.manifest(), disk.virtual_bytes), scratch.path().join(&disk.file));
+    let added = aside(move |stop| {
+        let disk = Content::file(File::open(&file).map_err(PackageError::Read)?)?;
+        Ok(simplestreams::add(&tree, &facts, &disk, conflict, &mut |_| unless(stop))?)
+    });
+    limits.hold(added).await
+}
+
+/// Copies an image's files, or one of them, into a folder, as [`Artifact::export`] does, until the command is interrupted.
+/// Returns the paths of the image files.
+///
+/// # Errors
+/// When an existing file differs, or a call fails.
+pub async fn copy(
+    artifact: &Arc<Artifact>,
+    file: Option<String>,
+    folder: &Path,
+    conflict: OnConflict,
+    cancel: CancellationToken,
+) -> Result<Vec<PathBuf>, Failure> {
+    let (artifact, folder) = (Arc::clone(artifact), folder.to_owned());
+    let copied = aside(move |stop| {
+        let watch = |_, _| unless(stop);
+        Ok(match file {
+            Some(file) => vec![artifact.export_file(&file, &folder, conflict, &watch)?],
+            None => artifact.export(&folder, conflict, &watch)?,
+        })
+    });
+    Limits::new(cancel, Duration::MAX).hold(copied).await
+}
+
+/// Creates a folder for unfinished files, on the file system of the target.
+fn scratch(folder: &Path) -> Result<TempDir, StoreError> {
+    std::fs::create_dir_all(folder).map_err(StoreError::io("create", folder))?;
+    tempfile::Builder::new().prefix(".kiln-").tempdir_in(folder).map_err(StoreError::io("write to", folder))
+}
+
+/// Writes every file of an output in the folder, and reads the disk back. The files are not hashed yet.
+async fn make(
+    artifact: &Artifact,
+    output: &specfile::Output,
+    folder: &Path,
+    events: &Events,
+) -> Result<Vec<Output>, Failure> {
+    let (source, path, format) = source(artifact)?;
+    check(artifact, &source.file).await?;
+    let layers = vec![(path, format)];
+    // A format that holds whole MiB may have added zeros.
+    let there = open_files(layers.clone())?.virtual_size();
+    let end = artifact.manifest().disk_bytes.filter(|end| *end < there);
+    let size = end.unwrap_or(there);
+    check_size(output.format, size)?;
+    let id = artifact.id();
+    let outputs = Outputs::new(&format!("{}-{}", id.name(), id.version()), std::slice::from_ref(output));
+    let disk = &outputs.disks[0];
+    let made = folder.join(&disk.file);
+    let disks = Disks::new((layers, end), vec![(disk.clone(), made.clone())], identity(artifact), events)?;
+    disks.write(async { None }).await?;
+    let (found, ()) = disks.read_back((), |(), _, _| {}).await?;
+    let expected = artifact.manifest().disk_sha256.clone();
+    if found != expected {
+        return Err(ExportError::OtherDisk { file: source.file, found, expected }.into());
+    }
+    let facts = facts(artifact.manifest(), disk.format.virtual_size(size));
+    package(&outputs, 0, &made, &facts, folder).await?;
+    let staged = |file: Published<'_>| Output::staged(file.file, file.format, file.virtual_bytes);
+    Ok(outputs.published(size).into_iter().map(staged).collect())
+}
+
+/// Returns the image's description for packages, the same as when it was built.
+fn facts(manifest: &Manifest, disk_size: u64) -> Facts {
+    let (image, machine) = (&manifest.image, &manifest.machine);
+    Facts {
+        name: image.name.clone(),
+        version: image.version.clone(),
+        description: image.description.clone(),
+        disk_size,
+        cpus: machine.cpus,
+        memory: ByteSize(machine.memory),
+        firmware: if machine.firmware == "uefi" { Firmware::Uefi } else { Firmware::Bios },
+        time: u64::try_from(manifest.source_date_epoch.unwrap_or(manifest.started.as_second())).unwrap_or(0),
+    }
+}
+
+/// Returns the file of an image from which its disk is read.
+fn source(artifact: &Artifact) -> Result<(Output, PathBuf, DiskFormat), ExportError> {
+    let disk = |output: &Output| {
+        let format = DiskFormat::named(&output.format)?;
+        Some((output.clone(), artifact.folder().join(&output.file), format))
+    };
+    let found = artifact.manifest().outputs.iter().find_map(disk);
+    found.ok_or_else(|| ExportError::NoDisk(artifact.id().to_string()))
+}
+
+/// Checks that a file has the bytes that were published.
+async fn check(artifact: &Artifact, file: &str) -> Result<(), Failure> {
+    let check = artifact.file_check(file)?;
+    aside(move |stop| Ok(check.run(&|_, _| unless(stop))?)).await
+}
+
+/// Returns the image's identity for packages, the same as when it was built.
+fn identity(artifact: &Artifact) -> Identity {
+    let manifest = artifact.manifest();
+    Identity::new(&[&manifest.image.name, &manifest.image.version, &manifest.build_key])
+}

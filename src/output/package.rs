@@ -1,0 +1,46 @@
+//! The packages around a disk file, which are made as soon as it is written.
+
+use std::path::Path;
+
+use crate::context::Build;
+use crate::error::Failure;
+use crate::package::{Disk, Facts, Package};
+use crate::plan::output::{DiskFile, Outputs};
+use crate::try_join::all;
+
+use super::disk_files::{aside, unless};
+
+/// Returns the image's description for packages. Its time is `SOURCE_DATE_EPOCH` where that is set, or else the start of
+/// the build.
+pub(crate) fn facts(build: &Build<'_>, disk: &DiskFile) -> Facts {
+    let plan = build.plan;
+    let (image, machine) = (&plan.spec.image, &plan.machine);
+    Facts {
+        name: image.name.clone(),
+        version: image.version.clone(),
+        description: image.description.clone(),
+        disk_size: disk.format.virtual_size(plan.disk_size()),
+        cpus: machine.cpus,
+        memory: machine.memory,
+        firmware: plan.spec.machine.firmware,
+        time: u64::try_from(plan.source_date_epoch.unwrap_or(build.started.as_second())).unwrap_or(0),
+    }
+}
+
+/// Writes every package around the `index`th disk file, which is at `path`, into a folder, all at once.
+pub(crate) async fn package(
+    outputs: &Outputs,
+    index: usize,
+    path: &Path,
+    facts: &Facts,
+    folder: &Path,
+) -> Result<(), Failure> {
+    let compression = outputs.disks[index].compression;
+    let made = |(package, file): (Package, &String)| {
+        let (facts, path, target) = (facts.clone(), path.to_owned(), folder.join(file));
+        aside(move |stop| Ok(package.write(&facts, Disk { path: &path, compression }, &target, &mut |_| unless(stop))?))
+    };
+    let of_disk = outputs.all.iter().filter(|output| output.disk == index);
+    let files = of_disk.filter_map(|output| Some((Package::of(output.format)?, &output.besides)));
+    all(files.flat_map(|(package, files)| files.iter().map(move |file| (package, file))).map(made).collect()).await
+}

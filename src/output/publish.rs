@@ -1,0 +1,182 @@
+//! Publication: the evidence beside the image, and the moment at which it becomes a version of the store.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::task::spawn_blocking;
+
+use crate::context::{Build, ScratchError, Surroundings};
+use crate::error::Failure;
+use crate::event::{Event, Events, Level, Stage};
+use crate::guest::step_record::Done;
+use crate::plan::machine::format_name;
+use crate::plan::output::Published;
+use crate::plan::{Plan, PlannedStep, StoredBase};
+use crate::secret_scan::LeakPlace;
+use crate::sign::Signer;
+use crate::specfile::Network;
+use crate::store::{Artifact, Documents, Evidence, ImageId, Manifest, Staging, manifest};
+
+use super::contents::Contents;
+use super::convert::Converted;
+use super::evidence;
+
+/// Name of the build's log in the version's folder.
+pub const BUILD_LOG: &str = "build.log";
+/// Name of the console's log.
+pub const CONSOLE_LOG: &str = "console.log";
+/// Name of the folder with the logs of tests, in the scratch folder.
+pub(crate) const TESTS: &str = "tests";
+
+/// Data that a build collects for the manifest.
+#[derive(Default)]
+pub(crate) struct Record {
+    pub(crate) steps: Vec<Done>,
+    pub(crate) tests: Vec<manifest::Test>,
+}
+
+/// Returns the version that a plan makes.
+pub(crate) fn image_id(plan: &Plan) -> Result<ImageId, Failure> {
+    Ok(ImageId::new(&*plan.spec.image.name, &*plan.spec.image.version)?)
+}
+
+/// Publishes the version in the store. The logs are written last, so that they are as complete as possible.
+pub(crate) async fn publish(
+    build: &Build<'_>,
+    record: Record,
+    converted: Converted,
+    (staging, signer): (Staging, Option<Arc<Signer>>),
+) -> Result<Artifact, Failure> {
+    let contents = async { converted.contents.await.expect("reading the tree does not panic") };
+    let contents = build.limits.hold(contents).await?;
+    let manifest = manifest(build, record, converted.disk_sha256, contents);
+    for log in [BUILD_LOG, CONSOLE_LOG] {
+        let copied = std::fs::copy(build.work.join(log), staging.path().join(log));
+        copied.map_err(ScratchError::at(log, staging.path()))?;
+    }
+    let manifest = search_for_secrets(build, manifest, staging.path()).await?;
+    let evidence = Evidence { documents: Documents::new(evidence::documents(build.plan)), signer };
+    let (events, cancel) = (build.events.clone(), build.limits.clone());
+    let finish = spawn_blocking(move || {
+        let watch = |done, total| {
+            events.emit(&Event::Progress { stage: Stage::Publish, done, total });
+            if cancel.is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        staging.finish(manifest, &evidence, &watch)
+    });
+    // Not raced with an interruption: the watch stops it, and the store is left as it was or with the whole version.
+    Ok(finish.await.expect("publishing does not panic")?)
+}
+
+/// Searches everything that is about to be published for secrets, except the image files: their disk has been searched.
+async fn search_for_secrets(build: &Build<'_>, manifest: Manifest, staging: &Path) -> Result<Manifest, Failure> {
+    let Some(searched) = build.secrets.searched().cloned() else { return Ok(manifest) };
+    let images: BTreeSet<PathBuf> = manifest.outputs.iter().map(|output| PathBuf::from(&output.file)).collect();
+    let documents = evidence::documents(build.plan)(&manifest);
+    let staging = staging.to_owned();
+    let search = spawn_blocking(move || {
+        let findings = searched.scan_folder(&staging, &|path| images.contains(path));
+        let mut findings = findings.map_err(ScratchError::at("the files of the version", &staging))?;
+        let json = manifest.to_json();
+        let texts = documents.iter().map(|(name, text)| (*name, text.as_str()));
+        for (name, text) in texts.chain([(manifest::FILE, json.as_str())]) {
+            findings.leaks.extend(searched.scan_text(text.as_bytes(), |at| LeakPlace::File(name.into(), at)));
+        }
+        findings.leaks.into_result()?;
+        Ok::<_, Failure>((manifest, findings.unsearched.warning()))
+    });
+    let searched = build.limits.hold(async { search.await.expect("searching does not panic") });
+    let (manifest, warning) = searched.await?;
+    if let Some(warning) = warning {
+        build.events.notice(Level::Warning, warning);
+    }
+    Ok(manifest)
+}
+
+fn manifest(build: &Build<'_>, record: Record, disk_sha256: String, contents: Contents) -> Manifest {
+    let (plan, spec) = (build.plan, &build.plan.spec);
+    let trees = || record.steps.iter().map(|done| &done.fetched);
+    let fetched = trees().flat_map(|tree| &tree.files).map(manifest::Fetched::staged).collect();
+    let fetched_links = trees().flat_map(|tree| tree.links.clone()).collect();
+    Manifest {
+        schema: manifest::SCHEMA,
+        sequence: 0,
+        kiln: env!("CARGO_PKG_VERSION").to_owned(),
+        image: manifest::Image {
+            name: spec.image.name.clone(),
+            version: spec.image.version.clone(),
+            description: spec.image.description.clone(),
+            labels: spec.image.labels.clone(),
+        },
+        build_key: plan.build_key.to_string(),
+        base: manifest::Base {
+            source: plan.base.source.clone(),
+            sha256: plan.base.sha256.clone(),
+            format: format_name(plan.base.format).to_owned(),
+            image: plan.base.image.as_ref().map(base_image),
+        },
+        machine: machine(plan),
+        steps: plan.steps.iter().zip(&record.steps).map(step).collect(),
+        outputs: outputs(plan),
+        disk_sha256,
+        disk_bytes: Some(plan.disk_size()),
+        contents: Some(contents.listed),
+        content_sha256: contents.content_sha256,
+        os: contents.os,
+        package_type: contents.package_type,
+        packages: contents.packages,
+        tests: record.tests,
+        fetched,
+        fetched_links,
+        // The store determines them.
+        fetched_folders: BTreeSet::new(),
+        started: build.started,
+        finished: Timestamp::now(),
+        source_date_epoch: plan.source_date_epoch,
+    }
+}
+
+fn base_image(base: &StoredBase) -> manifest::BaseImage {
+    let StoredBase { name, version, build_key, disk_sha256 } = base.clone();
+    manifest::BaseImage { name, version, build_key, disk_sha256 }
+}
+
+fn machine(plan: &Plan) -> manifest::Machine {
+    let machine = &plan.machine;
+    manifest::Machine {
+        accel: machine.accelerator.name().to_owned(),
+        accel_reason: machine.accel_reason.clone().unwrap_or_default(),
+        qemu: machine.qemu_version.clone(),
+        machine_type: machine.machine_type.clone(),
+        cpu: machine.accelerator.cpu_model().to_owned(),
+        cpus: machine.cpus,
+        memory: machine.memory.bytes(),
+        firmware: machine.firmware.name().to_owned(),
+        firmware_sha256: plan.firmware.as_ref().map(|firmware| firmware.code.clone()),
+        network: if machine.network == Network::User { "user" } else { "none" }.to_owned(),
+        private_network: plan.spec.network.private.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn step((planned, done): (&PlannedStep, &Done)) -> manifest::Step {
+    manifest::Step {
+        name: planned.step.name.clone(),
+        verb: planned.step.action.key().to_owned(),
+        key: planned.key.to_string(),
+        cached: done.cached,
+        seconds: done.took.as_secs_f64(),
+    }
+}
+
+fn outputs(plan: &Plan) -> Vec<manifest::Output> {
+    let staged = |output: Published<'_>| manifest::Output::staged(output.file, output.format, output.virtual_bytes);
+    plan.outputs.published(plan.disk_size()).into_iter().map(staged).collect()
+}
+
+/// Returns the events of one build, with its log as an additional listener.
+pub(crate) fn with_log(around: &Surroundings, folder: &Path) -> std::io::Result<Events> {
+    Ok(around.events.with((around.open_log)(&folder.join(BUILD_LOG))?))
+}

@@ -1,0 +1,106 @@
+//! A domain for libvirt (libvirt.org/formatdomain.html), as `virsh define` takes it.
+//!
+//! The domain writes to its disk, so the disk is a copy and never a file of the store.
+
+use std::fmt::Write;
+
+use super::Described;
+
+/// Returns the domain that runs this disk: the machine that it was built in, with libvirt's default network.
+#[must_use]
+pub fn domain(image: &Described<'_>) -> String {
+    let (manifest, machine) = (image.manifest, &image.manifest.machine);
+    let firmware = if machine.firmware == "uefi" { " firmware='efi'" } else { "" };
+    // An image that was built without KVM may have been built on a host without it.
+    let (kind, cpu) = if machine.accel == "tcg" { ("qemu", "maximum") } else { ("kvm", "host-passthrough") };
+    let mut xml = String::new();
+    // Writing to a string cannot fail.
+    let _ = write!(
+        xml,
+        "<domain type='{kind}'>\n  <name>{name}</name>\n  <description>{description}</description>\n  \
+         <memory unit='bytes'>{memory}</memory>\n  <vcpu>{cpus}</vcpu>\n  \
+         <os{firmware}>\n    <type arch='x86_64' machine='q35'>hvm</type>\n    <boot dev='hd'/>\n  </os>\n  \
+         <features>\n    <acpi/>\n    <apic/>\n  </features>\n  <cpu mode='{cpu}'/>\n{DEVICES}",
+        name = escaped(&image.stem()),
+        description = escaped(&manifest.image.description),
+        memory = machine.memory,
+        cpus = machine.cpus,
+    );
+    xml.replace("@FORMAT@", &escaped(&image.output.format)).replace("@FILE@", &escaped(&image.path.to_string_lossy()))
+}
+
+const DEVICES: &str = "  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='@FORMAT@' discard='unmap'/>
+      <source file='@FILE@'/>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+    <interface type='network'>
+      <source network='default'/>
+      <model type='virtio'/>
+    </interface>
+    <serial type='pty'/>
+    <console type='pty'/>
+    <channel type='unix'>
+      <target type='virtio' name='org.qemu.guest_agent.0'/>
+    </channel>
+    <rng model='virtio'>
+      <backend model='random'>/dev/urandom</backend>
+    </rng>
+  </devices>
+</domain>
+";
+
+/// Escapes text for XML 1.0, between tags and in attributes. Control characters, which it cannot contain at all, become
+/// spaces.
+fn escaped(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => safe.push_str("&amp;"),
+            '<' => safe.push_str("&lt;"),
+            '>' => safe.push_str("&gt;"),
+            '\'' => safe.push_str("&apos;"),
+            '"' => safe.push_str("&quot;"),
+            c if c.is_control() => safe.push(' '),
+            c => safe.push(c),
+        }
+    }
+    safe
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_domain_names_its_disk_with_its_format() {
+        let (manifest, path) = crate::package::handover::tests::sample();
+        let image = Described { manifest: &manifest, output: &manifest.outputs[0], path: &path };
+        let xml = domain(&image);
+        assert!(xml.contains("<driver name='qemu' type='qcow2' discard='unmap'/>"), "{xml}");
+        assert!(xml.contains("<source file='/store/it&apos;s &lt;web&gt;/1.4.0/web-1.4.0.qcow2'/>"), "{xml}");
+        assert!(xml.contains("<description>nginx &amp; &quot;our&quot; &lt;site&gt;</description>"), "{xml}");
+        assert!(xml.contains("<memory unit='bytes'>1073741824</memory>") && !xml.contains("firmware="), "{xml}");
+    }
+
+    #[test]
+    fn a_domain_of_an_image_built_without_kvm_needs_none() {
+        let (mut manifest, path) = crate::package::handover::tests::sample();
+        for (accel, kind, cpu) in
+            [("tcg", "type='qemu'", "mode='maximum'"), ("kvm", "type='kvm'", "mode='host-passthrough'")]
+        {
+            manifest.machine.accel = accel.into();
+            let xml = domain(&Described { manifest: &manifest, output: &manifest.outputs[0], path: &path });
+            assert!(xml.contains(kind) && xml.contains(cpu), "{xml}");
+        }
+    }
+
+    #[test]
+    fn uefi_is_asked_for() {
+        let (mut manifest, path) = crate::package::handover::tests::sample();
+        manifest.machine.firmware = "uefi".into();
+        let image = Described { manifest: &manifest, output: &manifest.outputs[0], path: &path };
+        assert!(domain(&image).contains("<os firmware='efi'>"));
+    }
+}

@@ -1,0 +1,337 @@
+//! A build as a table of contents: each stage is one call.
+//!
+//! ```text
+//! survey ─> Plan ─> claim the version ─> Overlay + seed ─> boot ─> Guest ─> provision ─> seal ─> CleanShutdown
+//!                                                                                                    │
+//!                              Artifact <─ publish <─ test <─ Converted (outputs + digests) <─ convert ┘
+//! ```
+//!
+//! A stage's result is the next stage's argument: conversion takes a [`shutdown::CleanShutdown`], which only a guest that
+//! said goodbye and powered itself off can give, so an image of a guest that died cannot be published.
+
+use std::cell::Cell;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use jiff::Timestamp;
+
+use crate::cache::base_twin::BaseTwin;
+use crate::cache::history::{self, BaseFiles};
+use crate::cache::step_cache::{Begin, Layers};
+use crate::context::{Build, OnFailure, ScratchError, Surroundings, in_stage};
+use crate::deadline::{LimitReached, Limits};
+use crate::error::Failure;
+use crate::event::{Event, Level, Outcome, Stage};
+use crate::free_space;
+use crate::guest::boot::{self, Guest};
+use crate::guest::run::DiskImage;
+use crate::guest::step_record::Done;
+use crate::guest::{cloud_init, leftovers, shutdown};
+use crate::layer::Cache;
+use crate::machine::host::{self, HostError};
+use crate::output::contents::{self, SealedDisk};
+use crate::output::{convert, kept_logs, publish};
+use crate::plan::Plan;
+use crate::plan::output::DiskFile;
+use crate::plan::trace::Trace;
+use crate::process;
+use crate::provision;
+use crate::resolve::secrets;
+use crate::size::ByteSize;
+use crate::specfile::Test;
+use crate::store::{Artifact, Lookup, Staging, manifest};
+use crate::test;
+use crate::workdir::Workdir;
+
+/// Carries out a plan: publishes its image, or finds it up to date; the outcome tells which.
+///
+/// # Errors
+/// The first failure. Nothing is published then, and no process or scratch folder is left, unless [`OnFailure::Keep`] is
+/// set.
+pub async fn build(plan: &Plan, around: &Surroundings) -> Result<(Artifact, Outcome), Failure> {
+    let began = Instant::now();
+    let image = &plan.spec.image;
+    around.events.emit(&Event::BuildStarted {
+        image: image.name.clone(),
+        version: image.version.clone(),
+        steps: plan.steps.len(),
+    });
+    let result = claim_and_build(plan, around).await;
+    let outcome = match &result {
+        Ok((_, outcome)) => *outcome,
+        Err(_) => Outcome::Failed,
+    };
+    around.events.emit(&Event::BuildFinished { outcome, seconds: began.elapsed().as_secs_f64() });
+    result
+}
+
+async fn claim_and_build(plan: &Plan, around: &Surroundings) -> Result<(Artifact, Outcome), Failure> {
+    let limits = Limits::new(around.cancel.clone(), plan.spec.build.timeout);
+    let waiting = |sentence| around.events.notice(Level::Info, sentence);
+    let lock = match limits.hold(around.store.claim(&publish::image_id(plan)?, waiting)).await? {
+        Lookup::Exists(existing) if around.replace && (around.no_cache || plan.uncached_step().is_some()) => {
+            existing.replace()
+        }
+        Lookup::Exists(existing) if existing.is_from(&plan.build_key.to_string()) => {
+            if let Some(signer) = &around.signer {
+                existing.sign(signer)?;
+            }
+            if let Some(uncached) = plan.uncached_step() {
+                let text = format!(
+                    "no input has changed, so step `{}` does not run, for all its `cache = false`: a version is built \
+                     once, and `--replace` builds it again",
+                    uncached.step.name
+                );
+                around.events.notice(Level::Info, text);
+            }
+            if let Some(note) = secrets::staleness_note(&plan.spec) {
+                around.events.notice(Level::Info, note);
+            }
+            if !around.skip_tests && existing.is_untested() {
+                let text = format!(
+                    "its tests did not run when it was built; `kiln test {}` runs them",
+                    publish::image_id(plan)?
+                );
+                around.events.notice(Level::Warning, text);
+            }
+            return Ok((existing.keep(), Outcome::UpToDate));
+        }
+        Lookup::Exists(existing) if around.replace => existing.replace(),
+        Lookup::Exists(existing) => return Err(existing.refuse().into()),
+        Lookup::Vacant(lock) => lock,
+    };
+    require_qemu(plan).await?;
+    for note in plan.notes() {
+        around.events.notice(Level::Info, note);
+    }
+    let build = Build::open(plan, around, limits)?;
+    let staging = lock.stage()?;
+    let plan_kept = if around.no_cache { Ok(()) } else { history::remember(&around.cache, plan, &Trace::of(plan)) };
+    if let Err(error) = plan_kept.and_then(|()| BaseFiles { cache: &around.cache }.remember(plan)) {
+        build.events.notice(Level::Debug, format!("this plan cannot be remembered: {error}"));
+    }
+    let mut layers = build.layers(around);
+    let made = build.make(&mut layers, staging, around).await;
+    layers.finish(made.as_ref().err()).await;
+    if !around.no_cache {
+        // If the trace is lost, only an explanation is lost.
+        let _ = history::remember(&around.cache, plan, &Trace::of(plan).with_finished(build.finished.get()));
+    }
+    match made {
+        Ok(artifact) => Ok((artifact, Outcome::Published)),
+        Err(failure) => Err(build.give_up(failure, around)),
+    }
+}
+
+/// Checks that this host can start the plan's machine. A plan is made without this check, so that an image that is up to
+/// date needs no QEMU, and neither does `kiln check`.
+pub(crate) async fn require_qemu(plan: &Plan) -> Result<(), HostError> {
+    if plan.machine.has_qemu() { Ok(()) } else { host::qemu().await.map(drop) }
+}
+
+impl<'a> Build<'a> {
+    /// Reads the secrets and creates the scratch folder, with the log in it.
+    pub(crate) fn open(plan: &'a Plan, around: &Surroundings, limits: Limits) -> Result<Self, Failure> {
+        let secrets = secrets::Secrets::load(&plan.spec)?;
+        if !secrets.is_empty() {
+            process::forbid_core_dumps();
+        }
+        let work =
+            Workdir::create(&around.cache.join("work")).map_err(ScratchError::at("a scratch folder", &around.cache))?;
+        let base = std::fs::metadata(&plan.base.file).map_or(0, |facts| facts.blocks() * 512);
+        free_space::check([work.path(), around.store.path()], ByteSize(base), &around.events)?;
+        let events = publish::with_log(around, work.path()).map_err(ScratchError::at("the log", work.path()))?;
+        let events = events.masked(secrets.mask());
+        secrets.warn_of_short_ones(&events);
+        let (memo, started) = (Arc::clone(&around.memo), Timestamp::now());
+        Ok(Self { plan, memo, events, limits, secrets, work, started, finished: Cell::new(0) })
+    }
+
+    /// Returns the step cache; with `--no-cache` or without a usable folder, every step runs.
+    pub(crate) fn layers(&self, around: &Surroundings) -> Layers<'a> {
+        let unusable = |error: &io::Error| {
+            self.events.notice(Level::Warning, format!("the step cache cannot be used: {error}"));
+        };
+        let opened = || Cache::open(&around.cache, Arc::clone(&around.memo)).inspect_err(unusable).ok();
+        let cache = if around.no_cache { None } else { opened() };
+        Layers::new(self.plan, self.events.clone(), cache, self.work.path())
+    }
+
+    async fn make(
+        &self,
+        layers: &mut Layers<'_>,
+        staging: Staging,
+        around: &Surroundings,
+    ) -> Result<Artifact, Failure> {
+        let mut record = publish::Record::default();
+        let mut twin = BaseTwin::begin(self, layers.cache());
+        let (guest, steps) = self.provisioned(layers, staging.path(), around).await?;
+        let guest = if around.skip_tests { guest } else { self.testable(guest).await? };
+        let sealed = self.sealed(guest, &steps, layers).await?;
+        let converted =
+            self.stage(Stage::Convert, convert::convert(self, sealed, twin.as_mut(), staging.path())).await?;
+        record.tests = match &self.plan.spec.tests[..] {
+            [] => Vec::new(),
+            tests if around.skip_tests => test::skipped(tests),
+            tests => self.stage(Stage::Test, self.test(tests, staging.path(), around)).await?,
+        };
+        record.steps = steps;
+        let published = self
+            .stage(Stage::Publish, publish::publish(self, record, converted, (staging, around.signer.clone())))
+            .await;
+        if let Some(twin) = twin {
+            twin.finish().await;
+        }
+        published
+    }
+
+    /// Returns the guest after the last step, and the records of the steps. Fetched files are written to `fetched`.
+    pub(crate) async fn provisioned(
+        &self,
+        layers: &mut Layers<'_>,
+        fetched: &Path,
+        around: &Surroundings,
+    ) -> Result<(Guest, Vec<Done>), Failure> {
+        let (begin, done) = self.stage(Stage::Base, self.limits.hold(layers.begin())).await?;
+        let (mut guest, done) = self.stage(Stage::Boot, self.start(layers, begin, done)).await?;
+        let provision = provision::provision(self, &mut guest, layers, done, fetched);
+        match self.stage(Stage::Provision, provision).await {
+            Ok(steps) => Ok((guest, steps)),
+            Err(mut failure) => {
+                if around.on_failure == OnFailure::Shell {
+                    self.look_around(&mut guest, &mut failure, around.attach).await;
+                }
+                Err(guest.abandon(failure).await)
+            }
+        }
+    }
+
+    /// Checks that the spec's tests can run in the image that is built from a guest.
+    async fn testable(&self, guest: Guest) -> Result<Guest, Failure> {
+        match cloud_init::check_tests(self, &guest) {
+            Err(error) if !self.plan.spec.tests.is_empty() => Err(guest.abandon(error.into()).await),
+            _ => Ok(guest),
+        }
+    }
+
+    /// Seals the guest and shuts it down.
+    pub(crate) async fn sealed(
+        &self,
+        mut guest: Guest,
+        steps: &[Done],
+        layers: &Layers<'_>,
+    ) -> Result<SealedDisk, Failure> {
+        let ended_and_sealed = async {
+            leftovers::end_processes(self, &mut guest).await?;
+            contents::seal_and_ask(self, &mut guest, steps).await
+        };
+        let (sealed, evidence) = match self.stage(Stage::Seal, ended_and_sealed).await {
+            Ok(sealed) => sealed,
+            Err(failure) => {
+                let failure = leftovers::blame_earlier(self, &guest.suspects, "sealing", failure);
+                return Err(guest.abandon(failure).await);
+            }
+        };
+        let disk = self.stage(Stage::Shutdown, shutdown::shut_down(self, guest, sealed, layers.chain())).await?;
+        Ok(SealedDisk { disk, evidence })
+    }
+
+    /// Tests every disk file, including those that are only in packages. QEMU boots every format.
+    async fn test(
+        &self,
+        tests: &[Test],
+        staging: &Path,
+        around: &Surroundings,
+    ) -> Result<Vec<manifest::Test>, Failure> {
+        let image = |disk: &DiskFile| DiskImage { path: convert::place(self, disk, staging), format: disk.format };
+        let images: Vec<_> = self.plan.outputs.disks.iter().map(image).collect();
+        let bench = test::Bench {
+            machine: &self.plan.machine,
+            disk_size: self.plan.disk_size(),
+            folder: self.work.path(),
+            limits: &self.limits,
+            events: &self.events,
+            mask: self.secrets.mask(),
+            tests,
+        };
+        let mut outcomes = Vec::new();
+        test::test(&bench, &images, test::Coverage::First, &mut outcomes).await?;
+        let logs = self.logs(around);
+        let kept = |folder: &Path| logs.join(folder.strip_prefix(self.work.path()).unwrap_or(folder));
+        let image = &self.plan.spec.image;
+        let id = format!("{}@{}", image.name, image.version);
+        test::TestsFailed::check(&outcomes, id, &self.plan.spec.path, kept)?;
+        Ok(outcomes.iter().map(test::Outcome::record).collect())
+    }
+
+    /// Returns the folder in which the logs of a failed build are kept.
+    fn logs(&self, around: &Surroundings) -> PathBuf {
+        let image = &self.plan.spec.image;
+        around.cache.join(kept_logs::FAILED).join(format!("{}-{}", image.name, image.version))
+    }
+
+    /// Starts the guest that a build begins with, and returns the steps that are covered by that. A checkpoint that does
+    /// not work is not used.
+    async fn start(
+        &self,
+        layers: &mut Layers<'_>,
+        mut begin: Begin,
+        mut done: Vec<Done>,
+    ) -> Result<(Guest, Vec<Done>), Failure> {
+        loop {
+            let Begin::Memory(stack, format, hello) = begin else {
+                return Ok((self.boot(layers, begin).await?, done));
+            };
+            boot::prepare(self)?;
+            match boot::resume_layer(self, &stack, format, hello.clone()).await {
+                Ok(guest) => {
+                    layers.began(Begin::Memory(stack, format, hello));
+                    return Ok((guest, done));
+                }
+                Err(failure) if failure.fault::<LimitReached>().is_some() => return Err(failure),
+                Err(failure) => {
+                    self.events.notice(Level::Warning, format!("the checkpoint is not used: {failure}"));
+                    layers.refuse_memory(&stack);
+                    (begin, done) = self.limits.hold(layers.begin()).await?;
+                }
+            }
+        }
+    }
+
+    async fn boot(&self, layers: &mut Layers<'_>, begin: Begin) -> Result<Guest, Failure> {
+        let began = Instant::now();
+        let mut guest = boot::boot(self, begin.stack()).await?;
+        layers.began(begin);
+        match layers.after_boot(self, &mut guest, began.elapsed()).await {
+            Ok(()) => Ok(guest),
+            Err(failure) => Err(guest.abandon(failure).await),
+        }
+    }
+
+    async fn stage<T>(&self, stage: Stage, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        in_stage(&self.events, stage, work).await
+    }
+
+    /// Keeps the logs of a failed build in the cache, and the rest of the scratch folder only where the user asked for it.
+    pub(crate) fn give_up(self, mut failure: Failure, around: &Surroundings) -> Failure {
+        let logs = self.logs(around);
+        match kept_logs::keep_logs(self.work.path(), &logs, self.secrets.searched()) {
+            Ok(leaks) => {
+                failure.attach(format!("log: {}", logs.join(publish::BUILD_LOG).display()));
+                for leak in leaks.named {
+                    failure.attach(format!("a log is not kept: {leak}"));
+                }
+            }
+            Err(error) => failure.attach(format!("the log could not be kept: {error}")),
+        }
+        if around.on_failure == OnFailure::Keep {
+            for note in kept_logs::keep_work(self.work, self.secrets.searched()) {
+                failure.attach(note);
+            }
+        }
+        failure.mask_secrets(self.secrets.mask())
+    }
+}

@@ -1,0 +1,355 @@
+//! Runs the steps, in order.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::task::spawn_blocking;
+
+use crate::cache::step_cache::Layers;
+use crate::context::{Build, ScratchError};
+use crate::deadline::LimitReached;
+use crate::digest::hex;
+use crate::error::Failure;
+use crate::event::{Channel, Event, Level, Stage};
+use crate::guest::boot::Guest;
+use crate::guest::step_error::{How, StepError};
+use crate::guest::step_output::Lines;
+use crate::guest::step_record::Done;
+use crate::guest::{cloud_init, leftovers};
+use crate::layer::Span;
+use crate::machine::Fate;
+use crate::plan::{InputDigest, PlannedStep, with_grace};
+use crate::resolve::inputs::{check_sent, read_script};
+use crate::session::receive::receive;
+use crate::session::{
+    Exec, Exit, FetchLimits, FetchOutcome, FetchRequest, FetchedTree, GuestError, PackedTree, Source, Staged, What,
+    stage,
+};
+use crate::specfile::{Action, Command, Context, Copy, Owner};
+use crate::wire::SCRIPT_FOLDER;
+
+/// The size from which a copy is sent by a hot-plugged disk, bytes; for less, plugging costs more than the port's lower
+/// rate.
+const PORT_LIMIT: u64 = 8 << 20;
+/// The size of the largest tree that can be fetched, bytes.
+const FETCH_LIMIT: u64 = 16 << 30;
+/// The interval at which the kernel's clock for files advances, at its slowest (`CONFIG_HZ=100`).
+const TICK: Duration = Duration::from_millis(10);
+
+/// Runs every step that is not `done` by the layer with which the build began.
+pub(crate) async fn provision(
+    build: &Build<'_>,
+    guest: &mut Guest,
+    layers: &mut Layers<'_>,
+    mut done: Vec<Done>,
+    fetched: &Path,
+) -> Result<Vec<Done>, Failure> {
+    let cached = done.len();
+    let steps = build.plan.steps.len();
+    build.finished.set(cached);
+    let mut limits = FetchLimits::new(FETCH_LIMIT);
+    for (index, planned) in build.plan.steps.iter().enumerate().take(cached) {
+        let (name, verb) = (planned.step.name.clone(), planned.step.action.key());
+        build.events.emit(&Event::StepCached { index, name, verb, steps });
+        if let (Action::Fetch { from, to }, Some(stream)) = (&planned.step.action, layers.fetched(index)) {
+            let request = FetchRequest { from: from.clone(), root: fetched.to_owned(), to: to.clone(), limits };
+            done[index].fetched = fetch_again(build, stream, request).await?;
+            limits = limits.besides(&done[index].fetched);
+            warn_of_left_out(build, index, &done[index].fetched);
+        }
+    }
+    if cached > 0 {
+        cloud_init::watch(build, guest, None).await;
+    }
+    for (index, planned) in build.plan.steps.iter().enumerate().skip(cached) {
+        let step = &planned.step;
+        let verb = step.action.key();
+        build.events.emit(&Event::StepStarted { index, name: step.name.clone(), verb, steps });
+        // Files have the time of the last tick of the guest's clock, so one tick has to lie between two steps.
+        build.limits.pause(TICK).await?;
+        let start = guest.clock(build.site()).await;
+        let began = Instant::now();
+        let stream = build.work.join(format!("fetched-{}.tree", index + 1));
+        let fetching = Fetching { folder: fetched, limits, keep: layers.keeps().then(|| stream.clone()) };
+        let lines = Lines::new(build.secrets.mask());
+        let mut running = Running { build, guest, index, planned, lines, fetching };
+        let result = running.run().await;
+        let took = began.elapsed();
+        build.events.emit(&Event::StepFinished { index, ok: result.is_ok(), seconds: took.as_secs_f64() });
+        let brought = result?;
+        if cloud_init::may_change(&step.action) {
+            cloud_init::watch(build, guest, Some(index)).await;
+        }
+        if guest.is_doomed {
+            let why = "nothing is kept from here on: this step left something running that may turn the guest off";
+            build.events.notice(Level::Debug, why);
+            layers.stop_keeping();
+        }
+        let end = guest.clock(build.site()).await;
+        // The time of a file may be one tick behind.
+        let during = start.zip(end).map(|(start, end)| Span { start: start - TICK.as_secs_f64(), end });
+        limits = limits.besides(&brought);
+        warn_of_left_out(build, index, &brought);
+        let step = Done { took, cached: false, during, fetched: brought };
+        let kept = layers.after_step(build, guest, index, &step, stream.exists().then_some(stream)).await;
+        let during = format!("the checkpoint after step {}", index + 1);
+        kept.map_err(|failure| leftovers::blame_earlier(build, &guest.suspects, &during, failure))?;
+        done.push(step);
+        build.finished.set(done.len());
+    }
+    Ok(done)
+}
+
+/// Writes the tree that a cached step has fetched, as when it came from the guest.
+async fn fetch_again(build: &Build<'_>, stream: PathBuf, request: FetchRequest) -> Result<FetchedTree, Failure> {
+    let receiving = spawn_blocking(move || {
+        let file = std::fs::File::open(&stream).map_err(ScratchError::at("a fetched tree", &stream))?;
+        Ok::<_, Failure>(receive(std::io::BufReader::with_capacity(1 << 20, file), &request)?.0)
+    });
+    build.limits.hold(async { receiving.await.expect("receiving does not panic") }).await
+}
+
+fn warn_of_left_out(build: &Build<'_>, index: usize, tree: &FetchedTree) {
+    let named = tree.left_out.len() as u64;
+    let step = index + 1;
+    for note in &tree.notes {
+        build.events.notice(Level::Warning, format!("step {step}: {note}"));
+    }
+    for what in &tree.left_out {
+        build.events.notice(Level::Warning, format!("step {step}: not fetched: {what}"));
+    }
+    if tree.left_out_count > named {
+        let more = tree.left_out_count - named;
+        build.events.notice(Level::Warning, format!("step {step}: not fetched: {more} more"));
+    }
+}
+
+/// Returns the guest's form of a command of the spec; a script for a shell gets this name in the guest.
+pub(crate) fn exec(command: &Command, name: &str) -> Exec {
+    match command {
+        Command::Shell(text) => Exec::shell(name, text),
+        Command::Argv(argv) => Exec::new(argv.iter().cloned()),
+    }
+}
+
+/// The destination of a fetched tree.
+struct Fetching<'a> {
+    folder: &'a Path,
+    limits: FetchLimits,
+    /// Path of the stream that is kept for the step cache.
+    keep: Option<PathBuf>,
+}
+
+struct Running<'a, 'b> {
+    build: &'a Build<'b>,
+    guest: &'a mut Guest,
+    index: usize,
+    planned: &'a PlannedStep,
+    lines: Lines,
+    fetching: Fetching<'a>,
+}
+
+impl Running<'_, '_> {
+    async fn run(&mut self) -> Result<FetchedTree, Failure> {
+        let done = match &self.planned.step.action {
+            Action::Run { command, context } => {
+                self.command(exec(command, &format!("step-{}", self.index + 1)), context).await
+            }
+            Action::Script { file, args, context } => self.script(file, args, context).await,
+            Action::Copy(copy) => self.copy(copy).await,
+            Action::Write { content, to, owner, mode } => {
+                self.send(&self.text(content.clone().into(), to, owner, *mode)).await.map(|_| ())
+            }
+            Action::Fetch { from, to } => return self.fetch(from, to).await,
+            Action::Reboot => {
+                cloud_init::check_reboot(self.build, self.guest).map_err(|how| self.failed(how))?;
+                let rebooted = self.guest.reboot(self.build.site()).await;
+                self.guest.suspects.clear();
+                self.guest.is_doomed = false;
+                self.blame(rebooted)
+            }
+        };
+        done.map(|()| FetchedTree::default())
+    }
+
+    fn failed(&self, how: How) -> Failure {
+        let mut lines = self.lines.recent();
+        if let How::NotStarted(why) = &how {
+            lines.push(why.clone());
+        }
+        let network = self.build.plan.machine.network;
+        StepError::new(self.build, self.index, how, self.lines.tail()).with_hint(&lines, network).into()
+    }
+
+    /// Creates the failure for a reboot or power-off, which an earlier step may have asked for.
+    fn went_down(&self, how: How) -> Failure {
+        let culprit = self.guest.suspects.culprit(self.index, self.planned);
+        if culprit == self.index {
+            return self.failed(how);
+        }
+        let during = Some(format!("step {} `{}`", self.index + 1, self.planned.step.name));
+        StepError::new(self.build, culprit, How::PowerRequest { during }, self.lines.tail()).into()
+    }
+
+    async fn command(&mut self, exec: Exec, context: &Context) -> Result<(), Failure> {
+        let timeout = self.planned.step.timeout;
+        let mut env = self.build.plan.spec.vars.clone();
+        env.extend(context.env.clone());
+        let exec = Exec {
+            env,
+            dir: context.dir.clone(),
+            user: context.user.clone(),
+            timeout: Some(timeout),
+            secrets: self.build.secrets.pick(&context.secrets),
+            step: u32::try_from(self.index + 1).ok(),
+            login: true,
+            ..exec
+        };
+        let (index, events, lines) = (self.index, &self.build.events, &mut self.lines);
+        let mut emit = |channel, line| events.emit(&Event::StepOutput { index, channel, line });
+        let mut output = |channel: Channel, bytes: &[u8]| lines.feed(channel, bytes, &mut emit);
+        let work = self.guest.session.exec(&exec, &mut output);
+        let late = || GuestError::Overdue(timeout).into();
+        let exit = self.build.limits.hold_agent(&self.guest.machine, with_grace(timeout), late, work).await;
+        self.lines.finish(&mut |channel, line| events.emit(&Event::StepOutput { index, channel, line }));
+        let exit = self.blame(exit)?;
+        let found = self.guest.session.take_aftermath();
+        leftovers::report(self.build, &found);
+        if found.is_stopping {
+            return Err(self.went_down(How::PowerRequest { during: None }));
+        }
+        self.guest.is_doomed = self.guest.suspects.note(self.index, self.planned, &found);
+        let killed = found.oom_killed;
+        match exit {
+            Exit::Code(0) => Ok(()),
+            Exit::Code(code) if !killed.is_empty() => Err(self.failed(How::OutOfMemory { exit: Some(code), killed })),
+            Exit::Signal(_) if !killed.is_empty() => Err(self.failed(How::OutOfMemory { exit: None, killed })),
+            Exit::Code(code) => Err(self.failed(How::Status(code))),
+            Exit::Signal(number) => Err(self.failed(How::Signal(number))),
+            Exit::TimedOut => Err(self.failed(How::TimedOut(timeout))),
+            Exit::NotStarted(why) => Err(self.failed(How::NotStarted(why))),
+        }
+    }
+
+    /// Adds the step that was running to a failure of the machine or of the connection. An interruption is not attributed
+    /// to a step.
+    fn blame<T>(&self, result: Result<T, Failure>) -> Result<T, Failure> {
+        result.map_err(|failure| match failure.fault::<Fate>() {
+            Some(fate @ (Fate::Rebooted | Fate::PoweredOff)) => self.went_down(How::Machine(fate.clone())),
+            Some(fate) => self.failed(How::Machine(fate.clone())),
+            None if failure.fault::<LimitReached>().is_some() => failure,
+            None if matches!(failure.fault(), Some(GuestError::AgentEnded)) => self.failed(How::AgentEnded),
+            None => self.failed(How::Transfer(failure)),
+        })
+    }
+
+    async fn script(&mut self, file: &Path, args: &[String], context: &Context) -> Result<(), Failure> {
+        let content = read_script(self.planned, file)?;
+        let target = format!("{SCRIPT_FOLDER}/{}", self.index + 1);
+        let owner = Owner { user: context.user.clone(), group: None };
+        self.send(&self.text(content, &target, &owner, 0o500)).await?;
+        let argv = std::iter::once(target).chain(args.iter().cloned());
+        self.command(Exec::new(argv), context).await
+    }
+
+    fn text(&self, content: Vec<u8>, to: &str, owner: &Owner, mode: u32) -> Source {
+        let epoch = self.build.plan.source_date_epoch.and_then(|epoch| u64::try_from(epoch).ok());
+        let mtime = epoch.map_or_else(SystemTime::now, |epoch| SystemTime::UNIX_EPOCH + Duration::from_secs(epoch));
+        Source {
+            what: What::Text { content, mtime },
+            to: to.to_owned(),
+            into: false,
+            owner: owner.clone(),
+            mode: Some(mode),
+        }
+    }
+
+    async fn copy(&mut self, copy: &Copy) -> Result<(), Failure> {
+        let source = Source::from(copy);
+        if self.input_bytes() > PORT_LIMIT {
+            return self.send_by_disk(&source, &copy.from).await;
+        }
+        let sent = self.send(&source).await?;
+        self.check_tree(sent.sha256, &copy.from)
+    }
+
+    fn check_tree(&self, sent: [u8; 32], path: &Path) -> Result<(), Failure> {
+        Ok(check_sent(self.planned, &InputDigest::Tree(hex(&sent)), path)?)
+    }
+
+    fn input_bytes(&self) -> u64 {
+        self.planned.input.as_ref().map_or(0, |input| input.bytes)
+    }
+
+    async fn send(&mut self, source: &Source) -> Result<PackedTree, Failure> {
+        let timeout = self.planned.step.timeout;
+        let (events, total) = (&self.build.events, self.input_bytes());
+        let mut progress = |done| events.emit(&Event::Progress { stage: Stage::Provision, done, total });
+        let work = self.guest.session.upload(source, &mut progress);
+        let late = || GuestError::Overdue(timeout).into();
+        let sent = self.build.limits.hold_agent(&self.guest.machine, timeout, late, work).await;
+        self.blame(sent)
+    }
+
+    /// Writes the tree into a scratch file, attaches that as a read-only disk, and has the guest unpack it: this has
+    /// several times the rate of the port.
+    async fn send_by_disk(&mut self, source: &Source, from: &Path) -> Result<(), Failure> {
+        let path = self.build.work.join(format!("copy-{}", self.index + 1));
+        let serial = format!("kiln-copy-{}", self.index + 1);
+        let staged = self.stage(source.clone(), path.clone()).await;
+        self.check_tree(self.blame(staged)?.sha256, from)?;
+        let timeout = self.planned.step.timeout;
+        let late = || GuestError::Overdue(timeout).into();
+        let disk = self.guest.machine.plug(&path, &serial).await?;
+        let (events, total) = (&self.build.events, self.input_bytes());
+        let mut progress = |done| events.emit(&Event::Progress { stage: Stage::Provision, done, total });
+        let work = self.guest.session.unpack_device(&serial, &mut progress);
+        let unpacked = self.build.limits.hold_agent(&self.guest.machine, timeout, late, work).await;
+        self.blame(unpacked)?;
+        let unplugged = self.build.limits.hold(self.guest.machine.unplug(disk)).await;
+        self.blame(unplugged)?;
+        // Only frees space: the scratch folder is removed in any case.
+        let _ = std::fs::remove_file(path);
+        Ok(())
+    }
+
+    async fn stage(&self, source: Source, path: PathBuf) -> Result<Staged, Failure> {
+        let staging = spawn_blocking(move || {
+            let file = std::fs::File::create_new(&path).map_err(ScratchError::at("the disk of a copy", &path))?;
+            Ok::<_, Failure>(stage(&source, &file, &mut |_| {})?)
+        });
+        self.build.limits.hold(async { staging.await.expect("staging does not panic") }).await
+    }
+
+    async fn fetch(&mut self, from: &str, to: &Path) -> Result<FetchedTree, Failure> {
+        let timeout = self.planned.step.timeout;
+        let events = &self.build.events;
+        let mut progress = |done| events.emit(&Event::Progress { stage: Stage::Provision, done, total: 0 });
+        let Fetching { folder, limits, keep } = &self.fetching;
+        let request =
+            FetchRequest { from: from.to_owned(), root: folder.to_path_buf(), to: to.to_owned(), limits: *limits };
+        let work = self.guest.session.fetch(request, keep.clone(), &mut progress);
+        let late = || GuestError::Overdue(timeout).into();
+        let outcome = self.build.limits.hold_agent(&self.guest.machine, timeout, late, work).await;
+        let FetchOutcome { tree, unkept } = self.blame(outcome)?;
+        if let Some(error) = unkept {
+            events.notice(Level::Warning, format!("nothing more is kept in the cache: a fetched tree: {error}"));
+        }
+        let searched = self.search_fetched(to).await;
+        self.blame(searched)?;
+        Ok(tree)
+    }
+
+    /// Searches fetched files for secrets, since they will be published and kept in the cache.
+    async fn search_fetched(&self, to: &Path) -> Result<(), Failure> {
+        let Some(searched) = self.build.secrets.searched().cloned() else { return Ok(()) };
+        let folder = self.fetching.folder.to_owned();
+        let to = to.to_owned();
+        let search = spawn_blocking(move || {
+            let findings = searched.scan_folder(&folder, &|path| !path.starts_with(&to));
+            findings.map_err(ScratchError::at("what was fetched", &folder))
+        });
+        let findings = self.build.limits.hold(async { search.await.expect("searching does not panic") }).await?;
+        Ok(findings.leaks.into_result()?)
+    }
+}

@@ -1,0 +1,345 @@
+//! Locates a base image: a file of this host, a download, an image of the store, or the image of another spec.
+//!
+//! ```text
+//! Spec (+ kiln.lock) -> locate -> Located -> survey -> Plan
+//! ```
+//!
+//! A located base image is a file and the digest that it is expected to have. It is inspected and hashed by the survey
+//! alone.
+
+use std::any::Any;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+
+use crate::digest_cache::Memo;
+use crate::download::{
+    self, ChecksumError, DownloadError, Downloads, Location, Packing, Progress, Reach, Request, SumsTrust, Watch,
+};
+use crate::error::{Failure, Fault, Kind};
+use crate::event::{Event, Events, Level, Stage};
+use crate::plan::StoredBase;
+use crate::plan::machine::format_name;
+use crate::specfile::{BaseFormat, Remote, Source, Spec, Sums, Trust};
+use crate::store::{Artifact, Reference, Store, StoreError};
+
+use super::lockfile::{self, Pin, PinError, Pins};
+use super::path_policy::{FileReach, check_base};
+
+/// A base image on this host, not inspected yet.
+#[derive(Debug, Clone)]
+pub struct Located {
+    /// Path of the image file.
+    pub file: PathBuf,
+    /// Format of the file.
+    pub format: BaseFormat,
+    /// The digest that the file must have, and the source of that digest, for messages.
+    pub expected: Option<(String, &'static str)>,
+    /// Origin of the base image, as manifests record it.
+    pub source: String,
+    /// The image of the store that it is, if it is one.
+    pub image: Option<StoredBase>,
+    /// Digest of the downloaded file, which may be compressed.
+    pub downloaded: Option<String>,
+    /// Keeps an image of the store, or a download, from being removed while it is read.
+    _held: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+/// The way in which `kiln.lock` is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Locking {
+    /// An entry that applies is followed; a stale one is reported.
+    Follow,
+    /// An entry that applies is required.
+    Require,
+    /// Existing entries are ignored.
+    Ignore,
+}
+
+/// The places where base images are located, and the rules for that.
+#[derive(Clone)]
+pub struct Bases {
+    /// Path of the store.
+    pub store: PathBuf,
+    /// Path of the cache, which holds downloads.
+    pub cache: PathBuf,
+    /// The digest cache, for unchanged files.
+    pub memo: Arc<Memo>,
+    /// Receives warnings about stale locks, and the progress of downloads.
+    pub events: Events,
+    /// How `kiln.lock` is used.
+    pub locking: Locking,
+    /// Whether missing files may be downloaded.
+    pub reach: Reach,
+    /// The files of this host that base images may be.
+    pub files: FileReach,
+    /// Cancels a download.
+    pub cancel: CancellationToken,
+}
+
+/// The reason why there is no base image.
+#[derive(Debug, thiserror::Error)]
+pub enum BaseError {
+    /// An image of the store has no file in the format that the spec states.
+    #[error("the base image {id} has no {format} file")]
+    NoFile {
+        /// The image, `name@version`.
+        id: String,
+        /// Name of the format, `qcow2` or `raw`.
+        format: &'static str,
+    },
+    /// An image of the store is missing or damaged.
+    #[error("{source}")]
+    Stored {
+        /// The error of the store.
+        source: StoreError,
+        /// Whether `kiln.lock` names the image.
+        is_locked: bool,
+    },
+    /// A downloaded file is not the one that `kiln.lock` records.
+    #[error(transparent)]
+    NotLocked(DownloadError),
+    /// An invalid digest in `kiln.lock`.
+    #[error(transparent)]
+    Checksum(ChecksumError),
+    /// The image of another spec is not in the store, or was built from other inputs.
+    #[error("the base image is not built yet, or out of date: {}", spec.display())]
+    NotBuilt {
+        /// Path of the spec that makes the base image.
+        spec: PathBuf,
+    },
+}
+
+impl Fault for BaseError {
+    fn kind(&self) -> Kind {
+        Kind::Base
+    }
+
+    fn hints(&self) -> Vec<String> {
+        let pinned = || format!("pinned by {}; `kiln lock` writes it anew", lockfile::FILE);
+        match self {
+            BaseError::Stored { source, is_locked } => {
+                source.hints().into_iter().chain(is_locked.then(pinned)).collect()
+            }
+            BaseError::NotLocked(error) => error.hints().into_iter().chain([pinned()]).collect(),
+            BaseError::NoFile { .. } => vec!["say with `base.format` which of its files is meant".into()],
+            BaseError::NotBuilt { .. } => vec!["`kiln build` builds it first".into()],
+            BaseError::Checksum(_) => vec!["`kiln lock` writes kiln.lock anew".into()],
+        }
+    }
+
+    fn evidence(&self) -> Vec<String> {
+        match self {
+            BaseError::NotLocked(error) => error.evidence(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Returns whether a build would overcome a failure by building or downloading the base image itself.
+#[must_use]
+pub fn is_yet_to_come(failure: &Failure) -> bool {
+    matches!(failure.fault(), Some(BaseError::NotBuilt { .. }))
+        || matches!(failure.fault(), Some(DownloadError::Offline(_)))
+}
+
+impl Bases {
+    /// Locates the base image of a spec. `parent` is the image of the spec that it is built on, if there is one.
+    ///
+    /// # Errors
+    /// When there is no base image, when it is outside of the project and must not be, or when `kiln.lock` lacks a required
+    /// entry.
+    pub async fn locate(&self, spec: &Spec, parent: Option<Arc<Artifact>>) -> Result<Located, Failure> {
+        check_base(spec, self.files, &self.events)?;
+        let (pins, pin) = self.pin(spec)?;
+        let mut located = match &spec.base.source {
+            Source::File(file) => local(file, spec),
+            Source::Url(remote) => self.download(remote, spec, pin.as_ref()).await?,
+            Source::Image(image) => {
+                let locked = pin.as_ref().and_then(|pin| pin.image.as_ref());
+                let artifact = self.artifact(&locked.unwrap_or(image).parse()?, locked.is_some())?;
+                stored(Arc::new(artifact), image.clone(), spec)?
+            }
+            Source::Spec { file, .. } => {
+                let parent = parent.ok_or_else(|| BaseError::NotBuilt { spec: file.clone() })?;
+                if let Some(pin) = pin.as_ref().filter(|_| self.locking == Locking::Require) {
+                    pins.check_made(spec, pin, &parent.id().to_string())?;
+                }
+                stored(parent, lockfile::source(spec), spec)?
+            }
+        };
+        if let Some(locked) = pin.and_then(|pin| pin.sha256).filter(|_| located.downloaded.is_none()) {
+            located.expected.get_or_insert((locked, lockfile::FILE));
+        }
+        Ok(located)
+    }
+
+    /// Returns an image of the store.
+    fn artifact(&self, reference: &Reference, is_locked: bool) -> Result<Artifact, Failure> {
+        Store::open(&self.store)?.artifact(reference).map_err(|error| match error {
+            StoreError::NoImage { .. }
+            | StoreError::NoVersion { .. }
+            | StoreError::Dangling { .. }
+            | StoreError::Damaged { .. }
+            | StoreError::Malformed { .. }
+            | StoreError::NewerSchema { .. }
+            | StoreError::TooLarge { .. } => BaseError::Stored { source: error, is_locked }.into(),
+            // The store itself, or this host, is not as it should be.
+            _ => error.into(),
+        })
+    }
+
+    /// Locates a download, in the cache or elsewhere. The digest in `kiln.lock` is that of the downloaded file.
+    async fn download(&self, remote: &Remote, spec: &Spec, pin: Option<&Pin>) -> Result<Located, Failure> {
+        let locked = pin.and_then(|pin| pin.sha256.as_ref());
+        let request = request(remote, spec.base.sha256.as_ref().or(locked)).map_err(BaseError::Checksum)?;
+        let downloads = Downloads::open(&self.cache, Arc::clone(&self.memo), self.reach)?;
+        let (teller, cancel) = (Teller::new(&self.events, remote.urls[0].as_str()), self.cancel.clone());
+        let found = spawn_blocking(move || teller.watch(&cancel, |watch| downloads.fetch(&request, watch)));
+        let is_locked = spec.base.sha256.is_none() && locked.is_some();
+        let found = found.await.expect("downloading does not panic").map_err(|error| match error {
+            error if is_locked && error.is_wrong_digest() => Failure::from(BaseError::NotLocked(error)),
+            error => error.into(),
+        })?;
+        Ok(Located {
+            file: found.path.clone(),
+            format: spec.base.format,
+            expected: Some((found.sha256.clone(), "download")),
+            source: remote.urls[0].to_string(),
+            image: None,
+            downloaded: Some(found.source_sha256.clone()),
+            _held: Some(Arc::new(found)),
+        })
+    }
+
+    /// Returns the entries of `kiln.lock`, and the one that is followed.
+    fn pin(&self, spec: &Spec) -> Result<(Pins, Option<Pin>), PinError> {
+        if self.locking == Locking::Ignore {
+            return Ok((Pins::default(), None));
+        }
+        let pins = Pins::beside(spec)?;
+        let pin = match pins.find(spec) {
+            Ok(pin) => Some(pin.clone()),
+            Err(error) if self.locking == Locking::Require => return Err(error),
+            Err(error @ PinError::Stale { .. }) => {
+                self.events.notice(Level::Warning, format!("not followed: {error}"));
+                None
+            }
+            Err(_) => None,
+        };
+        Ok((pins, pin))
+    }
+}
+
+fn local(file: &Path, spec: &Spec) -> Located {
+    Located {
+        file: file.to_owned(),
+        format: spec.base.format,
+        expected: asked(spec),
+        source: file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        image: None,
+        downloaded: None,
+        _held: None,
+    }
+}
+
+/// Locates the file of a stored image that has the format that the spec states.
+fn stored(artifact: Arc<Artifact>, source: String, spec: &Spec) -> Result<Located, BaseError> {
+    let manifest = artifact.manifest();
+    let format = format_name(spec.base.format);
+    let output = manifest.outputs.iter().find(|output| output.format == format);
+    let output = output.ok_or_else(|| BaseError::NoFile { id: artifact.id().to_string(), format })?;
+    let image = StoredBase {
+        name: manifest.image.name.clone(),
+        version: manifest.image.version.clone(),
+        build_key: manifest.build_key.clone(),
+        disk_sha256: manifest.disk_sha256.clone(),
+    };
+    Ok(Located {
+        file: artifact.folder().join(&output.file),
+        format: spec.base.format,
+        expected: asked(spec),
+        source,
+        image: Some(image),
+        downloaded: None,
+        _held: Some(artifact),
+    })
+}
+
+/// Returns the request for a download as the spec describes it, with the digest that is already known.
+fn request(remote: &Remote, sha256: Option<&String>) -> Result<Request, ChecksumError> {
+    let pin = match (sha256, &remote.sums) {
+        (None, Some(Sums { url: list, trust })) => {
+            let trust = match trust {
+                Trust::Sha256(sha256) => SumsTrust::Checksum(sha256.parse()?),
+                Trust::Signature { url, key } => {
+                    SumsTrust::Signature { signature: Location::Url(url.clone()), key: key.clone() }
+                }
+            };
+            download::Pin::Sums(download::Sums { urls: vec![list.clone()], trust, file: None })
+        }
+        // A spec that has neither is refused when it is read.
+        (sha256, _) => download::Pin::Checksum(sha256.map(String::as_str).unwrap_or_default().parse()?),
+    };
+    let packing = Packing::of(&remote.urls[0].file_name());
+    Ok(Request { urls: remote.urls.clone(), pin, packing, limits: download::Limits::default() })
+}
+
+/// A listener that reports downloads that take place, and is silent about files that are in the cache.
+struct Teller {
+    events: Events,
+    url: String,
+    began: Option<Instant>,
+    bytes: u64,
+}
+
+impl Teller {
+    fn new(events: &Events, url: &str) -> Self {
+        Self { events: events.clone(), url: url.to_owned(), began: None, bytes: 0 }
+    }
+
+    fn watch<T, E>(
+        mut self,
+        cancel: &CancellationToken,
+        work: impl FnOnce(&mut Watch<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let events = self.events.clone();
+        let mut notice = |text| events.notice(Level::Info, text);
+        let mut warning = |text| events.notice(Level::Warning, text);
+        let mut progress = |progress| self.progress(progress, cancel);
+        let done = work(&mut Watch::new(&mut progress, &mut notice).with_warnings(&mut warning))?;
+        if let Some(began) = self.began {
+            let (bytes, seconds) = (self.bytes, began.elapsed().as_secs_f64());
+            self.events.emit(&Event::DownloadFinished { bytes, seconds });
+        }
+        Ok(done)
+    }
+
+    fn progress(
+        &mut self,
+        Progress { done, total, is_download }: Progress,
+        cancel: &CancellationToken,
+    ) -> ControlFlow<()> {
+        if cancel.is_cancelled() {
+            return ControlFlow::Break(());
+        }
+        if is_download && done > 0 {
+            self.began.get_or_insert_with(|| {
+                self.events.emit(&Event::DownloadStarted { url: self.url.clone() });
+                Instant::now()
+            });
+            self.bytes = done;
+            self.events.emit(&Event::Progress { stage: Stage::Base, done, total: total.unwrap_or(0) });
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// Returns the digest that the spec requires.
+fn asked(spec: &Spec) -> Option<(String, &'static str)> {
+    spec.base.sha256.clone().map(|sha256| (sha256, "spec"))
+}

@@ -1,0 +1,319 @@
+//! Gathers the facts that a plan needs: the host, the base image, what the steps bring. Reads, and changes nothing.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::task::spawn_blocking;
+
+use crate::digest::{FileStamp, hex, sha256_file};
+use crate::digest_cache::{Digested, Memo};
+use crate::disk::inspect::BaseImage;
+use crate::error::{Failure, Fault, Kind};
+use crate::event::{Events, Level};
+use crate::machine::host;
+use crate::plan::host::Host;
+use crate::plan::host_paths::PathOwner;
+use crate::plan::{BaseFacts, Facts, FirmwareDigests, InputFacts, Plan};
+use crate::session;
+use crate::specfile::giveaways::giveaways;
+use crate::specfile::{self, Spec, SpecFile, Step};
+
+use super::agent_support;
+use super::base::{Bases, Located, is_yet_to_come};
+use super::inputs::{InputError, check_script, examine};
+use super::path_policy::{self, Reach, ReachError, RefusedPath};
+use super::secrets;
+use super::source_errors::{SourceErrors, SourceProblem};
+
+/// The reason why the facts for a plan cannot be gathered.
+#[derive(Debug, thiserror::Error)]
+pub enum SurveyError {
+    /// The base image does not have the expected digest.
+    #[error("base image {}: its sha256 is {found}, the {whose} says {expected}", path.display())]
+    WrongBase {
+        /// Path of the base image.
+        path: PathBuf,
+        /// The digest that the file has.
+        found: String,
+        /// The digest that was expected.
+        expected: String,
+        /// The source of the expected digest.
+        whose: &'static str,
+    },
+    /// The base image cannot be read completely.
+    #[error("cannot read the base image {}", path.display())]
+    UnreadableBase {
+        /// Path of the base image.
+        path: PathBuf,
+        /// The error of the operating system.
+        #[source]
+        source: io::Error,
+    },
+    /// A file of the UEFI firmware cannot be read.
+    #[error("cannot read the UEFI firmware {}", path.display())]
+    UnreadableFirmware {
+        /// Path of the file.
+        path: PathBuf,
+        /// The error of the operating system.
+        #[source]
+        source: io::Error,
+    },
+    /// `SOURCE_DATE_EPOCH` is not a number.
+    #[error("SOURCE_DATE_EPOCH is `{0}`, which is not a number of seconds")]
+    BadEpoch(String),
+}
+
+impl Fault for SurveyError {
+    fn kind(&self) -> Kind {
+        match self {
+            SurveyError::WrongBase { .. } | SurveyError::UnreadableBase { .. } => Kind::Base,
+            SurveyError::UnreadableFirmware { .. } => Kind::Host,
+            SurveyError::BadEpoch(_) => Kind::Usage,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            SurveyError::WrongBase { whose: super::lockfile::FILE, .. } => {
+                vec!["if the base was updated on purpose, `kiln lock` writes down its new digest".into()]
+            }
+            SurveyError::WrongBase { .. } => {
+                vec!["if the base was updated on purpose, write its new digest into `base.sha256`".into()]
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Gathers everything that can be known about a spec without booting it, and plans its build.
+///
+/// # Errors
+/// When the base image, an input or the host is not usable.
+///
+/// # Panics
+/// Only if hashing panics.
+pub async fn plan(
+    spec: Spec,
+    base: &Located,
+    reach: Reach,
+    memo: &Arc<Memo>,
+    events: &Events,
+) -> Result<Plan, Failure> {
+    let refused = check_reach(&spec, reach, events)?;
+    warn_of_giveaways(&spec, reach, events);
+    let host = host::survey_for_plan();
+    let (described, found, known) = (spec.clone(), base.clone(), Arc::clone(memo));
+    // Hashing half a gigabyte takes a second; the host's programs are examined meanwhile.
+    let examine = move || examine_sources(&described, reach, &refused, examine_base(&found, &known), &known);
+    let inputs = spawn_blocking(examine);
+    let (host, inputs) = tokio::join!(host, inputs);
+    let ((base, warnings), inputs) = inputs.expect("examining neither panics nor is cancelled")?;
+    if let Err(error) = memo.save() {
+        events.notice(Level::Debug, format!("digests cannot be remembered: {error}"));
+    }
+    for warning in warnings {
+        events.notice(Level::Warning, format!("base image: {warning}"));
+    }
+    warn(&inputs, events);
+    let source_date_epoch = source_date_epoch()?;
+    let host = host?;
+    let facts = Facts {
+        firmware: examine_firmware(&spec, &host, memo)?,
+        host,
+        base,
+        inputs: inputs.facts,
+        agent_build: session::BUILD.to_owned(),
+        seal_build: session::SEAL_BUILD.to_owned(),
+        source_date_epoch,
+    };
+    Plan::new(spec.clone(), &facts).or_else(|error| {
+        SourceErrors::check(&spec, reach.files, vec![SourceProblem::from(&error)])?;
+        Err(error.into())
+    })
+}
+
+/// Checks what a spec brings from this host, without its base image.
+///
+/// # Errors
+/// When an input is not usable.
+pub fn inputs(spec: &Spec, reach: Reach, memo: &Memo, events: &Events) -> Result<(), Failure> {
+    let refused = check_reach(spec, reach, events)?;
+    warn_of_giveaways(spec, reach, events);
+    let ((), examined) = examine_sources(spec, reach, &refused, Ok(()), memo)?;
+    warn(&examined, events);
+    Ok(())
+}
+
+fn warn(inputs: &ExaminedInputs, events: &Events) {
+    for warning in &inputs.warnings {
+        events.notice(Level::Warning, warning.as_str());
+    }
+}
+
+/// Adds the errors of the inputs to a failure to locate the base image.
+pub(crate) fn explain_missing_base(spec: &Spec, reach: Reach, failure: Failure, bases: &Bases) -> Failure {
+    let is_of_the_base = failure.kind() == Kind::Base || failure.fault::<ReachError>().is_some();
+    if !is_of_the_base || is_yet_to_come(&failure) {
+        return failure;
+    }
+    let Ok(refused) = path_policy::check_inputs(spec, reach.files, &bases.events) else { return failure };
+    match examine_sources::<Infallible>(spec, reach, &refused, Err(failure), &bases.memo) {
+        Err(failure) => failure,
+        Ok((never, _)) => match never {},
+    }
+}
+
+/// Examines the inputs as well, whatever the result for the base image, so that all errors are reported at once.
+fn examine_sources<T>(
+    spec: &Spec,
+    reach: Reach,
+    refused: &[RefusedPath],
+    base: Result<T, Failure>,
+    memo: &Memo,
+) -> Result<(T, ExaminedInputs), Failure> {
+    let inputs = examine_inputs(spec, refused, memo);
+    let of_base = base.as_ref().err().map(SourceProblem::of_base);
+    let of_inputs = inputs.errors.iter().map(SourceProblem::from);
+    let mut problems: Vec<_> =
+        of_base.into_iter().chain(refused.iter().map(SourceProblem::from)).chain(of_inputs).collect();
+    // Without other problems the plan can be made, and an image that is up to date needs no secrets.
+    if !problems.is_empty() {
+        problems.extend(secrets::find_errors(spec, refused).iter().map(SourceProblem::from));
+    }
+    SourceErrors::check(spec, reach.files, problems)?;
+    Ok((base?, inputs))
+}
+
+/// Returns the inputs that must not be read.
+fn check_reach(spec: &Spec, reach: Reach, events: &Events) -> Result<Vec<RefusedPath>, Failure> {
+    let refused = path_policy::check_inputs(spec, reach.files, events)?;
+    path_policy::check_network(&spec.network.private, reach.network, events)?;
+    Ok(refused)
+}
+
+fn warn_of_giveaways(spec: &Spec, reach: Reach, events: &Events) {
+    // The spec was read a moment ago; if it is gone now, there is nothing to warn of.
+    let Ok(file) = SpecFile::read(&spec.path, reach.files) else { return };
+    for (line, what) in giveaways(file.text()) {
+        let place = format!("{}:{line}", spec.path.display());
+        events
+            .notice(Level::Warning, format!("{place}: this looks like {what}; give it to steps by [secrets] instead"));
+    }
+}
+
+/// Inspects the base image before anything else reads it, then hashes it, unless its digest is known.
+fn examine_base(base: &Located, memo: &Memo) -> Result<(BaseFacts, Vec<String>), Failure> {
+    let image = BaseImage::open(&base.file, base.format)?;
+    let unreadable = |source| SurveyError::UnreadableBase { path: base.file.clone(), source };
+    let stamp = image.file.metadata().map(|metadata| FileStamp::from(&metadata)).map_err(unreadable)?;
+    let sha256 = base_sha256(&base.file, memo).map_err(unreadable)?;
+    if stamp_of(&base.file).map_err(unreadable)? != stamp {
+        return Err(unreadable(io::Error::other("it changed meanwhile")).into());
+    }
+    if let Some((expected, whose)) = base.expected.clone().filter(|(expected, _)| *expected != sha256) {
+        return Err(SurveyError::WrongBase { path: base.file.clone(), found: sha256, expected, whose }.into());
+    }
+    agent_support::check_base(&base.file, base.format.into())?;
+    let facts = BaseFacts {
+        file: base.file.clone(),
+        format: base.format,
+        sha256,
+        virtual_size: image.facts.virtual_size,
+        source: base.source.clone(),
+        pinned: base.expected.is_some() || base.image.is_some(),
+        image: base.image.clone(),
+        stamp,
+    };
+    Ok((facts, image.facts.warnings))
+}
+
+/// Hashes the UEFI firmware that a spec's machine starts with.
+fn examine_firmware(spec: &Spec, host: &Host, memo: &Memo) -> Result<Option<FirmwareDigests>, SurveyError> {
+    let is_wanted = spec.machine.firmware == specfile::Firmware::Uefi && host.qemu.is_usable();
+    let Some(uefi) = host.firmware.first().filter(|_| is_wanted) else {
+        return Ok(None);
+    };
+    let digest = |path: &Path| {
+        base_sha256(path, memo).map_err(|source| SurveyError::UnreadableFirmware { path: path.to_owned(), source })
+    };
+    Ok(Some(FirmwareDigests { code: digest(&uefi.code)?, vars: digest(&uefi.vars_template)? }))
+}
+
+/// Returns the digest of a base image's file, hex.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn base_sha256(file: &Path, memo: &Memo) -> io::Result<String> {
+    let found = memo.digest("file", file, || {
+        // The file is opened again: a digest is remembered for the file at the path, whichever file was inspected.
+        let file = File::open(file)?;
+        Ok(Digested { sha256: hex(&sha256_file(&file)?), bytes: file.metadata()?.len(), entries: 1 })
+    });
+    found.map(|found| found.sha256)
+}
+
+fn stamp_of(file: &Path) -> io::Result<FileStamp> {
+    Ok(FileStamp::from(&std::fs::metadata(file)?))
+}
+
+/// Checks that the base image is the file that was hashed for the plan. Everything that lies on it is named after its
+/// digest, so nothing may be kept of a build whose base has changed under it, neither layers nor an image. Hashing it again
+/// would miss a change that QEMU has seen and that was reverted.
+///
+/// # Errors
+/// When the file is no longer the planned one.
+pub(crate) fn check_base(plan: &Plan) -> Result<(), SurveyError> {
+    let base = &plan.base;
+    let unreadable = |source| SurveyError::UnreadableBase { path: base.file.clone(), source };
+    if stamp_of(&base.file).map_err(unreadable)? == base.stamp {
+        return Ok(());
+    }
+    Err(unreadable(io::Error::other("it changed during the build")))
+}
+
+/// Remembers the digest of a base image whose file was too recent for the digest cache when the build began. Without that,
+/// the next build hashes it again.
+pub(crate) fn remember_base(plan: &Plan, memo: &Memo) {
+    let _ = base_sha256(&plan.base.file, memo).map(|_| memo.save());
+}
+
+/// The inputs that a spec brings from this host, examined.
+#[derive(Debug, Default)]
+pub(crate) struct ExaminedInputs {
+    /// Facts by the index of the step.
+    pub(crate) facts: BTreeMap<usize, InputFacts>,
+    /// Warnings about what may fail in the guest.
+    warnings: Vec<String>,
+    /// Errors: inputs that cannot be read or copied, or that no guest can run.
+    pub(crate) errors: Vec<InputError>,
+}
+
+/// Examines the inputs of a spec, except those that must not be read, and whether a guest can run its scripts. An error in
+/// one input does not hide the others.
+pub(crate) fn examine_inputs(spec: &Spec, refused: &[RefusedPath], memo: &Memo) -> ExaminedInputs {
+    let mut examined = ExaminedInputs::default();
+    let is_refused = |step: &Step| refused.iter().any(|(owner, _)| *owner == PathOwner::Step(step.line));
+    for (index, step) in spec.steps.iter().enumerate().filter(|(_, step)| !is_refused(step)) {
+        match examine(step, memo) {
+            Ok(facts) => examined.facts.extend(facts.map(|facts| (index, facts))),
+            Err(error) => examined.errors.push(error),
+        }
+        match check_script(step) {
+            Ok(warning) => examined.warnings.extend(warning.map(|text| format!("{}, {text}", spec.path.display()))),
+            Err(error) => examined.errors.push(error),
+        }
+    }
+    examined
+}
+
+/// Returns the time in `SOURCE_DATE_EPOCH` (reproducible-builds.org/specs/source-date-epoch).
+fn source_date_epoch() -> Result<Option<i64>, SurveyError> {
+    match std::env::var("SOURCE_DATE_EPOCH") {
+        Err(_) => Ok(None),
+        Ok(text) => text.parse().map(Some).map_err(|_| SurveyError::BadEpoch(text)),
+    }
+}

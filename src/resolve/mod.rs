@@ -1,0 +1,11 @@
+//! Resolves what a spec refers to: its base image, its inputs and secrets, and the facts of this host.
+
+pub mod agent_support;
+pub mod base;
+pub mod facts;
+pub mod inputs;
+pub mod lockfile;
+pub mod path_policy;
+pub mod script_check;
+pub mod secrets;
+pub mod source_errors;

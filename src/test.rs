@@ -1,0 +1,398 @@
+//! Tests of a sealed image, booted as a new machine would be.
+//!
+//! ```text
+//! output ─> overlay ─> boot ─> checkpoint ─┬─> clone ─> test
+//!                                          ├─> clone ─> test      as many at once as processors and memory allow
+//!                                          └─> ...
+//! ```
+//!
+//! No test sees the effects of another. A test that needs a boot of its own gets one. Where QEMU cannot make a checkpoint,
+//! the tests share one guest, one after the other, and that is reported.
+
+use std::cell::{Cell, RefCell};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::context::ScratchError;
+use crate::deadline::{LimitReached, Limits};
+use crate::disk::qcow2::create_overlay;
+use crate::error::Failure;
+use crate::event::{Event, Events, Level};
+use crate::guest::boot::{self, Guest, Site};
+use crate::guest::run::DiskImage;
+use crate::machine::argv::{Backing, OVERLAY, SEED, UEFI_VARS};
+use crate::machine::checkpoint::RamFormat;
+use crate::machine::host;
+use crate::masking::SecretMask;
+use crate::output::publish::TESTS;
+use crate::plan::machine::Machine;
+use crate::seed;
+use crate::session::{GuestError, Hello};
+use crate::specfile::{Check, Command, DiskFormat, Test};
+use crate::store::manifest;
+use crate::try_join::all;
+
+mod check;
+mod failed;
+mod found;
+mod parse;
+pub mod retest;
+
+use check::Probe;
+pub use failed::{DoesNotBoot, Failed, TestsFailed};
+
+/// The pause between two tries of a test. There is no event for "the service answers now".
+const PAUSE: Duration = Duration::from_millis(500);
+/// The deadline for small requests to the guest.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The memory that QEMU needs besides the guest's memory, bytes.
+const QEMU_OVERHEAD: u64 = 192 << 20;
+/// Name of the overlay that receives the writes when the first one is frozen; nobody reads it.
+const SPARE: &str = "spare.qcow2";
+/// Name of the file with the memory of the boot that the tests share.
+const RAM: &str = "ram";
+
+/// The context in which tests run.
+#[derive(Clone, Copy)]
+pub struct Bench<'a> {
+    /// The machine that they run in.
+    pub machine: &'a Machine,
+    /// Virtual size of the disk, bytes.
+    pub disk_size: u64,
+    /// Absolute path of a scratch folder. The evidence of a failed test is kept there, below `tests`.
+    pub folder: &'a Path,
+    /// Limits of waits.
+    pub limits: &'a Limits,
+    /// Receives the events of the tests.
+    pub events: &'a Events,
+    /// Masks secrets in output.
+    pub mask: &'a SecretMask,
+    /// The tests to run.
+    pub tests: &'a [Test],
+}
+
+/// The outcome of one test.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// The test that ran.
+    pub test: Test,
+    /// The format of the image file that was booted.
+    pub format: &'static str,
+    /// Whether the test passed.
+    pub ok: bool,
+    /// The result in words, to follow the test's name: `nothing listens on port 80`.
+    pub found: String,
+    /// The last lines that the test wrote.
+    pub tail: Vec<String>,
+    /// For a failed test, a hint on how to fix it, as far as its output allows.
+    pub hint: Option<String>,
+    /// Wall time over all tries, without the boot, seconds.
+    pub seconds: f64,
+    /// For a failed test, the folder with its output, the console and the journal.
+    pub kept: Option<PathBuf>,
+}
+
+impl Outcome {
+    /// Creates the outcome of an image that could not be tested at all, for reports.
+    #[must_use]
+    pub fn of(unbootable: &DoesNotBoot) -> Self {
+        let DoesNotBoot { format, why } = unbootable;
+        let found = unbootable.found();
+        Self {
+            test: boots(format),
+            format,
+            ok: false,
+            found,
+            tail: why.evidence(),
+            hint: None,
+            seconds: 0.0,
+            kept: None,
+        }
+    }
+
+    /// Returns the manifest's record of the outcome.
+    ///
+    /// # Panics
+    /// Never: a test is plain data.
+    #[must_use]
+    pub fn record(&self) -> manifest::Test {
+        let definition = serde_json::to_value(&self.test).expect("a test is plain data");
+        let Self { test, format, ok, seconds, .. } = self;
+        let (name, format) = (test.name.clone(), (*format).to_owned());
+        manifest::Test { name, ok: *ok, seconds: *seconds, skipped: false, format, definition }
+    }
+}
+
+/// Returns the manifest's records of tests that did not run.
+///
+/// # Panics
+/// Never: a test is plain data.
+#[must_use]
+pub fn skipped(tests: &[Test]) -> Vec<manifest::Test> {
+    let skipped = |test: &Test| manifest::Test {
+        name: test.name.clone(),
+        skipped: true,
+        definition: serde_json::to_value(test).expect("a test is plain data"),
+        ..manifest::Test::default()
+    };
+    tests.iter().map(skipped).collect()
+}
+
+/// The extent of testing the image files. Each of them holds the same disk, byte for byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coverage {
+    /// All tests run on the first file; each other file is booted.
+    First,
+    /// All tests run on all files.
+    All,
+}
+
+/// Runs the tests, whether or not some fail, and adds their outcomes.
+///
+/// # Errors
+/// When an image does not boot, the host cannot run it, or a limit is reached. Tests that fail are outcomes.
+pub async fn test(
+    bench: &Bench<'_>,
+    images: &[DiskImage],
+    coverage: Coverage,
+    outcomes: &mut Vec<Outcome>,
+) -> Result<(), Failure> {
+    let round = async |image: &DiskImage, tests: &[Test]| {
+        let bench = Bench { tests, disk_size: image.format.virtual_size(bench.disk_size), ..*bench };
+        Round::new(&bench, image)?.run().await
+    };
+    let tested = if coverage == Coverage::All { images.len() } else { images.len().min(1) };
+    let (tested, booted) = images.split_at(tested);
+    for image in tested {
+        outcomes.extend(round(image, bench.tests).await?);
+    }
+    let (next, found) = (Cell::new(0), RefCell::new(Vec::new()));
+    let lane = async || {
+        while let Some(image) = booted.get(next.get()) {
+            let index = next.replace(next.get() + 1);
+            let outcome = round(image, &[boots(image.format.name())]).await?;
+            found.borrow_mut().push((index, outcome));
+        }
+        Ok(())
+    };
+    let ended = all((0..lanes(bench, booted.len())).map(|_| lane()).collect()).await;
+    let mut found = found.take();
+    found.sort_by_key(|(index, _)| *index);
+    outcomes.extend(found.into_iter().flat_map(|(_, outcome)| outcome));
+    ended
+}
+
+/// Returns how many guests may run at once.
+fn lanes(bench: &Bench<'_>, jobs: usize) -> usize {
+    let each = bench.machine.memory.bytes() + QEMU_OVERHEAD;
+    // A quarter of the memory is reserved for everything else.
+    let memory = host::memory().map_or(1, |memory| memory.available.bytes() / 4 * 3 / each);
+    jobs.min(host::cpus()).min(usize::try_from(memory).unwrap_or(usize::MAX)).max(1)
+}
+
+/// Returns the test that an image file passes when its guest answers.
+fn boots(format: &str) -> Test {
+    Test {
+        name: format!("boots from {format}"),
+        check: Check::Run(Command::Shell("true".into())),
+        reboot: false,
+        needs_fresh_boot: true,
+        retry_for: Duration::ZERO,
+        timeout: PATIENCE,
+        line: 0,
+    }
+}
+
+/// The frozen state after a boot: disk and memory.
+struct Snapshot {
+    disk: PathBuf,
+    ram: PathBuf,
+    format: RamFormat,
+    hello: Hello,
+    /// The time that the boot took.
+    booted: Duration,
+}
+
+/// A run of all tests on one image file.
+struct Round<'a> {
+    bench: &'a Bench<'a>,
+    image: &'a DiskImage,
+    /// Path of the folder of the shared boot.
+    folder: PathBuf,
+    outcomes: RefCell<Vec<(usize, Outcome)>>,
+}
+
+impl<'a> Round<'a> {
+    fn new(bench: &'a Bench<'a>, image: &'a DiskImage) -> Result<Self, Failure> {
+        let tests = made(bench.folder.join(TESTS))?;
+        let folder = tests.join(image.format.name());
+        // Two files may have the same format.
+        let folder = if folder.exists() { tests.join(image.path.file_name().unwrap_or_default()) } else { folder };
+        Ok(Self { bench, image, folder: made(folder)?, outcomes: RefCell::default() })
+    }
+
+    async fn run(self) -> Result<Vec<Outcome>, Failure> {
+        let (fresh, shared): (Vec<usize>, Vec<usize>) =
+            (0..self.bench.tests.len()).partition(|index| self.bench.tests[*index].needs_fresh_boot);
+        let mut jobs: Vec<(usize, Option<&Snapshot>)> = fresh.into_iter().map(|index| (index, None)).collect();
+        let snapshot;
+        match shared[..] {
+            [] => {}
+            // A clone for a single test would only repeat the work.
+            [only] => jobs.push((only, None)),
+            _ => {
+                snapshot = self.snapshot(&shared).await?;
+                // Without a snapshot, they have already run.
+                jobs.extend(
+                    snapshot.iter().flat_map(|snapshot| shared.iter().map(move |index| (*index, Some(snapshot)))),
+                );
+            }
+        }
+        let next = Cell::new(0);
+        let lane = async || {
+            while let Some((index, snapshot)) = jobs.get(next.replace(next.get() + 1)) {
+                let outcome = self.one(*index, *snapshot).await?;
+                self.outcomes.borrow_mut().push((*index, outcome));
+            }
+            Ok(())
+        };
+        all((0..lanes(self.bench, jobs.len())).map(|_| lane()).collect()).await?;
+        // Frees space; the evidence of failed tests is elsewhere.
+        let _ = fs::remove_file(self.folder.join(RAM));
+        let mut outcomes = self.outcomes.into_inner();
+        outcomes.sort_by_key(|(index, _)| *index);
+        Ok(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
+    }
+
+    fn site<'s>(&'s self, folder: &'s Path) -> Site<'s> {
+        let Bench { machine, limits, events, mask, .. } = *self.bench;
+        Site { machine, folder, limits, events, mask }
+    }
+
+    fn backing(&self) -> Backing {
+        Backing(vec![(self.image.path.clone(), self.image.format)])
+    }
+
+    /// Creates an overlay and a seed for a machine in this folder.
+    fn prepare(&self, folder: &Path) -> Result<(), Failure> {
+        let overlay = folder.join(OVERLAY);
+        create_overlay(&overlay, self.bench.disk_size).map_err(ScratchError::at("an overlay", &overlay))?;
+        boot::write_seed(self.site(folder), seed::Boot::First)
+    }
+
+    /// Boots the image; also returns how long that took.
+    async fn boot(&self, folder: &Path) -> Result<(Guest, Duration), Failure> {
+        let attempt = async || {
+            self.prepare(folder)?;
+            let began = Instant::now();
+            let guest = boot::start(self.site(folder), &self.backing()).await?;
+            Ok((guest, began.elapsed()))
+        };
+        let blame = |why: Failure| match why.fault::<LimitReached>() {
+            // An interruption is not a failure of the image.
+            Some(_) => why,
+            None => DoesNotBoot { format: self.image.format.name(), why }.into(),
+        };
+        boot::boot_despite_crash(self.bench.events, attempt).await.map_err(blame)
+    }
+
+    /// Boots once for these tests and freezes the guest. Where that is not possible, runs them in this guest and returns
+    /// `None`.
+    async fn snapshot(&self, shared: &[usize]) -> Result<Option<Snapshot>, Failure> {
+        let Bench { limits, events, disk_size, .. } = *self.bench;
+        let (mut guest, booted) = self.boot(&self.folder).await?;
+        let spare = self.folder.join(SPARE);
+        create_overlay(&spare, disk_size).map_err(ScratchError::at("an overlay", &spare))?;
+        let ram = self.folder.join(RAM);
+        let late = || GuestError::Overdue(PATIENCE).into();
+        limits.hold_guest(&guest.machine, PATIENCE, late, guest.session.park()).await?;
+        let written = {
+            let checkpoint = async { Ok::<_, Failure>(guest.machine.checkpoint(SPARE, &ram).await) };
+            limits.hold(checkpoint).await?
+        };
+        match written {
+            Ok(format) => {
+                let hello = guest.hello.clone();
+                guest.machine.abort().await;
+                Ok(Some(Snapshot { disk: self.folder.join(OVERLAY), ram, format, hello, booted }))
+            }
+            Err(why) => {
+                events.notice(Level::Warning, format!("no clones, the tests share one guest: {why}"));
+                let late = || GuestError::Overdue(PATIENCE).into();
+                limits.hold_guest(&guest.machine, PATIENCE, late, guest.session.resume()).await?;
+                for index in shared {
+                    let scratch = self.scratch(*index)?;
+                    let outcome = self.examine(*index, &mut guest, booted, &scratch).await?;
+                    self.outcomes.borrow_mut().push((*index, outcome));
+                }
+                guest.machine.abort().await;
+                Ok(None)
+            }
+        }
+    }
+
+    fn scratch(&self, index: usize) -> Result<PathBuf, Failure> {
+        let name: String = self.bench.tests[index].name.chars().take(60).collect();
+        let slug = name.replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-");
+        made(self.folder.join(format!("{:02}-{slug}", index + 1)))
+    }
+
+    /// Runs one test in a machine of its own: in a clone of the snapshot, or freshly booted without one.
+    async fn one(&self, index: usize, snapshot: Option<&Snapshot>) -> Result<Outcome, Failure> {
+        let scratch = self.scratch(index)?;
+        let (mut guest, booted) = match snapshot {
+            None => self.boot(&scratch).await?,
+            Some(snapshot) => (self.clone_of(snapshot, &scratch).await?, snapshot.booted),
+        };
+        let outcome = self.examine(index, &mut guest, booted, &scratch).await;
+        guest.machine.abort().await;
+        for file in [OVERLAY, SEED, UEFI_VARS] {
+            let _ = fs::remove_file(scratch.join(file));
+        }
+        outcome
+    }
+
+    async fn clone_of(&self, snapshot: &Snapshot, scratch: &Path) -> Result<Guest, Failure> {
+        self.prepare(scratch)?;
+        let mut backing = self.backing();
+        backing.0.insert(0, (snapshot.disk.clone(), DiskFormat::Qcow2));
+        let site = self.site(scratch);
+        boot::resume(site, &backing, (&snapshot.ram, snapshot.format), snapshot.hello.clone()).await
+    }
+
+    /// Repeats the test until it passes or its time is over.
+    async fn examine(
+        &self,
+        index: usize,
+        guest: &mut Guest,
+        booted: Duration,
+        scratch: &Path,
+    ) -> Result<Outcome, Failure> {
+        let (bench, test, began) = (self.bench, &self.bench.tests[index], Instant::now());
+        let site = Site { folder: scratch, ..self.site(bench.folder) };
+        let mut probe = Probe::new(site, guest, test, booted);
+        let verdict = probe.until_it_holds(began).await?;
+        let seconds = began.elapsed().as_secs_f64();
+        let ok = verdict.is_ok();
+        let found = bench.mask.mask_text(&verdict.unwrap_or_else(|found| found));
+        let tail = probe.tail();
+        let hint = if ok { None } else { probe.hint() };
+        let kept = if ok {
+            // Only the console of a test that passed.
+            let _ = fs::remove_dir_all(scratch);
+            None
+        } else {
+            probe.keep(scratch).await.map_err(ScratchError::at("what a test left", scratch))?;
+            Some(scratch.to_owned())
+        };
+        bench.events.emit(&Event::TestFinished { name: test.name.clone(), ok, seconds, found: found.clone() });
+        let format = self.image.format.name();
+        Ok(Outcome { test: test.clone(), format, ok, found, tail, hint, seconds, kept })
+    }
+}
+
+fn made(folder: PathBuf) -> Result<PathBuf, Failure> {
+    fs::create_dir_all(&folder).map_err(ScratchError::at("a scratch folder", &folder))?;
+    Ok(folder)
+}

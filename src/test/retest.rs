@@ -1,0 +1,167 @@
+//! Tests of an image that is in the store already: those it was built with, or those of a spec.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::address::AddressRangeError;
+use crate::context::ScratchError;
+use crate::deadline::Limits;
+use crate::error::{Failure, Fault, Kind};
+use crate::event::{Events, Level};
+use crate::guest::run::{DiskImage, WantedMachine, bootable, machine};
+use crate::masking::SecretMask;
+use crate::output::kept_logs::{self, keep_logs};
+use crate::plan::machine::PrivateNetworkAccess;
+use crate::plan::scaled;
+use crate::resolve::agent_support;
+use crate::resolve::path_policy::{NetworkReach, check_network};
+use crate::size::ByteSize;
+use crate::specfile::{Network, PrivateDestination, Test};
+use crate::store::Artifact;
+use crate::workdir::Workdir;
+
+use super::{Bench, Coverage, Outcome, TestsFailed, test};
+
+/// The boot timeout of machines whose spec is not available, before it is scaled.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// The reason why an image cannot be tested again.
+#[derive(Debug, thiserror::Error)]
+pub enum RetestError {
+    /// The image has no tests.
+    #[error("{0} has no tests")]
+    NoTests(String),
+    /// The image has no output that QEMU boots.
+    #[error("{0} has no file that holds its disk and nothing else, to boot from")]
+    NotBootable(String),
+    /// The manifest was written by a newer version of kiln.
+    #[error("the manifest of {image} has {what} that this version of kiln does not know: {why}")]
+    Unknown {
+        /// Name and version of the image.
+        image: String,
+        /// The kind of entry that is unknown.
+        what: &'static str,
+        /// The error in parsing it.
+        why: String,
+    },
+}
+
+impl Fault for RetestError {
+    fn kind(&self) -> Kind {
+        match self {
+            RetestError::NoTests(_) => Kind::Usage,
+            RetestError::NotBootable(_) | RetestError::Unknown { .. } => Kind::Output,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            RetestError::NoTests(_) => vec!["write some as `[[test]]` into the spec".into()],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Returns the tests that an image was built with.
+///
+/// # Errors
+/// When this version of kiln does not know them.
+pub fn recorded(artifact: &Artifact) -> Result<Vec<Test>, RetestError> {
+    let mut tests: Vec<Test> = Vec::new();
+    let all = &artifact.manifest().tests;
+    // Other formats have the same tests, or were booted without tests.
+    let first = all.first().map(|first| &first.format);
+    for recorded in all.iter().filter(|recorded| Some(&recorded.format) == first) {
+        let test: Test = serde_json::from_value(recorded.definition.clone()).map_err(|why| RetestError::Unknown {
+            image: artifact.id().to_string(),
+            what: "a test",
+            why: why.to_string(),
+        })?;
+        tests.push(test);
+    }
+    Ok(tests)
+}
+
+/// Returns the destinations that the guest could reach when the image was built, besides public addresses.
+fn private_destinations(artifact: &Artifact) -> Result<Vec<PrivateDestination>, RetestError> {
+    let unknown = |why: AddressRangeError| RetestError::Unknown {
+        image: artifact.id().to_string(),
+        what: "a private network",
+        why: why.to_string(),
+    };
+    artifact.manifest().machine.private_network.iter().map(|written| written.parse().map_err(unknown)).collect()
+}
+
+/// The result of testing an image.
+pub struct Tested {
+    /// The outcome of each test, on each format.
+    pub outcomes: Vec<Outcome>,
+    /// The failure that the command ends with, if a test failed.
+    pub failed: Option<Failure>,
+}
+
+/// Tests an image. The evidence of failed tests is kept in the cache.
+///
+/// # Errors
+/// When the image does not boot, or the host is not usable.
+pub async fn retest(
+    artifact: &Artifact,
+    (tests, coverage): (&[Test], Coverage),
+    source: &Path,
+    cache: &Path,
+    reach: NetworkReach,
+    events: &Events,
+    cancel: CancellationToken,
+) -> Result<Tested, Failure> {
+    let id = artifact.id();
+    if tests.is_empty() {
+        return Err(RetestError::NoTests(id.to_string()).into());
+    }
+    let images = bootable(artifact);
+    let Some(output) = artifact.manifest().outputs.first().filter(|_| !images.is_empty()) else {
+        return Err(RetestError::NotBootable(id.to_string()).into());
+    };
+    if let Some(DiskImage { path, format }) = images.first().cloned() {
+        agent_support::check_image(path, format).await?;
+    }
+    let made = &artifact.manifest().machine;
+    let private = private_destinations(artifact)?;
+    check_network(&private, reach, events)?;
+    let wanted = WantedMachine {
+        memory: ByteSize(made.memory),
+        network: if made.network == "user" { Network::User } else { Network::None },
+        private_network: PrivateNetworkAccess::Listed(private),
+    };
+    let mut machine = machine(artifact, wanted).await?;
+    machine.boot_timeout = scaled(BOOT_TIMEOUT, machine.accelerator);
+    if let Some(reason) = &machine.accel_reason {
+        events.notice(Level::Info, format!("software emulation (tcg): {reason}"));
+    }
+    let work = Workdir::create(&cache.join("work")).map_err(ScratchError::at("a scratch folder", cache))?;
+    // An image of the store was searched for its secrets before it was published.
+    let (limits, mask) = (Limits::new(cancel, Duration::MAX), SecretMask::default());
+    let bench = Bench {
+        machine: &machine,
+        disk_size: output.virtual_bytes,
+        folder: work.path(),
+        limits: &limits,
+        events,
+        mask: &mask,
+        tests,
+    };
+    let logs = cache.join(kept_logs::FAILED).join(format!("{}-{}", id.name(), id.version()));
+    let mut outcomes = Vec::new();
+    let tested = test(&bench, &images, coverage, &mut outcomes).await;
+    let kept = |folder: &Path| -> PathBuf { logs.join(folder.strip_prefix(work.path()).unwrap_or(folder)) };
+    let failed = match tested {
+        Ok(()) => TestsFailed::check(&outcomes, id.to_string(), source, kept).err().map(Failure::from),
+        Err(failure) => Some(failure),
+    };
+    let Some(failure) = failed else { return Ok(Tested { outcomes, failed }) };
+    keep_logs(work.path(), &logs, None).map_err(ScratchError::at("the logs of the tests", &logs))?;
+    // A report has to show that the image does not boot; an older report must not be mistaken for the new one.
+    outcomes.extend(failure.fault().map(Outcome::of));
+    if failure.kind() == Kind::Test { Ok(Tested { outcomes, failed: Some(failure) }) } else { Err(failure) }
+}
