@@ -9,12 +9,12 @@ use std::time::Instant;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use crate::deadline::Limits;
-use crate::digest_cache::Memo;
+use crate::deadline::Deadline;
+use crate::digest_cache::DigestCache;
 use crate::error::{Failure, Fault, Kind};
-use crate::event::{Event, Events, Sink, Stage};
+use crate::event::{Event, EventSink, Events, Stage};
 use crate::plan::Plan;
-use crate::resolve::secrets::Secrets;
+use crate::resolve::secrets::SecretValues;
 use crate::session::Attach;
 use crate::sign::Signer;
 use crate::store::Store;
@@ -34,17 +34,17 @@ pub enum OnFailure {
 
 /// The places and options of a build.
 #[derive(Clone)]
-pub struct Surroundings {
+pub struct BuildOptions {
     /// The store that it publishes to.
     pub store: Store,
     /// Path of the folder for caches and scratch disks.
     pub cache: PathBuf,
     /// The digest cache, for unchanged inputs.
-    pub memo: Arc<Memo>,
+    pub memo: Arc<DigestCache>,
     /// Receives the events of the build.
     pub events: Events,
     /// Creates the listener that writes a build's log to this file.
-    pub open_log: fn(&Path) -> io::Result<Arc<dyn Sink>>,
+    pub open_log: fn(&Path) -> io::Result<Arc<dyn EventSink>>,
     /// Cancelled by the first Ctrl-C.
     pub cancel: CancellationToken,
     /// Whether to replace a version that was built from other inputs.
@@ -62,12 +62,12 @@ pub struct Surroundings {
 }
 
 /// A build in progress.
-pub(crate) struct Build<'a> {
+pub(crate) struct BuildContext<'a> {
     pub(crate) plan: &'a Plan,
-    pub(crate) memo: Arc<Memo>,
+    pub(crate) memo: Arc<DigestCache>,
     pub(crate) events: Events,
-    pub(crate) limits: Limits,
-    pub(crate) secrets: Secrets,
+    pub(crate) limits: Deadline,
+    pub(crate) secrets: SecretValues,
     pub(crate) work: Workdir,
     pub(crate) started: Timestamp,
     /// The number of steps that the guest has finished.

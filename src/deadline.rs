@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Failure, Fault, Kind};
-use crate::machine::Running;
+use crate::machine::RunningMachine;
 use crate::session::GuestError;
 use crate::size::format_duration;
 
@@ -18,15 +18,15 @@ const EXPLANATION: Duration = Duration::from_secs(2);
 
 /// The limits of one build.
 #[derive(Debug, Clone)]
-pub struct Limits {
+pub struct Deadline {
     cancel: CancellationToken,
     timeout: Duration,
-    deadline: Instant,
+    ends_at: Instant,
 }
 
 /// A limit was reached.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LimitReached {
+pub enum DeadlineError {
     /// The user interrupted the command, by Ctrl-C or a signal.
     #[error("interrupted")]
     Interrupted,
@@ -35,22 +35,22 @@ pub enum LimitReached {
     BuildTimeout(Duration),
 }
 
-impl Fault for LimitReached {
+impl Fault for DeadlineError {
     fn kind(&self) -> Kind {
         match self {
-            LimitReached::Interrupted => Kind::Interrupted,
-            LimitReached::BuildTimeout(_) => Kind::Step,
+            DeadlineError::Interrupted => Kind::Interrupted,
+            DeadlineError::BuildTimeout(_) => Kind::Step,
         }
     }
 }
 
-impl Limits {
+impl Deadline {
     /// Creates the limits of a build that begins now.
     #[must_use]
     pub fn new(cancel: CancellationToken, timeout: Duration) -> Self {
         // Far enough in the future to be never, near enough not to overflow.
-        let deadline = Instant::now() + timeout.min(Duration::from_secs(u32::MAX.into()));
-        Self { cancel, timeout, deadline }
+        let ends_at = Instant::now() + timeout.min(Duration::from_secs(u32::MAX.into()));
+        Self { cancel, timeout, ends_at }
     }
 
     /// Returns the same limits without the build's deadline.
@@ -72,8 +72,8 @@ impl Limits {
     pub async fn hold<T, E: Into<Failure>>(&self, work: impl Future<Output = Result<T, E>>) -> Result<T, Failure> {
         tokio::select! {
             biased;
-            () = self.cancel.cancelled() => Err(LimitReached::Interrupted.into()),
-            () = sleep_until(self.deadline) => Err(LimitReached::BuildTimeout(self.timeout).into()),
+            () = self.cancel.cancelled() => Err(DeadlineError::Interrupted.into()),
+            () = sleep_until(self.ends_at) => Err(DeadlineError::BuildTimeout(self.timeout).into()),
             done = work => done.map_err(Into::into),
         }
     }
@@ -96,7 +96,7 @@ impl Limits {
     /// The first of these, or the work's own error; `too_late` creates the error for the end of `patience`.
     pub async fn hold_guest<T, E: Into<Failure>>(
         &self,
-        machine: &Running,
+        machine: &RunningMachine,
         patience: Duration,
         too_late: impl FnOnce() -> Failure,
         work: impl Future<Output = Result<T, E>>,
@@ -115,13 +115,13 @@ impl Limits {
         self.hold(guarded).await
     }
 
-    /// Runs work by the guest's agent, as [`Limits::hold_guest`] does, unless the agent ends.
+    /// Runs work by the guest's agent, as [`Deadline::hold_guest`] does, unless the agent ends.
     ///
     /// # Errors
     /// The first of these, or the work's own error.
     pub async fn hold_agent<T>(
         &self,
-        machine: &Running,
+        machine: &RunningMachine,
         patience: Duration,
         too_late: impl FnOnce() -> Failure,
         work: impl Future<Output = Result<T, GuestError>>,

@@ -32,7 +32,7 @@ const SCHEMA: u32 = 1;
 
 /// A digest of a file or tree, with its size.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Digested {
+pub struct DigestRecord {
     /// SHA-256, hex.
     pub sha256: String,
     /// Size of all regular files, bytes.
@@ -42,40 +42,40 @@ pub struct Digested {
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Stored {
+struct StoredDigests {
     schema: u32,
-    digests: BTreeMap<String, Entry>,
+    digests: BTreeMap<String, CachedDigest>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Entry {
+struct CachedDigest {
     #[serde(flatten)]
-    digested: Digested,
+    digested: DigestRecord,
     /// Time of the last use, seconds since 1970.
     used: u64,
 }
 
 /// The remembered digests.
 #[derive(Debug)]
-pub struct Memo {
+pub struct DigestCache {
     folder: PathBuf,
-    state: Mutex<State>,
+    state: Mutex<DigestTable>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    digests: BTreeMap<String, Entry>,
+struct DigestTable {
+    digests: BTreeMap<String, CachedDigest>,
     changed: bool,
 }
 
-impl Memo {
+impl DigestCache {
     /// Reads the remembered digests from a cache folder, if there are any.
     #[must_use]
     pub fn load(folder: &Path) -> Self {
         let text = fs::read(folder.join(FILE)).unwrap_or_default();
-        let stored: Stored = serde_json::from_slice(&text).unwrap_or_default();
+        let stored: StoredDigests = serde_json::from_slice(&text).unwrap_or_default();
         let digests = if stored.schema == SCHEMA { stored.digests } else { BTreeMap::new() };
-        Self { folder: folder.to_owned(), state: Mutex::new(State { digests, changed: false }) }
+        Self { folder: folder.to_owned(), state: Mutex::new(DigestTable { digests, changed: false }) }
     }
 
     /// Returns the digest of the file or tree at `path`: the remembered one, or the result of `compute`. `purpose` separates
@@ -90,23 +90,23 @@ impl Memo {
         &self,
         purpose: &str,
         path: &Path,
-        compute: impl FnOnce() -> Result<Digested, E>,
-    ) -> Result<Digested, E> {
+        compute: impl FnOnce() -> Result<DigestRecord, E>,
+    ) -> Result<DigestRecord, E> {
         let began = SystemTime::now();
-        let before = Stamp::of(purpose, path).ok();
+        let before = ChangeStamp::of(purpose, path).ok();
         if let Some(known) = before.as_ref().and_then(|stamp| self.recall(&stamp.id)) {
             return Ok(known);
         }
         let digested = compute()?;
         if let Some(before) = before.filter(|stamp| stamp.settled(began))
-            && Stamp::of(purpose, path).is_ok_and(|after| after.id == before.id)
+            && ChangeStamp::of(purpose, path).is_ok_and(|after| after.id == before.id)
         {
             self.remember(before.id, digested.clone());
         }
         Ok(digested)
     }
 
-    fn recall(&self, id: &str) -> Option<Digested> {
+    fn recall(&self, id: &str) -> Option<DigestRecord> {
         let mut state = self.state.lock().expect("nobody panics with the lock");
         let entry = state.digests.get_mut(id)?;
         let now = seconds();
@@ -118,9 +118,9 @@ impl Memo {
         Some(digested)
     }
 
-    fn remember(&self, id: String, digested: Digested) {
+    fn remember(&self, id: String, digested: DigestRecord) {
         let mut state = self.state.lock().expect("nobody panics with the lock");
-        state.digests.insert(id, Entry { digested, used: seconds() });
+        state.digests.insert(id, CachedDigest { digested, used: seconds() });
         state.changed = true;
     }
 
@@ -142,7 +142,7 @@ impl Memo {
             let oldest = used[used.len() - LIMIT];
             state.digests.retain(|_, entry| entry.used >= oldest);
         }
-        let stored = Stored { schema: SCHEMA, digests: std::mem::take(&mut state.digests) };
+        let stored = StoredDigests { schema: SCHEMA, digests: std::mem::take(&mut state.digests) };
         let text = serde_json::to_vec(&stored)?;
         state.digests = stored.digests;
         replace(&self.folder.join(FILE), &text)
@@ -167,13 +167,13 @@ fn seconds() -> u64 {
 }
 
 /// Identifies a state of a file or a tree.
-struct Stamp {
+struct ChangeStamp {
     id: String,
     /// The latest change of any of its entries, nanoseconds since 1970.
     latest: i128,
 }
 
-impl Stamp {
+impl ChangeStamp {
     fn of(purpose: &str, path: &Path) -> io::Result<Self> {
         let mut hash = Sha256::new();
         hash.update(purpose);
@@ -229,11 +229,11 @@ mod tests {
     use std::fs::File;
 
     /// Requests the digest of `path`; returns it, and whether it had to be computed.
-    fn ask(memo: &Memo, path: &Path, sha256: &str) -> (String, bool) {
+    fn ask(memo: &DigestCache, path: &Path, sha256: &str) -> (String, bool) {
         let computed = Cell::new(false);
         let compute = || {
             computed.set(true);
-            Ok::<_, Infallible>(Digested { sha256: sha256.into(), bytes: 1, entries: 1 })
+            Ok::<_, Infallible>(DigestRecord { sha256: sha256.into(), bytes: 1, entries: 1 })
         };
         let Ok(digested) = memo.digest("test", path, compute);
         (digested.sha256, computed.get())
@@ -252,13 +252,13 @@ mod tests {
         fs::create_dir_all(tree.join("sub")).unwrap();
         let file = tree.join("sub/file");
         fs::write(&file, "one").unwrap();
-        let memo = Memo::load(&cache);
+        let memo = DigestCache::load(&cache);
         assert_eq!(ask(&memo, &tree, "young"), ("young".into(), true));
         assert_eq!(ask(&memo, &tree, "still young"), ("still young".into(), true));
         grow_old();
         assert_eq!(ask(&memo, &tree, "one"), ("one".into(), true));
         memo.save().unwrap();
-        let memo = Memo::load(&cache);
+        let memo = DigestCache::load(&cache);
         assert_eq!(ask(&memo, &tree, "two"), ("one".into(), false));
         // Same size, and modification time set back.
         let mtime = fs::metadata(&file).unwrap().modified().unwrap();
@@ -273,10 +273,10 @@ mod tests {
         let file = folder.path().join("file");
         fs::write(&file, "one").unwrap();
         grow_old();
-        let memo = Memo::load(folder.path());
+        let memo = DigestCache::load(folder.path());
         let compute = || {
             fs::write(&file, "two").unwrap();
-            Ok::<_, Infallible>(Digested { sha256: "mixed".into(), bytes: 1, entries: 1 })
+            Ok::<_, Infallible>(DigestRecord { sha256: "mixed".into(), bytes: 1, entries: 1 })
         };
         let Ok(_) = memo.digest("test", &file, compute);
         assert!(memo.state.lock().unwrap().digests.is_empty());
@@ -287,32 +287,32 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         fs::write(&file, "one").unwrap();
-        assert_ne!(Stamp::of("one", &file).unwrap().id, Stamp::of("other", &file).unwrap().id);
+        assert_ne!(ChangeStamp::of("one", &file).unwrap().id, ChangeStamp::of("other", &file).unwrap().id);
     }
 
     #[test]
     fn d5_a_torn_memory_is_forgotten_and_written_anew() {
         let folder = tempfile::tempdir().unwrap();
-        let known = |memo: &Memo| memo.state.lock().unwrap().digests.len();
-        let digested = Digested { sha256: "one".into(), bytes: 1, entries: 1 };
-        let memo = Memo::load(folder.path());
+        let known = |memo: &DigestCache| memo.state.lock().unwrap().digests.len();
+        let digested = DigestRecord { sha256: "one".into(), bytes: 1, entries: 1 };
+        let memo = DigestCache::load(folder.path());
         memo.remember("a".into(), digested.clone());
         memo.save().unwrap();
         let path = folder.path().join(FILE);
         let sound = fs::read(&path).unwrap();
-        assert_eq!(known(&Memo::load(folder.path())), 1);
+        assert_eq!(known(&DigestCache::load(folder.path())), 1);
         for length in 0..sound.len() {
             for rest in [0, sound.len() - length] {
                 fs::write(&path, [&sound[..length], &vec![0; rest]].concat()).unwrap();
-                assert_eq!(known(&Memo::load(folder.path())), 0, "{length} {rest}");
+                assert_eq!(known(&DigestCache::load(folder.path())), 0, "{length} {rest}");
             }
         }
         let newer = String::from_utf8(sound).unwrap().replacen("\"schema\":1", "\"schema\":2", 1);
         fs::write(&path, newer).unwrap();
-        let memo = Memo::load(folder.path());
+        let memo = DigestCache::load(folder.path());
         assert_eq!(known(&memo), 0);
         memo.remember("a".into(), digested);
         memo.save().unwrap();
-        assert_eq!(known(&Memo::load(folder.path())), 1);
+        assert_eq!(known(&DigestCache::load(folder.path())), 1);
     }
 }

@@ -61,7 +61,7 @@ pub enum Channel {
 /// Severity of a notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Level {
+pub enum NoticeLevel {
     /// Details for the log and `-v`.
     Debug,
     /// Information that is worth a line.
@@ -171,7 +171,7 @@ pub enum Event {
     /// A message from the engine.
     Notice {
         /// Severity of the notice.
-        level: Level,
+        level: NoticeLevel,
         /// The text of the message.
         text: String,
     },
@@ -232,7 +232,7 @@ pub enum Outcome {
 
 /// The time and the build of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Origin<'e> {
+pub struct EventOrigin<'e> {
     /// Time since the command began.
     pub at: Duration,
     /// `name@version` of the image, if a command builds several; reports keep the builds apart.
@@ -240,9 +240,9 @@ pub struct Origin<'e> {
 }
 
 /// A consumer of events: a terminal, a log. It must not block for long, and must not fail the build.
-pub trait Sink: Send + Sync {
+pub trait EventSink: Send + Sync {
     /// Takes the next event.
-    fn emit(&self, origin: Origin<'_>, event: &Event);
+    fn emit(&self, origin: EventOrigin<'_>, event: &Event);
 }
 
 /// The engine's end of the event stream. Cheap to clone.
@@ -250,20 +250,20 @@ pub trait Sink: Send + Sync {
 pub struct Events {
     began: Instant,
     build: Option<Arc<str>>,
-    sinks: Arc<[Arc<dyn Sink>]>,
+    sinks: Arc<[Arc<dyn EventSink>]>,
     mask: SecretMask,
 }
 
 impl Events {
     /// Creates a stream that passes events to every sink, in the order given.
     #[must_use]
-    pub fn new(sinks: Vec<Arc<dyn Sink>>) -> Self {
+    pub fn new(sinks: Vec<Arc<dyn EventSink>>) -> Self {
         Self { began: Instant::now(), build: None, sinks: sinks.into(), mask: SecretMask::default() }
     }
 
     /// Returns the stream with one more sink, such as the log of one build.
     #[must_use]
-    pub fn with(&self, sink: Arc<dyn Sink>) -> Self {
+    pub fn with(&self, sink: Arc<dyn EventSink>) -> Self {
         let sinks = self.sinks.iter().cloned().chain([sink]).collect();
         Self { sinks, ..self.clone() }
     }
@@ -282,7 +282,7 @@ impl Events {
 
     /// Emits an event to every sink.
     pub fn emit(&self, event: &Event) {
-        let origin = Origin { at: self.began.elapsed(), build: self.build.as_deref() };
+        let origin = EventOrigin { at: self.began.elapsed(), build: self.build.as_deref() };
         let masked = (!self.mask.is_empty()).then(|| event.mask_secrets(&self.mask));
         let event = masked.as_ref().unwrap_or(event);
         for sink in self.sinks.iter() {
@@ -291,7 +291,7 @@ impl Events {
     }
 
     /// Emits a [`Event::Notice`] of this level.
-    pub fn notice(&self, level: Level, text: impl Into<String>) {
+    pub fn notice(&self, level: NoticeLevel, text: impl Into<String>) {
         self.emit(&Event::Notice { level, text: text.into() });
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::statvfs::statvfs;
 
 use crate::error::{Fault, Kind};
-use crate::event::{Events, Level};
+use crate::event::{Events, NoticeLevel};
 use crate::size::ByteSize;
 
 /// The least space that a build needs: none was ever seen to take less, for its overlay or for its image.
@@ -15,12 +15,12 @@ const LEAST: ByteSize = ByteSize::mib(64);
 /// A disk is practically full.
 #[derive(Debug, thiserror::Error)]
 #[error("too little room in {}: a build needs {LEAST} at the very least, and {free} are free", folder.display())]
-pub struct NoRoom {
+pub struct FreeSpaceError {
     folder: PathBuf,
     free: ByteSize,
 }
 
-impl Fault for NoRoom {
+impl Fault for FreeSpaceError {
     fn kind(&self) -> Kind {
         Kind::Host
     }
@@ -40,15 +40,18 @@ pub fn free(folder: &Path) -> Option<ByteSize> {
 ///
 /// # Errors
 /// When there is next to no free space in a folder.
-pub fn check(folders: [&Path; 2], base: ByteSize, events: &Events) -> Result<(), NoRoom> {
+pub fn check(folders: [&Path; 2], base: ByteSize, events: &Events) -> Result<(), FreeSpaceError> {
     for folder in folders {
         let Some(free) = free(folder) else { continue };
         if free < LEAST {
-            return Err(NoRoom { folder: folder.to_owned(), free });
+            return Err(FreeSpaceError { folder: folder.to_owned(), free });
         }
         if free < base {
             let place = folder.display();
-            events.notice(Level::Warning, format!("{free} are free in {place}, and the base image alone has {base}"));
+            events.notice(
+                NoticeLevel::Warning,
+                format!("{free} are free in {place}, and the base image alone has {base}"),
+            );
         }
     }
     Ok(())

@@ -11,9 +11,9 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::cache::history::BaseFiles;
-use crate::digest_cache::Memo;
+use crate::digest_cache::DigestCache;
 use crate::resolve::facts::base_sha256;
-use crate::store::{Listing, Reference, Summary};
+use crate::store::{Reference, StoreListing, Summary};
 
 mod specs;
 
@@ -25,7 +25,7 @@ const BASE: &str = "the base image";
 /// The reason why an image should be built again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "reason", rename_all = "kebab-case")]
-pub enum Reason {
+pub enum OutdatedReason {
     /// The base image has a newer version.
     NewerBase {
         /// The `name@version` that the image was built from.
@@ -76,7 +76,7 @@ pub enum Reason {
     NotBuilt,
 }
 
-impl Reason {
+impl OutdatedReason {
     fn file_changed(file: &Path) -> Self {
         Self::FileChanged { file: file.display().to_string() }
     }
@@ -88,29 +88,29 @@ impl Reason {
 
 /// An image that should be built again.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outdated {
+pub struct OutdatedImage {
     /// The image, `name@version`.
     pub id: String,
     /// The reasons for building it again.
-    pub reasons: Vec<Reason>,
+    pub reasons: Vec<OutdatedReason>,
 }
 
 /// Records on this host of the files that images were built from.
-pub struct Files<'a> {
+pub struct KnownFiles<'a> {
     /// The paths of these files.
     pub known: BaseFiles<'a>,
     /// The cache of their digests.
-    pub memo: &'a Memo,
+    pub memo: &'a DigestCache,
 }
 
 /// Finds outdated images of a store without their specs. Only the newest version of each image, and versions that tags
 /// name, are examined.
 #[must_use]
-pub fn in_store(listing: &Listing, files: &Files<'_>) -> Vec<Outdated> {
+pub fn in_store(listing: &StoreListing, files: &KnownFiles<'_>) -> Vec<OutdatedImage> {
     let asked = listing.versions.iter().filter(|summary| is_asked(listing, summary));
     let outdated = asked.filter_map(|summary| {
         let reason = of_base(listing, summary, files, listing.versions.len())?;
-        Some(Outdated { id: summary.id.to_string(), reasons: vec![reason] })
+        Some(OutdatedImage { id: summary.id.to_string(), reasons: vec![reason] })
     });
     outdated.collect()
 }
@@ -118,7 +118,7 @@ pub fn in_store(listing: &Listing, files: &Files<'_>) -> Vec<Outdated> {
 /// Returns the images that were built from files whose paths are not recorded on this host, so that changes of these files
 /// cannot be detected.
 #[must_use]
-pub fn unknown<'a>(listing: &'a Listing, files: &Files<'_>) -> Vec<&'a Summary> {
+pub fn unknown<'a>(listing: &'a StoreListing, files: &KnownFiles<'_>) -> Vec<&'a Summary> {
     // A download is identified by its digest, which a spec states.
     let is_file = |summary: &Summary| summary.base.image.is_none() && !summary.base.source.contains("://");
     let is_unknown = |summary: &&Summary| is_file(summary) && files.known.find(&summary.base.sha256).is_none();
@@ -127,29 +127,31 @@ pub fn unknown<'a>(listing: &'a Listing, files: &Files<'_>) -> Vec<&'a Summary> 
 
 /// Returns whether a version is examined: the newest of an image, and tagged ones. Older versions that no tag names are not
 /// in use.
-fn is_asked(listing: &Listing, summary: &Summary) -> bool {
+fn is_asked(listing: &StoreListing, summary: &Summary) -> bool {
     !summary.tags.is_empty() || listing.newest(summary.id.name()).is_some_and(|newest| newest.id == summary.id)
 }
 
 /// Merges the reasons of a store's images and of the images that specs make. What a spec says of its base's file takes
 /// precedence over recorded paths.
 #[must_use]
-pub fn merged(in_store: Vec<Outdated>, of_specs: Vec<Outdated>) -> Vec<Outdated> {
+pub fn merged(in_store: Vec<OutdatedImage>, of_specs: Vec<OutdatedImage>) -> Vec<OutdatedImage> {
     let mut all = in_store;
-    for Outdated { id, reasons } in of_specs {
+    for OutdatedImage { id, reasons } in of_specs {
         let Some(known) = all.iter_mut().find(|known| known.id == id) else {
-            all.push(Outdated { id, reasons });
+            all.push(OutdatedImage { id, reasons });
             continue;
         };
-        known.reasons.retain(|reason| !matches!(reason, Reason::FileChanged { .. } | Reason::FileGone { .. }));
+        known
+            .reasons
+            .retain(|reason| !matches!(reason, OutdatedReason::FileChanged { .. } | OutdatedReason::FileGone { .. }));
         let is_explained = !known.reasons.is_empty();
         for mut reason in reasons {
-            if let Reason::InputsChanged { what } = &mut reason
+            if let OutdatedReason::InputsChanged { what } = &mut reason
                 && is_explained
             {
                 what.retain(|words| !words.starts_with(BASE));
             }
-            let is_empty = matches!(&reason, Reason::InputsChanged { what } if what.is_empty());
+            let is_empty = matches!(&reason, OutdatedReason::InputsChanged { what } if what.is_empty());
             if !is_empty && !known.reasons.contains(&reason) {
                 known.reasons.push(reason);
             }
@@ -160,7 +162,7 @@ pub fn merged(in_store: Vec<Outdated>, of_specs: Vec<Outdated>) -> Vec<Outdated>
 }
 
 /// Returns the reason that the base of an image gives, or the base of that, to a depth that only edited manifests exceed.
-fn of_base(listing: &Listing, summary: &Summary, files: &Files<'_>, depth: usize) -> Option<Reason> {
+fn of_base(listing: &StoreListing, summary: &Summary, files: &KnownFiles<'_>, depth: usize) -> Option<OutdatedReason> {
     let Some(image) = &summary.base.image else { return files.of_file(summary) };
     let was = format!("{}@{}", image.name, image.version);
     let is_other = |now: &&Summary| !has_file(now, summary);
@@ -172,22 +174,22 @@ fn of_base(listing: &Listing, summary: &Summary, files: &Files<'_>, depth: usize
         let now = listing.tagged(&image.name, tag);
         if now.is_none_or(|now| is_other(&now)) {
             let (tag, now) = (format!("{}@{tag}", image.name), now.map(|now| now.id.to_string()));
-            return Some(Reason::TagMoved { tag, was, now });
+            return Some(OutdatedReason::TagMoved { tag, was, now });
         }
     } else {
         let newest = listing.newest(&image.name).filter(is_other);
         match (stored, newest) {
             (Some(stored), Some(newest)) if newest.sequence > stored.sequence => {
-                return Some(Reason::NewerBase { was, now: newest.id.to_string() });
+                return Some(OutdatedReason::NewerBase { was, now: newest.id.to_string() });
             }
-            (Some(stored), _) if is_other(&stored) => return Some(Reason::BaseReplaced { was }),
-            (None, Some(_)) => return Some(Reason::BaseGone { was }),
-            (None, None) if listing.newest(&image.name).is_none() => return Some(Reason::BaseGone { was }),
+            (Some(stored), _) if is_other(&stored) => return Some(OutdatedReason::BaseReplaced { was }),
+            (None, Some(_)) => return Some(OutdatedReason::BaseGone { was }),
+            (None, None) if listing.newest(&image.name).is_none() => return Some(OutdatedReason::BaseGone { was }),
             _ => {}
         }
     }
     let base = stored.filter(|_| depth > 0)?;
-    of_base(listing, base, files, depth - 1).map(|_| Reason::BaseOutdated { base: was })
+    of_base(listing, base, files, depth - 1).map(|_| OutdatedReason::BaseOutdated { base: was })
 }
 
 /// Returns whether a version has the very file that another was built from.
@@ -195,32 +197,34 @@ fn has_file(now: &Summary, made: &Summary) -> bool {
     now.outputs.iter().any(|output| output.format == made.base.format && output.sha256 == made.base.sha256)
 }
 
-impl Files<'_> {
+impl KnownFiles<'_> {
     /// Returns the reason that the file gives from which an image was built; `None` if its path is not recorded here.
-    fn of_file(&self, summary: &Summary) -> Option<Reason> {
+    fn of_file(&self, summary: &Summary) -> Option<OutdatedReason> {
         let file = self.known.find(&summary.base.sha256)?;
         match base_sha256(&file, self.memo) {
             Ok(sha256) if sha256 == summary.base.sha256 => None,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Some(Reason::file_gone(&file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Some(OutdatedReason::file_gone(&file)),
             // A file that cannot be read is not the same as before either.
-            Ok(_) | Err(_) => Some(Reason::file_changed(&file)),
+            Ok(_) | Err(_) => Some(OutdatedReason::file_changed(&file)),
         }
     }
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for OutdatedReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Reason::NewerBase { was, now } => write!(f, "{now} is newer than {was}, its base"),
-            Reason::TagMoved { tag, was, now: Some(now) } => write!(f, "{tag} is {now} now, it was made from {was}"),
-            Reason::TagMoved { tag, was, now: None } => write!(f, "{tag} is no more, it was made from {was}"),
-            Reason::BaseReplaced { was } => write!(f, "{was}, its base, was replaced"),
-            Reason::BaseGone { was } => write!(f, "{was}, its base, is not in the store any more"),
-            Reason::BaseOutdated { base } => write!(f, "{base}, its base, is outdated"),
-            Reason::FileChanged { file } => write!(f, "its base image has changed: {file}"),
-            Reason::FileGone { file } => write!(f, "its base image is gone: {file}"),
-            Reason::InputsChanged { what } => write!(f, "changed: {}", what.join(", ")),
-            Reason::NotBuilt => f.write_str("not built yet"),
+            OutdatedReason::NewerBase { was, now } => write!(f, "{now} is newer than {was}, its base"),
+            OutdatedReason::TagMoved { tag, was, now: Some(now) } => {
+                write!(f, "{tag} is {now} now, it was made from {was}")
+            }
+            OutdatedReason::TagMoved { tag, was, now: None } => write!(f, "{tag} is no more, it was made from {was}"),
+            OutdatedReason::BaseReplaced { was } => write!(f, "{was}, its base, was replaced"),
+            OutdatedReason::BaseGone { was } => write!(f, "{was}, its base, is not in the store any more"),
+            OutdatedReason::BaseOutdated { base } => write!(f, "{base}, its base, is outdated"),
+            OutdatedReason::FileChanged { file } => write!(f, "its base image has changed: {file}"),
+            OutdatedReason::FileGone { file } => write!(f, "its base image is gone: {file}"),
+            OutdatedReason::InputsChanged { what } => write!(f, "changed: {}", what.join(", ")),
+            OutdatedReason::NotBuilt => f.write_str("not built yet"),
         }
     }
 }
@@ -229,28 +233,33 @@ impl fmt::Display for Reason {
 mod tests {
     use super::*;
     use crate::store::ImageId;
-    use crate::store::manifest::{Base, BaseImage, Image, Output};
+    use crate::store::manifest::{ManifestBase, ManifestBaseImage, ManifestImage, ManifestOutput};
 
     /// Creates a version whose disk is `disk`, built from `source`: a file, or an image of the store with its disk.
     fn made(id: &str, sequence: u64, disk: &str, source: &str, image: Option<(&str, &str)>) -> Summary {
         let (name, version) = id.split_once('@').unwrap();
         let base_image = |(base, disk): (&str, &str)| {
             let (name, version) = base.split_once('@').unwrap();
-            BaseImage { name: name.into(), version: version.into(), build_key: disk.into(), disk_sha256: disk.into() }
+            ManifestBaseImage {
+                name: name.into(),
+                version: version.into(),
+                build_key: disk.into(),
+                disk_sha256: disk.into(),
+            }
         };
         Summary {
             id: ImageId::new(name, version).unwrap(),
             tags: Vec::new(),
             sequence,
             finished: jiff::Timestamp::UNIX_EPOCH,
-            image: Image::default(),
-            base: Base {
+            image: ManifestImage::default(),
+            base: ManifestBase {
                 source: source.into(),
                 sha256: image.map_or("file", |(_, disk)| disk).into(),
                 format: "qcow2".into(),
                 image: image.map(base_image),
             },
-            outputs: vec![Output { format: "qcow2".into(), sha256: disk.into(), ..Output::default() }],
+            outputs: vec![ManifestOutput { format: "qcow2".into(), sha256: disk.into(), ..ManifestOutput::default() }],
             build_key: disk.into(),
             disk_sha256: disk.into(),
             folder: "/".into(),
@@ -263,9 +272,9 @@ mod tests {
 
     /// Returns the reasons for the newest versions of a store that holds these, newest first.
     fn told(versions: &[Summary]) -> Vec<String> {
-        let listing = Listing { versions: versions.to_vec(), unreadable: Vec::new() };
-        let (folder, memo) = (tempfile::tempdir().unwrap(), Memo::load(Path::new("/nonexistent")));
-        let files = Files { known: BaseFiles { cache: folder.path() }, memo: &memo };
+        let listing = StoreListing { versions: versions.to_vec(), unreadable: Vec::new() };
+        let (folder, memo) = (tempfile::tempdir().unwrap(), DigestCache::load(Path::new("/nonexistent")));
+        let files = KnownFiles { known: BaseFiles { cache: folder.path() }, memo: &memo };
         let outdated = in_store(&listing, &files);
         outdated.iter().map(|outdated| format!("{}: {}", outdated.id, outdated.reasons[0])).collect()
     }
@@ -322,18 +331,19 @@ mod tests {
 
     #[test]
     fn what_specs_say_is_added_and_counts_more_of_files() {
-        let told = |id: &str, reason: Reason| Outdated { id: id.into(), reasons: vec![reason] };
-        let changed = |what: &[&str]| Reason::InputsChanged { what: what.iter().map(|what| (*what).into()).collect() };
-        let moved = Reason::TagMoved { tag: "d@s".into(), was: "d@1".into(), now: None };
-        let in_store = vec![told("a@1", Reason::file_gone(Path::new("/old"))), told("b@1", moved.clone())];
+        let told = |id: &str, reason: OutdatedReason| OutdatedImage { id: id.into(), reasons: vec![reason] };
+        let changed =
+            |what: &[&str]| OutdatedReason::InputsChanged { what: what.iter().map(|what| (*what).into()).collect() };
+        let moved = OutdatedReason::TagMoved { tag: "d@s".into(), was: "d@1".into(), now: None };
+        let in_store = vec![told("a@1", OutdatedReason::file_gone(Path::new("/old"))), told("b@1", moved.clone())];
         let of_specs = vec![
-            Outdated { id: "a@1".into(), reasons: Vec::new() },
+            OutdatedImage { id: "a@1".into(), reasons: Vec::new() },
             told("b@1", changed(&[BASE, "step 1 greet"])),
-            told("c@1", Reason::NotBuilt),
+            told("c@1", OutdatedReason::NotBuilt),
         ];
         let expected = [
-            Outdated { id: "b@1".into(), reasons: vec![moved, changed(&["step 1 greet"])] },
-            told("c@1", Reason::NotBuilt),
+            OutdatedImage { id: "b@1".into(), reasons: vec![moved, changed(&["step 1 greet"])] },
+            told("c@1", OutdatedReason::NotBuilt),
         ];
         assert_eq!(merged(in_store, of_specs), expected);
     }

@@ -20,7 +20,7 @@ pub(crate) const CACHE_PARTS: [&str; 7] = ["layers", "downloads", "work", "faile
 
 /// The reason why a folder is not trusted.
 #[derive(Debug)]
-pub(crate) enum Distrust {
+pub(crate) enum OwnershipError {
     /// It is not a folder, or a link to one.
     NotAFolder(PathBuf),
     /// It belongs to another user.
@@ -34,25 +34,25 @@ pub(crate) enum Distrust {
 }
 
 /// Checks that a file or folder belongs to the effective user and that none of `writers` may write to it.
-pub(crate) fn check_owner(path: &Path, meta: &Metadata, writers: u32) -> Result<(), Distrust> {
+pub(crate) fn check_owner(path: &Path, meta: &Metadata, writers: u32) -> Result<(), OwnershipError> {
     let user = nix::unistd::geteuid().as_raw();
     if meta.uid() != user {
-        return Err(Distrust::NotOwned { path: path.to_owned(), owner: meta.uid(), user });
+        return Err(OwnershipError::NotOwned { path: path.to_owned(), owner: meta.uid(), user });
     }
-    if meta.mode() & writers != 0 { Err(Distrust::Writable(path.to_owned())) } else { Ok(()) }
+    if meta.mode() & writers != 0 { Err(OwnershipError::Writable(path.to_owned())) } else { Ok(()) }
 }
 
 /// Checks a folder as [`check_owner`] does.
-pub(crate) fn check_folder(path: &Path, meta: &Metadata, writers: u32) -> Result<(), Distrust> {
-    if meta.is_dir() { check_owner(path, meta, writers) } else { Err(Distrust::NotAFolder(path.to_owned())) }
+pub(crate) fn check_folder(path: &Path, meta: &Metadata, writers: u32) -> Result<(), OwnershipError> {
+    if meta.is_dir() { check_owner(path, meta, writers) } else { Err(OwnershipError::NotAFolder(path.to_owned())) }
 }
 
 /// Checks a folder that the user has named, which may be a link to one, and that it is on a local file system.
-pub(crate) fn check_root(path: &Path, writers: u32) -> Result<(), Distrust> {
-    let unreadable = |source| Distrust::Unreadable { path: path.to_owned(), source };
+pub(crate) fn check_root(path: &Path, writers: u32) -> Result<(), OwnershipError> {
+    let unreadable = |source| OwnershipError::Unreadable { path: path.to_owned(), source };
     check_folder(path, &std::fs::metadata(path).map_err(unreadable)?, writers)?;
     let kind = statfs::statfs(path).map_err(|errno| unreadable(errno.into()))?.filesystem_type();
-    if is_network(kind) { Err(Distrust::Network(path.to_owned())) } else { Ok(()) }
+    if is_network(kind) { Err(OwnershipError::Network(path.to_owned())) } else { Ok(()) }
 }
 
 /// Creates the cache (0700) if it is missing, and checks it and each of its parts.
@@ -68,7 +68,7 @@ pub fn open_cache(cache: &Path) -> Result<(), CacheError> {
     for part in CACHE_PARTS.map(|name| cache.join(name)) {
         match part.symlink_metadata() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(CacheError(Distrust::Unreadable { path: part, source })),
+            Err(source) => return Err(CacheError(OwnershipError::Unreadable { path: part, source })),
             Ok(meta) if meta.is_file() => check_owner(&part, &meta, GROUP_AND_OTHERS).map_err(CacheError)?,
             Ok(meta) => check_folder(&part, &meta, GROUP_AND_OTHERS).map_err(CacheError)?,
         }
@@ -89,12 +89,12 @@ fn is_network(kind: FsType) -> bool {
 
 /// A cache that kiln refuses to use.
 #[derive(Debug)]
-pub struct CacheError(Distrust);
+pub struct CacheError(OwnershipError);
 
 impl std::error::Error for CacheError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match &self.0 {
-            Distrust::Unreadable { source, .. } => Some(source),
+            OwnershipError::Unreadable { source, .. } => Some(source),
             _ => None,
         }
     }
@@ -103,17 +103,17 @@ impl std::error::Error for CacheError {
 impl std::fmt::Display for CacheError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.0 {
-            Distrust::NotAFolder(path) => write!(f, "{} is not a folder, as the cache needs it", path.display()),
-            Distrust::NotOwned { path, owner, user } => {
+            OwnershipError::NotAFolder(path) => write!(f, "{} is not a folder, as the cache needs it", path.display()),
+            OwnershipError::NotOwned { path, owner, user } => {
                 write!(f, "{} in the cache belongs to user {owner}, and kiln runs as user {user}", path.display())
             }
-            Distrust::Writable(path) => {
+            OwnershipError::Writable(path) => {
                 write!(f, "users other than its owner may write to {} in the cache", path.display())
             }
-            Distrust::Network(path) => {
+            OwnershipError::Network(path) => {
                 write!(f, "the cache {} is on a network file system, where locks cannot be trusted", path.display())
             }
-            Distrust::Unreadable { path, .. } => write!(f, "cannot read {} in the cache", path.display()),
+            OwnershipError::Unreadable { path, .. } => write!(f, "cannot read {} in the cache", path.display()),
         }
     }
 }
@@ -121,7 +121,7 @@ impl std::fmt::Display for CacheError {
 impl Fault for CacheError {
     fn kind(&self) -> Kind {
         match self.0 {
-            Distrust::Unreadable { .. } => Kind::Host,
+            OwnershipError::Unreadable { .. } => Kind::Host,
             _ => Kind::Output,
         }
     }
@@ -129,14 +129,14 @@ impl Fault for CacheError {
     fn hints(&self) -> Vec<String> {
         let another = "name a folder of your own on a local disk with --cache or KILN_CACHE".to_owned();
         match &self.0 {
-            Distrust::Writable(path) => vec![
+            OwnershipError::Writable(path) => vec![
                 format!("remove it if others may have changed it, else: chmod -R go-w {}", quote_path(path)),
                 another,
             ],
-            Distrust::NotAFolder(path) | Distrust::NotOwned { path, .. } => {
+            OwnershipError::NotAFolder(path) | OwnershipError::NotOwned { path, .. } => {
                 vec![another, format!("or remove it: rm -rf {}", quote_path(path))]
             }
-            Distrust::Network(_) | Distrust::Unreadable { .. } => vec![another],
+            OwnershipError::Network(_) | OwnershipError::Unreadable { .. } => vec![another],
         }
     }
 }

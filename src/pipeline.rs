@@ -20,17 +20,17 @@ use jiff::Timestamp;
 
 use crate::cache::base_twin::BaseTwin;
 use crate::cache::history::{self, BaseFiles};
-use crate::cache::step_cache::{Begin, Layers};
-use crate::context::{Build, OnFailure, ScratchError, Surroundings, in_stage};
-use crate::deadline::{LimitReached, Limits};
+use crate::cache::step_cache::{ResumePoint, StepCache};
+use crate::context::{BuildContext, BuildOptions, OnFailure, ScratchError, in_stage};
+use crate::deadline::{Deadline, DeadlineError};
 use crate::error::Failure;
-use crate::event::{Event, Level, Outcome, Stage};
+use crate::event::{Event, NoticeLevel, Outcome, Stage};
 use crate::free_space;
 use crate::guest::boot::{self, Guest};
 use crate::guest::run::DiskImage;
-use crate::guest::step_record::Done;
+use crate::guest::step_record::StepRecord;
 use crate::guest::{cloud_init, leftovers, shutdown};
-use crate::layer::Cache;
+use crate::layer::LayerCache;
 use crate::machine::host::{self, HostError};
 use crate::output::contents::{self, SealedDisk};
 use crate::output::{convert, kept_logs, publish};
@@ -51,7 +51,7 @@ use crate::workdir::Workdir;
 /// # Errors
 /// The first failure. Nothing is published then, and no process or scratch folder is left, unless [`OnFailure::Keep`] is
 /// set.
-pub async fn build(plan: &Plan, around: &Surroundings) -> Result<(Artifact, Outcome), Failure> {
+pub async fn build(plan: &Plan, around: &BuildOptions) -> Result<(Artifact, Outcome), Failure> {
     let began = Instant::now();
     let image = &plan.spec.image;
     around.events.emit(&Event::BuildStarted {
@@ -68,9 +68,9 @@ pub async fn build(plan: &Plan, around: &Surroundings) -> Result<(Artifact, Outc
     result
 }
 
-async fn claim_and_build(plan: &Plan, around: &Surroundings) -> Result<(Artifact, Outcome), Failure> {
-    let limits = Limits::new(around.cancel.clone(), plan.spec.build.timeout);
-    let waiting = |sentence| around.events.notice(Level::Info, sentence);
+async fn claim_and_build(plan: &Plan, around: &BuildOptions) -> Result<(Artifact, Outcome), Failure> {
+    let limits = Deadline::new(around.cancel.clone(), plan.spec.build.timeout);
+    let waiting = |sentence| around.events.notice(NoticeLevel::Info, sentence);
     let lock = match limits.hold(around.store.claim(&publish::image_id(plan)?, waiting)).await? {
         Lookup::Exists(existing) if around.replace && (around.no_cache || plan.uncached_step().is_some()) => {
             existing.replace()
@@ -85,17 +85,17 @@ async fn claim_and_build(plan: &Plan, around: &Surroundings) -> Result<(Artifact
                      once, and `--replace` builds it again",
                     uncached.step.name
                 );
-                around.events.notice(Level::Info, text);
+                around.events.notice(NoticeLevel::Info, text);
             }
             if let Some(note) = secrets::staleness_note(&plan.spec) {
-                around.events.notice(Level::Info, note);
+                around.events.notice(NoticeLevel::Info, note);
             }
             if !around.skip_tests && existing.is_untested() {
                 let text = format!(
                     "its tests did not run when it was built; `kiln test {}` runs them",
                     publish::image_id(plan)?
                 );
-                around.events.notice(Level::Warning, text);
+                around.events.notice(NoticeLevel::Warning, text);
             }
             return Ok((existing.keep(), Outcome::UpToDate));
         }
@@ -105,13 +105,13 @@ async fn claim_and_build(plan: &Plan, around: &Surroundings) -> Result<(Artifact
     };
     require_qemu(plan).await?;
     for note in plan.notes() {
-        around.events.notice(Level::Info, note);
+        around.events.notice(NoticeLevel::Info, note);
     }
-    let build = Build::open(plan, around, limits)?;
+    let build = BuildContext::open(plan, around, limits)?;
     let staging = lock.stage()?;
     let plan_kept = if around.no_cache { Ok(()) } else { history::remember(&around.cache, plan, &Trace::of(plan)) };
     if let Err(error) = plan_kept.and_then(|()| BaseFiles { cache: &around.cache }.remember(plan)) {
-        build.events.notice(Level::Debug, format!("this plan cannot be remembered: {error}"));
+        build.events.notice(NoticeLevel::Debug, format!("this plan cannot be remembered: {error}"));
     }
     let mut layers = build.layers(around);
     let made = build.make(&mut layers, staging, around).await;
@@ -132,10 +132,10 @@ pub(crate) async fn require_qemu(plan: &Plan) -> Result<(), HostError> {
     if plan.machine.has_qemu() { Ok(()) } else { host::qemu().await.map(drop) }
 }
 
-impl<'a> Build<'a> {
+impl<'a> BuildContext<'a> {
     /// Reads the secrets and creates the scratch folder, with the log in it.
-    pub(crate) fn open(plan: &'a Plan, around: &Surroundings, limits: Limits) -> Result<Self, Failure> {
-        let secrets = secrets::Secrets::load(&plan.spec)?;
+    pub(crate) fn open(plan: &'a Plan, around: &BuildOptions, limits: Deadline) -> Result<Self, Failure> {
+        let secrets = secrets::SecretValues::load(&plan.spec)?;
         if !secrets.is_empty() {
             process::forbid_core_dumps();
         }
@@ -151,22 +151,22 @@ impl<'a> Build<'a> {
     }
 
     /// Returns the step cache; with `--no-cache` or without a usable folder, every step runs.
-    pub(crate) fn layers(&self, around: &Surroundings) -> Layers<'a> {
+    pub(crate) fn layers(&self, around: &BuildOptions) -> StepCache<'a> {
         let unusable = |error: &io::Error| {
-            self.events.notice(Level::Warning, format!("the step cache cannot be used: {error}"));
+            self.events.notice(NoticeLevel::Warning, format!("the step cache cannot be used: {error}"));
         };
-        let opened = || Cache::open(&around.cache, Arc::clone(&around.memo)).inspect_err(unusable).ok();
+        let opened = || LayerCache::open(&around.cache, Arc::clone(&around.memo)).inspect_err(unusable).ok();
         let cache = if around.no_cache { None } else { opened() };
-        Layers::new(self.plan, self.events.clone(), cache, self.work.path())
+        StepCache::new(self.plan, self.events.clone(), cache, self.work.path())
     }
 
     async fn make(
         &self,
-        layers: &mut Layers<'_>,
+        layers: &mut StepCache<'_>,
         staging: Staging,
-        around: &Surroundings,
+        around: &BuildOptions,
     ) -> Result<Artifact, Failure> {
-        let mut record = publish::Record::default();
+        let mut record = publish::BuildRecord::default();
         let mut twin = BaseTwin::begin(self, layers.cache());
         let (guest, steps) = self.provisioned(layers, staging.path(), around).await?;
         let guest = if around.skip_tests { guest } else { self.testable(guest).await? };
@@ -191,10 +191,10 @@ impl<'a> Build<'a> {
     /// Returns the guest after the last step, and the records of the steps. Fetched files are written to `fetched`.
     pub(crate) async fn provisioned(
         &self,
-        layers: &mut Layers<'_>,
+        layers: &mut StepCache<'_>,
         fetched: &Path,
-        around: &Surroundings,
-    ) -> Result<(Guest, Vec<Done>), Failure> {
+        around: &BuildOptions,
+    ) -> Result<(Guest, Vec<StepRecord>), Failure> {
         let (begin, done) = self.stage(Stage::Base, self.limits.hold(layers.begin())).await?;
         let (mut guest, done) = self.stage(Stage::Boot, self.start(layers, begin, done)).await?;
         let provision = provision::provision(self, &mut guest, layers, done, fetched);
@@ -221,8 +221,8 @@ impl<'a> Build<'a> {
     pub(crate) async fn sealed(
         &self,
         mut guest: Guest,
-        steps: &[Done],
-        layers: &Layers<'_>,
+        steps: &[StepRecord],
+        layers: &StepCache<'_>,
     ) -> Result<SealedDisk, Failure> {
         let ended_and_sealed = async {
             leftovers::end_processes(self, &mut guest).await?;
@@ -244,8 +244,8 @@ impl<'a> Build<'a> {
         &self,
         tests: &[Test],
         staging: &Path,
-        around: &Surroundings,
-    ) -> Result<Vec<manifest::Test>, Failure> {
+        around: &BuildOptions,
+    ) -> Result<Vec<manifest::ManifestTest>, Failure> {
         let image = |disk: &DiskFile| DiskImage { path: convert::place(self, disk, staging), format: disk.format };
         let images: Vec<_> = self.plan.outputs.disks.iter().map(image).collect();
         let bench = test::Bench {
@@ -268,7 +268,7 @@ impl<'a> Build<'a> {
     }
 
     /// Returns the folder in which the logs of a failed build are kept.
-    fn logs(&self, around: &Surroundings) -> PathBuf {
+    fn logs(&self, around: &BuildOptions) -> PathBuf {
         let image = &self.plan.spec.image;
         around.cache.join(kept_logs::FAILED).join(format!("{}-{}", image.name, image.version))
     }
@@ -277,23 +277,23 @@ impl<'a> Build<'a> {
     /// not work is not used.
     async fn start(
         &self,
-        layers: &mut Layers<'_>,
-        mut begin: Begin,
-        mut done: Vec<Done>,
-    ) -> Result<(Guest, Vec<Done>), Failure> {
+        layers: &mut StepCache<'_>,
+        mut begin: ResumePoint,
+        mut done: Vec<StepRecord>,
+    ) -> Result<(Guest, Vec<StepRecord>), Failure> {
         loop {
-            let Begin::Memory(stack, format, hello) = begin else {
+            let ResumePoint::Memory(stack, format, hello) = begin else {
                 return Ok((self.boot(layers, begin).await?, done));
             };
             boot::prepare(self)?;
             match boot::resume_layer(self, &stack, format, hello.clone()).await {
                 Ok(guest) => {
-                    layers.began(Begin::Memory(stack, format, hello));
+                    layers.began(ResumePoint::Memory(stack, format, hello));
                     return Ok((guest, done));
                 }
-                Err(failure) if failure.fault::<LimitReached>().is_some() => return Err(failure),
+                Err(failure) if failure.fault::<DeadlineError>().is_some() => return Err(failure),
                 Err(failure) => {
-                    self.events.notice(Level::Warning, format!("the checkpoint is not used: {failure}"));
+                    self.events.notice(NoticeLevel::Warning, format!("the checkpoint is not used: {failure}"));
                     layers.refuse_memory(&stack);
                     (begin, done) = self.limits.hold(layers.begin()).await?;
                 }
@@ -301,7 +301,7 @@ impl<'a> Build<'a> {
         }
     }
 
-    async fn boot(&self, layers: &mut Layers<'_>, begin: Begin) -> Result<Guest, Failure> {
+    async fn boot(&self, layers: &mut StepCache<'_>, begin: ResumePoint) -> Result<Guest, Failure> {
         let began = Instant::now();
         let mut guest = boot::boot(self, begin.stack()).await?;
         layers.began(begin);
@@ -316,7 +316,7 @@ impl<'a> Build<'a> {
     }
 
     /// Keeps the logs of a failed build in the cache, and the rest of the scratch folder only where the user asked for it.
-    pub(crate) fn give_up(self, mut failure: Failure, around: &Surroundings) -> Failure {
+    pub(crate) fn give_up(self, mut failure: Failure, around: &BuildOptions) -> Failure {
         let logs = self.logs(around);
         match kept_logs::keep_logs(self.work.path(), &logs, self.secrets.searched()) {
             Ok(leaks) => {

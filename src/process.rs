@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 
-pub use wall::{Allowed, Wall};
+pub use wall::{ProcessSandbox, SandboxPolicy};
 
 /// Size of the end of a child's standard error that is kept for error messages, bytes.
 const STDERR_TAIL: usize = 8 << 10;
@@ -56,7 +56,7 @@ pub fn with_descriptors(program: impl AsRef<OsStr>, descriptors: Vec<(RawFd, Own
 
 /// Creates a [`supervised`] command in a sandbox.
 #[expect(unsafe_code, reason = "the wall is closed in the child")]
-pub fn walled(program: impl AsRef<OsStr>, wall: Wall) -> Command {
+pub fn walled(program: impl AsRef<OsStr>, wall: ProcessSandbox) -> Command {
     let mut command = supervised(program);
     // SAFETY: the hook calls setrlimit, prctl and landlock_restrict_self only, all async-signal-safe, and allocates nothing.
     unsafe { command.pre_exec(move || wall.close()) };

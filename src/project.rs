@@ -34,7 +34,7 @@ pub enum ReachError {
         /// The key or file that contains the path.
         whose: String,
         /// The reason.
-        refusal: PathRefusal,
+        refusal: ProjectPathError,
     },
     /// The folder of a spec does not exist.
     #[error("cannot find the project of the spec {}", spec.display())]
@@ -48,7 +48,7 @@ pub enum ReachError {
 
 /// The reason why a path may not be read.
 #[derive(Debug, thiserror::Error)]
-pub enum PathRefusal {
+pub enum ProjectPathError {
     /// It leads to a file outside of the project.
     #[error("{} outside of the project {}", place(path, target), project.display())]
     Outside {
@@ -83,27 +83,27 @@ impl Fault for ReachError {
     }
 }
 
-impl Fault for PathRefusal {
+impl Fault for ProjectPathError {
     fn kind(&self) -> Kind {
         match self {
             // Only a base image and the key of its list may be any file.
-            PathRefusal::NotAFile(_) => Kind::Base,
-            PathRefusal::Outside { .. } | PathRefusal::Git(_) => Kind::Spec,
+            ProjectPathError::NotAFile(_) => Kind::Base,
+            ProjectPathError::Outside { .. } | ProjectPathError::Git(_) => Kind::Spec,
         }
     }
 
     fn hints(&self) -> Vec<String> {
         match self {
-            PathRefusal::Outside { .. } => vec![
+            ProjectPathError::Outside { .. } => vec![
                 "the project is the git work tree that the spec lies in, or else the spec's own folder; a link does not \
                  change which one that is"
                     .into(),
                 "move the file into it, or trust the spec with --allow-outside".into(),
             ],
-            PathRefusal::Git(_) => {
+            ProjectPathError::Git(_) => {
                 vec!["copy the files that the image needs, or trust the spec with --allow-outside".into()]
             }
-            PathRefusal::NotAFile(_) => vec!["name a file; a disk can be copied to one with `qemu-img`".into()],
+            ProjectPathError::NotAFile(_) => vec!["name a file; a disk can be copied to one with `qemu-img`".into()],
         }
     }
 }
@@ -128,11 +128,11 @@ impl Project {
     }
 
     /// Checks that a path leads into the project, and not to a file of git's own. `target` is the path without its links.
-    pub(crate) fn check_target(&self, path: &Path, target: &Path) -> Result<(), PathRefusal> {
+    pub(crate) fn check_target(&self, path: &Path, target: &Path) -> Result<(), ProjectPathError> {
         let path = path.to_owned();
         match target.strip_prefix(&self.0) {
-            Err(_) => Err(PathRefusal::Outside { path, target: target.to_owned(), project: self.0.clone() }),
-            Ok(inside) if is_of_git(inside) => Err(PathRefusal::Git(path)),
+            Err(_) => Err(ProjectPathError::Outside { path, target: target.to_owned(), project: self.0.clone() }),
+            Ok(inside) if is_of_git(inside) => Err(ProjectPathError::Git(path)),
             Ok(_) => Ok(()),
         }
     }

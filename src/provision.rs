@@ -5,27 +5,27 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::task::spawn_blocking;
 
-use crate::cache::step_cache::Layers;
-use crate::context::{Build, ScratchError};
-use crate::deadline::LimitReached;
+use crate::cache::step_cache::StepCache;
+use crate::context::{BuildContext, ScratchError};
+use crate::deadline::DeadlineError;
 use crate::digest::hex;
 use crate::error::Failure;
-use crate::event::{Channel, Event, Level, Stage};
+use crate::event::{Channel, Event, NoticeLevel, Stage};
 use crate::guest::boot::Guest;
-use crate::guest::step_error::{How, StepError};
-use crate::guest::step_output::Lines;
-use crate::guest::step_record::Done;
+use crate::guest::step_error::{StepError, StepFailure};
+use crate::guest::step_output::LineSplitter;
+use crate::guest::step_record::StepRecord;
 use crate::guest::{cloud_init, leftovers};
-use crate::layer::Span;
-use crate::machine::Fate;
+use crate::layer::GuestInterval;
+use crate::machine::MachineExit;
 use crate::plan::{InputDigest, PlannedStep, with_grace};
 use crate::resolve::inputs::{check_sent, read_script};
 use crate::session::receive::receive;
 use crate::session::{
-    Exec, Exit, FetchLimits, FetchOutcome, FetchRequest, FetchedTree, GuestError, PackedTree, Source, Staged, What,
-    stage,
+    Exec, Exit, FetchLimits, FetchOutcome, FetchRequest, FetchedTree, GuestError, PackedTree, StageContent,
+    StageSource, StagedStream, stage,
 };
-use crate::specfile::{Action, Command, Context, Copy, Owner};
+use crate::specfile::{Action, Command, Context, Copy, FileOwner};
 use crate::wire::SCRIPT_FOLDER;
 
 /// The size from which a copy is sent by a hot-plugged disk, bytes; for less, plugging costs more than the port's lower
@@ -38,12 +38,12 @@ const TICK: Duration = Duration::from_millis(10);
 
 /// Runs every step that is not `done` by the layer with which the build began.
 pub(crate) async fn provision(
-    build: &Build<'_>,
+    build: &BuildContext<'_>,
     guest: &mut Guest,
-    layers: &mut Layers<'_>,
-    mut done: Vec<Done>,
+    layers: &mut StepCache<'_>,
+    mut done: Vec<StepRecord>,
     fetched: &Path,
-) -> Result<Vec<Done>, Failure> {
+) -> Result<Vec<StepRecord>, Failure> {
     let cached = done.len();
     let steps = build.plan.steps.len();
     build.finished.set(cached);
@@ -70,9 +70,9 @@ pub(crate) async fn provision(
         let start = guest.clock(build.site()).await;
         let began = Instant::now();
         let stream = build.work.join(format!("fetched-{}.tree", index + 1));
-        let fetching = Fetching { folder: fetched, limits, keep: layers.keeps().then(|| stream.clone()) };
-        let lines = Lines::new(build.secrets.mask());
-        let mut running = Running { build, guest, index, planned, lines, fetching };
+        let fetching = FetchContext { folder: fetched, limits, keep: layers.keeps().then(|| stream.clone()) };
+        let lines = LineSplitter::new(build.secrets.mask());
+        let mut running = RunningStep { build, guest, index, planned, lines, fetching };
         let result = running.run().await;
         let took = began.elapsed();
         build.events.emit(&Event::StepFinished { index, ok: result.is_ok(), seconds: took.as_secs_f64() });
@@ -82,15 +82,15 @@ pub(crate) async fn provision(
         }
         if guest.is_doomed {
             let why = "nothing is kept from here on: this step left something running that may turn the guest off";
-            build.events.notice(Level::Debug, why);
+            build.events.notice(NoticeLevel::Debug, why);
             layers.stop_keeping();
         }
         let end = guest.clock(build.site()).await;
         // The time of a file may be one tick behind.
-        let during = start.zip(end).map(|(start, end)| Span { start: start - TICK.as_secs_f64(), end });
+        let during = start.zip(end).map(|(start, end)| GuestInterval { start: start - TICK.as_secs_f64(), end });
         limits = limits.besides(&brought);
         warn_of_left_out(build, index, &brought);
-        let step = Done { took, cached: false, during, fetched: brought };
+        let step = StepRecord { took, cached: false, during, fetched: brought };
         let kept = layers.after_step(build, guest, index, &step, stream.exists().then_some(stream)).await;
         let during = format!("the checkpoint after step {}", index + 1);
         kept.map_err(|failure| leftovers::blame_earlier(build, &guest.suspects, &during, failure))?;
@@ -101,7 +101,7 @@ pub(crate) async fn provision(
 }
 
 /// Writes the tree that a cached step has fetched, as when it came from the guest.
-async fn fetch_again(build: &Build<'_>, stream: PathBuf, request: FetchRequest) -> Result<FetchedTree, Failure> {
+async fn fetch_again(build: &BuildContext<'_>, stream: PathBuf, request: FetchRequest) -> Result<FetchedTree, Failure> {
     let receiving = spawn_blocking(move || {
         let file = std::fs::File::open(&stream).map_err(ScratchError::at("a fetched tree", &stream))?;
         Ok::<_, Failure>(receive(std::io::BufReader::with_capacity(1 << 20, file), &request)?.0)
@@ -109,18 +109,18 @@ async fn fetch_again(build: &Build<'_>, stream: PathBuf, request: FetchRequest) 
     build.limits.hold(async { receiving.await.expect("receiving does not panic") }).await
 }
 
-fn warn_of_left_out(build: &Build<'_>, index: usize, tree: &FetchedTree) {
+fn warn_of_left_out(build: &BuildContext<'_>, index: usize, tree: &FetchedTree) {
     let named = tree.left_out.len() as u64;
     let step = index + 1;
     for note in &tree.notes {
-        build.events.notice(Level::Warning, format!("step {step}: {note}"));
+        build.events.notice(NoticeLevel::Warning, format!("step {step}: {note}"));
     }
     for what in &tree.left_out {
-        build.events.notice(Level::Warning, format!("step {step}: not fetched: {what}"));
+        build.events.notice(NoticeLevel::Warning, format!("step {step}: not fetched: {what}"));
     }
     if tree.left_out_count > named {
         let more = tree.left_out_count - named;
-        build.events.notice(Level::Warning, format!("step {step}: not fetched: {more} more"));
+        build.events.notice(NoticeLevel::Warning, format!("step {step}: not fetched: {more} more"));
     }
 }
 
@@ -133,23 +133,23 @@ pub(crate) fn exec(command: &Command, name: &str) -> Exec {
 }
 
 /// The destination of a fetched tree.
-struct Fetching<'a> {
+struct FetchContext<'a> {
     folder: &'a Path,
     limits: FetchLimits,
     /// Path of the stream that is kept for the step cache.
     keep: Option<PathBuf>,
 }
 
-struct Running<'a, 'b> {
-    build: &'a Build<'b>,
+struct RunningStep<'a, 'b> {
+    build: &'a BuildContext<'b>,
     guest: &'a mut Guest,
     index: usize,
     planned: &'a PlannedStep,
-    lines: Lines,
-    fetching: Fetching<'a>,
+    lines: LineSplitter,
+    fetching: FetchContext<'a>,
 }
 
-impl Running<'_, '_> {
+impl RunningStep<'_, '_> {
     async fn run(&mut self) -> Result<FetchedTree, Failure> {
         let done = match &self.planned.step.action {
             Action::Run { command, context } => {
@@ -172,9 +172,9 @@ impl Running<'_, '_> {
         done.map(|()| FetchedTree::default())
     }
 
-    fn failed(&self, how: How) -> Failure {
+    fn failed(&self, how: StepFailure) -> Failure {
         let mut lines = self.lines.recent();
-        if let How::NotStarted(why) = &how {
+        if let StepFailure::NotStarted(why) = &how {
             lines.push(why.clone());
         }
         let network = self.build.plan.machine.network;
@@ -182,13 +182,13 @@ impl Running<'_, '_> {
     }
 
     /// Creates the failure for a reboot or power-off, which an earlier step may have asked for.
-    fn went_down(&self, how: How) -> Failure {
+    fn went_down(&self, how: StepFailure) -> Failure {
         let culprit = self.guest.suspects.culprit(self.index, self.planned);
         if culprit == self.index {
             return self.failed(how);
         }
         let during = Some(format!("step {} `{}`", self.index + 1, self.planned.step.name));
-        StepError::new(self.build, culprit, How::PowerRequest { during }, self.lines.tail()).into()
+        StepError::new(self.build, culprit, StepFailure::PowerRequest { during }, self.lines.tail()).into()
     }
 
     async fn command(&mut self, exec: Exec, context: &Context) -> Result<(), Failure> {
@@ -216,47 +216,51 @@ impl Running<'_, '_> {
         let found = self.guest.session.take_aftermath();
         leftovers::report(self.build, &found);
         if found.is_stopping {
-            return Err(self.went_down(How::PowerRequest { during: None }));
+            return Err(self.went_down(StepFailure::PowerRequest { during: None }));
         }
         self.guest.is_doomed = self.guest.suspects.note(self.index, self.planned, &found);
         let killed = found.oom_killed;
         match exit {
             Exit::Code(0) => Ok(()),
-            Exit::Code(code) if !killed.is_empty() => Err(self.failed(How::OutOfMemory { exit: Some(code), killed })),
-            Exit::Signal(_) if !killed.is_empty() => Err(self.failed(How::OutOfMemory { exit: None, killed })),
-            Exit::Code(code) => Err(self.failed(How::Status(code))),
-            Exit::Signal(number) => Err(self.failed(How::Signal(number))),
-            Exit::TimedOut => Err(self.failed(How::TimedOut(timeout))),
-            Exit::NotStarted(why) => Err(self.failed(How::NotStarted(why))),
+            Exit::Code(code) if !killed.is_empty() => {
+                Err(self.failed(StepFailure::OutOfMemory { exit: Some(code), killed }))
+            }
+            Exit::Signal(_) if !killed.is_empty() => Err(self.failed(StepFailure::OutOfMemory { exit: None, killed })),
+            Exit::Code(code) => Err(self.failed(StepFailure::Status(code))),
+            Exit::Signal(number) => Err(self.failed(StepFailure::Signal(number))),
+            Exit::TimedOut => Err(self.failed(StepFailure::TimedOut(timeout))),
+            Exit::NotStarted(why) => Err(self.failed(StepFailure::NotStarted(why))),
         }
     }
 
     /// Adds the step that was running to a failure of the machine or of the connection. An interruption is not attributed
     /// to a step.
     fn blame<T>(&self, result: Result<T, Failure>) -> Result<T, Failure> {
-        result.map_err(|failure| match failure.fault::<Fate>() {
-            Some(fate @ (Fate::Rebooted | Fate::PoweredOff)) => self.went_down(How::Machine(fate.clone())),
-            Some(fate) => self.failed(How::Machine(fate.clone())),
-            None if failure.fault::<LimitReached>().is_some() => failure,
-            None if matches!(failure.fault(), Some(GuestError::AgentEnded)) => self.failed(How::AgentEnded),
-            None => self.failed(How::Transfer(failure)),
+        result.map_err(|failure| match failure.fault::<MachineExit>() {
+            Some(fate @ (MachineExit::Rebooted | MachineExit::PoweredOff)) => {
+                self.went_down(StepFailure::Machine(fate.clone()))
+            }
+            Some(fate) => self.failed(StepFailure::Machine(fate.clone())),
+            None if failure.fault::<DeadlineError>().is_some() => failure,
+            None if matches!(failure.fault(), Some(GuestError::AgentEnded)) => self.failed(StepFailure::AgentEnded),
+            None => self.failed(StepFailure::Transfer(failure)),
         })
     }
 
     async fn script(&mut self, file: &Path, args: &[String], context: &Context) -> Result<(), Failure> {
         let content = read_script(self.planned, file)?;
         let target = format!("{SCRIPT_FOLDER}/{}", self.index + 1);
-        let owner = Owner { user: context.user.clone(), group: None };
+        let owner = FileOwner { user: context.user.clone(), group: None };
         self.send(&self.text(content, &target, &owner, 0o500)).await?;
         let argv = std::iter::once(target).chain(args.iter().cloned());
         self.command(Exec::new(argv), context).await
     }
 
-    fn text(&self, content: Vec<u8>, to: &str, owner: &Owner, mode: u32) -> Source {
+    fn text(&self, content: Vec<u8>, to: &str, owner: &FileOwner, mode: u32) -> StageSource {
         let epoch = self.build.plan.source_date_epoch.and_then(|epoch| u64::try_from(epoch).ok());
         let mtime = epoch.map_or_else(SystemTime::now, |epoch| SystemTime::UNIX_EPOCH + Duration::from_secs(epoch));
-        Source {
-            what: What::Text { content, mtime },
+        StageSource {
+            what: StageContent::Text { content, mtime },
             to: to.to_owned(),
             into: false,
             owner: owner.clone(),
@@ -265,7 +269,7 @@ impl Running<'_, '_> {
     }
 
     async fn copy(&mut self, copy: &Copy) -> Result<(), Failure> {
-        let source = Source::from(copy);
+        let source = StageSource::from(copy);
         if self.input_bytes() > PORT_LIMIT {
             return self.send_by_disk(&source, &copy.from).await;
         }
@@ -281,7 +285,7 @@ impl Running<'_, '_> {
         self.planned.input.as_ref().map_or(0, |input| input.bytes)
     }
 
-    async fn send(&mut self, source: &Source) -> Result<PackedTree, Failure> {
+    async fn send(&mut self, source: &StageSource) -> Result<PackedTree, Failure> {
         let timeout = self.planned.step.timeout;
         let (events, total) = (&self.build.events, self.input_bytes());
         let mut progress = |done| events.emit(&Event::Progress { stage: Stage::Provision, done, total });
@@ -293,7 +297,7 @@ impl Running<'_, '_> {
 
     /// Writes the tree into a scratch file, attaches that as a read-only disk, and has the guest unpack it: this has
     /// several times the rate of the port.
-    async fn send_by_disk(&mut self, source: &Source, from: &Path) -> Result<(), Failure> {
+    async fn send_by_disk(&mut self, source: &StageSource, from: &Path) -> Result<(), Failure> {
         let path = self.build.work.join(format!("copy-{}", self.index + 1));
         let serial = format!("kiln-copy-{}", self.index + 1);
         let staged = self.stage(source.clone(), path.clone()).await;
@@ -313,7 +317,7 @@ impl Running<'_, '_> {
         Ok(())
     }
 
-    async fn stage(&self, source: Source, path: PathBuf) -> Result<Staged, Failure> {
+    async fn stage(&self, source: StageSource, path: PathBuf) -> Result<StagedStream, Failure> {
         let staging = spawn_blocking(move || {
             let file = std::fs::File::create_new(&path).map_err(ScratchError::at("the disk of a copy", &path))?;
             Ok::<_, Failure>(stage(&source, &file, &mut |_| {})?)
@@ -325,7 +329,7 @@ impl Running<'_, '_> {
         let timeout = self.planned.step.timeout;
         let events = &self.build.events;
         let mut progress = |done| events.emit(&Event::Progress { stage: Stage::Provision, done, total: 0 });
-        let Fetching { folder, limits, keep } = &self.fetching;
+        let FetchContext { folder, limits, keep } = &self.fetching;
         let request =
             FetchRequest { from: from.to_owned(), root: folder.to_path_buf(), to: to.to_owned(), limits: *limits };
         let work = self.guest.session.fetch(request, keep.clone(), &mut progress);
@@ -333,7 +337,7 @@ impl Running<'_, '_> {
         let outcome = self.build.limits.hold_agent(&self.guest.machine, timeout, late, work).await;
         let FetchOutcome { tree, unkept } = self.blame(outcome)?;
         if let Some(error) = unkept {
-            events.notice(Level::Warning, format!("nothing more is kept in the cache: a fetched tree: {error}"));
+            events.notice(NoticeLevel::Warning, format!("nothing more is kept in the cache: a fetched tree: {error}"));
         }
         let searched = self.search_fetched(to).await;
         self.blame(searched)?;

@@ -11,21 +11,21 @@ use std::path::{Path, PathBuf};
 use jiff::{SignedDuration, Timestamp};
 use tokio::task::spawn_blocking;
 
-use crate::cache::step_cache::Layers;
-use crate::context::{Build, ScratchError, Surroundings};
-use crate::deadline::Limits;
+use crate::cache::step_cache::StepCache;
+use crate::context::{BuildContext, BuildOptions, ScratchError};
+use crate::deadline::Deadline;
 use crate::digest::{hex, sha256_file};
 use crate::disk::chain::open_files;
-use crate::disk::entry::{ContentDigest, Entry, canonical};
+use crate::disk::entry::{ContentDigest, DiskEntry, canonical};
 use crate::disk::listing::split_field;
 use crate::error::{Failure, Fault, Kind};
-use crate::event::Level;
-use crate::output::attribution::Writers;
+use crate::event::NoticeLevel;
+use crate::output::attribution::Attribution;
 use crate::output::contents::SealedDisk;
 use crate::output::contents::{GuestEvidence, SealedView};
 use crate::pipeline::require_qemu;
 use crate::plan::Plan;
-use crate::resolve::secrets::Secrets;
+use crate::resolve::secrets::SecretValues;
 use crate::size::ByteSize;
 
 /// The clock difference of the second build: another day, hour and minute; not so far that a certificate has expired
@@ -37,12 +37,12 @@ const NAMED: usize = 200;
 /// The files of the two builds differ.
 #[derive(Debug, thiserror::Error)]
 #[error("not reproducible: {count} {} between two builds", if *count == 1 { "file differs" } else { "files differ" })]
-pub struct NotReproducible {
+pub struct ReproducibilityError {
     count: usize,
     files: Vec<String>,
 }
 
-impl Fault for NotReproducible {
+impl Fault for ReproducibilityError {
     fn kind(&self) -> Kind {
         Kind::Output
     }
@@ -59,11 +59,11 @@ impl Fault for NotReproducible {
 /// Not all files of a build are known, so two builds cannot be compared.
 #[derive(Debug, thiserror::Error)]
 #[error("whether the build is reproducible cannot be told: not all files of the image are known")]
-struct NotComparable {
+struct ComparisonError {
     missing: Vec<String>,
 }
 
-impl Fault for NotComparable {
+impl Fault for ComparisonError {
     fn kind(&self) -> Kind {
         Kind::Output
     }
@@ -75,7 +75,7 @@ impl Fault for NotComparable {
 
 /// The compared properties of a file, and the step that wrote it.
 #[derive(Debug, Clone, PartialEq)]
-struct Found {
+struct ComparedFile {
     line: String,
     modified: (i64, u32),
     step: Option<usize>,
@@ -84,7 +84,7 @@ struct Found {
 /// Every file of a sealed disk, and of what its steps fetched.
 struct BuildResult {
     content_sha256: String,
-    all: BTreeMap<Vec<u8>, Found>,
+    all: BTreeMap<Vec<u8>, ComparedFile>,
     /// Digests by path.
     fetched: BTreeMap<PathBuf, String>,
 }
@@ -93,16 +93,16 @@ struct BuildResult {
 ///
 /// # Errors
 /// When a build fails, or the files differ.
-pub async fn reproduce(plan: &Plan, around: &Surroundings) -> Result<String, Failure> {
-    let limits = Limits::new(around.cancel.clone(), plan.spec.build.timeout.saturating_mul(2));
+pub async fn reproduce(plan: &Plan, around: &BuildOptions) -> Result<String, Failure> {
+    let limits = Deadline::new(around.cancel.clone(), plan.spec.build.timeout.saturating_mul(2));
     let mut first = plan.clone();
     // Programs that respect `SOURCE_DATE_EPOCH` see the same time in both builds.
     first.source_date_epoch = plan.source_date_epoch.or(Some(Timestamp::now().as_second()));
     let second = varied(&first);
     let machine = |plan: &Plan| format!("{} cpus, {}", plan.machine.cpus, plan.machine.memory);
-    around.events.notice(Level::Info, format!("first build: {}", machine(&first)));
+    around.events.notice(NoticeLevel::Info, format!("first build: {}", machine(&first)));
     let one = once(&first, around, limits.clone()).await?;
-    around.events.notice(Level::Info, format!("second build: {}, a clock that is a day ahead", machine(&second)));
+    around.events.notice(NoticeLevel::Info, format!("second build: {}, a clock that is a day ahead", machine(&second)));
     let other = once(&second, around, limits).await?;
     let steps: Vec<&str> = plan.spec.steps.iter().map(|step| step.name.as_str()).collect();
     let mut differences = differences(&one.all, &other.all, &steps);
@@ -111,7 +111,7 @@ pub async fn reproduce(plan: &Plan, around: &Surroundings) -> Result<String, Fai
         return Ok(one.content_sha256);
     }
     // The names of files come from the guest and may contain secrets.
-    let secrets = Secrets::load(&plan.spec)?;
+    let secrets = SecretValues::load(&plan.spec)?;
     Err(Failure::from(told(differences)).mask_secrets(secrets.mask()))
 }
 
@@ -125,10 +125,10 @@ fn varied(plan: &Plan) -> Plan {
     plan
 }
 
-async fn once(plan: &Plan, around: &Surroundings, limits: Limits) -> Result<BuildResult, Failure> {
+async fn once(plan: &Plan, around: &BuildOptions, limits: Deadline) -> Result<BuildResult, Failure> {
     require_qemu(plan).await?;
-    let build = Build::open(plan, around, limits)?;
-    let mut layers = Layers::new(plan, build.events.clone(), None, build.work.path());
+    let build = BuildContext::open(plan, around, limits)?;
+    let mut layers = StepCache::new(plan, build.events.clone(), None, build.work.path());
     let made = async {
         let fetched = build.work.join("fetched");
         let (guest, steps) = build.provisioned(&mut layers, &fetched, around).await?;
@@ -187,18 +187,22 @@ fn read(
         ControlFlow::Continue(())
     })?;
     if !is_whole {
-        return Err(NotComparable { missing: view.missing }.into());
+        return Err(ComparisonError { missing: view.missing }.into());
     }
     Ok(BuildResult { content_sha256: hex(&content.finish()), all, fetched })
 }
 
-fn found(entry: &Entry, writers: &Writers) -> Found {
+fn found(entry: &DiskEntry, writers: &Attribution) -> ComparedFile {
     let modified = (entry.modified.seconds, entry.modified.nanoseconds);
-    Found { line: canonical(entry), modified, step: writers.step_of(entry) }
+    ComparedFile { line: canonical(entry), modified, step: writers.step_of(entry) }
 }
 
 /// Returns a line for each path that differs between the builds.
-fn differences(one: &BTreeMap<Vec<u8>, Found>, other: &BTreeMap<Vec<u8>, Found>, steps: &[&str]) -> Vec<String> {
+fn differences(
+    one: &BTreeMap<Vec<u8>, ComparedFile>,
+    other: &BTreeMap<Vec<u8>, ComparedFile>,
+    steps: &[&str],
+) -> Vec<String> {
     let paths: BTreeSet<&Vec<u8>> = one.keys().chain(other.keys()).collect();
     let difference = |path: &Vec<u8>| {
         let (first, second) = (one.get(path), other.get(path));
@@ -222,7 +226,7 @@ fn fields(line: &str) -> BTreeMap<String, String> {
 }
 
 /// Returns the fields of the canonical line that differ, and the time if it does.
-fn what_differs(one: &Found, other: &Found) -> Option<String> {
+fn what_differs(one: &ComparedFile, other: &ComparedFile) -> Option<String> {
     let (first, second) = (fields(&one.line), fields(&other.line));
     let names: BTreeSet<&String> = first.keys().chain(second.keys()).collect();
     let mut differing: Vec<&str> =
@@ -233,23 +237,23 @@ fn what_differs(one: &Found, other: &Found) -> Option<String> {
     (!differing.is_empty()).then(|| differing.join(", "))
 }
 
-fn told(mut files: Vec<String>) -> NotReproducible {
+fn told(mut files: Vec<String>) -> ReproducibilityError {
     let count = files.len();
     files.truncate(NAMED);
     if count > NAMED {
         files.push(format!("and {} more", count - NAMED));
     }
-    NotReproducible { count, files }
+    ReproducibilityError { count, files }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn files(list: &[(&str, &str, i64, Option<usize>)]) -> BTreeMap<Vec<u8>, Found> {
+    fn files(list: &[(&str, &str, i64, Option<usize>)]) -> BTreeMap<Vec<u8>, ComparedFile> {
         let found = |(path, line, time, step): &(&str, &str, i64, Option<usize>)| {
             let line = format!("path={path} {line}\n");
-            (path.as_bytes().to_vec(), Found { line, modified: (*time, 0), step: *step })
+            (path.as_bytes().to_vec(), ComparedFile { line, modified: (*time, 0), step: *step })
         };
         list.iter().map(found).collect()
     }

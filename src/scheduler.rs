@@ -5,16 +5,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use crate::context::Surroundings;
+use crate::context::BuildOptions;
 use crate::error::Failure;
 use crate::event::Outcome;
 use crate::machine::host;
 use crate::pipeline::build;
 use crate::plan::Plan;
-use crate::plan::graph::{Graph, Node};
-use crate::resolve::base::{Bases, Located};
+use crate::plan::graph::{Graph, SpecNode};
+use crate::resolve::base::{BaseResolver, LocatedBase};
 use crate::resolve::facts;
-use crate::resolve::path_policy::Reach;
+use crate::resolve::path_policy::ReachPolicy;
 use crate::specfile::Spec;
 use crate::store::{Artifact, ImageId, Reference, Store};
 
@@ -43,7 +43,7 @@ impl Budget {
 
 /// The result of one node of a graph.
 #[derive(Debug)]
-pub enum Ended {
+pub enum NodeOutcome {
     /// The image is in the store.
     Done(Arc<Artifact>, Outcome),
     /// The build failed.
@@ -55,53 +55,53 @@ pub enum Ended {
 }
 
 /// The context in which specs are built.
-pub struct Many<'a> {
+pub struct BuildScheduler<'a> {
     /// Locates the base images.
-    pub bases: &'a Bases,
+    pub bases: &'a BaseResolver,
     /// What the specs may access on the host and its network.
-    pub reach: Reach,
+    pub reach: ReachPolicy,
     /// The places and options of the builds.
-    pub around: &'a Surroundings,
+    pub around: &'a BuildOptions,
 }
 
-impl Many<'_> {
+impl BuildScheduler<'_> {
     /// Builds a whole graph; returns the result of each node, in the graph's order.
-    pub async fn build(&self, graph: &Graph, budget: Budget) -> Vec<Ended> {
+    pub async fn build(&self, graph: &Graph, budget: Budget) -> Vec<NodeOutcome> {
         let nodes = graph.nodes();
-        let mut ended: Vec<Option<Ended>> = nodes.iter().map(|_| None).collect();
-        let mut running: Vec<Build<'_>> = Vec::new();
+        let mut ended: Vec<Option<NodeOutcome>> = nodes.iter().map(|_| None).collect();
+        let mut running: Vec<RunningBuild<'_>> = Vec::new();
         loop {
             settle(nodes, &mut ended);
             if self.around.cancel.is_cancelled() {
                 let waits = |index: &usize| running.iter().all(|build| build.index != *index);
                 for index in (0..nodes.len()).filter(waits) {
-                    ended[index].get_or_insert(Ended::Interrupted);
+                    ended[index].get_or_insert(NodeOutcome::Interrupted);
                 }
             }
             while let Some(index) = next(nodes, &ended, &running, budget) {
                 let parent = nodes[index].parent.and_then(|parent| match &ended[parent] {
-                    Some(Ended::Done(artifact, _)) => Some(Arc::clone(artifact)),
+                    Some(NodeOutcome::Done(artifact, _)) => Some(Arc::clone(artifact)),
                     _ => None,
                 });
                 let work = Box::pin(self.one(&nodes[index], parent, nodes.len() > 1));
-                running.push(Build { index, memory: cost(&nodes[index]), work });
+                running.push(RunningBuild { index, memory: cost(&nodes[index]), work });
             }
             if running.is_empty() {
                 return ended.into_iter().flatten().collect();
             }
             let (index, result) = first(&mut running).await;
             ended[index] = Some(match result {
-                Ok((artifact, outcome)) => Ended::Done(Arc::new(artifact), outcome),
-                Err(failure) => Ended::Failed(failure),
+                Ok((artifact, outcome)) => NodeOutcome::Done(Arc::new(artifact), outcome),
+                Err(failure) => NodeOutcome::Failed(failure),
             });
         }
     }
 
-    async fn one(&self, node: &Node, parent: Option<Arc<Artifact>>, among_others: bool) -> Built {
+    async fn one(&self, node: &SpecNode, parent: Option<Arc<Artifact>>, among_others: bool) -> Built {
         let events = self.around.events.clone();
         let events = if among_others { events.of_build(&node.id()) } else { events };
-        let around = Surroundings { events: events.clone(), ..self.around.clone() };
-        let bases = Bases { events, ..self.bases.clone() };
+        let around = BuildOptions { events: events.clone(), ..self.around.clone() };
+        let bases = BaseResolver { events, ..self.bases.clone() };
         // Held until the build is over: an image of the store must not be removed while another image is built on it.
         let base = locate_base(node, parent, &bases, self.reach).await?;
         let plan = facts::plan(node.spec.clone(), &base, self.reach, &around.memo, &around.events).await?;
@@ -111,11 +111,11 @@ impl Many<'_> {
 
 /// Locates the base image of a spec; where there is none, the error also contains the errors in the spec's inputs.
 async fn locate_base(
-    node: &Node,
+    node: &SpecNode,
     parent: Option<Arc<Artifact>>,
-    bases: &Bases,
-    reach: Reach,
-) -> Result<Located, Failure> {
+    bases: &BaseResolver,
+    reach: ReachPolicy,
+) -> Result<LocatedBase, Failure> {
     let located = bases.locate(&node.spec, parent).await;
     located.map_err(|failure| facts::explain_missing_base(&node.spec, reach, failure, bases))
 }
@@ -127,7 +127,7 @@ async fn locate_base(
 ///
 /// # Panics
 /// Never: a graph has a node for each spec.
-pub async fn plan(spec: Spec, bases: &Bases, reach: Reach) -> Result<(Plan, Located), Failure> {
+pub async fn plan(spec: Spec, bases: &BaseResolver, reach: ReachPolicy) -> Result<(Plan, LocatedBase), Failure> {
     let graph = Graph::new(vec![spec], reach.files)?;
     let mut parent = None;
     let mut planned = None;
@@ -142,7 +142,7 @@ pub async fn plan(spec: Spec, bases: &Bases, reach: Reach) -> Result<(Plan, Loca
 }
 
 /// Returns the image that a plan makes, if it is in the store already.
-fn up_to_date(plan: &Plan, bases: &Bases) -> Result<Option<Artifact>, Failure> {
+fn up_to_date(plan: &Plan, bases: &BaseResolver) -> Result<Option<Artifact>, Failure> {
     let image = &plan.spec.image;
     if !bases.store.exists() {
         return Ok(None);
@@ -156,24 +156,24 @@ fn up_to_date(plan: &Plan, bases: &Bases) -> Result<Option<Artifact>, Failure> {
 type Built = Result<(Artifact, Outcome), Failure>;
 
 /// A build in progress.
-struct Build<'b> {
+struct RunningBuild<'b> {
     index: usize,
     memory: u64,
     work: Pin<Box<dyn Future<Output = Built> + 'b>>,
 }
 
-fn cost(node: &Node) -> u64 {
+fn cost(node: &SpecNode) -> u64 {
     node.spec.machine.memory.bytes() + OVERHEAD
 }
 
 /// Marks nodes as not built whose base image failed.
-fn settle(nodes: &[Node], ended: &mut [Option<Ended>]) {
+fn settle(nodes: &[SpecNode], ended: &mut [Option<NodeOutcome>]) {
     for (index, node) in nodes.iter().enumerate() {
         let Some(parent) = node.parent.filter(|_| ended[index].is_none()) else { continue };
         // Parents come first, so a whole branch is settled in one pass.
         match &ended[parent] {
-            Some(Ended::Failed(_)) => ended[index] = Some(Ended::NotBuilt(parent)),
-            Some(Ended::NotBuilt(cause)) => ended[index] = Some(Ended::NotBuilt(*cause)),
+            Some(NodeOutcome::Failed(_)) => ended[index] = Some(NodeOutcome::NotBuilt(parent)),
+            Some(NodeOutcome::NotBuilt(cause)) => ended[index] = Some(NodeOutcome::NotBuilt(*cause)),
             _ => {}
         }
     }
@@ -181,9 +181,14 @@ fn settle(nodes: &[Node], ended: &mut [Option<Ended>]) {
 
 /// Returns the node to begin next: of those whose base exists and that the budget allows, the one with the longest chain of
 /// images on it.
-fn next(nodes: &[Node], ended: &[Option<Ended>], running: &[Build<'_>], budget: Budget) -> Option<usize> {
+fn next(
+    nodes: &[SpecNode],
+    ended: &[Option<NodeOutcome>],
+    running: &[RunningBuild<'_>],
+    budget: Budget,
+) -> Option<usize> {
     let is_ready = |index: &usize| {
-        let is_there = |parent: usize| matches!(ended[parent], Some(Ended::Done(..)));
+        let is_there = |parent: usize| matches!(ended[parent], Some(NodeOutcome::Done(..)));
         ended[*index].is_none()
             && running.iter().all(|build| build.index != *index)
             && nodes[*index].parent.is_none_or(is_there)
@@ -196,7 +201,7 @@ fn next(nodes: &[Node], ended: &[Option<Ended>], running: &[Build<'_>], budget: 
 
 /// Drives all builds on this one thread until one is over: QEMU's parent-death signal is bound to the thread that starts
 /// it.
-async fn first(running: &mut Vec<Build<'_>>) -> (usize, Built) {
+async fn first(running: &mut Vec<RunningBuild<'_>>) -> (usize, Built) {
     std::future::poll_fn(|context| {
         for at in 0..running.len() {
             if let Poll::Ready(result) = running[at].work.as_mut().poll(context) {
@@ -226,24 +231,24 @@ mod tests {
     }
 
     /// Creates nodes from their parents, with 1 GiB of memory each.
-    fn nodes(parents: &[Option<usize>]) -> Vec<Node> {
+    fn nodes(parents: &[Option<usize>]) -> Vec<SpecNode> {
         let node = |(index, parent): (usize, &Option<usize>)| {
             let text = format!("[image]\nname = 'n{index}'\nversion = '1'\n[base]\nfile = 'x'\n");
             let spec = Spec::parse(Path::new("/kiln.toml"), &text, &Overrides::default()).unwrap();
             let above = |of: usize| parents.iter().filter(|parent| **parent == Some(of)).count();
-            Node { spec, parent: *parent, wanted: true, height: above(index) }
+            SpecNode { spec, parent: *parent, wanted: true, height: above(index) }
         };
         parents.iter().enumerate().map(node).collect()
     }
 
-    fn running(index: usize) -> Build<'static> {
-        Build { index, memory: (1 << 30) + OVERHEAD, work: Box::pin(std::future::pending()) }
+    fn running(index: usize) -> RunningBuild<'static> {
+        RunningBuild { index, memory: (1 << 30) + OVERHEAD, work: Box::pin(std::future::pending()) }
     }
 
     #[test]
     fn what_most_is_built_on_begins_first_and_the_budget_is_kept() {
         let nodes = nodes(&[None, None, Some(1), Some(1)]);
-        let none: Vec<Option<Ended>> = (0..4).map(|_| None).collect();
+        let none: Vec<Option<NodeOutcome>> = (0..4).map(|_| None).collect();
         let budget = |jobs, gib: u64| Budget { jobs, memory: gib << 30 };
         assert_eq!(next(&nodes, &none, &[], budget(2, 8)), Some(1));
         assert_eq!(next(&nodes, &none, &[running(1)], budget(2, 8)), Some(0));
@@ -256,9 +261,12 @@ mod tests {
     #[test]
     fn a_failure_stops_what_is_built_on_it_and_nothing_else() {
         let nodes = nodes(&[None, Some(0), Some(1), None]);
-        let mut ended: Vec<Option<Ended>> = vec![Some(Ended::Failed(Broke.into())), None, None, None];
+        let mut ended: Vec<Option<NodeOutcome>> = vec![Some(NodeOutcome::Failed(Broke.into())), None, None, None];
         settle(&nodes, &mut ended);
-        assert!(matches!(ended[..], [_, Some(Ended::NotBuilt(0)), Some(Ended::NotBuilt(0)), None]), "{ended:?}");
+        assert!(
+            matches!(ended[..], [_, Some(NodeOutcome::NotBuilt(0)), Some(NodeOutcome::NotBuilt(0)), None]),
+            "{ended:?}"
+        );
         assert_eq!(next(&nodes, &ended, &[], Budget { jobs: 1, memory: 0 }), Some(3));
     }
 }

@@ -39,7 +39,7 @@ const BUFFER: usize = 256 << 10;
 /// A secret that was found in a place where none may be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the secret `{name}` is in {}", place.describe(form))]
-pub struct SecretLeak {
+pub struct SecretLeakError {
     /// The secret's name.
     pub name: String,
     /// The form in which it is written there.
@@ -105,7 +105,7 @@ impl LeakPlace {
     }
 }
 
-impl SecretLeak {
+impl SecretLeakError {
     /// Returns the file whose content contains the secret.
     pub(crate) fn file(&self) -> Option<&Path> {
         match &self.place {
@@ -136,7 +136,7 @@ impl SearchedSecrets {
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn scan_file(&self, path: &Path) -> io::Result<Option<SecretLeak>> {
+    pub fn scan_file(&self, path: &Path) -> io::Result<Option<SecretLeakError>> {
         let mut scan = self.scan();
         let mut at = 0;
         read_pieces(File::open(path)?, &mut |piece| {
@@ -175,13 +175,13 @@ impl SearchedSecrets {
     }
 
     /// Searches a text in memory, and returns the first place of each secret.
-    pub fn scan_text(&self, text: &[u8], place: impl Fn(u64) -> LeakPlace) -> Vec<SecretLeak> {
+    pub fn scan_text(&self, text: &[u8], place: impl Fn(u64) -> LeakPlace) -> Vec<SecretLeakError> {
         let mut found = Vec::new();
         self.0.find(0, text, &mut found);
         found.into_iter().map(|found| found.at(&place)).collect()
     }
 
-    fn scan_name(&self, name: &[u8], folder: &Path) -> Vec<SecretLeak> {
+    fn scan_name(&self, name: &[u8], folder: &Path) -> Vec<SecretLeakError> {
         self.scan_text(name, |_| LeakPlace::Name(folder.to_owned()))
     }
 

@@ -22,16 +22,16 @@ const SECTOR: usize = 512;
 
 /// Options of a seed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Options {
+pub struct SeedOptions {
     /// Purpose of the boot.
-    pub boot: Boot,
+    pub boot: BootPurpose,
     /// Whether the guest has a network card.
     pub network: bool,
 }
 
 /// The purpose of a boot, which determines how much of cloud-init runs in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Boot {
+pub enum BootPurpose {
     /// A build: only what the steps need.
     Build {
         /// Whether the disk is larger than the base, so that cloud-init must grow the root partition and its file system
@@ -46,7 +46,7 @@ pub enum Boot {
 ///
 /// # Errors
 /// Only when the agent does not fit, which would be a bug.
-pub fn volume(agent: &[u8], options: Options) -> io::Result<Vec<u8>> {
+pub fn volume(agent: &[u8], options: SeedOptions) -> io::Result<Vec<u8>> {
     fat(&[
         ("user-data", user_data(options).as_bytes()),
         ("meta-data", [&meta_data(INSTANCE_ID), DSMODE].concat().as_bytes()),
@@ -102,12 +102,12 @@ const DSMODE: &str = "dsmode: local\n";
 
 /// Returns the user-data. `bootcmd` runs at every boot, so the agent also starts after a reboot step. In a build only the
 /// modules that are needed run, all of them in cloud-init's first Python process.
-fn user_data(options: Options) -> String {
+fn user_data(options: SeedOptions) -> String {
     let agent = format!("#cloud-config\nbootcmd: [[sh, -c, {FIND:?}]]\n");
     let modules = match options.boot {
-        Boot::First => return agent,
-        Boot::Build { grow: true } => "[growpart, resizefs, bootcmd]",
-        Boot::Build { grow: false } => "[bootcmd]",
+        BootPurpose::First => return agent,
+        BootPurpose::Build { grow: true } => "[growpart, resizefs, bootcmd]",
+        BootPurpose::Build { grow: false } => "[bootcmd]",
     };
     format!(
         "{agent}\
@@ -156,7 +156,7 @@ const WAIT_ONLINE: &str = "systemd-networkd-wait-online.service NetworkManager-w
 ///
 /// Units with nothing to do are masked; for the starts that are already queued, the mask comes too late and a stop takes
 /// their place. Both is cheaper than the reload that would make the mask known, which runs every generator again.
-fn start(options: Options) -> String {
+fn start(options: SeedOptions) -> String {
     let idle = idle_units(options);
     format!(
         "\
@@ -179,8 +179,8 @@ fi
 }
 
 /// Returns the units that are masked in this boot.
-fn idle_units(options: Options) -> String {
-    let stages = if options.boot == Boot::First { "" } else { LATER_STAGES };
+fn idle_units(options: SeedOptions) -> String {
+    let stages = if options.boot == BootPurpose::First { "" } else { LATER_STAGES };
     let waiting = if options.network { "" } else { WAIT_ONLINE };
     format!("{stages} {waiting}")
 }
@@ -192,11 +192,11 @@ fn idle_units(options: Options) -> String {
 ///
 /// cloud-init 23.3 and 23.4 (`_get_systemd_status`) also want the units of the stages to be active, so there they are
 /// replaced by units that do nothing. Older and newer versions ask systemd only while the result is not there.
-fn settled(options: Options) -> String {
+fn settled(options: SeedOptions) -> String {
     let unmask = UNMASK.replace("IDLE_UNITS", &idle_units(options));
     match options.boot {
-        Boot::First => unmask,
-        Boot::Build { .. } => unmask + &FINISHED.replace("LATER_STAGES", LATER_STAGES),
+        BootPurpose::First => unmask,
+        BootPurpose::Build { .. } => unmask + &FINISHED.replace("LATER_STAGES", LATER_STAGES),
     }
 }
 
@@ -230,7 +230,7 @@ mod tests {
     use super::*;
     use std::io::Read;
 
-    const PLAIN: Options = Options { boot: Boot::Build { grow: false }, network: false };
+    const PLAIN: SeedOptions = SeedOptions { boot: BootPurpose::Build { grow: false }, network: false };
 
     /// Checks the effect of the commands in a shell, in a guest whose `cloud-init status` reads two files.
     #[test]
@@ -264,17 +264,19 @@ mod tests {
         assert_eq!(volume(b"agent", PLAIN).unwrap(), volume(b"agent", PLAIN).unwrap());
         assert_ne!(
             volume(b"agent", PLAIN).unwrap(),
-            volume(b"agent", Options { boot: Boot::Build { grow: true }, ..PLAIN }).unwrap()
+            volume(b"agent", SeedOptions { boot: BootPurpose::Build { grow: true }, ..PLAIN }).unwrap()
         );
     }
 
     #[test]
     fn a_first_boot_takes_nothing_from_cloud_init() {
-        let seed = |boot| user_data(Options { boot, ..PLAIN }) + &start(Options { boot, ..PLAIN });
-        let (build, first) = (seed(PLAIN.boot), seed(Boot::First));
+        let seed = |boot| user_data(SeedOptions { boot, ..PLAIN }) + &start(SeedOptions { boot, ..PLAIN });
+        let (build, first) = (seed(PLAIN.boot), seed(BootPurpose::First));
         assert!(build.contains("cloud_final_modules: []") && build.contains("cloud-final.service"));
-        let settled = |boot| settled(Options { boot, ..PLAIN });
-        assert!(settled(PLAIN.boot).contains("boot-finished") && !settled(Boot::First).contains("boot-finished"));
+        let settled = |boot| settled(SeedOptions { boot, ..PLAIN });
+        assert!(
+            settled(PLAIN.boot).contains("boot-finished") && !settled(BootPurpose::First).contains("boot-finished")
+        );
         assert!(!first.contains("modules") && !first.contains("cloud-final.service") && first.contains("bootcmd"));
     }
 

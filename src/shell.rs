@@ -1,7 +1,7 @@
 //! `kiln shell`: a shell in the guest as it stands before a step.
 
-use crate::context::{Build, Surroundings};
-use crate::deadline::Limits;
+use crate::context::{BuildContext, BuildOptions};
+use crate::deadline::Deadline;
 use crate::error::Failure;
 use crate::event::Event;
 use crate::pipeline::require_qemu;
@@ -12,12 +12,12 @@ use crate::plan::Plan;
 ///
 /// # Errors
 /// The first failure, up to the shell's start or of the guest.
-pub async fn shell(plan: &Plan, steps: usize, around: &Surroundings) -> Result<u8, Failure> {
+pub async fn shell(plan: &Plan, steps: usize, around: &BuildOptions) -> Result<u8, Failure> {
     let next = plan.steps.get(steps).map(|planned| planned.step.action.clone());
     let plan = plan.until(steps);
-    let limits = Limits::new(around.cancel.clone(), plan.spec.build.timeout);
+    let limits = Deadline::new(around.cancel.clone(), plan.spec.build.timeout);
     require_qemu(&plan).await?;
-    let build = Build::open(&plan, around, limits)?;
+    let build = BuildContext::open(&plan, around, limits)?;
     let mut layers = build.layers(around);
     let fetched = build.work.join("fetched");
     let visit = async {

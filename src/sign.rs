@@ -184,20 +184,20 @@ impl Signer {
 
 /// The trusted signers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Trust {
+pub enum SignatureTrust {
     /// One public key, of OpenSSH or minisign.
     Key(PathBuf),
     /// OpenSSH's list of signers (ssh-keygen(1), ALLOWED SIGNERS).
     AllowedSigners(PathBuf),
 }
 
-impl Trust {
+impl SignatureTrust {
     /// Returns the tool whose signatures can be verified with these signers.
     ///
     /// # Errors
     /// When the key is not valid.
     pub fn tool(&self) -> Result<Tool, SignError> {
-        let Trust::Key(path) = self else { return Ok(Tool::Ssh) };
+        let SignatureTrust::Key(path) = self else { return Ok(Tool::Ssh) };
         let text = read(path)?;
         if is_ssh_public(&text) {
             Ok(Tool::Ssh)
@@ -208,7 +208,7 @@ impl Trust {
         }
     }
 
-    /// Verifies a signature of [`Trust::tool`], and returns the signer.
+    /// Verifies a signature of [`SignatureTrust::tool`], and returns the signer.
     ///
     /// # Errors
     /// When it is not valid, or not by a trusted signer.
@@ -222,14 +222,14 @@ impl Trust {
         std::fs::write(&file, signature).map_err(unreadable(&file))?;
         let bad = |output: &Output| SignError::Bad { tool, why: said(output) };
         match (tool, self) {
-            (Tool::Ssh, Trust::Key(key)) => {
+            (Tool::Ssh, SignatureTrust::Key(key)) => {
                 let signers = folder.path().join("signers");
                 let line = format!("{SIGNER} namespaces=\"{NAMESPACE}\" {}\n", read(key)?.trim());
                 std::fs::write(&signers, line).map_err(unreadable(&signers))?;
                 verify_ssh(&folder, &signers, SIGNER, &message, &file)?;
                 Ok(key.display().to_string())
             }
-            (_, Trust::AllowedSigners(signers)) => {
+            (_, SignatureTrust::AllowedSigners(signers)) => {
                 let signers = std::path::absolute(signers).map_err(unreadable(signers))?;
                 read(&signers)?;
                 let mut command = tool_command(Tool::Ssh, &folder);
@@ -240,7 +240,7 @@ impl Trust {
                 verify_ssh(&folder, &signers, name, &message, &file)?;
                 Ok(name.to_owned())
             }
-            (Tool::Minisign, Trust::Key(key)) => {
+            (Tool::Minisign, SignatureTrust::Key(key)) => {
                 let key = std::path::absolute(key).map_err(unreadable(key))?;
                 let mut command = tool_command(tool, &folder);
                 command.arg("-V").arg("-p").arg(&key).arg("-m").arg(&message).arg("-x").arg(&file);
@@ -351,8 +351,8 @@ pub(crate) mod tests {
         key
     }
 
-    fn public(key: &Path) -> Trust {
-        Trust::Key(key.with_extension("pub"))
+    fn public(key: &Path) -> SignatureTrust {
+        SignatureTrust::Key(key.with_extension("pub"))
     }
 
     #[test]
@@ -389,7 +389,7 @@ pub(crate) mod tests {
         let signers = folder.path().join("signers");
         let check = |line: &str| {
             std::fs::write(&signers, line).unwrap();
-            Trust::AllowedSigners(signers.clone()).check(b"sums", &signature)
+            SignatureTrust::AllowedSigners(signers.clone()).check(b"sums", &signature)
         };
         assert_eq!(check(&format!("release@team {public}")).unwrap(), "release@team");
         assert!(check(&format!("release@team namespaces=\"git\" {public}")).is_err());
@@ -403,7 +403,7 @@ pub(crate) mod tests {
         assert_eq!(Signer::open(&path).unwrap_err().kind(), Kind::Usage);
         std::fs::write(&path, "hello").unwrap();
         assert!(matches!(Signer::open(&path), Err(SignError::NoKey(_))));
-        assert!(matches!(Trust::Key(path.clone()).tool(), Err(SignError::NoKey(_))));
+        assert!(matches!(SignatureTrust::Key(path.clone()).tool(), Err(SignError::NoKey(_))));
         // A public key whose private half no agent holds.
         let key = ssh_key(folder.path(), "one");
         std::fs::remove_file(&key).unwrap();

@@ -15,18 +15,18 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::context::ScratchError;
-use crate::deadline::{LimitReached, Limits};
+use crate::deadline::{Deadline, DeadlineError};
 use crate::disk::qcow2::create_overlay;
 use crate::error::Failure;
-use crate::event::{Event, Events, Level};
-use crate::guest::boot::{self, Guest, Site};
+use crate::event::{Event, Events, NoticeLevel};
+use crate::guest::boot::{self, Guest, MachineSite};
 use crate::guest::run::DiskImage;
-use crate::machine::argv::{Backing, OVERLAY, SEED, UEFI_VARS};
+use crate::machine::argv::{BackingFiles, OVERLAY, SEED, UEFI_VARS};
 use crate::machine::checkpoint::RamFormat;
 use crate::machine::host;
 use crate::masking::SecretMask;
 use crate::output::publish::TESTS;
-use crate::plan::machine::Machine;
+use crate::plan::machine::PlannedMachine;
 use crate::seed;
 use crate::session::{GuestError, Hello};
 use crate::specfile::{Check, Command, DiskFormat, Test};
@@ -57,13 +57,13 @@ const RAM: &str = "ram";
 #[derive(Clone, Copy)]
 pub struct Bench<'a> {
     /// The machine that they run in.
-    pub machine: &'a Machine,
+    pub machine: &'a PlannedMachine,
     /// Virtual size of the disk, bytes.
     pub disk_size: u64,
     /// Absolute path of a scratch folder. The evidence of a failed test is kept there, below `tests`.
     pub folder: &'a Path,
     /// Limits of waits.
-    pub limits: &'a Limits,
+    pub limits: &'a Deadline,
     /// Receives the events of the tests.
     pub events: &'a Events,
     /// Masks secrets in output.
@@ -116,11 +116,11 @@ impl Outcome {
     /// # Panics
     /// Never: a test is plain data.
     #[must_use]
-    pub fn record(&self) -> manifest::Test {
+    pub fn record(&self) -> manifest::ManifestTest {
         let definition = serde_json::to_value(&self.test).expect("a test is plain data");
         let Self { test, format, ok, seconds, .. } = self;
         let (name, format) = (test.name.clone(), (*format).to_owned());
-        manifest::Test { name, ok: *ok, seconds: *seconds, skipped: false, format, definition }
+        manifest::ManifestTest { name, ok: *ok, seconds: *seconds, skipped: false, format, definition }
     }
 }
 
@@ -129,12 +129,12 @@ impl Outcome {
 /// # Panics
 /// Never: a test is plain data.
 #[must_use]
-pub fn skipped(tests: &[Test]) -> Vec<manifest::Test> {
-    let skipped = |test: &Test| manifest::Test {
+pub fn skipped(tests: &[Test]) -> Vec<manifest::ManifestTest> {
+    let skipped = |test: &Test| manifest::ManifestTest {
         name: test.name.clone(),
         skipped: true,
         definition: serde_json::to_value(test).expect("a test is plain data"),
-        ..manifest::Test::default()
+        ..manifest::ManifestTest::default()
     };
     tests.iter().map(skipped).collect()
 }
@@ -265,20 +265,20 @@ impl<'a> Round<'a> {
         Ok(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
     }
 
-    fn site<'s>(&'s self, folder: &'s Path) -> Site<'s> {
+    fn site<'s>(&'s self, folder: &'s Path) -> MachineSite<'s> {
         let Bench { machine, limits, events, mask, .. } = *self.bench;
-        Site { machine, folder, limits, events, mask }
+        MachineSite { machine, folder, limits, events, mask }
     }
 
-    fn backing(&self) -> Backing {
-        Backing(vec![(self.image.path.clone(), self.image.format)])
+    fn backing(&self) -> BackingFiles {
+        BackingFiles(vec![(self.image.path.clone(), self.image.format)])
     }
 
     /// Creates an overlay and a seed for a machine in this folder.
     fn prepare(&self, folder: &Path) -> Result<(), Failure> {
         let overlay = folder.join(OVERLAY);
         create_overlay(&overlay, self.bench.disk_size).map_err(ScratchError::at("an overlay", &overlay))?;
-        boot::write_seed(self.site(folder), seed::Boot::First)
+        boot::write_seed(self.site(folder), seed::BootPurpose::First)
     }
 
     /// Boots the image; also returns how long that took.
@@ -289,7 +289,7 @@ impl<'a> Round<'a> {
             let guest = boot::start(self.site(folder), &self.backing()).await?;
             Ok((guest, began.elapsed()))
         };
-        let blame = |why: Failure| match why.fault::<LimitReached>() {
+        let blame = |why: Failure| match why.fault::<DeadlineError>() {
             // An interruption is not a failure of the image.
             Some(_) => why,
             None => DoesNotBoot { format: self.image.format.name(), why }.into(),
@@ -318,7 +318,7 @@ impl<'a> Round<'a> {
                 Ok(Some(Snapshot { disk: self.folder.join(OVERLAY), ram, format, hello, booted }))
             }
             Err(why) => {
-                events.notice(Level::Warning, format!("no clones, the tests share one guest: {why}"));
+                events.notice(NoticeLevel::Warning, format!("no clones, the tests share one guest: {why}"));
                 let late = || GuestError::Overdue(PATIENCE).into();
                 limits.hold_guest(&guest.machine, PATIENCE, late, guest.session.resume()).await?;
                 for index in shared {
@@ -370,7 +370,7 @@ impl<'a> Round<'a> {
         scratch: &Path,
     ) -> Result<Outcome, Failure> {
         let (bench, test, began) = (self.bench, &self.bench.tests[index], Instant::now());
-        let site = Site { folder: scratch, ..self.site(bench.folder) };
+        let site = MachineSite { folder: scratch, ..self.site(bench.folder) };
         let mut probe = Probe::new(site, guest, test, booted);
         let verdict = probe.until_it_holds(began).await?;
         let seconds = began.elapsed().as_secs_f64();

@@ -94,7 +94,7 @@ fn scan(stream: TokenStream, module: &Module, found: &mut BTreeSet<Module>) {
             TokenTree::Ident(word) if *word == "crate" => read_paths(&tokens, at + 1, Module::new(), found),
             // Alone it is the value, or the module that a list of a `use` begins with.
             TokenTree::Ident(word) if *word == "self" && precedes_path(&tokens, at) => {
-                read_paths(&tokens, at + 1, module.clone(), found)
+                read_paths(&tokens, at + 1, module.clone(), found);
             }
             // The first of `super::super` counts.
             TokenTree::Ident(word) if *word == "super" && !follows_path(&tokens, at) => {

@@ -12,9 +12,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use kiln::disk::chain::{Chain, Layer};
+use kiln::disk::chain::{Chain, ChainFile};
 use kiln::disk::inspect::BaseImage;
-use kiln::disk::listing::{self, Listing, ListingWriter, Record};
+use kiln::disk::listing::{self, ListingReader, ListingRecord, ListingWriter};
 use kiln::disk::os_release::os;
 use kiln::disk::packages::read_databases;
 use kiln::disk::tree::{Tree, TreeError};
@@ -84,7 +84,7 @@ impl Reader {
         match self {
             Reader::Disk(format) => read_disk(path, format),
             Reader::Listing => {
-                let listing = File::open(path).map_err(Into::into).and_then(Listing::open);
+                let listing = File::open(path).map_err(Into::into).and_then(ListingReader::open);
                 listing.is_ok_and(|records| records.fold(true, |ok, record| ok & record.is_ok()))
             }
             Reader::Manifest => {
@@ -105,11 +105,13 @@ fn read_disk(path: &Path, format: DiskFormat) -> bool {
     if base.is_some_and(|format| BaseImage::open(path, format).is_err()) {
         return false;
     }
-    let Ok(disk) = Chain::open(vec![Layer { file: File::open(path).expect("there"), format }]) else { return false };
+    let Ok(disk) = Chain::open(vec![ChainFile { file: File::open(path).expect("there"), format }]) else {
+        return false;
+    };
     let Ok(tree) = Tree::open(&disk) else { return false };
     let _ = (os(&tree), read_databases(&tree));
     tree.walk(&mut |entry| {
-        drop(Record::of(entry, None));
+        drop(ListingRecord::of(entry, None));
         ControlFlow::Continue(())
     })
     .is_ok()
@@ -320,7 +322,7 @@ const MANIFEST: &str = r#"{"schema": 1, "sequence": 1, "kiln": "0.1.0", "image":
 
 fn make_listing(folder: &Path, disk: &Path) -> PathBuf {
     let path = folder.join(listing::FILE);
-    let layer = Layer { file: File::open(disk).expect("made"), format: DiskFormat::Raw };
+    let layer = ChainFile { file: File::open(disk).expect("made"), format: DiskFormat::Raw };
     let chain = Chain::open(vec![layer]).expect("a disk");
     let mut writer = ListingWriter::new(File::create(&path).expect("made")).expect("begun");
     let walked = Tree::open(&chain).expect("a tree").walk(&mut |entry| {
@@ -424,7 +426,7 @@ fn attributes_that_share_a_value_take_no_more_memory_than_kiln_says() {
     let kiln = Kiln::new();
     let folder = kiln.place().path().to_owned();
     let too_many = shared_attributes(&folder, "too-many", 2, 150);
-    let layer = Layer { file: File::open(&too_many).expect("made"), format: DiskFormat::Raw };
+    let layer = ChainFile { file: File::open(&too_many).expect("made"), format: DiskFormat::Raw };
     let disk = Chain::open(vec![layer]).expect("a disk");
     let error = Tree::open(&disk).expect("a tree").walk(&mut |_| ControlFlow::Continue(())).unwrap_err();
     assert!(matches!(error, TreeError::FileSystem(_)), "{error:?}");

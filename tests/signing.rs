@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use kiln::sign::{Signer, Trust};
+use kiln::sign::{SignatureTrust, Signer};
 use support::Kiln;
 
 fn ssh_key(folder: &Path) -> PathBuf {
@@ -22,7 +22,7 @@ fn ssh_key(folder: &Path) -> PathBuf {
 fn no_bit_of_an_ssh_signature_can_change() {
     let folder = tempfile::tempdir().unwrap();
     let key = ssh_key(folder.path());
-    let trust = Trust::Key(key.with_extension("pub"));
+    let trust = SignatureTrust::Key(key.with_extension("pub"));
     let signature = Signer::open(&key).unwrap().sign(b"sums", "").unwrap();
     let bits = (0..signature.len()).flat_map(|at| (0..8).map(move |bit| (at, bit)));
     let missed: Vec<_> = bits

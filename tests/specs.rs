@@ -9,7 +9,7 @@ use kiln::error::{Fault, Kind};
 use kiln::project::FileReach;
 use kiln::size::ByteSize;
 use kiln::specfile::seal::OPERATIONS;
-use kiln::specfile::{Action, LoadError, MAX_BYTES, Overrides, Source, Spec, SpecErrors, schema};
+use kiln::specfile::{Action, BaseSource, LoadError, MAX_BYTES, Overrides, Spec, SpecErrors, schema};
 use kiln::wire::sealing::{IdentityForm, IdentityMaker, IdentityRenewal, MachineIdentity};
 use proptest::prelude::*;
 use serde_json::Value as Json;
@@ -106,7 +106,7 @@ fn a_variant_is_laid_over_the_rest() {
     assert_eq!((&*one.image.name, &*one.steps[0].name), ("web-one", "run echo 2 3"));
     assert_eq!((one.machine.cpus, one.machine.memory), (1, ByteSize::mib(512)));
     let two = parse(Some("two"), &[]).unwrap();
-    assert_eq!((&two.base.source, two.outputs.len()), (&Source::Image("debian@stable".into()), 1));
+    assert_eq!((&two.base.source, two.outputs.len()), (&BaseSource::Image("debian@stable".into()), 1));
     assert_eq!(two.machine, parse(None, &[]).unwrap().machine);
     assert_eq!(parse(None, &[]).unwrap().image.name, "web");
     let errors = parse(Some("tow"), &[]).unwrap_err().errors;
@@ -133,7 +133,7 @@ fn paths_start_at_the_specs_folder() {
     fs::write(folder.path().join("kiln.toml"), text).unwrap();
     let spec = load(folder.path()).unwrap();
     assert_eq!(spec.path, folder.path().join("kiln.toml"));
-    assert_eq!(spec.base.source, Source::File(folder.path().join("base.qcow2")));
+    assert_eq!(spec.base.source, BaseSource::File(folder.path().join("base.qcow2")));
     let [Action::Script { file, .. }, Action::Copy(copy)] = [&spec.steps[0].action, &spec.steps[1].action] else {
         panic!("{:?}", spec.steps)
     };

@@ -4,8 +4,8 @@
 use std::fs;
 use std::path::Path;
 
-use super::Refusal;
-use super::sys::Identity;
+use super::RequestFailure;
+use super::sys::UserCredentials;
 use crate::wire::Class;
 use crate::wire::tree::Owner;
 
@@ -22,7 +22,7 @@ pub struct User {
     /// Login name, or the number where it has none.
     pub name: String,
     /// The user's numbers, as the kernel takes them.
-    pub identity: Identity,
+    pub identity: UserCredentials,
     /// Home folder.
     pub home: String,
     /// Login shell.
@@ -41,20 +41,21 @@ impl Accounts {
     ///
     /// # Errors
     /// When there is no such name. A number needs no entry.
-    pub fn user(&self, wanted: &str) -> Result<User, Refusal> {
+    pub fn user(&self, wanted: &str) -> Result<User, RequestFailure> {
         let lines = || self.passwd.lines().filter_map(parse_user);
         let by_name = lines().find(|user| user.name == wanted);
         let number = wanted.parse::<u32>().ok();
         let found = by_name.or_else(|| lines().find(|user| Some(user.identity.uid) == number)).or_else(|| {
             number.map(|uid| User {
                 name: wanted.to_owned(),
-                identity: Identity { uid, gid: uid, groups: Vec::new() },
+                identity: UserCredentials { uid, gid: uid, groups: Vec::new() },
                 home: "/".into(),
                 shell: "/bin/sh".into(),
             })
         });
-        let mut user = found
-            .ok_or_else(|| Refusal::new(Class::NotFound {}, format!("there is no user `{wanted}` in the guest")))?;
+        let mut user = found.ok_or_else(|| {
+            RequestFailure::new(Class::NotFound {}, format!("there is no user `{wanted}` in the guest"))
+        })?;
         user.identity.groups = self.groups_of(&user);
         Ok(user)
     }
@@ -63,16 +64,16 @@ impl Accounts {
     ///
     /// # Errors
     /// When a name is not known.
-    pub fn owner(&self, owner: &Owner) -> Result<(u32, u32), Refusal> {
+    pub fn owner(&self, owner: &Owner) -> Result<(u32, u32), RequestFailure> {
         let user = self.user(&owner.user)?.identity;
         Ok((user.uid, owner.group.as_deref().map_or(Ok(user.gid), |group| self.group(group))?))
     }
 
-    fn group(&self, wanted: &str) -> Result<u32, Refusal> {
+    fn group(&self, wanted: &str) -> Result<u32, RequestFailure> {
         let by_name = self.groups().find(|(name, ..)| *name == wanted).map(|(_, gid, _)| gid);
-        by_name
-            .or_else(|| wanted.parse().ok())
-            .ok_or_else(|| Refusal::new(Class::NotFound {}, format!("there is no group `{wanted}` in the guest")))
+        by_name.or_else(|| wanted.parse().ok()).ok_or_else(|| {
+            RequestFailure::new(Class::NotFound {}, format!("there is no group `{wanted}` in the guest"))
+        })
     }
 
     fn groups_of(&self, user: &User) -> Vec<u32> {
@@ -96,7 +97,7 @@ impl Accounts {
 fn parse_user(line: &str) -> Option<User> {
     let fields: Vec<&str> = line.split(':').collect();
     let &[name, _, uid, gid, _, home, shell] = fields.as_slice() else { return None };
-    let identity = Identity { uid: uid.parse().ok()?, gid: gid.parse().ok()?, groups: Vec::new() };
+    let identity = UserCredentials { uid: uid.parse().ok()?, gid: gid.parse().ok()?, groups: Vec::new() };
     let or = |text: &str, default: &str| if text.is_empty() { default.to_owned() } else { text.to_owned() };
     Some(User { name: name.into(), identity, home: or(home, "/"), shell: or(shell, "/bin/sh") })
 }
@@ -104,7 +105,7 @@ fn parse_user(line: &str) -> Option<User> {
 /// Creates a user with a home folder, for tests.
 #[cfg(test)]
 pub(super) fn user(name: &str, uid: u32, shell: &str) -> User {
-    let identity = Identity { uid, gid: uid, groups: Vec::new() };
+    let identity = UserCredentials { uid, gid: uid, groups: Vec::new() };
     User { name: name.into(), identity, home: "/home/dev".into(), shell: shell.into() }
 }
 
@@ -122,7 +123,7 @@ mod tests {
     #[test]
     fn users_are_found_by_name_and_number() {
         let web = accounts().user("web").unwrap();
-        assert_eq!(web.identity, Identity { uid: 33, gid: 33, groups: vec![4, 33, 110] });
+        assert_eq!(web.identity, UserCredentials { uid: 33, gid: 33, groups: vec![4, 33, 110] });
         assert_eq!((web.home.as_str(), web.shell.as_str()), ("/var/www", "/bin/sh"));
         assert_eq!(accounts().user("33").unwrap().name, "web");
         assert_eq!(accounts().user("7").unwrap().identity.uid, 70, "a name goes before a number");

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Refusal, sys};
+use super::{RequestFailure, sys};
 use crate::wire::Class;
 use crate::wire::tree::BLOCK;
 
@@ -23,7 +23,7 @@ const APPEAR: Duration = Duration::from_secs(20);
 const RETRY: Duration = Duration::from_millis(50);
 
 /// Waits until the device with this serial number appears, and returns its path.
-pub fn find(serial: &str) -> Result<PathBuf, Refusal> {
+pub fn find(serial: &str) -> Result<PathBuf, RequestFailure> {
     let began = Instant::now();
     loop {
         if let Some(path) = look(serial) {
@@ -31,7 +31,7 @@ pub fn find(serial: &str) -> Result<PathBuf, Refusal> {
         }
         if began.elapsed() > APPEAR {
             let text = format!("no block device with the serial `{serial}` appeared in the guest");
-            return Err(Refusal::new(Class::NotFound {}, text));
+            return Err(RequestFailure::new(Class::NotFound {}, text));
         }
         // Waiting for the kernel's event would need a netlink socket, which std does not have.
         thread::sleep(RETRY);
@@ -50,21 +50,21 @@ fn look(serial: &str) -> Option<PathBuf> {
 /// A file or device that a thread of its own reads from the start, in large aligned blocks.
 #[derive(Debug)]
 pub struct ReadAhead {
-    full: Receiver<io::Result<Aligned>>,
-    empty: SyncSender<Aligned>,
-    current: Option<Aligned>,
+    full: Receiver<io::Result<AlignedBuffer>>,
+    empty: SyncSender<AlignedBuffer>,
+    current: Option<AlignedBuffer>,
 }
 
 /// A buffer whose bytes start at a multiple of [`BLOCK`].
 #[derive(Debug)]
-struct Aligned {
+struct AlignedBuffer {
     store: Vec<u8>,
     start: usize,
     length: usize,
     at: usize,
 }
 
-impl Aligned {
+impl AlignedBuffer {
     fn new() -> Self {
         let store = vec![0; READ + BLOCK];
         let start = store.as_ptr().align_offset(BLOCK);
@@ -88,9 +88,9 @@ impl ReadAhead {
         let open = |flags| OpenOptions::new().read(true).custom_flags(flags).open(path);
         let mut file = open(sys::O_DIRECT).or_else(|_| open(0))?;
         let (give, full) = sync_channel(BUFFERS);
-        let (empty, take) = sync_channel::<Aligned>(BUFFERS);
+        let (empty, take) = sync_channel::<AlignedBuffer>(BUFFERS);
         for _ in 0..BUFFERS {
-            let _ = empty.send(Aligned::new());
+            let _ = empty.send(AlignedBuffer::new());
         }
         thread::spawn(move || {
             for mut buffer in take {
@@ -114,7 +114,7 @@ impl BufRead for ReadAhead {
             let Ok(next) = self.full.recv() else { return Ok(&[]) };
             self.current = Some(next?);
         }
-        Ok(self.current.as_ref().map_or(&[], Aligned::rest))
+        Ok(self.current.as_ref().map_or(&[], AlignedBuffer::rest))
     }
 
     fn consume(&mut self, n: usize) {

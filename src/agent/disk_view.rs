@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::mount_table::{MountLine, parse, visible};
-use super::{Refusal, sys};
+use super::{RequestFailure, sys};
 use crate::wire::Class;
 
 /// The folder in which file systems are mounted while the one below them is unmounted.
@@ -24,22 +24,22 @@ const MAX_PASSES: usize = 1000;
 ///
 /// # Errors
 /// When the root file system is not on the disk, or a file system of the disk has no place in its tree.
-pub fn enter(is_on_disk: &mut dyn FnMut(&MountLine) -> bool) -> Result<(), Refusal> {
-    fs::create_dir_all(ASIDE).map_err(|error| Refusal::io(ASIDE, &error))?;
-    sys::unshare_mounts().map_err(|error| Refusal::io("a mount namespace", &error))?;
+pub fn enter(is_on_disk: &mut dyn FnMut(&MountLine) -> bool) -> Result<(), RequestFailure> {
+    fs::create_dir_all(ASIDE).map_err(|error| RequestFailure::io(ASIDE, &error))?;
+    sys::unshare_mounts().map_err(|error| RequestFailure::io("a mount namespace", &error))?;
     let mut table =
-        File::open("/proc/thread-self/mountinfo").map_err(|error| Refusal::io("the mount table", &error))?;
+        File::open("/proc/thread-self/mountinfo").map_err(|error| RequestFailure::io("the mount table", &error))?;
     let mut unmovable = HashSet::new();
     for _ in 0..MAX_PASSES {
         let mounts = Mounts::read(&mut table, is_on_disk)?;
         if visible(&mounts.lines, &mounts.on_disk).is_empty() {
-            return Err(Refusal::new(Class::System {}, "the root file system is not on the disk of the image"));
+            return Err(RequestFailure::new(Class::System {}, "the root file system is not on the disk of the image"));
         }
         if !mounts.detach_next(&mut unmovable)? {
             return mounts.protect();
         }
     }
-    Err(Refusal::new(Class::System {}, "too many file systems are mounted over each other"))
+    Err(RequestFailure::new(Class::System {}, "too many file systems are mounted over each other"))
 }
 
 /// The mount table of the namespace.
@@ -52,10 +52,10 @@ struct Mounts {
 }
 
 impl Mounts {
-    fn read(table: &mut File, is_on_disk: &mut dyn FnMut(&MountLine) -> bool) -> Result<Self, Refusal> {
+    fn read(table: &mut File, is_on_disk: &mut dyn FnMut(&MountLine) -> bool) -> Result<Self, RequestFailure> {
         let mut text = Vec::new();
         let read = table.rewind().and_then(|()| table.read_to_end(&mut text)).and_then(|_| parse(&text));
-        let lines = read.map_err(|error| Refusal::io("the mount table", &error))?;
+        let lines = read.map_err(|error| RequestFailure::io("the mount table", &error))?;
         let on_disk = lines.iter().map(is_on_disk).collect();
         let by_id: HashMap<u32, usize> = lines.iter().enumerate().map(|(index, line)| (line.id, index)).collect();
         let mut children: HashMap<usize, Vec<usize>> = HashMap::new();
@@ -69,7 +69,7 @@ impl Mounts {
 
     /// Detaches mounts that are not on the disk but cover its file systems: every mount that carries nothing of the disk,
     /// else one of the others. Returns whether there was any.
-    fn detach_next(&self, unmovable: &mut HashSet<u32>) -> Result<bool, Refusal> {
+    fn detach_next(&self, unmovable: &mut HashSet<u32>) -> Result<bool, RequestFailure> {
         let is_candidate = |index: &usize| {
             let line = &self.lines[*index];
             let is_on_disk = self.by_id.get(&line.parent).is_some_and(|parent| self.on_disk[*parent]);
@@ -106,14 +106,14 @@ impl Mounts {
     }
 
     /// Detaches a mount that carries file systems of the disk, as an automount does, and moves those to where they were.
-    fn replace(&self, index: usize) -> Result<(), Refusal> {
+    fn replace(&self, index: usize) -> Result<(), RequestFailure> {
         let carried = self.carried(index);
         let places: Vec<PathBuf> = (0..carried.len()).map(|number| Path::new(ASIDE).join(number.to_string())).collect();
         for (carried, place) in carried.iter().zip(&places) {
             let moved = fs::create_dir_all(place).and_then(|()| sys::move_mount(self.path(*carried), place));
             moved.map_err(|_| self.homeless(*carried))?;
         }
-        sys::detach(self.path(index)).map_err(|error| Refusal::io(self.path(index).display(), &error))?;
+        sys::detach(self.path(index)).map_err(|error| RequestFailure::io(self.path(index).display(), &error))?;
         for (carried, place) in carried.iter().zip(&places) {
             sys::move_mount(place, self.path(*carried)).map_err(|_| self.homeless(*carried))?;
         }
@@ -145,10 +145,10 @@ impl Mounts {
     }
 
     /// Makes every file system of the tree read only.
-    fn protect(&self) -> Result<(), Refusal> {
+    fn protect(&self) -> Result<(), RequestFailure> {
         for index in visible(&self.lines, &self.on_disk) {
             let path = self.path(index);
-            sys::protect_mount(path).map_err(|error| Refusal::io(path.display(), &error))?;
+            sys::protect_mount(path).map_err(|error| RequestFailure::io(path.display(), &error))?;
         }
         Ok(())
     }
@@ -157,9 +157,9 @@ impl Mounts {
         Path::new(OsStr::from_bytes(&self.lines[index].target))
     }
 
-    fn homeless(&self, index: usize) -> Refusal {
+    fn homeless(&self, index: usize) -> RequestFailure {
         let text = format!("{} is mounted on a directory that is not on the disk", self.path(index).display());
-        Refusal::new(Class::System {}, text)
+        RequestFailure::new(Class::System {}, text)
     }
 }
 

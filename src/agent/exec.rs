@@ -16,15 +16,15 @@ use std::time::{Duration, Instant};
 use super::accounts::{Accounts, User};
 use super::kernel_log::KernelLog;
 use super::leftovers::{Leftovers, session_of};
-use super::link::{Event, Lane};
+use super::link::{Lane, LaneEvent};
 use super::output::{OutputPump, OutputSink};
 use super::processes::every_process;
-use super::secrets::Secrets;
-use super::sys::{Identity, ProcessStart};
-use super::{Refusal, login, shutdown, sys, terminal};
+use super::secrets::SecretMount;
+use super::sys::{ProcessStart, UserCredentials};
+use super::{RequestFailure, login, shutdown, sys, terminal};
 use crate::wire::message::{ShellScript, TtySize};
 use crate::wire::tree::is_name;
-use crate::wire::{Aftermath, Class, ExecRequest, Exit, Hidden, Message, SCRIPT_FOLDER};
+use crate::wire::{Aftermath, Class, ExecRequest, Exit, HiddenBytes, Message, SCRIPT_FOLDER};
 
 /// The time between SIGTERM and SIGKILL.
 const KILL_AFTER: Duration = Duration::from_secs(5);
@@ -33,13 +33,13 @@ const HEAD: u64 = 256;
 
 /// Runs the command to its end. Processes that it left in the background live on, unless it timed out. Everything else that
 /// was observed is sent before this returns.
-pub fn run(lane: &Arc<Lane>, events: &Receiver<Event>, request: &ExecRequest, left: &Arc<Leftovers>) -> Exit {
+pub fn run(lane: &Arc<Lane>, events: &Receiver<LaneEvent>, request: &ExecRequest, left: &Arc<Leftovers>) -> Exit {
     let log = KernelLog::open();
     if request.step.is_some() {
         left.note_mounts();
     }
     let mut found = Aftermath { late: left.take_late(), ..Aftermath::default() };
-    let exit = match Running::start(lane, request, left, &mut found.notes) {
+    let exit = match RunningCommand::start(lane, request, left, &mut found.notes) {
         Ok(mut running) => running.supervise(events, request.timeout.map(Duration::from_millis)),
         Err(refusal) => Exit::NotStarted { text: refusal.text },
     };
@@ -57,27 +57,27 @@ pub fn run(lane: &Arc<Lane>, events: &Receiver<Event>, request: &ExecRequest, le
     exit
 }
 
-struct Running {
+struct RunningCommand {
     leader: i32,
     stdin: Option<Sender<Vec<u8>>>,
     /// The master of the command's terminal.
     terminal: Option<File>,
     pumps: Vec<Arc<OutputPump>>,
     /// The secrets of the command, unmounted when it has ended.
-    _secrets: Option<Secrets>,
+    _secrets: Option<SecretMount>,
 }
 
-impl Running {
+impl RunningCommand {
     fn start(
         lane: &Arc<Lane>,
         request: &ExecRequest,
         left: &Arc<Leftovers>,
         notes: &mut Vec<String>,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Self, RequestFailure> {
         let user = Accounts::read(Path::new("/etc")).user(&request.user)?;
-        let secrets = Secrets::mount(lane.id(), &request.secrets, &user.identity)?;
+        let secrets = SecretMount::mount(lane.id(), &request.secrets, &user.identity)?;
         let mut command = command(request, &user, secrets.as_ref(), left, notes)?;
-        let broken = |error| Refusal::io("cannot open a terminal", &error);
+        let broken = |error| RequestFailure::io("cannot open a terminal", &error);
         let terminal = match &request.tty {
             Some(size) => Some(attach(&mut command, size, &user.identity).map_err(broken)?),
             None => None,
@@ -116,14 +116,14 @@ impl Running {
         Ok(running)
     }
 
-    fn supervise(&mut self, events: &Receiver<Event>, timeout: Option<Duration>) -> Exit {
+    fn supervise(&mut self, events: &Receiver<LaneEvent>, timeout: Option<Duration>) -> Exit {
         let mut deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut timed_out = false;
         let status = loop {
             match next(events, deadline) {
-                Some(Event::Exited(status)) => break status,
-                Some(Event::Said(message)) => self.hear(message),
-                Some(Event::Lost) => signal_session(self.leader, sys::SIGKILL),
+                Some(LaneEvent::Exited(status)) => break status,
+                Some(LaneEvent::Said(message)) => self.hear(message),
+                Some(LaneEvent::Lost) => signal_session(self.leader, sys::SIGKILL),
                 None if timed_out => {
                     signal_session(self.leader, sys::SIGKILL);
                     deadline = None;
@@ -145,7 +145,7 @@ impl Running {
 
     fn hear(&mut self, message: Message) {
         match message {
-            Message::Data { bytes: Hidden(bytes) } => {
+            Message::Data { bytes: HiddenBytes(bytes) } => {
                 if let Some(stdin) = &self.stdin {
                     let _ = stdin.send(bytes);
                 }
@@ -164,13 +164,17 @@ impl Running {
 fn command(
     request: &ExecRequest,
     user: &User,
-    secrets: Option<&Secrets>,
+    secrets: Option<&SecretMount>,
     left: &Leftovers,
     notes: &mut Vec<String>,
-) -> Result<Command, Refusal> {
-    let program = request.argv.first().ok_or_else(|| Refusal::new(Class::Request {}, "there is nothing to run"))?;
+) -> Result<Command, RequestFailure> {
+    let program =
+        request.argv.first().ok_or_else(|| RequestFailure::new(Class::Request {}, "there is nothing to run"))?;
     if !Path::new(&request.dir).is_dir() {
-        return Err(Refusal::new(Class::NotFound {}, format!("there is no folder `{}` in the guest", request.dir)));
+        return Err(RequestFailure::new(
+            Class::NotFound {},
+            format!("there is no folder `{}` in the guest", request.dir),
+        ));
     }
     let stdin = if request.stdin { Stdio::piped() } else { Stdio::null() };
     let mut command = Command::new(program);
@@ -194,9 +198,9 @@ fn command(
 
 /// Writes a script that every user may read, and returns its path. A running process keeps the file that had this name
 /// before.
-fn write_script(folder: &Path, script: &ShellScript) -> Result<PathBuf, Refusal> {
+fn write_script(folder: &Path, script: &ShellScript) -> Result<PathBuf, RequestFailure> {
     if !is_name(script.name.as_bytes()) {
-        return Err(Refusal::new(Class::Request {}, format!("`{}` is not the name of a file", script.name)));
+        return Err(RequestFailure::new(Class::Request {}, format!("`{}` is not the name of a file", script.name)));
     }
     let path = folder.join(&script.name);
     let written = fs::create_dir_all(folder).and_then(|()| {
@@ -208,15 +212,15 @@ fn write_script(folder: &Path, script: &ShellScript) -> Result<PathBuf, Refusal>
         file.write_all(script.text.as_bytes())?;
         file.set_permissions(fs::Permissions::from_mode(0o555))
     });
-    written.map_err(|error| Refusal::io(format!("cannot write `{}`", path.display()), &error))?;
+    written.map_err(|error| RequestFailure::io(format!("cannot write `{}`", path.display()), &error))?;
     Ok(path)
 }
 
 /// Describes why a program did not start. If the interpreter of a script is missing, the kernel reports that the script is
 /// missing.
-fn explain_start(request: &ExecRequest, command: &Command, error: &io::Error) -> Refusal {
+fn explain_start(request: &ExecRequest, command: &Command, error: &io::Error) -> RequestFailure {
     let program = &request.argv[0];
-    let refusal = Refusal::io(format!("cannot run `{program}`"), error);
+    let refusal = RequestFailure::io(format!("cannot run `{program}`"), error);
     if refusal.class != (Class::NotFound {}) {
         return refusal;
     }
@@ -225,7 +229,7 @@ fn explain_start(request: &ExecRequest, command: &Command, error: &io::Error) ->
         Some(part) => format!("{part} is not in the guest"),
         None => return refusal,
     };
-    Refusal { text: format!("cannot run `{program}`: {why}"), ..refusal }
+    RequestFailure { text: format!("cannot run `{program}`: {why}"), ..refusal }
 }
 
 /// Describes in which folders a program was looked for, and what set that search path.
@@ -253,18 +257,18 @@ fn missing_part(program: &str) -> Option<String> {
 }
 
 /// Connects the command's standard streams to a new terminal, and returns the terminal's master.
-fn attach(command: &mut Command, size: &TtySize, owner: &Identity) -> io::Result<File> {
+fn attach(command: &mut Command, size: &TtySize, owner: &UserCredentials) -> io::Result<File> {
     let (master, slave) = terminal::open(size, owner)?;
     command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(slave);
     Ok(master)
 }
 
-fn next(events: &Receiver<Event>, deadline: Option<Instant>) -> Option<Event> {
-    let Some(deadline) = deadline else { return Some(events.recv().unwrap_or(Event::Lost)) };
+fn next(events: &Receiver<LaneEvent>, deadline: Option<Instant>) -> Option<LaneEvent> {
+    let Some(deadline) = deadline else { return Some(events.recv().unwrap_or(LaneEvent::Lost)) };
     match events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
         Ok(event) => Some(event),
         Err(RecvTimeoutError::Timeout) => None,
-        Err(RecvTimeoutError::Disconnected) => Some(Event::Lost),
+        Err(RecvTimeoutError::Disconnected) => Some(LaneEvent::Lost),
     }
 }
 
@@ -281,7 +285,7 @@ fn watch(mut child: Child, lane: &Lane) {
     thread::spawn(move || {
         // Waiting for a child of ours fails only if the kernel does not know the child; then it counts as killed.
         let status = child.wait().unwrap_or_else(|_| ExitStatus::from_raw(i32::from(sys::SIGKILL)));
-        let _ = inbox.send(Event::Exited(status));
+        let _ = inbox.send(LaneEvent::Exited(status));
     });
 }
 

@@ -13,7 +13,7 @@ use super::mount_table::{MountLine, read_table};
 use super::processes::every_process;
 use super::user_managers::UserManagers;
 use super::{next_boot, sys};
-use crate::wire::{Hidden, LateOutput, LeftProcess};
+use crate::wire::{HiddenBytes, LateOutput, LeftProcess};
 
 /// How long a process has between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(3);
@@ -149,7 +149,7 @@ impl Leftovers {
         }
         match late.iter_mut().find(|late| late.step == step) {
             Some(late) => late.bytes.0.extend_from_slice(&bytes[..room]),
-            None => late.push(LateOutput { step, bytes: Hidden(bytes[..room].to_vec()) }),
+            None => late.push(LateOutput { step, bytes: HiddenBytes(bytes[..room].to_vec()) }),
         }
     }
 

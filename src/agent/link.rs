@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::wire::{self, Hidden, MAX_DATA, Message, WINDOW};
+use crate::wire::{self, HiddenBytes, MAX_DATA, Message, WINDOW};
 
 /// Credit is granted again when this many bytes were used.
 const GRANT: usize = WINDOW / 4;
 
 /// An event that a lane's thread waits for.
 #[derive(Debug)]
-pub enum Event {
+pub enum LaneEvent {
     /// A message of the host on this stream.
     Said(Message),
     /// The conversation has ended.
@@ -35,14 +35,14 @@ pub struct Link {
 pub struct Lane {
     id: u32,
     link: Arc<Link>,
-    inbox: Sender<Event>,
+    inbox: Sender<LaneEvent>,
     unread: AtomicUsize,
-    send: Mutex<Allowance>,
+    send: Mutex<SendCredit>,
     changed: Condvar,
 }
 
 #[derive(Debug)]
-struct Allowance {
+struct SendCredit {
     credit: usize,
     over: bool,
 }
@@ -68,14 +68,14 @@ impl Link {
     }
 
     /// Opens a lane; `None` if the stream is in use.
-    pub fn open(self: &Arc<Self>, id: u32) -> Option<(Arc<Lane>, Receiver<Event>)> {
+    pub fn open(self: &Arc<Self>, id: u32) -> Option<(Arc<Lane>, Receiver<LaneEvent>)> {
         let (inbox, events) = channel();
         let lane = Arc::new(Lane {
             id,
             link: Arc::clone(self),
             inbox,
             unread: AtomicUsize::new(0),
-            send: Mutex::new(Allowance { credit: WINDOW, over: false }),
+            send: Mutex::new(SendCredit { credit: WINDOW, over: false }),
             changed: Condvar::new(),
         });
         let mut lanes = lock(&self.lanes);
@@ -101,7 +101,7 @@ impl Link {
         if lane.unread.fetch_add(cost, Ordering::SeqCst) + cost > WINDOW {
             return Err("more data than there was credit for");
         }
-        let _ = lane.inbox.send(Event::Said(message));
+        let _ = lane.inbox.send(LaneEvent::Said(message));
         Ok(())
     }
 
@@ -114,7 +114,7 @@ impl Link {
     pub fn hang_up(&self) {
         for (_, lane) in lock(&self.lanes).drain() {
             lane.close();
-            let _ = lane.inbox.send(Event::Lost);
+            let _ = lane.inbox.send(LaneEvent::Lost);
         }
     }
 }
@@ -126,7 +126,7 @@ impl Lane {
     }
 
     /// Returns the sender of the lane's events, for threads that work for the lane.
-    pub fn inbox(&self) -> Sender<Event> {
+    pub fn inbox(&self) -> Sender<LaneEvent> {
         self.inbox.clone()
     }
 
@@ -185,7 +185,7 @@ impl Lane {
     }
 
     fn take_credit(&self, wanted: usize) -> io::Result<usize> {
-        let ready = |send: &mut Allowance| send.credit == 0 && !send.over;
+        let ready = |send: &mut SendCredit| send.credit == 0 && !send.over;
         let mut send = self.changed.wait_while(lock(&self.send), ready).unwrap_or_else(PoisonError::into_inner);
         if send.over {
             return Err(io::ErrorKind::BrokenPipe.into());
@@ -203,27 +203,27 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// A reader of the data that the host sends on a lane.
 #[derive(Debug)]
-pub struct Incoming<'a> {
+pub struct LaneReader<'a> {
     lane: &'a Lane,
-    events: Receiver<Event>,
+    events: Receiver<LaneEvent>,
     chunk: Vec<u8>,
     at: usize,
     owed: usize,
 }
 
-impl<'a> Incoming<'a> {
+impl<'a> LaneReader<'a> {
     /// Creates a reader of the data that arrives in this lane.
-    pub fn new(lane: &'a Lane, events: Receiver<Event>) -> Self {
+    pub fn new(lane: &'a Lane, events: Receiver<LaneEvent>) -> Self {
         Self { lane, events, chunk: Vec::new(), at: 0, owed: 0 }
     }
 }
 
-impl BufRead for Incoming<'_> {
+impl BufRead for LaneReader<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.at == self.chunk.len() {
             match self.events.recv() {
-                Ok(Event::Said(Message::Data { bytes: Hidden(bytes) })) => (self.chunk, self.at) = (bytes, 0),
-                Ok(Event::Said(_)) => {}
+                Ok(LaneEvent::Said(Message::Data { bytes: HiddenBytes(bytes) })) => (self.chunk, self.at) = (bytes, 0),
+                Ok(LaneEvent::Said(_)) => {}
                 _ => return Err(io::ErrorKind::ConnectionAborted.into()),
             }
         }
@@ -236,7 +236,7 @@ impl BufRead for Incoming<'_> {
     }
 }
 
-impl Read for Incoming<'_> {
+impl Read for LaneReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.fill_buf()?.read(buffer)?;
         self.consume(n);
@@ -246,11 +246,11 @@ impl Read for Incoming<'_> {
 
 /// A writer that sends its data on a lane.
 #[derive(Debug)]
-pub struct Outgoing<'a>(pub &'a Lane);
+pub struct LaneWriter<'a>(pub &'a Lane);
 
-impl Write for Outgoing<'_> {
+impl Write for LaneWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.send_data(bytes, |bytes| Message::Data { bytes: Hidden(bytes) }).map(|()| bytes.len())
+        self.0.send_data(bytes, |bytes| Message::Data { bytes: HiddenBytes(bytes) }).map(|()| bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

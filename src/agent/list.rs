@@ -20,7 +20,7 @@ use super::link::lock;
 use super::mount_table::{Devices, Location};
 use super::sha256::Sha256;
 use super::sys::{major, minor};
-use super::{Refusal, disk_view, sys};
+use super::{RequestFailure, disk_view, sys};
 use crate::wire::Class;
 use crate::wire::listing::{self, Kind, Listed, Moment};
 use crate::wire::sparse_blocks::{self, BlockFilter};
@@ -36,7 +36,7 @@ const CHUNK: usize = 256 << 10;
 ///
 /// # Errors
 /// When something cannot be read, or the port takes no more.
-pub fn list(out: &mut impl Write, progress: &mut dyn FnMut(u64)) -> Result<Totals, Refusal> {
+pub fn list(out: &mut impl Write, progress: &mut dyn FnMut(u64)) -> Result<Totals, RequestFailure> {
     let mut devices = Devices::default();
     disk_view::enter(&mut |line| devices.locate(line) != Location::Elsewhere)?;
     list_folder(Path::new("/"), out, progress)
@@ -46,9 +46,9 @@ pub fn list(out: &mut impl Write, progress: &mut dyn FnMut(u64)) -> Result<Total
 ///
 /// # Errors
 /// As [`list`].
-pub fn list_folder(root: &Path, out: &mut impl Write, progress: &mut dyn FnMut(u64)) -> Result<Totals, Refusal> {
+pub fn list_folder(root: &Path, out: &mut impl Write, progress: &mut dyn FnMut(u64)) -> Result<Totals, RequestFailure> {
     let mut walk =
-        Walk { root, out, progress, waiting: Vec::new(), digests: HashMap::new(), totals: Totals::default() };
+        ListWalk { root, out, progress, waiting: Vec::new(), digests: HashMap::new(), totals: Totals::default() };
     let mut levels: Vec<(PathBuf, vec::IntoIter<OsString>)> = Vec::new();
     levels.extend(walk.visit(root.to_owned())?);
     while let Some((folder, names)) = levels.last_mut() {
@@ -64,27 +64,27 @@ pub fn list_folder(root: &Path, out: &mut impl Write, progress: &mut dyn FnMut(u
     Ok(walk.totals)
 }
 
-struct Walk<'a, W> {
+struct ListWalk<'a, W> {
     root: &'a Path,
     out: &'a mut W,
     progress: &'a mut dyn FnMut(u64),
     /// Entries that were not sent yet.
-    waiting: Vec<Waiting>,
+    waiting: Vec<PendingDigest>,
     /// The digests of files with several names, by device and inode.
-    digests: HashMap<(u64, u64), Digest>,
+    digests: HashMap<(u64, u64), ListedDigest>,
     totals: Totals,
 }
 
 /// The digest of a file's content.
 #[derive(Clone)]
-struct Digest {
+struct ListedDigest {
     size: u64,
     sha256: Vec<u8>,
     /// Blocks of zeroes are left out of the digest.
     is_sparse: bool,
 }
 
-impl Digest {
+impl ListedDigest {
     fn into_kind(self) -> Kind {
         let Self { size, sha256, is_sparse } = self;
         if is_sparse { Kind::SparseFile { size, sha256 } } else { Kind::File { size, sha256 } }
@@ -92,7 +92,7 @@ impl Digest {
 }
 
 /// An entry without its digest.
-struct Waiting {
+struct PendingDigest {
     listed: Listed,
     /// The path of a regular file's content.
     content: Option<PathBuf>,
@@ -100,10 +100,10 @@ struct Waiting {
     is_shared: bool,
 }
 
-impl<W: Write> Walk<'_, W> {
+impl<W: Write> ListWalk<'_, W> {
     /// Lists the entry at the path. Returns the names in a directory, which the caller has to visit.
-    fn visit(&mut self, path: PathBuf) -> Result<Option<(PathBuf, vec::IntoIter<OsString>)>, Refusal> {
-        let unreadable = |error: io::Error| Refusal::io(path.display(), &error);
+    fn visit(&mut self, path: PathBuf) -> Result<Option<(PathBuf, vec::IntoIter<OsString>)>, RequestFailure> {
+        let unreadable = |error: io::Error| RequestFailure::io(path.display(), &error);
         let about = match fs::symlink_metadata(&path) {
             // A service that is still running has removed it.
             Err(error) if error.kind() == io::ErrorKind::NotFound && path != self.root => return Ok(None),
@@ -112,7 +112,7 @@ impl<W: Write> Walk<'_, W> {
         let listed = self.listed(&path, &about).map_err(unreadable)?;
         let names = about.is_dir().then(|| names(&path)).transpose().map_err(unreadable)?;
         let content = about.is_file().then(|| path.clone());
-        self.waiting.push(Waiting { listed, content, is_shared: about.nlink() > 1 });
+        self.waiting.push(PendingDigest { listed, content, is_shared: about.nlink() > 1 });
         if self.waiting.len() >= BATCH {
             self.flush()?;
         }
@@ -155,9 +155,9 @@ impl<W: Write> Walk<'_, W> {
     }
 
     /// Sends the waiting entries, after their content was hashed by as many threads as there are processors.
-    fn flush(&mut self) -> Result<(), Refusal> {
-        let known = |waiting: &Waiting| self.digests.get(&file(&waiting.listed)).cloned();
-        let mut found: Vec<Option<Digest>> = self.waiting.iter().map(known).collect();
+    fn flush(&mut self) -> Result<(), RequestFailure> {
+        let known = |waiting: &PendingDigest| self.digests.get(&file(&waiting.listed)).cloned();
+        let mut found: Vec<Option<ListedDigest>> = self.waiting.iter().map(known).collect();
         let jobs: Vec<(usize, &Path)> = (0..)
             .zip(&self.waiting)
             .filter(|(index, _)| found[*index].is_none())
@@ -167,14 +167,14 @@ impl<W: Write> Walk<'_, W> {
             self.totals.bytes += digest.size;
             found[index] = Some(digest);
         }
-        for (Waiting { mut listed, content, is_shared }, found) in self.waiting.drain(..).zip(found) {
+        for (PendingDigest { mut listed, content, is_shared }, found) in self.waiting.drain(..).zip(found) {
             if let (Some(_), Some(digest)) = (content, found) {
                 if is_shared {
                     self.digests.insert(file(&listed), digest.clone());
                 }
                 listed.kind = digest.into_kind();
             }
-            listing::put(&listed, self.out).map_err(|error| Refusal::io("a file cannot be listed", &error))?;
+            listing::put(&listed, self.out).map_err(|error| RequestFailure::io("a file cannot be listed", &error))?;
             self.totals.entries += 1;
         }
         (self.progress)(self.totals.bytes);
@@ -194,12 +194,12 @@ fn names(folder: &Path) -> io::Result<Vec<OsString>> {
 }
 
 /// Returns the digest of each of these files, with the number of the file.
-fn digests(jobs: &[(usize, &Path)]) -> Result<Vec<(usize, Digest)>, Refusal> {
+fn digests(jobs: &[(usize, &Path)]) -> Result<Vec<(usize, ListedDigest)>, RequestFailure> {
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(jobs.len())));
     let work = || {
         let mut buffer = vec![0; CHUNK];
         while let Some((index, path)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let found = digest(path, &mut buffer).map_err(|error| Refusal::io(path.display(), &error));
+            let found = digest(path, &mut buffer).map_err(|error| RequestFailure::io(path.display(), &error));
             lock(&done).push((*index, found));
         }
     };
@@ -210,11 +210,11 @@ fn digests(jobs: &[(usize, &Path)]) -> Result<Vec<(usize, Digest)>, Refusal> {
         }
         work();
     });
-    let done = done.into_inner().map_err(|_| Refusal::new(Class::System {}, "a thread has died"))?;
+    let done = done.into_inner().map_err(|_| RequestFailure::new(Class::System {}, "a thread has died"))?;
     done.into_iter().map(|(index, found)| Ok((index, found?))).collect()
 }
 
-fn digest(path: &Path, buffer: &mut [u8]) -> io::Result<Digest> {
+fn digest(path: &Path, buffer: &mut [u8]) -> io::Result<ListedDigest> {
     let mut file = OpenOptions::new().read(true).custom_flags(sys::O_NOFOLLOW | sys::O_NONBLOCK).open(path)?;
     if let Some(digest) = sparse_digest(&file, buffer)? {
         return Ok(digest);
@@ -222,7 +222,7 @@ fn digest(path: &Path, buffer: &mut [u8]) -> io::Result<Digest> {
     let (mut sha, mut size) = (Sha256::new(), 0);
     loop {
         match file.read(buffer) {
-            Ok(0) => return Ok(Digest { size, sha256: sha.finish().to_vec(), is_sparse: false }),
+            Ok(0) => return Ok(ListedDigest { size, sha256: sha.finish().to_vec(), is_sparse: false }),
             Ok(n) => {
                 sha.update(&buffer[..n]);
                 size += n as u64;
@@ -234,7 +234,7 @@ fn digest(path: &Path, buffer: &mut [u8]) -> io::Result<Digest> {
 }
 
 /// Returns the digest of a file with too many zeroes to be hashed; `None` for any other file.
-fn sparse_digest(file: &File, buffer: &mut [u8]) -> io::Result<Option<Digest>> {
+fn sparse_digest(file: &File, buffer: &mut [u8]) -> io::Result<Option<ListedDigest>> {
     let size = file.metadata()?.len();
     if size <= sparse_blocks::LIMIT {
         return Ok(None);
@@ -254,7 +254,7 @@ fn sparse_digest(file: &File, buffer: &mut [u8]) -> io::Result<Option<Digest>> {
     }
     filter.add_zeroes(size - at);
     let is_sparse = filter.is_sparse();
-    Ok(is_sparse.then(|| Digest { size, sha256: sha.finish().to_vec(), is_sparse }))
+    Ok(is_sparse.then(|| ListedDigest { size, sha256: sha.finish().to_vec(), is_sparse }))
 }
 
 /// Returns all extended attributes of a file, whatever their namespace.

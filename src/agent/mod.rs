@@ -59,14 +59,14 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// The reason of a failed request, as the protocol reports it.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct RequestFailure {
     /// The class of the error.
     pub class: Class,
     /// What failed, and why.
     pub text: String,
 }
 
-impl Refusal {
+impl RequestFailure {
     fn new(class: Class, text: impl Into<String>) -> Self {
         Self { class, text: text.into() }
     }

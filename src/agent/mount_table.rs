@@ -14,7 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::Refusal;
+use super::RequestFailure;
 use super::sys::{major, minor};
 use crate::wire::DISK_SERIAL;
 use crate::wire::boot_mount::option_value;
@@ -36,9 +36,9 @@ const ANONYMOUS: [&str; 3] = ["btrfs", "bcachefs", "zfs"];
 ///
 /// # Errors
 /// As [`parse`].
-pub fn read_table() -> Result<Vec<MountLine>, Refusal> {
+pub fn read_table() -> Result<Vec<MountLine>, RequestFailure> {
     let table = fs::read(TABLE_FILE).and_then(|text| parse(&text));
-    table.map_err(|error| Refusal::io(TABLE_FILE, &error))
+    table.map_err(|error| RequestFailure::io(TABLE_FILE, &error))
 }
 
 /// A line of `mountinfo`.

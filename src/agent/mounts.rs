@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::leftovers::Leftovers;
 use super::mount_table::{Devices, Location, MountLine, read_table, visible};
-use super::{Refusal, next_boot};
+use super::{RequestFailure, next_boot};
 use crate::wire::mounts::{self, GuestMount, RPM_DATABASES};
 use crate::wire::{Class, Message};
 
@@ -21,7 +21,7 @@ const EXT_FEATURES: u64 = 1024 + 0x60;
 ///
 /// # Errors
 /// When the table cannot be read, or is larger than an answer may be.
-pub fn describe(left: &Leftovers) -> Result<Message, Refusal> {
+pub fn describe(left: &Leftovers) -> Result<Message, RequestFailure> {
     let lines = read_table()?;
     let mut devices = Devices::default();
     let locations: Vec<Location> = lines.iter().map(|line| devices.locate(line)).collect();
@@ -50,7 +50,7 @@ pub fn describe(left: &Leftovers) -> Result<Message, Refusal> {
     if is_sound && mounts::fits(&answer) {
         return Ok(answer);
     }
-    Err(Refusal::new(Class::System {}, "the mount table is too large"))
+    Err(RequestFailure::new(Class::System {}, "the mount table is too large"))
 }
 
 fn describe_mount(line: &MountLine, location: &Location) -> GuestMount {

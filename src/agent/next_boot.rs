@@ -10,7 +10,7 @@ use std::thread;
 use super::guest_files::RunningGuest;
 use super::mount_table::{self, MountLine};
 use super::sys::{major, minor};
-use super::{Refusal, sys};
+use super::{RequestFailure, sys};
 use crate::wire::Class;
 use crate::wire::boot_mount::BootMount;
 use crate::wire::boot_mount::without_slashes;
@@ -29,10 +29,10 @@ const PROBE: &str = "/run/kiln/probe";
 ///
 /// # Errors
 /// When there are too many units.
-pub fn read_mounts() -> Result<Vec<BootMount>, Refusal> {
+pub fn read_mounts() -> Result<Vec<BootMount>, RequestFailure> {
     let table = RunningGuest.read("/etc/fstab").unwrap_or_default();
     let plan = read_boot_plan(&RunningGuest, &table)
-        .map_err(|TooManyUnits| Refusal::new(Class::System {}, "there are too many mount units"))?;
+        .map_err(|TooManyUnits| RequestFailure::new(Class::System {}, "there are too many mount units"))?;
     Ok(plan.mounts.into_iter().map(resolve_links).collect())
 }
 
@@ -40,7 +40,7 @@ pub fn read_mounts() -> Result<Vec<BootMount>, Refusal> {
 ///
 /// # Errors
 /// As [`read_mounts`].
-pub fn describe() -> Result<BootReport, Refusal> {
+pub fn describe() -> Result<BootReport, RequestFailure> {
     let mut mounts = read_mounts()?;
     mounts.retain(|mount| mount.is_bind() || mount.device().is_some() || mount.cover().is_some());
     Ok(BootReport { mounts, root_options: read_root_options(&RunningGuest) })

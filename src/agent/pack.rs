@@ -58,7 +58,7 @@ pub enum PackPolicy {
 }
 
 /// Filters, adjusts and observes the entries of a tree while it is packed.
-pub trait Packing {
+pub trait PackHooks {
     /// Returns whether an entry with this name in a folder is left out.
     fn leaves_out(&self, _name: &OsStr) -> bool {
         false
@@ -79,7 +79,7 @@ pub trait Packing {
 /// The packing of files that the host fetches: the tree is sent as it is.
 pub struct FetchedFiles;
 
-impl Packing for FetchedFiles {
+impl PackHooks for FetchedFiles {
     fn policy(&self) -> PackPolicy {
         PackPolicy::Living
     }
@@ -89,31 +89,31 @@ impl Packing for FetchedFiles {
 ///
 /// # Errors
 /// When something cannot be read or sent.
-pub fn pack<W: Write>(root: &Path, encoder: Encoder<W>, packing: &mut dyn Packing) -> Result<Totals, PackError> {
+pub fn pack<W: Write>(root: &Path, encoder: Encoder<W>, packing: &mut dyn PackHooks) -> Result<Totals, PackError> {
     let root = fs::canonicalize(root).map_err(|error| PackError::Read(root.to_owned(), error))?;
-    let mut walk = Walk { path: root.clone(), root, encoder, packing, links: HashMap::new(), buffer: Vec::new() };
+    let mut walk = PackWalk { path: root.clone(), root, encoder, packing, links: HashMap::new(), buffer: Vec::new() };
     walk.whole_tree()?;
     walk.encoder.finish().map_err(PackError::Write)
 }
 
-struct Walk<'a, W> {
+struct PackWalk<'a, W> {
     root: PathBuf,
     path: PathBuf,
     encoder: Encoder<W>,
-    packing: &'a mut dyn Packing,
+    packing: &'a mut dyn PackHooks,
     links: HashMap<(u64, u64), Vec<u8>>,
     buffer: Vec<u8>,
 }
 
 /// A folder being walked, deepest last. The walk has an explicit stack: a path may have two thousand components.
-struct Level {
+struct OpenFolder {
     leave: Entry,
     names: vec::IntoIter<OsString>,
 }
 
-impl<W: Write> Walk<'_, W> {
+impl<W: Write> PackWalk<'_, W> {
     fn whole_tree(&mut self) -> Result<(), PackError> {
-        let mut levels: Vec<Level> = self.visit()?.into_iter().collect();
+        let mut levels: Vec<OpenFolder> = self.visit()?.into_iter().collect();
         while let Some(level) = levels.last_mut() {
             if let Some(name) = level.names.next() {
                 self.path.push(name);
@@ -134,7 +134,7 @@ impl<W: Write> Walk<'_, W> {
     }
 
     /// Sends the entry at the path, or a note if it belongs to a living tree and cannot be sent.
-    fn visit_or_note(&mut self) -> Result<Option<Level>, PackError> {
+    fn visit_or_note(&mut self) -> Result<Option<OpenFolder>, PackError> {
         let text = match self.visit() {
             Err(PackError::Changed(_)) if self.is_living() => "vanished before it could be read".to_owned(),
             Err(PackError::Unfit(_, what)) if self.is_living() => what.to_owned(),
@@ -152,7 +152,7 @@ impl<W: Write> Walk<'_, W> {
     }
 
     /// Sends the entry at the path. Returns the content of a folder, which the caller has to visit.
-    fn visit(&mut self) -> Result<Option<Level>, PackError> {
+    fn visit(&mut self) -> Result<Option<OpenFolder>, PackError> {
         let metadata = fs::symlink_metadata(&self.path).map_err(|error| self.unreadable(error))?;
         let kind = metadata.file_type();
         if kind.is_file() {
@@ -177,7 +177,7 @@ impl<W: Write> Walk<'_, W> {
         self.emit(entry).map(|()| None)
     }
 
-    fn folder(&mut self, metadata: &Metadata) -> Result<Level, PackError> {
+    fn folder(&mut self, metadata: &Metadata) -> Result<OpenFolder, PackError> {
         let list = || -> io::Result<_> { fs::read_dir(&self.path)?.map(|entry| Ok(entry?.file_name())).collect() };
         let mut names: Vec<OsString> = list().map_err(|error| self.unreadable(error))?;
         names.retain(|name| !self.packing.leaves_out(name));
@@ -186,7 +186,7 @@ impl<W: Write> Walk<'_, W> {
         let entry = self.entry(metadata, Kind::Dir {})?;
         let leave = Entry { kind: Kind::Leave {}, ..entry.clone() };
         self.emit(entry)?;
-        Ok(Level { leave, names: names.into_iter() })
+        Ok(OpenFolder { leave, names: names.into_iter() })
     }
 
     fn file(&mut self) -> Result<(), PackError> {
@@ -228,8 +228,8 @@ impl<W: Write> Walk<'_, W> {
         let after = file.metadata().map_err(|error| self.unreadable(error))?;
         let now = after.size();
         match (stamp(before) == stamp(&after), read) {
-            (true, Content::Whole) => Ok(()),
-            (_, Content::Short) => self
+            (true, ContentRead::Whole) => Ok(()),
+            (_, ContentRead::Short) => self
                 .note(false, format!("shrank from {size} to {now} bytes while it was read: zeros stand for the rest")),
             _ if now > size => self.note(false, format!("grew while it was read: these are its first {size} bytes")),
             _ => self.note(false, "was written to while it was read".to_owned()),
@@ -260,7 +260,7 @@ impl<W: Write> Walk<'_, W> {
 
     /// Sends the content of a file as far as it can be read, a piece at a time: every extent that is announced has to
     /// follow.
-    fn living_content(&mut self, file: &File, metadata: &Metadata) -> Result<Content, PackError> {
+    fn living_content(&mut self, file: &File, metadata: &Metadata) -> Result<ContentRead, PackError> {
         let size = metadata.size();
         let mut at = 0;
         while let Some((start, end)) = self.next_extent(file, metadata, at)? {
@@ -268,7 +268,7 @@ impl<W: Write> Walk<'_, W> {
             while at < end {
                 let n = self.read_some(file, at, end)?;
                 if n == 0 {
-                    return Ok(Content::Short);
+                    return Ok(ContentRead::Short);
                 }
                 self.encoder.data(at, n as u64).map_err(PackError::Write)?;
                 self.encoder.content(&self.buffer[..n]).map_err(PackError::Write)?;
@@ -276,7 +276,7 @@ impl<W: Write> Walk<'_, W> {
             }
         }
         let is_cut = file.metadata().is_ok_and(|now| now.size() < size);
-        Ok(if is_cut { Content::Short } else { Content::Whole })
+        Ok(if is_cut { ContentRead::Short } else { ContentRead::Whole })
     }
 
     fn read_some(&mut self, file: &File, at: u64, end: u64) -> Result<usize, PackError> {
@@ -369,7 +369,7 @@ fn is_made_up(path: &Path) -> bool {
 
 /// How much of a file's content was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Content {
+enum ContentRead {
     Whole,
     /// The content ended before the size that the file had.
     Short,

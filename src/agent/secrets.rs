@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown, fchown};
 use std::path::{Path, PathBuf};
 
-use super::Refusal;
-use super::sys::{self, Identity};
+use super::RequestFailure;
+use super::sys::{self, UserCredentials};
 use crate::wire::tree::is_name;
 use crate::wire::{Class, Secret};
 
@@ -14,21 +14,26 @@ const BASE: &str = "/run/kiln";
 
 /// A mounted folder of secrets; unmounted when dropped.
 #[derive(Debug)]
-pub struct Secrets {
+pub struct SecretMount {
     folder: PathBuf,
 }
 
-impl Secrets {
+impl SecretMount {
     /// Mounts a folder that only this user can read and writes the secrets to it; returns `None` if there are none.
-    pub fn mount(id: u32, secrets: &[Secret], owner: &Identity) -> Result<Option<Self>, Refusal> {
+    pub fn mount(id: u32, secrets: &[Secret], owner: &UserCredentials) -> Result<Option<Self>, RequestFailure> {
         if secrets.is_empty() {
             return Ok(None);
         }
         if let Some(bad) = secrets.iter().find(|secret| !is_name(secret.name.as_bytes())) {
-            return Err(Refusal::new(Class::Request {}, format!("`{}` cannot be the name of a secret", bad.name)));
+            return Err(RequestFailure::new(
+                Class::Request {},
+                format!("`{}` cannot be the name of a secret", bad.name),
+            ));
         }
         let folder = Path::new(BASE).join(format!("secrets-{id}"));
-        mount(&folder, secrets, owner).map(Some).map_err(|error| Refusal::io("cannot hand over the secrets", &error))
+        mount(&folder, secrets, owner)
+            .map(Some)
+            .map_err(|error| RequestFailure::io("cannot hand over the secrets", &error))
     }
 
     /// Returns the folder with the secrets, the value of `$KILN_SECRETS`.
@@ -37,7 +42,7 @@ impl Secrets {
     }
 }
 
-impl Drop for Secrets {
+impl Drop for SecretMount {
     fn drop(&mut self) {
         let _ = sys::unmount(&self.folder);
         // Fails while another file system is mounted there. That is harmless: the tmpfs itself is detached.
@@ -45,7 +50,7 @@ impl Drop for Secrets {
     }
 }
 
-fn mount(folder: &Path, secrets: &[Secret], owner: &Identity) -> io::Result<Secrets> {
+fn mount(folder: &Path, secrets: &[Secret], owner: &UserCredentials) -> io::Result<SecretMount> {
     DirBuilder::new().recursive(true).mode(0o755).create(BASE)?;
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     // Each file takes whole pages.
@@ -53,7 +58,7 @@ fn mount(folder: &Path, secrets: &[Secret], owner: &Identity) -> io::Result<Secr
     let options = format!("size={},mode=0700,uid={},gid={}", size + 65536, owner.uid, owner.gid);
     // Linux before 6.4 does not know `noswap`.
     sys::mount_tmpfs(folder, &format!("{options},noswap")).or_else(|_| sys::mount_tmpfs(folder, &options))?;
-    let mounted = Secrets { folder: folder.to_owned() };
+    let mounted = SecretMount { folder: folder.to_owned() };
     for secret in secrets {
         write(&folder.join(&secret.name), &secret.value.0, owner)?;
     }
@@ -61,7 +66,7 @@ fn mount(folder: &Path, secrets: &[Secret], owner: &Identity) -> io::Result<Secr
     Ok(mounted)
 }
 
-fn write(path: &Path, value: &[u8], owner: &Identity) -> io::Result<()> {
+fn write(path: &Path, value: &[u8], owner: &UserCredentials) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o400).open(path)?;
     file.write_all(value)?;
     fchown(&file, Some(owner.uid), Some(owner.gid))

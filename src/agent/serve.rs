@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 use super::accounts::Accounts;
 use super::guest_files::RunningGuest;
 use super::leftovers::Leftovers;
-use super::link::{Event, Incoming, Lane, Link, Outgoing};
+use super::link::{Lane, LaneEvent, LaneReader, LaneWriter, Link};
 use super::pack::{FetchedFiles, PackError, pack};
-use super::{Refusal, device, exec, facts, list, mounts, seal, sys, unpack};
+use super::{RequestFailure, device, exec, facts, list, mounts, seal, sys, unpack};
 use crate::wire::cloud_init::find_obstacles;
-use crate::wire::code::{Code, Fields, Malformed};
-use crate::wire::message::Origin;
+use crate::wire::code::{Code, DecodeError, Fields};
+use crate::wire::message::ProtocolVersion;
 use crate::wire::tree::{Encoder, Head, Layout, MAX_PATH, Totals};
 use crate::wire::{
     Aftermath, Class, ExecRequest, Frame, MAX_DATA, MAX_EXEC, MAX_FRAME, Message, SealRequest, Splitter,
@@ -36,7 +36,7 @@ pub fn converse(port: &File, left: &Arc<Leftovers>, power_off: fn()) -> io::Resu
         left: Arc::clone(left),
         link: Link::new(port.try_clone()?),
         splitter: Splitter::new(),
-        state: Arc::new(State::default()),
+        state: Arc::new(ServeState::default()),
         execs: Vec::new(),
         power_off,
     };
@@ -48,7 +48,7 @@ pub fn converse(port: &File, left: &Arc<Leftovers>, power_off: fn()) -> io::Resu
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ServeState {
     welcomed: AtomicBool,
     ended: AtomicBool,
 }
@@ -56,7 +56,7 @@ struct State {
 struct Conversation {
     link: Arc<Link>,
     splitter: Splitter,
-    state: Arc<State>,
+    state: Arc<ServeState>,
     /// Commands whose parts are still arriving.
     execs: Vec<(u32, Vec<u8>)>,
     /// The processes that commands have left behind.
@@ -73,7 +73,7 @@ impl Conversation {
         let silent = move || state.welcomed.load(Ordering::SeqCst) || state.ended.load(Ordering::SeqCst);
         thread::spawn(move || {
             loop {
-                let hello = Message::Hello { origin: Origin, facts: facts::gather(start) };
+                let hello = Message::Hello { origin: ProtocolVersion, facts: facts::gather(start) };
                 if !link.send_if(0, || (!silent()).then_some(hello)).unwrap_or(false) {
                     break;
                 }
@@ -99,7 +99,7 @@ impl Conversation {
     }
 
     fn answer_all(&mut self) -> Result<(), String> {
-        let text = |why: Malformed| why.to_string();
+        let text = |why: DecodeError| why.to_string();
         while let Some(Frame { stream, message }) = self.splitter.next_frame().map_err(text)? {
             self.answer(stream, message)?;
         }
@@ -191,7 +191,7 @@ impl Conversation {
     fn seal(&self, stream: u32, request: SealRequest) -> Result<(), String> {
         let left = Arc::clone(&self.left);
         self.serve(stream, move |lane, _| {
-            let mut records = BufWriter::with_capacity(MAX_DATA, Outgoing(lane));
+            let mut records = BufWriter::with_capacity(MAX_DATA, LaneWriter(lane));
             let sealed = seal::seal(&request, &left, &mut records);
             let sealed =
                 sealed.and_then(|report| records.flush().map(|()| report).map_err(|error| port_failed(&error)));
@@ -219,7 +219,7 @@ impl Conversation {
 
     fn serve<F>(&self, stream: u32, work: F) -> Result<(), String>
     where
-        F: FnOnce(&Arc<Lane>, Receiver<Event>) -> Message + Send + 'static,
+        F: FnOnce(&Arc<Lane>, Receiver<LaneEvent>) -> Message + Send + 'static,
     {
         let (lane, events) = self.link.open(stream).ok_or_else(|| format!("stream {stream} is in use"))?;
         thread::spawn(move || {
@@ -230,35 +230,36 @@ impl Conversation {
     }
 }
 
-fn done(result: Result<Totals, Refusal>) -> Message {
+fn done(result: Result<Totals, RequestFailure>) -> Message {
     match result {
         Ok(Totals { entries, bytes }) => Message::Done { entries, bytes },
         Err(refusal) => failed(refusal),
     }
 }
 
-fn port_failed(error: &io::Error) -> Refusal {
-    Refusal::io("the port", error)
+fn port_failed(error: &io::Error) -> RequestFailure {
+    RequestFailure::io("the port", error)
 }
 
-fn failed(Refusal { class, text }: Refusal) -> Message {
+fn failed(RequestFailure { class, text }: RequestFailure) -> Message {
     Message::Failed { class, text }
 }
 
 fn wake(clock: i64, entropy: &[u8]) -> Message {
-    let set = sys::set_clock(clock).map_err(|error| Refusal::io("cannot set the clock", &error));
-    let stirred = || sys::stir(entropy).map_err(|error| Refusal::io("cannot reseed the random numbers", &error));
+    let set = sys::set_clock(clock).map_err(|error| RequestFailure::io("cannot set the clock", &error));
+    let stirred = || sys::stir(entropy).map_err(|error| RequestFailure::io("cannot reseed the random numbers", &error));
     done(set.and_then(|()| stirred()).map(|()| Totals::default()))
 }
 
 /// Writes all data to the disk. The page cache is dropped only if it is large: later programs would have to read its content
 /// again.
-fn sync(cached: u64) -> Result<Totals, Refusal> {
+fn sync(cached: u64) -> Result<Totals, RequestFailure> {
     sys::sync_all();
-    let meminfo = std::fs::read_to_string("/proc/meminfo").map_err(|error| Refusal::io("/proc/meminfo", &error))?;
+    let meminfo =
+        std::fs::read_to_string("/proc/meminfo").map_err(|error| RequestFailure::io("/proc/meminfo", &error))?;
     if facts::page_cache(&meminfo) > cached {
         const DROP: &str = "/proc/sys/vm/drop_caches";
-        std::fs::write(DROP, "3").map_err(|error| Refusal::io(DROP, &error))?;
+        std::fs::write(DROP, "3").map_err(|error| RequestFailure::io(DROP, &error))?;
     }
     Ok(Totals::default())
 }
@@ -268,20 +269,20 @@ fn check_seed() -> Message {
 }
 
 fn busy() -> Message {
-    done(Err(Refusal::new(Class::Request {}, "something still runs")))
+    done(Err(RequestFailure::new(Class::Request {}, "something still runs")))
 }
 
 fn accounts() -> Accounts {
     Accounts::read(Path::new("/etc"))
 }
 
-fn upload(lane: &Lane, events: Receiver<Event>) -> Result<Totals, Refusal> {
-    unpack::unpack(Incoming::new(lane, events), &accounts(), &mut ticker(lane))
+fn upload(lane: &Lane, events: Receiver<LaneEvent>) -> Result<Totals, RequestFailure> {
+    unpack::unpack(LaneReader::new(lane, events), &accounts(), &mut ticker(lane))
 }
 
-fn unpack_device(lane: &Lane, serial: &str) -> Result<Totals, Refusal> {
+fn unpack_device(lane: &Lane, serial: &str) -> Result<Totals, RequestFailure> {
     let path = device::find(serial)?;
-    let device = device::ReadAhead::open(&path).map_err(|error| Refusal::io(path.display(), &error))?;
+    let device = device::ReadAhead::open(&path).map_err(|error| RequestFailure::io(path.display(), &error))?;
     unpack::unpack(device, &accounts(), &mut ticker(lane))
 }
 
@@ -296,25 +297,25 @@ fn ticker(lane: &Lane) -> impl FnMut(u64) {
     }
 }
 
-fn list_files(lane: &Lane) -> Result<Totals, Refusal> {
-    let mut out = BufWriter::with_capacity(MAX_DATA, Outgoing(lane));
+fn list_files(lane: &Lane) -> Result<Totals, RequestFailure> {
+    let mut out = BufWriter::with_capacity(MAX_DATA, LaneWriter(lane));
     let totals = list::list(&mut out, &mut ticker(lane))?;
     out.flush().map_err(|error| port_failed(&error))?;
     Ok(totals)
 }
 
-fn fetch(lane: &Lane, path: &[u8]) -> Result<Totals, Refusal> {
+fn fetch(lane: &Lane, path: &[u8]) -> Result<Totals, RequestFailure> {
     let shown = String::from_utf8_lossy(path);
     if !path.starts_with(b"/") || path.len() >= MAX_PATH {
-        return Err(Refusal::new(Class::Request {}, format!("`{shown}` is not an absolute path")));
+        return Err(RequestFailure::new(Class::Request {}, format!("`{shown}` is not an absolute path")));
     }
     let head = Head { to: Vec::new(), name: Vec::new(), into: false, contents: false, owner: None };
-    let out = BufWriter::with_capacity(MAX_DATA, Outgoing(lane));
+    let out = BufWriter::with_capacity(MAX_DATA, LaneWriter(lane));
     let encoder = Encoder::new(out, Layout::Packed, head).map_err(|error| port_failed(&error))?;
     let root = Path::new(std::ffi::OsStr::from_bytes(path));
     pack(root, encoder, &mut FetchedFiles).map_err(|error| match error {
-        PackError::Read(path, error) => Refusal::io(path.display(), &error),
+        PackError::Read(path, error) => RequestFailure::io(path.display(), &error),
         PackError::Write(error) => port_failed(&error),
-        other => Refusal::new(Class::System {}, other.to_string()),
+        other => RequestFailure::new(Class::System {}, other.to_string()),
     })
 }

@@ -130,7 +130,7 @@ unsafe extern "C" {
 
 /// The numbers of a user, as the kernel uses them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
+pub struct UserCredentials {
     /// User number.
     pub uid: u32,
     /// Primary group.
@@ -159,7 +159,7 @@ pub fn survive() {
 #[derive(Debug)]
 pub struct ProcessStart {
     /// The user that it runs as.
-    pub identity: Identity,
+    pub identity: UserCredentials,
     /// Its stdin is a terminal, which becomes the controlling terminal of its session.
     pub has_terminal: bool,
     /// The `cgroup.procs` of the cgroup that it enters.
@@ -192,7 +192,7 @@ pub fn on_start(command: &mut Command, start: ProcessStart) {
             let score = open(OOM_SCORE.as_ptr(), O_WRONLY_CLOEXEC);
             write(score, c"0".as_ptr().cast(), 1);
             close(score);
-            let Identity { uid, gid, groups } = &start.identity;
+            let UserCredentials { uid, gid, groups } = &start.identity;
             check(setgroups(groups.len(), groups.as_ptr()))?;
             check(setgid(*gid))?;
             check(setuid(*uid))

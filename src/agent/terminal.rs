@@ -4,11 +4,11 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
 
-use super::sys::{self, Identity, O_NOCTTY};
+use super::sys::{self, O_NOCTTY, UserCredentials};
 use crate::wire::message::TtySize;
 
 /// Opens a terminal of this size that belongs to this user, and returns its master and its slave.
-pub fn open(size: &TtySize, owner: &Identity) -> io::Result<(File, File)> {
+pub fn open(size: &TtySize, owner: &UserCredentials) -> io::Result<(File, File)> {
     let open = |path: &str| OpenOptions::new().read(true).write(true).custom_flags(O_NOCTTY).open(path);
     let master = open("/dev/ptmx")?;
     let slave = open(&format!("/dev/pts/{}", sys::unlock_terminal(&master)?))?;

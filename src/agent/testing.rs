@@ -10,7 +10,7 @@ use super::accounts::Accounts;
 use super::cgroup::CgroupTree;
 use super::leftovers::Leftovers;
 use super::pack::{FetchedFiles, PackError, pack};
-use super::{Refusal, device, sys, unpack};
+use super::{RequestFailure, device, sys, unpack};
 use crate::wire::tree::{Encoder, Head, Layout, Totals};
 
 pub(crate) use sys::{set_xattr, xattr};
@@ -23,13 +23,13 @@ pub(crate) fn leftovers() -> Arc<Leftovers> {
 }
 
 /// Unpacks a file as if it were a block device.
-pub(crate) fn unpack_file(path: &Path) -> Result<Totals, Refusal> {
-    let broken = |error: io::Error| Refusal::io(path.display(), &error);
+pub(crate) fn unpack_file(path: &Path) -> Result<Totals, RequestFailure> {
+    let broken = |error: io::Error| RequestFailure::io(path.display(), &error);
     unpack::unpack(device::ReadAhead::open(path).map_err(broken)?, &Accounts::default(), &mut |_| {})
 }
 
 /// Unpacks a stream that was sent over the port.
-pub(crate) fn unpack_stream(stream: impl io::BufRead) -> Result<Totals, Refusal> {
+pub(crate) fn unpack_stream(stream: impl io::BufRead) -> Result<Totals, RequestFailure> {
     unpack::unpack(stream, &Accounts::default(), &mut |_| {})
 }
 

@@ -11,20 +11,24 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, 
 use std::path::{Path, PathBuf};
 
 use super::accounts::Accounts;
-use super::{Refusal, sys};
+use super::{RequestFailure, sys};
 use crate::wire::Class;
-use crate::wire::tree::{BLOCK, Decoder, Entry, Head, Item, Kind, LARGE, Owner, Totals};
+use crate::wire::tree::{BLOCK, Decoder, Entry, Head, Kind, LARGE, Owner, Totals, TreeItem};
 
 /// Reads the whole tree and writes it. `progress` is called with the bytes of content written so far.
-pub fn unpack(input: impl BufRead, accounts: &Accounts, progress: &mut dyn FnMut(u64)) -> Result<Totals, Refusal> {
-    let broken = |error: io::Error| Refusal::io("cannot read the tree", &error);
+pub fn unpack(
+    input: impl BufRead,
+    accounts: &Accounts,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Totals, RequestFailure> {
+    let broken = |error: io::Error| RequestFailure::io("cannot read the tree", &error);
     let (mut decoder, head) = Decoder::new(input).map_err(broken)?;
-    let mut place = Place::new(head, accounts)?;
+    let mut place = UnpackTarget::new(head, accounts)?;
     let mut done = 0;
     loop {
         match decoder.next_item().map_err(broken)? {
-            Item::Entry(entry) => place.enter(&entry)?,
-            Item::Data { mut offset } => loop {
+            TreeItem::Entry(entry) => place.enter(&entry)?,
+            TreeItem::Data { mut offset } => loop {
                 let bytes = decoder.content().map_err(broken)?;
                 let n = bytes.len();
                 if n == 0 {
@@ -36,26 +40,26 @@ pub fn unpack(input: impl BufRead, accounts: &Accounts, progress: &mut dyn FnMut
                 done += n as u64;
                 progress(done);
             },
-            Item::Note(_) => {}
-            Item::End(totals) => return place.close_file().map(|()| totals),
+            TreeItem::Note(_) => {}
+            TreeItem::End(totals) => return place.close_file().map(|()| totals),
         }
     }
 }
 
-struct Place {
+struct UnpackTarget {
     head: Head,
     owner: (u32, u32),
     base: PathBuf,
     /// For each folder around the current entry: whether it was created here, and did not exist before.
     made: Vec<bool>,
-    open: Option<Open>,
+    open: Option<OpenFile>,
     temporary: u64,
 }
 
 /// The file being written.
-struct Open {
+struct OpenFile {
     file: File,
-    direct: Direct,
+    direct: DirectFile,
     entry: Entry,
     /// The path of the file while it is incomplete, and its final path.
     written: PathBuf,
@@ -65,21 +69,21 @@ struct Open {
 }
 
 /// The same file, opened for direct I/O.
-enum Direct {
+enum DirectFile {
     Untried,
     Ready(File),
     /// The file system does not support direct I/O.
     Impossible,
 }
 
-impl Place {
-    fn new(head: Head, accounts: &Accounts) -> Result<Self, Refusal> {
+impl UnpackTarget {
+    fn new(head: Head, accounts: &Accounts) -> Result<Self, RequestFailure> {
         let root = || Owner { user: "0".into(), group: Some("0".into()) };
         let owner = accounts.owner(&head.owner.clone().unwrap_or_else(root))?;
         Ok(Self { head, owner, base: PathBuf::new(), made: Vec::new(), open: None, temporary: 0 })
     }
 
-    fn enter(&mut self, entry: &Entry) -> Result<(), Refusal> {
+    fn enter(&mut self, entry: &Entry) -> Result<(), RequestFailure> {
         self.close_file()?;
         if self.base.as_os_str().is_empty() {
             self.settle(entry)?;
@@ -98,10 +102,10 @@ impl Place {
     }
 
     /// Decides where the tree's root is written, from the request alone, and creates the folders above it.
-    fn settle(&mut self, root: &Entry) -> Result<(), Refusal> {
+    fn settle(&mut self, root: &Entry) -> Result<(), RequestFailure> {
         let to = Path::new(OsStr::from_bytes(&self.head.to));
         if !to.is_absolute() || !root.path.is_empty() {
-            return Err(Refusal::new(Class::Request {}, "a tree without a place"));
+            return Err(RequestFailure::new(Class::Request {}, "a tree without a place"));
         }
         let name = OsStr::from_bytes(&self.head.name);
         self.base = if self.head.into && !self.head.contents { to.join(name) } else { to.to_owned() };
@@ -113,14 +117,14 @@ impl Place {
     }
 
     /// Returns why a file cannot have its name in the guest: it is the name of a folder, or of a link to one.
-    fn refuse_place(&self) -> Refusal {
+    fn refuse_place(&self) -> RequestFailure {
         let place = self.base.display();
         let remedy = match (self.head.name.is_empty(), self.head.into) {
             (true, _) => "write to a file in it",
             (false, false) => "end `to` with a slash to copy into it",
             (false, true) => "copy to another name, or remove it in an earlier step",
         };
-        Refusal::new(Class::Request {}, format!("{place} is a folder, which a file cannot replace; {remedy}"))
+        RequestFailure::new(Class::Request {}, format!("{place} is a folder, which a file cannot replace; {remedy}"))
     }
 
     fn at(&self, path: &[u8]) -> PathBuf {
@@ -139,20 +143,20 @@ impl Place {
             other => other?,
         };
         let (entry, path) = (entry.clone(), path.to_owned());
-        self.open = Some(Open { file, direct: Direct::Untried, entry, written, path, end: 0, whole: false });
+        self.open = Some(OpenFile { file, direct: DirectFile::Untried, entry, written, path, end: 0, whole: false });
         Ok(())
     }
 
-    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Refusal> {
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), RequestFailure> {
         let Some(open) = &mut self.open else {
-            return Err(Refusal::new(Class::Request {}, "content without a file"));
+            return Err(RequestFailure::new(Class::Request {}, "content without a file"));
         };
-        open.write(offset, bytes).map_err(|error| Refusal::io(open.path.display(), &error))
+        open.write(offset, bytes).map_err(|error| RequestFailure::io(open.path.display(), &error))
     }
 
-    fn close_file(&mut self) -> Result<(), Refusal> {
+    fn close_file(&mut self) -> Result<(), RequestFailure> {
         let Some(mut open) = self.open.take() else { return Ok(()) };
-        open.finish(self.owner).map_err(|error| Refusal::io(open.path.display(), &error))
+        open.finish(self.owner).map_err(|error| RequestFailure::io(open.path.display(), &error))
     }
 
     /// Applies the attributes of a folder's entry, if the folder was created here. An existing folder keeps its own:
@@ -197,7 +201,7 @@ impl Place {
     }
 }
 
-impl Open {
+impl OpenFile {
     fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.end = offset + bytes.len() as u64;
         let written = self.write_direct(offset, bytes)?;
@@ -211,14 +215,14 @@ impl Open {
         if !aligned || (whole as u64) < LARGE {
             return Ok(0);
         }
-        if matches!(self.direct, Direct::Untried) {
+        if matches!(self.direct, DirectFile::Untried) {
             let opened = OpenOptions::new().write(true).custom_flags(sys::O_DIRECT).open(&self.written);
-            self.direct = opened.map_or(Direct::Impossible, Direct::Ready);
+            self.direct = opened.map_or(DirectFile::Impossible, DirectFile::Ready);
         }
-        let Direct::Ready(file) = &self.direct else { return Ok(0) };
+        let DirectFile::Ready(file) = &self.direct else { return Ok(0) };
         match file.write_all_at(&bytes[..whole], offset) {
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                self.direct = Direct::Impossible;
+                self.direct = DirectFile::Impossible;
                 Ok(0)
             }
             other => other.map(|()| whole),
@@ -245,7 +249,7 @@ impl Open {
 }
 
 /// Removes an incomplete file, which must not be mistaken for a complete one.
-impl Drop for Open {
+impl Drop for OpenFile {
     fn drop(&mut self) {
         if !self.whole {
             let _ = fs::remove_file(&self.written);
@@ -255,7 +259,7 @@ impl Drop for Open {
 
 /// Creates the missing parent folders of what is written. They get its owner, or a user could not add to the settings that
 /// were written for them.
-fn make_parents(folder: &Path, owner: (u32, u32)) -> Result<(), Refusal> {
+fn make_parents(folder: &Path, owner: (u32, u32)) -> Result<(), RequestFailure> {
     let missing: Vec<&Path> = folder.ancestors().take_while(|path| !path.is_dir()).collect();
     let make = |path: &Path| {
         fs::create_dir(path)?;
@@ -293,7 +297,7 @@ fn refuse_folder(path: &Path, kind: &Kind) -> io::Result<()> {
 }
 
 /// Describes an error. If something in the guest is in the way, the message names it and the remedy.
-fn explain(path: &Path, kind: &Kind, error: &io::Error) -> Refusal {
+fn explain(path: &Path, kind: &Kind, error: &io::Error) -> RequestFailure {
     let place = path.display();
     let text = match (error.kind(), kind) {
         (io::ErrorKind::AlreadyExists, Kind::Dir {}) if path.is_symlink() => {
@@ -305,9 +309,9 @@ fn explain(path: &Path, kind: &Kind, error: &io::Error) -> Refusal {
         (io::ErrorKind::IsADirectory, kind) => {
             format!("{place} is {}, which {} cannot replace", describe(path), name(kind))
         }
-        _ => return Refusal::io(place, error),
+        _ => return RequestFailure::io(place, error),
     };
-    Refusal::new(Class::Request {}, format!("{text}; remove it in an earlier step, or choose another name"))
+    RequestFailure::new(Class::Request {}, format!("{text}; remove it in an earlier step, or choose another name"))
 }
 
 fn describe(path: &Path) -> &'static str {

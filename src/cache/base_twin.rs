@@ -14,15 +14,15 @@ use std::time::Instant;
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use crate::context::{Build, ScratchError};
-use crate::disk::chain::{Chain, Layer};
-use crate::disk::compress::{self, Twin, compress};
+use crate::context::{BuildContext, ScratchError};
+use crate::disk::chain::{Chain, ChainFile};
+use crate::disk::compress::{self, TwinReader, compress};
 use crate::disk::write::WriteError;
 use crate::error::Failure;
-use crate::event::{Events, Level};
-use crate::layer::{Cache, Made, Name, Stack};
+use crate::event::{Events, NoticeLevel};
+use crate::layer::{LayerCache, LayerMetadata, Name, Stack};
 use crate::plan::Plan;
-use crate::plan::key::Key;
+use crate::plan::key::CacheKey;
 use crate::plan::machine::format_name;
 use crate::plan::output::DiskFile;
 use crate::process;
@@ -35,7 +35,7 @@ const FILE: &str = "base.qcow2";
 
 /// The twin of the base image, which is made in the background.
 pub(crate) struct BaseTwin {
-    made: oneshot::Receiver<(Twin, Option<Stack>)>,
+    made: oneshot::Receiver<(TwinReader, Option<Stack>)>,
     /// Keeps the layer that contains the twin in use.
     used: Option<Stack>,
     abandoned: Arc<AtomicBool>,
@@ -44,14 +44,14 @@ pub(crate) struct BaseTwin {
 
 impl BaseTwin {
     /// Starts to compress the twin, or to look for it in the cache. Returns `None` for a plan whose outputs do not use it.
-    pub(crate) fn begin(build: &Build<'_>, cache: Option<Cache>) -> Option<Self> {
+    pub(crate) fn begin(build: &BuildContext<'_>, cache: Option<LayerCache>) -> Option<Self> {
         let plan = build.plan;
         if !plan.outputs.disks.iter().any(DiskFile::uses_base_twin) {
             return None;
         }
         let (send, made) = oneshot::channel();
         let abandoned = Arc::new(AtomicBool::new(false));
-        let maker = Maker {
+        let maker = TwinBuilder {
             plan: plan.clone(),
             cache,
             file: build.work.join(FILE),
@@ -62,14 +62,14 @@ impl BaseTwin {
         let thread = thread::spawn(move || {
             process::step_back();
             if let Err(failure) = maker.run(send) {
-                maker.events.notice(Level::Debug, format!("the base is not compressed ahead: {failure}"));
+                maker.events.notice(NoticeLevel::Debug, format!("the base is not compressed ahead: {failure}"));
             }
         });
         Some(Self { made, used: None, abandoned, thread: Some(thread) })
     }
 
     /// Waits for the twin. Returns `None` where it could not be made.
-    pub(crate) async fn ready(&mut self) -> Option<Twin> {
+    pub(crate) async fn ready(&mut self) -> Option<TwinReader> {
         let (twin, used) = (&mut self.made).await.ok()?;
         self.used = used;
         Some(twin)
@@ -90,24 +90,24 @@ impl Drop for BaseTwin {
     }
 }
 
-fn key(plan: &Plan) -> Key {
+fn key(plan: &Plan) -> CacheKey {
     let base = &plan.base.sha256;
-    Key::root().then(&json!({ "twin": base, "format": format_name(plan.base.format), "codec": compress::codec() }))
+    CacheKey::root().then(&json!({ "twin": base, "format": format_name(plan.base.format), "codec": compress::codec() }))
 }
 
-struct Maker {
+struct TwinBuilder {
     plan: Plan,
-    cache: Option<Cache>,
+    cache: Option<LayerCache>,
     file: PathBuf,
     events: Events,
     abandoned: Arc<AtomicBool>,
 }
 
-impl Maker {
-    fn run(&self, send: oneshot::Sender<(Twin, Option<Stack>)>) -> Result<(), Failure> {
+impl TwinBuilder {
+    fn run(&self, send: oneshot::Sender<(TwinReader, Option<Stack>)>) -> Result<(), Failure> {
         let open = |path: &Path| File::open(path).map_err(ScratchError::at("the compressed base", path));
         let (base, key) = (&self.plan.base, key(&self.plan));
-        if let Some(twin) = Twin::itself(open(&base.file)?, base.format) {
+        if let Some(twin) = TwinReader::itself(open(&base.file)?, base.format) {
             let _ = send.send((twin, None));
             return Ok(());
         }
@@ -115,26 +115,26 @@ impl Maker {
         let found = self.cache.as_ref().and_then(|cache| cache.find(key, &mut problem).into_iter().next());
         if let Some(stack) = found {
             stack.touch();
-            let twin = Twin::open(open(&stack.top().disk())?).map_err(WriteError::from)?;
+            let twin = TwinReader::open(open(&stack.top().disk())?).map_err(WriteError::from)?;
             let _ = send.send((twin, Some(stack)));
             return Ok(());
         }
         let began = Instant::now();
-        let chain = Chain::open(vec![Layer { file: open(&base.file)?, format: base.format.into() }])?;
+        let chain = Chain::open(vec![ChainFile { file: open(&base.file)?, format: base.format.into() }])?;
         let file = File::create_new(&self.file).map_err(ScratchError::at("the compressed base", &self.file))?;
         let mut watch =
             |_| if self.abandoned.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
         // A full disk needs this room for more important files.
         compress(&chain, None, file, &mut watch).inspect_err(|_| drop(std::fs::remove_file(&self.file)))?;
         check_base(&self.plan)?;
-        let _ = send.send((Twin::open(open(&self.file)?).map_err(WriteError::from)?, None));
+        let _ = send.send((TwinReader::open(open(&self.file)?).map_err(WriteError::from)?, None));
         let took = began.elapsed();
-        self.events.notice(Level::Debug, format!("the base was compressed ahead in {:.2} s", took.as_secs_f64()));
+        self.events.notice(NoticeLevel::Debug, format!("the base was compressed ahead in {:.2} s", took.as_secs_f64()));
         let Some(cache) = &self.cache else { return Ok(()) };
         let kept = cache.draft().and_then(|draft| {
             draft.take_disk(&self.file)?;
             let name = Name::new(key);
-            draft.commit(Made {
+            draft.commit(LayerMetadata {
                 name,
                 parent: None,
                 seconds: took.as_secs_f64(),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::digest_cache;
 use crate::plan::Plan;
 use crate::plan::trace::Trace;
-use crate::specfile::Source;
+use crate::specfile::BaseSource;
 
 /// The size of the largest trace that is read, bytes: more than a spec of thousands of steps needs.
 const LARGEST: u64 = 16 << 20;
@@ -56,7 +56,7 @@ impl BaseFiles<'_> {
     /// Records the path of a plan's base image. Downloads and images of the store are located in other ways.
     pub(crate) fn remember(self, plan: &Plan) -> io::Result<()> {
         match &plan.spec.base.source {
-            Source::File(file) if self.find(&plan.base.sha256).as_ref() != Some(file) => {
+            BaseSource::File(file) if self.find(&plan.base.sha256).as_ref() != Some(file) => {
                 digest_cache::replace(&self.path(&plan.base.sha256), file.as_os_str().as_bytes())
             }
             _ => Ok(()),

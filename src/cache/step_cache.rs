@@ -16,31 +16,34 @@ use std::time::{Duration, Instant};
 
 use tokio::task::spawn_blocking;
 
-use crate::context::Build;
+use crate::context::BuildContext;
 use crate::disk::qcow2::create_overlay;
 use crate::error::Failure;
-use crate::event::{Events, Level};
+use crate::event::{Events, NoticeLevel};
 use crate::guest::boot::Guest;
-use crate::guest::step_error::{How, StepError};
-use crate::guest::step_record::Done;
+use crate::guest::step_error::{StepError, StepFailure};
+use crate::guest::step_record::StepRecord;
 use crate::layer::evict::evict;
-use crate::layer::{Cache, Claim, CoveredStep, Draft, FetchedStream, Made, Name, Recorded, Stack, Unusable};
+use crate::layer::{
+    CoveredStep, Draft, FetchedStream, LayerCache, LayerClaim, LayerMetadata, Name, RecordedMemory, Stack,
+    UnusableLayerError,
+};
 use crate::machine::MachineError;
 use crate::machine::argv::{OVERLAY, UEFI_VARS};
 use crate::machine::checkpoint::fingerprint;
-use crate::plan::key::Key;
-use crate::plan::machine::Firmware;
+use crate::plan::key::CacheKey;
+use crate::plan::machine::MachineFirmware;
 use crate::plan::{Plan, reads_secret};
 use crate::process;
 use crate::resolve::facts::check_base;
-use crate::secret_scan::{SearchedSecrets, SecretLeak};
+use crate::secret_scan::{SearchedSecrets, SecretLeakError};
 use crate::session::{FetchedTree, GuestError};
 use crate::specfile::{Action, DiskFormat};
 
 mod resume;
 mod room;
 
-pub(crate) use resume::Begin;
+pub(crate) use resume::ResumePoint;
 pub use resume::{CacheView, view_cache};
 use room::CheckpointRoom;
 
@@ -81,7 +84,7 @@ struct FinishedStep {
 }
 
 impl FinishedStep {
-    fn new(key: Key, done: &Done, stream: Option<PathBuf>) -> Self {
+    fn new(key: CacheKey, done: &StepRecord, stream: Option<PathBuf>) -> Self {
         Self { covered: CoveredStep { key: key.to_string(), during: done.during }, stream }
     }
 
@@ -91,11 +94,11 @@ impl FinishedStep {
 }
 
 /// The layers that one build takes from the cache and adds to it.
-pub(crate) struct Layers<'a> {
+pub(crate) struct StepCache<'a> {
     plan: &'a Plan,
     events: Events,
     /// The cache, or `None` where nothing is kept: with `--no-cache`, or where the folder is not usable.
-    cache: Option<Cache>,
+    cache: Option<LayerCache>,
     machine: String,
     stack: Option<Stack>,
     /// Frozen overlays of this build, oldest first.
@@ -114,13 +117,13 @@ pub(crate) struct Layers<'a> {
     memory: bool,
     room: CheckpointRoom,
     commits: Vec<JoinHandle<io::Result<()>>>,
-    claim: Option<Claim>,
+    claim: Option<LayerClaim>,
     /// The cache, also where nothing more is kept.
-    place: Option<Cache>,
+    place: Option<LayerCache>,
 }
 
-impl<'a> Layers<'a> {
-    pub(crate) fn new(plan: &'a Plan, events: Events, cache: Option<Cache>, work: &Path) -> Self {
+impl<'a> StepCache<'a> {
+    pub(crate) fn new(plan: &'a Plan, events: Events, cache: Option<LayerCache>, work: &Path) -> Self {
         let machine = fingerprint(&plan.machine);
         Self {
             plan,
@@ -145,7 +148,7 @@ impl<'a> Layers<'a> {
     }
 
     /// Returns the keys of possible layers: the boot, and the steps up to the first that is not cached.
-    fn keys(plan: &Plan) -> Vec<Key> {
+    fn keys(plan: &Plan) -> Vec<CacheKey> {
         let cached = plan.steps.iter().take_while(|planned| planned.step.cache).map(|planned| planned.key);
         std::iter::once(plan.base_key).chain(cached).collect()
     }
@@ -156,15 +159,15 @@ impl<'a> Layers<'a> {
     }
 
     /// Returns the cache, for other uses.
-    pub(crate) fn cache(&self) -> Option<Cache> {
+    pub(crate) fn cache(&self) -> Option<LayerCache> {
         self.cache.clone()
     }
 
     /// Records where the build has begun.
-    pub(crate) fn began(&mut self, begin: Begin) {
+    pub(crate) fn began(&mut self, begin: ResumePoint) {
         let stack = match begin {
-            Begin::Base => return,
-            Begin::Disk(stack) | Begin::Memory(stack, ..) => stack,
+            ResumePoint::Base => return,
+            ResumePoint::Disk(stack) | ResumePoint::Memory(stack, ..) => stack,
         };
         stack.touch();
         self.parent = Some(stack.top().facts.name.clone());
@@ -183,7 +186,7 @@ impl<'a> Layers<'a> {
     /// Keeps a layer after a boot: this machine's memory, for all builds that would begin with the same boot.
     pub(crate) async fn after_boot(
         &mut self,
-        build: &Build<'_>,
+        build: &BuildContext<'_>,
         guest: &mut Guest,
         took: Duration,
     ) -> Result<(), Failure> {
@@ -201,17 +204,17 @@ impl<'a> Layers<'a> {
         };
         let key = key?;
         self.since_layer = took;
-        let boot = Done { took, cached: false, during: None, fetched: FetchedTree::default() };
+        let boot = StepRecord { took, cached: false, during: None, fetched: FetchedTree::default() };
         Some(FinishedStep::new(key, &boot, None))
     }
 
     /// Keeps a layer after a step, if it is worth one.
     pub(crate) async fn after_step(
         &mut self,
-        build: &Build<'_>,
+        build: &BuildContext<'_>,
         guest: &mut Guest,
         index: usize,
-        done: &Done,
+        done: &StepRecord,
         fetched: Option<PathBuf>,
     ) -> Result<(), Failure> {
         let Some((kind, step)) = self.note_step(index, done, fetched) else { return Ok(()) };
@@ -219,7 +222,12 @@ impl<'a> Layers<'a> {
     }
 
     /// Records a step, and returns the layer to make of it, if any.
-    fn note_step(&mut self, index: usize, done: &Done, fetched: Option<PathBuf>) -> Option<(LayerKind, FinishedStep)> {
+    fn note_step(
+        &mut self,
+        index: usize,
+        done: &StepRecord,
+        fetched: Option<PathBuf>,
+    ) -> Option<(LayerKind, FinishedStep)> {
         self.since_layer += done.took;
         self.spent += done.took;
         let keys = Self::keys(self.plan);
@@ -263,7 +271,7 @@ impl<'a> Layers<'a> {
     /// Freezes the guest's present state as a layer. An error is reported and ends the use of the cache, not the build.
     async fn keep(
         &mut self,
-        build: &Build<'_>,
+        build: &BuildContext<'_>,
         guest: &mut Guest,
         wanted: LayerKind,
         step: FinishedStep,
@@ -317,26 +325,26 @@ impl<'a> Layers<'a> {
         }
         let seconds = began.elapsed().as_secs_f64();
         let what = if has_memory { "disk and memory" } else { "disk" };
-        self.events.notice(Level::Debug, format!("layer: {what} kept in {seconds:.2} s"));
+        self.events.notice(NoticeLevel::Debug, format!("layer: {what} kept in {seconds:.2} s"));
         Ok(())
     }
 
     async fn freeze(&self, guest: &mut Guest, overlay: &str) -> Result<(), MachineError> {
-        if let Firmware::Uefi(_) = self.plan.machine.firmware {
+        if let MachineFirmware::Uefi(_) = self.plan.machine.firmware {
             guest.machine.flush().await?;
         }
         guest.machine.freeze_disk(overlay).await
     }
 
-    fn take_uefi_vars(&self, build: &Build<'_>, draft: &Draft) -> io::Result<()> {
+    fn take_uefi_vars(&self, build: &BuildContext<'_>, draft: &Draft) -> io::Result<()> {
         match self.plan.machine.firmware {
-            Firmware::Uefi(_) => draft.take_uefi_vars(&build.work.join(UEFI_VARS)),
-            Firmware::Bios => Ok(()),
+            MachineFirmware::Uefi(_) => draft.take_uefi_vars(&build.work.join(UEFI_VARS)),
+            MachineFirmware::Bios => Ok(()),
         }
     }
 
     /// Describes the layer of a step and of those before it that have none. The next layer will lie on this one.
-    fn describe(&mut self, step: FinishedStep, memory: Option<Recorded>) -> Made {
+    fn describe(&mut self, step: FinishedStep, memory: Option<RecordedMemory>) -> LayerMetadata {
         let before = std::mem::take(&mut self.uncovered);
         let fetched = before.iter().chain([&step]).filter_map(FinishedStep::fetched).collect();
         let covers = before.into_iter().map(|step| step.covered).collect();
@@ -344,11 +352,11 @@ impl<'a> Layers<'a> {
         let name = Name::fresh(key);
         let parent = self.parent.replace(name.clone());
         let seconds = std::mem::take(&mut self.since_layer).as_secs_f64();
-        Made { name, parent, seconds, during, memory, fetched, covers }
+        LayerMetadata { name, parent, seconds, during, memory, fetched, covers }
     }
 
     /// Commits a draft as a layer, on a separate thread.
-    fn commit(&mut self, build: &Build<'_>, draft: Draft, made: Made) {
+    fn commit(&mut self, build: &BuildContext<'_>, draft: Draft, made: LayerMetadata) {
         // A build that waits for this boot continues when the layer is there.
         let claim = self.claim.take();
         let searched = build.secrets.searched().cloned();
@@ -367,11 +375,11 @@ impl<'a> Layers<'a> {
     /// Writes a checkpoint. Returns `None` where nothing was frozen, and `Some(None)` where only the disk was.
     async fn checkpoint(
         &mut self,
-        build: &Build<'_>,
+        build: &BuildContext<'_>,
         guest: &mut Guest,
         overlay: &str,
         draft: &Draft,
-    ) -> Result<Option<Option<Recorded>>, Failure> {
+    ) -> Result<Option<Option<RecordedMemory>>, Failure> {
         let late = || GuestError::Overdue(PATIENCE).into();
         build.limits.hold_guest(&guest.machine, PATIENCE, late, guest.session.park()).await?;
         let frozen = guest.machine.frozen();
@@ -385,11 +393,11 @@ impl<'a> Layers<'a> {
         match written {
             Ok(format) => {
                 let machine = self.machine.clone();
-                Ok(Some(Some(Recorded { format: format.name().to_owned(), machine, hello })))
+                Ok(Some(Some(RecordedMemory { format: format.name().to_owned(), machine, hello })))
             }
             Err(error) if guest.machine.frozen() > frozen => {
                 self.memory = false;
-                self.events.notice(Level::Info, format!("no checkpoints: {error}"));
+                self.events.notice(NoticeLevel::Info, format!("no checkpoints: {error}"));
                 Ok(Some(None))
             }
             Err(error) => {
@@ -406,7 +414,7 @@ impl<'a> Layers<'a> {
 
     fn without_cache(&mut self, why: &dyn std::error::Error) {
         self.cache = None;
-        self.events.notice(Level::Warning, format!("nothing more is kept in the cache: {why}"));
+        self.events.notice(NoticeLevel::Warning, format!("nothing more is kept in the cache: {why}"));
     }
 
     /// Waits until all layers are on the disk, removes those that the build's failure makes useless, then evicts old ones.
@@ -415,7 +423,7 @@ impl<'a> Layers<'a> {
         for commit in self.commits.drain(..) {
             let committed = spawn_blocking(move || commit.join()).await.expect("joining does not panic");
             if let Err(error) = committed.expect("committing does not panic") {
-                self.events.notice(Level::Warning, format!("a layer could not be kept: {error}"));
+                self.events.notice(NoticeLevel::Warning, format!("a layer could not be kept: {error}"));
             }
         }
         drop(self.stack.take());
@@ -427,10 +435,10 @@ impl<'a> Layers<'a> {
         match spawn_blocking(move || evict(&cache, limit)).await.expect("evicting does not panic") {
             Ok(evicted) if evicted.layers > 0 => {
                 let text = format!("cache: {} old layers removed", evicted.layers);
-                self.events.notice(Level::Debug, text);
+                self.events.notice(NoticeLevel::Debug, text);
             }
             Ok(_) => {}
-            Err(error) => self.events.notice(Level::Debug, format!("cache: {error}")),
+            Err(error) => self.events.notice(NoticeLevel::Debug, format!("cache: {error}")),
         }
     }
 
@@ -445,7 +453,7 @@ impl<'a> Layers<'a> {
 /// kept whose guest is about to go down.
 fn find_power_request(failure: &Failure) -> Option<usize> {
     let error = failure.fault::<StepError>()?;
-    matches!(error.how, How::PowerRequest { .. }).then(|| error.number - 1)
+    matches!(error.how, StepFailure::PowerRequest { .. }).then(|| error.number - 1)
 }
 
 fn fetches(action: &Action) -> bool {
@@ -453,12 +461,12 @@ fn fetches(action: &Action) -> bool {
 }
 
 /// Returns a listener that reports why a layer of the cache is not used.
-pub(crate) fn unusable(events: &Events) -> impl FnMut(Unusable) {
-    |why| events.notice(Level::Warning, format!("cache: a layer is not used: {why}"))
+pub(crate) fn unusable(events: &Events) -> impl FnMut(UnusableLayerError) {
+    |why| events.notice(NoticeLevel::Warning, format!("cache: a layer is not used: {why}"))
 }
 
 /// Searches the files of a layer for secrets.
-fn find_leak(searched: &SearchedSecrets, files: &[PathBuf]) -> io::Result<Option<SecretLeak>> {
+fn find_leak(searched: &SearchedSecrets, files: &[PathBuf]) -> io::Result<Option<SecretLeakError>> {
     for file in files {
         if let Some(leak) = searched.scan_file(file)? {
             return Ok(Some(leak));

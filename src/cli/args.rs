@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::resolve::base::Locking;
-use crate::resolve::path_policy::{FileReach, NetworkReach, Reach};
+use crate::resolve::base::LockfileMode;
+use crate::resolve::path_policy::{FileReach, NetworkReach, ReachPolicy};
 use crate::size::ByteSize;
 use crate::specfile::{Compression, OutputFormat, Overrides};
 
@@ -22,15 +22,15 @@ use crate::specfile::{Compression, OutputFormat, Overrides};
 pub struct Cli {
     /// Options of every command.
     #[command(flatten, next_help_heading = "Global options")]
-    pub global: Global,
+    pub global: GlobalArgs,
     /// The subcommand.
     #[command(subcommand)]
-    pub verb: Verb,
+    pub verb: CliCommand,
 }
 
 /// Options of every command.
 #[derive(Debug, Args)]
-pub struct Global {
+pub struct GlobalArgs {
     /// Where images are kept [env: `KILN_STORE`] [default: `$XDG_DATA_HOME/kiln/store`]
     #[arg(long, value_name = "DIR", global = true)]
     pub store: Option<PathBuf>,
@@ -39,7 +39,7 @@ pub struct Global {
     pub cache: Option<PathBuf>,
     /// How progress is shown on standard error
     #[arg(long, value_enum, default_value_t, global = true)]
-    pub progress: Progress,
+    pub progress: ProgressArg,
     /// Warnings and errors only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
@@ -50,7 +50,7 @@ pub struct Global {
 
 /// Display of progress on standard error.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
-pub enum Progress {
+pub enum ProgressArg {
     /// Bars on a terminal, else plain
     #[default]
     Auto,
@@ -64,49 +64,49 @@ pub enum Progress {
 
 /// Subcommands.
 #[derive(Debug, Subcommand)]
-pub enum Verb {
+pub enum CliCommand {
     /// Build, seal, test and publish images
-    Build(Build),
+    Build(BuildArgs),
     /// Check specs without booting anything
-    Check(Specs),
+    Check(CheckArgs),
     /// Show what a build would do
-    Plan(Plan),
+    Plan(PlanArgs),
     /// Pin base images in kiln.lock
-    Lock(Lock),
+    Lock(LockArgs),
     /// Run the tests of an image in the store
-    Test(Test),
+    Test(TestArgs),
     /// Open a terminal in the guest, in its state before or after a step
-    Shell(Shell),
+    Shell(ShellArgs),
     /// Boot a throw-away clone of an image, with its console on this terminal
-    Run(Run),
+    Run(RunArgs),
     /// List the images of the store
-    List(Json),
+    List(JsonArgs),
     /// Show one image's manifest
-    Inspect(Inspect),
+    Inspect(InspectArgs),
     /// Recompute every checksum of an image, and check its signature
-    Verify(Verify),
+    Verify(VerifyArgs),
     /// Convert an image to another format, or describe it for libvirt or Terraform
-    Export(Export),
+    Export(ExportArgs),
     /// Compare two images, or disks that kiln did not build
-    Diff(Diff),
+    Diff(DiffArgs),
     /// Manage tags, movable names of versions: promote, roll back
-    Tag(Tag),
+    Tag(TagArgs),
     /// List the images that should be built again, and why
-    Outdated(Outdated),
+    Outdated(OutdatedArgs),
     /// Delete a version of an image
-    Remove(Remove),
+    Remove(RemoveArgs),
     /// Free space in the cache, and in the store
-    Gc(Gc),
+    Gc(GcArgs),
     /// Show how images are generalised
-    Seal(Seal),
+    Seal(SealArgs),
     /// Check host requirements
     Doctor(super::doctor::DoctorArgs),
     /// Write a commented spec to begin with
-    Init(Init),
+    Init(InitArgs),
     /// Print the JSON Schema of specs
     Schema,
     /// Print a completion script
-    Completions(Completions),
+    Completions(CompletionsArgs),
     /// Print the manual page
     Man,
     /// List the exit codes
@@ -116,7 +116,7 @@ pub enum Verb {
 
 /// Options for reading specs.
 #[derive(Debug, Args)]
-pub struct Reading {
+pub struct SpecArgs {
     /// Set a variable that the spec declares
     #[arg(long = "var", value_name = "K=V", value_parser = key_value)]
     pub vars: Vec<(String, String)>,
@@ -137,7 +137,7 @@ pub struct Reading {
 
 /// Options for where base images may come from.
 #[derive(Debug, Clone, Copy, Args)]
-pub struct Sources {
+pub struct SourceArgs {
     /// Require an up-to-date kiln.lock: fail if an entry for a base image is missing or stale
     #[arg(long)]
     pub locked: bool,
@@ -146,15 +146,15 @@ pub struct Sources {
     pub offline: bool,
 }
 
-impl Sources {
+impl SourceArgs {
     /// Returns how `kiln.lock` is used.
     #[must_use]
-    pub fn locking(self) -> Locking {
-        if self.locked { Locking::Require } else { Locking::Follow }
+    pub fn locking(self) -> LockfileMode {
+        if self.locked { LockfileMode::Require } else { LockfileMode::Follow }
     }
 }
 
-impl Reading {
+impl SpecArgs {
     /// Returns the values that the command line overrides in a spec.
     #[must_use]
     pub fn overrides(&self, version: Option<&String>) -> Overrides {
@@ -163,8 +163,8 @@ impl Reading {
 
     /// Returns which files and addresses the spec may use.
     #[must_use]
-    pub fn reach(&self) -> Reach {
-        Reach {
+    pub fn reach(&self) -> ReachPolicy {
+        ReachPolicy {
             files: if self.allow_outside { FileReach::Host } else { FileReach::Project },
             network: if self.allow_private_network { NetworkReach::Private } else { NetworkReach::Public },
         }
@@ -180,7 +180,7 @@ impl Reading {
         What a spec is built on is built first, if it is not up to date. Several images are built at once, \
         as far as the processors and the memory of this host allow."
 )]
-pub struct Build {
+pub struct BuildArgs {
     /// Spec files, folders with a kiln.toml, or folders that contain such folders
     #[arg(required = true, value_name = "SPEC")]
     pub specs: Vec<PathBuf>,
@@ -192,10 +192,10 @@ pub struct Build {
     pub version: Option<String>,
     /// Options for reading specs.
     #[command(flatten)]
-    pub reading: Reading,
+    pub reading: SpecArgs,
     /// Options for where base images may come from.
     #[command(flatten)]
-    pub sources: Sources,
+    pub sources: SourceArgs,
     /// Run every step, even if its result is in the cache
     #[arg(long)]
     pub no_cache: bool,
@@ -217,7 +217,7 @@ pub struct Build {
     pub check_reproducible: bool,
     /// What to do with the guest when a step fails
     #[arg(long, value_enum, default_value_t)]
-    pub on_failure: OnFailure,
+    pub on_failure: OnFailureArg,
     /// Print the manifest instead of the paths
     #[arg(long)]
     pub json: bool,
@@ -225,7 +225,7 @@ pub struct Build {
 
 /// Handling of the guest when a step fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum OnFailure {
+pub enum OnFailureArg {
     /// Delete it
     #[default]
     Clean,
@@ -240,7 +240,7 @@ pub enum OnFailure {
 #[command(after_help = "Example:\n  kiln lock images && git add images/*/kiln.lock\n  kiln build images --locked\n\n\
         Writes kiln.lock beside each spec. Builds follow it: a tag that moves and a list of digests that \
         changes make no difference until `kiln lock` is run again.")]
-pub struct Lock {
+pub struct LockArgs {
     /// Spec files, folders with a kiln.toml, or folders that contain such folders
     #[arg(required = true, value_name = "SPEC")]
     pub specs: Vec<PathBuf>,
@@ -253,7 +253,7 @@ pub struct Lock {
     pub allow_outside: bool,
 }
 
-impl Lock {
+impl LockArgs {
     /// Returns which files the specs may use.
     #[must_use]
     pub fn reach(&self) -> FileReach {
@@ -268,7 +268,7 @@ impl Lock {
         A spec's tests are taken as they are written now, and its image as it is in the store: tests can be \
         worked on without building again. An image is tested as it was when it was built."
 )]
-pub struct Test {
+pub struct TestArgs {
     /// A spec file, a folder with a kiln.toml, or an image: `name`, `name@version` or `name@tag`
     #[arg(value_name = "SPEC|IMAGE")]
     pub target: String,
@@ -277,7 +277,7 @@ pub struct Test {
     pub version: Option<String>,
     /// Options for reading specs.
     #[command(flatten)]
-    pub reading: Reading,
+    pub reading: SpecArgs,
     /// Run all tests on every image file; by default the first one is tested and each other one is booted
     #[arg(long)]
     pub all_formats: bool,
@@ -297,7 +297,7 @@ pub struct Test {
 #[command(after_help = "Example:\n  kiln shell images/nginx --at 3\n  echo 'dpkg -l' | kiln shell images/nginx\n\n\
         Steps that are not in the cache are done first. What is done in the shell is thrown away. Its exit \
         code is kiln's. Ctrl-] three times within a second ends a shell that hangs.")]
-pub struct Shell {
+pub struct ShellArgs {
     /// A spec file, or a folder with a kiln.toml
     pub spec: PathBuf,
     /// Open the shell before this step, given by its number or name
@@ -308,31 +308,31 @@ pub struct Shell {
     pub after: Option<String>,
     /// Options for reading specs.
     #[command(flatten)]
-    pub reading: Reading,
+    pub reading: SpecArgs,
     /// Options for where base images may come from.
     #[command(flatten)]
-    pub sources: Sources,
+    pub sources: SourceArgs,
 }
 
 /// Arguments of `kiln check`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  kiln check images/*")]
-pub struct Specs {
+pub struct CheckArgs {
     /// Spec files, folders with a kiln.toml, or folders that contain such folders
     #[arg(required = true, value_name = "SPEC")]
     pub specs: Vec<PathBuf>,
     /// Options for reading specs.
     #[command(flatten)]
-    pub reading: Reading,
+    pub reading: SpecArgs,
     /// Options for where base images may come from.
     #[command(flatten)]
-    pub sources: Sources,
+    pub sources: SourceArgs,
 }
 
 /// Arguments of `kiln plan`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  kiln plan images/nginx --json | jq .steps")]
-pub struct Plan {
+pub struct PlanArgs {
     /// A spec file, or a folder with a kiln.toml
     #[arg(value_name = "SPEC")]
     pub spec: PathBuf,
@@ -341,10 +341,10 @@ pub struct Plan {
     pub version: Option<String>,
     /// Options for reading specs.
     #[command(flatten)]
-    pub reading: Reading,
+    pub reading: SpecArgs,
     /// Options for where base images may come from.
     #[command(flatten)]
-    pub sources: Sources,
+    pub sources: SourceArgs,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -354,7 +354,7 @@ pub struct Plan {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  kiln run hello --ssh 2222\n\n\
         Ctrl-A X ends the machine, Ctrl-A H lists the other keys.")]
-pub struct Run {
+pub struct RunArgs {
     /// `name`, `name@version` or `name@tag`
     pub image: String,
     /// Guest memory
@@ -370,7 +370,7 @@ pub struct Run {
 
 /// Arguments of a subcommand that can print JSON.
 #[derive(Debug, Args)]
-pub struct Json {
+pub struct JsonArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -379,7 +379,7 @@ pub struct Json {
 /// Arguments of `kiln inspect`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  kiln inspect web@1.4.0 --json | jq .packages")]
-pub struct Inspect {
+pub struct InspectArgs {
     /// `name`, `name@version` or `name@tag`
     pub image: String,
     /// Print the manifest itself
@@ -398,7 +398,7 @@ pub struct Inspect {
         kiln tag web --delete candidate\n\n\
         A tag names one version of one image, and moves in one step: whoever asks for web@stable meanwhile gets the old \
         version or the new one. No tag can have the name of a version of its image, nor a version that of a tag.")]
-pub struct Tag {
+pub struct TagArgs {
     /// Image to tag: `name`, `name@version` or `name@tag`; a bare name is its newest version
     pub image: String,
     /// The tag; without one, the tags of the image are listed
@@ -422,7 +422,7 @@ pub struct Tag {
 #[command(after_help = "Example:\n  kiln remove web@1.3.0\n\n\
         What a tag names is not removed: move the tag, or take it off with `kiln tag web --delete TAG`. What \
         another image of the store was made from is removed with --force alone.")]
-pub struct Remove {
+pub struct RemoveArgs {
     /// `name`, `name@version` or `name@tag`; a bare name is its newest version
     pub image: String,
     /// Also remove a version that another image was built from: that image still works, but cannot be rebuilt from it
@@ -436,13 +436,13 @@ pub struct Remove {
         Looked at are the newest version of each image and those that tags name: whether the image or file \
         that they were made from is another by now, or should itself be built again. With specs, also \
         whether those, or what their steps bring, have changed since. Nothing is downloaded.")]
-pub struct Outdated {
+pub struct OutdatedArgs {
     /// Also compare with these specs: spec files, folders with a kiln.toml, or folders that contain such folders
     #[arg(value_name = "SPEC")]
     pub specs: Vec<PathBuf>,
     /// Options for reading specs.
     #[command(flatten)]
-    pub reading: Reading,
+    pub reading: SpecArgs,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -459,7 +459,7 @@ pub struct Outdated {
         an image that is kept was made from; so is what is read or built. The version that a rollback would \
         lead to is not, if it is too old."
 )]
-pub struct Gc {
+pub struct GcArgs {
     /// Size limit of the step cache, and likewise of downloads, such as `5GiB` [default: 20GiB, or a tenth of the disk]
     #[arg(long, value_name = "SIZE")]
     pub keep_cache: Option<ByteSize>,
@@ -478,7 +478,7 @@ pub struct Gc {
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag that is typed")]
 #[command(after_help = "Example:\n  kiln diff web@1.4.0 web --stat\n  kiln diff downloads/debian-12.qcow2 web")]
-pub struct Diff {
+pub struct DiffArgs {
     /// An image, `name`, `name@version` or `name@tag`, or the path of a qcow2 or raw disk
     pub a: String,
     /// The image or disk to compare it with
@@ -500,12 +500,12 @@ pub struct Diff {
     pub show_secrets: bool,
     /// The format of disks whose names do not end in .qcow2 or .raw
     #[arg(long, value_enum)]
-    pub format: Option<DiskFormat>,
+    pub format: Option<DiskFormatArg>,
 }
 
 /// Format of a disk file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum DiskFormat {
+pub enum DiskFormatArg {
     /// QEMU's copy-on-write format
     Qcow2,
     /// A raw disk: the bytes of the disk
@@ -521,12 +521,12 @@ pub enum DiskFormat {
         In Terraform, `program = [\"kiln\", \"export\", \"web@stable\", \"--external\"]` is an external data \
         source."
 )]
-pub struct Export {
+pub struct ExportArgs {
     /// `name`, `name@version` or `name@tag`
     pub image: String,
     /// The requested form of the image.
     #[command(flatten)]
-    pub form: Form,
+    pub form: ExportForm,
     /// Compression inside that format, if the format allows a choice
     #[arg(long, value_name = "C", requires = "format", value_parser = named(&Compression::ALL, Compression::name))]
     pub compression: Option<Compression>,
@@ -545,7 +545,7 @@ pub struct Export {
 #[derive(Debug, Clone, Copy, Default, Args)]
 #[group(required = true, multiple = false)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag that is typed")]
-pub struct Form {
+pub struct ExportForm {
     /// The files of an output in this format, verified as in a build
     #[arg(long, value_name = "F", value_parser = named(OutputFormat::ALL, OutputFormat::name))]
     pub format: Option<OutputFormat>,
@@ -567,7 +567,7 @@ pub struct Form {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  kiln verify web --key release.pub\n  kiln verify web@1.4.0 --allowed-signers \
         .ssh/allowed_signers")]
-pub struct Verify {
+pub struct VerifyArgs {
     /// `name`, `name@version` or `name@tag`
     pub image: String,
     /// The public key that must have signed it, of OpenSSH or minisign
@@ -580,7 +580,7 @@ pub struct Verify {
 
 /// Arguments of `kiln seal`.
 #[derive(Debug, Args)]
-pub struct Seal {
+pub struct SealArgs {
     /// List every operation, one per line
     #[arg(long, required = true)]
     pub list: bool,
@@ -589,7 +589,7 @@ pub struct Seal {
 /// Arguments of `kiln init`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  kiln init web && $EDITOR web/kiln.toml")]
-pub struct Init {
+pub struct InitArgs {
     /// Where to write kiln.toml
     #[arg(default_value = ".", value_name = "DIR")]
     pub folder: PathBuf,
@@ -598,7 +598,7 @@ pub struct Init {
 /// Arguments of `kiln completions`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  kiln completions bash >~/.local/share/bash-completion/completions/kiln")]
-pub struct Completions {
+pub struct CompletionsArgs {
     /// The shell to complete for
     pub shell: clap_complete::Shell,
 }

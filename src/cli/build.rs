@@ -6,21 +6,21 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::context::{OnFailure, Surroundings};
-use crate::deadline::LimitReached;
+use crate::context::{BuildOptions, OnFailure};
+use crate::deadline::DeadlineError;
 use crate::error::{Failure, Kind};
-use crate::event::{Events, Level, Outcome};
+use crate::event::{Events, NoticeLevel, Outcome};
 use crate::output::export::copy;
-use crate::plan::graph::{Graph, Node};
-use crate::report::log::Log;
+use crate::plan::graph::{Graph, SpecNode};
+use crate::report::log::LogSink;
 use crate::reproduce::reproduce;
-use crate::resolve::base::Bases;
-use crate::resolve::path_policy::Reach;
-use crate::scheduler::{self, Budget, Ended, Many};
+use crate::resolve::base::BaseResolver;
+use crate::resolve::path_policy::ReachPolicy;
+use crate::scheduler::{self, Budget, BuildScheduler, NodeOutcome};
 use crate::sign::Signer;
 use crate::store::{Artifact, OnConflict};
 
-use super::args::{self, Build, Global};
+use super::args::{self, BuildArgs, GlobalArgs};
 use super::configuration::allowed_variables;
 use super::folders::Folders;
 use super::list::align;
@@ -30,27 +30,32 @@ use super::{specs, terminal};
 ///
 /// # Errors
 /// Whatever went wrong first; what else went wrong is printed.
-pub async fn run(args: Build, global: &Global, folders: &Folders, cancel: CancellationToken) -> Result<(), Failure> {
+pub async fn run(
+    args: BuildArgs,
+    global: &GlobalArgs,
+    folders: &Folders,
+    cancel: CancellationToken,
+) -> Result<(), Failure> {
     let specs = specs::load(&args.specs, &args.reading, args.version.as_ref())?;
     let graph = Graph::new(specs, args.reading.reach().files)?;
     let allowed = allowed_variables(&args.reading)?;
     graph.nodes().iter().try_for_each(|node| allowed.check(&node.spec))?;
     let events = super::events(global);
     if nix::unistd::geteuid().is_root() {
-        events.notice(Level::Debug, "running as root, which kiln never needs");
+        events.notice(NoticeLevel::Debug, "running as root, which kiln never needs");
     }
     // A key that cannot sign is detected before anything boots.
     let signer = args.sign.as_deref().map(Signer::open).transpose()?.map(Arc::new);
     let bases = folders.bases(args.sources, args.reading.reach().files, &events, cancel.clone())?;
-    let around = Surroundings {
+    let around = BuildOptions {
         signer,
         replace: args.replace,
         no_cache: args.no_cache,
         skip_tests: args.no_test,
         on_failure: match args.on_failure {
-            args::OnFailure::Clean => OnFailure::Clean,
-            args::OnFailure::Keep => OnFailure::Keep,
-            args::OnFailure::Shell => OnFailure::Shell,
+            args::OnFailureArg::Clean => OnFailure::Clean,
+            args::OnFailureArg::Keep => OnFailure::Keep,
+            args::OnFailureArg::Shell => OnFailure::Shell,
         },
         ..surroundings(folders, events, cancel)?
     };
@@ -59,13 +64,13 @@ pub async fn run(args: Build, global: &Global, folders: &Folders, cancel: Cancel
     }
     // A shell needs the terminal for itself.
     let jobs = if around.on_failure == OnFailure::Shell { Some(1) } else { args.jobs.map(usize::from) };
-    let many = Many { bases: &bases, reach: args.reading.reach(), around: &around };
+    let many = BuildScheduler { bases: &bases, reach: args.reading.reach(), around: &around };
     let ended = many.build(&graph, Budget::of_host(jobs)).await;
     let wanted = graph.nodes().iter().filter(|node| node.wanted).count();
     let mut undelivered = Vec::new();
     // What was published is delivered, even if other builds failed.
     for (node, ended) in graph.nodes().iter().zip(&ended) {
-        let Ended::Done(artifact, _) = ended else { continue };
+        let NodeOutcome::Done(artifact, _) = ended else { continue };
         if node.wanted {
             // Each image has a manifest and sums of the same names.
             let of_image = |folder: &Path| if wanted > 1 { folder.join(stem(artifact)) } else { folder.to_owned() };
@@ -73,7 +78,7 @@ pub async fn run(args: Build, global: &Global, folders: &Folders, cancel: Cancel
             undelivered.extend(deliver(artifact, folder, &args, &around.cancel).await.err());
         }
     }
-    if graph.nodes().len() > 1 && !global.quiet && !matches!(global.progress, args::Progress::Json) {
+    if graph.nodes().len() > 1 && !global.quiet && !matches!(global.progress, args::ProgressArg::Json) {
         // An error means that the terminal is gone, and nothing can be printed.
         let _ = stderr().lock().write_all(summary(&graph, &ended).as_bytes());
     }
@@ -84,7 +89,12 @@ pub async fn run(args: Build, global: &Global, folders: &Folders, cancel: Cancel
 }
 
 /// Builds each spec twice, one after the other.
-async fn check_reproducible(graph: Graph, bases: &Bases, around: &Surroundings, reach: Reach) -> Result<(), Failure> {
+async fn check_reproducible(
+    graph: Graph,
+    bases: &BaseResolver,
+    around: &BuildOptions,
+    reach: ReachPolicy,
+) -> Result<(), Failure> {
     for node in graph.nodes().iter().filter(|node| node.wanted) {
         let (plan, _held) = scheduler::plan(node.spec.clone(), bases, reach).await?;
         let content = reproduce(&plan, around).await?;
@@ -94,18 +104,18 @@ async fn check_reproducible(graph: Graph, bases: &Bases, around: &Surroundings, 
 }
 
 /// Returns the first failure, and prints the others, each with its image.
-fn verdict(graph: &Graph, ended: Vec<Ended>) -> Result<(), Failure> {
+fn verdict(graph: &Graph, ended: Vec<NodeOutcome>) -> Result<(), Failure> {
     let several = graph.nodes().len() > 1;
     let failed = graph.nodes().iter().zip(ended).filter_map(|(node, ended)| match ended {
-        Ended::Failed(mut failure) => {
+        NodeOutcome::Failed(mut failure) => {
             if several {
                 failure.attach(format!("image: {}", node.id()));
             }
             Some(failure)
         }
         // Nothing has failed before: the interruption came first.
-        Ended::Interrupted => Some(LimitReached::Interrupted.into()),
-        Ended::Done(..) | Ended::NotBuilt(_) => None,
+        NodeOutcome::Interrupted => Some(DeadlineError::Interrupted.into()),
+        NodeOutcome::Done(..) | NodeOutcome::NotBuilt(_) => None,
     });
     let mut failed: Vec<Failure> = failed.collect();
     if let Some(at) = failed.iter().position(|failure| failure.kind() == Kind::Interrupted) {
@@ -116,14 +126,14 @@ fn verdict(graph: &Graph, ended: Vec<Ended>) -> Result<(), Failure> {
 }
 
 /// Returns a table with the outcome of each image.
-fn summary(graph: &Graph, ended: &[Ended]) -> String {
-    let row = |(node, ended): (&Node, &Ended)| {
+fn summary(graph: &Graph, ended: &[NodeOutcome]) -> String {
+    let row = |(node, ended): (&SpecNode, &NodeOutcome)| {
         let (fate, why) = match ended {
-            Ended::Done(_, Outcome::UpToDate) => ("up to date", String::new()),
-            Ended::Done(..) => ("published", String::new()),
-            Ended::Failed(_) => ("FAILED", String::new()),
-            Ended::NotBuilt(cause) => ("not built", format!("{} failed", graph.nodes()[*cause].id())),
-            Ended::Interrupted => ("not built", "interrupted".to_owned()),
+            NodeOutcome::Done(_, Outcome::UpToDate) => ("up to date", String::new()),
+            NodeOutcome::Done(..) => ("published", String::new()),
+            NodeOutcome::Failed(_) => ("FAILED", String::new()),
+            NodeOutcome::NotBuilt(cause) => ("not built", format!("{} failed", graph.nodes()[*cause].id())),
+            NodeOutcome::Interrupted => ("not built", "interrupted".to_owned()),
         };
         [fate.to_owned(), node.id(), why]
     };
@@ -135,13 +145,13 @@ pub(super) fn surroundings(
     folders: &Folders,
     events: Events,
     cancel: CancellationToken,
-) -> Result<Surroundings, Failure> {
-    Ok(Surroundings {
+) -> Result<BuildOptions, Failure> {
+    Ok(BuildOptions {
         store: folders.store()?,
         cache: folders.cache()?,
         memo: folders.memo()?,
         events,
-        open_log: |path| Ok(Arc::new(Log::create(path)?)),
+        open_log: |path| Ok(Arc::new(LogSink::create(path)?)),
         cancel,
         replace: false,
         no_cache: false,
@@ -160,7 +170,7 @@ fn stem(artifact: &Artifact) -> String {
 async fn deliver(
     artifact: &Arc<Artifact>,
     folder: Option<PathBuf>,
-    args: &Build,
+    args: &BuildArgs,
     cancel: &CancellationToken,
 ) -> Result<(), Failure> {
     if let Some(folder) = &folder {

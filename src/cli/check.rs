@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::download::Reach as Network;
+use crate::download::NetworkMode as Network;
 use crate::error::{Failure, Kind};
-use crate::event::Level;
-use crate::plan::graph::{Graph, Node};
-use crate::resolve::base::{Bases, is_yet_to_come};
+use crate::event::NoticeLevel;
+use crate::plan::graph::{Graph, SpecNode};
+use crate::resolve::base::{BaseResolver, is_yet_to_come};
 use crate::resolve::facts;
-use crate::resolve::path_policy::Reach;
-use crate::resolve::secrets::Secrets;
+use crate::resolve::path_policy::ReachPolicy;
+use crate::resolve::secrets::SecretValues;
 use crate::resolve::source_errors::SourceErrors;
 use crate::scheduler;
 
-use super::args::{Global, Specs};
+use super::args::{CheckArgs, GlobalArgs};
 use super::configuration::allowed_variables;
 use super::folders::Folders;
 use super::specs;
@@ -24,7 +24,7 @@ use super::specs;
 ///
 /// # Errors
 /// The first failure, after the others were printed.
-pub async fn run(args: Specs, global: &Global, folders: &Folders) -> Result<(), Failure> {
+pub async fn run(args: CheckArgs, global: &GlobalArgs, folders: &Folders) -> Result<(), Failure> {
     let events = super::events(global);
     let mut bases = folders.bases(args.sources, args.reading.reach().files, &events, CancellationToken::new())?;
     bases.reach = Network::Offline;
@@ -51,7 +51,7 @@ pub async fn run(args: Specs, global: &Global, folders: &Folders) -> Result<(), 
                     Ok(missing) => {
                         let told = &told[&(node.spec.path.clone(), node.spec.variant.clone())];
                         let steps = count_steps(node.spec.steps.len());
-                        events.notice(Level::Info, format!("{told}: ok, {steps}{missing}"));
+                        events.notice(NoticeLevel::Info, format!("{told}: ok, {steps}{missing}"));
                     }
                     Err(mut failure) => {
                         if failure.fault::<SourceErrors>().is_none() {
@@ -75,7 +75,12 @@ fn count_steps(count: usize) -> String {
 
 /// Checks a spec and returns a summary. A check builds and downloads nothing: if the base image is not there yet, everything
 /// else is checked, and the summary names the base.
-async fn check(node: &Node, bases: &Bases, reach: Reach, has_allowed_secrets: bool) -> Result<String, Failure> {
+async fn check(
+    node: &SpecNode,
+    bases: &BaseResolver,
+    reach: ReachPolicy,
+    has_allowed_secrets: bool,
+) -> Result<String, Failure> {
     let spec = &node.spec;
     let missing = match scheduler::plan(spec.clone(), bases, reach).await {
         Ok(_) => String::new(),
@@ -86,7 +91,7 @@ async fn check(node: &Node, bases: &Bases, reach: Reach, has_allowed_secrets: bo
         Err(failure) => return Err(failure),
     };
     if has_allowed_secrets {
-        Secrets::load(spec)?;
+        SecretValues::load(spec)?;
     }
     Ok(missing)
 }

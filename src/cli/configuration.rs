@@ -11,7 +11,7 @@ use serde::Deserialize;
 use crate::error::{Fault, Kind};
 use crate::resolve::secrets::AllowedVariables;
 
-use super::args::Reading;
+use super::args::SpecArgs;
 use super::folders::xdg;
 
 /// Size limit of the configuration file, bytes.
@@ -67,7 +67,7 @@ impl Configuration {
 }
 
 /// Returns the environment variables that specs may take: those of the command line and those of the configuration.
-pub(super) fn allowed_variables(reading: &Reading) -> Result<AllowedVariables, ConfigurationError> {
+pub(super) fn allowed_variables(reading: &SpecArgs) -> Result<AllowedVariables, ConfigurationError> {
     let configured = Configuration::load()?.secret_env;
     Ok(reading.secret_env.iter().cloned().chain(configured).collect())
 }

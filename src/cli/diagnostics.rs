@@ -7,10 +7,10 @@ use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet}
 
 use crate::error::Failure;
 use crate::report::escape::{escape, escape_rendered};
-use crate::report::github::{self, Actions};
+use crate::report::github::{self, GithubSink};
 use crate::report::quote::{quote_line, quote_message};
 use crate::resolve::source_errors::SourceErrors;
-use crate::specfile::{Document, LoadError, SpecError, SpecErrors};
+use crate::specfile::{LoadError, SpecDocument, SpecError, SpecErrors};
 
 /// Length limit of lines that are shown, bytes: the renderer reads its whole input again for each error, so for longer lines
 /// only the position is printed.
@@ -21,7 +21,7 @@ pub(crate) fn print(failure: &Failure) {
     let colour = super::colour(&std::io::stderr());
     // An error means that the terminal is gone, and nothing can be printed.
     let _ = std::io::stderr().lock().write_all(describe(failure, colour).as_bytes());
-    if Actions::here().is_some() {
+    if GithubSink::here().is_some() {
         let annotations: String = github::annotations(failure).iter().map(|line| format!("{line}\n")).collect();
         let _ = std::io::stderr().lock().write_all(annotations.as_bytes());
     }
@@ -76,7 +76,7 @@ pub fn render(errors: &SpecErrors, color: bool) -> String {
     escape_rendered(&shown)
 }
 
-fn report<'e>(error: &'e SpecError, document: &'e Document) -> [Group<'e>; 1] {
+fn report<'e>(error: &'e SpecError, document: &'e SpecDocument) -> [Group<'e>; 1] {
     let mut group = Group::with_title(Level::ERROR.primary_title(quote_message(&error.message)));
     if let Some(span) = &error.span {
         group = places(group, span, error, document);
@@ -88,7 +88,7 @@ fn report<'e>(error: &'e SpecError, document: &'e Document) -> [Group<'e>; 1] {
 }
 
 /// Adds the places of an error to a group: one snippet if they are near each other, else one for each.
-fn places<'e>(group: Group<'e>, span: &'e Range<usize>, error: &'e SpecError, document: &'e Document) -> Group<'e> {
+fn places<'e>(group: Group<'e>, span: &'e Range<usize>, error: &'e SpecError, document: &'e SpecDocument) -> Group<'e> {
     let primary = (AnnotationKind::Primary, span, None);
     let related = error.related.iter().map(|(span, label)| (AnnotationKind::Context, span, Some(label.as_str())));
     let all: Vec<Place> = std::iter::once(primary).chain(related).collect();
@@ -102,7 +102,7 @@ fn places<'e>(group: Group<'e>, span: &'e Range<usize>, error: &'e SpecError, do
 
 type Place<'e> = (AnnotationKind, &'e Range<usize>, Option<&'e str>);
 
-fn show<'e>(group: Group<'e>, places: &[Place<'e>], span: Range<usize>, document: &'e Document) -> Group<'e> {
+fn show<'e>(group: Group<'e>, places: &[Place<'e>], span: Range<usize>, document: &'e SpecDocument) -> Group<'e> {
     let path = escape(&document.path().display().to_string()).into_owned();
     let lines = document.lines_around(&span);
     if lines.len() > MAX_SNIPPET {

@@ -9,11 +9,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use crate::disk::chain::{Chain, Layer};
-use crate::disk::compare::{Change, compare};
-use crate::disk::inspect::{BaseError, BaseImage, Refusal};
-use crate::disk::listing::{self, Listing, ListingError, Record};
-use crate::disk::magic::Found;
+use crate::disk::chain::{Chain, ChainFile};
+use crate::disk::compare::{TreeChange, compare};
+use crate::disk::inspect::{BaseHeaderError, BaseImage, InspectionError};
+use crate::disk::listing::{self, ListingError, ListingReader, ListingRecord};
+use crate::disk::magic::DiskSignature;
 use crate::disk::packages::{
     PackageDatabase, PackageType, has_rpm_database, missing_packages, read_databases, unread_managers, version,
 };
@@ -21,7 +21,7 @@ use crate::disk::tree::{Tree, TreeError};
 use crate::error::{Failure, Fault, Kind};
 use crate::guest::run::bootable;
 use crate::specfile::{BaseFormat, DiskFormat};
-use crate::store::manifest::{Manifest, Package};
+use crate::store::manifest::{Manifest, ManifestPackage};
 use crate::store::{Artifact, Store};
 
 use super::folders::Folders;
@@ -45,7 +45,7 @@ pub enum DiffError {
     NoFormat(PathBuf),
     /// A file that is not a disk of its format.
     #[error("disk {}: {}", .0.path().display(), .0.why())]
-    NotADisk(BaseError),
+    NotADisk(InspectionError),
     /// A disk that cannot be opened.
     #[error("cannot open {}", path.display())]
     Unreadable {
@@ -73,8 +73,10 @@ impl Fault for DiffError {
         match self {
             DiffError::NoFormat(_) => vec!["say it with `--format qcow2` or `--format raw`".into()],
             DiffError::NotADisk(error) => match error.why() {
-                Refusal::Mismatch { found: Found::Qcow2, .. } => vec!["use `--format qcow2`".into()],
-                Refusal::Mismatch { found: Found::PartitionTable, .. } => vec!["use `--format raw`".into()],
+                BaseHeaderError::Mismatch { found: DiskSignature::Qcow2, .. } => vec!["use `--format qcow2`".into()],
+                BaseHeaderError::Mismatch { found: DiskSignature::PartitionTable, .. } => {
+                    vec!["use `--format raw`".into()]
+                }
                 _ => error.hints(),
             },
             _ => Vec::new(),
@@ -83,18 +85,18 @@ impl Fault for DiffError {
 }
 
 /// One of the two images or disks.
-struct Side {
+struct DiffSide {
     name: String,
     /// The image, if it is in the store; it is not removed while it is compared.
     artifact: Option<Artifact>,
     list: Option<File>,
     /// The disk; `None` for an image that consists of packages only.
-    disk: Option<Disk>,
+    disk: Option<LazyDisk>,
 }
 
 /// A disk that is opened on first use.
 #[derive(Debug)]
-enum Disk {
+enum LazyDisk {
     /// A disk of the store: written by kiln, and not writable for others.
     Stored(PathBuf, DiskFormat),
     /// A disk of the user's.
@@ -104,14 +106,14 @@ enum Disk {
 /// A package that differs between the two, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct PackageChange {
-    how: How,
-    old: Option<Package>,
-    new: Option<Package>,
+    how: PackageChangeKind,
+    old: Option<ManifestPackage>,
+    new: Option<ManifestPackage>,
 }
 
 /// Kind of a package's change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum How {
+enum PackageChangeKind {
     Added,
     Removed,
     Up,
@@ -132,7 +134,7 @@ struct SideGaps {
 /// Everything that differs.
 #[derive(Debug, Default)]
 struct Difference {
-    files: Vec<Change>,
+    files: Vec<TreeChange>,
     /// Unified diffs of changed small text files, by their index in `files`.
     texts: Vec<(usize, String)>,
     packages: Vec<PackageChange>,
@@ -160,9 +162,9 @@ impl Difference {
 ///
 /// # Errors
 /// When one of the two cannot be found or read.
-pub fn run(args: &args::Diff, folders: &Folders, out: &mut dyn Write) -> Result<bool, Failure> {
+pub fn run(args: &args::DiffArgs, folders: &Folders, out: &mut dyn Write) -> Result<bool, Failure> {
     let store = folders.store()?;
-    let (old, new) = (Side::open(&args.a, args, &store)?, Side::open(&args.b, args, &store)?);
+    let (old, new) = (DiffSide::open(&args.a, args, &store)?, DiffSide::open(&args.b, args, &store)?);
     let mut difference = Difference { steps: new.steps(), ..Difference::default() };
     let (left, right) = (old.records()?, new.records()?);
     compare(left, right, args.mtime, &mut |mut change| {
@@ -185,15 +187,15 @@ pub fn run(args: &args::Diff, folders: &Folders, out: &mut dyn Write) -> Result<
     Ok(difference.is_empty())
 }
 
-impl Side {
-    fn open(name: &str, args: &args::Diff, store: &Store) -> Result<Self, Failure> {
+impl DiffSide {
+    fn open(name: &str, args: &args::DiffArgs, store: &Store) -> Result<Self, Failure> {
         let path = Path::new(name);
         if name.contains('/') || path.is_file() {
-            let disk = Some(Disk::Given(path.to_owned(), format(path, args.format)?));
+            let disk = Some(LazyDisk::Given(path.to_owned(), format(path, args.format)?));
             return Ok(Self { name: name.to_owned(), artifact: None, list: None, disk });
         }
         let artifact = store.artifact(&name.parse()?)?;
-        let disk = bootable(&artifact).into_iter().next().map(|image| Disk::Stored(image.path, image.format));
+        let disk = bootable(&artifact).into_iter().next().map(|image| LazyDisk::Stored(image.path, image.format));
         let list = File::open(artifact.folder().join(listing::FILE)).ok();
         Ok(Self { name: artifact.id().to_string(), artifact: Some(artifact), list, disk })
     }
@@ -210,17 +212,17 @@ impl Side {
 
     fn chain(&self) -> Result<Chain, Failure> {
         let (file, format) = match &self.disk {
-            Some(Disk::Stored(path, format)) => {
+            Some(LazyDisk::Stored(path, format)) => {
                 let file = File::open(path).map_err(|source| DiffError::Unreadable { path: path.clone(), source });
                 (file?, *format)
             }
-            Some(Disk::Given(path, format)) => {
+            Some(LazyDisk::Given(path, format)) => {
                 let image = BaseImage::open(path, *format).map_err(DiffError::NotADisk)?;
                 (image.file, (*format).into())
             }
             None => return Err(DiffError::NoDisk(self.name.clone()).into()),
         };
-        Ok(Chain::open(vec![Layer { file, format }])?)
+        Ok(Chain::open(vec![ChainFile { file, format }])?)
     }
 
     /// Returns what is missing on this side, according to its manifest or to the disk that is read instead of a list.
@@ -244,11 +246,11 @@ impl Side {
     }
 
     /// Returns the installed packages, each with its type.
-    fn packages(&self) -> Result<Vec<Package>, Failure> {
+    fn packages(&self) -> Result<Vec<ManifestPackage>, Failure> {
         if let Some(manifest) = self.manifest() {
-            let typed = |package: &Package| {
+            let typed = |package: &ManifestPackage| {
                 let kind = manifest.type_of(package).map(str::to_owned);
-                Package { kind, ..package.clone() }
+                ManifestPackage { kind, ..package.clone() }
             };
             return Ok(manifest.packages.iter().map(typed).collect());
         }
@@ -258,7 +260,7 @@ impl Side {
     }
 
     /// Returns the records of all files, which a thread of their own reads.
-    fn records(&self) -> Result<impl Iterator<Item = Result<Record, Failure>> + use<>, Failure> {
+    fn records(&self) -> Result<impl Iterator<Item = Result<ListingRecord, Failure>> + use<>, Failure> {
         let (sender, batches) = record_queue();
         if let Some(list) = &self.list {
             let list = list.try_clone().map_err(ListingError::Read)?;
@@ -271,8 +273,8 @@ impl Side {
     }
 }
 
-fn typed_packages(PackageDatabase { kind, packages }: PackageDatabase) -> impl Iterator<Item = Package> {
-    packages.into_iter().map(move |package| Package {
+fn typed_packages(PackageDatabase { kind, packages }: PackageDatabase) -> impl Iterator<Item = ManifestPackage> {
+    packages.into_iter().map(move |package| ManifestPackage {
         name: package.name,
         version: package.version,
         arch: package.arch,
@@ -280,17 +282,17 @@ fn typed_packages(PackageDatabase { kind, packages }: PackageDatabase) -> impl I
     })
 }
 
-fn format(path: &Path, said: Option<args::DiskFormat>) -> Result<BaseFormat, DiffError> {
+fn format(path: &Path, said: Option<args::DiskFormatArg>) -> Result<BaseFormat, DiffError> {
     match (said, path.extension().and_then(|end| end.to_str())) {
-        (Some(args::DiskFormat::Qcow2), _) | (None, Some("qcow2")) => Ok(BaseFormat::Qcow2),
-        (Some(args::DiskFormat::Raw), _) | (None, Some("raw")) => Ok(BaseFormat::Raw),
+        (Some(args::DiskFormatArg::Qcow2), _) | (None, Some("qcow2")) => Ok(BaseFormat::Qcow2),
+        (Some(args::DiskFormatArg::Raw), _) | (None, Some("raw")) => Ok(BaseFormat::Raw),
         _ => Err(DiffError::NoFormat(path.to_owned())),
     }
 }
 
 /// Sends the records of a list. Stops early if the receiver is gone.
 fn send_list(list: File, mut to: RecordSender) {
-    match Listing::open(list) {
+    match ListingReader::open(list) {
         Ok(listing) => {
             for record in listing {
                 if to.send(record.map_err(Failure::from)).is_break() {
@@ -303,7 +305,7 @@ fn send_list(list: File, mut to: RecordSender) {
 }
 
 fn send_tree(chain: &Chain, mut to: RecordSender) {
-    let walked = Tree::open(chain).and_then(|tree| tree.walk(&mut |entry| to.send(Ok(Record::of(entry, None)))));
+    let walked = Tree::open(chain).and_then(|tree| tree.walk(&mut |entry| to.send(Ok(ListingRecord::of(entry, None)))));
     match walked {
         Ok(()) | Err(TreeError::Stopped) => {}
         Err(error) => _ = to.send(Err(error.into())),
@@ -311,10 +313,10 @@ fn send_tree(chain: &Chain, mut to: RecordSender) {
 }
 
 /// Returns the packages whose versions differ, by name and architecture.
-fn package_changes(old: &[Package], new: &[Package]) -> Vec<PackageChange> {
-    let is_same = |one: &Package, other: &Package| one.name == other.name && one.arch == other.arch;
+fn package_changes(old: &[ManifestPackage], new: &[ManifestPackage]) -> Vec<PackageChange> {
+    let is_same = |one: &ManifestPackage, other: &ManifestPackage| one.name == other.name && one.arch == other.arch;
     // Several versions of one name may be installed together, as kernels are: whole packages are compared first.
-    let only = |these: &[Package], others: &[Package]| -> Vec<Package> {
+    let only = |these: &[ManifestPackage], others: &[ManifestPackage]| -> Vec<ManifestPackage> {
         these.iter().filter(|package| !others.contains(package)).cloned().collect()
     };
     let (gone, mut come) = (only(old, new), only(new, old));
@@ -330,15 +332,15 @@ fn package_changes(old: &[Package], new: &[Package]) -> Vec<PackageChange> {
     changes.into_iter().map(|(old, new)| PackageChange { how: how(old.as_ref(), new.as_ref()), old, new }).collect()
 }
 
-fn how(old: Option<&Package>, new: Option<&Package>) -> How {
+fn how(old: Option<&ManifestPackage>, new: Option<&ManifestPackage>) -> PackageChangeKind {
     let (Some(old), Some(new)) = (old, new) else {
-        return if new.is_some() { How::Added } else { How::Removed };
+        return if new.is_some() { PackageChangeKind::Added } else { PackageChangeKind::Removed };
     };
     let kind = old.kind.as_deref().filter(|kind| new.kind.as_deref() == Some(kind));
     match kind.and_then(PackageType::named).and_then(|kind| version::compare(kind, &old.version, &new.version)) {
-        Some(Ordering::Less) => How::Up,
-        Some(Ordering::Greater) => How::Down,
-        _ => How::Changed,
+        Some(Ordering::Less) => PackageChangeKind::Up,
+        Some(Ordering::Greater) => PackageChangeKind::Down,
+        _ => PackageChangeKind::Changed,
     }
 }
 
@@ -363,15 +365,21 @@ fn metadata(old: Option<&Manifest>, new: Option<&Manifest>) -> Vec<(&'static str
 
 /// Returns a unified diff of each small text file that changed, if kiln can read both disks; files of other file systems are
 /// compared by the lists alone. The disks are opened only if there is such a file.
-fn texts(old: &Side, new: &Side, changes: &[Change], secrets: SecretFiles) -> Result<Vec<(usize, String)>, Failure> {
-    let is_small_file = |record: &Record| record.field("type") == Some("file") && record.size() <= TEXT_LIMIT;
-    let is_text = |change: &Change| match change {
-        Change::Changed { old, new, what } => {
+fn texts(
+    old: &DiffSide,
+    new: &DiffSide,
+    changes: &[TreeChange],
+    secrets: SecretFiles,
+) -> Result<Vec<(usize, String)>, Failure> {
+    let is_small_file = |record: &ListingRecord| record.field("type") == Some("file") && record.size() <= TEXT_LIMIT;
+    let is_text = |change: &TreeChange| match change {
+        TreeChange::Changed { old, new, what } => {
             what.iter().any(|what| what == "content") && is_small_file(old) && is_small_file(new)
         }
         _ => false,
     };
-    let candidates: Vec<(usize, &Change)> = changes.iter().enumerate().filter(|(_, change)| is_text(change)).collect();
+    let candidates: Vec<(usize, &TreeChange)> =
+        changes.iter().enumerate().filter(|(_, change)| is_text(change)).collect();
     if candidates.is_empty() || old.disk.is_none() || new.disk.is_none() {
         return Ok(Vec::new());
     }
@@ -410,8 +418,8 @@ fn plain_text(bytes: Vec<u8>) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn package(name: &str, version: &str) -> Package {
-        Package { name: name.into(), version: version.into(), arch: "amd64".into(), kind: Some("deb".into()) }
+    fn package(name: &str, version: &str) -> ManifestPackage {
+        ManifestPackage { name: name.into(), version: version.into(), arch: "amd64".into(), kind: Some("deb".into()) }
     }
 
     #[test]
@@ -423,16 +431,20 @@ mod tests {
             PackageChange { how, old: of(old), new: of(new) }
         };
         let expected = [
-            change(How::Up, Some("1"), Some("2"), "a"),
-            change(How::Removed, Some("1"), None, "b"),
-            change(How::Added, None, Some("1"), "c"),
-            change(How::Up, Some("5"), Some("7"), "linux"),
+            change(PackageChangeKind::Up, Some("1"), Some("2"), "a"),
+            change(PackageChangeKind::Removed, Some("1"), None, "b"),
+            change(PackageChangeKind::Added, None, Some("1"), "c"),
+            change(PackageChangeKind::Up, Some("5"), Some("7"), "linux"),
         ];
         assert_eq!(package_changes(&old, &new), expected);
-        assert_eq!(package_changes(&new[..1], &old[..1])[0].how, How::Down);
+        assert_eq!(package_changes(&new[..1], &old[..1])[0].how, PackageChangeKind::Down);
         for kind in [None, Some("rpm".to_owned())] {
-            let other = Package { kind, ..new[0].clone() };
-            assert_eq!(package_changes(&old[..1], &[other])[0].how, How::Changed, "of two types, or of none");
+            let other = ManifestPackage { kind, ..new[0].clone() };
+            assert_eq!(
+                package_changes(&old[..1], &[other])[0].how,
+                PackageChangeKind::Changed,
+                "of two types, or of none"
+            );
         }
         assert!(package_changes(&old, &old).is_empty());
     }
@@ -442,7 +454,7 @@ mod tests {
         let format = |name: &str, said| format(Path::new(name), said);
         assert_eq!(format("a.qcow2", None).unwrap(), BaseFormat::Qcow2);
         assert_eq!(format("a.raw", None).unwrap(), BaseFormat::Raw);
-        assert_eq!(format("a.qcow2", Some(args::DiskFormat::Raw)).unwrap(), BaseFormat::Raw);
+        assert_eq!(format("a.qcow2", Some(args::DiskFormatArg::Raw)).unwrap(), BaseFormat::Raw);
         let error = format("a.img", None).unwrap_err();
         assert_eq!((error.kind().exit_code(), error.hints().len()), (2, 1));
     }

@@ -48,7 +48,7 @@ pub enum Requirement {
 
 /// Folders whose free space is checked.
 #[derive(Debug, Clone, Copy)]
-pub struct Places<'a> {
+pub struct CheckedFolders<'a> {
     /// The store's folder, which need not exist yet.
     pub store: &'a Path,
     /// The cache's folder, which need not exist yet.
@@ -89,7 +89,7 @@ impl Fault for DoctorError {
 ///
 /// # Errors
 /// When a finding is a `fail` (after the report), or the report cannot be written.
-pub async fn run(args: &DoctorArgs, places: Places<'_>, out: &mut dyn Write) -> Result<(), Failure> {
+pub async fn run(args: &DoctorArgs, places: CheckedFolders<'_>, out: &mut dyn Write) -> Result<(), Failure> {
     let report = examine(&args.require, places).await;
     if args.json { report.write_json(out) } else { write!(out, "{report}") }.map_err(DoctorError::Report)?;
     let subjects = report.failed();
@@ -179,7 +179,7 @@ impl fmt::Display for Report {
     }
 }
 
-async fn examine(required: &[Requirement], places: Places<'_>) -> Report {
+async fn examine(required: &[Requirement], places: CheckedFolders<'_>) -> Report {
     let (qemu, kvm) = tokio::join!(host::qemu(), host::kvm());
     // Without QEMU the firmware is checked for the machine type of a current QEMU.
     let machine_type = qemu.as_ref().map_or("pc-q35-10.0", |qemu| &qemu.machine_type).to_owned();
@@ -306,7 +306,7 @@ mod tests {
     use serde_json::Value;
 
     async fn report(args: DoctorArgs, store: &str) -> (String, Result<(), Failure>) {
-        let places = Places { store: Path::new(store), cache: Path::new("/tmp/cache/not/there/yet") };
+        let places = CheckedFolders { store: Path::new(store), cache: Path::new("/tmp/cache/not/there/yet") };
         let mut out = Vec::new();
         let result = run(&args, places, &mut out).await;
         (String::from_utf8(out).expect("text"), result)

@@ -8,18 +8,18 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Failure, Fault, Kind};
-use crate::output::export::{Wanted, add_to_tree, copy, export};
-use crate::package::handover::{Described, libvirt, terraform};
-use crate::specfile::Output;
+use crate::output::export::{ExportOptions, add_to_tree, copy, export};
+use crate::package::handover::{DescribedImage, libvirt, terraform};
+use crate::specfile::OutputSpec;
 use crate::store::{Artifact, OnConflict, Store, StoreError, manifest};
 
-use super::args::{self, Global};
+use super::args::{self, GlobalArgs};
 use super::folders::Folders;
 use super::{path_line, print, print_json};
 
 /// An error of an export.
 #[derive(Debug, thiserror::Error)]
-pub enum ExportError {
+pub enum ExportRequestError {
     /// The format does not support this compression.
     #[error("a {format} file cannot be compressed with {compression}")]
     Compression {
@@ -42,12 +42,12 @@ pub enum ExportError {
     },
 }
 
-impl Fault for ExportError {
+impl Fault for ExportRequestError {
     fn kind(&self) -> Kind {
         match self {
-            ExportError::Compression { .. } => Kind::Usage,
-            ExportError::Write { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Kind::Host,
-            ExportError::NoDisk(_) | ExportError::Write { .. } => Kind::Output,
+            ExportRequestError::Compression { .. } => Kind::Usage,
+            ExportRequestError::Write { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Kind::Host,
+            ExportRequestError::NoDisk(_) | ExportRequestError::Write { .. } => Kind::Output,
         }
     }
 }
@@ -57,8 +57,8 @@ impl Fault for ExportError {
 /// # Errors
 /// When there is no such image, it cannot be made, or a file is there that differs.
 pub async fn run(
-    args: args::Export,
-    global: &Global,
+    args: args::ExportArgs,
+    global: &GlobalArgs,
     folders: &Folders,
     cancel: CancellationToken,
     out: &mut dyn Write,
@@ -74,11 +74,11 @@ pub async fn run(
     let Some(format) = args.form.format else { return describe(&store, &args, conflict, cancel, out).await };
     let compression = args.compression.unwrap_or(format.compressions()[0]);
     if !format.compressions().contains(&compression) {
-        return Err(ExportError::Compression { format: format.name(), compression: compression.name() }.into());
+        return Err(ExportRequestError::Compression { format: format.name(), compression: compression.name() }.into());
     }
     let artifact = store.artifact(&args.image.parse()?)?;
-    let output = Output { format, compression, platforms: Vec::new() };
-    let made = export(&artifact, &Wanted { output, target: &args.output, conflict }, &events, cancel).await?;
+    let output = OutputSpec { format, compression, platforms: Vec::new() };
+    let made = export(&artifact, &ExportOptions { output, target: &args.output, conflict }, &events, cancel).await?;
     if args.json {
         return print_json(out, &format!("{:#}\n", json!(made)));
     }
@@ -93,7 +93,7 @@ fn lines<'a>(paths: impl Iterator<Item = &'a Path>) -> String {
 /// description itself.
 async fn describe(
     store: &Store,
-    args: &args::Export,
+    args: &args::ExportArgs,
     conflict: OnConflict,
     cancel: CancellationToken,
     out: &mut dyn Write,
@@ -102,34 +102,34 @@ async fn describe(
     let output = disk(&artifact)?;
     let stored = artifact.folder().join(&output.file);
     if args.form.external {
-        let image = Described { manifest: artifact.manifest(), output, path: &stored };
+        let image = DescribedImage { manifest: artifact.manifest(), output, path: &stored };
         return print_json(out, &format!("{:#}\n", terraform::external(&image)));
     }
     if args.form.libvirt {
         // The domain contains the path of the disk, and writes to it.
         let copies = copy(&artifact, Some(output.file.clone()), &args.output, conflict, cancel).await?;
-        let image = Described { manifest: artifact.manifest(), output, path: &copies[0] };
+        let image = DescribedImage { manifest: artifact.manifest(), output, path: &copies[0] };
         let path = write(&args.output, &format!("{}.xml", image.stem()), &libvirt::domain(&image), conflict)?;
         return print(out, &lines([path.as_path(), copies[0].as_path()].into_iter()));
     }
-    let image = Described { manifest: artifact.manifest(), output, path: &stored };
+    let image = DescribedImage { manifest: artifact.manifest(), output, path: &stored };
     let text = format!("{:#}\n", terraform::configuration(&image));
     let path = write(&args.output, &format!("{}.tf.json", artifact.id().name()), &text, conflict)?;
     print(out, &path_line(&path))
 }
 
 /// Returns the output that libvirt can run.
-fn disk(artifact: &Artifact) -> Result<&manifest::Output, ExportError> {
-    let runs = |output: &&manifest::Output| matches!(&*output.format, "qcow2" | "raw");
+fn disk(artifact: &Artifact) -> Result<&manifest::ManifestOutput, ExportRequestError> {
+    let runs = |output: &&manifest::ManifestOutput| matches!(&*output.format, "qcow2" | "raw");
     let found = artifact.manifest().outputs.iter().find(runs);
-    found.ok_or_else(|| ExportError::NoDisk(artifact.id().to_string()))
+    found.ok_or_else(|| ExportRequestError::NoDisk(artifact.id().to_string()))
 }
 
 /// Writes a file atomically. A file with the same content is left alone.
 fn write(folder: &Path, name: &str, text: &str, conflict: OnConflict) -> Result<PathBuf, Failure> {
     let folder = absolute(folder).unwrap_or_else(|_| folder.to_owned());
     let path = folder.join(name);
-    let failed = |source| ExportError::Write { path: path.clone(), source };
+    let failed = |source| ExportRequestError::Write { path: path.clone(), source };
     match std::fs::read(&path) {
         Ok(there) if there == text.as_bytes() => return Ok(path),
         Ok(_) if conflict == OnConflict::Refuse => return Err(StoreError::Conflict(path).into()),
@@ -147,19 +147,25 @@ fn write(folder: &Path, name: &str, text: &str, conflict: OnConflict) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::shelf::{Shelf, written};
+    use crate::store::shelf::{TestStore, written};
 
-    fn described(shelf: &Shelf, folder: &Path, form: args::Form, conflict: OnConflict) -> Result<String, Failure> {
+    fn described(
+        shelf: &TestStore,
+        folder: &Path,
+        form: args::ExportForm,
+        conflict: OnConflict,
+    ) -> Result<String, Failure> {
         let (compression, json, replace) = (None, false, false);
-        let args = args::Export { image: "web".into(), form, compression, output: folder.to_owned(), replace, json };
+        let args =
+            args::ExportArgs { image: "web".into(), form, compression, output: folder.to_owned(), replace, json };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         written(|out| runtime.block_on(describe(&shelf.store, &args, conflict, CancellationToken::new(), out)))
     }
 
     #[test]
     fn a_domain_has_a_disk_of_its_own() {
-        let (shelf, folder) = (Shelf::with(&["web@1"]), tempfile::tempdir().unwrap());
-        let form = args::Form { libvirt: true, ..args::Form::default() };
+        let (shelf, folder) = (TestStore::with(&["web@1"]), tempfile::tempdir().unwrap());
+        let form = args::ExportForm { libvirt: true, ..args::ExportForm::default() };
         let run = |conflict| described(&shelf, folder.path(), form, conflict);
         let path = folder.path().join("web-1.xml");
         let disk = folder.path().join("web-1.qcow2");
@@ -174,13 +180,13 @@ mod tests {
 
     #[test]
     fn terraform_takes_the_file_from_the_store() {
-        let (shelf, folder) = (Shelf::with(&["web@1"]), tempfile::tempdir().unwrap());
-        let form = args::Form { terraform: true, ..args::Form::default() };
+        let (shelf, folder) = (TestStore::with(&["web@1"]), tempfile::tempdir().unwrap());
+        let form = args::ExportForm { terraform: true, ..args::ExportForm::default() };
         let text = described(&shelf, folder.path(), form, OnConflict::Refuse).unwrap();
         let made: serde_json::Value = serde_json::from_slice(&std::fs::read(text.trim()).unwrap()).unwrap();
         let stored = shelf.store.path().join("web/1/web-1.qcow2");
         assert_eq!(made["resource"]["libvirt_volume"]["web"]["create"]["content"]["url"], stored.display().to_string());
-        let form = args::Form { external: true, ..args::Form::default() };
+        let form = args::ExportForm { external: true, ..args::ExportForm::default() };
         let flat = described(&shelf, folder.path(), form, OnConflict::Refuse).unwrap();
         assert!(flat.contains("\"version\": \"1\""), "{flat}");
     }

@@ -5,17 +5,17 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::digest_cache::Memo;
-use crate::download::Reach;
+use crate::digest_cache::DigestCache;
+use crate::download::NetworkMode;
 use crate::error::Failure;
 use crate::event::Events;
 use crate::ownership::open_cache;
-use crate::resolve::base::Bases;
+use crate::resolve::base::BaseResolver;
 use crate::resolve::path_policy::FileReach;
 use crate::store::Store;
 
-use super::Unfit;
-use super::args::{Global, Sources};
+use super::HostSetupError;
+use super::args::{GlobalArgs, SourceArgs};
 
 /// The folders of one command.
 pub struct Folders {
@@ -27,7 +27,7 @@ impl Folders {
     /// Takes the paths from the options, from `KILN_STORE` and `KILN_CACHE`, or from XDG's folders. The variables are read
     /// here: clap would name the options of those that are set in each usage line.
     #[must_use]
-    pub fn new(global: &Global) -> Self {
+    pub fn new(global: &GlobalArgs) -> Self {
         let data = || xdg("XDG_DATA_HOME", ".local/share").map(|data| data.join("kiln/store"));
         let caches = || xdg("XDG_CACHE_HOME", ".cache").map(|cache| cache.join("kiln"));
         let store = global.store.clone().or_else(|| set_path("KILN_STORE")).or_else(data);
@@ -75,18 +75,18 @@ impl Folders {
     /// When the path of the store or the cache is not known.
     pub fn bases(
         &self,
-        sources: Sources,
+        sources: SourceArgs,
         files: FileReach,
         events: &Events,
         cancel: CancellationToken,
-    ) -> Result<Bases, Failure> {
-        Ok(Bases {
+    ) -> Result<BaseResolver, Failure> {
+        Ok(BaseResolver {
             store: self.store_path()?,
             cache: self.cache()?,
             memo: self.memo()?,
             events: events.clone(),
             locking: sources.locking(),
-            reach: if sources.offline { Reach::Offline } else { Reach::Online },
+            reach: if sources.offline { NetworkMode::Offline } else { NetworkMode::Online },
             files,
             cancel,
         })
@@ -96,14 +96,14 @@ impl Folders {
     ///
     /// # Errors
     /// When the path of the cache is not known.
-    pub fn memo(&self) -> Result<Arc<Memo>, Failure> {
-        Ok(Arc::new(Memo::load(&self.cache()?)))
+    pub fn memo(&self) -> Result<Arc<DigestCache>, Failure> {
+        Ok(Arc::new(DigestCache::load(&self.cache()?)))
     }
 }
 
 fn absolute(path: Option<&PathBuf>, what: &'static str, option: &'static str) -> Result<PathBuf, Failure> {
-    let path = path.ok_or(Unfit::NoHome { what, option })?;
-    Ok(std::path::absolute(path).map_err(Unfit::Runtime)?)
+    let path = path.ok_or(HostSetupError::NoHome { what, option })?;
+    Ok(std::path::absolute(path).map_err(HostSetupError::Runtime)?)
 }
 
 /// Reads a path from the environment; an empty variable counts as unset.

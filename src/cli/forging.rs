@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::error::{Failure, Fault, Kind};
-use crate::guest::step_error::{How, StepError};
+use crate::guest::step_error::{StepError, StepFailure};
 use crate::project::FileReach;
 use crate::report::ci::{assert_harmless, hostile_texts};
 use crate::report::github;
@@ -21,9 +21,9 @@ fn texts() -> Vec<String> {
 /// A failure with the foreign string in each of its fields.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read {0}")]
-struct Foreign(String, #[source] io::Error);
+struct ForeignError(String, #[source] io::Error);
 
-impl Fault for Foreign {
+impl Fault for ForeignError {
     fn kind(&self) -> Kind {
         Kind::Base
     }
@@ -40,11 +40,11 @@ impl Fault for Foreign {
 #[test]
 fn forging_through_errors() {
     for text in texts() {
-        let mut failure = Failure::from(Foreign(text.clone(), io::Error::other(text.clone())));
+        let mut failure = Failure::from(ForeignError(text.clone(), io::Error::other(text.clone())));
         failure.attach(&text);
         assert_harmless("an error", &describe(&failure, false), &[]);
         let file = PathBuf::from(format!("/{text}"));
-        let how = How::NotStarted(text.clone());
+        let how = StepFailure::NotStarted(text.clone());
         let step =
             StepError { number: 1, name: text.clone(), spec: file, line: 1, how, tail: vec![text.clone()], hint: None };
         let failure = Failure::from(step);

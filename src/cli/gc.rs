@@ -6,14 +6,14 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use crate::cache::step_cache::CACHE_LIMIT;
-use crate::digest_cache::Memo;
-use crate::download::{Downloads, Reach};
+use crate::digest_cache::DigestCache;
+use crate::download::{DownloadCache, NetworkMode};
 use crate::error::{Failure, Fault, Kind};
-use crate::layer::Cache;
+use crate::layer::LayerCache;
 use crate::layer::evict::{evict, rehearse_eviction};
 use crate::output::kept_logs;
 use crate::size::ByteSize;
-use crate::store::{Fate, IfBase, Reference, Store, StoreError, Summary};
+use crate::store::{IfBase, Reference, RetentionReason, Store, StoreError, Summary};
 use crate::workdir;
 
 use super::args;
@@ -39,7 +39,7 @@ impl Fault for GcError {
 ///
 /// # Errors
 /// When the store or the cache cannot be read, or a version not be removed.
-pub fn run(args: &args::Gc, folders: &Folders, notes: &mut dyn Write) -> Result<(), Failure> {
+pub fn run(args: &args::GcArgs, folders: &Folders, notes: &mut dyn Write) -> Result<(), Failure> {
     let removed = match args.keep {
         Some(keep) => versions(&folders.store()?, keep, args, notes),
         None => Ok(()),
@@ -52,7 +52,7 @@ pub fn run(args: &args::Gc, folders: &Folders, notes: &mut dyn Write) -> Result<
 }
 
 /// Removes the versions that retention does not keep, and reports the fate of each version and the reason.
-fn versions(store: &Store, keep: NonZeroUsize, args: &args::Gc, notes: &mut dyn Write) -> Result<(), Failure> {
+fn versions(store: &Store, keep: NonZeroUsize, args: &args::GcArgs, notes: &mut dyn Write) -> Result<(), Failure> {
     for name in &args.images {
         // An image that does not exist is most likely a typing mistake.
         store.tags(name)?;
@@ -61,7 +61,7 @@ fn versions(store: &Store, keep: NonZeroUsize, args: &args::Gc, notes: &mut dyn 
     let mut fates = listing.fates(keep, |name| args.images.is_empty() || args.images.iter().any(|image| image == name));
     // Derived images are removed before the images that they were built from.
     fates.sort_by_key(|(summary, _)| Reverse(listing.lineage(summary).len()));
-    let mut pruning = Pruning { store, dry_run: args.dry_run, rows: Vec::new(), gone: Vec::new(), failed: Vec::new() };
+    let mut pruning = PruneRun { store, dry_run: args.dry_run, rows: Vec::new(), gone: Vec::new(), failed: Vec::new() };
     for (summary, fate) in fates {
         let (word, why) = pruning.prune(summary, &fate);
         pruning.rows.push((summary, [word.to_owned(), summary.id.to_string(), why]));
@@ -75,7 +75,7 @@ fn versions(store: &Store, keep: NonZeroUsize, args: &args::Gc, notes: &mut dyn 
 }
 
 /// A run that removes versions.
-struct Pruning<'a> {
+struct PruneRun<'a> {
     store: &'a Store,
     dry_run: bool,
     /// Report lines of the versions.
@@ -85,10 +85,10 @@ struct Pruning<'a> {
     failed: Vec<Failure>,
 }
 
-impl Pruning<'_> {
+impl PruneRun<'_> {
     /// Removes a version unless it is kept; returns its fate and the reason.
-    fn prune(&mut self, summary: &Summary, fate: &Fate) -> (&'static str, String) {
-        if *fate != Fate::Goes {
+    fn prune(&mut self, summary: &Summary, fate: &RetentionReason) -> (&'static str, String) {
+        if *fate != RetentionReason::Goes {
             return ("kept", fate.to_string());
         }
         let removed = if self.dry_run {
@@ -147,16 +147,16 @@ fn clean_leftovers(cache: &Path, store: &Path) -> Result<(), Failure> {
 
 /// Removes layers until the rest takes at most the wanted size, and likewise downloads, or reports what that would remove.
 /// What a live build uses stays.
-fn evict_cache(cache: &Path, args: &args::Gc, notes: &mut dyn Write) -> Result<(), Failure> {
+fn evict_cache(cache: &Path, args: &args::GcArgs, notes: &mut dyn Write) -> Result<(), Failure> {
     let failed = |source| GcError { path: cache.to_owned(), source };
-    let layers = Cache::open(cache, Memo::load(cache).into()).map_err(failed)?;
+    let layers = LayerCache::open(cache, DigestCache::load(cache).into()).map_err(failed)?;
     let limit = args.keep_cache.map_or_else(|| layers.limit(CACHE_LIMIT), ByteSize::bytes);
     let removed = if args.dry_run { rehearse_eviction(&layers, limit) } else { evict(&layers, limit) };
     let removed = removed.map_err(failed)?;
     let did = if args.dry_run { "would remove" } else { "removed" };
     // The removal is done, even if the report cannot be printed.
     let _ = writeln!(notes, "{did} {}", describe_eviction("layer", removed.layers, removed.bytes, removed.left));
-    let downloads = Downloads::open(cache, Memo::load(cache).into(), Reach::Offline)?;
+    let downloads = DownloadCache::open(cache, DigestCache::load(cache).into(), NetworkMode::Offline)?;
     let limit = ByteSize(limit);
     let removed = if args.dry_run { downloads.rehearse_eviction(limit)? } else { downloads.evict(limit)? };
     if removed.bytes > 0 || removed.left > 0 {
@@ -174,22 +174,22 @@ fn describe_eviction(what: &str, count: usize, bytes: u64, left: u64) -> String 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::shelf::{Shelf, written};
+    use crate::store::shelf::{TestStore, written};
 
-    fn gc(shelf: &Shelf, keep: usize, images: &[&str], dry_run: bool) -> Result<String, Failure> {
+    fn gc(shelf: &TestStore, keep: usize, images: &[&str], dry_run: bool) -> Result<String, Failure> {
         let keep = NonZeroUsize::new(keep).unwrap();
         let images = images.iter().map(|image| (*image).to_owned()).collect();
-        let args = args::Gc { keep_cache: None, keep: Some(keep), images, dry_run };
+        let args = args::GcArgs { keep_cache: None, keep: Some(keep), images, dry_run };
         written(|out| versions(&shelf.store, keep, &args, out))
     }
 
-    fn left(shelf: &Shelf) -> Vec<String> {
+    fn left(shelf: &TestStore) -> Vec<String> {
         shelf.store.list().unwrap().versions.iter().map(|summary| summary.id.to_string()).collect()
     }
 
     #[test]
     fn the_newest_and_what_is_tagged_are_kept_and_the_rest_is_told() {
-        let shelf = Shelf::with(&["app@1", "web@1", "web@2", "web@3", "web@4"]);
+        let shelf = TestStore::with(&["app@1", "web@1", "web@2", "web@3", "web@4"]);
         shelf.store.tag(&"web@2".parse().unwrap(), &"stable".parse().unwrap()).unwrap();
         let rehearsed = gc(&shelf, 1, &[], true).unwrap();
         let expected = "\
@@ -219,7 +219,7 @@ removed 1 version (4B); 3 are left
 
     #[test]
     fn what_cannot_be_removed_is_told_after_the_rest() {
-        let shelf = Shelf::with(&["app@1", "app@2", "web@1", "web@2"]);
+        let shelf = TestStore::with(&["app@1", "app@2", "web@1", "web@2"]);
         shelf.store.tag(&"web@1".parse().unwrap(), &"stable".parse().unwrap()).unwrap();
         shelf.overwrite("web/tags.json", "{");
         let failure = gc(&shelf, 1, &[], false).unwrap_err();

@@ -6,7 +6,7 @@ use super::{print, print_json};
 use crate::error::Failure;
 use crate::report::quote::TextPage;
 use crate::size::ByteSize;
-use crate::store::manifest::{Manifest, Output, Step, Test};
+use crate::store::manifest::{Manifest, ManifestOutput, ManifestStep, ManifestTest};
 use crate::store::{Artifact, Reference, Store};
 
 /// Writes a summary of a version, or its manifest.
@@ -79,17 +79,17 @@ fn machine(manifest: &Manifest) -> String {
     format!("{}{why}, QEMU {}, {}, {} cpus, {}", m.accel, m.qemu, m.firmware, m.cpus, ByteSize(m.memory))
 }
 
-fn output(output: &Output) -> String {
+fn output(output: &ManifestOutput) -> String {
     let (bytes, size) = (ByteSize(output.bytes), ByteSize(output.virtual_bytes));
     format!("{}  {}  {bytes}, disk {size}  sha256 {}", output.file, output.format, output.sha256)
 }
 
-fn step(step: &Step) -> String {
+fn step(step: &ManifestStep) -> String {
     let how = if step.cached { "cached".to_owned() } else { format!("{:.1}s", step.seconds) };
     format!("{} ({})  {how}", step.name, step.verb)
 }
 
-fn test(test: &Test) -> String {
+fn test(test: &ManifestTest) -> String {
     if test.skipped {
         return format!("NOT RUN {} (--no-test)", test.name);
     }
@@ -100,11 +100,11 @@ fn test(test: &Test) -> String {
 mod tests {
     use super::*;
     use crate::store::manifest::ListedContents;
-    use crate::store::shelf::{Shelf, written};
+    use crate::store::shelf::{TestStore, written};
 
     #[test]
     fn a_summary_tells_the_story() {
-        let shelf = Shelf::with(&["web@1"]);
+        let shelf = TestStore::with(&["web@1"]);
         let text = written(|out| run(&shelf.store, &"web".parse().unwrap(), false, out)).unwrap();
         let sha256 = shelf.store.artifact(&"web".parse().unwrap()).unwrap().manifest().outputs[0].sha256.clone();
         let expected = format!(
@@ -127,7 +127,7 @@ steps
 
     #[test]
     fn a_summary_names_what_the_lists_of_contents_lack() {
-        let shelf = Shelf::with(&["web@1"]);
+        let shelf = TestStore::with(&["web@1"]);
         let missing = "/srv is xfs on partition 3, which kiln cannot read";
         let mut manifest = shelf.store.artifact(&"web".parse().unwrap()).unwrap().manifest().clone();
         manifest.contents = Some(ListedContents { missing: vec![missing.into()], ..ListedContents::default() });
@@ -138,14 +138,14 @@ steps
 
     #[test]
     fn json_is_the_manifest_to_the_byte() {
-        let shelf = Shelf::with(&["web@1"]);
+        let shelf = TestStore::with(&["web@1"]);
         let text = written(|out| run(&shelf.store, &"web@1".parse().unwrap(), true, out)).unwrap();
         assert_eq!(text, std::fs::read_to_string(shelf.store.path().join("web/1/manifest.json")).unwrap());
     }
 
     #[test]
     fn an_unknown_image_is_exit_8() {
-        let shelf = Shelf::with(&["web@1"]);
+        let shelf = TestStore::with(&["web@1"]);
         let failure = written(|out| run(&shelf.store, &"wob".parse().unwrap(), false, out)).unwrap_err();
         assert_eq!(failure.kind().exit_code(), 8);
         assert_eq!(failure.hints(), ["did you mean `web`?", "images there are: web"]);

@@ -11,12 +11,12 @@ use super::{print, print_json};
 use crate::error::Failure;
 use crate::report::escape::escape;
 use crate::size::ByteSize;
-use crate::store::manifest::Base;
-use crate::store::{Ancestor, Listing, Store, Summary};
+use crate::store::manifest::ManifestBase;
+use crate::store::{Ancestor, Store, StoreListing, Summary};
 
 /// A version in `--json`.
 #[derive(Serialize)]
-struct Entry<'a> {
+struct VersionRow<'a> {
     name: &'a str,
     version: &'a str,
     tags: &'a [String],
@@ -27,7 +27,7 @@ struct Entry<'a> {
     bytes: u64,
     virtual_bytes: u64,
     formats: Vec<&'a str>,
-    base: &'a Base,
+    base: &'a ManifestBase,
     /// The image that it was built from, the image that that one was built from, and so on.
     lineage: Vec<String>,
     build_key: &'a str,
@@ -35,8 +35,8 @@ struct Entry<'a> {
     path: String,
 }
 
-impl<'a> Entry<'a> {
-    fn new(summary: &'a Summary, listing: &'a Listing) -> Self {
+impl<'a> VersionRow<'a> {
+    fn new(summary: &'a Summary, listing: &'a StoreListing) -> Self {
         Self {
             name: summary.id.name(),
             version: summary.id.version(),
@@ -72,7 +72,7 @@ pub fn run(store: &Store, json: bool, out: &mut dyn Write) -> Result<(), Failure
 }
 
 /// Returns the failure for the versions that could not be listed, if there are any.
-pub(super) fn unreadable(listing: Listing) -> Result<(), Failure> {
+pub(super) fn unreadable(listing: StoreListing) -> Result<(), Failure> {
     let mut unreadable = listing.unreadable.into_iter();
     let Some(first) = unreadable.next() else { return Ok(()) };
     let mut failure = Failure::from(first);
@@ -80,12 +80,12 @@ pub(super) fn unreadable(listing: Listing) -> Result<(), Failure> {
     Err(failure)
 }
 
-fn entries(listing: &Listing) -> String {
-    let entries: Vec<_> = listing.versions.iter().map(|summary| Entry::new(summary, listing)).collect();
+fn entries(listing: &StoreListing) -> String {
+    let entries: Vec<_> = listing.versions.iter().map(|summary| VersionRow::new(summary, listing)).collect();
     format!("{:#}\n", serde_json::json!(entries))
 }
 
-fn table(listing: &Listing, now: Timestamp) -> String {
+fn table(listing: &StoreListing, now: Timestamp) -> String {
     let head = ["NAME", "VERSION", "TAGS", "SIZE", "CREATED", "FORMATS", "BASE"].map(str::to_owned);
     let row = |summary: &Summary| {
         let (name, version) = (summary.id.name().to_owned(), summary.id.version().to_owned());
@@ -124,7 +124,7 @@ pub(super) fn age(seconds: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::shelf::{Shelf, written};
+    use crate::store::shelf::{TestStore, written};
 
     #[test]
     fn ages_are_rough() {
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_table_has_a_row_for_each_version() {
-        let shelf = Shelf::with(&["web@1", "web@2", "app@1.0.0-rc1"]);
+        let shelf = TestStore::with(&["web@1", "web@2", "app@1.0.0-rc1"]);
         for (image, tag) in [("web@1", "stable"), ("web@1", "old"), ("web", "edge")] {
             shelf.store.tag(&image.parse().unwrap(), &tag.parse().unwrap()).unwrap();
         }
@@ -161,7 +161,7 @@ web   1          old,stable  4B    2 days ago  qcow2    debian-12.qcow2
 
     #[test]
     fn json_lists_the_same() {
-        let shelf = Shelf::with(&["web@1"]);
+        let shelf = TestStore::with(&["web@1"]);
         let text = written(|out| run(&shelf.store, true, out)).unwrap();
         let list: serde_json::Value = serde_json::from_str(&text).unwrap();
         let path = shelf.store.path().join("web/1");
@@ -176,14 +176,14 @@ web   1          old,stable  4B    2 days ago  qcow2    debian-12.qcow2
 
     #[test]
     fn an_empty_store_is_a_head_without_rows() {
-        let shelf = Shelf::with(&[]);
+        let shelf = TestStore::with(&[]);
         assert_eq!(written(|out| run(&shelf.store, true, out)).unwrap(), "[]\n");
         assert_eq!(written(|out| run(&shelf.store, false, out)).unwrap().lines().count(), 1);
     }
 
     #[test]
     fn what_cannot_be_read_is_said_after_the_rest() {
-        let shelf = Shelf::with(&["web@1", "web@2"]);
+        let shelf = TestStore::with(&["web@1", "web@2"]);
         shelf.overwrite("web/1/manifest.json", "{");
         let mut out = Vec::new();
         let failure = run(&shelf.store, false, &mut out).unwrap_err();

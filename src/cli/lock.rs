@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Failure;
-use crate::event::Level;
-use crate::plan::graph::{Graph, Node};
-use crate::resolve::base::{Bases, Located, Locking};
+use crate::event::NoticeLevel;
+use crate::plan::graph::{Graph, SpecNode};
+use crate::resolve::base::{BaseResolver, LocatedBase, LockfileMode};
 use crate::resolve::facts::{SurveyError, base_sha256};
-use crate::resolve::lockfile::{Pins, source};
-use crate::specfile::Source;
+use crate::resolve::lockfile::{LockFile, source};
+use crate::specfile::BaseSource;
 
-use super::args::{self, Global};
+use super::args::{self, GlobalArgs};
 use super::folders::Folders;
 use super::{path_line, print, specs};
 
@@ -24,25 +24,26 @@ use super::{path_line, print, specs};
 /// # Errors
 /// When a base cannot be found, or a file not written.
 pub async fn run(
-    args: args::Lock,
-    global: &Global,
+    args: args::LockArgs,
+    global: &GlobalArgs,
     folders: &Folders,
     cancel: CancellationToken,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     let events = super::events(global);
-    let sources = args::Sources { locked: false, offline: args.offline };
-    let bases = Bases { locking: Locking::Ignore, ..folders.bases(sources, args.reach(), &events, cancel)? };
+    let sources = args::SourceArgs { locked: false, offline: args.offline };
+    let bases =
+        BaseResolver { locking: LockfileMode::Ignore, ..folders.bases(sources, args.reach(), &events, cancel)? };
     let graph = Graph::new(specs::with_variants(&args.specs, args.reach())?, args.reach())?;
-    let mut files: BTreeMap<PathBuf, Pins> = BTreeMap::new();
+    let mut files: BTreeMap<PathBuf, LockFile> = BTreeMap::new();
     for node in graph.nodes() {
         let parent = node.parent.map(|parent| graph.nodes()[parent].id());
         let (image, sha256) = found(node, parent, &bases).await?;
         let told = image.as_deref().or(sha256.as_deref()).unwrap_or_default();
-        events.notice(Level::Info, format!("{}: {} is {told}", node.id(), source(&node.spec)));
+        events.notice(NoticeLevel::Info, format!("{}: {} is {told}", node.id(), source(&node.spec)));
         let pins = match files.entry(folder(&node.spec.path)) {
             std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
-            std::collections::btree_map::Entry::Vacant(entry) => entry.insert(Pins::beside(&node.spec)?),
+            std::collections::btree_map::Entry::Vacant(entry) => entry.insert(LockFile::beside(&node.spec)?),
         };
         pins.enter(&node.spec, image, sha256);
     }
@@ -66,14 +67,14 @@ fn folder(spec: &Path) -> PathBuf {
 
 /// Returns the image that a base is and its digest, as far as each is known.
 async fn found(
-    node: &Node,
+    node: &SpecNode,
     parent: Option<String>,
-    bases: &Bases,
+    bases: &BaseResolver,
 ) -> Result<(Option<String>, Option<String>), Failure> {
-    if let Source::Spec { .. } = node.spec.base.source {
+    if let BaseSource::Spec { .. } = node.spec.base.source {
         return Ok((parent, None));
     }
-    let Located { file, image, downloaded, .. } = &bases.locate(&node.spec, None).await?;
+    let LocatedBase { file, image, downloaded, .. } = &bases.locate(&node.spec, None).await?;
     let unreadable = |source| SurveyError::UnreadableBase { path: file.clone(), source };
     let sha256 = match downloaded {
         Some(sha256) => sha256.clone(),

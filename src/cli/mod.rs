@@ -11,9 +11,9 @@ use clap::{CommandFactory, Parser};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio_util::sync::CancellationToken;
 
-use crate::deadline::Limits;
+use crate::deadline::Deadline;
 use crate::error::{Failure, Kind};
-use crate::event::{Events, Sink};
+use crate::event::{EventSink, Events};
 use crate::report;
 
 pub mod args;
@@ -45,7 +45,7 @@ mod terminal_modes;
 pub mod test;
 pub mod verify;
 
-use args::{Cli, Global, Verb};
+use args::{Cli, CliCommand, GlobalArgs};
 use folders::Folders;
 
 /// Runs kiln and returns the exit code of the process.
@@ -86,47 +86,47 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
     let out = &mut std::io::stdout();
     let global = cli.global;
     let done = match cli.verb {
-        Verb::Build(args) => in_runtime(|cancel| build::run(args, &global, &folders, cancel)),
-        Verb::Check(args) => in_runtime(|cancel| until(cancel, check::run(args, &global, &folders))),
-        Verb::Plan(args) => in_runtime(|cancel| until(cancel, plan::run(args, &global, &folders, out))),
-        Verb::Lock(args) => in_runtime(|cancel| lock::run(args, &global, &folders, cancel, out)),
-        Verb::Test(args) => in_runtime(|cancel| test::run(args, &global, &folders, cancel, out)),
-        Verb::Shell(args) => return in_runtime(|cancel| shell::run(args, &global, &folders, cancel)),
-        Verb::Run(args) => in_runtime(|cancel| run::run(args, &global, &folders, cancel)),
-        Verb::List(args) => list::run(&folders.store()?, args.json, out),
-        Verb::Inspect(args) => inspect::run(&folders.store()?, &args.image.parse()?, args.json, out),
-        Verb::Verify(args) => verify::run(&folders.store()?, &args, out),
-        Verb::Export(args) => in_runtime(|cancel| export::run(args, &global, &folders, cancel, out)),
-        Verb::Diff(args) => {
+        CliCommand::Build(args) => in_runtime(|cancel| build::run(args, &global, &folders, cancel)),
+        CliCommand::Check(args) => in_runtime(|cancel| until(cancel, check::run(args, &global, &folders))),
+        CliCommand::Plan(args) => in_runtime(|cancel| until(cancel, plan::run(args, &global, &folders, out))),
+        CliCommand::Lock(args) => in_runtime(|cancel| lock::run(args, &global, &folders, cancel, out)),
+        CliCommand::Test(args) => in_runtime(|cancel| test::run(args, &global, &folders, cancel, out)),
+        CliCommand::Shell(args) => return in_runtime(|cancel| shell::run(args, &global, &folders, cancel)),
+        CliCommand::Run(args) => in_runtime(|cancel| run::run(args, &global, &folders, cancel)),
+        CliCommand::List(args) => list::run(&folders.store()?, args.json, out),
+        CliCommand::Inspect(args) => inspect::run(&folders.store()?, &args.image.parse()?, args.json, out),
+        CliCommand::Verify(args) => verify::run(&folders.store()?, &args, out),
+        CliCommand::Export(args) => in_runtime(|cancel| export::run(args, &global, &folders, cancel, out)),
+        CliCommand::Diff(args) => {
             let is_same = diff::run(&args, &folders, out)?;
             return Ok(u8::from(args.exit_code && !is_same));
         }
-        Verb::Tag(args) => tag::run(&folders.store()?, &args, out, &mut std::io::stderr().lock()),
-        Verb::Outdated(args) => {
+        CliCommand::Tag(args) => tag::run(&folders.store()?, &args, out, &mut std::io::stderr().lock()),
+        CliCommand::Outdated(args) => {
             let is_any = in_runtime(|cancel| until(cancel, outdated::run(&args, &global, &folders, out)))?;
             return Ok(u8::from(args.exit_code && is_any));
         }
-        Verb::Remove(args) => remove::run(&folders.store()?, &args, &mut std::io::stderr().lock()),
-        Verb::Gc(args) => gc::run(&args, &folders, &mut std::io::stderr().lock()),
-        Verb::Seal(_) => print(out, &seal_list()),
-        Verb::Doctor(args) => in_runtime(|cancel| until(cancel, doctor(args, &folders, out))),
-        Verb::Init(args) => init::run(&args.folder, out),
-        Verb::Schema => print(out, &format!("{:#}\n", crate::specfile::schema())),
-        Verb::Completions(args) => print(out, &completions(args.shell)),
-        Verb::Man => print(out, &manual()),
-        Verb::ExitCodes => print(out, &exit_codes()),
+        CliCommand::Remove(args) => remove::run(&folders.store()?, &args, &mut std::io::stderr().lock()),
+        CliCommand::Gc(args) => gc::run(&args, &folders, &mut std::io::stderr().lock()),
+        CliCommand::Seal(_) => print(out, &seal_list()),
+        CliCommand::Doctor(args) => in_runtime(|cancel| until(cancel, doctor(args, &folders, out))),
+        CliCommand::Init(args) => init::run(&args.folder, out),
+        CliCommand::Schema => print(out, &format!("{:#}\n", crate::specfile::schema())),
+        CliCommand::Completions(args) => print(out, &completions(args.shell)),
+        CliCommand::Man => print(out, &manual()),
+        CliCommand::ExitCodes => print(out, &exit_codes()),
     };
     done.map(|()| 0)
 }
 
 async fn doctor(args: doctor::DoctorArgs, folders: &Folders, out: &mut dyn Write) -> Result<(), Failure> {
     let (store, cache) = (folders.store_path()?, folders.cache_path()?);
-    doctor::run(&args, doctor::Places { store: &store, cache: &cache }, out).await
+    doctor::run(&args, doctor::CheckedFolders { store: &store, cache: &cache }, out).await
 }
 
 /// Runs a command that leaves nothing behind, and ends it when the user interrupts.
 async fn until<T>(cancel: CancellationToken, verb: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    Limits::new(cancel, Duration::MAX).hold(verb).await
+    Deadline::new(cancel, Duration::MAX).hold(verb).await
 }
 
 /// Runs a command that needs the runtime, with the token that the first Ctrl-C cancels. The runtime has one thread: QEMU's
@@ -137,10 +137,11 @@ where
 {
     raise_descriptor_limit()?;
     crate::signal::ignore_file_size();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Unfit::Runtime)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(HostSetupError::Runtime)?;
     let local = tokio::task::LocalSet::new();
     let result = local.block_on(&runtime, async {
-        let cancel = crate::signal::interruption(terminal_modes::restore_terminal).map_err(Unfit::Runtime)?;
+        let cancel = crate::signal::interruption(terminal_modes::restore_terminal).map_err(HostSetupError::Runtime)?;
         verb(cancel).await
     });
     // Abandoned work on the blocking pool must not delay the exit.
@@ -150,21 +151,21 @@ where
 
 /// Raises the limit on open files as far as the host lets it, within reason. A build holds every layer of its guest's disk
 /// open, some of them several times.
-fn raise_descriptor_limit() -> Result<(), Unfit> {
+fn raise_descriptor_limit() -> Result<(), HostSetupError> {
     const LEAST: u64 = 128;
     /// Some programs that are started with a limit of a thousand million close every descriptor number below it.
     const MOST: u64 = 1 << 16;
-    let (now, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|errno| Unfit::Runtime(errno.into()))?;
+    let (now, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|errno| HostSetupError::Runtime(errno.into()))?;
     if most < LEAST {
-        return Err(Unfit::Descriptors { most, least: LEAST });
+        return Err(HostSetupError::Descriptors { most, least: LEAST });
     }
     let wanted = most.min(MOST).max(now);
-    setrlimit(Resource::RLIMIT_NOFILE, wanted, most).map_err(|errno| Unfit::Runtime(errno.into()))
+    setrlimit(Resource::RLIMIT_NOFILE, wanted, most).map_err(|errno| HostSetupError::Runtime(errno.into()))
 }
 
 /// The host lacks something that every command needs.
 #[derive(Debug, thiserror::Error)]
-pub enum Unfit {
+pub enum HostSetupError {
     /// Threads, signals or descriptors are not available.
     #[error("cannot start: {0}")]
     Runtime(#[source] std::io::Error),
@@ -189,7 +190,7 @@ pub enum Unfit {
     },
 }
 
-impl crate::error::Fault for Unfit {
+impl crate::error::Fault for HostSetupError {
     fn kind(&self) -> Kind {
         Kind::Host
     }
@@ -198,7 +199,7 @@ impl crate::error::Fault for Unfit {
 /// Writes a command's result. A closed pipe (`kiln schema | head`) is not an error.
 pub(crate) fn print(out: &mut dyn Write, text: &str) -> Result<(), Failure> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Unfit::Stdout(error).into()),
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(HostSetupError::Stdout(error).into()),
         _ => Ok(()),
     }
 }
@@ -217,19 +218,19 @@ pub(crate) fn print_json(out: &mut dyn Write, json: &str) -> Result<(), Failure>
 }
 
 /// Returns the event stream of a command, with the sinks that the user has chosen.
-pub(crate) fn events(global: &Global) -> Events {
+pub(crate) fn events(global: &GlobalArgs) -> Events {
     let verbosity = match (global.quiet, global.verbose) {
         (true, _) => report::Verbosity::Quiet,
         (_, true) => report::Verbosity::Verbose,
         _ => report::Verbosity::Normal,
     };
     let progress = match global.progress {
-        args::Progress::Auto => report::Progress::Auto,
-        args::Progress::Bars => report::Progress::Bars,
-        args::Progress::Plain => report::Progress::Plain,
-        args::Progress::Json => report::Progress::Json,
+        args::ProgressArg::Auto => report::ProgressMode::Auto,
+        args::ProgressArg::Bars => report::ProgressMode::Bars,
+        args::ProgressArg::Plain => report::ProgressMode::Plain,
+        args::ProgressArg::Json => report::ProgressMode::Json,
     };
-    let sink: Arc<dyn Sink> = report::terminal(progress, verbosity);
+    let sink: Arc<dyn EventSink> = report::terminal(progress, verbosity);
     Events::new(vec![sink])
 }
 

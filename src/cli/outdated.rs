@@ -6,15 +6,15 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::history::BaseFiles;
-use crate::download::Reach;
+use crate::download::NetworkMode;
 use crate::error::Failure;
-use crate::event::Level;
-use crate::outdated::{self, Files, Outdated};
+use crate::event::NoticeLevel;
+use crate::outdated::{self, KnownFiles, OutdatedImage};
 use crate::plan::graph::Graph;
-use crate::resolve::base::Bases;
-use crate::store::Listing;
+use crate::resolve::base::BaseResolver;
+use crate::store::StoreListing;
 
-use super::args::{self, Global, Sources};
+use super::args::{self, GlobalArgs, SourceArgs};
 use super::folders::Folders;
 use super::list::{align, unreadable};
 use super::{print, print_json, specs};
@@ -24,26 +24,26 @@ use super::{print, print_json, specs};
 /// # Errors
 /// When the store or a spec cannot be read; when a version cannot be, after the others were listed.
 pub async fn run(
-    args: &args::Outdated,
-    global: &Global,
+    args: &args::OutdatedArgs,
+    global: &GlobalArgs,
     folders: &Folders,
     out: &mut dyn Write,
 ) -> Result<bool, Failure> {
     let events = super::events(global);
     let graph = Graph::new(specs::load(&args.specs, &args.reading, None)?, args.reading.reach().files)?;
-    let sources = Sources { locked: false, offline: true };
-    let bases = Bases {
-        reach: Reach::Offline,
+    let sources = SourceArgs { locked: false, offline: true };
+    let bases = BaseResolver {
+        reach: NetworkMode::Offline,
         ..folders.bases(sources, args.reading.reach().files, &events, CancellationToken::new())?
     };
     let listing = folders.store()?.list()?;
-    let files = Files { known: BaseFiles { cache: &bases.cache }, memo: &bases.memo };
+    let files = KnownFiles { known: BaseFiles { cache: &bases.cache }, memo: &bases.memo };
     let is_asked = |id: &str| graph.nodes().iter().any(|node| node.id() == id);
     for summary in outdated::unknown(&listing, &files) {
         if !is_asked(&summary.id.to_string()) {
             let source = &summary.base.source;
             let text = format!("{}: where its base {source} lies is not known here; its spec says it", summary.id);
-            events.notice(Level::Info, text);
+            events.notice(NoticeLevel::Info, text);
         }
     }
     let of_specs = outdated::of_specs(&graph, &bases, args.reading.reach()).await?;
@@ -56,33 +56,33 @@ pub async fn run(
         print(out, &table(&found, &listing))?;
     }
     if found.is_empty() {
-        events.notice(Level::Info, "nothing is outdated".to_owned());
+        events.notice(NoticeLevel::Info, "nothing is outdated".to_owned());
     }
     unreadable(listing).map(|()| !found.is_empty())
 }
 
 /// Returns the tags of an image in the listing.
-fn tags<'a>(id: &str, listing: &'a Listing) -> &'a [String] {
+fn tags<'a>(id: &str, listing: &'a StoreListing) -> &'a [String] {
     let found = id.split_once('@').and_then(|(name, version)| listing.find(name, version));
     found.map(|summary| summary.tags.as_slice()).unwrap_or_default()
 }
 
-fn table(found: &[Outdated], listing: &Listing) -> String {
+fn table(found: &[OutdatedImage], listing: &StoreListing) -> String {
     if found.is_empty() {
         return String::new();
     }
     let head = ["IMAGE", "TAGS", "WHY"].map(str::to_owned);
-    let row = |outdated: &Outdated| {
+    let row = |outdated: &OutdatedImage| {
         let why: Vec<_> = outdated.reasons.iter().map(ToString::to_string).collect();
         [outdated.id.clone(), tags(&outdated.id, listing).join(","), why.join("; ")]
     };
     align(&std::iter::once(head).chain(found.iter().map(row)).collect::<Vec<_>>())
 }
 
-fn as_json(found: &[Outdated], listing: &Listing) -> String {
-    let entry = |outdated: &Outdated| {
+fn as_json(found: &[OutdatedImage], listing: &StoreListing) -> String {
+    let entry = |outdated: &OutdatedImage| {
         let (name, version) = outdated.id.split_once('@').unwrap_or((&outdated.id, ""));
-        let reason = |reason: &outdated::Reason| {
+        let reason = |reason: &outdated::OutdatedReason| {
             let mut value = json!(reason);
             value["text"] = Value::String(reason.to_string());
             value

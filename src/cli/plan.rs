@@ -8,22 +8,22 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::history;
 use crate::cache::step_cache::{CacheView, view_cache};
-use crate::download::Reach;
+use crate::download::NetworkMode;
 use crate::error::Failure;
 use crate::guest::boot::backing;
-use crate::layer::Cache;
+use crate::layer::LayerCache;
 use crate::machine::argv::{Start, argv};
-use crate::plan::trace::{Reason, Trace};
+use crate::plan::trace::{RunReason, Trace};
 use crate::plan::{InputFacts, Plan, PlannedStep};
 use crate::process::quote_argument;
 use crate::report::quote::TextPage;
-use crate::resolve::base::Bases;
-use crate::resolve::secrets::Secrets;
+use crate::resolve::base::BaseResolver;
+use crate::resolve::secrets::SecretValues;
 use crate::scheduler;
 use crate::size::{ByteSize, format_duration};
 use crate::specfile::Spec;
 
-use super::args::{self, Global};
+use super::args::{self, GlobalArgs};
 use super::configuration::allowed_variables;
 use super::folders::Folders;
 
@@ -34,18 +34,23 @@ const SCHEMA: u32 = 1;
 ///
 /// # Errors
 /// When the spec cannot be built here.
-pub async fn run(args: args::Plan, global: &Global, folders: &Folders, out: &mut dyn Write) -> Result<(), Failure> {
+pub async fn run(
+    args: args::PlanArgs,
+    global: &GlobalArgs,
+    folders: &Folders,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
     let reach = args.reading.reach();
     let spec = Spec::load(&args.spec, reach.files, &args.reading.overrides(args.version.as_ref()))?;
     allowed_variables(&args.reading)?.check(&spec)?;
     let events = super::events(global);
     let bases = folders.bases(args.sources, reach.files, &events, CancellationToken::new())?;
-    let bases = Bases { reach: Reach::Offline, ..bases };
+    let bases = BaseResolver { reach: NetworkMode::Offline, ..bases };
     let (plan, _held) = scheduler::plan(spec, &bases, reach).await?;
-    Secrets::load(&plan.spec)?;
+    SecretValues::load(&plan.spec)?;
     let cache = folders.cache()?;
-    let view = view_cache(&plan, &Cache::peek(&cache, Arc::clone(&bases.memo)), &events);
-    let fates = Fates::new(&plan, &view, history::recall(&cache, &plan).as_ref());
+    let view = view_cache(&plan, &LayerCache::peek(&cache, Arc::clone(&bases.memo)), &events);
+    let fates = StepReasons::new(&plan, &view, history::recall(&cache, &plan).as_ref());
     if args.json {
         return super::print_json(out, &format!("{:#}\n", as_json(&plan, &fates)));
     }
@@ -53,14 +58,14 @@ pub async fn run(args: args::Plan, global: &Global, folders: &Folders, out: &mut
 }
 
 /// Cache hits and misses of the steps, and the reasons.
-struct Fates {
+struct StepReasons {
     /// Changes of the machine and its base since the last build.
     base: Vec<String>,
     /// The reason why a step runs; `None` for a cached one.
-    steps: Vec<Option<Reason>>,
+    steps: Vec<Option<RunReason>>,
 }
 
-impl Fates {
+impl StepReasons {
     fn new(plan: &Plan, view: &CacheView, last: Option<&Trace>) -> Self {
         let now = Trace::of(plan);
         let base = last.map(|last| now.base_changes(last)).unwrap_or_default();
@@ -68,7 +73,7 @@ impl Fates {
     }
 }
 
-fn as_json(plan: &Plan, fates: &Fates) -> Value {
+fn as_json(plan: &Plan, fates: &StepReasons) -> Value {
     let steps: Vec<_> = plan
         .steps
         .iter()
@@ -76,7 +81,7 @@ fn as_json(plan: &Plan, fates: &Fates) -> Value {
         .map(|(planned, reason)| {
             json!({
                 "name": planned.step.name, "verb": planned.step.action.key(), "line": planned.step.line,
-                "key": planned.key, "cached": reason.is_none(), "reason": reason.as_ref().map(Reason::to_string),
+                "key": planned.key, "cached": reason.is_none(), "reason": reason.as_ref().map(RunReason::to_string),
                 "timeout": planned.step.timeout.as_secs(),
                 "input_digest": planned.input.as_ref().map(digest_set),
                 "input_bytes": planned.input.as_ref().map(|input| input.bytes),
@@ -123,7 +128,7 @@ fn command_line(plan: &Plan) -> Vec<String> {
     std::iter::once(program).chain(argv(&plan.machine, &backing(plan, None), Start::Boot)).collect()
 }
 
-fn as_text(plan: &Plan, fates: &Fates) -> String {
+fn as_text(plan: &Plan, fates: &StepReasons) -> String {
     let mut page = TextPage::default();
     page.line("image    ", &format!("{}@{}", plan.spec.image.name, plan.spec.image.version));
     page.line("base     ", &format!("{} (sha256 {})", plan.base.file.display(), &plan.base.sha256[..12]));
@@ -163,7 +168,7 @@ fn machine(plan: &Plan) -> String {
     )
 }
 
-fn step(planned: &PlannedStep, reason: Option<&Reason>) -> String {
+fn step(planned: &PlannedStep, reason: Option<&RunReason>) -> String {
     let input = planned.input.as_ref().map(|input| format!(" ({})", ByteSize(input.bytes))).unwrap_or_default();
     let key = &planned.key.to_string()[..12];
     let fate = if reason.is_none() { "cached" } else { "runs" };

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Failure;
-use crate::event::Level;
+use crate::event::NoticeLevel;
 use crate::guest::run;
 use crate::guest::shell::ShellError;
 use crate::plan::machine::PrivateNetworkAccess;
-use crate::store::manifest::Os;
+use crate::store::manifest::ManifestOs;
 
-use super::args::{self, Global};
+use super::args::{self, GlobalArgs};
 use super::folders::Folders;
 use super::terminal_modes::{CursorMargins, TerminalLease};
 
@@ -20,8 +20,8 @@ use super::terminal_modes::{CursorMargins, TerminalLease};
 /// # Errors
 /// When the image or the host is not fit, or QEMU fails.
 pub async fn run(
-    args: args::Run,
-    global: &Global,
+    args: args::RunArgs,
+    global: &GlobalArgs,
     folders: &Folders,
     cancel: CancellationToken,
 ) -> Result<(), Failure> {
@@ -31,12 +31,12 @@ pub async fn run(
         if args.allow_private_network { PrivateNetworkAccess::All } else { PrivateNetworkAccess::Listed(Vec::new()) };
     let keys = public_keys();
     let login = describe_login(args.ssh, !keys.is_empty(), artifact.manifest().os.as_ref());
-    let wanted = run::Wanted { memory: args.memory, ssh: args.ssh, ssh_keys: keys, private_network };
+    let wanted = run::CloneOptions { memory: args.memory, ssh: args.ssh, ssh_keys: keys, private_network };
     let (clone, accel_reason) = run::prepare(&artifact, &wanted, &folders.cache()?).await?;
     if let Some(reason) = accel_reason {
-        events.notice(Level::Info, format!("software emulation (tcg): {reason}"));
+        events.notice(NoticeLevel::Info, format!("software emulation (tcg): {reason}"));
     }
-    events.notice(Level::Info, "Ctrl-A X ends the machine, Ctrl-A H lists the other keys; nothing is kept");
+    events.notice(NoticeLevel::Info, "Ctrl-A X ends the machine, Ctrl-A H lists the other keys; nothing is kept");
     for (level, sentence) in login {
         events.notice(level, sentence);
     }
@@ -46,26 +46,26 @@ pub async fn run(
 }
 
 /// Returns notices about how to log in. Cloud images have no password, so that a key is needed.
-fn describe_login(ssh: Option<u16>, has_keys: bool, os: Option<&Os>) -> Vec<(Level, String)> {
+fn describe_login(ssh: Option<u16>, has_keys: bool, os: Option<&ManifestOs>) -> Vec<(NoticeLevel, String)> {
     let no_password = "the console asks for a password, which only an image has that sets one itself";
     let user = os.and_then(default_user);
     match ssh {
         _ if !has_keys => {
             let text = "no public key in ~/.ssh: nobody can log in, unless the image has users of its own";
             let help = "`ssh-keygen -t ed25519` makes a key; then `kiln run IMAGE --ssh 2222`".to_owned();
-            vec![(Level::Warning, text.to_owned()), (Level::Info, help)]
+            vec![(NoticeLevel::Warning, text.to_owned()), (NoticeLevel::Info, help)]
         }
         Some(port) => {
             let name = user.unwrap_or("USER");
             let unknown = if user.is_none() { "; USER is the default user of the image's cloud-init" } else { "" };
-            vec![(Level::Info, format!("ssh -p {port} {name}@localhost, with the keys of ~/.ssh{unknown}"))]
+            vec![(NoticeLevel::Info, format!("ssh -p {port} {name}@localhost, with the keys of ~/.ssh{unknown}"))]
         }
-        None => vec![(Level::Info, format!("{no_password}; `--ssh 2222` lets the keys of ~/.ssh in"))],
+        None => vec![(NoticeLevel::Info, format!("{no_password}; `--ssh 2222` lets the keys of ~/.ssh in"))],
     }
 }
 
 /// Returns the user that the keys are installed for, in the distribution's cloud images (cloud.cfg, `default_user`).
-fn default_user(os: &Os) -> Option<&'static str> {
+fn default_user(os: &ManifestOs) -> Option<&'static str> {
     Some(match os.id.as_str() {
         "debian" => "debian",
         "ubuntu" => "ubuntu",
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     fn sentences(ssh: Option<u16>, has_keys: bool, id: &str) -> String {
-        let os = Os { id: id.into(), version: "12".into(), name: String::new() };
+        let os = ManifestOs { id: id.into(), version: "12".into(), name: String::new() };
         let all: Vec<_> = describe_login(ssh, has_keys, Some(&os)).into_iter().map(|(_, text)| text).collect();
         all.join("\n")
     }

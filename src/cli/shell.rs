@@ -3,23 +3,23 @@
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Failure, Fault, Kind};
-use crate::specfile::{Spec, Step};
+use crate::specfile::{Spec, StepSpec};
 use crate::{scheduler, shell};
 
-use super::args::{self, Global};
+use super::args::{self, GlobalArgs};
 use super::configuration::allowed_variables;
 use super::folders::Folders;
 
 /// The requested step does not exist.
 #[derive(Debug, thiserror::Error)]
 #[error("the spec has no step `{wanted}`")]
-pub struct NoStep {
+pub struct UnknownStepError {
     wanted: String,
     /// The existing steps.
     steps: Vec<String>,
 }
 
-impl Fault for NoStep {
+impl Fault for UnknownStepError {
     fn kind(&self) -> Kind {
         Kind::Usage
     }
@@ -37,8 +37,8 @@ impl Fault for NoStep {
 /// # Errors
 /// When the guest cannot reach the state in which the shell should open.
 pub async fn run(
-    args: args::Shell,
-    global: &Global,
+    args: args::ShellArgs,
+    global: &GlobalArgs,
     folders: &Folders,
     cancel: CancellationToken,
 ) -> Result<u8, Failure> {
@@ -57,11 +57,11 @@ pub async fn run(
 }
 
 /// Returns the index of a step, by its name or by its number from 1. Names are unique.
-fn find(steps: &[Step], wanted: &str) -> Result<usize, NoStep> {
+fn find(steps: &[StepSpec], wanted: &str) -> Result<usize, UnknownStepError> {
     let named = steps.iter().position(|step| step.name == wanted);
     let number = || wanted.parse().ok().filter(|number| (1..=steps.len()).contains(number));
     named.or_else(|| number().map(|number| number - 1)).ok_or_else(|| {
         let steps = steps.iter().zip(1..).map(|(step, number)| format!("{number} `{}`", step.name)).collect();
-        NoStep { wanted: wanted.to_owned(), steps }
+        UnknownStepError { wanted: wanted.to_owned(), steps }
     })
 }

@@ -7,7 +7,7 @@ use crate::error::Failure;
 use crate::project::FileReach;
 use crate::specfile::{EVERY_VARIANT, LoadError, Overrides, Spec, SpecFile};
 
-use super::args::Reading;
+use super::args::SpecArgs;
 
 /// Depth to which specs are looked for below a folder without a `kiln.toml`.
 const DEPTH: usize = 8;
@@ -16,7 +16,7 @@ const DEPTH: usize = 8;
 ///
 /// # Errors
 /// With the first that cannot be read.
-pub(super) fn load(paths: &[PathBuf], reading: &Reading, version: Option<&String>) -> Result<Vec<Spec>, Failure> {
+pub(super) fn load(paths: &[PathBuf], reading: &SpecArgs, version: Option<&String>) -> Result<Vec<Spec>, Failure> {
     let overrides = reading.overrides(version);
     let mut specs = Vec::new();
     for path in files(paths) {

@@ -7,14 +7,14 @@ use serde_json::json;
 
 use crate::error::{Failure, Fault, Kind};
 use crate::report::escape::escape;
-use crate::store::{Change, How, Reference, Store, Tag, Tags};
+use crate::store::{Reference, Store, Tag, TagChange, TagOperation, Tags};
 
 use super::list::{age, align};
 use super::{args, print, print_json};
 
 /// The arguments do not fit together.
 #[derive(Debug, thiserror::Error)]
-enum TagUsage {
+enum TagUsageError {
     /// A usage like `kiln tag web --rollback`, without a tag.
     #[error("{option} needs the tag")]
     NoTag {
@@ -33,15 +33,15 @@ enum TagUsage {
     },
 }
 
-impl Fault for TagUsage {
+impl Fault for TagUsageError {
     fn kind(&self) -> Kind {
         Kind::Usage
     }
 
     fn hints(&self) -> Vec<String> {
         match self {
-            TagUsage::NoTag { option } => vec![format!("write it as `kiln tag IMAGE TAG {option}`")],
-            TagUsage::WithVersion { option, name, tag } => vec![format!("`kiln tag {name} {tag} {option}`")],
+            TagUsageError::NoTag { option } => vec![format!("write it as `kiln tag IMAGE TAG {option}`")],
+            TagUsageError::WithVersion { option, name, tag } => vec![format!("`kiln tag {name} {tag} {option}`")],
         }
     }
 }
@@ -51,14 +51,14 @@ impl Fault for TagUsage {
 ///
 /// # Errors
 /// When the arguments do not fit together, there is no such version or tag, or the tags cannot be read or written.
-pub fn run(store: &Store, args: &args::Tag, out: &mut dyn Write, notes: &mut dyn Write) -> Result<(), Failure> {
+pub fn run(store: &Store, args: &args::TagArgs, out: &mut dyn Write, notes: &mut dyn Write) -> Result<(), Failure> {
     let image: Reference = args.image.parse()?;
     let change = match (&args.tag, args) {
-        (_, args::Tag { history: true, .. }) => return history(store, &image, args, out),
-        (_, args::Tag { rollback: true, .. }) => {
+        (_, args::TagArgs { history: true, .. }) => return history(store, &image, args, out),
+        (_, args::TagArgs { rollback: true, .. }) => {
             store.roll_back(image.name(), &own_tag(&image, args.tag.as_ref(), "--rollback")?)?
         }
-        (_, args::Tag { delete: true, .. }) => {
+        (_, args::TagArgs { delete: true, .. }) => {
             store.untag(image.name(), &own_tag(&image, args.tag.as_ref(), "--delete")?)?
         }
         (Some(tag), _) => store.tag(&image, tag)?,
@@ -77,20 +77,20 @@ fn own_tag(image: &Reference, tag: Option<&Tag>, option: &'static str) -> Result
     match (image.selector(), tag) {
         (None, Some(tag)) => Ok(tag.clone()),
         (Some(selector), None) => Ok(selector.parse()?),
-        (None, None) => Err(TagUsage::NoTag { option }.into()),
+        (None, None) => Err(TagUsageError::NoTag { option }.into()),
         (Some(_), Some(tag)) => {
-            Err(TagUsage::WithVersion { option, name: image.name().to_owned(), tag: tag.to_string() }.into())
+            Err(TagUsageError::WithVersion { option, name: image.name().to_owned(), tag: tag.to_string() }.into())
         }
     }
 }
 
-fn told(name: &str, change: &Change) -> String {
+fn told(name: &str, change: &TagChange) -> String {
     let tag = format!("{name}@{}", change.tag);
     let was = change.from.as_ref().map(|from| format!(", it was {from}")).unwrap_or_default();
     match (&change.to, change.how) {
         (None, _) => format!("{tag} is no more{was}"),
         (Some(to), _) if change.is_nothing() => format!("{tag} is {to} already"),
-        (Some(to), How::Rollback) => format!("{tag} is {to} again{was}"),
+        (Some(to), TagOperation::Rollback) => format!("{tag} is {to} again{was}"),
         (Some(to), _) => format!("{tag} is {to} now{was}"),
     }
 }
@@ -121,7 +121,7 @@ fn since(tags: &Tags, tag: &str) -> String {
     last.map(|change| age(Timestamp::now().duration_since(change.at).as_secs())).unwrap_or_default()
 }
 
-fn history(store: &Store, image: &Reference, args: &args::Tag, out: &mut dyn Write) -> Result<(), Failure> {
+fn history(store: &Store, image: &Reference, args: &args::TagArgs, out: &mut dyn Write) -> Result<(), Failure> {
     let tag = match (image.selector(), &args.tag) {
         (None, None) => None,
         _ => Some(own_tag(image, args.tag.as_ref(), "--history")?),
@@ -133,13 +133,13 @@ fn history(store: &Store, image: &Reference, args: &args::Tag, out: &mut dyn Wri
     print(out, &align(&head(["WHEN", "TAG", "FROM", "TO", "HOW"]).chain(changes.iter().map(row)).collect::<Vec<_>>()))
 }
 
-fn row(change: &Change) -> [String; 5] {
+fn row(change: &TagChange) -> [String; 5] {
     let version = |version: &Option<String>| version.clone().unwrap_or_else(|| "-".to_owned());
     let how = match (change.how, &change.promoted) {
-        (How::Set, Some(promoted)) => format!("promoted from {promoted}"),
-        (How::Set, None) => "set".to_owned(),
-        (How::Rollback, _) => "rolled back".to_owned(),
-        (How::Delete, _) => "taken off".to_owned(),
+        (TagOperation::Set, Some(promoted)) => format!("promoted from {promoted}"),
+        (TagOperation::Set, None) => "set".to_owned(),
+        (TagOperation::Rollback, _) => "rolled back".to_owned(),
+        (TagOperation::Delete, _) => "taken off".to_owned(),
     };
     let when = change.at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string();
     [when, change.tag.clone(), version(&change.from), version(&change.to), how]
@@ -148,11 +148,11 @@ fn row(change: &Change) -> [String; 5] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::shelf::Shelf;
+    use crate::store::shelf::TestStore;
 
     /// Runs `kiln tag`, and returns its standard output and its report.
-    fn tag(shelf: &Shelf, image: &str, tag: Option<&str>, option: &str) -> Result<(String, String), Failure> {
-        let args = args::Tag {
+    fn tag(shelf: &TestStore, image: &str, tag: Option<&str>, option: &str) -> Result<(String, String), Failure> {
+        let args = args::TagArgs {
             image: image.to_owned(),
             tag: tag.map(|tag| tag.parse().unwrap()),
             rollback: option == "--rollback",
@@ -165,7 +165,7 @@ mod tests {
         Ok((String::from_utf8(out).unwrap(), String::from_utf8(notes).unwrap()))
     }
 
-    fn notes(shelf: &Shelf, image: &str, name: Option<&str>, option: &str) -> String {
+    fn notes(shelf: &TestStore, image: &str, name: Option<&str>, option: &str) -> String {
         let (out, notes) = tag(shelf, image, name, option).unwrap();
         assert_eq!(out, "", "a change has no result");
         notes
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_tag_is_set_promoted_rolled_back_and_taken_off() {
-        let shelf = Shelf::with(&["web@1", "web@2"]);
+        let shelf = TestStore::with(&["web@1", "web@2"]);
         assert_eq!(notes(&shelf, "web@1", Some("stable"), ""), "web@stable is 1 now\n");
         assert_eq!(notes(&shelf, "web", Some("candidate"), ""), "web@candidate is 2 now\n");
         assert_eq!(notes(&shelf, "web@candidate", Some("stable"), ""), "web@stable is 2 now, it was 1\n");
@@ -186,13 +186,16 @@ mod tests {
         assert_eq!(out, "TAG  VERSION  SINCE\n");
         assert_eq!(tag(&shelf, "web", None, "--json").unwrap().0, "{\n  \"stable\": \"1\"\n}\n");
         let changed = tag(&shelf, "web@2", Some("stable"), "--json").unwrap().0;
-        let changed: Change = serde_json::from_str(&changed).unwrap();
-        assert_eq!((changed.from.as_deref(), changed.to.as_deref(), changed.how), (Some("1"), Some("2"), How::Set));
+        let changed: TagChange = serde_json::from_str(&changed).unwrap();
+        assert_eq!(
+            (changed.from.as_deref(), changed.to.as_deref(), changed.how),
+            (Some("1"), Some("2"), TagOperation::Set)
+        );
     }
 
     #[test]
     fn the_history_says_what_and_how_newest_first() {
-        let shelf = Shelf::with(&["web@1", "web@2"]);
+        let shelf = TestStore::with(&["web@1", "web@2"]);
         for (image, name, option) in [
             ("web@1", "stable", ""),
             ("web", "candidate", ""),
@@ -222,7 +225,7 @@ mod tests {
 
     #[test]
     fn words_that_do_not_fit_together_are_told() {
-        let shelf = Shelf::with(&["web@1"]);
+        let shelf = TestStore::with(&["web@1"]);
         for (image, name, option) in [("web", None, "--rollback"), ("web@1", Some("stable"), "--delete")] {
             let failure = tag(&shelf, image, name, option).unwrap_err();
             assert_eq!(failure.kind().exit_code(), 2);

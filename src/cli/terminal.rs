@@ -19,9 +19,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::event::Channel;
-use crate::session::Attached;
+use crate::session::AttachedTerminal;
 use crate::session::shell::MAX_TYPED;
-use crate::session::{Line, TtySize, Typed};
+use crate::session::{TerminalInput, TerminalLine, TtySize};
 
 use super::terminal_modes::{CursorMargins, MarginWatch, TerminalLease, note_margins};
 
@@ -37,20 +37,21 @@ const ESCAPE_TIME: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// When the terminal or its signals are not available.
-pub fn attach() -> io::Result<Attached> {
+pub fn attach() -> io::Result<AttachedTerminal> {
     let is_terminal = stdin().is_terminal();
     let (typing, typed) = channel(BACKLOG);
     let (show, shown) = channel(BACKLOG);
     let (stop, stopped) = io::pipe()?;
-    let mut lent = Lent::default();
+    let mut lent = TerminalRestore::default();
     lent.lease = Some(TerminalLease::take(CursorMargins::Untouched)?);
     if is_terminal {
         let mut raw = tcgetattr(stdin())?;
         cfmakeraw(&mut raw);
         let mut resized = signal(SignalKind::window_change())?;
         let typing = typing.clone();
-        let watch =
-            async move { while resized.recv().await.is_some() && typing.send(Typed::Resized(size())).await.is_ok() {} };
+        let watch = async move {
+            while resized.recv().await.is_some() && typing.send(TerminalInput::Resized(size())).await.is_ok() {}
+        };
         tcsetattr(stdin(), SetArg::TCSADRAIN, &raw)?;
         lent.resizes = Some(tokio::spawn(watch));
     }
@@ -58,8 +59,8 @@ pub fn attach() -> io::Result<Attached> {
     lent.threads.push(std::thread::spawn(move || read(&stop, is_terminal, &typing)));
     lent.threads.push(std::thread::spawn(move || write(shown)));
     let term = std::env::var("TERM").ok().filter(|term| !term.is_empty());
-    Ok(Attached {
-        line: Line { size: is_terminal.then(size), typed, shown: show },
+    Ok(AttachedTerminal {
+        line: TerminalLine { size: is_terminal.then(size), typed, shown: show },
         term: term.filter(|_| is_terminal).unwrap_or_else(|| "dumb".to_owned()),
         restore: Box::new(lent),
     })
@@ -67,7 +68,7 @@ pub fn attach() -> io::Result<Attached> {
 
 /// The state that is restored when the terminal is given back.
 #[derive(Default)]
-struct Lent {
+struct TerminalRestore {
     lease: Option<TerminalLease>,
     resizes: Option<tokio::task::JoinHandle<()>>,
     /// Closing it ends the reader.
@@ -75,7 +76,7 @@ struct Lent {
     threads: Vec<JoinHandle<()>>,
 }
 
-impl Drop for Lent {
+impl Drop for TerminalRestore {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(resizes) = &self.resizes {
@@ -95,7 +96,7 @@ fn size() -> TtySize {
 }
 
 /// Reads until stdin or the shell ends. Polls first, so that no input for the next program is consumed.
-fn read(stop: &PipeReader, is_terminal: bool, typing: &Sender<Typed>) {
+fn read(stop: &PipeReader, is_terminal: bool, typing: &Sender<TerminalInput>) {
     let stdin = stdin();
     let mut buffer = [0; MAX_TYPED];
     let mut escape = Escape::default();
@@ -119,7 +120,7 @@ fn read(stop: &PipeReader, is_terminal: bool, typing: &Sender<Typed>) {
             let _ = raise(Signal::SIGINT);
             return;
         }
-        if typing.blocking_send(Typed::Bytes(bytes.to_vec())).is_err() {
+        if typing.blocking_send(TerminalInput::Bytes(bytes.to_vec())).is_err() {
             return;
         }
     }

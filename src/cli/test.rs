@@ -8,14 +8,14 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Failure, Fault, Kind};
-use crate::event::{Events, Level};
+use crate::event::{Events, NoticeLevel};
 use crate::report::{github, junit};
 use crate::specfile::{Spec, Test, spec_file};
 use crate::store::{Artifact, ImageId, Reference, Store, StoreError};
 use crate::test::retest::{recorded, retest};
 use crate::test::{Coverage, Outcome};
 
-use super::args::{self, Global};
+use super::args::{self, GlobalArgs};
 use super::folders::Folders;
 use super::list::align;
 use super::{print, print_json};
@@ -73,8 +73,8 @@ impl Fault for TestVerbError {
 /// # Errors
 /// When a test fails, after all that; when the image cannot be tested.
 pub async fn run(
-    args: args::Test,
-    global: &Global,
+    args: args::TestArgs,
+    global: &GlobalArgs,
     folders: &Folders,
     cancel: CancellationToken,
     out: &mut dyn Write,
@@ -92,7 +92,7 @@ pub async fn run(
         let written = std::fs::write(path, junit::report(&id, &artifact.manifest().disk_sha256, outcomes));
         written.map_err(|source| TestVerbError::Report { path: path.clone(), source })?;
     }
-    if let Some(actions) = github::Actions::here() {
+    if let Some(actions) = github::GithubSink::here() {
         actions.tell(&id, outcomes);
     }
     if args.json {
@@ -104,7 +104,7 @@ pub async fn run(
 }
 
 /// Finds the image, its tests, and the file that defines them.
-fn find(args: &args::Test, store: &Store) -> Result<(Artifact, Vec<Test>, PathBuf), Failure> {
+fn find(args: &args::TestArgs, store: &Store) -> Result<(Artifact, Vec<Test>, PathBuf), Failure> {
     if is_spec(&args.target) {
         let overrides = args.reading.overrides(args.version.as_ref());
         let spec = Spec::load(Path::new(&args.target), args.reading.reach().files, &overrides)?;
@@ -133,7 +133,7 @@ fn tell_which_is_meant(target: &str, store: &Store, events: &Events) {
     let Ok(reference) = target.parse::<Reference>() else { return };
     if let Ok(image) = store.artifact(&reference) {
         let text = format!("`{target}` is read as the spec {}; the image is `{}`", spec.display(), image.id());
-        events.notice(Level::Info, text);
+        events.notice(NoticeLevel::Info, text);
     }
 }
 

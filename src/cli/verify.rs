@@ -8,20 +8,20 @@ use crate::digest::hex;
 use crate::disk::listing::{self, ListingError};
 use crate::error::Failure;
 use crate::report::escape::escape;
-use crate::sign::{Tool, Trust};
-use crate::store::{Artifact, Store, UNWATCHED, Verdict};
+use crate::sign::{SignatureTrust, Tool};
+use crate::store::{Artifact, Store, UNWATCHED, VerifyReport};
 
 /// Writes an `ok` line for the signature, if a key or a list of signers was given, and for each intact file.
 ///
 /// # Errors
 /// When the signature does not hold; when anything is damaged, after the lines of what is sound; when there is no such
 /// version.
-pub fn run(store: &Store, args: &args::Verify, out: &mut dyn Write) -> Result<(), Failure> {
+pub fn run(store: &Store, args: &args::VerifyArgs, out: &mut dyn Write) -> Result<(), Failure> {
     let artifact = store.artifact(&args.image.parse()?)?;
     // Before the files: a wrong checksum in SHA256SUMS would otherwise be reported as damage of the file.
     match (&args.key, &args.allowed_signers) {
-        (Some(key), _) => checked(&artifact, &Trust::Key(key.clone()), out)?,
-        (None, Some(signers)) => checked(&artifact, &Trust::AllowedSigners(signers.clone()), out)?,
+        (Some(key), _) => checked(&artifact, &SignatureTrust::Key(key.clone()), out)?,
+        (None, Some(signers)) => checked(&artifact, &SignatureTrust::AllowedSigners(signers.clone()), out)?,
         (None, None) => unchecked(&artifact)?,
     }
     let mut verdict = artifact.verify(UNWATCHED)?;
@@ -35,13 +35,13 @@ pub fn run(store: &Store, args: &args::Verify, out: &mut dyn Write) -> Result<()
     Ok(verdict.into_result()?)
 }
 
-fn checked(artifact: &Artifact, trust: &Trust, out: &mut dyn Write) -> Result<(), Failure> {
+fn checked(artifact: &Artifact, trust: &SignatureTrust, out: &mut dyn Write) -> Result<(), Failure> {
     let signer = artifact.check_signature(trust)?;
     print(out, &format!("ok {}, signed by {}\n", trust.tool()?.file(), escape(&signer)))
 }
 
 /// Returns the damage of the list of files, whose digest is in the manifest as well as in `SHA256SUMS`.
-fn check_list(artifact: &Artifact, verdict: &Verdict) -> Option<String> {
+fn check_list(artifact: &Artifact, verdict: &VerifyReport) -> Option<String> {
     let expected = artifact.manifest().content_sha256.as_ref()?;
     verdict.sound.get(listing::FILE)?;
     let file = File::open(artifact.folder().join(listing::FILE)).map_err(ListingError::from);
@@ -70,24 +70,24 @@ mod tests {
     use crate::sign::Signer;
     use crate::sign::tests::ssh_key;
     use crate::store::manifest::tests::sample;
-    use crate::store::shelf::{Shelf, written};
+    use crate::store::shelf::{TestStore, written};
     use crate::store::{Evidence, ImageId, Lookup, Manifest};
     use std::path::Path;
 
-    fn verify(key: Option<&Path>) -> args::Verify {
-        args::Verify { image: "web@1".into(), key: key.map(Path::to_owned), allowed_signers: None }
+    fn verify(key: Option<&Path>) -> args::VerifyArgs {
+        args::VerifyArgs { image: "web@1".into(), key: key.map(Path::to_owned), allowed_signers: None }
     }
 
     #[test]
     fn each_sound_file_has_a_line() {
-        let shelf = Shelf::with(&["web@1"]);
+        let shelf = TestStore::with(&["web@1"]);
         let text = written(|out| run(&shelf.store, &verify(None), out)).unwrap();
         assert_eq!(text, "ok manifest.json\nok web-1.qcow2\n");
     }
 
     #[test]
     fn a_damaged_file_is_named_after_the_sound_ones() {
-        let shelf = Shelf::with(&["web@1"]);
+        let shelf = TestStore::with(&["web@1"]);
         shelf.overwrite("web/1/web-1.qcow2", "dosk");
         let mut out = Vec::new();
         let failure = run(&shelf.store, &verify(None), &mut out).unwrap_err();
@@ -113,7 +113,7 @@ mod tests {
     fn the_list_of_files_is_compared_with_the_digest_in_the_manifest() {
         let sound = hex(&ContentDigest::new().finish());
         for (digest, is_sound) in [(sound, true), ("0".repeat(64), false)] {
-            let shelf = Shelf::with(&[]);
+            let shelf = TestStore::with(&[]);
             publish_listed(&shelf.store, digest);
             let mut out = Vec::new();
             let verified = run(&shelf.store, &verify(None), &mut out);
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_signature_is_checked_for_who_names_the_key() {
-        let shelf = Shelf::with(&["web@1"]);
+        let shelf = TestStore::with(&["web@1"]);
         let folder = tempfile::tempdir().unwrap();
         let key = ssh_key(folder.path(), "one");
         let public = key.with_extension("pub");

@@ -19,7 +19,7 @@ mod loader_entry;
 mod syslinux;
 mod unified_kernel;
 
-use command_line::{CommandLine, LineRoot};
+use command_line::{KernelCommandLine, LineRoot};
 use grub::{GrubFiles, read_grub};
 use loader_entry::{LoaderEntry, loader_menu, read_entries, read_unified_kernels};
 use syslinux::parse_syslinux;
@@ -81,7 +81,7 @@ pub(super) struct BootEffects {
 pub(super) struct BootChoice {
     pub(super) root: BootRoot,
     /// The command lines that may be the default.
-    lines: Vec<CommandLine>,
+    lines: Vec<KernelCommandLine>,
 }
 
 /// An entry of a boot menu, or a menu below it.
@@ -89,7 +89,7 @@ pub(super) struct BootChoice {
 struct BootEntry {
     /// The names by which the default may refer to it.
     names: Vec<String>,
-    line: CommandLine,
+    line: KernelCommandLine,
     /// The entries of a submenu, or the command lines of an entry with several.
     children: Vec<BootEntry>,
     /// The entry is in the menu under all conditions.
@@ -100,7 +100,7 @@ struct BootEntry {
 
 impl Default for BootEntry {
     fn default() -> Self {
-        let line = CommandLine::default();
+        let line = KernelCommandLine::default();
         Self { names: Vec::new(), line, children: Vec::new(), is_certain: true, is_foreign: false }
     }
 }
@@ -115,31 +115,31 @@ struct BootMenu {
 
 impl BootMenu {
     /// Creates a menu with one command line, which is the default.
-    fn of_line(line: CommandLine) -> Self {
+    fn of_line(line: KernelCommandLine) -> Self {
         Self { entries: vec![BootEntry { line, ..BootEntry::default() }], default: Some("0".to_owned()) }
     }
 
     /// Returns the command lines of which one is booted by default. Entries of other systems do not count if there is one
     /// with a root.
-    fn possible_lines(&self) -> Vec<&CommandLine> {
+    fn possible_lines(&self) -> Vec<&KernelCommandLine> {
         let chosen = self.default.as_deref().and_then(|default| find_entries(&self.entries, default));
         let mut lines = chosen.unwrap_or_else(|| self.entries.iter().flat_map(entry_lines).collect());
         if lines.iter().any(|line| matches!(line.root, LineRoot::Named(_))) {
             lines.retain(|line| line.root != LineRoot::Chained);
         }
-        if lines.iter().any(|line| **line != CommandLine::default()) {
-            lines.retain(|line| **line != CommandLine::default());
+        if lines.iter().any(|line| **line != KernelCommandLine::default()) {
+            lines.retain(|line| **line != KernelCommandLine::default());
         }
         lines
     }
 }
 
-fn entry_lines(entry: &BootEntry) -> Vec<&CommandLine> {
+fn entry_lines(entry: &BootEntry) -> Vec<&KernelCommandLine> {
     if entry.children.is_empty() { vec![&entry.line] } else { entry.children.iter().flat_map(entry_lines).collect() }
 }
 
 /// Returns the command lines of the default entry; `None` if it is not certain which one that is.
-fn find_entries<'e>(entries: &'e [BootEntry], default: &str) -> Option<Vec<&'e CommandLine>> {
+fn find_entries<'e>(entries: &'e [BootEntry], default: &str) -> Option<Vec<&'e KernelCommandLine>> {
     let (name, below) = default.split_once('>').unwrap_or((default, ""));
     let place = match name.parse::<usize>() {
         Ok(place) => place,
@@ -156,7 +156,7 @@ pub(super) fn find_boot_choice(volumes: &[DiskVolume<'_>]) -> BootChoice {
     let meant = stub_targets(volumes);
     let is_meant = |volume: &DiskVolume<'_>| meant.is_empty() || meant.iter().any(|name| volume.answers(name));
     let trees: Vec<&Tree<'_>> = volumes.iter().filter(|volume| is_meant(volume)).filter_map(DiskVolume::tree).collect();
-    let lines: Vec<CommandLine> = read_menus(&trees).iter().flat_map(BootMenu::possible_lines).cloned().collect();
+    let lines: Vec<KernelCommandLine> = read_menus(&trees).iter().flat_map(BootMenu::possible_lines).cloned().collect();
     let mut evidence = RootEvidence::default();
     for line in &lines {
         evidence.add(volumes, &line.root);
@@ -211,11 +211,11 @@ impl BootChoice {
     /// Returns the further effects of the command lines that boot this root. If the command lines differ, nothing is
     /// applied.
     pub(super) fn effects(&self, root: &DiskVolume<'_>) -> BootEffects {
-        let boots_root = |line: &&CommandLine| match &line.root {
+        let boots_root = |line: &&KernelCommandLine| match &line.root {
             LineRoot::Named(name) => root.answers(name),
             LineRoot::Unnamed | LineRoot::Unknown | LineRoot::Chained => true,
         };
-        let lines: Vec<&CommandLine> = self.lines.iter().filter(boots_root).collect();
+        let lines: Vec<&KernelCommandLine> = self.lines.iter().filter(boots_root).collect();
         let mut effects = BootEffects::default();
         let mut unapplied: BTreeSet<String> = lines.iter().flat_map(|line| line.unapplied.iter().cloned()).collect();
         if let Some(first) = lines.first() {
@@ -283,7 +283,7 @@ fn read_menus(trees: &[&Tree<'_>]) -> Vec<BootMenu> {
         menus.extend(vendors.iter().filter_map(|folder| read_grub_menu(tree, folder, &[])).map(|found| found.menu));
         menus.extend(read_pi_menu(tree));
         if menus.len() == before && entries.is_empty() && has_opaque_file(tree) {
-            menus.push(BootMenu::of_line(CommandLine::unknown()));
+            menus.push(BootMenu::of_line(KernelCommandLine::unknown()));
         }
     }
     menus.extend(loader_menu(entries, &settings));
@@ -301,7 +301,7 @@ fn read_grub_menus(tree: &Tree<'_>, prefix: &str, entries: &[LoaderEntry], menus
                 has_loader_entries |= found.has_loader_entries;
                 menus.push(found.menu);
             }
-            None if has_legacy_menu(tree, &folder) => menus.push(BootMenu::of_line(CommandLine::unknown())),
+            None if has_legacy_menu(tree, &folder) => menus.push(BootMenu::of_line(KernelCommandLine::unknown())),
             None => {}
         }
     }
@@ -323,7 +323,7 @@ fn read_pi_menu(tree: &Tree<'_>) -> Option<BootMenu> {
     let settings = read_text(tree, "/config.txt").unwrap_or_default();
     let is_replaced = settings.lines().any(|line| PI_SETTINGS.iter().any(|setting| line.trim().starts_with(setting)));
     let is_chosen = is_replaced || tree.has_name("/", b"autoboot.txt") || tree.has_name("/", b"boot.scr");
-    Some(BootMenu::of_line(if is_chosen { CommandLine::unknown() } else { CommandLine::parse(&text) }))
+    Some(BootMenu::of_line(if is_chosen { KernelCommandLine::unknown() } else { KernelCommandLine::parse(&text) }))
 }
 
 fn has_opaque_file(tree: &Tree<'_>) -> bool {
@@ -363,22 +363,23 @@ fn actual_path(tree: &Tree<'_>, path: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn partition(number: u32) -> CommandLine {
-        CommandLine::parse(&format!("root=/dev/vda{number}"))
+    fn partition(number: u32) -> KernelCommandLine {
+        KernelCommandLine::parse(&format!("root=/dev/vda{number}"))
     }
 
-    fn entry(name: &str, line: CommandLine) -> BootEntry {
+    fn entry(name: &str, line: KernelCommandLine) -> BootEntry {
         BootEntry { names: vec![name.to_owned()], line, ..BootEntry::default() }
     }
 
-    fn lines(entries: &[BootEntry], default: Option<&str>) -> Vec<CommandLine> {
+    fn lines(entries: &[BootEntry], default: Option<&str>) -> Vec<KernelCommandLine> {
         let menu = BootMenu { entries: entries.to_vec(), default: default.map(str::to_owned) };
         menu.possible_lines().into_iter().cloned().collect()
     }
 
     #[test]
     fn the_default_of_a_menu_is_a_number_a_name_or_a_path() {
-        let old = BootEntry { children: vec![entry("A old", partition(4))], ..entry("more", CommandLine::default()) };
+        let old =
+            BootEntry { children: vec![entry("A old", partition(4))], ..entry("more", KernelCommandLine::default()) };
         let entries = [entry("A", partition(2)), old, entry("B", partition(3))];
         for (default, expected) in [("", 2), ("0", 2), ("2", 3), ("B", 3), ("more>A old", 4), ("1>0", 4), ("more", 4)] {
             assert_eq!(lines(&entries, Some(default)), [partition(expected)], "{default}");
@@ -399,9 +400,12 @@ mod tests {
 
     #[test]
     fn entries_of_other_systems_do_not_count_beside_a_root() {
-        let chained = CommandLine { root: LineRoot::Chained, ..CommandLine::default() };
-        let entries =
-            [entry("A", partition(2)), entry("windows", chained.clone()), entry("memory", CommandLine::default())];
+        let chained = KernelCommandLine { root: LineRoot::Chained, ..KernelCommandLine::default() };
+        let entries = [
+            entry("A", partition(2)),
+            entry("windows", chained.clone()),
+            entry("memory", KernelCommandLine::default()),
+        ];
         assert_eq!(lines(&entries, None), [partition(2)]);
         assert_eq!(lines(&entries, Some("windows")), [chained]);
     }

@@ -15,7 +15,7 @@ use nix::unistd::{Whence, lseek};
 use crate::error::{Failure, Fault, Kind};
 use crate::specfile::DiskFormat;
 
-use super::source::{LayerError, Place, Run, Source};
+use super::source::{DataLocation, DataRun, DiskSource, LayerError};
 use super::{qcow2, vdi, vhd, vhdx, vmdk};
 
 /// The memory for the L2 tables of a whole chain, in bytes. Each file of 64 KiB clusters needs 64 KiB for every 512 MiB.
@@ -23,7 +23,7 @@ const TABLE_MEMORY: u64 = 12 << 20;
 
 /// One file of a chain.
 #[derive(Debug)]
-pub struct Layer {
+pub struct ChainFile {
     /// The file, opened for reading.
     pub file: File,
     /// The format, as stated by the caller; it is never guessed.
@@ -33,7 +33,7 @@ pub struct Layer {
 /// The disk as the guest sees it. Several threads can read it at once.
 #[derive(Debug)]
 pub struct Chain {
-    layers: Vec<Box<dyn Source>>,
+    layers: Vec<Box<dyn DiskSource>>,
     size: u64,
     file_bytes: u64,
 }
@@ -44,13 +44,13 @@ pub(crate) type DiskFiles = Vec<(PathBuf, DiskFormat)>;
 /// A file of a disk does not exist, or cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot open a file of the disk ({})", path.display())]
-struct UnreadableFile {
+struct UnreadableFileError {
     path: PathBuf,
     #[source]
     source: io::Error,
 }
 
-impl Fault for UnreadableFile {
+impl Fault for UnreadableFileError {
     fn kind(&self) -> Kind {
         Kind::Host
     }
@@ -62,8 +62,8 @@ impl Fault for UnreadableFile {
 /// When a file cannot be opened, or the files are no chain.
 pub(crate) fn open_files(files: DiskFiles) -> Result<Chain, Failure> {
     let opened = files.into_iter().map(|(path, format)| {
-        let file = File::open(&path).map_err(|source| UnreadableFile { path, source })?;
-        Ok::<_, Failure>(Layer { file, format })
+        let file = File::open(&path).map_err(|source| UnreadableFileError { path, source })?;
+        Ok::<_, Failure>(ChainFile { file, format })
     });
     Ok(Chain::open(opened.collect::<Result<_, _>>()?)?)
 }
@@ -112,41 +112,41 @@ impl Fault for ChainError {
 }
 
 /// Opens one file of a chain; its tables take at most `memory` bytes at a time.
-fn open(layer: Layer, memory: u64) -> Result<Box<dyn Source>, LayerError> {
+fn open(layer: ChainFile, memory: u64) -> Result<Box<dyn DiskSource>, LayerError> {
     let file = layer.file;
     Ok(match layer.format {
-        DiskFormat::Qcow2 => Box::new(qcow2::reader::Reader::open(file, memory)?),
-        DiskFormat::Raw => Box::new(Raw { size: file.metadata()?.len(), file }),
-        DiskFormat::Vmdk => Box::new(vmdk::reader::Reader::open(file, memory)?),
-        DiskFormat::Vdi => Box::new(vdi::reader::Reader::open(file, memory)?),
-        DiskFormat::Vhdx => Box::new(vhdx::reader::Reader::open(file, memory)?),
-        DiskFormat::Vhd => Box::new(Raw { size: vhd::disk_size(&file)?, file }),
+        DiskFormat::Qcow2 => Box::new(qcow2::reader::Qcow2Reader::open(file, memory)?),
+        DiskFormat::Raw => Box::new(RawReader { size: file.metadata()?.len(), file }),
+        DiskFormat::Vmdk => Box::new(vmdk::reader::VmdkReader::open(file, memory)?),
+        DiskFormat::Vdi => Box::new(vdi::reader::VdiReader::open(file, memory)?),
+        DiskFormat::Vhdx => Box::new(vhdx::reader::VhdxReader::open(file, memory)?),
+        DiskFormat::Vhd => Box::new(RawReader { size: vhd::disk_size(&file)?, file }),
     })
 }
 
 /// A raw file: the bytes of a disk from the first on.
 #[derive(Debug)]
-struct Raw {
+struct RawReader {
     file: File,
     size: u64,
 }
 
-impl Source for Raw {
+impl DiskSource for RawReader {
     fn size(&self) -> u64 {
         self.size
     }
 
-    fn run_at(&self, offset: u64, _: u64) -> Result<Run, LayerError> {
+    fn run_at(&self, offset: u64, _: u64) -> Result<DataRun, LayerError> {
         Ok(raw_run_at(&self.file, self.size, offset)?)
     }
 
-    fn read(&self, _: Place, offset: u64, bytes: &mut [u8]) -> Result<(), LayerError> {
+    fn read(&self, _: DataLocation, offset: u64, bytes: &mut [u8]) -> Result<(), LayerError> {
         Ok(self.file.read_exact_at(bytes, offset)?)
     }
 }
 
 /// Returns the data or hole at an offset of a raw file, as reported by the file system (lseek(2), `SEEK_DATA`).
-fn raw_run_at(file: &File, size: u64, offset: u64) -> io::Result<Run> {
+fn raw_run_at(file: &File, size: u64, offset: u64) -> io::Result<DataRun> {
     let seek = |whence| match lseek(file, i64::try_from(offset).unwrap_or(i64::MAX), whence) {
         Ok(at) => Ok(u64::try_from(at).unwrap_or(size).min(size)),
         Err(Errno::ENXIO) => Ok(size),
@@ -154,11 +154,11 @@ fn raw_run_at(file: &File, size: u64, offset: u64) -> io::Result<Run> {
     };
     let data = seek(Whence::SeekData)?;
     if data > offset {
-        return Ok(Run { place: Place::Zero, length: data - offset });
+        return Ok(DataRun { place: DataLocation::Zero, length: data - offset });
     }
     // A file that was truncated since it was opened has no hole here; the read that follows fails.
     let hole = seek(Whence::SeekHole)?;
-    Ok(Run { place: Place::At(offset), length: hole.saturating_sub(offset).max(1) })
+    Ok(DataRun { place: DataLocation::At(offset), length: hole.saturating_sub(offset).max(1) })
 }
 
 impl Chain {
@@ -166,7 +166,7 @@ impl Chain {
     ///
     /// # Errors
     /// When there is no layer, or a header cannot be read or is refused.
-    pub fn open(layers: Vec<Layer>) -> Result<Self, ChainError> {
+    pub fn open(layers: Vec<ChainFile>) -> Result<Self, ChainError> {
         let memory = TABLE_MEMORY / layers.len().max(1) as u64;
         let mut sources = Vec::new();
         let mut file_bytes = 0;
@@ -225,19 +225,21 @@ impl Chain {
 
     /// Returns the layer that has the byte at `offset`, and the run of bytes there; no layer if the bytes are known to be
     /// zero. The run may stop at `enough` bytes though it could be longer.
-    fn locate(&self, offset: u64, enough: u64) -> Result<(Option<usize>, Run), ChainError> {
+    fn locate(&self, offset: u64, enough: u64) -> Result<(Option<usize>, DataRun), ChainError> {
         let mut length = self.size - offset;
         // Beyond the end of a layer the disk is zero, whatever lower layers contain.
         for (index, layer) in self.layers.iter().enumerate().take_while(|(_, layer)| offset < layer.size()) {
             let run = layer.run_at(offset, enough).map_err(|source| ChainError::Layer { layer: index, source })?;
             length = length.min(run.length);
             match run.place {
-                Place::Below => {}
-                Place::Zero => return Ok((None, Run { place: Place::Zero, length })),
-                Place::At(_) | Place::Packed(_) => return Ok((Some(index), Run { place: run.place, length })),
+                DataLocation::Below => {}
+                DataLocation::Zero => return Ok((None, DataRun { place: DataLocation::Zero, length })),
+                DataLocation::At(_) | DataLocation::Packed(_) => {
+                    return Ok((Some(index), DataRun { place: run.place, length }));
+                }
             }
         }
-        Ok((None, Run { place: Place::Zero, length }))
+        Ok((None, DataRun { place: DataLocation::Zero, length }))
     }
 
     /// Returns whether the last layer, and none above it, has all bytes of this range; `false` if they are known to be zero.

@@ -3,43 +3,45 @@
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 
-use super::listing::{Record, order};
+use super::listing::{ListingRecord, order};
 
 /// The fields that have the digest of a content.
 const CONTENT_FIELDS: [&str; 2] = ["sha256", "sparse_sha256"];
 
 /// A path that differs between two lists.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+pub enum TreeChange {
     /// The path is only in the second list.
-    Added(Record),
+    Added(ListingRecord),
     /// The path is only in the first list.
-    Removed(Record),
+    Removed(ListingRecord),
     /// The path is in both lists.
     Changed {
         /// The entry in the first list.
-        old: Record,
+        old: ListingRecord,
         /// The entry in the second list.
-        new: Record,
+        new: ListingRecord,
         /// The names of the differing fields: those of the canonical line, and `mtime`. Never empty.
         what: Vec<String>,
     },
 }
 
-impl Change {
+impl TreeChange {
     /// Returns the path that differs.
     #[must_use]
     pub fn path(&self) -> &[u8] {
         match self {
-            Change::Added(record) | Change::Removed(record) | Change::Changed { new: record, .. } => &record.path,
+            TreeChange::Added(record) | TreeChange::Removed(record) | TreeChange::Changed { new: record, .. } => {
+                &record.path
+            }
         }
     }
 
     /// Drops the values of extended attributes, which are only needed to detect that they differ.
     pub fn forget_attributes(&mut self) {
         match self {
-            Change::Added(record) | Change::Removed(record) => record.forget_attributes(),
-            Change::Changed { old, new, .. } => {
+            TreeChange::Added(record) | TreeChange::Removed(record) => record.forget_attributes(),
+            TreeChange::Changed { old, new, .. } => {
                 old.forget_attributes();
                 new.forget_attributes();
             }
@@ -50,9 +52,9 @@ impl Change {
     #[must_use]
     pub fn sizes(&self) -> (u64, u64) {
         match self {
-            Change::Added(new) => (0, new.size()),
-            Change::Removed(old) => (old.size(), 0),
-            Change::Changed { old, new, .. } => (old.size(), new.size()),
+            TreeChange::Added(new) => (0, new.size()),
+            TreeChange::Removed(old) => (old.size(), 0),
+            TreeChange::Changed { old, new, .. } => (old.size(), new.size()),
         }
     }
 }
@@ -62,10 +64,10 @@ impl Change {
 /// # Errors
 /// The errors of the lists.
 pub fn compare<E>(
-    old: impl Iterator<Item = Result<Record, E>>,
-    new: impl Iterator<Item = Result<Record, E>>,
+    old: impl Iterator<Item = Result<ListingRecord, E>>,
+    new: impl Iterator<Item = Result<ListingRecord, E>>,
     mtime: bool,
-    visit: &mut dyn FnMut(Change),
+    visit: &mut dyn FnMut(TreeChange),
 ) -> Result<(), E> {
     let (mut old, mut new) = (old, new);
     let (mut left, mut right) = (old.next().transpose()?, new.next().transpose()?);
@@ -82,24 +84,24 @@ pub fn compare<E>(
             (Some(old), Some(new)) => {
                 let what = differing(&old, &new, mtime);
                 if !what.is_empty() {
-                    visit(Change::Changed { old, new, what });
+                    visit(TreeChange::Changed { old, new, what });
                 }
             }
-            (Some(old), None) => visit(Change::Removed(old)),
-            (None, Some(new)) => visit(Change::Added(new)),
+            (Some(old), None) => visit(TreeChange::Removed(old)),
+            (None, Some(new)) => visit(TreeChange::Added(new)),
             (None, None) => {}
         }
     }
 }
 
 /// Returns the fields of a record by name; of several with one name, the first.
-fn by_name(record: &Record) -> HashMap<&str, &str> {
+fn by_name(record: &ListingRecord) -> HashMap<&str, &str> {
     record.fields.iter().rev().map(|(name, value)| (name.as_str(), value.as_str())).collect()
 }
 
 /// Returns the names of the differing fields. A size is not named beside the content that it belongs to; the content of
 /// sparse files can be the same while the sizes differ.
-fn differing(old: &Record, new: &Record, mtime: bool) -> Vec<String> {
+fn differing(old: &ListingRecord, new: &ListingRecord, mtime: bool) -> Vec<String> {
     // A disk can have thousands of attributes on one file.
     let olds = by_name(old);
     let news = by_name(new);
@@ -134,10 +136,10 @@ fn plain_name(name: &str) -> String {
 mod tests {
     use super::*;
 
-    fn list(lines: &[(&str, &str)]) -> Vec<Record> {
+    fn list(lines: &[(&str, &str)]) -> Vec<ListingRecord> {
         let record = |(path, fields): &(&str, &str)| {
             let pair = |field: &str| field.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
-            Record {
+            ListingRecord {
                 path: path.as_bytes().to_vec(),
                 fields: fields.split_whitespace().filter_map(pair).collect(),
                 mtime: "1.0".into(),
@@ -149,13 +151,13 @@ mod tests {
 
     fn told(old: &[(&str, &str)], new: &[(&str, &str)]) -> Vec<String> {
         let mut told = Vec::new();
-        let ok = |records: Vec<Record>| records.into_iter().map(Ok::<_, ()>);
+        let ok = |records: Vec<ListingRecord>| records.into_iter().map(Ok::<_, ()>);
         compare(ok(list(old)), ok(list(new)), false, &mut |change| {
             let path = String::from_utf8_lossy(change.path()).into_owned();
             told.push(match &change {
-                Change::Added(_) => format!("+{path}"),
-                Change::Removed(_) => format!("-{path}"),
-                Change::Changed { what, .. } => format!("~{path} {}", what.join(",")),
+                TreeChange::Added(_) => format!("+{path}"),
+                TreeChange::Removed(_) => format!("-{path}"),
+                TreeChange::Changed { what, .. } => format!("~{path} {}", what.join(",")),
             });
         })
         .unwrap();
@@ -193,7 +195,7 @@ mod tests {
         let mut later = list(&[("/a", "mode=1")]);
         later[0].mtime = "2.0".into();
         let mut count = 0;
-        let ok = |records: Vec<Record>| records.into_iter().map(Ok::<_, ()>);
+        let ok = |records: Vec<ListingRecord>| records.into_iter().map(Ok::<_, ()>);
         for mtime in [false, true] {
             compare(ok(list(&[("/a", "mode=1")])), ok(later.clone()), mtime, &mut |_| count += 1).unwrap();
             assert_eq!(count, usize::from(mtime));

@@ -5,7 +5,7 @@
 //!                     |- as in the base   -> the frame from the base's twin, as it is
 //!                     `- anything else    -> read and compressed
 //! ```
-//! The twin is the base alone, converted once by the same code ([`Twin`]). A cluster that no overlay touches is the same in
+//! The twin is the base alone, converted once by the same code ([`TwinReader`]). A cluster that no overlay touches is the same in
 //! both, by the rules of backing files, so that it need not be read. With a twin and without one the same disk gives the
 //! same bytes, since compression depends on a cluster's content alone.
 
@@ -20,9 +20,9 @@ use crate::specfile::BaseFormat;
 
 use super::chain::Chain;
 use super::qcow2::header::Codec;
-use super::qcow2::reader::Reader;
-use super::qcow2::writer::{CLUSTER, CLUSTER_BITS, Writer};
-use super::source::{LayerError, Place, Source};
+use super::qcow2::reader::Qcow2Reader;
+use super::qcow2::writer::{CLUSTER, CLUSTER_BITS, Qcow2Writer};
+use super::source::{DataLocation, DiskSource, LayerError};
 use super::turns::{in_order, threads};
 use super::write::{Progress, WriteError};
 
@@ -41,42 +41,43 @@ pub fn codec() -> String {
 
 /// The base image, compressed as the output will be.
 #[derive(Debug)]
-pub struct Twin(Reader);
+pub struct TwinReader(Qcow2Reader);
 
-impl Twin {
+impl TwinReader {
     /// Opens a file that [`compress`] produced from the base alone.
     ///
     /// # Errors
     /// When the file is not such a qcow2 file.
     pub fn open(file: File) -> Result<Self, LayerError> {
-        Reader::open(file, TABLE_MEMORY).map(Self)
+        Qcow2Reader::open(file, TABLE_MEMORY).map(Self)
     }
 
     /// Opens a base as its own twin, if its clusters are compressed in the same way.
     #[must_use]
     pub fn itself(base: File, format: BaseFormat) -> Option<Self> {
-        let reader = if format == BaseFormat::Qcow2 { Reader::open(base, TABLE_MEMORY).ok()? } else { return None };
+        let reader =
+            if format == BaseFormat::Qcow2 { Qcow2Reader::open(base, TABLE_MEMORY).ok()? } else { return None };
         reader.is_packed(Codec::Zstd, CLUSTER_BITS).then_some(Self(reader))
     }
 
-    fn piece(&self, cluster: u64) -> Result<Piece, LayerError> {
+    fn piece(&self, cluster: u64) -> Result<PackedCluster, LayerError> {
         let at = cluster << CLUSTER_BITS;
         let run = self.0.run_at(at, CLUSTER as u64)?;
         match run.place {
-            Place::Below | Place::Zero => Ok(Piece::Zero),
-            Place::At(_) => {
+            DataLocation::Below | DataLocation::Zero => Ok(PackedCluster::Zero),
+            DataLocation::At(_) => {
                 let mut bytes = vec![0; CLUSTER];
                 self.0.read(run.place, at, &mut bytes)?;
-                Ok(Piece::Plain(bytes))
+                Ok(PackedCluster::Plain(bytes))
             }
-            Place::Packed(entry) => {
+            DataLocation::Packed(entry) => {
                 let (at, mut sectors) = self.0.packed(entry)?;
                 // The last sector may contain the beginning of the next frame.
                 let length = find_frame_compressed_size(&sectors);
                 let length =
                     length.map_err(|_| LayerError::Unpack { at, source: io::ErrorKind::InvalidData.into() })?;
                 sectors.truncate(length);
-                Ok(Piece::Packed(sectors))
+                Ok(PackedCluster::Packed(sectors))
             }
         }
     }
@@ -87,17 +88,22 @@ impl Twin {
 ///
 /// # Errors
 /// When something cannot be read or written, or `progress` breaks. The file is then unusable.
-pub fn compress(chain: &Chain, twin: Option<&Twin>, file: File, progress: &mut Progress<'_>) -> Result<(), WriteError> {
-    let mut writer = Writer::new(file, chain.virtual_size()).map_err(WriteError::Write)?;
+pub fn compress(
+    chain: &Chain,
+    twin: Option<&TwinReader>,
+    file: File,
+    progress: &mut Progress<'_>,
+) -> Result<(), WriteError> {
+    let mut writer = Qcow2Writer::new(file, chain.virtual_size()).map_err(WriteError::Write)?;
     let workers = (0..threads()).map(|_| Worker::new(chain, twin)).collect::<Result<Vec<_>, _>>()?;
     let workers = workers.into_iter().map(|mut worker| move |share| worker.share(share)).collect();
-    in_order(shares(chain), workers, |pieces: Vec<(u64, Piece)>| {
+    in_order(shares(chain), workers, |pieces: Vec<(u64, PackedCluster)>| {
         let mut done = 0;
         for (cluster, piece) in pieces {
             let put = match piece {
-                Piece::Zero => Ok(()),
-                Piece::Packed(frame) => writer.put_packed(cluster, &frame),
-                Piece::Plain(bytes) => writer.put_plain(cluster, &bytes),
+                PackedCluster::Zero => Ok(()),
+                PackedCluster::Packed(frame) => writer.put_packed(cluster, &frame),
+                PackedCluster::Plain(bytes) => writer.put_plain(cluster, &bytes),
             };
             put.map_err(WriteError::Write)?;
             done = (cluster + 1) << CLUSTER_BITS;
@@ -131,7 +137,7 @@ fn shares(chain: &Chain) -> impl Iterator<Item = Result<Range<u64>, WriteError>>
 }
 
 /// The output for one cluster.
-enum Piece {
+enum PackedCluster {
     Zero,
     Packed(Vec<u8>),
     Plain(Vec<u8>),
@@ -139,24 +145,24 @@ enum Piece {
 
 struct Worker<'a> {
     chain: &'a Chain,
-    twin: Option<&'a Twin>,
+    twin: Option<&'a TwinReader>,
     compressor: Compressor<'static>,
     cluster: Vec<u8>,
     packed: Vec<u8>,
 }
 
 impl<'a> Worker<'a> {
-    fn new(chain: &'a Chain, twin: Option<&'a Twin>) -> Result<Self, WriteError> {
+    fn new(chain: &'a Chain, twin: Option<&'a TwinReader>) -> Result<Self, WriteError> {
         let compressor = Compressor::new(LEVEL).map_err(WriteError::Compress)?;
         // A cluster that does not become smaller is stored uncompressed.
         Ok(Self { chain, twin, compressor, cluster: vec![0; CLUSTER], packed: vec![0; CLUSTER - 1] })
     }
 
-    fn share(&mut self, clusters: Range<u64>) -> Result<Vec<(u64, Piece)>, WriteError> {
+    fn share(&mut self, clusters: Range<u64>) -> Result<Vec<(u64, PackedCluster)>, WriteError> {
         clusters.map(|cluster| Ok((cluster, self.piece(cluster)?))).collect()
     }
 
-    fn piece(&mut self, cluster: u64) -> Result<Piece, WriteError> {
+    fn piece(&mut self, cluster: u64) -> Result<PackedCluster, WriteError> {
         let at = cluster << CLUSTER_BITS;
         let length = (CLUSTER as u64).min(self.chain.virtual_size() - at);
         if let Some(twin) = self.twin
@@ -168,12 +174,12 @@ impl<'a> Worker<'a> {
         self.chain.read_at(at, disk)?;
         beyond.fill(0);
         if self.cluster.iter().all(|byte| *byte == 0) {
-            return Ok(Piece::Zero);
+            return Ok(PackedCluster::Zero);
         }
         // zstd reports only "an error" if the frame does not fit.
         Ok(match self.compressor.compress_to_buffer(&self.cluster, &mut self.packed[..]) {
-            Ok(length) => Piece::Packed(self.packed[..length].to_vec()),
-            Err(_) => Piece::Plain(self.cluster.clone()),
+            Ok(length) => PackedCluster::Packed(self.packed[..length].to_vec()),
+            Err(_) => PackedCluster::Plain(self.cluster.clone()),
         })
     }
 }

@@ -11,7 +11,7 @@ use crate::error::{Fault, Kind};
 use crate::specfile::DiskFormat;
 
 use super::chain::{Chain, ChainError};
-use super::pieces::{PIECE, Pieces};
+use super::pieces::{PIECE, PieceStarts};
 use super::sparse::is_zero;
 use super::turns::{in_order, threads};
 use super::write::length_at;
@@ -106,7 +106,7 @@ pub fn disk_sha256(disk: &Chain, watch: &mut Watch<'_>) -> Result<[u8; 32], Dige
 pub fn read_back(disk: &Chain, copies: &[DiskCopy], watch: &mut Watch<'_>) -> Result<[u8; 32], DigestError> {
     copies.iter().try_for_each(|copy| copy.check_size(disk))?;
     let all: Vec<&Chain> = [disk].into_iter().chain(copies.iter().map(|copy| &copy.disk)).collect();
-    let pieces = Pieces::new(&all).map(|at| at.map_err(|(index, error)| failed(copies, index, error)));
+    let pieces = PieceStarts::new(&all).map(|at| at.map_err(|(index, error)| failed(copies, index, error)));
     let workers = (0..threads()).map(|_| |at| read_piece(disk, copies, at)).collect();
     let mut hash = Hash { sha: Sha256::new(), at: 0, size: disk.virtual_size(), watch };
     in_order(pieces, workers, |(at, bytes): (u64, Vec<u8>)| {

@@ -80,7 +80,7 @@ pub enum FileDigest {
 
 /// One name in the tree and the file that it names.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct DiskEntry {
     /// The absolute path; `/` for the root directory itself.
     pub path: Vec<u8>,
     /// Its type.
@@ -121,7 +121,7 @@ impl ContentDigest {
     }
 
     /// Adds an entry. Entries are added in the order of [`super::tree::Tree::walk`].
-    pub fn add(&mut self, entry: &Entry) {
+    pub fn add(&mut self, entry: &DiskEntry) {
         self.0.update(canonical(entry));
     }
 
@@ -140,7 +140,7 @@ impl ContentDigest {
 
 /// Formats the line of an entry in the canonical text, with its newline.
 #[must_use]
-pub fn canonical(entry: &Entry) -> String {
+pub fn canonical(entry: &DiskEntry) -> String {
     let (mode, uid, gid) = (entry.mode, entry.uid, entry.gid);
     let mut line =
         format!("path={} type={} mode={mode:04o} owner={uid}:{gid}", escaped(&entry.path), type_name(entry.kind));
@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_line_says_everything_once() {
-        let entry = Entry {
+        let entry = DiskEntry {
             path: b"/a b\\\xff".to_vec(),
             kind: FileKind::File,
             mode: 0o4755,

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::identity::Identity;
+use super::identity::DiskIdentity;
 
 /// The size in bytes of a VMDK's grains, which are compressed one by one.
 pub(super) const GRAIN: usize = 64 << 10;
@@ -23,5 +23,5 @@ pub(super) trait FileWriter: Send {
     fn put(&mut self, piece: &Piece) -> io::Result<()>;
 
     /// Writes the rest of the file, which is then complete, but not synced.
-    fn finish(self: Box<Self>, identity: &Identity) -> io::Result<()>;
+    fn finish(self: Box<Self>, identity: &DiskIdentity) -> io::Result<()>;
 }

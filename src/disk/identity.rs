@@ -4,9 +4,9 @@ use sha2::{Digest, Sha256};
 
 /// The digest from which all identifiers of one version are derived.
 #[derive(Debug, Clone, Copy)]
-pub struct Identity([u8; 32]);
+pub struct DiskIdentity([u8; 32]);
 
-impl Identity {
+impl DiskIdentity {
     /// Creates the identity of a version from everything that determines it.
     #[must_use]
     pub fn new(of: &[&str]) -> Self {

@@ -16,8 +16,8 @@ use crate::specfile::BaseFormat;
 
 use super::bytes::{be64_table, read_up_to};
 use super::header_error::HeaderError;
-use super::magic::{self, FileLook, Found};
-use super::qcow2::header::{Codec, HEAD_LIMIT, Header};
+use super::magic::{self, DiskSignature, FileLook};
+use super::qcow2::header::{Codec, HEAD_LIMIT, Qcow2Header};
 use super::qcow2::reader::OFFSET;
 
 /// A base image that passed inspection. It is never written.
@@ -28,12 +28,12 @@ pub struct BaseImage {
     /// The opened file: the file that was inspected is also the one that is hashed, whatever happens to the name.
     pub file: File,
     /// The result of the inspection.
-    pub facts: BaseFacts,
+    pub facts: BaseHeader,
 }
 
 /// The properties of a base image that its header shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BaseFacts {
+pub struct BaseHeader {
     /// The format, declared by the spec and confirmed by the bytes.
     pub format: BaseFormat,
     /// The size in bytes of the disk that the guest sees.
@@ -49,14 +49,14 @@ pub struct BaseFacts {
 /// The error of a base image that is refused.
 #[derive(Debug, thiserror::Error)]
 #[error("base image {}: {why}", .path.display())]
-pub struct BaseError {
+pub struct InspectionError {
     path: PathBuf,
-    why: Refusal,
+    why: BaseHeaderError,
 }
 
-/// The reason of a [`BaseError`].
+/// The reason of a [`InspectionError`].
 #[derive(Debug, thiserror::Error)]
-pub enum Refusal {
+pub enum BaseHeaderError {
     /// It cannot be opened or read.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -81,7 +81,7 @@ pub enum Refusal {
         /// The declared format.
         declared: BaseFormat,
         /// The format of the bytes.
-        found: Found,
+        found: DiskSignature,
     },
     /// The bytes are no known disk format, and qcow2 is declared.
     #[error("qcow2 was expected, but the file is {look}")]
@@ -91,7 +91,7 @@ pub enum Refusal {
     },
     /// The file has the signatures of several formats.
     #[error("the file looks like multiple formats at once: {}", names(.0))]
-    Multiple(Vec<Found>),
+    Multiple(Vec<DiskSignature>),
     /// The qcow2 header is refused.
     #[error("{0}")]
     Header(#[from] HeaderError),
@@ -126,11 +126,11 @@ fn format_name(format: BaseFormat) -> &'static str {
     }
 }
 
-fn names(found: &[Found]) -> String {
+fn names(found: &[DiskSignature]) -> String {
     found.iter().map(|found| found.name()).collect::<Vec<_>>().join(", ")
 }
 
-impl BaseError {
+impl InspectionError {
     /// Returns the path as it was given.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -139,12 +139,12 @@ impl BaseError {
 
     /// Returns the reason of the refusal.
     #[must_use]
-    pub fn why(&self) -> &Refusal {
+    pub fn why(&self) -> &BaseHeaderError {
         &self.why
     }
 }
 
-impl Fault for BaseError {
+impl Fault for InspectionError {
     fn kind(&self) -> Kind {
         Kind::Base
     }
@@ -155,25 +155,25 @@ impl Fault for BaseError {
             format!("if you trust it, make a plain copy {what}: qemu-img convert -f qcow2 -O qcow2 {path} plain.qcow2")
         };
         match &self.why {
-            Refusal::Io(error) if error.kind() == io::ErrorKind::NotFound => vec![
+            BaseHeaderError::Io(error) if error.kind() == io::ErrorKind::NotFound => vec![
                 "a path is relative to the spec's own folder; `url`, with `sums` or `sha256`, lets kiln download the image"
                     .to_owned(),
             ],
-            Refusal::Empty | Refusal::NotQcow2 { look: FileLook::Page | FileLook::Text } => {
+            BaseHeaderError::Empty | BaseHeaderError::NotQcow2 { look: FileLook::Page | FileLook::Text } => {
                 vec!["the download may have failed: get it again and compare its checksum".to_owned()]
             }
-            Refusal::NotQcow2 { look: FileLook::BootSector } => vec![mismatch_hint(Found::PartitionTable)],
-            Refusal::NotQcow2 { look: FileLook::Unknown } => {
+            BaseHeaderError::NotQcow2 { look: FileLook::BootSector } => vec![mismatch_hint(DiskSignature::PartitionTable)],
+            BaseHeaderError::NotQcow2 { look: FileLook::Unknown } => {
                 vec!["if it is a raw disk, write format = \"raw\" under [base]; `file` and `qemu-img info` tell what it is".to_owned()]
             }
-            Refusal::NotAFile(_) => vec!["name a file; a disk can be copied to one with `qemu-img convert`".to_owned()],
-            Refusal::Mismatch { found, .. } => vec![mismatch_hint(*found)],
-            Refusal::BackingFile(_) => vec![flatten("that needs no backing file")],
-            Refusal::Snapshots(_) => vec![flatten("without the snapshots")],
-            Refusal::Header(HeaderError::ExtendedL2) => vec![flatten("without extended L2 entries")],
-            Refusal::Header(HeaderError::DataFile) => vec![flatten("that holds its own data")],
-            Refusal::Header(HeaderError::Corrupt) => vec!["get a fresh copy of the image".to_owned()],
-            Refusal::Truncated { .. } | Refusal::PartSector(_) | Refusal::Header(HeaderError::Truncated) => {
+            BaseHeaderError::NotAFile(_) => vec!["name a file; a disk can be copied to one with `qemu-img convert`".to_owned()],
+            BaseHeaderError::Mismatch { found, .. } => vec![mismatch_hint(*found)],
+            BaseHeaderError::BackingFile(_) => vec![flatten("that needs no backing file")],
+            BaseHeaderError::Snapshots(_) => vec![flatten("without the snapshots")],
+            BaseHeaderError::Header(HeaderError::ExtendedL2) => vec![flatten("without extended L2 entries")],
+            BaseHeaderError::Header(HeaderError::DataFile) => vec![flatten("that holds its own data")],
+            BaseHeaderError::Header(HeaderError::Corrupt) => vec!["get a fresh copy of the image".to_owned()],
+            BaseHeaderError::Truncated { .. } | BaseHeaderError::PartSector(_) | BaseHeaderError::Header(HeaderError::Truncated) => {
                 vec!["the download or copy may not have finished: get it again and compare its checksum".to_owned()]
             }
             _ => Vec::new(),
@@ -181,16 +181,16 @@ impl Fault for BaseError {
     }
 }
 
-fn mismatch_hint(found: Found) -> String {
+fn mismatch_hint(found: DiskSignature) -> String {
     match found {
-        Found::Qcow2 => "write format = \"qcow2\" under [base]".to_owned(),
-        Found::PartitionTable => "write format = \"raw\" under [base], where qcow2 is the default".to_owned(),
-        Found::Disk("luks") => "an encrypted disk cannot be a base".to_owned(),
-        Found::Disk(name) => {
+        DiskSignature::Qcow2 => "write format = \"qcow2\" under [base]".to_owned(),
+        DiskSignature::PartitionTable => "write format = \"raw\" under [base], where qcow2 is the default".to_owned(),
+        DiskSignature::Disk("luks") => "an encrypted disk cannot be a base".to_owned(),
+        DiskSignature::Disk(name) => {
             format!("if you trust it, convert it first: qemu-img convert -f {name} -O qcow2 <the file> base.qcow2")
         }
-        Found::Iso => "an installation medium is no base; use a disk image with a system installed".to_owned(),
-        Found::Packed(name) => format!("unpack it first; kiln does not unpack {name}"),
+        DiskSignature::Iso => "an installation medium is no base; use a disk image with a system installed".to_owned(),
+        DiskSignature::Packed(name) => format!("unpack it first; kiln does not unpack {name}"),
     }
 }
 
@@ -199,11 +199,11 @@ impl BaseImage {
     ///
     /// # Errors
     /// When it is not a regular file, not of this format, or must not be opened by QEMU.
-    pub fn open(path: &Path, format: BaseFormat) -> Result<Self, BaseError> {
+    pub fn open(path: &Path, format: BaseFormat) -> Result<Self, InspectionError> {
         let opened = open_regular(path).and_then(|file| Ok((inspect(&file, format)?, file)));
         match opened {
             Ok((facts, file)) => Ok(Self { path: path.to_owned(), file, facts }),
-            Err(why) => Err(BaseError { path: path.to_owned(), why }),
+            Err(why) => Err(InspectionError { path: path.to_owned(), why }),
         }
     }
 }
@@ -211,7 +211,7 @@ impl BaseImage {
 /// Opens a regular file and nothing else. The type is checked first, because opening alone may do something (a tape rewinds,
 /// a watchdog starts), and again afterwards, because another file may have got the name in between; `O_NONBLOCK` keeps a
 /// FIFO that got the name from blocking kiln.
-fn open_regular(path: &Path) -> Result<File, Refusal> {
+fn open_regular(path: &Path) -> Result<File, BaseHeaderError> {
     check_type(fs::metadata(path)?.file_type())?;
     let flags = OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
@@ -219,13 +219,13 @@ fn open_regular(path: &Path) -> Result<File, Refusal> {
     Ok(file)
 }
 
-fn check_type(kind: FileType) -> Result<(), Refusal> {
+fn check_type(kind: FileType) -> Result<(), BaseHeaderError> {
     match () {
         () if kind.is_file() => Ok(()),
-        () if kind.is_dir() => Err(Refusal::NotAFile("a directory")),
-        () if kind.is_fifo() => Err(Refusal::NotAFile("a FIFO")),
-        () if kind.is_block_device() || kind.is_char_device() => Err(Refusal::NotAFile("a device")),
-        () => Err(Refusal::NotAFile("a socket or something else")),
+        () if kind.is_dir() => Err(BaseHeaderError::NotAFile("a directory")),
+        () if kind.is_fifo() => Err(BaseHeaderError::NotAFile("a FIFO")),
+        () if kind.is_block_device() || kind.is_char_device() => Err(BaseHeaderError::NotAFile("a device")),
+        () => Err(BaseHeaderError::NotAFile("a socket or something else")),
     }
 }
 
@@ -233,10 +233,10 @@ fn check_type(kind: FileType) -> Result<(), Refusal> {
 ///
 /// # Errors
 /// As [`BaseImage::open`].
-pub fn inspect(file: &File, format: BaseFormat) -> Result<BaseFacts, Refusal> {
+pub fn inspect(file: &File, format: BaseFormat) -> Result<BaseHeader, BaseHeaderError> {
     let file_size = file.metadata()?.len();
     if file_size == 0 {
-        return Err(Refusal::Empty);
+        return Err(BaseHeaderError::Empty);
     }
     let head = read_up_to(file, 0, HEAD_LIMIT)?;
     let start = &head[..head.len().min(magic::HEAD)];
@@ -254,47 +254,47 @@ pub fn inspect(file: &File, format: BaseFormat) -> Result<BaseFacts, Refusal> {
     }
 }
 
-fn check_qcow2_signature(found: Vec<Found>, start: &[u8]) -> Result<(), Refusal> {
+fn check_qcow2_signature(found: Vec<DiskSignature>, start: &[u8]) -> Result<(), BaseHeaderError> {
     match found.as_slice() {
-        [Found::Qcow2] => Ok(()),
-        [] => Err(Refusal::NotQcow2 { look: FileLook::of(start) }),
-        [other] => Err(Refusal::Mismatch { declared: BaseFormat::Qcow2, found: *other }),
-        _ => Err(Refusal::Multiple(found)),
+        [DiskSignature::Qcow2] => Ok(()),
+        [] => Err(BaseHeaderError::NotQcow2 { look: FileLook::of(start) }),
+        [other] => Err(BaseHeaderError::Mismatch { declared: BaseFormat::Qcow2, found: *other }),
+        _ => Err(BaseHeaderError::Multiple(found)),
     }
 }
 
-fn check_raw_signature(mut found: Vec<Found>) -> Result<(), Refusal> {
+fn check_raw_signature(mut found: Vec<DiskSignature>) -> Result<(), BaseHeaderError> {
     let all = found.clone();
-    found.retain(|format| *format != Found::PartitionTable);
+    found.retain(|format| *format != DiskSignature::PartitionTable);
     match found.as_slice() {
         [] => Ok(()),
         // A hybrid ISO has a partition table and is still an installation medium.
-        [Found::Iso] => Err(Refusal::Mismatch { declared: BaseFormat::Raw, found: Found::Iso }),
-        [other] if all.len() == 1 => Err(Refusal::Mismatch { declared: BaseFormat::Raw, found: *other }),
-        _ => Err(Refusal::Multiple(all)),
+        [DiskSignature::Iso] => Err(BaseHeaderError::Mismatch { declared: BaseFormat::Raw, found: DiskSignature::Iso }),
+        [other] if all.len() == 1 => Err(BaseHeaderError::Mismatch { declared: BaseFormat::Raw, found: *other }),
+        _ => Err(BaseHeaderError::Multiple(all)),
     }
 }
 
-fn inspect_raw(start: &[u8], file_size: u64) -> Result<BaseFacts, Refusal> {
+fn inspect_raw(start: &[u8], file_size: u64) -> Result<BaseHeader, BaseHeaderError> {
     if start.iter().all(|byte| *byte == 0) {
-        return Err(Refusal::Blank);
+        return Err(BaseHeaderError::Blank);
     }
     if !file_size.is_multiple_of(512) {
-        return Err(Refusal::PartSector(file_size));
+        return Err(BaseHeaderError::PartSector(file_size));
     }
     if file_size > 64 << 40 {
-        return Err(Refusal::TooLarge(file_size));
+        return Err(BaseHeaderError::TooLarge(file_size));
     }
-    Ok(BaseFacts { format: BaseFormat::Raw, virtual_size: file_size, file_size, codec: None, warnings: Vec::new() })
+    Ok(BaseHeader { format: BaseFormat::Raw, virtual_size: file_size, file_size, codec: None, warnings: Vec::new() })
 }
 
-fn inspect_qcow2(file: &File, head: &[u8], file_size: u64) -> Result<BaseFacts, Refusal> {
-    let header = Header::parse(head, file_size)?;
+fn inspect_qcow2(file: &File, head: &[u8], file_size: u64) -> Result<BaseHeader, BaseHeaderError> {
+    let header = Qcow2Header::parse(head, file_size)?;
     if let Some(name) = header.backing {
-        return Err(Refusal::BackingFile(name));
+        return Err(BaseHeaderError::BackingFile(name));
     }
     if header.snapshots > 0 {
-        return Err(Refusal::Snapshots(header.snapshots));
+        return Err(BaseHeaderError::Snapshots(header.snapshots));
     }
     check_complete(file, &header, file_size)?;
     check_tables(file, &header, file_size)?;
@@ -305,7 +305,7 @@ fn inspect_qcow2(file: &File, head: &[u8], file_size: u64) -> Result<BaseFacts, 
         warnings
             .push("the base image has lazy reference counts; a crash of its last writer may have left leaks".into());
     }
-    Ok(BaseFacts {
+    Ok(BaseHeader {
         format: BaseFormat::Qcow2,
         virtual_size: header.virtual_size,
         file_size,
@@ -317,14 +317,14 @@ fn inspect_qcow2(file: &File, head: &[u8], file_size: u64) -> Result<BaseFacts, 
 /// Refuses a file that ends before its last cluster in use: `qemu-img check` accepts a download that broke off, since it
 /// reads the missing clusters as zeroes. The reference counts show the last cluster with two reads, however large the image
 /// is ("Host cluster management").
-fn check_complete(file: &File, header: &Header, file_size: u64) -> Result<(), Refusal> {
+fn check_complete(file: &File, header: &Qcow2Header, file_size: u64) -> Result<(), BaseHeaderError> {
     let cluster = header.cluster_size();
     let table_bytes = usize::try_from(header.refcounts.end - header.refcounts.start).unwrap_or(0);
     let table = be64_table(&read_up_to(file, header.refcounts.start, table_bytes)?);
     let Some(index) = table.iter().rposition(|entry| *entry != 0) else { return Ok(()) };
     let at = table[index] & !0x1ff;
     if at.checked_add(cluster).is_none_or(|end| end > file_size.next_multiple_of(cluster)) {
-        return Err(Refusal::Truncated { used: at, file_size });
+        return Err(BaseHeaderError::Truncated { used: at, file_size });
     }
     let block = read_up_to(file, at, 1 << header.cluster_bits)?;
     let Some(last) = block.iter().rposition(|byte| *byte != 0) else { return Ok(()) };
@@ -333,15 +333,15 @@ fn check_complete(file: &File, header: &Header, file_size: u64) -> Result<(), Re
     let counts_per_block = (cluster * 8) >> header.refcount_order;
     let last_used = index as u64 * counts_per_block + (bit >> header.refcount_order);
     let used = last_used.saturating_mul(cluster);
-    if used < file_size { Ok(()) } else { Err(Refusal::Truncated { used, file_size }) }
+    if used < file_size { Ok(()) } else { Err(BaseHeaderError::Truncated { used, file_size }) }
 }
 
 /// Refuses an L1 table that uses a table in many places, which gives a small file a disk of any size. Clusters that are used
 /// twice are detected when the disk is read.
-fn check_tables(file: &File, header: &Header, file_size: u64) -> Result<(), Refusal> {
+fn check_tables(file: &File, header: &Qcow2Header, file_size: u64) -> Result<(), BaseHeaderError> {
     let bytes = usize::try_from(header.l1.end - header.l1.start).unwrap_or(0);
     let l1 = be64_table(&read_up_to(file, header.l1.start, bytes)?);
     let tables = l1.iter().filter(|entry| **entry & OFFSET != 0).count() as u64;
     let fits = tables * header.cluster_size() <= file_size.next_multiple_of(header.cluster_size());
-    if fits { Ok(()) } else { Err(Refusal::SharedTables { tables, file_size }) }
+    if fits { Ok(()) } else { Err(BaseHeaderError::SharedTables { tables, file_size }) }
 }

@@ -18,7 +18,7 @@ use std::io::{self, BufRead, BufReader, Read, Take, Write};
 use zstd::stream::read::Decoder;
 use zstd::stream::write::Encoder;
 
-use super::entry::{ContentDigest, Entry, VERSION, canonical};
+use super::entry::{ContentDigest, DiskEntry, VERSION, canonical};
 use crate::error::{Fault, Kind};
 
 /// The list's name inside a version's folder.
@@ -72,7 +72,7 @@ impl<W: Write> ListingWriter<'_, W> {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn add(&mut self, entry: &Entry, step: Option<usize>) -> io::Result<()> {
+    pub fn add(&mut self, entry: &DiskEntry, step: Option<usize>) -> io::Result<()> {
         self.0.write_all(line(entry, step).as_bytes())
     }
 
@@ -85,7 +85,7 @@ impl<W: Write> ListingWriter<'_, W> {
     }
 }
 
-fn line(entry: &Entry, step: Option<usize>) -> String {
+fn line(entry: &DiskEntry, step: Option<usize>) -> String {
     let mut line = canonical(entry);
     line.pop();
     // Writing to a string cannot fail.
@@ -99,7 +99,7 @@ fn line(entry: &Entry, step: Option<usize>) -> String {
 
 /// An entry of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Record {
+pub struct ListingRecord {
     /// The absolute path.
     pub path: Vec<u8>,
     /// The fields of the canonical line after the path, in their order, with names and unparsed values.
@@ -110,13 +110,13 @@ pub struct Record {
     pub step: Option<usize>,
 }
 
-impl Record {
+impl ListingRecord {
     /// Creates the record that a list contains for an entry.
     ///
     /// # Panics
     /// Never: what is written can be read.
     #[must_use]
-    pub fn of(entry: &Entry, step: Option<usize>) -> Self {
+    pub fn of(entry: &DiskEntry, step: Option<usize>) -> Self {
         Self::parse(line(entry, step).trim_end()).expect("what is written can be read")
     }
 
@@ -190,7 +190,7 @@ fn unescaped(text: &str) -> Option<Vec<u8>> {
 /// # Errors
 /// When it cannot be read.
 pub fn content_digest(file: File) -> Result<[u8; 32], ListingError> {
-    let mut listing = Listing::open(file)?;
+    let mut listing = ListingReader::open(file)?;
     let mut digest = ContentDigest::new();
     while let Some(line) = listing.line()? {
         let (content, _) = line.split_once(" mtime=").ok_or(ListingError::Damaged(listing.count))?;
@@ -206,13 +206,13 @@ pub fn order(one: &[u8], other: &[u8]) -> Ordering {
 }
 
 /// A reader of a list, from its first entry to its last. It ends with the first error.
-pub struct Listing {
+pub struct ListingReader {
     lines: Take<BufReader<Decoder<'static, BufReader<File>>>>,
     count: u64,
     is_over: bool,
 }
 
-impl Listing {
+impl ListingReader {
     /// Opens a list.
     ///
     /// # Errors
@@ -241,14 +241,14 @@ impl Listing {
         String::from_utf8(line).map(Some).map_err(|_| damaged())
     }
 
-    fn record(&mut self) -> Result<Option<Record>, ListingError> {
+    fn record(&mut self) -> Result<Option<ListingRecord>, ListingError> {
         let Some(line) = self.line()? else { return Ok(None) };
-        Record::parse(&line).map(Some).ok_or(ListingError::Damaged(self.count))
+        ListingRecord::parse(&line).map(Some).ok_or(ListingError::Damaged(self.count))
     }
 }
 
-impl Iterator for Listing {
-    type Item = Result<Record, ListingError>;
+impl Iterator for ListingReader {
+    type Item = Result<ListingRecord, ListingError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.is_over {
@@ -268,8 +268,8 @@ mod tests {
     use proptest::prelude::*;
     use std::io::Seek;
 
-    fn entry(path: Vec<u8>, target: Option<Vec<u8>>, xattr: Vec<u8>, seconds: i64) -> Entry {
-        Entry {
+    fn entry(path: Vec<u8>, target: Option<Vec<u8>>, xattr: Vec<u8>, seconds: i64) -> DiskEntry {
+        DiskEntry {
             path: [b"/".to_vec(), path].concat(),
             kind: if target.is_some() { FileKind::Link } else { FileKind::File },
             mode: 0o644,
@@ -293,8 +293,8 @@ mod tests {
         file
     }
 
-    fn listing(bytes: &[u8]) -> Result<Vec<Record>, ListingError> {
-        Listing::open(temporary(bytes))?.collect()
+    fn listing(bytes: &[u8]) -> Result<Vec<ListingRecord>, ListingError> {
+        ListingReader::open(temporary(bytes))?.collect()
     }
 
     fn compressed(text: &[u8]) -> Vec<u8> {
@@ -321,7 +321,7 @@ mod tests {
             prop_assert_eq!(records.len(), entries.len());
             for (record, entry) in records.iter().zip(&entries) {
                 prop_assert_eq!((&record.path, record.step), (&entry.path, step));
-                prop_assert_eq!(record, &Record::of(entry, step));
+                prop_assert_eq!(record, &ListingRecord::of(entry, step));
                 let fields: String = record.fields.iter().map(|(name, value)| format!(" {name}={value}")).collect();
                 prop_assert!(canonical(entry).ends_with(&format!("{fields}\n")), "{}", fields);
             }

@@ -13,7 +13,7 @@ pub(super) const TAIL: usize = 512;
 
 /// A format whose signature was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
+pub enum DiskSignature {
     /// QEMU's copy-on-write format.
     Qcow2,
     /// A partition table, as a raw disk has at its start.
@@ -26,15 +26,15 @@ pub enum Found {
     Packed(&'static str),
 }
 
-impl Found {
+impl DiskSignature {
     /// Returns the name for messages.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Found::Qcow2 => "qcow2",
-            Found::PartitionTable => "a raw disk",
-            Found::Disk(name) | Found::Packed(name) => name,
-            Found::Iso => "an optical medium (ISO 9660 or UDF)",
+            DiskSignature::Qcow2 => "qcow2",
+            DiskSignature::PartitionTable => "a raw disk",
+            DiskSignature::Disk(name) | DiskSignature::Packed(name) => name,
+            DiskSignature::Iso => "an optical medium (ISO 9660 or UDF)",
         }
     }
 }
@@ -83,36 +83,37 @@ impl std::fmt::Display for FileLook {
     }
 }
 
-const AT_START: [(usize, &[u8], Found); 26] = [
-    (0, b"QFI\xfb", Found::Qcow2),
-    (0, b"QED\0", Found::Disk("qed")),
-    (0, b"KDMV", Found::Disk("vmdk")),
-    (0, b"COWD", Found::Disk("vmdk")),
-    (0, b"# Disk DescriptorFile", Found::Disk("vmdk")),
-    (0, b"vhdxfile", Found::Disk("vhdx")),
-    (0, b"conectix", Found::Disk("vpc")),
-    (0x40, b"\x7f\x10\xda\xbe", Found::Disk("vdi")),
-    (0, b"LUKS\xba\xbe", Found::Disk("luks")),
-    (0, b"WithoutFreeSpace", Found::Disk("parallels")),
-    (0, b"WithouFreSpacExt", Found::Disk("parallels")),
-    (0, b"Bochs Virtual HD Image", Found::Disk("bochs")),
-    (0, b"#!/bin/sh\n#V2.0 Format", Found::Disk("cloop")),
-    (512, b"EFI PART", Found::PartitionTable),
-    (0x8001, b"CD001", Found::Iso),
-    (0x8001, b"BEA01", Found::Iso),
-    (0x8001, b"NSR02", Found::Iso),
-    (0x8001, b"NSR03", Found::Iso),
-    (0, b"\x1f\x8b", Found::Packed("gzip")),
-    (0, b"\xfd7zXZ\0", Found::Packed("xz")),
-    (0, b"\x28\xb5\x2f\xfd", Found::Packed("zstd")),
-    (0, b"BZh", Found::Packed("bzip2")),
-    (0, b"PK\x03\x04", Found::Packed("zip")),
-    (0, b"7z\xbc\xaf\x27\x1c", Found::Packed("7z")),
-    (257, b"ustar", Found::Packed("tar")),
-    (0, b"hsqs", Found::Packed("squashfs")),
+const AT_START: [(usize, &[u8], DiskSignature); 26] = [
+    (0, b"QFI\xfb", DiskSignature::Qcow2),
+    (0, b"QED\0", DiskSignature::Disk("qed")),
+    (0, b"KDMV", DiskSignature::Disk("vmdk")),
+    (0, b"COWD", DiskSignature::Disk("vmdk")),
+    (0, b"# Disk DescriptorFile", DiskSignature::Disk("vmdk")),
+    (0, b"vhdxfile", DiskSignature::Disk("vhdx")),
+    (0, b"conectix", DiskSignature::Disk("vpc")),
+    (0x40, b"\x7f\x10\xda\xbe", DiskSignature::Disk("vdi")),
+    (0, b"LUKS\xba\xbe", DiskSignature::Disk("luks")),
+    (0, b"WithoutFreeSpace", DiskSignature::Disk("parallels")),
+    (0, b"WithouFreSpacExt", DiskSignature::Disk("parallels")),
+    (0, b"Bochs Virtual HD Image", DiskSignature::Disk("bochs")),
+    (0, b"#!/bin/sh\n#V2.0 Format", DiskSignature::Disk("cloop")),
+    (512, b"EFI PART", DiskSignature::PartitionTable),
+    (0x8001, b"CD001", DiskSignature::Iso),
+    (0x8001, b"BEA01", DiskSignature::Iso),
+    (0x8001, b"NSR02", DiskSignature::Iso),
+    (0x8001, b"NSR03", DiskSignature::Iso),
+    (0, b"\x1f\x8b", DiskSignature::Packed("gzip")),
+    (0, b"\xfd7zXZ\0", DiskSignature::Packed("xz")),
+    (0, b"\x28\xb5\x2f\xfd", DiskSignature::Packed("zstd")),
+    (0, b"BZh", DiskSignature::Packed("bzip2")),
+    (0, b"PK\x03\x04", DiskSignature::Packed("zip")),
+    (0, b"7z\xbc\xaf\x27\x1c", DiskSignature::Packed("7z")),
+    (257, b"ustar", DiskSignature::Packed("tar")),
+    (0, b"hsqs", DiskSignature::Packed("squashfs")),
 ];
 
-const AT_END: [(&[u8], Found); 2] = [(b"conectix", Found::Disk("vpc")), (b"koly", Found::Disk("dmg"))];
+const AT_END: [(&[u8], DiskSignature); 2] =
+    [(b"conectix", DiskSignature::Disk("vpc")), (b"koly", DiskSignature::Disk("dmg"))];
 
 /// The last two bytes of a sector that a BIOS boots.
 const BOOT_SIGNATURE: (usize, &[u8]) = (510, b"\x55\xaa");
@@ -122,22 +123,22 @@ const BOOT_SIGNATURE: (usize, &[u8]) = (510, b"\x55\xaa");
 /// The end is only examined if the beginning is not qcow2's: the last sector of a qcow2 file is the guest's data, and a
 /// guest may well keep a VHD. A boot signature is significant only if the beginning is qcow2's: disks, media and file
 /// systems of all kinds have one.
-pub(super) fn find(head: &[u8], tail: &[u8]) -> Vec<Found> {
+pub(super) fn find(head: &[u8], tail: &[u8]) -> Vec<DiskSignature> {
     let mut found = Vec::new();
     for (at, bytes, format) in AT_START {
         if starts_at(head, (at, bytes)) && !found.contains(&format) {
             found.push(format);
         }
     }
-    if is_vmdk_descriptor(head) && !found.contains(&Found::Disk("vmdk")) {
-        found.push(Found::Disk("vmdk"));
+    if is_vmdk_descriptor(head) && !found.contains(&DiskSignature::Disk("vmdk")) {
+        found.push(DiskSignature::Disk("vmdk"));
     }
     let ends = AT_END.iter().filter(|(bytes, format)| tail.starts_with(bytes) && !found.contains(format));
-    let ends: Vec<Found> = ends.map(|(_, format)| *format).collect();
-    if !found.contains(&Found::Qcow2) {
+    let ends: Vec<DiskSignature> = ends.map(|(_, format)| *format).collect();
+    if !found.contains(&DiskSignature::Qcow2) {
         found.extend(ends);
-    } else if starts_at(head, BOOT_SIGNATURE) && !found.contains(&Found::PartitionTable) {
-        found.push(Found::PartitionTable);
+    } else if starts_at(head, BOOT_SIGNATURE) && !found.contains(&DiskSignature::PartitionTable) {
+        found.push(DiskSignature::PartitionTable);
     }
     found
 }
@@ -165,8 +166,8 @@ mod tests {
             head[at..at + bytes.len()].copy_from_slice(bytes);
             assert_eq!(find(&head, &[]), [format]);
         }
-        assert_eq!(find(&[0; 512], b"conectix"), [Found::Disk("vpc")]);
-        assert_eq!(find(b"QFI\xfb", b"conectix"), [Found::Qcow2]);
+        assert_eq!(find(&[0; 512], b"conectix"), [DiskSignature::Disk("vpc")]);
+        assert_eq!(find(b"QFI\xfb", b"conectix"), [DiskSignature::Qcow2]);
         assert_eq!(find(&[], &[]), []);
     }
 
@@ -176,7 +177,7 @@ mod tests {
         head[510..512].copy_from_slice(b"\x55\xaa");
         assert_eq!(find(&head, &[]), []);
         head[..4].copy_from_slice(b"QFI\xfb");
-        assert_eq!(find(&head, &[]), [Found::Qcow2, Found::PartitionTable]);
+        assert_eq!(find(&head, &[]), [DiskSignature::Qcow2, DiskSignature::PartitionTable]);
     }
 
     #[test]
@@ -184,7 +185,7 @@ mod tests {
         for text in
             ["version=1\n", "#\nversion=1\n", "# x\r\n  \r\n\nversion=2\r\n", "#Disk descriptorfile\nversion=3\nCID="]
         {
-            assert_eq!(find(text.as_bytes(), &[]), [Found::Disk("vmdk")], "{text}");
+            assert_eq!(find(text.as_bytes(), &[]), [DiskSignature::Disk("vmdk")], "{text}");
         }
         for text in ["version=4\n", "a=b\nversion=1\n", "# version=1\n", "version=1 and more\n", "#", "\n"] {
             assert_eq!(find(text.as_bytes(), &[]), [], "{text}");

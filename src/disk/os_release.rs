@@ -7,7 +7,7 @@ const LIMIT: u64 = 64 << 10;
 
 /// The fields of os-release(5).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Os {
+pub struct OsRelease {
     /// `ID`: `debian`, `ubuntu`, `alpine`; `linux` if it is missing.
     pub id: String,
     /// `VERSION_ID`; may be empty.
@@ -20,7 +20,7 @@ pub struct Os {
 ///
 /// # Errors
 /// When the file system is damaged or cannot be read.
-pub fn os(tree: &Tree<'_>) -> Result<Option<Os>, TreeError> {
+pub fn os(tree: &Tree<'_>) -> Result<Option<OsRelease>, TreeError> {
     for path in ["/etc/os-release", "/usr/lib/os-release"] {
         if let Some(text) = tree.read(path, LIMIT)? {
             return Ok(Some(parse(&text)));
@@ -31,10 +31,10 @@ pub fn os(tree: &Tree<'_>) -> Result<Option<Os>, TreeError> {
 
 /// Parses the assignments of an os-release file.
 #[must_use]
-pub fn parse(text: &[u8]) -> Os {
+pub fn parse(text: &[u8]) -> OsRelease {
     let text = String::from_utf8_lossy(text);
     let [id, version, name] = ["ID", "VERSION_ID", "PRETTY_NAME"].map(|key| value(&text, key).unwrap_or_default());
-    Os { id: if id.is_empty() { "linux".into() } else { id }, version, name }
+    OsRelease { id: if id.is_empty() { "linux".into() } else { id }, version, name }
 }
 
 /// Returns the value of an assignment; the last counts, as in a shell.
@@ -66,8 +66,8 @@ mod tests {
     fn values_are_read_with_and_without_quotes() {
         let text =
             b"# comment\nPRETTY_NAME=\"Debian \\\"12\\\" \\$x\"\nNAME=Debian\nID=debian\nVERSION_ID='12'\nID_LIKE=x\n";
-        let expected = Os { id: "debian".into(), version: "12".into(), name: "Debian \"12\" $x".into() };
+        let expected = OsRelease { id: "debian".into(), version: "12".into(), name: "Debian \"12\" $x".into() };
         assert_eq!(parse(text), expected);
-        assert_eq!(parse(b"\xff\nID=\n"), Os { id: "linux".into(), ..Os::default() });
+        assert_eq!(parse(b"\xff\nID=\n"), OsRelease { id: "linux".into(), ..OsRelease::default() });
     }
 }

@@ -37,7 +37,7 @@ const APK_INSTALLED_MERGED: &str = "/usr/lib/apk/db/installed";
 
 /// An installed package.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-pub struct Package {
+pub struct InstalledPackage {
     /// The name of the package.
     pub name: String,
     /// The version in the form of its package manager.
@@ -81,7 +81,7 @@ pub struct PackageDatabase {
     /// The type of all packages.
     pub kind: PackageType,
     /// The packages, sorted.
-    pub packages: Vec<Package>,
+    pub packages: Vec<InstalledPackage>,
 }
 
 /// Package managers whose databases kiln does not read, each with a path that only their databases have.
@@ -134,7 +134,7 @@ fn append_updates(tree: &Tree<'_>, text: &mut Vec<u8>) -> Result<(), TreeError> 
 }
 
 /// Reads the stanzas of images that were assembled without dpkg. They have no status: every listed package is installed.
-fn read_status_folder(tree: &Tree<'_>) -> Result<Vec<Package>, TreeError> {
+fn read_status_folder(tree: &Tree<'_>) -> Result<Vec<InstalledPackage>, TreeError> {
     let mut packages = Vec::new();
     let names = tree.names(DPKG_STATUS_FOLDER)?.unwrap_or_default();
     let names = names.into_iter().filter_map(|name| String::from_utf8(name).ok());
@@ -213,7 +213,7 @@ fn stanzas(text: &[u8]) -> impl Iterator<Item = Cow<'_, str>> {
 
 /// Parses stanzas of `Key: value` lines; lines that begin with a space continue a value that is not needed. The last stanza
 /// of a package counts.
-fn dpkg(text: &[u8]) -> Vec<Package> {
+fn dpkg(text: &[u8]) -> Vec<InstalledPackage> {
     let mut packages = BTreeMap::new();
     for stanza in stanzas(text) {
         if let Some(package) = dpkg_package(&stanza) {
@@ -224,8 +224,8 @@ fn dpkg(text: &[u8]) -> Vec<Package> {
     packages.into_values().flatten().collect()
 }
 
-fn dpkg_package(stanza: &str) -> Option<Package> {
-    Some(Package {
+fn dpkg_package(stanza: &str) -> Option<InstalledPackage> {
+    Some(InstalledPackage {
         name: dpkg_field(stanza, "Package:")?,
         version: dpkg_field(stanza, "Version:").unwrap_or_default(),
         arch: dpkg_field(stanza, "Architecture:").unwrap_or_default(),
@@ -240,19 +240,19 @@ fn is_on_disk(stanza: &str) -> bool {
 }
 
 /// Parses a stanza of `X:value` lines.
-fn apk_package(stanza: &str) -> Option<Package> {
+fn apk_package(stanza: &str) -> Option<InstalledPackage> {
     let field = |key: &str| stanza.lines().find_map(|line| line.strip_prefix(key)).map(|value| value.trim().to_owned());
-    Some(Package { name: field("P:")?, version: field("V:")?, arch: field("A:")? })
+    Some(InstalledPackage { name: field("P:")?, version: field("V:")?, arch: field("A:")? })
 }
 
 /// Parses lines of three fields. Keys that packages are signed with are in the database too, as packages without an
 /// architecture.
-fn rpm(text: &str) -> Vec<Package> {
+fn rpm(text: &str) -> Vec<InstalledPackage> {
     let package = |line: &str| {
         let mut fields = line.split('\t').map(str::to_owned);
         let (name, version, arch) = (fields.next()?, fields.next()?, fields.next()?);
         let is_package = arch != "(none)" && !name.is_empty() && fields.next().is_none();
-        is_package.then_some(Package { name, version, arch })
+        is_package.then_some(InstalledPackage { name, version, arch })
     };
     text.lines().filter_map(package).collect()
 }
@@ -270,8 +270,8 @@ fn dpkg_field(stanza: &str, key: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn package(name: &str, version: &str, arch: &str) -> Package {
-        Package { name: name.into(), version: version.into(), arch: arch.into() }
+    fn package(name: &str, version: &str, arch: &str) -> InstalledPackage {
+        InstalledPackage { name: name.into(), version: version.into(), arch: arch.into() }
     }
 
     #[test]
@@ -294,7 +294,8 @@ mod tests {
             ("never", "unknown ok not-installed"),
         ];
         let text: String = states.iter().map(|(name, status)| stanza(name, status)).collect();
-        let expected: Vec<Package> = states[..8].iter().map(|(name, _)| package(name, "1:2~rc1", "amd64")).collect();
+        let expected: Vec<InstalledPackage> =
+            states[..8].iter().map(|(name, _)| package(name, "1:2~rc1", "amd64")).collect();
         let mut sorted = expected.clone();
         sorted.sort_unstable();
         assert_eq!(dpkg(text.as_bytes()), sorted);

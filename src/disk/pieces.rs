@@ -8,25 +8,25 @@ use super::chain::{Chain, ChainError};
 pub(super) const PIECE: usize = 1 << 20;
 
 /// The offsets of the pieces with data, in order.
-pub(super) struct Pieces<'a> {
-    disks: Vec<Ahead<'a>>,
+pub(super) struct PieceStarts<'a> {
+    disks: Vec<NextExtent<'a>>,
     at: u64,
 }
 
 /// The next part of a disk that has data.
-struct Ahead<'a> {
+struct NextExtent<'a> {
     disk: &'a Chain,
     data: Range<u64>,
 }
 
-impl<'a> Pieces<'a> {
+impl<'a> PieceStarts<'a> {
     /// Creates the pieces of these disks.
     pub fn new(disks: &[&'a Chain]) -> Self {
-        Self { disks: disks.iter().map(|disk| Ahead { disk, data: 0..0 }).collect(), at: 0 }
+        Self { disks: disks.iter().map(|disk| NextExtent { disk, data: 0..0 }).collect(), at: 0 }
     }
 }
 
-impl Iterator for Pieces<'_> {
+impl Iterator for PieceStarts<'_> {
     /// The offset of a piece, or the index of the disk that cannot be read, and the error.
     type Item = Result<u64, (usize, ChainError)>;
 

@@ -41,7 +41,7 @@ impl ProbedContent {
 }
 
 /// The description of a superblock: its offset and the fields in it.
-struct Superblock {
+struct SuperblockFormat {
     kind: VolumeKind,
     /// The offset of the magic bytes from the beginning of the partition.
     at: usize,
@@ -52,8 +52,8 @@ struct Superblock {
     label: Option<(usize, usize)>,
 }
 
-const fn plain(kind: VolumeKind, at: usize, magic: &'static [u8]) -> Superblock {
-    Superblock { kind, at, magic, uuid: None, label: None }
+const fn plain(kind: VolumeKind, at: usize, magic: &'static [u8]) -> SuperblockFormat {
+    SuperblockFormat { kind, at, magic, uuid: None, label: None }
 }
 
 const fn named(
@@ -61,12 +61,12 @@ const fn named(
     magic: (usize, &'static [u8]),
     uuid: usize,
     label: Option<(usize, usize)>,
-) -> Superblock {
-    Superblock { kind, at: magic.0, magic: magic.1, uuid: Some(uuid), label }
+) -> SuperblockFormat {
+    SuperblockFormat { kind, at: magic.0, magic: magic.1, uuid: Some(uuid), label }
 }
 
 /// Superblocks that a new ext4 or FAT file system overwrites: if one is found, the partition contains nothing else.
-const STRONG: [Superblock; 14] = [
+const STRONG: [SuperblockFormat; 14] = [
     // fs/xfs/libxfs/xfs_format.h: struct xfs_dsb.
     named(VolumeKind::Xfs, (0, b"XFSB"), 32, Some((108, 12))),
     // LUKS2 On-Disk Format Specification: both versions begin alike; the UUID is a string, which is read separately.
@@ -93,7 +93,7 @@ const STRONG: [Superblock; 14] = [
 ];
 
 /// Superblocks that may be left over from earlier content: an ext4 or FAT file system takes precedence over them.
-const WEAK: [Superblock; 9] = [
+const WEAK: [SuperblockFormat; 9] = [
     // Btrfs on-disk format, "Superblock", at 64 KiB.
     named(VolumeKind::Btrfs, (0x1_0040, b"_BHRfS_M"), 0x1_0020, Some((0x1_012b, 256))),
     // include/linux/swap.h: union swap_header, at the end of a page of any size.
@@ -154,7 +154,7 @@ pub(super) fn is_strong(kind: VolumeKind) -> bool {
     kind == VolumeKind::ExternalJournal || STRONG.iter().any(|superblock| superblock.kind == kind)
 }
 
-impl Superblock {
+impl SuperblockFormat {
     fn is_in(&self, head: &[u8]) -> bool {
         head.get(self.at..).is_some_and(|bytes| bytes.starts_with(self.magic))
     }

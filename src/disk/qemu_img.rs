@@ -17,11 +17,11 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 
 use crate::error::{Fault, Kind};
-use crate::process::{Allowed, Wall, describe, stderr_tail, walled};
+use crate::process::{ProcessSandbox, SandboxPolicy, describe, stderr_tail, walled};
 use crate::size::ByteSize;
 use crate::specfile::{Compression, DiskFormat};
 
-use super::chain::{Chain, Layer};
+use super::chain::{Chain, ChainFile};
 
 const PROGRAM: &str = "qemu-img";
 
@@ -36,7 +36,7 @@ const LEAST_FILE: u64 = 16 << 20;
 
 /// A file of a block graph, by name: `qemu-img` opens it itself.
 #[derive(Debug, Clone, Copy)]
-pub struct Image<'a> {
+pub struct QemuImgSource<'a> {
     /// The path of the file.
     pub path: &'a Path,
     /// The format, as stated by the caller; it is never guessed.
@@ -45,7 +45,7 @@ pub struct Image<'a> {
 
 /// The output of [`convert`].
 #[derive(Debug, Clone, Copy)]
-pub struct Target<'a> {
+pub struct QemuImgTarget<'a> {
     /// The path of the output; an existing file is overwritten.
     pub path: &'a Path,
     /// The format of the output.
@@ -135,8 +135,12 @@ impl Fault for QemuImgError {
 ///
 /// # Errors
 /// When `qemu-img` is missing or fails, or the disk is full.
-pub async fn convert(chain: &[Image<'_>], target: Target<'_>, progress: impl FnMut(f64)) -> Result<(), QemuImgError> {
-    let target = Target { path: &absolute(target.path)?, ..target };
+pub async fn convert(
+    chain: &[QemuImgSource<'_>],
+    target: QemuImgTarget<'_>,
+    progress: impl FnMut(f64),
+) -> Result<(), QemuImgError> {
+    let target = QemuImgTarget { path: &absolute(target.path)?, ..target };
     let folder = target.path.parent().unwrap_or(Path::new("/"));
     let size = disk_size(chain);
     if target.format == DiskFormat::Raw {
@@ -159,20 +163,20 @@ pub async fn convert(chain: &[Image<'_>], target: Target<'_>, progress: impl FnM
 }
 
 /// Creates the sandbox of a conversion of this disk.
-fn wall(chain: &[Image<'_>], folder: &Path, size: u64) -> io::Result<Wall> {
-    let allowed = Allowed {
+fn wall(chain: &[QemuImgSource<'_>], folder: &Path, size: u64) -> io::Result<ProcessSandbox> {
+    let allowed = SandboxPolicy {
         read: chain.iter().map(|image| image.path).collect(),
         write: folder,
         address_space: ADDRESS_SPACE + chain.len() as u64 * ADDRESS_SPACE_PER_FILE,
         file_size: LEAST_FILE + size + size / 1000,
     };
-    Wall::new(PROGRAM, &allowed)
+    ProcessSandbox::new(PROGRAM, &allowed)
 }
 
 /// Returns the size of the disk; 0 if the top does not have its declared format, for which `qemu-img` gives the better
 /// error.
-fn disk_size(chain: &[Image<'_>]) -> u64 {
-    let top = chain.first().and_then(|top| Some(Layer { file: File::open(top.path).ok()?, format: top.format }));
+fn disk_size(chain: &[QemuImgSource<'_>]) -> u64 {
+    let top = chain.first().and_then(|top| Some(ChainFile { file: File::open(top.path).ok()?, format: top.format }));
     top.and_then(|top| Chain::open(vec![top]).ok()).map_or(0, |disk| disk.virtual_size())
 }
 
@@ -204,7 +208,7 @@ fn target_options(format: DiskFormat, compression: Compression) -> &'static [&'s
 }
 
 /// Builds the block graph of a chain: each file under its driver, the next one as its backing, `null` below the last.
-fn graph(chain: &[Image<'_>]) -> Result<Value, QemuImgError> {
+fn graph(chain: &[QemuImgSource<'_>]) -> Result<Value, QemuImgError> {
     let mut below = Value::Null;
     for image in chain.iter().rev() {
         let path = absolute(image.path)?;
@@ -225,13 +229,13 @@ fn absolute(path: &Path) -> Result<PathBuf, QemuImgError> {
 }
 
 /// The result of a child process.
-struct Run {
+struct QemuImgExit {
     verb: &'static str,
     status: ExitStatus,
     stderr: String,
 }
 
-impl Run {
+impl QemuImgExit {
     fn check(self, path: &Path, need: Option<ByteSize>) -> Result<(), QemuImgError> {
         if self.status.success() {
             return Ok(());
@@ -261,7 +265,7 @@ fn allocated(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |facts| facts.blocks() * 512)
 }
 
-async fn run(mut command: Command, verb: &'static str, progress: impl FnMut(f64)) -> Result<Run, QemuImgError> {
+async fn run(mut command: Command, verb: &'static str, progress: impl FnMut(f64)) -> Result<QemuImgExit, QemuImgError> {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(QemuImgError::Start)?;
     // Both streams are piped just above, so that neither `take` returns None; without a stream there would be nothing to
@@ -279,7 +283,7 @@ async fn run(mut command: Command, verb: &'static str, progress: impl FnMut(f64)
         }
     };
     let ((), stderr, status) = tokio::join!(watch, tail, child.wait());
-    Ok(Run { verb, status: status.map_err(QemuImgError::Wait)?, stderr })
+    Ok(QemuImgExit { verb, status: status.map_err(QemuImgError::Wait)?, stderr })
 }
 
 /// Reads `(12.34/100%)\r` repeatedly. A longer string is no progress and is dropped.
@@ -325,7 +329,7 @@ mod tests {
 
     #[test]
     fn a_graph_names_every_driver_and_ends_in_null() {
-        let image = |path, format| Image { path: Path::new(path), format };
+        let image = |path, format| QemuImgSource { path: Path::new(path), format };
         let qcow2 = graph(&[image("/a,b", DiskFormat::Qcow2), image("/\"c", DiskFormat::Qcow2)]).unwrap();
         let below = json!({"driver": "qcow2", "file": {"driver": "file", "filename": "/\"c"}, "backing": null});
         let top = json!({"driver": "qcow2", "file": {"driver": "file", "filename": "/a,b"}, "backing": below});
@@ -338,7 +342,7 @@ mod tests {
     fn a_full_disk_is_the_hosts_fault() {
         use std::os::unix::process::ExitStatusExt;
         let check = |stderr: &str| {
-            let run = Run { verb: "convert", status: ExitStatus::from_raw(256), stderr: stderr.to_owned() };
+            let run = QemuImgExit { verb: "convert", status: ExitStatus::from_raw(256), stderr: stderr.to_owned() };
             run.check(Path::new("/tmp/out"), Some(ByteSize::gib(1))).unwrap_err()
         };
         let full = check("qemu-img: error while writing at byte 8323072: No space left on device");

@@ -4,11 +4,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Keeps what was read last for each key modulo a number of slots: suitable for reading in order.
 #[derive(Debug)]
-pub(super) struct Slots<T>(Vec<Mutex<Slot<T>>>);
+pub(super) struct SlotCache<T>(Vec<Mutex<Slot<T>>>);
 
 type Slot<T> = Option<(u64, Arc<T>)>;
 
-impl<T> Slots<T> {
+impl<T> SlotCache<T> {
     /// Creates a cache with `count` slots, limited to 1 to 256.
     pub fn new(count: u64) -> Self {
         Self((0..count.clamp(1, 256)).map(|_| Mutex::new(None)).collect())

@@ -54,7 +54,7 @@ pub enum LayerError {
 
 /// The place of some bytes of the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum DataLocation {
     /// Not in this file, but in the one below.
     Below,
     /// In no file: the bytes are zero.
@@ -67,22 +67,22 @@ pub(super) enum Place {
 
 /// Bytes of the disk that are in one contiguous place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Run {
+pub(super) struct DataRun {
     /// The place of the first byte.
-    pub place: Place,
+    pub place: DataLocation,
     /// How many bytes they are; never 0.
     pub length: u64,
 }
 
 /// One opened file that holds a disk, in any format.
-pub(super) trait Source: fmt::Debug + Send + Sync {
+pub(super) trait DiskSource: fmt::Debug + Send + Sync {
     /// Returns the size of the disk in bytes.
     fn size(&self) -> u64;
 
     /// Returns the place of the byte at `offset` of the disk, and how many bytes are contiguous there; searches no farther
     /// than `enough` bytes require. `offset` is below the size.
-    fn run_at(&self, offset: u64, enough: u64) -> Result<Run, LayerError>;
+    fn run_at(&self, offset: u64, enough: u64) -> Result<DataRun, LayerError>;
 
-    /// Fills `bytes` with those at `offset` of the disk, for which [`Source::run_at`] returned `place`.
-    fn read(&self, place: Place, offset: u64, bytes: &mut [u8]) -> Result<(), LayerError>;
+    /// Fills `bytes` with those at `offset` of the disk, for which [`DiskSource::run_at`] returned `place`.
+    fn read(&self, place: DataLocation, offset: u64, bytes: &mut [u8]) -> Result<(), LayerError>;
 }

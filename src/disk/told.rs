@@ -7,20 +7,20 @@ use std::fs::File;
 use std::io::{BufReader, Seek};
 use std::ops::ControlFlow;
 
-use super::entry::{Entry, FileDigest, FileKind, Time, Xattr};
+use super::entry::{DiskEntry, FileDigest, FileKind, Time, Xattr};
 use super::listing::order;
 use super::tree::{MAX_ENTRIES, TreeError};
 use crate::wire::listing::{Kind, Listed, Moment, get};
 
 /// A stream of records ([`crate::wire::listing`]) in a file.
 #[derive(Debug)]
-pub struct Told {
+pub struct GuestListing {
     file: File,
     /// The number of entries that the guest has announced.
     entries: u64,
 }
 
-impl Told {
+impl GuestListing {
     /// Creates the list from the records in a file, which is read from its beginning.
     #[must_use]
     pub fn new(file: File, entries: u64) -> Self {
@@ -31,7 +31,7 @@ impl Told {
     ///
     /// # Errors
     /// When the file cannot be read, the guest's list is inconsistent, or `visit` breaks.
-    pub fn walk(&self, visit: &mut dyn FnMut(&Entry) -> ControlFlow<()>) -> Result<(), TreeError> {
+    pub fn walk(&self, visit: &mut dyn FnMut(&DiskEntry) -> ControlFlow<()>) -> Result<(), TreeError> {
         let mut input = BufReader::new(&self.file);
         input.rewind().map_err(TreeError::Told)?;
         let (mut count, mut last, mut directories) = (0, None, Vec::new());
@@ -78,7 +78,7 @@ fn impossible(what: &'static str) -> TreeError {
     TreeError::Told(std::io::Error::new(std::io::ErrorKind::InvalidData, what))
 }
 
-fn entry(listed: Listed) -> Entry {
+fn entry(listed: Listed) -> DiskEntry {
     let time = |Moment { seconds, nanoseconds }: Moment| Time { seconds, nanoseconds };
     let (mut size, mut digest, mut target, mut device) = (0, None, None, None);
     let kind = match listed.kind {
@@ -108,7 +108,7 @@ fn entry(listed: Listed) -> Entry {
         Kind::Fifo {} => FileKind::Fifo,
         Kind::Socket {} => FileKind::Socket,
     };
-    Entry {
+    DiskEntry {
         path: listed.path,
         kind,
         mode: listed.mode,
@@ -159,7 +159,7 @@ mod tests {
             put(&record, &mut file).unwrap();
         }
         let mut found = Vec::new();
-        Told::new(file, entries).walk(&mut |entry| {
+        GuestListing::new(file, entries).walk(&mut |entry| {
             assert_eq!(entry.digest.is_some(), entry.kind == FileKind::File);
             found.push(String::from_utf8(entry.path.clone()).unwrap());
             ControlFlow::Continue(())
@@ -194,6 +194,6 @@ mod tests {
         let mut cut = tempfile::tempfile().unwrap();
         put(&listed("/", Kind::Dir {}), &mut cut).unwrap();
         cut.set_len(30).unwrap();
-        assert!(matches!(Told::new(cut, 1).walk(&mut |_| ControlFlow::Continue(())), Err(TreeError::Told(_))));
+        assert!(matches!(GuestListing::new(cut, 1).walk(&mut |_| ControlFlow::Continue(())), Err(TreeError::Told(_))));
     }
 }

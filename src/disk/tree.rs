@@ -11,10 +11,10 @@ use sha2::{Digest, Sha256};
 
 use super::chain::ChainError;
 use super::digest::hash_zeroes;
-use super::entry::{Chunk, ContentDigest, Entry, FileDigest, FileKind};
+use super::entry::{Chunk, ContentDigest, DiskEntry, FileDigest, FileKind};
 use super::gap::{PartitionContent, TreeGap, TreeMount};
 use super::partition::Partition;
-use super::volume::{Node, Volume, VolumeError};
+use super::volume::{Volume, VolumeError, VolumeNode};
 use crate::error::{self, Fault};
 use crate::wire::sparse_blocks::{self, BlockFilter};
 
@@ -97,14 +97,14 @@ pub trait TreeVisitor {
     fn visit_content(&mut self, _chunk: Chunk<'_>) {}
 
     /// Observes an entry, and may stop the walk.
-    fn visit_entry(&mut self, entry: &Entry) -> ControlFlow<()>;
+    fn visit_entry(&mut self, entry: &DiskEntry) -> ControlFlow<()>;
 }
 
 /// A visitor of entries only.
-pub(crate) struct EntryVisitor<'v>(pub(crate) &'v mut dyn FnMut(&Entry) -> ControlFlow<()>);
+pub(crate) struct EntryVisitor<'v>(pub(crate) &'v mut dyn FnMut(&DiskEntry) -> ControlFlow<()>);
 
 impl TreeVisitor for EntryVisitor<'_> {
-    fn visit_entry(&mut self, entry: &Entry) -> ControlFlow<()> {
+    fn visit_entry(&mut self, entry: &DiskEntry) -> ControlFlow<()> {
         (self.0)(entry)
     }
 }
@@ -114,12 +114,12 @@ pub(super) type Place = (usize, u64);
 
 /// A file or directory, and its path with links resolved.
 #[derive(Debug)]
-struct Located {
+struct ResolvedPath {
     place: Place,
     path: Vec<u8>,
 }
 
-impl Located {
+impl ResolvedPath {
     fn new(place: Place, parents: &[(Place, Vec<u8>)]) -> Self {
         let path: Vec<u8> = parents.iter().flat_map(|(_, name)| [b"/", name.as_slice()].concat()).collect();
         Self { place, path: if path.is_empty() { b"/".to_vec() } else { path } }
@@ -169,7 +169,7 @@ impl<'c> Tree<'c> {
 
     /// Mounts another tree on a directory; does nothing if the directory does not exist.
     pub(super) fn mount(&mut self, target: &[u8], tree: Tree<'c>) {
-        let Ok(Some(Located { place, path })) = self.find(target) else { return };
+        let Ok(Some(ResolvedPath { place, path })) = self.find(target) else { return };
         self.mounts.insert(place, self.volumes.len());
         self.volumes.extend(tree.volumes);
         self.about.extend(tree.about);
@@ -244,7 +244,7 @@ impl<'c> Tree<'c> {
     /// # Errors
     /// When it is longer, or the file system is damaged or cannot be read.
     pub fn read(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, TreeError> {
-        let Some(Located { place, .. }) = self.find(path.as_bytes())? else { return Ok(None) };
+        let Some(ResolvedPath { place, .. }) = self.find(path.as_bytes())? else { return Ok(None) };
         let node = self.node(place)?;
         match node.kind() {
             FileKind::File if node.size() > limit => Err(TreeError::LongFile { path: path.to_owned(), limit }),
@@ -258,7 +258,7 @@ impl<'c> Tree<'c> {
     /// # Errors
     /// When the file system is damaged or cannot be read.
     pub(super) fn read_range(&self, path: &str, start: u64, length: usize) -> Result<Option<Vec<u8>>, TreeError> {
-        let Some(Located { place, .. }) = self.find(path.as_bytes())? else { return Ok(None) };
+        let Some(ResolvedPath { place, .. }) = self.find(path.as_bytes())? else { return Ok(None) };
         let node = self.node(place)?;
         if node.kind() != FileKind::File {
             return Ok(None);
@@ -287,11 +287,11 @@ impl<'c> Tree<'c> {
     }
 
     pub(super) fn directory(&self, path: &[u8]) -> Result<Option<Place>, VolumeError> {
-        let Some(Located { place, .. }) = self.find(path)? else { return Ok(None) };
+        let Some(ResolvedPath { place, .. }) = self.find(path)? else { return Ok(None) };
         Ok((self.node(place)?.kind() == FileKind::Directory).then_some(place))
     }
 
-    pub(super) fn node(&self, (volume, number): Place) -> Result<Node<'_>, VolumeError> {
+    pub(super) fn node(&self, (volume, number): Place) -> Result<VolumeNode<'_>, VolumeError> {
         self.volumes[volume].node(number)
     }
 
@@ -309,7 +309,7 @@ impl<'c> Tree<'c> {
     }
 
     /// Resolves an absolute path as the guest would, links included.
-    fn find(&self, path: &[u8]) -> Result<Option<Located>, VolumeError> {
+    fn find(&self, path: &[u8]) -> Result<Option<ResolvedPath>, VolumeError> {
         let mut parents: Vec<(Place, Vec<u8>)> = Vec::new();
         let mut at = self.root();
         let mut left = components(path);
@@ -342,14 +342,14 @@ impl<'c> Tree<'c> {
             }
             left.extend(components(&target));
         }
-        Ok(Some(Located::new(at, &parents)))
+        Ok(Some(ResolvedPath::new(at, &parents)))
     }
 
     /// Passes every entry to `visit`, which may stop the walk. Blocks the calling thread: file contents are hashed.
     ///
     /// # Errors
     /// When the file system is damaged or cannot be read, or `visit` breaks.
-    pub fn walk(&self, visit: &mut dyn FnMut(&Entry) -> ControlFlow<()>) -> Result<(), TreeError> {
+    pub fn walk(&self, visit: &mut dyn FnMut(&DiskEntry) -> ControlFlow<()>) -> Result<(), TreeError> {
         self.walk_contents(&mut EntryVisitor(visit))
     }
 
@@ -362,7 +362,7 @@ impl<'c> Tree<'c> {
         let size: u64 = self.volumes.iter().map(Volume::size).sum();
         let structure = size.saturating_mul(MAX_CONTENT);
         let content = most_content(structure, self.volumes[0].disk().file_bytes());
-        let mut walk = Walk { content, structure, directories: HashSet::new(), digests: HashMap::new() };
+        let mut walk = TreeWalk { content, structure, directories: HashSet::new(), digests: HashMap::new() };
         let root = self.root();
         let mut open = vec![(Vec::new(), root.0, walk.enter(root, &self.node(root)?)?.into_iter())];
         let entry = walk.entry(b"/".to_vec(), root, &self.node(root)?, visitor)?;
@@ -413,7 +413,7 @@ fn components(path: &[u8]) -> Vec<Vec<u8>> {
     names.rev().map(<[u8]>::to_vec).collect()
 }
 
-fn tell(visitor: &mut dyn TreeVisitor, entry: &Entry) -> Result<(), TreeError> {
+fn tell(visitor: &mut dyn TreeVisitor, entry: &DiskEntry) -> Result<(), TreeError> {
     if visitor.visit_entry(entry).is_break() { Err(TreeError::Stopped) } else { Ok(()) }
 }
 
@@ -451,7 +451,7 @@ fn most_content(worth: u64, file_bytes: u64) -> u64 {
 }
 
 /// The state of a walk.
-struct Walk {
+struct TreeWalk {
     /// How many bytes of content may still be hashed.
     content: u64,
     /// How many bytes of directories, paths and attributes may still be read.
@@ -462,8 +462,8 @@ struct Walk {
     digests: HashMap<Place, FileDigest>,
 }
 
-impl Walk {
-    fn enter(&mut self, place: Place, directory: &Node<'_>) -> Result<Vec<(Vec<u8>, u64)>, TreeError> {
+impl TreeWalk {
+    fn enter(&mut self, place: Place, directory: &VolumeNode<'_>) -> Result<Vec<(Vec<u8>, u64)>, TreeError> {
         if !self.directories.insert(place) {
             return Err(TreeError::Loop(place.1));
         }
@@ -475,9 +475,9 @@ impl Walk {
         &mut self,
         path: Vec<u8>,
         place: Place,
-        node: &Node<'_>,
+        node: &VolumeNode<'_>,
         visitor: &mut dyn TreeVisitor,
-    ) -> Result<Entry, TreeError> {
+    ) -> Result<DiskEntry, TreeError> {
         self.charge(PATH_COST * path.len() as u64, "longer paths")?;
         let mut entry = node.entry(path, place.0)?;
         self.charge(entry.xattrs.iter().map(|xattr| xattr.value.len() as u64).sum(), "larger attributes")?;
@@ -495,7 +495,7 @@ impl Walk {
     fn digest(
         &mut self,
         place: Place,
-        file: &Node<'_>,
+        file: &VolumeNode<'_>,
         visitor: &mut dyn TreeVisitor,
     ) -> Result<FileDigest, TreeError> {
         if let Some(digest) = self.digests.get(&place) {
@@ -511,7 +511,7 @@ impl Walk {
         Ok(digest)
     }
 
-    fn content_digest(&mut self, file: &Node<'_>, visitor: &mut dyn TreeVisitor) -> Result<[u8; 32], TreeError> {
+    fn content_digest(&mut self, file: &VolumeNode<'_>, visitor: &mut dyn TreeVisitor) -> Result<[u8; 32], TreeError> {
         self.content = self.content.checked_sub(file.size()).ok_or(TreeError::TooMuch("larger files"))?;
         let mut sha = Sha256::new();
         visitor.begin_content();
@@ -527,7 +527,11 @@ impl Walk {
     }
 
     /// Returns the digest of a file with too many zeroes to be hashed; `None` for any other file.
-    fn sparse_digest(&mut self, file: &Node<'_>, visitor: &mut dyn TreeVisitor) -> Result<Option<[u8; 32]>, TreeError> {
+    fn sparse_digest(
+        &mut self,
+        file: &VolumeNode<'_>,
+        visitor: &mut dyn TreeVisitor,
+    ) -> Result<Option<[u8; 32]>, TreeError> {
         if file.size() <= sparse_blocks::LIMIT {
             return Ok(None);
         }

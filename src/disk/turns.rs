@@ -15,7 +15,7 @@ pub(super) fn threads() -> usize {
 }
 
 /// The receiver of the results, and the number of the next one.
-struct Taker<T> {
+struct TurnState<T> {
     take: T,
     next: u64,
     /// A job has failed; no thread needs to continue.
@@ -33,7 +33,7 @@ pub(super) fn in_order<J, M, E: Send>(
     take: impl FnMut(M) -> Result<(), E> + Send,
 ) -> Result<(), E> {
     let jobs = Mutex::new((0..).zip(jobs.fuse()));
-    let taker = (Mutex::new(Taker { take, next: 0, over: false }), Condvar::new());
+    let taker = (Mutex::new(TurnState { take, next: 0, over: false }), Condvar::new());
     thread::scope(|scope| {
         let threads: Vec<_> = workers.into_iter().map(|worker| scope.spawn(|| work(&jobs, &taker, worker))).collect();
         let ends = threads.into_iter().map(|thread| thread.join().unwrap_or_else(|why| std::panic::resume_unwind(why)));
@@ -44,10 +44,10 @@ pub(super) fn in_order<J, M, E: Send>(
 
 fn work<J, M, E>(
     jobs: &Mutex<impl Iterator<Item = (u64, Result<J, E>)>>,
-    (taker, turn): &(Mutex<Taker<impl FnMut(M) -> Result<(), E>>>, Condvar),
+    (taker, turn): &(Mutex<TurnState<impl FnMut(M) -> Result<(), E>>>, Condvar),
     mut worker: impl FnMut(J) -> Result<M, E>,
 ) -> Result<(), E> {
-    let _leave = Leave(taker, turn);
+    let _leave = TurnGuard(taker, turn);
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).next();
         let Some((number, job)) = job else { return Ok(()) };
@@ -67,9 +67,9 @@ fn work<J, M, E>(
 }
 
 /// Ends the work when a thread panics: it never takes its turn, and no other may wait for it.
-struct Leave<'a, T>(&'a Mutex<Taker<T>>, &'a Condvar);
+struct TurnGuard<'a, T>(&'a Mutex<TurnState<T>>, &'a Condvar);
 
-impl<T> Drop for Leave<'_, T> {
+impl<T> Drop for TurnGuard<'_, T> {
     fn drop(&mut self) {
         if thread::panicking() {
             self.0.lock().unwrap_or_else(PoisonError::into_inner).over = true;

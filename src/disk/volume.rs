@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::chain::Chain;
-use super::entry::{Chunk, Entry, FileKind, Time};
+use super::entry::{Chunk, DiskEntry, FileKind, Time};
 use super::ext4::{self, Ext4, Ext4Error};
 use super::fat::{self, Fat, FatError};
 use super::gap::{UncleanReason, VolumeKind};
@@ -39,9 +39,9 @@ pub(super) enum Volume<'c> {
 
 /// A file or directory, and its file system.
 #[derive(Debug)]
-pub(super) enum Node<'v> {
+pub(super) enum VolumeNode<'v> {
     Ext4(&'v Ext4<'v>, ext4::Inode),
-    Fat(&'v Fat<'v>, fat::Node),
+    Fat(&'v Fat<'v>, fat::FatNode),
 }
 
 impl<'c> Volume<'c> {
@@ -117,51 +117,51 @@ impl<'c> Volume<'c> {
     }
 
     /// Returns the file or directory with this number.
-    pub(super) fn node(&self, number: u64) -> Result<Node<'_>, VolumeError> {
+    pub(super) fn node(&self, number: u64) -> Result<VolumeNode<'_>, VolumeError> {
         Ok(match self {
-            Volume::Ext4(ext4) => Node::Ext4(ext4, ext4.inode(u32::try_from(number).unwrap_or(0))?),
-            Volume::Fat(fat) => Node::Fat(fat, fat.node(number)?),
+            Volume::Ext4(ext4) => VolumeNode::Ext4(ext4, ext4.inode(u32::try_from(number).unwrap_or(0))?),
+            Volume::Fat(fat) => VolumeNode::Fat(fat, fat.node(number)?),
         })
     }
 }
 
-impl Node<'_> {
+impl VolumeNode<'_> {
     /// Returns its number in its file system.
     pub(super) fn number(&self) -> u64 {
         match self {
-            Node::Ext4(_, inode) => inode.number.into(),
-            Node::Fat(_, node) => node.number,
+            VolumeNode::Ext4(_, inode) => inode.number.into(),
+            VolumeNode::Fat(_, node) => node.number,
         }
     }
 
     pub(super) fn kind(&self) -> FileKind {
         match self {
-            Node::Ext4(_, inode) => inode.kind,
-            Node::Fat(_, node) => node.kind,
+            VolumeNode::Ext4(_, inode) => inode.kind,
+            VolumeNode::Fat(_, node) => node.kind,
         }
     }
 
     /// Returns the size of its content in bytes.
     pub(super) fn size(&self) -> u64 {
         match self {
-            Node::Ext4(_, inode) => inode.size,
-            Node::Fat(_, node) => node.size,
+            VolumeNode::Ext4(_, inode) => inode.size,
+            VolumeNode::Fat(_, node) => node.size,
         }
     }
 
     /// Returns whether it may have several names.
     pub(super) fn is_shared(&self) -> bool {
-        matches!(self, Node::Ext4(_, inode) if inode.links > 1)
+        matches!(self, VolumeNode::Ext4(_, inode) if inode.links > 1)
     }
 
     /// Returns the names in a directory with their numbers, sorted by their bytes.
     pub(super) fn names(&self) -> Result<Vec<(Vec<u8>, u64)>, VolumeError> {
         Ok(match self {
-            Node::Ext4(ext4, inode) => {
+            VolumeNode::Ext4(ext4, inode) => {
                 let entries = ext4.read_directory(inode)?.into_iter();
                 entries.map(|entry| (entry.name, entry.inode.into())).collect()
             }
-            Node::Fat(fat, node) => fat.read_directory(node)?,
+            VolumeNode::Fat(fat, node) => fat.read_directory(node)?,
         })
     }
 
@@ -171,32 +171,32 @@ impl Node<'_> {
         visit: &mut dyn FnMut(Chunk<'_>) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, VolumeError> {
         Ok(match self {
-            Node::Ext4(ext4, inode) => ext4.read_chunks(inode, visit)?,
-            Node::Fat(fat, node) => fat.read_chunks(node, visit)?,
+            VolumeNode::Ext4(ext4, inode) => ext4.read_chunks(inode, visit)?,
+            VolumeNode::Fat(fat, node) => fat.read_chunks(node, visit)?,
         })
     }
 
     /// Reads the whole content of a file of at most `limit` bytes.
     pub(super) fn read(&self, limit: u64) -> Result<Vec<u8>, VolumeError> {
         Ok(match self {
-            Node::Ext4(ext4, inode) => ext4.read(inode, limit)?,
-            Node::Fat(fat, node) => fat.read(node, limit)?,
+            VolumeNode::Ext4(ext4, inode) => ext4.read(inode, limit)?,
+            VolumeNode::Fat(fat, node) => fat.read(node, limit)?,
         })
     }
 
     /// Returns the target of a symbolic link; `None` for anything else.
     pub(super) fn link_target(&self) -> Result<Option<Vec<u8>>, VolumeError> {
         Ok(match self {
-            Node::Ext4(ext4, inode) if inode.kind == FileKind::Link => Some(ext4.link_target(inode)?),
+            VolumeNode::Ext4(ext4, inode) if inode.kind == FileKind::Link => Some(ext4.link_target(inode)?),
             _ => None,
         })
     }
 
     /// Creates the entry of a file, without the digest of its content, which takes time. `volume` identifies the file
     /// system.
-    pub(super) fn entry(&self, path: Vec<u8>, volume: usize) -> Result<Entry, VolumeError> {
+    pub(super) fn entry(&self, path: Vec<u8>, volume: usize) -> Result<DiskEntry, VolumeError> {
         let kind = self.kind();
-        let plain = Entry {
+        let plain = DiskEntry {
             path,
             kind,
             mode: 0,
@@ -212,7 +212,7 @@ impl Node<'_> {
             file: (volume as u64, self.number()),
         };
         Ok(match self {
-            Node::Ext4(ext4, inode) => Entry {
+            VolumeNode::Ext4(ext4, inode) => DiskEntry {
                 mode: inode.mode,
                 uid: inode.uid,
                 gid: inode.gid,
@@ -222,7 +222,9 @@ impl Node<'_> {
                 changed: inode.changed,
                 ..plain
             },
-            Node::Fat(_, node) => Entry { mode: node.mode, modified: node.modified, changed: node.changed, ..plain },
+            VolumeNode::Fat(_, node) => {
+                DiskEntry { mode: node.mode, modified: node.modified, changed: node.changed, ..plain }
+            }
         })
     }
 }

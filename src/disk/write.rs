@@ -17,8 +17,8 @@ use crate::specfile::DiskFormat;
 
 use super::chain::{Chain, ChainError};
 use super::file_writer::{FileWriter, GRAIN, Piece};
-use super::identity::Identity;
-use super::pieces::{PIECE, Pieces};
+use super::identity::DiskIdentity;
+use super::pieces::{PIECE, PieceStarts};
 use super::source::LayerError;
 use super::turns::{in_order, threads};
 use super::{sparse, vdi, vhd, vhdx, vmdk};
@@ -80,17 +80,17 @@ pub type Progress<'a> = dyn FnMut(u64) -> ControlFlow<()> + Send + 'a;
 const LEVEL: i32 = 6;
 
 /// The writer of a raw file with holes.
-struct Raw {
+struct RawWriter {
     file: File,
     size: u64,
 }
 
-impl FileWriter for Raw {
+impl FileWriter for RawWriter {
     fn put(&mut self, piece: &Piece) -> io::Result<()> {
         sparse::write_at(&self.file, piece.at, &piece.bytes)
     }
 
-    fn finish(self: Box<Self>, _: &Identity) -> io::Result<()> {
+    fn finish(self: Box<Self>, _: &DiskIdentity) -> io::Result<()> {
         self.file.set_len(self.size)
     }
 }
@@ -104,11 +104,11 @@ pub fn writes(format: DiskFormat) -> bool {
 fn writer(format: DiskFormat, file: File, disk: u64) -> io::Result<Box<dyn FileWriter>> {
     let size = format.virtual_size(disk);
     Ok(match format {
-        DiskFormat::Raw => Box::new(Raw { file, size }),
-        DiskFormat::Vmdk => Box::new(vmdk::writer::Writer::new(file, size)?),
-        DiskFormat::Vdi => Box::new(vdi::writer::Writer::new(file, size)),
-        DiskFormat::Vhdx => Box::new(vhdx::writer::Writer::new(file, size)),
-        DiskFormat::Vhd => Box::new(vhd::writer::Writer::new(file, size)),
+        DiskFormat::Raw => Box::new(RawWriter { file, size }),
+        DiskFormat::Vmdk => Box::new(vmdk::writer::VmdkWriter::new(file, size)?),
+        DiskFormat::Vdi => Box::new(vdi::writer::VdiWriter::new(file, size)),
+        DiskFormat::Vhdx => Box::new(vhdx::writer::VhdxWriter::new(file, size)),
+        DiskFormat::Vhd => Box::new(vhd::writer::VhdWriter::new(file, size)),
         DiskFormat::Qcow2 => return Err(io::ErrorKind::Unsupported.into()),
     })
 }
@@ -120,14 +120,14 @@ fn writer(format: DiskFormat, file: File, disk: u64) -> io::Result<Box<dyn FileW
 pub fn write(
     chain: &Chain,
     outputs: Vec<(DiskFormat, File)>,
-    identity: &Identity,
+    identity: &DiskIdentity,
     progress: &mut Progress<'_>,
 ) -> Result<(), WriteError> {
     let packs = outputs.iter().any(|(format, _)| *format == DiskFormat::Vmdk);
     let writers = outputs.into_iter().map(|(format, file)| writer(format, file, chain.virtual_size()));
     let mut writers = writers.collect::<io::Result<Vec<_>>>().map_err(WriteError::Write)?;
     let workers = (0..threads()).map(|_| worker(chain, packs)).collect();
-    let jobs = Pieces::new(&[chain]).map(|at| at.map_err(|(_, error)| WriteError::Read(error)));
+    let jobs = PieceStarts::new(&[chain]).map(|at| at.map_err(|(_, error)| WriteError::Read(error)));
     in_order(jobs, workers, |piece: Piece| {
         if !piece.bytes.is_empty() {
             writers.iter_mut().try_for_each(|writer| writer.put(&piece)).map_err(WriteError::Write)?;

@@ -10,14 +10,14 @@ use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::hex;
-use crate::digest_cache::Digested;
+use crate::digest_cache::DigestRecord;
 use crate::url::Url;
 
 use super::checksum::{Algorithm, Checksum};
 use super::error::DownloadError;
-use super::part::{Claim, Part, Wanted, Whole, is_at};
-use super::watch::Watch;
-use super::{Downloads, FOLDER_MODE, Reach, Request, places};
+use super::part::{DownloadClaim, ExpectedFile, PartialDownload, VerifiedFile, is_at};
+use super::watch::DownloadWatch;
+use super::{DownloadCache, DownloadRequest, FOLDER_MODE, NetworkMode, places};
 
 const DATA: &str = "data";
 const UNPACKED: &str = "unpacked.";
@@ -39,12 +39,12 @@ pub struct Download {
 }
 
 /// A folder of the cache in use.
-pub(super) struct Entry {
+pub(super) struct DownloadFolder {
     folder: PathBuf,
     used: Flock<File>,
 }
 
-impl Entry {
+impl DownloadFolder {
     /// Opens and locks a folder. Returns `None` if it does not exist, or is being removed.
     pub(super) fn open(folder: &Path, how: FlockArg) -> Result<Option<Self>, DownloadError> {
         let failed = |source| DownloadError::cache("open", folder)(source);
@@ -74,14 +74,14 @@ impl Entry {
     }
 }
 
-impl Downloads {
+impl DownloadCache {
     /// Returns the file of a request, from the cache or downloaded. Blocks the calling thread, for as long as it takes or
     /// until `watch` breaks; a partial download is continued the next time.
     ///
     /// # Errors
     /// When no place has the right file, it cannot be unpacked, or this host cannot store it. Nothing usable is left then.
-    pub fn fetch(&self, request: &Request, watch: &mut Watch<'_>) -> Result<Download, DownloadError> {
-        let wanted = Wanted {
+    pub fn fetch(&self, request: &DownloadRequest, watch: &mut DownloadWatch<'_>) -> Result<Download, DownloadError> {
+        let wanted = ExpectedFile {
             name: request.urls.first().map(Url::file_name).unwrap_or_default(),
             checksum: self.resolve(request, watch)?,
             packing: request.packing,
@@ -92,11 +92,11 @@ impl Downloads {
             if let Some(found) = self.find(&wanted, watch)? {
                 return Ok(found);
             }
-            if self.reach == Reach::Offline && !self.has_source(&wanted.checksum) {
+            if self.reach == NetworkMode::Offline && !self.has_source(&wanted.checksum) {
                 let place = request.urls.first().map_or(wanted.name, Url::to_string);
                 return Err(DownloadError::Offline(place));
             }
-            let Some(claim) = Claim::take(&part, &self.fs, watch)? else { continue };
+            let Some(claim) = DownloadClaim::take(&part, &self.fs, watch)? else { continue };
             // Another process may have finished it before the claim was taken.
             if let Some(found) = self.find(&wanted, watch)? {
                 claim.leave();
@@ -110,10 +110,10 @@ impl Downloads {
     }
 
     /// Returns the wanted file if it is in the cache and intact. A damaged file is removed.
-    fn find(&self, wanted: &Wanted, watch: &mut Watch<'_>) -> Result<Option<Download>, DownloadError> {
+    fn find(&self, wanted: &ExpectedFile, watch: &mut DownloadWatch<'_>) -> Result<Option<Download>, DownloadError> {
         let Some(source_sha256) = self.known_sha256(&wanted.checksum) else { return Ok(None) };
         let folder = self.entry(&source_sha256);
-        let Some(entry) = Entry::open(&folder, FlockArg::LockSharedNonblock)? else { return Ok(None) };
+        let Some(entry) = DownloadFolder::open(&folder, FlockArg::LockSharedNonblock)? else { return Ok(None) };
         let file = match wanted.packing {
             None => Some((folder.join(DATA), source_sha256.clone())).filter(|(path, _)| path.exists()),
             Some(_) => entry.unpacked(),
@@ -122,7 +122,7 @@ impl Downloads {
         let found = self.memo.digest("file", &path, || digest(&path, watch))?;
         if found.sha256 == expected {
             entry.touch();
-            let Digested { sha256, bytes, .. } = found;
+            let DigestRecord { sha256, bytes, .. } = found;
             return Ok(Some(Download { path, sha256, bytes, source_sha256, _used: entry.used }));
         }
         drop(entry);
@@ -130,10 +130,10 @@ impl Downloads {
         Ok(None)
     }
 
-    fn remove_damaged(&self, folder: &Path, path: &Path, watch: &mut Watch<'_>) -> Result<(), DownloadError> {
+    fn remove_damaged(&self, folder: &Path, path: &Path, watch: &mut DownloadWatch<'_>) -> Result<(), DownloadError> {
         watch.notice(format!("{} is damaged and will be made again", path.display()));
         let failed = |source| DownloadError::cache("replace", path)(source);
-        let Some(_alone) = Entry::open(folder, FlockArg::LockExclusiveNonblock)? else {
+        let Some(_alone) = DownloadFolder::open(folder, FlockArg::LockExclusiveNonblock)? else {
             return Err(failed(io::Error::other("it is damaged, and another kiln uses it")));
         };
         self.fs.remove(path).map_err(failed)
@@ -167,13 +167,13 @@ impl Downloads {
     /// Downloads the file, or unpacks an earlier download. Returns `None` if that was damaged.
     fn make(
         &self,
-        claim: Claim,
-        request: &Request,
-        wanted: &Wanted,
-        watch: &mut Watch<'_>,
+        claim: DownloadClaim,
+        request: &DownloadRequest,
+        wanted: &ExpectedFile,
+        watch: &mut DownloadWatch<'_>,
     ) -> Result<Option<Download>, DownloadError> {
         let made = match self.unpack_source(&claim, wanted, watch) {
-            Ok(None) if self.reach == Reach::Online => Part::open(&claim, wanted, watch)
+            Ok(None) if self.reach == NetworkMode::Online => PartialDownload::open(&claim, wanted, watch)
                 .and_then(|mut part| places::fetch(&request.urls, &mut part, &request.limits, watch))
                 .map(Some),
             other => other,
@@ -190,16 +190,16 @@ impl Downloads {
     /// Unpacks a file that was downloaded before. Returns `None` if it does not exist, or is not the expected one.
     fn unpack_source(
         &self,
-        claim: &Claim,
-        wanted: &Wanted,
-        watch: &mut Watch<'_>,
-    ) -> Result<Option<Whole>, DownloadError> {
+        claim: &DownloadClaim,
+        wanted: &ExpectedFile,
+        watch: &mut DownloadWatch<'_>,
+    ) -> Result<Option<VerifiedFile>, DownloadError> {
         let known = self.known_sha256(&wanted.checksum).filter(|_| wanted.packing.is_some());
         let Some(folder) = known.map(|sha256| self.entry(&sha256)) else { return Ok(None) };
-        let Some(entry) = Entry::open(&folder, FlockArg::LockSharedNonblock)? else { return Ok(None) };
+        let Some(entry) = DownloadFolder::open(&folder, FlockArg::LockSharedNonblock)? else { return Ok(None) };
         let path = folder.join(DATA);
         let Ok(file) = File::open(&path) else { return Ok(None) };
-        if let Some(whole) = Whole::unpack(&file, claim, wanted, watch)? {
+        if let Some(whole) = VerifiedFile::unpack(&file, claim, wanted, watch)? {
             return Ok(Some(whole));
         }
         drop(entry);
@@ -208,12 +208,17 @@ impl Downloads {
     }
 
     /// Gives a complete file its final name. The folder is in use, and so cannot be removed meanwhile.
-    fn commit(&self, claim: &Claim, wanted: &Wanted, whole: Whole) -> Result<Download, DownloadError> {
+    fn commit(
+        &self,
+        claim: &DownloadClaim,
+        wanted: &ExpectedFile,
+        whole: VerifiedFile,
+    ) -> Result<Download, DownloadError> {
         let folder = self.entry(&whole.sha256);
         let failed = |source| DownloadError::cache("write", &folder)(source);
         let entry = loop {
             self.fs.ensure_dir(&folder, FOLDER_MODE).map_err(failed)?;
-            if let Some(entry) = Entry::open(&folder, FlockArg::LockShared)? {
+            if let Some(entry) = DownloadFolder::open(&folder, FlockArg::LockShared)? {
                 break entry;
             }
         };
@@ -250,7 +255,7 @@ impl Downloads {
 }
 
 /// Digests a file. Blocks.
-fn digest(path: &Path, watch: &mut Watch<'_>) -> Result<Digested, DownloadError> {
+fn digest(path: &Path, watch: &mut DownloadWatch<'_>) -> Result<DigestRecord, DownloadError> {
     let failed = |source| DownloadError::cache("read", path)(source);
     let mut file = File::open(path).map_err(failed)?;
     let total = file.metadata().map_err(failed)?.len();
@@ -261,5 +266,5 @@ fn digest(path: &Path, watch: &mut Watch<'_>) -> Result<Digested, DownloadError>
         done += count as u64;
         watch.read(done, Some(total))?;
     }
-    Ok(Digested { sha256: hex(&sha256.finalize()), bytes: done, entries: 1 })
+    Ok(DigestRecord { sha256: hex(&sha256.finalize()), bytes: done, entries: 1 })
 }

@@ -77,12 +77,12 @@ impl fmt::Display for Checksum {
 
 /// Hashes a stream: by SHA-256, under which files are kept, and by the algorithm of the checksum.
 #[derive(Clone)]
-pub(super) struct Hashing {
+pub(super) struct DownloadHasher {
     sha256: Sha256,
     sha512: Option<Sha512>,
 }
 
-impl Hashing {
+impl DownloadHasher {
     pub(super) fn new(algorithm: Algorithm) -> Self {
         Self { sha256: Sha256::new(), sha512: (algorithm == Algorithm::Sha512).then(Sha512::new) }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::checksum::Checksum;
 use super::unpack::UnpackError;
-use super::watch::Stopped;
+use super::watch::StopRequested;
 use crate::error::{Fault, Kind};
 use crate::sign::SignError;
 use crate::sign::openpgp::OpenPgpError;
@@ -15,7 +15,7 @@ use crate::url::Url;
 
 /// An error at one place.
 #[derive(Debug, thiserror::Error)]
-pub enum Problem {
+pub enum TransferError {
     /// No connection, no such host, a broken or untrusted connection, or an invalid response.
     #[error("{0}")]
     Exchange(String),
@@ -65,12 +65,15 @@ fn status_text(status: u16) -> String {
     text.map_or_else(|| status.to_string(), |text| format!("{status} ({text})"))
 }
 
-impl Problem {
+impl TransferError {
     /// Returns whether a retry at the same place is useless.
     pub(super) fn is_final(&self) -> bool {
         match self {
-            Problem::Status(status) => !matches!(status, 408 | 425 | 429 | 500..=599),
-            Problem::Refused(_) | Problem::TooLarge(_) | Problem::Digest { .. } | Problem::File(_) => true,
+            TransferError::Status(status) => !matches!(status, 408 | 425 | 429 | 500..=599),
+            TransferError::Refused(_)
+            | TransferError::TooLarge(_)
+            | TransferError::Digest { .. }
+            | TransferError::File(_) => true,
             _ => false,
         }
     }
@@ -78,11 +81,11 @@ impl Problem {
 
 /// A place, and its error.
 #[derive(Debug)]
-pub struct Tried {
+pub struct FailedAttempt {
     /// URL of the place.
     pub url: Url,
     /// The last error.
-    pub problem: Problem,
+    pub problem: TransferError,
 }
 
 /// A failed download.
@@ -94,7 +97,7 @@ pub enum DownloadError {
         /// Name of the file at the first place.
         file: String,
         /// Every place, in the order in which they were tried.
-        tried: Vec<Tried>,
+        tried: Vec<FailedAttempt>,
     },
     /// The right file was downloaded, but cannot be unpacked.
     #[error("{file}: {source}")]
@@ -165,9 +168,9 @@ impl SignatureError {
     }
 }
 
-fn failed(file: &str, tried: &[Tried]) -> String {
+fn failed(file: &str, tried: &[FailedAttempt]) -> String {
     match tried {
-        [Tried { url, problem }] => format!("cannot download {url}: {problem}"),
+        [FailedAttempt { url, problem }] => format!("cannot download {url}: {problem}"),
         _ => format!("cannot download {file} from any of {} places", tried.len()),
     }
 }
@@ -176,13 +179,13 @@ impl DownloadError {
     /// Returns whether some place had another file than the expected one.
     #[must_use]
     pub fn is_wrong_digest(&self) -> bool {
-        let is_wrong = |tried: &Tried| matches!(tried.problem, Problem::Digest { .. });
+        let is_wrong = |tried: &FailedAttempt| matches!(tried.problem, TransferError::Digest { .. });
         matches!(self, DownloadError::Failed { tried, .. } if tried.iter().any(is_wrong))
     }
 
     /// Returns whether no place answers as a working server does, so that nothing is known about its files.
     pub(super) fn is_down(&self) -> bool {
-        let is_down = |tried: &Tried| !tried.problem.is_final();
+        let is_down = |tried: &FailedAttempt| !tried.problem.is_final();
         matches!(self, DownloadError::Failed { tried, .. } if !tried.is_empty() && tried.iter().all(is_down))
     }
 
@@ -193,8 +196,8 @@ impl DownloadError {
     }
 }
 
-impl From<Stopped> for DownloadError {
-    fn from(_: Stopped) -> Self {
+impl From<StopRequested> for DownloadError {
+    fn from(_: StopRequested) -> Self {
         DownloadError::Stopped
     }
 }
@@ -228,21 +231,21 @@ impl Fault for DownloadError {
     fn evidence(&self) -> Vec<String> {
         match self {
             DownloadError::Failed { tried, .. } if tried.len() > 1 => {
-                tried.iter().map(|Tried { url, problem }| format!("{url}: {problem}")).collect()
+                tried.iter().map(|FailedAttempt { url, problem }| format!("{url}: {problem}")).collect()
             }
             _ => Vec::new(),
         }
     }
 }
 
-fn tried_hints(tried: &[Tried]) -> Vec<String> {
-    let any = |wanted: fn(&Problem) -> bool| tried.iter().any(|tried| wanted(&tried.problem));
-    if any(|problem| matches!(problem, Problem::Digest { .. })) {
+fn tried_hints(tried: &[FailedAttempt]) -> Vec<String> {
+    let any = |wanted: fn(&TransferError) -> bool| tried.iter().any(|tried| wanted(&tried.problem));
+    if any(|problem| matches!(problem, TransferError::Digest { .. })) {
         vec![
             "the source has another file now, or it was changed on the way: compare with what its makers publish"
                 .into(),
         ]
-    } else if any(|problem| matches!(problem, Problem::Status(404 | 410))) {
+    } else if any(|problem| matches!(problem, TransferError::Status(404 | 410))) {
         vec!["look whether the file is still there: makers of images remove old ones".into()]
     } else {
         Vec::new()
@@ -264,27 +267,27 @@ fn cache_hints(error: &io::Error) -> Vec<String> {
 
 /// The reason for the end of an attempt.
 #[derive(Debug)]
-pub(super) enum Halt {
+pub(super) enum AttemptError {
     /// Another attempt or place may succeed.
-    Problem(Problem),
+    Problem(TransferError),
     /// No retry can succeed.
     Error(DownloadError),
 }
 
-impl From<Problem> for Halt {
-    fn from(problem: Problem) -> Self {
-        Halt::Problem(problem)
+impl From<TransferError> for AttemptError {
+    fn from(problem: TransferError) -> Self {
+        AttemptError::Problem(problem)
     }
 }
 
-impl From<DownloadError> for Halt {
+impl From<DownloadError> for AttemptError {
     fn from(error: DownloadError) -> Self {
-        Halt::Error(error)
+        AttemptError::Error(error)
     }
 }
 
-impl From<Stopped> for Halt {
-    fn from(stopped: Stopped) -> Self {
-        Halt::Error(stopped.into())
+impl From<StopRequested> for AttemptError {
+    fn from(stopped: StopRequested) -> Self {
+        AttemptError::Error(stopped.into())
     }
 }

@@ -8,14 +8,14 @@ use std::time::SystemTime;
 
 use nix::fcntl::FlockArg;
 
-use super::Downloads;
-use super::cache::Entry;
+use super::DownloadCache;
+use super::cache::DownloadFolder;
 use super::error::DownloadError;
 use crate::size::ByteSize;
 
 /// Result of an eviction.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Evicted {
+pub struct DownloadEviction {
     /// Number of removed files, each counted with its unpacked form.
     pub downloads: usize,
     /// Size of the removed files on this host, bytes.
@@ -24,32 +24,32 @@ pub struct Evicted {
     pub left: u64,
 }
 
-struct Candidate {
+struct EvictableDownload {
     used: SystemTime,
     folder: PathBuf,
     bytes: u64,
 }
 
-impl Downloads {
+impl DownloadCache {
     /// Removes complete and partial downloads until the rest takes at most `keep`. Files in use are kept.
     ///
     /// # Errors
     /// When the cache cannot be read.
-    pub fn evict(&self, keep: ByteSize) -> Result<Evicted, DownloadError> {
+    pub fn evict(&self, keep: ByteSize) -> Result<DownloadEviction, DownloadError> {
         let evicted = self.remove_until(keep, |folder| self.remove(folder))?;
         self.forget();
         Ok(evicted)
     }
 
-    /// Returns what [`Downloads::evict`] would do, and removes nothing. Files that are in use now count as removed.
+    /// Returns what [`DownloadCache::evict`] would do, and removes nothing. Files that are in use now count as removed.
     ///
     /// # Errors
     /// When the cache cannot be read.
-    pub fn rehearse_eviction(&self, keep: ByteSize) -> Result<Evicted, DownloadError> {
+    pub fn rehearse_eviction(&self, keep: ByteSize) -> Result<DownloadEviction, DownloadError> {
         self.remove_until(keep, |_| true)
     }
 
-    fn remove_until(&self, keep: ByteSize, remove: impl Fn(&Path) -> bool) -> Result<Evicted, DownloadError> {
+    fn remove_until(&self, keep: ByteSize, remove: impl Fn(&Path) -> bool) -> Result<DownloadEviction, DownloadError> {
         use io::ErrorKind::{NotADirectory, NotFound};
         let mut candidates = Vec::new();
         for folder in ["sha256", "part"].map(|name| self.root.join(name)) {
@@ -63,9 +63,11 @@ impl Downloads {
             }
         }
         candidates.sort_by_key(|candidate| candidate.used);
-        let mut evicted =
-            Evicted { left: candidates.iter().map(|candidate| candidate.bytes).sum(), ..Evicted::default() };
-        for Candidate { folder, bytes, .. } in candidates {
+        let mut evicted = DownloadEviction {
+            left: candidates.iter().map(|candidate| candidate.bytes).sum(),
+            ..DownloadEviction::default()
+        };
+        for EvictableDownload { folder, bytes, .. } in candidates {
             if (evicted.left > keep.bytes() || bytes == 0) && remove(&folder) {
                 evicted.downloads += usize::from(bytes > 0);
                 evicted.bytes += bytes;
@@ -78,7 +80,7 @@ impl Downloads {
     /// Removes a download that nobody uses. Renames it first: from then on it cannot be found, and files that cannot be
     /// deleted now are a partial download for the next time.
     fn remove(&self, folder: &Path) -> bool {
-        let Ok(Some(_alone)) = Entry::open(folder, FlockArg::LockExclusiveNonblock) else { return false };
+        let Ok(Some(_alone)) = DownloadFolder::open(folder, FlockArg::LockExclusiveNonblock) else { return false };
         let doomed = self.root.join("part").join(self.fs.fresh_name());
         self.fs.rename(folder, &doomed).and_then(|()| self.fs.remove(&doomed)).is_ok()
     }
@@ -86,7 +88,9 @@ impl Downloads {
     /// Removes the links of SHA-512 whose files are gone, and lists of checksums that a killed kiln left unfinished.
     fn forget(&self) {
         let sums = self.root.join("sums");
-        if let (Ok(Some(_turn)), Ok(lists)) = (Entry::open(&sums, FlockArg::LockExclusive), fs::read_dir(&sums)) {
+        if let (Ok(Some(_turn)), Ok(lists)) =
+            (DownloadFolder::open(&sums, FlockArg::LockExclusive), fs::read_dir(&sums))
+        {
             let unfinished = |path: &PathBuf| path.extension().is_none();
             for list in lists.flatten().map(|list| list.path()).filter(unfinished) {
                 let _ = self.fs.remove(&list);
@@ -99,12 +103,12 @@ impl Downloads {
     }
 }
 
-fn candidate(entry: &DirEntry) -> io::Result<Candidate> {
+fn candidate(entry: &DirEntry) -> io::Result<EvictableDownload> {
     let folder = entry.path();
     let used = entry.metadata()?.modified()?;
     let mut bytes = 0;
     for file in fs::read_dir(&folder)? {
         bytes += file?.metadata()?.blocks() * 512;
     }
-    Ok(Candidate { used, folder, bytes })
+    Ok(EvictableDownload { used, folder, bytes })
 }

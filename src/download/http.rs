@@ -13,8 +13,8 @@ use ureq::http::{HeaderMap, Request, Response, header};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body, Proxy};
 
-use super::Limits;
-use super::error::Problem;
+use super::DownloadLimits;
+use super::error::TransferError;
 use crate::url::{Scheme, Url};
 
 /// Size of reads, bytes.
@@ -25,7 +25,7 @@ const MOST_REDIRECTIONS: u32 = 10;
 
 /// Head of a server's response.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Head {
+pub(super) struct ResponseHead {
     pub(super) status: u16,
     /// Length of the body, if it is announced.
     pub(super) length: Option<u64>,
@@ -35,29 +35,29 @@ pub(super) struct Head {
     pub(super) last_modified: Option<String>,
 }
 
-/// A message of the channel. It ends after [`Message::End`] or an error.
-pub(super) enum Message {
-    Head(Head),
+/// A message of the channel. It ends after [`HttpMessage::End`] or an error.
+pub(super) enum HttpMessage {
+    Head(ResponseHead),
     Piece(Vec<u8>),
     End,
 }
 
 /// A request for the rest of a file: the first byte, and the validator that must still match (RFC 9110 13.1.5).
-pub(super) struct Rest {
+pub(super) struct ResumeRange {
     pub(super) byte: u64,
     pub(super) if_range: Option<String>,
 }
 
 /// A running exchange.
 pub(super) struct Exchange {
-    pub(super) messages: Receiver<Result<Message, Problem>>,
+    pub(super) messages: Receiver<Result<HttpMessage, TransferError>>,
     agent: Agent,
 }
 
 impl Exchange {
     /// Requests a file, or its rest.
-    pub(super) fn start(url: &Url, rest: Option<Rest>, limits: &Limits) -> Result<Self, Problem> {
-        let nonsense = |error: ureq::http::Error| Problem::Refused(error.to_string());
+    pub(super) fn start(url: &Url, rest: Option<ResumeRange>, limits: &DownloadLimits) -> Result<Self, TransferError> {
+        let nonsense = |error: ureq::http::Error| TransferError::Refused(error.to_string());
         // A content coding would change the bytes that the digest is of.
         let mut request = Request::get(url.as_str()).header(header::ACCEPT_ENCODING, "identity");
         if let Some(rest) = rest {
@@ -71,7 +71,9 @@ impl Exchange {
         let (sender, messages) = sync_channel(WAITING);
         let worker = agent.clone();
         let thread = thread::Builder::new().name("download".into());
-        thread.spawn(move || talk(&worker, request, &sender)).map_err(|error| Problem::Exchange(error.to_string()))?;
+        thread
+            .spawn(move || talk(&worker, request, &sender))
+            .map_err(|error| TransferError::Exchange(error.to_string()))?;
         Ok(Self { messages, agent })
     }
 }
@@ -84,36 +86,36 @@ impl Drop for Exchange {
 }
 
 /// Runs the exchange. If the receiver is gone, nothing is left to do.
-fn talk(agent: &Agent, request: Request<()>, sender: &SyncSender<Result<Message, Problem>>) {
+fn talk(agent: &Agent, request: Request<()>, sender: &SyncSender<Result<HttpMessage, TransferError>>) {
     let answer = agent.run(request);
     let response = match answer.map_err(|error| problem(&error)) {
         Ok(response) => response,
         Err(problem) => return drop(sender.send(Err(problem))),
     };
-    if sender.send(Ok(Message::Head(head(&response)))).is_err() {
+    if sender.send(Ok(HttpMessage::Head(head(&response)))).is_err() {
         return;
     }
     let mut body = response.into_body().into_reader();
     loop {
         let mut piece = vec![0; PIECE];
         let message = match body.read(&mut piece) {
-            Ok(0) => Ok(Message::End),
+            Ok(0) => Ok(HttpMessage::End),
             Ok(count) => {
                 piece.truncate(count);
-                Ok(Message::Piece(piece))
+                Ok(HttpMessage::Piece(piece))
             }
             Err(error) => Err(problem(&ureq::Error::from(error))),
         };
-        let is_last = !matches!(message, Ok(Message::Piece(_)));
+        let is_last = !matches!(message, Ok(HttpMessage::Piece(_)));
         if sender.send(message).is_err() || is_last {
             return;
         }
     }
 }
 
-fn head(response: &Response<Body>) -> Head {
+fn head(response: &Response<Body>) -> ResponseHead {
     let headers = response.headers();
-    Head {
+    ResponseHead {
         status: response.status().as_u16(),
         length: response.body().content_length(),
         content_range: text(headers, &header::CONTENT_RANGE),
@@ -128,22 +130,22 @@ fn text(headers: &HeaderMap, name: &header::HeaderName) -> Option<String> {
 }
 
 /// Converts an error of the client into a problem, which decides whether a retry may succeed.
-fn problem(error: &ureq::Error) -> Problem {
+fn problem(error: &ureq::Error) -> TransferError {
     use ureq::Error::{BadUri, Http, InvalidProxyUrl, Io, RequireHttpsOnly, Timeout, TooManyRedirects};
     match error {
-        Io(error) => Problem::Exchange(error.to_string()),
+        Io(error) => TransferError::Exchange(error.to_string()),
         Timeout(ureq::Timeout::PerRead | ureq::Timeout::RecvResponse) => {
-            Problem::Exchange("the server fell silent".into())
+            TransferError::Exchange("the server fell silent".into())
         }
-        Timeout(what) => Problem::Exchange(format!("it took too long to {what}")),
-        TooManyRedirects => Problem::Refused(format!("more than {MOST_REDIRECTIONS} redirections")),
-        RequireHttpsOnly(to) => Problem::Refused(format!("it redirects from https to {to}")),
-        Http(_) | BadUri(_) | InvalidProxyUrl => Problem::Refused(error.to_string()),
-        other => Problem::Exchange(other.to_string()),
+        Timeout(what) => TransferError::Exchange(format!("it took too long to {what}")),
+        TooManyRedirects => TransferError::Refused(format!("more than {MOST_REDIRECTIONS} redirections")),
+        RequireHttpsOnly(to) => TransferError::Refused(format!("it redirects from https to {to}")),
+        Http(_) | BadUri(_) | InvalidProxyUrl => TransferError::Refused(error.to_string()),
+        other => TransferError::Exchange(other.to_string()),
     }
 }
 
-fn agent(url: &Url, limits: &Limits) -> Result<Agent, Problem> {
+fn agent(url: &Url, limits: &DownloadLimits) -> Result<Agent, TransferError> {
     let is_https = url.scheme() == Scheme::Https;
     let mut config = Agent::config_builder()
         .http_status_as_error(false)
@@ -175,14 +177,14 @@ fn system_roots() -> Option<RootCerts> {
 
 /// Returns the proxy that curl would use (curl(1), ENVIRONMENT): `HTTP_PROXY` in capitals is ignored, since a CGI script's
 /// client can set it. The connection is a tunnel (CONNECT), for `http` as well.
-fn proxy(scheme: Scheme, variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Proxy>, Problem> {
+fn proxy(scheme: Scheme, variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Proxy>, TransferError> {
     let names: &[&str] = match scheme {
         Scheme::Https => &["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"],
         _ => &["http_proxy", "all_proxy", "ALL_PROXY"],
     };
     let set = |name: &&str| variable(name).filter(|value| !value.is_empty());
     let Some((name, value)) = names.iter().find_map(|name| Some((name, set(name)?))) else { return Ok(None) };
-    let wrong = |_| Problem::Refused(format!("{name} names no HTTP proxy"));
+    let wrong = |_| TransferError::Refused(format!("{name} names no HTTP proxy"));
     let named = Proxy::new(&value).map_err(wrong)?;
     let mut proxy = Proxy::builder(named.protocol()).host(named.host()).port(named.port());
     if let Some(user) = named.username() {

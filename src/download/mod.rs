@@ -13,7 +13,7 @@
 //!                                                                              `-> part: hashed and unpacked on the way
 //! ```
 //!
-//! Nothing is trusted: a file is taken from the cache only after its digest was compared ([`Memo`] remembers it), a partial
+//! Nothing is trusted: a file is taken from the cache only after its digest was compared ([`DigestCache`] remembers it), a partial
 //! file is hashed again from its first byte, and the digest takes precedence over anything that a server sends. A process
 //! that uses a file holds a shared flock(2) on its folder, and it is only removed under an exclusive one.
 
@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::digest_cache::Memo;
+use crate::digest_cache::DigestCache;
 use crate::fs::Fs;
 use crate::size::ByteSize;
 use crate::url::Url;
@@ -44,11 +44,11 @@ mod tests;
 
 pub use cache::Download;
 pub use checksum::{Algorithm, Checksum, ChecksumError};
-pub use error::{DownloadError, Problem, SignatureError, Tried};
-pub use evict::Evicted;
-pub use sums::{Location, Sums, SumsTrust};
-pub use unpack::{Packing, UnpackError};
-pub use watch::{Progress, Watch};
+pub use error::{DownloadError, FailedAttempt, SignatureError, TransferError};
+pub use evict::DownloadEviction;
+pub use sums::{ChecksumList, Location, SumsTrust};
+pub use unpack::{FileCompression, UnpackError};
+pub use watch::{DownloadProgress, DownloadWatch};
 
 /// Mode of the files, which are never written again.
 const FILE_MODE: u32 = 0o444;
@@ -57,29 +57,29 @@ const FOLDER_MODE: u32 = 0o700;
 
 /// A file to download.
 #[derive(Debug, Clone)]
-pub struct Request {
+pub struct DownloadRequest {
     /// URLs of the file, in the order in which they are tried; the same file at each.
     pub urls: Vec<Url>,
     /// The checksum of the file as it is downloaded, or the source of it.
-    pub pin: Pin,
-    /// How the file is compressed, if it is to be unpacked: see [`Packing::of`].
-    pub packing: Option<Packing>,
+    pub pin: DownloadPin,
+    /// How the file is compressed, if it is to be unpacked: see [`FileCompression::of`].
+    pub packing: Option<FileCompression>,
     /// Limits of size and time.
-    pub limits: Limits,
+    pub limits: DownloadLimits,
 }
 
 /// The source of a file's checksum.
 #[derive(Debug, Clone)]
-pub enum Pin {
+pub enum DownloadPin {
     /// Its checksum is known.
     Checksum(Checksum),
     /// A list of checksums names it.
-    Sums(Sums),
+    Sums(ChecksumList),
 }
 
 /// Limits of size and time of a download.
 #[derive(Debug, Clone)]
-pub struct Limits {
+pub struct DownloadLimits {
     /// Size limit of the file as it is downloaded.
     pub download: ByteSize,
     /// Size limit of the unpacked file.
@@ -89,7 +89,7 @@ pub struct Limits {
     /// Time limit for a server that sends nothing.
     pub silence: Duration,
     /// Minimum speed of a server.
-    pub pace: Pace,
+    pub pace: MinimumRate,
     /// Number of consecutive attempts without progress at each place.
     pub attempts: u32,
     /// Pause before the second attempt; twice as long before each further one, half a minute at most.
@@ -98,21 +98,21 @@ pub struct Limits {
 
 /// A minimum speed.
 #[derive(Debug, Clone, Copy)]
-pub struct Pace {
+pub struct MinimumRate {
     /// The amount of data.
     pub least: ByteSize,
     /// The time in which it must arrive.
     pub within: Duration,
 }
 
-impl Default for Limits {
+impl Default for DownloadLimits {
     fn default() -> Self {
         Self {
             download: ByteSize::gib(64),
             unpacked: ByteSize::gib(64),
             connect: Duration::from_secs(20),
             silence: Duration::from_secs(30),
-            pace: Pace { least: ByteSize::mib(1), within: Duration::from_secs(60) },
+            pace: MinimumRate { least: ByteSize::mib(1), within: Duration::from_secs(60) },
             attempts: 5,
             pause: Duration::from_secs(1),
         }
@@ -121,7 +121,7 @@ impl Default for Limits {
 
 /// Whether downloads may use the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
+pub enum NetworkMode {
     /// The network may be used.
     Online,
     /// Only files in the cache are used.
@@ -130,23 +130,23 @@ pub enum Reach {
 
 /// The downloads of one cache folder.
 #[derive(Debug, Clone)]
-pub struct Downloads {
+pub struct DownloadCache {
     root: PathBuf,
     fs: Fs,
-    memo: Arc<Memo>,
-    reach: Reach,
+    memo: Arc<DigestCache>,
+    reach: NetworkMode,
 }
 
-impl Downloads {
+impl DownloadCache {
     /// Opens the downloads below a cache folder, which is created if missing.
     ///
     /// # Errors
     /// When a folder cannot be made.
-    pub fn open(cache: &Path, memo: Arc<Memo>, reach: Reach) -> Result<Self, DownloadError> {
+    pub fn open(cache: &Path, memo: Arc<DigestCache>, reach: NetworkMode) -> Result<Self, DownloadError> {
         Self::open_on(cache, memo, reach, Fs::default())
     }
 
-    fn open_on(cache: &Path, memo: Arc<Memo>, reach: Reach, fs: Fs) -> Result<Self, DownloadError> {
+    fn open_on(cache: &Path, memo: Arc<DigestCache>, reach: NetworkMode, fs: Fs) -> Result<Self, DownloadError> {
         let downloads = Self { root: cache.join("downloads"), fs, memo, reach };
         let folders = [Algorithm::Sha256.name(), Algorithm::Sha512.name(), "part", "sums"];
         for folder in folders.map(|name| downloads.root.join(name)) {
@@ -161,10 +161,10 @@ impl Downloads {
     ///
     /// # Errors
     /// When the list cannot be downloaded, is not to be trusted, or does not name the file.
-    pub fn resolve(&self, request: &Request, watch: &mut Watch<'_>) -> Result<Checksum, DownloadError> {
+    pub fn resolve(&self, request: &DownloadRequest, watch: &mut DownloadWatch<'_>) -> Result<Checksum, DownloadError> {
         match &request.pin {
-            Pin::Checksum(checksum) => Ok(checksum.clone()),
-            Pin::Sums(sums) => watch.beside(|watch| self.look_up(sums, request, watch)),
+            DownloadPin::Checksum(checksum) => Ok(checksum.clone()),
+            DownloadPin::Sums(sums) => watch.beside(|watch| self.look_up(sums, request, watch)),
         }
     }
 }

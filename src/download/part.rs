@@ -24,11 +24,11 @@ use crate::digest_cache;
 use crate::fs::Fs;
 use crate::size::ByteSize;
 
-use super::checksum::{Checksum, Hashing};
-use super::error::{DownloadError, Halt, Problem};
-use super::transfer::{Begin, Origin, Target};
-use super::unpack::{Packing, UnpackError, Unpacked, Unpacker};
-use super::watch::Watch;
+use super::checksum::{Checksum, DownloadHasher};
+use super::error::{AttemptError, DownloadError, TransferError};
+use super::transfer::{TransferOrigin, TransferStart, TransferTarget};
+use super::unpack::{FileCompression, FileUnpacker, UnpackError, UnpackedFile};
+use super::watch::DownloadWatch;
 use super::{FILE_MODE, FOLDER_MODE};
 
 const DATA: &str = "data";
@@ -41,16 +41,16 @@ const LARGEST_ORIGIN: u64 = 256 << 10;
 
 /// The right to download one file.
 #[derive(Debug)]
-pub(super) struct Claim {
+pub(super) struct DownloadClaim {
     folder: PathBuf,
     _lock: Flock<File>,
     fs: Fs,
 }
 
-impl Claim {
+impl DownloadClaim {
     /// Creates the folder if it is missing, and waits until nobody else has it. Returns `None` if it was not there any more
     /// after the wait: another process has finished the download, or given up.
-    pub(super) fn take(folder: &Path, fs: &Fs, watch: &mut Watch<'_>) -> Result<Option<Self>, DownloadError> {
+    pub(super) fn take(folder: &Path, fs: &Fs, watch: &mut DownloadWatch<'_>) -> Result<Option<Self>, DownloadError> {
         let failed = |source| DownloadError::cache("lock", folder)(source);
         fs.ensure_dir(folder, FOLDER_MODE).map_err(failed)?;
         let file = match File::open(folder) {
@@ -98,7 +98,7 @@ impl Claim {
 
 /// Waits for the lock in a thread, since flock(2) cannot be interrupted. The thread releases the lock at once if the
 /// receiver is gone.
-fn wait(file: File, watch: &mut Watch<'_>) -> Result<io::Result<Flock<File>>, DownloadError> {
+fn wait(file: File, watch: &mut DownloadWatch<'_>) -> Result<io::Result<Flock<File>>, DownloadError> {
     let (sender, receiver) = mpsc::sync_channel(0);
     let lock = move || {
         let lock = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno.into());
@@ -120,49 +120,49 @@ pub(super) fn is_at(file: &File, path: &Path) -> bool {
 
 /// The expected file, and its processing.
 #[derive(Debug, Clone)]
-pub(super) struct Wanted {
+pub(super) struct ExpectedFile {
     /// Name of the file in messages.
     pub(super) name: String,
     pub(super) checksum: Checksum,
-    pub(super) packing: Option<Packing>,
+    pub(super) packing: Option<FileCompression>,
     /// Size limit of the unpacked file.
     pub(super) limit: ByteSize,
 }
 
 /// The partial file, with its state.
-pub(super) struct Part<'a> {
-    claim: &'a Claim,
-    wanted: &'a Wanted,
+pub(super) struct PartialDownload<'a> {
+    claim: &'a DownloadClaim,
+    wanted: &'a ExpectedFile,
     data: File,
     length: u64,
-    origin: Option<Origin>,
-    intake: Intake,
+    origin: Option<TransferOrigin>,
+    intake: DownloadIntake,
     /// Whether the bytes are from several places or times, so that a wrong digest is not the fault of the last one.
     is_doubtful: bool,
 }
 
 /// A file with the right digest. It is durable, and still under its temporary name.
 #[derive(Debug)]
-pub(super) struct Whole {
+pub(super) struct VerifiedFile {
     /// SHA-256 of the file as it was downloaded.
     pub(super) sha256: String,
     /// The unpacked form, if it was requested.
-    pub(super) unpacked: Option<Unpacked>,
+    pub(super) unpacked: Option<UnpackedFile>,
     /// Whether it was downloaded just now, rather than only unpacked.
     pub(super) is_new: bool,
 }
 
-impl Whole {
+impl VerifiedFile {
     /// Unpacks an existing file. Returns `None` if it is not the right one.
     pub(super) fn unpack(
         mut file: &File,
-        claim: &Claim,
-        wanted: &Wanted,
-        watch: &mut Watch<'_>,
+        claim: &DownloadClaim,
+        wanted: &ExpectedFile,
+        watch: &mut DownloadWatch<'_>,
     ) -> Result<Option<Self>, DownloadError> {
         let unreadable = |source| DownloadError::cache("read", &wanted.name)(source);
         let total = file.metadata().map_err(unreadable)?.len();
-        let mut intake = Intake::new(claim, wanted)?;
+        let mut intake = DownloadIntake::new(claim, wanted)?;
         let mut piece = vec![0; PIECE];
         let mut done = 0;
         while let count @ 1.. = file.read(&mut piece).map_err(unreadable)? {
@@ -181,12 +181,12 @@ impl Whole {
 
 /// Returns the unpacked form, durable.
 fn unpacked(
-    unpacker: Option<Result<Unpacker, UnpackError>>,
-    claim: &Claim,
-    wanted: &Wanted,
-) -> Result<Option<Unpacked>, DownloadError> {
+    unpacker: Option<Result<FileUnpacker, UnpackError>>,
+    claim: &DownloadClaim,
+    wanted: &ExpectedFile,
+) -> Result<Option<UnpackedFile>, DownloadError> {
     let Some(unpacker) = unpacker else { return Ok(None) };
-    let unpacked = unpacker.and_then(Unpacker::finish);
+    let unpacked = unpacker.and_then(FileUnpacker::finish);
     let unpacked = unpacked.map_err(|error| match error {
         UnpackError::Write(source) => DownloadError::cache("write", claim.unpacked())(source),
         source => DownloadError::Unpack { file: wanted.name.clone(), source },
@@ -195,17 +195,21 @@ fn unpacked(
     Ok(Some(unpacked))
 }
 
-fn seal(claim: &Claim, path: &Path) -> Result<(), DownloadError> {
+fn seal(claim: &DownloadClaim, path: &Path) -> Result<(), DownloadError> {
     let sealed = File::open(path).and_then(|file| claim.fs.seal(&file, FILE_MODE));
     sealed.map_err(DownloadError::cache("write", path))
 }
 
-impl<'a> Part<'a> {
+impl<'a> PartialDownload<'a> {
     /// Opens the partial file. Blocks while the existing bytes are read again.
-    pub(super) fn open(claim: &'a Claim, wanted: &'a Wanted, watch: &mut Watch<'_>) -> Result<Self, DownloadError> {
+    pub(super) fn open(
+        claim: &'a DownloadClaim,
+        wanted: &'a ExpectedFile,
+        watch: &mut DownloadWatch<'_>,
+    ) -> Result<Self, DownloadError> {
         let path = claim.folder.join(DATA);
         let data = open(&path).map_err(DownloadError::cache("open", &path))?;
-        let intake = Intake::new(claim, wanted)?;
+        let intake = DownloadIntake::new(claim, wanted)?;
         let mut part = Self { claim, wanted, data, length: 0, origin: None, intake, is_doubtful: false };
         match read_origin(&claim.folder.join(ORIGIN)) {
             Some(origin) => part.replay(origin, watch)?,
@@ -214,7 +218,7 @@ impl<'a> Part<'a> {
         Ok(part)
     }
 
-    fn replay(&mut self, origin: Origin, watch: &mut Watch<'_>) -> Result<(), DownloadError> {
+    fn replay(&mut self, origin: TransferOrigin, watch: &mut DownloadWatch<'_>) -> Result<(), DownloadError> {
         let failed = |source| DownloadError::cache("read", self.claim.folder.join(DATA))(source);
         let length = self.data.metadata().map_err(failed)?.len();
         if origin.total.is_some_and(|total| length > total) {
@@ -240,27 +244,27 @@ impl<'a> Part<'a> {
         let failed = |source| DownloadError::cache("empty", path)(source);
         self.data.set_len(0).and_then(|()| self.data.seek(SeekFrom::Start(0))).map_err(failed)?;
         (self.length, self.origin, self.is_doubtful) = (0, None, false);
-        self.intake = Intake::new(self.claim, self.wanted)?;
+        self.intake = DownloadIntake::new(self.claim, self.wanted)?;
         Ok(())
     }
 }
 
-impl Target for Part<'_> {
-    type Whole = Whole;
+impl TransferTarget for PartialDownload<'_> {
+    type Whole = VerifiedFile;
 
     fn length(&self) -> u64 {
         self.length
     }
 
-    fn origin(&self) -> Option<&Origin> {
+    fn origin(&self) -> Option<&TransferOrigin> {
         self.origin.as_ref()
     }
 
-    fn begin(&mut self, origin: Origin, how: Begin) -> Result<(), DownloadError> {
+    fn begin(&mut self, origin: TransferOrigin, how: TransferStart) -> Result<(), DownloadError> {
         match how {
-            Begin::Anew => self.clear()?,
+            TransferStart::Anew => self.clear()?,
             // Bytes of another place, or of another file by now, whatever the server claims.
-            Begin::Continue => self.is_doubtful = true,
+            TransferStart::Continue => self.is_doubtful = true,
         }
         let path = self.claim.folder.join(ORIGIN);
         let text = serde_json::to_vec(&origin).map_err(io::Error::from);
@@ -276,36 +280,36 @@ impl Target for Part<'_> {
         self.intake.push(bytes).map_err(DownloadError::cache("write", self.claim.unpacked()))
     }
 
-    fn finish(&mut self) -> Result<Whole, Halt> {
+    fn finish(&mut self) -> Result<VerifiedFile, AttemptError> {
         let (sha256, found) = self.intake.hashing.clone().finish();
         if found != self.wanted.checksum {
             let is_doubtful = self.is_doubtful;
             self.clear()?;
-            let wrong = Problem::Digest { expected: self.wanted.checksum.clone(), found };
-            return Err(if is_doubtful { Problem::Stale } else { wrong }.into());
+            let wrong = TransferError::Digest { expected: self.wanted.checksum.clone(), found };
+            return Err(if is_doubtful { TransferError::Stale } else { wrong }.into());
         }
         let unpacked = unpacked(self.intake.unpacker.take(), self.claim, self.wanted)?;
         seal(self.claim, &self.claim.data())?;
-        Ok(Whole { sha256, unpacked, is_new: true })
+        Ok(VerifiedFile { sha256, unpacked, is_new: true })
     }
 }
 
 /// Hashes and unpacks the bytes in one pass.
-struct Intake {
-    hashing: Hashing,
+struct DownloadIntake {
+    hashing: DownloadHasher,
     /// An error in the file only matters if it is the right file: until then the place may be to blame.
-    unpacker: Option<Result<Unpacker, UnpackError>>,
+    unpacker: Option<Result<FileUnpacker, UnpackError>>,
 }
 
-impl Intake {
-    fn new(claim: &Claim, wanted: &Wanted) -> Result<Self, DownloadError> {
-        let hashing = Hashing::new(wanted.checksum.algorithm());
+impl DownloadIntake {
+    fn new(claim: &DownloadClaim, wanted: &ExpectedFile) -> Result<Self, DownloadError> {
+        let hashing = DownloadHasher::new(wanted.checksum.algorithm());
         let unpacker = match wanted.packing {
             Some(packing) => {
                 let path = claim.folder.join(UNPACKED);
                 let file = open(&path).and_then(|file| file.set_len(0).map(|()| file));
                 let file = file.map_err(DownloadError::cache("open", &path))?;
-                Some(Ok(Unpacker::new(packing, file, wanted.limit)))
+                Some(Ok(FileUnpacker::new(packing, file, wanted.limit)))
             }
             None => None,
         };
@@ -338,7 +342,7 @@ fn open(path: &Path) -> io::Result<File> {
     options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(no_follow).open(path)
 }
 
-fn read_origin(path: &Path) -> Option<Origin> {
+fn read_origin(path: &Path) -> Option<TransferOrigin> {
     let mut text = Vec::new();
     File::open(path).ok()?.take(LARGEST_ORIGIN).read_to_end(&mut text).ok()?;
     serde_json::from_slice(&text).ok()

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::Limits;
-use super::error::{DownloadError, Halt, Problem, Tried};
-use super::transfer::{Target, transfer};
-use super::watch::Watch;
+use super::DownloadLimits;
+use super::error::{AttemptError, DownloadError, FailedAttempt, TransferError};
+use super::transfer::{TransferTarget, transfer};
+use super::watch::DownloadWatch;
 use crate::size::ByteSize;
 use crate::url::Url;
 
@@ -15,22 +15,22 @@ const OF_USE: u64 = ByteSize::mib(8).bytes();
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Downloads a file from the first place that has it.
-pub(super) fn fetch<T: Target>(
+pub(super) fn fetch<T: TransferTarget>(
     urls: &[Url],
     target: &mut T,
-    limits: &Limits,
-    watch: &mut Watch<'_>,
+    limits: &DownloadLimits,
+    watch: &mut DownloadWatch<'_>,
 ) -> Result<T::Whole, DownloadError> {
     let mut tried = Vec::new();
     for url in urls {
         match persist(url, target, limits, watch) {
             Ok(whole) => return Ok(whole),
-            Err(Halt::Error(error)) => return Err(error),
-            Err(Halt::Problem(problem)) => {
+            Err(AttemptError::Error(error)) => return Err(error),
+            Err(AttemptError::Problem(problem)) => {
                 if let Some(next) = urls.get(tried.len() + 1) {
                     watch.notice(format!("{url}: {problem}; going on with {next}"));
                 }
-                tried.push(Tried { url: url.clone(), problem });
+                tried.push(FailedAttempt { url: url.clone(), problem });
             }
         }
     }
@@ -39,12 +39,17 @@ pub(super) fn fetch<T: Target>(
 }
 
 /// Tries one place repeatedly.
-fn persist<T: Target>(url: &Url, target: &mut T, limits: &Limits, watch: &mut Watch<'_>) -> Result<T::Whole, Halt> {
+fn persist<T: TransferTarget>(
+    url: &Url,
+    target: &mut T,
+    limits: &DownloadLimits,
+    watch: &mut DownloadWatch<'_>,
+) -> Result<T::Whole, AttemptError> {
     let mut failures = 0;
     loop {
         let before = target.length();
         let problem = match transfer(url, target, limits, watch) {
-            Err(Halt::Problem(problem)) => problem,
+            Err(AttemptError::Problem(problem)) => problem,
             other => return other,
         };
         if target.length() >= before + OF_USE {
@@ -60,10 +65,10 @@ fn persist<T: Target>(url: &Url, target: &mut T, limits: &Limits, watch: &mut Wa
 }
 
 /// Returns the pause before the next attempt, twice as long each time.
-fn pause(first: Duration, failures: u32, problem: &Problem) -> Duration {
+fn pause(first: Duration, failures: u32, problem: &TransferError) -> Duration {
     match problem {
         // The server works.
-        Problem::Stale => Duration::ZERO,
+        TransferError::Stale => Duration::ZERO,
         _ => first.saturating_mul(1 << (failures - 1).min(10)).min(LONGEST_PAUSE),
     }
 }

@@ -15,16 +15,16 @@ use sha2::{Digest as _, Sha256};
 
 use crate::digest::hex;
 use crate::digest_cache;
-use crate::sign::{self, Trust, openpgp};
+use crate::sign::{self, SignatureTrust, openpgp};
 use crate::size::ByteSize;
 use crate::url::Url;
 
-use super::cache::Entry;
+use super::cache::DownloadFolder;
 use super::checksum::{Algorithm, Checksum};
-use super::error::{DownloadError, Halt, SignatureError};
-use super::transfer::{Begin, Origin, Target};
-use super::watch::Watch;
-use super::{Downloads, Limits, Pin, Reach, Request, places};
+use super::error::{AttemptError, DownloadError, SignatureError};
+use super::transfer::{TransferOrigin, TransferStart, TransferTarget};
+use super::watch::DownloadWatch;
+use super::{DownloadCache, DownloadLimits, DownloadPin, DownloadRequest, NetworkMode, places};
 
 /// Size limit of a list.
 const LARGEST: ByteSize = ByteSize::mib(16);
@@ -32,7 +32,7 @@ const LARGEST_SIGNATURE: ByteSize = ByteSize(sign::LARGEST);
 
 /// A list of checksums.
 #[derive(Debug, Clone)]
-pub struct Sums {
+pub struct ChecksumList {
     /// URLs of the list, in the order in which they are tried.
     pub urls: Vec<Url>,
     /// How the list is verified.
@@ -64,12 +64,12 @@ pub enum Location {
     File(PathBuf),
 }
 
-impl Downloads {
+impl DownloadCache {
     pub(super) fn look_up(
         &self,
-        sums: &Sums,
-        request: &Request,
-        watch: &mut Watch<'_>,
+        sums: &ChecksumList,
+        request: &DownloadRequest,
+        watch: &mut DownloadWatch<'_>,
     ) -> Result<Checksum, DownloadError> {
         let list = first(sums)?;
         let text = match &sums.trust {
@@ -79,42 +79,44 @@ impl Downloads {
         let text = String::from_utf8(text).map_err(|_| DownloadError::NoSums(list.clone()))?;
         let file = sums.file.clone().or_else(|| request.urls.first().map(Url::file_name)).unwrap_or_default();
         match find(&text, &file) {
-            Found::One(checksum) => Ok(checksum),
-            Found::None => Err(DownloadError::Sums { sums: list.clone(), file, what: "does not name" }),
-            Found::Several => Err(DownloadError::Sums { sums: list.clone(), file, what: "has several checksums for" }),
+            ChecksumMatch::One(checksum) => Ok(checksum),
+            ChecksumMatch::None => Err(DownloadError::Sums { sums: list.clone(), file, what: "does not name" }),
+            ChecksumMatch::Several => {
+                Err(DownloadError::Sums { sums: list.clone(), file, what: "has several checksums for" })
+            }
         }
     }
 
     /// Downloads a list with a known checksum like any other file.
     fn pinned(
         &self,
-        sums: &Sums,
+        sums: &ChecksumList,
         checksum: &Checksum,
-        limits: &Limits,
-        watch: &mut Watch<'_>,
+        limits: &DownloadLimits,
+        watch: &mut DownloadWatch<'_>,
     ) -> Result<Vec<u8>, DownloadError> {
-        let limits = Limits { download: LARGEST, ..limits.clone() };
-        let pin = Pin::Checksum(checksum.clone());
-        let list = self.fetch(&Request { urls: sums.urls.clone(), pin, packing: None, limits }, watch)?;
+        let limits = DownloadLimits { download: LARGEST, ..limits.clone() };
+        let pin = DownloadPin::Checksum(checksum.clone());
+        let list = self.fetch(&DownloadRequest { urls: sums.urls.clone(), pin, packing: None, limits }, watch)?;
         fs::read(&list.path).map_err(DownloadError::cache("read", &list.path))
     }
 
     fn signed(
         &self,
-        sums: &Sums,
+        sums: &ChecksumList,
         signature: &Location,
         key: &Path,
-        limits: &Limits,
-        watch: &mut Watch<'_>,
+        limits: &DownloadLimits,
+        watch: &mut DownloadWatch<'_>,
     ) -> Result<Vec<u8>, DownloadError> {
         let list = first(sums)?;
-        let kept = Kept::of(list, self.root.join("sums"));
+        let kept = CachedSums::of(list, self.root.join("sums"));
         let check = |(text, signature): (Vec<u8>, Vec<u8>)| match check(key, &text, &signature) {
             Ok(()) => Ok((text, signature)),
             Err(source) => Err(DownloadError::Signature { sums: list.clone(), key: key.to_owned(), source }),
         };
         let last = || kept.both(signature).and_then(check);
-        if self.reach == Reach::Offline {
+        if self.reach == NetworkMode::Offline {
             return last().map(|(text, _)| text);
         }
         match current(sums, signature, limits, watch) {
@@ -135,10 +137,10 @@ impl Downloads {
 
 /// Returns the current list and its signature.
 fn current(
-    sums: &Sums,
+    sums: &ChecksumList,
     signature: &Location,
-    limits: &Limits,
-    watch: &mut Watch<'_>,
+    limits: &DownloadLimits,
+    watch: &mut DownloadWatch<'_>,
 ) -> Result<(Vec<u8>, Vec<u8>), DownloadError> {
     let text = document(&sums.urls, LARGEST, limits, watch)?;
     let signature = match signature {
@@ -152,19 +154,19 @@ fn read_signature(path: &Path) -> Result<Vec<u8>, DownloadError> {
     read_up_to(path, LARGEST_SIGNATURE).map_err(DownloadError::cache("read", path))
 }
 
-fn first(sums: &Sums) -> Result<&Url, DownloadError> {
+fn first(sums: &ChecksumList) -> Result<&Url, DownloadError> {
     sums.urls.first().ok_or_else(|| DownloadError::Failed { file: "a list of checksums".into(), tried: Vec::new() })
 }
 
 /// The last good list and its signature. A pair that was torn apart by a killed kiln is noticed: it is verified again.
-struct Kept {
+struct CachedSums {
     list: Url,
     folder: PathBuf,
     text: PathBuf,
     signature: PathBuf,
 }
 
-impl Kept {
+impl CachedSums {
     fn of(list: &Url, folder: PathBuf) -> Self {
         let path = folder.join(hex(&Sha256::digest(list.as_str())));
         let (text, signature) = (path.with_extension("text"), path.with_extension("signature"));
@@ -190,7 +192,7 @@ impl Kept {
 
     fn write(&self, text: &[u8], signature: &[u8]) -> Result<(), DownloadError> {
         // An eviction removes folders that nobody has locked.
-        let _turn = Entry::open(&self.folder, FlockArg::LockExclusive)?;
+        let _turn = DownloadFolder::open(&self.folder, FlockArg::LockExclusive)?;
         for (path, content) in [(&self.text, text), (&self.signature, signature)] {
             digest_cache::replace(path, content).map_err(DownloadError::cache("write", path))?;
         }
@@ -204,7 +206,7 @@ fn check(key: &Path, text: &[u8], signature: &[u8]) -> Result<(), SignatureError
     if openpgp::is_keyring(&head) {
         openpgp::check(key, text, signature)?;
     } else {
-        Trust::Key(key.to_owned()).check(text, signature)?;
+        SignatureTrust::Key(key.to_owned()).check(text, signature)?;
     }
     Ok(())
 }
@@ -216,27 +218,32 @@ fn read_up_to(path: &Path, largest: ByteSize) -> io::Result<Vec<u8>> {
 }
 
 /// Downloads a small file into memory.
-fn document(urls: &[Url], largest: ByteSize, limits: &Limits, watch: &mut Watch<'_>) -> Result<Vec<u8>, DownloadError> {
-    let limits = Limits { download: largest, ..limits.clone() };
-    places::fetch(urls, &mut Document::default(), &limits, watch)
+fn document(
+    urls: &[Url],
+    largest: ByteSize,
+    limits: &DownloadLimits,
+    watch: &mut DownloadWatch<'_>,
+) -> Result<Vec<u8>, DownloadError> {
+    let limits = DownloadLimits { download: largest, ..limits.clone() };
+    places::fetch(urls, &mut MemoryTarget::default(), &limits, watch)
 }
 
 /// A file in memory, never continued.
 #[derive(Default)]
-struct Document(Vec<u8>);
+struct MemoryTarget(Vec<u8>);
 
-impl Target for Document {
+impl TransferTarget for MemoryTarget {
     type Whole = Vec<u8>;
 
     fn length(&self) -> u64 {
         self.0.len() as u64
     }
 
-    fn origin(&self) -> Option<&Origin> {
+    fn origin(&self) -> Option<&TransferOrigin> {
         None
     }
 
-    fn begin(&mut self, _: Origin, _: Begin) -> Result<(), DownloadError> {
+    fn begin(&mut self, _: TransferOrigin, _: TransferStart) -> Result<(), DownloadError> {
         self.0.clear();
         Ok(())
     }
@@ -246,13 +253,13 @@ impl Target for Document {
         Ok(())
     }
 
-    fn finish(&mut self) -> Result<Vec<u8>, Halt> {
+    fn finish(&mut self) -> Result<Vec<u8>, AttemptError> {
         Ok(std::mem::take(&mut self.0))
     }
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Found {
+enum ChecksumMatch {
     One(Checksum),
     None,
     Several,
@@ -260,7 +267,7 @@ enum Found {
 
 /// Returns the checksum of a file in a list, in coreutils' form (`HEX  NAME`, `HEX *NAME`) or BSD's (`SHA256 (NAME) = HEX`).
 /// Other lines are ignored, such as comments and the frame of a signed text. Escaped names are not supported.
-fn find(text: &str, file: &str) -> Found {
+fn find(text: &str, file: &str) -> ChecksumMatch {
     let named = text.lines().filter_map(|line| entry(line.trim_end())).filter(|(name, _)| *name == file);
     let mut found: BTreeSet<_> = named.map(|(_, checksum)| checksum).collect();
     // Some lists have both kinds. Files are kept under this one.
@@ -268,9 +275,9 @@ fn find(text: &str, file: &str) -> Found {
         found.retain(|checksum| checksum.algorithm() == Algorithm::Sha256);
     }
     match (found.pop_first(), found.is_empty()) {
-        (None, _) => Found::None,
-        (Some(checksum), true) => Found::One(checksum),
-        (Some(_), false) => Found::Several,
+        (None, _) => ChecksumMatch::None,
+        (Some(checksum), true) => ChecksumMatch::One(checksum),
+        (Some(_), false) => ChecksumMatch::Several,
     }
 }
 
@@ -297,10 +304,10 @@ mod tests {
             "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA512\n\n# a (b).img: 5 bytes\r\n{one} *./a (b).img\r\n\
              SHA512 (a (b).img) = {two}\nSHA256 (c) = {two}x\n{one} d\n"
         );
-        assert_eq!(find(&text, "a (b).img"), Found::One(one.parse().unwrap()));
-        assert_eq!(find(&text.replace(&format!("{one} *"), ""), "a (b).img"), Found::One(two.parse().unwrap()));
+        assert_eq!(find(&text, "a (b).img"), ChecksumMatch::One(one.parse().unwrap()));
+        assert_eq!(find(&text.replace(&format!("{one} *"), ""), "a (b).img"), ChecksumMatch::One(two.parse().unwrap()));
         for missing in ["c", "d", "", "a"] {
-            assert_eq!(find(&text, missing), Found::None, "{missing}");
+            assert_eq!(find(&text, missing), ChecksumMatch::None, "{missing}");
         }
     }
 

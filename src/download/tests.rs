@@ -14,25 +14,25 @@ use crate::error::{Fault, Kind};
 use crate::fs::faults::on_a_small_disk;
 
 /// Returns a request for a packed file of this host with this content.
-fn request(folder: &Path, plain: &[u8]) -> Request {
+fn request(folder: &Path, plain: &[u8]) -> DownloadRequest {
     let packed = zstd::bulk::compress(plain, 1).unwrap();
     let path = folder.join("disk.zst");
     fs::write(&path, &packed).unwrap();
-    Request {
+    DownloadRequest {
         urls: vec![format!("file://{}", path.display()).parse().unwrap()],
-        pin: Pin::Checksum(hex(&Sha256::digest(&packed)).parse().unwrap()),
-        packing: Some(Packing::Zstd),
-        limits: Limits::default(),
+        pin: DownloadPin::Checksum(hex(&Sha256::digest(&packed)).parse().unwrap()),
+        packing: Some(FileCompression::Zstd),
+        limits: DownloadLimits::default(),
     }
 }
 
-fn downloads(cache: &Path, reach: Reach, fs: &Fs) -> Result<Downloads, DownloadError> {
-    Downloads::open_on(cache, Arc::new(Memo::load(cache)), reach, fs.clone())
+fn downloads(cache: &Path, reach: NetworkMode, fs: &Fs) -> Result<DownloadCache, DownloadError> {
+    DownloadCache::open_on(cache, Arc::new(DigestCache::load(cache)), reach, fs.clone())
 }
 
-fn fetch(cache: &Path, request: &Request, reach: Reach, fs: &Fs) -> Result<Download, DownloadError> {
+fn fetch(cache: &Path, request: &DownloadRequest, reach: NetworkMode, fs: &Fs) -> Result<Download, DownloadError> {
     let (mut go_on, mut quiet) = (|_| ControlFlow::Continue(()), |_| ());
-    downloads(cache, reach, fs)?.fetch(request, &mut Watch::new(&mut go_on, &mut quiet))
+    downloads(cache, reach, fs)?.fetch(request, &mut DownloadWatch::new(&mut go_on, &mut quiet))
 }
 
 fn partial(cache: &Path) -> usize {
@@ -50,16 +50,16 @@ fn h5_a_kill_at_any_call_leaves_the_file_whole_or_not_found() {
         fs::create_dir(&cache).unwrap();
         let fs = Fs::default();
         fs.faults.die_after(calls);
-        let killed = fetch(&cache, &request, Reach::Online, &fs);
+        let killed = fetch(&cache, &request, NetworkMode::Online, &fs);
         let is_done = killed.is_ok();
         drop(killed);
-        match fetch(&cache, &request, Reach::Offline, &Fs::default()) {
+        match fetch(&cache, &request, NetworkMode::Offline, &Fs::default()) {
             Ok(found) => assert_eq!(fs::read(found.path).unwrap(), plain),
             Err(error) => assert!(!is_done && matches!(error, DownloadError::Offline(_)), "{calls}: {error}"),
         }
-        let found = fetch(&cache, &request, Reach::Online, &Fs::default()).unwrap();
+        let found = fetch(&cache, &request, NetworkMode::Online, &Fs::default()).unwrap();
         assert_eq!(fs::read(found.path).unwrap(), plain);
-        let evicted = downloads(&cache, Reach::Offline, &Fs::default()).unwrap();
+        let evicted = downloads(&cache, NetworkMode::Offline, &Fs::default()).unwrap();
         evicted.evict(ByteSize::gib(1)).unwrap();
         if is_done {
             break;
@@ -79,7 +79,7 @@ fn h10_what_cannot_be_kept_leaves_nothing_and_is_the_hosts_fault() {
             fs::create_dir(&cache).unwrap();
             let fs = Fs::default();
             fs.faults.fail_at(calls, errno);
-            let fetched = fetch(&cache, &request, Reach::Online, &fs).map(drop);
+            let fetched = fetch(&cache, &request, NetworkMode::Online, &fs).map(drop);
             let Some(failed) = fs.faults.failed() else {
                 fetched.unwrap();
                 break;
@@ -89,8 +89,8 @@ fn h10_what_cannot_be_kept_leaves_nothing_and_is_the_hosts_fault() {
                 assert_eq!(error.kind(), Kind::Host, "{failed}");
             }
             fs.faults.heal();
-            fetch(&cache, &request, Reach::Online, &fs).expect(&failed);
-            downloads(&cache, Reach::Offline, &fs).unwrap().evict(ByteSize(0)).unwrap();
+            fetch(&cache, &request, NetworkMode::Online, &fs).expect(&failed);
+            downloads(&cache, NetworkMode::Offline, &fs).unwrap().evict(ByteSize(0)).unwrap();
             assert_eq!(partial(&cache), 0, "{failed}");
         }
     }
@@ -105,14 +105,14 @@ fn h9_a_full_disk_is_told_and_left_as_it_was() {
         let packed = request(folder.path(), &plain);
         let path = folder.path().join("plain");
         fs::write(&path, &plain).unwrap();
-        let plain = Request {
+        let plain = DownloadRequest {
             urls: vec![format!("file://{}", path.display()).parse().unwrap()],
-            pin: Pin::Checksum(hex(&Sha256::digest(&plain)).parse().unwrap()),
+            pin: DownloadPin::Checksum(hex(&Sha256::digest(&plain)).parse().unwrap()),
             packing: None,
             ..packed.clone()
         };
         for request in [packed, plain] {
-            let error = fetch(disk, &request, Reach::Online, &Fs::default()).unwrap_err();
+            let error = fetch(disk, &request, NetworkMode::Online, &Fs::default()).unwrap_err();
             assert_eq!(error.kind(), Kind::Host, "{error}");
             assert!(error.hints()[0].contains("make room"), "{error}");
             assert_eq!(partial(disk), 0);

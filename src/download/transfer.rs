@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
-use super::Limits;
-use super::error::{DownloadError, Halt, Problem};
-use super::http::{Exchange, Head, Message, Rest};
-use super::watch::Watch;
+use super::DownloadLimits;
+use super::error::{AttemptError, DownloadError, TransferError};
+use super::http::{Exchange, HttpMessage, ResponseHead, ResumeRange};
+use super::watch::DownloadWatch;
 use crate::size::ByteSize;
 use crate::url::Url;
 
@@ -21,7 +21,7 @@ const PIECE: usize = 256 << 10;
 
 /// The source of some bytes, and its validators.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Origin {
+pub(super) struct TransferOrigin {
     pub(super) url: Url,
     /// The strong entity tag, if there is one.
     pub(super) etag: Option<String>,
@@ -31,7 +31,7 @@ pub(super) struct Origin {
 }
 
 /// A receiver of downloaded bytes.
-pub(super) trait Target {
+pub(super) trait TransferTarget {
     /// Result for a complete file.
     type Whole;
 
@@ -39,31 +39,31 @@ pub(super) trait Target {
     fn length(&self) -> u64;
 
     /// Returns the origin of these bytes; `None` if they cannot be continued.
-    fn origin(&self) -> Option<&Origin>;
+    fn origin(&self) -> Option<&TransferOrigin>;
 
     /// Announces the origin of the next bytes, which follow the existing ones or replace them.
-    fn begin(&mut self, origin: Origin, how: Begin) -> Result<(), DownloadError>;
+    fn begin(&mut self, origin: TransferOrigin, how: TransferStart) -> Result<(), DownloadError>;
 
     /// Takes the next bytes.
     fn accept(&mut self, bytes: &[u8]) -> Result<(), DownloadError>;
 
     /// Ends the transfer. Discards all bytes if they are not the right ones.
-    fn finish(&mut self) -> Result<Self::Whole, Halt>;
+    fn finish(&mut self) -> Result<Self::Whole, AttemptError>;
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Begin {
+pub(super) enum TransferStart {
     Anew,
     Continue,
 }
 
 /// Transfers the missing bytes of the file.
-pub(super) fn transfer<T: Target>(
+pub(super) fn transfer<T: TransferTarget>(
     url: &Url,
     target: &mut T,
-    limits: &Limits,
-    watch: &mut Watch<'_>,
-) -> Result<T::Whole, Halt> {
+    limits: &DownloadLimits,
+    watch: &mut DownloadWatch<'_>,
+) -> Result<T::Whole, AttemptError> {
     match url.to_path() {
         Some(path) => copy(url, &path, target, limits, watch)?,
         None => download(url, target, limits, watch)?,
@@ -71,38 +71,51 @@ pub(super) fn transfer<T: Target>(
     target.finish()
 }
 
-fn copy<T: Target>(url: &Url, path: &Path, target: &mut T, limits: &Limits, watch: &mut Watch<'_>) -> Result<(), Halt> {
+fn copy<T: TransferTarget>(
+    url: &Url,
+    path: &Path,
+    target: &mut T,
+    limits: &DownloadLimits,
+    watch: &mut DownloadWatch<'_>,
+) -> Result<(), AttemptError> {
     // Opening a FIFO would wait for ever.
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    let mut file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path).map_err(Problem::File)?;
-    let facts = file.metadata().map_err(Problem::File)?;
+    let mut file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path).map_err(TransferError::File)?;
+    let facts = file.metadata().map_err(TransferError::File)?;
     if !facts.is_file() {
-        return Err(Problem::File(io::Error::other("this is not a file")).into());
+        return Err(TransferError::File(io::Error::other("this is not a file")).into());
     }
     let total = Some(facts.len());
     check_size(total, limits)?;
-    target.begin(Origin { url: url.clone(), etag: None, last_modified: None, total }, Begin::Anew)?;
+    target.begin(TransferOrigin { url: url.clone(), etag: None, last_modified: None, total }, TransferStart::Anew)?;
     let mut piece = vec![0; PIECE];
     loop {
         match file.read(&mut piece) {
             Ok(0) => return Ok(()),
             Ok(count) => accept(target, &piece[..count], total, limits, watch)?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(Problem::File(error).into()),
+            Err(error) => return Err(TransferError::File(error).into()),
         }
     }
 }
 
-fn download<T: Target>(url: &Url, target: &mut T, limits: &Limits, watch: &mut Watch<'_>) -> Result<(), Halt> {
+fn download<T: TransferTarget>(
+    url: &Url,
+    target: &mut T,
+    limits: &DownloadLimits,
+    watch: &mut DownloadWatch<'_>,
+) -> Result<(), AttemptError> {
     let there = target.origin().filter(|_| target.length() > 0).cloned();
     // The last byte has arrived, but the end could not be reported any more.
     if there.as_ref().is_some_and(|origin| origin.total == Some(target.length())) {
         return Ok(());
     }
-    let rest = there.as_ref().map(|origin| Rest { byte: target.length(), if_range: validator(origin, url) });
+    let rest = there.as_ref().map(|origin| ResumeRange { byte: target.length(), if_range: validator(origin, url) });
     let exchange = Exchange::start(url, rest, limits)?;
-    let gone = || Problem::Exchange("the exchange broke off".into());
-    let Message::Head(head) = watch.receive(&exchange.messages)?.ok_or_else(gone)?? else { return Err(gone().into()) };
+    let gone = || TransferError::Exchange("the exchange broke off".into());
+    let HttpMessage::Head(head) = watch.receive(&exchange.messages)?.ok_or_else(gone)?? else {
+        return Err(gone().into());
+    };
     let how = place(url, target, there.as_ref(), &head, limits)?;
     let origin = origin(url, &head, how, there);
     let announced = origin.total;
@@ -110,7 +123,7 @@ fn download<T: Target>(url: &Url, target: &mut T, limits: &Limits, watch: &mut W
     let mut clock = Clock::new(target.length());
     loop {
         let why = match watch.receive(&exchange.messages)?.ok_or_else(gone)? {
-            Ok(Message::Piece(bytes)) => {
+            Ok(HttpMessage::Piece(bytes)) => {
                 accept(target, &bytes, announced, limits, watch)?;
                 clock.check(target.length(), limits)?;
                 continue;
@@ -124,31 +137,31 @@ fn download<T: Target>(url: &Url, target: &mut T, limits: &Limits, watch: &mut W
             (None, Some(problem)) => Err(problem.into()),
             (Some(announced), why) => {
                 let why = why.map_or_else(|| "the server ended it".to_owned(), |problem| problem.to_string());
-                Err(Problem::Truncated { got, announced, why }.into())
+                Err(TransferError::Truncated { got, announced, why }.into())
             }
         };
     }
 }
 
 /// Returns the validator by which the server at this place can detect that the file is still the same.
-fn validator(origin: &Origin, url: &Url) -> Option<String> {
+fn validator(origin: &TransferOrigin, url: &Url) -> Option<String> {
     let theirs = (origin.url == *url).then_some(origin)?;
     theirs.etag.clone().or_else(|| theirs.last_modified.clone())
 }
 
 /// Decides where the server's bytes belong.
-fn place<T: Target>(
+fn place<T: TransferTarget>(
     url: &Url,
     target: &mut T,
-    there: Option<&Origin>,
-    head: &Head,
-    limits: &Limits,
-) -> Result<Begin, Halt> {
-    let other = |range: Option<&str>| Problem::Range(range.unwrap_or("it does not say which").to_owned());
+    there: Option<&TransferOrigin>,
+    head: &ResponseHead,
+    limits: &DownloadLimits,
+) -> Result<TransferStart, AttemptError> {
+    let other = |range: Option<&str>| TransferError::Range(range.unwrap_or("it does not say which").to_owned());
     match (head.status, there) {
         (200, _) => {
             check_size(head.length, limits)?;
-            Ok(Begin::Anew)
+            Ok(TransferStart::Anew)
         }
         (206, Some(there)) => {
             let range = head.content_range.as_deref();
@@ -161,52 +174,52 @@ fn place<T: Target>(
                 return Err(other(range).into());
             };
             check_size(found.total, limits)?;
-            Ok(Begin::Continue)
+            Ok(TransferStart::Continue)
         }
         (416, Some(_)) => {
             restart(url, target)?;
-            Err(Problem::Stale.into())
+            Err(TransferError::Stale.into())
         }
         (206, None) => Err(other(head.content_range.as_deref()).into()),
-        (status, _) => Err(Problem::Status(status).into()),
+        (status, _) => Err(TransferError::Status(status).into()),
     }
 }
 
 /// Makes the next attempt request the whole file.
-fn restart<T: Target>(url: &Url, target: &mut T) -> Result<(), DownloadError> {
-    target.begin(Origin { url: url.clone(), etag: None, last_modified: None, total: None }, Begin::Anew)
+fn restart<T: TransferTarget>(url: &Url, target: &mut T) -> Result<(), DownloadError> {
+    target.begin(TransferOrigin { url: url.clone(), etag: None, last_modified: None, total: None }, TransferStart::Anew)
 }
 
-fn origin(url: &Url, head: &Head, how: Begin, there: Option<Origin>) -> Origin {
+fn origin(url: &Url, head: &ResponseHead, how: TransferStart, there: Option<TransferOrigin>) -> TransferOrigin {
     let total = match how {
-        Begin::Anew => head.length,
-        Begin::Continue => {
+        TransferStart::Anew => head.length,
+        TransferStart::Continue => {
             let range = head.content_range.as_deref().and_then(ContentRange::parse);
             range.and_then(|range| range.total).or_else(|| there.and_then(|there| there.total))
         }
     };
-    Origin { url: url.clone(), etag: head.etag.clone(), last_modified: head.last_modified.clone(), total }
+    TransferOrigin { url: url.clone(), etag: head.etag.clone(), last_modified: head.last_modified.clone(), total }
 }
 
-fn accept<T: Target>(
+fn accept<T: TransferTarget>(
     target: &mut T,
     bytes: &[u8],
     total: Option<u64>,
-    limits: &Limits,
-    watch: &mut Watch<'_>,
-) -> Result<(), Halt> {
+    limits: &DownloadLimits,
+    watch: &mut DownloadWatch<'_>,
+) -> Result<(), AttemptError> {
     let length = target.length() + bytes.len() as u64;
     check_size(Some(length), limits)?;
     if total.is_some_and(|total| length > total) {
-        return Err(Problem::Exchange("more bytes came than were announced".into()).into());
+        return Err(TransferError::Exchange("more bytes came than were announced".into()).into());
     }
     target.accept(bytes)?;
     Ok(watch.came(target.length(), total)?)
 }
 
-fn check_size(bytes: Option<u64>, limits: &Limits) -> Result<(), Problem> {
+fn check_size(bytes: Option<u64>, limits: &DownloadLimits) -> Result<(), TransferError> {
     match bytes {
-        Some(bytes) if bytes > limits.download.bytes() => Err(Problem::TooLarge(limits.download)),
+        Some(bytes) if bytes > limits.download.bytes() => Err(TransferError::TooLarge(limits.download)),
         _ => Ok(()),
     }
 }
@@ -247,14 +260,14 @@ impl Clock {
         Self { since: Instant::now(), from }
     }
 
-    fn check(&mut self, now: u64, limits: &Limits) -> Result<(), Problem> {
+    fn check(&mut self, now: u64, limits: &DownloadLimits) -> Result<(), TransferError> {
         let passed = self.since.elapsed();
         if passed < limits.pace.within {
             return Ok(());
         }
         let came = ByteSize(now - self.from);
         if came < limits.pace.least {
-            return Err(Problem::Slow(came, Duration::from_secs(passed.as_secs())));
+            return Err(TransferError::Slow(came, Duration::from_secs(passed.as_secs())));
         }
         *self = Self::new(now);
         Ok(())

@@ -27,7 +27,7 @@ const MAGIC: usize = 6;
 
 /// Compression of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Packing {
+pub enum FileCompression {
     /// xz, with the ending `.xz`.
     Xz,
     /// Zstandard, with the ending `.zst`.
@@ -36,7 +36,7 @@ pub enum Packing {
     Gzip,
 }
 
-impl Packing {
+impl FileCompression {
     /// Returns the compression that the ending of a file's name stands for.
     #[must_use]
     pub fn of(file_name: &str) -> Option<Self> {
@@ -77,12 +77,12 @@ impl Packing {
 pub enum UnpackError {
     /// The first bytes are not those of this format.
     #[error("the file is not packed with {}, as its name says", .0.name())]
-    Other(Packing),
+    Other(FileCompression),
     /// The stream is damaged or truncated, or there is something behind it.
     #[error("cannot unpack {}: {source}", packing.name())]
     Damaged {
         /// Compression of the file.
-        packing: Packing,
+        packing: FileCompression,
         /// The decoder's error.
         source: io::Error,
     },
@@ -96,85 +96,87 @@ pub enum UnpackError {
 
 /// Length and digest of the unpacked content.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Unpacked {
+pub(super) struct UnpackedFile {
     pub(super) sha256: String,
     pub(super) bytes: u64,
 }
 
 /// A file that is being unpacked.
-pub(super) struct Unpacker {
-    packing: Packing,
-    state: State,
+pub(super) struct FileUnpacker {
+    packing: FileCompression,
+    state: UnpackState,
 }
 
-enum State {
+enum UnpackState {
     /// There are not enough bytes yet to recognise the format.
-    Head(Vec<u8>, Sink),
-    Xz(Box<XzDecoder<Sink>>),
-    Zstd(Box<Writer<Sink, Decoder<'static>>>),
-    Gzip(Box<MultiGzDecoder<Sink>>),
+    Head(Vec<u8>, SparseWriter),
+    Xz(Box<XzDecoder<SparseWriter>>),
+    Zstd(Box<Writer<SparseWriter, Decoder<'static>>>),
+    Gzip(Box<MultiGzDecoder<SparseWriter>>),
     /// It has failed.
     Gone,
 }
 
-impl Unpacker {
+impl FileUnpacker {
     /// Creates an unpacker that writes to the empty file `to`, at most `limit` bytes.
-    pub(super) fn new(packing: Packing, to: File, limit: ByteSize) -> Self {
-        Self { packing, state: State::Head(Vec::new(), Sink::new(to, limit)) }
+    pub(super) fn new(packing: FileCompression, to: File, limit: ByteSize) -> Self {
+        Self { packing, state: UnpackState::Head(Vec::new(), SparseWriter::new(to, limit)) }
     }
 
     /// Takes the next bytes. It must not be used after an error.
     pub(super) fn push(&mut self, bytes: &[u8]) -> Result<(), UnpackError> {
         let result = match &mut self.state {
-            State::Head(head, _) => {
+            UnpackState::Head(head, _) => {
                 head.extend_from_slice(bytes);
                 if head.len() < MAGIC { Ok(()) } else { return self.begin() }
             }
-            State::Xz(decoder) => decoder.write_all(bytes),
-            State::Zstd(decoder) => decoder.write_all(bytes),
-            State::Gzip(decoder) => decoder.write_all(bytes),
-            State::Gone => Ok(()),
+            UnpackState::Xz(decoder) => decoder.write_all(bytes),
+            UnpackState::Zstd(decoder) => decoder.write_all(bytes),
+            UnpackState::Gzip(decoder) => decoder.write_all(bytes),
+            UnpackState::Gone => Ok(()),
         };
         result.map_err(|error| self.failed(error))
     }
 
     fn begin(&mut self) -> Result<(), UnpackError> {
-        let State::Head(head, sink) = std::mem::replace(&mut self.state, State::Gone) else { return Ok(()) };
+        let UnpackState::Head(head, sink) = std::mem::replace(&mut self.state, UnpackState::Gone) else {
+            return Ok(());
+        };
         if !self.packing.begins(&head) {
             return Err(UnpackError::Other(self.packing));
         }
         let damaged = |source| UnpackError::Damaged { packing: self.packing, source };
         self.state = match self.packing {
-            Packing::Xz => {
+            FileCompression::Xz => {
                 let stream = Stream::new_stream_decoder(XZ_MEMORY, CONCATENATED);
                 let stream = stream.map_err(|error| damaged(error.into()))?;
-                State::Xz(Box::new(XzDecoder::new_stream(sink, stream)))
+                UnpackState::Xz(Box::new(XzDecoder::new_stream(sink, stream)))
             }
-            Packing::Zstd => State::Zstd(Box::new(Writer::new(sink, Decoder::new().map_err(damaged)?))),
-            Packing::Gzip => State::Gzip(Box::new(MultiGzDecoder::new(sink))),
+            FileCompression::Zstd => UnpackState::Zstd(Box::new(Writer::new(sink, Decoder::new().map_err(damaged)?))),
+            FileCompression::Gzip => UnpackState::Gzip(Box::new(MultiGzDecoder::new(sink))),
         };
         self.push(&head)
     }
 
     /// Ends the file, and with it the packed content.
-    pub(super) fn finish(mut self) -> Result<Unpacked, UnpackError> {
-        if matches!(self.state, State::Head(..)) {
+    pub(super) fn finish(mut self) -> Result<UnpackedFile, UnpackError> {
+        if matches!(self.state, UnpackState::Head(..)) {
             self.begin()?;
         }
-        let sink = match std::mem::replace(&mut self.state, State::Gone) {
-            State::Xz(decoder) => decoder.finish(),
-            State::Zstd(mut decoder) => decoder.finish().map(|()| decoder.into_inner().0),
-            State::Gzip(decoder) => decoder.finish(),
-            State::Head(..) | State::Gone => Err(io::ErrorKind::UnexpectedEof.into()),
+        let sink = match std::mem::replace(&mut self.state, UnpackState::Gone) {
+            UnpackState::Xz(decoder) => decoder.finish(),
+            UnpackState::Zstd(mut decoder) => decoder.finish().map(|()| decoder.into_inner().0),
+            UnpackState::Gzip(decoder) => decoder.finish(),
+            UnpackState::Head(..) | UnpackState::Gone => Err(io::ErrorKind::UnexpectedEof.into()),
         };
-        sink.and_then(Sink::finish).map_err(|error| self.failed(error))
+        sink.and_then(SparseWriter::finish).map_err(|error| self.failed(error))
     }
 
     fn failed(&mut self, error: io::Error) -> UnpackError {
-        self.state = State::Gone;
-        match error.downcast::<Full>() {
-            Ok(Full::Limit(limit)) => UnpackError::TooLarge(limit),
-            Ok(Full::Disk(source)) => UnpackError::Write(source),
+        self.state = UnpackState::Gone;
+        match error.downcast::<SinkError>() {
+            Ok(SinkError::Limit(limit)) => UnpackError::TooLarge(limit),
+            Ok(SinkError::Disk(source)) => UnpackError::Write(source),
             Err(source) => UnpackError::Damaged { packing: self.packing, source },
         }
     }
@@ -182,7 +184,7 @@ impl Unpacker {
 
 /// The reason why the sink takes no more data, in a form that passes through a decoder unchanged.
 #[derive(Debug, thiserror::Error)]
-enum Full {
+enum SinkError {
     #[error("more than {0}")]
     Limit(ByteSize),
     #[error("{0}")]
@@ -190,7 +192,7 @@ enum Full {
 }
 
 /// Writes and hashes the output of a decoder, and leaves holes for zeros: most of a raw disk is empty.
-struct Sink {
+struct SparseWriter {
     file: File,
     limit: ByteSize,
     sha256: Sha256,
@@ -199,7 +201,7 @@ struct Sink {
     block: Vec<u8>,
 }
 
-impl Sink {
+impl SparseWriter {
     fn new(file: File, limit: ByteSize) -> Self {
         Self { file, limit, sha256: Sha256::new(), bytes: 0, block: Vec::with_capacity(BLOCK) }
     }
@@ -207,24 +209,24 @@ impl Sink {
     fn put_block(&mut self) -> io::Result<()> {
         if self.block != ZEROS[..self.block.len()] {
             let at = self.bytes - self.block.len() as u64;
-            self.file.write_all_at(&self.block, at).map_err(|error| io::Error::other(Full::Disk(error)))?;
+            self.file.write_all_at(&self.block, at).map_err(|error| io::Error::other(SinkError::Disk(error)))?;
         }
         self.block.clear();
         Ok(())
     }
 
-    fn finish(mut self) -> io::Result<Unpacked> {
+    fn finish(mut self) -> io::Result<UnpackedFile> {
         self.put_block()?;
-        self.file.set_len(self.bytes).map_err(|error| io::Error::other(Full::Disk(error)))?;
-        Ok(Unpacked { sha256: hex(&self.sha256.finalize()), bytes: self.bytes })
+        self.file.set_len(self.bytes).map_err(|error| io::Error::other(SinkError::Disk(error)))?;
+        Ok(UnpackedFile { sha256: hex(&self.sha256.finalize()), bytes: self.bytes })
     }
 }
 
-impl Write for Sink {
+impl Write for SparseWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let taken = &bytes[..bytes.len().min(BLOCK - self.block.len())];
         if self.bytes + taken.len() as u64 > self.limit.bytes() {
-            return Err(io::Error::other(Full::Limit(self.limit)));
+            return Err(io::Error::other(SinkError::Limit(self.limit)));
         }
         self.sha256.update(taken);
         self.block.extend_from_slice(taken);
@@ -245,15 +247,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn pack(packing: Packing, plain: &[u8]) -> Vec<u8> {
+    fn pack(packing: FileCompression, plain: &[u8]) -> Vec<u8> {
         match packing {
-            Packing::Xz => {
+            FileCompression::Xz => {
                 let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), 0);
                 encoder.write_all(plain).unwrap();
                 encoder.finish().unwrap()
             }
-            Packing::Zstd => zstd::bulk::compress(plain, 1).unwrap(),
-            Packing::Gzip => {
+            FileCompression::Zstd => zstd::bulk::compress(plain, 1).unwrap(),
+            FileCompression::Gzip => {
                 let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
                 encoder.write_all(plain).unwrap();
                 encoder.finish().unwrap()
@@ -261,15 +263,20 @@ mod tests {
         }
     }
 
-    fn unpack(packing: Packing, packed: &[u8], piece: usize, limit: u64) -> Result<(Unpacked, File), UnpackError> {
+    fn unpack(
+        packing: FileCompression,
+        packed: &[u8],
+        piece: usize,
+        limit: u64,
+    ) -> Result<(UnpackedFile, File), UnpackError> {
         let file = tempfile::tempfile().unwrap();
-        let mut unpacker = Unpacker::new(packing, file.try_clone().unwrap(), ByteSize(limit));
+        let mut unpacker = FileUnpacker::new(packing, file.try_clone().unwrap(), ByteSize(limit));
         packed.chunks(piece).try_for_each(|piece| unpacker.push(piece))?;
         Ok((unpacker.finish()?, file))
     }
 
-    fn any_packing() -> impl Strategy<Value = Packing> {
-        prop_oneof![Just(Packing::Xz), Just(Packing::Zstd), Just(Packing::Gzip)]
+    fn any_packing() -> impl Strategy<Value = FileCompression> {
+        prop_oneof![Just(FileCompression::Xz), Just(FileCompression::Zstd), Just(FileCompression::Gzip)]
     }
 
     /// Generates alternating zeros and text, beyond the size of a block.

@@ -10,7 +10,7 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// Progress of a download.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Progress {
+pub struct DownloadProgress {
     /// Number of bytes so far.
     pub done: u64,
     /// Number of bytes in all, if that is known.
@@ -20,24 +20,27 @@ pub struct Progress {
 }
 
 /// Callbacks of the caller.
-pub struct Watch<'a> {
-    progress: &'a mut dyn FnMut(Progress) -> ControlFlow<()>,
+pub struct DownloadWatch<'a> {
+    progress: &'a mut dyn FnMut(DownloadProgress) -> ControlFlow<()>,
     notice: &'a mut dyn FnMut(String),
     warning: Option<&'a mut dyn FnMut(String)>,
-    last: Progress,
+    last: DownloadProgress,
     /// Whether the file itself is downloaded, and not a list of checksums.
     is_file: bool,
 }
 
 /// The caller has stopped the download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stopped;
+pub(super) struct StopRequested;
 
-impl<'a> Watch<'a> {
+impl<'a> DownloadWatch<'a> {
     /// Creates a watch. `progress` is called ten times a second or more, whatever the download waits for, and `Break` stops
     /// it; `notice` is called with messages for the user, a sentence each.
-    pub fn new(progress: &'a mut dyn FnMut(Progress) -> ControlFlow<()>, notice: &'a mut dyn FnMut(String)) -> Self {
-        Self { progress, notice, warning: None, last: Progress::default(), is_file: true }
+    pub fn new(
+        progress: &'a mut dyn FnMut(DownloadProgress) -> ControlFlow<()>,
+        notice: &'a mut dyn FnMut(String),
+    ) -> Self {
+        Self { progress, notice, warning: None, last: DownloadProgress::default(), is_file: true }
     }
 
     /// Sets a callback for warnings, which go to `notice` otherwise.
@@ -58,33 +61,33 @@ impl<'a> Watch<'a> {
     }
 
     /// Reports the number of bytes, the last of which were downloaded just now.
-    pub(super) fn came(&mut self, done: u64, total: Option<u64>) -> Result<(), Stopped> {
-        self.progress(Progress { done, total, is_download: self.is_file })
+    pub(super) fn came(&mut self, done: u64, total: Option<u64>) -> Result<(), StopRequested> {
+        self.progress(DownloadProgress { done, total, is_download: self.is_file })
     }
 
     /// Reports the number of existing bytes that were read.
-    pub(super) fn read(&mut self, done: u64, total: Option<u64>) -> Result<(), Stopped> {
-        self.progress(Progress { done, total, is_download: false })
+    pub(super) fn read(&mut self, done: u64, total: Option<u64>) -> Result<(), StopRequested> {
+        self.progress(DownloadProgress { done, total, is_download: false })
     }
 
     /// Runs work on another file: its bytes are not counted as those of the file.
     pub(super) fn beside<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
         let was = std::mem::replace(&mut self.is_file, false);
         let done = work(self);
-        (self.is_file, self.last) = (was, Progress::default());
+        (self.is_file, self.last) = (was, DownloadProgress::default());
         done
     }
 
-    fn progress(&mut self, now: Progress) -> Result<(), Stopped> {
+    fn progress(&mut self, now: DownloadProgress) -> Result<(), StopRequested> {
         self.last = now;
         match (self.progress)(now) {
             ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(Stopped),
+            ControlFlow::Break(()) => Err(StopRequested),
         }
     }
 
     /// Receives from another thread; returns `None` when that is gone.
-    pub(super) fn receive<T>(&mut self, from: &Receiver<T>) -> Result<Option<T>, Stopped> {
+    pub(super) fn receive<T>(&mut self, from: &Receiver<T>) -> Result<Option<T>, StopRequested> {
         loop {
             match from.recv_timeout(TICK) {
                 Ok(message) => return Ok(Some(message)),
@@ -95,7 +98,7 @@ impl<'a> Watch<'a> {
     }
 
     /// Waits for this time, or until the caller stops the download.
-    pub(super) fn pause(&mut self, length: Duration) -> Result<(), Stopped> {
+    pub(super) fn pause(&mut self, length: Duration) -> Result<(), StopRequested> {
         let end = Instant::now() + length;
         loop {
             self.progress(self.last)?;

@@ -15,7 +15,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::Fs;
-use super::faults::Done;
+use super::faults::CompletedCall;
 
 /// Limit of states of one cut. More mean that a sync is missing: their number doubles with each change that is not durable.
 const MOST_OF_A_CUT: usize = 100_000;
@@ -27,7 +27,7 @@ type Inode = usize;
 type Slot = (Inode, usize);
 
 #[derive(Debug, Clone, PartialEq)]
-struct Node {
+struct CrashNode {
     is_folder: bool,
     mode: u32,
     content: Vec<u8>,
@@ -41,7 +41,7 @@ enum Effect {
 }
 
 #[derive(Debug)]
-struct Change {
+struct CrashChange {
     effect: Effect,
     /// Changes that are on the disk if this one is.
     needs: Vec<usize>,
@@ -51,7 +51,7 @@ struct Change {
 
 /// State of a change after a cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Left {
+enum CutState {
     Nothing,
     All,
     /// Only the first half of a file.
@@ -63,20 +63,21 @@ enum Left {
 }
 
 /// Possible states of a change of metadata that is not durable.
-const OF_METADATA: &[Left] = &[Left::Nothing, Left::All];
-const OF_CONTENT: &[Left] = &[Left::Nothing, Left::All, Left::Half, Left::HalfAndZeros, Left::Zeros];
+const OF_METADATA: &[CutState] = &[CutState::Nothing, CutState::All];
+const OF_CONTENT: &[CutState] =
+    &[CutState::Nothing, CutState::All, CutState::Half, CutState::HalfAndZeros, CutState::Zeros];
 
 /// Recorded calls on a tree that was durable before.
 struct History {
     root: PathBuf,
-    nodes: Vec<Node>,
+    nodes: Vec<CrashNode>,
     names: Vec<String>,
     start: BTreeMap<Slot, Inode>,
     /// Number of nodes at the start.
     known: usize,
     /// The names after all calls.
     now: BTreeMap<Slot, Inode>,
-    changes: Vec<Change>,
+    changes: Vec<CrashChange>,
     durable: HashSet<usize>,
     /// Number of changes after each call, and the durable ones. The first entry is before any call.
     cuts: Vec<(usize, HashSet<usize>)>,
@@ -84,7 +85,7 @@ struct History {
 
 /// The states seen so far.
 #[derive(Debug, Default)]
-struct Seen {
+struct VisitedStates {
     /// Number of states.
     states: usize,
     /// The distinct states, each created and checked: its tree, and whether all calls had been made.
@@ -92,7 +93,7 @@ struct Seen {
 }
 
 /// An action whose power is cut. Each function is called with the folder of the action.
-pub(crate) struct Play<'a> {
+pub(crate) struct CrashScenario<'a> {
     /// Name of the action, for the line with the number of states.
     pub(crate) what: &'a str,
     /// Creates the initial state, all of it durable.
@@ -105,13 +106,13 @@ pub(crate) struct Play<'a> {
     pub(crate) check: &'a dyn Fn(&Path, bool) -> Result<(), String>,
 }
 
-impl Play<'_> {
+impl CrashScenario<'_> {
     /// Cuts the power at every point of one run, and of the cleanups after runs that were killed at any point.
     ///
     /// # Panics
     /// When `check` fails for a state.
     pub(crate) fn run(&self) {
-        let mut seen = Seen::default();
+        let mut seen = VisitedStates::default();
         assert!(self.cut(None, &mut seen), "it fails where nothing does");
         let mut kills = 0;
         while !self.cut(Some(kills), &mut seen) {
@@ -125,7 +126,7 @@ impl Play<'_> {
         );
     }
 
-    fn cut(&self, killed_after: Option<usize>, seen: &mut Seen) -> bool {
+    fn cut(&self, killed_after: Option<usize>, seen: &mut VisitedStates) -> bool {
         let folder = scratch();
         let root = folder.path().canonicalize().unwrap();
         (self.prepare)(&root);
@@ -146,7 +147,7 @@ impl Play<'_> {
 impl History {
     /// Starts with the tree below a folder, all of it durable.
     fn begin(root: &Path) -> Self {
-        let folder = Node { is_folder: true, mode: 0o755, content: Vec::new() };
+        let folder = CrashNode { is_folder: true, mode: 0o755, content: Vec::new() };
         let mut history = Self {
             root: root.to_owned(),
             nodes: vec![folder],
@@ -171,7 +172,7 @@ impl History {
             let is_folder = metadata.is_dir();
             let content = if is_folder { Vec::new() } else { fs::read(entry.path()).unwrap() };
             let slot = (inode, self.name(entry.file_name().to_str().unwrap()));
-            let below = self.node(Node { is_folder, mode: metadata.permissions().mode() & 0o7777, content });
+            let below = self.node(CrashNode { is_folder, mode: metadata.permissions().mode() & 0o7777, content });
             self.now.insert(slot, below);
             if is_folder {
                 self.scan(&entry.path(), below);
@@ -180,7 +181,7 @@ impl History {
     }
 
     /// Plays these calls on the tree.
-    fn play(mut self, calls: &[Done]) -> Self {
+    fn play(mut self, calls: &[CompletedCall]) -> Self {
         for call in calls {
             self.apply(call);
             self.cuts.push((self.changes.len(), self.durable.clone()));
@@ -188,27 +189,27 @@ impl History {
         self
     }
 
-    fn apply(&mut self, call: &Done) {
+    fn apply(&mut self, call: &CompletedCall) {
         match call {
-            Done::MakeFolder(path, mode) => self.make(path, true, *mode),
-            Done::Create(path) => self.make(path, false, 0o600),
-            Done::Write(path, content) => self.change(Effect::Content(self.inode(path), content.clone())),
-            Done::Mode(path, mode) => self.change(Effect::Mode(self.inode(path), *mode)),
-            Done::Sync(path) => self.sync(self.inode(path)),
-            Done::Link(from, to) => {
+            CompletedCall::MakeFolder(path, mode) => self.make(path, true, *mode),
+            CompletedCall::Create(path) => self.make(path, false, 0o600),
+            CompletedCall::Write(path, content) => self.change(Effect::Content(self.inode(path), content.clone())),
+            CompletedCall::Mode(path, mode) => self.change(Effect::Mode(self.inode(path), *mode)),
+            CompletedCall::Sync(path) => self.sync(self.inode(path)),
+            CompletedCall::Link(from, to) => {
                 let link = (self.slot(to), Some(self.inode(from)));
                 self.change(Effect::Names(vec![link]));
             }
-            Done::Rename(from, to) => {
+            CompletedCall::Rename(from, to) => {
                 let (inode, from, to) = (self.inode(from), self.slot(from), self.slot(to));
                 self.change(Effect::Names(vec![(from, None), (to, Some(inode))]));
             }
-            Done::Exchange(a, b) => {
+            CompletedCall::Exchange(a, b) => {
                 let inodes = (self.inode(a), self.inode(b));
                 let (a, b) = (self.slot(a), self.slot(b));
                 self.change(Effect::Names(vec![(a, Some(inodes.1)), (b, Some(inodes.0))]));
             }
-            Done::Remove(path) => {
+            CompletedCall::Remove(path) => {
                 let slot = self.slot(path);
                 self.change(Effect::Names(vec![(slot, None)]));
             }
@@ -217,7 +218,7 @@ impl History {
 
     fn make(&mut self, path: &Path, is_folder: bool, mode: u32) {
         let slot = self.slot(path);
-        let inode = self.node(Node { is_folder, mode, content: Vec::new() });
+        let inode = self.node(CrashNode { is_folder, mode, content: Vec::new() });
         self.change(Effect::Names(vec![(slot, Some(inode))]));
     }
 
@@ -231,7 +232,7 @@ impl History {
                 };
             }
         }
-        self.changes.push(Change { effect, needs, hidden_without });
+        self.changes.push(CrashChange { effect, needs, hidden_without });
     }
 
     fn needs(&self, effect: &Effect) -> Vec<usize> {
@@ -262,7 +263,7 @@ impl History {
                 _ => return None,
             },
         };
-        let makes_it = |change: &Change| match &change.effect {
+        let makes_it = |change: &CrashChange| match &change.effect {
             Effect::Names(edits) => matches!(edits[..], [(_, Some(made))] if made == within),
             _ => false,
         };
@@ -289,7 +290,7 @@ impl History {
         }
     }
 
-    fn node(&mut self, node: Node) -> Inode {
+    fn node(&mut self, node: CrashNode) -> Inode {
         self.nodes.push(node);
         self.nodes.len() - 1
     }
@@ -318,7 +319,7 @@ impl History {
     ///
     /// # Panics
     /// When `check` fails for a state.
-    fn cut(&self, from: usize, seen: &mut Seen, check: &dyn Fn(&Path, bool) -> Result<(), String>) {
+    fn cut(&self, from: usize, seen: &mut VisitedStates, check: &dyn Fn(&Path, bool) -> Result<(), String>) {
         for at in from..self.cuts.len() {
             let is_last = at + 1 == self.cuts.len();
             let before = seen.states;
@@ -341,9 +342,9 @@ impl History {
         }
     }
 
-    fn describe(&self, left: &[Left]) -> String {
+    fn describe(&self, left: &[CutState]) -> String {
         let name = |slot: &Slot| self.names[slot.1].clone();
-        let show = |(change, left): (&Change, &Left)| match &change.effect {
+        let show = |(change, left): (&CrashChange, &CutState)| match &change.effect {
             Effect::Names(edits) => format!(
                 "{left:?} of the names {}",
                 edits.iter().map(|(slot, to)| format!("{}={to:?} ", name(slot))).collect::<String>()
@@ -354,12 +355,12 @@ impl History {
         self.changes.iter().zip(left).map(show).collect::<Vec<_>>().join(", ")
     }
 
-    fn choices(&self, at: usize, left: &[Left]) -> &'static [Left] {
+    fn choices(&self, at: usize, left: &[CutState]) -> &'static [CutState] {
         let change = &self.changes[left.len()];
         if self.cuts[at].1.contains(&left.len()) {
-            &[Left::All]
-        } else if change.needs.iter().chain(&change.hidden_without).any(|need| left[*need] == Left::Nothing) {
-            &[Left::Nothing]
+            &[CutState::All]
+        } else if change.needs.iter().chain(&change.hidden_without).any(|need| left[*need] == CutState::Nothing) {
+            &[CutState::Nothing]
         } else if matches!(change.effect, Effect::Content(..)) {
             OF_CONTENT
         } else {
@@ -368,7 +369,7 @@ impl History {
     }
 
     /// Visits every state of a cut.
-    fn choose(&self, at: usize, left: &mut Vec<Left>, visit: &mut dyn FnMut(&[Left])) {
+    fn choose(&self, at: usize, left: &mut Vec<CutState>, visit: &mut dyn FnMut(&[CutState])) {
         if left.len() == self.cuts[at].0 {
             return visit(left);
         }
@@ -379,11 +380,11 @@ impl History {
         }
     }
 
-    fn disk(&self, left: &[Left]) -> Disk<'_> {
-        let mut disk = Disk { history: self, names: self.start.clone(), nodes: self.nodes.clone() };
+    fn disk(&self, left: &[CutState]) -> CrashState<'_> {
+        let mut disk = CrashState { history: self, names: self.start.clone(), nodes: self.nodes.clone() };
         for (change, left) in self.changes.iter().zip(left) {
             match &change.effect {
-                _ if *left == Left::Nothing => {}
+                _ if *left == CutState::Nothing => {}
                 Effect::Names(edits) => {
                     for (slot, inode) in edits {
                         match inode {
@@ -400,27 +401,27 @@ impl History {
     }
 }
 
-fn torn(content: &[u8], left: Left) -> Vec<u8> {
+fn torn(content: &[u8], left: CutState) -> Vec<u8> {
     let half = content[..content.len() / 2].to_vec();
     let mut torn = match left {
-        Left::All => return content.to_vec(),
-        Left::Half => return half,
-        Left::HalfAndZeros => half,
-        Left::Nothing | Left::Zeros => Vec::new(),
+        CutState::All => return content.to_vec(),
+        CutState::Half => return half,
+        CutState::HalfAndZeros => half,
+        CutState::Nothing | CutState::Zeros => Vec::new(),
     };
     torn.resize(content.len(), 0);
     torn
 }
 
 /// The state after a cut.
-struct Disk<'a> {
+struct CrashState<'a> {
     history: &'a History,
     names: BTreeMap<Slot, Inode>,
-    nodes: Vec<Node>,
+    nodes: Vec<CrashNode>,
 }
 
-impl Disk<'_> {
-    fn below(&self, folder: Inode) -> impl Iterator<Item = (usize, &Node, Inode)> {
+impl CrashState<'_> {
+    fn below(&self, folder: Inode) -> impl Iterator<Item = (usize, &CrashNode, Inode)> {
         let entries = self.names.range((folder, 0)..(folder + 1, 0));
         entries.map(|((_, name), inode)| (*name, &self.nodes[*inode], *inode))
     }
@@ -479,7 +480,7 @@ mod tests {
         act(&fs, &root);
         let history = history.play(&fs.faults.recorded());
         let found = std::cell::RefCell::new(Vec::new());
-        history.cut(history.cuts.len() - 1, &mut Seen::default(), &|path, _| {
+        history.cut(history.cuts.len() - 1, &mut VisitedStates::default(), &|path, _| {
             let mut names: Vec<_> = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect();
             names.sort();
             let show = |path: &PathBuf| {

@@ -13,20 +13,20 @@ use super::{Call, Fs};
 
 /// State of the failure injection.
 #[derive(Debug, Default)]
-pub(crate) struct Faults(Mutex<State>);
+pub(crate) struct Faults(Mutex<FaultState>);
 
 #[derive(Debug, Default)]
-struct State {
-    fate: Fate,
+struct FaultState {
+    fate: FaultMode,
     lacks_exchange: bool,
     /// The recorded calls, and the number of fresh names that were returned.
-    record: Option<(Vec<Done>, u64)>,
-    /// The call that failed by [`Fate::Fail`].
+    record: Option<(Vec<CompletedCall>, u64)>,
+    /// The call that failed by [`FaultMode::Fail`].
     failed: Option<String>,
 }
 
 #[derive(Debug, Default)]
-enum Fate {
+enum FaultMode {
     #[default]
     Live,
     /// Kiln is killed after so many calls.
@@ -39,7 +39,7 @@ enum Fate {
 
 /// A successful call, with the names of that time.
 #[derive(Debug, Clone)]
-pub(crate) enum Done {
+pub(crate) enum CompletedCall {
     MakeFolder(PathBuf, u32),
     Create(PathBuf),
     Write(PathBuf, Vec<u8>),
@@ -52,28 +52,28 @@ pub(crate) enum Done {
 }
 
 impl Faults {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, FaultState> {
         self.0.lock().expect("no call panics")
     }
 
     /// Simulates a kill at call number `calls`, from 0: from then on every call fails and changes nothing.
     pub(crate) fn die_after(&self, calls: usize) {
-        self.state().fate = Fate::Die(calls);
+        self.state().fate = FaultMode::Die(calls);
     }
 
     /// Makes call number `calls`, from 0, fail with `errno`, but not the others.
     pub(crate) fn fail_at(&self, calls: usize, errno: Errno) {
-        self.state().fate = Fate::Fail(calls, errno);
+        self.state().fate = FaultMode::Fail(calls, errno);
     }
 
     /// Simulates a full disk from now on.
     pub(crate) fn fill_disk(&self) {
-        self.state().fate = Fate::Full;
+        self.state().fate = FaultMode::Full;
     }
 
     /// Ends all simulated failures.
     pub(crate) fn heal(&self) {
-        self.state().fate = Fate::Live;
+        self.state().fate = FaultMode::Live;
     }
 
     /// Returns the call that was made to fail, if there was one.
@@ -92,7 +92,7 @@ impl Faults {
     }
 
     /// Returns the calls recorded so far.
-    pub(crate) fn recorded(&self) -> Vec<Done> {
+    pub(crate) fn recorded(&self) -> Vec<CompletedCall> {
         self.state().record.as_ref().map(|(calls, _)| calls.clone()).unwrap_or_default()
     }
 
@@ -109,26 +109,26 @@ impl Faults {
         let mut state = self.state();
         state.admit(call)?;
         let result = act()?;
-        if let (Some((record, _)), Some(done)) = (&mut state.record, Done::of(call)?) {
+        if let (Some((record, _)), Some(done)) = (&mut state.record, CompletedCall::of(call)?) {
             record.push(done);
         }
         Ok(result)
     }
 }
 
-impl State {
+impl FaultState {
     fn admit(&mut self, call: Call<'_>) -> io::Result<()> {
         match &mut self.fate {
-            Fate::Die(0) => return Err(io::Error::other("simulated kill")),
-            Fate::Fail(0, errno) => {
+            FaultMode::Die(0) => return Err(io::Error::other("simulated kill")),
+            FaultMode::Fail(0, errno) => {
                 let errno = *errno;
-                self.fate = Fate::Live;
+                self.fate = FaultMode::Live;
                 self.failed = Some(format!("{call:?}"));
                 return Err(errno.into());
             }
-            Fate::Die(left) | Fate::Fail(left, _) => *left -= 1,
-            Fate::Full if needs_room(call) => return Err(Errno::ENOSPC.into()),
-            Fate::Full | Fate::Live => {}
+            FaultMode::Die(left) | FaultMode::Fail(left, _) => *left -= 1,
+            FaultMode::Full if needs_room(call) => return Err(Errno::ENOSPC.into()),
+            FaultMode::Full | FaultMode::Live => {}
         }
         if self.lacks_exchange && matches!(call, Call::Exchange(..)) {
             return Err(io::ErrorKind::Unsupported.into());
@@ -146,24 +146,24 @@ fn needs_room(call: Call<'_>) -> bool {
     }
 }
 
-impl Done {
+impl CompletedCall {
     /// Returns the record of a call; `None` for a lock: its file is empty, and is created again if it is missing.
     fn of(call: Call<'_>) -> io::Result<Option<Self>> {
         Ok(Some(match call {
             Call::Lock(_) => return Ok(None),
-            Call::MakeFolder(path, mode) => Done::MakeFolder(path.to_owned(), mode),
-            Call::Create(path) => Done::Create(path.to_owned()),
+            Call::MakeFolder(path, mode) => CompletedCall::MakeFolder(path.to_owned(), mode),
+            Call::Create(path) => CompletedCall::Create(path.to_owned()),
             Call::Write(file) => {
                 let path = name_of(file)?;
                 let content = fs::read(&path)?;
-                Done::Write(path, content)
+                CompletedCall::Write(path, content)
             }
-            Call::Mode(file, mode) => Done::Mode(name_of(file)?, mode),
-            Call::Sync(file) => Done::Sync(name_of(file)?),
-            Call::Link(from, to) => Done::Link(from.to_owned(), to.to_owned()),
-            Call::Rename(from, to) => Done::Rename(from.to_owned(), to.to_owned()),
-            Call::Exchange(a, b) => Done::Exchange(a.to_owned(), b.to_owned()),
-            Call::RemoveFile(path) | Call::RemoveFolder(path) => Done::Remove(path.to_owned()),
+            Call::Mode(file, mode) => CompletedCall::Mode(name_of(file)?, mode),
+            Call::Sync(file) => CompletedCall::Sync(name_of(file)?),
+            Call::Link(from, to) => CompletedCall::Link(from.to_owned(), to.to_owned()),
+            Call::Rename(from, to) => CompletedCall::Rename(from.to_owned(), to.to_owned()),
+            Call::Exchange(a, b) => CompletedCall::Exchange(a.to_owned(), b.to_owned()),
+            Call::RemoveFile(path) | Call::RemoveFolder(path) => CompletedCall::Remove(path.to_owned()),
         }))
     }
 }

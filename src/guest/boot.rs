@@ -7,23 +7,23 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::sleep;
 
-use crate::context::{Build, ScratchError};
-use crate::deadline::Limits;
+use crate::context::{BuildContext, ScratchError};
+use crate::deadline::Deadline;
 use crate::disk::qcow2::create_overlay;
 use crate::error::{Failure, Fault, Kind};
-use crate::event::{Events, Level};
+use crate::event::{Events, NoticeLevel};
 use crate::layer::Stack;
-use crate::machine::argv::{Backing, OVERLAY, SEED, Start};
+use crate::machine::argv::{BackingFiles, OVERLAY, SEED, Start};
 use crate::machine::checkpoint::RamFormat;
 use crate::machine::console::Console;
-use crate::machine::{self, Running};
+use crate::machine::{self, RunningMachine};
 use crate::masking::SecretMask;
-use crate::plan::machine::Machine;
+use crate::plan::machine::PlannedMachine;
 use crate::plan::{Plan, with_grace};
 use crate::seed;
 use crate::session::{AGENT, Exec, Exit, GuestError, Hello, Session};
 use crate::size::{ByteSize, format_duration};
-use crate::specfile::{DiskFormat, Network};
+use crate::specfile::{DiskFormat, NetworkBackend};
 
 use super::agent_obstacles::KnownObstacles;
 use super::pending_units::{UnfinishedUnits, console_start_job};
@@ -48,19 +48,19 @@ const STUCK_UNIT: &str = "a unit that never comes up keeps the boot from ending:
 
 /// The context of a machine: where it runs, and the limits of waits for it.
 #[derive(Clone, Copy)]
-pub(crate) struct Site<'a> {
-    pub(crate) machine: &'a Machine,
+pub(crate) struct MachineSite<'a> {
+    pub(crate) machine: &'a PlannedMachine,
     /// The scratch folder, with the overlay and the seed.
     pub(crate) folder: &'a Path,
-    pub(crate) limits: &'a Limits,
+    pub(crate) limits: &'a Deadline,
     pub(crate) events: &'a Events,
     /// Masks secrets on the console.
     pub(crate) mask: &'a SecretMask,
 }
 
-impl Build<'_> {
-    pub(crate) fn site(&self) -> Site<'_> {
-        Site {
+impl BuildContext<'_> {
+    pub(crate) fn site(&self) -> MachineSite<'_> {
+        MachineSite {
             machine: &self.plan.machine,
             folder: self.work.path(),
             limits: &self.limits,
@@ -72,7 +72,7 @@ impl Build<'_> {
 
 /// A guest whose agent is connected.
 pub(crate) struct Guest {
-    pub(crate) machine: Running,
+    pub(crate) machine: RunningMachine,
     pub(crate) session: Session,
     pub(crate) hello: Hello,
     /// Steps that may have asked for a reboot that is still to come.
@@ -84,7 +84,7 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    fn new(machine: Running, session: Session, hello: Hello) -> Self {
+    fn new(machine: RunningMachine, session: Session, hello: Hello) -> Self {
         let (suspects, obstacles) = (PowerSuspects::default(), KnownObstacles::default());
         Self { machine, session, hello, suspects, is_doomed: false, obstacles }
     }
@@ -99,7 +99,7 @@ pub enum BootError {
         /// How long the guest had.
         after: Duration,
         /// The furthest stage of the boot that the console showed.
-        seen: Seen,
+        seen: ConsoleEvidence,
         /// The last lines of the console.
         console: Vec<String>,
     },
@@ -115,7 +115,7 @@ pub enum BootError {
     #[error("the guest did not boot: {fate}")]
     Ended {
         /// The way in which the machine ended.
-        fate: machine::Fate,
+        fate: machine::MachineExit,
         /// The last lines of the console.
         console: Vec<String>,
     },
@@ -137,7 +137,7 @@ pub enum BootError {
 
 /// The furthest stage of a boot that the console showed, where the agent never connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Seen {
+pub enum ConsoleEvidence {
     /// Nothing at all, or the firmware alone.
     Nothing,
     /// A boot, but no login prompt.
@@ -157,10 +157,10 @@ impl Fault for BootError {
 
     fn hints(&self) -> Vec<String> {
         match self {
-            BootError::NoAgent { seen: Seen::Nothing, .. } => vec![
+            BootError::NoAgent { seen: ConsoleEvidence::Nothing, .. } => vec![
                 "the base image may need the other `machine.firmware` (bios or uefi), or may not be bootable".into(),
             ],
-            BootError::NoAgent { seen: Seen::LoginPrompt, .. } => {
+            BootError::NoAgent { seen: ConsoleEvidence::LoginPrompt, .. } => {
                 vec![
                     "the guest booted, but kiln's agent did not start: check that cloud-init and its NoCloud datasource \
                      are enabled, and that the kernel can mount vfat"
@@ -196,34 +196,34 @@ impl Fault for BootError {
 }
 
 /// Returns the backing of the overlay: the layers of a stack, if there is one, and the base image.
-pub(crate) fn backing(plan: &Plan, stack: Option<&Stack>) -> Backing {
+pub(crate) fn backing(plan: &Plan, stack: Option<&Stack>) -> BackingFiles {
     let layers = stack.into_iter().flat_map(Stack::disks).map(|disk| (disk, DiskFormat::Qcow2));
-    Backing(layers.chain([(plan.base.file.clone(), plan.base.format.into())]).collect())
+    BackingFiles(layers.chain([(plan.base.file.clone(), plan.base.format.into())]).collect())
 }
 
 /// Creates the overlay and the seed in the scratch folder.
-pub(crate) fn prepare(build: &Build<'_>) -> Result<(), Failure> {
+pub(crate) fn prepare(build: &BuildContext<'_>) -> Result<(), Failure> {
     let plan = build.plan;
     let overlay = build.work.join(OVERLAY);
     create_overlay(&overlay, plan.disk_size()).map_err(ScratchError::at("an overlay", &overlay))?;
-    write_seed(build.site(), seed::Boot::Build { grow: plan.grows() })
+    write_seed(build.site(), seed::BootPurpose::Build { grow: plan.grows() })
 }
 
 /// Writes the seed into the scratch folder.
-pub(crate) fn write_seed(site: Site<'_>, boot: seed::Boot) -> Result<(), Failure> {
-    let options = seed::Options { boot, network: site.machine.network == Network::User };
+pub(crate) fn write_seed(site: MachineSite<'_>, boot: seed::BootPurpose) -> Result<(), Failure> {
+    let options = seed::SeedOptions { boot, network: site.machine.network == NetworkBackend::User };
     let volume = seed::volume(AGENT, options).map_err(BootError::Seed)?;
     std::fs::write(site.folder.join(SEED), volume).map_err(BootError::Seed)?;
     Ok(())
 }
 
 /// Boots the plan's machine from a new overlay, with the UEFI variables of the layer below.
-pub(crate) async fn boot(build: &Build<'_>, stack: Option<&Stack>) -> Result<Guest, Failure> {
+pub(crate) async fn boot(build: &BuildContext<'_>, stack: Option<&Stack>) -> Result<Guest, Failure> {
     let machine = machine_on(build.plan, stack);
     let backing = backing(build.plan, stack);
     let attempt = async || {
         prepare(build)?;
-        start(Site { machine: &machine, ..build.site() }, &backing).await
+        start(MachineSite { machine: &machine, ..build.site() }, &backing).await
     };
     let guest = boot_despite_crash(&build.events, attempt).await?;
     if build.plan.grows() && stack.is_none() {
@@ -233,7 +233,7 @@ pub(crate) async fn boot(build: &Build<'_>, stack: Option<&Stack>) -> Result<Gue
 }
 
 /// Returns the plan's machine, with the UEFI variables of the layer that it is built on.
-fn machine_on(plan: &Plan, stack: Option<&Stack>) -> Machine {
+fn machine_on(plan: &Plan, stack: Option<&Stack>) -> PlannedMachine {
     let mut machine = plan.machine.clone();
     if let Some(vars) = stack.and_then(|stack| stack.top().uefi_vars()) {
         machine.start_with_uefi_vars(vars);
@@ -243,20 +243,20 @@ fn machine_on(plan: &Plan, stack: Option<&Stack>) -> Machine {
 
 /// Resumes a guest from the memory of a layer.
 pub(crate) async fn resume_layer(
-    build: &Build<'_>,
+    build: &BuildContext<'_>,
     stack: &Stack,
     format: RamFormat,
     hello: Hello,
 ) -> Result<Guest, Failure> {
     let machine = machine_on(build.plan, Some(stack));
-    let site = Site { machine: &machine, ..build.site() };
+    let site = MachineSite { machine: &machine, ..build.site() };
     resume(site, &backing(build.plan, Some(stack)), (&stack.top().ram(), format), hello).await
 }
 
 /// Resumes a guest from the memory of a checkpoint, on an overlay over its disk.
 pub(crate) async fn resume(
-    site: Site<'_>,
-    backing: &Backing,
+    site: MachineSite<'_>,
+    backing: &BackingFiles,
     memory: (&Path, RamFormat),
     hello: Hello,
 ) -> Result<Guest, Failure> {
@@ -279,7 +279,7 @@ pub(crate) async fn resume(
     };
     match awake.await {
         Ok(session) => {
-            site.events.notice(Level::Debug, "the guest goes on from a checkpoint");
+            site.events.notice(NoticeLevel::Debug, "the guest goes on from a checkpoint");
             Ok(Guest::new(running, session, hello))
         }
         Err(failure) => {
@@ -300,7 +300,7 @@ pub(crate) async fn boot_despite_crash<T>(
 ) -> Result<T, Failure> {
     match attempt().await {
         Err(failure) if is_crash(&failure) => {
-            events.notice(Level::Warning, format!("{failure}; the guest is booted once more"));
+            events.notice(NoticeLevel::Warning, format!("{failure}; the guest is booted once more"));
             attempt().await
         }
         other => other,
@@ -312,11 +312,11 @@ fn is_crash(failure: &Failure) -> bool {
         Some(BootError::Ended { fate, .. }) => Some(fate),
         _ => failure.fault(),
     };
-    fate.is_some_and(machine::Fate::is_crash)
+    fate.is_some_and(machine::MachineExit::is_crash)
 }
 
 /// Starts a machine, and waits until its agent connects and the boot is over.
-pub(crate) async fn start(site: Site<'_>, backing: &Backing) -> Result<Guest, Failure> {
+pub(crate) async fn start(site: MachineSite<'_>, backing: &BackingFiles) -> Result<Guest, Failure> {
     let launched = machine::launch(site.machine, backing, Start::Boot, site.folder, site.events, site.mask);
     let (running, stream) = site.limits.hold(launched).await?;
     let patience = site.machine.boot_timeout;
@@ -353,7 +353,7 @@ impl Guest {
 
     /// Checks that the guest uses kiln's seed, and waits for the rest of its boot: a step may start services, and expects
     /// that those of the image are up.
-    async fn settle(mut self, site: Site<'_>) -> Result<Self, Failure> {
+    async fn settle(mut self, site: MachineSite<'_>) -> Result<Self, Failure> {
         // Compared right after the guest has sent its time: the rest of a boot takes minutes.
         let skew = skew(self.hello.clock, SystemTime::now());
         if let Err(failure) = self.finish_boot(site).await {
@@ -361,20 +361,20 @@ impl Guest {
         }
         self.machine.tolerate_resets(0);
         let Hello { os, kernel, .. } = &self.hello;
-        site.events.notice(Level::Info, format!("{os}, kernel {kernel}"));
+        site.events.notice(NoticeLevel::Info, format!("{os}, kernel {kernel}"));
         if let Some(skew) = skew {
-            site.events.notice(Level::Warning, format!("the guest's clock is {skew} this host's"));
+            site.events.notice(NoticeLevel::Warning, format!("the guest's clock is {skew} this host's"));
         }
         Ok(self)
     }
 
-    async fn finish_boot(&mut self, site: Site<'_>) -> Result<(), Failure> {
+    async fn finish_boot(&mut self, site: MachineSite<'_>) -> Result<(), Failure> {
         let patience = site.machine.boot_timeout;
         if let Some(other) = self.hello.instance_id.as_ref().filter(|id| *id != seed::INSTANCE_ID) {
             return Err(BootError::OtherSeed(other.clone()).into());
         }
         let script = if self.hello.systemd { SETTLED_SYSTEMD } else { SETTLED_SYSVINIT };
-        let network = if site.machine.network == Network::None { "none" } else { "user" };
+        let network = if site.machine.network == NetworkBackend::None { "none" } else { "user" };
         let script = format!("{script}\n{}", seed::SETTLED);
         let exec = Exec { timeout: Some(patience), ..Exec::new(["sh", "-c", &script, "settled", network]) };
         let mut silent = |_, _: &[u8]| {};
@@ -391,7 +391,7 @@ impl Guest {
 
     /// Returns the guest's time, in seconds since 1970, or `None` for a guest that no longer answers; the next request to
     /// it reports that.
-    pub(crate) async fn clock(&mut self, site: Site<'_>) -> Option<f64> {
+    pub(crate) async fn clock(&mut self, site: MachineSite<'_>) -> Option<f64> {
         let late = || GuestError::Overdue(PATIENCE).into();
         let asked = site.limits.hold_guest(&self.machine, PATIENCE, late, self.session.clock()).await;
         #[expect(clippy::cast_precision_loss, reason = "microseconds of this century fit")]
@@ -399,7 +399,7 @@ impl Guest {
     }
 
     /// Reboots the guest from inside. The agent is started again by the seed's bootcmd, on the same port.
-    pub(crate) async fn reboot(&mut self, site: Site<'_>) -> Result<(), Failure> {
+    pub(crate) async fn reboot(&mut self, site: MachineSite<'_>) -> Result<(), Failure> {
         let patience = site.machine.boot_timeout;
         let late = || GuestError::Overdue(patience).into();
         self.machine.tolerate_resets(RESETS_AT_REBOOT);
@@ -442,7 +442,7 @@ const SETTLED_SYSTEMD: &str = "[ \"$1\" = none ] || systemctl start network-onli
 /// Waits for a boot with sysvinit, which has nothing to wait for but the run level: it changes when rcS is done.
 const SETTLED_SYSVINIT: &str = "until runlevel | grep -q ' [2-5]$'; do sleep 0.2; done";
 
-async fn explain(failure: Failure, machine: &Running) -> Failure {
+async fn explain(failure: Failure, machine: &RunningMachine) -> Failure {
     match machine.fate_within(Duration::ZERO).await {
         Some(fate) => BootError::Ended { fate, console: machine.console().tail(CONSOLE_LINES) }.into(),
         None => failure,
@@ -471,21 +471,21 @@ async fn hopeless(console: &Console) -> &'static str {
     DEAD_ENDS.iter().find(|(text, _)| *text == shown).map_or("", |(_, what)| *what)
 }
 
-fn no_agent(machine: &Running, after: Duration) -> Failure {
+fn no_agent(machine: &RunningMachine, after: Duration) -> Failure {
     let console = machine.console();
     let seen = if console.shows("login:") {
-        Seen::LoginPrompt
+        ConsoleEvidence::LoginPrompt
     } else if console.shows("Linux version") || console.tail(usize::MAX).len() > CONSOLE_LINES {
-        Seen::Boot
+        ConsoleEvidence::Boot
     } else {
-        Seen::Nothing
+        ConsoleEvidence::Nothing
     };
     BootError::NoAgent { after, seen, console: console.tail(CONSOLE_LINES) }.into()
 }
 
 /// Checks that the root file system has grown. A base image without growpart boots with its old size; the steps may still
 /// have enough room.
-async fn check_growth(build: &Build<'_>, mut guest: Guest) -> Result<Guest, Failure> {
+async fn check_growth(build: &BuildContext<'_>, mut guest: Guest) -> Result<Guest, Failure> {
     let mut output = Vec::new();
     let exec = Exec { timeout: Some(PATIENCE), ..Exec::new(["sh", "-c", ROOT_SIZE]) };
     let mut keep = |_, bytes: &[u8]| output.extend_from_slice(bytes);
@@ -500,7 +500,7 @@ async fn check_growth(build: &Build<'_>, mut guest: Guest) -> Result<Guest, Fail
     if root < disk / 2 {
         let (root, disk) = (ByteSize(root), ByteSize(disk));
         let text = format!("the root file system has {root} of the disk's {disk}: the base image did not grow it");
-        build.events.notice(Level::Warning, text);
+        build.events.notice(NoticeLevel::Warning, text);
     }
     Ok(guest)
 }

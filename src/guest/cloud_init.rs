@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-use crate::context::Build;
-use crate::event::Level;
+use crate::context::BuildContext;
+use crate::event::NoticeLevel;
 use crate::plan::Plan;
 use crate::resolve::agent_support::UntestableError;
 use crate::session::GuestError;
@@ -13,20 +13,20 @@ use crate::specfile::Action;
 
 use super::agent_obstacles::{KnownObstacle, NextBoot};
 use super::boot::Guest;
-use super::step_error::How;
+use super::step_error::StepFailure;
 
 /// The deadline for examining a few files of the guest.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Asks the guest for obstacles to the agent's next start, and warns of new ones.
-pub(crate) async fn watch(build: &Build<'_>, guest: &mut Guest, step: Option<usize>) {
+pub(crate) async fn watch(build: &BuildContext<'_>, guest: &mut Guest, step: Option<usize>) {
     let late = || GuestError::Overdue(PATIENCE).into();
     let work = guest.session.find_seed_obstacles();
     // If the guest does not answer, the next request to it reports that as well.
     let Ok(found) = build.limits.hold_guest(&guest.machine, PATIENCE, late, work).await else { return };
     let new = guest.obstacles.update(found, step);
     if !new.is_empty() {
-        build.events.notice(Level::Warning, warning(build.plan, &new, step));
+        build.events.notice(NoticeLevel::Warning, warning(build.plan, &new, step));
     }
 }
 
@@ -54,14 +54,14 @@ pub(crate) fn may_change(action: &Action) -> bool {
 ///
 /// # Errors
 /// When the agent would not start.
-pub(crate) fn check_reboot(build: &Build<'_>, guest: &Guest) -> Result<(), How> {
-    guest.obstacles.explain(build.plan, NextBoot::Same).map_or(Ok(()), |why| Err(How::NoWayBack(why)))
+pub(crate) fn check_reboot(build: &BuildContext<'_>, guest: &Guest) -> Result<(), StepFailure> {
+    guest.obstacles.explain(build.plan, NextBoot::Same).map_or(Ok(()), |why| Err(StepFailure::NoWayBack(why)))
 }
 
 /// Checks that tests can run in clones of the image that is built from this guest.
 ///
 /// # Errors
 /// When the agent would not start in a clone.
-pub(crate) fn check_tests(build: &Build<'_>, guest: &Guest) -> Result<(), UntestableError> {
+pub(crate) fn check_tests(build: &BuildContext<'_>, guest: &Guest) -> Result<(), UntestableError> {
     guest.obstacles.explain(build.plan, NextBoot::Clone).map_or(Ok(()), |why| Err(UntestableError { why }))
 }

@@ -5,14 +5,14 @@
 
 use regex_lite::Regex;
 
-use crate::specfile::Network;
+use crate::specfile::NetworkBackend;
 
 #[cfg(test)]
 mod tests;
 
 /// A cause of a command's failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Trouble {
+pub(crate) enum CommandTrouble {
     DiskFull,
     NoInodes,
     Quota,
@@ -44,10 +44,10 @@ pub(crate) enum Trouble {
     CommandMissing,
 }
 
-use Trouble as T;
+use CommandTrouble as T;
 
 /// Patterns of lines, each with the cause that it indicates. All of them ignore case.
-const TABLE: &[(Trouble, &str)] = &[
+const TABLE: &[(CommandTrouble, &str)] = &[
     (T::NoInodes, r"needs \d+ (more )?inodes on the|no free inodes|out of inodes"),
     (T::DiskFull, r"no space left on device|\benospc\b|not enough (free )?(disk )?space|enough free space in /"),
     (T::DiskFull, r"more space (is )?needed on the|more space on the .* filesystem|partition .* too full"),
@@ -223,12 +223,12 @@ const PACKAGES: &[(&str, &str, Option<&str>)] = &[
 const HARMLESS_WARNING: &str = "sudo: unable to resolve host";
 
 /// Returns a hint on a command that failed, from the last lines that it wrote.
-pub(crate) fn hint(lines: &[String], network: Network) -> Option<String> {
+pub(crate) fn hint(lines: &[String], network: NetworkBackend) -> Option<String> {
     let (trouble, line) = find_trouble(lines)?;
     Some(match trouble {
         T::CommandMissing => describe_command(line)?,
         T::NeedsBash => describe_bash(line),
-        T::NoNetwork | T::PackageUnknown if network == Network::None => {
+        T::NoNetwork | T::PackageUnknown if network == NetworkBackend::None => {
             "the guest has no network card: set `machine.network = \"user\"`".into()
         }
         _ => advice(trouble).into(),
@@ -236,7 +236,7 @@ pub(crate) fn hint(lines: &[String], network: Network) -> Option<String> {
 }
 
 /// Returns the first cause of the table that applies, and the line that shows it.
-fn find_trouble(lines: &[String]) -> Option<(Trouble, &str)> {
+fn find_trouble(lines: &[String]) -> Option<(CommandTrouble, &str)> {
     TABLE.iter().find_map(|(trouble, pattern)| {
         let regex = Regex::new(&format!("(?i){pattern}")).ok()?;
         let mut lines = lines.iter().rev().map(|line| line.trim()).filter(|line| !line.starts_with(HARMLESS_WARNING));
@@ -244,7 +244,7 @@ fn find_trouble(lines: &[String]) -> Option<(Trouble, &str)> {
     })
 }
 
-fn advice(trouble: Trouble) -> &'static str {
+fn advice(trouble: CommandTrouble) -> &'static str {
     match trouble {
         T::DiskFull => {
             "the guest's disk is full: set `machine.disk` to a larger size; if `df` shows room, it is out of inodes (`df -i`)"

@@ -2,17 +2,17 @@
 
 use std::time::Duration;
 
-use crate::context::Build;
+use crate::context::BuildContext;
 use crate::error::Failure;
-use crate::event::{Channel, Level};
-use crate::machine::Fate;
+use crate::event::{Channel, NoticeLevel};
+use crate::machine::MachineExit;
 use crate::session::{Aftermath, GuestError};
 use crate::wire::LeftProcess;
 
 use super::boot::Guest;
 use super::power_requests::PowerSuspects;
-use super::step_error::{How, StepError};
-use super::step_output::Lines;
+use super::step_error::{StepError, StepFailure};
+use super::step_output::LineSplitter;
 
 /// The deadline for ending processes; the agent gives them eight seconds to end.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -20,47 +20,53 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LONGEST: usize = 100;
 
 /// Adds the step that has asked for it to a failure of a guest that goes down outside any step.
-pub(crate) fn blame_earlier(build: &Build<'_>, suspects: &PowerSuspects, during: &str, failure: Failure) -> Failure {
-    let went_down = matches!(failure.fault::<Fate>(), Some(Fate::Rebooted | Fate::PoweredOff));
+pub(crate) fn blame_earlier(
+    build: &BuildContext<'_>,
+    suspects: &PowerSuspects,
+    during: &str,
+    failure: Failure,
+) -> Failure {
+    let went_down = matches!(failure.fault::<MachineExit>(), Some(MachineExit::Rebooted | MachineExit::PoweredOff));
     match suspects.last() {
         Some(index) if went_down => {
-            StepError::new(build, index, How::PowerRequest { during: Some(during.to_owned()) }, Vec::new()).into()
+            StepError::new(build, index, StepFailure::PowerRequest { during: Some(during.to_owned()) }, Vec::new())
+                .into()
         }
         _ => failure,
     }
 }
 
 /// Reports to the log what the agent noticed around a command.
-pub(crate) fn report(build: &Build<'_>, found: &Aftermath) {
+pub(crate) fn report(build: &BuildContext<'_>, found: &Aftermath) {
     for late in &found.late {
         let whose = step_title(build, late.step);
-        let mut lines = Lines::new(build.secrets.mask());
-        let mut emit = |_, line| build.events.notice(Level::Debug, format!("{whose}, after its end: {line}"));
+        let mut lines = LineSplitter::new(build.secrets.mask());
+        let mut emit = |_, line| build.events.notice(NoticeLevel::Debug, format!("{whose}, after its end: {line}"));
         lines.feed(Channel::Stdout, &late.bytes.0, &mut emit);
         lines.finish(&mut emit);
     }
     if !found.left.is_empty() {
-        build.events.notice(Level::Debug, format!("left running: {}", name_processes(build, &found.left)));
+        build.events.notice(NoticeLevel::Debug, format!("left running: {}", name_processes(build, &found.left)));
     }
     for note in &found.notes {
-        build.events.notice(Level::Debug, note.as_str());
+        build.events.notice(NoticeLevel::Debug, note.as_str());
     }
 }
 
 /// Ends the processes that steps have left, so that they do not undo what sealing does.
-pub(crate) async fn end_processes(build: &Build<'_>, guest: &mut Guest) -> Result<(), Failure> {
+pub(crate) async fn end_processes(build: &BuildContext<'_>, guest: &mut Guest) -> Result<(), Failure> {
     let late = || GuestError::Overdue(PATIENCE).into();
     let work = guest.session.end_processes();
     let ended = build.limits.hold_guest(&guest.machine, PATIENCE, late, work).await?;
     report(build, &Aftermath { left: Vec::new(), ..ended.clone() });
     if !ended.left.is_empty() {
         let names = name_processes(build, &ended.left);
-        build.events.notice(Level::Info, format!("ended what steps had left running: {names}"));
+        build.events.notice(NoticeLevel::Info, format!("ended what steps had left running: {names}"));
     }
     Ok(())
 }
 
-fn name_processes(build: &Build<'_>, processes: &[LeftProcess]) -> String {
+fn name_processes(build: &BuildContext<'_>, processes: &[LeftProcess]) -> String {
     let name = |process: &LeftProcess| {
         // Masked before it is cut, so that no part of a secret remains.
         let command: String = build.secrets.mask().mask_text(&process.command).chars().take(LONGEST).collect();
@@ -70,7 +76,7 @@ fn name_processes(build: &Build<'_>, processes: &[LeftProcess]) -> String {
 }
 
 /// Returns number and name of a step. The number comes from the guest and may be anything.
-fn step_title(build: &Build<'_>, number: u32) -> String {
+fn step_title(build: &BuildContext<'_>, number: u32) -> String {
     let index = usize::try_from(number).ok().and_then(|number| number.checked_sub(1));
     match index.and_then(|index| build.plan.steps.get(index)) {
         Some(planned) => format!("step {number} `{}`", planned.step.name),

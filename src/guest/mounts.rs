@@ -11,7 +11,7 @@
 
 use std::time::Duration;
 
-use crate::context::Build;
+use crate::context::BuildContext;
 use crate::disk::chain::Chain;
 use crate::disk::ext4::are_features_read;
 use crate::disk::gap::TreeMount;
@@ -42,7 +42,7 @@ pub(crate) struct DiskSurvey {
 }
 
 /// Asks the guest what is mounted from the image's disk.
-pub(crate) async fn survey(build: &Build<'_>, guest: &mut Guest) -> Result<DiskSurvey, Failure> {
+pub(crate) async fn survey(build: &BuildContext<'_>, guest: &mut Guest) -> Result<DiskSurvey, Failure> {
     let work = async {
         match guest.session.describe_disk().await {
             Ok(DiskReport { mounts, boot, has_rpm }) => Ok(DiskSurvey { mounts: Ok(mounts), boot, has_rpm }),

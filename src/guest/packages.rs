@@ -5,15 +5,15 @@
 
 use std::time::Duration;
 
-use crate::context::Build;
-use crate::disk::os_release::{self, Os};
+use crate::context::BuildContext;
+use crate::disk::os_release::{self, OsRelease};
 use crate::disk::packages::{
     APK_INSTALLED, DPKG_STATUS, DPKG_UPDATES, PackageDatabase, PackageType, RPM_FORMAT, has_rpm_database,
     missing_packages, parse, read_databases, unread_managers,
 };
 use crate::disk::tree::{Tree, TreeError};
 use crate::error::Failure;
-use crate::event::{Channel, Events, Level};
+use crate::event::{Channel, Events, NoticeLevel};
 use crate::plan::with_grace;
 use crate::session::{Exec, Exit, GuestError};
 use crate::store::manifest;
@@ -32,7 +32,7 @@ const UNREAD_RPM: &str = "rpm-unread";
 /// The guest's answer about its distribution and its packages. It is not trusted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct PackageAnswer {
-    pub(crate) os: Option<Os>,
+    pub(crate) os: Option<OsRelease>,
     /// All databases, including those without packages.
     databases: Vec<PackageDatabase>,
     unread_rpm: bool,
@@ -71,7 +71,7 @@ fn question() -> String {
 }
 
 /// Asks a guest that is not sealed yet. Returns `None` where it has no usable answer, with a warning.
-pub(crate) async fn ask(build: &Build<'_>, guest: &mut Guest) -> Result<Option<PackageAnswer>, Failure> {
+pub(crate) async fn ask(build: &BuildContext<'_>, guest: &mut Guest) -> Result<Option<PackageAnswer>, Failure> {
     let exec = Exec { timeout: Some(PATIENCE), ..Exec::new(["sh", "-c", &question()]) };
     let (mut answer, mut is_long) = (Vec::new(), false);
     let mut keep = |channel: Channel, bytes: &[u8]| {
@@ -88,7 +88,7 @@ pub(crate) async fn ask(build: &Build<'_>, guest: &mut Guest) -> Result<Option<P
         return Ok(Some(parse_answer(&answer)));
     }
     let why = if is_long { "its answer is too long".to_owned() } else { format!("the query {exit}") };
-    build.events.notice(Level::Warning, format!("the guest could not list its packages: {why}"));
+    build.events.notice(NoticeLevel::Warning, format!("the guest could not list its packages: {why}"));
     Ok(None)
 }
 
@@ -131,22 +131,22 @@ impl PackageList {
     /// Warns of missing databases, and of several databases, which packages of one system rarely have.
     pub(crate) fn warn(&self, events: &Events) {
         for missing in &self.missing {
-            events.notice(Level::Warning, format!("the bill of materials lacks {missing}"));
+            events.notice(NoticeLevel::Warning, format!("the bill of materials lacks {missing}"));
         }
         if self.databases.len() > 1 {
             let count = |found: &PackageDatabase| format!("{} of {}", found.packages.len(), found.kind.name());
             let counts: Vec<String> = self.databases.iter().map(count).collect();
             let text = format!("the image has several package databases; all are listed: {}", counts.join(", "));
-            events.notice(Level::Warning, text);
+            events.notice(NoticeLevel::Warning, text);
         }
     }
 
     /// Returns the type of the first database, and all packages in the form of the manifest.
-    pub(crate) fn for_manifest(self) -> (Option<String>, Vec<manifest::Package>) {
+    pub(crate) fn for_manifest(self) -> (Option<String>, Vec<manifest::ManifestPackage>) {
         let package_type = self.databases.first().map(|database| database.kind);
         let listed = |PackageDatabase { kind, packages }: PackageDatabase| {
             let other = Some(kind).filter(|kind| Some(*kind) != package_type).map(|kind| kind.name().to_owned());
-            packages.into_iter().map(move |package| manifest::Package {
+            packages.into_iter().map(move |package| manifest::ManifestPackage {
                 name: package.name,
                 version: package.version,
                 arch: package.arch,

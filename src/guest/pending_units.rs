@@ -3,8 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::deadline::Limits;
-use crate::machine::Running;
+use crate::deadline::Deadline;
+use crate::machine::RunningMachine;
 use crate::plan::with_grace;
 use crate::session::{Exec, GuestError, Session};
 
@@ -35,7 +35,7 @@ pub struct UnfinishedUnits {
 
 impl UnfinishedUnits {
     /// Asks the guest's systemd for unfinished units; returns none for a guest that does not answer.
-    pub(crate) async fn ask(session: &mut Session, machine: &Running, limits: &Limits) -> Self {
+    pub(crate) async fn ask(session: &mut Session, machine: &RunningMachine, limits: &Deadline) -> Self {
         let exec = Exec { timeout: Some(PATIENCE), ..Exec::new(["sh", "-c", QUESTION]) };
         let mut answer = Vec::new();
         let mut keep = |_, bytes: &[u8]| {

@@ -9,13 +9,13 @@ use tokio_util::sync::CancellationToken;
 use crate::context::ScratchError;
 use crate::disk::qcow2::create_overlay;
 use crate::error::{Failure, Fault, Kind};
-use crate::event::{Events, Level};
-use crate::machine::argv::{self, Backing, OVERLAY, SEED, UEFI_VARS};
+use crate::event::{Events, NoticeLevel};
+use crate::machine::argv::{self, BackingFiles, OVERLAY, SEED, UEFI_VARS};
 use crate::machine::{MachineError, host, network_filter};
 use crate::plan::INSTALL_FIRMWARE;
-use crate::plan::machine::{Accelerator, Firmware, Machine, PrivateNetworkAccess};
+use crate::plan::machine::{Accelerator, MachineFirmware, PlannedMachine, PrivateNetworkAccess};
 use crate::size::ByteSize;
-use crate::specfile::{DiskFormat, Network};
+use crate::specfile::{DiskFormat, NetworkBackend};
 use crate::store::{Artifact, manifest};
 use crate::workdir::Workdir;
 use crate::{process, seed};
@@ -30,7 +30,7 @@ pub struct DiskImage {
 }
 
 /// The properties of a clone that the user asks for.
-pub struct Wanted {
+pub struct CloneOptions {
     /// Size of the guest's memory.
     pub memory: ByteSize,
     /// Port of this host that is forwarded to the guest's SSH port.
@@ -44,14 +44,14 @@ pub struct Wanted {
 /// The properties in which a machine for a published image may differ from the one that the image was built in.
 pub(crate) struct WantedMachine {
     pub(crate) memory: ByteSize,
-    pub(crate) network: Network,
+    pub(crate) network: NetworkBackend,
     pub(crate) private_network: PrivateNetworkAccess,
 }
 
 /// A clone that is ready to run. Dropping it removes it.
 pub struct Clone {
-    machine: Machine,
-    backing: Backing,
+    machine: PlannedMachine,
+    backing: BackingFiles,
     ssh: Option<u16>,
     work: Workdir,
 }
@@ -93,16 +93,20 @@ impl Fault for CloneError {
 ///
 /// # Errors
 /// When the image or the host is not usable.
-pub async fn prepare(artifact: &Artifact, wanted: &Wanted, cache: &Path) -> Result<(Clone, Option<String>), Failure> {
+pub async fn prepare(
+    artifact: &Artifact,
+    wanted: &CloneOptions,
+    cache: &Path,
+) -> Result<(Clone, Option<String>), Failure> {
     let image = bootable(artifact).into_iter().next();
     let DiskImage { path, format } = image.ok_or_else(|| CloneError::NotBootable(artifact.id().to_string()))?;
     let wanted_machine = WantedMachine {
         memory: wanted.memory,
-        network: Network::User,
+        network: NetworkBackend::User,
         private_network: wanted.private_network.clone(),
     };
     let machine = machine(artifact, wanted_machine).await?;
-    let backing = Backing(vec![(path, format)]);
+    let backing = BackingFiles(vec![(path, format)]);
     let work = Workdir::create(&cache.join("work")).map_err(ScratchError::at("a scratch folder", cache))?;
     let size = artifact.manifest().outputs[0].virtual_bytes;
     let overlay = work.join(OVERLAY);
@@ -117,7 +121,7 @@ pub async fn prepare(artifact: &Artifact, wanted: &Wanted, cache: &Path) -> Resu
 
 /// Returns the files of an image that QEMU boots.
 pub(crate) fn bootable(artifact: &Artifact) -> Vec<DiskImage> {
-    let image = |output: &manifest::Output| {
+    let image = |output: &manifest::ManifestOutput| {
         let format = DiskFormat::named(&output.format)?;
         Some(DiskImage { path: artifact.folder().join(&output.file), format })
     };
@@ -128,15 +132,15 @@ pub(crate) fn bootable(artifact: &Artifact) -> Vec<DiskImage> {
 ///
 /// # Errors
 /// When the host cannot provide the machine.
-pub(crate) async fn machine(artifact: &Artifact, wanted: WantedMachine) -> Result<Machine, Failure> {
+pub(crate) async fn machine(artifact: &Artifact, wanted: WantedMachine) -> Result<PlannedMachine, Failure> {
     let host = host::survey().await?;
     let accelerator = if host.kvm.is_usable() { Accelerator::Kvm } else { Accelerator::Tcg };
     let made = &artifact.manifest().machine;
     let firmware = match &*made.firmware {
-        "uefi" => Firmware::Uefi(host.firmware.first().cloned().ok_or(CloneError::NoFirmware)?),
-        _ => Firmware::Bios,
+        "uefi" => MachineFirmware::Uefi(host.firmware.first().cloned().ok_or(CloneError::NoFirmware)?),
+        _ => MachineFirmware::Bios,
     };
-    Ok(Machine {
+    Ok(PlannedMachine {
         qemu: host.qemu.system,
         qemu_version: host.qemu.version.to_string(),
         machine_type: host.qemu.machine_type,
@@ -161,7 +165,7 @@ impl Clone {
     /// # Errors
     /// When QEMU cannot be started or fails.
     pub async fn run<T>(self, events: &Events, cancel: CancellationToken, terminal: T) -> Result<(), Failure> {
-        if let Firmware::Uefi(uefi) = &self.machine.firmware {
+        if let MachineFirmware::Uefi(uefi) = &self.machine.firmware {
             std::fs::copy(&uefi.vars_template, self.work.join(UEFI_VARS)).map_err(CloneError::Seed)?;
         }
         let uuid = random_uuid().map_err(|source| MachineError::Prepare { what: "a UUID", source })?;
@@ -189,7 +193,7 @@ impl Clone {
         };
         drop(terminal);
         for report in reported.try_iter() {
-            events.notice(Level::Info, report.sentence(|_| "--allow-private-network allows it".to_owned()));
+            events.notice(NoticeLevel::Info, report.sentence(|_| "--allow-private-network allows it".to_owned()));
         }
         match status {
             Ok(status) if status.success() || cancel.is_cancelled() => Ok(()),

@@ -4,9 +4,9 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use crate::context::Build;
+use crate::context::BuildContext;
 use crate::error::{Failure, Fault, Kind};
-use crate::event::Level;
+use crate::event::NoticeLevel;
 use crate::plan::with_grace;
 use crate::session::GuestError;
 use crate::specfile::seal::OPERATIONS;
@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// Proof that the guest is sealed; it has to power off now, and nothing may be done in it any more.
 #[derive(Debug)]
 #[must_use]
-pub struct Sealed(());
+pub struct SealedGuest(());
 
 /// The reason why sealing failed.
 #[derive(Debug, thiserror::Error)]
@@ -42,9 +42,9 @@ impl Fault for SealError {
 
 /// Files whose modification time sealing has set back, each with the time of its last change before that.
 #[derive(Debug, Default)]
-pub struct Clamped(HashMap<Vec<u8>, f64>);
+pub struct ClampedTimes(HashMap<Vec<u8>, f64>);
 
-impl Clamped {
+impl ClampedTimes {
     /// Parses records of `SECONDS PATH`, each with a NUL at its end. Malformed records are ignored.
     #[must_use]
     pub fn parse(records: &[u8]) -> Self {
@@ -64,7 +64,7 @@ impl Clamped {
 
 /// Runs every operation that the spec does not skip, sets back times that are later than the build's epoch, if it has one,
 /// then discards free blocks. Also returns the files whose times were set back.
-pub(crate) async fn seal(build: &Build<'_>, guest: &mut Guest) -> Result<(Sealed, Clamped), Failure> {
+pub(crate) async fn seal(build: &BuildContext<'_>, guest: &mut Guest) -> Result<(SealedGuest, ClampedTimes), Failure> {
     let request =
         SealRequest { operations: operations(&build.plan.spec.seal.skip), epoch: build.plan.source_date_epoch };
     let work = async {
@@ -77,17 +77,17 @@ pub(crate) async fn seal(build: &Build<'_>, guest: &mut Guest) -> Result<(Sealed
     let sealed = build.limits.hold_guest(&guest.machine, with_grace(PATIENCE), late, work).await?;
     let (report, records) = sealed.map_err(SealError::Failed)?;
     tell(build, &report);
-    Ok((Sealed(()), Clamped::parse(&records)))
+    Ok((SealedGuest(()), ClampedTimes::parse(&records)))
 }
 
 /// Reports to the log what sealing has found and done.
-fn tell(build: &Build<'_>, report: &SealReport) {
+fn tell(build: &BuildContext<'_>, report: &SealReport) {
     for note in &report.notes {
-        build.events.notice(Level::Debug, format!("seal: {}", build.secrets.mask().mask_text(note)));
+        build.events.notice(NoticeLevel::Debug, format!("seal: {}", build.secrets.mask().mask_text(note)));
     }
     if !report.unmounted.is_empty() {
         let places = build.secrets.mask().mask_text(&report.unmounted.join(", "));
-        build.events.notice(Level::Info, format!("unmounted what steps had left mounted: {places}"));
+        build.events.notice(NoticeLevel::Info, format!("unmounted what steps had left mounted: {places}"));
     }
 }
 

@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
-use crate::context::Build;
+use crate::context::BuildContext;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::Event;
-use crate::machine::Fate;
+use crate::machine::MachineExit;
 use crate::session::exec::SHELL;
 use crate::session::{Attach, Exec, Exit, GuestError};
 use crate::specfile::Action;
 
 use super::boot::Guest;
-use super::step_error::{How, StepError};
+use super::step_error::{StepError, StepFailure};
 
 /// Starts the user's own shell, as at a login: `SHELL` is taken from the guest's passwd.
 const LOGIN: &str = "exec \"${SHELL:-/bin/sh}\" -l";
@@ -40,7 +40,7 @@ impl Fault for ShellError {
     }
 }
 
-impl Build<'_> {
+impl BuildContext<'_> {
     /// Connects a person to a shell in the guest, where a step of this kind would run. Returns its exit code.
     pub(crate) async fn visit(
         &self,
@@ -65,7 +65,7 @@ impl Build<'_> {
             Ok(Exit::NotStarted(why)) => return Err(ShellError::NotStarted(why).into()),
             Ok(Exit::TimedOut) => return Err(late()),
             // `poweroff` is another way to leave the shell.
-            Err(failure) if failure.fault::<Fate>() == Some(&Fate::PoweredOff) => 0,
+            Err(failure) if failure.fault::<MachineExit>() == Some(&MachineExit::PoweredOff) => 0,
             Err(failure) => return Err(failure),
         };
         self.events.emit(&Event::ShellFinished { code });
@@ -89,7 +89,7 @@ impl Build<'_> {
     /// failure is still the result.
     pub(crate) async fn look_around(&self, guest: &mut Guest, failure: &mut Failure, attach: Attach) {
         let Some(error) = failure.fault::<StepError>() else { return };
-        if matches!(error.how, How::Machine(_)) {
+        if matches!(error.how, StepFailure::Machine(_)) {
             return;
         }
         let at = self.plan.steps.get(error.number - 1).map(|planned| planned.step.action.clone());

@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::context::Build;
+use crate::context::BuildContext;
 use crate::error::{Failure, Fault, Kind};
 use crate::machine::PoweredOff;
 use crate::session::Farewell;
 use crate::specfile::DiskFormat;
 
 use super::boot::Guest;
-use super::seal::Sealed;
+use super::seal::SealedGuest;
 
 /// The deadline from that confirmation to the end of QEMU. Stopping takes two seconds; a service may insist on systemd's
 /// 90.
@@ -23,15 +23,15 @@ const PATIENCE: Duration = Duration::from_secs(180);
 pub struct CleanShutdown {
     /// Files of the disk, the top one first.
     pub chain: Vec<(PathBuf, DiskFormat)>,
-    _proof: (Sealed, Farewell, PoweredOff),
+    _proof: (SealedGuest, Farewell, PoweredOff),
 }
 
 /// The guest did not confirm its shutdown.
 #[derive(Debug, thiserror::Error)]
 #[error("the sealed guest did not answer the goodbye within {} s", PATIENCE.as_secs())]
-struct NoFarewell;
+struct ShutdownError;
 
-impl Fault for NoFarewell {
+impl Fault for ShutdownError {
     fn kind(&self) -> Kind {
         Kind::Boot
     }
@@ -39,14 +39,14 @@ impl Fault for NoFarewell {
 
 /// Shuts the guest down cleanly.
 pub(crate) async fn shut_down(
-    build: &Build<'_>,
+    build: &BuildContext<'_>,
     guest: Guest,
-    sealed: Sealed,
+    sealed: SealedGuest,
     chain: Vec<(PathBuf, DiskFormat)>,
 ) -> Result<CleanShutdown, Failure> {
     let Guest { machine, session, .. } = guest;
     let farewell = session.bye();
-    let farewell = build.limits.hold_guest(&machine, PATIENCE, || NoFarewell.into(), farewell).await;
+    let farewell = build.limits.hold_guest(&machine, PATIENCE, || ShutdownError.into(), farewell).await;
     let farewell = match farewell {
         Ok(farewell) => farewell,
         Err(failure) => {

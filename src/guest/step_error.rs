@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::context::Build;
+use crate::context::BuildContext;
 use crate::error::{Failure, Fault, Kind};
-use crate::machine::Fate;
+use crate::machine::MachineExit;
 use crate::process::describe_signal;
 use crate::size::format_duration;
-use crate::specfile::Network;
+use crate::specfile::NetworkBackend;
 
 use super::hints;
 
@@ -25,7 +25,7 @@ pub struct StepError {
     /// Line of the step in the spec file.
     pub line: usize,
     /// The kind of failure.
-    pub how: How,
+    pub how: StepFailure,
     /// The last lines that the step wrote.
     pub tail: Vec<String>,
     /// A hint on how to fix it, as far as the output allows.
@@ -34,7 +34,7 @@ pub struct StepError {
 
 /// The kind of a step's failure.
 #[derive(Debug, thiserror::Error)]
-pub enum How {
+pub enum StepFailure {
     /// The command ended with another status than 0.
     #[error("failed with exit status {0}")]
     Status(u8),
@@ -49,7 +49,7 @@ pub enum How {
     TimedOut(Duration),
     /// The machine ended while the step ran.
     #[error("ended with the machine: {0}")]
-    Machine(Fate),
+    Machine(MachineExit),
     /// A copy, write or fetch failed.
     #[error("failed: {0}")]
     Transfer(Failure),
@@ -89,14 +89,14 @@ fn describe_later(during: Option<&str>) -> String {
 
 impl StepError {
     /// Creates the error for a step of a build.
-    pub(crate) fn new(build: &Build<'_>, index: usize, how: How, tail: Vec<String>) -> Self {
+    pub(crate) fn new(build: &BuildContext<'_>, index: usize, how: StepFailure, tail: Vec<String>) -> Self {
         let step = &build.plan.steps[index].step;
         let spec = build.plan.spec.path.clone();
         Self { number: index + 1, name: step.name.clone(), spec, line: step.line, how, tail, hint: None }
     }
 
     /// Adds a hint on how to fix it, if these lines of its output allow one.
-    pub(crate) fn with_hint(self, lines: &[String], network: Network) -> Self {
+    pub(crate) fn with_hint(self, lines: &[String], network: NetworkBackend) -> Self {
         Self { hint: hints::hint(lines, network), ..self }
     }
 }
@@ -104,32 +104,32 @@ impl StepError {
 impl Fault for StepError {
     fn kind(&self) -> Kind {
         match &self.how {
-            How::Machine(Fate::PoweredOff | Fate::Panicked | Fate::Rebooted) => Kind::Step,
-            How::Machine(fate) => fate.kind(),
-            How::Transfer(failure) => failure.kind(),
+            StepFailure::Machine(MachineExit::PoweredOff | MachineExit::Panicked | MachineExit::Rebooted) => Kind::Step,
+            StepFailure::Machine(fate) => fate.kind(),
+            StepFailure::Transfer(failure) => failure.kind(),
             _ => Kind::Step,
         }
     }
 
     fn hints(&self) -> Vec<String> {
         match &self.how {
-            How::Machine(fate) => fate.hints(),
-            How::Transfer(failure) => failure.hints(),
-            How::NoWayBack(_) => vec!["reboot before that step, or leave the reboot to the image's users".into()],
-            How::TimedOut(_) => {
+            StepFailure::Machine(fate) => fate.hints(),
+            StepFailure::Transfer(failure) => failure.hints(),
+            StepFailure::NoWayBack(_) => vec!["reboot before that step, or leave the reboot to the image's users".into()],
+            StepFailure::TimedOut(_) => {
                 self.hint.iter().cloned().chain(["give the step a larger `timeout`".to_owned()]).collect()
             }
-            How::OutOfMemory { .. } => vec!["give the guest more memory: set `machine.memory`".into()],
-            How::PowerRequest { .. } => vec![
+            StepFailure::OutOfMemory { .. } => vec!["give the guest more memory: set `machine.memory`".into()],
+            StepFailure::PowerRequest { .. } => vec![
                 "write `reboot = true` as a step of its own where a reboot is wanted".into(),
                 "a build turns the guest off by itself at its end".into(),
             ],
-            How::AgentEnded => vec![
+            StepFailure::AgentEnded => vec![
                 "no step may end all processes (`kill -9 -1`), stop `kiln-agent.service` or shut the guest down: end \
                  processes by their name or user, and write `reboot = true` as a step of its own where a reboot is wanted"
                     .into(),
             ],
-            How::Status(_) | How::Signal(_) | How::NotStarted(_) => self.hint.iter().cloned().collect(),
+            StepFailure::Status(_) | StepFailure::Signal(_) | StepFailure::NotStarted(_) => self.hint.iter().cloned().collect(),
         }
     }
 

@@ -14,13 +14,13 @@ const RECENT: usize = 200;
 
 /// Cuts the output of one process into lines, after secrets were masked in it: no cut can hide one.
 #[derive(Clone)]
-pub struct Lines {
+pub struct LineSplitter {
     masking: [MaskingStream; 2],
     partial: [Vec<u8>; 2],
     recent: VecDeque<String>,
 }
 
-impl Lines {
+impl LineSplitter {
     /// Creates an empty buffer that masks these secrets.
     #[must_use]
     pub fn new(mask: &SecretMask) -> Self {
@@ -87,7 +87,7 @@ mod tests {
     use crate::masking::written_forms;
 
     fn lines(chunks: &[&[u8]]) -> (Vec<String>, Vec<String>) {
-        let (mut lines, mut seen) = (Lines::new(&SecretMask::default()), Vec::new());
+        let (mut lines, mut seen) = (LineSplitter::new(&SecretMask::default()), Vec::new());
         for chunk in chunks {
             lines.feed(Channel::Stdout, chunk, &mut |_, line| seen.push(line));
         }
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn streams_do_not_mix_within_a_line() {
-        let (mut lines, mut seen) = (Lines::new(&SecretMask::default()), Vec::new());
+        let (mut lines, mut seen) = (LineSplitter::new(&SecretMask::default()), Vec::new());
         lines.feed(Channel::Stdout, b"out", &mut |channel, line| seen.push((channel, line)));
         lines.feed(Channel::Stderr, b"err\n", &mut |channel, line| seen.push((channel, line)));
         lines.feed(Channel::Stdout, b"put\n", &mut |channel, line| seen.push((channel, line)));
@@ -123,7 +123,7 @@ mod tests {
         for before in LINE_LIMIT - 20..LINE_LIMIT + 5 {
             let text = format!("{}hunter2-hunter2 and more\n", "0".repeat(before));
             for write in [1, 7, text.len()] {
-                let (mut lines, mut seen) = (Lines::new(&mask), Vec::new());
+                let (mut lines, mut seen) = (LineSplitter::new(&mask), Vec::new());
                 for piece in text.as_bytes().chunks(write) {
                     lines.feed(Channel::Stderr, piece, &mut |_, line| seen.push(line));
                 }
@@ -142,7 +142,7 @@ mod tests {
         let (mask, mut runs) = (SecretMask::new([SPECIAL]), 0);
         for form in written_forms(SPECIAL) {
             let length = form.bytes.len();
-            let (first_start, mut begun) = (LINE_LIMIT - length - 1, Lines::new(&mask));
+            let (first_start, mut begun) = (LINE_LIMIT - length - 1, LineSplitter::new(&mask));
             begun.feed(Channel::Stdout, &vec![0x1f; first_start], &mut |_, _| panic!("no line is whole"));
             for start in 0..=length + 2 {
                 let text = [&vec![0x1f; start][..], &form.bytes, b"\x1f and more\n"].concat();

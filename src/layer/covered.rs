@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{FETCHED, Layer, Sealed, Span};
+use super::{FETCHED, GuestInterval, Layer, LayerFile};
 
 /// A step that left no layer of its own: the next layer contains its changes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -12,7 +12,7 @@ pub struct CoveredStep {
     /// Key of the step.
     pub key: String,
     /// Time when it ran, by the guest's clock.
-    pub during: Option<Span>,
+    pub during: Option<GuestInterval>,
 }
 
 /// A tree that a step fetched, as a file that a layer will keep.
@@ -31,7 +31,7 @@ pub struct KeptTree {
     pub step: String,
     /// Digest and size of the file.
     #[serde(flatten)]
-    pub sealed: Sealed,
+    pub sealed: LayerFile,
 }
 
 impl Layer {
@@ -47,7 +47,7 @@ impl Layer {
 
     /// Returns the time when a step of this layer ran, by the guest's clock.
     #[must_use]
-    pub fn during(&self, key: &str) -> Option<Span> {
+    pub fn during(&self, key: &str) -> Option<GuestInterval> {
         let covered = self.facts.covers.iter().find(|covered| covered.key == key);
         covered.map_or_else(|| self.facts.during.filter(|_| self.facts.name.key == key), |covered| covered.during)
     }

@@ -5,11 +5,11 @@ use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
-use super::{Cache, Layer, Name};
+use super::{Layer, LayerCache, Name};
 
 /// Result of an eviction.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Evicted {
+pub struct LayerEviction {
     /// Number of removed layers.
     pub layers: usize,
     /// Size of the removed layers on this host, bytes.
@@ -18,7 +18,7 @@ pub struct Evicted {
     pub left: u64,
 }
 
-struct Candidate {
+struct EvictableLayer {
     layer: Layer,
     used: SystemTime,
 }
@@ -28,7 +28,7 @@ struct Candidate {
 ///
 /// # Errors
 /// When the folder cannot be read.
-pub fn evict(cache: &Cache, limit: u64) -> io::Result<Evicted> {
+pub fn evict(cache: &LayerCache, limit: u64) -> io::Result<LayerEviction> {
     remove_layers(cache, limit, &mut |folder| cache.remove(folder))
 }
 
@@ -36,14 +36,14 @@ pub fn evict(cache: &Cache, limit: u64) -> io::Result<Evicted> {
 ///
 /// # Errors
 /// When the folder cannot be read.
-pub fn rehearse_eviction(cache: &Cache, limit: u64) -> io::Result<Evicted> {
+pub fn rehearse_eviction(cache: &LayerCache, limit: u64) -> io::Result<LayerEviction> {
     remove_layers(cache, limit, &mut |_| true)
 }
 
-fn remove_layers(cache: &Cache, limit: u64, remove: &mut dyn FnMut(&Path) -> bool) -> io::Result<Evicted> {
+fn remove_layers(cache: &LayerCache, limit: u64, remove: &mut dyn FnMut(&Path) -> bool) -> io::Result<LayerEviction> {
     let mut candidates = Vec::new();
     let entries = match fs::read_dir(&cache.root) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Evicted::default()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(LayerEviction::default()),
         other => other?,
     };
     for entry in entries {
@@ -58,17 +58,17 @@ fn remove_layers(cache: &Cache, limit: u64, remove: &mut dyn FnMut(&Path) -> boo
         }
         let used = metadata.modified()?;
         match Layer::open(&entry.path()) {
-            Ok(layer) => candidates.push(Candidate { layer, used }),
+            Ok(layer) => candidates.push(EvictableLayer { layer, used }),
             // A layer without readable facts cannot be used.
             Err(_) => _ = remove(&entry.path()),
         }
     }
     let mut left: u64 = candidates.iter().map(|candidate| candidate.layer.size()).sum();
-    let mut evicted = Evicted::default();
+    let mut evicted = LayerEviction::default();
     candidates.sort_by_key(|candidate| candidate.used);
     while left > limit {
         let Some(at) = candidates.iter().position(|one| is_leaf(&one.layer.facts.name, &candidates)) else { break };
-        let Candidate { layer, .. } = candidates.remove(at);
+        let EvictableLayer { layer, .. } = candidates.remove(at);
         let (folder, size) = (layer.folder.clone(), layer.size());
         drop(layer);
         if !remove(&folder) {
@@ -82,6 +82,6 @@ fn remove_layers(cache: &Cache, limit: u64, remove: &mut dyn FnMut(&Path) -> boo
     Ok(evicted)
 }
 
-fn is_leaf(name: &Name, among: &[Candidate]) -> bool {
+fn is_leaf(name: &Name, among: &[EvictableLayer]) -> bool {
     !among.iter().any(|other| other.layer.facts.parent.as_ref() == Some(name))
 }

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::{Cache, DRAFT, FACTS, Layer, Stack, Unusable};
-use crate::plan::key::Key;
+use super::{DRAFT, FACTS, Layer, LayerCache, Stack, UnusableLayerError};
+use crate::plan::key::CacheKey;
 
 /// The layers that were in a cache at one moment.
 pub struct LayerIndex<'a> {
-    cache: &'a Cache,
+    cache: &'a LayerCache,
     /// Folders by key, with the time of their last use, by which they are sorted.
     folders: BTreeMap<String, Vec<(SystemTime, PathBuf)>>,
     count: usize,
@@ -23,7 +23,7 @@ pub struct LayerIndex<'a> {
 impl<'a> LayerIndex<'a> {
     /// Lists the layers of a cache. An unreadable folder counts as empty.
     #[must_use]
-    pub fn read(cache: &'a Cache) -> Self {
+    pub fn read(cache: &'a LayerCache) -> Self {
         let mut folders = BTreeMap::<_, Vec<_>>::new();
         let entries = fs::read_dir(&cache.root).into_iter().flatten().flatten();
         for (key, used) in entries.filter_map(|entry| describe(&entry)) {
@@ -38,7 +38,7 @@ impl<'a> LayerIndex<'a> {
 
     /// Returns every layer of a key that is complete and undamaged, with complete and undamaged parents; the one used last
     /// comes first. `problem` is called for those that exist and cannot be used; they are removed.
-    pub fn find(&mut self, key: Key, problem: &mut dyn FnMut(Unusable)) -> Vec<Stack> {
+    pub fn find(&mut self, key: CacheKey, problem: &mut dyn FnMut(UnusableLayerError)) -> Vec<Stack> {
         let folders = self.folders.get(&key.to_string()).cloned().unwrap_or_default();
         let mut stacks = Vec::new();
         for (_, folder) in folders.into_iter().rev() {
@@ -50,24 +50,24 @@ impl<'a> LayerIndex<'a> {
         stacks
     }
 
-    fn give_up(&mut self, folder: &Path, why: Unusable, problem: &mut dyn FnMut(Unusable)) {
+    fn give_up(&mut self, folder: &Path, why: UnusableLayerError, problem: &mut dyn FnMut(UnusableLayerError)) {
         // Its own lock would prevent its removal.
         self.opened.insert(folder.to_owned(), None);
         if self.cache.tidy {
             self.cache.remove(folder);
         }
         // A layer whose parent was evicted is not worth reporting.
-        if !matches!(why, Unusable::Missing) {
+        if !matches!(why, UnusableLayerError::Missing) {
             problem(why);
         }
     }
 
     /// Opens the layer in a folder, and everything below it.
-    fn stack(&mut self, folder: &Path) -> Result<Stack, Unusable> {
+    fn stack(&mut self, folder: &Path) -> Result<Stack, UnusableLayerError> {
         let mut layers = vec![self.layer(folder)?];
         while let Some(parent) = layers.last().and_then(|layer| layer.facts.parent.clone()) {
             if layers.len() > self.count {
-                return Err(Unusable::Damaged { path: folder.join(FACTS), what: "it lies on itself" });
+                return Err(UnusableLayerError::Damaged { path: folder.join(FACTS), what: "it lies on itself" });
             }
             layers.push(self.layer(&self.cache.root.join(parent.folder()))?);
         }
@@ -75,9 +75,9 @@ impl<'a> LayerIndex<'a> {
         Ok(Stack(layers))
     }
 
-    fn layer(&mut self, folder: &Path) -> Result<Arc<Layer>, Unusable> {
+    fn layer(&mut self, folder: &Path) -> Result<Arc<Layer>, UnusableLayerError> {
         if let Some(opened) = self.opened.get(folder) {
-            return opened.clone().ok_or(Unusable::Missing);
+            return opened.clone().ok_or(UnusableLayerError::Missing);
         }
         let layer = self.cache.whole(folder).map(Arc::new);
         self.opened.insert(folder.to_owned(), layer.as_ref().ok().cloned());

@@ -14,7 +14,7 @@
 //! names its parent by both, so it is never combined with the result of another run than the one it is based on. A process
 //! that uses a layer holds a shared flock(2) on its folder; it is only removed under an exclusive one. Creating drafts and
 //! removing dead ones exclude each other, by a lock on the folder of layers: no process ever sees a draft that is not locked
-//! yet. Every file is checked against its digest before it is used, once for each change of its inode ([`Memo`]).
+//! yet. Every file is checked against its digest before it is used, once for each change of its inode ([`DigestCache`]).
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -27,9 +27,9 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{hex, sha256_data};
-use crate::digest_cache::{Digested, Memo};
+use crate::digest_cache::{DigestCache, DigestRecord};
 use crate::fs::Fs;
-use crate::plan::key::Key;
+use crate::plan::key::CacheKey;
 
 mod covered;
 pub mod evict;
@@ -61,7 +61,7 @@ pub struct Name {
 
 /// A file of a layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Sealed {
+pub struct LayerFile {
     /// Size of the file, bytes.
     pub bytes: u64,
     /// Digest of its data and their offsets, hex: most of a memory file consists of holes.
@@ -70,9 +70,9 @@ pub struct Sealed {
 
 /// Memory that a machine can continue from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Memory {
+pub struct LayerMemory {
     /// Digest and size of the file.
-    pub file: Sealed,
+    pub file: LayerFile,
     /// Name of its layout, as the machine calls it.
     pub format: String,
     /// Digest of the machine that it belongs to; it fits no other.
@@ -83,7 +83,7 @@ pub struct Memory {
 
 /// Facts about a layer, the content of `layer.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Facts {
+pub struct LayerFacts {
     schema: u32,
     /// Name of the layer.
     #[serde(flatten)]
@@ -94,11 +94,11 @@ pub struct Facts {
     pub seconds: f64,
     /// Time when the step ran, by the guest's clock; `None` for a boot.
     #[serde(default)]
-    pub during: Option<Span>,
+    pub during: Option<GuestInterval>,
     /// Digest and size of the disk.
-    pub disk: Sealed,
+    pub disk: LayerFile,
     /// The memory, if it was kept.
-    pub memory: Option<Memory>,
+    pub memory: Option<LayerMemory>,
     /// The trees that its steps fetched.
     #[serde(default)]
     pub fetched_trees: Vec<KeptTree>,
@@ -107,12 +107,12 @@ pub struct Facts {
     pub covers: Vec<CoveredStep>,
     /// Digest and size of the UEFI variables.
     #[serde(default)]
-    pub uefi_vars: Option<Sealed>,
+    pub uefi_vars: Option<LayerFile>,
 }
 
 /// A period of time by a guest's clock, seconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Span {
+pub struct GuestInterval {
     /// Start of the period.
     pub start: f64,
     /// End of the period.
@@ -121,10 +121,10 @@ pub struct Span {
 
 /// The layers of one cache folder.
 #[derive(Debug, Clone)]
-pub struct Cache {
+pub struct LayerCache {
     root: PathBuf,
     fs: Fs,
-    memo: Arc<Memo>,
+    memo: Arc<DigestCache>,
     /// Whether unusable entries are removed.
     tidy: bool,
 }
@@ -133,7 +133,7 @@ pub struct Cache {
 #[derive(Debug)]
 pub struct Layer {
     /// Facts about the layer.
-    pub facts: Facts,
+    pub facts: LayerFacts,
     folder: PathBuf,
     _used: Flock<File>,
 }
@@ -144,7 +144,7 @@ pub struct Stack(Vec<Arc<Layer>>);
 
 /// The reason why a layer is not used.
 #[derive(Debug, thiserror::Error)]
-pub enum Unusable {
+pub enum UnusableLayerError {
     /// It does not exist.
     #[error("there is none")]
     Missing,
@@ -166,16 +166,16 @@ pub enum Unusable {
     },
 }
 
-impl Cache {
+impl LayerCache {
     /// Opens the layers below a cache folder, created if missing. Drafts of dead builds are removed.
     ///
     /// # Errors
     /// When the folder cannot be made or read.
-    pub fn open(cache: &Path, memo: Arc<Memo>) -> io::Result<Self> {
+    pub fn open(cache: &Path, memo: Arc<DigestCache>) -> io::Result<Self> {
         Self::open_on(cache, memo, Fs::default())
     }
 
-    fn open_on(cache: &Path, memo: Arc<Memo>, fs: Fs) -> io::Result<Self> {
+    fn open_on(cache: &Path, memo: Arc<DigestCache>, fs: Fs) -> io::Result<Self> {
         let root = cache.join("layers");
         DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(&root)?;
         let cache = Self { root, fs, memo, tidy: true };
@@ -185,17 +185,17 @@ impl Cache {
 
     /// Opens the layers below a cache folder for reading only: nothing is created or removed.
     #[must_use]
-    pub fn peek(cache: &Path, memo: Arc<Memo>) -> Self {
+    pub fn peek(cache: &Path, memo: Arc<DigestCache>) -> Self {
         Self { root: cache.join("layers"), fs: Fs::default(), memo, tidy: false }
     }
 
     /// Returns every layer of a key that is complete and undamaged, with complete and undamaged parents; the one used last
     /// comes first. `problem` is called for those that exist and cannot be used; they are removed.
-    pub fn find(&self, key: Key, problem: &mut dyn FnMut(Unusable)) -> Vec<Stack> {
+    pub fn find(&self, key: CacheKey, problem: &mut dyn FnMut(UnusableLayerError)) -> Vec<Stack> {
         LayerIndex::read(self).find(key, problem)
     }
 
-    fn whole(&self, folder: &Path) -> Result<Layer, Unusable> {
+    fn whole(&self, folder: &Path) -> Result<Layer, UnusableLayerError> {
         let layer = Layer::open(folder)?;
         self.check(&layer.disk(), &layer.facts.disk)?;
         for tree in &layer.facts.fetched_trees {
@@ -211,14 +211,14 @@ impl Cache {
     ///
     /// # Errors
     /// The reason why it cannot be used.
-    pub fn check_memory(&self, layer: &Layer) -> Result<(), Unusable> {
-        let memory = layer.facts.memory.as_ref().ok_or(Unusable::Missing)?;
+    pub fn check_memory(&self, layer: &Layer) -> Result<(), UnusableLayerError> {
+        let memory = layer.facts.memory.as_ref().ok_or(UnusableLayerError::Missing)?;
         self.check(&layer.ram(), &memory.file)
     }
 
-    fn check(&self, path: &Path, expected: &Sealed) -> Result<(), Unusable> {
-        let unreadable = |source| Unusable::Unreadable { path: path.to_owned(), source };
-        let damaged = |what| Unusable::Damaged { path: path.to_owned(), what };
+    fn check(&self, path: &Path, expected: &LayerFile) -> Result<(), UnusableLayerError> {
+        let unreadable = |source| UnusableLayerError::Unreadable { path: path.to_owned(), source };
+        let damaged = |what| UnusableLayerError::Damaged { path: path.to_owned(), what };
         if fs::symlink_metadata(path).map_err(unreadable)?.len() != expected.bytes {
             return Err(damaged("its size is another"));
         }
@@ -246,7 +246,7 @@ impl Cache {
     ///
     /// # Errors
     /// When the lock cannot be taken.
-    pub fn claim(&self, key: Key, mut waiting: impl FnMut()) -> io::Result<Claim> {
+    pub fn claim(&self, key: CacheKey, mut waiting: impl FnMut()) -> io::Result<LayerClaim> {
         let path = self.root.join(format!("claim-{key}"));
         let open = || File::options().create(true).append(true).open(&path);
         let lock = match Flock::lock(open()?, FlockArg::LockExclusiveNonblock) {
@@ -257,7 +257,7 @@ impl Cache {
             }
             Err((_, errno)) => return Err(errno.into()),
         };
-        Ok(Claim { _lock: lock })
+        Ok(LayerClaim { _lock: lock })
     }
 
     /// Returns the size limit of the cache: `most`, or a tenth of its file system if that is less.
@@ -279,7 +279,7 @@ impl Cache {
     }
 
     /// Removes the layers of a key, except those in use.
-    pub fn forget(&self, key: Key) {
+    pub fn forget(&self, key: CacheKey) {
         let begin = format!("{key}.");
         let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
         for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&begin)) {
@@ -298,7 +298,7 @@ impl Cache {
 
 /// The right to build the layer of a key while others wait.
 #[derive(Debug)]
-pub struct Claim {
+pub struct LayerClaim {
     _lock: Flock<File>,
 }
 
@@ -306,14 +306,14 @@ fn lock(folder: &Path, how: FlockArg) -> io::Result<Flock<File>> {
     Flock::lock(File::open(folder)?, how).map_err(|(_, errno)| errno.into())
 }
 
-fn digest(path: &Path) -> io::Result<Digested> {
+fn digest(path: &Path) -> io::Result<DigestRecord> {
     let file = File::open(path)?;
-    Ok(Digested { sha256: hex(&sha256_data(&file)?), bytes: file.metadata()?.len(), entries: 1 })
+    Ok(DigestRecord { sha256: hex(&sha256_data(&file)?), bytes: file.metadata()?.len(), entries: 1 })
 }
 
-fn measure(path: &Path) -> io::Result<Sealed> {
-    let Digested { sha256, bytes, .. } = digest(path)?;
-    Ok(Sealed { bytes, sha256 })
+fn measure(path: &Path) -> io::Result<LayerFile> {
+    let DigestRecord { sha256, bytes, .. } = digest(path)?;
+    Ok(LayerFile { bytes, sha256 })
 }
 
 impl Stack {
@@ -364,24 +364,24 @@ impl Stack {
 }
 
 impl Layer {
-    fn open(folder: &Path) -> Result<Self, Unusable> {
+    fn open(folder: &Path) -> Result<Self, UnusableLayerError> {
         // A process that holds the lock exclusively is removing the layer.
         let used = match lock(folder, FlockArg::LockSharedNonblock) {
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::WouldBlock) => {
-                return Err(Unusable::Missing);
+                return Err(UnusableLayerError::Missing);
             }
-            other => other.map_err(|source| Unusable::Unreadable { path: folder.to_owned(), source })?,
+            other => other.map_err(|source| UnusableLayerError::Unreadable { path: folder.to_owned(), source })?,
         };
         let path = folder.join(FACTS);
         let text = match fs::read(&path) {
             // It was removed before it was locked.
-            Err(_) if !folder.exists() => return Err(Unusable::Missing),
-            other => other.map_err(|source| Unusable::Unreadable { path: path.clone(), source })?,
+            Err(_) if !folder.exists() => return Err(UnusableLayerError::Missing),
+            other => other.map_err(|source| UnusableLayerError::Unreadable { path: path.clone(), source })?,
         };
-        let facts: Facts = serde_json::from_slice(&text)
-            .map_err(|_| Unusable::Damaged { path: path.clone(), what: "not readable" })?;
+        let facts: LayerFacts = serde_json::from_slice(&text)
+            .map_err(|_| UnusableLayerError::Damaged { path: path.clone(), what: "not readable" })?;
         if facts.schema != SCHEMA || folder.file_name() != Some(facts.name.folder().as_ref()) {
-            return Err(Unusable::Damaged { path, what: "it belongs to another layer" });
+            return Err(UnusableLayerError::Damaged { path, what: "it belongs to another layer" });
         }
         Ok(Self { facts, folder: folder.to_owned(), _used: used })
     }
@@ -435,7 +435,7 @@ impl Drop for Draft {
 
 /// The facts about a new layer that are not in its files.
 #[derive(Debug, Clone)]
-pub struct Made {
+pub struct LayerMetadata {
     /// Name of the layer.
     pub name: Name,
     /// Its parent layer.
@@ -443,30 +443,30 @@ pub struct Made {
     /// Wall time of its steps, seconds.
     pub seconds: f64,
     /// Time when the step ran, by the guest's clock.
-    pub during: Option<Span>,
+    pub during: Option<GuestInterval>,
     /// Its memory, without the file's digest.
-    pub memory: Option<Recorded>,
+    pub memory: Option<RecordedMemory>,
     /// The trees that its steps fetched.
     pub fetched: Vec<FetchedStream>,
     /// Earlier steps whose changes it contains.
     pub covers: Vec<CoveredStep>,
 }
 
-/// The facts about memory in [`Memory`], without its file.
+/// The facts about memory in [`LayerMemory`], without its file.
 #[derive(Debug, Clone)]
-pub struct Recorded {
-    /// See [`Memory::format`].
+pub struct RecordedMemory {
+    /// See [`LayerMemory::format`].
     pub format: String,
-    /// See [`Memory::machine`].
+    /// See [`LayerMemory::machine`].
     pub machine: String,
-    /// See [`Memory::hello`].
+    /// See [`LayerMemory::hello`].
     pub hello: serde_json::Value,
 }
 
 impl Name {
     /// Returns a new name for a result of the step with this key.
     #[must_use]
-    pub fn new(key: Key) -> Self {
+    pub fn new(key: CacheKey) -> Self {
         Self::fresh(key.to_string())
     }
 
@@ -518,21 +518,21 @@ impl Draft {
     ///
     /// # Errors
     /// When that fails; nothing is left then.
-    pub fn commit(mut self, made: Made) -> io::Result<()> {
+    pub fn commit(mut self, made: LayerMetadata) -> io::Result<()> {
         // Another process may use the disk under its own name: it keeps its mode.
         self.fs.sync(&File::open(self.disk())?)?;
         let disk = measure(&self.disk())?;
         let memory = match made.memory {
-            Some(Recorded { format, machine, hello }) => {
+            Some(RecordedMemory { format, machine, hello }) => {
                 self.fs.seal(&File::open(self.ram())?, FILE_MODE)?;
-                Some(Memory { file: measure(&self.ram())?, format, machine, hello })
+                Some(LayerMemory { file: measure(&self.ram())?, format, machine, hello })
             }
             None => None,
         };
         let fetched_trees = self.take_fetched(made.fetched)?;
         let uefi_vars = self.uefi_vars().exists().then(|| measure(&self.uefi_vars())).transpose()?;
         let target = self.root.join(made.name.folder());
-        let facts = Facts {
+        let facts = LayerFacts {
             schema: SCHEMA,
             name: made.name,
             parent: made.parent,

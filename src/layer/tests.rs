@@ -6,14 +6,14 @@ use std::time::Duration;
 use nix::errno::Errno;
 use serde_json::json;
 
-use super::evict::{Evicted, evict};
+use super::evict::{LayerEviction, evict};
 use super::*;
-use crate::fs::crash::{Play, scratch};
+use crate::fs::crash::{CrashScenario, scratch};
 use crate::fs::faults::on_a_small_disk;
 
 struct Bench {
     folder: tempfile::TempDir,
-    cache: Cache,
+    cache: LayerCache,
 }
 
 fn bench() -> Bench {
@@ -22,12 +22,12 @@ fn bench() -> Bench {
     Bench { folder, cache }
 }
 
-fn cache(folder: &Path, calls: Fs) -> io::Result<Cache> {
-    Cache::open_on(folder, Arc::new(Memo::load(folder)), calls)
+fn cache(folder: &Path, calls: Fs) -> io::Result<LayerCache> {
+    LayerCache::open_on(folder, Arc::new(DigestCache::load(folder)), calls)
 }
 
 /// Creates a layer with a disk, and memory and a fetched file if it is `large`.
-fn make(cache: &Cache, name: Name, parent: Option<Name>, large: bool) -> io::Result<()> {
+fn make(cache: &LayerCache, name: Name, parent: Option<Name>, large: bool) -> io::Result<()> {
     let below = |file: &str| cache.root.parent().unwrap().join(file);
     let draft = cache.draft()?;
     let (disk, report) = (below("overlay.qcow2"), below("report"));
@@ -40,15 +40,15 @@ fn make(cache: &Cache, name: Name, parent: Option<Name>, large: bool) -> io::Res
     let (mut memory, mut fetched) = (None, Vec::new());
     if large {
         cache.fs.put(&draft.ram(), "memory")?;
-        memory = Some(Recorded { format: "stream".into(), machine: "m".into(), hello: json!({}) });
+        memory = Some(RecordedMemory { format: "stream".into(), machine: "m".into(), hello: json!({}) });
         cache.fs.put(&report, "report")?;
         fetched.push(FetchedStream { step: name.key.clone(), stream: report.clone() });
     }
-    draft.commit(Made { name, parent, seconds: 1.5, during: None, memory, fetched, covers: Vec::new() })
+    draft.commit(LayerMetadata { name, parent, seconds: 1.5, during: None, memory, fetched, covers: Vec::new() })
 }
 
-fn key(name: &str) -> Key {
-    Key::root().then(&json!(name))
+fn key(name: &str) -> CacheKey {
+    CacheKey::root().then(&json!(name))
 }
 
 impl Bench {
@@ -64,7 +64,7 @@ impl Bench {
             .unwrap()
     }
 
-    fn find(&self, name: &str) -> (Vec<Stack>, Vec<Unusable>) {
+    fn find(&self, name: &str) -> (Vec<Stack>, Vec<UnusableLayerError>) {
         let mut problems = Vec::new();
         (self.cache.find(key(name), &mut |problem| problems.push(problem)), problems)
     }
@@ -84,7 +84,7 @@ fn a_layer_is_found_by_its_key_with_all_it_lies_on() {
     assert_eq!(step.disks().collect::<Vec<_>>(), [step.top().disk(), boot.top().disk()]);
     assert!(bench.find("other").0.is_empty());
     bench.cache.check_memory(boot.top()).unwrap();
-    assert!(matches!(bench.cache.check_memory(step.top()), Err(Unusable::Missing)));
+    assert!(matches!(bench.cache.check_memory(step.top()), Err(UnusableLayerError::Missing)));
     // Another result of the same step is another layer, and the step is still based on the first.
     thread::sleep(Duration::from_millis(10));
     let again = bench.make("boot", None, true);
@@ -125,7 +125,7 @@ fn d1_d5_damage_of_any_kind_is_noticed_and_cleared_away() {
     let bench = bench();
     let layer = bench.make("boot", None, true);
     File::options().write(true).open(layer.top().ram()).unwrap().write_all_at(b"x", 3).unwrap();
-    assert!(matches!(bench.cache.check_memory(layer.top()), Err(Unusable::Damaged { .. })));
+    assert!(matches!(bench.cache.check_memory(layer.top()), Err(UnusableLayerError::Damaged { .. })));
     // The disk is as good as before.
     assert_eq!(bench.find("boot").0.len(), 1);
 }
@@ -137,7 +137,7 @@ fn a_layer_under_another_name_is_foreign() {
     let other = Name::new(key("other")).folder();
     fs::rename(&layer.top().folder, bench.cache.root.join(other)).unwrap();
     drop(layer);
-    assert!(matches!(bench.find("other").1[..], [Unusable::Damaged { .. }]));
+    assert!(matches!(bench.find("other").1[..], [UnusableLayerError::Damaged { .. }]));
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn c3_drafts_of_the_dead_go_and_those_of_the_living_stay() {
     let bench = bench();
     let living = bench.cache.draft().unwrap();
     fs::create_dir(bench.cache.root.join("draft-dead")).unwrap();
-    Cache::open(bench.folder.path(), Arc::new(Memo::load(bench.folder.path()))).unwrap();
+    LayerCache::open(bench.folder.path(), Arc::new(DigestCache::load(bench.folder.path()))).unwrap();
     assert_eq!(bench.layers(), 1);
     drop(living);
     assert_eq!(bench.layers(), 0);
@@ -164,7 +164,7 @@ fn eviction_takes_what_was_used_longest_ago_and_nothing_in_use() {
     let size = |stack: &Stack| stack.top().size();
     let total = size(&boot) + size(&old) + size(&new);
     // All three layers are in use.
-    assert_eq!(evict(&bench.cache, 0).unwrap(), Evicted { layers: 0, bytes: 0, left: total });
+    assert_eq!(evict(&bench.cache, 0).unwrap(), LayerEviction { layers: 0, bytes: 0, left: total });
     let left = total - size(&old);
     drop(old);
     // The boot is as old as the other, and yet stays: another layer is based on it.
@@ -186,7 +186,7 @@ fn a_layer_that_lies_on_itself_is_damaged() {
     fs::write(folder.join(FACTS), serde_json::to_vec(&facts).unwrap()).unwrap();
     let (found, problems) = bench.find("boot");
     assert!(found.is_empty());
-    assert!(matches!(problems[..], [Unusable::Damaged { what: "it lies on itself", .. }]), "{problems:?}");
+    assert!(matches!(problems[..], [UnusableLayerError::Damaged { what: "it lies on itself", .. }]), "{problems:?}");
 }
 
 #[test]
@@ -235,7 +235,7 @@ fn fixed(name: &str) -> Name {
 #[test]
 fn d4_a_layer_is_whole_or_not_found_after_a_power_cut() {
     let (boot, step) = (fixed("boot"), fixed("step"));
-    let play = Play {
+    let play = CrashScenario {
         what: "a layer",
         prepare: &|folder| make(&cache(folder, Fs::default()).unwrap(), boot.clone(), None, false).unwrap(),
         act: &|folder, calls| {
@@ -250,7 +250,7 @@ fn d4_a_layer_is_whole_or_not_found_after_a_power_cut() {
 #[test]
 fn d4_a_removed_layer_is_whole_or_not_found_after_a_power_cut() {
     let boot = fixed("boot");
-    let play = Play {
+    let play = CrashScenario {
         what: "a layer's eviction",
         prepare: &|folder| make(&cache(folder, Fs::default()).unwrap(), boot.clone(), None, true).unwrap(),
         act: &|folder, calls| {
@@ -328,7 +328,10 @@ fn d5_torn_facts_are_never_believed_and_are_cleared_away() {
         for rest in [0, sound.len() - length] {
             fs::write(&path, [&sound[..length], &vec![0; rest]].concat()).unwrap();
             let opened = Layer::open(path.parent().unwrap());
-            assert!(matches!(opened, Err(Unusable::Damaged { path: named, .. }) if named == path), "{length}");
+            assert!(
+                matches!(opened, Err(UnusableLayerError::Damaged { path: named, .. }) if named == path),
+                "{length}"
+            );
         }
     }
     let mut problems = 0;
@@ -370,7 +373,7 @@ fn c3_what_is_evicted_is_never_in_use() {
                     fs::write(&disk, name).unwrap();
                     let draft = cache.draft().unwrap();
                     fs::copy(&disk, draft.disk()).unwrap();
-                    let made = Made {
+                    let made = LayerMetadata {
                         name: Name::new(key(name)),
                         parent: None,
                         seconds: 0.0,

@@ -29,7 +29,7 @@ use nix::sys::pthread::pthread_kill;
 use nix::sys::signal::{SigSet, Signal};
 use nix::time::{ClockId, clock_gettime};
 
-use self::guest::{MEMORY, Memory, PORT, TRIALS, Trial, entry_point, long_mode};
+use self::guest::{MEMORY, PORT, ProbeMemory, TRIALS, Trial, entry_point, long_mode};
 use crate::plan::host::KvmVerdict;
 
 mod guest;
@@ -210,14 +210,14 @@ fn check_cpuid(supported: &CpuId) -> Result<(), KvmVerdict> {
 }
 
 /// A virtual machine with one CPU. The fields are in the order in which they must be dropped: memory last.
-struct Guest {
+struct ProbeGuest {
     vcpu: VcpuFd,
     _vm: VmFd,
-    _memory: Box<UnsafeCell<Memory>>,
+    _memory: Box<UnsafeCell<ProbeMemory>>,
 }
 
-impl Guest {
-    fn new(kvm: &Kvm, cpuid: &CpuId, memory: Memory) -> Result<Self, KvmVerdict> {
+impl ProbeGuest {
+    fn new(kvm: &Kvm, cpuid: &CpuId, memory: ProbeMemory) -> Result<Self, KvmVerdict> {
         let no = |doing| move |error| refused(doing, errno(error));
         let vm = kvm.create_vm().map_err(no("KVM_CREATE_VM"))?;
         // Older Intel processors need three pages for the TSS, outside of the guest's memory.
@@ -260,7 +260,7 @@ fn admit_kicks(vcpu: &VcpuFd) -> Result<(), KvmVerdict> {
 }
 
 fn run_guest(kvm: &Kvm, cpuid: &CpuId, trials: &[Trial]) -> Result<(), KvmVerdict> {
-    let mut guest = Guest::new(kvm, cpuid, Memory::with(trials))?;
+    let mut guest = ProbeGuest::new(kvm, cpuid, ProbeMemory::with(trials))?;
     let whole = Stopwatch::start()?;
     for trial in trials {
         let watch = Stopwatch::start()?;

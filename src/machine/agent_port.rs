@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::Running;
+use super::RunningMachine;
 
 /// Id of the port's device.
 pub(super) const DEVICE: &str = "agent-port";
@@ -33,7 +33,7 @@ impl AgentPort {
     }
 }
 
-impl Running {
+impl RunningMachine {
     /// Waits until the agent has closed its port, and has not opened it again for some seconds.
     pub async fn agent_end(&self) {
         let mut life = self.life.subscribe();

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::plan::machine::{Accelerator, Firmware, Machine, PrivateNetworkAccess};
-use crate::specfile::{DiskFormat, Network};
+use crate::plan::machine::{Accelerator, MachineFirmware, PlannedMachine, PrivateNetworkAccess};
+use crate::specfile::{DiskFormat, NetworkBackend};
 use crate::wire::{DISK_SERIAL, PORT};
 
 use super::agent_port::DEVICE;
@@ -52,7 +52,7 @@ pub const TOP: &str = "disk";
 
 /// The backing files of the overlay, which are never opened for writing, with their formats, top first. Absolute paths.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Backing(pub Vec<(PathBuf, DiskFormat)>);
+pub struct BackingFiles(pub Vec<(PathBuf, DiskFormat)>);
 
 /// How a machine starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,8 +65,8 @@ pub enum Start {
 
 /// Returns the command line after the program's name.
 #[must_use]
-pub fn argv(machine: &Machine, backing: &Backing, start: Start) -> Vec<String> {
-    let mut args = Args::default();
+pub fn argv(machine: &PlannedMachine, backing: &BackingFiles, start: Start) -> Vec<String> {
+    let mut args = QemuArgs::default();
     basics(&mut args, machine, start, SYSTEM_UUID);
     if start == Start::Boot {
         // QEMU reports nothing that happens before its monitor is used, such as a KVM that fails on the first instruction.
@@ -75,7 +75,7 @@ pub fn argv(machine: &Machine, backing: &Backing, start: Start) -> Vec<String> {
     firmware(&mut args, &machine.firmware);
     channels(&mut args);
     disks(&mut args, backing);
-    if machine.network == Network::User {
+    if machine.network == NetworkBackend::User {
         user_network(&mut args, machine, "");
     }
     args.0
@@ -85,8 +85,8 @@ pub fn argv(machine: &Machine, backing: &Backing, start: Start) -> Vec<String> {
 /// this host may lead to the guest's SSH. It has a UUID of its own, since a guest may derive its machine ID (machine-id(5))
 /// and names of storage from it.
 #[must_use]
-pub fn interactive(machine: &Machine, backing: &Backing, ssh: Option<u16>, uuid: &str) -> Vec<String> {
-    let mut args = Args::default();
+pub fn interactive(machine: &PlannedMachine, backing: &BackingFiles, ssh: Option<u16>, uuid: &str) -> Vec<String> {
+    let mut args = QemuArgs::default();
     basics(&mut args, machine, Start::Boot, uuid);
     firmware(&mut args, &machine.firmware);
     args.option("-serial", "mon:stdio");
@@ -97,9 +97,9 @@ pub fn interactive(machine: &Machine, backing: &Backing, ssh: Option<u16>, uuid:
 }
 
 #[derive(Default)]
-struct Args(Vec<String>);
+struct QemuArgs(Vec<String>);
 
-impl Args {
+impl QemuArgs {
     fn flag(&mut self, flag: &str) {
         self.0.push(flag.to_owned());
     }
@@ -114,7 +114,7 @@ impl Args {
     }
 }
 
-fn basics(args: &mut Args, machine: &Machine, start: Start, uuid: &str) {
+fn basics(args: &mut QemuArgs, machine: &PlannedMachine, start: Start, uuid: &str) {
     args.option("-name", "kiln,process=kiln-guest,debug-threads=on");
     for flag in ["-nodefaults", "-no-user-config"] {
         args.flag(flag);
@@ -152,8 +152,8 @@ fn basics(args: &mut Args, machine: &Machine, start: Start, uuid: &str) {
     args.option("-device", format!("pcie-root-port,id={HOTPLUG_BUS},chassis=1,slot=1"));
 }
 
-fn firmware(args: &mut Args, firmware: &Firmware) {
-    let Firmware::Uefi(uefi) = firmware else { return };
+fn firmware(args: &mut QemuArgs, firmware: &MachineFirmware) {
+    let MachineFirmware::Uefi(uefi) = firmware else { return };
     args.blockdev(&json!({
         "node-name": "uefi-code", "driver": uefi.code_format, "read-only": true,
         "file": file_node(&uefi.code, true),
@@ -165,7 +165,7 @@ fn firmware(args: &mut Args, firmware: &Firmware) {
     args.option("-machine", "pflash0=uefi-code,pflash1=uefi-vars");
 }
 
-fn channels(args: &mut Args) {
+fn channels(args: &mut QemuArgs) {
     args.option("-chardev", format!("socket,id=qmp,fd={QMP_FD}"));
     args.option("-mon", "chardev=qmp,mode=control");
     args.option("-chardev", format!("socket,id=console,fd={CONSOLE_FD}"));
@@ -175,7 +175,7 @@ fn channels(args: &mut Args) {
     args.option("-device", format!("virtserialport,id={DEVICE},bus=ports.0,chardev=agent,name={PORT}"));
 }
 
-fn disks(args: &mut Args, backing: &Backing) {
+fn disks(args: &mut QemuArgs, backing: &BackingFiles) {
     // no-flush: the overlay is scratch until the guest has powered off, and is worthless if the host dies before that.
     let mut node = overlay_node(TOP, OVERLAY);
     node["backing"] = backing_nodes(args, backing);
@@ -204,7 +204,7 @@ pub fn overlay_node(name: &str, file: &str) -> Value {
 
 /// Adds a node for each backing file, the lowest first, and returns the reference to the topmost. One argument holds at
 /// most 128 KiB (execve(2)), so the chain is not written as one nested node.
-fn backing_nodes(args: &mut Args, backing: &Backing) -> Value {
+fn backing_nodes(args: &mut QemuArgs, backing: &BackingFiles) -> Value {
     let mut below = Value::Null;
     for (number, (file, format)) in backing.0.iter().rev().enumerate() {
         let name = format!("backing{number}");
@@ -229,7 +229,7 @@ fn file_node(path: &Path, read_only: bool) -> Value {
     json!({ "driver": "file", "filename": path, "read-only": read_only })
 }
 
-fn user_network(args: &mut Args, machine: &Machine, forward: &str) {
+fn user_network(args: &mut QemuArgs, machine: &PlannedMachine, forward: &str) {
     args.option("-netdev", format!("user,id=net0{forward}"));
     args.option("-device", format!("virtio-net-pci,netdev=net0,mac={MAC},romfile="));
     if machine.private_network != PrivateNetworkAccess::All {
@@ -239,7 +239,7 @@ fn user_network(args: &mut Args, machine: &Machine, forward: &str) {
 
 /// Adds the filters of the network. The guest's frames pass the filters in reverse order: the last one sends them to kiln,
 /// the first one takes them back. The one between drops any frames that would bypass kiln.
-fn network_filter(args: &mut Args) {
+fn network_filter(args: &mut QemuArgs) {
     for (name, descriptor) in [("outbound", OUTBOUND_FD), ("allowed", ALLOWED_FD), ("answers", ANSWERS_FD)] {
         args.option("-chardev", format!("socket,id=net-{name},fd={descriptor}"));
     }
@@ -253,7 +253,7 @@ fn network_filter(args: &mut Args) {
 /// Returns the filter's part of the command line, for a network without a machine.
 #[cfg(test)]
 pub(crate) fn network_filter_args() -> Vec<String> {
-    let mut args = Args::default();
+    let mut args = QemuArgs::default();
     network_filter(&mut args);
     args.0
 }

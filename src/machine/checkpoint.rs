@@ -19,10 +19,10 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::time::{sleep, timeout};
 
-use super::argv::{Backing, Start, argv, overlay_node};
-use super::{Fate, MachineError, Running, typed};
+use super::argv::{BackingFiles, Start, argv, overlay_node};
+use super::{MachineError, MachineExit, RunningMachine, typed};
 use crate::digest::hex;
-use crate::plan::machine::{Firmware, Machine};
+use crate::plan::machine::{MachineFirmware, PlannedMachine};
 
 /// Time limit of a transfer. A gigabyte takes seconds; a full host disk shows as an error, not as silence.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(120);
@@ -65,19 +65,19 @@ impl RamFormat {
 /// Returns a digest, in hex, of everything that must be the same for a machine to continue from another's memory. The
 /// command line covers the devices; the rest is QEMU itself, the firmware, and the processors below.
 #[must_use]
-pub fn fingerprint(machine: &Machine) -> String {
+pub fn fingerprint(machine: &PlannedMachine) -> String {
     let mut hash = Sha256::new();
     let mut add = |bytes: &[u8]| {
         hash.update((bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
     };
-    for arg in argv(machine, &Backing(Vec::new()), Start::Restore) {
+    for arg in argv(machine, &BackingFiles(Vec::new()), Start::Restore) {
         add(arg.as_bytes());
     }
     add(machine.qemu_version.as_bytes());
     let firmware = match &machine.firmware {
-        Firmware::Uefi(uefi) => vec![uefi.code.as_path(), uefi.vars_template.as_path()],
-        Firmware::Bios => Vec::new(),
+        MachineFirmware::Uefi(uefi) => vec![uefi.code.as_path(), uefi.vars_template.as_path()],
+        MachineFirmware::Bios => Vec::new(),
     };
     for file in std::iter::once(machine.qemu.as_path()).chain(firmware) {
         // A package's upgrade changes size or time; an unreadable file gives another digest than a readable one.
@@ -94,7 +94,7 @@ pub fn fingerprint(machine: &Machine) -> String {
     hex(&hash.finalize())
 }
 
-impl Running {
+impl RunningMachine {
     /// Returns the number of frozen overlays.
     #[must_use]
     pub fn frozen(&self) -> u32 {
@@ -240,7 +240,7 @@ impl Running {
         self.life.send_modify(|life| life.migration = None);
         let mut life = self.life.subscribe();
         self.qmp.execute(command).await?;
-        let over = |life: &super::Life| {
+        let over = |life: &super::MachineState| {
             use schema::MigrationStatus::{cancelled, completed, failed};
             life.exited.is_some()
                 || life.disk.is_some()
@@ -249,7 +249,7 @@ impl Running {
         let Ok(waited) = timeout(TRANSFER_TIMEOUT, life.wait_for(over)).await else {
             return Err(MachineError::Silent(TRANSFER_TIMEOUT));
         };
-        let life = waited.map_err(|_| MachineError::Ended(Fate::Stopped))?.clone();
+        let life = waited.map_err(|_| MachineError::Ended(MachineExit::Stopped))?.clone();
         if let Some(fate) = life.fate() {
             return Err(MachineError::Ended(fate));
         }

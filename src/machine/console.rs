@@ -20,17 +20,17 @@ const LINE_LIMIT: usize = 400;
 
 /// The last lines of the console. Cheap to clone; all clones share them.
 #[derive(Clone, Default)]
-pub struct Console(Rc<Shared>);
+pub struct Console(Rc<ConsoleBuffer>);
 
 #[derive(Default)]
-struct Shared {
-    lines: RefCell<Lines>,
+struct ConsoleBuffer {
+    lines: RefCell<ConsoleLines>,
     /// Notified of new output.
     more: Notify,
 }
 
 #[derive(Default)]
-struct Lines {
+struct ConsoleLines {
     done: VecDeque<String>,
     current: Vec<u8>,
 }
@@ -157,7 +157,7 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     use super::*;
-    use crate::event::{Origin, Sink};
+    use crate::event::{EventOrigin, EventSink};
     use crate::masking::{SecretMask, written_forms};
 
     #[test]
@@ -200,8 +200,8 @@ mod tests {
     #[derive(Default)]
     struct Heard(std::sync::Mutex<String>);
 
-    impl Sink for Heard {
-        fn emit(&self, _: Origin<'_>, event: &Event) {
+    impl EventSink for Heard {
+        fn emit(&self, _: EventOrigin<'_>, event: &Event) {
             if let Event::Console { line } = event {
                 self.0.lock().unwrap().push_str(line);
             }

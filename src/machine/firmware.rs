@@ -106,7 +106,7 @@ fn read(path: &Path) -> Option<Descriptor> {
 struct Descriptor {
     interface_types: Vec<String>,
     mapping: Mapping,
-    targets: Vec<Target>,
+    targets: Vec<FirmwareTarget>,
     #[serde(default)]
     features: Vec<String>,
 }
@@ -141,7 +141,7 @@ struct FlashFile {
 }
 
 #[derive(Deserialize)]
-struct Target {
+struct FirmwareTarget {
     architecture: String,
     machines: Vec<String>,
 }

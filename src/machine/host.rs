@@ -213,7 +213,7 @@ fn program(name: &'static str) -> Result<PathBuf, HostError> {
 /// Runs a program that answers and exits. Whatever it does, it is gone afterwards, also when this is cancelled.
 async fn ask(path: &Path, args: &'static [&'static str], patience: Duration) -> Result<String, HostError> {
     let not_runnable = |source| HostError::NotRunnable { path: path.to_owned(), source };
-    let mut asked = Asked::start(path, args).map_err(not_runnable)?;
+    let mut asked = ProbeProcess::start(path, args).map_err(not_runnable)?;
     let answered = tokio::time::timeout(patience, asked.conversation()).await;
     let silent = |_| HostError::Silent { path: path.to_owned(), args, patience };
     let (answer, complaint, status) = answered.map_err(silent)?.map_err(not_runnable)?;
@@ -224,9 +224,9 @@ async fn ask(path: &Path, args: &'static [&'static str], patience: Duration) -> 
 }
 
 /// A child that leads a process group of its own, which is killed with it: a wrapper script has children too.
-struct Asked(Child);
+struct ProbeProcess(Child);
 
-impl Asked {
+impl ProbeProcess {
     fn start(path: &Path, args: &[&str]) -> io::Result<Self> {
         let mut command = Command::new(path);
         command
@@ -246,7 +246,7 @@ impl Asked {
     }
 }
 
-impl Drop for Asked {
+impl Drop for ProbeProcess {
     fn drop(&mut self) {
         // The child has an id only until it has been waited for, so the id cannot belong to another process by now.
         if let Some(group) = self.0.id().and_then(|id| i32::try_from(id).ok()) {
@@ -344,7 +344,7 @@ fn processor(cpuinfo: &str) -> String {
 
 /// Memory of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Memory {
+pub struct HostMemory {
     /// Total memory, or the limit of this process's cgroup if that is less.
     pub total: ByteSize,
     /// Memory that new programs can use without swapping.
@@ -355,7 +355,7 @@ pub struct Memory {
 ///
 /// # Errors
 /// When procfs is not mounted.
-pub fn memory() -> Result<Memory, HostError> {
+pub fn memory() -> Result<HostMemory, HostError> {
     let path = Path::new("/proc/meminfo");
     let unknown = |source| HostError::Unknown { path, source };
     let text = fs::read_to_string(path).map_err(unknown)?;
@@ -365,7 +365,7 @@ pub fn memory() -> Result<Memory, HostError> {
     };
     let missing = || unknown(io::Error::other("it has no such field"));
     let limit = cgroup_limit().unwrap_or(u64::MAX);
-    Ok(Memory {
+    Ok(HostMemory {
         total: ByteSize(bytes("MemTotal").ok_or_else(missing)?.min(limit)),
         available: ByteSize(bytes("MemAvailable").ok_or_else(missing)?.min(limit)),
     })

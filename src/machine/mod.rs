@@ -6,7 +6,7 @@
 //!                └── trouble(): Fate                  died, panicked, disk error, stopped unasked, powered off unasked
 //! ```
 //!
-//! Everything that QEMU reports (QMP events, its exit) is collected in one [`Life`], which every wait can watch: no wait for
+//! Everything that QEMU reports (QMP events, its exit) is collected in one [`MachineState`], which every wait can watch: no wait for
 //! the guest ever outlives QEMU. QEMU does not exit on a KVM internal error or a full host disk: it emits STOP and waits for
 //! ever, so every STOP that kiln did not request is final.
 
@@ -28,9 +28,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::error::{Failure, Fault, Kind};
-use crate::event::{Events, Level};
+use crate::event::{Events, NoticeLevel};
 use crate::masking::SecretMask;
-use crate::plan::machine::{Firmware, Machine};
+use crate::plan::machine::{MachineFirmware, PlannedMachine};
 use crate::process;
 
 pub mod accel;
@@ -48,7 +48,7 @@ mod refusal_reply;
 mod test_frames;
 
 use agent_port::AgentPort;
-use argv::{AGENT_FD, Backing, CONSOLE_FD, HOTPLUG_BUS, QMP_FD, Start, UEFI_VARS};
+use argv::{AGENT_FD, BackingFiles, CONSOLE_FD, HOTPLUG_BUS, QMP_FD, Start, UEFI_VARS};
 use console::Console;
 use network_filter::FilterReport;
 use qmp::{Qmp, QmpError};
@@ -89,7 +89,7 @@ pub enum MachineError {
     Silent(Duration),
     /// The machine ended or stopped unexpectedly.
     #[error(transparent)]
-    Ended(#[from] Fate),
+    Ended(#[from] MachineExit),
     /// The machine's memory could not be saved or loaded.
     #[error("the guest's memory could not be moved: {0}")]
     Memory(String),
@@ -100,7 +100,7 @@ pub enum MachineError {
 
 /// An unexpected end or standstill of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Fate {
+pub enum MachineExit {
     /// The QEMU process has ended.
     #[error("QEMU ended unexpectedly with {status}{}{stderr}", if stderr.is_empty() { "" } else { ": " })]
     Exited {
@@ -137,35 +137,35 @@ pub enum Fate {
     Stopped,
 }
 
-impl Fate {
+impl MachineExit {
     /// Returns whether QEMU ended itself by a fault of its own, such as a failed assertion.
     #[must_use]
     pub fn is_crash(&self) -> bool {
         use Signal::{SIGABRT, SIGFPE, SIGILL, SIGSEGV, SIGTRAP};
-        let Fate::Exited { signal: Some(signal), .. } = self else { return false };
+        let MachineExit::Exited { signal: Some(signal), .. } = self else { return false };
         [SIGABRT, SIGFPE, SIGILL, SIGSEGV, SIGTRAP].contains(signal)
     }
 }
 
-impl Fault for Fate {
+impl Fault for MachineExit {
     fn kind(&self) -> Kind {
         match self {
-            Fate::Exited { .. } | Fate::Disk { .. } | Fate::Stopped => Kind::Host,
-            Fate::PoweredOff | Fate::Panicked | Fate::Rebooted => Kind::Boot,
+            MachineExit::Exited { .. } | MachineExit::Disk { .. } | MachineExit::Stopped => Kind::Host,
+            MachineExit::PoweredOff | MachineExit::Panicked | MachineExit::Rebooted => Kind::Boot,
         }
     }
 
     fn hints(&self) -> Vec<String> {
         match self {
             // Most often from the kernel, for lack of memory.
-            Fate::Exited { signal: Some(Signal::SIGKILL), .. } => {
+            MachineExit::Exited { signal: Some(Signal::SIGKILL), .. } => {
                 vec!["if the host ran out of memory, lower `machine.memory` in the spec (`dmesg` tells)".into()]
             }
-            Fate::Disk { full: true, .. } => {
+            MachineExit::Disk { full: true, .. } => {
                 vec!["free some space where the cache folder is, or set KILN_CACHE".into()]
             }
-            Fate::Rebooted => vec!["write `reboot = true` as a step of its own where a reboot is wanted".into()],
-            Fate::Stopped => vec!["try `accel = \"tcg\"`; `kiln doctor` tells whether KVM works here".into()],
+            MachineExit::Rebooted => vec!["write `reboot = true` as a step of its own where a reboot is wanted".into()],
+            MachineExit::Stopped => vec!["try `accel = \"tcg\"`; `kiln doctor` tells whether KVM works here".into()],
             _ => Vec::new(),
         }
     }
@@ -191,11 +191,11 @@ impl Fault for MachineError {
 
 /// Everything that QEMU has reported so far.
 #[derive(Debug, Clone, Default)]
-struct Life {
+struct MachineState {
     /// Set by a SHUTDOWN event: whether the guest itself requested it.
     shutdown: Option<bool>,
     panicked: bool,
-    disk: Option<Fate>,
+    disk: Option<MachineExit>,
     stopped: bool,
     /// Whether kiln has stopped the machine, or not started it yet.
     held: bool,
@@ -207,7 +207,7 @@ struct Life {
     exited: Option<(ExitStatus, String)>,
 }
 
-impl Life {
+impl MachineState {
     fn note(&mut self, event: &schema::Event) {
         match event {
             schema::Event::SHUTDOWN { data, .. } => {
@@ -215,7 +215,7 @@ impl Life {
             }
             schema::Event::GUEST_PANICKED { .. } => self.panicked = true,
             schema::Event::BLOCK_IO_ERROR { data, .. } if data.action == schema::BlockErrorAction::stop => {
-                self.disk = Some(Fate::Disk {
+                self.disk = Some(MachineExit::Disk {
                     operation: if data.operation == schema::IoOperationType::read { "read" } else { "write" },
                     node: data.node_name.clone().unwrap_or_default(),
                     reason: data.reason.clone(),
@@ -233,32 +233,32 @@ impl Life {
         }
     }
 
-    fn fate(&self) -> Option<Fate> {
+    fn fate(&self) -> Option<MachineExit> {
         if self.panicked {
-            return Some(Fate::Panicked);
+            return Some(MachineExit::Panicked);
         }
         if self.disk.is_some() {
             return self.disk.clone();
         }
         match (&self.exited, self.shutdown, self.stopped) {
-            (_, Some(true), _) => Some(Fate::PoweredOff),
-            (Some((status, stderr)), _, _) => Some(Fate::Exited {
+            (_, Some(true), _) => Some(MachineExit::PoweredOff),
+            (Some((status, stderr)), _, _) => Some(MachineExit::Exited {
                 status: process::describe(*status),
                 stderr: stderr.clone(),
                 signal: status.signal().and_then(|number| Signal::try_from(number).ok()),
             }),
-            (None, _, true) => Some(Fate::Stopped),
-            (None, ..) if self.resets > self.tolerated_resets => Some(Fate::Rebooted),
+            (None, _, true) => Some(MachineExit::Stopped),
+            (None, ..) if self.resets > self.tolerated_resets => Some(MachineExit::Rebooted),
             _ => None,
         }
     }
 }
 
-/// A live machine. Dropping it kills QEMU; [`Running::abort`] also waits for its end.
-pub struct Running {
+/// A live machine. Dropping it kills QEMU; [`RunningMachine::abort`] also waits for its end.
+pub struct RunningMachine {
     group: Pid,
     qmp: Qmp,
-    life: watch::Sender<Life>,
+    life: watch::Sender<MachineState>,
     console: Console,
     plugged: u32,
     /// The node that takes the guest's writes, and the number of its predecessors.
@@ -274,12 +274,12 @@ pub struct PoweredOff(());
 /// A hot-plugged, read-only disk.
 #[derive(Debug)]
 #[must_use]
-pub struct Plugged {
+pub struct PluggedDisk {
     id: String,
 }
 
 /// Starts QEMU in the scratch folder, which holds the overlay and the seed. Returns the machine and the agent's channel. Its
-/// CPUs are stopped until [`Running::boot`] or [`Running::restore`].
+/// CPUs are stopped until [`RunningMachine::boot`] or [`RunningMachine::restore`].
 ///
 /// # Errors
 /// When QEMU cannot be started or does not answer on its monitor.
@@ -287,15 +287,15 @@ pub struct Plugged {
 /// # Panics
 /// Never: a child that was just started has a process id.
 pub async fn launch(
-    machine: &Machine,
-    backing: &Backing,
+    machine: &PlannedMachine,
+    backing: &BackingFiles,
     start: Start,
     folder: &Path,
     events: &Events,
     mask: &SecretMask,
-) -> Result<(Running, UnixStream), Failure> {
+) -> Result<(RunningMachine, UnixStream), Failure> {
     let prepare = |what| move |source| MachineError::Prepare { what, source };
-    if let Firmware::Uefi(uefi) = &machine.firmware {
+    if let MachineFirmware::Uefi(uefi) = &machine.firmware {
         std::fs::copy(&uefi.vars_template, folder.join(UEFI_VARS)).map_err(prepare("the UEFI variable store"))?;
     }
     let (qmp, qmp_theirs) = channel().map_err(prepare("QEMU's monitor channel"))?;
@@ -311,13 +311,13 @@ pub async fn launch(
     // The command owns QEMU's ends of the channels; they must close here, or QEMU's death would go unnoticed.
     drop(command);
     let group = Pid::from_raw(child.id().and_then(|id| i32::try_from(id).ok()).expect("a fresh child has an id"));
-    let life = watch::Sender::new(Life { held: true, ..Life::default() });
+    let life = watch::Sender::new(MachineState { held: true, ..MachineState::default() });
     tokio::task::spawn_local(wait_for_exit(child, life.clone()));
     let console = Console::default();
     tokio::task::spawn_local(console::record(serial, console_file, mask.stream(), console.clone(), events.clone()));
     let (qmp, qmp_events) = connect(qmp, life.subscribe(), group).await?;
     tokio::task::spawn_local(follow(qmp_events, life.clone()));
-    Ok((Running { group, qmp, life, console, plugged: 0, top: argv::TOP.into(), frozen: 0 }, agent))
+    Ok((RunningMachine { group, qmp, life, console, plugged: 0, top: argv::TOP.into(), frozen: 0 }, agent))
 }
 
 /// Reports refusals of the network filter as notices of a build.
@@ -325,12 +325,12 @@ fn report_to(events: Events) -> impl FnMut(FilterReport) + Send + 'static {
     let remedy = |name: &str| {
         format!("if it must, add \"{name}\" to `private` of [network] in the spec and pass --allow-private-network")
     };
-    move |report| events.notice(Level::Info, report.sentence(remedy))
+    move |report| events.notice(NoticeLevel::Info, report.sentence(remedy))
 }
 
 async fn connect(
     stream: UnixStream,
-    mut life: watch::Receiver<Life>,
+    mut life: watch::Receiver<MachineState>,
     group: Pid,
 ) -> Result<(Qmp, mpsc::UnboundedReceiver<schema::Event>), MachineError> {
     let error = match timeout(MONITOR_TIMEOUT, Qmp::connect(stream)).await {
@@ -360,7 +360,7 @@ fn open_console(path: &Path) -> std::io::Result<File> {
     File::options().append(true).create(true).mode(0o600).open(path)
 }
 
-async fn wait_for_exit(mut child: tokio::process::Child, life: watch::Sender<Life>) {
+async fn wait_for_exit(mut child: tokio::process::Child, life: watch::Sender<MachineState>) {
     let stderr = match child.stderr.take() {
         Some(pipe) => process::stderr_tail(pipe).await,
         None => String::new(),
@@ -370,13 +370,13 @@ async fn wait_for_exit(mut child: tokio::process::Child, life: watch::Sender<Lif
     }
 }
 
-async fn follow(mut events: mpsc::UnboundedReceiver<schema::Event>, life: watch::Sender<Life>) {
+async fn follow(mut events: mpsc::UnboundedReceiver<schema::Event>, life: watch::Sender<MachineState>) {
     while let Some(event) = events.recv().await {
         life.send_modify(|life| life.note(&event));
     }
 }
 
-impl Running {
+impl RunningMachine {
     /// Returns the guest's console.
     #[must_use]
     pub fn console(&self) -> &Console {
@@ -399,10 +399,10 @@ impl Running {
     }
 
     /// Waits for an unexpected end, and returns it.
-    pub async fn trouble(&self) -> Fate {
+    pub async fn trouble(&self) -> MachineExit {
         let mut life = self.life.subscribe();
         match life.wait_for(|life| life.fate().is_some()).await {
-            Ok(life) => life.fate().unwrap_or(Fate::Stopped),
+            Ok(life) => life.fate().unwrap_or(MachineExit::Stopped),
             // The sender lives until QEMU has ended; without it nothing more will ever be reported.
             Err(_) => std::future::pending().await,
         }
@@ -412,7 +412,7 @@ impl Running {
     ///
     /// # Errors
     /// The machine's fate.
-    pub async fn supervise<T>(&self, work: impl Future<Output = T>) -> Result<T, Fate> {
+    pub async fn supervise<T>(&self, work: impl Future<Output = T>) -> Result<T, MachineExit> {
         tokio::select! {
             biased;
             fate = self.trouble() => Err(fate),
@@ -421,7 +421,7 @@ impl Running {
     }
 
     /// Returns the fate of a machine that is just ending: a broken connection is noticed before QEMU's exit is.
-    pub async fn fate_within(&self, wait: Duration) -> Option<Fate> {
+    pub async fn fate_within(&self, wait: Duration) -> Option<MachineExit> {
         timeout(wait, self.trouble()).await.ok()
     }
 
@@ -429,7 +429,7 @@ impl Running {
     ///
     /// # Errors
     /// When QEMU refuses.
-    pub async fn plug(&mut self, file: &Path, serial: &str) -> Result<Plugged, MachineError> {
+    pub async fn plug(&mut self, file: &Path, serial: &str) -> Result<PluggedDisk, MachineError> {
         self.plugged += 1;
         let id = format!("plugged{}", self.plugged);
         let node: schema::blockdev_add = typed(json!({
@@ -441,14 +441,14 @@ impl Running {
             "driver": "virtio-blk-pci", "id": id, "bus": HOTPLUG_BUS, "drive": id, "serial": serial,
         }))?;
         self.qmp.execute(device).await?;
-        Ok(Plugged { id })
+        Ok(PluggedDisk { id })
     }
 
     /// Unplugs a disk, and waits until the guest has released it.
     ///
     /// # Errors
     /// When QEMU refuses or the guest does not let go.
-    pub async fn unplug(&self, disk: Plugged) -> Result<(), MachineError> {
+    pub async fn unplug(&self, disk: PluggedDisk) -> Result<(), MachineError> {
         let before = self.life.borrow().unplugged;
         self.qmp.execute(schema::device_del { id: disk.id.clone() }).await?;
         let mut life = self.life.subscribe();
@@ -502,7 +502,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningMachine {
     fn drop(&mut self) {
         self.kill();
     }

@@ -20,9 +20,9 @@ use std::os::unix::net::UnixStream;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::address::AddressClass;
-use crate::plan::machine::{Machine, PrivateNetworkAccess};
+use crate::plan::machine::{PlannedMachine, PrivateNetworkAccess};
 use crate::process;
-use crate::specfile::Network;
+use crate::specfile::NetworkBackend;
 
 use super::argv::{ALLOWED_FD, ANSWERS_FD, OUTBOUND_FD};
 use super::packet_filter::{AddressPolicy, FrameVerdict, RefusedDestination, judge};
@@ -84,12 +84,14 @@ fn refusal(destination: &RefusedDestination, remedy: impl Fn(&str) -> String) ->
 /// # Errors
 /// When no channel or thread can be created, or the host's addresses cannot be listed.
 pub(crate) fn start(
-    machine: &Machine,
+    machine: &PlannedMachine,
     report: impl FnMut(FilterReport) + Send + 'static,
 ) -> io::Result<Vec<(RawFd, OwnedFd)>> {
     match (machine.network, &machine.private_network) {
-        (Network::None, _) | (_, PrivateNetworkAccess::All) => Ok(Vec::new()),
-        (Network::User, PrivateNetworkAccess::Listed(private)) => spawn(AddressPolicy::of_host(private)?, report),
+        (NetworkBackend::None, _) | (_, PrivateNetworkAccess::All) => Ok(Vec::new()),
+        (NetworkBackend::User, PrivateNetworkAccess::Listed(private)) => {
+            spawn(AddressPolicy::of_host(private)?, report)
+        }
     }
 }
 

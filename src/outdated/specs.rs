@@ -5,35 +5,35 @@ use std::sync::Arc;
 
 use crate::cache::history;
 use crate::error::Failure;
-use crate::event::Level;
+use crate::event::NoticeLevel;
 use crate::plan::Plan;
-use crate::plan::graph::{Graph, Node};
+use crate::plan::graph::{Graph, SpecNode};
 use crate::plan::trace::{self, Trace};
-use crate::resolve::base::{BaseError, Bases, is_yet_to_come};
+use crate::resolve::base::{BaseError, BaseResolver, is_yet_to_come};
 use crate::resolve::facts::{self, SurveyError};
-use crate::resolve::path_policy::Reach;
-use crate::specfile::{Source, Spec};
+use crate::resolve::path_policy::ReachPolicy;
+use crate::specfile::{BaseSource, Spec};
 use crate::store::{Artifact, ImageId, Manifest, Reference, Store, StoreError};
 
-use super::{BASE, Outdated, Reason};
+use super::{BASE, OutdatedImage, OutdatedReason};
 
 /// Finds outdated images among those that specs make and those that they are built on, with the reasons; an image that is
 /// up to date is left out. Nothing is downloaded.
 ///
 /// # Errors
 /// When a file that a spec names cannot be read.
-pub async fn of_specs(graph: &Graph, bases: &Bases, reach: Reach) -> Result<Vec<Outdated>, Failure> {
+pub async fn of_specs(graph: &Graph, bases: &BaseResolver, reach: ReachPolicy) -> Result<Vec<OutdatedImage>, Failure> {
     let store = Store::open(&bases.store)?;
-    let mut all: Vec<Outdated> = Vec::with_capacity(graph.nodes().len());
+    let mut all: Vec<OutdatedImage> = Vec::with_capacity(graph.nodes().len());
     for node in graph.nodes() {
         let outdated = |parent: &usize| !all[*parent].reasons.is_empty();
         let reasons = match (made(&store, &node.spec)?, node.parent.filter(outdated)) {
-            (None, _) => vec![Reason::NotBuilt],
+            (None, _) => vec![OutdatedReason::NotBuilt],
             // Whatever the other reasons are, it is built again once its base has been.
-            (Some(_), Some(parent)) => vec![Reason::BaseOutdated { base: all[parent].id.clone() }],
+            (Some(_), Some(parent)) => vec![OutdatedReason::BaseOutdated { base: all[parent].id.clone() }],
             (Some(artifact), None) => of_spec(&store, node, graph, artifact.manifest(), (bases, reach)).await?,
         };
-        all.push(Outdated { id: node.id(), reasons });
+        all.push(OutdatedImage { id: node.id(), reasons });
     }
     Ok(all)
 }
@@ -49,16 +49,16 @@ fn made(store: &Store, spec: &Spec) -> Result<Option<Artifact>, Failure> {
 
 async fn of_spec(
     store: &Store,
-    node: &Node,
+    node: &SpecNode,
     graph: &Graph,
     manifest: &Manifest,
-    (bases, reach): (&Bases, Reach),
-) -> Result<Vec<Reason>, Failure> {
+    (bases, reach): (&BaseResolver, ReachPolicy),
+) -> Result<Vec<OutdatedReason>, Failure> {
     let spec = &node.spec;
-    if let Source::File(file) = &spec.base.source
+    if let BaseSource::File(file) = &spec.base.source
         && !file.exists()
     {
-        return Ok(vec![Reason::file_gone(file)]);
+        return Ok(vec![OutdatedReason::file_gone(file)]);
     }
     let parent = node.parent.map(|parent| made(store, &graph.nodes()[parent].spec)).transpose()?.flatten();
     let planned = async {
@@ -69,26 +69,26 @@ async fn of_spec(
         Ok(plan) if plan.build_key.to_string() == manifest.build_key => Ok(Vec::new()),
         Ok(plan) => {
             let last = history::recall(&bases.cache, &plan);
-            Ok(vec![Reason::InputsChanged { what: changes(&plan, manifest, last.as_ref()) }])
+            Ok(vec![OutdatedReason::InputsChanged { what: changes(&plan, manifest, last.as_ref()) }])
         }
         Err(failure) => of_failure(failure, node, bases),
     }
 }
 
 /// Returns the reasons that an unavailable base image gives for an outdated image.
-fn of_failure(failure: Failure, node: &Node, bases: &Bases) -> Result<Vec<Reason>, Failure> {
+fn of_failure(failure: Failure, node: &SpecNode, bases: &BaseResolver) -> Result<Vec<OutdatedReason>, Failure> {
     if is_yet_to_come(&failure) {
         // The base image is not on this host, and other hosts are not asked.
-        bases.events.notice(Level::Warning, format!("{} is not looked at: {failure}", node.id()));
+        bases.events.notice(NoticeLevel::Warning, format!("{} is not looked at: {failure}", node.id()));
         return Ok(Vec::new());
     }
     if let Some(SurveyError::WrongBase { path, .. }) = failure.fault() {
-        return Ok(vec![Reason::file_changed(path)]);
+        return Ok(vec![OutdatedReason::file_changed(path)]);
     }
     let Some(BaseError::Stored { source, .. }) = failure.fault() else { return Err(failure) };
     match source {
         StoreError::NoImage { .. } | StoreError::NoVersion { .. } | StoreError::Dangling { .. } => {
-            Ok(vec![Reason::InputsChanged { what: vec![format!("{BASE}: {failure}")] }])
+            Ok(vec![OutdatedReason::InputsChanged { what: vec![format!("{BASE}: {failure}")] }])
         }
         _ => Err(failure),
     }
@@ -117,8 +117,8 @@ fn changes(plan: &Plan, manifest: &Manifest, last: Option<&Trace>) -> Vec<String
     let Some(planned) = plan.steps.get(first) else { return vec![format!("step {} was taken away", first + 1)] };
     let reason = now.reasons(plan, 0, &BTreeMap::new(), last).swap_remove(first);
     let why = match reason {
-        Some(trace::Reason::Changed(words)) => format!(" ({})", words.join(", ")),
-        Some(trace::Reason::New) => " (new)".to_owned(),
+        Some(trace::RunReason::Changed(words)) => format!(" ({})", words.join(", ")),
+        Some(trace::RunReason::New) => " (new)".to_owned(),
         _ => String::new(),
     };
     vec![format!("step {} {}{why}", first + 1, planned.step.name)]

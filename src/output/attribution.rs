@@ -5,30 +5,31 @@
 //! host, at no cost for the guest, and also for steps that came from the cache. What a service wrote while a step ran is
 //! attributed to the step.
 
-use crate::disk::entry::{Entry, Time};
-use crate::guest::seal::Clamped;
-use crate::guest::step_record::Done;
-use crate::layer::Span;
+use crate::disk::entry::{DiskEntry, Time};
+use crate::guest::seal::ClampedTimes;
+use crate::guest::step_record::StepRecord;
+use crate::layer::GuestInterval;
 
 /// The times at which each step ran, and the times that sealing set back.
 #[derive(Debug)]
-pub struct Writers {
-    steps: Vec<Option<Span>>,
-    clamped: Clamped,
+pub struct Attribution {
+    steps: Vec<Option<GuestInterval>>,
+    clamped: ClampedTimes,
 }
 
-impl Writers {
-    pub(crate) fn new(steps: &[Done], clamped: Clamped) -> Self {
+impl Attribution {
+    pub(crate) fn new(steps: &[StepRecord], clamped: ClampedTimes) -> Self {
         Self { steps: steps.iter().map(|done| done.during).collect(), clamped }
     }
 
     /// Returns the index of the step that changed a file last, from 0; `None` where it was the base image, a boot or
     /// sealing.
     #[must_use]
-    pub fn step_of(&self, entry: &Entry) -> Option<usize> {
+    pub fn step_of(&self, entry: &DiskEntry) -> Option<usize> {
         let changed = self.clamped.changed(&entry.path).unwrap_or_else(|| seconds(entry.changed));
         let until = changed + rounding(changed);
-        let is_during = |span: &Option<Span>| span.is_some_and(|span| span.start <= until && changed <= span.end);
+        let is_during =
+            |span: &Option<GuestInterval>| span.is_some_and(|span| span.start <= until && changed <= span.end);
         self.steps.iter().position(is_during)
     }
 }
@@ -55,9 +56,9 @@ mod tests {
     use crate::session::FetchedTree;
     use std::time::Duration;
 
-    fn file(path: &str, changed: i64) -> Entry {
+    fn file(path: &str, changed: i64) -> DiskEntry {
         let time = |seconds| Time { seconds, nanoseconds: 500_000_000 };
-        Entry {
+        DiskEntry {
             path: path.into(),
             kind: FileKind::File,
             mode: 0o644,
@@ -74,32 +75,32 @@ mod tests {
         }
     }
 
-    fn step(start: f64, end: f64) -> Done {
-        let during = Some(Span { start, end });
-        Done { took: Duration::ZERO, cached: false, during, fetched: FetchedTree::default() }
+    fn step(start: f64, end: f64) -> StepRecord {
+        let during = Some(GuestInterval { start, end });
+        StepRecord { took: Duration::ZERO, cached: false, during, fetched: FetchedTree::default() }
     }
 
     #[test]
     fn a_file_belongs_to_the_step_that_ran_when_it_changed() {
-        let writers = Writers::new(&[step(10.0, 11.0), step(11.2, 13.0)], Clamped::default());
+        let writers = Attribution::new(&[step(10.0, 11.0), step(11.2, 13.0)], ClampedTimes::default());
         let found = [5, 10, 11, 12, 13].map(|changed| writers.step_of(&file("/a", changed)));
         assert_eq!(found, [None, Some(0), Some(1), Some(1), None]);
     }
 
     #[test]
     fn a_time_without_nanoseconds_is_rounded_down() {
-        let writers = Writers::new(&[step(10.9, 11.5), step(12.1, 13.5)], Clamped::default());
+        let writers = Attribution::new(&[step(10.9, 11.5), step(12.1, 13.5)], ClampedTimes::default());
         let found = [8, 9, 10, 11, 12, 13, 14].map(|seconds| {
             let changed = Time { seconds, nanoseconds: 0 };
-            writers.step_of(&Entry { changed, ..file("/boot/efi/a", 0) })
+            writers.step_of(&DiskEntry { changed, ..file("/boot/efi/a", 0) })
         });
         assert_eq!(found, [None, None, Some(0), Some(0), Some(1), Some(1), None]);
     }
 
     #[test]
     fn what_sealing_touched_belongs_to_who_changed_it_before() {
-        let clamped = Clamped::parse(b"10.25 /a b\0junk\x0011.5 /c\n\0");
-        let writers = Writers::new(&[step(10.0, 11.0), step(11.2, 13.0)], clamped);
+        let clamped = ClampedTimes::parse(b"10.25 /a b\0junk\x0011.5 /c\n\0");
+        let writers = Attribution::new(&[step(10.0, 11.0), step(11.2, 13.0)], clamped);
         assert_eq!(writers.step_of(&file("/a b", 20)), Some(0));
         assert_eq!(writers.step_of(&file("/c\n", 20)), Some(1));
         assert_eq!(writers.step_of(&file("/d", 20)), None);

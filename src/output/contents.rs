@@ -17,31 +17,31 @@ use std::time::Duration;
 
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use crate::context::{Build, ScratchError};
+use crate::context::{BuildContext, ScratchError};
 use crate::digest::hex;
 use crate::disk::as_mounted::{left_over, readable_volumes};
 use crate::disk::chain::Chain;
-use crate::disk::entry::{Chunk, ContentDigest, Entry};
+use crate::disk::entry::{Chunk, ContentDigest, DiskEntry};
 use crate::disk::gap::TreeGap;
 use crate::disk::listing::{self, ListingWriter};
-use crate::disk::os_release::{self, Os};
-use crate::disk::packages::Package;
-use crate::disk::told::Told;
+use crate::disk::os_release::{self, OsRelease};
+use crate::disk::packages::InstalledPackage;
+use crate::disk::told::GuestListing;
 use crate::disk::tree::{EntryVisitor, Tree, TreeError, TreeVisitor};
 use crate::error::Failure;
-use crate::event::{Events, Level};
+use crate::event::{Events, NoticeLevel};
 use crate::guest::boot::Guest;
 use crate::guest::mounts::{DiskSurvey, survey};
 use crate::guest::packages::{self, PackageAnswer, PackageList};
-use crate::guest::seal::{self, Sealed};
+use crate::guest::seal::{self, SealedGuest};
 use crate::guest::shutdown::CleanShutdown;
-use crate::guest::step_record::Done;
+use crate::guest::step_record::StepRecord;
 use crate::secret_scan::{SearchFindings, SearchedSecrets, SecretLeaks, TreeSearch};
 use crate::session::GuestError;
-use crate::specfile::{Output, OutputFormat, Platform};
+use crate::specfile::{OutputFormat, OutputSpec, Platform};
 use crate::store::manifest;
 
-use super::attribution::Writers;
+use super::attribution::Attribution;
 use super::platform;
 use crate::disk::chain::{DiskFiles, open_files};
 
@@ -68,7 +68,7 @@ enum FileSource {
     Host,
     /// The guest has listed them.
     Guest {
-        list: Told,
+        list: GuestListing,
         /// The reason why kiln cannot read the disk.
         reason: String,
     },
@@ -84,7 +84,7 @@ pub(crate) struct GuestEvidence {
     /// What the guest had mounted when it was sealed, and what its next boot mounts.
     survey: DiskSurvey,
     /// The times by which files are attributed to steps.
-    pub(crate) writers: Writers,
+    pub(crate) writers: Attribution,
 }
 
 /// The contents of a disk, as far as they are known.
@@ -95,19 +95,19 @@ pub struct Contents {
     /// Digest of the file tree, where all of it is known.
     pub content_sha256: Option<String>,
     /// The distribution, if it is known.
-    pub os: Option<manifest::Os>,
+    pub os: Option<manifest::ManifestOs>,
     /// The type of the packages.
     pub package_type: Option<String>,
     /// The installed packages.
-    pub packages: Vec<manifest::Package>,
+    pub packages: Vec<manifest::ManifestPackage>,
 }
 
 /// Seals a guest, and asks it for what the host cannot read: for its packages before, for its files afterwards.
 pub(crate) async fn seal_and_ask(
-    build: &Build<'_>,
+    build: &BuildContext<'_>,
     guest: &mut Guest,
-    steps: &[Done],
-) -> Result<(Sealed, GuestEvidence), Failure> {
+    steps: &[StepRecord],
+) -> Result<(SealedGuest, GuestEvidence), Failure> {
     let before = survey(build, guest).await?;
     let is_asked = before.has_rpm || before.for_host().is_err();
     let packages = if is_asked { packages::ask(build, guest).await? } else { None };
@@ -115,13 +115,19 @@ pub(crate) async fn seal_and_ask(
     // Sealing may have unmounted what steps left behind.
     let survey = survey(build, guest).await?;
     let files = ask_for_files(build, guest, &survey).await?;
-    Ok((sealed, GuestEvidence { packages, files, survey, writers: Writers::new(steps, clamped) }))
+    Ok((sealed, GuestEvidence { packages, files, survey, writers: Attribution::new(steps, clamped) }))
 }
 
 /// Asks a sealed guest for a list of its files, where the host cannot read them all.
-async fn ask_for_files(build: &Build<'_>, guest: &mut Guest, survey: &DiskSurvey) -> Result<FileSource, Failure> {
+async fn ask_for_files(
+    build: &BuildContext<'_>,
+    guest: &mut Guest,
+    survey: &DiskSurvey,
+) -> Result<FileSource, Failure> {
     let Err(reason) = survey.for_host() else { return Ok(FileSource::Host) };
-    build.events.notice(Level::Info, format!("the guest lists its files, since kiln cannot read them all: {reason}"));
+    build
+        .events
+        .notice(NoticeLevel::Info, format!("the guest lists its files, since kiln cannot read them all: {reason}"));
     let spool = build.work.join(SPOOL);
     let work = async {
         match guest.session.list(&spool, MAX_LIST).await {
@@ -131,7 +137,7 @@ async fn ask_for_files(build: &Build<'_>, guest: &mut Guest, survey: &DiskSurvey
     };
     let late = || GuestError::Overdue(FILES_PATIENCE).into();
     Ok(match build.limits.hold_guest(&guest.machine, FILES_PATIENCE, late, work).await? {
-        Ok((file, entries)) => FileSource::Guest { list: Told::new(file, entries), reason },
+        Ok((file, entries)) => FileSource::Guest { list: GuestListing::new(file, entries), reason },
         Err(why) => FileSource::Nobody(format!(
             "kiln cannot read all files ({reason}), and the guest could not list its files: {}",
             shorten_message(&why)
@@ -211,7 +217,7 @@ impl<'d> SealedView<'d> {
     ///
     /// # Errors
     /// When they cannot be read, or `visit` breaks.
-    pub(crate) fn walk(&self, visit: &mut dyn FnMut(&Entry) -> ControlFlow<()>) -> Result<bool, TreeError> {
+    pub(crate) fn walk(&self, visit: &mut dyn FnMut(&DiskEntry) -> ControlFlow<()>) -> Result<bool, TreeError> {
         self.walk_contents(&mut EntryVisitor(visit))
     }
 
@@ -230,7 +236,7 @@ impl<'d> SealedView<'d> {
 /// Reads the contents while the tests boot or the outputs are hashed. The files are opened now: the overlay of the tests
 /// takes the name of this one.
 pub(crate) fn read(
-    build: &Build<'_>,
+    build: &BuildContext<'_>,
     layers: DiskFiles,
     evidence: GuestEvidence,
     staging: &Path,
@@ -264,11 +270,11 @@ pub(crate) fn read(
 /// Warns of everything that the evidence of the image lacks.
 fn warn(view: &SealedView<'_>, packages: &PackageList, events: &Events) {
     for missing in &view.missing {
-        events.notice(Level::Warning, format!("not all files of the image are known: {missing}"));
+        events.notice(NoticeLevel::Warning, format!("not all files of the image are known: {missing}"));
     }
     for gap in &view.left_over {
         events.notice(
-            Level::Warning,
+            NoticeLevel::Warning,
             format!("the list of files lacks a file system that the guest had not mounted: {gap}"),
         );
     }
@@ -277,7 +283,7 @@ fn warn(view: &SealedView<'_>, packages: &PackageList, events: &Events) {
 
 /// Warns of what the guest lacks for its platforms, and for the machine that an OVA describes.
 fn warn_of_platforms(
-    outputs: &[Output],
+    outputs: &[OutputSpec],
     tree: Option<&Tree<'_>>,
     list: &PackageList,
     events: &Events,
@@ -287,24 +293,25 @@ fn warn_of_platforms(
         for platform in &platforms {
             let text =
                 format!("what {} needs of the guest was not checked: kiln cannot read its disk", platform.name());
-            events.notice(Level::Warning, text);
+            events.notice(NoticeLevel::Warning, text);
         }
         return Ok(());
     };
     let has_ova = outputs.iter().any(|output| output.format == OutputFormat::Ova);
     if has_ova || !platforms.is_empty() {
-        let packages: Vec<Package> = list.databases.iter().flat_map(|database| database.packages.clone()).collect();
-        let guest = platform::Guest::of(tree, &packages)?;
+        let packages: Vec<InstalledPackage> =
+            list.databases.iter().flat_map(|database| database.packages.clone()).collect();
+        let guest = platform::GuestCapabilities::of(tree, &packages)?;
         let in_ova = if has_ova { guest.misses_in_ova() } else { Vec::new() };
         for missing in platforms.iter().flat_map(|platform| guest.misses(*platform)).chain(in_ova) {
-            events.notice(Level::Warning, missing);
+            events.notice(NoticeLevel::Warning, missing);
         }
     }
     Ok(())
 }
 
-fn for_manifest(Os { id, version, name }: Os) -> manifest::Os {
-    manifest::Os { id, version, name }
+fn for_manifest(OsRelease { id, version, name }: OsRelease) -> manifest::ManifestOs {
+    manifest::ManifestOs { id, version, name }
 }
 
 /// Searches every file system that kiln reads for secrets, where the guest's files are read only in part, and warns of
@@ -318,7 +325,7 @@ fn search_volumes(
     let reason = view.unread_contents();
     if let Some(reason) = &reason {
         events.notice(
-            Level::Warning,
+            NoticeLevel::Warning,
             format!(
                 "the contents of files that kiln cannot read were not searched for secrets, only the disk as it is \
                  ({reason}): a secret in a compressed or fragmented file would not be found"
@@ -334,7 +341,7 @@ fn search_volumes(
         report(search.into_findings(), events)?;
         if let Err(error) = walked {
             let text = format!("a file system of the disk was not searched for secrets to its end: {error}");
-            events.notice(Level::Warning, text);
+            events.notice(NoticeLevel::Warning, text);
         }
     }
     Ok(())
@@ -343,14 +350,14 @@ fn search_volumes(
 /// Warns of the files that were not searched, and fails if secrets were found.
 fn report(findings: SearchFindings, events: &Events) -> Result<(), SecretLeaks> {
     if let Some(warning) = findings.unsearched.warning() {
-        events.notice(Level::Warning, warning);
+        events.notice(NoticeLevel::Warning, warning);
     }
     findings.leaks.into_result()
 }
 
 /// A visitor that lists files as they are read, and searches them.
 struct FileLister<'w> {
-    writers: &'w Writers,
+    writers: &'w Attribution,
     content: ContentDigest,
     list: ListingWriter<'w, BufWriter<File>>,
     written: io::Result<()>,
@@ -370,7 +377,7 @@ impl TreeVisitor for FileLister<'_> {
         }
     }
 
-    fn visit_entry(&mut self, entry: &Entry) -> ControlFlow<()> {
+    fn visit_entry(&mut self, entry: &DiskEntry) -> ControlFlow<()> {
         self.content.add(entry);
         self.written = self.list.add(entry, self.writers.step_of(entry));
         match &mut self.search {
@@ -387,7 +394,7 @@ impl TreeVisitor for FileLister<'_> {
 /// When a file contains a secret, or something cannot be read or written.
 fn list_files(
     view: &SealedView<'_>,
-    writers: &Writers,
+    writers: &Attribution,
     path: &Path,
     searched: Option<SearchedSecrets>,
     events: &Events,

@@ -5,19 +5,19 @@ use std::path::{Path, PathBuf};
 use tokio::task::JoinHandle;
 
 use crate::cache::base_twin::BaseTwin;
-use crate::context::Build;
-use crate::disk::identity::Identity;
+use crate::context::BuildContext;
+use crate::disk::identity::DiskIdentity;
 use crate::error::{Failure, Fault, Kind};
-use crate::event::Level;
+use crate::event::NoticeLevel;
 use crate::output::contents::SealedDisk;
 use crate::plan::Plan;
 use crate::plan::output::DiskFile;
 use crate::resolve::facts::{check_base, remember_base};
-use crate::secret_scan::{SearchedSecrets, SecretLeak, SecretLeaks, SecretScan};
+use crate::secret_scan::{SearchedSecrets, SecretLeakError, SecretLeaks, SecretScan};
 use crate::try_join::all;
 
 use super::contents::{self, Contents, GuestEvidence, SealedView};
-use super::disk_files::Disks;
+use super::disk_files::DiskFileWriter;
 use super::package::{facts, package};
 use super::seal_audit;
 use crate::disk::chain::{DiskFiles, open_files};
@@ -46,7 +46,7 @@ impl Fault for SealedDiskError {
 
 /// Writes every disk file and reads it back, searches the disk for secrets, and reads its files meanwhile.
 pub(crate) async fn convert(
-    build: &Build<'_>,
+    build: &BuildContext<'_>,
     sealed: SealedDisk,
     twin: Option<&mut BaseTwin>,
     staging: &Path,
@@ -57,7 +57,7 @@ pub(crate) async fn convert(
     check_sealed(build, &layers, &sealed.evidence)?;
     let contents = contents::read(build, layers.clone(), sealed.evidence, staging)?;
     let files = build.plan.outputs.disks.iter().map(|disk| (disk.clone(), place(build, disk, staging))).collect();
-    let disks = Disks::new((layers, None), files, identity_of(build.plan), &build.events)?;
+    let disks = DiskFileWriter::new((layers, None), files, identity_of(build.plan), &build.events)?;
     let scan = build.secrets.searched().map(SearchedSecrets::scan);
     let twin = async { twin?.ready().await };
     let done = async {
@@ -81,7 +81,7 @@ pub(crate) async fn convert(
 }
 
 /// Adds secrets that were found on the disk alone to those that were found in its files.
-fn with_disk_leaks(failure: Option<Failure>, on_disk: Vec<SecretLeak>) -> Failure {
+fn with_disk_leaks(failure: Option<Failure>, on_disk: Vec<SecretLeakError>) -> Failure {
     let in_files = failure.as_ref().and_then(Failure::fault::<SecretLeaks>);
     let mut leaks = in_files.cloned().unwrap_or_default();
     match failure {
@@ -94,14 +94,14 @@ fn with_disk_leaks(failure: Option<Failure>, on_disk: Vec<SecretLeak>) -> Failur
     }
 }
 
-fn identity_of(plan: &Plan) -> Identity {
+fn identity_of(plan: &Plan) -> DiskIdentity {
     let image = &plan.spec.image;
-    Identity::new(&[&image.name, &image.version, &plan.build_key.to_string()])
+    DiskIdentity::new(&[&image.name, &image.version, &plan.build_key.to_string()])
 }
 
 /// Checks the sealed disk itself: it must have been unmounted cleanly, and must hold no identity. The guest's own report is
 /// not sufficient.
-fn check_sealed(build: &Build<'_>, layers: &DiskFiles, evidence: &GuestEvidence) -> Result<(), Failure> {
+fn check_sealed(build: &BuildContext<'_>, layers: &DiskFiles, evidence: &GuestEvidence) -> Result<(), Failure> {
     let chain = open_files(layers.clone())?;
     let view = SealedView::open(&chain, evidence)?;
     if !view.is_clean() {
@@ -112,18 +112,18 @@ fn check_sealed(build: &Build<'_>, layers: &DiskFiles, evidence: &GuestEvidence)
         return Err(error.into());
     }
     for warning in report.warnings {
-        build.events.notice(Level::Warning, warning);
+        build.events.notice(NoticeLevel::Warning, warning);
     }
     if !report.is_known {
         let text =
             "whether sealing took away machine-id, host keys and the like was not checked: not all files are known";
-        build.events.notice(Level::Warning, text);
+        build.events.notice(NoticeLevel::Warning, text);
     }
     Ok(())
 }
 
 /// Returns the path that a disk file is written to: an unpublished one is in the scratch folder, and removed with it.
-pub(crate) fn place(build: &Build<'_>, disk: &DiskFile, staging: &Path) -> PathBuf {
+pub(crate) fn place(build: &BuildContext<'_>, disk: &DiskFile, staging: &Path) -> PathBuf {
     if disk.published { staging.join(&disk.file) } else { build.work.join(&disk.file) }
 }
 

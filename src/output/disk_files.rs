@@ -17,10 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::digest::hex;
 use crate::disk::chain::{Chain, DiskFiles, open_files};
-use crate::disk::compress::{Twin, compress};
+use crate::disk::compress::{TwinReader, compress};
 use crate::disk::digest::{DiskCopy, read_back};
-use crate::disk::identity::Identity;
-use crate::disk::qemu_img::{self, Image, Target, check_fits};
+use crate::disk::identity::DiskIdentity;
+use crate::disk::qemu_img::{self, QemuImgSource, QemuImgTarget, check_fits};
 use crate::disk::write::{WriteError, write, writes};
 use crate::error::Failure;
 use crate::event::{Event, Events, Stage};
@@ -37,17 +37,17 @@ fn open_to(layers: DiskFiles, end: Option<u64>) -> Result<Chain, Failure> {
 type Lane<'a> = Pin<Box<dyn Future<Output = Result<(), Failure>> + 'a>>;
 
 /// The disk files to write from a disk.
-pub(crate) struct Disks {
+pub(crate) struct DiskFileWriter {
     layers: DiskFiles,
     /// The end of the disk, where that is before the end of its files.
     end: Option<u64>,
     size: u64,
     files: Vec<(DiskFile, PathBuf)>,
-    identity: Identity,
-    progress: Arc<Progress>,
+    identity: DiskIdentity,
+    progress: Arc<ConversionProgress>,
 }
 
-impl Disks {
+impl DiskFileWriter {
     /// Prepares to write files, each at its path, where no file exists yet. The disk may end before its own files do.
     ///
     /// # Errors
@@ -55,7 +55,7 @@ impl Disks {
     pub(crate) fn new(
         (layers, end): (DiskFiles, Option<u64>),
         files: Vec<(DiskFile, PathBuf)>,
-        identity: Identity,
+        identity: DiskIdentity,
         events: &Events,
     ) -> Result<Self, Failure> {
         let size = open_to(layers.clone(), end)?.virtual_size();
@@ -66,7 +66,7 @@ impl Disks {
             }
         }
         // Each file is written, and all are read back.
-        let progress = Arc::new(Progress::new(files.len() + 1, size, events.clone()));
+        let progress = Arc::new(ConversionProgress::new(files.len() + 1, size, events.clone()));
         Ok(Self { layers, end, size, files, identity, progress })
     }
 
@@ -74,7 +74,7 @@ impl Disks {
     ///
     /// # Errors
     /// When a file cannot be written; the others are useless then.
-    pub(crate) async fn write(&self, twin: impl Future<Output = Option<Twin>>) -> Result<(), Failure> {
+    pub(crate) async fn write(&self, twin: impl Future<Output = Option<TwinReader>>) -> Result<(), Failure> {
         let mut lanes: Vec<Lane<'_>> = Vec::new();
         let mut together = Vec::new();
         let mut twin = Some(twin);
@@ -99,7 +99,7 @@ impl Disks {
         &self,
         index: usize,
         path: &Path,
-        twin: impl Future<Output = Option<Twin>>,
+        twin: impl Future<Output = Option<TwinReader>>,
     ) -> Result<(), Failure> {
         let twin = twin.await;
         let (file, layers, end) = (create(path)?, self.layers.clone(), self.end);
@@ -133,8 +133,8 @@ impl Disks {
     }
 
     async fn convert(&self, index: usize, disk: &DiskFile, path: &Path) -> Result<(), Failure> {
-        let chain: Vec<_> = self.layers.iter().map(|(path, format)| Image { path, format: *format }).collect();
-        let target = Target { path, format: disk.format, compression: disk.compression, size: self.end };
+        let chain: Vec<_> = self.layers.iter().map(|(path, format)| QemuImgSource { path, format: *format }).collect();
+        let target = QemuImgTarget { path, format: disk.format, compression: disk.compression, size: self.end };
         let progress = |fraction| self.progress.at(&[index], share(self.size, fraction));
         Ok(qemu_img::convert(&chain, target, progress).await?)
     }
@@ -195,13 +195,13 @@ fn share(size: u64, fraction: f64) -> u64 {
 }
 
 /// The progress of all parts of the work, as a share of the disk: each part is as long as the disk.
-struct Progress {
+struct ConversionProgress {
     done: Mutex<Vec<u64>>,
     size: u64,
     events: Events,
 }
 
-impl Progress {
+impl ConversionProgress {
     fn new(parts: usize, size: u64, events: Events) -> Self {
         Self { done: Mutex::new(vec![0; parts]), size, events }
     }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::plan::{InputDigest, Plan, PlannedStep};
 use crate::store::Manifest;
-use crate::store::manifest::Package;
+use crate::store::manifest::ManifestPackage;
 
 mod cyclonedx;
 mod provenance;
@@ -54,7 +54,7 @@ fn created(manifest: &Manifest) -> String {
 
 /// Returns a package URL (purl-spec, PURL-TYPES `deb`, `apk` and `rpm`): the namespace is the distribution, and `distro`
 /// gives its version. An epoch of rpm is a qualifier there.
-fn purl(manifest: &Manifest, package: &Package) -> String {
+fn purl(manifest: &Manifest, package: &ManifestPackage) -> String {
     let kind = manifest.type_of(package).unwrap_or("generic");
     let os = manifest.os.as_ref();
     let namespace = os.map(|os| format!("/{}", encoded(&os.id))).unwrap_or_default();
@@ -96,16 +96,16 @@ fn uuid(sha256: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::manifest::{ListedContents, Os, tests::sample};
+    use crate::store::manifest::{ListedContents, ManifestOs, tests::sample};
 
-    fn package(name: &str, version: &str, arch: &str) -> Package {
-        Package { name: name.into(), version: version.into(), arch: arch.into(), kind: None }
+    fn package(name: &str, version: &str, arch: &str) -> ManifestPackage {
+        ManifestPackage { name: name.into(), version: version.into(), arch: arch.into(), kind: None }
     }
 
     #[test]
     fn package_urls_name_the_distribution() {
         let url = |kind: &str, (id, os_version): (&str, &str), (name, version, arch): (&str, &str, &str)| {
-            let os = Os { id: id.into(), version: os_version.into(), name: String::new() };
+            let os = ManifestOs { id: id.into(), version: os_version.into(), name: String::new() };
             let (os, package_type) = (Some(os), Some(kind.to_owned()));
             let manifest = Manifest { os, package_type, ..sample("web", "1", "k") };
             purl(&manifest, &package(name, version, arch))
@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn a_package_of_another_database_has_its_own_type() {
         let manifest = Manifest { package_type: Some("deb".into()), ..sample("web", "1", "k") };
-        let apk = Package { kind: Some("apk".into()), ..package("musl", "1", "x86_64") };
+        let apk = ManifestPackage { kind: Some("apk".into()), ..package("musl", "1", "x86_64") };
         assert_eq!(purl(&manifest, &apk), "pkg:apk/musl@1?arch=x86_64");
         assert_eq!(purl(&manifest, &package("a", "1", "all")), "pkg:deb/a@1?arch=all");
     }

@@ -9,20 +9,20 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::in_stage;
-use crate::deadline::Limits;
-use crate::disk::identity::Identity;
+use crate::deadline::Deadline;
+use crate::disk::identity::DiskIdentity;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Events, Stage};
-use crate::package::content::Content;
-use crate::package::{Facts, PackageError, simplestreams};
+use crate::package::content::PackageContent;
+use crate::package::{PackageError, PackageFacts, simplestreams};
 use crate::plan::check_size;
 use crate::plan::output::{Outputs, Published};
 use crate::size::ByteSize;
-use crate::specfile::{self, DiskFormat, Firmware, OutputFormat};
-use crate::store::manifest::{Manifest, Output};
+use crate::specfile::{self, DiskFormat, FirmwareKind, OutputFormat};
+use crate::store::manifest::{Manifest, ManifestOutput};
 use crate::store::{Artifact, OnConflict, StoreError, give_names};
 
-use super::disk_files::{Disks, aside, unless};
+use super::disk_files::{DiskFileWriter, aside, unless};
 use super::package::package;
 use crate::disk::chain::open_files;
 
@@ -60,9 +60,9 @@ impl Fault for ExportError {
 }
 
 /// The export that the user asks for.
-pub struct Wanted<'a> {
+pub struct ExportOptions<'a> {
     /// The format, and a compression that it accepts.
-    pub output: specfile::Output,
+    pub output: specfile::OutputSpec,
     /// A folder that exists or ends with a slash; otherwise the name of the file, if the format consists of a single one.
     pub target: &'a Path,
     /// What to do with an existing file that differs.
@@ -77,20 +77,20 @@ pub struct Wanted<'a> {
 /// When the image is damaged, the disk does not fit into the format, an existing file differs, or a call fails.
 pub async fn export(
     artifact: &Artifact,
-    wanted: &Wanted<'_>,
+    wanted: &ExportOptions<'_>,
     events: &Events,
     cancel: CancellationToken,
-) -> Result<Vec<Output>, Failure> {
+) -> Result<Vec<ManifestOutput>, Failure> {
     let wish = absolute(wanted.target).unwrap_or_else(|_| wanted.target.to_owned());
     let is_folder = wish.is_dir()
         || wanted.target.as_os_str().as_encoded_bytes().ends_with(b"/")
         || wanted.output.format.besides().len() + usize::from(wanted.output.format.keeps_disk()) > 1;
     let folder = if is_folder { &wish } else { wish.parent().unwrap_or(Path::new("/")) };
     let scratch = scratch(folder)?;
-    let limits = Limits::new(cancel, Duration::MAX);
+    let limits = Deadline::new(cancel, Duration::MAX);
     let made = make(artifact, &wanted.output, scratch.path(), events);
     let mut made = limits.hold(in_stage(events, Stage::Convert, made)).await?;
-    let name = |output: &Output| {
+    let name = |output: &ManifestOutput| {
         let target = if is_folder { wish.join(&output.file) } else { wish.clone() };
         (scratch.path().join(&output.file), target)
     };
@@ -118,15 +118,15 @@ pub async fn add_to_tree(
 ) -> Result<Vec<PathBuf>, Failure> {
     // The disk is copied in that format; the files beside it are generated for the tree.
     let compression = OutputFormat::Incus.compressions()[0];
-    let output = specfile::Output { format: OutputFormat::Qcow2, compression, platforms: Vec::new() };
+    let output = specfile::OutputSpec { format: OutputFormat::Qcow2, compression, platforms: Vec::new() };
     let tree = absolute(tree).unwrap_or_else(|_| tree.to_owned());
     let scratch = scratch(&tree)?;
-    let limits = Limits::new(cancel, Duration::MAX);
+    let limits = Deadline::new(cancel, Duration::MAX);
     let made = make(artifact, &output, scratch.path(), events);
     let disk = limits.hold(in_stage(events, Stage::Convert, made)).await?.remove(0);
     let (facts, file) = (facts(artifact.manifest(), disk.virtual_bytes), scratch.path().join(&disk.file));
     let added = aside(move |stop| {
-        let disk = Content::file(File::open(&file).map_err(PackageError::Read)?)?;
+        let disk = PackageContent::file(File::open(&file).map_err(PackageError::Read)?)?;
         Ok(simplestreams::add(&tree, &facts, &disk, conflict, &mut |_| unless(stop))?)
     });
     limits.hold(added).await
@@ -152,7 +152,7 @@ pub async fn copy(
             None => artifact.export(&folder, conflict, &watch)?,
         })
     });
-    Limits::new(cancel, Duration::MAX).hold(copied).await
+    Deadline::new(cancel, Duration::MAX).hold(copied).await
 }
 
 /// Creates a folder for unfinished files, on the file system of the target.
@@ -164,10 +164,10 @@ fn scratch(folder: &Path) -> Result<TempDir, StoreError> {
 /// Writes every file of an output in the folder, and reads the disk back. The files are not hashed yet.
 async fn make(
     artifact: &Artifact,
-    output: &specfile::Output,
+    output: &specfile::OutputSpec,
     folder: &Path,
     events: &Events,
-) -> Result<Vec<Output>, Failure> {
+) -> Result<Vec<ManifestOutput>, Failure> {
     let (source, path, format) = source(artifact)?;
     check(artifact, &source.file).await?;
     let layers = vec![(path, format)];
@@ -180,7 +180,7 @@ async fn make(
     let outputs = Outputs::new(&format!("{}-{}", id.name(), id.version()), std::slice::from_ref(output));
     let disk = &outputs.disks[0];
     let made = folder.join(&disk.file);
-    let disks = Disks::new((layers, end), vec![(disk.clone(), made.clone())], identity(artifact), events)?;
+    let disks = DiskFileWriter::new((layers, end), vec![(disk.clone(), made.clone())], identity(artifact), events)?;
     disks.write(async { None }).await?;
     let (found, ()) = disks.read_back((), |(), _, _| {}).await?;
     let expected = artifact.manifest().disk_sha256.clone();
@@ -189,28 +189,28 @@ async fn make(
     }
     let facts = facts(artifact.manifest(), disk.format.virtual_size(size));
     package(&outputs, 0, &made, &facts, folder).await?;
-    let staged = |file: Published<'_>| Output::staged(file.file, file.format, file.virtual_bytes);
+    let staged = |file: Published<'_>| ManifestOutput::staged(file.file, file.format, file.virtual_bytes);
     Ok(outputs.published(size).into_iter().map(staged).collect())
 }
 
 /// Returns the image's description for packages, the same as when it was built.
-fn facts(manifest: &Manifest, disk_size: u64) -> Facts {
+fn facts(manifest: &Manifest, disk_size: u64) -> PackageFacts {
     let (image, machine) = (&manifest.image, &manifest.machine);
-    Facts {
+    PackageFacts {
         name: image.name.clone(),
         version: image.version.clone(),
         description: image.description.clone(),
         disk_size,
         cpus: machine.cpus,
         memory: ByteSize(machine.memory),
-        firmware: if machine.firmware == "uefi" { Firmware::Uefi } else { Firmware::Bios },
+        firmware: if machine.firmware == "uefi" { FirmwareKind::Uefi } else { FirmwareKind::Bios },
         time: u64::try_from(manifest.source_date_epoch.unwrap_or(manifest.started.as_second())).unwrap_or(0),
     }
 }
 
 /// Returns the file of an image from which its disk is read.
-fn source(artifact: &Artifact) -> Result<(Output, PathBuf, DiskFormat), ExportError> {
-    let disk = |output: &Output| {
+fn source(artifact: &Artifact) -> Result<(ManifestOutput, PathBuf, DiskFormat), ExportError> {
+    let disk = |output: &ManifestOutput| {
         let format = DiskFormat::named(&output.format)?;
         Some((output.clone(), artifact.folder().join(&output.file), format))
     };
@@ -225,7 +225,7 @@ async fn check(artifact: &Artifact, file: &str) -> Result<(), Failure> {
 }
 
 /// Returns the image's identity for packages, the same as when it was built.
-fn identity(artifact: &Artifact) -> Identity {
+fn identity(artifact: &Artifact) -> DiskIdentity {
     let manifest = artifact.manifest();
-    Identity::new(&[&manifest.image.name, &manifest.image.version, &manifest.build_key])
+    DiskIdentity::new(&[&manifest.image.name, &manifest.image.version, &manifest.build_key])
 }

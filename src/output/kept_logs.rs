@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use crate::ownership::create_private_path;
-use crate::secret_scan::{SearchFindings, SearchedSecrets, SecretLeak, SecretLeaks};
+use crate::secret_scan::{SearchFindings, SearchedSecrets, SecretLeakError, SecretLeaks};
 use crate::workdir::Workdir;
 
 use super::publish::{BUILD_LOG, CONSOLE_LOG, TESTS};
@@ -42,7 +42,7 @@ fn remove_leaks(folder: &Path, searched: &SearchedSecrets) -> io::Result<SecretL
     loop {
         let leaks = searched.scan_folder(folder, &|_| false)?.leaks;
         let is_whole = leaks.named.iter().all(|leak| leak.file().is_some());
-        for file in leaks.named.iter().filter_map(SecretLeak::file) {
+        for file in leaks.named.iter().filter_map(SecretLeakError::file) {
             unless_missing(fs::remove_file(folder.join(file)))?;
         }
         let is_last = leaks.omitted == 0;

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use crate::context::Build;
+use crate::context::BuildContext;
 use crate::error::Failure;
-use crate::package::{Disk, Facts, Package};
+use crate::package::{PackageDisk, PackageFacts, PackageFormat};
 use crate::plan::output::{DiskFile, Outputs};
 use crate::try_join::all;
 
@@ -12,10 +12,10 @@ use super::disk_files::{aside, unless};
 
 /// Returns the image's description for packages. Its time is `SOURCE_DATE_EPOCH` where that is set, or else the start of
 /// the build.
-pub(crate) fn facts(build: &Build<'_>, disk: &DiskFile) -> Facts {
+pub(crate) fn facts(build: &BuildContext<'_>, disk: &DiskFile) -> PackageFacts {
     let plan = build.plan;
     let (image, machine) = (&plan.spec.image, &plan.machine);
-    Facts {
+    PackageFacts {
         name: image.name.clone(),
         version: image.version.clone(),
         description: image.description.clone(),
@@ -32,15 +32,17 @@ pub(crate) async fn package(
     outputs: &Outputs,
     index: usize,
     path: &Path,
-    facts: &Facts,
+    facts: &PackageFacts,
     folder: &Path,
 ) -> Result<(), Failure> {
     let compression = outputs.disks[index].compression;
-    let made = |(package, file): (Package, &String)| {
+    let made = |(package, file): (PackageFormat, &String)| {
         let (facts, path, target) = (facts.clone(), path.to_owned(), folder.join(file));
-        aside(move |stop| Ok(package.write(&facts, Disk { path: &path, compression }, &target, &mut |_| unless(stop))?))
+        aside(move |stop| {
+            Ok(package.write(&facts, PackageDisk { path: &path, compression }, &target, &mut |_| unless(stop))?)
+        })
     };
     let of_disk = outputs.all.iter().filter(|output| output.disk == index);
-    let files = of_disk.filter_map(|output| Some((Package::of(output.format)?, &output.besides)));
+    let files = of_disk.filter_map(|output| Some((PackageFormat::of(output.format)?, &output.besides)));
     all(files.flat_map(|(package, files)| files.iter().map(move |file| (package, file))).map(made).collect()).await
 }

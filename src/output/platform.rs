@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::disk::packages::Package;
+use crate::disk::packages::InstalledPackage;
 use crate::disk::tree::{Tree, TreeError};
 use crate::specfile::platform::{Driver, OVA_DRIVERS, Platform};
 
@@ -22,7 +22,7 @@ const ENTRIES: [&str; 2] = ["/boot/loader/entries", "/boot/efi/loader/entries"];
 
 /// The properties of a guest that matter to platforms.
 #[derive(Debug, Default)]
-pub struct Guest {
+pub struct GuestCapabilities {
     /// The drivers of its newest kernel, with `_` for `-`; `None` where no kernel was found.
     drivers: Option<BTreeSet<String>>,
     /// The configuration that limits its initramfs to the drivers of the machine it was made in.
@@ -33,12 +33,12 @@ pub struct Guest {
     packages: BTreeSet<String>,
 }
 
-impl Guest {
+impl GuestCapabilities {
     /// Examines the tree of a sealed guest.
     ///
     /// # Errors
     /// When the file system is damaged or cannot be read.
-    pub fn of(tree: &Tree<'_>, packages: &[Package]) -> Result<Self, TreeError> {
+    pub fn of(tree: &Tree<'_>, packages: &[InstalledPackage]) -> Result<Self, TreeError> {
         Ok(Self {
             drivers: drivers(tree)?,
             narrow_initramfs: narrow_initramfs(tree)?,
@@ -179,11 +179,18 @@ mod tests {
 
     #[test]
     fn an_ova_asks_for_the_drivers_of_the_machine_that_it_describes() {
-        let cloud = Guest { drivers: Some(["virtio_blk".to_owned(), "e1000".to_owned()].into()), ..Guest::default() };
+        let cloud = GuestCapabilities {
+            drivers: Some(["virtio_blk".to_owned(), "e1000".to_owned()].into()),
+            ..GuestCapabilities::default()
+        };
         assert_eq!(cloud.misses_in_ova().len(), 1);
         assert!(cloud.misses_in_ova()[0].contains("mptspi"));
         let drivers = Some(["mptspi".to_owned(), "e1000".to_owned()].into());
-        let narrow = Guest { drivers, narrow_initramfs: Some("/etc/dracut.conf".into()), ..Guest::default() };
+        let narrow = GuestCapabilities {
+            drivers,
+            narrow_initramfs: Some("/etc/dracut.conf".into()),
+            ..GuestCapabilities::default()
+        };
         assert!(narrow.misses_in_ova()[0].contains("/etc/dracut.conf limits the initramfs"));
     }
 
@@ -197,21 +204,26 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_said_with_its_reason() {
-        let guest = Guest {
+        let guest = GuestCapabilities {
             drivers: Some(["hv_vmbus", "hv_storvsc"].map(str::to_owned).into()),
             packages: ["cloud-init".to_owned()].into(),
-            ..Guest::default()
+            ..GuestCapabilities::default()
         };
         let missing = guest.misses(Platform::Azure);
         assert_eq!(missing.len(), 2, "{missing:?}");
         assert!(missing[0].contains("hv_netvsc") && missing[0].contains("network card"), "{missing:?}");
         assert!(missing[1].contains("console=ttyS0"), "{missing:?}");
-        assert_eq!(Guest::default().misses(Platform::Vmware).len(), 2);
+        assert_eq!(GuestCapabilities::default().misses(Platform::Vmware).len(), 2);
         for (_, platform) in Platform::ALL {
             let needs = platform.needs();
             let drivers = needs.drivers.iter().map(|(names, _)| names[0].to_owned()).collect();
             let packages = needs.agents.iter().map(|(names, _)| names[0].to_owned()).collect();
-            let perfect = Guest { drivers: Some(drivers), serial_console: true, packages, ..Guest::default() };
+            let perfect = GuestCapabilities {
+                drivers: Some(drivers),
+                serial_console: true,
+                packages,
+                ..GuestCapabilities::default()
+            };
             assert_eq!(perfect.misses(platform), Vec::<String>::new());
         }
     }

@@ -8,16 +8,16 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tokio::task::spawn_blocking;
 
-use crate::context::{Build, ScratchError, Surroundings};
+use crate::context::{BuildContext, BuildOptions, ScratchError};
 use crate::error::Failure;
-use crate::event::{Event, Events, Level, Stage};
-use crate::guest::step_record::Done;
+use crate::event::{Event, Events, NoticeLevel, Stage};
+use crate::guest::step_record::StepRecord;
 use crate::plan::machine::format_name;
 use crate::plan::output::Published;
 use crate::plan::{Plan, PlannedStep, StoredBase};
 use crate::secret_scan::LeakPlace;
 use crate::sign::Signer;
-use crate::specfile::Network;
+use crate::specfile::NetworkBackend;
 use crate::store::{Artifact, Documents, Evidence, ImageId, Manifest, Staging, manifest};
 
 use super::contents::Contents;
@@ -33,9 +33,9 @@ pub(crate) const TESTS: &str = "tests";
 
 /// Data that a build collects for the manifest.
 #[derive(Default)]
-pub(crate) struct Record {
-    pub(crate) steps: Vec<Done>,
-    pub(crate) tests: Vec<manifest::Test>,
+pub(crate) struct BuildRecord {
+    pub(crate) steps: Vec<StepRecord>,
+    pub(crate) tests: Vec<manifest::ManifestTest>,
 }
 
 /// Returns the version that a plan makes.
@@ -45,8 +45,8 @@ pub(crate) fn image_id(plan: &Plan) -> Result<ImageId, Failure> {
 
 /// Publishes the version in the store. The logs are written last, so that they are as complete as possible.
 pub(crate) async fn publish(
-    build: &Build<'_>,
-    record: Record,
+    build: &BuildContext<'_>,
+    record: BuildRecord,
     converted: Converted,
     (staging, signer): (Staging, Option<Arc<Signer>>),
 ) -> Result<Artifact, Failure> {
@@ -72,7 +72,7 @@ pub(crate) async fn publish(
 }
 
 /// Searches everything that is about to be published for secrets, except the image files: their disk has been searched.
-async fn search_for_secrets(build: &Build<'_>, manifest: Manifest, staging: &Path) -> Result<Manifest, Failure> {
+async fn search_for_secrets(build: &BuildContext<'_>, manifest: Manifest, staging: &Path) -> Result<Manifest, Failure> {
     let Some(searched) = build.secrets.searched().cloned() else { return Ok(manifest) };
     let images: BTreeSet<PathBuf> = manifest.outputs.iter().map(|output| PathBuf::from(&output.file)).collect();
     let documents = evidence::documents(build.plan)(&manifest);
@@ -91,28 +91,28 @@ async fn search_for_secrets(build: &Build<'_>, manifest: Manifest, staging: &Pat
     let searched = build.limits.hold(async { search.await.expect("searching does not panic") });
     let (manifest, warning) = searched.await?;
     if let Some(warning) = warning {
-        build.events.notice(Level::Warning, warning);
+        build.events.notice(NoticeLevel::Warning, warning);
     }
     Ok(manifest)
 }
 
-fn manifest(build: &Build<'_>, record: Record, disk_sha256: String, contents: Contents) -> Manifest {
+fn manifest(build: &BuildContext<'_>, record: BuildRecord, disk_sha256: String, contents: Contents) -> Manifest {
     let (plan, spec) = (build.plan, &build.plan.spec);
     let trees = || record.steps.iter().map(|done| &done.fetched);
-    let fetched = trees().flat_map(|tree| &tree.files).map(manifest::Fetched::staged).collect();
+    let fetched = trees().flat_map(|tree| &tree.files).map(manifest::FetchedFile::staged).collect();
     let fetched_links = trees().flat_map(|tree| tree.links.clone()).collect();
     Manifest {
         schema: manifest::SCHEMA,
         sequence: 0,
         kiln: env!("CARGO_PKG_VERSION").to_owned(),
-        image: manifest::Image {
+        image: manifest::ManifestImage {
             name: spec.image.name.clone(),
             version: spec.image.version.clone(),
             description: spec.image.description.clone(),
             labels: spec.image.labels.clone(),
         },
         build_key: plan.build_key.to_string(),
-        base: manifest::Base {
+        base: manifest::ManifestBase {
             source: plan.base.source.clone(),
             sha256: plan.base.sha256.clone(),
             format: format_name(plan.base.format).to_owned(),
@@ -139,14 +139,14 @@ fn manifest(build: &Build<'_>, record: Record, disk_sha256: String, contents: Co
     }
 }
 
-fn base_image(base: &StoredBase) -> manifest::BaseImage {
+fn base_image(base: &StoredBase) -> manifest::ManifestBaseImage {
     let StoredBase { name, version, build_key, disk_sha256 } = base.clone();
-    manifest::BaseImage { name, version, build_key, disk_sha256 }
+    manifest::ManifestBaseImage { name, version, build_key, disk_sha256 }
 }
 
-fn machine(plan: &Plan) -> manifest::Machine {
+fn machine(plan: &Plan) -> manifest::ManifestMachine {
     let machine = &plan.machine;
-    manifest::Machine {
+    manifest::ManifestMachine {
         accel: machine.accelerator.name().to_owned(),
         accel_reason: machine.accel_reason.clone().unwrap_or_default(),
         qemu: machine.qemu_version.clone(),
@@ -156,13 +156,13 @@ fn machine(plan: &Plan) -> manifest::Machine {
         memory: machine.memory.bytes(),
         firmware: machine.firmware.name().to_owned(),
         firmware_sha256: plan.firmware.as_ref().map(|firmware| firmware.code.clone()),
-        network: if machine.network == Network::User { "user" } else { "none" }.to_owned(),
+        network: if machine.network == NetworkBackend::User { "user" } else { "none" }.to_owned(),
         private_network: plan.spec.network.private.iter().map(ToString::to_string).collect(),
     }
 }
 
-fn step((planned, done): (&PlannedStep, &Done)) -> manifest::Step {
-    manifest::Step {
+fn step((planned, done): (&PlannedStep, &StepRecord)) -> manifest::ManifestStep {
+    manifest::ManifestStep {
         name: planned.step.name.clone(),
         verb: planned.step.action.key().to_owned(),
         key: planned.key.to_string(),
@@ -171,12 +171,13 @@ fn step((planned, done): (&PlannedStep, &Done)) -> manifest::Step {
     }
 }
 
-fn outputs(plan: &Plan) -> Vec<manifest::Output> {
-    let staged = |output: Published<'_>| manifest::Output::staged(output.file, output.format, output.virtual_bytes);
+fn outputs(plan: &Plan) -> Vec<manifest::ManifestOutput> {
+    let staged =
+        |output: Published<'_>| manifest::ManifestOutput::staged(output.file, output.format, output.virtual_bytes);
     plan.outputs.published(plan.disk_size()).into_iter().map(staged).collect()
 }
 
 /// Returns the events of one build, with its log as an additional listener.
-pub(crate) fn with_log(around: &Surroundings, folder: &Path) -> std::io::Result<Events> {
+pub(crate) fn with_log(around: &BuildOptions, folder: &Path) -> std::io::Result<Events> {
     Ok(around.events.with((around.open_log)(&folder.join(BUILD_LOG))?))
 }

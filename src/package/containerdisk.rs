@@ -14,25 +14,25 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::content::{Content, Watch};
-use super::tar::{Archive, Format, Owner};
-use super::{Facts, PackageError};
+use super::content::{PackageContent, Watch};
+use super::tar::{Archive, Format, TarOwner};
+use super::{PackageError, PackageFacts};
 use crate::digest::hex;
 
 /// The user `qemu` in `KubeVirt`'s own images, which reads the disk.
-const OWNER: Owner = Owner(107, 107);
+const OWNER: TarOwner = TarOwner(107, 107);
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
 /// A blob with its digest.
 struct Blob {
-    content: Content,
+    content: PackageContent,
     sha256: String,
 }
 
 impl Blob {
-    fn new(content: Content, watch: &mut Watch<'_>) -> Result<Self, PackageError> {
+    fn new(content: PackageContent, watch: &mut Watch<'_>) -> Result<Self, PackageError> {
         let sha256 = hex(&content.sha256(watch)?);
         Ok(Self { content, sha256 })
     }
@@ -55,7 +55,11 @@ impl Blob {
 ///
 /// # Errors
 /// When the disk's file cannot be read, or `watch` breaks.
-pub fn archive(facts: &Facts, disk: Content, watch: &mut Watch<'_>) -> Result<Content, PackageError> {
+pub fn archive(
+    facts: &PackageFacts,
+    disk: PackageContent,
+    watch: &mut Watch<'_>,
+) -> Result<PackageContent, PackageError> {
     let layer = Blob::new(layer(facts, disk)?, watch)?;
     let config = Blob::json(&config(facts, &layer), watch)?;
     let manifest = json!({
@@ -73,7 +77,7 @@ pub fn archive(facts: &Facts, disk: Content, watch: &mut Watch<'_>) -> Result<Co
         "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [index],
     });
     let mut archive = Archive::new(Format::OldGnu, facts.time);
-    let root = Owner::default();
+    let root = TarOwner::default();
     archive.file("oci-layout", root, json!({ "imageLayoutVersion": "1.0.0" }).to_string().into_bytes())?;
     archive.file("index.json", root, index.to_string().into_bytes())?;
     for folder in ["blobs", "blobs/sha256"] {
@@ -87,14 +91,14 @@ pub fn archive(facts: &Facts, disk: Content, watch: &mut Watch<'_>) -> Result<Co
     Ok(archive.finish())
 }
 
-fn layer(facts: &Facts, disk: Content) -> Result<Content, PackageError> {
+fn layer(facts: &PackageFacts, disk: PackageContent) -> Result<PackageContent, PackageError> {
     let mut layer = Archive::new(Format::OldGnu, facts.time);
     layer.folder("disk", OWNER)?;
     layer.file(&format!("disk/{}.qcow2", facts.name), OWNER, disk)?;
     Ok(layer.finish())
 }
 
-fn config(facts: &Facts, layer: &Blob) -> Value {
+fn config(facts: &PackageFacts, layer: &Blob) -> Value {
     let created = created(facts);
     json!({
         "architecture": "amd64", "os": "linux", "created": created,
@@ -105,7 +109,7 @@ fn config(facts: &Facts, layer: &Blob) -> Value {
 }
 
 /// Returns the annotations that the image-spec has predefined (annotations.md).
-fn labels(facts: &Facts) -> Value {
+fn labels(facts: &PackageFacts) -> Value {
     let mut labels = json!({
         "org.opencontainers.image.created": created(facts),
         "org.opencontainers.image.title": facts.name,
@@ -118,7 +122,7 @@ fn labels(facts: &Facts) -> Value {
 }
 
 /// Returns the creation time as RFC 3339.
-fn created(facts: &Facts) -> String {
+fn created(facts: &PackageFacts) -> String {
     let seconds = i64::try_from(facts.time).unwrap_or(i64::MAX);
     Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }

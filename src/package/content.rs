@@ -22,14 +22,14 @@ pub type Watch<'a> = dyn FnMut(u64) -> ControlFlow<()> + 'a;
 
 /// Content that can be read piece by piece.
 #[derive(Debug, Clone, Default)]
-pub struct Content {
+pub struct PackageContent {
     /// Each piece with its offset. None is empty.
-    pieces: Vec<(u64, Piece)>,
+    pieces: Vec<(u64, ContentPiece)>,
     length: u64,
 }
 
 #[derive(Debug, Clone)]
-enum Piece {
+enum ContentPiece {
     Bytes(Arc<[u8]>),
     Zeroes,
     /// A file from its beginning.
@@ -38,16 +38,16 @@ enum Piece {
     Disk(Arc<Chain>, u64),
 }
 
-impl From<Vec<u8>> for Content {
+impl From<Vec<u8>> for PackageContent {
     fn from(bytes: Vec<u8>) -> Self {
         let mut content = Self::default();
         let length = bytes.len() as u64;
-        content.add(Piece::Bytes(bytes.into()), length);
+        content.add(ContentPiece::Bytes(bytes.into()), length);
         content
     }
 }
 
-impl Content {
+impl PackageContent {
     /// Creates content of a whole file, with its current length.
     ///
     /// # Errors
@@ -55,7 +55,7 @@ impl Content {
     pub fn file(file: File) -> Result<Self, PackageError> {
         let length = file.metadata().map_err(PackageError::Read)?.len();
         let mut content = Self::default();
-        content.add(Piece::File(Arc::new(file)), length);
+        content.add(ContentPiece::File(Arc::new(file)), length);
         Ok(content)
     }
 
@@ -63,7 +63,7 @@ impl Content {
     #[must_use]
     pub fn disk(chain: Arc<Chain>, range: Range<u64>) -> Self {
         let mut content = Self::default();
-        content.add(Piece::Disk(chain, range.start), range.end - range.start);
+        content.add(ContentPiece::Disk(chain, range.start), range.end - range.start);
         content
     }
 
@@ -71,7 +71,7 @@ impl Content {
     #[must_use]
     pub fn zeroes(count: u64) -> Self {
         let mut content = Self::default();
-        content.add(Piece::Zeroes, count);
+        content.add(ContentPiece::Zeroes, count);
         content
     }
 
@@ -88,14 +88,14 @@ impl Content {
     }
 
     /// Appends more content at the end.
-    pub fn push(&mut self, more: impl Into<Content>) {
+    pub fn push(&mut self, more: impl Into<PackageContent>) {
         let more = more.into();
         let start = self.length;
         self.pieces.extend(more.pieces.into_iter().map(|(at, piece)| (start + at, piece)));
         self.length += more.length;
     }
 
-    fn add(&mut self, piece: Piece, length: u64) {
+    fn add(&mut self, piece: ContentPiece, length: u64) {
         if length > 0 {
             self.pieces.push((self.length, piece));
             self.length += length;
@@ -172,20 +172,20 @@ impl Content {
     }
 }
 
-impl Piece {
+impl ContentPiece {
     fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<(), PackageError> {
         match self {
-            Piece::Bytes(own) => {
+            ContentPiece::Bytes(own) => {
                 let start = usize::try_from(offset).unwrap_or(usize::MAX);
                 bytes.copy_from_slice(&own[start..start + bytes.len()]);
                 Ok(())
             }
-            Piece::Zeroes => {
+            ContentPiece::Zeroes => {
                 bytes.fill(0);
                 Ok(())
             }
-            Piece::File(file) => file.read_exact_at(bytes, offset).map_err(PackageError::Read),
-            Piece::Disk(chain, start) => Ok(chain.read_at(start + offset, bytes)?),
+            ContentPiece::File(file) => file.read_exact_at(bytes, offset).map_err(PackageError::Read),
+            ContentPiece::Disk(chain, start) => Ok(chain.read_at(start + offset, bytes)?),
         }
     }
 }
@@ -203,10 +203,10 @@ mod tests {
     fn every_byte_is_where_it_was_put() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"file").unwrap();
-        let mut content = Content::from(b"own".to_vec());
-        content.push(Content::zeroes(2));
+        let mut content = PackageContent::from(b"own".to_vec());
+        content.push(PackageContent::zeroes(2));
         content.push(Vec::new());
-        content.push(Content::file(file).unwrap());
+        content.push(PackageContent::file(file).unwrap());
         content.push(b"!".to_vec());
         let whole = b"own\0\0file!";
         assert_eq!(content.to_vec().unwrap(), whole);
@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn digest_and_copy_are_of_the_same_bytes_and_can_be_stopped() {
-        let content = Content::zeroes(PIECE as u64 * 2 + 1);
+        let content = PackageContent::zeroes(PIECE as u64 * 2 + 1);
         let (mut copy, mut seen) = (Vec::new(), 0);
         let mut watch = |count| {
             seen += count;
@@ -238,7 +238,7 @@ mod tests {
     fn a_file_that_was_cut_is_an_error() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(10).unwrap();
-        let content = Content::file(file.try_clone().unwrap()).unwrap();
+        let content = PackageContent::file(file.try_clone().unwrap()).unwrap();
         file.set_len(9).unwrap();
         assert!(matches!(content.to_vec(), Err(PackageError::Read(_))));
     }

@@ -12,7 +12,7 @@ use crate::plan::limits;
 use crate::specfile::OutputFormat;
 
 use super::PackageError;
-use super::content::{Content, Watch, told};
+use super::content::{PackageContent, Watch, told};
 use super::gzip::in_parallel;
 use super::tar::{Archive, Format};
 
@@ -28,7 +28,7 @@ const SHARE: u64 = 8 << 20;
 ///
 /// # Errors
 /// When the disk is no whole GiB or cannot be read, or `watch` breaks.
-pub fn archive(chain: &Arc<Chain>, modified: u64, watch: &mut Watch<'_>) -> Result<Content, PackageError> {
+pub fn archive(chain: &Arc<Chain>, modified: u64, watch: &mut Watch<'_>) -> Result<PackageContent, PackageError> {
     limits::check(OutputFormat::Gcp, chain.virtual_size())?;
     let mut archive = Archive::new(Format::OldGnu, modified);
     archive.disk(MEMBER, chain, &data(chain, watch)?)?;
@@ -90,7 +90,7 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::disk::chain::Layer;
+    use crate::disk::chain::ChainFile;
     use crate::specfile::DiskFormat;
 
     const GIB: u64 = 1 << 30;
@@ -113,10 +113,10 @@ mod tests {
 
     fn chain(folder: &Path) -> Arc<Chain> {
         let file = File::open(folder.join(MEMBER)).unwrap();
-        Arc::new(Chain::open(vec![Layer { file, format: DiskFormat::Raw }]).unwrap())
+        Arc::new(Chain::open(vec![ChainFile { file, format: DiskFormat::Raw }]).unwrap())
     }
 
-    fn packed(disk: &Arc<Chain>) -> Content {
+    fn packed(disk: &Arc<Chain>) -> PackageContent {
         archive(disk, 1_767_323_045, &mut |_| ControlFlow::Continue(())).unwrap()
     }
 

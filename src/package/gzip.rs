@@ -10,7 +10,7 @@ use std::thread;
 use flate2::{Compress, Compression, Crc, FlushCompress};
 
 use super::PackageError;
-use super::content::{Content, Watch, told};
+use super::content::{PackageContent, Watch, told};
 
 /// Size of a block, bytes: its window starts empty, which costs less than a hundredth at this size.
 const BLOCK: u64 = 1 << 20;
@@ -40,7 +40,7 @@ struct Block {
 /// # Errors
 /// When it cannot be read or written, or `watch` breaks. What was written is then of no use.
 pub fn write(
-    content: &Content,
+    content: &PackageContent,
     effort: Effort,
     out: &mut dyn Write,
     watch: &mut Watch<'_>,
@@ -74,7 +74,7 @@ pub(super) fn in_parallel<T: Sync, R: Send>(jobs: &[T], work: impl Fn(&T) -> R +
     })
 }
 
-fn deflate(content: &Content, start: u64, effort: Effort) -> Result<Block, PackageError> {
+fn deflate(content: &PackageContent, start: u64, effort: Effort) -> Result<Block, PackageError> {
     let mut bytes = vec![0; usize::try_from((content.len() - start).min(BLOCK)).unwrap_or(usize::MAX)];
     content.read_at(start, &mut bytes)?;
     let mut crc = Crc::new();
@@ -105,7 +105,7 @@ mod tests {
 
     use super::*;
 
-    fn packed(content: &Content, effort: Effort) -> Vec<u8> {
+    fn packed(content: &PackageContent, effort: Effort) -> Vec<u8> {
         let mut out = Vec::new();
         write(content, effort, &mut out, &mut |_| ControlFlow::Continue(())).unwrap();
         out
@@ -120,13 +120,13 @@ mod tests {
     }
 
     /// Returns text, and incompressible data, over several blocks.
-    fn mixed(length: u64) -> Content {
+    fn mixed(length: u64) -> PackageContent {
         let mut state = 1_u32;
         let noise = std::iter::repeat_with(|| {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             state.to_be_bytes()[0]
         });
-        let mut content = Content::from(b"text ".repeat(100_000));
+        let mut content = PackageContent::from(b"text ".repeat(100_000));
         content.push(noise.take(usize::try_from(length).unwrap() - 500_000).collect::<Vec<u8>>());
         content
     }
@@ -139,12 +139,12 @@ mod tests {
                 assert!(unpacked(&packed(&content, effort)) == content.to_vec().unwrap(), "{length} {effort:?}");
             }
         }
-        assert_eq!(unpacked(&packed(&Content::default(), Effort::Default)), b"");
+        assert_eq!(unpacked(&packed(&PackageContent::default(), Effort::Default)), b"");
     }
 
     #[test]
     fn zeroes_vanish_and_noise_hardly_grows() {
-        let zeroes = Content::zeroes(64 << 20);
+        let zeroes = PackageContent::zeroes(64 << 20);
         assert!(packed(&zeroes, Effort::Default).len() < 80_000);
         let noise = mixed(8 << 20);
         assert!((packed(&noise, Effort::Stored).len() as u64) < noise.len() + noise.len() / 1000);

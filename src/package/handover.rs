@@ -9,16 +9,16 @@ use crate::store::{Manifest, manifest};
 
 /// An image file with the facts for a description.
 #[derive(Debug, Clone, Copy)]
-pub struct Described<'a> {
+pub struct DescribedImage<'a> {
     /// Manifest of the image.
     pub manifest: &'a Manifest,
     /// The manifest's entry of the file.
-    pub output: &'a manifest::Output,
+    pub output: &'a manifest::ManifestOutput,
     /// Absolute path of the file.
     pub path: &'a Path,
 }
 
-impl Described<'_> {
+impl DescribedImage<'_> {
     /// Returns `name-version`, the stem of its file names.
     #[must_use]
     pub fn stem(&self) -> String {

@@ -8,9 +8,9 @@ use std::io::Write;
 use liblzma::write::XzEncoder;
 use serde::Serialize;
 
-use super::content::{Content, Watch};
-use super::tar::{Archive, Format, Owner};
-use super::{Facts, PackageError};
+use super::content::{PackageContent, Watch};
+use super::tar::{Archive, Format, TarOwner};
+use super::{PackageError, PackageFacts};
 
 /// Name of the architecture in Incus' metadata.
 const ARCHITECTURE: &str = "x86_64";
@@ -38,7 +38,7 @@ pub(super) struct Properties<'a> {
 }
 
 impl<'a> Properties<'a> {
-    pub(super) fn of(facts: &'a Facts) -> Self {
+    pub(super) fn of(facts: &'a PackageFacts) -> Self {
         let description = match &*facts.description {
             "" => format!("{} {}", facts.name, facts.version),
             description => description.to_owned(),
@@ -51,7 +51,7 @@ impl<'a> Properties<'a> {
 ///
 /// # Errors
 /// Only by a bug: it is created in memory.
-pub fn metadata(facts: &Facts) -> Result<Vec<u8>, PackageError> {
+pub fn metadata(facts: &PackageFacts) -> Result<Vec<u8>, PackageError> {
     let metadata = Metadata {
         architecture: ARCHITECTURE,
         // Zero stands for an unknown date.
@@ -60,7 +60,7 @@ pub fn metadata(facts: &Facts) -> Result<Vec<u8>, PackageError> {
     };
     let text = serde_json::to_vec(&metadata).map_err(|error| PackageError::Compress(error.into()))?;
     let mut archive = Archive::new(Format::Ustar, facts.time);
-    archive.file("metadata.yaml", Owner::default(), text)?;
+    archive.file("metadata.yaml", TarOwner::default(), text)?;
     let mut encoder = XzEncoder::new(Vec::new(), LEVEL);
     encoder.write_all(&archive.finish().to_vec()?).and_then(|()| encoder.finish()).map_err(PackageError::Compress)
 }
@@ -69,8 +69,8 @@ pub fn metadata(facts: &Facts) -> Result<Vec<u8>, PackageError> {
 ///
 /// # Errors
 /// When the disk's file cannot be read, or `watch` breaks.
-pub fn fingerprint(metadata: &[u8], disk: &Content, watch: &mut Watch<'_>) -> Result<[u8; 32], PackageError> {
-    let mut both = Content::from(metadata.to_vec());
+pub fn fingerprint(metadata: &[u8], disk: &PackageContent, watch: &mut Watch<'_>) -> Result<[u8; 32], PackageError> {
+    let mut both = PackageContent::from(metadata.to_vec());
     both.push(disk.clone());
     both.sha256(watch)
 }
@@ -85,7 +85,7 @@ mod tests {
     use super::super::testing::{facts, members, names, sha256, unwatched};
     use super::*;
 
-    fn yaml(facts: &Facts) -> Value {
+    fn yaml(facts: &PackageFacts) -> Value {
         let mut archive = Vec::new();
         XzDecoder::new(&*metadata(facts).unwrap()).read_to_end(&mut archive).unwrap();
         let members = members(&archive);
@@ -101,13 +101,13 @@ mod tests {
         });
         let whole = json!({ "architecture": "x86_64", "creation_date": 1_767_323_045, "properties": properties });
         assert_eq!(yaml(&facts()), whole);
-        let bare = yaml(&Facts { description: String::new(), time: 0, ..facts() });
+        let bare = yaml(&PackageFacts { description: String::new(), time: 0, ..facts() });
         assert_eq!((&bare["creation_date"], &bare["properties"]["description"]), (&json!(1), &json!("web 1.4.0+b1")));
     }
 
     #[test]
     fn the_fingerprint_is_of_both_files() {
-        let disk = Content::from(b"qcow2".to_vec());
+        let disk = PackageContent::from(b"qcow2".to_vec());
         assert_eq!(crate::digest::hex(&fingerprint(b"meta", &disk, &mut unwatched).unwrap()), sha256(b"metaqcow2"));
     }
 }

@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::digest::hex;
-use crate::disk::chain::{Chain, ChainError, Layer};
+use crate::disk::chain::{Chain, ChainError, ChainFile};
 use crate::error::{Fault, Kind};
-use crate::plan::limits::NotWholeGib;
+use crate::plan::limits::DiskSizeError;
 use crate::size::ByteSize;
-use crate::specfile::{Compression, DiskFormat, Firmware, OutputFormat};
+use crate::specfile::{Compression, DiskFormat, FirmwareKind, OutputFormat};
 
 pub mod containerdisk;
 pub mod content;
@@ -32,12 +32,12 @@ pub mod tar;
 mod testing;
 pub mod vagrant;
 
-use content::{Content, Watch};
+use content::{PackageContent, Watch};
 use gzip::Effort;
 
 /// Facts about the image in a package.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facts {
+pub struct PackageFacts {
     /// Name of the image.
     pub name: String,
     /// Version of the image.
@@ -51,14 +51,14 @@ pub struct Facts {
     /// Memory of that machine.
     pub memory: ByteSize,
     /// Firmware that starts its boot loader.
-    pub firmware: Firmware,
+    pub firmware: FirmwareKind,
     /// Time of all files in a package, seconds since 1970.
     pub time: u64,
 }
 
 /// The disk file in a package, in the format that [`OutputFormat::disk`] returns.
 #[derive(Debug, Clone, Copy)]
-pub struct Disk<'a> {
+pub struct PackageDisk<'a> {
     /// Path of the file, whose name it is also published under.
     pub path: &'a Path,
     /// Compression inside the file.
@@ -67,13 +67,13 @@ pub struct Disk<'a> {
 
 /// The formats that are packages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Package {
+pub enum PackageFormat {
     /// Google Compute Engine, see [`gcp`].
     Gcp,
     /// Open Virtual Appliance, see [`ova`].
     Ova,
     /// Vagrant, see [`vagrant`].
-    Vagrant(vagrant::Version),
+    Vagrant(vagrant::BoxVersion),
     /// Incus and LXD, see [`incus`].
     Incus,
     /// `KubeVirt`, see [`containerdisk`].
@@ -82,15 +82,15 @@ pub enum Package {
     Proxmox,
 }
 
-impl Package {
+impl PackageFormat {
     /// Returns the package that a format is, if it is one.
     #[must_use]
     pub fn of(format: OutputFormat) -> Option<Self> {
         match format {
             OutputFormat::Gcp => Some(Self::Gcp),
             OutputFormat::Ova => Some(Self::Ova),
-            OutputFormat::Vagrant => Some(Self::Vagrant(vagrant::Version::One)),
-            OutputFormat::VagrantV2 => Some(Self::Vagrant(vagrant::Version::Two)),
+            OutputFormat::Vagrant => Some(Self::Vagrant(vagrant::BoxVersion::One)),
+            OutputFormat::VagrantV2 => Some(Self::Vagrant(vagrant::BoxVersion::Two)),
             OutputFormat::Incus => Some(Self::Incus),
             OutputFormat::Containerdisk => Some(Self::Containerdisk),
             OutputFormat::Proxmox => Some(Self::Proxmox),
@@ -111,17 +111,17 @@ impl Package {
     /// written is then of no use.
     pub fn write(
         self,
-        facts: &Facts,
-        disk: Disk<'_>,
+        facts: &PackageFacts,
+        disk: PackageDisk<'_>,
         target: &Path,
         watch: &mut Watch<'_>,
     ) -> Result<(), PackageError> {
         let file = || File::open(disk.path).map_err(PackageError::Read);
-        let content = || Content::file(file()?);
+        let content = || PackageContent::file(file()?);
         let out = &mut File::create_new(target).map_err(PackageError::Write)?;
         match self {
             Self::Gcp => {
-                let raw = Chain::open(vec![Layer { file: file()?, format: DiskFormat::Raw }])?;
+                let raw = Chain::open(vec![ChainFile { file: file()?, format: DiskFormat::Raw }])?;
                 let archive = gcp::archive(&Arc::new(raw), facts.time, watch)?;
                 gzip::write(&archive, Effort::Default, out, watch)
             }
@@ -131,12 +131,12 @@ impl Package {
                 let effort = if disk.compression == Compression::None { Effort::Default } else { Effort::Stored };
                 gzip::write(&vagrant::archive(facts, version, content()?)?, effort, out, watch)
             }
-            Self::Incus => Content::from(incus::metadata(facts)?).write(out, watch),
+            Self::Incus => PackageContent::from(incus::metadata(facts)?).write(out, watch),
             Self::Containerdisk => containerdisk::archive(facts, content()?, watch)?.write(out, watch),
             Self::Proxmox => {
                 let name = disk.path.file_name().unwrap_or_default().to_string_lossy();
                 let script = proxmox::script(facts, &name, &hex(&content()?.sha256(watch)?));
-                Content::from(script.into_bytes()).write(out, watch)
+                PackageContent::from(script.into_bytes()).write(out, watch)
             }
         }
     }
@@ -170,7 +170,7 @@ pub enum PackageError {
     LongName(String),
     /// The platform does not support disks of this size.
     #[error(transparent)]
-    Size(#[from] NotWholeGib),
+    Size(#[from] DiskSizeError),
     /// A tree of images: a file-system call failed.
     #[error("cannot {action} {}", path.display())]
     Tree {

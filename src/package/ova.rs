@@ -1,9 +1,9 @@
 //! An OVA: descriptor, manifest and `streamOptimized` disk in one archive, in that order (DMTF DSP0243, 5.3 and 6).
 
-use super::content::{Content, Watch};
+use super::content::{PackageContent, Watch};
 use super::ovf::descriptor;
-use super::tar::{Archive, Format, Owner};
-use super::{Facts, PackageError};
+use super::tar::{Archive, Format, TarOwner};
+use super::{PackageError, PackageFacts};
 use crate::digest::hex;
 
 /// Creates the archive of a vmdk file. The manifest stands before the disk, so the disk is read once for its digest first;
@@ -11,18 +11,22 @@ use crate::digest::hex;
 ///
 /// # Errors
 /// When the disk's file cannot be read or has 8 GiB or more, which the archive's format cannot represent, or `watch` breaks.
-pub fn archive(facts: &Facts, disk: Content, watch: &mut Watch<'_>) -> Result<Content, PackageError> {
+pub fn archive(
+    facts: &PackageFacts,
+    disk: PackageContent,
+    watch: &mut Watch<'_>,
+) -> Result<PackageContent, PackageError> {
     // An image's name is short enough for an archive; together with its version it may not be.
     let [ovf, manifest, vmdk] = ["ovf", "mf", "vmdk"].map(|extension| format!("{}.{extension}", facts.name));
-    let text = Content::from(descriptor(facts, &vmdk, disk.len()).into_bytes());
-    let mut sum = |name: &str, content: &Content| {
+    let text = PackageContent::from(descriptor(facts, &vmdk, disk.len()).into_bytes());
+    let mut sum = |name: &str, content: &PackageContent| {
         content.sha256(watch).map(|sha256| format!("SHA256({name})= {}\n", hex(&sha256)))
     };
     let sums = sum(&ovf, &text)? + &sum(&vmdk, &disk)?;
     let mut archive = Archive::new(Format::Ustar, facts.time);
-    archive.file(&ovf, Owner::default(), text)?;
-    archive.file(&manifest, Owner::default(), sums.into_bytes())?;
-    archive.file(&vmdk, Owner::default(), disk)?;
+    archive.file(&ovf, TarOwner::default(), text)?;
+    archive.file(&manifest, TarOwner::default(), sums.into_bytes())?;
+    archive.file(&vmdk, TarOwner::default(), disk)?;
     Ok(archive.finish())
 }
 
@@ -47,7 +51,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(8 << 30).unwrap();
         let mut archive = Archive::new(Format::Ustar, 0);
-        let refused = archive.file("web.vmdk", Owner::default(), Content::file(file).unwrap());
+        let refused = archive.file("web.vmdk", TarOwner::default(), PackageContent::file(file).unwrap());
         assert!(matches!(refused, Err(PackageError::MemberTooLarge { bytes, .. }) if bytes == 8 << 30));
     }
 }

@@ -1,8 +1,8 @@
 //! The descriptor of a machine in an OVA: OVF 1.1 (DMTF DSP0243), with the two extensions that `VMware`'s products require.
 
-use crate::specfile::Firmware;
+use crate::specfile::FirmwareKind;
 
-use super::Facts;
+use super::PackageFacts;
 
 /// URI of a `streamOptimized` disk in DSP0243, 9.1, and `VMware`'s specification.
 const DISK_FORMAT: &str = "http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized";
@@ -15,7 +15,7 @@ const LINUX_64: u32 = 101;
 ///
 /// Elements of an `Item` are in alphabetical order, as their schema wants them.
 #[must_use]
-pub fn descriptor(facts: &Facts, disk: &str, bytes: u64) -> String {
+pub fn descriptor(facts: &PackageFacts, disk: &str, bytes: u64) -> String {
     let (name, version, description) = (escape(&facts.name), escape(&facts.version), escape(&facts.description));
     let (capacity, disk) = (facts.disk_size, escape(disk));
     let hardware = hardware(facts);
@@ -61,11 +61,11 @@ pub fn descriptor(facts: &Facts, disk: &str, bytes: u64) -> String {
     )
 }
 
-fn hardware(facts: &Facts) -> String {
+fn hardware(facts: &PackageFacts) -> String {
     let memory = facts.memory.bytes() >> 20;
     let firmware = match facts.firmware {
-        Firmware::Bios => "bios",
-        Firmware::Uefi => "efi",
+        FirmwareKind::Bios => "bios",
+        FirmwareKind::Uefi => "efi",
     };
     let (name, cpus) = (escape(&facts.name), facts.cpus);
     format!(
@@ -154,7 +154,8 @@ mod tests {
         ] {
             assert!(xml.contains(part), "{part}\n{xml}");
         }
-        let uefi = descriptor(&Facts { firmware: Firmware::Uefi, description: String::new(), ..facts() }, "d", 1);
+        let uefi =
+            descriptor(&PackageFacts { firmware: FirmwareKind::Uefi, description: String::new(), ..facts() }, "d", 1);
         assert!(uefi.contains(r#"vmw:value="efi""#) && !uefi.contains("Annotation"));
     }
 }

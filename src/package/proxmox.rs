@@ -3,9 +3,9 @@
 //! Its options are those that the Proxmox documentation gives for cloud images ("Cloud-Init Support"): the disk on
 //! virtio-scsi, a serial console, the guest agent, and a drive for cloud-init's data.
 
-use crate::specfile::Firmware;
+use crate::specfile::FirmwareKind;
 
-use super::Facts;
+use super::PackageFacts;
 
 const TEMPLATE: &str = include_str!("proxmox.sh");
 /// Options for UEFI, without the keys that make Secure Boot the default.
@@ -14,7 +14,7 @@ const UEFI: &str = " \\\n\t--bios ovmf --efidisk0 \"$storage:0,efitype=4m,pre-en
 /// Returns the content of the script. `disk` is the name of the qcow2 file beside it, `sha256` its digest in hex, which is
 /// checked first.
 #[must_use]
-pub fn script(facts: &Facts, disk: &str, sha256: &str) -> String {
+pub fn script(facts: &PackageFacts, disk: &str, sha256: &str) -> String {
     TEMPLATE
         .replace("@IMAGE@", &format!("{} {}", facts.name, facts.version))
         .replace("@NAME@", &host_name(&facts.name))
@@ -22,7 +22,7 @@ pub fn script(facts: &Facts, disk: &str, sha256: &str) -> String {
         .replace("@SHA256@", sha256)
         .replace("@CPUS@", &facts.cpus.to_string())
         .replace("@MEMORY@", &(facts.memory.bytes() >> 20).to_string())
-        .replace("@FIRMWARE@", if facts.firmware == Firmware::Uefi { UEFI } else { "" })
+        .replace("@FIRMWARE@", if facts.firmware == FirmwareKind::Uefi { UEFI } else { "" })
 }
 
 /// Returns a name that Proxmox accepts, which is a DNS name: letters, digits, `-` and `.`, at most 63 characters, and
@@ -44,11 +44,11 @@ mod tests {
 
     #[test]
     fn the_script_knows_its_disk_and_has_no_gap() {
-        for firmware in [Firmware::Bios, Firmware::Uefi] {
-            let script = script(&Facts { firmware, ..facts() }, "web-1.4.0+b1.qcow2", "00ff");
+        for firmware in [FirmwareKind::Bios, FirmwareKind::Uefi] {
+            let script = script(&PackageFacts { firmware, ..facts() }, "web-1.4.0+b1.qcow2", "00ff");
             assert!(!script.contains('@') || script.matches('@').count() == 1, "{script}");
             assert!(script.contains("disk=$folder/web-1.4.0+b1.qcow2\n") && script.contains("echo '00ff' \"*$disk\""));
-            assert_eq!(script.contains("efidisk0"), firmware == Firmware::Uefi);
+            assert_eq!(script.contains("efidisk0"), firmware == FirmwareKind::Uefi);
             assert!(script.contains("--cores 2 --memory 1536 \\\n"));
         }
     }

@@ -20,9 +20,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::content::{Content, Watch};
+use super::content::{PackageContent, Watch};
 use super::incus::{self, Properties};
-use super::{Facts, PackageError};
+use super::{PackageError, PackageFacts};
 use crate::digest::hex;
 use crate::store::OnConflict;
 
@@ -52,7 +52,7 @@ struct Product {
     os: String,
     release: String,
     release_title: String,
-    versions: BTreeMap<String, Version>,
+    versions: BTreeMap<String, ProductVersion>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     variant: String,
     #[serde(flatten)]
@@ -60,14 +60,14 @@ struct Product {
 }
 
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Version {
-    items: BTreeMap<String, Item>,
+struct ProductVersion {
+    items: BTreeMap<String, ProductItem>,
     #[serde(flatten)]
     rest: BTreeMap<String, Value>,
 }
 
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Item {
+struct ProductItem {
     #[serde(rename = "combined_disk-kvm-img_sha256", default, skip_serializing_if = "String::is_empty")]
     fingerprint: String,
     ftype: String,
@@ -99,8 +99,8 @@ impl Default for Images {
 /// When another image is listed in its place, the tree's list cannot be read, a file cannot be written, or `watch` breaks.
 pub fn add(
     folder: &Path,
-    facts: &Facts,
-    disk: &Content,
+    facts: &PackageFacts,
+    disk: &PackageContent,
     conflict: OnConflict,
     watch: &mut Watch<'_>,
 ) -> Result<Vec<PathBuf>, PackageError> {
@@ -133,15 +133,21 @@ pub fn add(
 fn is_taken(path: &Path, sha256: &str, watch: &mut Watch<'_>) -> Result<bool, PackageError> {
     match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        opened => Ok(hex(&Content::file(opened.map_err(PackageError::tree("read", path))?)?.sha256(watch)?) != sha256),
+        opened => {
+            Ok(hex(&PackageContent::file(opened.map_err(PackageError::tree("read", path))?)?.sha256(watch)?) != sha256)
+        }
     }
 }
 
 /// Returns the list entry of an image, and the paths of its metadata and its disk.
-fn describe(metadata: &[u8], disk: &Content, watch: &mut Watch<'_>) -> Result<(Version, [String; 2]), PackageError> {
-    let sha256 = hex(&Content::from(metadata.to_vec()).sha256(watch)?);
+fn describe(
+    metadata: &[u8],
+    disk: &PackageContent,
+    watch: &mut Watch<'_>,
+) -> Result<(ProductVersion, [String; 2]), PackageError> {
+    let sha256 = hex(&PackageContent::from(metadata.to_vec()).sha256(watch)?);
     let paths = [META, "qcow2"].map(|extension| format!("images/{sha256}.{extension}"));
-    let meta = Item {
+    let meta = ProductItem {
         fingerprint: hex(&incus::fingerprint(metadata, disk, watch)?),
         ftype: META.into(),
         path: paths[0].clone(),
@@ -149,19 +155,24 @@ fn describe(metadata: &[u8], disk: &Content, watch: &mut Watch<'_>) -> Result<(V
         size: metadata.len() as u64,
         rest: BTreeMap::new(),
     };
-    let disk = Item {
+    let disk = ProductItem {
         ftype: DISK.into(),
         path: paths[1].clone(),
         sha256: hex(&disk.sha256(watch)?),
         size: disk.len(),
-        ..Item::default()
+        ..ProductItem::default()
     };
     let items = BTreeMap::from([(META.to_owned(), meta), (DISK.to_owned(), disk)]);
-    Ok((Version { items, rest: BTreeMap::new() }, paths))
+    Ok((ProductVersion { items, rest: BTreeMap::new() }, paths))
 }
 
 /// Adds a version to its product.
-fn enter(products: &mut Images, facts: &Facts, version: Version, conflict: OnConflict) -> Result<(), PackageError> {
+fn enter(
+    products: &mut Images,
+    facts: &PackageFacts,
+    version: ProductVersion,
+    conflict: OnConflict,
+) -> Result<(), PackageError> {
     let Properties { architecture, os, release, variant, .. } = Properties::of(facts);
     let name = format!("{os}:{release}:{variant}:{architecture}");
     let product = products.products.entry(name.clone()).or_insert_with(|| Product {
@@ -200,7 +211,7 @@ fn read(path: &Path) -> Result<Images, PackageError> {
 
 fn write_lists(lists: &Path, products: &Images) -> Result<(), PackageError> {
     #[derive(Serialize)]
-    struct Entry<'a> {
+    struct IndexEntry<'a> {
         datatype: &'a str,
         path: &'a str,
         products: Vec<&'a String>,
@@ -208,10 +219,10 @@ fn write_lists(lists: &Path, products: &Images) -> Result<(), PackageError> {
     }
     #[derive(Serialize)]
     struct Index<'a> {
-        index: BTreeMap<&'a str, Entry<'a>>,
+        index: BTreeMap<&'a str, IndexEntry<'a>>,
         format: &'a str,
     }
-    let entry = Entry {
+    let entry = IndexEntry {
         datatype: &products.datatype,
         path: "streams/v1/images.json",
         products: products.products.keys().collect(),
@@ -228,7 +239,7 @@ fn write_lists(lists: &Path, products: &Images) -> Result<(), PackageError> {
 }
 
 /// Writes a file under a temporary name, makes it durable, and renames it.
-fn place(path: &Path, content: &Content, watch: &mut Watch<'_>) -> Result<(), PackageError> {
+fn place(path: &Path, content: &PackageContent, watch: &mut Watch<'_>) -> Result<(), PackageError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let failed = || PackageError::tree("write", path);
     let temporary = tempfile::Builder::new().prefix(".kiln-").tempfile_in(folder).map_err(failed())?;
@@ -246,7 +257,12 @@ mod tests {
     use super::super::testing::{facts, sha256, unwatched};
     use super::*;
 
-    fn added(folder: &Path, facts: &Facts, disk: &str, conflict: OnConflict) -> Result<Vec<PathBuf>, PackageError> {
+    fn added(
+        folder: &Path,
+        facts: &PackageFacts,
+        disk: &str,
+        conflict: OnConflict,
+    ) -> Result<Vec<PathBuf>, PackageError> {
         add(folder, facts, &disk.as_bytes().to_vec().into(), conflict, &mut unwatched)
     }
 

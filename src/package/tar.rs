@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::PackageError;
-use super::content::Content;
+use super::content::PackageContent;
 use crate::disk::chain::Chain;
 
 /// Size of a block, bytes.
@@ -33,12 +33,12 @@ pub enum Format {
 
 /// User and group id of a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Owner(pub u32, pub u32);
+pub struct TarOwner(pub u32, pub u32);
 
 /// An archive that is being written.
 #[derive(Debug)]
 pub struct Archive {
-    content: Content,
+    content: PackageContent,
     format: Format,
     /// Time of every member, seconds since 1970.
     modified: u64,
@@ -48,14 +48,19 @@ impl Archive {
     /// Creates an archive without members.
     #[must_use]
     pub fn new(format: Format, modified: u64) -> Self {
-        Self { content: Content::default(), format, modified }
+        Self { content: PackageContent::default(), format, modified }
     }
 
     /// Adds a regular file that everybody may read.
     ///
     /// # Errors
     /// When its name is too long, or it is larger than the format can say.
-    pub fn file(&mut self, name: &str, owner: Owner, content: impl Into<Content>) -> Result<(), PackageError> {
+    pub fn file(
+        &mut self,
+        name: &str,
+        owner: TarOwner,
+        content: impl Into<PackageContent>,
+    ) -> Result<(), PackageError> {
         let content = content.into();
         let mut header = self.header(name, owner, b'0', 0o644)?;
         header
@@ -70,7 +75,7 @@ impl Archive {
     ///
     /// # Errors
     /// When its name is too long.
-    pub fn folder(&mut self, name: &str, owner: Owner) -> Result<(), PackageError> {
+    pub fn folder(&mut self, name: &str, owner: TarOwner) -> Result<(), PackageError> {
         let mut header = self.header(&format!("{name}/"), owner, b'5', 0o755)?;
         header.number(SIZE, 0, self.format);
         self.content.push(header.finish());
@@ -88,7 +93,7 @@ impl Archive {
         // An empty extent at the end gives the size of the file, for a file that does not end with data.
         map.push((size, 0));
         let stored = map.iter().map(|(_, length)| length).sum();
-        let mut header = self.header(name, Owner::default(), b'S', 0o644)?;
+        let mut header = self.header(name, TarOwner::default(), b'S', 0o644)?;
         header.number(SIZE, stored, Format::OldGnu);
         header.number(REAL_SIZE, size, Format::OldGnu);
         let (first, more) = map.split_at(map.len().min(EXTENTS));
@@ -101,7 +106,7 @@ impl Archive {
             blocks
                 .zip(1..)
                 .flat_map(|(extents, number)| {
-                    let mut block = Header([0; BLOCK]);
+                    let mut block = TarHeader([0; BLOCK]);
                     block.extents(0, extents);
                     block.0[MORE_IS_EXTENDED] = u8::from(number < last);
                     block.0
@@ -109,30 +114,30 @@ impl Archive {
                 .collect::<Vec<u8>>(),
         );
         for extent in data {
-            self.content.push(Content::disk(Arc::clone(chain), extent.clone()));
+            self.content.push(PackageContent::disk(Arc::clone(chain), extent.clone()));
         }
         Ok(())
     }
 
     /// Ends the archive with two blocks of zeroes, and fills the last record with more of them.
     #[must_use]
-    pub fn finish(mut self) -> Content {
+    pub fn finish(mut self) -> PackageContent {
         let length = self.content.len() + 2 * BLOCK as u64;
-        self.content.push(Content::zeroes(length.next_multiple_of(RECORD) - self.content.len()));
+        self.content.push(PackageContent::zeroes(length.next_multiple_of(RECORD) - self.content.len()));
         self.content
     }
 
-    fn padded(&mut self, content: Content) {
+    fn padded(&mut self, content: PackageContent) {
         let length = content.len();
         self.content.push(content);
-        self.content.push(Content::zeroes(length.next_multiple_of(BLOCK as u64) - length));
+        self.content.push(PackageContent::zeroes(length.next_multiple_of(BLOCK as u64) - length));
     }
 
-    fn header(&self, name: &str, owner: Owner, kind: u8, mode: u64) -> Result<Header, PackageError> {
+    fn header(&self, name: &str, owner: TarOwner, kind: u8, mode: u64) -> Result<TarHeader, PackageError> {
         if name.len() > LONGEST_NAME {
             return Err(PackageError::LongName(name.to_owned()));
         }
-        let mut header = Header([0; BLOCK]);
+        let mut header = TarHeader([0; BLOCK]);
         header.0[..name.len()].copy_from_slice(name.as_bytes());
         header.number(MODE, mode, self.format);
         header.number(USER, owner.0.into(), self.format);
@@ -167,9 +172,9 @@ const IS_EXTENDED: usize = 482;
 const REAL_SIZE: Range<usize> = 483..495;
 const MORE_IS_EXTENDED: usize = 504;
 
-struct Header([u8; BLOCK]);
+struct TarHeader([u8; BLOCK]);
 
-impl Header {
+impl TarHeader {
     /// Writes a number as octal digits and a NUL. The old GNU format writes larger numbers in big-endian binary, marked by
     /// the first bit.
     fn number(&mut self, field: Range<usize>, value: u64, format: Format) -> Option<()> {
@@ -224,10 +229,10 @@ mod tests {
             let mut command = Command::new("tar");
             command.args([option, "-c", "--mtime=@1767323045", "--mode=u=rwX,go=rX", "--owner=0", "--group=107"]);
             command.args(["--numeric-owner", "--no-recursion", "-C"]).arg(folder.path()).arg("sub");
-            archive.folder("sub", Owner(0, 107)).unwrap();
+            archive.folder("sub", TarOwner(0, 107)).unwrap();
             for (name, length) in [("empty", 0), ("one", 1), ("block", 512), (&*long, 10_000)] {
                 std::fs::write(folder.path().join(name), vec![b'x'; length]).unwrap();
-                archive.file(name, Owner(0, 107), vec![b'x'; length]).unwrap();
+                archive.file(name, TarOwner(0, 107), vec![b'x'; length]).unwrap();
                 command.arg(name);
             }
             let theirs = command.output().unwrap();
@@ -241,7 +246,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(bytes).unwrap();
         let mut archive = Archive::new(format, TIME);
-        archive.file("large", Owner::default(), Content::file(file)?)?;
+        archive.file("large", TarOwner::default(), PackageContent::file(file)?)?;
         let whole = archive.finish();
         let mut header = [0; BLOCK];
         whole.read_at(0, &mut header)?;
@@ -269,7 +274,7 @@ mod tests {
     #[test]
     fn a_name_that_does_not_fit_is_refused() {
         let mut archive = Archive::new(Format::Ustar, TIME);
-        assert!(matches!(archive.file(&"n".repeat(100), Owner::default(), vec![]), Err(PackageError::LongName(_))));
-        assert!(matches!(archive.folder(&"n".repeat(99), Owner::default()), Err(PackageError::LongName(_))));
+        assert!(matches!(archive.file(&"n".repeat(100), TarOwner::default(), vec![]), Err(PackageError::LongName(_))));
+        assert!(matches!(archive.folder(&"n".repeat(99), TarOwner::default()), Err(PackageError::LongName(_))));
     }
 }

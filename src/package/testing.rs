@@ -3,21 +3,21 @@
 use std::ops::ControlFlow;
 
 use crate::size::ByteSize;
-use crate::specfile::Firmware;
+use crate::specfile::FirmwareKind;
 
-use super::Facts;
-use super::content::Content;
+use super::PackageFacts;
+use super::content::PackageContent;
 
 /// Returns an image with every character that needs care in some format.
-pub(super) fn facts() -> Facts {
-    Facts {
+pub(super) fn facts() -> PackageFacts {
+    PackageFacts {
         name: "web".into(),
         version: "1.4.0+b1".into(),
         description: "nginx & \"our\" <site>".into(),
         disk_size: (2 << 30) + (1 << 20),
         cpus: 2,
         memory: ByteSize::mib(1536),
-        firmware: Firmware::Bios,
+        firmware: FirmwareKind::Bios,
         time: 1_767_323_045,
     }
 }
@@ -68,7 +68,7 @@ pub(super) fn members(archive: &[u8]) -> Vec<Member> {
     found
 }
 
-pub(super) fn members_of(archive: &Content) -> Vec<Member> {
+pub(super) fn members_of(archive: &PackageContent) -> Vec<Member> {
     members(&archive.to_vec().unwrap())
 }
 

@@ -5,18 +5,18 @@
 
 use serde_json::json;
 
-use crate::specfile::Firmware;
+use crate::specfile::FirmwareKind;
 
-use super::content::Content;
-use super::tar::{Archive, Format, Owner};
-use super::{Facts, PackageError};
+use super::content::PackageContent;
+use super::tar::{Archive, Format, TarOwner};
+use super::{PackageError, PackageFacts};
 
 /// Path of the firmware for UEFI guests in Debian, and most other distributions.
 const UEFI: &str = "/usr/share/OVMF/OVMF_CODE.fd";
 
 /// Version of `metadata.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Version {
+pub enum BoxVersion {
     /// The version with one disk.
     One,
     /// The version with a list of disks.
@@ -27,29 +27,33 @@ pub enum Version {
 ///
 /// # Errors
 /// Only by a bug: no name in it is long.
-pub fn archive(facts: &Facts, version: Version, disk: Content) -> Result<Content, PackageError> {
+pub fn archive(
+    facts: &PackageFacts,
+    version: BoxVersion,
+    disk: PackageContent,
+) -> Result<PackageContent, PackageError> {
     let (name, metadata) = match version {
         // Rounded up: a volume smaller than its disk would truncate it.
-        Version::One => {
+        BoxVersion::One => {
             let size = facts.disk_size.div_ceil(1 << 30);
             ("box.img", json!({ "provider": "libvirt", "format": "qcow2", "virtual_size": size }))
         }
-        Version::Two => {
+        BoxVersion::Two => {
             ("box_0.img", json!({ "provider": "libvirt", "disks": [{ "format": "qcow2", "path": "box_0.img" }] }))
         }
     };
     let mut archive = Archive::new(Format::OldGnu, facts.time);
-    archive.file("metadata.json", Owner::default(), format!("{metadata}\n").into_bytes())?;
-    archive.file("Vagrantfile", Owner::default(), vagrantfile(facts).into_bytes())?;
-    archive.file(name, Owner::default(), disk)?;
+    archive.file("metadata.json", TarOwner::default(), format!("{metadata}\n").into_bytes())?;
+    archive.file("Vagrantfile", TarOwner::default(), vagrantfile(facts).into_bytes())?;
+    archive.file(name, TarOwner::default(), disk)?;
     Ok(archive.finish())
 }
 
 /// Returns a Vagrantfile with the machine that the image was tested in. A user's own Vagrantfile takes precedence.
-fn vagrantfile(facts: &Facts) -> String {
+fn vagrantfile(facts: &PackageFacts) -> String {
     let memory = facts.memory.bytes() >> 20;
     let loader =
-        if facts.firmware == Firmware::Uefi { format!("    libvirt.loader = \"{UEFI}\"\n") } else { String::new() };
+        if facts.firmware == FirmwareKind::Uefi { format!("    libvirt.loader = \"{UEFI}\"\n") } else { String::new() };
     format!(
         "Vagrant.configure(\"2\") do |config|\n  config.vm.provider :libvirt do |libvirt|\n    libvirt.cpus = {}\n    \
          libvirt.memory = {memory}\n{loader}  end\nend\n",
@@ -64,10 +68,10 @@ mod tests {
     use super::super::testing::{facts, members_of, names};
     use super::*;
 
-    fn box_of(facts: &Facts, version: Version) -> (Value, String, Vec<u8>) {
+    fn box_of(facts: &PackageFacts, version: BoxVersion) -> (Value, String, Vec<u8>) {
         let archive = archive(facts, version, b"qcow2".to_vec().into()).unwrap();
         let members = members_of(&archive);
-        let disk = if version == Version::One { "box.img" } else { "box_0.img" };
+        let disk = if version == BoxVersion::One { "box.img" } else { "box_0.img" };
         assert_eq!(names(&members), ["metadata.json", "Vagrantfile", disk]);
         assert!(members.iter().all(|member| member.owner == (0, 0) && member.modified == facts.time));
         let [metadata, vagrantfile, disk] = members.try_into().unwrap();
@@ -77,7 +81,7 @@ mod tests {
     #[test]
     fn a_disk_is_never_cut_to_whole_gib() {
         for (bytes, gib) in [(1, 1), (1 << 30, 1), ((1 << 30) + 1, 2), (3 << 30, 3)] {
-            let (metadata, _, disk) = box_of(&Facts { disk_size: bytes, ..facts() }, Version::One);
+            let (metadata, _, disk) = box_of(&PackageFacts { disk_size: bytes, ..facts() }, BoxVersion::One);
             assert_eq!(metadata, json!({ "provider": "libvirt", "format": "qcow2", "virtual_size": gib }));
             assert_eq!(disk, b"qcow2");
         }
@@ -85,14 +89,14 @@ mod tests {
 
     #[test]
     fn the_second_version_lists_its_disk() {
-        let (metadata, vagrantfile, _) = box_of(&facts(), Version::Two);
+        let (metadata, vagrantfile, _) = box_of(&facts(), BoxVersion::Two);
         assert_eq!(metadata["disks"], json!([{ "format": "qcow2", "path": "box_0.img" }]));
         assert!(vagrantfile.contains("libvirt.memory = 1536\n") && !vagrantfile.contains("loader"));
     }
 
     #[test]
     fn a_guest_with_uefi_gets_it() {
-        let (_, vagrantfile, _) = box_of(&Facts { firmware: Firmware::Uefi, ..facts() }, Version::One);
+        let (_, vagrantfile, _) = box_of(&PackageFacts { firmware: FirmwareKind::Uefi, ..facts() }, BoxVersion::One);
         assert!(
             vagrantfile.contains("libvirt.loader = \"/usr/share/OVMF/OVMF_CODE.fd\"\n  end\nend\n"),
             "{vagrantfile}"

@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Fault, Kind};
 use crate::project::FileReach;
-use crate::specfile::{LoadError, Overrides, Source, Spec, SpecFile, spec_file};
+use crate::specfile::{BaseSource, LoadError, Overrides, Spec, SpecFile, spec_file};
 
 /// A spec and its place in the graph.
 #[derive(Debug, Clone)]
-pub struct Node {
+pub struct SpecNode {
     /// The spec to build.
     pub spec: Spec,
     /// The node whose image this one is built on; always an earlier node.
@@ -27,7 +27,7 @@ pub struct Node {
     pub height: usize,
 }
 
-impl Node {
+impl SpecNode {
     /// Returns the image's `name@version`.
     #[must_use]
     pub fn id(&self) -> String {
@@ -41,7 +41,7 @@ fn id(spec: &Spec) -> String {
 
 /// Specs in an order in which they can be built.
 #[derive(Debug, Clone)]
-pub struct Graph(Vec<Node>);
+pub struct Graph(Vec<SpecNode>);
 
 /// The reason why specs form no graph.
 #[derive(Debug, thiserror::Error)]
@@ -120,7 +120,7 @@ impl Graph {
         }
         let mut next = 0;
         while let Some((spec, ..)) = found.get(next) {
-            if let Source::Spec { file, variant } = &spec.base.source {
+            if let BaseSource::Spec { file, variant } = &spec.base.source {
                 let key = key(file, variant.as_deref());
                 let parent = if let Some(parent) = known.get(&key) {
                     *parent
@@ -141,7 +141,7 @@ impl Graph {
 
     /// Returns the nodes, parents first.
     #[must_use]
-    pub fn nodes(&self) -> &[Node] {
+    pub fn nodes(&self) -> &[SpecNode] {
         &self.0
     }
 }
@@ -171,7 +171,7 @@ fn check_names(found: &[(Spec, bool, Option<usize>)]) -> Result<(), GraphError> 
 fn by_image(found: &mut [(Spec, bool, Option<usize>)]) -> Result<(), GraphError> {
     for index in 0..found.len() {
         let (spec, ..) = &found[index];
-        let Source::Image(wanted) = &spec.base.source else { continue };
+        let BaseSource::Image(wanted) = &spec.base.source else { continue };
         let makes = |spec: &Spec| *wanted == id(spec) || *wanted == spec.image.name;
         let mut makers = (0..found.len()).filter(|maker| makes(&found[*maker].0));
         let (maker, another) = (makers.next(), makers.next());
@@ -184,7 +184,7 @@ fn by_image(found: &mut [(Spec, bool, Option<usize>)]) -> Result<(), GraphError>
 }
 
 /// Sorts the specs: parents first, otherwise in the order given.
-fn sorted(found: Vec<(Spec, bool, Option<usize>)>) -> Result<Vec<Node>, GraphError> {
+fn sorted(found: Vec<(Spec, bool, Option<usize>)>) -> Result<Vec<SpecNode>, GraphError> {
     let parents: Vec<Option<usize>> = found.iter().map(|(_, _, parent)| *parent).collect();
     let mut order = Vec::with_capacity(found.len());
     let mut place = vec![None; found.len()];
@@ -212,7 +212,7 @@ fn sorted(found: Vec<(Spec, bool, Option<usize>)>) -> Result<Vec<Node>, GraphErr
     let mut specs: Vec<_> = found.into_iter().map(Some).collect();
     let node = |index: usize| {
         let (spec, wanted, parent) = specs[index].take()?;
-        Some(Node { spec, wanted, parent: parent.and_then(|parent| place[parent]), height: height[index] })
+        Some(SpecNode { spec, wanted, parent: parent.and_then(|parent| place[parent]), height: height[index] })
     };
     Ok(order.into_iter().filter_map(node).collect())
 }
@@ -236,7 +236,7 @@ mod tests {
     }
 
     fn names(graph: &Graph) -> Vec<(&str, Option<usize>, usize, bool)> {
-        let facts = |node: &'_ Node| (node.parent, node.height, node.wanted);
+        let facts = |node: &'_ SpecNode| (node.parent, node.height, node.wanted);
         let names = graph.nodes().iter().map(|node| (node.spec.image.name.as_str(), facts(node)));
         names.map(|(name, (parent, height, wanted))| (name, parent, height, wanted)).collect()
     }

@@ -5,8 +5,8 @@ use std::fmt;
 use std::fs::canonicalize;
 use std::path::Path;
 
-use crate::project::{PathRefusal, Project, is_made_up, is_of_git};
-use crate::specfile::{Action, Remote, SecretSource, Source, Spec, Trust};
+use crate::project::{Project, ProjectPathError, is_made_up, is_of_git};
+use crate::specfile::{Action, BaseSource, RemoteBase, SecretSource, Spec, SumsVerification};
 use crate::url::Url;
 
 /// The rule for where a path of a spec may lead.
@@ -75,11 +75,13 @@ impl<'s> HostPath<'s> {
     }
 
     /// Checks where the path leads, with symbolic links and `..` followed. A missing file passes: reading it reports that.
-    pub(crate) fn check(&self, project: &Project) -> Result<(), PathRefusal> {
+    pub(crate) fn check(&self, project: &Project) -> Result<(), ProjectPathError> {
         let Ok(target) = canonicalize(&self.path) else { return Ok(()) };
         match self.policy {
-            PathPolicy::AnyFile if is_made_up(&target) => Err(PathRefusal::NotAFile(self.path.clone().into_owned())),
-            PathPolicy::AnyFile if is_of_git(&target) => Err(PathRefusal::Git(self.path.clone().into_owned())),
+            PathPolicy::AnyFile if is_made_up(&target) => {
+                Err(ProjectPathError::NotAFile(self.path.clone().into_owned()))
+            }
+            PathPolicy::AnyFile if is_of_git(&target) => Err(ProjectPathError::Git(self.path.clone().into_owned())),
             PathPolicy::AnyFile => Ok(()),
             PathPolicy::Project | PathPolicy::BaseSpec => project.check_target(&self.path, &target),
         }
@@ -89,23 +91,23 @@ impl<'s> HostPath<'s> {
 /// Returns the paths that a spec names for its base image.
 pub(crate) fn base_paths(spec: &Spec) -> Vec<HostPath<'_>> {
     match &spec.base.source {
-        Source::File(path) => vec![HostPath::new(PathOwner::Base("file"), path, PathPolicy::AnyFile)],
-        Source::Spec { file, .. } => vec![HostPath::new(PathOwner::Base("spec"), file, PathPolicy::BaseSpec)],
-        Source::Url(remote) => remote_paths(remote),
-        Source::Image(_) => Vec::new(),
+        BaseSource::File(path) => vec![HostPath::new(PathOwner::Base("file"), path, PathPolicy::AnyFile)],
+        BaseSource::Spec { file, .. } => vec![HostPath::new(PathOwner::Base("spec"), file, PathPolicy::BaseSpec)],
+        BaseSource::Url(remote) => remote_paths(remote),
+        BaseSource::Image(_) => Vec::new(),
     }
 }
 
-fn remote_paths(remote: &Remote) -> Vec<HostPath<'_>> {
+fn remote_paths(remote: &RemoteBase) -> Vec<HostPath<'_>> {
     let mut paths: Vec<_> = remote.urls.iter().filter_map(|url| HostPath::of_url("url", url)).collect();
     let Some(sums) = &remote.sums else { return paths };
     paths.extend(HostPath::of_url("sums", &sums.url));
     match &sums.trust {
-        Trust::Signature { url, key } => {
+        SumsVerification::Signature { url, key } => {
             paths.extend(HostPath::of_url("sums-signature", url));
             paths.push(HostPath::new(PathOwner::Base("sums-key"), key, PathPolicy::AnyFile));
         }
-        Trust::Sha256(_) => {}
+        SumsVerification::Sha256(_) => {}
     }
     paths
 }

@@ -10,16 +10,16 @@ use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::specfile::{Action, Command, Context, Copy, Owner};
+use crate::specfile::{Action, Command, Context, Copy, FileOwner};
 
 /// The version of the hashed form; it changes whenever the meaning of that form changes.
 pub(super) const SCHEME: &str = "kiln-key-2";
 
 /// A digest that identifies a result by everything that influenced it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Key([u8; 32]);
+pub struct CacheKey([u8; 32]);
 
-impl Key {
+impl CacheKey {
     /// Returns the key that every chain of keys begins with.
     #[must_use]
     pub fn root() -> Self {
@@ -37,19 +37,19 @@ impl Key {
     }
 }
 
-impl fmt::Display for Key {
+impl fmt::Display for CacheKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
-impl fmt::Debug for Key {
+impl fmt::Debug for CacheKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Key({self})")
     }
 }
 
-impl Serialize for Key {
+impl Serialize for CacheKey {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
@@ -91,7 +91,7 @@ fn context_value(context: &Context) -> Value {
     json!({ "env": context.env, "user": context.user, "dir": context.dir, "secrets": context.secrets })
 }
 
-fn owner_value(owner: &Owner) -> Value {
+fn owner_value(owner: &FileOwner) -> Value {
     json!([owner.user, owner.group])
 }
 
@@ -103,12 +103,12 @@ mod tests {
     fn the_order_of_object_keys_does_not_matter() {
         let one: Value = serde_json::from_str(r#"{"a": 1, "b": [2]}"#).unwrap();
         let other: Value = serde_json::from_str(r#"{"b": [2], "a": 1}"#).unwrap();
-        assert_eq!(Key::root().then(&one), Key::root().then(&other));
+        assert_eq!(CacheKey::root().then(&one), CacheKey::root().then(&other));
     }
 
     #[test]
     fn neighbours_do_not_run_together() {
-        let key = |values: &[&str]| values.iter().fold(Key::root(), |key, value| key.then(&json!(value)));
+        let key = |values: &[&str]| values.iter().fold(CacheKey::root(), |key, value| key.then(&json!(value)));
         assert_ne!(key(&["ab", "c"]), key(&["a", "bc"]));
         assert_ne!(key(&["a"]), key(&["a", ""]));
     }

@@ -8,14 +8,14 @@ const GIB: u64 = 1 << 30;
 /// The size of the disk is not a multiple of what the platform accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a {} output holds disks of whole GiB, and this one has {disk} bytes", format.name())]
-pub struct NotWholeGib {
+pub struct DiskSizeError {
     /// Format of the output.
     format: OutputFormat,
     /// Size of the disk, bytes.
     disk: u64,
 }
 
-impl Fault for NotWholeGib {
+impl Fault for DiskSizeError {
     fn kind(&self) -> Kind {
         Kind::Output
     }
@@ -30,9 +30,9 @@ impl Fault for NotWholeGib {
 ///
 /// # Errors
 /// When the output cannot hold the disk.
-pub fn check(format: OutputFormat, disk: u64) -> Result<(), NotWholeGib> {
+pub fn check(format: OutputFormat, disk: u64) -> Result<(), DiskSizeError> {
     if format == OutputFormat::Gcp && !disk.is_multiple_of(GIB) {
-        return Err(NotWholeGib { format, disk });
+        return Err(DiskSizeError { format, disk });
     }
     Ok(())
 }

@@ -7,13 +7,13 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::size::ByteSize;
-use crate::specfile::{BaseFormat, DiskFormat, Network, PrivateDestination};
+use crate::specfile::{BaseFormat, DiskFormat, NetworkBackend, PrivateDestination};
 
 use super::host::UefiFirmware;
 
 /// A virtual machine. Everything in it is a fact about the guest's hardware, so it is also recorded in the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Machine {
+pub struct PlannedMachine {
     /// Path of the QEMU binary.
     pub qemu: PathBuf,
     /// QEMU's version, as it reports it; empty where this host has no usable QEMU.
@@ -31,9 +31,9 @@ pub struct Machine {
     /// Virtual size of the disk; `None` for the base image's own.
     pub disk: Option<ByteSize>,
     /// The firmware that starts the boot loader.
-    pub firmware: Firmware,
+    pub firmware: MachineFirmware,
     /// Whether the guest has a network card.
-    pub network: Network,
+    pub network: NetworkBackend,
     /// What the guest may reach over its network besides public addresses.
     pub private_network: PrivateNetworkAccess,
     /// How long the agent may take to answer, already scaled for the accelerator.
@@ -51,7 +51,7 @@ pub enum PrivateNetworkAccess {
     All,
 }
 
-impl Machine {
+impl PlannedMachine {
     /// Returns whether this host can start the machine.
     #[must_use]
     pub fn has_qemu(&self) -> bool {
@@ -60,7 +60,7 @@ impl Machine {
 
     /// Sets the UEFI variables that the machine begins with, in place of those that come with the firmware.
     pub(crate) fn start_with_uefi_vars(&mut self, vars: PathBuf) {
-        if let Firmware::Uefi(uefi) = &mut self.firmware {
+        if let MachineFirmware::Uefi(uefi) = &mut self.firmware {
             uefi.vars_template = vars;
         }
     }
@@ -99,20 +99,20 @@ impl Accelerator {
 
 /// Firmware, with the files that it consists of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Firmware {
+pub enum MachineFirmware {
     /// The `SeaBIOS` that comes with QEMU.
     Bios,
     /// UEFI: a read-only code image and a variable store that each machine gets a copy of.
     Uefi(UefiFirmware),
 }
 
-impl Firmware {
+impl MachineFirmware {
     /// Returns the name that the spec and the manifest use.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
-            Firmware::Bios => "bios",
-            Firmware::Uefi(_) => "uefi",
+            MachineFirmware::Bios => "bios",
+            MachineFirmware::Uefi(_) => "uefi",
         }
     }
 }

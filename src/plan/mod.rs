@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::digest::FileStamp;
 use crate::error::{Fault, Kind};
 use crate::size::{ByteSize, format_duration};
-use crate::specfile::{self, Action, BaseFormat, Network, OutputFormat, Spec};
+use crate::specfile::{self, Action, BaseFormat, NetworkBackend, OutputFormat, Spec};
 
 pub mod graph;
 pub mod host;
@@ -27,9 +27,9 @@ pub mod output;
 pub mod trace;
 
 use host::{Host, KvmVerdict, UefiFirmware};
-use key::Key;
-use limits::NotWholeGib;
-use machine::{Accelerator, Firmware, Machine, PrivateNetworkAccess, format_name};
+use key::CacheKey;
+use limits::DiskSizeError;
+use machine::{Accelerator, MachineFirmware, PlannedMachine, PrivateNetworkAccess, format_name};
 use output::Outputs;
 use trace::Parts;
 
@@ -168,7 +168,7 @@ pub enum PlanError {
     },
     /// An output cannot hold a disk of this size.
     #[error(transparent)]
-    Size(#[from] NotWholeGib),
+    Size(#[from] DiskSizeError),
 }
 
 impl Fault for PlanError {
@@ -201,9 +201,9 @@ impl Fault for PlanError {
 #[derive(Debug, Clone)]
 pub struct PlannedStep {
     /// The step of the spec.
-    pub step: specfile::Step,
+    pub step: specfile::StepSpec,
     /// The key of the guest's disk after the step.
-    pub key: Key,
+    pub key: CacheKey,
     /// The digests of the parts that the key was computed from.
     pub parts: Parts,
     /// What the step brings from the host, if anything.
@@ -216,13 +216,13 @@ pub struct Plan {
     /// The spec that the plan was made from.
     pub spec: Spec,
     /// The machine to build in.
-    pub machine: Machine,
+    pub machine: PlannedMachine,
     /// Digests of the machine's UEFI firmware.
     pub firmware: Option<FirmwareDigests>,
     /// Facts about the base image.
     pub base: BaseFacts,
     /// The key of the guest's disk before the first step.
-    pub base_key: Key,
+    pub base_key: CacheKey,
     /// The digests of the parts that the base key was computed from.
     pub base_parts: Parts,
     /// The steps, in order.
@@ -230,7 +230,7 @@ pub struct Plan {
     /// The outputs, and the disk files they need.
     pub outputs: Outputs,
     /// The key of everything that is published.
-    pub build_key: Key,
+    pub build_key: CacheKey,
     /// `SOURCE_DATE_EPOCH`, where it is set.
     pub source_date_epoch: Option<i64>,
 }
@@ -243,7 +243,7 @@ impl Plan {
     pub fn new(spec: Spec, facts: &Facts) -> Result<Self, PlanError> {
         let machine = plan_machine(&spec, facts)?;
         let base_content = base_content(&spec, facts, &machine);
-        let base_key = Key::root().then(&base_content);
+        let base_key = CacheKey::root().then(&base_content);
         let steps = plan_steps(&spec, facts, base_key);
         let disk_size = machine.disk.map_or(facts.base.virtual_size, ByteSize::bytes);
         spec.outputs.iter().try_for_each(|output| check_size(output.format, disk_size))?;
@@ -333,7 +333,7 @@ pub fn check_size(format: OutputFormat, disk: u64) -> Result<(), PlanError> {
     }
 }
 
-fn plan_machine(spec: &Spec, facts: &Facts) -> Result<Machine, PlanError> {
+fn plan_machine(spec: &Spec, facts: &Facts) -> Result<PlannedMachine, PlanError> {
     let wanted = &spec.machine;
     let (accelerator, accel_reason) = choose_accelerator(wanted.accel, &facts.host.kvm)?;
     let has_qemu = facts.host.qemu.is_usable();
@@ -341,7 +341,7 @@ fn plan_machine(spec: &Spec, facts: &Facts) -> Result<Machine, PlanError> {
     if let Some(disk) = wanted.disk.filter(|disk| *disk < base) {
         return Err(PlanError::DiskTooSmall { disk, base });
     }
-    Ok(Machine {
+    Ok(PlannedMachine {
         qemu: facts.host.qemu.system.clone(),
         qemu_version: if has_qemu { facts.host.qemu.version.to_string() } else { String::new() },
         machine_type: facts.host.qemu.machine_type.clone(),
@@ -358,28 +358,33 @@ fn plan_machine(spec: &Spec, facts: &Facts) -> Result<Machine, PlanError> {
     })
 }
 
-fn choose_accelerator(wanted: specfile::Accel, kvm: &KvmVerdict) -> Result<(Accelerator, Option<String>), PlanError> {
+fn choose_accelerator(
+    wanted: specfile::AccelChoice,
+    kvm: &KvmVerdict,
+) -> Result<(Accelerator, Option<String>), PlanError> {
     match (wanted, kvm) {
-        (specfile::Accel::Auto | specfile::Accel::Kvm, KvmVerdict::Usable) => Ok((Accelerator::Kvm, None)),
-        (specfile::Accel::Auto, verdict) => Ok((Accelerator::Tcg, Some(verdict.to_string()))),
-        (specfile::Accel::Kvm, verdict) => Err(PlanError::KvmUnusable(verdict.clone())),
-        (specfile::Accel::Tcg, _) => Ok((Accelerator::Tcg, Some("the spec asks for it".into()))),
+        (specfile::AccelChoice::Auto | specfile::AccelChoice::Kvm, KvmVerdict::Usable) => Ok((Accelerator::Kvm, None)),
+        (specfile::AccelChoice::Auto, verdict) => Ok((Accelerator::Tcg, Some(verdict.to_string()))),
+        (specfile::AccelChoice::Kvm, verdict) => Err(PlanError::KvmUnusable(verdict.clone())),
+        (specfile::AccelChoice::Tcg, _) => Ok((Accelerator::Tcg, Some("the spec asks for it".into()))),
     }
 }
 
-fn choose_firmware(wanted: specfile::Firmware, facts: &Facts) -> Result<Firmware, PlanError> {
+fn choose_firmware(wanted: specfile::FirmwareKind, facts: &Facts) -> Result<MachineFirmware, PlanError> {
     match wanted {
-        specfile::Firmware::Bios => Ok(Firmware::Bios),
-        specfile::Firmware::Uefi if !facts.host.qemu.is_usable() => Ok(Firmware::Uefi(UefiFirmware::unknown())),
-        specfile::Firmware::Uefi => {
-            facts.host.firmware.first().cloned().map(Firmware::Uefi).ok_or(PlanError::NoFirmware)
+        specfile::FirmwareKind::Bios => Ok(MachineFirmware::Bios),
+        specfile::FirmwareKind::Uefi if !facts.host.qemu.is_usable() => {
+            Ok(MachineFirmware::Uefi(UefiFirmware::unknown()))
+        }
+        specfile::FirmwareKind::Uefi => {
+            facts.host.firmware.first().cloned().map(MachineFirmware::Uefi).ok_or(PlanError::NoFirmware)
         }
     }
 }
 
 /// Returns the content of the base key: everything that the spec determines about the guest before the first step, and
 /// everything about this host's machine that a step can see.
-fn base_content(spec: &Spec, facts: &Facts, machine: &Machine) -> serde_json::Value {
+fn base_content(spec: &Spec, facts: &Facts, machine: &PlannedMachine) -> serde_json::Value {
     let mut content = portable_content(spec, facts, machine);
     content["host"] = json!({
         "cpus": machine.cpus, "type": machine.machine_type, "processor": processor(facts, machine.accelerator),
@@ -389,10 +394,10 @@ fn base_content(spec: &Spec, facts: &Facts, machine: &Machine) -> serde_json::Va
 }
 
 /// Returns the part of the base key's content that is the same on every host.
-fn portable_content(spec: &Spec, facts: &Facts, machine: &Machine) -> serde_json::Value {
+fn portable_content(spec: &Spec, facts: &Facts, machine: &PlannedMachine) -> serde_json::Value {
     let network = match spec.machine.network {
-        Network::None => json!(false),
-        Network::User => json!("filtered"),
+        NetworkBackend::None => json!(false),
+        NetworkBackend::User => json!("filtered"),
     };
     let mut content = json!({
         "agent": facts.agent_build,
@@ -411,8 +416,8 @@ fn portable_content(spec: &Spec, facts: &Facts, machine: &Machine) -> serde_json
 
 /// Returns the key of a version. It depends on the inputs alone: the cache also requires the same machine, but a version
 /// that was built from these inputs on another host is the same version.
-fn build_key(spec: &Spec, facts: &Facts, machine: &Machine, steps: &[PlannedStep]) -> Key {
-    let base = Key::root().then(&portable_content(spec, facts, machine));
+fn build_key(spec: &Spec, facts: &Facts, machine: &PlannedMachine, steps: &[PlannedStep]) -> CacheKey {
+    let base = CacheKey::root().then(&portable_content(spec, facts, machine));
     let last = steps.iter().fold(base, |key, step| key.then(&step_content(spec, &step.step, step.input.as_ref())));
     last.then(&result_value(spec, facts))
 }
@@ -429,9 +434,9 @@ fn processor(facts: &Facts, accelerator: Accelerator) -> String {
     }
 }
 
-fn plan_steps(spec: &Spec, facts: &Facts, base: Key) -> Vec<PlannedStep> {
+fn plan_steps(spec: &Spec, facts: &Facts, base: CacheKey) -> Vec<PlannedStep> {
     let mut key = base;
-    let plan = |(index, step): (usize, &specfile::Step)| {
+    let plan = |(index, step): (usize, &specfile::StepSpec)| {
         let input = facts.inputs.get(&index).cloned();
         let content = step_content(spec, step, input.as_ref());
         key = key.then(&content);
@@ -441,7 +446,7 @@ fn plan_steps(spec: &Spec, facts: &Facts, base: Key) -> Vec<PlannedStep> {
 }
 
 /// Returns what a step adds to the key before it.
-fn step_content(spec: &Spec, step: &specfile::Step, input: Option<&InputFacts>) -> serde_json::Value {
+fn step_content(spec: &Spec, step: &specfile::StepSpec, input: Option<&InputFacts>) -> serde_json::Value {
     let mut content = json!({ "do": key::canonical(&step.action, input.map(|input| input.digest.hex())) });
     // Only commands see the variables; strings that contained them have changed already.
     if matches!(step.action, Action::Run { .. } | Action::Script { .. }) {

@@ -66,19 +66,19 @@ pub struct Published<'a> {
 impl Outputs {
     /// Names every file; each name begins with `stem`.
     #[must_use]
-    pub fn new(stem: &str, wanted: &[specfile::Output]) -> Self {
+    pub fn new(stem: &str, wanted: &[specfile::OutputSpec]) -> Self {
         let mut outputs = Self { all: Vec::new(), disks: Vec::new() };
         for output in wanted {
             let disk = outputs.disk(stem, output);
             let besides = output.format.besides().iter().map(|extension| format!("{stem}.{extension}")).collect();
-            let specfile::Output { format, compression, .. } = *output;
+            let specfile::OutputSpec { format, compression, .. } = *output;
             outputs.all.push(PlannedOutput { format, compression, disk, besides });
         }
         outputs
     }
 
     /// Returns the index of the disk file that an output needs, which may already exist for another output.
-    fn disk(&mut self, stem: &str, output: &specfile::Output) -> usize {
+    fn disk(&mut self, stem: &str, output: &specfile::OutputSpec) -> usize {
         let (format, compression) = (output.format.disk(), output.compression);
         let same = |disk: &DiskFile| (disk.format, disk.compression) == (format, compression);
         let index = self.disks.iter().position(same).unwrap_or(self.disks.len());
@@ -125,7 +125,7 @@ mod tests {
     fn outputs(wanted: &[(OutputFormat, Compression)]) -> Outputs {
         let wanted: Vec<_> = wanted
             .iter()
-            .map(|(format, compression)| specfile::Output {
+            .map(|(format, compression)| specfile::OutputSpec {
                 format: *format,
                 compression: *compression,
                 platforms: Vec::new(),

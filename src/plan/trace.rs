@@ -24,21 +24,21 @@ pub struct Trace {
     #[serde(default)]
     scheme: String,
     base: Parts,
-    steps: Vec<Traced>,
+    steps: Vec<TracedStep>,
     /// The number of steps that the build finished; `None` for a build that is running, or was killed.
     #[serde(default)]
     finished: Option<usize>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Traced {
+struct TracedStep {
     name: String,
     parts: Parts,
 }
 
 /// The reason why a step runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reason {
+pub enum RunReason {
     /// These inputs have changed since the last build, in words.
     Changed(Vec<String>),
     /// The step did not exist in the last build.
@@ -88,22 +88,22 @@ impl std::fmt::Display for UnusedLayer {
     }
 }
 
-impl std::fmt::Display for Reason {
+impl std::fmt::Display for RunReason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Reason::Changed(what) => write!(f, "{} changed", what.join(", ")),
-            Reason::New => write!(f, "new"),
-            Reason::After(0) => write!(f, "the machine or its base is another"),
-            Reason::After(step) => write!(f, "comes after step {step}"),
-            Reason::Uncached => write!(f, "`cache = false`"),
-            Reason::NoLayer => write!(f, "not in the cache"),
-            Reason::NotReached => write!(f, "not built yet: the last build ended before this step"),
-            Reason::AfterSecret(step) => {
+            RunReason::Changed(what) => write!(f, "{} changed", what.join(", ")),
+            RunReason::New => write!(f, "new"),
+            RunReason::After(0) => write!(f, "the machine or its base is another"),
+            RunReason::After(step) => write!(f, "comes after step {step}"),
+            RunReason::Uncached => write!(f, "`cache = false`"),
+            RunReason::NoLayer => write!(f, "not in the cache"),
+            RunReason::NotReached => write!(f, "not built yet: the last build ended before this step"),
+            RunReason::AfterSecret(step) => {
                 write!(f, "nothing is kept after step {step}, which reads a secret, until a `reboot` step")
             }
-            Reason::Unused(why) => write!(f, "{why}"),
-            Reason::OtherScheme => write!(f, "built last by a version of kiln whose cache keys are made otherwise"),
-            Reason::NeverBuilt => write!(f, "not built before"),
+            RunReason::Unused(why) => write!(f, "{why}"),
+            RunReason::OtherScheme => write!(f, "built last by a version of kiln whose cache keys are made otherwise"),
+            RunReason::NeverBuilt => write!(f, "not built before"),
         }
     }
 }
@@ -136,7 +136,7 @@ impl Trace {
     #[must_use]
     pub fn of(plan: &Plan) -> Self {
         let step =
-            |planned: &super::PlannedStep| Traced { name: planned.step.name.clone(), parts: planned.parts.clone() };
+            |planned: &super::PlannedStep| TracedStep { name: planned.step.name.clone(), parts: planned.parts.clone() };
         let steps = plan.steps.iter().map(step).collect();
         Self { scheme: SCHEME.to_owned(), base: plan.base_parts.clone(), steps, finished: None }
     }
@@ -165,8 +165,8 @@ impl Trace {
         cached: usize,
         unused: &BTreeMap<usize, UnusedLayer>,
         last: Option<&Trace>,
-    ) -> Vec<Option<Reason>> {
-        let unknown = if last.is_some() { Reason::OtherScheme } else { Reason::NeverBuilt };
+    ) -> Vec<Option<RunReason>> {
+        let unknown = if last.is_some() { RunReason::OtherScheme } else { RunReason::NeverBuilt };
         let last = last.filter(|last| last.scheme == self.scheme);
         let mut uncached = false;
         let mut secret = None;
@@ -183,15 +183,15 @@ impl Trace {
             let own = last.and_then(|last| step.change(index, last));
             let layer = unused.get(&(index + 1)).filter(|_| !uncached);
             let reason = match (layer, own, first) {
-                _ if uncached && !planned.step.cache => Reason::Uncached,
-                (Some(why), ..) => Reason::Unused(*why),
+                _ if uncached && !planned.step.cache => RunReason::Uncached,
+                (Some(why), ..) => RunReason::Unused(*why),
                 _ if last.is_none() => unknown.clone(),
                 (_, Some(own), _) => own,
-                (.., Some(before)) => Reason::After(before),
-                _ if last.and_then(|last| last.finished).is_some_and(|steps| index >= steps) => Reason::NotReached,
-                _ => secret.map_or(Reason::NoLayer, Reason::AfterSecret),
+                (.., Some(before)) => RunReason::After(before),
+                _ if last.and_then(|last| last.finished).is_some_and(|steps| index >= steps) => RunReason::NotReached,
+                _ => secret.map_or(RunReason::NoLayer, RunReason::AfterSecret),
             };
-            let moves = matches!(reason, Reason::Changed(_) | Reason::New | Reason::Uncached);
+            let moves = matches!(reason, RunReason::Changed(_) | RunReason::New | RunReason::Uncached);
             first = first.or(moves.then_some(index + 1));
             (index >= cached).then_some(reason)
         });
@@ -199,21 +199,21 @@ impl Trace {
     }
 }
 
-impl Traced {
+impl TracedStep {
     /// Returns what has changed in this step since last time.
-    fn change(&self, index: usize, last: &Trace) -> Option<Reason> {
+    fn change(&self, index: usize, last: &Trace) -> Option<RunReason> {
         if last.steps.get(index).is_some_and(|before| before.parts == self.parts) {
             return None;
         }
         if last.steps.iter().any(|before| before.parts == self.parts) {
-            return Some(Reason::Changed(vec!["its place".into()]));
+            return Some(RunReason::Changed(vec!["its place".into()]));
         }
         // A default name is derived from the command, so a step with another name may be the same step, changed.
         let same_name = last.steps.iter().find(|before| before.name == self.name);
         let same_verb = || last.steps.get(index).filter(|before| before.verb() == self.verb());
         match same_name.or_else(same_verb) {
-            Some(before) => Some(Reason::Changed(differences(&self.parts, &before.parts))),
-            None => Some(Reason::New),
+            Some(before) => Some(RunReason::Changed(differences(&self.parts, &before.parts))),
+            None => Some(RunReason::New),
         }
     }
 

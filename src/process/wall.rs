@@ -35,7 +35,7 @@ const SYSTEM: [&str; 10] = [
 
 /// Permissions of a program.
 #[derive(Debug, Clone)]
-pub struct Allowed<'a> {
+pub struct SandboxPolicy<'a> {
     /// Files that it may read.
     pub read: Vec<&'a Path>,
     /// The folder in which it may create, read and write files.
@@ -48,18 +48,18 @@ pub struct Allowed<'a> {
 
 /// The permissions, in the form in which the kernel takes them.
 #[derive(Debug)]
-pub struct Wall {
+pub struct ProcessSandbox {
     /// The Landlock rules; `None` if the kernel has no Landlock.
     ruleset: Option<OwnedFd>,
     limits: [(Resource, rlim_t); 3],
 }
 
-impl Wall {
+impl ProcessSandbox {
     /// Prepares the sandbox for `program`, which is found in `PATH`.
     ///
     /// # Errors
     /// When the kernel has Landlock, and its calls fail.
-    pub fn new(program: &str, allowed: &Allowed<'_>) -> io::Result<Self> {
+    pub fn new(program: &str, allowed: &SandboxPolicy<'_>) -> io::Result<Self> {
         let asked = [
             (Resource::RLIMIT_AS, allowed.address_space),
             (Resource::RLIMIT_FSIZE, allowed.file_size),
@@ -88,7 +88,7 @@ impl Wall {
     }
 }
 
-fn ruleset(program: &str, allowed: &Allowed<'_>) -> Result<Option<OwnedFd>, RulesetError> {
+fn ruleset(program: &str, allowed: &SandboxPolicy<'_>) -> Result<Option<OwnedFd>, RulesetError> {
     let output = AccessFs::MakeReg | AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate;
     let ruleset = Ruleset::default()
         .handle_access(AccessFs::from_all(KNOWN))?

@@ -26,9 +26,9 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, P
 use super::escape::escape;
 use super::quote::{MARK, quote_line};
 use super::screen::Screen;
-use super::story::{Line, Story, Topic, amount, clock};
-use super::{Paint, Shared, Verbosity, is_shown};
-use crate::event::{Event, Origin, Outcome, Sink, Stage};
+use super::story::{EventFormatter, LineTopic, ReportLine, amount, clock};
+use super::{Paint, SharedWriter, Verbosity, is_shown};
+use crate::event::{Event, EventOrigin, EventSink, Outcome, Stage};
 use crate::size::ByteSize;
 
 /// Interval at which the spinner turns and the clock is redrawn.
@@ -38,18 +38,18 @@ const TICK: Duration = Duration::from_millis(125);
 const REDRAWS: u8 = 20;
 
 /// Live lines. Dropping it clears them.
-pub struct Bars {
+pub struct BarSink {
     verbosity: Verbosity,
     paint: Paint,
     screen: Screen,
     live: MultiProgress,
     /// State of each build; events that belong to none have a state of their own.
-    states: Shared<BTreeMap<Option<String>, State>>,
+    states: SharedWriter<BTreeMap<Option<String>, BarState>>,
 }
 
 #[derive(Default)]
-struct State {
-    story: Story,
+struct BarState {
+    story: EventFormatter,
     /// The image, if there are several.
     whose: String,
     /// The running item with its spinner and clock; and its last output line, which is left out if there are several builds.
@@ -57,17 +57,17 @@ struct State {
     /// Name of the running item, without any amount.
     label: String,
     stage: Option<Stage>,
-    pace: Option<Pace>,
+    pace: Option<TransferRate>,
 }
 
 /// The start of a stage's transfer.
-struct Pace {
+struct TransferRate {
     stage: Stage,
     at: Duration,
     done: u64,
 }
 
-impl Bars {
+impl BarSink {
     /// Creates bars on standard error, with their timer running.
     #[must_use]
     pub fn on_stderr(verbosity: Verbosity, paint: Paint) -> Self {
@@ -77,10 +77,10 @@ impl Bars {
     pub(super) fn on(screen: Screen, redraws: u8, verbosity: Verbosity, paint: Paint) -> Self {
         let target = ProgressDrawTarget::term_like_with_hz(Box::new(screen.clone()), redraws);
         let live = MultiProgress::with_draw_target(target);
-        Self { verbosity, paint, screen, live, states: Shared::new(BTreeMap::new()) }
+        Self { verbosity, paint, screen, live, states: SharedWriter::new(BTreeMap::new()) }
     }
 
-    fn show(&self, state: &mut State, at: Duration, event: &Event) {
+    fn show(&self, state: &mut BarState, at: Duration, event: &Event) {
         let line = state.story.tell(event);
         match event {
             Event::BuildStarted { .. } => {
@@ -108,7 +108,7 @@ impl Bars {
                 self.clear(state);
                 // Of a running step only the last line was shown.
                 for text in tail {
-                    self.print(state, &Line { topic: Topic::Output, text: quote_line(text) });
+                    self.print(state, &ReportLine { topic: LineTopic::Output, text: quote_line(text) });
                 }
                 self.print(state, &line);
             }
@@ -136,7 +136,7 @@ impl Bars {
         }
     }
 
-    fn print(&self, state: &State, line: &Line) {
+    fn print(&self, state: &BarState, line: &ReportLine) {
         if is_shown(line.topic, self.verbosity) {
             // The line names the image where a build begins or ends.
             let named = line.text.contains(&state.whose);
@@ -164,7 +164,7 @@ impl Bars {
         (now, last)
     }
 
-    fn clear(&self, state: &mut State) {
+    fn clear(&self, state: &mut BarState) {
         if let Some((now, last)) = state.live.take() {
             for bar in last.into_iter().chain([now]) {
                 bar.finish_and_clear();
@@ -174,7 +174,7 @@ impl Bars {
     }
 }
 
-impl State {
+impl BarState {
     /// Returns whether this is the only build of the command.
     fn is_alone(&self) -> bool {
         self.whose.is_empty()
@@ -204,7 +204,7 @@ impl State {
     fn advance(&mut self, at: Duration, stage: Stage, done: u64, total: u64) {
         let pace = match self.pace.take() {
             Some(pace) if pace.stage == stage && pace.done <= done => pace,
-            _ => Pace { stage, at, done },
+            _ => TransferRate { stage, at, done },
         };
         if let Some((now, _)) = &self.live {
             now.set_message(format!("{} {}{}", self.label, amount(done, total), rate(&pace, at, done)));
@@ -219,7 +219,7 @@ fn write_clock(state: &ProgressState, out: &mut dyn fmt::Write) {
 }
 
 /// Returns the mean rate since the transfer began, if there is something to measure yet.
-fn rate(pace: &Pace, at: Duration, done: u64) -> String {
+fn rate(pace: &TransferRate, at: Duration, done: u64) -> String {
     let millis = at.saturating_sub(pace.at).as_millis();
     match u128::from(done - pace.done) * 1000 / millis.max(1) {
         0 => String::new(),
@@ -228,8 +228,8 @@ fn rate(pace: &Pace, at: Duration, done: u64) -> String {
     }
 }
 
-impl Sink for Bars {
-    fn emit(&self, Origin { at, build }: Origin<'_>, event: &Event) {
+impl EventSink for BarSink {
+    fn emit(&self, EventOrigin { at, build }: EventOrigin<'_>, event: &Event) {
         self.states.with(|states| {
             let state = states.entry(build.map(str::to_owned)).or_default();
             if let Some(build) = build.filter(|_| state.is_alone()) {
@@ -240,7 +240,7 @@ impl Sink for Bars {
     }
 }
 
-impl Drop for Bars {
+impl Drop for BarSink {
     fn drop(&mut self) {
         self.states.with(|states| states.values_mut().for_each(|state| self.clear(state)));
     }

@@ -7,12 +7,12 @@ use std::time::Duration;
 use indicatif::InMemoryTerm;
 
 use super::ci::{assert_harmless, hostile_texts};
-use super::log::Log;
+use super::log::LogSink;
 use super::quote::{TextPage, quote_name};
 use super::screen::{Screen, ScreenSize};
 use super::testing::{Glass, Tape, outcome};
 use super::*;
-use crate::event::{Channel, Event, Level, Origin, Stage};
+use crate::event::{Channel, Event, EventOrigin, NoticeLevel, Stage};
 
 /// Returns the foreign strings as kiln decodes them.
 fn texts() -> Vec<String> {
@@ -30,9 +30,9 @@ fn events(text: &str) -> Vec<Event> {
         Event::StepStarted { index: 0, name: own(), verb: "run", steps: 1 },
         Event::StepOutput { index: 0, channel: Channel::Stdout, line: own() },
         Event::Console { line: own() },
-        Event::Notice { level: Level::Debug, text: own() },
-        Event::Notice { level: Level::Info, text: own() },
-        Event::Notice { level: Level::Warning, text: own() },
+        Event::Notice { level: NoticeLevel::Debug, text: own() },
+        Event::Notice { level: NoticeLevel::Info, text: own() },
+        Event::Notice { level: NoticeLevel::Warning, text: own() },
         Event::ShellStarted { failure: Some(own()), tail: vec![own()] },
         Event::TestFinished { name: own(), ok: true, seconds: 1.0, found: own() },
         Event::TestFinished { name: own(), ok: false, seconds: 1.0, found: own() },
@@ -46,14 +46,14 @@ fn forging_through_progress_and_logs() {
     for (number, text) in texts().iter().enumerate() {
         let (plain, json) = (Tape::default(), Tape::default());
         let path = folder.path().join(number.to_string());
-        let log = Log::create(&path).unwrap();
-        let sinks: [&dyn Sink; 3] = [
-            &Plain::new(Box::new(plain.clone()), Verbosity::Verbose, Paint(false)),
-            &Json::new(Box::new(json.clone())),
+        let log = LogSink::create(&path).unwrap();
+        let sinks: [&dyn EventSink; 3] = [
+            &PlainSink::new(Box::new(plain.clone()), Verbosity::Verbose, Paint(false)),
+            &JsonSink::new(Box::new(json.clone())),
             &log,
         ];
         for event in events(text) {
-            let origin = Origin { at: Duration::ZERO, build: None };
+            let origin = EventOrigin { at: Duration::ZERO, build: None };
             for sink in sinks {
                 sink.emit(origin, &event);
             }
@@ -70,9 +70,9 @@ fn forging_through_bars() {
     for text in texts() {
         let term = InMemoryTerm::new(60, 200);
         let screen = Screen::new(Box::new(Glass(term.clone())), Some(ScreenSize { rows: 60, columns: 200 }));
-        let bars = Bars::on(screen, 255, Verbosity::Verbose, Paint(false));
+        let bars = BarSink::on(screen, 255, Verbosity::Verbose, Paint(false));
         for event in events(&text) {
-            bars.emit(Origin::default(), &event);
+            bars.emit(EventOrigin::default(), &event);
             if matches!(event, Event::StepOutput { .. }) {
                 assert_harmless("live lines", &term.contents(), &[]);
             }

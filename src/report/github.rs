@@ -15,12 +15,12 @@ use crate::specfile::{LoadError, SpecErrors};
 use crate::test::{Failed, Outcome, TestsFailed};
 
 /// A run of GitHub Actions.
-pub struct Actions {
+pub struct GithubSink {
     /// The file that GitHub reads the Markdown of the run's page from.
     summary: Option<PathBuf>,
 }
 
-impl Actions {
+impl GithubSink {
     /// Returns the run of GitHub Actions that kiln is part of, if any.
     #[must_use]
     pub fn here() -> Option<Self> {
@@ -50,14 +50,14 @@ pub fn annotations(failure: &Failure) -> Vec<String> {
         return failed.tests.outcomes.iter().map(|outcome| of_test(&failed.tests, outcome)).collect();
     }
     let of_step = |step: &StepError| {
-        let place = Place { file: &step.spec, line: step.line, column: 0 };
+        let place = AnnotationPosition { file: &step.spec, line: step.line, column: 0 };
         annotation(place, &format!("step {} `{}`", step.number, step.name), &failure.to_string())
     };
     failure.fault().map(of_step).into_iter().collect()
 }
 
 fn of_test(Failed { image, spec, .. }: &Failed, Outcome { test, found, .. }: &Outcome) -> String {
-    let place = Place { file: spec, line: test.line, column: 0 };
+    let place = AnnotationPosition { file: spec, line: test.line, column: 0 };
     annotation(place, &format!("{image}: {}", test.name), &format!("test `{}` {found}", test.name))
 }
 
@@ -67,20 +67,24 @@ fn of_spec(errors: &SpecErrors) -> Vec<String> {
         let at = error.span.as_ref().map(|span| document.position(span.start));
         let (line, column) = at.map_or((0, 0), |at| (at.line, at.column));
         let help = error.help.as_ref().map(|help| format!("\n{help}")).unwrap_or_default();
-        annotation(Place { file: document.path(), line, column }, "spec", &format!("{}{help}", error.message))
+        annotation(
+            AnnotationPosition { file: document.path(), line, column },
+            "spec",
+            &format!("{}{help}", error.message),
+        )
     };
     errors.errors.iter().map(one).collect()
 }
 
 /// Position in a file, counted from 1; 0 if the error is about the whole file.
-struct Place<'a> {
+struct AnnotationPosition<'a> {
     file: &'a Path,
     line: usize,
     column: usize,
 }
 
 /// Returns an error annotation for a line of a file. Paths are relative to the working folder, as GitHub requires.
-fn annotation(Place { file, line, column }: Place<'_>, title: &str, message: &str) -> String {
+fn annotation(AnnotationPosition { file, line, column }: AnnotationPosition<'_>, title: &str, message: &str) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     let file = property(&file.strip_prefix(here).unwrap_or(file).display().to_string());
     let number = |name: &str, number: usize| if number == 0 { String::new() } else { format!(",{name}={number}") };
@@ -128,7 +132,7 @@ mod tests {
 
     #[test]
     fn an_annotation_is_one_command_whatever_is_in_it() {
-        let place = |file, line, column| Place { file: Path::new(file), line, column };
+        let place = |file, line, column| AnnotationPosition { file: Path::new(file), line, column };
         let text = annotation(place("a,b/kiln.toml", 7, 0), "x: y", "50%\n::error::forged");
         assert_eq!(text, "::error file=a%2Cb/kiln.toml,line=7,title=x%3A y::50%25%0A::error::forged");
         assert_eq!(annotation(place("m", 0, 0), "t", "x"), "::error file=m,title=t::x");

@@ -5,19 +5,19 @@ use std::io::Write;
 use serde::Serialize;
 
 use super::escape::escape_json;
-use super::{Shared, write_line};
-use crate::event::{Event, Origin, Sink};
+use super::{SharedWriter, write_line};
+use crate::event::{Event, EventOrigin, EventSink};
 
 /// Version of the schema. Within one version fields and events are only ever added.
 pub const SCHEMA: u32 = 1;
 
 /// Sink that writes JSON lines. Every event is written, whatever `-q` and `-v` say.
-pub struct Json {
-    out: Shared<Box<dyn Write + Send>>,
+pub struct JsonSink {
+    out: SharedWriter<Box<dyn Write + Send>>,
 }
 
 #[derive(Serialize)]
-struct Line<'a> {
+struct JsonLine<'a> {
     schema: u32,
     at: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -26,19 +26,19 @@ struct Line<'a> {
     event: &'a Event,
 }
 
-impl Json {
+impl JsonSink {
     /// Creates a sink that writes lines to `out`.
     #[must_use]
     pub fn new(out: Box<dyn Write + Send>) -> Self {
-        Self { out: Shared::new(out) }
+        Self { out: SharedWriter::new(out) }
     }
 }
 
-impl Sink for Json {
-    fn emit(&self, Origin { at, build }: Origin<'_>, event: &Event) {
+impl EventSink for JsonSink {
+    fn emit(&self, EventOrigin { at, build }: EventOrigin<'_>, event: &Event) {
         let at = (at.as_secs_f64() * 1000.0).round() / 1000.0;
         // Serialising cannot fail, since events are plain data; and a closed output must not fail the build.
-        let Ok(line) = serde_json::to_string(&Line { schema: SCHEMA, at, build, event }) else { return };
+        let Ok(line) = serde_json::to_string(&JsonLine { schema: SCHEMA, at, build, event }) else { return };
         self.out.with(|out| drop(write_line(out, escape_json(&line))));
     }
 }

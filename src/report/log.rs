@@ -7,20 +7,20 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::story::{Story, Topic};
-use super::{Shared, write_line};
-use crate::event::{Event, Origin, Sink};
+use super::story::{EventFormatter, LineTopic};
+use super::{SharedWriter, write_line};
+use crate::event::{Event, EventOrigin, EventSink};
 
 /// Size limit of a log, bytes. A guest can write for hours.
 const LARGEST: u64 = 256 << 20;
 
 /// A log file. It never fails the build: errors are returned when it is closed.
-pub struct Log {
-    state: Shared<State<File>>,
+pub struct LogSink {
+    state: SharedWriter<LogState<File>>,
 }
 
-struct State<W> {
-    story: Story,
+struct LogState<W> {
+    story: EventFormatter,
     /// `None` once closed or full.
     out: Option<W>,
     written: u64,
@@ -28,16 +28,16 @@ struct State<W> {
     error: Option<io::Error>,
 }
 
-impl Log {
+impl LogSink {
     /// Creates the file, which must not exist.
     ///
     /// # Errors
     /// When it exists or cannot be made.
     pub fn create(path: &Path) -> io::Result<Self> {
         let file = File::create_new(path)?;
-        let mut state = State::new(file, LARGEST);
+        let mut state = LogState::new(file, LARGEST);
         state.write(format!("kiln {} {}", env!("CARGO_PKG_VERSION"), Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ")));
-        Ok(Self { state: Shared::new(state) })
+        Ok(Self { state: SharedWriter::new(state) })
     }
 
     /// Ends the log: later events are dropped, since the file is about to be digested and made read-only.
@@ -52,22 +52,22 @@ impl Log {
     }
 }
 
-impl Sink for Log {
-    fn emit(&self, origin: Origin<'_>, event: &Event) {
+impl EventSink for LogSink {
+    fn emit(&self, origin: EventOrigin<'_>, event: &Event) {
         self.state.with(|state| state.record(origin.at, event));
     }
 }
 
-impl<W: Write> State<W> {
+impl<W: Write> LogState<W> {
     fn new(out: W, limit: u64) -> Self {
-        Self { story: Story::default(), out: Some(out), written: 0, limit, error: None }
+        Self { story: EventFormatter::default(), out: Some(out), written: 0, limit, error: None }
     }
 
     fn record(&mut self, at: Duration, event: &Event) {
         let line = self.story.tell(event);
         let mark = match line.topic {
-            Topic::Done => "ok ",
-            Topic::Failed => "FAILED ",
+            LineTopic::Done => "ok ",
+            LineTopic::Failed => "FAILED ",
             _ => "",
         };
         self.write(format!("{:10.3} {mark}{}", at.as_secs_f64(), line.text));
@@ -89,15 +89,15 @@ impl<W: Write> State<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::Level;
+    use crate::event::NoticeLevel;
 
     fn notice(text: &str) -> Event {
-        Event::Notice { level: Level::Info, text: text.into() }
+        Event::Notice { level: NoticeLevel::Info, text: text.into() }
     }
 
     #[test]
     fn a_log_ends_at_its_limit() {
-        let mut state = State::new(Vec::new(), 60);
+        let mut state = LogState::new(Vec::new(), 60);
         let mut out = Vec::new();
         for _ in 0..1000 {
             state.record(Duration::from_millis(12_345), &notice("hello"));
@@ -113,7 +113,7 @@ mod tests {
     fn the_marker_is_in_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("build.log");
-        let mut state = State::new(File::create(&path).unwrap(), 60);
+        let mut state = LogState::new(File::create(&path).unwrap(), 60);
         (0..9).for_each(|_| state.record(Duration::ZERO, &notice("hello")));
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text.lines().last(), Some("(the log ends here: it has reached 60 bytes)"));
@@ -132,7 +132,7 @@ mod tests {
                 Ok(())
             }
         }
-        let mut state = State::new(Full(0), LARGEST);
+        let mut state = LogState::new(Full(0), LARGEST);
         (0..9).for_each(|_| state.record(Duration::ZERO, &notice("hello")));
         assert_eq!(state.error.unwrap().to_string(), "write 2");
     }
@@ -141,12 +141,12 @@ mod tests {
     fn a_closed_log_does_not_change_any_more() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("build.log");
-        let log = Log::create(&path).unwrap();
-        log.emit(Origin::default(), &notice("kept"));
+        let log = LogSink::create(&path).unwrap();
+        log.emit(EventOrigin::default(), &notice("kept"));
         log.close().unwrap();
-        log.emit(Origin::default(), &notice("dropped"));
+        log.emit(EventOrigin::default(), &notice("dropped"));
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.ends_with("note: kept\n"), "{text}");
-        assert!(Log::create(&path).is_err(), "an old log is not overwritten");
+        assert!(LogSink::create(&path).is_err(), "an old log is not overwritten");
     }
 }

@@ -10,7 +10,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::event::Sink;
+use crate::event::EventSink;
 
 mod bars;
 #[cfg(test)]
@@ -32,13 +32,13 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use bars::Bars;
-pub use json::{Json, SCHEMA};
-pub use plain::Plain;
+pub use bars::BarSink;
+pub use json::{JsonSink, SCHEMA};
+pub use plain::PlainSink;
 
 /// Value of `--progress`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Progress {
+pub enum ProgressMode {
     /// Bars on a terminal that can show them, else plain.
     #[default]
     Auto,
@@ -86,22 +86,24 @@ impl Terminal {
 
 /// Creates the sink for standard error.
 #[must_use]
-pub fn terminal(progress: Progress, verbosity: Verbosity) -> Arc<dyn Sink> {
+pub fn terminal(progress: ProgressMode, verbosity: Verbosity) -> Arc<dyn EventSink> {
     let terminal = Terminal::of_stderr();
     let paint = Paint(terminal.has_colour);
     match shown(progress, verbosity, terminal) {
-        Progress::Json => Arc::new(Json::new(Box::new(io::stderr()))),
-        Progress::Bars => Arc::new(Bars::on_stderr(verbosity, paint)),
-        Progress::Plain | Progress::Auto => Arc::new(Plain::new(Box::new(io::stderr()), verbosity, paint)),
+        ProgressMode::Json => Arc::new(JsonSink::new(Box::new(io::stderr()))),
+        ProgressMode::Bars => Arc::new(BarSink::on_stderr(verbosity, paint)),
+        ProgressMode::Plain | ProgressMode::Auto => Arc::new(PlainSink::new(Box::new(io::stderr()), verbosity, paint)),
     }
 }
 
 /// Returns the kind of progress that is shown. Bars need a terminal even if requested, and have nothing to show when quiet.
-fn shown(progress: Progress, verbosity: Verbosity, terminal: Terminal) -> Progress {
+fn shown(progress: ProgressMode, verbosity: Verbosity, terminal: Terminal) -> ProgressMode {
     match progress {
-        Progress::Json => Progress::Json,
-        Progress::Auto | Progress::Bars if terminal.can_move && verbosity > Verbosity::Quiet => Progress::Bars,
-        _ => Progress::Plain,
+        ProgressMode::Json => ProgressMode::Json,
+        ProgressMode::Auto | ProgressMode::Bars if terminal.can_move && verbosity > Verbosity::Quiet => {
+            ProgressMode::Bars
+        }
+        _ => ProgressMode::Plain,
     }
 }
 
@@ -131,34 +133,36 @@ impl Paint {
     }
 
     /// Formats a finished line for plain output and bars.
-    fn line(self, line: &story::Line) -> String {
-        use story::Topic;
+    fn line(self, line: &story::ReportLine) -> String {
+        use story::LineTopic;
         let text = &line.text;
         match line.topic {
-            Topic::Done => format!("  {} {text}", self.good("ok")),
-            Topic::Failed => format!("  {} {text}", self.bad("FAILED")),
-            Topic::Warning => self.warn(text),
-            Topic::Output | Topic::Detail => self.dim(text),
-            Topic::Began | Topic::Note | Topic::Progress => text.clone(),
+            LineTopic::Done => format!("  {} {text}", self.good("ok")),
+            LineTopic::Failed => format!("  {} {text}", self.bad("FAILED")),
+            LineTopic::Warning => self.warn(text),
+            LineTopic::Output | LineTopic::Detail => self.dim(text),
+            LineTopic::Began | LineTopic::Note | LineTopic::Progress => text.clone(),
         }
     }
 }
 
 /// Returns whether lines of this topic are shown.
-fn is_shown(topic: story::Topic, verbosity: Verbosity) -> bool {
-    use story::Topic;
+fn is_shown(topic: story::LineTopic, verbosity: Verbosity) -> bool {
+    use story::LineTopic;
     match topic {
-        Topic::Warning => true,
-        Topic::Began | Topic::Done | Topic::Failed | Topic::Note | Topic::Output => verbosity > Verbosity::Quiet,
-        Topic::Detail => verbosity > Verbosity::Normal,
-        Topic::Progress => false,
+        LineTopic::Warning => true,
+        LineTopic::Began | LineTopic::Done | LineTopic::Failed | LineTopic::Note | LineTopic::Output => {
+            verbosity > Verbosity::Quiet
+        }
+        LineTopic::Detail => verbosity > Verbosity::Normal,
+        LineTopic::Progress => false,
     }
 }
 
 /// A writer that is shared by threads and ignores errors: a closed terminal must not fail a build.
-struct Shared<W>(Mutex<W>);
+struct SharedWriter<W>(Mutex<W>);
 
-impl<W> Shared<W> {
+impl<W> SharedWriter<W> {
     fn new(inner: W) -> Self {
         Self(Mutex::new(inner))
     }

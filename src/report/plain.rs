@@ -3,27 +3,27 @@
 use std::io::Write;
 
 use super::escape::escape;
-use super::story::Stories;
-use super::{Paint, Shared, Verbosity, is_shown, write_line};
-use crate::event::{Event, Origin, Sink};
+use super::story::EventFormatters;
+use super::{Paint, SharedWriter, Verbosity, is_shown, write_line};
+use crate::event::{Event, EventOrigin, EventSink};
 
 /// Sink that writes plain lines.
-pub struct Plain {
+pub struct PlainSink {
     verbosity: Verbosity,
     paint: Paint,
-    state: Shared<(Stories, Box<dyn Write + Send>)>,
+    state: SharedWriter<(EventFormatters, Box<dyn Write + Send>)>,
 }
 
-impl Plain {
+impl PlainSink {
     /// Creates a sink that writes lines to `out`.
     #[must_use]
     pub fn new(out: Box<dyn Write + Send>, verbosity: Verbosity, paint: Paint) -> Self {
-        Self { verbosity, paint, state: Shared::new((Stories::default(), out)) }
+        Self { verbosity, paint, state: SharedWriter::new((EventFormatters::default(), out)) }
     }
 }
 
-impl Sink for Plain {
-    fn emit(&self, origin: Origin<'_>, event: &Event) {
+impl EventSink for PlainSink {
+    fn emit(&self, origin: EventOrigin<'_>, event: &Event) {
         self.state.with(|(stories, out)| {
             let line = stories.of(origin.build).tell(event);
             if is_shown(line.topic, self.verbosity) {

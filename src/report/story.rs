@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use crate::event::{Event, Level, Outcome};
+use crate::event::{Event, NoticeLevel, Outcome};
 use crate::report::escape::escape;
 use crate::report::quote::quote_line;
 use crate::size::ByteSize;
 
 /// Topic of a line, which decides where it is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Topic {
+pub(super) enum LineTopic {
     /// A failure or a possible one.
     Warning,
     /// Something began.
@@ -30,14 +30,14 @@ pub(super) enum Topic {
 
 /// A line without its newline. It begins with a word of kiln's or with `  | `, whatever the guest wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Line {
-    pub(super) topic: Topic,
+pub(super) struct ReportLine {
+    pub(super) topic: LineTopic,
     pub(super) text: String,
 }
 
 /// State of earlier events that is needed to format the next one.
 #[derive(Debug, Default)]
-pub(super) struct Story {
+pub(super) struct EventFormatter {
     image: String,
     steps: usize,
     step: Option<(usize, String)>,
@@ -45,53 +45,55 @@ pub(super) struct Story {
 
 /// The stories of concurrent builds.
 #[derive(Debug, Default)]
-pub(super) struct Stories(BTreeMap<Option<String>, Story>);
+pub(super) struct EventFormatters(BTreeMap<Option<String>, EventFormatter>);
 
-impl Stories {
+impl EventFormatters {
     /// Returns the story of one build; events that belong to none have a story of their own.
-    pub(super) fn of(&mut self, build: Option<&str>) -> &mut Story {
+    pub(super) fn of(&mut self, build: Option<&str>) -> &mut EventFormatter {
         self.0.entry(build.map(str::to_owned)).or_default()
     }
 }
 
-impl Story {
+impl EventFormatter {
     /// Formats an event as a line.
-    pub(super) fn tell(&mut self, event: &Event) -> Line {
+    pub(super) fn tell(&mut self, event: &Event) -> ReportLine {
         let (topic, text) = match event {
-            Event::BuildStarted { image, version, steps } => (Topic::Began, self.build(image, version, *steps)),
+            Event::BuildStarted { image, version, steps } => (LineTopic::Began, self.build(image, version, *steps)),
             Event::BuildFinished { outcome, seconds } => self.end(*outcome, *seconds),
-            Event::DownloadStarted { url } => (Topic::Began, format!("download {}...", escape(url))),
+            Event::DownloadStarted { url } => (LineTopic::Began, format!("download {}...", escape(url))),
             Event::DownloadFinished { bytes, seconds } => {
-                (Topic::Done, format!("download {}  {}", ByteSize(*bytes), span(*seconds)))
+                (LineTopic::Done, format!("download {}  {}", ByteSize(*bytes), span(*seconds)))
             }
-            Event::StageStarted { stage } => (Topic::Began, format!("{}...", stage.name())),
-            Event::StageFinished { stage, seconds } => (Topic::Done, format!("{}  {}", stage.name(), span(*seconds))),
+            Event::StageStarted { stage } => (LineTopic::Began, format!("{}...", stage.name())),
+            Event::StageFinished { stage, seconds } => {
+                (LineTopic::Done, format!("{}  {}", stage.name(), span(*seconds)))
+            }
             Event::StepStarted { index, name, verb, steps } => {
                 self.steps = *steps;
                 self.step = Some((*index, escape(name).into_owned()));
-                (Topic::Began, format!("{} ({verb})...", self.step_label(*index)))
+                (LineTopic::Began, format!("{} ({verb})...", self.step_label(*index)))
             }
-            Event::StepOutput { line, .. } => (Topic::Output, quote_line(line)),
+            Event::StepOutput { line, .. } => (LineTopic::Output, quote_line(line)),
             Event::StepCached { index, name, steps, .. } => {
                 let place = format!("step {}/{steps}", index + 1);
-                (Topic::Done, format!("{place} {}  cached", escape(name)))
+                (LineTopic::Done, format!("{place} {}  cached", escape(name)))
             }
             Event::StepFinished { index, ok, seconds } => {
                 over(*ok, format!("{}  {}", self.step_label(*index), span(*seconds)))
             }
             Event::Progress { stage, done, total } => {
-                (Topic::Progress, format!("{}  {}", stage.name(), amount(*done, *total)))
+                (LineTopic::Progress, format!("{}  {}", stage.name(), amount(*done, *total)))
             }
-            Event::Console { line } => (Topic::Detail, format!("console | {}", escape(line))),
+            Event::Console { line } => (LineTopic::Detail, format!("console | {}", escape(line))),
             Event::Notice { level, text } => notice(*level, text),
-            Event::ShellStarted { failure, .. } => (Topic::Note, shell(failure.as_deref())),
-            Event::ShellFinished { code } => (Topic::Detail, format!("the shell ended with exit code {code}")),
+            Event::ShellStarted { failure, .. } => (LineTopic::Note, shell(failure.as_deref())),
+            Event::ShellFinished { code } => (LineTopic::Detail, format!("the shell ended with exit code {code}")),
             Event::TestFinished { name, ok, seconds, found } => {
                 let found = if *ok || found.is_empty() { String::new() } else { format!("  {}", escape(found)) };
                 over(*ok, format!("test {}  {}{found}", escape(name), span(*seconds)))
             }
         };
-        Line { topic, text }
+        ReportLine { topic, text }
     }
 
     /// Returns a label for the step that runs or ran last, as in `step 2/5 install nginx`.
@@ -109,12 +111,12 @@ impl Story {
         format!("build {}, {steps} step{}", self.image, if steps == 1 { "" } else { "s" })
     }
 
-    fn end(&self, outcome: Outcome, seconds: f64) -> (Topic, String) {
+    fn end(&self, outcome: Outcome, seconds: f64) -> (LineTopic, String) {
         let after = span(seconds);
         match outcome {
-            Outcome::Published => (Topic::Done, format!("published {}  {after}", self.image)),
-            Outcome::UpToDate => (Topic::Done, format!("up to date {}  {after}", self.image)),
-            Outcome::Failed => (Topic::Failed, format!("build {}  {after}", self.image)),
+            Outcome::Published => (LineTopic::Done, format!("published {}  {after}", self.image)),
+            Outcome::UpToDate => (LineTopic::Done, format!("up to date {}  {after}", self.image)),
+            Outcome::Failed => (LineTopic::Failed, format!("build {}  {after}", self.image)),
         }
     }
 }
@@ -124,16 +126,16 @@ fn shell(failure: Option<&str>) -> String {
     format!("{why}a shell in the guest: `exit` leaves it, Ctrl-] three times ends it, nothing is kept")
 }
 
-fn over(ok: bool, text: String) -> (Topic, String) {
-    (if ok { Topic::Done } else { Topic::Failed }, text)
+fn over(ok: bool, text: String) -> (LineTopic, String) {
+    (if ok { LineTopic::Done } else { LineTopic::Failed }, text)
 }
 
-fn notice(level: Level, text: &str) -> (Topic, String) {
+fn notice(level: NoticeLevel, text: &str) -> (LineTopic, String) {
     let text = escape(text);
     match level {
-        Level::Warning => (Topic::Warning, format!("warning: {text}")),
-        Level::Info => (Topic::Note, format!("note: {text}")),
-        Level::Debug => (Topic::Detail, format!("debug: {text}")),
+        NoticeLevel::Warning => (LineTopic::Warning, format!("warning: {text}")),
+        NoticeLevel::Info => (LineTopic::Note, format!("note: {text}")),
+        NoticeLevel::Debug => (LineTopic::Detail, format!("debug: {text}")),
     }
 }
 
@@ -199,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_step_keeps_its_name_until_the_next_build() {
-        let mut story = Story::default();
+        let mut story = EventFormatter::default();
         let mut tell = |event| story.tell(&event).text;
         tell(Event::BuildStarted { image: "web".into(), version: "1".into(), steps: 2 });
         tell(Event::StepStarted { index: 1, name: "install".into(), verb: "run", steps: 2 });

@@ -7,11 +7,11 @@ use std::time::Duration;
 use indicatif::InMemoryTerm;
 use proptest::prelude::*;
 
-use super::log::Log;
+use super::log::LogSink;
 use super::screen::{Screen, ScreenSize};
 use super::testing::{Glass, Tape};
 use super::*;
-use crate::event::{Channel, Event, Events, Level, Origin, Outcome, Stage};
+use crate::event::{Channel, Event, EventOrigin, Events, NoticeLevel, Outcome, Stage};
 
 fn output(line: &str) -> Event {
     Event::StepOutput { index: 0, channel: Channel::Stderr, line: line.into() }
@@ -20,11 +20,11 @@ fn output(line: &str) -> Event {
 /// Returns the events of a build with a step that writes hostile text, a step that fails, and one of every other event.
 fn build(outcome: Outcome) -> Vec<Event> {
     vec![
-        Event::Notice { level: Level::Info, text: "waiting for another kiln".into() },
+        Event::Notice { level: NoticeLevel::Info, text: "waiting for another kiln".into() },
         Event::BuildStarted { image: "web".into(), version: "1.4.0".into(), steps: 2 },
         Event::StageStarted { stage: Stage::Boot },
         Event::Console { line: "Linux version 6.1".into() },
-        Event::Notice { level: Level::Debug, text: "agent 1".into() },
+        Event::Notice { level: NoticeLevel::Debug, text: "agent 1".into() },
         Event::StageFinished { stage: Stage::Boot, seconds: 23.14 },
         Event::StageStarted { stage: Stage::Provision },
         Event::StepStarted { index: 0, name: "install nginx".into(), verb: "run", steps: 2 },
@@ -34,17 +34,17 @@ fn build(outcome: Outcome) -> Vec<Event> {
         Event::StepFinished { index: 0, ok: true, seconds: 1.26 },
         Event::StepStarted { index: 1, name: "site".into(), verb: "copy", steps: 2 },
         Event::StepFinished { index: 1, ok: false, seconds: 61.0 },
-        Event::Notice { level: Level::Warning, text: "the clock is off".into() },
+        Event::Notice { level: NoticeLevel::Warning, text: "the clock is off".into() },
         Event::TestFinished { name: "answers".into(), ok: true, seconds: 2.0, found: String::new() },
         Event::BuildFinished { outcome, seconds: 99.5 },
     ]
 }
 
-fn at(at: Duration) -> Origin<'static> {
-    Origin { at, build: None }
+fn at(at: Duration) -> EventOrigin<'static> {
+    EventOrigin { at, build: None }
 }
 
-fn feed(sink: &dyn Sink, events: &[Event]) {
+fn feed(sink: &dyn EventSink, events: &[Event]) {
     for (n, event) in (0..).zip(events) {
         sink.emit(at(Duration::from_millis(1000 + n * 250)), event);
     }
@@ -52,7 +52,7 @@ fn feed(sink: &dyn Sink, events: &[Event]) {
 
 fn plain(verbosity: Verbosity, paint: Paint, events: &[Event]) -> String {
     let tape = Tape::default();
-    feed(&Plain::new(Box::new(tape.clone()), verbosity, paint), events);
+    feed(&PlainSink::new(Box::new(tape.clone()), verbosity, paint), events);
     tape.text()
 }
 
@@ -96,7 +96,7 @@ fn colour_is_there_or_not_at_all() {
 #[test]
 fn json_is_one_object_a_line() {
     let tape = Tape::default();
-    feed(&Json::new(Box::new(tape.clone())), &build(Outcome::UpToDate));
+    feed(&JsonSink::new(Box::new(tape.clone())), &build(Outcome::UpToDate));
     let text = tape.text();
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(lines.len(), build(Outcome::UpToDate).len());
@@ -131,7 +131,7 @@ fn the_schema_is_documented() {
 fn the_log_has_every_event() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("build.log");
-    let log = Log::create(&path).unwrap();
+    let log = LogSink::create(&path).unwrap();
     let events = build(Outcome::Failed);
     feed(&log, &events);
     log.close().unwrap();
@@ -145,10 +145,10 @@ fn the_log_has_every_event() {
 }
 
 /// Returns a terminal of this many columns, and bars on it.
-fn bars(columns: u16, verbosity: Verbosity, paint: Paint) -> (InMemoryTerm, Bars) {
+fn bars(columns: u16, verbosity: Verbosity, paint: Paint) -> (InMemoryTerm, BarSink) {
     let term = InMemoryTerm::new(30, columns);
     let screen = Screen::new(Box::new(Glass(term.clone())), Some(ScreenSize { rows: 30, columns }));
-    (term, Bars::on(screen, 255, verbosity, paint))
+    (term, BarSink::on(screen, 255, verbosity, paint))
 }
 
 /// Returns the content of the screen, with the spinner in a fixed position.
@@ -190,12 +190,12 @@ fn bars_tell_the_pace_of_a_transfer() {
 fn several_builds_have_a_line_each() {
     let (term, bars) = bars(60, Verbosity::Normal, Paint(false));
     let tape = Tape::default();
-    let plain = Plain::new(Box::new(tape.clone()), Verbosity::Normal, Paint(false));
+    let plain = PlainSink::new(Box::new(tape.clone()), Verbosity::Normal, Paint(false));
     let json = Tape::default();
-    let machine = Json::new(Box::new(json.clone()));
+    let machine = JsonSink::new(Box::new(json.clone()));
     let tell = |build: &str, event: Event| {
-        let origin = Origin { at: Duration::ZERO, build: Some(build) };
-        for sink in [&bars as &dyn Sink, &plain, &machine] {
+        let origin = EventOrigin { at: Duration::ZERO, build: Some(build) };
+        for sink in [&bars as &dyn EventSink, &plain, &machine] {
             sink.emit(origin, &event);
         }
     };
@@ -205,7 +205,7 @@ fn several_builds_have_a_line_each() {
     }
     tell("web@1", Event::StageFinished { stage: Stage::Boot, seconds: 1.0 });
     tell("web@1", Event::StepStarted { index: 0, name: "site".into(), verb: "copy", steps: 1 });
-    tell("app@1", Event::Notice { level: Level::Warning, text: "slow".into() });
+    tell("app@1", Event::Notice { level: NoticeLevel::Warning, text: "slow".into() });
     let expected = "build web@1, 1 step\nbuild app@1, 1 step\napp@1: warning: slow\n\
                     * web@1: step 1/1 site (copy)                           0s\n\
                     * app@1: boot                                           0s";
@@ -259,9 +259,9 @@ fn bars_leave_nothing_live_at_the_end() {
 fn no_line_relies_on_autowrap() {
     let tape = Tape::default();
     let screen = Screen::new(Box::new(tape.clone()), Some(ScreenSize { rows: 30, columns: 70 }));
-    let bars = Bars::on(screen, 255, Verbosity::Normal, Paint(false));
+    let bars = BarSink::on(screen, 255, Verbosity::Normal, Paint(false));
     feed(&bars, &build(Outcome::Published));
-    bars.emit(at(Duration::ZERO), &Event::Notice { level: Level::Info, text: "x".repeat(70) });
+    bars.emit(at(Duration::ZERO), &Event::Notice { level: NoticeLevel::Info, text: "x".repeat(70) });
     drop(bars);
     let text = tape.text();
     assert!(text.ends_with(&format!("  ok published web@1.4.0  1m 40s\r\nnote: {}\r\n", "x".repeat(70))), "{text:?}");
@@ -288,13 +288,13 @@ fn the_terminal_decides_what_auto_means() {
     let shown = |progress, verbosity, term: Option<&str>, is_terminal| {
         shown(progress, verbosity, Terminal::new(is_terminal, term, None))
     };
-    assert_eq!(shown(Progress::Auto, Verbosity::Normal, Some("xterm"), true), Progress::Bars);
-    assert_eq!(shown(Progress::Auto, Verbosity::Normal, Some("xterm"), false), Progress::Plain);
-    assert_eq!(shown(Progress::Auto, Verbosity::Normal, Some("dumb"), true), Progress::Plain);
-    assert_eq!(shown(Progress::Auto, Verbosity::Quiet, Some("xterm"), true), Progress::Plain);
-    assert_eq!(shown(Progress::Bars, Verbosity::Normal, None, true), Progress::Plain);
-    assert_eq!(shown(Progress::Plain, Verbosity::Verbose, Some("xterm"), true), Progress::Plain);
-    assert_eq!(shown(Progress::Json, Verbosity::Quiet, Some("xterm"), true), Progress::Json);
+    assert_eq!(shown(ProgressMode::Auto, Verbosity::Normal, Some("xterm"), true), ProgressMode::Bars);
+    assert_eq!(shown(ProgressMode::Auto, Verbosity::Normal, Some("xterm"), false), ProgressMode::Plain);
+    assert_eq!(shown(ProgressMode::Auto, Verbosity::Normal, Some("dumb"), true), ProgressMode::Plain);
+    assert_eq!(shown(ProgressMode::Auto, Verbosity::Quiet, Some("xterm"), true), ProgressMode::Plain);
+    assert_eq!(shown(ProgressMode::Bars, Verbosity::Normal, None, true), ProgressMode::Plain);
+    assert_eq!(shown(ProgressMode::Plain, Verbosity::Verbose, Some("xterm"), true), ProgressMode::Plain);
+    assert_eq!(shown(ProgressMode::Json, Verbosity::Quiet, Some("xterm"), true), ProgressMode::Json);
 }
 
 #[test]
@@ -316,10 +316,10 @@ fn a_sink_outlives_its_reader() {
         }
     }
     let tape = Tape::default();
-    let plain = |out| Arc::new(Plain::new(out, Verbosity::Normal, Paint(false)));
-    let sinks: Vec<Arc<dyn Sink>> =
-        vec![plain(Box::new(Gone)), Arc::new(Json::new(Box::new(Gone))), plain(Box::new(tape.clone()))];
-    Events::new(sinks).notice(Level::Info, "hello");
+    let plain = |out| Arc::new(PlainSink::new(out, Verbosity::Normal, Paint(false)));
+    let sinks: Vec<Arc<dyn EventSink>> =
+        vec![plain(Box::new(Gone)), Arc::new(JsonSink::new(Box::new(Gone))), plain(Box::new(tape.clone()))];
+    Events::new(sinks).notice(NoticeLevel::Info, "hello");
     assert_eq!(tape.text(), "note: hello\n");
 }
 
@@ -332,7 +332,7 @@ proptest! {
             Event::StepStarted { index: 0, name: text.clone(), verb: "run", steps: 1 },
             output(&text),
             Event::Console { line: text.clone() },
-            Event::Notice { level: Level::Info, text: text.clone() },
+            Event::Notice { level: NoticeLevel::Info, text: text.clone() },
             Event::TestFinished { name: text.clone(), ok: false, seconds: 0.0, found: text },
         ];
         let shown = plain(Verbosity::Verbose, Paint(false), &events);

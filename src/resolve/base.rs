@@ -16,23 +16,24 @@ use std::time::Instant;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
-use crate::digest_cache::Memo;
+use crate::digest_cache::DigestCache;
 use crate::download::{
-    self, ChecksumError, DownloadError, Downloads, Location, Packing, Progress, Reach, Request, SumsTrust, Watch,
+    self, ChecksumError, DownloadCache, DownloadError, DownloadProgress, DownloadRequest, DownloadWatch,
+    FileCompression, Location, NetworkMode, SumsTrust,
 };
 use crate::error::{Failure, Fault, Kind};
-use crate::event::{Event, Events, Level, Stage};
+use crate::event::{Event, Events, NoticeLevel, Stage};
 use crate::plan::StoredBase;
 use crate::plan::machine::format_name;
-use crate::specfile::{BaseFormat, Remote, Source, Spec, Sums, Trust};
+use crate::specfile::{BaseFormat, BaseSource, RemoteBase, Spec, SumsSpec, SumsVerification};
 use crate::store::{Artifact, Reference, Store, StoreError};
 
-use super::lockfile::{self, Pin, PinError, Pins};
+use super::lockfile::{self, LockEntry, LockFile, PinError};
 use super::path_policy::{FileReach, check_base};
 
 /// A base image on this host, not inspected yet.
 #[derive(Debug, Clone)]
-pub struct Located {
+pub struct LocatedBase {
     /// Path of the image file.
     pub file: PathBuf,
     /// Format of the file.
@@ -51,7 +52,7 @@ pub struct Located {
 
 /// The way in which `kiln.lock` is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Locking {
+pub enum LockfileMode {
     /// An entry that applies is followed; a stale one is reported.
     Follow,
     /// An entry that applies is required.
@@ -62,19 +63,19 @@ pub enum Locking {
 
 /// The places where base images are located, and the rules for that.
 #[derive(Clone)]
-pub struct Bases {
+pub struct BaseResolver {
     /// Path of the store.
     pub store: PathBuf,
     /// Path of the cache, which holds downloads.
     pub cache: PathBuf,
     /// The digest cache, for unchanged files.
-    pub memo: Arc<Memo>,
+    pub memo: Arc<DigestCache>,
     /// Receives warnings about stale locks, and the progress of downloads.
     pub events: Events,
     /// How `kiln.lock` is used.
-    pub locking: Locking,
+    pub locking: LockfileMode,
     /// Whether missing files may be downloaded.
-    pub reach: Reach,
+    pub reach: NetworkMode,
     /// The files of this host that base images may be.
     pub files: FileReach,
     /// Cancels a download.
@@ -147,26 +148,26 @@ pub fn is_yet_to_come(failure: &Failure) -> bool {
         || matches!(failure.fault(), Some(DownloadError::Offline(_)))
 }
 
-impl Bases {
+impl BaseResolver {
     /// Locates the base image of a spec. `parent` is the image of the spec that it is built on, if there is one.
     ///
     /// # Errors
     /// When there is no base image, when it is outside of the project and must not be, or when `kiln.lock` lacks a required
     /// entry.
-    pub async fn locate(&self, spec: &Spec, parent: Option<Arc<Artifact>>) -> Result<Located, Failure> {
+    pub async fn locate(&self, spec: &Spec, parent: Option<Arc<Artifact>>) -> Result<LocatedBase, Failure> {
         check_base(spec, self.files, &self.events)?;
         let (pins, pin) = self.pin(spec)?;
         let mut located = match &spec.base.source {
-            Source::File(file) => local(file, spec),
-            Source::Url(remote) => self.download(remote, spec, pin.as_ref()).await?,
-            Source::Image(image) => {
+            BaseSource::File(file) => local(file, spec),
+            BaseSource::Url(remote) => self.download(remote, spec, pin.as_ref()).await?,
+            BaseSource::Image(image) => {
                 let locked = pin.as_ref().and_then(|pin| pin.image.as_ref());
                 let artifact = self.artifact(&locked.unwrap_or(image).parse()?, locked.is_some())?;
                 stored(Arc::new(artifact), image.clone(), spec)?
             }
-            Source::Spec { file, .. } => {
+            BaseSource::Spec { file, .. } => {
                 let parent = parent.ok_or_else(|| BaseError::NotBuilt { spec: file.clone() })?;
-                if let Some(pin) = pin.as_ref().filter(|_| self.locking == Locking::Require) {
+                if let Some(pin) = pin.as_ref().filter(|_| self.locking == LockfileMode::Require) {
                     pins.check_made(spec, pin, &parent.id().to_string())?;
                 }
                 stored(parent, lockfile::source(spec), spec)?
@@ -194,18 +195,23 @@ impl Bases {
     }
 
     /// Locates a download, in the cache or elsewhere. The digest in `kiln.lock` is that of the downloaded file.
-    async fn download(&self, remote: &Remote, spec: &Spec, pin: Option<&Pin>) -> Result<Located, Failure> {
+    async fn download(
+        &self,
+        remote: &RemoteBase,
+        spec: &Spec,
+        pin: Option<&LockEntry>,
+    ) -> Result<LocatedBase, Failure> {
         let locked = pin.and_then(|pin| pin.sha256.as_ref());
         let request = request(remote, spec.base.sha256.as_ref().or(locked)).map_err(BaseError::Checksum)?;
-        let downloads = Downloads::open(&self.cache, Arc::clone(&self.memo), self.reach)?;
-        let (teller, cancel) = (Teller::new(&self.events, remote.urls[0].as_str()), self.cancel.clone());
+        let downloads = DownloadCache::open(&self.cache, Arc::clone(&self.memo), self.reach)?;
+        let (teller, cancel) = (DownloadReporter::new(&self.events, remote.urls[0].as_str()), self.cancel.clone());
         let found = spawn_blocking(move || teller.watch(&cancel, |watch| downloads.fetch(&request, watch)));
         let is_locked = spec.base.sha256.is_none() && locked.is_some();
         let found = found.await.expect("downloading does not panic").map_err(|error| match error {
             error if is_locked && error.is_wrong_digest() => Failure::from(BaseError::NotLocked(error)),
             error => error.into(),
         })?;
-        Ok(Located {
+        Ok(LocatedBase {
             file: found.path.clone(),
             format: spec.base.format,
             expected: Some((found.sha256.clone(), "download")),
@@ -217,16 +223,16 @@ impl Bases {
     }
 
     /// Returns the entries of `kiln.lock`, and the one that is followed.
-    fn pin(&self, spec: &Spec) -> Result<(Pins, Option<Pin>), PinError> {
-        if self.locking == Locking::Ignore {
-            return Ok((Pins::default(), None));
+    fn pin(&self, spec: &Spec) -> Result<(LockFile, Option<LockEntry>), PinError> {
+        if self.locking == LockfileMode::Ignore {
+            return Ok((LockFile::default(), None));
         }
-        let pins = Pins::beside(spec)?;
+        let pins = LockFile::beside(spec)?;
         let pin = match pins.find(spec) {
             Ok(pin) => Some(pin.clone()),
-            Err(error) if self.locking == Locking::Require => return Err(error),
+            Err(error) if self.locking == LockfileMode::Require => return Err(error),
             Err(error @ PinError::Stale { .. }) => {
-                self.events.notice(Level::Warning, format!("not followed: {error}"));
+                self.events.notice(NoticeLevel::Warning, format!("not followed: {error}"));
                 None
             }
             Err(_) => None,
@@ -235,8 +241,8 @@ impl Bases {
     }
 }
 
-fn local(file: &Path, spec: &Spec) -> Located {
-    Located {
+fn local(file: &Path, spec: &Spec) -> LocatedBase {
+    LocatedBase {
         file: file.to_owned(),
         format: spec.base.format,
         expected: asked(spec),
@@ -248,7 +254,7 @@ fn local(file: &Path, spec: &Spec) -> Located {
 }
 
 /// Locates the file of a stored image that has the format that the spec states.
-fn stored(artifact: Arc<Artifact>, source: String, spec: &Spec) -> Result<Located, BaseError> {
+fn stored(artifact: Arc<Artifact>, source: String, spec: &Spec) -> Result<LocatedBase, BaseError> {
     let manifest = artifact.manifest();
     let format = format_name(spec.base.format);
     let output = manifest.outputs.iter().find(|output| output.format == format);
@@ -259,7 +265,7 @@ fn stored(artifact: Arc<Artifact>, source: String, spec: &Spec) -> Result<Locate
         build_key: manifest.build_key.clone(),
         disk_sha256: manifest.disk_sha256.clone(),
     };
-    Ok(Located {
+    Ok(LocatedBase {
         file: artifact.folder().join(&output.file),
         format: spec.base.format,
         expected: asked(spec),
@@ -271,33 +277,33 @@ fn stored(artifact: Arc<Artifact>, source: String, spec: &Spec) -> Result<Locate
 }
 
 /// Returns the request for a download as the spec describes it, with the digest that is already known.
-fn request(remote: &Remote, sha256: Option<&String>) -> Result<Request, ChecksumError> {
+fn request(remote: &RemoteBase, sha256: Option<&String>) -> Result<DownloadRequest, ChecksumError> {
     let pin = match (sha256, &remote.sums) {
-        (None, Some(Sums { url: list, trust })) => {
+        (None, Some(SumsSpec { url: list, trust })) => {
             let trust = match trust {
-                Trust::Sha256(sha256) => SumsTrust::Checksum(sha256.parse()?),
-                Trust::Signature { url, key } => {
+                SumsVerification::Sha256(sha256) => SumsTrust::Checksum(sha256.parse()?),
+                SumsVerification::Signature { url, key } => {
                     SumsTrust::Signature { signature: Location::Url(url.clone()), key: key.clone() }
                 }
             };
-            download::Pin::Sums(download::Sums { urls: vec![list.clone()], trust, file: None })
+            download::DownloadPin::Sums(download::ChecksumList { urls: vec![list.clone()], trust, file: None })
         }
         // A spec that has neither is refused when it is read.
-        (sha256, _) => download::Pin::Checksum(sha256.map(String::as_str).unwrap_or_default().parse()?),
+        (sha256, _) => download::DownloadPin::Checksum(sha256.map(String::as_str).unwrap_or_default().parse()?),
     };
-    let packing = Packing::of(&remote.urls[0].file_name());
-    Ok(Request { urls: remote.urls.clone(), pin, packing, limits: download::Limits::default() })
+    let packing = FileCompression::of(&remote.urls[0].file_name());
+    Ok(DownloadRequest { urls: remote.urls.clone(), pin, packing, limits: download::DownloadLimits::default() })
 }
 
 /// A listener that reports downloads that take place, and is silent about files that are in the cache.
-struct Teller {
+struct DownloadReporter {
     events: Events,
     url: String,
     began: Option<Instant>,
     bytes: u64,
 }
 
-impl Teller {
+impl DownloadReporter {
     fn new(events: &Events, url: &str) -> Self {
         Self { events: events.clone(), url: url.to_owned(), began: None, bytes: 0 }
     }
@@ -305,13 +311,13 @@ impl Teller {
     fn watch<T, E>(
         mut self,
         cancel: &CancellationToken,
-        work: impl FnOnce(&mut Watch<'_>) -> Result<T, E>,
+        work: impl FnOnce(&mut DownloadWatch<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         let events = self.events.clone();
-        let mut notice = |text| events.notice(Level::Info, text);
-        let mut warning = |text| events.notice(Level::Warning, text);
+        let mut notice = |text| events.notice(NoticeLevel::Info, text);
+        let mut warning = |text| events.notice(NoticeLevel::Warning, text);
         let mut progress = |progress| self.progress(progress, cancel);
-        let done = work(&mut Watch::new(&mut progress, &mut notice).with_warnings(&mut warning))?;
+        let done = work(&mut DownloadWatch::new(&mut progress, &mut notice).with_warnings(&mut warning))?;
         if let Some(began) = self.began {
             let (bytes, seconds) = (self.bytes, began.elapsed().as_secs_f64());
             self.events.emit(&Event::DownloadFinished { bytes, seconds });
@@ -321,7 +327,7 @@ impl Teller {
 
     fn progress(
         &mut self,
-        Progress { done, total, is_download }: Progress,
+        DownloadProgress { done, total, is_download }: DownloadProgress,
         cancel: &CancellationToken,
     ) -> ControlFlow<()> {
         if cancel.is_cancelled() {

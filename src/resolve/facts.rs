@@ -10,22 +10,22 @@ use std::sync::Arc;
 use tokio::task::spawn_blocking;
 
 use crate::digest::{FileStamp, hex, sha256_file};
-use crate::digest_cache::{Digested, Memo};
+use crate::digest_cache::{DigestCache, DigestRecord};
 use crate::disk::inspect::BaseImage;
 use crate::error::{Failure, Fault, Kind};
-use crate::event::{Events, Level};
+use crate::event::{Events, NoticeLevel};
 use crate::machine::host;
 use crate::plan::host::Host;
 use crate::plan::host_paths::PathOwner;
 use crate::plan::{BaseFacts, Facts, FirmwareDigests, InputFacts, Plan};
 use crate::session;
 use crate::specfile::giveaways::giveaways;
-use crate::specfile::{self, Spec, SpecFile, Step};
+use crate::specfile::{self, Spec, SpecFile, StepSpec};
 
 use super::agent_support;
-use super::base::{Bases, Located, is_yet_to_come};
+use super::base::{BaseResolver, LocatedBase, is_yet_to_come};
 use super::inputs::{InputError, check_script, examine};
-use super::path_policy::{self, Reach, ReachError, RefusedPath};
+use super::path_policy::{self, ReachError, ReachPolicy, RefusedPath};
 use super::secrets;
 use super::source_errors::{SourceErrors, SourceProblem};
 
@@ -98,9 +98,9 @@ impl Fault for SurveyError {
 /// Only if hashing panics.
 pub async fn plan(
     spec: Spec,
-    base: &Located,
-    reach: Reach,
-    memo: &Arc<Memo>,
+    base: &LocatedBase,
+    reach: ReachPolicy,
+    memo: &Arc<DigestCache>,
     events: &Events,
 ) -> Result<Plan, Failure> {
     let refused = check_reach(&spec, reach, events)?;
@@ -113,10 +113,10 @@ pub async fn plan(
     let (host, inputs) = tokio::join!(host, inputs);
     let ((base, warnings), inputs) = inputs.expect("examining neither panics nor is cancelled")?;
     if let Err(error) = memo.save() {
-        events.notice(Level::Debug, format!("digests cannot be remembered: {error}"));
+        events.notice(NoticeLevel::Debug, format!("digests cannot be remembered: {error}"));
     }
     for warning in warnings {
-        events.notice(Level::Warning, format!("base image: {warning}"));
+        events.notice(NoticeLevel::Warning, format!("base image: {warning}"));
     }
     warn(&inputs, events);
     let source_date_epoch = source_date_epoch()?;
@@ -140,7 +140,7 @@ pub async fn plan(
 ///
 /// # Errors
 /// When an input is not usable.
-pub fn inputs(spec: &Spec, reach: Reach, memo: &Memo, events: &Events) -> Result<(), Failure> {
+pub fn inputs(spec: &Spec, reach: ReachPolicy, memo: &DigestCache, events: &Events) -> Result<(), Failure> {
     let refused = check_reach(spec, reach, events)?;
     warn_of_giveaways(spec, reach, events);
     let ((), examined) = examine_sources(spec, reach, &refused, Ok(()), memo)?;
@@ -150,12 +150,12 @@ pub fn inputs(spec: &Spec, reach: Reach, memo: &Memo, events: &Events) -> Result
 
 fn warn(inputs: &ExaminedInputs, events: &Events) {
     for warning in &inputs.warnings {
-        events.notice(Level::Warning, warning.as_str());
+        events.notice(NoticeLevel::Warning, warning.as_str());
     }
 }
 
 /// Adds the errors of the inputs to a failure to locate the base image.
-pub(crate) fn explain_missing_base(spec: &Spec, reach: Reach, failure: Failure, bases: &Bases) -> Failure {
+pub(crate) fn explain_missing_base(spec: &Spec, reach: ReachPolicy, failure: Failure, bases: &BaseResolver) -> Failure {
     let is_of_the_base = failure.kind() == Kind::Base || failure.fault::<ReachError>().is_some();
     if !is_of_the_base || is_yet_to_come(&failure) {
         return failure;
@@ -170,10 +170,10 @@ pub(crate) fn explain_missing_base(spec: &Spec, reach: Reach, failure: Failure, 
 /// Examines the inputs as well, whatever the result for the base image, so that all errors are reported at once.
 fn examine_sources<T>(
     spec: &Spec,
-    reach: Reach,
+    reach: ReachPolicy,
     refused: &[RefusedPath],
     base: Result<T, Failure>,
-    memo: &Memo,
+    memo: &DigestCache,
 ) -> Result<(T, ExaminedInputs), Failure> {
     let inputs = examine_inputs(spec, refused, memo);
     let of_base = base.as_ref().err().map(SourceProblem::of_base);
@@ -189,24 +189,26 @@ fn examine_sources<T>(
 }
 
 /// Returns the inputs that must not be read.
-fn check_reach(spec: &Spec, reach: Reach, events: &Events) -> Result<Vec<RefusedPath>, Failure> {
+fn check_reach(spec: &Spec, reach: ReachPolicy, events: &Events) -> Result<Vec<RefusedPath>, Failure> {
     let refused = path_policy::check_inputs(spec, reach.files, events)?;
     path_policy::check_network(&spec.network.private, reach.network, events)?;
     Ok(refused)
 }
 
-fn warn_of_giveaways(spec: &Spec, reach: Reach, events: &Events) {
+fn warn_of_giveaways(spec: &Spec, reach: ReachPolicy, events: &Events) {
     // The spec was read a moment ago; if it is gone now, there is nothing to warn of.
     let Ok(file) = SpecFile::read(&spec.path, reach.files) else { return };
     for (line, what) in giveaways(file.text()) {
         let place = format!("{}:{line}", spec.path.display());
-        events
-            .notice(Level::Warning, format!("{place}: this looks like {what}; give it to steps by [secrets] instead"));
+        events.notice(
+            NoticeLevel::Warning,
+            format!("{place}: this looks like {what}; give it to steps by [secrets] instead"),
+        );
     }
 }
 
 /// Inspects the base image before anything else reads it, then hashes it, unless its digest is known.
-fn examine_base(base: &Located, memo: &Memo) -> Result<(BaseFacts, Vec<String>), Failure> {
+fn examine_base(base: &LocatedBase, memo: &DigestCache) -> Result<(BaseFacts, Vec<String>), Failure> {
     let image = BaseImage::open(&base.file, base.format)?;
     let unreadable = |source| SurveyError::UnreadableBase { path: base.file.clone(), source };
     let stamp = image.file.metadata().map(|metadata| FileStamp::from(&metadata)).map_err(unreadable)?;
@@ -232,8 +234,8 @@ fn examine_base(base: &Located, memo: &Memo) -> Result<(BaseFacts, Vec<String>),
 }
 
 /// Hashes the UEFI firmware that a spec's machine starts with.
-fn examine_firmware(spec: &Spec, host: &Host, memo: &Memo) -> Result<Option<FirmwareDigests>, SurveyError> {
-    let is_wanted = spec.machine.firmware == specfile::Firmware::Uefi && host.qemu.is_usable();
+fn examine_firmware(spec: &Spec, host: &Host, memo: &DigestCache) -> Result<Option<FirmwareDigests>, SurveyError> {
+    let is_wanted = spec.machine.firmware == specfile::FirmwareKind::Uefi && host.qemu.is_usable();
     let Some(uefi) = host.firmware.first().filter(|_| is_wanted) else {
         return Ok(None);
     };
@@ -247,11 +249,11 @@ fn examine_firmware(spec: &Spec, host: &Host, memo: &Memo) -> Result<Option<Firm
 ///
 /// # Errors
 /// When the file cannot be read.
-pub fn base_sha256(file: &Path, memo: &Memo) -> io::Result<String> {
+pub fn base_sha256(file: &Path, memo: &DigestCache) -> io::Result<String> {
     let found = memo.digest("file", file, || {
         // The file is opened again: a digest is remembered for the file at the path, whichever file was inspected.
         let file = File::open(file)?;
-        Ok(Digested { sha256: hex(&sha256_file(&file)?), bytes: file.metadata()?.len(), entries: 1 })
+        Ok(DigestRecord { sha256: hex(&sha256_file(&file)?), bytes: file.metadata()?.len(), entries: 1 })
     });
     found.map(|found| found.sha256)
 }
@@ -277,7 +279,7 @@ pub(crate) fn check_base(plan: &Plan) -> Result<(), SurveyError> {
 
 /// Remembers the digest of a base image whose file was too recent for the digest cache when the build began. Without that,
 /// the next build hashes it again.
-pub(crate) fn remember_base(plan: &Plan, memo: &Memo) {
+pub(crate) fn remember_base(plan: &Plan, memo: &DigestCache) {
     let _ = base_sha256(&plan.base.file, memo).map(|_| memo.save());
 }
 
@@ -294,9 +296,9 @@ pub(crate) struct ExaminedInputs {
 
 /// Examines the inputs of a spec, except those that must not be read, and whether a guest can run its scripts. An error in
 /// one input does not hide the others.
-pub(crate) fn examine_inputs(spec: &Spec, refused: &[RefusedPath], memo: &Memo) -> ExaminedInputs {
+pub(crate) fn examine_inputs(spec: &Spec, refused: &[RefusedPath], memo: &DigestCache) -> ExaminedInputs {
     let mut examined = ExaminedInputs::default();
-    let is_refused = |step: &Step| refused.iter().any(|(owner, _)| *owner == PathOwner::Step(step.line));
+    let is_refused = |step: &StepSpec| refused.iter().any(|(owner, _)| *owner == PathOwner::Step(step.line));
     for (index, step) in spec.steps.iter().enumerate().filter(|(_, step)| !is_refused(step)) {
         match examine(step, memo) {
             Ok(facts) => examined.facts.extend(facts.map(|facts| (index, facts))),

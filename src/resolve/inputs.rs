@@ -17,13 +17,13 @@ use nix::fcntl::OFlag;
 use sha2::{Digest, Sha256};
 
 use crate::digest::{hex, sha256_file};
-use crate::digest_cache::{Digested, Memo};
+use crate::digest_cache::{DigestCache, DigestRecord};
 use crate::error::{Fault, Kind};
 use crate::plan::{InputDigest, InputFacts, PlannedStep};
-use crate::session::{CheckoutModes, PackError, Source};
-use crate::specfile::{Action, Copy, Step};
+use crate::session::{CheckoutModes, PackError, StageSource};
+use crate::specfile::{Action, Copy, StepSpec};
 
-use super::script_check::{self, ScriptFault, ScriptFinding};
+use super::script_check::{self, ScriptError, ScriptFinding};
 use super::source_errors::SourceProblem;
 use crate::plan::host_paths::PathOwner;
 
@@ -96,7 +96,7 @@ pub enum InputError {
         /// Line of the script that is at fault.
         at: usize,
         /// The fault on that line.
-        fault: ScriptFault,
+        fault: ScriptError,
     },
 }
 
@@ -149,7 +149,7 @@ impl Fault for InputError {
 ///
 /// # Errors
 /// When a part of the input cannot be read or copied.
-pub fn examine(step: &Step, memo: &Memo) -> Result<Option<InputFacts>, InputError> {
+pub fn examine(step: &StepSpec, memo: &DigestCache) -> Result<Option<InputFacts>, InputError> {
     match &step.action {
         Action::Script { file, .. } => examine_script(file, step.line, memo).map(Some),
         Action::Copy(copy) => examine_copy(copy, step.line, memo).map(Some),
@@ -162,7 +162,7 @@ pub fn examine(step: &Step, memo: &Memo) -> Result<Option<InputFacts>, InputErro
 ///
 /// # Errors
 /// When no guest can run the script.
-pub(crate) fn check_script(step: &Step) -> Result<Option<String>, InputError> {
+pub(crate) fn check_script(step: &StepSpec) -> Result<Option<String>, InputError> {
     let Action::Script { file: path, .. } = &step.action else { return Ok(None) };
     let line = step.line;
     let Ok(examined) = open_script(path).and_then(script_check::examine_script) else { return Ok(None) };
@@ -198,10 +198,10 @@ pub(crate) fn check_sent(planned: &PlannedStep, sent: &InputDigest, path: &Path)
     }
 }
 
-fn examine_script(path: &Path, line: usize, memo: &Memo) -> Result<InputFacts, InputError> {
+fn examine_script(path: &Path, line: usize, memo: &DigestCache) -> Result<InputFacts, InputError> {
     let read = || {
         let file = open_script(path)?;
-        Ok(Digested { sha256: hex(&sha256_file(&file)?), bytes: file.metadata()?.len(), entries: 1 })
+        Ok(DigestRecord { sha256: hex(&sha256_file(&file)?), bytes: file.metadata()?.len(), entries: 1 })
     };
     let found = memo.digest("file", path, read).map_err(|source: io::Error| match source.kind() {
         io::ErrorKind::InvalidInput => InputError::NotAFile { line, path: path.to_owned() },
@@ -216,24 +216,24 @@ fn open_script(path: &Path) -> io::Result<File> {
     if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
 }
 
-fn examine_copy(copy: &Copy, line: usize, memo: &Memo) -> Result<InputFacts, InputError> {
+fn examine_copy(copy: &Copy, line: usize, memo: &DigestCache) -> Result<InputFacts, InputError> {
     if copy.contents && std::fs::metadata(&copy.from).is_ok_and(|metadata| !metadata.is_dir()) {
         return Err(InputError::NotAFolder { line, path: copy.from.clone() });
     }
     // The digest is of the tree as it is sent, so it depends on the modes that are sent.
     let purpose = format!("tree 2 {:?} {:?}", copy.mode, CheckoutModes::find(&copy.from));
-    let found = memo.digest(&purpose, &copy.from, || examine_tree(&Source::from(copy), line))?;
+    let found = memo.digest(&purpose, &copy.from, || examine_tree(&StageSource::from(copy), line))?;
     Ok(InputFacts { digest: InputDigest::Tree(found.sha256), bytes: found.bytes, entries: found.entries })
 }
 
-fn examine_tree(source: &Source, line: usize) -> Result<Digested, InputError> {
+fn examine_tree(source: &StageSource, line: usize) -> Result<DigestRecord, InputError> {
     let found = source.examine().map_err(|error| match error {
         PackError::Read(path, source) => InputError::Unreadable { line, path, source },
         PackError::Changed(path) => InputError::Changed { line, path },
         PackError::Unfit(path, what) => InputError::Unfit { line, path, what },
         PackError::Write(source) => InputError::Unreadable { line, path: PathBuf::new(), source },
     })?;
-    Ok(Digested { sha256: hex(&found.sha256), bytes: found.totals.bytes, entries: found.totals.entries })
+    Ok(DigestRecord { sha256: hex(&found.sha256), bytes: found.totals.bytes, entries: found.totals.entries })
 }
 
 impl From<&InputError> for SourceProblem {
@@ -245,17 +245,17 @@ impl From<&InputError> for SourceProblem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::key::Key;
+    use crate::plan::key::CacheKey;
     use crate::plan::trace::Parts;
-    use crate::session::What;
-    use crate::specfile::{Overrides, Owner, Spec};
+    use crate::session::StageContent;
+    use crate::specfile::{FileOwner, Overrides, Spec};
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
-    fn examine_path(path: &Path) -> Result<Digested, InputError> {
-        let what = What::Path { from: path.to_owned(), contents: false };
-        let owner = Owner { user: "root".into(), group: None };
-        examine_tree(&Source { what, to: "/srv".into(), into: false, owner, mode: None }, 7)
+    fn examine_path(path: &Path) -> Result<DigestRecord, InputError> {
+        let what = StageContent::Path { from: path.to_owned(), contents: false };
+        let owner = FileOwner { user: "root".into(), group: None };
+        examine_tree(&StageSource { what, to: "/srv".into(), into: false, owner, mode: None }, 7)
     }
 
     fn digest(folder: &Path) -> String {
@@ -266,8 +266,8 @@ mod tests {
     fn planned(text: &str, folder: &Path) -> Result<PlannedStep, InputError> {
         let text = format!("[image]\nname = 'a'\nversion = '1'\n[base]\nfile = 'b'\n[[step]]\n{text}\n");
         let spec = Spec::parse(&folder.join("kiln.toml"), &text, &Overrides::default()).unwrap();
-        let input = examine(&spec.steps[0], &Memo::load(folder))?;
-        Ok(PlannedStep { step: spec.steps[0].clone(), key: Key::root(), parts: Parts::new(), input })
+        let input = examine(&spec.steps[0], &DigestCache::load(folder))?;
+        Ok(PlannedStep { step: spec.steps[0].clone(), key: CacheKey::root(), parts: Parts::new(), input })
     }
 
     fn facts(text: &str, folder: &Path) -> Result<InputFacts, InputError> {

@@ -13,7 +13,7 @@ use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Fault, Kind};
-use crate::specfile::{Source, Spec, Trust};
+use crate::specfile::{BaseSource, Spec, SumsVerification};
 
 /// The name of the lock file in a spec's folder.
 pub const FILE: &str = "kiln.lock";
@@ -85,7 +85,7 @@ impl Fault for PinError {
 
 /// An entry of the lock file: the base image of one spec.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pin {
+pub struct LockEntry {
     /// File name of the spec.
     pub spec: String,
     /// The spec's variant, if it has one.
@@ -108,10 +108,10 @@ pub struct Pin {
 
 /// The entries of one lock file.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Pins {
+pub struct LockFile {
     schema: u32,
     #[serde(default)]
-    base: Vec<Pin>,
+    base: Vec<LockEntry>,
     #[serde(skip)]
     path: PathBuf,
 }
@@ -120,10 +120,10 @@ pub struct Pins {
 #[must_use]
 pub fn source(spec: &Spec) -> String {
     match &spec.base.source {
-        Source::File(file) => format!("file {}", below(spec, file)),
-        Source::Url(remote) => format!("url {}", remote.urls[0]),
-        Source::Image(image) => format!("image {image}"),
-        Source::Spec { file, variant } => {
+        BaseSource::File(file) => format!("file {}", below(spec, file)),
+        BaseSource::Url(remote) => format!("url {}", remote.urls[0]),
+        BaseSource::Image(image) => format!("image {image}"),
+        BaseSource::Spec { file, variant } => {
             let variant = variant.as_ref().map(|variant| format!(" variant {variant}")).unwrap_or_default();
             format!("spec {}{variant}", below(spec, file))
         }
@@ -133,11 +133,13 @@ pub fn source(spec: &Spec) -> String {
 /// Describes how a download is verified: by the spec itself, or by a list of digests with its own digest or signature. One
 /// line that is the same on every host; `None` for other base images.
 fn trust(spec: &Spec) -> Option<String> {
-    let Source::Url(remote) = &spec.base.source else { return None };
+    let BaseSource::Url(remote) = &spec.base.source else { return None };
     let Some(sums) = &remote.sums else { return Some("sha256".into()) };
     Some(match &sums.trust {
-        Trust::Sha256(sha256) => format!("sums {} sha256 {sha256}", sums.url),
-        Trust::Signature { url, key } => format!("sums {} signature {url} key {}", sums.url, below(spec, key)),
+        SumsVerification::Sha256(sha256) => format!("sums {} sha256 {sha256}", sums.url),
+        SumsVerification::Signature { url, key } => {
+            format!("sums {} signature {url} key {}", sums.url, below(spec, key))
+        }
     })
 }
 
@@ -157,7 +159,7 @@ fn name(spec: &Spec) -> String {
     spec.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-impl Pins {
+impl LockFile {
     /// Reads the lock file beside a spec; without one there are no entries.
     ///
     /// # Errors
@@ -177,7 +179,7 @@ impl Pins {
     ///
     /// # Errors
     /// When no entry applies.
-    pub fn find(&self, spec: &Spec) -> Result<&Pin, PinError> {
+    pub fn find(&self, spec: &Spec) -> Result<&LockEntry, PinError> {
         let (name, now, path) = (name(spec), source(spec), self.path.clone());
         let Some(pin) = self.base.iter().find(|pin| pin.spec == name && pin.variant == spec.variant) else {
             return Err(PinError::Missing { path, spec: told(spec) });
@@ -206,7 +208,7 @@ impl Pins {
     ///
     /// # Errors
     /// When it is another version.
-    pub fn check_made(&self, spec: &Spec, pin: &Pin, made: &str) -> Result<(), PinError> {
+    pub fn check_made(&self, spec: &Spec, pin: &LockEntry, made: &str) -> Result<(), PinError> {
         let Some(image) = pin.image.as_ref().filter(|image| *image != made) else { return Ok(()) };
         let (locked, now) =
             (format!("{}, which was {image}", pin.source), format!("{}, which is {made}", source(spec)));
@@ -222,7 +224,7 @@ impl Pins {
     /// Sets the entry of a spec, in place of an earlier one.
     pub fn enter(&mut self, spec: &Spec, image: Option<String>, sha256: Option<String>) {
         let (source, trust) = (source(spec), trust(spec));
-        let pin = Pin { spec: name(spec), variant: spec.variant.clone(), source, trust, image, sha256 };
+        let pin = LockEntry { spec: name(spec), variant: spec.variant.clone(), source, trust, image, sha256 };
         self.base.retain(|other| (&other.spec, &other.variant) != (&pin.spec, &pin.variant));
         self.base.push(pin);
         self.base.sort_by(|one, other| (&one.spec, &one.variant).cmp(&(&other.spec, &other.variant)));
@@ -297,12 +299,12 @@ mod tests {
     fn an_entry_counts_for_the_base_it_was_written_for() {
         let folder = tempfile::tempdir().unwrap();
         let first = spec(folder.path(), "image = 'debian@stable'");
-        let mut pins = Pins::beside(&first).unwrap();
+        let mut pins = LockFile::beside(&first).unwrap();
         assert!(pins.is_empty());
         assert!(matches!(pins.find(&first), Err(PinError::Missing { .. })));
         pins.enter(&first, Some("debian@12".into()), Some("ab".repeat(32)));
         assert!(pins.save().unwrap().1);
-        let read = Pins::beside(&first).unwrap();
+        let read = LockFile::beside(&first).unwrap();
         assert_eq!(read, pins);
         assert!(!read.save().unwrap().1, "nothing has changed");
         assert_eq!(read.find(&first).unwrap().image.as_deref(), Some("debian@12"));
@@ -347,7 +349,7 @@ mod tests {
             signed("SUMS", "SUMS.sig", "b.pub"),
         ];
         for (locked, trust) in all.iter().enumerate() {
-            let mut pins = Pins::beside(&by(trust)).unwrap();
+            let mut pins = LockFile::beside(&by(trust)).unwrap();
             pins.enter(&by(trust), None, Some(one.clone()));
             for (now, trust) in all.iter().enumerate() {
                 let found = pins.find(&by(trust));
@@ -365,7 +367,7 @@ mod tests {
         let spec = spec(folder.path(), "image = 'debian'");
         for text in ["schema = 2", "schema = 'x'", "base = []", "[[", "schema = 1\n[[base]]\nspec = 1"] {
             fs::write(folder.path().join(FILE), text).unwrap();
-            assert!(matches!(Pins::beside(&spec), Err(PinError::Damaged { .. })), "{text}");
+            assert!(matches!(LockFile::beside(&spec), Err(PinError::Damaged { .. })), "{text}");
         }
     }
 }

@@ -3,16 +3,16 @@
 
 use super::source_errors::SourceProblem;
 use crate::error::{Fault, Kind};
-use crate::event::{Events, Level};
+use crate::event::{Events, NoticeLevel};
 use crate::plan::host_paths::{HostPath, PathOwner, PathPolicy, base_paths, input_paths};
-use crate::project::{GIT, PathRefusal, Project};
+use crate::project::{GIT, Project, ProjectPathError};
 use crate::specfile::{Action, PrivateDestination, Spec};
 
 pub use crate::project::{FileReach, ReachError};
 
 /// The files and addresses that the user allows specs to access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reach {
+pub struct ReachPolicy {
     /// The files that steps and secrets may name.
     pub files: FileReach,
     /// The addresses that the guest may connect to.
@@ -61,7 +61,7 @@ pub fn check_network(
     match reach {
         NetworkReach::Public => Err(PrivateNetworkError { destinations }),
         NetworkReach::Private => {
-            events.notice(Level::Info, format!("allowed by --allow-private-network: {destinations}"));
+            events.notice(NoticeLevel::Info, format!("allowed by --allow-private-network: {destinations}"));
             Ok(())
         }
     }
@@ -90,14 +90,14 @@ pub(crate) fn check_inputs(spec: &Spec, reach: FileReach, events: &Events) -> Re
             && copy.from.join(GIT).symlink_metadata().is_ok()
         {
             let text = format!("line {}: {GIT} in {} is not copied", step.line, copy.from.display());
-            events.notice(Level::Info, text);
+            events.notice(NoticeLevel::Info, text);
         }
     }
     Ok(refused)
 }
 
 /// A path of a spec that must not be read.
-pub(crate) type RefusedPath = (PathOwner, PathRefusal);
+pub(crate) type RefusedPath = (PathOwner, ProjectPathError);
 
 fn refused_paths(
     spec: &Spec,
@@ -110,8 +110,8 @@ fn refused_paths(
     for named in paths {
         match (named.check(&project), named.policy, reach) {
             (Ok(()), ..) | (_, PathPolicy::BaseSpec, _) => {}
-            (Err(refusal), _, FileReach::Host) if !matches!(refusal, PathRefusal::NotAFile(_)) => {
-                events.notice(Level::Info, format!("allowed by --allow-outside: {}: {refusal}", named.owner));
+            (Err(refusal), _, FileReach::Host) if !matches!(refusal, ProjectPathError::NotAFile(_)) => {
+                events.notice(NoticeLevel::Info, format!("allowed by --allow-outside: {}: {refusal}", named.owner));
             }
             (Err(refusal), ..) => refused.push((named.owner, refusal)),
         }

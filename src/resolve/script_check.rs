@@ -45,7 +45,7 @@ const I386: u16 = 3;
 
 /// The reason why no guest can run a script. The messages follow `FILE:LINE: `.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ScriptFault {
+pub enum ScriptError {
     /// The script is empty.
     #[error("the script is empty, so there is nothing to run")]
     Empty,
@@ -87,7 +87,7 @@ pub enum ScriptFault {
     Foreign(&'static str),
 }
 
-impl ScriptFault {
+impl ScriptError {
     /// Returns advice on how to fix the script.
     #[must_use]
     pub fn remedy(&self, path: &Path) -> String {
@@ -124,11 +124,11 @@ fn conversion(path: &str) -> String {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ScriptFinding {
     pub(crate) line: usize,
-    pub(crate) fault: ScriptFault,
+    pub(crate) fault: ScriptError,
 }
 
 impl ScriptFinding {
-    fn first(fault: ScriptFault) -> Self {
+    fn first(fault: ScriptError) -> Self {
         Self { line: 1, fault }
     }
 }
@@ -162,14 +162,14 @@ struct Interpreter {
     program: String,
 }
 
-fn read_interpreter(head: &[u8]) -> Result<Interpreter, ScriptFault> {
+fn read_interpreter(head: &[u8]) -> Result<Interpreter, ScriptError> {
     let first = head.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let line = String::from_utf8_lossy(&first[HASH_BANG.len()..]);
     if let Some((before, _)) = line.split_once('\r') {
-        return Err(ScriptFault::CarriageReturn(before.trim().to_owned()));
+        return Err(ScriptError::CarriageReturn(before.trim().to_owned()));
     }
     if first.len() >= KERNEL_READS {
-        return Err(ScriptFault::TooLong);
+        return Err(ScriptError::TooLong);
     }
     // The kernel knows no other white space.
     let line = line.trim_matches([' ', '\t']);
@@ -177,21 +177,21 @@ fn read_interpreter(head: &[u8]) -> Result<Interpreter, ScriptFault> {
     let arguments = rest.trim_start_matches([' ', '\t']);
     let name = path.rsplit('/').next().unwrap_or_default();
     if name.is_empty() || (name == "env" && arguments.is_empty()) {
-        return Err(ScriptFault::NoInterpreter);
+        return Err(ScriptError::NoInterpreter);
     }
     if !path.contains('/') {
-        return Err(ScriptFault::NotAbsolute(path.to_owned()));
+        return Err(ScriptError::NotAbsolute(path.to_owned()));
     }
     let program = if name == "env" { env_program(arguments)? } else { name };
     Ok(Interpreter { path: path.to_owned(), program: program.to_owned() })
 }
 
 /// Returns the name of the program that `env` starts. Only its option `-S` splits one argument into several.
-fn env_program(arguments: &str) -> Result<&str, ScriptFault> {
+fn env_program(arguments: &str) -> Result<&str, ScriptError> {
     let words: Vec<&str> = arguments.split_whitespace().collect();
     let splits = words[0].starts_with("--split-string") || (words[0].starts_with('-') && words[0].contains('S'));
     if words.len() > 1 && !splits {
-        return Err(ScriptFault::EnvArguments(arguments.to_owned()));
+        return Err(ScriptError::EnvArguments(arguments.to_owned()));
     }
     let program = words.iter().find(|word| !word.starts_with('-') && !word.contains('=')).unwrap_or(&words[0]);
     Ok(program.rsplit('/').next().unwrap_or(program))
@@ -214,8 +214,8 @@ fn warn_of_line_ends(interpreter: &Interpreter, head: &[u8]) -> Option<(usize, S
 }
 
 /// Checks the header of a program: `e_ident`, `e_type` and `e_machine`.
-fn check_program(head: &[u8]) -> Result<(), ScriptFault> {
-    let Some(header) = head.get(..20) else { return Err(ScriptFault::NoProgram) };
+fn check_program(head: &[u8]) -> Result<(), ScriptError> {
+    let Some(header) = head.get(..20) else { return Err(ScriptError::NoProgram) };
     let is_little = header[5] == 1;
     let number = |at: usize| {
         let bytes = [header[at], header[at + 1]];
@@ -225,10 +225,10 @@ fn check_program(head: &[u8]) -> Result<(), ScriptFault> {
     // A kernel for x86-64 also runs programs for the i386.
     if !is_little || ![X86_64, I386].contains(&machine) {
         let name = MACHINES.iter().find(|(number, _)| *number == machine).map(|(_, name)| (*name).to_owned());
-        return Err(ScriptFault::OtherMachine(name.unwrap_or_else(|| format!("machine {machine} of elf(5)"))));
+        return Err(ScriptError::OtherMachine(name.unwrap_or_else(|| format!("machine {machine} of elf(5)"))));
     }
     // Of `e_type`, 2 is `ET_EXEC` and 3 is `ET_DYN`.
-    if kind == 2 || kind == 3 { Ok(()) } else { Err(ScriptFault::NoProgram) }
+    if kind == 2 || kind == 3 { Ok(()) } else { Err(ScriptError::NoProgram) }
 }
 
 /// Explains what a file without a `#!` is.
@@ -236,12 +236,12 @@ fn explain(head: &[u8]) -> ScriptFinding {
     let foreign = FOREIGN.iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, what)| *what);
     let is_binary = head.iter().take(KERNEL_READS).any(|byte| *byte == 0);
     let fault = match foreign {
-        _ if head.is_empty() => ScriptFault::Empty,
-        _ if head.starts_with(UTF8_MARK) => ScriptFault::ByteOrderMark,
-        _ if UTF16_MARKS.iter().any(|mark| head.starts_with(mark)) => ScriptFault::Utf16,
-        Some(what) => ScriptFault::Foreign(what),
-        None if is_binary => ScriptFault::Foreign("a binary file of no known kind"),
-        None => return find_misplaced(head).unwrap_or(ScriptFinding::first(ScriptFault::NoInterpreterLine)),
+        _ if head.is_empty() => ScriptError::Empty,
+        _ if head.starts_with(UTF8_MARK) => ScriptError::ByteOrderMark,
+        _ if UTF16_MARKS.iter().any(|mark| head.starts_with(mark)) => ScriptError::Utf16,
+        Some(what) => ScriptError::Foreign(what),
+        None if is_binary => ScriptError::Foreign("a binary file of no known kind"),
+        None => return find_misplaced(head).unwrap_or(ScriptFinding::first(ScriptError::NoInterpreterLine)),
     };
     ScriptFinding::first(fault)
 }
@@ -249,14 +249,14 @@ fn explain(head: &[u8]) -> ScriptFinding {
 fn find_misplaced(head: &[u8]) -> Option<ScriptFinding> {
     let mut lines = head.split(|byte| *byte == b'\n').take(FIRST_LINES);
     let index = lines.position(|line| line.trim_ascii_start().starts_with(b"#!/"))?;
-    Some(ScriptFinding { line: index + 1, fault: ScriptFault::Misplaced })
+    Some(ScriptFinding { line: index + 1, fault: ScriptError::Misplaced })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn fault(head: impl AsRef<[u8]>) -> ScriptFault {
+    fn fault(head: impl AsRef<[u8]>) -> ScriptError {
         examine(head.as_ref()).unwrap_err().fault
     }
 
@@ -285,12 +285,12 @@ mod tests {
 
     #[test]
     fn s11_line_ends_of_windows_are_an_error_where_they_always_fail() {
-        assert_eq!(fault("#!/bin/sh\r\necho hello\r\n"), ScriptFault::CarriageReturn("/bin/sh".into()));
-        assert_eq!(fault("#!/usr/bin/env python3\r\n"), ScriptFault::CarriageReturn("/usr/bin/env python3".into()));
-        assert_eq!(fault("#!/bin/sh -e\recho hello\r"), ScriptFault::CarriageReturn("/bin/sh -e".into()));
+        assert_eq!(fault("#!/bin/sh\r\necho hello\r\n"), ScriptError::CarriageReturn("/bin/sh".into()));
+        assert_eq!(fault("#!/usr/bin/env python3\r\n"), ScriptError::CarriageReturn("/usr/bin/env python3".into()));
+        assert_eq!(fault("#!/bin/sh -e\recho hello\r"), ScriptError::CarriageReturn("/bin/sh -e".into()));
         assert_eq!(warning("#!/bin/sh\nset -eu\n\necho hello\r\n"), Some(4));
         assert_eq!(warning("#!/usr/bin/env -S bash -eu\necho hello\r\n"), Some(2));
-        let text = ScriptFault::CarriageReturn("/bin/sh".into());
+        let text = ScriptError::CarriageReturn("/bin/sh".into());
         assert!(text.to_string().ends_with("an interpreter named `/bin/sh\\r`"), "{text}");
         assert!(text.remedy(Path::new("a.sh")).contains("sed -i 's/\\r$//' a.sh`"));
         assert!(text.remedy(Path::new("it's a.sh")).contains(r"//' 'it'\''s a.sh'`"));
@@ -298,15 +298,15 @@ mod tests {
 
     #[test]
     fn s11_a_script_without_a_usable_first_line_is_an_error() {
-        assert_eq!(fault(""), ScriptFault::Empty);
-        assert_eq!(fault("echo hello\n"), ScriptFault::NoInterpreterLine);
-        assert_eq!(fault("# Copyright\necho hello\n"), ScriptFault::NoInterpreterLine);
-        assert_eq!(fault("#!\necho hello\n"), ScriptFault::NoInterpreter);
-        assert_eq!(fault("#! \t\necho hello\n"), ScriptFault::NoInterpreter);
-        assert_eq!(fault("#!/usr/bin/env\n"), ScriptFault::NoInterpreter);
-        assert_eq!(fault("\u{feff}#!/bin/sh\n"), ScriptFault::ByteOrderMark);
-        assert_eq!(fault(b"\xff\xfe#\0!\0/\0"), ScriptFault::Utf16);
-        let misplaced = |line| Err(ScriptFinding { line, fault: ScriptFault::Misplaced });
+        assert_eq!(fault(""), ScriptError::Empty);
+        assert_eq!(fault("echo hello\n"), ScriptError::NoInterpreterLine);
+        assert_eq!(fault("# Copyright\necho hello\n"), ScriptError::NoInterpreterLine);
+        assert_eq!(fault("#!\necho hello\n"), ScriptError::NoInterpreter);
+        assert_eq!(fault("#! \t\necho hello\n"), ScriptError::NoInterpreter);
+        assert_eq!(fault("#!/usr/bin/env\n"), ScriptError::NoInterpreter);
+        assert_eq!(fault("\u{feff}#!/bin/sh\n"), ScriptError::ByteOrderMark);
+        assert_eq!(fault(b"\xff\xfe#\0!\0/\0"), ScriptError::Utf16);
+        let misplaced = |line| Err(ScriptFinding { line, fault: ScriptError::Misplaced });
         assert_eq!(examine(b"\n#!/bin/sh\n"), misplaced(2));
         assert_eq!(examine(b" #!/bin/sh\n"), misplaced(1));
         assert_eq!(examine(b"# by somebody\n#\n#!/bin/sh\n"), misplaced(3));
@@ -314,15 +314,15 @@ mod tests {
 
     #[test]
     fn s11_an_interpreter_must_be_one_that_the_kernel_finds() {
-        assert_eq!(fault("#!python3\n"), ScriptFault::NotAbsolute("python3".into()));
-        assert_eq!(fault("#! sh -e\n"), ScriptFault::NotAbsolute("sh".into()));
+        assert_eq!(fault("#!python3\n"), ScriptError::NotAbsolute("python3".into()));
+        assert_eq!(fault("#! sh -e\n"), ScriptError::NotAbsolute("sh".into()));
         assert_eq!(warning("#!venv/bin/python\n"), Some(1), "it may be there, in the step's `dir`");
         for arguments in ["bash -eu", "-i bash", "A=1 bash"] {
             let head = format!("#!/usr/bin/env {arguments}\n");
-            assert_eq!(fault(head), ScriptFault::EnvArguments(arguments.into()));
+            assert_eq!(fault(head), ScriptError::EnvArguments(arguments.into()));
         }
-        assert_eq!(fault(format!("#!/{}\n", "a/".repeat(126))), ScriptFault::NoInterpreter);
-        assert_eq!(fault(format!("#!/{}\n", "a/".repeat(127) + "b")), ScriptFault::TooLong);
+        assert_eq!(fault(format!("#!/{}\n", "a/".repeat(126))), ScriptError::NoInterpreter);
+        assert_eq!(fault(format!("#!/{}\n", "a/".repeat(127) + "b")), ScriptError::TooLong);
     }
 
     #[test]
@@ -334,12 +334,12 @@ mod tests {
         };
         assert_eq!(examine(&program(X86_64, 2)), Ok(None));
         assert_eq!(examine(&program(I386, 3)), Ok(None));
-        assert_eq!(fault(program(183, 2)), ScriptFault::OtherMachine("64-bit Arm".into()));
-        assert_eq!(fault(program(258, 2)), ScriptFault::OtherMachine("machine 258 of elf(5)".into()));
-        assert_eq!(fault(program(X86_64, 1)), ScriptFault::NoProgram);
-        assert_eq!(fault(ELF), ScriptFault::NoProgram);
-        assert_eq!(fault(b"MZ\x90\0"), ScriptFault::Foreign("a program for Windows"));
-        assert_eq!(fault(b"\x01\0\x02"), ScriptFault::Foreign("a binary file of no known kind"));
+        assert_eq!(fault(program(183, 2)), ScriptError::OtherMachine("64-bit Arm".into()));
+        assert_eq!(fault(program(258, 2)), ScriptError::OtherMachine("machine 258 of elf(5)".into()));
+        assert_eq!(fault(program(X86_64, 1)), ScriptError::NoProgram);
+        assert_eq!(fault(ELF), ScriptError::NoProgram);
+        assert_eq!(fault(b"MZ\x90\0"), ScriptError::Foreign("a program for Windows"));
+        assert_eq!(fault(b"\x01\0\x02"), ScriptError::Foreign("a binary file of no known kind"));
         // The test program itself is one that this machine runs.
         let own = File::open("/proc/self/exe").unwrap();
         assert_eq!(examine_script(own).unwrap(), Ok(None));

@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 
 use crate::error::{Fault, Kind};
-use crate::event::{Events, Level};
+use crate::event::{Events, NoticeLevel};
 use crate::masking::{SHORTEST_MASKED, SecretMask, SecretParts};
 use crate::plan::host_paths::PathOwner;
 use crate::project::FileReach;
 use crate::secret_scan::{self, SearchedSecrets};
-use crate::specfile::{Action, SecretSource, Spec, Step};
+use crate::specfile::{Action, SecretSource, Spec, StepSpec};
 
 use super::path_policy::RefusedPath;
 use super::source_errors::{SourceErrors, SourceProblem};
@@ -26,7 +26,7 @@ const LARGEST: u64 = 64 << 10;
 
 /// The values of secrets by name, with what masks and finds them. `Debug` shows the names alone.
 #[derive(Clone, Default)]
-pub struct Secrets {
+pub struct SecretValues {
     values: BTreeMap<String, Vec<u8>>,
     mask: SecretMask,
     searched: Option<SearchedSecrets>,
@@ -39,12 +39,12 @@ pub(crate) struct SecretError {
     /// Name of the secret.
     pub(crate) name: String,
     /// The reason why it is not available.
-    problem: SecretProblem,
+    problem: SecretLookupError,
 }
 
 /// The reason why a secret is not available.
 #[derive(Debug, thiserror::Error)]
-enum SecretProblem {
+enum SecretLookupError {
     /// The user has not allowed specs to take this environment variable.
     #[error("comes from the environment variable {0}, which specs are not allowed to take")]
     NotAllowed(String),
@@ -71,7 +71,7 @@ impl Fault for SecretError {
 
     fn hints(&self) -> Vec<String> {
         match &self.problem {
-            SecretProblem::NotAllowed(variable) => vec![
+            SecretLookupError::NotAllowed(variable) => vec![
                 format!("if you trust the spec with it, allow it with --secret-env {variable}"),
                 format!("or for every spec, with `secret-env = [\"{variable}\"]` in ~/.config/kiln/config.toml"),
             ],
@@ -101,7 +101,7 @@ impl AllowedVariables {
         for (name, secret) in &spec.secrets {
             match &secret.source {
                 SecretSource::Env(variable) if !self.0.contains(variable) => {
-                    let problem = SecretProblem::NotAllowed(variable.clone());
+                    let problem = SecretLookupError::NotAllowed(variable.clone());
                     errors.push(SecretError { name: name.clone(), problem });
                 }
                 SecretSource::Env(_) | SecretSource::File(_) => {}
@@ -138,7 +138,7 @@ fn used_names(spec: &Spec) -> BTreeSet<&String> {
     spec.steps.iter().filter_map(names_of_step).flatten().collect()
 }
 
-fn names_of_step(step: &Step) -> Option<&BTreeSet<String>> {
+fn names_of_step(step: &StepSpec) -> Option<&BTreeSet<String>> {
     match &step.action {
         Action::Run { context, .. } | Action::Script { context, .. } => Some(&context.secrets),
         Action::Copy(_) | Action::Write { .. } | Action::Fetch { .. } | Action::Reboot => None,
@@ -157,13 +157,13 @@ pub(crate) fn staleness_note(spec: &Spec) -> Option<String> {
     })
 }
 
-impl std::fmt::Debug for Secrets {
+impl std::fmt::Debug for SecretValues {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_set().entries(self.values.keys()).finish()
     }
 }
 
-impl Secrets {
+impl SecretValues {
     /// Reads the secrets that some step uses.
     ///
     /// # Errors
@@ -221,22 +221,22 @@ impl Secrets {
                 SHORTEST_MASKED..secret_scan::SHORTEST => "searched for in the image",
                 _ => continue,
             };
-            events.notice(Level::Warning, format!("the secret `{name}` is too short to be {lack}"));
+            events.notice(NoticeLevel::Warning, format!("the secret `{name}` is too short to be {lack}"));
         }
     }
 }
 
-fn read(source: &SecretSource) -> Result<Vec<u8>, SecretProblem> {
+fn read(source: &SecretSource) -> Result<Vec<u8>, SecretLookupError> {
     let value = match source {
         SecretSource::Env(variable) => {
-            let value = std::env::var_os(variable).ok_or_else(|| SecretProblem::Unset(variable.clone()))?;
+            let value = std::env::var_os(variable).ok_or_else(|| SecretLookupError::Unset(variable.clone()))?;
             value.into_vec()
         }
         SecretSource::File(path) => {
-            read_file(path).map_err(|reason| SecretProblem::Unreadable { path: path.clone(), reason })?
+            read_file(path).map_err(|reason| SecretLookupError::Unreadable { path: path.clone(), reason })?
         }
     };
-    if value.len() as u64 > LARGEST { Err(SecretProblem::TooLarge) } else { Ok(value) }
+    if value.len() as u64 > LARGEST { Err(SecretLookupError::TooLarge) } else { Ok(value) }
 }
 
 /// Reads the beginning of a regular file. Any other kind, such as a FIFO that nobody writes to, is refused at once.
@@ -251,7 +251,7 @@ fn read_file(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 #[cfg(test)]
-impl<const N: usize> From<[(&str, &[u8]); N]> for Secrets {
+impl<const N: usize> From<[(&str, &[u8]); N]> for SecretValues {
     fn from(secrets: [(&str, &[u8]); N]) -> Self {
         Self::new(secrets.into_iter().map(|(name, value)| (name.to_owned(), value.to_vec())).collect())
     }
@@ -269,7 +269,7 @@ mod tests {
 
     #[test]
     fn secrets_are_never_shown() {
-        let secrets = Secrets::from([("key", &b"abcdefgh"[..]), ("pin", b"12")]);
+        let secrets = SecretValues::from([("key", &b"abcdefgh"[..]), ("pin", b"12")]);
         assert_eq!(format!("{secrets:?}"), r#"{"key", "pin"}"#);
     }
 

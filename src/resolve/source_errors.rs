@@ -10,7 +10,7 @@ use crate::plan::PlanError;
 use crate::plan::host_paths::PathOwner;
 use crate::project::FileReach;
 use crate::specfile::{
-    Action, Document, SecretSource, Source, Spec, SpecError, SpecErrors, SpecFile, Step, resolve_path,
+    Action, BaseSource, SecretSource, Spec, SpecDocument, SpecError, SpecErrors, SpecFile, StepSpec, resolve_path,
 };
 
 /// All errors in the base image and the inputs of a spec, or in its keys for them; never empty.
@@ -23,10 +23,10 @@ pub struct SourceErrors {
 }
 
 /// Stands for the base image as a whole.
-const BASE: Subject = Subject::Path(PathOwner::Base("file"));
+const BASE: ProblemSubject = ProblemSubject::Path(PathOwner::Base("file"));
 
 /// The part of a spec that a problem is about.
-enum Subject {
+enum ProblemSubject {
     Path(PathOwner),
     /// A key of `[machine]`.
     MachineKey(&'static str),
@@ -35,7 +35,7 @@ enum Subject {
 /// One problem with a base image or an input.
 pub(crate) struct SourceProblem {
     kind: Kind,
-    subject: Subject,
+    subject: ProblemSubject,
     message: String,
     hints: Vec<String>,
     evidence: Vec<String>,
@@ -43,7 +43,7 @@ pub(crate) struct SourceProblem {
 
 impl From<&PlanError> for SourceProblem {
     fn from(error: &PlanError) -> Self {
-        let subject = Subject::MachineKey(match error {
+        let subject = ProblemSubject::MachineKey(match error {
             PlanError::KvmUnusable(_) => "accel",
             PlanError::NoFirmware => "firmware",
             PlanError::TooLarge { .. } | PlanError::DiskTooSmall { .. } | PlanError::Size(_) => "disk",
@@ -55,7 +55,7 @@ impl From<&PlanError> for SourceProblem {
 impl SourceProblem {
     /// Describes an error of a subject of the spec as a problem.
     pub(crate) fn new(subject: PathOwner, error: &impl Fault, message: String) -> Self {
-        let subject = Subject::Path(subject);
+        let subject = ProblemSubject::Path(subject);
         Self { kind: error.kind(), subject, message, hints: error.hints(), evidence: Vec::new() }
     }
 
@@ -76,7 +76,7 @@ impl SourceErrors {
         let Some(kind) = problems.iter().map(|problem| problem.kind).min() else { return Ok(()) };
         // The spec was read a moment ago; without its text the problems have no places.
         let file = SpecFile::read(&spec.path, reach).ok();
-        let document = Document::new(&spec.path, file.as_ref().map_or("", SpecFile::text));
+        let document = SpecDocument::new(&spec.path, file.as_ref().map_or("", SpecFile::text));
         let evidence = problems.iter().flat_map(|problem| problem.evidence.clone()).collect();
         let located = problems.into_iter().map(|problem| {
             let span = find_place(spec, &document, &problem.subject);
@@ -90,11 +90,11 @@ impl SourceErrors {
 
 /// Returns the place of the string that names the subject; where there is none, as for a value with a variable, that of its
 /// line.
-fn find_place(spec: &Spec, document: &Document, subject: &Subject) -> Option<Range<usize>> {
+fn find_place(spec: &Spec, document: &SpecDocument, subject: &ProblemSubject) -> Option<Range<usize>> {
     let is_path = |text: &str, path: &Path| resolve_path(&spec.path, Path::new(text)) == path;
     let owner = match subject {
-        Subject::MachineKey(key) => return document.find_value(spec.variant.as_deref(), ["machine", key]),
-        Subject::Path(owner) => owner,
+        ProblemSubject::MachineKey(key) => return document.find_value(spec.variant.as_deref(), ["machine", key]),
+        ProblemSubject::Path(owner) => owner,
     };
     match owner {
         PathOwner::Base(_) => document
@@ -119,14 +119,14 @@ fn find_place(spec: &Spec, document: &Document, subject: &Subject) -> Option<Ran
 fn names_base(spec: &Spec, text: &str) -> bool {
     let resolved = resolve_path(&spec.path, Path::new(text));
     match &spec.base.source {
-        Source::File(file) => resolved == *file,
-        Source::Url(remote) => remote.urls.iter().any(|url| url.as_str() == text),
-        Source::Image(image) => image == text,
-        Source::Spec { file, .. } => resolved == *file || resolved.join("kiln.toml") == *file,
+        BaseSource::File(file) => resolved == *file,
+        BaseSource::Url(remote) => remote.urls.iter().any(|url| url.as_str() == text),
+        BaseSource::Image(image) => image == text,
+        BaseSource::Spec { file, .. } => resolved == *file || resolved.join("kiln.toml") == *file,
     }
 }
 
-fn step_path(step: &Step) -> Option<&Path> {
+fn step_path(step: &StepSpec) -> Option<&Path> {
     match &step.action {
         Action::Script { file, .. } => Some(file),
         Action::Copy(copy) => Some(&copy.from),
@@ -165,11 +165,11 @@ mod tests {
     use super::*;
     use crate::specfile::Overrides;
 
-    fn places(text: &str, subject: &Subject) -> Option<(usize, String)> {
+    fn places(text: &str, subject: &ProblemSubject) -> Option<(usize, String)> {
         let path = Path::new("/project/kiln.toml");
         let text = format!("[image]\nname = 'a'\nversion = '1'\n{text}");
         let spec = Spec::parse(path, &text, &Overrides::default()).unwrap();
-        let document = Document::new(path, &text);
+        let document = SpecDocument::new(path, &text);
         let span = find_place(&spec, &document, subject)?;
         Some((document.line(span.start), text[span].to_owned()))
     }
@@ -178,9 +178,9 @@ mod tests {
     fn a_problem_is_located_by_what_names_it() {
         let spec = "[base] # 'x'\nfile = \"b.qcow2\"\n[[step]]\nrun = 'true'\n[[step]]\nname = \"it's\"\ncopy = 'site/'\nto = '/srv'\n";
         assert_eq!(places(spec, &BASE), Some((5, "\"b.qcow2\"".into())));
-        assert_eq!(places(spec, &Subject::Path(PathOwner::Step(8))), Some((10, "'site/'".into())));
+        assert_eq!(places(spec, &ProblemSubject::Path(PathOwner::Step(8))), Some((10, "'site/'".into())));
         let variable = "[base]\nfile = \"{{ b }}\"\n[vars]\nb = 'x'\n[[step]]\ncopy = '{{ b }}'\nto = '/srv/'\n";
         assert_eq!(places(variable, &BASE), Some((7, "'x'".into())), "the value of the variable");
-        assert_eq!(places(variable, &Subject::Path(PathOwner::Step(8))), Some((8, "[[step]]".into())));
+        assert_eq!(places(variable, &ProblemSubject::Path(PathOwner::Step(8))), Some((8, "[[step]]".into())));
     }
 }

@@ -5,9 +5,9 @@ use std::io::{self, Write};
 use std::rc::Rc;
 
 use super::SearchedSecrets;
-use super::decoder::UnpackError;
+use super::decoder::DecoderError;
 use super::needles::{FoundNeedle, SecretScan};
-use super::unpack::Unpacker;
+use super::unpack::ScanUnpacker;
 
 /// A secret that was found in a file.
 pub(super) enum ContentLeak {
@@ -22,14 +22,14 @@ pub(super) struct ContentFindings {
     /// The leaks, each secret once.
     pub(super) leaks: Vec<ContentLeak>,
     /// The reason why a compressed file was not unpacked to its end.
-    pub(super) error: Option<UnpackError>,
+    pub(super) error: Option<DecoderError>,
 }
 
 /// The search of one file.
 pub(super) struct ContentSearch {
     scan: SecretScan,
     at: u64,
-    unpacker: Unpacker<UnpackedSink>,
+    unpacker: ScanUnpacker<UnpackedSink>,
     unpacked: Rc<RefCell<UnpackedSearch>>,
 }
 
@@ -37,7 +37,7 @@ impl ContentSearch {
     pub(super) fn new(searched: &SearchedSecrets) -> Self {
         let unpacked = UnpackedSearch { scan: searched.scan(), at: 0 };
         let unpacked = Rc::new(RefCell::new(unpacked));
-        let unpacker = Unpacker::new(UnpackedSink(Rc::clone(&unpacked)));
+        let unpacker = ScanUnpacker::new(UnpackedSink(Rc::clone(&unpacked)));
         Self { scan: searched.scan(), at: 0, unpacker, unpacked }
     }
 
@@ -108,7 +108,7 @@ mod tests {
     }
 
     /// Returns the names of the secrets in the unpacked content, sorted, and the reason if that ended early.
-    fn unpacked(bytes: &[u8], size: usize) -> (Vec<String>, Option<UnpackError>) {
+    fn unpacked(bytes: &[u8], size: usize) -> (Vec<String>, Option<DecoderError>) {
         let findings = search(bytes, size);
         let mut names: Vec<String> = findings
             .leaks
@@ -236,10 +236,10 @@ mod tests {
         let lz4 = [skippable(0x50, 4), b"\x04\x22\x4d\x18garbage".to_vec()].concat();
         let dictionary = b"\x28\xb5\x2f\xfd\x21\x99\x10\x81\0\0".to_vec();
         for (name, bytes, error) in [
-            ("damaged", damaged, UnpackError::Damaged),
-            ("zstd of before 1.0", b"\x25\xb5\x2f\xfd and more".to_vec(), UnpackError::Damaged),
-            ("zstd with a dictionary", dictionary, UnpackError::Unsupported),
-            ("a journal with LZ4", journal(false, 2, b"........"), UnpackError::Unsupported),
+            ("damaged", damaged, DecoderError::Damaged),
+            ("zstd of before 1.0", b"\x25\xb5\x2f\xfd and more".to_vec(), DecoderError::Damaged),
+            ("zstd with a dictionary", dictionary, DecoderError::Unsupported),
+            ("a journal with LZ4", journal(false, 2, b"........"), DecoderError::Unsupported),
         ] {
             assert_eq!(search(&bytes, 7).error, Some(error), "{name}");
         }

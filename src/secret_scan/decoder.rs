@@ -23,7 +23,7 @@ const ZSTD_MEMORY_ALLOCATION: usize = 64;
 
 /// The reason why a compressed file was not unpacked to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum UnpackError {
+pub(super) enum DecoderError {
     /// Its unpacked content is longer than the search limit.
     #[error("it unpacks to more than 1 GiB")]
     TooLong,
@@ -45,7 +45,7 @@ pub(super) struct DecodedPart {
     /// Number of bytes that it wrote.
     pub(super) produced: usize,
     /// State of the stream.
-    pub(super) end: Result<StreamEnd, UnpackError>,
+    pub(super) end: Result<StreamEnd, DecoderError>,
 }
 
 /// State of a stream.
@@ -66,7 +66,7 @@ pub(super) enum StreamDecoder {
 
 impl StreamDecoder {
     /// Returns the decoder for a stream that begins with these bytes, if it is one.
-    pub(super) fn for_head(head: &[u8]) -> Option<Result<Self, UnpackError>> {
+    pub(super) fn for_head(head: &[u8]) -> Option<Result<Self, DecoderError>> {
         match head {
             // The third byte is the method; three bits of the flags are reserved.
             [0x1f, 0x8b, 8, 0..0x20, ..] => Some(Ok(Self::Gzip(Decompress::new_gzip(GZIP_WINDOW)))),
@@ -77,12 +77,12 @@ impl StreamDecoder {
         }
     }
 
-    pub(super) fn new_xz() -> Result<Self, UnpackError> {
-        Stream::new_stream_decoder(LARGEST_MEMORY, 0).map(Self::Xz).map_err(|_| UnpackError::TooMuchMemory)
+    pub(super) fn new_xz() -> Result<Self, DecoderError> {
+        Stream::new_stream_decoder(LARGEST_MEMORY, 0).map(Self::Xz).map_err(|_| DecoderError::TooMuchMemory)
     }
 
-    pub(super) fn new_zstd() -> Result<Self, UnpackError> {
-        let mut context = DCtx::try_create().ok_or(UnpackError::TooMuchMemory)?;
+    pub(super) fn new_zstd() -> Result<Self, DecoderError> {
+        let mut context = DCtx::try_create().ok_or(DecoderError::TooMuchMemory)?;
         context.set_parameter(DParameter::WindowLogMax(ZSTD_LARGEST_WINDOW)).map_err(zstd_error)?;
         Ok(Self::Zstd(context))
     }
@@ -112,7 +112,7 @@ fn decode_gzip(decoder: &mut Decompress, input: &[u8], output: &mut [u8]) -> Dec
     let end = match decoder.decompress(input, output, FlushDecompress::None) {
         Ok(GzipStatus::StreamEnd) => Ok(StreamEnd::Over),
         Ok(GzipStatus::Ok | GzipStatus::BufError) => Ok(StreamEnd::Within),
-        Err(_) => Err(UnpackError::Damaged),
+        Err(_) => Err(DecoderError::Damaged),
     };
     DecodedPart { consumed: part(taken, decoder.total_in()), produced: part(written, decoder.total_out()), end }
 }
@@ -125,11 +125,11 @@ fn decode_xz(stream: &mut Stream, input: &[u8], output: &mut [u8]) -> DecodedPar
         Ok(_) => Ok(StreamEnd::Within),
         // The stream continues after the limit is raised.
         Err(XzError::MemLimit) => {
-            stream.set_memlimit(u64::MAX).map(|()| StreamEnd::Within).map_err(|_| UnpackError::TooMuchMemory)
+            stream.set_memlimit(u64::MAX).map(|()| StreamEnd::Within).map_err(|_| DecoderError::TooMuchMemory)
         }
-        Err(XzError::Mem) => Err(UnpackError::TooMuchMemory),
-        Err(XzError::Options | XzError::UnsupportedCheck) => Err(UnpackError::Unsupported),
-        Err(_) => Err(UnpackError::Damaged),
+        Err(XzError::Mem) => Err(DecoderError::TooMuchMemory),
+        Err(XzError::Options | XzError::UnsupportedCheck) => Err(DecoderError::Unsupported),
+        Err(_) => Err(DecoderError::Damaged),
     };
     DecodedPart { consumed: part(taken, stream.total_in()), produced: part(written, stream.total_out()), end }
 }
@@ -149,11 +149,11 @@ fn decode_zstd(context: &mut DCtx<'_>, input: &[u8], output: &mut [u8]) -> Decod
 }
 
 /// Converts an error number of zstd: the functions return it subtracted from zero.
-fn zstd_error(code: usize) -> UnpackError {
+fn zstd_error(code: usize) -> DecoderError {
     match code.wrapping_neg() {
-        ZSTD_WINDOW_TOO_LARGE | ZSTD_MEMORY_ALLOCATION => UnpackError::TooMuchMemory,
-        ZSTD_FRAME_PARAMETER_UNSUPPORTED | ZSTD_DICTIONARY_WRONG => UnpackError::Unsupported,
-        _ => UnpackError::Damaged,
+        ZSTD_WINDOW_TOO_LARGE | ZSTD_MEMORY_ALLOCATION => DecoderError::TooMuchMemory,
+        ZSTD_FRAME_PARAMETER_UNSUPPORTED | ZSTD_DICTIONARY_WRONG => DecoderError::Unsupported,
+        _ => DecoderError::Damaged,
     }
 }
 

@@ -4,8 +4,8 @@ use std::fmt;
 
 use crate::error::{Fault, Kind};
 
-use super::decoder::UnpackError;
-use super::{LeakPlace, SecretLeak};
+use super::decoder::DecoderError;
+use super::{LeakPlace, SecretLeakError};
 
 /// Number of places and files that are named.
 const MOST_NAMED: usize = 20;
@@ -23,14 +23,14 @@ pub struct SearchFindings {
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct SecretLeaks {
     /// The places that are named.
-    pub named: Vec<SecretLeak>,
+    pub named: Vec<SecretLeakError>,
     /// Number of further places.
     pub omitted: usize,
 }
 
 impl SecretLeaks {
     /// Adds a leak. Of a secret with many places, those beyond the limit are only counted.
-    pub(crate) fn add(&mut self, leak: SecretLeak) {
+    pub(crate) fn add(&mut self, leak: SecretLeakError) {
         if self.named.len() < MOST_NAMED || !self.has_secret(&leak.name) {
             self.named.push(leak);
         } else {
@@ -39,7 +39,7 @@ impl SecretLeaks {
     }
 
     /// Adds secrets that were found on the raw disk, if no file with them was found.
-    pub(crate) fn add_unnamed(&mut self, leaks: impl IntoIterator<Item = SecretLeak>) {
+    pub(crate) fn add_unnamed(&mut self, leaks: impl IntoIterator<Item = SecretLeakError>) {
         for leak in leaks {
             if !self.has_secret(&leak.name) {
                 self.named.push(leak);
@@ -60,8 +60,8 @@ impl SecretLeaks {
     }
 }
 
-impl Extend<SecretLeak> for SecretLeaks {
-    fn extend<I: IntoIterator<Item = SecretLeak>>(&mut self, leaks: I) {
+impl Extend<SecretLeakError> for SecretLeaks {
+    fn extend<I: IntoIterator<Item = SecretLeakError>>(&mut self, leaks: I) {
         leaks.into_iter().for_each(|leak| self.add(leak));
     }
 }
@@ -115,7 +115,7 @@ pub struct UnsearchedFiles {
 }
 
 impl UnsearchedFiles {
-    pub(super) fn add(&mut self, file: &str, error: UnpackError) {
+    pub(super) fn add(&mut self, file: &str, error: DecoderError) {
         if self.named.len() < MOST_NAMED {
             self.named.push(format!("{file} ({error})"));
         } else {
@@ -138,8 +138,8 @@ impl UnsearchedFiles {
 mod tests {
     use super::*;
 
-    fn leak(name: &str, at: u64) -> SecretLeak {
-        SecretLeak { name: name.into(), form: "as it is", place: LeakPlace::Disk(at) }
+    fn leak(name: &str, at: u64) -> SecretLeakError {
+        SecretLeakError { name: name.into(), form: "as it is", place: LeakPlace::Disk(at) }
     }
 
     #[test]
@@ -159,7 +159,7 @@ mod tests {
     fn o3_files_that_were_not_searched_are_named_up_to_a_bound() {
         let mut files = UnsearchedFiles::default();
         assert_eq!(files.warning(), None);
-        (0..100).for_each(|number| files.add(&format!("/a{number}"), UnpackError::Damaged));
+        (0..100).for_each(|number| files.add(&format!("/a{number}"), DecoderError::Damaged));
         let warning = files.warning().unwrap();
         assert!(warning.contains("/a0 (it cannot be unpacked any further), /a1 ("), "{warning}");
         assert!(warning.ends_with(", and 80 more"), "{warning}");

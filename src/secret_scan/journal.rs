@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::ops::Range;
 
-use super::decoder::{StreamDecoder, UnpackError};
+use super::decoder::{DecoderError, StreamDecoder};
 use super::unpacked_output::UnpackedOutput;
 
 /// Magic at the beginning of a journal.
@@ -38,7 +38,7 @@ pub(super) struct JournalReader {
     gap: u64,
     is_compact: bool,
     /// The reason why some object was not unpacked.
-    error: Option<UnpackError>,
+    error: Option<DecoderError>,
 }
 
 /// The next part of a journal.
@@ -103,7 +103,7 @@ impl JournalReader {
     }
 
     /// Returns the reason why some object was not unpacked to its end.
-    pub(super) fn error(&self) -> Option<UnpackError> {
+    pub(super) fn error(&self) -> Option<DecoderError> {
         self.error
     }
 
@@ -146,17 +146,17 @@ impl JournalReader {
     }
 
     fn stop(&mut self) {
-        self.error = self.error.or(Some(UnpackError::Damaged));
+        self.error = self.error.or(Some(DecoderError::Damaged));
         self.part = JournalPart::Over;
     }
 }
 
 /// Returns the decoder for an object with these flags, if it is compressed.
-fn decoder(flags: u8) -> Option<Result<StreamDecoder, UnpackError>> {
+fn decoder(flags: u8) -> Option<Result<StreamDecoder, DecoderError>> {
     match flags {
         _ if flags & ZSTD != 0 => Some(StreamDecoder::new_zstd()),
         _ if flags & XZ != 0 => Some(StreamDecoder::new_xz()),
-        _ if flags & LZ4 != 0 => Some(Err(UnpackError::Unsupported)),
+        _ if flags & LZ4 != 0 => Some(Err(DecoderError::Unsupported)),
         _ => None,
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::masking::{SecretParts, WrittenForm, pieces_of_unit};
 
-use super::{LeakPlace, SHORTEST, SecretLeak};
+use super::{LeakPlace, SHORTEST, SecretLeakError};
 
 /// Length of the pieces in which longer values that look random are searched for, bytes.
 const LONGEST: usize = 64;
@@ -47,8 +47,8 @@ pub(super) struct FoundNeedle {
 }
 
 impl FoundNeedle {
-    pub(super) fn at(self, place: impl FnOnce(u64) -> LeakPlace) -> SecretLeak {
-        SecretLeak { name: self.name, form: self.form, place: place(self.start) }
+    pub(super) fn at(self, place: impl FnOnce(u64) -> LeakPlace) -> SecretLeakError {
+        SecretLeakError { name: self.name, form: self.form, place: place(self.start) }
     }
 }
 
@@ -161,7 +161,7 @@ impl SecretScan {
     }
 
     /// Takes the findings, as places on a disk.
-    pub fn take_leaks(&mut self) -> Vec<SecretLeak> {
+    pub fn take_leaks(&mut self) -> Vec<SecretLeakError> {
         self.take_found().into_iter().map(|found| found.at(LeakPlace::Disk)).collect()
     }
 

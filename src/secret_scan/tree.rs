@@ -3,7 +3,7 @@
 
 use std::ops::ControlFlow;
 
-use crate::disk::entry::{Chunk, Entry};
+use crate::disk::entry::{Chunk, DiskEntry};
 use crate::disk::tree::TreeVisitor;
 
 use super::content::{ContentLeak, ContentSearch};
@@ -28,7 +28,7 @@ impl TreeSearch {
         self.findings
     }
 
-    fn search_content(&mut self, entry: &Entry) {
+    fn search_content(&mut self, entry: &DiskEntry) {
         let Some(content) = self.content.take() else { return };
         let content = content.finish();
         let path = shown(&entry.path);
@@ -42,14 +42,14 @@ impl TreeSearch {
         }));
     }
 
-    fn search_names(&mut self, entry: &Entry) {
+    fn search_names(&mut self, entry: &DiskEntry) {
         let name = entry.path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
         let folder = &entry.path[..entry.path.len() - name.len()];
         self.search_text(name, folder, FilePlace::Name);
         self.search_text(entry.target.as_deref().unwrap_or_default(), &entry.path, FilePlace::Target);
     }
 
-    fn search_attributes(&mut self, entry: &Entry) {
+    fn search_attributes(&mut self, entry: &DiskEntry) {
         for text in entry.xattrs.iter().flat_map(|xattr| [&xattr.name, &xattr.value]) {
             self.search_text(text, &entry.path, FilePlace::Attribute);
         }
@@ -73,7 +73,7 @@ impl TreeVisitor for TreeSearch {
         }
     }
 
-    fn visit_entry(&mut self, entry: &Entry) -> ControlFlow<()> {
+    fn visit_entry(&mut self, entry: &DiskEntry) -> ControlFlow<()> {
         self.search_content(entry);
         self.search_names(entry);
         self.search_attributes(entry);

@@ -11,7 +11,7 @@
 use std::io::Write;
 
 use super::cpio::{ArchiveEnd, ArchiveSkip};
-use super::decoder::{StreamDecoder, StreamEnd, UnpackError};
+use super::decoder::{DecoderError, StreamDecoder, StreamEnd};
 use super::journal::{self, JournalReader};
 use super::unpacked_output::UnpackedOutput;
 
@@ -22,7 +22,7 @@ const LONGEST_HOLES: u64 = 16 << 20;
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A file that may be compressed.
-pub(super) struct Unpacker<W: Write> {
+pub(super) struct ScanUnpacker<W: Write> {
     output: UnpackedOutput<W>,
     part: FilePart,
     /// Number of zeroes of holes so far.
@@ -39,10 +39,10 @@ enum FilePart {
     /// Content that is not compressed.
     Plain,
     /// Content that cannot be unpacked any further.
-    Stopped(UnpackError),
+    Stopped(DecoderError),
 }
 
-impl<W: Write> Unpacker<W> {
+impl<W: Write> ScanUnpacker<W> {
     pub(super) fn new(sink: W) -> Self {
         let output = UnpackedOutput { sink, buffer: Vec::new(), written: 0 };
         Self { output, part: FilePart::Head(Vec::new()), zeroes: 0 }
@@ -62,7 +62,7 @@ impl<W: Write> Unpacker<W> {
         let mut left = count;
         while left > 0 && !self.is_indifferent_to_zeroes() {
             if self.zeroes > LONGEST_HOLES {
-                self.part = FilePart::Stopped(UnpackError::TooLong);
+                self.part = FilePart::Stopped(DecoderError::TooLong);
                 return;
             }
             let piece = usize::try_from(left).unwrap_or(usize::MAX).min(ZEROES.len());
@@ -73,7 +73,7 @@ impl<W: Write> Unpacker<W> {
     }
 
     /// Returns the reason why a compressed file was not unpacked to its end.
-    pub(super) fn error(&self) -> Option<UnpackError> {
+    pub(super) fn error(&self) -> Option<DecoderError> {
         match &self.part {
             FilePart::Stopped(error) => Some(*error),
             FilePart::Journal(journal) => journal.error(),
@@ -159,8 +159,8 @@ mod tests {
         [&[0x28, 0xb5, 0x2f, 0xfd, 0, (log - 10) << 3][..], &runs].concat()
     }
 
-    fn unpack(bytes: &[u8]) -> (u64, Option<UnpackError>) {
-        let mut unpacker = Unpacker::new(std::io::sink());
+    fn unpack(bytes: &[u8]) -> (u64, Option<DecoderError>) {
+        let mut unpacker = ScanUnpacker::new(std::io::sink());
         bytes.chunks(4096).for_each(|piece| unpacker.push(piece));
         (unpacker.output.written >> 20, unpacker.error())
     }
@@ -168,8 +168,8 @@ mod tests {
     #[test]
     fn o3_the_length_of_what_is_unpacked_is_bounded_and_that_of_large_windows_more() {
         assert_eq!(unpack(&bomb(31, 64)), (64, None));
-        assert_eq!(unpack(&bomb(31, 128)), (96, Some(UnpackError::TooMuchMemory)));
+        assert_eq!(unpack(&bomb(31, 128)), (96, Some(DecoderError::TooMuchMemory)));
         assert_eq!(unpack(&bomb(27, 128)), (128, None));
-        assert_eq!(unpack(&bomb(20, 1100)), (1024, Some(UnpackError::TooLong)));
+        assert_eq!(unpack(&bomb(20, 1100)), (1024, Some(DecoderError::TooLong)));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use super::decoder::{StreamDecoder, StreamEnd, UnpackError};
+use super::decoder::{DecoderError, StreamDecoder, StreamEnd};
 
 /// Limit of the unpacked content that is searched, bytes.
 const LONGEST_OUTPUT: u64 = 1 << 30;
@@ -24,7 +24,7 @@ impl<W: Write> UnpackedOutput<W> {
         &mut self,
         decoder: &mut StreamDecoder,
         bytes: &[u8],
-    ) -> (usize, Result<StreamEnd, UnpackError>) {
+    ) -> (usize, Result<StreamEnd, DecoderError>) {
         self.buffer.resize(BUFFER, 0);
         let mut taken = 0;
         let mut idle = 0;
@@ -41,15 +41,15 @@ impl<W: Write> UnpackedOutput<W> {
             // A decoder takes nothing after it has just found out how much memory it needs.
             idle = if part.consumed + part.produced == 0 { idle + 1 } else { 0 };
         }
-        (taken, Err(UnpackError::Damaged))
+        (taken, Err(DecoderError::Damaged))
     }
 
-    fn check_bounds(&self, decoder: &StreamDecoder) -> Result<(), UnpackError> {
+    fn check_bounds(&self, decoder: &StreamDecoder) -> Result<(), DecoderError> {
         if self.written > LONGEST_OUTPUT {
-            return Err(UnpackError::TooLong);
+            return Err(DecoderError::TooLong);
         }
         if self.written > LONGEST_LARGE_OUTPUT && decoder.is_large() {
-            return Err(UnpackError::TooMuchMemory);
+            return Err(DecoderError::TooMuchMemory);
         }
         Ok(())
     }

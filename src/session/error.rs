@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::agent::pack::PackError;
 use crate::error::{Fault, Kind};
 use crate::size::{ByteSize, format_duration};
-use crate::wire::code::Malformed;
+use crate::wire::code::DecodeError;
 
 /// A failure of the connection, a transfer or a request.
 #[derive(Debug, thiserror::Error)]
@@ -134,10 +134,10 @@ impl Fault for GuestError {
     }
 }
 
-impl From<Malformed> for GuestError {
-    fn from(why: Malformed) -> Self {
+impl From<DecodeError> for GuestError {
+    fn from(why: DecodeError) -> Self {
         match why {
-            Malformed::Version { version, build } => Self::OtherBuild { version, build: printable(&build) },
+            DecodeError::Version { version, build } => Self::OtherBuild { version, build: printable(&build) },
             other => Self::Protocol(other.to_string()),
         }
     }

@@ -11,7 +11,7 @@ use crate::process::describe_signal;
 use crate::size::ByteSize;
 use crate::wire::code::Code;
 use crate::wire::message::{Pair, ShellScript};
-use crate::wire::{self, Aftermath, ExecRequest, Hidden, MAX_DATA, MAX_EXEC, Message, Secret};
+use crate::wire::{self, Aftermath, ExecRequest, HiddenBytes, MAX_DATA, MAX_EXEC, Message, Secret};
 
 use super::GuestError;
 use super::connection::{Session, unexpected};
@@ -81,7 +81,8 @@ impl Exec {
 
     pub(super) fn request(&self) -> ExecRequest {
         let pair = |(name, value): (&String, &String)| Pair { name: name.clone(), value: value.clone() };
-        let secret = |(name, value): &(String, Vec<u8>)| Secret { name: name.clone(), value: Hidden(value.clone()) };
+        let secret =
+            |(name, value): &(String, Vec<u8>)| Secret { name: name.clone(), value: HiddenBytes(value.clone()) };
         ExecRequest {
             argv: self.argv.clone(),
             script: self.script.clone(),
@@ -158,7 +159,7 @@ impl Session {
         self.begin();
         let parts = encoded.len().div_ceil(MAX_DATA);
         for (index, part) in encoded.chunks(MAX_DATA).enumerate() {
-            self.queue(&Message::Exec { part: Hidden(part.to_vec()), last: index + 1 == parts });
+            self.queue(&Message::Exec { part: HiddenBytes(part.to_vec()), last: index + 1 == parts });
             self.flush().await?;
         }
         Ok(())
@@ -172,13 +173,13 @@ impl Session {
         loop {
             self.feed(&mut stdin).await?;
             match told(self.next().await?)? {
-                Told::Output(channel, bytes) => {
+                ExecEvent::Output(channel, bytes) => {
                     output(channel, &bytes);
                     self.used(bytes.len());
                 }
-                Told::Credit => {}
-                Told::Noticed(aftermath) => self.aftermath = aftermath,
-                Told::Ended(exit) => return Ok(exit),
+                ExecEvent::Credit => {}
+                ExecEvent::Noticed(aftermath) => self.aftermath = aftermath,
+                ExecEvent::Ended(exit) => return Ok(exit),
             }
         }
     }
@@ -210,7 +211,7 @@ impl Session {
         let Some(rest) = stdin else { return Ok(()) };
         while !rest.is_empty() && self.credit > 0 {
             let (now, later) = rest.split_at(rest.len().min(MAX_DATA).min(self.credit));
-            self.queue(&Message::Data { bytes: Hidden(now.to_vec()) });
+            self.queue(&Message::Data { bytes: HiddenBytes(now.to_vec()) });
             *rest = later;
             self.flush().await?;
         }
@@ -223,20 +224,20 @@ impl Session {
 }
 
 /// Meaning of a message about a running command.
-pub(super) enum Told {
+pub(super) enum ExecEvent {
     Output(Channel, Vec<u8>),
     Credit,
     Noticed(Aftermath),
     Ended(Exit),
 }
 
-pub(super) fn told(message: Message) -> Result<Told, GuestError> {
+pub(super) fn told(message: Message) -> Result<ExecEvent, GuestError> {
     Ok(match message {
-        Message::Stdout { bytes } => Told::Output(Channel::Stdout, bytes),
-        Message::Stderr { bytes } => Told::Output(Channel::Stderr, bytes),
-        Message::Credit { .. } => Told::Credit,
-        Message::Aftermath { found } => Told::Noticed(printable_aftermath(found)),
-        Message::Exited { exit } => Told::Ended(ended(exit)),
+        Message::Stdout { bytes } => ExecEvent::Output(Channel::Stdout, bytes),
+        Message::Stderr { bytes } => ExecEvent::Output(Channel::Stderr, bytes),
+        Message::Credit { .. } => ExecEvent::Credit,
+        Message::Aftermath { found } => ExecEvent::Noticed(printable_aftermath(found)),
+        Message::Exited { exit } => ExecEvent::Ended(ended(exit)),
         other => return Err(unexpected(other)),
     })
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
 use crate::wire::Message;
-use crate::wire::message::{Facts, Origin};
+use crate::wire::message::{Facts, ProtocolVersion};
 
 use super::GuestError;
 use super::connection::{Session, unexpected};
@@ -80,7 +80,7 @@ impl Session {
     /// When the port closes, or an agent answers that was not parked.
     pub async fn resume(&mut self) -> Result<(), GuestError> {
         let nonce = nonce();
-        self.put(0, &Message::Resume { origin: Origin, nonce });
+        self.put(0, &Message::Resume { origin: ProtocolVersion, nonce });
         loop {
             match self.splitter.next_frame()?.map(|frame| frame.message) {
                 Some(Message::Resume { nonce: told, .. }) if told == nonce => break,
@@ -115,7 +115,7 @@ impl Session {
                         && asked.as_ref().is_none_or(|(_, known)| known.start != facts.start) =>
                 {
                     let nonce = nonce();
-                    self.put(0, &Message::Welcome { origin: Origin, nonce });
+                    self.put(0, &Message::Welcome { origin: ProtocolVersion, nonce });
                     asked = Some((nonce, facts));
                     // A guest that only sends is not owed more than one answer.
                     while !self.out.is_empty() {

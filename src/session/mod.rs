@@ -34,8 +34,8 @@ pub use error::GuestError;
 pub use exec::{Exec, Exit};
 pub use greeting::Hello;
 pub use receive::{FetchLimits, FetchRequest, FetchedTree};
-pub use shell::{Attach, Attached, Line, Typed};
-pub use stage::{PackedTree, Source, Staged, What, stage};
+pub use shell::{Attach, AttachedTerminal, TerminalInput, TerminalLine};
+pub use stage::{PackedTree, StageContent, StageSource, StagedStream, stage};
 pub use transfer::{DiskReport, FetchOutcome};
 
 /// The agent as an executable for the guest: static, x86-64 Linux.

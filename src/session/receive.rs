@@ -23,7 +23,7 @@ use nix::unistd::{linkat, symlinkat};
 use super::GuestError;
 use super::error::printable;
 use crate::wire::tree::limits::{folders_above, inner_target};
-use crate::wire::tree::{Decoder, Entry, Item, Kind, Totals, TreeNote};
+use crate::wire::tree::{Decoder, Entry, Kind, Totals, TreeItem, TreeNote};
 
 /// Number of files, folders and links that an image may have fetched in all: the limit of a version in the store, less the
 /// files that kiln itself puts there.
@@ -101,11 +101,11 @@ impl FetchedTree {
 /// cache use this function, so they produce the same tree.
 pub fn receive(input: impl BufRead, request: &FetchRequest) -> Result<(FetchedTree, Totals), GuestError> {
     let (mut decoder, _) = Decoder::new(input).map_err(|error| broken(&error))?;
-    let mut target = Target::new(request)?;
+    let mut target = ReceiveTarget::new(request)?;
     loop {
         match decoder.next_item().map_err(|error| broken(&error))? {
-            Item::Entry(entry) => target.enter(&entry)?,
-            Item::Data { mut offset } => loop {
+            TreeItem::Entry(entry) => target.enter(&entry)?,
+            TreeItem::Data { mut offset } => loop {
                 let bytes = decoder.content().map_err(|error| broken(&error))?;
                 let n = bytes.len();
                 if n == 0 {
@@ -115,8 +115,8 @@ pub fn receive(input: impl BufRead, request: &FetchRequest) -> Result<(FetchedTr
                 decoder.consume(n);
                 offset += n as u64;
             },
-            Item::Note(note) => target.note(&note)?,
-            Item::End(totals) => {
+            TreeItem::Note(note) => target.note(&note)?,
+            TreeItem::End(totals) => {
                 target.close_file()?;
                 return Ok((target.tree, totals));
             }
@@ -124,7 +124,7 @@ pub fn receive(input: impl BufRead, request: &FetchRequest) -> Result<(FetchedTr
     }
 }
 
-struct Target<'a> {
+struct ReceiveTarget<'a> {
     request: &'a FetchRequest,
     into: PathBuf,
     above: OwnedFd,
@@ -132,19 +132,19 @@ struct Target<'a> {
     left: u64,
     records: u64,
     tree: FetchedTree,
-    open: Option<Open>,
+    open: Option<ReceivedFile>,
     /// The last used folder, by its path in the tree: entries of one folder follow each other.
     recent: Option<(Vec<u8>, OwnedFd)>,
 }
 
-struct Open {
+struct ReceivedFile {
     file: File,
     size: u64,
     mtime: i64,
     path: PathBuf,
 }
 
-impl<'a> Target<'a> {
+impl<'a> ReceiveTarget<'a> {
     fn new(request: &'a FetchRequest) -> Result<Self, GuestError> {
         let into = request.root.join(&request.to);
         let failed = |source: io::Error| GuestError::Write { path: into.clone(), source };
@@ -224,7 +224,7 @@ impl<'a> Target<'a> {
         let fd = made.map_err(|no| refused(&path, no))?;
         let bits = if entry.mode & 0o111 == 0 { 0o644 } else { 0o755 };
         fchmod(&fd, Mode::from_bits_truncate(bits)).map_err(|no| refused(&path, no))?;
-        self.open = Some(Open { file: fd.into(), size, mtime: entry.mtime, path });
+        self.open = Some(ReceivedFile { file: fd.into(), size, mtime: entry.mtime, path });
         Ok(())
     }
 
@@ -299,7 +299,7 @@ impl<'a> Target<'a> {
     }
 
     fn close_file(&mut self) -> Result<(), GuestError> {
-        let Some(Open { file, size, mtime, path }) = self.open.take() else { return Ok(()) };
+        let Some(ReceivedFile { file, size, mtime, path }) = self.open.take() else { return Ok(()) };
         let finish = || {
             file.set_len(size)?;
             futimens(&file, &TimeSpec::UTIME_OMIT, &time_of(mtime)).map_err(io::Error::from)

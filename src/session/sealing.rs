@@ -1,6 +1,6 @@
 //! Asks the agent to seal the guest.
 
-use crate::wire::{Hidden, Message, SealReport, SealRequest};
+use crate::wire::{HiddenBytes, Message, SealReport, SealRequest};
 
 use super::GuestError;
 use super::connection::{Session, unexpected};
@@ -20,7 +20,7 @@ impl Session {
         let (mut report, mut records) = (SealReport::default(), Vec::new());
         loop {
             match self.next().await? {
-                Message::Data { bytes: Hidden(bytes) } => {
+                Message::Data { bytes: HiddenBytes(bytes) } => {
                     if records.len() < MAX_RECORDS {
                         records.extend_from_slice(&bytes);
                     }

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
 
-use crate::agent::pack::{PackError, Packing, pack};
+use crate::agent::pack::{PackError, PackHooks, pack};
 use crate::project::GIT;
 use crate::specfile;
 use crate::wire::code::Code;
@@ -23,22 +23,22 @@ use super::checkout::CheckoutModes;
 /// - otherwise `to` is the new name: a folder is merged with one that is there, a file is refused in its place;
 /// - the `contents` of a folder are merged into `to`, which keeps its own metadata where it exists.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Source {
+pub struct StageSource {
     /// The content.
-    pub what: What,
+    pub what: StageContent,
     /// Absolute path in the guest.
     pub to: String,
     /// Whether `to` is a folder that the source is put into.
     pub into: bool,
     /// Owner and group of everything, resolved in the guest.
-    pub owner: specfile::Owner,
+    pub owner: specfile::FileOwner,
     /// Permission bits of regular files; if `None`, those of the source, and `0644` for text.
     pub mode: Option<u32>,
 }
 
 /// Content of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum What {
+pub enum StageContent {
     /// A file or folder on this host. A symbolic link named here is followed; those within a folder are kept.
     Path {
         /// Path of the file or folder.
@@ -46,7 +46,7 @@ pub enum What {
         /// Whether only the content of the folder is sent, without the folder itself.
         contents: bool,
     },
-    /// One regular file, named by [`Source::to`] alone: an existing folder of that name is an error.
+    /// One regular file, named by [`StageSource::to`] alone: an existing folder of that name is an error.
     Text {
         /// Content of the file.
         content: Vec<u8>,
@@ -55,10 +55,10 @@ pub enum What {
     },
 }
 
-impl From<&specfile::Copy> for Source {
+impl From<&specfile::Copy> for StageSource {
     fn from(copy: &specfile::Copy) -> Self {
         Self {
-            what: What::Path { from: copy.from.clone(), contents: copy.contents },
+            what: StageContent::Path { from: copy.from.clone(), contents: copy.contents },
             to: copy.to.clone(),
             into: copy.into,
             owner: copy.owner.clone(),
@@ -69,7 +69,7 @@ impl From<&specfile::Copy> for Source {
 
 /// Result of [`stage`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Staged {
+pub struct StagedStream {
     /// Size of the device, bytes; a multiple of 4096.
     pub bytes: u64,
     /// Number of files, folders and links.
@@ -95,8 +95,8 @@ pub struct PackedTree {
 ///
 /// # Errors
 /// When the source cannot be read, changes meanwhile, or the file cannot be written.
-pub fn stage(source: &Source, file: &File, progress: &mut dyn FnMut(u64)) -> Result<Staged, GuestError> {
-    let mut out = BufWriter::with_capacity(1 << 20, Counting { file, written: 0, progress });
+pub fn stage(source: &StageSource, file: &File, progress: &mut dyn FnMut(u64)) -> Result<StagedStream, GuestError> {
+    let mut out = BufWriter::with_capacity(1 << 20, CountingFile { file, written: 0, progress });
     let failed = |source| GuestError::Write { path: "the staged tree".into(), source };
     let PackedTree { totals, sha256 } = source.write_to(&mut out, Layout::Aligned).map_err(|error| match error {
         PackError::Write(source) => failed(source),
@@ -105,10 +105,10 @@ pub fn stage(source: &Source, file: &File, progress: &mut dyn FnMut(u64)) -> Res
     let written = out.into_inner().map_err(|error| failed(error.into_error()))?.written;
     let bytes = written.next_multiple_of(BLOCK as u64);
     file.set_len(bytes).map_err(failed)?;
-    Ok(Staged { bytes, entries: totals.entries, content: totals.bytes, sha256 })
+    Ok(StagedStream { bytes, entries: totals.entries, content: totals.bytes, sha256 })
 }
 
-impl Source {
+impl StageSource {
     /// Returns the summary of what would be sent, without sending it.
     ///
     /// # Errors
@@ -123,11 +123,13 @@ impl Source {
         let encoder = Encoder::new(out, layout, self.head()).map_err(PackError::Write)?;
         let mut form = CanonicalForm { mode: self.mode.map(permission_bits), checkout: None, hash: Sha256::new() };
         let totals = match &self.what {
-            What::Path { from, .. } => {
+            StageContent::Path { from, .. } => {
                 form.checkout = CheckoutModes::find(from);
                 pack(from, encoder, &mut form)?
             }
-            What::Text { content, mtime } => self.write_text(content, *mtime, encoder).map_err(PackError::Write)?,
+            StageContent::Text { content, mtime } => {
+                self.write_text(content, *mtime, encoder).map_err(PackError::Write)?
+            }
         };
         Ok(PackedTree { totals, sha256: form.hash.finalize().into() })
     }
@@ -151,8 +153,8 @@ impl Source {
 
     fn head(&self) -> Head {
         let (name, contents) = match &self.what {
-            What::Path { from, contents } => (from.file_name().unwrap_or_default(), *contents),
-            What::Text { .. } => ("".as_ref(), false),
+            StageContent::Path { from, contents } => (from.file_name().unwrap_or_default(), *contents),
+            StageContent::Text { .. } => ("".as_ref(), false),
         };
         Head {
             to: self.to.clone().into_bytes(),
@@ -171,7 +173,7 @@ struct CanonicalForm {
     hash: Sha256,
 }
 
-impl Packing for CanonicalForm {
+impl PackHooks for CanonicalForm {
     /// Returns whether an entry is left out: Git's own files are not content, and may hold credentials of a pipeline.
     fn leaves_out(&self, name: &OsStr) -> bool {
         name == GIT
@@ -205,13 +207,13 @@ fn permission_bits(mode: u32) -> u16 {
     u16::try_from(mode & 0o7777).unwrap_or_default()
 }
 
-struct Counting<'a> {
+struct CountingFile<'a> {
     file: &'a File,
     written: u64,
     progress: &'a mut dyn FnMut(u64),
 }
 
-impl Write for Counting<'_> {
+impl Write for CountingFile<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let n = self.file.write(bytes)?;
         self.written += n as u64;

@@ -60,14 +60,14 @@ async fn output(session: &mut Session, exec: &Exec) -> (Exit, String, String) {
     (exit, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
 }
 
-fn me() -> specfile::Owner {
+fn me() -> specfile::FileOwner {
     let (uid, gid) = (nix::unistd::getuid().to_string(), nix::unistd::getgid().to_string());
-    specfile::Owner { user: uid, group: Some(gid) }
+    specfile::FileOwner { user: uid, group: Some(gid) }
 }
 
-fn text(content: &str, to: &Path) -> Source {
-    Source {
-        what: What::Text {
+fn text(content: &str, to: &Path) -> StageSource {
+    StageSource {
+        what: StageContent::Text {
             content: content.into(),
             mtime: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),
         },
@@ -318,11 +318,11 @@ async fn on_the_line<F: Future<Output = ()>>(
     session: &mut Session,
     exec: &Exec,
     size: Option<TtySize>,
-    person: impl FnOnce(Sender<Typed>, Receiver<(Channel, Vec<u8>)>) -> F,
+    person: impl FnOnce(Sender<TerminalInput>, Receiver<(Channel, Vec<u8>)>) -> F,
 ) -> Exit {
     let (typing, typed) = channel(4);
     let (show, shown) = channel(4);
-    let mut line = Line { size, typed, shown: show };
+    let mut line = TerminalLine { size, typed, shown: show };
     let (exit, ()) = tokio::join!(session.shell(exec, &mut line), person(typing, shown));
     exit.unwrap()
 }
@@ -333,7 +333,7 @@ fn a_shell_has_a_terminal_that_can_be_resized_and_interrupted() {
         let size = Some(TtySize { rows: 30, columns: 100 });
         let mut exec = Exec::new(["sh", "-i"]);
         exec.user = nix::unistd::getuid().to_string();
-        let person = async |typing: Sender<Typed>, mut shown: Receiver<(Channel, Vec<u8>)>| {
+        let person = async |typing: Sender<TerminalInput>, mut shown: Receiver<(Channel, Vec<u8>)>| {
             let mut seen = String::new();
             let mut until = async |text: &str| {
                 while !seen.contains(text) {
@@ -342,10 +342,10 @@ fn a_shell_has_a_terminal_that_can_be_resized_and_interrupted() {
                     seen.push_str(&String::from_utf8_lossy(&bytes));
                 }
             };
-            let keys = async |text: &str| typing.send(Typed::Bytes(text.into())).await.unwrap();
+            let keys = async |text: &str| typing.send(TerminalInput::Bytes(text.into())).await.unwrap();
             keys("stty size\n").await;
             until("30 100").await;
-            typing.send(Typed::Resized(TtySize { rows: 40, columns: 120 })).await.unwrap();
+            typing.send(TerminalInput::Resized(TtySize { rows: 40, columns: 120 })).await.unwrap();
             keys("stty size; tty\n").await;
             until("40 120").await;
             until("/dev/pts/").await;
@@ -365,9 +365,9 @@ fn a_shell_has_a_terminal_that_can_be_resized_and_interrupted() {
 #[test]
 fn without_a_terminal_a_shell_reads_to_the_end_of_what_is_typed() {
     with_agent(async |mut session, _| {
-        let person = async |typing: Sender<Typed>, mut shown: Receiver<(Channel, Vec<u8>)>| {
+        let person = async |typing: Sender<TerminalInput>, mut shown: Receiver<(Channel, Vec<u8>)>| {
             for part in ["echo on", "e; echo two >&2; ex", "it 4\n"] {
-                typing.send(Typed::Bytes(part.into())).await.unwrap();
+                typing.send(TerminalInput::Bytes(part.into())).await.unwrap();
             }
             drop(typing);
             let mut seen = Vec::new();
@@ -388,7 +388,7 @@ fn a_shell_whose_host_goes_away_is_killed() {
         let size = Some(TtySize { rows: 30, columns: 100 });
         let (_typing, typed) = channel(4);
         let (show, mut shown) = channel(4);
-        let mut line = Line { size, typed, shown: show };
+        let mut line = TerminalLine { size, typed, shown: show };
         let exec = sh("trap '' HUP; echo $$; sleep 1000");
         let shell = session.shell(&exec, &mut line);
         tokio::select! {

@@ -10,12 +10,12 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use crate::wire::boot_mounts::BootReport;
 use crate::wire::mounts::{self, GuestMount};
 use crate::wire::tree::{Layout, Totals};
-use crate::wire::{Hidden, MAX_DATA, Message};
+use crate::wire::{HiddenBytes, MAX_DATA, Message};
 
 use super::GuestError;
 use super::connection::{Session, unexpected};
 use super::receive::{FetchRequest, FetchedTree, receive};
-use super::stage::{PackedTree, Source};
+use super::stage::{PackedTree, StageSource};
 
 /// Number of chunks between the port and the thread that reads or writes files.
 const AHEAD: usize = 8;
@@ -46,11 +46,15 @@ impl Session {
     ///
     /// # Errors
     /// When the source cannot be read, the guest cannot write it, or the connection fails.
-    pub async fn upload(&mut self, source: &Source, progress: &mut dyn FnMut(u64)) -> Result<PackedTree, GuestError> {
+    pub async fn upload(
+        &mut self,
+        source: &StageSource,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<PackedTree, GuestError> {
         let (sender, mut chunks) = mpsc::channel(AHEAD);
         let source = source.clone();
         let packing = spawn_blocking(move || {
-            let mut out = BufWriter::with_capacity(MAX_DATA, Chunks(sender));
+            let mut out = BufWriter::with_capacity(MAX_DATA, ChunkSender(sender));
             Ok(source.write_to(&mut out, Layout::Packed)?)
         });
         self.begin();
@@ -107,7 +111,7 @@ impl Session {
         let mut received = 0;
         let totals = loop {
             match self.next().await? {
-                Message::Data { bytes: Hidden(bytes) } => {
+                Message::Data { bytes: HiddenBytes(bytes) } => {
                     let n = bytes.len();
                     if sender.send(bytes).await.is_err() {
                         // The receiver has ended and has the error.
@@ -139,7 +143,7 @@ impl Session {
         let mut left = limit;
         loop {
             match self.next().await? {
-                Message::Data { bytes: Hidden(bytes) } => {
+                Message::Data { bytes: HiddenBytes(bytes) } => {
                     let beyond = || GuestError::Beyond(format!("{limit} bytes about its files"));
                     left = left.checked_sub(bytes.len() as u64).ok_or_else(beyond)?;
                     // A few megabytes in all, into the page cache: no thread is worth that.
@@ -194,7 +198,7 @@ impl Session {
                 only_credit(message)?;
             }
             let (now, later) = chunk.split_at(chunk.len().min(self.credit));
-            self.queue(&Message::Data { bytes: Hidden(now.to_vec()) });
+            self.queue(&Message::Data { bytes: HiddenBytes(now.to_vec()) });
             self.flush().await?;
             chunk = later;
         }
@@ -235,7 +239,7 @@ fn receive_kept(
     request: &FetchRequest,
     keep: Option<PathBuf>,
 ) -> Result<(FetchOutcome, Totals), GuestError> {
-    let mut arriving = Arriving { chunks, chunk: Vec::new(), at: 0, copy: keep.map(StreamCopy::create) };
+    let mut arriving = ChunkReader { chunks, chunk: Vec::new(), at: 0, copy: keep.map(StreamCopy::create) };
     let (tree, totals) = receive(&mut arriving, request)?;
     let unkept = arriving.copy.and_then(|copy| copy.file.err());
     Ok((FetchOutcome { tree, unkept }, totals))
@@ -265,9 +269,9 @@ impl StreamCopy {
 }
 
 /// The packer's end of the channel.
-struct Chunks(mpsc::Sender<Vec<u8>>);
+struct ChunkSender(mpsc::Sender<Vec<u8>>);
 
-impl Write for Chunks {
+impl Write for ChunkSender {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let n = bytes.len().min(MAX_DATA);
         self.0.blocking_send(bytes[..n].to_vec()).map_err(|_| io::ErrorKind::BrokenPipe)?;
@@ -280,14 +284,14 @@ impl Write for Chunks {
 }
 
 /// The receiver's end of the channel.
-struct Arriving {
+struct ChunkReader {
     chunks: mpsc::Receiver<Vec<u8>>,
     chunk: Vec<u8>,
     at: usize,
     copy: Option<StreamCopy>,
 }
 
-impl BufRead for Arriving {
+impl BufRead for ChunkReader {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.at == self.chunk.len() {
             let Some(chunk) = self.chunks.blocking_recv() else { return Ok(&[]) };
@@ -302,7 +306,7 @@ impl BufRead for Arriving {
     }
 }
 
-impl Read for Arriving {
+impl Read for ChunkReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.fill_buf()?.read(buffer)?;
         self.consume(n);

@@ -5,10 +5,10 @@ use std::ops::Range;
 
 use super::Command;
 use super::complaint::SpecError;
-use super::document::At;
+use super::document::SpannedValue;
 use super::longest_argument::{LONGEST, too_long};
-use super::reader::Reader;
-use super::shape::{Refusal, Text, text};
+use super::reader::SpecReader;
+use super::shape::{Text, ValueProblem, text};
 
 /// The longest shell script in a string, bytes. The agent accepts 1 MiB, with environment and secrets.
 const LONGEST_SCRIPT: usize = 512 << 10;
@@ -32,7 +32,7 @@ pub(super) fn argument() -> Text<String> {
     let parse = move |text: &str| {
         if text.len() > LONGEST {
             let message = format!("an argument of {} bytes: Linux takes at most {LONGEST}", text.len());
-            return Err(Refusal { message, help: Some(HELP.to_owned()) });
+            return Err(ValueProblem { message, help: Some(HELP.to_owned()) });
         }
         any(text)
     };
@@ -45,7 +45,7 @@ pub(super) fn script() -> Text<String> {
     let parse = move |text: &str| {
         if text.len() > LONGEST_SCRIPT {
             let message = format!("a text of {} bytes: a shell is given at most {LONGEST_SCRIPT}", text.len());
-            return Err(Refusal { message, help: Some(HELP.to_owned()) });
+            return Err(ValueProblem { message, help: Some(HELP.to_owned()) });
         }
         check_interpreter(text)?;
         any(text)
@@ -55,7 +55,7 @@ pub(super) fn script() -> Text<String> {
 
 /// Refuses a script whose `#!` line names another interpreter than the shell that reads it: to that shell the line is a
 /// comment.
-fn check_interpreter(text: &str) -> Result<(), Refusal> {
+fn check_interpreter(text: &str) -> Result<(), ValueProblem> {
     let line = text.trim_start().lines().next().unwrap_or_default();
     let Some(program) = line.strip_prefix("#!").and_then(find_program) else { return Ok(()) };
     if SHELLS.contains(&program) {
@@ -67,7 +67,7 @@ fn check_interpreter(text: &str) -> Result<(), Refusal> {
         Some((name, option)) => format!("{file}, or write `run = [\"{name}\", \"{option}\", \"...\"]`"),
         None => file.to_owned(),
     };
-    Err(Refusal { message, help: Some(help) })
+    Err(ValueProblem { message, help: Some(help) })
 }
 
 /// Returns the name of the program that the rest of a `#!` line starts.
@@ -86,7 +86,7 @@ pub(super) fn words(command: &Command) -> Vec<&str> {
 }
 
 /// Reports variables of a step's environment that are too long, each at its place in the spec.
-pub(super) fn check_environment(environment: &BTreeMap<String, At<String>>, reader: &mut Reader) {
+pub(super) fn check_environment(environment: &BTreeMap<String, SpannedValue<String>>, reader: &mut SpecReader) {
     for (name, value) in environment {
         if let Some(refusal) = too_long(name, &value.value) {
             reader.report(SpecError::new(value.span.clone(), refusal).help(HELP));
@@ -100,7 +100,7 @@ pub(super) fn weigh<'s>(strings: impl Iterator<Item = &'s str>) -> usize {
 }
 
 /// Reports a program whose arguments and variables are too long together.
-pub(super) fn check_sum(sum: usize, span: &Range<usize>, reader: &mut Reader) {
+pub(super) fn check_sum(sum: usize, span: &Range<usize>, reader: &mut SpecReader) {
     if sum > MOST {
         let message = format!("arguments and variables of {sum} bytes together: Linux takes at most {MOST}");
         reader.report(SpecError::new(span.clone(), message).help(HELP));

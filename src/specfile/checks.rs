@@ -2,18 +2,21 @@
 
 use super::arguments;
 use super::complaint::SpecError;
-use super::document::At;
+use super::document::SpannedValue;
 use super::keys::{self, Assertion};
 use super::names::{explicit_names, run_name, shorten, unique};
-use super::reader::Reader;
-use super::table::Chosen;
+use super::reader::SpecReader;
+use super::table::ChosenVariant;
 use super::{Check, Command, FileCheck, Test};
 use crate::size::format_duration;
 
-pub(super) fn tests(raw: Vec<At<Chosen<keys::Test, Assertion>>>, reader: &mut Reader) -> Vec<Test> {
+pub(super) fn tests(
+    raw: Vec<SpannedValue<ChosenVariant<keys::Test, Assertion>>>,
+    reader: &mut SpecReader,
+) -> Vec<Test> {
     let mut taken = explicit_names(raw.iter().filter_map(|test| test.value.common.name.as_ref()), reader);
     let mut tests = Vec::new();
-    for At { value: Chosen { common, variant }, span } in raw {
+    for SpannedValue { value: ChosenVariant { common, variant }, span } in raw {
         let Some(check) = variant.and_then(|assertion| check(assertion, reader)) else { continue };
         let name = common.name.map_or_else(|| unique(&default_name(&check), &mut taken), |name| name.value);
         let keys::Test { reboot, needs_fresh_boot, retry_for, timeout, .. } = common;
@@ -23,7 +26,7 @@ pub(super) fn tests(raw: Vec<At<Chosen<keys::Test, Assertion>>>, reader: &mut Re
     tests
 }
 
-fn check(assertion: Assertion, reader: &mut Reader) -> Option<Check> {
+fn check(assertion: Assertion, reader: &mut SpecReader) -> Option<Check> {
     Some(match assertion {
         Assertion::CommandSucceeds(raw) => Check::Run(check_command(raw.run?, reader)),
         Assertion::CommandEnds(raw) => Check::Command {
@@ -45,13 +48,13 @@ fn check(assertion: Assertion, reader: &mut Reader) -> Option<Check> {
 }
 
 /// Reports a command of a test that Linux would not start.
-fn check_command(At { value, span }: At<Command>, reader: &mut Reader) -> Command {
+fn check_command(SpannedValue { value, span }: SpannedValue<Command>, reader: &mut SpecReader) -> Command {
     let sum = arguments::weigh(arguments::words(&value).into_iter());
     arguments::check_sum(sum, &span, reader);
     value
 }
 
-fn file(raw: keys::FileThere, reader: &mut Reader) -> Option<FileCheck> {
+fn file(raw: keys::FileThere, reader: &mut SpecReader) -> Option<FileCheck> {
     if let Some(absent) = &raw.absent
         && says_something(absent, "absent", reader)
     {
@@ -77,7 +80,7 @@ fn file(raw: keys::FileThere, reader: &mut Reader) -> Option<FileCheck> {
 }
 
 /// Reports a key that may only be `true`, and is `false`.
-fn says_something(wanted: &At<bool>, key: &str, reader: &mut Reader) -> bool {
+fn says_something(wanted: &SpannedValue<bool>, key: &str, reader: &mut SpecReader) -> bool {
     if !wanted.value {
         let error = SpecError::new(wanted.span.clone(), format!("`{key} = false` does nothing"));
         reader.report(error.help(format!("remove it, or write `{key} = true`")));

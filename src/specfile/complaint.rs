@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use super::document::Document;
+use super::document::SpecDocument;
 use super::hidden_characters::is_forgery;
 use crate::error::{Fault, Kind};
 use crate::project::ReachError;
@@ -76,7 +76,7 @@ fn presentable(text: &str) -> String {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpecErrors {
     /// The spec file, for paths, lines and excerpts.
-    pub document: Document,
+    pub document: SpecDocument,
     /// At most a hundred errors.
     pub errors: Vec<SpecError>,
     /// The number of errors beyond those.
@@ -84,7 +84,7 @@ pub struct SpecErrors {
 }
 
 impl SpecErrors {
-    pub(crate) fn new(document: Document, mut errors: Vec<SpecError>) -> Self {
+    pub(crate) fn new(document: SpecDocument, mut errors: Vec<SpecError>) -> Self {
         errors.sort_by_key(|error| error.span.as_ref().map(|span| span.start));
         let omitted = errors.len().saturating_sub(SHOWN);
         errors.truncate(SHOWN);

@@ -9,9 +9,9 @@ use toml::de::{DeString, DeValue};
 use super::Command;
 use super::arguments::{argument, script};
 use super::complaint::SpecError;
-use super::document::At;
+use super::document::SpannedValue;
 use super::longest_argument::too_long;
-use super::reader::{Node, Reader};
+use super::reader::{Node, SpecReader};
 use super::shape::{Shape, Word};
 use super::suggest::suggest;
 
@@ -22,14 +22,14 @@ const MAX_ARGUMENTS: usize = 1000;
 pub(super) struct List<S>(pub S, pub usize);
 
 impl<S: Shape> Shape for List<S> {
-    type Value = Vec<At<S::Value>>;
+    type Value = Vec<SpannedValue<S::Value>>;
 
     fn expects(&self) -> String {
         format!("a list of at most {}, each {}", self.1, self.0.expects())
     }
 
     /// Reads the elements; those that are wrong are reported and left out.
-    fn read(&self, node: &Node, reader: &mut Reader) -> Option<Self::Value> {
+    fn read(&self, node: &Node, reader: &mut SpecReader) -> Option<Self::Value> {
         let DeValue::Array(elements) = node.get_ref() else {
             wrong_brackets(node, reader, &self.expects());
             return None;
@@ -37,7 +37,7 @@ impl<S: Shape> Shape for List<S> {
         if let Some(extra) = elements.get(self.1) {
             reader.report(SpecError::new(extra.span(), format!("more than {} of these", self.1)));
         }
-        let read = |node: &Node| self.0.read(node, reader).map(|value| At { value, span: node.span() });
+        let read = |node: &Node| self.0.read(node, reader).map(|value| SpannedValue { value, span: node.span() });
         Some(elements.iter().take(self.1).filter_map(read).collect())
     }
 
@@ -50,15 +50,16 @@ impl<S: Shape> Shape for List<S> {
 pub(super) struct OneOrMore<S>(pub S, pub usize);
 
 impl<S: Shape> Shape for OneOrMore<S> {
-    type Value = Vec<At<S::Value>>;
+    type Value = Vec<SpannedValue<S::Value>>;
 
     fn expects(&self) -> String {
         format!("{}, or a list of them", self.0.expects())
     }
 
-    fn read(&self, node: &Node, reader: &mut Reader) -> Option<Self::Value> {
-        let read =
-            |node: &Node, reader: &mut Reader| self.0.read(node, reader).map(|value| At { value, span: node.span() });
+    fn read(&self, node: &Node, reader: &mut SpecReader) -> Option<Self::Value> {
+        let read = |node: &Node, reader: &mut SpecReader| {
+            self.0.read(node, reader).map(|value| SpannedValue { value, span: node.span() })
+        };
         let DeValue::Array(elements) = node.get_ref() else { return read(node, reader).map(|one| vec![one]) };
         if let Some(extra) = elements.get(self.1) {
             reader.report(SpecError::new(extra.span(), format!("more than {} of these", self.1)));
@@ -73,7 +74,7 @@ impl<S: Shape> Shape for OneOrMore<S> {
 }
 
 /// Reports a value of the wrong type, with help for `[step]` where `[[step]]` is meant and the other way round.
-pub(super) fn wrong_brackets(node: &Node, reader: &mut Reader, expected: &str) {
+pub(super) fn wrong_brackets(node: &Node, reader: &mut SpecReader, expected: &str) {
     let header = reader.document.text().get(node.span()).unwrap_or_default();
     let help = match node.get_ref() {
         DeValue::Table(_) if header.starts_with('[') => format!("write `[{header}]`, once for each"),
@@ -87,13 +88,13 @@ pub(super) fn wrong_brackets(node: &Node, reader: &mut Reader, expected: &str) {
 pub(super) struct Map<S>(pub Word, pub S);
 
 impl<S: Shape> Shape for Map<S> {
-    type Value = BTreeMap<String, At<S::Value>>;
+    type Value = BTreeMap<String, SpannedValue<S::Value>>;
 
     fn expects(&self) -> String {
         format!("a table, each value {}", self.1.expects())
     }
 
-    fn read(&self, node: &Node, reader: &mut Reader) -> Option<Self::Value> {
+    fn read(&self, node: &Node, reader: &mut SpecReader) -> Option<Self::Value> {
         let DeValue::Table(entries) = node.get_ref() else {
             wrong_brackets(node, reader, &self.expects());
             return None;
@@ -102,7 +103,7 @@ impl<S: Shape> Shape for Map<S> {
         for (key, value) in entries {
             check_name(&self.0, key, reader);
             if let Some(read) = self.1.read(value, reader) {
-                map.insert(key.get_ref().to_string(), At { value: read, span: key.span() });
+                map.insert(key.get_ref().to_string(), SpannedValue { value: read, span: key.span() });
             }
         }
         Some(map)
@@ -114,23 +115,23 @@ impl<S: Shape> Shape for Map<S> {
     }
 }
 
-fn check_name(allowed: &Word, key: &Spanned<DeString>, reader: &mut Reader) {
+fn check_name(allowed: &Word, key: &Spanned<DeString>, reader: &mut SpecReader) {
     if let Err(refusal) = allowed.check(key.get_ref()) {
         reader.report(SpecError::new(key.span(), refusal.message).maybe_help(refusal.help));
     }
 }
 
 /// A command: a string for the shell, or a list of strings that is run without one.
-pub(super) struct CommandLine;
+pub(super) struct CommandShape;
 
-impl Shape for CommandLine {
+impl Shape for CommandShape {
     type Value = Command;
 
     fn expects(&self) -> String {
         "a text for `sh -eu`, or a list of strings to run without a shell".into()
     }
 
-    fn read(&self, node: &Node, reader: &mut Reader) -> Option<Command> {
+    fn read(&self, node: &Node, reader: &mut SpecReader) -> Option<Command> {
         let command = match node.get_ref() {
             DeValue::String(_) => Command::Shell(script().read(node, reader)?),
             DeValue::Array(words) => {
@@ -162,7 +163,7 @@ impl Shape for CommandLine {
     }
 }
 
-fn check_variable(value: &Node, reader: &mut Reader) {
+fn check_variable(value: &Node, reader: &mut SpecReader) {
     match value.get_ref() {
         DeValue::String(text) if text.contains('\0') => {
             reader.report(SpecError::new(value.span(), "a NUL byte cannot be in an environment variable"));
@@ -174,16 +175,16 @@ fn check_variable(value: &Node, reader: &mut Reader) {
 
 /// New values for variables that `[vars]` declares. They are only validated here: the caller merges them into the document
 /// before it is read.
-pub(super) struct Declared(pub Word);
+pub(super) struct DeclaredVariables(pub Word);
 
-impl Shape for Declared {
+impl Shape for DeclaredVariables {
     type Value = Self;
 
     fn expects(&self) -> String {
         Variables(self.0).expects()
     }
 
-    fn read(&self, node: &Node, reader: &mut Reader) -> Option<Self> {
+    fn read(&self, node: &Node, reader: &mut SpecReader) -> Option<Self> {
         let DeValue::Table(entries) = node.get_ref() else {
             wrong_brackets(node, reader, &self.expects());
             return None;
@@ -215,7 +216,7 @@ impl Shape for Variables {
         "a table of strings".into()
     }
 
-    fn read(&self, node: &Node, reader: &mut Reader) -> Option<Self::Value> {
+    fn read(&self, node: &Node, reader: &mut SpecReader) -> Option<Self::Value> {
         let DeValue::Table(entries) = node.get_ref() else {
             wrong_brackets(node, reader, &self.expects());
             return None;

@@ -9,20 +9,20 @@ use toml::de::DeTable;
 
 /// A value, with the bytes of the document that it was read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct At<T> {
+pub(super) struct SpannedValue<T> {
     pub value: T,
     pub span: Range<usize>,
 }
 
 /// Returns the values of a table without their places.
-pub(super) fn values<V>(table: BTreeMap<String, At<V>>) -> BTreeMap<String, V> {
+pub(super) fn values<V>(table: BTreeMap<String, SpannedValue<V>>) -> BTreeMap<String, V> {
     table.into_iter().map(|(name, value)| (name, value.value)).collect()
 }
 
 /// The text of a spec file, without the byte order mark it may begin with, and with LF for line ends. TOML lets a parser
 /// choose the line ends of multi-line strings: a shell takes a CR for a part of the command.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Document {
+pub struct SpecDocument {
     path: PathBuf,
     text: String,
     line_starts: Vec<usize>,
@@ -37,7 +37,7 @@ pub struct Position {
     pub column: usize,
 }
 
-impl Document {
+impl SpecDocument {
     pub(crate) fn new(path: &Path, text: &str) -> Self {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text).replace("\r\n", "\n");
         let after_newlines = text.match_indices('\n').map(|(newline, _)| newline + 1);
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn places_are_counted_as_editors_do() {
-        let document = Document::new(Path::new("kiln.toml"), "\u{feff}a\r\nübc\n");
+        let document = SpecDocument::new(Path::new("kiln.toml"), "\u{feff}a\r\nübc\n");
         assert_eq!(document.text(), "a\nübc\n");
         assert_eq!(document.position(0), Position { line: 1, column: 1 });
         assert_eq!(document.position(5), Position { line: 2, column: 3 });

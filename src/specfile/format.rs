@@ -11,7 +11,7 @@
 use super::BaseFormat;
 
 /// The properties of one output format.
-struct Row {
+struct FormatRow {
     /// The name in specs and manifests.
     name: &'static str,
     /// The format of the disk file: the output itself, or the file that a package is produced from.
@@ -24,7 +24,7 @@ struct Row {
     compressions: &'static [Compression],
 }
 
-impl Row {
+impl FormatRow {
     /// Describes an output that is a disk file alone.
     const fn of_disk(disk: DiskFormat, compressions: &'static [Compression]) -> Self {
         Self { name: disk.name(), disk, keeps_disk: true, besides: &[], compressions }
@@ -57,7 +57,7 @@ macro_rules! formats {
             /// All output formats.
             pub const ALL: &[Self] = &[$(Self::$format),+];
 
-            const fn row(self) -> Row {
+            const fn row(self) -> FormatRow {
                 match self { $(Self::$format => $row,)+ }
             }
         }
@@ -66,31 +66,31 @@ macro_rules! formats {
 
 formats! {
     /// QEMU's qcow2 format.
-    Qcow2 = Row::of_disk(DiskFormat::Qcow2, &[Compression::Zstd, Compression::Zlib, Compression::None]),
+    Qcow2 = FormatRow::of_disk(DiskFormat::Qcow2, &[Compression::Zstd, Compression::Zlib, Compression::None]),
     /// The bytes of the disk, as a sparse file.
-    Raw = Row::of_disk(DiskFormat::Raw, &[Compression::None]),
+    Raw = FormatRow::of_disk(DiskFormat::Raw, &[Compression::None]),
     /// The stream-optimised VMDK format of `VMware`.
-    Vmdk = Row::of_disk(DiskFormat::Vmdk, &[Compression::Zlib]),
+    Vmdk = FormatRow::of_disk(DiskFormat::Vmdk, &[Compression::Zlib]),
     /// The VDI format of `VirtualBox`.
-    Vdi = Row::of_disk(DiskFormat::Vdi, &[Compression::None]),
+    Vdi = FormatRow::of_disk(DiskFormat::Vdi, &[Compression::None]),
     /// The dynamic VHDX format of Hyper-V.
-    Vhdx = Row::of_disk(DiskFormat::Vhdx, &[Compression::None]),
+    Vhdx = FormatRow::of_disk(DiskFormat::Vhdx, &[Compression::None]),
     /// A fixed VHD, as Azure takes it.
-    Vhd = Row::of_disk(DiskFormat::Vhd, &[Compression::None]),
+    Vhd = FormatRow::of_disk(DiskFormat::Vhd, &[Compression::None]),
     /// The raw disk in a compressed archive, as Google takes it.
-    Gcp = Row::package("gcp", (DiskFormat::Raw, false), &["gcp.tar.gz"], &[Compression::None]),
+    Gcp = FormatRow::package("gcp", (DiskFormat::Raw, false), &["gcp.tar.gz"], &[Compression::None]),
     /// A machine with its disk, for `VMware`, `VirtualBox` and AWS.
-    Ova = Row::package("ova", (DiskFormat::Vmdk, false), &["ova"], &[Compression::Zlib]),
+    Ova = FormatRow::package("ova", (DiskFormat::Vmdk, false), &["ova"], &[Compression::Zlib]),
     /// A box for Vagrant's libvirt provider, of its first version.
-    Vagrant = Row::package("vagrant", (DiskFormat::Qcow2, false), &["box"], PORTABLE),
+    Vagrant = FormatRow::package("vagrant", (DiskFormat::Qcow2, false), &["box"], PORTABLE),
     /// A box for Vagrant's libvirt provider, of its second version.
-    VagrantV2 = Row::package("vagrant-v2", (DiskFormat::Qcow2, false), &["v2.box"], PORTABLE),
+    VagrantV2 = FormatRow::package("vagrant-v2", (DiskFormat::Qcow2, false), &["v2.box"], PORTABLE),
     /// Metadata beside a qcow2 file, as Incus and LXD import it.
-    Incus = Row::package("incus", (DiskFormat::Qcow2, true), &["incus.tar.xz"], PORTABLE),
+    Incus = FormatRow::package("incus", (DiskFormat::Qcow2, true), &["incus.tar.xz"], PORTABLE),
     /// An OCI image for `KubeVirt`.
-    Containerdisk = Row::package("containerdisk", (DiskFormat::Qcow2, false), &["oci.tar"], PORTABLE),
+    Containerdisk = FormatRow::package("containerdisk", (DiskFormat::Qcow2, false), &["oci.tar"], PORTABLE),
     /// A qcow2 file with a script for Proxmox VE.
-    Proxmox = Row::package("proxmox", (DiskFormat::Qcow2, true), &["proxmox.sh"], PORTABLE),
+    Proxmox = FormatRow::package("proxmox", (DiskFormat::Qcow2, true), &["proxmox.sh"], PORTABLE),
 }
 
 impl OutputFormat {

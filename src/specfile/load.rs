@@ -7,9 +7,9 @@ use toml_parser::Source;
 use toml_parser::lexer::TokenKind;
 
 use super::complaint::{LoadError, SpecError, SpecErrors};
-use super::document::Document as Text;
+use super::document::SpecDocument as Text;
 use super::keys::Document;
-use super::reader::{Node, Reader};
+use super::reader::{Node, SpecReader};
 use super::shape::Shape as _;
 use super::spec_file::SpecFile;
 use super::table::of;
@@ -38,7 +38,7 @@ impl Spec {
     /// All errors in the spec.
     pub fn parse(path: &Path, text: &str, overrides: &Overrides) -> Result<Self, SpecErrors> {
         let document = Text::new(path, text);
-        let mut reader = Reader::new(&document, overrides);
+        let mut reader = SpecReader::new(&document, overrides);
         let spec = read_document(&mut reader).and_then(|raw| validate::spec(raw, &mut reader));
         let errors = reader.finish();
         match spec {
@@ -48,7 +48,7 @@ impl Spec {
     }
 }
 
-fn read_document(reader: &mut Reader) -> Option<Document> {
+fn read_document(reader: &mut SpecReader) -> Option<Document> {
     if let Some(error) = deep_key(reader.document.text()) {
         reader.report_syntax(error);
         return None;

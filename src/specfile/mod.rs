@@ -44,7 +44,7 @@ mod validate;
 mod variants;
 
 pub use complaint::{LoadError, SpecError, SpecErrors};
-pub use document::{Document, Position};
+pub use document::{Position, SpecDocument};
 pub use format::{Compression, DiskFormat, OutputFormat};
 pub use network::{NetworkAccess, PrivateDestination};
 pub(crate) use paths::from_folder_of as resolve_path;
@@ -79,11 +79,11 @@ pub struct Spec {
     /// The variant that was merged into the rest; the image's name ends with it.
     pub variant: Option<String>,
     /// The `[image]` table: name, version and labels.
-    pub image: Image,
+    pub image: ImageSpec,
     /// The `[base]` table: the base image.
-    pub base: Base,
+    pub base: BaseImageSpec,
     /// The `[machine]` table: the virtual machine of the build.
-    pub machine: Machine,
+    pub machine: MachineSpec,
     /// The `[network]` table: what the guest may reach over its network.
     pub network: NetworkAccess,
     /// Variables after `--var`; run and script steps see them as environment variables.
@@ -91,20 +91,20 @@ pub struct Spec {
     /// The sources of secrets. The values are read by the build, never here.
     pub secrets: BTreeMap<String, SecretDeclaration>,
     /// The steps, in order.
-    pub steps: Vec<Step>,
+    pub steps: Vec<StepSpec>,
     /// The tests of the sealed image.
     pub tests: Vec<Test>,
     /// The `[seal]` table: how the guest is generalised.
-    pub seal: Seal,
+    pub seal: SealSpec,
     /// The outputs to write; never empty.
-    pub outputs: Vec<Output>,
+    pub outputs: Vec<OutputSpec>,
     /// The `[build]` table: limits of the whole build.
-    pub build: Build,
+    pub build: BuildSpec,
 }
 
 /// The `[image]` table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Image {
+pub struct ImageSpec {
     /// The name, matching `[a-z0-9][a-z0-9._-]{0,63}`.
     pub name: String,
     /// The version, matching `[A-Za-z0-9][A-Za-z0-9._+-]{0,63}`, after `--version`.
@@ -117,9 +117,9 @@ pub struct Image {
 
 /// The `[base]` table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Base {
+pub struct BaseImageSpec {
     /// The source of the base image.
-    pub source: Source,
+    pub source: BaseSource,
     /// SHA-256 digest, 64 lower-case hex digits; for a download, of the file as downloaded.
     pub sha256: Option<String>,
     /// The format of the base image; stated by the spec, never guessed.
@@ -128,11 +128,11 @@ pub struct Base {
 
 /// The source of a base image.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub enum BaseSource {
     /// `file`: an image file on this host.
     File(PathBuf),
     /// `url`: a file that is downloaded once.
-    Url(Remote),
+    Url(RemoteBase),
     /// `image`: `name`, `name@version` or `name@tag` in the store.
     Image(String),
     /// `spec`: the image of another spec, built first if it is not up to date.
@@ -146,25 +146,25 @@ pub enum Source {
 
 /// A base image that is downloaded. Its digest is either in the spec, or in `sums`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Remote {
+pub struct RemoteBase {
     /// URLs of the file, the preferred one first; never empty.
     pub urls: Vec<Url>,
     /// The list of digests that contains the file's digest.
-    pub sums: Option<Sums>,
+    pub sums: Option<SumsSpec>,
 }
 
 /// A `SHA256SUMS` or `SHA512SUMS` file, and how it is verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sums {
+pub struct SumsSpec {
     /// URL of the file.
     pub url: Url,
     /// How the file is verified.
-    pub trust: Trust,
+    pub trust: SumsVerification,
 }
 
 /// The verification of a file of digests.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Trust {
+pub enum SumsVerification {
     /// By its own SHA-256 digest.
     Sha256(String),
     /// By a detached signature.
@@ -188,7 +188,7 @@ pub enum BaseFormat {
 
 /// The `[machine]` table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Machine {
+pub struct MachineSpec {
     /// Number of virtual CPUs, 1 to 255; the plan caps it at the host's.
     pub cpus: u8,
     /// Guest memory, 128 MiB to 1 TiB.
@@ -196,18 +196,18 @@ pub struct Machine {
     /// Virtual disk size, a multiple of 1 MiB; `None` for the base image's own.
     pub disk: Option<ByteSize>,
     /// The firmware that starts the boot loader.
-    pub firmware: Firmware,
+    pub firmware: FirmwareKind,
     /// The accelerator that the spec asks for.
-    pub accel: Accel,
+    pub accel: AccelChoice,
     /// Whether the guest has a network card.
-    pub network: Network,
+    pub network: NetworkBackend,
     /// How long the agent may take to answer; the plan scales it under software emulation.
     pub boot_timeout: Duration,
 }
 
 /// Firmware of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Firmware {
+pub enum FirmwareKind {
     /// Legacy BIOS: QEMU's `SeaBIOS`.
     #[default]
     Bios,
@@ -217,7 +217,7 @@ pub enum Firmware {
 
 /// The accelerator a spec asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Accel {
+pub enum AccelChoice {
     /// KVM where a probe shows that it works, else software emulation.
     #[default]
     Auto,
@@ -229,7 +229,7 @@ pub enum Accel {
 
 /// The network that the guest sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Network {
+pub enum NetworkBackend {
     /// No network card at all.
     #[default]
     None,
@@ -257,7 +257,7 @@ pub enum SecretSource {
 
 /// A `[[step]]` of the spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Step {
+pub struct StepSpec {
     /// The step's name, unique in its spec; derived from the action where the spec gives none.
     pub name: String,
     /// The step's action.
@@ -298,7 +298,7 @@ pub enum Action {
         /// Absolute path in the guest.
         to: String,
         /// Owner and group, `root:root` by default.
-        owner: Owner,
+        owner: FileOwner,
         /// Permission bits; `0644` by default.
         mode: u32,
     },
@@ -340,7 +340,7 @@ pub struct Copy {
     /// Whether the destination was written with a trailing slash: it is a folder, and the source goes into it.
     pub into: bool,
     /// Owner and group of everything copied, `root:root` by default.
-    pub owner: Owner,
+    pub owner: FileOwner,
     /// Permission bits of regular files; the source's own where `None`.
     pub mode: Option<u32>,
 }
@@ -370,7 +370,7 @@ pub struct Context {
 
 /// An owner, `user:group` or `user`, by name or number, as the guest knows them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Owner {
+pub struct FileOwner {
     /// User name or number.
     pub user: String,
     /// Group name or number; the user's own group where absent.
@@ -379,14 +379,14 @@ pub struct Owner {
 
 /// The `[seal]` table.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Seal {
+pub struct SealSpec {
     /// Operations to skip; each is a name of [`seal::OPERATIONS`].
     pub skip: BTreeSet<String>,
 }
 
 /// An `[[output]]` of the spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Output {
+pub struct OutputSpec {
     /// Format of the output.
     pub format: OutputFormat,
     /// Compression of the disk inside; one that the format accepts.
@@ -397,7 +397,7 @@ pub struct Output {
 
 /// The `[build]` table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Build {
+pub struct BuildSpec {
     /// How long the whole build may take.
     pub timeout: Duration,
 }

@@ -5,15 +5,18 @@ use std::ops::Range;
 
 use super::Command;
 use super::complaint::SpecError;
-use super::document::At;
+use super::document::SpannedValue;
 use super::hidden_characters::is_forgery;
-use super::reader::Reader;
+use super::reader::SpecReader;
 
 /// The longest default name, in characters.
 const MAX_DEFAULT_NAME: usize = 60;
 
 /// Returns the names that the spec gives, and reports those that it gives twice.
-pub(super) fn explicit_names<'n>(names: impl Iterator<Item = &'n At<String>>, reader: &mut Reader) -> HashSet<String> {
+pub(super) fn explicit_names<'n>(
+    names: impl Iterator<Item = &'n SpannedValue<String>>,
+    reader: &mut SpecReader,
+) -> HashSet<String> {
     let mut first: HashMap<&str, &Range<usize>> = HashMap::new();
     for name in names {
         if let Some(first) = first.get(name.value.as_str()) {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
-use super::shape::{Refusal, Text, matching};
+use super::shape::{Text, ValueProblem, matching};
 use crate::address::{AddressRange, AddressRangeError};
 
 /// The name that stands for the host in a spec.
@@ -55,9 +55,9 @@ pub(super) fn private_destination() -> Text<PrivateDestination> {
     Text { expects, schema: matching("host|[0-9A-Fa-f:.]+(?:/[0-9]{1,3})?"), parse: Box::new(parse_destination) }
 }
 
-fn parse_destination(written: &str) -> Result<PrivateDestination, Refusal> {
+fn parse_destination(written: &str) -> Result<PrivateDestination, ValueProblem> {
     match written.parse()? {
-        PrivateDestination::Range(range) if range.is_unreachable() => Err(Refusal {
+        PrivateDestination::Range(range) if range.is_unreachable() => Err(ValueProblem {
             message: format!("`{range}` holds no address of another machine"),
             help: Some("`host` is the host that runs the build, which a guest finds at 10.0.2.2".to_owned()),
         }),

@@ -4,9 +4,9 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::json;
 
-use super::Owner;
-use super::document::At;
-use super::shape::{Refusal, Text, Word, matching, quoted};
+use super::FileOwner;
+use super::document::SpannedValue;
+use super::shape::{Text, ValueProblem, Word, matching, quoted};
 
 /// The longest path that Linux accepts, without its NUL.
 const MAX_PATH: usize = 4095;
@@ -15,7 +15,7 @@ const MAX_NAME: usize = 255;
 
 /// A path, and whether it was written with a trailing slash.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Slashed<P> {
+pub(super) struct SlashedPath<P> {
     /// The path without the slash.
     pub path: P,
     /// Whether it ends with a slash, or with `/.`, which means the same to cp.
@@ -26,7 +26,7 @@ fn has_slash(text: &str) -> bool {
     text.ends_with('/') || text.ends_with("/.") || text == "."
 }
 
-fn check(text: &str) -> Result<(), Refusal> {
+fn check(text: &str) -> Result<(), ValueProblem> {
     if text.is_empty() {
         return Err("a path cannot be empty".into());
     }
@@ -41,17 +41,17 @@ fn check(text: &str) -> Result<(), Refusal> {
 }
 
 /// Accepts the path of a file or folder on this host, as written: relative ones start at the spec's folder.
-pub(super) fn host_path() -> Text<Slashed<PathBuf>> {
+pub(super) fn host_path() -> Text<SlashedPath<PathBuf>> {
     let parse = |text: &str| {
         check(text)?;
         let path: PathBuf = Path::new(text).components().collect();
-        Ok(Slashed { path, slash: has_slash(text) })
+        Ok(SlashedPath { path, slash: has_slash(text) })
     };
     let expects = "a path on this host, absolute or from the spec's folder".into();
     Text { expects, schema: json!({ "type": "string", "minLength": 1 }), parse: Box::new(parse) }
 }
 
-fn absolute(text: &str) -> Result<Slashed<String>, Refusal> {
+fn absolute(text: &str) -> Result<SlashedPath<String>, ValueProblem> {
     check(text)?;
     if !text.starts_with('/') {
         return Err(format!("{} is not absolute: a path in the guest begins with `/`", quoted(text)).into());
@@ -60,12 +60,12 @@ fn absolute(text: &str) -> Result<Slashed<String>, Refusal> {
     if names.contains(&"..") {
         Err(format!("{} has `..` in it; write where it leads", quoted(text)).into())
     } else {
-        Ok(Slashed { path: format!("/{}", names.join("/")), slash: has_slash(text) })
+        Ok(SlashedPath { path: format!("/{}", names.join("/")), slash: has_slash(text) })
     }
 }
 
 /// Accepts a path in the guest that may end with a slash.
-pub(super) fn guest_path() -> Text<Slashed<String>> {
+pub(super) fn guest_path() -> Text<SlashedPath<String>> {
     Text { expects: "an absolute path in the guest".into(), schema: matching("/.*"), parse: Box::new(absolute) }
 }
 
@@ -78,8 +78,8 @@ pub(super) fn guest_folder() -> Text<String> {
 /// Accepts the path of a file in the guest, name included.
 pub(super) fn guest_file() -> Text<String> {
     let parse = |text: &str| match absolute(text)? {
-        Slashed { slash: true, .. } => Err("a slash at the end names a folder: add the file's name".into()),
-        Slashed { path, .. } => Ok(path),
+        SlashedPath { slash: true, .. } => Err("a slash at the end names a folder: add the file's name".into()),
+        SlashedPath { path, .. } => Ok(path),
     };
     let expects = "an absolute path of a file in the guest".into();
     Text { expects, schema: matching("/.*[^/]"), parse: Box::new(parse) }
@@ -103,14 +103,14 @@ pub(super) fn kept_path() -> Text<PathBuf> {
 pub(super) const ACCOUNT: Word = Word::new("A-Za-z0-9_", "A-Za-z0-9_.-", 32);
 
 /// Accepts `user` or `user:group`.
-pub(super) fn owner() -> Text<Owner> {
+pub(super) fn owner() -> Text<FileOwner> {
     let parse = |text: &str| {
         let (user, group) = match text.split_once(':') {
             Some((user, group)) => (user, Some(group)),
             None => (text, None),
         };
         std::iter::once(user).chain(group).try_for_each(|name| ACCOUNT.check(name))?;
-        Ok(Owner { user: user.to_owned(), group: group.map(str::to_owned) })
+        Ok(FileOwner { user: user.to_owned(), group: group.map(str::to_owned) })
     };
     let name = ACCOUNT.pattern();
     let expects = "`user` or `user:group`, by name or number".into();
@@ -124,7 +124,7 @@ pub(crate) fn from_folder_of(spec: &Path, path: &Path) -> PathBuf {
 }
 
 /// Returns the absolute path of a file or folder on this host.
-pub(super) fn host_file(written: &At<Slashed<PathBuf>>, spec: &Path) -> PathBuf {
+pub(super) fn host_file(written: &SpannedValue<SlashedPath<PathBuf>>, spec: &Path) -> PathBuf {
     from_folder_of(spec, &written.value.path)
 }
 

@@ -29,7 +29,7 @@ pub type Driver = &'static [&'static str];
 
 /// The requirements of a platform on a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Needs {
+pub struct PlatformNeeds {
     /// The required drivers, each with what does not work without it.
     pub drivers: &'static [(Driver, &'static str)],
     /// Whether a console on the first serial port is required.
@@ -82,9 +82,9 @@ impl Platform {
 
     /// Returns the platform's requirements on a guest.
     #[must_use]
-    pub fn needs(self) -> Needs {
+    pub fn needs(self) -> PlatformNeeds {
         match self {
-            Self::Azure => Needs {
+            Self::Azure => PlatformNeeds {
                 drivers: &[
                     (&["hv_vmbus"], "all of its devices"),
                     (&["hv_storvsc"], "its disk"),
@@ -93,7 +93,7 @@ impl Platform {
                 serial_console: true,
                 agents: &[(&["walinuxagent", "WALinuxAgent", "cloud-init"], "telling Azure that it has started")],
             },
-            Self::Gce => Needs {
+            Self::Gce => PlatformNeeds {
                 drivers: &[
                     (&["virtio_scsi", "nvme"], "its disk"),
                     (&["virtio_net", "gve"], "its network card"),
@@ -102,7 +102,7 @@ impl Platform {
                 serial_console: true,
                 agents: &[(&["google-guest-agent", "cloud-init"], "keys and start-up scripts")],
             },
-            Self::Aws => Needs {
+            Self::Aws => PlatformNeeds {
                 drivers: &[
                     (&["nvme"], "its disk on Nitro"),
                     (&["ena"], "its network card on Nitro"),
@@ -112,10 +112,10 @@ impl Platform {
                 agents: &[CLOUD_INIT],
             },
             Self::Proxmox | Self::Openstack => {
-                Needs { drivers: VIRTIO, serial_console: true, agents: &[CLOUD_INIT, GUEST_AGENT] }
+                PlatformNeeds { drivers: VIRTIO, serial_console: true, agents: &[CLOUD_INIT, GUEST_AGENT] }
             }
-            Self::Libvirt => Needs { drivers: VIRTIO, serial_console: true, agents: &[GUEST_AGENT] },
-            Self::Vmware => Needs {
+            Self::Libvirt => PlatformNeeds { drivers: VIRTIO, serial_console: true, agents: &[GUEST_AGENT] },
+            Self::Vmware => PlatformNeeds {
                 drivers: &[
                     (&["vmw_pvscsi", "mptspi", "ahci"], "its disk"),
                     (&["vmxnet3", "e1000", "e1000e"], "its network card"),
@@ -123,7 +123,7 @@ impl Platform {
                 serial_console: false,
                 agents: &[(&["open-vm-tools"], "clean shutdowns and addresses")],
             },
-            Self::Virtualbox => Needs {
+            Self::Virtualbox => PlatformNeeds {
                 drivers: &[(&["ahci", "ata_piix"], "its disk"), (&["e1000", "virtio_net"], "its network card")],
                 serial_console: false,
                 agents: &[],

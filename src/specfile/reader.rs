@@ -8,10 +8,10 @@ use toml::de::{DeTable, DeValue};
 
 use super::Overrides;
 use super::complaint::SpecError;
-use super::document::Document;
+use super::document::SpecDocument;
 use super::longest_argument::too_long;
 use super::suggest::suggest;
-use super::template::{Piece, pieces};
+use super::template::{TemplatePart, pieces};
 
 /// A TOML value with its place in the document.
 pub(super) type Node<'d> = Spanned<DeValue<'d>>;
@@ -21,8 +21,8 @@ pub(super) type Node<'d> = Spanned<DeValue<'d>>;
 const MAX_EXPANSION: usize = 8 << 20;
 
 /// A reader that collects errors, and that knows the variables once `[vars]` was read.
-pub(super) struct Reader<'d> {
-    pub document: &'d Document,
+pub(super) struct SpecReader<'d> {
+    pub document: &'d SpecDocument,
     pub overrides: &'d Overrides,
     pub vars: BTreeMap<String, String>,
     errors: Vec<SpecError>,
@@ -37,8 +37,8 @@ pub(super) struct Section<'t, 'd> {
     pub span: Range<usize>,
 }
 
-impl<'d> Reader<'d> {
-    pub fn new(document: &'d Document, overrides: &'d Overrides) -> Self {
+impl<'d> SpecReader<'d> {
+    pub fn new(document: &'d SpecDocument, overrides: &'d Overrides) -> Self {
         let vars = BTreeMap::new();
         Self { document, overrides, vars, errors: Vec::new(), broken_lines: BTreeSet::new(), expanded: 0 }
     }
@@ -121,8 +121,8 @@ impl<'d> Reader<'d> {
         let mut searched = span.start;
         for piece in pieces(text) {
             match piece {
-                Piece::Text(text) => filled.push_str(text),
-                Piece::Variable { name, written } => {
+                TemplatePart::Text(text) => filled.push_str(text),
+                TemplatePart::Variable { name, written } => {
                     let place = self.find(written, searched..span.end).unwrap_or_else(|| span.clone());
                     searched = if place == span { searched } else { place.end };
                     match self.variable(name, place) {

@@ -11,7 +11,7 @@ use toml::de::DeValue;
 
 use super::complaint::SpecError;
 use super::hidden_characters::is_forgery;
-use super::reader::{Node, Reader};
+use super::reader::{Node, SpecReader};
 use super::suggest::{list, suggest};
 use crate::size::{ByteSize, format_duration, parse_duration};
 use crate::url::{Url, UrlError};
@@ -25,19 +25,19 @@ pub(super) trait Shape {
     fn expects(&self) -> String;
 
     /// Reads a value, or reports why it is not accepted.
-    fn read(&self, node: &Node, reader: &mut Reader) -> Option<Self::Value>;
+    fn read(&self, node: &Node, reader: &mut SpecReader) -> Option<Self::Value>;
 
     /// Returns the JSON Schema, draft 7, without a description.
     fn schema(&self) -> Json;
 }
 
 /// The reason why a string is refused, and how to fix it.
-pub(super) struct Refusal {
+pub(super) struct ValueProblem {
     pub message: String,
     pub help: Option<String>,
 }
 
-impl<M: ToString> From<M> for Refusal {
+impl<M: ToString> From<M> for ValueProblem {
     fn from(message: M) -> Self {
         Self { message: message.to_string(), help: None }
     }
@@ -48,7 +48,7 @@ pub(super) struct Text<T> {
     pub expects: String,
     pub schema: Json,
     #[expect(clippy::type_complexity, reason = "a parser is just this")]
-    pub parse: Box<dyn Fn(&str) -> Result<T, Refusal>>,
+    pub parse: Box<dyn Fn(&str) -> Result<T, ValueProblem>>,
 }
 
 impl<T> Shape for Text<T> {
@@ -58,7 +58,7 @@ impl<T> Shape for Text<T> {
         self.expects.clone()
     }
 
-    fn read(&self, node: &Node, reader: &mut Reader) -> Option<T> {
+    fn read(&self, node: &Node, reader: &mut SpecReader) -> Option<T> {
         let text = reader.text(node, &self.expects)?;
         match (self.parse)(&text) {
             Ok(value) => Some(value),
@@ -143,7 +143,7 @@ impl Word {
         format!("{not}[{}][{}]{{0,{}}}", self.first, self.rest, self.max - 1)
     }
 
-    pub fn check(&self, text: &str) -> Result<(), Refusal> {
+    pub fn check(&self, text: &str) -> Result<(), ValueProblem> {
         let mut chars = text.chars();
         let fits = chars.next().is_some_and(|c| in_class(self.first, c)) && chars.all(|c| in_class(self.rest, c));
         if !fits || text.len() > self.max {
@@ -201,7 +201,7 @@ pub(super) fn duration(allowed: RangeInclusive<u64>) -> Text<Duration> {
     Text { expects, schema: matching("[0-9]+[smh]"), parse: Box::new(parse) }
 }
 
-fn outside(text: &str, least: &dyn fmt::Display, most: &dyn fmt::Display) -> Refusal {
+fn outside(text: &str, least: &dyn fmt::Display, most: &dyn fmt::Display) -> ValueProblem {
     format!("`{text}` is out of range: from {least} to {most} is allowed").into()
 }
 
@@ -217,7 +217,7 @@ pub(super) fn choice<T: Copy + 'static>(
     let parse = move |text: &str| match known.iter().find(|(name, _)| *name == text) {
         Some((_, value)) => Ok(*value),
         None if later.contains(&text) => Err(not_yet(text, &names).into()),
-        None => Err(Refusal {
+        None => Err(ValueProblem {
             message: format!("{} is not known here", quoted(text)),
             help: suggest(text, names.iter().copied()),
         }),
@@ -280,7 +280,7 @@ impl Shape for Mode {
         "octal permission bits in a string, such as \"0644\", up to \"7777\"".into()
     }
 
-    fn read(&self, node: &Node, reader: &mut Reader) -> Option<u32> {
+    fn read(&self, node: &Node, reader: &mut SpecReader) -> Option<u32> {
         let text = reader.text(node, &self.expects())?;
         let digits = text.strip_prefix('0').filter(|rest| rest.len() > 2).unwrap_or(&text);
         let octal = matches!(digits.len(), 3 | 4) && digits.bytes().all(|b| matches!(b, b'0'..=b'7'));
@@ -306,7 +306,7 @@ impl<T: TryFrom<u16> + Into<u16> + Copy + fmt::Display + PartialOrd> Shape for I
         format!("a whole number from {} to {}", self.0.start(), self.0.end())
     }
 
-    fn read(&self, node: &Node, reader: &mut Reader) -> Option<T> {
+    fn read(&self, node: &Node, reader: &mut SpecReader) -> Option<T> {
         let DeValue::Integer(integer) = node.get_ref() else {
             reader.wrong_type(node, &self.expects());
             return None;
@@ -336,7 +336,7 @@ impl Shape for Boolean {
         "`true` or `false`".into()
     }
 
-    fn read(&self, node: &Node, reader: &mut Reader) -> Option<bool> {
+    fn read(&self, node: &Node, reader: &mut SpecReader) -> Option<bool> {
         if node.get_ref().as_bool().is_none() {
             reader.wrong_type(node, &self.expects());
         }

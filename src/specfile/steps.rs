@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 
 use super::arguments;
 use super::complaint::SpecError;
-use super::document::{At, values};
+use super::document::{SpannedValue, values};
 use super::keys::{self, Verb};
 use super::names::{explicit_names, run_name, shorten, unique};
 use super::paths::host_file;
-use super::reader::Reader;
+use super::reader::SpecReader;
 use super::suggest::suggest;
-use super::table::Chosen;
-use super::{Action, Context, Copy, Image, SecretDeclaration, Step};
+use super::table::ChosenVariant;
+use super::{Action, Context, Copy, ImageSpec, SecretDeclaration, StepSpec};
 
 /// The files of a version that kiln itself writes, besides `NAME-VERSION.*`.
 const OWN_FILES: [&str; 11] = [
@@ -31,35 +31,35 @@ const OWN_FILES: [&str; 11] = [
 ];
 
 /// The parts of a spec that steps may refer to.
-pub(super) struct Surroundings<'s, 'd> {
+pub(super) struct StepScope<'s, 'd> {
     /// Path of the spec file.
     pub spec: &'s Path,
     /// The image, if its name and version are valid.
-    pub image: Option<&'s Image>,
+    pub image: Option<&'s ImageSpec>,
     pub secrets: &'s BTreeMap<String, Option<SecretDeclaration>>,
-    pub reader: &'s mut Reader<'d>,
+    pub reader: &'s mut SpecReader<'d>,
 }
 
-pub(super) fn steps(raw: Vec<At<Chosen<keys::Step, Verb>>>, around: &mut Surroundings) -> Vec<Step> {
+pub(super) fn steps(raw: Vec<SpannedValue<ChosenVariant<keys::Step, Verb>>>, around: &mut StepScope) -> Vec<StepSpec> {
     let mut taken = explicit_names(raw.iter().filter_map(|step| step.value.common.name.as_ref()), around.reader);
     let mut fetched = Vec::new();
     let mut steps = Vec::new();
-    for At { value: Chosen { common, variant }, span } in raw {
+    for SpannedValue { value: ChosenVariant { common, variant }, span } in raw {
         let Some((action, default_name)) = variant.and_then(|verb| action(verb, &mut fetched, around)) else {
             continue;
         };
         let name = common.name.map_or_else(|| unique(&default_name, &mut taken), |name| name.value);
         let line = around.reader.document.line(span.start);
-        steps.push(Step { name, action, timeout: common.timeout, cache: common.cache, line });
+        steps.push(StepSpec { name, action, timeout: common.timeout, cache: common.cache, line });
     }
     steps
 }
 
 /// Converts a step's keys to its action, and returns it with the step's default name.
-fn action(verb: Verb, fetched: &mut Vec<At<PathBuf>>, around: &mut Surroundings) -> Option<(Action, String)> {
+fn action(verb: Verb, fetched: &mut Vec<SpannedValue<PathBuf>>, around: &mut StepScope) -> Option<(Action, String)> {
     match verb {
         Verb::RunCommand(raw) => {
-            let At { value: command, span } = raw.run?;
+            let SpannedValue { value: command, span } = raw.run?;
             let name = run_name(&command);
             check_start(&arguments::words(&command), &raw.env, &span, around.reader);
             let secrets = known_secrets(raw.secrets, around);
@@ -90,9 +90,9 @@ fn action(verb: Verb, fetched: &mut Vec<At<PathBuf>>, around: &mut Surroundings)
 /// Reports arguments and variables that Linux does not start a program with.
 fn check_start<S: AsRef<str>>(
     words: &[S],
-    environment: &BTreeMap<String, At<String>>,
+    environment: &BTreeMap<String, SpannedValue<String>>,
     span: &Range<usize>,
-    reader: &mut Reader,
+    reader: &mut SpecReader,
 ) {
     arguments::check_environment(environment, reader);
     let variables = environment.iter().flat_map(|(name, value)| [name, &value.value]);
@@ -102,7 +102,7 @@ fn check_start<S: AsRef<str>>(
     arguments::check_sum(sum, span, reader);
 }
 
-fn copy(raw: keys::CopyIn, around: &mut Surroundings) -> Option<(Action, String)> {
+fn copy(raw: keys::CopyIn, around: &mut StepScope) -> Option<(Action, String)> {
     let (source, to) = (raw.copy?, raw.to?.value);
     if !source.value.slash && source.value.path.ends_with("..") {
         let error = SpecError::new(source.span.clone(), "the name of the folder that `..` leads to is not known here");
@@ -123,7 +123,7 @@ fn copy(raw: keys::CopyIn, around: &mut Surroundings) -> Option<(Action, String)
     Some((Action::Copy(copy), name))
 }
 
-fn reboot(wanted: &At<bool>, reader: &mut Reader) -> Option<(Action, String)> {
+fn reboot(wanted: &SpannedValue<bool>, reader: &mut SpecReader) -> Option<(Action, String)> {
     if !wanted.value {
         let error = SpecError::new(wanted.span.clone(), "`reboot = false` does nothing");
         reader.report(error.help("remove the step, or write `reboot = true`"));
@@ -132,7 +132,11 @@ fn reboot(wanted: &At<bool>, reader: &mut Reader) -> Option<(Action, String)> {
     Some((Action::Reboot, "reboot".to_owned()))
 }
 
-fn fetch(raw: keys::FetchOut, fetched: &mut Vec<At<PathBuf>>, around: &mut Surroundings) -> Option<(Action, String)> {
+fn fetch(
+    raw: keys::FetchOut,
+    fetched: &mut Vec<SpannedValue<PathBuf>>,
+    around: &mut StepScope,
+) -> Option<(Action, String)> {
     let (from, to) = (raw.fetch?.value, raw.to?);
     if is_own_file(&to.value, around.image) {
         let message = format!("`{}` is the name of a file that kiln itself writes", to.value.display());
@@ -149,13 +153,13 @@ fn fetch(raw: keys::FetchOut, fetched: &mut Vec<At<PathBuf>>, around: &mut Surro
 }
 
 /// Returns whether a path would replace a file of the version's folder, or lie below one.
-fn is_own_file(path: &Path, image: Option<&Image>) -> bool {
+fn is_own_file(path: &Path, image: Option<&ImageSpec>) -> bool {
     let Some(first) = path.iter().next().and_then(|name| name.to_str()) else { return false };
-    let is_output = |image: &Image| first.starts_with(&format!("{}-{}.", image.name, image.version));
+    let is_output = |image: &ImageSpec| first.starts_with(&format!("{}-{}.", image.name, image.version));
     OWN_FILES.contains(&first) || image.is_some_and(is_output)
 }
 
-fn known_secrets(names: Vec<At<String>>, around: &mut Surroundings) -> BTreeSet<String> {
+fn known_secrets(names: Vec<SpannedValue<String>>, around: &mut StepScope) -> BTreeSet<String> {
     for name in &names {
         if !around.secrets.contains_key(&name.value) {
             let help = suggest(&name.value, around.secrets.keys().map(String::as_str));

@@ -7,8 +7,8 @@ use toml::de::{DeTable, DeValue};
 
 use super::complaint::SpecError;
 use super::compound::wrong_brackets;
-use super::document::At;
-use super::reader::{Node, Reader, Section};
+use super::document::SpannedValue;
+use super::reader::{Node, Section, SpecReader};
 use super::shape::{Shape, not_yet, quoted};
 use super::suggest::{list, suggest};
 
@@ -16,13 +16,13 @@ use super::suggest::{list, suggest};
 pub(super) trait Table: Sized {
     /// The description of the table.
     const ABOUT: &'static str;
-    fn keys() -> Vec<Key>;
+    fn keys() -> Vec<KeySchema>;
     fn key_names() -> Vec<String>;
-    fn read(section: &Section, reader: &mut Reader) -> Self;
+    fn read(section: &Section, reader: &mut SpecReader) -> Self;
 }
 
 /// A key of a table, for the schema.
-pub(super) struct Key {
+pub(super) struct KeySchema {
     pub name: String,
     pub schema: Json,
     pub required: bool,
@@ -32,8 +32,8 @@ pub(super) struct Key {
 pub(super) trait Field {
     /// The type of the value that is kept.
     type Stored;
-    fn read(&self, name: &str, section: &Section, reader: &mut Reader) -> Self::Stored;
-    fn key(&self, name: String, about: &str) -> Key;
+    fn read(&self, name: &str, section: &Section, reader: &mut SpecReader) -> Self::Stored;
+    fn key(&self, name: String, about: &str) -> KeySchema;
 }
 
 /// A required key.
@@ -41,11 +41,11 @@ pub(super) struct Required<S>(pub S);
 /// An optional key.
 pub(super) struct Optional<S>(pub S);
 /// A key with a default, which is written as TOML and read in the same way as the user's text.
-pub(super) struct Or<S>(pub S, pub &'static str);
+pub(super) struct DefaultedKey<S>(pub S, pub &'static str);
 
-fn find<S: Shape>(shape: &S, name: &str, section: &Section, reader: &mut Reader) -> Option<At<S::Value>> {
+fn find<S: Shape>(shape: &S, name: &str, section: &Section, reader: &mut SpecReader) -> Option<SpannedValue<S::Value>> {
     let node = section.entries.get(name)?;
-    shape.read(node, reader).map(|value| At { value, span: node.span() })
+    shape.read(node, reader).map(|value| SpannedValue { value, span: node.span() })
 }
 
 fn describe<S: Shape>(shape: &S, about: &str) -> Json {
@@ -55,9 +55,9 @@ fn describe<S: Shape>(shape: &S, about: &str) -> Json {
 }
 
 impl<S: Shape> Field for Required<S> {
-    type Stored = Option<At<S::Value>>;
+    type Stored = Option<SpannedValue<S::Value>>;
 
-    fn read(&self, name: &str, section: &Section, reader: &mut Reader) -> Self::Stored {
+    fn read(&self, name: &str, section: &Section, reader: &mut SpecReader) -> Self::Stored {
         if !section.entries.contains_key(name) {
             let message = format!("the key `{name}` is missing");
             let help = format!("`{name}` is {}", self.0.expects());
@@ -66,27 +66,27 @@ impl<S: Shape> Field for Required<S> {
         find(&self.0, name, section, reader)
     }
 
-    fn key(&self, name: String, about: &str) -> Key {
-        Key { name, schema: describe(&self.0, about), required: true }
+    fn key(&self, name: String, about: &str) -> KeySchema {
+        KeySchema { name, schema: describe(&self.0, about), required: true }
     }
 }
 
 impl<S: Shape> Field for Optional<S> {
-    type Stored = Option<At<S::Value>>;
+    type Stored = Option<SpannedValue<S::Value>>;
 
-    fn read(&self, name: &str, section: &Section, reader: &mut Reader) -> Self::Stored {
+    fn read(&self, name: &str, section: &Section, reader: &mut SpecReader) -> Self::Stored {
         find(&self.0, name, section, reader)
     }
 
-    fn key(&self, name: String, about: &str) -> Key {
-        Key { name, schema: describe(&self.0, about), required: false }
+    fn key(&self, name: String, about: &str) -> KeySchema {
+        KeySchema { name, schema: describe(&self.0, about), required: false }
     }
 }
 
-impl<S: Shape> Field for Or<S> {
+impl<S: Shape> Field for DefaultedKey<S> {
     type Stored = S::Value;
 
-    fn read(&self, name: &str, section: &Section, reader: &mut Reader) -> Self::Stored {
+    fn read(&self, name: &str, section: &Section, reader: &mut SpecReader) -> Self::Stored {
         if let Some(found) = find(&self.0, name, section, reader) {
             return found.value;
         }
@@ -94,10 +94,10 @@ impl<S: Shape> Field for Or<S> {
         self.0.read(&default, reader).expect("a default is valid")
     }
 
-    fn key(&self, name: String, about: &str) -> Key {
+    fn key(&self, name: String, about: &str) -> KeySchema {
         let mut schema = describe(&self.0, about);
         schema["default"] = to_json(DeValue::parse(self.1).expect("a default is TOML").get_ref());
-        Key { name, schema, required: false }
+        KeySchema { name, schema, required: false }
     }
 }
 
@@ -123,7 +123,7 @@ macro_rules! table {
         impl Table for $name {
             const ABOUT: &'static str = concat!($($about),+);
 
-            fn keys() -> Vec<Key> {
+            fn keys() -> Vec<KeySchema> {
                 vec![$($kind.key(stringify!($field).replace('_', "-"), concat!($($doc),+)),)*]
             }
 
@@ -131,7 +131,7 @@ macro_rules! table {
                 vec![$(stringify!($field).replace('_', "-"),)*]
             }
 
-            fn read(section: &Section, reader: &mut Reader) -> Self {
+            fn read(section: &Section, reader: &mut SpecReader) -> Self {
                 $(let $field = $kind.read(&stringify!($field).replace('_', "-"), section, reader);)*
                 // A table without keys of its own does not use these.
                 let _ = (section, reader);
@@ -143,20 +143,20 @@ macro_rules! table {
 pub(super) use table;
 
 /// The shape of a [`Table`].
-pub(super) struct Of<T>(std::marker::PhantomData<T>);
+pub(super) struct TableShape<T>(std::marker::PhantomData<T>);
 
-pub(super) fn of<T: Table>() -> Of<T> {
-    Of(std::marker::PhantomData)
+pub(super) fn of<T: Table>() -> TableShape<T> {
+    TableShape(std::marker::PhantomData)
 }
 
-impl<T: Table> Shape for Of<T> {
+impl<T: Table> Shape for TableShape<T> {
     type Value = T;
 
     fn expects(&self) -> String {
         "a table".into()
     }
 
-    fn read(&self, node: &Node, reader: &mut Reader) -> Option<T> {
+    fn read(&self, node: &Node, reader: &mut SpecReader) -> Option<T> {
         let DeValue::Table(entries) = node.get_ref() else {
             wrong_brackets(node, reader, &self.expects());
             return None;
@@ -188,7 +188,7 @@ fn unknown(key: &str) -> String {
     format!("unknown key {}", quoted(key))
 }
 
-fn object(keys: Vec<Key>) -> Json {
+fn object(keys: Vec<KeySchema>) -> Json {
     let required: Vec<String> = keys.iter().filter(|key| key.required).map(|key| key.name.clone()).collect();
     let properties: JsonMap<String, Json> = keys.into_iter().map(|key| (key.name, key.schema)).collect();
     let mut object = json!({ "type": "object", "properties": properties, "additionalProperties": false });
@@ -204,7 +204,7 @@ pub(super) trait Variants: Sized {
     const ONE: &'static str;
     /// Returns the keys, each with the keys that may stand beside it.
     fn all() -> Vec<Variant>;
-    fn read(key: &str, section: &Section, reader: &mut Reader) -> Option<Self>;
+    fn read(key: &str, section: &Section, reader: &mut SpecReader) -> Option<Self>;
     /// Kinds that the format of specs foresees, and that this version does not support.
     const LATER: &'static [&'static str];
 }
@@ -214,7 +214,7 @@ pub(super) struct Variant {
     pub key: &'static str,
     pub about: &'static str,
     pub key_names: fn() -> Vec<String>,
-    pub keys: fn() -> Vec<Key>,
+    pub keys: fn() -> Vec<KeySchema>,
 }
 
 /// Declares [`Variants`]: an enum of tables, each with the key that tells it apart.
@@ -236,7 +236,7 @@ macro_rules! variants {
                 },)+]
             }
 
-            fn read(key: &str, section: &Section, reader: &mut Reader) -> Option<Self> {
+            fn read(key: &str, section: &Section, reader: &mut SpecReader) -> Option<Self> {
                 match key {
                     $($key => Some(Self::$table($table::read(section, reader))),)+
                     _ => None,
@@ -255,13 +255,13 @@ pub(super) fn one_of<C: Table, V: Variants>() -> OneOf<C, V> {
 }
 
 /// The shared keys that were read, and the variant if there was exactly one.
-pub(super) struct Chosen<C, V> {
+pub(super) struct ChosenVariant<C, V> {
     pub common: C,
     pub variant: Option<V>,
 }
 
 impl<C: Table, V: Variants> Shape for OneOf<C, V> {
-    type Value = Chosen<C, V>;
+    type Value = ChosenVariant<C, V>;
 
     fn expects(&self) -> String {
         let all = V::all();
@@ -272,7 +272,7 @@ impl<C: Table, V: Variants> Shape for OneOf<C, V> {
         }
     }
 
-    fn read(&self, node: &Node, reader: &mut Reader) -> Option<Self::Value> {
+    fn read(&self, node: &Node, reader: &mut SpecReader) -> Option<Self::Value> {
         let DeValue::Table(entries) = node.get_ref() else {
             wrong_brackets(node, reader, &self.expects());
             return None;
@@ -281,14 +281,14 @@ impl<C: Table, V: Variants> Shape for OneOf<C, V> {
         let chosen = choose::<V>(&section, reader);
         check_keys::<C, V>(entries, chosen, reader);
         let common = C::read(&section, reader);
-        Some(Chosen { common, variant: chosen.and_then(|key| V::read(key, &section, reader)) })
+        Some(ChosenVariant { common, variant: chosen.and_then(|key| V::read(key, &section, reader)) })
     }
 
     /// Returns a schema in which every key is declared once, so that a validator names the one that is wrong. Which keys
     /// belong together is expressed as a condition for each variant, and not as a choice among all, of which a validator
     /// only reports that none fits.
     fn schema(&self) -> Json {
-        let variants: Vec<(Variant, Vec<Key>)> = V::all().into_iter().map(with_keys).collect();
+        let variants: Vec<(Variant, Vec<KeySchema>)> = V::all().into_iter().map(with_keys).collect();
         let own = variants.iter().flat_map(|(_, keys)| keys);
         let shared = C::keys();
         let mut schema =
@@ -300,13 +300,13 @@ impl<C: Table, V: Variants> Shape for OneOf<C, V> {
     }
 }
 
-fn with_keys(variant: Variant) -> (Variant, Vec<Key>) {
+fn with_keys(variant: Variant) -> (Variant, Vec<KeySchema>) {
     let keys = (variant.keys)();
     (variant, keys)
 }
 
 /// Returns the declarations of keys; a key that variants declare in different ways may have any value here.
-fn declare<'k>(keys: impl Iterator<Item = &'k Key>) -> JsonMap<String, Json> {
+fn declare<'k>(keys: impl Iterator<Item = &'k KeySchema>) -> JsonMap<String, Json> {
     let mut declared: JsonMap<String, Json> = JsonMap::new();
     for key in keys {
         let known = declared.entry(key.name.clone()).or_insert_with(|| key.schema.clone());
@@ -318,7 +318,7 @@ fn declare<'k>(keys: impl Iterator<Item = &'k Key>) -> JsonMap<String, Json> {
 }
 
 /// Returns the schema of a table that has the key of a variant: which keys it may and must have.
-fn condition(variant: &Variant, keys: &[Key], shared: &[Key]) -> Json {
+fn condition(variant: &Variant, keys: &[KeySchema], shared: &[KeySchema]) -> Json {
     let allowed = shared.iter().map(|key| (key.name.clone(), json!(true)));
     let own = keys.iter().map(|key| (key.name.clone(), key.schema.clone()));
     let properties: JsonMap<String, Json> = allowed.chain(own).collect();
@@ -334,7 +334,7 @@ fn condition(variant: &Variant, keys: &[Key], shared: &[Key]) -> Json {
 }
 
 /// Returns the one key that selects the variant; reports none, several, and those of a later version.
-fn choose<V: Variants>(section: &Section, reader: &mut Reader) -> Option<&'static str> {
+fn choose<V: Variants>(section: &Section, reader: &mut SpecReader) -> Option<&'static str> {
     let all: Vec<&str> = V::all().iter().map(|variant| variant.key).collect();
     let mut found: Vec<_> = section.entries.keys().filter(|key| all.contains(&key.get_ref().as_ref())).collect();
     found.sort_by_key(|key| key.span().start);
@@ -361,7 +361,7 @@ fn choose<V: Variants>(section: &Section, reader: &mut Reader) -> Option<&'stati
 }
 
 /// Reports unknown keys, and those that belong to another variant than the chosen one.
-fn check_keys<C: Table, V: Variants>(entries: &DeTable, chosen: Option<&str>, reader: &mut Reader) {
+fn check_keys<C: Table, V: Variants>(entries: &DeTable, chosen: Option<&str>, reader: &mut SpecReader) {
     let common = C::key_names();
     let variants: Vec<(&str, Vec<String>)> = V::all().iter().map(|v| (v.key, (v.key_names)())).collect();
     for (key, _) in entries {

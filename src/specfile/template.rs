@@ -2,7 +2,7 @@
 
 /// A part of a template.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Piece<'t> {
+pub(super) enum TemplatePart<'t> {
     /// A literal string.
     Text(&'t str),
     /// A variable, `{{ name }}`.
@@ -16,23 +16,23 @@ pub(super) enum Piece<'t> {
 
 /// Cuts a template into pieces. `{{{{` is a literal `{{`; braces around anything but one identifier are kept, so that other
 /// template languages pass unharmed.
-pub(super) fn pieces(text: &str) -> Vec<Piece<'_>> {
+pub(super) fn pieces(text: &str) -> Vec<TemplatePart<'_>> {
     let mut pieces = Vec::new();
     let mut rest = text;
     while let Some(open) = rest.find("{{") {
         let (before, braces) = rest.split_at(open);
-        pieces.push(Piece::Text(before));
+        pieces.push(TemplatePart::Text(before));
         let (piece, length) = if braces.starts_with("{{{{") {
-            (Piece::Text("{{"), 4)
+            (TemplatePart::Text("{{"), 4)
         } else if let Some((name, length)) = variable(braces) {
-            (Piece::Variable { name, written: &braces[..length] }, length)
+            (TemplatePart::Variable { name, written: &braces[..length] }, length)
         } else {
-            (Piece::Text("{{"), 2)
+            (TemplatePart::Text("{{"), 2)
         };
         pieces.push(piece);
         rest = &braces[length..];
     }
-    pieces.push(Piece::Text(rest));
+    pieces.push(TemplatePart::Text(rest));
     pieces
 }
 
@@ -51,9 +51,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn fill(text: &str) -> String {
-        let show = |piece: &Piece| match piece {
-            Piece::Text(text) => (*text).to_owned(),
-            Piece::Variable { name, .. } => format!("<{name}>"),
+        let show = |piece: &TemplatePart| match piece {
+            TemplatePart::Text(text) => (*text).to_owned(),
+            TemplatePart::Variable { name, .. } => format!("<{name}>"),
         };
         pieces(text).iter().map(show).collect()
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Command, Owner};
+use super::{Command, FileOwner};
 
 /// A `[[test]]` of the spec.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,7 +78,7 @@ pub struct FileCheck {
     /// Expected permission bits.
     pub mode: Option<u32>,
     /// Expected owner, and group where it is given.
-    pub owner: Option<Owner>,
+    pub owner: Option<FileOwner>,
     /// A string that the content must contain.
     pub contains: Option<String>,
     /// SHA-256 digest of the content, 64 lower-case hex digits.

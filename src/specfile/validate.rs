@@ -5,27 +5,28 @@ use std::path::Path;
 
 use super::checks;
 use super::complaint::SpecError;
-use super::compound::Declared;
-use super::document::{At, values};
+use super::compound::DeclaredVariables;
+use super::document::{SpannedValue, values};
 use super::keys::{self, IMAGE_NAME, IMAGE_VERSION, Secret};
 use super::paths::host_file;
-use super::reader::Reader;
+use super::reader::SpecReader;
 use super::shape::Word;
-use super::steps::{self, Surroundings};
+use super::steps::{self, StepScope};
 use super::suggest::list;
-use super::table::Chosen;
+use super::table::ChosenVariant;
 use super::{
-    Base, Build, Compression, Document, Image, Machine, Network, NetworkAccess, Output, OutputFormat, Remote, Seal,
-    SecretDeclaration, SecretSource, Source, Spec, Sums, Trust,
+    BaseImageSpec, BaseSource, BuildSpec, Compression, ImageSpec, MachineSpec, NetworkAccess, NetworkBackend,
+    OutputFormat, OutputSpec, RemoteBase, SealSpec, SecretDeclaration, SecretSource, Spec, SpecDocument, SumsSpec,
+    SumsVerification,
 };
 
 /// Returns the spec, if nothing that it requires is missing. The reader knows whether there are errors.
-pub(super) fn spec(raw: keys::Document, reader: &mut Reader) -> Option<Spec> {
+pub(super) fn spec(raw: keys::Document, reader: &mut SpecReader) -> Option<Spec> {
     let given = reader.document.path();
     let path = std::path::absolute(given).unwrap_or_else(|_| given.to_owned());
     let image = image(raw.image?.value, reader);
     let secrets = secrets(raw.secrets, &path, reader.document);
-    let mut around = Surroundings { spec: &path, image: image.as_ref(), secrets: &secrets, reader };
+    let mut around = StepScope { spec: &path, image: image.as_ref(), secrets: &secrets, reader };
     let steps = steps::steps(raw.step, &mut around);
     let tests = checks::tests(raw.test, reader);
     let outputs = outputs(raw.output, reader);
@@ -49,25 +50,25 @@ pub(super) fn spec(raw: keys::Document, reader: &mut Reader) -> Option<Spec> {
         secrets: secrets.into_iter().filter_map(|(name, source)| Some((name, source?))).collect(),
         steps,
         tests,
-        seal: Seal { skip: raw.seal.skip.into_iter().map(|name| name.value.to_owned()).collect() },
+        seal: SealSpec { skip: raw.seal.skip.into_iter().map(|name| name.value.to_owned()).collect() },
         outputs,
-        build: Build { timeout: raw.build.timeout },
+        build: BuildSpec { timeout: raw.build.timeout },
         path,
     };
     Some(complete)
 }
 
-fn image(raw: keys::Image, reader: &mut Reader) -> Option<Image> {
+fn image(raw: keys::Image, reader: &mut SpecReader) -> Option<ImageSpec> {
     let version = match &reader.overrides.version {
         Some(version) => overridden_version(version, &IMAGE_VERSION, reader),
         None => raw.version.map(|version| version.value),
     };
     let name = raw.name.and_then(|name| variant_name(name, reader));
-    Some(Image { name: name?, version: version?, description: raw.description, labels: values(raw.labels) })
+    Some(ImageSpec { name: name?, version: version?, description: raw.description, labels: values(raw.labels) })
 }
 
 /// Returns the image's name, which ends with the variant: each variant is an image of its own.
-fn variant_name(name: At<String>, reader: &mut Reader) -> Option<String> {
+fn variant_name(name: SpannedValue<String>, reader: &mut SpecReader) -> Option<String> {
     let Some(variant) = &reader.overrides.variant else { return Some(name.value) };
     let whole = format!("{}-{variant}", name.value);
     match IMAGE_NAME.check(&whole) {
@@ -79,7 +80,7 @@ fn variant_name(name: At<String>, reader: &mut Reader) -> Option<String> {
     }
 }
 
-fn overridden_version(version: &str, allowed: &Word, reader: &mut Reader) -> Option<String> {
+fn overridden_version(version: &str, allowed: &Word, reader: &mut SpecReader) -> Option<String> {
     match allowed.check(version) {
         Ok(()) => Some(version.to_owned()),
         Err(refusal) => {
@@ -89,21 +90,27 @@ fn overridden_version(version: &str, allowed: &Word, reader: &mut Reader) -> Opt
     }
 }
 
-fn base(raw: Chosen<keys::Base, keys::Source>, spec: &Path, reader: &mut Reader) -> Option<Base> {
+fn base(raw: ChosenVariant<keys::Base, keys::Source>, spec: &Path, reader: &mut SpecReader) -> Option<BaseImageSpec> {
     let keys::Base { sha256, format } = raw.common;
     let source = match raw.variant? {
-        keys::Source::LocalFile(source) => Source::File(host_file(&source.file?, spec)),
-        keys::Source::RemoteFile(source) => Source::Url(remote(source, sha256.as_ref(), spec, reader)?),
-        keys::Source::StoredImage(source) => Source::Image(source.image?.value),
-        keys::Source::OtherSpec(source) => {
-            Source::Spec { file: host_file(&source.spec?, spec), variant: source.variant.map(|variant| variant.value) }
-        }
+        keys::Source::LocalFile(source) => BaseSource::File(host_file(&source.file?, spec)),
+        keys::Source::RemoteFile(source) => BaseSource::Url(remote(source, sha256.as_ref(), spec, reader)?),
+        keys::Source::StoredImage(source) => BaseSource::Image(source.image?.value),
+        keys::Source::OtherSpec(source) => BaseSource::Spec {
+            file: host_file(&source.spec?, spec),
+            variant: source.variant.map(|variant| variant.value),
+        },
     };
-    Some(Base { source, sha256: sha256.map(|digest| digest.value), format })
+    Some(BaseImageSpec { source, sha256: sha256.map(|digest| digest.value), format })
 }
 
 /// Validates a download: it must be verified by a digest or by a list of digests.
-fn remote(raw: keys::RemoteFile, pin: Option<&At<String>>, spec: &Path, reader: &mut Reader) -> Option<Remote> {
+fn remote(
+    raw: keys::RemoteFile,
+    pin: Option<&SpannedValue<String>>,
+    spec: &Path,
+    reader: &mut SpecReader,
+) -> Option<RemoteBase> {
     let url = raw.url?;
     let mut report = |span: &std::ops::Range<usize>, message: &str, help: &str| {
         reader.report_missing(SpecError::new(span.clone(), message).help(help));
@@ -112,15 +119,15 @@ fn remote(raw: keys::RemoteFile, pin: Option<&At<String>>, spec: &Path, reader: 
     let signature = raw.sums_signature.as_ref().map(|at| &at.span);
     let extra = digest.or(signature).or(raw.sums_key.as_ref().map(|at| &at.span));
     let trust = match (&raw.sums_sha256, &raw.sums_signature, &raw.sums_key) {
-        (Some(digest), None, None) => Some(Trust::Sha256(digest.value.clone())),
+        (Some(digest), None, None) => Some(SumsVerification::Sha256(digest.value.clone())),
         (None, Some(signature), Some(key)) => {
-            Some(Trust::Signature { url: signature.value.clone(), key: host_file(key, spec) })
+            Some(SumsVerification::Signature { url: signature.value.clone(), key: host_file(key, spec) })
         }
         _ => None,
     };
     let sums = match (&raw.sums, pin, extra, trust) {
         (None, Some(_), None, _) => None,
-        (Some(sums), None, _, Some(trust)) => Some(Sums { url: sums.value.clone(), trust }),
+        (Some(sums), None, _, Some(trust)) => Some(SumsSpec { url: sums.value.clone(), trust }),
         (None, None, _, _) => {
             let help = "add `sha256`, or `sums` with what vouches for them";
             report(&url.span, "a download needs its digest", help);
@@ -141,19 +148,19 @@ fn remote(raw: keys::RemoteFile, pin: Option<&At<String>>, spec: &Path, reader: 
         }
     };
     let urls = std::iter::once(url).chain(raw.mirrors).map(|url| url.value).collect();
-    Some(Remote { urls, sums })
+    Some(RemoteBase { urls, sums })
 }
 
 /// Checks the keys of a variant, also while another one is built.
-fn check_variant(raw: keys::Overlay, spec: &Path, reader: &mut Reader) {
-    let keys::Overlay { vars: Declared(_), base: other, machine: changed, output } = raw;
+fn check_variant(raw: keys::Overlay, spec: &Path, reader: &mut SpecReader) {
+    let keys::Overlay { vars: DeclaredVariables(_), base: other, machine: changed, output } = raw;
     let _ = (machine(changed), outputs(output, reader), other.map(|other| base(other.value, spec, reader)));
 }
 
 /// Returns the `[network]` table, and reports it for guests that have no network.
-fn network_access(raw: keys::NetworkAccess, network: Network, reader: &mut Reader) -> NetworkAccess {
+fn network_access(raw: keys::NetworkAccess, network: NetworkBackend, reader: &mut SpecReader) -> NetworkAccess {
     if let Some(first) = raw.private.first()
-        && network != Network::User
+        && network != NetworkBackend::User
     {
         let error = SpecError::new(first.span.clone(), "`private` is for guests that have a network");
         reader.report(error.help("add `network = \"user\"` to `[machine]`, or leave `private` out"));
@@ -164,8 +171,8 @@ fn network_access(raw: keys::NetworkAccess, network: Network, reader: &mut Reade
     NetworkAccess { private }
 }
 
-fn machine(raw: keys::Machine) -> Machine {
-    Machine {
+fn machine(raw: keys::Machine) -> MachineSpec {
+    MachineSpec {
         cpus: raw.cpus,
         memory: raw.memory,
         disk: raw.disk.map(|disk| disk.value),
@@ -177,11 +184,11 @@ fn machine(raw: keys::Machine) -> Machine {
 }
 
 fn secrets(
-    raw: BTreeMap<String, At<Chosen<keys::Nothing, Secret>>>,
+    raw: BTreeMap<String, SpannedValue<ChosenVariant<keys::Nothing, Secret>>>,
     spec: &Path,
-    document: &Document,
+    document: &SpecDocument,
 ) -> BTreeMap<String, Option<SecretDeclaration>> {
-    let declared = |secret: At<Chosen<_, Secret>>| {
+    let declared = |secret: SpannedValue<ChosenVariant<_, Secret>>| {
         let source = match secret.value.variant? {
             Secret::SecretEnv(env) => SecretSource::Env(env.env?.value),
             Secret::SecretFile(file) => SecretSource::File(host_file(&file.file?, spec)),
@@ -191,9 +198,9 @@ fn secrets(
     raw.into_iter().map(|(name, secret)| (name, declared(secret))).collect()
 }
 
-fn outputs(raw: Vec<At<keys::Output>>, reader: &mut Reader) -> Vec<Output> {
-    let mut outputs: Vec<(Output, std::ops::Range<usize>)> = Vec::new();
-    for At { value, span } in raw {
+fn outputs(raw: Vec<SpannedValue<keys::Output>>, reader: &mut SpecReader) -> Vec<OutputSpec> {
+    let mut outputs: Vec<(OutputSpec, std::ops::Range<usize>)> = Vec::new();
+    for SpannedValue { value, span } in raw {
         // A format that was wrong stands here as the default; it must not be reported as a duplicate.
         let clean = reader.is_clean();
         let format = format(&value, reader);
@@ -204,11 +211,11 @@ fn outputs(raw: Vec<At<keys::Output>>, reader: &mut Reader) -> Vec<Output> {
         }
         let compression = compression(format, value.compression.as_ref(), reader);
         let platforms = value.platform.into_iter().map(|platform| platform.value).collect();
-        outputs.push((Output { format, compression, platforms }, span));
+        outputs.push((OutputSpec { format, compression, platforms }, span));
     }
     if outputs.is_empty() {
         let (format, compression) = (OutputFormat::Qcow2, Compression::Zstd);
-        vec![Output { format, compression, platforms: Vec::new() }]
+        vec![OutputSpec { format, compression, platforms: Vec::new() }]
     } else {
         outputs.into_iter().map(|(output, _)| output).collect()
     }
@@ -216,7 +223,7 @@ fn outputs(raw: Vec<At<keys::Output>>, reader: &mut Reader) -> Vec<Output> {
 
 /// Returns the format of an output: the one of the spec, or else the first one that its first platform accepts. Reports a
 /// format that one of the platforms does not accept.
-fn format(raw: &keys::Output, reader: &mut Reader) -> OutputFormat {
+fn format(raw: &keys::Output, reader: &mut SpecReader) -> OutputFormat {
     let named = |name: &str| OutputFormat::ALL.iter().copied().find(|format| format.name() == name);
     let best = raw.platform.first().and_then(|first| first.value.formats().iter().find_map(|name| named(name)));
     let format = raw.format.as_ref().map(|asked| asked.value).or(best).unwrap_or(OutputFormat::Qcow2);
@@ -232,7 +239,11 @@ fn format(raw: &keys::Output, reader: &mut Reader) -> OutputFormat {
     format
 }
 
-fn compression(format: OutputFormat, asked: Option<&At<Compression>>, reader: &mut Reader) -> Compression {
+fn compression(
+    format: OutputFormat,
+    asked: Option<&SpannedValue<Compression>>,
+    reader: &mut SpecReader,
+) -> Compression {
     let known = format.compressions();
     let Some(asked) = asked else { return known[0] };
     if !known.contains(&asked.value) {

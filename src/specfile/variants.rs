@@ -5,7 +5,7 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use super::complaint::SpecError;
-use super::reader::Reader;
+use super::reader::SpecReader;
 use super::suggest::{list, suggest};
 
 const TABLE: &str = "variants";
@@ -28,7 +28,7 @@ fn names(document: &DeTable) -> Vec<String> {
 
 /// Merges a variant into the rest: variables and keys of the machine one by one, the base and the outputs as a whole. The
 /// table of variants is kept: errors in it are reported where all variants are read.
-pub(super) fn lay_over(document: &mut DeTable, variant: &str, reader: &mut Reader) {
+pub(super) fn lay_over(document: &mut DeTable, variant: &str, reader: &mut SpecReader) {
     let known = names(document);
     let variants = document.get(TABLE).and_then(|node| node.get_ref().as_table());
     let Some(overlay) = variants.and_then(|variants| variants.get(variant)).cloned() else {

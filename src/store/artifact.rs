@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use super::digest::{self, Digest, Job, Watch};
 use super::error::StoreError;
-use super::folder::{Folder, Tree, folders_above};
+use super::folder::{Folder, FolderTree, folders_above};
 use super::manifest::{self, Manifest};
 use super::reference::ImageId;
 use super::{Store, check_ours, check_part, sums};
-use crate::ownership::{Distrust, GROUP_AND_OTHERS, check_owner};
-use crate::sign::{self, SignError, Tool, Trust};
+use crate::ownership::{GROUP_AND_OTHERS, OwnershipError, check_owner};
+use crate::sign::{self, SignError, SignatureTrust, Tool};
 
 /// Number of retries of a reader if a version or tag is replaced or moved meanwhile.
 pub(super) const TRIES: usize = 16;
@@ -26,7 +26,7 @@ pub struct Artifact {
 
 /// Result of [`Artifact::verify`].
 #[derive(Debug)]
-pub struct Verdict {
+pub struct VerifyReport {
     id: ImageId,
     /// The intact files, with their digests.
     pub sound: BTreeMap<String, Digest>,
@@ -34,7 +34,7 @@ pub struct Verdict {
     pub damage: Vec<String>,
 }
 
-impl Verdict {
+impl VerifyReport {
     /// Turns damage into an error.
     ///
     /// # Errors
@@ -126,7 +126,7 @@ impl Artifact {
                 Err(error) => damage.push(missing(file, &error)),
             }
         }
-        Verdict { id: self.id.clone(), sound: BTreeMap::new(), damage }.into_result()
+        VerifyReport { id: self.id.clone(), sound: BTreeMap::new(), damage }.into_result()
     }
 
     /// Returns a check of one image file's content, to be run on any thread.
@@ -155,7 +155,7 @@ impl Artifact {
     ///
     /// # Errors
     /// When there is none of the right kind, or it does not hold.
-    pub fn check_signature(&self, trust: &Trust) -> Result<String, StoreError> {
+    pub fn check_signature(&self, trust: &SignatureTrust) -> Result<String, StoreError> {
         let tool = trust.tool()?;
         let signature = self.signature(tool)?.ok_or(SignError::Missing(tool))?;
         Ok(trust.check(&self.folder.read(sums::FILE, sums::LARGEST)?, &signature)?)
@@ -165,7 +165,7 @@ impl Artifact {
     ///
     /// # Errors
     /// When a file cannot be read for another reason than damage, or `watch` breaks. Damage is in the verdict.
-    pub fn verify(&self, watch: Watch<'_>) -> Result<Verdict, StoreError> {
+    pub fn verify(&self, watch: Watch<'_>) -> Result<VerifyReport, StoreError> {
         let mut damage = Vec::new();
         let expected = self.sums()?;
         let mut jobs = Vec::new();
@@ -190,7 +190,7 @@ impl Artifact {
             // The files were listed by a path that names another version by now.
             return Err(StoreError::InUse(self.id.clone()));
         }
-        Ok(Verdict { id: self.id.clone(), sound, damage })
+        Ok(VerifyReport { id: self.id.clone(), sound, damage })
     }
 
     /// Reads `SHA256SUMS`, as digests by file.
@@ -228,7 +228,7 @@ impl Artifact {
         let tree = self.folder.tree()?;
         let mut found = self.strange_folders(&tree, sums);
         found.extend(tree.files.iter().chain(&tree.folders).filter_map(|name| self.find_writer(name)));
-        let Tree { files, links, .. } = tree;
+        let FolderTree { files, links, .. } = tree;
         // A signature cannot be in the file that it signs.
         let is_apart = |file: &str| file == sums::FILE || Tool::ALL.iter().any(|tool| tool.file() == file);
         let strange = files.into_iter().filter(|file| !is_apart(file) && !sums.contains_key(file));
@@ -241,7 +241,7 @@ impl Artifact {
     }
 
     /// Finds folders that were added or removed. A folder with files is not listed if it is missing, since its files are.
-    fn strange_folders(&self, tree: &Tree, sums: &BTreeMap<String, String>) -> Vec<String> {
+    fn strange_folders(&self, tree: &FolderTree, sums: &BTreeMap<String, String>) -> Vec<String> {
         let fetched = &self.manifest.fetched_folders;
         let listed = sums.keys().chain(self.manifest.fetched_links.keys());
         let known: BTreeSet<&str> = listed.flat_map(|name| folders_above(name)).collect();
@@ -259,7 +259,7 @@ impl Artifact {
         // A file that is gone has been reported as missing.
         let meta = path.symlink_metadata().ok()?;
         match check_owner(&path, &meta, GROUP_AND_OTHERS).err()? {
-            Distrust::NotOwned { owner, .. } => Some(format!("{name} belongs to user {owner}")),
+            OwnershipError::NotOwned { owner, .. } => Some(format!("{name} belongs to user {owner}")),
             _ => Some(format!("{name} is writable for others than its owner")),
         }
     }

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::error::{Fault, Kind};
-use crate::ownership::Distrust;
+use crate::ownership::OwnershipError;
 use crate::process::quote_path;
 use crate::sign::SignError;
 use crate::specfile::suggest::closest;
@@ -191,14 +191,14 @@ pub enum StoreError {
     Interrupted,
 }
 
-impl From<Distrust> for StoreError {
-    fn from(distrust: Distrust) -> Self {
+impl From<OwnershipError> for StoreError {
+    fn from(distrust: OwnershipError) -> Self {
         match distrust {
-            Distrust::NotAFolder(path) => StoreError::NotAFolder(path),
-            Distrust::NotOwned { path, owner, user } => StoreError::NotOwned { path, owner, user },
-            Distrust::Writable(path) => StoreError::WorldWritable(path),
-            Distrust::Network(path) => StoreError::Network(path),
-            Distrust::Unreadable { path, source } => StoreError::Io { action: "read", path, source },
+            OwnershipError::NotAFolder(path) => StoreError::NotAFolder(path),
+            OwnershipError::NotOwned { path, owner, user } => StoreError::NotOwned { path, owner, user },
+            OwnershipError::Writable(path) => StoreError::WorldWritable(path),
+            OwnershipError::Network(path) => StoreError::Network(path),
+            OwnershipError::Unreadable { path, source } => StoreError::Io { action: "read", path, source },
         }
     }
 }

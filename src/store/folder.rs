@@ -32,14 +32,14 @@ pub(super) struct Folder {
 
 /// Content of a folder. Names are relative to it; each list is sorted, so a folder comes before its content.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Tree {
+pub(super) struct FolderTree {
     pub(super) files: Vec<String>,
     pub(super) folders: Vec<String>,
     /// Symbolic links with their targets, all of which are in the folder.
     pub(super) links: BTreeMap<String, String>,
 }
 
-impl Tree {
+impl FolderTree {
     /// Returns the folders that contain no file and no link, at any depth.
     pub(super) fn empty_folders(&self) -> BTreeSet<String> {
         let names = self.files.iter().chain(self.links.keys());
@@ -111,8 +111,8 @@ impl Folder {
 
     /// Lists everything below the folder. Anything but regular files, folders and links to something in it, and names that
     /// are not UTF-8, are refused.
-    pub(super) fn tree(&self) -> Result<Tree, StoreError> {
-        let mut tree = Tree::default();
+    pub(super) fn tree(&self) -> Result<FolderTree, StoreError> {
+        let mut tree = FolderTree::default();
         let mut pending = vec![String::new()];
         while let Some(folder) = pending.pop() {
             self.read_folder(&folder, &mut tree, &mut pending)?;
@@ -122,7 +122,7 @@ impl Folder {
         Ok(tree)
     }
 
-    fn read_folder(&self, folder: &str, tree: &mut Tree, pending: &mut Vec<String>) -> Result<(), StoreError> {
+    fn read_folder(&self, folder: &str, tree: &mut FolderTree, pending: &mut Vec<String>) -> Result<(), StoreError> {
         let path = self.path.join(folder);
         let failed = |error| StoreError::io("list", &path)(error);
         for entry in fs::read_dir(&path).map_err(failed)? {
@@ -185,7 +185,7 @@ mod tests {
         assert!(matches!(folder.read("a/b/c", 3), Err(StoreError::TooLarge { limit: 3, .. })));
         assert_eq!(
             folder.tree().unwrap(),
-            Tree {
+            FolderTree {
                 files: vec!["a/b/c".into(), "top".into()],
                 folders: vec!["a".into(), "a/b".into()],
                 links: BTreeMap::new()

@@ -19,11 +19,11 @@ pub struct Summary {
     /// Time of the publication.
     pub finished: Timestamp,
     /// Name, version, description and labels.
-    pub image: manifest::Image,
+    pub image: manifest::ManifestImage,
     /// The base image that it was built from.
-    pub base: manifest::Base,
+    pub base: manifest::ManifestBase,
     /// Its image files.
-    pub outputs: Vec<manifest::Output>,
+    pub outputs: Vec<manifest::ManifestOutput>,
     /// Digest of every input.
     pub build_key: String,
     /// SHA-256 of the disk as the guest sees it.
@@ -34,7 +34,7 @@ pub struct Summary {
 
 /// All versions of all images.
 #[derive(Debug, Default)]
-pub struct Listing {
+pub struct StoreListing {
     /// Versions by name, newest first.
     pub versions: Vec<Summary>,
     /// An error for each version, and for the tags of each image, that cannot be read.
@@ -47,7 +47,7 @@ pub enum Ancestor<'a> {
     /// An image of the store.
     Stored(&'a Summary),
     /// An image that was removed or replaced since.
-    Gone(&'a manifest::BaseImage),
+    Gone(&'a manifest::ManifestBaseImage),
     /// A source outside of the store, as written in the manifest.
     Source(&'a str),
 }
@@ -57,8 +57,8 @@ impl Store {
     ///
     /// # Errors
     /// When the store cannot be read; a version that cannot be is part of the listing.
-    pub fn list(&self) -> Result<Listing, StoreError> {
-        let mut listing = Listing::default();
+    pub fn list(&self) -> Result<StoreListing, StoreError> {
+        let mut listing = StoreListing::default();
         for name in self.names()? {
             let _image = self.share_image(&name)?;
             let tags = Tags::read(&self.image_path(&name)).unwrap_or_else(|error| {
@@ -81,7 +81,7 @@ impl Store {
     }
 }
 
-impl Listing {
+impl StoreListing {
     /// Returns a version by image name and version.
     #[must_use]
     pub fn find(&self, name: &str, version: &str) -> Option<&Summary> {
@@ -103,7 +103,7 @@ impl Listing {
 
     /// Returns the image of the store that another was built from, unless it was replaced since.
     #[must_use]
-    pub fn stored(&self, base: &manifest::BaseImage) -> Option<&Summary> {
+    pub fn stored(&self, base: &manifest::ManifestBaseImage) -> Option<&Summary> {
         self.find(&base.name, &base.version).filter(|summary| summary.build_key == base.build_key)
     }
 

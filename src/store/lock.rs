@@ -25,19 +25,19 @@ use crate::sign::Signer;
 #[must_use]
 pub enum Lookup {
     /// The version exists.
-    Exists(Existing),
+    Exists(ExistingVersion),
     /// The version does not exist, and the holder of the lock may build it.
     Vacant(VersionLock),
 }
 
 /// An existing version, and the right to replace it.
 #[derive(Debug)]
-pub struct Existing {
+pub struct ExistingVersion {
     artifact: Artifact,
     lock: VersionLock,
 }
 
-impl Existing {
+impl ExistingVersion {
     /// Returns the existing version.
     #[must_use]
     pub fn artifact(&self) -> &Artifact {
@@ -68,7 +68,7 @@ impl Existing {
         if artifact.signature(signer.tool())?.is_some_and(|there| there == signature) {
             return Ok(());
         }
-        let guard = store.lock_file(TMP_LOCK, Lock::shared)?;
+        let guard = store.lock_file(TMP_LOCK, FileLock::shared)?;
         store.replace_file(&artifact.folder().join(signer.tool().file()), &signature, &guard)
     }
 
@@ -98,7 +98,7 @@ pub struct VersionLock {
     pub(super) id: ImageId,
     /// Whether an old version will be replaced.
     pub(super) replaces: bool,
-    _lock: Lock,
+    _lock: FileLock,
 }
 
 impl VersionLock {
@@ -119,13 +119,13 @@ impl Store {
         let path = self.private("locks").join(id.to_string());
         let file = self.fs.open_lock(&path).map_err(StoreError::io("open", &path))?;
         let blocked = || waiting(format!("waiting for another kiln that builds {id}"));
-        let held = Lock::wait_for(file, blocked).await.map_err(StoreError::io("lock", &path))?;
+        let held = FileLock::wait_for(file, blocked).await.map_err(StoreError::io("lock", &path))?;
         let lock = VersionLock { store: self.clone(), id: id.clone(), replaces: false, _lock: held };
         self.recover(id)?;
         match self.artifact_at(id) {
             Ok(artifact) => {
                 artifact.check_sizes()?;
-                Ok(Lookup::Exists(Existing { artifact, lock }))
+                Ok(Lookup::Exists(ExistingVersion { artifact, lock }))
             }
             Err(error) if error.is_not_found() => {
                 // Checked before anything is built, and again, reliably, when it is published.
@@ -137,27 +137,27 @@ impl Store {
     }
 
     /// Returns the version's lock if it is free.
-    pub(super) fn try_version_lock(&self, id: &ImageId) -> Result<Option<Lock>, StoreError> {
-        self.lock_file(&format!("locks/{id}"), Lock::try_exclusive)
+    pub(super) fn try_version_lock(&self, id: &ImageId) -> Result<Option<FileLock>, StoreError> {
+        self.lock_file(&format!("locks/{id}"), FileLock::try_exclusive)
     }
 
     /// Locks the image. Waits for other holders, who only make a few short calls.
-    pub(super) fn lock_image(&self, name: &str) -> Result<Lock, StoreError> {
-        self.lock_file(&format!("locks/{name}"), Lock::exclusive)
+    pub(super) fn lock_image(&self, name: &str) -> Result<FileLock, StoreError> {
+        self.lock_file(&format!("locks/{name}"), FileLock::exclusive)
     }
 
     /// Keeps versions of an image from being added and removed. Without this lock, a listing of its folder may miss both a
     /// version that is removed and one that is added. Returns `None` if there is no such image, and creates nothing then.
-    pub(super) fn share_image(&self, name: &str) -> Result<Option<Lock>, StoreError> {
+    pub(super) fn share_image(&self, name: &str) -> Result<Option<FileLock>, StoreError> {
         if !self.image_path(name).is_dir() {
             return Ok(None);
         }
-        self.lock_file(&format!("locks/{name}"), Lock::shared).map(Some)
+        self.lock_file(&format!("locks/{name}"), FileLock::shared).map(Some)
     }
 
     /// Writes or replaces a file durably and in one step: readers see the old or the new content. The guard keeps processes
     /// that clear tmp away.
-    pub(super) fn replace_file(&self, path: &Path, content: &[u8], _guard: &Lock) -> Result<(), StoreError> {
+    pub(super) fn replace_file(&self, path: &Path, content: &[u8], _guard: &FileLock) -> Result<(), StoreError> {
         let temporary = self.private("tmp").join(self.fs.fresh_name());
         self.fs.write_new(&temporary, content, FILE_MODE).map_err(StoreError::io("write", &temporary))?;
         self.fs.rename(&temporary, path).map_err(StoreError::io("write", path))?;
@@ -177,9 +177,9 @@ impl Store {
 /// Closing the file would not do: a child that another thread has just forked holds a copy until it executes, and with it
 /// the lock.
 #[derive(Debug)]
-pub(super) struct Lock(File);
+pub(super) struct FileLock(File);
 
-impl Lock {
+impl FileLock {
     pub(super) fn try_exclusive(file: File) -> io::Result<Option<Self>> {
         Ok(try_lock(&file)?.then_some(Self(file)))
     }
@@ -210,7 +210,7 @@ impl Lock {
     }
 }
 
-impl Drop for Lock {
+impl Drop for FileLock {
     fn drop(&mut self) {
         // Cannot fail on an open file.
         let _ = self.0.unlock();

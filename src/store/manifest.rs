@@ -28,17 +28,17 @@ pub struct Manifest {
     /// Version of kiln that built it.
     pub kiln: String,
     /// Name, version, description and labels of the image.
-    pub image: Image,
+    pub image: ManifestImage,
     /// Digest of every input: the same key means the same build.
     pub build_key: String,
     /// The base image that it was built from.
-    pub base: Base,
+    pub base: ManifestBase,
     /// The virtual machine that it was built in.
-    pub machine: Machine,
+    pub machine: ManifestMachine,
     /// The steps, in order.
-    pub steps: Vec<Step>,
+    pub steps: Vec<ManifestStep>,
     /// The image files.
-    pub outputs: Vec<Output>,
+    pub outputs: Vec<ManifestOutput>,
     /// SHA-256 of the disk as the guest sees it: the same for every format.
     pub disk_sha256: String,
     /// Bytes of that disk: formats of whole MiB may add zeros. `None` in manifests of older versions of kiln.
@@ -52,20 +52,20 @@ pub struct Manifest {
     pub content_sha256: Option<String>,
     /// The distribution, if it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub os: Option<Os>,
+    pub os: Option<ManifestOs>,
     /// The type of `packages`, as in package URLs: `deb`, `apk` or `rpm`. Packages of another database have a type of their
     /// own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub package_type: Option<String>,
     /// Packages in the guest's package database.
     #[serde(default)]
-    pub packages: Vec<Package>,
+    pub packages: Vec<ManifestPackage>,
     /// The tests that the sealed image passed, or that did not run.
     #[serde(default)]
-    pub tests: Vec<Test>,
+    pub tests: Vec<ManifestTest>,
     /// Files that steps fetched from the guest.
     #[serde(default)]
-    pub fetched: Vec<Fetched>,
+    pub fetched: Vec<FetchedFile>,
     /// Symbolic links among the fetched files, with their targets. They are not in `SHA256SUMS`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub fetched_links: BTreeMap<String, String>,
@@ -85,7 +85,7 @@ pub struct Manifest {
 
 /// Section `image` of the manifest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Image {
+pub struct ManifestImage {
     /// Name of the image.
     pub name: String,
     /// Version of the image.
@@ -100,7 +100,7 @@ pub struct Image {
 
 /// Section `base` of the manifest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Base {
+pub struct ManifestBase {
     /// Source of the base image, as written in the spec.
     pub source: String,
     /// SHA-256 of the file.
@@ -109,12 +109,12 @@ pub struct Base {
     pub format: String,
     /// The image of the store that it was, if any.
     #[serde(default)]
-    pub image: Option<BaseImage>,
+    pub image: Option<ManifestBaseImage>,
 }
 
 /// Section `base.image` of the manifest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BaseImage {
+pub struct ManifestBaseImage {
     /// Name of the image.
     pub name: String,
     /// Version of the image.
@@ -127,7 +127,7 @@ pub struct BaseImage {
 
 /// Section `machine` of the manifest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Machine {
+pub struct ManifestMachine {
     /// The accelerator that was used: `kvm` or `tcg`.
     pub accel: String,
     /// Reason for the choice of the accelerator.
@@ -160,7 +160,7 @@ pub struct Machine {
 
 /// An entry of `steps`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Step {
+pub struct ManifestStep {
     /// Name of the step in the spec.
     pub name: String,
     /// Action of the step.
@@ -175,7 +175,7 @@ pub struct Step {
 
 /// An entry of `outputs`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Output {
+pub struct ManifestOutput {
     /// File name inside the version folder.
     pub file: String,
     /// Format of the file.
@@ -188,7 +188,7 @@ pub struct Output {
     pub sha256: String,
 }
 
-impl Output {
+impl ManifestOutput {
     /// Creates the entry of an output that is staged but not digested yet.
     #[must_use]
     pub fn staged(file: impl Into<String>, format: impl Into<String>, virtual_bytes: u64) -> Self {
@@ -211,7 +211,7 @@ pub struct ListedContents {
 
 /// Section `os` of the manifest, from os-release(5).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Os {
+pub struct ManifestOs {
     /// `debian`, `ubuntu`, `alpine`, ...; `linux` if the file has no id.
     pub id: String,
     /// Version of the distribution; may be empty.
@@ -224,7 +224,7 @@ pub struct Os {
 
 /// An entry of `packages`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Package {
+pub struct ManifestPackage {
     /// Name of the package.
     pub name: String,
     /// Version of the package, as its package format writes it.
@@ -238,7 +238,7 @@ pub struct Package {
 
 /// An entry of `tests`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Test {
+pub struct ManifestTest {
     /// Name of the test in the spec.
     pub name: String,
     /// Whether the test passed.
@@ -258,7 +258,7 @@ pub struct Test {
 
 /// An entry of `fetched`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fetched {
+pub struct FetchedFile {
     /// Path inside the version folder.
     pub file: String,
     /// Length of the file. The store fills it in when it publishes.
@@ -267,7 +267,7 @@ pub struct Fetched {
     pub sha256: String,
 }
 
-impl Fetched {
+impl FetchedFile {
     /// Creates the entry of a fetched file that is staged but not digested yet.
     #[must_use]
     pub fn staged(file: impl Into<String>) -> Self {
@@ -277,16 +277,16 @@ impl Fetched {
 
 /// The two fields that are parsed before the rest.
 #[derive(Deserialize)]
-struct Head {
+struct ManifestHead {
     schema: u64,
     #[serde(default)]
     sequence: u64,
 }
 
 /// Reads schema version and sequence number, and refuses a newer schema.
-fn parse_head(text: &[u8], path: &Path) -> Result<Head, StoreError> {
+fn parse_head(text: &[u8], path: &Path) -> Result<ManifestHead, StoreError> {
     let malformed = |source| StoreError::Malformed { path: path.to_owned(), source };
-    let head: Head = serde_json::from_slice(text).map_err(malformed)?;
+    let head: ManifestHead = serde_json::from_slice(text).map_err(malformed)?;
     if head.schema > u64::from(SCHEMA) {
         return Err(StoreError::NewerSchema { path: path.to_owned(), found: head.schema, known: SCHEMA });
     }
@@ -307,7 +307,7 @@ impl Manifest {
 
     /// Returns the type of a package, as in package URLs; `None` if it is not known.
     #[must_use]
-    pub fn type_of<'a>(&'a self, package: &'a Package) -> Option<&'a str> {
+    pub fn type_of<'a>(&'a self, package: &'a ManifestPackage) -> Option<&'a str> {
         package.kind.as_deref().or(self.package_type.as_deref())
     }
 
@@ -376,19 +376,29 @@ pub(crate) mod tests {
             schema: SCHEMA,
             sequence: 0,
             kiln: "0.1.0".into(),
-            image: Image { name: name.into(), version: version.into(), ..Image::default() },
+            image: ManifestImage { name: name.into(), version: version.into(), ..ManifestImage::default() },
             build_key: build_key.into(),
-            base: Base { source: "debian-12.qcow2".into(), sha256: "9f2c".into(), format: "qcow2".into(), image: None },
-            machine: Machine {
+            base: ManifestBase {
+                source: "debian-12.qcow2".into(),
+                sha256: "9f2c".into(),
+                format: "qcow2".into(),
+                image: None,
+            },
+            machine: ManifestMachine {
                 accel: "tcg".into(),
                 qemu: "10.0.2".into(),
                 cpus: 2,
                 memory: 1 << 30,
                 firmware: "bios".into(),
-                ..Machine::default()
+                ..ManifestMachine::default()
             },
-            steps: vec![Step { name: "install".into(), verb: "run".into(), seconds: 1.5, ..Step::default() }],
-            outputs: vec![Output::staged(format!("{name}-{version}.qcow2"), "qcow2", 8 << 30)],
+            steps: vec![ManifestStep {
+                name: "install".into(),
+                verb: "run".into(),
+                seconds: 1.5,
+                ..ManifestStep::default()
+            }],
+            outputs: vec![ManifestOutput::staged(format!("{name}-{version}.qcow2"), "qcow2", 8 << 30)],
             disk_sha256: "00ff".into(),
             disk_bytes: Some(8 << 30),
             contents: None,

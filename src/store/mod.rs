@@ -39,25 +39,25 @@ mod tags;
 #[cfg(test)]
 mod tests;
 
-pub use artifact::{Artifact, FileCheck, Verdict};
+pub use artifact::{Artifact, FileCheck, VerifyReport};
 pub use digest::{Digest, UNWATCHED, Watch};
 pub use error::StoreError;
 pub use export::{OnConflict, give_names};
-pub use listing::{Ancestor, Listing, Summary};
-pub use lock::{Existing, Lookup, VersionLock};
+pub use listing::{Ancestor, StoreListing, Summary};
+pub use lock::{ExistingVersion, Lookup, VersionLock};
 pub use manifest::Manifest;
 pub use reference::{ImageId, Reference, ReferenceError, Tag};
 pub use remove::IfBase;
-pub use retention::Fate;
+pub use retention::RetentionReason;
 pub use staging::{Documents, Evidence, RESERVED, Staging};
-pub use tags::{Change, How, Tags};
+pub use tags::{TagChange, TagOperation, Tags};
 
 use crate::fs::Fs;
 use crate::ownership::{OTHERS, check_folder, check_root};
 use artifact::TRIES;
 use folder::FOLDER_MODE;
 use folder::Folder;
-use lock::Lock;
+use lock::FileLock;
 
 /// Name of the folder for everything that is not an image.
 const PRIVATE: &str = ".kiln";
@@ -241,7 +241,7 @@ impl Store {
 
     /// Deletes what dead processes left in tmp. A live process holds the flock of its folder, or of the version.
     fn clear_stale(&self) -> Result<(), StoreError> {
-        let Some(_guard) = self.lock_file(TMP_LOCK, Lock::try_exclusive)? else { return Ok(()) };
+        let Some(_guard) = self.lock_file(TMP_LOCK, FileLock::try_exclusive)? else { return Ok(()) };
         for name in entries(&self.private("tmp"))? {
             let path = self.private("tmp").join(&name);
             match name.strip_prefix(ASIDE).and_then(|id| id.split_once('@')) {

@@ -60,7 +60,7 @@ impl Store {
     /// ignored.
     fn made_from(&self, id: &ImageId) -> Result<Vec<ImageId>, StoreError> {
         let build_key = self.manifest(id).ok().map(|manifest| manifest.build_key);
-        let is_it = |base: &manifest::BaseImage| {
+        let is_it = |base: &manifest::ManifestBaseImage| {
             (base.name.as_str(), base.version.as_str()) == (id.name(), id.version())
                 && build_key.as_ref().is_none_or(|key| *key == base.build_key)
         };

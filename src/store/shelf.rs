@@ -9,12 +9,12 @@ use super::{Evidence, ImageId, Lookup, Store, UNWATCHED};
 use crate::error::Failure;
 
 /// A store in a temporary folder.
-pub(crate) struct Shelf {
+pub(crate) struct TestStore {
     _dir: tempfile::TempDir,
     pub(crate) store: Store,
 }
 
-impl Shelf {
+impl TestStore {
     /// Publishes these versions, in this order, with the content `disk`.
     pub(crate) fn with(ids: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();

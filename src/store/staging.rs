@@ -12,8 +12,8 @@ use crate::sign::Signer;
 use super::artifact::Artifact;
 use super::digest::{self, Digest, Job, Watch};
 use super::error::StoreError;
-use super::folder::{FILE_MODE, FOLDER_MODE, Folder, Tree};
-use super::lock::{Lock, VersionLock};
+use super::folder::{FILE_MODE, FOLDER_MODE, Folder, FolderTree};
+use super::lock::{FileLock, VersionLock};
 use super::manifest::{self, Manifest};
 use super::reference::ImageId;
 use super::sums::comment;
@@ -83,7 +83,7 @@ impl Staging {
         let store = &lock.store;
         let path = store.fresh_tmp(&lock.id);
         // Shared with other builds; keeps processes that clear tmp away until the new folder has its own lock.
-        let _guard = store.lock_file(TMP_LOCK, Lock::shared)?;
+        let _guard = store.lock_file(TMP_LOCK, FileLock::shared)?;
         store.fs.create_dir(&path, 0o700).map_err(StoreError::io("create", &path))?;
         let folder = Folder::open(&path)?;
         folder.file().lock().map_err(StoreError::io("lock", &path))?;
@@ -139,7 +139,7 @@ impl Staging {
         manifest: &mut Manifest,
         evidence: &Evidence,
         watch: Watch<'_>,
-    ) -> Result<Lock, StoreError> {
+    ) -> Result<FileLock, StoreError> {
         let tree = folder.tree()?;
         self.refuse_reserved(&tree)?;
         self.check_links(&tree, manifest)?;
@@ -169,7 +169,7 @@ impl Staging {
         Ok(image_lock)
     }
 
-    fn refuse_reserved(&self, tree: &Tree) -> Result<(), StoreError> {
+    fn refuse_reserved(&self, tree: &FolderTree) -> Result<(), StoreError> {
         match tree.files.iter().chain(&tree.folders).find(|name| RESERVED.contains(&name.as_str())) {
             Some(name) => Err(StoreError::Unpublishable {
                 path: self.path().join(name),
@@ -179,7 +179,7 @@ impl Staging {
         }
     }
 
-    fn check_links(&self, tree: &Tree, manifest: &Manifest) -> Result<(), StoreError> {
+    fn check_links(&self, tree: &FolderTree, manifest: &Manifest) -> Result<(), StoreError> {
         match tree.links.iter().find(|(name, target)| manifest.fetched_links.get(*name) != Some(*target)) {
             Some((name, _)) => {
                 Err(StoreError::Unpublishable { path: self.path().join(name), why: "no step has fetched that link" })
@@ -192,7 +192,7 @@ impl Staging {
     fn seal_files(
         &self,
         folder: &Folder,
-        tree: &Tree,
+        tree: &FolderTree,
         watch: Watch<'_>,
     ) -> Result<BTreeMap<String, Digest>, StoreError> {
         let jobs: Vec<Job> = tree.files.iter().map(|name| Job::find(folder, name)).collect::<Result<_, _>>()?;
@@ -215,7 +215,7 @@ impl Staging {
     }
 
     /// Makes the folders durable and read-only, the deepest first and the version folder last.
-    fn seal_folders(&self, folder: &Folder, tree: &Tree) -> Result<(), StoreError> {
+    fn seal_folders(&self, folder: &Folder, tree: &FolderTree) -> Result<(), StoreError> {
         for name in tree.folders.iter().rev() {
             let below = Folder::open(self.path().join(name))?;
             self.seal_folder(&below)?;

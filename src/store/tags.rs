@@ -14,7 +14,7 @@ use super::error::StoreError;
 use super::folder::Folder;
 use super::manifest::{SCHEMA, rfc3339};
 use super::reference::{ImageId, Reference, Tag};
-use super::{Store, TMP_LOCK, check_part, lock::Lock};
+use super::{Store, TMP_LOCK, check_part, lock::FileLock};
 
 /// Name of the file inside an image's folder.
 pub(super) const FILE: &str = "tags.json";
@@ -35,12 +35,12 @@ pub struct Tags {
     pub named: BTreeMap<String, String>,
     /// Changes of the tags, oldest first. The order is that of the changes, whatever their times are.
     #[serde(default)]
-    pub history: Vec<Change>,
+    pub history: Vec<TagChange>,
 }
 
 /// A change of a tag.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Change {
+pub struct TagChange {
     /// Time of the change, by the host's clock.
     #[serde(with = "rfc3339")]
     pub at: Timestamp,
@@ -51,7 +51,7 @@ pub struct Change {
     /// The version that it names since; `None` after a deletion.
     pub to: Option<String>,
     /// Kind of the change.
-    pub how: How,
+    pub how: TagOperation,
     /// The tag that was promoted: `candidate` for `kiln tag web@candidate stable`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promoted: Option<String>,
@@ -60,7 +60,7 @@ pub struct Change {
 /// Kind of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum How {
+pub enum TagOperation {
     /// It was set to a version.
     Set,
     /// It was restored to its previous target.
@@ -69,7 +69,7 @@ pub enum How {
     Delete,
 }
 
-impl Change {
+impl TagChange {
     /// Returns whether the tag names the same version as before.
     #[must_use]
     pub fn is_nothing(&self) -> bool {
@@ -97,11 +97,11 @@ impl Tags {
     /// Parses the file. A newer schema may have any shape, so it is refused by its number before the rest is read.
     fn parse(text: &[u8], path: &Path) -> Result<Self, StoreError> {
         #[derive(Deserialize)]
-        struct Head {
+        struct TagsHead {
             schema: u64,
         }
         let malformed = |source| StoreError::Malformed { path: path.to_owned(), source };
-        let head: Head = serde_json::from_slice(text).map_err(malformed)?;
+        let head: TagsHead = serde_json::from_slice(text).map_err(malformed)?;
         if head.schema > u64::from(SCHEMA) {
             return Err(StoreError::NewerSchema { path: path.to_owned(), found: head.schema, known: SCHEMA });
         }
@@ -129,13 +129,13 @@ impl Tags {
         let mut past: Vec<&str> = Vec::new();
         for change in self.history.iter().filter(|change| change.tag == tag) {
             let named = match change.how {
-                How::Rollback => {
+                TagOperation::Rollback => {
                     let taken_back = past.iter().rposition(|version| Some(*version) == change.to.as_deref());
                     past.truncate(taken_back.unwrap_or(0));
                     [None, change.to.as_deref()]
                 }
                 // Its previous target is the last one, unless the file was edited or the history begins here.
-                How::Set | How::Delete => [change.from.as_deref(), change.to.as_deref()],
+                TagOperation::Set | TagOperation::Delete => [change.from.as_deref(), change.to.as_deref()],
             };
             for version in named.into_iter().flatten() {
                 if past.last() != Some(&version) {
@@ -156,13 +156,13 @@ impl Tags {
         past
     }
 
-    fn change(&mut self, tag: &str, to: Option<&str>, how: How, promoted: Option<&str>) -> Change {
+    fn change(&mut self, tag: &str, to: Option<&str>, how: TagOperation, promoted: Option<&str>) -> TagChange {
         let from = match to {
             Some(version) => self.named.insert(tag.to_owned(), version.to_owned()),
             None => self.named.remove(tag),
         };
         let (to, promoted) = (to.map(str::to_owned), promoted.map(str::to_owned));
-        let change = Change { at: Timestamp::now(), tag: tag.to_owned(), from, to, how, promoted };
+        let change = TagChange { at: Timestamp::now(), tag: tag.to_owned(), from, to, how, promoted };
         if !change.is_nothing() {
             self.history.push(change.clone());
             self.forget(tag);
@@ -199,9 +199,9 @@ impl Store {
     ///
     /// # Errors
     /// When there is no such image, there never was such a tag, or they cannot be read.
-    pub fn tag_history(&self, name: &str, tag: Option<&Tag>) -> Result<Vec<Change>, StoreError> {
+    pub fn tag_history(&self, name: &str, tag: Option<&Tag>) -> Result<Vec<TagChange>, StoreError> {
         let tags = self.tags(name)?;
-        let is_asked = |change: &&Change| tag.is_none_or(|tag| tag.as_str() == change.tag);
+        let is_asked = |change: &&TagChange| tag.is_none_or(|tag| tag.as_str() == change.tag);
         let changes: Vec<_> = tags.history.iter().rev().filter(is_asked).cloned().collect();
         match tag.filter(|tag| changes.is_empty() && !tags.named.contains_key(tag.as_str())) {
             Some(tag) => Err(no_tag(name, tag, &tags)),
@@ -215,7 +215,7 @@ impl Store {
     /// # Errors
     /// When there is no such version, there is a version of the tag's name, or a call fails: then the tag names what it did
     /// before, or the new version.
-    pub fn tag(&self, image: &Reference, tag: &Tag) -> Result<Change, StoreError> {
+    pub fn tag(&self, image: &Reference, tag: &Tag) -> Result<TagChange, StoreError> {
         self.change_tags(image, |tags| {
             let id = self.resolve_locked(image)?;
             if !self.version_path(&id).is_dir() {
@@ -226,7 +226,7 @@ impl Store {
                 return Err(StoreError::TagIsVersion(rival));
             }
             let promoted = image.selector().filter(|selector| *selector != id.version());
-            Ok(tags.change(tag.as_str(), Some(id.version()), How::Set, promoted))
+            Ok(tags.change(tag.as_str(), Some(id.version()), TagOperation::Set, promoted))
         })
     }
 
@@ -234,7 +234,7 @@ impl Store {
     ///
     /// # Errors
     /// When it has named no other, that one is not there any more, or a call fails.
-    pub fn roll_back(&self, name: &str, tag: &Tag) -> Result<Change, StoreError> {
+    pub fn roll_back(&self, name: &str, tag: &Tag) -> Result<TagChange, StoreError> {
         self.change_tags(&Reference::newest(name)?, |tags| {
             let before = tags.before(tag.as_str());
             let is_there = |version: &&str| {
@@ -244,7 +244,7 @@ impl Store {
             match before.first().copied() {
                 Some(version) if is_there(&version) => {
                     let version = version.to_owned();
-                    Ok(tags.change(tag.as_str(), Some(&version), How::Rollback, None))
+                    Ok(tags.change(tag.as_str(), Some(&version), TagOperation::Rollback, None))
                 }
                 Some(gone) => Err(StoreError::NoWayBack {
                     name: name.to_owned(),
@@ -264,12 +264,12 @@ impl Store {
     ///
     /// # Errors
     /// When there is none, or a call fails.
-    pub fn untag(&self, name: &str, tag: &Tag) -> Result<Change, StoreError> {
+    pub fn untag(&self, name: &str, tag: &Tag) -> Result<TagChange, StoreError> {
         self.change_tags(&Reference::newest(name)?, |tags| {
             if !tags.named.contains_key(tag.as_str()) {
                 return Err(no_tag(name, tag, tags));
             }
-            Ok(tags.change(tag.as_str(), None, How::Delete, None))
+            Ok(tags.change(tag.as_str(), None, TagOperation::Delete, None))
         })
     }
 
@@ -277,15 +277,15 @@ impl Store {
     fn change_tags(
         &self,
         image: &Reference,
-        change: impl FnOnce(&mut Tags) -> Result<Change, StoreError>,
-    ) -> Result<Change, StoreError> {
+        change: impl FnOnce(&mut Tags) -> Result<TagChange, StoreError>,
+    ) -> Result<TagChange, StoreError> {
         let path = self.image_path(image.name());
         if !path.is_dir() {
             return Err(self.no_version(image));
         }
         check_part(&path)?;
         // Taken before the image's lock, in the same order as by processes that clear tmp.
-        let guard = self.lock_file(TMP_LOCK, Lock::shared)?;
+        let guard = self.lock_file(TMP_LOCK, FileLock::shared)?;
         let _image = self.lock_image(image.name())?;
         let mut tags = Tags::read(&path)?;
         let done = change(&mut tags)?;
@@ -316,18 +316,18 @@ mod tests {
     use super::*;
 
     /// Returns the targets of successive rollbacks of `t`, after these changes of it.
-    fn before(changes: &[(How, Option<&str>)]) -> Vec<String> {
+    fn before(changes: &[(TagOperation, Option<&str>)]) -> Vec<String> {
         let mut tags = Tags::default();
         for (how, to) in changes {
             tags.change("t", *to, *how, None);
-            tags.change("other", Some("9"), How::Set, None);
+            tags.change("other", Some("9"), TagOperation::Set, None);
         }
         tags.before("t").into_iter().map(str::to_owned).collect()
     }
 
     #[test]
     fn a_rollback_leads_to_what_was_named_before_and_again_further_back() {
-        use How::{Delete, Rollback, Set};
+        use TagOperation::{Delete, Rollback, Set};
         let (one, two, three) = ((Set, Some("1")), (Set, Some("2")), (Set, Some("3")));
         assert_eq!(before(&[]), [""; 0]);
         assert_eq!(before(&[one]), [""; 0]);
@@ -345,7 +345,7 @@ mod tests {
         let text = br#"{"schema": 1, "tags": {"t": "5"}, "later": {}, "history": []}"#;
         let mut tags = Tags::parse(text, Path::new(FILE)).unwrap();
         assert_eq!(tags.before("t"), [""; 0]);
-        tags.change("t", Some("6"), How::Set, None);
+        tags.change("t", Some("6"), TagOperation::Set, None);
         assert_eq!(tags.before("t"), ["5"]);
         tags.named.insert("t".into(), "7".into());
         assert_eq!(tags.before("t"), ["6", "5"]);
@@ -354,15 +354,15 @@ mod tests {
     #[test]
     fn the_history_is_bounded_and_one_tag_does_not_push_out_another() {
         let mut tags = Tags::default();
-        tags.change("stable", Some("1"), How::Set, None);
+        tags.change("stable", Some("1"), TagOperation::Set, None);
         for version in 0..2 * OF_ALL_TAGS {
-            tags.change("candidate", Some(&version.to_string()), How::Set, None);
+            tags.change("candidate", Some(&version.to_string()), TagOperation::Set, None);
         }
         assert_eq!((tags.history.len(), tags.history[0].tag.as_str()), (1 + OF_ONE_TAG, "stable"));
         for number in 0..2 * OF_ALL_TAGS {
             let tag = format!("{number:064}");
-            tags.change(&tag, Some(&tag), How::Set, Some(&tag));
-            tags.change(&tag, None, How::Delete, None);
+            tags.change(&tag, Some(&tag), TagOperation::Set, Some(&tag));
+            tags.change(&tag, None, TagOperation::Delete, None);
         }
         assert_eq!(tags.history.len(), OF_ALL_TAGS);
         assert!((tags.to_json().len() as u64) < LARGEST);

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
-use crate::deadline::LimitReached;
+use crate::deadline::DeadlineError;
 use crate::digest::hex;
 use crate::error::{Failure, Kind};
-use crate::event::{Channel, Level};
-use crate::guest::boot::{Guest, Site};
+use crate::event::{Channel, NoticeLevel};
+use crate::guest::boot::{Guest, MachineSite};
 use crate::guest::hints;
-use crate::guest::step_output::Lines;
+use crate::guest::step_output::LineSplitter;
 use crate::plan::{scaled, with_grace};
 use crate::provision::exec;
 use crate::session::{Exec, Exit, GuestError};
@@ -29,12 +29,12 @@ const READ_LIMIT: usize = 16 << 20;
 
 /// A test in progress in a guest.
 pub(super) struct Probe<'a> {
-    site: Site<'a>,
+    site: MachineSite<'a>,
     guest: &'a mut Guest,
     test: &'a Test,
     /// The time that the last boot took.
     booted: Duration,
-    lines: Lines,
+    lines: LineSplitter,
     /// The output of all commands of the test, up to [`READ_LIMIT`].
     written: String,
     /// Whether the guest has ended or does not answer.
@@ -56,8 +56,8 @@ impl Answer {
 }
 
 impl<'a> Probe<'a> {
-    pub(super) fn new(site: Site<'a>, guest: &'a mut Guest, test: &'a Test, booted: Duration) -> Self {
-        let lines = Lines::new(site.mask);
+    pub(super) fn new(site: MachineSite<'a>, guest: &'a mut Guest, test: &'a Test, booted: Duration) -> Self {
+        let lines = LineSplitter::new(site.mask);
         Self { site, guest, test, booted, lines, written: String::new(), is_lost: false }
     }
 
@@ -76,7 +76,7 @@ impl<'a> Probe<'a> {
     pub(super) async fn until_it_holds(&mut self, began: Instant) -> Result<Verdict, Failure> {
         let tried = self.tries(began).await;
         tried.or_else(|failure| {
-            let is_limit = failure.fault::<LimitReached>().is_some();
+            let is_limit = failure.fault::<DeadlineError>().is_some();
             self.is_lost = matches!(failure.kind(), Kind::Boot | Kind::Step) && !is_limit;
             if self.is_lost { Ok(Err(format!("lost its guest: {failure}"))) } else { Err(failure) }
         })
@@ -89,7 +89,7 @@ impl<'a> Probe<'a> {
             self.booted = began.elapsed();
         }
         loop {
-            self.lines = Lines::new(self.site.mask);
+            self.lines = LineSplitter::new(self.site.mask);
             let verdict = self.check().await?;
             if verdict.is_ok() || began.elapsed() >= self.test.retry_for {
                 return Ok(verdict);
@@ -214,7 +214,7 @@ impl<'a> Probe<'a> {
                 written.push('\n');
             }
             if is_shown {
-                events.notice(Level::Debug, format!("{name}: {line}"));
+                events.notice(NoticeLevel::Debug, format!("{name}: {line}"));
             }
         };
         let mut output = |channel: Channel, bytes: &[u8]| {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Failure, Fault, Kind};
-use crate::guest::boot::{BootError, Seen};
+use crate::guest::boot::{BootError, ConsoleEvidence};
 use crate::size::format_duration;
 
 use super::Outcome;
@@ -112,7 +112,7 @@ fn describe(format: &str, why: &Failure) -> String {
 /// Describes an image whose guest has shown a login prompt: it boots, although the agent did not start.
 fn describe_silence(why: &Failure) -> Option<String> {
     match why.fault() {
-        Some(BootError::NoAgent { after, seen: Seen::LoginPrompt, .. }) => {
+        Some(BootError::NoAgent { after, seen: ConsoleEvidence::LoginPrompt, .. }) => {
             Some(format!("boots, but kiln's agent did not start in it within {}", format_duration(*after)))
         }
         _ => None,

@@ -1,6 +1,6 @@
 //! Parses what guests report of their services, ports, files and packages, and compares it with what a test expects. Pure.
 
-use crate::specfile::{FileCheck, Owner};
+use crate::specfile::{FileCheck, FileOwner};
 
 /// The result of a check: `Ok` if it passed, `Err` if not. Either follows the test's name.
 pub(super) type Verdict = Result<String, String>;
@@ -73,7 +73,7 @@ pub(super) fn file(said: &str, wanted: &FileCheck) -> Verdict {
 }
 
 /// Returns whether the owner is the expected one, by number or by name.
-fn is_owned(wanted: &Owner, ids: &str, names: &str) -> bool {
+fn is_owned(wanted: &FileOwner, ids: &str, names: &str) -> bool {
     let ((uid, gid), (user, group)) =
         (ids.split_once(':').unwrap_or_default(), names.split_once(':').unwrap_or_default());
     let is_user = wanted.user == uid || wanted.user == user;
@@ -138,7 +138,7 @@ mod tests {
     fn a_file_is_compared_by_mode_and_owner() {
         let said = "640 33:4 www-data:adm regular file";
         let owner = |user: &str, group: Option<&str>| FileCheck {
-            owner: Some(Owner { user: user.into(), group: group.map(str::to_owned) }),
+            owner: Some(FileOwner { user: user.into(), group: group.map(str::to_owned) }),
             ..wanted()
         };
         assert_eq!(file(said, &wanted()), Ok("is a regular file, 0640, www-data:adm".into()));

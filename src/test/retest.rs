@@ -7,9 +7,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::address::AddressRangeError;
 use crate::context::ScratchError;
-use crate::deadline::Limits;
+use crate::deadline::Deadline;
 use crate::error::{Failure, Fault, Kind};
-use crate::event::{Events, Level};
+use crate::event::{Events, NoticeLevel};
 use crate::guest::run::{DiskImage, WantedMachine, bootable, machine};
 use crate::masking::SecretMask;
 use crate::output::kept_logs::{self, keep_logs};
@@ -18,7 +18,7 @@ use crate::plan::scaled;
 use crate::resolve::agent_support;
 use crate::resolve::path_policy::{NetworkReach, check_network};
 use crate::size::ByteSize;
-use crate::specfile::{Network, PrivateDestination, Test};
+use crate::specfile::{NetworkBackend, PrivateDestination, Test};
 use crate::store::Artifact;
 use crate::workdir::Workdir;
 
@@ -131,17 +131,17 @@ pub async fn retest(
     check_network(&private, reach, events)?;
     let wanted = WantedMachine {
         memory: ByteSize(made.memory),
-        network: if made.network == "user" { Network::User } else { Network::None },
+        network: if made.network == "user" { NetworkBackend::User } else { NetworkBackend::None },
         private_network: PrivateNetworkAccess::Listed(private),
     };
     let mut machine = machine(artifact, wanted).await?;
     machine.boot_timeout = scaled(BOOT_TIMEOUT, machine.accelerator);
     if let Some(reason) = &machine.accel_reason {
-        events.notice(Level::Info, format!("software emulation (tcg): {reason}"));
+        events.notice(NoticeLevel::Info, format!("software emulation (tcg): {reason}"));
     }
     let work = Workdir::create(&cache.join("work")).map_err(ScratchError::at("a scratch folder", cache))?;
     // An image of the store was searched for its secrets before it was published.
-    let (limits, mask) = (Limits::new(cancel, Duration::MAX), SecretMask::default());
+    let (limits, mask) = (Deadline::new(cancel, Duration::MAX), SecretMask::default());
     let bench = Bench {
         machine: &machine,
         disk_size: output.virtual_bytes,

@@ -1,6 +1,6 @@
 //! A mount that a guest makes when it boots, by a line of its `/etc/fstab` or by a unit of systemd.
 
-use super::code::{Code, Fields, Malformed, coded_struct};
+use super::code::{Code, DecodeError, Fields, coded_struct};
 use super::device_name::DeviceName;
 
 /// Types of file systems that show files of other directories.
@@ -65,9 +65,9 @@ impl Code for MountPolicy {
         u8::try_from(code).unwrap_or_default().put(out);
     }
 
-    fn get(fields: &mut Fields<'_>) -> Result<Self, Malformed> {
+    fn get(fields: &mut Fields<'_>) -> Result<Self, DecodeError> {
         let code = u8::get(fields)?;
-        POLICIES.get(usize::from(code)).copied().ok_or(Malformed::Unknown("mount policy", code))
+        POLICIES.get(usize::from(code)).copied().ok_or(DecodeError::Unknown("mount policy", code))
     }
 }
 

@@ -7,7 +7,7 @@ use std::fmt;
 
 /// The reason why bytes are not a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Malformed {
+pub enum DecodeError {
     /// The bytes end in the middle of a field.
     Short,
     /// There are bytes after the last field.
@@ -31,7 +31,7 @@ pub enum Malformed {
     },
 }
 
-impl fmt::Display for Malformed {
+impl fmt::Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Short => write!(f, "a message that ends too early"),
@@ -46,7 +46,7 @@ impl fmt::Display for Malformed {
     }
 }
 
-impl std::error::Error for Malformed {}
+impl std::error::Error for DecodeError {}
 
 /// The bytes not yet decoded.
 #[derive(Debug)]
@@ -65,8 +65,8 @@ impl<'a> Fields<'a> {
     ///
     /// # Errors
     /// When there are fewer.
-    pub fn take(&mut self, n: usize) -> Result<&'a [u8], Malformed> {
-        let (taken, rest) = self.rest.split_at_checked(n).ok_or(Malformed::Short)?;
+    pub fn take(&mut self, n: usize) -> Result<&'a [u8], DecodeError> {
+        let (taken, rest) = self.rest.split_at_checked(n).ok_or(DecodeError::Short)?;
         self.rest = rest;
         Ok(taken)
     }
@@ -75,8 +75,8 @@ impl<'a> Fields<'a> {
     ///
     /// # Errors
     /// When there are.
-    pub fn end(&self) -> Result<(), Malformed> {
-        if self.rest.is_empty() { Ok(()) } else { Err(Malformed::Trailing(self.rest.len())) }
+    pub fn end(&self) -> Result<(), DecodeError> {
+        if self.rest.is_empty() { Ok(()) } else { Err(DecodeError::Trailing(self.rest.len())) }
     }
 }
 
@@ -89,7 +89,7 @@ pub trait Code: Sized {
     ///
     /// # Errors
     /// When the bytes are not a value.
-    fn get(fields: &mut Fields<'_>) -> Result<Self, Malformed>;
+    fn get(fields: &mut Fields<'_>) -> Result<Self, DecodeError>;
 
     /// Appends a count and the values.
     fn put_all(all: &[Self], out: &mut Vec<u8>) {
@@ -103,7 +103,7 @@ pub trait Code: Sized {
     ///
     /// # Errors
     /// When the bytes are not a count and values.
-    fn get_all(fields: &mut Fields<'_>) -> Result<Vec<Self>, Malformed> {
+    fn get_all(fields: &mut Fields<'_>) -> Result<Vec<Self>, DecodeError> {
         // The vector grows as values are read: the count alone must not allocate memory.
         let mut all = Vec::new();
         for _ in 0..u32::get(fields)? {
@@ -124,9 +124,9 @@ macro_rules! integers {
                 out.extend_from_slice(&self.to_le_bytes());
             }
 
-            fn get(fields: &mut Fields<'_>) -> Result<Self, Malformed> {
+            fn get(fields: &mut Fields<'_>) -> Result<Self, DecodeError> {
                 let bytes = fields.take(size_of::<Self>())?;
-                bytes.try_into().map(Self::from_le_bytes).map_err(|_| Malformed::Short)
+                bytes.try_into().map(Self::from_le_bytes).map_err(|_| DecodeError::Short)
             }
         }
     )*};
@@ -138,7 +138,7 @@ impl Code for u8 {
         out.push(*self);
     }
 
-    fn get(fields: &mut Fields<'_>) -> Result<Self, Malformed> {
+    fn get(fields: &mut Fields<'_>) -> Result<Self, DecodeError> {
         fields.take(1).map(|bytes| bytes[0])
     }
 
@@ -147,7 +147,7 @@ impl Code for u8 {
         out.extend_from_slice(all);
     }
 
-    fn get_all(fields: &mut Fields<'_>) -> Result<Vec<Self>, Malformed> {
+    fn get_all(fields: &mut Fields<'_>) -> Result<Vec<Self>, DecodeError> {
         let n = u32::get(fields)? as usize;
         fields.take(n).map(<[u8]>::to_vec)
     }
@@ -158,11 +158,11 @@ impl Code for bool {
         out.push(u8::from(*self));
     }
 
-    fn get(fields: &mut Fields<'_>) -> Result<Self, Malformed> {
+    fn get(fields: &mut Fields<'_>) -> Result<Self, DecodeError> {
         match u8::get(fields)? {
             0 => Ok(false),
             1 => Ok(true),
-            other => Err(Malformed::Unknown("flag", other)),
+            other => Err(DecodeError::Unknown("flag", other)),
         }
     }
 }
@@ -172,8 +172,8 @@ impl Code for String {
         u8::put_all(self.as_bytes(), out);
     }
 
-    fn get(fields: &mut Fields<'_>) -> Result<Self, Malformed> {
-        Self::from_utf8(u8::get_all(fields)?).map_err(|_| Malformed::Text)
+    fn get(fields: &mut Fields<'_>) -> Result<Self, DecodeError> {
+        Self::from_utf8(u8::get_all(fields)?).map_err(|_| DecodeError::Text)
     }
 }
 
@@ -182,7 +182,7 @@ impl<T: Code> Code for Vec<T> {
         T::put_all(self, out);
     }
 
-    fn get(fields: &mut Fields<'_>) -> Result<Self, Malformed> {
+    fn get(fields: &mut Fields<'_>) -> Result<Self, DecodeError> {
         T::get_all(fields)
     }
 }
@@ -195,7 +195,7 @@ impl<T: Code> Code for Option<T> {
         }
     }
 
-    fn get(fields: &mut Fields<'_>) -> Result<Self, Malformed> {
+    fn get(fields: &mut Fields<'_>) -> Result<Self, DecodeError> {
         if bool::get(fields)? { T::get(fields).map(Some) } else { Ok(None) }
     }
 }
@@ -212,7 +212,7 @@ macro_rules! coded_struct {
                 $(self.$field.put(out);)*
             }
 
-            fn get(fields: &mut $crate::wire::code::Fields<'_>) -> Result<Self, $crate::wire::code::Malformed> {
+            fn get(fields: &mut $crate::wire::code::Fields<'_>) -> Result<Self, $crate::wire::code::DecodeError> {
                 Ok(Self { $($field: $crate::wire::code::Code::get(fields)?,)* })
             }
         }
@@ -248,11 +248,11 @@ macro_rules! coded_enum {
             pub fn get_fields(
                 code: u8,
                 fields: &mut $crate::wire::code::Fields<'_>,
-            ) -> Result<Self, $crate::wire::code::Malformed> {
+            ) -> Result<Self, $crate::wire::code::DecodeError> {
                 let _ = &fields;
                 match code {
                     $($code => Ok(Self::$variant { $($field: $crate::wire::code::Code::get(fields)?,)* }),)*
-                    other => Err($crate::wire::code::Malformed::Unknown($what, other)),
+                    other => Err($crate::wire::code::DecodeError::Unknown($what, other)),
                 }
             }
         }
@@ -263,7 +263,7 @@ macro_rules! coded_enum {
                 self.put_fields(out);
             }
 
-            fn get(fields: &mut $crate::wire::code::Fields<'_>) -> Result<Self, $crate::wire::code::Malformed> {
+            fn get(fields: &mut $crate::wire::code::Fields<'_>) -> Result<Self, $crate::wire::code::DecodeError> {
                 let code = u8::get(fields)?;
                 Self::get_fields(code, fields)
             }

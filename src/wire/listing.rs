@@ -9,7 +9,7 @@
 
 use std::io::{self, Read, Write};
 
-use super::code::{Code, Fields, Malformed, coded_enum, coded_struct};
+use super::code::{Code, DecodeError, Fields, coded_enum, coded_struct};
 use super::tree::Xattr;
 
 /// The longest path in bytes: the kernel takes 4096 in one call, but trees can be deeper.
@@ -108,7 +108,7 @@ pub fn put(listed: &Listed, out: &mut impl Write) -> io::Result<()> {
     let mut record = Vec::new();
     listed.put(&mut record);
     let length = u32::try_from(record.len()).ok().filter(|_| record.len() <= MAX_RECORD);
-    let length = length.ok_or_else(|| invalid(Malformed::Length(record.len())))?;
+    let length = length.ok_or_else(|| invalid(DecodeError::Length(record.len())))?;
     out.write_all(&length.to_le_bytes())?;
     out.write_all(&record)
 }
@@ -125,7 +125,7 @@ pub fn get(input: &mut impl Read) -> io::Result<Option<Listed>> {
     input.read_exact(&mut length[1..])?;
     let length = u32::from_le_bytes(length) as usize;
     if length > MAX_RECORD {
-        return Err(invalid(Malformed::Length(length)));
+        return Err(invalid(DecodeError::Length(length)));
     }
     let mut record = vec![0; length];
     input.read_exact(&mut record)?;
@@ -136,33 +136,33 @@ pub fn get(input: &mut impl Read) -> io::Result<Option<Listed>> {
 }
 
 /// Checks the limits of one record, for both ends.
-fn check(listed: &Listed) -> Result<(), Malformed> {
+fn check(listed: &Listed) -> Result<(), DecodeError> {
     let bad = |name: &[u8]| matches!(name, b"" | b"." | b"..") || name.contains(&0);
     let path =
-        listed.path.strip_prefix(b"/").filter(|_| listed.path.len() <= MAX_PATH).ok_or(Malformed::Range("path"))?;
+        listed.path.strip_prefix(b"/").filter(|_| listed.path.len() <= MAX_PATH).ok_or(DecodeError::Range("path"))?;
     if !path.is_empty() && path.split(|byte| *byte == b'/').any(bad) {
-        return Err(Malformed::Range("path"));
+        return Err(DecodeError::Range("path"));
     }
     let is_time = |moment: &Moment| moment.nanoseconds < 1_000_000_000;
     if listed.mode & !0o7777 != 0 || !is_time(&listed.modified) || !is_time(&listed.changed) {
-        return Err(Malformed::Range("mode or time"));
+        return Err(DecodeError::Range("mode or time"));
     }
     let is_name = |xattr: &Xattr| !xattr.name.is_empty() && !xattr.name.contains(&0);
     if !listed.xattrs.iter().all(is_name) || !listed.xattrs.is_sorted_by(|one, other| one.name < other.name) {
-        return Err(Malformed::Range("extended attributes"));
+        return Err(DecodeError::Range("extended attributes"));
     }
     match &listed.kind {
         Kind::File { sha256, .. } | Kind::SparseFile { sha256, .. } if sha256.len() != 32 => {
-            Err(Malformed::Range("digest"))
+            Err(DecodeError::Range("digest"))
         }
         Kind::Symlink { target } if target.is_empty() || target.len() > MAX_PATH || target.contains(&0) => {
-            Err(Malformed::Range("symbolic link"))
+            Err(DecodeError::Range("symbolic link"))
         }
         _ => Ok(()),
     }
 }
 
-fn invalid(error: Malformed) -> io::Error {
+fn invalid(error: DecodeError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::boot_mounts::BootReport;
 use super::cloud_init::SeedObstacle;
-use super::code::{Code, Fields, Malformed, coded_enum, coded_struct};
+use super::code::{Code, DecodeError, Fields, coded_enum, coded_struct};
 use super::mounts::GuestMount;
 use super::{BUILD, VERSION};
 
@@ -19,17 +19,17 @@ pub struct Frame {
 
 /// The version and build at the head of a greeting. Decoding refuses any other than our own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Origin;
+pub struct ProtocolVersion;
 
-impl Code for Origin {
+impl Code for ProtocolVersion {
     fn put(&self, out: &mut Vec<u8>) {
         VERSION.put(out);
         BUILD.to_owned().put(out);
     }
 
-    fn get(fields: &mut Fields<'_>) -> Result<Self, Malformed> {
+    fn get(fields: &mut Fields<'_>) -> Result<Self, DecodeError> {
         let (version, build) = (u16::get(fields)?, String::get(fields)?);
-        if version == VERSION && build == BUILD { Ok(Self) } else { Err(Malformed::Version { version, build }) }
+        if version == VERSION && build == BUILD { Ok(Self) } else { Err(DecodeError::Version { version, build }) }
     }
 }
 
@@ -69,20 +69,20 @@ coded_struct! {
 
 /// Bytes that no log may show.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Hidden(pub Vec<u8>);
+pub struct HiddenBytes(pub Vec<u8>);
 
-impl fmt::Debug for Hidden {
+impl fmt::Debug for HiddenBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Hidden({} bytes)", self.0.len())
     }
 }
 
-impl Code for Hidden {
+impl Code for HiddenBytes {
     fn put(&self, out: &mut Vec<u8>) {
         self.0.put(out);
     }
 
-    fn get(fields: &mut Fields<'_>) -> Result<Self, Malformed> {
+    fn get(fields: &mut Fields<'_>) -> Result<Self, DecodeError> {
         Code::get(fields).map(Self)
     }
 }
@@ -93,7 +93,7 @@ coded_struct! {
         /// The file name below `$KILN_SECRETS`.
         name: String,
         /// The content of the file.
-        value: Hidden,
+        value: HiddenBytes,
     }
 }
 
@@ -165,7 +165,7 @@ coded_struct! {
         /// The step, from 1; 0 for a command that belongs to no step.
         step: u32,
         /// The beginning of the output.
-        bytes: Hidden,
+        bytes: HiddenBytes,
     }
 }
 
@@ -250,14 +250,14 @@ coded_enum! {
         /// Guest: announces itself. Repeated until the host answers.
         1 Hello {
             /// The guest's version and build.
-            origin: Origin,
+            origin: ProtocolVersion,
             /// Facts about the guest.
             facts: Facts,
         }
         /// Host: answers a `Hello`.
         2 Welcome {
             /// The host's version and build.
-            origin: Origin,
+            origin: ProtocolVersion,
             /// A number that the guest echoes.
             nonce: u64,
         }
@@ -269,14 +269,14 @@ coded_enum! {
         /// Host: a part of an encoded [`ExecRequest`].
         10 Exec {
             /// The bytes of the part.
-            part: Hidden,
+            part: HiddenBytes,
             /// The last part: the command is run.
             last: bool,
         }
         /// Either: bytes of stdin (to an exec) or of a tree stream. Needs credit.
         11 Data {
             /// The bytes, at most [`super::MAX_DATA`].
-            bytes: Hidden,
+            bytes: HiddenBytes,
         }
         /// Host: the end of stdin.
         12 Eof {}
@@ -419,7 +419,7 @@ coded_enum! {
         /// Host, as a greeting: the checkpoint was loaded. The guest answers `Resume`, also as a greeting.
         35 Resume {
             /// Version and build of the sender.
-            origin: Origin,
+            origin: ProtocolVersion,
             /// A number that the guest echoes.
             nonce: u64,
         }
@@ -442,7 +442,7 @@ impl Message {
     #[must_use]
     pub fn cost(&self) -> usize {
         match self {
-            Self::Data { bytes: Hidden(bytes) } | Self::Stdout { bytes } | Self::Stderr { bytes } => bytes.len(),
+            Self::Data { bytes: HiddenBytes(bytes) } | Self::Stdout { bytes } | Self::Stderr { bytes } => bytes.len(),
             _ => 0,
         }
     }

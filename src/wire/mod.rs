@@ -29,9 +29,9 @@ pub mod sealing;
 pub mod sparse_blocks;
 pub mod tree;
 
-use code::{Code, Fields, Malformed};
+use code::{Code, DecodeError, Fields};
 pub use message::{
-    Aftermath, Class, ExecRequest, Exit, Frame, Hidden, LateOutput, LeftProcess, Message, SealReport, SealRequest,
+    Aftermath, Class, ExecRequest, Exit, Frame, HiddenBytes, LateOutput, LeftProcess, Message, SealReport, SealRequest,
     Secret,
 };
 
@@ -133,11 +133,11 @@ impl Splitter {
     ///
     /// # Errors
     /// When bytes are no frame, once trusted; when a greeting has another version, at any time.
-    pub fn next_frame(&mut self) -> Result<Option<Frame>, Malformed> {
+    pub fn next_frame(&mut self) -> Result<Option<Frame>, DecodeError> {
         if self.in_step { self.frame_in_step() } else { self.seek_greeting() }
     }
 
-    fn frame_in_step(&mut self) -> Result<Option<Frame>, Malformed> {
+    fn frame_in_step(&mut self) -> Result<Option<Frame>, DecodeError> {
         let rest = &self.buffer[self.start..];
         let (skip, limit) = if rest.starts_with(&MAGIC) { (MAGIC.len(), MAX_GREETING) } else { (0, MAX_FRAME) };
         if skip == 0 && rest.len() >= LENGTH && MAGIC.starts_with(&rest[..rest.len().min(MAGIC.len())]) {
@@ -146,13 +146,13 @@ impl Splitter {
         let Some(body) = body(&rest[skip..], limit)? else { return Ok(None) };
         let frame = Frame::decode(body)?;
         if (skip > 0) != frame.message.is_greeting() {
-            return Err(Malformed::Misplaced);
+            return Err(DecodeError::Misplaced);
         }
         self.start += skip + LENGTH + body.len();
         Ok(Some(frame))
     }
 
-    fn seek_greeting(&mut self) -> Result<Option<Frame>, Malformed> {
+    fn seek_greeting(&mut self) -> Result<Option<Frame>, DecodeError> {
         while let Some(at) = find(&self.buffer[self.start..]) {
             self.start += at;
             let rest = &self.buffer[self.start + MAGIC.len()..];
@@ -165,7 +165,7 @@ impl Splitter {
                         self.start += MAGIC.len() + LENGTH + body.len();
                         return Ok(Some(frame));
                     }
-                    Err(other @ Malformed::Version { .. }) => return Err(other),
+                    Err(other @ DecodeError::Version { .. }) => return Err(other),
                     _ => self.start += 1,
                 },
             }
@@ -180,11 +180,11 @@ fn find(bytes: &[u8]) -> Option<usize> {
     bytes.windows(MAGIC.len()).position(|window| window == MAGIC)
 }
 
-fn body(bytes: &[u8], limit: usize) -> Result<Option<&[u8]>, Malformed> {
+fn body(bytes: &[u8], limit: usize) -> Result<Option<&[u8]>, DecodeError> {
     let Some((length, rest)) = bytes.split_first_chunk::<LENGTH>() else { return Ok(None) };
     let length = u32::from_le_bytes(*length) as usize;
     if length > limit {
-        return Err(Malformed::Length(length));
+        return Err(DecodeError::Length(length));
     }
     Ok(rest.get(..length))
 }
@@ -194,7 +194,7 @@ impl Frame {
     ///
     /// # Errors
     /// When [`put_frame`] would not have written it.
-    pub fn decode(body: &[u8]) -> Result<Self, Malformed> {
+    pub fn decode(body: &[u8]) -> Result<Self, DecodeError> {
         let mut fields = Fields::new(body);
         let code = u8::get(&mut fields)?;
         let stream = u32::get(&mut fields)?;

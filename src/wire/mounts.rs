@@ -2,7 +2,7 @@
 
 use super::boot_mount::BootMount;
 use super::boot_mounts::BootReport;
-use super::code::{Malformed, coded_struct};
+use super::code::{DecodeError, coded_struct};
 use super::{MAX_FRAME, Message};
 
 /// The most file systems in one answer.
@@ -69,7 +69,7 @@ coded_struct! {
 ///
 /// # Errors
 /// When it exceeds them.
-pub fn check(mounts: &[GuestMount], boot: &BootReport) -> Result<(), Malformed> {
+pub fn check(mounts: &[GuestMount], boot: &BootReport) -> Result<(), DecodeError> {
     let is_path = |path: &[u8]| path.starts_with(b"/") && path.len() <= MAX_PATH && !path.contains(&0);
     let is_sound = |mount: &GuestMount| {
         is_path(&mount.target)
@@ -84,7 +84,7 @@ pub fn check(mounts: &[GuestMount], boot: &BootReport) -> Result<(), Malformed> 
         && mounts.iter().all(is_sound)
         && boot.mounts.len() <= MAX_PLANNED
         && boot.mounts.iter().all(is_sound_plan);
-    if fits { Ok(()) } else { Err(Malformed::Range("mount table")) }
+    if fits { Ok(()) } else { Err(DecodeError::Range("mount table")) }
 }
 
 /// Returns whether a message is short enough for a frame.
@@ -114,7 +114,7 @@ mod tests {
         }
     }
 
-    fn check_alone(mounts: &[GuestMount]) -> Result<(), Malformed> {
+    fn check_alone(mounts: &[GuestMount]) -> Result<(), DecodeError> {
         check(mounts, &no_boot())
     }
 

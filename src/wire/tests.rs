@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::boot_mount::{BootMount, MountPolicy};
 use super::boot_mounts::BootReport;
-use super::message::{Facts, Origin, Pair, ShellScript, TtySize};
+use super::message::{Facts, Pair, ProtocolVersion, ShellScript, TtySize};
 use super::mounts::{DiskPartition, GuestMount};
 use super::*;
 
@@ -39,13 +39,13 @@ fn message() -> impl Strategy<Value = Message> {
     let class =
         prop_oneof![Just(Class::NotFound {}), Just(Class::NoSpace {}), Just(Class::System {}), Just(Class::Request {})];
     let greetings = prop_oneof![
-        facts().prop_map(|facts| Message::Hello { origin: Origin, facts }),
-        any::<u64>().prop_map(|nonce| Message::Welcome { origin: Origin, nonce }),
+        facts().prop_map(|facts| Message::Hello { origin: ProtocolVersion, facts }),
+        any::<u64>().prop_map(|nonce| Message::Welcome { origin: ProtocolVersion, nonce }),
         any::<u64>().prop_map(|nonce| Message::Ready { nonce }),
-        any::<u64>().prop_map(|nonce| Message::Resume { origin: Origin, nonce }),
+        any::<u64>().prop_map(|nonce| Message::Resume { origin: ProtocolVersion, nonce }),
     ];
     let requests = prop_oneof![
-        (bytes(), any::<bool>()).prop_map(|(part, last)| Message::Exec { part: Hidden(part), last }),
+        (bytes(), any::<bool>()).prop_map(|(part, last)| Message::Exec { part: HiddenBytes(part), last }),
         Just(Message::Upload {}),
         bytes().prop_map(|path| Message::Fetch { path }),
         ".*".prop_map(|serial| Message::Unpack { serial }),
@@ -58,7 +58,7 @@ fn message() -> impl Strategy<Value = Message> {
         any::<u64>().prop_map(|token| Message::Park { token }),
     ];
     let rest = prop_oneof![
-        bytes().prop_map(|bytes| Message::Data { bytes: Hidden(bytes) }),
+        bytes().prop_map(|bytes| Message::Data { bytes: HiddenBytes(bytes) }),
         Just(Message::Eof {}),
         bytes().prop_map(|bytes| Message::Stdout { bytes }),
         bytes().prop_map(|bytes| Message::Stderr { bytes }),
@@ -121,7 +121,7 @@ fn mount() -> impl Strategy<Value = GuestMount> {
 
 fn aftermath() -> impl Strategy<Value = Aftermath> {
     let left = (any::<u32>(), any::<u32>(), ".*").prop_map(|(pid, step, command)| LeftProcess { pid, step, command });
-    let late = (any::<u32>(), bytes()).prop_map(|(step, bytes)| LateOutput { step, bytes: Hidden(bytes) });
+    let late = (any::<u32>(), bytes()).prop_map(|(step, bytes)| LateOutput { step, bytes: HiddenBytes(bytes) });
     (vec(".*", 0..3), any::<bool>(), vec(left, 0..3), vec(late, 0..3), vec(".*", 0..3)).prop_map(
         |(oom_killed, is_stopping, left, late, notes)| Aftermath { oom_killed, is_stopping, left, late, notes },
     )
@@ -133,7 +133,7 @@ fn tty() -> impl Strategy<Value = TtySize> {
 
 fn request() -> impl Strategy<Value = ExecRequest> {
     let pair = (".*", ".*").prop_map(|(name, value)| Pair { name, value });
-    let secret = (".*", bytes()).prop_map(|(name, value)| Secret { name, value: Hidden(value) });
+    let secret = (".*", bytes()).prop_map(|(name, value)| Secret { name, value: HiddenBytes(value) });
     let first = (vec(".*", 0..4), vec(pair, 0..4), ".*", ".*");
     let script = (".*", ".*").prop_map(|(name, text)| ShellScript { name, text });
     let kind = (option::of(script), option::of(any::<u32>()), any::<bool>());
@@ -172,11 +172,11 @@ fn hello() -> Message {
         systemd: true,
         start: 9,
     };
-    Message::Hello { origin: Origin, facts }
+    Message::Hello { origin: ProtocolVersion, facts }
 }
 
 /// Returns all frames of a port that delivered its bytes in pieces of this size.
-fn cut(mut splitter: Splitter, bytes: &[u8], piece: usize) -> Result<Vec<Frame>, Malformed> {
+fn cut(mut splitter: Splitter, bytes: &[u8], piece: usize) -> Result<Vec<Frame>, DecodeError> {
     let mut frames = Vec::new();
     for piece in bytes.chunks(piece) {
         splitter.push(piece);
@@ -261,11 +261,11 @@ proptest! {
 #[test]
 fn g1_what_is_no_frame_is_an_error_once_the_port_is_trusted() {
     let refused = |bytes: &[u8]| cut(trusting(), bytes, 1000).unwrap_err();
-    assert_eq!(refused(&u32::MAX.to_le_bytes()), Malformed::Length(u32::MAX as usize));
-    assert_eq!(refused(&65537u32.to_le_bytes()), Malformed::Length(65537));
-    assert_eq!(refused(&[0; 4]), Malformed::Short);
-    assert_eq!(refused(&[5, 0, 0, 0, 99, 0, 0, 0, 0]), Malformed::Unknown("message", 99));
-    assert_eq!(refused(&encoded(0, &hello())[MAGIC.len()..]), Malformed::Misplaced);
+    assert_eq!(refused(&u32::MAX.to_le_bytes()), DecodeError::Length(u32::MAX as usize));
+    assert_eq!(refused(&65537u32.to_le_bytes()), DecodeError::Length(65537));
+    assert_eq!(refused(&[0; 4]), DecodeError::Short);
+    assert_eq!(refused(&[5, 0, 0, 0, 99, 0, 0, 0, 0]), DecodeError::Unknown("message", 99));
+    assert_eq!(refused(&encoded(0, &hello())[MAGIC.len()..]), DecodeError::Misplaced);
 }
 
 #[test]
@@ -278,11 +278,11 @@ fn g2_frames_of_an_earlier_boot_are_thrown_away() {
 
 #[test]
 fn g7_another_build_is_told_by_name() {
-    let mut bytes = encoded(0, &Message::Welcome { origin: Origin, nonce: 1 });
+    let mut bytes = encoded(0, &Message::Welcome { origin: ProtocolVersion, nonce: 1 });
     let at = bytes.windows(BUILD.len()).position(|window| window == BUILD.as_bytes()).unwrap();
     bytes[at] = b'z';
     let build = format!("z{}", &BUILD[1..]);
-    let expected = Malformed::Version { version: VERSION, build };
+    let expected = DecodeError::Version { version: VERSION, build };
     assert_eq!(cut(Splitter::new(), &bytes, 9), Err(expected.clone()));
     assert_eq!(cut(trusting(), &bytes, 9), Err(expected));
 }
@@ -299,13 +299,13 @@ fn a_splitter_keeps_no_garbage() {
 
 #[test]
 fn the_largest_data_fits_into_a_frame() {
-    let bytes = encoded(u32::MAX, &Message::Data { bytes: Hidden(vec![1; MAX_DATA]) });
+    let bytes = encoded(u32::MAX, &Message::Data { bytes: HiddenBytes(vec![1; MAX_DATA]) });
     assert!(bytes.len() - LENGTH <= MAX_FRAME);
     assert_eq!(cut(trusting(), &bytes, bytes.len()).unwrap()[0].message.cost(), MAX_DATA);
 }
 
 #[test]
 fn secrets_do_not_show() {
-    let secret = Secret { name: "token".into(), value: Hidden(b"hunter2".to_vec()) };
+    let secret = Secret { name: "token".into(), value: HiddenBytes(b"hunter2".to_vec()) };
     assert_eq!(format!("{secret:?}"), r#"Secret { name: "token", value: Hidden(7 bytes) }"#);
 }

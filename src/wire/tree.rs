@@ -11,7 +11,7 @@
 
 use std::io::{self, BufRead, Write};
 
-use super::code::{Code, Fields, Malformed, coded_enum, coded_struct};
+use super::code::{Code, DecodeError, Fields, coded_enum, coded_struct};
 
 pub mod limits;
 
@@ -274,7 +274,7 @@ impl<W: Write> Encoder<W> {
         self.record.clear();
         0u32.put(&mut self.record);
         record.put(&mut self.record);
-        let length = u32::try_from(self.record.len() - LENGTH).map_err(|_| invalid(Malformed::Range("record")))?;
+        let length = u32::try_from(self.record.len() - LENGTH).map_err(|_| invalid(DecodeError::Range("record")))?;
         self.record[..LENGTH].copy_from_slice(&length.to_le_bytes());
         self.position += self.record.len() as u64;
         self.out.write_all(&self.record)
@@ -283,7 +283,7 @@ impl<W: Write> Encoder<W> {
 
 /// The result of [`Decoder::next_item`].
 #[derive(Debug, PartialEq, Eq)]
-pub enum Item {
+pub enum TreeItem {
     /// An entry of the tree.
     Entry(Entry),
     /// An extent of the file before it; read it with [`Decoder::content`].
@@ -322,7 +322,7 @@ impl<R: BufRead> Decoder<R> {
         let mut new = Self { input, record: Vec::new(), left: 0, file: None, totals: Totals::default() };
         match new.record()? {
             Record::Head { mark: MARK, head } => Ok((new, head)),
-            _ => Err(invalid(Malformed::Range("head of the tree"))),
+            _ => Err(invalid(DecodeError::Range("head of the tree"))),
         }
     }
 
@@ -330,13 +330,13 @@ impl<R: BufRead> Decoder<R> {
     ///
     /// # Errors
     /// As [`Decoder::new`].
-    pub fn next_item(&mut self) -> io::Result<Item> {
+    pub fn next_item(&mut self) -> io::Result<TreeItem> {
         self.skip()?;
         match self.record()? {
-            Record::Entry { entry } => self.take_entry(entry).map(Item::Entry),
+            Record::Entry { entry } => self.take_entry(entry).map(TreeItem::Entry),
             Record::Data { offset, length } => self.take_data(offset, length),
-            Record::Note { note } => check_note(&note).map(|()| Item::Note(note)).map_err(invalid),
-            Record::End { totals } if totals == self.totals => Ok(Item::End(totals)),
+            Record::Note { note } => check_note(&note).map(|()| TreeItem::Note(note)).map_err(invalid),
+            Record::End { totals } if totals == self.totals => Ok(TreeItem::End(totals)),
             Record::Pad { length } if length as usize <= BLOCK => {
                 self.left = u64::from(length);
                 self.skip()?;
@@ -347,7 +347,7 @@ impl<R: BufRead> Decoder<R> {
     }
 
     /// Reads the extent after padding. Only content is padded: a stream of nothing but padding would have no end.
-    fn padded_data(&mut self) -> io::Result<Item> {
+    fn padded_data(&mut self) -> io::Result<TreeItem> {
         match self.record()? {
             Record::Data { offset, length } => self.take_data(offset, length),
             _ => Err(unexpected()),
@@ -394,8 +394,8 @@ impl<R: BufRead> Decoder<R> {
         Ok(entry)
     }
 
-    fn take_data(&mut self, offset: u64, length: u64) -> io::Result<Item> {
-        let bad = || invalid(Malformed::Range("extent"));
+    fn take_data(&mut self, offset: u64, length: u64) -> io::Result<TreeItem> {
+        let bad = || invalid(DecodeError::Range("extent"));
         let file = self.file.as_mut().ok_or_else(bad)?;
         // An empty extent does not advance the file towards its end: any number of them would be allowed.
         let inside = |end: &u64| length > 0 && offset >= file.end && *end <= file.size;
@@ -403,7 +403,7 @@ impl<R: BufRead> Decoder<R> {
         file.end = end;
         self.left = length;
         self.totals.bytes = self.totals.bytes.checked_add(length).ok_or_else(bad)?;
-        Ok(Item::Data { offset })
+        Ok(TreeItem::Data { offset })
     }
 
     fn record(&mut self) -> io::Result<Record> {
@@ -411,7 +411,7 @@ impl<R: BufRead> Decoder<R> {
         self.input.read_exact(&mut length)?;
         let length = u32::from_le_bytes(length) as usize;
         if length > MAX_RECORD {
-            return Err(invalid(Malformed::Length(length)));
+            return Err(invalid(DecodeError::Length(length)));
         }
         self.record.resize(length, 0);
         self.input.read_exact(&mut self.record)?;
@@ -423,10 +423,10 @@ impl<R: BufRead> Decoder<R> {
 }
 
 fn unexpected() -> io::Error {
-    invalid(Malformed::Range("record of the tree"))
+    invalid(DecodeError::Range("record of the tree"))
 }
 
-fn invalid(why: Malformed) -> io::Error {
+fn invalid(why: DecodeError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }
 

@@ -10,9 +10,9 @@ use crate::{Scratch, block_on, chain, facts, refused, sha256sum, tool};
 use kiln::digest::hex;
 use kiln::disk::compress::compress;
 use kiln::disk::digest::disk_sha256;
-use kiln::disk::inspect::Refusal;
+use kiln::disk::inspect::BaseHeaderError;
 use kiln::disk::qcow2::create_overlay;
-use kiln::disk::qemu_img::{Image, QemuImgError, Target, check_fits, convert};
+use kiln::disk::qemu_img::{QemuImgError, QemuImgSource, QemuImgTarget, check_fits, convert};
 use kiln::error::{Fault, Kind};
 use kiln::specfile::{BaseFormat, Compression, DiskFormat};
 
@@ -31,9 +31,12 @@ fn b7_a_guest_that_writes_an_image_header_into_its_disk_gets_it_back_as_bytes() 
     create_overlay(&overlay, 1 << 20).unwrap();
     let write = format!("write -s {} 0 64k", scratch.text("header"));
     tool("qemu-io", &["-f", "qcow2", "-c", &write, overlay.to_str().unwrap()]);
-    let graph = [Image { path: &overlay, format: DiskFormat::Qcow2 }, Image { path: &base, format: DiskFormat::Raw }];
+    let graph = [
+        QemuImgSource { path: &overlay, format: DiskFormat::Qcow2 },
+        QemuImgSource { path: &base, format: DiskFormat::Raw },
+    ];
     let out = scratch.path("out");
-    let target = Target { path: &out, format: DiskFormat::Raw, compression: Compression::None, size: None };
+    let target = QemuImgTarget { path: &out, format: DiskFormat::Raw, compression: Compression::None, size: None };
     block_on(convert(&graph, target, |_| ())).unwrap();
     let mut expected = header[..128 << 10].to_vec();
     expected.resize(1 << 20, 0);
@@ -82,8 +85,8 @@ fn b10_a_bomb_of_compressed_clusters_is_read_and_converted_within_the_size_of_it
         let disk = chain(&[(&path, BaseFormat::Qcow2)]);
         let digest = disk_sha256(&disk, &mut |_, _| ControlFlow::Continue(())).unwrap();
         let out = scratch.path("out");
-        let graph = [Image { path: &path, format: DiskFormat::Qcow2 }];
-        let target = Target { path: &out, format: DiskFormat::Raw, compression: Compression::None, size: None };
+        let graph = [QemuImgSource { path: &path, format: DiskFormat::Qcow2 }];
+        let target = QemuImgTarget { path: &out, format: DiskFormat::Raw, compression: Compression::None, size: None };
         block_on(convert(&graph, target, |_| ())).unwrap();
         assert_eq!(fs::metadata(&out).unwrap().len(), 64 << 20, "{codec}");
         assert_eq!(hex(&digest), sha256sum(&out), "{codec}");
@@ -110,7 +113,7 @@ fn b10_tables_and_clusters_in_use_twice_are_refused() {
     let tables = whole[l1..l1 + 8].repeat(4096);
     let changes: [(usize, &[u8]); 3] = [(24, &(2u64 << 40).to_be_bytes()), (36, &4096u32.to_be_bytes()), (l1, &tables)];
     let path = write("tables", &changes);
-    assert!(matches!(refused(&path, BaseFormat::Qcow2).why(), Refusal::SharedTables { tables: 4096, .. }));
+    assert!(matches!(refused(&path, BaseFormat::Qcow2).why(), BaseHeaderError::SharedTables { tables: 4096, .. }));
     // The cluster with the text, in every place of the disk.
     let clusters = whole[table + 16 * 8..][..8].repeat(128);
     let path = write("clusters", &[(table, &clusters)]);
@@ -136,8 +139,8 @@ fn o2_a_raw_disk_larger_than_any_file_is_refused_before_anything_is_written() {
     }
     let (overlay, out) = (scratch.path("overlay"), scratch.path("out"));
     create_overlay(&overlay, 64 << 40).unwrap();
-    let graph = [Image { path: &overlay, format: DiskFormat::Qcow2 }];
-    let target = Target { path: &out, format: DiskFormat::Raw, compression: Compression::None, size: None };
+    let graph = [QemuImgSource { path: &overlay, format: DiskFormat::Qcow2 }];
+    let target = QemuImgTarget { path: &out, format: DiskFormat::Raw, compression: Compression::None, size: None };
     let error = block_on(convert(&graph, target, |_| ())).unwrap_err();
     assert!(matches!(error, QemuImgError::TooLarge { .. }), "{error}");
     assert!(!out.exists());

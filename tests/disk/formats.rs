@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use kiln::disk::chain::Chain;
 use kiln::disk::digest::{DiskCopy, disk_sha256, read_back};
-use kiln::disk::identity::Identity;
+use kiln::disk::identity::DiskIdentity;
 use kiln::disk::write::{WriteError, write, writes};
 use kiln::specfile::DiskFormat;
 
@@ -47,7 +47,7 @@ fn written(scratch: &Scratch, raw: &Path, name: &str) -> Vec<(DiskFormat, PathBu
         ControlFlow::Continue(())
     };
     let disk = chain(&[(raw, DiskFormat::Raw)]);
-    write(&disk, files, &Identity::new(&["web", "1"]), &mut progress).unwrap();
+    write(&disk, files, &DiskIdentity::new(&["web", "1"]), &mut progress).unwrap();
     assert!(seen.is_sorted() && seen.iter().all(|done| *done <= disk.virtual_size()), "{seen:?}");
     paths
 }
@@ -209,7 +209,7 @@ fn a_copy_that_is_not_the_disk_is_found_out() {
 /// The file as a chain, and all that is in it.
 fn read_all(path: &Path, format: DiskFormat) -> Result<(), String> {
     let file = File::open(path).map_err(|error| error.to_string())?;
-    let disk = Chain::open(vec![kiln::disk::chain::Layer { file, format }]).map_err(|error| error.to_string())?;
+    let disk = Chain::open(vec![kiln::disk::chain::ChainFile { file, format }]).map_err(|error| error.to_string())?;
     if disk.virtual_size() > 64 * MIB {
         return Err("no disk of this test".to_owned());
     }
@@ -249,10 +249,10 @@ fn a_stopped_or_full_file_is_an_error() {
     let disk = chain(&[(&disk, DiskFormat::Raw)]);
     for format in formats() {
         let out = File::create(scratch.path("out")).unwrap();
-        let stopped = write(&disk, vec![(format, out)], &Identity::new(&[]), &mut |_| ControlFlow::Break(()));
+        let stopped = write(&disk, vec![(format, out)], &DiskIdentity::new(&[]), &mut |_| ControlFlow::Break(()));
         assert!(matches!(stopped, Err(WriteError::Stopped)), "{format:?}");
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let full = write(&disk, vec![(format, full)], &Identity::new(&[]), &mut |_| ControlFlow::Continue(()));
+        let full = write(&disk, vec![(format, full)], &DiskIdentity::new(&[]), &mut |_| ControlFlow::Continue(()));
         assert!(matches!(full, Err(WriteError::Write(_))), "{format:?}: {full:?}");
     }
 }

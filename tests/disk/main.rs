@@ -22,20 +22,20 @@ use std::process::Command;
 use kiln::agent::list::list_folder;
 use kiln::digest::{hex, sha256_file};
 use kiln::disk::as_mounted::left_over;
-use kiln::disk::chain::{Chain, Layer};
-use kiln::disk::compress::{Twin, compress};
+use kiln::disk::chain::{Chain, ChainFile};
+use kiln::disk::compress::{TwinReader, compress};
 use kiln::disk::digest::{DigestError, disk_sha256};
-use kiln::disk::entry::{ContentDigest, Entry, FileDigest, FileKind, canonical};
-use kiln::disk::fat::{Fat, FatError, Node};
+use kiln::disk::entry::{ContentDigest, DiskEntry, FileDigest, FileKind, canonical};
+use kiln::disk::fat::{Fat, FatError, FatNode};
 use kiln::disk::gap::TreeMount;
 use kiln::disk::header_error::HeaderError;
-use kiln::disk::inspect::{BaseError, BaseFacts, BaseImage, Refusal};
-use kiln::disk::packages::{Package, PackageDatabase, PackageType, has_rpm_database, read_databases};
+use kiln::disk::inspect::{BaseHeader, BaseHeaderError, BaseImage, InspectionError};
+use kiln::disk::packages::{InstalledPackage, PackageDatabase, PackageType, has_rpm_database, read_databases};
 use kiln::disk::partition_table::partitions;
 use kiln::disk::qcow2::create_overlay;
 use kiln::disk::qcow2::header::Codec;
-use kiln::disk::qemu_img::{Image, Target, convert};
-use kiln::disk::told::Told;
+use kiln::disk::qemu_img::{QemuImgSource, QemuImgTarget, convert};
+use kiln::disk::told::GuestListing;
 use kiln::disk::tree::{Tree, TreeError};
 use kiln::disk::write::WriteError;
 use kiln::error::{Fault, Kind};
@@ -100,12 +100,12 @@ fn next_byte(state: &mut u64) -> u8 {
 }
 
 #[track_caller]
-fn facts(path: &Path, format: BaseFormat) -> BaseFacts {
+fn facts(path: &Path, format: BaseFormat) -> BaseHeader {
     BaseImage::open(path, format).unwrap().facts
 }
 
 #[track_caller]
-fn refused(path: &Path, format: BaseFormat) -> BaseError {
+fn refused(path: &Path, format: BaseFormat) -> InspectionError {
     let error = BaseImage::open(path, format).unwrap_err();
     assert_eq!(error.kind(), Kind::Base);
     error
@@ -152,7 +152,7 @@ fn b2_b4_a_backing_file_of_any_spelling_is_refused() {
     for name in names {
         let path = scratch.create("overlay", "qcow2", &["-u", "-b", name, "-F", "raw"]);
         let error = refused(&path, BaseFormat::Qcow2);
-        assert!(matches!(error.why(), Refusal::BackingFile(_)), "{name}: {error}");
+        assert!(matches!(error.why(), BaseHeaderError::BackingFile(_)), "{name}: {error}");
         fs::remove_file(path).unwrap();
     }
 }
@@ -162,7 +162,7 @@ fn b3_images_that_are_more_than_one_disk_are_refused() {
     let scratch = Scratch::new();
     let data = format!("data_file={}", scratch.text("data"));
     let header = |path: &Path| match refused(path, BaseFormat::Qcow2).why() {
-        Refusal::Header(error) => error.clone(),
+        BaseHeaderError::Header(error) => error.clone(),
         other => panic!("{}: {other}", path.display()),
     };
     assert_eq!(header(&scratch.create("d1", "qcow2", &["-o", &data])), HeaderError::DataFile);
@@ -174,7 +174,7 @@ fn b3_images_that_are_more_than_one_disk_are_refused() {
     assert_eq!(header(&scratch.create("luks", "qcow2", &luks)), HeaderError::Encrypted);
     let snapshots = scratch.create("snapshots", "qcow2", &[]);
     tool("qemu-img", &["snapshot", "-c", "one", snapshots.to_str().unwrap()]);
-    assert!(matches!(refused(&snapshots, BaseFormat::Qcow2).why(), Refusal::Snapshots(1)));
+    assert!(matches!(refused(&snapshots, BaseFormat::Qcow2).why(), BaseHeaderError::Snapshots(1)));
 }
 
 #[test]
@@ -184,20 +184,20 @@ fn b5_b6_bytes_of_another_format_are_refused_whatever_the_spec_says() {
         let path = scratch.create(format, format, &[]);
         for declared in [BaseFormat::Raw, BaseFormat::Qcow2] {
             let error = refused(&path, declared);
-            assert!(matches!(error.why(), Refusal::Mismatch { .. }), "{error}");
+            assert!(matches!(error.why(), BaseHeaderError::Mismatch { .. }), "{error}");
             assert!(error.to_string().ends_with(&format!("the file is {format}")), "{error}");
         }
     }
     let fixed = scratch.create("fixed", "vpc", &["-o", "subformat=fixed"]);
     File::options().write(true).open(&fixed).unwrap().write_all_at(b"\x55\xaa", 510).unwrap();
-    assert!(matches!(refused(&fixed, BaseFormat::Raw).why(), Refusal::Mismatch { .. }));
+    assert!(matches!(refused(&fixed, BaseFormat::Raw).why(), BaseHeaderError::Mismatch { .. }));
     let qcow2 = scratch.create("q", "qcow2", &[]);
-    assert!(matches!(refused(&qcow2, BaseFormat::Raw).why(), Refusal::Mismatch { .. }));
+    assert!(matches!(refused(&qcow2, BaseFormat::Raw).why(), BaseHeaderError::Mismatch { .. }));
     let raw = scratch.raw("disk.raw");
-    assert!(matches!(refused(&raw, BaseFormat::Qcow2).why(), Refusal::NotQcow2 { .. }));
+    assert!(matches!(refused(&raw, BaseFormat::Qcow2).why(), BaseHeaderError::NotQcow2 { .. }));
     let flat = scratch.path("flat.vmdk");
     fs::write(&flat, "# Disk DescriptorFile\nversion=1\nRW 2048 FLAT \"/etc/hostname\" 0\n").unwrap();
-    assert!(matches!(refused(&flat, BaseFormat::Raw).why(), Refusal::Mismatch { .. }));
+    assert!(matches!(refused(&flat, BaseFormat::Raw).why(), BaseHeaderError::Mismatch { .. }));
 }
 
 #[test]
@@ -217,7 +217,7 @@ fn b12_a_polyglot_is_refused_under_either_name() {
 fn b9_what_is_not_a_whole_disk_is_refused_at_once() {
     let scratch = Scratch::new();
     let why = |path: &Path, format| match refused(path, format).why() {
-        Refusal::NotAFile(what) => (*what).to_owned(),
+        BaseHeaderError::NotAFile(what) => (*what).to_owned(),
         other => other.to_string(),
     };
     let fifo = scratch.path("fifo");
@@ -256,7 +256,7 @@ fn b9_a_cut_image_is_truncated_wherever_it_is_cut() {
 }
 
 fn chain<F: Into<DiskFormat> + Copy>(layers: &[(&Path, F)]) -> Chain {
-    let open = |(path, format): &(&Path, F)| Layer { file: File::open(path).unwrap(), format: (*format).into() };
+    let open = |(path, format): &(&Path, F)| ChainFile { file: File::open(path).unwrap(), format: (*format).into() };
     Chain::open(layers.iter().map(open).collect()).unwrap()
 }
 
@@ -385,7 +385,7 @@ fn a_damaged_or_stopped_chain_is_an_error() {
         bytes[at..end].fill(0xfe);
         let broken = scratch.path("broken.qcow2");
         fs::write(&broken, bytes).unwrap();
-        let layer = Layer { file: File::open(&broken).unwrap(), format: DiskFormat::Qcow2 };
+        let layer = ChainFile { file: File::open(&broken).unwrap(), format: DiskFormat::Qcow2 };
         let digest = Chain::open(vec![layer]).map(|disk| disk_sha256(&disk, &mut |_, _| ControlFlow::Continue(())));
         errors += usize::from(!matches!(digest, Ok(Ok(_))));
     }
@@ -405,12 +405,12 @@ fn an_overlay_converts_to_every_format_with_the_same_disk_and_the_same_bytes() {
     let base = folder.join("base,x.raw");
     fs::rename(scratch.raw("base.raw"), &base).unwrap();
     let overlay = folder.join("over,lay");
-    let below = Image { path: &base, format: DiskFormat::Raw };
+    let below = QemuImgSource { path: &base, format: DiskFormat::Raw };
     create_overlay(&overlay, 12 << 20).unwrap();
     tool("qemu-io", &["-f", "qcow2", "-c", "write -P 7 9M 1M", overlay.to_str().unwrap()]);
     let disk = chain(&[(&overlay, BaseFormat::Qcow2), (&base, BaseFormat::Raw)]);
     let digest = disk_sha256(&disk, &mut |_, _| ControlFlow::Continue(())).unwrap();
-    let graph = [Image { path: &overlay, format: DiskFormat::Qcow2 }, below];
+    let graph = [QemuImgSource { path: &overlay, format: DiskFormat::Qcow2 }, below];
     let outputs = [
         (DiskFormat::Qcow2, Compression::Zstd),
         (DiskFormat::Qcow2, Compression::Zlib),
@@ -421,7 +421,7 @@ fn an_overlay_converts_to_every_format_with_the_same_disk_and_the_same_bytes() {
         let (first, second) = (folder.join("first"), folder.join("second"));
         for path in [&first, &second] {
             let mut seen = vec![];
-            block_on(convert(&graph, Target { path, format, compression, size: None }, |done| seen.push(done)))
+            block_on(convert(&graph, QemuImgTarget { path, format, compression, size: None }, |done| seen.push(done)))
                 .unwrap();
             assert!(seen.is_sorted() && seen.last() == Some(&1.0), "{seen:?}");
         }
@@ -466,7 +466,7 @@ fn o4_a_discarded_block_is_gone_and_its_neighbours_stay() {
 /// The disk as a compressed file of this name.
 fn compressed(scratch: &Scratch, name: &str, layers: &[(&Path, BaseFormat)], twin: Option<&Path>) -> PathBuf {
     let path = scratch.path(name);
-    let twin = twin.map(|twin| Twin::open(File::open(twin).unwrap()).unwrap());
+    let twin = twin.map(|twin| TwinReader::open(File::open(twin).unwrap()).unwrap());
     let mut seen = vec![];
     let mut watch = |done| {
         seen.push(done);
@@ -545,8 +545,8 @@ fn b7_a_raw_guest_disk_with_a_qcow2_header_stays_raw() {
     fs::write(&canary, b"secret of the host".repeat(1000)).unwrap();
     let hostile = scratch.create("hostile", "qcow2", &["-u", "-F", "raw", "-b", canary.to_str().unwrap()]);
     let out = scratch.path("out.raw");
-    let graph = [Image { path: &hostile, format: DiskFormat::Raw }];
-    let target = Target { path: &out, format: DiskFormat::Raw, compression: Compression::None, size: None };
+    let graph = [QemuImgSource { path: &hostile, format: DiskFormat::Raw }];
+    let target = QemuImgTarget { path: &out, format: DiskFormat::Raw, compression: Compression::None, size: None };
     block_on(convert(&graph, target, |_| ())).unwrap();
     let bytes = fs::read(&out).unwrap();
     assert!(bytes.starts_with(b"QFI\xfb"));
@@ -557,8 +557,8 @@ fn b7_a_raw_guest_disk_with_a_qcow2_header_stays_raw() {
 fn a_failed_conversion_says_why_and_leaves_nothing() {
     let scratch = Scratch::new();
     let (source, out) = (scratch.raw("source"), scratch.path("out"));
-    let graph = [Image { path: &source, format: DiskFormat::Qcow2 }];
-    let target = Target { path: &out, format: DiskFormat::Qcow2, compression: Compression::None, size: None };
+    let graph = [QemuImgSource { path: &source, format: DiskFormat::Qcow2 }];
+    let target = QemuImgTarget { path: &out, format: DiskFormat::Qcow2, compression: Compression::None, size: None };
     let error = block_on(convert(&graph, target, |_| ())).unwrap_err();
     assert!(error.to_string().contains("Image is not in qcow2 format"), "{error}");
     assert_eq!(error.kind(), Kind::Output);
@@ -576,8 +576,8 @@ fn a_dropped_conversion_kills_qemu_img() {
         file.write_all_at(&noise, piece * (4 << 20)).unwrap();
     }
     let out = scratch.path("out.qcow2");
-    let graph = [Image { path: &source, format: DiskFormat::Raw }];
-    let target = Target { path: &out, format: DiskFormat::Qcow2, compression: Compression::Zlib, size: None };
+    let graph = [QemuImgSource { path: &source, format: DiskFormat::Raw }];
+    let target = QemuImgTarget { path: &out, format: DiskFormat::Qcow2, compression: Compression::Zlib, size: None };
     block_on(async {
         let (started, mut first_progress) = tokio::sync::mpsc::unbounded_channel();
         let conversion = convert(&graph, target, move |done| started.send(done).unwrap());
@@ -708,7 +708,7 @@ fn every_kind_of_ext_file_system_is_read_as_it_was_written() {
             assert_eq!(line, expected, "{kind:?}");
         }
         assert_eq!(tree_lines(&tree).len(), expected.len(), "{kind:?}");
-        let zsh = Package { name: "zsh".into(), version: "5.9".into(), arch: "amd64".into() };
+        let zsh = InstalledPackage { name: "zsh".into(), version: "5.9".into(), arch: "amd64".into() };
         let expected = PackageDatabase { kind: PackageType::Deb, packages: vec![zsh] };
         assert_eq!(read_databases(&tree).unwrap(), [expected]);
         assert_eq!(tree.read("/etc/os-release", 100).unwrap().unwrap(), b"ID=test\n");
@@ -755,7 +755,7 @@ fn a_guest_lists_what_the_host_would_read() {
     let mut heard = 0;
     let totals = list_folder(&folder, &mut spool, &mut |bytes| heard = bytes).unwrap();
     let (mut lines, mut files) = (Vec::new(), std::collections::HashMap::new());
-    Told::new(spool, totals.entries)
+    GuestListing::new(spool, totals.entries)
         .walk(&mut |entry| {
             lines.extend((entry.path != b"/").then(|| canonical(entry)));
             files.insert(entry.path.clone(), (entry.file, entry.modified, entry.changed));
@@ -776,7 +776,7 @@ fn a_guest_lists_what_the_host_would_read() {
     let mut spool = tempfile::tempfile().unwrap();
     std::io::Write::write_all(&mut spool, &changed).unwrap();
     let mut other = ContentDigest::new();
-    Told::new(spool, totals.entries)
+    GuestListing::new(spool, totals.entries)
         .walk(&mut |entry| {
             other.add(entry);
             ControlFlow::Continue(())
@@ -968,11 +968,11 @@ fn every_width_of_fat_is_read_as_it_was_written() {
 }
 
 /// The lines of a FAT file system alone, which no tree has for its root.
-fn fat_walk(fat: &Fat, folder: &Node, path: &str, lines: &mut Vec<String>) {
+fn fat_walk(fat: &Fat, folder: &FatNode, path: &str, lines: &mut Vec<String>) {
     for (name, number) in fat.read_directory(folder).unwrap() {
         let node = fat.node(number).unwrap();
         let is_file = node.kind == FileKind::File;
-        let entry = Entry {
+        let entry = DiskEntry {
             path: [path.as_bytes(), b"/", &name].concat(),
             kind: node.kind,
             mode: node.mode,

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use kiln::agent::list::list_folder;
 use kiln::disk::entry::canonical;
-use kiln::disk::told::Told;
+use kiln::disk::told::GuestListing;
 use kiln::disk::tree::Tree;
 use kiln::specfile::BaseFormat;
 
@@ -52,7 +52,7 @@ fn e2_files_may_be_larger_than_the_disk() {
     let mut spool = tempfile::tempfile().unwrap();
     let totals = list_folder(&folder, &mut spool, &mut |_| {}).unwrap();
     let mut listed = Vec::new();
-    Told::new(spool, totals.entries)
+    GuestListing::new(spool, totals.entries)
         .walk(&mut |entry| {
             listed.extend((entry.path != b"/").then(|| canonical(entry)));
             ControlFlow::Continue(())

@@ -31,13 +31,14 @@ fn of_two_that_want_the_same_one_downloads_and_the_other_waits() {
     let mut child = child(bench.folder.path(), &server.url("a"), &sha256(&body));
     wait_until("the child downloads", || fs::metadata(&data).is_ok_and(|data| data.len() == 1 << 19));
     // The gate opens when this one says that it waits.
-    let downloads = bench.downloads(Reach::Online);
+    let downloads = bench.downloads(NetworkMode::Online);
     let mut notices = Vec::new();
     let mut heard = |text: String| {
         notices.push(text);
         gate.wait();
     };
-    let found = downloads.fetch(&request, &mut Watch::new(&mut |_| ControlFlow::Continue(()), &mut heard)).unwrap();
+    let found =
+        downloads.fetch(&request, &mut DownloadWatch::new(&mut |_| ControlFlow::Continue(()), &mut heard)).unwrap();
     assert!(child.wait().unwrap().success());
     assert_eq!(notices, ["waiting for another kiln that downloads the same file"]);
     assert_eq!((server.seen().len(), found.sha256.clone()), (1, sha256(&body)));
@@ -55,8 +56,8 @@ fn who_waited_for_one_that_was_killed_goes_on_with_its_bytes() {
     let mut child = child(bench.folder.path(), &server.url("a"), &sha256(&body));
     wait_until("the child downloads", || fs::metadata(&data).is_ok_and(|data| data.len() == 1 << 19));
     let mut kill = |_| child.kill().unwrap();
-    let downloads = bench.downloads(Reach::Online);
-    downloads.fetch(&request, &mut Watch::new(&mut |_| ControlFlow::Continue(()), &mut kill)).unwrap();
+    let downloads = bench.downloads(NetworkMode::Online);
+    downloads.fetch(&request, &mut DownloadWatch::new(&mut |_| ControlFlow::Continue(()), &mut kill)).unwrap();
     child.wait().unwrap();
     assert_eq!(server.seen()[1].from, Some(1 << 19));
 }
@@ -71,8 +72,8 @@ fn a_caller_that_waits_for_another_can_stop() {
     let mut child = child(bench.folder.path(), &server.url("a"), &sha256(&body));
     wait_until("the child downloads", || fs::metadata(&data).is_ok_and(|data| data.len() == 1 << 19));
     let stopped = bench
-        .downloads(Reach::Online)
-        .fetch(&request, &mut Watch::new(&mut |_| ControlFlow::Break(()), &mut |_| {}))
+        .downloads(NetworkMode::Online)
+        .fetch(&request, &mut DownloadWatch::new(&mut |_| ControlFlow::Break(()), &mut |_| {}))
         .unwrap_err();
     assert_eq!(stopped.kind().exit_code(), 130);
     assert!(data.exists(), "what the other one has is not touched");
@@ -89,10 +90,11 @@ fn many_at_once_get_one_file() {
     thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
-                let downloads = bench.downloads(Reach::Online);
+                let downloads = bench.downloads(NetworkMode::Online);
                 let mut quiet = |_| {};
-                let found =
-                    downloads.fetch(&request, &mut Watch::new(&mut |_| ControlFlow::Continue(()), &mut quiet)).unwrap();
+                let found = downloads
+                    .fetch(&request, &mut DownloadWatch::new(&mut |_| ControlFlow::Continue(()), &mut quiet))
+                    .unwrap();
                 assert_eq!(found.sha256, sha256(&body));
             });
         }
@@ -108,7 +110,7 @@ fn a_damaged_file_is_downloaded_again() {
     let mut bench = Bench::new();
     let path = bench.fetch(&request).unwrap().path;
     damage(&path);
-    let error = bench.fetch_by(Reach::Offline, &request).unwrap_err();
+    let error = bench.fetch_by(NetworkMode::Offline, &request).unwrap_err();
     assert!(matches!(error, DownloadError::Offline(_)), "{error}");
     assert!(!path.exists());
     bench.fetch(&request).unwrap();
@@ -147,7 +149,7 @@ fn a_damaged_partial_file_costs_an_attempt_and_no_mirror() {
         (2 << 20, &format!(r#"{{"url":"{}","etag":null,"last_modified":null,"total":1048576}}"#, server.url("a"))),
     ] {
         let mut bench = Bench::new();
-        bench.downloads(Reach::Online);
+        bench.downloads(NetworkMode::Online);
         fs::create_dir(bench.part(&request)).unwrap();
         fs::write(bench.part(&request).join("data"), vec![1; length]).unwrap();
         fs::write(bench.part(&request).join("origin.json"), origin).unwrap();
@@ -162,7 +164,7 @@ fn a_partial_file_that_is_whole_asks_nobody() {
     let server = Server::of(&body);
     let request = request(&[server.url("a")], &body);
     let mut bench = Bench::new();
-    bench.downloads(Reach::Online);
+    bench.downloads(NetworkMode::Online);
     fs::create_dir(bench.part(&request)).unwrap();
     fs::write(bench.part(&request).join("data"), &*body).unwrap();
     let origin = format!(r#"{{"url":"{}","etag":null,"last_modified":null,"total":1048576}}"#, server.url("a"));
@@ -177,7 +179,7 @@ fn offline_means_the_cache_alone() {
     let server = Server::of(&body);
     let mut bench = Bench::new();
     let request = request(&[server.url("a")], &body);
-    let error = bench.fetch_by(Reach::Offline, &request).unwrap_err();
+    let error = bench.fetch_by(NetworkMode::Offline, &request).unwrap_err();
     assert_eq!(error.kind().exit_code(), 5);
     assert!(error.to_string().starts_with(&server.url("a")) && error.hints()[0].contains("kiln lock"), "{error}");
     assert_eq!((server.seen().len(), bench.files().len()), (0, 0));
@@ -206,7 +208,7 @@ fn eviction_takes_what_was_used_longest_ago_and_nothing_in_use() {
     let in_use = found.remove(0);
     let paths: Vec<_> = found.drain(..).map(|found| found.path.clone()).collect();
     bench.fetch(&requests[1]).unwrap();
-    let downloads = bench.downloads(Reach::Offline);
+    let downloads = bench.downloads(NetworkMode::Offline);
     let all = downloads.evict(ByteSize::gib(1)).unwrap();
     assert_eq!((all.downloads, all.bytes), (0, 0));
     let evicted = downloads.evict(ByteSize(all.left - 5000)).unwrap();

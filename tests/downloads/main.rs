@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kiln::digest_cache::Memo;
+use kiln::digest_cache::DigestCache;
 use kiln::download::{
-    Download, DownloadError, Downloads, Limits, Packing, Pin, Problem, Progress, Reach, Request, Watch,
+    Download, DownloadCache, DownloadError, DownloadLimits, DownloadPin, DownloadProgress, DownloadRequest,
+    DownloadWatch, FileCompression, NetworkMode, TransferError,
 };
 use sha2::{Digest, Sha256};
 
@@ -35,18 +36,19 @@ impl Bench {
         Self { folder: tempfile::tempdir().unwrap(), notices: Vec::new() }
     }
 
-    fn downloads(&self, reach: Reach) -> Downloads {
-        Downloads::open(self.folder.path(), Arc::new(Memo::load(self.folder.path())), reach).unwrap()
+    fn downloads(&self, reach: NetworkMode) -> DownloadCache {
+        DownloadCache::open(self.folder.path(), Arc::new(DigestCache::load(self.folder.path())), reach).unwrap()
     }
 
-    fn fetch(&mut self, request: &Request) -> Result<Download, DownloadError> {
-        self.fetch_by(Reach::Online, request)
+    fn fetch(&mut self, request: &DownloadRequest) -> Result<Download, DownloadError> {
+        self.fetch_by(NetworkMode::Online, request)
     }
 
-    fn fetch_by(&mut self, reach: Reach, request: &Request) -> Result<Download, DownloadError> {
+    fn fetch_by(&mut self, reach: NetworkMode, request: &DownloadRequest) -> Result<Download, DownloadError> {
         let downloads = self.downloads(reach);
         let notices = &mut self.notices;
-        downloads.fetch(request, &mut Watch::new(&mut |_| ControlFlow::Continue(()), &mut |text| notices.push(text)))
+        downloads
+            .fetch(request, &mut DownloadWatch::new(&mut |_| ControlFlow::Continue(()), &mut |text| notices.push(text)))
     }
 
     /// Every file in the cache, but for the memory of digests.
@@ -62,8 +64,8 @@ impl Bench {
         found
     }
 
-    fn part(&self, request: &Request) -> PathBuf {
-        let Pin::Checksum(checksum) = &request.pin else { unreachable!() };
+    fn part(&self, request: &DownloadRequest) -> PathBuf {
+        let DownloadPin::Checksum(checksum) = &request.pin else { unreachable!() };
         self.folder.path().join("downloads/part").join(checksum.hex())
     }
 }
@@ -87,20 +89,20 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 /// As impatient as a test may be.
-fn limits() -> Limits {
-    Limits { pause: Duration::from_millis(1), attempts: 3, ..Limits::default() }
+fn limits() -> DownloadLimits {
+    DownloadLimits { pause: Duration::from_millis(1), attempts: 3, ..DownloadLimits::default() }
 }
 
-fn request(urls: &[String], body: &[u8]) -> Request {
-    Request {
+fn request(urls: &[String], body: &[u8]) -> DownloadRequest {
+    DownloadRequest {
         urls: urls.iter().map(|url| url.parse().unwrap()).collect(),
-        pin: Pin::Checksum(sha256(body).parse().unwrap()),
+        pin: DownloadPin::Checksum(sha256(body).parse().unwrap()),
         packing: None,
         limits: limits(),
     }
 }
 
-fn problems(error: &DownloadError) -> Vec<&Problem> {
+fn problems(error: &DownloadError) -> Vec<&TransferError> {
     match error {
         DownloadError::Failed { tried, .. } => tried.iter().map(|tried| &tried.problem).collect(),
         other => panic!("{other:?}"),
@@ -121,19 +123,19 @@ fn a_file_is_downloaded_once_and_kept_read_only() {
     }
     assert_eq!(server.seen().len(), 1);
     assert_eq!(bench.files().len(), 1, "{:?}", bench.files());
-    assert!(bench.fetch_by(Reach::Offline, &request).is_ok());
+    assert!(bench.fetch_by(NetworkMode::Offline, &request).is_ok());
 }
 
 /// How many bytes of the file come from a place, as it is told.
-fn told_bytes(downloads: &Downloads, request: &Request) -> u64 {
+fn told_bytes(downloads: &DownloadCache, request: &DownloadRequest) -> u64 {
     let mut bytes = 0;
-    let mut heard = |now: Progress| {
+    let mut heard = |now: DownloadProgress| {
         if now.is_download {
             bytes = now.done;
         }
         ControlFlow::Continue(())
     };
-    downloads.fetch(request, &mut Watch::new(&mut heard, &mut |_| {})).unwrap();
+    downloads.fetch(request, &mut DownloadWatch::new(&mut heard, &mut |_| {})).unwrap();
     bytes
 }
 
@@ -143,15 +145,15 @@ fn only_bytes_from_a_place_are_told_as_a_download() {
     let packed = Arc::new(zstd::bulk::compress(&plain, 1).unwrap());
     let server = Server::of(&packed);
     let bench = Bench::new();
-    let downloads = bench.downloads(Reach::Online);
+    let downloads = bench.downloads(NetworkMode::Online);
     let request = request(&[server.url("a.zst")], &packed);
     assert_eq!(told_bytes(&downloads, &request), packed.len() as u64);
     assert_eq!(told_bytes(&downloads, &request), 0, "it was hashed");
-    let request = Request { packing: Some(Packing::Zstd), ..request };
+    let request = DownloadRequest { packing: Some(FileCompression::Zstd), ..request };
     assert_eq!(told_bytes(&downloads, &request), 0, "it was unpacked");
     // A partial file that is whole is read again, and nobody is asked for anything.
     let bench = Bench::new();
-    let downloads = bench.downloads(Reach::Online);
+    let downloads = bench.downloads(NetworkMode::Online);
     fs::create_dir(bench.part(&request)).unwrap();
     fs::write(bench.part(&request).join("data"), &*packed).unwrap();
     let (url, total) = (server.url("a.zst"), packed.len());
@@ -175,7 +177,7 @@ fn a_file_of_this_host_is_taken_too() {
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     for path in [&fifo, &bench.folder.path().to_owned()] {
         let error = bench.fetch(&request(&[format!("file://{}", path.display())], b"other")).unwrap_err();
-        assert!(matches!(problems(&error)[..], [Problem::File(_)]), "{error}");
+        assert!(matches!(problems(&error)[..], [TransferError::File(_)]), "{error}");
     }
 }
 
@@ -241,11 +243,13 @@ fn child_command(cache: &Path, url: &str, sha256: &str) -> Command {
 fn child_that_downloads() {
     let Ok(task) = std::env::var("KILN_TEST_DOWNLOAD") else { return println!("skipped: it is not a child") };
     let [cache, url, sha256] = task.split(' ').collect::<Vec<_>>()[..] else { panic!("{task}") };
-    let downloads = Downloads::open(Path::new(cache), Arc::new(Memo::load(Path::new(cache))), Reach::Online).unwrap();
-    let pin = Pin::Checksum(sha256.parse().unwrap());
-    let request = Request { urls: vec![url.parse().unwrap()], pin, packing: None, limits: limits() };
+    let downloads =
+        DownloadCache::open(Path::new(cache), Arc::new(DigestCache::load(Path::new(cache))), NetworkMode::Online)
+            .unwrap();
+    let pin = DownloadPin::Checksum(sha256.parse().unwrap());
+    let request = DownloadRequest { urls: vec![url.parse().unwrap()], pin, packing: None, limits: limits() };
     let mut said = |text| println!("{text}");
-    let result = downloads.fetch(&request, &mut Watch::new(&mut |_| ControlFlow::Continue(()), &mut said));
+    let result = downloads.fetch(&request, &mut DownloadWatch::new(&mut |_| ControlFlow::Continue(()), &mut said));
     println!("\nresult: {}", result.map_or_else(|error| error.to_string(), |found| found.sha256));
 }
 
@@ -256,7 +260,7 @@ fn figures() {
     let packed = Arc::new(zstd::bulk::compress(&body[..body.len() / 2].repeat(2), 1).unwrap());
     let server = Server::of(&body);
     let mut bench = Bench::new();
-    let mut measure = |what: &str, request: &Request| {
+    let mut measure = |what: &str, request: &DownloadRequest| {
         let began = Instant::now();
         let found = bench.fetch(request).unwrap();
         let seconds = began.elapsed().as_secs_f64();
@@ -269,6 +273,7 @@ fn figures() {
     measure("600 MB over http", &request(&[server.url("a")], &body));
     measure("found in the cache, hashed", &request(&[server.url("a")], &body));
     let packed_server = Server::of(&packed);
-    let packed = Request { packing: Packing::of("a.zst"), ..request(&[packed_server.url("a.zst")], &packed) };
+    let packed =
+        DownloadRequest { packing: FileCompression::of("a.zst"), ..request(&[packed_server.url("a.zst")], &packed) };
     measure("600 MB, unpacked from zstd meanwhile", &packed);
 }

@@ -1,7 +1,7 @@
 //! Servers that break off, lie, trickle, redirect and fail.
 
 use super::*;
-use kiln::download::Pace;
+use kiln::download::MinimumRate;
 use kiln::error::{Fault, Kind};
 use kiln::size::ByteSize;
 
@@ -209,7 +209,7 @@ fn a_body_without_end_is_cut_off() {
         let mut request = request(&[server.url("a")], b"right");
         request.limits.download = ByteSize::mib(1);
         let error = bench.fetch(&request).unwrap_err();
-        assert!(matches!(problems(&error)[..], [Problem::TooLarge(_)]), "{error}");
+        assert!(matches!(problems(&error)[..], [TransferError::TooLarge(_)]), "{error}");
         assert_eq!(server.seen().len(), 1);
     }
     // Nothing behind what was announced is read.
@@ -252,7 +252,7 @@ fn a_server_that_trickles_is_left() {
     });
     let fast = Server::of(&body);
     let mut request = request(&[server.url("a"), fast.url("a")], &body);
-    request.limits.pace = Pace { least: ByteSize::mib(1), within: Duration::from_secs(1) };
+    request.limits.pace = MinimumRate { least: ByteSize::mib(1), within: Duration::from_secs(1) };
     request.limits.attempts = 1;
     let mut bench = Bench::new();
     bench.fetch(&request).unwrap();
@@ -275,11 +275,14 @@ fn a_caller_that_stops_is_heard_whatever_the_server_does() {
     });
     let mut bench = Bench::new();
     let request = request(&[server.url("a")], &body);
-    let mut stop = |progress: Progress| match progress.done {
+    let mut stop = |progress: DownloadProgress| match progress.done {
         1_048_576 => ControlFlow::Break(()),
         _ => ControlFlow::Continue(()),
     };
-    let stopped = bench.downloads(Reach::Online).fetch(&request, &mut Watch::new(&mut stop, &mut |_| {})).unwrap_err();
+    let stopped = bench
+        .downloads(NetworkMode::Online)
+        .fetch(&request, &mut DownloadWatch::new(&mut stop, &mut |_| {}))
+        .unwrap_err();
     assert_eq!(stopped.kind(), Kind::Interrupted);
     bench.fetch(&request).unwrap();
     assert_eq!(server.seen()[1].from, Some(MIB));

@@ -4,21 +4,22 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 
 use super::*;
-use kiln::download::{Packing, UnpackError};
+use kiln::download::{FileCompression, UnpackError};
 use kiln::error::{Fault, Kind};
 use kiln::size::ByteSize;
 
-const ALL: [(Packing, &str); 3] = [(Packing::Xz, "a.xz"), (Packing::Zstd, "a.zst"), (Packing::Gzip, "a.gz")];
+const ALL: [(FileCompression, &str); 3] =
+    [(FileCompression::Xz, "a.xz"), (FileCompression::Zstd, "a.zst"), (FileCompression::Gzip, "a.gz")];
 
-fn pack(packing: Packing, plain: &[u8]) -> Vec<u8> {
+fn pack(packing: FileCompression, plain: &[u8]) -> Vec<u8> {
     match packing {
-        Packing::Xz => {
+        FileCompression::Xz => {
             let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), 1);
             encoder.write_all(plain).unwrap();
             encoder.finish().unwrap()
         }
-        Packing::Zstd => zstd::bulk::compress(plain, 1).unwrap(),
-        Packing::Gzip => {
+        FileCompression::Zstd => zstd::bulk::compress(plain, 1).unwrap(),
+        FileCompression::Gzip => {
             let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
             encoder.write_all(plain).unwrap();
             encoder.finish().unwrap()
@@ -26,8 +27,8 @@ fn pack(packing: Packing, plain: &[u8]) -> Vec<u8> {
     }
 }
 
-fn packed_request(server: &Server, name: &str, packed: &[u8]) -> Request {
-    Request { packing: Packing::of(name), ..request(&[server.url(name)], packed) }
+fn packed_request(server: &Server, name: &str, packed: &[u8]) -> DownloadRequest {
+    DownloadRequest { packing: FileCompression::of(name), ..request(&[server.url(name)], packed) }
 }
 
 /// Noise between zeros, as a disk has it.
@@ -39,7 +40,7 @@ fn disk() -> Vec<u8> {
 fn each_packing_is_unpacked_and_has_holes_for_zeros() {
     let plain = disk();
     for (packing, name) in ALL {
-        assert_eq!(Packing::of(name), Some(packing));
+        assert_eq!(FileCompression::of(name), Some(packing));
         let packed = Arc::new(pack(packing, &plain));
         let server = Server::of(&packed);
         let mut bench = Bench::new();
@@ -53,8 +54,8 @@ fn each_packing_is_unpacked_and_has_holes_for_zeros() {
         drop(found);
         // Both are kept; the packed one is not asked for again, nor unpacked again.
         assert_eq!(bench.files().len(), 2);
-        bench.fetch(&Request { packing: None, ..request.clone() }).unwrap();
-        bench.fetch_by(Reach::Offline, &request).unwrap();
+        bench.fetch(&DownloadRequest { packing: None, ..request.clone() }).unwrap();
+        bench.fetch_by(NetworkMode::Offline, &request).unwrap();
         assert_eq!(server.seen().len(), 1);
     }
 }
@@ -62,19 +63,19 @@ fn each_packing_is_unpacked_and_has_holes_for_zeros() {
 #[test]
 fn what_is_there_packed_is_unpacked_without_a_network() {
     let plain = disk();
-    let packed = Arc::new(pack(Packing::Zstd, &plain));
+    let packed = Arc::new(pack(FileCompression::Zstd, &plain));
     let server = Server::of(&packed);
     let mut bench = Bench::new();
     let request = packed_request(&server, "a.zst", &packed);
-    bench.fetch(&Request { packing: None, ..request.clone() }).unwrap();
-    let found = bench.fetch_by(Reach::Offline, &request).unwrap();
+    bench.fetch(&DownloadRequest { packing: None, ..request.clone() }).unwrap();
+    let found = bench.fetch_by(NetworkMode::Offline, &request).unwrap();
     assert_eq!(found.sha256, sha256(&plain));
     drop(found);
     let mut unpacked = bench.files();
     unpacked.retain(|path| path.file_name().unwrap().to_str().unwrap().starts_with("unpacked."));
     // One that is damaged is made again.
     damage(&unpacked[0]);
-    bench.fetch_by(Reach::Offline, &request).unwrap();
+    bench.fetch_by(NetworkMode::Offline, &request).unwrap();
     assert!(bench.notices[0].contains("is damaged and will be made again"), "{:?}", bench.notices);
     assert_eq!((server.seen().len(), bench.files().len()), (1, 2));
 }
@@ -96,7 +97,7 @@ fn what_is_cut_off_or_goes_on_is_refused_though_its_digest_is_right() {
         let packed = pack(packing, &plain);
         let mut broken = packed.clone();
         broken[100_000] ^= 1;
-        let broken = if packing == Packing::Zstd { packed[..packed.len() - 5].to_vec() } else { broken };
+        let broken = if packing == FileCompression::Zstd { packed[..packed.len() - 5].to_vec() } else { broken };
         let cases =
             [packed[..packed.len() - 1].to_vec(), packed[..3].to_vec(), [&packed[..], b"more"].concat(), broken];
         for (number, bytes) in cases.into_iter().enumerate() {
@@ -118,7 +119,7 @@ fn what_is_cut_off_or_goes_on_is_refused_though_its_digest_is_right() {
 
 #[test]
 fn a_file_is_packed_as_its_name_says() {
-    let packed = Arc::new(pack(Packing::Gzip, b"hello"));
+    let packed = Arc::new(pack(FileCompression::Gzip, b"hello"));
     let server = Server::of(&packed);
     let error = Bench::new().fetch(&packed_request(&server, "a.xz", &packed)).unwrap_err();
     assert_eq!(error.to_string(), "a.xz: the file is not packed with xz, as its name says");
@@ -153,7 +154,7 @@ fn b10_a_bomb_goes_off_at_its_limit() {
 #[test]
 fn a_mirror_that_spoils_a_packed_file_is_left_for_the_next() {
     let plain = disk();
-    let packed = Arc::new(pack(Packing::Xz, &plain));
+    let packed = Arc::new(pack(FileCompression::Xz, &plain));
     let page = Server::of(&Arc::new(b"<html>log in first</html>".to_vec()));
     let spoiling = {
         let mut spoilt = packed.to_vec();
@@ -162,7 +163,7 @@ fn a_mirror_that_spoils_a_packed_file_is_left_for_the_next() {
     };
     let good = Server::of(&packed);
     let mut request = request(&[page.url("a.xz"), spoiling.url("a.xz"), good.url("a.xz")], &packed);
-    request.packing = Some(Packing::Xz);
+    request.packing = Some(FileCompression::Xz);
     let mut bench = Bench::new();
     assert_eq!(bench.fetch(&request).unwrap().sha256, sha256(&plain));
     assert_eq!(bench.notices.iter().filter(|text| text.contains("the digest is wrong")).count(), 2);
@@ -171,7 +172,7 @@ fn a_mirror_that_spoils_a_packed_file_is_left_for_the_next() {
 #[test]
 fn a_packed_file_that_broke_off_is_unpacked_from_its_first_byte() {
     let plain = noise(2 << 20);
-    let packed = Arc::new(pack(Packing::Gzip, &plain));
+    let packed = Arc::new(pack(FileCompression::Gzip, &plain));
     let served = packed.clone();
     let server = Server::start(move |seen, reply| {
         let from = reply.good_head(seen, served.len())?;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use super::*;
-use kiln::download::{Location, Sums, SumsTrust};
+use kiln::download::{ChecksumList, Location, SumsTrust};
 use kiln::error::{Fault, Kind};
 use sha2::Sha512;
 
@@ -19,9 +19,9 @@ fn files(files: Vec<(&'static str, Vec<u8>)>) -> Server {
     })
 }
 
-fn sums_request(server: &Server, list: &str, trust: SumsTrust) -> Request {
-    let sums = Sums { urls: vec![server.url(list).parse().unwrap()], trust, file: None };
-    Request { pin: Pin::Sums(sums), ..request(&[server.url("web.img")], b"") }
+fn sums_request(server: &Server, list: &str, trust: SumsTrust) -> DownloadRequest {
+    let sums = ChecksumList { urls: vec![server.url(list).parse().unwrap()], trust, file: None };
+    DownloadRequest { pin: DownloadPin::Sums(sums), ..request(&[server.url("web.img")], b"") }
 }
 
 fn pinned(list: &[u8]) -> SumsTrust {
@@ -42,7 +42,7 @@ fn a_list_with_a_digest_of_its_own_says_what_a_file_is() {
         let mut bench = Bench::new();
         let request = sums_request(&server, name, pinned(list.as_bytes()));
         let before = server.seen().len();
-        for reach in [Reach::Online, Reach::Online, Reach::Offline] {
+        for reach in [NetworkMode::Online, NetworkMode::Online, NetworkMode::Offline] {
             let found = bench.fetch_by(reach, &request).unwrap();
             assert_eq!(found.sha256, sha256(&body));
             assert_eq!(found.path.parent().unwrap().file_name().unwrap().to_str(), Some(sha256(&body).as_str()));
@@ -50,7 +50,7 @@ fn a_list_with_a_digest_of_its_own_says_what_a_file_is() {
         assert_eq!(server.seen().len() - before, 2);
         // Another list is not taken.
         let error = bench.fetch(&sums_request(&server, name, pinned(b"another"))).unwrap_err();
-        assert!(matches!(problems(&error)[..], [Problem::Digest { .. }]), "{error}");
+        assert!(matches!(problems(&error)[..], [TransferError::Digest { .. }]), "{error}");
     }
 }
 
@@ -72,7 +72,7 @@ fn a_list_must_name_the_file_once_and_rightly() {
     let list = format!("{two}  web.img\n");
     let server = files(vec![("web.img", b"one".to_vec()), ("SHA256SUMS", list.clone().into_bytes())]);
     let error = Bench::new().fetch(&sums_request(&server, "SHA256SUMS", pinned(list.as_bytes()))).unwrap_err();
-    assert!(matches!(problems(&error)[..], [Problem::Digest { .. }]), "{error}");
+    assert!(matches!(problems(&error)[..], [TransferError::Digest { .. }]), "{error}");
 }
 
 /// Runs a tool in a folder.
@@ -142,8 +142,8 @@ fn a_signed_list_is_believed_if_the_right_one_signed_it() {
             |key: &Path, signature: &Location| SumsTrust::Signature { signature: signature.clone(), key: key.into() };
         let mut bench = Bench::new();
         let request = sums_request(&server, "SUMS", trust(&key, &at));
-        assert!(matches!(bench.fetch_by(Reach::Offline, &request), Err(DownloadError::Offline(_))));
-        for reach in [Reach::Online, Reach::Offline] {
+        assert!(matches!(bench.fetch_by(NetworkMode::Offline, &request), Err(DownloadError::Offline(_))));
+        for reach in [NetworkMode::Online, NetworkMode::Offline] {
             assert_eq!(bench.fetch_by(reach, &request).unwrap().sha256, sha256(&body), "{tool}");
         }
         let file = Location::File(folder.path().join("list.sig"));
@@ -171,8 +171,8 @@ fn a_list_of_checksums_is_not_told_as_a_download_of_the_file() {
     for trust in [pinned(&list), SumsTrust::Signature { signature: at, key }] {
         let request = sums_request(&server, "SUMS", trust);
         let bench = Bench::new();
-        assert_eq!(told_bytes(&bench.downloads(Reach::Online), &request), body.len() as u64);
-        assert_eq!(told_bytes(&bench.downloads(Reach::Online), &request), 0);
+        assert_eq!(told_bytes(&bench.downloads(NetworkMode::Online), &request), body.len() as u64);
+        assert_eq!(told_bytes(&bench.downloads(NetworkMode::Online), &request), 0);
     }
 }
 
@@ -206,11 +206,11 @@ fn while_the_server_of_a_signed_list_is_down_the_last_good_one_counts() {
     bench.fetch(&request(&key, &at)).unwrap();
     answer.store(503, Ordering::SeqCst);
     for signature in [&at, &Location::File(signature_file)] {
-        let downloads = bench.downloads(Reach::Online);
+        let downloads = bench.downloads(NetworkMode::Online);
         let (request, mut warnings) = (request(&key, signature), Vec::new());
         let mut warn = |text: String| warnings.push(text);
         let (mut go_on, mut quiet) = (|_| ControlFlow::Continue(()), |_: String| {});
-        let found = downloads.fetch(&request, &mut Watch::new(&mut go_on, &mut quiet).with_warnings(&mut warn));
+        let found = downloads.fetch(&request, &mut DownloadWatch::new(&mut go_on, &mut quiet).with_warnings(&mut warn));
         assert_eq!(found.unwrap().sha256, sha256(&body));
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         for text in [server.url("SUMS"), "503".into(), "good the last time".into()] {

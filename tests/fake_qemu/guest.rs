@@ -11,10 +11,10 @@ use kiln::wire::boot_mounts::BootReport;
 use kiln::wire::cloud_init::SeedObstacle;
 use kiln::wire::code::{Code, Fields};
 use kiln::wire::listing;
-use kiln::wire::message::{Facts, Origin};
+use kiln::wire::message::{Facts, ProtocolVersion};
 use kiln::wire::tree::Totals;
 use kiln::wire::{
-    Aftermath, BUILD, Class, ExecRequest, Exit, Frame, Hidden, LeftProcess, MAGIC, MAX_DATA, Message, SealReport,
+    Aftermath, BUILD, Class, ExecRequest, Exit, Frame, HiddenBytes, LeftProcess, MAGIC, MAX_DATA, Message, SealReport,
     SealRequest, Splitter, WINDOW, put_frame,
 };
 use nix::sys::signal::{Signal, raise};
@@ -138,7 +138,7 @@ impl Flood {
     /// A tree, which may have no end.
     fn of_tree(stream: u32, hostile::Tree { bytes, totals, then_for_ever }: hostile::Tree) -> Self {
         let end = Message::Done { entries: totals.entries, bytes: totals.bytes };
-        let message = |bytes| Message::Data { bytes: Hidden(bytes) };
+        let message = |bytes| Message::Data { bytes: HiddenBytes(bytes) };
         let left = if then_for_ever.is_some() { usize::MAX } else { bytes.len() };
         Self { stream, message, bytes, at: 0, then: then_for_ever.unwrap_or_default(), left, credit: WINDOW, end }
     }
@@ -179,7 +179,7 @@ impl Guest<'_> {
             ..facts(self.boots, u64::from(self.boots))
         };
         let mut bytes = Vec::new();
-        put_frame(0, &Message::Hello { origin: Origin, facts }, &mut bytes);
+        put_frame(0, &Message::Hello { origin: ProtocolVersion, facts }, &mut bytes);
         if self.mode == "wrong-build" {
             let at = bytes.windows(BUILD.len()).position(|window| window == BUILD.as_bytes()).expect("it is in there");
             bytes[at..at + BUILD.len()].copy_from_slice("0".repeat(BUILD.len()).as_bytes());
@@ -521,7 +521,7 @@ impl Guest<'_> {
         let listed = hostile::listed(&self.mode);
         let mut records = Vec::new();
         listed.iter().try_for_each(|listed| listing::put(listed, &mut records))?;
-        self.say(stream, &Message::Data { bytes: Hidden(records) })?;
+        self.say(stream, &Message::Data { bytes: HiddenBytes(records) })?;
         self.say(stream, &Message::Done { entries: listed.len() as u64, bytes: 0 })
     }
 
@@ -540,7 +540,7 @@ impl Guest<'_> {
             Some(name) => pack_folder(&name, &mut bytes)?,
             None => pack(&content, &mut bytes)?,
         };
-        self.say(stream, &Message::Data { bytes: Hidden(bytes) })?;
+        self.say(stream, &Message::Data { bytes: HiddenBytes(bytes) })?;
         self.say(stream, &Message::Done { entries, bytes: total })
     }
 }

@@ -2,7 +2,7 @@
 
 use kiln::wire::code::Code;
 use kiln::wire::listing::{self, Listed, Moment};
-use kiln::wire::message::Origin;
+use kiln::wire::message::ProtocolVersion;
 use kiln::wire::mounts::{DiskPartition, GuestMount, MAX_MOUNTS};
 use kiln::wire::tree::{Encoder, Entry, Head, Kind, Layout, Record, Totals};
 use kiln::wire::{Class, Exit, MAX_DATA, Message, put_frame};
@@ -30,7 +30,7 @@ pub fn frames(what: &str, stream: u32, boots: u32) -> Vec<u8> {
         bytes
     };
     match what {
-        "another-agent" => frame(0, &Message::Hello { origin: Origin, facts: facts(boots, 99) }),
+        "another-agent" => frame(0, &Message::Hello { origin: ProtocolVersion, facts: facts(boots, 99) }),
         "old-nonce" => frame(0, &Message::Ready { nonce: 1 }),
         "unasked-pong" => frame(0, &Message::Pong { token: u64::MAX, clock: 0 }),
         "exit-of-another" => frame(stream + 1, &Message::Exited { exit: Exit::Code { code: 0 } }),

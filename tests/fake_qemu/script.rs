@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kiln::wire::cloud_init::SeedObstacle;
-use kiln::wire::{Aftermath, ExecRequest, Exit, Hidden, LateOutput, LeftProcess, Message};
+use kiln::wire::{Aftermath, ExecRequest, Exit, HiddenBytes, LateOutput, LeftProcess, Message};
 
 use super::hostile;
 
@@ -98,7 +98,7 @@ pub fn run(script: &str, request: &ExecRequest, file: impl Fn(&str) -> Option<Ve
                 out.push(noticed(Aftermath { left: vec![left], ..Aftermath::default() }));
             }
             "late" => {
-                let late = LateOutput { step: 1, bytes: Hidden(rest.as_bytes().to_vec()) };
+                let late = LateOutput { step: 1, bytes: HiddenBytes(rest.as_bytes().to_vec()) };
                 out.push(noticed(Aftermath { late: vec![late], ..Aftermath::default() }));
             }
             "exit" => return Does::Ends(out, Exit::Code { code: rest.parse().expect("exit CODE") }),

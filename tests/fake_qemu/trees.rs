@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use kiln::wire::tree::{Decoder, Encoder, Entry, Head, Item, Kind, Layout, Totals};
+use kiln::wire::tree::{Decoder, Encoder, Entry, Head, Kind, Layout, Totals, TreeItem};
 
 /// Returns the files of a tree, by their whole paths in the guest.
 pub fn unpack(bytes: impl io::BufRead) -> io::Result<(BTreeMap<String, Vec<u8>>, Totals)> {
@@ -12,13 +12,13 @@ pub fn unpack(bytes: impl io::BufRead) -> io::Result<(BTreeMap<String, Vec<u8>>,
     let mut current = String::new();
     loop {
         match tree.next_item()? {
-            Item::Entry(Entry { path, kind, .. }) => {
+            TreeItem::Entry(Entry { path, kind, .. }) => {
                 current = place(&head, &path);
                 if let Kind::File { .. } = kind {
                     files.insert(current.clone(), Vec::new());
                 }
             }
-            Item::Data { .. } => loop {
+            TreeItem::Data { .. } => loop {
                 let piece = tree.content()?.to_vec();
                 if piece.is_empty() {
                     break;
@@ -26,8 +26,8 @@ pub fn unpack(bytes: impl io::BufRead) -> io::Result<(BTreeMap<String, Vec<u8>>,
                 tree.consume(piece.len());
                 files.entry(current.clone()).or_default().extend(piece);
             },
-            Item::Note(_) => {}
-            Item::End(totals) => return Ok((files, totals)),
+            TreeItem::Note(_) => {}
+            TreeItem::End(totals) => return Ok((files, totals)),
         }
     }
 }

@@ -3,14 +3,14 @@
 use std::io;
 
 use kiln::digest::{hex, sha256_data};
-use kiln::plan::key::Key;
+use kiln::plan::key::CacheKey;
 use serde_json::json;
 
 const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
 /// All of them; those with something to read first, the empty disks last.
 pub fn all() -> io::Result<Vec<(String, String)>> {
-    let layer = format!("layers/{}.0123456789abcdef", Key::root());
+    let layer = format!("layers/{}.0123456789abcdef", CacheKey::root());
     let documents = [
         ("store/web/1/manifest.json".into(), manifest()),
         ("store/web/1/SHA256SUMS".into(), format!("{EMPTY}  manifest.json\n\\{EMPTY}  a\\\\b\n{EMPTY}  web-1.qcow2\n")),
@@ -57,7 +57,7 @@ fn facts() -> io::Result<String> {
     let sha256 = hex(&sha256_data(&tempfile::tempfile()?)?);
     let sealed = json!({"bytes": 0, "sha256": sha256});
     let facts = json!({
-        "schema": 1, "key": Key::root(), "id": "0123456789abcdef", "parent": null, "seconds": 1.5, "disk": sealed,
+        "schema": 1, "key": CacheKey::root(), "id": "0123456789abcdef", "parent": null, "seconds": 1.5, "disk": sealed,
         "memory": {"file": sealed, "format": "stream", "machine": "m", "hello": {}}, "fetched": [{"file": "a/b", "bytes": 0, "sha256": sha256}]
     });
     Ok(facts.to_string())

@@ -8,9 +8,9 @@ use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
 use crate::documents;
-use kiln::digest_cache::Memo;
-use kiln::layer::Cache;
-use kiln::plan::key::Key;
+use kiln::digest_cache::DigestCache;
+use kiln::layer::LayerCache;
+use kiln::plan::key::CacheKey;
 use kiln::store::{Reference, Store, UNWATCHED};
 use tempfile::TempDir;
 
@@ -64,7 +64,7 @@ fn read_store(store: &Store) -> usize {
 
 /// How many layers of the cache can be used.
 fn read_cache(folder: &Path) -> usize {
-    let cache = Cache::peek(folder, Arc::new(Memo::load(folder)));
-    let stacks = cache.find(Key::root(), &mut |_| {});
+    let cache = LayerCache::peek(folder, Arc::new(DigestCache::load(folder)));
+    let stacks = cache.find(CacheKey::root(), &mut |_| {});
     stacks.iter().filter(|stack| cache.check_memory(stack.top()).is_ok()).count()
 }

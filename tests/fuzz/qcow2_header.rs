@@ -3,9 +3,9 @@
 use std::fs::File;
 use std::io::Write;
 
-use kiln::disk::chain::{Chain, Layer};
+use kiln::disk::chain::{Chain, ChainFile};
 use kiln::disk::inspect::inspect;
-use kiln::disk::qcow2::header::Header;
+use kiln::disk::qcow2::header::Qcow2Header;
 use kiln::specfile::BaseFormat;
 
 /// How much of the disk is read: every table that a small file can hold, without a minute for each terabyte of zeroes.
@@ -15,7 +15,7 @@ const BYTES: usize = 1 << 16;
 pub fn check(bytes: &[u8]) {
     let mut file = tempfile::tempfile().expect("a temporary file");
     file.write_all(bytes).expect("written");
-    let header = Header::parse(bytes, bytes.len() as u64);
+    let header = Qcow2Header::parse(bytes, bytes.len() as u64);
     for format in [BaseFormat::Qcow2, BaseFormat::Raw] {
         if let Ok(facts) = inspect(&file, format)
             && format == BaseFormat::Qcow2
@@ -30,7 +30,7 @@ pub fn check(bytes: &[u8]) {
 }
 
 fn read(file: File, format: BaseFormat) {
-    let Ok(chain) = Chain::open(vec![Layer { file, format: format.into() }]) else { return };
+    let Ok(chain) = Chain::open(vec![ChainFile { file, format: format.into() }]) else { return };
     let mut end = 0;
     for extent in chain.extents().take(EXTENTS) {
         let Ok(extent) = extent else { return };

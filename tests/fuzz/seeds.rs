@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use kiln::disk::qcow2::create_overlay;
 use kiln::wire::listing::{self, Listed, Moment};
-use kiln::wire::message::{Aftermath, Class, Exit, Facts, Hidden, Message, Origin};
+use kiln::wire::message::{Aftermath, Class, Exit, Facts, HiddenBytes, Message, ProtocolVersion};
 use kiln::wire::put_frame;
 use kiln::wire::tree::{Encoder, Entry, Head, Kind, Layout};
 use libfuzzer_sys::fuzz_target;
@@ -90,12 +90,12 @@ fn messages() -> Vec<Message> {
         start: 1,
     };
     vec![
-        Message::Hello { origin: Origin, facts },
+        Message::Hello { origin: ProtocolVersion, facts },
         Message::Ready { nonce: 1 },
-        Message::Resume { origin: Origin, nonce: 1 },
+        Message::Resume { origin: ProtocolVersion, nonce: 1 },
         Message::Stdout { bytes: b"out".to_vec() },
         Message::Stderr { bytes: b"err".to_vec() },
-        Message::Data { bytes: Hidden(b"data".to_vec()) },
+        Message::Data { bytes: HiddenBytes(b"data".to_vec()) },
         Message::Exited { exit: Exit::Code { code: 0 } },
         Message::Exited { exit: Exit::NotStarted { text: "no".into() } },
         Message::Aftermath { found: Aftermath { oom_killed: vec!["cc1".into()], ..Aftermath::default() } },
@@ -122,14 +122,14 @@ fn conversations(tree: &[u8]) -> Vec<(u8, Vec<u8>)> {
         (2, vec![(1, done(0, 0)), pong.clone()]),
         (3, vec![(1, Message::Progress { bytes: 1 }), (1, done(1, 1)), pong.clone()]),
         (4, vec![(1, Message::Credit { bytes: 9 }), (1, done(1, 4)), pong.clone()]),
-        (5, vec![(1, Message::Data { bytes: Hidden(tree.to_vec()) }), (1, done(5, 5)), pong.clone()]),
+        (5, vec![(1, Message::Data { bytes: HiddenBytes(tree.to_vec()) }), (1, done(5, 5)), pong.clone()]),
         (6, vec![(1, output()), (1, exited()), pong.clone()]),
         (7, vec![(1, done(0, 0)), pong]),
         (8, vec![(1, Message::Park { token: 1 })]),
         (
             10,
             vec![
-                (1, Message::Data { bytes: Hidden(listed()) }),
+                (1, Message::Data { bytes: HiddenBytes(listed()) }),
                 (1, done(2, 9)),
                 (0, Message::Pong { token: 1, clock: 0 }),
             ],

@@ -6,10 +6,10 @@ use std::ops::ControlFlow;
 use std::sync::LazyLock;
 use std::time::SystemTime;
 
-use kiln::disk::told::Told;
-use kiln::session::{Exec, FetchLimits, FetchRequest, Line, Session, Source, Typed, What};
-use kiln::specfile::Owner;
-use kiln::wire::message::{Facts, Origin};
+use kiln::disk::told::GuestListing;
+use kiln::session::{Exec, FetchLimits, FetchRequest, Session, StageContent, StageSource, TerminalInput, TerminalLine};
+use kiln::specfile::FileOwner;
+use kiln::wire::message::{Facts, ProtocolVersion};
 use kiln::wire::{Frame, Message, Splitter, put_frame};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -43,7 +43,7 @@ async fn greet(mut port: UnixStream) -> UnixStream {
         systemd: false,
         start: 1,
     };
-    send(&mut port, &Message::Hello { origin: Origin, facts }).await;
+    send(&mut port, &Message::Hello { origin: ProtocolVersion, facts }).await;
     let (mut splitter, mut buffer) = (Splitter::new(), [0; 4096]);
     loop {
         let n = port.read(&mut buffer).await.expect("the host speaks");
@@ -97,7 +97,7 @@ async fn is_answered(session: &mut Session, request: u8) -> bool {
         10 => {
             let folder = tempfile::tempdir().expect("a temporary folder");
             let Ok((file, entries)) = session.list(&folder.path().join("files"), 1 << 20).await else { return false };
-            Told::new(file, entries).walk(&mut |_| ControlFlow::Continue(())).is_ok()
+            GuestListing::new(file, entries).walk(&mut |_| ControlFlow::Continue(())).is_ok()
         }
         8 => session.park().await.is_ok() && session.resume().await.is_ok(),
         _ => session.reconnect().await.is_ok(),
@@ -107,8 +107,8 @@ async fn is_answered(session: &mut Session, request: u8) -> bool {
 async fn shell(session: &mut Session) -> bool {
     let (typing, typed) = mpsc::channel(4);
     let (showing, mut shown) = mpsc::channel(4);
-    typing.send(Typed::Bytes(b"true\n".to_vec())).await.expect("room");
-    let mut line = Line { size: None, typed, shown: showing };
+    typing.send(TerminalInput::Bytes(b"true\n".to_vec())).await.expect("room");
+    let mut line = TerminalLine { size: None, typed, shown: showing };
     drop(typing);
     let command = Exec::new(["sh"]);
     let watching = async { while shown.recv().await.is_some() {} };
@@ -118,12 +118,12 @@ async fn shell(session: &mut Session) -> bool {
     }
 }
 
-fn text() -> Source {
-    Source {
-        what: What::Text { content: b"text".to_vec(), mtime: SystemTime::UNIX_EPOCH },
+fn text() -> StageSource {
+    StageSource {
+        what: StageContent::Text { content: b"text".to_vec(), mtime: SystemTime::UNIX_EPOCH },
         to: "/etc/motd".into(),
         into: false,
-        owner: Owner { user: "root".into(), group: None },
+        owner: FileOwner { user: "root".into(), group: None },
         mode: None,
     }
 }

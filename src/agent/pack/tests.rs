@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::fs::OpenOptions;
 
 use super::*;
-use crate::wire::tree::{Decoder, Head, Item, Layout};
+use crate::wire::tree::{Decoder, Head, Layout, TreeItem};
 
 const HEAD: Head = Head { to: Vec::new(), name: Vec::new(), into: false, contents: false, owner: None };
 
@@ -54,11 +54,11 @@ fn unpack(stream: &[u8]) -> Arrived {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     loop {
         match decoder.next_item().unwrap() {
-            Item::Entry(Entry { path, kind: Kind::File { size }, .. }) => {
+            TreeItem::Entry(Entry { path, kind: Kind::File { size }, .. }) => {
                 arrived.files.push((text(&path), vec![0; usize::try_from(size).unwrap()]));
             }
-            Item::Entry(_) => {}
-            Item::Data { mut offset } => loop {
+            TreeItem::Entry(_) => {}
+            TreeItem::Data { mut offset } => loop {
                 let bytes = decoder.content().unwrap().to_vec();
                 if bytes.is_empty() {
                     break;
@@ -68,11 +68,11 @@ fn unpack(stream: &[u8]) -> Arrived {
                 decoder.consume(bytes.len());
                 offset += bytes.len() as u64;
             },
-            Item::Note(note) => {
+            TreeItem::Note(note) => {
                 let line = format!("{}: {}", text(&note.path), note.text);
                 if note.is_left_out { arrived.left_out.push(line) } else { arrived.notes.push(line) }
             }
-            Item::End(_) => return arrived,
+            TreeItem::End(_) => return arrived,
         }
     }
 }
@@ -106,7 +106,7 @@ fn an_empty_file_that_grows_stays_empty() {
     let mut stream = Vec::new();
     let encoder = Encoder::new(&mut stream, Layout::Packed, HEAD).unwrap();
     let (root, links, buffer) = (log.clone(), HashMap::new(), Vec::new());
-    let mut walk = Walk { path: log, root, encoder, packing: &mut FetchedFiles, links, buffer };
+    let mut walk = PackWalk { path: log, root, encoder, packing: &mut FetchedFiles, links, buffer };
     walk.living_file(&file, &metadata).unwrap();
     walk.encoder.finish().unwrap();
     let arrived = unpack(&stream);
@@ -163,7 +163,7 @@ fn filetime(path: &Path) -> (i64, i64) {
 #[test]
 fn a_planned_tree_that_changes_is_an_error() {
     struct Planned;
-    impl Packing for Planned {}
+    impl PackHooks for Planned {}
     let temp = tempfile::tempdir().unwrap();
     let file = temp.path().join("file");
     fs::write(&file, "content").unwrap();

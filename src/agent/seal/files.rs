@@ -9,7 +9,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::super::{Refusal, sys};
+use super::super::{RequestFailure, sys};
 use crate::wire::path_pattern::{self, FolderView};
 
 /// `FS_IMMUTABLE_FL` and `FS_APPEND_FL`: `chattr +i` and `+a`.
@@ -50,7 +50,7 @@ impl SealRoot {
     }
 
     /// Returns the existing paths that match a pattern.
-    pub fn find(&self, pattern: &str) -> Result<Vec<PathBuf>, Refusal> {
+    pub fn find(&self, pattern: &str) -> Result<Vec<PathBuf>, RequestFailure> {
         let mut found = Vec::new();
         for pattern in path_pattern::in_homes(pattern, &self.homes) {
             let paths = path_pattern::expand(&pattern, self)?;
@@ -65,12 +65,12 @@ impl SealRoot {
     }
 
     /// Removes a file, a link, or a folder with all its content, except for what is mounted there.
-    pub fn remove(&self, place: &Path) -> Result<(), Refusal> {
+    pub fn remove(&self, place: &Path) -> Result<(), RequestFailure> {
         self.remove_all(place).map(|_| ())
     }
 
     /// Removes the entry at a path with all its content, and returns whether nothing is left.
-    fn remove_all(&self, place: &Path) -> Result<bool, Refusal> {
+    fn remove_all(&self, place: &Path) -> Result<bool, RequestFailure> {
         if self.mount_points.contains(place) {
             self.notes.borrow_mut().push(format!("{} is kept: a file system is mounted there", place.display()));
             return Ok(false);
@@ -92,7 +92,7 @@ impl SealRoot {
     }
 
     /// Removes a regular file; anything else stays as it is.
-    pub fn remove_file(&self, place: &Path) -> Result<(), Refusal> {
+    pub fn remove_file(&self, place: &Path) -> Result<(), RequestFailure> {
         match metadata(place)? {
             Some(about) if about.is_file() => self.remove(place),
             _ => Ok(()),
@@ -100,7 +100,7 @@ impl SealRoot {
     }
 
     /// Removes a folder if it is empty.
-    pub fn remove_empty_folder(&self, place: &Path) -> Result<(), Refusal> {
+    pub fn remove_empty_folder(&self, place: &Path) -> Result<(), RequestFailure> {
         let is_folder = metadata(place)?.is_some_and(|about| about.is_dir());
         if is_folder && folder_names(place).map_err(|error| refusal(place, &error))?.is_empty() {
             return self.remove(place);
@@ -110,7 +110,7 @@ impl SealRoot {
 }
 
 /// Empties a regular file; anything else stays as it is.
-pub fn empty_file(place: &Path) -> Result<(), Refusal> {
+pub fn empty_file(place: &Path) -> Result<(), RequestFailure> {
     match metadata(place)? {
         Some(about) if about.is_file() && about.len() > 0 => write_file(place, b""),
         _ => Ok(()),
@@ -118,7 +118,7 @@ pub fn empty_file(place: &Path) -> Result<(), Refusal> {
 }
 
 /// Writes a file, in place if it exists.
-pub fn write_file(place: &Path, content: &[u8]) -> Result<(), Refusal> {
+pub fn write_file(place: &Path, content: &[u8]) -> Result<(), RequestFailure> {
     let write = || {
         let mut options = OpenOptions::new();
         let mut file = options.write(true).create(true).truncate(true).custom_flags(sys::O_NOFOLLOW).open(place)?;
@@ -132,7 +132,7 @@ pub fn write_file(place: &Path, content: &[u8]) -> Result<(), Refusal> {
 }
 
 /// Reads a regular file, unless it is larger than any configuration file.
-pub fn read_file(place: &Path) -> Result<Option<Vec<u8>>, Refusal> {
+pub fn read_file(place: &Path) -> Result<Option<Vec<u8>>, RequestFailure> {
     match metadata(place)? {
         Some(about) if about.is_file() && about.len() <= LARGEST => {
             fs::read(place).map(Some).map_err(|error| refusal(place, &error))
@@ -142,15 +142,15 @@ pub fn read_file(place: &Path) -> Result<Option<Vec<u8>>, Refusal> {
 }
 
 impl FolderView for SealRoot {
-    type Error = Refusal;
+    type Error = RequestFailure;
 
-    fn names(&self, folder: &[u8]) -> Result<Vec<Vec<u8>>, Refusal> {
+    fn names(&self, folder: &[u8]) -> Result<Vec<Vec<u8>>, RequestFailure> {
         let place = self.inner_place(folder);
         let names = existing(folder_names(&place)).map_err(|error| refusal(&place, &error))?;
         Ok(names.unwrap_or_default().into_iter().map(OsString::into_vec).collect())
     }
 
-    fn entries(&self, folder: &[u8]) -> Result<Vec<(Vec<u8>, bool)>, Refusal> {
+    fn entries(&self, folder: &[u8]) -> Result<Vec<(Vec<u8>, bool)>, RequestFailure> {
         let place = self.inner_place(folder);
         let entries = existing(fs::read_dir(&place)).map_err(|error| refusal(&place, &error))?;
         let is_inner_folder = |entry: &DirEntry| {
@@ -161,12 +161,12 @@ impl FolderView for SealRoot {
     }
 }
 
-fn refusal(place: &Path, error: &io::Error) -> Refusal {
-    Refusal::io(place.display(), error)
+fn refusal(place: &Path, error: &io::Error) -> RequestFailure {
+    RequestFailure::io(place.display(), error)
 }
 
 /// Returns the metadata of the entry at a path; links are not followed.
-fn metadata(place: &Path) -> Result<Option<Metadata>, Refusal> {
+fn metadata(place: &Path) -> Result<Option<Metadata>, RequestFailure> {
     existing(fs::symlink_metadata(place)).map_err(|error| refusal(place, &error))
 }
 

@@ -30,7 +30,7 @@ use std::time::Instant;
 use self::files::SealRoot;
 use super::leftovers::Leftovers;
 use super::mount_table::{self, MountLine};
-use super::{Refusal, sys};
+use super::{RequestFailure, sys};
 use crate::wire::sealing::{OPERATIONS, SealOperation};
 use crate::wire::{Class, SealReport, SealRequest, UNIT_FOLDERS};
 
@@ -46,7 +46,7 @@ const MOST_NOTES: usize = 64;
 ///
 /// # Errors
 /// When an operation is not known, or cannot be carried out.
-pub fn seal(request: &SealRequest, left: &Leftovers, records: &mut impl Write) -> Result<SealReport, Refusal> {
+pub fn seal(request: &SealRequest, left: &Leftovers, records: &mut impl Write) -> Result<SealReport, RequestFailure> {
     let mut run = SealRun::default();
     let operations = find_operations(&request.operations)?;
     // Most free blocks stay free, and the services end meanwhile: afterwards only the remaining ones have to be discarded.
@@ -101,10 +101,10 @@ impl SealRun {
     }
 }
 
-fn find_operations(names: &[String]) -> Result<Vec<&'static SealOperation>, Refusal> {
+fn find_operations(names: &[String]) -> Result<Vec<&'static SealOperation>, RequestFailure> {
     let find = |name: &String| {
         let operation = OPERATIONS.iter().find(|operation| operation.name == name);
-        operation.ok_or_else(|| Refusal::new(Class::Request {}, format!("there is no operation `{name}`")))
+        operation.ok_or_else(|| RequestFailure::new(Class::Request {}, format!("there is no operation `{name}`")))
     };
     names.iter().map(find).collect()
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::super::{Refusal, sys};
+use super::super::{RequestFailure, sys};
 use super::SYSTEMD;
 use super::files::{SealRoot, empty_file, is_machine_id_link, read_file, write_file};
 use crate::wire::sealing::{
@@ -13,19 +13,19 @@ use crate::wire::sealing::{
 ///
 /// # Errors
 /// When a file cannot be treated, with the operation's name.
-pub fn carry_out(root: &SealRoot, operation: &SealOperation) -> Result<(), Refusal> {
+pub fn carry_out(root: &SealRoot, operation: &SealOperation) -> Result<(), RequestFailure> {
     let identities = || operation.identities.iter().try_for_each(|identity| forget(root, identity));
     let files = || operation.files.iter().try_for_each(|treatment| treat(root, treatment));
-    identities().and_then(|()| files()).map_err(|Refusal { class, text }| {
+    identities().and_then(|()| files()).map_err(|RequestFailure { class, text }| {
         let text = format!("the operation `{}` failed: {text}", operation.name);
-        Refusal { class, text }
+        RequestFailure { class, text }
     })
 }
 
 /// Removes an identity that the next boot creates anew.
-fn forget(root: &SealRoot, identity: &MachineIdentity) -> Result<(), Refusal> {
+fn forget(root: &SealRoot, identity: &MachineIdentity) -> Result<(), RequestFailure> {
     let renewal = &identity.renewal;
-    let maker = find_maker(renewal.makers(), &mut |file| Ok::<_, Refusal>(root.exists(file)))?;
+    let maker = find_maker(renewal.makers(), &mut |file| Ok::<_, RequestFailure>(root.exists(file)))?;
     let is_forgotten = match renewal {
         IdentityRenewal::WhenMissing(_) | IdentityRenewal::Always { .. } => true,
         IdentityRenewal::By(_) => maker.is_some(),
@@ -48,7 +48,7 @@ fn is_pinned_by_file(root: &SealRoot, pin: IdentityPin) -> bool {
     matches!(pin, IdentityPin::File(files) if files.iter().any(|file| root.exists(file)))
 }
 
-fn forget_path(root: &SealRoot, identity: &MachineIdentity, path: &str) -> Result<(), Refusal> {
+fn forget_path(root: &SealRoot, identity: &MachineIdentity, path: &str) -> Result<(), RequestFailure> {
     for place in root.find(path)? {
         match identity.form {
             IdentityForm::File => {
@@ -68,7 +68,7 @@ fn forget_path(root: &SealRoot, identity: &MachineIdentity, path: &str) -> Resul
 }
 
 /// Removes the lines of a file that begin with this string, unless another line of it pins them.
-fn drop_lines(place: &Path, beginning: &str, pin: IdentityPin) -> Result<(), Refusal> {
+fn drop_lines(place: &Path, beginning: &str, pin: IdentityPin) -> Result<(), RequestFailure> {
     let Some(content) = read_file(place)? else { return Ok(()) };
     let is_pinned = matches!(pin, IdentityPin::Line(line) if has_line(&content, line));
     if is_pinned || !has_line(&content, beginning) {
@@ -79,7 +79,7 @@ fn drop_lines(place: &Path, beginning: &str, pin: IdentityPin) -> Result<(), Ref
     write_file(place, &kept)
 }
 
-fn treat(root: &SealRoot, treatment: &FileTreatment) -> Result<(), Refusal> {
+fn treat(root: &SealRoot, treatment: &FileTreatment) -> Result<(), RequestFailure> {
     match treatment {
         FileTreatment::Remove(pattern) => for_each(root, pattern, SealRoot::remove),
         FileTreatment::RemoveFiles(pattern) => for_each(root, pattern, SealRoot::remove_file),
@@ -96,22 +96,22 @@ fn treat(root: &SealRoot, treatment: &FileTreatment) -> Result<(), Refusal> {
 fn for_each(
     root: &SealRoot,
     pattern: &str,
-    act: impl Fn(&SealRoot, &Path) -> Result<(), Refusal>,
-) -> Result<(), Refusal> {
+    act: impl Fn(&SealRoot, &Path) -> Result<(), RequestFailure>,
+) -> Result<(), RequestFailure> {
     root.find(pattern)?.iter().try_for_each(|place| act(root, place))
 }
 
-fn remove_mentioning(root: &SealRoot, place: &Path, words: &[&str]) -> Result<(), Refusal> {
+fn remove_mentioning(root: &SealRoot, place: &Path, words: &[&str]) -> Result<(), RequestFailure> {
     let content = read_file(place)?.unwrap_or_default().to_ascii_lowercase();
     let is_in = |word: &&str| content.windows(word.len()).any(|part| part == word.as_bytes());
     if words.iter().any(is_in) { root.remove(place) } else { Ok(()) }
 }
 
 /// Mounts a tmpfs over a folder, so that files written there during shutdown are lost.
-fn hide_from_shutdown(root: &SealRoot, folder: &str) -> Result<(), Refusal> {
+fn hide_from_shutdown(root: &SealRoot, folder: &str) -> Result<(), RequestFailure> {
     let place = root.place(folder);
     if root.exists(SYSTEMD) || !place.is_dir() {
         return Ok(());
     }
-    sys::mount_tmpfs(&place, "").map_err(|error| Refusal::io(place.display(), &error))
+    sys::mount_tmpfs(&place, "").map_err(|error| RequestFailure::io(place.display(), &error))
 }

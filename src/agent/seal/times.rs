@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::super::mount_table::{Devices, Location, MountLine, visible};
-use super::super::{Refusal, sys};
+use super::super::{RequestFailure, sys};
 
 const SECOND: i64 = 1_000_000_000;
 
@@ -26,10 +26,10 @@ pub fn disk_mounts(table: &[MountLine]) -> Vec<PathBuf> {
 ///
 /// # Errors
 /// When `records` cannot be written. What cannot be read or set stays as it is.
-pub fn set_back(root: &Path, mounts: &[PathBuf], epoch: i64, records: &mut impl Write) -> Result<(), Refusal> {
+pub fn set_back(root: &Path, mounts: &[PathBuf], epoch: i64, records: &mut impl Write) -> Result<(), RequestFailure> {
     let walk = TimeWalk { root, mounts: mounts.iter().collect(), epoch };
     let set = mounts.iter().try_for_each(|mount| walk.visit(mount, records));
-    set.map_err(|error| Refusal::io("the port", &error))
+    set.map_err(|error| RequestFailure::io("the port", &error))
 }
 
 struct TimeWalk<'a> {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::super::leftovers::Leftovers;
 use super::super::mount_table::{self, Devices, Location, MountLine};
-use super::super::{Refusal, next_boot, sys};
+use super::super::{RequestFailure, next_boot, sys};
 use crate::wire::boot_mount::BootMount;
 
 /// Folders whose content is never a part of the image.
@@ -17,7 +17,7 @@ const MOST_NAMED: usize = 16;
 const LONGEST: usize = 1024;
 
 /// Unmounts what steps have mounted and no boot mounts, and returns the mount points.
-pub fn unmount_left(left: &Leftovers) -> Result<Vec<String>, Refusal> {
+pub fn unmount_left(left: &Leftovers) -> Result<Vec<String>, RequestFailure> {
     let planned = next_boot::read_mounts()?;
     next_boot::trigger_automounts(&mount_table::read_table()?, &planned);
     let table = mount_table::read_table()?;

@@ -18,15 +18,15 @@ use std::time::SystemTime;
 use sha2::{Digest, Sha256};
 
 use crate::digest::hex;
-use crate::digest_cache::Memo;
+use crate::digest_cache::DigestCache;
 use crate::layer::evict::evict;
 use crate::machine::checkpoint::RamFormat;
 use crate::plan::{Facts, InputDigest, PlannedStep, input_path};
 use crate::resolve::facts::examine_inputs;
 use crate::resolve::inputs::{InputError, check_sent, read_script};
 use crate::session::receive::receive;
-use crate::session::{FetchLimits, FetchRequest, PackError, Source, What, testing};
-use crate::specfile::{Command, Overrides, Owner, Spec};
+use crate::session::{FetchLimits, FetchRequest, PackError, StageContent, StageSource, testing};
+use crate::specfile::{Command, FileOwner, Overrides, Spec};
 use crate::wire::tree::Layout;
 
 use super::tests::{Dice, facts, hello, scratch_folder};
@@ -47,7 +47,7 @@ type Timed = Vec<(usize, Change)>;
 
 /// The reason why a build has no result.
 #[derive(Debug, PartialEq, Eq)]
-enum Refusal {
+enum BuildRefusal {
     /// A host file differs from the planned one.
     Changed,
     /// The guest refused the step of this number.
@@ -85,7 +85,7 @@ struct Counts {
     not_planned: u64,
 }
 
-struct World {
+struct SimulatedHost {
     folder: tempfile::TempDir,
     dice: Dice,
     /// The images of all keys so far.
@@ -94,12 +94,12 @@ struct World {
 }
 
 /// The writer of a tree stream, which changes host files after a number of bytes.
-struct Disturbed {
+struct DisturbedWriter {
     out: Vec<u8>,
     changes: Timed,
 }
 
-impl Write for Disturbed {
+impl Write for DisturbedWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         while self.changes.last().is_some_and(|(at, _)| self.out.len() >= *at) {
             if let Some((_, change)) = self.changes.pop() {
@@ -115,7 +115,7 @@ impl Write for Disturbed {
 }
 
 /// A build in progress.
-struct Running<'a> {
+struct SimulatedBuild<'a> {
     plan: &'a Plan,
     machine: PathBuf,
     fetched: PathBuf,
@@ -124,7 +124,7 @@ struct Running<'a> {
     is_disturbed: bool,
 }
 
-impl World {
+impl SimulatedHost {
     fn new(seed: u64) -> Self {
         let (folder, dice) = (scratch_folder(), Dice::new(seed));
         let mut world = Self { folder, dice, images: BTreeMap::new(), made: 0 };
@@ -141,8 +141,8 @@ impl World {
         world
     }
 
-    fn layers(&self) -> Cache {
-        Cache::open(&self.place("cache"), Arc::new(Memo::load(self.folder.path()))).unwrap()
+    fn layers(&self) -> LayerCache {
+        LayerCache::open(&self.place("cache"), Arc::new(DigestCache::load(self.folder.path()))).unwrap()
     }
 
     fn place(&self, name: &str) -> PathBuf {
@@ -232,7 +232,7 @@ impl World {
 
     /// Runs a build twice: undisturbed, and with the cache and changes of host files.
     fn build(&mut self, spec: Spec, counts: &mut Counts) {
-        let memo = Memo::load(self.folder.path());
+        let memo = DigestCache::load(self.folder.path());
         let examined = examine_inputs(&spec, &[], &memo);
         if !examined.errors.is_empty() {
             counts.not_planned += 1;
@@ -240,7 +240,7 @@ impl World {
         }
         let plan = Plan::new(spec, &Facts { inputs: examined.facts, ..facts(0) }).unwrap();
         let expected = self.run(&plan, None, Moment::Never, counts);
-        assert_ne!(expected, Err(Refusal::Changed), "nothing has changed");
+        assert_ne!(expected, Err(BuildRefusal::Changed), "nothing has changed");
         if let Ok(image) = &expected {
             let known = self.images.entry(plan.build_key.to_string()).or_insert_with(|| image.clone());
             assert_eq!(known, image, "one key stands for two images");
@@ -250,7 +250,7 @@ impl World {
         let found = self.run(&plan, Some(&cache), moment, counts);
         counts.builds += 1;
         // The guest may refuse a changed input before the host notices the change.
-        let is_refused = found == Err(Refusal::Changed) || (found.is_err() && found != expected);
+        let is_refused = found == Err(BuildRefusal::Changed) || (found.is_err() && found != expected);
         if is_refused && moment != Moment::Never {
             *counts.changed.entry(moment).or_default() += 1;
             return;
@@ -263,25 +263,25 @@ impl World {
     fn run(
         &mut self,
         plan: &Plan,
-        cache: Option<&Cache>,
+        cache: Option<&LayerCache>,
         moment: Moment,
         counts: &mut Counts,
-    ) -> Result<Image, Refusal> {
+    ) -> Result<Image, BuildRefusal> {
         let (machine, fetched) = (self.place("machine"), self.place("fetched"));
         clear_machine(&machine);
         clear(&fetched);
-        let mut layers = Layers::new(plan, Events::new(Vec::new()), cache.cloned(), self.folder.path());
-        let (begin, done) = cache.map_or((Begin::Base, Vec::new()), |cache| layers.look(cache));
+        let mut layers = StepCache::new(plan, Events::new(Vec::new()), cache.cloned(), self.folder.path());
+        let (begin, done) = cache.map_or((ResumePoint::Base, Vec::new()), |cache| layers.look(cache));
         restore_machine(&begin, &machine);
-        let is_booted = !matches!(begin, Begin::Memory(..));
-        counts.booted_layers += u64::from(matches!(begin, Begin::Disk(_)));
+        let is_booted = !matches!(begin, ResumePoint::Memory(..));
+        counts.booted_layers += u64::from(matches!(begin, ResumePoint::Disk(_)));
         counts.cached_steps += done.len() as u64;
         layers.began(begin);
         if let Some(boot) = layers.note_boot(self.some_time()).filter(|_| is_booted) {
             self.keep(&mut layers, LayerKind::Memory, boot, counts);
         }
         let limits = FetchLimits::new(1 << 30);
-        let mut running = Running { plan, machine, fetched, limits, is_disturbed: false };
+        let mut running = SimulatedBuild { plan, machine, fetched, limits, is_disturbed: false };
         for index in (0..done.len()).filter(|index| fetches(&plan.steps[*index].step.action)) {
             let stream = layers.fetched(index).expect("a layer holds what its steps fetched");
             running.take(index, &fs::read(stream).unwrap());
@@ -294,7 +294,8 @@ impl World {
             let moment = if Some(index) == disturbed { moment } else { Moment::Never };
             running.is_disturbed |= moment != Moment::Never;
             let stream = self.do_step(&mut running, index, moment)?;
-            let done = Done { took: self.some_time(), cached: false, during: None, fetched: FetchedTree::default() };
+            let done =
+                StepRecord { took: self.some_time(), cached: false, during: None, fetched: FetchedTree::default() };
             if let Some((kind, step)) = layers.note_step(index, &done, stream) {
                 self.keep(&mut layers, kind, step, counts);
             }
@@ -309,21 +310,26 @@ impl World {
     }
 
     /// Runs a step; returns the file with the stream of a fetched tree.
-    fn do_step(&mut self, running: &mut Running<'_>, index: usize, moment: Moment) -> Result<Option<PathBuf>, Refusal> {
+    fn do_step(
+        &mut self,
+        running: &mut SimulatedBuild<'_>,
+        index: usize,
+        moment: Moment,
+    ) -> Result<Option<PathBuf>, BuildRefusal> {
         let plan = running.plan;
         let planned = &plan.steps[index];
         if moment == Moment::BeforeRead {
             self.change_input(planned)();
         }
-        let refused = |_| Refusal::Guest(index);
+        let refused = |_| BuildRefusal::Guest(index);
         match &planned.step.action {
             Action::Copy(copy) => {
-                let (sent, stream) = self.pack(&Source::from(copy), planned, moment).map_err(|error| {
+                let (sent, stream) = self.pack(&StageSource::from(copy), planned, moment).map_err(|error| {
                     assert!(running.is_disturbed, "nothing has changed: {error}");
-                    Refusal::Changed
+                    BuildRefusal::Changed
                 })?;
                 testing::unpack_stream(&stream[..]).map_err(refused)?;
-                check_sent(planned, &InputDigest::Tree(hex(&sent)), &copy.from).map_err(|_| Refusal::Changed)?;
+                check_sent(planned, &InputDigest::Tree(hex(&sent)), &copy.from).map_err(|_| BuildRefusal::Changed)?;
             }
             Action::Script { file, args, context } => {
                 let undo = (moment == Moment::ThereAndBack).then(|| fs::read(file));
@@ -333,20 +339,20 @@ impl World {
                     fs::write(file, content).unwrap();
                 }
                 let content = match read {
-                    Err(InputError::Changed { .. } | InputError::Lost { .. }) => return Err(Refusal::Changed),
+                    Err(InputError::Changed { .. } | InputError::Lost { .. }) => return Err(BuildRefusal::Changed),
                     other => other.unwrap(),
                 };
                 running.note(&format!("{} {args:?} {:?}", hex(&Sha256::digest(content)), context.env));
             }
             Action::Write { content, to, owner, mode } => {
-                let what = What::Text { content: content.clone().into(), mtime: SystemTime::UNIX_EPOCH };
-                let source = Source { what, to: to.clone(), into: false, owner: owner.clone(), mode: Some(*mode) };
+                let what = StageContent::Text { content: content.clone().into(), mtime: SystemTime::UNIX_EPOCH };
+                let source = StageSource { what, to: to.clone(), into: false, owner: owner.clone(), mode: Some(*mode) };
                 let mut stream = Vec::new();
                 source.write_to(&mut stream, Layout::Packed).unwrap();
                 testing::unpack_stream(&stream[..]).map_err(refused)?;
             }
             Action::Fetch { from, .. } => {
-                let stream = testing::pack_stream(Path::new(from)).map_err(|_| Refusal::Guest(index))?;
+                let stream = testing::pack_stream(Path::new(from)).map_err(|_| BuildRefusal::Guest(index))?;
                 running.take(index, &stream);
                 self.made += 1;
                 let file = self.place(&format!("tree-{}", self.made));
@@ -355,7 +361,7 @@ impl World {
             }
             Action::Reboot => clear(&running.machine.join("run")),
             Action::Run { command: Command::Shell(text), .. } => match text.strip_prefix("folder ") {
-                Some(folder) => fs::create_dir_all(folder).map_err(|_| Refusal::Guest(index))?,
+                Some(folder) => fs::create_dir_all(folder).map_err(|_| BuildRefusal::Guest(index))?,
                 None => running.note(text),
             },
             other @ Action::Run { .. } => panic!("{other:?}"),
@@ -366,7 +372,7 @@ impl World {
     /// Reads what a step copies, and changes host files meanwhile.
     fn pack(
         &mut self,
-        source: &Source,
+        source: &StageSource,
         planned: &PlannedStep,
         moment: Moment,
     ) -> Result<([u8; 32], Vec<u8>), PackError> {
@@ -380,7 +386,7 @@ impl World {
             _ => Vec::new(),
         };
         let layout = self.pick(&[Layout::Packed, Layout::Aligned]);
-        let mut out = Disturbed { out: Vec::new(), changes };
+        let mut out = DisturbedWriter { out: Vec::new(), changes };
         let packed = source.write_to(&mut out, layout);
         if moment == Moment::AtEnd {
             self.change_input(planned)();
@@ -402,7 +408,7 @@ impl World {
     }
 
     /// Makes a layer, as after a freeze of the guest's disk. Memory sometimes cannot be kept.
-    fn keep(&mut self, layers: &mut Layers<'_>, kind: LayerKind, step: FinishedStep, counts: &mut Counts) {
+    fn keep(&mut self, layers: &mut StepCache<'_>, kind: LayerKind, step: FinishedStep, counts: &mut Counts) {
         let Some(cache) = layers.cache() else { return };
         self.made += 1;
         let machine = self.place("machine");
@@ -414,7 +420,7 @@ impl World {
         let memory = (kind == LayerKind::Memory && self.dice.roll(4) > 0).then(|| {
             fs::write(draft.ram(), snapshot(&machine)).unwrap();
             let hello = serde_json::to_value(hello()).unwrap();
-            Recorded { format: RamFormat::Stream.name().to_owned(), machine: layers.machine.clone(), hello }
+            RecordedMemory { format: RamFormat::Stream.name().to_owned(), machine: layers.machine.clone(), hello }
         });
         let made = layers.describe(step, memory);
         counts.layers += 1;
@@ -423,7 +429,7 @@ impl World {
     }
 }
 
-impl Running<'_> {
+impl SimulatedBuild<'_> {
     fn take(&mut self, index: usize, stream: &[u8]) {
         let Action::Fetch { from, to } = &self.plan.steps[index].step.action else { panic!("no fetch") };
         let (root, limits) = (self.fetched.clone(), self.limits);
@@ -443,8 +449,8 @@ impl Running<'_> {
     }
 }
 
-fn me() -> Owner {
-    Owner { user: nix::unistd::getuid().to_string(), group: Some(nix::unistd::getgid().to_string()) }
+fn me() -> FileOwner {
+    FileOwner { user: nix::unistd::getuid().to_string(), group: Some(nix::unistd::getgid().to_string()) }
 }
 
 /// Changes something in the project.
@@ -503,19 +509,19 @@ fn clear_machine(machine: &Path) {
 
 /// Packs a folder as a stream that restores it.
 fn snapshot(folder: &Path) -> Vec<u8> {
-    let what = What::Path { from: folder.to_owned(), contents: true };
-    let source = Source { what, to: folder.to_str().unwrap().into(), into: false, owner: me(), mode: None };
+    let what = StageContent::Path { from: folder.to_owned(), contents: true };
+    let source = StageSource { what, to: folder.to_str().unwrap().into(), into: false, owner: me(), mode: None };
     let mut stream = Vec::new();
     source.write_to(&mut stream, Layout::Packed).unwrap();
     stream
 }
 
 /// Restores the state that a build begins with. A boot of a layer's disk leaves nothing in memory.
-fn restore_machine(begin: &Begin, machine: &Path) {
+fn restore_machine(begin: &ResumePoint, machine: &Path) {
     let snapshot = match begin {
-        Begin::Base => return,
-        Begin::Disk(stack) => stack.top().disk(),
-        Begin::Memory(stack, ..) => stack.top().ram(),
+        ResumePoint::Base => return,
+        ResumePoint::Disk(stack) => stack.top().disk(),
+        ResumePoint::Memory(stack, ..) => stack.top().ram(),
     };
     testing::unpack_stream(&fs::read(snapshot).unwrap()[..]).unwrap();
     for folder in ["disk", "run"] {
@@ -551,7 +557,7 @@ fn histories_of_changing_inputs_give_the_planned_image_or_none() {
     let wanted = std::env::var("KILN_INPUT_HISTORIES").map_or(USUAL, |text| text.parse().unwrap());
     let mut counts = Counts::default();
     for seed in 1..=wanted {
-        let mut world = World::new(seed);
+        let mut world = SimulatedHost::new(seed);
         for _ in 0..BUILDS {
             let spec = world.spec();
             // The same spec again, with or without changes of the host.

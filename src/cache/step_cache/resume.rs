@@ -11,23 +11,23 @@ use std::time::Duration;
 use tokio::task::spawn_blocking;
 
 use crate::error::Failure;
-use crate::event::{Events, Level};
-use crate::guest::step_record::Done;
+use crate::event::{Events, NoticeLevel};
+use crate::guest::step_record::StepRecord;
 use crate::layer::index::LayerIndex;
-use crate::layer::{Cache, Facts, Stack};
+use crate::layer::{LayerCache, LayerFacts, Stack};
 use crate::machine::checkpoint::RamFormat;
 use crate::plan::trace::UnusedLayer;
 use crate::plan::{Plan, PlannedStep};
 use crate::session::{FetchedTree, Hello};
 use crate::specfile::Action;
 
-use super::{Layers, MOST_LAYERS, STEPS_AT_THE_END, fetches, unusable};
+use super::{MOST_LAYERS, STEPS_AT_THE_END, StepCache, fetches, unusable};
 
 /// The time to resume from a checkpoint, seconds.
 const RESUME_SECONDS: f64 = 2.0;
 
 /// The starting point of a build.
-pub(crate) enum Begin {
+pub(crate) enum ResumePoint {
     /// The base image.
     Base,
     /// The frozen disk of a layer, booted.
@@ -36,12 +36,12 @@ pub(crate) enum Begin {
     Memory(Stack, RamFormat, Hello),
 }
 
-impl Begin {
+impl ResumePoint {
     /// Returns the layers that the overlay lies on besides the base image.
     pub(crate) fn stack(&self) -> Option<&Stack> {
         match self {
-            Begin::Base => None,
-            Begin::Disk(stack) | Begin::Memory(stack, ..) => Some(stack),
+            ResumePoint::Base => None,
+            ResumePoint::Disk(stack) | ResumePoint::Memory(stack, ..) => Some(stack),
         }
     }
 }
@@ -99,15 +99,16 @@ impl StartingPoints {
     }
 }
 
-impl Layers<'_> {
+impl StepCache<'_> {
     /// Chooses where to begin, and returns the steps that are covered by that. Waits for a concurrent build that boots the
     /// same machine, so that its checkpoint can be reused.
-    pub(crate) async fn begin(&mut self) -> Result<(Begin, Vec<Done>), Failure> {
-        let Some(cache) = self.cache.clone() else { return Ok((Begin::Base, Vec::new())) };
+    pub(crate) async fn begin(&mut self) -> Result<(ResumePoint, Vec<StepRecord>), Failure> {
+        let Some(cache) = self.cache.clone() else { return Ok((ResumePoint::Base, Vec::new())) };
         let (mut begin, mut done) = self.look(&cache);
-        if matches!(begin, Begin::Base) && self.claim.is_none() {
+        if matches!(begin, ResumePoint::Base) && self.claim.is_none() {
             let (events, key) = (self.events.clone(), self.plan.base_key);
-            let waiting = move || events.notice(Level::Info, "another build boots the same machine; waiting for it");
+            let waiting =
+                move || events.notice(NoticeLevel::Info, "another build boots the same machine; waiting for it");
             let claimed = spawn_blocking(move || cache.claim(key, waiting));
             match claimed.await.expect("waiting does not panic") {
                 Ok(claim) => self.claim = Some(claim),
@@ -128,31 +129,31 @@ impl Layers<'_> {
         self.refused.push(stack.top().facts.name.clone());
     }
 
-    pub(super) fn look(&self, cache: &Cache) -> (Begin, Vec<Done>) {
+    pub(super) fn look(&self, cache: &LayerCache) -> (ResumePoint, Vec<StepRecord>) {
         self.choose(cache, &mut self.starting_points(cache))
     }
 
-    fn choose(&self, cache: &Cache, points: &mut StartingPoints) -> (Begin, Vec<Done>) {
+    fn choose(&self, cache: &LayerCache, points: &mut StartingPoints) -> (ResumePoint, Vec<StepRecord>) {
         loop {
             points.all.sort_by(|one, other| other.seconds.total_cmp(&one.seconds));
             let best = points.all.pop();
             if points.has_foreign_memory && !best.as_ref().is_some_and(|point| point.memory) {
                 points.has_foreign_memory = false;
                 let why = "the checkpoint is another machine's (QEMU, CPU or firmware changed): booting";
-                self.events.notice(Level::Info, why);
+                self.events.notice(NoticeLevel::Info, why);
             }
-            let Some(mut point) = best else { return (Begin::Base, Vec::new()) };
+            let Some(mut point) = best else { return (ResumePoint::Base, Vec::new()) };
             if !point.memory {
                 let done = self.done(point.at, &point.stack);
-                return (Begin::Disk(point.stack), done);
+                return (ResumePoint::Disk(point.stack), done);
             }
             match Self::memory_of(cache, &point.stack) {
                 Ok((format, hello)) => {
                     let done = self.done(point.at, &point.stack);
-                    return (Begin::Memory(point.stack, format, hello), done);
+                    return (ResumePoint::Memory(point.stack, format, hello), done);
                 }
                 Err(why) => {
-                    self.events.notice(Level::Warning, format!("the checkpoint is not used: {why}"));
+                    self.events.notice(NoticeLevel::Warning, format!("the checkpoint is not used: {why}"));
                     points.unused.insert(point.at, UnusedLayer::Damaged);
                     if point.is_bootable {
                         point.memory = false;
@@ -165,7 +166,7 @@ impl Layers<'_> {
     }
 
     /// Finds every layer the build could begin with.
-    fn starting_points(&self, cache: &Cache) -> StartingPoints {
+    fn starting_points(&self, cache: &LayerCache) -> StartingPoints {
         let mut problem = unusable(&self.events);
         let mut index = LayerIndex::read(cache);
         let mut points = StartingPoints { all: Vec::new(), unused: BTreeMap::new(), has_foreign_memory: false };
@@ -197,7 +198,7 @@ impl Layers<'_> {
 
     /// Returns whether the build can resume from the memory of a layer.
     fn can_resume(&self, stack: &Stack) -> bool {
-        let Facts { memory, name, .. } = &stack.top().facts;
+        let LayerFacts { memory, name, .. } = &stack.top().facts;
         memory.as_ref().is_some_and(|memory| memory.machine == self.machine) && !self.refused.contains(name)
     }
 
@@ -232,7 +233,7 @@ impl Layers<'_> {
         before.is_some_and(|planned| matches!(planned.step.action, Action::Reboot))
     }
 
-    fn memory_of(cache: &Cache, stack: &Stack) -> Result<(RamFormat, Hello), String> {
+    fn memory_of(cache: &LayerCache, stack: &Stack) -> Result<(RamFormat, Hello), String> {
         cache.check_memory(stack.top()).map_err(|why| why.to_string())?;
         let memory = stack.top().facts.memory.as_ref().ok_or("there is none")?;
         let format = RamFormat::named(&memory.format).ok_or("its format is unknown")?;
@@ -241,11 +242,11 @@ impl Layers<'_> {
     }
 
     /// Returns the steps that a layer at this place in the keys covers.
-    fn done(&self, at: usize, stack: &Stack) -> Vec<Done> {
+    fn done(&self, at: usize, stack: &Stack) -> Vec<StepRecord> {
         let step = |planned: &PlannedStep| {
             let key = planned.key.to_string();
             let during = stack.layers().find_map(|layer| layer.during(&key));
-            Done { took: Duration::ZERO, fetched: FetchedTree::default(), cached: true, during }
+            StepRecord { took: Duration::ZERO, fetched: FetchedTree::default(), cached: true, during }
         };
         self.plan.steps.iter().take(at).map(step).collect()
     }
@@ -253,8 +254,8 @@ impl Layers<'_> {
 
 /// Determines what a build would take from the cache, without changing anything.
 #[must_use]
-pub fn view_cache(plan: &Plan, cache: &Cache, events: &Events) -> CacheView {
-    let layers = Layers::new(plan, events.clone(), None, Path::new(""));
+pub fn view_cache(plan: &Plan, cache: &LayerCache, events: &Events) -> CacheView {
+    let layers = StepCache::new(plan, events.clone(), None, Path::new(""));
     let mut points = layers.starting_points(cache);
     let (_, done) = layers.choose(cache, &mut points);
     CacheView { cached: done.len(), unused: points.unused }

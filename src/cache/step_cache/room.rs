@@ -3,8 +3,8 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use crate::context::Build;
-use crate::event::Level;
+use crate::context::BuildContext;
+use crate::event::NoticeLevel;
 use crate::free_space::free;
 use crate::guest::boot::Guest;
 use crate::plan::Plan;
@@ -35,7 +35,7 @@ impl CheckpointRoom {
     pub(super) fn check(
         &mut self,
         wanted: LayerKind,
-        build: &Build<'_>,
+        build: &BuildContext<'_>,
         guest: &Guest,
         chain: &[(PathBuf, DiskFormat)],
     ) -> LayerKind {
@@ -48,7 +48,7 @@ impl CheckpointRoom {
             Some(free) if free < needed => {
                 if !self.is_reported {
                     let text = format!("no checkpoints: {free} are free where the cache is, and {needed} are needed");
-                    build.events.notice(Level::Info, text);
+                    build.events.notice(NoticeLevel::Info, text);
                 }
                 self.is_reported = true;
                 LayerKind::Disk

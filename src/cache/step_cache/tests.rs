@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::digest::FileStamp;
-use crate::digest_cache::Memo;
+use crate::digest_cache::DigestCache;
 use crate::layer::evict::evict;
 use crate::machine::checkpoint::RamFormat;
 use crate::plan::host::{Host, Kernel, KvmVerdict, Qemu, QemuVersion};
@@ -83,8 +83,8 @@ impl World {
         Self { folder: scratch_folder(), dice: Dice::new(seed), micro: 0, made: 0 }
     }
 
-    fn cache(&self) -> Cache {
-        Cache::open(self.folder.path(), Arc::new(Memo::load(self.folder.path()))).unwrap()
+    fn cache(&self) -> LayerCache {
+        LayerCache::open(self.folder.path(), Arc::new(DigestCache::load(self.folder.path()))).unwrap()
     }
 
     fn plan(&mut self) -> Plan {
@@ -105,23 +105,23 @@ impl World {
         let plan = self.plan();
         let steps = if killed { self.index(plan.steps.len() + 1) } else { plan.steps.len() };
         let cache = self.cache();
-        let mut layers = Layers::new(&plan, Events::new(Vec::new()), None, self.folder.path());
+        let mut layers = StepCache::new(&plan, Events::new(Vec::new()), None, self.folder.path());
         let (begin, done) = layers.look(&cache);
         let mut guest = match &begin {
-            Begin::Base => GuestState::default(),
-            Begin::Disk(stack) => GuestState { disk: disks(stack), memory: String::new() },
-            Begin::Memory(stack, ..) => {
+            ResumePoint::Base => GuestState::default(),
+            ResumePoint::Disk(stack) => GuestState { disk: disks(stack), memory: String::new() },
+            ResumePoint::Memory(stack, ..) => {
                 let state = GuestState::restored(&fs::read_to_string(stack.top().ram()).unwrap());
                 assert_eq!(state.disk, disks(stack), "memory and disks are of different makings");
                 state
             }
         };
-        let booted = matches!(begin, Begin::Base);
+        let booted = matches!(begin, ResumePoint::Base);
         layers.began(begin);
         if booted {
             self.keep(&cache, &mut layers, plan.base_key, "boot", &mut guest);
         }
-        let keys = Layers::keys(&plan);
+        let keys = StepCache::keys(&plan);
         for index in done.len()..steps {
             let does = what(&plan, index);
             match keys.get(index + 1) {
@@ -143,7 +143,14 @@ impl World {
     }
 
     /// Makes a layer with the trail of steps on the disk, and with all of it in memory. No two layers are the same.
-    fn keep(&mut self, cache: &Cache, layers: &mut Layers<'_>, key: Key, does: &str, guest: &mut GuestState) {
+    fn keep(
+        &mut self,
+        cache: &LayerCache,
+        layers: &mut StepCache<'_>,
+        key: CacheKey,
+        does: &str,
+        guest: &mut GuestState,
+    ) {
         self.made += 1;
         let change = format!("{does}#{} ", self.made);
         guest.add(&change, does == "boot" || does == "reboot");
@@ -155,13 +162,21 @@ impl World {
         let memory = (self.dice.roll(2) == 0).then(|| {
             fs::write(draft.ram(), format!("{}\n{}", guest.disk, guest.memory)).unwrap();
             let hello = serde_json::to_value(hello()).unwrap();
-            Recorded { format: RamFormat::Stream.name().to_owned(), machine: layers.machine.clone(), hello }
+            RecordedMemory { format: RamFormat::Stream.name().to_owned(), machine: layers.machine.clone(), hello }
         });
         let name = Name::new(key);
         let parent = layers.parent.replace(name.clone());
         let seconds = f64::from(u32::try_from(self.dice.roll(60)).unwrap());
         draft
-            .commit(Made { name, parent, seconds, during: None, memory, fetched: Vec::new(), covers: Vec::new() })
+            .commit(LayerMetadata {
+                name,
+                parent,
+                seconds,
+                during: None,
+                memory,
+                fetched: Vec::new(),
+                covers: Vec::new(),
+            })
             .unwrap();
     }
 

@@ -5,7 +5,7 @@ use std::mem;
 use std::ops::ControlFlow;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use crate::disk::listing::Record;
+use crate::disk::listing::ListingRecord;
 use crate::error::Failure;
 
 /// Size at which a batch is sent, bytes.
@@ -13,7 +13,7 @@ const BATCH_SIZE: usize = 256 << 10;
 /// Number of batches that may wait.
 const BATCHES: usize = 4;
 
-type Batch = Vec<Result<Record, Failure>>;
+type Batch = Vec<Result<ListingRecord, Failure>>;
 
 /// The sending end of the queue. Dropping it sends the last batch.
 pub(super) struct RecordSender {
@@ -30,8 +30,8 @@ pub(super) fn record_queue() -> (RecordSender, Receiver<Batch>) {
 
 impl RecordSender {
     /// Sends a record, or the failure that ends the list. Breaks when the receiver is gone.
-    pub(super) fn send(&mut self, record: Result<Record, Failure>) -> ControlFlow<()> {
-        self.bytes += record.as_ref().map_or(BATCH_SIZE, Record::memory);
+    pub(super) fn send(&mut self, record: Result<ListingRecord, Failure>) -> ControlFlow<()> {
+        self.bytes += record.as_ref().map_or(BATCH_SIZE, ListingRecord::memory);
         self.batch.push(record);
         if self.bytes >= BATCH_SIZE { self.flush() } else { ControlFlow::Continue(()) }
     }
@@ -55,8 +55,8 @@ impl Drop for RecordSender {
 mod tests {
     use super::*;
 
-    fn record(bytes: usize) -> Record {
-        Record { path: vec![b'/'; bytes], fields: Vec::new(), mtime: "1.0".into(), step: None }
+    fn record(bytes: usize) -> ListingRecord {
+        ListingRecord { path: vec![b'/'; bytes], fields: Vec::new(), mtime: "1.0".into(), step: None }
     }
 
     #[test]

@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use similar::TextDiff;
 
-use crate::disk::compare::Change;
-use crate::disk::listing::Record;
+use crate::disk::compare::TreeChange;
+use crate::disk::listing::ListingRecord;
 use crate::report::quote::{TextPage, quote_name};
 use crate::size::ByteSize;
-use crate::store::manifest::Package;
+use crate::store::manifest::ManifestPackage;
 
 use super::secrets::ShownText;
-use super::{Difference, How, PackageChange};
+use super::{Difference, PackageChange, PackageChangeKind};
 
 /// Number of folders in the list of size changes.
 const FOLDERS: usize = 20;
@@ -78,8 +78,8 @@ fn sum_up(page: &mut TextPage, difference: &Difference) {
     for (folder, bytes) in folders {
         page.line("    ", &format!("{:>10}  {folder}", signed(bytes)));
     }
-    let added = difference.files.iter().filter(|change| matches!(change, Change::Added(_))).count();
-    let removed = difference.files.iter().filter(|change| matches!(change, Change::Removed(_))).count();
+    let added = difference.files.iter().filter(|change| matches!(change, TreeChange::Added(_))).count();
+    let removed = difference.files.iter().filter(|change| matches!(change, TreeChange::Removed(_))).count();
     let changed = difference.files.len() - added - removed;
     let packages = difference.packages.len();
     let rest = match difference.incomparable() {
@@ -89,20 +89,20 @@ fn sum_up(page: &mut TextPage, difference: &Difference) {
     page.line("", &format!("{added} added, {removed} removed, {changed} changed; {packages} packages differ{rest}"));
 }
 
-fn mark(change: &Change) -> &'static str {
+fn mark(change: &TreeChange) -> &'static str {
     match change {
-        Change::Added(_) => "+ ",
-        Change::Removed(_) => "- ",
-        Change::Changed { .. } => "~ ",
+        TreeChange::Added(_) => "+ ",
+        TreeChange::Removed(_) => "- ",
+        TreeChange::Changed { .. } => "~ ",
     }
 }
 
 /// Returns a line such as `/etc/motd (content, mode; 12 B -> 20 B; step 2 `write /etc/motd`)`.
-fn file(change: &Change, steps: &[String]) -> String {
+fn file(change: &TreeChange, steps: &[String]) -> String {
     let path = quote_name(change.path());
     let mut notes = match change {
-        Change::Added(record) | Change::Removed(record) => vec![kind(record)],
-        Change::Changed { what, .. } => vec![what.join(", ")],
+        TreeChange::Added(record) | TreeChange::Removed(record) => vec![kind(record)],
+        TreeChange::Changed { what, .. } => vec![what.join(", ")],
     };
     match change.sizes() {
         (old, new) if old == new => {}
@@ -115,15 +115,15 @@ fn file(change: &Change, steps: &[String]) -> String {
     format!("{path} ({})", notes.join("; "))
 }
 
-fn kind(record: &Record) -> String {
+fn kind(record: &ListingRecord) -> String {
     record.field("type").unwrap_or("file").to_owned()
 }
 
 /// Returns the step that wrote the current content.
-fn step(change: &Change) -> Option<usize> {
+fn step(change: &TreeChange) -> Option<usize> {
     match change {
-        Change::Added(new) | Change::Changed { new, .. } => new.step,
-        Change::Removed(_) => None,
+        TreeChange::Added(new) | TreeChange::Changed { new, .. } => new.step,
+        TreeChange::Removed(_) => None,
     }
 }
 
@@ -134,11 +134,11 @@ fn step_name(step: usize, steps: &[String]) -> String {
 
 fn package(PackageChange { how, old, new }: &PackageChange) -> String {
     let mark = match how {
-        How::Added => "+",
-        How::Removed => "-",
-        How::Up => "up",
-        How::Down => "down",
-        How::Changed => "~",
+        PackageChangeKind::Added => "+",
+        PackageChangeKind::Removed => "-",
+        PackageChangeKind::Up => "up",
+        PackageChangeKind::Down => "down",
+        PackageChangeKind::Changed => "~",
     };
     match (old, new) {
         (Some(old), Some(new)) => {
@@ -150,18 +150,18 @@ fn package(PackageChange { how, old, new }: &PackageChange) -> String {
 }
 
 /// Returns the name of a change in JSON.
-fn how_name(how: How) -> &'static str {
+fn how_name(how: PackageChangeKind) -> &'static str {
     match how {
-        How::Added => "added",
-        How::Removed => "removed",
-        How::Up => "up",
-        How::Down => "down",
-        How::Changed => "changed",
+        PackageChangeKind::Added => "added",
+        PackageChangeKind::Removed => "removed",
+        PackageChangeKind::Up => "up",
+        PackageChangeKind::Down => "down",
+        PackageChangeKind::Changed => "changed",
     }
 }
 
 /// Returns the size change of each folder in bytes, two levels deep, the largest first.
-fn folders(changes: &[Change]) -> Vec<(String, i64)> {
+fn folders(changes: &[TreeChange]) -> Vec<(String, i64)> {
     let mut sizes: BTreeMap<String, i64> = BTreeMap::new();
     for change in changes {
         let (old, new) = change.sizes();
@@ -190,9 +190,9 @@ pub(super) fn json(names: (&str, &str), difference: &Difference) -> String {
     let texts: BTreeMap<usize, &String> = difference.texts.iter().map(|(place, text)| (*place, text)).collect();
     let files = difference.files.iter().enumerate().map(|(place, change)| {
         let (how, what) = match change {
-            Change::Added(_) => ("added", Vec::new()),
-            Change::Removed(_) => ("removed", Vec::new()),
-            Change::Changed { what, .. } => ("changed", what.clone()),
+            TreeChange::Added(_) => ("added", Vec::new()),
+            TreeChange::Removed(_) => ("removed", Vec::new()),
+            TreeChange::Changed { what, .. } => ("changed", what.clone()),
         };
         let (old, new) = change.sizes();
         json!({
@@ -200,7 +200,7 @@ pub(super) fn json(names: (&str, &str), difference: &Difference) -> String {
             "step": step(change).map(|step| step_name(step, &difference.steps)), "text": texts.get(&place),
         })
     });
-    let version = |package: &Option<Package>| package.as_ref().map(|package| package.version.clone());
+    let version = |package: &Option<ManifestPackage>| package.as_ref().map(|package| package.version.clone());
     let packages = difference.packages.iter().filter_map(|PackageChange { how, old, new }| {
         let any = old.as_ref().or(new.as_ref())?;
         let (old, new) = (version(old), version(new));
@@ -222,26 +222,28 @@ mod tests {
     use super::super::SideGaps;
     use super::*;
 
-    fn record(path: &str, size: u64, step: Option<usize>) -> Record {
+    fn record(path: &str, size: u64, step: Option<usize>) -> ListingRecord {
         let fields = vec![("type".to_owned(), "file".to_owned()), ("size".to_owned(), size.to_string())];
-        Record { path: path.into(), fields, mtime: "1.0".into(), step }
+        ListingRecord { path: path.into(), fields, mtime: "1.0".into(), step }
     }
 
     fn difference() -> Difference {
         let what = vec!["content".to_owned(), "mode".to_owned()];
-        let changed = Change::Changed { old: record("/etc/motd", 4, None), new: record("/etc/motd", 8, Some(0)), what };
-        let package =
-            |version: &str| Some(Package { name: "a".into(), version: version.into(), arch: "all".into(), kind: None });
+        let changed =
+            TreeChange::Changed { old: record("/etc/motd", 4, None), new: record("/etc/motd", 8, Some(0)), what };
+        let package = |version: &str| {
+            Some(ManifestPackage { name: "a".into(), version: version.into(), arch: "all".into(), kind: None })
+        };
         Difference {
             files: vec![
                 changed,
-                Change::Removed(record("/etc/x\x1b[2J", 0, None)),
-                Change::Added(record("/usr/lib/a/b", 4096, Some(7))),
+                TreeChange::Removed(record("/etc/x\x1b[2J", 0, None)),
+                TreeChange::Added(record("/usr/lib/a/b", 4096, Some(7))),
             ],
             texts: vec![(0, unified("one\ntwo\n", "one\n\x1btwo\n"))],
             packages: vec![
-                PackageChange { how: How::Up, old: package("1"), new: package("2") },
-                PackageChange { how: How::Removed, old: package("3"), new: None },
+                PackageChange { how: PackageChangeKind::Up, old: package("1"), new: package("2") },
+                PackageChange { how: PackageChangeKind::Removed, old: package("3"), new: None },
             ],
             metadata: vec![("kiln", "0.1".into(), "0.2".into())],
             steps: vec!["write /etc/motd".into()],

@@ -46,7 +46,7 @@ pub(super) enum LineRoot {
 
 /// The parts of a kernel command line that decide which files the guest has.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(super) struct CommandLine {
+pub(super) struct KernelCommandLine {
     pub(super) root: LineRoot,
     /// The device of `mount.usr=`.
     pub(super) usr: Option<DeviceName>,
@@ -56,7 +56,7 @@ pub(super) struct CommandLine {
     pub(super) unapplied: Vec<String>,
 }
 
-impl CommandLine {
+impl KernelCommandLine {
     /// Parses a command line. Of several `root=` the last counts, as in the kernel.
     pub(super) fn parse(text: &str) -> Self {
         let mut line = Self::default();
@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     fn root(text: &str) -> LineRoot {
-        CommandLine::parse(text).root
+        KernelCommandLine::parse(text).root
     }
 
     #[test]
@@ -196,7 +196,7 @@ mod tests {
         let expected = DeviceName::PartUuid("01234567-89ab-cdef-0123-456789abcdef".into());
         assert_eq!(root(&format!("root=/dev/mapper/root roothash={hash}")), LineRoot::Named(expected.clone()));
         assert_eq!(root("roothash=abc root=/dev/mapper/root"), LineRoot::Unnamed);
-        assert_eq!(CommandLine::parse(&format!("usrhash={hash}")).usr, Some(expected));
+        assert_eq!(KernelCommandLine::parse(&format!("usrhash={hash}")).usr, Some(expected));
     }
 
     #[test]
@@ -215,12 +215,12 @@ mod tests {
             "mount.usr=tmpfs",
             "rootflags=subvol=@",
         ] {
-            assert_eq!(CommandLine::parse(&format!("ro {word} quiet")).unapplied, [word]);
+            assert_eq!(KernelCommandLine::parse(&format!("ro {word} quiet")).unapplied, [word]);
         }
         let plain =
             "BOOT_IMAGE=/vmlinuz root=UUID=ab ro boot=UUID=ab overlayroot=disabled systemd.volatile=no quiet splash";
-        assert!(CommandLine::parse(plain).unapplied.is_empty());
-        assert!(CommandLine::parse("systemd.gpt_auto=0").ignores_types);
-        assert_eq!(CommandLine::parse("mount.usr=/dev/vda2").usr, Some(DeviceName::Partition(2)));
+        assert!(KernelCommandLine::parse(plain).unapplied.is_empty());
+        assert!(KernelCommandLine::parse("systemd.gpt_auto=0").ignores_types);
+        assert_eq!(KernelCommandLine::parse("mount.usr=/dev/vda2").usr, Some(DeviceName::Partition(2)));
     }
 }

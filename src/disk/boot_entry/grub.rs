@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use super::command_line::{CommandLine, LineRoot, UNKNOWN};
+use super::command_line::{KernelCommandLine, LineRoot, UNKNOWN};
 use super::grub_script::{Script, Statement, parse_script};
 use super::loader_entry::LoaderEntry;
 use super::{BootEntry, BootMenu};
@@ -106,7 +106,7 @@ struct PendingEntry {
 #[derive(Debug, Clone)]
 enum PendingContent {
     Block(Script),
-    Line(CommandLine),
+    Line(KernelCommandLine),
     /// The words of a kernel command line.
     Words(Vec<String>),
     /// The content of a file that kiln does not find.
@@ -232,7 +232,7 @@ impl<'f> GrubShell<'f> {
             "eval" => self.give_up(),
             "increment" | "decrement" | "read" => arguments.iter().for_each(|name| self.assign(name, None, is_certain)),
             "chainloader" | "multiboot" | "multiboot2" => {
-                self.add_line(CommandLine { root: LineRoot::Chained, ..CommandLine::default() });
+                self.add_line(KernelCommandLine { root: LineRoot::Chained, ..KernelCommandLine::default() });
             }
             _ if first.starts_with("linux") || is_xen_module(first, arguments) => {
                 self.entries.push(PendingEntry {
@@ -349,7 +349,7 @@ impl<'f> GrubShell<'f> {
         let pending = self.files.loader_entries.iter().map(|entry| PendingEntry {
             names: entry.names(),
             content: entry.options.as_ref().map_or_else(
-                || PendingContent::Line(CommandLine::unknown()),
+                || PendingContent::Line(KernelCommandLine::unknown()),
                 |options| PendingContent::Words(options.split_whitespace().map(str::to_owned).collect()),
             ),
             is_certain,
@@ -357,7 +357,7 @@ impl<'f> GrubShell<'f> {
         self.entries.extend(pending);
     }
 
-    fn add_line(&mut self, line: CommandLine) {
+    fn add_line(&mut self, line: KernelCommandLine) {
         let content = PendingContent::Line(line);
         self.entries.push(PendingEntry { names: Vec::new(), content, is_certain: true });
     }
@@ -366,7 +366,7 @@ impl<'f> GrubShell<'f> {
     fn give_up(&mut self) {
         self.entries.push(PendingEntry {
             names: Vec::new(),
-            content: PendingContent::Line(CommandLine::unknown()),
+            content: PendingContent::Line(KernelCommandLine::unknown()),
             is_certain: false,
         });
         self.assign("default", None, false);
@@ -464,17 +464,17 @@ impl<'f> GrubShell<'f> {
         match content {
             PendingContent::Line(line) => entry.line = line,
             PendingContent::Foreign => {
-                entry.line = CommandLine::unknown();
+                entry.line = KernelCommandLine::unknown();
                 entry.is_foreign = true;
             }
             PendingContent::Words(words) => {
                 let words: Vec<String> = words.iter().map(|word| self.expand_known(word)).collect();
-                entry.line = CommandLine::parse(&words.join(" "));
+                entry.line = KernelCommandLine::parse(&words.join(" "));
             }
             PendingContent::Block(body) => {
                 self.budget = self.budget.saturating_sub(self.variables.len() + self.functions.len());
                 if self.budget == 0 {
-                    entry.line = CommandLine::unknown();
+                    entry.line = KernelCommandLine::unknown();
                     return entry;
                 }
                 let mut shell = self.clone();

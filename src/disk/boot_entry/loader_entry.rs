@@ -4,7 +4,7 @@
 
 use std::cmp::Ordering;
 
-use super::command_line::CommandLine;
+use super::command_line::KernelCommandLine;
 use super::unified_kernel::{UnifiedKernel, read_unified_kernel};
 use super::{BootEntry, BootMenu, MAX_FILES, file_names, read_text};
 use crate::disk::os_release;
@@ -154,7 +154,7 @@ pub(super) fn loader_menu(mut entries: Vec<LoaderEntry>, settings: &[String]) ->
     let entries: Vec<BootEntry> = entries
         .into_iter()
         .map(|entry| {
-            let line = entry.options.as_deref().map_or_else(CommandLine::unknown, CommandLine::parse);
+            let line = entry.options.as_deref().map_or_else(KernelCommandLine::unknown, KernelCommandLine::parse);
             BootEntry { names: entry.names(), line, ..BootEntry::default() }
         })
         .collect();

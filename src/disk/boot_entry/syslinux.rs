@@ -1,6 +1,6 @@
 //! Reads the menus of SYSLINUX and EXTLINUX (`doc/syslinux.txt`, `doc/menu.txt`).
 
-use super::command_line::CommandLine;
+use super::command_line::KernelCommandLine;
 use super::{BootEntry, BootMenu};
 
 /// Parses a menu, ignoring case. The default is unknown if another file can change it.
@@ -20,7 +20,7 @@ pub(super) fn parse_syslinux(text: &str) -> BootMenu {
             ("label", _) => entries.push(BootEntry { names: vec![value], ..BootEntry::default() }),
             ("append", _) => {
                 if let Some(entry) = entries.last_mut() {
-                    entry.line = CommandLine::parse(&value);
+                    entry.line = KernelCommandLine::parse(&value);
                 }
             }
             _ => {}

@@ -22,7 +22,7 @@ const PIECE: u64 = 256 << 10;
 
 /// Blocks of a file that are contiguous on the disk. Blocks in no run are zero.
 #[derive(Debug, Clone, Copy)]
-struct Run {
+struct BlockRun {
     logical: u64,
     physical: u64,
     count: u64,
@@ -109,9 +109,9 @@ impl Ext4<'_> {
     }
 
     /// Returns the runs of a file, in order, without overlaps.
-    fn runs(&self, inode: &Inode) -> Result<Vec<Run>, Ext4Error> {
+    fn runs(&self, inode: &Inode) -> Result<Vec<BlockRun>, Ext4Error> {
         let mut runs =
-            Runs { found: Vec::new(), next: 0, tables: 0, inode: inode.number, blocks: self.superblock.blocks };
+            BlockRuns { found: Vec::new(), next: 0, tables: 0, inode: inode.number, blocks: self.superblock.blocks };
         let end = inode.size.div_ceil(self.block_size());
         if inode.has_extents() {
             self.walk_extents(inode.block_area(), MAX_DEPTH, &mut runs)?;
@@ -123,7 +123,7 @@ impl Ext4<'_> {
 
     /// Collects the runs below a node ("Extent Tree"). The depth decreases at every level and every node has entries, so the
     /// walk ends.
-    fn walk_extents(&self, node: &[u8], deepest: u16, runs: &mut Runs) -> Result<(), Ext4Error> {
+    fn walk_extents(&self, node: &[u8], deepest: u16, runs: &mut BlockRuns) -> Result<(), Ext4Error> {
         let inode = runs.inode;
         let bad = |what| damaged(inode, what);
         let half = |at| le16(node, at).ok_or(bad("an extent node is cut"));
@@ -148,7 +148,7 @@ impl Ext4<'_> {
         Ok(())
     }
 
-    fn read_table(&self, block: u64, runs: &mut Runs) -> Result<Vec<u8>, Ext4Error> {
+    fn read_table(&self, block: u64, runs: &mut BlockRuns) -> Result<Vec<u8>, Ext4Error> {
         runs.tables += 1;
         // No block is a table in two places.
         if u64::from(runs.tables) > u64::from(MAX_TABLES).min(runs.blocks) {
@@ -159,7 +159,7 @@ impl Ext4<'_> {
 
     /// Collects the runs of a block map ("Direct/Indirect Block Addressing"): twelve blocks, then tables one, two and three
     /// levels deep.
-    fn walk_block_map(&self, inode: &Inode, end: u64, runs: &mut Runs) -> Result<(), Ext4Error> {
+    fn walk_block_map(&self, inode: &Inode, end: u64, runs: &mut BlockRuns) -> Result<(), Ext4Error> {
         let mut logical = 0;
         for (index, level) in [0; 12].into_iter().chain([1, 2, 3]).enumerate() {
             let block = le32(inode.block_area(), 4 * index).unwrap_or(0);
@@ -175,7 +175,7 @@ impl Ext4<'_> {
         level: u32,
         logical: &mut u64,
         end: u64,
-        runs: &mut Runs,
+        runs: &mut BlockRuns,
     ) -> Result<(), Ext4Error> {
         if block == 0 || *logical >= end {
             *logical += 1 << ((self.superblock.block_bits - 2) * level);
@@ -204,8 +204,8 @@ fn zeroes(at: u64, until: u64, visit: &mut dyn FnMut(Chunk<'_>) -> ControlFlow<(
 }
 
 /// Collects runs, and joins adjacent ones.
-struct Runs {
-    found: Vec<Run>,
+struct BlockRuns {
+    found: Vec<BlockRun>,
     /// The first logical block that no extent has covered yet.
     next: u64,
     /// How many tables were read.
@@ -214,7 +214,7 @@ struct Runs {
     blocks: u64,
 }
 
-impl Runs {
+impl BlockRuns {
     fn add(&mut self, logical: u64, physical: u64, length: u16) -> Result<(), Ext4Error> {
         let written = length <= MAX_WRITTEN;
         let count = u64::from(if written { length } else { length - MAX_WRITTEN });
@@ -225,10 +225,10 @@ impl Runs {
             return Err(damaged(self.inode, "an extent is out of range"));
         }
         self.next = logical + count;
-        if written { self.push(Run { logical, physical, count }) } else { Ok(()) }
+        if written { self.push(BlockRun { logical, physical, count }) } else { Ok(()) }
     }
 
-    fn push(&mut self, run: Run) -> Result<(), Ext4Error> {
+    fn push(&mut self, run: BlockRun) -> Result<(), Ext4Error> {
         if let Some(last) = self.found.last_mut() {
             let end = (last.logical + last.count, last.physical + last.count);
             if end == (run.logical, run.physical) {

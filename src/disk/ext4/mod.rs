@@ -10,7 +10,7 @@ mod mapping;
 mod superblock;
 mod xattr;
 
-use superblock::Superblock;
+use superblock::Ext4Superblock;
 pub(crate) use superblock::are_features_read;
 
 pub use directory::DirectoryEntry;
@@ -72,7 +72,7 @@ fn damaged(inode: u32, what: &'static str) -> Ext4Error {
 pub struct Ext4<'c> {
     disk: &'c Chain,
     start: u64,
-    superblock: Superblock,
+    superblock: Ext4Superblock,
 }
 
 impl<'c> Ext4<'c> {
@@ -87,7 +87,7 @@ impl<'c> Ext4<'c> {
         }
         let mut bytes = vec![0; 1024];
         disk.read_at(start + 1024, &mut bytes)?;
-        let superblock = Superblock::parse(&bytes, available)?;
+        let superblock = Ext4Superblock::parse(&bytes, available)?;
         Ok(Self { disk, start, superblock })
     }
 

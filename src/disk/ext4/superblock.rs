@@ -34,7 +34,7 @@ const INCOMPATIBLE: [(u32, &str, bool); 16] = [
 
 /// A superblock whose numbers are consistent.
 #[derive(Debug)]
-pub(super) struct Superblock {
+pub(super) struct Ext4Superblock {
     /// log2 of the block size, 10 to 16.
     pub block_bits: u32,
     /// The number of blocks of the file system; all of them are on the disk.
@@ -53,7 +53,7 @@ pub(super) struct Superblock {
     pub label: Vec<u8>,
 }
 
-impl Superblock {
+impl Ext4Superblock {
     /// Parses the 1024 bytes of a superblock; the file system has room for `available` bytes.
     pub fn parse(bytes: &[u8], available: u64) -> Result<Self, Ext4Error> {
         if le16(bytes, 0x38) != Some(MAGIC) {

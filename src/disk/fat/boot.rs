@@ -12,7 +12,7 @@ pub(super) enum Width {
 
 /// Offsets and sizes of the parts in bytes; all parts are on the disk.
 #[derive(Debug)]
-pub(super) struct Boot {
+pub(super) struct FatBootSector {
     pub width: Width,
     /// The size of the whole file system.
     pub size: u64,
@@ -35,7 +35,7 @@ pub(super) struct Boot {
     pub label: Vec<u8>,
 }
 
-impl Boot {
+impl FatBootSector {
     /// Parses the first 512 bytes of a file system that has room for `available`. `None` if it is not FAT: the sector has no
     /// reliable magic number, so that any inconsistency means that it is something else.
     pub fn parse(sector: &[u8], available: u64) -> Option<Self> {

@@ -2,7 +2,7 @@
 
 use super::boot::trimmed;
 use super::name::{LongName, short_name};
-use super::{Fat, FatError, FileKind, MAX_DIRECTORY, Node, ROOT, Time};
+use super::{Fat, FatError, FatNode, FileKind, MAX_DIRECTORY, ROOT, Time};
 use crate::disk::bytes::{le16, le32};
 
 const ENTRY: usize = 32;
@@ -17,12 +17,12 @@ impl Fat<'_> {
     ///
     /// # Errors
     /// When there is none, or it cannot be read.
-    pub fn node(&self, number: u64) -> Result<Node, FatError> {
+    pub fn node(&self, number: u64) -> Result<FatNode, FatError> {
         if number == ROOT {
             let time = Time { seconds: 0, nanoseconds: 0 };
             let first = self.boot.root_cluster;
             let kind = FileKind::Directory;
-            return Ok(Node { number, kind, mode: 0o755, size: 0, modified: time, changed: time, first });
+            return Ok(FatNode { number, kind, mode: 0o755, size: 0, modified: time, changed: time, first });
         }
         let mut entry = [0; ENTRY];
         self.read_at(number, &mut entry)?;
@@ -33,7 +33,7 @@ impl Fat<'_> {
     ///
     /// # Errors
     /// When it is damaged, has the same name twice, or cannot be read.
-    pub fn read_directory(&self, directory: &Node) -> Result<Vec<(Vec<u8>, u64)>, FatError> {
+    pub fn read_directory(&self, directory: &FatNode) -> Result<Vec<(Vec<u8>, u64)>, FatError> {
         if directory.kind != FileKind::Directory {
             return Err(FatError::Damaged("it is no directory"));
         }
@@ -73,7 +73,7 @@ impl Fat<'_> {
     }
 
     /// Calls `visit` with the offset and the bytes of every entry up to the last.
-    fn each_entry(&self, directory: &Node, visit: &mut dyn FnMut(u64, &[u8])) -> Result<(), FatError> {
+    fn each_entry(&self, directory: &FatNode, visit: &mut dyn FnMut(u64, &[u8])) -> Result<(), FatError> {
         let boot = &self.boot;
         let parts = if directory.number == ROOT && boot.root_bytes > 0 {
             vec![(boot.root, boot.root_bytes)]
@@ -96,12 +96,12 @@ impl Fat<'_> {
     }
 }
 
-fn node(number: u64, entry: &[u8]) -> Option<Node> {
+fn node(number: u64, entry: &[u8]) -> Option<FatNode> {
     let attributes = *entry.get(11)?;
     let is_directory = attributes & DIRECTORY != 0;
     let modified = time(le16(entry, 24)?, le16(entry, 22)?, 0);
     let made = time(le16(entry, 16)?, le16(entry, 14)?, *entry.get(13)?);
-    Some(Node {
+    Some(FatNode {
         number,
         kind: if is_directory { FileKind::Directory } else { FileKind::File },
         // Linux ignores the attribute on directories (fat_make_mode).

@@ -14,7 +14,7 @@ use super::bytes::{le16, le32};
 use super::chain::{Chain, ChainError};
 use super::entry::{Chunk, FileKind, Time};
 use crate::error::{Fault, Kind};
-use boot::{Boot, Width};
+use boot::{FatBootSector, Width};
 
 /// The number of the root directory, which has no entry of its own.
 pub const ROOT: u64 = 0;
@@ -55,13 +55,13 @@ impl Fault for FatError {
 pub struct Fat<'c> {
     disk: &'c Chain,
     start: u64,
-    boot: Boot,
+    boot: FatBootSector,
     label: Vec<u8>,
 }
 
 /// A file or directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Node {
+pub struct FatNode {
     /// The offset of its entry in bytes from the file system's first; [`ROOT`] for the root directory.
     pub number: u64,
     /// The type: a regular file or a directory.
@@ -89,7 +89,7 @@ impl<'c> Fat<'c> {
         }
         let mut sector = vec![0; 512];
         disk.read_at(start, &mut sector)?;
-        let boot = Boot::parse(&sector, available).ok_or(FatError::NotFat)?;
+        let boot = FatBootSector::parse(&sector, available).ok_or(FatError::NotFat)?;
         let mut fat = Self { disk, start, boot, label: Vec::new() };
         // The label in the root directory takes precedence (blkid(8)). A damaged directory gives no label; reading it
         // reports the error.
@@ -134,7 +134,7 @@ impl<'c> Fat<'c> {
     /// When it is damaged or cannot be read.
     pub fn read_chunks(
         &self,
-        file: &Node,
+        file: &FatNode,
         visit: &mut dyn FnMut(Chunk<'_>) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, FatError> {
         let mut left = if file.kind == FileKind::File { file.size } else { 0 };
@@ -160,7 +160,7 @@ impl<'c> Fat<'c> {
     ///
     /// # Errors
     /// When it has more than `limit` bytes, or cannot be read.
-    pub fn read(&self, file: &Node, limit: u64) -> Result<Vec<u8>, FatError> {
+    pub fn read(&self, file: &FatNode, limit: u64) -> Result<Vec<u8>, FatError> {
         if file.size > limit {
             return Err(FatError::TooMuch);
         }
@@ -176,9 +176,9 @@ impl<'c> Fat<'c> {
 
     /// Returns the clusters that hold the first `bytes` of a chain, adjacent ones joined. No more clusters than necessary
     /// are followed, so that a cyclic chain ends too.
-    fn runs(&self, first: u32, bytes: u64) -> Result<Vec<Run>, FatError> {
-        let mut table = Table { fat: self, page: Vec::new(), at: 0 };
-        let mut runs: Vec<Run> = Vec::new();
+    fn runs(&self, first: u32, bytes: u64) -> Result<Vec<ClusterRun>, FatError> {
+        let mut table = AllocationTable { fat: self, page: Vec::new(), at: 0 };
+        let mut runs: Vec<ClusterRun> = Vec::new();
         let mut cluster = first;
         for index in 0..bytes.div_ceil(self.boot.cluster) {
             if index > 0 {
@@ -189,7 +189,7 @@ impl<'c> Fat<'c> {
             }
             match runs.last_mut() {
                 Some(run) if run.first + run.count == cluster => run.count += 1,
-                _ => runs.push(Run { first: cluster, count: 1 }),
+                _ => runs.push(ClusterRun { first: cluster, count: 1 }),
             }
         }
         Ok(runs)
@@ -197,7 +197,7 @@ impl<'c> Fat<'c> {
 
     /// Returns the offsets of all clusters of a chain, which may hold at most `bytes`.
     fn whole_chain(&self, first: u32, bytes: u64) -> Result<Vec<u64>, FatError> {
-        let mut table = Table { fat: self, page: Vec::new(), at: 0 };
+        let mut table = AllocationTable { fat: self, page: Vec::new(), at: 0 };
         let (mut places, mut next) = (Vec::new(), Some(first));
         while let Some(cluster) = next {
             if !self.boot.has(cluster) {
@@ -214,19 +214,19 @@ impl<'c> Fat<'c> {
 }
 
 /// Contiguous clusters; their numbers fit into 28 bits.
-struct Run {
+struct ClusterRun {
     first: u32,
     count: u32,
 }
 
 /// The allocation table ("FAT Data Structure") with one cached page.
-struct Table<'f> {
+struct AllocationTable<'f> {
     fat: &'f Fat<'f>,
     page: Vec<u8>,
     at: u64,
 }
 
-impl Table<'_> {
+impl AllocationTable<'_> {
     /// Returns the next cluster of a chain; `None` after the last one.
     fn next(&mut self, cluster: u32) -> Result<Option<u32>, FatError> {
         let boot = &self.fat.boot;

@@ -16,7 +16,7 @@ pub fn compare(kind: PackageType, one: &str, other: &str) -> Option<Ordering> {
 
 /// Compares two versions by deb-version(7): epoch, upstream version and revision, one after the other.
 fn deb(one: &str, other: &str) -> Ordering {
-    let (one, other) = (Parts::of(one), Parts::of(other));
+    let (one, other) = (VersionParts::of(one), VersionParts::of(other));
     one.epoch
         .cmp(&other.epoch)
         .then_with(|| deb_part(one.version.as_bytes(), other.version.as_bytes()))
@@ -26,7 +26,7 @@ fn deb(one: &str, other: &str) -> Ordering {
 /// Compares two versions by `rpmvercmp` (rpm-version(7)): epoch, version and release. The release counts only if both have
 /// one.
 fn rpm(one: &str, other: &str) -> Ordering {
-    let (one, other) = (Parts::of(one), Parts::of(other));
+    let (one, other) = (VersionParts::of(one), VersionParts::of(other));
     let releases = || match (one.revision, other.revision) {
         ("", _) | (_, "") => Ordering::Equal,
         (one, other) => rpm_part(one.as_bytes(), other.as_bytes()),
@@ -38,13 +38,13 @@ fn rpm(one: &str, other: &str) -> Ordering {
 }
 
 /// A version of the form `EPOCH:VERSION-REVISION`.
-struct Parts<'v> {
+struct VersionParts<'v> {
     epoch: u64,
     version: &'v str,
     revision: &'v str,
 }
 
-impl<'v> Parts<'v> {
+impl<'v> VersionParts<'v> {
     fn of(text: &'v str) -> Self {
         let (epoch, rest) = match text.split_once(':') {
             Some((epoch, rest)) => (epoch.parse().unwrap_or(0), rest),

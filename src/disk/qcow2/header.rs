@@ -11,7 +11,7 @@ use crate::disk::header_error::HeaderError;
 /// The first four bytes of every qcow2 file.
 pub const MAGIC: &[u8] = b"QFI\xfb";
 
-/// How much of the file's beginning [`Header::parse`] may examine, in bytes: the largest cluster.
+/// How much of the file's beginning [`Qcow2Header::parse`] may examine, in bytes: the largest cluster.
 pub const HEAD_LIMIT: usize = 2 << 20;
 
 /// The largest disk in bytes: more than any disk that kiln builds. A larger one is a mistake or an attack on programs that
@@ -45,7 +45,7 @@ pub enum Codec {
 
 /// The parsed header, after all checks that apply to bases and overlays alike.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Header {
+pub struct Qcow2Header {
     /// The version of the format: 2 or 3.
     pub version: u32,
     /// log2 of the cluster size in bytes, 9 to 21.
@@ -75,7 +75,7 @@ fn require(ok: bool, field: &'static str, value: u64, rule: &'static str) -> Res
     if ok { Ok(()) } else { Err(HeaderError::Field { field, value, rule }) }
 }
 
-impl Header {
+impl Qcow2Header {
     /// Parses the header. `head` is the beginning of the file, at most [`HEAD_LIMIT`] bytes, and `file_size` the size of the
     /// whole file in bytes.
     ///
@@ -85,7 +85,7 @@ impl Header {
         if !head.starts_with(MAGIC) {
             return Err(HeaderError::Magic);
         }
-        let raw = Raw::read(head).ok_or(HeaderError::Truncated)?;
+        let raw = RawHeader::read(head).ok_or(HeaderError::Truncated)?;
         raw.check_ranges()?;
         raw.check_features()?;
         let codec = raw.codec()?;
@@ -114,7 +114,7 @@ impl Header {
 }
 
 /// The fields as stored in the file, unchecked. Fields that version 2 lacks have their default values.
-struct Raw {
+struct RawHeader {
     version: u32,
     backing_offset: u64,
     backing_size: u32,
@@ -135,7 +135,7 @@ struct Raw {
     compression: u8,
 }
 
-impl Raw {
+impl RawHeader {
     fn read(head: &[u8]) -> Option<Self> {
         let version = be32(head, 4)?;
         let v3 = version > 2;
@@ -249,7 +249,7 @@ impl Raw {
 
 /// Walks the header extensions. Those that would make QEMU open or decrypt something are refused even if their feature bit
 /// is missing; all others are harmless to a reader.
-fn check_extensions(head: &[u8], raw: &Raw) -> Result<(), HeaderError> {
+fn check_extensions(head: &[u8], raw: &RawHeader) -> Result<(), HeaderError> {
     let cluster = 1usize << raw.cluster_bits;
     let area = head.get(..cluster.min(head.len())).unwrap_or_default();
     let mut at = raw.length as usize;
@@ -288,8 +288,8 @@ pub(crate) mod tests {
         head
     }
 
-    fn parse(head: &[u8]) -> Result<Header, HeaderError> {
-        Header::parse(head, head.len() as u64)
+    fn parse(head: &[u8]) -> Result<Qcow2Header, HeaderError> {
+        Qcow2Header::parse(head, head.len() as u64)
     }
 
     fn with32(at: usize, value: u32) -> Vec<u8> {
@@ -393,7 +393,7 @@ pub(crate) mod tests {
             }
             let _ = parse(&head);
             let _ = parse(&head[..cut]);
-            let _ = Header::parse(&head, u64::MAX);
+            let _ = Qcow2Header::parse(&head, u64::MAX);
         }
     }
 }

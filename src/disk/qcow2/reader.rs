@@ -8,11 +8,11 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::header::{Codec, HEAD_LIMIT, Header};
+use super::header::{Codec, HEAD_LIMIT, Qcow2Header};
 use super::unpack::unpack;
 use crate::disk::bytes::{be64_table, read_up_to};
-use crate::disk::slots::Slots;
-use crate::disk::source::{LayerError, Place, Run, Source};
+use crate::disk::slots::SlotCache;
+use crate::disk::source::{DataLocation, DataRun, DiskSource, LayerError};
 
 pub(in crate::disk) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 pub(super) const COMPRESSED: u64 = 1 << 62;
@@ -27,26 +27,26 @@ pub(super) const fn offset_bits(cluster_bits: u32) -> u32 {
 
 /// One opened qcow2 file.
 #[derive(Debug)]
-pub(in crate::disk) struct Reader {
+pub(in crate::disk) struct Qcow2Reader {
     file: File,
     file_size: u64,
-    header: Header,
+    header: Qcow2Header,
     l1: Vec<u64>,
-    tables: Slots<Vec<u64>>,
-    claims: Mutex<Claims>,
-    unpacked: Slots<Vec<u8>>,
+    tables: SlotCache<Vec<u64>>,
+    claims: Mutex<ClusterUsage>,
+    unpacked: SlotCache<Vec<u8>>,
 }
 
-impl Reader {
+impl Qcow2Reader {
     /// Reads the header and the L1 table. L2 tables take at most `memory` bytes at a time, but at least one is kept.
     pub fn open(file: File, memory: u64) -> Result<Self, LayerError> {
         let file_size = file.metadata()?.len();
-        let header = Header::parse(&read_up_to(&file, 0, HEAD_LIMIT)?, file_size)?;
+        let header = Qcow2Header::parse(&read_up_to(&file, 0, HEAD_LIMIT)?, file_size)?;
         let length = usize::try_from(header.l1.end - header.l1.start).unwrap_or(0);
         let l1 = be64_table(&read_up_to(&file, header.l1.start, length)?);
-        let tables = Slots::new(memory / header.cluster_size());
-        let unpacked = Slots::new(UNPACKED_BYTES / header.cluster_size());
-        let claims = Mutex::new(Claims { counted: vec![false; l1.len()], bytes: 0 });
+        let tables = SlotCache::new(memory / header.cluster_size());
+        let unpacked = SlotCache::new(UNPACKED_BYTES / header.cluster_size());
+        let claims = Mutex::new(ClusterUsage { counted: vec![false; l1.len()], bytes: 0 });
         Ok(Self { file, file_size, header, l1, tables, claims, unpacked })
     }
 
@@ -56,13 +56,15 @@ impl Reader {
     }
 
     /// Returns the place of the first entry's cluster, and how many clusters are contiguous there.
-    fn same_place(&self, entries: &[u64]) -> Result<(Place, u64), LayerError> {
+    fn same_place(&self, entries: &[u64]) -> Result<(DataLocation, u64), LayerError> {
         let first = self.place(entries[0])?;
         let mut count = 1;
         for entry in &entries[1..] {
             let continued = match (first, self.place(*entry)) {
-                (Place::At(start), Ok(Place::At(next))) => next == start + count * self.header.cluster_size(),
-                (Place::Below, Ok(Place::Below)) | (Place::Zero, Ok(Place::Zero)) => true,
+                (DataLocation::At(start), Ok(DataLocation::At(next))) => {
+                    next == start + count * self.header.cluster_size()
+                }
+                (DataLocation::Below, Ok(DataLocation::Below)) | (DataLocation::Zero, Ok(DataLocation::Zero)) => true,
                 _ => false,
             };
             if !continued {
@@ -73,17 +75,17 @@ impl Reader {
         Ok((first, count))
     }
 
-    fn place(&self, entry: u64) -> Result<Place, LayerError> {
+    fn place(&self, entry: u64) -> Result<DataLocation, LayerError> {
         if entry & COMPRESSED != 0 {
-            return Ok(Place::Packed(entry & (COMPRESSED - 1)));
+            return Ok(DataLocation::Packed(entry & (COMPRESSED - 1)));
         }
         // Version 2 has no zero flag; the bit is reserved there.
         if entry & READS_AS_ZERO != 0 && self.header.version > 2 {
-            return Ok(Place::Zero);
+            return Ok(DataLocation::Zero);
         }
         match entry & OFFSET {
-            0 => Ok(Place::Below),
-            at => self.check_cluster("a data cluster", at).map(|()| Place::At(at)),
+            0 => Ok(DataLocation::Below),
+            at => self.check_cluster("a data cluster", at).map(|()| DataLocation::At(at)),
         }
     }
 
@@ -117,7 +119,7 @@ impl Reader {
     /// disk without snapshots, so all of them have to fit into the file. Compressed clusters are limited by their entries.
     fn claim(&self, slot: usize, table: &[u64]) -> Result<(), LayerError> {
         let cluster = self.header.cluster_size();
-        let plain = table.iter().filter(|entry| matches!(self.place(**entry), Ok(Place::At(_)))).count();
+        let plain = table.iter().filter(|entry| matches!(self.place(**entry), Ok(DataLocation::At(_)))).count();
         let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
         if !std::mem::replace(&mut claims.counted[slot], true) {
             claims.bytes = claims.bytes.saturating_add(cluster.saturating_mul(1 + plain as u64));
@@ -160,18 +162,18 @@ impl Reader {
     }
 }
 
-impl Source for Reader {
+impl DiskSource for Qcow2Reader {
     fn size(&self) -> u64 {
         self.header.virtual_size
     }
 
-    fn run_at(&self, offset: u64, enough: u64) -> Result<Run, LayerError> {
+    fn run_at(&self, offset: u64, enough: u64) -> Result<DataRun, LayerError> {
         let bits = self.header.cluster_bits;
         let cluster = offset >> bits;
         let per_table = self.header.cluster_size() / 8;
         let (table_index, first) = (cluster / per_table, cluster % per_table);
         let (place, clusters) = match self.table(table_index)? {
-            None => (Place::Below, per_table - first),
+            None => (DataLocation::Below, per_table - first),
             Some(table) => {
                 let entries = &table[usize::try_from(first).unwrap_or(0)..];
                 // One more than that many whole clusters, for the partial ones at both ends.
@@ -181,15 +183,15 @@ impl Source for Reader {
         };
         let end = ((cluster + clusters) << bits).min(self.size());
         let inside = offset & (self.header.cluster_size() - 1);
-        let place = if let Place::At(start) = place { Place::At(start + inside) } else { place };
-        Ok(Run { place, length: end - offset })
+        let place = if let DataLocation::At(start) = place { DataLocation::At(start + inside) } else { place };
+        Ok(DataRun { place, length: end - offset })
     }
 
-    fn read(&self, place: Place, offset: u64, bytes: &mut [u8]) -> Result<(), LayerError> {
+    fn read(&self, place: DataLocation, offset: u64, bytes: &mut [u8]) -> Result<(), LayerError> {
         match place {
-            Place::Below | Place::Zero => bytes.fill(0),
-            Place::At(at) => self.read_file(at, bytes)?,
-            Place::Packed(entry) => {
+            DataLocation::Below | DataLocation::Zero => bytes.fill(0),
+            DataLocation::At(at) => self.read_file(at, bytes)?,
+            DataLocation::Packed(entry) => {
                 let inside = usize::try_from(offset & (self.header.cluster_size() - 1)).unwrap_or(0);
                 let cluster = self.unpacked.get(offset >> self.header.cluster_bits, || self.unpack(entry))?;
                 bytes.copy_from_slice(&cluster[inside..inside + bytes.len()]);
@@ -201,7 +203,7 @@ impl Source for Reader {
 
 /// The clusters that the L2 tables read so far use.
 #[derive(Debug)]
-struct Claims {
+struct ClusterUsage {
     /// The tables that are in the sum; a table that was dropped from the cache is read again.
     counted: Vec<bool>,
     bytes: u64,

@@ -54,7 +54,7 @@ pub(super) fn empty(size: u64) -> Vec<u8> {
 }
 
 /// The writer of a file.
-pub(in crate::disk) struct Writer {
+pub(in crate::disk) struct Qcow2Writer {
     out: BufWriter<File>,
     size: u64,
     /// The offset of the next byte.
@@ -64,7 +64,7 @@ pub(in crate::disk) struct Writer {
     counts: Vec<u16>,
 }
 
-impl Writer {
+impl Qcow2Writer {
     /// Creates the writer of a disk of `size` bytes, which is all zero so far. `file` is empty.
     pub fn new(mut file: File, size: u64) -> io::Result<Self> {
         file.seek(SeekFrom::Start(CLUSTER as u64))?;

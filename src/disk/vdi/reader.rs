@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 
 use super::{BLOCK, DYNAMIC, FREE, SIGNATURE, VERSION};
 use crate::disk::bytes::{le32, le64};
-use crate::disk::slots::Slots;
-use crate::disk::source::{LayerError, Place, Run, Source};
+use crate::disk::slots::SlotCache;
+use crate::disk::source::{DataLocation, DataRun, DiskSource, LayerError};
 
 /// How many entries of the map are read at a time.
 const PAGE: u64 = 4096;
@@ -16,16 +16,16 @@ const ZERO: u32 = FREE - 1;
 
 /// An opened VDI file.
 #[derive(Debug)]
-pub(in crate::disk) struct Reader {
+pub(in crate::disk) struct VdiReader {
     file: File,
     file_size: u64,
     size: u64,
     map: u64,
     data: u64,
-    pages: Slots<Vec<u32>>,
+    pages: SlotCache<Vec<u32>>,
 }
 
-impl Reader {
+impl VdiReader {
     /// Reads the header; the map takes at most `memory` bytes at a time.
     pub fn open(file: File, memory: u64) -> Result<Self, LayerError> {
         let file_size = file.metadata()?.len();
@@ -49,7 +49,7 @@ impl Reader {
         if map + blocks * 4 > file_size {
             return Err(LayerError::Entry { what: "the map", at: map, file_size });
         }
-        Ok(Self { file, file_size, size, map, data, pages: Slots::new(memory / (PAGE * 4)) })
+        Ok(Self { file, file_size, size, map, data, pages: SlotCache::new(memory / (PAGE * 4)) })
     }
 
     /// Reads the entry of a block in the map.
@@ -66,30 +66,30 @@ impl Reader {
     }
 }
 
-impl Source for Reader {
+impl DiskSource for VdiReader {
     fn size(&self) -> u64 {
         self.size
     }
 
-    fn run_at(&self, offset: u64, _: u64) -> Result<Run, LayerError> {
+    fn run_at(&self, offset: u64, _: u64) -> Result<DataRun, LayerError> {
         let block = offset / BLOCK;
         let length = ((block + 1) * BLOCK).min(self.size) - offset;
         let place = match self.entry(block)? {
-            FREE | ZERO => Place::Zero,
+            FREE | ZERO => DataLocation::Zero,
             number => {
                 let at = self.data + u64::from(number) * BLOCK + offset % BLOCK;
                 if at + length > self.file_size {
                     return Err(LayerError::Entry { what: "a block", at, file_size: self.file_size });
                 }
-                Place::At(at)
+                DataLocation::At(at)
             }
         };
-        Ok(Run { place, length })
+        Ok(DataRun { place, length })
     }
 
-    fn read(&self, place: Place, _: u64, bytes: &mut [u8]) -> Result<(), LayerError> {
+    fn read(&self, place: DataLocation, _: u64, bytes: &mut [u8]) -> Result<(), LayerError> {
         match place {
-            Place::At(at) => self.file.read_exact_at(bytes, at)?,
+            DataLocation::At(at) => self.file.read_exact_at(bytes, at)?,
             _ => bytes.fill(0),
         }
         Ok(())

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use super::{BLOCK, DYNAMIC, FREE, SIGNATURE, VERSION};
 use crate::disk::file_writer::{FileWriter, Piece};
-use crate::disk::identity::Identity;
+use crate::disk::identity::DiskIdentity;
 use crate::disk::sparse;
 
 /// The offset of the map.
@@ -20,14 +20,14 @@ const HEADER_LENGTH: u32 = 400;
 const LOGICAL_GEOMETRY: usize = 456;
 
 /// The writer of a file.
-pub(in crate::disk) struct Writer {
+pub(in crate::disk) struct VdiWriter {
     file: File,
     size: u64,
     /// The blocks of the disk that have data, in their order in the file.
     there: Vec<u32>,
 }
 
-impl Writer {
+impl VdiWriter {
     /// Creates the writer of a disk of `size` bytes, whole blocks, in an empty file.
     pub fn new(file: File, size: u64) -> Self {
         Self { file, size, there: Vec::new() }
@@ -42,7 +42,7 @@ impl Writer {
         (MAP + self.blocks() * 4).next_multiple_of(BLOCK)
     }
 
-    fn header(&self, identity: &Identity) -> io::Result<[u8; LENGTH]> {
+    fn header(&self, identity: &DiskIdentity) -> io::Result<[u8; LENGTH]> {
         let small = |n: u64| u32::try_from(n).map(u32::to_le_bytes).map_err(io::Error::other);
         let mut header = [0; LENGTH];
         let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
@@ -67,14 +67,14 @@ impl Writer {
     }
 }
 
-impl FileWriter for Writer {
+impl FileWriter for VdiWriter {
     fn put(&mut self, piece: &Piece) -> io::Result<()> {
         let at = self.data() + self.there.len() as u64 * BLOCK;
         self.there.push(u32::try_from(piece.at / BLOCK).map_err(io::Error::other)?);
         sparse::write_at(&self.file, at, &piece.bytes)
     }
 
-    fn finish(mut self: Box<Self>, identity: &Identity) -> io::Result<()> {
+    fn finish(mut self: Box<Self>, identity: &DiskIdentity) -> io::Result<()> {
         self.file.write_all_at(&self.header(identity)?, 0)?;
         self.file.set_len(self.data() + self.there.len() as u64 * BLOCK)?;
         self.file.seek(SeekFrom::Start(MAP))?;
@@ -95,7 +95,8 @@ mod tests {
     /// Checks a field that `VirtualBox` requires (`VDICore.h`), and QEMU does not.
     #[test]
     fn the_geometry_of_the_bios_has_sectors_of_512_bytes() {
-        let header = Writer::new(tempfile::tempfile().unwrap(), 4 * BLOCK).header(&Identity::new(&["web"])).unwrap();
+        let header =
+            VdiWriter::new(tempfile::tempfile().unwrap(), 4 * BLOCK).header(&DiskIdentity::new(&["web"])).unwrap();
         let number = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap());
         assert_eq!((number(72), number(72 + 400 - 4)), (400, SECTOR), "the last number of what the header counts");
         assert_eq!((number(360), header[456..468].iter().all(|byte| *byte == 0)), (SECTOR, true));

@@ -6,28 +6,28 @@ use std::os::unix::fs::FileExt;
 
 use super::footer;
 use crate::disk::file_writer::{FileWriter, Piece};
-use crate::disk::identity::Identity;
+use crate::disk::identity::DiskIdentity;
 use crate::disk::sparse;
 
 /// The writer of a file.
-pub(in crate::disk) struct Writer {
+pub(in crate::disk) struct VhdWriter {
     file: File,
     size: u64,
 }
 
-impl Writer {
+impl VhdWriter {
     /// Creates the writer of a disk of `size` bytes in an empty file.
     pub fn new(file: File, size: u64) -> Self {
         Self { file, size }
     }
 }
 
-impl FileWriter for Writer {
+impl FileWriter for VhdWriter {
     fn put(&mut self, piece: &Piece) -> io::Result<()> {
         sparse::write_at(&self.file, piece.at, &piece.bytes)
     }
 
-    fn finish(self: Box<Self>, identity: &Identity) -> io::Result<()> {
+    fn finish(self: Box<Self>, identity: &DiskIdentity) -> io::Result<()> {
         self.file.write_all_at(&footer(self.size, &identity.uuid("vhd")), self.size)
     }
 }

@@ -10,8 +10,8 @@ use super::{
     blocks_of_a_bitmap, checksum,
 };
 use crate::disk::bytes::{le16, le32, le64};
-use crate::disk::slots::Slots;
-use crate::disk::source::{LayerError, Place, Run, Source};
+use crate::disk::slots::SlotCache;
+use crate::disk::source::{DataLocation, DataRun, DiskSource, LayerError};
 
 /// How many entries of the block table are read at a time.
 const PAGE: usize = 4096;
@@ -22,25 +22,25 @@ const HAS_PARENT: u32 = 2;
 
 /// An opened VHDX file.
 #[derive(Debug)]
-pub(in crate::disk) struct Reader {
+pub(in crate::disk) struct VhdxReader {
     file: File,
     file_size: u64,
-    disk: Disk,
+    disk: VhdxMetadata,
     /// The offset of the block table.
     table: u64,
-    pages: Slots<Vec<u64>>,
+    pages: SlotCache<Vec<u64>>,
 }
 
 /// The fields of the metadata.
 #[derive(Debug)]
-struct Disk {
+struct VhdxMetadata {
     size: u64,
     block: u64,
     /// How many blocks share a bitmap.
     chunk: u64,
 }
 
-impl Reader {
+impl VhdxReader {
     /// Reads headers and metadata; the block table takes at most `memory` bytes at a time.
     pub fn open(file: File, memory: u64) -> Result<Self, LayerError> {
         let file_size = file.metadata()?.len();
@@ -52,12 +52,13 @@ impl Reader {
         let (metadata, _) = region(&regions, METADATA_REGION).ok_or_else(|| unknown("it has no metadata"))?;
         let (table, length) = region(&regions, BLOCK_TABLE).ok_or_else(|| unknown("it has no block table"))?;
         let metadata = read(&file, metadata, METADATA_TABLE + (64 << 10))?;
-        let disk = Disk::parse(&metadata).ok_or_else(|| unknown("its metadata are not those of a disk of its own"))?;
+        let disk =
+            VhdxMetadata::parse(&metadata).ok_or_else(|| unknown("its metadata are not those of a disk of its own"))?;
         let entries = disk.entry_of(disk.size.div_ceil(disk.block).saturating_sub(1)) + 1;
         if entries * 8 > length || table.saturating_add(entries * 8) > file_size {
             return Err(LayerError::Entry { what: "the block table", at: table, file_size });
         }
-        Ok(Self { file, file_size, disk, table, pages: Slots::new(memory / (PAGE as u64 * 8)) })
+        Ok(Self { file, file_size, disk, table, pages: SlotCache::new(memory / (PAGE as u64 * 8)) })
     }
 
     fn entry(&self, block: u64) -> Result<u64, LayerError> {
@@ -74,7 +75,7 @@ impl Reader {
     }
 }
 
-impl Disk {
+impl VhdxMetadata {
     fn parse(metadata: &[u8]) -> Option<Self> {
         let item = |id: [u8; 16]| {
             let count = usize::from(le16(metadata, 10)?).min(METADATA_TABLE / 32 - 1);
@@ -101,12 +102,12 @@ impl Disk {
     }
 }
 
-impl Source for Reader {
+impl DiskSource for VhdxReader {
     fn size(&self) -> u64 {
         self.disk.size
     }
 
-    fn run_at(&self, offset: u64, _: u64) -> Result<Run, LayerError> {
+    fn run_at(&self, offset: u64, _: u64) -> Result<DataRun, LayerError> {
         let block = offset / self.disk.block;
         let length = ((block + 1) * self.disk.block).min(self.disk.size) - offset;
         let entry = self.entry(block)?;
@@ -116,17 +117,17 @@ impl Source for Reader {
                 if at.saturating_add(length) > self.file_size {
                     return Err(LayerError::Entry { what: "a block", at, file_size: self.file_size });
                 }
-                Place::At(at)
+                DataLocation::At(at)
             }
             PARTLY_PRESENT => return Err(unknown("a part of a block is said to be elsewhere")),
-            _ => Place::Zero,
+            _ => DataLocation::Zero,
         };
-        Ok(Run { place, length })
+        Ok(DataRun { place, length })
     }
 
-    fn read(&self, place: Place, _: u64, bytes: &mut [u8]) -> Result<(), LayerError> {
+    fn read(&self, place: DataLocation, _: u64, bytes: &mut [u8]) -> Result<(), LayerError> {
         match place {
-            Place::At(at) => self.file.read_exact_at(bytes, at)?,
+            DataLocation::At(at) => self.file.read_exact_at(bytes, at)?,
             _ => bytes.fill(0),
         }
         Ok(())

@@ -10,7 +10,7 @@ use super::{
     ZERO, blocks_of_a_bitmap, checksum,
 };
 use crate::disk::file_writer::{FileWriter, Piece};
-use crate::disk::identity::Identity;
+use crate::disk::identity::DiskIdentity;
 use crate::disk::sparse;
 
 /// The offsets of the empty log, the metadata and the block table.
@@ -29,7 +29,7 @@ const REQUIRED: u32 = 4;
 const OF_THE_DISK: u32 = 2;
 
 /// The writer of a file.
-pub(in crate::disk) struct Writer {
+pub(in crate::disk) struct VhdxWriter {
     file: File,
     size: u64,
     /// The size of a block in bytes.
@@ -38,7 +38,7 @@ pub(in crate::disk) struct Writer {
     there: Vec<u64>,
 }
 
-impl Writer {
+impl VhdxWriter {
     /// Creates the writer of a disk of `size` bytes in an empty file.
     pub fn new(file: File, size: u64) -> Self {
         let block = size.div_ceil(MOST_BLOCKS).next_power_of_two().max(MIB);
@@ -74,7 +74,7 @@ impl Writer {
     }
 }
 
-impl FileWriter for Writer {
+impl FileWriter for VhdxWriter {
     fn put(&mut self, piece: &Piece) -> io::Result<()> {
         let block = piece.at / self.block;
         if self.there.last() != Some(&block) {
@@ -83,7 +83,7 @@ impl FileWriter for Writer {
         sparse::write_at(&self.file, self.place(self.there.len() - 1) + piece.at % self.block, &piece.bytes)
     }
 
-    fn finish(mut self: Box<Self>, identity: &Identity) -> io::Result<()> {
+    fn finish(mut self: Box<Self>, identity: &DiskIdentity) -> io::Result<()> {
         self.file.set_len(self.place(self.there.len()))?;
         self.put_table()?;
         self.file.write_all_at(&metadata(self.size, self.block, identity), METADATA_AT)?;
@@ -95,7 +95,7 @@ impl FileWriter for Writer {
     }
 }
 
-fn header(number: u64, identity: &Identity) -> Vec<u8> {
+fn header(number: u64, identity: &DiskIdentity) -> Vec<u8> {
     let mut header = vec![0; HEADER_LENGTH];
     let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, HEADER);
@@ -122,7 +122,7 @@ fn regions(table_length: u64) -> Vec<u8> {
 }
 
 /// Returns the metadata's table and its items.
-fn metadata(size: u64, block: u64, identity: &Identity) -> Vec<u8> {
+fn metadata(size: u64, block: u64, identity: &DiskIdentity) -> Vec<u8> {
     let parameters = [u32::try_from(block).unwrap_or(u32::MAX).to_le_bytes(), [0; 4]].concat();
     let items: [([u8; 16], u32, Vec<u8>); ITEMS as usize] = [
         (FILE_PARAMETERS, REQUIRED, parameters),

@@ -8,8 +8,8 @@ use flate2::{Decompress, FlushDecompress, Status};
 
 use super::{AT_END, DEFLATE, FLAGS, FOOTER, GRAIN_SECTORS, MAGIC, SECTOR, TABLE_GRAINS, TABLE_SECTORS};
 use crate::disk::bytes::{le16, le32, le64};
-use crate::disk::slots::Slots;
-use crate::disk::source::{LayerError, Place, Run, Source};
+use crate::disk::slots::SlotCache;
+use crate::disk::source::{DataLocation, DataRun, DiskSource, LayerError};
 
 const GRAIN: usize = 64 << 10;
 const TABLE_BYTES: usize = TABLE_GRAINS as usize * 4;
@@ -22,22 +22,22 @@ const LARGEST_DIRECTORY: u64 = 32 << 20;
 
 /// An opened VMDK file.
 #[derive(Debug)]
-pub(in crate::disk) struct Reader {
+pub(in crate::disk) struct VmdkReader {
     file: File,
     file_size: u64,
     size: u64,
     directory: Vec<u32>,
-    tables: Slots<Vec<u32>>,
-    unpacked: Slots<Vec<u8>>,
+    tables: SlotCache<Vec<u32>>,
+    unpacked: SlotCache<Vec<u8>>,
 }
 
 /// The fields of a header that are used.
-struct Header {
+struct VmdkHeader {
     capacity: u64,
     directory: u64,
 }
 
-impl Header {
+impl VmdkHeader {
     fn parse(bytes: &[u8]) -> Option<Self> {
         let known = bytes.starts_with(MAGIC)
             && (1..=3).contains(&le32(bytes, 4)?)
@@ -49,7 +49,7 @@ impl Header {
     }
 }
 
-impl Reader {
+impl VmdkReader {
     /// Reads header, footer and directory; the tables take at most `memory` bytes at a time.
     pub fn open(file: File, memory: u64) -> Result<Self, LayerError> {
         let file_size = file.metadata()?.len();
@@ -60,8 +60,8 @@ impl Reader {
             file_size,
             size: header.capacity.saturating_mul(SECTOR as u64),
             directory: Vec::new(),
-            tables: Slots::new(memory / TABLE_BYTES as u64),
-            unpacked: Slots::new(UNPACKED),
+            tables: SlotCache::new(memory / TABLE_BYTES as u64),
+            unpacked: SlotCache::new(UNPACKED),
         };
         if entries * 4 > LARGEST_DIRECTORY {
             return Err(unknown("its disk is too large"));
@@ -120,25 +120,25 @@ impl Reader {
     }
 }
 
-impl Source for Reader {
+impl DiskSource for VmdkReader {
     fn size(&self) -> u64 {
         self.size
     }
 
-    fn run_at(&self, offset: u64, _: u64) -> Result<Run, LayerError> {
+    fn run_at(&self, offset: u64, _: u64) -> Result<DataRun, LayerError> {
         let grain = offset / GRAIN as u64;
         let Some(table) = self.table(grain)? else {
             let end = (grain / u64::from(TABLE_GRAINS) + 1) * TABLE_SECTORS * SECTOR as u64;
-            return Ok(Run { place: Place::Zero, length: end.min(self.size) - offset });
+            return Ok(DataRun { place: DataLocation::Zero, length: end.min(self.size) - offset });
         };
         let rest = &table[usize::try_from(grain % u64::from(TABLE_GRAINS)).unwrap_or(0)..];
         let zero = rest.iter().take_while(|sector| **sector == 0).count() as u64;
-        let place = if zero == 0 { Place::Packed(grain) } else { Place::Zero };
-        Ok(Run { place, length: ((grain + zero.max(1)) * GRAIN as u64).min(self.size) - offset })
+        let place = if zero == 0 { DataLocation::Packed(grain) } else { DataLocation::Zero };
+        Ok(DataRun { place, length: ((grain + zero.max(1)) * GRAIN as u64).min(self.size) - offset })
     }
 
-    fn read(&self, place: Place, offset: u64, bytes: &mut [u8]) -> Result<(), LayerError> {
-        let Place::Packed(grain) = place else {
+    fn read(&self, place: DataLocation, offset: u64, bytes: &mut [u8]) -> Result<(), LayerError> {
+        let DataLocation::Packed(grain) = place else {
             bytes.fill(0);
             return Ok(());
         };
@@ -154,7 +154,7 @@ fn unknown(why: &str) -> LayerError {
 }
 
 /// Reads the header, or the footer if the header refers to it.
-fn header(file: &File, file_size: u64) -> Result<Header, LayerError> {
+fn header(file: &File, file_size: u64) -> Result<VmdkHeader, LayerError> {
     let mut sector = [0; SECTOR];
     let read = |sector: &mut [u8], at| match file.read_exact_at(sector, at) {
         Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Err(unknown("it is too short")),
@@ -162,7 +162,7 @@ fn header(file: &File, file_size: u64) -> Result<Header, LayerError> {
     };
     read(&mut sector, 0)?;
     let not_streamed = || unknown("it is not stream-optimised");
-    let header = Header::parse(&sector).ok_or_else(not_streamed)?;
+    let header = VmdkHeader::parse(&sector).ok_or_else(not_streamed)?;
     if header.directory != AT_END {
         return Ok(header);
     }
@@ -173,7 +173,7 @@ fn header(file: &File, file_size: u64) -> Result<Header, LayerError> {
         return Err(unknown("it has no footer"));
     }
     read(&mut sector, marker + SECTOR as u64)?;
-    let footer = Header::parse(&sector).filter(|footer| footer.capacity == header.capacity);
+    let footer = VmdkHeader::parse(&sector).filter(|footer| footer.capacity == header.capacity);
     footer.ok_or_else(|| unknown("its footer is not that of its header"))
 }
 

@@ -7,7 +7,7 @@ use super::{
     AT_END, DEFLATE, DIRECTORY, FLAGS, FOOTER, GRAIN_SECTORS, MAGIC, SECTOR, TABLE, TABLE_GRAINS, TABLE_SECTORS,
 };
 use crate::disk::file_writer::{FileWriter, GRAIN, Piece};
-use crate::disk::identity::Identity;
+use crate::disk::identity::DiskIdentity;
 
 /// The version that ESX and oslo.utils expect of a file with compressed grains.
 const VERSION: u32 = 3;
@@ -20,7 +20,7 @@ const HEADS: u64 = 255;
 const TRACK: u64 = 63;
 
 /// The writer of a file.
-pub(in crate::disk) struct Writer {
+pub(in crate::disk) struct VmdkWriter {
     out: BufWriter<File>,
     /// The size of the disk in sectors.
     capacity: u64,
@@ -31,7 +31,7 @@ pub(in crate::disk) struct Writer {
     table: (usize, Vec<u32>),
 }
 
-impl Writer {
+impl VmdkWriter {
     /// Creates the writer of a disk of `size` bytes, whole grains, in an empty file.
     pub fn new(mut file: File, size: u64) -> io::Result<Self> {
         file.seek(SeekFrom::Start(OVERHEAD * SECTOR as u64))?;
@@ -112,7 +112,7 @@ impl Writer {
         header
     }
 
-    fn descriptor(&self, identity: &Identity) -> String {
+    fn descriptor(&self, identity: &DiskIdentity) -> String {
         let [a, b, c, d, ..] = identity.uuid("vmdk");
         // The UUID's version and variant are not in its first four bytes; all ones would mean that there is no parent.
         let content = u32::from_be_bytes([a & 0x7f, b, c, d]);
@@ -128,7 +128,7 @@ impl Writer {
     }
 }
 
-impl FileWriter for Writer {
+impl FileWriter for VmdkWriter {
     fn put(&mut self, piece: &Piece) -> io::Result<()> {
         for (grain, packed) in (piece.at / GRAIN as u64..).zip(&piece.grains).filter(|(_, packed)| !packed.is_empty()) {
             self.put_grain(grain, packed)?;
@@ -136,7 +136,7 @@ impl FileWriter for Writer {
         Ok(())
     }
 
-    fn finish(mut self: Box<Self>, identity: &Identity) -> io::Result<()> {
+    fn finish(mut self: Box<Self>, identity: &DiskIdentity) -> io::Result<()> {
         self.put_table()?;
         let directory = little_endian(&self.directory);
         let directory = self.put_marked(DIRECTORY, &directory)?;

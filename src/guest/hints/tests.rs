@@ -3,7 +3,7 @@
 use super::*;
 
 /// Lines as programs write them, each with the expected cause.
-const WORDS: &[(Trouble, &str)] = &[
+const WORDS: &[(CommandTrouble, &str)] = &[
     // apt, its parts and PPAs.
     (T::NoNetwork, "  Temporary failure resolving 'deb.debian.org'"),
     (
@@ -301,17 +301,17 @@ fn every_pattern_can_be_read() {
 fn a_cause_wins_over_what_follows_from_it() {
     let apt = lines(&["  Temporary failure resolving 'deb.debian.org'", "E: Unable to locate package nginx"]);
     assert_eq!(find_trouble(&apt).unwrap().0, T::NoNetwork);
-    let without = hint(&apt, Network::None).unwrap();
+    let without = hint(&apt, NetworkBackend::None).unwrap();
     assert!(without.contains("machine.network = \"user\""), "{without}");
-    assert!(hint(&apt, Network::User).unwrap().contains("did not reach that host"));
+    assert!(hint(&apt, NetworkBackend::User).unwrap().contains("did not reach that host"));
     let unknown = lines(&["E: Unable to locate package nginx"]);
-    assert!(hint(&unknown, Network::None).unwrap().contains("machine.network"));
-    assert!(hint(&unknown, Network::User).unwrap().contains("apt-get update"));
+    assert!(hint(&unknown, NetworkBackend::None).unwrap().contains("machine.network"));
+    assert!(hint(&unknown, NetworkBackend::User).unwrap().contains("apt-get update"));
 }
 
 #[test]
 fn a_missing_command_is_named_with_its_package() {
-    let of = |line: &str| hint(&lines(&[line]), Network::User).unwrap();
+    let of = |line: &str| hint(&lines(&[line]), NetworkBackend::User).unwrap();
     assert_eq!(of("sh: 1: curl: not found"), "the guest does not have `curl`: install the package `curl` first");
     assert!(of("bash: line 1: ps: command not found").contains("`procps` (`procps-ng` on other distributions)"));
     assert!(of("sh: frobnicate: not found").contains("`frobnicate`, or not in the PATH"));
@@ -327,12 +327,12 @@ fn a_word_of_bash_is_named_with_the_way_to_bash() {
         ("step-1: 1: [[: not found", "`[[` is a word of bash: the text"),
         ("step-1: 1: Bad substitution", "the text of a `run` is run by sh"),
     ] {
-        let hint = hint(&lines(&[line]), Network::User).unwrap();
+        let hint = hint(&lines(&[line]), NetworkBackend::User).unwrap();
         assert!(hint.starts_with(expected) && hint.contains("[\"bash\", \"-euc\""), "{hint}");
     }
 }
 
 #[test]
 fn all_other_output_has_no_hint() {
-    assert_eq!(hint(&lines(&["all is well", ""]), Network::None), None);
+    assert_eq!(hint(&lines(&["all is well", ""]), NetworkBackend::None), None);
 }

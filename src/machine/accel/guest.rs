@@ -71,9 +71,9 @@ const DATA_SELECTOR: u16 = 16;
 
 /// The guest's memory, page-aligned as KVM requires.
 #[repr(C, align(4096))]
-pub(super) struct Memory([u8; MEMORY]);
+pub(super) struct ProbeMemory([u8; MEMORY]);
 
-impl Memory {
+impl ProbeMemory {
     /// Creates memory with identity-mapped page tables, a GDT, an IDT with its third gate, and the trials one after the
     /// other.
     pub(super) fn with(trials: &[Trial]) -> Self {
@@ -145,7 +145,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (memory, firmware) = (folder.path().join("memory"), folder.path().join("firmware"));
         let stop = Trial { name: "ud2", code: &[0x0f, 0x0b], answer: 0 };
-        fs::write(&memory, Memory::with(&[TRIALS.as_slice(), &[stop]].concat()).0).expect("written");
+        fs::write(&memory, ProbeMemory::with(&[TRIALS.as_slice(), &[stop]].concat()).0).expect("written");
         fs::write(&firmware, entry_firmware()).expect("written");
         let output = Command::new("timeout")
             .args(["60", "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::store::Manifest;
-use crate::store::manifest::Package;
+use crate::store::manifest::ManifestPackage;
 
 use super::{created, purl, uuid};
 
@@ -42,7 +42,7 @@ fn properties(manifest: &Manifest) -> Vec<Value> {
     properties.map(|(name, value)| json!({ "name": name, "value": value })).collect()
 }
 
-fn component(manifest: &Manifest, package: &Package) -> Value {
+fn component(manifest: &Manifest, package: &ManifestPackage) -> Value {
     let purl = purl(manifest, package);
     json!({ "type": "library", "bom-ref": purl, "name": package.name, "version": package.version, "purl": purl })
 }

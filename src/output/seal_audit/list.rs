@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use sha2::{Digest, Sha256};
 
 use super::{IdentityFile, IdentityReport, SealedView, SoughtIdentity};
-use crate::disk::entry::{Entry, FileDigest, FileKind};
+use crate::disk::entry::{DiskEntry, FileDigest, FileKind};
 use crate::disk::tree::TreeError;
 use crate::wire::path_pattern;
 use crate::wire::sealing::{IdentityForm, IdentityRenewal, MachineIdentity};
@@ -38,7 +38,7 @@ impl<'s> ListedFiles<'s> {
         Self { sought, asked, present: BTreeSet::new(), found: BTreeMap::new() }
     }
 
-    fn add(&mut self, entry: &Entry) {
+    fn add(&mut self, entry: &DiskEntry) {
         if let Ok(path) = std::str::from_utf8(&entry.path) {
             self.present.extend(self.asked.get(path));
         }
@@ -80,7 +80,7 @@ fn asked_files(identity: &'static MachineIdentity) -> Vec<&'static str> {
 }
 
 /// Returns whether an entry is the identity, as far as its digest shows. A link is not: its target is another entry.
-fn is_in_entry(entry: &Entry, identity: &MachineIdentity) -> bool {
+fn is_in_entry(entry: &DiskEntry, identity: &MachineIdentity) -> bool {
     if entry.kind != FileKind::File || !identity.paths.iter().any(|path| path_pattern::matches(path, &entry.path)) {
         return false;
     }
@@ -91,7 +91,7 @@ fn is_in_entry(entry: &Entry, identity: &MachineIdentity) -> bool {
     is_comparable && !placeholders.iter().any(|text| is_digest_of(entry, text))
 }
 
-fn is_digest_of(entry: &Entry, text: &str) -> bool {
+fn is_digest_of(entry: &DiskEntry, text: &str) -> bool {
     let digests = [text.to_owned(), format!("{text}\n")].map(|text| FileDigest::Content(Sha256::digest(text).into()));
     entry.digest.is_some_and(|digest| digests.contains(&digest))
 }
@@ -102,9 +102,9 @@ mod tests {
     use crate::disk::entry::Time;
     use crate::output::seal_audit::sought;
 
-    fn entry(path: &str, kind: FileKind, content: &str) -> Entry {
+    fn entry(path: &str, kind: FileKind, content: &str) -> DiskEntry {
         let time = Time { seconds: 0, nanoseconds: 0 };
-        Entry {
+        DiskEntry {
             path: path.into(),
             kind,
             mode: 0o644,
@@ -121,7 +121,7 @@ mod tests {
         }
     }
 
-    fn report(entries: &[Entry]) -> IdentityReport {
+    fn report(entries: &[DiskEntry]) -> IdentityReport {
         let sought = sought(&BTreeSet::new());
         let mut files = ListedFiles::new(&sought);
         for entry in entries {

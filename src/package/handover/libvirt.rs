@@ -4,11 +4,11 @@
 
 use std::fmt::Write;
 
-use super::Described;
+use super::DescribedImage;
 
 /// Returns the domain that runs this disk: the machine that it was built in, with libvirt's default network.
 #[must_use]
-pub fn domain(image: &Described<'_>) -> String {
+pub fn domain(image: &DescribedImage<'_>) -> String {
     let (manifest, machine) = (image.manifest, &image.manifest.machine);
     let firmware = if machine.firmware == "uefi" { " firmware='efi'" } else { "" };
     // An image that was built without KVM may have been built on a host without it.
@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn a_domain_names_its_disk_with_its_format() {
         let (manifest, path) = crate::package::handover::tests::sample();
-        let image = Described { manifest: &manifest, output: &manifest.outputs[0], path: &path };
+        let image = DescribedImage { manifest: &manifest, output: &manifest.outputs[0], path: &path };
         let xml = domain(&image);
         assert!(xml.contains("<driver name='qemu' type='qcow2' discard='unmap'/>"), "{xml}");
         assert!(xml.contains("<source file='/store/it&apos;s &lt;web&gt;/1.4.0/web-1.4.0.qcow2'/>"), "{xml}");
@@ -91,7 +91,7 @@ mod tests {
             [("tcg", "type='qemu'", "mode='maximum'"), ("kvm", "type='kvm'", "mode='host-passthrough'")]
         {
             manifest.machine.accel = accel.into();
-            let xml = domain(&Described { manifest: &manifest, output: &manifest.outputs[0], path: &path });
+            let xml = domain(&DescribedImage { manifest: &manifest, output: &manifest.outputs[0], path: &path });
             assert!(xml.contains(kind) && xml.contains(cpu), "{xml}");
         }
     }
@@ -100,7 +100,7 @@ mod tests {
     fn uefi_is_asked_for() {
         let (mut manifest, path) = crate::package::handover::tests::sample();
         manifest.machine.firmware = "uefi".into();
-        let image = Described { manifest: &manifest, output: &manifest.outputs[0], path: &path };
+        let image = DescribedImage { manifest: &manifest, output: &manifest.outputs[0], path: &path };
         assert!(domain(&image).contains("<os firmware='efi'>"));
     }
 }

@@ -3,14 +3,14 @@
 
 use serde_json::{Value, json};
 
-use super::Described;
+use super::DescribedImage;
 
 /// Required version of the provider: the format of `libvirt_volume` is a nested object since 0.9.
 const PROVIDER: &str = ">= 0.9";
 
 /// Returns the content of `NAME.tf.json`: the volume, and outputs that identify the image.
 #[must_use]
-pub fn configuration(image: &Described<'_>) -> Value {
+pub fn configuration(image: &DescribedImage<'_>) -> Value {
     let label = label(&image.manifest.image.name);
     let volume = json!({
         "name": format!("{}.{}", image.stem(), image.output.format),
@@ -34,7 +34,7 @@ pub fn configuration(image: &Described<'_>) -> Value {
 
 /// Returns the input of the `external` data source: an object whose values are all strings.
 #[must_use]
-pub fn external(image: &Described<'_>) -> Value {
+pub fn external(image: &DescribedImage<'_>) -> Value {
     facts(image)
         .into_iter()
         .map(|(name, value)| (name.to_owned(), Value::String(value)))
@@ -42,7 +42,7 @@ pub fn external(image: &Described<'_>) -> Value {
         .into()
 }
 
-fn facts(image: &Described<'_>) -> [(&'static str, String); 8] {
+fn facts(image: &DescribedImage<'_>) -> [(&'static str, String); 8] {
     let (manifest, output) = (image.manifest, image.output);
     [
         ("name", manifest.image.name.clone()),
@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn the_volume_has_the_size_of_the_disk() {
         let (manifest, path) = crate::package::handover::tests::sample();
-        let image = Described { manifest: &manifest, output: &manifest.outputs[0], path: &path };
+        let image = DescribedImage { manifest: &manifest, output: &manifest.outputs[0], path: &path };
         let made = configuration(&image);
         let volume = &made["resource"]["libvirt_volume"]["web"];
         assert_eq!((&volume["capacity"], &volume["target"]["format"]["type"]), (&json!(8_u64 << 30), &json!("qcow2")));
@@ -80,7 +80,7 @@ mod tests {
     #[test]
     fn an_external_data_source_gets_strings_alone() {
         let (manifest, path) = crate::package::handover::tests::sample();
-        let image = Described { manifest: &manifest, output: &manifest.outputs[0], path: &path };
+        let image = DescribedImage { manifest: &manifest, output: &manifest.outputs[0], path: &path };
         let made = external(&image);
         assert!(made.as_object().unwrap().values().all(Value::is_string), "{made}");
         assert_eq!(made["virtual_bytes"], "8589934592");

@@ -6,9 +6,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 use crate::error::{Fault, Kind as Fails};
-use crate::wire::message::{Facts, Origin};
+use crate::wire::message::{Facts, ProtocolVersion};
 use crate::wire::tree::{Encoder, Entry, Head, Kind, Layout};
-use crate::wire::{self, Frame, Hidden, Message, Splitter, WINDOW};
+use crate::wire::{self, Frame, HiddenBytes, Message, Splitter, WINDOW};
 
 /// Limits that suffice for two ends on one thread.
 const LIMITS: Limits = Limits { stalled: Duration::from_millis(300), silent: Duration::from_millis(800) };
@@ -66,7 +66,7 @@ fn hello(boot: &str, start: u64) -> Message {
         systemd: false,
         start,
     };
-    Message::Hello { origin: Origin, facts }
+    Message::Hello { origin: ProtocolVersion, facts }
 }
 
 fn pair() -> (UnixStream, Mock) {
@@ -138,7 +138,7 @@ fn g1_a_port_that_closes_in_the_middle_of_a_frame_is_closed() {
 fn g2_messages_out_of_turn_are_refused() {
     let messages = [
         (1, Message::Done { entries: 0, bytes: 0 }),
-        (1, Message::Welcome { origin: Origin, nonce: 1 }),
+        (1, Message::Welcome { origin: ProtocolVersion, nonce: 1 }),
         (1, Message::Ready { nonce: 1 }),
         (1, Message::Bye {}),
         (2, Message::Stdout { bytes: vec![1] }),
@@ -449,7 +449,7 @@ async fn send_tree(mock: &mut Mock, entries: Vec<Entry>) {
     }
     let totals = encoder.finish().unwrap();
     for chunk in bytes.chunks(60_000) {
-        mock.say(1, &Message::Data { bytes: Hidden(chunk.to_vec()) }).await;
+        mock.say(1, &Message::Data { bytes: HiddenBytes(chunk.to_vec()) }).await;
     }
     mock.say(1, &Message::Done { entries: totals.entries, bytes: totals.bytes }).await;
 }

@@ -20,8 +20,8 @@ fn mode_of(path: &Path) -> u32 {
     fs::metadata(path).unwrap().mode() & 0o7777
 }
 
-fn owned_by((user, group): (u32, u32), source: Source) -> Source {
-    Source { owner: specfile::Owner { user: user.to_string(), group: Some(group.to_string()) }, ..source }
+fn owned_by((user, group): (u32, u32), source: StageSource) -> StageSource {
+    StageSource { owner: specfile::FileOwner { user: user.to_string(), group: Some(group.to_string()) }, ..source }
 }
 
 #[test]

@@ -7,9 +7,9 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 
 use super::*;
 
-pub(super) fn folder(from: &Path, to: &Path, contents: bool, into: bool) -> Source {
-    Source {
-        what: What::Path { from: from.to_owned(), contents },
+pub(super) fn folder(from: &Path, to: &Path, contents: bool, into: bool) -> StageSource {
+    StageSource {
+        what: StageContent::Path { from: from.to_owned(), contents },
         to: to.to_str().unwrap().into(),
         into,
         owner: me(),
@@ -126,7 +126,7 @@ fn a_slash_decides_where_a_copy_goes_and_nothing_in_the_guest_does() {
     }
     symlink("o1", base.join("link")).unwrap();
     with_agent(async |mut session, _| {
-        let mut check = async |source: Source, expected: &str| {
+        let mut check = async |source: StageSource, expected: &str| {
             session.upload(&source, &mut |_| {}).await.unwrap();
             assert_eq!(fs::read_to_string(base.join(expected)).unwrap(), "new", "{source:?}");
         };

@@ -5,20 +5,20 @@ use std::sync::Arc;
 
 use super::*;
 use crate::sign::tests::{minisign_key, ssh_key};
-use crate::sign::{SignError, Signer, Tool, Trust};
+use crate::sign::{SignError, SignatureTrust, Signer, Tool};
 
 /// Publishes `web@1` with a document, signed by a key.
-fn publish_signed(fixture: &Fixture, key: &Path) -> Trust {
+fn publish_signed(fixture: &Fixture, key: &Path) -> SignatureTrust {
     let staging = vacant(&fixture.store, "web@1").stage().unwrap();
     fs::write(staging.path().join("web-1.qcow2"), "disk".repeat(100)).unwrap();
     let documents = Documents::new(|manifest| vec![("sbom.cdx.json", format!("{}\n", manifest.outputs[0].sha256))]);
     let evidence = Evidence { documents, signer: Some(Arc::new(Signer::open(key).unwrap())) };
     drop(staging.finish(sample("web", "1", "key"), &evidence, UNWATCHED).unwrap());
-    Trust::Key(key.with_extension("pub"))
+    SignatureTrust::Key(key.with_extension("pub"))
 }
 
 /// Performs the check of `kiln verify --key`.
-fn verify(store: &Store, trust: &Trust) -> Result<String, StoreError> {
+fn verify(store: &Store, trust: &SignatureTrust) -> Result<String, StoreError> {
     let artifact = store.artifact(&reference("web@1"))?;
     let signer = artifact.check_signature(trust)?;
     artifact.verify(UNWATCHED)?.into_result().map(|()| signer)
@@ -48,7 +48,7 @@ fn documents_know_the_manifest_and_are_summed_and_signed() {
 fn a_version_that_is_there_can_be_signed_and_only_if_it_is_sound() {
     let fixture = Fixture::new();
     let (key, other) = (ssh_key(fixture.dir.path(), "one"), ssh_key(fixture.dir.path(), "two"));
-    let trust = |key: &Path| Trust::Key(key.with_extension("pub"));
+    let trust = |key: &Path| SignatureTrust::Key(key.with_extension("pub"));
     drop(publish(&fixture.store, "web@1", "disk"));
     let missing = verify(&fixture.store, &trust(&key)).unwrap_err();
     assert!(matches!(missing, StoreError::Sign(SignError::Missing(Tool::Ssh))), "{missing}");

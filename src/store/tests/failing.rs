@@ -5,7 +5,7 @@ use nix::errno::Errno;
 
 use super::*;
 use crate::error::Kind;
-use crate::fs::faults::{Done, on_a_small_disk};
+use crate::fs::faults::{CompletedCall, on_a_small_disk};
 
 const ERRORS: [(Errno, Kind); 4] = [
     (Errno::EIO, Kind::Output),
@@ -47,7 +47,7 @@ fn at_every_call(
             // The store syncs its tmp before it deletes something from there, which can wait.
             assert!(result.is_err() || !is_sync || failed.contains(".kiln/tmp\""), "{failed} went unnoticed");
             if is_sync {
-                let again = |done: &Done| matches!(done, Done::Sync(path) if failed.contains(&format!("{path:?}")));
+                let again = |done: &CompletedCall| matches!(done, CompletedCall::Sync(path) if failed.contains(&format!("{path:?}")));
                 assert!(!store.fs.faults.recorded().iter().any(again), "{failed} was tried again");
             }
             let is_done = result.is_ok();
@@ -114,7 +114,7 @@ fn h10_a_removal_that_fails_is_before_or_after() {
 
 #[test]
 fn h10_a_tag_that_cannot_be_moved_names_the_old_version_or_the_new() {
-    type Act = fn(&Store) -> Result<Change, StoreError>;
+    type Act = fn(&Store) -> Result<TagChange, StoreError>;
     let prepare = |store: &Store| {
         for text in ["web@1", "web@2"] {
             drop(publish(store, text, text));

@@ -80,7 +80,7 @@ fn vacant(store: &Store, text: &str) -> VersionLock {
     }
 }
 
-fn existing(store: &Store, text: &str) -> Existing {
+fn existing(store: &Store, text: &str) -> ExistingVersion {
     match claim(store, text).unwrap() {
         Lookup::Vacant(lock) => panic!("{} does not exist", lock.id()),
         Lookup::Exists(existing) => existing,
@@ -102,7 +102,7 @@ fn fill(lock: VersionLock, content: &str) -> Result<Artifact, StoreError> {
     calls.create_dir(&reports, 0o700).map_err(StoreError::io("create", &reports))?;
     put("reports/a.json", "{}")?;
     let mut manifest = sample(&name, &version, content);
-    manifest.fetched.push(manifest::Fetched::staged("reports/a.json"));
+    manifest.fetched.push(manifest::FetchedFile::staged("reports/a.json"));
     staging.finish(manifest, &Evidence::default(), UNWATCHED)
 }
 
@@ -118,7 +118,7 @@ fn publish_on(store: &Store, text: &str, base: &Artifact) {
     let staging = lock.stage().unwrap();
     let mut manifest = sample(name, version, text);
     manifest.outputs.clear();
-    manifest.base.image = Some(manifest::BaseImage {
+    manifest.base.image = Some(manifest::ManifestBaseImage {
         name: base.id().name().into(),
         version: base.id().version().into(),
         build_key: base.manifest().build_key.clone(),
@@ -137,7 +137,7 @@ fn tag(text: &str) -> Tag {
 }
 
 /// Sets a tag to a version.
-fn set(store: &Store, image: &str, name: &str) -> Result<Change, StoreError> {
+fn set(store: &Store, image: &str, name: &str) -> Result<TagChange, StoreError> {
     store.tag(&reference(image), &tag(name))
 }
 

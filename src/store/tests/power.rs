@@ -4,7 +4,7 @@
 //! done.
 
 use super::*;
-use crate::fs::crash::Play;
+use crate::fs::crash::CrashScenario;
 
 /// Path of the store: a new store needs a new parent folder as well.
 const STORE: &str = "deep/store";
@@ -33,7 +33,7 @@ const FIRST: Scenario = Scenario {
 
 impl Scenario {
     fn play(&self) {
-        let play = Play {
+        let play = CrashScenario {
             what: self.what,
             prepare: &|root| self.prepare(&root.join(STORE)),
             act: &|root, calls| {
@@ -95,7 +95,7 @@ fn content(store: &Store, text: &str) -> Result<Option<String>, String> {
         Err(StoreError::NoVersion { .. } | StoreError::NoImage { .. }) => return Ok(None),
         Err(error) => return Err(error.to_string()),
     };
-    artifact.verify(UNWATCHED).and_then(Verdict::into_result).map_err(|error| error.to_string())?;
+    artifact.verify(UNWATCHED).and_then(VerifyReport::into_result).map_err(|error| error.to_string())?;
     Ok(Some(fs::read_to_string(&artifact.outputs()[0]).unwrap()))
 }
 
@@ -136,7 +136,7 @@ fn d4_a_removal_is_before_or_after() {
 }
 
 /// Plays an action on the tags of web@1 and web@2, where web@stable names the first before and the second afterwards.
-fn play_tags(what: &str, act: fn(&Store) -> Result<Change, StoreError>) {
+fn play_tags(what: &str, act: fn(&Store) -> Result<TagChange, StoreError>) {
     let prepare = |path: &Path| {
         let store = Store::open(path).unwrap();
         for text in ["web@1", "web@2"] {
@@ -151,7 +151,7 @@ fn play_tags(what: &str, act: fn(&Store) -> Result<Change, StoreError>) {
     act(&store).unwrap();
     let after = state(&store).unwrap();
     assert_ne!(before, after);
-    let play = Play {
+    let play = CrashScenario {
         what,
         prepare: &|root| drop(prepare(&root.join(STORE))),
         act: &|root, calls| Store::open_on(&root.join(STORE), calls.clone()).and_then(|store| act(&store)).is_ok(),
@@ -197,7 +197,7 @@ fn d4_a_first_tag_is_there_or_not() {
         let is_fit = matches!((named, tags.history.len()), (Some("1"), 1)) || (!is_done && tags == Tags::default());
         if is_fit { Ok(()) } else { Err(format!("{tags:?}")) }
     };
-    let play = Play {
+    let play = CrashScenario {
         what: "a first tag",
         prepare: &|root| drop(publish(&Store::open(&root.join(STORE)).unwrap(), "web@1", "disk")),
         act: &act,

@@ -97,7 +97,7 @@ fn d1_verify_names_what_is_damaged() {
         drop(publish(&fixture.store, "web@1", "disk"));
         hurt(&fixture.path("web/1"));
         let artifact = fixture.store.artifact(&reference("web@1")).unwrap();
-        let error = artifact.verify(UNWATCHED).and_then(Verdict::into_result).unwrap_err();
+        let error = artifact.verify(UNWATCHED).and_then(VerifyReport::into_result).unwrap_err();
         let StoreError::Damaged { id: damaged, damage } = &error else { panic!("{error}") };
         assert_eq!(damaged, &id("web@1"));
         assert_eq!(damage, expected);

@@ -63,8 +63,12 @@ fn a_lineage_that_somebody_has_bent_into_a_circle_ends() {
     let fixture = Fixture::new();
     drop(publish(&fixture.store, "web@1", "disk"));
     let mut listing = fixture.store.list().unwrap();
-    let own =
-        manifest::BaseImage { name: "web".into(), version: "1".into(), build_key: "disk".into(), ..Default::default() };
+    let own = manifest::ManifestBaseImage {
+        name: "web".into(),
+        version: "1".into(),
+        build_key: "disk".into(),
+        ..Default::default()
+    };
     listing.versions[0].base.image = Some(own);
     assert_eq!(listing.lineage(&listing.versions[0]).len(), 2);
 }

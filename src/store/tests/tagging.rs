@@ -45,7 +45,16 @@ fn a_tag_is_set_promoted_and_rolled_back() {
     assert_eq!(error.to_string(), "web@stable has named no other version before");
     let history = store.tag_history("web", Some(&tag("stable"))).unwrap();
     let steps: Vec<_> = history.iter().map(|change| (change.how, change.to.as_deref().unwrap())).collect();
-    assert_eq!(steps, [(How::Rollback, "1"), (How::Rollback, "2"), (How::Set, "3"), (How::Set, "2"), (How::Set, "1")]);
+    assert_eq!(
+        steps,
+        [
+            (TagOperation::Rollback, "1"),
+            (TagOperation::Rollback, "2"),
+            (TagOperation::Set, "3"),
+            (TagOperation::Set, "2"),
+            (TagOperation::Set, "1")
+        ]
+    );
     assert_eq!(mode(&fixture.path("web/tags.json")), 0o444);
     assert_eq!(fixture.litter(), Vec::<String>::new());
 }
@@ -95,7 +104,7 @@ fn what_is_not_there_is_told_with_what_there_is() {
     let fixture = three();
     let store = &fixture.store;
     set(store, "web@1", "stable").unwrap();
-    let hints = |result: Result<Change, StoreError>| result.unwrap_err().hints().remove(0);
+    let hints = |result: Result<TagChange, StoreError>| result.unwrap_err().hints().remove(0);
     assert_eq!(hints(set(store, "wbe@1", "stable")), "did you mean `web`?");
     assert_eq!(hints(set(store, "web@stabel", "candidate")), "did you mean `stable`?");
     assert_eq!(hints(store.untag("web", &tag("stble"))), "did you mean `stable`?");

@@ -1,6 +1,6 @@
 //! The limits of a tree's entries, which both ends check.
 
-use super::super::code::Malformed;
+use super::super::code::DecodeError;
 use super::{Entry, Kind, TreeNote};
 
 /// The longest path in bytes, as in Linux.
@@ -16,30 +16,30 @@ pub const MAX_XATTRS: usize = 128 * 1024;
 pub const MAX_NOTE: usize = 1000;
 
 /// Checks the limits of one note, for both ends.
-pub(super) fn check_note(note: &TreeNote) -> Result<(), Malformed> {
+pub(super) fn check_note(note: &TreeNote) -> Result<(), DecodeError> {
     if note.text.len() > MAX_NOTE {
-        return Err(Malformed::Range("note"));
+        return Err(DecodeError::Range("note"));
     }
     check_path(&note.path)
 }
 
 /// Checks the limits of one entry, for both ends.
-pub(super) fn check(entry: &Entry) -> Result<(), Malformed> {
+pub(super) fn check(entry: &Entry) -> Result<(), DecodeError> {
     check_path(&entry.path)?;
     let xattrs: usize = entry.xattrs.iter().map(|xattr| xattr.name.len() + xattr.value.len() + 8).sum();
     if xattrs > MAX_XATTRS || entry.xattrs.iter().any(|xattr| xattr.name.is_empty() || xattr.name.contains(&0)) {
-        return Err(Malformed::Range("extended attributes"));
+        return Err(DecodeError::Range("extended attributes"));
     }
     if entry.mode & !0o7777 != 0 {
-        return Err(Malformed::Range("mode"));
+        return Err(DecodeError::Range("mode"));
     }
     match &entry.kind {
-        Kind::Hardlink { target } if target.is_empty() => Err(Malformed::Range("hard link")),
+        Kind::Hardlink { target } if target.is_empty() => Err(DecodeError::Range("hard link")),
         Kind::Hardlink { target } => check_path(target),
         Kind::Symlink { target } if target.is_empty() || target.len() >= MAX_PATH || target.contains(&0) => {
-            Err(Malformed::Range("symbolic link"))
+            Err(DecodeError::Range("symbolic link"))
         }
-        Kind::File { size } if i64::try_from(*size).is_err() => Err(Malformed::Range("size")),
+        Kind::File { size } if i64::try_from(*size).is_err() => Err(DecodeError::Range("size")),
         _ => Ok(()),
     }
 }
@@ -68,9 +68,9 @@ pub fn inner_target(path: &[u8], target: &[u8]) -> Option<Vec<u8>> {
     if leads_out || parts.is_empty() { None } else { Some(parts.join(&b'/')) }
 }
 
-fn check_path(path: &[u8]) -> Result<(), Malformed> {
+fn check_path(path: &[u8]) -> Result<(), DecodeError> {
     if path.len() >= MAX_PATH || (!path.is_empty() && !path.split(|byte| *byte == b'/').all(is_name)) {
-        return Err(Malformed::Range("path"));
+        return Err(DecodeError::Range("path"));
     }
     Ok(())
 }

@@ -38,8 +38,8 @@ fn read_files(bytes: &[u8]) -> io::Result<Vec<Vec<Extent>>> {
     let mut files: Vec<Vec<Extent>> = Vec::new();
     loop {
         match decoder.next_item()? {
-            Item::Entry(_) => files.push(Vec::new()),
-            Item::Data { offset } => {
+            TreeItem::Entry(_) => files.push(Vec::new()),
+            TreeItem::Data { offset } => {
                 let mut content = Vec::new();
                 while let Some(n) = Some(decoder.content()?.len()).filter(|n| *n > 0) {
                     content.extend_from_slice(decoder.content()?);
@@ -47,8 +47,8 @@ fn read_files(bytes: &[u8]) -> io::Result<Vec<Vec<Extent>>> {
                 }
                 files.last_mut().expect("content belongs to a file").push((offset, content));
             }
-            Item::Note(_) => {}
-            Item::End(totals) => {
+            TreeItem::Note(_) => {}
+            TreeItem::End(totals) => {
                 assert_eq!(totals.entries, files.len() as u64);
                 return Ok(files);
             }
@@ -98,7 +98,7 @@ proptest! {
             stream[at] ^= flip;
         }
         if let Ok((mut decoder, _)) = Decoder::new(stream.as_slice()) {
-            while decoder.next_item().is_ok_and(|item| !matches!(item, Item::End(_))) {}
+            while decoder.next_item().is_ok_and(|item| !matches!(item, TreeItem::End(_))) {}
         }
     }
 }
