@@ -39,7 +39,7 @@ pub enum Kind {
 impl Kind {
     /// Every kind with its documentation sentence, in the order of the exit codes.
     pub const ALL: [(Kind, &'static str); 10] = [
-        (Kind::Usage, "the command line makes no sense"),
+        (Kind::Usage, "invalid usage"),
         (Kind::Spec, "the spec, or an input it names, is wrong"),
         (Kind::Host, "this host is not fit: QEMU, accelerator, firmware, space"),
         (Kind::Base, "the base image is missing, hostile or not what it is said to be"),

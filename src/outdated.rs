@@ -219,7 +219,7 @@ impl fmt::Display for OutdatedReason {
             }
             OutdatedReason::TagMoved { tag, was, now: None } => write!(f, "{tag} is no more, it was made from {was}"),
             OutdatedReason::BaseReplaced { was } => write!(f, "{was}, its base, was replaced"),
-            OutdatedReason::BaseGone { was } => write!(f, "{was}, its base, is not in the store any more"),
+            OutdatedReason::BaseGone { was } => write!(f, "{was}, its base, is no longer in the store"),
             OutdatedReason::BaseOutdated { base } => write!(f, "{base}, its base, is outdated"),
             OutdatedReason::FileChanged { file } => write!(f, "its base image has changed: {file}"),
             OutdatedReason::FileGone { file } => write!(f, "its base image is gone: {file}"),
@@ -309,7 +309,7 @@ mod tests {
     fn a_base_that_was_replaced_or_removed_is_told() {
         let web = made("web@1", 1, "w1", "debian", Some(("debian@12", "before")));
         assert_eq!(told(&[debian("12", 3), web.clone()]), ["web@1: debian@12, its base, was replaced"]);
-        let gone = ["web@1: debian@12, its base, is not in the store any more"];
+        let gone = ["web@1: debian@12, its base, is no longer in the store"];
         assert_eq!(told(&[debian("11", 1), web.clone()]), gone);
         assert_eq!(told(&[web]), gone);
     }

@@ -58,7 +58,7 @@ impl Fault for ReproducibilityError {
 
 /// Not all files of a build are known, so two builds cannot be compared.
 #[derive(Debug, thiserror::Error)]
-#[error("whether the build is reproducible cannot be told: not all files of the image are known")]
+#[error("cannot determine whether the build is reproducible: not all files of the image are known")]
 struct ComparisonError {
     missing: Vec<String>,
 }

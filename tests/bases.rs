@@ -187,7 +187,7 @@ fn a_download_that_is_not_what_was_locked_names_the_lock() {
     let locked = spec(kiln.file("SHA256SUMS", &list), &base).args(["lock", "."]).run();
     fs::remove_dir_all(locked.place().cache()).unwrap();
     fs::write(locked.place().join("base.qcow2"), "another").unwrap();
-    let note = "pinned by kiln.lock; `kiln lock` writes it anew";
+    let note = "pinned by kiln.lock; `kiln lock` updates it";
     locked.then(["build", "."]).fails(5).stderr_has("the digest is wrong").stderr_has(note).run();
     // A digest that the spec states is the spec's.
     let stated = format!("url = 'file://{folder}/base.qcow2'\nsha256 = '{}'", sha256(&body));

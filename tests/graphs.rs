@@ -261,7 +261,7 @@ fn a_failure_that_a_lock_caused_names_the_lock() {
     let kiln = spec(Kiln::new(), "root", "file = '../base.qcow2'", "");
     let kiln = spec(kiln, "app", "image = 'root'", "[variants.small]\nmachine = { cpus = 1 }");
     let built = kiln.args(["build", "root"]).run();
-    let note = "pinned by kiln.lock; `kiln lock` writes it anew";
+    let note = "pinned by kiln.lock; `kiln lock` updates it";
     built.then(["lock", "app"]).run();
     grow_root(built.place());
     built.then(["build", "root"]).run();

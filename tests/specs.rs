@@ -223,7 +223,7 @@ fn s3_arguments_that_linux_does_not_take_are_told_with_their_place() {
     // Content is no argument, and neither is the text of a shell.
     parse(&spec(&format!("[[step]]\nwrite = '{long}'\nto = '/a'\n[[step]]\nrun = 'echo {long}'"))).unwrap();
     let found = parse(&spec(&with_variable(&format!("[[step]]\nrun = '{}'", "{{ v }}".repeat(6))))).unwrap_err();
-    assert!(found.errors[0].message.contains("a shell is given at most 524288"), "{}", found.errors[0].message);
+    assert!(found.errors[0].message.contains("at most 524288 are allowed"), "{}", found.errors[0].message);
     let overrides = Overrides { vars: vec![("v".into(), long)], ..Overrides::default() };
     let found = Spec::parse(Path::new("kiln.toml"), &spec("[vars]\nv = ''"), &overrides).unwrap_err();
     assert!(found.errors[0].message.starts_with("`--var`: `v` with its value has"), "{}", found.errors[0].message);

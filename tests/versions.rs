@@ -150,7 +150,7 @@ fn what_was_made_from_a_file_that_changed_or_a_spec_that_changed_is_outdated() {
     let gone = format!("web@1 its base image is gone: {}", said.display());
     assert_eq!((outdated(&built, &[]), outdated(&built, &["web"])), (vec![gone.clone()], vec![gone]));
     fs::remove_dir_all(built.place().cache()).unwrap();
-    built.then(["outdated"]).stderr_has("where its base base.qcow2 lies is not known here").run();
+    built.then(["outdated"]).stderr_has("the place of its base base.qcow2 is not known here").run();
 }
 
 #[test]

@@ -56,7 +56,7 @@ pub enum DiffError {
         source: std::io::Error,
     },
     /// An image with neither a list of its files nor a disk that kiln can read.
-    #[error("{0} has no list of its files, and no file that holds its disk and nothing else")]
+    #[error("{0} has neither a list of its files nor a disk image")]
     NoDisk(String),
 }
 

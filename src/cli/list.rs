@@ -188,7 +188,7 @@ web   1          old,stable  4B    2 days ago  qcow2    debian-12.qcow2
         let mut out = Vec::new();
         let failure = run(&shelf.store, false, &mut out).unwrap_err();
         assert_eq!(failure.kind().exit_code(), 8);
-        assert!(failure.to_string().contains("web/1/manifest.json cannot be understood"), "{failure}");
+        assert!(failure.to_string().contains("failed to parse") && failure.to_string().contains("web/1/manifest.json"), "{failure}");
         assert_eq!(String::from_utf8(out).unwrap().lines().count(), 2);
     }
 }

@@ -42,7 +42,7 @@ pub async fn run(
     for summary in outdated::unknown(&listing, &files) {
         if !is_asked(&summary.id.to_string()) {
             let source = &summary.base.source;
-            let text = format!("{}: where its base {source} lies is not known here; its spec says it", summary.id);
+            let text = format!("{}: the place of its base {source} is not known here; its spec names it", summary.id);
             events.notice(NoticeLevel::Info, text);
         }
     }

@@ -66,7 +66,7 @@ pub enum TreeError {
     #[error("the guest's file system is damaged: directory {0} is in the tree twice")]
     Loop(u64),
     /// The guest's list of files is inconsistent.
-    #[error("the guest's list of its files makes no sense")]
+    #[error("the guest's list of its files is invalid")]
     Told(#[source] std::io::Error),
     /// The tree exceeds a limit.
     #[error("the guest's file system has {0} than kiln reads")]

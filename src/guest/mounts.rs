@@ -69,7 +69,7 @@ impl DiskSurvey {
         match &self.mounts {
             Ok(mounts) => check_agreement(disk, mounts, &self.boot),
             Err(why) => Ok(MountAgreement {
-                differences: vec![format!("the guest cannot tell what it has mounted: {why}")],
+                differences: vec![format!("the guest failed to report its mounts: {why}")],
                 ..MountAgreement::default()
             }),
         }
@@ -80,7 +80,7 @@ impl DiskSurvey {
     /// # Errors
     /// The reason why the host cannot read a file system.
     pub(crate) fn for_host(&self) -> Result<Vec<TreeMount>, String> {
-        let mounts = self.mounts.as_ref().map_err(|why| format!("the guest cannot tell what it has mounted: {why}"))?;
+        let mounts = self.mounts.as_ref().map_err(|why| format!("the guest failed to report its mounts: {why}"))?;
         if mounts.first().is_none_or(|root| root.target != b"/") {
             return Err("the guest's root file system is not on the disk of the image".to_owned());
         }

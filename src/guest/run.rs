@@ -60,7 +60,7 @@ pub struct Clone {
 #[derive(Debug, thiserror::Error)]
 pub enum CloneError {
     /// The image has no output that QEMU boots.
-    #[error("{0} has no file that holds its disk and nothing else, to boot from")]
+    #[error("{0} has no disk image to boot from, only packages")]
     NotBootable(String),
     /// The image requires UEFI firmware, which this host lacks.
     #[error("the image wants UEFI firmware, and none for QEMU is installed")]

@@ -81,7 +81,7 @@ pub enum HostError {
         tail: Vec<String>,
     },
     /// A program's answer cannot be parsed.
-    #[error("{} does not say {what}", path.display())]
+    #[error("{} does not report {what}", path.display())]
     Unintelligible {
         /// Path of the program.
         path: PathBuf,

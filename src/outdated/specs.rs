@@ -79,7 +79,7 @@ async fn of_spec(
 fn of_failure(failure: Failure, node: &SpecNode, bases: &BaseResolver) -> Result<Vec<OutdatedReason>, Failure> {
     if is_yet_to_come(&failure) {
         // The base image is not on this host, and other hosts are not asked.
-        bases.events.notice(NoticeLevel::Warning, format!("{} is not looked at: {failure}", node.id()));
+        bases.events.notice(NoticeLevel::Warning, format!("{} is skipped: {failure}", node.id()));
         return Ok(Vec::new());
     }
     if let Some(SurveyError::WrongBase { path, .. }) = failure.fault() {

@@ -116,7 +116,7 @@ fn check_sealed(build: &BuildContext<'_>, layers: &DiskFiles, evidence: &GuestEv
     }
     if !report.is_known {
         let text =
-            "whether sealing took away machine-id, host keys and the like was not checked: not all files are known";
+            "sealing was not verified for machine-id, host keys and the like: not all files are known";
         build.events.notice(NoticeLevel::Warning, text);
     }
     Ok(())

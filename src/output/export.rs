@@ -30,7 +30,7 @@ use crate::disk::chain::open_files;
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     /// The image has no output that is a disk file by itself.
-    #[error("{0} has no file that holds its disk and nothing else")]
+    #[error("{0} has no disk image, only packages")]
     NoDisk(String),
     /// A file in the store holds another disk than the manifest records.
     #[error("the disk in {file} has the SHA-256 {found}, and the manifest says {expected}")]

@@ -121,7 +121,7 @@ impl Fault for BaseError {
     }
 
     fn hints(&self) -> Vec<String> {
-        let pinned = || format!("pinned by {}; `kiln lock` writes it anew", lockfile::FILE);
+        let pinned = || format!("pinned by {}; `kiln lock` updates it", lockfile::FILE);
         match self {
             BaseError::Stored { source, is_locked } => {
                 source.hints().into_iter().chain(is_locked.then(pinned)).collect()

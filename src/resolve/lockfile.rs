@@ -78,7 +78,7 @@ impl Fault for PinError {
         match self {
             PinError::Io { .. } => Vec::new(),
             PinError::Damaged { .. } => vec!["delete it, and `kiln lock` writes a new one".into()],
-            _ => vec!["`kiln lock` writes it anew".into()],
+            _ => vec!["`kiln lock` updates it".into()],
         }
     }
 }

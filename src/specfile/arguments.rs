@@ -44,7 +44,7 @@ pub(super) fn script() -> Text<String> {
     let Text { expects, schema, parse: any } = text();
     let parse = move |text: &str| {
         if text.len() > LONGEST_SCRIPT {
-            let message = format!("a text of {} bytes: a shell is given at most {LONGEST_SCRIPT}", text.len());
+            let message = format!("a script of {} bytes: at most {LONGEST_SCRIPT} are allowed", text.len());
             return Err(ValueProblem { message, help: Some(HELP.to_owned()) });
         }
         check_interpreter(text)?;

@@ -129,7 +129,7 @@ fn remote(
         (None, Some(_), None, _) => None,
         (Some(sums), None, _, Some(trust)) => Some(SumsSpec { url: sums.value.clone(), trust }),
         (None, None, _, _) => {
-            let help = "add `sha256`, or `sums` with what vouches for them";
+            let help = "add `sha256`, or `sums` with `sums-sha256` or a signature";
             report(&url.span, "a download needs its digest", help);
             return None;
         }
@@ -139,7 +139,7 @@ fn remote(
         }
         (Some(sums), None, _, None) => {
             let help = "add `sums-sha256`, or both `sums-signature` and `sums-key`";
-            report(&sums.span, "nothing vouches for this list of digests", help);
+            report(&sums.span, "this list of digests is not verified", help);
             return None;
         }
         (None, Some(_), Some(extra), _) => {

@@ -67,7 +67,7 @@ pub enum StoreError {
         known: Vec<String>,
     },
     /// A tag of a version that was deleted without kiln.
-    #[error("{tag} is {version}, which is not in the store any more")]
+    #[error("{tag} is {version}, which is no longer in the store")]
     Dangling {
         /// The tag, as `name@tag`.
         tag: String,
@@ -99,7 +99,7 @@ pub enum StoreError {
         tag: String,
     },
     /// A rollback of a tag whose previous target was removed.
-    #[error("{name}@{tag} named {gone} before, which is not in the store any more")]
+    #[error("{name}@{tag} named {gone} before, which is no longer in the store")]
     NoWayBack {
         /// Name of the image.
         name: String,
@@ -157,7 +157,7 @@ pub enum StoreError {
         known: u32,
     },
     /// A file that is not JSON of the expected shape.
-    #[error("{} cannot be understood", path.display())]
+    #[error("failed to parse {}", path.display())]
     Malformed {
         /// Path of the file.
         path: PathBuf,

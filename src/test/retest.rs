@@ -34,7 +34,7 @@ pub enum RetestError {
     #[error("{0} has no tests")]
     NoTests(String),
     /// The image has no output that QEMU boots.
-    #[error("{0} has no file that holds its disk and nothing else, to boot from")]
+    #[error("{0} has no disk image to boot from, only packages")]
     NotBootable(String),
     /// The manifest was written by a newer version of kiln.
     #[error("the manifest of {image} has {what} that this version of kiln does not know: {why}")]

@@ -68,7 +68,7 @@ fn a_guest_that_contradicts_its_disk_makes_the_evidence_incomplete() {
         ("mounts-xfs", "a boot mounts the whole disk on /"),
         ("mounts-nothing", "a boot mounts the whole disk on /"),
         ("mounts-forged", "a boot mounts the whole disk on /"),
-        ("mounts-refused", "the guest cannot tell what it has mounted"),
+        ("mounts-refused", "the guest failed to report its mounts"),
     ] {
         let ended = over_ext4(mode).stderr_has(words).run();
         let (manifest, has_list) = published(&ended);
@@ -98,12 +98,19 @@ fn a_mount_that_the_disk_does_not_have_makes_the_evidence_incomplete() {
 
 #[test]
 fn a_guest_that_can_list_nothing_makes_the_evidence_incomplete() {
-    let ended = fault("list-refused").stderr_has("was not checked: not all files are known").run();
+    let ended = fault("list-refused")
+        .stderr_has("sealing was not verified for machine-id, host keys and the like: not all files are known")
+        .run();
     let (manifest, has_list) = published(&ended);
     assert_eq!((&manifest["contents"]["complete"], has_list), (&false.into(), false));
     let missing = manifest["contents"]["missing"][0].as_str().expect("named");
     assert!(missing.contains("/ is xfs") && missing.contains("could not list its files"), "{missing}");
-    ended.then(["build", ".", "--check-reproducible"]).fake("list-refused").fails(8).stderr_has("cannot be told").run();
+    ended
+        .then(["build", ".", "--check-reproducible"])
+        .fake("list-refused")
+        .fails(8)
+        .stderr_has("cannot determine whether the build is reproducible")
+        .run();
 }
 
 #[test]

@@ -97,8 +97,8 @@ impl Ext4Superblock {
             ((10..=16).contains(&self.block_bits), "the block size is not 1 KiB to 64 KiB"),
             (self.blocks > 1, "it has no blocks"),
             (self.inodes > 0 && self.inodes_per_group > 0, "it has no inodes"),
-            (self.inode_size >= 128 && self.inode_size.is_power_of_two(), "the inode size makes no sense"),
-            ((32..=1024).contains(&self.descriptor_size), "the group descriptor size makes no sense"),
+            (self.inode_size >= 128 && self.inode_size.is_power_of_two(), "the inode size is invalid"),
+            ((32..=1024).contains(&self.descriptor_size), "the group descriptor size is invalid"),
         ];
         if let Some((_, what)) = checks.iter().find(|(ok, _)| !ok) {
             return Err(damaged(0, what));

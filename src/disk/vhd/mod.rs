@@ -79,7 +79,7 @@ pub(super) fn disk_size(file: &File) -> Result<u64, LayerError> {
         return Err(unknown("it is not of fixed size"));
     }
     if be64(&footer, 48) != Some(size) {
-        return Err(unknown("its footer tells of another size"));
+        return Err(unknown("its footer gives another size"));
     }
     Ok(size)
 }

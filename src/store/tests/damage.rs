@@ -132,7 +132,7 @@ fn d2_a_tag_without_its_version_is_told_and_dangling_folders_are_cleared() {
     drop(publish(&fixture.store, "web@1", "disk"));
     fs::write(fixture.path("web/tags.json"), r#"{"schema": 1, "tags": {"stable": "7"}}"#).unwrap();
     let error = told(fixture.store.artifact(&reference("web@stable")).unwrap_err());
-    assert!(error.contains("web@stable is web@7, which is not in the store"), "{error}");
+    assert!(error.contains("web@stable is web@7, which is no longer in the store"), "{error}");
     fs::create_dir_all(fixture.path(".kiln/tmp/web@2.0/reports")).unwrap();
     fs::create_dir(fixture.path("empty")).unwrap();
     drop(fixture.reopen());

@@ -27,7 +27,7 @@ fn names_versions_and_tags_are_found() {
     let error = find("web@nope").unwrap_err();
     assert_eq!(error.to_string(), "`web` has no version or tag `nope`");
     assert_eq!(crate::error::Fault::hints(&error), [THERE]);
-    assert_eq!(find("web@gone").unwrap_err().to_string(), "web@gone is web@7, which is not in the store any more");
+    assert_eq!(find("web@gone").unwrap_err().to_string(), "web@gone is web@7, which is no longer in the store");
     assert!(matches!(find("web@bad"), Err(StoreError::Reference(_))));
     let hints = |text| crate::error::Fault::hints(&find(text).unwrap_err());
     assert_eq!(hints("web@stabel"), ["did you mean `stable`?", THERE]);

@@ -68,7 +68,7 @@ fn a_rollback_does_not_lead_to_what_is_not_there() {
     }
     remove(store, "web@2").unwrap();
     let error = roll_back(store, "stable").unwrap_err();
-    assert_eq!(error.to_string(), "web@stable named 2 before, which is not in the store any more");
+    assert_eq!(error.to_string(), "web@stable named 2 before, which is no longer in the store");
     assert_eq!(error.hints(), ["`kiln tag web@1 stable` sets it to the one it named before that"]);
     assert_eq!(named(store, "stable").as_deref(), Some("3"));
     remove(store, "web@1").unwrap();
