@@ -1,7 +1,7 @@
 //! Child processes that cannot outlive kiln: in their own process group, killed by the kernel when kiln dies, and given
 //! their descriptors explicitly.
 
-mod wall;
+mod sandbox;
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 
-pub use wall::{ProcessSandbox, SandboxPolicy};
+pub use sandbox::{ProcessSandbox, SandboxPolicy};
 
 /// Size of the end of a child's standard error that is kept for error messages, bytes.
 const STDERR_TAIL: usize = 8 << 10;

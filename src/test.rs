@@ -34,8 +34,8 @@ use crate::store::manifest;
 use crate::try_join::all;
 
 mod check;
+mod describe;
 mod failed;
-mod found;
 mod parse;
 pub mod retest;
 

@@ -3,7 +3,6 @@
 //! Images that have their list of files are compared by the lists alone. Disks are read, both at once; no link in them is
 //! followed, and nothing of them is mounted.
 
-use std::cmp::Ordering;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -14,9 +13,7 @@ use crate::disk::compare::{TreeChange, compare};
 use crate::disk::inspect::{BaseHeaderError, BaseImage, InspectionError};
 use crate::disk::listing::{self, ListingError, ListingReader, ListingRecord};
 use crate::disk::magic::DiskSignature;
-use crate::disk::packages::{
-    PackageDatabase, PackageType, has_rpm_database, missing_packages, read_databases, unread_managers, version,
-};
+use crate::disk::packages::{PackageDatabase, has_rpm_database, missing_packages, read_databases, unread_managers};
 use crate::disk::tree::{Tree, TreeError};
 use crate::error::{Failure, Fault, Kind};
 use crate::guest::run::bootable;
@@ -27,10 +24,12 @@ use crate::store::{Artifact, Store};
 use super::folders::Folders;
 use super::{args, print, print_json};
 
+mod packages;
 mod queue;
 mod secrets;
 mod show;
 
+use packages::{PackageChange, PackageChangeKind, package_changes};
 use queue::{RecordSender, record_queue};
 use secrets::{ShownText, hide_secrets};
 
@@ -101,25 +100,6 @@ enum LazyDisk {
     Stored(PathBuf, DiskFormat),
     /// A disk of the user's.
     Given(PathBuf, BaseFormat),
-}
-
-/// A package that differs between the two, and how.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct PackageChange {
-    how: PackageChangeKind,
-    old: Option<ManifestPackage>,
-    new: Option<ManifestPackage>,
-}
-
-/// Kind of a package's change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum PackageChangeKind {
-    Added,
-    Removed,
-    Up,
-    Down,
-    /// Other versions, whose order is not known.
-    Changed,
 }
 
 /// What could not be read on one side.
@@ -309,38 +289,6 @@ fn send_tree(chain: &Chain, mut to: RecordSender) {
     match walked {
         Ok(()) | Err(TreeError::Stopped) => {}
         Err(error) => _ = to.send(Err(error.into())),
-    }
-}
-
-/// Returns the packages whose versions differ, by name and architecture.
-fn package_changes(old: &[ManifestPackage], new: &[ManifestPackage]) -> Vec<PackageChange> {
-    let is_same = |one: &ManifestPackage, other: &ManifestPackage| one.name == other.name && one.arch == other.arch;
-    // Several versions of one name may be installed together, as kernels are: whole packages are compared first.
-    let only = |these: &[ManifestPackage], others: &[ManifestPackage]| -> Vec<ManifestPackage> {
-        these.iter().filter(|package| !others.contains(package)).cloned().collect()
-    };
-    let (gone, mut come) = (only(old, new), only(new, old));
-    let mut changes: Vec<_> = gone
-        .into_iter()
-        .map(|package| {
-            let place = come.iter().position(|other| is_same(&package, other));
-            (Some(package), place.map(|place| come.remove(place)))
-        })
-        .collect();
-    changes.extend(come.into_iter().map(|package| (None, Some(package))));
-    changes.sort_by(|one, other| one.0.as_ref().or(one.1.as_ref()).cmp(&other.0.as_ref().or(other.1.as_ref())));
-    changes.into_iter().map(|(old, new)| PackageChange { how: how(old.as_ref(), new.as_ref()), old, new }).collect()
-}
-
-fn how(old: Option<&ManifestPackage>, new: Option<&ManifestPackage>) -> PackageChangeKind {
-    let (Some(old), Some(new)) = (old, new) else {
-        return if new.is_some() { PackageChangeKind::Added } else { PackageChangeKind::Removed };
-    };
-    let kind = old.kind.as_deref().filter(|kind| new.kind.as_deref() == Some(kind));
-    match kind.and_then(PackageType::named).and_then(|kind| version::compare(kind, &old.version, &new.version)) {
-        Some(Ordering::Less) => PackageChangeKind::Up,
-        Some(Ordering::Greater) => PackageChangeKind::Down,
-        _ => PackageChangeKind::Changed,
     }
 }
 

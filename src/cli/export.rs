@@ -147,7 +147,7 @@ fn write(folder: &Path, name: &str, text: &str, conflict: OnConflict) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::shelf::{TestStore, written};
+    use crate::store::testing::{TestStore, written};
 
     fn described(
         shelf: &TestStore,

@@ -174,7 +174,7 @@ fn describe_eviction(what: &str, count: usize, bytes: u64, left: u64) -> String 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::shelf::{TestStore, written};
+    use crate::store::testing::{TestStore, written};
 
     fn gc(shelf: &TestStore, keep: usize, images: &[&str], dry_run: bool) -> Result<String, Failure> {
         let keep = NonZeroUsize::new(keep).unwrap();

@@ -100,7 +100,7 @@ fn test(test: &ManifestTest) -> String {
 mod tests {
     use super::*;
     use crate::store::manifest::ListedContents;
-    use crate::store::shelf::{TestStore, written};
+    use crate::store::testing::{TestStore, written};
 
     #[test]
     fn a_summary_tells_the_story() {

@@ -124,7 +124,7 @@ pub(super) fn age(seconds: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::shelf::{TestStore, written};
+    use crate::store::testing::{TestStore, written};
 
     #[test]
     fn ages_are_rough() {
@@ -188,7 +188,10 @@ web   1          old,stable  4B    2 days ago  qcow2    debian-12.qcow2
         let mut out = Vec::new();
         let failure = run(&shelf.store, false, &mut out).unwrap_err();
         assert_eq!(failure.kind().exit_code(), 8);
-        assert!(failure.to_string().contains("failed to parse") && failure.to_string().contains("web/1/manifest.json"), "{failure}");
+        assert!(
+            failure.to_string().contains("failed to parse") && failure.to_string().contains("web/1/manifest.json"),
+            "{failure}"
+        );
         assert_eq!(String::from_utf8(out).unwrap().lines().count(), 2);
     }
 }

@@ -22,7 +22,7 @@ pub fn run(store: &Store, args: &args::RemoveArgs, notes: &mut dyn Write) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::shelf::{TestStore, written};
+    use crate::store::testing::{TestStore, written};
 
     #[test]
     fn a_bare_name_removes_the_newest_version() {

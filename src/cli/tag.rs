@@ -148,7 +148,7 @@ fn row(change: &TagChange) -> [String; 5] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::shelf::TestStore;
+    use crate::store::testing::TestStore;
 
     /// Runs `kiln tag`, and returns its standard output and its report.
     fn tag(shelf: &TestStore, image: &str, tag: Option<&str>, option: &str) -> Result<(String, String), Failure> {

@@ -70,7 +70,7 @@ mod tests {
     use crate::sign::Signer;
     use crate::sign::tests::ssh_key;
     use crate::store::manifest::tests::sample;
-    use crate::store::shelf::{TestStore, written};
+    use crate::store::testing::{TestStore, written};
     use crate::store::{Evidence, ImageId, Lookup, Manifest};
     use std::path::Path;
 

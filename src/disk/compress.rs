@@ -19,11 +19,11 @@ use zstd::zstd_safe::find_frame_compressed_size;
 use crate::specfile::BaseFormat;
 
 use super::chain::Chain;
+use super::ordered_jobs::{in_order, threads};
 use super::qcow2::header::Codec;
 use super::qcow2::reader::Qcow2Reader;
 use super::qcow2::writer::{CLUSTER, CLUSTER_BITS, Qcow2Writer};
 use super::source::{DataLocation, DiskSource, LayerError};
-use super::turns::{in_order, threads};
 use super::write::{Progress, WriteError};
 
 /// The compression level: the default of zstd, and of QEMU.

@@ -11,9 +11,9 @@ use crate::error::{Fault, Kind};
 use crate::specfile::DiskFormat;
 
 use super::chain::{Chain, ChainError};
+use super::ordered_jobs::{in_order, threads};
 use super::pieces::{PIECE, PieceStarts};
 use super::sparse::is_zero;
-use super::turns::{in_order, threads};
 use super::write::length_at;
 
 static ZEROES: [u8; PIECE] = [0; PIECE];

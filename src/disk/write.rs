@@ -18,9 +18,9 @@ use crate::specfile::DiskFormat;
 use super::chain::{Chain, ChainError};
 use super::file_writer::{FileWriter, GRAIN, Piece};
 use super::identity::DiskIdentity;
+use super::ordered_jobs::{in_order, threads};
 use super::pieces::{PIECE, PieceStarts};
 use super::source::LayerError;
-use super::turns::{in_order, threads};
 use super::{sparse, vdi, vhd, vhdx, vmdk};
 
 /// The error of an output.

@@ -15,7 +15,7 @@ use crate::url::Url;
 
 use super::checksum::{Algorithm, Checksum};
 use super::error::DownloadError;
-use super::part::{DownloadClaim, ExpectedFile, PartialDownload, VerifiedFile, is_at};
+use super::partial_file::{DownloadClaim, ExpectedFile, PartialDownload, VerifiedFile, is_at};
 use super::watch::DownloadWatch;
 use super::{DownloadCache, DownloadRequest, FOLDER_MODE, NetworkMode, places};
 

@@ -32,7 +32,7 @@ mod checksum;
 mod error;
 mod evict;
 mod http;
-mod part;
+mod partial_file;
 mod places;
 mod sums;
 mod transfer;

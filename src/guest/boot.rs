@@ -5,8 +5,6 @@ use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use tokio::time::sleep;
-
 use crate::context::{BuildContext, ScratchError};
 use crate::deadline::Deadline;
 use crate::disk::qcow2::create_overlay;
@@ -15,7 +13,6 @@ use crate::event::{Events, NoticeLevel};
 use crate::layer::Stack;
 use crate::machine::argv::{BackingFiles, OVERLAY, SEED, Start};
 use crate::machine::checkpoint::RamFormat;
-use crate::machine::console::Console;
 use crate::machine::{self, RunningMachine};
 use crate::masking::SecretMask;
 use crate::plan::machine::PlannedMachine;
@@ -26,6 +23,7 @@ use crate::size::{ByteSize, format_duration};
 use crate::specfile::{DiskFormat, NetworkBackend};
 
 use super::agent_obstacles::KnownObstacles;
+use super::dead_ends::hopeless;
 use super::pending_units::{UnfinishedUnits, console_start_job};
 use super::power_requests::PowerSuspects;
 
@@ -447,28 +445,6 @@ async fn explain(failure: Failure, machine: &RunningMachine) -> Failure {
         Some(fate) => BootError::Ended { fate, console: machine.console().tail(CONSOLE_LINES) }.into(),
         None => failure,
     }
-}
-
-/// Strings on the console of a boot that has ended without an agent, and what each of them means.
-const DEAD_ENDS: [(&str, &str); 9] = [
-    ("No bootable device", "the BIOS finds nothing to boot on the disk"),
-    ("No bootable option or device was found", "the UEFI firmware finds nothing to boot on the disk"),
-    ("UEFI Interactive Shell", "the UEFI firmware finds nothing to boot on the disk"),
-    ("grub rescue>", "GRUB does not find the rest of itself"),
-    ("grub>", "GRUB finds no configuration"),
-    ("Kernel panic - not syncing", "the guest's kernel panicked"),
-    ("(initramfs)", "the initramfs does not find or mount the root file system"),
-    ("You are in emergency mode", "systemd is in its emergency mode"),
-    ("Entering emergency mode", "the initramfs is in its emergency mode"),
-];
-/// How long the agent may still take after that; if it connects all the same, the boot has succeeded.
-const LAST_CHANCE: Duration = Duration::from_secs(5);
-
-/// Waits until the console shows a dead end, and returns what that means.
-async fn hopeless(console: &Console) -> &'static str {
-    let shown = console.until(&DEAD_ENDS.map(|(text, _)| text)).await;
-    sleep(LAST_CHANCE).await;
-    DEAD_ENDS.iter().find(|(text, _)| *text == shown).map_or("", |(_, what)| *what)
 }
 
 fn no_agent(machine: &RunningMachine, after: Duration) -> Failure {

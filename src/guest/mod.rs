@@ -3,6 +3,7 @@
 pub mod agent_obstacles;
 pub mod boot;
 pub mod cloud_init;
+pub(crate) mod dead_ends;
 pub mod hints;
 pub mod leftovers;
 pub mod mount_agreement;

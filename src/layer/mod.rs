@@ -1,4 +1,4 @@
-//! The step cache: frozen disks, and memory to continue from, addressed by the key of the step that produced them.
+//! The layers of the step cache on the disk: frozen disks, and memory to continue from, addressed by the key of the step that produced them.
 //!
 //! ```text
 //! CACHE/layers/KEY.ID/layer.json    its facts; a folder of this name is complete

@@ -20,13 +20,13 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use crate::context::{BuildContext, ScratchError};
 use crate::digest::hex;
 use crate::disk::as_mounted::{left_over, readable_volumes};
-use crate::disk::chain::Chain;
+use crate::disk::chain::{Chain, DiskFiles, open_files};
 use crate::disk::entry::{Chunk, ContentDigest, DiskEntry};
 use crate::disk::gap::TreeGap;
+use crate::disk::guest_listing::GuestListing;
 use crate::disk::listing::{self, ListingWriter};
 use crate::disk::os_release::{self, OsRelease};
 use crate::disk::packages::InstalledPackage;
-use crate::disk::told::GuestListing;
 use crate::disk::tree::{EntryVisitor, Tree, TreeError, TreeVisitor};
 use crate::error::Failure;
 use crate::event::{Events, NoticeLevel};
@@ -43,7 +43,6 @@ use crate::store::manifest;
 
 use super::attribution::Attribution;
 use super::platform;
-use crate::disk::chain::{DiskFiles, open_files};
 
 /// The deadline for listing files in the guest: hashing gigabytes under software emulation takes minutes.
 const FILES_PATIENCE: Duration = Duration::from_secs(60 * 60);

@@ -115,8 +115,7 @@ fn check_sealed(build: &BuildContext<'_>, layers: &DiskFiles, evidence: &GuestEv
         build.events.notice(NoticeLevel::Warning, warning);
     }
     if !report.is_known {
-        let text =
-            "sealing was not verified for machine-id, host keys and the like: not all files are known";
+        let text = "sealing was not verified for machine-id, host keys and the like: not all files are known";
         build.events.notice(NoticeLevel::Warning, text);
     }
     Ok(())

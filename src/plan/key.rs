@@ -10,7 +10,10 @@ use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::specfile::{Action, Command, Context, Copy, FileOwner};
+use crate::specfile::{self, Action, Command, Context, Copy, FileOwner, NetworkBackend, Spec};
+
+use super::machine::{Accelerator, PlannedMachine, format_name};
+use super::{Facts, InputFacts, PlannedStep};
 
 /// The version of the hashed form; it changes whenever the meaning of that form changes.
 pub(super) const SCHEME: &str = "kiln-key-2";
@@ -93,6 +96,85 @@ fn context_value(context: &Context) -> Value {
 
 fn owner_value(owner: &FileOwner) -> Value {
     json!([owner.user, owner.group])
+}
+
+/// Returns the content of the base key: everything that the spec determines about the guest before the first step, and
+/// everything about this host's machine that a step can see.
+pub(super) fn base_content(spec: &Spec, facts: &Facts, machine: &PlannedMachine) -> Value {
+    let mut content = portable_content(spec, facts, machine);
+    content["host"] = json!({
+        "cpus": machine.cpus, "type": machine.machine_type, "processor": processor(facts, machine.accelerator),
+        "uefi": facts.firmware.as_ref().map(|firmware| json!([firmware.code, firmware.vars])),
+    });
+    content
+}
+
+/// Returns the part of the base key's content that is the same on every host.
+fn portable_content(spec: &Spec, facts: &Facts, machine: &PlannedMachine) -> Value {
+    let network = match spec.machine.network {
+        NetworkBackend::None => json!(false),
+        NetworkBackend::User => json!("filtered"),
+    };
+    let mut content = json!({
+        "agent": facts.agent_build,
+        "base": { "sha256": facts.base.sha256, "format": format_name(facts.base.format) },
+        "machine": {
+            "cpus": spec.machine.cpus, "memory": spec.machine.memory, "disk": spec.machine.disk,
+            "firmware": machine.firmware.name(), "network": network,
+        },
+        "source_date_epoch": facts.source_date_epoch,
+    });
+    if !spec.network.private.is_empty() {
+        content["network"] = json!({ "private": spec.network.private });
+    }
+    content
+}
+
+/// Returns the key of a version. It depends on the inputs alone: the cache also requires the same machine, but a version
+/// that was built from these inputs on another host is the same version.
+pub(super) fn build_key(spec: &Spec, facts: &Facts, machine: &PlannedMachine, steps: &[PlannedStep]) -> CacheKey {
+    let base = CacheKey::root().then(&portable_content(spec, facts, machine));
+    let last = steps.iter().fold(base, |key, step| key.then(&step_content(spec, &step.step, step.input.as_ref())));
+    last.then(&result_value(spec, facts))
+}
+
+/// Returns the name of the processor that the guest sees. Programs are compiled for it (`-march=native`) and select code by
+/// it.
+fn processor(facts: &Facts, accelerator: Accelerator) -> String {
+    let model = accelerator.cpu_model();
+    match accelerator {
+        // The host's own processor.
+        Accelerator::Kvm => format!("{model} {}", facts.host.processor),
+        // Everything that this QEMU can emulate, whatever the host has; the machine type identifies the QEMU.
+        Accelerator::Tcg => model.to_owned(),
+    }
+}
+
+/// Returns what a step adds to the key before it.
+pub(super) fn step_content(spec: &Spec, step: &specfile::StepSpec, input: Option<&InputFacts>) -> Value {
+    let mut content = json!({ "do": canonical(&step.action, input.map(|input| input.digest.hex())) });
+    // Only commands see the variables; strings that contained them have changed already.
+    if matches!(step.action, Action::Run { .. } | Action::Script { .. }) {
+        content["vars"] = json!(spec.vars);
+    }
+    content
+}
+
+/// Returns what is done after the last step, and what the manifest records of the image.
+fn result_value(spec: &Spec, facts: &Facts) -> Value {
+    let test = |test: &specfile::Test| json!([test.name, test.check, test.reboot, test.needs_fresh_boot]);
+    let tests: Vec<_> = spec.tests.iter().map(test).collect();
+    let outputs: Vec<_> =
+        spec.outputs.iter().map(|output| json!([output.format.name(), output.compression.name()])).collect();
+    json!({
+        "image": {
+            "name": spec.image.name, "version": spec.image.version,
+            "description": spec.image.description, "labels": spec.image.labels,
+        },
+        "seal": { "build": facts.seal_build, "skip": spec.seal.skip },
+        "tests": tests,
+        "outputs": outputs,
+    })
 }
 
 #[cfg(test)]

@@ -10,12 +10,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde_json::json;
-
 use crate::digest::FileStamp;
 use crate::error::{Fault, Kind};
 use crate::size::{ByteSize, format_duration};
-use crate::specfile::{self, Action, BaseFormat, NetworkBackend, OutputFormat, Spec};
+use crate::specfile::{self, Action, BaseFormat, OutputFormat, Spec};
 
 pub mod graph;
 pub mod host;
@@ -29,7 +27,7 @@ pub mod trace;
 use host::{Host, KvmVerdict, UefiFirmware};
 use key::CacheKey;
 use limits::DiskSizeError;
-use machine::{Accelerator, MachineFirmware, PlannedMachine, PrivateNetworkAccess, format_name};
+use machine::{Accelerator, MachineFirmware, PlannedMachine, PrivateNetworkAccess};
 use output::Outputs;
 use trace::Parts;
 
@@ -242,13 +240,13 @@ impl Plan {
     /// When the spec cannot be carried out on this host or with this base image.
     pub fn new(spec: Spec, facts: &Facts) -> Result<Self, PlanError> {
         let machine = plan_machine(&spec, facts)?;
-        let base_content = base_content(&spec, facts, &machine);
+        let base_content = key::base_content(&spec, facts, &machine);
         let base_key = CacheKey::root().then(&base_content);
         let steps = plan_steps(&spec, facts, base_key);
         let disk_size = machine.disk.map_or(facts.base.virtual_size, ByteSize::bytes);
         spec.outputs.iter().try_for_each(|output| check_size(output.format, disk_size))?;
         let outputs = Outputs::new(&format!("{}-{}", spec.image.name, spec.image.version), &spec.outputs);
-        let build_key = build_key(&spec, facts, &machine, &steps);
+        let build_key = key::build_key(&spec, facts, &machine, &steps);
         let base = facts.base.clone();
         Ok(Self {
             spec,
@@ -382,94 +380,15 @@ fn choose_firmware(wanted: specfile::FirmwareKind, facts: &Facts) -> Result<Mach
     }
 }
 
-/// Returns the content of the base key: everything that the spec determines about the guest before the first step, and
-/// everything about this host's machine that a step can see.
-fn base_content(spec: &Spec, facts: &Facts, machine: &PlannedMachine) -> serde_json::Value {
-    let mut content = portable_content(spec, facts, machine);
-    content["host"] = json!({
-        "cpus": machine.cpus, "type": machine.machine_type, "processor": processor(facts, machine.accelerator),
-        "uefi": facts.firmware.as_ref().map(|firmware| json!([firmware.code, firmware.vars])),
-    });
-    content
-}
-
-/// Returns the part of the base key's content that is the same on every host.
-fn portable_content(spec: &Spec, facts: &Facts, machine: &PlannedMachine) -> serde_json::Value {
-    let network = match spec.machine.network {
-        NetworkBackend::None => json!(false),
-        NetworkBackend::User => json!("filtered"),
-    };
-    let mut content = json!({
-        "agent": facts.agent_build,
-        "base": { "sha256": facts.base.sha256, "format": format_name(facts.base.format) },
-        "machine": {
-            "cpus": spec.machine.cpus, "memory": spec.machine.memory, "disk": spec.machine.disk,
-            "firmware": machine.firmware.name(), "network": network,
-        },
-        "source_date_epoch": facts.source_date_epoch,
-    });
-    if !spec.network.private.is_empty() {
-        content["network"] = json!({ "private": spec.network.private });
-    }
-    content
-}
-
-/// Returns the key of a version. It depends on the inputs alone: the cache also requires the same machine, but a version
-/// that was built from these inputs on another host is the same version.
-fn build_key(spec: &Spec, facts: &Facts, machine: &PlannedMachine, steps: &[PlannedStep]) -> CacheKey {
-    let base = CacheKey::root().then(&portable_content(spec, facts, machine));
-    let last = steps.iter().fold(base, |key, step| key.then(&step_content(spec, &step.step, step.input.as_ref())));
-    last.then(&result_value(spec, facts))
-}
-
-/// Returns the name of the processor that the guest sees. Programs are compiled for it (`-march=native`) and select code by
-/// it.
-fn processor(facts: &Facts, accelerator: Accelerator) -> String {
-    let model = accelerator.cpu_model();
-    match accelerator {
-        // The host's own processor.
-        Accelerator::Kvm => format!("{model} {}", facts.host.processor),
-        // Everything that this QEMU can emulate, whatever the host has; the machine type identifies the QEMU.
-        Accelerator::Tcg => model.to_owned(),
-    }
-}
-
 fn plan_steps(spec: &Spec, facts: &Facts, base: CacheKey) -> Vec<PlannedStep> {
     let mut key = base;
     let plan = |(index, step): (usize, &specfile::StepSpec)| {
         let input = facts.inputs.get(&index).cloned();
-        let content = step_content(spec, step, input.as_ref());
+        let content = key::step_content(spec, step, input.as_ref());
         key = key.then(&content);
         PlannedStep { step: step.clone(), key, parts: trace::parts(&content), input }
     };
     spec.steps.iter().enumerate().map(plan).collect()
-}
-
-/// Returns what a step adds to the key before it.
-fn step_content(spec: &Spec, step: &specfile::StepSpec, input: Option<&InputFacts>) -> serde_json::Value {
-    let mut content = json!({ "do": key::canonical(&step.action, input.map(|input| input.digest.hex())) });
-    // Only commands see the variables; strings that contained them have changed already.
-    if matches!(step.action, Action::Run { .. } | Action::Script { .. }) {
-        content["vars"] = json!(spec.vars);
-    }
-    content
-}
-
-/// Returns what is done after the last step, and what the manifest records of the image.
-fn result_value(spec: &Spec, facts: &Facts) -> serde_json::Value {
-    let test = |test: &specfile::Test| json!([test.name, test.check, test.reboot, test.needs_fresh_boot]);
-    let tests: Vec<_> = spec.tests.iter().map(test).collect();
-    let outputs: Vec<_> =
-        spec.outputs.iter().map(|output| json!([output.format.name(), output.compression.name()])).collect();
-    json!({
-        "image": {
-            "name": spec.image.name, "version": spec.image.version,
-            "description": spec.image.description, "labels": spec.image.labels,
-        },
-        "seal": { "build": facts.seal_build, "skip": spec.seal.skip },
-        "tests": tests,
-        "outputs": outputs,
-    })
 }
 
 /// Scales a duration that is meant for hardware to this accelerator.

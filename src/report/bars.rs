@@ -23,13 +23,14 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
-use super::escape::escape;
-use super::quote::{MARK, quote_line};
-use super::screen::Screen;
-use super::story::{EventFormatter, LineTopic, ReportLine, amount, clock};
-use super::{Paint, SharedWriter, Verbosity, is_shown};
 use crate::event::{Event, EventOrigin, EventSink, Outcome, Stage};
 use crate::size::ByteSize;
+
+use super::escape::escape;
+use super::event_lines::{EventFormatter, LineTopic, ReportLine, amount, clock};
+use super::quote::{MARK, quote_line};
+use super::screen::Screen;
+use super::{Paint, SharedWriter, Verbosity, is_shown};
 
 /// Interval at which the spinner turns and the clock is redrawn.
 const TICK: Duration = Duration::from_millis(125);

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::story::{EventFormatter, LineTopic};
-use super::{SharedWriter, write_line};
 use crate::event::{Event, EventOrigin, EventSink};
+
+use super::event_lines::{EventFormatter, LineTopic};
+use super::{SharedWriter, write_line};
 
 /// Size limit of a log, bytes. A guest can write for hours.
 const LARGEST: u64 = 256 << 20;

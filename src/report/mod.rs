@@ -17,6 +17,7 @@ mod bars;
 #[path = "../../tests/support/ci.rs"]
 pub(crate) mod ci;
 pub mod escape;
+mod event_lines;
 #[cfg(test)]
 mod forging;
 pub mod github;
@@ -26,7 +27,6 @@ pub mod log;
 mod plain;
 pub(crate) mod quote;
 mod screen;
-mod story;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -133,8 +133,8 @@ impl Paint {
     }
 
     /// Formats a finished line for plain output and bars.
-    fn line(self, line: &story::ReportLine) -> String {
-        use story::LineTopic;
+    fn line(self, line: &event_lines::ReportLine) -> String {
+        use event_lines::LineTopic;
         let text = &line.text;
         match line.topic {
             LineTopic::Done => format!("  {} {text}", self.good("ok")),
@@ -147,8 +147,8 @@ impl Paint {
 }
 
 /// Returns whether lines of this topic are shown.
-fn is_shown(topic: story::LineTopic, verbosity: Verbosity) -> bool {
-    use story::LineTopic;
+fn is_shown(topic: event_lines::LineTopic, verbosity: Verbosity) -> bool {
+    use event_lines::LineTopic;
     match topic {
         LineTopic::Warning => true,
         LineTopic::Began | LineTopic::Done | LineTopic::Failed | LineTopic::Note | LineTopic::Output => {

@@ -2,10 +2,11 @@
 
 use std::io::Write;
 
-use super::escape::escape;
-use super::story::EventFormatters;
-use super::{Paint, SharedWriter, Verbosity, is_shown, write_line};
 use crate::event::{Event, EventOrigin, EventSink};
+
+use super::escape::escape;
+use super::event_lines::EventFormatters;
+use super::{Paint, SharedWriter, Verbosity, is_shown, write_line};
 
 /// Sink that writes plain lines.
 pub struct PlainSink {

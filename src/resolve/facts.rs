@@ -19,15 +19,14 @@ use crate::plan::host::Host;
 use crate::plan::host_paths::PathOwner;
 use crate::plan::{BaseFacts, Facts, FirmwareDigests, InputFacts, Plan};
 use crate::session;
-use crate::specfile::giveaways::giveaways;
+use crate::specfile::hardcoded_secrets::giveaways;
 use crate::specfile::{self, Spec, SpecFile, StepSpec};
 
-use super::agent_support;
 use super::base::{BaseResolver, LocatedBase, is_yet_to_come};
 use super::inputs::{InputError, check_script, examine};
 use super::path_policy::{self, ReachError, ReachPolicy, RefusedPath};
-use super::secrets;
 use super::source_errors::{SourceErrors, SourceProblem};
+use super::{agent_support, secrets};
 
 /// The reason why the facts for a plan cannot be gathered.
 #[derive(Debug, thiserror::Error)]

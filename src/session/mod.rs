@@ -17,7 +17,7 @@ pub mod greeting;
 pub mod receive;
 pub mod sealing;
 pub mod shell;
-pub mod stage;
+pub mod stage_source;
 pub mod transfer;
 
 #[cfg(test)]
@@ -35,7 +35,7 @@ pub use exec::{Exec, Exit};
 pub use greeting::Hello;
 pub use receive::{FetchLimits, FetchRequest, FetchedTree};
 pub use shell::{Attach, AttachedTerminal, TerminalInput, TerminalLine};
-pub use stage::{PackedTree, StageContent, StageSource, StagedStream, stage};
+pub use stage_source::{PackedTree, StageContent, StageSource, StagedStream, stage};
 pub use transfer::{DiskReport, FetchOutcome};
 
 /// The agent as an executable for the guest: static, x86-64 Linux.

@@ -15,7 +15,7 @@ use crate::wire::{HiddenBytes, MAX_DATA, Message};
 use super::GuestError;
 use super::connection::{Session, unexpected};
 use super::receive::{FetchRequest, FetchedTree, receive};
-use super::stage::{PackedTree, StageSource};
+use super::stage_source::{PackedTree, StageSource};
 
 /// Number of chunks between the port and the thread that reads or writes files.
 const AHEAD: usize = 8;

@@ -8,7 +8,7 @@ use super::complaint::SpecError;
 use super::document::SpannedValue;
 use super::longest_argument::{LONGEST, too_long};
 use super::reader::SpecReader;
-use super::shape::{Text, ValueProblem, text};
+use super::value_kinds::{Text, ValueProblem, text};
 
 /// The longest shell script in a string, bytes. The agent accepts 1 MiB, with environment and secrets.
 const LONGEST_SCRIPT: usize = 512 << 10;

@@ -6,27 +6,28 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::size::ByteSize;
+use crate::url::Url;
+
 use super::arguments::argument;
-use super::compound::{CommandShape, DeclaredVariables, List, Map, OneOrMore, Variables};
+use super::compound_kinds::{CommandShape, DeclaredVariables, List, Map, OneOrMore, Variables};
 use super::document::SpannedValue;
 use super::network::private_destination;
 use super::paths::{ACCOUNT, SlashedPath, guest_file, guest_folder, guest_path, host_path, kept_path, owner};
 use super::platform::Platform;
 use super::reader::{Section, SpecReader};
-use super::shape::{
-    Boolean, Integer, Mode, Word, choice, content, duration, line, location, reference, regex, sha256, size, text,
-    title, word,
-};
 use super::table::{
     ChosenVariant, DefaultedKey, Field, KeySchema, Optional, Required, Table, Variant, Variants, of, one_of, table,
     variants,
+};
+use super::value_kinds::{
+    Boolean, Integer, Mode, Word, choice, content, duration, line, location, reference, regex, sha256, size, text,
+    title, word,
 };
 use super::{
     AccelChoice, BaseFormat, Command, Compression, FileOwner, FirmwareKind, NetworkBackend, OutputFormat,
     PrivateDestination, seal,
 };
-use crate::size::ByteSize;
-use crate::url::Url;
 
 pub(super) const IMAGE_NAME: Word = Word::new("a-z0-9", "a-z0-9._-", 64);
 pub(super) const IMAGE_VERSION: Word = Word::new("A-Za-z0-9", "A-Za-z0-9._+-", 64);

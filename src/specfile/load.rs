@@ -6,15 +6,16 @@ use toml::de::{DeTable, DeValue};
 use toml_parser::Source;
 use toml_parser::lexer::TokenKind;
 
+use crate::project::FileReach;
+
 use super::complaint::{LoadError, SpecError, SpecErrors};
 use super::document::SpecDocument as Text;
 use super::keys::Document;
 use super::reader::{Node, SpecReader};
-use super::shape::Shape as _;
 use super::spec_file::SpecFile;
 use super::table::of;
+use super::value_kinds::Shape as _;
 use super::{Overrides, Spec, validate, variants};
-use crate::project::FileReach;
 
 /// The most parts of a dotted key. A spec needs two; a key with more than this many can only be meant to exhaust the stack,
 /// since tables are dropped recursively. The TOML parser itself limits the nesting of brackets alone.

@@ -17,12 +17,11 @@ use crate::size::ByteSize;
 use crate::url::Url;
 
 mod arguments;
-mod checks;
 mod complaint;
-mod compound;
+mod compound_kinds;
 mod document;
 mod format;
-pub mod giveaways;
+pub mod hardcoded_secrets;
 mod hidden_characters;
 mod keys;
 mod load;
@@ -32,8 +31,8 @@ mod network;
 mod paths;
 pub mod platform;
 mod reader;
+mod schema;
 pub mod seal;
-mod shape;
 mod spec_file;
 mod steps;
 pub(crate) mod suggest;
@@ -41,6 +40,8 @@ mod table;
 mod template;
 mod test;
 mod validate;
+mod validate_tests;
+mod value_kinds;
 mod variants;
 
 pub use complaint::{LoadError, SpecError, SpecErrors};
@@ -49,6 +50,7 @@ pub use format::{Compression, DiskFormat, OutputFormat};
 pub use network::{NetworkAccess, PrivateDestination};
 pub(crate) use paths::from_folder_of as resolve_path;
 pub use platform::Platform;
+pub use schema::schema;
 pub use spec_file::{MAX_BYTES, SpecFile, spec_file};
 pub use test::{Check, FileCheck, Test};
 pub use variants::EVERY_VARIANT;
@@ -62,13 +64,6 @@ pub struct Overrides {
     pub vars: Vec<(String, String)>,
     /// The value of `--variant`: the one of `[variants]` that is merged into the rest.
     pub variant: Option<String>,
-}
-
-/// Returns the JSON Schema, draft 7, of a spec file, for editors. It is generated from the declarations that specs are read
-/// with.
-#[must_use]
-pub fn schema() -> serde_json::Value {
-    table::root_schema::<keys::Document>()
 }
 
 /// The validated specification of one image. Paths are absolute.

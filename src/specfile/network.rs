@@ -4,8 +4,9 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
-use super::shape::{Text, ValueProblem, matching};
 use crate::address::{AddressRange, AddressRangeError};
+
+use super::value_kinds::{Text, ValueProblem, matching};
 
 /// The name that stands for the host in a spec.
 const HOST: &str = "host";

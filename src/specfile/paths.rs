@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::FileOwner;
 use super::document::SpannedValue;
-use super::shape::{Text, ValueProblem, Word, matching, quoted};
+use super::value_kinds::{Text, ValueProblem, Word, matching, quoted};
 
 /// The longest path that Linux accepts, without its NUL.
 const MAX_PATH: usize = 4095;

@@ -6,11 +6,11 @@ use serde_json::{Map as JsonMap, Value as Json, json};
 use toml::de::{DeTable, DeValue};
 
 use super::complaint::SpecError;
-use super::compound::wrong_brackets;
+use super::compound_kinds::wrong_brackets;
 use super::document::SpannedValue;
 use super::reader::{Node, Section, SpecReader};
-use super::shape::{Shape, not_yet, quoted};
 use super::suggest::{list, suggest};
+use super::value_kinds::{Shape, not_yet, quoted};
 
 /// Keys and values as read: types and ranges are valid, checks between keys are left to `validate`.
 pub(super) trait Table: Sized {
@@ -176,19 +176,8 @@ impl<T: Table> Shape for TableShape<T> {
     }
 }
 
-/// Returns the schema of a whole document.
-pub(super) fn root_schema<T: Table>() -> Json {
-    let mut schema = object(T::keys());
-    schema["$schema"] = "http://json-schema.org/draft-07/schema#".into();
-    schema["title"] = T::ABOUT.trim().trim_end_matches('.').into();
-    schema
-}
-
-fn unknown(key: &str) -> String {
-    format!("unknown key {}", quoted(key))
-}
-
-fn object(keys: Vec<KeySchema>) -> Json {
+/// Returns the schema of a table with these keys.
+pub(super) fn object(keys: Vec<KeySchema>) -> Json {
     let required: Vec<String> = keys.iter().filter(|key| key.required).map(|key| key.name.clone()).collect();
     let properties: JsonMap<String, Json> = keys.into_iter().map(|key| (key.name, key.schema)).collect();
     let mut object = json!({ "type": "object", "properties": properties, "additionalProperties": false });
@@ -196,6 +185,10 @@ fn object(keys: Vec<KeySchema>) -> Json {
         object["required"] = required.into();
     }
     object
+}
+
+fn unknown(key: &str) -> String {
+    format!("unknown key {}", quoted(key))
 }
 
 /// Tables of several kinds; which of a few keys is present determines the kind.

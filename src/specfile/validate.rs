@@ -3,21 +3,20 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::checks;
 use super::complaint::SpecError;
-use super::compound::DeclaredVariables;
+use super::compound_kinds::DeclaredVariables;
 use super::document::{SpannedValue, values};
 use super::keys::{self, IMAGE_NAME, IMAGE_VERSION, Secret};
 use super::paths::host_file;
 use super::reader::SpecReader;
-use super::shape::Word;
 use super::steps::{self, StepScope};
 use super::suggest::list;
 use super::table::ChosenVariant;
+use super::value_kinds::Word;
 use super::{
     BaseImageSpec, BaseSource, BuildSpec, Compression, ImageSpec, MachineSpec, NetworkAccess, NetworkBackend,
     OutputFormat, OutputSpec, RemoteBase, SealSpec, SecretDeclaration, SecretSource, Spec, SpecDocument, SumsSpec,
-    SumsVerification,
+    SumsVerification, validate_tests,
 };
 
 /// Returns the spec, if nothing that it requires is missing. The reader knows whether there are errors.
@@ -28,7 +27,7 @@ pub(super) fn spec(raw: keys::Document, reader: &mut SpecReader) -> Option<Spec>
     let secrets = secrets(raw.secrets, &path, reader.document);
     let mut around = StepScope { spec: &path, image: image.as_ref(), secrets: &secrets, reader };
     let steps = steps::steps(raw.step, &mut around);
-    let tests = checks::tests(raw.test, reader);
+    let tests = validate_tests::tests(raw.test, reader);
     let outputs = outputs(raw.output, reader);
     let base = base(raw.base?.value, &path, reader);
     for (name, variant) in raw.variants {

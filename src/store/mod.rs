@@ -31,11 +31,11 @@ pub mod manifest;
 mod reference;
 mod remove;
 mod retention;
-#[cfg(test)]
-pub(crate) mod shelf;
 mod staging;
 mod sums;
 mod tags;
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 

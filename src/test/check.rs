@@ -20,9 +20,9 @@ use crate::session::{Exec, Exit, GuestError};
 use crate::size::format_duration;
 use crate::specfile::{Check, Command, FileCheck, Test};
 
-use super::found::{describe_text, matches_output, shorten};
-use super::parse::Verdict;
-use super::{PATIENCE, PAUSE, parse};
+use super::describe::{describe_text, matches_output, shorten};
+use super::parse::{self, Verdict};
+use super::{PATIENCE, PAUSE};
 
 /// The most bytes that a check reads of a file or of a command's output, and that are kept of a failed test's.
 const READ_LIMIT: usize = 16 << 20;

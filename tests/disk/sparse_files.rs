@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use kiln::agent::list::list_folder;
 use kiln::disk::entry::canonical;
-use kiln::disk::told::GuestListing;
+use kiln::disk::guest_listing::GuestListing;
 use kiln::disk::tree::Tree;
 use kiln::specfile::BaseFormat;
 

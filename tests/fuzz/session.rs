@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::sync::LazyLock;
 use std::time::SystemTime;
 
-use kiln::disk::told::GuestListing;
+use kiln::disk::guest_listing::GuestListing;
 use kiln::session::{Exec, FetchLimits, FetchRequest, Session, StageContent, StageSource, TerminalInput, TerminalLine};
 use kiln::specfile::FileOwner;
 use kiln::wire::message::{Facts, ProtocolVersion};

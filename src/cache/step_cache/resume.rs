@@ -2,7 +2,8 @@
 //!
 //! A build may begin with the memory of any checkpoint whose key is one of its own, or with the disk of a layer that was
 //! made after a `reboot` step: in both cases the guest is what it would be without a cache. The choice among them depends
-//! on time alone: the time to start, and that of the steps after it that have to be repeated.
+//! on time alone: the time to start, and that of the steps after it that have to be repeated. A checkpoint that turns out bad
+//! when it is resumed is refused, and the choice is made again (`BuildContext::start` in `pipeline`).
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -8,11 +8,12 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::disk::bytes::{be64_table, read_up_to};
+use crate::disk::slot_cache::SlotCache;
+use crate::disk::source::{DataLocation, DataRun, DiskSource, LayerError};
+
 use super::header::{Codec, HEAD_LIMIT, Qcow2Header};
 use super::unpack::unpack;
-use crate::disk::bytes::{be64_table, read_up_to};
-use crate::disk::slots::SlotCache;
-use crate::disk::source::{DataLocation, DataRun, DiskSource, LayerError};
 
 pub(in crate::disk) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 pub(super) const COMPRESSED: u64 = 1 << 62;

@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::{BLOCK, DYNAMIC, FREE, SIGNATURE, VERSION};
 use crate::disk::bytes::{le32, le64};
-use crate::disk::slots::SlotCache;
+use crate::disk::slot_cache::SlotCache;
 use crate::disk::source::{DataLocation, DataRun, DiskSource, LayerError};
+
+use super::{BLOCK, DYNAMIC, FREE, SIGNATURE, VERSION};
 
 /// How many entries of the map are read at a time.
 const PAGE: u64 = 4096;

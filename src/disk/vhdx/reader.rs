@@ -4,14 +4,15 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use crate::disk::bytes::{le16, le32, le64};
+use crate::disk::slot_cache::SlotCache;
+use crate::disk::source::{DataLocation, DataRun, DiskSource, LayerError};
+
 use super::{
     BLOCK_TABLE, CHECKSUM, DISK_SIZE, FILE_PARAMETERS, HEADER, HEADER_LENGTH, HEADERS, IDENTIFIER, LOGICAL_SECTOR,
     METADATA, METADATA_REGION, METADATA_TABLE, MIB, PRESENT, REGION, REGIONS, REGIONS_LENGTH, STATE,
     blocks_of_a_bitmap, checksum,
 };
-use crate::disk::bytes::{le16, le32, le64};
-use crate::disk::slots::SlotCache;
-use crate::disk::source::{DataLocation, DataRun, DiskSource, LayerError};
 
 /// How many entries of the block table are read at a time.
 const PAGE: usize = 4096;

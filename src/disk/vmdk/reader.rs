@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use flate2::{Decompress, FlushDecompress, Status};
 
-use super::{AT_END, DEFLATE, FLAGS, FOOTER, GRAIN_SECTORS, MAGIC, SECTOR, TABLE_GRAINS, TABLE_SECTORS};
 use crate::disk::bytes::{le16, le32, le64};
-use crate::disk::slots::SlotCache;
+use crate::disk::slot_cache::SlotCache;
 use crate::disk::source::{DataLocation, DataRun, DiskSource, LayerError};
+
+use super::{AT_END, DEFLATE, FLAGS, FOOTER, GRAIN_SECTORS, MAGIC, SECTOR, TABLE_GRAINS, TABLE_SECTORS};
 
 const GRAIN: usize = 64 << 10;
 const TABLE_BYTES: usize = TABLE_GRAINS as usize * 4;

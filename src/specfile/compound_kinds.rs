@@ -12,8 +12,8 @@ use super::complaint::SpecError;
 use super::document::SpannedValue;
 use super::longest_argument::too_long;
 use super::reader::{Node, SpecReader};
-use super::shape::{Shape, Word};
 use super::suggest::suggest;
+use super::value_kinds::{Shape, Word};
 
 /// The most arguments that a command of a spec may have.
 const MAX_ARGUMENTS: usize = 1000;
