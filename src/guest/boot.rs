@@ -441,10 +441,9 @@ const SETTLED_SYSTEMD: &str = "[ \"$1\" = none ] || systemctl start network-onli
 const SETTLED_SYSVINIT: &str = "until runlevel | grep -q ' [2-5]$'; do sleep 0.2; done";
 
 async fn explain(failure: Failure, machine: &RunningMachine) -> Failure {
-    match machine.fate_within(Duration::ZERO).await {
-        Some(fate) => BootError::Ended { fate, console: machine.console().tail(CONSOLE_LINES) }.into(),
-        None => failure,
-    }
+    let Some(fate) = machine.fate_within(Duration::ZERO).await else { return failure };
+    machine.console().settle().await;
+    BootError::Ended { fate, console: machine.console().tail(CONSOLE_LINES) }.into()
 }
 
 fn no_agent(machine: &RunningMachine, after: Duration) -> Failure {

@@ -5,10 +5,12 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write;
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use crate::event::{Event, Events};
 use crate::masking::MaskingStream;
@@ -17,6 +19,10 @@ use crate::masking::MaskingStream;
 const FILE_LIMIT: u64 = 64 << 20;
 const TAIL_LINES: usize = 200;
 const LINE_LIMIT: usize = 400;
+/// How long nothing comes from a console that has nothing more to show.
+const QUIET: Duration = Duration::from_millis(50);
+/// The longest wait for that.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// The last lines of the console. Cheap to clone; all clones share them.
 #[derive(Clone, Default)]
@@ -64,6 +70,13 @@ impl Console {
                 None => more.await,
             }
         }
+    }
+
+    /// Waits until nothing more comes: what the guest wrote right before its end may arrive after the news of that.
+    pub async fn settle(&self) {
+        let quiet = async { while timeout(QUIET, self.0.more.notified()).await.is_ok() {} };
+        // A guest that writes on and on has said enough.
+        let _ = timeout(LONGEST_WAIT, quiet).await;
     }
 
     fn feed(&self, bytes: &[u8], events: &Events) {
