@@ -189,6 +189,7 @@ impl Store {
     /// When there is no such image, or they cannot be read.
     pub fn tags(&self, name: &str) -> Result<Tags, StoreError> {
         let reference = Reference::newest(name)?;
+        let _image = self.share_image(name)?;
         if self.versions(name)?.is_empty() {
             return Err(self.no_version(&reference));
         }
