@@ -1,8 +1,6 @@
 //! Child processes that cannot outlive kiln: in their own process group, killed by the kernel when kiln dies, and given
 //! their descriptors explicitly.
 
-mod sandbox;
-
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
@@ -14,8 +12,6 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
-
-pub use sandbox::{ProcessSandbox, SandboxPolicy};
 
 /// Size of the end of a child's standard error that is kept for error messages, bytes.
 const STDERR_TAIL: usize = 8 << 10;
@@ -51,15 +47,6 @@ pub fn with_descriptors(program: impl AsRef<OsStr>, descriptors: Vec<(RawFd, Own
     };
     // SAFETY: the hook calls prctl, setrlimit, getppid and dup2 only, all async-signal-safe, and allocates nothing.
     unsafe { command.pre_exec(hook) };
-    command
-}
-
-/// Creates a [`supervised`] command in a sandbox.
-#[expect(unsafe_code, reason = "the wall is closed in the child")]
-pub fn walled(program: impl AsRef<OsStr>, wall: ProcessSandbox) -> Command {
-    let mut command = supervised(program);
-    // SAFETY: the hook calls setrlimit, prctl and landlock_restrict_self only, all async-signal-safe, and allocates nothing.
-    unsafe { command.pre_exec(move || wall.close()) };
     command
 }
 

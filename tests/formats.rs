@@ -138,3 +138,15 @@ fn d1_a_damaged_image_is_not_the_source_of_an_export() {
     export.fails(8).stderr_has("web-1.qcow2 differs from its checksum").run();
     assert_eq!(names(&out), [""; 0]);
 }
+
+#[test]
+fn a_build_needs_no_program_but_qemu() {
+    let outputs = "[[output]]\nformat = 'qcow2'\ncompression = 'none'\n[[output]]\nformat = 'containerdisk'\n";
+    let built = Kiln::new().spec(outputs).build().env("PATH", "/nowhere").run();
+    for compression in ["zlib", "zstd"] {
+        let file = out(&built).join(compression);
+        let export = ["export", "web", "--format", "qcow2", "--compression", compression, "-o", text(&file)];
+        built.then(export).env("PATH", "/nowhere").run();
+        qemu_img(&["check", "-q", "-f", "qcow2", text(&file)]);
+    }
+}

@@ -16,8 +16,8 @@ use tokio::sync::oneshot;
 
 use crate::context::{BuildContext, ScratchError};
 use crate::disk::chain::{Chain, ChainFile};
-use crate::disk::compress::{self, TwinReader, compress};
 use crate::disk::write::WriteError;
+use crate::disk::write_qcow2::{TwinReader, write_qcow2, zstd_version};
 use crate::error::Failure;
 use crate::event::{Events, NoticeLevel};
 use crate::layer::{LayerCache, LayerMetadata, Name, Stack};
@@ -27,6 +27,7 @@ use crate::plan::machine::format_name;
 use crate::plan::output::DiskFile;
 use crate::process;
 use crate::resolve::facts::check_base;
+use crate::specfile::Compression;
 
 use super::step_cache::unusable;
 
@@ -92,7 +93,7 @@ impl Drop for BaseTwin {
 
 fn key(plan: &Plan) -> CacheKey {
     let base = &plan.base.sha256;
-    CacheKey::root().then(&json!({ "twin": base, "format": format_name(plan.base.format), "codec": compress::codec() }))
+    CacheKey::root().then(&json!({ "twin": base, "format": format_name(plan.base.format), "codec": zstd_version() }))
 }
 
 struct TwinBuilder {
@@ -125,7 +126,8 @@ impl TwinBuilder {
         let mut watch =
             |_| if self.abandoned.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
         // A full disk needs this room for more important files.
-        compress(&chain, None, file, &mut watch).inspect_err(|_| drop(std::fs::remove_file(&self.file)))?;
+        write_qcow2(&chain, Compression::Zstd, None, file, &mut watch)
+            .inspect_err(|_| drop(std::fs::remove_file(&self.file)))?;
         check_base(&self.plan)?;
         let _ = send.send((TwinReader::open(open(&self.file)?).map_err(WriteError::from)?, None));
         let took = began.elapsed();

@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::error::{Failure, Fault, Kind};
 use crate::machine::firmware;
 use crate::machine::host::{self, HostError};
-use crate::plan::host::{Kernel, KvmVerdict, Qemu, UefiFirmware};
+use crate::plan::host::{KvmVerdict, Qemu, UefiFirmware};
 use crate::report::escape::escape;
 use crate::size::ByteSize;
 
@@ -189,7 +189,6 @@ async fn examine(required: &[Requirement], places: CheckedFolders<'_>) -> Report
     findings.push(on_space("store", places.store, "--store DIR"));
     findings.push(on_space("cache", places.cache, "--cache DIR"));
     findings.push(on_memory());
-    findings.push(on_landlock(&host::kernel()));
     findings.push(on_user(geteuid().is_root()));
     Report::new(kvm, findings)
 }
@@ -201,10 +200,9 @@ fn grade_unless(required: &[Requirement], what: Requirement) -> Grade {
 
 fn on_qemu(qemu: Result<Qemu, HostError>) -> Finding {
     match qemu {
-        Ok(Qemu { system, img, version, machine_type }) => Finding::ok(
-            "qemu",
-            format_args!("QEMU {version} with {machine_type}: {} and {}", system.display(), img.display()),
-        ),
+        Ok(Qemu { system, version, machine_type }) => {
+            Finding::ok("qemu", format_args!("QEMU {version} with {machine_type}: {}", system.display()))
+        }
         Err(error) => Finding::of_error("qemu", error),
     }
 }
@@ -278,20 +276,6 @@ fn on_memory() -> Finding {
     Finding::ok("memory", text)
 }
 
-fn on_landlock(kernel: &Kernel) -> Finding {
-    let release = &kernel.release;
-    match kernel.landlock {
-        Some(true) => Finding::ok("kernel", format_args!("Linux {release} with Landlock")),
-        Some(false) => Finding::bad(
-            Grade::Warn,
-            "kernel",
-            format_args!("Linux {release} without Landlock, the second wall around QEMU's tools"),
-            "add `landlock` to the kernel's `lsm=` parameter (Linux 5.13 or newer)",
-        ),
-        None => Finding::ok("kernel", format_args!("Linux {release}; it does not tell whether it has Landlock")),
-    }
-}
-
 fn on_user(root: bool) -> Finding {
     if root {
         let text = "kiln runs as root, and so would whatever breaks out of a guest";
@@ -354,10 +338,10 @@ mod tests {
         assert_eq!(on_kvm(&KvmVerdict::Usable, Grade::Fail).grade, Grade::Ok);
         assert_eq!(on_firmware(&[], Grade::Warn).fix.as_deref(), Some("run `sudo apt-get install ovmf`"));
         assert_eq!([true, false].map(|root| on_user(root).grade), [Grade::Warn, Grade::Ok]);
-        let missing = on_qemu(Err(HostError::NotInstalled { program: "qemu-img" }));
+        let missing = on_qemu(Err(HostError::NotInstalled { program: "qemu-system-x86_64" }));
         assert_eq!(
             missing.to_string(),
-            "fail  qemu      `qemu-img` is not installed; to fix: run `sudo apt-get install qemu-system-x86 qemu-utils`"
+            "fail  qemu      `qemu-system-x86_64` is not installed; to fix: run `sudo apt-get install qemu-system-x86`"
         );
     }
 

@@ -1,12 +1,11 @@
 //! Disks: the untrusted base image, overlays on it, and kiln's own read-only view of what the guest sees.
 //!
 //! ```text
-//! base file --inspect--> BaseImage --qemu_img--> overlay --(QEMU writes it)--> Chain of opened files
-//!                                                                                |- partition -> ext4, fat -> volume -> tree -> packages, os_release, listing
-//!                                                                                |- compress: the zstd qcow2
-//!                                                                                |- write: raw, vmdk, vdi, vhdx, vhd
-//!                                                                                |- qemu_img: every other qcow2
-//!                                                                                `- digest  sha256 of the raw disk; all of those read back
+//! base file --inspect--> BaseImage --qcow2--> overlay --(QEMU writes it)--> Chain of opened files
+//!                                                                             |- partition -> ext4, fat -> volume -> tree -> packages, os_release, listing
+//!                                                                             |- write_qcow2: qcow2
+//!                                                                             |- write: raw, vmdk, vdi, vhdx, vhd
+//!                                                                             `- digest  sha256 of the raw disk; all of those read back
 //! ```
 //!
 //! Two rules hold everywhere here. No name in an image's header is ever followed, and no QEMU tool opens a base before
@@ -18,7 +17,6 @@ mod boot_entry;
 mod bytes;
 pub mod chain;
 pub mod compare;
-pub mod compress;
 pub mod digest;
 pub mod entry;
 pub(crate) mod expected_mount;
@@ -45,7 +43,6 @@ pub mod partition_table;
 mod pieces;
 mod probe;
 pub mod qcow2;
-pub mod qemu_img;
 mod root;
 mod slot_cache;
 pub mod source;
@@ -57,3 +54,4 @@ mod vhdx;
 mod vmdk;
 pub mod volume;
 pub mod write;
+pub mod write_qcow2;

@@ -3,16 +3,18 @@
 //! ```text
 //! disk --pieces with data--> threads: read, deflate if a format needs it --in order--> vmdk, vdi, vhdx, vhd, raw
 //! ```
-//! The same disk gives the same bytes, whatever the number of threads. Compressed qcow2 files are written elsewhere: they
-//! take most of their bytes from the base's twin ([`super::compress`]).
+//! The same disk gives the same bytes, whatever the number of threads. qcow2 files are written elsewhere: they may take most
+//! of their bytes from the base's twin ([`super::write_qcow2`]).
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
 use libdeflater::{CompressionLvl, Compressor};
 
 use crate::error::{Fault, Kind};
+use crate::size::ByteSize;
 use crate::specfile::DiskFormat;
 
 use super::chain::{Chain, ChainError};
@@ -35,6 +37,14 @@ pub enum WriteError {
     /// The output cannot be written.
     #[error("{} the output", if is_shortage(.0) { "no space for" } else { "cannot write" })]
     Write(#[source] io::Error),
+    /// The file system does not allow files as large as the disk.
+    #[error("a raw disk of {size} is larger than any file can be in {}", folder.display())]
+    TooLarge {
+        /// The folder of the file.
+        folder: PathBuf,
+        /// The size of the disk.
+        size: ByteSize,
+    },
     /// The compressor failed.
     #[error("cannot compress")]
     Compress(#[source] io::Error),
@@ -55,7 +65,7 @@ impl Fault for WriteError {
             WriteError::Read(error) => error.kind(),
             WriteError::Twin(_) => Kind::Host,
             WriteError::Write(error) if is_shortage(error) => Kind::Host,
-            WriteError::Write(_) => Kind::Output,
+            WriteError::Write(_) | WriteError::TooLarge { .. } => Kind::Output,
             WriteError::Compress(_) => Kind::Bug,
             WriteError::Stopped => Kind::Interrupted,
         }
@@ -67,8 +77,25 @@ impl Fault for WriteError {
                 "free some space there: outputs are written where the store is, those of `kiln export` where they go"
                     .into(),
             ],
+            WriteError::TooLarge { .. } => {
+                vec!["write qcow2, which takes only what the disk holds, or use another file system".into()]
+            }
             _ => Vec::new(),
         }
+    }
+}
+
+/// Refuses a raw disk that is larger than any file can be in this folder (4 GiB on FAT, 16 TiB on ext4). Nothing is written:
+/// beyond that size a file cannot even be positioned. Other errors of the folder are reported when it is used.
+///
+/// # Errors
+/// When the disk is too large.
+pub fn check_fits(folder: &Path, size: u64) -> Result<(), WriteError> {
+    match tempfile::tempfile_in(folder).and_then(|mut file| file.seek(SeekFrom::Start(size))) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            Err(WriteError::TooLarge { folder: folder.to_owned(), size: ByteSize(size) })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -23,7 +23,7 @@ use tokio::task::spawn_blocking;
 use crate::digest::hex;
 use crate::error::{Fault, Kind};
 use crate::machine::{accel, firmware};
-use crate::plan::host::{Host, Kernel, KvmVerdict, Qemu, QemuVersion};
+use crate::plan::host::{Host, KvmVerdict, Qemu, QemuVersion};
 use crate::process;
 use crate::size::ByteSize;
 
@@ -31,7 +31,7 @@ use crate::size::ByteSize;
 pub const QEMU_VARIABLE: &str = "KILN_QEMU";
 
 /// Command that installs QEMU on Debian and Ubuntu.
-const INSTALL_QEMU: &str = "sudo apt-get install qemu-system-x86 qemu-utils";
+const INSTALL_QEMU: &str = "sudo apt-get install qemu-system-x86";
 
 /// Time limit of a query of QEMU, which needs 30 ms.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -163,7 +163,6 @@ fn describe(qemu: Qemu, kvm: KvmVerdict) -> Result<Host, HostError> {
         firmware: firmware::find(&qemu.machine_type),
         qemu,
         kvm,
-        kernel: kernel(),
     })
 }
 
@@ -176,7 +175,7 @@ pub async fn qemu() -> Result<Qemu, HostError> {
         Some(path) if !path.is_empty() => PathBuf::from(path),
         _ => program("qemu-system-x86_64")?,
     };
-    identify(system, program("qemu-img")?, PATIENCE).await
+    identify(system, PATIENCE).await
 }
 
 /// Returns whether KVM works; see [`accel::probe`].
@@ -185,7 +184,7 @@ pub async fn kvm() -> KvmVerdict {
     spawn_blocking(accel::probe).await.unwrap_or_else(crashed)
 }
 
-async fn identify(system: PathBuf, img: PathBuf, patience: Duration) -> Result<Qemu, HostError> {
+async fn identify(system: PathBuf, patience: Duration) -> Result<Qemu, HostError> {
     let (version, machines) =
         tokio::try_join!(ask(&system, &["--version"], patience), ask(&system, &["-machine", "help"], patience))?;
     let unclear = |what, answer: &str| {
@@ -197,7 +196,7 @@ async fn identify(system: PathBuf, img: PathBuf, patience: Duration) -> Result<Q
         return Err(HostError::TooOld { path: system, version });
     }
     let machine_type = newest_q35(&machines).ok_or_else(|| unclear("which Q35 machine it has", &machines))?;
-    Ok(Qemu { system, img, version, machine_type })
+    Ok(Qemu { system, version, machine_type })
 }
 
 /// Returns the first executable of this name on `PATH`. Relative entries are skipped: they would mean the current folder.
@@ -388,17 +387,6 @@ fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     pairs.find(|(key, _)| key.trim() == name).map(|(_, value)| value.trim())
 }
 
-/// Returns the running kernel.
-#[must_use]
-pub fn kernel() -> Kernel {
-    let release = nix::sys::utsname::uname().map(|names| names.release().to_string_lossy().into_owned());
-    let modules = fs::read_to_string("/sys/kernel/security/lsm").ok();
-    Kernel {
-        release: release.unwrap_or_else(|_| "unknown".to_owned()),
-        landlock: modules.map(|text| text.trim().split(',').any(|name| name == "landlock")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -419,7 +407,7 @@ mod tests {
 
     async fn identify_script(body: &str, patience: Duration) -> Result<Qemu, HostError> {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        identify(script(folder.path(), body), "/usr/bin/qemu-img".into(), patience).await
+        identify(script(folder.path(), body), patience).await
     }
 
     #[test]
@@ -450,7 +438,7 @@ mod tests {
         eprintln!("{:?} for {host:#?}", began.elapsed());
         assert!(host.qemu.version >= QemuVersion::OLDEST);
         assert!(machine_version(&host.qemu.machine_type).is_some() && host.cpus > 0);
-        assert!(host.memory > ByteSize::mib(64) && !host.kernel.release.is_empty());
+        assert!(host.memory > ByteSize::mib(64));
     }
 
     #[tokio::test]
@@ -493,7 +481,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_or_forbidden_program_says_so() {
-        let error = identify("/nowhere/qemu".into(), "/nowhere/qemu-img".into(), PATIENCE).await.expect_err("missing");
+        let error = identify("/nowhere/qemu".into(), PATIENCE).await.expect_err("missing");
         assert!(matches!(error, HostError::NotRunnable { .. }), "{error}");
         let error = program("qemu-system-nothing").expect_err("no such program");
         assert_eq!(error.to_string(), "`qemu-system-nothing` is not installed");

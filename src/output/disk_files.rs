@@ -1,9 +1,8 @@
 //! The files that hold a disk: all of them are written at once, then read back and compared with it.
 //!
 //! ```text
-//! disk ─┬─> compress: qcow2 with zstd, most of it from the base's twin ─┐
-//!       ├─> write: raw, vmdk, vdi, vhdx, vhd in one reading ────────────┼─> read_back: every file, the disk, its digest
-//!       └─> qemu-img: any other qcow2 ──────────────────────────────────┘
+//! disk ─┬─> write_qcow2: each qcow2; with zstd most of it is from the base's twin ─┬─> read_back: every file, the disk, its digest
+//!       └─> write: raw, vmdk, vdi, vhdx, vhd in one reading ───────────────────────┘
 //! ```
 
 use std::fs::File;
@@ -17,15 +16,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::digest::hex;
 use crate::disk::chain::{Chain, DiskFiles, open_files};
-use crate::disk::compress::{TwinReader, compress};
 use crate::disk::digest::{DiskCopy, read_back};
 use crate::disk::identity::DiskIdentity;
-use crate::disk::qemu_img::{self, QemuImgSource, QemuImgTarget, check_fits};
-use crate::disk::write::{WriteError, write, writes};
+use crate::disk::write::{WriteError, check_fits, write, writes};
+use crate::disk::write_qcow2::{TwinReader, write_qcow2};
 use crate::error::Failure;
 use crate::event::{Event, Events, Stage};
 use crate::plan::output::DiskFile;
-use crate::specfile::DiskFormat;
+use crate::specfile::{Compression, DiskFormat};
 use crate::try_join::all;
 
 /// Opens the first bytes of a disk, up to an end.
@@ -41,7 +39,6 @@ pub(crate) struct DiskFileWriter {
     layers: DiskFiles,
     /// The end of the disk, where that is before the end of its files.
     end: Option<u64>,
-    size: u64,
     files: Vec<(DiskFile, PathBuf)>,
     identity: DiskIdentity,
     progress: Arc<ConversionProgress>,
@@ -67,7 +64,7 @@ impl DiskFileWriter {
         }
         // Each file is written, and all are read back.
         let progress = Arc::new(ConversionProgress::new(files.len() + 1, size, events.clone()));
-        Ok(Self { layers, end, size, files, identity, progress })
+        Ok(Self { layers, end, files, identity, progress })
     }
 
     /// Writes every file. Only files that use the `twin` wait for it.
@@ -81,12 +78,9 @@ impl DiskFileWriter {
         for (index, (disk, path)) in self.files.iter().enumerate() {
             if writes(disk.format) {
                 together.push(index);
-            } else if disk.uses_base_twin()
-                && let Some(twin) = twin.take()
-            {
-                lanes.push(Box::pin(self.compress(index, path, twin)));
             } else {
-                lanes.push(Box::pin(self.convert(index, disk, path)));
+                let twin = if disk.uses_base_twin() { twin.take() } else { None };
+                lanes.push(Box::pin(self.write_qcow2(index, disk.compression, path, twin)));
             }
         }
         if !together.is_empty() {
@@ -95,21 +89,27 @@ impl DiskFileWriter {
         all(lanes).await
     }
 
-    async fn compress(
+    async fn write_qcow2(
         &self,
         index: usize,
+        compression: Compression,
         path: &Path,
-        twin: impl Future<Output = Option<TwinReader>>,
+        twin: Option<impl Future<Output = Option<TwinReader>>>,
     ) -> Result<(), Failure> {
-        let twin = twin.await;
-        let (file, layers, end) = (create(path)?, self.layers.clone(), self.end);
+        let twin = match twin {
+            Some(twin) => twin.await,
+            None => None,
+        };
+        let file = create(path)?;
+        let layers = self.layers.clone();
+        let end = self.end;
         let progress = Arc::clone(&self.progress);
         let work = move |stop: &CancellationToken| {
             let mut watch = |done| {
                 progress.at(&[index], done);
                 unless(stop)
             };
-            Ok(compress(&open_to(layers, end)?, twin.as_ref(), file, &mut watch)?)
+            Ok(write_qcow2(&open_to(layers, end)?, compression, twin.as_ref(), file, &mut watch)?)
         };
         aside(work).await
     }
@@ -130,13 +130,6 @@ impl DiskFileWriter {
             Ok(write(&open_to(layers, end)?, files, &identity, &mut watch)?)
         };
         aside(work).await
-    }
-
-    async fn convert(&self, index: usize, disk: &DiskFile, path: &Path) -> Result<(), Failure> {
-        let chain: Vec<_> = self.layers.iter().map(|(path, format)| QemuImgSource { path, format: *format }).collect();
-        let target = QemuImgTarget { path, format: disk.format, compression: disk.compression, size: self.end };
-        let progress = |fraction| self.progress.at(&[index], share(self.size, fraction));
-        Ok(qemu_img::convert(&chain, target, progress).await?)
     }
 
     /// Reads every file back, compares it with the disk, and returns the digest of the disk. `look` sees all data of the
@@ -181,17 +174,6 @@ pub(crate) async fn aside<T: Send + 'static>(
     let stop = CancellationToken::new();
     let _guard = stop.clone().drop_guard();
     spawn_blocking(move || work(&stop)).await.expect("work on disks does not panic")
-}
-
-/// Returns a fraction of a size, for display only.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    clippy::cast_precision_loss,
-    reason = "shown rounded"
-)]
-fn share(size: u64, fraction: f64) -> u64 {
-    (size as f64 * fraction.clamp(0.0, 1.0)) as u64
 }
 
 /// The progress of all parts of the work, as a share of the disk: each part is as long as the disk.

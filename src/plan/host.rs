@@ -26,8 +26,6 @@ pub struct Host {
     pub kvm: KvmVerdict,
     /// UEFI firmware for the machine type, best first; empty where none is installed.
     pub firmware: Vec<UefiFirmware>,
-    /// The running kernel.
-    pub kernel: Kernel,
 }
 
 /// An installed QEMU.
@@ -35,8 +33,6 @@ pub struct Host {
 pub struct Qemu {
     /// Path of `qemu-system-x86_64`.
     pub system: PathBuf,
-    /// Path of `qemu-img`.
-    pub img: PathBuf,
     /// Version of QEMU.
     pub version: QemuVersion,
     /// The newest versioned Q35 machine type it has, such as `pc-q35-10.0`: the guest sees the same hardware after an
@@ -50,7 +46,6 @@ impl Qemu {
     pub fn unusable() -> Self {
         Self {
             system: "qemu-system-x86_64".into(),
-            img: "qemu-img".into(),
             version: QemuVersion { major: 0, minor: 0, micro: 0 },
             machine_type: "q35".into(),
         }
@@ -89,15 +84,6 @@ impl Serialize for QemuVersion {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
-}
-
-/// The running kernel.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Kernel {
-    /// The release, as `uname -r` prints it.
-    pub release: String,
-    /// Whether Landlock is among the active security modules; `None` where securityfs cannot be read.
-    pub landlock: Option<bool>,
 }
 
 /// UEFI firmware as a pair of flash images.

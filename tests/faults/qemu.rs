@@ -54,9 +54,9 @@ fn h3_a_missing_qemu_is_told_with_what_to_do() {
 }
 
 #[test]
-fn h3_a_missing_qemu_img_is_told_with_what_to_do() {
-    let kiln = Kiln::new().spec(STEP).build().env("PATH", "/nowhere");
-    refused_at_once(kiln.fails(4).stderr_has("`qemu-img` is not installed").stderr_has("apt-get install"));
+fn h3_a_missing_qemu_is_reported_with_the_package_to_install() {
+    let kiln = Kiln::new().spec(STEP).build().env("PATH", "/nowhere").env("KILN_QEMU", "");
+    refused_at_once(kiln.fails(4).stderr_has("`qemu-system-x86_64` is not installed").stderr_has("apt-get install"));
 }
 
 #[test]

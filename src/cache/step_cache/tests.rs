@@ -11,7 +11,7 @@ use crate::digest::FileStamp;
 use crate::digest_cache::DigestCache;
 use crate::layer::evict::evict;
 use crate::machine::checkpoint::RamFormat;
-use crate::plan::host::{Host, Kernel, KvmVerdict, Qemu, QemuVersion};
+use crate::plan::host::{Host, KvmVerdict, Qemu, QemuVersion};
 use crate::plan::{BaseFacts, Facts};
 use crate::session::Hello;
 use crate::specfile::{Overrides, Spec};
@@ -239,7 +239,6 @@ pub(super) fn hello() -> Hello {
 pub(super) fn facts(micro: u32) -> Facts {
     let qemu = Qemu {
         system: "/qemu".into(),
-        img: "/qemu-img".into(),
         version: QemuVersion { major: 10, minor: 0, micro },
         machine_type: "pc-q35-10.0".into(),
     };
@@ -251,7 +250,6 @@ pub(super) fn facts(micro: u32) -> Facts {
         qemu,
         kvm: KvmVerdict::NoDevice,
         firmware: Vec::new(),
-        kernel: Kernel { release: "6".into(), landlock: None },
     };
     Facts {
         host,

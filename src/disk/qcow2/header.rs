@@ -5,11 +5,14 @@
 
 use std::ops::Range;
 
-use crate::disk::bytes::{be32, be64};
+use zerocopy::big_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::disk::bytes::be32;
 use crate::disk::header_error::HeaderError;
 
 /// The first four bytes of every qcow2 file.
-pub const MAGIC: &[u8] = b"QFI\xfb";
+pub const MAGIC: &[u8; 4] = b"QFI\xfb";
 
 /// How much of the file's beginning [`Qcow2Header::parse`] may examine, in bytes: the largest cluster.
 pub const HEAD_LIMIT: usize = 2 << 20;
@@ -26,10 +29,14 @@ const MAX_BACKING_NAME: u64 = 1023;
 const DIRTY: u64 = 1;
 const CORRUPT: u64 = 1 << 1;
 const DATA_FILE: u64 = 1 << 2;
-pub(super) const COMPRESSION_TYPE: u64 = 1 << 3;
+const COMPRESSION_TYPE: u64 = 1 << 3;
 const EXTENDED_L2: u64 = 1 << 4;
 const LAZY_REFCOUNTS: u64 = 1;
 const DATA_FILE_RAW: u64 = 1 << 1;
+
+/// The compression types.
+const DEFLATE: u8 = 0;
+const ZSTD: u8 = 1;
 
 const EXTENSION_DATA_FILE: u32 = 0x4441_5441;
 const EXTENSION_ENCRYPTION: u32 = 0x0537_be77;
@@ -41,6 +48,16 @@ pub enum Codec {
     Deflate,
     /// Zstandard frames.
     Zstd,
+}
+
+impl Codec {
+    /// Returns the incompatible feature bits and the compression type that declare this codec.
+    pub(super) fn declaration(self) -> (u64, u8) {
+        match self {
+            Self::Deflate => (0, DEFLATE),
+            Self::Zstd => (COMPRESSION_TYPE, ZSTD),
+        }
+    }
 }
 
 /// The parsed header, after all checks that apply to bases and overlays alike.
@@ -92,16 +109,16 @@ impl Qcow2Header {
         check_extensions(head, &raw)?;
         let (l1, refcounts) = raw.check_tables(file_size)?;
         Ok(Self {
-            version: raw.version,
-            cluster_bits: raw.cluster_bits,
-            virtual_size: raw.size,
+            version: raw.version.get(),
+            cluster_bits: raw.cluster_bits.get(),
+            virtual_size: raw.size.get(),
             l1,
             refcounts,
-            refcount_order: raw.refcount_order,
-            backing: (raw.backing_offset != 0).then(|| raw.backing_name(head)),
-            snapshots: raw.snapshots,
-            dirty: raw.incompatible & DIRTY != 0,
-            lazy_refcounts: raw.compatible & LAZY_REFCOUNTS != 0,
+            refcount_order: raw.refcount_order.get(),
+            backing: (raw.backing_file_offset != U64::ZERO).then(|| raw.backing_name(head)),
+            snapshots: raw.nb_snapshots.get(),
+            dirty: raw.incompatible_features.get() & DIRTY != 0,
+            lazy_refcounts: raw.compatible_features.get() & LAZY_REFCOUNTS != 0,
             codec,
         })
     }
@@ -113,90 +130,106 @@ impl Qcow2Header {
     }
 }
 
-/// The fields as stored in the file, unchecked. Fields that version 2 lacks have their default values.
-struct RawHeader {
-    version: u32,
-    backing_offset: u64,
-    backing_size: u32,
-    cluster_bits: u32,
-    size: u64,
-    crypt_method: u32,
-    l1_entries: u32,
-    l1_offset: u64,
-    refcount_offset: u64,
-    refcount_clusters: u32,
-    snapshots: u32,
-    snapshots_offset: u64,
-    incompatible: u64,
-    compatible: u64,
-    autoclear: u64,
-    refcount_order: u32,
-    length: u32,
-    compression: u8,
+/// The header as it is stored: the section "Header" for the first 72 bytes, "Additional fields" for the rest.
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+pub(super) struct RawHeader {
+    pub magic: [u8; 4],
+    pub version: U32,
+    pub backing_file_offset: U64,
+    pub backing_file_size: U32,
+    pub cluster_bits: U32,
+    pub size: U64,
+    pub crypt_method: U32,
+    pub l1_size: U32,
+    pub l1_table_offset: U64,
+    pub refcount_table_offset: U64,
+    pub refcount_table_clusters: U32,
+    pub nb_snapshots: U32,
+    pub snapshots_offset: U64,
+    pub incompatible_features: U64,
+    pub compatible_features: U64,
+    pub autoclear_features: U64,
+    pub refcount_order: U32,
+    pub header_length: U32,
+    pub compression_type: u8,
+    pub padding: [u8; 7],
 }
 
+/// The length in bytes of a header with all fields.
+pub(super) const HEADER_LENGTH: u32 = 112;
+/// The length in bytes of a header of version 2.
+const VERSION_2_LENGTH: u32 = 72;
+/// The least length in bytes of a header of version 3, which ends before the compression type.
+const VERSION_3_LENGTH: u32 = 104;
+
 impl RawHeader {
+    /// Reads the fields, unchecked. Fields that the header lacks get their default values. Returns `None` if `head` is too
+    /// short.
     fn read(head: &[u8]) -> Option<Self> {
-        let version = be32(head, 4)?;
-        let v3 = version > 2;
-        let length = if v3 { be32(head, 100)? } else { 72 };
-        Some(Self {
-            version,
-            backing_offset: be64(head, 8)?,
-            backing_size: be32(head, 16)?,
-            cluster_bits: be32(head, 20)?,
-            size: be64(head, 24)?,
-            crypt_method: be32(head, 32)?,
-            l1_entries: be32(head, 36)?,
-            l1_offset: be64(head, 40)?,
-            refcount_offset: be64(head, 48)?,
-            refcount_clusters: be32(head, 56)?,
-            snapshots: be32(head, 60)?,
-            snapshots_offset: be64(head, 64)?,
-            incompatible: if v3 { be64(head, 72)? } else { 0 },
-            compatible: if v3 { be64(head, 80)? } else { 0 },
-            autoclear: if v3 { be64(head, 88)? } else { 0 },
-            refcount_order: if v3 { be32(head, 96)? } else { 4 },
-            length,
-            compression: if length > 104 { *head.get(104)? } else { 0 },
-        })
+        let mut bytes = [0; HEADER_LENGTH as usize];
+        let available = bytes.len().min(head.len());
+        bytes[..available].copy_from_slice(&head[..available]);
+        let mut header: Self = zerocopy::transmute!(bytes);
+        if header.version.get() <= 2 {
+            header.incompatible_features = U64::ZERO;
+            header.compatible_features = U64::ZERO;
+            header.autoclear_features = U64::ZERO;
+            header.refcount_order = U32::new(4);
+            header.header_length = U32::new(VERSION_2_LENGTH);
+        }
+        if header.header_length.get() <= VERSION_3_LENGTH {
+            header.compression_type = 0;
+        }
+        let needed = match header.version.get() {
+            ..=2 => VERSION_2_LENGTH,
+            _ if header.header_length.get() > VERSION_3_LENGTH => VERSION_3_LENGTH + 1,
+            _ => VERSION_3_LENGTH,
+        };
+        (head.len() >= needed as usize).then_some(header)
     }
 
     fn check_ranges(&self) -> Result<(), HeaderError> {
-        require(matches!(self.version, 2 | 3), "version", self.version.into(), "2 or 3")?;
-        require((9..=21).contains(&self.cluster_bits), "cluster_bits", self.cluster_bits.into(), "9 to 21")?;
-        require(self.size > 0, "size", self.size, "more than 0")?;
+        let version = self.version.get();
+        require(matches!(version, 2 | 3), "version", version.into(), "2 or 3")?;
+        let cluster_bits = self.cluster_bits.get();
+        require((9..=21).contains(&cluster_bits), "cluster_bits", cluster_bits.into(), "9 to 21")?;
+        let size = self.size.get();
+        require(size > 0, "size", size, "more than 0")?;
         // The format allows it, but QEMU cuts the rest off and so would read another disk than kiln.
-        require(self.size.is_multiple_of(512), "size", self.size, "whole sectors of 512 bytes")?;
-        require(self.size <= MAX_VIRTUAL_SIZE, "size", self.size, "at most 64 TiB")?;
-        require(self.refcount_order <= 6, "refcount_order", self.refcount_order.into(), "at most 6")?;
-        let length = u64::from(self.length);
-        if self.version == 3 {
-            let ok = length >= 104 && length.is_multiple_of(8) && length <= 1 << self.cluster_bits;
+        require(size.is_multiple_of(512), "size", size, "whole sectors of 512 bytes")?;
+        require(size <= MAX_VIRTUAL_SIZE, "size", size, "at most 64 TiB")?;
+        let refcount_order = self.refcount_order.get();
+        require(refcount_order <= 6, "refcount_order", refcount_order.into(), "at most 6")?;
+        if version == 3 {
+            let length = u64::from(self.header_length.get());
+            let minimum = u64::from(VERSION_3_LENGTH);
+            let ok = length >= minimum && length.is_multiple_of(8) && length <= 1 << cluster_bits;
             require(ok, "header_length", length, "a multiple of 8, at least 104, at most a cluster")?;
         }
-        let name = u64::from(self.backing_size);
+        let name = u64::from(self.backing_file_size.get());
         require(name <= MAX_BACKING_NAME, "backing_file_size", name, "at most 1023")
     }
 
     fn check_features(&self) -> Result<(), HeaderError> {
-        let unknown = self.incompatible & !(DIRTY | CORRUPT | DATA_FILE | COMPRESSION_TYPE | EXTENDED_L2);
+        let incompatible = self.incompatible_features.get();
+        let unknown = incompatible & !(DIRTY | CORRUPT | DATA_FILE | COMPRESSION_TYPE | EXTENDED_L2);
         // QEMU ignores the raw-data-file bit alone today; kiln refuses an image that sets it all the same.
-        let data_file = self.incompatible & DATA_FILE != 0 || self.autoclear & DATA_FILE_RAW != 0;
+        let data_file = incompatible & DATA_FILE != 0 || self.autoclear_features.get() & DATA_FILE_RAW != 0;
         match () {
             () if data_file => Err(HeaderError::DataFile),
-            () if self.crypt_method != 0 => Err(HeaderError::Encrypted),
-            () if self.incompatible & CORRUPT != 0 => Err(HeaderError::Corrupt),
-            () if self.incompatible & EXTENDED_L2 != 0 => Err(HeaderError::ExtendedL2),
+            () if self.crypt_method.get() != 0 => Err(HeaderError::Encrypted),
+            () if incompatible & CORRUPT != 0 => Err(HeaderError::Corrupt),
+            () if incompatible & EXTENDED_L2 != 0 => Err(HeaderError::ExtendedL2),
             () if unknown != 0 => Err(HeaderError::UnknownFeatures { bits: unknown }),
             () => Ok(()),
         }
     }
 
     fn codec(&self) -> Result<Codec, HeaderError> {
-        match (self.incompatible & COMPRESSION_TYPE != 0, self.compression) {
-            (false, 0) => Ok(Codec::Deflate),
-            (true, 1) => Ok(Codec::Zstd),
+        match (self.incompatible_features.get() & COMPRESSION_TYPE != 0, self.compression_type) {
+            (false, DEFLATE) => Ok(Codec::Deflate),
+            (true, ZSTD) => Ok(Codec::Zstd),
             (_, kind) => Err(HeaderError::Compression { kind }),
         }
     }
@@ -204,31 +237,31 @@ impl RawHeader {
     /// Returns the ranges of the L1 and the refcount table, after checking that they are aligned, large enough, within the
     /// file and disjoint.
     fn check_tables(&self, file_size: u64) -> Result<(Range<u64>, Range<u64>), HeaderError> {
-        let cluster = 1u64 << self.cluster_bits;
-        let l1_bytes = u64::from(self.l1_entries) * 8;
+        let cluster = self.cluster_size();
+        let entries = u64::from(self.l1_size.get());
         // An L2 table is one cluster of 8-byte entries, each for one cluster.
-        let needed = self.size.div_ceil(cluster * (cluster / 8));
-        let entries = u64::from(self.l1_entries);
+        let needed = self.size.get().div_ceil(cluster * (cluster / 8));
         require(entries >= needed, "l1_size", entries, "enough for the virtual size")?;
-        require(l1_bytes <= MAX_L1_BYTES, "l1_size", entries, "at most 1048576")?;
-        let clusters = u64::from(self.refcount_clusters);
+        require(entries * 8 <= MAX_L1_BYTES, "l1_size", entries, "at most 1048576")?;
+        let clusters = u64::from(self.refcount_table_clusters.get());
         require(clusters > 0, "refcount_table_clusters", clusters, "more than 0")?;
         let small = clusters * cluster <= MAX_REFCOUNT_TABLE_BYTES;
         require(small, "refcount_table_clusters", clusters, "at most 8 MiB in all")?;
         // kiln does not read that table, but QEMU refuses the file even if the table is empty.
-        let at = self.snapshots_offset;
+        let at = self.snapshots_offset.get();
         let ok = at.is_multiple_of(cluster) && i64::try_from(at).is_ok();
         require(ok, "snapshots_offset", at, "at the start of a cluster")?;
-        let l1 = self.table("the L1 table", self.l1_offset, l1_bytes, file_size)?;
-        let refcounts = self.table("the refcount table", self.refcount_offset, clusters * cluster, file_size)?;
+        let l1 = self.table("the L1 table", self.l1_table_offset, entries * 8, file_size)?;
+        let refcounts = self.table("the refcount table", self.refcount_table_offset, clusters * cluster, file_size)?;
         if l1.start < refcounts.end && refcounts.start < l1.end {
             return Err(HeaderError::Overlap { first: "the L1 table", second: "the refcount table" });
         }
         Ok((l1, refcounts))
     }
 
-    fn table(&self, table: &'static str, start: u64, bytes: u64, file_size: u64) -> Result<Range<u64>, HeaderError> {
-        let cluster = 1u64 << self.cluster_bits;
+    fn table(&self, table: &'static str, start: U64, bytes: u64, file_size: u64) -> Result<Range<u64>, HeaderError> {
+        let start = start.get();
+        let cluster = self.cluster_size();
         require(start.is_multiple_of(cluster), table, start, "at the start of a cluster")?;
         if start < cluster {
             return Err(HeaderError::Overlap { first: "the header", second: table });
@@ -240,9 +273,15 @@ impl RawHeader {
         Ok(at)
     }
 
+    /// Returns the size of a cluster in bytes; the range of `cluster_bits` has been checked.
+    fn cluster_size(&self) -> u64 {
+        1 << self.cluster_bits.get()
+    }
+
     fn backing_name(&self, head: &[u8]) -> String {
-        let start = usize::try_from(self.backing_offset).unwrap_or(usize::MAX);
-        let name = start.checked_add(self.backing_size as usize).and_then(|end| head.get(start..end));
+        let start = usize::try_from(self.backing_file_offset.get()).unwrap_or(usize::MAX);
+        let length = self.backing_file_size.get() as usize;
+        let name = start.checked_add(length).and_then(|end| head.get(start..end));
         name.unwrap_or_default().escape_ascii().to_string()
     }
 }
@@ -250,9 +289,9 @@ impl RawHeader {
 /// Walks the header extensions. Those that would make QEMU open or decrypt something are refused even if their feature bit
 /// is missing; all others are harmless to a reader.
 fn check_extensions(head: &[u8], raw: &RawHeader) -> Result<(), HeaderError> {
-    let cluster = 1usize << raw.cluster_bits;
-    let area = head.get(..cluster.min(head.len())).unwrap_or_default();
-    let mut at = raw.length as usize;
+    let cluster = 1usize << raw.cluster_bits.get();
+    let area = &head[..cluster.min(head.len())];
+    let mut at = raw.header_length.get() as usize;
     // The area ends with an extension of type 0, with the first cluster, or with the file.
     while let (Some(kind), Some(length)) = (be32(area, at), be32(area, at + 4)) {
         match kind {

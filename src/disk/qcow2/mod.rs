@@ -14,5 +14,5 @@ use std::path::Path;
 /// # Errors
 /// When it cannot be written.
 pub fn create_overlay(path: &Path, virtual_size: u64) -> io::Result<()> {
-    std::fs::write(path, writer::empty(virtual_size))
+    std::fs::write(path, writer::empty(virtual_size)?)
 }

@@ -1,26 +1,27 @@
-//! Writes one qcow2 file of compressed clusters, from its first cluster to its last.
+//! Writes one qcow2 file, from its first cluster to its last.
 //!
 //! Source: `docs/interop/qcow2.rst`: "Header", "Cluster mapping", "Host cluster management". The file consists of
 //!
 //! ```text
-//! header | clusters, packed, in the order of the disk | L2 tables | L1 table | refcount table | refcount blocks
+//! header | clusters, compressed ones packed, in the order of the disk | L2 tables | L1 table | refcount table | refcount blocks
 //! ```
 //! and depends only on the clusters: the same clusters in the same order give the same bytes.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::ops::Range;
 
-use super::header::{COMPRESSION_TYPE, MAGIC};
+use zerocopy::IntoBytes;
+use zerocopy::big_endian::{U32, U64};
+
+use super::header::{Codec, HEADER_LENGTH, MAGIC, RawHeader};
 use super::reader::{COMPRESSED, offset_bits};
 
 /// The size of a cluster in bytes, and its log2, as in QEMU's default.
 pub(in crate::disk) const CLUSTER: usize = 1 << CLUSTER_BITS;
 pub(in crate::disk) const CLUSTER_BITS: u32 = 16;
 
-const VERSION: u32 = 3;
-const HEADER_LENGTH: u32 = 112;
-const ZSTD: u8 = 1;
 const REFCOUNT_ORDER: u32 = 4;
 /// The number of entries of an L2 table, and of a refcount block.
 const L2_ENTRIES: usize = CLUSTER / 8;
@@ -35,28 +36,30 @@ const BUFFER: usize = 1 << 20;
 /// Its clusters are as small as the blocks of the guest's file system, so that what the guest discards is freed completely:
 /// in larger clusters a freed block beside one in use would stay, with all its content. Nor has QEMU to copy the data around
 /// a block that is written. Clusters are only larger if the L1 table would become too large.
-pub(super) fn empty(size: u64) -> Vec<u8> {
+pub(super) fn empty(size: u64) -> io::Result<Vec<u8>> {
     const BLOCK_BITS: u32 = 12;
     const LARGEST_OF_BLOCKS: u64 = 1 << 40;
     let bits = if size <= LARGEST_OF_BLOCKS { BLOCK_BITS } else { CLUSTER_BITS };
     let cluster = 1_usize << bits;
     let covered = (cluster / 8 * cluster) as u64;
-    let l1_entries = usize::try_from(size.div_ceil(covered).max(1)).unwrap_or(usize::MAX);
+    let l1_entries = usize::try_from(size.div_ceil(covered).max(1)).map_err(io::Error::other)?;
     let clusters = 3 + (l1_entries * 8).div_ceil(cluster);
-    let mut file = header(size, bits, (3 << bits, l1_entries), (1 << bits, 1));
+    let tables = TablePlaces { l1_offset: 3 << bits, l1_entries, refcount_offset: 1 << bits, refcount_clusters: 1 };
+    let mut file = header(size, bits, Codec::Zstd, &tables)?;
     file.resize(cluster, 0);
     file.extend((2_u64 << bits).to_be_bytes());
     file.resize(2 * cluster, 0);
     // More than enough for any L1 table: a refcount block counts half as many clusters as it has bytes.
     file.extend(1_u16.to_be_bytes().repeat(clusters));
     file.resize(clusters * cluster, 0);
-    file
+    Ok(file)
 }
 
 /// The writer of a file.
 pub(in crate::disk) struct Qcow2Writer {
     out: BufWriter<File>,
     size: u64,
+    codec: Codec,
     /// The offset of the next byte.
     end: u64,
     tables: BTreeMap<u64, Vec<u64>>,
@@ -66,21 +69,21 @@ pub(in crate::disk) struct Qcow2Writer {
 
 impl Qcow2Writer {
     /// Creates the writer of a disk of `size` bytes, which is all zero so far. `file` is empty.
-    pub fn new(mut file: File, size: u64) -> io::Result<Self> {
+    pub fn new(mut file: File, size: u64, codec: Codec) -> io::Result<Self> {
         file.seek(SeekFrom::Start(CLUSTER as u64))?;
         let out = BufWriter::with_capacity(BUFFER, file);
-        Ok(Self { out, size, end: CLUSTER as u64, tables: BTreeMap::new(), counts: vec![1] })
+        Ok(Self { out, size, codec, end: CLUSTER as u64, tables: BTreeMap::new(), counts: vec![1] })
     }
 
-    /// Writes a zstd frame that unpacks to the whole cluster, and is smaller.
+    /// Writes a compressed cluster: a zstd frame or a raw deflate stream, by the writer's codec.
     pub fn put_packed(&mut self, cluster: u64, frame: &[u8]) -> io::Result<()> {
         debug_assert!((1..CLUSTER).contains(&frame.len()));
-        let (at, last) = (self.end, self.end + frame.len() as u64 - 1);
+        let at = self.end;
+        let last = at + frame.len() as u64 - 1;
         self.append(frame)?;
         let further_sectors = (last >> SECTOR_BITS) - (at >> SECTOR_BITS);
         self.map(cluster, COMPRESSED | further_sectors << offset_bits(CLUSTER_BITS) | at);
-        (at >> CLUSTER_BITS..=last >> CLUSTER_BITS).for_each(|host| self.count(host));
-        Ok(())
+        self.count(at >> CLUSTER_BITS..(last >> CLUSTER_BITS) + 1)
     }
 
     /// Writes a cluster uncompressed.
@@ -99,9 +102,10 @@ impl Qcow2Writer {
             let at = self.append_aligned(&big_endian(&table))?;
             l1[usize::try_from(index).map_err(io::Error::other)?] = COPIED | at;
         }
-        let l1_at = self.append_aligned(&big_endian(&l1))?;
-        let (table_at, table_clusters) = self.put_refcounts()?;
-        let header = header(self.size, CLUSTER_BITS, (l1_at, l1.len()), (table_at, table_clusters));
+        let l1_offset = self.append_aligned(&big_endian(&l1))?;
+        let (refcount_offset, refcount_clusters) = self.put_refcounts()?;
+        let tables = TablePlaces { l1_offset, l1_entries: l1.len(), refcount_offset, refcount_clusters };
+        let header = header(self.size, CLUSTER_BITS, self.codec, &tables)?;
         self.out.seek(SeekFrom::Start(0))?;
         self.out.write_all(&header)?;
         self.out.flush()
@@ -122,7 +126,7 @@ impl Qcow2Writer {
         let entries: Vec<u64> = (0..blocks).map(|block| first_block + (block << CLUSTER_BITS)).collect();
         self.append_aligned(&big_endian(&entries))?;
         let last = before + table + blocks;
-        (self.end >> CLUSTER_BITS..last).for_each(|host| self.count(host));
+        self.count(self.end >> CLUSTER_BITS..last)?;
         for block in std::mem::take(&mut self.counts).chunks(BLOCK_ENTRIES) {
             let mut bytes: Vec<u8> = block.iter().flat_map(|count| count.to_be_bytes()).collect();
             bytes.resize(CLUSTER, 0);
@@ -137,12 +141,15 @@ impl Qcow2Writer {
         table[usize::try_from(cluster % entries).unwrap_or(0)] = entry;
     }
 
-    fn count(&mut self, host: u64) {
-        let host = usize::try_from(host).unwrap_or(usize::MAX);
-        if host >= self.counts.len() {
-            self.counts.resize(host + 1, 0);
+    /// Counts one more reference to each of these clusters of the file.
+    fn count(&mut self, clusters: Range<u64>) -> io::Result<()> {
+        let start = usize::try_from(clusters.start).map_err(io::Error::other)?;
+        let end = usize::try_from(clusters.end).map_err(io::Error::other)?;
+        if end > self.counts.len() {
+            self.counts.resize(end, 0);
         }
-        self.counts[host] += 1;
+        self.counts[start..end].iter_mut().for_each(|count| *count += 1);
+        Ok(())
     }
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -157,7 +164,7 @@ impl Qcow2Writer {
         let at = self.end;
         self.append(bytes)?;
         self.align()?;
-        (at >> CLUSTER_BITS..self.end >> CLUSTER_BITS).for_each(|host| self.count(host));
+        self.count(at >> CLUSTER_BITS..self.end >> CLUSTER_BITS)?;
         Ok(at)
     }
 
@@ -172,31 +179,40 @@ fn big_endian(entries: &[u64]) -> Vec<u8> {
     entries.iter().flat_map(|entry| entry.to_be_bytes()).collect()
 }
 
-fn header(
-    size: u64,
-    cluster_bits: u32,
-    (l1_at, l1_entries): (u64, usize),
-    (table_at, table_clusters): (u64, u64),
-) -> Vec<u8> {
-    let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX).to_be_bytes();
-    let mut header = Vec::with_capacity(HEADER_LENGTH as usize + 8);
-    header.extend(MAGIC);
-    header.extend(VERSION.to_be_bytes());
-    header.extend([0; 12]); // no backing file
-    header.extend(cluster_bits.to_be_bytes());
-    header.extend(size.to_be_bytes());
-    header.extend([0; 4]); // not encrypted
-    header.extend(small(l1_entries as u64));
-    header.extend(l1_at.to_be_bytes());
-    header.extend(table_at.to_be_bytes());
-    header.extend(small(table_clusters));
-    header.extend([0; 12]); // no snapshots
-    header.extend(COMPRESSION_TYPE.to_be_bytes()); // incompatible features
-    header.extend([0; 16]); // compatible and autoclear features
-    header.extend(REFCOUNT_ORDER.to_be_bytes());
-    header.extend(HEADER_LENGTH.to_be_bytes());
-    header.push(ZSTD);
-    header.resize(HEADER_LENGTH as usize, 0);
-    header.extend([0; 8]); // the end of the header extensions
-    header
+/// The places of the tables that a header names.
+struct TablePlaces {
+    l1_offset: u64,
+    l1_entries: usize,
+    refcount_offset: u64,
+    refcount_clusters: u64,
+}
+
+/// Builds the header, and the empty extension that ends the list of extensions.
+fn header(size: u64, cluster_bits: u32, codec: Codec, tables: &TablePlaces) -> io::Result<Vec<u8>> {
+    let (incompatible_features, compression_type) = codec.declaration();
+    let header = RawHeader {
+        magic: *MAGIC,
+        version: U32::new(3),
+        backing_file_offset: U64::ZERO,
+        backing_file_size: U32::ZERO,
+        cluster_bits: U32::new(cluster_bits),
+        size: U64::new(size),
+        crypt_method: U32::ZERO,
+        l1_size: U32::new(u32::try_from(tables.l1_entries).map_err(io::Error::other)?),
+        l1_table_offset: U64::new(tables.l1_offset),
+        refcount_table_offset: U64::new(tables.refcount_offset),
+        refcount_table_clusters: U32::new(u32::try_from(tables.refcount_clusters).map_err(io::Error::other)?),
+        nb_snapshots: U32::ZERO,
+        snapshots_offset: U64::ZERO,
+        incompatible_features: U64::new(incompatible_features),
+        compatible_features: U64::ZERO,
+        autoclear_features: U64::ZERO,
+        refcount_order: U32::new(REFCOUNT_ORDER),
+        header_length: U32::new(HEADER_LENGTH),
+        compression_type,
+        padding: [0; 7],
+    };
+    let mut bytes = header.as_bytes().to_vec();
+    bytes.extend([0; 8]);
+    Ok(bytes)
 }

@@ -1,4 +1,4 @@
-//! Compresses a disk into a qcow2 file, at a cost that depends on what changed rather than on the size of the disk.
+//! Writes a disk to a qcow2 file. With zstd, the cost depends on what changed rather than on the size of the disk.
 //!
 //! ```text
 //! cluster of the disk -- zero             -> nothing
@@ -13,10 +13,11 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 
+use flate2::{Compress, FlushCompress, Status};
 use zstd::bulk::Compressor;
 use zstd::zstd_safe::find_frame_compressed_size;
 
-use crate::specfile::BaseFormat;
+use crate::specfile::{BaseFormat, Compression};
 
 use super::chain::Chain;
 use super::ordered_jobs::{in_order, threads};
@@ -24,27 +25,30 @@ use super::qcow2::header::Codec;
 use super::qcow2::reader::Qcow2Reader;
 use super::qcow2::writer::{CLUSTER, CLUSTER_BITS, Qcow2Writer};
 use super::source::{DataLocation, DiskSource, LayerError};
+use super::sparse;
 use super::write::{Progress, WriteError};
 
-/// The compression level: the default of zstd, and of QEMU.
-const LEVEL: i32 = 3;
+/// The compression level of zstd: its default, and QEMU's.
+const ZSTD_LEVEL: i32 = 3;
+/// log2 of the window of deflate in bytes. QEMU inflates with a window of 4 KiB (`qcow2_zlib_decompress`).
+const DEFLATE_WINDOW_BITS: u8 = 12;
 /// How many clusters a thread compresses before they are written: 2 MiB.
 const SHARE: u64 = 32;
 /// The memory for the twin's L2 tables, in bytes.
 const TABLE_MEMORY: u64 = 1 << 20;
 
-/// Describes what the bytes of an output depend on besides its disk: the compressor, its version and its level.
+/// Describes what the bytes of a zstd output depend on besides its disk: the compressor, its version and its level.
 #[must_use]
-pub fn codec() -> String {
-    format!("zstd {} level {LEVEL}", zstd::zstd_safe::version_string())
+pub fn zstd_version() -> String {
+    format!("zstd {} level {ZSTD_LEVEL}", zstd::zstd_safe::version_string())
 }
 
-/// The base image, compressed as the output will be.
+/// The base image, compressed with zstd as the output will be.
 #[derive(Debug)]
 pub struct TwinReader(Qcow2Reader);
 
 impl TwinReader {
-    /// Opens a file that [`compress`] produced from the base alone.
+    /// Opens a zstd file that [`write_qcow2`] produced from the base alone.
     ///
     /// # Errors
     /// When the file is not such a qcow2 file.
@@ -60,7 +64,7 @@ impl TwinReader {
         reader.is_packed(Codec::Zstd, CLUSTER_BITS).then_some(Self(reader))
     }
 
-    fn piece(&self, cluster: u64) -> Result<PackedCluster, LayerError> {
+    fn cluster(&self, cluster: u64) -> Result<PackedCluster, LayerError> {
         let at = cluster << CLUSTER_BITS;
         let run = self.0.run_at(at, CLUSTER as u64)?;
         match run.place {
@@ -83,19 +87,23 @@ impl TwinReader {
     }
 }
 
-/// Writes the disk of `chain` to the empty `file`, as qcow2 with zstd. `progress` is called with the offset on the disk up
-/// to which it is done, several times a second, and may stop the work. Blocks the calling thread; uses all processors.
+/// Writes the disk of `chain` to the empty `file`, as qcow2. A twin is used for zstd alone. `progress` is called with the
+/// offset on the disk up to which it is done, several times a second, and may stop the work. Blocks the calling thread; uses
+/// all processors.
 ///
 /// # Errors
 /// When something cannot be read or written, or `progress` breaks. The file is then unusable.
-pub fn compress(
+pub fn write_qcow2(
     chain: &Chain,
+    compression: Compression,
     twin: Option<&TwinReader>,
     file: File,
     progress: &mut Progress<'_>,
 ) -> Result<(), WriteError> {
-    let mut writer = Qcow2Writer::new(file, chain.virtual_size()).map_err(WriteError::Write)?;
-    let workers = (0..threads()).map(|_| Worker::new(chain, twin)).collect::<Result<Vec<_>, _>>()?;
+    let codec = if compression == Compression::Zstd { Codec::Zstd } else { Codec::Deflate };
+    let twin = twin.filter(|_| codec == Codec::Zstd);
+    let mut writer = Qcow2Writer::new(file, chain.virtual_size(), codec).map_err(WriteError::Write)?;
+    let workers = (0..threads()).map(|_| Worker::new(chain, compression, twin)).collect::<Result<Vec<_>, _>>()?;
     let workers = workers.into_iter().map(|mut worker| move |share| worker.share(share)).collect();
     in_order(shares(chain), workers, |pieces: Vec<(u64, PackedCluster)>| {
         let mut done = 0;
@@ -143,43 +151,79 @@ enum PackedCluster {
     Plain(Vec<u8>),
 }
 
+/// The compressor of a thread.
+enum ClusterCompressor {
+    Zstd(Compressor<'static>),
+    Deflate(Compress),
+    None,
+}
+
+impl ClusterCompressor {
+    fn new(compression: Compression) -> io::Result<Self> {
+        Ok(match compression {
+            Compression::Zstd => Self::Zstd(Compressor::new(ZSTD_LEVEL)?),
+            Compression::Zlib => Self::Deflate(Compress::new_with_window_bits(
+                flate2::Compression::default(),
+                false,
+                DEFLATE_WINDOW_BITS,
+            )),
+            Compression::None => Self::None,
+        })
+    }
+
+    /// Compresses a cluster into `packed`. Returns the length of the result, or `None` if it does not fit.
+    fn compress(&mut self, cluster: &[u8], packed: &mut [u8]) -> Result<Option<usize>, WriteError> {
+        match self {
+            // zstd reports only "an error" if the frame does not fit.
+            Self::Zstd(compressor) => Ok(compressor.compress_to_buffer(cluster, packed).ok()),
+            Self::Deflate(compressor) => {
+                compressor.reset();
+                let status = compressor.compress(cluster, packed, FlushCompress::Finish);
+                let status = status.map_err(|error| WriteError::Compress(io::Error::other(error)))?;
+                let length = usize::try_from(compressor.total_out()).unwrap_or(usize::MAX);
+                Ok((status == Status::StreamEnd).then_some(length))
+            }
+            Self::None => Ok(None),
+        }
+    }
+}
+
 struct Worker<'a> {
     chain: &'a Chain,
     twin: Option<&'a TwinReader>,
-    compressor: Compressor<'static>,
+    compressor: ClusterCompressor,
     cluster: Vec<u8>,
     packed: Vec<u8>,
 }
 
 impl<'a> Worker<'a> {
-    fn new(chain: &'a Chain, twin: Option<&'a TwinReader>) -> Result<Self, WriteError> {
-        let compressor = Compressor::new(LEVEL).map_err(WriteError::Compress)?;
+    fn new(chain: &'a Chain, compression: Compression, twin: Option<&'a TwinReader>) -> Result<Self, WriteError> {
+        let compressor = ClusterCompressor::new(compression).map_err(WriteError::Compress)?;
         // A cluster that does not become smaller is stored uncompressed.
         Ok(Self { chain, twin, compressor, cluster: vec![0; CLUSTER], packed: vec![0; CLUSTER - 1] })
     }
 
     fn share(&mut self, clusters: Range<u64>) -> Result<Vec<(u64, PackedCluster)>, WriteError> {
-        clusters.map(|cluster| Ok((cluster, self.piece(cluster)?))).collect()
+        clusters.map(|cluster| Ok((cluster, self.cluster(cluster)?))).collect()
     }
 
-    fn piece(&mut self, cluster: u64) -> Result<PackedCluster, WriteError> {
+    fn cluster(&mut self, cluster: u64) -> Result<PackedCluster, WriteError> {
         let at = cluster << CLUSTER_BITS;
         let length = (CLUSTER as u64).min(self.chain.virtual_size() - at);
         if let Some(twin) = self.twin
             && self.chain.is_of_the_base(at..at + length)?
         {
-            return Ok(twin.piece(cluster)?);
+            return Ok(twin.cluster(cluster)?);
         }
         let (disk, beyond) = self.cluster.split_at_mut(usize::try_from(length).unwrap_or(CLUSTER));
         self.chain.read_at(at, disk)?;
         beyond.fill(0);
-        if self.cluster.iter().all(|byte| *byte == 0) {
+        if sparse::is_zero(&self.cluster) {
             return Ok(PackedCluster::Zero);
         }
-        // zstd reports only "an error" if the frame does not fit.
-        Ok(match self.compressor.compress_to_buffer(&self.cluster, &mut self.packed[..]) {
-            Ok(length) => PackedCluster::Packed(self.packed[..length].to_vec()),
-            Err(_) => PackedCluster::Plain(self.cluster.clone()),
+        Ok(match self.compressor.compress(&self.cluster, &mut self.packed)? {
+            Some(length) => PackedCluster::Packed(self.packed[..length].to_vec()),
+            None => PackedCluster::Plain(self.cluster.clone()),
         })
     }
 }
