@@ -13,6 +13,7 @@ const MARK: &str = "KILN_TEST_PLACE";
 
 /// A kiln with a store, a cache and a home of its own.
 pub struct Bench {
+    began: Instant,
     pub folder: tempfile::TempDir,
     pub cache: PathBuf,
     /// Another QEMU than the one of the PATH.
@@ -36,14 +37,15 @@ impl Bench {
         let configuration = folder.path().join(".config/kiln");
         fs::create_dir_all(&configuration).unwrap();
         fs::write(configuration.join("config.toml"), "secret-env = [\"TOKEN\"]\n").unwrap();
-        Self { folder, cache: Path::new(env!("CARGO_TARGET_TMPDIR")).join("vm-cache"), qemu: None }
+        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("vm-cache");
+        Self { began: Instant::now(), folder, cache, qemu: None }
     }
 
     /// A cache of its own as well.
     pub fn cold() -> Self {
-        let bench = Self::new();
-        let cache = bench.path("cache");
-        Self { cache, ..bench }
+        let mut bench = Self::new();
+        bench.cache = bench.path("cache");
+        bench
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -134,6 +136,14 @@ impl Bench {
         assert!(dead.is_empty(), "scratch folders are left: {dead:?}");
         let staged = fs::read_dir(self.path("store/.kiln/tmp")).map_or(0, Iterator::count);
         assert_eq!(staged, 0, "a staging folder is left");
+    }
+}
+
+/// Prints the time of the test, which the test's thread is named after.
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let thread = std::thread::current();
+        println!("test {} took {:.1} s", thread.name().unwrap_or("?"), self.began.elapsed().as_secs_f64());
     }
 }
 

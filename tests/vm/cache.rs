@@ -69,10 +69,4 @@ fn a_changed_last_step_goes_on_from_a_checkpoint_to_the_same_image() {
     let reference = layered(&bench, "5", "three", &["--no-cache"]);
     assert_eq!(reference.cached, [false, false, false]);
     assert_eq!(changed.content, reference.content);
-    for ram in bench.layers().iter().map(|layer| layer.join("ram")).filter(|ram| ram.exists()) {
-        fs::File::options().write(true).open(ram).unwrap().set_len(100_000).unwrap();
-    }
-    let damaged = layered(&bench, "6", "three", &[]);
-    assert!(damaged.stderr.contains("checkpoint is not used"), "{}", damaged.stderr);
-    assert_eq!(damaged.content, reference.content);
 }

@@ -29,22 +29,11 @@ echo esp >/boot/efi/a-long-name.txt; mkdir /boot/efi/loader; echo >/boot/efi/loa
 """
 "#;
 
-/// Each would fail if it saw what another one did.
-const TRACES: &str = r#"
-[[test]]
-run = "[ ! -e /srv/trace ] && [ ! -e /run/trace ] && touch /srv/trace /run/trace"
-[[test]]
-run = "[ ! -e /srv/trace ] && [ ! -e /run/trace ] && touch /srv/trace /run/trace "
-[[test]]
-run = "[ ! -e /srv/trace ] && [ ! -e /run/trace ] && touch /srv/trace /run/trace  "
-needs-fresh-boot = true
-"#;
-
 #[test]
 #[ignore = "boots a VM"]
 fn e1_the_list_of_files_is_what_a_guest_finds_in_the_image() {
     let bench = Bench::new();
-    let image = bench.builds(&bench.spec("ext4", &format!("{HARD}{TRACES}")));
+    let image = bench.builds(&bench.spec("ext4", HARD));
     assert_lists_are_equal(&image, &found_in_a_guest(&bench, &image));
 }
 

@@ -49,7 +49,7 @@ fn g8_a_panic_is_noticed() {
 #[test]
 #[ignore = "boots a VM"]
 fn h2_a_kvm_that_fails_under_the_guest_is_noticed() {
-    let bench = Bench::cold();
+    let mut bench = Bench::cold();
     let spec = bench.spec("lied-to", "[machine]\naccel = \"tcg\"\n[[step]]\nrun = \"true\"\n");
     let doctor = bench.kiln(&["doctor"]);
     let told = String::from_utf8_lossy(&doctor.stdout);
@@ -67,7 +67,7 @@ fn h2_a_kvm_that_fails_under_the_guest_is_noticed() {
     firmware[0xfff0..0xfff4].copy_from_slice(&[0xf3, 0x0f, 0xb8, 0xc0]);
     fs::write(bench.path("firmware"), firmware).unwrap();
     fs::set_permissions(&between, fs::Permissions::from_mode(0o755)).unwrap();
-    let bench = Bench { qemu: Some(between), ..bench };
+    bench.qemu = Some(between);
     let began = Instant::now();
     let stderr = bench.fails(&spec, 4);
     detected("KVM internal error, QEMU's start included,", began, Duration::from_secs(30));

@@ -86,21 +86,19 @@ fn made_by_hand() -> String {
     )
 }
 
-/// Builds an image of what steps leave behind and of every identity, and returns its file and its log.
-pub fn image_with_identities(bench: &Bench) -> (PathBuf, String) {
+/// Builds an image of what steps leave behind, of every identity and of `more`, and returns its file and its log.
+pub fn image_with_identities(bench: &Bench, more: &str) -> (PathBuf, String) {
     let debs = root().join("fixtures/cache/identities");
     assert!(debs.exists(), "{} is not there: run fixtures/identities/build", debs.display());
     run("cp", &["-r", debs.to_str().unwrap(), "debs"], bench.folder.path());
-    let spec = bench.spec("identities", &format!("{LEFT_BEHIND}{PACKAGES}{}{NOTHING_LOST}", made_by_hand()));
+    let spec = bench.spec("identities", &format!("{LEFT_BEHIND}{PACKAGES}{}{more}{NOTHING_LOST}", made_by_hand()));
     let image = bench.builds(&spec);
     let log = fs::read_to_string(image.with_file_name("build.log")).unwrap();
     (image, log)
 }
 
-#[test]
-#[ignore = "boots a VM"]
-fn g19_what_steps_leave_is_sealed() {
-    let (_, log) = image_with_identities(&Bench::new());
+/// Checks what the log says about the image of [`image_with_identities`].
+pub fn assert_sealed(log: &str) {
     println!("{}", log.lines().filter(|line| line.contains("seal")).collect::<Vec<_>>().join("\n"));
     for text in ["/usr/local/bin/noisy` (process ", "had left mounted: ", "/tmp/chroot/data", "/var/cache/man"] {
         assert!(log.contains(text), "no `{text}` in {log}");

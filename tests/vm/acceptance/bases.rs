@@ -27,12 +27,23 @@ mv /var/lib/dpkg/status /var/lib/dpkg/status.away
 """
 "#;
 
+/// Each test would fail if it saw what another one did.
+const TRACES: &str = r#"
+[[test]]
+run = "[ ! -e /srv/trace ] && [ ! -e /run/trace ] && touch /srv/trace /run/trace"
+[[test]]
+run = "[ ! -e /srv/trace ] && [ ! -e /run/trace ] && touch /srv/trace /run/trace "
+[[test]]
+run = "[ ! -e /srv/trace ] && [ ! -e /run/trace ] && touch /srv/trace /run/trace  "
+needs-fresh-boot = true
+"#;
+
 #[test]
 #[ignore = "boots a VM"]
 fn e1_the_list_of_files_on_btrfs_is_what_a_guest_finds_in_the_image() {
     let bench = Bench::new();
     bench.builds(&bench.spec("ext4", HARD));
-    let btrfs = bench.builds(&bench.spec_over(&base("debian-12-btrfs"), "btrfs", &format!("{HARD}{RPM}")));
+    let btrfs = bench.builds(&bench.spec_over(&base("debian-12-btrfs"), "btrfs", &format!("{HARD}{RPM}{TRACES}")));
     assert_lists_are_equal(&btrfs, &found_in_a_guest(&bench, &btrfs));
     // Of a disk that kiln does not read there are no texts, and the lists say the rest.
     let diff = bench.kiln(&["diff", "ext4", "btrfs"]);

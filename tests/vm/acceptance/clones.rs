@@ -7,6 +7,7 @@ use std::path::Path;
 use kiln::wire::sealing::{IdentityRenewal, OPERATIONS};
 
 use crate::bench::Bench;
+use crate::first_boot;
 use crate::sealing::{image_with_identities, is_made, paths};
 
 /// Has a clone make what it makes at its first boot, and prints a digest of every identity.
@@ -48,7 +49,7 @@ fn clone_of(bench: &Bench, image: &Path, name: &str) -> BTreeMap<String, String>
 #[ignore = "boots a VM"]
 fn two_clones_of_an_image_share_no_identity() {
     let bench = Bench::new();
-    let (image, log) = image_with_identities(&bench);
+    let (image, log) = image_with_identities(&bench, "");
     let one = clone_of(&bench, &image, "one");
     let other = clone_of(&bench, &image, "other");
     let shared: BTreeSet<&String> =
@@ -64,6 +65,8 @@ fn two_clones_of_an_image_share_no_identity() {
     assert!(!one.contains_key("/etc/nvme/hostnqn") && !one.contains_key("/etc/nvme/hostid"));
     println!("{} identities, {} of them in a clone, {} shared and warned of", made_count(), one.len(), shared.len());
     assert!(made_count() >= 20);
+    let [one, other] = ["first", "second"].map(|name| first_boot(&bench, &image, name));
+    assert!(one.iter().zip(&other).all(|(one, other)| one != other), "{one:?} and {other:?}");
 }
 
 /// Returns whether two clones that are builds have this in common: the seed, the network, and the UUID of the machine, from which
