@@ -57,8 +57,12 @@ pub fn find_obstacles(files: &impl GuestFiles) -> Vec<SeedObstacle> {
 }
 
 fn is_installed(files: &impl GuestFiles) -> bool {
-    let has_unit = UNIT_FOLDERS.iter().any(|folder| files.has_name(folder, "cloud-init-local.service"));
-    has_unit || PROGRAMS.iter().any(|folder| files.has_name(folder, "cloud-init"))
+    unit_folder(files, NEEDED_UNITS[1]).is_some() || PROGRAMS.iter().any(|folder| files.has_name(folder, "cloud-init"))
+}
+
+/// Returns the first folder that has a unit.
+fn unit_folder(files: &impl GuestFiles, unit: &str) -> Option<&'static str> {
+    UNIT_FOLDERS.into_iter().find(|folder| files.has_name(folder, unit))
 }
 
 fn has_file(files: &impl GuestFiles, path: &str) -> bool {
@@ -69,16 +73,18 @@ fn disabled(files: &impl GuestFiles, lines: &[BootFile]) -> Option<SeedObstacle>
     if has_file(files, DISABLED) && !has_file(files, ENABLED) {
         return Some(SeedObstacle::lasting(format!("{DISABLED} disables cloud-init")));
     }
-    let is_off = |line: &str| {
-        line.split_once(':').is_some_and(|(key, value)| {
-            key.trim() == "policy" && value.split('#').next().unwrap_or_default().trim() == "disabled"
-        })
-    };
-    if files.text(IDENTIFY).lines().any(is_off) {
+    if files.text(IDENTIFY).lines().any(is_disabling_policy) {
         return Some(SeedObstacle::lasting(format!("the policy in {IDENTIFY} disables cloud-init")));
     }
     let file = lines.iter().find(|file| file.has_option("cloud-init=disabled"))?;
     Some(SeedObstacle::lasting(format!("the kernel command line in {} disables cloud-init", file.path)))
+}
+
+/// Returns whether a line of ds-identify's configuration disables cloud-init.
+fn is_disabling_policy(line: &str) -> bool {
+    line.split_once(':').is_some_and(|(key, value)| {
+        key.trim() == "policy" && value.split('#').next().unwrap_or_default().trim() == "disabled"
+    })
 }
 
 /// Checks that the effective list of datasources contains `NoCloud`, as cloud-init's default list does.
@@ -103,8 +109,8 @@ fn datasources(yaml: &str) -> Option<Vec<String>> {
     let mut lines = yaml.lines().map(|line| line.split(" #").next().unwrap_or_default().trim_end());
     let first = lines.find_map(|line| line.strip_prefix("datasource_list:"))?.trim().to_owned();
     let items: Vec<String> = if first.is_empty() {
-        let is_item = |line: &&str| line.is_empty() || line.trim_start().starts_with(['-', '#']);
-        lines.take_while(is_item).filter_map(|line| line.trim_start().strip_prefix('-')).map(str::to_owned).collect()
+        let items = lines.take_while(|line| line.is_empty() || line.trim_start().starts_with(['-', '#']));
+        items.filter_map(|line| line.trim_start().strip_prefix('-')).map(str::to_owned).collect()
     } else {
         let mut value = first.strip_prefix('[')?.to_owned();
         while !value.contains(']') {
@@ -119,10 +125,9 @@ fn datasources(yaml: &str) -> Option<Vec<String>> {
 
 fn unit(files: &impl GuestFiles) -> Option<SeedObstacle> {
     // Other init systems have no such units.
-    let folder = |unit: &str| UNIT_FOLDERS.iter().find(|folder| files.has_name(folder, unit));
-    folder(NEEDED_UNITS[1])?;
+    unit_folder(files, NEEDED_UNITS[1])?;
     for unit in NEEDED_UNITS {
-        let Some(folder) = folder(unit) else { continue };
+        let Some(folder) = unit_folder(files, unit) else { continue };
         // The unit is a link to /dev/null, or an empty file.
         if files.read(&format!("{folder}/{unit}")).is_none_or(|text| text.is_empty()) {
             return Some(SeedObstacle::lasting(format!("the unit {unit} is masked")));
@@ -160,20 +165,23 @@ fn unreadable_seed(files: &impl GuestFiles) -> Option<SeedObstacle> {
 
 fn fat_of_kernels(files: &impl GuestFiles) -> Vec<FatSupport> {
     let Some(folder) = MODULES.iter().find(|folder| !files.names(folder).is_empty()) else { return Vec::new() };
-    let support = |kernel: String| {
-        // A kernel without this list was removed, and only its folder is left.
-        let built_in = files.read(&format!("{folder}/{kernel}/modules.builtin"))?;
-        let is_built_in = String::from_utf8_lossy(&built_in).lines().any(|path| path.ends_with("/vfat.ko"));
-        // Compressed modules have an additional suffix.
-        let modules = files.names(&format!("{folder}/{kernel}/kernel/fs/fat"));
-        let is_module = modules.iter().any(|name| name.starts_with("vfat.ko"));
-        Some(match (is_built_in, is_module) {
-            (true, _) => FatSupport::BuiltIn,
-            (false, true) => FatSupport::Module,
-            (false, false) => FatSupport::Missing,
-        })
-    };
-    files.names(folder).into_iter().filter_map(support).collect()
+    let kernels = files.names(folder).into_iter();
+    kernels.filter_map(|kernel| fat_of_kernel(files, &format!("{folder}/{kernel}"))).collect()
+}
+
+/// Returns the support of the kernel whose modules are in this folder.
+fn fat_of_kernel(files: &impl GuestFiles, folder: &str) -> Option<FatSupport> {
+    // A kernel without this list was removed, and only its folder is left.
+    let built_in = files.read(&format!("{folder}/modules.builtin"))?;
+    let is_built_in = String::from_utf8_lossy(&built_in).lines().any(|path| path.ends_with("/vfat.ko"));
+    // Compressed modules have an additional suffix.
+    let modules = files.names(&format!("{folder}/kernel/fs/fat"));
+    let is_module = modules.iter().any(|name| name.starts_with("vfat.ko"));
+    Some(match (is_built_in, is_module) {
+        (true, _) => FatSupport::BuiltIn,
+        (false, true) => FatSupport::Module,
+        (false, false) => FatSupport::Missing,
+    })
 }
 
 /// Returns the paths of modprobe's files, by their names.

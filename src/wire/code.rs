@@ -4,6 +4,7 @@
 //! only as far as there are bytes after it.
 
 use std::fmt;
+use std::io;
 
 /// The reason why bytes are not a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +49,12 @@ impl fmt::Display for DecodeError {
 
 impl std::error::Error for DecodeError {}
 
+impl From<DecodeError> for io::Error {
+    fn from(error: DecodeError) -> Self {
+        Self::new(io::ErrorKind::InvalidData, error)
+    }
+}
+
 /// The bytes not yet decoded.
 #[derive(Debug)]
 pub struct Fields<'a> {
@@ -90,6 +97,17 @@ pub trait Code: Sized {
     /// # Errors
     /// When the bytes are not a value.
     fn get(fields: &mut Fields<'_>) -> Result<Self, DecodeError>;
+
+    /// Reads the value that these bytes are.
+    ///
+    /// # Errors
+    /// When the bytes are not a value, or there are more of them.
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut fields = Fields::new(bytes);
+        let value = Self::get(&mut fields)?;
+        fields.end()?;
+        Ok(value)
+    }
 
     /// Appends a count and the values.
     fn put_all(all: &[Self], out: &mut Vec<u8>) {

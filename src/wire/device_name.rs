@@ -93,13 +93,21 @@ fn linked_partition(device: &str) -> Option<u32> {
 
 /// Decodes the escapes of a udev link, such as `\x20` for a blank.
 fn without_link_escapes(name: &str) -> String {
-    let mut bytes = Vec::with_capacity(name.len());
-    let mut rest = name.as_bytes();
+    String::from_utf8_lossy(&unescape(name.as_bytes(), hexadecimal)).into_owned()
+}
+
+fn hexadecimal(code: [u8; 3]) -> Option<u8> {
+    u8::from_str_radix(std::str::from_utf8(code.strip_prefix(b"x")?).ok()?, 16).ok()
+}
+
+/// Decodes the escapes of a backslash and three characters; those that have no code stay as they are.
+pub(super) fn unescape(text: &[u8], decode: fn([u8; 3]) -> Option<u8>) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text;
     while let [first, behind @ ..] = rest {
-        let digits = behind.strip_prefix(b"x").filter(|_| *first == b'\\').and_then(|digits| digits.get(..2));
-        let code = digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
+        let code = behind.first_chunk().copied().filter(|_| *first == b'\\').and_then(decode);
         bytes.push(code.unwrap_or(*first));
         rest = if code.is_some() { &behind[3..] } else { behind };
     }
-    String::from_utf8_lossy(&bytes).into_owned()
+    bytes
 }

@@ -3,7 +3,7 @@
 //! Source: fstab(5), and systemd.mount(5) for `x-systemd.automount` and similar options.
 
 use super::boot_mount::{BootMount, MountPolicy, without_slashes};
-use super::device_name::DeviceName;
+use super::device_name::{DeviceName, unescape};
 
 /// A line of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,13 +107,12 @@ impl<'t> FstabFields<'t> {
         }
         let requiring: Vec<&[u8]> = self.values(b"x-systemd.required-by=").collect();
         let wanting: Vec<&[u8]> = self.values(b"x-systemd.wanted-by=").collect();
-        let is_certain = |unit: &&[u8]| BOOT_TARGETS.contains(unit);
         if requiring.is_empty() && wanting.is_empty() {
             return self.policy_of_mount_all();
         }
         match self.has(b"nofail") {
-            false if requiring.iter().any(is_certain) => MountPolicy::Required,
-            _ if requiring.iter().chain(&wanting).any(is_certain) => MountPolicy::Optional,
+            false if requiring.iter().any(|unit| BOOT_TARGETS.contains(unit)) => MountPolicy::Required,
+            _ if requiring.iter().chain(&wanting).any(|unit| BOOT_TARGETS.contains(unit)) => MountPolicy::Optional,
             _ => MountPolicy::RequiredElsewhere,
         }
     }
@@ -137,19 +136,14 @@ impl<'t> FstabFields<'t> {
 /// Decodes a field of fstab(5) or of a table of mounts: spaces and some other characters are written as three octal digits.
 #[must_use]
 pub fn unescaped(field: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let [first, behind @ ..] = rest {
-        let code = behind.first_chunk().copied().filter(|_| *first == b'\\').and_then(octal);
-        bytes.push(code.unwrap_or(*first));
-        rest = if code.is_some() { &behind[3..] } else { behind };
-    }
-    bytes
+    unescape(field, octal)
 }
 
 fn octal(digits: [u8; 3]) -> Option<u8> {
-    let value = |digit: &u8| digit.checked_sub(b'0').filter(|digit| *digit < 8);
-    digits.iter().try_fold(0_u8, |number, digit| number.checked_mul(8)?.checked_add(value(digit)?))
+    digits.iter().try_fold(0_u8, |number, digit| {
+        let value = digit.checked_sub(b'0').filter(|value| *value < 8)?;
+        number.checked_mul(8)?.checked_add(value)
+    })
 }
 
 #[cfg(test)]

@@ -49,8 +49,8 @@ pub(super) struct BootFile {
 impl BootFile {
     /// Returns whether a command line has this option, or one with this prefix if it ends with `=`.
     pub(super) fn has_option(&self, option: &str) -> bool {
-        let is_it = |word: &str| word == option || (option.ends_with('=') && word.starts_with(option));
-        lines_without_comments(&self.text).any(|line| line.split_whitespace().any(is_it))
+        let mut words = lines_without_comments(&self.text).flat_map(str::split_whitespace);
+        words.any(|word| word == option || (option.ends_with('=') && word.starts_with(option)))
     }
 }
 
@@ -85,8 +85,8 @@ impl GuestFiles for FileMap {
     }
 
     fn names(&self, folder: &str) -> Vec<String> {
-        let below = |path: &String| path.strip_prefix(folder)?.strip_prefix('/')?.split('/').next().map(str::to_owned);
-        let mut names: Vec<String> = self.0.keys().filter_map(below).collect();
+        let names = self.0.keys().filter_map(|path| path.strip_prefix(folder)?.strip_prefix('/')?.split('/').next());
+        let mut names: Vec<String> = names.map(str::to_owned).collect();
         names.dedup();
         names
     }

@@ -9,7 +9,7 @@
 
 use std::io::{self, Read, Write};
 
-use super::code::{Code, DecodeError, Fields, coded_enum, coded_struct};
+use super::code::{Code, DecodeError, coded_enum, coded_struct};
 use super::tree::Xattr;
 
 /// The longest path in bytes: the kernel takes 4096 in one call, but trees can be deeper.
@@ -104,11 +104,11 @@ coded_struct! {
 /// # Errors
 /// When it cannot be written, or exceeds the limits.
 pub fn put(listed: &Listed, out: &mut impl Write) -> io::Result<()> {
-    check(listed).map_err(invalid)?;
+    check(listed)?;
     let mut record = Vec::new();
     listed.put(&mut record);
     let length = u32::try_from(record.len()).ok().filter(|_| record.len() <= MAX_RECORD);
-    let length = length.ok_or_else(|| invalid(DecodeError::Length(record.len())))?;
+    let length = length.ok_or(DecodeError::Length(record.len()))?;
     out.write_all(&length.to_le_bytes())?;
     out.write_all(&record)
 }
@@ -125,30 +125,26 @@ pub fn get(input: &mut impl Read) -> io::Result<Option<Listed>> {
     input.read_exact(&mut length[1..])?;
     let length = u32::from_le_bytes(length) as usize;
     if length > MAX_RECORD {
-        return Err(invalid(DecodeError::Length(length)));
+        return Err(DecodeError::Length(length).into());
     }
     let mut record = vec![0; length];
     input.read_exact(&mut record)?;
-    let mut fields = Fields::new(&record);
-    let listed = Listed::get(&mut fields).and_then(|listed| fields.end().map(|()| listed)).map_err(invalid)?;
-    check(&listed).map_err(invalid)?;
+    let listed = Listed::decode(&record)?;
+    check(&listed)?;
     Ok(Some(listed))
 }
 
 /// Checks the limits of one record, for both ends.
 fn check(listed: &Listed) -> Result<(), DecodeError> {
-    let bad = |name: &[u8]| matches!(name, b"" | b"." | b"..") || name.contains(&0);
-    let path =
-        listed.path.strip_prefix(b"/").filter(|_| listed.path.len() <= MAX_PATH).ok_or(DecodeError::Range("path"))?;
-    if !path.is_empty() && path.split(|byte| *byte == b'/').any(bad) {
+    if !is_path(&listed.path) {
         return Err(DecodeError::Range("path"));
     }
-    let is_time = |moment: &Moment| moment.nanoseconds < 1_000_000_000;
-    if listed.mode & !0o7777 != 0 || !is_time(&listed.modified) || !is_time(&listed.changed) {
+    let times = [&listed.modified, &listed.changed];
+    if listed.mode & !0o7777 != 0 || times.iter().any(|time| time.nanoseconds >= 1_000_000_000) {
         return Err(DecodeError::Range("mode or time"));
     }
-    let is_name = |xattr: &Xattr| !xattr.name.is_empty() && !xattr.name.contains(&0);
-    if !listed.xattrs.iter().all(is_name) || !listed.xattrs.is_sorted_by(|one, other| one.name < other.name) {
+    let has_names = listed.xattrs.iter().all(|xattr| !xattr.name.is_empty() && !xattr.name.contains(&0));
+    if !has_names || !listed.xattrs.is_sorted_by(|one, other| one.name < other.name) {
         return Err(DecodeError::Range("extended attributes"));
     }
     match &listed.kind {
@@ -162,8 +158,10 @@ fn check(listed: &Listed) -> Result<(), DecodeError> {
     }
 }
 
-fn invalid(error: DecodeError) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, error)
+fn is_path(path: &[u8]) -> bool {
+    let Some(below) = path.strip_prefix(b"/").filter(|_| path.len() <= MAX_PATH) else { return false };
+    let mut names = below.split(|byte| *byte == b'/');
+    below.is_empty() || names.all(|name| !matches!(name, b"" | b"." | b"..") && !name.contains(&0))
 }
 
 #[cfg(test)]

@@ -28,7 +28,8 @@ impl Code for ProtocolVersion {
     }
 
     fn get(fields: &mut Fields<'_>) -> Result<Self, DecodeError> {
-        let (version, build) = (u16::get(fields)?, String::get(fields)?);
+        let version = u16::get(fields)?;
+        let build = String::get(fields)?;
         if version == VERSION && build == BUILD { Ok(Self) } else { Err(DecodeError::Version { version, build }) }
     }
 }

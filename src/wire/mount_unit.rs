@@ -155,11 +155,11 @@ impl UnitNeeds {
 
     /// Returns whether a unit needs this mount unit, or a path on its mount point.
     fn include(&self, name: &str, target: &[u8]) -> bool {
-        let is_below = |path: &String| {
+        let has_path = self.paths.iter().any(|path| {
             path.as_bytes().strip_prefix(target).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
-        };
+        });
         let automount = name.replace(".mount", ".automount");
-        self.units.contains(name) || self.units.contains(&automount) || self.paths.iter().any(is_below)
+        has_path || self.units.contains(name) || self.units.contains(&automount)
     }
 }
 

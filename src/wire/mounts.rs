@@ -1,6 +1,5 @@
 //! The mounts of the image's disk in a guest, by its own mount table.
 
-use super::boot_mount::BootMount;
 use super::boot_mounts::BootReport;
 use super::code::{DecodeError, coded_struct};
 use super::{MAX_FRAME, Message};
@@ -70,21 +69,24 @@ coded_struct! {
 /// # Errors
 /// When it exceeds them.
 pub fn check(mounts: &[GuestMount], boot: &BootReport) -> Result<(), DecodeError> {
-    let is_path = |path: &[u8]| path.starts_with(b"/") && path.len() <= MAX_PATH && !path.contains(&0);
-    let is_sound = |mount: &GuestMount| {
-        is_path(&mount.target)
-            && mount.root.len() <= MAX_PATH
-            && mount.kind.len() <= MAX_NAME
-            && mount.source.len() <= MAX_PATH
-            && mount.partitions.len() <= MAX_MOUNTS
-            && mount.default_root.as_ref().is_none_or(|root| root.len() <= MAX_PATH)
-    };
-    let is_sound_plan = |mount: &BootMount| is_path(&mount.target) && mount.source.len() <= MAX_PATH;
     let fits = mounts.len() <= MAX_MOUNTS
         && mounts.iter().all(is_sound)
         && boot.mounts.len() <= MAX_PLANNED
-        && boot.mounts.iter().all(is_sound_plan);
+        && boot.mounts.iter().all(|mount| is_path(&mount.target) && mount.source.len() <= MAX_PATH);
     if fits { Ok(()) } else { Err(DecodeError::Range("mount table")) }
+}
+
+fn is_path(path: &[u8]) -> bool {
+    path.starts_with(b"/") && path.len() <= MAX_PATH && !path.contains(&0)
+}
+
+fn is_sound(mount: &GuestMount) -> bool {
+    is_path(&mount.target)
+        && mount.root.len() <= MAX_PATH
+        && mount.kind.len() <= MAX_NAME
+        && mount.source.len() <= MAX_PATH
+        && mount.partitions.len() <= MAX_MOUNTS
+        && mount.default_root.as_ref().is_none_or(|root| root.len() <= MAX_PATH)
 }
 
 /// Returns whether a message is short enough for a frame.

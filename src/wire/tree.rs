@@ -11,7 +11,7 @@
 
 use std::io::{self, BufRead, Write};
 
-use super::code::{Code, DecodeError, Fields, coded_enum, coded_struct};
+use super::code::{Code, DecodeError, coded_enum, coded_struct};
 
 pub mod limits;
 
@@ -29,6 +29,9 @@ const MARK: u64 = u64::from_le_bytes(*b"kilntree");
 const LENGTH: usize = 4;
 const DATA_RECORD: u64 = 4 + 1 + 8 + 8;
 const PAD_RECORD: u64 = 4 + 1 + 4;
+
+const BAD_EXTENT: DecodeError = DecodeError::Range("extent");
+const UNEXPECTED: DecodeError = DecodeError::Range("record of the tree");
 
 coded_struct! {
     /// The owner of the files, by name or number, as the guest knows them.
@@ -212,7 +215,7 @@ impl<W: Write> Encoder<W> {
     /// # Errors
     /// Also when its path, names or attributes exceed the limits.
     pub fn entry(&mut self, entry: Entry) -> io::Result<()> {
-        check(&entry).map_err(invalid)?;
+        check(&entry)?;
         self.totals.entries += u64::from(entry.kind != Kind::Leave {});
         self.put(&Record::Entry { entry })
     }
@@ -225,7 +228,7 @@ impl<W: Write> Encoder<W> {
         while note.text.len() > MAX_NOTE {
             note.text.pop();
         }
-        check_note(&note).map_err(invalid)?;
+        check_note(&note)?;
         self.put(&Record::Note { note })
     }
 
@@ -274,7 +277,7 @@ impl<W: Write> Encoder<W> {
         self.record.clear();
         0u32.put(&mut self.record);
         record.put(&mut self.record);
-        let length = u32::try_from(self.record.len() - LENGTH).map_err(|_| invalid(DecodeError::Range("record")))?;
+        let length = u32::try_from(self.record.len() - LENGTH).map_err(|_| DecodeError::Range("record"))?;
         self.record[..LENGTH].copy_from_slice(&length.to_le_bytes());
         self.position += self.record.len() as u64;
         self.out.write_all(&self.record)
@@ -322,7 +325,7 @@ impl<R: BufRead> Decoder<R> {
         let mut new = Self { input, record: Vec::new(), left: 0, file: None, totals: Totals::default() };
         match new.record()? {
             Record::Head { mark: MARK, head } => Ok((new, head)),
-            _ => Err(invalid(DecodeError::Range("head of the tree"))),
+            _ => Err(DecodeError::Range("head of the tree").into()),
         }
     }
 
@@ -335,14 +338,14 @@ impl<R: BufRead> Decoder<R> {
         match self.record()? {
             Record::Entry { entry } => self.take_entry(entry).map(TreeItem::Entry),
             Record::Data { offset, length } => self.take_data(offset, length),
-            Record::Note { note } => check_note(&note).map(|()| TreeItem::Note(note)).map_err(invalid),
+            Record::Note { note } => Ok(check_note(&note).map(|()| TreeItem::Note(note))?),
             Record::End { totals } if totals == self.totals => Ok(TreeItem::End(totals)),
             Record::Pad { length } if length as usize <= BLOCK => {
                 self.left = u64::from(length);
                 self.skip()?;
                 self.padded_data()
             }
-            _ => Err(unexpected()),
+            _ => Err(UNEXPECTED.into()),
         }
     }
 
@@ -350,7 +353,7 @@ impl<R: BufRead> Decoder<R> {
     fn padded_data(&mut self) -> io::Result<TreeItem> {
         match self.record()? {
             Record::Data { offset, length } => self.take_data(offset, length),
-            _ => Err(unexpected()),
+            _ => Err(UNEXPECTED.into()),
         }
     }
 
@@ -385,7 +388,7 @@ impl<R: BufRead> Decoder<R> {
     }
 
     fn take_entry(&mut self, entry: Entry) -> io::Result<Entry> {
-        check(&entry).map_err(invalid)?;
+        check(&entry)?;
         self.file = match entry.kind {
             Kind::File { size } => Some(Extents { size, end: 0 }),
             _ => None,
@@ -395,14 +398,12 @@ impl<R: BufRead> Decoder<R> {
     }
 
     fn take_data(&mut self, offset: u64, length: u64) -> io::Result<TreeItem> {
-        let bad = || invalid(DecodeError::Range("extent"));
-        let file = self.file.as_mut().ok_or_else(bad)?;
+        let file = self.file.as_mut().ok_or(BAD_EXTENT)?;
         // An empty extent does not advance the file towards its end: any number of them would be allowed.
-        let inside = |end: &u64| length > 0 && offset >= file.end && *end <= file.size;
-        let end = offset.checked_add(length).filter(inside).ok_or_else(bad)?;
-        file.end = end;
+        let end = offset.checked_add(length).filter(|end| length > 0 && offset >= file.end && *end <= file.size);
+        file.end = end.ok_or(BAD_EXTENT)?;
         self.left = length;
-        self.totals.bytes = self.totals.bytes.checked_add(length).ok_or_else(bad)?;
+        self.totals.bytes = self.totals.bytes.checked_add(length).ok_or(BAD_EXTENT)?;
         Ok(TreeItem::Data { offset })
     }
 
@@ -411,23 +412,12 @@ impl<R: BufRead> Decoder<R> {
         self.input.read_exact(&mut length)?;
         let length = u32::from_le_bytes(length) as usize;
         if length > MAX_RECORD {
-            return Err(invalid(DecodeError::Length(length)));
+            return Err(DecodeError::Length(length).into());
         }
         self.record.resize(length, 0);
         self.input.read_exact(&mut self.record)?;
-        let mut fields = Fields::new(&self.record);
-        let record = Record::get(&mut fields).map_err(invalid)?;
-        fields.end().map_err(invalid)?;
-        Ok(record)
+        Ok(Record::decode(&self.record)?)
     }
-}
-
-fn unexpected() -> io::Error {
-    invalid(DecodeError::Range("record of the tree"))
-}
-
-fn invalid(why: DecodeError) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
 #[cfg(test)]
