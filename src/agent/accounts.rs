@@ -1,11 +1,10 @@
 //! Users and groups from the guest's own `passwd` and `group` files. NSS is not used: a static program cannot load its
 //! modules.
 
-use std::fs;
 use std::path::Path;
 
-use super::RequestFailure;
 use super::sys::UserCredentials;
+use super::{RequestFailure, read_text};
 use crate::wire::Class;
 use crate::wire::tree::Owner;
 
@@ -33,8 +32,7 @@ impl Accounts {
     /// Reads `passwd` and `group` below `etc`. A missing file counts as empty: a user can still be given by number.
     #[must_use]
     pub fn read(etc: &Path) -> Self {
-        let text = |name| fs::read(etc.join(name)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-        Self { passwd: text("passwd").unwrap_or_default(), group: text("group").unwrap_or_default() }
+        Self { passwd: read_text(etc.join("passwd")), group: read_text(etc.join("group")) }
     }
 
     /// Returns the user with this name or number.
@@ -42,10 +40,9 @@ impl Accounts {
     /// # Errors
     /// When there is no such name. A number needs no entry.
     pub fn user(&self, wanted: &str) -> Result<User, RequestFailure> {
-        let lines = || self.passwd.lines().filter_map(parse_user);
-        let by_name = lines().find(|user| user.name == wanted);
+        let by_name = self.users().find(|user| user.name == wanted);
         let number = wanted.parse::<u32>().ok();
-        let found = by_name.or_else(|| lines().find(|user| Some(user.identity.uid) == number)).or_else(|| {
+        let found = by_name.or_else(|| self.users().find(|user| Some(user.identity.uid) == number)).or_else(|| {
             number.map(|uid| User {
                 name: wanted.to_owned(),
                 identity: UserCredentials { uid, gid: uid, groups: Vec::new() },
@@ -85,10 +82,15 @@ impl Accounts {
         groups
     }
 
+    fn users(&self) -> impl Iterator<Item = User> {
+        self.passwd.lines().filter_map(parse_user)
+    }
+
     fn groups(&self) -> impl Iterator<Item = (&str, u32, &str)> {
         self.group.lines().filter_map(|line| {
             let mut fields = line.split(':');
-            let (name, gid) = (fields.next()?, fields.nth(1)?.parse().ok()?);
+            let name = fields.next()?;
+            let gid = fields.nth(1)?.parse().ok()?;
             Some((name, gid, fields.next().unwrap_or_default()))
         })
     }
@@ -98,8 +100,9 @@ fn parse_user(line: &str) -> Option<User> {
     let fields: Vec<&str> = line.split(':').collect();
     let &[name, _, uid, gid, _, home, shell] = fields.as_slice() else { return None };
     let identity = UserCredentials { uid: uid.parse().ok()?, gid: gid.parse().ok()?, groups: Vec::new() };
-    let or = |text: &str, default: &str| if text.is_empty() { default.to_owned() } else { text.to_owned() };
-    Some(User { name: name.into(), identity, home: or(home, "/"), shell: or(shell, "/bin/sh") })
+    let home = if home.is_empty() { "/" } else { home };
+    let shell = if shell.is_empty() { "/bin/sh" } else { shell };
+    Some(User { name: name.into(), identity, home: home.into(), shell: shell.into() })
 }
 
 /// Creates a user with a home folder, for tests.

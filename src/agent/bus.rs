@@ -149,8 +149,9 @@ impl Bus {
     fn receive(&mut self) -> io::Result<(u8, Vec<u8>)> {
         let mut head = [0; 16];
         self.stream.read_exact(&mut head)?;
-        let number = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]) as usize;
-        let (body, fields) = (number(4), number(12).next_multiple_of(8));
+        let words = head.as_chunks().0;
+        let body = u32::from_le_bytes(words[1]) as usize;
+        let fields = (u32::from_le_bytes(words[3]) as usize).next_multiple_of(8);
         if head[0] != LITTLE_ENDIAN || body + fields > LARGEST {
             return Err(io::ErrorKind::InvalidData.into());
         }

@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::sys;
+use super::{read_text, sys};
 
 /// The agent's mount point of the hierarchy if the guest has not mounted it.
 const OWN_MOUNT: &str = "/run/kiln/cgroup";
@@ -72,9 +72,8 @@ impl CgroupTree {
     /// Limits the memory of all commands to what the guest itself does not need. A step that exhausts the memory is then
     /// ended at once; without the limit the kernel first spends minutes on reading programs again that it has just dropped.
     fn limit_memory(&self) {
-        let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
-        let meminfo = read(Path::new("/proc/meminfo"));
-        if let Some(limit) = memory_limit(&meminfo, &read(&self.root.join("memory.stat"))) {
+        let limit = memory_limit(&read_text("/proc/meminfo"), &read_text(self.root.join("memory.stat")));
+        if let Some(limit) = limit {
             let _ = fs::write(self.root.join("memory.max"), limit.to_string());
         }
     }
@@ -117,12 +116,14 @@ fn enter(group: &Path) -> io::Result<()> {
 
 /// Returns how much memory commands may use, in bytes: what they use now, by `memory.stat`, plus what is available.
 fn memory_limit(meminfo: &str, stat: &str) -> Option<u64> {
-    let number = |text: &str, name: &str| -> Option<u64> {
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        line.split_whitespace().next()?.parse().ok()
-    };
-    let available = number(meminfo, "MemAvailable:")? << 10;
-    (available + number(stat, "anon ")?).checked_sub(RESERVE)
+    let available = number_after("MemAvailable:", meminfo)? << 10;
+    (available + number_after("anon ", stat)?).checked_sub(RESERVE)
+}
+
+/// Returns the number in the first line that begins with this name.
+fn number_after(name: &str, text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 fn mount() -> io::Result<PathBuf> {
@@ -156,7 +157,8 @@ pub fn processes(group: &Path) -> Vec<i32> {
     own.lines().filter_map(|line| line.parse().ok()).chain(below).collect()
 }
 
-fn folders(path: &Path) -> Vec<PathBuf> {
+/// Returns the folders in a folder.
+pub fn folders(path: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
     entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
 }

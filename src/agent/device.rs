@@ -40,11 +40,14 @@ pub fn find(serial: &str) -> Result<PathBuf, RequestFailure> {
 
 fn look(serial: &str) -> Option<PathBuf> {
     let mut devices = fs::read_dir("/sys/block").ok()?.flatten();
-    let ours = devices.find(|device| {
-        let said = ["serial", "device/serial"].map(|file| fs::read_to_string(device.path().join(file)));
-        said.into_iter().flatten().any(|said| said.trim() == serial)
-    })?;
+    let ours = devices.find(|device| has_serial(&device.path(), serial))?;
     Some(Path::new("/dev").join(ours.file_name())).filter(|path| path.exists())
+}
+
+/// Returns whether a disk in `/sys` has this serial number.
+pub fn has_serial(disk: &Path, serial: &str) -> bool {
+    let serials = ["serial", "device/serial"].map(|file| fs::read_to_string(disk.join(file)));
+    serials.into_iter().flatten().any(|found| found.trim() == serial)
 }
 
 /// A file or device that a thread of its own reads from the start, in large aligned blocks.
@@ -85,8 +88,8 @@ impl AlignedBuffer {
 impl ReadAhead {
     /// Opens a file or device, with direct I/O if possible, and starts to read it.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let open = |flags| OpenOptions::new().read(true).custom_flags(flags).open(path);
-        let mut file = open(sys::O_DIRECT).or_else(|_| open(0))?;
+        let direct = OpenOptions::new().read(true).custom_flags(sys::O_DIRECT).open(path);
+        let mut file = direct.or_else(|_| File::open(path))?;
         let (give, full) = sync_channel(BUFFERS);
         let (empty, take) = sync_channel::<AlignedBuffer>(BUFFERS);
         for _ in 0..BUFFERS {

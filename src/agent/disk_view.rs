@@ -25,10 +25,9 @@ const MAX_PASSES: usize = 1000;
 /// # Errors
 /// When the root file system is not on the disk, or a file system of the disk has no place in its tree.
 pub fn enter(is_on_disk: &mut dyn FnMut(&MountLine) -> bool) -> Result<(), RequestFailure> {
-    fs::create_dir_all(ASIDE).map_err(|error| RequestFailure::io(ASIDE, &error))?;
-    sys::unshare_mounts().map_err(|error| RequestFailure::io("a mount namespace", &error))?;
-    let mut table =
-        File::open("/proc/thread-self/mountinfo").map_err(|error| RequestFailure::io("the mount table", &error))?;
+    fs::create_dir_all(ASIDE).map_err(RequestFailure::at(ASIDE))?;
+    sys::unshare_mounts().map_err(RequestFailure::at("a mount namespace"))?;
+    let mut table = File::open("/proc/thread-self/mountinfo").map_err(RequestFailure::at("the mount table"))?;
     let mut unmovable = HashSet::new();
     for _ in 0..MAX_PASSES {
         let mounts = Mounts::read(&mut table, is_on_disk)?;
@@ -55,7 +54,7 @@ impl Mounts {
     fn read(table: &mut File, is_on_disk: &mut dyn FnMut(&MountLine) -> bool) -> Result<Self, RequestFailure> {
         let mut text = Vec::new();
         let read = table.rewind().and_then(|()| table.read_to_end(&mut text)).and_then(|_| parse(&text));
-        let lines = read.map_err(|error| RequestFailure::io("the mount table", &error))?;
+        let lines = read.map_err(RequestFailure::at("the mount table"))?;
         let on_disk = lines.iter().map(is_on_disk).collect();
         let by_id: HashMap<u32, usize> = lines.iter().enumerate().map(|(index, line)| (line.id, index)).collect();
         let mut children: HashMap<usize, Vec<usize>> = HashMap::new();
@@ -70,14 +69,9 @@ impl Mounts {
     /// Detaches mounts that are not on the disk but cover its file systems: every mount that carries nothing of the disk,
     /// else one of the others. Returns whether there was any.
     fn detach_next(&self, unmovable: &mut HashSet<u32>) -> Result<bool, RequestFailure> {
-        let is_candidate = |index: &usize| {
-            let line = &self.lines[*index];
-            let is_on_disk = self.by_id.get(&line.parent).is_some_and(|parent| self.on_disk[*parent]);
-            !self.on_disk[*index] && is_on_disk && !unmovable.contains(&line.id) && self.is_reachable(*index)
-        };
-        let (last, first): (Vec<usize>, Vec<usize>) = (0..self.lines.len())
-            .filter(is_candidate)
-            .partition(|index| Path::new(ASIDE).starts_with(self.path(*index)));
+        let candidates = (0..self.lines.len()).filter(|index| self.is_covering(*index, unmovable));
+        let (last, first): (Vec<usize>, Vec<usize>) =
+            candidates.partition(|index| Path::new(ASIDE).starts_with(self.path(*index)));
         let (bare, carrying): (Vec<usize>, Vec<usize>) =
             first.into_iter().partition(|index| self.carried(*index).is_empty());
         if !bare.is_empty() {
@@ -97,6 +91,13 @@ impl Mounts {
         Ok(true)
     }
 
+    /// Returns whether a mount is not on the disk, covers a file system of it, and may still be detached.
+    fn is_covering(&self, index: usize, unmovable: &HashSet<u32>) -> bool {
+        let line = &self.lines[index];
+        let has_disk_below = self.by_id.get(&line.parent).is_some_and(|parent| self.on_disk[*parent]);
+        !self.on_disk[index] && has_disk_below && !unmovable.contains(&line.id) && self.is_reachable(index)
+    }
+
     /// Detaches a mount, or notes that it cannot be detached: then another mount covers it, so that it is not visible
     /// either.
     fn detach(&self, index: usize, unmovable: &mut HashSet<u32>) {
@@ -113,7 +114,7 @@ impl Mounts {
             let moved = fs::create_dir_all(place).and_then(|()| sys::move_mount(self.path(*carried), place));
             moved.map_err(|_| self.homeless(*carried))?;
         }
-        sys::detach(self.path(index)).map_err(|error| RequestFailure::io(self.path(index).display(), &error))?;
+        sys::detach(self.path(index)).map_err(RequestFailure::at(self.path(index).display()))?;
         for (carried, place) in carried.iter().zip(&places) {
             sys::move_mount(place, self.path(*carried)).map_err(|_| self.homeless(*carried))?;
         }
@@ -123,7 +124,8 @@ impl Mounts {
     /// Returns the file systems of the disk that are mounted on this one, directly or through others that are not on the
     /// disk.
     fn carried(&self, index: usize) -> Vec<usize> {
-        let (mut carried, mut open) = (Vec::new(), vec![index]);
+        let mut carried = Vec::new();
+        let mut open = vec![index];
         while let Some(index) = open.pop() {
             for child in self.children.get(&index).into_iter().flatten() {
                 if self.on_disk[*child] { carried.push(*child) } else { open.push(*child) }
@@ -148,7 +150,7 @@ impl Mounts {
     fn protect(&self) -> Result<(), RequestFailure> {
         for index in visible(&self.lines, &self.on_disk) {
             let path = self.path(index);
-            sys::protect_mount(path).map_err(|error| RequestFailure::io(path.display(), &error))?;
+            sys::protect_mount(path).map_err(RequestFailure::at(path.display()))?;
         }
         Ok(())
     }

@@ -3,7 +3,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -30,6 +29,7 @@ use crate::wire::{Aftermath, Class, ExecRequest, Exit, HiddenBytes, Message, SCR
 const KILL_AFTER: Duration = Duration::from_secs(5);
 /// How many bytes of a file the kernel reads to find out how to run it.
 const HEAD: u64 = 256;
+const NO_TERMINAL: &str = "cannot open a terminal";
 
 /// Runs the command to its end. Processes that it left in the background live on, unless it timed out. Everything else that
 /// was observed is sent before this returns.
@@ -77,9 +77,8 @@ impl RunningCommand {
         let user = Accounts::read(Path::new("/etc")).user(&request.user)?;
         let secrets = SecretMount::mount(lane.id(), &request.secrets, &user.identity)?;
         let mut command = command(request, &user, secrets.as_ref(), left, notes)?;
-        let broken = |error| RequestFailure::io("cannot open a terminal", &error);
         let terminal = match &request.tty {
-            Some(size) => Some(attach(&mut command, size, &user.identity).map_err(broken)?),
+            Some(size) => Some(attach(&mut command, size, &user.identity).map_err(RequestFailure::at(NO_TERMINAL))?),
             None => None,
         };
         let step = request.step.unwrap_or(0);
@@ -98,10 +97,10 @@ impl RunningCommand {
         let mut running = Self { leader, stdin: None, terminal, pumps: Vec::new(), _secrets: secrets };
         let sink = OutputSink::new(lane, left, request.step);
         if let Some(master) = &running.terminal {
-            let end = || master.try_clone().map_err(broken);
-            running.stdin = Some(feed(end()?, lane));
-            let output = OwnedFd::from(end()?);
-            running.pumps.push(OutputPump::start(&sink, output, true, |bytes| Message::Stdout { bytes }));
+            let input = master.try_clone().map_err(RequestFailure::at(NO_TERMINAL))?;
+            let output = master.try_clone().map_err(RequestFailure::at(NO_TERMINAL))?;
+            running.stdin = Some(feed(input, lane));
+            running.pumps.push(OutputPump::start(&sink, output.into(), true, |bytes| Message::Stdout { bytes }));
         }
         if let Some(pipe) = child.stdin.take() {
             running.stdin = Some(feed(pipe, lane));
@@ -171,10 +170,8 @@ fn command(
     let program =
         request.argv.first().ok_or_else(|| RequestFailure::new(Class::Request {}, "there is nothing to run"))?;
     if !Path::new(&request.dir).is_dir() {
-        return Err(RequestFailure::new(
-            Class::NotFound {},
-            format!("there is no folder `{}` in the guest", request.dir),
-        ));
+        let text = format!("there is no folder `{}` in the guest", request.dir);
+        return Err(RequestFailure::new(Class::NotFound {}, text));
     }
     let stdin = if request.stdin { Stdio::piped() } else { Stdio::null() };
     let mut command = Command::new(program);
@@ -212,7 +209,7 @@ fn write_script(folder: &Path, script: &ShellScript) -> Result<PathBuf, RequestF
         file.write_all(script.text.as_bytes())?;
         file.set_permissions(fs::Permissions::from_mode(0o555))
     });
-    written.map_err(|error| RequestFailure::io(format!("cannot write `{}`", path.display()), &error))?;
+    written.map_err(RequestFailure::at(format!("cannot write `{}`", path.display())))?;
     Ok(path)
 }
 
@@ -273,10 +270,9 @@ fn next(events: &Receiver<LaneEvent>, deadline: Option<Instant>) -> Option<LaneE
 }
 
 fn how(status: ExitStatus) -> Exit {
-    let small = |n: i32| u8::try_from(n).unwrap_or(u8::MAX);
     match (status.code(), status.signal()) {
-        (Some(code), _) => Exit::Code { code: small(code) },
-        (None, signal) => Exit::Signal { number: small(signal.unwrap_or_default()) },
+        (Some(code), _) => Exit::Code { code: u8::try_from(code).unwrap_or(u8::MAX) },
+        (None, signal) => Exit::Signal { number: u8::try_from(signal.unwrap_or_default()).unwrap_or(u8::MAX) },
     }
 }
 

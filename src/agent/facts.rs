@@ -36,12 +36,9 @@ pub fn now() -> i64 {
 
 /// Returns the size of the page cache in bytes, from the content of `/proc/meminfo` (`proc_meminfo(5)`).
 pub fn page_cache(meminfo: &str) -> u64 {
-    let kilobytes = |line: &str| {
-        let (name, size) = line.split_once(':')?;
-        let counts = matches!(name, "Buffers" | "Cached");
-        counts.then(|| size.trim().trim_end_matches(" kB").parse::<u64>().ok()).flatten()
-    };
-    meminfo.lines().filter_map(kilobytes).sum::<u64>() * 1024
+    let fields = meminfo.lines().filter_map(|line| line.split_once(':'));
+    let cached = fields.filter(|(name, _)| matches!(*name, "Buffers" | "Cached"));
+    cached.filter_map(|(_, size)| size.trim().trim_end_matches(" kB").parse::<u64>().ok()).sum::<u64>() * 1024
 }
 
 fn first_line(path: &str) -> Option<String> {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::cgroup::{self, CgroupTree, GroupMember};
+use super::cgroup::{CgroupTree, GroupMember, folders, processes};
 use super::link::lock;
 use super::mount_table::{MountLine, read_table};
 use super::processes::every_process;
@@ -181,21 +181,20 @@ impl Leftovers {
 
     fn members_by_session(&self) -> Vec<GroupMember> {
         let sessions = lock(&self.sessions);
-        let member = |pid| {
+        let members = every_process().filter_map(|pid| {
             let session = session_of(pid)?;
             let (_, step) = sessions.iter().find(|(leader, _)| *leader == session)?;
             Some(GroupMember { pid, step: *step })
-        };
-        every_process().filter_map(member).collect()
+        });
+        members.collect()
     }
 }
 
 /// Returns the processes that PAM moved from a step's cgroup into a session of logind. A guest has no other sessions.
 fn sessions_of_users() -> Vec<GroupMember> {
-    let folders = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
-    let is_session = |path: &Path| path.extension().is_some_and(|extension| extension == "scope");
-    let scopes = folders(Path::new(USER_SLICE)).flat_map(|slice| folders(&slice)).filter(|path| is_session(path));
-    scopes.flat_map(|scope| cgroup::processes(&scope)).map(|pid| GroupMember { pid, step: 0 }).collect()
+    let groups = folders(Path::new(USER_SLICE)).into_iter().flat_map(|slice| folders(&slice));
+    let scopes = groups.filter(|group| group.extension().is_some_and(|extension| extension == "scope"));
+    scopes.flat_map(|scope| processes(&scope)).map(|pid| GroupMember { pid, step: 0 }).collect()
 }
 
 /// Returns the session number of a process.
@@ -225,11 +224,8 @@ fn describe(members: impl Iterator<Item = GroupMember>) -> Vec<LeftProcess> {
 
 /// Returns the command line of a process as one line, or its name if it has no command line.
 fn command(pid: i32) -> String {
-    let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-    let mut line = read("cmdline");
-    if line.is_empty() {
-        line = read("comm");
-    }
+    let line = fs::read(format!("/proc/{pid}/cmdline")).ok().filter(|line| !line.is_empty());
+    let mut line = line.or_else(|| fs::read(format!("/proc/{pid}/comm")).ok()).unwrap_or_default();
     line.truncate(LONGEST);
     String::from_utf8_lossy(&line).replace(char::is_control, " ").trim().to_owned()
 }

@@ -185,8 +185,8 @@ impl Lane {
     }
 
     fn take_credit(&self, wanted: usize) -> io::Result<usize> {
-        let ready = |send: &mut SendCredit| send.credit == 0 && !send.over;
-        let mut send = self.changed.wait_while(lock(&self.send), ready).unwrap_or_else(PoisonError::into_inner);
+        let waited = self.changed.wait_while(lock(&self.send), |send| send.credit == 0 && !send.over);
+        let mut send = waited.unwrap_or_else(PoisonError::into_inner);
         if send.over {
             return Err(io::ErrorKind::BrokenPipe.into());
         }

@@ -18,13 +18,14 @@ use std::vec;
 
 use super::link::lock;
 use super::mount_table::{Devices, Location};
+use super::pack::xattrs;
 use super::sha256::Sha256;
 use super::sys::{major, minor};
-use super::{RequestFailure, disk_view, sys};
+use super::{RequestFailure, disk_view, folder_names, sys};
 use crate::wire::Class;
 use crate::wire::listing::{self, Kind, Listed, Moment};
 use crate::wire::sparse_blocks::{self, BlockFilter};
-use crate::wire::tree::{Totals, Xattr};
+use crate::wire::tree::Totals;
 
 /// How many entries are collected before their digests are computed.
 const BATCH: usize = 256;
@@ -103,14 +104,13 @@ struct PendingDigest {
 impl<W: Write> ListWalk<'_, W> {
     /// Lists the entry at the path. Returns the names in a directory, which the caller has to visit.
     fn visit(&mut self, path: PathBuf) -> Result<Option<(PathBuf, vec::IntoIter<OsString>)>, RequestFailure> {
-        let unreadable = |error: io::Error| RequestFailure::io(path.display(), &error);
         let about = match fs::symlink_metadata(&path) {
             // A service that is still running has removed it.
             Err(error) if error.kind() == io::ErrorKind::NotFound && path != self.root => return Ok(None),
-            about => about.map_err(unreadable)?,
+            about => about.map_err(RequestFailure::at(path.display()))?,
         };
-        let listed = self.listed(&path, &about).map_err(unreadable)?;
-        let names = about.is_dir().then(|| names(&path)).transpose().map_err(unreadable)?;
+        let listed = self.listed(&path, &about).map_err(RequestFailure::at(path.display()))?;
+        let names = about.is_dir().then(|| names(&path)).transpose().map_err(RequestFailure::at(path.display()))?;
         let content = about.is_file().then(|| path.clone());
         self.waiting.push(PendingDigest { listed, content, is_shared: about.nlink() > 1 });
         if self.waiting.len() >= BATCH {
@@ -122,7 +122,8 @@ impl<W: Write> ListWalk<'_, W> {
     fn listed(&self, path: &Path, about: &Metadata) -> io::Result<Listed> {
         let kind = about.file_type();
         let device = about.rdev();
-        let (major, minor) = (major(device), minor(device));
+        let major = major(device);
+        let minor = minor(device);
         let kind = if kind.is_file() {
             Kind::File { size: 0, sha256: Vec::new() }
         } else if kind.is_dir() {
@@ -139,14 +140,13 @@ impl<W: Write> ListWalk<'_, W> {
             Kind::Socket {}
         };
         let below = path.strip_prefix(self.root).unwrap_or(path).as_os_str().as_bytes();
-        let moment = |seconds, nanoseconds| Moment { seconds, nanoseconds: u32::try_from(nanoseconds).unwrap_or(0) };
         Ok(Listed {
             path: [b"/", below].concat(),
             mode: u16::try_from(about.mode() & 0o7777).unwrap_or_default(),
             uid: about.uid(),
             gid: about.gid(),
             kind,
-            xattrs: xattrs(path)?,
+            xattrs: xattrs(path, |_| true)?,
             modified: moment(about.mtime(), about.mtime_nsec()),
             changed: moment(about.ctime(), about.ctime_nsec()),
             device: about.dev(),
@@ -156,8 +156,8 @@ impl<W: Write> ListWalk<'_, W> {
 
     /// Sends the waiting entries, after their content was hashed by as many threads as there are processors.
     fn flush(&mut self) -> Result<(), RequestFailure> {
-        let known = |waiting: &PendingDigest| self.digests.get(&file(&waiting.listed)).cloned();
-        let mut found: Vec<Option<ListedDigest>> = self.waiting.iter().map(known).collect();
+        let known = self.waiting.iter().map(|waiting| self.digests.get(&file(&waiting.listed)).cloned());
+        let mut found: Vec<Option<ListedDigest>> = known.collect();
         let jobs: Vec<(usize, &Path)> = (0..)
             .zip(&self.waiting)
             .filter(|(index, _)| found[*index].is_none())
@@ -174,12 +174,16 @@ impl<W: Write> ListWalk<'_, W> {
                 }
                 listed.kind = digest.into_kind();
             }
-            listing::put(&listed, self.out).map_err(|error| RequestFailure::io("a file cannot be listed", &error))?;
+            listing::put(&listed, self.out).map_err(RequestFailure::at("a file cannot be listed"))?;
             self.totals.entries += 1;
         }
         (self.progress)(self.totals.bytes);
         Ok(())
     }
+}
+
+fn moment(seconds: i64, nanoseconds: i64) -> Moment {
+    Moment { seconds, nanoseconds: u32::try_from(nanoseconds).unwrap_or(0) }
 }
 
 fn file(listed: &Listed) -> (u64, u64) {
@@ -188,18 +192,19 @@ fn file(listed: &Listed) -> (u64, u64) {
 
 /// Returns the names in a folder, sorted by their bytes: file systems differ in their order.
 fn names(folder: &Path) -> io::Result<Vec<OsString>> {
-    let mut names = fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
+    let mut names = folder_names(folder)?;
     names.sort_unstable();
     Ok(names)
 }
 
 /// Returns the digest of each of these files, with the number of the file.
 fn digests(jobs: &[(usize, &Path)]) -> Result<Vec<(usize, ListedDigest)>, RequestFailure> {
-    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(jobs.len())));
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Vec::with_capacity(jobs.len()));
     let work = || {
         let mut buffer = vec![0; CHUNK];
         while let Some((index, path)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let found = digest(path, &mut buffer).map_err(|error| RequestFailure::io(path.display(), &error));
+            let found = digest(path, &mut buffer).map_err(RequestFailure::at(path.display()));
             lock(&done).push((*index, found));
         }
     };
@@ -219,7 +224,8 @@ fn digest(path: &Path, buffer: &mut [u8]) -> io::Result<ListedDigest> {
     if let Some(digest) = sparse_digest(&file, buffer)? {
         return Ok(digest);
     }
-    let (mut sha, mut size) = (Sha256::new(), 0);
+    let mut sha = Sha256::new();
+    let mut size = 0;
     loop {
         match file.read(buffer) {
             Ok(0) => return Ok(ListedDigest { size, sha256: sha.finish().to_vec(), is_sparse: false }),
@@ -255,17 +261,6 @@ fn sparse_digest(file: &File, buffer: &mut [u8]) -> io::Result<Option<ListedDige
     filter.add_zeroes(size - at);
     let is_sparse = filter.is_sparse();
     Ok(is_sparse.then(|| ListedDigest { size, sha256: sha.finish().to_vec(), is_sparse }))
-}
-
-/// Returns all extended attributes of a file, whatever their namespace.
-fn xattrs(path: &Path) -> io::Result<Vec<Xattr>> {
-    let mut names = match sys::xattr_names(path) {
-        // The file system has no extended attributes.
-        Err(error) if error.kind() == io::ErrorKind::Unsupported => Vec::new(),
-        other => other?,
-    };
-    names.sort_unstable();
-    names.into_iter().map(|name| Ok(Xattr { value: sys::xattr(path, &name)?, name })).collect()
 }
 
 #[cfg(test)]

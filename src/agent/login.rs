@@ -3,10 +3,10 @@
 //! PAM is not used, since a static program cannot load its modules; its files are read instead.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use super::accounts::User;
+use super::read_text;
 
 /// The search path of root where login.defs(5) sets neither `ENV_SUPATH` nor `ENV_PATH`.
 pub(super) const ROOT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -22,16 +22,15 @@ pub type Environment = BTreeMap<String, String>;
 /// Returns the environment that a login gives this user, from the files below `etc`. A shell for a person also gets the
 /// guest's language.
 pub fn environment(user: &User, etc: &Path, is_shell: bool) -> Environment {
-    let read = |name: &str| read_text(&etc.join(name));
     let is_root = user.identity.uid == 0;
     let mut environment = Environment::new();
-    environment.insert("PATH".into(), search_path(&read("login.defs"), is_root));
+    environment.insert("PATH".into(), search_path(&read_text(etc.join("login.defs")), is_root));
     if is_shell {
         environment.insert("LANG".into(), SHELL_LANGUAGE.into());
-        environment.extend(assignments(&read("locale.conf")));
-        environment.extend(assignments(&read("default/locale")));
+        environment.extend(assignments(&read_text(etc.join("locale.conf"))));
+        environment.extend(assignments(&read_text(etc.join("default/locale"))));
     }
-    environment.extend(assignments(&read("environment")));
+    environment.extend(assignments(&read_text(etc.join("environment"))));
     environment.extend(own_variables(user));
     environment
 }
@@ -61,17 +60,13 @@ fn search_path(defaults: &str, is_root: bool) -> String {
 
 /// Returns the file that sets the search path of a login, if any does.
 pub fn path_file(etc: &Path) -> Option<&'static str> {
-    if assignments(&read_text(&etc.join("environment"))).iter().any(|(name, _)| name == "PATH") {
+    if assignments(&read_text(etc.join("environment"))).iter().any(|(name, _)| name == "PATH") {
         return Some("/etc/environment");
     }
-    let defaults = read_text(&etc.join("login.defs"));
-    let is_set = |line: &str| ["ENV_PATH", "ENV_SUPATH"].iter().any(|key| line.trim_start().starts_with(key));
-    defaults.lines().any(is_set).then_some("/etc/login.defs")
-}
-
-/// Reads a file as a string, empty if it does not exist. Invalid UTF-8 is replaced.
-fn read_text(path: &Path) -> String {
-    String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
+    let defaults = read_text(etc.join("login.defs"));
+    let mut lines = defaults.lines().map(str::trim_start);
+    let is_set = lines.any(|line| line.starts_with("ENV_PATH") || line.starts_with("ENV_SUPATH"));
+    is_set.then_some("/etc/login.defs")
 }
 
 /// Parses the assignments of a file such as /etc/environment, as `pam_env(8)` does: nothing is expanded, and `export` may
@@ -89,7 +84,8 @@ fn assignments(text: &str) -> Vec<(String, String)> {
 /// Returns the lines of such a file without comments, which begin with any `#`. A line that ends with a backslash continues
 /// in the next one; a continued line at the end of the file is dropped.
 fn join_lines(text: &str) -> Vec<String> {
-    let (mut lines, mut open) = (Vec::new(), None::<String>);
+    let mut lines = Vec::new();
+    let mut open: Option<String> = None;
     for line in text.lines() {
         let content = line.trim_start_matches([' ', '\t']);
         if content.is_empty() || content.starts_with('#') {
@@ -120,6 +116,8 @@ fn unquote(value: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::super::accounts::user;
     use super::*;
 

@@ -10,6 +10,7 @@
 //! The module is compiled twice: into the agent's executable and into the library, where tests run it in process and the
 //! host shares its [`pack`]. It uses only the standard library and `wire`.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -71,6 +72,11 @@ impl RequestFailure {
         Self { class, text: text.into() }
     }
 
+    /// Returns a conversion of an error to the failure of `what`.
+    fn at(what: impl fmt::Display) -> impl FnOnce(io::Error) -> Self {
+        move |error| Self::io(what, &error)
+    }
+
     fn io(what: impl fmt::Display, error: &io::Error) -> Self {
         let class = match error.kind() {
             io::ErrorKind::NotFound => Class::NotFound {},
@@ -88,7 +94,7 @@ pub fn run(port: Option<&Path>, power_off: fn()) {
     sys::survive();
     let left = Leftovers::new(CgroupTree::find("kiln").ok());
     loop {
-        let opened = port.map(Path::to_owned).or_else(find_port).and_then(|path| open(&path).ok());
+        let opened = port.map(Path::to_owned).or_else(find_port).and_then(|path| open(path).ok());
         if let Some(Err(error)) = opened.map(|file| serve::converse(&file, &left, power_off)) {
             // The message goes to the journal or the console; there is no other reader.
             eprintln!("kiln-agent: {error}");
@@ -97,7 +103,8 @@ pub fn run(port: Option<&Path>, power_off: fn()) {
     }
 }
 
-fn open(path: &Path) -> io::Result<File> {
+/// Opens a character device for reading and writing. A terminal does not become that of the agent.
+fn open(path: impl AsRef<Path>) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(sys::O_NOCTTY).open(path)
 }
 
@@ -106,4 +113,14 @@ fn find_port() -> Option<PathBuf> {
     let ours = ports
         .find(|port| fs::read_to_string(port.path().join("name")).is_ok_and(|name| name.trim_end() == wire::PORT))?;
     Some(Path::new("/dev").join(ours.file_name()))
+}
+
+/// Reads a file as a string, empty if it does not exist. Invalid UTF-8 is replaced.
+fn read_text(path: impl AsRef<Path>) -> String {
+    String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
+}
+
+/// Returns the names in a folder, in any order.
+fn folder_names(folder: &Path) -> io::Result<Vec<OsString>> {
+    fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name())).collect()
 }

@@ -15,6 +15,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::RequestFailure;
+use super::device::has_serial;
 use super::sys::{major, minor};
 use crate::wire::DISK_SERIAL;
 use crate::wire::boot_mount::option_value;
@@ -38,7 +39,7 @@ const ANONYMOUS: [&str; 3] = ["btrfs", "bcachefs", "zfs"];
 /// As [`parse`].
 pub fn read_table() -> Result<Vec<MountLine>, RequestFailure> {
     let table = fs::read(TABLE_FILE).and_then(|text| parse(&text));
-    table.map_err(|error| RequestFailure::io(TABLE_FILE, &error))
+    table.map_err(RequestFailure::at(TABLE_FILE))
 }
 
 /// A line of `mountinfo`.
@@ -80,11 +81,12 @@ pub fn parse(text: &[u8]) -> io::Result<Vec<MountLine>> {
 
 fn parse_line(line: &[u8]) -> Option<MountLine> {
     let mut fields = line.split(|byte| *byte == b' ');
-    let number = |field: &[u8]| std::str::from_utf8(field).ok()?.parse().ok();
-    let (id, parent) = (number(fields.next()?)?, number(fields.next()?)?);
+    let id = parse_number(fields.next()?)?;
+    let parent = parse_number(fields.next()?)?;
     let device = std::str::from_utf8(fields.next()?).ok()?.split_once(':')?;
     let device = (device.0.parse().ok()?, device.1.parse().ok()?);
-    let (root, target) = (unescaped(fields.next()?), unescaped(fields.next()?));
+    let root = unescaped(fields.next()?);
+    let target = unescaped(fields.next()?);
     let mut behind = fields.skip_while(|field| *field != b"-").skip(1);
     let kind = String::from_utf8_lossy(behind.next()?).into_owned();
     let source = unescaped(behind.next()?);
@@ -92,14 +94,18 @@ fn parse_line(line: &[u8]) -> Option<MountLine> {
     Some(MountLine { id, parent, device, root, target, kind, source, options })
 }
 
+fn parse_number(field: &[u8]) -> Option<u32> {
+    std::str::from_utf8(field).ok()?.parse().ok()
+}
+
 /// Returns the indices of the mounts that the tree of the disk consists of, the root first and each before what is mounted
 /// on it: those of `lines` that are on the disk, without those that others cover. The result is empty if the root is not on
 /// the disk.
 pub fn visible(lines: &[MountLine], on_disk: &[bool]) -> Vec<usize> {
-    let stacked = |index: &usize| {
+    let mut roots = (0..lines.len()).filter(|index| lines[*index].target == b"/");
+    let root = roots.find(|index| {
         !lines.iter().any(|line| line.target == b"/" && line.parent == lines[*index].id && line.id != line.parent)
-    };
-    let root = (0..lines.len()).filter(|index| lines[*index].target == b"/").find(stacked);
+    });
     let Some(root) = root.filter(|root| on_disk[*root]) else { return Vec::new() };
     let by_id: HashMap<u32, usize> = lines.iter().enumerate().map(|(index, line)| (line.id, index)).collect();
     let mut children: HashMap<usize, Vec<usize>> = HashMap::new();
@@ -108,7 +114,8 @@ pub fn visible(lines: &[MountLine], on_disk: &[bool]) -> Vec<usize> {
             children.entry(below).or_default().push(index);
         }
     }
-    let (mut found, mut open) = (Vec::new(), vec![root]);
+    let mut found = Vec::new();
+    let mut open = vec![root];
     while let Some(index) = open.pop() {
         let on_it = children.remove(&index).unwrap_or_default();
         if let Some(cover) = on_it.iter().find(|child| lines[**child].target == lines[index].target) {
@@ -135,15 +142,15 @@ fn disk_below(index: usize, lines: &[MountLine], by_id: &HashMap<u32, usize>, on
 
 /// Returns those of several mounts on one file system that none of the others covers.
 fn uncovered(mounts: &[usize], lines: &[MountLine]) -> Vec<usize> {
-    let is_below = |one: usize, other: usize| {
-        let below = lines[one].target.strip_prefix(&lines[other].target[..]);
-        below.is_some_and(|rest| rest.starts_with(b"/"))
-    };
-    let is_covered = |one: &usize| mounts.iter().any(|other| is_below(*one, *other));
-    let mut left: Vec<usize> = mounts.iter().copied().filter(|mount| !is_covered(mount)).collect();
+    let mut left = mounts.to_vec();
+    left.retain(|one| !mounts.iter().any(|other| is_below(&lines[*one].target, &lines[*other].target)));
     // The stack of mounts to place is emptied from its end.
     left.sort_by(|one, other| lines[*other].target.cmp(&lines[*one].target));
     left
+}
+
+fn is_below(path: &[u8], folder: &[u8]) -> bool {
+    path.strip_prefix(folder).is_some_and(|rest| rest.starts_with(b"/"))
 }
 
 /// The place of a file system's data.
@@ -230,10 +237,11 @@ fn add_partitions(device: &Path, depth: usize, partitions: &mut Vec<DiskPartitio
     for device in devices.iter().filter(|_| depth > 0) {
         add_partitions(device, depth - 1, partitions);
     }
-    if devices.is_empty() && disk_of(device).is_some_and(is_image) {
-        let number = |file: &str| read_number(&device.join(file));
-        let (start, length) = (number("start").unwrap_or(0), number("size").unwrap_or(0));
-        let number = number("partition").and_then(|number| u32::try_from(number).ok()).unwrap_or(0);
+    // The seed, and what kiln or a step has attached, have other serial numbers.
+    if devices.is_empty() && disk_of(device).is_some_and(|disk| has_serial(disk, DISK_SERIAL)) {
+        let start = read_number(&device.join("start")).unwrap_or(0);
+        let length = read_number(&device.join("size")).unwrap_or(0);
+        let number = read_number(&device.join("partition")).and_then(|number| u32::try_from(number).ok()).unwrap_or(0);
         let partition =
             DiskPartition { number, start: start.saturating_mul(SECTOR), length: length.saturating_mul(SECTOR) };
         if !partitions.contains(&partition) {
@@ -256,12 +264,6 @@ fn folders_in(folder: &Path) -> Vec<PathBuf> {
 /// Returns the disk of a partition, or the device itself if it is a disk.
 fn disk_of(device: &Path) -> Option<&Path> {
     if device.join("partition").exists() { device.parent() } else { Some(device) }
-}
-
-/// Returns whether a disk is the one of the image, not the seed or another that kiln or a step has attached.
-fn is_image(disk: &Path) -> bool {
-    let serials = ["serial", "device/serial"].map(|file| fs::read_to_string(disk.join(file)));
-    serials.into_iter().flatten().any(|serial| serial.trim() == DISK_SERIAL)
 }
 
 fn read_number(path: &Path) -> Option<u64> {

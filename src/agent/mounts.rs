@@ -31,19 +31,17 @@ pub fn describe(left: &Leftovers) -> Result<Message, RequestFailure> {
     let planned: Vec<&[u8]> = boot.mounts.iter().map(|mount| mount.target.as_slice()).collect();
     // One probe of a device answers for all of its subvolumes that are mounted.
     let mut default_roots = HashMap::new();
-    let mut default_root = |line: &MountLine| {
-        let known = default_roots.entry(line.source.clone());
-        known.or_insert_with_key(|device| next_boot::default_root(device)).clone()
-    };
-    let describe_found = |index: usize| {
+    let mut mounts = Vec::new();
+    for index in found {
         let line = &lines[index];
-        GuestMount {
-            is_original: left.is_original(line, &planned),
-            default_root: if line.kind == "btrfs" { default_root(line) } else { None },
-            ..describe_mount(line, &locations[index])
+        let mut mount = describe_mount(line, &locations[index]);
+        mount.is_original = left.is_original(line, &planned);
+        if line.kind == "btrfs" {
+            let known = default_roots.entry(line.source.clone());
+            mount.default_root.clone_from(known.or_insert_with_key(|device| next_boot::default_root(device)));
         }
-    };
-    let mounts: Vec<GuestMount> = found.into_iter().map(describe_found).collect();
+        mounts.push(mount);
+    }
     let is_sound = mounts::check(&mounts, &boot).is_ok();
     let has_rpm = RPM_DATABASES.iter().any(|path| Path::new(path).exists());
     let answer = Message::Mounted { mounts, boot, has_rpm };
@@ -75,7 +73,8 @@ fn describe_mount(line: &MountLine, location: &Location) -> GuestMount {
 /// Reads the incompatible features of an ext file system from its superblock; `None` if the device has no such file system.
 fn ext_features(device: &Path) -> Option<u32> {
     let file = fs::File::open(device).ok()?;
-    let (mut magic, mut features) = ([0; 2], [0; 4]);
+    let mut magic = [0; 2];
+    let mut features = [0; 4];
     file.read_exact_at(&mut magic, EXT_MAGIC).ok()?;
     file.read_exact_at(&mut features, EXT_FEATURES).ok()?;
     (u16::from_le_bytes(magic) == 0xef53).then_some(u32::from_le_bytes(features))

@@ -70,31 +70,35 @@ pub fn is_esp(line: &MountLine) -> bool {
 
 /// Returns the number of the device that a mount names; `None` if the device does not exist.
 pub fn device_number(name: &DeviceName, source: &[u8]) -> Option<(u32, u32)> {
-    let link = |folder: &str, value: &str| Path::new("/dev/disk").join(folder).join(encode_link(value));
     let path = match name {
-        DeviceName::Uuid(uuid) => link("by-uuid", uuid),
-        DeviceName::Label(label) => link("by-label", label),
-        DeviceName::PartUuid(uuid) => link("by-partuuid", uuid),
-        DeviceName::PartLabel(label) => link("by-partlabel", label),
+        DeviceName::Uuid(uuid) => udev_link("by-uuid", uuid),
+        DeviceName::Label(label) => udev_link("by-label", label),
+        DeviceName::PartUuid(uuid) => udev_link("by-partuuid", uuid),
+        DeviceName::PartLabel(label) => udev_link("by-partlabel", label),
         DeviceName::Partition(_) | DeviceName::Device(_) => PathBuf::from(OsStr::from_bytes(source)),
     };
     let device = fs::metadata(path).ok()?.rdev();
     (device != 0).then(|| (major(device), minor(device)))
 }
 
+fn udev_link(folder: &str, value: &str) -> PathBuf {
+    Path::new("/dev/disk").join(folder).join(encode_link(value))
+}
+
 /// Encodes a value as udev does in the name of a link.
 fn encode_link(value: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "#+-.:=@_".contains(c) || !c.is_ascii();
-    value.chars().map(|c| if is_plain(c) { c.to_string() } else { format!("\\x{:02x}", u32::from(c)) }).collect()
+    let encoded = value.chars().map(|c| match c {
+        _ if c.is_ascii_alphanumeric() || "#+-.:=@_".contains(c) || !c.is_ascii() => c.to_string(),
+        _ => format!("\\x{:02x}", u32::from(c)),
+    });
+    encoded.collect()
 }
 
 /// Triggers the automounts of the next boot's devices: a boot mounts them for any process that accesses them.
 pub fn trigger_automounts(table: &[MountLine], planned: &[BootMount]) {
-    let automounts = table.iter().filter(|line| line.kind == "autofs");
-    for line in automounts {
-        let is_there =
-            |mount: &&BootMount| mount.device().is_some_and(|name| device_number(&name, &mount.source).is_some());
-        if planned.iter().filter(is_there).any(|mount| mount.target == line.target) {
+    for line in table.iter().filter(|line| line.kind == "autofs") {
+        let mut planned = planned.iter().filter(|mount| mount.target == line.target);
+        if planned.any(|mount| mount.device().is_some_and(|name| device_number(&name, &mount.source).is_some())) {
             let _ = fs::read_dir(OsStr::from_bytes(&line.target));
         }
     }

@@ -71,8 +71,8 @@ impl OutputSink {
     }
 
     fn take_room(&self, wanted: usize) -> usize {
-        let taken = |room: usize| Some(room.saturating_sub(wanted));
-        let before = self.room.fetch_update(Ordering::SeqCst, Ordering::SeqCst, taken);
+        let room = &self.room;
+        let before = room.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |room| Some(room.saturating_sub(wanted)));
         before.unwrap_or_else(|room| room).min(wanted)
     }
 
@@ -150,7 +150,8 @@ impl OutputPump {
             let rest = patience.saturating_sub(waited).max(Duration::from_millis(10));
             state = self.moved.wait_timeout(state, rest).unwrap_or_else(PoisonError::into_inner).0;
         }
-        let (tail, skipped) = (std::mem::take(&mut state.tail), std::mem::take(&mut state.skipped));
+        let tail = std::mem::take(&mut state.tail);
+        let skipped = std::mem::take(&mut state.skipped);
         drop(state);
         if skipped > 0 {
             self.send_end(&Vec::from(tail), skipped);

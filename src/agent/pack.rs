@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::vec;
 
-use super::sys;
+use super::{folder_names, sys};
 use crate::wire::tree::{BLOCK, Encoder, Entry, Kind, Totals, TreeNote, Xattr};
 
 /// Bytes of content read at once.
@@ -178,8 +178,7 @@ impl<W: Write> PackWalk<'_, W> {
     }
 
     fn folder(&mut self, metadata: &Metadata) -> Result<OpenFolder, PackError> {
-        let list = || -> io::Result<_> { fs::read_dir(&self.path)?.map(|entry| Ok(entry?.file_name())).collect() };
-        let mut names: Vec<OsString> = list().map_err(|error| self.unreadable(error))?;
+        let mut names = folder_names(&self.path).map_err(|error| self.unreadable(error))?;
         names.retain(|name| !self.packing.leaves_out(name));
         // The order of the names in a folder differs from file system to file system.
         names.sort_unstable();
@@ -296,8 +295,8 @@ impl<W: Write> PackWalk<'_, W> {
         }
         let found = sys::next_data(file, at).map_err(|error| self.unreadable(error))?;
         let block = BLOCK as u64;
-        let whole = |(start, end): (u64, u64)| ((start / block * block).max(at), end.next_multiple_of(block).min(size));
-        Ok(found.map(whole).filter(|(start, end)| start < end))
+        let whole = found.map(|(start, end)| ((start / block * block).max(at), end.next_multiple_of(block).min(size)));
+        Ok(whole.filter(|(start, end)| start < end))
     }
 
     fn content(&mut self, file: &File, metadata: &Metadata) -> Result<(), PackError> {
@@ -342,7 +341,7 @@ impl<W: Write> PackWalk<'_, W> {
     }
 
     fn entry(&self, metadata: &Metadata, kind: Kind) -> Result<Entry, PackError> {
-        let xattrs = xattrs(&self.path).map_err(|error| self.unreadable(error))?;
+        let xattrs = xattrs(&self.path, is_portable).map_err(|error| self.unreadable(error))?;
         let mtime = metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
         Ok(Entry { path: self.relative(), mode: bits(metadata.mode()), mtime, xattrs, kind })
     }
@@ -384,17 +383,19 @@ fn bits(mode: u32) -> u16 {
     u16::try_from(mode & 0o7777).unwrap_or_default()
 }
 
-/// Returns the extended attributes that mean the same on another machine: no security labels, and none of an overlay's own.
-fn xattrs(path: &Path) -> io::Result<Vec<Xattr>> {
-    let portable = |name: &Vec<u8>| {
-        name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_") || name == b"security.capability"
-    };
+/// Returns whether an extended attribute means the same on another machine: no security label, and none of an overlay's own.
+fn is_portable(name: &[u8]) -> bool {
+    name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_") || name == b"security.capability"
+}
+
+/// Returns the extended attributes with these names, sorted by name.
+pub(super) fn xattrs(path: &Path, is_wanted: impl Fn(&[u8]) -> bool) -> io::Result<Vec<Xattr>> {
     let mut names = match sys::xattr_names(path) {
         // The file system has no extended attributes.
         Err(error) if error.kind() == io::ErrorKind::Unsupported => Vec::new(),
         other => other?,
     };
-    names.retain(portable);
+    names.retain(|name| is_wanted(name));
     names.sort_unstable();
     names.into_iter().map(|name| Ok(Xattr { value: sys::xattr(path, &name)?, name })).collect()
 }

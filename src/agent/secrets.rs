@@ -25,15 +25,11 @@ impl SecretMount {
             return Ok(None);
         }
         if let Some(bad) = secrets.iter().find(|secret| !is_name(secret.name.as_bytes())) {
-            return Err(RequestFailure::new(
-                Class::Request {},
-                format!("`{}` cannot be the name of a secret", bad.name),
-            ));
+            let text = format!("`{}` cannot be the name of a secret", bad.name);
+            return Err(RequestFailure::new(Class::Request {}, text));
         }
         let folder = Path::new(BASE).join(format!("secrets-{id}"));
-        mount(&folder, secrets, owner)
-            .map(Some)
-            .map_err(|error| RequestFailure::io("cannot hand over the secrets", &error))
+        mount(&folder, secrets, owner).map(Some).map_err(RequestFailure::at("cannot hand over the secrets"))
     }
 
     /// Returns the folder with the secrets, the value of `$KILN_SECRETS`.

@@ -17,7 +17,7 @@ use super::link::{Lane, LaneEvent, LaneReader, LaneWriter, Link};
 use super::pack::{FetchedFiles, PackError, pack};
 use super::{RequestFailure, device, exec, facts, list, mounts, seal, sys, unpack};
 use crate::wire::cloud_init::find_obstacles;
-use crate::wire::code::{Code, DecodeError, Fields};
+use crate::wire::code::Code;
 use crate::wire::message::ProtocolVersion;
 use crate::wire::tree::{Encoder, Head, Layout, MAX_PATH, Totals};
 use crate::wire::{
@@ -26,6 +26,7 @@ use crate::wire::{
 
 /// The interval between two hellos, and between two messages of progress.
 const TICK: Duration = Duration::from_secs(1);
+const PORT: &str = "the port";
 
 /// Serves the host at the other end of the port until the port is closed or a message is malformed.
 ///
@@ -53,6 +54,13 @@ struct ServeState {
     ended: AtomicBool,
 }
 
+impl ServeState {
+    /// Returns whether no host has answered yet.
+    fn is_waiting(&self) -> bool {
+        !self.welcomed.load(Ordering::SeqCst) && !self.ended.load(Ordering::SeqCst)
+    }
+}
+
 struct Conversation {
     link: Arc<Link>,
     splitter: Splitter,
@@ -68,13 +76,13 @@ struct Conversation {
 impl Conversation {
     /// Sends hello repeatedly: the host may connect later, or read only garbage at first.
     fn announce(&self) {
-        let (link, state) = (Arc::clone(&self.link), Arc::clone(&self.state));
+        let link = Arc::clone(&self.link);
+        let state = Arc::clone(&self.state);
         let start = facts::now().unsigned_abs();
-        let silent = move || state.welcomed.load(Ordering::SeqCst) || state.ended.load(Ordering::SeqCst);
         thread::spawn(move || {
             loop {
                 let hello = Message::Hello { origin: ProtocolVersion, facts: facts::gather(start) };
-                if !link.send_if(0, || (!silent()).then_some(hello)).unwrap_or(false) {
+                if !link.send_if(0, || state.is_waiting().then_some(hello)).unwrap_or(false) {
                     break;
                 }
                 thread::sleep(TICK);
@@ -99,8 +107,7 @@ impl Conversation {
     }
 
     fn answer_all(&mut self) -> Result<(), String> {
-        let text = |why: DecodeError| why.to_string();
-        while let Some(Frame { stream, message }) = self.splitter.next_frame().map_err(text)? {
+        while let Some(Frame { stream, message }) = self.splitter.next_frame().map_err(|why| why.to_string())? {
             self.answer(stream, message)?;
         }
         Ok(())
@@ -127,7 +134,9 @@ impl Conversation {
                 let left = Arc::clone(&self.left);
                 return self.serve(stream, move |_, _| mounts::describe(&left).unwrap_or_else(failed));
             }
-            Message::CheckSeed {} => return self.serve(stream, |_, _| check_seed()),
+            Message::CheckSeed {} => {
+                return self.serve(stream, |_, _| Message::SeedChecked { obstacles: find_obstacles(&RunningGuest) });
+            }
             Message::List {} => return self.serve(stream, |lane, _| done(list_files(lane))),
             Message::Sync { cached } => return self.serve(stream, move |_, _| done(sync(cached))),
             Message::Unpack { serial } => return self.serve(stream, move |lane, _| done(unpack_device(lane, &serial))),
@@ -169,9 +178,7 @@ impl Conversation {
             self.execs.push((stream, whole));
             return Ok(());
         }
-        let mut fields = Fields::new(&whole);
-        let request = ExecRequest::get(&mut fields).and_then(|request| fields.end().map(|()| request));
-        let request = request.map_err(|why| why.to_string())?;
+        let request = ExecRequest::decode(&whole).map_err(|why| why.to_string())?;
         let left = Arc::clone(&self.left);
         self.serve(stream, move |lane, events| Message::Exited { exit: exec::run(lane, &events, &request, &left) })
     }
@@ -193,9 +200,7 @@ impl Conversation {
         self.serve(stream, move |lane, _| {
             let mut records = BufWriter::with_capacity(MAX_DATA, LaneWriter(lane));
             let sealed = seal::seal(&request, &left, &mut records);
-            let sealed =
-                sealed.and_then(|report| records.flush().map(|()| report).map_err(|error| port_failed(&error)));
-            match sealed {
+            match sealed.and_then(|report| records.flush().map(|()| report).map_err(RequestFailure::at(PORT))) {
                 Ok(report) => {
                     let _ = lane.send(Message::Sealed { report });
                     done(Ok(Totals::default()))
@@ -237,35 +242,26 @@ fn done(result: Result<Totals, RequestFailure>) -> Message {
     }
 }
 
-fn port_failed(error: &io::Error) -> RequestFailure {
-    RequestFailure::io("the port", error)
-}
-
 fn failed(RequestFailure { class, text }: RequestFailure) -> Message {
     Message::Failed { class, text }
 }
 
 fn wake(clock: i64, entropy: &[u8]) -> Message {
-    let set = sys::set_clock(clock).map_err(|error| RequestFailure::io("cannot set the clock", &error));
-    let stirred = || sys::stir(entropy).map_err(|error| RequestFailure::io("cannot reseed the random numbers", &error));
-    done(set.and_then(|()| stirred()).map(|()| Totals::default()))
+    let set = sys::set_clock(clock).map_err(RequestFailure::at("cannot set the clock"));
+    let stirred = set.and_then(|()| sys::stir(entropy).map_err(RequestFailure::at("cannot reseed the random numbers")));
+    done(stirred.map(|()| Totals::default()))
 }
 
 /// Writes all data to the disk. The page cache is dropped only if it is large: later programs would have to read its content
 /// again.
 fn sync(cached: u64) -> Result<Totals, RequestFailure> {
     sys::sync_all();
-    let meminfo =
-        std::fs::read_to_string("/proc/meminfo").map_err(|error| RequestFailure::io("/proc/meminfo", &error))?;
+    let meminfo = std::fs::read_to_string("/proc/meminfo").map_err(RequestFailure::at("/proc/meminfo"))?;
     if facts::page_cache(&meminfo) > cached {
         const DROP: &str = "/proc/sys/vm/drop_caches";
-        std::fs::write(DROP, "3").map_err(|error| RequestFailure::io(DROP, &error))?;
+        std::fs::write(DROP, "3").map_err(RequestFailure::at(DROP))?;
     }
     Ok(Totals::default())
-}
-
-fn check_seed() -> Message {
-    Message::SeedChecked { obstacles: find_obstacles(&RunningGuest) }
 }
 
 fn busy() -> Message {
@@ -282,7 +278,7 @@ fn upload(lane: &Lane, events: Receiver<LaneEvent>) -> Result<Totals, RequestFai
 
 fn unpack_device(lane: &Lane, serial: &str) -> Result<Totals, RequestFailure> {
     let path = device::find(serial)?;
-    let device = device::ReadAhead::open(&path).map_err(|error| RequestFailure::io(path.display(), &error))?;
+    let device = device::ReadAhead::open(&path).map_err(RequestFailure::at(path.display()))?;
     unpack::unpack(device, &accounts(), &mut ticker(lane))
 }
 
@@ -300,7 +296,7 @@ fn ticker(lane: &Lane) -> impl FnMut(u64) {
 fn list_files(lane: &Lane) -> Result<Totals, RequestFailure> {
     let mut out = BufWriter::with_capacity(MAX_DATA, LaneWriter(lane));
     let totals = list::list(&mut out, &mut ticker(lane))?;
-    out.flush().map_err(|error| port_failed(&error))?;
+    out.flush().map_err(RequestFailure::at(PORT))?;
     Ok(totals)
 }
 
@@ -311,11 +307,11 @@ fn fetch(lane: &Lane, path: &[u8]) -> Result<Totals, RequestFailure> {
     }
     let head = Head { to: Vec::new(), name: Vec::new(), into: false, contents: false, owner: None };
     let out = BufWriter::with_capacity(MAX_DATA, LaneWriter(lane));
-    let encoder = Encoder::new(out, Layout::Packed, head).map_err(|error| port_failed(&error))?;
+    let encoder = Encoder::new(out, Layout::Packed, head).map_err(RequestFailure::at(PORT))?;
     let root = Path::new(std::ffi::OsStr::from_bytes(path));
     pack(root, encoder, &mut FetchedFiles).map_err(|error| match error {
         PackError::Read(path, error) => RequestFailure::io(path.display(), &error),
-        PackError::Write(error) => port_failed(&error),
+        PackError::Write(error) => RequestFailure::io(PORT, &error),
         other => RequestFailure::new(Class::System {}, other.to_string()),
     })
 }

@@ -1,6 +1,6 @@
 //! Calls of the C library that std does not offer. This is the only unsafe code of the agent.
 
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -46,7 +46,7 @@ const MS_PRIVATE: u64 = 1 << 18;
 const MNT_DETACH: c_int = 2;
 const UMOUNT_NOFOLLOW: c_int = 8;
 const CLONE_NEWNS: c_int = 0x2_0000;
-const OOM_SCORE: &std::ffi::CStr = c"/proc/self/oom_score_adj";
+const OOM_SCORE: &CStr = c"/proc/self/oom_score_adj";
 /// No process with this score is ever chosen by the OOM killer (`OOM_SCORE_ADJ_MIN`).
 const NEVER_CHOSEN: &str = "-1000";
 /// `MCL_CURRENT`, `MCL_FUTURE` and `MCL_ONFAULT`: what was used once stays.
@@ -170,8 +170,15 @@ pub struct ProcessStart {
 /// `start`.
 #[expect(unsafe_code, reason = "libc between fork and exec")]
 pub fn on_start(command: &mut Command, start: ProcessStart) {
-    let become_user = move || {
-        // SAFETY: single-threaded here after fork; only system calls; the vector and the file live in the closure.
+    // SAFETY: the call allocates nothing and takes no lock.
+    unsafe { command.pre_exec(move || start.apply()) };
+}
+
+impl ProcessStart {
+    /// Changes the calling process, which was just forked.
+    #[expect(unsafe_code, reason = "libc between fork and exec")]
+    fn apply(&self) -> io::Result<()> {
+        // SAFETY: single-threaded here after fork; only system calls; the vector and the file live in `self`.
         unsafe {
             // An ignored signal would stay ignored across exec, and the starter of the agent may have ignored any: a shell
             // does so with SIGINT for what it puts into the background. The kernel refuses the two signals that cannot be
@@ -181,25 +188,23 @@ pub fn on_start(command: &mut Command, start: ProcessStart) {
             }
             umask(0o022);
             setsid();
-            if start.has_terminal {
+            if self.has_terminal {
                 check(ioctl(0, TIOCSCTTY, 0))?;
             }
             // Errors do not matter to the command itself: a process that its cgroup does not identify is identified by its
             // session.
-            if let Some(group) = &start.group {
+            if let Some(group) = &self.group {
                 write(group.as_raw_fd(), c"0".as_ptr().cast(), 1);
             }
             let score = open(OOM_SCORE.as_ptr(), O_WRONLY_CLOEXEC);
             write(score, c"0".as_ptr().cast(), 1);
             close(score);
-            let UserCredentials { uid, gid, groups } = &start.identity;
+            let UserCredentials { uid, gid, groups } = &self.identity;
             check(setgroups(groups.len(), groups.as_ptr()))?;
             check(setgid(*gid))?;
             check(setuid(*uid))
         }
-    };
-    // SAFETY: the closure allocates nothing and takes no lock.
-    unsafe { command.pre_exec(become_user) };
+    }
 }
 
 /// Waits until there is something to read, or the other end is closed.
@@ -229,7 +234,8 @@ pub fn send_signal(pid: i32, number: u8) {
 /// Unlocks the slave of a terminal's master, and returns its number in `/dev/pts`.
 #[expect(unsafe_code, reason = "libc")]
 pub fn unlock_terminal(master: &File) -> io::Result<u32> {
-    let (locked, mut number): (c_int, u32) = (0, 0);
+    let locked: c_int = 0;
+    let mut number: u32 = 0;
     // SAFETY: both calls take a pointer to an int that outlives them.
     unsafe {
         check(ioctl(master.as_raw_fd(), TIOCSPTLCK, &raw const locked))?;
@@ -265,8 +271,8 @@ pub fn set_clock(clock: i64) -> io::Result<()> {
 /// Credits bytes to the kernel's entropy and reseeds its random number generator (random(4)).
 #[expect(unsafe_code, reason = "libc")]
 pub fn stir(entropy: &[u8]) -> io::Result<()> {
-    let too_much = || io::Error::from(io::ErrorKind::InvalidInput);
-    let bytes = i32::try_from(entropy.len()).ok().filter(|bytes| *bytes <= 512).ok_or_else(too_much)?;
+    let bytes = i32::try_from(entropy.len()).ok().filter(|bytes| *bytes <= 512);
+    let bytes = bytes.ok_or(io::ErrorKind::InvalidInput)?;
     // struct rand_pool_info: the bits to credit, the size, the bytes.
     let mut pool = [(8 * bytes).to_ne_bytes(), bytes.to_ne_bytes()].concat();
     pool.extend(entropy);
@@ -322,20 +328,20 @@ pub fn set_mtime(path: &Path, mtime: i64) -> io::Result<()> {
 
 /// Returns the start and end of the next data at or after `from`; `None` if only a hole follows. A file system without holes
 /// reports everything as data.
-#[expect(unsafe_code, reason = "libc")]
 pub fn next_data(file: &File, from: u64) -> io::Result<Option<(u64, u64)>> {
-    let seek = |offset: i64, whence| {
-        // SAFETY: an open descriptor and no pointers.
-        let at = unsafe { lseek(file.as_raw_fd(), offset, whence) };
-        u64::try_from(at).map_err(|_| io::Error::last_os_error())
-    };
-    let from = i64::try_from(from).map_err(io::Error::other)?;
-    let start = match seek(from, SEEK_DATA) {
+    let start = match seek(file, from, SEEK_DATA) {
         Err(error) if error.raw_os_error() == Some(ENXIO) => return Ok(None),
         other => other?,
     };
-    let end = seek(i64::try_from(start).map_err(io::Error::other)?, SEEK_HOLE)?;
-    Ok(Some((start, end)))
+    Ok(Some((start, seek(file, start, SEEK_HOLE)?)))
+}
+
+#[expect(unsafe_code, reason = "libc")]
+fn seek(file: &File, from: u64, whence: c_int) -> io::Result<u64> {
+    let from = i64::try_from(from).map_err(io::Error::other)?;
+    // SAFETY: an open descriptor and no pointers.
+    let at = unsafe { lseek(file.as_raw_fd(), from, whence) };
+    u64::try_from(at).map_err(|_| io::Error::last_os_error())
 }
 
 /// Returns whether the kernel generates the files of the file system that a path is on.
@@ -361,7 +367,8 @@ pub fn xattr_names(path: &Path) -> io::Result<Vec<Vec<u8>>> {
 /// Returns the value of an extended attribute.
 #[expect(unsafe_code, reason = "libc")]
 pub(crate) fn xattr(path: &Path, name: &[u8]) -> io::Result<Vec<u8>> {
-    let (path, name) = (c_path(path)?, CString::new(name)?);
+    let path = c_path(path)?;
+    let name = CString::new(name)?;
     // SAFETY: valid C strings; the buffer is as large as its stated size.
     fill(|buffer| unsafe { lgetxattr(path.as_ptr(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) })
 }
@@ -369,35 +376,34 @@ pub(crate) fn xattr(path: &Path, name: &[u8]) -> io::Result<Vec<u8>> {
 /// Sets an extended attribute.
 #[expect(unsafe_code, reason = "libc")]
 pub(crate) fn set_xattr(path: &Path, name: &[u8], value: &[u8]) -> io::Result<()> {
-    let (path, name) = (c_path(path)?, CString::new(name)?);
+    let path = c_path(path)?;
+    let name = CString::new(name)?;
     // SAFETY: valid C strings, and a value of the stated size.
     check(unsafe { lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) })
 }
 
 /// Mounts a new tmpfs, without programs, devices and setuid.
-#[expect(unsafe_code, reason = "libc")]
 pub fn mount_tmpfs(on: &Path, options: &str) -> io::Result<()> {
-    let (on, options) = (c_path(on)?, CString::new(options)?);
-    let kind = c"tmpfs".as_ptr();
-    // SAFETY: valid C strings all.
-    check(unsafe { mount(kind, on.as_ptr(), kind, MS_NOSUID_NODEV_NOEXEC, options.as_ptr().cast()) })
+    mount_data(c"tmpfs", on, c"tmpfs", Some(&CString::new(options)?))
 }
 
 /// Mounts a device, without programs, devices and setuid.
-#[expect(unsafe_code, reason = "libc")]
 pub fn mount_device(device: &Path, on: &Path, kind: &str) -> io::Result<()> {
-    let (device, on, kind) = (c_path(device)?, c_path(on)?, CString::new(kind)?);
-    // SAFETY: valid C strings; no options.
-    check(unsafe { mount(device.as_ptr(), on.as_ptr(), kind.as_ptr(), MS_NOSUID_NODEV_NOEXEC, std::ptr::null()) })
+    mount_data(&c_path(device)?, on, &CString::new(kind)?, None)
 }
 
 /// Mounts the hierarchy of cgroups of version 2.
-#[expect(unsafe_code, reason = "libc")]
 pub fn mount_cgroup(on: &Path) -> io::Result<()> {
+    mount_data(c"cgroup2", on, c"cgroup2", None)
+}
+
+/// Mounts a file system whose files are data alone: without programs, devices and setuid.
+#[expect(unsafe_code, reason = "libc")]
+fn mount_data(source: &CStr, on: &Path, kind: &CStr, options: Option<&CStr>) -> io::Result<()> {
     let on = c_path(on)?;
-    let kind = c"cgroup2".as_ptr();
-    // SAFETY: valid C strings; no options.
-    check(unsafe { mount(kind, on.as_ptr(), kind, MS_NOSUID_NODEV_NOEXEC, std::ptr::null()) })
+    let options = options.map_or(std::ptr::null(), |options| options.as_ptr().cast());
+    // SAFETY: valid C strings, or null for no options.
+    check(unsafe { mount(source.as_ptr(), on.as_ptr(), kind.as_ptr(), MS_NOSUID_NODEV_NOEXEC, options) })
 }
 
 /// Gives the calling thread, and those it starts, a mount namespace of its own: what it mounts and unmounts there does not
@@ -427,7 +433,8 @@ pub fn protect_mount(on: &Path) -> io::Result<()> {
 #[expect(unsafe_code, reason = "libc")]
 fn change_mount(from: Option<&Path>, on: &Path, flags: u64) -> io::Result<()> {
     let from = from.map(c_path).transpose()?;
-    let (on, nothing) = (c_path(on)?, std::ptr::null());
+    let on = c_path(on)?;
+    let nothing = std::ptr::null();
     let from = from.as_ref().map_or(nothing, |from| from.as_ptr());
     // SAFETY: valid C strings or null; the kernel reads no other argument of these calls.
     check(unsafe { mount(from, on.as_ptr(), nothing, flags, nothing.cast()) })
@@ -457,13 +464,16 @@ fn timespec(nanoseconds: i64) -> Timespec {
 
 /// Calls a function with an empty buffer to get the size, then with a buffer of that size.
 fn fill(call: impl Fn(&mut [u8]) -> isize) -> io::Result<Vec<u8>> {
-    let size = |n: isize| usize::try_from(n).map_err(|_| io::Error::last_os_error());
-    let mut buffer = vec![0; size(call(&mut []))?];
+    let mut buffer = vec![0; check_size(call(&mut []))?];
     if !buffer.is_empty() {
-        let n = size(call(&mut buffer))?;
+        let n = check_size(call(&mut buffer))?;
         buffer.truncate(n);
     }
     Ok(buffer)
+}
+
+fn check_size(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
 fn c_path(path: &Path) -> io::Result<CString> {

@@ -1,17 +1,16 @@
 //! A terminal for a command (pts(4)): the agent holds the master, the command's standard streams are the slave.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{PermissionsExt, fchown};
 
-use super::sys::{self, O_NOCTTY, UserCredentials};
+use super::sys::{self, UserCredentials};
 use crate::wire::message::TtySize;
 
 /// Opens a terminal of this size that belongs to this user, and returns its master and its slave.
 pub fn open(size: &TtySize, owner: &UserCredentials) -> io::Result<(File, File)> {
-    let open = |path: &str| OpenOptions::new().read(true).write(true).custom_flags(O_NOCTTY).open(path);
-    let master = open("/dev/ptmx")?;
-    let slave = open(&format!("/dev/pts/{}", sys::unlock_terminal(&master)?))?;
+    let master = super::open("/dev/ptmx")?;
+    let slave = super::open(format!("/dev/pts/{}", sys::unlock_terminal(&master)?))?;
     resize(&master, size)?;
     if let Err(error) = fchown(&slave, Some(owner.uid), None).and_then(|()| slave.set_permissions(mode())) {
         // An agent that may not change the owner keeps the terminal: then the command runs as the same user.

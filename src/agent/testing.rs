@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::Path;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -24,8 +23,8 @@ pub(crate) fn leftovers() -> Arc<Leftovers> {
 
 /// Unpacks a file as if it were a block device.
 pub(crate) fn unpack_file(path: &Path) -> Result<Totals, RequestFailure> {
-    let broken = |error: io::Error| RequestFailure::io(path.display(), &error);
-    unpack::unpack(device::ReadAhead::open(path).map_err(broken)?, &Accounts::default(), &mut |_| {})
+    let device = device::ReadAhead::open(path).map_err(RequestFailure::at(path.display()))?;
+    unpack::unpack(device, &Accounts::default(), &mut |_| {})
 }
 
 /// Unpacks a stream that was sent over the port.

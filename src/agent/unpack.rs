@@ -15,21 +15,22 @@ use super::{RequestFailure, sys};
 use crate::wire::Class;
 use crate::wire::tree::{BLOCK, Decoder, Entry, Head, Kind, LARGE, Owner, Totals, TreeItem};
 
+const UNREADABLE: &str = "cannot read the tree";
+
 /// Reads the whole tree and writes it. `progress` is called with the bytes of content written so far.
 pub fn unpack(
     input: impl BufRead,
     accounts: &Accounts,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Totals, RequestFailure> {
-    let broken = |error: io::Error| RequestFailure::io("cannot read the tree", &error);
-    let (mut decoder, head) = Decoder::new(input).map_err(broken)?;
+    let (mut decoder, head) = Decoder::new(input).map_err(RequestFailure::at(UNREADABLE))?;
     let mut place = UnpackTarget::new(head, accounts)?;
     let mut done = 0;
     loop {
-        match decoder.next_item().map_err(broken)? {
+        match decoder.next_item().map_err(RequestFailure::at(UNREADABLE))? {
             TreeItem::Entry(entry) => place.enter(&entry)?,
             TreeItem::Data { mut offset } => loop {
-                let bytes = decoder.content().map_err(broken)?;
+                let bytes = decoder.content().map_err(RequestFailure::at(UNREADABLE))?;
                 let n = bytes.len();
                 if n == 0 {
                     break;
@@ -78,8 +79,8 @@ enum DirectFile {
 
 impl UnpackTarget {
     fn new(head: Head, accounts: &Accounts) -> Result<Self, RequestFailure> {
-        let root = || Owner { user: "0".into(), group: Some("0".into()) };
-        let owner = accounts.owner(&head.owner.clone().unwrap_or_else(root))?;
+        let root = Owner { user: "0".into(), group: Some("0".into()) };
+        let owner = accounts.owner(head.owner.as_ref().unwrap_or(&root))?;
         Ok(Self { head, owner, base: PathBuf::new(), made: Vec::new(), open: None, temporary: 0 })
     }
 
@@ -132,7 +133,6 @@ impl UnpackTarget {
     }
 
     fn open_file(&mut self, path: &Path, entry: &Entry) -> io::Result<()> {
-        let create = |path: &Path| OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         let mut written = path.to_owned();
         let file = match create(path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -142,7 +142,8 @@ impl UnpackTarget {
             }
             other => other?,
         };
-        let (entry, path) = (entry.clone(), path.to_owned());
+        let entry = entry.clone();
+        let path = path.to_owned();
         self.open = Some(OpenFile { file, direct: DirectFile::Untried, entry, written, path, end: 0, whole: false });
         Ok(())
     }
@@ -151,12 +152,12 @@ impl UnpackTarget {
         let Some(open) = &mut self.open else {
             return Err(RequestFailure::new(Class::Request {}, "content without a file"));
         };
-        open.write(offset, bytes).map_err(|error| RequestFailure::io(open.path.display(), &error))
+        open.write(offset, bytes).map_err(RequestFailure::at(open.path.display()))
     }
 
     fn close_file(&mut self) -> Result<(), RequestFailure> {
         let Some(mut open) = self.open.take() else { return Ok(()) };
-        open.finish(self.owner).map_err(|error| RequestFailure::io(open.path.display(), &error))
+        open.finish(self.owner).map_err(RequestFailure::at(open.path.display()))
     }
 
     /// Applies the attributes of a folder's entry, if the folder was created here. An existing folder keeps its own:
@@ -261,12 +262,18 @@ impl Drop for OpenFile {
 /// were written for them.
 fn make_parents(folder: &Path, owner: (u32, u32)) -> Result<(), RequestFailure> {
     let missing: Vec<&Path> = folder.ancestors().take_while(|path| !path.is_dir()).collect();
-    let make = |path: &Path| {
-        fs::create_dir(path)?;
-        lchown(path, Some(owner.0), Some(owner.1))?;
-        fs::set_permissions(path, Permissions::from_mode(0o755))
-    };
-    missing.into_iter().rev().try_for_each(|path| make(path).map_err(|error| explain(path, &Kind::Dir {}, &error)))
+    for path in missing.into_iter().rev() {
+        let made = fs::create_dir(path)
+            .and_then(|()| lchown(path, Some(owner.0), Some(owner.1)))
+            .and_then(|()| fs::set_permissions(path, Permissions::from_mode(0o755)));
+        made.map_err(|error| explain(path, &Kind::Dir {}, &error))?;
+    }
+    Ok(())
+}
+
+/// Creates a file, private until its own mode is set.
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
 /// Creates a folder, and returns whether it is new.

@@ -69,10 +69,9 @@ fn end_idle(uid: u32, user: &str) -> bool {
     if Path::new(LINGERING).join(user).exists() || !members.iter().all(|member| member.is_of_manager(uid)) {
         return false;
     }
-    members
-        .iter()
-        .filter(|member| member.name == "systemd")
-        .for_each(|member| sys::send_signal(member.pid, EXIT_AT_ONCE));
+    for member in members.iter().filter(|member| member.name == "systemd") {
+        sys::send_signal(member.pid, EXIT_AT_ONCE);
+    }
     let deadline = Instant::now() + END_PATIENCE;
     while !processes_of(uid).is_empty() && Instant::now() < deadline {
         sleep(TICK);

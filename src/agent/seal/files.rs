@@ -3,13 +3,13 @@
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::fs::{self, DirEntry, File, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::super::{RequestFailure, sys};
+use super::super::{RequestFailure, folder_names, sys};
 use crate::wire::path_pattern::{self, FolderView};
 
 /// `FS_IMMUTABLE_FL` and `FS_APPEND_FL`: `chattr +i` and `+a`.
@@ -77,16 +77,14 @@ impl SealRoot {
         }
         let Some(about) = metadata(place)? else { return Ok(true) };
         if !about.is_dir() {
-            return unprotected(place, || fs::remove_file(place))
-                .map(|()| true)
-                .map_err(|error| refusal(place, &error));
+            return unprotected(place, || fs::remove_file(place)).map(|()| true).map_err(refusal(place));
         }
         let mut is_empty = true;
-        for name in folder_names(place).map_err(|error| refusal(place, &error))? {
+        for name in folder_names(place).map_err(refusal(place))? {
             is_empty &= self.remove_all(&place.join(name))?;
         }
         if is_empty {
-            unprotected(place, || fs::remove_dir(place)).map_err(|error| refusal(place, &error))?;
+            unprotected(place, || fs::remove_dir(place)).map_err(refusal(place))?;
         }
         Ok(is_empty)
     }
@@ -102,7 +100,7 @@ impl SealRoot {
     /// Removes a folder if it is empty.
     pub fn remove_empty_folder(&self, place: &Path) -> Result<(), RequestFailure> {
         let is_folder = metadata(place)?.is_some_and(|about| about.is_dir());
-        if is_folder && folder_names(place).map_err(|error| refusal(place, &error))?.is_empty() {
+        if is_folder && folder_names(place).map_err(refusal(place))?.is_empty() {
             return self.remove(place);
         }
         Ok(())
@@ -119,24 +117,23 @@ pub fn empty_file(place: &Path) -> Result<(), RequestFailure> {
 
 /// Writes a file, in place if it exists.
 pub fn write_file(place: &Path, content: &[u8]) -> Result<(), RequestFailure> {
-    let write = || {
-        let mut options = OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).custom_flags(sys::O_NOFOLLOW).open(place)?;
-        io::Write::write_all(&mut file, content)
-    };
-    match unprotected(place, write) {
+    match unprotected(place, || overwrite(place, content)) {
         // The folder does not exist either: nothing reads the file.
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        written => written.map_err(|error| refusal(place, &error)),
+        written => written.map_err(refusal(place)),
     }
+}
+
+fn overwrite(place: &Path, content: &[u8]) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).custom_flags(sys::O_NOFOLLOW).open(place)?;
+    io::Write::write_all(&mut file, content)
 }
 
 /// Reads a regular file, unless it is larger than any configuration file.
 pub fn read_file(place: &Path) -> Result<Option<Vec<u8>>, RequestFailure> {
     match metadata(place)? {
-        Some(about) if about.is_file() && about.len() <= LARGEST => {
-            fs::read(place).map(Some).map_err(|error| refusal(place, &error))
-        }
+        Some(about) if about.is_file() && about.len() <= LARGEST => fs::read(place).map(Some).map_err(refusal(place)),
         _ => Ok(None),
     }
 }
@@ -146,28 +143,28 @@ impl FolderView for SealRoot {
 
     fn names(&self, folder: &[u8]) -> Result<Vec<Vec<u8>>, RequestFailure> {
         let place = self.inner_place(folder);
-        let names = existing(folder_names(&place)).map_err(|error| refusal(&place, &error))?;
+        let names = existing(folder_names(&place)).map_err(refusal(&place))?;
         Ok(names.unwrap_or_default().into_iter().map(OsString::into_vec).collect())
     }
 
     fn entries(&self, folder: &[u8]) -> Result<Vec<(Vec<u8>, bool)>, RequestFailure> {
         let place = self.inner_place(folder);
-        let entries = existing(fs::read_dir(&place)).map_err(|error| refusal(&place, &error))?;
-        let is_inner_folder = |entry: &DirEntry| {
-            entry.file_type().is_ok_and(|kind| kind.is_dir()) && !self.mount_points.contains(&entry.path())
-        };
-        let entries = entries.into_iter().flatten().flatten();
-        Ok(entries.map(|entry| (entry.file_name().into_vec(), is_inner_folder(&entry))).collect())
+        let entries = existing(fs::read_dir(&place)).map_err(refusal(&place))?;
+        let entries = entries.into_iter().flatten().flatten().map(|entry| {
+            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            (entry.file_name().into_vec(), is_folder && !self.mount_points.contains(&entry.path()))
+        });
+        Ok(entries.collect())
     }
 }
 
-fn refusal(place: &Path, error: &io::Error) -> RequestFailure {
-    RequestFailure::io(place.display(), error)
+fn refusal(place: &Path) -> impl FnOnce(io::Error) -> RequestFailure {
+    RequestFailure::at(place.display())
 }
 
 /// Returns the metadata of the entry at a path; links are not followed.
 fn metadata(place: &Path) -> Result<Option<Metadata>, RequestFailure> {
-    existing(fs::symlink_metadata(place)).map_err(|error| refusal(place, &error))
+    existing(fs::symlink_metadata(place)).map_err(refusal(place))
 }
 
 /// Returns `None` if the error is that nothing exists there.
@@ -176,10 +173,6 @@ fn existing<T>(result: io::Result<T>) -> io::Result<Option<T>> {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
         other => other.map(Some),
     }
-}
-
-fn folder_names(place: &Path) -> io::Result<Vec<OsString>> {
-    fs::read_dir(place)?.map(|entry| entry.map(|entry| entry.file_name())).collect()
 }
 
 /// Does something to a file that is append-only or immutable, or is in such a folder, as if it was not. Whatever exists

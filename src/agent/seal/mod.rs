@@ -47,7 +47,7 @@ const MOST_NOTES: usize = 64;
 /// # Errors
 /// When an operation is not known, or cannot be carried out.
 pub fn seal(request: &SealRequest, left: &Leftovers, records: &mut impl Write) -> Result<SealReport, RequestFailure> {
-    let mut run = SealRun::default();
+    let mut run = SealRun { since: Instant::now(), report: SealReport::default() };
     let operations = find_operations(&request.operations)?;
     // Most free blocks stay free, and the services end meanwhile: afterwards only the remaining ones have to be discarded.
     let trimmed = thread::spawn(|| mount_table::read_table().map(|table| trimming::trim(&table)));
@@ -87,12 +87,6 @@ struct SealRun {
     report: SealReport,
 }
 
-impl Default for SealRun {
-    fn default() -> Self {
-        Self { since: Instant::now(), report: SealReport::default() }
-    }
-}
-
 impl SealRun {
     /// Notes that a phase is done, and how long it took.
     fn note(&mut self, what: &str) {
@@ -102,11 +96,11 @@ impl SealRun {
 }
 
 fn find_operations(names: &[String]) -> Result<Vec<&'static SealOperation>, RequestFailure> {
-    let find = |name: &String| {
+    let operations = names.iter().map(|name| {
         let operation = OPERATIONS.iter().find(|operation| operation.name == name);
         operation.ok_or_else(|| RequestFailure::new(Class::Request {}, format!("there is no operation `{name}`")))
-    };
-    names.iter().map(find).collect()
+    });
+    operations.collect()
 }
 
 fn mount_points(table: &[MountLine]) -> HashSet<PathBuf> {

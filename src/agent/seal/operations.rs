@@ -14,9 +14,9 @@ use crate::wire::sealing::{
 /// # Errors
 /// When a file cannot be treated, with the operation's name.
 pub fn carry_out(root: &SealRoot, operation: &SealOperation) -> Result<(), RequestFailure> {
-    let identities = || operation.identities.iter().try_for_each(|identity| forget(root, identity));
-    let files = || operation.files.iter().try_for_each(|treatment| treat(root, treatment));
-    identities().and_then(|()| files()).map_err(|RequestFailure { class, text }| {
+    let forgotten = operation.identities.iter().try_for_each(|identity| forget(root, identity));
+    let done = forgotten.and_then(|()| operation.files.iter().try_for_each(|treatment| treat(root, treatment)));
+    done.map_err(|RequestFailure { class, text }| {
         let text = format!("the operation `{}` failed: {text}", operation.name);
         RequestFailure { class, text }
     })
@@ -103,8 +103,8 @@ fn for_each(
 
 fn remove_mentioning(root: &SealRoot, place: &Path, words: &[&str]) -> Result<(), RequestFailure> {
     let content = read_file(place)?.unwrap_or_default().to_ascii_lowercase();
-    let is_in = |word: &&str| content.windows(word.len()).any(|part| part == word.as_bytes());
-    if words.iter().any(is_in) { root.remove(place) } else { Ok(()) }
+    let is_mentioned = words.iter().any(|word| content.windows(word.len()).any(|part| part == word.as_bytes()));
+    if is_mentioned { root.remove(place) } else { Ok(()) }
 }
 
 /// Mounts a tmpfs over a folder, so that files written there during shutdown are lost.
@@ -113,5 +113,5 @@ fn hide_from_shutdown(root: &SealRoot, folder: &str) -> Result<(), RequestFailur
     if root.exists(SYSTEMD) || !place.is_dir() {
         return Ok(());
     }
-    sys::mount_tmpfs(&place, "").map_err(|error| RequestFailure::io(place.display(), &error))
+    sys::mount_tmpfs(&place, "").map_err(RequestFailure::at(place.display()))
 }

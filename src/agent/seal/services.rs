@@ -116,7 +116,8 @@ fn running_services() -> io::Result<Vec<String>> {
 /// Returns the content of the unit that is isolated. It wants only running units, so that nothing is started. It names the
 /// units to stop, since a service may be excluded from isolation.
 fn target(kept: &[String], stopped: &[String]) -> String {
-    let (kept, stopped) = (kept.join(" "), stopped.join(" "));
+    let kept = kept.join(" ");
+    let stopped = stopped.join(" ");
     format!("[Unit]\nDefaultDependencies=no\nAllowIsolate=yes\nWants={kept}\nConflicts={stopped}\n")
 }
 

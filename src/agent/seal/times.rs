@@ -29,7 +29,7 @@ pub fn disk_mounts(table: &[MountLine]) -> Vec<PathBuf> {
 pub fn set_back(root: &Path, mounts: &[PathBuf], epoch: i64, records: &mut impl Write) -> Result<(), RequestFailure> {
     let walk = TimeWalk { root, mounts: mounts.iter().collect(), epoch };
     let set = mounts.iter().try_for_each(|mount| walk.visit(mount, records));
-    set.map_err(|error| RequestFailure::io("the port", &error))
+    set.map_err(RequestFailure::at("the port"))
 }
 
 struct TimeWalk<'a> {

@@ -11,7 +11,8 @@ use super::super::sys;
 
 /// Discards the free blocks of each file system on the image's disk. A file system that does not support that is skipped.
 pub fn trim(table: &[MountLine]) {
-    let (mut devices, mut seen) = (Devices::default(), HashSet::new());
+    let mut devices = Devices::default();
+    let mut seen = HashSet::new();
     for line in table {
         if devices.locate(line) != Location::Elsewhere && seen.insert(line.device) {
             let folder = File::open(Path::new(OsStr::from_bytes(&line.target)));

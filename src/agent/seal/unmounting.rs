@@ -23,10 +23,10 @@ pub fn unmount_left(left: &Leftovers) -> Result<Vec<String>, RequestFailure> {
     let table = mount_table::read_table()?;
     let mut boot = PlannedBoot { planned: &planned, table: &table, devices: &mut Devices::default() };
     let targets: Vec<&[u8]> = planned.iter().map(|mount| mount.target.as_slice()).collect();
-    let mut is_left = |line: &&MountLine| {
+    let found = table.iter().filter(|line| {
         line.target != b"/" && !is_volatile(&line.target) && !left.is_original(line, &targets) && !boot.makes(line)
-    };
-    let found: Vec<&MountLine> = table.iter().filter(&mut is_left).collect();
+    });
+    let found: Vec<&MountLine> = found.collect();
     // Otherwise unmounting a copy of `/dev/pts` would also unmount `/dev/pts` itself.
     for line in &found {
         let _ = sys::make_private(path(line));
@@ -34,14 +34,14 @@ pub fn unmount_left(left: &Leftovers) -> Result<Vec<String>, RequestFailure> {
     // Nested mounts come later in the table. Only the topmost mount can be reached.
     let mut gone: Vec<u32> = Vec::new();
     for line in found.iter().rev() {
-        let covers = |other: &&MountLine| other.parent == line.id && other.target == line.target;
-        if table.iter().filter(covers).all(|other| gone.contains(&other.id)) {
+        let mut covers = table.iter().filter(|other| other.parent == line.id && other.target == line.target);
+        if covers.all(|other| gone.contains(&other.id)) {
             let _ = sys::detach(path(line));
             gone.push(line.id);
         }
     }
-    let shown = |line: &&MountLine| String::from_utf8_lossy(&line.target).chars().take(LONGEST).collect();
-    Ok(found.iter().map(shown).take(MOST_NAMED).collect())
+    let shown = found.iter().map(|line| String::from_utf8_lossy(&line.target).chars().take(LONGEST).collect());
+    Ok(shown.take(MOST_NAMED).collect())
 }
 
 /// Looks up the locations of devices and mounted file systems.
@@ -87,12 +87,11 @@ impl PlannedBoot<'_> {
 
     /// Returns whether a mount shows the directory that a boot binds there.
     fn binds(&self, mount: &BootMount, line: &MountLine) -> bool {
-        let holds = |other: &&MountLine| {
-            other.id != line.id && Path::new(OsStr::from_bytes(&mount.source)).starts_with(path(other))
-        };
+        let source = Path::new(OsStr::from_bytes(&mount.source));
+        let holders = self.table.iter().filter(|other| other.id != line.id && source.starts_with(path(other)));
         // Of several mounts on one directory the last is on top.
-        let Some(holder) = self.table.iter().filter(holds).max_by_key(|other| other.target.len()) else { return false };
-        let Ok(below) = Path::new(OsStr::from_bytes(&mount.source)).strip_prefix(path(holder)) else { return false };
+        let Some(holder) = holders.max_by_key(|other| other.target.len()) else { return false };
+        let Ok(below) = source.strip_prefix(path(holder)) else { return false };
         let shown = Path::new(OsStr::from_bytes(&holder.root)).join(below);
         holder.device == line.device && shown == Path::new(OsStr::from_bytes(&line.root))
     }
