@@ -131,11 +131,9 @@ impl Session {
     /// # Errors
     /// When the guest cannot or does not answer.
     pub async fn wake(&mut self, now: SystemTime, entropy: [u8; 64]) -> Result<(), GuestError> {
-        self.begin();
         let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let clock = i64::try_from(since.as_nanos()).unwrap_or(i64::MAX);
-        self.queue(&Message::Wake { clock, entropy: entropy.to_vec() });
-        match self.next().await? {
+        match self.ask(&Message::Wake { clock, entropy: entropy.to_vec() }).await? {
             Message::Done { .. } => Ok(()),
             other => Err(unexpected(other)),
         }
@@ -146,9 +144,7 @@ impl Session {
     /// # Errors
     /// When the guest cannot or does not answer.
     pub async fn sync(&mut self, cached: u64) -> Result<(), GuestError> {
-        self.begin();
-        self.queue(&Message::Sync { cached });
-        match self.next().await? {
+        match self.ask(&Message::Sync { cached }).await? {
             Message::Done { .. } => Ok(()),
             other => Err(unexpected(other)),
         }
@@ -159,9 +155,7 @@ impl Session {
     /// # Errors
     /// When the guest does not answer.
     pub async fn find_seed_obstacles(&mut self) -> Result<Vec<SeedObstacle>, GuestError> {
-        self.begin();
-        self.queue(&Message::CheckSeed {});
-        match self.next().await? {
+        match self.ask(&Message::CheckSeed {}).await? {
             Message::SeedChecked { obstacles } => Ok(obstacles.iter().take(MOST_OBSTACLES).map(shown).collect()),
             other => Err(unexpected(other)),
         }
@@ -172,9 +166,7 @@ impl Session {
     /// # Errors
     /// When the agent does not answer with its goodbye.
     pub async fn bye(mut self) -> Result<Farewell, GuestError> {
-        self.begin();
-        self.queue(&Message::Bye {});
-        match self.next().await? {
+        match self.ask(&Message::Bye {}).await? {
             Message::Bye {} => Ok(Farewell(())),
             other => Err(unexpected(other)),
         }
@@ -186,6 +178,18 @@ impl Session {
         (self.received, self.owed, self.credit) = (0, 0, WINDOW);
         self.ping = None;
         (self.heard, self.moved) = (Instant::now(), Instant::now());
+    }
+
+    /// Begins a new request with this message.
+    pub(super) fn begin_with(&mut self, message: &Message) {
+        self.begin();
+        self.queue(message);
+    }
+
+    /// Begins a new request with this message, and returns the first message of the answer.
+    pub(super) async fn ask(&mut self, message: &Message) -> Result<Message, GuestError> {
+        self.begin_with(message);
+        self.next().await
     }
 
     /// Queues a message of this request for writing.
@@ -257,9 +261,10 @@ impl Session {
             _ => {}
         }
         if stream != self.request {
-            let known = stream != 0 && stream < self.request;
-            let unknown = || Err(GuestError::Protocol(format!("a message on stream {stream}, which is not open")));
-            return if known { Ok(None) } else { unknown() };
+            if stream != 0 && stream < self.request {
+                return Ok(None);
+            }
+            return Err(GuestError::Protocol(format!("a message on stream {stream}, which is not open")));
         }
         self.received += message.cost();
         if self.received > WINDOW {

@@ -1,7 +1,7 @@
 //! Errors between kiln and the guest.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::agent::pack::PackError;
@@ -132,6 +132,11 @@ impl Fault for GuestError {
         };
         vec![hint.into()]
     }
+}
+
+/// Returns a conversion to the error for a file on this host that cannot be written.
+pub(super) fn unwritable(path: &Path) -> impl FnOnce(io::Error) -> GuestError {
+    move |source| GuestError::Write { path: path.to_owned(), source }
 }
 
 impl From<DecodeError> for GuestError {

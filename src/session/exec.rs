@@ -80,19 +80,18 @@ impl Exec {
     }
 
     pub(super) fn request(&self) -> ExecRequest {
-        let pair = |(name, value): (&String, &String)| Pair { name: name.clone(), value: value.clone() };
-        let secret =
-            |(name, value): &(String, Vec<u8>)| Secret { name: name.clone(), value: HiddenBytes(value.clone()) };
+        let env = self.env.iter().map(|(name, value)| Pair { name: name.clone(), value: value.clone() });
+        let secrets = self.secrets.iter().cloned().map(|(name, value)| Secret { name, value: HiddenBytes(value) });
         ExecRequest {
             argv: self.argv.clone(),
             script: self.script.clone(),
-            env: self.env.iter().map(pair).collect(),
+            env: env.collect(),
             dir: self.dir.clone(),
             user: self.user.clone(),
             timeout: self.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
             stdin: self.stdin.is_some(),
             tty: None,
-            secrets: self.secrets.iter().map(secret).collect(),
+            secrets: secrets.collect(),
             step: self.step,
             login: self.login,
         }
@@ -153,7 +152,8 @@ impl Session {
         let mut encoded = Vec::new();
         request.put(&mut encoded);
         if encoded.len() > MAX_EXEC {
-            let (bytes, limit) = (ByteSize(encoded.len() as u64), ByteSize(MAX_EXEC as u64));
+            let bytes = ByteSize(encoded.len() as u64);
+            let limit = ByteSize(MAX_EXEC as u64);
             return Err(GuestError::TooLarge { bytes, limit });
         }
         self.begin();
@@ -194,8 +194,7 @@ impl Session {
     /// # Errors
     /// When the connection fails.
     pub async fn end_processes(&mut self) -> Result<Aftermath, GuestError> {
-        self.begin();
-        self.queue(&Message::EndProcesses {});
+        self.begin_with(&Message::EndProcesses {});
         let mut ended = Aftermath::default();
         loop {
             match self.next().await? {

@@ -62,10 +62,8 @@ impl Session {
     /// # Errors
     /// When it is busy or does not answer.
     pub async fn park(&mut self) -> Result<(), GuestError> {
-        self.begin();
         let asked = Message::Park { token: nonce() };
-        self.queue(&asked);
-        match self.next().await? {
+        match self.ask(&asked).await? {
             told if told == asked => {
                 self.splitter.doubt();
                 Ok(())

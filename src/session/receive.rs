@@ -21,7 +21,7 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{linkat, symlinkat};
 
 use super::GuestError;
-use super::error::printable;
+use super::error::{printable, unwritable};
 use crate::wire::tree::limits::{folders_above, inner_target};
 use crate::wire::tree::{Decoder, Entry, Kind, Totals, TreeItem, TreeNote};
 
@@ -147,23 +147,20 @@ struct ReceivedFile {
 impl<'a> ReceiveTarget<'a> {
     fn new(request: &'a FetchRequest) -> Result<Self, GuestError> {
         let into = request.root.join(&request.to);
-        let failed = |source: io::Error| GuestError::Write { path: into.clone(), source };
         let parent = into.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::create_dir_all(parent).map_err(failed)?;
-        let above =
-            open(parent, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).map_err(|no| failed(no.into()))?;
-        let name = into.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?.as_bytes().to_vec();
-        let (left, tree) = (request.limits.bytes, FetchedTree::default());
+        fs::create_dir_all(parent).map_err(unwritable(&into))?;
+        let above = open(parent, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+        let above = above.map_err(io::Error::from).map_err(unwritable(&into))?;
+        let name = into.file_name().ok_or_else(|| unwritable(&into)(io::ErrorKind::InvalidInput.into()))?;
+        let name = name.as_bytes().to_vec();
+        let left = request.limits.bytes;
+        let tree = FetchedTree::default();
         Ok(Self { request, into, above, name, left, records: 0, tree, open: None, recent: None })
     }
 
     fn enter(&mut self, entry: &Entry) -> Result<(), GuestError> {
         self.close_file()?;
-        self.records += 1;
-        // A folder has two records.
-        if self.records > 2 * MOST_ENTRIES {
-            return Err(too_many());
-        }
+        self.count_record()?;
         if self.records == 1 && !entry.path.is_empty() {
             return Err(hostile(entry, "a tree without a root"));
         }
@@ -177,6 +174,12 @@ impl<'a> ReceiveTarget<'a> {
             Kind::Socket {} => self.leave_out(entry, "a socket"),
             Kind::Device {} => self.leave_out(entry, "a device"),
         }
+    }
+
+    /// Counts a record against the limit. A folder has two records.
+    fn count_record(&mut self) -> Result<(), GuestError> {
+        self.records += 1;
+        if self.records > 2 * MOST_ENTRIES { Err(too_many()) } else { Ok(()) }
     }
 
     /// Records an entry that is neither a file nor a folder and cannot be kept. Fails if it is the whole tree.
@@ -199,10 +202,7 @@ impl<'a> ReceiveTarget<'a> {
 
     /// Records the sender's note about a file.
     fn note(&mut self, note: &TreeNote) -> Result<(), GuestError> {
-        self.records += 1;
-        if self.records > 2 * MOST_ENTRIES {
-            return Err(too_many());
-        }
+        self.count_record()?;
         if note.is_left_out {
             self.name_left_out(&note.path, &note.text);
         } else if self.tree.notes.len() < MOST_NAMED {
@@ -214,8 +214,8 @@ impl<'a> ReceiveTarget<'a> {
     }
 
     fn create(&mut self, entry: &Entry, size: u64) -> Result<(), GuestError> {
-        let beyond = || GuestError::Beyond(format!("{} bytes", self.request.limits.bytes));
-        self.left = self.left.checked_sub(size).ok_or_else(beyond)?;
+        let left = self.left.checked_sub(size);
+        self.left = left.ok_or_else(|| GuestError::Beyond(format!("{} bytes", self.request.limits.bytes)))?;
         let path = self.shown(&entry.path);
         let name = self.count(entry)?;
         self.tree.files.push(name);
@@ -280,10 +280,6 @@ impl<'a> ReceiveTarget<'a> {
         let name = self.count(entry)?;
         self.tree.files.push(name);
         // Another name for a symbolic link could be in a place from where it does lead out.
-        let is_file = |folder: &OwnedFd, name: &OsStr| {
-            let stat = fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
-            Ok(SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG)
-        };
         if target.is_empty() || entry.path.is_empty() || !self.at(target, is_file).map_err(|no| refused(&path, no))? {
             return Err(hostile(entry, "a hard link to no file"));
         }
@@ -294,17 +290,14 @@ impl<'a> ReceiveTarget<'a> {
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), GuestError> {
         let open = self.open.as_ref().ok_or_else(|| GuestError::Hostile("content without a file".into()))?;
-        let failed = |source| GuestError::Write { path: open.path.clone(), source };
-        open.file.write_all_at(bytes, offset).map_err(failed)
+        open.file.write_all_at(bytes, offset).map_err(unwritable(&open.path))
     }
 
     fn close_file(&mut self) -> Result<(), GuestError> {
         let Some(ReceivedFile { file, size, mtime, path }) = self.open.take() else { return Ok(()) };
-        let finish = || {
-            file.set_len(size)?;
-            futimens(&file, &TimeSpec::UTIME_OMIT, &time_of(mtime)).map_err(io::Error::from)
-        };
-        finish().map_err(|source| GuestError::Write { path, source })
+        file.set_len(size).map_err(unwritable(&path))?;
+        let timed = futimens(&file, &TimeSpec::UTIME_OMIT, &time_of(mtime));
+        timed.map_err(io::Error::from).map_err(unwritable(&path))
     }
 
     /// Counts an entry against the limits, and returns its path in the root folder.
@@ -355,6 +348,12 @@ impl<'a> ReceiveTarget<'a> {
     }
 }
 
+/// Returns whether an entry of a folder is a regular file, and follows no link.
+fn is_file(folder: &OwnedFd, name: &OsStr) -> nix::Result<bool> {
+    let stat = fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    Ok(SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG)
+}
+
 /// Sets the modification time of an entry of a folder, and follows no link.
 fn set_time(folder: &OwnedFd, name: &OsStr, mtime: i64) -> nix::Result<()> {
     utimensat(folder, name, &TimeSpec::UTIME_OMIT, &time_of(mtime), UtimensatFlags::NoFollowSymlink)
@@ -385,7 +384,7 @@ fn refused(path: &Path, error: nix::Error) -> GuestError {
         Error::EEXIST | Error::ENOENT | Error::ENOTDIR | Error::ELOOP | Error::EISDIR | Error::EMLINK => {
             GuestError::Hostile(format!("{}: {error}", printable(&path.to_string_lossy())))
         }
-        other => GuestError::Write { path: path.to_owned(), source: other.into() },
+        other => unwritable(path)(other.into()),
     }
 }
 

@@ -15,9 +15,9 @@ impl Session {
     /// # Errors
     /// When an operation or the connection fails.
     pub async fn seal(&mut self, request: SealRequest) -> Result<(SealReport, Vec<u8>), GuestError> {
-        self.begin();
-        self.queue(&Message::Seal { request });
-        let (mut report, mut records) = (SealReport::default(), Vec::new());
+        self.begin_with(&Message::Seal { request });
+        let mut report = SealReport::default();
+        let mut records = Vec::new();
         loop {
             match self.next().await? {
                 Message::Data { bytes: HiddenBytes(bytes) } => {

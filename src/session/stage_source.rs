@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
@@ -16,6 +16,7 @@ use crate::wire::tree::{BLOCK, Encoder, Entry, Head, Kind, Layout, Owner, Totals
 
 use super::GuestError;
 use super::checkout::CheckoutModes;
+use super::error::unwritable;
 
 /// A source to send, and its destination. In the guest:
 ///
@@ -97,14 +98,14 @@ pub struct PackedTree {
 /// When the source cannot be read, changes meanwhile, or the file cannot be written.
 pub fn stage(source: &StageSource, file: &File, progress: &mut dyn FnMut(u64)) -> Result<StagedStream, GuestError> {
     let mut out = BufWriter::with_capacity(1 << 20, CountingFile { file, written: 0, progress });
-    let failed = |source| GuestError::Write { path: "the staged tree".into(), source };
+    let staged = Path::new("the staged tree");
     let PackedTree { totals, sha256 } = source.write_to(&mut out, Layout::Aligned).map_err(|error| match error {
-        PackError::Write(source) => failed(source),
+        PackError::Write(source) => unwritable(staged)(source),
         other => other.into(),
     })?;
-    let written = out.into_inner().map_err(|error| failed(error.into_error()))?.written;
+    let written = out.into_inner().map_err(|error| unwritable(staged)(error.into_error()))?.written;
     let bytes = written.next_multiple_of(BLOCK as u64);
-    file.set_len(bytes).map_err(failed)?;
+    file.set_len(bytes).map_err(unwritable(staged))?;
     Ok(StagedStream { bytes, entries: totals.entries, content: totals.bytes, sha256 })
 }
 

@@ -14,6 +14,7 @@ use crate::wire::{HiddenBytes, MAX_DATA, Message};
 
 use super::GuestError;
 use super::connection::{Session, unexpected};
+use super::error::unwritable;
 use super::receive::{FetchRequest, FetchedTree, receive};
 use super::stage_source::{PackedTree, StageSource};
 
@@ -57,9 +58,9 @@ impl Session {
             let mut out = BufWriter::with_capacity(MAX_DATA, ChunkSender(sender));
             Ok(source.write_to(&mut out, Layout::Packed)?)
         });
-        self.begin();
-        self.queue(&Message::Upload {});
-        let (mut sent, mut done) = (0, None);
+        self.begin_with(&Message::Upload {});
+        let mut sent = 0;
+        let mut done = None;
         while let Some(chunk) = self.next_chunk(&mut chunks, &mut done).await? {
             sent += chunk.len() as u64;
             self.send_chunk(&chunk).await?;
@@ -85,8 +86,7 @@ impl Session {
     /// # Errors
     /// When the guest finds no such device or cannot write what is on it, or the connection fails.
     pub async fn unpack_device(&mut self, serial: &str, progress: &mut dyn FnMut(u64)) -> Result<(), GuestError> {
-        self.begin();
-        self.queue(&Message::Unpack { serial: serial.into() });
+        self.begin_with(&Message::Unpack { serial: serial.into() });
         self.done(progress).await.map(|_| ())
     }
 
@@ -106,8 +106,7 @@ impl Session {
         let (sender, chunks) = mpsc::channel(AHEAD);
         let path = request.from.clone().into_bytes();
         let receiving = spawn_blocking(move || receive_kept(chunks, &request, keep));
-        self.begin();
-        self.queue(&Message::Fetch { path });
+        self.begin_with(&Message::Fetch { path });
         let mut received = 0;
         let totals = loop {
             match self.next().await? {
@@ -136,18 +135,17 @@ impl Session {
     /// # Errors
     /// When the guest cannot list them, sends more than that, or the connection fails.
     pub async fn list(&mut self, into: &Path, limit: u64) -> Result<(File, u64), GuestError> {
-        let failed = |source| GuestError::Write { path: into.to_owned(), source };
-        let mut file = File::options().read(true).write(true).create_new(true).open(into).map_err(failed)?;
-        self.begin();
-        self.queue(&Message::List {});
+        let file = File::options().read(true).write(true).create_new(true).open(into);
+        let mut file = file.map_err(unwritable(into))?;
+        self.begin_with(&Message::List {});
         let mut left = limit;
         loop {
             match self.next().await? {
                 Message::Data { bytes: HiddenBytes(bytes) } => {
-                    let beyond = || GuestError::Beyond(format!("{limit} bytes about its files"));
-                    left = left.checked_sub(bytes.len() as u64).ok_or_else(beyond)?;
+                    let rest = left.checked_sub(bytes.len() as u64);
+                    left = rest.ok_or_else(|| GuestError::Beyond(format!("{limit} bytes about its files")))?;
                     // A few megabytes in all, into the page cache: no thread is worth that.
-                    file.write_all(&bytes).map_err(failed)?;
+                    file.write_all(&bytes).map_err(unwritable(into))?;
                     self.used(bytes.len());
                 }
                 Message::Progress { .. } => {}
@@ -162,9 +160,7 @@ impl Session {
     /// # Errors
     /// When the guest cannot find out, or does not answer.
     pub async fn describe_disk(&mut self) -> Result<DiskReport, GuestError> {
-        self.begin();
-        self.queue(&Message::Mounts {});
-        match self.next().await? {
+        match self.ask(&Message::Mounts {}).await? {
             Message::Mounted { mounts, boot, has_rpm } => {
                 mounts::check(&mounts, &boot)?;
                 Ok(DiskReport { mounts, boot, has_rpm })
