@@ -109,9 +109,7 @@ fn block_signals() -> Result<(), KvmVerdict> {
 fn examine(device: &CStr, cpuid: Cpuid) -> Result<(), KvmVerdict> {
     let kvm = Kvm::new_with_path(CString::from(device)).map_err(|error| unopened(errno(error)))?;
     check_api(&kvm)?;
-    let supported = kvm
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(|error| refused("KVM_GET_SUPPORTED_CPUID", errno(error)))?;
+    let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(refusal("KVM_GET_SUPPORTED_CPUID"))?;
     if cpuid == Cpuid::Check {
         check_cpuid(&supported)?;
     }
@@ -140,6 +138,11 @@ fn refused(doing: &'static str, errno: Errno) -> KvmVerdict {
         Errno::EBUSY => KvmVerdict::Busy,
         other => KvmVerdict::Error { doing, reason: other.desc().to_owned() },
     }
+}
+
+/// Returns a conversion of KVM's error to the verdict on a call that failed.
+fn refusal(doing: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmVerdict {
+    move |error| refused(doing, errno(error))
 }
 
 /// Capabilities that QEMU requires; accel/kvm and target/i386/kvm in its sources list them.
@@ -218,10 +221,9 @@ struct ProbeGuest {
 
 impl ProbeGuest {
     fn new(kvm: &Kvm, cpuid: &CpuId, memory: ProbeMemory) -> Result<Self, KvmVerdict> {
-        let no = |doing| move |error| refused(doing, errno(error));
-        let vm = kvm.create_vm().map_err(no("KVM_CREATE_VM"))?;
+        let vm = kvm.create_vm().map_err(refusal("KVM_CREATE_VM"))?;
         // Older Intel processors need three pages for the TSS, outside of the guest's memory.
-        vm.set_tss_address(0xfffb_d000).map_err(no("KVM_SET_TSS_ADDR"))?;
+        vm.set_tss_address(0xfffb_d000).map_err(refusal("KVM_SET_TSS_ADDR"))?;
         let memory = Box::new(UnsafeCell::new(memory));
         let region = kvm_userspace_memory_region {
             memory_size: MEMORY as u64,
@@ -231,12 +233,12 @@ impl ProbeGuest {
         #[expect(unsafe_code, reason = "the guest writes to memory of this process")]
         // SAFETY: the region is exactly the page-aligned box, which `Guest` keeps until after the VM is closed; nothing
         // in this process reads or writes it from here on, and the UnsafeCell says that somebody else may.
-        unsafe { vm.set_user_memory_region(region) }.map_err(no("KVM_SET_USER_MEMORY_REGION"))?;
-        let vcpu = vm.create_vcpu(0).map_err(no("KVM_CREATE_VCPU"))?;
-        vcpu.set_cpuid2(cpuid).map_err(no("KVM_SET_CPUID2"))?;
-        let sregs = vcpu.get_sregs().map_err(no("KVM_GET_SREGS"))?;
-        vcpu.set_sregs(&long_mode(&sregs)).map_err(no("KVM_SET_SREGS"))?;
-        vcpu.set_regs(&entry_point()).map_err(no("KVM_SET_REGS"))?;
+        unsafe { vm.set_user_memory_region(region) }.map_err(refusal("KVM_SET_USER_MEMORY_REGION"))?;
+        let vcpu = vm.create_vcpu(0).map_err(refusal("KVM_CREATE_VCPU"))?;
+        vcpu.set_cpuid2(cpuid).map_err(refusal("KVM_SET_CPUID2"))?;
+        let sregs = vcpu.get_sregs().map_err(refusal("KVM_GET_SREGS"))?;
+        vcpu.set_sregs(&long_mode(&sregs)).map_err(refusal("KVM_SET_SREGS"))?;
+        vcpu.set_regs(&entry_point()).map_err(refusal("KVM_SET_REGS"))?;
         admit_kicks(&vcpu)?;
         Ok(Self { vcpu, _vm: vm, _memory: memory })
     }
@@ -280,22 +282,20 @@ fn run_guest(kvm: &Kvm, cpuid: &CpuId, trials: &[Trial]) -> Result<(), KvmVerdic
 /// Runs the guest until it reports, and returns the answer.
 fn answer_to(at: &'static str, vcpu: &mut VcpuFd, whole: &Stopwatch) -> Result<u8, KvmVerdict> {
     loop {
-        match vcpu.run() {
+        let saw = match vcpu.run() {
             Ok(VcpuExit::IoOut(PORT, [answer])) => return Ok(*answer),
-            Ok(VcpuExit::InternalError) => {
-                return Err(KvmVerdict::InternalError { at, saw: "KVM_EXIT_INTERNAL_ERROR".into() });
-            }
+            Ok(VcpuExit::InternalError) => "KVM_EXIT_INTERNAL_ERROR".into(),
             // An exception without a gate is a triple fault, and that is a shutdown.
-            Ok(VcpuExit::Shutdown) => {
-                return Err(KvmVerdict::InternalError { at, saw: "KVM_EXIT_SHUTDOWN".into() });
-            }
-            Ok(other) => return Err(KvmVerdict::InternalError { at, saw: format!("{other:?}") }),
+            Ok(VcpuExit::Shutdown) => "KVM_EXIT_SHUTDOWN".into(),
+            Ok(other) => format!("{other:?}"),
             Err(error) if error.errno() == libc::EINTR => {
                 take_kick()?;
                 whole.check(at)?;
+                continue;
             }
-            Err(error) => return Err(refused("KVM_RUN", errno(error))),
-        }
+            Err(error) => return Err(refusal("KVM_RUN")(error)),
+        };
+        return Err(KvmVerdict::InternalError { at, saw });
     }
 }
 
@@ -331,9 +331,8 @@ impl Stopwatch {
 }
 
 fn processor_time() -> Result<Duration, KvmVerdict> {
-    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)
-        .map(Duration::from)
-        .map_err(|errno| refused("reading a clock", errno))
+    let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from);
+    time.map_err(|errno| refused("reading a clock", errno))
 }
 
 #[cfg(test)]

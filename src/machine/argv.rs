@@ -116,9 +116,8 @@ impl QemuArgs {
 
 fn basics(args: &mut QemuArgs, machine: &PlannedMachine, start: Start, uuid: &str) {
     args.option("-name", "kiln,process=kiln-guest,debug-threads=on");
-    for flag in ["-nodefaults", "-no-user-config"] {
-        args.flag(flag);
-    }
+    args.flag("-nodefaults");
+    args.flag("-no-user-config");
     args.option("-display", "none");
     args.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
     // Secrets are in the guest's memory, which would be in a core dump of QEMU as well. Without graphics the BIOS writes to

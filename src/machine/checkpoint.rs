@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
 use tokio::time::{sleep, timeout};
 
 use super::argv::{BackingFiles, Start, argv, overlay_node};
-use super::{MachineError, MachineExit, RunningMachine, typed};
+use super::{MachineError, MachineExit, MachineState, RunningMachine, typed};
 use crate::digest::hex;
 use crate::plan::machine::{MachineFirmware, PlannedMachine};
 
@@ -67,14 +67,10 @@ impl RamFormat {
 #[must_use]
 pub fn fingerprint(machine: &PlannedMachine) -> String {
     let mut hash = Sha256::new();
-    let mut add = |bytes: &[u8]| {
-        hash.update((bytes.len() as u64).to_le_bytes());
-        hash.update(bytes);
-    };
     for arg in argv(machine, &BackingFiles(Vec::new()), Start::Restore) {
-        add(arg.as_bytes());
+        add(&mut hash, arg.as_bytes());
     }
-    add(machine.qemu_version.as_bytes());
+    add(&mut hash, machine.qemu_version.as_bytes());
     let firmware = match &machine.firmware {
         MachineFirmware::Uefi(uefi) => vec![uefi.code.as_path(), uefi.vars_template.as_path()],
         MachineFirmware::Bios => Vec::new(),
@@ -82,16 +78,22 @@ pub fn fingerprint(machine: &PlannedMachine) -> String {
     for file in std::iter::once(machine.qemu.as_path()).chain(firmware) {
         // A package's upgrade changes size or time; an unreadable file gives another digest than a readable one.
         if let Ok(metadata) = std::fs::metadata(file) {
-            add(&metadata.size().to_le_bytes());
-            add(&metadata.mtime().to_le_bytes());
+            add(&mut hash, &metadata.size().to_le_bytes());
+            add(&mut hash, &metadata.mtime().to_le_bytes());
         }
     }
     let processors = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let mut model = processors.lines().take_while(|line| !line.is_empty());
     for line in model.by_ref().filter(|line| line.starts_with("model name") || line.starts_with("flags")) {
-        add(line.as_bytes());
+        add(&mut hash, line.as_bytes());
     }
     hex(&hash.finalize())
+}
+
+/// Adds a field to a digest, behind its length: no two lists of fields have the same bytes.
+fn add(hash: &mut Sha256, field: &[u8]) {
+    hash.update((field.len() as u64).to_le_bytes());
+    hash.update(field);
 }
 
 impl RunningMachine {
@@ -163,7 +165,7 @@ impl RunningMachine {
 
     async fn write_memory(&self, ram: &Path) -> Result<RamFormat, MachineError> {
         let file = File::options().write(true).create_new(true).mode(0o600).open(ram);
-        let file = file.map_err(|source| MachineError::Prepare { what: "the memory's file", source })?;
+        let file = file.map_err(MachineError::prepare("the memory's file"))?;
         let format = self.choose_format(None).await?;
         self.set_parameter("max-bandwidth", MAX_BANDWIDTH).await?;
         let uri = self.uri(format, ram, &file).await?;
@@ -190,7 +192,7 @@ impl RunningMachine {
     /// # Errors
     /// When it does not fit this machine, or QEMU refuses.
     pub async fn restore(&self, ram: &Path, format: RamFormat) -> Result<(), MachineError> {
-        let file = File::open(ram).map_err(|source| MachineError::Prepare { what: "the memory's file", source })?;
+        let file = File::open(ram).map_err(MachineError::prepare("the memory's file"))?;
         self.choose_format(Some(format)).await?;
         let uri = self.uri(format, ram, &file).await?;
         self.transfer(schema::migrate_incoming { channels: None, exit_on_error: None, uri: Some(uri) }).await?;
@@ -240,13 +242,7 @@ impl RunningMachine {
         self.life.send_modify(|life| life.migration = None);
         let mut life = self.life.subscribe();
         self.qmp.execute(command).await?;
-        let over = |life: &super::MachineState| {
-            use schema::MigrationStatus::{cancelled, completed, failed};
-            life.exited.is_some()
-                || life.disk.is_some()
-                || matches!(life.migration, Some(completed | failed | cancelled))
-        };
-        let Ok(waited) = timeout(TRANSFER_TIMEOUT, life.wait_for(over)).await else {
+        let Ok(waited) = timeout(TRANSFER_TIMEOUT, life.wait_for(has_ended)).await else {
             return Err(MachineError::Silent(TRANSFER_TIMEOUT));
         };
         let life = waited.map_err(|_| MachineError::Ended(MachineExit::Stopped))?.clone();
@@ -259,4 +255,10 @@ impl RunningMachine {
         let reason = self.qmp.execute(schema::query_migrate {}).await.ok().and_then(|info| info.error_desc);
         Err(MachineError::Memory(reason.unwrap_or_else(|| "QEMU does not say why".into())))
     }
+}
+
+/// Returns whether a migration is over, or the machine.
+fn has_ended(life: &MachineState) -> bool {
+    use schema::MigrationStatus::{cancelled, completed, failed};
+    life.exited.is_some() || life.disk.is_some() || matches!(life.migration, Some(completed | failed | cancelled))
 }

@@ -65,11 +65,15 @@ fn find_undescribed(root: &Path) -> Vec<UefiFirmware> {
 
 /// Returns the folders of descriptors, from the general to the specific: packages, the host's administrator, the user.
 fn folders() -> Vec<PathBuf> {
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let user = absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")));
+    let user = path_variable("XDG_CONFIG_HOME").or_else(|| path_variable("HOME").map(|home| home.join(".config")));
     let system =
         ["/usr/share/qemu/firmware", "/usr/local/share/qemu/firmware", "/etc/qemu/firmware"].map(PathBuf::from);
     system.into_iter().chain(user.map(|folder| folder.join("qemu/firmware"))).collect()
+}
+
+/// Returns the absolute path in an environment variable.
+fn path_variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
 }
 
 fn find_in(folders: &[PathBuf], machine_type: &str) -> Vec<UefiFirmware> {
@@ -148,8 +152,8 @@ struct FirmwareTarget {
 
 impl Descriptor {
     fn firmware(self, descriptor: &Path, machine_type: &str) -> Option<UefiFirmware> {
-        let has = |feature| self.features.iter().any(|name| name == feature);
-        let (secure_boot, requires_smm) = (has("secure-boot") || has("enrolled-keys"), has("requires-smm"));
+        let secure_boot = self.has("secure-boot") || self.has("enrolled-keys");
+        let requires_smm = self.has("requires-smm");
         if !self.interface_types.iter().any(|name| name == "uefi") || !self.runs_on(machine_type) {
             return None;
         }
@@ -165,6 +169,10 @@ impl Descriptor {
             requires_smm,
             descriptor: descriptor.to_owned(),
         })
+    }
+
+    fn has(&self, feature: &str) -> bool {
+        self.features.iter().any(|name| name == feature)
     }
 
     fn runs_on(&self, machine_type: &str) -> bool {

@@ -180,23 +180,24 @@ pub async fn qemu() -> Result<Qemu, HostError> {
 
 /// Returns whether KVM works; see [`accel::probe`].
 pub async fn kvm() -> KvmVerdict {
-    let crashed = |error: tokio::task::JoinError| KvmVerdict::Error { doing: "the probe", reason: error.to_string() };
-    spawn_blocking(accel::probe).await.unwrap_or_else(crashed)
+    let verdict = spawn_blocking(accel::probe).await;
+    verdict.unwrap_or_else(|error| KvmVerdict::Error { doing: "the probe", reason: error.to_string() })
 }
 
 async fn identify(system: PathBuf, patience: Duration) -> Result<Qemu, HostError> {
     let (version, machines) =
         tokio::try_join!(ask(&system, &["--version"], patience), ask(&system, &["-machine", "help"], patience))?;
-    let unclear = |what, answer: &str| {
-        let answer = answer.lines().take(EVIDENCE_LINES).map(str::to_owned).collect();
-        HostError::Unintelligible { path: system.clone(), what, answer }
-    };
-    let version = parse_version(&version).ok_or_else(|| unclear("its version", &version))?;
+    let version = parse_version(&version).ok_or_else(|| unclear(&system, "its version", &version))?;
     if version < QemuVersion::OLDEST {
         return Err(HostError::TooOld { path: system, version });
     }
-    let machine_type = newest_q35(&machines).ok_or_else(|| unclear("which Q35 machine it has", &machines))?;
+    let machine_type = newest_q35(&machines).ok_or_else(|| unclear(&system, "which Q35 machine it has", &machines))?;
     Ok(Qemu { system, version, machine_type })
+}
+
+fn unclear(path: &Path, what: &'static str, answer: &str) -> HostError {
+    let answer = answer.lines().take(EVIDENCE_LINES).map(str::to_owned).collect();
+    HostError::Unintelligible { path: path.to_owned(), what, answer }
 }
 
 /// Returns the first executable of this name on `PATH`. Relative entries are skipped: they would mean the current folder.
@@ -211,15 +212,18 @@ fn program(name: &'static str) -> Result<PathBuf, HostError> {
 
 /// Runs a program that answers and exits. Whatever it does, it is gone afterwards, also when this is cancelled.
 async fn ask(path: &Path, args: &'static [&'static str], patience: Duration) -> Result<String, HostError> {
-    let not_runnable = |source| HostError::NotRunnable { path: path.to_owned(), source };
-    let mut asked = ProbeProcess::start(path, args).map_err(not_runnable)?;
+    let mut asked = ProbeProcess::start(path, args).map_err(not_runnable(path))?;
     let answered = tokio::time::timeout(patience, asked.conversation()).await;
-    let silent = |_| HostError::Silent { path: path.to_owned(), args, patience };
-    let (answer, complaint, status) = answered.map_err(silent)?.map_err(not_runnable)?;
+    let answered = answered.map_err(|_| HostError::Silent { path: path.to_owned(), args, patience })?;
+    let (answer, complaint, status) = answered.map_err(not_runnable(path))?;
     if status.success() {
         return Ok(answer);
     }
     Err(HostError::Failed { path: path.to_owned(), args, status, tail: last_lines(&complaint) })
+}
+
+fn not_runnable(path: &Path) -> impl FnOnce(io::Error) -> HostError {
+    move |source| HostError::NotRunnable { path: path.to_owned(), source }
 }
 
 /// A child that leads a process group of its own, which is killed with it: a wrapper script has children too.
@@ -239,8 +243,7 @@ impl ProbeProcess {
     }
 
     async fn conversation(&mut self) -> io::Result<(String, String, ExitStatus)> {
-        let (stdout, stderr) = (self.0.stdout.take(), self.0.stderr.take());
-        let (answer, complaint) = tokio::try_join!(text(stdout), text(stderr))?;
+        let (answer, complaint) = tokio::try_join!(text(self.0.stdout.take()), text(self.0.stderr.take()))?;
         Ok((answer, complaint, self.0.wait().await?))
     }
 }
@@ -272,21 +275,22 @@ fn last_lines(text: &str) -> Vec<String> {
 fn parse_version(answer: &str) -> Option<QemuVersion> {
     let (_, rest) = answer.split_once("version ")?;
     let number = rest.split(|c: char| !c.is_ascii_digit() && c != '.').next()?;
-    let mut parts = number.split('.').map(str::parse);
-    let mut next = || parts.next()?.ok();
-    Some(QemuVersion { major: next()?, minor: next()?, micro: next().unwrap_or(0) })
+    let mut parts = number.split('.').map(|part| part.parse().ok());
+    Some(QemuVersion { major: parts.next()??, minor: parts.next()??, micro: parts.next().flatten().unwrap_or(0) })
 }
 
 /// Returns the newest `pc-q35-N.M`; if a distribution has only names of its own, the one that `q35` is an alias of.
 fn newest_q35(answer: &str) -> Option<String> {
-    let names = || answer.lines().filter_map(|line| line.split_whitespace().next());
-    let numbered = names().filter_map(|name| Some((machine_version(name)?, name)));
+    let names = answer.lines().filter_map(|line| line.split_whitespace().next());
+    let numbered = names.filter_map(|name| Some((machine_version(name)?, name)));
     let newest = numbered.max().map(|(_, name)| name);
-    let alias = || {
-        let line = answer.lines().find(|line| line.split_whitespace().next() == Some("q35"))?;
-        Some(line.split_once("(alias of ")?.1.split_once(')')?.0)
-    };
-    newest.or_else(alias).map(str::to_owned)
+    newest.or_else(|| aliased_q35(answer)).map(str::to_owned)
+}
+
+/// Returns the machine that `q35` is an alias of.
+fn aliased_q35(answer: &str) -> Option<&str> {
+    let line = answer.lines().find(|line| line.split_whitespace().next() == Some("q35"))?;
+    Some(line.split_once("(alias of ")?.1.split_once(')')?.0)
 }
 
 /// Parses `[10, 0]` from `pc-q35-10.0`, and nothing from `pc-q35-rhel9.4.0`.
@@ -307,35 +311,16 @@ fn cpu_model() -> String {
 
 /// Flags of cpuinfo that name instruction sets that compilers use, besides those that begin with [`VECTOR_SETS`]. The others
 /// vary with the microcode, the kernel and its command line.
-const INSTRUCTION_SETS: [&str; 21] = [
-    "abm",
-    "adx",
-    "aes",
-    "bmi1",
-    "bmi2",
-    "clzero",
-    "cx16",
-    "f16c",
-    "fma",
-    "fma4",
-    "gfni",
-    "lahf_lm",
-    "movbe",
-    "pclmulqdq",
-    "pni",
-    "popcnt",
-    "sha_ni",
-    "ssse3",
-    "tbm",
-    "vaes",
-    "vpclmulqdq",
-];
+const INSTRUCTION_SETS: &str = "abm adx aes bmi1 bmi2 clzero cx16 f16c fma fma4 gfni lahf_lm movbe pclmulqdq pni popcnt \
+                                sha_ni ssse3 tbm vaes vpclmulqdq";
 const VECTOR_SETS: [&str; 3] = ["amx_", "avx", "sse"];
 
 /// Returns a digest of the first processor in a proc(5) `cpuinfo`; see [`Host::processor`].
 fn processor(cpuinfo: &str) -> String {
     let mut flags: Vec<_> = field(cpuinfo, "flags").unwrap_or_default().split_whitespace().collect();
-    flags.retain(|flag| INSTRUCTION_SETS.contains(flag) || VECTOR_SETS.iter().any(|set| flag.starts_with(set)));
+    flags.retain(|flag| {
+        INSTRUCTION_SETS.split(' ').any(|set| set == *flag) || VECTOR_SETS.iter().any(|set| flag.starts_with(set))
+    });
     flags.sort_unstable();
     let model = ["vendor_id", "cpu family", "model"].map(|name| field(cpuinfo, name).unwrap_or_default());
     hex(&Sha256::digest(model.into_iter().chain(flags).collect::<Vec<_>>().join("\n")))
@@ -356,18 +341,20 @@ pub struct HostMemory {
 /// When procfs is not mounted.
 pub fn memory() -> Result<HostMemory, HostError> {
     let path = Path::new("/proc/meminfo");
-    let unknown = |source| HostError::Unknown { path, source };
-    let text = fs::read_to_string(path).map_err(unknown)?;
-    let bytes = |name| {
-        let kibibytes = field(&text, name)?.split_whitespace().next()?.parse::<u64>().ok()?;
-        kibibytes.checked_mul(1024)
-    };
-    let missing = || unknown(io::Error::other("it has no such field"));
-    let limit = cgroup_limit().unwrap_or(u64::MAX);
-    Ok(HostMemory {
-        total: ByteSize(bytes("MemTotal").ok_or_else(missing)?.min(limit)),
-        available: ByteSize(bytes("MemAvailable").ok_or_else(missing)?.min(limit)),
-    })
+    let memory = fs::read_to_string(path).and_then(|meminfo| {
+        let limit = cgroup_limit().unwrap_or(u64::MAX);
+        let total = ByteSize(memory_field(&meminfo, "MemTotal")?.min(limit));
+        let available = ByteSize(memory_field(&meminfo, "MemAvailable")?.min(limit));
+        Ok(HostMemory { total, available })
+    });
+    memory.map_err(|source| HostError::Unknown { path, source })
+}
+
+/// Reads a field of proc(5)'s `meminfo`, bytes.
+fn memory_field(meminfo: &str, name: &str) -> io::Result<u64> {
+    let kibibytes = field(meminfo, name).and_then(|value| value.split_whitespace().next()?.parse::<u64>().ok());
+    let bytes = kibibytes.and_then(|kibibytes| kibibytes.checked_mul(1024));
+    bytes.ok_or_else(|| io::Error::other("it has no such field"))
 }
 
 /// Returns the smallest `memory.max` between this process's cgroup and the root; `None` without cgroup v2 or a limit.

@@ -98,6 +98,13 @@ pub enum MachineError {
     StillRunning(Duration),
 }
 
+impl MachineError {
+    /// Returns a conversion to the error for a file or channel that could not be created.
+    pub(crate) fn prepare(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Prepare { what, source }
+    }
+}
+
 /// An unexpected end or standstill of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MachineExit {
@@ -294,17 +301,17 @@ pub async fn launch(
     events: &Events,
     mask: &SecretMask,
 ) -> Result<(RunningMachine, UnixStream), Failure> {
-    let prepare = |what| move |source| MachineError::Prepare { what, source };
     if let MachineFirmware::Uefi(uefi) = &machine.firmware {
-        std::fs::copy(&uefi.vars_template, folder.join(UEFI_VARS)).map_err(prepare("the UEFI variable store"))?;
+        let copied = std::fs::copy(&uefi.vars_template, folder.join(UEFI_VARS));
+        copied.map_err(MachineError::prepare("the UEFI variable store"))?;
     }
-    let (qmp, qmp_theirs) = channel().map_err(prepare("QEMU's monitor channel"))?;
-    let (agent, agent_theirs) = channel().map_err(prepare("the agent's channel"))?;
-    let (serial, serial_theirs) = channel().map_err(prepare("the console's channel"))?;
-    let console_file = open_console(&folder.join("console.log")).map_err(prepare("console.log"))?;
+    let (qmp, qmp_theirs) = channel().map_err(MachineError::prepare("QEMU's monitor channel"))?;
+    let (agent, agent_theirs) = channel().map_err(MachineError::prepare("the agent's channel"))?;
+    let (serial, serial_theirs) = channel().map_err(MachineError::prepare("the console's channel"))?;
+    let console_file = open_console(&folder.join("console.log")).map_err(MachineError::prepare("console.log"))?;
     let mut descriptors = vec![(QMP_FD, qmp_theirs), (AGENT_FD, agent_theirs), (CONSOLE_FD, serial_theirs)];
-    let filter = network_filter::start(machine, report_to(events.clone())).map_err(prepare("the network filter"))?;
-    descriptors.extend(filter);
+    let filter = network_filter::start(machine, report_to(events.clone()));
+    descriptors.extend(filter.map_err(MachineError::prepare("the network filter"))?);
     let mut command = process::with_descriptors(&machine.qemu, descriptors);
     command.args(argv::argv(machine, backing, start)).current_dir(folder).stdout(Stdio::null()).stderr(Stdio::piped());
     let child = command.spawn().map_err(|source| MachineError::Spawn { program: machine.qemu.clone(), source })?;
@@ -322,10 +329,12 @@ pub async fn launch(
 
 /// Reports refusals of the network filter as notices of a build.
 fn report_to(events: Events) -> impl FnMut(FilterReport) + Send + 'static {
-    let remedy = |name: &str| {
-        format!("if it must, add \"{name}\" to `private` of [network] in the spec and pass --allow-private-network")
-    };
-    move |report| events.notice(NoticeLevel::Info, report.sentence(remedy))
+    move |report| {
+        let sentence = report.sentence(|name| {
+            format!("if it must, add \"{name}\" to `private` of [network] in the spec and pass --allow-private-network")
+        });
+        events.notice(NoticeLevel::Info, sentence);
+    }
 }
 
 async fn connect(
@@ -455,15 +464,6 @@ impl RunningMachine {
         let gone = life.wait_for(|life| life.unplugged > before || life.fate().is_some());
         let _ = timeout(UNPLUG_TIMEOUT, gone).await.map_err(|_| MachineError::Silent(UNPLUG_TIMEOUT))?;
         self.qmp.execute(schema::blockdev_del { node_name: disk.id }).await?;
-        Ok(())
-    }
-
-    /// Presses the virtual power button, for a guest that did not power off by itself.
-    ///
-    /// # Errors
-    /// When QEMU refuses.
-    pub async fn press_power_button(&self) -> Result<(), MachineError> {
-        self.qmp.execute(schema::system_powerdown {}).await?;
         Ok(())
     }
 

@@ -109,12 +109,12 @@ fn spawn(
         policy,
         reported: BTreeSet::new(),
     };
-    let work = move || {
+    let thread = std::thread::Builder::new().name("network-filter".into());
+    thread.spawn(move || {
         if let Err(error) = carrier.carry(&mut report) {
             report(FilterReport::Failed(error.to_string()));
         }
-    };
-    std::thread::Builder::new().name("network-filter".into()).spawn(work)?;
+    })?;
     Ok(vec![(OUTBOUND_FD, outbound_theirs), (ALLOWED_FD, allowed_theirs), (ANSWERS_FD, answers_theirs)])
 }
 

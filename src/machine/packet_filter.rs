@@ -85,13 +85,10 @@ impl AddressPolicy {
 
     /// Returns the class of an address, seen from a guest of this host.
     fn class(&self, address: IpAddr) -> AddressClass {
-        let class = classify(address);
-        if class == AddressClass::Unreachable {
-            class
-        } else if self.own.contains(&plain(address)) {
-            AddressClass::Host
-        } else {
-            class
+        match classify(address) {
+            AddressClass::Unreachable => AddressClass::Unreachable,
+            _ if self.own.contains(&plain(address)) => AddressClass::Host,
+            class => class,
         }
     }
 
@@ -193,7 +190,8 @@ impl<'f> IpPacket<'f> {
             bits if bits & IPV4_FRAGMENT_OFFSET == 0 => Fragment::First,
             _ => Fragment::Later,
         };
-        let (source, destination) = (v4_at(fixed, 12)?, v4_at(fixed, 16)?);
+        let source = v4_at(fixed, 12)?;
+        let destination = v4_at(fixed, 16)?;
         Some(Self { bytes, source, destination, protocol: fixed[9], fragment, payload: &bytes[header..] })
     }
 
@@ -203,7 +201,8 @@ impl<'f> IpPacket<'f> {
             return None;
         }
         let bytes = body.get(..IPV6_HEADER + usize::from(be16(fixed, 4)?))?;
-        let (source, destination) = (v6_at(fixed, 8)?, v6_at(fixed, 24)?);
+        let source = v6_at(fixed, 8)?;
+        let destination = v6_at(fixed, 24)?;
         let payload = &bytes[IPV6_HEADER..];
         Some(Self { bytes, source, destination, protocol: fixed[6], fragment: Fragment::Whole, payload })
     }

@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::time::Duration;
@@ -94,23 +94,17 @@ impl Qmp {
     /// As [`Qmp::execute`].
     pub async fn hand_over<C: Command>(&self, command: C, descriptor: &impl AsRawFd) -> Result<C::Ok, QmpError> {
         // QEMU takes the descriptor with whatever byte it comes with: a space between commands.
-        {
-            let write = self.write.lock().await;
-            let stream: &UnixStream = write.as_ref();
-            let send = || {
-                let rights = [ControlMessage::ScmRights(&[descriptor.as_raw_fd()])];
-                let sent = sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(b" ")], &rights, MsgFlags::empty(), None);
-                sent.map_err(std::io::Error::from)
-            };
-            loop {
-                stream.writable().await.map_err(|_| QmpError::Gone)?;
-                match stream.try_io(Interest::WRITABLE, send) {
-                    Ok(_) => break,
-                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                    Err(_) => return Err(QmpError::Gone),
-                }
+        let write = self.write.lock().await;
+        let stream: &UnixStream = write.as_ref();
+        loop {
+            stream.writable().await.map_err(|_| QmpError::Gone)?;
+            match stream.try_io(Interest::WRITABLE, || send_descriptor(stream, descriptor)) {
+                Ok(_) => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return Err(QmpError::Gone),
             }
         }
+        drop(write);
         self.execute(command).await
     }
 
@@ -132,6 +126,11 @@ impl Qmp {
             None => Ok(answer["return"].take()),
         }
     }
+}
+
+fn send_descriptor(stream: &UnixStream, descriptor: &impl AsRawFd) -> io::Result<usize> {
+    let rights = [ControlMessage::ScmRights(&[descriptor.as_raw_fd()])];
+    Ok(sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(b" ")], &rights, MsgFlags::empty(), None)?)
 }
 
 fn protocol(error: &serde_json::Error) -> QmpError {
