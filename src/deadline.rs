@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Failure, Fault, Kind};
 use crate::machine::RunningMachine;
+use crate::plan::with_grace;
 use crate::session::GuestError;
 use crate::size::format_duration;
 
@@ -90,11 +91,9 @@ impl Deadline {
         self.hold(waiting).await
     }
 
-    /// Runs work with the guest, unless a limit is reached, the machine ends or `patience` is over.
-    ///
-    /// # Errors
-    /// The first of these, or the work's own error; `too_late` creates the error for the end of `patience`.
-    pub async fn hold_guest<T, E: Into<Failure>>(
+    /// Runs work with the guest, unless a limit is reached, the machine ends or `patience` is over. The first of these is
+    /// the error, or the work's own error; `too_late` creates the error for the end of `patience`.
+    pub(crate) async fn hold_guest<T, E: Into<Failure>>(
         &self,
         machine: &RunningMachine,
         patience: Duration,
@@ -115,24 +114,36 @@ impl Deadline {
         self.hold(guarded).await
     }
 
-    /// Runs work by the guest's agent, as [`Deadline::hold_guest`] does, unless the agent ends.
-    ///
-    /// # Errors
-    /// The first of these, or the work's own error.
-    pub async fn hold_agent<T>(
+    /// Sends a request to the guest's agent, as [`Deadline::hold_guest`] does; it is overdue when `patience` is over.
+    pub(crate) async fn call<T>(
         &self,
         machine: &RunningMachine,
         patience: Duration,
-        too_late: impl FnOnce() -> Failure,
-        work: impl Future<Output = Result<T, GuestError>>,
+        request: impl Future<Output = Result<T, GuestError>>,
     ) -> Result<T, Failure> {
-        let watched = async {
-            tokio::select! {
-                biased;
-                done = work => done,
-                () = machine.agent_end() => Err(GuestError::AgentEnded),
-            }
-        };
-        self.hold_guest(machine, patience, too_late, watched).await
+        self.hold_guest(machine, patience, || GuestError::Overdue(patience).into(), request).await
+    }
+
+    /// Sends a request as [`Deadline::call`] does, for work that the agent itself ends after `timeout`; waits a little longer
+    /// than that for its answer.
+    pub(crate) async fn call_with_grace<T>(
+        &self,
+        machine: &RunningMachine,
+        timeout: Duration,
+        request: impl Future<Output = Result<T, GuestError>>,
+    ) -> Result<T, Failure> {
+        self.hold_guest(machine, with_grace(timeout), || GuestError::Overdue(timeout).into(), request).await
+    }
+}
+
+/// Sends a request to the guest's agent, unless the agent ends first, as a step may end it.
+pub(crate) async fn unless_agent_ends<T>(
+    machine: &RunningMachine,
+    request: impl Future<Output = Result<T, GuestError>>,
+) -> Result<T, GuestError> {
+    tokio::select! {
+        biased;
+        done = request => done,
+        () = machine.agent_end() => Err(GuestError::AgentEnded),
     }
 }

@@ -7,18 +7,18 @@ use tokio::task::spawn_blocking;
 
 use crate::cache::step_cache::StepCache;
 use crate::context::{BuildContext, ScratchError};
-use crate::deadline::DeadlineError;
+use crate::deadline::{DeadlineError, unless_agent_ends};
 use crate::digest::hex;
 use crate::error::Failure;
-use crate::event::{Channel, Event, NoticeLevel, Stage};
+use crate::event::{Channel, Event, Events, NoticeLevel, Stage};
 use crate::guest::boot::Guest;
-use crate::guest::step_error::{StepError, StepFailure};
+use crate::guest::step_error::{StepError, StepFailure, step_title};
 use crate::guest::step_output::LineSplitter;
 use crate::guest::step_record::StepRecord;
 use crate::guest::{cloud_init, leftovers};
 use crate::layer::GuestInterval;
 use crate::machine::MachineExit;
-use crate::plan::{InputDigest, PlannedStep, with_grace};
+use crate::plan::{InputDigest, PlannedStep};
 use crate::resolve::inputs::{check_sent, read_script};
 use crate::session::receive::receive;
 use crate::session::{
@@ -49,7 +49,8 @@ pub(crate) async fn provision(
     build.finished.set(cached);
     let mut limits = FetchLimits::new(FETCH_LIMIT);
     for (index, planned) in build.plan.steps.iter().enumerate().take(cached) {
-        let (name, verb) = (planned.step.name.clone(), planned.step.action.key());
+        let name = planned.step.name.clone();
+        let verb = planned.step.action.key();
         build.events.emit(&Event::StepCached { index, name, verb, steps });
         if let (Action::Fetch { from, to }, Some(stream)) = (&planned.step.action, layers.fetched(index)) {
             let request = FetchRequest { from: from.clone(), root: fetched.to_owned(), to: to.clone(), limits };
@@ -132,6 +133,16 @@ pub(crate) fn exec(command: &Command, name: &str) -> Exec {
     }
 }
 
+/// Returns a listener that emits the lines of a step's output.
+fn emit_output(events: &Events, index: usize) -> impl FnMut(Channel, String) {
+    move |channel, line| events.emit(&Event::StepOutput { index, channel, line })
+}
+
+/// Returns a listener that emits how many of the bytes of a copy or fetch are done; `total` is 0 where it is not known.
+fn emit_progress(events: &Events, total: u64) -> impl FnMut(u64) {
+    move |done| events.emit(&Event::Progress { stage: Stage::Provision, done, total })
+}
+
 /// The destination of a fetched tree.
 struct FetchContext<'a> {
     folder: &'a Path,
@@ -187,7 +198,7 @@ impl RunningStep<'_, '_> {
         if culprit == self.index {
             return self.failed(how);
         }
-        let during = Some(format!("step {} `{}`", self.index + 1, self.planned.step.name));
+        let during = step_title(self.build.plan, self.index);
         StepError::new(self.build, culprit, StepFailure::PowerRequest { during }, self.lines.tail()).into()
     }
 
@@ -205,13 +216,11 @@ impl RunningStep<'_, '_> {
             login: true,
             ..exec
         };
-        let (index, events, lines) = (self.index, &self.build.events, &mut self.lines);
-        let mut emit = |channel, line| events.emit(&Event::StepOutput { index, channel, line });
-        let mut output = |channel: Channel, bytes: &[u8]| lines.feed(channel, bytes, &mut emit);
-        let work = self.guest.session.exec(&exec, &mut output);
-        let late = || GuestError::Overdue(timeout).into();
-        let exit = self.build.limits.hold_agent(&self.guest.machine, with_grace(timeout), late, work).await;
-        self.lines.finish(&mut |channel, line| events.emit(&Event::StepOutput { index, channel, line }));
+        let mut emit = emit_output(&self.build.events, self.index);
+        let mut output = |channel: Channel, bytes: &[u8]| self.lines.feed(channel, bytes, &mut emit);
+        let request = unless_agent_ends(&self.guest.machine, self.guest.session.exec(&exec, &mut output));
+        let exit = self.build.limits.call_with_grace(&self.guest.machine, timeout, request).await;
+        self.lines.finish(&mut emit);
         let exit = self.blame(exit)?;
         let found = self.guest.session.take_aftermath();
         leftovers::report(self.build, &found);
@@ -287,11 +296,9 @@ impl RunningStep<'_, '_> {
 
     async fn send(&mut self, source: &StageSource) -> Result<PackedTree, Failure> {
         let timeout = self.planned.step.timeout;
-        let (events, total) = (&self.build.events, self.input_bytes());
-        let mut progress = |done| events.emit(&Event::Progress { stage: Stage::Provision, done, total });
-        let work = self.guest.session.upload(source, &mut progress);
-        let late = || GuestError::Overdue(timeout).into();
-        let sent = self.build.limits.hold_agent(&self.guest.machine, timeout, late, work).await;
+        let mut progress = emit_progress(&self.build.events, self.input_bytes());
+        let request = unless_agent_ends(&self.guest.machine, self.guest.session.upload(source, &mut progress));
+        let sent = self.build.limits.call(&self.guest.machine, timeout, request).await;
         self.blame(sent)
     }
 
@@ -303,12 +310,11 @@ impl RunningStep<'_, '_> {
         let staged = self.stage(source.clone(), path.clone()).await;
         self.check_tree(self.blame(staged)?.sha256, from)?;
         let timeout = self.planned.step.timeout;
-        let late = || GuestError::Overdue(timeout).into();
         let disk = self.guest.machine.plug(&path, &serial).await?;
-        let (events, total) = (&self.build.events, self.input_bytes());
-        let mut progress = |done| events.emit(&Event::Progress { stage: Stage::Provision, done, total });
-        let work = self.guest.session.unpack_device(&serial, &mut progress);
-        let unpacked = self.build.limits.hold_agent(&self.guest.machine, timeout, late, work).await;
+        let mut progress = emit_progress(&self.build.events, self.input_bytes());
+        let request = self.guest.session.unpack_device(&serial, &mut progress);
+        let request = unless_agent_ends(&self.guest.machine, request);
+        let unpacked = self.build.limits.call(&self.guest.machine, timeout, request).await;
         self.blame(unpacked)?;
         let unplugged = self.build.limits.hold(self.guest.machine.unplug(disk)).await;
         self.blame(unplugged)?;
@@ -328,13 +334,13 @@ impl RunningStep<'_, '_> {
     async fn fetch(&mut self, from: &str, to: &Path) -> Result<FetchedTree, Failure> {
         let timeout = self.planned.step.timeout;
         let events = &self.build.events;
-        let mut progress = |done| events.emit(&Event::Progress { stage: Stage::Provision, done, total: 0 });
+        let mut progress = emit_progress(events, 0);
         let FetchContext { folder, limits, keep } = &self.fetching;
         let request =
             FetchRequest { from: from.to_owned(), root: folder.to_path_buf(), to: to.to_owned(), limits: *limits };
-        let work = self.guest.session.fetch(request, keep.clone(), &mut progress);
-        let late = || GuestError::Overdue(timeout).into();
-        let outcome = self.build.limits.hold_agent(&self.guest.machine, timeout, late, work).await;
+        let request = self.guest.session.fetch(request, keep.clone(), &mut progress);
+        let request = unless_agent_ends(&self.guest.machine, request);
+        let outcome = self.build.limits.call(&self.guest.machine, timeout, request).await;
         let FetchOutcome { tree, unkept } = self.blame(outcome)?;
         if let Some(error) = unkept {
             events.notice(NoticeLevel::Warning, format!("nothing more is kept in the cache: a fetched tree: {error}"));

@@ -28,7 +28,7 @@ use crate::masking::SecretMask;
 use crate::output::publish::TESTS;
 use crate::plan::machine::PlannedMachine;
 use crate::seed;
-use crate::session::{GuestError, Hello};
+use crate::session::Hello;
 use crate::specfile::{Check, Command, DiskFormat, Test};
 use crate::store::manifest;
 use crate::try_join::all;
@@ -305,8 +305,7 @@ impl<'a> Round<'a> {
         let spare = self.folder.join(SPARE);
         create_overlay(&spare, disk_size).map_err(ScratchError::at("an overlay", &spare))?;
         let ram = self.folder.join(RAM);
-        let late = || GuestError::Overdue(PATIENCE).into();
-        limits.hold_guest(&guest.machine, PATIENCE, late, guest.session.park()).await?;
+        limits.call(&guest.machine, PATIENCE, guest.session.park()).await?;
         let written = {
             let checkpoint = async { Ok::<_, Failure>(guest.machine.checkpoint(SPARE, &ram).await) };
             limits.hold(checkpoint).await?
@@ -319,8 +318,7 @@ impl<'a> Round<'a> {
             }
             Err(why) => {
                 events.notice(NoticeLevel::Warning, format!("no clones, the tests share one guest: {why}"));
-                let late = || GuestError::Overdue(PATIENCE).into();
-                limits.hold_guest(&guest.machine, PATIENCE, late, guest.session.resume()).await?;
+                limits.call(&guest.machine, PATIENCE, guest.session.resume()).await?;
                 for index in shared {
                     let scratch = self.scratch(*index)?;
                     let outcome = self.examine(*index, &mut guest, booted, &scratch).await?;

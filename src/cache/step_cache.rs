@@ -37,7 +37,7 @@ use crate::plan::{Plan, reads_secret};
 use crate::process;
 use crate::resolve::facts::check_base;
 use crate::secret_scan::{SearchedSecrets, SecretLeakError};
-use crate::session::{FetchedTree, GuestError};
+use crate::session::FetchedTree;
 use crate::specfile::{Action, DiskFormat};
 
 mod resume;
@@ -286,8 +286,7 @@ impl<'a> StepCache<'a> {
             return Ok(());
         }
         let cached = if kind == LayerKind::Memory { WARM } else { u64::MAX };
-        let late = || GuestError::Overdue(PATIENCE).into();
-        build.limits.hold_guest(&guest.machine, PATIENCE, late, guest.session.sync(cached)).await?;
+        build.limits.call(&guest.machine, PATIENCE, guest.session.sync(cached)).await?;
         let draft = match cache.draft() {
             Ok(draft) => draft,
             Err(error) => {
@@ -380,15 +379,11 @@ impl<'a> StepCache<'a> {
         overlay: &str,
         draft: &Draft,
     ) -> Result<Option<Option<RecordedMemory>>, Failure> {
-        let late = || GuestError::Overdue(PATIENCE).into();
-        build.limits.hold_guest(&guest.machine, PATIENCE, late, guest.session.park()).await?;
+        build.limits.call(&guest.machine, PATIENCE, guest.session.park()).await?;
         let frozen = guest.machine.frozen();
-        let written = {
-            let checkpoint = async { Ok::<_, Failure>(guest.machine.checkpoint(overlay, &draft.ram()).await) };
-            build.limits.hold(checkpoint).await?
-        };
-        let late = || GuestError::Overdue(PATIENCE).into();
-        build.limits.hold_guest(&guest.machine, PATIENCE, late, guest.session.resume()).await?;
+        let checkpoint = async { Ok::<_, Failure>(guest.machine.checkpoint(overlay, &draft.ram()).await) };
+        let written = build.limits.hold(checkpoint).await?;
+        build.limits.call(&guest.machine, PATIENCE, guest.session.resume()).await?;
         let hello = serde_json::to_value(&guest.hello).expect("a hello is plain data");
         match written {
             Ok(format) => {

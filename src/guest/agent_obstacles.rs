@@ -4,6 +4,8 @@
 use crate::plan::Plan;
 use crate::wire::cloud_init::SeedObstacle;
 
+use super::step_error::step_title;
+
 /// The known obstacles to the agent's start at the guest's next boot.
 #[derive(Debug, Default)]
 pub(crate) struct KnownObstacles(Vec<KnownObstacle>);
@@ -35,8 +37,8 @@ impl KnownObstacles {
     /// Explains why the agent would not start after the next boot, of the same guest or of a clone as a new machine;
     /// returns `None` if it would.
     pub(crate) fn explain(&self, plan: &Plan, boot: NextBoot) -> Option<String> {
-        let counts = |known: &&KnownObstacle| boot == NextBoot::Same || known.obstacle.is_lasting;
-        let reasons: Vec<String> = self.0.iter().filter(counts).map(|known| known.describe(plan)).collect();
+        let preventing = self.0.iter().filter(|known| boot == NextBoot::Same || known.obstacle.is_lasting);
+        let reasons: Vec<String> = preventing.map(|known| known.describe(plan)).collect();
         (!reasons.is_empty()).then(|| reasons.join(", and "))
     }
 }
@@ -44,8 +46,8 @@ impl KnownObstacles {
 impl KnownObstacle {
     pub(crate) fn describe(&self, plan: &Plan) -> String {
         let reason = &self.obstacle.reason;
-        match self.since.and_then(|index| Some((index + 1, &plan.steps.get(index)?.step.name))) {
-            Some((number, name)) => format!("{reason} (since step {number} `{name}`)"),
+        match self.since.and_then(|index| step_title(plan, index)) {
+            Some(step) => format!("{reason} (since {step})"),
             None => reason.clone(),
         }
     }

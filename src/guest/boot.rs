@@ -5,6 +5,8 @@ use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use tokio::net::UnixStream;
+
 use crate::context::{BuildContext, ScratchError};
 use crate::deadline::Deadline;
 use crate::disk::qcow2::create_overlay;
@@ -40,6 +42,10 @@ const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 /// The number of console lines that are shown with an error.
 const CONSOLE_LINES: usize = 20;
 
+const OTHER_FIRMWARE: &str =
+    "the base image may need the other `machine.firmware` (bios or uefi), or may not be bootable";
+const NO_CLOUD_INIT: &str = "the guest booted, but kiln's agent did not start: check that cloud-init and its NoCloud \
+                             datasource are enabled, and that the kernel can mount vfat";
 const LARGER_TIMEOUT: &str = "a slow host may need a larger `machine.boot-timeout`";
 const STUCK_UNIT: &str = "a unit that never comes up keeps the boot from ending: give it `TimeoutStartSec=`, let it not be \
                           waited for (`Type=simple`), or disable it";
@@ -83,7 +89,8 @@ pub(crate) struct Guest {
 
 impl Guest {
     fn new(machine: RunningMachine, session: Session, hello: Hello) -> Self {
-        let (suspects, obstacles) = (PowerSuspects::default(), KnownObstacles::default());
+        let suspects = PowerSuspects::default();
+        let obstacles = KnownObstacles::default();
         Self { machine, session, hello, suspects, is_doomed: false, obstacles }
     }
 }
@@ -155,16 +162,8 @@ impl Fault for BootError {
 
     fn hints(&self) -> Vec<String> {
         match self {
-            BootError::NoAgent { seen: ConsoleEvidence::Nothing, .. } => vec![
-                "the base image may need the other `machine.firmware` (bios or uefi), or may not be bootable".into(),
-            ],
-            BootError::NoAgent { seen: ConsoleEvidence::LoginPrompt, .. } => {
-                vec![
-                    "the guest booted, but kiln's agent did not start: check that cloud-init and its NoCloud datasource \
-                     are enabled, and that the kernel can mount vfat"
-                        .into(),
-                ]
-            }
+            BootError::NoAgent { seen: ConsoleEvidence::Nothing, .. } => vec![OTHER_FIRMWARE.into()],
+            BootError::NoAgent { seen: ConsoleEvidence::LoginPrompt, .. } => vec![NO_CLOUD_INIT.into()],
             BootError::NoAgent { console, .. } => {
                 let job = console_start_job(console)
                     .map(|job| format!("the console shows that the boot waits for a unit: {job}"));
@@ -263,17 +262,7 @@ pub(crate) async fn resume(
     let (running, stream) = site.limits.hold(launched).await?;
     let awake = async {
         site.limits.hold(running.restore(ram, format)).await?;
-        let late = || GuestError::Overdue(WAKING).into();
-        let work = async {
-            let mut session = Session::resumed(stream, &hello.boot_id).await?;
-            let mut entropy = [0; 64];
-            File::open("/dev/urandom")
-                .and_then(|mut random| random.read_exact(&mut entropy))
-                .map_err(GuestError::Port)?;
-            session.wake(SystemTime::now(), entropy).await?;
-            Ok::<_, GuestError>(session)
-        };
-        site.limits.hold_guest(&running, WAKING, late, work).await
+        site.limits.call(&running, WAKING, wake(stream, &hello.boot_id)).await
     };
     match awake.await {
         Ok(session) => {
@@ -285,6 +274,16 @@ pub(crate) async fn resume(
             Err(failure)
         }
     }
+}
+
+/// Wakes the agent of a machine that was restored, and sends it the time and new entropy.
+async fn wake(stream: UnixStream, boot_id: &str) -> Result<Session, GuestError> {
+    let mut session = Session::resumed(stream, boot_id).await?;
+    let mut entropy = [0; 64];
+    let drawn = File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut entropy));
+    drawn.map_err(GuestError::Port)?;
+    session.wake(SystemTime::now(), entropy).await?;
+    Ok(session)
 }
 
 /// Boots, and boots once more if QEMU crashes before the guest is up. `attempt` creates the overlay anew, so nothing of the
@@ -375,10 +374,9 @@ impl Guest {
         let network = if site.machine.network == NetworkBackend::None { "none" } else { "user" };
         let script = format!("{script}\n{}", seed::SETTLED);
         let exec = Exec { timeout: Some(patience), ..Exec::new(["sh", "-c", &script, "settled", network]) };
-        let mut silent = |_, _: &[u8]| {};
-        let work = self.session.exec(&exec, &mut silent);
-        let late = || BootError::NotSettled { after: patience, units: UnfinishedUnits::default() }.into();
-        match site.limits.hold_guest(&self.machine, with_grace(patience), late, work).await? {
+        let request = async { self.session.exec(&exec, &mut |_, _| {}).await };
+        let late = BootError::NotSettled { after: patience, units: UnfinishedUnits::default() };
+        match site.limits.hold_guest(&self.machine, with_grace(patience), || late.into(), request).await? {
             Exit::TimedOut => {
                 let units = UnfinishedUnits::ask(&mut self.session, &self.machine, site.limits).await;
                 Err(BootError::NotSettled { after: patience, units }.into())
@@ -390,8 +388,7 @@ impl Guest {
     /// Returns the guest's time, in seconds since 1970, or `None` for a guest that no longer answers; the next request to
     /// it reports that.
     pub(crate) async fn clock(&mut self, site: MachineSite<'_>) -> Option<f64> {
-        let late = || GuestError::Overdue(PATIENCE).into();
-        let asked = site.limits.hold_guest(&self.machine, PATIENCE, late, self.session.clock()).await;
+        let asked = site.limits.call(&self.machine, PATIENCE, self.session.clock()).await;
         #[expect(clippy::cast_precision_loss, reason = "microseconds of this century fit")]
         asked.ok().map(|nanoseconds| nanoseconds as f64 / 1e9)
     }
@@ -399,18 +396,16 @@ impl Guest {
     /// Reboots the guest from inside. The agent is started again by the seed's bootcmd, on the same port.
     pub(crate) async fn reboot(&mut self, site: MachineSite<'_>) -> Result<(), Failure> {
         let patience = site.machine.boot_timeout;
-        let late = || GuestError::Overdue(patience).into();
         self.machine.tolerate_resets(RESETS_AT_REBOOT);
         let exec = Exec { timeout: Some(patience), ..Exec::new(["sh", "-c", "sync; exec reboot"]) };
-        let session = &mut self.session;
         let rebooted = async {
             // The command may be cut off by the very reboot that it asked for.
-            match session.exec(&exec, &mut |_, _| {}).await {
-                Ok(_) | Err(GuestError::Restarted | GuestError::Silent(_)) => session.reconnect().await,
+            match self.session.exec(&exec, &mut |_, _| {}).await {
+                Ok(_) | Err(GuestError::Restarted | GuestError::Silent(_)) => self.session.reconnect().await,
                 Err(error) => Err(error),
             }
         };
-        self.hello = site.limits.hold_guest(&self.machine, patience, late, rebooted).await?;
+        self.hello = site.limits.call(&self.machine, patience, rebooted).await?;
         let settled = self.finish_boot(site).await;
         self.machine.tolerate_resets(0);
         settled
@@ -463,17 +458,13 @@ fn no_agent(machine: &RunningMachine, after: Duration) -> Failure {
 async fn check_growth(build: &BuildContext<'_>, mut guest: Guest) -> Result<Guest, Failure> {
     let mut output = Vec::new();
     let exec = Exec { timeout: Some(PATIENCE), ..Exec::new(["sh", "-c", ROOT_SIZE]) };
-    let mut keep = |_, bytes: &[u8]| output.extend_from_slice(bytes);
-    let work = guest.session.exec(&exec, &mut keep);
-    let late = || GuestError::Overdue(PATIENCE).into();
-    let done = build.limits.hold_guest(&guest.machine, with_grace(PATIENCE), late, work).await;
-    if let Err(failure) = done {
+    let request = async { guest.session.exec(&exec, &mut |_, bytes| output.extend_from_slice(bytes)).await };
+    if let Err(failure) = build.limits.call_with_grace(&guest.machine, PATIENCE, request).await {
         return Err(guest.abandon(failure).await);
     }
-    let root = String::from_utf8_lossy(&output).trim().parse::<u64>().unwrap_or(0) << 10;
-    let disk = build.plan.disk_size();
-    if root < disk / 2 {
-        let (root, disk) = (ByteSize(root), ByteSize(disk));
+    let root = ByteSize(String::from_utf8_lossy(&output).trim().parse::<u64>().unwrap_or(0) << 10);
+    let disk = ByteSize(build.plan.disk_size());
+    if root.bytes() < disk.bytes() / 2 {
         let text = format!("the root file system has {root} of the disk's {disk}: the base image did not grow it");
         build.events.notice(NoticeLevel::Warning, text);
     }

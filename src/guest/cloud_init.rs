@@ -8,22 +8,20 @@ use crate::context::BuildContext;
 use crate::event::NoticeLevel;
 use crate::plan::Plan;
 use crate::resolve::agent_support::UntestableError;
-use crate::session::GuestError;
 use crate::specfile::Action;
 
 use super::agent_obstacles::{KnownObstacle, NextBoot};
 use super::boot::Guest;
-use super::step_error::StepFailure;
+use super::step_error::{StepFailure, step_title};
 
 /// The deadline for examining a few files of the guest.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Asks the guest for obstacles to the agent's next start, and warns of new ones.
 pub(crate) async fn watch(build: &BuildContext<'_>, guest: &mut Guest, step: Option<usize>) {
-    let late = || GuestError::Overdue(PATIENCE).into();
-    let work = guest.session.find_seed_obstacles();
+    let request = guest.session.find_seed_obstacles();
     // If the guest does not answer, the next request to it reports that as well.
-    let Ok(found) = build.limits.hold_guest(&guest.machine, PATIENCE, late, work).await else { return };
+    let Ok(found) = build.limits.call(&guest.machine, PATIENCE, request).await else { return };
     let new = guest.obstacles.update(found, step);
     if !new.is_empty() {
         build.events.notice(NoticeLevel::Warning, warning(build.plan, &new, step));
@@ -31,10 +29,7 @@ pub(crate) async fn watch(build: &BuildContext<'_>, guest: &mut Guest, step: Opt
 }
 
 fn warning(plan: &Plan, new: &[KnownObstacle], step: Option<usize>) -> String {
-    let who = match step.and_then(|index| Some((index + 1, &plan.steps.get(index)?.step.name))) {
-        Some((number, name)) => format!("step {number} `{name}`"),
-        None => "a cached step".to_owned(),
-    };
+    let who = step.and_then(|index| step_title(plan, index)).unwrap_or_else(|| "a cached step".to_owned());
     let reasons: Vec<&str> = new.iter().map(|known| known.obstacle.reason.as_str()).collect();
     let consequence = if new.iter().any(|known| known.obstacle.is_lasting) {
         "no `reboot` step can follow, no test can run, and no image can be built on this one"

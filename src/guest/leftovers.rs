@@ -6,12 +6,12 @@ use crate::context::BuildContext;
 use crate::error::Failure;
 use crate::event::{Channel, NoticeLevel};
 use crate::machine::MachineExit;
-use crate::session::{Aftermath, GuestError};
+use crate::session::Aftermath;
 use crate::wire::LeftProcess;
 
 use super::boot::Guest;
 use super::power_requests::PowerSuspects;
-use super::step_error::{StepError, StepFailure};
+use super::step_error::{StepError, StepFailure, step_title};
 use super::step_output::LineSplitter;
 
 /// The deadline for ending processes; the agent gives them eight seconds to end.
@@ -39,7 +39,7 @@ pub(crate) fn blame_earlier(
 /// Reports to the log what the agent noticed around a command.
 pub(crate) fn report(build: &BuildContext<'_>, found: &Aftermath) {
     for late in &found.late {
-        let whose = step_title(build, late.step);
+        let whose = reported_step(build, late.step);
         let mut lines = LineSplitter::new(build.secrets.mask());
         let mut emit = |_, line| build.events.notice(NoticeLevel::Debug, format!("{whose}, after its end: {line}"));
         lines.feed(Channel::Stdout, &late.bytes.0, &mut emit);
@@ -55,9 +55,7 @@ pub(crate) fn report(build: &BuildContext<'_>, found: &Aftermath) {
 
 /// Ends the processes that steps have left, so that they do not undo what sealing does.
 pub(crate) async fn end_processes(build: &BuildContext<'_>, guest: &mut Guest) -> Result<(), Failure> {
-    let late = || GuestError::Overdue(PATIENCE).into();
-    let work = guest.session.end_processes();
-    let ended = build.limits.hold_guest(&guest.machine, PATIENCE, late, work).await?;
+    let ended = build.limits.call(&guest.machine, PATIENCE, guest.session.end_processes()).await?;
     report(build, &Aftermath { left: Vec::new(), ..ended.clone() });
     if !ended.left.is_empty() {
         let names = name_processes(build, &ended.left);
@@ -67,19 +65,16 @@ pub(crate) async fn end_processes(build: &BuildContext<'_>, guest: &mut Guest) -
 }
 
 fn name_processes(build: &BuildContext<'_>, processes: &[LeftProcess]) -> String {
-    let name = |process: &LeftProcess| {
+    let names = processes.iter().map(|process| {
         // Masked before it is cut, so that no part of a secret remains.
         let command: String = build.secrets.mask().mask_text(&process.command).chars().take(LONGEST).collect();
-        format!("`{command}` (process {}, {})", process.pid, step_title(build, process.step))
-    };
-    processes.iter().map(name).collect::<Vec<_>>().join(", ")
+        format!("`{command}` (process {}, {})", process.pid, reported_step(build, process.step))
+    });
+    names.collect::<Vec<_>>().join(", ")
 }
 
 /// Returns number and name of a step. The number comes from the guest and may be anything.
-fn step_title(build: &BuildContext<'_>, number: u32) -> String {
+fn reported_step(build: &BuildContext<'_>, number: u32) -> String {
     let index = usize::try_from(number).ok().and_then(|number| number.checked_sub(1));
-    match index.and_then(|index| build.plan.steps.get(index)) {
-        Some(planned) => format!("step {number} `{}`", planned.step.name),
-        None => "no step".to_owned(),
-    }
+    index.and_then(|index| step_title(build.plan, index)).unwrap_or_else(|| "no step".to_owned())
 }

@@ -57,11 +57,11 @@ fn compare(guest: &[GuestMount], expected: &[ExpectedMount]) -> Vec<String> {
 /// Returns whether a mount is named on the disk, or was made before the first step in ways that kiln does not know.
 fn is_expected(mount: &GuestMount, expected: &[ExpectedMount]) -> bool {
     let is_esp = mount.kind == FAT && ESP_TARGETS.contains(&mount.target.as_slice());
-    let has_it = |other: &ExpectedMount| {
+    let is_named = expected.iter().any(|other| {
         let below = mount.target.strip_prefix(other.target.as_slice());
         below.is_some_and(|rest| rest.is_empty() || other.is_tree && rest.starts_with(b"/"))
-    };
-    mount.target == b"/" || mount.is_original || is_esp || expected.iter().any(has_it)
+    });
+    mount.target == b"/" || mount.is_original || is_esp || is_named
 }
 
 fn describe_unexpected(mount: &GuestMount) -> String {
@@ -85,8 +85,7 @@ fn find_difference(guest: &[GuestMount], expected: &ExpectedMount) -> Option<Str
             (describe_part("the root file system", part, mounted), is_same)
         }
         ExpectedSource::Partition { volume, part } => {
-            let is_on = |mount: &&GuestMount| mount.partitions.iter().any(|found| found.number == volume.partition);
-            let is_same = mounted.filter(is_on).is_some_and(|mount| shows_part(mount, part));
+            let is_same = mounted.is_some_and(|mount| is_on(mount, volume.partition) && shows_part(mount, part));
             (describe_part(&volume.to_string(), part, mounted), is_same)
         }
         ExpectedSource::Device(device) => {
@@ -96,6 +95,10 @@ fn find_difference(guest: &[GuestMount], expected: &ExpectedMount) -> Option<Str
         ExpectedSource::Directory(source) => (shown(source), shows_directory(guest, mounted, source)),
     };
     (!is_same).then(|| format!("a boot mounts {source} on {target}, and {}", describe_mounted(mounted)))
+}
+
+fn is_on(mount: &GuestMount, partition: u32) -> bool {
+    mount.partitions.iter().any(|at| at.number == partition)
 }
 
 /// Returns whether a mount shows this part of its file system.
@@ -147,12 +150,10 @@ fn compare_with_disk(disk: &Chain, guest: &[GuestMount]) -> Result<Vec<String>, 
         Err(TreeError::Read(error)) => return Err(error.into()),
         Err(_) => return Ok(Vec::new()),
     };
-    let is_mounted =
-        |partition: u32| guest.iter().any(|mount| mount.partitions.iter().any(|at| at.number == partition));
     let missing = own.mounts().iter().filter(|mount| !is_esp_by_convention(mount) && !has_mounted(guest, mount));
     let missing = missing.map(describe_missing);
     let doubtful = own.gaps().iter().filter(|gap| match gap {
-        TreeGap::Undecided { volume, .. } => !is_mounted(volume.partition),
+        TreeGap::Undecided { volume, .. } => !guest.iter().any(|mount| is_on(mount, volume.partition)),
         _ => false,
     });
     Ok(missing.chain(doubtful.map(ToString::to_string)).collect())
@@ -167,10 +168,7 @@ fn describe_missing(mount: &TreeMount) -> String {
 }
 
 fn has_mounted(guest: &[GuestMount], expected: &TreeMount) -> bool {
-    let is_same = |mount: &GuestMount| {
-        mount.target == expected.target && mount.partitions.iter().any(|at| at.number == expected.partition)
-    };
-    guest.iter().any(is_same)
+    guest.iter().any(|mount| mount.target == expected.target && is_on(mount, expected.partition))
 }
 
 /// Returns whether a mount of kiln's view may be an EFI system partition that nothing on the disk names.
@@ -178,7 +176,7 @@ fn is_esp_by_convention(mount: &TreeMount) -> bool {
     ESP_TARGETS.contains(&mount.target.as_slice())
 }
 
-fn shown(path: &[u8]) -> String {
+pub(super) fn shown(path: &[u8]) -> String {
     String::from_utf8_lossy(path).escape_debug().to_string()
 }
 

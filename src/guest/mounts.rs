@@ -22,7 +22,7 @@ use crate::wire::boot_mounts::BootReport;
 use crate::wire::mounts::{DiskPartition, GuestMount};
 
 use super::boot::Guest;
-use super::mount_agreement::{MountAgreement, check_agreement};
+use super::mount_agreement::{MountAgreement, check_agreement, shown};
 
 /// The deadline for reading the mount table, which takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -43,15 +43,14 @@ pub(crate) struct DiskSurvey {
 
 /// Asks the guest what is mounted from the image's disk.
 pub(crate) async fn survey(build: &BuildContext<'_>, guest: &mut Guest) -> Result<DiskSurvey, Failure> {
-    let work = async {
+    let request = async {
         match guest.session.describe_disk().await {
             Ok(DiskReport { mounts, boot, has_rpm }) => Ok(DiskSurvey { mounts: Ok(mounts), boot, has_rpm }),
             Err(GuestError::Refused { text, .. }) => Ok(DiskSurvey::unknown(text)),
             Err(error) => Err(error),
         }
     };
-    let late = || GuestError::Overdue(PATIENCE).into();
-    build.limits.hold_guest(&guest.machine, PATIENCE, late, work).await
+    build.limits.call(&guest.machine, PATIENCE, request).await
 }
 
 impl DiskSurvey {
@@ -124,10 +123,6 @@ fn readable_mount(mount: &GuestMount) -> Result<TreeMount, String> {
         _ if !has_kind => Err(format!("{target} is {}", kind.escape_debug())),
         GuestMount { target, .. } => Ok(TreeMount { target: target.clone(), partition: number, start, length }),
     }
-}
-
-fn shown(path: &[u8]) -> String {
-    String::from_utf8_lossy(path).escape_debug().to_string()
 }
 
 #[cfg(test)]

@@ -14,8 +14,7 @@ use crate::disk::packages::{
 use crate::disk::tree::{Tree, TreeError};
 use crate::error::Failure;
 use crate::event::{Channel, Events, NoticeLevel};
-use crate::plan::with_grace;
-use crate::session::{Exec, Exit, GuestError};
+use crate::session::{Exec, Exit};
 use crate::store::manifest;
 use crate::wire::mounts::RPM_DATABASES;
 
@@ -73,7 +72,8 @@ fn question() -> String {
 /// Asks a guest that is not sealed yet. Returns `None` where it has no usable answer, with a warning.
 pub(crate) async fn ask(build: &BuildContext<'_>, guest: &mut Guest) -> Result<Option<PackageAnswer>, Failure> {
     let exec = Exec { timeout: Some(PATIENCE), ..Exec::new(["sh", "-c", &question()]) };
-    let (mut answer, mut is_long) = (Vec::new(), false);
+    let mut answer = Vec::new();
+    let mut is_long = false;
     let mut keep = |channel: Channel, bytes: &[u8]| {
         let fits = answer.len() + bytes.len() <= MAX_ANSWER;
         is_long |= !fits;
@@ -81,9 +81,8 @@ pub(crate) async fn ask(build: &BuildContext<'_>, guest: &mut Guest) -> Result<O
             answer.extend_from_slice(bytes);
         }
     };
-    let work = guest.session.exec(&exec, &mut keep);
-    let late = || GuestError::Overdue(PATIENCE).into();
-    let exit = build.limits.hold_guest(&guest.machine, with_grace(PATIENCE), late, work).await?;
+    let request = guest.session.exec(&exec, &mut keep);
+    let exit = build.limits.call_with_grace(&guest.machine, PATIENCE, request).await?;
     if exit == Exit::Code(0) && !is_long {
         return Ok(Some(parse_answer(&answer)));
     }
@@ -107,6 +106,10 @@ fn parse_answer(bytes: &[u8]) -> PackageAnswer {
     answer
 }
 
+fn is_listed(databases: &[PackageDatabase], kind: PackageType) -> bool {
+    databases.iter().any(|database| database.kind == kind)
+}
+
 impl PackageList {
     /// Collects the databases of a tree, and those of the guest's answer that the host does not read itself.
     ///
@@ -115,14 +118,13 @@ impl PackageList {
     pub(crate) fn collect(tree: Option<&Tree<'_>>, answer: Option<&PackageAnswer>) -> Result<Self, TreeError> {
         let mut databases = tree.map_or(Ok(Vec::new()), read_databases)?;
         let answered = answer.map_or(&[][..], |answer| &answer.databases);
-        let is_listed = |kind, list: &[PackageDatabase]| list.iter().any(|database| database.kind == kind);
         for database in answered {
-            if !database.packages.is_empty() && !is_listed(database.kind, &databases) {
+            if !database.packages.is_empty() && !is_listed(&databases, database.kind) {
                 databases.push(database.clone());
             }
         }
         let has_rpm = answer.is_some_and(|answer| answer.unread_rpm) || tree.map_or(Ok(false), has_rpm_database)?;
-        let is_unread = has_rpm && !is_listed(PackageType::Rpm, answered);
+        let is_unread = has_rpm && !is_listed(answered, PackageType::Rpm);
         let unread = tree.map_or(Ok(Vec::new()), unread_managers)?;
         let missing = is_unread.then_some("rpm").into_iter().chain(unread).map(missing_packages);
         Ok(Self { databases, missing: missing.collect() })
@@ -134,9 +136,10 @@ impl PackageList {
             events.notice(NoticeLevel::Warning, format!("the bill of materials lacks {missing}"));
         }
         if self.databases.len() > 1 {
-            let count = |found: &PackageDatabase| format!("{} of {}", found.packages.len(), found.kind.name());
-            let counts: Vec<String> = self.databases.iter().map(count).collect();
-            let text = format!("the image has several package databases; all are listed: {}", counts.join(", "));
+            let databases = self.databases.iter();
+            let counts = databases.map(|found| format!("{} of {}", found.packages.len(), found.kind.name()));
+            let counts = counts.collect::<Vec<_>>().join(", ");
+            let text = format!("the image has several package databases; all are listed: {counts}");
             events.notice(NoticeLevel::Warning, text);
         }
     }
@@ -144,16 +147,16 @@ impl PackageList {
     /// Returns the type of the first database, and all packages in the form of the manifest.
     pub(crate) fn for_manifest(self) -> (Option<String>, Vec<manifest::ManifestPackage>) {
         let package_type = self.databases.first().map(|database| database.kind);
-        let listed = |PackageDatabase { kind, packages }: PackageDatabase| {
-            let other = Some(kind).filter(|kind| Some(*kind) != package_type).map(|kind| kind.name().to_owned());
-            packages.into_iter().map(move |package| manifest::ManifestPackage {
+        let mut packages = Vec::new();
+        for database in self.databases {
+            let other = (Some(database.kind) != package_type).then(|| database.kind.name().to_owned());
+            packages.extend(database.packages.into_iter().map(|package| manifest::ManifestPackage {
                 name: package.name,
                 version: package.version,
                 arch: package.arch,
                 kind: other.clone(),
-            })
-        };
-        let packages = self.databases.into_iter().flat_map(listed).collect();
+            }));
+        }
         (package_type.map(|kind| kind.name().to_owned()), packages)
     }
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use crate::deadline::Deadline;
 use crate::machine::RunningMachine;
-use crate::plan::with_grace;
-use crate::session::{Exec, GuestError, Session};
+use crate::session::{Exec, Session};
+
+use super::step_output::append_within;
 
 /// The deadline for the guest's answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -38,13 +39,9 @@ impl UnfinishedUnits {
     pub(crate) async fn ask(session: &mut Session, machine: &RunningMachine, limits: &Deadline) -> Self {
         let exec = Exec { timeout: Some(PATIENCE), ..Exec::new(["sh", "-c", QUESTION]) };
         let mut answer = Vec::new();
-        let mut keep = |_, bytes: &[u8]| {
-            let room = LONGEST_ANSWER - answer.len();
-            answer.extend_from_slice(&bytes[..bytes.len().min(room)]);
-        };
-        let late = || GuestError::Overdue(PATIENCE).into();
-        let asked = session.exec(&exec, &mut keep);
-        let answered = limits.hold_guest(machine, with_grace(PATIENCE), late, asked).await;
+        let request =
+            async { session.exec(&exec, &mut |_, bytes| append_within(LONGEST_ANSWER, &mut answer, bytes)).await };
+        let answered = limits.call_with_grace(machine, PATIENCE, request).await;
         answered.map(|_| Self::parse(&String::from_utf8_lossy(&answer))).unwrap_or_default()
     }
 

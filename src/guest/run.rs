@@ -16,7 +16,7 @@ use crate::plan::INSTALL_FIRMWARE;
 use crate::plan::machine::{Accelerator, MachineFirmware, PlannedMachine, PrivateNetworkAccess};
 use crate::size::ByteSize;
 use crate::specfile::{DiskFormat, NetworkBackend};
-use crate::store::{Artifact, manifest};
+use crate::store::Artifact;
 use crate::workdir::Workdir;
 use crate::{process, seed};
 
@@ -121,11 +121,11 @@ pub async fn prepare(
 
 /// Returns the files of an image that QEMU boots.
 pub(crate) fn bootable(artifact: &Artifact) -> Vec<DiskImage> {
-    let image = |output: &manifest::ManifestOutput| {
+    let images = artifact.manifest().outputs.iter().filter_map(|output| {
         let format = DiskFormat::named(&output.format)?;
         Some(DiskImage { path: artifact.folder().join(&output.file), format })
-    };
-    artifact.manifest().outputs.iter().filter_map(image).collect()
+    });
+    images.collect()
 }
 
 /// Returns the machine that an image was built in, as far as this host has it.
@@ -168,12 +168,11 @@ impl Clone {
         if let MachineFirmware::Uefi(uefi) = &self.machine.firmware {
             std::fs::copy(&uefi.vars_template, self.work.join(UEFI_VARS)).map_err(CloneError::Seed)?;
         }
-        let uuid = random_uuid().map_err(|source| MachineError::Prepare { what: "a UUID", source })?;
+        let uuid = random_uuid().map_err(MachineError::prepare("a UUID"))?;
         // The terminal belongs to the guest's console until QEMU has ended.
         let (reports, reported) = std::sync::mpsc::channel();
-        let report = move |report| drop(reports.send(report));
-        let descriptors = network_filter::start(&self.machine, report);
-        let descriptors = descriptors.map_err(|source| MachineError::Prepare { what: "the network filter", source })?;
+        let descriptors = network_filter::start(&self.machine, move |report| drop(reports.send(report)));
+        let descriptors = descriptors.map_err(MachineError::prepare("the network filter"))?;
         let mut command = process::with_descriptors(&self.machine.qemu, descriptors);
         command
             .process_group(nix::unistd::getpgrp().as_raw())

@@ -48,12 +48,7 @@ impl ClampedTimes {
     /// Parses records of `SECONDS PATH`, each with a NUL at its end. Malformed records are ignored.
     #[must_use]
     pub fn parse(records: &[u8]) -> Self {
-        let record = |record: &[u8]| {
-            let space = record.iter().position(|byte| *byte == b' ')?;
-            let changed = std::str::from_utf8(&record[..space]).ok()?.parse().ok()?;
-            Some((record[space + 1..].to_vec(), changed))
-        };
-        Self(records.split(|byte| *byte == 0).filter_map(record).collect())
+        Self(records.split(|byte| *byte == 0).filter_map(parse_record).collect())
     }
 
     /// Returns the time of a file's last change before that, in seconds since 1970 by the guest's clock.
@@ -62,19 +57,25 @@ impl ClampedTimes {
     }
 }
 
+fn parse_record(record: &[u8]) -> Option<(Vec<u8>, f64)> {
+    let space = record.iter().position(|byte| *byte == b' ')?;
+    let changed = std::str::from_utf8(&record[..space]).ok()?.parse().ok()?;
+    Some((record[space + 1..].to_vec(), changed))
+}
+
 /// Runs every operation that the spec does not skip, sets back times that are later than the build's epoch, if it has one,
 /// then discards free blocks. Also returns the files whose times were set back.
 pub(crate) async fn seal(build: &BuildContext<'_>, guest: &mut Guest) -> Result<(SealedGuest, ClampedTimes), Failure> {
     let request =
         SealRequest { operations: operations(&build.plan.spec.seal.skip), epoch: build.plan.source_date_epoch };
-    let work = async {
+    let sealing = async {
         match guest.session.seal(request).await {
             Err(GuestError::Refused { text, .. }) => Ok(Err(text)),
             sealed => sealed.map(Ok),
         }
     };
-    let late = || SealError::Late.into();
-    let sealed = build.limits.hold_guest(&guest.machine, with_grace(PATIENCE), late, work).await?;
+    let patience = with_grace(PATIENCE);
+    let sealed = build.limits.hold_guest(&guest.machine, patience, || SealError::Late.into(), sealing).await?;
     let (report, records) = sealed.map_err(SealError::Failed)?;
     tell(build, &report);
     Ok((SealedGuest(()), ClampedTimes::parse(&records)))

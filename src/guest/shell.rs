@@ -55,15 +55,13 @@ impl BuildContext<'_> {
         exec.env.insert("TERM".into(), attached.term.clone());
         // The build's deadline does not apply while a person works.
         let limits = self.limits.without_timeout();
-        let late = || GuestError::Overdue(Duration::MAX).into();
-        let work = guest.session.shell(&exec, &mut attached.line);
-        let exit = limits.hold_guest(&guest.machine, Duration::MAX, late, work).await;
+        let exit = limits.call(&guest.machine, Duration::MAX, guest.session.shell(&exec, &mut attached.line)).await;
         drop(attached);
         let code = match exit {
             Ok(Exit::Code(code)) => code,
             Ok(Exit::Signal(number)) => SIGNALLED.saturating_add(number),
             Ok(Exit::NotStarted(why)) => return Err(ShellError::NotStarted(why).into()),
-            Ok(Exit::TimedOut) => return Err(late()),
+            Ok(Exit::TimedOut) => return Err(GuestError::Overdue(Duration::MAX).into()),
             // `poweroff` is another way to leave the shell.
             Err(failure) if failure.fault::<MachineExit>() == Some(&MachineExit::PoweredOff) => 0,
             Err(failure) => return Err(failure),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::context::BuildContext;
 use crate::error::{Failure, Fault, Kind};
 use crate::machine::MachineExit;
+use crate::plan::Plan;
 use crate::process::describe_signal;
 use crate::size::format_duration;
 use crate::specfile::NetworkBackend;
@@ -85,6 +86,12 @@ fn describe_oom(exit: Option<u8>, killed: &[String]) -> String {
 
 fn describe_later(during: Option<&str>) -> String {
     during.map_or(String::new(), |during| format!(", as far as its text tells; it came during {during}"))
+}
+
+/// Formats the number and the name of a step; returns `None` if the plan has no such step.
+pub(crate) fn step_title(plan: &Plan, index: usize) -> Option<String> {
+    let name = &plan.steps.get(index)?.step.name;
+    Some(format!("step {} `{name}`", index + 1))
 }
 
 impl StepError {

@@ -81,6 +81,12 @@ impl LineSplitter {
     }
 }
 
+/// Appends bytes to a buffer, and drops those beyond its limit.
+pub(crate) fn append_within(limit: usize, buffer: &mut Vec<u8>, bytes: &[u8]) {
+    let room = limit - buffer.len();
+    buffer.extend_from_slice(&bytes[..bytes.len().min(room)]);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -128,14 +128,13 @@ async fn ask_for_files(
         .events
         .notice(NoticeLevel::Info, format!("the guest lists its files, since kiln cannot read them all: {reason}"));
     let spool = build.work.join(SPOOL);
-    let work = async {
+    let request = async {
         match guest.session.list(&spool, MAX_LIST).await {
             Err(GuestError::Refused { text, .. }) => Ok(Err(text)),
             listed => listed.map(Ok),
         }
     };
-    let late = || GuestError::Overdue(FILES_PATIENCE).into();
-    Ok(match build.limits.hold_guest(&guest.machine, FILES_PATIENCE, late, work).await? {
+    Ok(match build.limits.call(&guest.machine, FILES_PATIENCE, request).await? {
         Ok((file, entries)) => FileSource::Guest { list: GuestListing::new(file, entries), reason },
         Err(why) => FileSource::Nobody(format!(
             "kiln cannot read all files ({reason}), and the guest could not list its files: {}",

@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
-use crate::deadline::DeadlineError;
+use crate::deadline::{DeadlineError, unless_agent_ends};
 use crate::digest::hex;
 use crate::error::{Failure, Kind};
 use crate::event::{Channel, NoticeLevel};
 use crate::guest::boot::{Guest, MachineSite};
 use crate::guest::hints;
-use crate::guest::step_output::LineSplitter;
-use crate::plan::{scaled, with_grace};
+use crate::guest::step_output::{LineSplitter, append_within};
+use crate::plan::scaled;
 use crate::provision::exec;
-use crate::session::{Exec, Exit, GuestError};
+use crate::session::{Exec, Exit};
 use crate::size::format_duration;
 use crate::specfile::{Check, Command, FileCheck, Test};
 
@@ -127,7 +127,8 @@ impl<'a> Probe<'a> {
                 Ok(parse::package(&answer.text(), name, version.as_deref()))
             }
             Check::BootsWithin(limit) => {
-                let (limit, took) = (scaled(*limit, self.site.machine.accelerator), self.booted.as_secs_f64());
+                let limit = scaled(*limit, self.site.machine.accelerator);
+                let took = self.booted.as_secs_f64();
                 let found = format!("booted in {took:.1} s of {}", format_duration(limit));
                 Ok(if self.booted <= limit { Ok(found) } else { Err(found) })
             }
@@ -185,10 +186,8 @@ impl<'a> Probe<'a> {
             FileCheck { contains: Some(text), .. } if !contains(&answer.stdout, text.as_bytes()) => {
                 let expected = describe_text(text.as_bytes());
                 let length = answer.stdout.len();
-                Err(format!(
-                    "does not contain {expected} ({length} bytes read); it holds {}",
-                    describe_text(&answer.stdout)
-                ))
+                let found = describe_text(&answer.stdout);
+                Err(format!("does not contain {expected} ({length} bytes read); it holds {found}"))
             }
             _ => Ok(found),
         })
@@ -204,33 +203,31 @@ impl<'a> Probe<'a> {
     }
 
     async fn exec(&mut self, exec: Exec, is_shown: bool) -> Result<Answer, Failure> {
-        let (timeout, events) = (self.test.timeout, self.site.events);
+        let timeout = self.test.timeout;
         let exec = Exec { timeout: Some(timeout), login: is_shown, ..exec };
-        let (mut stdout, mut is_cut) = (Vec::new(), false);
-        let (lines, written, name) = (&mut self.lines, &mut self.written, &self.test.name);
+        let mut stdout = Vec::new();
+        let mut is_cut = false;
         let mut emit = |_, line: String| {
-            if written.len() + line.len() < READ_LIMIT {
-                written.push_str(&line);
-                written.push('\n');
+            if self.written.len() + line.len() < READ_LIMIT {
+                self.written.push_str(&line);
+                self.written.push('\n');
             }
             if is_shown {
-                events.notice(NoticeLevel::Debug, format!("{name}: {line}"));
+                self.site.events.notice(NoticeLevel::Debug, format!("{}: {line}", self.test.name));
             }
         };
         let mut output = |channel: Channel, bytes: &[u8]| {
             if channel == Channel::Stdout {
-                let room = READ_LIMIT - stdout.len();
-                is_cut |= bytes.len() > room;
-                stdout.extend_from_slice(&bytes[..bytes.len().min(room)]);
+                is_cut |= stdout.len() + bytes.len() > READ_LIMIT;
+                append_within(READ_LIMIT, &mut stdout, bytes);
             }
             if is_shown || channel == Channel::Stderr {
-                lines.feed(channel, bytes, &mut emit);
+                self.lines.feed(channel, bytes, &mut emit);
             }
         };
-        let work = self.guest.session.exec(&exec, &mut output);
-        let late = || GuestError::Overdue(timeout).into();
-        let exit = self.site.limits.hold_agent(&self.guest.machine, with_grace(timeout), late, work).await;
-        lines.finish(&mut emit);
+        let request = unless_agent_ends(&self.guest.machine, self.guest.session.exec(&exec, &mut output));
+        let exit = self.site.limits.call_with_grace(&self.guest.machine, timeout, request).await;
+        self.lines.finish(&mut emit);
         Ok(Answer { exit: exit?, stdout, is_cut })
     }
 
@@ -243,14 +240,11 @@ impl<'a> Probe<'a> {
         }
         let exec = Exec { timeout: Some(PATIENCE), ..Exec::new(["sh", "-c", JOURNAL]) };
         let mut journal = Vec::new();
-        let mut output = |_, bytes: &[u8]| {
-            let room = READ_LIMIT - journal.len();
-            journal.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        let request = async {
+            self.guest.session.exec(&exec, &mut |_, bytes| append_within(READ_LIMIT, &mut journal, bytes)).await
         };
-        let work = self.guest.session.exec(&exec, &mut output);
-        let late = || GuestError::Overdue(PATIENCE).into();
         // The journal is useful, but a failure to fetch it must not become another failure.
-        let _ = self.site.limits.hold_guest(&self.guest.machine, with_grace(PATIENCE), late, work).await;
+        let _ = self.site.limits.call_with_grace(&self.guest.machine, PATIENCE, request).await;
         fs::write(folder.join("journal.log"), self.site.mask.mask_bytes(&journal))
     }
 }
