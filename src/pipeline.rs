@@ -10,7 +10,6 @@
 //! said goodbye and powered itself off can give, so an image of a guest that died cannot be published.
 
 use std::cell::Cell;
-use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,7 +34,6 @@ use crate::machine::host::{self, HostError};
 use crate::output::contents::{self, SealedDisk};
 use crate::output::{convert, kept_logs, publish};
 use crate::plan::Plan;
-use crate::plan::output::DiskFile;
 use crate::plan::trace::Trace;
 use crate::process;
 use crate::provision;
@@ -70,8 +68,9 @@ pub async fn build(plan: &Plan, around: &BuildOptions) -> Result<(Artifact, Outc
 
 async fn claim_and_build(plan: &Plan, around: &BuildOptions) -> Result<(Artifact, Outcome), Failure> {
     let limits = Deadline::new(around.cancel.clone(), plan.spec.build.timeout);
-    let waiting = |sentence| around.events.notice(NoticeLevel::Info, sentence);
-    let lock = match limits.hold(around.store.claim(&publish::image_id(plan)?, waiting)).await? {
+    let id = publish::image_id(plan)?;
+    let claimed = around.store.claim(&id, |sentence| around.events.notice(NoticeLevel::Info, sentence));
+    let lock = match limits.hold(claimed).await? {
         Lookup::Exists(existing) if around.replace && (around.no_cache || plan.uncached_step().is_some()) => {
             existing.replace()
         }
@@ -91,10 +90,7 @@ async fn claim_and_build(plan: &Plan, around: &BuildOptions) -> Result<(Artifact
                 around.events.notice(NoticeLevel::Info, note);
             }
             if !around.skip_tests && existing.is_untested() {
-                let text = format!(
-                    "its tests did not run when it was built; `kiln test {}` runs them",
-                    publish::image_id(plan)?
-                );
+                let text = format!("its tests did not run when it was built; `kiln test {id}` runs them");
                 around.events.notice(NoticeLevel::Warning, text);
             }
             return Ok((existing.keep(), Outcome::UpToDate));
@@ -146,18 +142,18 @@ impl<'a> BuildContext<'a> {
         let events = publish::with_log(around, work.path()).map_err(ScratchError::at("the log", work.path()))?;
         let events = events.masked(secrets.mask());
         secrets.warn_of_short_ones(&events);
-        let (memo, started) = (Arc::clone(&around.memo), Timestamp::now());
+        let memo = Arc::clone(&around.memo);
+        let started = Timestamp::now();
         Ok(Self { plan, memo, events, limits, secrets, work, started, finished: Cell::new(0) })
     }
 
     /// Returns the step cache; with `--no-cache` or without a usable folder, every step runs.
     pub(crate) fn layers(&self, around: &BuildOptions) -> StepCache<'a> {
-        let unusable = |error: &io::Error| {
+        let opened = (!around.no_cache).then(|| LayerCache::open(&around.cache, Arc::clone(&around.memo)));
+        if let Some(Err(error)) = &opened {
             self.events.notice(NoticeLevel::Warning, format!("the step cache cannot be used: {error}"));
-        };
-        let opened = || LayerCache::open(&around.cache, Arc::clone(&around.memo)).inspect_err(unusable).ok();
-        let cache = if around.no_cache { None } else { opened() };
-        StepCache::new(self.plan, self.events.clone(), cache, self.work.path())
+        }
+        StepCache::new(self.plan, self.events.clone(), opened.and_then(Result::ok), self.work.path())
     }
 
     async fn make(
@@ -246,24 +242,14 @@ impl<'a> BuildContext<'a> {
         staging: &Path,
         around: &BuildOptions,
     ) -> Result<Vec<manifest::ManifestTest>, Failure> {
-        let image = |disk: &DiskFile| DiskImage { path: convert::place(self, disk, staging), format: disk.format };
-        let images: Vec<_> = self.plan.outputs.disks.iter().map(image).collect();
-        let bench = test::Bench {
-            machine: &self.plan.machine,
-            disk_size: self.plan.disk_size(),
-            folder: self.work.path(),
-            limits: &self.limits,
-            events: &self.events,
-            mask: self.secrets.mask(),
-            tests,
-        };
+        let disks = self.plan.outputs.disks.iter();
+        let images = disks.map(|disk| DiskImage { path: convert::place(self, disk, staging), format: disk.format });
+        let images: Vec<_> = images.collect();
+        let bench = test::Bench { site: self.site(), disk_size: self.plan.disk_size(), tests };
         let mut outcomes = Vec::new();
         test::test(&bench, &images, test::Coverage::First, &mut outcomes).await?;
-        let logs = self.logs(around);
-        let kept = |folder: &Path| logs.join(folder.strip_prefix(self.work.path()).unwrap_or(folder));
-        let image = &self.plan.spec.image;
-        let id = format!("{}@{}", image.name, image.version);
-        test::TestsFailed::check(&outcomes, id, &self.plan.spec.path, kept)?;
+        let id = publish::image_id(self.plan)?.to_string();
+        test::TestsFailed::check(&outcomes, id, &self.plan.spec.path, self.work.path(), &self.logs(around))?;
         Ok(outcomes.iter().map(test::Outcome::record).collect())
     }
 

@@ -15,18 +15,16 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::context::ScratchError;
-use crate::deadline::{Deadline, DeadlineError};
+use crate::deadline::DeadlineError;
 use crate::disk::qcow2::create_overlay;
 use crate::error::Failure;
-use crate::event::{Event, Events, NoticeLevel};
+use crate::event::{Event, NoticeLevel};
 use crate::guest::boot::{self, Guest, MachineSite};
 use crate::guest::run::DiskImage;
 use crate::machine::argv::{BackingFiles, OVERLAY, SEED, UEFI_VARS};
 use crate::machine::checkpoint::RamFormat;
 use crate::machine::host;
-use crate::masking::SecretMask;
 use crate::output::publish::TESTS;
-use crate::plan::machine::PlannedMachine;
 use crate::seed;
 use crate::session::Hello;
 use crate::specfile::{Check, Command, DiskFormat, Test};
@@ -55,21 +53,13 @@ const RAM: &str = "ram";
 
 /// The context in which tests run.
 #[derive(Clone, Copy)]
-pub struct Bench<'a> {
-    /// The machine that they run in.
-    pub machine: &'a PlannedMachine,
+pub(crate) struct Bench<'a> {
+    /// Where their machines run. The evidence of a failed test is kept in the folder, below `tests`.
+    pub(crate) site: MachineSite<'a>,
     /// Virtual size of the disk, bytes.
-    pub disk_size: u64,
-    /// Absolute path of a scratch folder. The evidence of a failed test is kept there, below `tests`.
-    pub folder: &'a Path,
-    /// Limits of waits.
-    pub limits: &'a Deadline,
-    /// Receives the events of the tests.
-    pub events: &'a Events,
-    /// Masks secrets in output.
-    pub mask: &'a SecretMask,
+    pub(crate) disk_size: u64,
     /// The tests to run.
-    pub tests: &'a [Test],
+    pub(crate) tests: &'a [Test],
 }
 
 /// The outcome of one test.
@@ -98,12 +88,11 @@ impl Outcome {
     #[must_use]
     pub fn of(unbootable: &DoesNotBoot) -> Self {
         let DoesNotBoot { format, why } = unbootable;
-        let found = unbootable.found();
         Self {
             test: boots(format),
             format,
             ok: false,
-            found,
+            found: unbootable.found(),
             tail: why.evidence(),
             hint: None,
             seconds: 0.0,
@@ -118,9 +107,9 @@ impl Outcome {
     #[must_use]
     pub fn record(&self) -> manifest::ManifestTest {
         let definition = serde_json::to_value(&self.test).expect("a test is plain data");
-        let Self { test, format, ok, seconds, .. } = self;
-        let (name, format) = (test.name.clone(), (*format).to_owned());
-        manifest::ManifestTest { name, ok: *ok, seconds: *seconds, skipped: false, format, definition }
+        let name = self.test.name.clone();
+        let format = self.format.to_owned();
+        manifest::ManifestTest { name, ok: self.ok, seconds: self.seconds, skipped: false, format, definition }
     }
 }
 
@@ -130,13 +119,13 @@ impl Outcome {
 /// Never: a test is plain data.
 #[must_use]
 pub fn skipped(tests: &[Test]) -> Vec<manifest::ManifestTest> {
-    let skipped = |test: &Test| manifest::ManifestTest {
+    let records = tests.iter().map(|test| manifest::ManifestTest {
         name: test.name.clone(),
         skipped: true,
         definition: serde_json::to_value(test).expect("a test is plain data"),
         ..manifest::ManifestTest::default()
-    };
-    tests.iter().map(skipped).collect()
+    });
+    records.collect()
 }
 
 /// The extent of testing the image files. Each of them holds the same disk, byte for byte.
@@ -148,11 +137,9 @@ pub enum Coverage {
     All,
 }
 
-/// Runs the tests, whether or not some fail, and adds their outcomes.
-///
-/// # Errors
-/// When an image does not boot, the host cannot run it, or a limit is reached. Tests that fail are outcomes.
-pub async fn test(
+/// Runs the tests, whether or not some fail, and adds their outcomes. Fails when an image does not boot, the host cannot run
+/// it, or a limit is reached; tests that fail are outcomes.
+pub(crate) async fn test(
     bench: &Bench<'_>,
     images: &[DiskImage],
     coverage: Coverage,
@@ -167,25 +154,38 @@ pub async fn test(
     for image in tested {
         outcomes.extend(round(image, bench.tests).await?);
     }
-    let (next, found) = (Cell::new(0), RefCell::new(Vec::new()));
+    let boot = async |image: &DiskImage| round(image, &[boots(image.format.name())]).await;
+    let (found, ended) = run_in_lanes(bench, booted, boot).await;
+    outcomes.extend(found.into_iter().flatten());
+    ended
+}
+
+/// Runs the jobs, as many at once as the host can bear. Returns the results that there are, in the order of the jobs, and
+/// the first failure, which ends all others.
+async fn run_in_lanes<J, T>(
+    bench: &Bench<'_>,
+    jobs: &[J],
+    work: impl AsyncFn(&J) -> Result<T, Failure>,
+) -> (Vec<T>, Result<(), Failure>) {
+    let next = Cell::new(0);
+    let done = RefCell::new(Vec::new());
     let lane = async || {
-        while let Some(image) = booted.get(next.get()) {
+        while let Some(job) = jobs.get(next.get()) {
             let index = next.replace(next.get() + 1);
-            let outcome = round(image, &[boots(image.format.name())]).await?;
-            found.borrow_mut().push((index, outcome));
+            let result = work(job).await?;
+            done.borrow_mut().push((index, result));
         }
         Ok(())
     };
-    let ended = all((0..lanes(bench, booted.len())).map(|_| lane()).collect()).await;
-    let mut found = found.take();
-    found.sort_by_key(|(index, _)| *index);
-    outcomes.extend(found.into_iter().flat_map(|(_, outcome)| outcome));
-    ended
+    let ended = all((0..lanes(bench, jobs.len())).map(|_| lane()).collect()).await;
+    let mut done = done.take();
+    done.sort_by_key(|(index, _)| *index);
+    (done.into_iter().map(|(_, result)| result).collect(), ended)
 }
 
 /// Returns how many guests may run at once.
 fn lanes(bench: &Bench<'_>, jobs: usize) -> usize {
-    let each = bench.machine.memory.bytes() + QEMU_OVERHEAD;
+    let each = bench.site.machine.memory.bytes() + QEMU_OVERHEAD;
     // A quarter of the memory is reserved for everything else.
     let memory = host::memory().map_or(1, |memory| memory.available.bytes() / 4 * 3 / each);
     jobs.min(host::cpus()).min(usize::try_from(memory).unwrap_or(usize::MAX)).max(1)
@@ -225,7 +225,7 @@ struct Round<'a> {
 
 impl<'a> Round<'a> {
     fn new(bench: &'a Bench<'a>, image: &'a DiskImage) -> Result<Self, Failure> {
-        let tests = made(bench.folder.join(TESTS))?;
+        let tests = made(bench.site.folder.join(TESTS))?;
         let folder = tests.join(image.format.name());
         // Two files may have the same format.
         let folder = if folder.exists() { tests.join(image.path.file_name().unwrap_or_default()) } else { folder };
@@ -249,25 +249,19 @@ impl<'a> Round<'a> {
                 );
             }
         }
-        let next = Cell::new(0);
-        let lane = async || {
-            while let Some((index, snapshot)) = jobs.get(next.replace(next.get() + 1)) {
-                let outcome = self.one(*index, *snapshot).await?;
-                self.outcomes.borrow_mut().push((*index, outcome));
-            }
-            Ok(())
-        };
-        all((0..lanes(self.bench, jobs.len())).map(|_| lane()).collect()).await?;
+        let test = async |job: &(usize, Option<&Snapshot>)| Ok((job.0, self.one(job.0, job.1).await?));
+        let (ran, ended) = run_in_lanes(self.bench, &jobs, test).await;
+        ended?;
         // Frees space; the evidence of failed tests is elsewhere.
         let _ = fs::remove_file(self.folder.join(RAM));
         let mut outcomes = self.outcomes.into_inner();
+        outcomes.extend(ran);
         outcomes.sort_by_key(|(index, _)| *index);
         Ok(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
     }
 
     fn site<'s>(&'s self, folder: &'s Path) -> MachineSite<'s> {
-        let Bench { machine, limits, events, mask, .. } = *self.bench;
-        MachineSite { machine, folder, limits, events, mask }
+        MachineSite { folder, ..self.bench.site }
     }
 
     fn backing(&self) -> BackingFiles {
@@ -289,28 +283,25 @@ impl<'a> Round<'a> {
             let guest = boot::start(self.site(folder), &self.backing()).await?;
             Ok((guest, began.elapsed()))
         };
-        let blame = |why: Failure| match why.fault::<DeadlineError>() {
+        let booted = boot::boot_despite_crash(self.bench.site.events, attempt).await;
+        booted.map_err(|why| match why.fault::<DeadlineError>() {
             // An interruption is not a failure of the image.
             Some(_) => why,
             None => DoesNotBoot { format: self.image.format.name(), why }.into(),
-        };
-        boot::boot_despite_crash(self.bench.events, attempt).await.map_err(blame)
+        })
     }
 
     /// Boots once for these tests and freezes the guest. Where that is not possible, runs them in this guest and returns
     /// `None`.
     async fn snapshot(&self, shared: &[usize]) -> Result<Option<Snapshot>, Failure> {
-        let Bench { limits, events, disk_size, .. } = *self.bench;
+        let Bench { site: MachineSite { limits, events, .. }, disk_size, .. } = *self.bench;
         let (mut guest, booted) = self.boot(&self.folder).await?;
         let spare = self.folder.join(SPARE);
         create_overlay(&spare, disk_size).map_err(ScratchError::at("an overlay", &spare))?;
         let ram = self.folder.join(RAM);
         limits.call(&guest.machine, PATIENCE, guest.session.park()).await?;
-        let written = {
-            let checkpoint = async { Ok::<_, Failure>(guest.machine.checkpoint(SPARE, &ram).await) };
-            limits.hold(checkpoint).await?
-        };
-        match written {
+        let checkpoint = async { Ok::<_, Failure>(guest.machine.checkpoint(SPARE, &ram).await) };
+        match limits.hold(checkpoint).await? {
             Ok(format) => {
                 let hello = guest.hello.clone();
                 guest.machine.abort().await;
@@ -367,13 +358,14 @@ impl<'a> Round<'a> {
         booted: Duration,
         scratch: &Path,
     ) -> Result<Outcome, Failure> {
-        let (bench, test, began) = (self.bench, &self.bench.tests[index], Instant::now());
-        let site = MachineSite { folder: scratch, ..self.site(bench.folder) };
+        let test = &self.bench.tests[index];
+        let began = Instant::now();
+        let site = self.site(scratch);
         let mut probe = Probe::new(site, guest, test, booted);
         let verdict = probe.until_it_holds(began).await?;
         let seconds = began.elapsed().as_secs_f64();
         let ok = verdict.is_ok();
-        let found = bench.mask.mask_text(&verdict.unwrap_or_else(|found| found));
+        let found = site.mask.mask_text(&verdict.unwrap_or_else(|found| found));
         let tail = probe.tail();
         let hint = if ok { None } else { probe.hint() };
         let kept = if ok {
@@ -384,7 +376,7 @@ impl<'a> Round<'a> {
             probe.keep(scratch).await.map_err(ScratchError::at("what a test left", scratch))?;
             Some(scratch.to_owned())
         };
-        bench.events.emit(&Event::TestFinished { name: test.name.clone(), ok, seconds, found: found.clone() });
+        site.events.emit(&Event::TestFinished { name: test.name.clone(), ok, seconds, found: found.clone() });
         let format = self.image.format.name();
         Ok(Outcome { test: test.clone(), format, ok, found, tail, hint, seconds, kept })
     }

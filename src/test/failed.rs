@@ -36,14 +36,9 @@ impl TestsFailed {
     /// Fails if a test has failed.
     ///
     /// # Errors
-    /// When a test has failed. `image` names the tested image and `source` the spec of the tests; `kept` is the path that
-    /// the folders of failed tests have, or will have when the message is read.
-    pub fn check(
-        outcomes: &[Outcome],
-        image: String,
-        source: &Path,
-        kept: impl Fn(&Path) -> PathBuf,
-    ) -> Result<(), Self> {
+    /// When a test has failed. `image` names the tested image and `source` the spec of the tests; the folders of failed
+    /// tests are in `work`, and will be in `logs` when the message is read.
+    pub fn check(outcomes: &[Outcome], image: String, source: &Path, work: &Path, logs: &Path) -> Result<(), Self> {
         let failed: Vec<&Outcome> = outcomes.iter().filter(|outcome| !outcome.ok).collect();
         let Some(first) = failed.first() else { return Ok(()) };
         let told: Vec<String> = failed.iter().map(|outcome| sentence(outcome, source)).collect();
@@ -53,8 +48,10 @@ impl TestsFailed {
         };
         let mut hints: Vec<String> =
             failed.iter().filter_map(|outcome| outcome.hint.clone()).collect::<BTreeSet<_>>().into_iter().collect();
-        let folders = failed.iter().filter_map(|outcome| outcome.kept.as_deref());
-        hints.extend(folders.map(|folder| format!("its output, console and journal: {}", kept(folder).display())));
+        for folder in failed.iter().filter_map(|outcome| outcome.kept.as_deref()) {
+            let kept = logs.join(folder.strip_prefix(work).unwrap_or(folder));
+            hints.push(format!("its output, console and journal: {}", kept.display()));
+        }
         let tail = first.tail.clone();
         let outcomes = failed.into_iter().cloned().collect();
         Err(Self { message, tail, hints, tests: Box::new(Failed { image, spec: source.to_owned(), outcomes }) })

@@ -10,33 +10,29 @@ const LISTEN: &str = "0A";
 
 /// Checks the lines of `systemctl show` for one unit.
 pub(super) fn unit(shown: &str) -> Verdict {
-    let property = |name: &str| {
-        shown.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(str::trim).unwrap_or_default()
-    };
-    let (active, sub) = (property("ActiveState"), property("SubState"));
-    if matches!(property("LoadState"), "not-found" | "") {
+    let active = property(shown, "ActiveState");
+    if matches!(property(shown, "LoadState"), "not-found" | "") {
         return Err("is unknown to systemd".to_owned());
     }
-    let state = format!("is {active} ({sub})");
-    let restarts = property("NRestarts").parse().unwrap_or(0_u64);
-    match (active, restarts) {
-        ("active", 0) => Ok(state),
-        (_, 0) if matches!(property("Result"), "success" | "") => Err(state),
-        (_, 0) => Err(format!("{state}, with the result {}", property("Result"))),
-        (_, 1) => Err(format!("{state} and was restarted once")),
-        (_, more) => Err(format!("{state} and was restarted {more} times")),
+    let state = format!("is {active} ({})", property(shown, "SubState"));
+    let restarts = property(shown, "NRestarts").parse().unwrap_or(0_u64);
+    match (active, restarts, property(shown, "Result")) {
+        ("active", 0, _) => Ok(state),
+        (_, 0, "success" | "") => Err(state),
+        (_, 0, result) => Err(format!("{state}, with the result {result}")),
+        (_, 1, _) => Err(format!("{state} and was restarted once")),
+        (_, more, _) => Err(format!("{state} and was restarted {more} times")),
     }
+}
+
+/// Returns the value of a property in the lines of `systemctl show`; an empty string if it is not there.
+fn property<'s>(shown: &'s str, name: &str) -> &'s str {
+    shown.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(str::trim).unwrap_or_default()
 }
 
 /// Checks the lines of `/proc/net/tcp` and `tcp6` for a listening port.
 pub(super) fn port(wanted: u16, sockets: &str) -> Verdict {
-    let listening = |line: &str| {
-        let mut fields = line.split_whitespace().skip(1);
-        let (local, state) = (fields.next()?, fields.nth(1)?);
-        let port = u16::from_str_radix(local.rsplit_once(':')?.1, 16).ok()?;
-        (state == LISTEN).then_some(port)
-    };
-    let mut ports: Vec<u16> = sockets.lines().filter_map(listening).collect();
+    let mut ports: Vec<u16> = sockets.lines().filter_map(listening_port).collect();
     ports.sort_unstable();
     ports.dedup();
     if ports.contains(&wanted) {
@@ -49,9 +45,18 @@ pub(super) fn port(wanted: u16, sockets: &str) -> Verdict {
     })
 }
 
+fn listening_port(line: &str) -> Option<u16> {
+    let mut fields = line.split_whitespace().skip(1);
+    let local = fields.next()?;
+    let state = fields.nth(1)?;
+    let port = u16::from_str_radix(local.rsplit_once(':')?.1, 16).ok()?;
+    (state == LISTEN).then_some(port)
+}
+
 /// Checks the line of the script `FILE`, as far as possible without reading the file.
 pub(super) fn file(said: &str, wanted: &FileCheck) -> Verdict {
-    let (is_absent, dangles) = (said == "absent", said == "dangling");
+    let is_absent = said == "absent";
+    let dangles = said == "dangling";
     if wanted.absent {
         return if is_absent { Ok("is not there".to_owned()) } else { Err("is there".to_owned()) };
     }
@@ -59,8 +64,7 @@ pub(super) fn file(said: &str, wanted: &FileCheck) -> Verdict {
         return Err(if dangles { "is a link to nothing" } else { "is not there" }.to_owned());
     }
     let mut fields = said.splitn(4, ' ');
-    let mut field = || fields.next().unwrap_or_default();
-    let (mode, ids, names, kind) = (field(), field(), field(), field());
+    let [mode, ids, names, kind] = std::array::from_fn(|_| fields.next().unwrap_or_default());
     let Ok(bits) = u32::from_str_radix(mode, 8) else { return Err(format!("cannot be looked at: {said}")) };
     if let Some(mode) = wanted.mode.filter(|mode| *mode != bits) {
         return Err(format!("has the mode {bits:04o}, not {mode:04o}"));
@@ -74,8 +78,8 @@ pub(super) fn file(said: &str, wanted: &FileCheck) -> Verdict {
 
 /// Returns whether the owner is the expected one, by number or by name.
 fn is_owned(wanted: &FileOwner, ids: &str, names: &str) -> bool {
-    let ((uid, gid), (user, group)) =
-        (ids.split_once(':').unwrap_or_default(), names.split_once(':').unwrap_or_default());
+    let (uid, gid) = ids.split_once(':').unwrap_or_default();
+    let (user, group) = names.split_once(':').unwrap_or_default();
     let is_user = wanted.user == uid || wanted.user == user;
     is_user && wanted.group.as_ref().is_none_or(|wanted| wanted == gid || wanted == group)
 }

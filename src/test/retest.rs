@@ -1,6 +1,6 @@
 //! Tests of an image that is in the store already: those it was built with, or those of a spec.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -10,7 +10,8 @@ use crate::context::ScratchError;
 use crate::deadline::Deadline;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Events, NoticeLevel};
-use crate::guest::run::{DiskImage, WantedMachine, bootable, machine};
+use crate::guest::boot::MachineSite;
+use crate::guest::run::{CloneError, WantedMachine, bootable, machine};
 use crate::masking::SecretMask;
 use crate::output::kept_logs::{self, keep_logs};
 use crate::plan::machine::PrivateNetworkAccess;
@@ -33,9 +34,7 @@ pub enum RetestError {
     /// The image has no tests.
     #[error("{0} has no tests")]
     NoTests(String),
-    /// The image has no output that QEMU boots.
-    #[error("{0} has no disk image to boot from, only packages")]
-    NotBootable(String),
+
     /// The manifest was written by a newer version of kiln.
     #[error("the manifest of {image} has {what} that this version of kiln does not know: {why}")]
     Unknown {
@@ -52,14 +51,14 @@ impl Fault for RetestError {
     fn kind(&self) -> Kind {
         match self {
             RetestError::NoTests(_) => Kind::Usage,
-            RetestError::NotBootable(_) | RetestError::Unknown { .. } => Kind::Output,
+            RetestError::Unknown { .. } => Kind::Output,
         }
     }
 
     fn hints(&self) -> Vec<String> {
         match self {
             RetestError::NoTests(_) => vec!["write some as `[[test]]` into the spec".into()],
-            _ => Vec::new(),
+            RetestError::Unknown { .. } => Vec::new(),
         }
     }
 }
@@ -74,24 +73,23 @@ pub fn recorded(artifact: &Artifact) -> Result<Vec<Test>, RetestError> {
     // Other formats have the same tests, or were booted without tests.
     let first = all.first().map(|first| &first.format);
     for recorded in all.iter().filter(|recorded| Some(&recorded.format) == first) {
-        let test: Test = serde_json::from_value(recorded.definition.clone()).map_err(|why| RetestError::Unknown {
-            image: artifact.id().to_string(),
-            what: "a test",
-            why: why.to_string(),
-        })?;
-        tests.push(test);
+        let test = serde_json::from_value(recorded.definition.clone());
+        tests.push(test.map_err(|why| unknown(artifact, "a test", &why))?);
     }
     Ok(tests)
 }
 
+/// Creates the error for an entry of the manifest that cannot be parsed.
+fn unknown(artifact: &Artifact, what: &'static str, why: &impl ToString) -> RetestError {
+    RetestError::Unknown { image: artifact.id().to_string(), what, why: why.to_string() }
+}
+
 /// Returns the destinations that the guest could reach when the image was built, besides public addresses.
 fn private_destinations(artifact: &Artifact) -> Result<Vec<PrivateDestination>, RetestError> {
-    let unknown = |why: AddressRangeError| RetestError::Unknown {
-        image: artifact.id().to_string(),
-        what: "a private network",
-        why: why.to_string(),
-    };
-    artifact.manifest().machine.private_network.iter().map(|written| written.parse().map_err(unknown)).collect()
+    let written = artifact.manifest().machine.private_network.iter();
+    let parsed = written
+        .map(|written| written.parse().map_err(|why: AddressRangeError| unknown(artifact, "a private network", &why)));
+    parsed.collect()
 }
 
 /// The result of testing an image.
@@ -120,12 +118,10 @@ pub async fn retest(
         return Err(RetestError::NoTests(id.to_string()).into());
     }
     let images = bootable(artifact);
-    let Some(output) = artifact.manifest().outputs.first().filter(|_| !images.is_empty()) else {
-        return Err(RetestError::NotBootable(id.to_string()).into());
+    let (Some(output), Some(image)) = (artifact.manifest().outputs.first(), images.first().cloned()) else {
+        return Err(CloneError::NotBootable(id.to_string()).into());
     };
-    if let Some(DiskImage { path, format }) = images.first().cloned() {
-        agent_support::check_image(path, format).await?;
-    }
+    agent_support::check_image(image.path, image.format).await?;
     let made = &artifact.manifest().machine;
     let private = private_destinations(artifact)?;
     check_network(&private, reach, events)?;
@@ -141,22 +137,15 @@ pub async fn retest(
     }
     let work = Workdir::create(&cache.join("work")).map_err(ScratchError::at("a scratch folder", cache))?;
     // An image of the store was searched for its secrets before it was published.
-    let (limits, mask) = (Deadline::new(cancel, Duration::MAX), SecretMask::default());
-    let bench = Bench {
-        machine: &machine,
-        disk_size: output.virtual_bytes,
-        folder: work.path(),
-        limits: &limits,
-        events,
-        mask: &mask,
-        tests,
-    };
+    let limits = Deadline::new(cancel, Duration::MAX);
+    let mask = SecretMask::default();
+    let site = MachineSite { machine: &machine, folder: work.path(), limits: &limits, events, mask: &mask };
+    let bench = Bench { site, disk_size: output.virtual_bytes, tests };
     let logs = cache.join(kept_logs::FAILED).join(format!("{}-{}", id.name(), id.version()));
     let mut outcomes = Vec::new();
     let tested = test(&bench, &images, coverage, &mut outcomes).await;
-    let kept = |folder: &Path| -> PathBuf { logs.join(folder.strip_prefix(work.path()).unwrap_or(folder)) };
     let failed = match tested {
-        Ok(()) => TestsFailed::check(&outcomes, id.to_string(), source, kept).err().map(Failure::from),
+        Ok(()) => TestsFailed::check(&outcomes, id.to_string(), source, work.path(), &logs).err().map(Failure::from),
         Err(failure) => Some(failure),
     };
     let Some(failure) = failed else { return Ok(Tested { outcomes, failed }) };
