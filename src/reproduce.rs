@@ -99,10 +99,10 @@ pub async fn reproduce(plan: &Plan, around: &BuildOptions) -> Result<String, Fai
     // Programs that respect `SOURCE_DATE_EPOCH` see the same time in both builds.
     first.source_date_epoch = plan.source_date_epoch.or(Some(Timestamp::now().as_second()));
     let second = varied(&first);
-    let machine = |plan: &Plan| format!("{} cpus, {}", plan.machine.cpus, plan.machine.memory);
-    around.events.notice(NoticeLevel::Info, format!("first build: {}", machine(&first)));
+    around.events.notice(NoticeLevel::Info, format!("first build: {}", describe_machine(&first)));
     let one = once(&first, around, limits.clone()).await?;
-    around.events.notice(NoticeLevel::Info, format!("second build: {}, a clock that is a day ahead", machine(&second)));
+    let machine = describe_machine(&second);
+    around.events.notice(NoticeLevel::Info, format!("second build: {machine}, a clock that is a day ahead"));
     let other = once(&second, around, limits).await?;
     let steps: Vec<&str> = plan.spec.steps.iter().map(|step| step.name.as_str()).collect();
     let mut differences = differences(&one.all, &other.all, &steps);
@@ -125,6 +125,10 @@ fn varied(plan: &Plan) -> Plan {
     plan
 }
 
+fn describe_machine(plan: &Plan) -> String {
+    format!("{} cpus, {}", plan.machine.cpus, plan.machine.memory)
+}
+
 async fn once(plan: &Plan, around: &BuildOptions, limits: Deadline) -> Result<BuildResult, Failure> {
     require_qemu(plan).await?;
     let build = BuildContext::open(plan, around, limits)?;
@@ -135,9 +139,8 @@ async fn once(plan: &Plan, around: &BuildOptions, limits: Deadline) -> Result<Bu
         let SealedDisk { disk, evidence } = build.sealed(guest, &steps, &layers).await?;
         let files: Vec<PathBuf> = steps.iter().flat_map(|done| done.fetched.paths()).map(PathBuf::from).collect();
         let reading = spawn_blocking(move || {
-            let failed = |source| ScratchError::at("the fetched files", &fetched)(source);
-            let fetched = digest_fetched(&fetched, files).map_err(failed)?;
-            read(&open_files(disk.chain)?, &evidence, fetched)
+            let digests = digest_fetched(&fetched, files).map_err(ScratchError::at("the fetched files", &fetched))?;
+            read(&open_files(disk.chain)?, &evidence, digests)
         });
         build.limits.hold(async { reading.await.expect("reading the tree does not panic") }).await
     };
@@ -148,7 +151,7 @@ async fn once(plan: &Plan, around: &BuildOptions, limits: Deadline) -> Result<Bu
 
 /// Returns the digests of what steps fetched: of the content of a file, or of the target of a link.
 fn digest_fetched(folder: &Path, files: Vec<PathBuf>) -> io::Result<BTreeMap<PathBuf, String>> {
-    let digest = |file: PathBuf| {
+    let digests = files.into_iter().map(|file| {
         let path = folder.join(&file);
         let digest = if fs::symlink_metadata(&path)?.is_symlink() {
             format!("link to {}", hex(fs::read_link(&path)?.as_os_str().as_bytes()))
@@ -156,13 +159,13 @@ fn digest_fetched(folder: &Path, files: Vec<PathBuf>) -> io::Result<BTreeMap<Pat
             hex(&sha256_file(&File::open(&path)?)?)
         };
         Ok((file, digest))
-    };
-    files.into_iter().map(digest).collect()
+    });
+    digests.collect()
 }
 
 fn fetched_differences(one: &BTreeMap<PathBuf, String>, other: &BTreeMap<PathBuf, String>) -> Vec<String> {
     let files: BTreeSet<&PathBuf> = one.keys().chain(other.keys()).collect();
-    let difference = |file: &PathBuf| {
+    let differences = files.into_iter().filter_map(|file| {
         let how = match (one.get(file), other.get(file)) {
             (Some(first), Some(second)) if first == second => return None,
             (Some(_), Some(_)) => "content",
@@ -170,8 +173,8 @@ fn fetched_differences(one: &BTreeMap<PathBuf, String>, other: &BTreeMap<PathBuf
             _ => "only in the second build",
         };
         Some(format!("fetched file {}: {how}", file.display()))
-    };
-    files.into_iter().filter_map(difference).collect()
+    });
+    differences.collect()
 }
 
 fn read(
@@ -179,7 +182,8 @@ fn read(
     evidence: &GuestEvidence,
     fetched: BTreeMap<PathBuf, String>,
 ) -> Result<BuildResult, Failure> {
-    let (mut content, mut all) = (ContentDigest::new(), BTreeMap::new());
+    let mut content = ContentDigest::new();
+    let mut all = BTreeMap::new();
     let view = SealedView::open(disk, evidence)?;
     let is_whole = view.walk(&mut |entry| {
         content.add(entry);
@@ -204,8 +208,9 @@ fn differences(
     steps: &[&str],
 ) -> Vec<String> {
     let paths: BTreeSet<&Vec<u8>> = one.keys().chain(other.keys()).collect();
-    let difference = |path: &Vec<u8>| {
-        let (first, second) = (one.get(path), other.get(path));
+    let differences = paths.into_iter().filter_map(|path| {
+        let first = one.get(path);
+        let second = other.get(path);
         let how = match (first, second) {
             (Some(first), Some(second)) => what_differs(first, second)?,
             (Some(_), None) => "only in the first build".to_owned(),
@@ -217,8 +222,8 @@ fn differences(
             None => "the boot or sealing".to_owned(),
         };
         Some(format!("{}: {how}; written by {by}", String::from_utf8_lossy(path)))
-    };
-    paths.into_iter().filter_map(difference).collect()
+    });
+    differences.collect()
 }
 
 fn fields(line: &str) -> BTreeMap<String, String> {
@@ -227,7 +232,8 @@ fn fields(line: &str) -> BTreeMap<String, String> {
 
 /// Returns the fields of the canonical line that differ, and the time if it does.
 fn what_differs(one: &ComparedFile, other: &ComparedFile) -> Option<String> {
-    let (first, second) = (fields(&one.line), fields(&other.line));
+    let first = fields(&one.line);
+    let second = fields(&other.line);
     let names: BTreeSet<&String> = first.keys().chain(second.keys()).collect();
     let mut differing: Vec<&str> =
         names.into_iter().filter(|name| first.get(*name) != second.get(*name)).map(String::as_str).collect();

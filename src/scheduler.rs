@@ -73,9 +73,10 @@ impl BuildScheduler<'_> {
         loop {
             settle(nodes, &mut ended);
             if self.around.cancel.is_cancelled() {
-                let waits = |index: &usize| running.iter().all(|build| build.index != *index);
-                for index in (0..nodes.len()).filter(waits) {
-                    ended[index].get_or_insert(NodeOutcome::Interrupted);
+                for (index, outcome) in ended.iter_mut().enumerate() {
+                    if !is_running(&running, index) {
+                        outcome.get_or_insert(NodeOutcome::Interrupted);
+                    }
                 }
             }
             while let Some(index) = next(nodes, &ended, &running, budget) {
@@ -187,16 +188,21 @@ fn next(
     running: &[RunningBuild<'_>],
     budget: Budget,
 ) -> Option<usize> {
-    let is_ready = |index: &usize| {
-        let is_there = |parent: usize| matches!(ended[parent], Some(NodeOutcome::Done(..)));
-        ended[*index].is_none()
-            && running.iter().all(|build| build.index != *index)
-            && nodes[*index].parent.is_none_or(is_there)
-    };
+    let waiting = (0..nodes.len()).filter(|index| ended[*index].is_none() && !is_running(running, *index));
+    let ready = waiting.filter(|index| nodes[*index].parent.is_none_or(|parent| is_done(ended[parent].as_ref())));
     let used: u64 = running.iter().map(|build| build.memory).sum();
-    let fits = |index: &usize| running.len() < budget.jobs && used + cost(&nodes[*index]) <= budget.memory;
-    let ready = (0..nodes.len()).filter(is_ready).filter(|index| running.is_empty() || fits(index));
-    ready.max_by_key(|index| (nodes[*index].height, std::cmp::Reverse(*index)))
+    let affordable = ready.filter(|index| {
+        running.is_empty() || running.len() < budget.jobs && used + cost(&nodes[*index]) <= budget.memory
+    });
+    affordable.max_by_key(|index| (nodes[*index].height, std::cmp::Reverse(*index)))
+}
+
+fn is_done(outcome: Option<&NodeOutcome>) -> bool {
+    matches!(outcome, Some(NodeOutcome::Done(..)))
+}
+
+fn is_running(running: &[RunningBuild<'_>], index: usize) -> bool {
+    running.iter().any(|build| build.index == index)
 }
 
 /// Drives all builds on this one thread until one is over: QEMU's parent-death signal is bound to the thread that starts

@@ -96,6 +96,10 @@ fn key(plan: &Plan) -> CacheKey {
     CacheKey::root().then(&json!({ "twin": base, "format": format_name(plan.base.format), "codec": zstd_version() }))
 }
 
+fn open(path: &Path) -> Result<File, ScratchError> {
+    File::open(path).map_err(ScratchError::at("the compressed base", path))
+}
+
 struct TwinBuilder {
     plan: Plan,
     cache: Option<LayerCache>,
@@ -106,8 +110,8 @@ struct TwinBuilder {
 
 impl TwinBuilder {
     fn run(&self, send: oneshot::Sender<(TwinReader, Option<Stack>)>) -> Result<(), Failure> {
-        let open = |path: &Path| File::open(path).map_err(ScratchError::at("the compressed base", path));
-        let (base, key) = (&self.plan.base, key(&self.plan));
+        let base = &self.plan.base;
+        let key = key(&self.plan);
         if let Some(twin) = TwinReader::itself(open(&base.file)?, base.format) {
             let _ = send.send((twin, None));
             return Ok(());

@@ -126,7 +126,8 @@ struct SimulatedBuild<'a> {
 
 impl SimulatedHost {
     fn new(seed: u64) -> Self {
-        let (folder, dice) = (scratch_folder(), Dice::new(seed));
+        let folder = scratch_folder();
+        let dice = Dice::new(seed);
         let mut world = Self { folder, dice, images: BTreeMap::new(), made: 0 };
         let project = world.place("project");
         fs::create_dir_all(project.join("site/sub")).unwrap();
@@ -222,7 +223,8 @@ impl SimulatedHost {
 
     fn change_file(&mut self, file: PathBuf) -> Change {
         let project = self.place("project");
-        let (number, mode) = (self.dice.roll(3), self.pick(&[0o600, 0o644, 0o640, 0o755]));
+        let number = self.dice.roll(3);
+        let mode = self.pick(&[0o600, 0o644, 0o640, 0o755]);
         let kind = self.dice.roll(18);
         // A file that is no longer there cannot be changed.
         Box::new(move || {
@@ -267,7 +269,8 @@ impl SimulatedHost {
         moment: Moment,
         counts: &mut Counts,
     ) -> Result<Image, BuildRefusal> {
-        let (machine, fetched) = (self.place("machine"), self.place("fetched"));
+        let machine = self.place("machine");
+        let fetched = self.place("fetched");
         clear_machine(&machine);
         clear(&fetched);
         let mut layers = StepCache::new(plan, Events::new(Vec::new()), cache.cloned(), self.folder.path());
@@ -399,7 +402,8 @@ impl SimulatedHost {
         let file = self.pick_below(input_path(&planned.step.action).unwrap());
         let Ok(content) = fs::read(&file) else { return Vec::new() };
         let other = vec![b'?'; content.len()];
-        let (first, second) = (file.clone(), file);
+        let first = file.clone();
+        let second = file;
         // In place: the same inode, size and mode throughout.
         let write = |path: &Path, content: &[u8]| {
             let _ = fs::File::options().write(true).open(path).and_then(|file| file.write_all_at(content, 0));
@@ -432,8 +436,8 @@ impl SimulatedHost {
 impl SimulatedBuild<'_> {
     fn take(&mut self, index: usize, stream: &[u8]) {
         let Action::Fetch { from, to } = &self.plan.steps[index].step.action else { panic!("no fetch") };
-        let (root, limits) = (self.fetched.clone(), self.limits);
-        let request = FetchRequest { from: from.clone(), root, to: to.clone(), limits };
+        let root = self.fetched.clone();
+        let request = FetchRequest { from: from.clone(), root, to: to.clone(), limits: self.limits };
         let (tree, _) = receive(stream, &request).unwrap();
         self.limits = self.limits.besides(&tree);
     }

@@ -17,8 +17,8 @@ use crate::guest::step_record::StepRecord;
 use crate::layer::index::LayerIndex;
 use crate::layer::{LayerCache, LayerFacts, Stack};
 use crate::machine::checkpoint::RamFormat;
+use crate::plan::Plan;
 use crate::plan::trace::UnusedLayer;
-use crate::plan::{Plan, PlannedStep};
 use crate::session::{FetchedTree, Hello};
 use crate::specfile::Action;
 
@@ -92,8 +92,8 @@ impl StartingPoints {
     /// goes back far enough for the steps that it repeats to fit into few layers, with which the next builds begin.
     fn leave_out_deep_ones(&mut self, last: usize) {
         let Some(deepest) = self.all.iter().map(|point| point.at).max() else { return };
-        let fits = |point: &StartingPoint| point.final_depth(last) <= MOST_LAYERS;
-        let has_one_that_fits = self.all.iter().any(|point| point.at == deepest && fits(point));
+        let mut deepest = self.all.iter().filter(|point| point.at == deepest);
+        let has_one_that_fits = deepest.any(|point| point.final_depth(last) <= MOST_LAYERS);
         let most = if has_one_that_fits { MOST_LAYERS } else { MOST_LAYERS / 2 };
         let deep = self.all.extract_if(.., |point| point.final_depth(last) > most).map(|point| point.at);
         self.unused.extend(deep.map(|at| (at, UnusedLayer::Deep)));
@@ -107,7 +107,8 @@ impl StepCache<'_> {
         let Some(cache) = self.cache.clone() else { return Ok((ResumePoint::Base, Vec::new())) };
         let (mut begin, mut done) = self.look(&cache);
         if matches!(begin, ResumePoint::Base) && self.claim.is_none() {
-            let (events, key) = (self.events.clone(), self.plan.base_key);
+            let events = self.events.clone();
+            let key = self.plan.base_key;
             let waiting =
                 move || events.notice(NoticeLevel::Info, "another build boots the same machine; waiting for it");
             let claimed = spawn_blocking(move || cache.claim(key, waiting));
@@ -244,12 +245,12 @@ impl StepCache<'_> {
 
     /// Returns the steps that a layer at this place in the keys covers.
     fn done(&self, at: usize, stack: &Stack) -> Vec<StepRecord> {
-        let step = |planned: &PlannedStep| {
+        let covered = self.plan.steps.iter().take(at).map(|planned| {
             let key = planned.key.to_string();
             let during = stack.layers().find_map(|layer| layer.during(&key));
             StepRecord { took: Duration::ZERO, fetched: FetchedTree::default(), cached: true, during }
-        };
-        self.plan.steps.iter().take(at).map(step).collect()
+        });
+        covered.collect()
     }
 }
 
