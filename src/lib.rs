@@ -15,6 +15,7 @@ pub mod event;
 pub mod free_space;
 mod fs;
 pub mod guest;
+mod initramfs;
 pub mod layer;
 pub mod machine;
 pub mod masking;

@@ -25,7 +25,7 @@ use crate::deadline::{Deadline, DeadlineError};
 use crate::error::Failure;
 use crate::event::{Event, NoticeLevel, Outcome, Stage};
 use crate::free_space;
-use crate::guest::boot::{self, Guest};
+use crate::guest::boot::{self, Guest, MachineSite};
 use crate::guest::run::DiskImage;
 use crate::guest::step_record::StepRecord;
 use crate::guest::{cloud_init, leftovers, shutdown};
@@ -245,7 +245,9 @@ impl<'a> BuildContext<'a> {
         let disks = self.plan.outputs.disks.iter();
         let images = disks.map(|disk| DiskImage { path: convert::place(self, disk, staging), format: disk.format });
         let images: Vec<_> = images.collect();
-        let bench = test::Bench { site: self.site(), disk_size: self.plan.disk_size(), tests };
+        let machine = self.plan.machine.fully_booted();
+        let site = MachineSite { machine: &machine, ..self.site() };
+        let bench = test::Bench { site, disk_size: self.plan.disk_size(), tests };
         let mut outcomes = Vec::new();
         test::test(&bench, &images, test::Coverage::First, &mut outcomes).await?;
         let id = publish::image_id(self.plan)?.to_string();
@@ -271,7 +273,7 @@ impl<'a> BuildContext<'a> {
             let ResumePoint::Memory(stack, format, hello) = begin else {
                 return Ok((self.boot(layers, begin).await?, done));
             };
-            boot::prepare(self)?;
+            boot::prepare(self, &boot::backing(self.plan, Some(&stack)))?;
             match boot::resume_layer(self, &stack, format, hello.clone()).await {
                 Ok(guest) => {
                     layers.began(ResumePoint::Memory(stack, format, hello));

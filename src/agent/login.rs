@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::accounts::User;
-use super::read_text;
+use super::{boot_mode, read_text};
 
 /// The search path of root where login.defs(5) sets neither `ENV_SUPATH` nor `ENV_PATH`.
 pub(super) const ROOT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -32,7 +32,13 @@ pub fn environment(user: &User, etc: &Path, is_shell: bool) -> Environment {
     }
     environment.extend(assignments(&read_text(etc.join("environment"))));
     environment.extend(own_variables(user));
+    environment.extend(without_init());
     environment
+}
+
+/// Returns the variable that tells systemctl(1) that no systemd runs: it changes files alone.
+fn without_init() -> Option<(String, String)> {
+    boot_mode::is_direct().then(|| ("SYSTEMD_OFFLINE".to_owned(), "1".to_owned()))
 }
 
 /// Returns the environment of kiln's own commands, which does not depend on the guest's files.

@@ -1,4 +1,5 @@
-//! The agent as a program of its own: `kiln-agent [PORT]`, std only, linked statically.
+//! The agent as a program of its own: `kiln-agent [PORT]`, std only, linked statically. In kiln's initramfs it is also the
+//! first process, which starts it again as `kiln-agent --direct`.
 
 #![deny(unsafe_code)]
 
@@ -8,6 +9,14 @@ mod agent;
 mod wire;
 
 fn main() {
-    let port = std::env::args_os().nth(1).map(std::path::PathBuf::from);
-    agent::run(port.as_deref(), agent::shutdown::power_off);
+    if agent::init::is_first_process() {
+        agent::init::run();
+    }
+    let argument = std::env::args_os().nth(1);
+    if argument.as_ref().is_some_and(|argument| argument == agent::init::DIRECT) {
+        agent::boot_mode::declare_direct();
+        agent::run(None, agent::init::power_off);
+        return;
+    }
+    agent::run(argument.as_deref().map(std::path::Path::new), agent::shutdown::power_off);
 }

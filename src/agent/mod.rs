@@ -24,6 +24,7 @@ use cgroup::CgroupTree;
 use leftovers::Leftovers;
 
 pub mod accounts;
+pub mod boot_mode;
 mod bus;
 mod cgroup;
 mod device;
@@ -31,6 +32,7 @@ mod disk_view;
 mod exec;
 mod facts;
 mod guest_files;
+pub mod init;
 mod kernel_log;
 mod leftovers;
 mod link;

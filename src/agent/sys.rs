@@ -1,6 +1,6 @@
 //! Calls of the C library that std does not offer. This is the only unsafe code of the agent.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_long, c_void};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -23,6 +23,8 @@ pub const O_NOFOLLOW: i32 = 0o400_000;
 pub const O_NOCTTY: i32 = 0o400;
 /// `O_NONBLOCK`.
 pub const O_NONBLOCK: i32 = 0o4000;
+/// `MS_NOSUID` and `MS_NODEV`.
+pub const NO_SETUID_OR_DEVICES: u64 = 2 | 4;
 
 const SIGHUP: c_int = 1;
 /// The last one that is not a real-time signal.
@@ -38,6 +40,7 @@ const ENXIO: i32 = 6;
 const CLOCK_REALTIME: c_int = 0;
 const MS_NOSUID_NODEV_NOEXEC: u64 = 2 | 4 | 8;
 const MS_RDONLY_NOATIME: u64 = 1 | 1024;
+const MS_RDONLY: u64 = 1;
 const MS_REMOUNT: u64 = 32;
 const MS_BIND: u64 = 4096;
 const MS_MOVE: u64 = 8192;
@@ -85,6 +88,8 @@ const FITRIM: u64 = 0xc018_5879;
 const RNDADDENTROPY: u64 = 0x4008_5203;
 const RNDRESEEDCRNG: u64 = 0x5207;
 const SECOND: i64 = 1_000_000_000;
+/// `init_module` of x86-64 (syscalls(2)), which the C library does not offer.
+const SYS_INIT_MODULE: c_long = 175;
 
 #[repr(C)]
 struct Timespec {
@@ -126,6 +131,9 @@ unsafe extern "C" {
     fn umount2(on: *const c_char, flags: c_int) -> c_int;
     fn statfs(path: *const c_char, about: *mut u64) -> c_int;
     fn unshare(flags: c_int) -> c_int;
+    fn waitpid(pid: c_int, status: *mut c_int, options: c_int) -> c_int;
+    fn reboot(command: c_int) -> c_int;
+    fn syscall(number: c_long, ...) -> c_long;
 }
 
 /// The numbers of a user, as the kernel uses them.
@@ -456,6 +464,98 @@ fn unmount_with(on: &Path, flags: c_int) -> io::Result<()> {
     let on = c_path(on)?;
     // SAFETY: a valid C string.
     check(unsafe { umount2(on.as_ptr(), flags) })
+}
+
+/// Mounts a file system that is on no device.
+#[expect(unsafe_code, reason = "libc")]
+pub fn mount_new(kind: &CStr, on: &Path, flags: u64, options: &CStr) -> io::Result<()> {
+    let on = c_path(on)?;
+    // SAFETY: valid C strings all.
+    check(unsafe { mount(kind.as_ptr(), on.as_ptr(), kind.as_ptr(), flags, options.as_ptr().cast()) })
+}
+
+/// Mounts the device of a root file system, writable, with programs and devices.
+#[expect(unsafe_code, reason = "libc")]
+pub fn mount_root(device: &Path, on: &Path, kind: &str) -> io::Result<()> {
+    let (device, on, kind) = (c_path(device)?, c_path(on)?, CString::new(kind)?);
+    // SAFETY: valid C strings; no options.
+    check(unsafe { mount(device.as_ptr(), on.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) })
+}
+
+/// Shows a file or folder at a second place.
+pub fn bind_mount(from: &Path, on: &Path) -> io::Result<()> {
+    change_mount(Some(from), on, MS_BIND)
+}
+
+/// Makes a file system read-only: everything is written first.
+///
+/// # Errors
+/// When a file is open for writing.
+pub fn make_read_only(on: &Path) -> io::Result<()> {
+    change_mount(None, on, MS_REMOUNT | MS_RDONLY)
+}
+
+/// Unmounts a file system that nothing uses.
+pub fn unmount_now(on: &Path) -> io::Result<()> {
+    unmount_with(on, UMOUNT_NOFOLLOW)
+}
+
+/// Loads a module of the kernel without parameters. One that is loaded already is no error.
+#[expect(unsafe_code, reason = "the C library has no init_module")]
+pub fn load_module(module: &[u8]) -> io::Result<()> {
+    // SAFETY: a buffer with its length, and an empty C string.
+    let result = unsafe { syscall(SYS_INIT_MODULE, module.as_ptr(), module.len(), c"".as_ptr()) };
+    let error = io::Error::last_os_error();
+    if result == 0 || error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) }
+}
+
+/// A process that has ended.
+#[derive(Debug)]
+pub struct EndedProcess {
+    /// Its number.
+    pub pid: u32,
+    /// Whether it exited with 0.
+    pub is_success: bool,
+}
+
+/// Waits until any child ends.
+///
+/// # Errors
+/// When there is none.
+#[expect(unsafe_code, reason = "std waits for its own children alone")]
+pub fn wait_for_any() -> io::Result<EndedProcess> {
+    let mut status = 0;
+    loop {
+        // SAFETY: a pointer to a number, which the call writes.
+        let pid = unsafe { waitpid(-1, &raw mut status, 0) };
+        match u32::try_from(pid) {
+            Ok(pid) => return Ok(EndedProcess { pid, is_success: status == 0 }),
+            Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// How a machine ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PowerAction {
+    /// It is powered off.
+    PowerOff,
+    /// It restarts.
+    Reboot,
+}
+
+/// Ends the machine at once (reboot(2)). Only the first process may do so unconditionally.
+#[expect(unsafe_code, reason = "libc")]
+pub fn end_machine(action: PowerAction) -> ! {
+    let command: u32 = match action {
+        PowerAction::PowerOff => 0x4321_fedc,
+        PowerAction::Reboot => 0x0123_4567,
+    };
+    // SAFETY: no pointers.
+    let _ = unsafe { reboot(command.cast_signed()) };
+    // The kernel panics when its first process ends, which the host notices.
+    std::process::exit(1)
 }
 
 fn timespec(nanoseconds: i64) -> Timespec {

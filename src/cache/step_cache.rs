@@ -32,7 +32,6 @@ use crate::machine::MachineError;
 use crate::machine::argv::{OVERLAY, UEFI_VARS};
 use crate::machine::checkpoint::fingerprint;
 use crate::plan::key::CacheKey;
-use crate::plan::machine::MachineFirmware;
 use crate::plan::{Plan, reads_secret};
 use crate::process;
 use crate::resolve::facts::check_base;
@@ -329,16 +328,16 @@ impl<'a> StepCache<'a> {
     }
 
     async fn freeze(&self, guest: &mut Guest, overlay: &str) -> Result<(), MachineError> {
-        if let MachineFirmware::Uefi(_) = self.plan.machine.firmware {
+        if self.plan.machine.started_uefi().is_some() {
             guest.machine.flush().await?;
         }
         guest.machine.freeze_disk(overlay).await
     }
 
     fn take_uefi_vars(&self, build: &BuildContext<'_>, draft: &Draft) -> io::Result<()> {
-        match self.plan.machine.firmware {
-            MachineFirmware::Uefi(_) => draft.take_uefi_vars(&build.work.join(UEFI_VARS)),
-            MachineFirmware::Bios => Ok(()),
+        match self.plan.machine.started_uefi() {
+            Some(_) => draft.take_uefi_vars(&build.work.join(UEFI_VARS)),
+            None => Ok(()),
         }
     }
 

@@ -30,6 +30,7 @@ pub mod header_error;
 pub mod identity;
 pub mod inspect;
 mod inventory;
+pub mod linux_kernel;
 pub mod listing;
 mod lookup;
 pub(crate) mod magic;

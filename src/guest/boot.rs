@@ -22,10 +22,11 @@ use crate::plan::{Plan, with_grace};
 use crate::seed;
 use crate::session::{AGENT, Exec, Exit, GuestError, Hello, Session};
 use crate::size::{ByteSize, format_duration};
-use crate::specfile::{DiskFormat, NetworkBackend};
+use crate::specfile::{BootMode, DiskFormat, NetworkBackend};
 
 use super::agent_obstacles::KnownObstacles;
 use super::dead_ends::hopeless;
+use super::direct_boot;
 use super::pending_units::{UnfinishedUnits, console_start_job};
 use super::power_requests::PowerSuspects;
 
@@ -198,12 +199,15 @@ pub(crate) fn backing(plan: &Plan, stack: Option<&Stack>) -> BackingFiles {
     BackingFiles(layers.chain([(plan.base.file.clone(), plan.base.format.into())]).collect())
 }
 
-/// Creates the overlay and the seed in the scratch folder.
-pub(crate) fn prepare(build: &BuildContext<'_>) -> Result<(), Failure> {
+/// Creates the overlay, and what starts the agent, in the scratch folder.
+pub(crate) fn prepare(build: &BuildContext<'_>, backing: &BackingFiles) -> Result<(), Failure> {
     let plan = build.plan;
     let overlay = build.work.join(OVERLAY);
     create_overlay(&overlay, plan.disk_size()).map_err(ScratchError::at("an overlay", &overlay))?;
-    write_seed(build.site(), seed::BootPurpose::Build { grow: plan.grows() })
+    match plan.machine.boot {
+        BootMode::Full => write_seed(build.site(), seed::BootPurpose::Build { grow: plan.grows() }),
+        BootMode::Direct => direct_boot::prepare(build, backing, plan.grows()),
+    }
 }
 
 /// Writes the seed into the scratch folder.
@@ -219,7 +223,7 @@ pub(crate) async fn boot(build: &BuildContext<'_>, stack: Option<&Stack>) -> Res
     let machine = machine_on(build.plan, stack);
     let backing = backing(build.plan, stack);
     let attempt = async || {
-        prepare(build)?;
+        prepare(build, &backing)?;
         start(MachineSite { machine: &machine, ..build.site() }, &backing).await
     };
     let guest = boot_despite_crash(&build.events, attempt).await?;
@@ -366,6 +370,9 @@ impl Guest {
     }
 
     async fn finish_boot(&mut self, site: MachineSite<'_>) -> Result<(), Failure> {
+        if site.machine.boot == BootMode::Direct {
+            return Ok(());
+        }
         let patience = site.machine.boot_timeout;
         if let Some(other) = self.hello.instance_id.as_ref().filter(|id| *id != seed::INSTANCE_ID) {
             return Err(BootError::OtherSeed(other.clone()).into());
@@ -397,7 +404,7 @@ impl Guest {
     pub(crate) async fn reboot(&mut self, site: MachineSite<'_>) -> Result<(), Failure> {
         let patience = site.machine.boot_timeout;
         self.machine.tolerate_resets(RESETS_AT_REBOOT);
-        let exec = Exec { timeout: Some(patience), ..Exec::new(["sh", "-c", "sync; exec reboot"]) };
+        let exec = Exec { timeout: Some(patience), ..Exec::new(["sh", "-c", reboot_command(site.machine.boot)]) };
         let rebooted = async {
             // The command may be cut off by the very reboot that it asked for.
             match self.session.exec(&exec, &mut |_, _| {}).await {
@@ -409,6 +416,15 @@ impl Guest {
         let settled = self.finish_boot(site).await;
         self.machine.tolerate_resets(0);
         settled
+    }
+}
+
+/// Returns the command that reboots a guest. In a direct boot the first process reboots when the agent, which is the parent of
+/// the command, has ended.
+fn reboot_command(boot: BootMode) -> &'static str {
+    match boot {
+        BootMode::Full => "sync; exec reboot",
+        BootMode::Direct => "sync; touch /run/kiln/reboot; exec kill -KILL $PPID",
     }
 }
 

@@ -4,6 +4,7 @@ pub mod agent_obstacles;
 pub mod boot;
 pub mod cloud_init;
 pub(crate) mod dead_ends;
+mod direct_boot;
 pub mod hints;
 pub mod leftovers;
 pub mod mount_agreement;

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::plan::machine::{Accelerator, MachineFirmware, PlannedMachine, PrivateNetworkAccess};
-use crate::specfile::{DiskFormat, NetworkBackend};
+use crate::plan::machine::{Accelerator, PlannedMachine, PrivateNetworkAccess};
+use crate::specfile::{BootMode, DiskFormat, NetworkBackend};
 use crate::wire::{DISK_SERIAL, PORT};
 
 use super::agent_port::DEVICE;
@@ -33,6 +33,10 @@ pub const ANSWERS_FD: RawFd = 8;
 pub const OVERLAY: &str = "overlay.qcow2";
 /// Name of the seed in the scratch folder.
 pub const SEED: &str = "seed.img";
+/// Name of the kernel of a direct boot in the scratch folder.
+pub const KERNEL: &str = "kernel";
+/// Name of the initramfs of a direct boot in the scratch folder.
+pub const INITRAMFS: &str = "initramfs";
 /// Name of this machine's copy of the UEFI variable store in the scratch folder.
 pub const UEFI_VARS: &str = "uefi-vars.fd";
 
@@ -46,6 +50,9 @@ pub const HOTPLUG_BUS: &str = "hotplug0";
 pub(crate) const SYSTEM_UUID: &str = "6b696c6e-0000-4000-8000-000000000001";
 /// MAC address of the network card, from the range that QEMU uses for its own cards; locally administered.
 pub(crate) const MAC: &str = "52:54:00:6b:69:6c";
+
+/// Parameters of the kernel of a direct boot: its messages go where those of a boot loader's kernel would, and a panic is final.
+const COMMAND_LINE: &str = "console=ttyS0 panic=0";
 
 /// Name of the node that takes the guest's writes at first.
 pub const TOP: &str = "disk";
@@ -72,9 +79,15 @@ pub fn argv(machine: &PlannedMachine, backing: &BackingFiles, start: Start) -> V
         // QEMU reports nothing that happens before its monitor is used, such as a KVM that fails on the first instruction.
         args.flag("-S");
     }
-    firmware(&mut args, &machine.firmware);
+    match machine.boot {
+        BootMode::Full => firmware(&mut args, machine),
+        BootMode::Direct => kernel(&mut args),
+    }
     channels(&mut args);
-    disks(&mut args, backing);
+    disks(&mut args, backing, machine.boot);
+    if machine.boot == BootMode::Full {
+        seed(&mut args);
+    }
     if machine.network == NetworkBackend::User {
         user_network(&mut args, machine, "");
     }
@@ -88,9 +101,10 @@ pub fn argv(machine: &PlannedMachine, backing: &BackingFiles, start: Start) -> V
 pub fn interactive(machine: &PlannedMachine, backing: &BackingFiles, ssh: Option<u16>, uuid: &str) -> Vec<String> {
     let mut args = QemuArgs::default();
     basics(&mut args, machine, Start::Boot, uuid);
-    firmware(&mut args, &machine.firmware);
+    firmware(&mut args, machine);
     args.option("-serial", "mon:stdio");
-    disks(&mut args, backing);
+    disks(&mut args, backing, BootMode::Full);
+    seed(&mut args);
     let forward = ssh.map(|port| format!(",hostfwd=tcp:127.0.0.1:{port}-:22")).unwrap_or_default();
     user_network(&mut args, machine, &forward);
     args.0
@@ -151,8 +165,15 @@ fn basics(args: &mut QemuArgs, machine: &PlannedMachine, start: Start, uuid: &st
     args.option("-device", format!("pcie-root-port,id={HOTPLUG_BUS},chassis=1,slot=1"));
 }
 
-fn firmware(args: &mut QemuArgs, firmware: &MachineFirmware) {
-    let MachineFirmware::Uefi(uefi) = firmware else { return };
+/// Adds the kernel that QEMU starts by itself.
+fn kernel(args: &mut QemuArgs) {
+    args.option("-kernel", KERNEL);
+    args.option("-initrd", INITRAMFS);
+    args.option("-append", COMMAND_LINE);
+}
+
+fn firmware(args: &mut QemuArgs, machine: &PlannedMachine) {
+    let Some(uefi) = machine.started_uefi() else { return };
     args.blockdev(&json!({
         "node-name": "uefi-code", "driver": uefi.code_format, "read-only": true,
         "file": file_node(&uefi.code, true),
@@ -174,17 +195,19 @@ fn channels(args: &mut QemuArgs) {
     args.option("-device", format!("virtserialport,id={DEVICE},bus=ports.0,chardev=agent,name={PORT}"));
 }
 
-fn disks(args: &mut QemuArgs, backing: &BackingFiles) {
+fn disks(args: &mut QemuArgs, backing: &BackingFiles, boot: BootMode) {
     // no-flush: the overlay is scratch until the guest has powered off, and is worthless if the host dies before that.
     let mut node = overlay_node(TOP, OVERLAY);
     node["backing"] = backing_nodes(args, backing);
     args.blockdev(&node);
-    args.option(
-        "-device",
-        format!("virtio-blk-pci,drive=disk,serial={DISK_SERIAL},bootindex=0,werror=stop,rerror=stop"),
-    );
-    // The seed comes last: cloud-init tries labelled devices in reverse order, so that it takes precedence over one that the
-    // base image may contain.
+    // QEMU gives the first place to a kernel that it starts itself.
+    let place = if boot == BootMode::Full { ",bootindex=0" } else { "" };
+    args.option("-device", format!("virtio-blk-pci,drive=disk,serial={DISK_SERIAL}{place},werror=stop,rerror=stop"));
+}
+
+/// Adds the seed. It comes last: cloud-init tries labelled devices in reverse order, so that it takes precedence over one that
+/// the base image may contain.
+fn seed(args: &mut QemuArgs) {
     args.blockdev(&json!({
         "node-name": "seed", "driver": "raw", "read-only": true, "file": file_node(Path::new(SEED), true),
     }));

@@ -22,7 +22,7 @@ use tokio::time::{sleep, timeout};
 use super::argv::{BackingFiles, Start, argv, overlay_node};
 use super::{MachineError, MachineExit, MachineState, RunningMachine, typed};
 use crate::digest::hex;
-use crate::plan::machine::{MachineFirmware, PlannedMachine};
+use crate::plan::machine::PlannedMachine;
 
 /// Time limit of a transfer. A gigabyte takes seconds; a full host disk shows as an error, not as silence.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(120);
@@ -71,11 +71,8 @@ pub fn fingerprint(machine: &PlannedMachine) -> String {
         add(&mut hash, arg.as_bytes());
     }
     add(&mut hash, machine.qemu_version.as_bytes());
-    let firmware = match &machine.firmware {
-        MachineFirmware::Uefi(uefi) => vec![uefi.code.as_path(), uefi.vars_template.as_path()],
-        MachineFirmware::Bios => Vec::new(),
-    };
-    for file in std::iter::once(machine.qemu.as_path()).chain(firmware) {
+    let firmware = machine.started_uefi().map(|uefi| [uefi.code.as_path(), uefi.vars_template.as_path()]);
+    for file in std::iter::once(machine.qemu.as_path()).chain(firmware.into_iter().flatten()) {
         // A package's upgrade changes size or time; an unreadable file gives another digest than a readable one.
         if let Ok(metadata) = std::fs::metadata(file) {
             add(&mut hash, &metadata.size().to_le_bytes());

@@ -30,7 +30,7 @@ use tokio::time::timeout;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Events, NoticeLevel};
 use crate::masking::SecretMask;
-use crate::plan::machine::{MachineFirmware, PlannedMachine};
+use crate::plan::machine::PlannedMachine;
 use crate::process;
 
 pub mod accel;
@@ -301,7 +301,7 @@ pub async fn launch(
     events: &Events,
     mask: &SecretMask,
 ) -> Result<(RunningMachine, UnixStream), Failure> {
-    if let MachineFirmware::Uefi(uefi) = &machine.firmware {
+    if let Some(uefi) = machine.started_uefi() {
         let copied = std::fs::copy(&uefi.vars_template, folder.join(UEFI_VARS));
         copied.map_err(MachineError::prepare("the UEFI variable store"))?;
     }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::size::ByteSize;
-use crate::specfile::{BaseFormat, DiskFormat, NetworkBackend, PrivateDestination};
+use crate::specfile::{BaseFormat, BootMode, DiskFormat, NetworkBackend, PrivateDestination};
 
 use super::host::UefiFirmware;
 
@@ -32,6 +32,8 @@ pub struct PlannedMachine {
     pub disk: Option<ByteSize>,
     /// The firmware that starts the boot loader.
     pub firmware: MachineFirmware,
+    /// How the guest starts.
+    pub boot: BootMode,
     /// Whether the guest has a network card.
     pub network: NetworkBackend,
     /// What the guest may reach over its network besides public addresses.
@@ -56,6 +58,21 @@ impl PlannedMachine {
     #[must_use]
     pub fn has_qemu(&self) -> bool {
         !self.qemu_version.is_empty()
+    }
+
+    /// Returns the UEFI firmware that the machine starts, if it starts any: a direct boot needs none.
+    #[must_use]
+    pub fn started_uefi(&self) -> Option<&UefiFirmware> {
+        match &self.firmware {
+            MachineFirmware::Uefi(uefi) if self.boot == BootMode::Full => Some(uefi),
+            _ => None,
+        }
+    }
+
+    /// Returns the machine with a full boot, as tests need it.
+    #[must_use]
+    pub fn fully_booted(&self) -> Self {
+        Self { boot: BootMode::Full, ..self.clone() }
     }
 
     /// Sets the UEFI variables that the machine begins with, in place of those that come with the firmware.

@@ -349,6 +349,7 @@ fn plan_machine(spec: &Spec, facts: &Facts) -> Result<PlannedMachine, PlanError>
         memory: wanted.memory,
         disk: wanted.disk,
         firmware: choose_firmware(wanted.firmware, facts)?,
+        boot: wanted.boot,
         network: wanted.network,
         private_network: PrivateNetworkAccess::Listed(spec.network.private.clone()),
         boot_timeout: scaled(wanted.boot_timeout, accelerator),

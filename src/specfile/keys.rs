@@ -25,7 +25,7 @@ use super::value_kinds::{
     title, word,
 };
 use super::{
-    AccelChoice, BaseFormat, Command, Compression, FileOwner, FirmwareKind, NetworkBackend, OutputFormat,
+    AccelChoice, BaseFormat, BootMode, Command, Compression, FileOwner, FirmwareKind, NetworkBackend, OutputFormat,
     PrivateDestination, seal,
 };
 
@@ -187,6 +187,9 @@ table! {
         disk: Option<SpannedValue<ByteSize>> = Optional(size(DISK)),
         /// What starts the boot loader.
         firmware: FirmwareKind = DefaultedKey(choice([("bios", FirmwareKind::Bios), ("uefi", FirmwareKind::Uefi)], &[]), "'bios'"),
+        /// How the guest of a build starts: `full` is firmware, boot loader, init and services; with `direct`, QEMU starts the
+        /// kernel of the image and no service runs, which takes seconds. Tests always boot in full.
+        boot: BootMode = DefaultedKey(choice([("full", BootMode::Full), ("direct", BootMode::Direct)], &[]), "'full'"),
         /// `auto` is KVM where it works, else software emulation; `kvm` insists.
         accel: AccelChoice = DefaultedKey(choice([("auto", AccelChoice::Auto), ("kvm", AccelChoice::Kvm), ("tcg", AccelChoice::Tcg)], &[]), "'auto'"),
         /// `none` is no network card at all, `user` QEMU's user-mode network, which reaches public addresses alone.

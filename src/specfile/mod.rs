@@ -192,6 +192,8 @@ pub struct MachineSpec {
     pub disk: Option<ByteSize>,
     /// The firmware that starts the boot loader.
     pub firmware: FirmwareKind,
+    /// How the guest of a build is started.
+    pub boot: BootMode,
     /// The accelerator that the spec asks for.
     pub accel: AccelChoice,
     /// Whether the guest has a network card.
@@ -208,6 +210,16 @@ pub enum FirmwareKind {
     Bios,
     /// UEFI firmware: OVMF.
     Uefi,
+}
+
+/// How the guest of a build is started. Tests always boot it in full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BootMode {
+    /// Firmware, boot loader, init and services.
+    #[default]
+    Full,
+    /// QEMU starts the kernel of the image, and kiln's agent is its first process.
+    Direct,
 }
 
 /// The accelerator a spec asks for.

@@ -176,6 +176,7 @@ fn machine(raw: keys::Machine) -> MachineSpec {
         memory: raw.memory,
         disk: raw.disk.map(|disk| disk.value),
         firmware: raw.firmware,
+        boot: raw.boot,
         accel: raw.accel,
         network: raw.network,
         boot_timeout: raw.boot_timeout,

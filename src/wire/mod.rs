@@ -18,6 +18,7 @@ pub mod boot_mounts;
 pub mod cloud_init;
 pub mod code;
 pub mod device_name;
+pub mod direct_boot;
 pub mod fstab;
 pub mod guest_files;
 pub mod listing;

@@ -12,6 +12,7 @@ mod acceptance;
 mod bench;
 mod cache;
 mod contents;
+mod direct;
 mod faults;
 mod files;
 mod sealing;

@@ -30,7 +30,7 @@ use std::time::Instant;
 use self::files::SealRoot;
 use super::leftovers::Leftovers;
 use super::mount_table::{self, MountLine};
-use super::{RequestFailure, sys};
+use super::{RequestFailure, init, sys};
 use crate::wire::sealing::{OPERATIONS, SealOperation};
 use crate::wire::{Class, SealReport, SealRequest, UNIT_FOLDERS};
 
@@ -49,6 +49,7 @@ const MOST_NOTES: usize = 64;
 pub fn seal(request: &SealRequest, left: &Leftovers, records: &mut impl Write) -> Result<SealReport, RequestFailure> {
     let mut run = SealRun { since: Instant::now(), report: SealReport::default() };
     let operations = find_operations(&request.operations)?;
+    init::remove_policy().map_err(|error| RequestFailure::io("policy-rc.d", &error))?;
     // Most free blocks stay free, and the services end meanwhile: afterwards only the remaining ones have to be discarded.
     let trimmed = thread::spawn(|| mount_table::read_table().map(|table| trimming::trim(&table)));
     let still_running = services::stop();

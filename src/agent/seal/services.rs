@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::super::boot_mode;
 use super::super::bus::Bus;
 use super::super::login::SYSTEM_PATH;
 use super::{SYSTEMD, unit_folders};
@@ -48,6 +49,9 @@ const SCRIPTS: [&str; 8] = ["rsyslog", "syslog", "syslog-ng", "cron", "crond", "
 
 /// Stops services, and moves the journal off the disk. Returns the services that have not ended.
 pub fn stop() -> Vec<String> {
+    if boot_mode::is_direct() {
+        return Vec::new();
+    }
     if Path::new(SYSTEMD).is_dir() {
         let journal = thread::spawn(relinquish_journal);
         let still_running = isolate().unwrap_or_else(|_| {

@@ -1,0 +1,50 @@
+//! Direct boots: the guest's own kernel, with kiln's agent as the first process.
+
+use std::fs;
+
+use crate::bench::{Bench, manifest};
+
+const STEPS: &str = r#"
+[machine]
+boot = "direct"
+memory = "512MiB"
+[[step]]
+name = "no init runs"
+run = '''
+[ "$SYSTEMD_OFFLINE" = 1 ] && [ ! -d /run/systemd/system ]
+grep -q ' /boot/efi ' /proc/self/mountinfo
+[ -L /dev/fd ] && [ -c /dev/pts/ptmx ] && [ -w /dev/shm ]
+[ "$(uname -n)" = "$(cat /etc/hostname)" ]
+cat /proc/sys/kernel/random/boot_id >/root/boot
+useradd -m dev
+'''
+[[step]]
+name = "services are enabled and not started"
+run = '''
+printf '[Service]\nExecStart=/bin/sleep 1000\n[Install]\nWantedBy=multi-user.target\n' >/etc/systemd/system/mine.service
+systemctl enable mine.service
+invoke-rc.d cron restart 2>&1 | grep -q 'policy-rc.d denied'
+'''
+[[step]]
+reboot = true
+[[step]]
+name = "rebooted"
+run = '''
+[ "$(cat /root/boot)" != "$(cat /proc/sys/kernel/random/boot_id)" ]
+rm /root/boot
+'''
+[[test]]
+name = "the image boots in full"
+run = "[ ! -e /usr/sbin/policy-rc.d ] && id dev && systemctl is-active mine.service"
+"#;
+
+#[test]
+#[ignore = "boots a VM"]
+fn a_direct_boot_runs_steps_and_reboots_and_its_image_boots_in_full() {
+    let bench = Bench::new();
+    let image = bench.builds(&bench.spec("direct", STEPS));
+    let log = fs::read_to_string(image.with_file_name("build.log")).unwrap();
+    println!("{}", log.lines().filter(|line| line.contains(" ok ")).collect::<Vec<_>>().join("\n"));
+    assert!(log.contains("direct boot: kernel 6."), "{log}");
+    assert_eq!(manifest(&image)["contents"]["complete"], true);
+}
