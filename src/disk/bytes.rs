@@ -1,8 +1,14 @@
-//! Reads bytes of files, and integers out of untrusted bytes: if a slice is too short, the result is `None`, never a panic.
+//! Reads bytes of files, and structures out of untrusted bytes: if a slice is too short, the result is `None`, never a panic.
+//!
+//! The fields of a structure have the names of its specification, in snake case. A field that is named after its hexadecimal
+//! offset stands for one or more that kiln does not use.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+
+use zerocopy::little_endian::U16;
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 /// Reads up to `limit` bytes at `offset`; fewer only at the end of the file.
 pub(super) fn read_up_to(file: &File, offset: u64, limit: usize) -> io::Result<Vec<u8>> {
@@ -18,6 +24,16 @@ pub(super) fn read_up_to(file: &File, offset: u64, limit: usize) -> io::Result<V
     }
     bytes.truncate(filled);
     Ok(bytes)
+}
+
+/// Returns the structure at `at` of some bytes.
+pub(super) fn struct_at<T: FromBytes + KnownLayout + Immutable + Unaligned>(bytes: &[u8], at: usize) -> Option<&T> {
+    T::ref_from_prefix(bytes.get(at..)?).ok().map(|(found, _)| found)
+}
+
+/// Returns `count` structures, the first of which is at `at` of some bytes.
+pub(super) fn slice_at<T: FromBytes + Immutable + Unaligned>(bytes: &[u8], at: usize, count: usize) -> Option<&[T]> {
+    <[T]>::ref_from_prefix_with_elems(bytes.get(at..)?, count).ok().map(|(found, _)| found)
 }
 
 fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
@@ -52,6 +68,17 @@ pub(super) fn le64(bytes: &[u8], at: usize) -> Option<u64> {
 /// Reads a table of big-endian 64-bit words; an incomplete word at its end is left out.
 pub(super) fn be64_table(bytes: &[u8]) -> Vec<u64> {
     bytes.as_chunks().0.iter().map(|word| u64::from_be_bytes(*word)).collect()
+}
+
+/// Returns a field of bytes without the zeroes after them.
+pub(super) fn until_zero(field: &[u8]) -> &[u8] {
+    field.split(|byte| *byte == 0).next().unwrap_or_default()
+}
+
+/// Decodes UTF-16 up to the first zero; an unpaired surrogate becomes U+FFFD.
+pub(super) fn utf16(units: &[U16]) -> String {
+    let units: Vec<u16> = units.iter().map(|unit| unit.get()).take_while(|unit| *unit != 0).collect();
+    String::from_utf16_lossy(&units)
 }
 
 /// Formats a UUID of 16 bytes in network order, as RFC 9562 writes it.

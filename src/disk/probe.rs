@@ -3,8 +3,11 @@
 //!
 //! The superblocks are not trusted beyond that: a guest may have written them.
 
-use super::bytes::{le16, le32, le64, uuid};
+use zerocopy::little_endian::{U16, U64};
+
+use super::bytes::{struct_at, until_zero, utf16, uuid};
 use super::chain::{Chain, ChainError};
+use super::ext4::RawSuperblock;
 use super::gap::VolumeKind;
 use super::mbr::has_gpt;
 use super::partition::{Partition, PartitionKind};
@@ -133,20 +136,23 @@ pub(super) fn probe(disk: &Chain, partition: &Partition) -> Result<ProbedContent
     if has_raid_at_end(disk, partition)? {
         return Ok(ProbedContent::Known(ProbedVolume::unnamed(VolumeKind::Raid)));
     }
-    if is_external_journal(&head) {
-        return Ok(ProbedContent::Known(ProbedVolume::unnamed(VolumeKind::ExternalJournal)));
-    }
+    let ext4 = head.get(1024..).and_then(RawSuperblock::find);
     let found = STRONG.iter().chain(&WEAK).find(|superblock| superblock.is_in(&head));
-    Ok(match found {
-        Some(superblock) => ProbedContent::Known(superblock.read(&head)),
-        None if has_extended_magic(&head) => ProbedContent::Known(read_ext4_names(&head)),
-        None if has_uberblock(&head) => ProbedContent::Known(ProbedVolume::unnamed(VolumeKind::Zfs)),
-        None if partition.kind == PartitionKind::WholeDisk && has_gpt(&head) => {
-            ProbedContent::Known(ProbedVolume::unnamed(VolumeKind::DamagedTable))
+    Ok(ProbedContent::Known(match (ext4, found) {
+        (Some(ext4), _) if ext4.is_external_journal() => ProbedVolume::unnamed(VolumeKind::ExternalJournal),
+        (_, Some(superblock)) => superblock.read(&head),
+        (Some(ext4), None) => ProbedVolume {
+            kind: VolumeKind::Ext4,
+            uuid: uuid(ext4.s_uuid),
+            label: text(&ext4.s_volume_name).into_bytes(),
+        },
+        _ if has_uberblock(&head) => ProbedVolume::unnamed(VolumeKind::Zfs),
+        _ if partition.kind == PartitionKind::WholeDisk && has_gpt(&head) => {
+            ProbedVolume::unnamed(VolumeKind::DamagedTable)
         }
-        None if is_zero(&head) => ProbedContent::Empty,
-        None => ProbedContent::Unknown,
-    })
+        _ if is_zero(&head) => return Ok(ProbedContent::Empty),
+        _ => return Ok(ProbedContent::Unknown),
+    }))
 }
 
 /// Returns whether a superblock of this kind is overwritten when an ext4 or FAT file system is created.
@@ -161,14 +167,14 @@ impl SuperblockFormat {
 
     fn read(&self, head: &[u8]) -> ProbedVolume {
         let uuid = match self.kind {
-            VolumeKind::Luks => text(head, 168, 40),
+            VolumeKind::Luks => head.get(168..208).map(text),
             _ => self.uuid.and_then(|at| head.get(at..)?.first_chunk().copied()).map(uuid),
         };
         let label = match self.kind {
-            VolumeKind::F2fs => utf16(head, 1024 + 124, 512),
+            VolumeKind::F2fs => struct_at::<[U16; 512]>(head, 1024 + 124).map(|units| utf16(units)),
             // Only LUKS2 has a label; in LUKS1 the name of the cipher begins at byte 8 and fills the place with zeroes.
-            VolumeKind::Luks if head.get(6..8) == Some(&[0, 2]) => text(head, 24, 48),
-            _ => self.label.and_then(|(at, length)| text(head, at, length)),
+            VolumeKind::Luks if head.get(6..8) == Some(&[0, 2]) => head.get(24..72).map(text),
+            _ => self.label.and_then(|(at, length)| head.get(at..at + length)).map(text),
         };
         ProbedVolume { kind: self.kind, uuid: uuid.unwrap_or_default(), label: label.unwrap_or_default().into_bytes() }
     }
@@ -182,32 +188,8 @@ impl ProbedVolume {
 }
 
 /// Returns the string in a field that is padded with zeroes.
-fn text(head: &[u8], at: usize, length: usize) -> Option<String> {
-    let field = head.get(at..at + length)?;
-    let end = field.iter().position(|byte| *byte == 0).unwrap_or(length);
-    Some(String::from_utf8_lossy(&field[..end]).into_owned())
-}
-
-fn utf16(head: &[u8], at: usize, units: usize) -> Option<String> {
-    let units = head.get(at..at + 2 * units)?.as_chunks().0.iter().map(|unit| u16::from_le_bytes(*unit));
-    Some(char::decode_utf16(units.take_while(|unit| *unit != 0)).map(|c| c.unwrap_or('\u{fffd}')).collect())
-}
-
-/// Returns whether there is the superblock of an ext2, ext3 or ext4, readable or not (`s_magic`).
-fn has_extended_magic(head: &[u8]) -> bool {
-    le16(head, 1024 + 0x38) == Some(0xef53)
-}
-
-/// Returns whether this is a journal that an ext4 file system has on a device of its own (`INCOMPAT_JOURNAL_DEV`).
-fn is_external_journal(head: &[u8]) -> bool {
-    has_extended_magic(head) && le32(head, 1024 + 0x60).is_some_and(|features| features & 0x8 != 0)
-}
-
-/// Reads `s_uuid` and `s_volume_name`, whose offsets do not depend on the features of the file system.
-fn read_ext4_names(head: &[u8]) -> ProbedVolume {
-    let id = head.get(1024 + 0x68..).and_then(|bytes| bytes.first_chunk().copied()).map(uuid);
-    let label = text(head, 1024 + 0x78, 16).unwrap_or_default().into_bytes();
-    ProbedVolume { kind: VolumeKind::Ext4, uuid: id.unwrap_or_default(), label }
+fn text(field: &[u8]) -> String {
+    String::from_utf8_lossy(until_zero(field)).into_owned()
 }
 
 /// Returns whether the ring of uberblocks in the first label contains an uberblock (ZFS on-disk specification, 1.3;
@@ -215,7 +197,8 @@ fn read_ext4_names(head: &[u8]) -> ProbedVolume {
 fn has_uberblock(head: &[u8]) -> bool {
     const MAGIC: u64 = 0x00ba_b10c;
     let ring = (128 << 10..256 << 10).step_by(1024);
-    ring.filter_map(|at| le64(head, at)).any(|magic| magic == MAGIC || magic.swap_bytes() == MAGIC)
+    let mut magics = ring.filter_map(|at| struct_at::<U64>(head, at)).map(|magic| magic.get());
+    magics.any(|magic| magic == MAGIC || magic.swap_bytes() == MAGIC)
 }
 
 /// Returns whether a software RAID has its superblock at the end: version 1.0 8 to 12 KiB before it (`super_1_load` in
@@ -228,7 +211,7 @@ fn has_raid_at_end(disk: &Chain, partition: &Partition) -> Result<bool, ChainErr
     for at in [newer, older].into_iter().flatten() {
         let mut bytes = [0; 4];
         disk.read_at(partition.start + at, &mut bytes)?;
-        if le32(&bytes, 0) == Some(MAGIC) {
+        if u32::from_le_bytes(bytes) == MAGIC {
             return Ok(true);
         }
     }

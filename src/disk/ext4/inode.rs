@@ -1,10 +1,51 @@
 //! Inodes: type, owner, size, times ("Index Nodes").
 
-use crate::disk::bytes::{le16, le32};
+use zerocopy::little_endian::{I32, U16, U32};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::{Ext4Error, damaged, join};
+use crate::disk::bytes::struct_at;
 use crate::disk::entry::{FileKind, Time};
 
 const EXTENTS: u32 = 0x8_0000;
 const INLINE_DATA: u32 = 0x1000_0000;
+
+/// The first 128 bytes of `struct ext4_inode`.
+#[derive(Debug, Clone, FromBytes)]
+#[repr(C)]
+struct RawInode {
+    i_mode: U16,
+    i_uid: U16,
+    i_size_lo: U32,
+    _08: U32,
+    i_ctime: I32,
+    i_mtime: I32,
+    _14: U32,
+    i_gid: U16,
+    i_links_count: U16,
+    _1c: U32,
+    i_flags: U32,
+    _24: U32,
+    i_block: [U32; 15],
+    _64: U32,
+    i_file_acl_lo: U32,
+    i_size_high: U32,
+    _70: [U16; 3],
+    l_i_file_acl_high: U16,
+    l_i_uid_high: U16,
+    l_i_gid_high: U16,
+    _7c: U32,
+}
+
+/// Further fields of `struct ext4_inode`. Only the first `i_extra_isize` bytes of them are there.
+#[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawInodeExtra {
+    i_extra_isize: U16,
+    _02: U16,
+    i_ctime_extra: U32,
+    i_mtime_extra: U32,
+}
 
 /// One inode.
 #[derive(Debug, Clone)]
@@ -27,59 +68,59 @@ pub struct Inode {
     pub modified: Time,
     /// The time of the last change of anything in it, by the guest's clock; no program can set it.
     pub changed: Time,
-    flags: u32,
-    /// The whole inode: block map or extents, inline data and extended attributes are read from here.
-    bytes: Vec<u8>,
+    raw: RawInode,
+    /// The bytes after the fields: extended attributes within the inode.
+    pub(super) xattr_area: Vec<u8>,
 }
 
 impl Inode {
-    /// Parses an inode of at least 128 bytes; `None` if its type is invalid.
-    pub(super) fn parse(number: u32, bytes: Vec<u8>) -> Option<Self> {
-        let mode = le16(&bytes, 0)?;
-        let kind = kind(mode)?;
-        let wide = |low: u16, high: u16| u32::from(high) << 16 | u32::from(low);
+    /// Parses an inode of at least 128 bytes.
+    pub(super) fn parse(number: u32, bytes: &[u8]) -> Result<Self, Ext4Error> {
+        let (raw, rest) = RawInode::read_from_prefix(bytes).map_err(|_| damaged(number, "it is cut"))?;
+        let kind = kind(raw.i_mode.get()).ok_or_else(|| damaged(number, "it has no type"))?;
         // In types without long content the high half of the size has another meaning.
-        let high_size = if matches!(kind, FileKind::File | FileKind::Directory) { le32(&bytes, 0x6c)? } else { 0 };
-        Some(Self {
+        let has_long_content = matches!(kind, FileKind::File | FileKind::Directory);
+        let extra = struct_at::<RawInodeExtra>(rest, 0);
+        let extra_size = extra.map_or(0, |extra| usize::from(extra.i_extra_isize));
+        let xattr_area = rest.get(extra_size..).ok_or_else(|| damaged(number, "it has more fields than bytes"))?;
+        Ok(Self {
             number,
             kind,
-            mode: mode & 0o7777,
-            uid: wide(le16(&bytes, 2)?, le16(&bytes, 0x78)?),
-            gid: wide(le16(&bytes, 0x18)?, le16(&bytes, 0x7a)?),
-            size: u64::from(high_size) << 32 | u64::from(le32(&bytes, 4)?),
-            links: le16(&bytes, 0x1a)?,
-            modified: time(&bytes, 0x10, 0x88)?,
-            changed: time(&bytes, 0x0c, 0x84)?,
-            flags: le32(&bytes, 0x20)?,
-            bytes,
+            mode: raw.i_mode.get() & 0o7777,
+            uid: owner(raw.l_i_uid_high, raw.i_uid),
+            gid: owner(raw.l_i_gid_high, raw.i_gid),
+            size: join(if has_long_content { raw.i_size_high } else { U32::ZERO }, raw.i_size_lo),
+            links: raw.i_links_count.get(),
+            modified: time(raw.i_mtime, extra.filter(|_| extra_size >= 12).map(|extra| extra.i_mtime_extra)),
+            changed: time(raw.i_ctime, extra.filter(|_| extra_size >= 8).map(|extra| extra.i_ctime_extra)),
+            raw,
+            xattr_area: xattr_area.to_vec(),
         })
     }
 
     /// Returns whether `i_block` is the root of an extent tree; otherwise it is a block map.
     pub(super) fn has_extents(&self) -> bool {
-        self.flags & EXTENTS != 0
+        self.raw.i_flags.get() & EXTENTS != 0
     }
 
     /// Returns whether the content is in the inode itself.
     pub(super) fn is_inline(&self) -> bool {
-        self.flags & INLINE_DATA != 0
+        self.raw.i_flags.get() & INLINE_DATA != 0
+    }
+
+    /// Returns `i_block` as a block map: twelve blocks, then tables one, two and three levels deep.
+    pub(super) fn block_map(&self) -> [u32; 15] {
+        self.raw.i_block.map(U32::get)
     }
 
     /// Returns the 60 bytes of `i_block`, which map the content or contain it.
     pub(super) fn block_area(&self) -> &[u8] {
-        &self.bytes[0x28..0x64]
+        self.raw.i_block.as_bytes()
     }
 
     /// Returns the number of the block with extended attributes; 0 for none.
     pub(super) fn xattr_block(&self) -> u64 {
-        let high = le16(&self.bytes, 0x76).unwrap_or(0);
-        u64::from(high) << 32 | u64::from(le32(&self.bytes, 0x68).unwrap_or(0))
-    }
-
-    /// Returns the bytes after the fields: extended attributes within the inode.
-    pub(super) fn xattr_area(&self) -> &[u8] {
-        let extra = le16(&self.bytes, 0x80).unwrap_or(0);
-        self.bytes.get(128 + usize::from(extra)..).unwrap_or_default()
+        join(self.raw.l_i_file_acl_high, self.raw.i_file_acl_lo)
     }
 
     /// Returns the major and minor number of a device.
@@ -88,13 +129,17 @@ impl Inode {
         if !matches!(self.kind, FileKind::CharDevice | FileKind::BlockDevice) {
             return None;
         }
-        let (old, new) = (le32(self.block_area(), 0)?, le32(self.block_area(), 4)?);
+        let [old, new, ..] = self.block_map();
         // linux/kdev_t.h: old_decode_dev and new_decode_dev.
         if old != 0 {
             return Some((old >> 8 & 0xff, old & 0xff));
         }
         Some(((new & 0xf_ff00) >> 8, new & 0xff | new >> 12 & 0xf_ff00))
     }
+}
+
+fn owner(high: U16, low: U16) -> u32 {
+    u32::from(high) << 16 | u32::from(low)
 }
 
 fn kind(mode: u16) -> Option<FileKind> {
@@ -110,11 +155,9 @@ fn kind(mode: u16) -> Option<FileKind> {
     })
 }
 
-/// Reads a time ("Inode Timestamps"): two bits of the extra field extend the signed 32-bit seconds, the rest are
+/// Decodes a time ("Inode Timestamps"): two bits of the extra field extend the signed 32-bit seconds, the rest are
 /// nanoseconds.
-fn time(bytes: &[u8], at: usize, extra_at: usize) -> Option<Time> {
-    let low = i64::from(le32(bytes, at)?.cast_signed());
-    let reaches = le16(bytes, 0x80).is_some_and(|extra| 128 + usize::from(extra) >= extra_at + 4);
-    let extra = le32(bytes, extra_at).filter(|_| reaches).unwrap_or(0);
-    Some(Time { seconds: low + (i64::from(extra & 3) << 32), nanoseconds: extra >> 2 })
+fn time(seconds: I32, extra: Option<U32>) -> Time {
+    let extra = extra.map_or(0, U32::get);
+    Time { seconds: i64::from(seconds) + (i64::from(extra & 3) << 32), nanoseconds: extra >> 2 }
 }

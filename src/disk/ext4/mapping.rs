@@ -2,8 +2,11 @@
 
 use std::ops::ControlFlow;
 
-use super::{Ext4, Ext4Error, Inode, damaged};
-use crate::disk::bytes::{le16, le32};
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+
+use super::{Ext4, Ext4Error, Inode, damaged, join};
+use crate::disk::bytes::{slice_at, struct_at};
 use crate::disk::entry::{Chunk, FileKind};
 
 /// The most runs of a file. One run is one extent or more; no real file has a million of them.
@@ -16,9 +19,43 @@ const MAX_DEPTH: u16 = 5;
 /// The most blocks that a file can have: their numbers in it have 32 bits.
 const MAX_BLOCKS: u64 = 1 << 32;
 const EXTENT_MAGIC: u16 = 0xf30a;
+/// The offset of the entries of a node.
+const EXTENTS_AT: usize = size_of::<ExtentHeader>();
+const CUT: &str = "an extent node is cut";
 /// The longest written extent. A longer one is allocated but not written: it reads as zero.
 const MAX_WRITTEN: u16 = 0x8000;
 const PIECE: u64 = 256 << 10;
+
+/// `struct ext4_extent_header`, the beginning of a node.
+#[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct ExtentHeader {
+    eh_magic: U16,
+    eh_entries: U16,
+    _04: U16,
+    eh_depth: U16,
+    _08: U32,
+}
+
+/// `struct ext4_extent_idx`, an entry of an inner node.
+#[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct ExtentIndex {
+    _00: U32,
+    ei_leaf_lo: U32,
+    ei_leaf_hi: U16,
+    _0a: U16,
+}
+
+/// `struct ext4_extent`, an entry of a leaf.
+#[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct Extent {
+    ee_block: U32,
+    ee_len: U16,
+    ee_start_hi: U16,
+    ee_start_lo: U32,
+}
 
 /// Blocks of a file that are contiguous on the disk. Blocks in no run are zero.
 #[derive(Debug, Clone, Copy)]
@@ -125,23 +162,24 @@ impl Ext4<'_> {
     /// walk ends.
     fn walk_extents(&self, node: &[u8], deepest: u16, runs: &mut BlockRuns) -> Result<(), Ext4Error> {
         let inode = runs.inode;
-        let bad = |what| damaged(inode, what);
-        let half = |at| le16(node, at).ok_or(bad("an extent node is cut"));
-        let word = |at| le32(node, at).ok_or(bad("an extent node is cut"));
-        let (count, depth) = (half(2)?, half(6)?);
-        if half(0)? != EXTENT_MAGIC || depth > deepest {
-            return Err(bad("an extent node is none"));
+        let header = struct_at::<ExtentHeader>(node, 0).ok_or(damaged(inode, CUT))?;
+        let count = usize::from(header.eh_entries);
+        let depth = header.eh_depth.get();
+        if header.eh_magic.get() != EXTENT_MAGIC || depth > deepest {
+            return Err(damaged(inode, "an extent node is none"));
         }
-        for at in (1..=usize::from(count)).map(|index| 12 * index) {
-            if depth == 0 {
-                let physical = u64::from(half(at + 6)?) << 32 | u64::from(word(at + 8)?);
-                runs.add(word(at)?.into(), physical, half(at + 4)?)?;
-                continue;
+        if depth == 0 {
+            for extent in slice_at::<Extent>(node, EXTENTS_AT, count).ok_or(damaged(inode, CUT))? {
+                let physical = join(extent.ee_start_hi, extent.ee_start_lo);
+                runs.add(extent.ee_block.into(), physical, extent.ee_len.get())?;
             }
-            let child = u64::from(half(at + 8)?) << 32 | u64::from(word(at + 4)?);
-            let child = self.read_table(child, runs)?;
-            if le16(&child, 2) == Some(0) || le16(&child, 6) != Some(depth - 1) {
-                return Err(bad("an extent node does not belong below its parent"));
+            return Ok(());
+        }
+        for index in slice_at::<ExtentIndex>(node, EXTENTS_AT, count).ok_or(damaged(inode, CUT))? {
+            let child = self.read_table(join(index.ei_leaf_hi, index.ei_leaf_lo), runs)?;
+            let below = struct_at::<ExtentHeader>(&child, 0);
+            if below.is_none_or(|below| below.eh_entries.get() == 0 || below.eh_depth.get() != depth - 1) {
+                return Err(damaged(inode, "an extent node does not belong below its parent"));
             }
             self.walk_extents(&child, depth - 1, runs)?;
         }
@@ -161,8 +199,7 @@ impl Ext4<'_> {
     /// levels deep.
     fn walk_block_map(&self, inode: &Inode, end: u64, runs: &mut BlockRuns) -> Result<(), Ext4Error> {
         let mut logical = 0;
-        for (index, level) in [0; 12].into_iter().chain([1, 2, 3]).enumerate() {
-            let block = le32(inode.block_area(), 4 * index).unwrap_or(0);
+        for (block, level) in inode.block_map().into_iter().zip([0; 12].into_iter().chain([1, 2, 3])) {
             self.walk_block(block, level, &mut logical, end, runs)?;
         }
         Ok(())
@@ -187,8 +224,8 @@ impl Ext4<'_> {
             return Ok(());
         }
         let table = self.read_table(block.into(), runs)?;
-        for at in (0..table.len()).step_by(4) {
-            self.walk_block(le32(&table, at).unwrap_or(0), level - 1, logical, end, runs)?;
+        for block in table.as_chunks().0 {
+            self.walk_block(u32::from_le_bytes(*block), level - 1, logical, end, runs)?;
         }
         Ok(())
     }

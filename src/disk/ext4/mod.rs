@@ -10,13 +10,16 @@ mod mapping;
 mod superblock;
 mod xattr;
 
+use zerocopy::little_endian::U32;
+
 use superblock::Ext4Superblock;
+pub(super) use superblock::RawSuperblock;
 pub(crate) use superblock::are_features_read;
 
 pub use directory::DirectoryEntry;
 pub use inode::Inode;
 
-use super::bytes::{le32, uuid};
+use super::bytes::{struct_at, uuid};
 use super::chain::{Chain, ChainError};
 use super::gap::UncleanReason;
 use crate::error::Fault;
@@ -65,6 +68,11 @@ impl Fault for Ext4Error {
 
 fn damaged(inode: u32, what: &'static str) -> Ext4Error {
     Ext4Error::Damaged { what, inode }
+}
+
+/// Joins the halves of a number, which are in different places of a structure.
+fn join(high: impl Into<u64>, low: U32) -> u64 {
+    high.into() << 32 | u64::from(low)
 }
 
 /// An ext4 file system on a disk.
@@ -151,12 +159,12 @@ impl<'c> Ext4<'c> {
         if number == 0 || number > superblock.inodes {
             return Err(damaged(number, "there is no such inode"));
         }
-        let (group, index) = ((number - 1) / superblock.inodes_per_group, (number - 1) % superblock.inodes_per_group);
-        let table = self.inode_table(group, number)?;
+        let table = self.inode_table((number - 1) / superblock.inodes_per_group, number)?;
+        let index = (number - 1) % superblock.inodes_per_group;
         let mut bytes = vec![0; usize::from(superblock.inode_size)];
         let inside = u64::from(index) * u64::from(superblock.inode_size);
         self.read_at((table << superblock.block_bits) + inside, &mut bytes, number)?;
-        Inode::parse(number, bytes).ok_or_else(|| damaged(number, "it has no type"))
+        Inode::parse(number, &bytes)
     }
 
     /// Returns the first block of a group's inode table.
@@ -168,9 +176,9 @@ impl<'c> Ext4<'c> {
         let at = ((1024 >> superblock.block_bits) + 1) << superblock.block_bits;
         let at = at + u64::from(group) * u64::from(superblock.descriptor_size);
         self.read_at(at, &mut descriptor, inode)?;
-        let low = le32(&descriptor, 8).unwrap_or(0);
-        let high = le32(&descriptor, 0x28).unwrap_or(0);
-        let block = u64::from(high) << 32 | u64::from(low);
+        // `bg_inode_table_lo`, and `bg_inode_table_hi`, which short descriptors lack.
+        let high = struct_at::<U32>(&descriptor, 0x28).copied().unwrap_or_default();
+        let block = struct_at::<U32>(&descriptor, 8).map_or(0, |low| join(high, *low));
         if block == 0 || block >= superblock.blocks {
             return Err(damaged(inode, "its inode table is out of range"));
         }

@@ -1,13 +1,17 @@
 //! The superblock ("Super Block"), reduced to what reading needs.
 
-use super::{Ext4Error, damaged};
-use crate::disk::bytes::{le16, le32};
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+
+use super::{Ext4Error, damaged, join};
+use crate::disk::bytes::{struct_at, until_zero};
 use crate::disk::gap::UncleanReason;
 
 const MAGIC: u16 = 0xef53;
 const STATE_CLEAN: u16 = 1;
 const STATE_ERRORS: u16 = 2;
 const RECOVER: u32 = 0x4;
+const JOURNAL_DEV: u32 = 0x8;
 const BITS_64: u32 = 0x80;
 const ORPHANS_PRESENT: u32 = 0x1_0000;
 
@@ -17,7 +21,7 @@ const INCOMPATIBLE: [(u32, &str, bool); 16] = [
     (0x1, "compression", false),
     (0x2, "filetype", true),
     (RECOVER, "needs_recovery", true),
-    (0x8, "journal_dev", false),
+    (JOURNAL_DEV, "journal_dev", false),
     (0x10, "meta_bg", false),
     (0x40, "extent", true),
     (BITS_64, "64bit", true),
@@ -31,6 +35,59 @@ const INCOMPATIBLE: [(u32, &str, bool); 16] = [
     (0x1_0000, "encrypt", false),
     (0x2_0000, "casefold", true),
 ];
+
+/// `struct ext4_super_block`, up to the last field that is used.
+#[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(in crate::disk) struct RawSuperblock {
+    s_inodes_count: U32,
+    s_blocks_count_lo: U32,
+    _08: [U32; 4],
+    s_log_block_size: U32,
+    _1c: [U32; 3],
+    s_inodes_per_group: U32,
+    _2c: [U32; 3],
+    s_magic: U16,
+    s_state: U16,
+    _3c: [U32; 4],
+    s_rev_level: U32,
+    _50: [U32; 2],
+    s_inode_size: U16,
+    _5a: [U16; 3],
+    s_feature_incompat: U32,
+    s_feature_ro_compat: U32,
+    pub(in crate::disk) s_uuid: [u8; 16],
+    pub(in crate::disk) s_volume_name: [u8; 16],
+    _88: [U32; 24],
+    s_last_orphan: U32,
+    _ec: [U16; 9],
+    s_desc_size: U16,
+    _100: [U32; 20],
+    s_blocks_count_hi: U32,
+}
+
+impl RawSuperblock {
+    /// Returns the superblock of an ext2, ext3 or ext4, whether kiln reads its features or not.
+    pub(in crate::disk) fn find(bytes: &[u8]) -> Option<&Self> {
+        struct_at::<Self>(bytes, 0).filter(|superblock| superblock.s_magic.get() == MAGIC)
+    }
+
+    /// Returns whether this is a journal that a file system has on a device of its own.
+    pub(in crate::disk) fn is_external_journal(&self) -> bool {
+        self.s_feature_incompat.get() & JOURNAL_DEV != 0
+    }
+
+    fn unclean_reason(&self) -> Option<UncleanReason> {
+        let state = self.s_state.get();
+        let has_orphans = self.s_last_orphan.get() != 0 || self.s_feature_ro_compat.get() & ORPHANS_PRESENT != 0;
+        match () {
+            () if self.s_feature_incompat.get() & RECOVER != 0 => Some(UncleanReason::Journal),
+            () if state & STATE_ERRORS != 0 => Some(UncleanReason::Errors),
+            () if state & STATE_CLEAN == 0 => Some(UncleanReason::Mounted),
+            () => has_orphans.then_some(UncleanReason::Orphans),
+        }
+    }
+}
 
 /// A superblock whose numbers are consistent.
 #[derive(Debug)]
@@ -56,38 +113,21 @@ pub(super) struct Ext4Superblock {
 impl Ext4Superblock {
     /// Parses the 1024 bytes of a superblock; the file system has room for `available` bytes.
     pub fn parse(bytes: &[u8], available: u64) -> Result<Self, Ext4Error> {
-        if le16(bytes, 0x38) != Some(MAGIC) {
-            return Err(Ext4Error::NotExt4);
-        }
-        let word = |at| le32(bytes, at).unwrap_or(0);
-        let half = |at| le16(bytes, at).unwrap_or(0);
-        let incompatible = word(0x60);
+        let raw = RawSuperblock::find(bytes).ok_or(Ext4Error::NotExt4)?;
+        let incompatible = raw.s_feature_incompat.get();
         check_features(incompatible)?;
-        let wide = incompatible & BITS_64 != 0;
-        let high_blocks = if wide { u64::from(word(0x150)) << 32 } else { 0 };
-        // Revision 0 has neither the inode size nor the feature words; the defaults are the format's.
-        let inode_size = if word(0x4c) == 0 { 128 } else { half(0x58) };
-        let state = half(0x3a);
-        let has_orphans = word(0xe8) != 0 || word(0x64) & ORPHANS_PRESENT != 0;
+        let is_wide = incompatible & BITS_64 != 0;
         let superblock = Self {
-            block_bits: word(0x18).saturating_add(10),
-            blocks: high_blocks | u64::from(word(0x4)),
-            inodes: word(0),
-            inodes_per_group: word(0x28),
-            inode_size,
-            descriptor_size: if wide { half(0xfe) } else { 32 },
-            unclean_reason: match () {
-                () if incompatible & RECOVER != 0 => Some(UncleanReason::Journal),
-                () if state & STATE_ERRORS != 0 => Some(UncleanReason::Errors),
-                () if state & STATE_CLEAN == 0 => Some(UncleanReason::Mounted),
-                () => has_orphans.then_some(UncleanReason::Orphans),
-            },
-            uuid: bytes.get(0x68..0x78).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default(),
-            label: bytes
-                .get(0x78..0x88)
-                .and_then(|label| label.split(|byte| *byte == 0).next())
-                .unwrap_or_default()
-                .to_vec(),
+            block_bits: raw.s_log_block_size.get().saturating_add(10),
+            blocks: join(if is_wide { raw.s_blocks_count_hi } else { U32::ZERO }, raw.s_blocks_count_lo),
+            inodes: raw.s_inodes_count.get(),
+            inodes_per_group: raw.s_inodes_per_group.get(),
+            // Revision 0 has neither the inode size nor the feature words; the defaults are the format's.
+            inode_size: if raw.s_rev_level.get() == 0 { 128 } else { raw.s_inode_size.get() },
+            descriptor_size: if is_wide { raw.s_desc_size.get() } else { 32 },
+            unclean_reason: raw.unclean_reason(),
+            uuid: raw.s_uuid,
+            label: until_zero(&raw.s_volume_name).to_vec(),
         };
         superblock.check(available).map(|()| superblock)
     }

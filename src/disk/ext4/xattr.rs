@@ -1,10 +1,16 @@
 //! Extended attributes ("Extended Attributes"): in the inode, in a block of their own, large values in inodes.
 
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+
 use super::{Ext4, Ext4Error, Inode, damaged};
-use crate::disk::bytes::{le16, le32};
+use crate::disk::bytes::le16;
 use crate::disk::entry::Xattr;
 
-const MAGIC: u32 = 0xea02_0000;
+/// The beginning of an area of attributes.
+const MAGIC: [u8; 4] = 0xea02_0000_u32.to_le_bytes();
+/// The length of `struct ext4_xattr_header`, which begins a block; within an inode it is the magic number alone.
+const BLOCK_HEADER: usize = 32;
 /// The longest value, as limited by the VFS (linux/limits.h, `XATTR_SIZE_MAX`).
 const MAX_VALUE: u64 = 64 << 10;
 /// The memory for all attributes of one inode. Several may name one value, so that a few bytes could claim all memory.
@@ -13,6 +19,19 @@ const MAX_TOTAL: usize = 1 << 20;
 const ENTRY_SIZE: usize = 64;
 /// The attribute with inline data beyond 60 bytes, which only the file system itself uses.
 const INLINE_DATA: &[u8] = b"system.data";
+const DAMAGED: &str = "an extended attribute is damaged";
+
+/// `struct ext4_xattr_entry` without the name, which follows.
+#[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawXattr {
+    e_name_len: u8,
+    e_name_index: u8,
+    e_value_offs: U16,
+    e_value_inum: U32,
+    e_value_size: U32,
+    _0c: U32,
+}
 
 impl Ext4<'_> {
     /// Reads the attributes of an inode, sorted by name.
@@ -34,55 +53,48 @@ impl Ext4<'_> {
 
     fn all_xattrs(&self, inode: &Inode) -> Result<Vec<Xattr>, Ext4Error> {
         let mut xattrs = Vec::new();
-        let area = inode.xattr_area();
-        if le32(area, 0) == Some(MAGIC) {
+        if let Some(area) = inode.xattr_area.strip_prefix(&MAGIC) {
             // Offsets of values count from the first entry on.
-            self.add_xattrs(&area[4..], 0, inode.number, &mut xattrs)?;
+            self.add_xattrs(area, area, inode.number, &mut xattrs)?;
         }
         if inode.xattr_block() != 0 {
             let block = self.read_block(inode.xattr_block(), inode.number)?;
-            if le32(&block, 0) != Some(MAGIC) {
+            if !block.starts_with(&MAGIC) {
                 return Err(damaged(inode.number, "its attribute block is none"));
             }
-            self.add_xattrs(&block, 32, inode.number, &mut xattrs)?;
+            self.add_xattrs(&block, &block[BLOCK_HEADER..], inode.number, &mut xattrs)?;
         }
         Ok(xattrs)
     }
 
-    /// Reads entries from `first` on. Every entry advances by at least 16 bytes, so this ends.
-    fn add_xattrs(&self, area: &[u8], first: usize, inode: u32, xattrs: &mut Vec<Xattr>) -> Result<(), Ext4Error> {
-        let bad = || damaged(inode, "an extended attribute is damaged");
+    /// Adds the attributes of a list, whose values are in `area`. Every entry advances by at least 16 bytes, so this ends.
+    fn add_xattrs(&self, area: &[u8], list: &[u8], inode: u32, xattrs: &mut Vec<Xattr>) -> Result<(), Ext4Error> {
         let mut total: usize = xattrs.iter().map(memory_of).sum();
-        let mut at = first;
+        let mut rest = list;
         // Four zero bytes end the list; in a full area they may be missing.
-        while le32(area, at).is_some_and(|start| start != 0) {
-            let entry = area.get(at..at + 16).ok_or_else(bad)?;
-            let name_length = usize::from(entry[0]);
-            let suffix = area.get(at + 16..at + 16 + name_length).ok_or_else(bad)?;
-            let prefix = prefix(entry[1]).ok_or_else(bad)?;
-            let size = le32(entry, 8).ok_or_else(bad)?;
-            let value = match le32(entry, 4).ok_or_else(bad)? {
-                0 => value_within(area, le16(entry, 2).unwrap_or(0), size).ok_or_else(bad)?,
-                holder => self.value_of(holder, inode)?,
-            };
-            if value.len() as u64 > MAX_VALUE {
-                return Err(bad());
-            }
-            let name = [prefix, suffix].concat();
-            let value = if matches!(entry[1], 2 | 3) { acl(&value).ok_or_else(bad)? } else { value };
-            let xattr = Xattr { name, value };
+        while rest.first_chunk::<4>().is_some_and(|start| *start != [0; 4]) {
+            let (entry, name, behind) = split_entry(rest).ok_or_else(|| damaged(inode, DAMAGED))?;
+            let xattr = Xattr { name, value: self.read_value(entry, area, inode)? };
             total += memory_of(&xattr);
             if total > MAX_TOTAL {
                 return Err(Ext4Error::TooMuch { what: "the size of its attributes", inode });
             }
             xattrs.push(xattr);
-            at += 16 + name_length.next_multiple_of(4);
+            rest = behind;
         }
         Ok(())
     }
-}
 
-impl Ext4<'_> {
+    fn read_value(&self, entry: &RawXattr, area: &[u8], inode: u32) -> Result<Vec<u8>, Ext4Error> {
+        let value = match entry.e_value_inum.get() {
+            0 => value_within(area, entry),
+            holder => Some(self.value_of(holder, inode)?),
+        };
+        let value = value.filter(|value| value.len() as u64 <= MAX_VALUE);
+        let value = if matches!(entry.e_name_index, 2 | 3) { value.and_then(|value| acl(&value)) } else { value };
+        value.ok_or_else(|| damaged(inode, DAMAGED))
+    }
+
     /// Reads a value that has an inode of its own (feature `ea_inode`).
     fn value_of(&self, holder: u32, inode: u32) -> Result<Vec<u8>, Ext4Error> {
         let holder = self.inode(holder)?;
@@ -98,9 +110,17 @@ fn memory_of(xattr: &Xattr) -> usize {
     ENTRY_SIZE + xattr.name.len() + xattr.value.len()
 }
 
-fn value_within(area: &[u8], offset: u16, size: u32) -> Option<Vec<u8>> {
-    let start = usize::from(offset);
-    area.get(start..start.checked_add(size as usize)?).map(<[u8]>::to_vec)
+/// Splits the first entry and its name from a list; returns the rest, too.
+fn split_entry(list: &[u8]) -> Option<(&RawXattr, Vec<u8>, &[u8])> {
+    let (entry, rest) = RawXattr::ref_from_prefix(list).ok()?;
+    let suffix = rest.get(..usize::from(entry.e_name_len))?;
+    let name = [prefix(entry.e_name_index)?, suffix].concat();
+    Some((entry, name, rest.get(suffix.len().next_multiple_of(4)..).unwrap_or_default()))
+}
+
+fn value_within(area: &[u8], entry: &RawXattr) -> Option<Vec<u8>> {
+    let value = area.get(usize::from(entry.e_value_offs)..)?;
+    value.get(..entry.e_value_size.get() as usize).map(<[u8]>::to_vec)
 }
 
 /// Returns the prefix of a name by its index ("Extended Attribute Name Prefixes").
@@ -123,15 +143,15 @@ fn prefix(index: u8) -> Option<&'static [u8]> {
 fn acl(stored: &[u8]) -> Option<Vec<u8>> {
     const NAMED: [u16; 2] = [2, 8];
     let mut rest = stored.strip_prefix(&1_u32.to_le_bytes())?;
-    let mut told = 2_u32.to_le_bytes().to_vec();
+    let mut list = 2_u32.to_le_bytes().to_vec();
     while !rest.is_empty() {
         let length = if NAMED.contains(&le16(rest, 0)?) { 8 } else { 4 };
         let (entry, behind) = rest.split_at_checked(length)?;
-        told.extend_from_slice(&entry[..4]);
-        told.extend_from_slice(entry.get(4..).filter(|id| !id.is_empty()).unwrap_or(&[0xff; 4]));
+        list.extend_from_slice(&entry[..4]);
+        list.extend_from_slice(entry.get(4..).filter(|id| !id.is_empty()).unwrap_or(&[0xff; 4]));
         rest = behind;
     }
-    Some(told)
+    Some(list)
 }
 
 #[cfg(test)]
