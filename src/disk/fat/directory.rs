@@ -1,16 +1,46 @@
 //! Directories ("FAT Directory Structure", "Long File Name Implementation").
 
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, transmute_ref};
+
 use super::boot::trimmed;
 use super::name::{LongName, short_name};
-use super::{Fat, FatError, FatNode, FileKind, MAX_DIRECTORY, ROOT, Time};
-use crate::disk::bytes::{le16, le32};
+use super::{ClusterRun, Fat, FatError, FatNode, FileKind, MAX_DIRECTORY, ROOT, Time};
 
-const ENTRY: usize = 32;
+const ENTRY: usize = size_of::<ShortNameEntry>();
 const READ_ONLY: u8 = 0x01;
 const LABEL: u8 = 0x08;
 const DIRECTORY: u8 = 0x10;
 const LONG_NAME: u8 = 0x0f;
 const DELETED: u8 = 0xe5;
+
+/// An entry, unless it is a part of a long name.
+#[derive(Clone, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+struct ShortNameEntry {
+    dir_name: [u8; 11],
+    dir_attr: u8,
+    dir_nt_res: u8,
+    dir_crt_time_tenth: u8,
+    dir_crt_time: U16,
+    dir_crt_date: U16,
+    _12: U16,
+    dir_fst_clus_hi: U16,
+    dir_wrt_time: U16,
+    dir_wrt_date: U16,
+    dir_fst_clus_lo: U16,
+    dir_file_size: U32,
+}
+
+impl ShortNameEntry {
+    fn is_deleted(&self) -> bool {
+        self.dir_name[0] == DELETED
+    }
+
+    fn is_long_name(&self) -> bool {
+        self.dir_attr & 0x3f == LONG_NAME
+    }
+}
 
 impl Fat<'_> {
     /// Reads the file or directory whose entry is at this offset.
@@ -24,9 +54,9 @@ impl Fat<'_> {
             let kind = FileKind::Directory;
             return Ok(FatNode { number, kind, mode: 0o755, size: 0, modified: time, changed: time, first });
         }
-        let mut entry = [0; ENTRY];
-        self.read_at(number, &mut entry)?;
-        node(number, &entry).ok_or(FatError::Damaged("a directory entry is cut"))
+        let mut entry = ShortNameEntry::new_zeroed();
+        self.read_at(number, entry.as_mut_bytes())?;
+        Ok(node(number, &entry))
     }
 
     /// Reads the names in a directory without `.` and `..`, sorted by their bytes, each with the offset of its entry.
@@ -40,22 +70,18 @@ impl Fat<'_> {
         let mut names = Vec::new();
         let mut long = LongName::default();
         self.each_entry(directory, &mut |place, entry| {
-            let attributes = entry[11];
-            if entry[0] == DELETED {
-                long.clear();
-            } else if attributes & 0x3f == LONG_NAME {
-                long.add(entry);
-            } else if attributes & LABEL != 0 || entry.starts_with(b".          ") || entry.starts_with(b"..         ")
-            {
+            let is_link = matches!(&entry.dir_name, b".          " | b"..         ");
+            if entry.is_long_name() && !entry.is_deleted() {
+                long.add(transmute_ref!(entry));
+            } else if entry.is_deleted() || entry.dir_attr & LABEL != 0 || is_link {
                 long.clear();
             } else {
-                let name = long.take(&entry[..11]).unwrap_or_else(|| short_name(entry));
-                names.push((name, place));
+                let name = long.take(&entry.dir_name);
+                names.push((name.unwrap_or_else(|| short_name(entry.dir_name, entry.dir_nt_res)), place));
             }
         })?;
         names.sort_unstable();
-        let bad = |name: &[u8]| matches!(name, b"" | b"." | b"..") || name.contains(&b'/') || name.contains(&0);
-        if names.windows(2).any(|pair| pair[0].0 == pair[1].0) || names.iter().any(|(name, _)| bad(name)) {
+        if names.windows(2).any(|pair| pair[0].0 == pair[1].0) || names.iter().any(|(name, _)| is_invalid(name)) {
             return Err(FatError::Damaged("a directory has a name twice, or one that cannot be"));
         }
         Ok(names)
@@ -65,28 +91,32 @@ impl Fat<'_> {
     pub(super) fn root_label(&self) -> Result<Option<Vec<u8>>, FatError> {
         let mut label = None;
         self.each_entry(&self.node(ROOT)?, &mut |_, entry| {
-            if entry[0] != DELETED && entry[11] & (LABEL | DIRECTORY) == LABEL && entry[11] & 0x3f != LONG_NAME {
-                label.get_or_insert_with(|| trimmed(&entry[..11]));
+            let is_label = entry.dir_attr & (LABEL | DIRECTORY) == LABEL && !entry.is_long_name();
+            if is_label && !entry.is_deleted() {
+                label.get_or_insert_with(|| trimmed(&entry.dir_name));
             }
         })?;
         Ok(label)
     }
 
-    /// Calls `visit` with the offset and the bytes of every entry up to the last.
-    fn each_entry(&self, directory: &FatNode, visit: &mut dyn FnMut(u64, &[u8])) -> Result<(), FatError> {
+    /// Calls `visit` with the offset of every entry up to the last.
+    fn each_entry(&self, directory: &FatNode, visit: &mut dyn FnMut(u64, &ShortNameEntry)) -> Result<(), FatError> {
         let boot = &self.boot;
-        let parts = if directory.number == ROOT && boot.root_bytes > 0 {
-            vec![(boot.root, boot.root_bytes)]
+        let runs = if directory.number == ROOT && boot.root_bytes > 0 {
+            vec![ClusterRun { start: boot.root, length: boot.root_bytes }]
         } else {
-            let places = self.whole_chain(directory.first, MAX_DIRECTORY)?;
-            places.into_iter().map(|place| (place, boot.cluster)).collect()
+            let (runs, next) = self.follow(directory.first, (MAX_DIRECTORY / boot.cluster).max(1))?;
+            if next.is_some() {
+                return Err(FatError::Damaged("a directory is longer than any may be"));
+            }
+            runs
         };
-        let mut bytes = Vec::new();
-        for (place, length) in parts {
-            bytes.resize(usize::try_from(length).unwrap_or(0), 0);
-            self.read_at(place, &mut bytes)?;
-            for (at, entry) in (place..).step_by(ENTRY).zip(bytes.chunks_exact(ENTRY)) {
-                if entry[0] == 0 {
+        let mut entries = Vec::new();
+        for run in runs {
+            entries.resize(usize::try_from(run.length).unwrap_or(0) / ENTRY, ShortNameEntry::new_zeroed());
+            self.read_at(run.start, entries.as_mut_bytes())?;
+            for (at, entry) in (run.start..).step_by(ENTRY).zip(&entries) {
+                if entry.dir_name[0] == 0 {
                     return Ok(());
                 }
                 visit(at, entry);
@@ -96,27 +126,31 @@ impl Fat<'_> {
     }
 }
 
-fn node(number: u64, entry: &[u8]) -> Option<FatNode> {
-    let attributes = *entry.get(11)?;
-    let is_directory = attributes & DIRECTORY != 0;
-    let modified = time(le16(entry, 24)?, le16(entry, 22)?, 0);
-    let made = time(le16(entry, 16)?, le16(entry, 14)?, *entry.get(13)?);
-    Some(FatNode {
+fn node(number: u64, entry: &ShortNameEntry) -> FatNode {
+    let is_directory = entry.dir_attr & DIRECTORY != 0;
+    let modified = time(entry.dir_wrt_date.get(), entry.dir_wrt_time.get(), 0);
+    let created = time(entry.dir_crt_date.get(), entry.dir_crt_time.get(), entry.dir_crt_time_tenth);
+    FatNode {
         number,
         kind: if is_directory { FileKind::Directory } else { FileKind::File },
         // Linux ignores the attribute on directories (fat_make_mode).
-        mode: if attributes & READ_ONLY != 0 && !is_directory { 0o555 } else { 0o755 },
-        size: if is_directory { 0 } else { le32(entry, 28)?.into() },
+        mode: if entry.dir_attr & READ_ONLY != 0 && !is_directory { 0o555 } else { 0o755 },
+        size: if is_directory { 0 } else { entry.dir_file_size.into() },
         modified,
-        changed: modified.max(made),
-        first: u32::from(le16(entry, 20)?) << 16 | u32::from(le16(entry, 26)?),
-    })
+        changed: modified.max(created),
+        first: u32::from(entry.dir_fst_clus_hi) << 16 | u32::from(entry.dir_fst_clus_lo),
+    }
+}
+
+fn is_invalid(name: &[u8]) -> bool {
+    matches!(name, b"" | b"." | b"..") || name.contains(&b'/') || name.contains(&0)
 }
 
 /// Converts a date and time ("Date and Time Formats"), in UTC. Days and months of 0 count as the first, as in Linux.
 fn time(date: u16, time: u16, hundredths: u8) -> Time {
-    let (year, month, day) =
-        (i64::from(date >> 9) + 1980, i64::from(date >> 5 & 15).max(1), i64::from(date & 31).max(1));
+    let year = i64::from(date >> 9) + 1980;
+    let month = i64::from(date >> 5 & 15).max(1);
+    let day = i64::from(date & 31).max(1);
     let seconds = i64::from(time >> 11) * 3600 + i64::from(time >> 5 & 63) * 60 + i64::from(time & 31) * 2;
     // Days since 1970 in the calendar whose years begin in March, so that the leap day is the last.
     let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };

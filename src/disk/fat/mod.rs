@@ -10,7 +10,6 @@ mod name;
 
 use std::ops::ControlFlow;
 
-use super::bytes::{le16, le32};
 use super::chain::{Chain, ChainError};
 use super::entry::{Chunk, FileKind, Time};
 use crate::error::{Fault, Kind};
@@ -139,9 +138,13 @@ impl<'c> Fat<'c> {
     ) -> Result<ControlFlow<()>, FatError> {
         let mut left = if file.kind == FileKind::File { file.size } else { 0 };
         let mut buffer = Vec::new();
-        for run in self.runs(file.first, left)? {
-            let mut at = self.boot.place(run.first);
-            let mut here = left.min(u64::from(run.count) * self.boot.cluster);
+        let (runs, _) = self.follow(file.first, left.div_ceil(self.boot.cluster))?;
+        if runs.iter().map(|run| run.length).sum::<u64>() < left {
+            return Err(FatError::Damaged("a file is longer than its clusters"));
+        }
+        for run in runs {
+            let mut at = run.start;
+            let mut here = left.min(run.length);
             left -= here;
             while here > 0 {
                 let length = here.min(PIECE);
@@ -150,7 +153,8 @@ impl<'c> Fat<'c> {
                 if visit(Chunk::Data(&buffer)).is_break() {
                     return Ok(ControlFlow::Break(()));
                 }
-                (at, here) = (at + length, here - length);
+                at += length;
+                here -= length;
             }
         }
         Ok(ControlFlow::Continue(()))
@@ -174,49 +178,29 @@ impl<'c> Fat<'c> {
         Ok(content)
     }
 
-    /// Returns the clusters that hold the first `bytes` of a chain, adjacent ones joined. No more clusters than necessary
-    /// are followed, so that a cyclic chain ends too.
-    fn runs(&self, first: u32, bytes: u64) -> Result<Vec<ClusterRun>, FatError> {
+    /// Follows a chain up to a number of clusters, so that a cyclic chain ends too. Returns them, adjacent ones joined, and
+    /// the number of the cluster after them.
+    fn follow(&self, first: u32, count: u64) -> Result<(Vec<ClusterRun>, Option<u32>), FatError> {
         let mut table = AllocationTable { fat: self, page: Vec::new(), at: 0 };
         let mut runs: Vec<ClusterRun> = Vec::new();
-        let mut cluster = first;
-        for index in 0..bytes.div_ceil(self.boot.cluster) {
-            if index > 0 {
-                cluster = table.next(cluster)?.ok_or(FatError::Damaged("a file is longer than its clusters"))?;
-            }
-            if !self.boot.has(cluster) {
-                return Err(FatError::Damaged("a cluster's number is out of range"));
-            }
+        let mut next = Some(first);
+        for _ in 0..count {
+            let Some(cluster) = next else { break };
+            let start = self.boot.place(cluster)?;
             match runs.last_mut() {
-                Some(run) if run.first + run.count == cluster => run.count += 1,
-                _ => runs.push(ClusterRun { first: cluster, count: 1 }),
+                Some(run) if run.start + run.length == start => run.length += self.boot.cluster,
+                _ => runs.push(ClusterRun { start, length: self.boot.cluster }),
             }
-        }
-        Ok(runs)
-    }
-
-    /// Returns the offsets of all clusters of a chain, which may hold at most `bytes`.
-    fn whole_chain(&self, first: u32, bytes: u64) -> Result<Vec<u64>, FatError> {
-        let mut table = AllocationTable { fat: self, page: Vec::new(), at: 0 };
-        let (mut places, mut next) = (Vec::new(), Some(first));
-        while let Some(cluster) = next {
-            if !self.boot.has(cluster) {
-                return Err(FatError::Damaged("a cluster's number is out of range"));
-            }
-            if (places.len() as u64 + 1) * self.boot.cluster > bytes.max(self.boot.cluster) {
-                return Err(FatError::Damaged("a directory is longer than any may be"));
-            }
-            places.push(self.boot.place(cluster));
             next = table.next(cluster)?;
         }
-        Ok(places)
+        Ok((runs, next))
     }
 }
 
-/// Contiguous clusters; their numbers fit into 28 bits.
+/// Contiguous clusters: their offset and length in bytes.
 struct ClusterRun {
-    first: u32,
-    count: u32,
+    start: u64,
+    length: u64,
 }
 
 /// The allocation table ("FAT Data Structure") with one cached page.
@@ -229,34 +213,30 @@ struct AllocationTable<'f> {
 impl AllocationTable<'_> {
     /// Returns the next cluster of a chain; `None` after the last one.
     fn next(&mut self, cluster: u32) -> Result<Option<u32>, FatError> {
-        let boot = &self.fat.boot;
-        let (value, last) = match boot.width {
+        let at = u64::from(cluster);
+        let (value, last) = match self.fat.boot.width {
             Width::Twelve => {
-                let pair = self.bytes(u64::from(cluster) + u64::from(cluster / 2), 2)?;
-                let word = le16(&pair, 0).unwrap_or(0);
-                (u32::from(if cluster.is_multiple_of(2) { word & 0xfff } else { word >> 4 }), 0xff8)
+                let pair = u16::from_le_bytes(self.bytes(at + at / 2)?);
+                (u32::from(if cluster.is_multiple_of(2) { pair & 0xfff } else { pair >> 4 }), 0xff8)
             }
-            Width::Sixteen => (u32::from(le16(&self.bytes(u64::from(cluster) * 2, 2)?, 0).unwrap_or(0)), 0xfff8),
-            Width::ThirtyTwo => {
-                (le32(&self.bytes(u64::from(cluster) * 4, 4)?, 0).unwrap_or(0) & 0x0fff_ffff, 0x0fff_fff8)
-            }
+            Width::Sixteen => (u16::from_le_bytes(self.bytes(at * 2)?).into(), 0xfff8),
+            Width::ThirtyTwo => (u32::from_le_bytes(self.bytes(at * 4)?) & 0x0fff_ffff, 0x0fff_fff8),
         };
         // The number of a free or a bad cluster in a chain is out of range, and is refused as such.
         Ok((value < last).then_some(value))
     }
 
     /// Reads a few bytes of the table through the cached page.
-    fn bytes(&mut self, at: u64, count: u64) -> Result<Vec<u8>, FatError> {
-        let within = |start: u64, length: usize| at >= start && at + count <= start + length as u64;
-        if !within(self.at, self.page.len()) {
+    fn bytes<const N: usize>(&mut self, at: u64) -> Result<[u8; N], FatError> {
+        const SHORT: FatError = FatError::Damaged("its table is too short");
+        if at < self.at || at + N as u64 > self.at + self.page.len() as u64 {
             self.at = at / PAGE * PAGE;
             // A number of 12 bits may lie across two pages.
-            let length = (PAGE + 2).min(self.fat.boot.table_bytes.saturating_sub(self.at));
+            let length = self.fat.boot.table_bytes.checked_sub(self.at).ok_or(SHORT)?.min(PAGE + 2);
             self.page.resize(usize::try_from(length).unwrap_or(0), 0);
             self.fat.read_at(self.fat.boot.table + self.at, &mut self.page)?;
         }
         let start = usize::try_from(at - self.at).unwrap_or(usize::MAX);
-        let found = self.page.get(start..).and_then(|rest| rest.get(..usize::try_from(count).unwrap_or(0)));
-        found.map(<[u8]>::to_vec).ok_or(FatError::Damaged("its table is too short"))
+        self.page.get(start..).and_then(|rest| rest.first_chunk().copied()).ok_or(SHORT)
     }
 }

@@ -1,6 +1,7 @@
 //! Names of files: eleven bytes of an old code page, and long names in UTF-16 in the entries before them.
 
-use crate::disk::bytes::le16;
+use zerocopy::little_endian::U16;
+use zerocopy::{FromBytes, Immutable};
 
 /// Upper half of code page 437, in which Linux reads short names.
 const CODE_PAGE: &str = "ÇüéâäàåçêëèïîìÄÅÉæÆôöòûùÿÖÜ¢£¥₧ƒáíóúñÑªº¿⌐¬½¼¡«»░▒▓│┤╡╢╖╕╣║╗╝╜╛┐└┴┬├─┼╞╟╚╔╩╦╠═╬╧╨╤╥╙╘╒╓╫╪┘┌█▄▌▐▀αßΓπΣσµτΦΘΩδ∞φε∩≡±≥≤⌠⌡÷≈°∙·√ⁿ²■\u{a0}";
@@ -11,18 +12,28 @@ const LOWER_END: u8 = 0x10;
 const LAST: u8 = 0x40;
 /// The most parts of a long name: 20 entries of 13 units.
 const MAX_PARTS: u8 = 20;
-/// The offsets of the 13 units in an entry.
-const UNITS: [usize; 13] = [1, 3, 5, 7, 9, 14, 16, 18, 20, 22, 24, 28, 30];
 
-/// Returns the short name of an entry, in UTF-8.
-pub(super) fn short_name(entry: &[u8]) -> Vec<u8> {
-    let case = entry.get(12).copied().unwrap_or(0);
-    let mut bytes = entry.get(..11).unwrap_or_default().to_vec();
+/// An entry with a part of a long name.
+#[derive(FromBytes, Immutable)]
+#[repr(C)]
+pub(super) struct LongNameEntry {
+    ldir_ord: u8,
+    ldir_name1: [U16; 5],
+    ldir_attr: u8,
+    ldir_type: u8,
+    ldir_chksum: u8,
+    ldir_name2: [U16; 6],
+    ldir_fst_clus_lo: U16,
+    ldir_name3: [U16; 2],
+}
+
+/// Returns the short name of an entry, in UTF-8; `case` is `DIR_NTRes`.
+pub(super) fn short_name(mut bytes: [u8; 11], case: u8) -> Vec<u8> {
     // The byte that would mark a deleted entry is replaced by another one.
-    if bytes.first() == Some(&0x05) {
+    if bytes[0] == 0x05 {
         bytes[0] = 0xe5;
     }
-    let (name, end) = bytes.split_at(8.min(bytes.len()));
+    let (name, end) = bytes.split_at(8);
     let mut text = part(name, case & LOWER_NAME != 0);
     let end = part(end, case & LOWER_END != 0);
     if !end.is_empty() {
@@ -33,13 +44,16 @@ pub(super) fn short_name(entry: &[u8]) -> Vec<u8> {
 }
 
 fn part(bytes: &[u8], is_lower: bool) -> String {
-    let character = |byte: &u8| match byte {
-        0x80.. => CODE_PAGE.chars().nth(usize::from(byte - 0x80)).unwrap_or('?'),
-        byte if is_lower => char::from(byte.to_ascii_lowercase()),
-        byte => char::from(*byte),
-    };
     let end = bytes.iter().rposition(|byte| *byte != b' ').map_or(0, |last| last + 1);
-    bytes[..end].iter().map(character).collect()
+    bytes[..end].iter().map(|byte| character(*byte, is_lower)).collect()
+}
+
+fn character(byte: u8, is_lower: bool) -> char {
+    match byte {
+        0x80.. => CODE_PAGE.chars().nth(usize::from(byte - 0x80)).unwrap_or('?'),
+        _ if is_lower => char::from(byte.to_ascii_lowercase()),
+        _ => char::from(byte),
+    }
 }
 
 /// A long name, whose parts precede the entry that it belongs to, its end first.
@@ -58,8 +72,9 @@ impl LongName {
     }
 
     /// Adds a part. A part that does not continue the previous one begins a new name, or is ignored.
-    pub(super) fn add(&mut self, entry: &[u8]) {
-        let (order, checksum) = (entry[0], entry[13]);
+    pub(super) fn add(&mut self, entry: &LongNameEntry) {
+        let order = entry.ldir_ord;
+        let checksum = entry.ldir_chksum;
         if order & LAST != 0 {
             let order = order & !LAST;
             *self = Self { order: if order <= MAX_PARTS { order } else { 0 }, checksum, units: Vec::new() };
@@ -68,13 +83,13 @@ impl LongName {
         } else {
             self.order = order;
         }
-        let part = UNITS.iter().filter_map(|at| le16(entry, *at));
-        self.units.splice(..0, part);
+        let part = entry.ldir_name1.iter().chain(&entry.ldir_name2).chain(&entry.ldir_name3);
+        self.units.splice(..0, part.map(|unit| unit.get()));
     }
 
     /// Returns the name in UTF-8, if it is complete and belongs to the entry with this short name. Unpaired surrogates are
     /// left out, as in Linux.
-    pub(super) fn take(&mut self, short: &[u8]) -> Option<Vec<u8>> {
+    pub(super) fn take(&mut self, short: &[u8; 11]) -> Option<Vec<u8>> {
         let Self { order, checksum, units } = std::mem::take(self);
         // "ldir_Chksum".
         let sum = short.iter().fold(0_u8, |sum, byte| sum.rotate_right(1).wrapping_add(*byte));
@@ -92,10 +107,7 @@ mod tests {
 
     #[test]
     fn a_short_name_has_its_case_and_its_code_page() {
-        let name = |bytes: &[u8; 11], case: u8| {
-            let entry = [&bytes[..], &[0x20, case], &[0; 19]].concat();
-            String::from_utf8(short_name(&entry)).unwrap()
-        };
+        let name = |bytes: &[u8; 11], case: u8| String::from_utf8(short_name(*bytes, case)).unwrap();
         assert_eq!(CODE_PAGE.chars().count(), 128);
         assert_eq!(name(b"GRUBX64 EFI", 0), "GRUBX64.EFI");
         assert_eq!(name(b"GRUBX64 EFI", LOWER_NAME | LOWER_END), "grubx64.efi");
@@ -110,13 +122,15 @@ mod tests {
         let short = b"LONGNA~1TXT";
         let sum = short.iter().fold(0_u8, |sum, byte| sum.rotate_right(1).wrapping_add(*byte));
         let entry = |order: u8, text: &str, sum: u8| {
-            let mut entry = vec![0xff; 32];
+            let mut entry = [0xff; 32];
             (entry[0], entry[11], entry[13]) = (order, 0x0f, sum);
-            let units: Vec<u16> = text.encode_utf16().chain([0]).chain(std::iter::repeat(0xffff)).take(13).collect();
-            UNITS.iter().zip(units).for_each(|(at, unit)| entry[*at..at + 2].copy_from_slice(&unit.to_le_bytes()));
-            entry
+            let units = text.encode_utf16().chain([0]).chain(std::iter::repeat(0xffff));
+            for (at, unit) in [1, 3, 5, 7, 9, 14, 16, 18, 20, 22, 24, 28, 30].into_iter().zip(units) {
+                entry[at..at + 2].copy_from_slice(&unit.to_le_bytes());
+            }
+            LongNameEntry::read_from_bytes(&entry).unwrap()
         };
-        let name = |entries: &[Vec<u8>]| {
+        let name = |entries: &[LongNameEntry]| {
             let mut long = LongName::default();
             for entry in entries {
                 long.add(entry);
