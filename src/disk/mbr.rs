@@ -2,35 +2,72 @@
 //!
 //! Source: UEFI specification 2.10, section 5.2.
 
-use super::bytes::le32;
+use zerocopy::little_endian::U32;
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+
+use super::bytes::struct_at;
 use super::partition::{Partition, PartitionKind};
 
 /// The possible sizes of a sector in bytes.
 pub(super) const SECTOR_SIZES: [u64; 2] = [512, 4096];
 /// The first bytes of a GPT header (5.3.2).
-pub(super) const GPT_SIGNATURE: &[u8] = b"EFI PART";
+pub(super) const GPT_SIGNATURE: &[u8; 8] = b"EFI PART";
 /// The types of a partition that contains logical ones (`is_extended_partition` in Linux's `msdos.c`).
 const EXTENDED: [u8; 3] = [0x05, 0x0f, 0x85];
 /// The type of the one partition of a protective MBR (5.2.3).
 const PROTECTIVE: u8 = 0xee;
 
-/// Returns whether this sector ends as an MBR does, and its four entries have valid flags. The boot sector of a file system
-/// ends in the same way, but has code in place of the entries.
-pub(super) fn has_mbr(sector: &[u8]) -> bool {
-    let is_flag = |index: usize| matches!(sector.get(446 + 16 * index), Some(0 | 0x80));
-    sector.get(510..512) == Some(b"\x55\xaa") && (0..4).all(is_flag)
+/// A master boot record, or a sector of an extended partition, which has the same form (5.2.1).
+#[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(super) struct MasterBootRecord {
+    boot_code: [u8; 440],
+    pub(super) unique_mbr_disk_signature: U32,
+    unknown: [u8; 2],
+    partition_record: [PartitionRecord; 4],
+    signature: [u8; 2],
 }
 
-/// Returns whether an MBR has an entry that announces a GPT (5.2.3).
-pub(super) fn has_protective_entry(sector: &[u8]) -> bool {
-    let entries = (0..4).filter_map(|index| MbrEntry::parse(sector, index));
-    has_mbr(sector) && entries.into_iter().any(|entry| entry.kind == PROTECTIVE && entry.first == 1)
+#[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct PartitionRecord {
+    boot_indicator: u8,
+    starting_chs: [u8; 3],
+    os_type: u8,
+    ending_chs: [u8; 3],
+    starting_lba: U32,
+    size_in_lba: U32,
+}
+
+impl MasterBootRecord {
+    /// Returns the record in a sector that ends as it does.
+    pub(super) fn read(sector: &[u8]) -> Option<&Self> {
+        struct_at::<Self>(sector, 0).filter(|record| record.signature == [0x55, 0xaa])
+    }
+
+    /// Returns the record in the first sector of a disk, if the flags of its entries are valid. The boot sector of a file
+    /// system ends in the same way, but has code in place of the entries.
+    pub(super) fn find(sector: &[u8]) -> Option<&Self> {
+        Self::read(sector)
+            .filter(|mbr| mbr.partition_record.iter().all(|entry| matches!(entry.boot_indicator, 0 | 0x80)))
+    }
+
+    /// Returns the four entries; `None` for one that is not used.
+    pub(super) fn entries(&self) -> [Option<MbrEntry>; 4] {
+        self.partition_record.each_ref().map(MbrEntry::parse)
+    }
+
+    /// Returns whether an entry announces a GPT (5.2.3).
+    pub(super) fn is_protective(&self) -> bool {
+        self.entries().into_iter().flatten().any(|entry| entry.kind == PROTECTIVE && entry.first == 1)
+    }
 }
 
 /// Returns whether the beginning of a disk contains the header of a GPT.
 pub(super) fn has_gpt(head: &[u8]) -> bool {
     let headers = SECTOR_SIZES.iter().filter_map(|sector| head.get(usize::try_from(*sector).ok()?..));
-    has_protective_entry(head) || headers.into_iter().any(|header| header.starts_with(GPT_SIGNATURE))
+    MasterBootRecord::find(head).is_some_and(MasterBootRecord::is_protective)
+        || headers.into_iter().any(|header| header.starts_with(GPT_SIGNATURE))
 }
 
 /// An entry of an MBR or of a sector of an extended partition (5.2.1).
@@ -44,11 +81,9 @@ pub(super) struct MbrEntry {
 }
 
 impl MbrEntry {
-    pub(super) fn parse(sector: &[u8], index: usize) -> Option<Self> {
-        let entry = sector.get(446 + 16 * index..)?;
-        let kind = *entry.get(4)?;
-        let length = le32(entry, 12)?.into();
-        (kind != 0 && length != 0).then_some(Self { kind, first: le32(entry, 8)?.into(), length })
+    fn parse(record: &PartitionRecord) -> Option<Self> {
+        let entry = Self { kind: record.os_type, first: record.starting_lba.into(), length: record.size_in_lba.into() };
+        (entry.kind != 0 && entry.length != 0).then_some(entry)
     }
 
     pub(super) fn is_extended(&self) -> bool {

@@ -8,10 +8,12 @@
 use std::collections::HashSet;
 
 use flate2::Crc;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::bytes::{le32, le64};
+use super::bytes::{struct_at, utf16};
 use super::chain::{Chain, ChainError};
-use super::mbr::{GPT_SIGNATURE, MbrEntry, SECTOR_SIZES, has_mbr, has_protective_entry};
+use super::mbr::{GPT_SIGNATURE, MasterBootRecord, MbrEntry, SECTOR_SIZES};
 use super::partition::{Partition, PartitionKind, guid};
 use super::probe::probe;
 
@@ -20,27 +22,60 @@ const MAX_ENTRIES: u32 = 1024;
 /// The most logical partitions of an MBR disk, as in Linux (`DISK_MAX_PARTS`).
 const MAX_LOGICAL: usize = 252;
 
+/// The header of a GPT (5.3.2).
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct GptHeader {
+    signature: [u8; 8],
+    revision: U32,
+    header_size: U32,
+    header_crc32: U32,
+    reserved: U32,
+    my_lba: U64,
+    alternate_lba: U64,
+    first_usable_lba: U64,
+    last_usable_lba: U64,
+    disk_guid: [u8; 16],
+    partition_entry_lba: U64,
+    number_of_partition_entries: U32,
+    size_of_partition_entry: U32,
+    partition_entry_array_crc32: U32,
+}
+
+/// An entry of a GPT (5.3.3).
+#[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct GptEntry {
+    partition_type_guid: [u8; 16],
+    unique_partition_guid: [u8; 16],
+    starting_lba: U64,
+    ending_lba: U64,
+    attributes: U64,
+    partition_name: [U16; 36],
+}
+
 /// Returns the partitions of a disk, in the order of the table. Entries that lie outside the disk are left out.
 ///
 /// # Errors
 /// When the disk cannot be read.
 pub fn partitions(disk: &Chain) -> Result<Vec<Partition>, ChainError> {
     let start = read_sector(disk, 0)?;
-    if has_protective_entry(&start) {
+    let mbr = MasterBootRecord::find(&start);
+    if mbr.is_some_and(MasterBootRecord::is_protective) {
         for sector in SECTOR_SIZES {
             if let Some(table) = read_gpt(disk, sector)? {
                 return Ok(table);
             }
         }
-    } else if has_mbr(&start) {
-        let table = read_mbr(disk, &start)?;
+    } else if let Some(mbr) = mbr {
+        let table = read_mbr(disk, mbr)?;
         if !table.is_empty() {
             return Ok(table);
         }
     }
     let kind = PartitionKind::WholeDisk;
-    let (uuid, label) = (String::new(), String::new());
-    Ok(vec![Partition { number: 0, kind, start: 0, length: disk.virtual_size(), uuid, label, attributes: 0 }])
+    let length = disk.virtual_size();
+    Ok(vec![Partition { number: 0, kind, start: 0, length, uuid: String::new(), label: String::new(), attributes: 0 }])
 }
 
 /// Reads 512 bytes, fewer at the end of the disk.
@@ -51,19 +86,15 @@ fn read_sector(disk: &Chain, at: u64) -> Result<Vec<u8>, ChainError> {
     Ok(bytes)
 }
 
-/// Returns whether this sector is a GPT header with the right checksum (5.3.2).
-fn has_sound_header(sector: &[u8]) -> bool {
-    let length = le32(sector, 12).and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
-    let Some(header) = sector.get(..length).filter(|header| header.len() >= 92) else { return false };
-    let without_checksum = [&header[..16], &[0; 4], &header[20..]].concat();
-    header.starts_with(GPT_SIGNATURE)
-        && le32(header, 16) == Some(checksum(&without_checksum))
-        && le64(header, 24) == Some(1)
-}
-
-/// Returns whether the sectors for partitions are on the disk, which is not so if the disk was cut off.
-fn lies_within(header: &[u8], sectors: u64) -> bool {
-    [40, 48].iter().all(|at| le64(header, *at).is_some_and(|sector| sector < sectors))
+/// Returns the header of the GPT in a sector, if its checksum is right.
+fn find_header(sector: &[u8]) -> Option<&GptHeader> {
+    let header = struct_at::<GptHeader>(sector, 0)?;
+    let rest = sector.get(size_of::<GptHeader>()..usize::try_from(header.header_size.get()).ok()?)?;
+    let without_checksum = GptHeader { header_crc32: U32::ZERO, ..*header };
+    let is_sound = header.signature == *GPT_SIGNATURE
+        && header.header_crc32.get() == checksum(&[without_checksum.as_bytes(), rest].concat())
+        && header.my_lba.get() == 1;
+    is_sound.then_some(header)
 }
 
 fn checksum(bytes: &[u8]) -> u32 {
@@ -74,21 +105,24 @@ fn checksum(bytes: &[u8]) -> u32 {
 
 /// Reads the GPT; `None` if there is no valid one.
 fn read_gpt(disk: &Chain, sector: u64) -> Result<Option<Vec<Partition>>, ChainError> {
-    let header = read_sector(disk, sector)?;
-    if !has_sound_header(&header) || !lies_within(&header, disk.virtual_size() / sector) {
-        return Ok(None);
-    }
-    let (Some(first), Some(count), Some(size)) = (le64(&header, 72), le32(&header, 80), le32(&header, 84)) else {
-        return Ok(None);
-    };
-    let sensible = count <= MAX_ENTRIES && (128..=4096).contains(&size) && size.is_multiple_of(8);
-    let Some(at) = first.checked_mul(sector).filter(|_| sensible) else { return Ok(None) };
+    let bytes = read_sector(disk, sector)?;
+    let Some(header) = find_header(&bytes) else { return Ok(None) };
+    // The sectors for partitions are not on the disk if it was cut off.
+    let last = header.first_usable_lba.max(header.last_usable_lba);
+    let count = header.number_of_partition_entries.get();
+    let size = header.size_of_partition_entry.get();
+    let sensible = last.get() < disk.virtual_size() / sector
+        && count <= MAX_ENTRIES
+        && (128..=4096).contains(&size)
+        && size.is_multiple_of(8);
+    let at = header.partition_entry_lba.get().checked_mul(sector).filter(|_| sensible);
+    let Some(at) = at else { return Ok(None) };
     let mut entries = vec![0; count as usize * size as usize];
     if at.checked_add(entries.len() as u64).is_none_or(|end| end > disk.virtual_size()) {
         return Ok(None);
     }
     disk.read_at(at, &mut entries)?;
-    if le32(&header, 88) != Some(checksum(&entries)) {
+    if header.partition_entry_array_crc32.get() != checksum(&entries) {
         return Ok(None);
     }
     let numbered = (1..).zip(entries.chunks_exact(size as usize));
@@ -97,22 +131,22 @@ fn read_gpt(disk: &Chain, sector: u64) -> Result<Option<Vec<Partition>>, ChainEr
 }
 
 fn gpt_entry(number: u32, entry: &[u8], limits: &DiskLimits) -> Option<Partition> {
-    let kind: [u8; 16] = entry.get(..16)?.try_into().ok()?;
-    let first = le64(entry, 32)?;
-    let length = le64(entry, 40)?.checked_sub(first)?.checked_add(1)?;
-    let attributes = le64(entry, 48)?;
-    (kind != [0; 16]).then_some(())?;
-    let units = entry.get(56..128)?.as_chunks().0.iter().map(|unit| u16::from_le_bytes(*unit));
-    let label = char::decode_utf16(units.take_while(|unit| *unit != 0)).map(|c| c.unwrap_or('\u{fffd}')).collect();
-    let uuid = guid(entry.get(16..32)?.try_into().ok()?);
-    let kind = PartitionKind::Gpt(kind);
-    limits.locate(Partition { number, kind, start: first, length, uuid, label, attributes })
+    let entry = struct_at::<GptEntry>(entry, 0).filter(|entry| entry.partition_type_guid != [0; 16])?;
+    let start = entry.starting_lba.get();
+    limits.locate(Partition {
+        number,
+        kind: PartitionKind::Gpt(entry.partition_type_guid),
+        start,
+        length: entry.ending_lba.get().checked_sub(start)?.checked_add(1)?,
+        uuid: guid(entry.unique_partition_guid),
+        label: utf16(&entry.partition_name),
+        attributes: entry.attributes.get(),
+    })
 }
 
 /// Reads an MBR. It does not contain the size of its sectors: 512 bytes, unless only 4096 lead to data that kiln recognizes.
-fn read_mbr(disk: &Chain, start: &[u8]) -> Result<Vec<Partition>, ChainError> {
-    let tables = SECTOR_SIZES.map(|sector| read_mbr_with(disk, start, sector));
-    let [small, large] = tables;
+fn read_mbr(disk: &Chain, mbr: &MasterBootRecord) -> Result<Vec<Partition>, ChainError> {
+    let [small, large] = SECTOR_SIZES.map(|sector| read_mbr_with(disk, mbr, sector));
     let small = small?;
     let large = large?;
     let is_large = !has_known_content(disk, &small)? && has_known_content(disk, &large)?;
@@ -128,13 +162,13 @@ fn has_known_content(disk: &Chain, table: &[Partition]) -> Result<bool, ChainErr
     Ok(false)
 }
 
-fn read_mbr_with(disk: &Chain, start: &[u8], sector: u64) -> Result<Vec<Partition>, ChainError> {
+fn read_mbr_with(disk: &Chain, mbr: &MasterBootRecord, sector: u64) -> Result<Vec<Partition>, ChainError> {
     let limits = DiskLimits { sector, size: disk.virtual_size() };
-    let signature = le32(start, 440).unwrap_or(0);
+    let signature = mbr.unique_mbr_disk_signature.get();
     let mut table = Vec::new();
     let mut logical = Vec::new();
-    for (number, index) in (1..).zip(0..4) {
-        match MbrEntry::parse(start, index) {
+    for (number, entry) in (1..).zip(mbr.entries()) {
+        match entry {
             Some(entry) if entry.is_extended() && logical.is_empty() => logical = read_logical(disk, entry, sector)?,
             Some(entry) if !entry.is_extended() => table.extend(limits.locate(entry.partition(number, signature))),
             _ => {}
@@ -154,11 +188,8 @@ fn read_logical(disk: &Chain, extended: MbrEntry, sector: u64) -> Result<Vec<Mbr
     let mut found = Vec::new();
     while seen.insert(at) && seen.len() <= MAX_LOGICAL && at < disk.virtual_size() / sector {
         let bytes = read_sector(disk, at * sector)?;
-        if bytes.get(510..512) != Some(b"\x55\xaa") {
-            break;
-        }
-        let entries: Vec<MbrEntry> = (0..4).filter_map(|index| MbrEntry::parse(&bytes, index)).collect();
-        let (chained, data): (Vec<_>, Vec<_>) = entries.into_iter().partition(MbrEntry::is_extended);
+        let Some(record) = MasterBootRecord::read(&bytes) else { break };
+        let (chained, data): (Vec<_>, Vec<_>) = record.entries().into_iter().flatten().partition(MbrEntry::is_extended);
         // A table may have four entries, but the last two are unreliable in tables of other systems.
         found.extend(data.into_iter().take(2).map(|entry| MbrEntry { first: at + entry.first, ..entry }));
         let Some(next) = chained.first() else { break };
