@@ -5,10 +5,13 @@
 
 use std::fs::File;
 use std::io;
+use std::num::TryFromIntError;
 use std::os::unix::fs::FileExt;
 
-use zerocopy::little_endian::U16;
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::source::LayerError;
 
 /// Reads up to `limit` bytes at `offset`; fewer only at the end of the file.
 pub(super) fn read_up_to(file: &File, offset: u64, limit: usize) -> io::Result<Vec<u8>> {
@@ -26,6 +29,33 @@ pub(super) fn read_up_to(file: &File, offset: u64, limit: usize) -> io::Result<V
     Ok(bytes)
 }
 
+/// Checks that something, which `what` names, is within a file.
+pub(super) fn check_within(what: &'static str, at: u64, length: u64, file_size: u64) -> Result<(), LayerError> {
+    match at.checked_add(length) {
+        Some(end) if end <= file_size => Ok(()),
+        _ => Err(LayerError::Entry { what, at, file_size }),
+    }
+}
+
+/// Fills `bytes` from a file, which is refused as not being of this format if it ends before.
+pub(super) fn read_exact(file: &File, at: u64, bytes: &mut [u8], format: &'static str) -> Result<(), LayerError> {
+    file.read_exact_at(bytes, at).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => LayerError::Unknown { format, why: "it is too short".to_owned() },
+        _ => error.into(),
+    })
+}
+
+/// Reads the structure at `at` of a file, which is refused as by [`read_exact`].
+pub(super) fn read_struct<T: FromBytes + IntoBytes>(
+    file: &File,
+    at: u64,
+    format: &'static str,
+) -> Result<T, LayerError> {
+    let mut value = T::new_zeroed();
+    read_exact(file, at, value.as_mut_bytes(), format)?;
+    Ok(value)
+}
+
 /// Returns the structure at `at` of some bytes.
 pub(super) fn struct_at<T: FromBytes + KnownLayout + Immutable + Unaligned>(bytes: &[u8], at: usize) -> Option<&T> {
     T::ref_from_prefix(bytes.get(at..)?).ok().map(|(found, _)| found)
@@ -34,6 +64,11 @@ pub(super) fn struct_at<T: FromBytes + KnownLayout + Immutable + Unaligned>(byte
 /// Returns `count` structures, the first of which is at `at` of some bytes.
 pub(super) fn slice_at<T: FromBytes + Immutable + Unaligned>(bytes: &[u8], at: usize, count: usize) -> Option<&[T]> {
     <[T]>::ref_from_prefix_with_elems(bytes.get(at..)?, count).ok().map(|(found, _)| found)
+}
+
+/// Converts a number for a field of 32 bits.
+pub(super) fn field32(number: impl TryInto<u32, Error = TryFromIntError>) -> io::Result<U32> {
+    number.try_into().map(U32::new).map_err(io::Error::other)
 }
 
 fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
@@ -58,11 +93,6 @@ pub(super) fn le16(bytes: &[u8], at: usize) -> Option<u16> {
 /// Reads a little-endian 32-bit integer at `at`.
 pub(super) fn le32(bytes: &[u8], at: usize) -> Option<u32> {
     array(bytes, at).map(u32::from_le_bytes)
-}
-
-/// Reads a little-endian 64-bit integer at `at`.
-pub(super) fn le64(bytes: &[u8], at: usize) -> Option<u64> {
-    array(bytes, at).map(u64::from_le_bytes)
 }
 
 /// Reads a table of big-endian 64-bit words; an incomplete word at its end is left out.

@@ -1,14 +1,16 @@
 //! Reads the disk in a VDI. Numbers in the file are checked when they are used.
 
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt;
 
-use crate::disk::bytes::{le32, le64};
+use zerocopy::IntoBytes;
+use zerocopy::little_endian::U32;
+
+use crate::disk::bytes::{check_within, read_struct};
 use crate::disk::slot_cache::SlotCache;
 use crate::disk::source::{DataLocation, DataRun, DiskSource, LayerError};
 
-use super::{BLOCK, DYNAMIC, FREE, SIGNATURE, VERSION};
+use super::{BLOCK, DYNAMIC, FREE, SIGNATURE, VERSION, VdiHeader};
 
 /// How many entries of the map are read at a time.
 const PAGE: u64 = 4096;
@@ -23,47 +25,43 @@ pub(in crate::disk) struct VdiReader {
     size: u64,
     map: u64,
     data: u64,
-    pages: SlotCache<Vec<u32>>,
+    pages: SlotCache<Vec<U32>>,
 }
 
 impl VdiReader {
     /// Reads the header; the map takes at most `memory` bytes at a time.
     pub fn open(file: File, memory: u64) -> Result<Self, LayerError> {
         let file_size = file.metadata()?.len();
-        let mut header = [0; 512];
-        match file.read_exact_at(&mut header, 0) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(unknown("it is too short")),
-            other => other?,
-        }
-        let small = |at| le32(&header, at).unwrap_or(0);
-        if (small(64), small(68)) != (SIGNATURE, VERSION) {
+        let header: VdiHeader = read_struct(&file, 0, "vdi")?;
+        if header.u32_signature != SIGNATURE || header.u32_version != VERSION {
             return Err(unknown("it has another signature or version"));
         }
-        if small(76) != DYNAMIC || u64::from(small(376)) != BLOCK || small(380) != 0 {
+        if header.u32_type != DYNAMIC || u64::from(header.cb_block) != BLOCK || header.cb_block_extra != U32::ZERO {
             return Err(unknown("it is not a dynamic one with blocks of 1 MiB"));
         }
-        let (size, map, data) = (le64(&header, 368).unwrap_or(0), u64::from(small(340)), u64::from(small(344)));
-        let blocks = u64::from(small(384));
+        let size = header.cb_disk.get();
+        let map = u64::from(header.off_blocks);
+        let blocks = u64::from(header.c_blocks);
         if size.div_ceil(BLOCK) > blocks {
             return Err(unknown("its disk is larger than its map"));
         }
-        if map + blocks * 4 > file_size {
-            return Err(LayerError::Entry { what: "the map", at: map, file_size });
-        }
-        Ok(Self { file, file_size, size, map, data, pages: SlotCache::new(memory / (PAGE * 4)) })
+        check_within("the map", map, blocks * 4, file_size)?;
+        let pages = SlotCache::new(memory / (PAGE * 4));
+        Ok(Self { file, file_size, size, map, data: header.off_data.into(), pages })
     }
 
     /// Reads the entry of a block in the map.
     fn entry(&self, block: u64) -> Result<u32, LayerError> {
         let number = block / PAGE;
-        let read = || {
-            let (at, left) = (self.map + number * PAGE * 4, self.size.div_ceil(BLOCK) - number * PAGE);
-            let mut bytes = vec![0; usize::try_from(left.min(PAGE) * 4).unwrap_or(0)];
-            self.file.read_exact_at(&mut bytes, at)?;
-            let words = bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word));
-            Ok::<_, LayerError>(words.collect())
-        };
-        Ok(self.pages.get(number, read)?[usize::try_from(block % PAGE).unwrap_or(0)])
+        let page = self.pages.get(number, || self.read_page(number))?;
+        Ok(page[usize::try_from(block % PAGE).unwrap_or(0)].get())
+    }
+
+    fn read_page(&self, number: u64) -> Result<Vec<U32>, LayerError> {
+        let left = self.size.div_ceil(BLOCK) - number * PAGE;
+        let mut page = vec![U32::ZERO; usize::try_from(left.min(PAGE)).unwrap_or(0)];
+        self.file.read_exact_at(page.as_mut_bytes(), self.map + number * PAGE * 4)?;
+        Ok(page)
     }
 }
 
@@ -79,9 +77,7 @@ impl DiskSource for VdiReader {
             FREE | ZERO => DataLocation::Zero,
             number => {
                 let at = self.data + u64::from(number) * BLOCK + offset % BLOCK;
-                if at + length > self.file_size {
-                    return Err(LayerError::Entry { what: "a block", at, file_size: self.file_size });
-                }
+                check_within("a block", at, length, self.file_size)?;
                 DataLocation::At(at)
             }
         };

@@ -4,20 +4,22 @@ use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 
-use super::{BLOCK, DYNAMIC, FREE, SIGNATURE, VERSION};
+use zerocopy::little_endian::U32;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::{BLOCK, DYNAMIC, FREE, SIGNATURE, VERSION, VdiHeader};
+use crate::disk::bytes::field32;
 use crate::disk::file_writer::{FileWriter, Piece};
 use crate::disk::identity::DiskIdentity;
 use crate::disk::sparse;
 
 /// The offset of the map.
 const MAP: u64 = BLOCK;
-const SECTOR: u32 = 512;
-const LENGTH: usize = 512;
+const FILE_INFO: &[u8] = b"<<< Oracle VM VirtualBox Disk Image >>>\n";
+/// Cylinders, heads, sectors, and the length of a sector. All but the length may be zero.
+const GEOMETRY: [U32; 4] = [U32::ZERO, U32::ZERO, U32::ZERO, U32::new(512)];
 /// The length of the header, from the field with this length on.
-const HEADER_LENGTH: u32 = 400;
-/// The offset of the geometry for a BIOS: cylinders, heads, sectors, and the length of a sector. All but the length may be
-/// zero.
-const LOGICAL_GEOMETRY: usize = 456;
+const HEADER_LENGTH: U32 = U32::new(400);
 
 /// The writer of a file.
 pub(in crate::disk) struct VdiWriter {
@@ -42,27 +44,26 @@ impl VdiWriter {
         (MAP + self.blocks() * 4).next_multiple_of(BLOCK)
     }
 
-    fn header(&self, identity: &DiskIdentity) -> io::Result<[u8; LENGTH]> {
-        let small = |n: u64| u32::try_from(n).map(u32::to_le_bytes).map_err(io::Error::other);
-        let mut header = [0; LENGTH];
-        let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
-        put(0, b"<<< Oracle VM VirtualBox Disk Image >>>\n");
-        put(64, &SIGNATURE.to_le_bytes());
-        put(68, &VERSION.to_le_bytes());
-        put(72, &HEADER_LENGTH.to_le_bytes());
-        put(76, &DYNAMIC.to_le_bytes());
-        put(340, &small(MAP)?);
-        put(344, &small(self.data())?);
-        put(360, &SECTOR.to_le_bytes());
-        put(368, &self.size.to_le_bytes());
-        put(376, &small(BLOCK)?);
-        put(384, &small(self.blocks())?);
-        put(388, &small(self.there.len() as u64)?);
-        put(392, &identity.guid("vdi"));
-        put(408, &identity.guid("vdi, last change"));
-        // VirtualBox checks the last number of the second geometry: its sectors must have this length, or the file is
-        // refused.
-        put(LOGICAL_GEOMETRY + 12, &SECTOR.to_le_bytes());
+    fn header(&self, identity: &DiskIdentity) -> io::Result<VdiHeader> {
+        let mut header = VdiHeader {
+            u32_signature: SIGNATURE,
+            u32_version: VERSION,
+            cb_header: HEADER_LENGTH,
+            u32_type: DYNAMIC,
+            off_blocks: field32(MAP)?,
+            off_data: field32(self.data())?,
+            legacy_geometry: GEOMETRY,
+            cb_disk: self.size.into(),
+            cb_block: field32(BLOCK)?,
+            c_blocks: field32(self.blocks())?,
+            c_blocks_allocated: field32(self.there.len())?,
+            uuid_create: identity.guid("vdi"),
+            uuid_modify: identity.guid("vdi, last change"),
+            // VirtualBox refuses the file if the sectors of this geometry have another length.
+            lchs_geometry: GEOMETRY,
+            ..VdiHeader::new_zeroed()
+        };
+        header.sz_file_info[..FILE_INFO.len()].copy_from_slice(FILE_INFO);
         Ok(header)
     }
 }
@@ -75,7 +76,7 @@ impl FileWriter for VdiWriter {
     }
 
     fn finish(mut self: Box<Self>, identity: &DiskIdentity) -> io::Result<()> {
-        self.file.write_all_at(&self.header(identity)?, 0)?;
+        self.file.write_all_at(self.header(identity)?.as_bytes(), 0)?;
         self.file.set_len(self.data() + self.there.len() as u64 * BLOCK)?;
         self.file.seek(SeekFrom::Start(MAP))?;
         let mut map = BufWriter::new(&self.file);
@@ -95,10 +96,11 @@ mod tests {
     /// Checks a field that `VirtualBox` requires (`VDICore.h`), and QEMU does not.
     #[test]
     fn the_geometry_of_the_bios_has_sectors_of_512_bytes() {
-        let header =
-            VdiWriter::new(tempfile::tempfile().unwrap(), 4 * BLOCK).header(&DiskIdentity::new(&["web"])).unwrap();
+        let writer = VdiWriter::new(tempfile::tempfile().unwrap(), 4 * BLOCK);
+        let header = writer.header(&DiskIdentity::new(&["web"])).unwrap();
+        let header = header.as_bytes();
         let number = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap());
-        assert_eq!((number(72), number(72 + 400 - 4)), (400, SECTOR), "the last number of what the header counts");
-        assert_eq!((number(360), header[456..468].iter().all(|byte| *byte == 0)), (SECTOR, true));
+        assert_eq!((number(72), number(72 + 400 - 4)), (400, 512), "the last number of what the header counts");
+        assert_eq!((number(360), header[456..468].iter().all(|byte| *byte == 0)), (512, true));
     }
 }

@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::footer;
+use zerocopy::IntoBytes;
+
+use super::VhdFooter;
 use crate::disk::file_writer::{FileWriter, Piece};
 use crate::disk::identity::DiskIdentity;
 use crate::disk::sparse;
@@ -28,6 +30,6 @@ impl FileWriter for VhdWriter {
     }
 
     fn finish(self: Box<Self>, identity: &DiskIdentity) -> io::Result<()> {
-        self.file.write_all_at(&footer(self.size, &identity.uuid("vhd")), self.size)
+        self.file.write_all_at(VhdFooter::new(self.size, identity.uuid("vhd")).as_bytes(), self.size)
     }
 }

@@ -11,6 +11,9 @@
 pub(super) mod reader;
 pub(super) mod writer;
 
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
 const MIB: u64 = 1 << 20;
 const IDENTIFIER: &[u8; 8] = b"vhdxfile";
 /// The offsets of the two headers and the two region tables, and their lengths.
@@ -23,17 +26,20 @@ const REGION: &[u8; 4] = b"regi";
 const METADATA: &[u8; 8] = b"metadata";
 /// The length of the metadata's own table; the items follow it.
 const METADATA_TABLE: usize = 64 << 10;
+/// The offsets of the first entries of region tables (2.2.3.1) and of the metadata's (2.6.1.1).
+const REGION_ENTRIES: usize = 16;
+const METADATA_ENTRIES: usize = 32;
 /// The offset of the checksum of headers and region tables.
 const CHECKSUM: usize = 4;
 
 /// The GUIDs of regions and metadata items, as stored in the file.
-const BLOCK_TABLE: [u8; 16] = guid(0x2dc2_7766, 0xf623, 0x4200, 0x9d64_115e_9bfd_4a08);
-const METADATA_REGION: [u8; 16] = guid(0x8b7c_a206, 0x4790, 0x4b9a, 0xb8fe_575f_050f_886e);
-const FILE_PARAMETERS: [u8; 16] = guid(0xcaa1_6737, 0xfa36, 0x4d43, 0xb3b6_33f0_aa44_e76b);
-const DISK_SIZE: [u8; 16] = guid(0x2fa5_4224, 0xcd1b, 0x4876, 0xb211_5dbe_d83b_f4b8);
-const PAGE_83: [u8; 16] = guid(0xbeca_12ab, 0xb2e6, 0x4523, 0x93ef_c309_e000_c746);
-const LOGICAL_SECTOR: [u8; 16] = guid(0x8141_bf1d, 0xa96f, 0x4709, 0xba47_f233_a8fa_ab5f);
-const PHYSICAL_SECTOR: [u8; 16] = guid(0xcda3_48c7, 0x445d, 0x4471, 0x9cc9_e988_5251_c556);
+const BLOCK_TABLE: [u8; 16] = guid(0x2dc2_7766_f623_4200_9d64_115e_9bfd_4a08);
+const METADATA_REGION: [u8; 16] = guid(0x8b7c_a206_4790_4b9a_b8fe_575f_050f_886e);
+const FILE_PARAMETERS: [u8; 16] = guid(0xcaa1_6737_fa36_4d43_b3b6_33f0_aa44_e76b);
+const DISK_SIZE: [u8; 16] = guid(0x2fa5_4224_cd1b_4876_b211_5dbe_d83b_f4b8);
+const PAGE_83: [u8; 16] = guid(0xbeca_12ab_b2e6_4523_93ef_c309_e000_c746);
+const LOGICAL_SECTOR: [u8; 16] = guid(0x8141_bf1d_a96f_4709_ba47_f233_a8fa_ab5f);
+const PHYSICAL_SECTOR: [u8; 16] = guid(0xcda3_48c7_445d_4471_9cc9_e988_5251_c556);
 
 /// The states of a block: it reads as zero, or is in the file.
 const ZERO: u64 = 2;
@@ -41,9 +47,47 @@ const PRESENT: u64 = 6;
 /// The bits of a block table's entry that are the state. The other bits are the offset, a multiple of 1 MiB.
 const STATE: u64 = 7;
 
-const fn guid(a: u32, b: u16, c: u16, d: u64) -> [u8; 16] {
-    let (a, b, c, d) = (a.to_le_bytes(), b.to_le_bytes(), c.to_le_bytes(), d.to_be_bytes());
-    [a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]]
+/// The header (2.2.2), without the reserved space after it.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct VhdxHeader {
+    signature: [u8; 4],
+    checksum: U32,
+    sequence_number: U64,
+    file_write_guid: [u8; 16],
+    data_write_guid: [u8; 16],
+    log_guid: [u8; 16],
+    log_version: U16,
+    version: U16,
+    log_length: U32,
+    log_offset: U64,
+}
+
+/// An entry of a region table (2.2.3.2).
+#[derive(FromBytes, IntoBytes, Immutable, Unaligned)]
+#[repr(C)]
+struct RegionTableEntry {
+    guid: [u8; 16],
+    file_offset: U64,
+    length: U32,
+    required: U32,
+}
+
+/// An entry of the metadata's table (2.6.1.2). The offset counts from the beginning of the table.
+#[derive(FromBytes, IntoBytes, Immutable, Unaligned)]
+#[repr(C)]
+struct MetadataTableEntry {
+    item_id: [u8; 16],
+    offset: U32,
+    length: U32,
+    flags: U32,
+    reserved2: U32,
+}
+
+/// Converts a GUID to the form in a file: its first three parts are little-endian.
+const fn guid(id: u128) -> [u8; 16] {
+    let b = id.to_be_bytes();
+    [b[3], b[2], b[1], b[0], b[5], b[4], b[7], b[6], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]]
 }
 
 /// Returns how many blocks share a bitmap, which has a bit for each sector and is 1 MiB long.
@@ -53,12 +97,14 @@ const fn blocks_of_a_bitmap(block: u64, sector: u64) -> u64 {
 
 /// Returns the CRC-32C (RFC 3720, appendix B.4) of bytes in which the four of the checksum count as zero.
 fn checksum(bytes: &[u8]) -> u32 {
-    let step = |crc: u32, byte: u8| {
-        (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 })
-    };
-    let counted =
-        bytes.iter().enumerate().map(|(at, byte)| if (CHECKSUM..CHECKSUM + 4).contains(&at) { 0 } else { *byte });
-    !counted.fold(u32::MAX, step)
+    let mut crc = u32::MAX;
+    for (at, byte) in bytes.iter().enumerate() {
+        crc ^= if (CHECKSUM..CHECKSUM + 4).contains(&at) { 0 } else { u32::from(*byte) };
+        for _ in 0..8 {
+            crc = (crc >> 1) ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 };
+        }
+    }
+    !crc
 }
 
 #[cfg(test)]

@@ -1,17 +1,19 @@
 //! Reads the disk in a VHDX that has no parent, and nothing in its log. Numbers in the file are checked when they are used.
 
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt;
 
-use crate::disk::bytes::{le16, le32, le64};
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::disk::bytes::{check_within, le16, le32, read_exact, slice_at, struct_at};
 use crate::disk::slot_cache::SlotCache;
 use crate::disk::source::{DataLocation, DataRun, DiskSource, LayerError};
 
 use super::{
     BLOCK_TABLE, CHECKSUM, DISK_SIZE, FILE_PARAMETERS, HEADER, HEADER_LENGTH, HEADERS, IDENTIFIER, LOGICAL_SECTOR,
-    METADATA, METADATA_REGION, METADATA_TABLE, MIB, PRESENT, REGION, REGIONS, REGIONS_LENGTH, STATE,
-    blocks_of_a_bitmap, checksum,
+    METADATA, METADATA_ENTRIES, METADATA_REGION, METADATA_TABLE, MIB, MetadataTableEntry, PRESENT, REGION,
+    REGION_ENTRIES, REGIONS, REGIONS_LENGTH, RegionTableEntry, STATE, VhdxHeader, blocks_of_a_bitmap, checksum,
 };
 
 /// How many entries of the block table are read at a time.
@@ -29,7 +31,7 @@ pub(in crate::disk) struct VhdxReader {
     disk: VhdxMetadata,
     /// The offset of the block table.
     table: u64,
-    pages: SlotCache<Vec<u64>>,
+    pages: SlotCache<Vec<U64>>,
 }
 
 /// The fields of the metadata.
@@ -50,13 +52,15 @@ impl VhdxReader {
         }
         check_log(&file)?;
         let regions = regions(&file)?;
-        let (metadata, _) = region(&regions, METADATA_REGION).ok_or_else(|| unknown("it has no metadata"))?;
-        let (table, length) = region(&regions, BLOCK_TABLE).ok_or_else(|| unknown("it has no block table"))?;
-        let metadata = read(&file, metadata, METADATA_TABLE + (64 << 10))?;
+        let metadata = region(&regions, METADATA_REGION).ok_or_else(|| unknown("it has no metadata"))?;
+        let table_region = region(&regions, BLOCK_TABLE).ok_or_else(|| unknown("it has no block table"))?;
+        let table = table_region.file_offset.get();
+        let metadata = read(&file, metadata.file_offset.get(), METADATA_TABLE + (64 << 10))?;
         let disk =
             VhdxMetadata::parse(&metadata).ok_or_else(|| unknown("its metadata are not those of a disk of its own"))?;
-        let entries = disk.entry_of(disk.size.div_ceil(disk.block).saturating_sub(1)) + 1;
-        if entries * 8 > length || table.saturating_add(entries * 8) > file_size {
+        let length = (disk.entry_of(disk.size.div_ceil(disk.block) - 1) + 1) * 8;
+        let is_within = table.checked_add(length).is_some_and(|end| end <= file_size);
+        if length > u64::from(table_region.length) || !is_within {
             return Err(LayerError::Entry { what: "the block table", at: table, file_size });
         }
         Ok(Self { file, file_size, disk, table, pages: SlotCache::new(memory / (PAGE as u64 * 8)) })
@@ -65,35 +69,31 @@ impl VhdxReader {
     fn entry(&self, block: u64) -> Result<u64, LayerError> {
         let entry = self.disk.entry_of(block);
         let number = entry / PAGE as u64;
-        let read = || {
-            let at = self.table + number * PAGE as u64 * 8;
-            // Regions are whole MiB, pages a part of that.
-            let bytes = read(&self.file, at, PAGE * 8)?;
-            let words = bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word));
-            Ok::<_, LayerError>(words.collect())
-        };
-        Ok(self.pages.get(number, read)?[usize::try_from(entry % PAGE as u64).unwrap_or(0)])
+        let page = self.pages.get(number, || self.read_page(number))?;
+        Ok(page[usize::try_from(entry % PAGE as u64).unwrap_or(0)].get())
+    }
+
+    fn read_page(&self, number: u64) -> Result<Vec<U64>, LayerError> {
+        // Regions are whole MiB, pages a part of that.
+        let mut page = vec![U64::ZERO; PAGE];
+        read_exact(&self.file, self.table + number * PAGE as u64 * 8, page.as_mut_bytes(), "vhdx")?;
+        Ok(page)
     }
 }
 
 impl VhdxMetadata {
     fn parse(metadata: &[u8]) -> Option<Self> {
-        let item = |id: [u8; 16]| {
-            let count = usize::from(le16(metadata, 10)?).min(METADATA_TABLE / 32 - 1);
-            let entry = (1..=count).map(|n| &metadata[n * 32..][..32]).find(|entry| entry.starts_with(&id))?;
-            metadata.get(le32(entry, 16)? as usize..)
-        };
-        let parameters = item(FILE_PARAMETERS)?;
-        let (block, flags) = (u64::from(le32(parameters, 0)?), le32(parameters, 4)?);
-        let sector = u64::from(le32(item(LOGICAL_SECTOR)?, 0)?);
+        let [block_size, flags] = item::<[U32; 2]>(metadata, FILE_PARAMETERS)?.map(U32::get);
+        let block = u64::from(block_size);
+        let sector = u64::from(*item::<U32>(metadata, LOGICAL_SECTOR)?);
+        let size = item::<U64>(metadata, DISK_SIZE)?.get();
         let known = metadata.starts_with(METADATA)
             && flags & HAS_PARENT == 0
             && block.is_power_of_two()
             && (MIB..=256 * MIB).contains(&block)
-            && [512, 4096].contains(&sector);
-        let size = le64(item(DISK_SIZE)?, 0)?;
-        // The format allows no larger disk.
-        let known = known && (1..=64 << 40).contains(&size);
+            && [512, 4096].contains(&sector)
+            // The format allows no larger disk.
+            && (1..=64 << 40).contains(&size);
         known.then(|| Self { size, block, chunk: blocks_of_a_bitmap(block, sector) })
     }
 
@@ -115,9 +115,7 @@ impl DiskSource for VhdxReader {
         let place = match entry & STATE {
             PRESENT => {
                 let at = entry / MIB * MIB + offset % self.disk.block;
-                if at.saturating_add(length) > self.file_size {
-                    return Err(LayerError::Entry { what: "a block", at, file_size: self.file_size });
-                }
+                check_within("a block", at, length, self.file_size)?;
                 DataLocation::At(at)
             }
             PARTLY_PRESENT => return Err(unknown("a part of a block is said to be elsewhere")),
@@ -141,16 +139,14 @@ fn unknown(why: &str) -> LayerError {
 
 fn read(file: &File, at: u64, length: usize) -> Result<Vec<u8>, LayerError> {
     let mut bytes = vec![0; length];
-    match file.read_exact_at(&mut bytes, at) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(unknown("it is too short")),
-        other => Ok(other.map(|()| bytes)?),
-    }
+    read_exact(file, at, &mut bytes, "vhdx")?;
+    Ok(bytes)
 }
 
 /// Reads a part of the file; `None` if its signature or checksum is wrong.
 fn sound(file: &File, at: u64, length: usize, signature: &[u8]) -> Result<Option<Vec<u8>>, LayerError> {
     let bytes = read(file, at, length)?;
-    let is_sound = bytes.starts_with(signature) && le32(&bytes, CHECKSUM) == Some(checksum(&bytes));
+    let is_sound = bytes.starts_with(signature) && bytes[CHECKSUM..].starts_with(&checksum(&bytes).to_le_bytes());
     Ok(is_sound.then_some(bytes))
 }
 
@@ -158,9 +154,10 @@ fn sound(file: &File, at: u64, length: usize, signature: &[u8]) -> Result<Option
 fn check_log(file: &File) -> Result<(), LayerError> {
     let headers = HEADERS.map(|at| sound(file, at, HEADER_LENGTH, HEADER));
     let sound = headers.into_iter().collect::<Result<Vec<_>, _>>()?;
-    let newest = sound.into_iter().flatten().max_by_key(|header| le64(header, 8));
+    let sound = sound.iter().flatten().filter_map(|bytes| struct_at::<VhdxHeader>(bytes, 0));
+    let newest = sound.max_by_key(|header| header.sequence_number);
     let newest = newest.ok_or_else(|| unknown("it has no sound header"))?;
-    if newest[48..64] != [0; 16] || le16(&newest, 66) != Some(1) {
+    if newest.log_guid != [0; 16] || newest.version.get() != 1 {
         return Err(unknown("it was not closed"));
     }
     Ok(())
@@ -175,10 +172,14 @@ fn regions(file: &File) -> Result<Vec<u8>, LayerError> {
     Err(unknown("it has no sound region table"))
 }
 
-/// Returns the offset and the length of a region.
-fn region(regions: &[u8], id: [u8; 16]) -> Option<(u64, u64)> {
-    let count = usize::try_from(le32(regions, 8)?).ok()?.min(2047);
-    let entries = regions.get(16..)?.chunks_exact(32).take(count);
-    let entry = entries.into_iter().find(|entry| entry.starts_with(&id))?;
-    Some((le64(entry, 16)?, u64::from(le32(entry, 24)?)))
+fn region(regions: &[u8], id: [u8; 16]) -> Option<&RegionTableEntry> {
+    let count = usize::try_from(le32(regions, 8)?).ok()?;
+    slice_at::<RegionTableEntry>(regions, REGION_ENTRIES, count)?.iter().find(|entry| entry.guid == id)
+}
+
+/// Returns the value of a metadata item.
+fn item<T: FromBytes + KnownLayout + Immutable + Unaligned>(metadata: &[u8], id: [u8; 16]) -> Option<&T> {
+    let count = usize::from(le16(metadata, 10)?);
+    let entries = slice_at::<MetadataTableEntry>(metadata, METADATA_ENTRIES, count)?;
+    struct_at(metadata, entries.iter().find(|entry| entry.item_id == id)?.offset.get() as usize)
 }

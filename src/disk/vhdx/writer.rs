@@ -4,18 +4,22 @@ use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromZeros, IntoBytes};
+
 use super::{
     BLOCK_TABLE, CHECKSUM, DISK_SIZE, FILE_PARAMETERS, HEADER, HEADER_LENGTH, HEADERS, IDENTIFIER, LOGICAL_SECTOR,
-    METADATA, METADATA_REGION, METADATA_TABLE, MIB, PAGE_83, PHYSICAL_SECTOR, PRESENT, REGION, REGIONS, REGIONS_LENGTH,
-    ZERO, blocks_of_a_bitmap, checksum,
+    METADATA, METADATA_REGION, METADATA_TABLE, MIB, MetadataTableEntry, PAGE_83, PHYSICAL_SECTOR, PRESENT, REGION,
+    REGIONS, REGIONS_LENGTH, RegionTableEntry, VhdxHeader, ZERO, blocks_of_a_bitmap, checksum,
 };
+use crate::disk::bytes::field32;
 use crate::disk::file_writer::{FileWriter, Piece};
 use crate::disk::identity::DiskIdentity;
 use crate::disk::sparse;
 
 /// The offsets of the empty log, the metadata and the block table.
-const LOG: u64 = MIB;
-const LOG_LENGTH: u32 = 1 << 20;
+const LOG: U64 = U64::new(MIB);
+const LOG_LENGTH: U32 = U32::new(1 << 20);
 const METADATA_AT: u64 = 2 * MIB;
 const TABLE: u64 = 3 * MIB;
 const LOGICAL_BYTES: u32 = 512;
@@ -23,10 +27,10 @@ const PHYSICAL_BYTES: u32 = 4096;
 /// The most blocks: they grow with the disk, so that the table stays small. The smallest blocks of the format waste the
 /// least space.
 const MOST_BLOCKS: u64 = 1 << 20;
-/// The number of metadata items, and their flags.
+/// The number of metadata items, and their flags: required, and those that belong to the disk, too.
 const ITEMS: u16 = 5;
-const REQUIRED: u32 = 4;
-const OF_THE_DISK: u32 = 2;
+const REQUIRED: U32 = U32::new(4);
+const OF_THE_DISK: U32 = U32::new(4 | 2);
 
 /// The writer of a file.
 pub(in crate::disk) struct VhdxWriter {
@@ -86,8 +90,8 @@ impl FileWriter for VhdxWriter {
     fn finish(mut self: Box<Self>, identity: &DiskIdentity) -> io::Result<()> {
         self.file.set_len(self.place(self.there.len()))?;
         self.put_table()?;
-        self.file.write_all_at(&metadata(self.size, self.block, identity), METADATA_AT)?;
-        let regions = regions(self.table_length());
+        self.file.write_all_at(&metadata(self.size, self.block, identity)?, METADATA_AT)?;
+        let regions = regions(self.table_length())?;
         REGIONS.iter().try_for_each(|at| self.file.write_all_at(&regions, *at))?;
         // The second header is the newer one.
         (0..).zip(HEADERS).try_for_each(|(number, at)| self.file.write_all_at(&header(number, identity), at))?;
@@ -96,59 +100,54 @@ impl FileWriter for VhdxWriter {
 }
 
 fn header(number: u64, identity: &DiskIdentity) -> Vec<u8> {
-    let mut header = vec![0; HEADER_LENGTH];
-    let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, HEADER);
-    put(8, &number.to_le_bytes());
-    put(16, &identity.guid("vhdx, file write"));
-    put(32, &identity.guid("vhdx, data write"));
-    // Bytes 48 to 64 are zero: the log is empty.
-    put(66, &1_u16.to_le_bytes()); // version of the format
-    put(68, &LOG_LENGTH.to_le_bytes());
-    put(72, &LOG.to_le_bytes());
-    sealed(header)
+    let header = VhdxHeader {
+        signature: *HEADER,
+        sequence_number: number.into(),
+        file_write_guid: identity.guid("vhdx, file write"),
+        data_write_guid: identity.guid("vhdx, data write"),
+        log_guid: [0; 16], // the log is empty
+        version: U16::new(1),
+        log_length: LOG_LENGTH,
+        log_offset: LOG,
+        ..VhdxHeader::new_zeroed()
+    };
+    sealed(header.as_bytes().to_vec(), HEADER_LENGTH)
 }
 
-fn regions(table_length: u64) -> Vec<u8> {
+fn regions(table_length: u64) -> io::Result<Vec<u8>> {
     let mut regions = [REGION.as_slice(), &[0; 4], &2_u32.to_le_bytes(), &[0; 4]].concat();
-    for (id, at, length) in [(BLOCK_TABLE, TABLE, table_length), (METADATA_REGION, METADATA_AT, MIB)] {
-        regions.extend(id);
-        regions.extend(at.to_le_bytes());
-        regions.extend(u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
-        regions.extend(1_u32.to_le_bytes()); // required
+    for (guid, at, length) in [(BLOCK_TABLE, TABLE, table_length), (METADATA_REGION, METADATA_AT, MIB)] {
+        let entry = RegionTableEntry { guid, file_offset: at.into(), length: field32(length)?, required: U32::new(1) };
+        regions.extend(entry.as_bytes());
     }
-    regions.resize(REGIONS_LENGTH, 0);
-    sealed(regions)
+    Ok(sealed(regions, REGIONS_LENGTH))
 }
 
 /// Returns the metadata's table and its items.
-fn metadata(size: u64, block: u64, identity: &DiskIdentity) -> Vec<u8> {
-    let parameters = [u32::try_from(block).unwrap_or(u32::MAX).to_le_bytes(), [0; 4]].concat();
-    let items: [([u8; 16], u32, Vec<u8>); ITEMS as usize] = [
-        (FILE_PARAMETERS, REQUIRED, parameters),
-        (DISK_SIZE, REQUIRED | OF_THE_DISK, size.to_le_bytes().to_vec()),
-        (PAGE_83, REQUIRED | OF_THE_DISK, identity.guid("vhdx, disk").to_vec()),
-        (LOGICAL_SECTOR, REQUIRED | OF_THE_DISK, LOGICAL_BYTES.to_le_bytes().to_vec()),
-        (PHYSICAL_SECTOR, REQUIRED | OF_THE_DISK, PHYSICAL_BYTES.to_le_bytes().to_vec()),
+fn metadata(size: u64, block: u64, identity: &DiskIdentity) -> io::Result<Vec<u8>> {
+    let items: [([u8; 16], U32, Vec<u8>); ITEMS as usize] = [
+        (FILE_PARAMETERS, REQUIRED, [field32(block)?, U32::ZERO].as_bytes().to_vec()),
+        (DISK_SIZE, OF_THE_DISK, size.to_le_bytes().to_vec()),
+        (PAGE_83, OF_THE_DISK, identity.guid("vhdx, disk").to_vec()),
+        (LOGICAL_SECTOR, OF_THE_DISK, LOGICAL_BYTES.to_le_bytes().to_vec()),
+        (PHYSICAL_SECTOR, OF_THE_DISK, PHYSICAL_BYTES.to_le_bytes().to_vec()),
     ];
     let mut table = [METADATA.as_slice(), &[0; 2], &ITEMS.to_le_bytes(), &[0; 20]].concat();
     let mut values = Vec::new();
-    for (id, flags, value) in items {
-        table.extend(id);
-        for number in [METADATA_TABLE + values.len(), value.len()] {
-            table.extend(u32::try_from(number).unwrap_or(u32::MAX).to_le_bytes());
-        }
-        table.extend(flags.to_le_bytes());
-        table.extend([0; 4]);
+    for (item_id, flags, value) in items {
+        let offset = field32(METADATA_TABLE + values.len())?;
+        let entry = MetadataTableEntry { item_id, offset, length: field32(value.len())?, flags, reserved2: U32::ZERO };
+        table.extend(entry.as_bytes());
         values.extend(value);
     }
     table.resize(METADATA_TABLE, 0);
     table.extend(values);
-    table
+    Ok(table)
 }
 
-/// Sets the checksum of a header or region table.
-fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
+/// Extends a header or region table to its length, and sets its checksum.
+fn sealed(mut bytes: Vec<u8>, length: usize) -> Vec<u8> {
+    bytes.resize(length, 0);
     let sum = checksum(&bytes);
     bytes[CHECKSUM..CHECKSUM + 4].copy_from_slice(&sum.to_le_bytes());
     bytes

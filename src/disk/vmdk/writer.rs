@@ -3,14 +3,19 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromZeros, IntoBytes};
+
 use super::{
-    AT_END, DEFLATE, DIRECTORY, FLAGS, FOOTER, GRAIN_SECTORS, MAGIC, SECTOR, TABLE, TABLE_GRAINS, TABLE_SECTORS,
+    AT_END, DEFLATE, DIRECTORY, FLAGS, FOOTER, GRAIN_MARKER, GRAIN_SECTORS, MAGIC, SECTOR, SparseExtentHeader,
+    SparseMarker, TABLE, TABLE_GRAINS, TABLE_SECTORS,
 };
+use crate::disk::bytes::field32;
 use crate::disk::file_writer::{FileWriter, GRAIN, Piece};
 use crate::disk::identity::DiskIdentity;
 
 /// The version that ESX and oslo.utils expect of a file with compressed grains.
-const VERSION: u32 = 3;
+const VERSION: U32 = U32::new(3);
 /// The number of sectors of the descriptor, which follows the header, and of everything before the first grain.
 const DESCRIPTOR_SECTORS: u64 = 20;
 const OVERHEAD: u64 = 128;
@@ -26,9 +31,9 @@ pub(in crate::disk) struct VmdkWriter {
     capacity: u64,
     /// The number of the next sector.
     end: u64,
-    directory: Vec<u32>,
+    directory: Vec<U32>,
     /// The unfinished table, and its number.
-    table: (usize, Vec<u32>),
+    table: (usize, Vec<U32>),
 }
 
 impl VmdkWriter {
@@ -41,40 +46,39 @@ impl VmdkWriter {
             out: BufWriter::with_capacity(BUFFER, file),
             capacity,
             end: OVERHEAD,
-            directory: vec![0; usize::try_from(tables).map_err(io::Error::other)?],
+            directory: vec![U32::ZERO; usize::try_from(tables).map_err(io::Error::other)?],
             table: (0, Vec::new()),
         })
     }
 
     fn put_grain(&mut self, grain: u64, packed: &[u8]) -> io::Result<()> {
-        let (table, slot) = (grain / u64::from(TABLE_GRAINS), grain % u64::from(TABLE_GRAINS));
-        let (table, slot) = (usize::try_from(table).unwrap_or(0), usize::try_from(slot).unwrap_or(0));
+        let number = usize::try_from(grain).map_err(io::Error::other)?;
+        let table = number / TABLE_GRAINS as usize;
         if table != self.table.0 {
             self.put_table()?;
         }
         if self.table.1.is_empty() {
-            self.table = (table, vec![0; TABLE_GRAINS as usize]);
+            self.table = (table, vec![U32::ZERO; TABLE_GRAINS as usize]);
         }
-        self.table.1[slot] = self.sector()?;
-        let length = u32::try_from(packed.len()).map_err(io::Error::other)?;
-        let marker = [&(grain * GRAIN_SECTORS).to_le_bytes()[..], &length.to_le_bytes()].concat();
-        self.append(&[&marker, packed])
+        self.table.1[number % TABLE_GRAINS as usize] = self.sector()?;
+        let marker =
+            SparseMarker { val: (grain * GRAIN_SECTORS).into(), size: field32(packed.len())?, kind: U32::ZERO };
+        self.append(&[&marker.as_bytes()[..GRAIN_MARKER], packed])
     }
 
     /// Writes the unfinished table, unless it is empty: a missing table counts as all zero.
     fn put_table(&mut self) -> io::Result<()> {
         let (number, table) = std::mem::take(&mut self.table);
         if !table.is_empty() {
-            self.directory[number] = self.put_marked(TABLE, &little_endian(&table))?;
+            self.directory[number] = self.put_marked(TABLE, table.as_bytes())?;
         }
         Ok(())
     }
 
     /// Appends bytes in whole sectors, preceded by a marker. Returns the number of the first sector.
-    fn put_marked(&mut self, kind: u32, bytes: &[u8]) -> io::Result<u32> {
+    fn put_marked(&mut self, kind: U32, bytes: &[u8]) -> io::Result<U32> {
         let sectors = bytes.len().div_ceil(SECTOR) as u64;
-        let marker = [&sectors.to_le_bytes()[..], &0_u32.to_le_bytes(), &kind.to_le_bytes()].concat();
-        self.append(&[&marker])?;
+        self.append(&[SparseMarker { val: sectors.into(), size: U32::ZERO, kind }.as_bytes()])?;
         let first = self.sector()?;
         self.append(&[bytes])?;
         Ok(first)
@@ -90,26 +94,26 @@ impl VmdkWriter {
     }
 
     /// Returns the number of the next sector, for which tables have room up to 2 TiB of file.
-    fn sector(&self) -> io::Result<u32> {
-        u32::try_from(self.end).map_err(|_| io::Error::other("a vmdk file ends at 2 TiB"))
+    fn sector(&self) -> io::Result<U32> {
+        U32::try_from(self.end).map_err(|_| io::Error::other("a vmdk file ends at 2 TiB"))
     }
 
-    fn header(&self, directory: u64) -> [u8; SECTOR] {
-        let mut header = [0; SECTOR];
-        let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
-        put(0, MAGIC);
-        put(4, &VERSION.to_le_bytes());
-        put(8, &FLAGS.to_le_bytes());
-        put(12, &self.capacity.to_le_bytes());
-        put(20, &GRAIN_SECTORS.to_le_bytes());
-        put(28, &1_u64.to_le_bytes()); // sector of the descriptor
-        put(36, &DESCRIPTOR_SECTORS.to_le_bytes());
-        put(44, &TABLE_GRAINS.to_le_bytes());
-        put(56, &directory.to_le_bytes());
-        put(64, &OVERHEAD.to_le_bytes());
-        put(73, b"\n \r\n");
-        put(77, &DEFLATE.to_le_bytes());
-        header
+    fn header(&self, directory: U64) -> SparseExtentHeader {
+        SparseExtentHeader {
+            magic_number: *MAGIC,
+            version: VERSION,
+            flags: FLAGS.into(),
+            capacity: self.capacity.into(),
+            grain_size: GRAIN_SECTORS.into(),
+            descriptor_offset: U64::new(1),
+            descriptor_size: DESCRIPTOR_SECTORS.into(),
+            num_gtes_per_gt: TABLE_GRAINS.into(),
+            gd_offset: directory,
+            over_head: OVERHEAD.into(),
+            end_line_chars: *b"\n \r\n",
+            compress_algorithm: DEFLATE,
+            ..SparseExtentHeader::new_zeroed()
+        }
     }
 
     fn descriptor(&self, identity: &DiskIdentity) -> String {
@@ -138,20 +142,16 @@ impl FileWriter for VmdkWriter {
 
     fn finish(mut self: Box<Self>, identity: &DiskIdentity) -> io::Result<()> {
         self.put_table()?;
-        let directory = little_endian(&self.directory);
-        let directory = self.put_marked(DIRECTORY, &directory)?;
+        let directory = std::mem::take(&mut self.directory);
+        let directory = self.put_marked(DIRECTORY, directory.as_bytes())?;
         let footer = self.header(directory.into());
-        self.put_marked(FOOTER, &footer)?;
+        self.put_marked(FOOTER, footer.as_bytes())?;
         self.append(&[&[0; SECTOR]])?; // the end of the stream
         self.out.seek(SeekFrom::Start(0))?;
         let header = self.header(AT_END);
-        self.out.write_all(&header)?;
+        self.out.write_all(header.as_bytes())?;
         let descriptor = self.descriptor(identity);
         self.out.write_all(descriptor.as_bytes())?;
         self.out.flush()
     }
-}
-
-fn little_endian(entries: &[u32]) -> Vec<u8> {
-    entries.iter().flat_map(|entry| entry.to_le_bytes()).collect()
 }
