@@ -5,11 +5,11 @@ const HEADER: usize = 110;
 const FILE_SIZE: std::ops::Range<usize> = 54..62;
 const NAME_SIZE: std::ops::Range<usize> = 94..102;
 /// Names and contents are padded to a multiple of this.
-const ALIGNMENT: u64 = 4;
+const ALIGNMENT: usize = 4;
 /// Name of the last entry.
 const TRAILER: &[u8] = b"TRAILER!!!\0";
 /// Limit of the length of a name; longer paths are not accepted by the kernel.
-const LONGEST_NAME: u64 = 4096;
+const LONGEST_NAME: usize = 4096;
 
 /// Position in an archive.
 #[derive(Default)]
@@ -17,7 +17,7 @@ pub(super) struct ArchiveSkip {
     /// The header of an entry and its name, as far as they were read.
     header: Vec<u8>,
     /// Remaining bytes of content, with their padding.
-    left: u64,
+    left: usize,
     /// Whether the last entry was read: only padding follows.
     is_over: bool,
 }
@@ -44,8 +44,8 @@ impl ArchiveSkip {
                 return if after.is_empty() { ArchiveEnd::Within } else { ArchiveEnd::After(after) };
             }
             if self.left > 0 {
-                let skipped = usize::try_from(self.left).unwrap_or(usize::MAX).min(rest.len());
-                self.left -= skipped as u64;
+                let skipped = self.left.min(rest.len());
+                self.left -= skipped;
                 rest = &rest[skipped..];
                 continue;
             }
@@ -66,17 +66,18 @@ impl ArchiveSkip {
             return Some(HEADER);
         }
         let name = self.number(NAME_SIZE).filter(|size| (1..=LONGEST_NAME).contains(size))?;
-        usize::try_from((HEADER as u64 + name).next_multiple_of(ALIGNMENT)).ok()
+        Some((HEADER + name).next_multiple_of(ALIGNMENT))
     }
 
     fn end_header(&mut self) {
         self.is_over = self.header[HEADER..].starts_with(TRAILER);
+        // As in Linux, a size that is no number is 0.
         self.left = self.number(FILE_SIZE).unwrap_or(0).next_multiple_of(ALIGNMENT);
         self.header.clear();
     }
 
-    fn number(&self, place: std::ops::Range<usize>) -> Option<u64> {
-        u64::from_str_radix(std::str::from_utf8(self.header.get(place)?).ok()?, 16).ok()
+    fn number(&self, place: std::ops::Range<usize>) -> Option<usize> {
+        usize::from_str_radix(std::str::from_utf8(self.header.get(place)?).ok()?, 16).ok()
     }
 }
 
