@@ -14,15 +14,13 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 #[cfg(test)]
-pub(crate) mod crash;
-#[cfg(test)]
-pub(crate) mod faults;
+pub(crate) mod testing;
 
 /// The write side of the file system.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Fs {
     #[cfg(test)]
-    pub(crate) faults: std::sync::Arc<faults::Faults>,
+    pub(crate) faults: std::sync::Arc<testing::faults::Faults>,
 }
 
 /// A call that is about to be made.

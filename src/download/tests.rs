@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use super::*;
 use crate::digest::hex;
 use crate::error::{Fault, Kind};
-use crate::fs::faults::on_a_small_disk;
+use crate::fs::testing::faults::on_a_small_disk;
 
 /// Returns a request for a packed file of this host with this content.
 fn request(folder: &Path, plain: &[u8]) -> DownloadRequest {

@@ -8,8 +8,8 @@ use serde_json::json;
 
 use super::evict::{LayerEviction, evict};
 use super::*;
-use crate::fs::crash::{CrashScenario, scratch};
-use crate::fs::faults::on_a_small_disk;
+use crate::fs::testing::crash::{CrashScenario, scratch};
+use crate::fs::testing::faults::on_a_small_disk;
 
 struct Bench {
     folder: tempfile::TempDir,

@@ -28,7 +28,7 @@ fn o1_all_files_are_exported_and_again_without_harm() {
 fn o1_an_export_to_another_file_system_is_whole() {
     let fixture = Fixture::new();
     let artifact = publish(&fixture.store, "web@1", "disk");
-    let elsewhere = crate::fs::crash::scratch();
+    let elsewhere = crate::fs::testing::crash::scratch();
     let device = |path: &Path| fs::metadata(path).unwrap().dev();
     if device(elsewhere.path()) == device(fixture.dir.path()) {
         println!("SKIPPED: there is no second file system to export to");

@@ -5,7 +5,7 @@ use nix::errno::Errno;
 
 use super::*;
 use crate::error::Kind;
-use crate::fs::faults::{CompletedCall, on_a_small_disk};
+use crate::fs::testing::faults::{CompletedCall, on_a_small_disk};
 
 const ERRORS: [(Errno, Kind); 4] = [
     (Errno::EIO, Kind::Output),

@@ -32,7 +32,7 @@ impl Fixture {
 
     /// Creates a store in memory, where a sync costs nothing, for tests that need many stores.
     fn in_memory() -> Self {
-        Self::below(crate::fs::crash::scratch())
+        Self::below(crate::fs::testing::crash::scratch())
     }
 
     fn below(dir: tempfile::TempDir) -> Self {

@@ -1,10 +1,10 @@
 //! Fault row D4: the power fails between any two calls, of a kiln that runs or of one that was killed before and whose
-//! leftovers the next one removes. Of what was not synced, anything may be lost ([`crate::fs::crash`]). In every state the
+//! leftovers the next one removes. Of what was not synced, anything may be lost ([`crate::fs::testing::crash`]). In every state the
 //! store opens, every version in it is complete, nothing that was there before is missing, and nothing that was reported as
 //! done.
 
 use super::*;
-use crate::fs::crash::CrashScenario;
+use crate::fs::testing::crash::CrashScenario;
 
 /// Path of the store: a new store needs a new parent folder as well.
 const STORE: &str = "deep/store";
@@ -145,7 +145,7 @@ fn play_tags(what: &str, act: fn(&Store) -> Result<TagChange, StoreError>) {
         }
         store
     };
-    let other = crate::fs::crash::scratch();
+    let other = crate::fs::testing::crash::scratch();
     let store = prepare(&other.path().join("store"));
     let before = state(&store).unwrap();
     act(&store).unwrap();

@@ -14,8 +14,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::Fs;
 use super::faults::CompletedCall;
+use crate::fs::Fs;
 
 /// Limit of states of one cut. More mean that a sync is missing: their number doubles with each change that is not durable.
 const MOST_OF_A_CUT: usize = 100_000;

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use nix::errno::Errno;
 
-use super::{Call, Fs};
+use crate::fs::{Call, Fs};
 
 /// State of the failure injection.
 #[derive(Debug, Default)]
@@ -97,14 +97,14 @@ impl Faults {
     }
 
     /// Returns the number of the next fresh name, if calls are recorded.
-    pub(super) fn number(&self) -> Option<u64> {
+    pub(in crate::fs) fn number(&self) -> Option<u64> {
         let mut state = self.state();
         let (_, number) = state.record.as_mut()?;
         *number += 1;
         Some(*number)
     }
 
-    pub(super) fn call<T>(&self, call: Call<'_>, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    pub(in crate::fs) fn call<T>(&self, call: Call<'_>, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         // Held until the call is recorded: the record has the order in which things happened.
         let mut state = self.state();
         state.admit(call)?;
