@@ -201,13 +201,16 @@ impl History {
                 self.change(Effect::Names(vec![link]));
             }
             CompletedCall::Rename(from, to) => {
-                let (inode, from, to) = (self.inode(from), self.slot(from), self.slot(to));
+                let inode = self.inode(from);
+                let from = self.slot(from);
+                let to = self.slot(to);
                 self.change(Effect::Names(vec![(from, None), (to, Some(inode))]));
             }
             CompletedCall::Exchange(a, b) => {
-                let inodes = (self.inode(a), self.inode(b));
-                let (a, b) = (self.slot(a), self.slot(b));
-                self.change(Effect::Names(vec![(a, Some(inodes.1)), (b, Some(inodes.0))]));
+                let inode_a = self.inode(a);
+                let inode_b = self.inode(b);
+                let edits = vec![(self.slot(a), Some(inode_b)), (self.slot(b), Some(inode_a))];
+                self.change(Effect::Names(edits));
             }
             CompletedCall::Remove(path) => {
                 let slot = self.slot(path);
@@ -223,7 +226,8 @@ impl History {
     }
 
     fn change(&mut self, effect: Effect) {
-        let (needs, hidden_without) = (self.needs(&effect), self.hidden_without(&effect));
+        let needs = self.needs(&effect);
+        let hidden_without = self.hidden_without(&effect);
         if let Effect::Names(edits) = &effect {
             for (slot, inode) in edits {
                 match inode {
@@ -238,14 +242,11 @@ impl History {
     fn needs(&self, effect: &Effect) -> Vec<usize> {
         let Effect::Names(edits) = effect else { return Vec::new() };
         let mut needs = Vec::new();
-        for (slot, inode) in edits {
-            let removed = if inode.is_none() { self.now.get(slot) } else { None };
+        for edit in edits {
+            let removed = if edit.1.is_none() { self.now.get(&edit.0).copied() } else { None };
             for (at, change) in self.changes.iter().enumerate() {
                 let Effect::Names(earlier) = &change.effect else { continue };
-                let same_name = |(other, _): &(Slot, _)| other == slot;
-                let same_thing = |(_, other): &(Slot, Option<Inode>)| inode.is_some() && other == inode;
-                let emptied = |(other, left): &(Slot, Option<Inode>)| Some(&other.0) == removed && left.is_none();
-                if earlier.iter().any(|edit| same_name(edit) || same_thing(edit) || emptied(edit)) {
+                if earlier.iter().any(|earlier| must_precede(*earlier, *edit, removed)) {
                     needs.push(at);
                 }
             }
@@ -263,11 +264,8 @@ impl History {
                 _ => return None,
             },
         };
-        let makes_it = |change: &CrashChange| match &change.effect {
-            Effect::Names(edits) => matches!(edits[..], [(_, Some(made))] if made == within),
-            _ => false,
-        };
-        self.changes.iter().position(makes_it).filter(|_| within >= self.known)
+        let mut changes = self.changes.iter();
+        changes.position(|change| change.effect.creates(within)).filter(|_| within >= self.known)
     }
 
     fn sync(&mut self, inode: Inode) {
@@ -343,16 +341,15 @@ impl History {
     }
 
     fn describe(&self, left: &[CutState]) -> String {
-        let name = |slot: &Slot| self.names[slot.1].clone();
-        let show = |(change, left): (&CrashChange, &CutState)| match &change.effect {
+        let described = self.changes.iter().zip(left).map(|(change, left)| match &change.effect {
             Effect::Names(edits) => format!(
                 "{left:?} of the names {}",
-                edits.iter().map(|(slot, to)| format!("{}={to:?} ", name(slot))).collect::<String>()
+                edits.iter().map(|(slot, to)| format!("{}={to:?} ", self.names[slot.1])).collect::<String>()
             ),
             Effect::Content(inode, _) => format!("{left:?} of the content of {inode}"),
             Effect::Mode(inode, _) => format!("{left:?} of the mode of {inode}"),
-        };
-        self.changes.iter().zip(left).map(show).collect::<Vec<_>>().join(", ")
+        });
+        described.collect::<Vec<_>>().join(", ")
     }
 
     fn choices(&self, at: usize, left: &[CutState]) -> &'static [CutState] {
@@ -399,6 +396,20 @@ impl History {
         }
         disk
     }
+}
+
+impl Effect {
+    fn creates(&self, inode: Inode) -> bool {
+        matches!(self, Effect::Names(edits) if matches!(edits[..], [(_, Some(made))] if made == inode))
+    }
+}
+
+/// Returns whether an earlier change of a name is on the disk if a later one is, which removes the folder `removed`, if any.
+fn must_precede(earlier: (Slot, Option<Inode>), later: (Slot, Option<Inode>), removed: Option<Inode>) -> bool {
+    let is_same_name = earlier.0 == later.0;
+    let is_same_thing = later.1.is_some() && earlier.1 == later.1;
+    let empties = removed == Some(earlier.0.0) && earlier.1.is_none();
+    is_same_name || is_same_thing || empties
 }
 
 fn torn(content: &[u8], left: CutState) -> Vec<u8> {

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::{Mutex, MutexGuard};
 
 use nix::errno::Errno;
@@ -181,21 +181,23 @@ pub(crate) fn on_a_small_disk(test: &str, act: impl FnOnce(&Path)) {
         return act(Path::new(&disk));
     }
     let folder = tempfile::tempdir().unwrap();
-    let unshare = |script: &str| {
-        Command::new("unshare")
-            .args(["--user", "--map-root-user", "--mount", "sh", "-ec", script])
-            .args([std::env::current_exe().unwrap().as_os_str(), folder.path().as_os_str(), test.as_ref()])
-            .env(SMALL_DISK, folder.path())
-            .output()
-    };
     let mount = r#"mount -t tmpfs -o size=1m none "$1""#;
-    if !unshare(mount).is_ok_and(|output| output.status.success()) {
+    if !unshare(mount, folder.path(), test).is_ok_and(|output| output.status.success()) {
         println!("SKIPPED: a file system of its own for {test} needs unshare(1) and user namespaces");
         return;
     }
-    let output = unshare(&format!(r#"{mount}; exec "$0" --exact "$2""#)).unwrap();
+    let output = unshare(&format!(r#"{mount}; exec "$0" --exact "$2""#), folder.path(), test).unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+/// Runs a shell script with mounts of its own. Its arguments are this program, a folder and the name of a test.
+fn unshare(script: &str, folder: &Path, test: &str) -> io::Result<Output> {
+    Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "sh", "-ec", script])
+        .args([std::env::current_exe()?.as_os_str(), folder.as_os_str(), test.as_ref()])
+        .env(SMALL_DISK, folder)
+        .output()
 }
 
 impl Fs {
