@@ -1,17 +1,18 @@
 //! All calls by which the store and the cache change the file system, in one place, so that interruptions between two of
-//! them can be tested.
+//! them can be tested; the locks of files and folders; and files that appear under their names complete or not at all.
 //!
 //! Modes are set explicitly, independently of the umask. In tests, an [`Fs`] can be made to die after so many calls, to fail
 //! at one of them, or to record them all, so that a power failure can be simulated.
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use tempfile::NamedTempFile;
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -174,6 +175,115 @@ impl Fs {
         match self.call(Call::RemoveFolder(path), || fs::remove_dir(path)) {
             Err(error) if matches!(error.kind(), DirectoryNotEmpty | NotFound) => Ok(()),
             other => other,
+        }
+    }
+}
+
+/// Handling of an existing file that differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnConflict {
+    /// Fail before anything is written.
+    Refuse,
+    /// Overwrite it.
+    Replace,
+}
+
+/// Creates a file under a temporary name in the folder of `path`. It is removed when it is dropped, unless [`publish`] has
+/// renamed it.
+pub(crate) fn create_beside(path: &Path) -> io::Result<NamedTempFile> {
+    tempfile::Builder::new().prefix(".kiln-").tempfile_in(folder_of(path))
+}
+
+/// Gives a complete file its mode and its final name, durably and in one step: readers see the old file or the new one.
+pub(crate) fn publish(file: NamedTempFile, path: &Path, mode: u32, conflict: OnConflict) -> io::Result<()> {
+    let fs = Fs::default();
+    fs.seal(file.as_file(), mode)?;
+    match conflict {
+        OnConflict::Refuse => file.persist_noclobber(path)?,
+        OnConflict::Replace => file.persist(path)?,
+    };
+    fs.sync_dir(folder_of(path))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Reads a file, or the first `limit` bytes of a longer one.
+pub(crate) fn read_up_to(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Returns whether a path still names this open file or folder.
+pub(crate) fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), path.symlink_metadata()) {
+        (Ok(held), Ok(found)) => (held.dev(), held.ino()) == (found.dev(), found.ino()),
+        _ => false,
+    }
+}
+
+/// An flock(2) of a file or folder, released when dropped, or by the kernel with its process.
+///
+/// Closing the file would not do: a child that another thread has just forked holds a copy until it executes, and with it
+/// the lock.
+#[derive(Debug)]
+pub(crate) struct FileLock(File);
+
+impl FileLock {
+    /// Takes the exclusive lock, and waits for it.
+    pub(crate) fn exclusive(file: File) -> io::Result<Self> {
+        retry(|| file.lock())?;
+        Ok(Self(file))
+    }
+
+    /// Takes a shared lock, and waits for it.
+    pub(crate) fn shared(file: File) -> io::Result<Self> {
+        retry(|| file.lock_shared())?;
+        Ok(Self(file))
+    }
+
+    /// Takes the exclusive lock, or fails with [`io::ErrorKind::WouldBlock`].
+    pub(crate) fn try_exclusive(file: File) -> io::Result<Self> {
+        file.try_lock()?;
+        Ok(Self(file))
+    }
+
+    /// Takes a shared lock, or fails with [`io::ErrorKind::WouldBlock`].
+    pub(crate) fn try_shared(file: File) -> io::Result<Self> {
+        file.try_lock_shared()?;
+        Ok(Self(file))
+    }
+
+    /// Returns the locked file or folder.
+    pub(crate) fn file(&self) -> &File {
+        &self.0
+    }
+}
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        // Cannot fail on an open file.
+        let _ = self.0.unlock();
+    }
+}
+
+/// Takes the exclusive lock of an open file if it is free. It belongs to the file: a [`FileLock`] of it can be made at once.
+pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Repeats a call of flock(2) that was interrupted by a signal.
+fn retry(lock: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    loop {
+        match lock() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
         }
     }
 }

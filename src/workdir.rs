@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{Flock, FlockArg};
+use crate::fs::FileLock;
 
 const PREFIX: &str = "build-";
 
@@ -18,7 +18,7 @@ const PREFIX: &str = "build-";
 pub struct Workdir {
     folder: tempfile::TempDir,
     // Held until the folder is removed: fields drop in order, and the folder comes first.
-    _lock: Flock<File>,
+    _lock: FileLock,
 }
 
 impl Workdir {
@@ -28,10 +28,10 @@ impl Workdir {
     /// When the folder cannot be created.
     pub fn create(parent: &Path) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
-        let _turn = lock(parent, FlockArg::LockExclusive)?;
+        let _turn = FileLock::exclusive(File::open(parent)?)?;
         clear(parent)?;
         let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(parent)?;
-        let lock = lock(folder.path(), FlockArg::LockExclusiveNonblock)?;
+        let lock = FileLock::try_exclusive(File::open(folder.path())?)?;
         Ok(Self { folder, _lock: lock })
     }
 
@@ -67,7 +67,7 @@ impl Workdir {
 /// # Errors
 /// When `parent` cannot be read or locked. A folder that cannot be removed is left for the next time.
 pub fn sweep(parent: &Path) -> io::Result<()> {
-    let _turn = lock(parent, FlockArg::LockExclusive)?;
+    let _turn = FileLock::exclusive(File::open(parent)?)?;
     clear(parent)
 }
 
@@ -75,15 +75,11 @@ fn clear(parent: &Path) -> io::Result<()> {
     for entry in fs::read_dir(parent)? {
         let entry = entry?;
         let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
-        if ours && lock(&entry.path(), FlockArg::LockExclusiveNonblock).is_ok() {
+        if ours && File::open(entry.path()).and_then(FileLock::try_exclusive).is_ok() {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
     Ok(())
-}
-
-fn lock(folder: &Path, how: FlockArg) -> io::Result<Flock<File>> {
-    Flock::lock(File::open(folder)?, how).map_err(|(_, errno)| errno.into())
 }
 
 #[cfg(test)]

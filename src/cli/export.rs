@@ -8,6 +8,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Failure, Fault, Kind};
+use crate::fs::{create_beside, publish};
 use crate::output::export::{ExportOptions, add_to_tree, copy, export};
 use crate::package::handover::{DescribedImage, libvirt, terraform};
 use crate::specfile::OutputSpec;
@@ -136,11 +137,9 @@ fn write(folder: &Path, name: &str, text: &str, conflict: OnConflict) -> Result<
         _ => {}
     }
     std::fs::create_dir_all(&folder).map_err(failed)?;
-    let mut file = tempfile::Builder::new().prefix(".kiln-").tempfile_in(&folder).map_err(failed)?;
+    let mut file = create_beside(&path).map_err(failed)?;
     file.write_all(text.as_bytes()).map_err(failed)?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-    file.as_file().set_permissions(mode).map_err(failed)?;
-    file.persist(&path).map_err(|error| failed(error.error))?;
+    publish(file, &path, 0o644, OnConflict::Replace).map_err(failed)?;
     Ok(path)
 }
 

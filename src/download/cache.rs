@@ -5,17 +5,16 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::hex;
 use crate::digest_cache::DigestRecord;
+use crate::fs::{FileLock, is_at};
 use crate::url::Url;
 
 use super::checksum::{Algorithm, Checksum};
 use super::error::DownloadError;
-use super::partial_file::{DownloadClaim, ExpectedFile, PartialDownload, VerifiedFile, is_at};
+use super::partial_file::{DownloadClaim, ExpectedFile, PartialDownload, VerifiedFile};
 use super::watch::DownloadWatch;
 use super::{DownloadCache, DownloadRequest, FOLDER_MODE, NetworkMode, places};
 
@@ -35,27 +34,22 @@ pub struct Download {
     pub bytes: u64,
     /// Digest of the file as it was downloaded, hex; the same if it was not unpacked.
     pub source_sha256: String,
-    _used: Flock<File>,
+    _used: FileLock,
 }
 
 /// A folder of the cache in use.
 pub(super) struct DownloadFolder {
     folder: PathBuf,
-    used: Flock<File>,
+    used: FileLock,
 }
 
 impl DownloadFolder {
-    /// Opens and locks a folder. Returns `None` if it does not exist, or is being removed.
-    pub(super) fn open(folder: &Path, how: FlockArg) -> Result<Option<Self>, DownloadError> {
-        let failed = |source| DownloadError::cache("open", folder)(source);
-        let file = match File::open(folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other.map_err(failed)?,
-        };
-        match Flock::lock(file, how) {
-            Ok(used) => Ok(is_at(&used, folder).then(|| Self { folder: folder.to_owned(), used })),
-            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
-            Err((_, errno)) => Err(failed(errno.into())),
+    /// Opens a folder and locks it with `lock`. Returns `None` if it does not exist, or is being removed.
+    pub(super) fn open(folder: &Path, lock: fn(File) -> io::Result<FileLock>) -> Result<Option<Self>, DownloadError> {
+        match File::open(folder).and_then(lock) {
+            Ok(used) => Ok(is_at(used.file(), folder).then(|| Self { folder: folder.to_owned(), used })),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::WouldBlock) => Ok(None),
+            Err(error) => Err(DownloadError::cache("open", folder)(error)),
         }
     }
 
@@ -70,7 +64,7 @@ impl DownloadFolder {
     }
 
     fn touch(&self) {
-        let _ = self.used.set_modified(SystemTime::now());
+        let _ = self.used.file().set_modified(SystemTime::now());
     }
 }
 
@@ -113,7 +107,7 @@ impl DownloadCache {
     fn find(&self, wanted: &ExpectedFile, watch: &mut DownloadWatch<'_>) -> Result<Option<Download>, DownloadError> {
         let Some(source_sha256) = self.known_sha256(&wanted.checksum) else { return Ok(None) };
         let folder = self.entry(&source_sha256);
-        let Some(entry) = DownloadFolder::open(&folder, FlockArg::LockSharedNonblock)? else { return Ok(None) };
+        let Some(entry) = DownloadFolder::open(&folder, FileLock::try_shared)? else { return Ok(None) };
         let file = match wanted.packing {
             None => Some((folder.join(DATA), source_sha256.clone())).filter(|(path, _)| path.exists()),
             Some(_) => entry.unpacked(),
@@ -132,11 +126,11 @@ impl DownloadCache {
 
     fn remove_damaged(&self, folder: &Path, path: &Path, watch: &mut DownloadWatch<'_>) -> Result<(), DownloadError> {
         watch.notice(format!("{} is damaged and will be made again", path.display()));
-        let failed = |source| DownloadError::cache("replace", path)(source);
-        let Some(_alone) = DownloadFolder::open(folder, FlockArg::LockExclusiveNonblock)? else {
-            return Err(failed(io::Error::other("it is damaged, and another kiln uses it")));
+        let removed = match DownloadFolder::open(folder, FileLock::try_exclusive)? {
+            Some(_alone) => self.fs.remove(path),
+            None => Err(io::Error::other("it is damaged, and another kiln uses it")),
         };
-        self.fs.remove(path).map_err(failed)
+        removed.map_err(DownloadError::cache("replace", path))
     }
 
     /// Returns the folder of a file with this digest.
@@ -196,7 +190,7 @@ impl DownloadCache {
     ) -> Result<Option<VerifiedFile>, DownloadError> {
         let known = self.known_sha256(&wanted.checksum).filter(|_| wanted.packing.is_some());
         let Some(folder) = known.map(|sha256| self.entry(&sha256)) else { return Ok(None) };
-        let Some(entry) = DownloadFolder::open(&folder, FlockArg::LockSharedNonblock)? else { return Ok(None) };
+        let Some(entry) = DownloadFolder::open(&folder, FileLock::try_shared)? else { return Ok(None) };
         let path = folder.join(DATA);
         let Ok(file) = File::open(&path) else { return Ok(None) };
         if let Some(whole) = VerifiedFile::unpack(&file, claim, wanted, watch)? {
@@ -215,27 +209,32 @@ impl DownloadCache {
         whole: VerifiedFile,
     ) -> Result<Download, DownloadError> {
         let folder = self.entry(&whole.sha256);
-        let failed = |source| DownloadError::cache("write", &folder)(source);
         let entry = loop {
-            self.fs.ensure_dir(&folder, FOLDER_MODE).map_err(failed)?;
-            if let Some(entry) = DownloadFolder::open(&folder, FlockArg::LockShared)? {
+            self.fs.ensure_dir(&folder, FOLDER_MODE).map_err(DownloadError::cache("write", &folder))?;
+            if let Some(entry) = DownloadFolder::open(&folder, FileLock::shared)? {
                 break entry;
             }
         };
-        if whole.is_new {
-            self.fs.rename(&claim.data(), &folder.join(DATA)).map_err(failed)?;
-        }
-        let (path, sha256) = match whole.unpacked {
-            Some(unpacked) => (folder.join(format!("{UNPACKED}{}", unpacked.sha256)), unpacked.sha256),
+        let (path, sha256) = match &whole.unpacked {
+            Some(unpacked) => (folder.join(format!("{UNPACKED}{}", unpacked.sha256)), unpacked.sha256.clone()),
             None => (folder.join(DATA), whole.sha256.clone()),
         };
-        if wanted.packing.is_some() {
-            self.fs.rename(&claim.unpacked(), &path).map_err(failed)?;
-        }
-        self.fs.sync_dir(&folder).and_then(|()| self.fs.sync_dir(&self.root.join("sha256"))).map_err(failed)?;
+        self.give_names(claim, &whole, &folder, &path).map_err(DownloadError::cache("write", &folder))?;
         self.remember(&wanted.checksum, &whole.sha256)?;
-        let bytes = path.metadata().map_err(failed)?.len();
+        let bytes = path.metadata().map_err(DownloadError::cache("write", &folder))?.len();
         Ok(Download { path, sha256, bytes, source_sha256: whole.sha256, _used: entry.used })
+    }
+
+    /// Renames the file, if it is new, and its unpacked form to their final names, durably.
+    fn give_names(&self, claim: &DownloadClaim, whole: &VerifiedFile, folder: &Path, path: &Path) -> io::Result<()> {
+        if whole.is_new {
+            self.fs.rename(&claim.data(), &folder.join(DATA))?;
+        }
+        if whole.unpacked.is_some() {
+            self.fs.rename(&claim.unpacked(), path)?;
+        }
+        self.fs.sync_dir(folder)?;
+        self.fs.sync_dir(&self.root.join("sha256"))
     }
 
     /// Records the SHA-256 that belongs to a SHA-512, in a symbolic link, which is created atomically.
@@ -256,12 +255,12 @@ impl DownloadCache {
 
 /// Digests a file. Blocks.
 fn digest(path: &Path, watch: &mut DownloadWatch<'_>) -> Result<DigestRecord, DownloadError> {
-    let failed = |source| DownloadError::cache("read", path)(source);
-    let mut file = File::open(path).map_err(failed)?;
-    let total = file.metadata().map_err(failed)?.len();
-    let (mut sha256, mut done) = (Sha256::new(), 0);
+    let opened = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
+    let (total, mut file) = opened.map_err(DownloadError::cache("read", path))?;
+    let mut sha256 = Sha256::new();
+    let mut done = 0;
     let mut piece = vec![0; PIECE];
-    while let count @ 1.. = file.read(&mut piece).map_err(failed)? {
+    while let count @ 1.. = file.read(&mut piece).map_err(DownloadError::cache("read", path))? {
         sha256.update(&piece[..count]);
         done += count as u64;
         watch.read(done, Some(total))?;

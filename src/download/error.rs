@@ -179,14 +179,13 @@ impl DownloadError {
     /// Returns whether some place had another file than the expected one.
     #[must_use]
     pub fn is_wrong_digest(&self) -> bool {
-        let is_wrong = |tried: &FailedAttempt| matches!(tried.problem, TransferError::Digest { .. });
-        matches!(self, DownloadError::Failed { tried, .. } if tried.iter().any(is_wrong))
+        matches!(self, DownloadError::Failed { tried, .. } if has_wrong_digest(tried))
     }
 
     /// Returns whether no place answers as a working server does, so that nothing is known about its files.
     pub(super) fn is_down(&self) -> bool {
-        let is_down = |tried: &FailedAttempt| !tried.problem.is_final();
-        matches!(self, DownloadError::Failed { tried, .. } if !tried.is_empty() && tried.iter().all(is_down))
+        let DownloadError::Failed { tried, .. } = self else { return false };
+        !tried.is_empty() && !tried.iter().any(|tried| tried.problem.is_final())
     }
 
     /// Returns an adapter for the error of a failed call: `.map_err(DownloadError::cache("read", path))`.
@@ -238,18 +237,19 @@ impl Fault for DownloadError {
     }
 }
 
+fn has_wrong_digest(tried: &[FailedAttempt]) -> bool {
+    tried.iter().any(|tried| matches!(tried.problem, TransferError::Digest { .. }))
+}
+
 fn tried_hints(tried: &[FailedAttempt]) -> Vec<String> {
-    let any = |wanted: fn(&TransferError) -> bool| tried.iter().any(|tried| wanted(&tried.problem));
-    if any(|problem| matches!(problem, TransferError::Digest { .. })) {
-        vec![
-            "the source has another file now, or it was changed on the way: compare with what its makers publish"
-                .into(),
-        ]
-    } else if any(|problem| matches!(problem, TransferError::Status(404 | 410))) {
-        vec!["look whether the file is still there: makers of images remove old ones".into()]
+    let hint = if has_wrong_digest(tried) {
+        "the source has another file now, or it was changed on the way: compare with what its makers publish"
+    } else if tried.iter().any(|tried| matches!(tried.problem, TransferError::Status(404 | 410))) {
+        "look whether the file is still there: makers of images remove old ones"
     } else {
-        Vec::new()
-    }
+        return Vec::new();
+    };
+    vec![hint.into()]
 }
 
 fn cache_hints(error: &io::Error) -> Vec<String> {

@@ -6,11 +6,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use nix::fcntl::FlockArg;
-
 use super::DownloadCache;
 use super::cache::DownloadFolder;
 use super::error::DownloadError;
+use crate::fs::FileLock;
 use crate::size::ByteSize;
 
 /// Result of an eviction.
@@ -53,12 +52,11 @@ impl DownloadCache {
         use io::ErrorKind::{NotADirectory, NotFound};
         let mut candidates = Vec::new();
         for folder in ["sha256", "part"].map(|name| self.root.join(name)) {
-            let failed = |source| DownloadError::cache("read", &folder)(source);
-            for entry in fs::read_dir(&folder).map_err(failed)? {
-                match candidate(&entry.map_err(failed)?) {
+            for entry in fs::read_dir(&folder).map_err(DownloadError::cache("read", &folder))? {
+                match entry.and_then(|entry| candidate(&entry)) {
                     // Another kiln evicts as well, or has just finished this one; or kiln did not create it.
                     Err(error) if matches!(error.kind(), NotFound | NotADirectory) => {}
-                    other => candidates.push(other.map_err(failed)?),
+                    other => candidates.push(other.map_err(DownloadError::cache("read", &folder))?),
                 }
             }
         }
@@ -80,7 +78,7 @@ impl DownloadCache {
     /// Removes a download that nobody uses. Renames it first: from then on it cannot be found, and files that cannot be
     /// deleted now are a partial download for the next time.
     fn remove(&self, folder: &Path) -> bool {
-        let Ok(Some(_alone)) = DownloadFolder::open(folder, FlockArg::LockExclusiveNonblock) else { return false };
+        let Ok(Some(_alone)) = DownloadFolder::open(folder, FileLock::try_exclusive) else { return false };
         let doomed = self.root.join("part").join(self.fs.fresh_name());
         self.fs.rename(folder, &doomed).and_then(|()| self.fs.remove(&doomed)).is_ok()
     }
@@ -88,11 +86,8 @@ impl DownloadCache {
     /// Removes the links of SHA-512 whose files are gone, and lists of checksums that a killed kiln left unfinished.
     fn forget(&self) {
         let sums = self.root.join("sums");
-        if let (Ok(Some(_turn)), Ok(lists)) =
-            (DownloadFolder::open(&sums, FlockArg::LockExclusive), fs::read_dir(&sums))
-        {
-            let unfinished = |path: &PathBuf| path.extension().is_none();
-            for list in lists.flatten().map(|list| list.path()).filter(unfinished) {
+        if let (Ok(Some(_turn)), Ok(lists)) = (DownloadFolder::open(&sums, FileLock::exclusive), fs::read_dir(&sums)) {
+            for list in lists.flatten().map(|list| list.path()).filter(|list| list.extension().is_none()) {
                 let _ = self.fs.remove(&list);
             }
         }

@@ -57,7 +57,6 @@ pub(super) struct Exchange {
 impl Exchange {
     /// Requests a file, or its rest.
     pub(super) fn start(url: &Url, rest: Option<ResumeRange>, limits: &DownloadLimits) -> Result<Self, TransferError> {
-        let nonsense = |error: ureq::http::Error| TransferError::Refused(error.to_string());
         // A content coding would change the bytes that the digest is of.
         let mut request = Request::get(url.as_str()).header(header::ACCEPT_ENCODING, "identity");
         if let Some(rest) = rest {
@@ -66,7 +65,7 @@ impl Exchange {
                 request = request.header(header::IF_RANGE, if_range);
             }
         }
-        let request = request.body(()).map_err(nonsense)?;
+        let request = request.body(()).map_err(|error| TransferError::Refused(error.to_string()))?;
         let agent = agent(url, limits)?;
         let (sender, messages) = sync_channel(WAITING);
         let worker = agent.clone();
@@ -182,10 +181,21 @@ fn proxy(scheme: Scheme, variable: &dyn Fn(&str) -> Option<String>) -> Result<Op
         Scheme::Https => &["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"],
         _ => &["http_proxy", "all_proxy", "ALL_PROXY"],
     };
-    let set = |name: &&str| variable(name).filter(|value| !value.is_empty());
-    let Some((name, value)) = names.iter().find_map(|name| Some((name, set(name)?))) else { return Ok(None) };
-    let wrong = |_| TransferError::Refused(format!("{name} names no HTTP proxy"));
-    let named = Proxy::new(&value).map_err(wrong)?;
+    let Some((name, value)) = first_set(names, variable) else { return Ok(None) };
+    let exceptions = first_set(&["no_proxy", "NO_PROXY"], variable).map(|(_, value)| value).unwrap_or_default();
+    let proxy = build_proxy(&value, &exceptions);
+    proxy.map(Some).map_err(|_| TransferError::Refused(format!("{name} names no HTTP proxy")))
+}
+
+/// Returns the first of these variables that is set and not empty, with its value.
+fn first_set<'n>(names: &[&'n str], variable: &dyn Fn(&str) -> Option<String>) -> Option<(&'n str, String)> {
+    let mut set = names.iter().filter_map(|name| Some((*name, variable(name)?)));
+    set.find(|(_, value)| !value.is_empty())
+}
+
+/// Returns the proxy of a URL, which is not used for the hosts in the list `exceptions`.
+fn build_proxy(url: &str, exceptions: &str) -> Result<Proxy, ureq::Error> {
+    let named = Proxy::new(url)?;
     let mut proxy = Proxy::builder(named.protocol()).host(named.host()).port(named.port());
     if let Some(user) = named.username() {
         proxy = proxy.username(user);
@@ -193,12 +203,11 @@ fn proxy(scheme: Scheme, variable: &dyn Fn(&str) -> Option<String>) -> Result<Op
     if let Some(password) = named.password() {
         proxy = proxy.password(password);
     }
-    let exceptions = ["no_proxy", "NO_PROXY"].iter().find_map(set).unwrap_or_default();
     for host in exceptions.split([',', ' ']).filter(|host| !host.is_empty()) {
         let host = host.strip_prefix('.').unwrap_or(host);
         proxy = proxy.no_proxy(host).no_proxy(&format!(".{host}"));
     }
-    proxy.build().map(Some).map_err(wrong)
+    proxy.build()
 }
 
 #[cfg(test)]

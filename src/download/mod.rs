@@ -17,7 +17,6 @@
 //! file is hashed again from its first byte, and the digest takes precedence over anything that a server sends. A process
 //! that uses a file holds a shared flock(2) on its folder, and it is only removed under an exclusive one.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -150,8 +149,7 @@ impl DownloadCache {
         let downloads = Self { root: cache.join("downloads"), fs, memo, reach };
         let folders = [Algorithm::Sha256.name(), Algorithm::Sha512.name(), "part", "sums"];
         for folder in folders.map(|name| downloads.root.join(name)) {
-            let made: io::Result<()> = downloads.fs.ensure_path(&folder, FOLDER_MODE);
-            made.map_err(DownloadError::cache("make", &folder))?;
+            downloads.fs.ensure_path(&folder, FOLDER_MODE).map_err(DownloadError::cache("make", &folder))?;
         }
         Ok(downloads)
     }

@@ -12,16 +12,15 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::OFlag;
 
 use crate::digest_cache;
-use crate::fs::Fs;
+use crate::fs::{FileLock, Fs, is_at, read_up_to, try_lock};
 use crate::size::ByteSize;
 
 use super::checksum::{Checksum, DownloadHasher};
@@ -43,7 +42,7 @@ const LARGEST_ORIGIN: u64 = 256 << 10;
 #[derive(Debug)]
 pub(super) struct DownloadClaim {
     folder: PathBuf,
-    _lock: Flock<File>,
+    _lock: FileLock,
     fs: Fs,
 }
 
@@ -51,24 +50,20 @@ impl DownloadClaim {
     /// Creates the folder if it is missing, and waits until nobody else has it. Returns `None` if it was not there any more
     /// after the wait: another process has finished the download, or given up.
     pub(super) fn take(folder: &Path, fs: &Fs, watch: &mut DownloadWatch<'_>) -> Result<Option<Self>, DownloadError> {
-        let failed = |source| DownloadError::cache("lock", folder)(source);
-        fs.ensure_dir(folder, FOLDER_MODE).map_err(failed)?;
+        fs.ensure_dir(folder, FOLDER_MODE).map_err(DownloadError::cache("lock", folder))?;
         let file = match File::open(folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other.map_err(failed)?,
+            other => other.map_err(DownloadError::cache("lock", folder))?,
         };
-        let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => lock,
-            Err((file, Errno::EWOULDBLOCK)) => {
-                watch.notice("waiting for another kiln that downloads the same file".into());
-                wait(file, watch)?.map_err(failed)?
-            }
-            Err((_, errno)) => return Err(failed(errno.into())),
+        let lock = if try_lock(&file).map_err(DownloadError::cache("lock", folder))? {
+            FileLock::exclusive(file)
+        } else {
+            watch.notice("waiting for another kiln that downloads the same file".into());
+            wait(file, watch)?
         };
-        if !is_at(&lock, folder) {
-            return Ok(None);
-        }
-        Ok(Some(Self { folder: folder.to_owned(), _lock: lock, fs: fs.clone() }))
+        let lock = lock.map_err(DownloadError::cache("lock", folder))?;
+        let is_there = is_at(lock.file(), folder);
+        Ok(is_there.then(|| Self { folder: folder.to_owned(), _lock: lock, fs: fs.clone() }))
     }
 
     /// Returns the path of the file before it is committed.
@@ -98,24 +93,14 @@ impl DownloadClaim {
 
 /// Waits for the lock in a thread, since flock(2) cannot be interrupted. The thread releases the lock at once if the
 /// receiver is gone.
-fn wait(file: File, watch: &mut DownloadWatch<'_>) -> Result<io::Result<Flock<File>>, DownloadError> {
+fn wait(file: File, watch: &mut DownloadWatch<'_>) -> Result<io::Result<FileLock>, DownloadError> {
     let (sender, receiver) = mpsc::sync_channel(0);
-    let lock = move || {
-        let lock = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno.into());
-        drop(sender.send(lock));
-    };
-    if let Err(error) = thread::Builder::new().name("download lock".into()).spawn(lock) {
+    let thread = thread::Builder::new().name("download lock".into());
+    if let Err(error) = thread.spawn(move || drop(sender.send(FileLock::exclusive(file)))) {
         return Ok(Err(error));
     }
-    let gone = || Err(io::Error::other("the waiting thread is gone"));
-    Ok(watch.receive(&receiver)?.unwrap_or_else(gone))
-}
-
-/// Returns whether a path still names this open file or folder.
-pub(super) fn is_at(file: &File, path: &Path) -> bool {
-    let place = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
-    let found = fs::symlink_metadata(path).map(place);
-    file.metadata().map(place).is_ok_and(|held| found.is_ok_and(|found| found == held))
+    let received = watch.receive(&receiver)?;
+    Ok(received.unwrap_or_else(|| Err(io::Error::other("the waiting thread is gone"))))
 }
 
 /// The expected file, and its processing.
@@ -160,12 +145,11 @@ impl VerifiedFile {
         wanted: &ExpectedFile,
         watch: &mut DownloadWatch<'_>,
     ) -> Result<Option<Self>, DownloadError> {
-        let unreadable = |source| DownloadError::cache("read", &wanted.name)(source);
-        let total = file.metadata().map_err(unreadable)?.len();
+        let total = file.metadata().map_err(DownloadError::cache("read", &wanted.name))?.len();
         let mut intake = DownloadIntake::new(claim, wanted)?;
         let mut piece = vec![0; PIECE];
         let mut done = 0;
-        while let count @ 1.. = file.read(&mut piece).map_err(unreadable)? {
+        while let count @ 1.. = file.read(&mut piece).map_err(DownloadError::cache("read", &wanted.name))? {
             intake.push(&piece[..count]).map_err(DownloadError::cache("write", claim.unpacked()))?;
             done += count as u64;
             watch.read(done, Some(total))?;
@@ -207,11 +191,12 @@ impl<'a> PartialDownload<'a> {
         wanted: &'a ExpectedFile,
         watch: &mut DownloadWatch<'_>,
     ) -> Result<Self, DownloadError> {
-        let path = claim.folder.join(DATA);
+        let path = claim.data();
         let data = open(&path).map_err(DownloadError::cache("open", &path))?;
         let intake = DownloadIntake::new(claim, wanted)?;
         let mut part = Self { claim, wanted, data, length: 0, origin: None, intake, is_doubtful: false };
-        match read_origin(&claim.folder.join(ORIGIN)) {
+        let origin = read_up_to(&claim.folder.join(ORIGIN), LARGEST_ORIGIN).ok();
+        match origin.and_then(|text| serde_json::from_slice(&text).ok()) {
             Some(origin) => part.replay(origin, watch)?,
             None => part.clear()?,
         }
@@ -219,20 +204,21 @@ impl<'a> PartialDownload<'a> {
     }
 
     fn replay(&mut self, origin: TransferOrigin, watch: &mut DownloadWatch<'_>) -> Result<(), DownloadError> {
-        let failed = |source| DownloadError::cache("read", self.claim.folder.join(DATA))(source);
-        let length = self.data.metadata().map_err(failed)?.len();
+        let path = self.claim.data();
+        let length = self.data.metadata().map_err(DownloadError::cache("read", &path))?.len();
         if origin.total.is_some_and(|total| length > total) {
             return self.clear();
         }
         let mut piece = vec![0; PIECE];
         while self.length < length {
             let count = usize::try_from(length - self.length).unwrap_or(PIECE).min(PIECE);
-            self.data.read_exact_at(&mut piece[..count], self.length).map_err(failed)?;
+            let read = self.data.read_exact_at(&mut piece[..count], self.length);
+            read.map_err(DownloadError::cache("read", &path))?;
             self.intake.push(&piece[..count]).map_err(DownloadError::cache("write", self.claim.unpacked()))?;
             self.length += count as u64;
             watch.read(self.length, origin.total)?;
         }
-        self.data.seek(SeekFrom::Start(length)).map_err(failed)?;
+        self.data.seek(SeekFrom::Start(length)).map_err(DownloadError::cache("read", &path))?;
         self.origin = Some(origin);
         self.is_doubtful = length > 0;
         Ok(())
@@ -240,10 +226,11 @@ impl<'a> PartialDownload<'a> {
 
     /// Discards all bytes and their origin, so that the next attempt starts from the beginning.
     fn clear(&mut self) -> Result<(), DownloadError> {
-        let path = self.claim.folder.join(DATA);
-        let failed = |source| DownloadError::cache("empty", path)(source);
-        self.data.set_len(0).and_then(|()| self.data.seek(SeekFrom::Start(0))).map_err(failed)?;
-        (self.length, self.origin, self.is_doubtful) = (0, None, false);
+        let emptied = self.data.set_len(0).and_then(|()| self.data.rewind());
+        emptied.map_err(DownloadError::cache("empty", self.claim.data()))?;
+        self.length = 0;
+        self.origin = None;
+        self.is_doubtful = false;
         self.intake = DownloadIntake::new(self.claim, self.wanted)?;
         Ok(())
     }
@@ -274,8 +261,7 @@ impl TransferTarget for PartialDownload<'_> {
     }
 
     fn accept(&mut self, bytes: &[u8]) -> Result<(), DownloadError> {
-        let path = || self.claim.folder.join(DATA);
-        self.data.write_all(bytes).map_err(|source| DownloadError::cache("write", path())(source))?;
+        self.data.write_all(bytes).map_err(DownloadError::cache("write", self.claim.data()))?;
         self.length += bytes.len() as u64;
         self.intake.push(bytes).map_err(DownloadError::cache("write", self.claim.unpacked()))
     }
@@ -306,7 +292,7 @@ impl DownloadIntake {
         let hashing = DownloadHasher::new(wanted.checksum.algorithm());
         let unpacker = match wanted.packing {
             Some(packing) => {
-                let path = claim.folder.join(UNPACKED);
+                let path = claim.unpacked();
                 let file = open(&path).and_then(|file| file.set_len(0).map(|()| file));
                 let file = file.map_err(DownloadError::cache("open", &path))?;
                 Some(Ok(FileUnpacker::new(packing, file, wanted.limit)))
@@ -340,10 +326,4 @@ fn open(path: &Path) -> io::Result<File> {
     let no_follow = OFlag::O_NOFOLLOW.bits();
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(no_follow).open(path)
-}
-
-fn read_origin(path: &Path) -> Option<TransferOrigin> {
-    let mut text = Vec::new();
-    File::open(path).ok()?.take(LARGEST_ORIGIN).read_to_end(&mut text).ok()?;
-    serde_json::from_slice(&text).ok()
 }

@@ -5,16 +5,16 @@
 //! verified again. A list that is gone, or not signed by a trusted key, is an error nevertheless.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::slice;
 
-use nix::fcntl::FlockArg;
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::hex;
 use crate::digest_cache;
+use crate::fs::{FileLock, read_up_to};
 use crate::sign::{self, SignatureTrust, openpgp};
 use crate::size::ByteSize;
 use crate::url::Url;
@@ -111,23 +111,18 @@ impl DownloadCache {
     ) -> Result<Vec<u8>, DownloadError> {
         let list = first(sums)?;
         let kept = CachedSums::of(list, self.root.join("sums"));
-        let check = |(text, signature): (Vec<u8>, Vec<u8>)| match check(key, &text, &signature) {
-            Ok(()) => Ok((text, signature)),
-            Err(source) => Err(DownloadError::Signature { sums: list.clone(), key: key.to_owned(), source }),
-        };
-        let last = || kept.both(signature).and_then(check);
         if self.reach == NetworkMode::Offline {
-            return last().map(|(text, _)| text);
+            return kept.verified(signature, key);
         }
         match current(sums, signature, limits, watch) {
             Err(error) if error.is_down() => {
-                let Ok((text, _)) = last() else { return Err(error) };
+                let Ok(text) = kept.verified(signature, key) else { return Err(error) };
                 watch.warning(format!("{error}; going on with the list that was good the last time"));
                 Ok(text)
             }
             Err(error) => Err(error),
-            Ok(both) => {
-                let (text, signature) = check(both)?;
+            Ok((text, signature)) => {
+                verify(list, key, &text, &signature)?;
                 kept.write(&text, &signature)?;
                 Ok(text)
             }
@@ -151,7 +146,7 @@ fn current(
 }
 
 fn read_signature(path: &Path) -> Result<Vec<u8>, DownloadError> {
-    read_up_to(path, LARGEST_SIGNATURE).map_err(DownloadError::cache("read", path))
+    read_up_to(path, LARGEST_SIGNATURE.bytes()).map_err(DownloadError::cache("read", path))
 }
 
 fn first(sums: &ChecksumList) -> Result<&Url, DownloadError> {
@@ -169,22 +164,27 @@ struct CachedSums {
 impl CachedSums {
     fn of(list: &Url, folder: PathBuf) -> Self {
         let path = folder.join(hex(&Sha256::digest(list.as_str())));
-        let (text, signature) = (path.with_extension("text"), path.with_extension("signature"));
-        Self { list: list.clone(), folder, text, signature }
+        Self {
+            list: list.clone(),
+            folder,
+            text: path.with_extension("text"),
+            signature: path.with_extension("signature"),
+        }
     }
 
-    /// Returns the list and its signature from the last time.
-    fn both(&self, signature: &Location) -> Result<(Vec<u8>, Vec<u8>), DownloadError> {
+    /// Returns the list from the last time, after verifying it again.
+    fn verified(&self, signature: &Location, key: &Path) -> Result<Vec<u8>, DownloadError> {
         let text = self.read(&self.text, LARGEST)?;
         let signature = match signature {
             Location::File(path) => read_signature(path)?,
             Location::Url(_) => self.read(&self.signature, LARGEST_SIGNATURE)?,
         };
-        Ok((text, signature))
+        verify(&self.list, key, &text, &signature)?;
+        Ok(text)
     }
 
     fn read(&self, path: &Path, largest: ByteSize) -> Result<Vec<u8>, DownloadError> {
-        read_up_to(path, largest).map_err(|error| match error.kind() {
+        read_up_to(path, largest.bytes()).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => DownloadError::Offline(self.list.to_string()),
             _ => DownloadError::cache("read", path)(error),
         })
@@ -192,7 +192,7 @@ impl CachedSums {
 
     fn write(&self, text: &[u8], signature: &[u8]) -> Result<(), DownloadError> {
         // An eviction removes folders that nobody has locked.
-        let _turn = DownloadFolder::open(&self.folder, FlockArg::LockExclusive)?;
+        let _turn = DownloadFolder::open(&self.folder, FileLock::exclusive)?;
         for (path, content) in [(&self.text, text), (&self.signature, signature)] {
             digest_cache::replace(path, content).map_err(DownloadError::cache("write", path))?;
         }
@@ -200,21 +200,24 @@ impl CachedSums {
     }
 }
 
+/// Verifies the signature of a list.
+fn verify(list: &Url, key: &Path, text: &[u8], signature: &[u8]) -> Result<(), DownloadError> {
+    check(key, text, signature).map_err(|source| DownloadError::Signature {
+        sums: list.clone(),
+        key: key.to_owned(),
+        source,
+    })
+}
+
 /// Verifies a signature, with the tool that the key belongs to.
 fn check(key: &Path, text: &[u8], signature: &[u8]) -> Result<(), SignatureError> {
-    let head = read_up_to(key, ByteSize(64)).unwrap_or_default();
+    let head = read_up_to(key, 64).unwrap_or_default();
     if openpgp::is_keyring(&head) {
         openpgp::check(key, text, signature)?;
     } else {
         SignatureTrust::Key(key.to_owned()).check(text, signature)?;
     }
     Ok(())
-}
-
-fn read_up_to(path: &Path, largest: ByteSize) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(largest.bytes()).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 /// Downloads a small file into memory.

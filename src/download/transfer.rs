@@ -112,9 +112,8 @@ fn download<T: TransferTarget>(
     }
     let rest = there.as_ref().map(|origin| ResumeRange { byte: target.length(), if_range: validator(origin, url) });
     let exchange = Exchange::start(url, rest, limits)?;
-    let gone = || TransferError::Exchange("the exchange broke off".into());
-    let HttpMessage::Head(head) = watch.receive(&exchange.messages)?.ok_or_else(gone)?? else {
-        return Err(gone().into());
+    let HttpMessage::Head(head) = watch.receive(&exchange.messages)?.ok_or_else(broken_off)?? else {
+        return Err(broken_off().into());
     };
     let how = place(url, target, there.as_ref(), &head, limits)?;
     let origin = origin(url, &head, how, there);
@@ -122,7 +121,7 @@ fn download<T: TransferTarget>(
     target.begin(origin, how)?;
     let mut clock = Clock::new(target.length());
     loop {
-        let why = match watch.receive(&exchange.messages)?.ok_or_else(gone)? {
+        let why = match watch.receive(&exchange.messages)?.ok_or_else(broken_off)? {
             Ok(HttpMessage::Piece(bytes)) => {
                 accept(target, &bytes, announced, limits, watch)?;
                 clock.check(target.length(), limits)?;
@@ -143,6 +142,10 @@ fn download<T: TransferTarget>(
     }
 }
 
+fn broken_off() -> TransferError {
+    TransferError::Exchange("the exchange broke off".into())
+}
+
 /// Returns the validator by which the server at this place can detect that the file is still the same.
 fn validator(origin: &TransferOrigin, url: &Url) -> Option<String> {
     let theirs = (origin.url == *url).then_some(origin)?;
@@ -157,21 +160,20 @@ fn place<T: TransferTarget>(
     head: &ResponseHead,
     limits: &DownloadLimits,
 ) -> Result<TransferStart, AttemptError> {
-    let other = |range: Option<&str>| TransferError::Range(range.unwrap_or("it does not say which").to_owned());
+    let range = head.content_range.as_deref();
     match (head.status, there) {
         (200, _) => {
             check_size(head.length, limits)?;
             Ok(TransferStart::Anew)
         }
         (206, Some(there)) => {
-            let range = head.content_range.as_deref();
             let expected = ContentRange { start: target.length(), total: there.total };
             let fits = range.and_then(ContentRange::parse).filter(|found| found.continues(&expected, head.length));
             // The same file has the same size at every place, and the same entity tag at one place.
             let is_same = there.url != *url || there.etag.is_none() || head.etag.is_none() || there.etag == head.etag;
             let Some(found) = fits.filter(|_| is_same) else {
                 restart(url, target)?;
-                return Err(other(range).into());
+                return Err(other_range(range).into());
             };
             check_size(found.total, limits)?;
             Ok(TransferStart::Continue)
@@ -180,9 +182,13 @@ fn place<T: TransferTarget>(
             restart(url, target)?;
             Err(TransferError::Stale.into())
         }
-        (206, None) => Err(other(head.content_range.as_deref()).into()),
+        (206, None) => Err(other_range(range).into()),
         (status, _) => Err(TransferError::Status(status).into()),
     }
+}
+
+fn other_range(range: Option<&str>) -> TransferError {
+    TransferError::Range(range.unwrap_or("it does not say which").to_owned())
 }
 
 /// Makes the next attempt request the whole file.

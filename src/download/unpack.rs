@@ -145,14 +145,16 @@ impl FileUnpacker {
         if !self.packing.begins(&head) {
             return Err(UnpackError::Other(self.packing));
         }
-        let damaged = |source| UnpackError::Damaged { packing: self.packing, source };
         self.state = match self.packing {
             FileCompression::Xz => {
                 let stream = Stream::new_stream_decoder(XZ_MEMORY, CONCATENATED);
-                let stream = stream.map_err(|error| damaged(error.into()))?;
+                let stream = stream.map_err(|error| self.failed(error.into()))?;
                 UnpackState::Xz(Box::new(XzDecoder::new_stream(sink, stream)))
             }
-            FileCompression::Zstd => UnpackState::Zstd(Box::new(Writer::new(sink, Decoder::new().map_err(damaged)?))),
+            FileCompression::Zstd => {
+                let decoder = Decoder::new().map_err(|error| self.failed(error))?;
+                UnpackState::Zstd(Box::new(Writer::new(sink, decoder)))
+            }
             FileCompression::Gzip => UnpackState::Gzip(Box::new(MultiGzDecoder::new(sink))),
         };
         self.push(&head)

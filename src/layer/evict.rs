@@ -69,7 +69,8 @@ fn remove_layers(cache: &LayerCache, limit: u64, remove: &mut dyn FnMut(&Path) -
     while left > limit {
         let Some(at) = candidates.iter().position(|one| is_leaf(&one.layer.facts.name, &candidates)) else { break };
         let EvictableLayer { layer, .. } = candidates.remove(at);
-        let (folder, size) = (layer.folder.clone(), layer.size());
+        let folder = layer.folder.clone();
+        let size = layer.size();
         drop(layer);
         if !remove(&folder) {
             continue;

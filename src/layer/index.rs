@@ -67,7 +67,7 @@ impl<'a> LayerIndex<'a> {
         let mut layers = vec![self.layer(folder)?];
         while let Some(parent) = layers.last().and_then(|layer| layer.facts.parent.clone()) {
             if layers.len() > self.count {
-                return Err(UnusableLayerError::Damaged { path: folder.join(FACTS), what: "it lies on itself" });
+                return Err(UnusableLayerError::damaged(&folder.join(FACTS), "it lies on itself"));
             }
             layers.push(self.layer(&self.cache.root.join(parent.folder()))?);
         }

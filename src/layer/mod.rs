@@ -23,12 +23,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{hex, sha256_data};
 use crate::digest_cache::{DigestCache, DigestRecord};
-use crate::fs::Fs;
+use crate::fs::{FileLock, Fs, try_lock};
 use crate::plan::key::CacheKey;
 
 mod covered;
@@ -135,7 +134,7 @@ pub struct Layer {
     /// Facts about the layer.
     pub facts: LayerFacts,
     folder: PathBuf,
-    _used: Flock<File>,
+    _used: FileLock,
 }
 
 /// A layer with all its parents: the first is based on the base image, the last is the layer itself.
@@ -164,6 +163,16 @@ pub enum UnusableLayerError {
         /// Description of the damage.
         what: &'static str,
     },
+}
+
+impl UnusableLayerError {
+    fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Unreadable { path: path.to_owned(), source }
+    }
+
+    fn damaged(path: &Path, what: &'static str) -> Self {
+        Self::Damaged { path: path.to_owned(), what }
+    }
 }
 
 impl LayerCache {
@@ -217,13 +226,14 @@ impl LayerCache {
     }
 
     fn check(&self, path: &Path, expected: &LayerFile) -> Result<(), UnusableLayerError> {
-        let unreadable = |source| UnusableLayerError::Unreadable { path: path.to_owned(), source };
-        let damaged = |what| UnusableLayerError::Damaged { path: path.to_owned(), what };
-        if fs::symlink_metadata(path).map_err(unreadable)?.len() != expected.bytes {
-            return Err(damaged("its size is another"));
+        if fs::symlink_metadata(path).map_err(UnusableLayerError::unreadable(path))?.len() != expected.bytes {
+            return Err(UnusableLayerError::damaged(path, "its size is another"));
         }
-        let found = self.memo.digest("data", path, || digest(path)).map_err(unreadable)?;
-        if found.sha256 == expected.sha256 { Ok(()) } else { Err(damaged("its digest is another")) }
+        let found = self.memo.digest("data", path, || digest(path)).map_err(UnusableLayerError::unreadable(path))?;
+        if found.sha256 != expected.sha256 {
+            return Err(UnusableLayerError::damaged(path, "its digest is another"));
+        }
+        Ok(())
     }
 
     /// Begins a new layer.
@@ -231,10 +241,10 @@ impl LayerCache {
     /// # Errors
     /// When its folder cannot be made.
     pub fn draft(&self) -> io::Result<Draft> {
-        let _turn = lock(&self.root, FlockArg::LockExclusive)?;
+        let _turn = FileLock::exclusive(File::open(&self.root)?)?;
         let folder = self.fresh_draft();
         self.fs.create_dir(&folder, FOLDER_MODE)?;
-        let lock = lock(&folder, FlockArg::LockExclusiveNonblock)?;
+        let lock = FileLock::try_exclusive(File::open(&folder)?)?;
         Ok(Draft { fs: self.fs.clone(), root: self.root.clone(), folder, is_ours: true, _lock: lock })
     }
 
@@ -246,18 +256,13 @@ impl LayerCache {
     ///
     /// # Errors
     /// When the lock cannot be taken.
-    pub fn claim(&self, key: CacheKey, mut waiting: impl FnMut()) -> io::Result<LayerClaim> {
+    pub fn claim(&self, key: CacheKey, waiting: impl FnOnce()) -> io::Result<LayerClaim> {
         let path = self.root.join(format!("claim-{key}"));
-        let open = || File::options().create(true).append(true).open(&path);
-        let lock = match Flock::lock(open()?, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => lock,
-            Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
-                waiting();
-                Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| io::Error::from(errno))?
-            }
-            Err((_, errno)) => return Err(errno.into()),
-        };
-        Ok(LayerClaim { _lock: lock })
+        let file = File::options().create(true).append(true).open(path)?;
+        if !try_lock(&file)? {
+            waiting();
+        }
+        Ok(LayerClaim { _lock: FileLock::exclusive(file)? })
     }
 
     /// Returns the size limit of the cache: `most`, or a tenth of its file system if that is less.
@@ -267,11 +272,11 @@ impl LayerCache {
     }
 
     fn sweep(&self) -> io::Result<()> {
-        let _turn = lock(&self.root, FlockArg::LockExclusive)?;
+        let _turn = FileLock::exclusive(File::open(&self.root)?)?;
         for entry in fs::read_dir(&self.root)? {
             let path = entry?.path();
             let draft = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(DRAFT));
-            if draft && lock(&path, FlockArg::LockExclusiveNonblock).is_ok() {
+            if draft && File::open(&path).and_then(FileLock::try_exclusive).is_ok() {
                 let _ = self.fs.remove(&path);
             }
         }
@@ -290,7 +295,7 @@ impl LayerCache {
     /// Removes a layer that nobody uses. Renames it first: from then on it cannot be found, and files that cannot be deleted
     /// now are left to the next cleanup of drafts.
     fn remove(&self, folder: &Path) -> bool {
-        let Ok(_lock) = lock(folder, FlockArg::LockExclusiveNonblock) else { return false };
+        let Ok(_lock) = File::open(folder).and_then(FileLock::try_exclusive) else { return false };
         let doomed = self.fresh_draft();
         self.fs.rename(folder, &doomed).and_then(|()| self.fs.remove(&doomed)).is_ok()
     }
@@ -299,11 +304,7 @@ impl LayerCache {
 /// The right to build the layer of a key while others wait.
 #[derive(Debug)]
 pub struct LayerClaim {
-    _lock: Flock<File>,
-}
-
-fn lock(folder: &Path, how: FlockArg) -> io::Result<Flock<File>> {
-    Flock::lock(File::open(folder)?, how).map_err(|(_, errno)| errno.into())
+    _lock: FileLock,
 }
 
 fn digest(path: &Path) -> io::Result<DigestRecord> {
@@ -366,22 +367,22 @@ impl Stack {
 impl Layer {
     fn open(folder: &Path) -> Result<Self, UnusableLayerError> {
         // A process that holds the lock exclusively is removing the layer.
-        let used = match lock(folder, FlockArg::LockSharedNonblock) {
+        let used = match File::open(folder).and_then(FileLock::try_shared) {
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::WouldBlock) => {
                 return Err(UnusableLayerError::Missing);
             }
-            other => other.map_err(|source| UnusableLayerError::Unreadable { path: folder.to_owned(), source })?,
+            other => other.map_err(UnusableLayerError::unreadable(folder))?,
         };
         let path = folder.join(FACTS);
         let text = match fs::read(&path) {
             // It was removed before it was locked.
             Err(_) if !folder.exists() => return Err(UnusableLayerError::Missing),
-            other => other.map_err(|source| UnusableLayerError::Unreadable { path: path.clone(), source })?,
+            other => other.map_err(UnusableLayerError::unreadable(&path))?,
         };
-        let facts: LayerFacts = serde_json::from_slice(&text)
-            .map_err(|_| UnusableLayerError::Damaged { path: path.clone(), what: "not readable" })?;
+        let facts: LayerFacts =
+            serde_json::from_slice(&text).map_err(|_| UnusableLayerError::damaged(&path, "not readable"))?;
         if facts.schema != SCHEMA || folder.file_name() != Some(facts.name.folder().as_ref()) {
-            return Err(UnusableLayerError::Damaged { path, what: "it belongs to another layer" });
+            return Err(UnusableLayerError::damaged(&path, "it belongs to another layer"));
         }
         Ok(Self { facts, folder: folder.to_owned(), _used: used })
     }
@@ -407,10 +408,14 @@ impl Layer {
     /// Returns its size on this host, bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
-        let size = |path: PathBuf| fs::metadata(path).map_or(0, |metadata| metadata.blocks() * 512);
         let fetched: u64 = self.facts.fetched_trees.iter().map(|tree| tree.sealed.bytes).sum();
-        size(self.disk()) + size(self.ram()) + fetched
+        stored_bytes(&self.disk()) + stored_bytes(&self.ram()) + fetched
     }
+}
+
+/// Returns how many bytes a file takes on this host, holes left out; 0 for a missing one.
+fn stored_bytes(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |metadata| metadata.blocks() * 512)
 }
 
 /// A layer that is being built. Dropping it removes it.
@@ -421,7 +426,7 @@ pub struct Draft {
     folder: PathBuf,
     /// Whether there is anything left to remove.
     is_ours: bool,
-    _lock: Flock<File>,
+    _lock: FileLock,
 }
 
 impl Drop for Draft {
@@ -472,8 +477,7 @@ impl Name {
 
     /// Returns a new name for a key in its string form.
     pub(crate) fn fresh(key: String) -> Self {
-        use std::hash::{BuildHasher, Hasher, RandomState};
-        Self { key, id: format!("{:016x}", RandomState::new().build_hasher().finish()) }
+        Self { key, id: Fs::default().fresh_name() }
     }
 
     fn folder(&self) -> String {

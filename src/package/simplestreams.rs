@@ -11,9 +11,8 @@
 //! is replaced in one step.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, Permissions};
-use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -24,7 +23,7 @@ use super::content::{PackageContent, Watch};
 use super::incus::{self, Properties};
 use super::{PackageError, PackageFacts};
 use crate::digest::hex;
-use crate::store::OnConflict;
+use crate::fs::{FileLock, OnConflict, create_beside, publish, read_up_to};
 
 /// Mode of published files, which everybody may read.
 const MODE: u32 = 0o644;
@@ -109,7 +108,7 @@ pub fn add(
         fs::create_dir_all(folder).map_err(PackageError::tree("create", folder))?;
     }
     // The lock is on the folder, so that the server shows no additional file.
-    let lock = File::open(&lists).and_then(|lists| lists.lock().map(|()| lists));
+    let lock = File::open(&lists).and_then(FileLock::exclusive);
     let _lock = lock.map_err(PackageError::tree("lock", &lists))?;
 
     let metadata = incus::metadata(facts)?;
@@ -200,12 +199,10 @@ fn minute(time: u64) -> String {
 }
 
 fn read(path: &Path) -> Result<Images, PackageError> {
-    let mut text = Vec::new();
-    match File::open(path) {
+    let text = match read_up_to(path, LARGEST) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Images::default()),
-        opened => opened.and_then(|file| file.take(LARGEST).read_to_end(&mut text)),
-    }
-    .map_err(PackageError::tree("read", path))?;
+        other => other.map_err(PackageError::tree("read", path))?,
+    };
     serde_json::from_slice(&text).map_err(|source| PackageError::List { path: path.to_owned(), source })
 }
 
@@ -238,16 +235,11 @@ fn write_lists(lists: &Path, products: &Images) -> Result<(), PackageError> {
     Ok(())
 }
 
-/// Writes a file under a temporary name, makes it durable, and renames it.
+/// Writes a file, or replaces it in one step.
 fn place(path: &Path, content: &PackageContent, watch: &mut Watch<'_>) -> Result<(), PackageError> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let failed = || PackageError::tree("write", path);
-    let temporary = tempfile::Builder::new().prefix(".kiln-").tempfile_in(folder).map_err(failed())?;
+    let temporary = create_beside(path).map_err(PackageError::tree("write", path))?;
     content.write(&mut temporary.as_file(), watch)?;
-    let file = temporary.as_file();
-    file.set_permissions(Permissions::from_mode(MODE)).and_then(|()| file.sync_all()).map_err(failed())?;
-    temporary.persist(path).map_err(|error| failed()(error.error))?;
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed())
+    publish(temporary, path, MODE, OnConflict::Replace).map_err(PackageError::tree("write", path))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Fault, Kind};
+use crate::fs::{OnConflict, publish};
 use crate::specfile::{BaseSource, Spec, SumsVerification};
 
 /// The name of the lock file in a spec's folder.
@@ -278,9 +279,9 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(path);
     let mut file = tempfile::Builder::new().prefix(".kiln.lock.").permissions(mode).tempfile_in(folder)?;
     file.write_all(content)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
+    // The mode that the umask has left.
+    let mode = file.as_file().metadata()?.permissions().mode();
+    publish(file, path, mode, OnConflict::Replace)
 }
 
 #[cfg(test)]

@@ -48,12 +48,10 @@ impl Store {
     /// Opens a version by its id.
     pub(super) fn artifact_at(&self, id: &ImageId) -> Result<Artifact, StoreError> {
         let folder = self.open_shared(id)?;
-        let text = match folder.read(manifest::FILE, manifest::LARGEST) {
-            Err(error) if error.is_not_found() => return Err(damaged(id, "manifest.json is missing".into())),
-            other => other?,
-        };
-        let manifest = Manifest::parse(&text, &folder.path().join(manifest::FILE))?;
-        Ok(Artifact::new(id.clone(), folder, manifest))
+        match Manifest::read(&folder) {
+            Err(error) if error.is_not_found() => Err(damaged(id, "manifest.json is missing".into())),
+            other => Ok(Artifact::new(id.clone(), folder, other?)),
+        }
     }
 
     /// Opens the version's folder and takes its shared lock. Waits only for a process that is removing the version.
@@ -229,9 +227,7 @@ impl Artifact {
         let mut found = self.strange_folders(&tree, sums);
         found.extend(tree.files.iter().chain(&tree.folders).filter_map(|name| self.find_writer(name)));
         let FolderTree { files, links, .. } = tree;
-        // A signature cannot be in the file that it signs.
-        let is_apart = |file: &str| file == sums::FILE || Tool::ALL.iter().any(|tool| tool.file() == file);
-        let strange = files.into_iter().filter(|file| !is_apart(file) && !sums.contains_key(file));
+        let strange = files.into_iter().filter(|file| !is_sums_or_signature(file) && !sums.contains_key(file));
         found.extend(strange.map(|file| format!("{file} is not in SHA256SUMS")));
         let listed = &self.manifest.fetched_links;
         let names = links.keys().chain(listed.keys().filter(|name| !links.contains_key(*name)));
@@ -245,9 +241,10 @@ impl Artifact {
         let fetched = &self.manifest.fetched_folders;
         let listed = sums.keys().chain(self.manifest.fetched_links.keys());
         let known: BTreeSet<&str> = listed.flat_map(|name| folders_above(name)).collect();
-        let is_known = |name: &String| fetched.contains(name) || known.contains(name.as_str());
-        let added = tree.empty_folders().into_iter().filter(|name| !is_known(name));
-        let mut found: Vec<String> = added.map(|name| format!("{name} is a folder that holds no file")).collect();
+        let mut added = tree.empty_folders();
+        added.retain(|name| !fetched.contains(name) && !known.contains(name.as_str()));
+        let added = added.into_iter().map(|name| format!("{name} is a folder that holds no file"));
+        let mut found: Vec<String> = added.collect();
         let removed = fetched.iter().filter(|name| tree.folders.binary_search(name).is_err());
         found.extend(removed.map(|name| format!("{name} is missing")));
         found
@@ -285,6 +282,11 @@ impl FileCheck {
         }
         Err(damaged(&id, format!("{} differs from its checksum", job.name)))
     }
+}
+
+/// Returns whether a file cannot be in `SHA256SUMS`: the file itself, and its signatures.
+fn is_sums_or_signature(file: &str) -> bool {
+    file == sums::FILE || Tool::ALL.iter().any(|tool| tool.file() == file)
 }
 
 fn damaged(id: &ImageId, what: String) -> StoreError {

@@ -42,19 +42,20 @@ fn next_data(file: &File, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
     if range.is_empty() {
         return Ok(None);
     }
-    let seek = |at: u64, whence| lseek(file, at.cast_signed(), whence).map(i64::cast_unsigned);
-    let start = match seek(range.start, Whence::SeekData) {
+    let start = match lseek(file, range.start.cast_signed(), Whence::SeekData) {
         Ok(start) => start,
         Err(Errno::ENXIO) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let end = seek(start, Whence::SeekHole)?;
+    let end = lseek(file, start, Whence::SeekHole)?.cast_unsigned();
+    let start = start.cast_unsigned();
     Ok((start < range.end).then(|| start..end.min(range.end)))
 }
 
 /// Copies at least one byte from the start of the range, and returns how many.
 fn copy_some(from: &File, to: &File, range: Range<u64>) -> io::Result<u64> {
-    let (mut source, mut target) = (range.start.cast_signed(), range.start.cast_signed());
+    let mut source = range.start.cast_signed();
+    let mut target = source;
     let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
     let copied = match copy_file_range(from, Some(&mut source), to, Some(&mut target), length) {
         Ok(n) => n,

@@ -1,7 +1,7 @@
 //! Errors of the store.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Fault, Kind};
 use crate::ownership::OwnershipError;
@@ -208,6 +208,11 @@ impl StoreError {
     pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| StoreError::Io { action, path, source }
+    }
+
+    /// Returns an adapter for the error of a JSON parser.
+    pub(super) fn malformed(path: &Path) -> impl FnOnce(serde_json::Error) -> Self {
+        move |source| StoreError::Malformed { path: path.to_owned(), source }
     }
 
     /// Returns whether the error means that a file or folder does not exist.

@@ -5,10 +5,10 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use tempfile::TempPath;
+use tempfile::{NamedTempFile, TempPath};
 
 use crate::digest::{hex, sha256_file};
-use crate::fs::Fs;
+use crate::fs::{self, OnConflict};
 use crate::sign::Tool;
 
 use super::artifact::Artifact;
@@ -19,15 +19,6 @@ use super::{clone, sums};
 
 /// Mode of the copies, which the user may run and change.
 const MODE: u32 = 0o644;
-
-/// Handling of an existing file that differs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnConflict {
-    /// Fail before anything is written.
-    Refuse,
-    /// Overwrite it.
-    Replace,
-}
 
 /// An error of a copy: `?` converts both kinds of error into this one.
 enum CopyError {
@@ -152,25 +143,16 @@ pub fn give_names(files: &[(PathBuf, PathBuf)], conflict: OnConflict) -> Result<
         };
         found.push((file, digest, is_there));
     }
-    for ((made, path), (file, _, is_there)) in files.iter().zip(&found) {
+    let mut digests = Vec::new();
+    for ((made, path), (file, digest, is_there)) in files.iter().zip(found) {
         if !is_there {
-            give_name(file, made, path, conflict)?;
+            let made = TempPath::try_from_path(made).map(|made| NamedTempFile::from_parts(file, made));
+            let named = made.and_then(|made| fs::publish(made, path, MODE, conflict));
+            named.map_err(StoreError::io("write", path))?;
         }
+        digests.push(digest);
     }
-    Ok(found.into_iter().map(|(_, digest, _)| digest).collect())
-}
-
-fn give_name(file: &File, made: &Path, path: &Path, conflict: OnConflict) -> Result<(), StoreError> {
-    let (fs, failed) = (Fs::default(), |error| StoreError::io("write", path)(error));
-    fs.seal(file, MODE).map_err(failed)?;
-    let temporary = TempPath::try_from_path(made).map_err(failed)?;
-    let persisted = match conflict {
-        OnConflict::Refuse => temporary.persist_noclobber(path),
-        OnConflict::Replace => temporary.persist(path),
-    };
-    persisted.map_err(|error| failed(error.error))?;
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    fs.sync_dir(folder).map_err(StoreError::io("sync", folder))
+    Ok(digests)
 }
 
 /// Opens a file of the user's and digests it.
@@ -183,38 +165,29 @@ fn digested(path: &Path) -> Result<(File, Digest), StoreError> {
 
 /// Copies to a temporary name, syncs, renames, and syncs the folder.
 fn copy_into_place(job: &Job, path: &Path, conflict: OnConflict, meter: &Meter<'_>) -> Result<(), StoreError> {
-    let fs = Fs::default();
-    let folder = path.parent().expect("a path below the target");
-    std::fs::create_dir_all(folder).map_err(StoreError::io("create", folder))?;
-    let failed = |error| StoreError::io("write", path)(error);
-    let temporary = tempfile::Builder::new().prefix(".kiln-").tempfile_in(folder).map_err(failed)?;
-    copy(&job.open()?, temporary.as_file(), meter).map_err(|error| match error {
-        CopyError::Io(error) => failed(error),
+    create_folder_of(path)?;
+    let temporary = fs::create_beside(path).map_err(StoreError::io("write", path))?;
+    let copied = clone::copy(&job.open()?, temporary.as_file(), |n| meter.add(n).map_err(CopyError::Store));
+    copied.map_err(|error| match error {
+        CopyError::Io(error) => StoreError::io("write", path)(error),
         CopyError::Store(error) => error,
     })?;
-    fs.seal(temporary.as_file(), MODE).map_err(failed)?;
-    let persisted = match conflict {
-        OnConflict::Refuse => temporary.persist_noclobber(path),
-        OnConflict::Replace => temporary.persist(path),
-    };
-    persisted.map_err(|error| failed(error.error))?;
-    fs.sync_dir(folder).map_err(StoreError::io("sync", folder))
+    fs::publish(temporary, path, MODE, conflict).map_err(StoreError::io("write", path))
+}
+
+fn create_folder_of(path: &Path) -> Result<(), StoreError> {
+    let folder = path.parent().expect("a path below the target");
+    std::fs::create_dir_all(folder).map_err(StoreError::io("create", folder))
 }
 
 /// Creates a link, in place of another link if that is allowed. Anything else is never replaced.
 fn link_into_place(to: &str, path: &Path, conflict: OnConflict) -> Result<(), StoreError> {
-    let failed = |error| StoreError::io("link", path)(error);
-    let folder = path.parent().expect("a path below the target");
-    std::fs::create_dir_all(folder).map_err(StoreError::io("create", folder))?;
+    create_folder_of(path)?;
     match (std::fs::read_link(path), conflict) {
         (Ok(found), _) if found == Path::new(to) => return Ok(()),
-        (Ok(_), OnConflict::Replace) => std::fs::remove_file(path).map_err(failed)?,
+        (Ok(_), OnConflict::Replace) => std::fs::remove_file(path).map_err(StoreError::io("link", path))?,
         (Err(error), _) if error.kind() == io::ErrorKind::NotFound => {}
         _ => return Err(StoreError::Conflict(path.to_owned())),
     }
-    symlink(to, path).map_err(failed)
-}
-
-fn copy(from: &File, to: &File, meter: &Meter<'_>) -> Result<(), CopyError> {
-    clone::copy(from, to, |n| meter.add(n).map_err(CopyError::Store))
+    symlink(to, path).map_err(StoreError::io("link", path))
 }

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
 use super::error::StoreError;
+use crate::fs::is_at;
 use crate::wire::tree::limits::inner_target;
 
 /// Mode of every published file.
@@ -79,34 +80,32 @@ impl Folder {
 
     /// Returns whether the folder's path still names this folder.
     pub(super) fn is_current(&self) -> bool {
-        let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
-        let there = fs::symlink_metadata(&self.path).map(identity);
-        matches!((there, self.file.metadata().map(identity)), (Ok(there), Ok(here)) if there == here)
+        is_at(&self.file, &self.path)
     }
 
     /// Opens a regular file below the folder for reading. No component may be a symbolic link, and nothing can block the
     /// open: a FIFO opens at once and is then refused.
     pub(super) fn open_file(&self, name: &str) -> Result<File, StoreError> {
-        let failed = |error: io::Error| StoreError::io("open", self.path.join(name))(error);
+        self.try_open_file(name).map_err(StoreError::io("open", self.path.join(name)))
+    }
+
+    fn try_open_file(&self, name: &str) -> io::Result<File> {
         let (folders, last) = name.rsplit_once('/').map_or((None, name), |(folders, last)| (Some(folders), last));
-        let mut at = self.file.try_clone().map_err(failed)?;
+        let mut at = self.file.try_clone()?;
         for folder in folders.into_iter().flat_map(|folders| folders.split('/')) {
-            at = open_below(&at, folder, OFlag::O_DIRECTORY).map_err(failed)?;
+            at = open_below(&at, folder, OFlag::O_DIRECTORY)?;
         }
-        let file = open_below(&at, last, OFlag::O_NONBLOCK).map_err(failed)?;
-        let is_file = file.metadata().map_err(failed)?.is_file();
-        if is_file { Ok(file) } else { Err(failed(io::Error::other("not a regular file"))) }
+        let file = open_below(&at, last, OFlag::O_NONBLOCK)?;
+        if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("not a regular file")) }
     }
 
     /// Reads a file of at most `limit` bytes.
     pub(super) fn read(&self, name: &str, limit: u64) -> Result<Vec<u8>, StoreError> {
-        let path = || self.path.join(name);
+        let path = self.path.join(name);
         let mut content = Vec::new();
-        self.open_file(name)?
-            .take(limit + 1)
-            .read_to_end(&mut content)
-            .map_err(|error| StoreError::io("read", path())(error))?;
-        if content.len() as u64 > limit { Err(StoreError::TooLarge { path: path(), limit }) } else { Ok(content) }
+        let mut file = self.open_file(name)?.take(limit + 1);
+        file.read_to_end(&mut content).map_err(StoreError::io("read", &path))?;
+        if content.len() as u64 > limit { Err(StoreError::TooLarge { path, limit }) } else { Ok(content) }
     }
 
     /// Lists everything below the folder. Anything but regular files, folders and links to something in it, and names that
@@ -124,21 +123,21 @@ impl Folder {
 
     fn read_folder(&self, folder: &str, tree: &mut FolderTree, pending: &mut Vec<String>) -> Result<(), StoreError> {
         let path = self.path.join(folder);
-        let failed = |error| StoreError::io("list", &path)(error);
-        for entry in fs::read_dir(&path).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
+        for entry in fs::read_dir(&path).map_err(StoreError::io("list", &path))? {
+            let entry = entry.map_err(StoreError::io("list", &path))?;
             let refuse = |why| StoreError::Unpublishable { path: entry.path(), why };
             let name = entry.file_name().into_string().map_err(|_| refuse("its name is not UTF-8"))?;
             let name = if folder.is_empty() { name } else { format!("{folder}/{name}") };
-            match entry.file_type().map_err(failed)? {
+            match entry.file_type().map_err(StoreError::io("list", &path))? {
                 kind if kind.is_file() => tree.files.push(name),
                 kind if kind.is_dir() => {
                     tree.folders.push(name.clone());
                     pending.push(name);
                 }
                 kind if kind.is_symlink() => {
-                    let target = fs::read_link(entry.path()).map_err(failed)?.into_os_string().into_string();
-                    let inner = target.ok().filter(|target| leads_inside(&name, target));
+                    let target = fs::read_link(entry.path()).map_err(StoreError::io("list", &path))?;
+                    let target = target.into_os_string().into_string().ok();
+                    let inner = target.filter(|target| leads_inside(&name, target));
                     tree.links.insert(name, inner.ok_or_else(|| refuse("it is a link that leads elsewhere"))?);
                 }
                 _ => return Err(refuse("it is neither a file nor a folder")),

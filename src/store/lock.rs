@@ -17,7 +17,8 @@ use super::error::StoreError;
 use super::folder::FILE_MODE;
 use super::reference::ImageId;
 use super::sums::comment;
-use super::{Store, TMP_LOCK, UNWATCHED, sums, try_lock};
+use super::{Store, TMP_LOCK, UNWATCHED, sums};
+use crate::fs::{FileLock, try_lock};
 use crate::sign::Signer;
 
 /// Result of [`Store::claim`].
@@ -61,7 +62,8 @@ impl ExistingVersion {
     /// # Errors
     /// When a file is damaged, the key does not sign, or a call fails.
     pub fn sign(&self, signer: &Signer) -> Result<(), StoreError> {
-        let (artifact, store) = (&self.artifact, &self.lock.store);
+        let artifact = &self.artifact;
+        let store = &self.lock.store;
         artifact.verify(UNWATCHED)?.into_result()?;
         let sums = artifact.open_folder().read(sums::FILE, sums::LARGEST)?;
         let signature = signer.sign(&sums, &comment(artifact.id(), &sums))?;
@@ -118,8 +120,8 @@ impl Store {
     pub async fn claim(&self, id: &ImageId, waiting: impl FnOnce(String)) -> Result<Lookup, StoreError> {
         let path = self.private("locks").join(id.to_string());
         let file = self.fs.open_lock(&path).map_err(StoreError::io("open", &path))?;
-        let blocked = || waiting(format!("waiting for another kiln that builds {id}"));
-        let held = FileLock::wait_for(file, blocked).await.map_err(StoreError::io("lock", &path))?;
+        let held = lock_or_wait(file, || waiting(format!("waiting for another kiln that builds {id}"))).await;
+        let held = held.map_err(StoreError::io("lock", &path))?;
         let lock = VersionLock { store: self.clone(), id: id.clone(), replaces: false, _lock: held };
         self.recover(id)?;
         match self.artifact_at(id) {
@@ -138,7 +140,7 @@ impl Store {
 
     /// Returns the version's lock if it is free.
     pub(super) fn try_version_lock(&self, id: &ImageId) -> Result<Option<FileLock>, StoreError> {
-        self.lock_file(&format!("locks/{id}"), FileLock::try_exclusive)
+        self.lock_file(&format!("locks/{id}"), lock_if_free)
     }
 
     /// Locks the image. Waits for other holders, who only make a few short calls.
@@ -172,57 +174,23 @@ impl Store {
     }
 }
 
-/// A lock file's flock, released when dropped.
-///
-/// Closing the file would not do: a child that another thread has just forked holds a copy until it executes, and with it
-/// the lock.
-#[derive(Debug)]
-pub(super) struct FileLock(File);
-
-impl FileLock {
-    pub(super) fn try_exclusive(file: File) -> io::Result<Option<Self>> {
-        Ok(try_lock(&file)?.then_some(Self(file)))
-    }
-
-    /// Takes the exclusive lock. Waits; not for locks that are held for long.
-    pub(super) fn exclusive(file: File) -> io::Result<Self> {
-        retry(|| file.lock())?;
-        Ok(Self(file))
-    }
-
-    /// Takes a shared lock. Waits; not for locks that are held for long.
-    pub(super) fn shared(file: File) -> io::Result<Self> {
-        retry(|| file.lock_shared())?;
-        Ok(Self(file))
-    }
-
-    /// Waits for the exclusive lock, however long, until the future is dropped.
-    async fn wait_for(file: File, blocked: impl FnOnce()) -> io::Result<Self> {
-        if try_lock(&file)? {
-            return Ok(Self(file));
-        }
-        blocked();
-        let (give, take) = oneshot::channel();
-        let thread = thread::Builder::new().name("version lock".into());
-        // If nobody receives it any more, dropping it releases the lock.
-        thread.spawn(move || drop(give.send(Self::exclusive(file))))?;
-        take.await.map_err(io::Error::other)?
+/// Takes the exclusive lock if it is free.
+pub(super) fn lock_if_free(file: File) -> io::Result<Option<FileLock>> {
+    match FileLock::try_exclusive(file) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        other => other.map(Some),
     }
 }
 
-impl Drop for FileLock {
-    fn drop(&mut self) {
-        // Cannot fail on an open file.
-        let _ = self.0.unlock();
+/// Takes the exclusive lock. If it is held, calls `blocked` and waits, however long, until the future is dropped.
+async fn lock_or_wait(file: File, blocked: impl FnOnce()) -> io::Result<FileLock> {
+    if try_lock(&file)? {
+        return FileLock::exclusive(file);
     }
-}
-
-/// Repeats a call of flock(2) that was interrupted by a signal.
-fn retry(lock: impl Fn() -> io::Result<()>) -> io::Result<()> {
-    loop {
-        match lock() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            other => return other,
-        }
-    }
+    blocked();
+    let (give, take) = oneshot::channel();
+    let thread = thread::Builder::new().name("version lock".into());
+    // If nobody receives it any more, dropping it releases the lock.
+    thread.spawn(move || drop(give.send(FileLock::exclusive(file))))?;
+    take.await.map_err(io::Error::other)?
 }

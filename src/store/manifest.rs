@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
 use super::error::StoreError;
+use super::folder::Folder;
 
 /// The schema version that this kiln writes, and the newest it reads.
 pub const SCHEMA: u32 = 1;
@@ -283,19 +284,18 @@ struct ManifestHead {
     sequence: u64,
 }
 
-/// Reads schema version and sequence number, and refuses a newer schema.
-fn parse_head(text: &[u8], path: &Path) -> Result<ManifestHead, StoreError> {
-    let malformed = |source| StoreError::Malformed { path: path.to_owned(), source };
-    let head: ManifestHead = serde_json::from_slice(text).map_err(malformed)?;
+/// Reads the sequence number only, and refuses a newer schema.
+pub(super) fn parse_sequence(text: &[u8], path: &Path) -> Result<u64, StoreError> {
+    let head: ManifestHead = serde_json::from_slice(text).map_err(StoreError::malformed(path))?;
     if head.schema > u64::from(SCHEMA) {
         return Err(StoreError::NewerSchema { path: path.to_owned(), found: head.schema, known: SCHEMA });
     }
-    Ok(head)
+    Ok(head.sequence)
 }
 
-/// Reads the sequence number only.
-pub(super) fn parse_sequence(text: &[u8], path: &Path) -> Result<u64, StoreError> {
-    Ok(parse_head(text, path)?.sequence)
+/// Refuses a newer schema, whatever else the file contains.
+pub(super) fn check_schema(text: &[u8], path: &Path) -> Result<(), StoreError> {
+    parse_sequence(text, path).map(drop)
 }
 
 impl Manifest {
@@ -316,8 +316,13 @@ impl Manifest {
     /// # Errors
     /// A newer schema, or not a manifest.
     pub fn parse(text: &[u8], path: &Path) -> Result<Self, StoreError> {
-        parse_head(text, path)?;
-        serde_json::from_slice(text).map_err(|source| StoreError::Malformed { path: path.to_owned(), source })
+        check_schema(text, path)?;
+        serde_json::from_slice(text).map_err(StoreError::malformed(path))
+    }
+
+    /// Reads the manifest in a version's folder.
+    pub(super) fn read(folder: &Folder) -> Result<Self, StoreError> {
+        Self::parse(&folder.read(FILE, LARGEST)?, &folder.path().join(FILE))
     }
 
     /// Serialises the manifest: indented, with a newline at the end, the same bytes for the same manifest.
@@ -333,14 +338,12 @@ impl Manifest {
 
     /// Fills in the size and digest of every file that the manifest lists.
     pub(super) fn fill(&mut self, digests: &BTreeMap<String, Digest>) -> Result<(), StoreError> {
-        let find = |file: &str| digests.get(file).ok_or_else(|| StoreError::NotStaged(file.to_owned()));
-        for output in &mut self.outputs {
-            let digest = find(&output.file)?;
-            (output.bytes, output.sha256) = (digest.bytes, digest.sha256.clone());
-        }
-        for fetched in &mut self.fetched {
-            let digest = find(&fetched.file)?;
-            (fetched.bytes, fetched.sha256) = (digest.bytes, digest.sha256.clone());
+        let outputs = self.outputs.iter_mut().map(|output| (&output.file, &mut output.bytes, &mut output.sha256));
+        let fetched = self.fetched.iter_mut().map(|file| (&file.file, &mut file.bytes, &mut file.sha256));
+        for (file, bytes, sha256) in outputs.chain(fetched) {
+            let digest = digests.get(file).ok_or_else(|| StoreError::NotStaged(file.clone()))?;
+            *bytes = digest.bytes;
+            sha256.clone_from(&digest.sha256);
         }
         Ok(())
     }

@@ -15,7 +15,7 @@
 //! Locks are flocks: the kernel frees them with their holder, however it dies. A lock file is never unlinked, so two
 //! processes can never hold "the" lock on two different files of one name. Order of taking: version, tmp, image, folder.
 
-use std::fs::{File, Metadata, TryLockError};
+use std::fs::Metadata;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -39,10 +39,11 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use crate::fs::OnConflict;
 pub use artifact::{Artifact, FileCheck, VerifyReport};
 pub use digest::{Digest, UNWATCHED, Watch};
 pub use error::StoreError;
-pub use export::{OnConflict, give_names};
+pub use export::give_names;
 pub use listing::{Ancestor, StoreListing, Summary};
 pub use lock::{ExistingVersion, Lookup, VersionLock};
 pub use manifest::Manifest;
@@ -52,12 +53,12 @@ pub use retention::RetentionReason;
 pub use staging::{Documents, Evidence, RESERVED, Staging};
 pub use tags::{TagChange, TagOperation, Tags};
 
-use crate::fs::Fs;
+use crate::fs::{Fs, try_lock};
 use crate::ownership::{OTHERS, check_folder, check_root};
 use artifact::TRIES;
 use folder::FOLDER_MODE;
 use folder::Folder;
-use lock::FileLock;
+use lock::lock_if_free;
 
 /// Name of the folder for everything that is not an image.
 const PRIVATE: &str = ".kiln";
@@ -87,7 +88,8 @@ impl Store {
         let root = std::path::absolute(path).map_err(StoreError::io("find", path))?;
         let store = Self { root, fs };
         store.create().map_err(StoreError::io("create the store at", &store.root))?;
-        store.check_fit()?;
+        // On a network file system, flock may block for ever (fault row H15).
+        check_root(&store.root, OTHERS)?;
         for folder in [store.root.join(PRIVATE), store.private("locks"), store.private("tmp")] {
             store.fs.ensure_dir(&folder, 0o700).map_err(StoreError::io("create", &folder))?;
             check_part(&folder)?;
@@ -128,11 +130,6 @@ impl Store {
         if self.root.exists() { Ok(()) } else { self.fs.ensure_path(&self.root, 0o755) }
     }
 
-    /// Checks that the store is not on a network file system, where flock may block for ever (fault row H15).
-    fn check_fit(&self) -> Result<(), StoreError> {
-        Ok(check_root(&self.root, OTHERS)?)
-    }
-
     fn private(&self, name: &str) -> PathBuf {
         self.root.join(PRIVATE).join(name)
     }
@@ -160,8 +157,9 @@ impl Store {
 
     /// Returns the names of the images, sorted.
     fn names(&self) -> Result<Vec<String>, StoreError> {
-        let is_image = |name: &str| ImageId::new(name, "0").is_ok() && self.image_path(name).is_dir();
-        Ok(entries(&self.root)?.into_iter().filter(|name| is_image(name)).collect())
+        let mut names = entries(&self.root)?;
+        names.retain(|name| ImageId::new(name, "0").is_ok() && self.image_path(name).is_dir());
+        Ok(names)
     }
 
     /// Returns the versions of an image, sorted as strings. A folder without a manifest is not one of them.
@@ -171,7 +169,12 @@ impl Store {
             other => other?,
         };
         let ids = versions.into_iter().filter_map(|version| ImageId::new(name, version).ok());
-        Ok(ids.filter(|id| self.version_path(id).join(manifest::FILE).is_file()).collect())
+        Ok(ids.filter(|id| self.has_version(id)).collect())
+    }
+
+    /// Returns whether a version's folder exists and has a manifest.
+    fn has_version(&self, id: &ImageId) -> bool {
+        self.version_path(id).join(manifest::FILE).is_file()
     }
 
     /// Resolves a reference to one version. A version takes precedence over a tag of the same name.
@@ -241,7 +244,7 @@ impl Store {
 
     /// Deletes what dead processes left in tmp. A live process holds the flock of its folder, or of the version.
     fn clear_stale(&self) -> Result<(), StoreError> {
-        let Some(_guard) = self.lock_file(TMP_LOCK, FileLock::try_exclusive)? else { return Ok(()) };
+        let Some(_guard) = self.lock_file(TMP_LOCK, lock_if_free)? else { return Ok(()) };
         for name in entries(&self.private("tmp"))? {
             let path = self.private("tmp").join(&name);
             match name.strip_prefix(ASIDE).and_then(|id| id.split_once('@')) {
@@ -273,7 +276,8 @@ impl Store {
 
     /// Finishes or undoes a replacement that was interrupted between its two renames. The caller holds the version's lock.
     fn recover(&self, id: &ImageId) -> Result<(), StoreError> {
-        let (aside, path) = (self.aside_path(id), self.version_path(id));
+        let aside = self.aside_path(id);
+        let path = self.version_path(id);
         match (aside.is_dir(), path.is_dir()) {
             (false, _) => Ok(()),
             // Under its name, the old one would come back if the new one were removed while the old one is still read. Nor
@@ -330,21 +334,11 @@ fn check_part(path: &Path) -> Result<(), StoreError> {
     check_ours(path, &path.symlink_metadata().map_err(StoreError::io("read", path))?)
 }
 
-/// Takes the exclusive lock if it is free.
-fn try_lock(file: &File) -> io::Result<bool> {
-    match file.try_lock() {
-        Ok(()) => Ok(true),
-        Err(TryLockError::WouldBlock) => Ok(false),
-        Err(TryLockError::Error(error)) => Err(error),
-    }
-}
-
 /// Returns the names in a folder, sorted. Names that are not UTF-8 are left out, since kiln creates none.
 fn entries(path: &Path) -> Result<Vec<String>, StoreError> {
-    let failed = |error| StoreError::io("list", path)(error);
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(path).map_err(failed)? {
-        names.extend(entry.map_err(failed)?.file_name().into_string());
+    for entry in std::fs::read_dir(path).map_err(StoreError::io("list", path))? {
+        names.extend(entry.map_err(StoreError::io("list", path))?.file_name().into_string());
     }
     names.sort_unstable();
     Ok(names)

@@ -34,26 +34,24 @@ impl Fault for ReferenceError {
     }
 }
 
-fn is_well_formed(text: &str, first: fn(u8) -> bool, rest: fn(u8) -> bool) -> bool {
-    text.len() <= LONGEST && text.bytes().next().is_some_and(first) && text.bytes().all(rest)
+/// Returns whether a string consists of letters of this kind, digits and `marks`, and does not begin with a mark.
+fn is_well_formed(text: &str, is_letter: fn(&u8) -> bool, marks: &[u8]) -> bool {
+    text.len() <= LONGEST
+        && text.bytes().next().is_some_and(|byte| !marks.contains(&byte))
+        && text.bytes().all(|byte| is_letter(&byte) || byte.is_ascii_digit() || marks.contains(&byte))
 }
 
 fn check_name(name: &str) -> Result<(), ReferenceError> {
-    let first = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    let rest = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b);
-    if is_well_formed(name, first, rest) { Ok(()) } else { Err(ReferenceError::Name(name.to_owned())) }
+    let is_name = is_well_formed(name, u8::is_ascii_lowercase, b"._-");
+    if is_name { Ok(()) } else { Err(ReferenceError::Name(name.to_owned())) }
 }
 
 fn check_version(version: &str) -> Result<(), ReferenceError> {
-    let rest = |b: u8| b.is_ascii_alphanumeric() || b"._+-".contains(&b);
     if version == RESERVED {
         return Err(ReferenceError::Reserved);
     }
-    if is_well_formed(version, |b| b.is_ascii_alphanumeric(), rest) {
-        Ok(())
-    } else {
-        Err(ReferenceError::Version(version.to_owned()))
-    }
+    let is_version = is_well_formed(version, u8::is_ascii_alphabetic, b"._+-");
+    if is_version { Ok(()) } else { Err(ReferenceError::Version(version.to_owned())) }
 }
 
 /// One version of one image. Written `name@version`.
@@ -69,7 +67,8 @@ impl ImageId {
     /// # Errors
     /// When a part is not what the spec allows for `image.name` and `image.version`.
     pub fn new(name: impl Into<String>, version: impl Into<String>) -> Result<Self, ReferenceError> {
-        let (name, version) = (name.into(), version.into());
+        let name = name.into();
+        let version = version.into();
         check_name(&name)?;
         check_version(&version)?;
         Ok(Self { name, version })

@@ -2,7 +2,8 @@
 
 use super::folder::Folder;
 use super::tags::{self, Tags};
-use super::{ImageId, Manifest, Reference, Store, StoreError, check_part, entries, manifest, try_lock};
+use super::{ImageId, Manifest, Reference, Store, StoreError, check_part, entries};
+use crate::fs::try_lock;
 
 /// Handling of a version that others of the store were built from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +22,8 @@ impl Store {
     /// When there is none, a tag names it, another image needs it, somebody builds or reads it, or a call fails.
     pub fn remove(&self, reference: &Reference, if_base: IfBase) -> Result<ImageId, StoreError> {
         let id = self.resolve(reference)?;
-        let (image, path) = (self.image_path(id.name()), self.version_path(&id));
+        let image = self.image_path(id.name());
+        let path = self.version_path(&id);
         check_part(&image)?;
         let Some(_version) = self.try_version_lock(&id)? else { return Err(StoreError::Busy(id)) };
         self.recover(&id)?;
@@ -60,14 +62,14 @@ impl Store {
     /// ignored.
     fn made_from(&self, id: &ImageId) -> Result<Vec<ImageId>, StoreError> {
         let build_key = self.manifest(id).ok().map(|manifest| manifest.build_key);
-        let is_it = |base: &manifest::ManifestBaseImage| {
-            (base.name.as_str(), base.version.as_str()) == (id.name(), id.version())
-                && build_key.as_ref().is_none_or(|key| *key == base.build_key)
-        };
         let mut found = Vec::new();
         for name in self.names()? {
             for other in self.versions(&name)? {
-                if self.manifest(&other).is_ok_and(|manifest| manifest.base.image.as_ref().is_some_and(is_it)) {
+                let base = self.manifest(&other).ok().and_then(|manifest| manifest.base.image);
+                if base.is_some_and(|base| {
+                    (base.name.as_str(), base.version.as_str()) == (id.name(), id.version())
+                        && build_key.as_ref().is_none_or(|key| *key == base.build_key)
+                }) {
                     found.push(other);
                 }
             }
@@ -78,8 +80,6 @@ impl Store {
     /// Reads a manifest without taking the version's lock, which may be held by the caller, or by another process that
     /// removes a version and looks at this one.
     fn manifest(&self, id: &ImageId) -> Result<Manifest, StoreError> {
-        let folder = Folder::open(self.version_path(id))?;
-        let text = folder.read(manifest::FILE, manifest::LARGEST)?;
-        Manifest::parse(&text, &folder.path().join(manifest::FILE))
+        Manifest::read(&Folder::open(self.version_path(id))?)
     }
 }

@@ -6,14 +6,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::fs::Fs;
+use crate::fs::{FileLock, Fs};
 use crate::sign::Signer;
 
 use super::artifact::Artifact;
 use super::digest::{self, Digest, Job, Watch};
 use super::error::StoreError;
 use super::folder::{FILE_MODE, FOLDER_MODE, Folder, FolderTree};
-use super::lock::{FileLock, VersionLock};
+use super::lock::VersionLock;
 use super::manifest::{self, Manifest};
 use super::reference::ImageId;
 use super::sums::comment;
@@ -74,22 +74,19 @@ impl VersionLock {
     /// # Errors
     /// When the folder cannot be made.
     pub fn stage(self) -> Result<Staging, StoreError> {
-        Staging::create(self)
-    }
-}
-
-impl Staging {
-    pub(super) fn create(lock: VersionLock) -> Result<Self, StoreError> {
-        let store = &lock.store;
-        let path = store.fresh_tmp(&lock.id);
+        let store = &self.store;
+        let path = store.fresh_tmp(&self.id);
         // Shared with other builds; keeps processes that clear tmp away until the new folder has its own lock.
         let _guard = store.lock_file(TMP_LOCK, FileLock::shared)?;
         store.fs.create_dir(&path, 0o700).map_err(StoreError::io("create", &path))?;
         let folder = Folder::open(&path)?;
         folder.file().lock().map_err(StoreError::io("lock", &path))?;
-        Ok(Self { scratch: Scratch { fs: store.fs.clone(), path, folder, is_ours: true }, lock })
+        let scratch = Scratch { fs: store.fs.clone(), path, folder, is_ours: true };
+        Ok(Staging { scratch, lock: self })
     }
+}
 
+impl Staging {
     /// Returns the id of the future version.
     #[must_use]
     pub fn id(&self) -> &ImageId {
@@ -229,8 +226,9 @@ impl Staging {
 
     /// Gives the folder its final name, durably.
     fn place(&mut self, folder: &Folder) -> Result<PathBuf, StoreError> {
-        let (store, id) = (self.lock.store.clone(), self.lock.id.clone());
-        let (image, path) = (store.image_path(id.name()), store.version_path(&id));
+        let store = self.lock.store.clone();
+        let image = store.image_path(self.lock.id.name());
+        let path = store.version_path(&self.lock.id);
         store.fs.ensure_dir(&image, FOLDER_MODE).map_err(StoreError::io("create", &image))?;
         // From now on it is a version that is read: readers must not wait for the end of this function.
         folder.file().lock_shared().map_err(StoreError::io("lock", &path))?;
@@ -286,7 +284,7 @@ impl Scratch {
     fn delete(&mut self) -> io::Result<()> {
         self.is_ours = false;
         let removed = self.fs.remove(&self.path);
-        // Unlocked as by `Lock`; anything left is removed by the next opener.
+        // Unlocked as by `FileLock`; anything left is removed by the next opener.
         let _ = self.folder.file().unlock();
         removed
     }

@@ -12,9 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
 use super::folder::Folder;
-use super::manifest::{SCHEMA, rfc3339};
+use super::manifest::{SCHEMA, check_schema, rfc3339};
 use super::reference::{ImageId, Reference, Tag};
-use super::{Store, TMP_LOCK, check_part, lock::FileLock};
+use super::{Store, TMP_LOCK, check_part};
+use crate::fs::FileLock;
 
 /// Name of the file inside an image's folder.
 pub(super) const FILE: &str = "tags.json";
@@ -96,19 +97,14 @@ impl Tags {
 
     /// Parses the file. A newer schema may have any shape, so it is refused by its number before the rest is read.
     fn parse(text: &[u8], path: &Path) -> Result<Self, StoreError> {
-        #[derive(Deserialize)]
-        struct TagsHead {
-            schema: u64,
-        }
-        let malformed = |source| StoreError::Malformed { path: path.to_owned(), source };
-        let head: TagsHead = serde_json::from_slice(text).map_err(malformed)?;
-        if head.schema > u64::from(SCHEMA) {
-            return Err(StoreError::NewerSchema { path: path.to_owned(), found: head.schema, known: SCHEMA });
-        }
-        let tags: Self = serde_json::from_slice(text).map_err(malformed)?;
+        check_schema(text, path)?;
+        let tags: Self = serde_json::from_slice(text).map_err(StoreError::malformed(path))?;
         match tags.named.keys().find(|name| name.parse::<Tag>().is_err()) {
             // An invalid name would be printed at the beginning of a line by `kiln tag`.
-            Some(name) => Err(malformed(serde_json::Error::custom(format!("{name:?} is not the name of a tag")))),
+            Some(name) => {
+                let why = serde_json::Error::custom(format!("{name:?} is not the name of a tag"));
+                Err(StoreError::malformed(path)(why))
+            }
             None => Ok(tags),
         }
     }
@@ -161,8 +157,14 @@ impl Tags {
             Some(version) => self.named.insert(tag.to_owned(), version.to_owned()),
             None => self.named.remove(tag),
         };
-        let (to, promoted) = (to.map(str::to_owned), promoted.map(str::to_owned));
-        let change = TagChange { at: Timestamp::now(), tag: tag.to_owned(), from, to, how, promoted };
+        let change = TagChange {
+            at: Timestamp::now(),
+            tag: tag.to_owned(),
+            from,
+            to: to.map(str::to_owned),
+            how,
+            promoted: promoted.map(str::to_owned),
+        };
         if !change.is_nothing() {
             self.history.push(change.clone());
             self.forget(tag);
@@ -202,8 +204,9 @@ impl Store {
     /// When there is no such image, there never was such a tag, or they cannot be read.
     pub fn tag_history(&self, name: &str, tag: Option<&Tag>) -> Result<Vec<TagChange>, StoreError> {
         let tags = self.tags(name)?;
-        let is_asked = |change: &&TagChange| tag.is_none_or(|tag| tag.as_str() == change.tag);
-        let changes: Vec<_> = tags.history.iter().rev().filter(is_asked).cloned().collect();
+        let mut changes = tags.history.clone();
+        changes.retain(|change| tag.is_none_or(|tag| tag.as_str() == change.tag));
+        changes.reverse();
         match tag.filter(|tag| changes.is_empty() && !tags.named.contains_key(tag.as_str())) {
             Some(tag) => Err(no_tag(name, tag, &tags)),
             None => Ok(changes),
@@ -238,20 +241,18 @@ impl Store {
     pub fn roll_back(&self, name: &str, tag: &Tag) -> Result<TagChange, StoreError> {
         self.change_tags(&Reference::newest(name)?, |tags| {
             let before = tags.before(tag.as_str());
-            let is_there = |version: &&str| {
-                ImageId::new(name, *version)
-                    .is_ok_and(|id| self.version_path(&id).join(super::manifest::FILE).is_file())
-            };
-            match before.first().copied() {
-                Some(version) if is_there(&version) => {
-                    let version = version.to_owned();
+            let mut ids = before.iter().map(|version| ImageId::new(name, *version).ok());
+            let there = ids.position(|id| id.is_some_and(|id| self.has_version(&id)));
+            match before.first() {
+                Some(version) if there == Some(0) => {
+                    let version = (*version).to_owned();
                     Ok(tags.change(tag.as_str(), Some(&version), TagOperation::Rollback, None))
                 }
                 Some(gone) => Err(StoreError::NoWayBack {
                     name: name.to_owned(),
                     tag: tag.to_string(),
-                    gone: gone.to_owned(),
-                    earlier: before.iter().copied().find(is_there).map(str::to_owned),
+                    gone: (*gone).to_owned(),
+                    earlier: there.map(|there| before[there].to_owned()),
                 }),
                 None if tags.named.contains_key(tag.as_str()) => {
                     Err(StoreError::NothingBefore { name: name.to_owned(), tag: tag.to_string() })

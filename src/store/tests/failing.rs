@@ -175,7 +175,7 @@ fn d6_room_is_made_on_a_disk_that_really_is_full() {
         let large = "x".repeat(100_000);
         drop(publish(&store, "web@1", &large));
         litter(&store);
-        let filler = File::create(disk.join("filler")).unwrap();
+        let filler = fs::File::create(disk.join("filler")).unwrap();
         while io::Write::write(&mut &filler, &[1; 4096]).is_ok() {}
         let no_room = |store: &Store| {
             let lookup = claim(store, "web@2").unwrap();

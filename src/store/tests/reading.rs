@@ -120,6 +120,6 @@ fn a_manifest_without_end_is_not_read() {
     drop(publish(&fixture.store, "web@1", "disk"));
     let path = fixture.path("web/1/manifest.json");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-    File::options().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
+    fs::File::options().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
     assert!(matches!(fixture.store.artifact(&reference("web@1")), Err(StoreError::TooLarge { .. })));
 }
