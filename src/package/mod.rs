@@ -31,6 +31,7 @@ pub mod tar;
 #[cfg(test)]
 mod testing;
 pub mod vagrant;
+mod xml;
 
 use content::{PackageContent, Watch};
 use gzip::Effort;
@@ -116,26 +117,26 @@ impl PackageFormat {
         target: &Path,
         watch: &mut Watch<'_>,
     ) -> Result<(), PackageError> {
-        let file = || File::open(disk.path).map_err(PackageError::Read);
-        let content = || PackageContent::file(file()?);
+        let file = File::open(disk.path).map_err(PackageError::Read)?;
         let out = &mut File::create_new(target).map_err(PackageError::Write)?;
         match self {
             Self::Gcp => {
-                let raw = Chain::open(vec![ChainFile { file: file()?, format: DiskFormat::Raw }])?;
+                let raw = Chain::open(vec![ChainFile { file, format: DiskFormat::Raw }])?;
                 let archive = gcp::archive(&Arc::new(raw), facts.time, watch)?;
                 gzip::write(&archive, Effort::Default, out, watch)
             }
-            Self::Ova => ova::archive(facts, content()?, watch)?.write(out, watch),
+            Self::Ova => ova::archive(facts, PackageContent::file(file)?, watch)?.write(out, watch),
             Self::Vagrant(version) => {
                 // Vagrant requires gzip; for a compressed disk, further compression gains nothing.
                 let effort = if disk.compression == Compression::None { Effort::Default } else { Effort::Stored };
-                gzip::write(&vagrant::archive(facts, version, content()?)?, effort, out, watch)
+                let archive = vagrant::archive(facts, version, PackageContent::file(file)?)?;
+                gzip::write(&archive, effort, out, watch)
             }
             Self::Incus => PackageContent::from(incus::metadata(facts)?).write(out, watch),
-            Self::Containerdisk => containerdisk::archive(facts, content()?, watch)?.write(out, watch),
+            Self::Containerdisk => containerdisk::archive(facts, PackageContent::file(file)?, watch)?.write(out, watch),
             Self::Proxmox => {
                 let name = disk.path.file_name().unwrap_or_default().to_string_lossy();
-                let script = proxmox::script(facts, &name, &hex(&content()?.sha256(watch)?));
+                let script = proxmox::script(facts, &name, &hex(&PackageContent::file(file)?.sha256(watch)?));
                 PackageContent::from(script.into_bytes()).write(out, watch)
             }
         }

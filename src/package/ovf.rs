@@ -3,6 +3,7 @@
 use crate::specfile::FirmwareKind;
 
 use super::PackageFacts;
+use super::xml::escape;
 
 /// URI of a `streamOptimized` disk in DSP0243, 9.1, and `VMware`'s specification.
 const DISK_FORMAT: &str = "http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized";
@@ -16,8 +17,11 @@ const LINUX_64: u32 = 101;
 /// Elements of an `Item` are in alphabetical order, as their schema wants them.
 #[must_use]
 pub fn descriptor(facts: &PackageFacts, disk: &str, bytes: u64) -> String {
-    let (name, version, description) = (escape(&facts.name), escape(&facts.version), escape(&facts.description));
-    let (capacity, disk) = (facts.disk_size, escape(disk));
+    let name = escape(&facts.name);
+    let version = escape(&facts.version);
+    let description = escape(&facts.description);
+    let capacity = facts.disk_size;
+    let disk = escape(disk);
     let hardware = hardware(facts);
     let annotation = if description.is_empty() {
         String::new()
@@ -67,7 +71,8 @@ fn hardware(facts: &PackageFacts) -> String {
         FirmwareKind::Bios => "bios",
         FirmwareKind::Uefi => "efi",
     };
-    let (name, cpus) = (escape(&facts.name), facts.cpus);
+    let name = escape(&facts.name);
+    let cpus = facts.cpus;
     format!(
         r#"    <VirtualHardwareSection>
       <Info>The machine</Info>
@@ -118,21 +123,6 @@ fn hardware(facts: &PackageFacts) -> String {
     </VirtualHardwareSection>
 "#
     )
-}
-
-/// Escapes text for an element or a quoted attribute.
-fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            c => escaped.push(c),
-        }
-    }
-    escaped
 }
 
 #[cfg(test)]

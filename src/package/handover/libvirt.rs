@@ -5,11 +5,13 @@
 use std::fmt::Write;
 
 use super::DescribedImage;
+use crate::package::xml::escape;
 
 /// Returns the domain that runs this disk: the machine that it was built in, with libvirt's default network.
 #[must_use]
 pub fn domain(image: &DescribedImage<'_>) -> String {
-    let (manifest, machine) = (image.manifest, &image.manifest.machine);
+    let manifest = image.manifest;
+    let machine = &manifest.machine;
     let firmware = if machine.firmware == "uefi" { " firmware='efi'" } else { "" };
     // An image that was built without KVM may have been built on a host without it.
     let (kind, cpu) = if machine.accel == "tcg" { ("qemu", "maximum") } else { ("kvm", "host-passthrough") };
@@ -21,12 +23,12 @@ pub fn domain(image: &DescribedImage<'_>) -> String {
          <memory unit='bytes'>{memory}</memory>\n  <vcpu>{cpus}</vcpu>\n  \
          <os{firmware}>\n    <type arch='x86_64' machine='q35'>hvm</type>\n    <boot dev='hd'/>\n  </os>\n  \
          <features>\n    <acpi/>\n    <apic/>\n  </features>\n  <cpu mode='{cpu}'/>\n{DEVICES}",
-        name = escaped(&image.stem()),
-        description = escaped(&manifest.image.description),
+        name = escape(&image.stem()),
+        description = escape(&manifest.image.description),
         memory = machine.memory,
         cpus = machine.cpus,
     );
-    xml.replace("@FORMAT@", &escaped(&image.output.format)).replace("@FILE@", &escaped(&image.path.to_string_lossy()))
+    xml.replace("@FORMAT@", &escape(&image.output.format)).replace("@FILE@", &escape(&image.path.to_string_lossy()))
 }
 
 const DEVICES: &str = "  <devices>
@@ -50,24 +52,6 @@ const DEVICES: &str = "  <devices>
   </devices>
 </domain>
 ";
-
-/// Escapes text for XML 1.0, between tags and in attributes. Control characters, which it cannot contain at all, become
-/// spaces.
-fn escaped(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => safe.push_str("&amp;"),
-            '<' => safe.push_str("&lt;"),
-            '>' => safe.push_str("&gt;"),
-            '\'' => safe.push_str("&apos;"),
-            '"' => safe.push_str("&quot;"),
-            c if c.is_control() => safe.push(' '),
-            c => safe.push(c),
-        }
-    }
-    safe
-}
 
 #[cfg(test)]
 mod tests {
