@@ -36,7 +36,7 @@ mod lookup;
 pub(crate) mod magic;
 mod mbr;
 mod mount;
-mod ordered_jobs;
+pub(crate) mod ordered_jobs;
 pub mod os_release;
 pub mod packages;
 pub mod partition;

@@ -10,7 +10,7 @@ use std::thread;
 const MOST_THREADS: usize = 8;
 
 /// Returns how many threads use all processors of this host.
-pub(super) fn threads() -> usize {
+pub(crate) fn threads() -> usize {
     thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS)
 }
 

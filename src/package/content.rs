@@ -40,10 +40,8 @@ enum ContentPiece {
 
 impl From<Vec<u8>> for PackageContent {
     fn from(bytes: Vec<u8>) -> Self {
-        let mut content = Self::default();
         let length = bytes.len() as u64;
-        content.add(ContentPiece::Bytes(bytes.into()), length);
-        content
+        Self::of(ContentPiece::Bytes(bytes.into()), length)
     }
 }
 
@@ -54,25 +52,19 @@ impl PackageContent {
     /// When its length cannot be asked.
     pub fn file(file: File) -> Result<Self, PackageError> {
         let length = file.metadata().map_err(PackageError::Read)?.len();
-        let mut content = Self::default();
-        content.add(ContentPiece::File(Arc::new(file)), length);
-        Ok(content)
+        Ok(Self::of(ContentPiece::File(Arc::new(file)), length))
     }
 
     /// Creates content of a range of a disk.
     #[must_use]
     pub fn disk(chain: Arc<Chain>, range: Range<u64>) -> Self {
-        let mut content = Self::default();
-        content.add(ContentPiece::Disk(chain, range.start), range.end - range.start);
-        content
+        Self::of(ContentPiece::Disk(chain, range.start), range.end - range.start)
     }
 
     /// Creates content of this many zeroes.
     #[must_use]
     pub fn zeroes(count: u64) -> Self {
-        let mut content = Self::default();
-        content.add(ContentPiece::Zeroes, count);
-        content
+        Self::of(ContentPiece::Zeroes, count)
     }
 
     /// Returns the length in bytes.
@@ -95,11 +87,9 @@ impl PackageContent {
         self.length += more.length;
     }
 
-    fn add(&mut self, piece: ContentPiece, length: u64) {
-        if length > 0 {
-            self.pieces.push((self.length, piece));
-            self.length += length;
-        }
+    fn of(piece: ContentPiece, length: u64) -> Self {
+        let pieces = if length > 0 { vec![(0, piece)] } else { Vec::new() };
+        Self { pieces, length }
     }
 
     /// Reads `bytes` at `offset`.
@@ -111,7 +101,8 @@ impl PackageContent {
     /// When the range is beyond the end.
     pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<(), PackageError> {
         assert!(offset + bytes.len() as u64 <= self.length, "a read beyond the end");
-        let (mut at, mut rest) = (offset, bytes);
+        let mut at = offset;
+        let mut rest = bytes;
         let mut index = self.pieces.partition_point(|(start, _)| *start <= offset).saturating_sub(1);
         while !rest.is_empty() {
             let (start, piece) = &self.pieces[index];
@@ -119,7 +110,9 @@ impl PackageContent {
             let count = usize::try_from(end - at).unwrap_or(usize::MAX).min(rest.len());
             let (now, later) = rest.split_at_mut(count);
             piece.read_at(at - start, now)?;
-            (at, rest, index) = (at + count as u64, later, index + 1);
+            at += count as u64;
+            rest = later;
+            index += 1;
         }
         Ok(())
     }

@@ -38,7 +38,8 @@ pub fn archive(chain: &Arc<Chain>, modified: u64, watch: &mut Watch<'_>) -> Resu
 /// Returns the ranges of the disk that are not zero: whole grains, in order, adjacent ones joined.
 fn data(chain: &Chain, watch: &mut Watch<'_>) -> Result<Vec<Range<u64>>, PackageError> {
     let threads = thread::available_parallelism().map_or(1, usize::from) as u64;
-    let (mut found, mut next): (Vec<Range<u64>>, _) = (Vec::new(), 0);
+    let mut found: Vec<Range<u64>> = Vec::new();
+    let mut next = 0;
     for extent in chain.extents() {
         let extent = extent?;
         let before = next;

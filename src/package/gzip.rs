@@ -11,11 +11,10 @@ use flate2::{Compress, Compression, Crc, FlushCompress};
 
 use super::PackageError;
 use super::content::{PackageContent, Watch, told};
+use crate::disk::ordered_jobs::threads;
 
 /// Size of a block, bytes: its window starts empty, which costs less than a hundredth at this size.
 const BLOCK: u64 = 1 << 20;
-/// Limit of threads: more would need more memory than kiln may use.
-const MOST_THREADS: usize = 8;
 /// Header by RFC 1952, 2.3: deflate, no name, no time, extra flags 0, made on Unix.
 const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3];
 /// An empty deflate block that is the last one: fixed codes, end of block.
@@ -45,12 +44,11 @@ pub fn write(
     out: &mut dyn Write,
     watch: &mut Watch<'_>,
 ) -> Result<(), PackageError> {
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
     let mut crc = Crc::new();
     out.write_all(&HEADER).map_err(PackageError::Write)?;
     let mut starts = (0..content.len()).step_by(usize::try_from(BLOCK).unwrap_or(usize::MAX)).peekable();
     while starts.peek().is_some() {
-        let batch: Vec<_> = starts.by_ref().take(threads).collect();
+        let batch: Vec<_> = starts.by_ref().take(threads()).collect();
         for block in in_parallel(&batch, |start| deflate(content, *start, effort)) {
             let block = block?;
             out.write_all(&block.packed).map_err(PackageError::Write)?;

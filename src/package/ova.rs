@@ -19,15 +19,17 @@ pub fn archive(
     // An image's name is short enough for an archive; together with its version it may not be.
     let [ovf, manifest, vmdk] = ["ovf", "mf", "vmdk"].map(|extension| format!("{}.{extension}", facts.name));
     let text = PackageContent::from(descriptor(facts, &vmdk, disk.len()).into_bytes());
-    let mut sum = |name: &str, content: &PackageContent| {
-        content.sha256(watch).map(|sha256| format!("SHA256({name})= {}\n", hex(&sha256)))
-    };
-    let sums = sum(&ovf, &text)? + &sum(&vmdk, &disk)?;
+    let sums = sum_line(&ovf, &text, watch)? + &sum_line(&vmdk, &disk, watch)?;
     let mut archive = Archive::new(Format::Ustar, facts.time);
     archive.file(&ovf, TarOwner::default(), text)?;
     archive.file(&manifest, TarOwner::default(), sums.into_bytes())?;
     archive.file(&vmdk, TarOwner::default(), disk)?;
     Ok(archive.finish())
+}
+
+/// Returns the line of a file in the manifest.
+fn sum_line(name: &str, content: &PackageContent, watch: &mut Watch<'_>) -> Result<String, PackageError> {
+    Ok(format!("SHA256({name})= {}\n", hex(&content.sha256(watch)?)))
 }
 
 #[cfg(test)]

@@ -66,8 +66,10 @@ impl Archive {
         header
             .number(SIZE, content.len(), self.format)
             .ok_or(PackageError::MemberTooLarge { name: name.to_owned(), bytes: content.len() })?;
+        let padding = content.len().next_multiple_of(BLOCK as u64) - content.len();
         self.content.push(header.finish());
-        self.padded(content);
+        self.content.push(content);
+        self.content.push(PackageContent::zeroes(padding));
         Ok(())
     }
 
@@ -125,12 +127,6 @@ impl Archive {
         let length = self.content.len() + 2 * BLOCK as u64;
         self.content.push(PackageContent::zeroes(length.next_multiple_of(RECORD) - self.content.len()));
         self.content
-    }
-
-    fn padded(&mut self, content: PackageContent) {
-        let length = content.len();
-        self.content.push(content);
-        self.content.push(PackageContent::zeroes(length.next_multiple_of(BLOCK as u64) - length));
     }
 
     fn header(&self, name: &str, owner: TarOwner, kind: u8, mode: u64) -> Result<TarHeader, PackageError> {

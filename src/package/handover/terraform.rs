@@ -43,7 +43,8 @@ pub fn external(image: &DescribedImage<'_>) -> Value {
 }
 
 fn facts(image: &DescribedImage<'_>) -> [(&'static str, String); 8] {
-    let (manifest, output) = (image.manifest, image.output);
+    let manifest = image.manifest;
+    let output = image.output;
     [
         ("name", manifest.image.name.clone()),
         ("version", manifest.image.version.clone()),
