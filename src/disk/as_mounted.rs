@@ -35,12 +35,14 @@ impl<'c> Tree<'c> {
     }
 
     fn mount_volume(&mut self, volume: &mut DiskVolume<'c>, target: &[u8]) {
-        let (about, target_bytes) = (volume.describe(), target.to_vec());
+        let about = volume.describe();
         let is_directory = self.canonical(target).is_some_and(|path| path == target);
         match volume.take() {
             VolumeAccess::Readable(tree) if is_directory => self.mount(target, tree),
-            VolumeAccess::Readable(_) => self.add_gaps([TreeGap::NoMountPoint { volume: about, target: target_bytes }]),
-            _ => self.add_gaps([TreeGap::Unreadable { volume: about, target: Some(target_bytes) }]),
+            VolumeAccess::Readable(_) => {
+                self.add_gaps([TreeGap::NoMountPoint { volume: about, target: target.to_vec() }]);
+            }
+            _ => self.add_gaps([TreeGap::Unreadable { volume: about, target: Some(target.to_vec()) }]),
         }
     }
 }

@@ -68,11 +68,11 @@ pub(super) enum BootRoot {
 /// Effects of the boot entry on the guest's files, besides the root.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct BootEffects {
-    /// The device of `/usr`.
+    /// The device of `/usr`, from `mount.usr=`.
     pub(super) usr: Option<DeviceName>,
-    /// No partition is mounted because of its type.
+    /// `systemd.gpt_auto=no`: no partition is mounted because of its type.
     pub(super) ignores_types: bool,
-    /// Parameters of the command line that kiln does not apply.
+    /// Parameters that change the tree in ways that kiln does not apply.
     pub(super) unapplied: Vec<String>,
 }
 
@@ -154,8 +154,8 @@ fn find_entries<'e>(entries: &'e [BootEntry], default: &str) -> Option<Vec<&'e K
 /// Returns the command lines that are booted by default, as far as the configuration on the disk determines them.
 pub(super) fn find_boot_choice(volumes: &[DiskVolume<'_>]) -> BootChoice {
     let meant = stub_targets(volumes);
-    let is_meant = |volume: &DiskVolume<'_>| meant.is_empty() || meant.iter().any(|name| volume.answers(name));
-    let trees: Vec<&Tree<'_>> = volumes.iter().filter(|volume| is_meant(volume)).filter_map(DiskVolume::tree).collect();
+    let read = volumes.iter().filter(|volume| meant.is_empty() || meant.iter().any(|name| volume.answers(name)));
+    let trees: Vec<&Tree<'_>> = read.filter_map(DiskVolume::tree).collect();
     let lines: Vec<KernelCommandLine> = read_menus(&trees).iter().flat_map(BootMenu::possible_lines).cloned().collect();
     let mut evidence = RootEvidence::default();
     for line in &lines {
@@ -211,27 +211,27 @@ impl BootChoice {
     /// Returns the further effects of the command lines that boot this root. If the command lines differ, nothing is
     /// applied.
     pub(super) fn effects(&self, root: &DiskVolume<'_>) -> BootEffects {
-        let boots_root = |line: &&KernelCommandLine| match &line.root {
-            LineRoot::Named(name) => root.answers(name),
-            LineRoot::Unnamed | LineRoot::Unknown | LineRoot::Chained => true,
-        };
-        let lines: Vec<&KernelCommandLine> = self.lines.iter().filter(boots_root).collect();
-        let mut effects = BootEffects::default();
-        let mut unapplied: BTreeSet<String> = lines.iter().flat_map(|line| line.unapplied.iter().cloned()).collect();
-        if let Some(first) = lines.first() {
-            effects.usr.clone_from(&first.usr);
-            effects.ignores_types = first.ignores_types;
-        }
-        if lines.iter().any(|line| line.usr != effects.usr) {
+        let all: Vec<&BootEffects> =
+            self.lines.iter().filter(|line| may_boot(line, root)).map(|line| &line.effects).collect();
+        let mut effects = all.first().copied().cloned().unwrap_or_default();
+        let mut unapplied: BTreeSet<String> = all.iter().flat_map(|one| one.unapplied.iter().cloned()).collect();
+        if all.iter().any(|one| one.usr != effects.usr) {
             effects.usr = None;
-            unapplied.extend(lines.iter().filter_map(|line| Some(format!("mount.usr={}", line.usr.as_ref()?))));
+            unapplied.extend(all.iter().filter_map(|one| Some(format!("mount.usr={}", one.usr.as_ref()?))));
         }
-        if lines.iter().any(|line| line.ignores_types != effects.ignores_types) {
+        if all.iter().any(|one| one.ignores_types != effects.ignores_types) {
             effects.ignores_types = false;
             unapplied.insert("systemd.gpt_auto=no".to_owned());
         }
         effects.unapplied = unapplied.into_iter().take(MAX_FILES).collect();
         effects
+    }
+}
+
+fn may_boot(line: &KernelCommandLine, root: &DiskVolume<'_>) -> bool {
+    match &line.root {
+        LineRoot::Named(name) => root.answers(name),
+        LineRoot::Unnamed | LineRoot::Unknown | LineRoot::Chained => true,
     }
 }
 

@@ -64,13 +64,13 @@ impl TreeChange {
 /// # Errors
 /// The errors of the lists.
 pub fn compare<E>(
-    old: impl Iterator<Item = Result<ListingRecord, E>>,
-    new: impl Iterator<Item = Result<ListingRecord, E>>,
+    mut old: impl Iterator<Item = Result<ListingRecord, E>>,
+    mut new: impl Iterator<Item = Result<ListingRecord, E>>,
     mtime: bool,
     visit: &mut dyn FnMut(TreeChange),
 ) -> Result<(), E> {
-    let (mut old, mut new) = (old, new);
-    let (mut left, mut right) = (old.next().transpose()?, new.next().transpose()?);
+    let mut left = old.next().transpose()?;
+    let mut right = new.next().transpose()?;
     loop {
         let first = match (&left, &right) {
             (None, None) => return Ok(()),

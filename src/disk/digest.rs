@@ -80,7 +80,8 @@ pub struct DiskCopy {
 
 impl DiskCopy {
     fn check_size(&self, disk: &Chain) -> Result<(), DigestError> {
-        let (found, expected) = (self.disk.virtual_size(), self.format.virtual_size(disk.virtual_size()));
+        let found = self.disk.virtual_size();
+        let expected = self.format.virtual_size(disk.virtual_size());
         if found == expected { Ok(()) } else { Err(DigestError::Size { name: self.name.clone(), found, expected }) }
     }
 }

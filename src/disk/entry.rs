@@ -141,9 +141,9 @@ impl ContentDigest {
 /// Formats the line of an entry in the canonical text, with its newline.
 #[must_use]
 pub fn canonical(entry: &DiskEntry) -> String {
-    let (mode, uid, gid) = (entry.mode, entry.uid, entry.gid);
-    let mut line =
-        format!("path={} type={} mode={mode:04o} owner={uid}:{gid}", escaped(&entry.path), type_name(entry.kind));
+    let path = escaped(&entry.path);
+    let kind = type_name(entry.kind);
+    let mut line = format!("path={path} type={kind} mode={:04o} owner={}:{}", entry.mode, entry.uid, entry.gid);
     let _ = match &entry.digest {
         Some(FileDigest::Content(digest)) => write!(line, " size={} sha256={}", entry.size, hex(digest)),
         Some(FileDigest::Sparse(digest)) => write!(line, " size={} sparse_sha256={}", entry.size, hex(digest)),

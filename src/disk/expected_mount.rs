@@ -118,9 +118,12 @@ fn expect_device(volumes: &[DiskVolume<'_>], mount: &BootMount, device: &DeviceN
     }
 }
 
+fn is_volatile(path: &[u8]) -> bool {
+    VOLATILE.iter().any(|folder| path.starts_with(folder.as_bytes()))
+}
+
 fn expect_directory(mount: &BootMount) -> Option<ExpectedSource> {
     let cover = mount.cover()?;
-    let is_volatile = |path: &[u8]| VOLATILE.iter().any(|folder| path.starts_with(folder.as_bytes()));
     match (cover.source, mount.policy) {
         (_, MountPolicy::Manual | MountPolicy::Unwanted) => None,
         (Some(source), _) if is_volatile(&source) || is_volatile(&mount.target) => None,

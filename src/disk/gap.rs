@@ -272,7 +272,7 @@ impl Display for TreeGap {
 }
 
 /// Escapes a path so that it is a part of one line.
-fn quoted(path: &[u8]) -> String {
+pub(crate) fn quoted(path: &[u8]) -> String {
     String::from_utf8_lossy(path).escape_debug().to_string()
 }
 

@@ -34,7 +34,9 @@ impl GuestListing {
     pub fn walk(&self, visit: &mut dyn FnMut(&DiskEntry) -> ControlFlow<()>) -> Result<(), TreeError> {
         let mut input = BufReader::new(&self.file);
         input.rewind().map_err(TreeError::Told)?;
-        let (mut count, mut last, mut directories) = (0, None, Vec::new());
+        let mut count = 0;
+        let mut last = None;
+        let mut directories = Vec::new();
         while let Some(listed) = get(&mut input).map_err(TreeError::Told)? {
             let path = listed.path.clone();
             check(&listed, last.as_deref(), &mut directories)?;
@@ -78,51 +80,52 @@ fn impossible(what: &'static str) -> TreeError {
     TreeError::Told(std::io::Error::new(std::io::ErrorKind::InvalidData, what))
 }
 
+fn time(moment: &Moment) -> Time {
+    Time { seconds: moment.seconds, nanoseconds: moment.nanoseconds }
+}
+
 fn entry(listed: Listed) -> DiskEntry {
-    let time = |Moment { seconds, nanoseconds }: Moment| Time { seconds, nanoseconds };
-    let (mut size, mut digest, mut target, mut device) = (0, None, None, None);
-    let kind = match listed.kind {
-        Kind::File { size: bytes, sha256 } => {
-            size = bytes;
-            digest = sha256.try_into().ok().map(FileDigest::Content);
-            FileKind::File
-        }
-        Kind::SparseFile { size: bytes, sha256 } => {
-            size = bytes;
-            digest = sha256.try_into().ok().map(FileDigest::Sparse);
-            FileKind::File
-        }
-        Kind::Dir {} => FileKind::Directory,
-        Kind::Symlink { target: to } => {
-            target = Some(to);
-            FileKind::Link
-        }
-        Kind::CharDevice { major, minor } => {
-            device = Some((major, minor));
-            FileKind::CharDevice
-        }
-        Kind::BlockDevice { major, minor } => {
-            device = Some((major, minor));
-            FileKind::BlockDevice
-        }
-        Kind::Fifo {} => FileKind::Fifo,
-        Kind::Socket {} => FileKind::Socket,
-    };
-    DiskEntry {
+    let mut entry = DiskEntry {
         path: listed.path,
-        kind,
+        kind: FileKind::File,
         mode: listed.mode,
         uid: listed.uid,
         gid: listed.gid,
-        size,
-        digest,
-        target,
-        device,
+        size: 0,
+        digest: None,
+        target: None,
+        device: None,
         xattrs: listed.xattrs.into_iter().map(|xattr| Xattr { name: xattr.name, value: xattr.value }).collect(),
-        modified: time(listed.modified),
-        changed: time(listed.changed),
+        modified: time(&listed.modified),
+        changed: time(&listed.changed),
         file: (listed.device, listed.inode),
+    };
+    match listed.kind {
+        Kind::File { size, sha256 } => {
+            entry.size = size;
+            entry.digest = sha256.try_into().ok().map(FileDigest::Content);
+        }
+        Kind::SparseFile { size, sha256 } => {
+            entry.size = size;
+            entry.digest = sha256.try_into().ok().map(FileDigest::Sparse);
+        }
+        Kind::Dir {} => entry.kind = FileKind::Directory,
+        Kind::Symlink { target } => {
+            entry.kind = FileKind::Link;
+            entry.target = Some(target);
+        }
+        Kind::CharDevice { major, minor } => {
+            entry.kind = FileKind::CharDevice;
+            entry.device = Some((major, minor));
+        }
+        Kind::BlockDevice { major, minor } => {
+            entry.kind = FileKind::BlockDevice;
+            entry.device = Some((major, minor));
+        }
+        Kind::Fifo {} => entry.kind = FileKind::Fifo,
+        Kind::Socket {} => entry.kind = FileKind::Socket,
     }
+    entry
 }
 
 #[cfg(test)]

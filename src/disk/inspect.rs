@@ -142,6 +142,11 @@ impl InspectionError {
     pub fn why(&self) -> &BaseHeaderError {
         &self.why
     }
+
+    fn flatten_hint(&self, what: &str) -> String {
+        let path = self.path.display();
+        format!("if you trust it, make a plain copy {what}: qemu-img convert -f qcow2 -O qcow2 {path} plain.qcow2")
+    }
 }
 
 impl Fault for InspectionError {
@@ -150,10 +155,6 @@ impl Fault for InspectionError {
     }
 
     fn hints(&self) -> Vec<String> {
-        let flatten = |what: &str| {
-            let path = self.path.display();
-            format!("if you trust it, make a plain copy {what}: qemu-img convert -f qcow2 -O qcow2 {path} plain.qcow2")
-        };
         match &self.why {
             BaseHeaderError::Io(error) if error.kind() == io::ErrorKind::NotFound => vec![
                 "a path is relative to the spec's own folder; `url`, with `sums` or `sha256`, lets kiln download the image"
@@ -168,10 +169,10 @@ impl Fault for InspectionError {
             }
             BaseHeaderError::NotAFile(_) => vec!["name a file; a disk can be copied to one with `qemu-img convert`".to_owned()],
             BaseHeaderError::Mismatch { found, .. } => vec![mismatch_hint(*found)],
-            BaseHeaderError::BackingFile(_) => vec![flatten("that needs no backing file")],
-            BaseHeaderError::Snapshots(_) => vec![flatten("without the snapshots")],
-            BaseHeaderError::Header(HeaderError::ExtendedL2) => vec![flatten("without extended L2 entries")],
-            BaseHeaderError::Header(HeaderError::DataFile) => vec![flatten("that holds its own data")],
+            BaseHeaderError::BackingFile(_) => vec![self.flatten_hint("that needs no backing file")],
+            BaseHeaderError::Snapshots(_) => vec![self.flatten_hint("without the snapshots")],
+            BaseHeaderError::Header(HeaderError::ExtendedL2) => vec![self.flatten_hint("without extended L2 entries")],
+            BaseHeaderError::Header(HeaderError::DataFile) => vec![self.flatten_hint("that holds its own data")],
             BaseHeaderError::Header(HeaderError::Corrupt) => vec!["get a fresh copy of the image".to_owned()],
             BaseHeaderError::Truncated { .. } | BaseHeaderError::PartSector(_) | BaseHeaderError::Header(HeaderError::Truncated) => {
                 vec!["the download or copy may not have finished: get it again and compare its checksum".to_owned()]

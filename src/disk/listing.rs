@@ -231,14 +231,13 @@ impl ListingReader {
         self.count += 1;
         let mut line = Vec::new();
         self.lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)?;
-        let damaged = || ListingError::Damaged(self.count);
-        if line.is_empty() {
-            return if self.lines.limit() == 0 { Err(damaged()) } else { Ok(None) };
+        if line.is_empty() && self.lines.limit() > 0 {
+            return Ok(None);
         }
         if line.pop() != Some(b'\n') || self.count > MAX_ENTRIES {
-            return Err(damaged());
+            return Err(ListingError::Damaged(self.count));
         }
-        String::from_utf8(line).map(Some).map_err(|_| damaged())
+        String::from_utf8(line).map(Some).map_err(|_| ListingError::Damaged(self.count))
     }
 
     fn record(&mut self) -> Result<Option<ListingRecord>, ListingError> {

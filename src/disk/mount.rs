@@ -192,10 +192,8 @@ fn leave_undecided(tree: &mut Tree<'_>, volumes: &mut [DiskVolume<'_>], mount: &
 
 /// Plans to mount the first partition of this type that is not in use.
 fn plan_typed(volumes: &[DiskVolume<'_>], role: PartitionRole, target: &[u8]) -> Option<PlannedMount> {
-    let has_role = |volume: &&DiskVolume<'_>| {
-        volume.partition.role() == role && volume.partition.mounts_itself() && !volume.is_used()
-    };
-    let number = volumes.iter().find(has_role)?.partition.number;
+    let free = volumes.iter().filter(|volume| volume.partition.mounts_itself() && !volume.is_used());
+    let number = free.map(|volume| &volume.partition).find(|partition| partition.role() == role)?.number;
     Some(PlannedMount::required(DeviceName::Partition(number), target))
 }
 
@@ -218,8 +216,9 @@ fn mount_planned<'c>(tree: &mut Tree<'c>, volumes: &mut [DiskVolume<'c>], mount:
         }
         [index] => mount_volume(tree, &mut volumes[index], &mount.target),
         [first, ..] => {
-            let (volume, target) = (volumes[first].describe(), mount.target.clone());
-            tree.add_gaps([TreeGap::Undecided { volume, target, reason: "another partition has the same name" }]);
+            let reason = "another partition has the same name";
+            let volume = volumes[first].describe();
+            tree.add_gaps([TreeGap::Undecided { volume, target: mount.target.clone(), reason }]);
         }
     }
 }
@@ -250,14 +249,14 @@ fn mount_volume<'c>(tree: &mut Tree<'c>, volume: &mut DiskVolume<'c>, target: &[
 
 /// Mounts an EFI system partition that nothing names, by convention.
 fn mount_esp<'c>(tree: &mut Tree<'c>, volumes: &mut [DiskVolume<'c>], planned: &[PlannedMount], masked: &[Vec<u8>]) {
-    let is_esp = |volume: &&mut DiskVolume<'c>| {
+    let esp = volumes.iter_mut().find(|volume| {
         volume.partition.role() == PartitionRole::Esp && volume.kind == VolumeKind::Fat && volume.tree().is_some()
-    };
+    });
     let is_free =
         |target: &&[u8]| planned.iter().all(|mount| mount.target != *target) && tree.has_free_directory(target);
     let unmasked = ESP_TARGETS.into_iter().filter(|target| !masked.iter().any(|path| path == target));
     let target = unmasked.into_iter().find(is_free);
-    if let (Some(target), Some(esp)) = (target, volumes.iter_mut().find(is_esp)) {
+    if let (Some(target), Some(esp)) = (target, esp) {
         mount_volume(tree, esp, target);
     }
 }

@@ -241,29 +241,35 @@ fn is_on_disk(stanza: &str) -> bool {
 
 /// Parses a stanza of `X:value` lines.
 fn apk_package(stanza: &str) -> Option<InstalledPackage> {
-    let field = |key: &str| stanza.lines().find_map(|line| line.strip_prefix(key)).map(|value| value.trim().to_owned());
-    Some(InstalledPackage { name: field("P:")?, version: field("V:")?, arch: field("A:")? })
+    Some(InstalledPackage {
+        name: apk_field(stanza, "P:")?,
+        version: apk_field(stanza, "V:")?,
+        arch: apk_field(stanza, "A:")?,
+    })
+}
+
+fn apk_field(stanza: &str, key: &str) -> Option<String> {
+    stanza.lines().find_map(|line| line.strip_prefix(key)).map(|value| value.trim().to_owned())
 }
 
 /// Parses lines of three fields. Keys that packages are signed with are in the database too, as packages without an
 /// architecture.
 fn rpm(text: &str) -> Vec<InstalledPackage> {
-    let package = |line: &str| {
-        let mut fields = line.split('\t').map(str::to_owned);
-        let (name, version, arch) = (fields.next()?, fields.next()?, fields.next()?);
-        let is_package = arch != "(none)" && !name.is_empty() && fields.next().is_none();
-        is_package.then_some(InstalledPackage { name, version, arch })
-    };
-    text.lines().filter_map(package).collect()
+    text.lines().filter_map(rpm_package).collect()
+}
+
+fn rpm_package(line: &str) -> Option<InstalledPackage> {
+    let fields: Vec<String> = line.split('\t').map(str::to_owned).collect();
+    let [name, version, arch] = fields.try_into().ok()?;
+    (arch != "(none)" && !name.is_empty()).then_some(InstalledPackage { name, version, arch })
 }
 
 /// Returns the value of a field, whose name is case-insensitive (deb822(5)).
 fn dpkg_field(stanza: &str, key: &str) -> Option<String> {
-    let value = |line: &str| {
+    stanza.lines().find_map(|line| {
         let (name, value) = line.split_at_checked(key.len())?;
         name.eq_ignore_ascii_case(key).then(|| value.trim().to_owned())
-    };
-    stanza.lines().find_map(value)
+    })
 }
 
 #[cfg(test)]

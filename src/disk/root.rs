@@ -14,12 +14,11 @@ use super::mount::MAX_TABLE;
 use super::partition::PartitionRole;
 use super::tree::{Tree, TreeError};
 use crate::wire::device_name::DeviceName;
-use crate::wire::fstab;
+use crate::wire::fstab::{self, FstabEntry};
 
 /// Names that only a root has, each with its directory. The last name is not followed: the target of a link may be on
 /// another file system. A `/sbin/init` alone is also in a file system for `/usr`, which has no `/etc`.
-const SIGNS: [(&str, &[u8]); 2] = [("/etc", b"os-release"), ("/etc", b"fstab")];
-const INIT: [(&str, &[u8]); 2] = [("/sbin", b"init"), ("/", b"init")];
+const SIGNS: [(&str, &[u8]); 4] = [("/etc", b"os-release"), ("/etc", b"fstab"), ("/sbin", b"init"), ("/", b"init")];
 
 /// The statement of a candidate's `/etc/fstab` about the root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,22 +67,20 @@ pub(super) fn choose_root(volumes: &mut [DiskVolume<'_>]) -> Result<RootChoice, 
 }
 
 fn find_candidates(volumes: &[DiskVolume<'_>]) -> Vec<RootCandidate> {
-    let could_be = |volume: &DiskVolume<'_>| volume.kind == VolumeKind::Ext4 && volume.tree().is_some_and(has_signs);
-    let indexes = (0..volumes.len()).filter(|index| could_be(&volumes[*index]));
-    indexes.map(|index| RootCandidate { index, claim: read_claim(volumes, index) }).collect()
+    let numbered = volumes.iter().enumerate().filter(|(_, volume)| volume.kind == VolumeKind::Ext4);
+    let signed = numbered.filter(|(_, volume)| volume.tree().is_some_and(has_signs));
+    signed.map(|(index, _)| RootCandidate { index, claim: read_claim(volumes, index) }).collect()
 }
 
 fn has_signs(tree: &Tree<'_>) -> bool {
-    let has = |(folder, name): &(&str, &[u8])| tree.has_name(folder, name);
     let has_etc = tree.has_directory("/etc").unwrap_or(false);
-    has_etc && (SIGNS.iter().any(has) || INIT.iter().any(has))
+    has_etc && SIGNS.iter().any(|(folder, name)| tree.has_name(folder, name))
 }
 
 /// Reads a candidate's claim about the root. One that is too damaged to be read claims nothing; reading it later reports the
 /// error.
 fn read_claim(volumes: &[DiskVolume<'_>], index: usize) -> RootClaim {
-    let table = volumes[index].tree().and_then(|tree| tree.read("/etc/fstab", MAX_TABLE).ok().flatten());
-    let Some(name) = table.as_deref().and_then(fstab::root_device) else { return RootClaim::Nothing };
+    let Some(name) = fstab::root_device(&read_table(&volumes[index])) else { return RootClaim::Nothing };
     if volumes[index].answers(&name) {
         return RootClaim::Itself;
     }
@@ -94,8 +91,18 @@ fn read_claim(volumes: &[DiskVolume<'_>], index: usize) -> RootClaim {
     }
 }
 
+/// Reads the table of mounts of a candidate; one that is missing or too damaged to be read is empty.
+fn read_table(candidate: &DiskVolume<'_>) -> Vec<u8> {
+    candidate.tree().and_then(|tree| tree.read("/etc/fstab", MAX_TABLE).ok().flatten()).unwrap_or_default()
+}
+
+/// Returns the indexes of the candidates with this claim.
+fn with_claim(candidates: &[RootCandidate], claim: RootClaim) -> impl Iterator<Item = usize> {
+    candidates.iter().filter(move |candidate| candidate.claim == claim).map(|candidate| candidate.index)
+}
+
 fn claims_itself(candidates: &[RootCandidate]) -> bool {
-    candidates.iter().any(|candidate| candidate.claim == RootClaim::Itself)
+    with_claim(candidates, RootClaim::Itself).next().is_some()
 }
 
 /// Applies the boot entry, unless the only candidate that names itself is another one.
@@ -104,12 +111,11 @@ fn check_boot_root(
     candidates: &[RootCandidate],
     booted: usize,
 ) -> Result<usize, TreeError> {
-    let mut claims = candidates.iter().filter(|candidate| candidate.claim == RootClaim::Itself);
-    match claims.clone().count() {
-        0 => Ok(booted),
-        _ if claims.any(|candidate| candidate.index == booted) => Ok(booted),
-        _ => Err(several_roots(volumes, candidates.iter().map(|candidate| candidate.index).chain([booted]))),
+    let agrees = with_claim(candidates, RootClaim::Itself).any(|index| index == booted);
+    if agrees || !claims_itself(candidates) {
+        return Ok(booted);
     }
+    Err(several_roots(volumes, candidates.iter().map(|candidate| candidate.index).chain([booted])))
 }
 
 /// Chooses the root if the boot loader may boot one of several, or one that is not known: only a candidate without a rival.
@@ -129,18 +135,17 @@ fn choose_undecided(
 }
 
 fn choose_without_boot(volumes: &[DiskVolume<'_>], candidates: &[RootCandidate]) -> Result<usize, TreeError> {
-    let of_claim = |claim| candidates.iter().filter(move |found| found.claim == claim).map(|found| found.index);
-    let itself: Vec<usize> = of_claim(RootClaim::Itself).collect();
+    let itself: Vec<usize> = with_claim(candidates, RootClaim::Itself).collect();
     if !itself.is_empty() {
         return choose_one(volumes, &itself);
     }
     if let Some(other) = choose_other(volumes, candidates) {
         return other;
     }
-    if of_claim(RootClaim::Hidden).next().is_some() {
+    if with_claim(candidates, RootClaim::Hidden).next().is_some() {
         return Err(hidden_root(volumes));
     }
-    let silent: Vec<usize> = of_claim(RootClaim::Nothing).collect();
+    let silent: Vec<usize> = with_claim(candidates, RootClaim::Nothing).collect();
     if silent.is_empty() { choose_without_candidate(volumes) } else { choose_silent(volumes, &silent) }
 }
 
@@ -172,22 +177,24 @@ fn choose_silent(volumes: &[DiskVolume<'_>], silent: &[usize]) -> Result<usize, 
 /// elsewhere, nor does its type imply another mount point.
 fn is_rival(volumes: &[DiskVolume<'_>], silent: &[usize], index: usize) -> bool {
     let volume = &volumes[index];
-    let could_be = volume.tree().is_none() && volume.is_mountable() && !is_foreign_system(volume.kind);
+    let could_be = volume.tree().is_none() && may_be_root(volume);
     let has_role = !matches!(volume.partition.role(), PartitionRole::Root | PartitionRole::Other);
     let is_mounted = silent.iter().any(|candidate| mounts_it(&volumes[*candidate], volume));
     could_be && !has_role && !is_mounted
 }
 
-/// Returns whether Linux cannot have its root on this kind of file system.
-fn is_foreign_system(kind: VolumeKind) -> bool {
-    matches!(kind, VolumeKind::Fat | VolumeKind::Ntfs | VolumeKind::Exfat | VolumeKind::Iso9660)
+/// Returns whether the root of a Linux system can be on this volume.
+fn may_be_root(volume: &DiskVolume<'_>) -> bool {
+    use VolumeKind::{Exfat, Fat, Iso9660, Ntfs};
+    volume.is_mountable() && !matches!(volume.kind, Fat | Ntfs | Exfat | Iso9660)
 }
 
 /// Returns whether the table of a candidate mounts a volume, or a device that may be inside it.
 fn mounts_it(candidate: &DiskVolume<'_>, volume: &DiskVolume<'_>) -> bool {
-    let table = candidate.tree().and_then(|tree| tree.read("/etc/fstab", MAX_TABLE).ok().flatten()).unwrap_or_default();
-    let is_hidden = |name: &DeviceName| volume.may_contain_others() && matches!(name, DeviceName::Device(_));
-    fstab::mounts(&table).iter().any(|entry| volume.answers(&entry.device) || is_hidden(&entry.device))
+    let mounts = fstab::mounts(&read_table(candidate));
+    mounts.iter().any(|FstabEntry { device, .. }| {
+        volume.answers(device) || volume.may_contain_others() && matches!(device, DeviceName::Device(_))
+    })
 }
 
 /// Returns the only one of these volumes, or the only one of them that has the type of a root.
@@ -205,8 +212,7 @@ fn choose_without_candidate(volumes: &[DiskVolume<'_>]) -> Result<usize, TreeErr
     if let [index] = typed_roots(volumes)[..] {
         return Ok(index);
     }
-    let could_be = |index: &usize| volumes[*index].is_mountable() && !is_foreign_system(volumes[*index].kind);
-    let others: Vec<usize> = (0..volumes.len()).filter(could_be).collect();
+    let others: Vec<usize> = (0..volumes.len()).filter(|index| may_be_root(&volumes[*index])).collect();
     match others[..] {
         [index] => Ok(index),
         [] => Err(TreeError::NoRoot),

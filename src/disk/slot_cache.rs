@@ -1,6 +1,6 @@
 //! A cache of what was read or unpacked last: bounded, and shared by threads.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Keeps what was read last for each key modulo a number of slots: suitable for reading in order.
 #[derive(Debug)]
@@ -17,13 +17,16 @@ impl<T> SlotCache<T> {
     /// Returns the cached value of `key`, or the one that `read` returns. Threads do not wait for each other, so two may
     /// call it for one key.
     pub fn get<E>(&self, key: u64, read: impl FnOnce() -> Result<T, E>) -> Result<Arc<T>, E> {
-        let slot = &self.0[usize::try_from(key % self.0.len() as u64).unwrap_or(0)];
-        let remembered = || slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, value)) = remembered().as_ref().filter(|(there, _)| *there == key) {
+        if let Some((_, value)) = self.slot(key).as_ref().filter(|(there, _)| *there == key) {
             return Ok(Arc::clone(value));
         }
         let value = Arc::new(read()?);
-        *remembered() = Some((key, Arc::clone(&value)));
+        *self.slot(key) = Some((key, Arc::clone(&value)));
         Ok(value)
+    }
+
+    fn slot(&self, key: u64) -> MutexGuard<'_, Slot<T>> {
+        let slot = &self.0[usize::try_from(key % self.0.len() as u64).unwrap_or(0)];
+        slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

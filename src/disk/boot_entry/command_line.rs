@@ -3,6 +3,7 @@
 //! Sources: kernel-command-line(7) and systemd-fstab-generator(8); dracut.cmdline(7); initramfs-tools(7); live-boot(7);
 //! ostree-prepare-root(1).
 
+use super::BootEffects;
 use crate::wire::device_name::DeviceName;
 
 /// Stands in a command line for what depends on a variable that is not known.
@@ -48,12 +49,7 @@ pub(super) enum LineRoot {
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct KernelCommandLine {
     pub(super) root: LineRoot,
-    /// The device of `mount.usr=`.
-    pub(super) usr: Option<DeviceName>,
-    /// `systemd.gpt_auto=no`: no partition is mounted because of its type.
-    pub(super) ignores_types: bool,
-    /// Parameters that change the tree in ways that kiln does not apply.
-    pub(super) unapplied: Vec<String>,
+    pub(super) effects: BootEffects,
 }
 
 impl KernelCommandLine {
@@ -84,11 +80,11 @@ impl KernelCommandLine {
             "root" => self.set_root(word, value),
             "systemd.verity_root_data" => self.root = named(value),
             "mount.usr" | "systemd.verity_usr_data" => match DeviceName::parse(value) {
-                Some(device) => self.usr = Some(device),
+                Some(device) => self.effects.usr = Some(device),
                 None => self.add_unapplied(word),
             },
-            "usrhash" => self.usr = self.usr.take().or_else(|| partition_of_hash(value)),
-            "systemd.gpt_auto" => self.ignores_types = is_false(value),
+            "usrhash" => self.effects.usr = self.effects.usr.take().or_else(|| partition_of_hash(value)),
+            "systemd.gpt_auto" => self.effects.ignores_types = is_false(value),
             _ if changes_tree(key, value) => self.add_unapplied(word),
             _ if word.contains(UNKNOWN) && key == word && self.root == LineRoot::Unnamed => {
                 self.root = LineRoot::Unknown;
@@ -121,8 +117,8 @@ impl KernelCommandLine {
     }
 
     fn add_unapplied(&mut self, word: &str) {
-        if self.unapplied.len() < MAX_UNAPPLIED {
-            self.unapplied.push(word.replace(UNKNOWN, "?"));
+        if self.effects.unapplied.len() < MAX_UNAPPLIED {
+            self.effects.unapplied.push(word.replace(UNKNOWN, "?"));
         }
     }
 }
@@ -196,7 +192,7 @@ mod tests {
         let expected = DeviceName::PartUuid("01234567-89ab-cdef-0123-456789abcdef".into());
         assert_eq!(root(&format!("root=/dev/mapper/root roothash={hash}")), LineRoot::Named(expected.clone()));
         assert_eq!(root("roothash=abc root=/dev/mapper/root"), LineRoot::Unnamed);
-        assert_eq!(KernelCommandLine::parse(&format!("usrhash={hash}")).usr, Some(expected));
+        assert_eq!(KernelCommandLine::parse(&format!("usrhash={hash}")).effects.usr, Some(expected));
     }
 
     #[test]
@@ -215,12 +211,12 @@ mod tests {
             "mount.usr=tmpfs",
             "rootflags=subvol=@",
         ] {
-            assert_eq!(KernelCommandLine::parse(&format!("ro {word} quiet")).unapplied, [word]);
+            assert_eq!(KernelCommandLine::parse(&format!("ro {word} quiet")).effects.unapplied, [word]);
         }
         let plain =
             "BOOT_IMAGE=/vmlinuz root=UUID=ab ro boot=UUID=ab overlayroot=disabled systemd.volatile=no quiet splash";
-        assert!(KernelCommandLine::parse(plain).unapplied.is_empty());
-        assert!(KernelCommandLine::parse("systemd.gpt_auto=0").ignores_types);
-        assert_eq!(KernelCommandLine::parse("mount.usr=/dev/vda2").usr, Some(DeviceName::Partition(2)));
+        assert!(KernelCommandLine::parse(plain).effects.unapplied.is_empty());
+        assert!(KernelCommandLine::parse("systemd.gpt_auto=0").effects.ignores_types);
+        assert_eq!(KernelCommandLine::parse("mount.usr=/dev/vda2").effects.usr, Some(DeviceName::Partition(2)));
     }
 }

@@ -232,14 +232,11 @@ impl<'f> GrubShell<'f> {
             "eval" => self.give_up(),
             "increment" | "decrement" | "read" => arguments.iter().for_each(|name| self.assign(name, None, is_certain)),
             "chainloader" | "multiboot" | "multiboot2" => {
-                self.add_line(KernelCommandLine { root: LineRoot::Chained, ..KernelCommandLine::default() });
+                let line = KernelCommandLine { root: LineRoot::Chained, ..KernelCommandLine::default() };
+                self.add_unnamed(PendingContent::Line(line), true);
             }
             _ if first.starts_with("linux") || is_xen_module(first, arguments) => {
-                self.entries.push(PendingEntry {
-                    names: Vec::new(),
-                    content: PendingContent::Words(arguments.to_vec()),
-                    is_certain,
-                });
+                self.add_unnamed(PendingContent::Words(arguments.to_vec()), is_certain);
             }
             _ => self.run_other(first, arguments, is_certain),
         }
@@ -318,8 +315,7 @@ impl<'f> GrubShell<'f> {
     /// Runs the script in a file. A file that does not exist has no effect.
     fn run_file(&mut self, word: Option<&String>, is_certain: bool) {
         let Some(path) = word.and_then(|word| self.locate(word)) else {
-            let content = PendingContent::Foreign;
-            self.entries.push(PendingEntry { names: Vec::new(), content, is_certain: false });
+            self.add_unnamed(PendingContent::Foreign, false);
             return self.assign("default", None, false);
         };
         if let Some(text) = (self.files.read)(&path) {
@@ -357,18 +353,13 @@ impl<'f> GrubShell<'f> {
         self.entries.extend(pending);
     }
 
-    fn add_line(&mut self, line: KernelCommandLine) {
-        let content = PendingContent::Line(line);
-        self.entries.push(PendingEntry { names: Vec::new(), content, is_certain: true });
+    fn add_unnamed(&mut self, content: PendingContent, is_certain: bool) {
+        self.entries.push(PendingEntry { names: Vec::new(), content, is_certain });
     }
 
     /// Adds an entry that may have any root, and marks the default as unknown.
     fn give_up(&mut self) {
-        self.entries.push(PendingEntry {
-            names: Vec::new(),
-            content: PendingContent::Line(KernelCommandLine::unknown()),
-            is_certain: false,
-        });
+        self.add_unnamed(PendingContent::Line(KernelCommandLine::unknown()), false);
         self.assign("default", None, false);
         self.is_doubtful = true;
     }

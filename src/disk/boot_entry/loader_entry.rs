@@ -8,6 +8,7 @@ use super::command_line::KernelCommandLine;
 use super::unified_kernel::{UnifiedKernel, read_unified_kernel};
 use super::{BootEntry, BootMenu, MAX_FILES, file_names, read_text};
 use crate::disk::os_release;
+use crate::disk::packages::version::{take_numbers, take_run};
 use crate::disk::tree::Tree;
 
 /// An entry of the menu.
@@ -215,7 +216,7 @@ pub(super) fn compare_versions(one: &str, other: &str) -> Ordering {
             other = &other[1..];
             Ordering::Equal
         } else if is_number {
-            compare_numbers(take_run(&mut one, u8::is_ascii_digit), take_run(&mut other, u8::is_ascii_digit))
+            take_numbers(&mut one, &mut other)
         } else {
             take_run(&mut one, u8::is_ascii_alphabetic).cmp(take_run(&mut other, u8::is_ascii_alphabetic))
         };
@@ -244,24 +245,6 @@ fn rank(byte: Option<&u8>) -> u8 {
         Some(b'.') => 4,
         Some(_) => 5,
     }
-}
-
-fn take_run<'t>(text: &mut &'t [u8], belongs: fn(&u8) -> bool) -> &'t [u8] {
-    let end = text.iter().position(|byte| !belongs(byte)).unwrap_or(text.len());
-    let (run, rest) = text.split_at(end);
-    *text = rest;
-    run
-}
-
-fn compare_numbers(one: &[u8], other: &[u8]) -> Ordering {
-    let one = without_zeroes(one);
-    let other = without_zeroes(other);
-    one.len().cmp(&other.len()).then_with(|| one.cmp(other))
-}
-
-fn without_zeroes(digits: &[u8]) -> &[u8] {
-    let zeroes = digits.iter().take_while(|digit| **digit == b'0').count();
-    &digits[zeroes..]
 }
 
 #[cfg(test)]

@@ -16,7 +16,8 @@ pub fn compare(kind: PackageType, one: &str, other: &str) -> Option<Ordering> {
 
 /// Compares two versions by deb-version(7): epoch, upstream version and revision, one after the other.
 fn deb(one: &str, other: &str) -> Ordering {
-    let (one, other) = (VersionParts::of(one), VersionParts::of(other));
+    let one = VersionParts::of(one);
+    let other = VersionParts::of(other);
     one.epoch
         .cmp(&other.epoch)
         .then_with(|| deb_part(one.version.as_bytes(), other.version.as_bytes()))
@@ -26,15 +27,13 @@ fn deb(one: &str, other: &str) -> Ordering {
 /// Compares two versions by `rpmvercmp` (rpm-version(7)): epoch, version and release. The release counts only if both have
 /// one.
 fn rpm(one: &str, other: &str) -> Ordering {
-    let (one, other) = (VersionParts::of(one), VersionParts::of(other));
-    let releases = || match (one.revision, other.revision) {
-        ("", _) | (_, "") => Ordering::Equal,
-        (one, other) => rpm_part(one.as_bytes(), other.as_bytes()),
-    };
-    one.epoch
-        .cmp(&other.epoch)
-        .then_with(|| rpm_part(one.version.as_bytes(), other.version.as_bytes()))
-        .then_with(releases)
+    let one = VersionParts::of(one);
+    let other = VersionParts::of(other);
+    let order = one.epoch.cmp(&other.epoch).then_with(|| rpm_part(one.version.as_bytes(), other.version.as_bytes()));
+    if one.revision.is_empty() || other.revision.is_empty() {
+        return order;
+    }
+    order.then_with(|| rpm_part(one.revision.as_bytes(), other.revision.as_bytes()))
 }
 
 /// A version of the form `EPOCH:VERSION-REVISION`.
@@ -58,23 +57,16 @@ impl<'v> VersionParts<'v> {
 /// Compares two parts of a version: alternately a run without digits, in which letters come before all else and a tilde
 /// before everything, even the end, and a run of digits, compared as numbers.
 fn deb_part(mut one: &[u8], mut other: &[u8]) -> Ordering {
-    // The end of the string, like a digit, comes after the tilde and before everything else.
-    let weight = |byte: Option<&u8>| match byte {
-        Some(b'~') => -1,
-        None => 0,
-        Some(byte) if byte.is_ascii_digit() => 0,
-        Some(byte) if byte.is_ascii_alphabetic() => i32::from(*byte),
-        Some(byte) => i32::from(*byte) + 256,
-    };
     while !one.is_empty() || !other.is_empty() {
-        let (words, rest) = (word(&mut one), word(&mut other));
-        for place in 0..words.len().max(rest.len()) {
-            match weight(words.get(place)).cmp(&weight(rest.get(place))) {
+        let word = take_run(&mut one, |byte| !byte.is_ascii_digit());
+        let other_word = take_run(&mut other, |byte| !byte.is_ascii_digit());
+        for place in 0..word.len().max(other_word.len()) {
+            match weight(word.get(place)).cmp(&weight(other_word.get(place))) {
                 Ordering::Equal => {}
                 unequal => return unequal,
             }
         }
-        match numbers(number(&mut one), number(&mut other)) {
+        match take_numbers(&mut one, &mut other) {
             Ordering::Equal => {}
             unequal => return unequal,
         }
@@ -82,13 +74,23 @@ fn deb_part(mut one: &[u8], mut other: &[u8]) -> Ordering {
     Ordering::Equal
 }
 
+/// Returns the order of a character that is no digit, or of the end of the string: that comes after the tilde and before
+/// everything else.
+fn weight(byte: Option<&u8>) -> i32 {
+    match byte {
+        Some(b'~') => -1,
+        None => 0,
+        Some(byte) if byte.is_ascii_alphabetic() => i32::from(*byte),
+        Some(byte) => i32::from(*byte) + 256,
+    }
+}
+
 /// Compares two parts of a version: runs of digits and of letters, one after the other; other characters only separate them.
 /// A tilde comes before everything, even the end, and a caret after the end and before everything else.
 fn rpm_part(mut one: &[u8], mut other: &[u8]) -> Ordering {
     loop {
-        let separates = |byte: &u8| !byte.is_ascii_alphanumeric() && !matches!(byte, b'~' | b'^');
-        one = &one[one.iter().position(|byte| !separates(byte)).unwrap_or(one.len())..];
-        other = &other[other.iter().position(|byte| !separates(byte)).unwrap_or(other.len())..];
+        take_run(&mut one, |byte| is_separator(*byte));
+        take_run(&mut other, |byte| is_separator(*byte));
         match (one.first(), other.first()) {
             (Some(b'~'), Some(b'~')) | (Some(b'^'), Some(b'^')) => {
                 (one, other) = (&one[1..], &other[1..]);
@@ -104,9 +106,9 @@ fn rpm_part(mut one: &[u8], mut other: &[u8]) -> Ordering {
             }
             (Some(first), Some(_)) => {
                 let order = if first.is_ascii_digit() {
-                    numbers(number(&mut one), number(&mut other))
+                    take_numbers(&mut one, &mut other)
                 } else {
-                    letters(&mut one).cmp(letters(&mut other))
+                    take_run(&mut one, u8::is_ascii_alphabetic).cmp(take_run(&mut other, u8::is_ascii_alphabetic))
                 };
                 if order.is_ne() {
                     return order;
@@ -116,33 +118,25 @@ fn rpm_part(mut one: &[u8], mut other: &[u8]) -> Ordering {
     }
 }
 
-/// Takes the bytes before the next digit.
-fn word<'t>(text: &mut &'t [u8]) -> &'t [u8] {
-    take(text, |byte| !byte.is_ascii_digit())
+fn is_separator(byte: u8) -> bool {
+    !byte.is_ascii_alphanumeric() && !matches!(byte, b'~' | b'^')
 }
 
-/// Takes the digits at the beginning.
-fn number<'t>(text: &mut &'t [u8]) -> &'t [u8] {
-    take(text, u8::is_ascii_digit)
-}
-
-/// Takes the letters at the beginning.
-fn letters<'t>(text: &mut &'t [u8]) -> &'t [u8] {
-    take(text, u8::is_ascii_alphabetic)
-}
-
-fn take<'t>(text: &mut &'t [u8], belongs: impl Fn(&u8) -> bool) -> &'t [u8] {
+/// Takes the bytes at the beginning that belong to the run.
+pub(in crate::disk) fn take_run<'t>(text: &mut &'t [u8], belongs: fn(&u8) -> bool) -> &'t [u8] {
     let end = text.iter().position(|byte| !belongs(byte)).unwrap_or(text.len());
-    let (taken, rest) = text.split_at(end);
+    let (run, rest) = text.split_at(end);
     *text = rest;
-    taken
+    run
 }
 
-/// Compares two numbers of any length; an empty one is 0.
-fn numbers(one: &[u8], other: &[u8]) -> Ordering {
-    let trimmed = |digits: &[u8]| digits.iter().skip_while(|digit| **digit == b'0').copied().collect::<Vec<u8>>();
-    let (one, other) = (trimmed(one), trimmed(other));
-    one.len().cmp(&other.len()).then_with(|| one.cmp(&other))
+/// Takes the digits at the beginning of both strings, and compares them as numbers of any length; none are 0.
+pub(in crate::disk) fn take_numbers(one: &mut &[u8], other: &mut &[u8]) -> Ordering {
+    take_run(one, |byte| *byte == b'0');
+    take_run(other, |byte| *byte == b'0');
+    let one = take_run(one, u8::is_ascii_digit);
+    let other = take_run(other, u8::is_ascii_digit);
+    one.len().cmp(&other.len()).then_with(|| one.cmp(other))
 }
 
 #[cfg(test)]
