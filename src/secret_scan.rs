@@ -138,10 +138,8 @@ impl SearchedSecrets {
     /// When it cannot be read.
     pub fn scan_file(&self, path: &Path) -> io::Result<Option<SecretLeakError>> {
         let mut scan = self.scan();
-        let mut at = 0;
         read_pieces(File::open(path)?, &mut |piece| {
-            scan.look(at, piece);
-            at += piece.len() as u64;
+            scan.push(piece);
             if scan.is_complete() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         let first = scan.into_found().into_iter().next();
@@ -159,7 +157,8 @@ impl SearchedSecrets {
         while let Some(below) = folders.pop() {
             for entry in fs::read_dir(folder.join(&below))? {
                 let entry = entry?;
-                let (path, kind) = (below.join(entry.file_name()), entry.file_type()?);
+                let path = below.join(entry.file_name());
+                let kind = entry.file_type()?;
                 findings.leaks.extend(self.scan_name(entry.file_name().as_bytes(), &below));
                 if kind.is_dir() {
                     folders.push(path);

@@ -12,106 +12,38 @@ const SHORTEST_URL_TOKEN: usize = 16;
 const SHORTEST_HEX_TOKEN: usize = 32;
 
 /// Last words of names whose values are public, unless the value is a URL with credentials.
-const PUBLIC_WORDS: [&str; 52] = [
-    "account",
-    "address",
-    "apiversion",
-    "audience",
-    "bucket",
-    "cluster",
-    "comment",
-    "context",
-    "database",
-    "db",
-    "description",
-    "dir",
-    "directory",
-    "domain",
-    "email",
-    "endpoint",
-    "env",
-    "environment",
-    "expires",
-    "file",
-    "format",
-    "host",
-    "hostname",
-    "issuer",
-    "kind",
-    "level",
-    "login",
-    "mail",
-    "mode",
-    "name",
-    "namespace",
-    "org",
-    "organization",
-    "path",
-    "port",
-    "project",
-    "protocol",
-    "provider",
-    "region",
-    "registry",
-    "scheme",
-    "scope",
-    "scopes",
-    "server",
-    "timeout",
-    "type",
-    "uri",
-    "url",
-    "user",
-    "username",
-    "version",
-    "zone",
-];
+const PUBLIC_WORDS: &str = "\
+    account address apiversion audience bucket cluster comment context database db description \
+    dir directory domain email endpoint env environment expires file format host hostname \
+    issuer kind level login mail mode name namespace org organization path port project \
+    protocol provider region registry scheme scope scopes server timeout type uri url user \
+    username version zone";
 /// Words in the names of secret values.
 const SECRET_WORDS: [&str; 10] =
     ["auth", "credential", "key", "pass", "pin", "private", "pwd", "secret", "session", "token"];
 /// Common values that are no secret in a file of several values.
-const COMMON_VALUES: [&str; 27] = [
-    "admin",
-    "changeme",
-    "debug",
-    "default",
-    "development",
-    "disabled",
-    "enabled",
-    "error",
-    "false",
-    "info",
-    "local",
-    "localhost",
-    "none",
-    "null",
-    "password",
-    "postgres",
-    "prod",
-    "production",
-    "required",
-    "root",
-    "secret",
-    "staging",
-    "test",
-    "true",
-    "undefined",
-    "user",
-    "warning",
-];
+const COMMON_VALUES: &str = "\
+    admin changeme debug default development disabled enabled error false info local localhost \
+    none null password postgres prod production required root secret staging test true \
+    undefined user warning";
+
+fn is_listed(word: &str, list: &str) -> bool {
+    list.split(' ').any(|listed| listed == word)
+}
 
 /// Meaning of a value's name.
-enum KeyMeaning {
+#[derive(PartialEq, Eq)]
+pub(super) enum KeyMeaning {
     Secret,
     Public,
     Unknown,
 }
 
 impl KeyMeaning {
-    fn new(key: &str) -> Self {
+    pub(super) fn new(key: &str) -> Self {
         let words = words(key);
         let last = words.last().map_or("", |word| word.trim_end_matches(|char: char| char.is_ascii_digit()));
-        if PUBLIC_WORDS.contains(&last) || words.iter().any(|word| word == "public") {
+        if is_listed(last, PUBLIC_WORDS) || words.iter().any(|word| word == "public") {
             return KeyMeaning::Public;
         }
         let joined = words.concat();
@@ -141,7 +73,7 @@ pub(super) fn is_secret_leaf(key: &str, value: &str) -> bool {
     if is_url(value) {
         return url_password(value).is_some() || has_url_token(value);
     }
-    if is_reference(value) || COMMON_VALUES.contains(&value.to_ascii_lowercase().as_str()) {
+    if is_reference(value) || is_listed(&value.to_ascii_lowercase(), COMMON_VALUES) {
         return false;
     }
     match KeyMeaning::new(key) {
@@ -149,16 +81,6 @@ pub(super) fn is_secret_leaf(key: &str, value: &str) -> bool {
         KeyMeaning::Secret => value.len() >= SHORTEST_MASKED,
         KeyMeaning::Unknown => looks_random(value),
     }
-}
-
-/// Returns whether the name alone marks its value as secret.
-pub(super) fn is_secret_key(key: &str) -> bool {
-    matches!(KeyMeaning::new(key), KeyMeaning::Secret)
-}
-
-/// Returns whether the name alone marks its value as public.
-pub(super) fn is_public_key(key: &str) -> bool {
-    matches!(KeyMeaning::new(key), KeyMeaning::Public)
 }
 
 /// Returns whether a value looks like a token or password, and not like a host, a version, a date or an address.

@@ -141,8 +141,8 @@ impl SecretPatterns {
     fn is_plain(&self, byte: u8, rest: &[u8]) -> bool {
         let Some(next) = rest.first() else { return false };
         let pair = usize::from(byte) << 8 | usize::from(*next);
-        let is_apart = |byte: u8| is_line_end(byte) || byte == b'\\';
-        self.beginnings[pair / 64] >> (pair % 64) & 1 == 0 && !is_apart(byte) && !is_apart(*next)
+        let is_beginning = self.beginnings[pair / 64] >> (pair % 64) & 1 == 1;
+        !is_beginning && ![byte, *next].iter().any(|byte| is_line_end(*byte) || *byte == b'\\')
     }
 
     /// Returns how many bytes belong to no form, whatever follows them.
@@ -216,7 +216,10 @@ impl MaskingStream {
                 left = &rest[plain..];
             }
         }
-        let begun = (0..READINGS).map(|reading| self.start_of_last(reading, patterns.depth(self.states[reading])));
+        let begun = (0..READINGS).map(|reading| {
+            let depth = patterns.depth(self.states[reading]);
+            self.start_of_last(reading, depth, self.held.len())
+        });
         let begun = begun.min().unwrap_or(0).min(self.held.len() - self.backslashes);
         self.release(self.free.max(begun), &mut out);
         out
@@ -269,7 +272,7 @@ impl MaskingStream {
         self.held[index].is_read[reading] = true;
         self.states[reading] = patterns.next(self.states[reading], self.held[index].byte);
         if let Some(length) = patterns.longest_match(self.states[reading]) {
-            let start = self.start_of_last_before(reading, length, index + 1);
+            let start = self.start_of_last(reading, length, index + 1);
             for held in &mut self.held[start..=index] {
                 held.is_secret |= !is_line_end(held.byte);
             }
@@ -281,12 +284,8 @@ impl MaskingStream {
         self.states.iter().map(|state| patterns.depth(*state)).max().unwrap_or(0)
     }
 
-    /// Returns the position of the last `count` bytes of a reading.
-    fn start_of_last(&self, reading: usize, count: usize) -> usize {
-        self.start_of_last_before(reading, count, self.held.len())
-    }
-
-    fn start_of_last_before(&self, reading: usize, count: usize, end: usize) -> usize {
+    /// Returns the position of the last `count` bytes of a reading before `end`.
+    fn start_of_last(&self, reading: usize, count: usize, end: usize) -> usize {
         let mut places = self.held[..end].iter().enumerate().rev().filter(|(_, held)| held.is_read[reading]);
         match count {
             0 => end,

@@ -15,7 +15,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde_json::Value;
 
 use super::forms::{WrittenForm, common_forms, written_forms};
-use super::leaf::{is_public_key, is_secret_key, is_secret_leaf, looks_random, url_password};
+use super::leaf::{KeyMeaning, is_secret_leaf, looks_random, url_password};
 use super::{OVERLAP, PIECE, SHORTEST_MASKED};
 
 /// Size above which only the most common forms of a secret are used, bytes: the memory for the others would be large too.
@@ -37,6 +37,8 @@ const PUBLIC_LINES: [&str; 7] = [
     // The head of every private key of OpenSSH, before the key.
     "b3BlbnNzaC1rZXktdjE",
 ];
+/// Parts of the labels of public blocks in PEM files.
+const PUBLIC_LABELS: [&[u8]; 3] = [b"CERTIFICATE", b"PUBLIC KEY", b"X509 CRL"];
 /// Words that precede a password in a netrc(5) file and similar ones.
 const PASSWORD_WORDS: [&str; 4] = ["password", "passwd", "token", "secret"];
 /// Minimum number of digits of a number that is secret by its name.
@@ -133,7 +135,7 @@ impl UnitCollector {
             Value::Object(fields) => fields.iter().for_each(|(name, value)| self.add_json(name, value, depth)),
             Value::Array(values) => values.iter().for_each(|value| self.add_json(key, value, depth)),
             Value::String(text) => _ = self.add_leaf(key, text, depth),
-            Value::Number(number) if is_secret_key(key) => {
+            Value::Number(number) if KeyMeaning::new(key) == KeyMeaning::Secret => {
                 let digits = number.to_string();
                 if digits.len() >= SHORTEST_NUMBER {
                     self.add(digits.as_bytes());
@@ -147,11 +149,12 @@ impl UnitCollector {
     fn add_leaf(&mut self, key: &str, value: &str, depth: usize) -> bool {
         let before = self.0.len();
         let value = value.trim();
+        let is_public = KeyMeaning::new(key) == KeyMeaning::Public;
         if value.contains('\n') || parse_json(value.as_bytes()).is_some() {
-            if !is_public_key(key) {
+            if !is_public {
                 self.add_text(value.as_bytes(), depth + 1);
             }
-        } else if let Some(text) = decode_base64(value).filter(|_| !is_public_key(key)) {
+        } else if let Some(text) = decode_base64(value).filter(|_| !is_public) {
             self.add_text(text.as_bytes(), depth + 1);
             if self.0.len() > before {
                 self.add(value.as_bytes());
@@ -229,8 +232,7 @@ impl PemBoundary {
             return None;
         }
         let is_public = begins.is_some_and(|label| {
-            let is_named = |name: &[u8]| label.windows(name.len()).any(|window| window == name);
-            is_named(b"CERTIFICATE") || is_named(b"PUBLIC KEY") || is_named(b"X509 CRL")
+            PUBLIC_LABELS.iter().any(|name| label.windows(name.len()).any(|window| window == *name))
         });
         Some(if is_public { PemBoundary::Public } else { PemBoundary::Other })
     }
@@ -266,7 +268,8 @@ fn split_assignment(line: &str) -> Option<(&str, &str)> {
         (Some(_), _) => line.split_once('=')?,
         (None, _) => line.split_once(": ")?,
     };
-    let (key, value) = (unquoted(key.trim()), value.trim().trim_end_matches(','));
+    let key = unquoted(key.trim());
+    let value = value.trim().trim_end_matches(',');
     let is_key = key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-/:@[]*".contains(&byte))
         && key.bytes().any(|byte| byte.is_ascii_alphabetic());
     (is_key && !value.trim_matches('=').is_empty()).then(|| (key, unquoted(value)))
@@ -287,8 +290,8 @@ fn split_netrc(line: &str) -> Option<Vec<(&str, &str)>> {
 }
 
 fn unquoted(value: &str) -> &str {
-    let stripped = |quote| value.strip_prefix(quote).and_then(|rest: &str| rest.strip_suffix(quote));
-    stripped('"').or_else(|| stripped('\'')).unwrap_or(value)
+    let mut quotes = ['"', '\''].into_iter();
+    quotes.find_map(|quote| value.strip_prefix(quote)?.strip_suffix(quote)).unwrap_or(value)
 }
 
 /// Returns the decoded text of a base64 value, such as the key in a kubeconfig file.

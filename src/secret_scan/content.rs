@@ -30,13 +30,12 @@ pub(super) struct ContentSearch {
     scan: SecretScan,
     at: u64,
     unpacker: ScanUnpacker<UnpackedSink>,
-    unpacked: Rc<RefCell<UnpackedSearch>>,
+    unpacked: Rc<RefCell<SecretScan>>,
 }
 
 impl ContentSearch {
     pub(super) fn new(searched: &SearchedSecrets) -> Self {
-        let unpacked = UnpackedSearch { scan: searched.scan(), at: 0 };
-        let unpacked = Rc::new(RefCell::new(unpacked));
+        let unpacked = Rc::new(RefCell::new(searched.scan()));
         let unpacker = ScanUnpacker::new(UnpackedSink(Rc::clone(&unpacked)));
         Self { scan: searched.scan(), at: 0, unpacker, unpacked }
     }
@@ -57,28 +56,20 @@ impl ContentSearch {
     /// Ends the file, and returns the findings.
     pub(super) fn finish(self) -> ContentFindings {
         let plain = self.scan.into_found();
-        let unpacked = self.unpacked.borrow_mut().scan.take_found();
-        let is_new = |found: &FoundNeedle| plain.iter().all(|other| other.name != found.name);
-        let unpacked: Vec<_> = unpacked.into_iter().filter(is_new).map(ContentLeak::Unpacked).collect();
+        let mut unpacked = self.unpacked.borrow_mut().take_found();
+        unpacked.retain(|found| plain.iter().all(|other| other.name != found.name));
+        let unpacked = unpacked.into_iter().map(ContentLeak::Unpacked);
         let leaks = plain.into_iter().map(ContentLeak::Plain).chain(unpacked).collect();
         ContentFindings { leaks, error: self.unpacker.error() }
     }
 }
 
-/// The search of a file's unpacked content.
-struct UnpackedSearch {
-    scan: SecretScan,
-    at: u64,
-}
-
-struct UnpackedSink(Rc<RefCell<UnpackedSearch>>);
+/// Searches the unpacked content that is written to it.
+struct UnpackedSink(Rc<RefCell<SecretScan>>);
 
 impl Write for UnpackedSink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut search = self.0.borrow_mut();
-        let at = search.at;
-        search.scan.look(at, bytes);
-        search.at += bytes.len() as u64;
+        self.0.borrow_mut().push(bytes);
         Ok(bytes.len())
     }
 

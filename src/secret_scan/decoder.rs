@@ -138,7 +138,8 @@ fn decode_zstd(context: &mut DCtx<'_>, input: &[u8], output: &mut [u8]) -> Decod
     let mut source = InBuffer::around(input);
     let mut target = OutBuffer::around(&mut *output);
     let result = context.decompress_stream(&mut target, &mut source);
-    let (consumed, produced) = (source.pos(), target.pos());
+    let consumed = source.pos();
+    let produced = target.pos();
     let end = match result {
         Ok(0) => Ok(StreamEnd::Over),
         Ok(_) => Ok(StreamEnd::Within),

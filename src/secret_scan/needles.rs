@@ -95,7 +95,8 @@ impl Needles {
                 let same = self.beginnings_of(head, &bytes[first..]);
                 for needle in same {
                     if found.iter().all(|other| other.name != needle.name) {
-                        found.push(needle.found_at(start + first as u64));
+                        let start = start + first as u64;
+                        found.push(FoundNeedle { name: needle.name.clone(), form: needle.form, start });
                     }
                 }
             }
@@ -114,10 +115,6 @@ impl Needle {
     fn new(name: &str, form: &'static str, bytes: Vec<u8>) -> Option<Self> {
         let head = u64::from_le_bytes(*bytes.first_chunk()?);
         Some(Self { head, bytes, name: name.to_owned(), form })
-    }
-
-    fn found_at(&self, start: u64) -> FoundNeedle {
-        FoundNeedle { name: self.name.clone(), form: self.form, start }
     }
 }
 
@@ -140,6 +137,11 @@ pub struct SecretScan {
 impl SecretScan {
     pub(super) fn new(needles: Arc<Needles>) -> Self {
         Self { needles, before: Vec::new(), end: 0, found: Vec::new() }
+    }
+
+    /// Searches the bytes that follow the last ones.
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.look(self.end, bytes);
     }
 
     /// Searches the bytes at this offset.

@@ -4,6 +4,7 @@
 use std::ops::ControlFlow;
 
 use crate::disk::entry::{Chunk, DiskEntry};
+use crate::disk::gap::quoted;
 use crate::disk::tree::TreeVisitor;
 
 use super::content::{ContentLeak, ContentSearch};
@@ -31,14 +32,15 @@ impl TreeSearch {
     fn search_content(&mut self, entry: &DiskEntry) {
         let Some(content) = self.content.take() else { return };
         let content = content.finish();
-        let path = shown(&entry.path);
+        let path = quoted(&entry.path);
         if let Some(error) = content.error {
             self.findings.unsearched.add(&path, error);
         }
-        let at = |place| LeakPlace::ImageFile(path.clone(), place);
         self.findings.leaks.extend(content.leaks.into_iter().map(|leak| match leak {
-            ContentLeak::Plain(found) => found.at(|byte| at(FilePlace::Content(byte))),
-            ContentLeak::Unpacked(found) => found.at(|byte| at(FilePlace::Unpacked(byte))),
+            ContentLeak::Plain(found) => found.at(|byte| LeakPlace::ImageFile(path.clone(), FilePlace::Content(byte))),
+            ContentLeak::Unpacked(found) => {
+                found.at(|byte| LeakPlace::ImageFile(path.clone(), FilePlace::Unpacked(byte)))
+            }
         }));
     }
 
@@ -56,7 +58,7 @@ impl TreeSearch {
     }
 
     fn search_text(&mut self, text: &[u8], path: &[u8], place: FilePlace) {
-        self.findings.leaks.extend(self.searched.scan_text(text, |_| LeakPlace::ImageFile(shown(path), place)));
+        self.findings.leaks.extend(self.searched.scan_text(text, |_| LeakPlace::ImageFile(quoted(path), place)));
     }
 }
 
@@ -79,8 +81,4 @@ impl TreeVisitor for TreeSearch {
         self.search_attributes(entry);
         ControlFlow::Continue(())
     }
-}
-
-fn shown(path: &[u8]) -> String {
-    String::from_utf8_lossy(path).escape_debug().to_string()
 }
