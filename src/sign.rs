@@ -2,7 +2,8 @@
 //! PROTOCOL.sshsig; namespace `kiln`), or minisign. Nothing here needs a network.
 
 use std::ffi::OsStr;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -162,7 +163,6 @@ impl Signer {
     /// When the tool refuses or cannot be run.
     pub fn sign(&self, sums: &[u8], comment: &str) -> Result<Vec<u8>, SignError> {
         let tool = self.tool;
-        let refused = |why: String| SignError::Refused { tool, key: self.key.clone(), why };
         let (folder, message) = staged(tool, sums)?;
         let signature = message.with_file_name(tool.file());
         let mut command = tool_command(tool, &folder);
@@ -176,9 +176,13 @@ impl Signer {
         };
         let output = run(tool, &mut command)?;
         if !output.status.success() {
-            return Err(refused(said(&output)));
+            return Err(self.refused(said(&output)));
         }
-        std::fs::read(&signature).map_err(|error| refused(error.to_string()))
+        std::fs::read(&signature).map_err(|error| self.refused(error.to_string()))
+    }
+
+    fn refused(&self, why: String) -> SignError {
+        SignError::Refused { tool: self.tool, key: self.key.clone(), why }
     }
 }
 
@@ -220,7 +224,6 @@ impl SignatureTrust {
         let (folder, message) = staged(tool, sums)?;
         let file = message.with_file_name(tool.file());
         std::fs::write(&file, signature).map_err(unreadable(&file))?;
-        let bad = |output: &Output| SignError::Bad { tool, why: said(output) };
         match (tool, self) {
             (Tool::Ssh, SignatureTrust::Key(key)) => {
                 let signers = folder.path().join("signers");
@@ -236,7 +239,8 @@ impl SignatureTrust {
                 command.args(["-Y", "find-principals", "-f"]).arg(&signers).arg("-s").arg(&file);
                 let output = run(tool, &mut command)?;
                 let names = String::from_utf8_lossy(&output.stdout).into_owned();
-                let name = names.lines().next().filter(|_| output.status.success()).ok_or_else(|| bad(&output))?;
+                let name =
+                    names.lines().next().filter(|_| output.status.success()).ok_or_else(|| bad(tool, &output))?;
                 verify_ssh(&folder, &signers, name, &message, &file)?;
                 Ok(name.to_owned())
             }
@@ -245,7 +249,7 @@ impl SignatureTrust {
                 let mut command = tool_command(tool, &folder);
                 command.arg("-V").arg("-p").arg(&key).arg("-m").arg(&message).arg("-x").arg(&file);
                 let output = run(tool, &mut command)?;
-                if output.status.success() { Ok(key.display().to_string()) } else { Err(bad(&output)) }
+                if output.status.success() { Ok(key.display().to_string()) } else { Err(bad(tool, &output)) }
             }
         }
     }
@@ -254,18 +258,17 @@ impl SignatureTrust {
 fn verify_ssh(folder: &TempDir, signers: &Path, name: &str, message: &Path, signature: &Path) -> Result<(), SignError> {
     let mut command = tool_command(Tool::Ssh, folder);
     command.args(["-Y", "verify", "-n", NAMESPACE, "-I", name, "-f"]).arg(signers).arg("-s").arg(signature);
-    let input = std::fs::File::open(message).map_err(unreadable(message))?;
+    let input = File::open(message).map_err(unreadable(message))?;
     let output = run(Tool::Ssh, command.stdin(input))?;
-    if output.status.success() { Ok(()) } else { Err(SignError::Bad { tool: Tool::Ssh, why: said(&output) }) }
+    if output.status.success() { Ok(()) } else { Err(bad(Tool::Ssh, &output)) }
 }
 
 /// Writes the text to a file in a private folder, since both tools require files.
 fn staged(tool: Tool, sums: &[u8]) -> Result<(TempDir, PathBuf), SignError> {
-    let failed = |source| SignError::NoTool { tool, source };
-    let folder = tempfile::tempdir().map_err(failed)?;
+    let folder = tempfile::tempdir().map_err(no_tool(tool))?;
     let message = folder.path().join("SHA256SUMS");
-    let written = std::fs::File::create_new(&message).and_then(|mut file| file.write_all(sums));
-    written.map_err(failed)?;
+    let written = File::create_new(&message).and_then(|mut file| file.write_all(sums));
+    written.map_err(no_tool(tool))?;
     Ok((folder, message))
 }
 
@@ -282,7 +285,15 @@ fn tool_command(tool: Tool, folder: &TempDir) -> Command {
 }
 
 fn run(tool: Tool, command: &mut Command) -> Result<Output, SignError> {
-    command.output().map_err(|source| SignError::NoTool { tool, source })
+    command.output().map_err(no_tool(tool))
+}
+
+fn no_tool(tool: Tool) -> impl FnOnce(io::Error) -> SignError {
+    move |source| SignError::NoTool { tool, source }
+}
+
+fn bad(tool: Tool, output: &Output) -> SignError {
+    SignError::Bad { tool, why: said(output) }
 }
 
 /// Returns the last line of the output that is not empty.
@@ -304,9 +315,11 @@ fn is_armour(signature: &[u8]) -> bool {
     let body = signature.strip_prefix(b"-----BEGIN SSH SIGNATURE-----\n");
     let body = body.and_then(|body| body.strip_suffix(b"\n-----END SSH SIGNATURE-----\n"));
     let body = body.filter(|body| body.starts_with(SSHSIG_1));
-    let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=".contains(byte);
     body.is_some_and(|body| {
-        body.split(|byte| *byte == b'\n').all(|line| !line.is_empty() && line.iter().all(is_base64))
+        let mut lines = body.split(|byte| *byte == b'\n');
+        lines.all(|line| {
+            !line.is_empty() && line.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+/=".contains(byte))
+        })
     })
 }
 
@@ -316,12 +329,10 @@ fn is_ssh_public(text: &str) -> bool {
 }
 
 fn read(path: &Path) -> Result<String, SignError> {
-    let read = || {
-        let mut text = String::new();
-        io::Read::read_to_string(&mut io::Read::take(std::fs::File::open(path)?, LARGEST), &mut text)?;
-        Ok(text)
-    };
-    read().map_err(unreadable(path))
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(LARGEST).read_to_string(&mut text));
+    read.map_err(unreadable(path))?;
+    Ok(text)
 }
 
 fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> SignError + use<> {

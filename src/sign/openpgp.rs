@@ -1,10 +1,12 @@
 //! `OpenPGP` signatures of distributions' lists of checksums, verified by `gpgv`.
 
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use crate::error::{Fault, Kind};
+use crate::fs::read_up_to;
 use crate::process;
 
 const PROGRAM: &str = "gpgv";
@@ -67,38 +69,42 @@ pub fn is_keyring(head: &[u8]) -> bool {
 /// # Errors
 /// When it is not valid, or cannot be verified.
 pub fn check(keyring: &Path, text: &[u8], signature: &[u8]) -> Result<String, OpenPgpError> {
-    let keys = plain_keys(keyring)?;
-    let output = (|| {
-        let folder = tempfile::tempdir()?;
-        for (name, content) in [("keys.gpg", &keys[..]), ("text", text), ("signature", signature)] {
-            std::fs::File::create_new(folder.path().join(name))?.write_all(content)?;
-        }
-        let mut command = Command::new(PROGRAM);
-        command.args(["--status-fd", "1", "--homedir", ".", "--keyring", "./keys.gpg", "signature", "text"]);
-        command.current_dir(folder.path()).env_clear().envs(process::environment()).stdin(Stdio::null()).output()
-    })()
-    .map_err(OpenPgpError::NoTool)?;
-    let (status, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    let line = |keyword: &str| status.lines().find_map(|line| line.strip_prefix("[GNUPG:] ")?.strip_prefix(keyword));
-    let spoiled =
-        ["BADSIG ", "ERRSIG ", "EXPSIG ", "EXPKEYSIG ", "REVKEYSIG "].into_iter().find(|word| line(word).is_some());
-    let fingerprint = line("VALIDSIG ").and_then(|rest| rest.split(' ').next());
+    let output = run_gpgv(&plain_keys(keyring)?, text, signature).map_err(OpenPgpError::NoTool)?;
+    let status = String::from_utf8_lossy(&output.stdout);
+    let mut spoilers = ["BADSIG ", "ERRSIG ", "EXPSIG ", "EXPKEYSIG ", "REVKEYSIG "].into_iter();
+    let spoiled = spoilers.find(|keyword| find_status(&status, keyword).is_some());
+    let fingerprint = find_status(&status, "VALIDSIG ").and_then(|rest| rest.split(' ').next());
+    let is_good = output.status.success() && find_status(&status, "GOODSIG ").is_some();
     match (fingerprint, spoiled) {
-        (Some(fingerprint), None) if output.status.success() && line("GOODSIG ").is_some() => {
-            Ok(fingerprint.to_owned())
-        }
+        (Some(fingerprint), None) if is_good => Ok(fingerprint.to_owned()),
         _ => {
+            let said = String::from_utf8_lossy(&output.stderr);
             let last = said.lines().map(str::trim).rfind(|line| !line.is_empty());
             Err(OpenPgpError::Bad(last.or(spoiled).unwrap_or("gpgv does not say why").trim().to_owned()))
         }
     }
 }
 
+/// Runs `gpgv` in a private folder with these files.
+fn run_gpgv(keys: &[u8], text: &[u8], signature: &[u8]) -> io::Result<Output> {
+    let folder = tempfile::tempdir()?;
+    for (name, content) in [("keys.gpg", keys), ("text", text), ("signature", signature)] {
+        File::create_new(folder.path().join(name))?.write_all(content)?;
+    }
+    let mut command = Command::new(PROGRAM);
+    command.args(["--status-fd", "1", "--homedir", ".", "--keyring", "./keys.gpg", "signature", "text"]);
+    command.current_dir(folder.path()).env_clear().envs(process::environment()).stdin(Stdio::null()).output()
+}
+
+/// Returns what follows a keyword in the lines that `gpgv` writes for programs (`doc/DETAILS` of `GnuPG`).
+fn find_status<'s>(status: &'s str, keyword: &str) -> Option<&'s str> {
+    status.lines().find_map(|line| line.strip_prefix("[GNUPG:] ")?.strip_prefix(keyword))
+}
+
 /// Returns the keys of a keyring without armour, which `gpgv` cannot read.
 fn plain_keys(keyring: &Path) -> Result<Vec<u8>, OpenPgpError> {
-    let mut keys = Vec::new();
-    let read = std::fs::File::open(keyring).and_then(|file| file.take(LARGEST_KEYRING).read_to_end(&mut keys));
-    read.map_err(|source| OpenPgpError::Unreadable { path: keyring.to_owned(), source })?;
+    let keys = read_up_to(keyring, LARGEST_KEYRING)
+        .map_err(|source| OpenPgpError::Unreadable { path: keyring.to_owned(), source })?;
     match std::str::from_utf8(&keys) {
         Ok(text) if text.starts_with(ARMOUR) => without_armour(text).ok_or(OpenPgpError::Armour(keyring.to_owned())),
         _ => Ok(keys),
