@@ -175,42 +175,24 @@ struct ChangeStamp {
 
 impl ChangeStamp {
     fn of(purpose: &str, path: &Path) -> io::Result<Self> {
-        let mut hash = Sha256::new();
-        hash.update(purpose);
-        let mut latest = i128::MIN;
+        let mut hasher = StampHasher { sha: Sha256::new_with_prefix(purpose), latest: i128::MIN };
         let root = fs::canonicalize(path)?;
-        let mut folders = vec![root.clone()];
-        let mut add = |path: &Path, metadata: &Metadata| {
-            let relative = path.strip_prefix(&root).unwrap_or(path).as_os_str().as_bytes();
-            hash.update((relative.len() as u64).to_le_bytes());
-            hash.update(relative);
-            let nanoseconds = |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
-            let mtime = nanoseconds(metadata.mtime(), metadata.mtime_nsec());
-            let ctime = nanoseconds(metadata.ctime(), metadata.ctime_nsec());
-            latest = latest.max(mtime).max(ctime);
-            for number in [metadata.dev(), metadata.ino(), metadata.size(), metadata.mode().into()] {
-                hash.update(number.to_le_bytes());
-            }
-            hash.update(mtime.to_le_bytes());
-            hash.update(ctime.to_le_bytes());
-        };
         let metadata = fs::metadata(&root)?;
-        add(&root, &metadata);
-        if !metadata.is_dir() {
-            folders.clear();
-        }
+        hasher.add(Path::new(""), &metadata);
+        let mut folders = if metadata.is_dir() { vec![root.clone()] } else { Vec::new() };
         while let Some(folder) = folders.pop() {
             let mut names = fs::read_dir(&folder)?.collect::<io::Result<Vec<_>>>()?;
             names.sort_by_key(fs::DirEntry::file_name);
             for entry in names {
+                let path = entry.path();
                 let metadata = entry.metadata()?;
-                add(&entry.path(), &metadata);
+                hasher.add(path.strip_prefix(&root).unwrap_or(&path), &metadata);
                 if metadata.is_dir() {
-                    folders.push(entry.path());
+                    folders.push(path);
                 }
             }
         }
-        Ok(Self { id: hex(&hash.finalize()), latest })
+        Ok(Self { id: hex(&hasher.sha.finalize()), latest: hasher.latest })
     }
 
     /// Returns whether the last change was long enough before `began`. A time in the future never is.
@@ -218,6 +200,29 @@ impl ChangeStamp {
         let began = began.duration_since(UNIX_EPOCH).unwrap_or_default();
         let limit = began.saturating_sub(RACY).as_nanos();
         i128::try_from(limit).is_ok_and(|limit| self.latest < limit)
+    }
+}
+
+/// Hashes the metadata of entries, and finds the latest change of any of them.
+struct StampHasher {
+    sha: Sha256,
+    latest: i128,
+}
+
+impl StampHasher {
+    fn add(&mut self, relative: &Path, metadata: &Metadata) {
+        let relative = relative.as_os_str().as_bytes();
+        self.sha.update((relative.len() as u64).to_le_bytes());
+        self.sha.update(relative);
+        for number in [metadata.dev(), metadata.ino(), metadata.size(), metadata.mode().into()] {
+            self.sha.update(number.to_le_bytes());
+        }
+        let times = [(metadata.mtime(), metadata.mtime_nsec()), (metadata.ctime(), metadata.ctime_nsec())];
+        for (seconds, rest) in times {
+            let nanoseconds = i128::from(seconds) * 1_000_000_000 + i128::from(rest);
+            self.latest = self.latest.max(nanoseconds);
+            self.sha.update(nanoseconds.to_le_bytes());
+        }
     }
 }
 
