@@ -300,7 +300,7 @@ mod tests {
     async fn each_finding_is_one_line_and_each_bad_one_has_a_fix() {
         let (text, _) = report(DoctorArgs::default(), "/tmp").await;
         eprint!("{text}");
-        assert_eq!(text.lines().count(), 8);
+        assert_eq!(text.lines().count(), 7);
         for line in text.lines() {
             assert!(line.starts_with("ok ") || line.contains("; to fix: "), "{line}");
         }
