@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::size::ByteSize;
-use crate::specfile::{BaseFormat, BootMode, DiskFormat, NetworkBackend, PrivateDestination};
+use crate::specfile::{BaseFormat, BootMode, DiskFormat, FirmwareKind, NetworkBackend, PrivateDestination};
 
 use super::host::UefiFirmware;
 
@@ -55,7 +55,6 @@ pub enum PrivateNetworkAccess {
 
 impl PlannedMachine {
     /// Returns whether this host can start the machine.
-    #[must_use]
     pub fn has_qemu(&self) -> bool {
         !self.qemu_version.is_empty()
     }
@@ -95,7 +94,6 @@ pub enum Accelerator {
 
 impl Accelerator {
     /// Returns the name that QEMU, the spec and the manifest use.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Accelerator::Kvm => "kvm",
@@ -105,7 +103,6 @@ impl Accelerator {
 
     /// Returns the CPU model. `host` is the fastest under KVM; `max` is all that software emulation supports, so that a
     /// guest built for x86-64-v2 or -v3 runs.
-    #[must_use]
     pub fn cpu_model(self) -> &'static str {
         match self {
             Accelerator::Kvm => "host",
@@ -125,17 +122,15 @@ pub enum MachineFirmware {
 
 impl MachineFirmware {
     /// Returns the name that the spec and the manifest use.
-    #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
-            MachineFirmware::Bios => "bios",
-            MachineFirmware::Uefi(_) => "uefi",
+            MachineFirmware::Bios => FirmwareKind::Bios.name(),
+            MachineFirmware::Uefi(_) => FirmwareKind::Uefi.name(),
         }
     }
 }
 
 /// Returns the name of a base image's format, as QEMU and the manifest use it.
-#[must_use]
 pub fn format_name(format: BaseFormat) -> &'static str {
     DiskFormat::from(format).name()
 }

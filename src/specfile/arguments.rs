@@ -28,29 +28,27 @@ const HELP: &str = "put it into a file with `write` or `copy`, or run it as a `s
 
 /// Accepts a string that is passed to a program as an argument.
 pub(super) fn argument() -> Text<String> {
-    let Text { expects, schema, parse: any } = text();
-    let parse = move |text: &str| {
+    let Text { expects, schema, parse } = text();
+    Text::new(expects, schema, move |text| {
         if text.len() > LONGEST {
             let message = format!("an argument of {} bytes: Linux takes at most {LONGEST}", text.len());
             return Err(ValueProblem { message, help: Some(HELP.to_owned()) });
         }
-        any(text)
-    };
-    Text { expects, schema, parse: Box::new(parse) }
+        parse(text)
+    })
 }
 
 /// Accepts a shell script in a string.
 pub(super) fn script() -> Text<String> {
-    let Text { expects, schema, parse: any } = text();
-    let parse = move |text: &str| {
+    let Text { expects, schema, parse } = text();
+    Text::new(expects, schema, move |text| {
         if text.len() > LONGEST_SCRIPT {
             let message = format!("a script of {} bytes: at most {LONGEST_SCRIPT} are allowed", text.len());
             return Err(ValueProblem { message, help: Some(HELP.to_owned()) });
         }
         check_interpreter(text)?;
-        any(text)
-    };
-    Text { expects, schema, parse: Box::new(parse) }
+        parse(text)
+    })
 }
 
 /// Refuses a script whose `#!` line names another interpreter than the shell that reads it: to that shell the line is a
@@ -61,8 +59,8 @@ fn check_interpreter(text: &str) -> Result<(), ValueProblem> {
     if SHELLS.contains(&program) {
         return Ok(());
     }
-    let message = format!("the line `{}` has no effect here: the text is run by `sh -eu`", line.trim_end());
-    let file = "put the text into a file, and name that in a step with `script`";
+    let message = format!("the line `{}` has no effect here: the string is run by `sh -eu`", line.trim_end());
+    let file = "put the script into a file, and name that in a step with `script`";
     let help = match INTERPRETERS.iter().find(|(name, _)| *name == program) {
         Some((name, option)) => format!("{file}, or write `run = [\"{name}\", \"{option}\", \"...\"]`"),
         None => file.to_owned(),
@@ -72,9 +70,8 @@ fn check_interpreter(text: &str) -> Result<(), ValueProblem> {
 
 /// Returns the name of the program that the rest of a `#!` line starts.
 fn find_program(rest: &str) -> Option<&str> {
-    let is_program = |word: &&str| !word.starts_with('-') && !word.contains('=');
-    let names = rest.split_whitespace().filter(is_program).map(|word| word.rsplit('/').next().unwrap_or(word));
-    names.into_iter().find(|name| !STARTERS.contains(name))
+    let programs = rest.split_whitespace().filter(|word| !word.starts_with('-') && !word.contains('='));
+    programs.map(|word| word.rsplit('/').next().unwrap_or(word)).find(|name| !STARTERS.contains(name))
 }
 
 /// Returns the arguments of a command that is run without a shell; a script for a shell is a file and may be longer.

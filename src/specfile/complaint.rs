@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::document::SpecDocument;
 use super::hidden_characters::is_forgery;
@@ -93,14 +93,13 @@ impl SpecErrors {
 
     /// Returns one line for each error, for output such as a log that cannot show carets.
     pub(crate) fn lines(&self) -> Vec<String> {
-        let line = |error: &SpecError| match &error.span {
-            Some(span) => {
-                let at = self.document.position(span.start);
-                format!("{}:{}:{}: {}", self.document.path().display(), at.line, at.column, error.message)
-            }
-            None => error.message.clone(),
-        };
-        self.errors.iter().map(line).collect()
+        self.errors.iter().map(|error| self.line(error)).collect()
+    }
+
+    fn line(&self, error: &SpecError) -> String {
+        let Some(span) = &error.span else { return error.message.clone() };
+        let at = self.document.position(span.start);
+        format!("{}:{}:{}: {}", self.document.path().display(), at.line, at.column, error.message)
     }
 }
 
@@ -164,7 +163,7 @@ pub enum LoadError {
         path: PathBuf,
     },
     /// The file is not UTF-8.
-    #[error("the spec {} is not UTF-8: byte {offset} cannot be part of a text", path.display())]
+    #[error("the spec {} is not UTF-8: byte {offset} is invalid", path.display())]
     NotUtf8 {
         /// Path of the spec file.
         path: PathBuf,
@@ -174,6 +173,12 @@ pub enum LoadError {
     /// The file was read, and its content is not a valid spec.
     #[error(transparent)]
     Invalid(#[from] SpecErrors),
+}
+
+impl LoadError {
+    pub(super) fn unreadable(path: &Path) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Read { path: path.to_owned(), source, similar: None }
+    }
 }
 
 impl Fault for LoadError {

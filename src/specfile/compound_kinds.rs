@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value as Json, json};
 use toml::Spanned;
-use toml::de::{DeString, DeValue};
+use toml::de::{DeArray, DeString, DeValue};
 
 use super::Command;
 use super::arguments::{argument, script};
@@ -28,22 +28,39 @@ impl<S: Shape> Shape for List<S> {
         format!("a list of at most {}, each {}", self.1, self.0.expects())
     }
 
-    /// Reads the elements; those that are wrong are reported and left out.
     fn read(&self, node: &Node, reader: &mut SpecReader) -> Option<Self::Value> {
         let DeValue::Array(elements) = node.get_ref() else {
             wrong_brackets(node, reader, &self.expects());
             return None;
         };
-        if let Some(extra) = elements.get(self.1) {
-            reader.report(SpecError::new(extra.span(), format!("more than {} of these", self.1)));
-        }
-        let read = |node: &Node| self.0.read(node, reader).map(|value| SpannedValue { value, span: node.span() });
-        Some(elements.iter().take(self.1).filter_map(read).collect())
+        Some(read_elements(&self.0, elements, self.1, reader))
     }
 
     fn schema(&self) -> Json {
         json!({ "type": "array", "items": self.0.schema(), "maxItems": self.1 })
     }
+}
+
+/// Reads the elements of a list, at most this many; those that are wrong are reported and left out.
+fn read_elements<S: Shape>(
+    shape: &S,
+    elements: &DeArray,
+    most: usize,
+    reader: &mut SpecReader,
+) -> Vec<SpannedValue<S::Value>> {
+    if let Some(extra) = elements.get(most) {
+        reader.report(SpecError::new(extra.span(), format!("more than {most} of these")));
+    }
+    elements.iter().take(most).filter_map(|node| read_spanned(shape, node, reader)).collect()
+}
+
+/// Reads a value, and keeps its place in the document.
+pub(super) fn read_spanned<S: Shape>(
+    shape: &S,
+    node: &Node,
+    reader: &mut SpecReader,
+) -> Option<SpannedValue<S::Value>> {
+    shape.read(node, reader).map(|value| SpannedValue { value, span: node.span() })
 }
 
 /// One value, or a list of them with the most elements that it may have.
@@ -57,14 +74,10 @@ impl<S: Shape> Shape for OneOrMore<S> {
     }
 
     fn read(&self, node: &Node, reader: &mut SpecReader) -> Option<Self::Value> {
-        let read = |node: &Node, reader: &mut SpecReader| {
-            self.0.read(node, reader).map(|value| SpannedValue { value, span: node.span() })
-        };
-        let DeValue::Array(elements) = node.get_ref() else { return read(node, reader).map(|one| vec![one]) };
-        if let Some(extra) = elements.get(self.1) {
-            reader.report(SpecError::new(extra.span(), format!("more than {} of these", self.1)));
+        match node.get_ref() {
+            DeValue::Array(elements) => Some(read_elements(&self.0, elements, self.1, reader)),
+            _ => read_spanned(&self.0, node, reader).map(|one| vec![one]),
         }
-        Some(elements.iter().take(self.1).filter_map(|node| read(node, reader)).collect())
     }
 
     fn schema(&self) -> Json {
@@ -128,7 +141,7 @@ impl Shape for CommandShape {
     type Value = Command;
 
     fn expects(&self) -> String {
-        "a text for `sh -eu`, or a list of strings to run without a shell".into()
+        "a string for `sh -eu`, or a list of strings to run without a shell".into()
     }
 
     fn read(&self, node: &Node, reader: &mut SpecReader) -> Option<Command> {
@@ -227,7 +240,7 @@ impl Shape for Variables {
             // A variable with a wrong value still counts as declared, so that its uses are not reported too.
             let text = value.get_ref().as_str().unwrap_or_default();
             if let Some(refusal) = too_long(key.get_ref(), text) {
-                reader.report(SpecError::new(key.span(), refusal).help("write long texts where they are used"));
+                reader.report(SpecError::new(key.span(), refusal).help("write long strings where they are used"));
             }
             reader.vars.insert(key.get_ref().to_string(), text.to_owned());
         }

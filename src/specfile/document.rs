@@ -80,7 +80,9 @@ impl SpecDocument {
 
     /// Returns the quoted strings of a line, counted from 0.
     fn strings(&self, line: usize) -> Vec<Range<usize>> {
-        let (start, mut found, mut open) = (self.line_starts[line], Vec::new(), None);
+        let mut found = Vec::new();
+        let mut open = None;
+        let start = self.line_starts[line];
         let end = self.line_starts.get(line + 1).copied().unwrap_or(self.text.len());
         for (at, c) in self.text[start..end].char_indices() {
             match open {
@@ -100,13 +102,10 @@ impl SpecDocument {
     /// key.
     pub(crate) fn find_value(&self, variant: Option<&str>, path: [&str; 2]) -> Option<Range<usize>> {
         let (document, _) = DeTable::parse_recoverable(&self.text);
-        let find = |from: &DeTable, [table, key]: [&str; 2]| {
-            from.get(table)?.get_ref().as_table()?.get(key).map(Spanned::span)
-        };
         let document = document.get_ref();
         let overlay = variant.and_then(|name| document.get("variants")?.get_ref().as_table()?.get(name));
-        let overlaid = overlay.and_then(|overlay| find(overlay.get_ref().as_table()?, path));
-        overlaid.or_else(|| find(document, path))
+        let overlaid = overlay.and_then(|overlay| find_key(overlay.get_ref().as_table()?, path));
+        overlaid.or_else(|| find_key(document, path))
     }
 
     /// Returns the first line that, without surrounding white space, is the wanted one.
@@ -132,6 +131,10 @@ impl SpecDocument {
         let last = self.line(span.end.saturating_sub(1).max(span.start));
         start..self.line_starts.get(last).copied().unwrap_or(self.text.len())
     }
+}
+
+fn find_key(document: &DeTable, [table, key]: [&str; 2]) -> Option<Range<usize>> {
+    document.get(table)?.get_ref().as_table()?.get(key).map(Spanned::span)
 }
 
 #[cfg(test)]

@@ -17,13 +17,16 @@ const SHAPES: [(&str, usize, &str); 9] = [
 /// Returns the lines of a text that look like a secret, from 1, with the kind of secret.
 #[must_use]
 pub fn giveaways(text: &str) -> Vec<(usize, &'static str)> {
-    let seen = |line: &str| SHAPES.iter().find(|shape| holds(line, shape)).map(|(_, _, what)| *what);
-    text.lines().zip(1..).filter_map(|(line, number)| Some((number, seen(line)?))).collect()
+    text.lines().zip(1..).filter_map(|(line, number)| Some((number, find_kind(line)?))).collect()
 }
 
-fn holds(line: &str, (start, least, _): &(&str, usize, &str)) -> bool {
-    let follows = |rest: &str| rest.chars().take_while(char::is_ascii_alphanumeric).count();
-    line.match_indices(start).any(|(at, _)| follows(&line[at + start.len()..]) >= *least)
+fn find_kind(line: &str) -> Option<&'static str> {
+    SHAPES.iter().find(|(prefix, least, _)| contains_token(line, prefix, *least)).map(|(_, _, kind)| *kind)
+}
+
+fn contains_token(line: &str, prefix: &str, least: usize) -> bool {
+    let mut rests = line.match_indices(prefix).map(|(at, _)| &line[at + prefix.len()..]);
+    rests.any(|rest| rest.chars().take_while(char::is_ascii_alphanumeric).count() >= least)
 }
 
 #[cfg(test)]

@@ -57,67 +57,67 @@ table! {
     /// A kiln image specification.
     Document {
         // Read first: any other key may contain variables.
-        /// Variables. Run and script steps see them as environment variables, and `{{ name }}` in any other string
-        /// value stands for one. `--var name=value` overrides one that is declared here.
+        /// Variables: environment variables of run and script steps, and values of `{{ name }}` in any other string.
+        /// `--var name=value` overrides one that is declared here.
         vars: BTreeMap<String, String> = DefaultedKey(Variables(VARIABLE), "{}"),
-        /// What is made.
+        /// The image's name, version and description.
         image: Option<SpannedValue<Image>> = Required(of::<Image>()),
-        /// What it is made from.
+        /// The base image.
         base: Option<SpannedValue<ChosenVariant<Base, Source>>> = Required(one_of::<Base, Source>()),
-        /// The virtual machine it is made in.
+        /// The virtual machine of the build.
         machine: Machine = DefaultedKey(of::<Machine>(), "{}"),
-        /// What the guest may reach over its network.
+        /// The destinations that the guest may reach over its network.
         network: NetworkAccess = DefaultedKey(of::<NetworkAccess>(), "{}"),
-        /// Files that steps may read and that leave no trace: not in the image, a log, a cache key or a manifest.
+        /// Secrets, which steps read as files. They are kept out of the image, logs, cache keys and the manifest.
         secrets: BTreeMap<String, SpannedValue<ChosenVariant<Nothing, Secret>>> = DefaultedKey(Map(SECRET, one_of::<Nothing, Secret>()), "{}"),
-        /// What is done in the guest, in order.
+        /// The steps, which run in the guest in this order.
         step: Vec<SpannedValue<ChosenVariant<Step, Verb>>> = DefaultedKey(List(one_of::<Step, Verb>(), MAX_STEPS), "[]"),
-        /// What must hold in a throw-away clone of the sealed image, freshly booted.
+        /// Tests of the sealed image, which run in a freshly booted throw-away clone.
         test: Vec<SpannedValue<ChosenVariant<Test, Assertion>>> = DefaultedKey(List(one_of::<Test, Assertion>(), MAX_STEPS), "[]"),
         /// How the guest is generalised.
         seal: Seal = DefaultedKey(of::<Seal>(), "{}"),
-        /// The files to write; one zstd-compressed qcow2 when there is none.
+        /// The files to write; by default, one zstd-compressed qcow2 file.
         output: Vec<SpannedValue<Output>> = DefaultedKey(List(of::<Output>(), 16), "[]"),
         /// Limits of the whole build.
         build: Build = DefaultedKey(of::<Build>(), "{}"),
-        /// Other images of this file: what each changes. `--variant NAME` builds one, as `NAME` behind the image's name
-        /// and a hyphen.
+        /// Variants: other images from the same file, each with its changes. `--variant NAME` builds one, whose image
+        /// name ends in a hyphen and `NAME`.
         variants: BTreeMap<String, SpannedValue<Overlay>> = DefaultedKey(Map(VARIANT, of::<Overlay>()), "{}"),
     }
 }
 
 table! {
-    /// What a variant changes.
+    /// The changes of a variant.
     Overlay {
-        /// Other values of variables that `[vars]` declares.
+        /// New values of variables that `[vars]` declares.
         vars: DeclaredVariables = DefaultedKey(DeclaredVariables(VARIABLE), "{}"),
-        /// Another base image, instead of the whole `[base]`.
+        /// A base image that replaces the whole `[base]`.
         base: Option<SpannedValue<ChosenVariant<Base, Source>>> = Optional(one_of::<Base, Source>()),
-        /// Other keys of `[machine]`.
+        /// Keys that override those of `[machine]`.
         machine: Machine = DefaultedKey(of::<Machine>(), "{}"),
-        /// Other files to write, instead of all `[[output]]`.
+        /// Outputs that replace all `[[output]]`.
         output: Vec<SpannedValue<Output>> = DefaultedKey(List(of::<Output>(), 16), "[]"),
     }
 }
 
 table! {
-    /// What is made.
+    /// The image's name, version and description.
     Image {
         /// The image's name in the store.
         name: Option<SpannedValue<String>> = Required(word(IMAGE_NAME)),
         /// The version; `kiln build --version` overrides it.
         version: Option<SpannedValue<String>> = Required(word(IMAGE_VERSION)),
-        /// What the image is for.
+        /// A description of the image.
         description: String = DefaultedKey(line(MAX_LINE), "''"),
-        /// Free pairs for the manifest.
+        /// Key-value pairs that are recorded in the manifest.
         labels: Texts = DefaultedKey(Map(LABEL, line(MAX_LINE)), "{}"),
     }
 }
 
 table! {
-    /// What every kind of base image can say.
+    /// Keys of every kind of base image.
     Base {
-        /// Checked before anything boots.
+        /// The SHA-256 digest of the base image, checked before anything boots.
         sha256: Option<SpannedValue<String>> = Optional(sha256()),
         /// The format of the base image; it is never guessed.
         format: BaseFormat =
@@ -126,7 +126,7 @@ table! {
 }
 
 variants! {
-    /// Where the base image comes from.
+    /// The source of the base image.
     Source, "the source of the base image" {
         "file": LocalFile, "url": RemoteFile, "image": StoredImage, "spec": OtherSpec,
     } later ["oci"]
@@ -141,19 +141,19 @@ table! {
 }
 
 table! {
-    /// A disk image somewhere else, downloaded once. What ends in `.xz`, `.zst` or `.gz` is unpacked.
+    /// A disk image that is downloaded once. A file whose name ends in `.xz`, `.zst` or `.gz` is unpacked.
     RemoteFile {
-        /// Where it is.
+        /// The URL of the file.
         url: Option<SpannedValue<Url>> = Required(location()),
-        /// Other places of the same file, tried in this order.
+        /// Other URLs of the same file, tried in this order.
         mirrors: Vec<SpannedValue<Url>> = DefaultedKey(List(location(), 16), "[]"),
-        /// A `SHA256SUMS` or `SHA512SUMS` file that lists it, instead of `sha256`.
+        /// A `SHA256SUMS` or `SHA512SUMS` file that lists the file's digest, instead of `sha256`.
         sums: Option<SpannedValue<Url>> = Optional(location()),
-        /// Digest of that file.
+        /// The SHA-256 digest of the `sums` file.
         sums_sha256: Option<SpannedValue<String>> = Optional(sha256()),
-        /// A detached signature of that file, instead of its digest.
+        /// A detached signature of the `sums` file, instead of its digest.
         sums_signature: Option<SpannedValue<Url>> = Optional(location()),
-        /// The public key of the signature: of OpenSSH, minisign or `OpenPGP`.
+        /// The public key of the signature, of OpenSSH, minisign or `OpenPGP`.
         sums_key: Option<SpannedValue<SlashedPath<PathBuf>>> = Optional(host_path()),
     }
 }
@@ -161,7 +161,7 @@ table! {
 table! {
     /// An image of the store.
     StoredImage {
-        /// The image: its newest version, or the one of a version or tag.
+        /// The image: its newest version, or the version that is given or that a tag names.
         image: Option<SpannedValue<String>> = Required(reference(IMAGE_NAME, IMAGE_VERSION)),
     }
 }
@@ -177,45 +177,46 @@ table! {
 }
 
 table! {
-    /// The virtual machine the image is made in.
+    /// The virtual machine of the build.
     Machine {
-        /// Virtual CPUs; capped at the host's.
+        /// Number of virtual CPUs, at most that of the host's CPUs.
         cpus: u8 = DefaultedKey(Integer(1_u8..=255), "2"),
         /// Memory of the guest during the build.
         memory: ByteSize = DefaultedKey(size(MEMORY), "'1GiB'"),
-        /// Virtual size of the disk, not smaller than the base image's; without it, the base image's own.
+        /// Virtual size of the disk, at least that of the base image; by default, that of the base image.
         disk: Option<SpannedValue<ByteSize>> = Optional(size(DISK)),
-        /// What starts the boot loader.
-        firmware: FirmwareKind = DefaultedKey(choice([("bios", FirmwareKind::Bios), ("uefi", FirmwareKind::Uefi)], &[]), "'bios'"),
+        /// The firmware that starts the boot loader.
+        firmware: FirmwareKind = DefaultedKey(choice(FirmwareKind::ALL.map(|kind| (kind.name(), kind)), &[]), "'bios'"),
         /// How the guest of a build starts: `full` is firmware, boot loader, init and services; with `direct`, QEMU starts the
         /// kernel of the image and no service runs, which takes seconds. Tests always boot in full.
         boot: BootMode = DefaultedKey(choice([("full", BootMode::Full), ("direct", BootMode::Direct)], &[]), "'full'"),
-        /// `auto` is KVM where it works, else software emulation; `kvm` insists.
+        /// `auto` uses KVM if it works and software emulation otherwise; `kvm` requires KVM; `tcg` is software
+        /// emulation.
         accel: AccelChoice = DefaultedKey(choice([("auto", AccelChoice::Auto), ("kvm", AccelChoice::Kvm), ("tcg", AccelChoice::Tcg)], &[]), "'auto'"),
-        /// `none` is no network card at all, `user` QEMU's user-mode network, which reaches public addresses alone.
+        /// `none` is no network card; `user` is QEMU's user-mode network, which reaches public addresses only.
         network: NetworkBackend = DefaultedKey(choice([("none", NetworkBackend::None), ("user", NetworkBackend::User)], &[]), "'none'"),
-        /// Until the guest answers; longer under software emulation, which says so.
+        /// How long the guest may take to boot; extended under software emulation, which is reported.
         boot_timeout: Duration = DefaultedKey(duration(1..=WEEK), "'5m'"),
     }
 }
 
 table! {
-    /// What the guest may reach over its network.
+    /// The destinations that the guest may reach over its network.
     NetworkAccess {
-        /// Destinations besides public addresses, with `machine.network = "user"`: `host` is the host that runs the
-        /// build. A build needs `--allow-private-network` for them.
+        /// Destinations in addition to public addresses, with `machine.network = "user"`: `host` is the host that runs
+        /// the build. A build needs `--allow-private-network` for them.
         private: Vec<SpannedValue<PrivateDestination>> = DefaultedKey(List(private_destination(), 100), "[]"),
     }
 }
 
 table! {
-    /// Shared by all secrets.
+    /// Keys of all secrets: none.
     Nothing {}
 }
 
 variants! {
-    /// Where a secret comes from.
-    Secret, "where the secret comes from" { "env": SecretEnv, "file": SecretFile, } later []
+    /// The source of a secret.
+    Secret, "the source of the secret" { "env": SecretEnv, "file": SecretFile, } later []
 }
 
 table! {
@@ -235,21 +236,21 @@ table! {
 }
 
 table! {
-    /// Shared by all steps.
+    /// Keys of all steps.
     Step {
-        /// For people and logs; made from the verb when there is none.
+        /// The name in output and logs; by default, it is derived from the action.
         name: Option<SpannedValue<String>> = Optional(title(MAX_TITLE)),
         /// How long the step may take.
         timeout: Duration = DefaultedKey(duration(1..=WEEK), "'1h'"),
-        /// `false`: whenever the image is built, run this step and everything after it. A version whose inputs are
-        /// unchanged is not built again without `--replace`.
+        /// With `false`, this step and all later ones run in every build. A version whose inputs are unchanged is not
+        /// built again without `--replace`.
         cache: bool = DefaultedKey(Boolean, "true"),
     }
 }
 
 variants! {
-    /// What a step does.
-    Verb, "the step's verb" {
+    /// The action of a step.
+    Verb, "the step's action" {
         "run": RunCommand, "script": RunScript, "copy": CopyIn, "write": WriteFile, "fetch": FetchOut, "reboot": Reboot,
     } later []
 }
@@ -257,15 +258,15 @@ variants! {
 table! {
     /// A command in the guest.
     RunCommand {
-        /// What to run: a text is for `sh -eu`, a list of strings is an argument vector and needs no shell.
+        /// The command: a string is a script for `sh -eu`, a list of strings is an argument vector that needs no shell.
         run: Option<SpannedValue<Command>> = Required(CommandShape),
         /// Environment variables for this step.
         env: Texts = DefaultedKey(Map(VARIABLE, text()), "{}"),
-        /// Who runs it.
+        /// The user that runs it.
         user: String = DefaultedKey(word(ACCOUNT), "'root'"),
         /// Working directory in the guest.
         dir: String = DefaultedKey(guest_folder(), "'/'"),
-        /// Names of `[secrets]` that this step finds as files under `$KILN_SECRETS`.
+        /// Names of `[secrets]` that this step can read as files under `$KILN_SECRETS`.
         secrets: Vec<SpannedValue<String>> = DefaultedKey(List(word(SECRET), 100), "[]"),
     }
 }
@@ -273,17 +274,17 @@ table! {
 table! {
     /// A script from this host, run in the guest by its own `#!` line.
     RunScript {
-        /// The file.
+        /// The script.
         script: Option<SpannedValue<SlashedPath<PathBuf>>> = Required(host_path()),
         /// Its arguments.
         args: Vec<SpannedValue<String>> = DefaultedKey(List(argument(), 1000), "[]"),
         /// Environment variables for this step.
         env: Texts = DefaultedKey(Map(VARIABLE, text()), "{}"),
-        /// Who runs it.
+        /// The user that runs it.
         user: String = DefaultedKey(word(ACCOUNT), "'root'"),
         /// Working directory in the guest.
         dir: String = DefaultedKey(guest_folder(), "'/'"),
-        /// Names of `[secrets]` that this step finds as files under `$KILN_SECRETS`.
+        /// Names of `[secrets]` that this step can read as files under `$KILN_SECRETS`.
         secrets: Vec<SpannedValue<String>> = DefaultedKey(List(word(SECRET), 100), "[]"),
     }
 }
@@ -291,23 +292,23 @@ table! {
 table! {
     /// A file or folder of this host, copied into the guest.
     CopyIn {
-        /// The file or folder; with a trailing slash, what is in the folder.
+        /// The file or folder; with a trailing slash, the contents of the folder.
         copy: Option<SpannedValue<SlashedPath<PathBuf>>> = Required(host_path()),
-        /// Where to; with a trailing slash, into that folder.
+        /// The destination; with a trailing slash, the folder to copy into.
         to: Option<SpannedValue<SlashedPath<String>>> = Required(guest_path()),
-        /// Owner of everything copied.
+        /// Owner of everything that is copied.
         owner: FileOwner = DefaultedKey(owner(), "'root:root'"),
-        /// Permission bits of the files; without it, the files' own.
+        /// Permission bits of the files; by default, those of the source files.
         mode: Option<SpannedValue<u32>> = Optional(Mode),
     }
 }
 
 table! {
-    /// A small file, written from text in the spec.
+    /// A small file with content from the spec.
     WriteFile {
         /// The whole content.
         write: Option<SpannedValue<String>> = Required(content()),
-        /// The file.
+        /// The path of the file.
         to: Option<SpannedValue<String>> = Required(guest_file()),
         /// Its owner.
         owner: FileOwner = DefaultedKey(owner(), "'root:root'"),
@@ -321,13 +322,13 @@ table! {
     FetchOut {
         /// The file or folder.
         fetch: Option<SpannedValue<String>> = Required(guest_folder()),
-        /// Its name beside the image.
+        /// Its path beside the image.
         to: Option<SpannedValue<PathBuf>> = Required(kept_path()),
     }
 }
 
 table! {
-    /// A restart of the guest; the build goes on when it is back.
+    /// A restart of the guest; the build continues when it is up again.
     Reboot {
         /// Always `true`.
         reboot: Option<SpannedValue<bool>> = Required(Boolean),
@@ -335,24 +336,24 @@ table! {
 }
 
 table! {
-    /// Shared by all tests.
+    /// Keys of all tests.
     Test {
-        /// For people and logs; made from what is checked when there is none.
+        /// The name in output and logs; by default, it is derived from the check.
         name: Option<SpannedValue<String>> = Optional(title(MAX_TITLE)),
-        /// The guest restarts before the check.
+        /// Restart the guest before the check.
         reboot: bool = DefaultedKey(Boolean, "false"),
-        /// A boot of its own, rather than a clone of the boot that the other tests share.
+        /// Boot a guest for this test alone, instead of a clone of the boot that the other tests share.
         needs_fresh_boot: bool = DefaultedKey(Boolean, "false"),
-        /// Try again until it passes or this is over.
+        /// How long the test is retried until it passes.
         retry_for: Duration = DefaultedKey(duration(0..=WEEK), "'0s'"),
-        /// How long one try may take.
+        /// How long one attempt may take.
         timeout: Duration = DefaultedKey(duration(1..=WEEK), "'2m'"),
     }
 }
 
 variants! {
-    /// What a test checks.
-    Assertion, "what the test checks" {
+    /// The check of a test.
+    Assertion, "the check of the test" {
         "run": CommandSucceeds, "command": CommandEnds, "unit": UnitRuns, "port": PortListens, "file": FileThere,
         "package": PackageInstalled, "boots-within": BootsWithin, "no-failed-units": NoUnitFailed,
     } later []
@@ -361,20 +362,20 @@ variants! {
 table! {
     /// A command that must succeed.
     CommandSucceeds {
-        /// What to run: a text for `sh -eu`, or a list of strings.
+        /// The command: a string for `sh -eu`, or a list of strings.
         run: Option<SpannedValue<Command>> = Required(CommandShape),
     }
 }
 
 table! {
-    /// A command, how it ends and what it writes.
+    /// A command with its exit status and its output.
     CommandEnds {
-        /// What to run: a text for `sh -eu`, or a list of strings.
+        /// The command: a string for `sh -eu`, or a list of strings.
         command: Option<SpannedValue<Command>> = Required(CommandShape),
-        /// The exit status it must have.
+        /// The expected exit status.
         exit: u8 = DefaultedKey(Integer(0_u8..=255), "0"),
-        /// What its standard output must match, anywhere in it. `$` matches at the end of the output, and before a newline
-        /// there.
+        /// A regular expression that its standard output must match somewhere. `$` matches at the end of the output,
+        /// and before a newline there.
         stdout_matches: Option<SpannedValue<String>> = Optional(regex()),
     }
 }
@@ -383,13 +384,13 @@ table! {
     /// A service that must be running.
     UnitRuns {
         /// The systemd unit, which must be active and must not have been restarted; without systemd, the service whose
-        /// script must say that it runs.
+        /// script must report that it runs.
         unit: Option<SpannedValue<String>> = Required(word(UNIT)),
     }
 }
 
 table! {
-    /// A port that must be listened on.
+    /// A port that a service must listen on.
     PortListens {
         /// The TCP port, on any address.
         port: Option<SpannedValue<u16>> = Required(Integer(1_u16..=65535)),
@@ -397,19 +398,19 @@ table! {
 }
 
 table! {
-    /// A file or folder that must be there, or must not.
+    /// A file or folder that must exist, or must not exist.
     FileThere {
         /// The path; symbolic links are followed.
         file: Option<SpannedValue<String>> = Required(guest_folder()),
-        /// Nothing of that name may be there, not even a dangling link.
+        /// Nothing with that path may exist, not even a dangling link.
         absent: Option<SpannedValue<bool>> = Optional(Boolean),
         /// Its permission bits.
         mode: Option<SpannedValue<u32>> = Optional(Mode),
-        /// Its owner, and its group where one is given.
+        /// Its owner, and its group if one is given.
         owner: Option<SpannedValue<FileOwner>> = Optional(owner()),
-        /// A text that must be in it.
+        /// A string that its content must contain.
         contains: Option<SpannedValue<String>> = Optional(content()),
-        /// The digest of its content.
+        /// The SHA-256 digest of its content.
         sha256: Option<SpannedValue<String>> = Optional(sha256()),
     }
 }
@@ -417,18 +418,18 @@ table! {
 table! {
     /// A package that must be installed.
     PackageInstalled {
-        /// Its name, as dpkg, rpm or apk know it.
+        /// Its name in the database of dpkg, rpm or apk.
         package: Option<SpannedValue<String>> = Required(word(PACKAGE)),
-        /// Its version; with `*` at the end, how it begins.
+        /// Its version; one that ends with `*` matches all versions that begin so.
         version: Option<SpannedValue<String>> = Optional(line(MAX_LINE)),
     }
 }
 
 table! {
-    /// How long a boot may take.
+    /// A limit on the duration of a boot.
     BootsWithin {
-        /// From power-on, or from the reboot with `reboot = true`, until everything is started; longer under software
-        /// emulation.
+        /// The longest time from power-on, or from the reboot with `reboot = true`, until everything has started;
+        /// extended under software emulation.
         boots_within: Option<SpannedValue<Duration>> = Required(duration(1..=WEEK)),
     }
 }
@@ -444,7 +445,7 @@ table! {
 table! {
     /// How the guest is generalised.
     Seal {
-        /// Operations to leave out; `kiln seal --list` explains them.
+        /// Operations to skip; `kiln seal --list` describes them.
         skip: Vec<SpannedValue<&'static str>> = DefaultedKey(List(choice(seal::OPERATIONS.each_ref().map(|operation| (operation.name, operation.name)), &[]), 100), "[]"),
     }
 }
@@ -452,14 +453,16 @@ table! {
 table! {
     /// A file to write.
     Output {
-        /// The format of the file; without it, what the platform takes, or `qcow2`.
+        /// The format of the file; by default, the best one for the platform, or `qcow2`.
         format: Option<SpannedValue<OutputFormat>> = Optional(choice(
             OutputFormat::ALL.iter().map(|format| (format.name(), *format)).collect::<Vec<_>>(),
             &[],
         )),
-        /// Where the image goes: picks the format, and warns of what the guest lacks there.
+        /// The platforms that the image is for: they select the format, and kiln warns about drivers and packages that
+        /// the guest lacks there.
         platform: Vec<SpannedValue<Platform>> = DefaultedKey(OneOrMore(choice(Platform::ALL, &[]), Platform::ALL.len()), "[]"),
-        /// Compression inside a qcow2 file; the default is `zstd`, and `zlib` for one in a package. Other formats leave no choice.
+        /// Compression inside a qcow2 file; by default `zstd`, and `zlib` for one in a package. Other formats have no
+        /// choice.
         compression: Option<SpannedValue<Compression>> =
             Optional(choice(Compression::ALL.map(|compression| (compression.name(), compression)), &[])),
     }

@@ -67,7 +67,8 @@ fn read_document(reader: &mut SpecReader) -> Option<Document> {
     if errors.iter().any(|error| is_header(error, reader.document)) {
         return None;
     }
-    let (span, mut table) = (table.span(), table.into_inner());
+    let span = table.span();
+    let mut table = table.into_inner();
     let overrides = reader.overrides;
     if let Some(variant) = &overrides.variant {
         variants::lay_over(&mut table, variant, reader);

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::size::ByteSize;
@@ -172,9 +173,9 @@ pub enum SumsVerification {
 }
 
 /// The format of a base image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum BaseFormat {
-    /// QEMU's copy-on-write format, qcow2.
+    /// QEMU's copy-on-write format.
     #[default]
     Qcow2,
     /// The bytes of the disk.
@@ -210,6 +211,26 @@ pub enum FirmwareKind {
     Bios,
     /// UEFI firmware: OVMF.
     Uefi,
+}
+
+impl FirmwareKind {
+    /// All kinds of firmware.
+    pub const ALL: [Self; 2] = [Self::Bios, Self::Uefi];
+
+    /// Returns the name in specs and manifests.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            FirmwareKind::Bios => "bios",
+            FirmwareKind::Uefi => "uefi",
+        }
+    }
+
+    /// Returns the kind with this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
 }
 
 /// How the guest of a build is started. Tests always boot it in full.

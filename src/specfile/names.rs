@@ -39,10 +39,8 @@ pub(super) fn unique(name: &str, taken: &mut HashSet<String>) -> String {
 /// Shortens a text to a line that can serve as a name: the first that is not blank, without control characters, and not too
 /// long.
 pub(super) fn shorten(text: &str) -> String {
-    let printable = |c: char| if is_forgery(c) { ' ' } else { c };
     let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
-    let words: String = line.chars().map(printable).collect();
-    let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
+    let words = line.replace(is_forgery, " ").split_whitespace().collect::<Vec<_>>().join(" ");
     match words.char_indices().nth(MAX_DEFAULT_NAME) {
         Some((end, _)) => format!("{}...", words[..end].trim_end()),
         None => words,

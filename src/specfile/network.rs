@@ -52,8 +52,8 @@ impl std::str::FromStr for PrivateDestination {
 
 /// Accepts `host`, an address or a network.
 pub(super) fn private_destination() -> Text<PrivateDestination> {
-    let expects = "`host`, an address such as 192.168.1.10, or a network such as 10.1.2.0/24".into();
-    Text { expects, schema: matching("host|[0-9A-Fa-f:.]+(?:/[0-9]{1,3})?"), parse: Box::new(parse_destination) }
+    let expects = "`host`, an address such as 192.168.1.10, or a network such as 10.1.2.0/24";
+    Text::new(expects, matching("host|[0-9A-Fa-f:.]+(?:/[0-9]{1,3})?"), parse_destination)
 }
 
 fn parse_destination(written: &str) -> Result<PrivateDestination, ValueProblem> {

@@ -42,13 +42,11 @@ fn check(text: &str) -> Result<(), ValueProblem> {
 
 /// Accepts the path of a file or folder on this host, as written: relative ones start at the spec's folder.
 pub(super) fn host_path() -> Text<SlashedPath<PathBuf>> {
-    let parse = |text: &str| {
+    let schema = json!({ "type": "string", "minLength": 1 });
+    Text::new("a path on this host, absolute or from the spec's folder", schema, |text| {
         check(text)?;
-        let path: PathBuf = Path::new(text).components().collect();
-        Ok(SlashedPath { path, slash: has_slash(text) })
-    };
-    let expects = "a path on this host, absolute or from the spec's folder".into();
-    Text { expects, schema: json!({ "type": "string", "minLength": 1 }), parse: Box::new(parse) }
+        Ok(SlashedPath { path: Path::new(text).components().collect(), slash: has_slash(text) })
+    })
 }
 
 fn absolute(text: &str) -> Result<SlashedPath<String>, ValueProblem> {
@@ -66,37 +64,32 @@ fn absolute(text: &str) -> Result<SlashedPath<String>, ValueProblem> {
 
 /// Accepts a path in the guest that may end with a slash.
 pub(super) fn guest_path() -> Text<SlashedPath<String>> {
-    Text { expects: "an absolute path in the guest".into(), schema: matching("/.*"), parse: Box::new(absolute) }
+    Text::new("an absolute path in the guest", matching("/.*"), absolute)
 }
 
 /// Accepts the path of a folder in the guest.
 pub(super) fn guest_folder() -> Text<String> {
-    let parse = |text: &str| absolute(text).map(|folder| folder.path);
-    Text { expects: "an absolute path in the guest".into(), schema: matching("/.*"), parse: Box::new(parse) }
+    Text::new("an absolute path in the guest", matching("/.*"), |text| absolute(text).map(|folder| folder.path))
 }
 
 /// Accepts the path of a file in the guest, name included.
 pub(super) fn guest_file() -> Text<String> {
-    let parse = |text: &str| match absolute(text)? {
+    Text::new("an absolute path of a file in the guest", matching("/.*[^/]"), |text| match absolute(text)? {
         SlashedPath { slash: true, .. } => Err("a slash at the end names a folder: add the file's name".into()),
         SlashedPath { path, .. } => Ok(path),
-    };
-    let expects = "an absolute path of a file in the guest".into();
-    Text { expects, schema: matching("/.*[^/]"), parse: Box::new(parse) }
+    })
 }
 
 /// Accepts the path of a fetched file: always below the version's folder.
 pub(super) fn kept_path() -> Text<PathBuf> {
-    let parse = |text: &str| {
+    Text::new("a relative path below the image's folder in the store", matching("[^/].*"), |text| {
         check(text)?;
         let path: PathBuf = Path::new(text).components().collect();
         if !path.components().all(|part| matches!(part, Component::Normal(_))) {
             return Err(format!("{} leads elsewhere: write a relative path without `..`", quoted(text)).into());
         }
         if has_slash(text) { Err("a slash at the end names a folder: add the file's name".into()) } else { Ok(path) }
-    };
-    let expects = "a relative path below the image's folder in the store".into();
-    Text { expects, schema: matching("[^/].*"), parse: Box::new(parse) }
+    })
 }
 
 /// A user or group in the guest, by name or number.
@@ -104,17 +97,16 @@ pub(super) const ACCOUNT: Word = Word::new("A-Za-z0-9_", "A-Za-z0-9_.-", 32);
 
 /// Accepts `user` or `user:group`.
 pub(super) fn owner() -> Text<FileOwner> {
-    let parse = |text: &str| {
+    let name = ACCOUNT.pattern();
+    let schema = matching(&format!("{name}(?::{name})?"));
+    Text::new("`user` or `user:group`, by name or number", schema, |text| {
         let (user, group) = match text.split_once(':') {
             Some((user, group)) => (user, Some(group)),
             None => (text, None),
         };
         std::iter::once(user).chain(group).try_for_each(|name| ACCOUNT.check(name))?;
         Ok(FileOwner { user: user.to_owned(), group: group.map(str::to_owned) })
-    };
-    let name = ACCOUNT.pattern();
-    let expects = "`user` or `user:group`, by name or number".into();
-    Text { expects, schema: matching(&format!("{name}(?::{name})?")), parse: Box::new(parse) }
+    })
 }
 
 /// Resolves a path of a spec, which starts at the spec's folder unless it is absolute. `..` is kept, because what it leads

@@ -64,8 +64,8 @@ impl<'d> SpecReader<'d> {
     }
 
     pub fn report(&mut self, error: SpecError) {
-        let broken = |span: &Range<usize>| self.broken_lines.contains(&self.document.line(span.start));
-        if !error.span.as_ref().is_some_and(broken) {
+        let line = error.span.as_ref().map(|span| self.document.line(span.start));
+        if line.is_none_or(|line| !self.broken_lines.contains(&line)) {
             self.errors.push(error);
         }
     }

@@ -82,9 +82,8 @@ fn read(given: &Path, namer: &Namer<'_>, reach: FileReach) -> Result<SpecFile, L
     if given.is_dir() && !path.exists() {
         return Err(LoadError::EmptyFolder { path: given.to_owned() });
     }
-    let failed = |source: io::Error| LoadError::Read { path: path.to_owned(), source, similar: None };
-    let found = FoundFile::find(path).map_err(failed)?;
-    if !found.is_regular().map_err(failed)? {
+    let found = FoundFile::find(path).map_err(LoadError::unreadable(path))?;
+    if !found.is_regular().map_err(LoadError::unreadable(path))? {
         return Err(LoadError::NotAFile { path: path.to_owned() });
     }
     if reach == FileReach::Project {
@@ -92,7 +91,8 @@ fn read(given: &Path, namer: &Namer<'_>, reach: FileReach) -> Result<SpecFile, L
         checked.map_err(|refusal| ReachError::Refused { whose: namer.whose.to_owned(), refusal })?;
     }
     let mut bytes = Vec::new();
-    found.open().and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes)).map_err(failed)?;
+    let read = found.open().and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes));
+    read.map_err(LoadError::unreadable(path))?;
     if bytes.len() as u64 > MAX_BYTES {
         return Err(LoadError::TooLarge { path: path.to_owned() });
     }

@@ -78,7 +78,8 @@ fn action(verb: Verb, fetched: &mut Vec<SpannedValue<PathBuf>>, around: &mut Ste
         }
         Verb::CopyIn(raw) => copy(raw, around),
         Verb::WriteFile(raw) => {
-            let (content, to) = (raw.write?.value, raw.to?.value);
+            let content = raw.write?.value;
+            let to = raw.to?.value;
             let name = shorten(&format!("write {to}"));
             Some((Action::Write { content, to, owner: raw.owner, mode: raw.mode }, name))
         }
@@ -103,15 +104,15 @@ fn check_start<S: AsRef<str>>(
 }
 
 fn copy(raw: keys::CopyIn, around: &mut StepScope) -> Option<(Action, String)> {
-    let (source, to) = (raw.copy?, raw.to?.value);
+    let source = raw.copy?;
+    let to = raw.to?.value;
     if !source.value.slash && source.value.path.ends_with("..") {
         let error = SpecError::new(source.span.clone(), "the name of the folder that `..` leads to is not known here");
         around.reader.report(error.help("end it with `/` to copy what is in the folder"));
     }
-    let slash = |slash| if slash { "/" } else { "" };
-    let shown = source.value.path.display();
-    let shown_to = if to.path == "/" { "" } else { &to.path };
-    let name = shorten(&format!("copy {shown}{} to {shown_to}{}", slash(source.value.slash), slash(to.slash)));
+    let shown = with_slash(&source.value.path.display().to_string(), source.value.slash);
+    let shown_to = with_slash(if to.path == "/" { "" } else { &to.path }, to.slash);
+    let name = shorten(&format!("copy {shown} to {shown_to}"));
     let copy = Copy {
         from: host_file(&source, around.spec),
         contents: source.value.slash,
@@ -121,6 +122,10 @@ fn copy(raw: keys::CopyIn, around: &mut StepScope) -> Option<(Action, String)> {
         mode: raw.mode.map(|mode| mode.value),
     };
     Some((Action::Copy(copy), name))
+}
+
+fn with_slash(path: &str, slash: bool) -> String {
+    format!("{path}{}", if slash { "/" } else { "" })
 }
 
 fn reboot(wanted: &SpannedValue<bool>, reader: &mut SpecReader) -> Option<(Action, String)> {
@@ -137,13 +142,15 @@ fn fetch(
     fetched: &mut Vec<SpannedValue<PathBuf>>,
     around: &mut StepScope,
 ) -> Option<(Action, String)> {
-    let (from, to) = (raw.fetch?.value, raw.to?);
+    let from = raw.fetch?.value;
+    let to = raw.to?;
     if is_own_file(&to.value, around.image) {
         let message = format!("`{}` is the name of a file that kiln itself writes", to.value.display());
         around.reader.report(SpecError::new(to.span.clone(), message));
     }
-    let in_each_other = |a: &Path, b: &Path| a.starts_with(b) || b.starts_with(a);
-    if let Some(first) = fetched.iter().find(|first| in_each_other(&first.value, &to.value)) {
+    let path = &to.value;
+    let taken = fetched.iter().find(|other| other.value.starts_with(path) || path.starts_with(&other.value));
+    if let Some(first) = taken {
         let message = format!("`{}` is taken by another `fetch`", to.value.display());
         around.reader.report(SpecError::new(to.span.clone(), message).related(first.span.clone(), "taken here"));
     }
@@ -155,8 +162,8 @@ fn fetch(
 /// Returns whether a path would replace a file of the version's folder, or lie below one.
 fn is_own_file(path: &Path, image: Option<&ImageSpec>) -> bool {
     let Some(first) = path.iter().next().and_then(|name| name.to_str()) else { return false };
-    let is_output = |image: &ImageSpec| first.starts_with(&format!("{}-{}.", image.name, image.version));
-    OWN_FILES.contains(&first) || image.is_some_and(is_output)
+    let prefix = image.map(|image| format!("{}-{}.", image.name, image.version));
+    OWN_FILES.contains(&first) || prefix.is_some_and(|prefix| first.starts_with(&prefix))
 }
 
 fn known_secrets(names: Vec<SpannedValue<String>>, around: &mut StepScope) -> BTreeSet<String> {

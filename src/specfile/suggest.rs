@@ -27,11 +27,11 @@ pub(crate) fn closest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) 
         return None;
     }
     let word = word.to_lowercase().replace('_', "-");
-    let near = |name: &'k str| {
+    let near = known.into_iter().filter_map(|name| {
         let distance = strsim::osa_distance(&word, &name.to_lowercase().replace('_', "-"));
         (distance <= (word.len().max(name.len()) / 3).max(1)).then_some((distance, name))
-    };
-    known.into_iter().filter_map(near).min().map(|(_, name)| name)
+    });
+    near.min().map(|(_, name)| name)
 }
 
 #[cfg(test)]

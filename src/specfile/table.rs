@@ -6,7 +6,7 @@ use serde_json::{Map as JsonMap, Value as Json, json};
 use toml::de::{DeTable, DeValue};
 
 use super::complaint::SpecError;
-use super::compound_kinds::wrong_brackets;
+use super::compound_kinds::{read_spanned, wrong_brackets};
 use super::document::SpannedValue;
 use super::reader::{Node, Section, SpecReader};
 use super::suggest::{list, suggest};
@@ -44,8 +44,7 @@ pub(super) struct Optional<S>(pub S);
 pub(super) struct DefaultedKey<S>(pub S, pub &'static str);
 
 fn find<S: Shape>(shape: &S, name: &str, section: &Section, reader: &mut SpecReader) -> Option<SpannedValue<S::Value>> {
-    let node = section.entries.get(name)?;
-    shape.read(node, reader).map(|value| SpannedValue { value, span: node.span() })
+    read_spanned(shape, section.entries.get(name)?, reader)
 }
 
 fn describe<S: Shape>(shape: &S, about: &str) -> Json {
@@ -362,9 +361,8 @@ fn check_keys<C: Table, V: Variants>(entries: &DeTable, chosen: Option<&str>, re
         if V::LATER.contains(&name) || common.iter().any(|known| known == name) {
             continue;
         }
-        let has_it =
-            |(variant, keys): &(&'static str, Vec<String>)| keys.iter().any(|known| known == name).then_some(*variant);
-        let owners: Vec<&str> = variants.iter().filter_map(has_it).collect();
+        let owners = variants.iter().filter(|(_, keys)| keys.iter().any(|known| known == name));
+        let owners: Vec<&str> = owners.map(|(variant, _)| *variant).collect();
         match chosen {
             _ if owners.is_empty() => {
                 let beside = variants.iter().filter(|(variant, _)| chosen.is_none_or(|chosen| chosen == *variant));

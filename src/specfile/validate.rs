@@ -1,6 +1,7 @@
 //! Checks between keys: from tables whose types are valid to a validated [`Spec`].
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 use super::complaint::SpecError;
@@ -111,9 +112,6 @@ fn remote(
     reader: &mut SpecReader,
 ) -> Option<RemoteBase> {
     let url = raw.url?;
-    let mut report = |span: &std::ops::Range<usize>, message: &str, help: &str| {
-        reader.report_missing(SpecError::new(span.clone(), message).help(help));
-    };
     let digest = raw.sums_sha256.as_ref().map(|at| &at.span);
     let signature = raw.sums_signature.as_ref().map(|at| &at.span);
     let extra = digest.or(signature).or(raw.sums_key.as_ref().map(|at| &at.span));
@@ -129,25 +127,28 @@ fn remote(
         (Some(sums), None, _, Some(trust)) => Some(SumsSpec { url: sums.value.clone(), trust }),
         (None, None, _, _) => {
             let help = "add `sha256`, or `sums` with `sums-sha256` or a signature";
-            report(&url.span, "a download needs its digest", help);
-            return None;
+            return refuse(reader, &url.span, "a download needs its digest", help);
         }
         (Some(sums), Some(_), _, _) => {
-            report(&sums.span, "`sums` beside `sha256`", "one of them says which file it is");
-            return None;
+            return refuse(reader, &sums.span, "`sums` beside `sha256`", "one of them says which file it is");
         }
         (Some(sums), None, _, None) => {
             let help = "add `sums-sha256`, or both `sums-signature` and `sums-key`";
-            report(&sums.span, "this list of digests is not verified", help);
-            return None;
+            return refuse(reader, &sums.span, "this list of digests is not verified", help);
         }
         (None, Some(_), Some(extra), _) => {
-            report(extra, "this is about `sums`, which is not there", "leave it out: `sha256` is enough");
-            return None;
+            let message = "this is about `sums`, which is not there";
+            return refuse(reader, extra, message, "leave it out: `sha256` is enough");
         }
     };
     let urls = std::iter::once(url).chain(raw.mirrors).map(|url| url.value).collect();
     Some(RemoteBase { urls, sums })
+}
+
+/// Reports what is wrong with the verification of a download.
+fn refuse(reader: &mut SpecReader, span: &Range<usize>, message: &str, help: &str) -> Option<RemoteBase> {
+    reader.report_missing(SpecError::new(span.clone(), message).help(help));
+    None
 }
 
 /// Checks the keys of a variant, also while another one is built.
@@ -188,18 +189,22 @@ fn secrets(
     spec: &Path,
     document: &SpecDocument,
 ) -> BTreeMap<String, Option<SecretDeclaration>> {
-    let declared = |secret: SpannedValue<ChosenVariant<_, Secret>>| {
-        let source = match secret.value.variant? {
-            Secret::SecretEnv(env) => SecretSource::Env(env.env?.value),
-            Secret::SecretFile(file) => SecretSource::File(host_file(&file.file?, spec)),
-        };
-        Some(SecretDeclaration { source, line: document.line(secret.span.start) })
-    };
-    raw.into_iter().map(|(name, secret)| (name, declared(secret))).collect()
+    let declared = raw.into_iter().map(|(name, SpannedValue { value, span })| {
+        let source = value.variant.and_then(|secret| secret_source(secret, spec));
+        (name, source.map(|source| SecretDeclaration { source, line: document.line(span.start) }))
+    });
+    declared.collect()
+}
+
+fn secret_source(secret: Secret, spec: &Path) -> Option<SecretSource> {
+    Some(match secret {
+        Secret::SecretEnv(env) => SecretSource::Env(env.env?.value),
+        Secret::SecretFile(file) => SecretSource::File(host_file(&file.file?, spec)),
+    })
 }
 
 fn outputs(raw: Vec<SpannedValue<keys::Output>>, reader: &mut SpecReader) -> Vec<OutputSpec> {
-    let mut outputs: Vec<(OutputSpec, std::ops::Range<usize>)> = Vec::new();
+    let mut outputs: Vec<(OutputSpec, Range<usize>)> = Vec::new();
     for SpannedValue { value, span } in raw {
         // A format that was wrong stands here as the default; it must not be reported as a duplicate.
         let clean = reader.is_clean();
@@ -214,8 +219,7 @@ fn outputs(raw: Vec<SpannedValue<keys::Output>>, reader: &mut SpecReader) -> Vec
         outputs.push((OutputSpec { format, compression, platforms }, span));
     }
     if outputs.is_empty() {
-        let (format, compression) = (OutputFormat::Qcow2, Compression::Zstd);
-        vec![OutputSpec { format, compression, platforms: Vec::new() }]
+        vec![OutputSpec { format: OutputFormat::Qcow2, compression: Compression::Zstd, platforms: Vec::new() }]
     } else {
         outputs.into_iter().map(|(output, _)| output).collect()
     }
@@ -224,14 +228,13 @@ fn outputs(raw: Vec<SpannedValue<keys::Output>>, reader: &mut SpecReader) -> Vec
 /// Returns the format of an output: the one of the spec, or else the first one that its first platform accepts. Reports a
 /// format that one of the platforms does not accept.
 fn format(raw: &keys::Output, reader: &mut SpecReader) -> OutputFormat {
-    let named = |name: &str| OutputFormat::ALL.iter().copied().find(|format| format.name() == name);
-    let best = raw.platform.first().and_then(|first| first.value.formats().iter().find_map(|name| named(name)));
+    let best = raw.platform.first().and_then(|first| first.value.formats().first().copied());
     let format = raw.format.as_ref().map(|asked| asked.value).or(best).unwrap_or(OutputFormat::Qcow2);
     for platform in &raw.platform {
         let takes = platform.value.formats();
-        if !takes.contains(&format.name()) {
+        if !takes.contains(&format) {
             let message = format!("{} does not take the format {}", platform.value.name(), format.name());
-            let takes = takes.iter().copied().filter(|name| named(name).is_some()).collect::<Vec<_>>();
+            let takes: Vec<_> = takes.iter().map(|format| format.name()).collect();
             let help = format!("it takes {}; several formats are several outputs", list(&takes));
             reader.report(SpecError::new(platform.span.clone(), message).help(help));
         }

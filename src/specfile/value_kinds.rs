@@ -14,7 +14,7 @@ use super::hidden_characters::is_forgery;
 use super::reader::{Node, SpecReader};
 use super::suggest::{list, suggest};
 use crate::size::{ByteSize, format_duration, parse_duration};
-use crate::url::{Url, UrlError};
+use crate::url::Url;
 
 /// A kind of value.
 pub(super) trait Shape {
@@ -51,6 +51,16 @@ pub(super) struct Text<T> {
     pub parse: Box<dyn Fn(&str) -> Result<T, ValueProblem>>,
 }
 
+impl<T> Text<T> {
+    pub fn new(
+        expects: impl Into<String>,
+        schema: Json,
+        parse: impl Fn(&str) -> Result<T, ValueProblem> + 'static,
+    ) -> Self {
+        Self { expects: expects.into(), schema, parse: Box::new(parse) }
+    }
+}
+
 impl<T> Shape for Text<T> {
     type Value = T;
 
@@ -85,40 +95,37 @@ pub(super) fn quoted(text: &str) -> String {
     if short.len() < text.len() {
         short.push_str("...");
     }
-    if text.is_empty() { "an empty text".to_owned() } else { format!("`{short}`") }
+    if text.is_empty() { "an empty string".to_owned() } else { format!("`{short}`") }
 }
 
 /// Accepts any string, such as the content of a file.
 pub(super) fn content() -> Text<String> {
-    let parse = |text: &str| Ok(text.to_owned());
-    Text { expects: "a text".into(), schema: json!({ "type": "string" }), parse: Box::new(parse) }
+    Text::new("a string", json!({ "type": "string" }), |text| Ok(text.to_owned()))
 }
 
 /// Accepts a string without NUL, as the arguments and the environment of a process must be.
 pub(super) fn text() -> Text<String> {
-    let parse = |text: &str| {
+    Text::new("a string", json!({ "type": "string" }), |text| {
         if text.contains('\0') { Err("a NUL byte cannot be given to a process".into()) } else { Ok(text.to_owned()) }
-    };
-    Text { expects: "a text".into(), schema: json!({ "type": "string" }), parse: Box::new(parse) }
+    })
 }
 
 /// Accepts one line for people. Control characters and bidirectional ones could forge what a terminal shows.
 pub(super) fn line(max: usize) -> Text<String> {
     let expects = format!("one line of at most {max} characters");
-    let parse = move |text: &str| match text.chars().find(|c| is_forgery(*c)) {
+    Text::new(expects, json!({ "type": "string" }), move |text| match text.chars().find(|c| is_forgery(*c)) {
         Some(c) => Err(format!("the character {} is not allowed here", c.escape_unicode()).into()),
         None if text.chars().count() > max => Err(format!("longer than {max} characters").into()),
         None => Ok(text.to_owned()),
-    };
-    Text { expects, schema: json!({ "type": "string" }), parse: Box::new(parse) }
+    })
 }
 
 /// Accepts a [`line`] that is not blank, as a name must be.
 pub(super) fn title(max: usize) -> Text<String> {
-    let any = line(max);
-    let parse =
-        move |text: &str| if text.trim().is_empty() { Err("a name cannot be blank".into()) } else { (any.parse)(text) };
-    Text { expects: any.expects, schema: json!({ "type": "string", "minLength": 1 }), parse: Box::new(parse) }
+    let Text { expects, parse, .. } = line(max);
+    Text::new(expects, json!({ "type": "string", "minLength": 1 }), move |text| {
+        if text.trim().is_empty() { Err("a name cannot be blank".into()) } else { parse(text) }
+    })
 }
 
 /// A word: its first character is of one class and the others of another. Both are written as in the brackets of a regular
@@ -160,9 +167,8 @@ impl Word {
 
 /// Accepts a string that is one [`Word`].
 pub(super) fn word(word: Word) -> Text<String> {
-    let parse = move |text: &str| word.check(text).map(|()| text.to_owned());
     let expects = format!("`[{}][{}]*`, at most {} characters", word.first, word.rest, word.max);
-    Text { expects, schema: matching(&word.pattern()), parse: Box::new(parse) }
+    Text::new(expects, matching(&word.pattern()), move |text| word.check(text).map(|()| text.to_owned()))
 }
 
 fn in_class(class: &str, c: char) -> bool {
@@ -176,7 +182,7 @@ fn in_class(class: &str, c: char) -> bool {
 /// Accepts a size within bounds, a whole number of MiB.
 pub(super) fn size(allowed: RangeInclusive<ByteSize>) -> Text<ByteSize> {
     let expects = format!("a size from {} to {} in whole MiB, such as 512MiB or 8GiB", allowed.start(), allowed.end());
-    let parse = move |text: &str| {
+    Text::new(expects, matching("[0-9]+(?:B|KiB|MiB|GiB|TiB)"), move |text| {
         let size: ByteSize = text.parse()?;
         if !allowed.contains(&size) {
             return Err(outside(text, allowed.start(), allowed.end()));
@@ -185,8 +191,7 @@ pub(super) fn size(allowed: RangeInclusive<ByteSize>) -> Text<ByteSize> {
             return Err(format!("`{text}` is not a whole number of MiB").into());
         }
         Ok(size)
-    };
-    Text { expects, schema: matching("[0-9]+(?:B|KiB|MiB|GiB|TiB)"), parse: Box::new(parse) }
+    })
 }
 
 /// Accepts a duration within bounds, in seconds.
@@ -194,11 +199,10 @@ pub(super) fn duration(allowed: RangeInclusive<u64>) -> Text<Duration> {
     let least = format_duration(Duration::from_secs(*allowed.start()));
     let most = format_duration(Duration::from_secs(*allowed.end()));
     let expects = format!("a duration from {least} to {most}, such as 90s, 10m or 1h");
-    let parse = move |text: &str| {
+    Text::new(expects, matching("[0-9]+[smh]"), move |text| {
         let duration = parse_duration(text)?;
         if allowed.contains(&duration.as_secs()) { Ok(duration) } else { Err(outside(text, &least, &most)) }
-    };
-    Text { expects, schema: matching("[0-9]+[smh]"), parse: Box::new(parse) }
+    })
 }
 
 fn outside(text: &str, least: &dyn fmt::Display, most: &dyn fmt::Display) -> ValueProblem {
@@ -214,15 +218,14 @@ pub(super) fn choice<T: Copy + 'static>(
     let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
     let expects = format!("one of {}", list(&names));
     let schema = json!({ "type": "string", "anyOf": [{ "enum": names }, { "pattern": r"\{\{" }] });
-    let parse = move |text: &str| match known.iter().find(|(name, _)| *name == text) {
+    Text::new(expects, schema, move |text| match known.iter().find(|(name, _)| *name == text) {
         Some((_, value)) => Ok(*value),
         None if later.contains(&text) => Err(not_yet(text, &names).into()),
         None => Err(ValueProblem {
             message: format!("{} is not known here", quoted(text)),
             help: suggest(text, names.iter().copied()),
         }),
-    };
-    Text { expects, schema, parse: Box::new(parse) }
+    })
 }
 
 /// Returns the message for a value that the format of specs foresees, and that this version does not support.
@@ -232,42 +235,38 @@ pub(super) fn not_yet(what: &str, known: &[&str]) -> String {
 
 /// Accepts 64 hex digits, and converts them to lower case.
 pub(super) fn sha256() -> Text<String> {
-    let parse = |text: &str| {
+    Text::new("64 hex digits", matching("[0-9A-Fa-f]{64}"), |text| {
         if text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) {
             Ok(text.to_ascii_lowercase())
         } else {
             Err(format!("{} is not a SHA-256 digest, which has 64 hex digits", quoted(text)).into())
         }
-    };
-    Text { expects: "64 hex digits".into(), schema: matching("[0-9A-Fa-f]{64}"), parse: Box::new(parse) }
+    })
 }
 
 /// Accepts the URL of a file to download.
 pub(super) fn location() -> Text<Url> {
-    let parse = |text: &str| text.parse().map_err(|error: UrlError| error.into());
-    let expects = "a URL that begins with https://, http:// or file:///".into();
-    Text { expects, schema: matching("(?:https?|file)://[!-~]+"), parse: Box::new(parse) }
+    let expects = "a URL that begins with https://, http:// or file:///";
+    Text::new(expects, matching("(?:https?|file)://[!-~]+"), |text| Ok(text.parse()?))
 }
 
 /// Accepts `name`, `name@version` or `name@tag`.
 pub(super) fn reference(name: Word, version: Word) -> Text<String> {
-    let parse = move |text: &str| {
+    let schema = matching(&format!("{}(?:@{})?", name.pattern(), version.pattern()));
+    Text::new("an image as name, name@version or name@tag", schema, move |text| {
         let (left, right) = text.split_once('@').map_or((text, None), |(left, right)| (left, Some(right)));
         name.check(left)?;
         right.map_or(Ok(()), |right| version.check(right))?;
         Ok(text.to_owned())
-    };
-    let schema = matching(&format!("{}(?:@{})?", name.pattern(), version.pattern()));
-    Text { expects: "an image as name, name@version or name@tag".into(), schema, parse: Box::new(parse) }
+    })
 }
 
 /// Accepts a regular expression. Searching with one takes time in proportion to the text, whatever the expression is.
 pub(super) fn regex() -> Text<String> {
-    let parse = |text: &str| match Regex::new(text) {
+    Text::new("a regular expression", json!({ "type": "string" }), |text| match Regex::new(text) {
         Ok(_) => Ok(text.to_owned()),
         Err(error) => Err(format!("{} is not a regular expression: {error}", quoted(text)).into()),
-    };
-    Text { expects: "a regular expression".into(), schema: json!({ "type": "string" }), parse: Box::new(parse) }
+    })
 }
 
 /// Permission bits as an octal number in a string, since TOML writes octal numbers in another way.
@@ -321,7 +320,8 @@ impl<T: TryFrom<u16> + Into<u16> + Copy + fmt::Display + PartialOrd> Shape for I
     }
 
     fn schema(&self) -> Json {
-        let (least, most): (u16, u16) = ((*self.0.start()).into(), (*self.0.end()).into());
+        let least: u16 = (*self.0.start()).into();
+        let most: u16 = (*self.0.end()).into();
         json!({ "type": "integer", "minimum": least, "maximum": most })
     }
 }
