@@ -12,15 +12,15 @@ use serde::Serialize;
 
 use crate::cache::history::BaseFiles;
 use crate::digest_cache::DigestCache;
+use crate::plan::trace::{ChangedInput, list_inputs};
 use crate::resolve::facts::base_sha256;
+use crate::store::manifest::ManifestBase;
 use crate::store::{Reference, StoreListing, Summary};
+use crate::url::Url;
 
 mod specs;
 
 pub use specs::of_specs;
-
-/// The name of an image's base in lists of changes.
-const BASE: &str = "the base image";
 
 /// The reason why an image should be built again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -69,8 +69,8 @@ pub enum OutdatedReason {
     },
     /// The spec has changed, or what its steps bring.
     InputsChanged {
-        /// The changes, in words.
-        what: Vec<String>,
+        /// The changes.
+        what: Vec<ChangedInput>,
     },
     /// There is a spec of the image, and no such version.
     NotBuilt,
@@ -105,7 +105,6 @@ pub struct KnownFiles<'a> {
 
 /// Finds outdated images of a store without their specs. Only the newest version of each image, and versions that tags
 /// name, are examined.
-#[must_use]
 pub fn in_store(listing: &StoreListing, files: &KnownFiles<'_>) -> Vec<OutdatedImage> {
     let asked = listing.versions.iter().filter(|summary| is_asked(listing, summary));
     let outdated = asked.filter_map(|summary| {
@@ -117,12 +116,14 @@ pub fn in_store(listing: &StoreListing, files: &KnownFiles<'_>) -> Vec<OutdatedI
 
 /// Returns the images that were built from files whose paths are not recorded on this host, so that changes of these files
 /// cannot be detected.
-#[must_use]
 pub fn unknown<'a>(listing: &'a StoreListing, files: &KnownFiles<'_>) -> Vec<&'a Summary> {
-    // A download is identified by its digest, which a spec states.
-    let is_file = |summary: &Summary| summary.base.image.is_none() && !summary.base.source.contains("://");
-    let is_unknown = |summary: &&Summary| is_file(summary) && files.known.find(&summary.base.sha256).is_none();
-    listing.versions.iter().filter(|summary| is_asked(listing, summary)).filter(is_unknown).collect()
+    let of_files = listing.versions.iter().filter(|summary| is_asked(listing, summary) && is_file(&summary.base));
+    of_files.filter(|summary| files.known.find(&summary.base.sha256).is_none()).collect()
+}
+
+/// Returns whether a base image was a file of this host. A download is identified by its digest, which a spec states.
+fn is_file(base: &ManifestBase) -> bool {
+    base.image.is_none() && base.source.parse::<Url>().is_err()
 }
 
 /// Returns whether a version is examined: the newest of an image, and tagged ones. Older versions that no tag names are not
@@ -133,7 +134,6 @@ fn is_asked(listing: &StoreListing, summary: &Summary) -> bool {
 
 /// Merges the reasons of a store's images and of the images that specs make. What a spec says of its base's file takes
 /// precedence over recorded paths.
-#[must_use]
 pub fn merged(in_store: Vec<OutdatedImage>, of_specs: Vec<OutdatedImage>) -> Vec<OutdatedImage> {
     let mut all = in_store;
     for OutdatedImage { id, reasons } in of_specs {
@@ -149,7 +149,7 @@ pub fn merged(in_store: Vec<OutdatedImage>, of_specs: Vec<OutdatedImage>) -> Vec
             if let OutdatedReason::InputsChanged { what } = &mut reason
                 && is_explained
             {
-                what.retain(|words| !words.starts_with(BASE));
+                what.retain(|input| !matches!(input, ChangedInput::Base | ChangedInput::BaseLost(_)));
             }
             let is_empty = matches!(&reason, OutdatedReason::InputsChanged { what } if what.is_empty());
             if !is_empty && !known.reasons.contains(&reason) {
@@ -165,24 +165,24 @@ pub fn merged(in_store: Vec<OutdatedImage>, of_specs: Vec<OutdatedImage>) -> Vec
 fn of_base(listing: &StoreListing, summary: &Summary, files: &KnownFiles<'_>, depth: usize) -> Option<OutdatedReason> {
     let Some(image) = &summary.base.image else { return files.of_file(summary) };
     let was = format!("{}@{}", image.name, image.version);
-    let is_other = |now: &&Summary| !has_file(now, summary);
     let stored = listing.find(&image.name, &image.version);
     // What the spec named: a name, a version, a tag, or another spec.
     let said: Option<Reference> = summary.base.source.parse().ok();
     let tag = said.as_ref().and_then(Reference::selector).filter(|selector| *selector != image.version);
     if let Some(tag) = tag {
         let now = listing.tagged(&image.name, tag);
-        if now.is_none_or(|now| is_other(&now)) {
-            let (tag, now) = (format!("{}@{tag}", image.name), now.map(|now| now.id.to_string()));
+        if now.is_none_or(|now| !has_file(now, summary)) {
+            let tag = format!("{}@{tag}", image.name);
+            let now = now.map(|now| now.id.to_string());
             return Some(OutdatedReason::TagMoved { tag, was, now });
         }
     } else {
-        let newest = listing.newest(&image.name).filter(is_other);
+        let newest = listing.newest(&image.name).filter(|newest| !has_file(newest, summary));
         match (stored, newest) {
             (Some(stored), Some(newest)) if newest.sequence > stored.sequence => {
                 return Some(OutdatedReason::NewerBase { was, now: newest.id.to_string() });
             }
-            (Some(stored), _) if is_other(&stored) => return Some(OutdatedReason::BaseReplaced { was }),
+            (Some(stored), _) if !has_file(stored, summary) => return Some(OutdatedReason::BaseReplaced { was }),
             (None, Some(_)) => return Some(OutdatedReason::BaseGone { was }),
             (None, None) if listing.newest(&image.name).is_none() => return Some(OutdatedReason::BaseGone { was }),
             _ => {}
@@ -223,7 +223,7 @@ impl fmt::Display for OutdatedReason {
             OutdatedReason::BaseOutdated { base } => write!(f, "{base}, its base, is outdated"),
             OutdatedReason::FileChanged { file } => write!(f, "its base image has changed: {file}"),
             OutdatedReason::FileGone { file } => write!(f, "its base image is gone: {file}"),
-            OutdatedReason::InputsChanged { what } => write!(f, "changed: {}", what.join(", ")),
+            OutdatedReason::InputsChanged { what } => write!(f, "changed: {}", list_inputs(what)),
             OutdatedReason::NotBuilt => f.write_str("not built yet"),
         }
     }
@@ -233,7 +233,7 @@ impl fmt::Display for OutdatedReason {
 mod tests {
     use super::*;
     use crate::store::ImageId;
-    use crate::store::manifest::{ManifestBase, ManifestBaseImage, ManifestImage, ManifestOutput};
+    use crate::store::manifest::{ManifestBaseImage, ManifestImage, ManifestOutput};
 
     /// Creates a version whose disk is `disk`, built from `source`: a file, or an image of the store with its disk.
     fn made(id: &str, sequence: u64, disk: &str, source: &str, image: Option<(&str, &str)>) -> Summary {
@@ -332,17 +332,17 @@ mod tests {
     #[test]
     fn what_specs_say_is_added_and_counts_more_of_files() {
         let told = |id: &str, reason: OutdatedReason| OutdatedImage { id: id.into(), reasons: vec![reason] };
-        let changed =
-            |what: &[&str]| OutdatedReason::InputsChanged { what: what.iter().map(|what| (*what).into()).collect() };
+        let changed = |what: &[ChangedInput]| OutdatedReason::InputsChanged { what: what.to_vec() };
+        let step = ChangedInput::Other("step 1 greet".into());
         let moved = OutdatedReason::TagMoved { tag: "d@s".into(), was: "d@1".into(), now: None };
         let in_store = vec![told("a@1", OutdatedReason::file_gone(Path::new("/old"))), told("b@1", moved.clone())];
         let of_specs = vec![
             OutdatedImage { id: "a@1".into(), reasons: Vec::new() },
-            told("b@1", changed(&[BASE, "step 1 greet"])),
+            told("b@1", changed(&[ChangedInput::Base, ChangedInput::BaseLost("gone".into()), step.clone()])),
             told("c@1", OutdatedReason::NotBuilt),
         ];
         let expected = [
-            OutdatedImage { id: "b@1".into(), reasons: vec![moved, changed(&["step 1 greet"])] },
+            OutdatedImage { id: "b@1".into(), reasons: vec![moved, changed(&[step])] },
             told("c@1", OutdatedReason::NotBuilt),
         ];
         assert_eq!(merged(in_store, of_specs), expected);

@@ -13,7 +13,7 @@ use crate::error::Failure;
 use crate::guest::boot::backing;
 use crate::layer::LayerCache;
 use crate::machine::argv::{Start, argv};
-use crate::plan::trace::{RunReason, Trace};
+use crate::plan::trace::{ChangedInput, RunReason, Trace, list_inputs};
 use crate::plan::{InputFacts, Plan, PlannedStep};
 use crate::process::quote_argument;
 use crate::report::quote::TextPage;
@@ -60,7 +60,7 @@ pub async fn run(
 /// Cache hits and misses of the steps, and the reasons.
 struct StepReasons {
     /// Changes of the machine and its base since the last build.
-    base: Vec<String>,
+    base: Vec<ChangedInput>,
     /// The reason why a step runs; `None` for a cached one.
     steps: Vec<Option<RunReason>>,
 }
@@ -137,7 +137,7 @@ fn as_text(plan: &Plan, fates: &StepReasons) -> String {
         page.line("note     ", &note);
     }
     if !fates.base.is_empty() {
-        page.line("changed  ", &fates.base.join(", "));
+        page.line("changed  ", &list_inputs(&fates.base));
     }
     for (number, (planned, reason)) in plan.steps.iter().zip(&fates.steps).enumerate() {
         page.line("step ", &format!("{:<3} {}", number + 1, step(planned, reason.as_ref())));

@@ -8,14 +8,14 @@ use crate::error::Failure;
 use crate::event::NoticeLevel;
 use crate::plan::Plan;
 use crate::plan::graph::{Graph, SpecNode};
-use crate::plan::trace::{self, Trace};
+use crate::plan::trace::{ChangedInput, RunReason, Trace, list_inputs};
 use crate::resolve::base::{BaseError, BaseResolver, is_yet_to_come};
 use crate::resolve::facts::{self, SurveyError};
 use crate::resolve::path_policy::ReachPolicy;
 use crate::specfile::{BaseSource, Spec};
 use crate::store::{Artifact, ImageId, Manifest, Reference, Store, StoreError};
 
-use super::{BASE, OutdatedImage, OutdatedReason};
+use super::{OutdatedImage, OutdatedReason};
 
 /// Finds outdated images among those that specs make and those that they are built on, with the reasons; an image that is
 /// up to date is left out. Nothing is downloaded.
@@ -26,12 +26,12 @@ pub async fn of_specs(graph: &Graph, bases: &BaseResolver, reach: ReachPolicy) -
     let store = Store::open(&bases.store)?;
     let mut all: Vec<OutdatedImage> = Vec::with_capacity(graph.nodes().len());
     for node in graph.nodes() {
-        let outdated = |parent: &usize| !all[*parent].reasons.is_empty();
-        let reasons = match (made(&store, &node.spec)?, node.parent.filter(outdated)) {
+        let outdated = node.parent.filter(|parent| !all[*parent].reasons.is_empty());
+        let reasons = match (made(&store, &node.spec)?, outdated) {
             (None, _) => vec![OutdatedReason::NotBuilt],
             // Whatever the other reasons are, it is built again once its base has been.
             (Some(_), Some(parent)) => vec![OutdatedReason::BaseOutdated { base: all[parent].id.clone() }],
-            (Some(artifact), None) => of_spec(&store, node, graph, artifact.manifest(), (bases, reach)).await?,
+            (Some(artifact), None) => of_spec(&store, node, graph, artifact.manifest(), bases, reach).await?,
         };
         all.push(OutdatedImage { id: node.id(), reasons });
     }
@@ -52,7 +52,8 @@ async fn of_spec(
     node: &SpecNode,
     graph: &Graph,
     manifest: &Manifest,
-    (bases, reach): (&BaseResolver, ReachPolicy),
+    bases: &BaseResolver,
+    reach: ReachPolicy,
 ) -> Result<Vec<OutdatedReason>, Failure> {
     let spec = &node.spec;
     if let BaseSource::File(file) = &spec.base.source
@@ -88,38 +89,43 @@ fn of_failure(failure: Failure, node: &SpecNode, bases: &BaseResolver) -> Result
     let Some(BaseError::Stored { source, .. }) = failure.fault() else { return Err(failure) };
     match source {
         StoreError::NoImage { .. } | StoreError::NoVersion { .. } | StoreError::Dangling { .. } => {
-            Ok(vec![OutdatedReason::InputsChanged { what: vec![format!("{BASE}: {failure}")] }])
+            Ok(vec![OutdatedReason::InputsChanged { what: vec![ChangedInput::BaseLost(failure.to_string())] }])
         }
         _ => Err(failure),
     }
 }
 
-/// Returns the changes since the image was built, in words.
-fn changes(plan: &Plan, manifest: &Manifest, last: Option<&Trace>) -> Vec<String> {
+/// Returns the changes since the image was built.
+fn changes(plan: &Plan, manifest: &Manifest, last: Option<&Trace>) -> Vec<ChangedInput> {
     let now = Trace::of(plan);
     let mut what = Vec::new();
     if plan.base.sha256 != manifest.base.sha256 {
-        what.push(BASE.to_owned());
+        what.push(ChangedInput::Base);
     }
     let machine = last.map(|last| now.base_changes(last)).unwrap_or_default();
-    what.extend(machine.into_iter().filter(|words| words != BASE));
+    what.extend(machine.into_iter().filter(|input| *input != ChangedInput::Base));
     if !what.is_empty() {
         return what;
     }
-    let is_same = |index: &usize| match (plan.steps.get(*index), manifest.steps.get(*index)) {
-        (Some(planned), Some(made)) => planned.key.to_string() == made.key,
-        _ => false,
-    };
+    vec![ChangedInput::Other(match first_other_step(plan, manifest) {
+        None => "the outputs, tests, labels or sealing".to_owned(),
+        Some(index) if index >= plan.steps.len() => format!("step {} was taken away", index + 1),
+        Some(index) => {
+            let why = match now.reasons(plan, 0, &BTreeMap::new(), last).swap_remove(index) {
+                Some(RunReason::Changed(inputs)) => format!(" ({})", list_inputs(&inputs)),
+                Some(RunReason::New) => " (new)".to_owned(),
+                _ => String::new(),
+            };
+            format!("step {} {}{why}", index + 1, plan.steps[index].step.name)
+        }
+    })]
+}
+
+/// Returns the index of the first step that is not the same in the plan and in the image.
+fn first_other_step(plan: &Plan, manifest: &Manifest) -> Option<usize> {
     let steps = plan.steps.len().max(manifest.steps.len());
-    let Some(first) = (0..steps).find(|index| !is_same(index)) else {
-        return vec!["the outputs, tests, labels or sealing".to_owned()];
-    };
-    let Some(planned) = plan.steps.get(first) else { return vec![format!("step {} was taken away", first + 1)] };
-    let reason = now.reasons(plan, 0, &BTreeMap::new(), last).swap_remove(first);
-    let why = match reason {
-        Some(trace::RunReason::Changed(words)) => format!(" ({})", words.join(", ")),
-        Some(trace::RunReason::New) => " (new)".to_owned(),
-        _ => String::new(),
-    };
-    vec![format!("step {} {}{why}", first + 1, planned.step.name)]
+    (0..steps).find(|index| match (plan.steps.get(*index), manifest.steps.get(*index)) {
+        (Some(planned), Some(made)) => planned.key.to_string() != made.key,
+        _ => true,
+    })
 }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -36,11 +36,43 @@ struct TracedStep {
     parts: Parts,
 }
 
+/// An input of an image that has changed since its last build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChangedInput {
+    /// The base image.
+    Base,
+    /// The base image is no longer available, for this reason.
+    BaseLost(String),
+    /// Any other input, in the words of a spec.
+    Other(String),
+}
+
+impl std::fmt::Display for ChangedInput {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ChangedInput::Base => f.write_str("the base image"),
+            ChangedInput::BaseLost(reason) => write!(f, "the base image: {reason}"),
+            ChangedInput::Other(words) => f.write_str(words),
+        }
+    }
+}
+
+impl Serialize for ChangedInput {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Lists changed inputs with commas between them.
+pub fn list_inputs(inputs: &[ChangedInput]) -> String {
+    inputs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
 /// The reason why a step runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RunReason {
-    /// These inputs have changed since the last build, in words.
-    Changed(Vec<String>),
+    /// These inputs have changed since the last build.
+    Changed(Vec<ChangedInput>),
     /// The step did not exist in the last build.
     New,
     /// A step before it has changed, given by its number, from 1; 0 is the machine.
@@ -91,7 +123,7 @@ impl std::fmt::Display for UnusedLayer {
 impl std::fmt::Display for RunReason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            RunReason::Changed(what) => write!(f, "{} changed", what.join(", ")),
+            RunReason::Changed(inputs) => write!(f, "{} changed", list_inputs(inputs)),
             RunReason::New => write!(f, "new"),
             RunReason::After(0) => write!(f, "the machine or its base is another"),
             RunReason::After(step) => write!(f, "comes after step {step}"),
@@ -109,7 +141,6 @@ impl std::fmt::Display for RunReason {
 }
 
 /// Returns the digests of the parts of a value that goes into a key.
-#[must_use]
 pub fn parts(content: &Value) -> Parts {
     let mut parts = Parts::new();
     flatten(content, "", &mut parts);
@@ -133,32 +164,29 @@ fn flatten(content: &Value, path: &str, parts: &mut Parts) {
 
 impl Trace {
     /// Returns the trace of a plan.
-    #[must_use]
     pub fn of(plan: &Plan) -> Self {
-        let step =
-            |planned: &super::PlannedStep| TracedStep { name: planned.step.name.clone(), parts: planned.parts.clone() };
-        let steps = plan.steps.iter().map(step).collect();
-        Self { scheme: SCHEME.to_owned(), base: plan.base_parts.clone(), steps, finished: None }
+        let steps = plan
+            .steps
+            .iter()
+            .map(|planned| TracedStep { name: planned.step.name.clone(), parts: planned.parts.clone() });
+        Self { scheme: SCHEME.to_owned(), base: plan.base_parts.clone(), steps: steps.collect(), finished: None }
     }
 
     /// Records how many of the steps a build finished.
-    #[must_use]
     pub fn with_finished(self, steps: usize) -> Self {
         Self { finished: Some(steps), ..self }
     }
 
-    /// Returns the changes of the machine and its base image since `last`, in the words of a spec.
-    #[must_use]
-    pub fn base_changes(&self, last: &Trace) -> Vec<String> {
+    /// Returns the changes of the machine and its base image since `last`.
+    pub fn base_changes(&self, last: &Trace) -> Vec<ChangedInput> {
         if self.scheme != last.scheme {
-            return vec!["how cache keys are made".to_owned()];
+            return vec![ChangedInput::Other("how cache keys are made".to_owned())];
         }
         differences(&self.base, &last.base)
     }
 
     /// Returns the reason for each step after the first `cached` ones. `unused` has the layers of steps that are in the
     /// cache nevertheless, by the step's number, from 1.
-    #[must_use]
     pub fn reasons(
         &self,
         plan: &Plan,
@@ -206,12 +234,12 @@ impl TracedStep {
             return None;
         }
         if last.steps.iter().any(|before| before.parts == self.parts) {
-            return Some(RunReason::Changed(vec!["its place".into()]));
+            return Some(RunReason::Changed(vec![ChangedInput::Other("its place".into())]));
         }
         // A default name is derived from the command, so a step with another name may be the same step, changed.
         let same_name = last.steps.iter().find(|before| before.name == self.name);
-        let same_verb = || last.steps.get(index).filter(|before| before.verb() == self.verb());
-        match same_name.or_else(same_verb) {
+        let same_verb = last.steps.get(index).filter(|before| before.verb() == self.verb());
+        match same_name.or(same_verb) {
             Some(before) => Some(RunReason::Changed(differences(&self.parts, &before.parts))),
             None => Some(RunReason::New),
         }
@@ -223,19 +251,20 @@ impl TracedStep {
     }
 }
 
-/// Lists the parts that only one of two keys has, or that differ, in the words of a spec.
-fn differences(one: &Parts, other: &Parts) -> Vec<String> {
-    let differs = |part: &&String| one.get(*part) != other.get(*part);
-    let mut words: Vec<String> = one.keys().chain(other.keys()).filter(differs).map(|part| in_words(part)).collect();
-    words.sort();
-    words.dedup();
-    words
+/// Lists the parts that only one of two keys has, or that differ.
+fn differences(one: &Parts, other: &Parts) -> Vec<ChangedInput> {
+    let parts = one.keys().chain(other.keys()).filter(|part| one.get(*part) != other.get(*part));
+    let mut changed: Vec<ChangedInput> = parts.map(|part| changed_input(part)).collect();
+    changed.sort_by_key(ToString::to_string);
+    changed.dedup();
+    changed
 }
 
-fn in_words(part: &str) -> String {
+fn changed_input(part: &str) -> ChangedInput {
     let inside = part.strip_prefix("do.").unwrap_or(part);
     let inside = inside.strip_prefix("context.").unwrap_or(inside);
-    match inside.split_once('.').unwrap_or((inside, "")) {
+    ChangedInput::Other(match inside.split_once('.').unwrap_or((inside, "")) {
+        ("base", _) => return ChangedInput::Base,
         ("run", _) => "the command".into(),
         ("script", _) => "the script".into(),
         ("copy", _) => "what is copied".into(),
@@ -243,7 +272,6 @@ fn in_words(part: &str) -> String {
         ("name" | "contents" | "into", "") => "how it is copied".into(),
         ("vars", name) => format!("variable `{name}`"),
         ("env", name) => format!("`env.{name}`"),
-        ("base", _) => "the base image".into(),
         ("host", "cpus") => "the number of processors".into(),
         ("host", "processor") => "the processor".into(),
         ("host", "type") => "QEMU's machine type".into(),
@@ -251,5 +279,5 @@ fn in_words(part: &str) -> String {
         ("agent", _) => "kiln itself".into(),
         ("source_date_epoch", _) => "SOURCE_DATE_EPOCH".into(),
         _ => format!("`{inside}`"),
-    }
+    })
 }
