@@ -201,24 +201,11 @@ impl FromStr for AddressRange {
     type Err = AddressRangeError;
 
     fn from_str(written: &str) -> Result<Self, AddressRangeError> {
-        let not_an_address = || AddressRangeError::NotAnAddress(written.to_owned());
-        let (address, prefix) = match written.split_once('/') {
-            Some((address, prefix)) => (address, Some(prefix)),
-            None => (written, None),
-        };
-        let first: IpAddr = address.parse().map_err(|_| not_an_address())?;
-        let longest = Self::longest(first);
-        let prefix = match prefix {
-            None => longest,
-            Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
-                digits.parse().map_err(|_| not_an_address())?
-            }
-            Some(_) => return Err(not_an_address()),
-        };
-        if prefix > longest {
+        let range = parse_range(written).ok_or_else(|| AddressRangeError::NotAnAddress(written.to_owned()))?;
+        let longest = Self::longest(range.first);
+        if range.prefix > longest {
             return Err(AddressRangeError::PrefixTooLong { written: written.to_owned(), longest });
         }
-        let range = Self { first, prefix };
         let network = range.without_host_bits();
         if network == range {
             Ok(range)
@@ -226,6 +213,16 @@ impl FromStr for AddressRange {
             Err(AddressRangeError::HostBits { written: written.to_owned(), network })
         }
     }
+}
+
+/// Parses an address with the length of its prefix, which is not checked; without one, the range is that address alone.
+fn parse_range(written: &str) -> Option<AddressRange> {
+    let Some((address, digits)) = written.split_once('/') else {
+        let first = written.parse().ok()?;
+        return Some(AddressRange { first, prefix: AddressRange::longest(first) });
+    };
+    let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
+    Some(AddressRange { first: address.parse().ok()?, prefix: digits.parse().ok().filter(|_| is_number)? })
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use clap::ValueEnum;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
@@ -20,15 +21,15 @@ use crate::sign::Signer;
 use crate::store::Store;
 use crate::workdir::Workdir;
 
-/// The fate of the scratch folder when a build fails.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// Handling of the guest when a step fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum OnFailure {
-    /// It is removed.
+    /// Delete it.
     #[default]
     Clean,
-    /// It is kept, and its path is reported.
+    /// Keep its disk, console and log, and print where they are.
     Keep,
-    /// It is removed, after a person has used a shell in the guest.
+    /// Open a shell in it, on this terminal, then delete it.
     Shell,
 }
 

@@ -7,6 +7,8 @@
 use std::any::Any;
 use std::error::Error;
 use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use crate::masking::SecretMask;
 
@@ -71,6 +73,29 @@ pub trait Fault: Error + Any + Send + Sync {
     /// Returns evidence, such as the last lines of a step or of the console; shown indented below the error.
     fn evidence(&self) -> Vec<String> {
         Vec::new()
+    }
+}
+
+/// A file or folder that an operation has failed for.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {}", path.display())]
+pub(crate) struct FileError {
+    kind: Kind,
+    action: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl FileError {
+    /// Returns a constructor of errors for an operation on a file, such as `open` or `write the report`.
+    pub(crate) fn of(kind: Kind, action: &'static str, path: &Path) -> impl Fn(io::Error) -> Self {
+        move |source| Self { kind, action, path: path.to_owned(), source }
+    }
+}
+
+impl Fault for FileError {
+    fn kind(&self) -> Kind {
+        if self.source.kind() == io::ErrorKind::StorageFull { Kind::Host } else { self.kind }
     }
 }
 
@@ -171,7 +196,7 @@ mod tests {
 
     #[derive(Debug, thiserror::Error)]
     #[error("cannot open the base image")]
-    struct Outer(#[source] std::io::Error);
+    struct Outer(#[source] io::Error);
 
     impl Fault for Outer {
         fn kind(&self) -> Kind {
@@ -181,14 +206,14 @@ mod tests {
 
     #[test]
     fn a_failure_keeps_kind_and_causes() {
-        let failure = Failure::from(Outer(std::io::Error::other("gone")));
+        let failure = Failure::from(Outer(io::Error::other("gone")));
         assert_eq!(failure.kind().exit_code(), 5);
         assert_eq!(failure.to_string(), "cannot open the base image: gone");
     }
 
     #[test]
     fn o3_a_failure_says_no_secret() {
-        let mut failure = Failure::from(Outer(std::io::Error::other("no hunter2-hunter2 here")));
+        let mut failure = Failure::from(Outer(io::Error::other("no hunter2-hunter2 here")));
         failure.attach("68756e746572322d68756e74657232");
         let failure = failure.mask_secrets(&SecretMask::new([&b"hunter2-hunter2"[..]]));
         assert_eq!(failure.to_string(), "cannot open the base image: no [secret] here");

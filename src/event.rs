@@ -33,7 +33,6 @@ pub enum Stage {
 
 impl Stage {
     /// Returns the name used in JSON, logs and docs.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Stage::Base => "base",
@@ -256,26 +255,22 @@ pub struct Events {
 
 impl Events {
     /// Creates a stream that passes events to every sink, in the order given.
-    #[must_use]
     pub fn new(sinks: Vec<Arc<dyn EventSink>>) -> Self {
         Self { began: Instant::now(), build: None, sinks: sinks.into(), mask: SecretMask::default() }
     }
 
     /// Returns the stream with one more sink, such as the log of one build.
-    #[must_use]
     pub fn with(&self, sink: Arc<dyn EventSink>) -> Self {
         let sinks = self.sinks.iter().cloned().chain([sink]).collect();
         Self { sinks, ..self.clone() }
     }
 
     /// Returns a stream for the events of one of several builds.
-    #[must_use]
     pub fn of_build(&self, id: &str) -> Self {
         Self { build: Some(id.into()), ..self.clone() }
     }
 
     /// Returns the stream, with these secrets replaced in every string that quotes a guest.
-    #[must_use]
     pub fn masked(&self, mask: &SecretMask) -> Self {
         Self { mask: mask.clone(), ..self.clone() }
     }

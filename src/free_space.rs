@@ -31,7 +31,6 @@ impl Fault for FreeSpaceError {
 }
 
 /// Returns how many bytes may still be written below a folder; `None` where that is not known.
-#[must_use]
 pub fn free(folder: &Path) -> Option<ByteSize> {
     statvfs(folder).ok().map(|facts| ByteSize(facts.blocks_available() * facts.fragment_size()))
 }

@@ -33,6 +33,12 @@ pub(crate) enum OwnershipError {
     Unreadable { path: PathBuf, source: io::Error },
 }
 
+impl OwnershipError {
+    fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Unreadable { path: path.to_owned(), source }
+    }
+}
+
 /// Checks that a file or folder belongs to the effective user and that none of `writers` may write to it.
 pub(crate) fn check_owner(path: &Path, meta: &Metadata, writers: u32) -> Result<(), OwnershipError> {
     let user = nix::unistd::geteuid().as_raw();
@@ -49,10 +55,9 @@ pub(crate) fn check_folder(path: &Path, meta: &Metadata, writers: u32) -> Result
 
 /// Checks a folder that the user has named, which may be a link to one, and that it is on a local file system.
 pub(crate) fn check_root(path: &Path, writers: u32) -> Result<(), OwnershipError> {
-    let unreadable = |source| OwnershipError::Unreadable { path: path.to_owned(), source };
-    check_folder(path, &std::fs::metadata(path).map_err(unreadable)?, writers)?;
-    let kind = statfs::statfs(path).map_err(|errno| unreadable(errno.into()))?.filesystem_type();
-    if is_network(kind) { Err(OwnershipError::Network(path.to_owned())) } else { Ok(()) }
+    check_folder(path, &std::fs::metadata(path).map_err(OwnershipError::unreadable(path))?, writers)?;
+    let facts = statfs::statfs(path).map_err(io::Error::from).map_err(OwnershipError::unreadable(path))?;
+    if is_network(facts.filesystem_type()) { Err(OwnershipError::Network(path.to_owned())) } else { Ok(()) }
 }
 
 /// Creates the cache (0700) if it is missing, and checks it and each of its parts.

@@ -1,7 +1,7 @@
 //! The project of a spec: the git work tree that the spec was named in, or else its folder. Specs, and the links among their
 //! files, may come from somebody else; so a spec and the files that it names must be in the project, after following links.
 
-use std::fs::{self, File, canonicalize};
+use std::fs::{self, File, FileType, canonicalize};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -119,12 +119,7 @@ impl Project {
     /// # Errors
     /// When the folder of the spec does not exist.
     pub(crate) fn of_spec(spec: &Path) -> Result<Self, ReachError> {
-        let lost = |source| ReachError::NoProject { spec: spec.to_owned(), source };
-        let folder = named_folder(spec).map_err(lost)?;
-        let mut own_folders = folder.ancestors().filter(|folder| !folder.is_symlink());
-        let work_tree = own_folders.clone().find(|folder| folder.join(GIT).exists());
-        let root = work_tree.or_else(|| own_folders.next()).unwrap_or(&folder);
-        canonicalize(root).map(Self).map_err(lost)
+        find_root(spec).map(Self).map_err(|source| ReachError::NoProject { spec: spec.to_owned(), source })
     }
 
     /// Checks that a path leads into the project, and not to a file of git's own. `target` is the path without its links.
@@ -136,6 +131,13 @@ impl Project {
             Ok(_) => Ok(()),
         }
     }
+}
+
+fn find_root(spec: &Path) -> io::Result<PathBuf> {
+    let folder = named_folder(spec)?;
+    let mut own_folders = folder.ancestors().filter(|folder| !folder.is_symlink());
+    let work_tree = own_folders.clone().find(|folder| folder.join(GIT).exists());
+    canonicalize(work_tree.or_else(|| own_folders.next()).unwrap_or(&folder))
 }
 
 /// Returns whether a path without links leads to a file of git's own.
@@ -168,9 +170,10 @@ impl FoundFile {
     /// Finds a file, following links.
     pub(crate) fn find(path: &Path) -> io::Result<Self> {
         let handle = File::options().read(true).custom_flags(OFlag::O_PATH.bits()).open(path)?;
-        let no_proc = |error: io::Error| io::Error::other(format!("where it lies is not known: /proc: {error}"));
-        let location = fs::read_link(descriptor_path(&handle)).map_err(no_proc)?;
-        Ok(Self { handle, location })
+        match fs::read_link(descriptor_path(&handle)) {
+            Ok(location) => Ok(Self { handle, location }),
+            Err(error) => Err(io::Error::other(format!("where it lies is not known: /proc: {error}"))),
+        }
     }
 
     /// Returns whether it is a regular file that was written, rather than one that the kernel generates.
@@ -199,14 +202,14 @@ fn descriptor_path(file: &File) -> PathBuf {
 
 /// Returns whether a path without links is a device, a pipe, a socket, or in a file system that the kernel generates.
 pub(crate) fn is_made_up(target: &Path) -> bool {
-    let is_special = |metadata: fs::Metadata| {
-        let kind = metadata.file_type();
-        kind.is_block_device() || kind.is_char_device() || kind.is_fifo() || kind.is_socket()
-    };
     let is_device = target.starts_with("/dev") && !target.starts_with("/dev/shm");
     is_device
         || ["/proc", "/sys"].iter().any(|folder| target.starts_with(folder))
-        || target.metadata().is_ok_and(is_special)
+        || target.metadata().is_ok_and(|metadata| is_special(metadata.file_type()))
+}
+
+fn is_special(kind: FileType) -> bool {
+    kind.is_block_device() || kind.is_char_device() || kind.is_fifo() || kind.is_socket()
 }
 
 #[cfg(test)]

@@ -12,6 +12,8 @@ use serde::Serialize;
 pub struct ByteSize(pub u64);
 
 const UNITS: [(&str, u64); 5] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+/// Units of time, in seconds.
+const TIME_UNITS: [(&str, u64); 3] = [("s", 1), ("m", 60), ("h", 3600)];
 
 impl ByteSize {
     /// Returns a size of `n` mebibytes.
@@ -47,6 +49,16 @@ pub enum ParseError {
     TooLarge(String),
 }
 
+/// Parses a whole number with one of these units.
+fn parse(text: &str, units: &[(&str, u64)], malformed: fn(String) -> ParseError) -> Result<u64, ParseError> {
+    let (number, unit) = split(text).ok_or_else(|| malformed(text.to_owned()))?;
+    let Some((_, factor)) = units.iter().find(|(name, _)| *name == unit) else {
+        return Err(malformed(text.to_owned()));
+    };
+    let amount = number.checked_mul(*factor).filter(|amount| i64::try_from(*amount).is_ok());
+    amount.ok_or_else(|| ParseError::TooLarge(text.to_owned()))
+}
+
 fn split(text: &str) -> Option<(u64, &str)> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(digits);
@@ -58,14 +70,7 @@ impl FromStr for ByteSize {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let bad = || ParseError::Size(text.to_owned());
-        let (number, unit) = split(text).ok_or_else(bad)?;
-        let (_, factor) = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(bad)?;
-        number
-            .checked_mul(*factor)
-            .filter(|bytes| i64::try_from(*bytes).is_ok())
-            .map(Self)
-            .ok_or_else(|| ParseError::TooLarge(text.to_owned()))
+        parse(text, &UNITS, ParseError::Size).map(Self)
     }
 }
 
@@ -86,19 +91,7 @@ impl fmt::Display for ByteSize {
 /// # Errors
 /// When the string is not a whole number followed by `s`, `m` or `h`.
 pub fn parse_duration(text: &str) -> Result<Duration, ParseError> {
-    let bad = || ParseError::Duration(text.to_owned());
-    let (number, unit) = split(text).ok_or_else(bad)?;
-    let factor = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        _ => return Err(bad()),
-    };
-    number
-        .checked_mul(factor)
-        .filter(|seconds| i64::try_from(*seconds).is_ok())
-        .map(Duration::from_secs)
-        .ok_or_else(|| ParseError::TooLarge(text.to_owned()))
+    parse(text, &TIME_UNITS, ParseError::Duration).map(Duration::from_secs)
 }
 
 /// Returns the shortest string that [`parse_duration`] parses as this many whole seconds.

@@ -48,13 +48,11 @@ pub enum UrlError {
 
 impl Url {
     /// Returns the URL as it was written.
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
     /// Returns the scheme of the URL.
-    #[must_use]
     pub fn scheme(&self) -> Scheme {
         match self.0.split_once(':') {
             Some(("https", _)) => Scheme::Https,
@@ -65,7 +63,6 @@ impl Url {
     }
 
     /// Returns the last component of its path, decoded: the file's name at its source.
-    #[must_use]
     pub fn file_name(&self) -> String {
         let path = self.0.split('?').next().unwrap_or_default();
         let last = path.rsplit('/').next().unwrap_or_default();
@@ -73,7 +70,6 @@ impl Url {
     }
 
     /// Returns the path of the file on this host, for a `file` URL.
-    #[must_use]
     pub fn to_path(&self) -> Option<PathBuf> {
         let path = self.0.strip_prefix("file://")?;
         Some(PathBuf::from(OsString::from_vec(percent_decode_str(path).collect())))
@@ -84,18 +80,16 @@ impl FromStr for Url {
     type Err = UrlError;
 
     fn from_str(text: &str) -> Result<Self, UrlError> {
-        let malformed = || UrlError::Malformed(text.chars().take(80).collect());
         let (scheme, rest) = text.split_once("://").ok_or(UrlError::Scheme)?;
-        let is_plain = |c: char| !c.is_control() && !c.is_whitespace() && c != '#';
-        if text.len() > LONGEST || !rest.chars().all(is_plain) {
-            return Err(malformed());
+        if text.len() > LONGEST || rest.contains(|c: char| c.is_control() || c.is_whitespace() || c == '#') {
+            return Err(malformed(text));
         }
         let path = match scheme {
             "file" => rest.strip_prefix("localhost").unwrap_or(rest).to_owned(),
             "https" | "http" => {
-                let uri: Uri = text.parse().map_err(|_| malformed())?;
+                let uri: Uri = text.parse().map_err(|_| malformed(text))?;
                 let authority = uri.authority().filter(|_| !uri.host().unwrap_or_default().is_empty());
-                if authority.ok_or_else(malformed)?.as_str().contains('@') {
+                if authority.ok_or_else(|| malformed(text))?.as_str().contains('@') {
                     return Err(UrlError::Credentials);
                 }
                 uri.path().to_owned()
@@ -104,13 +98,17 @@ impl FromStr for Url {
         };
         // A file has no query; in a path a `?` is written `%3F` (RFC 8089, section 2).
         if !path.starts_with('/') || scheme == "file" && path.contains('?') {
-            return Err(malformed());
+            return Err(malformed(text));
         }
         if path.ends_with('/') {
             return Err(UrlError::Folder(text.to_owned()));
         }
         Ok(Self(if scheme == "file" { format!("file://{path}") } else { text.to_owned() }))
     }
+}
+
+fn malformed(text: &str) -> UrlError {
+    UrlError::Malformed(text.chars().take(80).collect())
 }
 
 impl TryFrom<String> for Url {

@@ -11,7 +11,7 @@ use crate::error::Failure;
 use crate::event::NoticeLevel;
 use crate::plan::graph::{Graph, SpecNode};
 use crate::resolve::base::{BaseResolver, LocatedBase, LockfileMode};
-use crate::resolve::facts::{SurveyError, base_sha256};
+use crate::resolve::facts::{base_sha256, unreadable_base};
 use crate::resolve::lockfile::{LockFile, source};
 use crate::specfile::BaseSource;
 
@@ -75,10 +75,9 @@ async fn found(
         return Ok((parent, None));
     }
     let LocatedBase { file, image, downloaded, .. } = &bases.locate(&node.spec, None).await?;
-    let unreadable = |source| SurveyError::UnreadableBase { path: file.clone(), source };
     let sha256 = match downloaded {
         Some(sha256) => sha256.clone(),
-        None => base_sha256(file, &bases.memo).map_err(unreadable)?,
+        None => base_sha256(file, &bases.memo).map_err(unreadable_base(file))?,
     };
     Ok((image.as_ref().map(|image| format!("{}@{}", image.name, image.version)), Some(sha256)))
 }

@@ -24,13 +24,11 @@ impl Attribution {
 
     /// Returns the index of the step that changed a file last, from 0; `None` where it was the base image, a boot or
     /// sealing.
-    #[must_use]
     pub fn step_of(&self, entry: &DiskEntry) -> Option<usize> {
         let changed = self.clamped.changed(&entry.path).unwrap_or_else(|| seconds(entry.changed));
         let until = changed + rounding(changed);
-        let is_during =
-            |span: &Option<GuestInterval>| span.is_some_and(|span| span.start <= until && changed <= span.end);
-        self.steps.iter().position(is_during)
+        let mut steps = self.steps.iter();
+        steps.position(|span| span.is_some_and(|span| span.start <= until && changed <= span.end))
     }
 }
 

@@ -4,6 +4,7 @@
 
 use serde_json::Value;
 
+use crate::disk::packages::PackageType;
 use crate::plan::{InputDigest, Plan, PlannedStep};
 use crate::store::Manifest;
 use crate::store::manifest::ManifestPackage;
@@ -59,7 +60,7 @@ fn purl(manifest: &Manifest, package: &ManifestPackage) -> String {
     let os = manifest.os.as_ref();
     let namespace = os.map(|os| format!("/{}", encoded(&os.id))).unwrap_or_default();
     let (epoch, version) = match package.version.split_once(':') {
-        Some((epoch, version)) if kind == "rpm" => (Some(epoch), version),
+        Some((epoch, version)) if PackageType::named(kind) == Some(PackageType::Rpm) => (Some(epoch), version),
         _ => (None, package.version.as_str()),
     };
     let distro =
@@ -79,11 +80,11 @@ fn purl(manifest: &Manifest, package: &ManifestPackage) -> String {
 
 /// Encodes a string as purl-spec requires: everything is percent-encoded except letters, digits, `.-_~` and the colon.
 fn encoded(text: &str) -> String {
-    let byte = |byte: u8| match byte {
+    let encoded = text.bytes().map(|byte| match byte {
         b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_' | b'~' | b':' => char::from(byte).to_string(),
         _ => format!("%{byte:02X}"),
-    };
-    text.bytes().map(byte).collect()
+    });
+    encoded.collect()
 }
 
 /// Returns a version 8 UUID (RFC 9562, section 5.8) that depends on a digest alone.

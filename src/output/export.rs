@@ -16,7 +16,7 @@ use crate::event::{Events, Stage};
 use crate::package::content::PackageContent;
 use crate::package::{PackageError, PackageFacts, simplestreams};
 use crate::plan::check_size;
-use crate::plan::output::{Outputs, Published};
+use crate::plan::output::Outputs;
 use crate::size::ByteSize;
 use crate::specfile::{self, DiskFormat, FirmwareKind, OutputFormat};
 use crate::store::manifest::{Manifest, ManifestOutput};
@@ -24,6 +24,7 @@ use crate::store::{Artifact, OnConflict, StoreError, give_names};
 
 use super::disk_files::{DiskFileWriter, aside, unless};
 use super::package::package;
+use super::publish::staged_outputs;
 use crate::disk::chain::open_files;
 
 /// The reason why a format cannot be exported.
@@ -90,11 +91,12 @@ pub async fn export(
     let limits = Deadline::new(cancel, Duration::MAX);
     let made = make(artifact, &wanted.output, scratch.path(), events);
     let mut made = limits.hold(in_stage(events, Stage::Convert, made)).await?;
-    let name = |output: &ManifestOutput| {
+    let names = made.iter().map(|output| {
         let target = if is_folder { wish.join(&output.file) } else { wish.clone() };
         (scratch.path().join(&output.file), target)
-    };
-    let (names, conflict) = (made.iter().map(name).collect::<Vec<_>>(), wanted.conflict);
+    });
+    let names: Vec<_> = names.collect();
+    let conflict = wanted.conflict;
     let named = aside(move |_| Ok((give_names(&names, conflict)?, names)));
     let (digests, names) = limits.hold(named).await?;
     for ((output, digest), (_, target)) in made.iter_mut().zip(digests).zip(names) {
@@ -124,7 +126,8 @@ pub async fn add_to_tree(
     let limits = Deadline::new(cancel, Duration::MAX);
     let made = make(artifact, &output, scratch.path(), events);
     let disk = limits.hold(in_stage(events, Stage::Convert, made)).await?.remove(0);
-    let (facts, file) = (facts(artifact.manifest(), disk.virtual_bytes), scratch.path().join(&disk.file));
+    let facts = facts(artifact.manifest(), disk.virtual_bytes);
+    let file = scratch.path().join(&disk.file);
     let added = aside(move |stop| {
         let disk = PackageContent::file(File::open(&file).map_err(PackageError::Read)?)?;
         Ok(simplestreams::add(&tree, &facts, &disk, conflict, &mut |_| unless(stop))?)
@@ -144,12 +147,12 @@ pub async fn copy(
     conflict: OnConflict,
     cancel: CancellationToken,
 ) -> Result<Vec<PathBuf>, Failure> {
-    let (artifact, folder) = (Arc::clone(artifact), folder.to_owned());
+    let artifact = Arc::clone(artifact);
+    let folder = folder.to_owned();
     let copied = aside(move |stop| {
-        let watch = |_, _| unless(stop);
         Ok(match file {
-            Some(file) => vec![artifact.export_file(&file, &folder, conflict, &watch)?],
-            None => artifact.export(&folder, conflict, &watch)?,
+            Some(file) => vec![artifact.export_file(&file, &folder, conflict, &|_, _| unless(stop))?],
+            None => artifact.export(&folder, conflict, &|_, _| unless(stop))?,
         })
     });
     Deadline::new(cancel, Duration::MAX).hold(copied).await
@@ -189,13 +192,13 @@ async fn make(
     }
     let facts = facts(artifact.manifest(), disk.format.virtual_size(size));
     package(&outputs, 0, &made, &facts, folder).await?;
-    let staged = |file: Published<'_>| ManifestOutput::staged(file.file, file.format, file.virtual_bytes);
-    Ok(outputs.published(size).into_iter().map(staged).collect())
+    Ok(staged_outputs(&outputs, size))
 }
 
 /// Returns the image's description for packages, the same as when it was built.
 fn facts(manifest: &Manifest, disk_size: u64) -> PackageFacts {
-    let (image, machine) = (&manifest.image, &manifest.machine);
+    let image = &manifest.image;
+    let machine = &manifest.machine;
     PackageFacts {
         name: image.name.clone(),
         version: image.version.clone(),
@@ -203,19 +206,18 @@ fn facts(manifest: &Manifest, disk_size: u64) -> PackageFacts {
         disk_size,
         cpus: machine.cpus,
         memory: ByteSize(machine.memory),
-        firmware: if machine.firmware == "uefi" { FirmwareKind::Uefi } else { FirmwareKind::Bios },
+        firmware: FirmwareKind::named(&machine.firmware).unwrap_or_default(),
         time: u64::try_from(manifest.source_date_epoch.unwrap_or(manifest.started.as_second())).unwrap_or(0),
     }
 }
 
 /// Returns the file of an image from which its disk is read.
 fn source(artifact: &Artifact) -> Result<(ManifestOutput, PathBuf, DiskFormat), ExportError> {
-    let disk = |output: &ManifestOutput| {
+    let disk = artifact.manifest().outputs.iter().find_map(|output| {
         let format = DiskFormat::named(&output.format)?;
         Some((output.clone(), artifact.folder().join(&output.file), format))
-    };
-    let found = artifact.manifest().outputs.iter().find_map(disk);
-    found.ok_or_else(|| ExportError::NoDisk(artifact.id().to_string()))
+    });
+    disk.ok_or_else(|| ExportError::NoDisk(artifact.id().to_string()))
 }
 
 /// Checks that a file has the bytes that were published.

@@ -127,7 +127,8 @@ fn copy_log(from: &Path, to: &Path) -> io::Result<()> {
 fn copy_logs(from: &Path, to: &Path) -> io::Result<()> {
     for entry in fs::read_dir(from)? {
         let entry = entry?;
-        let (path, target) = (entry.path(), to.join(entry.file_name()));
+        let path = entry.path();
+        let target = to.join(entry.file_name());
         if entry.file_type()?.is_dir() {
             copy_logs(&path, &target)?;
         } else if path.extension().is_some_and(|extension| extension == "log") {

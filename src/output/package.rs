@@ -14,7 +14,8 @@ use super::disk_files::{aside, unless};
 /// the build.
 pub(crate) fn facts(build: &BuildContext<'_>, disk: &DiskFile) -> PackageFacts {
     let plan = build.plan;
-    let (image, machine) = (&plan.spec.image, &plan.machine);
+    let image = &plan.spec.image;
+    let machine = &plan.machine;
     PackageFacts {
         name: image.name.clone(),
         version: image.version.clone(),
@@ -36,13 +37,18 @@ pub(crate) async fn package(
     folder: &Path,
 ) -> Result<(), Failure> {
     let compression = outputs.disks[index].compression;
-    let made = |(package, file): (PackageFormat, &String)| {
-        let (facts, path, target) = (facts.clone(), path.to_owned(), folder.join(file));
-        aside(move |stop| {
-            Ok(package.write(&facts, PackageDisk { path: &path, compression }, &target, &mut |_| unless(stop))?)
-        })
-    };
-    let of_disk = outputs.all.iter().filter(|output| output.disk == index);
-    let files = of_disk.filter_map(|output| Some((PackageFormat::of(output.format)?, &output.besides)));
-    all(files.flat_map(|(package, files)| files.iter().map(move |file| (package, file))).map(made).collect()).await
+    let mut packages = Vec::new();
+    for output in outputs.all.iter().filter(|output| output.disk == index) {
+        let Some(package) = PackageFormat::of(output.format) else { continue };
+        for file in &output.besides {
+            let facts = facts.clone();
+            let path = path.to_owned();
+            let target = folder.join(file);
+            packages.push(aside(move |stop| {
+                let disk = PackageDisk { path: &path, compression };
+                Ok(package.write(&facts, disk, &target, &mut |_| unless(stop))?)
+            }));
+        }
+    }
+    all(packages).await
 }

@@ -10,10 +10,13 @@ use crate::specfile::platform::{Driver, OVA_DRIVERS, Platform};
 /// The size of the largest list of modules that is read. A kernel of a distribution has some 5000 modules, and a line of
 /// `modules.dep` a hundred bytes or more.
 const MAX_LIST: u64 = 32 << 20;
-/// The size of the largest configuration of a boot loader that is read.
+/// The size of the largest configuration that is read.
 const MAX_CONFIGURATION: u64 = 4 << 20;
 /// The folders of kernel modules in distributions.
 const MODULES: [&str; 2] = ["/usr/lib/modules", "/lib/modules"];
+/// Configurations of programs that make an initramfs, and folders with more of them.
+const INITRAMFS: [&str; 2] = ["/etc/initramfs-tools/initramfs.conf", "/etc/dracut.conf"];
+const INITRAMFS_FOLDERS: [&str; 2] = ["/etc/initramfs-tools/conf.d", "/etc/dracut.conf.d"];
 /// Configurations of boot loaders, which contain the kernel's command line.
 const BOOT_LOADERS: [&str; 4] =
     ["/boot/grub/grub.cfg", "/boot/grub2/grub.cfg", "/boot/extlinux/extlinux.conf", "/etc/kernel/cmdline"];
@@ -48,9 +51,9 @@ impl GuestCapabilities {
     }
 
     /// Returns what a platform requires and the guest lacks, a sentence each.
-    #[must_use]
     pub fn misses(&self, platform: Platform) -> Vec<String> {
-        let (name, needs) = (platform.name(), platform.needs());
+        let name = platform.name();
+        let needs = platform.needs();
         let mut missing = self.missing_drivers(name, needs.drivers);
         if needs.serial_console && !self.serial_console {
             missing.push(format!(
@@ -66,7 +69,6 @@ impl GuestCapabilities {
     }
 
     /// Returns what the guest lacks in a machine that is imported from an OVA, a sentence each.
-    #[must_use]
     pub fn misses_in_ova(&self) -> Vec<String> {
         self.missing_drivers("the machine of an OVA", OVA_DRIVERS)
     }
@@ -113,25 +115,20 @@ fn drivers(tree: &Tree<'_>) -> Result<Option<BTreeSet<String>>, TreeError> {
 
 /// Converts lines such as `kernel/drivers/net/virtio-net.ko.xz: ...` to names such as `virtio_net`.
 fn names(list: &[u8]) -> Vec<String> {
-    let name = |line: &str| {
+    let list = String::from_utf8_lossy(list);
+    let names = list.lines().filter_map(|line| {
         let path = line.split(':').next()?;
         let (name, _) = path.rsplit('/').next()?.split_once(".ko")?;
         Some(name.replace('-', "_"))
-    };
-    String::from_utf8_lossy(list).lines().filter_map(name).collect()
+    });
+    names.collect()
 }
 
 /// Finds the setting that makes initramfs-tools (`MODULES=dep`) or dracut (`hostonly=yes`) leave drivers out.
 fn narrow_initramfs(tree: &Tree<'_>) -> Result<Option<String>, TreeError> {
-    let mut files = vec!["/etc/initramfs-tools/initramfs.conf".to_owned(), "/etc/dracut.conf".to_owned()];
-    for folder in ["/etc/initramfs-tools/conf.d", "/etc/dracut.conf.d"] {
-        let names = tree.names(folder)?.unwrap_or_default().into_iter();
-        files.extend(names.filter_map(|name| Some(format!("{folder}/{}", String::from_utf8(name).ok()?))));
-    }
     let mut narrow = None;
-    for file in files {
-        let text = tree.read(&file, MAX_CONFIGURATION)?.unwrap_or_default();
-        match initramfs_setting(&String::from_utf8_lossy(&text)) {
+    for file in list_files(tree, &INITRAMFS, &INITRAMFS_FOLDERS)? {
+        match initramfs_setting(&read_configuration(tree, &file)?) {
             Some(true) => narrow = Some(file),
             Some(false) => narrow = None,
             None => {}
@@ -153,18 +150,27 @@ fn initramfs_setting(text: &str) -> Option<bool> {
 }
 
 fn has_serial_console(tree: &Tree<'_>) -> Result<bool, TreeError> {
-    let mut files: Vec<String> = BOOT_LOADERS.map(str::to_owned).into();
-    for folder in ENTRIES {
-        let entries = tree.names(folder)?.unwrap_or_default().into_iter();
-        files.extend(entries.filter_map(|name| Some(format!("{folder}/{}", String::from_utf8(name).ok()?))));
-    }
-    for file in files {
-        let text = tree.read(&file, MAX_CONFIGURATION)?.unwrap_or_default();
-        if String::from_utf8_lossy(&text).contains("console=ttyS") {
+    for file in list_files(tree, &BOOT_LOADERS, &ENTRIES)? {
+        if read_configuration(tree, &file)?.contains("console=ttyS") {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+/// Lists these files, and those in these folders.
+fn list_files(tree: &Tree<'_>, files: &[&str], folders: &[&str]) -> Result<Vec<String>, TreeError> {
+    let mut files: Vec<String> = files.iter().map(|file| (*file).to_owned()).collect();
+    for folder in folders {
+        let names = tree.names(folder)?.unwrap_or_default().into_iter();
+        files.extend(names.filter_map(|name| Some(format!("{folder}/{}", String::from_utf8(name).ok()?))));
+    }
+    Ok(files)
+}
+
+fn read_configuration(tree: &Tree<'_>, file: &str) -> Result<String, TreeError> {
+    let bytes = tree.read(file, MAX_CONFIGURATION)?.unwrap_or_default();
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]

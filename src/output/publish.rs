@@ -13,7 +13,7 @@ use crate::error::Failure;
 use crate::event::{Event, Events, NoticeLevel, Stage};
 use crate::guest::step_record::StepRecord;
 use crate::plan::machine::format_name;
-use crate::plan::output::Published;
+use crate::plan::output::Outputs;
 use crate::plan::{Plan, PlannedStep, StoredBase};
 use crate::secret_scan::LeakPlace;
 use crate::sign::Signer;
@@ -59,13 +59,13 @@ pub(crate) async fn publish(
     }
     let manifest = search_for_secrets(build, manifest, staging.path()).await?;
     let evidence = Evidence { documents: Documents::new(evidence::documents(build.plan)), signer };
-    let (events, cancel) = (build.events.clone(), build.limits.clone());
+    let events = build.events.clone();
+    let cancel = build.limits.clone();
     let finish = spawn_blocking(move || {
-        let watch = |done, total| {
+        staging.finish(manifest, &evidence, &|done, total| {
             events.emit(&Event::Progress { stage: Stage::Publish, done, total });
             if cancel.is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        };
-        staging.finish(manifest, &evidence, &watch)
+        })
     });
     // Not raced with an interruption: the watch stops it, and the store is left as it was or with the whole version.
     Ok(finish.await.expect("publishing does not panic")?)
@@ -97,10 +97,11 @@ async fn search_for_secrets(build: &BuildContext<'_>, manifest: Manifest, stagin
 }
 
 fn manifest(build: &BuildContext<'_>, record: BuildRecord, disk_sha256: String, contents: Contents) -> Manifest {
-    let (plan, spec) = (build.plan, &build.plan.spec);
-    let trees = || record.steps.iter().map(|done| &done.fetched);
-    let fetched = trees().flat_map(|tree| &tree.files).map(manifest::FetchedFile::staged).collect();
-    let fetched_links = trees().flat_map(|tree| tree.links.clone()).collect();
+    let plan = build.plan;
+    let spec = &plan.spec;
+    let trees = record.steps.iter().map(|done| &done.fetched);
+    let fetched = trees.clone().flat_map(|tree| &tree.files).map(manifest::FetchedFile::staged).collect();
+    let fetched_links = trees.flat_map(|tree| tree.links.clone()).collect();
     Manifest {
         schema: manifest::SCHEMA,
         sequence: 0,
@@ -120,7 +121,7 @@ fn manifest(build: &BuildContext<'_>, record: BuildRecord, disk_sha256: String, 
         },
         machine: machine(plan),
         steps: plan.steps.iter().zip(&record.steps).map(step).collect(),
-        outputs: outputs(plan),
+        outputs: staged_outputs(&plan.outputs, plan.disk_size()),
         disk_sha256,
         disk_bytes: Some(plan.disk_size()),
         contents: Some(contents.listed),
@@ -171,10 +172,10 @@ fn step((planned, done): (&PlannedStep, &StepRecord)) -> manifest::ManifestStep 
     }
 }
 
-fn outputs(plan: &Plan) -> Vec<manifest::ManifestOutput> {
-    let staged =
-        |output: Published<'_>| manifest::ManifestOutput::staged(output.file, output.format, output.virtual_bytes);
-    plan.outputs.published(plan.disk_size()).into_iter().map(staged).collect()
+/// Returns the published files of outputs as the manifest lists them, not digested yet.
+pub(super) fn staged_outputs(outputs: &Outputs, disk_size: u64) -> Vec<manifest::ManifestOutput> {
+    let published = outputs.published(disk_size).into_iter();
+    published.map(|file| manifest::ManifestOutput::staged(file.file, file.format, file.virtual_bytes)).collect()
 }
 
 /// Returns the events of one build, with its log as an additional listener.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use crate::disk::tree::TreeError;
 use crate::error::{Fault, Kind};
-use crate::wire::sealing::{IdentityRenewal, MachineIdentity, OPERATIONS, SealOperation};
+use crate::wire::sealing::{IdentityRenewal, MachineIdentity, OPERATIONS};
 
 use super::contents::SealedView;
 
@@ -79,8 +79,7 @@ impl IdentityReport {
     /// is pinned.
     fn add(&mut self, sought: SoughtIdentity, found: &[IdentityFile], is_removed: bool) {
         if let Some(file) = found.iter().find(|file| is_removed && !file.is_pinned) {
-            let error = || IdentityError { operation: sought.operation, path: file.path.clone() };
-            self.error.get_or_insert_with(error);
+            self.error.get_or_insert_with(|| IdentityError { operation: sought.operation, path: file.path.clone() });
         } else if !found.is_empty() {
             self.warnings.push(describe_shared(sought.identity, found));
         }
@@ -139,10 +138,10 @@ pub(crate) fn look(view: &SealedView<'_>, kept: &BTreeSet<String>) -> Result<Ide
 
 fn sought(kept: &BTreeSet<String>) -> Vec<SoughtIdentity> {
     let operations = OPERATIONS.iter().filter(|operation| !kept.contains(operation.name));
-    let identities = |operation: &'static SealOperation| {
+    let sought = operations.flat_map(|operation| {
         operation.identities.iter().map(|identity| SoughtIdentity { operation: operation.name, identity })
-    };
-    operations.flat_map(identities).collect()
+    });
+    sought.collect()
 }
 
 #[cfg(test)]

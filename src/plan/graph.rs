@@ -29,7 +29,6 @@ pub struct SpecNode {
 
 impl SpecNode {
     /// Returns the image's `name@version`.
-    #[must_use]
     pub fn id(&self) -> String {
         id(&self.spec)
     }
@@ -54,16 +53,13 @@ pub enum GraphError {
     Twice {
         /// The version, `name@version`.
         id: String,
-        /// Path of one of the specs.
         one: PathBuf,
-        /// Path of the other spec.
         other: PathBuf,
     },
     /// Several specs make an image of the name that a base is given by. Which version is meant would depend on which is
     /// built first.
     #[error("the base image of {}: several of the specs make an image `{name}`", of.display())]
     Ambiguous {
-        /// Path of the spec that names the base image.
         of: PathBuf,
         /// Name of the image.
         name: String,
@@ -71,7 +67,6 @@ pub enum GraphError {
     /// The spec of a base image is not valid, or is outside of the project.
     #[error("the base image of {}: {source}", of.display())]
     Base {
-        /// Path of the spec that names the base image.
         of: PathBuf,
         /// The error in the base image's spec.
         source: Box<LoadError>,
@@ -110,27 +105,27 @@ impl Graph {
     /// `reach` allows it, is outside of the project of the spec that names it.
     pub fn new(specs: Vec<Spec>, reach: FileReach) -> Result<Self, GraphError> {
         let mut known: BTreeMap<Key, usize> = BTreeMap::new();
-        let mut found: Vec<(Spec, bool, Option<usize>)> = Vec::new();
+        let mut found: Vec<SpecNode> = Vec::new();
         for spec in specs {
             let key = key(&spec.path, spec.variant.as_deref());
             known.entry(key).or_insert_with(|| {
-                found.push((spec, true, None));
+                found.push(SpecNode { spec, parent: None, wanted: true, height: 0 });
                 found.len() - 1
             });
         }
         let mut next = 0;
-        while let Some((spec, ..)) = found.get(next) {
+        while let Some(SpecNode { spec, .. }) = found.get(next) {
             if let BaseSource::Spec { file, variant } = &spec.base.source {
                 let key = key(file, variant.as_deref());
                 let parent = if let Some(parent) = known.get(&key) {
                     *parent
                 } else {
                     let base = load_base(spec, file, variant.clone(), reach)?;
-                    found.push((base, false, None));
+                    found.push(SpecNode { spec: base, parent: None, wanted: false, height: 0 });
                     known.insert(key, found.len() - 1);
                     found.len() - 1
                 };
-                found[next].2 = Some(parent);
+                found[next].parent = Some(parent);
             }
             next += 1;
         }
@@ -140,7 +135,6 @@ impl Graph {
     }
 
     /// Returns the nodes, parents first.
-    #[must_use]
     pub fn nodes(&self) -> &[SpecNode] {
         &self.0
     }
@@ -148,14 +142,13 @@ impl Graph {
 
 fn load_base(of: &Spec, file: &Path, variant: Option<String>, reach: FileReach) -> Result<Spec, GraphError> {
     let overrides = Overrides { variant, ..Overrides::default() };
-    let base = |source| GraphError::Base { of: of.path.clone(), source: Box::new(source) };
-    let found = SpecFile::read_base(file, &of.path, reach).map_err(base)?;
-    found.parse(&overrides).map_err(|errors| base(errors.into()))
+    let base = SpecFile::read_base(file, &of.path, reach).and_then(|file| Ok(file.parse(&overrides)?));
+    base.map_err(|source| GraphError::Base { of: of.path.clone(), source: Box::new(source) })
 }
 
-fn check_names(found: &[(Spec, bool, Option<usize>)]) -> Result<(), GraphError> {
+fn check_names(found: &[SpecNode]) -> Result<(), GraphError> {
     let mut names: BTreeMap<String, &Spec> = BTreeMap::new();
-    for (spec, ..) in found {
+    for SpecNode { spec, .. } in found {
         if let Some(other) = names.insert(id(spec), spec) {
             return Err(GraphError::Twice { id: id(spec), one: other.path.clone(), other: spec.path.clone() });
         }
@@ -168,34 +161,38 @@ fn check_names(found: &[(Spec, bool, Option<usize>)]) -> Result<(), GraphError> 
 ///
 /// # Errors
 /// When several specs make the image that is named.
-fn by_image(found: &mut [(Spec, bool, Option<usize>)]) -> Result<(), GraphError> {
+fn by_image(found: &mut [SpecNode]) -> Result<(), GraphError> {
     for index in 0..found.len() {
-        let (spec, ..) = &found[index];
+        let spec = &found[index].spec;
         let BaseSource::Image(wanted) = &spec.base.source else { continue };
-        let makes = |spec: &Spec| *wanted == id(spec) || *wanted == spec.image.name;
-        let mut makers = (0..found.len()).filter(|maker| makes(&found[*maker].0));
-        let (maker, another) = (makers.next(), makers.next());
-        if another.is_some() {
+        let mut makers = (0..found.len()).filter(|maker| makes(&found[*maker].spec, wanted));
+        let maker = makers.next();
+        if makers.next().is_some() {
             return Err(GraphError::Ambiguous { of: spec.path.clone(), name: wanted.clone() });
         }
-        found[index].2 = maker;
+        found[index].parent = maker;
     }
     Ok(())
 }
 
+fn makes(spec: &Spec, wanted: &str) -> bool {
+    wanted == id(spec) || wanted == spec.image.name
+}
+
 /// Sorts the specs: parents first, otherwise in the order given.
-fn sorted(found: Vec<(Spec, bool, Option<usize>)>) -> Result<Vec<SpecNode>, GraphError> {
-    let parents: Vec<Option<usize>> = found.iter().map(|(_, _, parent)| *parent).collect();
+fn sorted(found: Vec<SpecNode>) -> Result<Vec<SpecNode>, GraphError> {
     let mut order = Vec::with_capacity(found.len());
     let mut place = vec![None; found.len()];
     let mut height = vec![0; found.len()];
     for index in 0..found.len() {
         // The chain from this node down to its deepest base.
         let mut line = vec![index];
-        while let Some(parent) = parents[line[line.len() - 1]] {
+        while let Some(parent) = found[line[line.len() - 1]].parent {
             if let Some(at) = line.iter().position(|node| *node == parent) {
                 let circle = line[at..].iter().chain([&parent]);
-                return Err(GraphError::Cycle(circle.map(|node| found[*node].0.path.display().to_string()).collect()));
+                return Err(GraphError::Cycle(
+                    circle.map(|node| found[*node].spec.path.display().to_string()).collect(),
+                ));
             }
             line.push(parent);
         }
@@ -209,12 +206,12 @@ fn sorted(found: Vec<(Spec, bool, Option<usize>)>) -> Result<Vec<SpecNode>, Grap
             }
         }
     }
-    let mut specs: Vec<_> = found.into_iter().map(Some).collect();
-    let node = |index: usize| {
-        let (spec, wanted, parent) = specs[index].take()?;
-        Some(SpecNode { spec, wanted, parent: parent.and_then(|parent| place[parent]), height: height[index] })
-    };
-    Ok(order.into_iter().filter_map(node).collect())
+    let mut found: Vec<_> = found.into_iter().map(Some).collect();
+    let nodes = order.into_iter().filter_map(|index| {
+        let node = found[index].take()?;
+        Some(SpecNode { parent: node.parent.and_then(|parent| place[parent]), height: height[index], ..node })
+    });
+    Ok(nodes.collect())
 }
 
 #[cfg(test)]

@@ -42,7 +42,6 @@ pub struct Qemu {
 
 impl Qemu {
     /// Returns a placeholder for a QEMU that is missing or does not work: a plan can be made without one.
-    #[must_use]
     pub fn unusable() -> Self {
         Self {
             system: "qemu-system-x86_64".into(),
@@ -52,7 +51,6 @@ impl Qemu {
     }
 
     /// Returns whether machines can be started with this QEMU.
-    #[must_use]
     pub fn is_usable(&self) -> bool {
         self.version >= QemuVersion::OLDEST
     }
@@ -177,13 +175,11 @@ pub enum KvmVerdict {
 
 impl KvmVerdict {
     /// Returns whether machines may use KVM.
-    #[must_use]
     pub fn is_usable(&self) -> bool {
         *self == Self::Usable
     }
 
     /// Returns how to make KVM usable, or `None` where nothing can be done.
-    #[must_use]
     pub fn remedy(&self) -> Option<&'static str> {
         match self {
             Self::Usable => None,

@@ -166,18 +166,16 @@ pub(super) fn step_content(spec: &Spec, step: &specfile::StepSpec, input: Option
 
 /// Returns what is done after the last step, and what the manifest records of the image.
 fn result_value(spec: &Spec, facts: &Facts) -> Value {
-    let test = |test: &specfile::Test| json!([test.name, test.check, test.reboot, test.needs_fresh_boot]);
-    let tests: Vec<_> = spec.tests.iter().map(test).collect();
-    let outputs: Vec<_> =
-        spec.outputs.iter().map(|output| json!([output.format.name(), output.compression.name()])).collect();
+    let tests = spec.tests.iter().map(|test| json!([test.name, test.check, test.reboot, test.needs_fresh_boot]));
+    let outputs = spec.outputs.iter().map(|output| json!([output.format.name(), output.compression.name()]));
     json!({
         "image": {
             "name": spec.image.name, "version": spec.image.version,
             "description": spec.image.description, "labels": spec.image.labels,
         },
         "seal": { "build": facts.seal_build, "skip": spec.seal.skip },
-        "tests": tests,
-        "outputs": outputs,
+        "tests": tests.collect::<Vec<_>>(),
+        "outputs": outputs.collect::<Vec<_>>(),
     })
 }
 

@@ -15,14 +15,14 @@ use crate::error::{Fault, Kind};
 use crate::size::{ByteSize, format_duration};
 use crate::specfile::{self, Action, BaseFormat, OutputFormat, Spec};
 
-pub mod graph;
-pub mod host;
-pub mod host_paths;
+pub(crate) mod graph;
+pub(crate) mod host;
+pub(crate) mod host_paths;
 pub mod key;
-pub mod limits;
-pub mod machine;
-pub mod output;
-pub mod trace;
+pub(crate) mod limits;
+pub(crate) mod machine;
+pub(crate) mod output;
+pub(crate) mod trace;
 
 use host::{Host, KvmVerdict, UefiFirmware};
 use key::CacheKey;
@@ -383,13 +383,13 @@ fn choose_firmware(wanted: specfile::FirmwareKind, facts: &Facts) -> Result<Mach
 
 fn plan_steps(spec: &Spec, facts: &Facts, base: CacheKey) -> Vec<PlannedStep> {
     let mut key = base;
-    let plan = |(index, step): (usize, &specfile::StepSpec)| {
+    let planned = spec.steps.iter().enumerate().map(|(index, step)| {
         let input = facts.inputs.get(&index).cloned();
         let content = key::step_content(spec, step, input.as_ref());
         key = key.then(&content);
         PlannedStep { step: step.clone(), key, parts: trace::parts(&content), input }
-    };
-    spec.steps.iter().enumerate().map(plan).collect()
+    });
+    planned.collect()
 }
 
 /// Scales a duration that is meant for hardware to this accelerator.

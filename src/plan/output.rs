@@ -65,7 +65,6 @@ pub struct Published<'a> {
 
 impl Outputs {
     /// Names every file; each name begins with `stem`.
-    #[must_use]
     pub fn new(stem: &str, wanted: &[specfile::OutputSpec]) -> Self {
         let mut outputs = Self { all: Vec::new(), disks: Vec::new() };
         for output in wanted {
@@ -79,9 +78,10 @@ impl Outputs {
 
     /// Returns the index of the disk file that an output needs, which may already exist for another output.
     fn disk(&mut self, stem: &str, output: &specfile::OutputSpec) -> usize {
-        let (format, compression) = (output.format.disk(), output.compression);
-        let same = |disk: &DiskFile| (disk.format, disk.compression) == (format, compression);
-        let index = self.disks.iter().position(same).unwrap_or(self.disks.len());
+        let format = output.format.disk();
+        let compression = output.compression;
+        let same = self.disks.iter().position(|disk| (disk.format, disk.compression) == (format, compression));
+        let index = same.unwrap_or(self.disks.len());
         if index == self.disks.len() {
             // The first file of a format has the plain name; one with another compression has that in its name.
             let plain = format!("{stem}.{}", format.name());
@@ -95,14 +95,12 @@ impl Outputs {
 
     /// Returns the files of one output, its disk before the others. Never empty; a disk may belong to another output as
     /// well.
-    #[must_use]
     pub fn files<'a>(&'a self, output: &'a PlannedOutput) -> Vec<&'a str> {
         let disk = Some(&self.disks[output.disk].file).filter(|_| output.format.keeps_disk());
         disk.into_iter().chain(&output.besides).map(String::as_str).collect()
     }
 
     /// Returns every published file once, as the manifest lists them.
-    #[must_use]
     pub fn published(&self, disk_size: u64) -> Vec<Published<'_>> {
         let mut listed: Vec<Published<'_>> = Vec::new();
         for output in &self.all {

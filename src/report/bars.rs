@@ -70,7 +70,6 @@ struct TransferRate {
 
 impl BarSink {
     /// Creates bars on standard error, with their timer running.
-    #[must_use]
     pub fn on_stderr(verbosity: Verbosity, paint: Paint) -> Self {
         Self::on(Screen::on_stderr(), REDRAWS, verbosity, paint)
     }
@@ -152,15 +151,8 @@ impl BarSink {
 
     fn live_lines(&self, alone: bool) -> (ProgressBar, Option<ProgressBar>) {
         // Only the flexible part shrinks on a narrow terminal: a live line that wrapped could not be redrawn.
-        let style = |template: &str| {
-            ProgressStyle::with_template(template)
-                .unwrap_or_else(|_| ProgressStyle::default_spinner())
-                .with_key("clock", write_clock)
-                .tick_chars("|/-\\ ")
-        };
-        let now = self.live.add(ProgressBar::new_spinner().with_style(style("{spinner} {wide_msg} {clock:>4}")));
-        let last = || ProgressBar::new_spinner().with_style(style(&self.paint.dim(&format!("{MARK}{{wide_msg}}"))));
-        let last = alone.then(|| self.live.add(last()));
+        let now = self.live.add(spinner("{spinner} {wide_msg} {clock:>4}"));
+        let last = alone.then(|| self.live.add(spinner(&self.paint.dim(&format!("{MARK}{{wide_msg}}")))));
         now.enable_steady_tick(TICK);
         (now, last)
     }
@@ -212,6 +204,14 @@ impl BarState {
         }
         self.pace = Some(pace);
     }
+}
+
+fn spinner(template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_spinner())
+        .with_key("clock", write_clock)
+        .tick_chars("|/-\\ ");
+    ProgressBar::new_spinner().with_style(style)
 }
 
 /// Writes the time since something began.

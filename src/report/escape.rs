@@ -48,7 +48,6 @@ pub(super) fn is_hostile(c: char) -> bool {
 
 /// Returns one line of text with every hostile character escaped, as in `\x1b` and `\u{202e}`. A carriage return at the end
 /// is dropped, since some programs end lines with it.
-#[must_use]
 pub fn escape(text: &str) -> Cow<'_, str> {
     let text = text.trim_end_matches(['\r', '\n']);
     if !text.contains(is_hostile) && !CI_COMMANDS.iter().any(|command| text.contains(command)) {
@@ -74,7 +73,6 @@ fn starts_command(text: &str) -> bool {
 }
 
 /// Escapes text that a renderer has laid out, whose line breaks and colours are kiln's own.
-#[must_use]
 pub(crate) fn escape_rendered(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for (at, c) in text.char_indices() {
@@ -90,7 +88,6 @@ pub(crate) fn escape_rendered(text: &str) -> String {
 }
 
 /// Escapes JSON, on one line or several, without changing what a JSON parser reads from it.
-#[must_use]
 pub fn escape_json(json: &str) -> String {
     let mut safe = String::with_capacity(json.len());
     for (at, c) in json.char_indices() {

@@ -21,21 +21,20 @@ fn texts() -> Vec<String> {
 
 /// Returns every event with the string in each of its fields.
 fn events(text: &str) -> Vec<Event> {
-    let own = || text.to_owned();
     vec![
-        Event::BuildStarted { image: own(), version: own(), steps: 1 },
-        Event::DownloadStarted { url: own() },
+        Event::BuildStarted { image: text.into(), version: text.into(), steps: 1 },
+        Event::DownloadStarted { url: text.into() },
         Event::StageStarted { stage: Stage::Provision },
-        Event::StepCached { index: 0, name: own(), verb: "run", steps: 1 },
-        Event::StepStarted { index: 0, name: own(), verb: "run", steps: 1 },
-        Event::StepOutput { index: 0, channel: Channel::Stdout, line: own() },
-        Event::Console { line: own() },
-        Event::Notice { level: NoticeLevel::Debug, text: own() },
-        Event::Notice { level: NoticeLevel::Info, text: own() },
-        Event::Notice { level: NoticeLevel::Warning, text: own() },
-        Event::ShellStarted { failure: Some(own()), tail: vec![own()] },
-        Event::TestFinished { name: own(), ok: true, seconds: 1.0, found: own() },
-        Event::TestFinished { name: own(), ok: false, seconds: 1.0, found: own() },
+        Event::StepCached { index: 0, name: text.into(), verb: "run", steps: 1 },
+        Event::StepStarted { index: 0, name: text.into(), verb: "run", steps: 1 },
+        Event::StepOutput { index: 0, channel: Channel::Stdout, line: text.into() },
+        Event::Console { line: text.into() },
+        Event::Notice { level: NoticeLevel::Debug, text: text.into() },
+        Event::Notice { level: NoticeLevel::Info, text: text.into() },
+        Event::Notice { level: NoticeLevel::Warning, text: text.into() },
+        Event::ShellStarted { failure: Some(text.into()), tail: vec![text.into()] },
+        Event::TestFinished { name: text.into(), ok: true, seconds: 1.0, found: text.into() },
+        Event::TestFinished { name: text.into(), ok: false, seconds: 1.0, found: text.into() },
         Event::StepFinished { index: 0, ok: false, seconds: 1.0 },
     ]
 }
@@ -44,7 +43,8 @@ fn events(text: &str) -> Vec<Event> {
 fn forging_through_progress_and_logs() {
     let folder = tempfile::tempdir().unwrap();
     for (number, text) in texts().iter().enumerate() {
-        let (plain, json) = (Tape::default(), Tape::default());
+        let plain = Tape::default();
+        let json = Tape::default();
         let path = folder.path().join(number.to_string());
         let log = LogSink::create(&path).unwrap();
         let sinks: [&dyn EventSink; 3] = [

@@ -22,7 +22,6 @@ pub struct GithubSink {
 
 impl GithubSink {
     /// Returns the run of GitHub Actions that kiln is part of, if any.
-    #[must_use]
     pub fn here() -> Option<Self> {
         let is_there = std::env::var("GITHUB_ACTIONS").is_ok_and(|value| value == "true");
         is_there.then(|| Self { summary: std::env::var_os("GITHUB_STEP_SUMMARY").map(PathBuf::from) })
@@ -38,7 +37,6 @@ impl GithubSink {
 
 /// Returns annotations for errors in a spec or its inputs, and for a step or tests that failed. Other failures have no place
 /// in a file.
-#[must_use]
 pub fn annotations(failure: &Failure) -> Vec<String> {
     if let Some(LoadError::Invalid(errors)) = failure.fault() {
         return of_spec(errors);
@@ -49,11 +47,9 @@ pub fn annotations(failure: &Failure) -> Vec<String> {
     if let Some(failed) = failure.fault::<TestsFailed>() {
         return failed.tests.outcomes.iter().map(|outcome| of_test(&failed.tests, outcome)).collect();
     }
-    let of_step = |step: &StepError| {
-        let place = AnnotationPosition { file: &step.spec, line: step.line, column: 0 };
-        annotation(place, &format!("step {} `{}`", step.number, step.name), &failure.to_string())
-    };
-    failure.fault().map(of_step).into_iter().collect()
+    let Some(step) = failure.fault::<StepError>() else { return Vec::new() };
+    let place = AnnotationPosition { file: &step.spec, line: step.line, column: 0 };
+    vec![annotation(place, &format!("step {} `{}`", step.number, step.name), &failure.to_string())]
 }
 
 fn of_test(Failed { image, spec, .. }: &Failed, Outcome { test, found, .. }: &Outcome) -> String {
@@ -63,17 +59,14 @@ fn of_test(Failed { image, spec, .. }: &Failed, Outcome { test, found, .. }: &Ou
 
 fn of_spec(errors: &SpecErrors) -> Vec<String> {
     let document = &errors.document;
-    let one = |error: &crate::specfile::SpecError| {
+    let annotations = errors.errors.iter().map(|error| {
         let at = error.span.as_ref().map(|span| document.position(span.start));
         let (line, column) = at.map_or((0, 0), |at| (at.line, at.column));
         let help = error.help.as_ref().map(|help| format!("\n{help}")).unwrap_or_default();
-        annotation(
-            AnnotationPosition { file: document.path(), line, column },
-            "spec",
-            &format!("{}{help}", error.message),
-        )
-    };
-    errors.errors.iter().map(one).collect()
+        let place = AnnotationPosition { file: document.path(), line, column };
+        annotation(place, "spec", &format!("{}{help}", error.message))
+    });
+    annotations.collect()
 }
 
 /// Position in a file, counted from 1; 0 if the error is about the whole file.
@@ -87,9 +80,14 @@ struct AnnotationPosition<'a> {
 fn annotation(AnnotationPosition { file, line, column }: AnnotationPosition<'_>, title: &str, message: &str) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     let file = property(&file.strip_prefix(here).unwrap_or(file).display().to_string());
-    let number = |name: &str, number: usize| if number == 0 { String::new() } else { format!(",{name}={number}") };
-    let (line, column) = (number("line", line), number("col", column));
+    let line = numbered("line", line);
+    let column = numbered("col", column);
     format!("::error file={file}{line}{column},title={}::{}", property(title), data(message))
+}
+
+/// Returns a numeric property of a command, with a comma before it; nothing for 0.
+fn numbered(name: &str, number: usize) -> String {
+    if number == 0 { String::new() } else { format!(",{name}={number}") }
 }
 
 /// Encodes the message of a command. Other control characters are escaped: the page shows them as they are.
@@ -116,13 +114,15 @@ pub(super) fn table(image: &str, outcomes: &[Outcome]) -> String {
 
 /// Escapes text for a cell of a Markdown table: no cell ends early, and nothing is taken for markup.
 fn cell(text: &str) -> String {
-    let for_markdown = |c: char| match c {
+    let line = text.replace(['\n', '\r'], " ");
+    let escaped = escape(&line);
+    let cell = escaped.chars().map(|c| match c {
         '&' => "&amp;".to_owned(),
         '<' => "&lt;".to_owned(),
         '\\' | '|' | '`' | '*' | '_' | '[' | ']' | '!' | '#' | '~' | '@' => format!("\\{c}"),
         c => c.to_string(),
-    };
-    escape(&text.replace(['\n', '\r'], " ")).chars().map(for_markdown).collect()
+    });
+    cell.collect()
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::{SharedWriter, write_line};
 use crate::event::{Event, EventOrigin, EventSink};
 
 /// Version of the schema. Within one version fields and events are only ever added.
-pub const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 1;
 
 /// Sink that writes JSON lines. Every event is written, whatever `-q` and `-v` say.
 pub struct JsonSink {
@@ -28,7 +28,6 @@ struct JsonLine<'a> {
 
 impl JsonSink {
     /// Creates a sink that writes lines to `out`.
-    #[must_use]
     pub fn new(out: Box<dyn Write + Send>) -> Self {
         Self { out: SharedWriter::new(out) }
     }

@@ -13,7 +13,6 @@ use super::quote::quote_line;
 ///
 /// # Panics
 /// Never: writing to memory does not fail.
-#[must_use]
 pub fn report(image: &str, disk_sha256: &str, outcomes: &[Outcome]) -> String {
     let mut report = Report::new("kiln");
     for outcomes in outcomes.chunk_by(|one, other| one.format == other.format) {

@@ -15,18 +15,17 @@ use super::{SharedWriter, write_line};
 /// Size limit of a log, bytes. A guest can write for hours.
 const LARGEST: u64 = 256 << 20;
 
-/// A log file. It never fails the build: errors are returned when it is closed.
+/// A log file. It never fails the build: it ends at the first error.
 pub struct LogSink {
     state: SharedWriter<LogState<File>>,
 }
 
 struct LogState<W> {
     story: EventFormatter,
-    /// `None` once closed or full.
+    /// `None` once the log is full, or a write has failed.
     out: Option<W>,
     written: u64,
     limit: u64,
-    error: Option<io::Error>,
 }
 
 impl LogSink {
@@ -40,17 +39,6 @@ impl LogSink {
         state.write(format!("kiln {} {}", env!("CARGO_PKG_VERSION"), Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ")));
         Ok(Self { state: SharedWriter::new(state) })
     }
-
-    /// Ends the log: later events are dropped, since the file is about to be digested and made read-only.
-    ///
-    /// # Errors
-    /// The first write that failed.
-    pub fn close(&self) -> io::Result<()> {
-        self.state.with(|state| {
-            state.out = None;
-            state.error.take().map_or(Ok(()), Err)
-        })
-    }
 }
 
 impl EventSink for LogSink {
@@ -61,7 +49,7 @@ impl EventSink for LogSink {
 
 impl<W: Write> LogState<W> {
     fn new(out: W, limit: u64) -> Self {
-        Self { story: EventFormatter::default(), out: Some(out), written: 0, limit, error: None }
+        Self { story: EventFormatter::default(), out: Some(out), written: 0, limit }
     }
 
     fn record(&mut self, at: Duration, event: &Event) {
@@ -79,11 +67,9 @@ impl<W: Write> LogState<W> {
         self.written += line.len() as u64 + 1;
         let is_full = self.written > self.limit;
         let line = if is_full { format!("(the log ends here: it has reached {} bytes)", self.limit) } else { line };
-        let result = write_line(out, line);
-        if is_full || result.is_err() {
+        if write_line(out, line).is_err() || is_full {
             self.out = None;
         }
-        self.error = self.error.take().or(result.err());
     }
 }
 
@@ -106,7 +92,7 @@ mod tests {
                 out.clone_from(written);
             }
         }
-        assert!(state.out.is_none() && state.error.is_none());
+        assert!(state.out.is_none());
         assert_eq!(String::from_utf8(out).unwrap(), "    12.345 note: hello\n".repeat(2));
     }
 
@@ -122,32 +108,29 @@ mod tests {
     }
 
     #[test]
-    fn the_first_error_is_remembered_and_stops_the_log() {
-        struct Full(usize);
+    fn the_first_error_stops_the_log() {
+        struct Full;
         impl Write for Full {
-            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-                self.0 += 1;
-                if self.0 > 1 { Err(io::Error::other(format!("write {}", self.0))) } else { Ok(bytes.len()) }
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::StorageFull.into())
             }
             fn flush(&mut self) -> io::Result<()> {
                 Ok(())
             }
         }
-        let mut state = LogState::new(Full(0), LARGEST);
-        (0..9).for_each(|_| state.record(Duration::ZERO, &notice("hello")));
-        assert_eq!(state.error.unwrap().to_string(), "write 2");
+        let mut state = LogState::new(Full, LARGEST);
+        state.record(Duration::ZERO, &notice("hello"));
+        assert!(state.out.is_none());
     }
 
     #[test]
-    fn a_closed_log_does_not_change_any_more() {
+    fn a_log_is_complete_at_once_and_not_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("build.log");
         let log = LogSink::create(&path).unwrap();
         log.emit(EventOrigin::default(), &notice("kept"));
-        log.close().unwrap();
-        log.emit(EventOrigin::default(), &notice("dropped"));
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.ends_with("note: kept\n"), "{text}");
-        assert!(LogSink::create(&path).is_err(), "an old log is not overwritten");
+        assert!(LogSink::create(&path).is_err());
     }
 }

@@ -10,6 +10,8 @@
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use clap::ValueEnum;
+
 use crate::event::EventSink;
 
 mod bars;
@@ -33,20 +35,20 @@ pub(crate) mod testing;
 mod tests;
 
 pub use bars::BarSink;
-pub use json::{JsonSink, SCHEMA};
+pub use json::JsonSink;
 pub use plain::PlainSink;
 
 /// Value of `--progress`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum ProgressMode {
-    /// Bars on a terminal that can show them, else plain.
+    /// Bars on a terminal that can show them, else plain lines.
     #[default]
     Auto,
-    /// Live lines at the bottom of the terminal.
+    /// Live bars at the bottom of the terminal.
     Bars,
-    /// One line for each change.
+    /// One line per event.
     Plain,
-    /// One JSON object a line, documented in docs/events.md.
+    /// One JSON object per event, documented in docs/events.md.
     Json,
 }
 
@@ -74,8 +76,9 @@ struct Terminal {
 impl Terminal {
     /// Examines standard error and the environment's `TERM` and `NO_COLOR` (no-color.org: set and not empty).
     fn of_stderr() -> Self {
-        let read = |name| std::env::var(name).ok();
-        Self::new(io::stderr().is_terminal(), read("TERM").as_deref(), read("NO_COLOR").as_deref())
+        let term = std::env::var("TERM").ok();
+        let no_color = std::env::var("NO_COLOR").ok();
+        Self::new(io::stderr().is_terminal(), term.as_deref(), no_color.as_deref())
     }
 
     fn new(is_terminal: bool, term: Option<&str>, no_color: Option<&str>) -> Self {
@@ -85,7 +88,6 @@ impl Terminal {
 }
 
 /// Creates the sink for standard error.
-#[must_use]
 pub fn terminal(progress: ProgressMode, verbosity: Verbosity) -> Arc<dyn EventSink> {
     let terminal = Terminal::of_stderr();
     let paint = Paint(terminal.has_colour);

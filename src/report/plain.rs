@@ -17,7 +17,6 @@ pub struct PlainSink {
 
 impl PlainSink {
     /// Creates a sink that writes lines to `out`.
-    #[must_use]
     pub fn new(out: Box<dyn Write + Send>, verbosity: Verbosity, paint: Paint) -> Self {
         Self { verbosity, paint, state: SharedWriter::new((EventFormatters::default(), out)) }
     }

@@ -9,14 +9,12 @@ use super::escape::{escape, is_hostile};
 pub(crate) const MARK: &str = "  | ";
 
 /// Returns one line of foreign text behind the mark.
-#[must_use]
 pub(crate) fn quote_line(line: &str) -> String {
     format!("{MARK}{}", escape(line))
 }
 
 /// Returns an escaped message whose second and further lines stand behind the mark. It must be printed after a word of
 /// kiln's own, such as `error: `.
-#[must_use]
 pub(crate) fn quote_message(message: &str) -> String {
     let mut lines = message.lines();
     let first = escape(lines.next().unwrap_or_default()).into_owned();
@@ -25,7 +23,6 @@ pub(crate) fn quote_message(message: &str) -> String {
 
 /// Returns a name as text on one line, with bytes that are not UTF-8 written out, as in `\xff`. A backslash is doubled, so
 /// that no two names are shown alike.
-#[must_use]
 pub(crate) fn quote_name(name: &[u8]) -> String {
     let mut shown = String::with_capacity(name.len());
     for chunk in name.utf8_chunks() {

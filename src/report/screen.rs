@@ -3,10 +3,12 @@
 
 use std::fmt;
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use indicatif::TermLike;
 use terminal_size::{Height, Width};
+
+use super::SharedWriter;
 
 /// Assumed size of a terminal that does not report one.
 const USUAL_SIZE: ScreenSize = ScreenSize { rows: 24, columns: 80 };
@@ -42,7 +44,7 @@ enum CursorPlace {
 /// A terminal that live lines are drawn on, and permanent lines are printed on. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Screen {
-    output: Arc<Mutex<ScreenOutput>>,
+    output: Arc<SharedWriter<ScreenOutput>>,
     /// A fixed size, for tests; by default the size is queried each time.
     fixed_size: Option<ScreenSize>,
 }
@@ -61,7 +63,7 @@ impl Screen {
 
     pub(super) fn new(terminal: Box<dyn Write + Send>, fixed_size: Option<ScreenSize>) -> Self {
         let output = ScreenOutput { terminal, pending: Vec::new(), place: CursorPlace::EmptyRow };
-        Self { output: Arc::new(Mutex::new(output)), fixed_size }
+        Self { output: Arc::new(SharedWriter::new(output)), fixed_size }
     }
 
     fn size(&self) -> ScreenSize {
@@ -70,7 +72,7 @@ impl Screen {
 
     /// Prints a permanent line, if no live line is in its way; returns whether it did.
     pub(super) fn print_line(&self, line: &str) -> io::Result<bool> {
-        self.with(|output| {
+        self.output.with(|output| {
             if output.place != CursorPlace::EmptyRow {
                 return Ok(false);
             }
@@ -80,12 +82,8 @@ impl Screen {
         })
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut ScreenOutput) -> T) -> T {
-        act(&mut self.output.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
     fn control(&self, sequence: &str, place: CursorPlace) {
-        self.with(|output| {
+        self.output.with(|output| {
             output.put(sequence);
             output.place = place;
         });
@@ -93,7 +91,7 @@ impl Screen {
 
     fn move_cursor(&self, count: usize, direction: char) {
         if count > 0 {
-            self.with(|output| output.put(&format!("\x1b[{count}{direction}")));
+            self.output.with(|output| output.put(&format!("\x1b[{count}{direction}")));
         }
     }
 }
@@ -169,7 +167,7 @@ impl TermLike for Screen {
     }
 
     fn write_str(&self, text: &str) -> io::Result<()> {
-        self.with(|output| output.draw(text));
+        self.output.with(|output| output.draw(text));
         Ok(())
     }
 
@@ -179,6 +177,6 @@ impl TermLike for Screen {
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.with(ScreenOutput::flush)
+        self.output.with(ScreenOutput::flush)
     }
 }

@@ -134,7 +134,6 @@ fn the_log_has_every_event() {
     let log = LogSink::create(&path).unwrap();
     let events = build(Outcome::Failed);
     feed(&log, &events);
-    log.close().unwrap();
     let text = std::fs::read_to_string(&path).unwrap();
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(lines.len(), events.len() + 1);

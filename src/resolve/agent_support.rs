@@ -37,7 +37,6 @@ impl Fault for UntestableError {
 #[derive(Debug, thiserror::Error)]
 #[error("base image {}: {why}, so kiln's agent cannot start in it", path.display())]
 pub struct UnusableBaseError {
-    /// Path of the base image.
     pub path: PathBuf,
     /// The reason why the agent does not start.
     pub why: String,

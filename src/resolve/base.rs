@@ -8,6 +8,7 @@
 //! alone.
 
 use std::any::Any;
+use std::fmt;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,8 +39,8 @@ pub struct LocatedBase {
     pub file: PathBuf,
     /// Format of the file.
     pub format: BaseFormat,
-    /// The digest that the file must have, and the source of that digest, for messages.
-    pub expected: Option<(String, &'static str)>,
+    /// The digest that the file must have, and the origin of that digest.
+    pub expected: Option<(String, DigestOrigin)>,
     /// Origin of the base image, as manifests record it.
     pub source: String,
     /// The image of the store that it is, if it is one.
@@ -48,6 +49,24 @@ pub struct LocatedBase {
     pub downloaded: Option<String>,
     /// Keeps an image of the store, or a download, from being removed while it is read.
     _held: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+/// The origin of the digest that a base image must have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DigestOrigin {
+    Spec,
+    Lockfile,
+    Download,
+}
+
+impl fmt::Display for DigestOrigin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DigestOrigin::Spec => "spec",
+            DigestOrigin::Lockfile => lockfile::FILE,
+            DigestOrigin::Download => "download",
+        })
+    }
 }
 
 /// The way in which `kiln.lock` is used.
@@ -109,10 +128,7 @@ pub enum BaseError {
     Checksum(ChecksumError),
     /// The image of another spec is not in the store, or was built from other inputs.
     #[error("the base image is not built yet, or out of date: {}", spec.display())]
-    NotBuilt {
-        /// Path of the spec that makes the base image.
-        spec: PathBuf,
-    },
+    NotBuilt { spec: PathBuf },
 }
 
 impl Fault for BaseError {
@@ -121,12 +137,12 @@ impl Fault for BaseError {
     }
 
     fn hints(&self) -> Vec<String> {
-        let pinned = || format!("pinned by {}; `kiln lock` updates it", lockfile::FILE);
+        let pinned = format!("pinned by {}; `kiln lock` updates it", lockfile::FILE);
         match self {
             BaseError::Stored { source, is_locked } => {
-                source.hints().into_iter().chain(is_locked.then(pinned)).collect()
+                source.hints().into_iter().chain(is_locked.then_some(pinned)).collect()
             }
-            BaseError::NotLocked(error) => error.hints().into_iter().chain([pinned()]).collect(),
+            BaseError::NotLocked(error) => error.hints().into_iter().chain([pinned]).collect(),
             BaseError::NoFile { .. } => vec!["say with `base.format` which of its files is meant".into()],
             BaseError::NotBuilt { .. } => vec!["`kiln build` builds it first".into()],
             BaseError::Checksum(_) => vec!["`kiln lock` writes kiln.lock anew".into()],
@@ -142,7 +158,6 @@ impl Fault for BaseError {
 }
 
 /// Returns whether a build would overcome a failure by building or downloading the base image itself.
-#[must_use]
 pub fn is_yet_to_come(failure: &Failure) -> bool {
     matches!(failure.fault(), Some(BaseError::NotBuilt { .. }))
         || matches!(failure.fault(), Some(DownloadError::Offline(_)))
@@ -174,7 +189,7 @@ impl BaseResolver {
             }
         };
         if let Some(locked) = pin.and_then(|pin| pin.sha256).filter(|_| located.downloaded.is_none()) {
-            located.expected.get_or_insert((locked, lockfile::FILE));
+            located.expected.get_or_insert((locked, DigestOrigin::Lockfile));
         }
         Ok(located)
     }
@@ -204,8 +219,9 @@ impl BaseResolver {
         let locked = pin.and_then(|pin| pin.sha256.as_ref());
         let request = request(remote, spec.base.sha256.as_ref().or(locked)).map_err(BaseError::Checksum)?;
         let downloads = DownloadCache::open(&self.cache, Arc::clone(&self.memo), self.reach)?;
-        let (teller, cancel) = (DownloadReporter::new(&self.events, remote.urls[0].as_str()), self.cancel.clone());
-        let found = spawn_blocking(move || teller.watch(&cancel, |watch| downloads.fetch(&request, watch)));
+        let reporter = DownloadReporter::new(&self.events, remote.urls[0].as_str());
+        let cancel = self.cancel.clone();
+        let found = spawn_blocking(move || reporter.watch(&cancel, |watch| downloads.fetch(&request, watch)));
         let is_locked = spec.base.sha256.is_none() && locked.is_some();
         let found = found.await.expect("downloading does not panic").map_err(|error| match error {
             error if is_locked && error.is_wrong_digest() => Failure::from(BaseError::NotLocked(error)),
@@ -214,7 +230,7 @@ impl BaseResolver {
         Ok(LocatedBase {
             file: found.path.clone(),
             format: spec.base.format,
-            expected: Some((found.sha256.clone(), "download")),
+            expected: Some((found.sha256.clone(), DigestOrigin::Download)),
             source: remote.urls[0].to_string(),
             image: None,
             downloaded: Some(found.source_sha256.clone()),
@@ -314,13 +330,15 @@ impl DownloadReporter {
         work: impl FnOnce(&mut DownloadWatch<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         let events = self.events.clone();
-        let mut notice = |text| events.notice(NoticeLevel::Info, text);
-        let mut warning = |text| events.notice(NoticeLevel::Warning, text);
-        let mut progress = |progress| self.progress(progress, cancel);
-        let done = work(&mut DownloadWatch::new(&mut progress, &mut notice).with_warnings(&mut warning))?;
+        let done = work(
+            &mut DownloadWatch::new(&mut |progress| self.progress(progress, cancel), &mut |text| {
+                events.notice(NoticeLevel::Info, text);
+            })
+            .with_warnings(&mut |text| events.notice(NoticeLevel::Warning, text)),
+        )?;
         if let Some(began) = self.began {
-            let (bytes, seconds) = (self.bytes, began.elapsed().as_secs_f64());
-            self.events.emit(&Event::DownloadFinished { bytes, seconds });
+            let seconds = began.elapsed().as_secs_f64();
+            self.events.emit(&Event::DownloadFinished { bytes: self.bytes, seconds });
         }
         Ok(done)
     }
@@ -346,6 +364,6 @@ impl DownloadReporter {
 }
 
 /// Returns the digest that the spec requires.
-fn asked(spec: &Spec) -> Option<(String, &'static str)> {
-    spec.base.sha256.clone().map(|sha256| (sha256, "spec"))
+fn asked(spec: &Spec) -> Option<(String, DigestOrigin)> {
+    spec.base.sha256.clone().map(|sha256| (sha256, DigestOrigin::Spec))
 }

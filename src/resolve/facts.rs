@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
 
-use crate::digest::{FileStamp, hex, sha256_file};
-use crate::digest_cache::{DigestCache, DigestRecord};
+use crate::digest::FileStamp;
+use crate::digest_cache::DigestCache;
 use crate::disk::inspect::BaseImage;
-use crate::error::{Failure, Fault, Kind};
+use crate::error::{Failure, Fault, FileError, Kind};
 use crate::event::{Events, NoticeLevel};
 use crate::machine::host;
 use crate::plan::host::Host;
@@ -20,10 +20,10 @@ use crate::plan::host_paths::PathOwner;
 use crate::plan::{BaseFacts, Facts, FirmwareDigests, InputFacts, Plan};
 use crate::session;
 use crate::specfile::hardcoded_secrets::giveaways;
-use crate::specfile::{self, Spec, SpecFile, StepSpec};
+use crate::specfile::{self, Spec, SpecFile};
 
-use super::base::{BaseResolver, LocatedBase, is_yet_to_come};
-use super::inputs::{InputError, check_script, examine};
+use super::base::{BaseResolver, DigestOrigin, LocatedBase, is_yet_to_come};
+use super::inputs::{InputError, check_script, digest_file, examine};
 use super::path_policy::{self, ReachError, ReachPolicy, RefusedPath};
 use super::source_errors::{SourceErrors, SourceProblem};
 use super::{agent_support, secrets};
@@ -32,34 +32,15 @@ use super::{agent_support, secrets};
 #[derive(Debug, thiserror::Error)]
 pub enum SurveyError {
     /// The base image does not have the expected digest.
-    #[error("base image {}: its sha256 is {found}, the {whose} says {expected}", path.display())]
+    #[error("base image {}: its sha256 is {found}, the {origin} says {expected}", path.display())]
     WrongBase {
-        /// Path of the base image.
         path: PathBuf,
         /// The digest that the file has.
         found: String,
         /// The digest that was expected.
         expected: String,
-        /// The source of the expected digest.
-        whose: &'static str,
-    },
-    /// The base image cannot be read completely.
-    #[error("cannot read the base image {}", path.display())]
-    UnreadableBase {
-        /// Path of the base image.
-        path: PathBuf,
-        /// The error of the operating system.
-        #[source]
-        source: io::Error,
-    },
-    /// A file of the UEFI firmware cannot be read.
-    #[error("cannot read the UEFI firmware {}", path.display())]
-    UnreadableFirmware {
-        /// Path of the file.
-        path: PathBuf,
-        /// The error of the operating system.
-        #[source]
-        source: io::Error,
+        /// The origin of the expected digest.
+        origin: DigestOrigin,
     },
     /// `SOURCE_DATE_EPOCH` is not a number.
     #[error("SOURCE_DATE_EPOCH is `{0}`, which is not a number of seconds")]
@@ -69,21 +50,20 @@ pub enum SurveyError {
 impl Fault for SurveyError {
     fn kind(&self) -> Kind {
         match self {
-            SurveyError::WrongBase { .. } | SurveyError::UnreadableBase { .. } => Kind::Base,
-            SurveyError::UnreadableFirmware { .. } => Kind::Host,
+            SurveyError::WrongBase { .. } => Kind::Base,
             SurveyError::BadEpoch(_) => Kind::Usage,
         }
     }
 
     fn hints(&self) -> Vec<String> {
         match self {
-            SurveyError::WrongBase { whose: super::lockfile::FILE, .. } => {
+            SurveyError::WrongBase { origin: DigestOrigin::Lockfile, .. } => {
                 vec!["if the base was updated on purpose, `kiln lock` writes down its new digest".into()]
             }
             SurveyError::WrongBase { .. } => {
                 vec!["if the base was updated on purpose, write its new digest into `base.sha256`".into()]
             }
-            _ => Vec::new(),
+            SurveyError::BadEpoch(_) => Vec::new(),
         }
     }
 }
@@ -105,10 +85,12 @@ pub async fn plan(
     let refused = check_reach(&spec, reach, events)?;
     warn_of_giveaways(&spec, reach, events);
     let host = host::survey_for_plan();
-    let (described, found, known) = (spec.clone(), base.clone(), Arc::clone(memo));
+    let described = spec.clone();
+    let located = base.clone();
+    let known = Arc::clone(memo);
     // Hashing half a gigabyte takes a second; the host's programs are examined meanwhile.
-    let examine = move || examine_sources(&described, reach, &refused, examine_base(&found, &known), &known);
-    let inputs = spawn_blocking(examine);
+    let inputs =
+        spawn_blocking(move || examine_sources(&described, reach, &refused, examine_base(&located, &known), &known));
     let (host, inputs) = tokio::join!(host, inputs);
     let ((base, warnings), inputs) = inputs.expect("examining neither panics nor is cancelled")?;
     if let Err(error) = memo.save() {
@@ -209,14 +191,14 @@ fn warn_of_giveaways(spec: &Spec, reach: ReachPolicy, events: &Events) {
 /// Inspects the base image before anything else reads it, then hashes it, unless its digest is known.
 fn examine_base(base: &LocatedBase, memo: &DigestCache) -> Result<(BaseFacts, Vec<String>), Failure> {
     let image = BaseImage::open(&base.file, base.format)?;
-    let unreadable = |source| SurveyError::UnreadableBase { path: base.file.clone(), source };
-    let stamp = image.file.metadata().map(|metadata| FileStamp::from(&metadata)).map_err(unreadable)?;
-    let sha256 = base_sha256(&base.file, memo).map_err(unreadable)?;
-    if stamp_of(&base.file).map_err(unreadable)? != stamp {
+    let unreadable = unreadable_base(&base.file);
+    let stamp = image.file.metadata().map(|metadata| FileStamp::from(&metadata)).map_err(&unreadable)?;
+    let sha256 = base_sha256(&base.file, memo).map_err(&unreadable)?;
+    if stamp_of(&base.file).map_err(&unreadable)? != stamp {
         return Err(unreadable(io::Error::other("it changed meanwhile")).into());
     }
-    if let Some((expected, whose)) = base.expected.clone().filter(|(expected, _)| *expected != sha256) {
-        return Err(SurveyError::WrongBase { path: base.file.clone(), found: sha256, expected, whose }.into());
+    if let Some((expected, origin)) = base.expected.clone().filter(|(expected, _)| *expected != sha256) {
+        return Err(SurveyError::WrongBase { path: base.file.clone(), found: sha256, expected, origin }.into());
     }
     agent_support::check_base(&base.file, base.format.into())?;
     let facts = BaseFacts {
@@ -233,15 +215,17 @@ fn examine_base(base: &LocatedBase, memo: &DigestCache) -> Result<(BaseFacts, Ve
 }
 
 /// Hashes the UEFI firmware that a spec's machine starts with.
-fn examine_firmware(spec: &Spec, host: &Host, memo: &DigestCache) -> Result<Option<FirmwareDigests>, SurveyError> {
+fn examine_firmware(spec: &Spec, host: &Host, memo: &DigestCache) -> Result<Option<FirmwareDigests>, FileError> {
     let is_wanted = spec.machine.firmware == specfile::FirmwareKind::Uefi && host.qemu.is_usable();
     let Some(uefi) = host.firmware.first().filter(|_| is_wanted) else {
         return Ok(None);
     };
-    let digest = |path: &Path| {
-        base_sha256(path, memo).map_err(|source| SurveyError::UnreadableFirmware { path: path.to_owned(), source })
-    };
-    Ok(Some(FirmwareDigests { code: digest(&uefi.code)?, vars: digest(&uefi.vars_template)? }))
+    let code = firmware_sha256(&uefi.code, memo)?;
+    Ok(Some(FirmwareDigests { code, vars: firmware_sha256(&uefi.vars_template, memo)? }))
+}
+
+fn firmware_sha256(path: &Path, memo: &DigestCache) -> Result<String, FileError> {
+    base_sha256(path, memo).map_err(FileError::of(Kind::Host, "read the UEFI firmware", path))
 }
 
 /// Returns the digest of a base image's file, hex.
@@ -249,16 +233,18 @@ fn examine_firmware(spec: &Spec, host: &Host, memo: &DigestCache) -> Result<Opti
 /// # Errors
 /// When the file cannot be read.
 pub fn base_sha256(file: &Path, memo: &DigestCache) -> io::Result<String> {
-    let found = memo.digest("file", file, || {
-        // The file is opened again: a digest is remembered for the file at the path, whichever file was inspected.
-        let file = File::open(file)?;
-        Ok(DigestRecord { sha256: hex(&sha256_file(&file)?), bytes: file.metadata()?.len(), entries: 1 })
-    });
+    // The file is opened again: a digest is remembered for the file at the path, whichever file was inspected.
+    let found = memo.digest("file", file, || digest_file(&File::open(file)?));
     found.map(|found| found.sha256)
 }
 
 fn stamp_of(file: &Path) -> io::Result<FileStamp> {
     Ok(FileStamp::from(&std::fs::metadata(file)?))
+}
+
+/// Returns a constructor of errors for a base image that cannot be read completely.
+pub(crate) fn unreadable_base(path: &Path) -> impl Fn(io::Error) -> FileError {
+    FileError::of(Kind::Base, "read the base image", path)
 }
 
 /// Checks that the base image is the file that was hashed for the plan. Everything that lies on it is named after its
@@ -267,10 +253,10 @@ fn stamp_of(file: &Path) -> io::Result<FileStamp> {
 ///
 /// # Errors
 /// When the file is no longer the planned one.
-pub(crate) fn check_base(plan: &Plan) -> Result<(), SurveyError> {
+pub(crate) fn check_base(plan: &Plan) -> Result<(), FileError> {
     let base = &plan.base;
-    let unreadable = |source| SurveyError::UnreadableBase { path: base.file.clone(), source };
-    if stamp_of(&base.file).map_err(unreadable)? == base.stamp {
+    let unreadable = unreadable_base(&base.file);
+    if stamp_of(&base.file).map_err(&unreadable)? == base.stamp {
         return Ok(());
     }
     Err(unreadable(io::Error::other("it changed during the build")))
@@ -297,8 +283,10 @@ pub(crate) struct ExaminedInputs {
 /// one input does not hide the others.
 pub(crate) fn examine_inputs(spec: &Spec, refused: &[RefusedPath], memo: &DigestCache) -> ExaminedInputs {
     let mut examined = ExaminedInputs::default();
-    let is_refused = |step: &StepSpec| refused.iter().any(|(owner, _)| *owner == PathOwner::Step(step.line));
-    for (index, step) in spec.steps.iter().enumerate().filter(|(_, step)| !is_refused(step)) {
+    for (index, step) in spec.steps.iter().enumerate() {
+        if refused.iter().any(|(owner, _)| *owner == PathOwner::Step(step.line)) {
+            continue;
+        }
         match examine(step, memo) {
             Ok(facts) => examined.facts.extend(facts.map(|facts| (index, facts))),
             Err(error) => examined.errors.push(error),

@@ -35,9 +35,7 @@ pub enum InputError {
     Unreadable {
         /// Line of the step in the spec.
         line: usize,
-        /// Path of the file or folder.
         path: PathBuf,
-        /// The error of the operating system.
         #[source]
         source: io::Error,
     },
@@ -46,7 +44,6 @@ pub enum InputError {
     Unfit {
         /// Line of the step in the spec.
         line: usize,
-        /// Path of what cannot be copied.
         path: PathBuf,
         /// Its kind, such as a socket, in words.
         what: &'static str,
@@ -56,7 +53,6 @@ pub enum InputError {
     Changed {
         /// Line of the step in the spec.
         line: usize,
-        /// Path of the input.
         path: PathBuf,
     },
     /// The input could be read when the build was planned, and cannot be read now.
@@ -64,9 +60,7 @@ pub enum InputError {
     Lost {
         /// Line of the step in the spec.
         line: usize,
-        /// Path of the input.
         path: PathBuf,
-        /// The error of the operating system.
         #[source]
         source: io::Error,
     },
@@ -75,7 +69,6 @@ pub enum InputError {
     NotAFolder {
         /// Line of the step in the spec.
         line: usize,
-        /// Path of the input.
         path: PathBuf,
     },
     /// A script is not a regular file.
@@ -83,7 +76,6 @@ pub enum InputError {
     NotAFile {
         /// Line of the step in the spec.
         line: usize,
-        /// Path of the script.
         path: PathBuf,
     },
     /// No guest can run a script.
@@ -91,7 +83,6 @@ pub enum InputError {
     Script {
         /// Line of the step in the spec.
         line: usize,
-        /// Path of the script.
         path: PathBuf,
         /// Line of the script that is at fault.
         at: usize,
@@ -102,7 +93,6 @@ pub enum InputError {
 
 impl InputError {
     /// Returns the line of the step in the spec.
-    #[must_use]
     pub fn line(&self) -> usize {
         match self {
             InputError::Unreadable { line, .. }
@@ -116,7 +106,6 @@ impl InputError {
     }
 
     /// Returns the message together with that of its cause.
-    #[must_use]
     pub fn describe(&self) -> String {
         self.source().map_or_else(|| self.to_string(), |cause| format!("{self}: {cause}"))
     }
@@ -165,7 +154,7 @@ pub fn examine(step: &StepSpec, memo: &DigestCache) -> Result<Option<InputFacts>
 pub(crate) fn check_script(step: &StepSpec) -> Result<Option<String>, InputError> {
     let Action::Script { file: path, .. } = &step.action else { return Ok(None) };
     let line = step.line;
-    let Ok(examined) = open_script(path).and_then(script_check::examine_script) else { return Ok(None) };
+    let Ok(examined) = open_regular(path).and_then(script_check::examine_script) else { return Ok(None) };
     match examined {
         Ok(warning) => Ok(warning.map(|(at, text)| format!("line {line}: {}:{at}: {text}", path.display()))),
         Err(ScriptFinding { line: at, fault }) => Err(InputError::Script { line, path: path.clone(), at, fault }),
@@ -180,7 +169,7 @@ pub(crate) fn read_script(planned: &PlannedStep, path: &Path) -> Result<Vec<u8>,
     let size = planned.input.as_ref().map_or(0, |input| input.bytes);
     let mut content = Vec::new();
     // Reading one byte more than planned reveals that the file grew.
-    open_script(path)
+    open_regular(path)
         .and_then(|file| file.take(size.saturating_add(1)).read_to_end(&mut content))
         .map_err(|source| InputError::Lost { line: planned.step.line, path: path.to_owned(), source })?;
     check_sent(planned, &InputDigest::File(hex(&Sha256::digest(&content))), path)?;
@@ -199,21 +188,26 @@ pub(crate) fn check_sent(planned: &PlannedStep, sent: &InputDigest, path: &Path)
 }
 
 fn examine_script(path: &Path, line: usize, memo: &DigestCache) -> Result<InputFacts, InputError> {
-    let read = || {
-        let file = open_script(path)?;
-        Ok(DigestRecord { sha256: hex(&sha256_file(&file)?), bytes: file.metadata()?.len(), entries: 1 })
-    };
-    let found = memo.digest("file", path, read).map_err(|source: io::Error| match source.kind() {
+    let found = memo.digest("file", path, || digest_file(&open_regular(path)?));
+    let found = found.map_err(|source| match source.kind() {
         io::ErrorKind::InvalidInput => InputError::NotAFile { line, path: path.to_owned() },
         _ => InputError::Unreadable { line, path: path.to_owned(), source },
     })?;
     Ok(InputFacts { digest: InputDigest::File(found.sha256), bytes: found.bytes, entries: found.entries })
 }
 
-/// Opens a script, which must be a regular file: a named pipe would block for ever.
-fn open_script(path: &Path) -> io::Result<File> {
+/// Hashes a file for the digest cache.
+pub(super) fn digest_file(file: &File) -> io::Result<DigestRecord> {
+    Ok(DigestRecord { sha256: hex(&sha256_file(file)?), bytes: file.metadata()?.len(), entries: 1 })
+}
+
+/// Opens a regular file. Any other kind, such as a named pipe that nobody writes to, is refused at once.
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
+    if file.metadata()?.is_file() {
+        return Ok(file);
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"))
 }
 
 fn examine_copy(copy: &Copy, line: usize, memo: &DigestCache) -> Result<InputFacts, InputError> {

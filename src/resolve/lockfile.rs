@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Fault, Kind};
+use crate::error::{Fault, FileError, Kind};
 use crate::fs::{OnConflict, publish};
 use crate::specfile::{BaseSource, Spec, SumsVerification};
 
@@ -27,20 +27,11 @@ const LARGEST: u64 = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum PinError {
     /// The lock file cannot be read or written.
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        /// The operation that failed, `read` or `write`.
-        action: &'static str,
-        /// Path of the lock file.
-        path: PathBuf,
-        /// The error of the operating system.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] FileError),
     /// The content is not what kiln writes.
     #[error("{} is damaged: {why}", path.display())]
     Damaged {
-        /// Path of the lock file.
         path: PathBuf,
         /// The error in the content.
         why: String,
@@ -48,7 +39,6 @@ pub enum PinError {
     /// `--locked` was given, and there is no entry.
     #[error("{} has no entry for {spec}, and --locked asks for one", path.display())]
     Missing {
-        /// Path of the lock file.
         path: PathBuf,
         /// Name of the spec, with its variant.
         spec: String,
@@ -56,7 +46,6 @@ pub enum PinError {
     /// `--locked` was given, and the spec's base image has changed since.
     #[error("{} is stale: it was written for `{locked}`, and {spec} is built on `{now}`", path.display())]
     Stale {
-        /// Path of the lock file.
         path: PathBuf,
         /// Name of the spec, with its variant.
         spec: String,
@@ -67,17 +56,23 @@ pub enum PinError {
     },
 }
 
+impl PinError {
+    fn damaged(path: &Path, why: impl Into<String>) -> Self {
+        Self::Damaged { path: path.to_owned(), why: why.into() }
+    }
+}
+
 impl Fault for PinError {
     fn kind(&self) -> Kind {
         match self {
-            PinError::Io { .. } => Kind::Host,
+            PinError::Io(error) => error.kind(),
             _ => Kind::Spec,
         }
     }
 
     fn hints(&self) -> Vec<String> {
         match self {
-            PinError::Io { .. } => Vec::new(),
+            PinError::Io(_) => Vec::new(),
             PinError::Damaged { .. } => vec!["delete it, and `kiln lock` writes a new one".into()],
             _ => vec!["`kiln lock` updates it".into()],
         }
@@ -118,7 +113,6 @@ pub struct LockFile {
 }
 
 /// Describes the base image that a spec names, in one line that is the same on every host.
-#[must_use]
 pub fn source(spec: &Spec) -> String {
     match &spec.base.source {
         BaseSource::File(file) => format!("file {}", below(spec, file)),
@@ -156,6 +150,13 @@ fn told(spec: &Spec) -> String {
     format!("{}{variant}", name(spec))
 }
 
+/// Appends a detail that tells two base images of the same source apart.
+fn append(source: &mut String, word: &str, detail: Option<&String>) {
+    if let Some(detail) = detail {
+        *source = format!("{source} {word} {detail}");
+    }
+}
+
 fn name(spec: &Spec) -> String {
     spec.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
@@ -167,11 +168,11 @@ impl LockFile {
     /// When the file cannot be read, or is not what kiln writes.
     pub fn beside(spec: &Spec) -> Result<Self, PinError> {
         let path = spec.path.with_file_name(FILE);
-        let damaged = |why: String| PinError::Damaged { path: path.clone(), why };
         let Some(text) = read(&path)? else { return Ok(Self { schema: SCHEMA, base: Vec::new(), path }) };
-        let pins: Self = toml::from_str(&text).map_err(|error| damaged(error.message().to_owned()))?;
+        let pins: Self = toml::from_str(&text).map_err(|error| PinError::damaged(&path, error.message()))?;
         if pins.schema > SCHEMA {
-            return Err(damaged(format!("it has schema {}, and this kiln reads {SCHEMA}", pins.schema)));
+            let why = format!("it has schema {}, and this kiln reads {SCHEMA}", pins.schema);
+            return Err(PinError::damaged(&path, why));
         }
         Ok(Self { path, ..pins })
     }
@@ -181,7 +182,8 @@ impl LockFile {
     /// # Errors
     /// When no entry applies.
     pub fn find(&self, spec: &Spec) -> Result<&LockEntry, PinError> {
-        let (name, now, path) = (name(spec), source(spec), self.path.clone());
+        let name = name(spec);
+        let path = self.path.clone();
         let Some(pin) = self.base.iter().find(|pin| pin.spec == name && pin.variant == spec.variant) else {
             return Err(PinError::Missing { path, spec: told(spec) });
         };
@@ -192,15 +194,18 @@ impl LockFile {
         };
         let trust = trust(spec);
         let is_trusted = pin.trust.is_none() || pin.trust == trust;
-        if pin.source == now && agrees && is_trusted {
+        let mut locked = pin.source.clone();
+        let mut now = source(spec);
+        if locked == now && agrees && is_trusted {
             return Ok(pin);
         }
-        let with = |source: &str, sha256: &Option<String>, trust: &Option<String>| match (sha256, trust) {
-            (Some(sha256), _) if !agrees => format!("{source} sha256 {sha256}"),
-            (_, Some(trust)) if !is_trusted => format!("{source} by {trust}"),
-            _ => source.to_owned(),
-        };
-        let (locked, now) = (with(&pin.source, &pin.sha256, &pin.trust), with(&now, &spec.base.sha256, &trust));
+        if !agrees {
+            append(&mut locked, "sha256", pin.sha256.as_ref());
+            append(&mut now, "sha256", spec.base.sha256.as_ref());
+        } else if !is_trusted {
+            append(&mut locked, "by", pin.trust.as_ref());
+            append(&mut now, "by", trust.as_ref());
+        }
         Err(PinError::Stale { path, spec: told(spec), locked, now })
     }
 
@@ -211,21 +216,21 @@ impl LockFile {
     /// When it is another version.
     pub fn check_made(&self, spec: &Spec, pin: &LockEntry, made: &str) -> Result<(), PinError> {
         let Some(image) = pin.image.as_ref().filter(|image| *image != made) else { return Ok(()) };
-        let (locked, now) =
-            (format!("{}, which was {image}", pin.source), format!("{}, which is {made}", source(spec)));
+        let locked = format!("{}, which was {image}", pin.source);
+        let now = format!("{}, which is {made}", source(spec));
         Err(PinError::Stale { path: self.path.clone(), spec: told(spec), locked, now })
-    }
-
-    /// Returns whether there are no entries.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.base.is_empty()
     }
 
     /// Sets the entry of a spec, in place of an earlier one.
     pub fn enter(&mut self, spec: &Spec, image: Option<String>, sha256: Option<String>) {
-        let (source, trust) = (source(spec), trust(spec));
-        let pin = LockEntry { spec: name(spec), variant: spec.variant.clone(), source, trust, image, sha256 };
+        let pin = LockEntry {
+            spec: name(spec),
+            variant: spec.variant.clone(),
+            source: source(spec),
+            trust: trust(spec),
+            image,
+            sha256,
+        };
         self.base.retain(|other| (&other.spec, &other.variant) != (&pin.spec, &pin.variant));
         self.base.push(pin);
         self.base.sort_by(|one, other| (&one.spec, &one.variant).cmp(&(&other.spec, &other.variant)));
@@ -236,14 +241,14 @@ impl LockFile {
     /// # Errors
     /// When the file cannot be written.
     pub fn save(&self) -> Result<(&Path, bool), PinError> {
-        let failed = |source| PinError::Io { action: "write", path: self.path.clone(), source };
-        let body = toml::to_string(self).map_err(|error| failed(io::Error::other(error)))?;
+        let body =
+            toml::to_string(self).map_err(io::Error::other).map_err(FileError::of(Kind::Host, "write", &self.path))?;
         let text =
             format!("# The base images of the specs in this folder. Written by `kiln lock`: keep it in git.\n{body}");
         if read(&self.path).is_ok_and(|old| old.as_ref() == Some(&text)) {
             return Ok((&self.path, false));
         }
-        replace(&self.path, text.as_bytes()).map_err(failed)?;
+        replace(&self.path, text.as_bytes()).map_err(FileError::of(Kind::Host, "write", &self.path))?;
         Ok((&self.path, true))
     }
 }
@@ -251,24 +256,22 @@ impl LockFile {
 /// Reads the lock file; returns `None` where there is none. It must be a regular file and not a link: errors quote its
 /// content, and the author of the spec may have made a link to somebody else's file.
 fn read(path: &Path) -> Result<Option<String>, PinError> {
-    let failed = |source| PinError::Io { action: "read", path: path.to_owned(), source };
-    let damaged = |why: String| PinError::Damaged { path: path.to_owned(), why };
     let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
     let file = match File::options().read(true).custom_flags(flags).open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) if error.raw_os_error() == Some(Errno::ELOOP as i32) => {
-            return Err(damaged("it is a symbolic link".into()));
+            return Err(PinError::damaged(path, "it is a symbolic link"));
         }
-        opened => opened.map_err(failed)?,
+        opened => opened.map_err(FileError::of(Kind::Host, "read", path))?,
     };
-    let facts = file.metadata().map_err(failed)?;
+    let facts = file.metadata().map_err(FileError::of(Kind::Host, "read", path))?;
     if !facts.is_file() {
-        return Err(damaged("it is no file".into()));
+        return Err(PinError::damaged(path, "it is no file"));
     }
     let mut text = String::new();
-    file.take(LARGEST + 1).read_to_string(&mut text).map_err(failed)?;
+    file.take(LARGEST + 1).read_to_string(&mut text).map_err(FileError::of(Kind::Host, "read", path))?;
     if text.len() as u64 > LARGEST {
-        return Err(damaged(format!("it has {} bytes", facts.len())));
+        return Err(PinError::damaged(path, format!("it has {} bytes", facts.len())));
     }
     Ok(Some(text))
 }
@@ -301,7 +304,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let first = spec(folder.path(), "image = 'debian@stable'");
         let mut pins = LockFile::beside(&first).unwrap();
-        assert!(pins.is_empty());
+        assert!(pins.base.is_empty());
         assert!(matches!(pins.find(&first), Err(PinError::Missing { .. })));
         pins.enter(&first, Some("debian@12".into()), Some("ab".repeat(32)));
         assert!(pins.save().unwrap().1);

@@ -89,7 +89,6 @@ pub enum ScriptError {
 
 impl ScriptError {
     /// Returns advice on how to fix the script.
-    #[must_use]
     pub fn remedy(&self, path: &Path) -> String {
         let path = quote_path(path);
         match self {
@@ -217,11 +216,8 @@ fn warn_of_line_ends(interpreter: &Interpreter, head: &[u8]) -> Option<(usize, S
 fn check_program(head: &[u8]) -> Result<(), ScriptError> {
     let Some(header) = head.get(..20) else { return Err(ScriptError::NoProgram) };
     let is_little = header[5] == 1;
-    let number = |at: usize| {
-        let bytes = [header[at], header[at + 1]];
-        if is_little { u16::from_le_bytes(bytes) } else { u16::from_be_bytes(bytes) }
-    };
-    let (kind, machine) = (number(16), number(18));
+    let kind = read_u16([header[16], header[17]], is_little);
+    let machine = read_u16([header[18], header[19]], is_little);
     // A kernel for x86-64 also runs programs for the i386.
     if !is_little || ![X86_64, I386].contains(&machine) {
         let name = MACHINES.iter().find(|(number, _)| *number == machine).map(|(_, name)| (*name).to_owned());
@@ -229,6 +225,10 @@ fn check_program(head: &[u8]) -> Result<(), ScriptError> {
     }
     // Of `e_type`, 2 is `ET_EXEC` and 3 is `ET_DYN`.
     if kind == 2 || kind == 3 { Ok(()) } else { Err(ScriptError::NoProgram) }
+}
+
+fn read_u16(bytes: [u8; 2], is_little: bool) -> u16 {
+    if is_little { u16::from_le_bytes(bytes) } else { u16::from_be_bytes(bytes) }
 }
 
 /// Explains what a file without a `#!` is.

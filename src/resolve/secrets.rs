@@ -2,13 +2,9 @@
 //! else.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-
-use nix::fcntl::OFlag;
 
 use crate::error::{Fault, Kind};
 use crate::event::{Events, NoticeLevel};
@@ -18,6 +14,7 @@ use crate::project::FileReach;
 use crate::secret_scan::{self, SearchedSecrets};
 use crate::specfile::{Action, SecretSource, Spec, StepSpec};
 
+use super::inputs::open_regular;
 use super::path_policy::RefusedPath;
 use super::source_errors::{SourceErrors, SourceProblem};
 
@@ -53,12 +50,7 @@ enum SecretLookupError {
     Unset(String),
     /// The file cannot be read.
     #[error("cannot be read from {}: {reason}", path.display())]
-    Unreadable {
-        /// Path of the file.
-        path: PathBuf,
-        /// The error of the operating system.
-        reason: io::Error,
-    },
+    Unreadable { path: PathBuf, reason: io::Error },
     /// The value is too large to be a secret.
     #[error("is larger than 64 KiB")]
     TooLarge,
@@ -189,25 +181,21 @@ impl SecretValues {
     }
 
     /// Returns the secrets that a step names.
-    #[must_use]
     pub fn pick(&self, names: &BTreeSet<String>) -> Vec<(String, Vec<u8>)> {
         names.iter().filter_map(|name| Some((name.clone(), self.values.get(name)?.clone()))).collect()
     }
 
     /// Returns whether there are no secrets.
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.values.is_empty()
     }
 
     /// Returns the mask that replaces secrets in strings and streams.
-    #[must_use]
     pub fn mask(&self) -> &SecretMask {
         &self.mask
     }
 
     /// Returns the search for secrets on disks and in files, if any secret is long enough to be searched for.
-    #[must_use]
     pub fn searched(&self) -> Option<&SearchedSecrets> {
         self.searched.as_ref()
     }
@@ -239,14 +227,10 @@ fn read(source: &SecretSource) -> Result<Vec<u8>, SecretLookupError> {
     if value.len() as u64 > LARGEST { Err(SecretLookupError::TooLarge) } else { Ok(value) }
 }
 
-/// Reads the beginning of a regular file. Any other kind, such as a FIFO that nobody writes to, is refused at once.
+/// Reads the beginning of a regular file.
 fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     let mut value = Vec::new();
-    let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
-    file.take(LARGEST + 1).read_to_end(&mut value)?;
+    open_regular(path)?.take(LARGEST + 1).read_to_end(&mut value)?;
     Ok(value)
 }
 

@@ -61,8 +61,13 @@ impl SourceProblem {
 
     /// Returns a problem of the base image.
     pub(crate) fn of_base(failure: &Failure) -> Self {
-        let (hints, evidence) = (failure.hints(), failure.evidence());
-        Self { kind: failure.kind(), subject: BASE, message: failure.to_string(), hints, evidence }
+        Self {
+            kind: failure.kind(),
+            subject: BASE,
+            message: failure.to_string(),
+            hints: failure.hints(),
+            evidence: failure.evidence(),
+        }
     }
 }
 
@@ -91,7 +96,6 @@ impl SourceErrors {
 /// Returns the place of the string that names the subject; where there is none, as for a value with a variable, that of its
 /// line.
 fn find_place(spec: &Spec, document: &SpecDocument, subject: &ProblemSubject) -> Option<Range<usize>> {
-    let is_path = |text: &str, path: &Path| resolve_path(&spec.path, Path::new(text)) == path;
     let owner = match subject {
         ProblemSubject::MachineKey(key) => return document.find_value(spec.variant.as_deref(), ["machine", key]),
         ProblemSubject::Path(owner) => owner,
@@ -102,18 +106,22 @@ fn find_place(spec: &Spec, document: &SpecDocument, subject: &ProblemSubject) ->
             .or_else(|| document.find_line(|line| line == "[base]" || line.starts_with("base"))),
         PathOwner::Secret(name) => {
             let secret = spec.secrets.get(name)?;
-            let is_source = |text: &str| match &secret.source {
-                SecretSource::File(path) => is_path(text, path),
+            let named = document.find_string(secret.line, |text| match &secret.source {
+                SecretSource::File(path) => is_path(spec, text, path),
                 SecretSource::Env(variable) => text == variable,
-            };
-            document.find_string(secret.line, is_source).or_else(|| document.trimmed_line(secret.line))
+            });
+            named.or_else(|| document.trimmed_line(secret.line))
         }
         PathOwner::Step(line) => {
             let path = spec.steps.iter().find(|step| step.line == *line).and_then(step_path);
-            let named = path.and_then(|path| document.find_string(*line, |text| is_path(text, path)));
+            let named = path.and_then(|path| document.find_string(*line, |text| is_path(spec, text, path)));
             named.or_else(|| document.trimmed_line(*line))
         }
     }
+}
+
+fn is_path(spec: &Spec, text: &str, path: &Path) -> bool {
+    resolve_path(&spec.path, Path::new(text)) == path
 }
 
 fn names_base(spec: &Spec, text: &str) -> bool {

@@ -11,13 +11,6 @@ const IMAGE: &str = "SPDXRef-image";
 pub(super) fn document(manifest: &Manifest) -> Value {
     let image = &manifest.image;
     let name = format!("{}-{}", image.name, image.version);
-    let package = |id: &str, name: &str, version: &str| {
-        json!({
-            "SPDXID": id, "name": name, "versionInfo": version, "downloadLocation": "NOASSERTION",
-            "filesAnalyzed": false, "licenseConcluded": "NOASSERTION", "licenseDeclared": "NOASSERTION",
-            "copyrightText": "NOASSERTION",
-        })
-    };
     let mut packages = vec![package(IMAGE, &image.name, &image.version)];
     packages[0]["primaryPackagePurpose"] = "OPERATING-SYSTEM".into();
     packages[0]["checksums"] = json!([{ "algorithm": "SHA256", "checksumValue": manifest.disk_sha256 }]);
@@ -49,6 +42,14 @@ pub(super) fn document(manifest: &Manifest) -> Value {
         "creationInfo": { "created": created(manifest), "creators": [format!("Tool: kiln-{}", manifest.kiln)] },
         "packages": packages,
         "relationships": relationships,
+    })
+}
+
+fn package(id: &str, name: &str, version: &str) -> Value {
+    json!({
+        "SPDXID": id, "name": name, "versionInfo": version, "downloadLocation": "NOASSERTION",
+        "filesAnalyzed": false, "licenseConcluded": "NOASSERTION", "licenseDeclared": "NOASSERTION",
+        "copyrightText": "NOASSERTION",
     })
 }
 

@@ -53,8 +53,8 @@ impl<'s> ListedFiles<'s> {
         let mut report = IdentityReport { is_known: true, ..IdentityReport::default() };
         for (number, sought) in self.sought.iter().enumerate() {
             let found = self.files_of(number, sought.identity);
-            let mut exists = |file: &str| Ok::<_, Infallible>(self.present.contains(file));
-            report.judge(*sought, &found, &mut exists).unwrap_or_else(|never| match never {});
+            let judged = report.judge(*sought, &found, &mut |file| Ok::<_, Infallible>(self.present.contains(file)));
+            judged.unwrap_or_else(|never| match never {});
         }
         report
     }

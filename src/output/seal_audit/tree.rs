@@ -38,11 +38,11 @@ impl FolderView for TreeFolders<'_, '_> {
     }
 
     fn entries(&self, folder: &[u8]) -> Result<Vec<(Vec<u8>, bool)>, TreeError> {
-        let is_folder = |name: Vec<u8>| {
+        let entries = self.names(folder)?.into_iter().map(|name| {
             let path = [folder, b"/", &name].concat();
             Ok((name, self.0.has_directory(&String::from_utf8_lossy(&path))?))
-        };
-        self.names(folder)?.into_iter().map(is_folder).collect()
+        });
+        entries.collect()
     }
 }
 
@@ -112,8 +112,8 @@ struct MachineName {
 /// Returns the kind of name of the build's machine that a file contains, in letters of any case.
 fn find_name(names: &[MachineName], content: &[u8]) -> Option<&'static str> {
     let content = content.to_ascii_lowercase();
-    let is_in = |name: &&MachineName| content.windows(name.bytes.len()).any(|part| part == name.bytes);
-    names.iter().find(is_in).map(|name| name.what)
+    let found = names.iter().find(|name| content.windows(name.bytes.len()).any(|part| part == name.bytes));
+    found.map(|name| name.what)
 }
 
 /// Returns all names of the build's machine. Some programs read a UUID of the firmware with its first three parts in the
@@ -131,8 +131,9 @@ fn machine_names() -> Vec<MachineName> {
 
 /// Returns a UUID with its first three parts in the other byte order.
 fn swap_uuid(uuid: &str) -> String {
-    let swap = |(index, part): (usize, &str)| if index < 3 { swap_bytes(part) } else { part.to_owned() };
-    uuid.split('-').enumerate().map(swap).collect::<Vec<_>>().join("-")
+    let parts = uuid.split('-').enumerate();
+    let swapped = parts.map(|(index, part)| if index < 3 { swap_bytes(part) } else { part.to_owned() });
+    swapped.collect::<Vec<_>>().join("-")
 }
 
 fn swap_bytes(hex: &str) -> String {
