@@ -1,10 +1,10 @@
 //! `kiln check`: checks everything about specs that can be known without booting, offline.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
-use tokio_util::sync::CancellationToken;
+use clap::Args;
 
-use crate::download::NetworkMode as Network;
 use crate::error::{Failure, Kind};
 use crate::event::NoticeLevel;
 use crate::plan::graph::{Graph, SpecNode};
@@ -15,27 +15,45 @@ use crate::resolve::secrets::SecretValues;
 use crate::resolve::source_errors::SourceErrors;
 use crate::scheduler;
 
-use super::args::{CheckArgs, GlobalArgs};
+use super::CommandContext;
+use super::args::{SourceArgs, SpecArgs};
 use super::configuration::allowed_variables;
-use super::folders::Folders;
+use super::list::counted;
 use super::specs;
+
+/// Arguments of `kiln check`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  kiln check images/*")]
+pub struct CheckArgs {
+    /// Spec files, folders with a kiln.toml, or folders that contain such folders
+    #[arg(required = true, value_name = "SPEC")]
+    pub specs: Vec<PathBuf>,
+    /// Options for reading specs.
+    #[command(flatten)]
+    pub reading: SpecArgs,
+    /// Options for where base images may come from.
+    #[command(flatten)]
+    pub sources: SourceArgs,
+}
 
 /// Checks every spec, and returns the first failure. A spec may be built on the image of another one.
 ///
 /// # Errors
 /// The first failure, after the others were printed.
-pub async fn run(args: CheckArgs, global: &GlobalArgs, folders: &Folders) -> Result<(), Failure> {
-    let events = super::events(global);
-    let mut bases = folders.bases(args.sources, args.reading.reach().files, &events, CancellationToken::new())?;
-    bases.reach = Network::Offline;
+pub(super) async fn run(args: CheckArgs, context: CommandContext<'_>) -> Result<(), Failure> {
+    let events = context.events();
+    let sources = SourceArgs { offline: true, ..args.sources };
+    let bases = context.bases(sources, args.reading.reach().files, &events)?;
     let allowed = allowed_variables(&args.reading)?;
-    let (mut found, mut told, mut failed) = (Vec::new(), BTreeMap::new(), Vec::new());
+    let mut found = Vec::new();
+    let mut labels = BTreeMap::new();
+    let mut failed = Vec::new();
     for file in specs::files(&args.specs) {
         match specs::load(std::slice::from_ref(&file), &args.reading, None) {
             Ok(specs) => {
                 for spec in specs {
                     let variant = spec.variant.as_ref().map(|name| format!(" (variant {name})")).unwrap_or_default();
-                    told.insert((spec.path.clone(), spec.variant.clone()), format!("{}{variant}", file.display()));
+                    labels.insert((spec.path.clone(), spec.variant.clone()), format!("{}{variant}", file.display()));
                     found.push(spec);
                 }
             }
@@ -49,9 +67,9 @@ pub async fn run(args: CheckArgs, global: &GlobalArgs, folders: &Folders) -> Res
                 match check(node, &bases, args.reading.reach(), refused.is_none()).await {
                     Ok(_) if refused.is_some() => {}
                     Ok(missing) => {
-                        let told = &told[&(node.spec.path.clone(), node.spec.variant.clone())];
-                        let steps = count_steps(node.spec.steps.len());
-                        events.notice(NoticeLevel::Info, format!("{told}: ok, {steps}{missing}"));
+                        let label = &labels[&(node.spec.path.clone(), node.spec.variant.clone())];
+                        let steps = counted(node.spec.steps.len(), "step");
+                        events.notice(NoticeLevel::Info, format!("{label}: ok, {steps}{missing}"));
                     }
                     Err(mut failure) => {
                         if failure.fault::<SourceErrors>().is_none() {
@@ -67,10 +85,6 @@ pub async fn run(args: CheckArgs, global: &GlobalArgs, folders: &Folders) -> Res
     }
     failed.iter().skip(1).for_each(super::diagnostics::print);
     failed.into_iter().next().map_or(Ok(()), Err)
-}
-
-fn count_steps(count: usize) -> String {
-    if count == 1 { "1 step".to_owned() } else { format!("{count} steps") }
 }
 
 /// Checks a spec and returns a summary. A check builds and downloads nothing: if the base image is not there yet, everything

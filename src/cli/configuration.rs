@@ -1,14 +1,12 @@
 //! The user's configuration file, `$XDG_CONFIG_HOME/kiln/config.toml`: settings for every command and every spec.
 
-use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::OFlag;
 use serde::Deserialize;
 
-use crate::error::{Fault, Kind};
+use crate::error::{Failure, Fault, FileError, Kind};
+use crate::resolve::inputs::open_regular;
 use crate::resolve::secrets::AllowedVariables;
 
 use super::args::SpecArgs;
@@ -27,15 +25,11 @@ pub(super) struct Configuration {
 
 /// An error in the configuration file.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ConfigurationError {
-    #[error("cannot read {}", path.display())]
-    Unreadable {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("{}:{line}: {message}", path.display())]
-    Invalid { path: PathBuf, line: usize, message: String },
+#[error("{}:{line}: {message}", path.display())]
+struct ConfigurationError {
+    path: PathBuf,
+    line: usize,
+    message: String,
 }
 
 impl Fault for ConfigurationError {
@@ -46,14 +40,14 @@ impl Fault for ConfigurationError {
 
 impl Configuration {
     /// Reads the file; a missing file is an empty configuration.
-    pub(super) fn load() -> Result<Self, ConfigurationError> {
+    pub(super) fn load() -> Result<Self, Failure> {
         let Some(path) = xdg("XDG_CONFIG_HOME", ".config").map(|folder| folder.join("kiln/config.toml")) else {
             return Ok(Self::default());
         };
         match read(&path) {
-            Ok(text) => Self::parse(&text, &path),
+            Ok(text) => Ok(Self::parse(&text, &path)?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(source) => Err(ConfigurationError::Unreadable { path, source }),
+            Err(error) => Err(FileError::of(Kind::Usage, "read", &path)(error).into()),
         }
     }
 
@@ -61,25 +55,21 @@ impl Configuration {
         toml::from_str(text).map_err(|error| {
             let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
             let line = before.matches('\n').count() + 1;
-            ConfigurationError::Invalid { path: path.to_owned(), line, message: error.message().to_owned() }
+            ConfigurationError { path: path.to_owned(), line, message: error.message().to_owned() }
         })
     }
 }
 
 /// Returns the environment variables that specs may take: those of the command line and those of the configuration.
-pub(super) fn allowed_variables(reading: &SpecArgs) -> Result<AllowedVariables, ConfigurationError> {
+pub(super) fn allowed_variables(reading: &SpecArgs) -> Result<AllowedVariables, Failure> {
     let configured = Configuration::load()?.secret_env;
     Ok(reading.secret_env.iter().cloned().chain(configured).collect())
 }
 
 /// Reads a regular file of at most [`LARGEST`] bytes.
 fn read(path: &Path) -> io::Result<String> {
-    let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
     let mut text = String::new();
-    if file.take(LARGEST + 1).read_to_string(&mut text)? as u64 > LARGEST {
+    if open_regular(path)?.take(LARGEST + 1).read_to_string(&mut text)? as u64 > LARGEST {
         return Err(io::Error::other("it is larger than 1 MiB"));
     }
     Ok(text)

@@ -30,7 +30,6 @@ pub(crate) fn print(failure: &Failure) {
 /// Renders a failure for people: errors of a spec with their source lines, any other failure with evidence and hints.
 #[must_use]
 pub fn describe(failure: &Failure, colour: bool) -> String {
-    let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
     if let Some(LoadError::Invalid(errors)) = failure.fault() {
         return render(errors, colour);
     }
@@ -44,7 +43,11 @@ pub fn describe(failure: &Failure, colour: bool) -> String {
     for note in failure.attached() {
         group = group.element(Level::NOTE.message(quote_message(note)));
     }
-    format!("{}{}\n", quote_lines(&failure.evidence()), escape_rendered(&renderer.render(&[group])))
+    format!("{}{}\n", quote_lines(&failure.evidence()), escape_rendered(&renderer(colour).render(&[group])))
+}
+
+fn renderer(colour: bool) -> Renderer {
+    if colour { Renderer::styled() } else { Renderer::plain() }
 }
 
 fn quote_lines(lines: &[String]) -> String {
@@ -52,16 +55,15 @@ fn quote_lines(lines: &[String]) -> String {
 }
 
 /// Renders the errors in the files of a spec, without a summary line if there is only one.
-fn render_sources(errors: &SpecErrors, color: bool) -> String {
-    let [only] = &errors.errors[..] else { return render(errors, color) };
-    let renderer = if color { Renderer::styled() } else { Renderer::plain() };
-    escape_rendered(&renderer.render(&report(only, &errors.document))) + "\n"
+fn render_sources(errors: &SpecErrors, colour: bool) -> String {
+    let [only] = &errors.errors[..] else { return render(errors, colour) };
+    escape_rendered(&renderer(colour).render(&report(only, &errors.document))) + "\n"
 }
 
 /// Renders all errors of a spec for people, with a summary line at the end.
 #[must_use]
-pub fn render(errors: &SpecErrors, color: bool) -> String {
-    let renderer = if color { Renderer::styled() } else { Renderer::plain() };
+pub fn render(errors: &SpecErrors, colour: bool) -> String {
+    let renderer = renderer(colour);
     let mut shown = String::new();
     for error in &errors.errors {
         shown.push_str(&renderer.render(&report(error, &errors.document)));
@@ -109,10 +111,10 @@ fn show<'e>(group: Group<'e>, places: &[Place<'e>], span: Range<usize>, document
         let at = document.position(span.start);
         return group.element(Origin::path(path).line(at.line).char_column(at.column));
     }
-    let annotation = |(kind, span, label): &Place<'e>| {
+    let annotations = places.iter().map(|(kind, span, label)| {
         let inside = span.start - lines.start..span.end - lines.start;
         kind.span(inside).label(*label)
-    };
+    });
     let snippet = Snippet::source(&document.text()[lines.clone()]).path(path).line_start(document.line(lines.start));
-    group.element(snippet.annotations(places.iter().map(annotation)))
+    group.element(snippet.annotations(annotations))
 }

@@ -8,6 +8,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use clap::Args;
+
 use crate::disk::chain::{Chain, ChainFile};
 use crate::disk::compare::{TreeChange, compare};
 use crate::disk::inspect::{BaseHeaderError, BaseImage, InspectionError};
@@ -15,14 +17,14 @@ use crate::disk::listing::{self, ListingError, ListingReader, ListingRecord};
 use crate::disk::magic::DiskSignature;
 use crate::disk::packages::{PackageDatabase, has_rpm_database, missing_packages, read_databases, unread_managers};
 use crate::disk::tree::{Tree, TreeError};
-use crate::error::{Failure, Fault, Kind};
+use crate::error::{Failure, Fault, FileError, Kind};
 use crate::guest::run::bootable;
 use crate::specfile::{BaseFormat, DiskFormat};
 use crate::store::manifest::{Manifest, ManifestPackage};
 use crate::store::{Artifact, Store};
 
 use super::folders::Folders;
-use super::{args, print, print_json};
+use super::{print, print_json};
 
 mod packages;
 mod queue;
@@ -32,6 +34,35 @@ mod show;
 use packages::{PackageChange, PackageChangeKind, package_changes};
 use queue::{RecordSender, record_queue};
 use secrets::{ShownText, hide_secrets};
+
+/// Arguments of `kiln diff`.
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag that is typed")]
+#[command(after_help = "Example:\n  kiln diff web@1.4.0 web --stat\n  kiln diff downloads/debian-12.qcow2 web")]
+pub struct DiffArgs {
+    /// Image, as `name`, `name@version` or `name@tag`, or path of a qcow2 or raw disk
+    pub a: String,
+    /// Image or disk to compare it with
+    pub b: String,
+    /// Print totals only: files, packages and size by folder
+    #[arg(long)]
+    pub stat: bool,
+    /// Compare modification times as well
+    #[arg(long)]
+    pub mtime: bool,
+    /// Print JSON
+    #[arg(long, conflicts_with = "stat")]
+    pub json: bool,
+    /// Exit with code 1 if anything differs or could not be compared
+    #[arg(long)]
+    pub exit_code: bool,
+    /// Show password hashes and private keys in the changes of /etc/shadow, /etc/gshadow and key files
+    #[arg(long)]
+    pub show_secrets: bool,
+    /// Format of disks whose names do not end in .qcow2 or .raw
+    #[arg(long, value_enum)]
+    pub format: Option<BaseFormat>,
+}
 
 /// Size limit of texts that are compared line by line, bytes.
 const TEXT_LIMIT: u64 = 64 << 10;
@@ -45,15 +76,6 @@ pub enum DiffError {
     /// A file that is not a disk of its format.
     #[error("disk {}: {}", .0.path().display(), .0.why())]
     NotADisk(InspectionError),
-    /// A disk that cannot be opened.
-    #[error("cannot open {}", path.display())]
-    Unreadable {
-        /// Path of the disk.
-        path: PathBuf,
-        /// The underlying error.
-        #[source]
-        source: std::io::Error,
-    },
     /// An image with neither a list of its files nor a disk that kiln can read.
     #[error("{0} has neither a list of its files nor a disk image")]
     NoDisk(String),
@@ -63,7 +85,7 @@ impl Fault for DiffError {
     fn kind(&self) -> Kind {
         match self {
             DiffError::NoFormat(_) => Kind::Usage,
-            DiffError::NotADisk(_) | DiffError::Unreadable { .. } => Kind::Base,
+            DiffError::NotADisk(_) => Kind::Base,
             DiffError::NoDisk(_) => Kind::Output,
         }
     }
@@ -78,7 +100,7 @@ impl Fault for DiffError {
                 }
                 _ => error.hints(),
             },
-            _ => Vec::new(),
+            DiffError::NoDisk(_) => Vec::new(),
         }
     }
 }
@@ -139,15 +161,12 @@ impl Difference {
 }
 
 /// Writes the differences, and returns true if everything was compared and nothing differs.
-///
-/// # Errors
-/// When one of the two cannot be found or read.
-pub fn run(args: &args::DiffArgs, folders: &Folders, out: &mut dyn Write) -> Result<bool, Failure> {
+pub fn run(args: &DiffArgs, folders: &Folders, out: &mut dyn Write) -> Result<bool, Failure> {
     let store = folders.store()?;
-    let (old, new) = (DiffSide::open(&args.a, args, &store)?, DiffSide::open(&args.b, args, &store)?);
+    let old = DiffSide::open(&args.a, args, &store)?;
+    let new = DiffSide::open(&args.b, args, &store)?;
     let mut difference = Difference { steps: new.steps(), ..Difference::default() };
-    let (left, right) = (old.records()?, new.records()?);
-    compare(left, right, args.mtime, &mut |mut change| {
+    compare(old.records()?, new.records()?, args.mtime, &mut |mut change| {
         change.forget_attributes();
         difference.files.push(change);
     })?;
@@ -168,7 +187,7 @@ pub fn run(args: &args::DiffArgs, folders: &Folders, out: &mut dyn Write) -> Res
 }
 
 impl DiffSide {
-    fn open(name: &str, args: &args::DiffArgs, store: &Store) -> Result<Self, Failure> {
+    fn open(name: &str, args: &DiffArgs, store: &Store) -> Result<Self, Failure> {
         let path = Path::new(name);
         if name.contains('/') || path.is_file() {
             let disk = Some(LazyDisk::Given(path.to_owned(), format(path, args.format)?));
@@ -193,8 +212,7 @@ impl DiffSide {
     fn chain(&self) -> Result<Chain, Failure> {
         let (file, format) = match &self.disk {
             Some(LazyDisk::Stored(path, format)) => {
-                let file = File::open(path).map_err(|source| DiffError::Unreadable { path: path.clone(), source });
-                (file?, *format)
+                (File::open(path).map_err(FileError::of(Kind::Base, "open", path))?, *format)
             }
             Some(LazyDisk::Given(path, format)) => {
                 let image = BaseImage::open(path, *format).map_err(DiffError::NotADisk)?;
@@ -228,11 +246,11 @@ impl DiffSide {
     /// Returns the installed packages, each with its type.
     fn packages(&self) -> Result<Vec<ManifestPackage>, Failure> {
         if let Some(manifest) = self.manifest() {
-            let typed = |package: &ManifestPackage| {
-                let kind = manifest.type_of(package).map(str::to_owned);
-                ManifestPackage { kind, ..package.clone() }
-            };
-            return Ok(manifest.packages.iter().map(typed).collect());
+            let typed = manifest.packages.iter().map(|package| ManifestPackage {
+                kind: manifest.type_of(package).map(str::to_owned),
+                ..package.clone()
+            });
+            return Ok(typed.collect());
         }
         let chain = self.chain()?;
         let databases = read_databases(&Tree::open(&chain)?)?;
@@ -262,10 +280,11 @@ fn typed_packages(PackageDatabase { kind, packages }: PackageDatabase) -> impl I
     })
 }
 
-fn format(path: &Path, said: Option<args::DiskFormatArg>) -> Result<BaseFormat, DiffError> {
-    match (said, path.extension().and_then(|end| end.to_str())) {
-        (Some(args::DiskFormatArg::Qcow2), _) | (None, Some("qcow2")) => Ok(BaseFormat::Qcow2),
-        (Some(args::DiskFormatArg::Raw), _) | (None, Some("raw")) => Ok(BaseFormat::Raw),
+fn format(path: &Path, given: Option<BaseFormat>) -> Result<BaseFormat, DiffError> {
+    match (given, path.extension().and_then(|end| end.to_str())) {
+        (Some(given), _) => Ok(given),
+        (None, Some("qcow2")) => Ok(BaseFormat::Qcow2),
+        (None, Some("raw")) => Ok(BaseFormat::Raw),
         _ => Err(DiffError::NoFormat(path.to_owned())),
     }
 }
@@ -294,21 +313,19 @@ fn send_tree(chain: &Chain, mut to: RecordSender) {
 
 fn metadata(old: Option<&Manifest>, new: Option<&Manifest>) -> Vec<(&'static str, String, String)> {
     let (Some(old), Some(new)) = (old, new) else { return Vec::new() };
-    let steps = |manifest: &Manifest| {
-        let names: Vec<&str> = manifest.steps.iter().map(|step| step.name.as_str()).collect();
-        names.join("; ")
-    };
-    let facts = |manifest: &Manifest| {
-        [
-            ("base", format!("{} {}", manifest.base.source, manifest.base.sha256)),
-            ("steps", steps(manifest)),
-            ("firmware", manifest.machine.firmware.clone()),
-            ("disk size", manifest.outputs.first().map_or(0, |output| output.virtual_bytes).to_string()),
-            ("kiln", manifest.kiln.clone()),
-        ]
-    };
-    let pairs = facts(old).into_iter().zip(facts(new));
+    let pairs = compared_facts(old).into_iter().zip(compared_facts(new));
     pairs.filter(|(old, new)| old != new).map(|((name, old), (_, new))| (name, old, new)).collect()
+}
+
+fn compared_facts(manifest: &Manifest) -> [(&'static str, String); 5] {
+    let steps: Vec<&str> = manifest.steps.iter().map(|step| step.name.as_str()).collect();
+    [
+        ("base", format!("{} {}", manifest.base.source, manifest.base.sha256)),
+        ("steps", steps.join("; ")),
+        ("firmware", manifest.machine.firmware.clone()),
+        ("disk size", manifest.outputs.first().map_or(0, |output| output.virtual_bytes).to_string()),
+        ("kiln", manifest.kiln.clone()),
+    ]
 }
 
 /// Returns a unified diff of each small text file that changed, if kiln can read both disks; files of other file systems are
@@ -319,25 +336,18 @@ fn texts(
     changes: &[TreeChange],
     secrets: SecretFiles,
 ) -> Result<Vec<(usize, String)>, Failure> {
-    let is_small_file = |record: &ListingRecord| record.field("type") == Some("file") && record.size() <= TEXT_LIMIT;
-    let is_text = |change: &TreeChange| match change {
-        TreeChange::Changed { old, new, what } => {
-            what.iter().any(|what| what == "content") && is_small_file(old) && is_small_file(new)
-        }
-        _ => false,
-    };
     let candidates: Vec<(usize, &TreeChange)> =
-        changes.iter().enumerate().filter(|(_, change)| is_text(change)).collect();
+        changes.iter().enumerate().filter(|(_, change)| is_small_content_change(change)).collect();
     if candidates.is_empty() || old.disk.is_none() || new.disk.is_none() {
         return Ok(Vec::new());
     }
-    let (first, second) = (old.chain()?, new.chain()?);
-    let (Ok(first), Ok(second)) = (Tree::open(&first), Tree::open(&second)) else { return Ok(Vec::new()) };
+    let old_chain = old.chain()?;
+    let new_chain = new.chain()?;
+    let (Ok(old), Ok(new)) = (Tree::open(&old_chain), Tree::open(&new_chain)) else { return Ok(Vec::new()) };
     let mut texts = Vec::new();
     for (place, change) in candidates {
         let Ok(path) = std::str::from_utf8(change.path()) else { continue };
-        let read = |tree: &Tree<'_>| Ok::<_, TreeError>(tree.read(path, TEXT_LIMIT)?.and_then(plain_text));
-        if let (Some(old), Some(new)) = (read(&first)?, read(&second)?) {
+        if let (Some(old), Some(new)) = (read_text(&old, path)?, read_text(&new, path)?) {
             let shown = match secrets {
                 SecretFiles::Shown => ShownText::Texts(old, new),
                 SecretFiles::Hidden => hide_secrets(path, old, new),
@@ -348,6 +358,19 @@ fn texts(
     Ok(texts)
 }
 
+fn is_small_content_change(change: &TreeChange) -> bool {
+    match change {
+        TreeChange::Changed { old, new, what } => {
+            what.iter().any(|what| what == "content") && is_small_file(old) && is_small_file(new)
+        }
+        _ => false,
+    }
+}
+
+fn is_small_file(record: &ListingRecord) -> bool {
+    record.field("type") == Some("file") && record.size() <= TEXT_LIMIT
+}
+
 /// Handling of password hashes and private keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SecretFiles {
@@ -355,11 +378,15 @@ enum SecretFiles {
     Shown,
 }
 
+/// Reads a file of a disk, if its content is readable text of at most [`TEXT_LIMIT`] bytes.
+fn read_text(tree: &Tree<'_>, path: &str) -> Result<Option<String>, TreeError> {
+    Ok(tree.read(path, TEXT_LIMIT)?.and_then(plain_text))
+}
+
 /// Returns the bytes as a string if they are readable text.
 fn plain_text(bytes: Vec<u8>) -> Option<String> {
     let text = String::from_utf8(bytes).ok()?;
-    let is_odd = |c: char| c.is_control() && !matches!(c, '\n' | '\t' | '\r');
-    (!text.contains(is_odd)).then_some(text)
+    (!text.contains(|c: char| c.is_control() && !matches!(c, '\n' | '\t' | '\r'))).then_some(text)
 }
 
 #[cfg(test)]
@@ -402,7 +429,7 @@ mod tests {
         let format = |name: &str, said| format(Path::new(name), said);
         assert_eq!(format("a.qcow2", None).unwrap(), BaseFormat::Qcow2);
         assert_eq!(format("a.raw", None).unwrap(), BaseFormat::Raw);
-        assert_eq!(format("a.qcow2", Some(args::DiskFormatArg::Raw)).unwrap(), BaseFormat::Raw);
+        assert_eq!(format("a.qcow2", Some(BaseFormat::Raw)).unwrap(), BaseFormat::Raw);
         let error = format("a.img", None).unwrap_err();
         assert_eq!((error.kind().exit_code(), error.hints().len()), (2, 1));
     }

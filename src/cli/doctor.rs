@@ -27,12 +27,12 @@ const GOOD_MEMORY: ByteSize = ByteSize::mib(1536);
 
 /// Arguments of `kiln doctor`.
 #[derive(Debug, Default, Clone, Args)]
-#[command(after_help = "Example: kiln doctor --require kvm")]
+#[command(after_help = "Example:\n  kiln doctor --require kvm")]
 pub struct DoctorArgs {
-    /// Fail (exit code 4) where this is not usable
+    /// Fail with exit code 4 if this is not usable
     #[arg(long, value_name = "WHAT")]
     pub require: Vec<Requirement>,
-    /// Write one JSON document instead of lines
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
@@ -40,7 +40,7 @@ pub struct DoctorArgs {
 /// Host features that can be required in addition to what every build needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Requirement {
-    /// KVM that runs guests
+    /// Hardware virtualisation with KVM
     Kvm,
     /// UEFI firmware for guests
     Uefi,

@@ -1,22 +1,75 @@
 //! `kiln export`: converts an image to another format, or describes it for the programs that run it elsewhere.
 
-use std::io::Write;
+use std::fs::{self, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf, absolute};
 use std::sync::Arc;
 
+use clap::Args;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{Failure, Fault, Kind};
+use crate::error::{Failure, Fault, FileError, Kind};
 use crate::fs::{create_beside, publish};
 use crate::output::export::{ExportOptions, add_to_tree, copy, export};
 use crate::package::handover::{DescribedImage, libvirt, terraform};
-use crate::specfile::OutputSpec;
+use crate::specfile::{Compression, DiskFormat, OutputFormat, OutputSpec};
 use crate::store::{Artifact, OnConflict, Store, StoreError, manifest};
 
-use super::args::{self, GlobalArgs};
-use super::folders::Folders;
-use super::{path_line, print, print_json};
+use super::args::named;
+use super::{CommandContext, path_line, print, print_json};
+
+/// Arguments of `kiln export`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  kiln export web@1.4.0 --format vmdk -o out/\n  kiln export web@stable --simplestreams -o \
+        /srv/www/incus\n  kiln export web@stable --libvirt -o /var/lib/libvirt/images && virsh define \
+        /var/lib/libvirt/images/web-1.4.0.xml\n  kiln export web@stable --terraform -o infra\n\n\
+        In Terraform, `program = [\"kiln\", \"export\", \"web@stable\", \"--external\"]` makes an external data \
+        source."
+)]
+pub struct ExportArgs {
+    /// Image: `name`, `name@version` or `name@tag`
+    pub image: String,
+    /// The requested form of the image.
+    #[command(flatten)]
+    pub form: ExportForm,
+    /// Compression inside the format, where it supports several
+    #[arg(long, value_name = "C", requires = "format", value_parser = named(&Compression::ALL, Compression::name))]
+    pub compression: Option<Compression>,
+    /// Folder to write to; with a --format of one file, also the path of the file
+    #[arg(short, long, value_name = "PATH", default_value = ".")]
+    pub output: PathBuf,
+    /// Overwrite files that differ
+    #[arg(long)]
+    pub replace: bool,
+    /// With --format: print the manifest entries of the files instead of their paths
+    #[arg(long, requires = "format")]
+    pub json: bool,
+}
+
+/// The form to export an image in.
+#[derive(Debug, Clone, Copy, Default, Args)]
+#[group(required = true, multiple = false)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag that is typed")]
+pub struct ExportForm {
+    /// Convert to this output format, and verify the files as in a build
+    #[arg(long, value_name = "F", value_parser = named(OutputFormat::ALL, OutputFormat::name))]
+    pub format: Option<OutputFormat>,
+    /// Add to a simplestreams tree, which Incus and LXD read from an HTTPS server
+    #[arg(long)]
+    pub simplestreams: bool,
+    /// Write a libvirt domain, and a copy of the disk for it
+    #[arg(long)]
+    pub libvirt: bool,
+    /// Write a Terraform configuration that uploads the image with the libvirt provider
+    #[arg(long)]
+    pub terraform: bool,
+    /// Print the result of an `external` data source of Terraform
+    #[arg(long, conflicts_with = "output")]
+    pub external: bool,
+}
 
 /// An error of an export.
 #[derive(Debug, thiserror::Error)]
@@ -32,41 +85,23 @@ pub enum ExportRequestError {
     /// The image has no file that libvirt can run.
     #[error("{0} has no qcow2 or raw file, which libvirt needs")]
     NoDisk(String),
-    /// The description cannot be written.
-    #[error("cannot write {}", path.display())]
-    Write {
-        /// Path of the description.
-        path: PathBuf,
-        /// The underlying error.
-        #[source]
-        source: std::io::Error,
-    },
 }
 
 impl Fault for ExportRequestError {
     fn kind(&self) -> Kind {
         match self {
             ExportRequestError::Compression { .. } => Kind::Usage,
-            ExportRequestError::Write { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Kind::Host,
-            ExportRequestError::NoDisk(_) | ExportRequestError::Write { .. } => Kind::Output,
+            ExportRequestError::NoDisk(_) => Kind::Output,
         }
     }
 }
 
 /// Exports an image in the requested form, and prints the paths of the files.
-///
-/// # Errors
-/// When there is no such image, it cannot be made, or a file is there that differs.
-pub async fn run(
-    args: args::ExportArgs,
-    global: &GlobalArgs,
-    folders: &Folders,
-    cancel: CancellationToken,
-    out: &mut dyn Write,
-) -> Result<(), Failure> {
-    let store = folders.store()?;
+pub(super) async fn run(args: ExportArgs, context: CommandContext<'_>, out: &mut dyn Write) -> Result<(), Failure> {
+    let store = context.folders.store()?;
     let conflict = if args.replace { OnConflict::Replace } else { OnConflict::Refuse };
-    let events = super::events(global);
+    let events = context.events();
+    let cancel = context.cancel;
     if args.form.simplestreams {
         let artifact = store.artifact(&args.image.parse()?)?;
         let added = add_to_tree(&artifact, &args.output, conflict, &events, cancel).await?;
@@ -94,7 +129,7 @@ fn lines<'a>(paths: impl Iterator<Item = &'a Path>) -> String {
 /// description itself.
 async fn describe(
     store: &Store,
-    args: &args::ExportArgs,
+    args: &ExportArgs,
     conflict: OnConflict,
     cancel: CancellationToken,
     out: &mut dyn Write,
@@ -121,26 +156,32 @@ async fn describe(
 
 /// Returns the output that libvirt can run.
 fn disk(artifact: &Artifact) -> Result<&manifest::ManifestOutput, ExportRequestError> {
-    let runs = |output: &&manifest::ManifestOutput| matches!(&*output.format, "qcow2" | "raw");
-    let found = artifact.manifest().outputs.iter().find(runs);
-    found.ok_or_else(|| ExportRequestError::NoDisk(artifact.id().to_string()))
+    let mut outputs = artifact.manifest().outputs.iter();
+    let disk =
+        outputs.find(|output| matches!(DiskFormat::named(&output.format), Some(DiskFormat::Qcow2 | DiskFormat::Raw)));
+    disk.ok_or_else(|| ExportRequestError::NoDisk(artifact.id().to_string()))
 }
 
-/// Writes a file atomically. A file with the same content is left alone.
+/// Writes a description into a folder. A file with the same content is left alone.
 fn write(folder: &Path, name: &str, text: &str, conflict: OnConflict) -> Result<PathBuf, Failure> {
     let folder = absolute(folder).unwrap_or_else(|_| folder.to_owned());
     let path = folder.join(name);
-    let failed = |source| ExportRequestError::Write { path: path.clone(), source };
-    match std::fs::read(&path) {
-        Ok(there) if there == text.as_bytes() => return Ok(path),
-        Ok(_) if conflict == OnConflict::Refuse => return Err(StoreError::Conflict(path).into()),
-        _ => {}
+    match fs::read(&path) {
+        Ok(there) if there == text.as_bytes() => Ok(path),
+        Ok(_) if conflict == OnConflict::Refuse => Err(StoreError::Conflict(path).into()),
+        _ => {
+            replace(&folder, &path, text).map_err(FileError::of(Kind::Output, "write", &path))?;
+            Ok(path)
+        }
     }
-    std::fs::create_dir_all(&folder).map_err(failed)?;
-    let mut file = create_beside(&path).map_err(failed)?;
-    file.write_all(text.as_bytes()).map_err(failed)?;
-    publish(file, &path, 0o644, OnConflict::Replace).map_err(failed)?;
-    Ok(path)
+}
+
+/// Writes a file atomically, into a folder that is created if missing.
+fn replace(folder: &Path, path: &Path, text: &str) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    let mut file = create_beside(path)?;
+    file.write_all(text.as_bytes())?;
+    publish(file, path, 0o644, OnConflict::Replace)
 }
 
 #[cfg(test)]
@@ -148,15 +189,9 @@ mod tests {
     use super::*;
     use crate::store::testing::{TestStore, written};
 
-    fn described(
-        shelf: &TestStore,
-        folder: &Path,
-        form: args::ExportForm,
-        conflict: OnConflict,
-    ) -> Result<String, Failure> {
+    fn described(shelf: &TestStore, folder: &Path, form: ExportForm, conflict: OnConflict) -> Result<String, Failure> {
         let (compression, json, replace) = (None, false, false);
-        let args =
-            args::ExportArgs { image: "web".into(), form, compression, output: folder.to_owned(), replace, json };
+        let args = ExportArgs { image: "web".into(), form, compression, output: folder.to_owned(), replace, json };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         written(|out| runtime.block_on(describe(&shelf.store, &args, conflict, CancellationToken::new(), out)))
     }
@@ -164,15 +199,15 @@ mod tests {
     #[test]
     fn a_domain_has_a_disk_of_its_own() {
         let (shelf, folder) = (TestStore::with(&["web@1"]), tempfile::tempdir().unwrap());
-        let form = args::ExportForm { libvirt: true, ..args::ExportForm::default() };
+        let form = ExportForm { libvirt: true, ..ExportForm::default() };
         let run = |conflict| described(&shelf, folder.path(), form, conflict);
         let path = folder.path().join("web-1.xml");
         let disk = folder.path().join("web-1.qcow2");
         assert_eq!(run(OnConflict::Refuse).unwrap(), format!("{}\n{}\n", path.display(), disk.display()));
-        assert!(std::fs::read_to_string(&path).unwrap().contains(&disk.display().to_string()));
-        assert_eq!(std::fs::read_to_string(&disk).unwrap(), "disk");
+        assert!(fs::read_to_string(&path).unwrap().contains(&disk.display().to_string()));
+        assert_eq!(fs::read_to_string(&disk).unwrap(), "disk");
         run(OnConflict::Refuse).unwrap();
-        std::fs::write(&path, "mine").unwrap();
+        fs::write(&path, "mine").unwrap();
         assert_eq!(run(OnConflict::Refuse).unwrap_err().kind().exit_code(), 8);
         run(OnConflict::Replace).unwrap();
     }
@@ -180,12 +215,12 @@ mod tests {
     #[test]
     fn terraform_takes_the_file_from_the_store() {
         let (shelf, folder) = (TestStore::with(&["web@1"]), tempfile::tempdir().unwrap());
-        let form = args::ExportForm { terraform: true, ..args::ExportForm::default() };
+        let form = ExportForm { terraform: true, ..ExportForm::default() };
         let text = described(&shelf, folder.path(), form, OnConflict::Refuse).unwrap();
-        let made: serde_json::Value = serde_json::from_slice(&std::fs::read(text.trim()).unwrap()).unwrap();
+        let made: serde_json::Value = serde_json::from_slice(&fs::read(text.trim()).unwrap()).unwrap();
         let stored = shelf.store.path().join("web/1/web-1.qcow2");
         assert_eq!(made["resource"]["libvirt_volume"]["web"]["create"]["content"]["url"], stored.display().to_string());
-        let form = args::ExportForm { external: true, ..args::ExportForm::default() };
+        let form = ExportForm { external: true, ..ExportForm::default() };
         let flat = described(&shelf, folder.path(), form, OnConflict::Refuse).unwrap();
         assert!(flat.contains("\"version\": \"1\""), "{flat}");
     }

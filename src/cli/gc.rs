@@ -5,10 +5,12 @@ use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
+use clap::Args;
+
 use crate::cache::step_cache::CACHE_LIMIT;
 use crate::digest_cache::DigestCache;
 use crate::download::{DownloadCache, NetworkMode};
-use crate::error::{Failure, Fault, Kind};
+use crate::error::{Failure, FileError, Kind};
 use crate::layer::LayerCache;
 use crate::layer::evict::{evict, rehearse_eviction};
 use crate::output::kept_logs;
@@ -16,30 +18,34 @@ use crate::size::ByteSize;
 use crate::store::{IfBase, Reference, RetentionReason, Store, StoreError, Summary};
 use crate::workdir;
 
-use super::args;
 use super::folders::Folders;
-use super::list::{align, unreadable};
+use super::list::{align, counted, unreadable};
 
-/// The cache cannot be cleaned.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot clean the cache in {}", path.display())]
-struct GcError {
-    path: std::path::PathBuf,
-    #[source]
-    source: std::io::Error,
-}
-
-impl Fault for GcError {
-    fn kind(&self) -> Kind {
-        Kind::Host
-    }
+/// Arguments of `kiln gc`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  kiln gc --keep-cache 5GiB\n  kiln gc --keep 5 --dry-run\n  kiln gc --keep 2 web\n\n\
+        Without --keep, no published version is removed. With it, tagged versions are kept as well, and so are \
+        versions that a kept image was built from and those that are being read or built. Older versions that \
+        a tag could be rolled back to are removed."
+)]
+pub struct GcArgs {
+    /// Size limit of the step cache, and likewise of downloads, such as `5GiB` [default: 20GiB, or a tenth of the disk]
+    #[arg(long, value_name = "SIZE")]
+    pub keep_cache: Option<ByteSize>,
+    /// Also remove versions from the store, except for the newest N of each image and those that are needed
+    #[arg(long, value_name = "N")]
+    pub keep: Option<NonZeroUsize>,
+    /// Remove versions of these images only
+    #[arg(value_name = "IMAGE", requires = "keep")]
+    pub images: Vec<String>,
+    /// Print what would be removed, and remove nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Frees space and reports on `notes`, which is standard error: there is no result.
-///
-/// # Errors
-/// When the store or the cache cannot be read, or a version not be removed.
-pub fn run(args: &args::GcArgs, folders: &Folders, notes: &mut dyn Write) -> Result<(), Failure> {
+pub fn run(args: &GcArgs, folders: &Folders, notes: &mut dyn Write) -> Result<(), Failure> {
     let removed = match args.keep {
         Some(keep) => versions(&folders.store()?, keep, args, notes),
         None => Ok(()),
@@ -52,7 +58,7 @@ pub fn run(args: &args::GcArgs, folders: &Folders, notes: &mut dyn Write) -> Res
 }
 
 /// Removes the versions that retention does not keep, and reports the fate of each version and the reason.
-fn versions(store: &Store, keep: NonZeroUsize, args: &args::GcArgs, notes: &mut dyn Write) -> Result<(), Failure> {
+fn versions(store: &Store, keep: NonZeroUsize, args: &GcArgs, notes: &mut dyn Write) -> Result<(), Failure> {
     for name in &args.images {
         // An image that does not exist is most likely a typing mistake.
         store.tags(name)?;
@@ -116,10 +122,11 @@ impl PruneRun<'_> {
             (one.id.name(), Reverse(one.sequence)).cmp(&(other.id.name(), Reverse(other.sequence)))
         });
         let rows: Vec<_> = self.rows.iter().map(|(_, row)| row.clone()).collect();
-        let (count, bytes) = (self.gone.len(), ByteSize(self.gone.iter().sum()));
-        let plural = if count == 1 { "" } else { "s" };
+        let count = self.gone.len();
+        let versions = counted(count, "version");
+        let bytes = ByteSize(self.gone.iter().sum());
         let did = if self.dry_run { "would remove" } else { "removed" };
-        format!("{}{did} {count} version{plural} ({bytes}); {} are left\n", align(&rows), rows.len() - count)
+        format!("{}{did} {versions} ({bytes}); {} are left\n", align(&rows), rows.len() - count)
     }
 }
 
@@ -131,12 +138,12 @@ fn is_needed(error: &StoreError) -> bool {
 
 /// Removes what dead builds left behind, and the logs of failed builds that are old or whose version was published since.
 fn clean_leftovers(cache: &Path, store: &Path) -> Result<(), Failure> {
-    let failed = |source| GcError { path: cache.to_owned(), source };
+    let failed = FileError::of(Kind::Host, "clean the cache in", cache);
     let work = cache.join("work");
     if work.is_dir() {
-        workdir::sweep(&work).map_err(failed)?;
+        workdir::sweep(&work).map_err(&failed)?;
     }
-    kept_logs::remove_old(cache).map_err(failed)?;
+    kept_logs::remove_old(cache).map_err(&failed)?;
     if store.exists() {
         let versions = Store::open(store)?.list()?.versions;
         let folders = versions.iter().map(|summary| format!("{}-{}", summary.id.name(), summary.id.version()));
@@ -147,9 +154,9 @@ fn clean_leftovers(cache: &Path, store: &Path) -> Result<(), Failure> {
 
 /// Removes layers until the rest takes at most the wanted size, and likewise downloads, or reports what that would remove.
 /// What a live build uses stays.
-fn evict_cache(cache: &Path, args: &args::GcArgs, notes: &mut dyn Write) -> Result<(), Failure> {
-    let failed = |source| GcError { path: cache.to_owned(), source };
-    let layers = LayerCache::open(cache, DigestCache::load(cache).into()).map_err(failed)?;
+fn evict_cache(cache: &Path, args: &GcArgs, notes: &mut dyn Write) -> Result<(), Failure> {
+    let failed = FileError::of(Kind::Host, "clean the cache in", cache);
+    let layers = LayerCache::open(cache, DigestCache::load(cache).into()).map_err(&failed)?;
     let limit = args.keep_cache.map_or_else(|| layers.limit(CACHE_LIMIT), ByteSize::bytes);
     let removed = if args.dry_run { rehearse_eviction(&layers, limit) } else { evict(&layers, limit) };
     let removed = removed.map_err(failed)?;
@@ -167,8 +174,7 @@ fn evict_cache(cache: &Path, args: &args::GcArgs, notes: &mut dyn Write) -> Resu
 }
 
 fn describe_eviction(what: &str, count: usize, bytes: u64, left: u64) -> String {
-    let plural = if count == 1 { "" } else { "s" };
-    format!("{count} {what}{plural} ({}); {} are left", ByteSize(bytes), ByteSize(left))
+    format!("{} ({}); {} are left", counted(count, what), ByteSize(bytes), ByteSize(left))
 }
 
 #[cfg(test)]
@@ -179,7 +185,7 @@ mod tests {
     fn gc(shelf: &TestStore, keep: usize, images: &[&str], dry_run: bool) -> Result<String, Failure> {
         let keep = NonZeroUsize::new(keep).unwrap();
         let images = images.iter().map(|image| (*image).to_owned()).collect();
-        let args = args::GcArgs { keep_cache: None, keep: Some(keep), images, dry_run };
+        let args = GcArgs { keep_cache: None, keep: Some(keep), images, dry_run };
         written(|out| versions(&shelf.store, keep, &args, out))
     }
 

@@ -4,7 +4,18 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use clap::Args;
+
 use crate::error::{Failure, Fault, Kind};
+
+/// Arguments of `kiln init`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  kiln init web && $EDITOR web/kiln.toml")]
+pub struct InitArgs {
+    /// Folder to write kiln.toml to
+    #[arg(default_value = ".", value_name = "DIR")]
+    pub folder: PathBuf,
+}
 
 /// The spec could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -29,30 +40,33 @@ impl Fault for InitError {
 }
 
 /// Writes `kiln.toml` into the folder, which is created if missing; the image takes the folder's name. Prints the path.
-///
-/// # Errors
-/// When the file exists already, or it cannot be written.
 pub fn run(folder: &Path, out: &mut dyn Write) -> Result<(), Failure> {
     let path = folder.join("kiln.toml");
-    let failed = |source| InitError { path: path.clone(), source };
-    fs::create_dir_all(folder).map_err(failed)?;
-    let whole = folder.canonicalize().map_err(failed)?;
+    let line = format!("{}\n", path.display());
+    create(folder, &path).map_err(|source| InitError { path, source })?;
+    super::print(out, &line)
+}
+
+fn create(folder: &Path, path: &Path) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    let whole = folder.canonicalize()?;
     let name = image_name(&whole.file_name().unwrap_or_default().to_string_lossy());
-    File::create_new(&path).and_then(|mut file| file.write_all(template(&name).as_bytes())).map_err(failed)?;
-    super::print(out, &format!("{}\n", path.display()))
+    File::create_new(path)?.write_all(template(&name).as_bytes())
 }
 
 /// Returns the image name that is derived from a folder's name.
 fn image_name(folder: &str) -> String {
-    let allowed = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c.to_ascii_lowercase() } else { '-' };
-    let name: String = folder.chars().map(allowed).skip_while(|c| !c.is_ascii_alphanumeric()).take(64).collect();
+    let allowed = folder.chars().map(|c| match c {
+        'a'..='z' | 'A'..='Z' | '0'..='9' | '.' | '_' | '-' => c.to_ascii_lowercase(),
+        _ => '-',
+    });
+    let name: String = allowed.skip_while(|c| !c.is_ascii_alphanumeric()).take(64).collect();
     if name.is_empty() { "image".to_owned() } else { name }
 }
 
 /// Returns the content of a new `kiln.toml` for an image of this name.
 ///
 /// The name must be one that `[image]` accepts; it is not escaped.
-#[must_use]
 pub fn template(name: &str) -> String {
     include_str!("init.toml").replace("@NAME@", name)
 }

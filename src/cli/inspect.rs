@@ -2,6 +2,8 @@
 
 use std::io::Write;
 
+use clap::Args;
+
 use super::{print, print_json};
 use crate::error::Failure;
 use crate::report::quote::TextPage;
@@ -9,10 +11,18 @@ use crate::size::ByteSize;
 use crate::store::manifest::{Manifest, ManifestOutput, ManifestStep, ManifestTest};
 use crate::store::{Artifact, Reference, Store};
 
+/// Arguments of `kiln inspect`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  kiln inspect web@1.4.0 --json | jq .packages")]
+pub struct InspectArgs {
+    /// Image: `name`, `name@version` or `name@tag`
+    pub image: String,
+    /// Print the manifest itself, which is JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Writes a summary of a version, or its manifest.
-///
-/// # Errors
-/// When there is no such version, or it cannot be read.
 pub fn run(store: &Store, image: &Reference, json: bool, out: &mut dyn Write) -> Result<(), Failure> {
     let artifact = store.artifact(image)?;
     if json { print_json(out, &artifact.manifest().to_json()) } else { print(out, &summary(&artifact)) }
@@ -80,7 +90,8 @@ fn machine(manifest: &Manifest) -> String {
 }
 
 fn output(output: &ManifestOutput) -> String {
-    let (bytes, size) = (ByteSize(output.bytes), ByteSize(output.virtual_bytes));
+    let bytes = ByteSize(output.bytes);
+    let size = ByteSize(output.virtual_bytes);
     format!("{}  {}  {bytes}, disk {size}  sha256 {}", output.file, output.format, output.sha256)
 }
 

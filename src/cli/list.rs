@@ -1,60 +1,23 @@
 //! `kiln list`: lists the images and versions of the store.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::io::Write;
 
+use clap::Args;
 use jiff::Timestamp;
-use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::{print, print_json};
 use crate::error::Failure;
 use crate::report::escape::escape;
 use crate::size::ByteSize;
-use crate::store::manifest::ManifestBase;
 use crate::store::{Ancestor, Store, StoreListing, Summary};
 
-/// A version in `--json`.
-#[derive(Serialize)]
-struct VersionRow<'a> {
-    name: &'a str,
-    version: &'a str,
-    tags: &'a [String],
-    sequence: u64,
-    created: String,
-    description: &'a str,
-    labels: &'a BTreeMap<String, String>,
-    bytes: u64,
-    virtual_bytes: u64,
-    formats: Vec<&'a str>,
-    base: &'a ManifestBase,
-    /// The image that it was built from, the image that that one was built from, and so on.
-    lineage: Vec<String>,
-    build_key: &'a str,
-    disk_sha256: &'a str,
-    path: String,
-}
-
-impl<'a> VersionRow<'a> {
-    fn new(summary: &'a Summary, listing: &'a StoreListing) -> Self {
-        Self {
-            name: summary.id.name(),
-            version: summary.id.version(),
-            tags: &summary.tags,
-            sequence: summary.sequence,
-            created: summary.finished.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-            description: &summary.image.description,
-            labels: &summary.image.labels,
-            bytes: summary.bytes(),
-            virtual_bytes: summary.outputs.iter().map(|output| output.virtual_bytes).max().unwrap_or(0),
-            formats: summary.formats(),
-            base: &summary.base,
-            lineage: listing.lineage(summary).iter().map(Ancestor::to_string).collect(),
-            build_key: &summary.build_key,
-            disk_sha256: &summary.disk_sha256,
-            path: summary.folder.display().to_string(),
-        }
-    }
+/// Arguments of `kiln list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Writes all versions, by name and newest first.
@@ -81,22 +44,40 @@ pub(super) fn unreadable(listing: StoreListing) -> Result<(), Failure> {
 }
 
 fn entries(listing: &StoreListing) -> String {
-    let entries: Vec<_> = listing.versions.iter().map(|summary| VersionRow::new(summary, listing)).collect();
-    format!("{:#}\n", serde_json::json!(entries))
+    let entries: Vec<_> = listing.versions.iter().map(|summary| entry(summary, listing)).collect();
+    format!("{:#}\n", json!(entries))
+}
+
+fn entry(summary: &Summary, listing: &StoreListing) -> Value {
+    json!({
+        "name": summary.id.name(), "version": summary.id.version(), "tags": summary.tags, "sequence": summary.sequence,
+        "created": summary.finished.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        "description": summary.image.description, "labels": summary.image.labels,
+        "bytes": summary.bytes(),
+        "virtual_bytes": summary.outputs.iter().map(|output| output.virtual_bytes).max().unwrap_or(0),
+        "formats": summary.formats(), "base": summary.base,
+        // The image that it was built from, the image that that one was built from, and so on.
+        "lineage": listing.lineage(summary).iter().map(Ancestor::to_string).collect::<Vec<_>>(),
+        "build_key": summary.build_key, "disk_sha256": summary.disk_sha256,
+        "path": summary.folder.display().to_string(),
+    })
 }
 
 fn table(listing: &StoreListing, now: Timestamp) -> String {
     let head = ["NAME", "VERSION", "TAGS", "SIZE", "CREATED", "FORMATS", "BASE"].map(str::to_owned);
-    let row = |summary: &Summary| {
-        let (name, version) = (summary.id.name().to_owned(), summary.id.version().to_owned());
-        let size = ByteSize(summary.bytes()).to_string();
-        let age = age(now.duration_since(summary.finished).as_secs());
+    let rows = listing.versions.iter().map(|summary| {
         let base: Vec<_> = listing.lineage(summary).iter().map(Ancestor::to_string).collect();
-        let (formats, base) = (summary.formats().join(","), base.join(" <- "));
-        [name, version, summary.tags.join(","), size, age, formats, base]
-    };
-    let rows: Vec<_> = std::iter::once(head).chain(listing.versions.iter().map(row)).collect();
-    align(&rows)
+        [
+            summary.id.name().to_owned(),
+            summary.id.version().to_owned(),
+            summary.tags.join(","),
+            ByteSize(summary.bytes()).to_string(),
+            age(now.duration_since(summary.finished).as_secs()),
+            summary.formats().join(","),
+            base.join(" <- "),
+        ]
+    });
+    align(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
 }
 
 /// Aligns columns two spaces apart, without spaces at the end of a line. Cells are escaped, since the values in manifests
@@ -104,11 +85,16 @@ fn table(listing: &StoreListing, now: Timestamp) -> String {
 pub(super) fn align<const N: usize>(rows: &[[String; N]]) -> String {
     let rows: Vec<_> = rows.iter().map(|row| row.each_ref().map(|cell| escape(cell))).collect();
     let widths: [usize; N] = std::array::from_fn(|n| rows.iter().map(|row| row[n].chars().count()).max().unwrap_or(0));
-    let line = |row: &[Cow<'_, str>; N]| {
+    let lines = rows.iter().map(|row| {
         let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
-    };
-    rows.iter().map(line).collect()
+    });
+    lines.collect()
+}
+
+/// Returns a number with its noun, such as `1 step` or `3 steps`.
+pub(super) fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Formats an age in the largest unit that gives two or more.
@@ -163,7 +149,7 @@ web   1          old,stable  4B    2 days ago  qcow2    debian-12.qcow2
     fn json_lists_the_same() {
         let shelf = TestStore::with(&["web@1"]);
         let text = written(|out| run(&shelf.store, true, out)).unwrap();
-        let list: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let list: Value = serde_json::from_str(&text).unwrap();
         let path = shelf.store.path().join("web/1");
         let expected = serde_json::json!([{
             "name": "web", "version": "1", "tags": [], "sequence": 1, "created": "2026-01-02T03:05:05Z",

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use tokio_util::sync::CancellationToken;
+use clap::Args;
 
 use crate::error::Failure;
 use crate::event::NoticeLevel;
@@ -13,28 +13,38 @@ use crate::plan::graph::{Graph, SpecNode};
 use crate::resolve::base::{BaseResolver, LocatedBase, LockfileMode};
 use crate::resolve::facts::{base_sha256, unreadable_base};
 use crate::resolve::lockfile::{LockFile, source};
+use crate::resolve::path_policy::FileReach;
 use crate::specfile::BaseSource;
 
-use super::args::{self, GlobalArgs};
-use super::folders::Folders;
+use super::CommandContext;
+use super::args::SourceArgs;
 use super::{path_line, print, specs};
 
+/// Arguments of `kiln lock`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  kiln lock images && git add images/*/kiln.lock\n  kiln build images --locked\n\n\
+        Writes kiln.lock beside each spec. Builds use the base images pinned there until `kiln lock` is run \
+        again, even if a tag moves or a list of digests changes.")]
+pub struct LockArgs {
+    /// Spec files, folders with a kiln.toml, or folders that contain such folders
+    #[arg(required = true, value_name = "SPEC")]
+    pub specs: Vec<PathBuf>,
+    /// Do not download anything
+    #[arg(long)]
+    pub offline: bool,
+    /// Allow a spec to be a symbolic link out of its project, and to be built on specs and files outside of it; the project
+    /// is the git work tree that the spec is named in, or else its folder
+    #[arg(long)]
+    pub allow_outside: bool,
+}
+
 /// Locks every spec with its variants, and the specs that they are built on; prints the files that have changed.
-///
-/// # Errors
-/// When a base cannot be found, or a file not written.
-pub async fn run(
-    args: args::LockArgs,
-    global: &GlobalArgs,
-    folders: &Folders,
-    cancel: CancellationToken,
-    out: &mut dyn Write,
-) -> Result<(), Failure> {
-    let events = super::events(global);
-    let sources = args::SourceArgs { locked: false, offline: args.offline };
-    let bases =
-        BaseResolver { locking: LockfileMode::Ignore, ..folders.bases(sources, args.reach(), &events, cancel)? };
-    let graph = Graph::new(specs::with_variants(&args.specs, args.reach())?, args.reach())?;
+pub(super) async fn run(args: LockArgs, context: CommandContext<'_>, out: &mut dyn Write) -> Result<(), Failure> {
+    let events = context.events();
+    let sources = SourceArgs { locked: false, offline: args.offline };
+    let reach = if args.allow_outside { FileReach::Host } else { FileReach::Project };
+    let bases = BaseResolver { locking: LockfileMode::Ignore, ..context.bases(sources, reach, &events)? };
+    let graph = Graph::new(specs::with_variants(&args.specs, reach)?, reach)?;
     let mut files: BTreeMap<PathBuf, LockFile> = BTreeMap::new();
     for node in graph.nodes() {
         let parent = node.parent.map(|parent| graph.nodes()[parent].id());

@@ -107,7 +107,7 @@ fn tip(error: &clap::Error) -> Option<&'static str> {
 mod tests {
     use clap::{CommandFactory, Parser};
 
-    use super::super::args::Cli;
+    use super::super::command_line::Cli;
     use super::*;
 
     fn explained(args: &[&str]) -> String {
@@ -146,8 +146,9 @@ mod tests {
 
     #[test]
     fn no_command_is_explained_away() {
-        let commands: Vec<String> = Cli::command().get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
+        let commands: Vec<String> =
+            Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect();
         let explained = COMMANDS.iter().flat_map(|(names, _)| *names);
-        assert_eq!(explained.filter(|name| commands.iter().any(|verb| verb == *name)).count(), 0);
+        assert_eq!(explained.filter(|name| commands.iter().any(|command| command == *name)).count(), 0);
     }
 }

@@ -4,7 +4,6 @@
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
@@ -12,41 +11,79 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio_util::sync::CancellationToken;
 
 use crate::deadline::Deadline;
+use crate::download::NetworkMode;
 use crate::error::{Failure, Kind};
-use crate::event::{EventSink, Events};
+use crate::event::Events;
+use crate::project::FileReach;
 use crate::report;
+use crate::resolve::base::BaseResolver;
 
-pub mod args;
-pub mod build;
-pub mod check;
+mod args;
+mod build;
+mod check;
+mod command_line;
 mod configuration;
 pub mod diagnostics;
-pub mod diff;
-pub mod doctor;
-pub mod export;
-pub mod folders;
+mod diff;
+mod doctor;
+mod export;
+mod folders;
 #[cfg(test)]
 mod forging;
-pub mod gc;
-pub mod init;
-pub mod inspect;
-pub mod list;
-pub mod lock;
+mod gc;
+mod init;
+mod inspect;
+mod list;
+mod lock;
 mod mistakes;
-pub mod outdated;
-pub mod plan;
-pub mod remove;
-pub mod run;
-pub mod shell;
+mod outdated;
+mod plan;
+mod remove;
+mod run;
+mod shell;
 mod specs;
-pub mod tag;
-pub mod terminal;
+mod tag;
+mod terminal;
 mod terminal_modes;
-pub mod test;
-pub mod verify;
+mod test;
+mod verify;
 
-use args::{Cli, CliCommand, GlobalArgs};
+use args::{GlobalArgs, SourceArgs};
+use command_line::{Cli, CliCommand};
 use folders::Folders;
+
+/// The global options of a subcommand, and the token that the first Ctrl-C cancels.
+struct CommandContext<'a> {
+    global: &'a GlobalArgs,
+    folders: &'a Folders,
+    cancel: CancellationToken,
+}
+
+impl CommandContext<'_> {
+    /// Returns the event stream of the command, with the sink that the user has chosen.
+    fn events(&self) -> Events {
+        let verbosity = match (self.global.quiet, self.global.verbose) {
+            (true, _) => report::Verbosity::Quiet,
+            (_, true) => report::Verbosity::Verbose,
+            _ => report::Verbosity::Normal,
+        };
+        Events::new(vec![report::terminal(self.global.progress, verbosity)])
+    }
+
+    /// Returns the places to look for base images.
+    fn bases(&self, sources: SourceArgs, files: FileReach, events: &Events) -> Result<BaseResolver, Failure> {
+        Ok(BaseResolver {
+            store: self.folders.store_path()?,
+            cache: self.folders.cache()?,
+            memo: self.folders.memo()?,
+            events: events.clone(),
+            locking: sources.locking(),
+            reach: if sources.offline { NetworkMode::Offline } else { NetworkMode::Online },
+            files,
+            cancel: self.cancel.clone(),
+        })
+    }
+}
 
 /// Runs kiln and returns the exit code of the process.
 #[must_use]
@@ -84,32 +121,32 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
     let folders = Folders::new(&cli.global);
     // Not locked: a separate thread writes the output of a shell in a guest.
     let out = &mut std::io::stdout();
-    let global = cli.global;
-    let done = match cli.verb {
-        CliCommand::Build(args) => in_runtime(|cancel| build::run(args, &global, &folders, cancel)),
-        CliCommand::Check(args) => in_runtime(|cancel| until(cancel, check::run(args, &global, &folders))),
-        CliCommand::Plan(args) => in_runtime(|cancel| until(cancel, plan::run(args, &global, &folders, out))),
-        CliCommand::Lock(args) => in_runtime(|cancel| lock::run(args, &global, &folders, cancel, out)),
-        CliCommand::Test(args) => in_runtime(|cancel| test::run(args, &global, &folders, cancel, out)),
-        CliCommand::Shell(args) => return in_runtime(|cancel| shell::run(args, &global, &folders, cancel)),
-        CliCommand::Run(args) => in_runtime(|cancel| run::run(args, &global, &folders, cancel)),
+    let runtime = CommandRuntime { global: &cli.global, folders: &folders };
+    let done = match cli.command {
+        CliCommand::Build(args) => runtime.run(|context| build::run(args, context)),
+        CliCommand::Check(args) => runtime.run_until_cancelled(|context| check::run(args, context)),
+        CliCommand::Plan(args) => runtime.run_until_cancelled(|context| plan::run(args, context, out)),
+        CliCommand::Lock(args) => runtime.run(|context| lock::run(args, context, out)),
+        CliCommand::Test(args) => runtime.run(|context| test::run(args, context, out)),
+        CliCommand::Shell(args) => return runtime.run(|context| shell::run(args, context)),
+        CliCommand::Run(args) => runtime.run(|context| run::run(args, context)),
         CliCommand::List(args) => list::run(&folders.store()?, args.json, out),
         CliCommand::Inspect(args) => inspect::run(&folders.store()?, &args.image.parse()?, args.json, out),
         CliCommand::Verify(args) => verify::run(&folders.store()?, &args, out),
-        CliCommand::Export(args) => in_runtime(|cancel| export::run(args, &global, &folders, cancel, out)),
+        CliCommand::Export(args) => runtime.run(|context| export::run(args, context, out)),
         CliCommand::Diff(args) => {
             let is_same = diff::run(&args, &folders, out)?;
             return Ok(u8::from(args.exit_code && !is_same));
         }
         CliCommand::Tag(args) => tag::run(&folders.store()?, &args, out, &mut std::io::stderr().lock()),
         CliCommand::Outdated(args) => {
-            let is_any = in_runtime(|cancel| until(cancel, outdated::run(&args, &global, &folders, out)))?;
+            let is_any = runtime.run_until_cancelled(|context| outdated::run(&args, context, out))?;
             return Ok(u8::from(args.exit_code && is_any));
         }
         CliCommand::Remove(args) => remove::run(&folders.store()?, &args, &mut std::io::stderr().lock()),
         CliCommand::Gc(args) => gc::run(&args, &folders, &mut std::io::stderr().lock()),
         CliCommand::Seal(_) => print(out, &seal_list()),
-        CliCommand::Doctor(args) => in_runtime(|cancel| until(cancel, doctor(args, &folders, out))),
+        CliCommand::Doctor(args) => runtime.run_until_cancelled(|context| doctor(args, context, out)),
         CliCommand::Init(args) => init::run(&args.folder, out),
         CliCommand::Schema => print(out, &format!("{:#}\n", crate::specfile::schema())),
         CliCommand::Completions(args) => print(out, &completions(args.shell)),
@@ -119,34 +156,49 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
     done.map(|()| 0)
 }
 
-async fn doctor(args: doctor::DoctorArgs, folders: &Folders, out: &mut dyn Write) -> Result<(), Failure> {
-    let (store, cache) = (folders.store_path()?, folders.cache_path()?);
+async fn doctor(args: doctor::DoctorArgs, context: CommandContext<'_>, out: &mut dyn Write) -> Result<(), Failure> {
+    let store = context.folders.store_path()?;
+    let cache = context.folders.cache_path()?;
     doctor::run(&args, doctor::CheckedFolders { store: &store, cache: &cache }, out).await
 }
 
-/// Runs a command that leaves nothing behind, and ends it when the user interrupts.
-async fn until<T>(cancel: CancellationToken, verb: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    Deadline::new(cancel, Duration::MAX).hold(verb).await
+/// Runs commands that need an async runtime.
+struct CommandRuntime<'a> {
+    global: &'a GlobalArgs,
+    folders: &'a Folders,
 }
 
-/// Runs a command that needs the runtime, with the token that the first Ctrl-C cancels. The runtime has one thread: QEMU's
-/// death signal is bound to the thread that spawns it.
-fn in_runtime<T, F>(verb: impl FnOnce(CancellationToken) -> F) -> Result<T, Failure>
-where
-    F: Future<Output = Result<T, Failure>>,
-{
-    raise_descriptor_limit()?;
-    crate::signal::ignore_file_size();
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(HostSetupError::Runtime)?;
-    let local = tokio::task::LocalSet::new();
-    let result = local.block_on(&runtime, async {
-        let cancel = crate::signal::interruption(terminal_modes::restore_terminal).map_err(HostSetupError::Runtime)?;
-        verb(cancel).await
-    });
-    // Abandoned work on the blocking pool must not delay the exit.
-    runtime.shutdown_background();
-    result
+impl<'a> CommandRuntime<'a> {
+    /// Runs a command that leaves nothing behind, and ends it when the user interrupts.
+    fn run_until_cancelled<T, F>(&self, command: impl FnOnce(CommandContext<'a>) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        self.run(|context| async {
+            let deadline = Deadline::new(context.cancel.clone(), Duration::MAX);
+            deadline.hold(command(context)).await
+        })
+    }
+
+    /// Runs a command that stops by itself when the token of its context is cancelled. The runtime has one thread: QEMU's
+    /// death signal is bound to the thread that spawns it.
+    fn run<T, F>(&self, command: impl FnOnce(CommandContext<'a>) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        raise_descriptor_limit()?;
+        crate::signal::ignore_file_size();
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(HostSetupError::Runtime)?;
+        let result = tokio::task::LocalSet::new().block_on(&runtime, async {
+            let cancel = crate::signal::interruption(terminal_modes::restore_terminal);
+            let cancel = cancel.map_err(HostSetupError::Runtime)?;
+            command(CommandContext { global: self.global, folders: self.folders, cancel }).await
+        });
+        // Abandoned work on the blocking pool must not delay the exit.
+        runtime.shutdown_background();
+        result
+    }
 }
 
 /// Raises the limit on open files as far as the host lets it, within reason. A build holds every layer of its guest's disk
@@ -217,26 +269,9 @@ pub(crate) fn print_json(out: &mut dyn Write, json: &str) -> Result<(), Failure>
     print(out, &report::escape::escape_json(json))
 }
 
-/// Returns the event stream of a command, with the sinks that the user has chosen.
-pub(crate) fn events(global: &GlobalArgs) -> Events {
-    let verbosity = match (global.quiet, global.verbose) {
-        (true, _) => report::Verbosity::Quiet,
-        (_, true) => report::Verbosity::Verbose,
-        _ => report::Verbosity::Normal,
-    };
-    let progress = match global.progress {
-        args::ProgressArg::Auto => report::ProgressMode::Auto,
-        args::ProgressArg::Bars => report::ProgressMode::Bars,
-        args::ProgressArg::Plain => report::ProgressMode::Plain,
-        args::ProgressArg::Json => report::ProgressMode::Json,
-    };
-    let sink: Arc<dyn EventSink> = report::terminal(progress, verbosity);
-    Events::new(vec![sink])
-}
-
 pub(crate) fn colour(stream: &impl IsTerminal) -> bool {
-    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    stream.is_terminal() && !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+    let is_unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    stream.is_terminal() && !is_unwanted && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 fn seal_list() -> String {
@@ -260,11 +295,10 @@ fn manual() -> String {
     let mut pages = Vec::new();
     let command = Cli::command();
     let rendered = clap_mangen::Man::new(command.clone()).render(&mut pages);
-    let verbs = command.get_subcommands().filter(|verb| !verb.is_hide_set());
-    let all = verbs.fold(rendered, |done, verb| {
-        done.and_then(|()| {
-            clap_mangen::Man::new(verb.clone().bin_name(format!("kiln {}", verb.get_name()))).render(&mut pages)
-        })
+    let subcommands = command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set());
+    let all = subcommands.fold(rendered, |done, subcommand| {
+        let page = subcommand.clone().bin_name(format!("kiln {}", subcommand.get_name()));
+        done.and_then(|()| clap_mangen::Man::new(page).render(&mut pages))
     });
     debug_assert!(all.is_ok(), "writing to memory cannot fail");
     String::from_utf8_lossy(&pages).into_owned()

@@ -1,46 +1,60 @@
 //! `kiln outdated`: lists the images that should be built again, and why.
 
 use std::io::Write;
+use std::path::PathBuf;
 
+use clap::Args;
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
 
 use crate::cache::history::BaseFiles;
-use crate::download::NetworkMode;
 use crate::error::Failure;
 use crate::event::NoticeLevel;
-use crate::outdated::{self, KnownFiles, OutdatedImage};
+use crate::outdated::{self, KnownFiles, OutdatedImage, OutdatedReason};
 use crate::plan::graph::Graph;
-use crate::resolve::base::BaseResolver;
 use crate::store::StoreListing;
 
-use super::args::{self, GlobalArgs, SourceArgs};
-use super::folders::Folders;
+use super::args::{SourceArgs, SpecArgs};
 use super::list::{align, unreadable};
-use super::{print, print_json, specs};
+use super::{CommandContext, print, print_json, specs};
+
+/// Arguments of `kiln outdated`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  kiln outdated\n  kiln outdated images --exit-code || kiln build images\n\n\
+        Checks the newest version of each image and all tagged versions: whether the image or file that they \
+        were built from has changed, or should itself be rebuilt. With specs, also checks whether the specs or \
+        the inputs of their steps have changed. Downloads nothing.")]
+pub struct OutdatedArgs {
+    /// Also compare with these specs: spec files, folders with a kiln.toml, or folders that contain such folders
+    #[arg(value_name = "SPEC")]
+    pub specs: Vec<PathBuf>,
+    /// Options for reading specs.
+    #[command(flatten)]
+    pub reading: SpecArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Exit with code 1 if anything is outdated
+    #[arg(long)]
+    pub exit_code: bool,
+}
 
 /// Writes a line for each outdated image, and returns whether there is any.
 ///
 /// # Errors
 /// When the store or a spec cannot be read; when a version cannot be, after the others were listed.
-pub async fn run(
-    args: &args::OutdatedArgs,
-    global: &GlobalArgs,
-    folders: &Folders,
+pub(super) async fn run(
+    args: &OutdatedArgs,
+    context: CommandContext<'_>,
     out: &mut dyn Write,
 ) -> Result<bool, Failure> {
-    let events = super::events(global);
+    let events = context.events();
     let graph = Graph::new(specs::load(&args.specs, &args.reading, None)?, args.reading.reach().files)?;
     let sources = SourceArgs { locked: false, offline: true };
-    let bases = BaseResolver {
-        reach: NetworkMode::Offline,
-        ..folders.bases(sources, args.reading.reach().files, &events, CancellationToken::new())?
-    };
-    let listing = folders.store()?.list()?;
+    let bases = context.bases(sources, args.reading.reach().files, &events)?;
+    let listing = context.folders.store()?.list()?;
     let files = KnownFiles { known: BaseFiles { cache: &bases.cache }, memo: &bases.memo };
-    let is_asked = |id: &str| graph.nodes().iter().any(|node| node.id() == id);
     for summary in outdated::unknown(&listing, &files) {
-        if !is_asked(&summary.id.to_string()) {
+        if graph.nodes().iter().all(|node| node.id() != summary.id.to_string()) {
             let source = &summary.base.source;
             let text = format!("{}: the place of its base {source} is not known here; its spec names it", summary.id);
             events.notice(NoticeLevel::Info, text);
@@ -72,23 +86,24 @@ fn table(found: &[OutdatedImage], listing: &StoreListing) -> String {
         return String::new();
     }
     let head = ["IMAGE", "TAGS", "WHY"].map(str::to_owned);
-    let row = |outdated: &OutdatedImage| {
+    let rows = found.iter().map(|outdated| {
         let why: Vec<_> = outdated.reasons.iter().map(ToString::to_string).collect();
         [outdated.id.clone(), tags(&outdated.id, listing).join(","), why.join("; ")]
-    };
-    align(&std::iter::once(head).chain(found.iter().map(row)).collect::<Vec<_>>())
+    });
+    align(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
 }
 
 fn as_json(found: &[OutdatedImage], listing: &StoreListing) -> String {
-    let entry = |outdated: &OutdatedImage| {
+    let entries = found.iter().map(|outdated| {
         let (name, version) = outdated.id.split_once('@').unwrap_or((&outdated.id, ""));
-        let reason = |reason: &outdated::OutdatedReason| {
-            let mut value = json!(reason);
-            value["text"] = Value::String(reason.to_string());
-            value
-        };
-        let reasons: Vec<_> = outdated.reasons.iter().map(reason).collect();
+        let reasons: Vec<_> = outdated.reasons.iter().map(reason_as_json).collect();
         json!({ "name": name, "version": version, "tags": tags(&outdated.id, listing), "reasons": reasons })
-    };
-    format!("{:#}\n", json!(found.iter().map(entry).collect::<Vec<_>>()))
+    });
+    format!("{:#}\n", json!(entries.collect::<Vec<_>>()))
+}
+
+fn reason_as_json(reason: &OutdatedReason) -> Value {
+    let mut value = json!(reason);
+    value["text"] = Value::String(reason.to_string());
+    value
 }

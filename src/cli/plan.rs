@@ -1,14 +1,14 @@
 //! `kiln plan`: prints exactly what a build would do.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use clap::Args;
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
 
 use crate::cache::history;
 use crate::cache::step_cache::{CacheView, view_cache};
-use crate::download::NetworkMode;
 use crate::error::Failure;
 use crate::guest::boot::backing;
 use crate::layer::LayerCache;
@@ -17,38 +17,50 @@ use crate::plan::trace::{ChangedInput, RunReason, Trace, list_inputs};
 use crate::plan::{InputFacts, Plan, PlannedStep};
 use crate::process::quote_argument;
 use crate::report::quote::TextPage;
-use crate::resolve::base::BaseResolver;
 use crate::resolve::secrets::SecretValues;
 use crate::scheduler;
 use crate::size::{ByteSize, format_duration};
 use crate::specfile::Spec;
 
-use super::args::{self, GlobalArgs};
+use super::CommandContext;
+use super::args::{SourceArgs, SpecArgs};
 use super::configuration::allowed_variables;
-use super::folders::Folders;
 
 /// Schema version of the JSON output.
 const SCHEMA: u32 = 1;
 
+/// Arguments of `kiln plan`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  kiln plan images/nginx --json | jq .steps")]
+pub struct PlanArgs {
+    /// Spec file, or folder with a kiln.toml
+    #[arg(value_name = "SPEC")]
+    pub spec: PathBuf,
+    /// Version to build [default: the spec's]
+    #[arg(long, value_name = "V")]
+    pub version: Option<String>,
+    /// Options for reading specs.
+    #[command(flatten)]
+    pub reading: SpecArgs,
+    /// Options for where base images may come from.
+    #[command(flatten)]
+    pub sources: SourceArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Prints the plan of a spec.
-///
-/// # Errors
-/// When the spec cannot be built here.
-pub async fn run(
-    args: args::PlanArgs,
-    global: &GlobalArgs,
-    folders: &Folders,
-    out: &mut dyn Write,
-) -> Result<(), Failure> {
+pub(super) async fn run(args: PlanArgs, context: CommandContext<'_>, out: &mut dyn Write) -> Result<(), Failure> {
     let reach = args.reading.reach();
     let spec = Spec::load(&args.spec, reach.files, &args.reading.overrides(args.version.as_ref()))?;
     allowed_variables(&args.reading)?.check(&spec)?;
-    let events = super::events(global);
-    let bases = folders.bases(args.sources, reach.files, &events, CancellationToken::new())?;
-    let bases = BaseResolver { reach: NetworkMode::Offline, ..bases };
+    let events = context.events();
+    let sources = SourceArgs { offline: true, ..args.sources };
+    let bases = context.bases(sources, reach.files, &events)?;
     let (plan, _held) = scheduler::plan(spec, &bases, reach).await?;
     SecretValues::load(&plan.spec)?;
-    let cache = folders.cache()?;
+    let cache = context.folders.cache()?;
     let view = view_cache(&plan, &LayerCache::peek(&cache, Arc::clone(&bases.memo)), &events);
     let fates = StepReasons::new(&plan, &view, history::recall(&cache, &plan).as_ref());
     if args.json {

@@ -2,37 +2,47 @@
 
 use std::path::PathBuf;
 
-use tokio_util::sync::CancellationToken;
+use clap::Args;
 
 use crate::error::Failure;
 use crate::event::NoticeLevel;
 use crate::guest::run;
 use crate::guest::shell::ShellError;
 use crate::plan::machine::PrivateNetworkAccess;
+use crate::size::ByteSize;
 use crate::store::manifest::ManifestOs;
 
-use super::args::{self, GlobalArgs};
-use super::folders::Folders;
+use super::CommandContext;
 use super::terminal_modes::{CursorMargins, TerminalLease};
 
+/// Arguments of `kiln run`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  kiln run hello --ssh 2222\n\n\
+        Press Ctrl-A X to end the machine, and Ctrl-A H to list the other keys.")]
+pub struct RunArgs {
+    /// Image: `name`, `name@version` or `name@tag`
+    pub image: String,
+    /// Guest memory
+    #[arg(long, default_value = "1GiB")]
+    pub memory: ByteSize,
+    /// Forward this port of the host to the guest's SSH server
+    #[arg(long, value_name = "PORT")]
+    pub ssh: Option<u16>,
+    /// Allow the guest to reach this host and private networks, in addition to public addresses
+    #[arg(long)]
+    pub allow_private_network: bool,
+}
+
 /// Boots the clone and waits until QEMU has exited.
-///
-/// # Errors
-/// When the image or the host is not fit, or QEMU fails.
-pub async fn run(
-    args: args::RunArgs,
-    global: &GlobalArgs,
-    folders: &Folders,
-    cancel: CancellationToken,
-) -> Result<(), Failure> {
-    let events = super::events(global);
-    let artifact = folders.store()?.artifact(&args.image.parse()?)?;
+pub(super) async fn run(args: RunArgs, context: CommandContext<'_>) -> Result<(), Failure> {
+    let events = context.events();
+    let artifact = context.folders.store()?.artifact(&args.image.parse()?)?;
     let private_network =
         if args.allow_private_network { PrivateNetworkAccess::All } else { PrivateNetworkAccess::Listed(Vec::new()) };
     let keys = public_keys();
     let login = describe_login(args.ssh, !keys.is_empty(), artifact.manifest().os.as_ref());
     let wanted = run::CloneOptions { memory: args.memory, ssh: args.ssh, ssh_keys: keys, private_network };
-    let (clone, accel_reason) = run::prepare(&artifact, &wanted, &folders.cache()?).await?;
+    let (clone, accel_reason) = run::prepare(&artifact, &wanted, &context.folders.cache()?).await?;
     if let Some(reason) = accel_reason {
         events.notice(NoticeLevel::Info, format!("software emulation (tcg): {reason}"));
     }
@@ -42,7 +52,7 @@ pub async fn run(
     }
     // QEMU has the terminal until it exits, and what it writes there is not visible to kiln.
     let lease = TerminalLease::take(CursorMargins::MayBeSet).map_err(ShellError::Terminal)?;
-    clone.run(&events, cancel, lease).await
+    clone.run(&events, context.cancel, lease).await
 }
 
 /// Returns notices about how to log in. Cloud images have no password, so that a key is needed.

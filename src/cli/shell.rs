@@ -1,14 +1,38 @@
 //! `kiln shell`: opens a terminal in the guest, in its state before or after a step.
 
-use tokio_util::sync::CancellationToken;
+use std::path::PathBuf;
+
+use clap::Args;
 
 use crate::error::{Failure, Fault, Kind};
 use crate::specfile::{Spec, StepSpec};
 use crate::{scheduler, shell};
 
-use super::args::{self, GlobalArgs};
+use super::CommandContext;
+use super::args::{SourceArgs, SpecArgs};
 use super::configuration::allowed_variables;
-use super::folders::Folders;
+
+/// Arguments of `kiln shell`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  kiln shell images/nginx --at 3\n  echo 'dpkg -l' | kiln shell images/nginx\n\n\
+        Steps that are not in the cache are run first. Changes that are made in the shell are discarded. kiln \
+        exits with the shell's exit code. Press Ctrl-] three times within a second to end a shell that hangs.")]
+pub struct ShellArgs {
+    /// Spec file, or folder with a kiln.toml
+    pub spec: PathBuf,
+    /// Open the shell before this step, given by its number or name
+    #[arg(long, value_name = "STEP", conflicts_with = "after")]
+    pub at: Option<String>,
+    /// Open the shell after this step [default: the last one]
+    #[arg(long, value_name = "STEP")]
+    pub after: Option<String>,
+    /// Options for reading specs.
+    #[command(flatten)]
+    pub reading: SpecArgs,
+    /// Options for where base images may come from.
+    #[command(flatten)]
+    pub sources: SourceArgs,
+}
 
 /// The requested step does not exist.
 #[derive(Debug, thiserror::Error)]
@@ -33,15 +57,7 @@ impl Fault for UnknownStepError {
 }
 
 /// Opens the shell and returns its exit code.
-///
-/// # Errors
-/// When the guest cannot reach the state in which the shell should open.
-pub async fn run(
-    args: args::ShellArgs,
-    global: &GlobalArgs,
-    folders: &Folders,
-    cancel: CancellationToken,
-) -> Result<u8, Failure> {
+pub(super) async fn run(args: ShellArgs, context: CommandContext<'_>) -> Result<u8, Failure> {
     let reach = args.reading.reach();
     let spec = Spec::load(&args.spec, reach.files, &args.reading.overrides(None))?;
     allowed_variables(&args.reading)?.check(&spec)?;
@@ -50,8 +66,8 @@ pub async fn run(
         (None, Some(step)) => find(&spec.steps, step)? + 1,
         (None, None) => spec.steps.len(),
     };
-    let around = super::build::surroundings(folders, super::events(global), cancel.clone())?;
-    let bases = folders.bases(args.sources, reach.files, &around.events, cancel)?;
+    let around = super::build::surroundings(&context, context.events())?;
+    let bases = context.bases(args.sources, reach.files, &around.events)?;
     let (plan, _held) = scheduler::plan(spec, &bases, reach).await?;
     shell::shell(&plan, steps, &around).await
 }
@@ -59,8 +75,9 @@ pub async fn run(
 /// Returns the index of a step, by its name or by its number from 1. Names are unique.
 fn find(steps: &[StepSpec], wanted: &str) -> Result<usize, UnknownStepError> {
     let named = steps.iter().position(|step| step.name == wanted);
-    let number = || wanted.parse().ok().filter(|number| (1..=steps.len()).contains(number));
-    named.or_else(|| number().map(|number| number - 1)).ok_or_else(|| {
+    let numbered = wanted.parse().ok().and_then(|number: usize| number.checked_sub(1));
+    let numbered = numbered.filter(|index| *index < steps.len());
+    named.or(numbered).ok_or_else(|| {
         let steps = steps.iter().zip(1..).map(|(step, number)| format!("{number} `{}`", step.name)).collect();
         UnknownStepError { wanted: wanted.to_owned(), steps }
     })

@@ -52,24 +52,23 @@ pub(super) fn with_variants(paths: &[PathBuf], reach: FileReach) -> Result<Vec<S
 
 /// Replaces folders by the spec files in them. A path that does not exist is reported by the code that reads it.
 pub(super) fn files(paths: &[PathBuf]) -> Vec<PathBuf> {
-    let below = |path: &PathBuf| {
-        let mut found = Vec::new();
+    let mut files = Vec::new();
+    for path in paths {
+        let before = files.len();
         if path.is_dir() && !path.join("kiln.toml").exists() {
-            search(path, DEPTH, &mut found);
+            search(path, DEPTH, &mut files);
         }
-        if found.is_empty() { vec![path.clone()] } else { found }
-    };
-    paths.iter().flat_map(below).collect()
+        if files.len() == before {
+            files.push(path.clone());
+        }
+    }
+    files
 }
 
 /// Finds folders with a `kiln.toml`, in the order of their names. Links are not followed, hidden folders not entered.
 fn search(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(folder) else { return };
-    let is_folder = |entry: &fs::DirEntry| {
-        let is_hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
-        !is_hidden && entry.file_type().is_ok_and(|kind| kind.is_dir())
-    };
-    let mut folders: Vec<PathBuf> = entries.flatten().filter(is_folder).map(|entry| entry.path()).collect();
+    let mut folders: Vec<PathBuf> = entries.flatten().filter(is_visible_folder).map(|entry| entry.path()).collect();
     folders.sort();
     for folder in folders {
         if folder.join("kiln.toml").exists() {
@@ -78,6 +77,11 @@ fn search(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) {
             search(&folder, depth - 1, found);
         }
     }
+}
+
+fn is_visible_folder(entry: &fs::DirEntry) -> bool {
+    let is_hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
+    !is_hidden && entry.file_type().is_ok_and(|kind| kind.is_dir())
 }
 
 #[cfg(test)]

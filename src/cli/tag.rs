@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use clap::Args;
 use jiff::Timestamp;
 use serde_json::json;
 
@@ -10,7 +11,37 @@ use crate::report::escape::escape;
 use crate::store::{Reference, Store, Tag, TagChange, TagOperation, Tags};
 
 use super::list::{age, align};
-use super::{args, print, print_json};
+use super::{print, print_json};
+
+/// Arguments of `kiln tag`.
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag that is typed")]
+#[command(after_help = "Examples:\n  kiln tag web@1.4.0 candidate        tag a version\n  \
+        kiln tag web@candidate stable       promote: tag the version that candidate names\n  \
+        kiln tag web stable --rollback      restore the previous target of stable\n  \
+        kiln tag web                        list the tags\n  \
+        kiln tag web --history stable       list the changes of stable\n  \
+        kiln tag web --delete candidate     delete a tag\n\n\
+        A tag names one version of an image, and moves atomically: a reader of web@stable gets either the old or the \
+        new version. No tag can have the name of a version of its image, nor a version that of a tag.")]
+pub struct TagArgs {
+    /// Image to tag: `name`, `name@version` or `name@tag`; a bare name is its newest version
+    pub image: String,
+    /// Tag to set; without one, the tags of the image are listed
+    pub tag: Option<Tag>,
+    /// Restore the tag's previous target; repeating it steps further back
+    #[arg(long, conflicts_with_all = ["delete", "history"])]
+    pub rollback: bool,
+    /// Delete the tag
+    #[arg(short, long, conflicts_with = "history")]
+    pub delete: bool,
+    /// List the changes of the tag, or of all tags of the image, newest first
+    #[arg(long)]
+    pub history: bool,
+    /// Print the tags, the history or the change as JSON
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// The arguments do not fit together.
 #[derive(Debug, thiserror::Error)]
@@ -48,17 +79,14 @@ impl Fault for TagUsageError {
 
 /// Sets, rolls back or deletes a tag, or lists tags or their history. Changes are reported on `notes`, which is standard
 /// error.
-///
-/// # Errors
-/// When the arguments do not fit together, there is no such version or tag, or the tags cannot be read or written.
-pub fn run(store: &Store, args: &args::TagArgs, out: &mut dyn Write, notes: &mut dyn Write) -> Result<(), Failure> {
+pub fn run(store: &Store, args: &TagArgs, out: &mut dyn Write, notes: &mut dyn Write) -> Result<(), Failure> {
     let image: Reference = args.image.parse()?;
     let change = match (&args.tag, args) {
-        (_, args::TagArgs { history: true, .. }) => return history(store, &image, args, out),
-        (_, args::TagArgs { rollback: true, .. }) => {
+        (_, TagArgs { history: true, .. }) => return history(store, &image, args, out),
+        (_, TagArgs { rollback: true, .. }) => {
             store.roll_back(image.name(), &own_tag(&image, args.tag.as_ref(), "--rollback")?)?
         }
-        (_, args::TagArgs { delete: true, .. }) => {
+        (_, TagArgs { delete: true, .. }) => {
             store.untag(image.name(), &own_tag(&image, args.tag.as_ref(), "--delete")?)?
         }
         (Some(tag), _) => store.tag(&image, tag)?,
@@ -107,8 +135,8 @@ fn list(store: &Store, image: &Reference, json: bool, out: &mut dyn Write) -> Re
         let shown: serde_json::Map<_, _> = shown.map(|(tag, named)| (tag.clone(), json!(named))).collect();
         return print_json(out, &format!("{:#}\n", json!(shown)));
     }
-    let row = |(tag, named): (&String, &String)| [tag.clone(), named.clone(), since(&tags, tag)];
-    print(out, &align(&head(["TAG", "VERSION", "SINCE"]).chain(shown.map(row)).collect::<Vec<_>>()))
+    let rows = shown.map(|(tag, named)| [tag.clone(), named.clone(), since(&tags, tag)]);
+    print(out, &align(&head(["TAG", "VERSION", "SINCE"]).chain(rows).collect::<Vec<_>>()))
 }
 
 fn head<const N: usize>(words: [&str; N]) -> impl Iterator<Item = [String; N]> {
@@ -121,7 +149,7 @@ fn since(tags: &Tags, tag: &str) -> String {
     last.map(|change| age(Timestamp::now().duration_since(change.at).as_secs())).unwrap_or_default()
 }
 
-fn history(store: &Store, image: &Reference, args: &args::TagArgs, out: &mut dyn Write) -> Result<(), Failure> {
+fn history(store: &Store, image: &Reference, args: &TagArgs, out: &mut dyn Write) -> Result<(), Failure> {
     let tag = match (image.selector(), &args.tag) {
         (None, None) => None,
         _ => Some(own_tag(image, args.tag.as_ref(), "--history")?),
@@ -134,7 +162,6 @@ fn history(store: &Store, image: &Reference, args: &args::TagArgs, out: &mut dyn
 }
 
 fn row(change: &TagChange) -> [String; 5] {
-    let version = |version: &Option<String>| version.clone().unwrap_or_else(|| "-".to_owned());
     let how = match (change.how, &change.promoted) {
         (TagOperation::Set, Some(promoted)) => format!("promoted from {promoted}"),
         (TagOperation::Set, None) => "set".to_owned(),
@@ -142,7 +169,9 @@ fn row(change: &TagChange) -> [String; 5] {
         (TagOperation::Delete, _) => "taken off".to_owned(),
     };
     let when = change.at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string();
-    [when, change.tag.clone(), version(&change.from), version(&change.to), how]
+    let from = change.from.as_deref().unwrap_or("-").to_owned();
+    let to = change.to.as_deref().unwrap_or("-").to_owned();
+    [when, change.tag.clone(), from, to, how]
 }
 
 #[cfg(test)]
@@ -152,7 +181,7 @@ mod tests {
 
     /// Runs `kiln tag`, and returns its standard output and its report.
     fn tag(shelf: &TestStore, image: &str, tag: Option<&str>, option: &str) -> Result<(String, String), Failure> {
-        let args = args::TagArgs {
+        let args = TagArgs {
             image: image.to_owned(),
             tag: tag.map(|tag| tag.parse().unwrap()),
             rollback: option == "--rollback",

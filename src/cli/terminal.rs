@@ -34,9 +34,6 @@ const ESCAPES: usize = 3;
 const ESCAPE_TIME: Duration = Duration::from_secs(1);
 
 /// Takes over standard input, output and error. Must be called within a tokio runtime.
-///
-/// # Errors
-/// When the terminal or its signals are not available.
 pub fn attach() -> io::Result<AttachedTerminal> {
     let is_terminal = stdin().is_terminal();
     let (typing, typed) = channel(BACKLOG);

@@ -56,9 +56,6 @@ pub(super) struct TerminalLease(());
 
 impl TerminalLease {
     /// Saves the state of the terminal, if there is one.
-    ///
-    /// # Errors
-    /// When standard input is a terminal whose settings cannot be read.
     pub(super) fn take(margins: CursorMargins) -> io::Result<Self> {
         let saved = SavedTerminal::read(margins)?;
         write_to_terminals(SAVE_TITLE);
@@ -98,17 +95,15 @@ struct SavedTerminal {
 impl SavedTerminal {
     fn read(margins: CursorMargins) -> io::Result<Self> {
         let settings = if stdin().is_terminal() { Some(tcgetattr(stdin())?) } else { None };
-        let (input, output, errors) = (stdin(), stdout(), stderr());
-        let flags = [input.as_fd(), output.as_fd(), errors.as_fd()].map(read_flags);
+        let flags = [read_flags(stdin()), read_flags(stdout()), read_flags(stderr())];
         Ok(Self { settings, flags, margins })
     }
 
     fn restore(&self) {
-        let (input, output, errors) = (stdin(), stdout(), stderr());
-        for (stream, flags) in [input.as_fd(), output.as_fd(), errors.as_fd()].into_iter().zip(self.flags) {
-            // An error means that the descriptor is closed, and needs no reset.
-            let _ = flags.map(|flags| fcntl(stream, FcntlArg::F_SETFL(flags)));
-        }
+        let [input, output, errors] = self.flags;
+        restore_flags(stdin(), input);
+        restore_flags(stdout(), output);
+        restore_flags(stderr(), errors);
         write_to_terminals(&reset_sequence(self.margins));
         if let Some(settings) = &self.settings {
             let _ = tcsetattr(stdin(), SetArg::TCSADRAIN, settings);
@@ -127,8 +122,13 @@ fn write_to_terminals(text: &str) {
     }
 }
 
-fn read_flags(stream: BorrowedFd<'_>) -> Option<OFlag> {
+fn read_flags(stream: impl AsFd) -> Option<OFlag> {
     fcntl(stream, FcntlArg::F_GETFL).ok().map(OFlag::from_bits_retain)
+}
+
+fn restore_flags(stream: impl AsFd, flags: Option<OFlag>) {
+    // An error means that the descriptor is closed, and needs no reset.
+    let _ = flags.map(|flags| fcntl(stream, FcntlArg::F_SETFL(flags)));
 }
 
 /// Returns those of standard output and error that are terminals, without duplicates.

@@ -3,11 +3,11 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use clap::Args;
 use regex_lite::Regex;
 use serde_json::json;
-use tokio_util::sync::CancellationToken;
 
-use crate::error::{Failure, Fault, Kind};
+use crate::error::{Failure, Fault, FileError, Kind};
 use crate::event::{Events, NoticeLevel};
 use crate::report::{github, junit};
 use crate::specfile::{Spec, Test, spec_file};
@@ -15,14 +15,45 @@ use crate::store::{Artifact, ImageId, Reference, Store, StoreError};
 use crate::test::retest::{recorded, retest};
 use crate::test::{Coverage, Outcome};
 
-use super::args::{self, GlobalArgs};
-use super::folders::Folders;
+use super::CommandContext;
+use super::args::SpecArgs;
 use super::list::align;
 use super::{print, print_json};
 
+/// Arguments of `kiln test`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  kiln test images/nginx --filter 'port|unit'\n  kiln test web@1.4.0 --junit report.xml\n\n\
+        For a spec, its current tests are run on its image in the store, without a rebuild. For an image, the \
+        tests of the spec that it was built from are run."
+)]
+pub struct TestArgs {
+    /// Spec file, folder with a kiln.toml, or image: `name`, `name@version` or `name@tag`
+    #[arg(value_name = "SPEC|IMAGE")]
+    pub target: String,
+    /// Version of the spec's image [default: the spec's]
+    #[arg(long, value_name = "V")]
+    pub version: Option<String>,
+    /// Options for reading specs.
+    #[command(flatten)]
+    pub reading: SpecArgs,
+    /// Run all tests on every image file, instead of testing the first one and only booting the others
+    #[arg(long)]
+    pub all_formats: bool,
+    /// Run only the tests whose name matches this regular expression
+    #[arg(long, value_name = "RE")]
+    pub filter: Option<Regex>,
+    /// Also write a `JUnit` XML report to this file
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// An error of `kiln test`.
 #[derive(Debug, thiserror::Error)]
-pub enum TestVerbError {
+pub enum TestCommandError {
     /// No test matches the filter.
     #[error("no test has a name that matches `{filter}`")]
     NothingLeft {
@@ -39,31 +70,20 @@ pub enum TestVerbError {
         /// The spec, as it was named.
         spec: String,
     },
-    /// The report cannot be written.
-    #[error("cannot write the report {}", path.display())]
-    Report {
-        /// Path of the report.
-        path: PathBuf,
-        /// The underlying error.
-        #[source]
-        source: std::io::Error,
-    },
 }
 
-impl Fault for TestVerbError {
+impl Fault for TestCommandError {
     fn kind(&self) -> Kind {
         match self {
-            TestVerbError::NothingLeft { .. } => Kind::Usage,
-            TestVerbError::NotBuilt { .. } => Kind::Output,
-            TestVerbError::Report { .. } => Kind::Host,
+            TestCommandError::NothingLeft { .. } => Kind::Usage,
+            TestCommandError::NotBuilt { .. } => Kind::Output,
         }
     }
 
     fn hints(&self) -> Vec<String> {
         match self {
-            TestVerbError::NothingLeft { names, .. } => vec![format!("the tests are `{}`", names.join("`, `"))],
-            TestVerbError::NotBuilt { spec, .. } => vec![format!("build it first: `kiln build {spec}`")],
-            TestVerbError::Report { .. } => Vec::new(),
+            TestCommandError::NothingLeft { names, .. } => vec![format!("the tests are `{}`", names.join("`, `"))],
+            TestCommandError::NotBuilt { spec, .. } => vec![format!("build it first: `kiln build {spec}`")],
         }
     }
 }
@@ -72,25 +92,21 @@ impl Fault for TestVerbError {
 ///
 /// # Errors
 /// When a test fails, after all that; when the image cannot be tested.
-pub async fn run(
-    args: args::TestArgs,
-    global: &GlobalArgs,
-    folders: &Folders,
-    cancel: CancellationToken,
-    out: &mut dyn Write,
-) -> Result<(), Failure> {
-    let store = folders.store()?;
-    let (cache, events) = (folders.cache()?, super::events(global));
+pub(super) async fn run(args: TestArgs, context: CommandContext<'_>, out: &mut dyn Write) -> Result<(), Failure> {
+    let store = context.folders.store()?;
+    let cache = context.folders.cache()?;
+    let events = context.events();
     tell_which_is_meant(&args.target, &store, &events);
     let (artifact, tests, source) = find(&args, &store)?;
     let tests = filtered(tests, args.filter.as_ref())?;
     let reach = args.reading.reach().network;
     let coverage = if args.all_formats { Coverage::All } else { Coverage::First };
-    let tested = retest(&artifact, (&tests, coverage), &source, &cache, reach, &events, cancel).await?;
-    let (id, outcomes) = (artifact.id().to_string(), &tested.outcomes);
+    let tested = retest(&artifact, (&tests, coverage), &source, &cache, reach, &events, context.cancel).await?;
+    let id = artifact.id().to_string();
+    let outcomes = &tested.outcomes;
     if let Some(path) = &args.junit {
         let written = std::fs::write(path, junit::report(&id, &artifact.manifest().disk_sha256, outcomes));
-        written.map_err(|source| TestVerbError::Report { path: path.clone(), source })?;
+        written.map_err(FileError::of(Kind::Host, "write the report", path))?;
     }
     if let Some(actions) = github::GithubSink::here() {
         actions.tell(&id, outcomes);
@@ -104,7 +120,7 @@ pub async fn run(
 }
 
 /// Finds the image, its tests, and the file that defines them.
-fn find(args: &args::TestArgs, store: &Store) -> Result<(Artifact, Vec<Test>, PathBuf), Failure> {
+fn find(args: &TestArgs, store: &Store) -> Result<(Artifact, Vec<Test>, PathBuf), Failure> {
     if is_spec(&args.target) {
         let overrides = args.reading.overrides(args.version.as_ref());
         let spec = Spec::load(Path::new(&args.target), args.reading.reach().files, &overrides)?;
@@ -116,12 +132,13 @@ fn find(args: &args::TestArgs, store: &Store) -> Result<(Artifact, Vec<Test>, Pa
         return Ok((artifact, spec.tests, spec.path));
     }
     let artifact = store.artifact(&args.target.parse()?)?;
-    let (tests, source) = (recorded(&artifact)?, artifact.folder().join("manifest.json"));
+    let tests = recorded(&artifact)?;
+    let source = artifact.folder().join("manifest.json");
     Ok((artifact, tests, source))
 }
 
 fn not_built(id: &ImageId, spec: &str) -> Failure {
-    TestVerbError::NotBuilt { id: id.to_string(), spec: spec.to_owned() }.into()
+    TestCommandError::NotBuilt { id: id.to_string(), spec: spec.to_owned() }.into()
 }
 
 /// Emits a notice that a folder is read as a spec although an image of the store has the same name.
@@ -146,33 +163,33 @@ fn is_spec(target: &str) -> bool {
         || target == "."
 }
 
-fn filtered(tests: Vec<Test>, filter: Option<&Regex>) -> Result<Vec<Test>, TestVerbError> {
+fn filtered(tests: Vec<Test>, filter: Option<&Regex>) -> Result<Vec<Test>, TestCommandError> {
     let Some(filter) = filter else { return Ok(tests) };
     let names = tests.iter().map(|test| test.name.clone()).collect();
     let left: Vec<Test> = tests.into_iter().filter(|test| filter.is_match(&test.name)).collect();
-    if left.is_empty() { Err(TestVerbError::NothingLeft { filter: filter.to_string(), names }) } else { Ok(left) }
+    if left.is_empty() { Err(TestCommandError::NothingLeft { filter: filter.to_string(), names }) } else { Ok(left) }
 }
 
 fn table(outcomes: &[Outcome]) -> String {
-    let row = |outcome: &Outcome| {
+    let rows = outcomes.iter().map(|outcome| {
         let Outcome { test, format, ok, found, seconds, .. } = outcome;
         let verdict = if *ok { "ok" } else { "FAILED" };
         [verdict.to_owned(), test.name.clone(), (*format).to_owned(), format!("{seconds:.1}s"), found.clone()]
-    };
-    let rows: Vec<_> = outcomes.iter().map(row).collect();
+    });
+    let rows: Vec<_> = rows.collect();
     let passed = outcomes.iter().filter(|outcome| outcome.ok).count();
     format!("{}{passed} of {} tests passed\n", align(&rows), outcomes.len())
 }
 
 fn as_json(image: &str, outcomes: &[Outcome]) -> String {
-    let test = |outcome: &Outcome| {
+    let tests = outcomes.iter().map(|outcome| {
         let Outcome { test, format, ok, found, tail, seconds, kept, .. } = outcome;
         json!({
             "name": test.name, "format": format, "ok": ok, "found": found, "seconds": seconds, "output": tail,
             "definition": test, "kept": kept.is_some(),
         })
-    };
-    format!("{:#}\n", json!({ "image": image, "tests": outcomes.iter().map(test).collect::<Vec<_>>() }))
+    });
+    format!("{:#}\n", json!({ "image": image, "tests": tests.collect::<Vec<_>>() }))
 }
 
 #[cfg(test)]

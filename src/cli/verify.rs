@@ -2,8 +2,11 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::path::PathBuf;
 
-use super::{args, print};
+use clap::Args;
+
+use super::print;
 use crate::digest::hex;
 use crate::disk::listing::{self, ListingError};
 use crate::error::Failure;
@@ -11,12 +14,27 @@ use crate::report::escape::escape;
 use crate::sign::{SignatureTrust, Tool};
 use crate::store::{Artifact, Store, UNWATCHED, VerifyReport};
 
+/// Arguments of `kiln verify`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  kiln verify web --key release.pub\n  kiln verify web@1.4.0 --allowed-signers \
+        .ssh/allowed_signers")]
+pub struct VerifyArgs {
+    /// Image: `name`, `name@version` or `name@tag`
+    pub image: String,
+    /// Require a signature by this public key, of OpenSSH or minisign
+    #[arg(long, value_name = "PUB", conflicts_with = "allowed_signers")]
+    pub key: Option<PathBuf>,
+    /// Require a signature by a signer in this file of OpenSSH: see ALLOWED SIGNERS in ssh-keygen(1)
+    #[arg(long, value_name = "FILE")]
+    pub allowed_signers: Option<PathBuf>,
+}
+
 /// Writes an `ok` line for the signature, if a key or a list of signers was given, and for each intact file.
 ///
 /// # Errors
 /// When the signature does not hold; when anything is damaged, after the lines of what is sound; when there is no such
 /// version.
-pub fn run(store: &Store, args: &args::VerifyArgs, out: &mut dyn Write) -> Result<(), Failure> {
+pub fn run(store: &Store, args: &VerifyArgs, out: &mut dyn Write) -> Result<(), Failure> {
     let artifact = store.artifact(&args.image.parse()?)?;
     // Before the files: a wrong checksum in SHA256SUMS would otherwise be reported as damage of the file.
     match (&args.key, &args.allowed_signers) {
@@ -74,8 +92,8 @@ mod tests {
     use crate::store::{Evidence, ImageId, Lookup, Manifest};
     use std::path::Path;
 
-    fn verify(key: Option<&Path>) -> args::VerifyArgs {
-        args::VerifyArgs { image: "web@1".into(), key: key.map(Path::to_owned), allowed_signers: None }
+    fn verify(key: Option<&Path>) -> VerifyArgs {
+        VerifyArgs { image: "web@1".into(), key: key.map(Path::to_owned), allowed_signers: None }
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::cmp::Ordering;
 
+use serde::Serialize;
+
 use crate::disk::packages::{PackageType, version};
 use crate::store::manifest::ManifestPackage;
 
@@ -14,7 +16,8 @@ pub(super) struct PackageChange {
 }
 
 /// Kind of a package's change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub(super) enum PackageChangeKind {
     Added,
     Removed,
@@ -26,22 +29,20 @@ pub(super) enum PackageChangeKind {
 
 /// Returns the packages whose versions differ, by name and architecture.
 pub(super) fn package_changes(old: &[ManifestPackage], new: &[ManifestPackage]) -> Vec<PackageChange> {
-    let is_same = |one: &ManifestPackage, other: &ManifestPackage| one.name == other.name && one.arch == other.arch;
     // Several versions of one name may be installed together, as kernels are: whole packages are compared first.
-    let only = |these: &[ManifestPackage], others: &[ManifestPackage]| -> Vec<ManifestPackage> {
-        these.iter().filter(|package| !others.contains(package)).cloned().collect()
-    };
-    let (gone, mut come) = (only(old, new), only(new, old));
-    let mut changes: Vec<_> = gone
-        .into_iter()
-        .map(|package| {
-            let place = come.iter().position(|other| is_same(&package, other));
-            (Some(package), place.map(|place| come.remove(place)))
-        })
-        .collect();
-    changes.extend(come.into_iter().map(|package| (None, Some(package))));
+    let mut added = only_in(new, old);
+    let mut changes = Vec::new();
+    for package in only_in(old, new) {
+        let place = added.iter().position(|other| other.name == package.name && other.arch == package.arch);
+        changes.push((Some(package), place.map(|place| added.remove(place))));
+    }
+    changes.extend(added.into_iter().map(|package| (None, Some(package))));
     changes.sort_by(|one, other| one.0.as_ref().or(one.1.as_ref()).cmp(&other.0.as_ref().or(other.1.as_ref())));
     changes.into_iter().map(|(old, new)| PackageChange { how: how(old.as_ref(), new.as_ref()), old, new }).collect()
+}
+
+fn only_in(these: &[ManifestPackage], others: &[ManifestPackage]) -> Vec<ManifestPackage> {
+    these.iter().filter(|package| !others.contains(package)).cloned().collect()
 }
 
 fn how(old: Option<&ManifestPackage>, new: Option<&ManifestPackage>) -> PackageChangeKind {

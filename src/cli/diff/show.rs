@@ -9,7 +9,6 @@ use crate::disk::compare::TreeChange;
 use crate::disk::listing::ListingRecord;
 use crate::report::quote::{TextPage, quote_name};
 use crate::size::ByteSize;
-use crate::store::manifest::ManifestPackage;
 
 use super::secrets::ShownText;
 use super::{Difference, PackageChange, PackageChangeKind};
@@ -149,29 +148,17 @@ fn package(PackageChange { how, old, new }: &PackageChange) -> String {
     }
 }
 
-/// Returns the name of a change in JSON.
-fn how_name(how: PackageChangeKind) -> &'static str {
-    match how {
-        PackageChangeKind::Added => "added",
-        PackageChangeKind::Removed => "removed",
-        PackageChangeKind::Up => "up",
-        PackageChangeKind::Down => "down",
-        PackageChangeKind::Changed => "changed",
-    }
-}
-
 /// Returns the size change of each folder in bytes, two levels deep, the largest first.
 fn folders(changes: &[TreeChange]) -> Vec<(String, i64)> {
     let mut sizes: BTreeMap<String, i64> = BTreeMap::new();
     for change in changes {
         let (old, new) = change.sizes();
         let path = quote_name(change.path());
-        let mut parts = path.split('/').skip(1);
-        let (first, second, is_deeper) = (parts.next().unwrap_or_default(), parts.next(), parts.next().is_some());
-        let folder = match second {
-            Some(second) if is_deeper => format!("/{first}/{second}"),
-            Some(_) => format!("/{first}"),
-            None => "/".to_owned(),
+        let parts: Vec<&str> = path.split('/').skip(1).take(3).collect();
+        let folder = match parts[..] {
+            [first, second, _] => format!("/{first}/{second}"),
+            [first, _] => format!("/{first}"),
+            _ => "/".to_owned(),
         };
         *sizes.entry(folder).or_default() += new.cast_signed() - old.cast_signed();
     }
@@ -200,11 +187,11 @@ pub(super) fn json(names: (&str, &str), difference: &Difference) -> String {
             "step": step(change).map(|step| step_name(step, &difference.steps)), "text": texts.get(&place),
         })
     });
-    let version = |package: &Option<ManifestPackage>| package.as_ref().map(|package| package.version.clone());
     let packages = difference.packages.iter().filter_map(|PackageChange { how, old, new }| {
         let any = old.as_ref().or(new.as_ref())?;
-        let (old, new) = (version(old), version(new));
-        Some(json!({ "name": any.name, "arch": any.arch, "change": how_name(*how), "old": old, "new": new }))
+        let old = old.as_ref().map(|package| &package.version);
+        let new = new.as_ref().map(|package| &package.version);
+        Some(json!({ "name": any.name, "arch": any.arch, "change": how, "old": old, "new": new }))
     });
     let metadata = difference.metadata.iter().map(|(name, old, new)| json!({ "name": name, "old": old, "new": new }));
     let folders = folders(&difference.files).into_iter().map(|(path, bytes)| json!({ "path": path, "bytes": bytes }));
@@ -221,6 +208,7 @@ pub(super) fn json(names: (&str, &str), difference: &Difference) -> String {
 mod tests {
     use super::super::SideGaps;
     use super::*;
+    use crate::store::manifest::ManifestPackage;
 
     fn record(path: &str, size: u64, step: Option<usize>) -> ListingRecord {
         let fields = vec![("type".to_owned(), "file".to_owned()), ("size".to_owned(), size.to_string())];
