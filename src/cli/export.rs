@@ -1,8 +1,7 @@
 //! `kiln export`: converts an image to another format, or describes it for the programs that run it elsewhere.
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf, absolute};
 use std::sync::Arc;
 
