@@ -154,7 +154,7 @@ fn the_completions_are_valid_bash() {
 
 #[test]
 fn the_manual_is_a_valid_page() {
-    let page = kiln(["man"]).stdout_has(".TH kiln").run();
+    let page = kiln(["man"]).stdout_has(".TH kiln").stdout_has(".TH kiln-build").run();
     for verb in VERBS {
         assert!(
             page.stdout.contains(&format!("kiln {verb}")) || page.stdout.contains(&format!("kiln\\-{verb}")),

@@ -291,14 +291,17 @@ fn completions(shell: clap_complete::Shell) -> String {
     String::from_utf8_lossy(&script).into_owned()
 }
 
+/// Returns the manual page of kiln and one of each subcommand, with titles that man(1) finds: `kiln-build`.
 fn manual() -> String {
     let mut pages = Vec::new();
-    let command = Cli::command();
+    let command = Cli::command().disable_help_subcommand(true);
     let rendered = clap_mangen::Man::new(command.clone()).render(&mut pages);
     let subcommands = command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set());
     let all = subcommands.fold(rendered, |done, subcommand| {
-        let page = subcommand.clone().bin_name(format!("kiln {}", subcommand.get_name()));
-        done.and_then(|()| clap_mangen::Man::new(page).render(&mut pages))
+        let name = subcommand.get_name();
+        let page = subcommand.clone().bin_name(format!("kiln {name}")).display_name(format!("kiln-{name}"));
+        let source = concat!("kiln ", env!("CARGO_PKG_VERSION"));
+        done.and_then(|()| clap_mangen::Man::new(page).source(source).render(&mut pages))
     });
     debug_assert!(all.is_ok(), "writing to memory cannot fail");
     String::from_utf8_lossy(&pages).into_owned()
