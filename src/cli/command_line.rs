@@ -13,6 +13,8 @@ use super::{
 #[command(
     name = "kiln",
     version,
+    // `scripts/release` adds the commit.
+    long_version = option_env!("KILN_LONG_VERSION").unwrap_or(env!("CARGO_PKG_VERSION")),
     max_term_width = 100,
     after_help = "Run `kiln init` to write a first spec, and `kiln help-exit-codes` to list the exit codes."
 )]
