@@ -145,6 +145,8 @@ fn problem(error: &ureq::Error) -> TransferError {
 }
 
 fn agent(url: &Url, limits: &DownloadLimits) -> Result<Agent, TransferError> {
+    #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
+    super::name_lookup::use_built_in_services();
     let is_https = url.scheme() == Scheme::Https;
     let mut config = Agent::config_builder()
         .http_status_as_error(false)

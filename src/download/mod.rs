@@ -31,6 +31,8 @@ mod checksum;
 mod error;
 mod evict;
 mod http;
+#[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
+mod name_lookup;
 mod partial_file;
 mod places;
 mod sums;
