@@ -6,8 +6,8 @@
 //! at the end  every process is killed -> file systems are unmounted -> power off or reboot
 //! ```
 //!
-//! No service runs, and programs that ask for one are told so as in the making of an image: `SYSTEMD_OFFLINE` for systemctl(1),
-//! and a `policy-rc.d` for Debian's packages.
+//! No service runs, and programs that would start one learn that as in a chroot: by `SYSTEMD_OFFLINE` for systemctl(1), and by a
+//! `policy-rc.d` for Debian's packages.
 
 use std::ffi::CStr;
 use std::fs::{self, File, Permissions};

@@ -118,7 +118,7 @@ impl DiskSource for VhdxReader {
                 check_within("a block", at, length, self.file_size)?;
                 DataLocation::At(at)
             }
-            PARTLY_PRESENT => return Err(unknown("a part of a block is said to be elsewhere")),
+            PARTLY_PRESENT => return Err(unknown("a part of a block is in a parent file")),
             _ => DataLocation::Zero,
         };
         Ok(DataRun { place, length })
