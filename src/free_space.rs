@@ -9,7 +9,7 @@ use crate::error::{Fault, Kind};
 use crate::event::{Events, NoticeLevel};
 use crate::size::ByteSize;
 
-/// The least space that a build needs: none was ever seen to take less, for its overlay or for its image.
+/// The least space that a build needs: the smallest use that was observed, for the overlay or for the image.
 const LEAST: ByteSize = ByteSize::mib(64);
 
 /// A disk is practically full.

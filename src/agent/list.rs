@@ -32,8 +32,8 @@ const BATCH: usize = 256;
 /// Bytes of content read at once.
 const CHUNK: usize = 256 << 10;
 
-/// Lists the image's disk, for which the calling thread leaves the guest's mount namespace for good. `progress` is called
-/// with the bytes of content read so far.
+/// Lists the image's disk. Moves the calling thread into another mount namespace permanently. `progress` is called with the
+/// bytes of content read so far.
 ///
 /// # Errors
 /// When something cannot be read, or the port takes no more.
@@ -81,7 +81,7 @@ struct ListWalk<'a, W> {
 struct ListedDigest {
     size: u64,
     sha256: Vec<u8>,
-    /// Blocks of zeroes are left out of the digest.
+    /// Whether blocks of zeroes are left out of the digest.
     is_sparse: bool,
 }
 
@@ -92,7 +92,7 @@ impl ListedDigest {
     }
 }
 
-/// An entry without its digest.
+/// An entry that is not written yet, because its digest or that of an earlier entry is missing.
 struct PendingDigest {
     listed: Listed,
     /// The path of a regular file's content.
@@ -215,7 +215,7 @@ fn digests(jobs: &[(usize, &Path)]) -> Result<Vec<(usize, ListedDigest)>, Reques
         }
         work();
     });
-    let done = done.into_inner().map_err(|_| RequestFailure::new(Class::System {}, "a thread has died"))?;
+    let done = done.into_inner().map_err(|_| RequestFailure::new(Class::System {}, "a hashing thread panicked"))?;
     done.into_iter().map(|(index, found)| Ok((index, found?))).collect()
 }
 
@@ -239,7 +239,8 @@ fn digest(path: &Path, buffer: &mut [u8]) -> io::Result<ListedDigest> {
     }
 }
 
-/// Returns the digest of a file with too many zeroes to be hashed; `None` for any other file.
+/// Returns the digest of the data of a file that is zero for the most part, as `sparse_blocks` defines it; `None` for any other
+/// file, which may have been read.
 fn sparse_digest(file: &File, buffer: &mut [u8]) -> io::Result<Option<ListedDigest>> {
     let size = file.metadata()?.len();
     if size <= sparse_blocks::LIMIT {

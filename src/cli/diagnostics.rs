@@ -18,7 +18,7 @@ const MAX_SNIPPET: usize = 4096;
 
 /// Prints a failure on standard error: what failed, why, and what to do about it.
 pub(crate) fn print(failure: &Failure) {
-    let colour = super::colour(&std::io::stderr());
+    let colour = crate::report::wants_colour(&std::io::stderr());
     // An error means that the terminal is gone, and nothing can be printed.
     let _ = std::io::stderr().lock().write_all(describe(failure, colour).as_bytes());
     if GithubSink::here().is_some() {

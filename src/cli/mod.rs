@@ -1,7 +1,7 @@
 //! The command line: parses arguments, dispatches to one file for each subcommand, prints failures and picks the exit code.
 //! No lower room knows about a terminal.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -267,11 +267,6 @@ pub(crate) fn path_line(path: &Path) -> String {
 /// as the same characters.
 pub(crate) fn print_json(out: &mut dyn Write, json: &str) -> Result<(), Failure> {
     print(out, &report::escape::escape_json(json))
-}
-
-pub(crate) fn colour(stream: &impl IsTerminal) -> bool {
-    let is_unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    stream.is_terminal() && !is_unwanted && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 fn seal_list() -> String {

@@ -1,7 +1,7 @@
 //! Connects this terminal to a guest: raw during the connection, and restored afterwards; see `terminal_modes`.
 //!
 //! ```text
-//! stdin   -> a thread that polls and reads ->  typed  (also SIGWINCH)
+//! stdin   -> a thread that polls and reads ->  typed  <- a task that waits for SIGWINCH
 //! stdout, stderr <- a thread that writes   <-  shown
 //! ```
 //! Without a terminal at stdin, bytes go in and out as they are, as with a pipe to `ssh HOST`.
@@ -38,7 +38,7 @@ pub fn attach() -> io::Result<AttachedTerminal> {
     let is_terminal = stdin().is_terminal();
     let (typing, typed) = channel(BACKLOG);
     let (show, shown) = channel(BACKLOG);
-    let (stop, stopped) = io::pipe()?;
+    let (stopped, stop) = io::pipe()?;
     let mut lent = TerminalRestore::default();
     lent.lease = Some(TerminalLease::take(CursorMargins::Untouched)?);
     if is_terminal {
@@ -52,8 +52,8 @@ pub fn attach() -> io::Result<AttachedTerminal> {
         tcsetattr(stdin(), SetArg::TCSADRAIN, &raw)?;
         lent.resizes = Some(tokio::spawn(watch));
     }
-    lent.stop = Some(stopped);
-    lent.threads.push(std::thread::spawn(move || read(&stop, is_terminal, &typing)));
+    lent.stop = Some(stop);
+    lent.threads.push(std::thread::spawn(move || read(&stopped, is_terminal, &typing)));
     lent.threads.push(std::thread::spawn(move || write(shown)));
     let term = std::env::var("TERM").ok().filter(|term| !term.is_empty());
     Ok(AttachedTerminal {
@@ -68,7 +68,7 @@ pub fn attach() -> io::Result<AttachedTerminal> {
 struct TerminalRestore {
     lease: Option<TerminalLease>,
     resizes: Option<tokio::task::JoinHandle<()>>,
-    /// Closing it ends the reader.
+    /// The end of a pipe whose closing ends the reader.
     stop: Option<PipeWriter>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -79,7 +79,7 @@ impl Drop for TerminalRestore {
         if let Some(resizes) = &self.resizes {
             resizes.abort();
         }
-        // The writer has shown everything when it ends, which it does because the line is closed by now.
+        // The line is closed by now, so the writer prints what is left and ends.
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -93,19 +93,20 @@ fn size() -> TtySize {
 }
 
 /// Reads until stdin or the shell ends. Polls first, so that no input for the next program is consumed.
-fn read(stop: &PipeReader, is_terminal: bool, typing: &Sender<TerminalInput>) {
+fn read(stopped: &PipeReader, is_terminal: bool, typing: &Sender<TerminalInput>) {
     let stdin = stdin();
     let mut buffer = [0; MAX_TYPED];
     let mut escape = Escape::default();
     loop {
-        let mut watched = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+        let mut watched =
+            [PollFd::new(stdin.as_fd(), PollFlags::POLLIN), PollFd::new(stopped.as_fd(), PollFlags::POLLIN)];
         match poll(&mut watched, PollTimeout::NONE) {
             Err(nix::errno::Errno::EINTR) => continue,
             Err(_) => return,
             Ok(_) if watched[1].any() != Some(false) => return,
             Ok(_) => {}
         }
-        // Not through std's buffer: what it held back would be lost to poll.
+        // Bypasses the buffer of std: poll(2) does not see input that is already in it.
         let bytes = match nix::unistd::read(&stdin, &mut buffer) {
             Ok(0) => return,
             Ok(n) => &buffer[..n],
@@ -144,7 +145,7 @@ struct Escape {
 }
 
 impl Escape {
-    /// Counts typed bytes, and returns whether the escape sequence is complete.
+    /// Takes typed bytes, and returns whether the escape sequence is complete.
     fn typed(&mut self, bytes: &[u8], now: Instant) -> bool {
         for byte in bytes {
             if *byte == ESCAPE {

@@ -45,7 +45,7 @@ pub enum DigestError {
         expected: u64,
     },
     /// A copy has other bytes.
-    #[error("{name} is not the sealed disk: they differ between byte {at} and {}", .at + PIECE as u64)]
+    #[error("{name} differs from the sealed disk between bytes {at} and {}", .at + PIECE as u64)]
     Differs {
         /// The name of the file.
         name: String,
@@ -86,8 +86,8 @@ impl DiskCopy {
     }
 }
 
-/// Called with each piece of data of a disk and its offset in bytes; may stop the work. Zeroes between are skipped, but
-/// during them it is called with an empty piece now and then, so that it can stop there as well.
+/// Called with each piece of data of a disk and its offset in bytes; may stop the work. Runs of zeroes are not passed on, but
+/// long ones cause calls with an empty piece, so that the work can be stopped within them.
 pub type Watch<'a> = dyn FnMut(u64, &[u8]) -> ControlFlow<()> + Send + 'a;
 
 /// Returns the SHA-256 of the raw disk. `watch` is called with all data. Blocks the calling thread.

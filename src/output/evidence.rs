@@ -1,4 +1,4 @@
-//! Documents about a version, beside its manifest: its contents (`CycloneDX` and SPDX), and its provenance (SLSA).
+//! Documents about a version, beside its manifest: the SBOM (`CycloneDX` and SPDX), and the provenance (SLSA).
 //!
 //! They are generated from the manifest and the plan alone, so that the same build gives the same bytes except for times.
 

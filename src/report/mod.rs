@@ -74,11 +74,11 @@ struct Terminal {
 }
 
 impl Terminal {
-    /// Examines standard error and the environment's `TERM` and `NO_COLOR` (no-color.org: set and not empty).
-    fn of_stderr() -> Self {
+    /// Examines a stream and the environment's `TERM` and `NO_COLOR` (no-color.org: set and not empty).
+    fn of(stream: &impl IsTerminal) -> Self {
         let term = std::env::var("TERM").ok();
         let no_color = std::env::var("NO_COLOR").ok();
-        Self::new(io::stderr().is_terminal(), term.as_deref(), no_color.as_deref())
+        Self::new(stream.is_terminal(), term.as_deref(), no_color.as_deref())
     }
 
     fn new(is_terminal: bool, term: Option<&str>, no_color: Option<&str>) -> Self {
@@ -87,9 +87,14 @@ impl Terminal {
     }
 }
 
+/// Returns whether colour is wanted on a stream.
+pub(crate) fn wants_colour(stream: &impl IsTerminal) -> bool {
+    Terminal::of(stream).has_colour
+}
+
 /// Creates the sink for standard error.
 pub fn terminal(progress: ProgressMode, verbosity: Verbosity) -> Arc<dyn EventSink> {
-    let terminal = Terminal::of_stderr();
+    let terminal = Terminal::of(&io::stderr());
     let paint = Paint(terminal.has_colour);
     match shown(progress, verbosity, terminal) {
         ProgressMode::Json => Arc::new(JsonSink::new(Box::new(io::stderr()))),

@@ -189,7 +189,7 @@ fn a_copy_that_is_not_the_disk_is_found_out() {
         for file in written(&scratch, &other, "changed") {
             let error = verdict(&[files[0].clone(), file.clone()]).unwrap_err().to_string();
             let expected =
-                format!("{} is not the sealed disk: they differ between byte {} and ", file.0.name(), at / MIB * MIB);
+                format!("{} differs from the sealed disk between bytes {} and ", file.0.name(), at / MIB * MIB);
             assert!(error.starts_with(&expected), "{error}");
         }
     }
@@ -203,7 +203,7 @@ fn a_copy_that_is_not_the_disk_is_found_out() {
     let vhd = written(&scratch, &longer, "longer").pop().unwrap();
     assert_eq!(vhd.0, DiskFormat::Vhd);
     let error = read_back(&chain(&[(&shorter, DiskFormat::Raw)]), &copies(&[vhd]), &mut go_on).unwrap_err();
-    assert!(error.to_string().starts_with("vhd is not the sealed disk: they differ between byte 8388608 "), "{error}");
+    assert!(error.to_string().starts_with("vhd differs from the sealed disk between bytes 8388608 "), "{error}");
 }
 
 /// The file as a chain, and all that is in it.

@@ -1,4 +1,5 @@
-//! A tree of files that is sealed. Mounts in it are kept, and attributes of chattr(1) do not prevent changes.
+//! File operations on the tree that is being sealed. Mount points are never removed, and `chattr +i` and `+a` are lifted for
+//! each change.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -115,10 +116,9 @@ pub fn empty_file(place: &Path) -> Result<(), RequestFailure> {
     }
 }
 
-/// Writes a file, in place if it exists.
+/// Writes a file, in place if it exists. Does nothing if its folder does not exist, since then no program reads the file.
 pub fn write_file(place: &Path, content: &[u8]) -> Result<(), RequestFailure> {
     match unprotected(place, || overwrite(place, content)) {
-        // The folder does not exist either: nothing reads the file.
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         written => written.map_err(refusal(place)),
     }
@@ -175,8 +175,8 @@ fn existing<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// Does something to a file that is append-only or immutable, or is in such a folder, as if it was not. Whatever exists
-/// afterwards has its attributes again.
+/// Runs `act`. If permission is denied, clears the immutable and append-only attributes of the file and its folder, runs `act`
+/// again, and restores the attributes of what still exists.
 fn unprotected(place: &Path, act: impl Fn() -> io::Result<()>) -> io::Result<()> {
     match act() {
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
@@ -193,7 +193,8 @@ fn unprotected(place: &Path, act: impl Fn() -> io::Result<()>) -> io::Result<()>
     done
 }
 
-/// Clears those attributes of a file or a folder, and returns it with the attributes that it had.
+/// Clears the immutable and append-only attributes of a file or folder. Returns the opened file with its former attributes, or
+/// `None` if there was nothing to clear.
 fn unprotect(place: &Path) -> Option<(File, u64)> {
     let is_plain = fs::symlink_metadata(place).is_ok_and(|about| about.is_file() || about.is_dir());
     let opened = OpenOptions::new().read(true).custom_flags(sys::O_NOFOLLOW | sys::O_NONBLOCK).open(place);
