@@ -8,17 +8,45 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use crate::fs::FileLock;
 
 const PREFIX: &str = "build-";
 
+/// How often the removal of a folder is tried: a thread that was asked to stop may still create a file in it.
+const ATTEMPTS: u32 = 20;
+const RETRY: Duration = Duration::from_millis(5);
+
 /// A private scratch folder. Dropping it removes it.
 #[derive(Debug)]
 pub struct Workdir {
-    folder: tempfile::TempDir,
+    folder: ScratchFolder,
     // Held until the folder is removed: fields drop in order, and the folder comes first.
     _lock: FileLock,
+}
+
+/// A folder that is removed with all its content when this is dropped.
+#[derive(Debug)]
+struct ScratchFolder {
+    path: PathBuf,
+    is_kept: bool,
+}
+
+impl Drop for ScratchFolder {
+    fn drop(&mut self) {
+        if self.is_kept {
+            return;
+        }
+        for _ in 0..ATTEMPTS {
+            match fs::remove_dir_all(&self.path) {
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => thread::sleep(RETRY),
+                // What cannot be removed now is left for the next build.
+                _ => return,
+            }
+        }
+    }
 }
 
 impl Workdir {
@@ -30,21 +58,22 @@ impl Workdir {
         DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
         let _turn = FileLock::exclusive(File::open(parent)?)?;
         clear(parent)?;
-        let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(parent)?;
-        let lock = FileLock::try_exclusive(File::open(folder.path())?)?;
+        let path = tempfile::Builder::new().prefix(PREFIX).tempdir_in(parent)?.keep();
+        let folder = ScratchFolder { path, is_kept: false };
+        let lock = FileLock::try_exclusive(File::open(&folder.path)?)?;
         Ok(Self { folder, _lock: lock })
     }
 
     /// Returns the path of the folder.
     #[must_use]
     pub fn path(&self) -> &Path {
-        self.folder.path()
+        &self.folder.path
     }
 
     /// Returns the path of a file in the folder.
     #[must_use]
     pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
-        self.folder.path().join(name)
+        self.folder.path.join(name)
     }
 }
 
@@ -54,8 +83,9 @@ impl Workdir {
 
     /// Leaves the folder to the user, under a name that is not removed by later builds.
     #[must_use]
-    pub fn keep(self) -> PathBuf {
-        let path = self.folder.keep();
+    pub fn keep(mut self) -> PathBuf {
+        self.folder.is_kept = true;
+        let path = self.folder.path.clone();
         let name = path.file_name().unwrap_or_default().to_string_lossy().replacen(PREFIX, Self::KEPT, 1);
         let kept = path.with_file_name(name);
         if fs::rename(&path, &kept).is_ok() { kept } else { path }
@@ -84,6 +114,8 @@ fn clear(parent: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     #[test]
@@ -95,6 +127,30 @@ mod tests {
         drop(dropped);
         sweep(parent.path()).unwrap();
         assert!(live.path().exists() && !gone.exists());
+    }
+
+    #[test]
+    fn h6_a_folder_in_which_files_are_still_created_is_removed() {
+        let parent = tempfile::tempdir().unwrap();
+        for _ in 0..20 {
+            let folder = Workdir::create(parent.path()).unwrap();
+            let path = folder.path().to_owned();
+            let (started, has_started) = std::sync::mpsc::channel();
+            let busy = thread::spawn(move || {
+                let began = Instant::now();
+                for number in 0.. {
+                    let _ = fs::write(path.join(number.to_string()), "x");
+                    let _ = started.send(());
+                    if began.elapsed() > Duration::from_millis(10) {
+                        break;
+                    }
+                }
+            });
+            has_started.recv().unwrap();
+            drop(folder);
+            busy.join().unwrap();
+            assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+        }
     }
 
     #[test]
