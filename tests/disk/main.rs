@@ -10,6 +10,7 @@ mod corpus;
 mod formats;
 mod hostile;
 mod layouts;
+mod linux_kernel;
 mod mount_gaps;
 mod sparse_files;
 

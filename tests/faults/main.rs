@@ -6,6 +6,7 @@ mod support;
 
 mod boot;
 mod cloud_init;
+mod direct_boot;
 mod host;
 mod hostile;
 mod inputs;
