@@ -75,10 +75,12 @@ fn start_guest() -> Result<(), RequestFailure> {
     load_modules()?;
     let text = fs::read_to_string(INSTRUCTIONS).map_err(|error| RequestFailure::io(INSTRUCTIONS, &error))?;
     let instructions = BootInstructions::parse(&text).ok_or_else(|| invalid("the instructions"))?;
-    enter_root(&instructions)?;
+    let disk = device::find(DISK_SERIAL)?;
+    let device = partition_of(&disk, instructions.partition);
+    enter_root(&device, &instructions.file_system)?;
     prepare_system()?;
     if instructions.grow {
-        grow_root(instructions.partition);
+        grow_root(&disk, instructions.partition, &device);
     }
     if instructions.network {
         configure_network();
@@ -106,12 +108,10 @@ fn load_modules() -> Result<(), RequestFailure> {
 }
 
 /// Mounts the guest's root file system, and makes it the root of this process and of the kernel's helpers.
-fn enter_root(instructions: &BootInstructions) -> Result<(), RequestFailure> {
-    let disk = device::find(DISK_SERIAL)?;
-    let device = partition_of(&disk, instructions.partition);
+fn enter_root(device: &Path, file_system: &str) -> Result<(), RequestFailure> {
     let root = Path::new(NEW_ROOT);
     let failed = |error| RequestFailure::io(format!("cannot mount {}", device.display()), &error);
-    sys::mount_root(&device, root, &instructions.file_system).map_err(failed)?;
+    sys::mount_root(device, root, file_system).map_err(failed)?;
     for folder in ["dev", "proc", "sys"] {
         let on = root.join(folder);
         sys::move_mount(&Path::new("/").join(folder), &on).map_err(|error| RequestFailure::io(on.display(), &error))?;
@@ -169,14 +169,12 @@ fn run_program(program: &str, arguments: &[&str]) {
     }
 }
 
-/// Grows the root's partition and its file system, with the programs that cloud images have for this.
-fn grow_root(partition: u32) {
-    let script = format!(
-        "disk=$(lsblk -no pkname \"$(findmnt -no SOURCE /)\" 2>/dev/null || echo vda); [ {partition} = 0 ] || growpart \
-         \"/dev/$disk\" {partition} >/dev/null; case $(findmnt -no FSTYPE /) in ext*) resize2fs \"$(findmnt -no SOURCE /)\" ;; xfs) \
-         xfs_growfs / ;; btrfs) btrfs filesystem resize max / ;; esac"
-    );
-    run_program("sh", &["-c", &script]);
+/// Grows the root's partition and its ext4 file system, with the programs that cloud images have for this.
+fn grow_root(disk: &Path, partition: u32, device: &Path) {
+    if partition != 0 {
+        run_program("growpart", &[&disk.to_string_lossy(), &partition.to_string()]);
+    }
+    run_program("resize2fs", &[&device.to_string_lossy()]);
 }
 
 /// Configures the network card for QEMU's user-mode network, without writing to the disk: the name server goes into a file

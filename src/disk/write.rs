@@ -54,7 +54,7 @@ pub enum WriteError {
 }
 
 /// Returns whether an error is due to a full disk, a quota, or a limit on the size of files.
-fn is_shortage(error: &io::Error) -> bool {
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), FileTooLarge | QuotaExceeded | StorageFull)
 }

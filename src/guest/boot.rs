@@ -23,6 +23,7 @@ use crate::seed;
 use crate::session::{AGENT, Exec, Exit, GuestError, Hello, Session};
 use crate::size::{ByteSize, format_duration};
 use crate::specfile::{BootMode, DiskFormat, NetworkBackend};
+use crate::wire::direct_boot::REBOOT_REQUEST;
 
 use super::agent_obstacles::KnownObstacles;
 use super::dead_ends::hopeless;
@@ -404,7 +405,7 @@ impl Guest {
     pub(crate) async fn reboot(&mut self, site: MachineSite<'_>) -> Result<(), Failure> {
         let patience = site.machine.boot_timeout;
         self.machine.tolerate_resets(RESETS_AT_REBOOT);
-        let exec = Exec { timeout: Some(patience), ..Exec::new(["sh", "-c", reboot_command(site.machine.boot)]) };
+        let exec = Exec { timeout: Some(patience), ..Exec::new(["sh", "-c", &reboot_command(site.machine.boot)]) };
         let rebooted = async {
             // The command may be cut off by the very reboot that it asked for.
             match self.session.exec(&exec, &mut |_, _| {}).await {
@@ -421,10 +422,10 @@ impl Guest {
 
 /// Returns the command that reboots a guest. In a direct boot the first process reboots when the agent, which is the parent of
 /// the command, has ended.
-fn reboot_command(boot: BootMode) -> &'static str {
+fn reboot_command(boot: BootMode) -> String {
     match boot {
-        BootMode::Full => "sync; exec reboot",
-        BootMode::Direct => "sync; touch /run/kiln/reboot; exec kill -KILL $PPID",
+        BootMode::Full => "sync; exec reboot".into(),
+        BootMode::Direct => format!("sync; touch {REBOOT_REQUEST}; exec kill -KILL $PPID"),
     }
 }
 

@@ -360,9 +360,8 @@ async fn connect(
 
 /// Creates a connected pair: one end for tokio, and QEMU's end, away from the low descriptor numbers.
 fn channel() -> std::io::Result<(UnixStream, OwnedFd)> {
-    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
-    ours.set_nonblocking(true)?;
-    Ok((UnixStream::from_std(ours)?, process::raise(&OwnedFd::from(theirs))?))
+    let (ours, theirs) = network_filter::channel()?;
+    Ok((UnixStream::from_std(ours)?, theirs))
 }
 
 fn open_console(path: &Path) -> std::io::Result<File> {

@@ -118,8 +118,8 @@ fn spawn(
     Ok(vec![(OUTBOUND_FD, outbound_theirs), (ALLOWED_FD, allowed_theirs), (ANSWERS_FD, answers_theirs)])
 }
 
-/// Returns a connected pair: kiln's end, which is non-blocking, and QEMU's.
-fn channel() -> io::Result<(UnixStream, OwnedFd)> {
+/// Returns a connected pair: kiln's end, which is non-blocking, and QEMU's, away from the low descriptor numbers.
+pub(super) fn channel() -> io::Result<(UnixStream, OwnedFd)> {
     let (ours, theirs) = UnixStream::pair()?;
     ours.set_nonblocking(true)?;
     Ok((ours, process::raise(&OwnedFd::from(theirs))?))

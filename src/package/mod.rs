@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use crate::digest::hex;
 use crate::disk::chain::{Chain, ChainError, ChainFile};
+use crate::disk::write::is_shortage;
 use crate::error::{Fault, Kind};
 use crate::plan::limits::DiskSizeError;
 use crate::size::ByteSize;
@@ -233,10 +234,4 @@ impl Fault for PackageError {
             _ => Vec::new(),
         }
     }
-}
-
-/// Returns whether an error is a full disk, a quota, or a limit on the size of files.
-fn is_shortage(error: &io::Error) -> bool {
-    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-    matches!(error.kind(), FileTooLarge | QuotaExceeded | StorageFull)
 }

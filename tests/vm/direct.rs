@@ -8,6 +8,7 @@ const STEPS: &str = r#"
 [machine]
 boot = "direct"
 memory = "512MiB"
+disk = "8GiB"
 [[step]]
 name = "no init runs"
 run = '''
@@ -15,6 +16,7 @@ run = '''
 grep -q ' /boot/efi ' /proc/self/mountinfo
 [ -L /dev/fd ] && [ -c /dev/pts/ptmx ] && [ -w /dev/shm ]
 [ "$(uname -n)" = "$(cat /etc/hostname)" ]
+[ "$(df -Pk / | awk 'NR == 2 { print $2 }')" -gt 7000000 ]
 cat /proc/sys/kernel/random/boot_id >/root/boot
 useradd -m dev
 '''
