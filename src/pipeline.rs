@@ -273,7 +273,7 @@ impl<'a> BuildContext<'a> {
             let ResumePoint::Memory(stack, format, hello) = begin else {
                 return Ok((self.boot(layers, begin).await?, done));
             };
-            boot::prepare(self, &boot::backing(self.plan, Some(&stack)))?;
+            boot::prepare(self).await?;
             match boot::resume_layer(self, &stack, format, hello.clone()).await {
                 Ok(guest) => {
                     layers.began(ResumePoint::Memory(stack, format, hello));

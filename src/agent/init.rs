@@ -12,23 +12,23 @@
 use std::ffi::CStr;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chroot, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use super::boot_console::{report, run_program};
+use super::init_root::{DiskDevice, enter_root, grow_root, load_drivers, load_modules};
 use super::login::SYSTEM_PATH;
 use super::sys::{self, PowerAction};
-use super::{RequestFailure, device, mount_table};
-use crate::wire::DISK_SERIAL;
-use crate::wire::direct_boot::{BootInstructions, INSTRUCTIONS, MODULES, REBOOT_REQUEST};
+use super::{RequestFailure, mount_table};
+use crate::wire::direct_boot::{BootInstructions, INSTRUCTIONS, REBOOT_REQUEST};
+use crate::wire::sealing::identities::SYSTEMD_IS_INIT;
 
 /// The argument that tells the agent that it was started by this first process.
 pub const DIRECT: &str = "--direct";
 
-/// Where the guest's root is mounted before it becomes the root.
-const NEW_ROOT: &str = "/root";
 /// Where Debian's `invoke-rc.d` asks whether a service may be started (policy-rc.d, in `init-system-helpers`).
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 /// The answer: it is not allowed.
@@ -57,30 +57,27 @@ pub fn power_off() {
 /// Boots the guest, and ends the machine when the agent has ended. Never returns.
 pub fn run() -> ! {
     if let Err(failure) = start_guest().and_then(|()| supervise()) {
-        // The host shows the end of the console with its error.
         report(&failure.text);
     }
     let action = if Path::new(REBOOT_REQUEST).exists() { PowerAction::Reboot } else { PowerAction::PowerOff };
     end_machine(action)
 }
 
-fn report(text: &str) {
-    let _ = fs::write("/dev/console", format!("\r\nkiln: {text}\r\n"));
-}
-
 fn start_guest() -> Result<(), RequestFailure> {
     for (kind, on) in [(c"devtmpfs", "/dev"), (c"proc", "/proc"), (c"sysfs", "/sys")] {
         mount_new(kind, Path::new(on), 0, c"")?;
     }
-    load_modules()?;
     let text = fs::read_to_string(INSTRUCTIONS).map_err(|error| RequestFailure::io(INSTRUCTIONS, &error))?;
     let instructions = BootInstructions::parse(&text).ok_or_else(|| invalid("the instructions"))?;
-    let disk = device::find(DISK_SERIAL)?;
-    let device = partition_of(&disk, instructions.partition);
-    enter_root(&device, &instructions.file_system)?;
+    load_modules()?;
+    load_drivers(&instructions.drivers);
+    let disk = DiskDevice::find()?;
+    enter_root(&disk, &instructions)?;
+    // The initrd has the drivers of the root, and may have no others.
+    load_drivers(&instructions.drivers);
     prepare_system()?;
     if instructions.grow {
-        grow_root(&disk, instructions.partition, &device);
+        grow_root(&disk, &instructions);
     }
     if instructions.network {
         configure_network();
@@ -90,41 +87,6 @@ fn start_guest() -> Result<(), RequestFailure> {
 
 fn invalid(what: &str) -> RequestFailure {
     RequestFailure::io(what, &io::ErrorKind::InvalidData.into())
-}
-
-/// Loads the modules of the initramfs. The kernel refuses those that do not belong to this machine, such as the driver of
-/// another processor; what is missing then shows when the root is not found.
-fn load_modules() -> Result<(), RequestFailure> {
-    let entries = fs::read_dir(MODULES).map_err(|error| RequestFailure::io(MODULES, &error))?;
-    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-    paths.sort();
-    for path in paths {
-        let module = fs::read(&path).map_err(|error| RequestFailure::io(path.display(), &error))?;
-        if let Err(error) = sys::load_module(&module) {
-            report(&format!("cannot load {}: {error}", path.display()));
-        }
-    }
-    Ok(())
-}
-
-/// Mounts the guest's root file system, and makes it the root of this process and of the kernel's helpers.
-fn enter_root(device: &Path, file_system: &str) -> Result<(), RequestFailure> {
-    let root = Path::new(NEW_ROOT);
-    let failed = |error| RequestFailure::io(format!("cannot mount {}", device.display()), &error);
-    sys::mount_root(device, root, file_system).map_err(failed)?;
-    for folder in ["dev", "proc", "sys"] {
-        let on = root.join(folder);
-        sys::move_mount(&Path::new("/").join(folder), &on).map_err(|error| RequestFailure::io(on.display(), &error))?;
-    }
-    let moved = std::env::set_current_dir(root)
-        .and_then(|()| sys::move_mount(Path::new("."), Path::new("/")))
-        .and_then(|()| chroot("."))
-        .and_then(|()| std::env::set_current_dir("/"));
-    moved.map_err(|error| RequestFailure::io("the new root", &error))
-}
-
-fn partition_of(disk: &Path, number: u32) -> PathBuf {
-    if number == 0 { disk.to_owned() } else { PathBuf::from(format!("{}{number}", disk.display())) }
 }
 
 /// Mounts what an init mounts, and what `/etc/fstab` lists.
@@ -145,6 +107,9 @@ fn prepare_system() -> Result<(), RequestFailure> {
     if let Ok(name) = fs::read_to_string("/etc/hostname") {
         let _ = fs::write("/proc/sys/kernel/hostname", name.trim());
     }
+    if fs::canonicalize("/sbin/init").is_ok_and(|init| init.ends_with("systemd")) {
+        let _ = fs::write(SYSTEMD_IS_INIT, "");
+    }
     run_program("mount", &["-a"]);
     run_program("ip", &["link", "set", "lo", "up"]);
     write_policy();
@@ -153,28 +118,6 @@ fn prepare_system() -> Result<(), RequestFailure> {
 
 fn mount_new(kind: &CStr, on: &Path, flags: u64, options: &CStr) -> Result<(), RequestFailure> {
     sys::mount_new(kind, on, flags, options).map_err(|error| RequestFailure::io(on.display(), &error))
-}
-
-/// Runs a program of the guest. Its errors are shown on the console: a guest may be built without what it does.
-fn run_program(program: &str, arguments: &[&str]) {
-    let mut command = Command::new(program);
-    command.args(arguments).env("PATH", SYSTEM_PATH).stdin(Stdio::null()).stdout(Stdio::null());
-    if let Ok(console) = File::options().write(true).open("/dev/console") {
-        command.stderr(console);
-    }
-    match command.status() {
-        Ok(status) if status.success() => {}
-        Ok(status) => report(&format!("{program} {}: {status}", arguments.join(" "))),
-        Err(error) => report(&format!("{program}: {error}")),
-    }
-}
-
-/// Grows the root's partition and its ext4 file system, with the programs that cloud images have for this.
-fn grow_root(disk: &Path, partition: u32, device: &Path) {
-    if partition != 0 {
-        run_program("growpart", &[&disk.to_string_lossy(), &partition.to_string()]);
-    }
-    run_program("resize2fs", &[&device.to_string_lossy()]);
 }
 
 /// Configures the network card for QEMU's user-mode network, without writing to the disk: the name server goes into a file

@@ -24,6 +24,7 @@ use cgroup::CgroupTree;
 use leftovers::Leftovers;
 
 pub mod accounts;
+mod boot_console;
 pub mod boot_mode;
 mod bus;
 mod cgroup;
@@ -33,6 +34,7 @@ mod exec;
 mod facts;
 mod guest_files;
 pub mod init;
+mod init_root;
 mod kernel_log;
 mod leftovers;
 mod link;

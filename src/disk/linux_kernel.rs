@@ -16,6 +16,8 @@ use crate::error::{Fault, Kind};
 
 /// The longest kernel that is read, in bytes.
 const MAX_KERNEL: u64 = 128 << 20;
+/// The longest initrd that is read, in bytes.
+const MAX_INITRD: u64 = 512 << 20;
 /// How much of a kernel is read to learn its release: its setup code, which has at most 64 sectors.
 const HEAD: usize = 64 << 10;
 /// The longest list of modules that is read, in bytes.
@@ -53,8 +55,6 @@ pub struct LinuxKernel {
     pub release: String,
     /// The kernel as the boot loader loads it.
     pub image: Vec<u8>,
-    /// The modules to load, in this order.
-    pub modules: Vec<KernelModule>,
 }
 
 /// A module of a kernel.
@@ -72,6 +72,9 @@ pub enum KernelError {
     /// There is no kernel with its modules.
     #[error("no Linux kernel with its modules is in /boot of the image")]
     NoKernel,
+    /// kiln cannot read the root, and no kernel elsewhere has its initrd beside it.
+    #[error("kiln cannot read the root, and no other file system of the image has a Linux kernel with its initrd")]
+    NoInitrd,
     /// The kernel cannot reach its disk or the agent.
     #[error("the kernel {release} of the image has no driver `{driver}`")]
     NoDriver {
@@ -109,19 +112,87 @@ impl Fault for KernelError {
 ///
 /// # Errors
 /// When there is no kernel, a driver is missing, or a file cannot be read.
-pub fn read_kernel(tree: &Tree<'_>, drivers: &[&str], optional: &[&str]) -> Result<LinuxKernel, KernelError> {
-    let mut found: Vec<(String, String)> = Vec::new();
-    for path in kernel_paths(tree)? {
-        let Some(release) = read_release(tree, &path)? else { continue };
-        if tree.has_directory(&modules_folder(&release))? {
-            found.push((release, path));
+pub(super) fn read_kernel(
+    tree: &Tree<'_>,
+    drivers: &[&str],
+    optional: &[&str],
+) -> Result<(LinuxKernel, Vec<KernelModule>), KernelError> {
+    let mut newest: Option<KernelFile> = None;
+    for kernel in kernel_files(tree)? {
+        if tree.has_directory(&modules_folder(&kernel.release))? {
+            newest = newest.into_iter().chain([kernel]).max_by(KernelFile::compare);
         }
     }
-    found.sort_by(|(one, _), (other, _)| compare_releases(one, other));
-    let (release, path) = found.pop().ok_or(KernelError::NoKernel)?;
-    let image = tree.read(&path, MAX_KERNEL)?.ok_or(KernelError::NoKernel)?;
-    let modules = ModuleTable::read(tree, &release)?.read_all(tree, drivers, optional)?;
-    Ok(LinuxKernel { release, image, modules })
+    let kernel = newest.ok_or(KernelError::NoKernel)?.read(tree)?;
+    let modules = ModuleTable::read(tree, &kernel.release)?.read_all(tree, drivers, optional)?;
+    Ok((kernel, modules))
+}
+
+/// Reads the newest kernel that has its initrd beside it, and the initrd.
+///
+/// # Errors
+/// When there is no such kernel, or a file cannot be read.
+pub(super) fn read_kernel_with_initrd(trees: &[&Tree<'_>]) -> Result<(LinuxKernel, Vec<u8>), KernelError> {
+    let mut found: Vec<(KernelFile, &Tree<'_>, String)> = Vec::new();
+    for tree in trees {
+        for kernel in kernel_files(tree)? {
+            if let Some(initrd) = kernel.initrd(tree)? {
+                found.push((kernel, *tree, initrd));
+            }
+        }
+    }
+    let newest = found.into_iter().max_by(|(one, ..), (other, ..)| one.compare(other));
+    let (kernel, tree, initrd) = newest.ok_or(KernelError::NoInitrd)?;
+    let initrd = tree.read(&initrd, MAX_INITRD)?.ok_or(KernelError::NoInitrd)?;
+    Ok((kernel.read(tree)?, initrd))
+}
+
+/// The path of a kernel, and its release.
+struct KernelFile {
+    release: String,
+    path: String,
+}
+
+impl KernelFile {
+    fn compare(&self, other: &Self) -> Ordering {
+        compare_releases(&self.release, &other.release)
+    }
+
+    fn read(self, tree: &Tree<'_>) -> Result<LinuxKernel, KernelError> {
+        let image = tree.read(&self.path, MAX_KERNEL)?.ok_or(KernelError::NoKernel)?;
+        Ok(LinuxKernel { release: self.release, image })
+    }
+
+    /// Returns the path of the initrd beside the kernel: of its release, or of the same suffix, as in `vmlinuz-lts` and
+    /// `initramfs-lts`.
+    fn initrd(&self, tree: &Tree<'_>) -> Result<Option<String>, TreeError> {
+        let (folder, name) = self.path.rsplit_once('/').unwrap_or(("", &self.path));
+        let suffix = name.split_once('-').map_or("", |(_, suffix)| suffix);
+        let present = tree.names(if folder.is_empty() { "/" } else { folder })?.unwrap_or_default();
+        let wanted = [self.release.as_str(), suffix].into_iter().filter(|name| !name.is_empty());
+        let wanted: Vec<String> = wanted.flat_map(initrd_names).collect();
+        let found = wanted.into_iter().find(|name| present.iter().any(|present| present == name.as_bytes()));
+        Ok(found.map(|name| format!("{folder}/{name}")))
+    }
+}
+
+/// Returns the names that an initrd of this kernel may have: those of initramfs-tools, dracut, `SUSE` and mkinitcpio, and
+/// mkinitfs.
+fn initrd_names(kernel: &str) -> [String; 4] {
+    [
+        format!("initrd.img-{kernel}"),
+        format!("initramfs-{kernel}.img"),
+        format!("initrd-{kernel}"),
+        format!("initramfs-{kernel}"),
+    ]
+}
+
+fn kernel_files(tree: &Tree<'_>) -> Result<Vec<KernelFile>, TreeError> {
+    let mut found = Vec::new();
+    for path in kernel_paths(tree)? {
+        found.extend(read_release(tree, &path)?.map(|release| KernelFile { release, path }));
+    }
+    Ok(found)
 }
 
 fn kernel_paths(tree: &Tree<'_>) -> Result<Vec<String>, TreeError> {

@@ -14,6 +14,7 @@
 mod as_booted;
 pub mod as_mounted;
 mod boot_entry;
+pub mod boot_files;
 mod bytes;
 pub mod chain;
 pub mod compare;

@@ -52,6 +52,18 @@ pub(super) struct RootChoice {
 /// # Errors
 /// When kiln cannot read the root, several file systems could be it, or none.
 pub(super) fn choose_root(volumes: &mut [DiskVolume<'_>]) -> Result<RootChoice, TreeError> {
+    let choice = locate_root(volumes)?;
+    match &volumes[choice.index].access {
+        VolumeAccess::Readable(_) => Ok(choice),
+        _ => Err(unreadable_root(volumes, choice.index)),
+    }
+}
+
+/// Returns the root, whether kiln can read it or not, and the effects of its boot entry.
+///
+/// # Errors
+/// When several file systems could be the root, or none, or it is inside a volume that kiln does not read.
+pub(super) fn locate_root(volumes: &[DiskVolume<'_>]) -> Result<RootChoice, TreeError> {
     let candidates = find_candidates(volumes);
     let boot = find_boot_choice(volumes);
     let index = match &boot.root {
@@ -60,10 +72,7 @@ pub(super) fn choose_root(volumes: &mut [DiskVolume<'_>]) -> Result<RootChoice, 
         BootRoot::Undecided(named) => choose_undecided(volumes, &candidates, named)?,
         BootRoot::Hidden | BootRoot::Nothing => choose_without_boot(volumes, &candidates)?,
     };
-    match &volumes[index].access {
-        VolumeAccess::Readable(_) => Ok(RootChoice { index, effects: boot.effects(&volumes[index]) }),
-        _ => Err(unreadable_root(volumes, index)),
-    }
+    Ok(RootChoice { index, effects: boot.effects(&volumes[index]) })
 }
 
 fn find_candidates(volumes: &[DiskVolume<'_>]) -> Vec<RootCandidate> {

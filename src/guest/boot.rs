@@ -15,7 +15,7 @@ use crate::event::{Events, NoticeLevel};
 use crate::layer::Stack;
 use crate::machine::argv::{BackingFiles, OVERLAY, SEED, Start};
 use crate::machine::checkpoint::RamFormat;
-use crate::machine::{self, RunningMachine};
+use crate::machine::{self, MachineExit, RunningMachine};
 use crate::masking::SecretMask;
 use crate::plan::machine::PlannedMachine;
 use crate::plan::{Plan, with_grace};
@@ -23,7 +23,7 @@ use crate::seed;
 use crate::session::{AGENT, Exec, Exit, GuestError, Hello, Session};
 use crate::size::{ByteSize, format_duration};
 use crate::specfile::{BootMode, DiskFormat, NetworkBackend};
-use crate::wire::direct_boot::REBOOT_REQUEST;
+use crate::wire::direct_boot::{REBOOT_REQUEST, REPORT_PREFIX};
 
 use super::agent_obstacles::KnownObstacles;
 use super::dead_ends::hopeless;
@@ -49,6 +49,7 @@ const OTHER_FIRMWARE: &str =
 const NO_CLOUD_INIT: &str = "the guest booted, but kiln's agent did not start: check that cloud-init and its NoCloud \
                              datasource are enabled, and that the kernel can mount vfat";
 const LARGER_TIMEOUT: &str = "a slow host may need a larger `machine.boot-timeout`";
+const FULL_BOOT: &str = "build it with `boot = \"full\"` under [machine]";
 const STUCK_UNIT: &str = "a unit that never comes up keeps the boot from ending: give it `TimeoutStartSec=`, let it not be \
                           waited for (`Type=simple`), or disable it";
 
@@ -122,7 +123,15 @@ pub enum BootError {
     #[error("the guest did not boot: {fate}")]
     Ended {
         /// The way in which the machine ended.
-        fate: machine::MachineExit,
+        fate: MachineExit,
+        /// The last lines of the console.
+        console: Vec<String>,
+    },
+    /// The first process of a direct boot gave up, or the kernel did before it.
+    #[error("the direct boot failed: {what}")]
+    Direct {
+        /// The reason, as the first process wrote it on the console.
+        what: String,
         /// The last lines of the console.
         console: Vec<String>,
     },
@@ -179,6 +188,7 @@ impl Fault for BootError {
             BootError::Hopeless { .. } => {
                 vec!["the last lines of the console are above; console.log has them all".into()]
             }
+            BootError::Direct { .. } => vec![FULL_BOOT.into()],
             BootError::OtherSeed(_) => vec!["the base image carries a cloud-init volume of its own; remove it".into()],
             BootError::Seed(_) => vec!["free some space where the cache folder is, or set KILN_CACHE".into()],
         }
@@ -188,6 +198,7 @@ impl Fault for BootError {
         match self {
             BootError::NoAgent { console, .. }
             | BootError::Ended { console, .. }
+            | BootError::Direct { console, .. }
             | BootError::Hopeless { console, .. } => console.clone(),
             _ => Vec::new(),
         }
@@ -201,13 +212,13 @@ pub(crate) fn backing(plan: &Plan, stack: Option<&Stack>) -> BackingFiles {
 }
 
 /// Creates the overlay, and what starts the agent, in the scratch folder.
-pub(crate) fn prepare(build: &BuildContext<'_>, backing: &BackingFiles) -> Result<(), Failure> {
+pub(crate) async fn prepare(build: &BuildContext<'_>) -> Result<(), Failure> {
     let plan = build.plan;
     let overlay = build.work.join(OVERLAY);
     create_overlay(&overlay, plan.disk_size()).map_err(ScratchError::at("an overlay", &overlay))?;
     match plan.machine.boot {
         BootMode::Full => write_seed(build.site(), seed::BootPurpose::Build { grow: plan.grows() }),
-        BootMode::Direct => direct_boot::prepare(build, backing, plan.grows()),
+        BootMode::Direct => direct_boot::prepare(build).await,
     }
 }
 
@@ -224,7 +235,7 @@ pub(crate) async fn boot(build: &BuildContext<'_>, stack: Option<&Stack>) -> Res
     let machine = machine_on(build.plan, stack);
     let backing = backing(build.plan, stack);
     let attempt = async || {
-        prepare(build, &backing)?;
+        prepare(build).await?;
         start(MachineSite { machine: &machine, ..build.site() }, &backing).await
     };
     let guest = boot_despite_crash(&build.events, attempt).await?;
@@ -314,7 +325,7 @@ fn is_crash(failure: &Failure) -> bool {
         Some(BootError::Ended { fate, .. }) => Some(fate),
         _ => failure.fault(),
     };
-    fate.is_some_and(machine::MachineExit::is_crash)
+    fate.is_some_and(MachineExit::is_crash)
 }
 
 /// Starts a machine, and waits until its agent connects and the boot is over.
@@ -337,7 +348,10 @@ pub(crate) async fn start(site: MachineSite<'_>, backing: &BackingFiles) -> Resu
     let (session, hello) = match accepted.await {
         Ok(accepted) => accepted,
         Err(failure) => {
-            let failure = explain(failure, &running).await;
+            let failure = match site.machine.boot {
+                BootMode::Full => explain(failure, &running).await,
+                BootMode::Direct => explain_direct(failure, &running).await,
+            };
             running.abort().await;
             return Err(failure);
         }
@@ -456,6 +470,27 @@ async fn explain(failure: Failure, machine: &RunningMachine) -> Failure {
     let Some(fate) = machine.fate_within(Duration::ZERO).await else { return failure };
     machine.console().settle().await;
     BootError::Ended { fate, console: machine.console().tail(CONSOLE_LINES) }.into()
+}
+
+/// Returns the error of a direct boot: what its first process, else the kernel, came to. Ctrl-C, deadlines of the build and
+/// the end of QEMU itself stay what they are.
+async fn explain_direct(failure: Failure, machine: &RunningMachine) -> Failure {
+    let failure = explain(failure, machine).await;
+    let console = machine.console().tail(CONSOLE_LINES);
+    let what = match failure.fault::<BootError>() {
+        Some(BootError::Ended { fate: MachineExit::PoweredOff, .. }) => last_report(&console),
+        Some(BootError::Ended { fate, .. }) if fate.kind() == Kind::Boot => fate.to_string(),
+        Some(BootError::Hopeless { what, .. }) => (*what).to_owned(),
+        Some(BootError::NoAgent { .. }) => failure.to_string(),
+        _ => return failure,
+    };
+    BootError::Direct { what, console }.into()
+}
+
+/// Returns what the first process of a direct boot reported last on the console.
+fn last_report(console: &[String]) -> String {
+    let report = console.iter().rev().find_map(|line| line.trim().strip_prefix(REPORT_PREFIX));
+    report.unwrap_or("the guest powered itself off").to_owned()
 }
 
 fn no_agent(machine: &RunningMachine, after: Duration) -> Failure {

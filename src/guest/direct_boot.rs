@@ -1,24 +1,24 @@
 //! The files of a direct boot: the kernel of the guest's own disk, and an initramfs in which kiln's agent is the first process.
 
+use std::fs;
 use std::io;
 use std::path::PathBuf;
 
+use tokio::task::spawn_blocking;
+
 use crate::context::BuildContext;
+use crate::disk::boot_files::{BootDrivers, BootFiles, find_boot_files};
 use crate::disk::chain::open_files;
-use crate::disk::linux_kernel::{KernelError, LinuxKernel, read_kernel};
-use crate::disk::tree::Tree;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::NoticeLevel;
 use crate::initramfs::InitramfsWriter;
-use crate::machine::argv::{BackingFiles, INITRAMFS, KERNEL};
+use crate::machine::argv::{INITRAMFS, KERNEL};
 use crate::session::AGENT;
-use crate::specfile::NetworkBackend;
+use crate::specfile::{DiskFormat, NetworkBackend};
 use crate::wire::direct_boot::{BootInstructions, INSTRUCTIONS, MODULES};
 
 /// The drivers of the disk and of the agent's port.
 const DRIVERS: [&str; 3] = ["virtio_pci", "virtio_blk", "virtio_console"];
-/// The file system of a root that kiln reads.
-const ROOT_FILE_SYSTEM: &str = "ext4";
 /// Drivers that a kernel may have under another name, or not at all. ext4 asks for a checksum that the kernel finds through
 /// modprobe(8), which is not in the initramfs.
 const OPTIONAL_DRIVERS: [&str; 4] = ["crc32c_generic", "crc32c_intel", "virtio_rng", "virtio_net"];
@@ -42,29 +42,69 @@ impl Fault for DirectBootError {
     }
 }
 
-/// Writes the kernel and the initramfs for the disk in these files into the scratch folder.
+/// The files of a direct boot that are to be written.
+struct DirectBootFiles {
+    base: PathBuf,
+    format: DiskFormat,
+    folder: PathBuf,
+    grow: bool,
+    network: bool,
+}
+
+/// Writes the kernel and the initramfs for the plan's base image into the scratch folder.
+///
+/// The kernel is that of the base whatever the steps install: a step then sees the same kernel whether the steps before it
+/// ran or came from the cache.
 ///
 /// # Errors
 /// When the disk has no kernel that can be booted so, or a file cannot be written.
-pub(super) fn prepare(build: &BuildContext<'_>, backing: &BackingFiles, grow: bool) -> Result<(), Failure> {
-    let disk = open_files(backing.0.clone())?;
-    let tree = Tree::open(&disk).map_err(KernelError::from)?;
-    let kernel = read_kernel(&tree, &[&DRIVERS[..], &[ROOT_FILE_SYSTEM]].concat(), &OPTIONAL_DRIVERS)?;
-    let instructions = BootInstructions {
-        partition: tree.mounts()[0].partition,
-        file_system: ROOT_FILE_SYSTEM.to_owned(),
-        grow,
-        network: build.plan.machine.network == NetworkBackend::User,
+pub(super) async fn prepare(build: &BuildContext<'_>) -> Result<(), Failure> {
+    let plan = build.plan;
+    let files = DirectBootFiles {
+        base: plan.base.file.clone(),
+        format: plan.base.format.into(),
+        folder: build.work.path().to_owned(),
+        grow: plan.grows(),
+        network: plan.machine.network == NetworkBackend::User,
     };
-    build.events.notice(NoticeLevel::Debug, format!("direct boot: kernel {} of the image", kernel.release));
-    for (name, content) in [(KERNEL, &kernel.image), (INITRAMFS, &initramfs(&kernel, &instructions))] {
-        let path = build.work.join(name);
-        std::fs::write(&path, content).map_err(|source| DirectBootError { path, source })?;
-    }
+    let found = spawn_blocking(move || files.write()).await.expect("reading a disk does not panic")?;
+    build.events.notice(NoticeLevel::Debug, format!("direct boot: kernel {found} of the image"));
     Ok(())
 }
 
-fn initramfs(kernel: &LinuxKernel, instructions: &BootInstructions) -> Vec<u8> {
+impl DirectBootFiles {
+    /// Writes the files, and returns the release of the kernel.
+    fn write(&self) -> Result<String, Failure> {
+        let disk = open_files(vec![(self.base.clone(), self.format)])?;
+        let found = find_boot_files(&disk, &DRIVERS, &OPTIONAL_DRIVERS)?;
+        let instructions = instructions(&found, self.grow, self.network);
+        for (name, content) in [(KERNEL, &found.kernel.image), (INITRAMFS, &initramfs(&found.drivers, &instructions))] {
+            let path = self.folder.join(name);
+            fs::write(&path, content).map_err(|source| DirectBootError { path, source })?;
+        }
+        Ok(found.kernel.release)
+    }
+}
+
+fn instructions(files: &BootFiles, grow: bool, network: bool) -> BootInstructions {
+    let file_system = files.root.file_system;
+    let drivers: Vec<&str> = match &files.drivers {
+        BootDrivers::Modules(_) => Vec::new(),
+        BootDrivers::Initrd(_) => [&DRIVERS[..], &[file_system], &OPTIONAL_DRIVERS].concat(),
+    };
+    BootInstructions {
+        partition: files.root.number,
+        file_system: file_system.to_owned(),
+        usr: files.root.usr,
+        drivers: drivers.into_iter().map(str::to_owned).collect(),
+        grow,
+        network,
+    }
+}
+
+/// Returns the archive of kiln's first process. The kernel unpacks several, one after another: where the image's initrd is
+/// needed, kiln's archive follows it and replaces its `/init`.
+fn initramfs(drivers: &BootDrivers, instructions: &BootInstructions) -> Vec<u8> {
     let mut writer = InitramfsWriter::default();
     for folder in ["/dev", "/proc", "/sys", "/root", "/kiln", MODULES] {
         writer.add_directory(folder);
@@ -74,8 +114,18 @@ fn initramfs(kernel: &LinuxKernel, instructions: &BootInstructions) -> Vec<u8> {
     writer.add_device("/dev/null", 1, 3);
     writer.add_file("/init", 0o755, AGENT);
     writer.add_file(INSTRUCTIONS, 0o644, instructions.to_text().as_bytes());
-    for (number, module) in kernel.modules.iter().enumerate() {
-        writer.add_file(&format!("{MODULES}/{number:03}-{}.ko", module.name), 0o644, &module.content);
+    match drivers {
+        BootDrivers::Modules(modules) => {
+            for (number, module) in modules.iter().enumerate() {
+                writer.add_file(&format!("{MODULES}/{number:03}-{}.ko", module.name), 0o644, &module.content);
+            }
+            writer.finish()
+        }
+        BootDrivers::Initrd(initrd) => {
+            let mut archives = initrd.clone();
+            archives.resize(archives.len().next_multiple_of(4), 0);
+            archives.extend(writer.finish());
+            archives
+        }
     }
-    writer.finish()
 }

@@ -6,14 +6,20 @@ pub const INSTRUCTIONS: &str = "/kiln/boot";
 pub const MODULES: &str = "/kiln/modules";
 /// Asks the first process for a reboot, when the agent has ended.
 pub const REBOOT_REQUEST: &str = "/run/kiln/reboot";
+/// How a line begins that the first process writes on the console.
+pub const REPORT_PREFIX: &str = "kiln: ";
 
 /// What the first process of a direct boot needs to know.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct BootInstructions {
     /// The number of the root's partition as in Linux; 0 for the whole disk.
     pub partition: u32,
     /// The type of the root file system, as mount(2) takes it.
     pub file_system: String,
+    /// The number of the partition with `/usr`, an ext4 file system; `None` if it is in the root, or the host cannot know.
+    pub usr: Option<u32>,
+    /// Drivers that modprobe(8) loads: first that of the initrd, then that of the root.
+    pub drivers: Vec<String>,
     /// Whether the disk is larger than the base image, so that the root is to be grown.
     pub grow: bool,
     /// Whether there is a network card, which QEMU's user-mode network answers.
@@ -24,32 +30,33 @@ impl BootInstructions {
     /// Writes the instructions, one on each line.
     #[must_use]
     pub fn to_text(&self) -> String {
-        let mut text = format!("root {} {}\n", self.partition, self.file_system);
-        for (word, is_set) in [("grow", self.grow), ("network", self.network)] {
-            if is_set {
-                text.push_str(word);
-                text.push('\n');
-            }
-        }
-        text
+        let mut lines = vec![format!("root {} {}", self.partition, self.file_system)];
+        lines.extend(self.usr.map(|partition| format!("usr {partition}")));
+        lines.extend(self.drivers.iter().map(|driver| format!("driver {driver}")));
+        lines.extend(self.grow.then(|| "grow".to_owned()));
+        lines.extend(self.network.then(|| "network".to_owned()));
+        lines.join("\n") + "\n"
     }
 
     /// Parses the output of [`BootInstructions::to_text`]; `None` if it is anything else.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let mut lines = text.lines();
-        let mut root = lines.next()?.strip_prefix("root ")?.split(' ');
-        let partition = root.next()?.parse().ok()?;
-        let file_system = root.next()?.to_owned();
-        let mut instructions = Self { partition, file_system, grow: false, network: false };
-        for line in lines {
-            match line {
-                "grow" => instructions.grow = true,
-                "network" => instructions.network = true,
+        let mut instructions = Self::default();
+        for line in text.lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            match words[..] {
+                ["root", partition, file_system] => {
+                    instructions.partition = partition.parse().ok()?;
+                    file_system.clone_into(&mut instructions.file_system);
+                }
+                ["usr", partition] => instructions.usr = Some(partition.parse().ok()?),
+                ["driver", driver] => instructions.drivers.push(driver.to_owned()),
+                ["grow"] => instructions.grow = true,
+                ["network"] => instructions.network = true,
                 _ => return None,
             }
         }
-        Some(instructions)
+        (!instructions.file_system.is_empty()).then_some(instructions)
     }
 }
 
@@ -59,11 +66,18 @@ mod tests {
 
     #[test]
     fn instructions_are_read_as_they_were_written() {
-        for (grow, network) in [(false, false), (true, false), (false, true), (true, true)] {
-            let instructions = BootInstructions { partition: 15, file_system: "ext4".into(), grow, network };
+        let plain = BootInstructions { partition: 15, file_system: "ext4".into(), ..BootInstructions::default() };
+        let full = BootInstructions {
+            usr: Some(3),
+            drivers: vec!["virtio_blk".into(), "xfs".into()],
+            grow: true,
+            network: true,
+            ..plain.clone()
+        };
+        for instructions in [plain, full] {
             assert_eq!(BootInstructions::parse(&instructions.to_text()), Some(instructions));
         }
-        for text in ["", "root", "root x ext4\n", "root 1\n", "root 1 ext4\nswap\n"] {
+        for text in ["", "root", "root x ext4\n", "root 1\n", "root 1 ext4\nswap\n", "grow\n", "root 1 ext4\nusr x\n"] {
             assert_eq!(BootInstructions::parse(text), None, "{text}");
         }
     }

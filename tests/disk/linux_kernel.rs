@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use kiln::disk::linux_kernel::{KernelError, LinuxKernel, read_kernel};
-use kiln::disk::tree::Tree;
+use kiln::disk::boot_files::{BootDrivers, BootFiles, find_boot_files};
+use kiln::disk::linux_kernel::KernelError;
 use kiln::specfile::BaseFormat;
 
 use crate::{Scratch, chain, tool};
@@ -28,12 +28,12 @@ fn put(scratch: &Scratch, files: &[(&str, &[u8])]) {
     }
 }
 
-fn read(scratch: &Scratch, drivers: &[&str], optional: &[&str]) -> Result<LinuxKernel, KernelError> {
+fn read(scratch: &Scratch, drivers: &[&str], optional: &[&str]) -> Result<BootFiles, KernelError> {
     put(scratch, &[("etc/os-release", b"ID=debian\n")]);
     let disk = scratch.path("disk");
     tool("mke2fs", &["-q", "-F", "-t", "ext4", "-d", &scratch.text("tree"), &scratch.text("disk"), "16M"]);
     let chain = chain(&[(Path::new(&disk), BaseFormat::Raw)]);
-    read_kernel(&Tree::open(&chain).unwrap(), drivers, optional)
+    find_boot_files(&chain, drivers, optional)
 }
 
 #[test]
@@ -61,9 +61,10 @@ fn the_newest_kernel_with_modules_is_read_and_modules_come_after_those_they_need
         ],
     );
     std::os::unix::fs::symlink("usr/lib", scratch.path("tree").join("lib")).unwrap();
-    let found = read(&scratch, &["virtio_pci", "ext4"], &["virtio_ring", "missing"]).unwrap();
-    assert_eq!((found.release.as_str(), found.image), ("6.1.10", kernel("6.1.10 (x) #1")));
-    let modules: Vec<_> = found.modules.iter().map(|module| (module.name.as_str(), &module.content[..])).collect();
+    let found = read(&scratch, &["virtio_pci"], &["virtio_ring", "missing"]).unwrap();
+    assert_eq!((found.kernel.release.as_str(), found.kernel.image), ("6.1.10", kernel("6.1.10 (x) #1")));
+    let BootDrivers::Modules(modules) = found.drivers else { panic!("the root is readable") };
+    let modules: Vec<_> = modules.iter().map(|module| (module.name.as_str(), &module.content[..])).collect();
     assert_eq!(
         modules,
         [("virtio", &b"the core"[..]), ("virtio_ring", &b"the ring"[..]), ("virtio_pci", &b"the bus"[..])]
@@ -73,12 +74,70 @@ fn the_newest_kernel_with_modules_is_read_and_modules_come_after_those_they_need
 #[test]
 fn a_disk_without_a_kernel_or_a_driver_is_an_error() {
     let scratch = Scratch::new();
-    assert!(matches!(read(&scratch, &["ext4"], &[]), Err(KernelError::NoKernel)));
-    let modules = "kernel/virtio.ko:\n";
+    assert!(matches!(read(&scratch, &[], &[]), Err(KernelError::NoKernel)));
+    let modules = "kernel/virtio.ko:\nkernel/fs/ext4/ext4.ko:\n";
     put(&scratch, &[("boot/vmlinuz", &kernel("6.1-x y")), ("lib/modules/6.1-x/modules.dep", modules.as_bytes())]);
     let error = read(&scratch, &["virtio_console"], &[]).unwrap_err();
     assert_eq!(error.to_string(), "the kernel 6.1-x of the image has no driver `virtio_console`");
     // It is in the list, and not on the disk.
     let error = read(&scratch, &["virtio"], &[]).unwrap_err();
     assert!(matches!(error, KernelError::NoDriver { .. }), "{error}");
+}
+
+/// Makes a disk with an ext4 file system for `/boot` and another one of xfs, which has the type of a root.
+fn split_disk(scratch: &Scratch) -> std::path::PathBuf {
+    let disk = scratch.path("disk");
+    fs::File::create(&disk).unwrap().set_len(400 << 20).unwrap();
+    tool(
+        "sh",
+        &[
+            "-c",
+            "printf 'label: gpt\nsize=32MiB, type=linux\ntype=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709\n' | sfdisk -q \"$0\"",
+            &scratch.text("disk"),
+        ],
+    );
+    tool(
+        "mke2fs",
+        &["-q", "-F", "-t", "ext4", "-d", &scratch.text("tree"), "-E", "offset=1048576", &scratch.text("disk"), "32M"],
+    );
+    tool("truncate", &["-s", "320M", &scratch.text("root")]);
+    tool("mkfs.xfs", &["-q", "-f", &scratch.text("root")]);
+    tool(
+        "dd",
+        &[
+            &format!("if={}", scratch.text("root")),
+            &format!("of={}", scratch.text("disk")),
+            "bs=1M",
+            "seek=33",
+            "conv=notrunc,sparse",
+            "status=none",
+        ],
+    );
+    disk
+}
+
+#[test]
+fn the_kernel_of_a_root_that_kiln_cannot_read_comes_from_boot_with_its_initrd() {
+    let scratch = Scratch::new();
+    put(
+        &scratch,
+        &[
+            ("vmlinuz-6.1.9", &kernel("6.1.9 (x) #1")),
+            ("initrd.img-6.1.9", b"the old one"),
+            ("vmlinuz-6.1.10", &kernel("6.1.10 (x) #1")),
+            ("initramfs-6.1.10.img", b"the new one"),
+            // It has no initrd.
+            ("vmlinuz-7.0", &kernel("7.0 (x) #1")),
+        ],
+    );
+    let disk = split_disk(&scratch);
+    let found = find_boot_files(&chain(&[(&disk, BaseFormat::Raw)]), &["virtio_pci"], &[]).unwrap();
+    assert_eq!((found.kernel.release.as_str(), found.root.number, found.root.file_system), ("6.1.10", 2, "xfs"));
+    assert_eq!(found.drivers, BootDrivers::Initrd(b"the new one".to_vec()));
+    for initrd in ["initrd.img-6.1.9", "initramfs-6.1.10.img"] {
+        fs::remove_file(scratch.path("tree").join(initrd)).unwrap();
+    }
+    let disk = split_disk(&scratch);
+    let error = find_boot_files(&chain(&[(&disk, BaseFormat::Raw)]), &["virtio_pci"], &[]).unwrap_err();
+    assert!(matches!(error, KernelError::NoInitrd), "{error}");
 }

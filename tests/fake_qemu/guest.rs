@@ -52,6 +52,12 @@ pub fn live(machine: &Machine, port: &UnixStream, mut console: UnixStream, mode:
             machine.panic();
             return hold(port);
         }
+        "gives-up-direct-boot" => {
+            let said = "\r\nkiln: no block device with the serial `kiln-disk` appeared in the guest\r\n";
+            let _ = console.write_all(said.as_bytes());
+            machine.power_off();
+            return hold(port);
+        }
         "obeyed-console" => {
             let _ = console.write_all(hostile::OBEYED.as_bytes());
             machine.panic();

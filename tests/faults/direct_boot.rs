@@ -1,10 +1,104 @@
-//! Direct boots of disks that cannot be booted so.
+//! Direct boots: disks that cannot be booted so, and guests that do not come up.
 
-use crate::support::Kiln;
-use crate::{STEP, refused_at_once};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::{Kiln, qemu_img};
+use crate::{BOOT_TIMEOUT, STEP, refused, refused_at_once};
+
+const FULL: &str = "help: build it with `boot = \"full\"` under [machine]";
+/// The drivers of the machine and of the root, as a kernel has them that needs no modules.
+const BUILTIN: &str = "kernel/virtio_pci.ko\nkernel/virtio_blk.ko\nkernel/virtio_console.ko\nkernel/ext4.ko\n";
+
+/// The beginning of a kernel of this release, as the boot protocol has it.
+fn kernel(release: &str) -> Vec<u8> {
+    let mut image = vec![0; 64 << 10];
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x206..0x208].copy_from_slice(&0x20f_u16.to_le_bytes());
+    image[0x20e..0x210].copy_from_slice(&0x3000_u16.to_le_bytes());
+    image[0x3200..0x3200 + release.len()].copy_from_slice(release.as_bytes());
+    image
+}
+
+fn run(program: &str, args: &[&str]) {
+    let output = Command::new(program).args(args).output().expect("installed by scripts/setup");
+    assert!(output.status.success(), "{program} {args:?}: {output:?}");
+}
+
+/// A direct build over a disk with these files, which is an ext4 file system as a whole.
+fn over(files: &[(&str, &[u8])], settings: &str, spec: &str) -> Kiln {
+    let kiln = Kiln::new().machine(&format!("boot = 'direct'\n{settings}")).spec(spec).build();
+    let path = |name: &str| kiln.place().join(name).to_str().expect("UTF-8").to_owned();
+    for (file, content) in [("etc/os-release", &b"ID=debian\n"[..])].iter().chain(files) {
+        let file = Path::new(&path("tree")).join(file);
+        fs::create_dir_all(file.parent().expect("below the tree")).expect("made");
+        fs::write(file, content).expect("written");
+    }
+    run("mke2fs", &["-q", "-F", "-t", "ext4", "-d", &path("tree"), &path("raw"), "16M"]);
+    qemu_img(&["convert", "-O", "qcow2", &path("raw"), &path("base.qcow2")]);
+    fs::remove_dir_all(path("tree")).expect("removed");
+    fs::remove_file(path("raw")).expect("removed");
+    kiln
+}
+
+/// A direct build over a disk with a kernel.
+fn direct(settings: &str, spec: &str) -> Kiln {
+    let files = [
+        ("boot/vmlinuz-6.1.9", &kernel("6.1.9 (x) #1")[..]),
+        ("lib/modules/6.1.9/modules.builtin", BUILTIN.as_bytes()),
+    ];
+    over(&files, settings, spec)
+}
+
+#[test]
+fn i3_a_kernel_without_its_modules_is_no_kernel_for_a_direct_boot() {
+    let files = [
+        ("boot/vmlinuz-6.1.9", &kernel("6.1.9 (x) #1")[..]),
+        ("lib/modules/6.1.10/modules.builtin", BUILTIN.as_bytes()),
+    ];
+    refused_at_once(over(&files, "", STEP).fails(5).stderr_has("no Linux kernel with its modules").stderr_has(FULL));
+}
+
+#[test]
+fn i3_a_kernel_without_a_driver_of_the_machine_names_it() {
+    let files = [
+        ("boot/vmlinuz-6.1.9", &kernel("6.1.9 (x) #1")[..]),
+        ("lib/modules/6.1.9/modules.builtin", b"kernel/virtio_pci.ko\n"),
+    ];
+    let said = "the kernel 6.1.9 of the image has no driver `virtio_blk`";
+    refused_at_once(over(&files, "", STEP).fails(5).stderr_has(said).stderr_has(FULL));
+}
 
 #[test]
 fn i4_a_direct_boot_of_a_disk_without_a_kernel_says_what_to_do() {
     let kiln = Kiln::new().machine("boot = 'direct'").spec(STEP).build();
-    refused_at_once(kiln.fails(5).stderr_has("help: build it with `boot = \"full\"`"));
+    refused_at_once(kiln.fails(5).stderr_has(FULL));
+}
+
+#[test]
+fn i5_a_kernel_that_panics_ends_the_direct_boot() {
+    let kiln = direct("", STEP).fake("panics-at-boot").fails(6);
+    let said = "the direct boot failed: the guest's kernel panicked";
+    refused(kiln.stderr_has(said).stderr_has("Unable to mount root fs").stderr_has(FULL));
+}
+
+#[test]
+fn i6_a_first_process_that_gives_up_is_quoted() {
+    let kiln = direct("", STEP).fake("gives-up-direct-boot").fails(6);
+    let said = "the direct boot failed: no block device with the serial `kiln-disk` appeared in the guest";
+    refused(kiln.stderr_has(said).stderr_has(FULL));
+}
+
+#[test]
+fn i6_a_direct_boot_that_never_speaks_is_given_up() {
+    let kiln = direct(BOOT_TIMEOUT, STEP).fake("never-boots").fails(6);
+    refused(kiln.stderr_has("the direct boot failed: the agent did not answer within 4s of boot").stderr_has(FULL));
+}
+
+#[test]
+fn i7_a_step_that_needs_a_service_names_the_full_boot() {
+    let step = "[[step]]\nrun = 'echo Running in chroot, ignoring command start; exit 1'\n";
+    let kiln = direct("", step).fails(7);
+    refused(kiln.stderr_has("help: no service runs in a direct boot: build with `boot = \"full\"` under [machine]"));
 }

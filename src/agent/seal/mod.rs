@@ -5,11 +5,13 @@
 //! services   stops everything that still writes: a service that logs its own end would undo the work
 //! unmounting unmounts what steps left mounted, since no file behind a mount may be lost
 //! operations carries out the table of `wire::sealing`, by files
+//! labels     gives files their SELinux labels, after a direct boot
 //! times      sets back times later than the build's epoch, if there is one
 //! trimming   discards free blocks, so that deleted content is neither converted nor published
 //! ```
 
 mod files;
+mod labels;
 mod operations;
 mod services;
 mod times;
@@ -30,7 +32,7 @@ use std::time::Instant;
 use self::files::SealRoot;
 use super::leftovers::Leftovers;
 use super::mount_table::{self, MountLine};
-use super::{RequestFailure, init, sys};
+use super::{RequestFailure, boot_mode, init, sys};
 use crate::wire::sealing::{OPERATIONS, SealOperation};
 use crate::wire::{Class, SealReport, SealRequest, UNIT_FOLDERS};
 
@@ -65,6 +67,10 @@ pub fn seal(request: &SealRequest, left: &Leftovers, records: &mut impl Write) -
         operations::carry_out(&root, operation)?;
     }
     run.note("operations done");
+    if boot_mode::is_direct() {
+        let labelled = labels::restore(Path::new("/")).map_err(|error| RequestFailure::io("SELinux labels", &error))?;
+        run.note(&format!("SELinux labels: {labelled:?}"));
+    }
     if let Some(epoch) = request.epoch {
         times::set_back(Path::new("/"), &times::disk_mounts(&table), epoch, records)?;
         run.note("times set back");

@@ -9,6 +9,9 @@ use IdentityForm::{File, FileWith, Lines};
 use IdentityPin::Loose;
 use IdentityRenewal::{Always, By, Never, WhenMissing};
 
+/// A file that is there in a direct boot if systemd is the init of the guest, which does not run.
+pub const SYSTEMD_IS_INIT: &str = "/run/kiln/systemd-is-init";
+
 type Paths = &'static [&'static str];
 
 /// Creates an identity that consists of one or several whole files, on which nothing else depends.
@@ -32,7 +35,11 @@ pub(super) const MACHINE_ID: &[MachineIdentity] = &[
         &["/etc/machine-id"],
         By(&[
             // The next boot is then a first boot for systemd (machine-id(5)); other programs expect an empty file.
-            IdentityMaker { name: "systemd", files: &["/run/systemd/system"], placeholder: Some("uninitialized\n") },
+            IdentityMaker {
+                name: "systemd",
+                files: &["/run/systemd/system", SYSTEMD_IS_INIT],
+                placeholder: Some("uninitialized\n"),
+            },
             IdentityMaker { name: "D-Bus", files: &["/etc/machine-id"], placeholder: Some("") },
         ]),
     ),
