@@ -188,8 +188,8 @@ impl RunningStep<'_, '_> {
         if let StepFailure::NotStarted(why) = &how {
             lines.push(why.clone());
         }
-        let network = self.build.plan.machine.network;
-        StepError::new(self.build, self.index, how, self.lines.tail()).with_hint(&lines, network).into()
+        let error = StepError::new(self.build, self.index, how, self.lines.tail());
+        error.with_hint(&lines, &self.build.plan.machine).into()
     }
 
     /// Creates the failure for a reboot or power-off, which an earlier step may have asked for.

@@ -5,7 +5,8 @@
 
 use regex_lite::Regex;
 
-use crate::specfile::NetworkBackend;
+use crate::plan::machine::PlannedMachine;
+use crate::specfile::{BootMode, NetworkBackend};
 
 #[cfg(test)]
 mod tests;
@@ -204,8 +205,30 @@ const PACKAGES: &[(&str, &str, Option<&str>)] = &[
 /// The warning of sudo in a guest whose own name is not in /etc/hosts; sudo does its work nevertheless.
 const HARMLESS_WARNING: &str = "sudo: unable to resolve host";
 
+/// Lines of commands that need a service, in a guest in which none runs: what systemctl(1) and `invoke-rc.d` of Debian write
+/// there, and what clients write of a service that does not answer. All of them ignore case.
+const SERVICE_MISSING: &[&str] = &[
+    r"running in chroot, ignoring (command|request)|policy-rc\.d denied execution",
+    r"not been booted with systemd|failed to connect to (the )?(system )?(scope )?bus|(dbus|d-bus).*(no such file|not running)",
+    r"cannot connect to the docker daemon|is the (docker )?(daemon|server) running",
+    r"can't connect to (local )?(mysql|mariadb|server)|could not connect to (server|redis)",
+    r"connection refused|\becon+refused\b|connect: no such file or directory",
+];
+
 /// Returns a hint on a command that failed, from the last lines that it wrote.
-pub(crate) fn hint(lines: &[String], network: NetworkBackend) -> Option<String> {
+pub(crate) fn hint(lines: &[String], machine: &PlannedMachine) -> Option<String> {
+    if machine.boot == BootMode::Direct && needs_service(lines) {
+        return Some("no service runs in a direct boot: build with `boot = \"full\"` under [machine]".into());
+    }
+    hint_of_output(lines, machine.network)
+}
+
+fn needs_service(lines: &[String]) -> bool {
+    let patterns = SERVICE_MISSING.iter().filter_map(|pattern| Regex::new(&format!("(?i){pattern}")).ok());
+    patterns.into_iter().any(|regex| lines.iter().any(|line| regex.is_match(line)))
+}
+
+fn hint_of_output(lines: &[String], network: NetworkBackend) -> Option<String> {
     let (trouble, line) = find_trouble(lines)?;
     Some(match trouble {
         T::CommandMissing => describe_command(line)?,

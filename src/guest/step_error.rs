@@ -7,9 +7,9 @@ use crate::context::BuildContext;
 use crate::error::{Failure, Fault, Kind};
 use crate::machine::MachineExit;
 use crate::plan::Plan;
+use crate::plan::machine::PlannedMachine;
 use crate::process::describe_signal;
 use crate::size::format_duration;
-use crate::specfile::NetworkBackend;
 
 use super::hints;
 
@@ -103,8 +103,8 @@ impl StepError {
     }
 
     /// Adds a hint on how to fix it, if these lines of its output allow one.
-    pub(crate) fn with_hint(self, lines: &[String], network: NetworkBackend) -> Self {
-        Self { hint: hints::hint(lines, network), ..self }
+    pub(crate) fn with_hint(self, lines: &[String], machine: &PlannedMachine) -> Self {
+        Self { hint: hints::hint(lines, machine), ..self }
     }
 }
 

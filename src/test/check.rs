@@ -69,7 +69,7 @@ impl<'a> Probe<'a> {
     /// Returns a hint on a command that failed, as far as the output of its last try allows.
     pub(super) fn hint(&self) -> Option<String> {
         let is_command = matches!(self.test.check, Check::Run(_) | Check::Command { .. });
-        is_command.then(|| hints::hint(&self.lines.recent(), self.site.machine.network)).flatten()
+        is_command.then(|| hints::hint(&self.lines.recent(), self.site.machine)).flatten()
     }
 
     /// Repeats the check until it passes or the time for that is over. A guest that ends itself is a failure of the test.

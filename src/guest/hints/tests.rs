@@ -301,17 +301,17 @@ fn every_pattern_can_be_read() {
 fn a_cause_wins_over_what_follows_from_it() {
     let apt = lines(&["  Temporary failure resolving 'deb.debian.org'", "E: Unable to locate package nginx"]);
     assert_eq!(find_trouble(&apt).unwrap().0, T::NoNetwork);
-    let without = hint(&apt, NetworkBackend::None).unwrap();
+    let without = hint_of_output(&apt, NetworkBackend::None).unwrap();
     assert!(without.contains("machine.network = \"user\""), "{without}");
-    assert!(hint(&apt, NetworkBackend::User).unwrap().contains("did not reach that host"));
+    assert!(hint_of_output(&apt, NetworkBackend::User).unwrap().contains("did not reach that host"));
     let unknown = lines(&["E: Unable to locate package nginx"]);
-    assert!(hint(&unknown, NetworkBackend::None).unwrap().contains("machine.network"));
-    assert!(hint(&unknown, NetworkBackend::User).unwrap().contains("apt-get update"));
+    assert!(hint_of_output(&unknown, NetworkBackend::None).unwrap().contains("machine.network"));
+    assert!(hint_of_output(&unknown, NetworkBackend::User).unwrap().contains("apt-get update"));
 }
 
 #[test]
 fn a_missing_command_is_named_with_its_package() {
-    let of = |line: &str| hint(&lines(&[line]), NetworkBackend::User).unwrap();
+    let of = |line: &str| hint_of_output(&lines(&[line]), NetworkBackend::User).unwrap();
     assert_eq!(of("sh: 1: curl: not found"), "the guest does not have `curl`: install the package `curl` first");
     assert!(of("bash: line 1: ps: command not found").contains("`procps` (`procps-ng` on other distributions)"));
     assert!(of("sh: frobnicate: not found").contains("`frobnicate`, or not in the PATH"));
@@ -327,12 +327,34 @@ fn a_word_of_bash_is_named_with_the_way_to_bash() {
         ("step-1: 1: [[: not found", "`[[` is a word of bash: the text"),
         ("step-1: 1: Bad substitution", "the text of a `run` is run by sh"),
     ] {
-        let hint = hint(&lines(&[line]), NetworkBackend::User).unwrap();
+        let hint = hint_of_output(&lines(&[line]), NetworkBackend::User).unwrap();
         assert!(hint.starts_with(expected) && hint.contains("[\"bash\", \"-euc\""), "{hint}");
     }
 }
 
 #[test]
 fn all_other_output_has_no_hint() {
-    assert_eq!(hint(&lines(&["all is well", ""]), NetworkBackend::None), None);
+    assert_eq!(hint_of_output(&lines(&["all is well", ""]), NetworkBackend::None), None);
+}
+
+#[test]
+fn output_that_asks_for_a_service_is_known() {
+    for line in [
+        "Running in chroot, ignoring command 'start'",
+        "Running in chroot, ignoring request: start",
+        "/usr/sbin/policy-rc.d returned 101, not running 'start nginx.service'\ninvoke-rc.d: policy-rc.d denied execution of start.",
+        "System has not been booted with systemd as init system (PID 1). Can't operate.",
+        "Failed to connect to bus: No such file or directory",
+        "Failed to connect to system scope bus via local transport: No such file or directory",
+        "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?",
+        "psql: error: connection to server on socket \"/run/.s.PGSQL.5432\" failed: No such file or directory\n\tIs the server running locally and accepting connections on that socket?",
+        "ERROR 2002 (HY000): Can't connect to local MySQL server through socket '/run/mysqld/mysqld.sock' (2)",
+        "Could not connect to Redis at 127.0.0.1:6379: Connection refused",
+        "curl: (7) Failed to connect to 127.0.0.1 port 80 after 0 ms: Connection refused",
+    ] {
+        assert!(needs_service(&lines(&[line])), "{line}");
+    }
+    for line in ["E: Unable to locate package nginx", "the service is running", "No such file or directory"] {
+        assert!(!needs_service(&lines(&[line])), "{line}");
+    }
 }
