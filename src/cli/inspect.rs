@@ -86,7 +86,8 @@ fn built(manifest: &Manifest) -> String {
 fn machine(manifest: &Manifest) -> String {
     let m = &manifest.machine;
     let why = if m.accel_reason.is_empty() { String::new() } else { format!(" ({})", m.accel_reason) };
-    format!("{}{why}, QEMU {}, {}, {} cpus, {}", m.accel, m.qemu, m.firmware, m.cpus, ByteSize(m.memory))
+    let start = m.boot.as_ref().map_or_else(|| m.firmware.clone(), |boot| format!("{boot} boot"));
+    format!("{}{why}, QEMU {}, {start}, {} cpus, {}", m.accel, m.qemu, m.cpus, ByteSize(m.memory))
 }
 
 fn output(output: &ManifestOutput) -> String {

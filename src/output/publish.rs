@@ -17,7 +17,7 @@ use crate::plan::output::Outputs;
 use crate::plan::{Plan, PlannedStep, StoredBase};
 use crate::secret_scan::LeakPlace;
 use crate::sign::Signer;
-use crate::specfile::NetworkBackend;
+use crate::specfile::{BootMode, NetworkBackend};
 use crate::store::{Artifact, Documents, Evidence, ImageId, Manifest, Staging, manifest};
 
 use super::contents::Contents;
@@ -157,6 +157,7 @@ fn machine(plan: &Plan) -> manifest::ManifestMachine {
         memory: machine.memory.bytes(),
         firmware: machine.firmware.name().to_owned(),
         firmware_sha256: plan.firmware.as_ref().map(|firmware| firmware.code.clone()),
+        boot: (machine.boot == BootMode::Direct).then(|| "direct".to_owned()),
         network: if machine.network == NetworkBackend::User { "user" } else { "none" }.to_owned(),
         private_network: plan.spec.network.private.iter().map(ToString::to_string).collect(),
     }

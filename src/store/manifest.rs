@@ -151,6 +151,9 @@ pub struct ManifestMachine {
     /// SHA-256 of the UEFI firmware's code; `None` for `bios`, whose firmware is a part of QEMU.
     #[serde(default)]
     pub firmware_sha256: Option<String>,
+    /// `direct` where QEMU started the image's kernel with kiln's agent as its first process; `None` for a full boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<String>,
     /// Network: `none` or `user`.
     #[serde(default)]
     pub network: String,

@@ -6,6 +6,7 @@
 use serde_json::{Value, json};
 
 use crate::store::Manifest;
+use crate::store::manifest::ManifestMachine;
 
 use super::{StepInput, time};
 
@@ -37,10 +38,7 @@ pub(super) fn document(manifest: &Manifest, inputs: &[StepInput]) -> Value {
                     "buildKey": manifest.build_key, "sourceDateEpoch": manifest.source_date_epoch,
                 },
                 "internalParameters": {
-                    "machine": {
-                        "accelerator": machine.accel, "qemu": machine.qemu, "cpus": machine.cpus,
-                        "memory": machine.memory, "firmware": machine.firmware, "network": machine.network,
-                    },
+                    "machine": describe_machine(machine),
                     "steps": steps,
                 },
                 "resolvedDependencies": std::iter::once(base).chain(brought).collect::<Vec<_>>(),
@@ -57,4 +55,16 @@ pub(super) fn document(manifest: &Manifest, inputs: &[StepInput]) -> Value {
             },
         },
     })
+}
+
+/// Describes the machine of the build. A full boot is not named, so that documents of before say the same.
+fn describe_machine(machine: &ManifestMachine) -> Value {
+    let mut about = json!({
+        "accelerator": machine.accel, "qemu": machine.qemu, "cpus": machine.cpus,
+        "memory": machine.memory, "firmware": machine.firmware, "network": machine.network,
+    });
+    if let Some(boot) = &machine.boot {
+        about["boot"] = json!(boot);
+    }
+    about
 }
