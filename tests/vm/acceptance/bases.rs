@@ -1,17 +1,10 @@
 //! Bases of other makes than the one that every run of the tests boots.
 
 use std::fs;
-use std::path::PathBuf;
 
+use super::base;
 use crate::bench::{Bench, manifest, root, run};
 use crate::contents::{HARD, assert_lists_are_equal, found_in_a_guest};
-
-/// Returns a base that `scripts/acceptance` has made.
-fn base(name: &str) -> PathBuf {
-    let base = root().join(format!("fixtures/cache/{name}.qcow2"));
-    assert!(base.exists(), "{} is not there: run scripts/acceptance bases", base.display());
-    base
-}
 
 /// rpm's database instead of dpkg's, with one package.
 const RPM: &str = r#"

@@ -3,9 +3,21 @@
 mod bases;
 mod broken;
 mod clones;
+mod direct;
 mod families;
 mod formats;
 mod histories;
 mod images;
 mod kills;
 mod older_qemu;
+
+use std::path::PathBuf;
+
+use crate::bench::root;
+
+/// Returns a base that `scripts/acceptance` has made.
+fn base(name: &str) -> PathBuf {
+    let base = root().join(format!("fixtures/cache/{name}.qcow2"));
+    assert!(base.exists(), "{} is not there: scripts/acceptance makes it", base.display());
+    base
+}
