@@ -3,8 +3,8 @@
 use std::fs;
 
 use super::base;
+use super::listing::{HARD, assert_lists_are_equal, found_in_a_guest};
 use crate::bench::{Bench, manifest, root, run};
-use crate::contents::{HARD, assert_lists_are_equal, found_in_a_guest};
 
 /// rpm's database instead of dpkg's, with one package.
 const RPM: &str = r#"

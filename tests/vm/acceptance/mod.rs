@@ -9,6 +9,7 @@ mod formats;
 mod histories;
 mod images;
 mod kills;
+mod listing;
 mod older_qemu;
 
 use std::path::PathBuf;
