@@ -13,6 +13,7 @@
 //! The signal is blocked in the probe thread except inside `KVM_RUN` (`KVM_SET_SIGNAL_MASK`), so it needs no handler,
 //! changes nothing for the rest of the process, and cannot fall into the gap before the ioctl.
 
+use std::arch::x86_64::__cpuid;
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, CString};
 use std::os::fd::AsRawFd;
@@ -47,6 +48,23 @@ const GUEST_LIMIT: Duration = Duration::from_millis(40);
 const TRIAL_LIMIT: Duration = Duration::from_millis(5);
 /// Wall time after which the probe gives up a guest, or a kernel that does not even return to the probe thread.
 const WALL_LIMIT: Duration = Duration::from_millis(400);
+
+/// What QEMU's software emulation calls itself in CPUID, and how much longer than hardware it takes for everything. On a
+/// host that it emulates, the limits for hardware would say nothing about KVM.
+const TCG_SIGNATURE: &[u8; 12] = b"TCGTCGTCGTCG";
+const TCG_SLOWNESS: u32 = 100;
+/// CPUID leaf in which a hypervisor names itself (the kernel's `Documentation/virt/kvm/x86/cpuid.rst`).
+const HYPERVISOR_LEAF: u32 = 0x4000_0000;
+
+/// Returns a limit as it applies on this host.
+fn on_this_host(limit: Duration) -> Duration {
+    if is_emulated_by_tcg() { limit * TCG_SLOWNESS } else { limit }
+}
+
+fn is_emulated_by_tcg() -> bool {
+    let leaf = __cpuid(HYPERVISOR_LEAF);
+    [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes).as_flattened() == TCG_SIGNATURE
+}
 
 /// Runs the probe: under 100 ms on a host that has a processor to spare for it.
 ///
@@ -90,7 +108,7 @@ fn verdict_of(work: impl FnOnce() -> Result<(), KvmVerdict> + Send + 'static) ->
                 return KvmVerdict::Error { doing: "the probe", reason: "its thread panicked".into() };
             }
             // A thread to which the kernel never returns cannot be ended; it is left behind with its resources.
-            Err(RecvTimeoutError::Timeout) if began.elapsed() > 2 * WALL_LIMIT => {
+            Err(RecvTimeoutError::Timeout) if began.elapsed() > 2 * on_this_host(WALL_LIMIT) => {
                 return KvmVerdict::TooSlow { at: "KVM's system calls", took: began.elapsed() };
             }
             Err(RecvTimeoutError::Timeout) => {
@@ -272,7 +290,7 @@ fn run_guest(kvm: &Kvm, cpuid: &CpuId, trials: &[Trial]) -> Result<(), KvmVerdic
             let saw = format!("the answer {answer} where {} is right", trial.answer);
             return Err(KvmVerdict::InternalError { at: trial.name, saw });
         }
-        if took > TRIAL_LIMIT {
+        if took > on_this_host(TRIAL_LIMIT) {
             return Err(KvmVerdict::TooSlow { at: trial.name, took });
         }
     }
@@ -323,7 +341,7 @@ impl Stopwatch {
 
     fn check(&self, at: &'static str) -> Result<(), KvmVerdict> {
         let used = self.used()?;
-        if used > GUEST_LIMIT || self.wall.elapsed() > WALL_LIMIT {
+        if used > on_this_host(GUEST_LIMIT) || self.wall.elapsed() > on_this_host(WALL_LIMIT) {
             return Err(KvmVerdict::TooSlow { at, took: used });
         }
         Ok(())

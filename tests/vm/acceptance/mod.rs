@@ -10,6 +10,7 @@ mod histories;
 mod images;
 mod kills;
 mod listing;
+mod nested_kvm;
 mod older_qemu;
 
 use std::path::PathBuf;
