@@ -12,6 +12,7 @@ use super::bus::{Bus, Property};
 use super::login::SYSTEM_PATH;
 use super::processes::every_process;
 use super::sys;
+use crate::wire::power_words::mentions_power;
 
 /// The signal that makes systemd power off at once, with file systems unmounted (systemd(1), SIGRTMIN+14).
 const POWER_OFF: u8 = sys::SIGRTMIN + 14;
@@ -23,8 +24,6 @@ const INHIBITORS: &str = "/run/systemd/inhibit";
 const TRANSIENT_UNITS: &str = "/run/systemd/transient";
 /// Exists while `OpenRC` stops services.
 const OPENRC_STOPPING: &str = "/run/openrc/rc.stopping";
-/// Words of commands that turn a machine off or restart it.
-const POWER_WORDS: [&str; 6] = ["reboot", "poweroff", "shutdown", "halt", "kexec", "telinit"];
 
 /// Powers the guest off. Every init system has a `poweroff`, which stops services first. Sealing has already stopped
 /// systemd's services: its `--force` proceeds at once to ending processes and unmounting file systems (systemctl(1); that of
@@ -92,10 +91,6 @@ fn has_power_timer() -> bool {
     })
 }
 
-fn mentions_power(line: &str) -> bool {
-    line.split(|c: char| !c.is_alphanumeric()).any(|word| POWER_WORDS.contains(&word))
-}
-
 /// Reads the run level of sysvinit from utmp, and returns whether it is 0 or 6: the guest is going down.
 fn is_last_runlevel() -> bool {
     let utmp = fs::read("/run/utmp").unwrap_or_default();
@@ -117,13 +112,6 @@ fn runs_shutdown() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_timer_that_reboots_is_told_from_others() {
-        assert!(mentions_power("ExecStart=@/usr/bin/systemctl \"/usr/bin/systemctl\" \"reboot\""));
-        assert!(mentions_power("ExecStart=\"/sbin/shutdown\" \"-r\" \"now\""));
-        assert!(!mentions_power("ExecStart=\"/usr/bin/check\" \"rebooted\""));
-    }
 
     #[test]
     fn the_run_level_is_that_of_the_last_record() {

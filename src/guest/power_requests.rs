@@ -3,10 +3,9 @@
 use crate::plan::PlannedStep;
 use crate::session::Aftermath;
 use crate::specfile::{Action, Command};
+use crate::wire::power_words::mentions_power;
 
-/// Words of commands that turn a machine off or restart it.
-const POWER_WORDS: [&str; 7] = ["reboot", "poweroff", "shutdown", "halt", "kexec", "telinit", "sysrq"];
-/// The size of the largest script that is searched for those words, bytes.
+/// The size of the largest script that is searched for words of such commands, bytes.
 const LARGEST_SCRIPT: u64 = 1 << 20;
 
 /// Steps since the last boot that may have asked for a reboot or power-off that comes later.
@@ -54,21 +53,5 @@ fn step_text(step: &PlannedStep) -> String {
             }
         }
         _ => String::new(),
-    }
-}
-
-fn mentions_power(text: &str) -> bool {
-    text.split(|c: char| !c.is_alphanumeric()).any(|word| POWER_WORDS.contains(&word))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_whole_words_turn_a_machine_off() {
-        assert!(mentions_power("(sleep 60; /sbin/reboot) &"));
-        assert!(mentions_power("systemctl poweroff"));
-        assert!(!mentions_power("echo rebooted; touch /var/run/reboots"));
     }
 }
