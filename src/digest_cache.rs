@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::digest::hex;
+use crate::digest::Sha256Digest;
 use crate::ownership::create_private_path;
 
 /// Time after a change in which a digest is not remembered, longer than the clock tick of every file system in use (FAT
@@ -31,10 +31,10 @@ const FILE: &str = "digests.json";
 const SCHEMA: u32 = 1;
 
 /// A digest of a file or tree, with its size.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DigestRecord {
-    /// SHA-256, hex.
-    pub sha256: String,
+    /// SHA-256 of the file, or of the tree in a form of its own.
+    pub sha256: Sha256Digest,
     /// Size of all regular files, bytes.
     pub bytes: u64,
     /// Number of files, folders and links.
@@ -44,7 +44,7 @@ pub struct DigestRecord {
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct StoredDigests {
     schema: u32,
-    digests: BTreeMap<String, CachedDigest>,
+    digests: BTreeMap<Sha256Digest, CachedDigest>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -64,7 +64,7 @@ pub struct DigestCache {
 
 #[derive(Debug, Default)]
 struct DigestTable {
-    digests: BTreeMap<String, CachedDigest>,
+    digests: BTreeMap<Sha256Digest, CachedDigest>,
     changed: bool,
 }
 
@@ -94,31 +94,31 @@ impl DigestCache {
     ) -> Result<DigestRecord, E> {
         let began = SystemTime::now();
         let before = ChangeStamp::of(purpose, path).ok();
-        if let Some(known) = before.as_ref().and_then(|stamp| self.recall(&stamp.id)) {
+        if let Some(known) = before.as_ref().and_then(|stamp| self.recall(stamp.id)) {
             return Ok(known);
         }
         let digested = compute()?;
         if let Some(before) = before.filter(|stamp| stamp.settled(began))
             && ChangeStamp::of(purpose, path).is_ok_and(|after| after.id == before.id)
         {
-            self.remember(before.id, digested.clone());
+            self.remember(before.id, digested);
         }
         Ok(digested)
     }
 
-    fn recall(&self, id: &str) -> Option<DigestRecord> {
+    fn recall(&self, id: Sha256Digest) -> Option<DigestRecord> {
         let mut state = self.state.lock().expect("nobody panics with the lock");
-        let entry = state.digests.get_mut(id)?;
+        let entry = state.digests.get_mut(&id)?;
         let now = seconds();
         let stale = now.saturating_sub(entry.used) > 24 * 3600;
         entry.used = now;
-        let digested = entry.digested.clone();
+        let digested = entry.digested;
         // This alone is not worth writing the file at every build.
         state.changed |= stale;
         Some(digested)
     }
 
-    fn remember(&self, id: String, digested: DigestRecord) {
+    fn remember(&self, id: Sha256Digest, digested: DigestRecord) {
         let mut state = self.state.lock().expect("nobody panics with the lock");
         state.digests.insert(id, CachedDigest { digested, used: seconds() });
         state.changed = true;
@@ -168,7 +168,7 @@ fn seconds() -> u64 {
 
 /// Identifies a state of a file or a tree.
 struct ChangeStamp {
-    id: String,
+    id: Sha256Digest,
     /// The latest change of any of its entries, nanoseconds since 1970.
     latest: i128,
 }
@@ -192,7 +192,7 @@ impl ChangeStamp {
                 }
             }
         }
-        Ok(Self { id: hex(&hasher.sha.finalize()), latest: hasher.latest })
+        Ok(Self { id: hasher.sha.into(), latest: hasher.latest })
     }
 
     /// Returns whether the last change was long enough before `began`. A time in the future never is.
@@ -233,12 +233,16 @@ mod tests {
     use std::convert::Infallible;
     use std::fs::File;
 
-    /// Requests the digest of `path`; returns it, and whether it had to be computed.
-    fn ask(memo: &DigestCache, path: &Path, sha256: &str) -> (String, bool) {
+    fn record(content: &str) -> DigestRecord {
+        DigestRecord { sha256: Sha256Digest::of(content), bytes: 1, entries: 1 }
+    }
+
+    /// Requests the digest of `path`, which is computed as that of `content`; returns it, and whether it had to be computed.
+    fn ask(memo: &DigestCache, path: &Path, content: &str) -> (Sha256Digest, bool) {
         let computed = Cell::new(false);
         let compute = || {
             computed.set(true);
-            Ok::<_, Infallible>(DigestRecord { sha256: sha256.into(), bytes: 1, entries: 1 })
+            Ok::<_, Infallible>(record(content))
         };
         let Ok(digested) = memo.digest("test", path, compute);
         (digested.sha256, computed.get())
@@ -258,18 +262,18 @@ mod tests {
         let file = tree.join("sub/file");
         fs::write(&file, "one").unwrap();
         let memo = DigestCache::load(&cache);
-        assert_eq!(ask(&memo, &tree, "young"), ("young".into(), true));
-        assert_eq!(ask(&memo, &tree, "still young"), ("still young".into(), true));
+        assert_eq!(ask(&memo, &tree, "young"), (Sha256Digest::of("young"), true));
+        assert_eq!(ask(&memo, &tree, "still young"), (Sha256Digest::of("still young"), true));
         grow_old();
-        assert_eq!(ask(&memo, &tree, "one"), ("one".into(), true));
+        assert_eq!(ask(&memo, &tree, "one"), (Sha256Digest::of("one"), true));
         memo.save().unwrap();
         let memo = DigestCache::load(&cache);
-        assert_eq!(ask(&memo, &tree, "two"), ("one".into(), false));
+        assert_eq!(ask(&memo, &tree, "two"), (Sha256Digest::of("one"), false));
         // Same size, and modification time set back.
         let mtime = fs::metadata(&file).unwrap().modified().unwrap();
         fs::write(&file, "two").unwrap();
         File::options().write(true).open(&file).unwrap().set_modified(mtime).unwrap();
-        assert_eq!(ask(&memo, &tree, "two"), ("two".into(), true));
+        assert_eq!(ask(&memo, &tree, "two"), (Sha256Digest::of("two"), true));
     }
 
     #[test]
@@ -281,7 +285,7 @@ mod tests {
         let memo = DigestCache::load(folder.path());
         let compute = || {
             fs::write(&file, "two").unwrap();
-            Ok::<_, Infallible>(DigestRecord { sha256: "mixed".into(), bytes: 1, entries: 1 })
+            Ok::<_, Infallible>(record("mixed"))
         };
         let Ok(_) = memo.digest("test", &file, compute);
         assert!(memo.state.lock().unwrap().digests.is_empty());
@@ -299,9 +303,9 @@ mod tests {
     fn d5_a_torn_memory_is_forgotten_and_written_anew() {
         let folder = tempfile::tempdir().unwrap();
         let known = |memo: &DigestCache| memo.state.lock().unwrap().digests.len();
-        let digested = DigestRecord { sha256: "one".into(), bytes: 1, entries: 1 };
+        let digested = record("one");
         let memo = DigestCache::load(folder.path());
-        memo.remember("a".into(), digested.clone());
+        memo.remember(Sha256Digest::of("a"), digested);
         memo.save().unwrap();
         let path = folder.path().join(FILE);
         let sound = fs::read(&path).unwrap();
@@ -312,11 +316,15 @@ mod tests {
                 assert_eq!(known(&DigestCache::load(folder.path())), 0, "{length} {rest}");
             }
         }
-        let newer = String::from_utf8(sound).unwrap().replacen("\"schema\":1", "\"schema\":2", 1);
-        fs::write(&path, newer).unwrap();
+        let sound = String::from_utf8(sound).unwrap();
+        let malformed = sound.replace(&digested.sha256.to_string(), "../../etc/passwd");
+        let newer = sound.replacen("\"schema\":1", "\"schema\":2", 1);
+        for unusable in [malformed, newer] {
+            fs::write(&path, unusable).unwrap();
+            assert_eq!(known(&DigestCache::load(folder.path())), 0);
+        }
         let memo = DigestCache::load(folder.path());
-        assert_eq!(known(&memo), 0);
-        memo.remember("a".into(), digested);
+        memo.remember(Sha256Digest::of("a"), digested);
         memo.save().unwrap();
         assert_eq!(known(&DigestCache::load(folder.path())), 1);
     }

@@ -118,7 +118,7 @@ pub fn in_store(listing: &StoreListing, files: &KnownFiles<'_>) -> Vec<OutdatedI
 /// cannot be detected.
 pub fn unknown<'a>(listing: &'a StoreListing, files: &KnownFiles<'_>) -> Vec<&'a Summary> {
     let of_files = listing.versions.iter().filter(|summary| is_asked(listing, summary) && is_file(&summary.base));
-    of_files.filter(|summary| files.known.find(&summary.base.sha256).is_none()).collect()
+    of_files.filter(|summary| files.known.find(summary.base.sha256).is_none()).collect()
 }
 
 /// Returns whether a base image was a file of this host. A download is identified by its digest, which a spec states.
@@ -200,7 +200,7 @@ fn has_file(now: &Summary, made: &Summary) -> bool {
 impl KnownFiles<'_> {
     /// Returns the reason that the file gives from which an image was built; `None` if its path is not recorded here.
     fn of_file(&self, summary: &Summary) -> Option<OutdatedReason> {
-        let file = self.known.find(&summary.base.sha256)?;
+        let file = self.known.find(summary.base.sha256)?;
         match base_sha256(&file, self.memo) {
             Ok(sha256) if sha256 == summary.base.sha256 => None,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Some(OutdatedReason::file_gone(&file)),
@@ -232,6 +232,7 @@ impl fmt::Display for OutdatedReason {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::Sha256Digest;
     use crate::store::ImageId;
     use crate::store::manifest::{ManifestBaseImage, ManifestImage, ManifestOutput};
 
@@ -244,7 +245,7 @@ mod tests {
                 name: name.into(),
                 version: version.into(),
                 build_key: disk.into(),
-                disk_sha256: disk.into(),
+                disk_sha256: Sha256Digest::of(disk),
             }
         };
         Summary {
@@ -255,13 +256,16 @@ mod tests {
             image: ManifestImage::default(),
             base: ManifestBase {
                 source: source.into(),
-                sha256: image.map_or("file", |(_, disk)| disk).into(),
+                sha256: Sha256Digest::of(image.map_or("file", |(_, disk)| disk)),
                 format: "qcow2".into(),
                 image: image.map(base_image),
             },
-            outputs: vec![ManifestOutput { format: "qcow2".into(), sha256: disk.into(), ..ManifestOutput::default() }],
+            outputs: vec![ManifestOutput {
+                sha256: Sha256Digest::of(disk),
+                ..ManifestOutput::staged("disk", "qcow2", 1)
+            }],
             build_key: disk.into(),
-            disk_sha256: disk.into(),
+            disk_sha256: Sha256Digest::of(disk),
             folder: "/".into(),
         }
     }

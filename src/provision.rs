@@ -8,7 +8,7 @@ use tokio::task::spawn_blocking;
 use crate::cache::step_cache::StepCache;
 use crate::context::{BuildContext, ScratchError};
 use crate::deadline::{DeadlineError, unless_agent_ends};
-use crate::digest::hex;
+use crate::digest::Sha256Digest;
 use crate::error::Failure;
 use crate::event::{Channel, Event, Events, NoticeLevel, Stage};
 use crate::guest::boot::Guest;
@@ -286,8 +286,8 @@ impl RunningStep<'_, '_> {
         self.check_tree(sent.sha256, &copy.from)
     }
 
-    fn check_tree(&self, sent: [u8; 32], path: &Path) -> Result<(), Failure> {
-        Ok(check_sent(self.planned, &InputDigest::Tree(hex(&sent)), path)?)
+    fn check_tree(&self, sent: Sha256Digest, path: &Path) -> Result<(), Failure> {
+        Ok(check_sent(self.planned, &InputDigest::Tree(sent), path)?)
     }
 
     fn input_bytes(&self) -> u64 {

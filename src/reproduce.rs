@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::ops::ControlFlow;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
@@ -14,7 +13,7 @@ use tokio::task::spawn_blocking;
 use crate::cache::step_cache::StepCache;
 use crate::context::{BuildContext, BuildOptions, ScratchError};
 use crate::deadline::Deadline;
-use crate::digest::{hex, sha256_file};
+use crate::digest::{Sha256Digest, sha256_file};
 use crate::disk::chain::open_files;
 use crate::disk::entry::{ContentDigest, DiskEntry, canonical};
 use crate::disk::listing::split_field;
@@ -83,17 +82,26 @@ struct ComparedFile {
 
 /// Every file of a sealed disk, and of what its steps fetched.
 struct BuildResult {
-    content_sha256: String,
+    content_sha256: Sha256Digest,
     all: BTreeMap<Vec<u8>, ComparedFile>,
-    /// Digests by path.
-    fetched: BTreeMap<PathBuf, String>,
+    fetched: FetchedFiles,
+}
+
+/// What steps fetched, by path.
+type FetchedFiles = BTreeMap<PathBuf, FetchedContent>;
+
+/// The content of something that a step fetched.
+#[derive(Debug, PartialEq, Eq)]
+enum FetchedContent {
+    File(Sha256Digest),
+    Link(PathBuf),
 }
 
 /// Builds twice, without cache, tests and outputs, and compares the files. Returns the `content_sha256` that both have.
 ///
 /// # Errors
 /// When a build fails, or the files differ.
-pub async fn reproduce(plan: &Plan, around: &BuildOptions) -> Result<String, Failure> {
+pub async fn reproduce(plan: &Plan, around: &BuildOptions) -> Result<Sha256Digest, Failure> {
     let limits = Deadline::new(around.cancel.clone(), plan.spec.build.timeout.saturating_mul(2));
     let mut first = plan.clone();
     // Programs that respect `SOURCE_DATE_EPOCH` see the same time in both builds.
@@ -150,20 +158,20 @@ async fn once(plan: &Plan, around: &BuildOptions, limits: Deadline) -> Result<Bu
 }
 
 /// Returns the digests of what steps fetched: of the content of a file, or of the target of a link.
-fn digest_fetched(folder: &Path, files: Vec<PathBuf>) -> io::Result<BTreeMap<PathBuf, String>> {
+fn digest_fetched(folder: &Path, files: Vec<PathBuf>) -> io::Result<FetchedFiles> {
     let digests = files.into_iter().map(|file| {
         let path = folder.join(&file);
-        let digest = if fs::symlink_metadata(&path)?.is_symlink() {
-            format!("link to {}", hex(fs::read_link(&path)?.as_os_str().as_bytes()))
+        let content = if fs::symlink_metadata(&path)?.is_symlink() {
+            FetchedContent::Link(fs::read_link(&path)?)
         } else {
-            hex(&sha256_file(&File::open(&path)?)?)
+            FetchedContent::File(sha256_file(&File::open(&path)?)?)
         };
-        Ok((file, digest))
+        Ok((file, content))
     });
     digests.collect()
 }
 
-fn fetched_differences(one: &BTreeMap<PathBuf, String>, other: &BTreeMap<PathBuf, String>) -> Vec<String> {
+fn fetched_differences(one: &FetchedFiles, other: &FetchedFiles) -> Vec<String> {
     let files: BTreeSet<&PathBuf> = one.keys().chain(other.keys()).collect();
     let differences = files.into_iter().filter_map(|file| {
         let how = match (one.get(file), other.get(file)) {
@@ -180,7 +188,7 @@ fn fetched_differences(one: &BTreeMap<PathBuf, String>, other: &BTreeMap<PathBuf
 fn read(
     disk: &crate::disk::chain::Chain,
     evidence: &GuestEvidence,
-    fetched: BTreeMap<PathBuf, String>,
+    fetched: FetchedFiles,
 ) -> Result<BuildResult, Failure> {
     let mut content = ContentDigest::new();
     let mut all = BTreeMap::new();
@@ -193,7 +201,7 @@ fn read(
     if !is_whole {
         return Err(ComparisonError { missing: view.missing }.into());
     }
-    Ok(BuildResult { content_sha256: hex(&content.finish()), all, fetched })
+    Ok(BuildResult { content_sha256: content.finish(), all, fetched })
 }
 
 fn found(entry: &DiskEntry, writers: &Attribution) -> ComparedFile {

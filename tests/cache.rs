@@ -95,7 +95,7 @@ fn a_plan_says_why_a_layer_that_is_there_is_not_used() {
     };
     edit_layers(&first, |facts| {
         if let Some(memory) = facts["memory"].as_object_mut() {
-            memory["machine"] = "another".into();
+            memory["machine"] = "0".repeat(64).into();
         }
     });
     kept("in the cache with the memory of another QEMU, processor or firmware");

@@ -314,10 +314,13 @@ fn seeds(folder: &Path) -> Vec<Seed> {
 }
 
 const MANIFEST: &str = r#"{"schema": 1, "sequence": 1, "kiln": "0.1.0", "image": {"name": "web", "version": "1"},
-"build_key": "k", "base": {"source": "a", "sha256": "00", "format": "qcow2"}, "machine": {"accel": "tcg", "qemu": "10",
-"cpus": 2, "memory": 1073741824, "firmware": "bios"}, "steps": [{"name": "a", "verb": "run", "key": "k", "cached": false,
-"seconds": 1.5}], "outputs": [{"file": "a", "format": "qcow2", "bytes": 1, "virtual_bytes": 2, "sha256": "00"}],
-"disk_sha256": "00", "packages": [], "tests": [{"name": "a", "ok": true, "seconds": 1, "definition": {"run": [1, 2]}}],
+"build_key": "k", "machine": {"accel": "tcg", "qemu": "10", "cpus": 2, "memory": 1073741824, "firmware": "bios"},
+"base": {"source": "a", "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "format": "qcow2"},
+"steps": [{"name": "a", "verb": "run", "key": "k", "cached": false, "seconds": 1.5}],
+"outputs": [{"file": "a", "format": "qcow2", "bytes": 1, "virtual_bytes": 2,
+"sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}],
+"disk_sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+"packages": [], "tests": [{"name": "a", "ok": true, "seconds": 1, "definition": {"run": [1, 2]}}],
 "started": "2026-01-02T03:04:05Z", "finished": "2026-01-02T03:05:05Z"}"#;
 
 fn make_listing(folder: &Path, disk: &Path) -> PathBuf {

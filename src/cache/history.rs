@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use crate::digest::Sha256Digest;
 use crate::digest_cache;
 use crate::plan::Plan;
 use crate::plan::trace::Trace;
@@ -40,24 +41,22 @@ pub struct BaseFiles<'a> {
 }
 
 impl BaseFiles<'_> {
-    fn path(self, sha256: &str) -> PathBuf {
-        self.cache.join("bases").join(sha256)
+    fn path(self, sha256: Sha256Digest) -> PathBuf {
+        self.cache.join("bases").join(sha256.to_string())
     }
 
     /// Returns the path that the file of this digest had when an image was last built on it, if that is recorded here.
     #[must_use]
-    pub fn find(self, sha256: &str) -> Option<PathBuf> {
-        // A manifest may come from anybody.
-        let is_digest = sha256.len() == 64 && sha256.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let file = is_digest.then(|| fs::read(self.path(sha256)).ok()).flatten()?;
+    pub fn find(self, sha256: Sha256Digest) -> Option<PathBuf> {
+        let file = fs::read(self.path(sha256)).ok()?;
         Some(PathBuf::from(OsString::from_vec(file))).filter(|file| file.is_absolute())
     }
 
     /// Records the path of a plan's base image. Downloads and images of the store are located in other ways.
     pub(crate) fn remember(self, plan: &Plan) -> io::Result<()> {
         match &plan.spec.base.source {
-            BaseSource::File(file) if self.find(&plan.base.sha256).as_ref() != Some(file) => {
-                digest_cache::replace(&self.path(&plan.base.sha256), file.as_os_str().as_bytes())
+            BaseSource::File(file) if self.find(plan.base.sha256).as_ref() != Some(file) => {
+                digest_cache::replace(&self.path(plan.base.sha256), file.as_os_str().as_bytes())
             }
             _ => Ok(()),
         }

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::task::spawn_blocking;
 
 use crate::context::BuildContext;
+use crate::digest::Sha256Digest;
 use crate::disk::qcow2::create_overlay;
 use crate::error::Failure;
 use crate::event::{Events, NoticeLevel};
@@ -98,7 +99,7 @@ pub(crate) struct StepCache<'a> {
     events: Events,
     /// The cache, or `None` where nothing is kept: with `--no-cache`, or where the folder is not usable.
     cache: Option<LayerCache>,
-    machine: String,
+    machine: Sha256Digest,
     stack: Option<Stack>,
     /// Frozen overlays of this build, oldest first.
     frozen: Vec<PathBuf>,
@@ -386,7 +387,7 @@ impl<'a> StepCache<'a> {
         let hello = serde_json::to_value(&guest.hello).expect("a hello is plain data");
         match written {
             Ok(format) => {
-                let machine = self.machine.clone();
+                let machine = self.machine;
                 Ok(Some(Some(RecordedMemory { format: format.name().to_owned(), machine, hello })))
             }
             Err(error) if guest.machine.frozen() > frozen => {

@@ -63,8 +63,8 @@ fn summary(artifact: &Artifact) -> String {
     page.line("base", &format!("{} ({}, sha256 {})", manifest.base.source, manifest.base.format, manifest.base.sha256));
     page.line("machine", &machine(manifest));
     page.line("build key", &manifest.build_key);
-    page.line("disk sha256", &manifest.disk_sha256);
-    page.line("content", manifest.content_sha256.as_deref().unwrap_or_default());
+    page.line("disk sha256", &manifest.disk_sha256.to_string());
+    page.line("content", &manifest.content_sha256.map(|sha256| sha256.to_string()).unwrap_or_default());
     if !manifest.packages.is_empty() {
         page.line("packages", &manifest.packages.len().to_string());
     }
@@ -111,6 +111,7 @@ fn test(test: &ManifestTest) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::Sha256Digest;
     use crate::store::manifest::ListedContents;
     use crate::store::testing::{TestStore, written};
 
@@ -118,21 +119,23 @@ mod tests {
     fn a_summary_tells_the_story() {
         let shelf = TestStore::with(&["web@1"]);
         let text = written(|out| run(&shelf.store, &"web".parse().unwrap(), false, out)).unwrap();
-        let sha256 = shelf.store.artifact(&"web".parse().unwrap()).unwrap().manifest().outputs[0].sha256.clone();
+        let sha256 = shelf.store.artifact(&"web".parse().unwrap()).unwrap().manifest().outputs[0].sha256;
         let expected = format!(
             "image         web@1
 folder        {}/web/1
 built         2026-01-02 03:05:05 UTC, in 60s, by kiln 0.1.0
-base          debian-12.qcow2 (qcow2, sha256 9f2c)
+base          debian-12.qcow2 (qcow2, sha256 {})
 machine       tcg, QEMU 10.0.2, bios, 2 cpus, 1GiB
 build key     disk
-disk sha256   00ff
+disk sha256   {}
 outputs
   - web-1.qcow2  qcow2  4B, disk 8GiB  sha256 {sha256}
 steps
   - install (run)  1.5s
 ",
-            shelf.store.path().display()
+            shelf.store.path().display(),
+            Sha256Digest::of("debian-12.qcow2"),
+            Sha256Digest::of("disk"),
         );
         assert_eq!(text, expected);
     }

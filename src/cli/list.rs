@@ -110,6 +110,7 @@ pub(super) fn age(seconds: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::Sha256Digest;
     use crate::store::testing::{TestStore, written};
 
     #[test]
@@ -151,11 +152,12 @@ web   1          old,stable  4B    2 days ago  qcow2    debian-12.qcow2
         let text = written(|out| run(&shelf.store, true, out)).unwrap();
         let list: Value = serde_json::from_str(&text).unwrap();
         let path = shelf.store.path().join("web/1");
+        let (base, disk) = (Sha256Digest::of("debian-12.qcow2"), Sha256Digest::of("disk"));
         let expected = serde_json::json!([{
             "name": "web", "version": "1", "tags": [], "sequence": 1, "created": "2026-01-02T03:05:05Z",
             "description": "", "labels": {}, "bytes": 4, "virtual_bytes": 8_u64 << 30, "formats": ["qcow2"],
-            "base": { "source": "debian-12.qcow2", "sha256": "9f2c", "format": "qcow2", "image": null },
-            "lineage": ["debian-12.qcow2"], "build_key": "disk", "disk_sha256": "00ff", "path": path,
+            "base": { "source": "debian-12.qcow2", "sha256": base, "format": "qcow2", "image": null },
+            "lineage": ["debian-12.qcow2"], "build_key": "disk", "disk_sha256": disk, "path": path,
         }]);
         assert_eq!(list, expected);
     }

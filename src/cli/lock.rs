@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use crate::digest::Sha256Digest;
 use crate::error::Failure;
 use crate::event::NoticeLevel;
 use crate::plan::graph::{Graph, SpecNode};
@@ -49,7 +50,7 @@ pub(super) async fn run(args: LockArgs, context: CommandContext<'_>, out: &mut d
     for node in graph.nodes() {
         let parent = node.parent.map(|parent| graph.nodes()[parent].id());
         let (image, sha256) = found(node, parent, &bases).await?;
-        let told = image.as_deref().or(sha256.as_deref()).unwrap_or_default();
+        let told = image.clone().or(sha256.map(|sha256| sha256.to_string())).unwrap_or_default();
         events.notice(NoticeLevel::Info, format!("{}: {} is {told}", node.id(), source(&node.spec)));
         let pins = match files.entry(folder(&node.spec.path)) {
             std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
@@ -80,13 +81,13 @@ async fn found(
     node: &SpecNode,
     parent: Option<String>,
     bases: &BaseResolver,
-) -> Result<(Option<String>, Option<String>), Failure> {
+) -> Result<(Option<String>, Option<Sha256Digest>), Failure> {
     if let BaseSource::Spec { .. } = node.spec.base.source {
         return Ok((parent, None));
     }
     let LocatedBase { file, image, downloaded, .. } = &bases.locate(&node.spec, None).await?;
     let sha256 = match downloaded {
-        Some(sha256) => sha256.clone(),
+        Some(sha256) => *sha256,
         None => base_sha256(file, &bases.memo).map_err(unreadable_base(file))?,
     };
     Ok((image.as_ref().map(|image| format!("{}@{}", image.name, image.version)), Some(sha256)))

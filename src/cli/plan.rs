@@ -132,7 +132,7 @@ fn as_json(plan: &Plan, fates: &StepReasons) -> Value {
 
 /// Returns a digest as an in-toto `DigestSet`.
 fn digest_set(input: &InputFacts) -> Value {
-    json!({ input.digest.algorithm(): input.digest.hex() })
+    json!({ input.digest.algorithm(): input.digest.sha256() })
 }
 
 fn command_line(plan: &Plan) -> Vec<String> {
@@ -143,7 +143,7 @@ fn command_line(plan: &Plan) -> Vec<String> {
 fn as_text(plan: &Plan, fates: &StepReasons) -> String {
     let mut page = TextPage::default();
     page.line("image    ", &format!("{}@{}", plan.spec.image.name, plan.spec.image.version));
-    page.line("base     ", &format!("{} (sha256 {})", plan.base.file.display(), &plan.base.sha256[..12]));
+    page.line("base     ", &format!("{} (sha256 {:.12})", plan.base.file.display(), plan.base.sha256));
     page.line("machine  ", &machine(plan));
     for note in plan.notes() {
         page.line("note     ", &note);

@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::print;
-use crate::digest::hex;
 use crate::disk::listing::{self, ListingError};
 use crate::error::Failure;
 use crate::report::escape::escape;
@@ -60,11 +59,11 @@ fn checked(artifact: &Artifact, trust: &SignatureTrust, out: &mut dyn Write) -> 
 
 /// Returns the damage of the list of files, whose digest is in the manifest as well as in `SHA256SUMS`.
 fn check_list(artifact: &Artifact, verdict: &VerifyReport) -> Option<String> {
-    let expected = artifact.manifest().content_sha256.as_ref()?;
+    let expected = artifact.manifest().content_sha256?;
     verdict.sound.get(listing::FILE)?;
     let file = File::open(artifact.folder().join(listing::FILE)).map_err(ListingError::from);
     match file.and_then(listing::content_digest) {
-        Ok(found) if hex(&found) == *expected => None,
+        Ok(found) if found == expected => None,
         Ok(_) => Some(format!("{} and the content_sha256 of manifest.json disagree", listing::FILE)),
         Err(error) => Some(format!("{} cannot be read as a list of files: {error}", listing::FILE)),
     }
@@ -83,6 +82,7 @@ fn unchecked(artifact: &Artifact) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::Sha256Digest;
     use crate::disk::entry::ContentDigest;
     use crate::disk::listing::ListingWriter;
     use crate::sign::Signer;
@@ -115,7 +115,7 @@ mod tests {
     }
 
     /// Publishes a version with an empty list of files, whose manifest has this `content_sha256`.
-    fn publish_listed(store: &Store, content_sha256: String) {
+    fn publish_listed(store: &Store, content_sha256: Sha256Digest) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let id = ImageId::new("web", "1").unwrap();
         let Lookup::Vacant(lock) = runtime.block_on(store.claim(&id, |_| {})).unwrap() else { panic!("{id} exists") };
@@ -129,8 +129,8 @@ mod tests {
 
     #[test]
     fn the_list_of_files_is_compared_with_the_digest_in_the_manifest() {
-        let sound = hex(&ContentDigest::new().finish());
-        for (digest, is_sound) in [(sound, true), ("0".repeat(64), false)] {
+        let sound = ContentDigest::new().finish();
+        for (digest, is_sound) in [(sound, true), (Sha256Digest::new([0; 32]), false)] {
             let shelf = TestStore::with(&[]);
             publish_listed(&shelf.store, digest);
             let mut out = Vec::new();

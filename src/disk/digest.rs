@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 
 use sha2::{Digest, Sha256};
 
+use crate::digest::Sha256Digest;
 use crate::error::{Fault, Kind};
 use crate::specfile::DiskFormat;
 
@@ -94,7 +95,7 @@ pub type Watch<'a> = dyn FnMut(u64, &[u8]) -> ControlFlow<()> + Send + 'a;
 ///
 /// # Errors
 /// When the chain cannot be read, or `watch` breaks.
-pub fn disk_sha256(disk: &Chain, watch: &mut Watch<'_>) -> Result<[u8; 32], DigestError> {
+pub fn disk_sha256(disk: &Chain, watch: &mut Watch<'_>) -> Result<Sha256Digest, DigestError> {
     read_back(disk, &[], watch)
 }
 
@@ -104,7 +105,7 @@ pub fn disk_sha256(disk: &Chain, watch: &mut Watch<'_>) -> Result<[u8; 32], Dige
 ///
 /// # Errors
 /// When a copy differs from the disk, something cannot be read, or `watch` breaks.
-pub fn read_back(disk: &Chain, copies: &[DiskCopy], watch: &mut Watch<'_>) -> Result<[u8; 32], DigestError> {
+pub fn read_back(disk: &Chain, copies: &[DiskCopy], watch: &mut Watch<'_>) -> Result<Sha256Digest, DigestError> {
     copies.iter().try_for_each(|copy| copy.check_size(disk))?;
     let all: Vec<&Chain> = [disk].into_iter().chain(copies.iter().map(|copy| &copy.disk)).collect();
     let pieces = PieceStarts::new(&all).map(|at| at.map_err(|(index, error)| failed(copies, index, error)));
@@ -115,7 +116,7 @@ pub fn read_back(disk: &Chain, copies: &[DiskCopy], watch: &mut Watch<'_>) -> Re
         hash.data(&bytes)
     })?;
     hash.zeroes_to(disk.virtual_size())?;
-    Ok(hash.sha.finalize().into())
+    Ok(hash.sha.into())
 }
 
 /// Returns the error of reading the disk, or one of its copies.

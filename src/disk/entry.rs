@@ -27,7 +27,7 @@ use std::fmt::Write;
 
 use sha2::{Digest, Sha256};
 
-use crate::digest::hex;
+use crate::digest::{Sha256Digest, hex};
 
 /// The first line of the canonical text.
 pub(super) const VERSION: &str = "kiln tree 1\n";
@@ -73,9 +73,9 @@ pub struct Xattr {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileDigest {
     /// The SHA-256 of its content.
-    Content([u8; 32]),
+    Content(Sha256Digest),
     /// For a file with more than 1 GiB of zeroes: the SHA-256 of its other blocks ([`crate::wire::sparse_blocks`]).
-    Sparse([u8; 32]),
+    Sparse(Sha256Digest),
 }
 
 /// One name in the tree and the file that it names.
@@ -133,8 +133,8 @@ impl ContentDigest {
 
     /// Returns the digest of all entries.
     #[must_use]
-    pub fn finish(self) -> [u8; 32] {
-        self.0.finalize().into()
+    pub fn finish(self) -> Sha256Digest {
+        self.0.into()
     }
 }
 
@@ -145,8 +145,8 @@ pub fn canonical(entry: &DiskEntry) -> String {
     let kind = type_name(entry.kind);
     let mut line = format!("path={path} type={kind} mode={:04o} owner={}:{}", entry.mode, entry.uid, entry.gid);
     let _ = match &entry.digest {
-        Some(FileDigest::Content(digest)) => write!(line, " size={} sha256={}", entry.size, hex(digest)),
-        Some(FileDigest::Sparse(digest)) => write!(line, " size={} sparse_sha256={}", entry.size, hex(digest)),
+        Some(FileDigest::Content(digest)) => write!(line, " size={} sha256={digest}", entry.size),
+        Some(FileDigest::Sparse(digest)) => write!(line, " size={} sparse_sha256={digest}", entry.size),
         None => Ok(()),
     };
     if let Some(target) = &entry.target {
@@ -208,7 +208,7 @@ mod tests {
             uid: 0,
             gid: 70_000,
             size: 1,
-            digest: Some(FileDigest::Content([0xab; 32])),
+            digest: Some(FileDigest::Content(Sha256Digest::new([0xab; 32]))),
             target: None,
             device: None,
             xattrs: vec![Xattr { name: b"user.x=".to_vec(), value: vec![1, 0xff] }],

@@ -10,6 +10,7 @@ use std::ops::ControlFlow;
 use super::entry::{DiskEntry, FileDigest, FileKind, Time, Xattr};
 use super::listing::order;
 use super::tree::{MAX_ENTRIES, TreeError};
+use crate::digest::Sha256Digest;
 use crate::wire::listing::{Kind, Listed, Moment, get};
 
 /// A stream of records ([`crate::wire::listing`]) in a file.
@@ -103,11 +104,11 @@ fn entry(listed: Listed) -> DiskEntry {
     match listed.kind {
         Kind::File { size, sha256 } => {
             entry.size = size;
-            entry.digest = sha256.try_into().ok().map(FileDigest::Content);
+            entry.digest = digest(sha256).map(FileDigest::Content);
         }
         Kind::SparseFile { size, sha256 } => {
             entry.size = size;
-            entry.digest = sha256.try_into().ok().map(FileDigest::Sparse);
+            entry.digest = digest(sha256).map(FileDigest::Sparse);
         }
         Kind::Dir {} => entry.kind = FileKind::Directory,
         Kind::Symlink { target } => {
@@ -126,6 +127,10 @@ fn entry(listed: Listed) -> DiskEntry {
         Kind::Socket {} => entry.kind = FileKind::Socket,
     }
     entry
+}
+
+fn digest(sha256: Vec<u8>) -> Option<Sha256Digest> {
+    sha256.try_into().ok().map(Sha256Digest::new)
 }
 
 #[cfg(test)]

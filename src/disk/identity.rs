@@ -2,9 +2,11 @@
 
 use sha2::{Digest, Sha256};
 
+use crate::digest::Sha256Digest;
+
 /// The digest from which all identifiers of one version are derived.
 #[derive(Debug, Clone, Copy)]
-pub struct DiskIdentity([u8; 32]);
+pub struct DiskIdentity(Sha256Digest);
 
 impl DiskIdentity {
     /// Creates the identity of a version from everything that determines it.
@@ -15,12 +17,12 @@ impl DiskIdentity {
             sha.update(part);
             sha.update([0]);
         }
-        Self(sha.finalize().into())
+        Self(sha.into())
     }
 
     /// Returns a UUID of the version (RFC 9562, version 8: custom), in network order; each purpose has another one.
     pub(super) fn uuid(&self, purpose: &str) -> [u8; 16] {
-        let digest = Sha256::new().chain_update(self.0).chain_update(purpose).finalize();
+        let digest = Sha256::new_with_prefix(self.0.as_bytes()).chain_update(purpose).finalize();
         let mut uuid = [0; 16];
         uuid.copy_from_slice(&digest[..16]);
         uuid[6] = uuid[6] & 0x0f | 0x80;

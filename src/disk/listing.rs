@@ -19,6 +19,7 @@ use zstd::stream::read::Decoder;
 use zstd::stream::write::Encoder;
 
 use super::entry::{ContentDigest, DiskEntry, VERSION, canonical};
+use crate::digest::Sha256Digest;
 use crate::error::{Fault, Kind};
 
 /// The list's name inside a version's folder.
@@ -189,7 +190,7 @@ fn unescaped(text: &str) -> Option<Vec<u8>> {
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn content_digest(file: File) -> Result<[u8; 32], ListingError> {
+pub fn content_digest(file: File) -> Result<Sha256Digest, ListingError> {
     let mut listing = ListingReader::open(file)?;
     let mut digest = ContentDigest::new();
     while let Some(line) = listing.line()? {
@@ -275,7 +276,7 @@ mod tests {
             uid: 1,
             gid: 2,
             size: 3,
-            digest: target.is_none().then_some(FileDigest::Content([7; 32])),
+            digest: target.is_none().then_some(FileDigest::Content(Sha256Digest::new([7; 32]))),
             target,
             device: None,
             xattrs: vec![Xattr { name: xattr.clone(), value: xattr }],

@@ -15,6 +15,7 @@ use super::entry::{Chunk, ContentDigest, DiskEntry, FileDigest, FileKind};
 use super::gap::{PartitionContent, TreeGap, TreeMount};
 use super::partition::Partition;
 use super::volume::{Volume, VolumeError, VolumeNode};
+use crate::digest::Sha256Digest;
 use crate::error::{self, Fault};
 use crate::wire::sparse_blocks::{self, BlockFilter};
 
@@ -393,7 +394,7 @@ impl<'c> Tree<'c> {
     ///
     /// # Errors
     /// When the file system is damaged or cannot be read.
-    pub fn content_sha256(&self) -> Result<[u8; 32], TreeError> {
+    pub fn content_sha256(&self) -> Result<Sha256Digest, TreeError> {
         let mut content = ContentDigest::new();
         self.walk(&mut |entry| {
             content.add(entry);
@@ -511,7 +512,11 @@ impl TreeWalk {
         Ok(digest)
     }
 
-    fn content_digest(&mut self, file: &VolumeNode<'_>, visitor: &mut dyn TreeVisitor) -> Result<[u8; 32], TreeError> {
+    fn content_digest(
+        &mut self,
+        file: &VolumeNode<'_>,
+        visitor: &mut dyn TreeVisitor,
+    ) -> Result<Sha256Digest, TreeError> {
         self.content = self.content.checked_sub(file.size()).ok_or(TreeError::TooMuch("larger files"))?;
         let mut sha = Sha256::new();
         visitor.begin_content();
@@ -523,7 +528,7 @@ impl TreeWalk {
             }
             ControlFlow::Continue(())
         })?;
-        Ok(sha.finalize().into())
+        Ok(sha.into())
     }
 
     /// Returns the digest of a file with too many zeroes to be hashed; `None` for any other file.
@@ -531,7 +536,7 @@ impl TreeWalk {
         &mut self,
         file: &VolumeNode<'_>,
         visitor: &mut dyn TreeVisitor,
-    ) -> Result<Option<[u8; 32]>, TreeError> {
+    ) -> Result<Option<Sha256Digest>, TreeError> {
         if file.size() <= sparse_blocks::LIMIT {
             return Ok(None);
         }
@@ -558,6 +563,6 @@ impl TreeWalk {
             return Err(TreeError::TooMuch("larger files"));
         }
         let is_sparse = filter.is_sparse();
-        Ok(is_sparse.then(|| sha.finalize().into()))
+        Ok(is_sparse.then(|| sha.into()))
     }
 }

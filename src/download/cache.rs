@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::digest::hex;
+use crate::digest::Sha256Digest;
 use crate::digest_cache::DigestRecord;
 use crate::fs::{FileLock, is_at};
 use crate::url::Url;
@@ -28,12 +28,12 @@ const PIECE: usize = 1 << 20;
 pub struct Download {
     /// Path of the file, which is read-only.
     pub path: PathBuf,
-    /// Digest of this file, hex.
-    pub sha256: String,
+    /// Digest of this file.
+    pub sha256: Sha256Digest,
     /// Size of the file, bytes.
     pub bytes: u64,
-    /// Digest of the file as it was downloaded, hex; the same if it was not unpacked.
-    pub source_sha256: String,
+    /// Digest of the file as it was downloaded; the same if it was not unpacked.
+    pub source_sha256: Sha256Digest,
     _used: FileLock,
 }
 
@@ -54,11 +54,10 @@ impl DownloadFolder {
     }
 
     /// Returns the path and the expected digest of the unpacked file.
-    fn unpacked(&self) -> Option<(PathBuf, String)> {
+    fn unpacked(&self) -> Option<(PathBuf, Sha256Digest)> {
         let mut found = fs::read_dir(&self.folder).ok()?.flatten().filter_map(|entry| {
             let name = entry.file_name().into_string().ok()?;
-            let sha256: Checksum = name.strip_prefix(UNPACKED)?.parse().ok()?;
-            (sha256.algorithm() == Algorithm::Sha256).then(|| (entry.path(), sha256.hex().to_owned()))
+            Some((entry.path(), name.strip_prefix(UNPACKED)?.parse().ok()?))
         });
         found.next()
     }
@@ -106,10 +105,10 @@ impl DownloadCache {
     /// Returns the wanted file if it is in the cache and intact. A damaged file is removed.
     fn find(&self, wanted: &ExpectedFile, watch: &mut DownloadWatch<'_>) -> Result<Option<Download>, DownloadError> {
         let Some(source_sha256) = self.known_sha256(&wanted.checksum) else { return Ok(None) };
-        let folder = self.entry(&source_sha256);
+        let folder = self.entry(source_sha256);
         let Some(entry) = DownloadFolder::open(&folder, FileLock::try_shared)? else { return Ok(None) };
         let file = match wanted.packing {
-            None => Some((folder.join(DATA), source_sha256.clone())).filter(|(path, _)| path.exists()),
+            None => Some((folder.join(DATA), source_sha256)).filter(|(path, _)| path.exists()),
             Some(_) => entry.unpacked(),
         };
         let Some((path, expected)) = file else { return Ok(None) };
@@ -134,18 +133,17 @@ impl DownloadCache {
     }
 
     /// Returns the folder of a file with this digest.
-    pub(super) fn entry(&self, sha256: &str) -> PathBuf {
-        self.root.join(Algorithm::Sha256.name()).join(sha256)
+    pub(super) fn entry(&self, sha256: Sha256Digest) -> PathBuf {
+        self.root.join(Algorithm::Sha256.name()).join(sha256.to_string())
     }
 
     /// Returns the digest under which a file with this checksum is kept.
-    fn known_sha256(&self, checksum: &Checksum) -> Option<String> {
-        match checksum.algorithm() {
-            Algorithm::Sha256 => Some(checksum.hex().to_owned()),
-            Algorithm::Sha512 => {
+    fn known_sha256(&self, checksum: &Checksum) -> Option<Sha256Digest> {
+        match checksum {
+            Checksum::Sha256(sha256) => Some(*sha256),
+            Checksum::Sha512(_) => {
                 let target = fs::read_link(self.sha512_link(checksum)).ok()?;
-                let known: Checksum = target.file_name()?.to_str()?.parse().ok()?;
-                (known.algorithm() == Algorithm::Sha256).then(|| known.hex().to_owned())
+                target.file_name()?.to_str()?.parse().ok()
             }
         }
     }
@@ -155,7 +153,7 @@ impl DownloadCache {
     }
 
     fn has_source(&self, checksum: &Checksum) -> bool {
-        self.known_sha256(checksum).is_some_and(|sha256| self.entry(&sha256).join(DATA).exists())
+        self.known_sha256(checksum).is_some_and(|sha256| self.entry(sha256).join(DATA).exists())
     }
 
     /// Downloads the file, or unpacks an earlier download. Returns `None` if that was damaged.
@@ -172,7 +170,7 @@ impl DownloadCache {
                 .map(Some),
             other => other,
         };
-        let committed = made.and_then(|whole| whole.map(|whole| self.commit(&claim, wanted, whole)).transpose());
+        let committed = made.and_then(|whole| whole.map(|whole| self.commit(&claim, wanted, &whole)).transpose());
         match &committed {
             // A partial download stays, but not on a full disk.
             Err(error) if !matches!(error, DownloadError::Cache { .. }) => claim.leave(),
@@ -189,7 +187,7 @@ impl DownloadCache {
         watch: &mut DownloadWatch<'_>,
     ) -> Result<Option<VerifiedFile>, DownloadError> {
         let known = self.known_sha256(&wanted.checksum).filter(|_| wanted.packing.is_some());
-        let Some(folder) = known.map(|sha256| self.entry(&sha256)) else { return Ok(None) };
+        let Some(folder) = known.map(|sha256| self.entry(sha256)) else { return Ok(None) };
         let Some(entry) = DownloadFolder::open(&folder, FileLock::try_shared)? else { return Ok(None) };
         let path = folder.join(DATA);
         let Ok(file) = File::open(&path) else { return Ok(None) };
@@ -206,9 +204,9 @@ impl DownloadCache {
         &self,
         claim: &DownloadClaim,
         wanted: &ExpectedFile,
-        whole: VerifiedFile,
+        whole: &VerifiedFile,
     ) -> Result<Download, DownloadError> {
-        let folder = self.entry(&whole.sha256);
+        let folder = self.entry(whole.sha256);
         let entry = loop {
             self.fs.ensure_dir(&folder, FOLDER_MODE).map_err(DownloadError::cache("write", &folder))?;
             if let Some(entry) = DownloadFolder::open(&folder, FileLock::shared)? {
@@ -216,11 +214,11 @@ impl DownloadCache {
             }
         };
         let (path, sha256) = match &whole.unpacked {
-            Some(unpacked) => (folder.join(format!("{UNPACKED}{}", unpacked.sha256)), unpacked.sha256.clone()),
-            None => (folder.join(DATA), whole.sha256.clone()),
+            Some(unpacked) => (folder.join(format!("{UNPACKED}{}", unpacked.sha256)), unpacked.sha256),
+            None => (folder.join(DATA), whole.sha256),
         };
-        self.give_names(claim, &whole, &folder, &path).map_err(DownloadError::cache("write", &folder))?;
-        self.remember(&wanted.checksum, &whole.sha256)?;
+        self.give_names(claim, whole, &folder, &path).map_err(DownloadError::cache("write", &folder))?;
+        self.remember(&wanted.checksum, whole.sha256)?;
         let bytes = path.metadata().map_err(DownloadError::cache("write", &folder))?.len();
         Ok(Download { path, sha256, bytes, source_sha256: whole.sha256, _used: entry.used })
     }
@@ -238,12 +236,12 @@ impl DownloadCache {
     }
 
     /// Records the SHA-256 that belongs to a SHA-512, in a symbolic link, which is created atomically.
-    fn remember(&self, checksum: &Checksum, sha256: &str) -> Result<(), DownloadError> {
+    fn remember(&self, checksum: &Checksum, sha256: Sha256Digest) -> Result<(), DownloadError> {
         if checksum.algorithm() == Algorithm::Sha256 || self.known_sha256(checksum).is_some() {
             return Ok(());
         }
         let link = self.sha512_link(checksum);
-        let made = std::os::unix::fs::symlink(Path::new("../sha256").join(sha256), &link);
+        let made = std::os::unix::fs::symlink(Path::new("../sha256").join(sha256.to_string()), &link);
         match made {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 Err(DownloadError::cache("write", &link)(error))
@@ -265,5 +263,5 @@ fn digest(path: &Path, watch: &mut DownloadWatch<'_>) -> Result<DigestRecord, Do
         done += count as u64;
         watch.read(done, Some(total))?;
     }
-    Ok(DigestRecord { sha256: hex(&sha256.finalize()), bytes: done, entries: 1 })
+    Ok(DigestRecord { sha256: sha256.into(), bytes: done, entries: 1 })
 }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use sha2::{Digest as _, Sha256, Sha512};
 
-use crate::digest::hex;
+use crate::digest::{Sha256Digest, hex, parse_hex};
 
 /// Algorithm of a checksum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,9 +29,11 @@ impl Algorithm {
 
 /// Checksum of an expected file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Checksum {
-    algorithm: Algorithm,
-    hex: String,
+pub enum Checksum {
+    /// A SHA-256 digest.
+    Sha256(Sha256Digest),
+    /// A SHA-512 digest.
+    Sha512(Box<[u8; 64]>),
 }
 
 /// A string that is neither 64 nor 128 hex digits.
@@ -43,13 +45,19 @@ impl Checksum {
     /// Returns the algorithm of the checksum.
     #[must_use]
     pub fn algorithm(&self) -> Algorithm {
-        self.algorithm
+        match self {
+            Self::Sha256(_) => Algorithm::Sha256,
+            Self::Sha512(_) => Algorithm::Sha512,
+        }
     }
 
     /// Returns its digits, in lower case.
     #[must_use]
-    pub fn hex(&self) -> &str {
-        &self.hex
+    pub fn hex(&self) -> String {
+        match self {
+            Self::Sha256(sha256) => sha256.to_string(),
+            Self::Sha512(sha512) => hex(&**sha512),
+        }
     }
 }
 
@@ -57,21 +65,22 @@ impl FromStr for Checksum {
     type Err = ChecksumError;
 
     fn from_str(text: &str) -> Result<Self, ChecksumError> {
-        let algorithm = match text.len() {
-            64 => Algorithm::Sha256,
-            128 => Algorithm::Sha512,
-            _ => return Err(ChecksumError),
-        };
-        if !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err(ChecksumError);
+        if let Ok(sha256) = text.parse() {
+            return Ok(Self::Sha256(sha256));
         }
-        Ok(Self { algorithm, hex: text.to_ascii_lowercase() })
+        parse_hex(text).map(|sha512| Self::Sha512(Box::new(sha512))).ok_or(ChecksumError)
+    }
+}
+
+impl From<Sha256Digest> for Checksum {
+    fn from(sha256: Sha256Digest) -> Self {
+        Self::Sha256(sha256)
     }
 }
 
 impl fmt::Display for Checksum {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.algorithm.name(), self.hex)
+        write!(f, "{} {}", self.algorithm().name(), self.hex())
     }
 }
 
@@ -95,11 +104,11 @@ impl DownloadHasher {
     }
 
     /// Returns the SHA-256, and the checksum by the requested algorithm.
-    pub(super) fn finish(self) -> (String, Checksum) {
-        let sha256 = hex(&self.sha256.finalize());
+    pub(super) fn finish(self) -> (Sha256Digest, Checksum) {
+        let sha256 = self.sha256.into();
         let found = match self.sha512 {
-            Some(sha512) => Checksum { algorithm: Algorithm::Sha512, hex: hex(&sha512.finalize()) },
-            None => Checksum { algorithm: Algorithm::Sha256, hex: sha256.clone() },
+            Some(sha512) => Checksum::Sha512(Box::new(sha512.finalize().into())),
+            None => Checksum::Sha256(sha256),
         };
         (sha256, found)
     }

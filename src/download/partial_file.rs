@@ -19,6 +19,7 @@ use std::thread;
 
 use nix::fcntl::OFlag;
 
+use crate::digest::Sha256Digest;
 use crate::digest_cache;
 use crate::fs::{FileLock, Fs, is_at, read_up_to, try_lock};
 use crate::size::ByteSize;
@@ -130,7 +131,7 @@ pub(super) struct PartialDownload<'a> {
 #[derive(Debug)]
 pub(super) struct VerifiedFile {
     /// SHA-256 of the file as it was downloaded.
-    pub(super) sha256: String,
+    pub(super) sha256: Sha256Digest,
     /// The unpacked form, if it was requested.
     pub(super) unpacked: Option<UnpackedFile>,
     /// Whether it was downloaded just now, rather than only unpacked.

@@ -10,9 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::slice;
 
-use sha2::{Digest as _, Sha256};
-
-use crate::digest::hex;
+use crate::digest::Sha256Digest;
 use crate::digest_cache;
 use crate::fs::{FileLock, read_up_to};
 use crate::sign::{self, SignatureTrust, openpgp};
@@ -163,7 +161,7 @@ struct CachedSums {
 
 impl CachedSums {
     fn of(list: &Url, folder: PathBuf) -> Self {
-        let path = folder.join(hex(&Sha256::digest(list.as_str())));
+        let path = folder.join(Sha256Digest::of(list.as_str()).to_string());
         Self {
             list: list.clone(),
             folder,

@@ -6,10 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use sha2::{Digest as _, Sha256};
 
 use super::*;
-use crate::digest::hex;
+use crate::digest::Sha256Digest;
 use crate::error::{Fault, Kind};
 use crate::fs::testing::faults::on_a_small_disk;
 
@@ -20,7 +19,7 @@ fn request(folder: &Path, plain: &[u8]) -> DownloadRequest {
     fs::write(&path, &packed).unwrap();
     DownloadRequest {
         urls: vec![format!("file://{}", path.display()).parse().unwrap()],
-        pin: DownloadPin::Checksum(hex(&Sha256::digest(&packed)).parse().unwrap()),
+        pin: DownloadPin::Checksum(Sha256Digest::of(&packed).into()),
         packing: Some(FileCompression::Zstd),
         limits: DownloadLimits::default(),
     }
@@ -107,7 +106,7 @@ fn h9_a_full_disk_is_told_and_left_as_it_was() {
         fs::write(&path, &plain).unwrap();
         let plain = DownloadRequest {
             urls: vec![format!("file://{}", path.display()).parse().unwrap()],
-            pin: DownloadPin::Checksum(hex(&Sha256::digest(&plain)).parse().unwrap()),
+            pin: DownloadPin::Checksum(Sha256Digest::of(&plain).into()),
             packing: None,
             ..packed.clone()
         };

@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use zstd::stream::raw::Decoder;
 use zstd::stream::zio::Writer;
 
-use crate::digest::hex;
+use crate::digest::Sha256Digest;
 use crate::size::ByteSize;
 
 /// Memory limit of xz, four times that of `xz -9`, bytes.
@@ -97,7 +97,7 @@ pub enum UnpackError {
 /// Length and digest of the unpacked content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct UnpackedFile {
-    pub(super) sha256: String,
+    pub(super) sha256: Sha256Digest,
     pub(super) bytes: u64,
 }
 
@@ -220,7 +220,7 @@ impl SparseWriter {
     fn finish(mut self) -> io::Result<UnpackedFile> {
         self.put_block()?;
         self.file.set_len(self.bytes).map_err(|error| io::Error::other(SinkError::Disk(error)))?;
-        Ok(UnpackedFile { sha256: hex(&self.sha256.finalize()), bytes: self.bytes })
+        Ok(UnpackedFile { sha256: self.sha256.into(), bytes: self.bytes })
     }
 }
 
@@ -301,8 +301,8 @@ mod tests {
             let packed = pack(packing, &plain);
             let (unpacked, file) = unpack(packing, &packed, piece, plain.len() as u64).unwrap();
             prop_assert_eq!(unpacked.bytes, plain.len() as u64);
-            prop_assert_eq!(&unpacked.sha256, &hex(&Sha256::digest(&plain)));
-            prop_assert_eq!(hex(&crate::digest::sha256_file(&file).unwrap()), unpacked.sha256);
+            prop_assert_eq!(unpacked.sha256, Sha256Digest::of(&plain));
+            prop_assert_eq!(crate::digest::sha256_file(&file).unwrap(), unpacked.sha256);
             if !plain.is_empty() {
                 let bomb = unpack(packing, &packed, piece, plain.len() as u64 - 1);
                 prop_assert!(matches!(bomb, Err(UnpackError::TooLarge(_))), "{:?}", bomb);

@@ -25,7 +25,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use crate::digest::{hex, sha256_data};
+use crate::digest::{Sha256Digest, sha256_data};
 use crate::digest_cache::{DigestCache, DigestRecord};
 use crate::fs::{FileLock, Fs, try_lock};
 use crate::plan::key::CacheKey;
@@ -63,8 +63,8 @@ pub struct Name {
 pub struct LayerFile {
     /// Size of the file, bytes.
     pub bytes: u64,
-    /// Digest of its data and their offsets, hex: most of a memory file consists of holes.
-    pub sha256: String,
+    /// Digest of its data and their offsets: most of a memory file consists of holes.
+    pub sha256: Sha256Digest,
 }
 
 /// Memory that a machine can continue from.
@@ -75,7 +75,7 @@ pub struct LayerMemory {
     /// Name of its layout, as the machine calls it.
     pub format: String,
     /// Digest of the machine that it belongs to; it fits no other.
-    pub machine: String,
+    pub machine: Sha256Digest,
     /// The agent's hello when it was accepted.
     pub hello: serde_json::Value,
 }
@@ -309,7 +309,7 @@ pub struct LayerClaim {
 
 fn digest(path: &Path) -> io::Result<DigestRecord> {
     let file = File::open(path)?;
-    Ok(DigestRecord { sha256: hex(&sha256_data(&file)?), bytes: file.metadata()?.len(), entries: 1 })
+    Ok(DigestRecord { sha256: sha256_data(&file)?, bytes: file.metadata()?.len(), entries: 1 })
 }
 
 fn measure(path: &Path) -> io::Result<LayerFile> {
@@ -463,7 +463,7 @@ pub struct RecordedMemory {
     /// See [`LayerMemory::format`].
     pub format: String,
     /// See [`LayerMemory::machine`].
-    pub machine: String,
+    pub machine: Sha256Digest,
     /// See [`LayerMemory::hello`].
     pub hello: serde_json::Value,
 }

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::evict::{LayerEviction, evict};
 use super::*;
+use crate::digest::Sha256Digest;
 use crate::fs::testing::crash::{CrashScenario, scratch};
 use crate::fs::testing::faults::on_a_small_disk;
 
@@ -40,7 +41,7 @@ fn make(cache: &LayerCache, name: Name, parent: Option<Name>, large: bool) -> io
     let (mut memory, mut fetched) = (None, Vec::new());
     if large {
         cache.fs.put(&draft.ram(), "memory")?;
-        memory = Some(RecordedMemory { format: "stream".into(), machine: "m".into(), hello: json!({}) });
+        memory = Some(RecordedMemory { format: "stream".into(), machine: Sha256Digest::of("m"), hello: json!({}) });
         cache.fs.put(&report, "report")?;
         fetched.push(FetchedStream { step: name.key.clone(), stream: report.clone() });
     }

@@ -21,7 +21,7 @@ use tokio::time::{sleep, timeout};
 
 use super::argv::{BackingFiles, Start, argv, overlay_node};
 use super::{MachineError, MachineExit, MachineState, RunningMachine, typed};
-use crate::digest::hex;
+use crate::digest::Sha256Digest;
 use crate::plan::machine::PlannedMachine;
 
 /// Time limit of a transfer. A gigabyte takes seconds; a full host disk shows as an error, not as silence.
@@ -62,10 +62,10 @@ impl RamFormat {
     }
 }
 
-/// Returns a digest, in hex, of everything that must be the same for a machine to continue from another's memory. The
+/// Returns a digest of everything that must be the same for a machine to continue from another's memory. The
 /// command line covers the devices; the rest is QEMU itself, the firmware, and the processors below.
 #[must_use]
-pub fn fingerprint(machine: &PlannedMachine) -> String {
+pub fn fingerprint(machine: &PlannedMachine) -> Sha256Digest {
     let mut hash = Sha256::new();
     for arg in argv(machine, &BackingFiles(Vec::new()), Start::Restore) {
         add(&mut hash, arg.as_bytes());
@@ -84,7 +84,7 @@ pub fn fingerprint(machine: &PlannedMachine) -> String {
     for line in model.by_ref().filter(|line| line.starts_with("model name") || line.starts_with("flags")) {
         add(&mut hash, line.as_bytes());
     }
-    hex(&hash.finalize())
+    hash.into()
 }
 
 /// Adds a field to a digest, behind its length: no two lists of fields have the same bytes.

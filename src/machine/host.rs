@@ -15,12 +15,11 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{AccessFlags, Pid, access};
-use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::task::spawn_blocking;
 
-use crate::digest::hex;
+use crate::digest::Sha256Digest;
 use crate::error::{Fault, Kind};
 use crate::machine::{accel, firmware};
 use crate::plan::host::{Host, KvmVerdict, Qemu, QemuVersion};
@@ -316,14 +315,14 @@ const INSTRUCTION_SETS: &str = "abm adx aes bmi1 bmi2 clzero cx16 f16c fma fma4 
 const VECTOR_SETS: [&str; 3] = ["amx_", "avx", "sse"];
 
 /// Returns a digest of the first processor in a proc(5) `cpuinfo`; see [`Host::processor`].
-fn processor(cpuinfo: &str) -> String {
+fn processor(cpuinfo: &str) -> Sha256Digest {
     let mut flags: Vec<_> = field(cpuinfo, "flags").unwrap_or_default().split_whitespace().collect();
     flags.retain(|flag| {
         INSTRUCTION_SETS.split(' ').any(|set| set == *flag) || VECTOR_SETS.iter().any(|set| flag.starts_with(set))
     });
     flags.sort_unstable();
     let model = ["vendor_id", "cpu family", "model"].map(|name| field(cpuinfo, name).unwrap_or_default());
-    hex(&Sha256::digest(model.into_iter().chain(flags).collect::<Vec<_>>().join("\n")))
+    Sha256Digest::of(model.into_iter().chain(flags).collect::<Vec<_>>().join("\n"))
 }
 
 /// Memory of the host.

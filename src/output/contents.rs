@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::context::{BuildContext, ScratchError};
-use crate::digest::hex;
+use crate::digest::Sha256Digest;
 use crate::disk::as_mounted::{left_over, readable_volumes};
 use crate::disk::chain::{Chain, DiskFiles, open_files};
 use crate::disk::entry::{Chunk, ContentDigest, DiskEntry};
@@ -92,7 +92,7 @@ pub struct Contents {
     /// Whether all of the contents are known.
     pub listed: manifest::ListedContents,
     /// Digest of the file tree, where all of it is known.
-    pub content_sha256: Option<String>,
+    pub content_sha256: Option<Sha256Digest>,
     /// The distribution, if it is known.
     pub os: Option<manifest::ManifestOs>,
     /// The type of the packages.
@@ -254,7 +254,7 @@ pub(crate) fn read(
         if let Some(searched) = &searched {
             search_volumes(&chain, &view, searched, &events)?;
         }
-        let content_sha256 = list_files(&view, &evidence.writers, &path, searched, &events)?.map(|digest| hex(&digest));
+        let content_sha256 = list_files(&view, &evidence.writers, &path, searched, &events)?;
         let listed = manifest::ListedContents {
             complete: view.missing.is_empty(),
             missing: view.missing,
@@ -396,7 +396,7 @@ fn list_files(
     path: &Path,
     searched: Option<SearchedSecrets>,
     events: &Events,
-) -> Result<Option<[u8; 32]>, Failure> {
+) -> Result<Option<Sha256Digest>, Failure> {
     if !view.missing.is_empty() {
         return Ok(None);
     }

@@ -6,6 +6,7 @@ use tokio::task::JoinHandle;
 
 use crate::cache::base_twin::BaseTwin;
 use crate::context::BuildContext;
+use crate::digest::Sha256Digest;
 use crate::disk::identity::DiskIdentity;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::NoticeLevel;
@@ -26,7 +27,7 @@ use crate::disk::chain::{DiskFiles, open_files};
 #[derive(Debug)]
 pub struct Converted {
     /// Digest of the disk that the guest sees.
-    pub disk_sha256: String,
+    pub disk_sha256: Sha256Digest,
     /// The contents of the disk, which are read meanwhile.
     pub contents: JoinHandle<Result<Contents, Failure>>,
 }

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
-use crate::digest::hex;
+use crate::digest::Sha256Digest;
 use crate::disk::chain::{Chain, DiskFiles, open_files};
 use crate::disk::digest::{DiskCopy, read_back};
 use crate::disk::identity::DiskIdentity;
@@ -141,7 +141,7 @@ impl DiskFileWriter {
         &self,
         mut state: S,
         look: fn(&mut S, u64, &[u8]),
-    ) -> Result<(String, S), Failure> {
+    ) -> Result<(Sha256Digest, S), Failure> {
         let (files, layers, end) = (self.files.clone(), self.layers.clone(), self.end);
         let progress = Arc::clone(&self.progress);
         let work = move |stop: &CancellationToken| {
@@ -151,8 +151,7 @@ impl DiskFileWriter {
                 look(&mut state, at, bytes);
                 unless(stop)
             };
-            let digest = read_back(&open_to(layers, end)?, &copies, &mut watch)?;
-            Ok((hex(&digest), state))
+            Ok((read_back(&open_to(layers, end)?, &copies, &mut watch)?, state))
         };
         aside(work).await
     }

@@ -4,6 +4,7 @@
 
 use serde_json::Value;
 
+use crate::digest::Sha256Digest;
 use crate::disk::packages::PackageType;
 use crate::plan::{InputDigest, Plan, PlannedStep};
 use crate::store::Manifest;
@@ -22,7 +23,7 @@ struct StepInput {
 
 impl StepInput {
     fn of(planned: &PlannedStep) -> Option<Self> {
-        Some(Self { step: planned.step.name.clone(), digest: planned.input.as_ref()?.digest.clone() })
+        Some(Self { step: planned.step.name.clone(), digest: planned.input.as_ref()?.digest })
     }
 }
 
@@ -88,9 +89,8 @@ fn encoded(text: &str) -> String {
 }
 
 /// Returns a version 8 UUID (RFC 9562, section 5.8) that depends on a digest alone.
-fn uuid(sha256: &str) -> String {
-    let digits: String =
-        sha256.chars().filter(char::is_ascii_hexdigit).chain(std::iter::repeat('0')).take(32).collect();
+fn uuid(sha256: Sha256Digest) -> String {
+    let digits = sha256.to_string();
     format!("{}-{}-8{}-8{}-{}", &digits[..8], &digits[8..12], &digits[13..16], &digits[17..20], &digits[20..32])
 }
 
@@ -140,11 +140,12 @@ mod tests {
     #[test]
     fn the_sha256_of_an_input_is_that_of_a_file() {
         let input = |digest| StepInput { step: "a".into(), digest };
-        let inputs = [input(InputDigest::File("f0".into())), input(InputDigest::Tree("7e".into()))];
+        let (file, tree) = (Sha256Digest::of("file"), Sha256Digest::of("tree"));
+        let inputs = [input(InputDigest::File(file)), input(InputDigest::Tree(tree))];
         let document = provenance::document(&sample("web", "1", "k"), &inputs);
         let dependencies = &document["predicate"]["buildDefinition"]["resolvedDependencies"];
-        assert_eq!(dependencies[1]["digest"], serde_json::json!({ "sha256": "f0" }));
-        assert_eq!(dependencies[2]["digest"], serde_json::json!({ "kilnTree": "7e" }));
+        assert_eq!(dependencies[1]["digest"], serde_json::json!({ "sha256": file }));
+        assert_eq!(dependencies[2]["digest"], serde_json::json!({ "kilnTree": tree }));
     }
 
     #[test]
@@ -178,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_uuid_is_made_of_a_digest() {
-        assert_eq!(uuid(&"0123456789abcdef".repeat(4)), "01234567-89ab-8def-8123-456789abcdef");
-        assert_eq!(uuid("").len(), 36);
+        let sha256 = "0123456789abcdef".repeat(4).parse().unwrap();
+        assert_eq!(uuid(sha256), "01234567-89ab-8def-8123-456789abcdef");
     }
 }

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::context::in_stage;
 use crate::deadline::Deadline;
+use crate::digest::Sha256Digest;
 use crate::disk::identity::DiskIdentity;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Events, Stage};
@@ -39,9 +40,9 @@ pub enum ExportError {
         /// Name of the file.
         file: String,
         /// Digest of the disk in the file.
-        found: String,
+        found: Sha256Digest,
         /// Digest that the manifest records.
-        expected: String,
+        expected: Sha256Digest,
     },
 }
 
@@ -186,7 +187,7 @@ async fn make(
     let disks = DiskFileWriter::new((layers, end), vec![(disk.clone(), made.clone())], identity(artifact), events)?;
     disks.write(async { None }).await?;
     let (found, ()) = disks.read_back((), |(), _, _| {}).await?;
-    let expected = artifact.manifest().disk_sha256.clone();
+    let expected = artifact.manifest().disk_sha256;
     if found != expected {
         return Err(ExportError::OtherDisk { file: source.file, found, expected }.into());
     }

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use tokio::task::spawn_blocking;
 
 use crate::context::{BuildContext, BuildOptions, ScratchError};
+use crate::digest::Sha256Digest;
 use crate::error::Failure;
 use crate::event::{Event, Events, NoticeLevel, Stage};
 use crate::guest::step_record::StepRecord;
@@ -96,7 +97,7 @@ async fn search_for_secrets(build: &BuildContext<'_>, manifest: Manifest, stagin
     Ok(manifest)
 }
 
-fn manifest(build: &BuildContext<'_>, record: BuildRecord, disk_sha256: String, contents: Contents) -> Manifest {
+fn manifest(build: &BuildContext<'_>, record: BuildRecord, disk_sha256: Sha256Digest, contents: Contents) -> Manifest {
     let plan = build.plan;
     let spec = &plan.spec;
     let trees = record.steps.iter().map(|done| &done.fetched);
@@ -115,7 +116,7 @@ fn manifest(build: &BuildContext<'_>, record: BuildRecord, disk_sha256: String, 
         build_key: plan.build_key.to_string(),
         base: manifest::ManifestBase {
             source: plan.base.source.clone(),
-            sha256: plan.base.sha256.clone(),
+            sha256: plan.base.sha256,
             format: format_name(plan.base.format).to_owned(),
             image: plan.base.image.as_ref().map(base_image),
         },
@@ -156,7 +157,7 @@ fn machine(plan: &Plan) -> manifest::ManifestMachine {
         cpus: machine.cpus,
         memory: machine.memory.bytes(),
         firmware: machine.firmware.name().to_owned(),
-        firmware_sha256: plan.firmware.as_ref().map(|firmware| firmware.code.clone()),
+        firmware_sha256: plan.firmware.as_ref().map(|firmware| firmware.code),
         boot: (machine.boot == BootMode::Direct).then(|| "direct".to_owned()),
         network: if machine.network == NetworkBackend::User { "user" } else { "none" }.to_owned(),
         private_network: plan.spec.network.private.iter().map(ToString::to_string).collect(),

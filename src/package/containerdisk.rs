@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::content::{PackageContent, Watch};
 use super::tar::{Archive, Format, TarOwner};
 use super::{PackageError, PackageFacts};
-use crate::digest::hex;
+use crate::digest::Sha256Digest;
 
 /// The user `qemu` in `KubeVirt`'s own images, which reads the disk.
 const OWNER: TarOwner = TarOwner(107, 107);
@@ -28,12 +28,12 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 /// A blob with its digest.
 struct Blob {
     content: PackageContent,
-    sha256: String,
+    sha256: Sha256Digest,
 }
 
 impl Blob {
     fn new(content: PackageContent, watch: &mut Watch<'_>) -> Result<Self, PackageError> {
-        let sha256 = hex(&content.sha256(watch)?);
+        let sha256 = content.sha256(watch)?;
         Ok(Self { content, sha256 })
     }
 
@@ -84,7 +84,7 @@ pub fn archive(
         archive.folder(folder, root)?;
     }
     let mut blobs = [manifest, config, layer];
-    blobs.sort_by(|a, b| a.sha256.cmp(&b.sha256));
+    blobs.sort_by_key(|blob| blob.sha256);
     for blob in blobs {
         archive.file(&format!("blobs/sha256/{}", blob.sha256), root, blob.content)?;
     }

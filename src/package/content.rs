@@ -12,6 +12,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::PackageError;
+use crate::digest::Sha256Digest;
 use crate::disk::chain::Chain;
 
 /// Size of reads, bytes.
@@ -144,13 +145,13 @@ impl PackageContent {
     ///
     /// # Errors
     /// When it cannot be read, or `watch` breaks.
-    pub fn sha256(&self, watch: &mut Watch<'_>) -> Result<[u8; 32], PackageError> {
+    pub fn sha256(&self, watch: &mut Watch<'_>) -> Result<Sha256Digest, PackageError> {
         let mut sha = Sha256::new();
         self.each(&mut |bytes| {
             sha.update(bytes);
             told(watch, bytes.len() as u64)
         })?;
-        Ok(sha.finalize().into())
+        Ok(sha.into())
     }
 
     /// Writes all content.
@@ -221,7 +222,7 @@ mod tests {
             ControlFlow::Continue(())
         };
         content.write(&mut copy, &mut watch).unwrap();
-        assert_eq!(content.sha256(&mut watch).unwrap(), <[u8; 32]>::from(Sha256::digest(&copy)));
+        assert_eq!(content.sha256(&mut watch).unwrap(), Sha256Digest::of(&copy));
         assert_eq!(seen, content.len() * 2);
         let stopped = content.write(&mut Vec::new(), &mut |_| ControlFlow::Break(()));
         assert!(matches!(stopped, Err(PackageError::Stopped)));

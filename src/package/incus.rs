@@ -8,6 +8,8 @@ use std::io::Write;
 use liblzma::write::XzEncoder;
 use serde::Serialize;
 
+use crate::digest::Sha256Digest;
+
 use super::content::{PackageContent, Watch};
 use super::tar::{Archive, Format, TarOwner};
 use super::{PackageError, PackageFacts};
@@ -69,7 +71,11 @@ pub fn metadata(facts: &PackageFacts) -> Result<Vec<u8>, PackageError> {
 ///
 /// # Errors
 /// When the disk's file cannot be read, or `watch` breaks.
-pub fn fingerprint(metadata: &[u8], disk: &PackageContent, watch: &mut Watch<'_>) -> Result<[u8; 32], PackageError> {
+pub fn fingerprint(
+    metadata: &[u8],
+    disk: &PackageContent,
+    watch: &mut Watch<'_>,
+) -> Result<Sha256Digest, PackageError> {
     let mut both = PackageContent::from(metadata.to_vec());
     both.push(disk.clone());
     both.sha256(watch)
@@ -108,6 +114,6 @@ mod tests {
     #[test]
     fn the_fingerprint_is_of_both_files() {
         let disk = PackageContent::from(b"qcow2".to_vec());
-        assert_eq!(crate::digest::hex(&fingerprint(b"meta", &disk, &mut unwatched).unwrap()), sha256(b"metaqcow2"));
+        assert_eq!(fingerprint(b"meta", &disk, &mut unwatched).unwrap().to_string(), sha256(b"metaqcow2"));
     }
 }

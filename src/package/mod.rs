@@ -10,7 +10,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::digest::hex;
 use crate::disk::chain::{Chain, ChainError, ChainFile};
 use crate::disk::write::is_shortage;
 use crate::error::{Fault, Kind};
@@ -137,7 +136,7 @@ impl PackageFormat {
             Self::Containerdisk => containerdisk::archive(facts, PackageContent::file(file)?, watch)?.write(out, watch),
             Self::Proxmox => {
                 let name = disk.path.file_name().unwrap_or_default().to_string_lossy();
-                let script = proxmox::script(facts, &name, &hex(&PackageContent::file(file)?.sha256(watch)?));
+                let script = proxmox::script(facts, &name, PackageContent::file(file)?.sha256(watch)?);
                 PackageContent::from(script.into_bytes()).write(out, watch)
             }
         }

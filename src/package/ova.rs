@@ -4,7 +4,6 @@ use super::content::{PackageContent, Watch};
 use super::ovf::descriptor;
 use super::tar::{Archive, Format, TarOwner};
 use super::{PackageError, PackageFacts};
-use crate::digest::hex;
 
 /// Creates the archive of a vmdk file. The manifest stands before the disk, so the disk is read once for its digest first;
 /// `watch` counts these bytes.
@@ -29,7 +28,7 @@ pub fn archive(
 
 /// Returns the line of a file in the manifest.
 fn sum_line(name: &str, content: &PackageContent, watch: &mut Watch<'_>) -> Result<String, PackageError> {
-    Ok(format!("SHA256({name})= {}\n", hex(&content.sha256(watch)?)))
+    Ok(format!("SHA256({name})= {}\n", content.sha256(watch)?))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! Its options are those that the Proxmox documentation gives for cloud images ("Cloud-Init Support"): the disk on
 //! virtio-scsi, a serial console, the guest agent, and a drive for cloud-init's data.
 
+use crate::digest::Sha256Digest;
 use crate::specfile::FirmwareKind;
 
 use super::PackageFacts;
@@ -11,15 +12,15 @@ const TEMPLATE: &str = include_str!("proxmox.sh");
 /// Options for UEFI, without the keys that make Secure Boot the default.
 const UEFI: &str = " \\\n\t--bios ovmf --efidisk0 \"$storage:0,efitype=4m,pre-enrolled-keys=0\"";
 
-/// Returns the content of the script. `disk` is the name of the qcow2 file beside it, `sha256` its digest in hex, which is
+/// Returns the content of the script. `disk` is the name of the qcow2 file beside it, `sha256` its digest, which is
 /// checked first.
 #[must_use]
-pub fn script(facts: &PackageFacts, disk: &str, sha256: &str) -> String {
+pub fn script(facts: &PackageFacts, disk: &str, sha256: Sha256Digest) -> String {
     TEMPLATE
         .replace("@IMAGE@", &format!("{} {}", facts.name, facts.version))
         .replace("@NAME@", &host_name(&facts.name))
         .replace("@DISK@", disk)
-        .replace("@SHA256@", sha256)
+        .replace("@SHA256@", &sha256.to_string())
         .replace("@CPUS@", &facts.cpus.to_string())
         .replace("@MEMORY@", &(facts.memory.bytes() >> 20).to_string())
         .replace("@FIRMWARE@", if facts.firmware == FirmwareKind::Uefi { UEFI } else { "" })
@@ -44,10 +45,12 @@ mod tests {
 
     #[test]
     fn the_script_knows_its_disk_and_has_no_gap() {
+        let sha256 = Sha256Digest::of("disk");
+        let check = format!("echo '{sha256}' \"*$disk\"");
         for firmware in [FirmwareKind::Bios, FirmwareKind::Uefi] {
-            let script = script(&PackageFacts { firmware, ..facts() }, "web-1.4.0+b1.qcow2", "00ff");
+            let script = script(&PackageFacts { firmware, ..facts() }, "web-1.4.0+b1.qcow2", sha256);
             assert!(!script.contains('@') || script.matches('@').count() == 1, "{script}");
-            assert!(script.contains("disk=$folder/web-1.4.0+b1.qcow2\n") && script.contains("echo '00ff' \"*$disk\""));
+            assert!(script.contains("disk=$folder/web-1.4.0+b1.qcow2\n") && script.contains(&check));
             assert_eq!(script.contains("efidisk0"), firmware == FirmwareKind::Uefi);
             assert!(script.contains("--cores 2 --memory 1536 \\\n"));
         }

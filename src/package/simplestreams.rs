@@ -22,7 +22,7 @@ use serde_json::Value;
 use super::content::{PackageContent, Watch};
 use super::incus::{self, Properties};
 use super::{PackageError, PackageFacts};
-use crate::digest::hex;
+use crate::digest::Sha256Digest;
 use crate::fs::{FileLock, OnConflict, create_beside, publish, read_up_to};
 
 /// Mode of published files, which everybody may read.
@@ -65,6 +65,7 @@ struct ProductVersion {
     rest: BTreeMap<String, Value>,
 }
 
+/// A file of a version. Digests are strings here, so that other people's are written as they were read.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 struct ProductItem {
     #[serde(rename = "combined_disk-kvm-img_sha256", default, skip_serializing_if = "String::is_empty")]
@@ -112,8 +113,9 @@ pub fn add(
     let _lock = lock.map_err(PackageError::tree("lock", &lists))?;
 
     let metadata = incus::metadata(facts)?;
-    let (mut version, mut paths) = describe(&metadata, disk, watch)?;
-    if is_taken(&folder.join(&paths[1]), &version.items[DISK].sha256, watch)? {
+    let sha256 = disk.sha256(watch)?;
+    let (mut version, mut paths) = describe(&metadata, disk, sha256, watch)?;
+    if is_taken(&folder.join(&paths[1]), sha256, watch)? {
         // Two disks have the same metadata: readers of the existing list must still find the other one.
         paths[1] = format!("images/{}.qcow2", version.items[META].fingerprint);
         version.items.entry(DISK.to_owned()).or_default().path.clone_from(&paths[1]);
@@ -129,25 +131,24 @@ pub fn add(
 }
 
 /// Returns whether a file exists that has another digest.
-fn is_taken(path: &Path, sha256: &str, watch: &mut Watch<'_>) -> Result<bool, PackageError> {
+fn is_taken(path: &Path, sha256: Sha256Digest, watch: &mut Watch<'_>) -> Result<bool, PackageError> {
     match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        opened => {
-            Ok(hex(&PackageContent::file(opened.map_err(PackageError::tree("read", path))?)?.sha256(watch)?) != sha256)
-        }
+        opened => Ok(PackageContent::file(opened.map_err(PackageError::tree("read", path))?)?.sha256(watch)? != sha256),
     }
 }
 
-/// Returns the list entry of an image, and the paths of its metadata and its disk.
+/// Returns the list entry of an image, and the paths of its metadata and its disk. `disk_sha256` is the digest of the disk.
 fn describe(
     metadata: &[u8],
     disk: &PackageContent,
+    disk_sha256: Sha256Digest,
     watch: &mut Watch<'_>,
 ) -> Result<(ProductVersion, [String; 2]), PackageError> {
-    let sha256 = hex(&PackageContent::from(metadata.to_vec()).sha256(watch)?);
+    let sha256 = Sha256Digest::of(metadata).to_string();
     let paths = [META, "qcow2"].map(|extension| format!("images/{sha256}.{extension}"));
     let meta = ProductItem {
-        fingerprint: hex(&incus::fingerprint(metadata, disk, watch)?),
+        fingerprint: incus::fingerprint(metadata, disk, watch)?.to_string(),
         ftype: META.into(),
         path: paths[0].clone(),
         sha256,
@@ -157,7 +158,7 @@ fn describe(
     let disk = ProductItem {
         ftype: DISK.into(),
         path: paths[1].clone(),
-        sha256: hex(&disk.sha256(watch)?),
+        sha256: disk_sha256.to_string(),
         size: disk.len(),
         ..ProductItem::default()
     };

@@ -77,6 +77,5 @@ pub(super) fn names(members: &[Member]) -> Vec<&str> {
 }
 
 pub(super) fn sha256(bytes: &[u8]) -> String {
-    use sha2::Digest;
-    crate::digest::hex(&sha2::Sha256::digest(bytes))
+    crate::digest::Sha256Digest::of(bytes).to_string()
 }

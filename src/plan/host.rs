@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::digest::Sha256Digest;
 use crate::size::ByteSize;
 
 /// The facts of one host at one moment.
@@ -17,7 +18,7 @@ pub struct Host {
     pub cpu_model: String,
     /// Digest of what programs can use of this processor: its vendor, family, model and instruction sets. It stays the same
     /// across reboots and updates of the kernel and the microcode.
-    pub processor: String,
+    pub processor: Sha256Digest,
     /// All memory of the host, or the limit of its cgroup where that is less.
     pub memory: ByteSize,
     /// The QEMU to use.

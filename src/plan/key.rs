@@ -10,6 +10,7 @@ use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::digest::Sha256Digest;
 use crate::specfile::{self, Action, BootMode, Command, Context, Copy, FileOwner, NetworkBackend, Spec};
 
 use super::machine::{Accelerator, PlannedMachine, format_name};
@@ -20,29 +21,27 @@ pub(super) const SCHEME: &str = "kiln-key-2";
 
 /// A digest that identifies a result by everything that influenced it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct CacheKey([u8; 32]);
+pub struct CacheKey(Sha256Digest);
 
 impl CacheKey {
     /// Returns the key that every chain of keys begins with.
     #[must_use]
     pub fn root() -> Self {
-        Self(Sha256::digest(SCHEME).into())
+        Self(Sha256Digest::of(SCHEME))
     }
 
     /// Returns the key of what results from this one by doing what `content` describes.
     #[must_use]
     pub fn then(self, content: &Value) -> Self {
-        let mut hash = Sha256::new();
-        hash.update(self.0);
         // serde_json's map is sorted, so the string is canonical.
-        hash.update(content.to_string());
-        Self(hash.finalize().into())
+        let hasher = Sha256::new_with_prefix(self.0.as_bytes()).chain_update(content.to_string());
+        Self(hasher.into())
     }
 }
 
 impl fmt::Display for CacheKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        self.0.fmt(f)
     }
 }
 
@@ -60,7 +59,7 @@ impl Serialize for CacheKey {
 
 /// Returns a step in the canonical form that its key hashes. `input` is the digest of what the step brings from the host.
 #[must_use]
-pub fn canonical(action: &Action, input: Option<&str>) -> Value {
+pub fn canonical(action: &Action, input: Option<Sha256Digest>) -> Value {
     match action {
         Action::Run { command, context } => json!({ "run": command_value(command), "context": context_value(context) }),
         Action::Script { args, context, .. } => {
@@ -156,7 +155,7 @@ fn processor(facts: &Facts, accelerator: Accelerator) -> String {
 
 /// Returns what a step adds to the key before it.
 pub(super) fn step_content(spec: &Spec, step: &specfile::StepSpec, input: Option<&InputFacts>) -> Value {
-    let mut content = json!({ "do": canonical(&step.action, input.map(|input| input.digest.hex())) });
+    let mut content = json!({ "do": canonical(&step.action, input.map(|input| input.digest.sha256())) });
     // Only commands see the variables; strings that contained them have changed already.
     if matches!(step.action, Action::Run { .. } | Action::Script { .. }) {
         content["vars"] = json!(spec.vars);

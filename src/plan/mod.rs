@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::digest::FileStamp;
+use crate::digest::{FileStamp, Sha256Digest};
 use crate::error::{Fault, Kind};
 use crate::size::{ByteSize, format_duration};
 use crate::specfile::{self, Action, BaseFormat, OutputFormat, Spec};
@@ -44,8 +44,8 @@ pub struct BaseFacts {
     pub file: PathBuf,
     /// Format of the file.
     pub format: BaseFormat,
-    /// SHA-256 digest of the file, hex.
-    pub sha256: String,
+    /// SHA-256 digest of the file.
+    pub sha256: Sha256Digest,
     /// Virtual size of the disk, bytes.
     pub virtual_size: u64,
     /// Origin of the base image, as manifests record it.
@@ -68,16 +68,16 @@ pub struct StoredBase {
     /// The `build_key` in its manifest.
     pub build_key: String,
     /// The `disk_sha256` in its manifest.
-    pub disk_sha256: String,
+    pub disk_sha256: Sha256Digest,
 }
 
-/// Digest of what a step brings from the host, hex.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Digest of what a step brings from the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InputDigest {
     /// SHA-256 of a file's bytes, for a script: nothing else about the file matters.
-    File(String),
+    File(Sha256Digest),
     /// Digest of a file or folder as it is sent, for a copy: see `session::PackedTree`.
-    Tree(String),
+    Tree(Sha256Digest),
 }
 
 impl InputDigest {
@@ -90,11 +90,11 @@ impl InputDigest {
         }
     }
 
-    /// Returns the digest as hex digits.
+    /// Returns the digest itself.
     #[must_use]
-    pub fn hex(&self) -> &str {
-        let (InputDigest::File(hex) | InputDigest::Tree(hex)) = self;
-        hex
+    pub fn sha256(&self) -> Sha256Digest {
+        let (InputDigest::File(sha256) | InputDigest::Tree(sha256)) = self;
+        *sha256
     }
 }
 
@@ -109,13 +109,13 @@ pub struct InputFacts {
     pub entries: u64,
 }
 
-/// Digests of the files of a UEFI firmware, hex.
+/// Digests of the files of a UEFI firmware.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FirmwareDigests {
     /// Digest of the code image.
-    pub code: String,
+    pub code: Sha256Digest,
     /// Digest of the variables that a machine begins with.
-    pub vars: String,
+    pub vars: Sha256Digest,
 }
 
 /// Everything a plan depends on besides the spec.

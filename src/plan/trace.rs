@@ -6,9 +6,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
-use crate::digest::hex;
+use crate::digest::Sha256Digest;
 use crate::specfile::Action;
 
 use super::key::SCHEME;
@@ -157,7 +156,7 @@ fn flatten(content: &Value, path: &str, parts: &mut Parts) {
         }
         Value::Null => {}
         leaf => {
-            parts.insert(path.to_owned(), hex(&Sha256::digest(leaf.to_string())[..8]));
+            parts.insert(path.to_owned(), format!("{:.16}", Sha256Digest::of(leaf.to_string())));
         }
     }
 }

@@ -12,6 +12,7 @@ use super::quote::{TextPage, quote_name};
 use super::screen::{Screen, ScreenSize};
 use super::testing::{Glass, Tape, outcome};
 use super::*;
+use crate::digest::Sha256Digest;
 use crate::event::{Channel, Event, EventOrigin, NoticeLevel, Stage};
 
 /// Returns the foreign strings as kiln decodes them.
@@ -86,7 +87,7 @@ fn forging_through_reports_of_tests() {
     for text in texts() {
         let mut failed = outcome(&text, false, &text);
         failed.tail = vec![text.clone(), text.clone()];
-        let report = junit::report("web@1", "00ff", &[failed.clone()]);
+        let report = junit::report("web@1", Sha256Digest::of("disk"), &[failed.clone()]);
         assert_harmless("JUnit", &report, &[]);
         assert!(report.contains("  | "), "{report}");
         assert_harmless("the run's page", &github::table("web@1", &[failed]), &[]);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use quick_junit::{NonSuccessKind, Property, Report, TestCase, TestCaseStatus, TestSuite, XmlString};
 
+use crate::digest::Sha256Digest;
 use crate::test::Outcome;
 
 use super::escape::escape;
@@ -13,13 +14,13 @@ use super::quote::quote_line;
 ///
 /// # Panics
 /// Never: writing to memory does not fail.
-pub fn report(image: &str, disk_sha256: &str, outcomes: &[Outcome]) -> String {
+pub fn report(image: &str, disk_sha256: Sha256Digest, outcomes: &[Outcome]) -> String {
     let mut report = Report::new("kiln");
     for outcomes in outcomes.chunk_by(|one, other| one.format == other.format) {
         let format = outcomes[0].format;
         let mut suite = TestSuite::new(format!("{image} ({format})"));
         suite.add_property(Property::new("image", image));
-        suite.add_property(Property::new("disk_sha256", disk_sha256));
+        suite.add_property(Property::new("disk_sha256", disk_sha256.to_string().as_str()));
         suite.add_test_cases(outcomes.iter().map(|outcome| case(image, outcome)));
         report.add_test_suite(suite);
     }
@@ -52,11 +53,11 @@ mod tests {
     #[test]
     fn a_report_says_what_failed_and_why() {
         let outcomes = [outcome("port 80", true, "is listened on"), outcome("<a & b>", false, "is \x01 \"dead\"")];
-        let text = report("web@1", "00ff", &outcomes);
+        let text = report("web@1", Sha256Digest::new([0xf0; 32]), &outcomes);
         for part in [
             "<testsuites name=\"kiln\" tests=\"2\" skipped=\"0\" failures=\"1\" errors=\"0\">",
             "<testsuite name=\"web@1 (qcow2)\" tests=\"2\"",
-            "<property name=\"disk_sha256\" value=\"00ff\"/>",
+            "<property name=\"disk_sha256\" value=\"f0f0f0",
             "<testcase name=\"port 80\" classname=\"web@1\" time=\"1.500\"",
             "<testcase name=\"&lt;a &amp; b&gt;\" classname=\"web@1\"",
             "message=\"is \\x01 &quot;dead&quot;\"",

@@ -17,10 +17,11 @@ use std::time::Instant;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
+use crate::digest::Sha256Digest;
 use crate::digest_cache::DigestCache;
 use crate::download::{
-    self, ChecksumError, DownloadCache, DownloadError, DownloadProgress, DownloadRequest, DownloadWatch,
-    FileCompression, Location, NetworkMode, SumsTrust,
+    self, DownloadCache, DownloadError, DownloadProgress, DownloadRequest, DownloadWatch, FileCompression, Location,
+    NetworkMode, SumsTrust,
 };
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Event, Events, NoticeLevel, Stage};
@@ -28,6 +29,7 @@ use crate::plan::StoredBase;
 use crate::plan::machine::format_name;
 use crate::specfile::{BaseFormat, BaseSource, RemoteBase, Spec, SumsSpec, SumsVerification};
 use crate::store::{Artifact, Reference, Store, StoreError};
+use crate::url::Url;
 
 use super::lockfile::{self, LockEntry, LockFile, PinError};
 use super::path_policy::{FileReach, check_base};
@@ -40,13 +42,13 @@ pub struct LocatedBase {
     /// Format of the file.
     pub format: BaseFormat,
     /// The digest that the file must have, and the origin of that digest.
-    pub expected: Option<(String, DigestOrigin)>,
+    pub expected: Option<(Sha256Digest, DigestOrigin)>,
     /// Origin of the base image, as manifests record it.
     pub source: String,
     /// The image of the store that it is, if it is one.
     pub image: Option<StoredBase>,
     /// Digest of the downloaded file, which may be compressed.
-    pub downloaded: Option<String>,
+    pub downloaded: Option<Sha256Digest>,
     /// Keeps an image of the store, or a download, from being removed while it is read.
     _held: Option<Arc<dyn Any + Send + Sync>>,
 }
@@ -123,9 +125,9 @@ pub enum BaseError {
     /// A downloaded file is not the one that `kiln.lock` records.
     #[error(transparent)]
     NotLocked(DownloadError),
-    /// An invalid digest in `kiln.lock`.
-    #[error(transparent)]
-    Checksum(ChecksumError),
+    /// Nothing verifies a download.
+    #[error("the download {0} cannot be verified: its digest is not known")]
+    Unverified(Url),
     /// The image of another spec is not in the store, or was built from other inputs.
     #[error("the base image is not built yet, or out of date: {}", spec.display())]
     NotBuilt { spec: PathBuf },
@@ -145,7 +147,7 @@ impl Fault for BaseError {
             BaseError::NotLocked(error) => error.hints().into_iter().chain([pinned]).collect(),
             BaseError::NoFile { .. } => vec!["say with `base.format` which of its files is meant".into()],
             BaseError::NotBuilt { .. } => vec!["`kiln build` builds it first".into()],
-            BaseError::Checksum(_) => vec!["`kiln lock` writes kiln.lock anew".into()],
+            BaseError::Unverified(_) => vec!["set `base.sha256` or `base.sums`".into()],
         }
     }
 
@@ -216,8 +218,8 @@ impl BaseResolver {
         spec: &Spec,
         pin: Option<&LockEntry>,
     ) -> Result<LocatedBase, Failure> {
-        let locked = pin.and_then(|pin| pin.sha256.as_ref());
-        let request = request(remote, spec.base.sha256.as_ref().or(locked)).map_err(BaseError::Checksum)?;
+        let locked = pin.and_then(|pin| pin.sha256);
+        let request = request(remote, spec.base.sha256.or(locked))?;
         let downloads = DownloadCache::open(&self.cache, Arc::clone(&self.memo), self.reach)?;
         let reporter = DownloadReporter::new(&self.events, remote.urls[0].as_str());
         let cancel = self.cancel.clone();
@@ -230,10 +232,10 @@ impl BaseResolver {
         Ok(LocatedBase {
             file: found.path.clone(),
             format: spec.base.format,
-            expected: Some((found.sha256.clone(), DigestOrigin::Download)),
+            expected: Some((found.sha256, DigestOrigin::Download)),
             source: remote.urls[0].to_string(),
             image: None,
-            downloaded: Some(found.source_sha256.clone()),
+            downloaded: Some(found.source_sha256),
             _held: Some(Arc::new(found)),
         })
     }
@@ -279,7 +281,7 @@ fn stored(artifact: Arc<Artifact>, source: String, spec: &Spec) -> Result<Locate
         name: manifest.image.name.clone(),
         version: manifest.image.version.clone(),
         build_key: manifest.build_key.clone(),
-        disk_sha256: manifest.disk_sha256.clone(),
+        disk_sha256: manifest.disk_sha256,
     };
     Ok(LocatedBase {
         file: artifact.folder().join(&output.file),
@@ -293,19 +295,20 @@ fn stored(artifact: Arc<Artifact>, source: String, spec: &Spec) -> Result<Locate
 }
 
 /// Returns the request for a download as the spec describes it, with the digest that is already known.
-fn request(remote: &RemoteBase, sha256: Option<&String>) -> Result<DownloadRequest, ChecksumError> {
+fn request(remote: &RemoteBase, sha256: Option<Sha256Digest>) -> Result<DownloadRequest, BaseError> {
     let pin = match (sha256, &remote.sums) {
         (None, Some(SumsSpec { url: list, trust })) => {
             let trust = match trust {
-                SumsVerification::Sha256(sha256) => SumsTrust::Checksum(sha256.parse()?),
+                SumsVerification::Sha256(sha256) => SumsTrust::Checksum((*sha256).into()),
                 SumsVerification::Signature { url, key } => {
                     SumsTrust::Signature { signature: Location::Url(url.clone()), key: key.clone() }
                 }
             };
             download::DownloadPin::Sums(download::ChecksumList { urls: vec![list.clone()], trust, file: None })
         }
-        // A spec that has neither is refused when it is read.
-        (sha256, _) => download::DownloadPin::Checksum(sha256.map(String::as_str).unwrap_or_default().parse()?),
+        (Some(sha256), _) => download::DownloadPin::Checksum(sha256.into()),
+        // Such a spec is refused when it is read.
+        (None, None) => return Err(BaseError::Unverified(remote.urls[0].clone())),
     };
     let packing = FileCompression::of(&remote.urls[0].file_name());
     Ok(DownloadRequest { urls: remote.urls.clone(), pin, packing, limits: download::DownloadLimits::default() })
@@ -364,6 +367,6 @@ impl DownloadReporter {
 }
 
 /// Returns the digest that the spec requires.
-fn asked(spec: &Spec) -> Option<(String, DigestOrigin)> {
-    spec.base.sha256.clone().map(|sha256| (sha256, DigestOrigin::Spec))
+fn asked(spec: &Spec) -> Option<(Sha256Digest, DigestOrigin)> {
+    spec.base.sha256.map(|sha256| (sha256, DigestOrigin::Spec))
 }

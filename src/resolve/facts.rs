@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
 
-use crate::digest::FileStamp;
+use crate::digest::{FileStamp, Sha256Digest};
 use crate::digest_cache::DigestCache;
 use crate::disk::inspect::BaseImage;
 use crate::error::{Failure, Fault, FileError, Kind};
@@ -36,9 +36,9 @@ pub enum SurveyError {
     WrongBase {
         path: PathBuf,
         /// The digest that the file has.
-        found: String,
+        found: Sha256Digest,
         /// The digest that was expected.
-        expected: String,
+        expected: Sha256Digest,
         /// The origin of the expected digest.
         origin: DigestOrigin,
     },
@@ -200,7 +200,7 @@ fn examine_base(base: &LocatedBase, boot: BootMode, memo: &DigestCache) -> Resul
     if stamp_of(&base.file).map_err(&unreadable)? != stamp {
         return Err(unreadable(io::Error::other("it changed meanwhile")).into());
     }
-    if let Some((expected, origin)) = base.expected.clone().filter(|(expected, _)| *expected != sha256) {
+    if let Some((expected, origin)) = base.expected.filter(|(expected, _)| *expected != sha256) {
         return Err(SurveyError::WrongBase { path: base.file.clone(), found: sha256, expected, origin }.into());
     }
     if boot == BootMode::Full {
@@ -229,15 +229,15 @@ fn examine_firmware(spec: &Spec, host: &Host, memo: &DigestCache) -> Result<Opti
     Ok(Some(FirmwareDigests { code, vars: firmware_sha256(&uefi.vars_template, memo)? }))
 }
 
-fn firmware_sha256(path: &Path, memo: &DigestCache) -> Result<String, FileError> {
+fn firmware_sha256(path: &Path, memo: &DigestCache) -> Result<Sha256Digest, FileError> {
     base_sha256(path, memo).map_err(FileError::of(Kind::Host, "read the UEFI firmware", path))
 }
 
-/// Returns the digest of a base image's file, hex.
+/// Returns the digest of a base image's file.
 ///
 /// # Errors
 /// When the file cannot be read.
-pub fn base_sha256(file: &Path, memo: &DigestCache) -> io::Result<String> {
+pub fn base_sha256(file: &Path, memo: &DigestCache) -> io::Result<Sha256Digest> {
     // The file is opened again: a digest is remembered for the file at the path, whichever file was inspected.
     let found = memo.digest("file", file, || digest_file(&File::open(file)?));
     found.map(|found| found.sha256)

@@ -14,9 +14,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
-use sha2::{Digest, Sha256};
 
-use crate::digest::{hex, sha256_file};
+use crate::digest::{Sha256Digest, sha256_file};
 use crate::digest_cache::{DigestCache, DigestRecord};
 use crate::error::{Fault, Kind};
 use crate::plan::{InputDigest, InputFacts, PlannedStep};
@@ -172,7 +171,7 @@ pub(crate) fn read_script(planned: &PlannedStep, path: &Path) -> Result<Vec<u8>,
     open_regular(path)
         .and_then(|file| file.take(size.saturating_add(1)).read_to_end(&mut content))
         .map_err(|source| InputError::Lost { line: planned.step.line, path: path.to_owned(), source })?;
-    check_sent(planned, &InputDigest::File(hex(&Sha256::digest(&content))), path)?;
+    check_sent(planned, &InputDigest::File(Sha256Digest::of(&content)), path)?;
     Ok(content)
 }
 
@@ -198,7 +197,7 @@ fn examine_script(path: &Path, line: usize, memo: &DigestCache) -> Result<InputF
 
 /// Hashes a file for the digest cache.
 pub(super) fn digest_file(file: &File) -> io::Result<DigestRecord> {
-    Ok(DigestRecord { sha256: hex(&sha256_file(file)?), bytes: file.metadata()?.len(), entries: 1 })
+    Ok(DigestRecord { sha256: sha256_file(file)?, bytes: file.metadata()?.len(), entries: 1 })
 }
 
 /// Opens a regular file. Any other kind, such as a named pipe that nobody writes to, is refused at once.
@@ -227,7 +226,7 @@ fn examine_tree(source: &StageSource, line: usize) -> Result<DigestRecord, Input
         PackError::Unfit(path, what) => InputError::Unfit { line, path, what },
         PackError::Write(source) => InputError::Unreadable { line, path: PathBuf::new(), source },
     })?;
-    Ok(DigestRecord { sha256: hex(&found.sha256), bytes: found.totals.bytes, entries: found.totals.entries })
+    Ok(DigestRecord { sha256: found.sha256, bytes: found.totals.bytes, entries: found.totals.entries })
 }
 
 impl From<&InputError> for SourceProblem {
@@ -252,7 +251,7 @@ mod tests {
         examine_tree(&StageSource { what, to: "/srv".into(), into: false, owner, mode: None }, 7)
     }
 
-    fn digest(folder: &Path) -> String {
+    fn digest(folder: &Path) -> Sha256Digest {
         examine_path(folder).unwrap().sha256
     }
 
@@ -281,7 +280,7 @@ mod tests {
         let before = step.input.clone().unwrap();
         // FIPS 180-4, the one-block example.
         let sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        assert_eq!(before.digest, InputDigest::File(sha256.into()));
+        assert_eq!(before.digest, InputDigest::File(sha256.parse().unwrap()));
         set_mode(&script, 0o700);
         assert_eq!(facts("script = 's.sh'", folder.path()).unwrap(), before);
         assert_eq!(read_script(&step, &script).unwrap(), b"abc");

@@ -3,6 +3,7 @@
 //! `kiln lock` writes it beside the specs, as TOML, to be kept in git. An entry applies as long as the spec names the same
 //! base image as when the entry was written.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -12,6 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
+use crate::digest::Sha256Digest;
 use crate::error::{Fault, FileError, Kind};
 use crate::fs::{OnConflict, publish};
 use crate::specfile::{BaseSource, Spec, SumsVerification};
@@ -99,7 +101,7 @@ pub struct LockEntry {
     /// SHA-256 digest of the file; for a download, of the downloaded file. `None` for another spec's image, which is built
     /// here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sha256: Option<String>,
+    pub sha256: Option<Sha256Digest>,
 }
 
 /// The entries of one lock file.
@@ -151,7 +153,7 @@ fn told(spec: &Spec) -> String {
 }
 
 /// Appends a detail that tells two base images of the same source apart.
-fn append(source: &mut String, word: &str, detail: Option<&String>) {
+fn append(source: &mut String, word: &str, detail: Option<impl fmt::Display>) {
     if let Some(detail) = detail {
         *source = format!("{source} {word} {detail}");
     }
@@ -200,8 +202,8 @@ impl LockFile {
             return Ok(pin);
         }
         if !agrees {
-            append(&mut locked, "sha256", pin.sha256.as_ref());
-            append(&mut now, "sha256", spec.base.sha256.as_ref());
+            append(&mut locked, "sha256", pin.sha256);
+            append(&mut now, "sha256", spec.base.sha256);
         } else if !is_trusted {
             append(&mut locked, "by", pin.trust.as_ref());
             append(&mut now, "by", trust.as_ref());
@@ -222,7 +224,7 @@ impl LockFile {
     }
 
     /// Sets the entry of a spec, in place of an earlier one.
-    pub fn enter(&mut self, spec: &Spec, image: Option<String>, sha256: Option<String>) {
+    pub fn enter(&mut self, spec: &Spec, image: Option<String>, sha256: Option<Sha256Digest>) {
         let pin = LockEntry {
             spec: name(spec),
             variant: spec.variant.clone(),
@@ -306,7 +308,7 @@ mod tests {
         let mut pins = LockFile::beside(&first).unwrap();
         assert!(pins.base.is_empty());
         assert!(matches!(pins.find(&first), Err(PinError::Missing { .. })));
-        pins.enter(&first, Some("debian@12".into()), Some("ab".repeat(32)));
+        pins.enter(&first, Some("debian@12".into()), Some(Sha256Digest::new([0xab; 32])));
         assert!(pins.save().unwrap().1);
         let read = LockFile::beside(&first).unwrap();
         assert_eq!(read, pins);
@@ -354,7 +356,7 @@ mod tests {
         ];
         for (locked, trust) in all.iter().enumerate() {
             let mut pins = LockFile::beside(&by(trust)).unwrap();
-            pins.enter(&by(trust), None, Some(one.clone()));
+            pins.enter(&by(trust), None, Some(one.parse().unwrap()));
             for (now, trust) in all.iter().enumerate() {
                 let found = pins.find(&by(trust));
                 assert_eq!(found.is_ok(), locked == now, "{locked} {now}: {found:?}");
@@ -369,7 +371,8 @@ mod tests {
     fn what_kiln_has_not_written_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let spec = spec(folder.path(), "image = 'debian'");
-        for text in ["schema = 2", "schema = 'x'", "base = []", "[[", "schema = 1\n[[base]]\nspec = 1"] {
+        let cut = "schema = 1\n[[base]]\nspec = 'kiln.toml'\nsource = 'image debian'\nsha256 = 'abab'";
+        for text in ["schema = 2", "schema = 'x'", "base = []", "[[", "schema = 1\n[[base]]\nspec = 1", cut] {
             fs::write(folder.path().join(FILE), text).unwrap();
             assert!(matches!(LockFile::beside(&spec), Err(PinError::Damaged { .. })), "{text}");
         }

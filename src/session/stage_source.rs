@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use sha2::{Digest, Sha256};
 
 use crate::agent::pack::{PackError, PackHooks, pack};
+use crate::digest::Sha256Digest;
 use crate::project::GIT;
 use crate::specfile;
 use crate::wire::code::Code;
@@ -78,7 +79,7 @@ pub struct StagedStream {
     /// Size of the file contents, without holes, bytes.
     pub content: u64,
     /// Digest of the tree, see [`PackedTree::sha256`].
-    pub sha256: [u8; 32],
+    pub sha256: Sha256Digest,
 }
 
 /// Summary of a tree that was packed.
@@ -88,7 +89,7 @@ pub struct PackedTree {
     pub totals: Totals,
     /// Digest of every entry (path, mode, attributes) and of all content that is not zeros, as sent. Times are left out,
     /// since git keeps none, and a file with holes has the digest of one with zeros.
-    pub sha256: [u8; 32],
+    pub sha256: Sha256Digest,
 }
 
 /// Writes the source as a tree stream into `file`, from its start, for [`super::Session::unpack_device`]. Uses constant
@@ -132,7 +133,7 @@ impl StageSource {
                 self.write_text(content, *mtime, encoder).map_err(PackError::Write)?
             }
         };
-        Ok(PackedTree { totals, sha256: form.hash.finalize().into() })
+        Ok(PackedTree { totals, sha256: form.hash.into() })
     }
 
     fn write_text(&self, content: &[u8], mtime: SystemTime, mut encoder: Encoder<impl Write>) -> io::Result<Totals> {

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::digest::Sha256Digest;
 use crate::size::ByteSize;
 use crate::url::Url;
 
@@ -118,7 +119,7 @@ table! {
     /// Keys of every kind of base image.
     Base {
         /// The SHA-256 digest of the base image, checked before anything boots.
-        sha256: Option<SpannedValue<String>> = Optional(sha256()),
+        sha256: Option<SpannedValue<Sha256Digest>> = Optional(sha256()),
         /// The format of the base image; it is never guessed.
         format: BaseFormat =
             DefaultedKey(choice([("qcow2", BaseFormat::Qcow2), ("raw", BaseFormat::Raw)], &["vmdk", "vhd", "vhdx", "vdi"]), "'qcow2'"),
@@ -150,7 +151,7 @@ table! {
         /// A `SHA256SUMS` or `SHA512SUMS` file that lists the file's digest, instead of `sha256`.
         sums: Option<SpannedValue<Url>> = Optional(location()),
         /// The SHA-256 digest of the `sums` file.
-        sums_sha256: Option<SpannedValue<String>> = Optional(sha256()),
+        sums_sha256: Option<SpannedValue<Sha256Digest>> = Optional(sha256()),
         /// A detached signature of the `sums` file, instead of its digest.
         sums_signature: Option<SpannedValue<Url>> = Optional(location()),
         /// The public key of the signature, of OpenSSH, minisign or `OpenPGP`.
@@ -411,7 +412,7 @@ table! {
         /// A string that its content must contain.
         contains: Option<SpannedValue<String>> = Optional(content()),
         /// The SHA-256 digest of its content.
-        sha256: Option<SpannedValue<String>> = Optional(sha256()),
+        sha256: Option<SpannedValue<Sha256Digest>> = Optional(sha256()),
     }
 }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use crate::digest::Sha256Digest;
 use crate::size::ByteSize;
 use crate::url::Url;
 
@@ -116,8 +117,8 @@ pub struct ImageSpec {
 pub struct BaseImageSpec {
     /// The source of the base image.
     pub source: BaseSource,
-    /// SHA-256 digest, 64 lower-case hex digits; for a download, of the file as downloaded.
-    pub sha256: Option<String>,
+    /// SHA-256 digest; for a download, of the file as downloaded.
+    pub sha256: Option<Sha256Digest>,
     /// The format of the base image; stated by the spec, never guessed.
     pub format: BaseFormat,
 }
@@ -162,7 +163,7 @@ pub struct SumsSpec {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SumsVerification {
     /// By its own SHA-256 digest.
-    Sha256(String),
+    Sha256(Sha256Digest),
     /// By a detached signature.
     Signature {
         /// URL of the signature.

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::digest::Sha256Digest;
+
 use super::{Command, FileOwner};
 
 /// A `[[test]]` of the spec.
@@ -81,8 +83,8 @@ pub struct FileCheck {
     pub owner: Option<FileOwner>,
     /// A string that the content must contain.
     pub contains: Option<String>,
-    /// SHA-256 digest of the content, 64 lower-case hex digits.
-    pub sha256: Option<String>,
+    /// SHA-256 digest of the content.
+    pub sha256: Option<Sha256Digest>,
 }
 
 /// Serializes durations as whole seconds, as in a spec.

@@ -94,7 +94,7 @@ fn base(raw: ChosenVariant<keys::Base, keys::Source>, spec: &Path, reader: &mut 
     let keys::Base { sha256, format } = raw.common;
     let source = match raw.variant? {
         keys::Source::LocalFile(source) => BaseSource::File(host_file(&source.file?, spec)),
-        keys::Source::RemoteFile(source) => BaseSource::Url(remote(source, sha256.as_ref(), spec, reader)?),
+        keys::Source::RemoteFile(source) => BaseSource::Url(remote(source, sha256.is_some(), spec, reader)?),
         keys::Source::StoredImage(source) => BaseSource::Image(source.image?.value),
         keys::Source::OtherSpec(source) => BaseSource::Spec {
             file: host_file(&source.spec?, spec),
@@ -105,38 +105,33 @@ fn base(raw: ChosenVariant<keys::Base, keys::Source>, spec: &Path, reader: &mut 
 }
 
 /// Validates a download: it must be verified by a digest or by a list of digests.
-fn remote(
-    raw: keys::RemoteFile,
-    pin: Option<&SpannedValue<String>>,
-    spec: &Path,
-    reader: &mut SpecReader,
-) -> Option<RemoteBase> {
+fn remote(raw: keys::RemoteFile, has_digest: bool, spec: &Path, reader: &mut SpecReader) -> Option<RemoteBase> {
     let url = raw.url?;
     let digest = raw.sums_sha256.as_ref().map(|at| &at.span);
     let signature = raw.sums_signature.as_ref().map(|at| &at.span);
     let extra = digest.or(signature).or(raw.sums_key.as_ref().map(|at| &at.span));
     let trust = match (&raw.sums_sha256, &raw.sums_signature, &raw.sums_key) {
-        (Some(digest), None, None) => Some(SumsVerification::Sha256(digest.value.clone())),
+        (Some(digest), None, None) => Some(SumsVerification::Sha256(digest.value)),
         (None, Some(signature), Some(key)) => {
             Some(SumsVerification::Signature { url: signature.value.clone(), key: host_file(key, spec) })
         }
         _ => None,
     };
-    let sums = match (&raw.sums, pin, extra, trust) {
-        (None, Some(_), None, _) => None,
-        (Some(sums), None, _, Some(trust)) => Some(SumsSpec { url: sums.value.clone(), trust }),
-        (None, None, _, _) => {
+    let sums = match (&raw.sums, has_digest, extra, trust) {
+        (None, true, None, _) => None,
+        (Some(sums), false, _, Some(trust)) => Some(SumsSpec { url: sums.value.clone(), trust }),
+        (None, false, _, _) => {
             let help = "add `sha256`, or `sums` with `sums-sha256` or a signature";
             return refuse(reader, &url.span, "a download needs its digest", help);
         }
-        (Some(sums), Some(_), _, _) => {
+        (Some(sums), true, _, _) => {
             return refuse(reader, &sums.span, "`sums` beside `sha256`", "one of them says which file it is");
         }
-        (Some(sums), None, _, None) => {
+        (Some(sums), false, _, None) => {
             let help = "add `sums-sha256`, or both `sums-signature` and `sums-key`";
             return refuse(reader, &sums.span, "this list of digests is not verified", help);
         }
-        (None, Some(_), Some(extra), _) => {
+        (None, true, Some(extra), _) => {
             let message = "this is about `sums`, which is not there";
             return refuse(reader, extra, message, "leave it out: `sha256` is enough");
         }

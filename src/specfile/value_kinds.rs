@@ -13,6 +13,7 @@ use super::complaint::SpecError;
 use super::hidden_characters::is_forgery;
 use super::reader::{Node, SpecReader};
 use super::suggest::{list, suggest};
+use crate::digest::Sha256Digest;
 use crate::size::{ByteSize, format_duration, parse_duration};
 use crate::url::Url;
 
@@ -233,14 +234,11 @@ pub(super) fn not_yet(what: &str, known: &[&str]) -> String {
     format!("`{what}` is not supported by this version of kiln, only {}", list(known))
 }
 
-/// Accepts 64 hex digits, and converts them to lower case.
-pub(super) fn sha256() -> Text<String> {
+/// Accepts 64 hex digits, in either case.
+pub(super) fn sha256() -> Text<Sha256Digest> {
     Text::new("64 hex digits", matching("[0-9A-Fa-f]{64}"), |text| {
-        if text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) {
-            Ok(text.to_ascii_lowercase())
-        } else {
-            Err(format!("{} is not a SHA-256 digest, which has 64 hex digits", quoted(text)).into())
-        }
+        let refused = |_| format!("{} is not a SHA-256 digest, which has 64 hex digits", quoted(text)).into();
+        text.parse().map_err(refused)
     })
 }
 

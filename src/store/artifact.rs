@@ -9,6 +9,7 @@ use super::folder::{Folder, FolderTree, folders_above};
 use super::manifest::{self, Manifest};
 use super::reference::ImageId;
 use super::{Store, check_ours, check_part, sums};
+use crate::digest::Sha256Digest;
 use crate::ownership::{GROUP_AND_OTHERS, OwnershipError, check_owner};
 use crate::sign::{self, SignError, SignatureTrust, Tool};
 
@@ -135,7 +136,7 @@ impl Artifact {
         let listed = self.manifest.vouched().find(|(name, ..)| *name == file);
         let (_, _, sha256) = listed.ok_or_else(|| StoreError::NotStaged(file.to_owned()))?;
         let job = Job::find(&self.folder, file)?;
-        Ok(FileCheck { id: self.id.clone(), job, sha256: sha256.to_owned() })
+        Ok(FileCheck { id: self.id.clone(), job, sha256 })
     }
 
     /// Reads the signature of `SHA256SUMS` that a tool has made.
@@ -192,7 +193,7 @@ impl Artifact {
     }
 
     /// Reads `SHA256SUMS`, as digests by file.
-    pub(super) fn sums(&self) -> Result<BTreeMap<String, String>, StoreError> {
+    pub(super) fn sums(&self) -> Result<BTreeMap<String, Sha256Digest>, StoreError> {
         let bytes = match self.folder.read(sums::FILE, sums::LARGEST) {
             Err(error) if error.is_not_found() => return Err(damaged(&self.id, "SHA256SUMS is missing".into())),
             other => other?,
@@ -202,10 +203,10 @@ impl Artifact {
     }
 
     /// Returns the contradictions between manifest, sums and folder name.
-    fn contradictions(&self, sums: &BTreeMap<String, String>, sound: &BTreeMap<String, Digest>) -> Vec<String> {
+    fn contradictions(&self, sums: &BTreeMap<String, Sha256Digest>, sound: &BTreeMap<String, Digest>) -> Vec<String> {
         let mut found = Vec::new();
         for (file, bytes, sha256) in self.manifest.vouched() {
-            let is_listed = sums.get(file).is_some_and(|sum| sum == sha256);
+            let is_listed = sums.get(file).is_some_and(|sum| *sum == sha256);
             if !is_listed || sound.get(file).is_some_and(|digest| digest.bytes != bytes) {
                 found.push(format!("manifest.json and SHA256SUMS disagree on {file}"));
             }
@@ -222,7 +223,7 @@ impl Artifact {
 
     /// Finds files, links and folders that were not there when the version was published, and files and folders that belong
     /// to others or are writable for them.
-    fn strangers(&self, sums: &BTreeMap<String, String>) -> Result<Vec<String>, StoreError> {
+    fn strangers(&self, sums: &BTreeMap<String, Sha256Digest>) -> Result<Vec<String>, StoreError> {
         let tree = self.folder.tree()?;
         let mut found = self.strange_folders(&tree, sums);
         found.extend(tree.files.iter().chain(&tree.folders).filter_map(|name| self.find_writer(name)));
@@ -237,7 +238,7 @@ impl Artifact {
     }
 
     /// Finds folders that were added or removed. A folder with files is not listed if it is missing, since its files are.
-    fn strange_folders(&self, tree: &FolderTree, sums: &BTreeMap<String, String>) -> Vec<String> {
+    fn strange_folders(&self, tree: &FolderTree, sums: &BTreeMap<String, Sha256Digest>) -> Vec<String> {
         let fetched = &self.manifest.fetched_folders;
         let listed = sums.keys().chain(self.manifest.fetched_links.keys());
         let known: BTreeSet<&str> = listed.flat_map(|name| folders_above(name)).collect();
@@ -266,7 +267,7 @@ impl Artifact {
 pub struct FileCheck {
     id: ImageId,
     job: Job,
-    sha256: String,
+    sha256: Sha256Digest,
 }
 
 impl FileCheck {

@@ -10,7 +10,7 @@ use std::thread;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::digest::hex;
+use crate::digest::Sha256Digest;
 
 use super::error::StoreError;
 use super::folder::Folder;
@@ -26,17 +26,17 @@ pub type Watch<'a> = &'a (dyn Fn(u64, u64) -> ControlFlow<()> + Sync);
 pub const UNWATCHED: Watch<'static> = &|_, _| ControlFlow::Continue(());
 
 /// Length and SHA-256 of a file, taken from the same descriptor.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Digest {
     /// Length of the file.
     pub bytes: u64,
-    /// 64 lower-case hex digits.
-    pub sha256: String,
+    /// SHA-256 of its content.
+    pub sha256: Sha256Digest,
 }
 
 /// Returns the digest of bytes in memory.
 pub(super) fn of_bytes(bytes: &[u8]) -> Digest {
-    Digest { bytes: bytes.len() as u64, sha256: hex(&Sha256::digest(bytes)) }
+    Digest { bytes: bytes.len() as u64, sha256: Sha256Digest::of(bytes) }
 }
 
 /// The common progress of several threads, reported to one [`Watch`].
@@ -94,7 +94,7 @@ fn digest(job: &Job, mut file: &File, meter: &Meter<'_>) -> Result<Digest, Store
             Err(error) => return Err(StoreError::io("read", &job.name)(error)),
         };
         if n == 0 {
-            return Ok(Digest { bytes, sha256: hex(&hasher.finalize()) });
+            return Ok(Digest { bytes, sha256: hasher.into() });
         }
         hasher.update(&chunk[..n]);
         bytes += n as u64;
@@ -168,8 +168,14 @@ mod tests {
         let files = Files::new();
         let jobs = [files.job("abc", b"abc"), files.job("empty", b"")];
         let digests = digest_all(&jobs, UNWATCHED, |_, _| Ok(())).unwrap();
-        assert_eq!(digests["abc"].sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-        assert_eq!(digests["empty"].sha256, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+        assert_eq!(
+            digests["abc"].sha256.to_string(),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
+        assert_eq!(
+            digests["empty"].sha256.to_string(),
+            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        );
         assert_eq!((digests["abc"].bytes, digests["empty"].bytes), (3, 0));
         assert_eq!(digests["abc"], of_bytes(b"abc"));
     }

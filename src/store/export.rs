@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::{NamedTempFile, TempPath};
 
-use crate::digest::{hex, sha256_file};
+use crate::digest::{Sha256Digest, sha256_file};
 use crate::fs::{self, OnConflict};
 use crate::sign::Tool;
 
@@ -87,11 +87,11 @@ impl Artifact {
         watch: Watch<'_>,
     ) -> Result<Vec<Job>, StoreError> {
         let mut sums = self.sums()?;
-        let own = digest::of_bytes(&self.open_folder().read(sums::FILE, sums::LARGEST)?);
-        sums.insert(sums::FILE.to_owned(), own.sha256);
+        let own = Sha256Digest::of(self.open_folder().read(sums::FILE, sums::LARGEST)?);
+        sums.insert(sums::FILE.to_owned(), own);
         for tool in Tool::ALL {
             if let Some(signature) = self.signature(tool)? {
-                sums.insert(tool.file().to_owned(), digest::of_bytes(&signature).sha256);
+                sums.insert(tool.file().to_owned(), Sha256Digest::of(&signature));
             }
         }
         let mut wanted = Vec::new();
@@ -100,7 +100,7 @@ impl Artifact {
             let path = target.path().join(name);
             match path.symlink_metadata() {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => wanted.push(job),
-                _ if has_digest(target, &job, sha256, watch)? => {}
+                _ if has_digest(target, &job, *sha256, watch)? => {}
                 _ if conflict == OnConflict::Replace => wanted.push(job),
                 _ => return Err(StoreError::Conflict(path)),
             }
@@ -116,7 +116,7 @@ fn create_target(path: &Path) -> Result<Folder, StoreError> {
 }
 
 /// Returns whether the target's file of that name has the same content. A file that is not regular never has.
-fn has_digest(target: &Folder, job: &Job, sha256: &str, watch: Watch<'_>) -> Result<bool, StoreError> {
+fn has_digest(target: &Folder, job: &Job, sha256: Sha256Digest, watch: Watch<'_>) -> Result<bool, StoreError> {
     match Job::find(target, &job.name) {
         Ok(there) if there.bytes == job.bytes => {
             let digests = digest::digest_all(&[there], watch, |_, _| Ok(()))?;
@@ -159,7 +159,7 @@ pub fn give_names(files: &[(PathBuf, PathBuf)], conflict: OnConflict) -> Result<
 fn digested(path: &Path) -> Result<(File, Digest), StoreError> {
     let file = File::open(path).map_err(StoreError::io("read", path))?;
     let bytes = file.metadata().map_err(StoreError::io("read", path))?.len();
-    let sha256 = hex(&sha256_file(&file).map_err(StoreError::io("read", path))?);
+    let sha256 = sha256_file(&file).map_err(StoreError::io("read", path))?;
     Ok((file, Digest { bytes, sha256 }))
 }
 

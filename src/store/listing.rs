@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 
+use crate::digest::Sha256Digest;
+
 use super::{Artifact, ImageId, Store, StoreError, Tags, manifest};
 
 /// Summary of a version in a listing.
@@ -27,7 +29,7 @@ pub struct Summary {
     /// Digest of every input.
     pub build_key: String,
     /// SHA-256 of the disk as the guest sees it.
-    pub disk_sha256: String,
+    pub disk_sha256: Sha256Digest,
     /// Folder of the version.
     pub folder: PathBuf,
 }

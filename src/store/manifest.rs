@@ -8,6 +8,8 @@ use std::path::Path;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::digest::Sha256Digest;
+
 use super::digest::Digest;
 use super::error::StoreError;
 use super::folder::Folder;
@@ -18,6 +20,8 @@ pub const SCHEMA: u32 = 1;
 pub const FILE: &str = "manifest.json";
 /// Size limit of a manifest that is read, bytes.
 pub const LARGEST: u64 = 64 << 20;
+/// Stands for a digest until the store fills it in.
+const UNKNOWN: Sha256Digest = Sha256Digest::new([0; 32]);
 
 /// One version of one image.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,7 +45,7 @@ pub struct Manifest {
     /// The image files.
     pub outputs: Vec<ManifestOutput>,
     /// SHA-256 of the disk as the guest sees it: the same for every format.
-    pub disk_sha256: String,
+    pub disk_sha256: Sha256Digest,
     /// Bytes of that disk: formats of whole MiB may add zeros. `None` in manifests of older versions of kiln.
     #[serde(default)]
     pub disk_bytes: Option<u64>,
@@ -50,7 +54,7 @@ pub struct Manifest {
     pub contents: Option<ListedContents>,
     /// SHA-256 over the sorted file tree; `None` if not all files are known.
     #[serde(default)]
-    pub content_sha256: Option<String>,
+    pub content_sha256: Option<Sha256Digest>,
     /// The distribution, if it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub os: Option<ManifestOs>,
@@ -100,12 +104,12 @@ pub struct ManifestImage {
 }
 
 /// Section `base` of the manifest.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ManifestBase {
     /// Source of the base image, as written in the spec.
     pub source: String,
     /// SHA-256 of the file.
-    pub sha256: String,
+    pub sha256: Sha256Digest,
     /// Format of the file.
     pub format: String,
     /// The image of the store that it was, if any.
@@ -114,7 +118,7 @@ pub struct ManifestBase {
 }
 
 /// Section `base.image` of the manifest.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ManifestBaseImage {
     /// Name of the image.
     pub name: String,
@@ -123,7 +127,7 @@ pub struct ManifestBaseImage {
     /// `build_key` of the image.
     pub build_key: String,
     /// `disk_sha256` of the image.
-    pub disk_sha256: String,
+    pub disk_sha256: Sha256Digest,
 }
 
 /// Section `machine` of the manifest.
@@ -150,7 +154,7 @@ pub struct ManifestMachine {
     pub firmware: String,
     /// SHA-256 of the UEFI firmware's code; `None` for `bios`, whose firmware is a part of QEMU.
     #[serde(default)]
-    pub firmware_sha256: Option<String>,
+    pub firmware_sha256: Option<Sha256Digest>,
     /// `direct` where QEMU started the image's kernel with kiln's agent as its first process; `None` for a full boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<String>,
@@ -178,7 +182,7 @@ pub struct ManifestStep {
 }
 
 /// An entry of `outputs`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ManifestOutput {
     /// File name inside the version folder.
     pub file: String,
@@ -189,14 +193,14 @@ pub struct ManifestOutput {
     /// Size of the disk that the guest sees, bytes.
     pub virtual_bytes: u64,
     /// SHA-256 of the file. The store fills it in when it publishes.
-    pub sha256: String,
+    pub sha256: Sha256Digest,
 }
 
 impl ManifestOutput {
     /// Creates the entry of an output that is staged but not digested yet.
     #[must_use]
     pub fn staged(file: impl Into<String>, format: impl Into<String>, virtual_bytes: u64) -> Self {
-        Self { file: file.into(), format: format.into(), virtual_bytes, ..Self::default() }
+        Self { file: file.into(), format: format.into(), bytes: 0, virtual_bytes, sha256: UNKNOWN }
     }
 }
 
@@ -261,21 +265,21 @@ pub struct ManifestTest {
 }
 
 /// An entry of `fetched`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FetchedFile {
     /// Path inside the version folder.
     pub file: String,
     /// Length of the file. The store fills it in when it publishes.
     pub bytes: u64,
     /// SHA-256 of the file. The store fills it in when it publishes.
-    pub sha256: String,
+    pub sha256: Sha256Digest,
 }
 
 impl FetchedFile {
     /// Creates the entry of a fetched file that is staged but not digested yet.
     #[must_use]
     pub fn staged(file: impl Into<String>) -> Self {
-        Self { file: file.into(), ..Self::default() }
+        Self { file: file.into(), bytes: 0, sha256: UNKNOWN }
     }
 }
 
@@ -346,15 +350,15 @@ impl Manifest {
         for (file, bytes, sha256) in outputs.chain(fetched) {
             let digest = digests.get(file).ok_or_else(|| StoreError::NotStaged(file.clone()))?;
             *bytes = digest.bytes;
-            sha256.clone_from(&digest.sha256);
+            *sha256 = digest.sha256;
         }
         Ok(())
     }
 
     /// Returns file, length and digest of everything whose digest is in the manifest.
-    pub(super) fn vouched(&self) -> impl Iterator<Item = (&str, u64, &str)> {
-        let outputs = self.outputs.iter().map(|o| (o.file.as_str(), o.bytes, o.sha256.as_str()));
-        outputs.chain(self.fetched.iter().map(|f| (f.file.as_str(), f.bytes, f.sha256.as_str())))
+    pub(super) fn vouched(&self) -> impl Iterator<Item = (&str, u64, Sha256Digest)> {
+        let outputs = self.outputs.iter().map(|o| (o.file.as_str(), o.bytes, o.sha256));
+        outputs.chain(self.fetched.iter().map(|f| (f.file.as_str(), f.bytes, f.sha256)))
     }
 }
 
@@ -386,7 +390,7 @@ pub(crate) mod tests {
             build_key: build_key.into(),
             base: ManifestBase {
                 source: "debian-12.qcow2".into(),
-                sha256: "9f2c".into(),
+                sha256: Sha256Digest::of("debian-12.qcow2"),
                 format: "qcow2".into(),
                 image: None,
             },
@@ -405,7 +409,7 @@ pub(crate) mod tests {
                 ..ManifestStep::default()
             }],
             outputs: vec![ManifestOutput::staged(format!("{name}-{version}.qcow2"), "qcow2", 8 << 30)],
-            disk_sha256: "00ff".into(),
+            disk_sha256: Sha256Digest::of("disk"),
             disk_bytes: Some(8 << 30),
             contents: None,
             content_sha256: None,
@@ -452,6 +456,19 @@ pub(crate) mod tests {
         assert!(matches!(error, StoreError::NewerSchema { found: 2, known: 1, .. }), "{error:?}");
         assert!(matches!(parse("{}"), Err(StoreError::Malformed { .. })));
         assert!(matches!(parse(""), Err(StoreError::Malformed { .. })));
+    }
+
+    #[test]
+    fn a_malformed_digest_is_refused_with_its_value() {
+        let manifest = sample("web", "1", "k");
+        let digest = manifest.disk_sha256.to_string();
+        let text = manifest.to_json();
+        let upper = parse(&text.replace(&digest, &digest.to_uppercase())).unwrap();
+        assert_eq!(upper.to_json(), text);
+        let error = parse(&text.replace(&digest, "../../etc")).unwrap_err();
+        let StoreError::Malformed { source, .. } = error else { panic!("{error}") };
+        let expected = "\"../../etc\" is not a SHA-256 digest, which has 64 hex digits";
+        assert!(source.to_string().starts_with(expected), "{source}");
     }
 
     #[test]

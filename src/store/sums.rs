@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::digest::{self, Digest};
+use crate::digest::Sha256Digest;
+
+use super::digest::Digest;
 use super::reference::ImageId;
 
 /// Name of the file inside a version folder.
@@ -12,12 +14,12 @@ pub(super) const LARGEST: u64 = 64 << 20;
 
 /// Returns the content of the file: a line for each digest, sorted by name.
 pub(super) fn render(digests: &BTreeMap<String, Digest>) -> String {
-    digests.iter().map(|(file, digest)| line(file, &digest.sha256)).collect()
+    digests.iter().map(|(file, digest)| line(file, digest.sha256)).collect()
 }
 
 /// Formats a line. A name with a backslash or line break is escaped, and the whole line then starts with a backslash
 /// (coreutils manual, "md5sum invocation").
-fn line(file: &str, sha256: &str) -> String {
+fn line(file: &str, sha256: Sha256Digest) -> String {
     let escaped = file.replace('\\', r"\\").replace('\n', r"\n").replace('\r', r"\r");
     let mark = if escaped == file { "" } else { r"\" };
     format!("{mark}{sha256}  {escaped}\n")
@@ -25,19 +27,20 @@ fn line(file: &str, sha256: &str) -> String {
 
 /// Returns the digest of each file; `None` if a line differs from what [`render`] writes, the last one is incomplete, or a
 /// file is listed twice.
-pub(super) fn parse(text: &str) -> Option<BTreeMap<String, String>> {
+pub(super) fn parse(text: &str) -> Option<BTreeMap<String, Sha256Digest>> {
     let mut sums = BTreeMap::new();
     if !text.is_empty() && !text.ends_with('\n') {
         return None;
     }
     for line in text.split_terminator('\n') {
         let (line, is_escaped) = line.strip_prefix('\\').map_or((line, false), |rest| (rest, true));
-        let (sha256, file) = line.split_once("  ")?;
-        if sha256.len() != 64 || !sha256.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
+        let (digits, file) = line.split_once("  ")?;
+        let sha256: Sha256Digest = digits.parse().ok()?;
+        if sha256.to_string() != digits {
             return None;
         }
         let file = if is_escaped { unescape(file)? } else { file.to_owned() };
-        if sums.insert(file, sha256.to_owned()).is_some() {
+        if sums.insert(file, sha256).is_some() {
             return None;
         }
     }
@@ -63,7 +66,7 @@ fn unescape(text: &str) -> Option<String> {
 
 /// Returns the comment that minisign signs along with the sums, and which names the version.
 pub(super) fn comment(id: &ImageId, sums: &[u8]) -> String {
-    format!("{id} {}", digest::of_bytes(sums).sha256)
+    format!("{id} {}", Sha256Digest::of(sums))
 }
 
 #[cfg(test)]
@@ -72,7 +75,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn digest(byte: u8) -> Digest {
-        Digest { bytes: 0, sha256: format!("{byte:02x}").repeat(32) }
+        Digest { bytes: 0, sha256: Sha256Digest::new([byte; 32]) }
     }
 
     #[test]
@@ -84,7 +87,7 @@ mod tests {
 
     #[test]
     fn torn_and_foreign_lines_are_refused() {
-        let good = line("a", &"0".repeat(64));
+        let good = line("a", Sha256Digest::new([0; 32]));
         assert!(parse(&good).is_some());
         for bad in [&good[..40], "no sums\n", &good.replace("  a", " *a"), &good.repeat(2), &good.replace('0', "F")] {
             assert_eq!(parse(bad), None, "{bad}");
@@ -95,7 +98,7 @@ mod tests {
         #[test]
         fn any_names_survive_a_round_trip(names in proptest::collection::btree_set("[a-z \\\\\n\r/]{1,8}", 0..6)) {
             let digests: BTreeMap<_, _> = names.into_iter().zip(0..).map(|(name, n)| (name, digest(n))).collect();
-            let expected: BTreeMap<_, _> = digests.iter().map(|(n, d)| (n.clone(), d.sha256.clone())).collect();
+            let expected: BTreeMap<_, _> = digests.iter().map(|(n, d)| (n.clone(), d.sha256)).collect();
             prop_assert_eq!(parse(&render(&digests)), Some(expected));
         }
 

@@ -5,10 +5,8 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use sha2::{Digest, Sha256};
-
 use crate::deadline::{DeadlineError, unless_agent_ends};
-use crate::digest::hex;
+use crate::digest::Sha256Digest;
 use crate::error::{Failure, Kind};
 use crate::event::{Channel, NoticeLevel};
 use crate::guest::boot::{Guest, MachineSite};
@@ -178,7 +176,7 @@ impl<'a> Probe<'a> {
         if answer.is_cut {
             return Ok(Err(format!("is larger than the {} MiB that a test reads", READ_LIMIT >> 20)));
         }
-        let sha256 = hex(&Sha256::digest(&answer.stdout));
+        let sha256 = Sha256Digest::of(&answer.stdout);
         Ok(match wanted {
             FileCheck { sha256: Some(wanted), .. } if *wanted != sha256 => {
                 Err(format!("has the digest {sha256}, not {wanted}; it holds {}", describe_text(&answer.stdout)))

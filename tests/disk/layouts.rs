@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use kiln::digest::Sha256Digest;
 use kiln::disk::entry::FileDigest;
 use kiln::disk::packages::{PackageType, has_rpm_database, read_databases, unread_managers};
 use kiln::disk::tree::Tree;
@@ -146,7 +147,7 @@ fn copy(content: &Path, disk: &File, at: u64) {
 }
 
 /// The digest of a disk, if kiln would publish one.
-pub(super) fn digest(image: &Path) -> Option<[u8; 32]> {
+pub(super) fn digest(image: &Path) -> Option<Sha256Digest> {
     let disk = chain(&[(image, BaseFormat::Raw)]);
     let tree = Tree::open(&disk).ok().filter(Tree::is_whole)?;
     Some(tree.content_sha256().unwrap())
@@ -185,7 +186,7 @@ pub(super) fn check(image: &Path, expected: ExpectedView<'_>, names: &[&str]) {
 }
 
 /// Changes the first byte of a text and looks whether the digest is another one than before, or none.
-pub(super) fn sees_change(image: &Path, before: Option<[u8; 32]>, text: &str) -> bool {
+pub(super) fn sees_change(image: &Path, before: Option<Sha256Digest>, text: &str) -> bool {
     let found = tool("grep", &["-obUaF", text, image.to_str().unwrap()]);
     let at = String::from_utf8(found).unwrap().split(':').next().unwrap().parse::<u64>().unwrap();
     let file = File::options().write(true).open(image).unwrap();

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use kiln::agent::list::list_folder;
-use kiln::digest::{hex, sha256_file};
+use kiln::digest::{Sha256Digest, hex, sha256_file};
 use kiln::disk::as_mounted::left_over;
 use kiln::disk::chain::{Chain, ChainFile};
 use kiln::disk::digest::{DigestError, disk_sha256};
@@ -41,7 +41,6 @@ use kiln::disk::write::{WriteError, write};
 use kiln::disk::write_qcow2::{TwinReader, write_qcow2};
 use kiln::error::{Fault, Kind};
 use kiln::specfile::{BaseFormat, Compression, DiskFormat};
-use sha2::Digest;
 use tempfile::TempDir;
 
 /// Runs a tool and returns what it wrote to stdout.
@@ -279,7 +278,7 @@ fn assert_same_disk(scratch: &Scratch, layers: &[(&Path, BaseFormat)]) {
     let disk = chain(layers);
     let raw = as_raw(scratch, layers[0].0);
     let digest = disk_sha256(&disk, &mut |_, _| ControlFlow::Continue(())).unwrap();
-    assert_eq!(hex(&digest), sha256sum(&raw));
+    assert_eq!(digest.to_string(), sha256sum(&raw));
     assert_eq!(sha256_file(&File::open(&raw).unwrap()).unwrap(), digest);
     let expected = fs::read(&raw).unwrap();
     assert_eq!(disk.virtual_size(), expected.len() as u64);
@@ -621,7 +620,7 @@ fn host_lines(root: &Path, folder: &Path, lines: &mut Vec<String>) {
             }
             _ => {
                 let digest = sha256_file(&File::open(&path).unwrap()).unwrap();
-                ("file", format!(" size={} sha256={}", facts.len(), hex(&digest)))
+                ("file", format!(" size={} sha256={digest}", facts.len()))
             }
         };
         let name = escape(&[b"/", path.strip_prefix(root).unwrap().as_os_str().as_bytes()].concat());
@@ -949,8 +948,7 @@ fn fat_walk(fat: &Fat, folder: &FatNode, path: &str, lines: &mut Vec<String>) {
             uid: 0,
             gid: 0,
             size: node.size,
-            digest: is_file
-                .then(|| FileDigest::Content(sha2::Sha256::digest(fat.read(&node, 1 << 20).unwrap()).into())),
+            digest: is_file.then(|| FileDigest::Content(Sha256Digest::of(fat.read(&node, 1 << 20).unwrap()))),
             target: None,
             device: None,
             xattrs: Vec::new(),

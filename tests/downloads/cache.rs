@@ -41,7 +41,7 @@ fn of_two_that_want_the_same_one_downloads_and_the_other_waits() {
         downloads.fetch(&request, &mut DownloadWatch::new(&mut |_| ControlFlow::Continue(()), &mut heard)).unwrap();
     assert!(child.wait().unwrap().success());
     assert_eq!(notices, ["waiting for another kiln that downloads the same file"]);
-    assert_eq!((server.seen().len(), found.sha256.clone()), (1, sha256(&body)));
+    assert_eq!((server.seen().len(), found.sha256.to_string()), (1, sha256(&body)));
     assert_eq!(bench.files(), [found.path]);
     bench.notices.clear();
 }
@@ -95,7 +95,7 @@ fn many_at_once_get_one_file() {
                 let found = downloads
                     .fetch(&request, &mut DownloadWatch::new(&mut |_| ControlFlow::Continue(()), &mut quiet))
                     .unwrap();
-                assert_eq!(found.sha256, sha256(&body));
+                assert_eq!(found.sha256.to_string(), sha256(&body));
             });
         }
     });

@@ -44,7 +44,7 @@ fn a_list_with_a_digest_of_its_own_says_what_a_file_is() {
         let before = server.seen().len();
         for reach in [NetworkMode::Online, NetworkMode::Online, NetworkMode::Offline] {
             let found = bench.fetch_by(reach, &request).unwrap();
-            assert_eq!(found.sha256, sha256(&body));
+            assert_eq!(found.sha256.to_string(), sha256(&body));
             assert_eq!(found.path.parent().unwrap().file_name().unwrap().to_str(), Some(sha256(&body).as_str()));
         }
         assert_eq!(server.seen().len() - before, 2);
@@ -144,7 +144,7 @@ fn a_signed_list_is_believed_if_the_right_one_signed_it() {
         let request = sums_request(&server, "SUMS", trust(&key, &at));
         assert!(matches!(bench.fetch_by(NetworkMode::Offline, &request), Err(DownloadError::Offline(_))));
         for reach in [NetworkMode::Online, NetworkMode::Offline] {
-            assert_eq!(bench.fetch_by(reach, &request).unwrap().sha256, sha256(&body), "{tool}");
+            assert_eq!(bench.fetch_by(reach, &request).unwrap().sha256.to_string(), sha256(&body), "{tool}");
         }
         let file = Location::File(folder.path().join("list.sig"));
         bench.fetch(&sums_request(&server, "SUMS", trust(&key, &file))).unwrap();
@@ -211,7 +211,7 @@ fn while_the_server_of_a_signed_list_is_down_the_last_good_one_counts() {
         let mut warn = |text: String| warnings.push(text);
         let (mut go_on, mut quiet) = (|_| ControlFlow::Continue(()), |_: String| {});
         let found = downloads.fetch(&request, &mut DownloadWatch::new(&mut go_on, &mut quiet).with_warnings(&mut warn));
-        assert_eq!(found.unwrap().sha256, sha256(&body));
+        assert_eq!(found.unwrap().sha256.to_string(), sha256(&body));
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         for text in [server.url("SUMS"), "503".into(), "good the last time".into()] {
             assert!(warnings[0].contains(&text), "{text}: {warnings:?}");

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use kiln::digest::{hex, sha256_data};
+use kiln::digest::sha256_data;
 use kiln::plan::key::CacheKey;
 use serde_json::json;
 
@@ -26,9 +26,9 @@ pub fn all() -> io::Result<Vec<(String, String)>> {
 
 fn manifest() -> String {
     json!({
-        "schema": 1, "sequence": 7, "kiln": "0.1.0", "build_key": "00", "disk_sha256": "00", "content_sha256": null,
+        "schema": 1, "sequence": 7, "kiln": "0.1.0", "build_key": "00", "disk_sha256": EMPTY, "content_sha256": null,
         "image": {"name": "web", "version": "1", "description": "", "labels": {"a": "b"}},
-        "base": {"source": "base.qcow2", "sha256": "00", "format": "qcow2"},
+        "base": {"source": "base.qcow2", "sha256": EMPTY, "format": "qcow2"},
         "machine": {"accel": "tcg", "qemu": "10.0.2", "cpus": 2, "memory": 1_073_741_824, "firmware": "bios"},
         "steps": [{"name": "one", "verb": "run", "key": "00", "cached": false, "seconds": 1.5}],
         "outputs": [{"file": "web-1.qcow2", "format": "qcow2", "bytes": 0, "virtual_bytes": 1, "sha256": EMPTY}],
@@ -54,11 +54,11 @@ fn tags() -> String {
 }
 
 fn facts() -> io::Result<String> {
-    let sha256 = hex(&sha256_data(&tempfile::tempfile()?)?);
+    let sha256 = sha256_data(&tempfile::tempfile()?)?;
     let sealed = json!({"bytes": 0, "sha256": sha256});
     let facts = json!({
         "schema": 1, "key": CacheKey::root(), "id": "0123456789abcdef", "parent": null, "seconds": 1.5, "disk": sealed,
-        "memory": {"file": sealed, "format": "stream", "machine": "m", "hello": {}}, "fetched": [{"file": "a/b", "bytes": 0, "sha256": sha256}]
+        "memory": {"file": sealed, "format": "stream", "machine": EMPTY, "hello": {}}, "fetched": [{"file": "a/b", "bytes": 0, "sha256": sha256}]
     });
     Ok(facts.to_string())
 }

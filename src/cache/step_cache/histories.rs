@@ -15,9 +15,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use sha2::{Digest, Sha256};
-
-use crate::digest::hex;
+use crate::digest::{Sha256Digest, hex};
 use crate::digest_cache::DigestCache;
 use crate::layer::evict::evict;
 use crate::machine::checkpoint::RamFormat;
@@ -332,7 +330,7 @@ impl SimulatedHost {
                     BuildRefusal::Changed
                 })?;
                 testing::unpack_stream(&stream[..]).map_err(refused)?;
-                check_sent(planned, &InputDigest::Tree(hex(&sent)), &copy.from).map_err(|_| BuildRefusal::Changed)?;
+                check_sent(planned, &InputDigest::Tree(sent), &copy.from).map_err(|_| BuildRefusal::Changed)?;
             }
             Action::Script { file, args, context } => {
                 let undo = (moment == Moment::ThereAndBack).then(|| fs::read(file));
@@ -345,7 +343,7 @@ impl SimulatedHost {
                     Err(InputError::Changed { .. } | InputError::Lost { .. }) => return Err(BuildRefusal::Changed),
                     other => other.unwrap(),
                 };
-                running.note(&format!("{} {args:?} {:?}", hex(&Sha256::digest(content)), context.env));
+                running.note(&format!("{} {args:?} {:?}", Sha256Digest::of(content), context.env));
             }
             Action::Write { content, to, owner, mode } => {
                 let what = StageContent::Text { content: content.clone().into(), mtime: SystemTime::UNIX_EPOCH };
@@ -378,7 +376,7 @@ impl SimulatedHost {
         source: &StageSource,
         planned: &PlannedStep,
         moment: Moment,
-    ) -> Result<([u8; 32], Vec<u8>), PackError> {
+    ) -> Result<(Sha256Digest, Vec<u8>), PackError> {
         let length =
             planned.input.as_ref().map_or(0, |input| usize::try_from(input.bytes + 100 * input.entries).unwrap());
         let middle = 1 + self.index(length.max(1));
@@ -424,7 +422,7 @@ impl SimulatedHost {
         let memory = (kind == LayerKind::Memory && self.dice.roll(4) > 0).then(|| {
             fs::write(draft.ram(), snapshot(&machine)).unwrap();
             let hello = serde_json::to_value(hello()).unwrap();
-            RecordedMemory { format: RamFormat::Stream.name().to_owned(), machine: layers.machine.clone(), hello }
+            RecordedMemory { format: RamFormat::Stream.name().to_owned(), machine: layers.machine, hello }
         });
         let made = layers.describe(step, memory);
         counts.layers += 1;
@@ -444,7 +442,7 @@ impl SimulatedBuild<'_> {
 
     /// Runs a command whose result depends on all that it can see, and which leaves traces on the disk and in memory.
     fn note(&self, text: &str) {
-        let seen = hex(&Sha256::digest(format!("{text} {:?} {:?}", self.plan.spec.vars, listing(&self.machine))));
+        let seen = Sha256Digest::of(format!("{text} {:?} {:?}", self.plan.spec.vars, listing(&self.machine)));
         for log in ["disk/log", "run/log"].map(|log| self.machine.join(log)) {
             let before = fs::read_to_string(&log).unwrap_or_default();
             fs::write(&log, format!("{before}{seen}\n")).unwrap();
@@ -548,7 +546,7 @@ fn listing(folder: &Path) -> Image {
             format!("-> {}", fs::read_link(&path).unwrap().display())
         } else {
             let xattr = testing::xattr(&path, b"user.kiln").unwrap_or_default();
-            format!("{} {} {}", about.nlink(), hex(&Sha256::digest(fs::read(&path).unwrap())), hex(&xattr))
+            format!("{} {} {}", about.nlink(), Sha256Digest::of(fs::read(&path).unwrap()), hex(&xattr))
         };
         let name = path.strip_prefix(folder).unwrap().display().to_string();
         found.insert(name, format!("{:o} {what}", about.mode()));

@@ -7,7 +7,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::digest::FileStamp;
+use crate::digest::{FileStamp, Sha256Digest};
 use crate::digest_cache::DigestCache;
 use crate::layer::evict::evict;
 use crate::machine::checkpoint::RamFormat;
@@ -162,7 +162,7 @@ impl World {
         let memory = (self.dice.roll(2) == 0).then(|| {
             fs::write(draft.ram(), format!("{}\n{}", guest.disk, guest.memory)).unwrap();
             let hello = serde_json::to_value(hello()).unwrap();
-            RecordedMemory { format: RamFormat::Stream.name().to_owned(), machine: layers.machine.clone(), hello }
+            RecordedMemory { format: RamFormat::Stream.name().to_owned(), machine: layers.machine, hello }
         });
         let name = Name::new(key);
         let parent = layers.parent.replace(name.clone());
@@ -245,7 +245,7 @@ pub(super) fn facts(micro: u32) -> Facts {
     let host = Host {
         cpus: 2,
         cpu_model: "unknown".into(),
-        processor: "p".into(),
+        processor: Sha256Digest::of("p"),
         memory: crate::size::ByteSize(4 << 30),
         qemu,
         kvm: KvmVerdict::NoDevice,
@@ -256,7 +256,7 @@ pub(super) fn facts(micro: u32) -> Facts {
         base: BaseFacts {
             file: "/base.qcow2".into(),
             format: crate::specfile::BaseFormat::Qcow2,
-            sha256: "00".repeat(32),
+            sha256: Sha256Digest::new([0; 32]),
             virtual_size: 2 << 30,
             source: "base.qcow2".into(),
             pinned: false,

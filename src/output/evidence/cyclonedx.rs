@@ -14,7 +14,7 @@ pub(super) fn document(manifest: &Manifest) -> Value {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
-        "serialNumber": format!("urn:uuid:{}", uuid(&manifest.disk_sha256)),
+        "serialNumber": format!("urn:uuid:{}", uuid(manifest.disk_sha256)),
         "version": 1,
         "metadata": {
             "timestamp": created(manifest),
@@ -37,9 +37,9 @@ pub(super) fn document(manifest: &Manifest) -> Value {
 
 /// Returns the digest of the disk, and what the lists of files and packages lack, as properties.
 fn properties(manifest: &Manifest) -> Vec<Value> {
-    let missing = manifest.missing().map(|missing| ("kiln:missing", missing));
-    let properties = std::iter::once(("kiln:disk_sha256", manifest.disk_sha256.as_str())).chain(missing);
-    properties.map(|(name, value)| json!({ "name": name, "value": value })).collect()
+    let disk = json!({ "name": "kiln:disk_sha256", "value": manifest.disk_sha256 });
+    let missing = manifest.missing().map(|missing| json!({ "name": "kiln:missing", "value": missing }));
+    std::iter::once(disk).chain(missing).collect()
 }
 
 fn component(manifest: &Manifest, package: &ManifestPackage) -> Value {

@@ -19,7 +19,7 @@ pub(super) fn document(manifest: &Manifest, inputs: &[StepInput]) -> Value {
     });
     let brought = inputs
         .iter()
-        .map(|input| json!({ "name": input.step, "digest": { input.digest.algorithm(): input.digest.hex() } }));
+        .map(|input| json!({ "name": input.step, "digest": { input.digest.algorithm(): input.digest.sha256() } }));
     let steps: Vec<Value> = manifest
         .steps
         .iter()

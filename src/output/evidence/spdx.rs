@@ -38,7 +38,7 @@ pub(super) fn document(manifest: &Manifest) -> Value {
         "dataLicense": "CC0-1.0",
         "SPDXID": "SPDXRef-DOCUMENT",
         "name": name,
-        "documentNamespace": format!("urn:uuid:{}", uuid(&manifest.disk_sha256)),
+        "documentNamespace": format!("urn:uuid:{}", uuid(manifest.disk_sha256)),
         "creationInfo": { "created": created(manifest), "creators": [format!("Tool: kiln-{}", manifest.kiln)] },
         "packages": packages,
         "relationships": relationships,

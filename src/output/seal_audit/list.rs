@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::ops::ControlFlow;
 
-use sha2::{Digest, Sha256};
-
 use super::{IdentityFile, IdentityReport, SealedView, SoughtIdentity};
+use crate::digest::Sha256Digest;
 use crate::disk::entry::{DiskEntry, FileDigest, FileKind};
 use crate::disk::tree::TreeError;
 use crate::wire::path_pattern;
@@ -92,7 +91,7 @@ fn is_in_entry(entry: &DiskEntry, identity: &MachineIdentity) -> bool {
 }
 
 fn is_digest_of(entry: &DiskEntry, text: &str) -> bool {
-    let digests = [text.to_owned(), format!("{text}\n")].map(|text| FileDigest::Content(Sha256::digest(text).into()));
+    let digests = [text.to_owned(), format!("{text}\n")].map(|text| FileDigest::Content(Sha256Digest::of(text)));
     entry.digest.is_some_and(|digest| digests.contains(&digest))
 }
 
@@ -111,7 +110,7 @@ mod tests {
             uid: 0,
             gid: 0,
             size: content.len() as u64,
-            digest: (kind == FileKind::File).then(|| FileDigest::Content(Sha256::digest(content).into())),
+            digest: (kind == FileKind::File).then(|| FileDigest::Content(Sha256Digest::of(content))),
             target: None,
             device: None,
             xattrs: Vec::new(),

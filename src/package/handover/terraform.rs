@@ -50,8 +50,8 @@ fn facts(image: &DescribedImage<'_>) -> [(&'static str, String); 8] {
         ("version", manifest.image.version.clone()),
         ("path", image.path.display().to_string()),
         ("format", output.format.clone()),
-        ("sha256", output.sha256.clone()),
-        ("disk_sha256", manifest.disk_sha256.clone()),
+        ("sha256", output.sha256.to_string()),
+        ("disk_sha256", manifest.disk_sha256.to_string()),
         ("virtual_bytes", output.virtual_bytes.to_string()),
         ("firmware", manifest.machine.firmware.clone()),
     ]

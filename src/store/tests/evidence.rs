@@ -33,7 +33,7 @@ fn documents_know_the_manifest_and_are_summed_and_signed() {
         verify(&fixture.store, &trust).unwrap();
         let artifact = fixture.store.artifact(&reference("web@1")).unwrap();
         let document = fs::read_to_string(fixture.path("web/1/sbom.cdx.json")).unwrap();
-        assert_eq!(document.trim(), artifact.manifest().outputs[0].sha256);
+        assert_eq!(document.trim(), artifact.manifest().outputs[0].sha256.to_string());
         let signature = fixture.path("web/1").join(trust.tool().unwrap().file());
         assert_eq!(mode(&signature), 0o444);
         // A copy for the user can be verified as well.

@@ -122,7 +122,7 @@ fn publish_on(store: &Store, text: &str, base: &Artifact) {
         name: base.id().name().into(),
         version: base.id().version().into(),
         build_key: base.manifest().build_key.clone(),
-        disk_sha256: base.manifest().disk_sha256.clone(),
+        disk_sha256: base.manifest().disk_sha256,
     });
     drop(staging.finish(manifest, &Evidence::default(), UNWATCHED).unwrap());
 }
