@@ -1,5 +1,6 @@
 //! All calls by which the store and the cache change the file system, in one place, so that interruptions between two of
-//! them can be tested; the locks of files and folders; and files that appear under their names complete or not at all.
+//! them can be tested; the locks of files and folders; and files and folders that appear under their names complete or not
+//! at all.
 //!
 //! Modes are set explicitly, independently of the umask. In tests, an [`Fs`] can be made to die after so many calls, to fail
 //! at one of them, or to record them all, so that a power failure can be simulated.
@@ -14,8 +15,11 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use tempfile::NamedTempFile;
 
+mod draft;
 #[cfg(test)]
 pub(crate) mod testing;
+
+pub(crate) use draft::DraftFolder;
 
 /// The write side of the file system.
 #[derive(Debug, Clone, Default)]

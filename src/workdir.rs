@@ -1,91 +1,50 @@
 //! A build's scratch folder: private, removed when the build ends, or by the next build if this one is killed.
-//!
-//! Its owner keeps an exclusive flock(2) on each folder. The kernel drops the lock with its holder, so a folder whose lock
-//! can be taken belongs to nobody and may be removed; no pid file can go stale. Creating and removing folders exclude each
-//! other, by a lock on the parent: no process ever sees a folder that is not locked yet.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::Duration;
 
-use crate::fs::FileLock;
+use crate::fs::{DraftFolder, Fs};
 
 const PREFIX: &str = "build-";
-
-/// How often the removal of a folder is tried: a thread that was asked to stop may still create a file in it.
-const ATTEMPTS: u32 = 20;
-const RETRY: Duration = Duration::from_millis(5);
+const MODE: u32 = 0o700;
 
 /// A private scratch folder. Dropping it removes it.
 #[derive(Debug)]
-pub struct Workdir {
-    folder: ScratchFolder,
-    // Held until the folder is removed: fields drop in order, and the folder comes first.
-    _lock: FileLock,
-}
-
-/// A folder that is removed with all its content when this is dropped.
-#[derive(Debug)]
-struct ScratchFolder {
-    path: PathBuf,
-    is_kept: bool,
-}
-
-impl Drop for ScratchFolder {
-    fn drop(&mut self) {
-        if self.is_kept {
-            return;
-        }
-        for _ in 0..ATTEMPTS {
-            match fs::remove_dir_all(&self.path) {
-                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => thread::sleep(RETRY),
-                // What cannot be removed now is left for the next build.
-                _ => return,
-            }
-        }
-    }
-}
-
-impl Workdir {
-    /// Creates a folder below `parent`, mode 0700, after removing those that dead builds left there.
-    ///
-    /// # Errors
-    /// When the folder cannot be created.
-    pub fn create(parent: &Path) -> io::Result<Self> {
-        DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
-        let _turn = FileLock::exclusive(File::open(parent)?)?;
-        clear(parent)?;
-        let path = tempfile::Builder::new().prefix(PREFIX).tempdir_in(parent)?.keep();
-        let folder = ScratchFolder { path, is_kept: false };
-        let lock = FileLock::try_exclusive(File::open(&folder.path)?)?;
-        Ok(Self { folder, _lock: lock })
-    }
-
-    /// Returns the path of the folder.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.folder.path
-    }
-
-    /// Returns the path of a file in the folder.
-    #[must_use]
-    pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
-        self.folder.path.join(name)
-    }
-}
+pub struct Workdir(DraftFolder);
 
 impl Workdir {
     /// Prefix of the names of folders that are left to the user.
     pub const KEPT: &str = "kept-";
 
+    /// Creates a folder below `parent`, mode 0700, after removing those that dead builds left there.
+    ///
+    /// # Errors
+    /// When the folder cannot be created.
+    pub fn create(parent: &Path) -> io::Result<Self> {
+        DirBuilder::new().recursive(true).mode(MODE).create(parent)?;
+        sweep(parent)?;
+        DraftFolder::create_in(&Fs::default(), parent, PREFIX, MODE).map(Self)
+    }
+
+    /// Returns the path of the folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Returns the path of a file in the folder.
+    #[must_use]
+    pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.path().join(name)
+    }
+
     /// Leaves the folder to the user, under a name that is not removed by later builds.
     #[must_use]
     pub fn keep(mut self) -> PathBuf {
-        self.folder.is_kept = true;
-        let path = self.folder.path.clone();
+        self.0.release();
+        let path = self.path().to_owned();
         let name = path.file_name().unwrap_or_default().to_string_lossy().replacen(PREFIX, Self::KEPT, 1);
         let kept = path.with_file_name(name);
         if fs::rename(&path, &kept).is_ok() { kept } else { path }
@@ -97,24 +56,13 @@ impl Workdir {
 /// # Errors
 /// When `parent` cannot be read or locked. A folder that cannot be removed is left for the next time.
 pub fn sweep(parent: &Path) -> io::Result<()> {
-    let _turn = FileLock::exclusive(File::open(parent)?)?;
-    clear(parent)
-}
-
-fn clear(parent: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(parent)? {
-        let entry = entry?;
-        let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
-        if ours && File::open(entry.path()).and_then(FileLock::try_exclusive).is_ok() {
-            let _ = fs::remove_dir_all(entry.path());
-        }
-    }
-    Ok(())
+    DraftFolder::clear_in(&Fs::default(), parent, PREFIX)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::thread;
+    use std::time::{Duration, Instant};
 
     use super::*;
 

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::{Sha256Digest, sha256_data};
 use crate::digest_cache::{DigestCache, DigestRecord};
-use crate::fs::{FileLock, Fs, try_lock};
+use crate::fs::{DraftFolder, FileLock, Fs, try_lock};
 use crate::plan::key::CacheKey;
 
 mod covered;
@@ -188,7 +188,7 @@ impl LayerCache {
         let root = cache.join("layers");
         DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(&root)?;
         let cache = Self { root, fs, memo, tidy: true };
-        cache.sweep()?;
+        DraftFolder::clear_in(&cache.fs, &cache.root, DRAFT)?;
         Ok(cache)
     }
 
@@ -241,15 +241,8 @@ impl LayerCache {
     /// # Errors
     /// When its folder cannot be made.
     pub fn draft(&self) -> io::Result<Draft> {
-        let _turn = FileLock::exclusive(File::open(&self.root)?)?;
-        let folder = self.fresh_draft();
-        self.fs.create_dir(&folder, FOLDER_MODE)?;
-        let lock = FileLock::try_exclusive(File::open(&folder)?)?;
-        Ok(Draft { fs: self.fs.clone(), root: self.root.clone(), folder, is_ours: true, _lock: lock })
-    }
-
-    fn fresh_draft(&self) -> PathBuf {
-        self.root.join(format!("{DRAFT}{}", self.fs.fresh_name()))
+        let folder = DraftFolder::create_in(&self.fs, &self.root, DRAFT, FOLDER_MODE)?;
+        Ok(Draft { fs: self.fs.clone(), root: self.root.clone(), folder })
     }
 
     /// Waits until no other process builds the layer of this key, and locks it. Blocks the calling thread.
@@ -271,18 +264,6 @@ impl LayerCache {
         nix::sys::statvfs::statvfs(&self.root).map_or(most, |disk| most.min(disk.blocks() * disk.fragment_size() / 10))
     }
 
-    fn sweep(&self) -> io::Result<()> {
-        let _turn = FileLock::exclusive(File::open(&self.root)?)?;
-        for entry in fs::read_dir(&self.root)? {
-            let path = entry?.path();
-            let draft = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(DRAFT));
-            if draft && File::open(&path).and_then(FileLock::try_exclusive).is_ok() {
-                let _ = self.fs.remove(&path);
-            }
-        }
-        Ok(())
-    }
-
     /// Removes the layers of a key, except those in use.
     pub fn forget(&self, key: CacheKey) {
         let begin = format!("{key}.");
@@ -296,7 +277,7 @@ impl LayerCache {
     /// now are left to the next cleanup of drafts.
     fn remove(&self, folder: &Path) -> bool {
         let Ok(_lock) = File::open(folder).and_then(FileLock::try_exclusive) else { return false };
-        let doomed = self.fresh_draft();
+        let doomed = self.root.join(format!("{DRAFT}{}", self.fs.fresh_name()));
         self.fs.rename(folder, &doomed).and_then(|()| self.fs.remove(&doomed)).is_ok()
     }
 }
@@ -423,19 +404,7 @@ fn stored_bytes(path: &Path) -> u64 {
 pub struct Draft {
     fs: Fs,
     root: PathBuf,
-    folder: PathBuf,
-    /// Whether there is anything left to remove.
-    is_ours: bool,
-    _lock: FileLock,
-}
-
-impl Drop for Draft {
-    fn drop(&mut self) {
-        if self.is_ours {
-            // Remaining files are removed with the next cleanup of drafts.
-            let _ = self.fs.remove(&self.folder);
-        }
-    }
+    folder: DraftFolder,
 }
 
 /// The facts about a new layer that are not in its files.
@@ -489,13 +458,13 @@ impl Draft {
     /// Returns the path that the memory must be written to.
     #[must_use]
     pub fn ram(&self) -> PathBuf {
-        self.folder.join(RAM)
+        self.folder.path().join(RAM)
     }
 
     /// Returns the path of the disk that was taken.
     #[must_use]
     pub fn disk(&self) -> PathBuf {
-        self.folder.join(DISK)
+        self.folder.path().join(DISK)
     }
 
     /// Links a frozen disk into the draft; it keeps its own name as well.
@@ -515,14 +484,14 @@ impl Draft {
     }
 
     fn uefi_vars(&self) -> PathBuf {
-        self.folder.join(UEFI_VARS)
+        self.folder.path().join(UEFI_VARS)
     }
 
     /// Turns the draft into a layer, durable and complete. Blocks while it hashes and syncs.
     ///
     /// # Errors
     /// When that fails; nothing is left then.
-    pub fn commit(mut self, made: LayerMetadata) -> io::Result<()> {
+    pub fn commit(self, made: LayerMetadata) -> io::Result<()> {
         // Another process may use the disk under its own name: it keeps its mode.
         self.fs.sync(&File::open(self.disk())?)?;
         let disk = measure(&self.disk())?;
@@ -548,14 +517,9 @@ impl Draft {
             covers: made.covers,
             uefi_vars,
         };
-        self.fs.write_new(&self.folder.join(FACTS), &serde_json::to_vec_pretty(&facts)?, FILE_MODE)?;
-        self.fs.sync_dir(&self.folder)?;
-        self.fs.rename(&self.folder, &target)?;
-        // If it may not survive a power failure, the rename is undone; on a disk that fails even that, the layer stays,
-        // complete.
-        self.fs.sync_dir(&self.root).inspect_err(|_| drop(self.fs.rename(&target, &self.folder)))?;
-        self.is_ours = false;
-        Ok(())
+        self.fs.write_new(&self.folder.path().join(FACTS), &serde_json::to_vec_pretty(&facts)?, FILE_MODE)?;
+        self.fs.sync_dir(self.folder.path())?;
+        self.folder.publish(&target)
     }
 
     /// Links the streams of fetched trees into the layer, durably.
@@ -563,7 +527,7 @@ impl Draft {
         if streams.is_empty() {
             return Ok(Vec::new());
         }
-        let folder = self.folder.join(FETCHED);
+        let folder = self.folder.path().join(FETCHED);
         self.fs.create_dir(&folder, FOLDER_MODE)?;
         let mut kept = Vec::new();
         for FetchedStream { step, stream } in streams {

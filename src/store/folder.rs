@@ -65,6 +65,11 @@ impl Folder {
         }
     }
 
+    /// Returns a folder that is open already.
+    pub(super) fn held(file: Arc<File>, path: impl Into<PathBuf>) -> Self {
+        Self { file, path: path.into() }
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }

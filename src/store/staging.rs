@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::fs::{FileLock, Fs};
+use crate::fs::{DraftFolder, FileLock};
 use crate::sign::Signer;
 
 use super::artifact::Artifact;
@@ -64,7 +64,7 @@ impl Default for Documents {
 #[must_use]
 pub struct Staging {
     // Before the lock: fields are dropped in this order, and the folder must be deleted while the version is still locked.
-    scratch: Scratch,
+    draft: DraftFolder,
     lock: VersionLock,
 }
 
@@ -78,11 +78,8 @@ impl VersionLock {
         let path = store.fresh_tmp(&self.id);
         // Shared with other builds; keeps processes that clear tmp away until the new folder has its own lock.
         let _guard = store.lock_file(TMP_LOCK, FileLock::shared)?;
-        store.fs.create_dir(&path, 0o700).map_err(StoreError::io("create", &path))?;
-        let folder = Folder::open(&path)?;
-        folder.file().lock().map_err(StoreError::io("lock", &path))?;
-        let scratch = Scratch { fs: store.fs.clone(), path, folder, is_ours: true };
-        Ok(Staging { scratch, lock: self })
+        let draft = DraftFolder::create(&store.fs, path.clone(), 0o700).map_err(StoreError::io("create", path))?;
+        Ok(Staging { draft, lock: self })
     }
 }
 
@@ -98,7 +95,7 @@ impl Staging {
     /// Nobody may write to them from then on.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.scratch.path
+        self.draft.path()
     }
 
     /// Publishes the version: digests every file and fills in the manifest, makes all durable and read-only, writes manifest
@@ -113,7 +110,7 @@ impl Staging {
         evidence: &Evidence,
         watch: Watch<'_>,
     ) -> Result<Artifact, StoreError> {
-        let folder = self.scratch.folder.clone();
+        let folder = Folder::held(Arc::clone(self.draft.file()), self.path());
         let image_lock = self.prepare(&folder, &mut manifest, evidence, watch)?;
         let path = self.place(&folder)?;
         drop(image_lock);
@@ -124,9 +121,9 @@ impl Staging {
     ///
     /// # Errors
     /// When the folder cannot be removed; the next opener of the store tries again.
-    pub fn abort(mut self) -> Result<(), StoreError> {
-        let path = self.scratch.path.clone();
-        self.scratch.delete().map_err(StoreError::io("remove", path))
+    pub fn abort(self) -> Result<(), StoreError> {
+        let path = self.path().to_owned();
+        self.draft.remove().map_err(StoreError::io("remove", path))
     }
 
     /// Performs all work before the rename. Returns the image's lock, under which the sequence number was chosen.
@@ -194,7 +191,7 @@ impl Staging {
     ) -> Result<BTreeMap<String, Digest>, StoreError> {
         let jobs: Vec<Job> = tree.files.iter().map(|name| Job::find(folder, name)).collect::<Result<_, _>>()?;
         digest::digest_all(&jobs, watch, |job, file| {
-            self.scratch.fs.seal(file, FILE_MODE).map_err(StoreError::io("sync", self.path().join(&job.name)))
+            self.lock.store.fs.seal(file, FILE_MODE).map_err(StoreError::io("sync", self.path().join(&job.name)))
         })
     }
 
@@ -208,7 +205,7 @@ impl Staging {
 
     fn write(&self, name: &str, text: &str) -> Result<(), StoreError> {
         let path = self.path().join(name);
-        self.scratch.fs.write_new(&path, text.as_bytes(), FILE_MODE).map_err(StoreError::io("write", path))
+        self.lock.store.fs.write_new(&path, text.as_bytes(), FILE_MODE).map_err(StoreError::io("write", path))
     }
 
     /// Makes the folders durable and read-only, the deepest first and the version folder last.
@@ -221,7 +218,7 @@ impl Staging {
     }
 
     fn seal_folder(&self, folder: &Folder) -> Result<(), StoreError> {
-        self.scratch.fs.seal(folder.file(), FOLDER_MODE).map_err(StoreError::io("sync", folder.path()))
+        self.lock.store.fs.seal(folder.file(), FOLDER_MODE).map_err(StoreError::io("sync", folder.path()))
     }
 
     /// Gives the folder its final name, durably.
@@ -234,7 +231,7 @@ impl Staging {
         folder.file().lock_shared().map_err(StoreError::io("lock", &path))?;
         let result = if self.lock.replaces { self.swap(&path) } else { store.fs.rename(self.path(), &path) };
         result.map_err(StoreError::io("publish", &path))?;
-        self.scratch.is_ours = false;
+        self.draft.release();
         let synced = store.sync_dir(&image).and_then(|()| store.sync_dir(store.path()));
         synced.inspect_err(|_| self.take_back(&path))?;
         // The version is published. An old version that cannot be deleted now, or is still read, is left to the next opener
@@ -246,7 +243,7 @@ impl Staging {
     /// Exchanges the new folder with the old one, which ends up in tmp. Where two names cannot be swapped there is a moment
     /// without either; [`super::Store::recover`] restores the old one if kiln dies in it.
     fn swap(&self, path: &Path) -> io::Result<()> {
-        let fs = &self.scratch.fs;
+        let fs = &self.lock.store.fs;
         match fs.exchange(self.path(), path) {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
                 let aside = self.lock.store.aside_path(&self.lock.id);
@@ -263,38 +260,8 @@ impl Staging {
     /// Undoes a publication that may not survive a power failure. What then is in tmp is left to the next opener: it may
     /// only be deleted when this is durable.
     fn take_back(&self, path: &Path) {
-        let fs = &self.scratch.fs;
+        let fs = &self.lock.store.fs;
         // If this fails too, the new version stays: it is complete, as is the old one.
         let _ = if self.lock.replaces { self.swap(path) } else { fs.rename(path, self.path()) };
-    }
-}
-
-/// A folder in tmp, deleted when dropped.
-#[derive(Debug)]
-struct Scratch {
-    fs: Fs,
-    path: PathBuf,
-    /// Holds the folder's exclusive flock, which shows other processes that it is in use.
-    folder: Folder,
-    /// Whether there is anything left to delete.
-    is_ours: bool,
-}
-
-impl Scratch {
-    fn delete(&mut self) -> io::Result<()> {
-        self.is_ours = false;
-        let removed = self.fs.remove(&self.path);
-        // Unlocked as by `FileLock`; anything left is removed by the next opener.
-        let _ = self.folder.file().unlock();
-        removed
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if self.is_ours {
-            // For a dropped value: unlike in `abort`, there is no caller to report an error to.
-            let _ = self.delete();
-        }
     }
 }
