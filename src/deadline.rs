@@ -60,10 +60,10 @@ impl Deadline {
         Self::new(self.cancel.clone(), Duration::MAX)
     }
 
-    /// Returns whether the user has interrupted the command: for work on other threads, which cannot be dropped.
+    /// Returns the token by which the user interrupts the command: for work on other threads, which cannot be dropped.
     #[must_use]
-    pub fn is_interrupted(&self) -> bool {
-        self.cancel.is_cancelled()
+    pub fn cancel(&self) -> &CancellationToken {
+        &self.cancel
     }
 
     /// Runs work on the host, unless a limit is reached first.

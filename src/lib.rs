@@ -26,6 +26,7 @@ pub mod package;
 pub mod pipeline;
 pub mod plan;
 pub mod process;
+pub mod progress;
 pub mod project;
 pub mod provision;
 mod report;

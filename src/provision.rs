@@ -19,6 +19,7 @@ use crate::guest::{cloud_init, leftovers};
 use crate::layer::GuestInterval;
 use crate::machine::MachineExit;
 use crate::plan::{InputDigest, PlannedStep};
+use crate::progress::run_blocking;
 use crate::resolve::inputs::{check_sent, read_script};
 use crate::session::receive::receive;
 use crate::session::{
@@ -324,11 +325,11 @@ impl RunningStep<'_, '_> {
     }
 
     async fn stage(&self, source: StageSource, path: PathBuf) -> Result<StagedStream, Failure> {
-        let staging = spawn_blocking(move || {
+        let staging = run_blocking(move |progress| {
             let file = std::fs::File::create_new(&path).map_err(ScratchError::at("the disk of a copy", &path))?;
-            Ok::<_, Failure>(stage(&source, &file, &mut |_| {})?)
+            Ok::<_, Failure>(stage(&source, &file, progress)?)
         });
-        self.build.limits.hold(async { staging.await.expect("staging does not panic") }).await
+        self.build.limits.hold(staging).await
     }
 
     async fn fetch(&mut self, from: &str, to: &Path) -> Result<FetchedTree, Failure> {

@@ -4,15 +4,13 @@
 //! It only saves time: without a twin everything is compressed, and the bytes are the same.
 
 use std::fs::File;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use serde_json::json;
 use tokio::sync::oneshot;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::context::{BuildContext, ScratchError};
 use crate::disk::chain::{Chain, ChainFile};
@@ -26,6 +24,7 @@ use crate::plan::key::CacheKey;
 use crate::plan::machine::format_name;
 use crate::plan::output::DiskFile;
 use crate::process;
+use crate::progress::Progress;
 use crate::resolve::facts::check_base;
 use crate::specfile::Compression;
 
@@ -39,8 +38,9 @@ pub(crate) struct BaseTwin {
     made: oneshot::Receiver<(TwinReader, Option<Stack>)>,
     /// Keeps the layer that contains the twin in use.
     used: Option<Stack>,
-    abandoned: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
+    /// Cancels the work, if nobody waits for it.
+    _guard: DropGuard,
 }
 
 impl BaseTwin {
@@ -51,13 +51,13 @@ impl BaseTwin {
             return None;
         }
         let (send, made) = oneshot::channel();
-        let abandoned = Arc::new(AtomicBool::new(false));
+        let cancel = CancellationToken::new();
         let maker = TwinBuilder {
             plan: plan.clone(),
             cache,
             file: build.work.join(FILE),
             events: build.events.clone(),
-            abandoned: Arc::clone(&abandoned),
+            cancel: cancel.clone(),
         };
         // A separate thread, since a thread that has lowered its priority cannot raise it again.
         let thread = thread::spawn(move || {
@@ -66,7 +66,7 @@ impl BaseTwin {
                 maker.events.notice(NoticeLevel::Debug, format!("the base is not compressed ahead: {failure}"));
             }
         });
-        Some(Self { made, used: None, abandoned, thread: Some(thread) })
+        Some(Self { made, used: None, thread: Some(thread), _guard: cancel.drop_guard() })
     }
 
     /// Waits for the twin. Returns `None` where it could not be made.
@@ -84,13 +84,6 @@ impl BaseTwin {
     }
 }
 
-/// Cancels the work, if nobody waits for it.
-impl Drop for BaseTwin {
-    fn drop(&mut self) {
-        self.abandoned.store(true, Ordering::Relaxed);
-    }
-}
-
 fn key(plan: &Plan) -> CacheKey {
     let base = &plan.base.sha256;
     CacheKey::root().then(&json!({ "twin": base, "format": format_name(plan.base.format), "codec": zstd_version() }))
@@ -105,7 +98,7 @@ struct TwinBuilder {
     cache: Option<LayerCache>,
     file: PathBuf,
     events: Events,
-    abandoned: Arc<AtomicBool>,
+    cancel: CancellationToken,
 }
 
 impl TwinBuilder {
@@ -127,10 +120,8 @@ impl TwinBuilder {
         let began = Instant::now();
         let chain = Chain::open(vec![ChainFile { file: open(&base.file)?, format: base.format.into() }])?;
         let file = File::create_new(&self.file).map_err(ScratchError::at("the compressed base", &self.file))?;
-        let mut watch =
-            |_| if self.abandoned.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
         // A full disk needs this room for more important files.
-        write_qcow2(&chain, Compression::Zstd, None, file, &mut watch)
+        write_qcow2(&chain, Compression::Zstd, None, file, &Progress::unreported(&self.cancel))
             .inspect_err(|_| drop(std::fs::remove_file(&self.file)))?;
         check_base(&self.plan)?;
         let _ = send.send((TwinReader::open(open(&self.file)?).map_err(WriteError::from)?, None));

@@ -9,9 +9,10 @@ use clap::Args;
 use super::print;
 use crate::disk::listing::{self, ListingError};
 use crate::error::Failure;
+use crate::progress::Progress;
 use crate::report::escape::escape;
 use crate::sign::{SignatureTrust, Tool};
-use crate::store::{Artifact, Store, UNWATCHED, VerifyReport};
+use crate::store::{Artifact, Store, VerifyReport};
 
 /// Arguments of `kiln verify`.
 #[derive(Debug, Args)]
@@ -41,7 +42,7 @@ pub fn run(store: &Store, args: &VerifyArgs, out: &mut dyn Write) -> Result<(), 
         (None, Some(signers)) => checked(&artifact, &SignatureTrust::AllowedSigners(signers.clone()), out)?,
         (None, None) => unchecked(&artifact)?,
     }
-    let mut verdict = artifact.verify(UNWATCHED)?;
+    let mut verdict = artifact.verify(&Progress::unwatched())?;
     if let Some(damage) = check_list(&artifact, &verdict) {
         verdict.sound.remove(listing::FILE);
         verdict.damage.push(damage);
@@ -124,7 +125,7 @@ mod tests {
         std::fs::write(staging.path().join(listing::FILE), list).unwrap();
         std::fs::write(staging.path().join("web-1.qcow2"), "disk").unwrap();
         let manifest = Manifest { content_sha256: Some(content_sha256), ..sample("web", "1", "disk") };
-        drop(staging.finish(manifest, &Evidence::default(), UNWATCHED).unwrap());
+        drop(staging.finish(manifest, &Evidence::default(), &Progress::unwatched()).unwrap());
     }
 
     #[test]

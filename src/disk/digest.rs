@@ -3,12 +3,11 @@
 //! The digest of a disk is that of the bytes that its guest sees, so it is the same for every format and compression the
 //! disk is stored in. Reading, unpacking and comparing happen on all processors, hashing in order.
 
-use std::ops::ControlFlow;
-
 use sha2::{Digest, Sha256};
 
 use crate::digest::Sha256Digest;
 use crate::error::{Fault, Kind};
+use crate::progress::{CancelledError, Progress};
 use crate::specfile::DiskFormat;
 
 use super::chain::{Chain, ChainError};
@@ -53,9 +52,9 @@ pub enum DigestError {
         /// The offset of the part that differs.
         at: u64,
     },
-    /// The caller asked to stop.
-    #[error("stopped")]
-    Stopped,
+    /// The work was cancelled.
+    #[error(transparent)]
+    Cancelled(#[from] CancelledError),
 }
 
 impl Fault for DigestError {
@@ -63,7 +62,7 @@ impl Fault for DigestError {
         match self {
             DigestError::Read(error) => error.kind(),
             DigestError::Copy { .. } | DigestError::Size { .. } | DigestError::Differs { .. } => Kind::Output,
-            DigestError::Stopped => Kind::Interrupted,
+            DigestError::Cancelled(_) => Kind::Interrupted,
         }
     }
 }
@@ -87,32 +86,38 @@ impl DiskCopy {
     }
 }
 
-/// Called with each piece of data of a disk and its offset in bytes; may stop the work. Runs of zeroes are not passed on, but
-/// long ones cause calls with an empty piece, so that the work can be stopped within them.
-pub type Watch<'a> = dyn FnMut(u64, &[u8]) -> ControlFlow<()> + Send + 'a;
+/// Called with each piece of data of a disk and its offset in bytes. Runs of zeroes are not passed on.
+pub type DataVisitor<'a> = dyn FnMut(u64, &[u8]) + Send + 'a;
 
-/// Returns the SHA-256 of the raw disk. `watch` is called with all data. Blocks the calling thread.
+/// Returns the SHA-256 of the raw disk. Blocks the calling thread.
 ///
 /// # Errors
-/// When the chain cannot be read, or `watch` breaks.
-pub fn disk_sha256(disk: &Chain, watch: &mut Watch<'_>) -> Result<Sha256Digest, DigestError> {
-    read_back(disk, &[], watch)
+/// When the chain cannot be read, or the work is cancelled.
+pub fn disk_sha256(disk: &Chain, progress: &Progress<'_>) -> Result<Sha256Digest, DigestError> {
+    read_back(disk, &[], &mut |_, _| {}, progress)
 }
 
 /// Reads the disk and every copy of it, from the first byte to the last; bytes that a format adds at the end must be zero.
-/// Returns the SHA-256 of the raw disk. `watch` is called with all of its data. Blocks the calling thread; uses all
+/// Returns the SHA-256 of the raw disk. `look` is called with all of its data. Blocks the calling thread; uses all
 /// processors.
 ///
 /// # Errors
-/// When a copy differs from the disk, something cannot be read, or `watch` breaks.
-pub fn read_back(disk: &Chain, copies: &[DiskCopy], watch: &mut Watch<'_>) -> Result<Sha256Digest, DigestError> {
+/// When a copy differs from the disk, something cannot be read, or the work is cancelled.
+pub fn read_back(
+    disk: &Chain,
+    copies: &[DiskCopy],
+    look: &mut DataVisitor<'_>,
+    progress: &Progress<'_>,
+) -> Result<Sha256Digest, DigestError> {
     copies.iter().try_for_each(|copy| copy.check_size(disk))?;
     let all: Vec<&Chain> = [disk].into_iter().chain(copies.iter().map(|copy| &copy.disk)).collect();
     let pieces = PieceStarts::new(&all).map(|at| at.map_err(|(index, error)| failed(copies, index, error)));
     let workers = (0..threads()).map(|_| |at| read_piece(disk, copies, at)).collect();
-    let mut hash = Hash { sha: Sha256::new(), at: 0, size: disk.virtual_size(), watch };
+    progress.begin(disk.virtual_size());
+    let mut hash = Hash { sha: Sha256::new(), at: 0, size: disk.virtual_size(), progress };
     in_order(pieces, workers, |(at, bytes): (u64, Vec<u8>)| {
         hash.zeroes_to(at)?;
+        look(at, &bytes);
         hash.data(&bytes)
     })?;
     hash.zeroes_to(disk.virtual_size())?;
@@ -146,34 +151,32 @@ fn read_piece(disk: &Chain, copies: &[DiskCopy], at: u64) -> Result<(u64, Vec<u8
 }
 
 /// Hashes the disk from its first byte to its last.
-struct Hash<'w, 'a> {
+struct Hash<'a> {
     sha: Sha256,
     at: u64,
     size: u64,
-    watch: &'w mut Watch<'a>,
+    progress: &'a Progress<'a>,
 }
 
-impl Hash<'_, '_> {
+impl Hash<'_> {
     fn data(&mut self, bytes: &[u8]) -> Result<(), DigestError> {
-        self.look(bytes)?;
         self.sha.update(bytes);
-        self.at += bytes.len() as u64;
-        Ok(())
+        self.advance(bytes.len() as u64)
     }
 
     /// Hashes zeroes up to this offset, or the end of the disk.
     fn zeroes_to(&mut self, end: u64) -> Result<(), DigestError> {
         while self.at < end.min(self.size) {
-            self.look(&[])?;
             let count = (end.min(self.size) - self.at).min(STRETCH);
             hash_zeroes(&mut self.sha, count);
-            self.at += count;
+            self.advance(count)?;
         }
         Ok(())
     }
 
-    fn look(&mut self, bytes: &[u8]) -> Result<(), DigestError> {
-        if (self.watch)(self.at, bytes).is_break() { Err(DigestError::Stopped) } else { Ok(()) }
+    fn advance(&mut self, bytes: u64) -> Result<(), DigestError> {
+        self.at += bytes;
+        Ok(self.progress.advance_to(self.at)?)
     }
 }
 

@@ -8,12 +8,12 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use libdeflater::{CompressionLvl, Compressor};
 
 use crate::error::{Fault, Kind};
+use crate::progress::{CancelledError, Progress};
 use crate::size::ByteSize;
 use crate::specfile::DiskFormat;
 
@@ -48,9 +48,9 @@ pub enum WriteError {
     /// The compressor failed.
     #[error("cannot compress")]
     Compress(#[source] io::Error),
-    /// The caller asked to stop.
-    #[error("stopped")]
-    Stopped,
+    /// The work was cancelled.
+    #[error(transparent)]
+    Cancelled(#[from] CancelledError),
 }
 
 /// Returns whether an error is due to a full disk, a quota, or a limit on the size of files.
@@ -67,7 +67,7 @@ impl Fault for WriteError {
             WriteError::Write(error) if is_shortage(error) => Kind::Host,
             WriteError::Write(_) | WriteError::TooLarge { .. } => Kind::Output,
             WriteError::Compress(_) => Kind::Bug,
-            WriteError::Stopped => Kind::Interrupted,
+            WriteError::Cancelled(_) => Kind::Interrupted,
         }
     }
 
@@ -98,9 +98,6 @@ pub fn check_fits(folder: &Path, size: u64) -> Result<(), WriteError> {
         _ => Ok(()),
     }
 }
-
-/// Called with the offset on the disk up to which the work is done, several times a second; may stop the work.
-pub type Progress<'a> = dyn FnMut(u64) -> ControlFlow<()> + Send + 'a;
 
 /// The compression level: libdeflate's default, with output a sixth larger than its best, and several times as fast. The
 /// output depends only on the level and on libdeflate's version.
@@ -143,24 +140,25 @@ fn writer(format: DiskFormat, file: File, disk: u64) -> io::Result<Box<dyn FileW
 /// Writes the disk of `chain` to all of these empty files. Blocks the calling thread; uses all processors.
 ///
 /// # Errors
-/// When something cannot be read or written, or `progress` breaks. The files are then unusable.
+/// When something cannot be read or written, or the work is cancelled. The files are then unusable.
 pub fn write(
     chain: &Chain,
     outputs: Vec<(DiskFormat, File)>,
     identity: &DiskIdentity,
-    progress: &mut Progress<'_>,
+    progress: &Progress<'_>,
 ) -> Result<(), WriteError> {
     let packs = outputs.iter().any(|(format, _)| *format == DiskFormat::Vmdk);
     let writers = outputs.into_iter().map(|(format, file)| writer(format, file, chain.virtual_size()));
     let mut writers = writers.collect::<io::Result<Vec<_>>>().map_err(WriteError::Write)?;
     let workers = (0..threads()).map(|_| worker(chain, packs)).collect();
+    progress.begin(chain.virtual_size());
     let jobs = PieceStarts::new(&[chain]).map(|at| at.map_err(|(_, error)| WriteError::Read(error)));
     in_order(jobs, workers, |piece: Piece| {
         if !piece.bytes.is_empty() {
             writers.iter_mut().try_for_each(|writer| writer.put(&piece)).map_err(WriteError::Write)?;
         }
         let done = (piece.at + PIECE as u64).min(chain.virtual_size());
-        if progress(done).is_break() { Err(WriteError::Stopped) } else { Ok(()) }
+        Ok(progress.advance_to(done)?)
     })?;
     writers.into_iter().try_for_each(|writer| writer.finish(identity)).map_err(WriteError::Write)
 }

@@ -17,6 +17,7 @@ use flate2::{Compress, FlushCompress, Status};
 use zstd::bulk::Compressor;
 use zstd::zstd_safe::find_frame_compressed_size;
 
+use crate::progress::Progress;
 use crate::specfile::{BaseFormat, Compression};
 
 use super::chain::Chain;
@@ -26,7 +27,7 @@ use super::qcow2::reader::Qcow2Reader;
 use super::qcow2::writer::{CLUSTER, CLUSTER_BITS, Qcow2Writer};
 use super::source::{DataLocation, DiskSource, LayerError};
 use super::sparse;
-use super::write::{Progress, WriteError};
+use super::write::WriteError;
 
 /// The compression level of zstd: its default, and QEMU's.
 const ZSTD_LEVEL: i32 = 3;
@@ -87,24 +88,24 @@ impl TwinReader {
     }
 }
 
-/// Writes the disk of `chain` to the empty `file`, as qcow2. A twin is used for zstd alone. `progress` is called with the
-/// offset on the disk up to which it is done, several times a second, and may stop the work. Blocks the calling thread; uses
-/// all processors.
+/// Writes the disk of `chain` to the empty `file`, as qcow2. A twin is used for zstd alone. Blocks the calling thread;
+/// uses all processors.
 ///
 /// # Errors
-/// When something cannot be read or written, or `progress` breaks. The file is then unusable.
+/// When something cannot be read or written, or the work is cancelled. The file is then unusable.
 pub fn write_qcow2(
     chain: &Chain,
     compression: Compression,
     twin: Option<&TwinReader>,
     file: File,
-    progress: &mut Progress<'_>,
+    progress: &Progress<'_>,
 ) -> Result<(), WriteError> {
     let codec = if compression == Compression::Zstd { Codec::Zstd } else { Codec::Deflate };
     let twin = twin.filter(|_| codec == Codec::Zstd);
     let mut writer = Qcow2Writer::new(file, chain.virtual_size(), codec).map_err(WriteError::Write)?;
     let workers = (0..threads()).map(|_| Worker::new(chain, compression, twin)).collect::<Result<Vec<_>, _>>()?;
     let workers = workers.into_iter().map(|mut worker| move |share| worker.share(share)).collect();
+    progress.begin(chain.virtual_size());
     in_order(shares(chain), workers, |pieces: Vec<(u64, PackedCluster)>| {
         let mut done = 0;
         for (cluster, piece) in pieces {
@@ -116,7 +117,7 @@ pub fn write_qcow2(
             put.map_err(WriteError::Write)?;
             done = (cluster + 1) << CLUSTER_BITS;
         }
-        if progress(done.min(chain.virtual_size())).is_break() { Err(WriteError::Stopped) } else { Ok(()) }
+        Ok(progress.advance_to(done.min(chain.virtual_size()))?)
     })?;
     writer.finish().map_err(WriteError::Write)
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::checksum::Checksum;
 use super::unpack::UnpackError;
-use super::watch::StopRequested;
 use crate::error::{Fault, Kind};
+use crate::progress::CancelledError;
 use crate::sign::SignError;
 use crate::sign::openpgp::OpenPgpError;
 use crate::size::{ByteSize, format_duration};
@@ -143,9 +143,9 @@ pub enum DownloadError {
         /// The underlying error.
         source: io::Error,
     },
-    /// The caller stopped the download.
-    #[error("stopped")]
-    Stopped,
+    /// The download was cancelled.
+    #[error(transparent)]
+    Cancelled(#[from] CancelledError),
 }
 
 /// A signature is not valid.
@@ -195,18 +195,12 @@ impl DownloadError {
     }
 }
 
-impl From<StopRequested> for DownloadError {
-    fn from(_: StopRequested) -> Self {
-        DownloadError::Stopped
-    }
-}
-
 impl Fault for DownloadError {
     fn kind(&self) -> Kind {
         match self {
             DownloadError::Cache { .. } => Kind::Host,
             DownloadError::Signature { source, .. } if source.fault().kind() == Kind::Host => Kind::Host,
-            DownloadError::Stopped => Kind::Interrupted,
+            DownloadError::Cancelled(_) => Kind::Interrupted,
             _ => Kind::Base,
         }
     }
@@ -286,8 +280,8 @@ impl From<DownloadError> for AttemptError {
     }
 }
 
-impl From<StopRequested> for AttemptError {
-    fn from(stopped: StopRequested) -> Self {
-        AttemptError::Error(stopped.into())
+impl From<CancelledError> for AttemptError {
+    fn from(cancelled: CancelledError) -> Self {
+        AttemptError::Error(cancelled.into())
     }
 }

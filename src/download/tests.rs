@@ -1,13 +1,14 @@
 //! Tests of the cache when kiln is killed, or cannot write, at any of its calls.
 
 use std::fs;
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 
 use super::*;
+use tokio_util::sync::CancellationToken;
+
 use crate::digest::Sha256Digest;
 use crate::error::{Fault, Kind};
 use crate::fs::testing::faults::on_a_small_disk;
@@ -30,8 +31,8 @@ fn downloads(cache: &Path, reach: NetworkMode, fs: &Fs) -> Result<DownloadCache,
 }
 
 fn fetch(cache: &Path, request: &DownloadRequest, reach: NetworkMode, fs: &Fs) -> Result<Download, DownloadError> {
-    let (mut go_on, mut quiet) = (|_| ControlFlow::Continue(()), |_| ());
-    downloads(cache, reach, fs)?.fetch(request, &mut DownloadWatch::new(&mut go_on, &mut quiet))
+    let cancel = CancellationToken::new();
+    downloads(cache, reach, fs)?.fetch(request, &mut DownloadWatch::new(&cancel, &mut |_| {}, &mut |_| {}))
 }
 
 fn partial(cache: &Path) -> usize {

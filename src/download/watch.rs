@@ -1,9 +1,12 @@
 //! Progress, notices and cancellation of a download.
 
-use std::ops::ControlFlow;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::progress::CancelledError;
 
 /// Interval at which the caller is asked whether to continue while nothing happens.
 const TICK: Duration = Duration::from_millis(100);
@@ -21,7 +24,8 @@ pub struct DownloadProgress {
 
 /// Callbacks of the caller.
 pub struct DownloadWatch<'a> {
-    progress: &'a mut dyn FnMut(DownloadProgress) -> ControlFlow<()>,
+    cancel: &'a CancellationToken,
+    progress: &'a mut dyn FnMut(DownloadProgress),
     notice: &'a mut dyn FnMut(String),
     warning: Option<&'a mut dyn FnMut(String)>,
     last: DownloadProgress,
@@ -29,18 +33,15 @@ pub struct DownloadWatch<'a> {
     is_file: bool,
 }
 
-/// The caller has stopped the download.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct StopRequested;
-
 impl<'a> DownloadWatch<'a> {
-    /// Creates a watch. `progress` is called ten times a second or more, whatever the download waits for, and `Break` stops
-    /// it; `notice` is called with messages for the user, a sentence each.
+    /// Creates a watch of a download that ends soon after `cancel` is cancelled. `progress` is called ten times a second or
+    /// more, whatever the download waits for; `notice` is called with messages for the user, a sentence each.
     pub fn new(
-        progress: &'a mut dyn FnMut(DownloadProgress) -> ControlFlow<()>,
+        cancel: &'a CancellationToken,
+        progress: &'a mut dyn FnMut(DownloadProgress),
         notice: &'a mut dyn FnMut(String),
     ) -> Self {
-        Self { progress, notice, warning: None, last: DownloadProgress::default(), is_file: true }
+        Self { cancel, progress, notice, warning: None, last: DownloadProgress::default(), is_file: true }
     }
 
     /// Sets a callback for warnings, which go to `notice` otherwise.
@@ -61,12 +62,12 @@ impl<'a> DownloadWatch<'a> {
     }
 
     /// Reports the number of bytes, the last of which were downloaded just now.
-    pub(super) fn came(&mut self, done: u64, total: Option<u64>) -> Result<(), StopRequested> {
+    pub(super) fn came(&mut self, done: u64, total: Option<u64>) -> Result<(), CancelledError> {
         self.progress(DownloadProgress { done, total, is_download: self.is_file })
     }
 
     /// Reports the number of existing bytes that were read.
-    pub(super) fn read(&mut self, done: u64, total: Option<u64>) -> Result<(), StopRequested> {
+    pub(super) fn read(&mut self, done: u64, total: Option<u64>) -> Result<(), CancelledError> {
         self.progress(DownloadProgress { done, total, is_download: false })
     }
 
@@ -78,16 +79,14 @@ impl<'a> DownloadWatch<'a> {
         done
     }
 
-    fn progress(&mut self, now: DownloadProgress) -> Result<(), StopRequested> {
+    fn progress(&mut self, now: DownloadProgress) -> Result<(), CancelledError> {
         self.last = now;
-        match (self.progress)(now) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(StopRequested),
-        }
+        (self.progress)(now);
+        if self.cancel.is_cancelled() { Err(CancelledError) } else { Ok(()) }
     }
 
     /// Receives from another thread; returns `None` when that is gone.
-    pub(super) fn receive<T>(&mut self, from: &Receiver<T>) -> Result<Option<T>, StopRequested> {
+    pub(super) fn receive<T>(&mut self, from: &Receiver<T>) -> Result<Option<T>, CancelledError> {
         loop {
             match from.recv_timeout(TICK) {
                 Ok(message) => return Ok(Some(message)),
@@ -97,8 +96,8 @@ impl<'a> DownloadWatch<'a> {
         }
     }
 
-    /// Waits for this time, or until the caller stops the download.
-    pub(super) fn pause(&mut self, length: Duration) -> Result<(), StopRequested> {
+    /// Waits for this time, or until the download is cancelled.
+    pub(super) fn pause(&mut self, length: Duration) -> Result<(), CancelledError> {
         let end = Instant::now() + length;
         loop {
             self.progress(self.last)?;

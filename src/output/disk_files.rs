@@ -6,13 +6,9 @@
 //! ```
 
 use std::fs::File;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-
-use tokio::task::spawn_blocking;
-use tokio_util::sync::CancellationToken;
 
 use crate::digest::Sha256Digest;
 use crate::disk::chain::{Chain, DiskFiles, open_files};
@@ -23,6 +19,7 @@ use crate::disk::write_qcow2::{TwinReader, write_qcow2};
 use crate::error::Failure;
 use crate::event::{Event, Events, Stage};
 use crate::plan::output::DiskFile;
+use crate::progress::{Progress, run_reported};
 use crate::specfile::{Compression, DiskFormat};
 use crate::try_join::all;
 
@@ -104,14 +101,11 @@ impl DiskFileWriter {
         let layers = self.layers.clone();
         let end = self.end;
         let progress = Arc::clone(&self.progress);
-        let work = move |stop: &CancellationToken| {
-            let mut watch = |done| {
-                progress.at(&[index], done);
-                unless(stop)
-            };
-            Ok(write_qcow2(&open_to(layers, end)?, compression, twin.as_ref(), file, &mut watch)?)
+        let report = move |done, _| progress.at(&[index], done);
+        let work = move |progress: &Progress<'_>| {
+            Ok(write_qcow2(&open_to(layers, end)?, compression, twin.as_ref(), file, progress)?)
         };
-        aside(work).await
+        run_reported(report, work).await
     }
 
     async fn write_together(&self, indexes: Vec<usize>) -> Result<(), Failure> {
@@ -122,14 +116,9 @@ impl DiskFileWriter {
         let files = files.collect::<Result<_, _>>()?;
         let (layers, end, identity) = (self.layers.clone(), self.end, self.identity);
         let progress = Arc::clone(&self.progress);
-        let work = move |stop: &CancellationToken| {
-            let mut watch = |done| {
-                progress.at(&indexes, done);
-                unless(stop)
-            };
-            Ok(write(&open_to(layers, end)?, files, &identity, &mut watch)?)
-        };
-        aside(work).await
+        let report = move |done, _| progress.at(&indexes, done);
+        let work = move |progress: &Progress<'_>| Ok(write(&open_to(layers, end)?, files, &identity, progress)?);
+        run_reported(report, work).await
     }
 
     /// Reads every file back, compares it with the disk, and returns the digest of the disk. `look` sees all data of the
@@ -144,16 +133,15 @@ impl DiskFileWriter {
     ) -> Result<(Sha256Digest, S), Failure> {
         let (files, layers, end) = (self.files.clone(), self.layers.clone(), self.end);
         let progress = Arc::clone(&self.progress);
-        let work = move |stop: &CancellationToken| {
+        let part = files.len();
+        let report = move |done, _| progress.at(&[part], done);
+        let work = move |progress: &Progress<'_>| {
             let copies = files.iter().map(|(disk, path)| copy(disk, path)).collect::<Result<Vec<_>, _>>()?;
-            let mut watch = |at, bytes: &[u8]| {
-                progress.at(&[copies.len()], at);
-                look(&mut state, at, bytes);
-                unless(stop)
-            };
-            Ok((read_back(&open_to(layers, end)?, &copies, &mut watch)?, state))
+            let mut look = |at, bytes: &[u8]| look(&mut state, at, bytes);
+            let digest = read_back(&open_to(layers, end)?, &copies, &mut look, progress)?;
+            Ok((digest, state))
         };
-        aside(work).await
+        run_reported(report, work).await
     }
 }
 
@@ -164,15 +152,6 @@ fn create(path: &Path) -> Result<File, WriteError> {
 fn copy(disk: &DiskFile, path: &Path) -> Result<DiskCopy, Failure> {
     let DiskFile { file, format, .. } = disk;
     Ok(DiskCopy { name: file.clone(), format: *format, disk: open_files(vec![(path.to_owned(), *format)])? })
-}
-
-/// Runs work on a separate thread, which is asked to stop when the future is dropped.
-pub(crate) async fn aside<T: Send + 'static>(
-    work: impl FnOnce(&CancellationToken) -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    let stop = CancellationToken::new();
-    let _guard = stop.clone().drop_guard();
-    spawn_blocking(move || work(&stop)).await.expect("work on disks does not panic")
 }
 
 /// The progress of all parts of the work, as a share of the disk: each part is as long as the disk.
@@ -202,8 +181,4 @@ impl ConversionProgress {
             self.events.emit(&Event::Progress { stage: Stage::Convert, done: now, total: self.size });
         }
     }
-}
-
-pub(crate) fn unless(stop: &CancellationToken) -> ControlFlow<()> {
-    if stop.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }

@@ -18,12 +18,13 @@ use crate::package::content::PackageContent;
 use crate::package::{PackageError, PackageFacts, simplestreams};
 use crate::plan::check_size;
 use crate::plan::output::Outputs;
+use crate::progress::run_blocking;
 use crate::size::ByteSize;
 use crate::specfile::{self, DiskFormat, FirmwareKind, OutputFormat};
 use crate::store::manifest::{Manifest, ManifestOutput};
 use crate::store::{Artifact, OnConflict, StoreError, give_names};
 
-use super::disk_files::{DiskFileWriter, aside, unless};
+use super::disk_files::DiskFileWriter;
 use super::package::package;
 use super::publish::staged_outputs;
 use crate::disk::chain::open_files;
@@ -98,7 +99,7 @@ pub async fn export(
     });
     let names: Vec<_> = names.collect();
     let conflict = wanted.conflict;
-    let named = aside(move |_| Ok((give_names(&names, conflict)?, names)));
+    let named = run_blocking(move |_| Ok::<_, StoreError>((give_names(&names, conflict)?, names)));
     let (digests, names) = limits.hold(named).await?;
     for ((output, digest), (_, target)) in made.iter_mut().zip(digests).zip(names) {
         output.file = target.to_string_lossy().into_owned();
@@ -129,9 +130,9 @@ pub async fn add_to_tree(
     let disk = limits.hold(in_stage(events, Stage::Convert, made)).await?.remove(0);
     let facts = facts(artifact.manifest(), disk.virtual_bytes);
     let file = scratch.path().join(&disk.file);
-    let added = aside(move |stop| {
+    let added = run_blocking(move |progress| {
         let disk = PackageContent::file(File::open(&file).map_err(PackageError::Read)?)?;
-        Ok(simplestreams::add(&tree, &facts, &disk, conflict, &mut |_| unless(stop))?)
+        simplestreams::add(&tree, &facts, &disk, conflict, progress)
     });
     limits.hold(added).await
 }
@@ -150,11 +151,9 @@ pub async fn copy(
 ) -> Result<Vec<PathBuf>, Failure> {
     let artifact = Arc::clone(artifact);
     let folder = folder.to_owned();
-    let copied = aside(move |stop| {
-        Ok(match file {
-            Some(file) => vec![artifact.export_file(&file, &folder, conflict, &|_, _| unless(stop))?],
-            None => artifact.export(&folder, conflict, &|_, _| unless(stop))?,
-        })
+    let copied = run_blocking(move |progress| match file {
+        Some(file) => Ok(vec![artifact.export_file(&file, &folder, conflict, progress)?]),
+        None => artifact.export(&folder, conflict, progress),
     });
     Deadline::new(cancel, Duration::MAX).hold(copied).await
 }
@@ -224,7 +223,7 @@ fn source(artifact: &Artifact) -> Result<(ManifestOutput, PathBuf, DiskFormat), 
 /// Checks that a file has the bytes that were published.
 async fn check(artifact: &Artifact, file: &str) -> Result<(), Failure> {
     let check = artifact.file_check(file)?;
-    aside(move |stop| Ok(check.run(&|_, _| unless(stop))?)).await
+    Ok(run_blocking(move |progress| check.run(progress)).await?)
 }
 
 /// Returns the image's identity for packages, the same as when it was built.

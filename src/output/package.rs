@@ -6,9 +6,8 @@ use crate::context::BuildContext;
 use crate::error::Failure;
 use crate::package::{PackageDisk, PackageFacts, PackageFormat};
 use crate::plan::output::{DiskFile, Outputs};
+use crate::progress::run_blocking;
 use crate::try_join::all;
-
-use super::disk_files::{aside, unless};
 
 /// Returns the image's description for packages. Its time is `SOURCE_DATE_EPOCH` where that is set, or else the start of
 /// the build.
@@ -44,9 +43,9 @@ pub(crate) async fn package(
             let facts = facts.clone();
             let path = path.to_owned();
             let target = folder.join(file);
-            packages.push(aside(move |stop| {
+            packages.push(run_blocking(move |progress| {
                 let disk = PackageDisk { path: &path, compression };
-                Ok(package.write(&facts, disk, &target, &mut |_| unless(stop))?)
+                Ok(package.write(&facts, disk, &target, progress)?)
             }));
         }
     }

@@ -1,7 +1,6 @@
 //! Publication: the evidence beside the image, and the moment at which it becomes a version of the store.
 
 use std::collections::BTreeSet;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,6 +15,7 @@ use crate::guest::step_record::StepRecord;
 use crate::plan::machine::format_name;
 use crate::plan::output::Outputs;
 use crate::plan::{Plan, PlannedStep, StoredBase};
+use crate::progress::Progress;
 use crate::secret_scan::LeakPlace;
 use crate::sign::Signer;
 use crate::specfile::{BootMode, NetworkBackend};
@@ -61,14 +61,11 @@ pub(crate) async fn publish(
     let manifest = search_for_secrets(build, manifest, staging.path()).await?;
     let evidence = Evidence { documents: Documents::new(evidence::documents(build.plan)), signer };
     let events = build.events.clone();
-    let cancel = build.limits.clone();
-    let finish = spawn_blocking(move || {
-        staging.finish(manifest, &evidence, &|done, total| {
-            events.emit(&Event::Progress { stage: Stage::Publish, done, total });
-            if cancel.is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })
+    let progress = Progress::new(build.limits.cancel(), move |done, total| {
+        events.emit(&Event::Progress { stage: Stage::Publish, done, total });
     });
-    // Not raced with an interruption: the watch stops it, and the store is left as it was or with the whole version.
+    let finish = spawn_blocking(move || staging.finish(manifest, &evidence, &progress));
+    // Not raced with an interruption: that stops it by itself, and the store is left as it was or with the whole version.
     Ok(finish.await.expect("publishing does not panic")?)
 }
 

@@ -14,10 +14,11 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::content::{PackageContent, Watch};
+use super::content::PackageContent;
 use super::tar::{Archive, Format, TarOwner};
 use super::{PackageError, PackageFacts};
 use crate::digest::Sha256Digest;
+use crate::progress::Progress;
 
 /// The user `qemu` in `KubeVirt`'s own images, which reads the disk.
 const OWNER: TarOwner = TarOwner(107, 107);
@@ -32,14 +33,14 @@ struct Blob {
 }
 
 impl Blob {
-    fn new(content: PackageContent, watch: &mut Watch<'_>) -> Result<Self, PackageError> {
-        let sha256 = content.sha256(watch)?;
+    fn new(content: PackageContent, progress: &Progress<'_>) -> Result<Self, PackageError> {
+        let sha256 = content.sha256(progress)?;
         Ok(Self { content, sha256 })
     }
 
     /// Creates a blob of JSON. Serialised maps have their keys in order.
-    fn json(value: &Value, watch: &mut Watch<'_>) -> Result<Self, PackageError> {
-        Self::new(value.to_string().into_bytes().into(), watch)
+    fn json(value: &Value, progress: &Progress<'_>) -> Result<Self, PackageError> {
+        Self::new(value.to_string().into_bytes().into(), progress)
     }
 
     fn digest(&self) -> String {
@@ -51,24 +52,24 @@ impl Blob {
     }
 }
 
-/// Creates the archive of a qcow2 file. The disk is read once for its digest first; `watch` counts these bytes.
+/// Creates the archive of a qcow2 file. The disk is read once for its digest first; `progress` counts these bytes.
 ///
 /// # Errors
-/// When the disk's file cannot be read, or `watch` breaks.
+/// When the disk's file cannot be read, or the work is cancelled.
 pub fn archive(
     facts: &PackageFacts,
     disk: PackageContent,
-    watch: &mut Watch<'_>,
+    progress: &Progress<'_>,
 ) -> Result<PackageContent, PackageError> {
-    let layer = Blob::new(layer(facts, disk)?, watch)?;
-    let config = Blob::json(&config(facts, &layer), watch)?;
+    let layer = Blob::new(layer(facts, disk)?, progress)?;
+    let config = Blob::json(&config(facts, &layer), progress)?;
     let manifest = json!({
         "schemaVersion": 2, "mediaType": MANIFEST,
         "config": config.descriptor(CONFIG),
         "layers": [layer.descriptor(LAYER)],
         "annotations": labels(facts),
     });
-    let manifest = Blob::json(&manifest, watch)?;
+    let manifest = Blob::json(&manifest, progress)?;
     let mut index = manifest.descriptor(MANIFEST);
     index["platform"] = json!({ "architecture": "amd64", "os": "linux" });
     // The name by which skopeo finds it: a tag cannot contain the `+` that a version may contain.
@@ -131,12 +132,12 @@ fn created(facts: &PackageFacts) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::super::testing::{facts, members, members_of, names, sha256, unwatched};
+    use super::super::testing::{facts, members, members_of, names, sha256};
     use super::*;
 
     #[test]
     fn from_the_index_to_the_disk_every_digest_is_right() {
-        let archive = archive(&facts(), b"qcow2".to_vec().into(), &mut unwatched).unwrap();
+        let archive = archive(&facts(), b"qcow2".to_vec().into(), &Progress::unwatched()).unwrap();
         let found = members_of(&archive);
         let order = names(&found);
         assert_eq!(order[..4], ["oci-layout", "index.json", "blobs/", "blobs/sha256/"]);

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -14,12 +14,10 @@ use sha2::{Digest, Sha256};
 use super::PackageError;
 use crate::digest::Sha256Digest;
 use crate::disk::chain::Chain;
+use crate::progress::Progress;
 
 /// Size of reads, bytes.
 const PIECE: usize = 256 << 10;
-
-/// Called with the number of bytes done since the last call, several times a second; may stop the work.
-pub type Watch<'a> = dyn FnMut(u64) -> ControlFlow<()> + 'a;
 
 /// Content that can be read piece by piece.
 #[derive(Debug, Clone, Default)]
@@ -144,12 +142,12 @@ impl PackageContent {
     /// Returns the SHA-256 of all content.
     ///
     /// # Errors
-    /// When it cannot be read, or `watch` breaks.
-    pub fn sha256(&self, watch: &mut Watch<'_>) -> Result<Sha256Digest, PackageError> {
+    /// When it cannot be read, or the work is cancelled.
+    pub fn sha256(&self, progress: &Progress<'_>) -> Result<Sha256Digest, PackageError> {
         let mut sha = Sha256::new();
         self.each(&mut |bytes| {
             sha.update(bytes);
-            told(watch, bytes.len() as u64)
+            Ok(progress.advance(bytes.len() as u64)?)
         })?;
         Ok(sha.into())
     }
@@ -157,11 +155,11 @@ impl PackageContent {
     /// Writes all content.
     ///
     /// # Errors
-    /// When it cannot be read or written, or `watch` breaks. What was written is then of no use.
-    pub fn write(&self, out: &mut dyn Write, watch: &mut Watch<'_>) -> Result<(), PackageError> {
+    /// When it cannot be read or written, or the work is cancelled. What was written is then of no use.
+    pub fn write(&self, out: &mut dyn Write, progress: &Progress<'_>) -> Result<(), PackageError> {
         self.each(&mut |bytes| {
             out.write_all(bytes).map_err(PackageError::Write)?;
-            told(watch, bytes.len() as u64)
+            Ok(progress.advance(bytes.len() as u64)?)
         })
     }
 }
@@ -184,13 +182,12 @@ impl ContentPiece {
     }
 }
 
-/// Reports bytes to the caller, and fails if it stops the work.
-pub(super) fn told(watch: &mut Watch<'_>, count: u64) -> Result<(), PackageError> {
-    if watch(count).is_break() { Err(PackageError::Stopped) } else { Ok(()) }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
 
     #[test]
@@ -216,16 +213,14 @@ mod tests {
     #[test]
     fn digest_and_copy_are_of_the_same_bytes_and_can_be_stopped() {
         let content = PackageContent::zeroes(PIECE as u64 * 2 + 1);
-        let (mut copy, mut seen) = (Vec::new(), 0);
-        let mut watch = |count| {
-            seen += count;
-            ControlFlow::Continue(())
-        };
-        content.write(&mut copy, &mut watch).unwrap();
-        assert_eq!(content.sha256(&mut watch).unwrap(), Sha256Digest::of(&copy));
-        assert_eq!(seen, content.len() * 2);
-        let stopped = content.write(&mut Vec::new(), &mut |_| ControlFlow::Break(()));
-        assert!(matches!(stopped, Err(PackageError::Stopped)));
+        let (mut copy, seen) = (Vec::new(), AtomicU64::new(0));
+        let cancel = CancellationToken::new();
+        let progress = Progress::new(&cancel, |done, _| seen.store(done, Ordering::Relaxed));
+        content.write(&mut copy, &progress).unwrap();
+        assert_eq!(content.sha256(&progress).unwrap(), Sha256Digest::of(&copy));
+        assert_eq!(seen.load(Ordering::Relaxed), content.len() * 2);
+        cancel.cancel();
+        assert!(matches!(content.write(&mut Vec::new(), &progress), Err(PackageError::Cancelled(_))));
     }
 
     #[test]

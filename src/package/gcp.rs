@@ -9,10 +9,11 @@ use std::thread;
 
 use crate::disk::chain::Chain;
 use crate::plan::limits;
+use crate::progress::Progress;
 use crate::specfile::OutputFormat;
 
 use super::PackageError;
-use super::content::{PackageContent, Watch, told};
+use super::content::PackageContent;
 use super::gzip::in_parallel;
 use super::tar::{Archive, Format};
 
@@ -24,19 +25,19 @@ const GRAIN: u64 = 64 << 10;
 const SHARE: u64 = 8 << 20;
 
 /// Creates the archive of a disk, not compressed yet. Reads the whole disk to find zeros: the same disk gives the same
-/// archive, however it is stored. `watch` counts the bytes of the disk. Uses all processors.
+/// archive, however it is stored. `progress` counts the bytes of the disk. Uses all processors.
 ///
 /// # Errors
-/// When the disk is no whole GiB or cannot be read, or `watch` breaks.
-pub fn archive(chain: &Arc<Chain>, modified: u64, watch: &mut Watch<'_>) -> Result<PackageContent, PackageError> {
+/// When the disk is no whole GiB or cannot be read, or the work is cancelled.
+pub fn archive(chain: &Arc<Chain>, modified: u64, progress: &Progress<'_>) -> Result<PackageContent, PackageError> {
     limits::check(OutputFormat::Gcp, chain.virtual_size())?;
     let mut archive = Archive::new(Format::OldGnu, modified);
-    archive.disk(MEMBER, chain, &data(chain, watch)?)?;
+    archive.disk(MEMBER, chain, &data(chain, progress)?)?;
     Ok(archive.finish())
 }
 
 /// Returns the ranges of the disk that are not zero: whole grains, in order, adjacent ones joined.
-fn data(chain: &Chain, watch: &mut Watch<'_>) -> Result<Vec<Range<u64>>, PackageError> {
+fn data(chain: &Chain, progress: &Progress<'_>) -> Result<Vec<Range<u64>>, PackageError> {
     let threads = thread::available_parallelism().map_or(1, usize::from) as u64;
     let mut found: Vec<Range<u64>> = Vec::new();
     let mut next = 0;
@@ -45,7 +46,7 @@ fn data(chain: &Chain, watch: &mut Watch<'_>) -> Result<Vec<Range<u64>>, Package
         let before = next;
         // Two extents may share a grain: neither a raw file's holes nor a base's clusters need be of this size.
         next = next.max(extent.range.start / GRAIN * GRAIN);
-        told(watch, next - before)?;
+        progress.advance(next - before)?;
         let end = if extent.data { extent.range.end.next_multiple_of(GRAIN) } else { next };
         while next < end {
             let shares: Vec<_> = (0..threads).map(|n| next + n * SHARE).take_while(|start| *start < end).collect();
@@ -53,11 +54,11 @@ fn data(chain: &Chain, watch: &mut Watch<'_>) -> Result<Vec<Range<u64>>, Package
                 share?.into_iter().for_each(|grain| join(&mut found, grain));
             }
             let done = end.min(next + threads * SHARE);
-            told(watch, done - next)?;
+            progress.advance(done - next)?;
             next = done;
         }
     }
-    told(watch, chain.virtual_size() - next)?;
+    progress.advance(chain.virtual_size() - next)?;
     Ok(found)
 }
 
@@ -85,7 +86,6 @@ fn join(found: &mut Vec<Range<u64>>, grain: Range<u64>) {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::ops::ControlFlow;
     use std::os::unix::fs::FileExt;
     use std::path::Path;
     use std::process::Command;
@@ -118,7 +118,7 @@ mod tests {
     }
 
     fn packed(disk: &Arc<Chain>) -> PackageContent {
-        archive(disk, 1_767_323_045, &mut |_| ControlFlow::Continue(())).unwrap()
+        archive(disk, 1_767_323_045, &Progress::unwatched()).unwrap()
     }
 
     /// Returns awkward disks: their names, sizes in GiB, and the places of data.

@@ -10,8 +10,9 @@ use std::thread;
 use flate2::{Compress, Compression, Crc, FlushCompress};
 
 use super::PackageError;
-use super::content::{PackageContent, Watch, told};
+use super::content::PackageContent;
 use crate::disk::ordered_jobs::threads;
+use crate::progress::Progress;
 
 /// Size of a block, bytes: its window starts empty, which costs less than a hundredth at this size.
 const BLOCK: u64 = 1 << 20;
@@ -34,15 +35,15 @@ struct Block {
     crc: Crc,
 }
 
-/// Writes `content` as a gzip file. Blocks the calling thread; uses all processors. `watch` counts bytes of the content.
+/// Writes `content` as a gzip file. Blocks the calling thread; uses all processors. `progress` counts bytes of the content.
 ///
 /// # Errors
-/// When it cannot be read or written, or `watch` breaks. What was written is then of no use.
+/// When it cannot be read or written, or the work is cancelled. What was written is then of no use.
 pub fn write(
     content: &PackageContent,
     effort: Effort,
     out: &mut dyn Write,
-    watch: &mut Watch<'_>,
+    progress: &Progress<'_>,
 ) -> Result<(), PackageError> {
     let mut crc = Crc::new();
     out.write_all(&HEADER).map_err(PackageError::Write)?;
@@ -53,7 +54,7 @@ pub fn write(
             let block = block?;
             out.write_all(&block.packed).map_err(PackageError::Write)?;
             crc.combine(&block.crc);
-            told(watch, block.crc.amount().into())?;
+            progress.advance(block.crc.amount().into())?;
         }
     }
     let mut end = LAST_BLOCK.to_vec();
@@ -97,7 +98,7 @@ fn deflate(content: &PackageContent, start: u64, effort: Effort) -> Result<Block
 #[cfg(test)]
 mod tests {
     use std::io::Read;
-    use std::ops::ControlFlow;
+    use tokio_util::sync::CancellationToken;
 
     use flate2::read::GzDecoder;
 
@@ -105,7 +106,7 @@ mod tests {
 
     fn packed(content: &PackageContent, effort: Effort) -> Vec<u8> {
         let mut out = Vec::new();
-        write(content, effort, &mut out, &mut |_| ControlFlow::Continue(())).unwrap();
+        write(content, effort, &mut out, &Progress::unwatched()).unwrap();
         out
     }
 
@@ -150,7 +151,10 @@ mod tests {
 
     #[test]
     fn it_can_be_stopped() {
-        let stopped = write(&mixed(BLOCK), Effort::Default, &mut Vec::new(), &mut |_| ControlFlow::Break(()));
-        assert!(matches!(stopped, Err(PackageError::Stopped)));
+        let cancel = CancellationToken::new();
+        cancel.cancel();
+        let progress = Progress::unreported(&cancel);
+        let stopped = write(&mixed(BLOCK), Effort::Default, &mut Vec::new(), &progress);
+        assert!(matches!(stopped, Err(PackageError::Cancelled(_))));
     }
 }

@@ -9,8 +9,9 @@ use liblzma::write::XzEncoder;
 use serde::Serialize;
 
 use crate::digest::Sha256Digest;
+use crate::progress::Progress;
 
-use super::content::{PackageContent, Watch};
+use super::content::PackageContent;
 use super::tar::{Archive, Format, TarOwner};
 use super::{PackageError, PackageFacts};
 
@@ -70,15 +71,15 @@ pub fn metadata(facts: &PackageFacts) -> Result<Vec<u8>, PackageError> {
 /// Returns the fingerprint of an image that consists of two files: the digest of both, concatenated.
 ///
 /// # Errors
-/// When the disk's file cannot be read, or `watch` breaks.
+/// When the disk's file cannot be read, or the work is cancelled.
 pub fn fingerprint(
     metadata: &[u8],
     disk: &PackageContent,
-    watch: &mut Watch<'_>,
+    progress: &Progress<'_>,
 ) -> Result<Sha256Digest, PackageError> {
     let mut both = PackageContent::from(metadata.to_vec());
     both.push(disk.clone());
-    both.sha256(watch)
+    both.sha256(progress)
 }
 
 #[cfg(test)]
@@ -88,7 +89,7 @@ mod tests {
     use liblzma::read::XzDecoder;
     use serde_json::{Value, json};
 
-    use super::super::testing::{facts, members, names, sha256, unwatched};
+    use super::super::testing::{facts, members, names, sha256};
     use super::*;
 
     fn yaml(facts: &PackageFacts) -> Value {
@@ -114,6 +115,6 @@ mod tests {
     #[test]
     fn the_fingerprint_is_of_both_files() {
         let disk = PackageContent::from(b"qcow2".to_vec());
-        assert_eq!(fingerprint(b"meta", &disk, &mut unwatched).unwrap().to_string(), sha256(b"metaqcow2"));
+        assert_eq!(fingerprint(b"meta", &disk, &Progress::unwatched()).unwrap().to_string(), sha256(b"metaqcow2"));
     }
 }

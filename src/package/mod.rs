@@ -14,6 +14,7 @@ use crate::disk::chain::{Chain, ChainError, ChainFile};
 use crate::disk::write::is_shortage;
 use crate::error::{Fault, Kind};
 use crate::plan::limits::DiskSizeError;
+use crate::progress::{CancelledError, Progress};
 use crate::size::ByteSize;
 use crate::specfile::{Compression, DiskFormat, FirmwareKind, OutputFormat};
 
@@ -33,7 +34,7 @@ mod testing;
 pub mod vagrant;
 mod xml;
 
-use content::{PackageContent, Watch};
+use content::PackageContent;
 use gzip::Effort;
 
 /// Facts about the image in a package.
@@ -105,39 +106,41 @@ impl PackageFormat {
     }
 
     /// Writes the package, or the file that belongs beside the disk file, to the new file `target`. Blocks the calling
-    /// thread; uses all processors. `watch` counts bytes that are read, digested or written.
+    /// thread; uses all processors. `progress` counts bytes that are read, digested or written.
     ///
     /// # Errors
-    /// When the disk's file cannot be read or does not fit, the package cannot be written, or `watch` breaks. What was
-    /// written is then of no use.
+    /// When the disk's file cannot be read or does not fit, the package cannot be written, or the work is cancelled. What
+    /// was written is then of no use.
     pub fn write(
         self,
         facts: &PackageFacts,
         disk: PackageDisk<'_>,
         target: &Path,
-        watch: &mut Watch<'_>,
+        progress: &Progress<'_>,
     ) -> Result<(), PackageError> {
         let file = File::open(disk.path).map_err(PackageError::Read)?;
         let out = &mut File::create_new(target).map_err(PackageError::Write)?;
         match self {
             Self::Gcp => {
                 let raw = Chain::open(vec![ChainFile { file, format: DiskFormat::Raw }])?;
-                let archive = gcp::archive(&Arc::new(raw), facts.time, watch)?;
-                gzip::write(&archive, Effort::Default, out, watch)
+                let archive = gcp::archive(&Arc::new(raw), facts.time, progress)?;
+                gzip::write(&archive, Effort::Default, out, progress)
             }
-            Self::Ova => ova::archive(facts, PackageContent::file(file)?, watch)?.write(out, watch),
+            Self::Ova => ova::archive(facts, PackageContent::file(file)?, progress)?.write(out, progress),
             Self::Vagrant(version) => {
                 // Vagrant requires gzip; for a compressed disk, further compression gains nothing.
                 let effort = if disk.compression == Compression::None { Effort::Default } else { Effort::Stored };
                 let archive = vagrant::archive(facts, version, PackageContent::file(file)?)?;
-                gzip::write(&archive, effort, out, watch)
+                gzip::write(&archive, effort, out, progress)
             }
-            Self::Incus => PackageContent::from(incus::metadata(facts)?).write(out, watch),
-            Self::Containerdisk => containerdisk::archive(facts, PackageContent::file(file)?, watch)?.write(out, watch),
+            Self::Incus => PackageContent::from(incus::metadata(facts)?).write(out, progress),
+            Self::Containerdisk => {
+                containerdisk::archive(facts, PackageContent::file(file)?, progress)?.write(out, progress)
+            }
             Self::Proxmox => {
                 let name = disk.path.file_name().unwrap_or_default().to_string_lossy();
-                let script = proxmox::script(facts, &name, PackageContent::file(file)?.sha256(watch)?);
-                PackageContent::from(script.into_bytes()).write(out, watch)
+                let script = proxmox::script(facts, &name, PackageContent::file(file)?.sha256(progress)?);
+                PackageContent::from(script.into_bytes()).write(out, progress)
             }
         }
     }
@@ -198,9 +201,9 @@ pub enum PackageError {
         /// The minute of the image's time.
         version: String,
     },
-    /// The caller stopped the work.
-    #[error("stopped")]
-    Stopped,
+    /// The work was cancelled.
+    #[error(transparent)]
+    Cancelled(#[from] CancelledError),
 }
 
 impl PackageError {
@@ -217,7 +220,7 @@ impl Fault for PackageError {
             PackageError::Read(_) => Kind::Host,
             PackageError::Write(error) | PackageError::Tree { source: error, .. } if is_shortage(error) => Kind::Host,
             PackageError::Compress(_) => Kind::Bug,
-            PackageError::Stopped => Kind::Interrupted,
+            PackageError::Cancelled(_) => Kind::Interrupted,
             _ => Kind::Output,
         }
     }

@@ -19,11 +19,12 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::content::{PackageContent, Watch};
+use super::content::PackageContent;
 use super::incus::{self, Properties};
 use super::{PackageError, PackageFacts};
 use crate::digest::Sha256Digest;
 use crate::fs::{FileLock, OnConflict, create_beside, publish, read_up_to};
+use crate::progress::Progress;
 
 /// Mode of published files, which everybody may read.
 const MODE: u32 = 0o644;
@@ -92,17 +93,18 @@ impl Default for Images {
 }
 
 /// Adds an image to the tree in `folder`, created if missing; `conflict` applies to another image of its name, version and
-/// minute. `disk` is its qcow2 file. Returns the image's files in the tree, the disk last. `watch` counts the bytes that are
-/// digested and copied. Waits for another kiln that adds one.
+/// minute. `disk` is its qcow2 file. Returns the image's files in the tree, the disk last. `progress` counts
+/// the bytes that are digested and copied. Waits for another kiln that adds one.
 ///
 /// # Errors
-/// When another image is listed in its place, the tree's list cannot be read, a file cannot be written, or `watch` breaks.
+/// When another image is listed in its place, the tree's list cannot be read, a file cannot be written, or the work
+/// is cancelled.
 pub fn add(
     folder: &Path,
     facts: &PackageFacts,
     disk: &PackageContent,
     conflict: OnConflict,
-    watch: &mut Watch<'_>,
+    progress: &Progress<'_>,
 ) -> Result<Vec<PathBuf>, PackageError> {
     let lists = folder.join(LISTS);
     for folder in [&lists, &folder.join("images")] {
@@ -113,9 +115,9 @@ pub fn add(
     let _lock = lock.map_err(PackageError::tree("lock", &lists))?;
 
     let metadata = incus::metadata(facts)?;
-    let sha256 = disk.sha256(watch)?;
-    let (mut version, mut paths) = describe(&metadata, disk, sha256, watch)?;
-    if is_taken(&folder.join(&paths[1]), sha256, watch)? {
+    let sha256 = disk.sha256(progress)?;
+    let (mut version, mut paths) = describe(&metadata, disk, sha256, progress)?;
+    if is_taken(&folder.join(&paths[1]), sha256, progress)? {
         // Two disks have the same metadata: readers of the existing list must still find the other one.
         paths[1] = format!("images/{}.qcow2", version.items[META].fingerprint);
         version.items.entry(DISK.to_owned()).or_default().path.clone_from(&paths[1]);
@@ -124,17 +126,19 @@ pub fn add(
     enter(&mut products, facts, version, conflict)?;
     let paths = paths.map(|path| folder.join(path));
     for (path, content) in paths.iter().zip([&metadata.into(), disk]) {
-        place(path, content, watch)?;
+        place(path, content, progress)?;
     }
     write_lists(&lists, &products)?;
     Ok(paths.into())
 }
 
 /// Returns whether a file exists that has another digest.
-fn is_taken(path: &Path, sha256: Sha256Digest, watch: &mut Watch<'_>) -> Result<bool, PackageError> {
+fn is_taken(path: &Path, sha256: Sha256Digest, progress: &Progress<'_>) -> Result<bool, PackageError> {
     match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        opened => Ok(PackageContent::file(opened.map_err(PackageError::tree("read", path))?)?.sha256(watch)? != sha256),
+        opened => {
+            Ok(PackageContent::file(opened.map_err(PackageError::tree("read", path))?)?.sha256(progress)? != sha256)
+        }
     }
 }
 
@@ -143,12 +147,12 @@ fn describe(
     metadata: &[u8],
     disk: &PackageContent,
     disk_sha256: Sha256Digest,
-    watch: &mut Watch<'_>,
+    progress: &Progress<'_>,
 ) -> Result<(ProductVersion, [String; 2]), PackageError> {
     let sha256 = Sha256Digest::of(metadata).to_string();
     let paths = [META, "qcow2"].map(|extension| format!("images/{sha256}.{extension}"));
     let meta = ProductItem {
-        fingerprint: incus::fingerprint(metadata, disk, watch)?.to_string(),
+        fingerprint: incus::fingerprint(metadata, disk, progress)?.to_string(),
         ftype: META.into(),
         path: paths[0].clone(),
         sha256,
@@ -231,15 +235,15 @@ fn write_lists(lists: &Path, products: &Images) -> Result<(), PackageError> {
     for (name, text) in [("images.json", serde_json::to_vec(products)), ("index.json", serde_json::to_vec(&index))] {
         let path = lists.join(name);
         let text = text.map_err(|source| PackageError::List { path: path.clone(), source })?;
-        place(&path, &text.into(), &mut |_| std::ops::ControlFlow::Continue(()))?;
+        place(&path, &text.into(), &Progress::unwatched())?;
     }
     Ok(())
 }
 
 /// Writes a file, or replaces it in one step.
-fn place(path: &Path, content: &PackageContent, watch: &mut Watch<'_>) -> Result<(), PackageError> {
+fn place(path: &Path, content: &PackageContent, progress: &Progress<'_>) -> Result<(), PackageError> {
     let temporary = create_beside(path).map_err(PackageError::tree("write", path))?;
-    content.write(&mut temporary.as_file(), watch)?;
+    content.write(&mut temporary.as_file(), progress)?;
     publish(temporary, path, MODE, OnConflict::Replace).map_err(PackageError::tree("write", path))
 }
 
@@ -247,7 +251,7 @@ fn place(path: &Path, content: &PackageContent, watch: &mut Watch<'_>) -> Result
 mod tests {
     use serde_json::json;
 
-    use super::super::testing::{facts, sha256, unwatched};
+    use super::super::testing::{facts, sha256};
     use super::*;
 
     fn added(
@@ -256,7 +260,7 @@ mod tests {
         disk: &str,
         conflict: OnConflict,
     ) -> Result<Vec<PathBuf>, PackageError> {
-        add(folder, facts, &disk.as_bytes().to_vec().into(), conflict, &mut unwatched)
+        add(folder, facts, &disk.as_bytes().to_vec().into(), conflict, &Progress::unwatched())
     }
 
     fn list(folder: &Path, name: &str) -> Value {

@@ -1,7 +1,5 @@
 //! Common parts of the tests of packages: facts, and a reader of plain archives that is not the writer.
 
-use std::ops::ControlFlow;
-
 use crate::size::ByteSize;
 use crate::specfile::FirmwareKind;
 
@@ -20,10 +18,6 @@ pub(super) fn facts() -> PackageFacts {
         firmware: FirmwareKind::Bios,
         time: 1_767_323_045,
     }
-}
-
-pub(super) fn unwatched(_: u64) -> ControlFlow<()> {
-    ControlFlow::Continue(())
 }
 
 /// A member of an archive.

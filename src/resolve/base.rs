@@ -9,7 +9,6 @@
 
 use std::any::Any;
 use std::fmt;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -334,7 +333,7 @@ impl DownloadReporter {
     ) -> Result<T, E> {
         let events = self.events.clone();
         let done = work(
-            &mut DownloadWatch::new(&mut |progress| self.progress(progress, cancel), &mut |text| {
+            &mut DownloadWatch::new(cancel, &mut |progress| self.progress(progress), &mut |text| {
                 events.notice(NoticeLevel::Info, text);
             })
             .with_warnings(&mut |text| events.notice(NoticeLevel::Warning, text)),
@@ -346,14 +345,7 @@ impl DownloadReporter {
         Ok(done)
     }
 
-    fn progress(
-        &mut self,
-        DownloadProgress { done, total, is_download }: DownloadProgress,
-        cancel: &CancellationToken,
-    ) -> ControlFlow<()> {
-        if cancel.is_cancelled() {
-            return ControlFlow::Break(());
-        }
+    fn progress(&mut self, DownloadProgress { done, total, is_download }: DownloadProgress) {
         if is_download && done > 0 {
             self.began.get_or_insert_with(|| {
                 self.events.emit(&Event::DownloadStarted { url: self.url.clone() });
@@ -362,7 +354,6 @@ impl DownloadReporter {
             self.bytes = done;
             self.events.emit(&Event::Progress { stage: Stage::Base, done, total: total.unwrap_or(0) });
         }
-        ControlFlow::Continue(())
     }
 }
 

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::agent::pack::{PackError, PackHooks, pack};
 use crate::digest::Sha256Digest;
+use crate::progress::Progress;
 use crate::project::GIT;
 use crate::specfile;
 use crate::wire::code::Code;
@@ -93,11 +94,11 @@ pub struct PackedTree {
 }
 
 /// Writes the source as a tree stream into `file`, from its start, for [`super::Session::unpack_device`]. Uses constant
-/// memory and blocks. `progress` is called with the number of bytes written so far.
+/// memory and blocks.
 ///
 /// # Errors
-/// When the source cannot be read, changes meanwhile, or the file cannot be written.
-pub fn stage(source: &StageSource, file: &File, progress: &mut dyn FnMut(u64)) -> Result<StagedStream, GuestError> {
+/// When the source cannot be read, changes meanwhile, the file cannot be written, or the work is cancelled.
+pub fn stage(source: &StageSource, file: &File, progress: &Progress<'_>) -> Result<StagedStream, GuestError> {
     let mut out = BufWriter::with_capacity(1 << 20, CountingFile { file, written: 0, progress });
     let staged = Path::new("the staged tree");
     let PackedTree { totals, sha256 } = source.write_to(&mut out, Layout::Aligned).map_err(|error| match error {
@@ -212,14 +213,14 @@ fn permission_bits(mode: u32) -> u16 {
 struct CountingFile<'a> {
     file: &'a File,
     written: u64,
-    progress: &'a mut dyn FnMut(u64),
+    progress: &'a Progress<'a>,
 }
 
 impl Write for CountingFile<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let n = self.file.write(bytes)?;
         self.written += n as u64;
-        (self.progress)(self.written);
+        self.progress.advance(n as u64).map_err(io::Error::other)?;
         Ok(n)
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::digest::{self, Digest, Job, Watch};
+use super::digest::{self, Digest, Job};
 use super::error::StoreError;
 use super::folder::{Folder, FolderTree, folders_above};
 use super::manifest::{self, Manifest};
@@ -11,6 +11,7 @@ use super::reference::ImageId;
 use super::{Store, check_ours, check_part, sums};
 use crate::digest::Sha256Digest;
 use crate::ownership::{GROUP_AND_OTHERS, OwnershipError, check_owner};
+use crate::progress::Progress;
 use crate::sign::{self, SignError, SignatureTrust, Tool};
 
 /// Number of retries of a reader if a version or tag is replaced or moved meanwhile.
@@ -163,8 +164,8 @@ impl Artifact {
     /// Reads every file and compares it with `SHA256SUMS`, and that with the manifest and the folder.
     ///
     /// # Errors
-    /// When a file cannot be read for another reason than damage, or `watch` breaks. Damage is in the verdict.
-    pub fn verify(&self, watch: Watch<'_>) -> Result<VerifyReport, StoreError> {
+    /// When a file cannot be read for another reason than damage, or the work is cancelled. Damage is in the verdict.
+    pub fn verify(&self, progress: &Progress<'_>) -> Result<VerifyReport, StoreError> {
         let mut damage = Vec::new();
         let expected = self.sums()?;
         let mut jobs = Vec::new();
@@ -174,7 +175,7 @@ impl Artifact {
                 Err(error) => damage.push(missing(file, &error)),
             }
         }
-        let mut sound = digest::digest_all(&jobs, watch, |_, _| Ok(()))?;
+        let mut sound = digest::digest_all(&jobs, progress, |_, _| Ok(()))?;
         sound.retain(|file, digest| {
             let is_sound = digest.sha256 == expected[file];
             if !is_sound {
@@ -274,10 +275,10 @@ impl FileCheck {
     /// Reads the file.
     ///
     /// # Errors
-    /// When its content differs, it cannot be read, or `watch` breaks.
-    pub fn run(self, watch: Watch<'_>) -> Result<(), StoreError> {
+    /// When its content differs, it cannot be read, or the work is cancelled.
+    pub fn run(self, progress: &Progress<'_>) -> Result<(), StoreError> {
         let Self { id, job, sha256 } = self;
-        let digests = digest::digest_all(std::slice::from_ref(&job), watch, |_, _| Ok(()))?;
+        let digests = digest::digest_all(std::slice::from_ref(&job), progress, |_, _| Ok(()))?;
         if digests[&job.name].sha256 == sha256 {
             return Ok(());
         }

@@ -1,29 +1,22 @@
-//! SHA-256 of files, several at a time, with progress and cancellation.
+//! SHA-256 of files, several at a time.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
-use std::ops::ControlFlow;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::Sha256Digest;
+use crate::progress::Progress;
 
 use super::error::StoreError;
 use super::folder::Folder;
 
 /// Bytes read at a time; a cancelled digest stops after at most so many.
 const CHUNK: usize = 1 << 20;
-
-/// Called with (bytes done, bytes in all) from any thread while files are read or copied; `Break` stops the work with
-/// [`StoreError::Interrupted`].
-pub type Watch<'a> = &'a (dyn Fn(u64, u64) -> ControlFlow<()> + Sync);
-
-/// A [`Watch`] that does nothing.
-pub const UNWATCHED: Watch<'static> = &|_, _| ControlFlow::Continue(());
 
 /// Length and SHA-256 of a file, taken from the same descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,28 +30,6 @@ pub struct Digest {
 /// Returns the digest of bytes in memory.
 pub(super) fn of_bytes(bytes: &[u8]) -> Digest {
     Digest { bytes: bytes.len() as u64, sha256: Sha256Digest::of(bytes) }
-}
-
-/// The common progress of several threads, reported to one [`Watch`].
-pub(super) struct Meter<'a> {
-    watch: Watch<'a>,
-    done: AtomicU64,
-    total: u64,
-}
-
-impl<'a> Meter<'a> {
-    pub(super) fn new(watch: Watch<'a>, total: u64) -> Self {
-        Self { watch, done: AtomicU64::new(0), total }
-    }
-
-    /// Adds `bytes` to the progress.
-    pub(super) fn add(&self, bytes: u64) -> Result<(), StoreError> {
-        let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        match (self.watch)(done, self.total) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(StoreError::Interrupted),
-        }
-    }
 }
 
 /// A file to digest. It is open only while it is read: a version may have more files than a process may have open.
@@ -83,7 +54,7 @@ impl Job {
 }
 
 /// Reads one file to its end.
-fn digest(job: &Job, mut file: &File, meter: &Meter<'_>) -> Result<Digest, StoreError> {
+fn digest(job: &Job, mut file: &File, progress: &Progress<'_>) -> Result<Digest, StoreError> {
     let mut hasher = Sha256::new();
     let mut chunk = vec![0; CHUNK];
     let mut bytes = 0;
@@ -98,7 +69,7 @@ fn digest(job: &Job, mut file: &File, meter: &Meter<'_>) -> Result<Digest, Store
         }
         hasher.update(&chunk[..n]);
         bytes += n as u64;
-        meter.add(n as u64)?;
+        progress.advance(n as u64)?;
     }
 }
 
@@ -106,16 +77,16 @@ fn digest(job: &Job, mut file: &File, meter: &Meter<'_>) -> Result<Digest, Store
 /// it. The first error stops the rest.
 pub(super) fn digest_all(
     jobs: &[Job],
-    watch: Watch<'_>,
+    progress: &Progress<'_>,
     then: impl Fn(&Job, &File) -> Result<(), StoreError> + Sync,
 ) -> Result<BTreeMap<String, Digest>, StoreError> {
-    let meter = Meter::new(watch, jobs.iter().map(|job| job.bytes).sum());
+    progress.begin(jobs.iter().map(|job| job.bytes).sum());
     let next = AtomicUsize::new(0);
     let outcome = Mutex::new(Ok(BTreeMap::new()));
     let work = || {
         while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
             let result = job.open().and_then(|file| {
-                let digest = digest(job, &file, &meter)?;
+                let digest = digest(job, &file, progress)?;
                 then(job, &file).map(|()| digest)
             });
             let mut outcome = outcome.lock().expect("no thread panics while it holds the lock");
@@ -142,6 +113,10 @@ pub(super) fn digest_all(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU64;
+
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
 
     struct Files {
@@ -167,7 +142,7 @@ mod tests {
         // FIPS 180-4, the one-block example and the empty message.
         let files = Files::new();
         let jobs = [files.job("abc", b"abc"), files.job("empty", b"")];
-        let digests = digest_all(&jobs, UNWATCHED, |_, _| Ok(())).unwrap();
+        let digests = digest_all(&jobs, &Progress::unwatched(), |_, _| Ok(())).unwrap();
         assert_eq!(
             digests["abc"].sha256.to_string(),
             "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
@@ -181,24 +156,27 @@ mod tests {
     }
 
     #[test]
-    fn a_watch_sees_every_byte_and_can_stop() {
+    fn every_byte_is_progress_and_the_work_can_be_cancelled() {
         let files = Files::new();
         let jobs = || [files.job("a", &vec![1; 3 * CHUNK]), files.job("b", &vec![2; 2 * CHUNK])];
         let most = AtomicU64::new(0);
-        let count = |done, total| {
+        let cancel = CancellationToken::new();
+        let progress = Progress::new(&cancel, |done, total| {
             assert_eq!(total, 5 * CHUNK as u64);
             most.fetch_max(done, Ordering::Relaxed);
-            ControlFlow::Continue(())
-        };
-        digest_all(&jobs(), &count, |_, _| Ok(())).unwrap();
-        assert_eq!(most.into_inner(), 5 * CHUNK as u64);
-        let stopped = digest_all(&jobs(), &|_, _| ControlFlow::Break(()), |_, _| Ok(()));
-        assert!(matches!(stopped, Err(StoreError::Interrupted)));
+        });
+        digest_all(&jobs(), &progress, |_, _| Ok(())).unwrap();
+        assert_eq!(most.load(Ordering::Relaxed), 5 * CHUNK as u64);
+        cancel.cancel();
+        assert!(matches!(digest_all(&jobs(), &progress, |_, _| Ok(())), Err(StoreError::Cancelled(_))));
     }
 
     #[test]
     fn the_first_error_stands() {
         let fail = |job: &Job, _: &File| Err(StoreError::NotStaged(job.name.clone()));
-        assert!(matches!(digest_all(&[Files::new().job("a", b"")], UNWATCHED, fail), Err(StoreError::NotStaged(_))));
+        assert!(matches!(
+            digest_all(&[Files::new().job("a", b"")], &Progress::unwatched(), fail),
+            Err(StoreError::NotStaged(_))
+        ));
     }
 }

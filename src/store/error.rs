@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Fault, Kind};
 use crate::ownership::OwnershipError;
 use crate::process::quote_path;
+use crate::progress::CancelledError;
 use crate::sign::SignError;
 use crate::specfile::suggest::closest;
 
@@ -186,9 +187,9 @@ pub enum StoreError {
     /// An export would overwrite a file.
     #[error("{} exists and differs", .0.display())]
     Conflict(PathBuf),
-    /// The caller's watch cancelled the work.
-    #[error("interrupted")]
-    Interrupted,
+    /// The work was cancelled.
+    #[error(transparent)]
+    Cancelled(#[from] CancelledError),
 }
 
 impl From<OwnershipError> for StoreError {
@@ -236,7 +237,7 @@ impl Fault for StoreError {
             StoreError::Sign(error) => error.kind(),
             StoreError::NotStaged(_) => Kind::Bug,
             StoreError::Reference(_) => Kind::Usage,
-            StoreError::Interrupted => Kind::Interrupted,
+            StoreError::Cancelled(_) => Kind::Interrupted,
             _ => Kind::Output,
         }
     }

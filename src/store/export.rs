@@ -9,10 +9,11 @@ use tempfile::{NamedTempFile, TempPath};
 
 use crate::digest::{Sha256Digest, sha256_file};
 use crate::fs::{self, OnConflict};
+use crate::progress::{CancelledError, Progress};
 use crate::sign::Tool;
 
 use super::artifact::Artifact;
-use super::digest::{self, Digest, Job, Meter, Watch};
+use super::digest::{self, Digest, Job};
 use super::error::StoreError;
 use super::folder::Folder;
 use super::{clone, sums};
@@ -23,7 +24,13 @@ const MODE: u32 = 0o644;
 /// An error of a copy: `?` converts both kinds of error into this one.
 enum CopyError {
     Io(io::Error),
-    Store(StoreError),
+    Cancelled(CancelledError),
+}
+
+impl From<CancelledError> for CopyError {
+    fn from(cancelled: CancelledError) -> Self {
+        Self::Cancelled(cancelled)
+    }
 }
 
 impl From<io::Error> for CopyError {
@@ -37,9 +44,14 @@ impl Artifact {
     /// Each file appears atomically; an existing file with the same content is left alone.
     ///
     /// # Errors
-    /// When a file is there that differs, a call fails, or `watch` breaks.
-    pub fn export(&self, target: &Path, conflict: OnConflict, watch: Watch<'_>) -> Result<Vec<PathBuf>, StoreError> {
-        let target = self.export_some(|_| true, target, conflict, watch)?;
+    /// When a file is there that differs, a call fails, or the work is cancelled.
+    pub fn export(
+        &self,
+        target: &Path,
+        conflict: OnConflict,
+        progress: &Progress<'_>,
+    ) -> Result<Vec<PathBuf>, StoreError> {
+        let target = self.export_some(|_| true, target, conflict, progress)?;
         Ok(self.manifest().outputs.iter().map(|output| target.join(&output.file)).collect())
     }
 
@@ -52,9 +64,9 @@ impl Artifact {
         file: &str,
         target: &Path,
         conflict: OnConflict,
-        watch: Watch<'_>,
+        progress: &Progress<'_>,
     ) -> Result<PathBuf, StoreError> {
-        Ok(self.export_some(|name| name == file, target, conflict, watch)?.join(file))
+        Ok(self.export_some(|name| name == file, target, conflict, progress)?.join(file))
     }
 
     /// Copies the wanted files, and returns the path of `target` without links.
@@ -63,14 +75,14 @@ impl Artifact {
         is_wanted: impl Fn(&str) -> bool,
         target: &Path,
         conflict: OnConflict,
-        watch: Watch<'_>,
+        progress: &Progress<'_>,
     ) -> Result<PathBuf, StoreError> {
         self.check_sizes()?;
         let target = create_target(target)?;
-        let wanted = self.missing_in(&target, &is_wanted, conflict, watch)?;
-        let meter = Meter::new(watch, wanted.iter().map(|job| job.bytes).sum());
+        let wanted = self.missing_in(&target, &is_wanted, conflict, progress)?;
+        progress.begin(wanted.iter().map(|job| job.bytes).sum());
         for job in &wanted {
-            copy_into_place(job, &target.path().join(&job.name), conflict, &meter)?;
+            copy_into_place(job, &target.path().join(&job.name), conflict, progress)?;
         }
         for (name, to) in self.manifest().fetched_links.iter().filter(|(name, _)| is_wanted(name)) {
             link_into_place(to, &target.path().join(name), conflict)?;
@@ -84,7 +96,7 @@ impl Artifact {
         target: &Folder,
         is_wanted: impl Fn(&str) -> bool,
         conflict: OnConflict,
-        watch: Watch<'_>,
+        progress: &Progress<'_>,
     ) -> Result<Vec<Job>, StoreError> {
         let mut sums = self.sums()?;
         let own = Sha256Digest::of(self.open_folder().read(sums::FILE, sums::LARGEST)?);
@@ -100,7 +112,7 @@ impl Artifact {
             let path = target.path().join(name);
             match path.symlink_metadata() {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => wanted.push(job),
-                _ if has_digest(target, &job, *sha256, watch)? => {}
+                _ if has_digest(target, &job, *sha256, progress)? => {}
                 _ if conflict == OnConflict::Replace => wanted.push(job),
                 _ => return Err(StoreError::Conflict(path)),
             }
@@ -116,10 +128,10 @@ fn create_target(path: &Path) -> Result<Folder, StoreError> {
 }
 
 /// Returns whether the target's file of that name has the same content. A file that is not regular never has.
-fn has_digest(target: &Folder, job: &Job, sha256: Sha256Digest, watch: Watch<'_>) -> Result<bool, StoreError> {
+fn has_digest(target: &Folder, job: &Job, sha256: Sha256Digest, progress: &Progress<'_>) -> Result<bool, StoreError> {
     match Job::find(target, &job.name) {
         Ok(there) if there.bytes == job.bytes => {
-            let digests = digest::digest_all(&[there], watch, |_, _| Ok(()))?;
+            let digests = digest::digest_all(&[there], progress, |_, _| Ok(()))?;
             Ok(digests[&job.name].sha256 == sha256)
         }
         _ => Ok(false),
@@ -164,13 +176,13 @@ fn digested(path: &Path) -> Result<(File, Digest), StoreError> {
 }
 
 /// Copies to a temporary name, syncs, renames, and syncs the folder.
-fn copy_into_place(job: &Job, path: &Path, conflict: OnConflict, meter: &Meter<'_>) -> Result<(), StoreError> {
+fn copy_into_place(job: &Job, path: &Path, conflict: OnConflict, progress: &Progress<'_>) -> Result<(), StoreError> {
     create_folder_of(path)?;
     let temporary = fs::create_beside(path).map_err(StoreError::io("write", path))?;
-    let copied = clone::copy(&job.open()?, temporary.as_file(), |n| meter.add(n).map_err(CopyError::Store));
+    let copied = clone::copy(&job.open()?, temporary.as_file(), |n| Ok(progress.advance(n)?));
     copied.map_err(|error| match error {
         CopyError::Io(error) => StoreError::io("write", path)(error),
-        CopyError::Store(error) => error,
+        CopyError::Cancelled(cancelled) => cancelled.into(),
     })?;
     fs::publish(temporary, path, MODE, conflict).map_err(StoreError::io("write", path))
 }

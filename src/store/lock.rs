@@ -17,8 +17,9 @@ use super::error::StoreError;
 use super::folder::FILE_MODE;
 use super::reference::ImageId;
 use super::sums::comment;
-use super::{Store, TMP_LOCK, UNWATCHED, sums};
+use super::{Store, TMP_LOCK, sums};
 use crate::fs::{FileLock, try_lock};
+use crate::progress::Progress;
 use crate::sign::Signer;
 
 /// Result of [`Store::claim`].
@@ -64,7 +65,7 @@ impl ExistingVersion {
     pub fn sign(&self, signer: &Signer) -> Result<(), StoreError> {
         let artifact = &self.artifact;
         let store = &self.lock.store;
-        artifact.verify(UNWATCHED)?.into_result()?;
+        artifact.verify(&Progress::unwatched())?.into_result()?;
         let sums = artifact.open_folder().read(sums::FILE, sums::LARGEST)?;
         let signature = signer.sign(&sums, &comment(artifact.id(), &sums))?;
         if artifact.signature(signer.tool())?.is_some_and(|there| there == signature) {

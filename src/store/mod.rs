@@ -41,7 +41,7 @@ mod tests;
 
 pub use crate::fs::OnConflict;
 pub use artifact::{Artifact, FileCheck, VerifyReport};
-pub use digest::{Digest, UNWATCHED, Watch};
+pub use digest::Digest;
 pub use error::StoreError;
 pub use export::give_names;
 pub use listing::{Ancestor, StoreListing, Summary};

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::fs::{DraftFolder, FileLock};
+use crate::progress::Progress;
 use crate::sign::Signer;
 
 use super::artifact::Artifact;
-use super::digest::{self, Digest, Job, Watch};
+use super::digest::{self, Digest, Job};
 use super::error::StoreError;
 use super::folder::{FILE_MODE, FOLDER_MODE, Folder, FolderTree};
 use super::lock::VersionLock;
@@ -102,16 +103,16 @@ impl Staging {
     /// and `SHA256SUMS`, and renames the folder into place. Blocks while it reads and syncs.
     ///
     /// # Errors
-    /// When a call fails, a file cannot be published, the manifest lists one that is not there, or `watch` breaks. Nothing
-    /// is published then, unless a disk that failed to sync cannot rename either.
+    /// When a call fails, a file cannot be published, the manifest lists one that is not there, or the work is cancelled.
+    /// Nothing is published then, unless a disk that failed to sync cannot rename either.
     pub fn finish(
         mut self,
         mut manifest: Manifest,
         evidence: &Evidence,
-        watch: Watch<'_>,
+        progress: &Progress<'_>,
     ) -> Result<Artifact, StoreError> {
         let folder = Folder::held(Arc::clone(self.draft.file()), self.path());
-        let image_lock = self.prepare(&folder, &mut manifest, evidence, watch)?;
+        let image_lock = self.prepare(&folder, &mut manifest, evidence, progress)?;
         let path = self.place(&folder)?;
         drop(image_lock);
         Ok(Artifact::new(self.lock.id.clone(), folder.renamed(path), manifest))
@@ -132,13 +133,13 @@ impl Staging {
         folder: &Folder,
         manifest: &mut Manifest,
         evidence: &Evidence,
-        watch: Watch<'_>,
+        progress: &Progress<'_>,
     ) -> Result<FileLock, StoreError> {
         let tree = folder.tree()?;
         self.refuse_reserved(&tree)?;
         self.check_links(&tree, manifest)?;
         manifest.fetched_folders = tree.empty_folders();
-        let mut digests = self.seal_files(folder, &tree, watch)?;
+        let mut digests = self.seal_files(folder, &tree, progress)?;
         manifest.fill(&digests)?;
         let image_lock = self.lock.store.lock_image(self.lock.id.name())?;
         if !self.lock.replaces {
@@ -187,10 +188,10 @@ impl Staging {
         &self,
         folder: &Folder,
         tree: &FolderTree,
-        watch: Watch<'_>,
+        progress: &Progress<'_>,
     ) -> Result<BTreeMap<String, Digest>, StoreError> {
         let jobs: Vec<Job> = tree.files.iter().map(|name| Job::find(folder, name)).collect::<Result<_, _>>()?;
-        digest::digest_all(&jobs, watch, |job, file| {
+        digest::digest_all(&jobs, progress, |job, file| {
             self.lock.store.fs.seal(file, FILE_MODE).map_err(StoreError::io("sync", self.path().join(&job.name)))
         })
     }

@@ -5,8 +5,9 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 
 use super::manifest::tests::sample;
-use super::{Evidence, ImageId, Lookup, Store, UNWATCHED};
+use super::{Evidence, ImageId, Lookup, Store};
 use crate::error::Failure;
+use crate::progress::Progress;
 
 /// A store in a temporary folder.
 pub(crate) struct TestStore {
@@ -27,7 +28,7 @@ impl TestStore {
             };
             let staging = lock.stage().unwrap();
             fs::write(staging.path().join(format!("{name}-{version}.qcow2")), "disk").unwrap();
-            drop(staging.finish(sample(name, version, "disk"), &Evidence::default(), UNWATCHED).unwrap());
+            drop(staging.finish(sample(name, version, "disk"), &Evidence::default(), &Progress::unwatched()).unwrap());
         }
         Self { _dir: dir, store }
     }

@@ -2,7 +2,6 @@
 //! that fit nowhere.
 
 use std::fs::{self, File};
-use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
@@ -13,6 +12,7 @@ use kiln::disk::qcow2::create_overlay;
 use kiln::disk::write::{WriteError, check_fits};
 use kiln::disk::write_qcow2::write_qcow2;
 use kiln::error::{Fault, Kind};
+use kiln::progress::Progress;
 use kiln::specfile::{BaseFormat, Compression};
 
 const CANARY: &str = "the canary of this host sings here;";
@@ -77,7 +77,7 @@ fn b10_a_bomb_of_compressed_clusters_is_read_and_converted_within_the_size_of_it
         file.write_all_at(&(64u64 << 20).to_be_bytes(), 24).unwrap();
         file.write_all_at(&entry.repeat(8192), table as u64).unwrap();
         let disk = chain(&[(&path, BaseFormat::Qcow2)]);
-        let digest = disk_sha256(&disk, &mut |_, _| ControlFlow::Continue(())).unwrap();
+        let digest = disk_sha256(&disk, &Progress::unwatched()).unwrap();
         let out = scratch.path("out");
         write_raw(&[(&path, BaseFormat::Qcow2)], &out);
         assert_eq!(fs::metadata(&out).unwrap().len(), 64 << 20, "{codec}");
@@ -109,12 +109,12 @@ fn b10_tables_and_clusters_in_use_twice_are_refused() {
     // The cluster with the text, in every place of the disk.
     let clusters = whole[table + 16 * 8..][..8].repeat(128);
     let path = write("clusters", &[(table, &clusters)]);
-    let digest = disk_sha256(&chain(&[(&path, BaseFormat::Qcow2)]), &mut |_, _| ControlFlow::Continue(()));
+    let digest = disk_sha256(&chain(&[(&path, BaseFormat::Qcow2)]), &Progress::unwatched());
     let error = digest.unwrap_err();
     assert_eq!(error.kind(), Kind::Base);
     let out = File::create(scratch.path("out")).unwrap();
     let disk = chain(&[(&path, BaseFormat::Qcow2)]);
-    assert!(write_qcow2(&disk, Compression::Zstd, None, out, &mut |_| ControlFlow::Continue(())).is_err());
+    assert!(write_qcow2(&disk, Compression::Zstd, None, out, &Progress::unwatched()).is_err());
 }
 
 #[test]

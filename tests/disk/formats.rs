@@ -1,17 +1,20 @@
 //! Disks in the formats of other virtual machines, read by QEMU and by kiln's own readers.
 
 use std::fs::{self, File};
-use std::ops::ControlFlow;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use tokio_util::sync::CancellationToken;
 
 use kiln::disk::chain::Chain;
 use kiln::disk::digest::{DiskCopy, disk_sha256, read_back};
 use kiln::disk::identity::DiskIdentity;
 use kiln::disk::write::{WriteError, write, writes};
+use kiln::progress::Progress;
 use kiln::specfile::DiskFormat;
 
-use super::{Scratch, chain, next_byte, tool};
+use super::{Scratch, cancelled, chain, next_byte, tool};
 use proptest::collection::vec;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -41,13 +44,11 @@ fn disk(scratch: &Scratch, size: u64, data: &[Data<'_>]) -> PathBuf {
 fn written(scratch: &Scratch, raw: &Path, name: &str) -> Vec<(DiskFormat, PathBuf)> {
     let paths: Vec<_> = formats().map(|format| (format, scratch.path(&format!("{name}.{}", format.name())))).collect();
     let files = paths.iter().map(|(format, path)| (*format, File::create(path).unwrap())).collect();
-    let mut seen = vec![];
-    let mut progress = |done| {
-        seen.push(done);
-        ControlFlow::Continue(())
-    };
+    let seen = Mutex::new(vec![]);
+    let progress = Progress::new(&CancellationToken::new(), |done, _| seen.lock().unwrap().push(done));
     let disk = chain(&[(raw, DiskFormat::Raw)]);
-    write(&disk, files, &DiskIdentity::new(&["web", "1"]), &mut progress).unwrap();
+    write(&disk, files, &DiskIdentity::new(&["web", "1"]), &progress).unwrap();
+    let seen = seen.lock().unwrap();
     assert!(seen.is_sorted() && seen.iter().all(|done| *done <= disk.virtual_size()), "{seen:?}");
     paths
 }
@@ -61,15 +62,11 @@ fn copies(files: &[(DiskFormat, PathBuf)]) -> Vec<DiskCopy> {
     files.iter().map(copy).collect()
 }
 
-fn go_on(_: u64, _: &[u8]) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
-
 /// What QEMU and kiln read in every file is the disk, and nothing else.
 #[track_caller]
 fn assert_all_read(raw: &Path, files: &[(DiskFormat, PathBuf)]) {
     let disk = chain(&[(raw, DiskFormat::Raw)]);
-    read_back(&disk, &copies(files), &mut go_on).unwrap();
+    read_back(&disk, &copies(files), &mut |_, _| {}, &Progress::unwatched()).unwrap();
     for (format, path) in files {
         let (driver, name) = (format.driver(), path.to_str().unwrap());
         let info = tool("qemu-img", &["info", "-f", driver, "--output=json", name]);
@@ -170,7 +167,13 @@ fn what_qemu_writes_is_read_as_well() {
         let path = scratch.path(&format!("{index}"));
         let names = [raw.to_str().unwrap(), path.to_str().unwrap()];
         tool("qemu-img", &[&["convert", "-f", "raw", "-O", format.driver(), "-o", option], &names[..]].concat());
-        read_back(&chain(&[(&raw, DiskFormat::Raw)]), &copies(&[(format, path)]), &mut go_on).unwrap();
+        read_back(
+            &chain(&[(&raw, DiskFormat::Raw)]),
+            &copies(&[(format, path)]),
+            &mut |_, _| {},
+            &Progress::unwatched(),
+        )
+        .unwrap();
     }
 }
 
@@ -180,7 +183,8 @@ fn a_copy_that_is_not_the_disk_is_found_out() {
     let raw = scratch.raw("source");
     let files = written(&scratch, &raw, "disk");
     let disk = chain(&[(&raw, DiskFormat::Raw)]);
-    let verdict = |files: &[(DiskFormat, PathBuf)]| read_back(&disk, &copies(files), &mut go_on);
+    let verdict =
+        |files: &[(DiskFormat, PathBuf)]| read_back(&disk, &copies(files), &mut |_, _| {}, &Progress::unwatched());
     // A byte of the disk that is another one, in a hole and in data.
     for at in [3 * MIB, 4 * MIB + 1000] {
         let other = scratch.path("other");
@@ -202,7 +206,9 @@ fn a_copy_that_is_not_the_disk_is_found_out() {
     File::options().write(true).open(&shorter).unwrap().set_len(8 * MIB + 512).unwrap();
     let vhd = written(&scratch, &longer, "longer").pop().unwrap();
     assert_eq!(vhd.0, DiskFormat::Vhd);
-    let error = read_back(&chain(&[(&shorter, DiskFormat::Raw)]), &copies(&[vhd]), &mut go_on).unwrap_err();
+    let error =
+        read_back(&chain(&[(&shorter, DiskFormat::Raw)]), &copies(&[vhd]), &mut |_, _| {}, &Progress::unwatched())
+            .unwrap_err();
     assert!(error.to_string().starts_with("vhd differs from the sealed disk between bytes 8388608 "), "{error}");
 }
 
@@ -213,7 +219,7 @@ fn read_all(path: &Path, format: DiskFormat) -> Result<(), String> {
     if disk.virtual_size() > 64 * MIB {
         return Err("no disk of this test".to_owned());
     }
-    disk_sha256(&disk, &mut go_on).map(drop).map_err(|error| error.to_string())
+    disk_sha256(&disk, &Progress::unwatched()).map(drop).map_err(|error| error.to_string())
 }
 
 #[test]
@@ -249,10 +255,10 @@ fn a_stopped_or_full_file_is_an_error() {
     let disk = chain(&[(&disk, DiskFormat::Raw)]);
     for format in formats() {
         let out = File::create(scratch.path("out")).unwrap();
-        let stopped = write(&disk, vec![(format, out)], &DiskIdentity::new(&[]), &mut |_| ControlFlow::Break(()));
-        assert!(matches!(stopped, Err(WriteError::Stopped)), "{format:?}");
+        let stopped = write(&disk, vec![(format, out)], &DiskIdentity::new(&[]), &cancelled());
+        assert!(matches!(stopped, Err(WriteError::Cancelled(_))), "{format:?}");
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let full = write(&disk, vec![(format, full)], &DiskIdentity::new(&[]), &mut |_| ControlFlow::Continue(()));
+        let full = write(&disk, vec![(format, full)], &DiskIdentity::new(&[]), &Progress::unwatched());
         assert!(matches!(full, Err(WriteError::Write(_))), "{format:?}: {full:?}");
     }
 }

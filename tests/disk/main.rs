@@ -19,6 +19,7 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 
 use kiln::agent::list::list_folder;
 use kiln::digest::{Sha256Digest, hex, sha256_file};
@@ -40,8 +41,10 @@ use kiln::disk::tree::{Tree, TreeError};
 use kiln::disk::write::{WriteError, write};
 use kiln::disk::write_qcow2::{TwinReader, write_qcow2};
 use kiln::error::{Fault, Kind};
+use kiln::progress::Progress;
 use kiln::specfile::{BaseFormat, Compression, DiskFormat};
 use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
 
 /// Runs a tool and returns what it wrote to stdout.
 #[track_caller]
@@ -277,7 +280,7 @@ fn sha256sum(path: &Path) -> String {
 fn assert_same_disk(scratch: &Scratch, layers: &[(&Path, BaseFormat)]) {
     let disk = chain(layers);
     let raw = as_raw(scratch, layers[0].0);
-    let digest = disk_sha256(&disk, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    let digest = disk_sha256(&disk, &Progress::unwatched()).unwrap();
     assert_eq!(digest.to_string(), sha256sum(&raw));
     assert_eq!(sha256_file(&File::open(&raw).unwrap()).unwrap(), digest);
     let expected = fs::read(&raw).unwrap();
@@ -374,8 +377,8 @@ fn a_damaged_or_stopped_chain_is_an_error() {
     tool("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", "-c", raw.to_str().unwrap(), &packed]);
     let whole = fs::read(&packed).unwrap();
     let disk = chain(&[(Path::new(&packed), BaseFormat::Qcow2)]);
-    let stopped = disk_sha256(&disk, &mut |_, _| ControlFlow::Break(()));
-    assert!(matches!(stopped, Err(DigestError::Stopped)));
+    let stopped = disk_sha256(&disk, &cancelled());
+    assert!(matches!(stopped, Err(DigestError::Cancelled(_))));
     assert!(disk.read_at(8 << 20, &mut [0]).is_err());
     // Every 64 KiB of the file broken in turn, tables and data alike: an answer or an error, never a panic.
     let mut errors = 0;
@@ -386,17 +389,24 @@ fn a_damaged_or_stopped_chain_is_an_error() {
         let broken = scratch.path("broken.qcow2");
         fs::write(&broken, bytes).unwrap();
         let layer = ChainFile { file: File::open(&broken).unwrap(), format: DiskFormat::Qcow2 };
-        let digest = Chain::open(vec![layer]).map(|disk| disk_sha256(&disk, &mut |_, _| ControlFlow::Continue(())));
+        let digest = Chain::open(vec![layer]).map(|disk| disk_sha256(&disk, &Progress::unwatched()));
         errors += usize::from(!matches!(digest, Ok(Ok(_))));
     }
     assert!(errors > 3, "{errors}");
+}
+
+/// Returns the progress of work that was cancelled before it began.
+fn cancelled() -> Progress<'static> {
+    let cancel = CancellationToken::new();
+    cancel.cancel();
+    Progress::unreported(&cancel)
 }
 
 /// Writes the disk to a new raw file.
 fn write_raw(layers: &[(&Path, BaseFormat)], out: &Path) {
     let files = vec![(DiskFormat::Raw, File::create_new(out).unwrap())];
     let identity = DiskIdentity::new(&["web", "1"]);
-    write(&chain(layers), files, &identity, &mut |_| ControlFlow::Continue(())).unwrap();
+    write(&chain(layers), files, &identity, &Progress::unwatched()).unwrap();
 }
 
 #[test]
@@ -407,14 +417,14 @@ fn an_overlay_becomes_qcow2_of_every_compression_with_the_same_disk_and_the_same
     create_overlay(&overlay, 12 << 20).unwrap();
     tool("qemu-io", &["-f", "qcow2", "-c", "write -P 7 9M 1M", overlay.to_str().unwrap()]);
     let layers = [(&*overlay, BaseFormat::Qcow2), (&*base, BaseFormat::Raw)];
-    let digest = disk_sha256(&chain(&layers), &mut |_, _| ControlFlow::Continue(())).unwrap();
+    let digest = disk_sha256(&chain(&layers), &Progress::unwatched()).unwrap();
     let kinds = [(Compression::Zstd, "zstd"), (Compression::Zlib, "zlib"), (Compression::None, "none")];
     for (compression, name) in kinds {
         let first = written_qcow2(&scratch, "first", &layers, compression, None);
         let second = written_qcow2(&scratch, "second", &layers, compression, None);
         assert!(fs::read(&first).unwrap() == fs::read(&second).unwrap(), "{name}");
         let converted = chain(&[(&first, BaseFormat::Qcow2)]);
-        assert_eq!(disk_sha256(&converted, &mut |_, _| ControlFlow::Continue(())).unwrap(), digest);
+        assert_eq!(disk_sha256(&converted, &Progress::unwatched()).unwrap(), digest);
         assert_same_disk(&scratch, &[(&first, BaseFormat::Qcow2)]);
         let header = facts(&first, BaseFormat::Qcow2);
         assert_eq!(header.virtual_size, 12 << 20);
@@ -478,13 +488,10 @@ fn written_qcow2(
 ) -> PathBuf {
     let path = scratch.path(name);
     let twin = twin.map(|twin| TwinReader::open(File::open(twin).unwrap()).unwrap());
-    let mut seen = vec![];
-    let mut watch = |done| {
-        seen.push(done);
-        ControlFlow::Continue(())
-    };
-    write_qcow2(&chain(layers), compression, twin.as_ref(), File::create(&path).unwrap(), &mut watch).unwrap();
-    assert!(seen.is_sorted(), "{seen:?}");
+    let seen = Mutex::new(vec![]);
+    let progress = Progress::new(&CancellationToken::new(), |done, _| seen.lock().unwrap().push(done));
+    write_qcow2(&chain(layers), compression, twin.as_ref(), File::create(&path).unwrap(), &progress).unwrap();
+    assert!(seen.lock().unwrap().is_sorted(), "{seen:?}");
     // Neither errors nor leaked clusters: it would end with 2 or 3.
     tool("qemu-img", &["check", "-q", "-f", "qcow2", path.to_str().unwrap()]);
     path
@@ -519,7 +526,7 @@ fn a_compressed_disk_is_the_disk_and_the_same_bytes_with_a_twin() {
             (compressed(&scratch, "slow", &layers, None), compressed(&scratch, "fast", &layers, Some(&twin)));
         assert!(fs::read(&slow).unwrap() == fs::read(&fast).unwrap(), "{base:?}");
         assert_same_disk(&scratch, &[(&fast, BaseFormat::Qcow2)]);
-        let digest = |layers: &[_]| disk_sha256(&chain(layers), &mut |_, _| ControlFlow::Continue(())).unwrap();
+        let digest = |layers: &[_]| disk_sha256(&chain(layers), &Progress::unwatched()).unwrap();
         assert_eq!(digest(&layers), digest(&[(&fast, BaseFormat::Qcow2)]));
         all.push(fs::read(fast).unwrap());
     }
@@ -546,8 +553,8 @@ fn a_huge_sparse_disk_is_compressed_in_no_time_and_a_stopped_one_is_an_error() {
     tool("qemu-img", &["compare", "-q", "-f", "raw", "-F", "qcow2", raw.to_str().unwrap(), packed.to_str().unwrap()]);
     assert!(fs::metadata(packed).unwrap().len() < 1 << 20);
     let out = File::create(scratch.path("stopped")).unwrap();
-    let stopped = write_qcow2(&chain(&layers), Compression::Zstd, None, out, &mut |_| ControlFlow::Break(()));
-    assert!(matches!(stopped, Err(WriteError::Stopped)));
+    let stopped = write_qcow2(&chain(&layers), Compression::Zstd, None, out, &cancelled());
+    assert!(matches!(stopped, Err(WriteError::Cancelled(_))));
     // An empty disk has no data, and is a disk.
     let empty = scratch.create("empty.qcow2", "qcow2", &[]);
     let packed = compressed(&scratch, "packed-empty", &[(&empty, BaseFormat::Qcow2)], None);

@@ -37,8 +37,8 @@ fn of_two_that_want_the_same_one_downloads_and_the_other_waits() {
         notices.push(text);
         gate.wait();
     };
-    let found =
-        downloads.fetch(&request, &mut DownloadWatch::new(&mut |_| ControlFlow::Continue(()), &mut heard)).unwrap();
+    let cancel = CancellationToken::new();
+    let found = downloads.fetch(&request, &mut DownloadWatch::new(&cancel, &mut |_| {}, &mut heard)).unwrap();
     assert!(child.wait().unwrap().success());
     assert_eq!(notices, ["waiting for another kiln that downloads the same file"]);
     assert_eq!((server.seen().len(), found.sha256.to_string()), (1, sha256(&body)));
@@ -57,7 +57,8 @@ fn who_waited_for_one_that_was_killed_goes_on_with_its_bytes() {
     wait_until("the child downloads", || fs::metadata(&data).is_ok_and(|data| data.len() == 1 << 19));
     let mut kill = |_| child.kill().unwrap();
     let downloads = bench.downloads(NetworkMode::Online);
-    downloads.fetch(&request, &mut DownloadWatch::new(&mut |_| ControlFlow::Continue(()), &mut kill)).unwrap();
+    let cancel = CancellationToken::new();
+    downloads.fetch(&request, &mut DownloadWatch::new(&cancel, &mut |_| {}, &mut kill)).unwrap();
     child.wait().unwrap();
     assert_eq!(server.seen()[1].from, Some(1 << 19));
 }
@@ -71,9 +72,11 @@ fn a_caller_that_waits_for_another_can_stop() {
     let data = bench.part(&request).join("data");
     let mut child = child(bench.folder.path(), &server.url("a"), &sha256(&body));
     wait_until("the child downloads", || fs::metadata(&data).is_ok_and(|data| data.len() == 1 << 19));
+    let cancel = CancellationToken::new();
+    cancel.cancel();
     let stopped = bench
         .downloads(NetworkMode::Online)
-        .fetch(&request, &mut DownloadWatch::new(&mut |_| ControlFlow::Break(()), &mut |_| {}))
+        .fetch(&request, &mut DownloadWatch::new(&cancel, &mut |_| {}, &mut |_| {}))
         .unwrap_err();
     assert_eq!(stopped.kind().exit_code(), 130);
     assert!(data.exists(), "what the other one has is not touched");
@@ -91,10 +94,10 @@ fn many_at_once_get_one_file() {
         for _ in 0..8 {
             scope.spawn(|| {
                 let downloads = bench.downloads(NetworkMode::Online);
-                let mut quiet = |_| {};
-                let found = downloads
-                    .fetch(&request, &mut DownloadWatch::new(&mut |_| ControlFlow::Continue(()), &mut quiet))
-                    .unwrap();
+                let cancel = CancellationToken::new();
+                let (mut unheard, mut quiet) = (|_| {}, |_| {});
+                let mut watch = DownloadWatch::new(&cancel, &mut unheard, &mut quiet);
+                let found = downloads.fetch(&request, &mut watch).unwrap();
                 assert_eq!(found.sha256.to_string(), sha256(&body));
             });
         }

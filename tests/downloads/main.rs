@@ -1,13 +1,14 @@
 //! Downloads from servers on this host that break off, lie, trickle and redirect; kills, mirrors, and the cache.
 
 use std::fs;
-use std::ops::ControlFlow;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
 
 use kiln::digest_cache::DigestCache;
 use kiln::download::{
@@ -47,8 +48,8 @@ impl Bench {
     fn fetch_by(&mut self, reach: NetworkMode, request: &DownloadRequest) -> Result<Download, DownloadError> {
         let downloads = self.downloads(reach);
         let notices = &mut self.notices;
-        downloads
-            .fetch(request, &mut DownloadWatch::new(&mut |_| ControlFlow::Continue(()), &mut |text| notices.push(text)))
+        let cancel = CancellationToken::new();
+        downloads.fetch(request, &mut DownloadWatch::new(&cancel, &mut |_| {}, &mut |text| notices.push(text)))
     }
 
     /// Every file in the cache, but for the memory of digests.
@@ -133,9 +134,9 @@ fn told_bytes(downloads: &DownloadCache, request: &DownloadRequest) -> u64 {
         if now.is_download {
             bytes = now.done;
         }
-        ControlFlow::Continue(())
     };
-    downloads.fetch(request, &mut DownloadWatch::new(&mut heard, &mut |_| {})).unwrap();
+    let cancel = CancellationToken::new();
+    downloads.fetch(request, &mut DownloadWatch::new(&cancel, &mut heard, &mut |_| {})).unwrap();
     bytes
 }
 
@@ -249,7 +250,8 @@ fn child_that_downloads() {
     let pin = DownloadPin::Checksum(sha256.parse().unwrap());
     let request = DownloadRequest { urls: vec![url.parse().unwrap()], pin, packing: None, limits: limits() };
     let mut said = |text| println!("{text}");
-    let result = downloads.fetch(&request, &mut DownloadWatch::new(&mut |_| ControlFlow::Continue(()), &mut said));
+    let cancel = CancellationToken::new();
+    let result = downloads.fetch(&request, &mut DownloadWatch::new(&cancel, &mut |_| {}, &mut said));
     println!("\nresult: {}", result.map_or_else(|error| error.to_string(), |found| found.sha256.to_string()));
 }
 

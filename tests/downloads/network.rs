@@ -275,13 +275,15 @@ fn a_caller_that_stops_is_heard_whatever_the_server_does() {
     });
     let mut bench = Bench::new();
     let request = request(&[server.url("a")], &body);
-    let mut stop = |progress: DownloadProgress| match progress.done {
-        1_048_576 => ControlFlow::Break(()),
-        _ => ControlFlow::Continue(()),
+    let cancel = CancellationToken::new();
+    let mut stop = |progress: DownloadProgress| {
+        if progress.done == 1_048_576 {
+            cancel.cancel();
+        }
     };
     let stopped = bench
         .downloads(NetworkMode::Online)
-        .fetch(&request, &mut DownloadWatch::new(&mut stop, &mut |_| {}))
+        .fetch(&request, &mut DownloadWatch::new(&cancel, &mut stop, &mut |_| {}))
         .unwrap_err();
     assert_eq!(stopped.kind(), Kind::Interrupted);
     bench.fetch(&request).unwrap();

@@ -209,8 +209,10 @@ fn while_the_server_of_a_signed_list_is_down_the_last_good_one_counts() {
         let downloads = bench.downloads(NetworkMode::Online);
         let (request, mut warnings) = (request(&key, signature), Vec::new());
         let mut warn = |text: String| warnings.push(text);
-        let (mut go_on, mut quiet) = (|_| ControlFlow::Continue(()), |_: String| {});
-        let found = downloads.fetch(&request, &mut DownloadWatch::new(&mut go_on, &mut quiet).with_warnings(&mut warn));
+        let cancel = CancellationToken::new();
+        let (mut unheard, mut quiet) = (|_| {}, |_| {});
+        let watch = DownloadWatch::new(&cancel, &mut unheard, &mut quiet);
+        let found = downloads.fetch(&request, &mut watch.with_warnings(&mut warn));
         assert_eq!(found.unwrap().sha256.to_string(), sha256(&body));
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         for text in [server.url("SUMS"), "503".into(), "good the last time".into()] {

@@ -11,7 +11,8 @@ use crate::documents;
 use kiln::digest_cache::DigestCache;
 use kiln::layer::LayerCache;
 use kiln::plan::key::CacheKey;
-use kiln::store::{Reference, Store, UNWATCHED};
+use kiln::progress::Progress;
+use kiln::store::{Reference, Store};
 use tempfile::TempDir;
 
 struct Place {
@@ -56,7 +57,7 @@ fn read_store(store: &Store) -> usize {
         let reference: Reference = name.parse().expect("a reference");
         let Ok(artifact) = store.artifact(&reference) else { return false };
         assert_eq!(artifact.folder(), store.path().join("web/1"), "another folder");
-        let _ = (artifact.check_sizes(), artifact.verify(UNWATCHED), artifact.manifest().to_json());
+        let _ = (artifact.check_sizes(), artifact.verify(&Progress::unwatched()), artifact.manifest().to_json());
         true
     };
     ["web", "web@1", "web@stable"].into_iter().filter(means_it).count()

@@ -4,6 +4,11 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::progress::Progress;
 
 use super::*;
 
@@ -90,7 +95,10 @@ fn a_tree_arrives_as_it_was() {
         assert_eq!(listing(&from), listing(&to));
         assert!(progress > 9 << 20);
         let device = File::create(temp.path().join("device")).unwrap();
-        assert_eq!(sent.sha256, stage(&folder(&from, &to, false, false), &device, &mut |_| {}).unwrap().sha256);
+        assert_eq!(
+            sent.sha256,
+            stage(&folder(&from, &to, false, false), &device, &Progress::unwatched()).unwrap().sha256
+        );
         let blocks = fs::metadata(to.join("deep/sparse")).unwrap().blocks();
         assert!(blocks <= 64, "{blocks} blocks: the holes are gone");
         assert_eq!(fs::metadata(temp.path().join("a")).unwrap().mode() & 0o7777, 0o755);
@@ -310,10 +318,15 @@ fn a_staged_tree_is_the_same_tree() {
     zoo(&from);
     let device = temp.path().join("device");
     let source = folder(&from, &to, false, false);
-    let mut progress = 0;
-    let staged = stage(&source, &File::create(&device).unwrap(), &mut |bytes| progress = bytes).unwrap();
+    let written = AtomicU64::new(0);
+    let cancel = CancellationToken::new();
+    let progress = Progress::new(&cancel, |done, _| written.store(done, Ordering::Relaxed));
+    let staged = stage(&source, &File::create(&device).unwrap(), &progress).unwrap();
+    let written = written.load(Ordering::Relaxed);
     assert_eq!(fs::metadata(&device).unwrap().len(), staged.bytes);
-    assert!(staged.bytes.is_multiple_of(4096) && progress <= staged.bytes && progress + 4096 > staged.bytes);
+    assert!(staged.bytes.is_multiple_of(4096) && written <= staged.bytes && written + 4096 > staged.bytes);
+    cancel.cancel();
+    stage(&source, &File::create(temp.path().join("stopped")).unwrap(), &progress).unwrap_err();
     let totals = testing::unpack_file(&device).unwrap();
     assert_eq!((totals.entries, totals.bytes), (staged.entries, staged.content));
     assert_eq!(listing(&from), listing(&to));

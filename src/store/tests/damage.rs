@@ -4,6 +4,7 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
 use super::*;
 use crate::error::Failure;
+use crate::progress::Progress;
 
 /// Replaces a read-only file of a published version.
 fn overwrite(path: &Path, content: &[u8]) {
@@ -12,7 +13,7 @@ fn overwrite(path: &Path, content: &[u8]) {
 }
 
 fn verify(store: &Store) -> Result<(), StoreError> {
-    store.artifact(&reference("web@1"))?.verify(UNWATCHED)?.into_result()
+    store.artifact(&reference("web@1"))?.verify(&Progress::unwatched())?.into_result()
 }
 
 /// Returns the message of an error, after checking that it ends in exit code 8.
@@ -58,7 +59,7 @@ fn d1_a_folder_that_was_added_is_reported_and_one_that_was_fetched_is_not() {
     let staging = vacant(&fixture.store, "web@1").stage().unwrap();
     fs::write(staging.path().join("web-1.qcow2"), "disk").unwrap();
     fs::create_dir_all(staging.path().join("fetched/empty")).unwrap();
-    drop(staging.finish(sample("web", "1", "disk"), &Evidence::default(), UNWATCHED).unwrap());
+    drop(staging.finish(sample("web", "1", "disk"), &Evidence::default(), &Progress::unwatched()).unwrap());
     verify(&fixture.store).unwrap();
     for added in ["added", "fetched/added"] {
         let folder = fixture.path("web/1").join(added);
@@ -101,7 +102,7 @@ fn d1_a_file_of_another_length_is_not_used() {
         let artifact = publish(&fixture.store, "web@1", "disk");
         overwrite(&fixture.path("web/1/web-1.qcow2"), content.as_bytes());
         let target = fixture.dir.path().join("out");
-        let error = told(artifact.export(&target, OnConflict::Replace, UNWATCHED).unwrap_err());
+        let error = told(artifact.export(&target, OnConflict::Replace, &Progress::unwatched()).unwrap_err());
         assert!(error.contains("web-1.qcow2 has"), "{error}");
         assert!(!target.exists());
         assert!(told(claim(&fixture.store, "web@1").unwrap_err()).contains("web-1.qcow2 has"));

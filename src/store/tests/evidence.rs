@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
 use super::*;
+use crate::progress::Progress;
 use crate::sign::tests::{minisign_key, ssh_key};
 use crate::sign::{SignError, SignatureTrust, Signer, Tool};
 
@@ -13,7 +14,7 @@ fn publish_signed(fixture: &Fixture, key: &Path) -> SignatureTrust {
     fs::write(staging.path().join("web-1.qcow2"), "disk".repeat(100)).unwrap();
     let documents = Documents::new(|manifest| vec![("sbom.cdx.json", format!("{}\n", manifest.outputs[0].sha256))]);
     let evidence = Evidence { documents, signer: Some(Arc::new(Signer::open(key).unwrap())) };
-    drop(staging.finish(sample("web", "1", "key"), &evidence, UNWATCHED).unwrap());
+    drop(staging.finish(sample("web", "1", "key"), &evidence, &Progress::unwatched()).unwrap());
     SignatureTrust::Key(key.with_extension("pub"))
 }
 
@@ -21,7 +22,7 @@ fn publish_signed(fixture: &Fixture, key: &Path) -> SignatureTrust {
 fn verify(store: &Store, trust: &SignatureTrust) -> Result<String, StoreError> {
     let artifact = store.artifact(&reference("web@1"))?;
     let signer = artifact.check_signature(trust)?;
-    artifact.verify(UNWATCHED)?.into_result().map(|()| signer)
+    artifact.verify(&Progress::unwatched())?.into_result().map(|()| signer)
 }
 
 #[test]
@@ -38,7 +39,7 @@ fn documents_know_the_manifest_and_are_summed_and_signed() {
         assert_eq!(mode(&signature), 0o444);
         // A copy for the user can be verified as well.
         let target = fixture.dir.path().join("out");
-        artifact.export(&target, OnConflict::Refuse, UNWATCHED).unwrap();
+        artifact.export(&target, OnConflict::Refuse, &Progress::unwatched()).unwrap();
         let copied = fs::read(target.join(trust.tool().unwrap().file())).unwrap();
         trust.check(&fs::read(target.join("SHA256SUMS")).unwrap(), &copied).unwrap();
     }
@@ -72,7 +73,8 @@ fn nobody_else_brings_files_of_these_names() {
         let staging = vacant(&fixture.store, "web@1").stage().unwrap();
         fs::write(staging.path().join("web-1.qcow2"), "disk").unwrap();
         fs::write(staging.path().join(name), "mine").unwrap();
-        let error = staging.finish(sample("web", "1", "key"), &Evidence::default(), UNWATCHED).unwrap_err();
+        let error =
+            staging.finish(sample("web", "1", "key"), &Evidence::default(), &Progress::unwatched()).unwrap_err();
         assert!(matches!(error, StoreError::Unpublishable { .. }), "{error}");
     }
 }

@@ -4,6 +4,10 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use tokio_util::sync::CancellationToken;
+
+use crate::progress::Progress;
+
 use super::manifest::tests::sample;
 use super::*;
 
@@ -103,7 +107,7 @@ fn fill(lock: VersionLock, content: &str) -> Result<Artifact, StoreError> {
     put("reports/a.json", "{}")?;
     let mut manifest = sample(&name, &version, content);
     manifest.fetched.push(manifest::FetchedFile::staged("reports/a.json"));
-    staging.finish(manifest, &Evidence::default(), UNWATCHED)
+    staging.finish(manifest, &Evidence::default(), &Progress::unwatched())
 }
 
 /// Publishes a version that is not there.
@@ -124,7 +128,7 @@ fn publish_on(store: &Store, text: &str, base: &Artifact) {
         build_key: base.manifest().build_key.clone(),
         disk_sha256: base.manifest().disk_sha256,
     });
-    drop(staging.finish(manifest, &Evidence::default(), UNWATCHED).unwrap());
+    drop(staging.finish(manifest, &Evidence::default(), &Progress::unwatched()).unwrap());
 }
 
 /// Removes a version that no other was built from.
@@ -144,7 +148,7 @@ fn set(store: &Store, image: &str, name: &str) -> Result<TagChange, StoreError> 
 /// Checks that the store contains an intact version with this content.
 fn assert_sound(store: &Store, text: &str, content: &str) {
     let artifact = store.artifact(&reference(text)).unwrap();
-    artifact.verify(UNWATCHED).unwrap().into_result().unwrap();
+    artifact.verify(&Progress::unwatched()).unwrap().into_result().unwrap();
     assert_eq!(fs::read_to_string(&artifact.outputs()[0]).unwrap(), content);
 }
 
@@ -155,8 +159,15 @@ fn content(store: &Store, text: &str) -> Option<String> {
         Err(StoreError::NoVersion { .. } | StoreError::NoImage { .. }) => return None,
         Err(error) => panic!("{error}"),
     };
-    artifact.verify(UNWATCHED).unwrap().into_result().unwrap();
+    artifact.verify(&Progress::unwatched()).unwrap().into_result().unwrap();
     Some(fs::read_to_string(&artifact.outputs()[0]).unwrap())
+}
+
+/// Returns the progress of work that was cancelled before it began.
+fn cancelled() -> Progress<'static> {
+    let cancel = CancellationToken::new();
+    cancel.cancel();
+    Progress::unreported(&cancel)
 }
 
 fn mode(path: &Path) -> u32 {

@@ -5,6 +5,7 @@
 
 use super::*;
 use crate::fs::testing::crash::CrashScenario;
+use crate::progress::Progress;
 
 /// Path of the store: a new store needs a new parent folder as well.
 const STORE: &str = "deep/store";
@@ -95,7 +96,7 @@ fn content(store: &Store, text: &str) -> Result<Option<String>, String> {
         Err(StoreError::NoVersion { .. } | StoreError::NoImage { .. }) => return Ok(None),
         Err(error) => return Err(error.to_string()),
     };
-    artifact.verify(UNWATCHED).and_then(VerifyReport::into_result).map_err(|error| error.to_string())?;
+    artifact.verify(&Progress::unwatched()).and_then(VerifyReport::into_result).map_err(|error| error.to_string())?;
     Ok(Some(fs::read_to_string(&artifact.outputs()[0]).unwrap()))
 }
 

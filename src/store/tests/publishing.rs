@@ -1,8 +1,9 @@
 //! Checks the files of a published version, and what cannot be published.
 
-use std::ops::ControlFlow;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;
+
+use crate::progress::Progress;
 
 use super::*;
 
@@ -85,7 +86,7 @@ fn c3_an_open_version_outlives_its_replacement() {
     assert_eq!(fixture.litter().len(), 1);
     drop(fixture.reopen());
     assert_eq!(fixture.litter().len(), 1, "somebody still reads it");
-    assert!(old.verify(UNWATCHED).is_ok_and(|verdict| verdict.sound.len() == 4));
+    assert!(old.verify(&Progress::unwatched()).is_ok_and(|verdict| verdict.sound.len() == 4));
     drop(old);
     drop(fixture.reopen());
     assert_eq!(fixture.litter(), Vec::<String>::new());
@@ -100,7 +101,7 @@ fn h13_the_newest_is_told_by_a_counter_not_by_the_clock() {
         let mut manifest = sample("web", version, "k");
         manifest.outputs.clear();
         manifest.finished = finished.parse().unwrap();
-        drop(staging.finish(manifest, &Evidence::default(), UNWATCHED).unwrap());
+        drop(staging.finish(manifest, &Evidence::default(), &Progress::unwatched()).unwrap());
     }
     assert_eq!(fixture.store.artifact(&reference("web")).unwrap().id(), &id("web@2"));
     let listed: Vec<_> = fixture.store.list().unwrap().versions.into_iter().map(|summary| summary.id).collect();
@@ -114,8 +115,8 @@ fn an_unfinished_version_leaves_nothing() {
     drop(vacant(&fixture.store, "web@1").stage().unwrap());
     let staging = vacant(&fixture.store, "web@1").stage().unwrap();
     fs::write(staging.path().join("web-1.qcow2"), "disk").unwrap();
-    let stopped = staging.finish(sample("web", "1", "k"), &Evidence::default(), &|_, _| ControlFlow::Break(()));
-    assert!(matches!(stopped, Err(StoreError::Interrupted)));
+    let stopped = staging.finish(sample("web", "1", "k"), &Evidence::default(), &cancelled());
+    assert!(matches!(stopped, Err(StoreError::Cancelled(_))));
     assert_eq!(fixture.litter(), Vec::<String>::new());
     assert!(!fixture.path("web").exists());
     drop(vacant(&fixture.store, "web@1"));
@@ -142,7 +143,10 @@ fn what_must_not_be_published_is_refused() {
         let fixture = Fixture::new();
         let staging = vacant(&fixture.store, "web@1").stage().unwrap();
         put(staging.path());
-        let error = staging.finish(sample("web", "1", "k"), &Evidence::default(), UNWATCHED).unwrap_err().to_string();
+        let error = staging
+            .finish(sample("web", "1", "k"), &Evidence::default(), &Progress::unwatched())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(expected), "{error}");
         assert!(!fixture.path("web").exists());
         assert_eq!(fixture.litter(), Vec::<String>::new());

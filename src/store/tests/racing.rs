@@ -5,6 +5,8 @@ use std::sync::{Barrier, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use crate::progress::Progress;
+
 use super::*;
 
 #[test]
@@ -80,7 +82,7 @@ fn c5_ten_thousand_reads_see_the_old_or_the_new_version() {
             let disk = artifact.open_folder().read("web-1.qcow2", 9).unwrap();
             assert_eq!(disk, artifact.manifest().build_key.as_bytes());
             if n % 10 == 0 {
-                match artifact.verify(UNWATCHED) {
+                match artifact.verify(&Progress::unwatched()) {
                     // The version was replaced between two looks: this is an error of its own, not reported as damage.
                     Err(StoreError::InUse(_)) => {}
                     verdict => verdict.unwrap().into_result().unwrap(),
@@ -154,7 +156,7 @@ fn c3_builds_removals_readers_and_openers_do_not_hurt_each_other() {
                     Lookup::Exists(existing) => existing.replace(),
                 };
                 let built = fill(lock, &turn.to_string()).unwrap();
-                built.verify(UNWATCHED).unwrap();
+                built.verify(&Progress::unwatched()).unwrap();
             }
         };
         let remove = |text: &str| {

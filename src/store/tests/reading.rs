@@ -2,6 +2,8 @@
 
 use std::os::unix::fs::PermissionsExt;
 
+use crate::progress::Progress;
+
 use super::*;
 
 /// Replaces a read-only file of a published version.
@@ -97,7 +99,7 @@ fn d1_verify_names_what_is_damaged() {
         drop(publish(&fixture.store, "web@1", "disk"));
         hurt(&fixture.path("web/1"));
         let artifact = fixture.store.artifact(&reference("web@1")).unwrap();
-        let error = artifact.verify(UNWATCHED).and_then(VerifyReport::into_result).unwrap_err();
+        let error = artifact.verify(&Progress::unwatched()).and_then(VerifyReport::into_result).unwrap_err();
         let StoreError::Damaged { id: damaged, damage } = &error else { panic!("{error}") };
         assert_eq!(damaged, &id("web@1"));
         assert_eq!(damage, expected);
