@@ -10,12 +10,14 @@ use std::process::Command;
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// What decides how an image is sealed. Other sources of the agent may change without making other images.
-const SEALING: [&str; 8] = [
+const SEALING: [&str; 10] = [
     "src/agent/seal",
     "src/agent/next_boot.rs",
+    "src/agent/planted.rs",
     "src/wire/sealing.rs",
     "src/wire/sealing",
     "src/wire/path_pattern.rs",
+    "src/wire/planted.rs",
     "src/wire/boot_mounts.rs",
     "src/wire/mount_unit.rs",
     "src/wire/fstab.rs",

@@ -9,6 +9,8 @@ use std::io::{self, Cursor, Write};
 
 use fatfs::{FileSystem, FormatVolumeOptions, FsOptions};
 
+use crate::wire::planted::WAITING_UNITS;
+
 /// Instance id of a build; the agent reports it, and another one means that another seed took precedence.
 pub const INSTANCE_ID: &str = "kiln-build";
 
@@ -142,8 +144,6 @@ const FIND: &str = "for d in /sys/block/*; do \
 
 /// Units of cloud-init's later stages, which have nothing to do, and cost a start of Python each.
 const LATER_STAGES: &str = "cloud-init.service cloud-init-network.service cloud-config.service cloud-final.service";
-/// Units that wait for their whole time-out without a network card, and that some images' boot waits for.
-const WAIT_ONLINE: &str = "systemd-networkd-wait-online.service NetworkManager-wait-online.service";
 
 /// Returns the commands that start the agent so that it outlives cloud-init. Scripts of steps need a folder that is neither
 /// noexec nor on the disk.
@@ -181,7 +181,7 @@ fi
 /// Returns the units that are masked in this boot.
 fn idle_units(options: SeedOptions) -> String {
     let stages = if options.boot == BootPurpose::First { "" } else { LATER_STAGES };
-    let waiting = if options.network { "" } else { WAIT_ONLINE };
+    let waiting = if options.network { String::new() } else { WAITING_UNITS.join(" ") };
     format!("{stages} {waiting}")
 }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::SystemTime;
 
+use super::boot_mode;
 use crate::wire::message::Facts;
 
 /// The longest value in bytes; longer ones are cut, so that the hello stays small.
@@ -15,9 +16,7 @@ pub fn gather(start: u64) -> Facts {
     let release = release.unwrap_or_default();
     Facts {
         boot_id: first_line("/proc/sys/kernel/random/boot_id").unwrap_or_default(),
-        // The first file is of this boot; the second survives in an image that ran cloud-init before.
-        instance_id: first_line("/run/cloud-init/.instance-id")
-            .or_else(|| first_line("/var/lib/cloud/data/instance-id")),
+        instance_id: instance_id(),
         os: field(&release, "PRETTY_NAME"),
         os_id: field(&release, "ID"),
         kernel: first_line("/proc/sys/kernel/osrelease").unwrap_or_default(),
@@ -26,6 +25,13 @@ pub fn gather(start: u64) -> Facts {
         systemd: Path::new("/run/systemd/system").is_dir(),
         start,
     }
+}
+
+/// Returns the instance whose seed has started the agent; `None` if the agent was started in another way.
+fn instance_id() -> Option<String> {
+    // The first file is of this boot; the second survives in an image that ran cloud-init before.
+    let files = ["/run/cloud-init/.instance-id", "/var/lib/cloud/data/instance-id"];
+    files.into_iter().filter(|_| boot_mode::is_from_seed()).find_map(first_line)
 }
 
 /// Returns the current time in nanoseconds since the epoch.

@@ -12,13 +12,14 @@
 use std::ffi::CStr;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use super::boot_console::{report, run_program};
+use super::folder_times::keep_time_of_folder;
 use super::init_root::{DiskDevice, enter_root, grow_root, load_drivers, load_modules};
 use super::login::SYSTEM_PATH;
 use super::sys::{self, PowerAction};
@@ -155,7 +156,7 @@ fn write_policy() {
     if !has_folder || Path::new(POLICY).exists() || !Path::new("/usr/sbin/invoke-rc.d").exists() {
         return;
     }
-    let written = change_folder_of(Path::new(POLICY), |policy| {
+    let written = keep_time_of_folder(Path::new(POLICY), |policy| {
         File::options().write(true).create_new(true).open(policy).and_then(|mut file| {
             file.set_permissions(Permissions::from_mode(0o755))?;
             file.write_all(DENIES_ALL.as_bytes())
@@ -172,17 +173,9 @@ fn write_policy() {
 /// When it cannot be removed.
 pub fn remove_policy() -> io::Result<()> {
     if fs::read(POLICY).is_ok_and(|text| text == DENIES_ALL.as_bytes()) {
-        return change_folder_of(Path::new(POLICY), |policy| fs::remove_file(policy));
+        return keep_time_of_folder(Path::new(POLICY), |policy| fs::remove_file(policy));
     }
     Ok(())
-}
-
-/// Changes a file, and gives its folder the modification time of before.
-fn change_folder_of(file: &Path, change: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
-    let Some(folder) = file.parent() else { return change(file) };
-    let before = fs::metadata(folder)?;
-    change(file)?;
-    sys::set_mtime(folder, before.mtime() * 1_000_000_000 + before.mtime_nsec())
 }
 
 /// Starts the agent, and again if it fails; waits for every orphan meanwhile. Returns when the agent has ended by itself, or a

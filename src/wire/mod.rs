@@ -26,6 +26,7 @@ pub mod message;
 pub mod mount_unit;
 pub mod mounts;
 pub mod path_pattern;
+pub mod planted;
 pub mod power_words;
 pub mod sealing;
 pub mod sparse_blocks;

@@ -32,7 +32,7 @@ use std::time::Instant;
 use self::files::SealRoot;
 use super::leftovers::Leftovers;
 use super::mount_table::{self, MountLine};
-use super::{RequestFailure, boot_mode, init, sys};
+use super::{RequestFailure, boot_mode, init, planted, sys};
 use crate::wire::sealing::{OPERATIONS, SealOperation};
 use crate::wire::{Class, SealReport, SealRequest, UNIT_FOLDERS};
 
@@ -61,6 +61,7 @@ pub fn seal(request: &SealRequest, left: &Leftovers, records: &mut impl Write) -
     run.note("free blocks discarded");
     run.report.unmounted = unmounting::unmount_left(left)?;
     run.note("file systems unmounted");
+    planted::remove(Path::new("/")).map_err(|error| RequestFailure::io("the planted agent", &error))?;
     let table = mount_table::read_table()?;
     let root = SealRoot::new(PathBuf::from("/"), mount_points(&table));
     for operation in operations {
