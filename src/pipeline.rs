@@ -25,15 +25,17 @@ use crate::deadline::{Deadline, DeadlineError};
 use crate::error::Failure;
 use crate::event::{Event, NoticeLevel, Outcome, Stage};
 use crate::free_space;
-use crate::guest::boot::{self, Guest, MachineSite};
+use crate::guest::boot::{Guest, MachineSite};
 use crate::guest::run::DiskImage;
 use crate::guest::step_record::StepRecord;
-use crate::guest::{cloud_init, leftovers, shutdown};
+use crate::guest::{build_boot, cloud_init, leftovers, shutdown};
 use crate::layer::LayerCache;
 use crate::machine::host::{self, HostError};
 use crate::output::contents::{self, SealedDisk};
 use crate::output::{convert, kept_logs, publish};
 use crate::plan::Plan;
+use crate::plan::agent::AgentStart;
+use crate::plan::machine::PlannedMachine;
 use crate::plan::trace::Trace;
 use crate::process;
 use crate::provision;
@@ -165,14 +167,16 @@ impl<'a> BuildContext<'a> {
         let mut record = publish::BuildRecord::default();
         let mut twin = BaseTwin::begin(self, layers.cache());
         let (guest, steps) = self.provisioned(layers, staging.path(), around).await?;
-        let guest = if around.skip_tests { guest } else { self.testable(guest).await? };
+        let tests = if around.skip_tests { &[] } else { &self.plan.spec.tests[..] };
+        let (guest, agent) = self.testable(guest, tests).await?;
         let sealed = self.sealed(guest, &steps, layers).await?;
         let converted =
             self.stage(Stage::Convert, convert::convert(self, sealed, twin.as_mut(), staging.path())).await?;
-        record.tests = match &self.plan.spec.tests[..] {
-            [] => Vec::new(),
-            tests if around.skip_tests => test::skipped(tests),
-            tests => self.stage(Stage::Test, self.test(tests, staging.path(), around)).await?,
+        record.tests = if tests.is_empty() {
+            test::skipped(&self.plan.spec.tests)
+        } else {
+            let machine = self.plan.machine.started_by(agent);
+            self.stage(Stage::Test, self.test((tests, &machine), staging.path(), around)).await?
         };
         record.steps = steps;
         let published = self
@@ -205,11 +209,12 @@ impl<'a> BuildContext<'a> {
         }
     }
 
-    /// Checks that the spec's tests can run in the image that is built from a guest.
-    async fn testable(&self, guest: Guest) -> Result<Guest, Failure> {
-        match cloud_init::check_tests(self, &guest) {
-            Err(error) if !self.plan.spec.tests.is_empty() => Err(guest.abandon(error.into()).await),
-            _ => Ok(guest),
+    /// Decides what starts the agent in tests of the image that is built from a guest.
+    async fn testable(&self, guest: Guest, tests: &[Test]) -> Result<(Guest, AgentStart), Failure> {
+        match cloud_init::choose_for_tests(self, &guest) {
+            Ok(agent) => Ok((guest, agent)),
+            Err(_) if tests.is_empty() => Ok((guest, AgentStart::CloudInit)),
+            Err(error) => Err(guest.abandon(error.into()).await),
         }
     }
 
@@ -238,15 +243,14 @@ impl<'a> BuildContext<'a> {
     /// Tests every disk file, including those that are only in packages. QEMU boots every format.
     async fn test(
         &self,
-        tests: &[Test],
+        (tests, machine): (&[Test], &PlannedMachine),
         staging: &Path,
         around: &BuildOptions,
     ) -> Result<Vec<manifest::ManifestTest>, Failure> {
         let disks = self.plan.outputs.disks.iter();
         let images = disks.map(|disk| DiskImage { path: convert::place(self, disk, staging), format: disk.format });
         let images: Vec<_> = images.collect();
-        let machine = self.plan.machine.fully_booted();
-        let site = MachineSite { machine: &machine, ..self.site() };
+        let site = MachineSite { machine, ..self.site() };
         let bench = test::Bench { site, disk_size: self.plan.disk_size(), tests };
         let mut outcomes = Vec::new();
         test::test(&bench, &images, test::Coverage::First, &mut outcomes).await?;
@@ -273,8 +277,8 @@ impl<'a> BuildContext<'a> {
             let ResumePoint::Memory(stack, format, hello) = begin else {
                 return Ok((self.boot(layers, begin).await?, done));
             };
-            boot::prepare(self).await?;
-            match boot::resume_layer(self, &stack, format, hello.clone()).await {
+            build_boot::prepare(self, &build_boot::backing(self.plan, Some(&stack))).await?;
+            match build_boot::resume_layer(self, &stack, format, hello.clone()).await {
                 Ok(guest) => {
                     layers.began(ResumePoint::Memory(stack, format, hello));
                     return Ok((guest, done));
@@ -291,7 +295,7 @@ impl<'a> BuildContext<'a> {
 
     async fn boot(&self, layers: &mut StepCache<'_>, begin: ResumePoint) -> Result<Guest, Failure> {
         let began = Instant::now();
-        let mut guest = boot::boot(self, begin.stack()).await?;
+        let mut guest = build_boot::boot(self, begin.stack()).await?;
         layers.began(begin);
         match layers.after_boot(self, &mut guest, began.elapsed()).await {
             Ok(()) => Ok(guest),

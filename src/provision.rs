@@ -15,9 +15,10 @@ use crate::guest::boot::Guest;
 use crate::guest::step_error::{StepError, StepFailure, step_title};
 use crate::guest::step_output::LineSplitter;
 use crate::guest::step_record::StepRecord;
-use crate::guest::{cloud_init, leftovers};
+use crate::guest::{cloud_init, leftovers, planting};
 use crate::layer::GuestInterval;
 use crate::machine::MachineExit;
+use crate::plan::agent::AgentStart;
 use crate::plan::{InputDigest, PlannedStep};
 use crate::progress::run_blocking;
 use crate::resolve::inputs::{check_sent, read_script};
@@ -60,7 +61,8 @@ pub(crate) async fn provision(
             warn_of_left_out(build, index, &done[index].fetched);
         }
     }
-    if cached > 0 {
+    // Of other guests the base image has shown that there is no obstacle.
+    if cached > 0 || build.plan.machine.agent != AgentStart::CloudInit {
         cloud_init::watch(build, guest, None).await;
     }
     for (index, planned) in build.plan.steps.iter().enumerate().skip(cached) {
@@ -174,7 +176,7 @@ impl RunningStep<'_, '_> {
             }
             Action::Fetch { from, to } => return self.fetch(from, to).await,
             Action::Reboot => {
-                cloud_init::check_reboot(self.build, self.guest).map_err(|how| self.failed(how))?;
+                self.prepare_reboot().await?;
                 let rebooted = self.guest.reboot(self.build.site()).await;
                 self.guest.suspects.clear();
                 self.guest.is_doomed = false;
@@ -255,6 +257,14 @@ impl RunningStep<'_, '_> {
             None if matches!(failure.fault(), Some(GuestError::AgentEnded)) => self.failed(StepFailure::AgentEnded),
             None => self.failed(StepFailure::Transfer(failure)),
         })
+    }
+
+    async fn prepare_reboot(&mut self) -> Result<(), Failure> {
+        if !cloud_init::needs_planting(self.build, self.guest).map_err(|how| self.failed(how))? {
+            return Ok(());
+        }
+        let planted = planting::plant_in(self.guest, self.build.site()).await;
+        self.blame(planted)
     }
 
     async fn script(&mut self, file: &Path, args: &[String], context: &Context) -> Result<(), Failure> {

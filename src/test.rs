@@ -20,11 +20,13 @@ use crate::disk::qcow2::create_overlay;
 use crate::error::Failure;
 use crate::event::{Event, NoticeLevel};
 use crate::guest::boot::{self, Guest, MachineSite};
+use crate::guest::planting::{self, PlantingError};
 use crate::guest::run::DiskImage;
 use crate::machine::argv::{BackingFiles, OVERLAY, SEED, UEFI_VARS};
 use crate::machine::checkpoint::RamFormat;
 use crate::machine::host;
 use crate::output::publish::TESTS;
+use crate::plan::agent::AgentStart;
 use crate::seed;
 use crate::session::Hello;
 use crate::specfile::{Check, Command, DiskFormat, Test};
@@ -38,6 +40,7 @@ mod parse;
 pub mod retest;
 
 use check::Probe;
+use failed::NotPlanted;
 pub use failed::{DoesNotBoot, Failed, TestsFailed};
 
 /// The pause between two tries of a test. There is no event for "the service answers now".
@@ -48,6 +51,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const QEMU_OVERHEAD: u64 = 192 << 20;
 /// Name of the overlay that receives the writes when the first one is frozen; nobody reads it.
 const SPARE: &str = "spare.qcow2";
+/// Name of the folder of the machine in which the agent is planted.
+const PLANTED: &str = "planted";
 /// Name of the file with the memory of the boot that the tests share.
 const RAM: &str = "ram";
 
@@ -147,7 +152,7 @@ pub(crate) async fn test(
 ) -> Result<(), Failure> {
     let round = async |image: &DiskImage, tests: &[Test]| {
         let bench = Bench { tests, disk_size: image.format.virtual_size(bench.disk_size), ..*bench };
-        Round::new(&bench, image)?.run().await
+        Round::new(&bench, image)?.planted().await?.run().await
     };
     let tested = if coverage == Coverage::All { images.len() } else { images.len().min(1) };
     let (tested, booted) = images.split_at(tested);
@@ -218,6 +223,8 @@ struct Snapshot {
 struct Round<'a> {
     bench: &'a Bench<'a>,
     image: &'a DiskImage,
+    /// The overlay in which the agent was planted, if it was, and the image.
+    backing: BackingFiles,
     /// Path of the folder of the shared boot.
     folder: PathBuf,
     outcomes: RefCell<Vec<(usize, Outcome)>>,
@@ -229,7 +236,36 @@ impl<'a> Round<'a> {
         let folder = tests.join(image.format.name());
         // Two files may have the same format.
         let folder = if folder.exists() { tests.join(image.path.file_name().unwrap_or_default()) } else { folder };
-        Ok(Self { bench, image, folder: made(folder)?, outcomes: RefCell::default() })
+        let backing = BackingFiles(vec![(image.path.clone(), image.format)]);
+        Ok(Self { bench, image, backing, folder: made(folder)?, outcomes: RefCell::default() })
+    }
+
+    /// Plants the agent in an overlay below those of all machines, if they need that.
+    async fn planted(mut self) -> Result<Self, Failure> {
+        let AgentStart::Planted(reason) = &self.bench.site.machine.agent else { return Ok(self) };
+        let events = self.bench.site.events;
+        events.notice(NoticeLevel::Info, format!("kiln's agent is planted in a copy of the image: {reason}"));
+        let folder = made(self.folder.join(PLANTED))?;
+        let overlay = folder.join(OVERLAY);
+        let attempt = async || {
+            create_overlay(&overlay, self.bench.disk_size).map_err(ScratchError::at("an overlay", &overlay))?;
+            planting::plant(self.site(&folder), &self.backing, false).await
+        };
+        let planted = boot::boot_despite_crash(events, attempt).await;
+        planted.map_err(|why| self.describe_failure(why))?;
+        self.backing.0.insert(0, (overlay, DiskFormat::Qcow2));
+        Ok(self)
+    }
+
+    fn describe_failure(&self, why: Failure) -> Failure {
+        if why.fault::<PlantingError>().is_some() {
+            return NotPlanted { why }.into();
+        }
+        match why.fault::<DeadlineError>() {
+            // An interruption is not a failure of the image.
+            Some(_) => why,
+            None => DoesNotBoot { format: self.image.format.name(), why }.into(),
+        }
     }
 
     async fn run(self) -> Result<Vec<Outcome>, Failure> {
@@ -264,15 +300,14 @@ impl<'a> Round<'a> {
         MachineSite { folder, ..self.bench.site }
     }
 
-    fn backing(&self) -> BackingFiles {
-        BackingFiles(vec![(self.image.path.clone(), self.image.format)])
-    }
-
-    /// Creates an overlay and a seed for a machine in this folder.
+    /// Creates an overlay, and a seed if there is one, for a machine in this folder.
     fn prepare(&self, folder: &Path) -> Result<(), Failure> {
         let overlay = folder.join(OVERLAY);
         create_overlay(&overlay, self.bench.disk_size).map_err(ScratchError::at("an overlay", &overlay))?;
-        boot::write_seed(self.site(folder), seed::BootPurpose::First)
+        match self.bench.site.machine.agent {
+            AgentStart::CloudInit => boot::write_seed(self.site(folder), seed::BootPurpose::First),
+            AgentStart::Planted(_) | AgentStart::Direct => Ok(()),
+        }
     }
 
     /// Boots the image; also returns how long that took.
@@ -280,15 +315,12 @@ impl<'a> Round<'a> {
         let attempt = async || {
             self.prepare(folder)?;
             let began = Instant::now();
-            let guest = boot::start(self.site(folder), &self.backing()).await?;
+            let guest = boot::start(self.site(folder), &self.backing).await?;
+            guest.announce(self.bench.site.events);
             Ok((guest, began.elapsed()))
         };
         let booted = boot::boot_despite_crash(self.bench.site.events, attempt).await;
-        booted.map_err(|why| match why.fault::<DeadlineError>() {
-            // An interruption is not a failure of the image.
-            Some(_) => why,
-            None => DoesNotBoot { format: self.image.format.name(), why }.into(),
-        })
+        booted.map_err(|why| self.describe_failure(why))
     }
 
     /// Boots once for these tests and freezes the guest. Where that is not possible, runs them in this guest and returns
@@ -344,7 +376,7 @@ impl<'a> Round<'a> {
 
     async fn clone_of(&self, snapshot: &Snapshot, scratch: &Path) -> Result<Guest, Failure> {
         self.prepare(scratch)?;
-        let mut backing = self.backing();
+        let mut backing = self.backing.clone();
         backing.0.insert(0, (snapshot.disk.clone(), DiskFormat::Qcow2));
         let site = self.site(scratch);
         boot::resume(site, &backing, (&snapshot.ram, snapshot.format), snapshot.hello.clone()).await

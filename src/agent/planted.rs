@@ -32,9 +32,9 @@ const MEMORY: &str = "/run/kiln/bin";
 const INIT: &str = "/sbin/init";
 /// The program that runs services of `OpenRC`, and its default run level.
 const OPENRC: [&str; 2] = ["/sbin/openrc-run", "/etc/runlevels/default"];
-/// A program with the label that SELinux gives to programs.
+/// A program with the label that `SELinux` gives to programs.
 const LABELLED_PROGRAM: &str = "/usr/bin/true";
-/// The extended attribute of SELinux.
+/// The extended attribute of `SELinux`.
 const LABEL: &[u8] = b"security.selinux";
 
 /// The unit is without default dependencies, like the one that a seed makes: it neither waits for the boot, which may wait for
@@ -277,7 +277,8 @@ mod tests {
     }
 
     fn systemd() -> tempfile::TempDir {
-        let root = root(&["usr/lib/systemd/systemd", "usr/lib/systemd/system/sysinit.target.wants/x.service", NETWORKD]);
+        let root =
+            root(&["usr/lib/systemd/systemd", "usr/lib/systemd/system/sysinit.target.wants/x.service", NETWORKD]);
         symlink("../usr/lib/systemd/systemd", root.path().join("sbin/init")).unwrap();
         symlink("usr/lib", root.path().join("lib")).unwrap();
         root

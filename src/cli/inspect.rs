@@ -87,7 +87,8 @@ fn machine(manifest: &Manifest) -> String {
     let m = &manifest.machine;
     let why = if m.accel_reason.is_empty() { String::new() } else { format!(" ({})", m.accel_reason) };
     let start = m.boot.as_ref().map_or_else(|| m.firmware.clone(), |boot| format!("{boot} boot"));
-    format!("{}{why}, QEMU {}, {start}, {} cpus, {}", m.accel, m.qemu, m.cpus, ByteSize(m.memory))
+    let agent = m.agent.as_ref().map_or_else(String::new, |agent| format!(", {agent} agent"));
+    format!("{}{why}, QEMU {}, {start}{agent}, {} cpus, {}", m.accel, m.qemu, m.cpus, ByteSize(m.memory))
 }
 
 fn output(output: &ManifestOutput) -> String {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::cache::history;
 use crate::cache::step_cache::{CacheView, view_cache};
 use crate::error::Failure;
-use crate::guest::boot::backing;
+use crate::guest::build_boot::backing;
 use crate::layer::LayerCache;
 use crate::machine::argv::{Start, argv};
 use crate::plan::trace::{ChangedInput, RunReason, Trace, list_inputs};
@@ -121,7 +121,7 @@ fn as_json(plan: &Plan, fates: &StepReasons) -> Value {
         "machine": {
             "accel": plan.machine.accelerator, "accel_reason": plan.machine.accel_reason,
             "cpus": plan.machine.cpus, "memory": plan.machine.memory, "disk": plan.disk_size(),
-            "firmware": plan.machine.firmware.name(), "boot_timeout": plan.machine.boot_timeout.as_secs(),
+            "firmware": plan.machine.firmware.name(), "agent": plan.machine.agent.name(), "boot_timeout": plan.machine.boot_timeout.as_secs(),
             "qemu": plan.machine.qemu_version, "argv": command_line(plan),
         },
         "steps": steps,

@@ -1,4 +1,4 @@
-//! Boots a guest: from an overlay and a seed to an agent that listens.
+//! Boots a guest: from an overlay to an agent that listens.
 
 use std::fs::File;
 use std::io::Read;
@@ -7,27 +7,24 @@ use std::time::{Duration, SystemTime};
 
 use tokio::net::UnixStream;
 
-use crate::context::{BuildContext, ScratchError};
+use crate::context::BuildContext;
 use crate::deadline::Deadline;
-use crate::disk::qcow2::create_overlay;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Events, NoticeLevel};
-use crate::layer::Stack;
-use crate::machine::argv::{BackingFiles, OVERLAY, SEED, Start};
+use crate::machine::argv::{BackingFiles, SEED, Start};
 use crate::machine::checkpoint::RamFormat;
 use crate::machine::{self, MachineExit, RunningMachine};
 use crate::masking::SecretMask;
 use crate::plan::machine::PlannedMachine;
-use crate::plan::{Plan, with_grace};
+use crate::plan::with_grace;
 use crate::seed;
 use crate::session::{AGENT, Exec, Exit, GuestError, Hello, Session};
-use crate::size::{ByteSize, format_duration};
-use crate::specfile::{BootMode, DiskFormat, NetworkBackend};
+use crate::size::format_duration;
+use crate::specfile::NetworkBackend;
 use crate::wire::direct_boot::{REBOOT_REQUEST, REPORT_PREFIX};
 
 use super::agent_obstacles::KnownObstacles;
 use super::dead_ends::hopeless;
-use super::direct_boot;
 use super::pending_units::{UnfinishedUnits, console_start_job};
 use super::power_requests::PowerSuspects;
 
@@ -47,7 +44,8 @@ const CONSOLE_LINES: usize = 20;
 const OTHER_FIRMWARE: &str =
     "the base image may need the other `machine.firmware` (bios or uefi), or may not be bootable";
 const NO_CLOUD_INIT: &str = "the guest booted, but kiln's agent did not start: check that cloud-init and its NoCloud \
-                             datasource are enabled, and that the kernel can mount vfat";
+                             datasource are enabled, and that the kernel can mount vfat, or set `agent = \"planted\"` \
+                             under [machine]";
 const LARGER_TIMEOUT: &str = "a slow host may need a larger `machine.boot-timeout`";
 const FULL_BOOT: &str = "build it with `boot = \"full\"` under [machine]";
 const STUCK_UNIT: &str = "a unit that never comes up keeps the boot from ending: give it `TimeoutStartSec=`, let it not be \
@@ -146,6 +144,12 @@ pub enum BootError {
         /// The units that the boot waits for.
         units: UnfinishedUnits,
     },
+    /// systemd gave the boot up, as when a mount of `/etc/fstab` fails. A planted agent runs even then.
+    #[error("the guest booted into emergency mode")]
+    Emergency {
+        /// The last lines of the console.
+        console: Vec<String>,
+    },
     /// The scratch files could not be written.
     #[error("cannot write the seed")]
     Seed(#[source] std::io::Error),
@@ -185,7 +189,7 @@ impl Fault for BootError {
                 stuck.into_iter().chain([LARGER_TIMEOUT.to_owned()]).collect()
             }
             BootError::Ended { fate, .. } => fate.hints(),
-            BootError::Hopeless { .. } => {
+            BootError::Emergency { .. } | BootError::Hopeless { .. } => {
                 vec!["the last lines of the console are above; console.log has them all".into()]
             }
             BootError::Direct { .. } => vec![FULL_BOOT.into()],
@@ -199,26 +203,10 @@ impl Fault for BootError {
             BootError::NoAgent { console, .. }
             | BootError::Ended { console, .. }
             | BootError::Direct { console, .. }
-            | BootError::Hopeless { console, .. } => console.clone(),
+            | BootError::Hopeless { console, .. }
+            | BootError::Emergency { console } => console.clone(),
             _ => Vec::new(),
         }
-    }
-}
-
-/// Returns the backing of the overlay: the layers of a stack, if there is one, and the base image.
-pub(crate) fn backing(plan: &Plan, stack: Option<&Stack>) -> BackingFiles {
-    let layers = stack.into_iter().flat_map(Stack::disks).map(|disk| (disk, DiskFormat::Qcow2));
-    BackingFiles(layers.chain([(plan.base.file.clone(), plan.base.format.into())]).collect())
-}
-
-/// Creates the overlay, and what starts the agent, in the scratch folder.
-pub(crate) async fn prepare(build: &BuildContext<'_>) -> Result<(), Failure> {
-    let plan = build.plan;
-    let overlay = build.work.join(OVERLAY);
-    create_overlay(&overlay, plan.disk_size()).map_err(ScratchError::at("an overlay", &overlay))?;
-    match plan.machine.boot {
-        BootMode::Full => write_seed(build.site(), seed::BootPurpose::Build { grow: plan.grows() }),
-        BootMode::Direct => direct_boot::prepare(build).await,
     }
 }
 
@@ -228,42 +216,6 @@ pub(crate) fn write_seed(site: MachineSite<'_>, boot: seed::BootPurpose) -> Resu
     let volume = seed::volume(AGENT, options).map_err(BootError::Seed)?;
     std::fs::write(site.folder.join(SEED), volume).map_err(BootError::Seed)?;
     Ok(())
-}
-
-/// Boots the plan's machine from a new overlay, with the UEFI variables of the layer below.
-pub(crate) async fn boot(build: &BuildContext<'_>, stack: Option<&Stack>) -> Result<Guest, Failure> {
-    let machine = machine_on(build.plan, stack);
-    let backing = backing(build.plan, stack);
-    let attempt = async || {
-        prepare(build).await?;
-        start(MachineSite { machine: &machine, ..build.site() }, &backing).await
-    };
-    let guest = boot_despite_crash(&build.events, attempt).await?;
-    if build.plan.grows() && stack.is_none() {
-        return check_growth(build, guest).await;
-    }
-    Ok(guest)
-}
-
-/// Returns the plan's machine, with the UEFI variables of the layer that it is built on.
-fn machine_on(plan: &Plan, stack: Option<&Stack>) -> PlannedMachine {
-    let mut machine = plan.machine.clone();
-    if let Some(vars) = stack.and_then(|stack| stack.top().uefi_vars()) {
-        machine.start_with_uefi_vars(vars);
-    }
-    machine
-}
-
-/// Resumes a guest from the memory of a layer.
-pub(crate) async fn resume_layer(
-    build: &BuildContext<'_>,
-    stack: &Stack,
-    format: RamFormat,
-    hello: Hello,
-) -> Result<Guest, Failure> {
-    let machine = machine_on(build.plan, Some(stack));
-    let site = MachineSite { machine: &machine, ..build.site() };
-    resume(site, &backing(build.plan, Some(stack)), (&stack.top().ram(), format), hello).await
 }
 
 /// Resumes a guest from the memory of a checkpoint, on an overlay over its disk.
@@ -348,9 +300,10 @@ pub(crate) async fn start(site: MachineSite<'_>, backing: &BackingFiles) -> Resu
     let (session, hello) = match accepted.await {
         Ok(accepted) => accepted,
         Err(failure) => {
-            let failure = match site.machine.boot {
-                BootMode::Full => explain(failure, &running).await,
-                BootMode::Direct => explain_direct(failure, &running).await,
+            let failure = if site.machine.boots_directly() {
+                explain_direct(failure, &running).await
+            } else {
+                explain(failure, &running).await
             };
             running.abort().await;
             return Err(failure);
@@ -376,16 +329,20 @@ impl Guest {
             return Err(self.abandon(failure).await);
         }
         self.machine.tolerate_resets(0);
-        let Hello { os, kernel, .. } = &self.hello;
-        site.events.notice(NoticeLevel::Info, format!("{os}, kernel {kernel}"));
         if let Some(skew) = skew {
             site.events.notice(NoticeLevel::Warning, format!("the guest's clock is {skew} this host's"));
         }
         Ok(self)
     }
 
+    /// Reports what runs in the guest.
+    pub(crate) fn announce(&self, events: &Events) {
+        let Hello { os, kernel, .. } = &self.hello;
+        events.notice(NoticeLevel::Info, format!("{os}, kernel {kernel}"));
+    }
+
     async fn finish_boot(&mut self, site: MachineSite<'_>) -> Result<(), Failure> {
-        if site.machine.boot == BootMode::Direct {
+        if site.machine.boots_directly() {
             return Ok(());
         }
         let patience = site.machine.boot_timeout;
@@ -403,6 +360,9 @@ impl Guest {
                 let units = UnfinishedUnits::ask(&mut self.session, &self.machine, site.limits).await;
                 Err(BootError::NotSettled { after: patience, units }.into())
             }
+            Exit::Code(EMERGENCY) => {
+                Err(BootError::Emergency { console: self.machine.console().tail(CONSOLE_LINES) }.into())
+            }
             _ => Ok(()),
         }
     }
@@ -415,11 +375,11 @@ impl Guest {
         asked.ok().map(|nanoseconds| nanoseconds as f64 / 1e9)
     }
 
-    /// Reboots the guest from inside. The agent is started again by the seed's bootcmd, on the same port.
+    /// Reboots the guest from inside. The agent is started again as at the boot before, on the same port.
     pub(crate) async fn reboot(&mut self, site: MachineSite<'_>) -> Result<(), Failure> {
         let patience = site.machine.boot_timeout;
         self.machine.tolerate_resets(RESETS_AT_REBOOT);
-        let exec = Exec { timeout: Some(patience), ..Exec::new(["sh", "-c", &reboot_command(site.machine.boot)]) };
+        let exec = Exec { timeout: Some(patience), ..Exec::new(["sh", "-c", &reboot_command(site.machine)]) };
         let rebooted = async {
             // The command may be cut off by the very reboot that it asked for.
             match self.session.exec(&exec, &mut |_, _| {}).await {
@@ -436,10 +396,11 @@ impl Guest {
 
 /// Returns the command that reboots a guest. In a direct boot the first process reboots when the agent, which is the parent of
 /// the command, has ended.
-fn reboot_command(boot: BootMode) -> String {
-    match boot {
-        BootMode::Full => "sync; exec reboot".into(),
-        BootMode::Direct => format!("sync; touch {REBOOT_REQUEST}; exec kill -KILL $PPID"),
+fn reboot_command(machine: &PlannedMachine) -> String {
+    if machine.boots_directly() {
+        format!("sync; touch {REBOOT_REQUEST}; exec kill -KILL $PPID")
+    } else {
+        "sync; exec reboot".into()
     }
 }
 
@@ -455,14 +416,14 @@ fn skew(guest: SystemTime, host: SystemTime) -> Option<String> {
     (by > CLOCK_TOLERANCE).then(|| format!("{} {direction}", format_duration(rounded)))
 }
 
-/// A command that prints the size of the root file system in kilobytes (POSIX df).
-const ROOT_SIZE: &str = "df -Pk / | awk 'NR == 2 { print $2 }'";
 /// The deadline for small requests to the guest.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Waits for a boot with systemd. The stage of cloud-init that would wait for the network does not run. A degraded system
 /// has failed units, as one without ssh host keys has; it is as ready as it will be.
 const SETTLED_SYSTEMD: &str = "[ \"$1\" = none ] || systemctl start network-online.target
-    systemctl is-system-running --wait >/dev/null || true";
+    [ \"$(systemctl is-system-running --wait)\" != maintenance ] || exit 90";
+/// The exit code of the script above for a guest in emergency mode.
+const EMERGENCY: u8 = 90;
 /// Waits for a boot with sysvinit, which has nothing to wait for but the run level: it changes when rcS is done.
 const SETTLED_SYSVINIT: &str = "until runlevel | grep -q ' [2-5]$'; do sleep 0.2; done";
 
@@ -503,22 +464,4 @@ fn no_agent(machine: &RunningMachine, after: Duration) -> Failure {
         ConsoleEvidence::Nothing
     };
     BootError::NoAgent { after, seen, console: console.tail(CONSOLE_LINES) }.into()
-}
-
-/// Checks that the root file system has grown. A base image without growpart boots with its old size; the steps may still
-/// have enough room.
-async fn check_growth(build: &BuildContext<'_>, mut guest: Guest) -> Result<Guest, Failure> {
-    let mut output = Vec::new();
-    let exec = Exec { timeout: Some(PATIENCE), ..Exec::new(["sh", "-c", ROOT_SIZE]) };
-    let request = async { guest.session.exec(&exec, &mut |_, bytes| output.extend_from_slice(bytes)).await };
-    if let Err(failure) = build.limits.call_with_grace(&guest.machine, PATIENCE, request).await {
-        return Err(guest.abandon(failure).await);
-    }
-    let root = ByteSize(String::from_utf8_lossy(&output).trim().parse::<u64>().unwrap_or(0) << 10);
-    let disk = ByteSize(build.plan.disk_size());
-    if root.bytes() < disk.bytes() / 2 {
-        let text = format!("the root file system has {root} of the disk's {disk}: the base image did not grow it");
-        build.events.notice(NoticeLevel::Warning, text);
-    }
-    Ok(guest)
 }

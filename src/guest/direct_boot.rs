@@ -6,16 +6,17 @@ use std::path::PathBuf;
 
 use tokio::task::spawn_blocking;
 
-use crate::context::BuildContext;
 use crate::disk::boot_files::{BootDrivers, BootFiles, find_boot_files};
 use crate::disk::chain::open_files;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::NoticeLevel;
 use crate::initramfs::InitramfsWriter;
-use crate::machine::argv::{INITRAMFS, KERNEL};
+use crate::machine::argv::{BackingFiles, INITRAMFS, KERNEL};
 use crate::session::AGENT;
 use crate::specfile::{DiskFormat, NetworkBackend};
 use crate::wire::direct_boot::{BootInstructions, INSTRUCTIONS, MODULES};
+
+use super::boot::MachineSite;
 
 /// The drivers of the disk and of the agent's port.
 const DRIVERS: [&str; 3] = ["virtio_pci", "virtio_blk", "virtio_console"];
@@ -51,24 +52,20 @@ struct DirectBootFiles {
     network: bool,
 }
 
-/// Writes the kernel and the initramfs for the plan's base image into the scratch folder.
+/// Writes the kernel and the initramfs for the lowest of the backing files, the base image, into the scratch folder.
 ///
 /// The kernel is that of the base whatever the steps install: a step then sees the same kernel whether the steps before it
 /// ran or came from the cache.
 ///
 /// # Errors
 /// When the disk has no kernel that can be booted so, or a file cannot be written.
-pub(super) async fn prepare(build: &BuildContext<'_>) -> Result<(), Failure> {
-    let plan = build.plan;
-    let files = DirectBootFiles {
-        base: plan.base.file.clone(),
-        format: plan.base.format.into(),
-        folder: build.work.path().to_owned(),
-        grow: plan.grows(),
-        network: plan.machine.network == NetworkBackend::User,
-    };
+pub(super) async fn prepare(site: MachineSite<'_>, backing: &BackingFiles, grow: bool) -> Result<(), Failure> {
+    let (base, format) = backing.0.last().cloned().expect("an overlay has a backing file");
+    let folder = site.folder.to_owned();
+    let network = site.machine.network == NetworkBackend::User;
+    let files = DirectBootFiles { base, format, folder, grow, network };
     let found = spawn_blocking(move || files.write()).await.expect("reading a disk does not panic")?;
-    build.events.notice(NoticeLevel::Debug, format!("direct boot: kernel {found} of the image"));
+    site.events.notice(NoticeLevel::Debug, format!("direct boot: kernel {found} of the image"));
     Ok(())
 }
 

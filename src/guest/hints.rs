@@ -6,7 +6,7 @@
 use regex_lite::Regex;
 
 use crate::plan::machine::PlannedMachine;
-use crate::specfile::{BootMode, NetworkBackend};
+use crate::specfile::NetworkBackend;
 
 #[cfg(test)]
 mod tests;
@@ -217,7 +217,7 @@ const SERVICE_MISSING: &[&str] = &[
 
 /// Returns a hint on a command that failed, from the last lines that it wrote.
 pub(crate) fn hint(lines: &[String], machine: &PlannedMachine) -> Option<String> {
-    if machine.boot == BootMode::Direct && needs_service(lines) {
+    if machine.boots_directly() && needs_service(lines) {
         return Some("no service runs in a direct boot: build with `boot = \"full\"` under [machine]".into());
     }
     hint_of_output(lines, machine.network)

@@ -2,6 +2,7 @@
 
 pub mod agent_obstacles;
 pub mod boot;
+pub mod build_boot;
 pub mod cloud_init;
 pub(crate) mod dead_ends;
 mod direct_boot;
@@ -11,6 +12,7 @@ pub mod mount_agreement;
 pub mod mounts;
 pub mod packages;
 pub mod pending_units;
+pub(crate) mod planting;
 pub mod power_requests;
 pub mod run;
 pub mod seal;

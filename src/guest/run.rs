@@ -13,9 +13,10 @@ use crate::event::{Events, NoticeLevel};
 use crate::machine::argv::{self, BackingFiles, OVERLAY, SEED, UEFI_VARS};
 use crate::machine::{MachineError, host, network_filter};
 use crate::plan::INSTALL_FIRMWARE;
+use crate::plan::agent::AgentStart;
 use crate::plan::machine::{Accelerator, MachineFirmware, PlannedMachine, PrivateNetworkAccess};
 use crate::size::ByteSize;
-use crate::specfile::{BootMode, DiskFormat, NetworkBackend};
+use crate::specfile::{DiskFormat, NetworkBackend};
 use crate::store::Artifact;
 use crate::workdir::Workdir;
 use crate::{process, seed};
@@ -150,7 +151,7 @@ pub(crate) async fn machine(artifact: &Artifact, wanted: WantedMachine) -> Resul
         memory: wanted.memory,
         disk: None,
         firmware,
-        boot: BootMode::Full,
+        agent: AgentStart::CloudInit,
         network: wanted.network,
         private_network: wanted.private_network,
         boot_timeout: Duration::MAX,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::context::BuildContext;
+use crate::deadline::Deadline;
 use crate::error::{Failure, Fault, Kind};
 use crate::machine::PoweredOff;
 use crate::session::Farewell;
@@ -28,7 +29,7 @@ pub struct CleanShutdown {
 
 /// The guest did not confirm its shutdown.
 #[derive(Debug, thiserror::Error)]
-#[error("the sealed guest did not answer the goodbye within {} s", PATIENCE.as_secs())]
+#[error("the guest did not answer the goodbye within {} s", PATIENCE.as_secs())]
 struct ShutdownError;
 
 impl Fault for ShutdownError {
@@ -37,16 +38,22 @@ impl Fault for ShutdownError {
     }
 }
 
-/// Shuts the guest down cleanly.
+/// Shuts the sealed guest down cleanly.
 pub(crate) async fn shut_down(
     build: &BuildContext<'_>,
     guest: Guest,
     sealed: SealedGuest,
     chain: Vec<(PathBuf, DiskFormat)>,
 ) -> Result<CleanShutdown, Failure> {
+    let (farewell, powered_off) = power_off(&build.limits, guest).await?;
+    Ok(CleanShutdown { chain, _proof: (sealed, farewell, powered_off) })
+}
+
+/// Has the guest sync its file systems and turn itself off.
+pub(super) async fn power_off(limits: &Deadline, guest: Guest) -> Result<(Farewell, PoweredOff), Failure> {
     let Guest { machine, session, .. } = guest;
     let farewell = session.bye();
-    let farewell = build.limits.hold_guest(&machine, PATIENCE, || ShutdownError.into(), farewell).await;
+    let farewell = limits.hold_guest(&machine, PATIENCE, || ShutdownError.into(), farewell).await;
     let farewell = match farewell {
         Ok(farewell) => farewell,
         Err(failure) => {
@@ -54,6 +61,5 @@ pub(crate) async fn shut_down(
             return Err(failure);
         }
     };
-    let powered_off = build.limits.hold(machine.power_off(PATIENCE)).await?;
-    Ok(CleanShutdown { chain, _proof: (sealed, farewell, powered_off) })
+    Ok((farewell, limits.hold(machine.power_off(PATIENCE)).await?))
 }

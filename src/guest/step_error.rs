@@ -63,7 +63,7 @@ pub enum StepFailure {
         killed: Vec<String>,
     },
     /// The agent would not start again after the reboot.
-    #[error("cannot be done: {0}, so kiln's agent would not start again")]
+    #[error("cannot be done: {0}, so cloud-init would not start kiln's agent again")]
     NoWayBack(String),
     /// The agent ended while the guest kept running.
     #[error("ended kiln's agent, which runs the steps")]
@@ -122,7 +122,9 @@ impl Fault for StepError {
         match &self.how {
             StepFailure::Machine(fate) => fate.hints(),
             StepFailure::Transfer(failure) => failure.hints(),
-            StepFailure::NoWayBack(_) => vec!["reboot before that step, or leave the reboot to the image's users".into()],
+            StepFailure::NoWayBack(_) => vec![
+                "leave `agent` out of [machine], so that kiln plants its agent; or reboot before that step".into(),
+            ],
             StepFailure::TimedOut(_) => {
                 self.hint.iter().cloned().chain(["give the step a larger `timeout`".to_owned()]).collect()
             }

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::plan::agent::AgentStart;
 use crate::plan::machine::{Accelerator, PlannedMachine, PrivateNetworkAccess};
-use crate::specfile::{BootMode, DiskFormat, NetworkBackend};
+use crate::specfile::{DiskFormat, NetworkBackend};
 use crate::wire::{DISK_SERIAL, PORT};
 
 use super::agent_port::DEVICE;
@@ -79,13 +80,14 @@ pub fn argv(machine: &PlannedMachine, backing: &BackingFiles, start: Start) -> V
         // QEMU reports nothing that happens before its monitor is used, such as a KVM that fails on the first instruction.
         args.flag("-S");
     }
-    match machine.boot {
-        BootMode::Full => firmware(&mut args, machine),
-        BootMode::Direct => kernel(&mut args),
+    if machine.boots_directly() {
+        kernel(&mut args);
+    } else {
+        firmware(&mut args, machine);
     }
     channels(&mut args);
-    disks(&mut args, backing, machine.boot);
-    if machine.boot == BootMode::Full {
+    disks(&mut args, backing, machine.boots_directly());
+    if machine.agent == AgentStart::CloudInit {
         seed(&mut args);
     }
     if machine.network == NetworkBackend::User {
@@ -103,7 +105,7 @@ pub fn interactive(machine: &PlannedMachine, backing: &BackingFiles, ssh: Option
     basics(&mut args, machine, Start::Boot, uuid);
     firmware(&mut args, machine);
     args.option("-serial", "mon:stdio");
-    disks(&mut args, backing, BootMode::Full);
+    disks(&mut args, backing, false);
     seed(&mut args);
     let forward = ssh.map(|port| format!(",hostfwd=tcp:127.0.0.1:{port}-:22")).unwrap_or_default();
     user_network(&mut args, machine, &forward);
@@ -195,13 +197,13 @@ fn channels(args: &mut QemuArgs) {
     args.option("-device", format!("virtserialport,id={DEVICE},bus=ports.0,chardev=agent,name={PORT}"));
 }
 
-fn disks(args: &mut QemuArgs, backing: &BackingFiles, boot: BootMode) {
+fn disks(args: &mut QemuArgs, backing: &BackingFiles, boots_directly: bool) {
     // no-flush: the overlay is scratch until the guest has powered off, and is worthless if the host dies before that.
     let mut node = overlay_node(TOP, OVERLAY);
     node["backing"] = backing_nodes(args, backing);
     args.blockdev(&node);
     // QEMU gives the first place to a kernel that it starts itself.
-    let place = if boot == BootMode::Full { ",bootindex=0" } else { "" };
+    let place = if boots_directly { "" } else { ",bootindex=0" };
     args.option("-device", format!("virtio-blk-pci,drive=disk,serial={DISK_SERIAL}{place},werror=stop,rerror=stop"));
 }
 

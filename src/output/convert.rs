@@ -20,7 +20,7 @@ use crate::try_join::all;
 use super::contents::{self, Contents, GuestEvidence, SealedView};
 use super::disk_files::DiskFileWriter;
 use super::package::{facts, package};
-use super::seal_audit;
+use super::seal_audit::{self, planted::find_agent};
 use crate::disk::chain::{DiskFiles, open_files};
 
 /// The outputs in the staging folder, and the properties of the disk that they all hold.
@@ -107,6 +107,9 @@ fn check_sealed(build: &BuildContext<'_>, layers: &DiskFiles, evidence: &GuestEv
     let view = SealedView::open(&chain, evidence)?;
     if !view.is_clean() {
         return Err(SealedDiskError::Unclean.into());
+    }
+    if let Some(error) = find_agent(&view)? {
+        return Err(error.into());
     }
     let report = seal_audit::look(&view, &build.plan.spec.seal.skip)?;
     if let Some(error) = report.error {

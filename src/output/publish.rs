@@ -12,13 +12,14 @@ use crate::digest::Sha256Digest;
 use crate::error::Failure;
 use crate::event::{Event, Events, NoticeLevel, Stage};
 use crate::guest::step_record::StepRecord;
+use crate::plan::agent::AgentStart;
 use crate::plan::machine::format_name;
 use crate::plan::output::Outputs;
 use crate::plan::{Plan, PlannedStep, StoredBase};
 use crate::progress::Progress;
 use crate::secret_scan::LeakPlace;
 use crate::sign::Signer;
-use crate::specfile::{BootMode, NetworkBackend};
+use crate::specfile::NetworkBackend;
 use crate::store::{Artifact, Documents, Evidence, ImageId, Manifest, Staging, manifest};
 
 use super::contents::Contents;
@@ -155,7 +156,8 @@ fn machine(plan: &Plan) -> manifest::ManifestMachine {
         memory: machine.memory.bytes(),
         firmware: machine.firmware.name().to_owned(),
         firmware_sha256: plan.firmware.as_ref().map(|firmware| firmware.code),
-        boot: (machine.boot == BootMode::Direct).then(|| "direct".to_owned()),
+        boot: machine.boots_directly().then(|| "direct".to_owned()),
+        agent: matches!(machine.agent, AgentStart::Planted(_)).then(|| machine.agent.name().to_owned()),
         network: if machine.network == NetworkBackend::User { "user" } else { "none" }.to_owned(),
         private_network: plan.spec.network.private.iter().map(ToString::to_string).collect(),
     }

@@ -10,6 +10,7 @@ use crate::wire::sealing::{IdentityRenewal, MachineIdentity, OPERATIONS};
 use super::contents::SealedView;
 
 mod list;
+pub(crate) mod planted;
 mod tree;
 
 /// The sealed image still contains an identity.

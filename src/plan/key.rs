@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::digest::Sha256Digest;
-use crate::specfile::{self, Action, BootMode, Command, Context, Copy, FileOwner, NetworkBackend, Spec};
+use crate::specfile::{self, Action, Command, Context, Copy, FileOwner, NetworkBackend, Spec};
 
+use super::agent::AgentStart;
 use super::machine::{Accelerator, PlannedMachine, format_name};
 use super::{Facts, InputFacts, PlannedStep};
 
@@ -123,9 +124,11 @@ fn portable_content(spec: &Spec, facts: &Facts, machine: &PlannedMachine) -> Val
         },
         "source_date_epoch": facts.source_date_epoch,
     });
-    // Absent for a full boot, whose keys are those of versions without this setting.
-    if spec.machine.boot == BootMode::Direct {
-        content["machine"]["boot"] = json!("direct");
+    match machine.agent {
+        // Its keys are those of versions without other starts.
+        AgentStart::CloudInit => {}
+        AgentStart::Planted(_) => content["machine"]["agent"] = json!("planted"),
+        AgentStart::Direct => content["machine"]["boot"] = json!("direct"),
     }
     if !spec.network.private.is_empty() {
         content["network"] = json!({ "private": spec.network.private });

@@ -7,8 +7,9 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::size::ByteSize;
-use crate::specfile::{BaseFormat, BootMode, DiskFormat, FirmwareKind, NetworkBackend, PrivateDestination};
+use crate::specfile::{BaseFormat, DiskFormat, FirmwareKind, NetworkBackend, PrivateDestination};
 
+use super::agent::AgentStart;
 use super::host::UefiFirmware;
 
 /// A virtual machine. Everything in it is a fact about the guest's hardware, so it is also recorded in the manifest.
@@ -32,8 +33,8 @@ pub struct PlannedMachine {
     pub disk: Option<ByteSize>,
     /// The firmware that starts the boot loader.
     pub firmware: MachineFirmware,
-    /// How the guest starts.
-    pub boot: BootMode,
+    /// What starts the agent, and so how the guest boots.
+    pub agent: AgentStart,
     /// Whether the guest has a network card.
     pub network: NetworkBackend,
     /// What the guest may reach over its network besides public addresses.
@@ -63,15 +64,27 @@ impl PlannedMachine {
     #[must_use]
     pub fn started_uefi(&self) -> Option<&UefiFirmware> {
         match &self.firmware {
-            MachineFirmware::Uefi(uefi) if self.boot == BootMode::Full => Some(uefi),
+            MachineFirmware::Uefi(uefi) if !self.boots_directly() => Some(uefi),
             _ => None,
         }
     }
 
-    /// Returns the machine with a full boot, as tests need it.
+    /// Returns whether QEMU starts the kernel of the image, with the agent as the first process.
     #[must_use]
-    pub fn fully_booted(&self) -> Self {
-        Self { boot: BootMode::Full, ..self.clone() }
+    pub fn boots_directly(&self) -> bool {
+        self.agent == AgentStart::Direct
+    }
+
+    /// Returns the machine with another start of the agent.
+    #[must_use]
+    pub fn started_by(&self, agent: AgentStart) -> Self {
+        Self { agent, ..self.clone() }
+    }
+
+    /// Returns the machine in which the agent is planted: booted directly, and without a network card.
+    #[must_use]
+    pub fn for_planting(&self) -> Self {
+        Self { agent: AgentStart::Direct, network: NetworkBackend::None, ..self.clone() }
     }
 
     /// Sets the UEFI variables that the machine begins with, in place of those that come with the firmware.

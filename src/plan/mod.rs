@@ -15,6 +15,7 @@ use crate::error::{Fault, Kind};
 use crate::size::{ByteSize, format_duration};
 use crate::specfile::{self, Action, BaseFormat, OutputFormat, Spec};
 
+pub(crate) mod agent;
 pub(crate) mod graph;
 pub(crate) mod host;
 pub(crate) mod host_paths;
@@ -24,6 +25,7 @@ pub(crate) mod machine;
 pub(crate) mod output;
 pub(crate) mod trace;
 
+use agent::AgentStart;
 use host::{Host, KvmVerdict, UefiFirmware};
 use key::CacheKey;
 use limits::DiskSizeError;
@@ -54,6 +56,8 @@ pub struct BaseFacts {
     pub pinned: bool,
     /// The image of the store that it is, if it is one.
     pub image: Option<StoredBase>,
+    /// The reason why its cloud-init does not start kiln's agent, as far as its disk shows.
+    pub agent_obstacle: Option<String>,
     /// The state of the file when it was hashed.
     pub stamp: FileStamp,
 }
@@ -146,6 +150,14 @@ pub enum PlanError {
     /// The spec requires UEFI, and no UEFI firmware is installed.
     #[error("the spec asks for `firmware = \"uefi\"`, but no UEFI firmware for QEMU is installed")]
     NoFirmware,
+    /// The spec requires cloud-init, and that of the base image does not start the agent.
+    #[error("the spec asks for `agent = \"cloud-init\"`, but {why} in the base image {}", base.display())]
+    NoCloudInit {
+        /// The base image.
+        base: PathBuf,
+        /// The reason why cloud-init does not start the agent.
+        why: String,
+    },
     /// The disk is too large for a format.
     #[error("a {format} file holds at most {} GiB, and this disk has {}", .most.bytes() >> 30, .disk.bytes().div_ceil(1 << 30))]
     TooLarge {
@@ -174,6 +186,7 @@ impl Fault for PlanError {
         match self {
             PlanError::KvmUnusable(_) | PlanError::NoFirmware => Kind::Host,
             PlanError::DiskTooSmall { .. } => Kind::Spec,
+            PlanError::NoCloudInit { .. } => Kind::Base,
             PlanError::Size(limit) => limit.kind(),
             PlanError::TooLarge { .. } => Kind::Output,
         }
@@ -188,6 +201,7 @@ impl Fault for PlanError {
                 .chain(["or `accel = \"auto\"`, which falls back to software emulation".to_owned()])
                 .collect(),
             PlanError::NoFirmware => vec![INSTALL_FIRMWARE.into()],
+            PlanError::NoCloudInit { .. } => vec!["leave `agent` out, or set it to \"planted\"".into()],
             PlanError::TooLarge { .. } => vec!["make `machine.disk` smaller, or write another format".into()],
             PlanError::DiskTooSmall { base, .. } => vec![format!("leave `disk` out, or make it at least {base}")],
             PlanError::Size(limit) => limit.hints(),
@@ -301,6 +315,9 @@ impl Plan {
             let scaled = format_duration(self.machine.boot_timeout);
             notes.push(format!("software emulation (tcg): {reason}; boot-timeout is scaled to {scaled}"));
         }
+        if let AgentStart::Planted(reason) = &self.machine.agent {
+            notes.push(format!("kiln's agent is planted in the guest by a direct boot before the first one: {reason}"));
+        }
         if self.machine.cpus < u32::from(self.spec.machine.cpus) {
             notes.push(format!(
                 "{} CPUs instead of {}: the host has no more",
@@ -349,7 +366,7 @@ fn plan_machine(spec: &Spec, facts: &Facts) -> Result<PlannedMachine, PlanError>
         memory: wanted.memory,
         disk: wanted.disk,
         firmware: choose_firmware(wanted.firmware, facts)?,
-        boot: wanted.boot,
+        agent: choose_agent_start(spec, facts)?,
         network: wanted.network,
         private_network: PrivateNetworkAccess::Listed(spec.network.private.clone()),
         boot_timeout: scaled(wanted.boot_timeout, accelerator),
@@ -367,6 +384,11 @@ fn choose_accelerator(
         (specfile::AccelChoice::Kvm, verdict) => Err(PlanError::KvmUnusable(verdict.clone())),
         (specfile::AccelChoice::Tcg, _) => Ok((Accelerator::Tcg, Some("the spec asks for it".into()))),
     }
+}
+
+fn choose_agent_start(spec: &Spec, facts: &Facts) -> Result<AgentStart, PlanError> {
+    let chosen = AgentStart::choose_for_build(spec.machine.boot, spec.machine.agent, facts.base.agent_obstacle.clone());
+    chosen.map_err(|why| PlanError::NoCloudInit { base: facts.base.file.clone(), why })
 }
 
 fn choose_firmware(wanted: specfile::FirmwareKind, facts: &Facts) -> Result<MachineFirmware, PlanError> {

@@ -20,7 +20,7 @@ use crate::plan::host_paths::PathOwner;
 use crate::plan::{BaseFacts, Facts, FirmwareDigests, InputFacts, Plan};
 use crate::session;
 use crate::specfile::hardcoded_secrets::giveaways;
-use crate::specfile::{self, BootMode, Spec, SpecFile};
+use crate::specfile::{self, Spec, SpecFile};
 
 use super::base::{BaseResolver, DigestOrigin, LocatedBase, is_yet_to_come};
 use super::inputs::{InputError, check_script, digest_file, examine};
@@ -90,7 +90,7 @@ pub async fn plan(
     let known = Arc::clone(memo);
     // Hashing half a gigabyte takes a second; the host's programs are examined meanwhile.
     let inputs = spawn_blocking(move || {
-        let base = examine_base(&located, described.machine.boot, &known);
+        let base = examine_base(&located, &known);
         examine_sources(&described, reach, &refused, base, &known)
     });
     let (host, inputs) = tokio::join!(host, inputs);
@@ -191,8 +191,7 @@ fn warn_of_giveaways(spec: &Spec, reach: ReachPolicy, events: &Events) {
 }
 
 /// Inspects the base image before anything else reads it, then hashes it, unless its digest is known.
-/// A direct boot starts the agent by itself, whatever the base has.
-fn examine_base(base: &LocatedBase, boot: BootMode, memo: &DigestCache) -> Result<(BaseFacts, Vec<String>), Failure> {
+fn examine_base(base: &LocatedBase, memo: &DigestCache) -> Result<(BaseFacts, Vec<String>), Failure> {
     let image = BaseImage::open(&base.file, base.format)?;
     let unreadable = unreadable_base(&base.file);
     let stamp = image.file.metadata().map(|metadata| FileStamp::from(&metadata)).map_err(&unreadable)?;
@@ -203,9 +202,6 @@ fn examine_base(base: &LocatedBase, boot: BootMode, memo: &DigestCache) -> Resul
     if let Some((expected, origin)) = base.expected.filter(|(expected, _)| *expected != sha256) {
         return Err(SurveyError::WrongBase { path: base.file.clone(), found: sha256, expected, origin }.into());
     }
-    if boot == BootMode::Full {
-        agent_support::check_base(&base.file, base.format.into())?;
-    }
     let facts = BaseFacts {
         file: base.file.clone(),
         format: base.format,
@@ -214,6 +210,7 @@ fn examine_base(base: &LocatedBase, boot: BootMode, memo: &DigestCache) -> Resul
         source: base.source.clone(),
         pinned: base.expected.is_some() || base.image.is_some(),
         image: base.image.clone(),
+        agent_obstacle: agent_support::find_obstacle(&base.file, base.format.into()),
         stamp,
     };
     Ok((facts, image.facts.warnings))

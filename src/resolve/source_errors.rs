@@ -46,6 +46,7 @@ impl From<&PlanError> for SourceProblem {
         let subject = ProblemSubject::MachineKey(match error {
             PlanError::KvmUnusable(_) => "accel",
             PlanError::NoFirmware => "firmware",
+            PlanError::NoCloudInit { .. } => "agent",
             PlanError::TooLarge { .. } | PlanError::DiskTooSmall { .. } | PlanError::Size(_) => "disk",
         });
         Self { kind: error.kind(), subject, message: error.to_string(), hints: error.hints(), evidence: Vec::new() }

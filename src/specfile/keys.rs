@@ -26,8 +26,8 @@ use super::value_kinds::{
     title, word,
 };
 use super::{
-    AccelChoice, BaseFormat, BootMode, Command, Compression, FileOwner, FirmwareKind, NetworkBackend, OutputFormat,
-    PrivateDestination, seal,
+    AccelChoice, AgentChoice, BaseFormat, BootMode, Command, Compression, FileOwner, FirmwareKind, NetworkBackend,
+    OutputFormat, PrivateDestination, seal,
 };
 
 pub(super) const IMAGE_NAME: Word = Word::new("a-z0-9", "a-z0-9._-", 64);
@@ -191,6 +191,9 @@ table! {
         /// How the guest of a build starts: `full` is firmware, boot loader, init and services; with `direct`, QEMU starts the
         /// kernel of the image and no service runs, which takes seconds. Tests always boot in full.
         boot: BootMode = DefaultedKey(choice([("full", BootMode::Full), ("direct", BootMode::Direct)], &[]), "'full'"),
+        /// What starts kiln's agent in a guest that boots in full: `cloud-init`, or with `planted` the init of the image, after
+        /// a direct boot has put the agent on the disk; `auto` is `cloud-init` where that works in the image, else `planted`.
+        agent: AgentChoice = DefaultedKey(choice(AgentChoice::ALL.map(|choice| (choice.name(), choice)), &[]), "'auto'"),
         /// `auto` uses KVM if it works and software emulation otherwise; `kvm` requires KVM; `tcg` is software
         /// emulation.
         accel: AccelChoice = DefaultedKey(choice([("auto", AccelChoice::Auto), ("kvm", AccelChoice::Kvm), ("tcg", AccelChoice::Tcg)], &[]), "'auto'"),

@@ -196,6 +196,8 @@ pub struct MachineSpec {
     pub firmware: FirmwareKind,
     /// How the guest of a build is started.
     pub boot: BootMode,
+    /// What starts the agent in a guest that boots in full.
+    pub agent: AgentChoice,
     /// The accelerator that the spec asks for.
     pub accel: AccelChoice,
     /// Whether the guest has a network card.
@@ -242,6 +244,33 @@ pub enum BootMode {
     Full,
     /// QEMU starts the kernel of the image, and kiln's agent is its first process.
     Direct,
+}
+
+/// What starts kiln's agent in a guest that boots in full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AgentChoice {
+    /// cloud-init where it starts the agent, else the guest's init.
+    #[default]
+    Auto,
+    /// cloud-init, from a seed.
+    CloudInit,
+    /// The guest's init: kiln plants the agent on the disk of the build, and removes it when it seals the image.
+    Planted,
+}
+
+impl AgentChoice {
+    /// All choices.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::CloudInit, Self::Planted];
+
+    /// Returns the name in specs.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            AgentChoice::Auto => "auto",
+            AgentChoice::CloudInit => "cloud-init",
+            AgentChoice::Planted => "planted",
+        }
+    }
 }
 
 /// The accelerator a spec asks for.

@@ -173,6 +173,7 @@ fn machine(raw: keys::Machine) -> MachineSpec {
         disk: raw.disk.map(|disk| disk.value),
         firmware: raw.firmware,
         boot: raw.boot,
+        agent: raw.agent,
         accel: raw.accel,
         network: raw.network,
         boot_timeout: raw.boot_timeout,

@@ -158,6 +158,9 @@ pub struct ManifestMachine {
     /// `direct` where QEMU started the image's kernel with kiln's agent as its first process; `None` for a full boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<String>,
+    /// `planted` where kiln's agent was planted in the image, since its cloud-init did not start it; `None` otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
     /// Network: `none` or `user`.
     #[serde(default)]
     pub network: String,

@@ -132,3 +132,22 @@ impl Fault for DoesNotBoot {
         self.why.evidence()
     }
 }
+
+/// The agent cannot be planted in a copy of the image, so that the image cannot be tested.
+#[derive(Debug, thiserror::Error)]
+#[error("the tests cannot run: {why}")]
+pub struct NotPlanted {
+    /// The failure to plant the agent.
+    pub why: Failure,
+}
+
+impl Fault for NotPlanted {
+    fn kind(&self) -> Kind {
+        Kind::Test
+    }
+
+    fn hints(&self) -> Vec<String> {
+        let publish = "the image may be as it should be: `kiln build --no-test` publishes it without its tests";
+        self.why.hints().into_iter().chain([publish.to_owned()]).collect()
+    }
+}

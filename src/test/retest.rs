@@ -19,7 +19,7 @@ use crate::plan::scaled;
 use crate::resolve::agent_support;
 use crate::resolve::path_policy::{NetworkReach, check_network};
 use crate::size::ByteSize;
-use crate::specfile::{NetworkBackend, PrivateDestination, Test};
+use crate::specfile::{AgentChoice, NetworkBackend, PrivateDestination, Test};
 use crate::store::Artifact;
 use crate::workdir::Workdir;
 
@@ -121,8 +121,13 @@ pub async fn retest(
     let (Some(output), Some(image)) = (artifact.manifest().outputs.first(), images.first().cloned()) else {
         return Err(CloneError::NotBootable(id.to_string()).into());
     };
-    agent_support::check_image(image.path, image.format).await?;
     let made = &artifact.manifest().machine;
+    let choice = if made.agent.as_deref() == Some(AgentChoice::Planted.name()) {
+        AgentChoice::Planted
+    } else {
+        AgentChoice::Auto
+    };
+    let agent = agent_support::choose_for_image(choice, image.path, image.format).await?;
     let private = private_destinations(artifact)?;
     check_network(&private, reach, events)?;
     let wanted = WantedMachine {
@@ -130,7 +135,7 @@ pub async fn retest(
         network: if made.network == "user" { NetworkBackend::User } else { NetworkBackend::None },
         private_network: PrivateNetworkAccess::Listed(private),
     };
-    let mut machine = machine(artifact, wanted).await?;
+    let mut machine = machine(artifact, wanted).await?.started_by(agent);
     machine.boot_timeout = scaled(BOOT_TIMEOUT, machine.accelerator);
     if let Some(reason) = &machine.accel_reason {
         events.notice(NoticeLevel::Info, format!("software emulation (tcg): {reason}"));

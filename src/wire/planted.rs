@@ -39,6 +39,7 @@ pub fn setting_folders(units: &str) -> impl Iterator<Item = String> {
 }
 
 /// Returns whether a line of [`INITTAB`] starts the agent.
+#[must_use]
 pub fn is_planted_line(line: &[u8]) -> bool {
     line.starts_with(INITTAB_ID)
 }

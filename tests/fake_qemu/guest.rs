@@ -287,6 +287,11 @@ impl Guest<'_> {
                 Ok(())
             }
             ["sh", "-c", _, "settled", ..] if self.mode == "never-settles" => self.exited(stream, Exit::TimedOut {}),
+            ["sh", "-c", _, "settled", ..] if self.mode == "emergency" => self.exited(stream, Exit::Code { code: 90 }),
+            ["sh", "-c", script] if script.contains("--plant") => {
+                super::log("plant");
+                self.plant(stream)
+            }
             ["sh", "-c", script] if script.contains("list-jobs") => {
                 let jobs = b"145 stuck.service start running\n2 multi-user.target start waiting\n--\n".to_vec();
                 self.say(stream, &Message::Stdout { bytes: jobs })?;
@@ -310,6 +315,16 @@ impl Guest<'_> {
             },
             [] => Err(io::Error::other("a command without a program")),
         }
+    }
+
+    fn plant(&mut self, stream: u32) -> io::Result<()> {
+        if self.mode != "unknown-init" {
+            return self.exited(stream, Exit::Code { code: 0 });
+        }
+        let bytes =
+            b"kiln-agent: the guest's init (/usr/bin/runit) is neither systemd nor OpenRC nor sysvinit\n".to_vec();
+        self.say(stream, &Message::Stderr { bytes })?;
+        self.exited(stream, Exit::Code { code: 1 })
     }
 
     /// Each line is a script; `exit` ends the shell.

@@ -12,6 +12,7 @@ mod hostile;
 mod inputs;
 mod kills;
 mod mounts;
+mod planted;
 mod project;
 mod qemu;
 mod scripts;

@@ -15,6 +15,7 @@ mod contents;
 mod direct;
 mod faults;
 mod files;
+mod planted;
 mod sealing;
 mod steps;
 

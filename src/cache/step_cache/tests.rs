@@ -261,6 +261,7 @@ pub(super) fn facts(micro: u32) -> Facts {
             source: "base.qcow2".into(),
             pinned: false,
             image: None,
+            agent_obstacle: None,
             stamp: FileStamp::from(&fs::metadata("/").unwrap()),
         },
         firmware: None,

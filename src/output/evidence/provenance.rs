@@ -66,5 +66,8 @@ fn describe_machine(machine: &ManifestMachine) -> Value {
     if let Some(boot) = &machine.boot {
         about["boot"] = json!(boot);
     }
+    if let Some(agent) = &machine.agent {
+        about["agent"] = json!(agent);
+    }
     about
 }

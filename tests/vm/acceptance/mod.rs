@@ -12,6 +12,7 @@ mod kills;
 mod listing;
 mod nested_kvm;
 mod older_qemu;
+mod planted;
 
 use std::path::PathBuf;
 

@@ -1,0 +1,89 @@
+//! The decision what starts kiln's agent in a guest.
+
+use std::fmt;
+
+use crate::specfile::{AgentChoice, BootMode};
+
+/// What starts kiln's agent in a guest, and so how the guest boots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AgentStart {
+    /// The guest's cloud-init, from a seed, in a full boot.
+    CloudInit,
+    /// The guest's init, in a full boot. A direct boot has planted the agent on the disk before.
+    Planted(PlantingReason),
+    /// The kernel, in a direct boot: the agent is the first process.
+    Direct,
+}
+
+/// The reason why the agent is planted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PlantingReason {
+    /// The user asks for it.
+    Requested,
+    /// cloud-init does not start the agent, for this reason.
+    Obstacle(String),
+}
+
+impl AgentStart {
+    /// Decides what starts the agent in a guest whose cloud-init does not start it because of this obstacle, if there is one.
+    ///
+    /// # Errors
+    /// The obstacle, where the user asks for cloud-init.
+    pub fn choose(choice: AgentChoice, obstacle: Option<String>) -> Result<Self, String> {
+        match (choice, obstacle) {
+            (AgentChoice::Planted, _) => Ok(Self::Planted(PlantingReason::Requested)),
+            (AgentChoice::Auto, Some(why)) => Ok(Self::Planted(PlantingReason::Obstacle(why))),
+            (AgentChoice::CloudInit, Some(why)) => Err(why),
+            (AgentChoice::Auto | AgentChoice::CloudInit, None) => Ok(Self::CloudInit),
+        }
+    }
+
+    /// Decides what starts the agent in the guest of a build. A direct boot needs nothing on the disk.
+    ///
+    /// # Errors
+    /// As [`AgentStart::choose`].
+    pub fn choose_for_build(boot: BootMode, choice: AgentChoice, obstacle: Option<String>) -> Result<Self, String> {
+        match boot {
+            BootMode::Direct => Ok(Self::Direct),
+            BootMode::Full => Self::choose(choice, obstacle),
+        }
+    }
+
+    /// Returns the name that `kiln plan` and the manifest use.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::CloudInit => "cloud-init",
+            Self::Planted(_) => "planted",
+            Self::Direct => "direct",
+        }
+    }
+}
+
+impl fmt::Display for PlantingReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Requested => "the spec asks for it",
+            Self::Obstacle(why) => why,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn i1_the_agent_is_planted_where_cloud_init_does_not_start_it() {
+        let obstacle = || Some("cloud-init is not installed".to_owned());
+        let planted = AgentStart::Planted(PlantingReason::Obstacle("cloud-init is not installed".into()));
+        assert_eq!(AgentStart::choose(AgentChoice::Auto, None), Ok(AgentStart::CloudInit));
+        assert_eq!(AgentStart::choose(AgentChoice::Auto, obstacle()), Ok(planted));
+        assert_eq!(AgentStart::choose(AgentChoice::CloudInit, None), Ok(AgentStart::CloudInit));
+        assert_eq!(AgentStart::choose(AgentChoice::CloudInit, obstacle()), Err("cloud-init is not installed".into()));
+        let requested = AgentStart::Planted(PlantingReason::Requested);
+        assert_eq!(AgentStart::choose(AgentChoice::Planted, None), Ok(requested));
+        let direct = AgentStart::choose_for_build(BootMode::Direct, AgentChoice::CloudInit, obstacle());
+        assert_eq!(direct, Ok(AgentStart::Direct), "nothing on the disk starts it");
+    }
+}
