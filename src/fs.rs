@@ -15,6 +15,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use tempfile::NamedTempFile;
 
+pub(crate) mod copy_range;
 mod draft;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -1,20 +1,16 @@
 //! Copies a file cheaply: holes stay holes, and where the file system can, both files share their blocks.
-//!
-//! `copy_file_range` makes reflinks by itself on file systems that have them (see its man page), so no ioctl is needed.
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
-use nix::fcntl::copy_file_range;
 use nix::unistd::{Whence, lseek};
+
+use crate::fs::copy_range::copy_some;
 
 /// Bytes copied by one call; a whole number of blocks on every file system, as reflinks need.
 const CHUNK: u64 = 16 << 20;
-/// Bytes copied by one call where the kernel cannot copy by itself.
-const BUFFER: usize = 1 << 20;
 
 /// Copies all of `from` into the empty file `to`. `copied` is called with the number of bytes of each piece, holes included.
 pub(super) fn copy<E: From<io::Error>>(
@@ -28,7 +24,7 @@ pub(super) fn copy<E: From<io::Error>>(
         copied(data.start - at)?;
         at = data.start;
         while at < data.end {
-            let n = copy_some(from, to, at..data.end.min(at + CHUNK))?;
+            let n = copy_some(from, at..data.end.min(at + CHUNK), to, at)?;
             at += n;
             copied(n)?;
         }
@@ -52,36 +48,11 @@ fn next_data(file: &File, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
     Ok((start < range.end).then(|| start..end.min(range.end)))
 }
 
-/// Copies at least one byte from the start of the range, and returns how many.
-fn copy_some(from: &File, to: &File, range: Range<u64>) -> io::Result<u64> {
-    let mut source = range.start.cast_signed();
-    let mut target = source;
-    let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-    let copied = match copy_file_range(from, Some(&mut source), to, Some(&mut target), length) {
-        Ok(n) => n,
-        // Other file systems, old kernels, seccomp filters: copy by hand.
-        Err(Errno::EXDEV | Errno::ENOSYS | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EPERM) => {
-            copy_by_hand(from, to, &range)?
-        }
-        Err(Errno::EINTR) => return copy_some(from, to, range),
-        Err(error) => return Err(error.into()),
-    };
-    if copied == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(copied as u64) }
-}
-
-fn copy_by_hand(from: &File, to: &File, range: &Range<u64>) -> io::Result<usize> {
-    let length = usize::try_from(range.end - range.start).map_or(BUFFER, |length| length.min(BUFFER));
-    let mut buffer = vec![0; length];
-    let n = from.read_at(&mut buffer, range.start)?;
-    to.write_all_at(&buffer[..n], range.start)?;
-    Ok(n)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read;
-    use std::os::unix::fs::MetadataExt;
+    use crate::fs::copy_range::BUFFER;
+    use std::os::unix::fs::{FileExt, MetadataExt};
 
     fn pattern(n: usize) -> Vec<u8> {
         (0..n).map(|i| u8::try_from(i % 251).unwrap()).collect()
@@ -124,16 +95,6 @@ mod tests {
             copy::<io::Error>(&from, &to, |_| Ok(())).unwrap();
             assert!(content(&to) == pattern(length), "{length}");
         }
-    }
-
-    #[test]
-    fn copying_by_hand_moves_the_same_bytes() {
-        let (from, mut to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-        from.write_all_at(&pattern(5000), 0).unwrap();
-        assert_eq!(copy_by_hand(&from, &to, &(1000..5000)).unwrap(), 4000);
-        let mut copied = Vec::new();
-        to.read_to_end(&mut copied).unwrap();
-        assert_eq!(copied[1000..], pattern(5000)[1000..]);
     }
 
     #[test]
