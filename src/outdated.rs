@@ -245,7 +245,8 @@ mod tests {
                 name: name.into(),
                 version: version.into(),
                 build_key: disk.into(),
-                disk_sha256: Sha256Digest::of(disk),
+                disk_sha256: None,
+                disk_chunks_sha256: Some(Sha256Digest::of(disk)),
             }
         };
         Summary {
@@ -265,7 +266,8 @@ mod tests {
                 ..ManifestOutput::staged("disk", "qcow2", 1)
             }],
             build_key: disk.into(),
-            disk_sha256: Sha256Digest::of(disk),
+            disk_sha256: None,
+            disk_chunks_sha256: Some(Sha256Digest::of(disk)),
             folder: "/".into(),
         }
     }

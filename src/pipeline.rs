@@ -165,7 +165,7 @@ impl<'a> BuildContext<'a> {
         around: &BuildOptions,
     ) -> Result<Artifact, Failure> {
         let mut record = publish::BuildRecord::default();
-        let mut twin = BaseTwin::begin(self, layers.cache());
+        let mut twin = BaseTwin::begin(self, around, layers.cache());
         let (guest, steps) = self.provisioned(layers, staging.path(), around).await?;
         let tests = if around.skip_tests { &[] } else { &self.plan.spec.tests[..] };
         let (guest, agent) = self.testable(guest, tests).await?;

@@ -4,6 +4,7 @@ mod support;
 
 use std::fs;
 use std::io::pipe;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use support::redact::redact;
@@ -204,6 +205,7 @@ fn a_published_image_can_be_listed_inspected_verified_and_removed() {
             "SHA256SUMS",
             "build.log",
             "console.log",
+            "disk.chunks",
             "files.zst",
             "manifest.json",
             "provenance.json",
@@ -240,6 +242,39 @@ fn the_digest_is_that_of_the_disk_in_every_format() {
     support::qemu_img(&["convert", "-f", "qcow2", "-O", "raw", paths[0], paths[1]]);
     let digest = Command::new("sha256sum").arg(unpacked).output().expect("sha256sum is installed");
     assert_eq!(manifest["disk_sha256"], String::from_utf8_lossy(&digest.stdout[..64]).as_ref());
+}
+
+/// An image without a raw file has the digests of its disk's chunks, which anybody can check, and no digest of the whole.
+#[test]
+fn the_digest_of_a_disk_is_computed_for_who_asks() {
+    let built = Kiln::new().spec("[[output]]\nformat = 'qcow2'\n").build().run();
+    let manifest = json(&built.then(["inspect", "web", "--json"]).run().stdout);
+    assert!(manifest["disk_sha256"].is_null());
+    let folder = built.place().store().join("web/1");
+    let sum = |path: &Path| {
+        let sum = Command::new("sha256sum").arg(path).output().expect("sha256sum is installed");
+        String::from_utf8_lossy(&sum.stdout[..64]).into_owned()
+    };
+    assert_eq!(manifest["disk_chunks_sha256"], sum(&folder.join("disk.chunks")));
+    let (qcow2, raw) = (folder.join("web-1.qcow2"), built.place().join("unpacked.raw"));
+    let paths = [&qcow2, &raw].map(|path| path.to_str().expect("UTF-8"));
+    support::qemu_img(&["convert", "-f", "qcow2", "-O", "raw", paths[0], paths[1]]);
+    let asked = built.then(["inspect", "web", "--disk-sha256"]).run().stdout;
+    assert_eq!(asked.trim_end(), sum(&raw));
+    let chunks = fs::read_to_string(folder.join("disk.chunks")).expect("published");
+    let bytes = fs::read(&raw).expect("converted");
+    assert_eq!(chunks.lines().next(), Some(&*format!("kiln chunks 1 disk={} chunk={}", bytes.len(), 4 << 20)));
+    let piece = built.place().join("piece");
+    for (line, chunk) in chunks.lines().skip(1).zip(bytes.chunks(4 << 20)) {
+        fs::write(&piece, chunk).expect("written");
+        let is_zero = chunk.iter().all(|byte| *byte == 0);
+        assert_eq!(line, if is_zero { "zero".to_owned() } else { sum(&piece) });
+    }
+    built.then(["verify", "web"]).stdout_has("ok disk.chunks").run();
+    let path = folder.join("disk.chunks");
+    support::make_writable(&path);
+    fs::write(path, chunks.replacen("zero", &"0".repeat(64), 1)).expect("damaged");
+    built.then(["verify", "web"]).fails(8).stderr_has("disk.chunks").run();
 }
 
 #[test]

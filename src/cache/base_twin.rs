@@ -1,21 +1,32 @@
-//! The base image, compressed as outputs are: made once, while the first guest boots, and kept in the cache. A conversion
-//! then has to compress only what the build has changed.
+//! The base image, compressed as outputs are: made once, while the first guest boots, and kept in the cache, with the digests
+//! of its chunks as conversions learn them. A conversion then has to read, compress and hash only what the build has changed.
 //!
-//! It only saves time: without a twin everything is compressed, and the bytes are the same.
+//! ```text
+//! CACHE/layers/KEY.ID/         the twin
+//! CACHE/base-chunks/KEY        the SHA-256 of the rest of the file in hex, and the digests (crate::disk::chunk_index)
+//! ```
+//! They only save time: without them everything is compressed and hashed, and the bytes are the same. A digest is known when
+//! a conversion has compared the twin's chunk with the base's.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::context::{BuildContext, ScratchError};
+use crate::context::{BuildContext, BuildOptions, ScratchError};
+use crate::digest::Sha256Digest;
+use crate::digest_cache;
+use crate::disk::base_twin::{PreparedBase, TwinReader};
 use crate::disk::chain::{Chain, ChainFile};
+use crate::disk::chunk_index::{self, KnownChunks};
 use crate::disk::write::WriteError;
-use crate::disk::write_qcow2::{TwinReader, write_qcow2, zstd_version};
+use crate::disk::write_qcow2::{write_qcow2, zstd_version};
 use crate::error::Failure;
 use crate::event::{Events, NoticeLevel};
 use crate::layer::{LayerCache, LayerMetadata, Name, Stack};
@@ -33,58 +44,81 @@ use super::step_cache::unusable;
 /// Name of the twin's file in the scratch folder.
 const FILE: &str = "base.qcow2";
 
-/// The twin of the base image, which is made in the background.
+/// Name of the folder with the digests of bases, in the cache.
+const CHUNKS: &str = "base-chunks";
+/// The number of bases whose digests are kept.
+const MOST_CHUNK_FILES: usize = 64;
+/// The name of the twin of a base that is compressed like an output.
+const ITSELF: &str = "itself";
+
+/// The prepared base, and the layer that keeps its twin in use.
+type Prepared = (Arc<PreparedBase>, Option<Stack>);
+
+/// The twin of the base image, which is made in the background, and the digests of its chunks.
 pub(crate) struct BaseTwin {
-    made: oneshot::Receiver<(TwinReader, Option<Stack>)>,
-    /// Keeps the layer that contains the twin in use.
-    used: Option<Stack>,
-    thread: Option<JoinHandle<()>>,
+    made: oneshot::Receiver<Prepared>,
+    /// The base, and the layer that contains the twin, which is kept in use.
+    used: Option<Prepared>,
+    /// The digests in the cache.
+    chunks: ChunkCache,
+    thread: Option<JoinHandle<Option<String>>>,
     /// Cancels the work, if nobody waits for it.
     _guard: DropGuard,
 }
 
 impl BaseTwin {
     /// Starts to compress the twin, or to look for it in the cache. Returns `None` for a plan whose outputs do not use it.
-    pub(crate) fn begin(build: &BuildContext<'_>, cache: Option<LayerCache>) -> Option<Self> {
+    pub(crate) fn begin(build: &BuildContext<'_>, around: &BuildOptions, layers: Option<LayerCache>) -> Option<Self> {
         let plan = build.plan;
         if !plan.outputs.disks.iter().any(DiskFile::uses_base_twin) {
             return None;
         }
         let (send, made) = oneshot::channel();
         let cancel = CancellationToken::new();
+        let chunks = ChunkCache::new(plan, (!around.no_cache).then_some(&around.cache));
         let maker = TwinBuilder {
             plan: plan.clone(),
-            cache,
+            chunks: chunks.clone(),
+            layers,
             file: build.work.join(FILE),
             events: build.events.clone(),
             cancel: cancel.clone(),
         };
         // A separate thread, since a thread that has lowered its priority cannot raise it again.
         let thread = thread::spawn(move || {
-            process::step_back();
-            if let Err(failure) = maker.run(send) {
+            let made = maker.run(send);
+            made.unwrap_or_else(|failure| {
                 maker.events.notice(NoticeLevel::Debug, format!("the base is not compressed ahead: {failure}"));
-            }
+                None
+            })
         });
-        Some(Self { made, used: None, thread: Some(thread), _guard: cancel.drop_guard() })
+        Some(Self { made, used: None, chunks, thread: Some(thread), _guard: cancel.drop_guard() })
     }
 
-    /// Waits for the twin. Returns `None` where it could not be made.
-    pub(crate) async fn ready(&mut self) -> Option<TwinReader> {
-        let (twin, used) = (&mut self.made).await.ok()?;
-        self.used = used;
-        Some(twin)
+    /// Waits for the base. Returns `None` where it could not be prepared.
+    pub(crate) async fn ready(&mut self) -> Option<Arc<PreparedBase>> {
+        let prepared = (&mut self.made).await.ok()?;
+        let base = Arc::clone(&prepared.0);
+        self.used = Some(prepared);
+        Some(base)
     }
 
-    /// Waits until the twin is in the cache.
+    /// Waits until the twin is in the cache, and keeps the digests that the build has learned.
     pub(crate) async fn finish(mut self) {
-        let thread = self.thread.take();
-        // Only a bug makes the thread panic, and then nothing is kept.
-        let _ = tokio::task::spawn_blocking(move || thread.map(JoinHandle::join)).await;
+        let Some(thread) = self.thread.take() else { return };
+        let base = self.used.as_ref().map(|(base, _)| Arc::clone(base));
+        let chunks = self.chunks.clone();
+        let kept = tokio::task::spawn_blocking(move || {
+            // Only a bug makes the thread panic, and then nothing is kept.
+            let twin = thread.join().ok().flatten();
+            twin.zip(base).map_or(Ok(()), |(twin, base)| chunks.keep(&twin, &base.known_chunks()))
+        });
+        // If the digests are lost, they are computed again.
+        let _ = kept.await;
     }
 }
 
-fn key(plan: &Plan) -> CacheKey {
+fn twin_key(plan: &Plan) -> CacheKey {
     let base = &plan.base.sha256;
     CacheKey::root().then(&json!({ "twin": base, "format": format_name(plan.base.format), "codec": zstd_version() }))
 }
@@ -95,42 +129,70 @@ fn open(path: &Path) -> Result<File, ScratchError> {
 
 struct TwinBuilder {
     plan: Plan,
-    cache: Option<LayerCache>,
+    layers: Option<LayerCache>,
+    chunks: ChunkCache,
     file: PathBuf,
     events: Events,
     cancel: CancellationToken,
 }
 
 impl TwinBuilder {
-    fn run(&self, send: oneshot::Sender<(TwinReader, Option<Stack>)>) -> Result<(), Failure> {
-        let base = &self.plan.base;
-        let key = key(&self.plan);
-        if let Some(twin) = TwinReader::itself(open(&base.file)?, base.format) {
-            let _ = send.send((twin, None));
-            return Ok(());
+    /// Sends the base, and returns the name of its twin, if that is in the cache.
+    fn run(&self, send: oneshot::Sender<Prepared>) -> Result<Option<String>, Failure> {
+        if let Some((twin, used)) = self.find_twin()? {
+            let name = used.as_ref().map_or(ITSELF.to_owned(), |stack| stack.top().facts.name.id.clone());
+            let chunks = self.chunks.find(&name).unwrap_or_else(|| KnownChunks::new(self.plan.disk_size()));
+            let _ = send.send((Arc::new(PreparedBase { twin, chunks: Mutex::new(chunks) }), used));
+            return Ok(Some(name));
         }
-        let mut problem = unusable(&self.events);
-        let found = self.cache.as_ref().and_then(|cache| cache.find(key, &mut problem).into_iter().next());
-        if let Some(stack) = found {
-            stack.touch();
-            let twin = TwinReader::open(open(&stack.top().disk())?).map_err(WriteError::from)?;
-            let _ = send.send((twin, Some(stack)));
-            return Ok(());
-        }
+        process::step_back();
         let began = Instant::now();
+        let chunks = Mutex::new(KnownChunks::new(self.plan.disk_size()));
+        let base = PreparedBase { twin: self.make()?, chunks };
+        let _ = send.send((Arc::new(base), None));
+        let took = began.elapsed();
+        self.events.notice(NoticeLevel::Debug, format!("the base was compressed ahead in {:.2} s", took.as_secs_f64()));
+        self.keep_twin(took)
+    }
+
+    /// Returns the twin if it needs not be made: the base itself, or one in the cache.
+    fn find_twin(&self) -> Result<Option<(TwinReader, Option<Stack>)>, Failure> {
+        let base = &self.plan.base;
+        match TwinReader::itself(open(&base.file)?, base.format) {
+            Some(twin) => Ok(Some((twin, None))),
+            None => self.cached_twin(),
+        }
+    }
+
+    /// Returns the twin in the cache.
+    fn cached_twin(&self) -> Result<Option<(TwinReader, Option<Stack>)>, Failure> {
+        let mut problem = unusable(&self.events);
+        let layers = self.layers.as_ref();
+        let found = layers.and_then(|layers| layers.find(twin_key(&self.plan), &mut problem).into_iter().next());
+        let Some(stack) = found else { return Ok(None) };
+        stack.touch();
+        let twin = TwinReader::open(open(&stack.top().disk())?).map_err(WriteError::from)?;
+        Ok(Some((twin, Some(stack))))
+    }
+
+    fn make(&self) -> Result<TwinReader, Failure> {
+        let base = &self.plan.base;
         let chain = Chain::open(vec![ChainFile { file: open(&base.file)?, format: base.format.into() }])?;
         let file = File::create_new(&self.file).map_err(ScratchError::at("the compressed base", &self.file))?;
         // A full disk needs this room for more important files.
         write_qcow2(&chain, Compression::Zstd, None, file, &Progress::unreported(&self.cancel))
-            .inspect_err(|_| drop(std::fs::remove_file(&self.file)))?;
+            .inspect_err(|_| drop(fs::remove_file(&self.file)))?;
         check_base(&self.plan)?;
-        let _ = send.send((TwinReader::open(open(&self.file)?).map_err(WriteError::from)?, None));
-        let took = began.elapsed();
-        self.events.notice(NoticeLevel::Debug, format!("the base was compressed ahead in {:.2} s", took.as_secs_f64()));
-        let Some(cache) = &self.cache else { return Ok(()) };
+        Ok(TwinReader::open(open(&self.file)?).map_err(WriteError::from)?)
+    }
+
+    /// Moves the twin to the cache, and returns its name there.
+    fn keep_twin(&self, took: Duration) -> Result<Option<String>, Failure> {
+        let Some(cache) = &self.layers else { return Ok(None) };
+        let name = Name::new(twin_key(&self.plan));
+        let id = name.id.clone();
         let kept = cache.draft().and_then(|draft| {
             draft.take_disk(&self.file)?;
-            let name = Name::new(key);
             draft.commit(LayerMetadata {
                 name,
                 parent: None,
@@ -141,6 +203,107 @@ impl TwinBuilder {
                 covers: Vec::new(),
             })
         });
-        Ok(kept.map_err(ScratchError::at("the compressed base", &self.file))?)
+        kept.map_err(ScratchError::at("the compressed base", &self.file))?;
+        Ok(Some(id))
+    }
+}
+
+/// The digests of a base in the cache.
+#[derive(Clone)]
+struct ChunkCache {
+    /// The folder of the digests of all bases; `None` if the cache is not used.
+    folder: Option<PathBuf>,
+    base: CacheKey,
+    disk_size: u64,
+}
+
+impl ChunkCache {
+    fn new(plan: &Plan, cache: Option<&PathBuf>) -> Self {
+        let disk_size = plan.disk_size();
+        let base = twin_key(plan).then(&json!({ "disk": disk_size }));
+        Self { folder: cache.map(|cache| cache.join(CHUNKS)), base, disk_size }
+    }
+
+    /// Returns the file for the twin of this name: another twin may be another file.
+    fn path(&self, twin: &str) -> Option<PathBuf> {
+        Some(self.folder.as_ref()?.join(self.base.then(&json!({ "twin": twin })).to_string()))
+    }
+
+    fn find(&self, twin: &str) -> Option<KnownChunks> {
+        read_chunks(&self.path(twin)?).filter(|chunks| chunks.disk_size() == self.disk_size)
+    }
+
+    /// Keeps digests, if they are others than before, and removes those that were kept longest ago.
+    fn keep(&self, twin: &str, chunks: &KnownChunks) -> io::Result<()> {
+        let Some((folder, path)) = self.folder.as_ref().zip(self.path(twin)) else { return Ok(()) };
+        if self.find(twin).as_ref() == Some(chunks) {
+            return Ok(());
+        }
+        let text = chunks.to_text();
+        digest_cache::replace(&path, format!("{}\n{text}", Sha256Digest::of(&text)).as_bytes())?;
+        let mut kept = Vec::new();
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            kept.push((entry.metadata()?.modified()?, entry.path()));
+        }
+        kept.sort_unstable();
+        let surplus = kept.len().saturating_sub(MOST_CHUNK_FILES);
+        kept[..surplus].iter().try_for_each(|(_, path)| fs::remove_file(path))
+    }
+}
+
+/// Reads digests; `None` if the file does not exist or is damaged.
+fn read_chunks(path: &Path) -> Option<KnownChunks> {
+    let mut text = String::new();
+    File::open(path).ok()?.take(chunk_index::LARGEST).read_to_string(&mut text).ok()?;
+    let (sha256, text) = text.split_once('\n')?;
+    if Sha256Digest::of(text).to_string() == sha256 { KnownChunks::parse(text) } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cache(folder: &Path, base: CacheKey) -> ChunkCache {
+        ChunkCache { folder: Some(folder.to_owned()), base, disk_size: 9 << 20 }
+    }
+
+    #[test]
+    fn digests_of_a_base_survive_and_damaged_ones_are_not_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = cache(folder.path(), CacheKey::root());
+        let chunks = KnownChunks::new(9 << 20);
+        assert_eq!(cache.find("a"), None);
+        cache.keep("a", &chunks).unwrap();
+        assert_eq!(cache.find("a").as_ref(), Some(&chunks));
+        assert_eq!(cache.find("b"), None, "another twin was not compared with the base");
+        let larger = ChunkCache { disk_size: 10 << 20, ..cache.clone() };
+        assert_eq!(larger.find("a"), None);
+        let path = cache.path("a").unwrap();
+        let sound = fs::read(&path).unwrap();
+        for index in 0..sound.len() {
+            let mut damaged = sound.clone();
+            damaged[index] ^= 1;
+            fs::write(&path, &damaged).unwrap();
+            assert_eq!(cache.find("a"), None, "{index}");
+            fs::write(&path, &sound[..index]).unwrap();
+            assert_eq!(cache.find("a"), None, "{index}");
+        }
+        let unused = ChunkCache { folder: None, ..cache };
+        unused.keep("a", &chunks).unwrap();
+        assert_eq!(unused.find("a"), None);
+    }
+
+    #[test]
+    fn the_digests_of_bases_are_not_kept_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let chunks = KnownChunks::new(9 << 20);
+        let mut key = CacheKey::root();
+        for _ in 0..MOST_CHUNK_FILES + 5 {
+            key = key.then(&json!("next"));
+            cache(folder.path(), key).keep("a", &chunks).unwrap();
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), MOST_CHUNK_FILES);
+        assert_eq!(cache(folder.path(), key).find("a"), Some(chunks));
     }
 }

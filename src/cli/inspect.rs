@@ -4,8 +4,9 @@ use std::io::Write;
 
 use clap::Args;
 
-use super::{print, print_json};
+use super::{CommandContext, print, print_json};
 use crate::error::Failure;
+use crate::output::export::disk_sha256;
 use crate::report::quote::TextPage;
 use crate::size::ByteSize;
 use crate::store::manifest::{Manifest, ManifestOutput, ManifestStep, ManifestTest};
@@ -20,12 +21,22 @@ pub struct InspectArgs {
     /// Print the manifest itself, which is JSON
     #[arg(long)]
     pub json: bool,
+    /// Print the SHA-256 of the raw disk alone: computed, where the manifest does not have it
+    #[arg(long, conflicts_with = "json")]
+    pub disk_sha256: bool,
 }
 
 /// Writes a summary of a version, or its manifest.
 pub fn run(store: &Store, image: &Reference, json: bool, out: &mut dyn Write) -> Result<(), Failure> {
     let artifact = store.artifact(image)?;
     if json { print_json(out, &artifact.manifest().to_json()) } else { print(out, &summary(&artifact)) }
+}
+
+/// Writes the SHA-256 of a version's disk.
+pub(super) async fn run_digest(image: &str, context: CommandContext<'_>, out: &mut dyn Write) -> Result<(), Failure> {
+    let artifact = context.folders.store()?.artifact(&image.parse()?)?;
+    let digest = disk_sha256(&artifact, context.cancel).await?;
+    print(out, &format!("{digest}\n"))
 }
 
 /// Lines of `label  value` and lists. The values come from specs and guests.
@@ -63,8 +74,14 @@ fn summary(artifact: &Artifact) -> String {
     page.line("base", &format!("{} ({}, sha256 {})", manifest.base.source, manifest.base.format, manifest.base.sha256));
     page.line("machine", &machine(manifest));
     page.line("build key", &manifest.build_key);
-    page.line("disk sha256", &manifest.disk_sha256.to_string());
-    page.line("content", &manifest.content_sha256.map(|sha256| sha256.to_string()).unwrap_or_default());
+    let digests = [
+        ("disk sha256", manifest.disk_sha256),
+        ("disk chunks", manifest.disk_chunks_sha256),
+        ("content", manifest.content_sha256),
+    ];
+    for (name, digest) in digests {
+        page.line(name, &digest.map(|digest| digest.to_string()).unwrap_or_default());
+    }
     if !manifest.packages.is_empty() {
         page.line("packages", &manifest.packages.len().to_string());
     }
@@ -129,6 +146,7 @@ base          debian-12.qcow2 (qcow2, sha256 {})
 machine       tcg, QEMU 10.0.2, bios, 2 cpus, 1GiB
 build key     disk
 disk sha256   {}
+disk chunks   {}
 outputs
   - web-1.qcow2  qcow2  4B, disk 8GiB  sha256 {sha256}
 steps
@@ -137,6 +155,7 @@ steps
             shelf.store.path().display(),
             Sha256Digest::of("debian-12.qcow2"),
             Sha256Digest::of("disk"),
+            Sha256Digest::of("chunks"),
         );
         assert_eq!(text, expected);
     }

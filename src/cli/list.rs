@@ -59,7 +59,7 @@ fn entry(summary: &Summary, listing: &StoreListing) -> Value {
         // The image that it was built from, the image that that one was built from, and so on.
         "lineage": listing.lineage(summary).iter().map(Ancestor::to_string).collect::<Vec<_>>(),
         "build_key": summary.build_key, "disk_sha256": summary.disk_sha256,
-        "path": summary.folder.display().to_string(),
+        "disk_chunks_sha256": summary.disk_chunks_sha256, "path": summary.folder.display().to_string(),
     })
 }
 
@@ -152,12 +152,12 @@ web   1          old,stable  4B    2 days ago  qcow2    debian-12.qcow2
         let text = written(|out| run(&shelf.store, true, out)).unwrap();
         let list: Value = serde_json::from_str(&text).unwrap();
         let path = shelf.store.path().join("web/1");
-        let (base, disk) = (Sha256Digest::of("debian-12.qcow2"), Sha256Digest::of("disk"));
+        let [base, disk, chunks] = ["debian-12.qcow2", "disk", "chunks"].map(Sha256Digest::of);
         let expected = serde_json::json!([{
             "name": "web", "version": "1", "tags": [], "sequence": 1, "created": "2026-01-02T03:05:05Z",
             "description": "", "labels": {}, "bytes": 4, "virtual_bytes": 8_u64 << 30, "formats": ["qcow2"],
             "base": { "source": "debian-12.qcow2", "sha256": base, "format": "qcow2", "image": null },
-            "lineage": ["debian-12.qcow2"], "build_key": "disk", "disk_sha256": disk, "path": path,
+            "lineage": ["debian-12.qcow2"], "build_key": "disk", "disk_sha256": disk, "disk_chunks_sha256": chunks, "path": path,
         }]);
         assert_eq!(list, expected);
     }

@@ -131,6 +131,9 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         CliCommand::Shell(args) => return runtime.run(|context| shell::run(args, context)),
         CliCommand::Run(args) => runtime.run(|context| run::run(args, context)),
         CliCommand::List(args) => list::run(&folders.store()?, args.json, out),
+        CliCommand::Inspect(args) if args.disk_sha256 => {
+            runtime.run(|context| inspect::run_digest(&args.image, context, out))
+        }
         CliCommand::Inspect(args) => inspect::run(&folders.store()?, &args.image.parse()?, args.json, out),
         CliCommand::Verify(args) => verify::run(&folders.store()?, &args, out),
         CliCommand::Export(args) => runtime.run(|context| export::run(args, context, out)),

@@ -105,7 +105,8 @@ pub(super) async fn run(args: TestArgs, context: CommandContext<'_>, out: &mut d
     let id = artifact.id().to_string();
     let outcomes = &tested.outcomes;
     if let Some(path) = &args.junit {
-        let written = std::fs::write(path, junit::report(&id, artifact.manifest().disk_sha256, outcomes));
+        let digests: Vec<_> = artifact.manifest().disk_digests().collect();
+        let written = std::fs::write(path, junit::report(&id, &digests, outcomes));
         written.map_err(FileError::of(Kind::Host, "write the report", path))?;
     }
     if let Some(actions) = github::GithubSink::here() {

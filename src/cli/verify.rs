@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::print;
+use crate::disk::chunk_index;
 use crate::disk::listing::{self, ListingError};
 use crate::error::Failure;
 use crate::progress::Progress;
@@ -43,9 +44,13 @@ pub fn run(store: &Store, args: &VerifyArgs, out: &mut dyn Write) -> Result<(), 
         (None, None) => unchecked(&artifact)?,
     }
     let mut verdict = artifact.verify(&Progress::unwatched())?;
-    if let Some(damage) = check_list(&artifact, &verdict) {
-        verdict.sound.remove(listing::FILE);
-        verdict.damage.push(damage);
+    for (file, damage) in
+        [(listing::FILE, check_list(&artifact, &verdict)), (chunk_index::FILE, check_chunks(&artifact, &verdict))]
+    {
+        if let Some(damage) = damage {
+            verdict.sound.remove(file);
+            verdict.damage.push(damage);
+        }
     }
     for file in verdict.sound.keys() {
         print(out, &format!("ok {}\n", escape(file)))?;
@@ -70,6 +75,14 @@ fn check_list(artifact: &Artifact, verdict: &VerifyReport) -> Option<String> {
     }
 }
 
+/// Returns the damage of the digests of the disk's chunks, whose own digest is in the manifest as well as in `SHA256SUMS`.
+fn check_chunks(artifact: &Artifact, verdict: &VerifyReport) -> Option<String> {
+    let expected = artifact.manifest().disk_chunks_sha256.as_ref()?;
+    let found = verdict.sound.get(chunk_index::FILE)?;
+    let disagree = || format!("{} and the disk_chunks_sha256 of manifest.json disagree", chunk_index::FILE);
+    (found.sha256 != *expected).then(disagree)
+}
+
 /// Prints a note for each signature that was not checked, so that it does not seem to prove anything.
 fn unchecked(artifact: &Artifact) -> Result<(), Failure> {
     for tool in Tool::ALL {
@@ -84,6 +97,7 @@ fn unchecked(artifact: &Artifact) -> Result<(), Failure> {
 mod tests {
     use super::*;
     use crate::digest::Sha256Digest;
+    use crate::disk::chunk_index::ChunkIndex;
     use crate::disk::entry::ContentDigest;
     use crate::disk::listing::ListingWriter;
     use crate::sign::Signer;
@@ -115,16 +129,14 @@ mod tests {
         assert_eq!(failure.kind().exit_code(), 8);
     }
 
-    /// Publishes a version with an empty list of files, whose manifest has this `content_sha256`.
-    fn publish_listed(store: &Store, content_sha256: Sha256Digest) {
+    /// Publishes a version with an image and another file.
+    fn publish(store: &Store, file: &str, content: &[u8], manifest: Manifest) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let id = ImageId::new("web", "1").unwrap();
         let Lookup::Vacant(lock) = runtime.block_on(store.claim(&id, |_| {})).unwrap() else { panic!("{id} exists") };
         let staging = lock.stage().unwrap();
-        let list = ListingWriter::new(Vec::new()).and_then(ListingWriter::finish).unwrap();
-        std::fs::write(staging.path().join(listing::FILE), list).unwrap();
+        std::fs::write(staging.path().join(file), content).unwrap();
         std::fs::write(staging.path().join("web-1.qcow2"), "disk").unwrap();
-        let manifest = Manifest { content_sha256: Some(content_sha256), ..sample("web", "1", "disk") };
         drop(staging.finish(manifest, &Evidence::default(), &Progress::unwatched()).unwrap());
     }
 
@@ -133,12 +145,30 @@ mod tests {
         let sound = ContentDigest::new().finish();
         for (digest, is_sound) in [(sound, true), (Sha256Digest::new([0; 32]), false)] {
             let shelf = TestStore::with(&[]);
-            publish_listed(&shelf.store, digest);
+            let list = ListingWriter::new(Vec::new()).and_then(ListingWriter::finish).unwrap();
+            let manifest = Manifest { content_sha256: Some(digest), ..sample("web", "1", "disk") };
+            publish(&shelf.store, listing::FILE, &list, manifest);
             let mut out = Vec::new();
             let verified = run(&shelf.store, &verify(None), &mut out);
             assert_eq!(String::from_utf8(out).unwrap().contains("ok files.zst"), is_sound);
             let error = verified.err().map(|failure| failure.to_string());
             let expected = "web@1 is damaged: files.zst and the content_sha256 of manifest.json disagree";
+            assert_eq!(error, (!is_sound).then(|| expected.to_owned()));
+        }
+    }
+
+    #[test]
+    fn the_digests_of_chunks_are_compared_with_the_digest_in_the_manifest() {
+        let index = ChunkIndex::new(8 << 30);
+        for (digest, is_sound) in [(index.sha256(), true), (Sha256Digest::new([0; 32]), false)] {
+            let shelf = TestStore::with(&[]);
+            let manifest = Manifest { disk_chunks_sha256: Some(digest), ..sample("web", "1", "disk") };
+            publish(&shelf.store, chunk_index::FILE, index.to_text().as_bytes(), manifest);
+            let mut out = Vec::new();
+            let verified = run(&shelf.store, &verify(None), &mut out);
+            assert_eq!(String::from_utf8(out).unwrap().contains("ok disk.chunks"), is_sound);
+            let error = verified.err().map(|failure| failure.to_string());
+            let expected = "web@1 is damaged: disk.chunks and the disk_chunks_sha256 of manifest.json disagree";
             assert_eq!(error, (!is_sound).then(|| expected.to_owned()));
         }
     }

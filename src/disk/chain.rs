@@ -15,6 +15,7 @@ use nix::unistd::{Whence, lseek};
 use crate::error::{Failure, Fault, Kind};
 use crate::specfile::DiskFormat;
 
+use super::changed_ranges::ChangedRanges;
 use super::source::{DataLocation, DataRun, DiskSource, LayerError};
 use super::{qcow2, vdi, vhd, vhdx, vmdk};
 
@@ -186,6 +187,12 @@ impl Chain {
         Self { size: self.size.min(size), ..self }
     }
 
+    /// Sets the size of the disk: what is beyond the end of its files is zero.
+    #[must_use]
+    pub fn of_size(self, size: u64) -> Self {
+        Self { size, ..self }
+    }
+
     /// Returns the size of the disk in bytes.
     #[must_use]
     pub fn virtual_size(&self) -> u64 {
@@ -242,20 +249,46 @@ impl Chain {
         Ok((None, DataRun { place: DataLocation::Zero, length }))
     }
 
-    /// Returns whether the last layer, and none above it, has all bytes of this range; `false` if they are known to be zero.
+    /// Returns the parts of the disk that the last layer does not decide: it is as the last layer elsewhere, and zero beyond
+    /// the end of that.
     ///
     /// # Errors
     /// When a file is damaged or cannot be read.
-    pub(super) fn is_of_the_base(&self, range: Range<u64>) -> Result<bool, ChainError> {
+    pub(super) fn changed_ranges(&self) -> Result<ChangedRanges, ChainError> {
+        let mut changed = Vec::new();
+        for (index, layer) in self.layers[..self.layers.len() - 1].iter().enumerate() {
+            let end = layer.size().min(self.size);
+            let mut at = 0;
+            while at < end {
+                let run = layer.run_at(at, u64::MAX).map_err(|source| ChainError::Layer { layer: index, source })?;
+                if run.place != DataLocation::Below {
+                    changed.push(at..at + run.length);
+                }
+                at += run.length;
+            }
+            // Beyond the end of a layer the disk is zero.
+            if end < self.size {
+                changed.push(end..self.size);
+            }
+        }
+        Ok(ChangedRanges::new(changed))
+    }
+
+    /// Returns the offset of the first byte in this range that may have data.
+    ///
+    /// # Errors
+    /// When a file is damaged or cannot be read.
+    pub(super) fn first_data(&self, range: Range<u64>) -> Result<Option<u64>, ChainError> {
+        let end = range.end.min(self.size);
         let mut at = range.start;
-        while at < range.end {
-            let (layer, run) = self.locate(at, range.end - at)?;
-            if layer.is_none_or(|layer| layer + 1 < self.layers.len()) {
-                return Ok(false);
+        while at < end {
+            let (layer, run) = self.locate(at, end - at)?;
+            if layer.is_some() {
+                return Ok(Some(at));
             }
             at += run.length;
         }
-        Ok(true)
+        Ok(None)
     }
 
     /// Returns the longest extent that begins at `offset`; `None` at the end of the disk.

@@ -13,10 +13,13 @@
 
 mod as_booted;
 pub mod as_mounted;
+pub mod base_twin;
 mod boot_entry;
 pub mod boot_files;
 mod bytes;
 pub mod chain;
+mod changed_ranges;
+pub mod chunk_index;
 pub mod compare;
 pub mod digest;
 pub mod entry;

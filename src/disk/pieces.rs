@@ -1,4 +1,4 @@
-//! Cuts disks into pieces, and selects those that have data in any of the disks.
+//! Cuts a disk into pieces, and selects those that have data.
 
 use std::ops::Range;
 
@@ -9,42 +9,30 @@ pub(super) const PIECE: usize = 1 << 20;
 
 /// The offsets of the pieces with data, in order.
 pub(super) struct PieceStarts<'a> {
-    disks: Vec<NextExtent<'a>>,
+    disk: &'a Chain,
+    /// The next part of the disk that has data.
+    data: Range<u64>,
     at: u64,
 }
 
-/// The next part of a disk that has data.
-struct NextExtent<'a> {
-    disk: &'a Chain,
-    data: Range<u64>,
-}
-
 impl<'a> PieceStarts<'a> {
-    /// Creates the pieces of these disks.
-    pub fn new(disks: &[&'a Chain]) -> Self {
-        Self { disks: disks.iter().map(|disk| NextExtent { disk, data: 0..0 }).collect(), at: 0 }
+    /// Creates the pieces of a disk.
+    pub fn new(disk: &'a Chain) -> Self {
+        Self { disk, data: 0..0, at: 0 }
     }
 }
 
 impl Iterator for PieceStarts<'_> {
-    /// The offset of a piece, or the index of the disk that cannot be read, and the error.
-    type Item = Result<u64, (usize, ChainError)>;
+    type Item = Result<u64, ChainError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let mut next = None;
-        for (index, ahead) in self.disks.iter_mut().enumerate() {
-            if ahead.data.end <= self.at {
-                match ahead.disk.next_data(self.at) {
-                    Ok(data) => ahead.data = data.unwrap_or(u64::MAX..u64::MAX),
-                    Err(error) => return Some(Err((index, error))),
-                }
-            }
-            let start = ahead.data.start.max(self.at);
-            if start < ahead.data.end {
-                next = Some(next.unwrap_or(u64::MAX).min(start));
+        if self.data.end <= self.at {
+            match self.disk.next_data(self.at).transpose()? {
+                Ok(data) => self.data = data,
+                Err(error) => return Some(Err(error)),
             }
         }
-        let start = next? / PIECE as u64 * PIECE as u64;
+        let start = self.data.start.max(self.at) / PIECE as u64 * PIECE as u64;
         self.at = start + PIECE as u64;
         Some(Ok(start))
     }

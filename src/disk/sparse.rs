@@ -1,8 +1,10 @@
-//! Detects zeroes, and leaves them out of files.
+//! Detects zeroes, leaves them out of files, and hashes them.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+
+use sha2::{Digest, Sha256};
 
 /// The smallest hole in bytes: a block of nearly every file system.
 const BLOCK: usize = 4 << 10;
@@ -23,6 +25,15 @@ pub(super) fn write_at(file: &File, at: u64, bytes: &[u8]) -> io::Result<()> {
         file.write_all_at(&bytes[first * BLOCK..end], at + (first * BLOCK) as u64)?;
     }
     Ok(())
+}
+
+/// Hashes this many zeroes.
+pub(super) fn hash_zeroes(sha: &mut Sha256, mut count: u64) {
+    while count > 0 {
+        let now = usize::try_from(count).unwrap_or(ZEROES.len()).min(ZEROES.len());
+        sha.update(&ZEROES[..now]);
+        count -= now as u64;
+    }
 }
 
 #[cfg(test)]

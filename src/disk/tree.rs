@@ -10,10 +10,10 @@ use std::ops::ControlFlow;
 use sha2::{Digest, Sha256};
 
 use super::chain::ChainError;
-use super::digest::hash_zeroes;
 use super::entry::{Chunk, ContentDigest, DiskEntry, FileDigest, FileKind};
 use super::gap::{PartitionContent, TreeGap, TreeMount};
 use super::partition::Partition;
+use super::sparse::hash_zeroes;
 use super::volume::{Volume, VolumeError, VolumeNode};
 use crate::digest::Sha256Digest;
 use crate::error::{self, Fault};

@@ -152,7 +152,7 @@ pub fn write(
     let mut writers = writers.collect::<io::Result<Vec<_>>>().map_err(WriteError::Write)?;
     let workers = (0..threads()).map(|_| worker(chain, packs)).collect();
     progress.begin(chain.virtual_size());
-    let jobs = PieceStarts::new(&[chain]).map(|at| at.map_err(|(_, error)| WriteError::Read(error)));
+    let jobs = PieceStarts::new(chain).map(|at| at.map_err(WriteError::Read));
     in_order(jobs, workers, |piece: Piece| {
         if !piece.bytes.is_empty() {
             writers.iter_mut().try_for_each(|writer| writer.put(&piece)).map_err(WriteError::Write)?;

@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use tokio::task::JoinHandle;
+use tokio::try_join;
 
 use crate::cache::base_twin::BaseTwin;
-use crate::context::BuildContext;
+use crate::context::{BuildContext, ScratchError};
 use crate::digest::Sha256Digest;
+use crate::disk::chunk_index::{self, ChunkIndex};
 use crate::disk::identity::DiskIdentity;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::NoticeLevel;
@@ -14,11 +16,11 @@ use crate::output::contents::SealedDisk;
 use crate::plan::Plan;
 use crate::plan::output::DiskFile;
 use crate::resolve::facts::{check_base, remember_base};
-use crate::secret_scan::{SearchedSecrets, SecretLeakError, SecretLeaks, SecretScan};
+use crate::secret_scan::{SecretLeakError, SecretLeaks, SecretScan};
 use crate::try_join::all;
 
 use super::contents::{self, Contents, GuestEvidence, SealedView};
-use super::disk_files::DiskFileWriter;
+use super::disk_files::{DiskFileWriter, look_through};
 use super::package::{facts, package};
 use super::seal_audit::{self, planted::find_agent};
 use crate::disk::chain::{DiskFiles, open_files};
@@ -26,8 +28,8 @@ use crate::disk::chain::{DiskFiles, open_files};
 /// The outputs in the staging folder, and the properties of the disk that they all hold.
 #[derive(Debug)]
 pub struct Converted {
-    /// Digest of the disk that the guest sees.
-    pub disk_sha256: Sha256Digest,
+    /// Digest of the disk that the guest sees, made of the digests of its chunks.
+    pub disk_chunks_sha256: Sha256Digest,
     /// The contents of the disk, which are read meanwhile.
     pub contents: JoinHandle<Result<Contents, Failure>>,
 }
@@ -58,27 +60,39 @@ pub(crate) async fn convert(
     check_sealed(build, &layers, &sealed.evidence)?;
     let contents = contents::read(build, layers.clone(), sealed.evidence, staging)?;
     let files = build.plan.outputs.disks.iter().map(|disk| (disk.clone(), place(build, disk, staging))).collect();
-    let disks = DiskFileWriter::new((layers, None), files, identity_of(build.plan), &build.events)?;
-    let scan = build.secrets.searched().map(SearchedSecrets::scan);
-    let twin = async { twin?.ready().await };
-    let done = async {
-        disks.write(twin).await?;
-        let (disk_sha256, scan) = disks.read_back(scan, look).await?;
+    let disks = DiskFileWriter::new((layers.clone(), None), files, identity_of(build.plan), &build.events)?;
+    let base = async { twin?.ready().await };
+    let written = async {
+        let base = disks.write(base).await?;
+        let chunks = disks.read_back(base).await?;
         let packaged = build.plan.outputs.disks.iter().enumerate().map(async |(index, disk)| {
             let (path, facts) = (place(build, disk, staging), facts(build, disk));
             package(&build.plan.outputs, index, &path, &facts, staging).await
         });
         all(packaged.collect()).await?;
-        Ok::<_, Failure>((disk_sha256, scan))
+        Ok::<_, Failure>(chunks)
     };
-    let (disk_sha256, scan) = build.limits.hold(done).await?;
-    let leaks = scan.map(|mut scan| scan.take_leaks()).unwrap_or_default();
+    let done = async { try_join!(written, scan(build, layers)) };
+    let (chunks, leaks) = build.limits.hold(done).await?;
     if leaks.is_empty() {
-        return Ok(Converted { disk_sha256, contents });
+        write_index(&chunks, staging)?;
+        return Ok(Converted { disk_chunks_sha256: chunks.sha256(), contents });
     }
     // A file that contains a secret says more than its place on the disk.
     let contents = async { contents.await.expect("reading the tree does not panic") };
     Err(with_disk_leaks(build.limits.hold(contents).await.err(), leaks))
+}
+
+/// Writes the digests of the disk's chunks to the staging folder.
+fn write_index(chunks: &ChunkIndex, staging: &Path) -> Result<(), ScratchError> {
+    let path = staging.join(chunk_index::FILE);
+    std::fs::write(&path, chunks.to_text()).map_err(ScratchError::at("the digests of the disk", &path))
+}
+
+/// Searches the whole disk for secrets, if there are any.
+async fn scan(build: &BuildContext<'_>, layers: DiskFiles) -> Result<Vec<SecretLeakError>, Failure> {
+    let Some(searched) = build.secrets.searched() else { return Ok(Vec::new()) };
+    Ok(look_through(layers, searched.scan(), SecretScan::look).await?.take_leaks())
 }
 
 /// Adds secrets that were found on the disk alone to those that were found in its files.
@@ -128,11 +142,4 @@ fn check_sealed(build: &BuildContext<'_>, layers: &DiskFiles, evidence: &GuestEv
 /// Returns the path that a disk file is written to: an unpublished one is in the scratch folder, and removed with it.
 pub(crate) fn place(build: &BuildContext<'_>, disk: &DiskFile, staging: &Path) -> PathBuf {
     if disk.published { staging.join(&disk.file) } else { build.work.join(&disk.file) }
-}
-
-/// Searches a piece of the disk for secrets, if there are any.
-fn look(scan: &mut Option<SecretScan>, at: u64, bytes: &[u8]) {
-    if let Some(scan) = scan {
-        scan.look(at, bytes);
-    }
 }

@@ -1,7 +1,7 @@
 //! The files that hold a disk: all of them are written at once, then read back and compared with it.
 //!
 //! ```text
-//! disk ─┬─> write_qcow2: each qcow2; with zstd most of it is from the base's twin ─┬─> read_back: every file, the disk, its digest
+//! disk ─┬─> write_qcow2: each qcow2; with zstd most of it is from the base's twin ─┬─> read_back: every file, the disk, its chunks
 //!       └─> write: raw, vmdk, vdi, vhdx, vhd in one reading ───────────────────────┘
 //! ```
 
@@ -10,17 +10,21 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::try_join;
+
 use crate::digest::Sha256Digest;
+use crate::disk::base_twin::{PreparedBase, TwinReader};
 use crate::disk::chain::{Chain, DiskFiles, open_files};
-use crate::disk::digest::{DiskCopy, read_back};
+use crate::disk::chunk_index::ChunkIndex;
+use crate::disk::digest::{DiskCopy, TakenClusters, disk_sha256, read_back, read_through};
 use crate::disk::identity::DiskIdentity;
 use crate::disk::write::{WriteError, check_fits, write, writes};
-use crate::disk::write_qcow2::{TwinReader, write_qcow2};
+use crate::disk::write_qcow2::write_qcow2;
 use crate::error::Failure;
 use crate::event::{Event, Events, Stage};
 use crate::plan::output::DiskFile;
-use crate::progress::{Progress, run_reported};
-use crate::specfile::{Compression, DiskFormat};
+use crate::progress::{Progress, run_blocking, run_reported};
+use crate::specfile::DiskFormat;
 use crate::try_join::all;
 
 /// Opens the first bytes of a disk, up to an end.
@@ -64,46 +68,47 @@ impl DiskFileWriter {
         Ok(Self { layers, end, files, identity, progress })
     }
 
-    /// Writes every file. Only files that use the `twin` wait for it.
+    /// Writes every file. Only files that use the `base` wait for it. Returns it, if it was used.
     ///
     /// # Errors
     /// When a file cannot be written; the others are useless then.
-    pub(crate) async fn write(&self, twin: impl Future<Output = Option<TwinReader>>) -> Result<(), Failure> {
+    pub(crate) async fn write(
+        &self,
+        base: impl Future<Output = Option<Arc<PreparedBase>>>,
+    ) -> Result<Option<Arc<PreparedBase>>, Failure> {
         let mut lanes: Vec<Lane<'_>> = Vec::new();
-        let mut together = Vec::new();
-        let mut twin = Some(twin);
-        for (index, (disk, path)) in self.files.iter().enumerate() {
+        let (mut together, mut on_base) = (Vec::new(), Vec::new());
+        for (index, (disk, _)) in self.files.iter().enumerate() {
             if writes(disk.format) {
                 together.push(index);
+            } else if disk.uses_base_twin() {
+                on_base.push(index);
             } else {
-                let twin = if disk.uses_base_twin() { twin.take() } else { None };
-                lanes.push(Box::pin(self.write_qcow2(index, disk.compression, path, twin)));
+                lanes.push(Box::pin(self.write_qcow2(index, None)));
             }
         }
         if !together.is_empty() {
             lanes.push(Box::pin(self.write_together(together)));
         }
-        all(lanes).await
+        let on_base = async {
+            let base = if on_base.is_empty() { None } else { base.await };
+            all(on_base.into_iter().map(|index| self.write_qcow2(index, base.clone())).collect()).await?;
+            Ok(base)
+        };
+        let (base, ()) = try_join!(on_base, all(lanes))?;
+        Ok(base)
     }
 
-    async fn write_qcow2(
-        &self,
-        index: usize,
-        compression: Compression,
-        path: &Path,
-        twin: Option<impl Future<Output = Option<TwinReader>>>,
-    ) -> Result<(), Failure> {
-        let twin = match twin {
-            Some(twin) => twin.await,
-            None => None,
-        };
-        let file = create(path)?;
+    async fn write_qcow2(&self, index: usize, base: Option<Arc<PreparedBase>>) -> Result<(), Failure> {
+        let (DiskFile { compression, .. }, path) = &self.files[index];
+        let (compression, file) = (*compression, create(path)?);
         let layers = self.layers.clone();
         let end = self.end;
         let progress = Arc::clone(&self.progress);
         let report = move |done, _| progress.at(&[index], done);
         let work = move |progress: &Progress<'_>| {
-            Ok(write_qcow2(&open_to(layers, end)?, compression, twin.as_ref(), file, progress)?)
+            let twin = base.as_ref().map(|base| &base.twin);
+            Ok(write_qcow2(&open_to(layers, end)?, compression, twin, file, progress)?)
         };
         run_reported(report, work).await
     }
@@ -121,37 +126,69 @@ impl DiskFileWriter {
         run_reported(report, work).await
     }
 
-    /// Reads every file back, compares it with the disk, and returns the digest of the disk. `look` sees all data of the
-    /// disk with its places, and keeps what it finds in `state`, which is returned.
+    /// Reads every file back, compares it with the disk, and returns the digests of the disk's chunks. `base` is what the
+    /// files were written with.
     ///
     /// # Errors
     /// When a file does not hold the disk or cannot be read.
-    pub(crate) async fn read_back<S: Send + 'static>(
-        &self,
-        mut state: S,
-        look: fn(&mut S, u64, &[u8]),
-    ) -> Result<(Sha256Digest, S), Failure> {
+    pub(crate) async fn read_back(&self, base: Option<Arc<PreparedBase>>) -> Result<ChunkIndex, Failure> {
         let (files, layers, end) = (self.files.clone(), self.layers.clone(), self.end);
         let progress = Arc::clone(&self.progress);
         let part = files.len();
         let report = move |done, _| progress.at(&[part], done);
         let work = move |progress: &Progress<'_>| {
-            let copies = files.iter().map(|(disk, path)| copy(disk, path)).collect::<Result<Vec<_>, _>>()?;
-            let mut look = |at, bytes: &[u8]| look(&mut state, at, bytes);
-            let digest = read_back(&open_to(layers, end)?, &copies, &mut look, progress)?;
-            Ok((digest, state))
+            let copies = files.iter().map(|(disk, path)| copy(disk, path, base.as_ref()));
+            let copies = copies.collect::<Result<Vec<_>, _>>()?;
+            let disk = open_to(layers, end)?;
+            let index = read_back(&disk, &copies, base.as_deref(), progress)?;
+            if let Some(base) = base {
+                base.learn(&disk, &index)?;
+            }
+            Ok(index)
         };
         run_reported(report, work).await
     }
+}
+
+/// Returns the SHA-256 of a disk, or of its first bytes up to an end.
+///
+/// # Errors
+/// When the disk cannot be read.
+pub(crate) async fn sha256_of(layers: DiskFiles, end: Option<u64>) -> Result<Sha256Digest, Failure> {
+    run_blocking(move |progress| Ok(disk_sha256(&open_to(layers, end)?, progress)?)).await
+}
+
+/// Reads all data of a disk. `look` sees it with its places, in order, and keeps what it finds in `state`, which is returned.
+///
+/// # Errors
+/// When the disk cannot be read.
+pub(crate) async fn look_through<S: Send + 'static>(
+    layers: DiskFiles,
+    mut state: S,
+    look: fn(&mut S, u64, &[u8]),
+) -> Result<S, Failure> {
+    run_blocking(move |progress| {
+        read_through(&open_files(layers)?, &mut |at, bytes: &[u8]| look(&mut state, at, bytes), progress)?;
+        Ok(state)
+    })
+    .await
 }
 
 fn create(path: &Path) -> Result<File, WriteError> {
     File::create_new(path).map_err(WriteError::Write)
 }
 
-fn copy(disk: &DiskFile, path: &Path) -> Result<DiskCopy, Failure> {
+fn copy(disk: &DiskFile, path: &Path, base: Option<&Arc<PreparedBase>>) -> Result<DiskCopy, Failure> {
     let DiskFile { file, format, .. } = disk;
-    Ok(DiskCopy { name: file.clone(), format: *format, disk: open_files(vec![(path.to_owned(), *format)])? })
+    let base = base.filter(|_| disk.uses_base_twin());
+    let taken = base.map(|base| taken(Arc::clone(base), path)).transpose()?;
+    let opened = open_files(vec![(path.to_owned(), *format)])?;
+    Ok(DiskCopy { name: file.clone(), format: *format, disk: opened, taken })
+}
+
+fn taken(base: Arc<PreparedBase>, path: &Path) -> Result<TakenClusters, WriteError> {
+    let file = File::open(path).map_err(WriteError::Write)?;
+    Ok(TakenClusters { base, copy: TwinReader::open(file)? })
 }
 
 /// The progress of all parts of the work, as a share of the disk: each part is as long as the disk.

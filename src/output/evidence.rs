@@ -4,7 +4,6 @@
 
 use serde_json::Value;
 
-use crate::digest::Sha256Digest;
 use crate::disk::packages::PackageType;
 use crate::plan::{InputDigest, Plan, PlannedStep};
 use crate::store::Manifest;
@@ -88,15 +87,21 @@ fn encoded(text: &str) -> String {
     encoded.collect()
 }
 
-/// Returns a version 8 UUID (RFC 9562, section 5.8) that depends on a digest alone.
-fn uuid(sha256: Sha256Digest) -> String {
-    let digits = sha256.to_string();
+/// Returns a version 8 UUID (RFC 9562, section 5.8) that depends on the image's disk alone.
+fn uuid(manifest: &Manifest) -> String {
+    let digest = manifest.disk_chunks_sha256.or(manifest.disk_sha256);
+    uuid_of(&digest.map(|digest| digest.to_string()).unwrap_or_default())
+}
+
+fn uuid_of(sha256: &str) -> String {
+    let digits: String = sha256.chars().chain(std::iter::repeat('0')).take(32).collect();
     format!("{}-{}-8{}-8{}-{}", &digits[..8], &digits[8..12], &digits[13..16], &digits[17..20], &digits[20..32])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::Sha256Digest;
     use crate::store::manifest::{ListedContents, ManifestOs, tests::sample};
 
     fn package(name: &str, version: &str, arch: &str) -> ManifestPackage {
@@ -149,6 +154,29 @@ mod tests {
     }
 
     #[test]
+    fn an_image_is_identified_by_the_digests_that_are_known() {
+        let both = sample("web", "1", "k");
+        let chunks = Manifest { disk_sha256: None, ..both.clone() };
+        let byproducts = |manifest| {
+            let document = provenance::document(manifest, &[]);
+            let byproducts = document["predicate"]["runDetails"]["byproducts"].as_array().unwrap().clone();
+            byproducts.iter().map(|byproduct| byproduct["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(byproducts(&both), ["disk", "disk.chunks"]);
+        assert_eq!(byproducts(&chunks), ["disk.chunks"]);
+        let image = |manifest| spdx::document(manifest)["packages"][0].clone();
+        assert_eq!(image(&both)["checksums"][0]["checksumValue"], both.disk_sha256.unwrap().to_string());
+        assert!(image(&both)["packageFileName"].is_null());
+        assert_eq!(image(&chunks)["checksums"][0]["checksumValue"], chunks.outputs[0].sha256.to_string());
+        assert_eq!(image(&chunks)["packageFileName"], "web-1.qcow2");
+        let properties = cyclonedx::document(&chunks)["metadata"]["component"]["properties"].clone();
+        assert_eq!(
+            properties,
+            serde_json::json!([{ "name": "kiln:disk_chunks_sha256", "value": chunks.disk_chunks_sha256 }])
+        );
+    }
+
+    #[test]
     fn the_documents_say_what_they_lack() {
         let whole = Manifest {
             contents: Some(ListedContents { complete: true, ..Default::default() }),
@@ -179,7 +207,12 @@ mod tests {
 
     #[test]
     fn a_uuid_is_made_of_a_digest() {
-        let sha256 = "0123456789abcdef".repeat(4).parse().unwrap();
-        assert_eq!(uuid(sha256), "01234567-89ab-8def-8123-456789abcdef");
+        assert_eq!(uuid_of(&"0123456789abcdef".repeat(4)), "01234567-89ab-8def-8123-456789abcdef");
+        assert_eq!(uuid_of("").len(), 36);
+        let manifest = sample("web", "1", "k");
+        let chunks = manifest.disk_chunks_sha256.unwrap();
+        assert_eq!(uuid(&manifest), uuid_of(&chunks.to_string()));
+        let older = Manifest { disk_chunks_sha256: None, ..manifest };
+        assert_eq!(uuid(&older), uuid_of(&older.disk_sha256.unwrap().to_string()));
     }
 }

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::context::in_stage;
 use crate::deadline::Deadline;
 use crate::digest::Sha256Digest;
+use crate::disk::chunk_index::ChunkIndex;
 use crate::disk::identity::DiskIdentity;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Events, Stage};
@@ -24,10 +25,10 @@ use crate::specfile::{self, DiskFormat, FirmwareKind, OutputFormat};
 use crate::store::manifest::{Manifest, ManifestOutput};
 use crate::store::{Artifact, OnConflict, StoreError, give_names};
 
-use super::disk_files::DiskFileWriter;
+use super::disk_files::{DiskFileWriter, sha256_of};
 use super::package::package;
 use super::publish::staged_outputs;
-use crate::disk::chain::open_files;
+use crate::disk::chain::{DiskFiles, open_files};
 
 /// The reason why a format cannot be exported.
 #[derive(Debug, thiserror::Error)]
@@ -35,11 +36,16 @@ pub enum ExportError {
     /// The image has no output that is a disk file by itself.
     #[error("{0} has no disk image, only packages")]
     NoDisk(String),
+    /// The manifest has no digest of the disk.
+    #[error("the manifest has neither disk_chunks_sha256 nor disk_sha256, so that the disk cannot be checked")]
+    NoDigest,
     /// A file in the store holds another disk than the manifest records.
-    #[error("the disk in {file} has the SHA-256 {found}, and the manifest says {expected}")]
+    #[error("the disk in {file} has the {digest} {found}, and the manifest says {expected}")]
     OtherDisk {
         /// Name of the file.
         file: String,
+        /// Name of the digest in the manifest.
+        digest: &'static str,
         /// Digest of the disk in the file.
         found: Sha256Digest,
         /// Digest that the manifest records.
@@ -57,7 +63,7 @@ impl Fault for ExportError {
             ExportError::NoDisk(_) => {
                 vec!["build it with an `[[output]]` of the format qcow2 beside its packages".into()]
             }
-            ExportError::OtherDisk { .. } => Vec::new(),
+            ExportError::NoDigest | ExportError::OtherDisk { .. } => Vec::new(),
         }
     }
 }
@@ -158,6 +164,22 @@ pub async fn copy(
     Deadline::new(cancel, Duration::MAX).hold(copied).await
 }
 
+/// Returns the SHA-256 of an image's disk: the one in the manifest, or that of the disk in one of its files.
+///
+/// # Errors
+/// When the image has no disk file, the file is damaged, or a call fails.
+pub async fn disk_sha256(artifact: &Artifact, cancel: CancellationToken) -> Result<Sha256Digest, Failure> {
+    if let Some(known) = artifact.manifest().disk_sha256 {
+        return Ok(known);
+    }
+    let hashed = async {
+        let (source, path, format) = source(artifact)?;
+        check(artifact, &source.file).await?;
+        sha256_of(vec![(path, format)], artifact.manifest().disk_bytes).await
+    };
+    Deadline::new(cancel, Duration::MAX).hold(hashed).await
+}
+
 /// Creates a folder for unfinished files, on the file system of the target.
 fn scratch(folder: &Path) -> Result<TempDir, StoreError> {
     std::fs::create_dir_all(folder).map_err(StoreError::io("create", folder))?;
@@ -183,16 +205,32 @@ async fn make(
     let outputs = Outputs::new(&format!("{}-{}", id.name(), id.version()), std::slice::from_ref(output));
     let disk = &outputs.disks[0];
     let made = folder.join(&disk.file);
-    let disks = DiskFileWriter::new((layers, end), vec![(disk.clone(), made.clone())], identity(artifact), events)?;
+    let disks =
+        DiskFileWriter::new((layers.clone(), end), vec![(disk.clone(), made.clone())], identity(artifact), events)?;
     disks.write(async { None }).await?;
-    let (found, ()) = disks.read_back((), |(), _, _| {}).await?;
-    let expected = artifact.manifest().disk_sha256;
-    if found != expected {
-        return Err(ExportError::OtherDisk { file: source.file, found, expected }.into());
-    }
+    let chunks = disks.read_back(None).await?;
+    check_disk(artifact.manifest(), &chunks, (layers, end), source.file).await?;
     let facts = facts(artifact.manifest(), disk.format.virtual_size(size));
     package(&outputs, 0, &made, &facts, folder).await?;
     Ok(staged_outputs(&outputs, size))
+}
+
+/// Checks that a disk is the one that the manifest describes, by one of the digests that it has.
+async fn check_disk(
+    manifest: &Manifest,
+    chunks: &ChunkIndex,
+    (layers, end): (DiskFiles, Option<u64>),
+    file: String,
+) -> Result<(), Failure> {
+    let (digest, expected, found) = match (manifest.disk_chunks_sha256, manifest.disk_sha256) {
+        (Some(expected), _) => ("disk_chunks_sha256", expected, chunks.sha256()),
+        (None, Some(expected)) => ("disk_sha256", expected, sha256_of(layers, end).await?),
+        (None, None) => return Err(ExportError::NoDigest.into()),
+    };
+    if found == expected {
+        return Ok(());
+    }
+    Err(ExportError::OtherDisk { file, digest, found, expected }.into())
 }
 
 /// Returns the image's description for packages, the same as when it was built.

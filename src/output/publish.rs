@@ -54,7 +54,7 @@ pub(crate) async fn publish(
 ) -> Result<Artifact, Failure> {
     let contents = async { converted.contents.await.expect("reading the tree does not panic") };
     let contents = build.limits.hold(contents).await?;
-    let manifest = manifest(build, record, converted.disk_sha256, contents);
+    let manifest = manifest(build, record, converted.disk_chunks_sha256, contents);
     for log in [BUILD_LOG, CONSOLE_LOG] {
         let copied = std::fs::copy(build.work.join(log), staging.path().join(log));
         copied.map_err(ScratchError::at(log, staging.path()))?;
@@ -95,7 +95,12 @@ async fn search_for_secrets(build: &BuildContext<'_>, manifest: Manifest, stagin
     Ok(manifest)
 }
 
-fn manifest(build: &BuildContext<'_>, record: BuildRecord, disk_sha256: Sha256Digest, contents: Contents) -> Manifest {
+fn manifest(
+    build: &BuildContext<'_>,
+    record: BuildRecord,
+    disk_chunks_sha256: Sha256Digest,
+    contents: Contents,
+) -> Manifest {
     let plan = build.plan;
     let spec = &plan.spec;
     let trees = record.steps.iter().map(|done| &done.fetched);
@@ -121,7 +126,9 @@ fn manifest(build: &BuildContext<'_>, record: BuildRecord, disk_sha256: Sha256Di
         machine: machine(plan),
         steps: plan.steps.iter().zip(&record.steps).map(step).collect(),
         outputs: staged_outputs(&plan.outputs, plan.disk_size()),
-        disk_sha256,
+        // The store fills it in, if an output is the disk itself.
+        disk_sha256: None,
+        disk_chunks_sha256: Some(disk_chunks_sha256),
         disk_bytes: Some(plan.disk_size()),
         contents: Some(contents.listed),
         content_sha256: contents.content_sha256,
@@ -140,8 +147,8 @@ fn manifest(build: &BuildContext<'_>, record: BuildRecord, disk_sha256: Sha256Di
 }
 
 fn base_image(base: &StoredBase) -> manifest::ManifestBaseImage {
-    let StoredBase { name, version, build_key, disk_sha256 } = base.clone();
-    manifest::ManifestBaseImage { name, version, build_key, disk_sha256 }
+    let StoredBase { name, version, build_key, disk_sha256, disk_chunks_sha256 } = base.clone();
+    manifest::ManifestBaseImage { name, version, build_key, disk_sha256, disk_chunks_sha256 }
 }
 
 fn machine(plan: &Plan) -> manifest::ManifestMachine {

@@ -72,7 +72,9 @@ pub struct StoredBase {
     /// The `build_key` in its manifest.
     pub build_key: String,
     /// The `disk_sha256` in its manifest.
-    pub disk_sha256: Sha256Digest,
+    pub disk_sha256: Option<Sha256Digest>,
+    /// The `disk_chunks_sha256` in its manifest.
+    pub disk_chunks_sha256: Option<Sha256Digest>,
 }
 
 /// Digest of what a step brings from the host.

@@ -87,7 +87,7 @@ fn forging_through_reports_of_tests() {
     for text in texts() {
         let mut failed = outcome(&text, false, &text);
         failed.tail = vec![text.clone(), text.clone()];
-        let report = junit::report("web@1", Sha256Digest::of("disk"), &[failed.clone()]);
+        let report = junit::report("web@1", &[("disk_sha256", Sha256Digest::of("disk"))], &[failed.clone()]);
         assert_harmless("JUnit", &report, &[]);
         assert!(report.contains("  | "), "{report}");
         assert_harmless("the run's page", &github::table("web@1", &[failed]), &[]);

@@ -14,13 +14,15 @@ use super::quote::quote_line;
 ///
 /// # Panics
 /// Never: writing to memory does not fail.
-pub fn report(image: &str, disk_sha256: Sha256Digest, outcomes: &[Outcome]) -> String {
+pub fn report(image: &str, disk_digests: &[(&'static str, Sha256Digest)], outcomes: &[Outcome]) -> String {
     let mut report = Report::new("kiln");
     for outcomes in outcomes.chunk_by(|one, other| one.format == other.format) {
         let format = outcomes[0].format;
         let mut suite = TestSuite::new(format!("{image} ({format})"));
         suite.add_property(Property::new("image", image));
-        suite.add_property(Property::new("disk_sha256", disk_sha256.to_string().as_str()));
+        for (name, digest) in disk_digests {
+            suite.add_property(Property::new(*name, digest.to_string().as_str()));
+        }
         suite.add_test_cases(outcomes.iter().map(|outcome| case(image, outcome)));
         report.add_test_suite(suite);
     }
@@ -53,7 +55,7 @@ mod tests {
     #[test]
     fn a_report_says_what_failed_and_why() {
         let outcomes = [outcome("port 80", true, "is listened on"), outcome("<a & b>", false, "is \x01 \"dead\"")];
-        let text = report("web@1", Sha256Digest::new([0xf0; 32]), &outcomes);
+        let text = report("web@1", &[("disk_sha256", Sha256Digest::new([0xf0; 32]))], &outcomes);
         for part in [
             "<testsuites name=\"kiln\" tests=\"2\" skipped=\"0\" failures=\"1\" errors=\"0\">",
             "<testsuite name=\"web@1 (qcow2)\" tests=\"2\"",

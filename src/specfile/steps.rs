@@ -16,9 +16,10 @@ use super::table::ChosenVariant;
 use super::{Action, Context, Copy, ImageSpec, SecretDeclaration, StepSpec};
 
 /// The files of a version that kiln itself writes, besides `NAME-VERSION.*`.
-const OWN_FILES: [&str; 11] = [
+const OWN_FILES: [&str; 12] = [
     "manifest.json",
     "files.zst",
+    "disk.chunks",
     "sbom.cdx.json",
     "sbom.spdx.json",
     "provenance.json",

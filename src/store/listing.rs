@@ -28,8 +28,10 @@ pub struct Summary {
     pub outputs: Vec<manifest::ManifestOutput>,
     /// Digest of every input.
     pub build_key: String,
-    /// SHA-256 of the disk as the guest sees it.
-    pub disk_sha256: Sha256Digest,
+    /// SHA-256 of the disk as the guest sees it, if it is known.
+    pub disk_sha256: Option<Sha256Digest>,
+    /// SHA-256 of the list of the digests of the disk's chunks.
+    pub disk_chunks_sha256: Option<Sha256Digest>,
     /// Folder of the version.
     pub folder: PathBuf,
 }
@@ -144,6 +146,7 @@ impl Summary {
             outputs: manifest.outputs,
             build_key: manifest.build_key,
             disk_sha256: manifest.disk_sha256,
+            disk_chunks_sha256: manifest.disk_chunks_sha256,
             folder: artifact.folder().to_owned(),
         }
     }

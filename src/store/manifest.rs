@@ -18,6 +18,8 @@ use super::folder::Folder;
 pub const SCHEMA: u32 = 1;
 /// Name of the manifest inside a version folder.
 pub const FILE: &str = "manifest.json";
+/// Name of the format whose files are the disk itself.
+const RAW: &str = "raw";
 /// Size limit of a manifest that is read, bytes.
 pub const LARGEST: u64 = 64 << 20;
 /// Stands for a digest until the store fills it in.
@@ -44,8 +46,14 @@ pub struct Manifest {
     pub steps: Vec<ManifestStep>,
     /// The image files.
     pub outputs: Vec<ManifestOutput>,
-    /// SHA-256 of the disk as the guest sees it: the same for every format.
-    pub disk_sha256: Sha256Digest,
+    /// SHA-256 of the disk as the guest sees it: the same for every format. `None` if no output is the disk itself, so that
+    /// nothing but `disk_chunks_sha256` was computed.
+    #[serde(default)]
+    pub disk_sha256: Option<Sha256Digest>,
+    /// SHA-256 of the list of the digests of that disk's chunks, `disk.chunks`. `None` in manifests of older versions of
+    /// kiln.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_chunks_sha256: Option<Sha256Digest>,
     /// Bytes of that disk: formats of whole MiB may add zeros. `None` in manifests of older versions of kiln.
     #[serde(default)]
     pub disk_bytes: Option<u64>,
@@ -127,7 +135,11 @@ pub struct ManifestBaseImage {
     /// `build_key` of the image.
     pub build_key: String,
     /// `disk_sha256` of the image.
-    pub disk_sha256: Sha256Digest,
+    #[serde(default)]
+    pub disk_sha256: Option<Sha256Digest>,
+    /// `disk_chunks_sha256` of the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_chunks_sha256: Option<Sha256Digest>,
 }
 
 /// Section `machine` of the manifest.
@@ -315,6 +327,12 @@ impl Manifest {
         contents.flat_map(|contents| contents.missing.iter().chain(&contents.packages_missing)).map(String::as_str)
     }
 
+    /// Returns the digests of the disk, with the names of their fields.
+    pub fn disk_digests(&self) -> impl Iterator<Item = (&'static str, Sha256Digest)> {
+        let all = [("disk_sha256", self.disk_sha256), ("disk_chunks_sha256", self.disk_chunks_sha256)];
+        all.into_iter().filter_map(|(name, digest)| Some((name, digest?)))
+    }
+
     /// Returns the type of a package, as in package URLs; `None` if it is not known.
     #[must_use]
     pub fn type_of<'a>(&'a self, package: &'a ManifestPackage) -> Option<&'a str> {
@@ -346,7 +364,7 @@ impl Manifest {
         text
     }
 
-    /// Fills in the size and digest of every file that the manifest lists.
+    /// Fills in the size and digest of every file that the manifest lists, and the digest of the disk if one of them is that.
     pub(super) fn fill(&mut self, digests: &BTreeMap<String, Digest>) -> Result<(), StoreError> {
         let outputs = self.outputs.iter_mut().map(|output| (&output.file, &mut output.bytes, &mut output.sha256));
         let fetched = self.fetched.iter_mut().map(|file| (&file.file, &mut file.bytes, &mut file.sha256));
@@ -355,6 +373,10 @@ impl Manifest {
             *bytes = digest.bytes;
             *sha256 = digest.sha256;
         }
+        // Such a file is the disk itself.
+        let raw =
+            self.outputs.iter().find(|output| output.format == RAW && Some(output.virtual_bytes) == self.disk_bytes);
+        self.disk_sha256 = self.disk_sha256.or_else(|| raw.map(|output| output.sha256));
         Ok(())
     }
 
@@ -382,6 +404,7 @@ pub(super) mod rfc3339 {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::store::digest::of_bytes;
 
     /// Returns a manifest that is not published yet, with one qcow2 output.
     pub(crate) fn sample(name: &str, version: &str, build_key: &str) -> Manifest {
@@ -412,7 +435,8 @@ pub(crate) mod tests {
                 ..ManifestStep::default()
             }],
             outputs: vec![ManifestOutput::staged(format!("{name}-{version}.qcow2"), "qcow2", 8 << 30)],
-            disk_sha256: Sha256Digest::of("disk"),
+            disk_sha256: Some(Sha256Digest::of("disk")),
+            disk_chunks_sha256: Some(Sha256Digest::of("chunks")),
             disk_bytes: Some(8 << 30),
             contents: None,
             content_sha256: None,
@@ -462,9 +486,35 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_raw_file_has_the_digest_of_the_disk() {
+        let digests = ["web-1.qcow2", "web-1.raw"].map(|file| (file.to_owned(), of_bytes(file.as_bytes())));
+        let digests = BTreeMap::from(digests);
+        let mut manifest = Manifest { disk_sha256: None, ..sample("web", "1", "k") };
+        manifest.fill(&digests).unwrap();
+        assert_eq!(manifest.disk_sha256, None);
+        let chunks = [("disk_chunks_sha256", Sha256Digest::of("chunks"))];
+        assert_eq!(manifest.disk_digests().collect::<Vec<_>>(), chunks);
+        manifest.outputs.push(ManifestOutput::staged("web-1.raw", "raw", 8 << 30));
+        manifest.fill(&digests).unwrap();
+        assert_eq!(manifest.disk_sha256, Some(digests["web-1.raw"].sha256));
+        assert_eq!(parse(&manifest.to_json()).unwrap(), manifest);
+    }
+
+    #[test]
+    fn a_manifest_without_digests_of_chunks_is_read() {
+        let mut manifest = sample("web", "1", "k");
+        manifest.disk_chunks_sha256 = None;
+        let text = manifest.to_json();
+        assert!(
+            !text.contains("chunks") && text.contains(&format!(r#""disk_sha256": "{}""#, Sha256Digest::of("disk")))
+        );
+        assert_eq!(parse(&text).unwrap(), manifest);
+    }
+
+    #[test]
     fn a_malformed_digest_is_refused_with_its_value() {
         let manifest = sample("web", "1", "k");
-        let digest = manifest.disk_sha256.to_string();
+        let digest = manifest.disk_sha256.unwrap().to_string();
         let text = manifest.to_json();
         let upper = parse(&text.replace(&digest, &digest.to_uppercase())).unwrap();
         assert_eq!(upper.to_json(), text);

@@ -58,6 +58,7 @@ fn copies(files: &[(DiskFormat, PathBuf)]) -> Vec<DiskCopy> {
         name: format.name().to_owned(),
         format: *format,
         disk: chain(&[(path, *format)]),
+        taken: None,
     };
     files.iter().map(copy).collect()
 }
@@ -66,7 +67,7 @@ fn copies(files: &[(DiskFormat, PathBuf)]) -> Vec<DiskCopy> {
 #[track_caller]
 fn assert_all_read(raw: &Path, files: &[(DiskFormat, PathBuf)]) {
     let disk = chain(&[(raw, DiskFormat::Raw)]);
-    read_back(&disk, &copies(files), &mut |_, _| {}, &Progress::unwatched()).unwrap();
+    read_back(&disk, &copies(files), None, &Progress::unwatched()).unwrap();
     for (format, path) in files {
         let (driver, name) = (format.driver(), path.to_str().unwrap());
         let info = tool("qemu-img", &["info", "-f", driver, "--output=json", name]);
@@ -167,13 +168,8 @@ fn what_qemu_writes_is_read_as_well() {
         let path = scratch.path(&format!("{index}"));
         let names = [raw.to_str().unwrap(), path.to_str().unwrap()];
         tool("qemu-img", &[&["convert", "-f", "raw", "-O", format.driver(), "-o", option], &names[..]].concat());
-        read_back(
-            &chain(&[(&raw, DiskFormat::Raw)]),
-            &copies(&[(format, path)]),
-            &mut |_, _| {},
-            &Progress::unwatched(),
-        )
-        .unwrap();
+        read_back(&chain(&[(&raw, DiskFormat::Raw)]), &copies(&[(format, path)]), None, &Progress::unwatched())
+            .unwrap();
     }
 }
 
@@ -183,8 +179,7 @@ fn a_copy_that_is_not_the_disk_is_found_out() {
     let raw = scratch.raw("source");
     let files = written(&scratch, &raw, "disk");
     let disk = chain(&[(&raw, DiskFormat::Raw)]);
-    let verdict =
-        |files: &[(DiskFormat, PathBuf)]| read_back(&disk, &copies(files), &mut |_, _| {}, &Progress::unwatched());
+    let verdict = |files: &[(DiskFormat, PathBuf)]| read_back(&disk, &copies(files), None, &Progress::unwatched());
     // A byte of the disk that is another one, in a hole and in data.
     for at in [3 * MIB, 4 * MIB + 1000] {
         let other = scratch.path("other");
@@ -207,8 +202,7 @@ fn a_copy_that_is_not_the_disk_is_found_out() {
     let vhd = written(&scratch, &longer, "longer").pop().unwrap();
     assert_eq!(vhd.0, DiskFormat::Vhd);
     let error =
-        read_back(&chain(&[(&shorter, DiskFormat::Raw)]), &copies(&[vhd]), &mut |_, _| {}, &Progress::unwatched())
-            .unwrap_err();
+        read_back(&chain(&[(&shorter, DiskFormat::Raw)]), &copies(&[vhd]), None, &Progress::unwatched()).unwrap_err();
     assert!(error.to_string().starts_with("vhd differs from the sealed disk between bytes 8388608 "), "{error}");
 }
 

@@ -1,7 +1,9 @@
 //! The qcow2 format as QEMU's `docs/interop/qcow2.rst` describes it.
 
 pub mod header;
+pub(super) mod layout;
 pub(super) mod reader;
+pub(super) mod stripe;
 mod unpack;
 pub(super) mod writer;
 

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,12 +19,22 @@ use super::unpack::unpack;
 pub(in crate::disk) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 pub(super) const COMPRESSED: u64 = 1 << 62;
 const READS_AS_ZERO: u64 = 1;
+/// The unit in which the length of a compressed cluster is counted, in bytes.
+pub(super) const SECTOR: u64 = 512;
 /// The memory for unpacked clusters in bytes: readers of a file system read the same cluster many times.
 const UNPACKED_BYTES: u64 = 4 << 20;
 
 /// Returns how many bits of a compressed cluster's entry are its offset; the count of additional sectors follows.
 pub(super) const fn offset_bits(cluster_bits: u32) -> u32 {
     62 - (cluster_bits - 8)
+}
+
+/// Returns the bytes of a file that a compressed cluster's entry names, to the end of its last sector.
+pub(super) fn packed_span(entry: u64, cluster_bits: u32) -> Range<u64> {
+    let offset_bits = offset_bits(cluster_bits);
+    let entry = entry & (COMPRESSED - 1);
+    let at = entry & ((1 << offset_bits) - 1);
+    at..(at / SECTOR + (entry >> offset_bits) + 1) * SECTOR
 }
 
 /// One opened qcow2 file.
@@ -51,9 +62,36 @@ impl Qcow2Reader {
         Ok(Self { file, file_size, header, l1, tables, claims, unpacked })
     }
 
-    /// Returns whether compressed clusters have this compression and size.
+    /// Returns whether clusters have this size, and this compression if they are compressed.
     pub fn is_packed(&self, codec: Codec, cluster_bits: u32) -> bool {
-        self.header.codec == codec && self.header.cluster_bits == cluster_bits
+        self.header.codec == codec && self.has_cluster_bits(cluster_bits)
+    }
+
+    pub(super) fn has_cluster_bits(&self, cluster_bits: u32) -> bool {
+        self.header.cluster_bits == cluster_bits
+    }
+
+    /// Returns the file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Returns the L2 entries of these clusters, which are in one table; none of them if nothing is allocated.
+    pub(super) fn entries(&self, clusters: Range<u64>) -> Result<Vec<u64>, LayerError> {
+        let per_table = self.header.cluster_size() / 8;
+        let Some(table) = self.table(clusters.start / per_table)? else { return Ok(Vec::new()) };
+        let first = usize::try_from(clusters.start % per_table).unwrap_or(usize::MAX);
+        let count = usize::try_from(clusters.end - clusters.start).unwrap_or(usize::MAX);
+        Ok(table.iter().skip(first).take(count).copied().collect())
+    }
+
+    /// Returns the bytes of the file that an allocated cluster takes, in whole sectors.
+    pub(super) fn span(&self, entry: u64) -> Result<Range<u64>, LayerError> {
+        match self.place(entry)? {
+            DataLocation::Packed(entry) => Ok(packed_span(entry, self.header.cluster_bits)),
+            DataLocation::At(at) => Ok(at..at + self.header.cluster_size()),
+            DataLocation::Below | DataLocation::Zero => Ok(0..0),
+        }
     }
 
     /// Returns the place of the first entry's cluster, and how many clusters are contiguous there.
@@ -149,14 +187,12 @@ impl Qcow2Reader {
     /// Returns the offset in the file of an L2 entry's compressed cluster, and its sectors ("Compressed Clusters
     /// Descriptor").
     pub fn packed(&self, entry: u64) -> Result<(u64, Vec<u8>), LayerError> {
-        let offset_bits = offset_bits(self.header.cluster_bits);
-        let at = entry & ((1 << offset_bits) - 1);
-        let sectors = (entry >> offset_bits) + 1;
+        let Range { start: at, end } = packed_span(entry, self.header.cluster_bits);
         if at >= self.file_size {
             return Err(LayerError::Entry { what: "a compressed cluster", at, file_size: self.file_size });
         }
         // At most two clusters: the count of sectors has cluster_bits - 8 bits.
-        let length = (sectors * 512 - at % 512).min(self.file_size - at);
+        let length = end.min(self.file_size) - at;
         let mut packed = vec![0; usize::try_from(length).unwrap_or(0)];
         self.read_file(at, &mut packed)?;
         Ok((at, packed))

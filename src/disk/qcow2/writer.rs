@@ -3,9 +3,11 @@
 //! Source: `docs/interop/qcow2.rst`: "Header", "Cluster mapping", "Host cluster management". The file consists of
 //!
 //! ```text
-//! header | clusters, compressed ones packed, in the order of the disk | L2 tables | L1 table | refcount table | refcount blocks
+//! header | stripes, in the order of the disk | L2 tables | L1 table | refcount table | refcount blocks
 //! ```
-//! and depends only on the clusters: the same clusters in the same order give the same bytes.
+//! and depends only on the clusters: the same clusters in the same order give the same bytes. A stripe holds the clusters of
+//! 4 MiB of the disk, compressed ones packed. It begins with a block of the host's file system, so that two files in which it
+//! is the same can share its blocks.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -16,11 +18,10 @@ use zerocopy::IntoBytes;
 use zerocopy::big_endian::{U32, U64};
 
 use super::header::{Codec, HEADER_LENGTH, MAGIC, RawHeader};
-use super::reader::{COMPRESSED, offset_bits};
-
-/// The size of a cluster in bytes, and its log2, as in QEMU's default.
-pub(in crate::disk) const CLUSTER: usize = 1 << CLUSTER_BITS;
-pub(in crate::disk) const CLUSTER_BITS: u32 = 16;
+use super::layout::{CLUSTER, CLUSTER_BITS, alignment};
+use super::reader::{COMPRESSED, OFFSET, SECTOR, offset_bits, packed_span};
+use super::stripe::Stripe;
+use crate::fs::copy_range::copy_range;
 
 const REFCOUNT_ORDER: u32 = 4;
 /// The number of entries of an L2 table, and of a refcount block.
@@ -28,7 +29,6 @@ const L2_ENTRIES: usize = CLUSTER / 8;
 const BLOCK_ENTRIES: usize = CLUSTER / 2;
 /// The flag of an entry that is the only reference to its cluster.
 const COPIED: u64 = 1 << 63;
-const SECTOR_BITS: u32 = 9;
 const BUFFER: usize = 1 << 20;
 
 /// Returns an empty overlay: header, refcount table, one refcount block, L1 table.
@@ -75,13 +75,46 @@ impl Qcow2Writer {
         Ok(Self { out, size, codec, end: CLUSTER as u64, tables: BTreeMap::new(), counts: vec![1] })
     }
 
+    /// Begins a stripe that has data.
+    pub fn begin_stripe(&mut self, has_plain: bool) -> io::Result<()> {
+        self.align(alignment(has_plain))
+    }
+
+    /// Copies a whole stripe from a file that another writer has written.
+    pub fn copy_stripe(&mut self, number: u64, stripe: &Stripe, from: &File) -> io::Result<()> {
+        let Some(span) = stripe.span() else { return Ok(()) };
+        self.begin_stripe(stripe.has_plain())?;
+        let at = self.end;
+        self.out.flush()?;
+        copy_range(from, span.clone(), self.out.get_ref(), at)?;
+        self.end += span.end - span.start;
+        self.out.seek(SeekFrom::Start(self.end))?;
+        for (cluster, entry) in stripe.moved_to(at).allocated(number) {
+            self.map(cluster, entry);
+            self.count_entry(entry)?;
+        }
+        Ok(())
+    }
+
+    /// Counts the reference of an entry to each cluster of the file in which it has data.
+    fn count_entry(&mut self, entry: u64) -> io::Result<()> {
+        let (start, end) = if entry & COMPRESSED == 0 {
+            let start = (entry & OFFSET) >> CLUSTER_BITS;
+            (start, start + 1)
+        } else {
+            let span = packed_span(entry, CLUSTER_BITS);
+            (span.start >> CLUSTER_BITS, span.end.div_ceil(CLUSTER as u64))
+        };
+        self.count(start..end)
+    }
+
     /// Writes a compressed cluster: a zstd frame or a raw deflate stream, by the writer's codec.
     pub fn put_packed(&mut self, cluster: u64, frame: &[u8]) -> io::Result<()> {
         debug_assert!((1..CLUSTER).contains(&frame.len()));
         let at = self.end;
         let last = at + frame.len() as u64 - 1;
         self.append(frame)?;
-        let further_sectors = (last >> SECTOR_BITS) - (at >> SECTOR_BITS);
+        let further_sectors = last / SECTOR - at / SECTOR;
         self.map(cluster, COMPRESSED | further_sectors << offset_bits(CLUSTER_BITS) | at);
         self.count(at >> CLUSTER_BITS..(last >> CLUSTER_BITS) + 1)
     }
@@ -114,7 +147,7 @@ impl Qcow2Writer {
     /// Writes the refcount table and its blocks, which count themselves too. Returns the table's offset and its length in
     /// clusters.
     fn put_refcounts(&mut self) -> io::Result<(u64, u64)> {
-        self.align()?;
+        self.align(CLUSTER as u64)?;
         let before = self.end >> CLUSTER_BITS;
         let (mut blocks, mut table) = (1, 1);
         while before + table + blocks > blocks * BLOCK_ENTRIES as u64 {
@@ -160,17 +193,17 @@ impl Qcow2Writer {
     /// Appends bytes from a cluster's start on and pads the last cluster; each of them is referenced once. Returns the
     /// offset.
     fn append_aligned(&mut self, bytes: &[u8]) -> io::Result<u64> {
-        self.align()?;
+        self.align(CLUSTER as u64)?;
         let at = self.end;
         self.append(bytes)?;
-        self.align()?;
+        self.align(CLUSTER as u64)?;
         self.count(at >> CLUSTER_BITS..self.end >> CLUSTER_BITS)?;
         Ok(at)
     }
 
-    fn align(&mut self) -> io::Result<()> {
+    fn align(&mut self, to: u64) -> io::Result<()> {
         static ZEROES: [u8; CLUSTER] = [0; CLUSTER];
-        let missing = self.end.next_multiple_of(CLUSTER as u64) - self.end;
+        let missing = self.end.next_multiple_of(to) - self.end;
         self.append(&ZEROES[..usize::try_from(missing).unwrap_or(0)])
     }
 }

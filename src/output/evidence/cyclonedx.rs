@@ -14,7 +14,7 @@ pub(super) fn document(manifest: &Manifest) -> Value {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
-        "serialNumber": format!("urn:uuid:{}", uuid(manifest.disk_sha256)),
+        "serialNumber": format!("urn:uuid:{}", uuid(manifest)),
         "version": 1,
         "metadata": {
             "timestamp": created(manifest),
@@ -35,11 +35,11 @@ pub(super) fn document(manifest: &Manifest) -> Value {
     document
 }
 
-/// Returns the digest of the disk, and what the lists of files and packages lack, as properties.
+/// Returns the digests of the disk, and what the lists of files and packages lack, as properties.
 fn properties(manifest: &Manifest) -> Vec<Value> {
-    let disk = json!({ "name": "kiln:disk_sha256", "value": manifest.disk_sha256 });
-    let missing = manifest.missing().map(|missing| json!({ "name": "kiln:missing", "value": missing }));
-    std::iter::once(disk).chain(missing).collect()
+    let digests = manifest.disk_digests().map(|(name, digest)| (format!("kiln:{name}"), digest.to_string()));
+    let missing = manifest.missing().map(|missing| ("kiln:missing".to_owned(), missing.to_owned()));
+    digests.chain(missing).map(|(name, value)| json!({ "name": name, "value": value })).collect()
 }
 
 fn component(manifest: &Manifest, package: &ManifestPackage) -> Value {

@@ -5,6 +5,7 @@
 
 use serde_json::{Value, json};
 
+use crate::disk::chunk_index;
 use crate::store::Manifest;
 use crate::store::manifest::ManifestMachine;
 
@@ -25,6 +26,9 @@ pub(super) fn document(manifest: &Manifest, inputs: &[StepInput]) -> Value {
         .iter()
         .map(|step| json!({ "name": step.name, "verb": step.verb, "key": step.key, "cached": step.cached }))
         .collect();
+    let disk = [("disk", &manifest.disk_sha256), (chunk_index::FILE, &manifest.disk_chunks_sha256)].into_iter();
+    let byproducts =
+        disk.filter_map(|(name, sha256)| Some(json!({ "name": name, "digest": { "sha256": sha256.as_ref()? } })));
     let machine = &manifest.machine;
     json!({
         "_type": "https://in-toto.io/Statement/v1",
@@ -49,9 +53,7 @@ pub(super) fn document(manifest: &Manifest, inputs: &[StepInput]) -> Value {
                     "invocationId": format!("{}:{}", manifest.build_key, manifest.sequence),
                     "startedOn": time(manifest.started), "finishedOn": time(manifest.finished),
                 },
-                "byproducts": [
-                    { "name": "disk", "digest": { "sha256": manifest.disk_sha256 } },
-                ],
+                "byproducts": byproducts.collect::<Vec<_>>(),
             },
         },
     })

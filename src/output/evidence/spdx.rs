@@ -13,7 +13,17 @@ pub(super) fn document(manifest: &Manifest) -> Value {
     let name = format!("{}-{}", image.name, image.version);
     let mut packages = vec![package(IMAGE, &image.name, &image.version)];
     packages[0]["primaryPackagePurpose"] = "OPERATING-SYSTEM".into();
-    packages[0]["checksums"] = json!([{ "algorithm": "SHA256", "checksumValue": manifest.disk_sha256 }]);
+    // Where the SHA-256 of the disk is not known, the image is identified by its first file.
+    let sha256 = match (&manifest.disk_sha256, manifest.outputs.first()) {
+        (None, Some(output)) => {
+            packages[0]["packageFileName"] = output.file.clone().into();
+            Some(&output.sha256)
+        }
+        (known, _) => known.as_ref(),
+    };
+    if let Some(sha256) = sha256 {
+        packages[0]["checksums"] = json!([{ "algorithm": "SHA256", "checksumValue": sha256 }]);
+    }
     let missing: Vec<&str> = manifest.missing().collect();
     if !missing.is_empty() {
         let comment = format!("This list of packages may be incomplete: {}", missing.join("; "));
@@ -38,7 +48,7 @@ pub(super) fn document(manifest: &Manifest) -> Value {
         "dataLicense": "CC0-1.0",
         "SPDXID": "SPDXRef-DOCUMENT",
         "name": name,
-        "documentNamespace": format!("urn:uuid:{}", uuid(manifest.disk_sha256)),
+        "documentNamespace": format!("urn:uuid:{}", uuid(manifest)),
         "creationInfo": { "created": created(manifest), "creators": [format!("Tool: kiln-{}", manifest.kiln)] },
         "packages": packages,
         "relationships": relationships,

@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use super::DescribedImage;
+use crate::digest::Sha256Digest;
 
 /// Required version of the provider: the format of `libvirt_volume` is a nested object since 0.9.
 const PROVIDER: &str = ">= 0.9";
@@ -42,7 +43,7 @@ pub fn external(image: &DescribedImage<'_>) -> Value {
         .into()
 }
 
-fn facts(image: &DescribedImage<'_>) -> [(&'static str, String); 8] {
+fn facts(image: &DescribedImage<'_>) -> [(&'static str, String); 9] {
     let manifest = image.manifest;
     let output = image.output;
     [
@@ -51,10 +52,16 @@ fn facts(image: &DescribedImage<'_>) -> [(&'static str, String); 8] {
         ("path", image.path.display().to_string()),
         ("format", output.format.clone()),
         ("sha256", output.sha256.to_string()),
-        ("disk_sha256", manifest.disk_sha256.to_string()),
+        ("disk_sha256", digest_or_empty(manifest.disk_sha256)),
+        ("disk_chunks_sha256", digest_or_empty(manifest.disk_chunks_sha256)),
         ("virtual_bytes", output.virtual_bytes.to_string()),
         ("firmware", manifest.machine.firmware.clone()),
     ]
+}
+
+/// Returns a digest, or the empty string for one that is not known: all values are strings.
+fn digest_or_empty(digest: Option<Sha256Digest>) -> String {
+    digest.map(|digest| digest.to_string()).unwrap_or_default()
 }
 
 /// Returns a name in Terraform's language: letters, digits, `_` and `-`, not beginning with a digit.

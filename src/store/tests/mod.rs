@@ -127,6 +127,7 @@ fn publish_on(store: &Store, text: &str, base: &Artifact) {
         version: base.id().version().into(),
         build_key: base.manifest().build_key.clone(),
         disk_sha256: base.manifest().disk_sha256,
+        disk_chunks_sha256: base.manifest().disk_chunks_sha256,
     });
     drop(staging.finish(manifest, &Evidence::default(), &Progress::unwatched()).unwrap());
 }

@@ -68,6 +68,7 @@ fn a_lineage_that_somebody_has_bent_into_a_circle_ends() {
         version: "1".into(),
         build_key: "disk".into(),
         disk_sha256: listing.versions[0].disk_sha256,
+        disk_chunks_sha256: listing.versions[0].disk_chunks_sha256,
     };
     listing.versions[0].base.image = Some(own);
     assert_eq!(listing.lineage(&listing.versions[0]).len(), 2);
