@@ -28,7 +28,7 @@ use crate::disk::chain::{DiskFiles, open_files};
 /// The outputs in the staging folder, and the properties of the disk that they all hold.
 #[derive(Debug)]
 pub struct Converted {
-    /// Digest of the disk that the guest sees, made of the digests of its chunks.
+    /// Digest of the disk that the guest sees: that of the list of its chunks' digests.
     pub disk_chunks_sha256: Sha256Digest,
     /// The contents of the disk, which are read meanwhile.
     pub contents: JoinHandle<Result<Contents, Failure>>,
