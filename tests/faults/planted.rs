@@ -21,21 +21,19 @@ fn kernel() -> Vec<u8> {
     image
 }
 
-/// A base image with a root file system and no cloud-init, and a kernel with its drivers if it has one.
-fn base(has_kernel: bool) -> Vec<u8> {
+/// A base image with a root file system and no cloud-init, the drivers of a kernel, and these files, which are all kernels.
+fn base(files: &[&str]) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let place = |path: &str| folder.path().join(path).to_str().unwrap().to_owned();
-    for (path, content) in [
-        ("tree/etc/os-release", b"ID=debian\n".to_vec()),
-        ("tree/lib/modules/6.1/modules.dep", Vec::new()),
-        (
-            "tree/lib/modules/6.1/modules.builtin",
-            b"virtio_pci.ko\nvirtio_blk.ko\nvirtio_console.ko\next4.ko\n".to_vec(),
-        ),
-        (if has_kernel { "tree/boot/vmlinuz" } else { "tree/boot/readme" }, kernel()),
-    ] {
-        fs::create_dir_all(Path::new(&place(path)).parent().unwrap()).unwrap();
-        fs::write(place(path), content).unwrap();
+    let root = [
+        ("etc/os-release", b"ID=debian\n".to_vec()),
+        ("lib/modules/6.1/modules.dep", Vec::new()),
+        ("lib/modules/6.1/modules.builtin", b"virtio_pci.ko\nvirtio_blk.ko\nvirtio_console.ko\next4.ko\n".to_vec()),
+    ];
+    for (path, content) in root.into_iter().chain(files.iter().map(|path| (*path, kernel()))) {
+        let path = place(&format!("tree/{path}"));
+        fs::create_dir_all(Path::new(&path).parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
     }
     let made =
         Command::new("mke2fs").args(["-q", "-F", "-t", "ext4", "-d", &place("tree"), &place("raw"), "16M"]).output();
@@ -46,7 +44,7 @@ fn base(has_kernel: bool) -> Vec<u8> {
 
 fn on_base(machine: &str, rest: &str) -> Kiln {
     let steps = format!("[[step]]\nrun = 'breaks {REASON}'\n{rest}");
-    Kiln::new().file("base.qcow2", base(true)).machine(machine).spec(&steps).build()
+    Kiln::new().file("base.qcow2", base(&["boot/vmlinuz"])).machine(machine).spec(&steps).build()
 }
 
 /// What the guests did that matters here.
@@ -93,7 +91,7 @@ fn i1_a_cloud_init_that_a_step_removes_is_replaced_before_a_reboot_and_in_tests(
 
 #[test]
 fn i4_an_image_without_a_kernel_cannot_have_the_agent_planted() {
-    let kiln = Kiln::new().file("base.qcow2", base(false)).spec(STEP).build().fails(5);
+    let kiln = Kiln::new().file("base.qcow2", base(&["boot/readme"])).spec(STEP).build().fails(5);
     let kiln = kiln.stderr_has("kiln's agent cannot be planted in the image: no Linux kernel");
     refused_at_once(kiln.stderr_has("planting starts the kernel"));
 }
@@ -129,4 +127,12 @@ fn i1_an_image_whose_agent_was_planted_is_tested_so_again() {
     let before = built.place().fake_log().len();
     let tested = built.then(["test", "web"]).stderr_has("planted in a copy of the image").run();
     assert_eq!(deeds(&tested.place().fake_log()[before..]), ["start", "plant", "bye", "start", "step"]);
+}
+
+#[test]
+fn i1_an_agent_that_is_left_on_the_disk_keeps_the_image_out_of_the_store() {
+    let left = base(&["boot/vmlinuz", "usr/lib/kiln-agent"]);
+    let kiln = Kiln::new().file("base.qcow2", left).machine("boot = 'direct'").spec(STEP).build();
+    let said = "the sealed image still holds kiln's agent, or what starts it, in /usr/lib/kiln-agent";
+    refused(kiln.fake("mounts-whole-disk").fails(8).stderr_has(said));
 }
