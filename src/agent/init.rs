@@ -111,6 +111,7 @@ fn prepare_system() -> Result<(), RequestFailure> {
     if fs::canonicalize("/sbin/init").is_ok_and(|init| init.ends_with("systemd")) {
         let _ = fs::write(SYSTEMD_IS_INIT, "");
     }
+    link_disks();
     run_program("mount", &["-a"]);
     run_program("ip", &["link", "set", "lo", "up"]);
     write_policy();
@@ -119,6 +120,45 @@ fn prepare_system() -> Result<(), RequestFailure> {
 
 fn mount_new(kind: &CStr, on: &Path, flags: u64, options: &CStr) -> Result<(), RequestFailure> {
     sys::mount_new(kind, on, flags, options).map_err(|error| RequestFailure::io(on.display(), &error))
+}
+
+/// Creates the links to partitions that udev(7) creates: programs that write boot entries use the names that are there, and a
+/// name such as `/dev/vda1` would bind the image to this machine.
+fn link_disks() {
+    let Ok(listed) = Command::new("blkid").env("PATH", SYSTEM_PATH).stdin(Stdio::null()).output() else { return };
+    for (link, device) in disk_links(&String::from_utf8_lossy(&listed.stdout)) {
+        let link = Path::new("/dev/disk").join(link);
+        let _ = link.parent().map(fs::create_dir_all);
+        let _ = symlink(device, link);
+    }
+}
+
+/// Returns the links below `/dev/disk`, and where they lead, from the output of blkid(8).
+fn disk_links(listed: &str) -> Vec<(String, String)> {
+    let mut links = Vec::new();
+    for (device, tags) in listed.lines().filter_map(|line| line.split_once(": ")) {
+        let Some(name) = device.strip_prefix("/dev/") else { continue };
+        for (folder, value) in tags.split("\" ").filter_map(disk_link) {
+            links.push((format!("{folder}/{value}"), format!("../../{name}")));
+        }
+    }
+    links
+}
+
+/// Returns the folder of the links of a tag of blkid(8), and the tag's value. A label with characters that udev(7) encodes has no
+/// link.
+fn disk_link(tag: &str) -> Option<(&'static str, &str)> {
+    let (key, value) = tag.trim().split_once("=\"")?;
+    let value = value.trim_end_matches('"');
+    let folder = match key {
+        "UUID" => "by-uuid",
+        "PARTUUID" => "by-partuuid",
+        "LABEL" => "by-label",
+        "PARTLABEL" => "by-partlabel",
+        _ => return None,
+    };
+    let is_plain = value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"#+-.:=@_".contains(&byte));
+    (is_plain && !matches!(value, "" | "." | "..")).then_some((folder, value))
 }
 
 /// Configures the network card for QEMU's user-mode network, without writing to the disk: the name server goes into a file
@@ -235,4 +275,24 @@ fn unmount_all() -> io::Result<()> {
 fn bytes_path(bytes: &[u8]) -> PathBuf {
     use std::os::unix::ffi::OsStrExt;
     PathBuf::from(std::ffi::OsStr::from_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partitions_have_the_links_of_udev() {
+        let listed = "/dev/vda1: LABEL=\"root\" UUID=\"0b-1\" BLOCK_SIZE=\"4096\" TYPE=\"ext4\" PARTUUID=\"7c-2\"\n\
+            /dev/vda15: SEC_TYPE=\"msdos\" UUID=\"AB-CD\" TYPE=\"vfat\" PARTLABEL=\"EFI System\" PARTUUID=\"7c-3\"\n\
+            /dev/vdb: LABEL=\"../x\"\nnonsense\n";
+        let expected = [
+            ("by-label/root", "../../vda1"),
+            ("by-uuid/0b-1", "../../vda1"),
+            ("by-partuuid/7c-2", "../../vda1"),
+            ("by-uuid/AB-CD", "../../vda15"),
+            ("by-partuuid/7c-3", "../../vda15"),
+        ];
+        assert_eq!(disk_links(listed), expected.map(|(link, to)| (link.to_owned(), to.to_owned())));
+    }
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::digest::Sha256Digest;
-use crate::specfile::{self, Action, Command, Context, Copy, FileOwner, NetworkBackend, Spec};
+use crate::specfile::{self, Action, AgentChoice, Command, Context, Copy, FileOwner, NetworkBackend, Spec};
 
 use super::agent::AgentStart;
 use super::machine::{Accelerator, PlannedMachine, format_name};
@@ -125,6 +125,10 @@ fn portable_content(spec: &Spec, facts: &Facts, machine: &PlannedMachine) -> Val
         "source_date_epoch": facts.source_date_epoch,
     });
     match machine.agent {
+        // It refuses a reboot for which `auto` plants the agent.
+        AgentStart::CloudInit if spec.machine.agent == AgentChoice::CloudInit => {
+            content["machine"]["agent"] = json!("cloud-init");
+        }
         // Its keys are those of versions without other starts.
         AgentStart::CloudInit => {}
         AgentStart::Planted(_) => content["machine"]["agent"] = json!("planted"),

@@ -17,6 +17,8 @@ grep -q ' /boot/efi ' /proc/self/mountinfo
 [ -L /dev/fd ] && [ -c /dev/pts/ptmx ] && [ -w /dev/shm ]
 [ "$(uname -n)" = "$(cat /etc/hostname)" ]
 [ "$(df -Pk / | awk 'NR == 2 { print $2 }')" -gt 7000000 ]
+[ -e "/dev/disk/by-uuid/$(findmnt -no UUID /)" ]
+update-grub && grep -q 'root=PARTUUID=' /boot/grub/grub.cfg && ! grep -q 'root=/dev/' /boot/grub/grub.cfg
 cat /proc/sys/kernel/random/boot_id >/root/boot
 useradd -m dev
 '''
