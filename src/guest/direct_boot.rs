@@ -21,8 +21,8 @@ use super::boot::MachineSite;
 /// The drivers of the disk and of the agent's port.
 const DRIVERS: [&str; 3] = ["virtio_pci", "virtio_blk", "virtio_console"];
 /// Drivers that a kernel may have under another name, or not at all. ext4 asks for a checksum that the kernel finds through
-/// modprobe(8), which is not in the initramfs.
-const OPTIONAL_DRIVERS: [&str; 4] = ["crc32c_generic", "crc32c_intel", "virtio_rng", "virtio_net"];
+/// modprobe(8), which is not in the initramfs. pvpanic tells QEMU that the kernel has panicked.
+const OPTIONAL_DRIVERS: [&str; 5] = ["crc32c_generic", "crc32c_intel", "virtio_rng", "virtio_net", "pvpanic_mmio"];
 
 /// The reason why the files of a direct boot cannot be written.
 #[derive(Debug, thiserror::Error)]
