@@ -23,7 +23,7 @@ use super::folder_times::keep_time_of_folder;
 use super::init_root::{DiskDevice, enter_root, grow_root, load_drivers, load_modules};
 use super::login::SYSTEM_PATH;
 use super::sys::{self, PowerAction};
-use super::{RequestFailure, mount_table};
+use super::{RequestFailure, mount_table, planted};
 use crate::wire::direct_boot::{BootInstructions, INSTRUCTIONS, REBOOT_REQUEST};
 use crate::wire::sealing::identities::SYSTEMD_IS_INIT;
 
@@ -108,7 +108,7 @@ fn prepare_system() -> Result<(), RequestFailure> {
     if let Ok(name) = fs::read_to_string("/etc/hostname") {
         let _ = fs::write("/proc/sys/kernel/hostname", name.trim());
     }
-    if fs::canonicalize("/sbin/init").is_ok_and(|init| init.ends_with("systemd")) {
+    if planted::is_init_systemd() {
         let _ = fs::write(SYSTEMD_IS_INIT, "");
     }
     link_disks();

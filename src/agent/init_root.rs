@@ -4,11 +4,11 @@ use std::env::set_current_dir;
 use std::fs;
 use std::os::unix::fs::chroot;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use super::boot_console::{report, run_program};
 use super::login::SYSTEM_PATH;
-use super::{RequestFailure, device, sys};
+use super::{RequestFailure, device, silent_program, sys};
 use crate::wire::device_name::DeviceName;
 use crate::wire::direct_boot::{BootInstructions, MODULES};
 use crate::wire::fstab;
@@ -54,9 +54,7 @@ pub fn load_modules() -> Result<(), RequestFailure> {
 /// built into the kernel, or are not needed.
 pub fn load_drivers(drivers: &[String]) {
     for driver in drivers {
-        let mut modprobe = Command::new("modprobe");
-        modprobe.args(["-q", driver]).env("PATH", SYSTEM_PATH);
-        let _ = modprobe.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        silent_program::succeeds("modprobe", &["-q", driver]);
     }
 }
 

@@ -53,6 +53,7 @@ mod secrets;
 pub mod serve;
 mod sha256;
 pub mod shutdown;
+mod silent_program;
 mod sys;
 mod terminal;
 mod unpack;

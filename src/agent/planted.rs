@@ -30,6 +30,8 @@ pub const PLANTED: &str = "--planted";
 const MEMORY: &str = "/run/kiln/bin";
 /// The program of the init.
 const INIT: &str = "/sbin/init";
+/// The name of the program of systemd.
+const SYSTEMD: &str = "systemd";
 /// The program that runs services of `OpenRC`, and its default run level.
 const OPENRC: [&str; 2] = ["/sbin/openrc-run", "/etc/runlevels/default"];
 /// A program with the label that `SELinux` gives to programs.
@@ -133,12 +135,23 @@ fn plant(root: &Path, agent: &[u8]) -> io::Result<()> {
     }
 }
 
+/// Returns the program of the guest's init, which need not run.
+fn init_program(root: &Path) -> PathBuf {
+    let init = place(root, INIT);
+    fs::canonicalize(&init).unwrap_or(init)
+}
+
+/// Returns whether the guest's init is systemd, which need not run.
+#[must_use]
+pub fn is_init_systemd() -> bool {
+    init_program(Path::new("/")).ends_with(SYSTEMD)
+}
+
 /// Finds out what starts services in the guest, which need not run it now.
 fn find_init(root: &Path) -> io::Result<InitSystem> {
-    let init = place(root, INIT);
-    let program = fs::canonicalize(&init).unwrap_or(init);
+    let program = init_program(root);
     let units = UNIT_FOLDERS.into_iter().find(|units| place(root, units).join(WANTS).is_dir());
-    if let Some(units) = units.filter(|_| program.file_name().is_some_and(|name| name == "systemd")) {
+    if let Some(units) = units.filter(|_| program.ends_with(SYSTEMD)) {
         return Ok(InitSystem::Systemd(units));
     }
     if OPENRC.iter().all(|path| place(root, path).exists()) {

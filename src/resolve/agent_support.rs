@@ -13,6 +13,10 @@ use crate::specfile::{AgentChoice, DiskFormat};
 use crate::wire::cloud_init::find_obstacles;
 use crate::wire::guest_files::{GuestFiles, LONGEST_FILE};
 
+/// A hint for an image that cannot be tested.
+pub const PUBLISH_UNTESTED: &str =
+    "the image may be as it should be: `kiln build --no-test` publishes it without its tests";
+
 /// No test can run in clones of an image.
 #[derive(Debug, thiserror::Error)]
 #[error("the tests cannot run: {why}, so cloud-init does not start kiln's agent in a clone of the image")]
@@ -29,7 +33,7 @@ impl Fault for UntestableError {
     fn hints(&self) -> Vec<String> {
         vec![
             "leave `agent` out of [machine], so that kiln plants its agent in the clones".into(),
-            "the image may be as it should be: `kiln build --no-test` publishes it without its tests".into(),
+            PUBLISH_UNTESTED.into(),
         ]
     }
 }

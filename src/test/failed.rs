@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Failure, Fault, Kind};
 use crate::guest::boot::{BootError, ConsoleEvidence};
+use crate::resolve::agent_support::PUBLISH_UNTESTED;
 use crate::size::format_duration;
 
 use super::Outcome;
@@ -147,7 +148,6 @@ impl Fault for NotPlanted {
     }
 
     fn hints(&self) -> Vec<String> {
-        let publish = "the image may be as it should be: `kiln build --no-test` publishes it without its tests";
-        self.why.hints().into_iter().chain([publish.to_owned()]).collect()
+        self.why.hints().into_iter().chain([PUBLISH_UNTESTED.to_owned()]).collect()
     }
 }

@@ -7,17 +7,8 @@ use kiln::disk::boot_files::{BootDrivers, BootFiles, find_boot_files};
 use kiln::disk::linux_kernel::KernelError;
 use kiln::specfile::BaseFormat;
 
+use crate::support::ext4::kernel;
 use crate::{Scratch, chain, tool};
-
-/// The beginning of a kernel of this version, as the boot protocol has it.
-fn kernel(version: &str) -> Vec<u8> {
-    let mut image = vec![0; 64 << 10];
-    image[0x202..0x206].copy_from_slice(b"HdrS");
-    image[0x206..0x208].copy_from_slice(&0x20f_u16.to_le_bytes());
-    image[0x20e..0x210].copy_from_slice(&0x3000_u16.to_le_bytes());
-    image[0x3200..0x3200 + version.len()].copy_from_slice(version.as_bytes());
-    image
-}
 
 /// Writes files below the root of the disk.
 fn put(scratch: &Scratch, files: &[(&str, &[u8])]) {

@@ -1,45 +1,18 @@
 //! Direct boots: disks that cannot be booted so, and guests that do not come up.
 
-use std::fs;
-use std::path::Path;
-use std::process::Command;
-
-use crate::support::{Kiln, qemu_img};
+use crate::support::Kiln;
+use crate::support::ext4::{ext4_image, kernel};
 use crate::{BOOT_TIMEOUT, STEP, refused, refused_at_once};
 
 const FULL: &str = "help: build it with `boot = \"full\"` under [machine]";
 /// The drivers of the machine and of the root, as a kernel has them that needs no modules.
 const BUILTIN: &str = "kernel/virtio_pci.ko\nkernel/virtio_blk.ko\nkernel/virtio_console.ko\nkernel/ext4.ko\n";
 
-/// The beginning of a kernel of this release, as the boot protocol has it.
-fn kernel(release: &str) -> Vec<u8> {
-    let mut image = vec![0; 64 << 10];
-    image[0x202..0x206].copy_from_slice(b"HdrS");
-    image[0x206..0x208].copy_from_slice(&0x20f_u16.to_le_bytes());
-    image[0x20e..0x210].copy_from_slice(&0x3000_u16.to_le_bytes());
-    image[0x3200..0x3200 + release.len()].copy_from_slice(release.as_bytes());
-    image
-}
-
-fn run(program: &str, args: &[&str]) {
-    let output = Command::new(program).args(args).output().expect("installed by scripts/setup");
-    assert!(output.status.success(), "{program} {args:?}: {output:?}");
-}
-
-/// A direct build over a disk with these files, which is an ext4 file system as a whole.
+/// A direct build over a disk with these files.
 fn over(files: &[(&str, &[u8])], settings: &str, spec: &str) -> Kiln {
-    let kiln = Kiln::new().machine(&format!("boot = 'direct'\n{settings}")).spec(spec).build();
-    let path = |name: &str| kiln.place().join(name).to_str().expect("UTF-8").to_owned();
-    for (file, content) in [("etc/os-release", &b"ID=debian\n"[..])].iter().chain(files) {
-        let file = Path::new(&path("tree")).join(file);
-        fs::create_dir_all(file.parent().expect("below the tree")).expect("made");
-        fs::write(file, content).expect("written");
-    }
-    run("mke2fs", &["-q", "-F", "-t", "ext4", "-d", &path("tree"), &path("raw"), "16M"]);
-    qemu_img(&["convert", "-O", "qcow2", &path("raw"), &path("base.qcow2")]);
-    fs::remove_dir_all(path("tree")).expect("removed");
-    fs::remove_file(path("raw")).expect("removed");
-    kiln
+    let base = ext4_image(&[&[("etc/os-release", &b"ID=debian\n"[..])], files].concat());
+    let machine = format!("boot = 'direct'\n{settings}");
+    Kiln::new().file("base.qcow2", base).machine(&machine).spec(spec).build()
 }
 
 /// A direct build over a disk with a kernel.

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use serde_json::Value;
 
 use crate::fault;
-use crate::support::{Ended, Kiln, qemu_img};
+use crate::support::ext4::ext4_image;
+use crate::support::{Ended, Kiln};
 
 /// The manifest of the image, and whether it has a list of files.
 fn published(ended: &Ended) -> (Value, bool) {
@@ -16,24 +16,10 @@ fn published(ended: &Ended) -> (Value, bool) {
     (serde_json::from_str(&manifest).expect("JSON"), folder.join("files.zst").exists())
 }
 
-/// Builds over a disk that is an ext4 file system as a whole, without partitions.
+/// Builds over a disk that is an ext4 file system as a whole, without partitions. It has a cloud-init, which a base needs.
 fn over_ext4(mode: &str) -> Kiln {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let path = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
-    fs::create_dir_all(folder.path().join("tree/etc")).expect("made");
-    fs::write(folder.path().join("tree/etc/motd"), "hello\n").expect("written");
-    // A base without it is refused.
-    fs::create_dir_all(folder.path().join("tree/usr/bin")).expect("made");
-    fs::write(folder.path().join("tree/usr/bin/cloud-init"), "").expect("written");
-    let made = Command::new("mke2fs")
-        .args(["-q", "-F", "-t", "ext4", "-d", &path("tree"), &path("raw"), "16M"])
-        .status()
-        .expect("e2fsprogs is installed");
-    assert!(made.success());
-    qemu_img(&["convert", "-O", "qcow2", &path("raw"), &path("qcow2")]);
-    let kiln = fault(mode);
-    fs::write(kiln.place().join("base.qcow2"), fs::read(path("qcow2")).expect("made")).expect("written");
-    kiln
+    let base = ext4_image(&[("etc/motd", &b"hello\n"[..]), ("usr/bin/cloud-init", b"")]);
+    fault(mode).file("base.qcow2", base)
 }
 
 fn has_listed(place: &Path) -> bool {

@@ -1,45 +1,25 @@
 //! Agents that are planted, since cloud-init does not start them.
 
 use std::fs;
-use std::path::Path;
-use std::process::Command;
 
-use crate::support::{Kiln, qemu_img};
+use crate::support::Kiln;
+use crate::support::ext4::{ext4_image, kernel};
 use crate::{STEP, refused, refused_at_once};
 
 const REASON: &str = "cloud-init is not installed";
 const TEST: &str = "[[test]]\nrun = 'true'\n";
 const REBOOT: &str = "[[step]]\nreboot = true\n";
 
-/// The beginning of a kernel, as far as kiln looks at it.
-fn kernel() -> Vec<u8> {
-    let mut image = vec![0; 64 << 10];
-    image[0x202..0x206].copy_from_slice(b"HdrS");
-    image[0x206..0x208].copy_from_slice(&0x20f_u16.to_le_bytes());
-    image[0x20e..0x210].copy_from_slice(&0x3000_u16.to_le_bytes());
-    image[0x3200..0x3207].copy_from_slice(b"6.1 (x)");
-    image
-}
-
 /// A base image with a root file system and no cloud-init, the drivers of a kernel, and these files, which are all kernels.
 fn base(files: &[&str]) -> Vec<u8> {
-    let folder = tempfile::tempdir().unwrap();
-    let place = |path: &str| folder.path().join(path).to_str().unwrap().to_owned();
+    let kernel = kernel("6.1 (x)");
     let root = [
-        ("etc/os-release", b"ID=debian\n".to_vec()),
-        ("lib/modules/6.1/modules.dep", Vec::new()),
-        ("lib/modules/6.1/modules.builtin", b"virtio_pci.ko\nvirtio_blk.ko\nvirtio_console.ko\next4.ko\n".to_vec()),
+        ("etc/os-release", &b"ID=debian\n"[..]),
+        ("lib/modules/6.1/modules.dep", b""),
+        ("lib/modules/6.1/modules.builtin", b"virtio_pci.ko\nvirtio_blk.ko\nvirtio_console.ko\next4.ko\n"),
     ];
-    for (path, content) in root.into_iter().chain(files.iter().map(|path| (*path, kernel()))) {
-        let path = place(&format!("tree/{path}"));
-        fs::create_dir_all(Path::new(&path).parent().unwrap()).unwrap();
-        fs::write(path, content).unwrap();
-    }
-    let made =
-        Command::new("mke2fs").args(["-q", "-F", "-t", "ext4", "-d", &place("tree"), &place("raw"), "16M"]).output();
-    assert!(made.unwrap().status.success());
-    qemu_img(&["convert", "-f", "raw", "-O", "qcow2", &place("raw"), &place("qcow2")]);
-    fs::read(place("qcow2")).unwrap()
+    let kernels = files.iter().map(|path| (*path, &kernel[..]));
+    ext4_image(&root.into_iter().chain(kernels).collect::<Vec<_>>())
 }
 
 fn on_base(machine: &str, rest: &str) -> Kiln {

@@ -5,9 +5,8 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use super::super::login::SYSTEM_PATH;
+use super::super::silent_program;
 
 const CONFIGURATION: &str = "etc/selinux/config";
 /// Asks the first boot to label all files.
@@ -57,10 +56,11 @@ fn setting<'t>(text: &'t str, key: &str) -> Option<&'t str> {
 }
 
 fn run_setfiles(contexts: &Path) -> bool {
-    let mut setfiles = Command::new("setfiles");
-    setfiles.args(["-q", "-F"]).args(EXCLUDED.iter().flat_map(|folder| ["-e", folder])).arg(contexts).arg("/");
-    setfiles.env("PATH", SYSTEM_PATH).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    setfiles.status().is_ok_and(|status| status.success())
+    let contexts = contexts.to_string_lossy();
+    let mut arguments = vec!["-q", "-F"];
+    arguments.extend(EXCLUDED.iter().flat_map(|folder| ["-e", *folder]));
+    arguments.extend([&*contexts, "/"]);
+    silent_program::succeeds("setfiles", &arguments)
 }
 
 #[cfg(test)]

@@ -7,13 +7,13 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::super::boot_mode;
 use super::super::bus::Bus;
-use super::super::login::SYSTEM_PATH;
+use super::super::silent_program;
 use super::{SYSTEMD, unit_folders};
 
 /// How long services may take to end. systemd stops a service within 90 s, unless configured otherwise.
@@ -56,27 +56,20 @@ pub fn stop() -> Vec<String> {
         let journal = thread::spawn(relinquish_journal);
         let still_running = isolate().unwrap_or_else(|_| {
             // The image has a systemd that does not answer on its own bus.
-            run("systemctl", &["isolate", TARGET]).into_iter().for_each(wait);
+            silent_program::start("systemctl", &["isolate", TARGET]).into_iter().for_each(wait);
             Vec::new()
         });
         let _ = journal.join();
         return still_running;
     }
     let scripts = SCRIPTS.iter().map(|name| format!("/etc/init.d/{name}")).filter(|script| is_executable(script));
-    let running: Vec<Child> = scripts.filter_map(|script| run(&script, &["stop"])).collect();
+    let running: Vec<Child> = scripts.filter_map(|script| silent_program::start(&script, &["stop"])).collect();
     running.into_iter().for_each(wait);
     Vec::new()
 }
 
 fn is_executable(script: &str) -> bool {
     fs::metadata(script).is_ok_and(|about| about.is_file() && about.permissions().mode() & 0o111 != 0)
-}
-
-/// Starts a program whose output is discarded. One that cannot be started is ignored.
-fn run(program: &str, arguments: &[&str]) -> Option<Child> {
-    let mut command = Command::new(program);
-    command.args(arguments).env("PATH", SYSTEM_PATH);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()
 }
 
 fn wait(mut child: Child) {
