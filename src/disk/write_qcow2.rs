@@ -1,7 +1,7 @@
 //! Writes a disk to a qcow2 file. With zstd, the cost depends on what changed rather than on the size of the disk.
 //!
 //! ```text
-//! stripe of the disk -- as in the base    -> the stripe of the base's twin, copied by the kernel
+//! stripe of the disk -- as in the base    -> the stripe of the base's twin, as it is in its file
 //!                    `- anything else     -> its clusters
 //! cluster of the disk -- zero             -> nothing
 //!                     |- as in the base   -> the frame from the base's twin, as it is
