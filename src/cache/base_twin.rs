@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! CACHE/layers/KEY.ID/         the twin
-//! CACHE/base-chunks/KEY        the SHA-256 of the rest of the file in hex, and the digests (crate::disk::chunk_index)
+//! CACHE/base-chunks/KEY        the SHA-256 of KEY and the rest of the file in hex, and the digests (crate::disk::chunk_index)
 //! ```
 //! They only save time: without them everything is compressed and hashed, and the bytes are the same. A digest is known when
 //! a conversion has compared the twin's chunk with the base's.
@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::context::{BuildContext, BuildOptions, ScratchError};
@@ -57,6 +58,7 @@ type Prepared = (Arc<PreparedBase>, Option<Stack>);
 /// The twin of the base image, which is made in the background, and the digests of its chunks.
 pub(crate) struct BaseTwin {
     made: oneshot::Receiver<Prepared>,
+    events: Events,
     /// The base, and the layer that contains the twin, which is kept in use.
     used: Option<Prepared>,
     /// The digests in the cache.
@@ -92,12 +94,20 @@ impl BaseTwin {
                 None
             })
         });
-        Some(Self { made, used: None, chunks, thread: Some(thread), _guard: cancel.drop_guard() })
+        let events = build.events.clone();
+        Some(Self { made, events, used: None, chunks, thread: Some(thread), _guard: cancel.drop_guard() })
     }
 
     /// Waits for the base. Returns `None` where it could not be prepared.
     pub(crate) async fn ready(&mut self) -> Option<Arc<PreparedBase>> {
-        let prepared = (&mut self.made).await.ok()?;
+        let prepared = match self.made.try_recv() {
+            Err(TryRecvError::Empty) => {
+                let why = "the base image is still being compressed, which is done once for all builds on it";
+                self.events.notice(NoticeLevel::Info, why);
+                (&mut self.made).await.ok()?
+            }
+            made => made.ok()?,
+        };
         let base = Arc::clone(&prepared.0);
         self.used = Some(prepared);
         Some(base)
@@ -158,7 +168,14 @@ impl TwinBuilder {
     /// Returns the twin if it needs not be made: the base itself, or one in the cache.
     fn find_twin(&self) -> Result<Option<(TwinReader, Option<Stack>)>, Failure> {
         let base = &self.plan.base;
-        match TwinReader::itself(open(&base.file)?, base.format) {
+        // Others compress in another way, or not at all: with their clusters the bytes of an output would depend on its history.
+        let itself = match &base.image {
+            Some(image) if image.kiln == env!("CARGO_PKG_VERSION") => {
+                TwinReader::itself(open(&base.file)?, base.format)
+            }
+            _ => None,
+        };
+        match itself {
             Some(twin) => Ok(Some((twin, None))),
             None => self.cached_twin(),
         }
@@ -171,7 +188,7 @@ impl TwinBuilder {
         let found = layers.and_then(|layers| layers.find(twin_key(&self.plan), &mut problem).into_iter().next());
         let Some(stack) = found else { return Ok(None) };
         stack.touch();
-        let twin = TwinReader::open(open(&stack.top().disk())?).map_err(WriteError::from)?;
+        let twin = TwinReader::open_cached(open(&stack.top().disk())?).map_err(WriteError::from)?;
         Ok(Some((twin, Some(stack))))
     }
 
@@ -240,7 +257,7 @@ impl ChunkCache {
             return Ok(());
         }
         let text = chunks.to_text();
-        digest_cache::replace(&path, format!("{}\n{text}", Sha256Digest::of(&text)).as_bytes())?;
+        digest_cache::replace(&path, format!("{}\n{text}", bound_digest(&path, &text)).as_bytes())?;
         let mut kept = Vec::new();
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
@@ -257,7 +274,13 @@ fn read_chunks(path: &Path) -> Option<KnownChunks> {
     let mut text = String::new();
     File::open(path).ok()?.take(chunk_index::LARGEST).read_to_string(&mut text).ok()?;
     let (sha256, text) = text.split_once('\n')?;
-    if Sha256Digest::of(text).to_string() == sha256 { KnownChunks::parse(text) } else { None }
+    if bound_digest(path, text).to_string() == sha256 { KnownChunks::parse(text) } else { None }
+}
+
+/// Returns the digest of a file's text and of its name: the digests of another base are not taken for those of this one.
+fn bound_digest(path: &Path, text: &str) -> Sha256Digest {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    Sha256Digest::of(format!("{name}\n{text}"))
 }
 
 #[cfg(test)]
@@ -289,6 +312,10 @@ mod tests {
             fs::write(&path, &sound[..index]).unwrap();
             assert_eq!(cache.find("a"), None, "{index}");
         }
+        fs::copy(&path, cache.path("b").unwrap()).unwrap();
+        assert_eq!(cache.find("b"), None, "the file of another twin");
+        fs::write(&path, &sound).unwrap();
+        assert_eq!(cache.find("a").as_ref(), Some(&chunks));
         let unused = ChunkCache { folder: None, ..cache };
         unused.keep("a", &chunks).unwrap();
         assert_eq!(unused.find("a"), None);

@@ -7,6 +7,8 @@ use std::sync::{Mutex, PoisonError};
 
 use zstd::zstd_safe::find_frame_compressed_size;
 
+use crate::digest::FileStamp;
+use crate::error::{Fault, Kind};
 use crate::specfile::BaseFormat;
 
 use super::chain::{Chain, ChainError};
@@ -32,12 +34,29 @@ pub(super) enum PackedCluster {
     Plain(Vec<u8>),
 }
 
+/// The twin in the cache is another one than before.
+#[derive(Debug, thiserror::Error)]
+#[error("the compressed base in the cache was changed while it was copied")]
+pub struct TwinChangedError;
+
+impl Fault for TwinChangedError {
+    fn kind(&self) -> Kind {
+        Kind::Host
+    }
+
+    fn hints(&self) -> Vec<String> {
+        vec!["build again: a damaged one is made anew; find out what writes to the cache".into()]
+    }
+}
+
 /// A qcow2 file of clusters that outputs may have as well: the base image, compressed with zstd.
 #[derive(Debug)]
 pub struct TwinReader {
     file: Qcow2Reader,
     /// Whether kiln has written the file, so that whole stripes can be copied.
     has_stripes: bool,
+    /// The state of the file when it was opened, if nobody may change it from then on.
+    stamp: Option<FileStamp>,
 }
 
 /// The prepared base of a build: what a conversion takes from it, instead of reading it.
@@ -54,6 +73,14 @@ impl PreparedBase {
     /// Returns the digests that are known now.
     pub fn known_chunks(&self) -> KnownChunks {
         self.chunks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Checks that the twin has not changed since it was opened: what was copied from it is not read again.
+    ///
+    /// # Errors
+    /// When it has.
+    pub fn check_unchanged(&self) -> Result<(), TwinChangedError> {
+        if self.twin.is_unchanged() { Ok(()) } else { Err(TwinChangedError) }
     }
 
     /// Takes the digests of the chunks in which a disk is as the base. Its copies have been compared with it.
@@ -74,14 +101,29 @@ impl TwinReader {
     /// # Errors
     /// When the file is not a qcow2 file.
     pub fn open(file: File) -> Result<Self, LayerError> {
-        Ok(Self { file: Qcow2Reader::open(file, TABLE_MEMORY)?, has_stripes: true })
+        Ok(Self { file: Qcow2Reader::open(file, TABLE_MEMORY)?, has_stripes: true, stamp: None })
     }
 
-    /// Opens a base as its own twin, if its clusters are compressed in the same way.
+    /// Opens such a file that is in the cache: it is not to change from now on.
+    ///
+    /// # Errors
+    /// When the file is not a qcow2 file.
+    pub fn open_cached(file: File) -> Result<Self, LayerError> {
+        let stamp = file.metadata().map_err(LayerError::Io)?;
+        Ok(Self { stamp: Some(FileStamp::from(&stamp)), ..Self::open(file)? })
+    }
+
+    /// Returns whether the file is as it was when it was opened, as far as that was noted.
+    pub(super) fn is_unchanged(&self) -> bool {
+        let Some(stamp) = &self.stamp else { return true };
+        self.file().metadata().is_ok_and(|now| FileStamp::from(&now) == *stamp)
+    }
+
+    /// Opens a base that kiln has written as its own twin, if its clusters are compressed in the same way.
     #[must_use]
     pub fn itself(base: File, format: BaseFormat) -> Option<Self> {
         let file = if format == BaseFormat::Qcow2 { Qcow2Reader::open(base, TABLE_MEMORY).ok()? } else { return None };
-        file.is_packed(Codec::Zstd, CLUSTER_BITS).then_some(Self { file, has_stripes: false })
+        file.is_packed(Codec::Zstd, CLUSTER_BITS).then_some(Self { file, has_stripes: false, stamp: None })
     }
 
     pub(super) fn file(&self) -> &File {
@@ -150,7 +192,7 @@ impl<'t> UnchangedParts<'t> {
     }
 
     /// Returns whether a copy of the disk has the clusters of the twin in this stripe; `None` if the disk has others. Whole
-    /// stripes were copied by the kernel, so only their places are compared.
+    /// stripes were copied as they are, so only their places are compared.
     pub fn are_in(&self, copy: &TwinReader, number: u64) -> Result<Option<bool>, LayerError> {
         if !self.include(stripe_range(number)) {
             return Ok(None);

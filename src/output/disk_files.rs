@@ -142,6 +142,7 @@ impl DiskFileWriter {
             let disk = open_to(layers, end)?;
             let index = read_back(&disk, &copies, base.as_deref(), progress)?;
             if let Some(base) = base {
+                base.check_unchanged()?;
                 base.learn(&disk, &index)?;
             }
             Ok(index)
@@ -156,6 +157,14 @@ impl DiskFileWriter {
 /// When the disk cannot be read.
 pub(crate) async fn sha256_of(layers: DiskFiles, end: Option<u64>) -> Result<Sha256Digest, Failure> {
     run_blocking(move |progress| Ok(disk_sha256(&open_to(layers, end)?, progress)?)).await
+}
+
+/// Returns the digests of the chunks of a disk, or of its first bytes up to an end.
+///
+/// # Errors
+/// When the disk cannot be read.
+pub(crate) async fn chunks_of(layers: DiskFiles, end: Option<u64>) -> Result<ChunkIndex, Failure> {
+    run_blocking(move |progress| Ok(read_back(&open_to(layers, end)?, &[], None, progress)?)).await
 }
 
 /// Reads all data of a disk. `look` sees it with its places, in order, and keeps what it finds in `state`, which is returned.

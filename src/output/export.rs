@@ -25,7 +25,7 @@ use crate::specfile::{self, DiskFormat, FirmwareKind, OutputFormat};
 use crate::store::manifest::{Manifest, ManifestOutput};
 use crate::store::{Artifact, OnConflict, StoreError, give_names};
 
-use super::disk_files::{DiskFileWriter, sha256_of};
+use super::disk_files::{DiskFileWriter, chunks_of, sha256_of};
 use super::package::package;
 use super::publish::staged_outputs;
 use crate::disk::chain::{DiskFiles, open_files};
@@ -175,7 +175,10 @@ pub async fn disk_sha256(artifact: &Artifact, cancel: CancellationToken) -> Resu
     let hashed = async {
         let (source, path, format) = source(artifact)?;
         check(artifact, &source.file).await?;
-        sha256_of(vec![(path, format)], artifact.manifest().disk_bytes).await
+        let (layers, end) = (vec![(path, format)], artifact.manifest().disk_bytes);
+        let chunks = chunks_of(layers.clone(), end).await?;
+        check_disk(artifact.manifest(), &chunks, (layers.clone(), end), source.file).await?;
+        sha256_of(layers, end).await
     };
     Deadline::new(cancel, Duration::MAX).hold(hashed).await
 }

@@ -147,7 +147,7 @@ fn manifest(
 }
 
 fn base_image(base: &StoredBase) -> manifest::ManifestBaseImage {
-    let StoredBase { name, version, build_key, disk_sha256, disk_chunks_sha256 } = base.clone();
+    let StoredBase { name, version, build_key, disk_sha256, disk_chunks_sha256, kiln: _ } = base.clone();
     manifest::ManifestBaseImage { name, version, build_key, disk_sha256, disk_chunks_sha256 }
 }
 

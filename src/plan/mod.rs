@@ -75,6 +75,8 @@ pub struct StoredBase {
     pub disk_sha256: Option<Sha256Digest>,
     /// The `disk_chunks_sha256` in its manifest.
     pub disk_chunks_sha256: Option<Sha256Digest>,
+    /// The version of kiln that has built it.
+    pub kiln: String,
 }
 
 /// Digest of what a step brings from the host.

@@ -282,6 +282,7 @@ fn stored(artifact: Arc<Artifact>, source: String, spec: &Spec) -> Result<Locate
         build_key: manifest.build_key.clone(),
         disk_sha256: manifest.disk_sha256,
         disk_chunks_sha256: manifest.disk_chunks_sha256,
+        kiln: manifest.kiln.clone(),
     };
     Ok(LocatedBase {
         file: artifact.folder().join(&output.file),

@@ -126,6 +126,21 @@ fn unchanged_parts_are_taken_from_the_twin() {
     }
 }
 
+/// What was copied is not read again, so a twin that changes meanwhile is noticed by its file.
+#[test]
+fn a_twin_in_the_cache_must_not_change() {
+    let disks = Disks::new(DISK);
+    let path = disks.twin();
+    let open = || TwinReader::open_cached(File::open(&path).unwrap()).unwrap();
+    let prepared = PreparedBase { twin: open(), chunks: Mutex::new(KnownChunks::new(DISK)) };
+    prepared.check_unchanged().unwrap();
+    let file = File::options().write(true).open(&path).unwrap();
+    file.write_all_at(b"x", file.metadata().unwrap().len() / 2).unwrap();
+    assert!(prepared.check_unchanged().is_err());
+    let again = PreparedBase { twin: open(), chunks: Mutex::new(KnownChunks::new(DISK)) };
+    again.check_unchanged().unwrap();
+}
+
 /// A base that is compressed like an output is its own twin; a cluster beyond its end is not taken from it.
 #[test]
 fn a_base_can_be_its_own_twin() {
