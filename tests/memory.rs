@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use kiln::disk::chain::{Chain, ChainFile};
 use kiln::disk::inspect::BaseImage;
+use kiln::disk::journal_eraser::erase_journals;
 use kiln::disk::listing::{self, ListingReader, ListingRecord, ListingWriter};
 use kiln::disk::os_release::os;
 use kiln::disk::packages::read_databases;
@@ -108,6 +109,7 @@ fn read_disk(path: &Path, format: DiskFormat) -> bool {
     let Ok(disk) = Chain::open(vec![ChainFile { file: File::open(path).expect("there"), format }]) else {
         return false;
     };
+    let _ = erase_journals(&disk, tempfile::tempfile().expect("a temporary file"));
     let Ok(tree) = Tree::open(&disk) else { return false };
     let _ = (os(&tree), read_databases(&tree));
     tree.walk(&mut |entry| {

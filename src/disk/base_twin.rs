@@ -11,8 +11,8 @@ use crate::digest::FileStamp;
 use crate::error::{Fault, Kind};
 use crate::specfile::BaseFormat;
 
+use super::byte_ranges::ByteRanges;
 use super::chain::{Chain, ChainError};
-use super::changed_ranges::ChangedRanges;
 use super::chunk_index::{ChunkIndex, KnownChunks};
 use super::qcow2::header::Codec;
 use super::qcow2::layout::{CLUSTER, CLUSTER_BITS, STRIPE};
@@ -165,7 +165,7 @@ impl TwinReader {
 #[derive(Debug)]
 pub(super) struct UnchangedParts<'t> {
     twin: &'t TwinReader,
-    changed: ChangedRanges,
+    changed: ByteRanges,
     disk_size: u64,
 }
 

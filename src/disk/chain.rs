@@ -15,7 +15,7 @@ use nix::unistd::{Whence, lseek};
 use crate::error::{Failure, Fault, Kind};
 use crate::specfile::DiskFormat;
 
-use super::changed_ranges::ChangedRanges;
+use super::byte_ranges::ByteRanges;
 use super::source::{DataLocation, DataRun, DiskSource, LayerError};
 use super::{qcow2, vdi, vhd, vhdx, vmdk};
 
@@ -254,7 +254,7 @@ impl Chain {
     ///
     /// # Errors
     /// When a file is damaged or cannot be read.
-    pub(super) fn changed_ranges(&self) -> Result<ChangedRanges, ChainError> {
+    pub(super) fn changed_ranges(&self) -> Result<ByteRanges, ChainError> {
         let mut changed = Vec::new();
         for (index, layer) in self.layers[..self.layers.len() - 1].iter().enumerate() {
             let end = layer.size().min(self.size);
@@ -271,7 +271,7 @@ impl Chain {
                 changed.push(end..self.size);
             }
         }
-        Ok(ChangedRanges::new(changed))
+        Ok(ByteRanges::new(changed))
     }
 
     /// Returns the offset of the first byte in this range that may have data.

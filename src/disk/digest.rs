@@ -19,8 +19,8 @@ use crate::progress::{CancelledError, Progress};
 use crate::specfile::DiskFormat;
 
 use super::base_twin::{PreparedBase, STRIPE_BYTES, TwinReader, UnchangedParts};
+use super::byte_ranges::ByteRanges;
 use super::chain::{Chain, ChainError};
-use super::changed_ranges::ChangedRanges;
 use super::chunk_index::{ChunkDigest, ChunkHasher, ChunkIndex, KnownChunks, chunks};
 use super::ordered_jobs::{in_order, threads};
 use super::pieces::{PIECE, PieceStarts};
@@ -226,7 +226,7 @@ struct DiskComparison<'a> {
     disk: &'a Chain,
     copies: Vec<ComparedCopy<'a>>,
     /// The digests of the base's chunks, and where they are not those of the disk.
-    base: Option<(KnownChunks, ChangedRanges)>,
+    base: Option<(KnownChunks, ByteRanges)>,
 }
 
 struct ComparedCopy<'a> {

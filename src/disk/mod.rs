@@ -3,6 +3,7 @@
 //! ```text
 //! base file --inspect--> BaseImage --qcow2--> overlay --(QEMU writes it)--> Chain of opened files
 //!                                                                             |- partition -> ext4, fat -> volume -> tree -> packages, os_release, listing
+//!                                                                             |- journal_eraser: one more overlay, on a sealed disk
 //!                                                                             |- write_qcow2: qcow2
 //!                                                                             |- write: raw, vmdk, vdi, vhdx, vhd
 //!                                                                             `- digest  sha256 of the raw disk; all of those read back
@@ -16,9 +17,9 @@ pub mod as_mounted;
 pub mod base_twin;
 mod boot_entry;
 pub mod boot_files;
+mod byte_ranges;
 mod bytes;
 pub mod chain;
-mod changed_ranges;
 pub mod chunk_index;
 pub mod compare;
 pub mod digest;
@@ -34,6 +35,7 @@ pub mod header_error;
 pub mod identity;
 pub mod inspect;
 mod inventory;
+pub mod journal_eraser;
 pub mod linux_kernel;
 pub mod listing;
 mod lookup;

@@ -1,8 +1,10 @@
 //! Converts the sealed disk to output files, and reads them back for their digests.
 
+use std::fs::File;
+use std::iter;
 use std::path::{Path, PathBuf};
 
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::try_join;
 
 use crate::cache::base_twin::BaseTwin;
@@ -10,6 +12,7 @@ use crate::context::{BuildContext, ScratchError};
 use crate::digest::Sha256Digest;
 use crate::disk::chunk_index::{self, ChunkIndex};
 use crate::disk::identity::DiskIdentity;
+use crate::disk::journal_eraser::erase_journals;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::NoticeLevel;
 use crate::output::contents::SealedDisk;
@@ -17,6 +20,7 @@ use crate::plan::Plan;
 use crate::plan::output::DiskFile;
 use crate::resolve::facts::{check_base, remember_base};
 use crate::secret_scan::{SecretLeakError, SecretLeaks, SecretScan};
+use crate::specfile::DiskFormat;
 use crate::try_join::all;
 
 use super::contents::{self, Contents, GuestEvidence, SealedView};
@@ -24,6 +28,9 @@ use super::disk_files::{DiskFileWriter, look_through};
 use super::package::{facts, package};
 use super::seal_audit::{self, planted::find_agent};
 use crate::disk::chain::{DiskFiles, open_files};
+
+/// Name of the overlay without journals, in the scratch folder.
+const ERASED: &str = "erased.qcow2";
 
 /// The outputs in the staging folder, and the properties of the disk that they all hold.
 #[derive(Debug)]
@@ -54,9 +61,9 @@ pub(crate) async fn convert(
     twin: Option<&mut BaseTwin>,
     staging: &Path,
 ) -> Result<Converted, Failure> {
-    let layers = sealed.disk.chain;
     check_base(build.plan)?;
     remember_base(build.plan, &build.memo);
+    let layers = without_journals(build, sealed.disk.chain).await?;
     check_sealed(build, &layers, &sealed.evidence)?;
     let contents = contents::read(build, layers.clone(), sealed.evidence, staging)?;
     let files = build.plan.outputs.disks.iter().map(|disk| (disk.clone(), place(build, disk, staging))).collect();
@@ -81,6 +88,16 @@ pub(crate) async fn convert(
     // A file that contains a secret says more than its place on the disk.
     let contents = async { contents.await.expect("reading the tree does not panic") };
     Err(with_disk_leaks(build.limits.hold(contents).await.err(), leaks))
+}
+
+/// Adds an overlay without the journals of the disk's file systems to the files of a sealed disk.
+async fn without_journals(build: &BuildContext<'_>, layers: DiskFiles) -> Result<DiskFiles, Failure> {
+    let path = build.work.join(ERASED);
+    let overlay = File::create_new(&path).map_err(ScratchError::at("an overlay", &path))?;
+    let disk = open_files(layers.clone())?;
+    let erasing = spawn_blocking(move || erase_journals(&disk, overlay));
+    build.limits.hold(async { erasing.await.expect("erasing does not panic") }).await?;
+    Ok(iter::once((path, DiskFormat::Qcow2)).chain(layers).collect())
 }
 
 /// Writes the digests of the disk's chunks to the staging folder.

@@ -10,6 +10,7 @@ mod corpus;
 mod formats;
 mod hostile;
 mod incremental;
+mod journals;
 mod layouts;
 mod linux_kernel;
 mod mount_gaps;

@@ -36,8 +36,9 @@ format = "raw"
 run = "[ \"$(cat /root/built)\" = built ] && systemctl is-active multi-user.target"
 "#;
 
-/// Strings of the agent and of its unit.
-const TRACES: [&str; 4] = ["Agent of a kiln build", "kiln-agent: cannot power off", "--planted", "/run/kiln/scripts"];
+/// Strings of the agent and of its unit, and their name, which journals have.
+const TRACES: [&str; 5] =
+    ["Agent of a kiln build", "kiln-agent: cannot power off", "--planted", "/run/kiln/scripts", "kiln-agent"];
 
 /// Checks that no block of a raw disk has the agent or its unit.
 pub fn assert_no_trace(disk: &Path) {

@@ -59,10 +59,10 @@ struct Extent {
 
 /// Blocks of a file that are contiguous on the disk. Blocks in no run are zero.
 #[derive(Debug, Clone, Copy)]
-struct BlockRun {
-    logical: u64,
-    physical: u64,
-    count: u64,
+pub(super) struct BlockRun {
+    pub(super) logical: u64,
+    pub(super) physical: u64,
+    pub(super) count: u64,
 }
 
 impl Ext4<'_> {
@@ -146,7 +146,7 @@ impl Ext4<'_> {
     }
 
     /// Returns the runs of a file, in order, without overlaps.
-    fn runs(&self, inode: &Inode) -> Result<Vec<BlockRun>, Ext4Error> {
+    pub(super) fn runs(&self, inode: &Inode) -> Result<Vec<BlockRun>, Ext4Error> {
         let mut runs =
             BlockRuns { found: Vec::new(), next: 0, tables: 0, inode: inode.number, blocks: self.superblock.blocks };
         let end = inode.size.div_ceil(self.block_size());

@@ -6,6 +6,7 @@
 
 mod directory;
 mod inode;
+mod journal;
 mod mapping;
 mod superblock;
 mod xattr;

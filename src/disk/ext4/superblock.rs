@@ -10,6 +10,7 @@ use crate::disk::gap::UncleanReason;
 const MAGIC: u16 = 0xef53;
 const STATE_CLEAN: u16 = 1;
 const STATE_ERRORS: u16 = 2;
+const HAS_JOURNAL: u32 = 0x4;
 const RECOVER: u32 = 0x4;
 const JOURNAL_DEV: u32 = 0x8;
 const BITS_64: u32 = 0x80;
@@ -53,12 +54,15 @@ pub(in crate::disk) struct RawSuperblock {
     s_rev_level: U32,
     _50: [U32; 2],
     s_inode_size: U16,
-    _5a: [U16; 3],
+    _5a: U16,
+    s_feature_compat: U32,
     s_feature_incompat: U32,
     s_feature_ro_compat: U32,
     pub(in crate::disk) s_uuid: [u8; 16],
     pub(in crate::disk) s_volume_name: [u8; 16],
-    _88: [U32; 24],
+    _88: [U32; 22],
+    s_journal_inum: U32,
+    _e4: U32,
     s_last_orphan: U32,
     _ec: [U16; 9],
     s_desc_size: U16,
@@ -75,6 +79,12 @@ impl RawSuperblock {
     /// Returns whether this is a journal that a file system has on a device of its own.
     pub(in crate::disk) fn is_external_journal(&self) -> bool {
         self.s_feature_incompat.get() & JOURNAL_DEV != 0
+    }
+
+    /// Returns the inode of the journal; `None` if there is no journal, or if it is on another device.
+    fn journal_inode(&self) -> Option<u32> {
+        let has_journal = self.s_feature_compat.get() & HAS_JOURNAL != 0;
+        has_journal.then_some(self.s_journal_inum.get()).filter(|number| *number != 0)
     }
 
     fn unclean_reason(&self) -> Option<UncleanReason> {
@@ -105,6 +115,8 @@ pub(super) struct Ext4Superblock {
     pub descriptor_size: u16,
     /// Why it is not clean; `None` if it is clean.
     pub unclean_reason: Option<UncleanReason>,
+    /// The inode of the journal, if the file system has one.
+    pub journal_inode: Option<u32>,
     pub uuid: [u8; 16],
     /// The label without trailing zeroes.
     pub label: Vec<u8>,
@@ -126,6 +138,7 @@ impl Ext4Superblock {
             inode_size: if raw.s_rev_level.get() == 0 { 128 } else { raw.s_inode_size.get() },
             descriptor_size: if is_wide { raw.s_desc_size.get() } else { 32 },
             unclean_reason: raw.unclean_reason(),
+            journal_inode: raw.journal_inode(),
             uuid: raw.s_uuid,
             label: until_zero(&raw.s_volume_name).to_vec(),
         };

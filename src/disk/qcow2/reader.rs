@@ -18,7 +18,7 @@ use super::unpack::unpack;
 
 pub(in crate::disk) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 pub(super) const COMPRESSED: u64 = 1 << 62;
-const READS_AS_ZERO: u64 = 1;
+pub(super) const READS_AS_ZERO: u64 = 1;
 /// The unit in which the length of a compressed cluster is counted, in bytes.
 pub(super) const SECTOR: u64 = 512;
 /// The memory for unpacked clusters in bytes: readers of a file system read the same cluster many times.

@@ -19,7 +19,7 @@ use zerocopy::big_endian::{U32, U64};
 
 use super::header::{Codec, HEADER_LENGTH, MAGIC, RawHeader};
 use super::layout::{CLUSTER, CLUSTER_BITS, alignment};
-use super::reader::{COMPRESSED, OFFSET, SECTOR, offset_bits, packed_span};
+use super::reader::{COMPRESSED, OFFSET, READS_AS_ZERO, SECTOR, offset_bits, packed_span};
 use super::stripe::Stripe;
 use crate::fs::copy_range::copy_range;
 
@@ -125,6 +125,11 @@ impl Qcow2Writer {
         let at = self.append_aligned(bytes)?;
         self.map(cluster, COPIED | at);
         Ok(())
+    }
+
+    /// Makes a cluster zero, whatever a file below has there.
+    pub fn put_zeroes(&mut self, cluster: u64) {
+        self.map(cluster, READS_AS_ZERO);
     }
 
     /// Writes the tables and the header. The file is then complete, but not synced.
