@@ -170,6 +170,7 @@ impl<'a> BuildContext<'a> {
         let tests = if around.skip_tests { &[] } else { &self.plan.spec.tests[..] };
         let (guest, agent) = self.testable(guest, tests).await?;
         let sealed = self.sealed(guest, &steps, layers).await?;
+        record.had_agent = sealed.disk.had_agent();
         let converted =
             self.stage(Stage::Convert, convert::convert(self, sealed, twin.as_mut(), staging.path())).await?;
         record.tests = if tests.is_empty() {

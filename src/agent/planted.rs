@@ -100,18 +100,20 @@ pub fn move_to_memory() -> io::Result<()> {
     Err(Command::new(program).arg(PLANTED).exec())
 }
 
-/// Removes a planted agent below this root. One that is not there is no error.
+/// Removes a planted agent below this root, and returns whether there was one.
 ///
 /// # Errors
 /// When something cannot be removed.
-pub fn remove(root: &Path) -> io::Result<()> {
+pub fn remove(root: &Path) -> io::Result<bool> {
+    let mut was_there = false;
     for path in paths() {
-        remove_file(&place(root, &path))?;
+        was_there |= remove_file(&place(root, &path))?;
     }
     for folder in UNIT_FOLDERS.into_iter().flat_map(setting_folders) {
         remove_empty_folder(&place(root, &folder))?;
     }
-    remove_line(&place(root, INITTAB))
+    remove_line(&place(root, INITTAB))?;
+    Ok(was_there)
 }
 
 fn place(root: &Path, path: &str) -> PathBuf {
@@ -238,11 +240,13 @@ fn remove_line(table: &Path) -> io::Result<()> {
     keep_time(table, || fs::write(table, kept))
 }
 
-fn remove_file(file: &Path) -> io::Result<()> {
-    match unless_missing(fs::symlink_metadata(file))? {
-        Some(_) => keep_time_of_folder(file, |file| fs::remove_file(file)),
-        None => Ok(()),
+/// Removes a file, and returns whether it was there.
+fn remove_file(file: &Path) -> io::Result<bool> {
+    if unless_missing(fs::symlink_metadata(file))?.is_none() {
+        return Ok(false);
     }
+    keep_time_of_folder(file, |file| fs::remove_file(file))?;
+    Ok(true)
 }
 
 /// Removes a folder if it is empty.
@@ -337,9 +341,9 @@ mod tests {
             // Once more, as when a base image has an agent.
             plant(root.path(), AGENT).unwrap();
             assert_eq!(entries(root.path()).len(), planted.len());
-            remove(root.path()).unwrap();
+            assert!(remove(root.path()).unwrap());
             assert_eq!(entries(root.path()), before);
-            remove(root.path()).unwrap();
+            assert!(!remove(root.path()).unwrap(), "nothing is left");
         }
     }
 

@@ -21,7 +21,11 @@ const PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// Proof that the guest is sealed; it has to power off now, and nothing may be done in it any more.
 #[derive(Debug)]
 #[must_use]
-pub struct SealedGuest(());
+pub struct SealedGuest {
+    /// Whether an agent was planted on the guest's disk until then.
+    pub(crate) had_agent: bool,
+    _proof: (),
+}
 
 /// The reason why sealing failed.
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +82,7 @@ pub(crate) async fn seal(build: &BuildContext<'_>, guest: &mut Guest) -> Result<
     let sealed = build.limits.hold_guest(&guest.machine, patience, || SealError::Late.into(), sealing).await?;
     let (report, records) = sealed.map_err(SealError::Failed)?;
     tell(build, &report);
-    Ok((SealedGuest(()), ClampedTimes::parse(&records)))
+    Ok((SealedGuest { had_agent: report.had_agent, _proof: () }, ClampedTimes::parse(&records)))
 }
 
 /// Reports to the log what sealing has found and done.

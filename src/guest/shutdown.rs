@@ -24,7 +24,14 @@ const PATIENCE: Duration = Duration::from_secs(180);
 pub struct CleanShutdown {
     /// Files of the disk, the top one first.
     pub chain: Vec<(PathBuf, DiskFormat)>,
-    _proof: (SealedGuest, Farewell, PoweredOff),
+    proof: (SealedGuest, Farewell, PoweredOff),
+}
+
+impl CleanShutdown {
+    /// Returns whether an agent was planted on the disk until it was sealed.
+    pub(crate) fn had_agent(&self) -> bool {
+        self.proof.0.had_agent
+    }
 }
 
 /// The guest did not confirm its shutdown.
@@ -46,7 +53,7 @@ pub(crate) async fn shut_down(
     chain: Vec<(PathBuf, DiskFormat)>,
 ) -> Result<CleanShutdown, Failure> {
     let (farewell, powered_off) = power_off(&build.limits, guest).await?;
-    Ok(CleanShutdown { chain, _proof: (sealed, farewell, powered_off) })
+    Ok(CleanShutdown { chain, proof: (sealed, farewell, powered_off) })
 }
 
 /// Has the guest sync its file systems and turn itself off.

@@ -12,7 +12,7 @@ use crate::digest::Sha256Digest;
 use crate::error::Failure;
 use crate::event::{Event, Events, NoticeLevel, Stage};
 use crate::guest::step_record::StepRecord;
-use crate::plan::agent::AgentStart;
+use crate::plan::agent::RecordedPlanting;
 use crate::plan::machine::format_name;
 use crate::plan::output::Outputs;
 use crate::plan::{Plan, PlannedStep, StoredBase};
@@ -38,6 +38,8 @@ pub(crate) const TESTS: &str = "tests";
 pub(crate) struct BuildRecord {
     pub(crate) steps: Vec<StepRecord>,
     pub(crate) tests: Vec<manifest::ManifestTest>,
+    /// Whether the agent was planted on the disk when the guest was sealed.
+    pub(crate) had_agent: bool,
 }
 
 /// Returns the version that a plan makes.
@@ -123,7 +125,7 @@ fn manifest(
             format: format_name(plan.base.format).to_owned(),
             image: plan.base.image.as_ref().map(base_image),
         },
-        machine: machine(plan),
+        machine: machine(plan, record.had_agent),
         steps: plan.steps.iter().zip(&record.steps).map(step).collect(),
         outputs: staged_outputs(&plan.outputs, plan.disk_size()),
         // The store fills it in, if an output is the disk itself.
@@ -151,7 +153,7 @@ fn base_image(base: &StoredBase) -> manifest::ManifestBaseImage {
     manifest::ManifestBaseImage { name, version, build_key, disk_sha256, disk_chunks_sha256 }
 }
 
-fn machine(plan: &Plan) -> manifest::ManifestMachine {
+fn machine(plan: &Plan, had_agent: bool) -> manifest::ManifestMachine {
     let machine = &plan.machine;
     manifest::ManifestMachine {
         accel: machine.accelerator.name().to_owned(),
@@ -164,7 +166,7 @@ fn machine(plan: &Plan) -> manifest::ManifestMachine {
         firmware: machine.firmware.name().to_owned(),
         firmware_sha256: plan.firmware.as_ref().map(|firmware| firmware.code),
         boot: machine.boots_directly().then(|| "direct".to_owned()),
-        agent: matches!(machine.agent, AgentStart::Planted(_)).then(|| machine.agent.name().to_owned()),
+        agent: RecordedPlanting::of_build(&machine.agent, had_agent).map(|planting| planting.name().to_owned()),
         network: if machine.network == NetworkBackend::User { "user" } else { "none" }.to_owned(),
         private_network: plan.spec.network.private.iter().map(ToString::to_string).collect(),
     }

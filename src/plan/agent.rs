@@ -60,6 +60,54 @@ impl AgentStart {
     }
 }
 
+/// When the agent was planted on the disk of a build, as the manifest records it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecordedPlanting {
+    /// Before the first boot of the guest.
+    BeforeBoot,
+    /// Before a reboot: an earlier step had disabled or removed cloud-init.
+    BeforeReboot,
+}
+
+impl RecordedPlanting {
+    const ALL: [Self; 2] = [Self::BeforeBoot, Self::BeforeReboot];
+
+    /// Returns the record of a build with this start of the agent. `had_agent` says whether the disk had an agent at its end.
+    #[must_use]
+    pub fn of_build(start: &AgentStart, had_agent: bool) -> Option<Self> {
+        match start {
+            AgentStart::Planted(_) => Some(Self::BeforeBoot),
+            AgentStart::CloudInit if had_agent => Some(Self::BeforeReboot),
+            AgentStart::CloudInit | AgentStart::Direct => None,
+        }
+    }
+
+    /// Returns the name in manifests.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::BeforeBoot => "planted",
+            Self::BeforeReboot => "planted-later",
+        }
+    }
+
+    /// Returns the record with this name in manifests.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|planting| planting.name() == name)
+    }
+
+    /// Returns the choice with which an image of this record is tested again.
+    #[must_use]
+    pub const fn choice(self) -> AgentChoice {
+        match self {
+            Self::BeforeBoot => AgentChoice::Planted,
+            // Its tests depend on what the last step has left of cloud-init, as in the build.
+            Self::BeforeReboot => AgentChoice::Auto,
+        }
+    }
+}
+
 impl fmt::Display for PlantingReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -85,5 +133,21 @@ mod tests {
         assert_eq!(AgentStart::choose(AgentChoice::Planted, None), Ok(requested));
         let direct = AgentStart::choose_for_build(BootMode::Direct, AgentChoice::CloudInit, obstacle());
         assert_eq!(direct, Ok(AgentStart::Direct), "nothing on the disk starts it");
+    }
+
+    #[test]
+    fn each_planting_has_a_name_of_its_own_in_manifests() {
+        let planted = AgentStart::Planted(PlantingReason::Requested);
+        for (start, had_agent, name) in [
+            (&planted, true, Some("planted")),
+            (&AgentStart::CloudInit, true, Some("planted-later")),
+            (&AgentStart::CloudInit, false, None),
+            (&AgentStart::Direct, true, None),
+        ] {
+            let record = RecordedPlanting::of_build(start, had_agent);
+            assert_eq!(record.map(RecordedPlanting::name), name, "{start:?}");
+            assert_eq!(name.and_then(RecordedPlanting::named), record);
+        }
+        assert_eq!(RecordedPlanting::named("cloud-init"), None);
     }
 }

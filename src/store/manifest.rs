@@ -170,7 +170,8 @@ pub struct ManifestMachine {
     /// `direct` where QEMU started the image's kernel with kiln's agent as its first process; `None` for a full boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<String>,
-    /// `planted` where kiln's agent was planted in the image, since its cloud-init did not start it; `None` otherwise.
+    /// `planted` where kiln's agent was planted on the disk before the guest booted, since cloud-init did not start it;
+    /// `planted-later` where it was before a reboot, after a step had disabled cloud-init; `None` otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<String>,
     /// Network: `none` or `user`.

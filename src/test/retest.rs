@@ -14,6 +14,7 @@ use crate::guest::boot::MachineSite;
 use crate::guest::run::{CloneError, WantedMachine, bootable, machine};
 use crate::masking::SecretMask;
 use crate::output::kept_logs::{self, keep_logs};
+use crate::plan::agent::RecordedPlanting;
 use crate::plan::machine::PrivateNetworkAccess;
 use crate::plan::scaled;
 use crate::resolve::agent_support;
@@ -92,6 +93,13 @@ fn private_destinations(artifact: &Artifact) -> Result<Vec<PrivateDestination>, 
     parsed.collect()
 }
 
+/// Returns the start of the agent that the tests of an image ask for, by how the agent was started in the build.
+fn agent_choice(artifact: &Artifact) -> Result<AgentChoice, RetestError> {
+    let Some(name) = &artifact.manifest().machine.agent else { return Ok(AgentChoice::Auto) };
+    let planting = RecordedPlanting::named(name).ok_or_else(|| unknown(artifact, "a start of the agent", name))?;
+    Ok(planting.choice())
+}
+
 /// The result of testing an image.
 pub struct Tested {
     /// The outcome of each test, on each format.
@@ -122,11 +130,7 @@ pub async fn retest(
         return Err(CloneError::NotBootable(id.to_string()).into());
     };
     let made = &artifact.manifest().machine;
-    let choice = if made.agent.as_deref() == Some(AgentChoice::Planted.name()) {
-        AgentChoice::Planted
-    } else {
-        AgentChoice::Auto
-    };
+    let choice = agent_choice(artifact)?;
     let agent = agent_support::choose_for_image(choice, image.path, image.format).await?;
     let private = private_destinations(artifact)?;
     check_network(&private, reach, events)?;

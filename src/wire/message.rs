@@ -203,6 +203,8 @@ coded_struct! {
     SealReport {
         /// Mount points that steps had left mounted, and that were unmounted.
         unmounted: Vec<String>,
+        /// Whether an agent was planted on the disk, which sealing has removed.
+        had_agent: bool,
         /// Notes for the debug log.
         notes: Vec<String>,
     }

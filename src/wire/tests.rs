@@ -83,7 +83,10 @@ fn message() -> impl Strategy<Value = Message> {
     let sealing = prop_oneof![
         (texts(), option::of(any::<i64>()))
             .prop_map(|(operations, epoch)| Message::Seal { request: SealRequest { operations, epoch } }),
-        (texts(), texts()).prop_map(|(unmounted, notes)| Message::Sealed { report: SealReport { unmounted, notes } }),
+        (texts(), any::<bool>(), texts()).prop_map(|(unmounted, had_agent, notes)| {
+            let report = SealReport { unmounted, had_agent, notes };
+            Message::Sealed { report }
+        }),
     ];
     prop_oneof![greetings, requests, rest, sealing]
 }

@@ -87,6 +87,7 @@ pub fn live(machine: &Machine, port: &UnixStream, mut console: UnixStream, mode:
         shell: None,
         left: Vec::new(),
         obstacles: Vec::new(),
+        has_agent: mode == "agent-on-disk",
     };
     // The port is closed by kiln's end, or by a fault that closes it on purpose; the monitor decides when QEMU ends.
     let _ = guest.converse();
@@ -119,6 +120,8 @@ struct Guest<'a> {
     left: Vec<LeftProcess>,
     /// What steps did to cloud-init.
     obstacles: Vec<SeedObstacle>,
+    /// Whether the agent is planted on the disk.
+    has_agent: bool,
 }
 
 /// Bytes that go out as there is credit for them: first these, then the others again and again, until there were enough.
@@ -319,6 +322,7 @@ impl Guest<'_> {
 
     fn plant(&mut self, stream: u32) -> io::Result<()> {
         if self.mode != "unknown-init" {
+            self.has_agent = true;
             return self.exited(stream, Exit::Code { code: 0 });
         }
         let bytes =
@@ -357,7 +361,8 @@ impl Guest<'_> {
             return self.say(stream, &Message::Failed { class: Class::System {}, text });
         }
         let unmounted = if self.mode == "leaves-mounts" { vec!["/tmp/chroot/data".to_owned()] } else { Vec::new() };
-        self.say(stream, &Message::Sealed { report: SealReport { unmounted, notes: Vec::new() } })?;
+        let report = SealReport { unmounted, had_agent: self.has_agent, notes: Vec::new() };
+        self.say(stream, &Message::Sealed { report })?;
         self.say(stream, &Message::Done { entries: 0, bytes: 0 })
     }
 

@@ -1,6 +1,7 @@
 //! Agents that are planted, since cloud-init does not start them.
 
 use std::fs;
+use std::path::Path;
 
 use crate::support::Kiln;
 use crate::support::ext4::{ext4_image, kernel};
@@ -67,6 +68,40 @@ fn i1_a_cloud_init_that_a_step_removes_is_replaced_before_a_reboot_and_in_tests(
     // Its disk has no kernel, so that no copy can be planted.
     let tested = Kiln::new().spec(&format!("{steps}{TEST}")).build().fails(9).stderr_has("the tests cannot run");
     refused(tested.stderr_has("cannot be planted").stderr_has("--no-test"));
+}
+
+/// A cached reboot is not seen again, but its disk has the agent until it is sealed.
+#[test]
+fn i1_the_manifest_says_when_the_agent_was_planted() {
+    let late = format!("[[step]]\nrun = 'breaks {REASON}'\n{REBOOT}");
+    let kiln = Kiln::new().spec(&late).build();
+    let built = kiln.run();
+    assert_eq!(recorded_agent(&built.place().store()), "planted-later");
+    let spec = fs::read_to_string(built.place().join("kiln.toml")).unwrap();
+    let changed = built.then(["build", ".", "--replace"]).file("kiln.toml", spec + "[[step]]\nrun = 'echo more'\n");
+    let cached = changed.fake("agent-on-disk").stderr_has("reboot  cached").run();
+    assert_eq!(recorded_agent(&cached.place().store()), "planted-later");
+    assert_eq!(recorded_agent(&on_base("", "").run().place().store()), "planted");
+    let never = Kiln::new().spec(REBOOT).build().run();
+    assert_eq!(recorded_agent(&never.place().store()), serde_json::Value::Null);
+}
+
+#[test]
+fn i1_a_start_of_the_agent_that_kiln_does_not_know_is_no_guess() {
+    let built = on_base("", TEST).run();
+    let manifest = built.place().store().join("web/1/manifest.json");
+    let text = fs::read_to_string(&manifest).unwrap().replace(r#""agent": "planted""#, r#""agent": "conjured""#);
+    let tested =
+        built.then(["test", "web"]).fails(8).stderr_has("a start of the agent that this version of kiln does not know");
+    fs::remove_file(&manifest).unwrap();
+    fs::write(&manifest, text).unwrap();
+    tested.stderr_has("conjured").run();
+}
+
+/// The start of the agent that the manifest of a version names.
+fn recorded_agent(store: &Path) -> serde_json::Value {
+    let manifest = fs::read(store.join("web/1/manifest.json")).unwrap();
+    serde_json::from_slice::<serde_json::Value>(&manifest).unwrap()["machine"]["agent"].clone()
 }
 
 #[test]

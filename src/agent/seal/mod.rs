@@ -61,7 +61,8 @@ pub fn seal(request: &SealRequest, left: &Leftovers, records: &mut impl Write) -
     run.note("free blocks discarded");
     run.report.unmounted = unmounting::unmount_left(left)?;
     run.note("file systems unmounted");
-    planted::remove(Path::new("/")).map_err(|error| RequestFailure::io("the planted agent", &error))?;
+    let removed = planted::remove(Path::new("/"));
+    run.report.had_agent = removed.map_err(|error| RequestFailure::io("the planted agent", &error))?;
     let table = mount_table::read_table()?;
     let root = SealRoot::new(PathBuf::from("/"), mount_points(&table));
     for operation in operations {

@@ -1,13 +1,13 @@
 //! The agent planted in images of several makes: built, rebooted, tested and sealed, with no trace on the disk.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::base;
-use crate::bench::{Bench, debian};
+use crate::bench::{Bench, debian, manifest};
 use crate::planted::{PURGE, assert_no_trace, purged};
 
-/// A build with a reboot and a test, of this guest.
-fn assert_planted(bench: &Bench, base: &Path, name: &str, agent: &str, check: &str) {
+/// A build with a reboot and a test, of this guest. Returns the image.
+fn assert_planted(bench: &Bench, base: &Path, name: &str, agent: &str, check: &str) -> PathBuf {
     let text = format!(
         r#"
 [machine]
@@ -29,6 +29,7 @@ run = '''{check}
     );
     let image = bench.builds(&bench.spec_over(base, name, &text));
     assert_no_trace(&image);
+    image
 }
 
 #[test]
@@ -78,5 +79,7 @@ fn a_guest_whose_cloud_init_works_can_be_planted_as_well() {
 fn a_guest_from_which_a_step_removes_cloud_init() {
     let bench = Bench::new();
     let purge = "dpkg --purge --force-all cloud-init";
-    assert_planted(&bench, &debian(), "purges", "auto", &format!("[ ! -e /usr/bin/cloud-init ] || {purge}"));
+    let image =
+        assert_planted(&bench, &debian(), "purges", "auto", &format!("[ ! -e /usr/bin/cloud-init ] || {purge}"));
+    assert_eq!(manifest(&image)["machine"]["agent"], "planted-later");
 }
