@@ -103,7 +103,14 @@ impl Fault for KernelError {
     }
 
     fn hints(&self) -> Vec<String> {
-        vec!["build it with `boot = \"full\"` under [machine]".into()]
+        let full_boot = "build it with `boot = \"full\"` under [machine]";
+        match self {
+            KernelError::NoKernel | KernelError::NoInitrd => vec![
+                "name a kernel that is a file beside the disk as `base.kernel`".into(),
+                format!("if the disk has a boot loader and a kernel, {full_boot}"),
+            ],
+            _ => vec![full_boot.into()],
+        }
     }
 }
 
