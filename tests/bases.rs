@@ -236,3 +236,11 @@ fn a_base_that_was_checked_at_the_end_of_a_build_is_not_hashed_by_the_next() {
     let remembered = fs::read_to_string(place.cache().join("digests.json")).unwrap_or_default();
     assert!(remembered.contains(&sha256(&body)), "{remembered}");
 }
+
+/// The partition that the guest reports for its root ends where the base does.
+#[test]
+fn a_root_that_does_not_grow_with_the_disk_is_warned_of() {
+    let spec = "[[step]]\nrun = 'echo hello'\n";
+    let kiln = Kiln::new().machine("disk = '4GiB'").spec(spec).build();
+    kiln.stderr_has("of the disk's 4GiB: the base image did not grow its partition, which could have").run();
+}

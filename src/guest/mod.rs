@@ -6,6 +6,7 @@ pub mod build_boot;
 pub mod cloud_init;
 pub(crate) mod dead_ends;
 mod direct_boot;
+mod growth;
 pub mod hints;
 pub mod leftovers;
 pub mod mount_agreement;

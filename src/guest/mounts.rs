@@ -101,6 +101,13 @@ impl DiskSurvey {
         if has_root { readable } else { Vec::new() }
     }
 
+    /// Returns the partition of the root file system, if it is on one partition itself.
+    pub(super) fn root_partition(&self) -> Option<&DiskPartition> {
+        let root = self.mounts.as_ref().ok()?.iter().find(|mount| mount.target == b"/" && mount.is_plain)?;
+        let [partition] = &root.partitions[..] else { return None };
+        Some(partition)
+    }
+
     /// Returns the first byte of every partition in use, if they are known.
     pub(crate) fn partitions(&self) -> Option<Vec<u64>> {
         let mounts = self.mounts.as_ref().ok().filter(|mounts| mounts.iter().all(|mount| !mount.partitions.is_empty()));
