@@ -12,6 +12,8 @@ use super::guest_files::{BootFile, GuestFiles, find_linking_folders, read_boot_f
 
 /// The folders of programs.
 const PROGRAMS: [&str; 4] = ["/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin"];
+/// More folders in which env(1) looks a program up.
+const SYSTEM_PROGRAMS: [&str; 2] = ["/usr/local/sbin", "/sbin"];
 /// The units without which the agent is not started. Only newer versions of cloud-init have the last one.
 const NEEDED_UNITS: [&str; 3] = ["cloud-init.target", "cloud-init-local.service", "cloud-init-main.service"];
 /// The units of which one has to be enabled: each of them starts the agent's unit.
@@ -52,12 +54,38 @@ pub fn find_obstacles(files: &impl GuestFiles) -> Vec<SeedObstacle> {
         return vec![SeedObstacle::lasting("cloud-init is not installed")];
     }
     let lines = read_boot_files(files);
-    let found = [disabled(files, &lines), missing_datasource(files, &lines), unit(files), unreadable_seed(files)];
+    let found = [
+        missing_interpreter(files),
+        disabled(files, &lines),
+        missing_datasource(files, &lines),
+        unit(files, &lines),
+        unreadable_seed(files, &lines),
+    ];
     found.into_iter().flatten().collect()
 }
 
 fn is_installed(files: &impl GuestFiles) -> bool {
     unit_folder(files, NEEDED_UNITS[1]).is_some() || PROGRAMS.iter().any(|folder| files.has_name(folder, "cloud-init"))
+}
+
+/// Checks that the interpreter of cloud-init's program exists, which is a script.
+fn missing_interpreter(files: &impl GuestFiles) -> Option<SeedObstacle> {
+    let folder = PROGRAMS.iter().find(|folder| files.has_name(folder, "cloud-init"))?;
+    let script = files.text(&format!("{folder}/cloud-init"));
+    let interpreter = interpreter(script.lines().next()?)?;
+    let is_there = match interpreter.rsplit_once('/') {
+        Some((folder, name)) => files.has_name(folder, name),
+        None => PROGRAMS.iter().chain(&SYSTEM_PROGRAMS).any(|folder| files.has_name(folder, interpreter)),
+    };
+    let reason = format!("{folder}/cloud-init needs {interpreter}, which is not installed");
+    (!is_there).then(|| SeedObstacle::lasting(reason))
+}
+
+/// Parses the first line of a script: the path of its interpreter, or a name that env(1) looks up.
+fn interpreter(line: &str) -> Option<&str> {
+    let mut words = line.strip_prefix("#!")?.split_whitespace();
+    let program = words.next().filter(|program| program.starts_with('/'))?;
+    if program.ends_with("/env") { words.find(|word| !word.starts_with('-')) } else { Some(program) }
 }
 
 /// Returns the first folder that has a unit.
@@ -123,7 +151,7 @@ fn datasources(yaml: &str) -> Option<Vec<String>> {
     Some(names.filter(|name| !name.is_empty()).collect())
 }
 
-fn unit(files: &impl GuestFiles) -> Option<SeedObstacle> {
+fn unit(files: &impl GuestFiles, lines: &[BootFile]) -> Option<SeedObstacle> {
     // Other init systems have no such units.
     unit_folder(files, NEEDED_UNITS[1])?;
     for unit in NEEDED_UNITS {
@@ -132,10 +160,19 @@ fn unit(files: &impl GuestFiles) -> Option<SeedObstacle> {
         if files.read(&format!("{folder}/{unit}")).is_none_or(|text| text.is_empty()) {
             return Some(SeedObstacle::lasting(format!("the unit {unit} is masked")));
         }
+        if let Some(file) = lines.iter().find(|file| file.values("systemd.mask=").any(|name| names_unit(name, unit))) {
+            let reason = format!("the kernel command line in {} masks the unit {unit}", file.path);
+            return Some(SeedObstacle::lasting(reason));
+        }
     }
     let is_enabled = UNIT_FOLDERS.iter().any(|folder| wants(files, folder));
     let reason = "the units of cloud-init are disabled".to_owned();
     (!is_enabled).then_some(SeedObstacle { reason, is_lasting: false })
+}
+
+/// Returns whether a name on the kernel command line, which may lack `.service`, is that of a unit.
+fn names_unit(name: &str, unit: &str) -> bool {
+    name == unit || unit.strip_suffix(".service") == Some(name)
 }
 
 fn wants(files: &impl GuestFiles, folder: &str) -> bool {
@@ -151,7 +188,7 @@ enum FatSupport {
 }
 
 /// Checks that a kernel of the guest can load the module vfat, since the seed is a FAT volume.
-fn unreadable_seed(files: &impl GuestFiles) -> Option<SeedObstacle> {
+fn unreadable_seed(files: &impl GuestFiles, lines: &[BootFile]) -> Option<SeedObstacle> {
     let kernels = fat_of_kernels(files);
     if kernels.is_empty() || kernels.contains(&FatSupport::BuiltIn) {
         return None;
@@ -159,8 +196,19 @@ fn unreadable_seed(files: &impl GuestFiles) -> Option<SeedObstacle> {
     if !kernels.contains(&FatSupport::Module) {
         return Some(SeedObstacle::lasting("no kernel of the guest has the module vfat, which the seed needs"));
     }
+    if let Some(file) = lines.iter().find(|file| refuses_fat(file)) {
+        let reason = format!("the kernel command line in {} keeps the module vfat from being loaded", file.path);
+        return Some(SeedObstacle::lasting(format!("{reason}, which the seed needs")));
+    }
     let file = modprobe_files(files).into_values().find(|file| files.text(file).lines().any(blocks_fat))?;
     Some(SeedObstacle::lasting(format!("{file} keeps the module vfat from being loaded, which the seed needs")))
+}
+
+/// Returns whether the kernel command line blocks vfat. The kernel itself refuses the modules of `module_blacklist`, and so fat
+/// as well; modprobe refuses only what is requested by an alias.
+fn refuses_fat(file: &BootFile) -> bool {
+    file.values("module_blacklist=").any(|module| matches!(module, "vfat" | "fat"))
+        || file.values("modprobe.blacklist=").any(|module| module == "vfat")
 }
 
 fn fat_of_kernels(files: &impl GuestFiles) -> Vec<FatSupport> {
@@ -222,6 +270,7 @@ mod tests {
             let unit = "/lib/systemd/system/cloud-init-local.service";
             Self(FileMap::default())
                 .with("/usr/bin/cloud-init", "#!/usr/bin/python3\n")
+                .with("/usr/bin/python3", "")
                 .with(unit, "[Unit]\n")
                 .with("/lib/systemd/system/cloud-init.target", "[Unit]\n")
                 .with("/etc/systemd/system/cloud-init.target.wants/cloud-init-local.service", "[Unit]\n")
@@ -257,6 +306,51 @@ mod tests {
     fn i1_a_cloud_init_that_is_gone_is_one_obstacle() {
         let purged = Guest::new().without("/usr/bin").without("/lib/systemd").without("/etc/cloud");
         assert_eq!(purged.reasons(), ["cloud-init is not installed"]);
+    }
+
+    #[test]
+    fn i1_a_script_without_its_interpreter_is_found() {
+        let gone = Guest::new().without("/usr/bin/python3");
+        assert_eq!(gone.reasons(), ["/usr/bin/cloud-init needs /usr/bin/python3, which is not installed"]);
+        let with = |line: &str| gone.clone().with("/usr/bin/cloud-init", line).reasons();
+        for line in ["#!/usr/bin/env -S python3\n", "#! /usr/bin/env python3\nimport sys\n"] {
+            assert_eq!(with(line), ["/usr/bin/cloud-init needs python3, which is not installed"], "{line}");
+        }
+        for line in ["", "\x7fELF", "#!\n", "#!python3\n", "#!/usr/bin/cloud-init\n", "#!/usr/bin/env\n"] {
+            assert_eq!(with(line), [""; 0], "{line}");
+        }
+        let env = gone.with("/usr/bin/cloud-init", "#!/usr/bin/env python3\n");
+        assert_eq!(env.with("/usr/local/bin/python3", "").reasons(), [""; 0]);
+    }
+
+    #[test]
+    fn i1_the_kernel_command_line_counts_in_the_files_of_each_boot_loader() {
+        let with = |file: &str, line: &str| Guest::new().with(file, line).reasons();
+        for (file, before) in [
+            ("/boot/grub2/grub.cfg", "\tlinux /vmlinuz root=/dev/vda1 "),
+            ("/boot/loader/entries/a.conf", "options ro "),
+            ("/boot/extlinux/extlinux.conf", "  APPEND ro "),
+            ("/etc/kernel/cmdline", ""),
+        ] {
+            let line = |option: &str| with(file, &format!("{before}{option} quiet\n"));
+            let disabled = format!("the kernel command line in {file} disables cloud-init");
+            assert_eq!(line("cloud-init=disabled"), [disabled]);
+            let masked = format!("the kernel command line in {file} masks the unit cloud-init-local.service");
+            assert_eq!(line("systemd.mask=cloud-init-local.service"), [masked.as_str()]);
+            assert_eq!(line("systemd.mask=cloud-init-local"), [masked.as_str()]);
+            let blocked = format!(
+                "the kernel command line in {file} keeps the module vfat from being loaded, which the seed needs"
+            );
+            for option in ["module_blacklist=floppy,vfat", "module_blacklist=fat", "modprobe.blacklist=vfat"] {
+                assert_eq!(line(option), [blocked.as_str()], "{option}");
+            }
+            for option in ["systemd.mask=cloud-final.service", "module_blacklist=isofs,exfat", "modprobe.blacklist=fat"]
+            {
+                assert_eq!(line(option), [""; 0], "{option}");
+            }
+        }
+        let newer = Guest::new().with("/etc/kernel/cmdline", "systemd.mask=cloud-init-main.service\n");
+        assert_eq!(newer.reasons(), [""; 0], "this cloud-init has no such unit");
     }
 
     #[test]

@@ -3,7 +3,13 @@
 /// The longest file that is read, in bytes; anything beyond is ignored.
 pub const LONGEST_FILE: u64 = 16 << 20;
 
-const BOOT_FILES: [&str; 3] = ["/boot/grub/grub.cfg", "/boot/grub2/grub.cfg", "/etc/kernel/cmdline"];
+const BOOT_FILES: [&str; 5] = [
+    "/boot/grub/grub.cfg",
+    "/boot/grub2/grub.cfg",
+    "/boot/extlinux/extlinux.conf",
+    "/boot/syslinux/syslinux.cfg",
+    "/etc/kernel/cmdline",
+];
 const BOOT_ENTRIES: &str = "/boot/loader/entries";
 
 /// The files of a guest, with symbolic links followed. A file that cannot be read counts as missing.
@@ -49,8 +55,16 @@ pub(super) struct BootFile {
 impl BootFile {
     /// Returns whether a command line has this option, or one with this prefix if it ends with `=`.
     pub(super) fn has_option(&self, option: &str) -> bool {
-        let mut words = lines_without_comments(&self.text).flat_map(str::split_whitespace);
-        words.any(|word| word == option || (option.ends_with('=') && word.starts_with(option)))
+        self.words().any(|word| word == option || (option.ends_with('=') && word.starts_with(option)))
+    }
+
+    /// Returns the values of an option of all command lines, whose name ends with `=` and which lists them between commas.
+    pub(super) fn values(&self, option: &str) -> impl Iterator<Item = &str> {
+        self.words().filter_map(move |word| word.strip_prefix(option)).flat_map(|list| list.split(','))
+    }
+
+    fn words(&self) -> impl Iterator<Item = &str> {
+        lines_without_comments(&self.text).flat_map(str::split_whitespace)
     }
 }
 
