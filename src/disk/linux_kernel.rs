@@ -17,9 +17,9 @@ use crate::error::{Fault, Kind};
 /// The longest kernel that is read, in bytes.
 const MAX_KERNEL: u64 = 128 << 20;
 /// The longest initrd that is read, in bytes.
-const MAX_INITRD: u64 = 512 << 20;
+pub(crate) const MAX_INITRD: u64 = 512 << 20;
 /// How much of a kernel is read to learn its release: its setup code, which has at most 64 sectors.
-const HEAD: usize = 64 << 10;
+pub(super) const HEAD: usize = 64 << 10;
 /// The longest list of modules that is read, in bytes.
 const MAX_LIST: u64 = 16 << 20;
 /// The longest module, compressed or not, in bytes.
@@ -83,6 +83,17 @@ pub enum KernelError {
         /// The name of the missing module.
         driver: String,
     },
+    /// A kernel that is not on the disk cannot reach the disk or the agent.
+    #[error(
+        "the kernel {release} beside the image has no driver `{driver}`: it is not built in, there is no initrd, and the image \
+         has no such module in /lib/modules"
+    )]
+    NoDriverBeside {
+        /// The release of the kernel.
+        release: String,
+        /// The name of the missing module.
+        driver: String,
+    },
     /// A module cannot be unpacked.
     #[error("cannot unpack the module {path} of the image")]
     Unpack {
@@ -109,9 +120,31 @@ impl Fault for KernelError {
                 "name a kernel that is a file beside the disk as `base.kernel`".into(),
                 format!("if the disk has a boot loader and a kernel, {full_boot}"),
             ],
+            KernelError::NoDriverBeside { .. } => vec!["name an initrd that has the driver as `base.initrd`".into()],
             _ => vec![full_boot.into()],
         }
     }
+}
+
+/// Reads the modules of a kernel that is not on the disk, if the disk has some of its release. Without a list of what is built
+/// in, every driver that is no module counts as built in.
+///
+/// # Errors
+/// When a driver is missing, or a file cannot be read.
+pub(super) fn read_modules(
+    tree: &Tree<'_>,
+    release: &str,
+    drivers: &[&str],
+    optional: &[&str],
+) -> Result<Option<Vec<KernelModule>>, KernelError> {
+    let table = ModuleTable::read(tree, release)?;
+    if table.modules.is_empty() && table.builtin.is_empty() {
+        return Ok(None);
+    }
+    if table.builtin.is_empty() {
+        return table.read_all(tree, &[], &[drivers, optional].concat()).map(Some);
+    }
+    table.read_all(tree, drivers, optional).map(Some)
 }
 
 /// Reads the newest kernel of a disk, and the modules that provide `drivers` or that those depend on. A driver of `optional`
@@ -228,17 +261,27 @@ fn read_release(tree: &Tree<'_>, path: &str) -> Result<Option<String>, TreeError
     Ok(tree.read_range(path, 0, HEAD)?.and_then(|head| parse_release(&head)))
 }
 
-/// Parses the release in the setup code of a kernel: the first word of its version.
-fn parse_release(head: &[u8]) -> Option<String> {
+/// Returns whether this is the beginning of a bzImage.
+pub(super) fn has_setup_header(head: &[u8]) -> bool {
+    setup_header(head).is_some()
+}
+
+fn setup_header(head: &[u8]) -> Option<SetupHeader> {
     let (header, _) = SetupHeader::read_from_prefix(head.get(SETUP_HEADER..)?).ok()?;
-    if header.header != HDRS || header.version.get() < BOOT_PROTOCOL || header.kernel_version.get() == 0 {
-        return None;
-    }
-    let version = head.get(SETUP + usize::from(header.kernel_version.get())..)?;
-    let word = version.split(|byte| *byte == b' ' || *byte == 0).next()?;
+    (header.header == HDRS && header.version.get() >= BOOT_PROTOCOL).then_some(header)
+}
+
+/// Parses the release in the setup code of a kernel: the first word of its version.
+pub(super) fn parse_release(head: &[u8]) -> Option<String> {
+    let offset = setup_header(head)?.kernel_version.get();
+    let version = head.get(SETUP + usize::from(offset)..).filter(|_| offset != 0)?;
+    plain_release(version.split(|byte| *byte == b' ' || *byte == 0).next()?)
+}
+
+/// Returns a release that can be a part of a path.
+pub(super) fn plain_release(word: &[u8]) -> Option<String> {
     let release = std::str::from_utf8(word).ok()?;
-    // It becomes a part of a path.
-    let is_plain = !release.is_empty() && !release.contains('/') && release != "." && release != "..";
+    let is_plain = !release.is_empty() && !release.contains(['/', '\0']) && release != "." && release != "..";
     is_plain.then(|| release.to_owned())
 }
 
@@ -269,6 +312,7 @@ struct ModuleTable {
 }
 
 impl ModuleTable {
+    /// Reads the lists of modules; those that the disk does not have are empty.
     fn read(tree: &Tree<'_>, release: &str) -> Result<Self, TreeError> {
         let folder = modules_folder(release);
         let dependencies = read_text(tree, &format!("{folder}/modules.dep"))?;

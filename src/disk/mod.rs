@@ -36,6 +36,7 @@ pub mod identity;
 pub mod inspect;
 mod inventory;
 pub mod journal_eraser;
+pub mod kernel_file;
 pub mod linux_kernel;
 pub mod listing;
 mod lookup;

@@ -75,7 +75,7 @@ impl DirectBootFiles {
         let disk = open_files(vec![(self.base.clone(), self.format)])?;
         let found = find_boot_files(&disk, &DRIVERS, &OPTIONAL_DRIVERS)?;
         let instructions = instructions(&found, self.grow, self.network);
-        for (name, content) in [(KERNEL, &found.kernel.image), (INITRAMFS, &initramfs(&found.drivers, &instructions))] {
+        for (name, content) in [(KERNEL, &found.kernel.image), (INITRAMFS, &initramfs(&found.access.drivers, &instructions))] {
             let path = self.folder.join(name);
             fs::write(&path, content).map_err(|source| DirectBootError { path, source })?;
         }
@@ -84,15 +84,15 @@ impl DirectBootFiles {
 }
 
 fn instructions(files: &BootFiles, grow: bool, network: bool) -> BootInstructions {
-    let file_system = files.root.file_system;
-    let drivers: Vec<&str> = match &files.drivers {
+    let file_system = files.access.root.file_system;
+    let drivers: Vec<&str> = match &files.access.drivers {
         BootDrivers::Modules(_) => Vec::new(),
         BootDrivers::Initrd(_) => [&DRIVERS[..], &[file_system], &OPTIONAL_DRIVERS].concat(),
     };
     BootInstructions {
-        partition: files.root.number,
+        partition: files.access.root.number,
         file_system: file_system.to_owned(),
-        usr: files.root.usr,
+        usr: files.access.root.usr,
         drivers: drivers.into_iter().map(str::to_owned).collect(),
         grow,
         network,

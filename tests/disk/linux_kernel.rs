@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use kiln::disk::boot_files::{BootDrivers, BootFiles, find_boot_files};
+use kiln::disk::boot_files::{
+    BootDrivers, BootFiles, RootAccess, SeparateKernel, find_boot_files, find_root_access, find_root_partition,
+};
 use kiln::disk::linux_kernel::KernelError;
 use kiln::specfile::BaseFormat;
 
@@ -54,7 +56,7 @@ fn the_newest_kernel_with_modules_is_read_and_modules_come_after_those_they_need
     std::os::unix::fs::symlink("usr/lib", scratch.path("tree").join("lib")).unwrap();
     let found = read(&scratch, &["virtio_pci"], &["virtio_ring", "missing"]).unwrap();
     assert_eq!((found.kernel.release.as_str(), found.kernel.image), ("6.1.10", kernel("6.1.10 (x) #1")));
-    let BootDrivers::Modules(modules) = found.drivers else { panic!("the root is readable") };
+    let BootDrivers::Modules(modules) = found.access.drivers else { panic!("the root is readable") };
     let modules: Vec<_> = modules.iter().map(|module| (module.name.as_str(), &module.content[..])).collect();
     assert_eq!(
         modules,
@@ -123,12 +125,50 @@ fn the_kernel_of_a_root_that_kiln_cannot_read_comes_from_boot_with_its_initrd() 
     );
     let disk = split_disk(&scratch);
     let found = find_boot_files(&chain(&[(&disk, BaseFormat::Raw)]), &["virtio_pci"], &[]).unwrap();
-    assert_eq!((found.kernel.release.as_str(), found.root.number, found.root.file_system), ("6.1.10", 2, "xfs"));
-    assert_eq!(found.drivers, BootDrivers::Initrd(b"the new one".to_vec()));
+    assert_eq!(
+        (found.kernel.release.as_str(), found.access.root.number, found.access.root.file_system),
+        ("6.1.10", 2, "xfs")
+    );
+    assert_eq!(found.access.drivers, BootDrivers::Initrd(b"the new one".to_vec()));
     for initrd in ["initrd.img-6.1.9", "initramfs-6.1.10.img"] {
         fs::remove_file(scratch.path("tree").join(initrd)).unwrap();
     }
     let disk = split_disk(&scratch);
     let error = find_boot_files(&chain(&[(&disk, BaseFormat::Raw)]), &["virtio_pci"], &[]).unwrap_err();
     assert!(matches!(error, KernelError::NoInitrd), "{error}");
+}
+
+/// Finds the root of a disk and the drivers of a kernel that is not on it.
+fn access(scratch: &Scratch, initrd: Option<&[u8]>) -> Result<RootAccess, KernelError> {
+    put(scratch, &[("etc/os-release", b"ID=debian\n")]);
+    let disk = scratch.path("disk");
+    tool("mke2fs", &["-q", "-F", "-t", "ext4", "-d", &scratch.text("tree"), &scratch.text("disk"), "16M"]);
+    let kernel = SeparateKernel { release: Some("6.1.9".into()), initrd: initrd.map(<[u8]>::to_vec) };
+    let chain = chain(&[(Path::new(&disk), BaseFormat::Raw)]);
+    assert_eq!(find_root_partition(&chain), Some(0), "the whole disk");
+    find_root_access(&chain, kernel, &["virtio_pci"], &["virtio_rng"])
+}
+
+#[test]
+fn a_kernel_beside_a_disk_has_modules_of_the_disk_or_an_initrd_or_all_built_in() {
+    let scratch = Scratch::new();
+    let none = access(&scratch, None).unwrap();
+    assert_eq!((none.drivers, none.root.number), (BootDrivers::Modules(Vec::new()), 0));
+    assert_eq!(access(&scratch, Some(b"initrd")).unwrap().drivers, BootDrivers::Initrd(b"initrd".to_vec()));
+    // Modules of another release are not its own.
+    put(&scratch, &[("lib/modules/6.1.10/modules.builtin", b"kernel/virtio_pci.ko\n")]);
+    assert_eq!(access(&scratch, None).unwrap().drivers, BootDrivers::Modules(Vec::new()));
+    // Without a list of what is built in, what is no module counts as built in.
+    put(
+        &scratch,
+        &[("lib/modules/6.1.9/modules.dep", b"a/virtio-rng.ko:\n"), ("lib/modules/6.1.9/a/virtio-rng.ko", b"rng")],
+    );
+    let BootDrivers::Modules(modules) = access(&scratch, Some(b"initrd")).unwrap().drivers else {
+        panic!("modules fit")
+    };
+    assert_eq!(modules.iter().map(|module| module.name.as_str()).collect::<Vec<_>>(), ["virtio_rng"]);
+    put(&scratch, &[("lib/modules/6.1.9/modules.builtin", b"kernel/ext4.ko\n")]);
+    assert_eq!(access(&scratch, Some(b"initrd")).unwrap().drivers, BootDrivers::Initrd(b"initrd".to_vec()));
+    let error = access(&scratch, None).unwrap_err();
+    assert!(error.to_string().starts_with("the kernel 6.1.9 beside the image has no driver `virtio_pci`"), "{error}");
 }
