@@ -14,6 +14,7 @@ use crate::fs::{create_beside, publish};
 use crate::output::export::{ExportOptions, add_to_tree, copy, export};
 use crate::package::handover::{DescribedImage, libvirt, terraform};
 use crate::specfile::{Compression, DiskFormat, OutputFormat, OutputSpec};
+use crate::store::manifest::ManifestKernel;
 use crate::store::{Artifact, OnConflict, Store, StoreError, manifest};
 
 use super::args::named;
@@ -142,6 +143,9 @@ async fn describe(
     }
     if args.form.libvirt {
         // The domain contains the path of the disk, and writes to it.
+        for file in artifact.manifest().kernel.iter().flat_map(ManifestKernel::files) {
+            copy(&artifact, Some(file.file.clone()), &args.output, conflict, cancel.clone()).await?;
+        }
         let copies = copy(&artifact, Some(output.file.clone()), &args.output, conflict, cancel).await?;
         let image = DescribedImage { manifest: artifact.manifest(), output, path: &copies[0] };
         let path = write(&args.output, &format!("{}.xml", image.stem()), &libvirt::domain(&image), conflict)?;

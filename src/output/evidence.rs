@@ -102,7 +102,7 @@ fn uuid_of(sha256: &str) -> String {
 mod tests {
     use super::*;
     use crate::digest::Sha256Digest;
-    use crate::store::manifest::{ListedContents, ManifestOs, tests::sample};
+    use crate::store::manifest::{ListedContents, ManifestKernel, ManifestOs, StoredFile, tests::sample};
 
     fn package(name: &str, version: &str, arch: &str) -> ManifestPackage {
         ManifestPackage { name: name.into(), version: version.into(), arch: arch.into(), kind: None }
@@ -151,6 +151,20 @@ mod tests {
         let dependencies = &document["predicate"]["buildDefinition"]["resolvedDependencies"];
         assert_eq!(dependencies[1]["digest"], serde_json::json!({ "sha256": file }));
         assert_eq!(dependencies[2]["digest"], serde_json::json!({ "kilnTree": tree }));
+    }
+
+    #[test]
+    fn the_kernel_beside_a_base_image_is_a_dependency() {
+        let [image, initrd] = ["web-1.kernel", "web-1.initrd"].map(StoredFile::staged);
+        let (kernel_digest, initrd_digest) = (image.sha256, initrd.sha256);
+        let kernel = ManifestKernel { image, initrd: Some(initrd), cmdline: "quiet".into() };
+        let document = provenance::document(&Manifest { kernel: Some(kernel), ..sample("web", "1", "k") }, &[]);
+        let dependencies = &document["predicate"]["buildDefinition"]["resolvedDependencies"];
+        let expected = serde_json::json!([
+            { "name": "kernel", "digest": { "sha256": kernel_digest }, "annotations": { "cmdline": "quiet" } },
+            { "name": "initrd", "digest": { "sha256": initrd_digest } },
+        ]);
+        assert_eq!(dependencies.as_array().unwrap()[1..], expected.as_array().unwrap()[..]);
     }
 
     #[test]

@@ -106,7 +106,7 @@ fn manifest(
     let plan = build.plan;
     let spec = &plan.spec;
     let trees = record.steps.iter().map(|done| &done.fetched);
-    let fetched = trees.clone().flat_map(|tree| &tree.files).map(manifest::FetchedFile::staged).collect();
+    let fetched = trees.clone().flat_map(|tree| &tree.files).map(manifest::StoredFile::staged).collect();
     let fetched_links = trees.flat_map(|tree| tree.links.clone()).collect();
     Manifest {
         schema: manifest::SCHEMA,
@@ -125,6 +125,7 @@ fn manifest(
             format: format_name(plan.base.format).to_owned(),
             image: plan.base.image.as_ref().map(base_image),
         },
+        kernel: None,
         machine: machine(plan, record.had_agent),
         steps: plan.steps.iter().zip(&record.steps).map(step).collect(),
         outputs: staged_outputs(&plan.outputs, plan.disk_size()),

@@ -3,6 +3,7 @@
 //! Fields are only ever added within a schema, so unknown ones are ignored when reading; a newer schema is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -40,6 +41,9 @@ pub struct Manifest {
     pub build_key: String,
     /// The base image that it was built from.
     pub base: ManifestBase,
+    /// The kernel that starts its disk in place of a boot loader, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<ManifestKernel>,
     /// The virtual machine that it was built in.
     pub machine: ManifestMachine,
     /// The steps, in order.
@@ -78,7 +82,7 @@ pub struct Manifest {
     pub tests: Vec<ManifestTest>,
     /// Files that steps fetched from the guest.
     #[serde(default)]
-    pub fetched: Vec<FetchedFile>,
+    pub fetched: Vec<StoredFile>,
     /// Symbolic links among the fetched files, with their targets. They are not in `SHA256SUMS`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub fetched_links: BTreeMap<String, String>,
@@ -140,6 +144,26 @@ pub struct ManifestBaseImage {
     /// `disk_chunks_sha256` of the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_chunks_sha256: Option<Sha256Digest>,
+}
+
+/// Section `kernel` of the manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestKernel {
+    /// The kernel, a file of the version.
+    #[serde(flatten)]
+    pub image: StoredFile,
+    /// Its initrd, a file of the version, if it has one.
+    #[serde(default)]
+    pub initrd: Option<StoredFile>,
+    /// Its whole command line.
+    pub cmdline: String,
+}
+
+impl ManifestKernel {
+    /// Returns the files, the kernel first.
+    pub fn files(&self) -> impl Iterator<Item = &StoredFile> {
+        iter::once(&self.image).chain(&self.initrd)
+    }
 }
 
 /// Section `machine` of the manifest.
@@ -280,9 +304,9 @@ pub struct ManifestTest {
     pub definition: serde_json::Value,
 }
 
-/// An entry of `fetched`.
+/// A file of the version besides its outputs: an entry of `fetched`, or a part of `kernel`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FetchedFile {
+pub struct StoredFile {
     /// Path inside the version folder.
     pub file: String,
     /// Length of the file. The store fills it in when it publishes.
@@ -291,8 +315,8 @@ pub struct FetchedFile {
     pub sha256: Sha256Digest,
 }
 
-impl FetchedFile {
-    /// Creates the entry of a fetched file that is staged but not digested yet.
+impl StoredFile {
+    /// Creates the entry of a file that is staged but not digested yet.
     #[must_use]
     pub fn staged(file: impl Into<String>) -> Self {
         Self { file: file.into(), bytes: 0, sha256: UNKNOWN }
@@ -368,8 +392,10 @@ impl Manifest {
     /// Fills in the size and digest of every file that the manifest lists, and the digest of the disk if one of them is that.
     pub(super) fn fill(&mut self, digests: &BTreeMap<String, Digest>) -> Result<(), StoreError> {
         let outputs = self.outputs.iter_mut().map(|output| (&output.file, &mut output.bytes, &mut output.sha256));
-        let fetched = self.fetched.iter_mut().map(|file| (&file.file, &mut file.bytes, &mut file.sha256));
-        for (file, bytes, sha256) in outputs.chain(fetched) {
+        let kernel = self.kernel.iter_mut().flat_map(|kernel| iter::once(&mut kernel.image).chain(&mut kernel.initrd));
+        let others = self.fetched.iter_mut().chain(kernel);
+        let others = others.map(|file| (&file.file, &mut file.bytes, &mut file.sha256));
+        for (file, bytes, sha256) in outputs.chain(others) {
             let digest = digests.get(file).ok_or_else(|| StoreError::NotStaged(file.clone()))?;
             *bytes = digest.bytes;
             *sha256 = digest.sha256;
@@ -384,7 +410,8 @@ impl Manifest {
     /// Returns file, length and digest of everything whose digest is in the manifest.
     pub(super) fn vouched(&self) -> impl Iterator<Item = (&str, u64, Sha256Digest)> {
         let outputs = self.outputs.iter().map(|o| (o.file.as_str(), o.bytes, o.sha256));
-        outputs.chain(self.fetched.iter().map(|f| (f.file.as_str(), f.bytes, f.sha256)))
+        let kernel = self.kernel.iter().flat_map(ManifestKernel::files);
+        outputs.chain(self.fetched.iter().chain(kernel).map(|f| (f.file.as_str(), f.bytes, f.sha256)))
     }
 }
 
@@ -421,6 +448,7 @@ pub(crate) mod tests {
                 format: "qcow2".into(),
                 image: None,
             },
+            kernel: None,
             machine: ManifestMachine {
                 accel: "tcg".into(),
                 qemu: "10.0.2".into(),
@@ -462,6 +490,19 @@ pub(crate) mod tests {
     fn a_manifest_survives_a_round_trip() {
         let manifest = sample("web", "1.4.0", "k");
         assert_eq!(parse(&manifest.to_json()).unwrap(), manifest);
+    }
+
+    #[test]
+    fn the_files_of_a_kernel_are_vouched_for() {
+        let [image, initrd] = ["web-1.kernel", "web-1.initrd"].map(StoredFile::staged);
+        let kernel = ManifestKernel { image, initrd: Some(initrd), cmdline: "quiet".into() };
+        let mut manifest = Manifest { kernel: Some(kernel), ..sample("web", "1", "k") };
+        let names = ["web-1.qcow2", "web-1.kernel", "web-1.initrd"];
+        let digests = BTreeMap::from(names.map(|file| (file.to_owned(), of_bytes(file.as_bytes()))));
+        manifest.fill(&digests).unwrap();
+        assert_eq!(parse(&manifest.to_json()).unwrap(), manifest);
+        let vouched: Vec<_> = manifest.vouched().map(|(file, _, sha256)| (file, sha256)).collect();
+        assert_eq!(vouched, names.map(|file| (file, digests[file].sha256)));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::disk::chunk_index;
 use crate::store::Manifest;
-use crate::store::manifest::ManifestMachine;
+use crate::store::manifest::{ManifestKernel, ManifestMachine};
 
 use super::{StepInput, time};
 
@@ -18,6 +18,7 @@ pub(super) fn document(manifest: &Manifest, inputs: &[StepInput]) -> Value {
         "name": "base image", "uri": manifest.base.source, "digest": { "sha256": manifest.base.sha256 },
         "annotations": { "format": manifest.base.format },
     });
+    let kernel = manifest.kernel.as_ref().map(describe_kernel).unwrap_or_default();
     let brought = inputs
         .iter()
         .map(|input| json!({ "name": input.step, "digest": { input.digest.algorithm(): input.digest.sha256() } }));
@@ -45,7 +46,7 @@ pub(super) fn document(manifest: &Manifest, inputs: &[StepInput]) -> Value {
                     "machine": describe_machine(machine),
                     "steps": steps,
                 },
-                "resolvedDependencies": std::iter::once(base).chain(brought).collect::<Vec<_>>(),
+                "resolvedDependencies": std::iter::once(base).chain(kernel).chain(brought).collect::<Vec<_>>(),
             },
             "runDetails": {
                 "builder": { "id": "urn:kiln:local", "version": { "kiln": manifest.kiln } },
@@ -57,6 +58,16 @@ pub(super) fn document(manifest: &Manifest, inputs: &[StepInput]) -> Value {
             },
         },
     })
+}
+
+/// Describes the files of the kernel beside the base image.
+fn describe_kernel(kernel: &ManifestKernel) -> Vec<Value> {
+    let image = json!({
+        "name": "kernel", "digest": { "sha256": kernel.image.sha256 }, "annotations": { "cmdline": kernel.cmdline },
+    });
+    let initrd = kernel.initrd.iter();
+    let initrd = initrd.map(|initrd| json!({ "name": "initrd", "digest": { "sha256": initrd.sha256 } }));
+    std::iter::once(image).chain(initrd).collect()
 }
 
 /// Describes the machine of the build. A full boot is not named, so that documents of before say the same.

@@ -6,13 +6,15 @@ use std::fmt::Write;
 
 use super::DescribedImage;
 use crate::package::xml::escape;
+use crate::store::manifest::StoredFile;
 
 /// Returns the domain that runs this disk: the machine that it was built in, with libvirt's default network.
 #[must_use]
 pub fn domain(image: &DescribedImage<'_>) -> String {
     let manifest = image.manifest;
     let machine = &manifest.machine;
-    let firmware = if machine.firmware == "uefi" { " firmware='efi'" } else { "" };
+    let boot = boot(image);
+    let firmware = if machine.firmware == "uefi" && manifest.kernel.is_none() { " firmware='efi'" } else { "" };
     // An image that was built without KVM may have been built on a host without it.
     let (kind, cpu) = if machine.accel == "tcg" { ("qemu", "maximum") } else { ("kvm", "host-passthrough") };
     let mut xml = String::new();
@@ -21,7 +23,7 @@ pub fn domain(image: &DescribedImage<'_>) -> String {
         xml,
         "<domain type='{kind}'>\n  <name>{name}</name>\n  <description>{description}</description>\n  \
          <memory unit='bytes'>{memory}</memory>\n  <vcpu>{cpus}</vcpu>\n  \
-         <os{firmware}>\n    <type arch='x86_64' machine='q35'>hvm</type>\n    <boot dev='hd'/>\n  </os>\n  \
+         <os{firmware}>\n    <type arch='x86_64' machine='q35'>hvm</type>\n    {boot}\n  </os>\n  \
          <features>\n    <acpi/>\n    <apic/>\n  </features>\n  <cpu mode='{cpu}'/>\n{DEVICES}",
         name = escape(&image.stem()),
         description = escape(&manifest.image.description),
@@ -29,6 +31,15 @@ pub fn domain(image: &DescribedImage<'_>) -> String {
         cpus = machine.cpus,
     );
     xml.replace("@FORMAT@", &escape(&image.output.format)).replace("@FILE@", &escape(&image.path.to_string_lossy()))
+}
+
+/// Returns what the domain boots: its disk, or the kernel beside that.
+fn boot(image: &DescribedImage<'_>) -> String {
+    let Some(kernel) = &image.manifest.kernel else { return "<boot dev='hd'/>".to_owned() };
+    let path = |file: &StoredFile| escape(&image.path.with_file_name(&file.file).to_string_lossy());
+    let initrd = kernel.initrd.as_ref().map(|initrd| format!("<initrd>{}</initrd>", path(initrd)));
+    let cmdline = escape(&kernel.cmdline);
+    format!("<kernel>{}</kernel>{}<cmdline>{cmdline}</cmdline>", path(&kernel.image), initrd.unwrap_or_default())
 }
 
 const DEVICES: &str = "  <devices>
@@ -56,6 +67,7 @@ const DEVICES: &str = "  <devices>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::manifest::ManifestKernel;
 
     #[test]
     fn a_domain_names_its_disk_with_its_format() {
@@ -78,6 +90,20 @@ mod tests {
             let xml = domain(&DescribedImage { manifest: &manifest, output: &manifest.outputs[0], path: &path });
             assert!(xml.contains(kind) && xml.contains(cpu), "{xml}");
         }
+    }
+
+    #[test]
+    fn a_kernel_is_beside_the_disk() {
+        let (mut manifest, path) = crate::package::handover::tests::sample();
+        let [image, initrd] = ["web.kernel", "web.initrd"].map(StoredFile::staged);
+        manifest.kernel = Some(ManifestKernel { image, initrd: Some(initrd), cmdline: "root=\"a\"".into() });
+        let xml = domain(&DescribedImage { manifest: &manifest, output: &manifest.outputs[0], path: &path });
+        let folder = "/store/it&apos;s &lt;web&gt;/1.4.0";
+        assert!(
+            xml.contains(&format!("<kernel>{folder}/web.kernel</kernel><initrd>{folder}/web.initrd</initrd>")),
+            "{xml}"
+        );
+        assert!(xml.contains("<cmdline>root=&quot;a&quot;</cmdline>") && !xml.contains("<boot dev="), "{xml}");
     }
 
     #[test]

@@ -106,7 +106,7 @@ fn fill(lock: VersionLock, content: &str) -> Result<Artifact, StoreError> {
     calls.create_dir(&reports, 0o700).map_err(StoreError::io("create", &reports))?;
     put("reports/a.json", "{}")?;
     let mut manifest = sample(&name, &version, content);
-    manifest.fetched.push(manifest::FetchedFile::staged("reports/a.json"));
+    manifest.fetched.push(manifest::StoredFile::staged("reports/a.json"));
     staging.finish(manifest, &Evidence::default(), &Progress::unwatched())
 }
 
