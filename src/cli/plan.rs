@@ -13,6 +13,7 @@ use crate::error::Failure;
 use crate::guest::build_boot::backing;
 use crate::layer::LayerCache;
 use crate::machine::argv::{Start, argv};
+use crate::plan::kernel::KernelFacts;
 use crate::plan::trace::{ChangedInput, RunReason, Trace, list_inputs};
 use crate::plan::{InputFacts, Plan, PlannedStep};
 use crate::process::quote_argument;
@@ -117,7 +118,10 @@ fn as_json(plan: &Plan, fates: &StepReasons) -> Value {
         "image": { "name": plan.spec.image.name, "version": plan.spec.image.version },
         "build_key": plan.build_key,
         "changed": fates.base,
-        "base": { "file": plan.base.file, "sha256": plan.base.sha256, "virtual_bytes": plan.base.virtual_size },
+        "base": {
+            "file": plan.base.file, "sha256": plan.base.sha256, "virtual_bytes": plan.base.virtual_size,
+            "kernel": plan.base.kernel.as_ref().map(kernel_as_json),
+        },
         "machine": {
             "accel": plan.machine.accelerator, "accel_reason": plan.machine.accel_reason,
             "cpus": plan.machine.cpus, "memory": plan.machine.memory, "disk": plan.disk_size(),
@@ -127,6 +131,13 @@ fn as_json(plan: &Plan, fates: &StepReasons) -> Value {
         "steps": steps,
         "outputs": outputs,
         "tests": plan.spec.tests.iter().map(|test| &test.name).collect::<Vec<_>>(),
+    })
+}
+
+fn kernel_as_json(kernel: &KernelFacts) -> Value {
+    json!({
+        "file": kernel.image.path, "sha256": kernel.image.sha256, "cmdline": kernel.cmdline,
+        "initrd": kernel.initrd.as_ref().map(|initrd| json!({ "file": initrd.path, "sha256": initrd.sha256 })),
     })
 }
 
@@ -144,6 +155,12 @@ fn as_text(plan: &Plan, fates: &StepReasons) -> String {
     let mut page = TextPage::default();
     page.line("image    ", &format!("{}@{}", plan.spec.image.name, plan.spec.image.version));
     page.line("base     ", &format!("{} (sha256 {:.12})", plan.base.file.display(), plan.base.sha256));
+    if let Some(kernel) = &plan.base.kernel {
+        for (label, file) in ["kernel   ", "initrd   "].into_iter().zip(kernel.files()) {
+            page.line(label, &format!("{} (sha256 {:.12})", file.path.display(), file.sha256));
+        }
+        page.line("cmdline  ", &kernel.cmdline);
+    }
     page.line("machine  ", &machine(plan));
     for note in plan.notes() {
         page.line("note     ", &note);

@@ -48,6 +48,9 @@ const NO_CLOUD_INIT: &str = "the guest booted, but kiln's agent did not start: c
                              under [machine]";
 const LARGER_TIMEOUT: &str = "a slow host may need a larger `machine.boot-timeout`";
 const FULL_BOOT: &str = "build it with `boot = \"full\"` under [machine]";
+const SEPARATE_DRIVERS: &str = "the kernel needs the drivers virtio_pci, virtio_blk and virtio_console and that of the root: built \
+                                in, in `base.initrd`, or as modules in the image's /lib/modules";
+const SEPARATE_ROOT: &str = "check the `root=` of `base.cmdline`";
 const STUCK_UNIT: &str = "a unit that never comes up keeps the boot from ending: give it `TimeoutStartSec=`, let it not be \
                           waited for (`Type=simple`), or disable it";
 
@@ -130,6 +133,18 @@ pub enum BootError {
     Direct {
         /// The reason, as the first process wrote it on the console.
         what: String,
+        /// Whether the kernel is not on the disk.
+        is_separate: bool,
+        /// The last lines of the console.
+        console: Vec<String>,
+    },
+    /// A kernel that is not on the disk did not boot it.
+    #[error("the guest did not boot with the kernel beside its disk and `{cmdline}`: {what}")]
+    SeparateKernel {
+        /// The reason.
+        what: String,
+        /// The command line of the kernel.
+        cmdline: String,
         /// The last lines of the console.
         console: Vec<String>,
     },
@@ -192,7 +207,9 @@ impl Fault for BootError {
             BootError::Emergency { .. } | BootError::Hopeless { .. } => {
                 vec!["the last lines of the console are above; console.log has them all".into()]
             }
+            BootError::Direct { is_separate: true, .. } => vec![SEPARATE_DRIVERS.into()],
             BootError::Direct { .. } => vec![FULL_BOOT.into()],
+            BootError::SeparateKernel { .. } => vec![SEPARATE_ROOT.into(), SEPARATE_DRIVERS.into()],
             BootError::OtherSeed(_) => vec!["the base image carries a cloud-init volume of its own; remove it".into()],
             BootError::Seed(_) => vec!["free some space where the cache folder is, or set KILN_CACHE".into()],
         }
@@ -203,6 +220,7 @@ impl Fault for BootError {
             BootError::NoAgent { console, .. }
             | BootError::Ended { console, .. }
             | BootError::Direct { console, .. }
+            | BootError::SeparateKernel { console, .. }
             | BootError::Hopeless { console, .. }
             | BootError::Emergency { console } => console.clone(),
             _ => Vec::new(),
@@ -300,11 +318,8 @@ pub(crate) async fn start(site: MachineSite<'_>, backing: &BackingFiles) -> Resu
     let (session, hello) = match accepted.await {
         Ok(accepted) => accepted,
         Err(failure) => {
-            let failure = if site.machine.boots_directly() {
-                explain_direct(failure, &running).await
-            } else {
-                explain(failure, &running).await
-            };
+            let failure = explain(failure, &running).await;
+            let failure = explain_kernel(failure, site.machine, &running);
             running.abort().await;
             return Err(failure);
         }
@@ -433,19 +448,23 @@ async fn explain(failure: Failure, machine: &RunningMachine) -> Failure {
     BootError::Ended { fate, console: machine.console().tail(CONSOLE_LINES) }.into()
 }
 
-/// Returns the error of a direct boot: what its first process, else the kernel, came to. Ctrl-C, deadlines of the build and
-/// the end of QEMU itself stay what they are.
-async fn explain_direct(failure: Failure, machine: &RunningMachine) -> Failure {
-    let failure = explain(failure, machine).await;
-    let console = machine.console().tail(CONSOLE_LINES);
+/// Returns the error of a kernel that QEMU started by itself: what the first process of a direct boot, else the kernel, came to.
+/// Ctrl-C, deadlines of the build and the end of QEMU itself stay what they are.
+fn explain_kernel(failure: Failure, machine: &PlannedMachine, running: &RunningMachine) -> Failure {
+    let console = running.console().tail(CONSOLE_LINES);
+    let is_direct = machine.boots_directly();
     let what = match failure.fault::<BootError>() {
-        Some(BootError::Ended { fate: MachineExit::PoweredOff, .. }) => last_report(&console),
+        Some(BootError::Ended { fate: MachineExit::PoweredOff, .. }) if is_direct => last_report(&console),
         Some(BootError::Ended { fate, .. }) if fate.kind() == Kind::Boot => fate.to_string(),
         Some(BootError::Hopeless { what, .. }) => (*what).to_owned(),
-        Some(BootError::NoAgent { .. }) => failure.to_string(),
+        Some(BootError::NoAgent { seen, .. }) if is_direct || *seen == ConsoleEvidence::Nothing => failure.to_string(),
         _ => return failure,
     };
-    BootError::Direct { what, console }.into()
+    match &machine.kernel {
+        _ if is_direct => BootError::Direct { what, is_separate: machine.kernel.is_some(), console }.into(),
+        Some(kernel) => BootError::SeparateKernel { what, cmdline: kernel.cmdline.clone(), console }.into(),
+        None => failure,
+    }
 }
 
 /// Returns what the first process of a direct boot reported last on the console.

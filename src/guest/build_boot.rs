@@ -9,6 +9,7 @@ use crate::machine::checkpoint::RamFormat;
 use crate::plan::Plan;
 use crate::plan::agent::AgentStart;
 use crate::plan::machine::PlannedMachine;
+use crate::resolve::facts::check_base;
 use crate::seed::BootPurpose;
 use crate::session::Hello;
 use crate::specfile::DiskFormat;
@@ -35,11 +36,12 @@ pub(crate) async fn prepare(build: &BuildContext<'_>, backing: &BackingFiles) ->
 }
 
 /// Boots the plan's machine from a new overlay, with the UEFI variables of the layer below. The disk of a layer has the agent
-/// already where it is planted.
+/// already where it is planted. What has changed since the plan was made, is not booted.
 pub(crate) async fn boot(build: &BuildContext<'_>, stack: Option<&Stack>) -> Result<Guest, Failure> {
     let machine = machine_on(build.plan, stack);
     let backing = backing(build.plan, stack);
     let attempt = async || {
+        check_base(build.plan)?;
         prepare(build, &backing).await?;
         let site = MachineSite { machine: &machine, ..build.site() };
         if stack.is_none() && matches!(machine.agent, AgentStart::Planted(_)) {

@@ -1,17 +1,21 @@
-//! The files of a direct boot: the kernel of the guest's own disk, and an initramfs in which kiln's agent is the first process.
+//! The files of a direct boot: the kernel of the guest's own disk, unless one is beside it, and an initramfs in which kiln's
+//! agent is the first process.
 
-use std::fs;
-use std::io;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 
 use tokio::task::spawn_blocking;
 
-use crate::disk::boot_files::{BootDrivers, BootFiles, find_boot_files};
-use crate::disk::chain::open_files;
-use crate::error::{Failure, Fault, Kind};
+use crate::disk::boot_files::{BootDrivers, RootAccess, SeparateKernel, find_boot_files, find_root_access};
+use crate::disk::chain::{Chain, open_files};
+use crate::disk::kernel_file::find_release;
+use crate::disk::linux_kernel::MAX_INITRD;
+use crate::error::{Failure, Fault, FileError, Kind};
 use crate::event::NoticeLevel;
 use crate::initramfs::InitramfsWriter;
 use crate::machine::argv::{BackingFiles, INITRAMFS, KERNEL};
+use crate::plan::machine::MachineKernel;
 use crate::session::AGENT;
 use crate::specfile::{DiskFormat, NetworkBackend};
 use crate::wire::direct_boot::{BootInstructions, INSTRUCTIONS, MODULES};
@@ -47,6 +51,8 @@ impl Fault for DirectBootError {
 struct DirectBootFiles {
     base: PathBuf,
     format: DiskFormat,
+    /// The kernel that is not on the disk, if there is one.
+    kernel: Option<MachineKernel>,
     folder: PathBuf,
     grow: bool,
     network: bool,
@@ -58,41 +64,75 @@ struct DirectBootFiles {
 /// ran or came from the cache.
 ///
 /// # Errors
-/// When the disk has no kernel that can be booted so, or a file cannot be written.
+/// When the disk has no kernel that can be booted so, or a file cannot be read or written.
 pub(super) async fn prepare(site: MachineSite<'_>, backing: &BackingFiles, grow: bool) -> Result<(), Failure> {
     let (base, format) = backing.0.last().cloned().expect("an overlay has a backing file");
+    let kernel = site.machine.kernel.clone();
     let folder = site.folder.to_owned();
     let network = site.machine.network == NetworkBackend::User;
-    let files = DirectBootFiles { base, format, folder, grow, network };
+    let files = DirectBootFiles { base, format, kernel, folder, grow, network };
     let found = spawn_blocking(move || files.write()).await.expect("reading a disk does not panic")?;
-    site.events.notice(NoticeLevel::Debug, format!("direct boot: kernel {found} of the image"));
+    site.events.notice(NoticeLevel::Debug, format!("direct boot: {found}"));
     Ok(())
 }
 
 impl DirectBootFiles {
-    /// Writes the files, and returns the release of the kernel.
+    /// Writes the files, and describes the kernel.
     fn write(&self) -> Result<String, Failure> {
         let disk = open_files(vec![(self.base.clone(), self.format)])?;
-        let found = find_boot_files(&disk, &DRIVERS, &OPTIONAL_DRIVERS)?;
-        let instructions = instructions(&found, self.grow, self.network);
-        for (name, content) in [(KERNEL, &found.kernel.image), (INITRAMFS, &initramfs(&found.access.drivers, &instructions))] {
-            let path = self.folder.join(name);
-            fs::write(&path, content).map_err(|source| DirectBootError { path, source })?;
-        }
-        Ok(found.kernel.release)
+        let (about, access) = match &self.kernel {
+            None => self.write_kernel(&disk)?,
+            Some(kernel) => {
+                let kernel = read_separate_kernel(kernel)?;
+                let release = kernel.release.clone().unwrap_or_else(|| "of unknown release".to_owned());
+                let access = find_root_access(&disk, kernel, &DRIVERS, &OPTIONAL_DRIVERS)?;
+                (format!("kernel {release} beside the image"), access)
+            }
+        };
+        let instructions = instructions(&access, self.grow, self.network);
+        self.write_file(INITRAMFS, &initramfs(&access.drivers, &instructions))?;
+        Ok(about)
+    }
+
+    /// Writes the kernel of the disk, and describes it.
+    fn write_kernel(&self, disk: &Chain) -> Result<(String, RootAccess), Failure> {
+        let found = find_boot_files(disk, &DRIVERS, &OPTIONAL_DRIVERS)?;
+        self.write_file(KERNEL, &found.kernel.image)?;
+        Ok((format!("kernel {} of the image", found.kernel.release), found.access))
+    }
+
+    fn write_file(&self, name: &str, content: &[u8]) -> Result<(), DirectBootError> {
+        let path = self.folder.join(name);
+        fs::write(&path, content).map_err(|source| DirectBootError { path, source })
     }
 }
 
-fn instructions(files: &BootFiles, grow: bool, network: bool) -> BootInstructions {
-    let file_system = files.access.root.file_system;
-    let drivers: Vec<&str> = match &files.access.drivers {
+/// Reads the release and the initrd of a kernel that is not on the disk.
+fn read_separate_kernel(kernel: &MachineKernel) -> Result<SeparateKernel, FileError> {
+    let release = File::open(&kernel.image).and_then(|file| find_release(&file));
+    let release = release.map_err(FileError::of(Kind::Base, "read the kernel", &kernel.image))?;
+    Ok(SeparateKernel { release, initrd: kernel.initrd.as_deref().map(read_initrd).transpose()? })
+}
+
+fn read_initrd(path: &Path) -> Result<Vec<u8>, FileError> {
+    let read = || {
+        let mut content = Vec::new();
+        File::open(path)?.take(MAX_INITRD + 1).read_to_end(&mut content)?;
+        if content.len() as u64 > MAX_INITRD { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(content) }
+    };
+    read().map_err(FileError::of(Kind::Base, "read the initrd", path))
+}
+
+fn instructions(access: &RootAccess, grow: bool, network: bool) -> BootInstructions {
+    let file_system = access.root.file_system;
+    let drivers: Vec<&str> = match &access.drivers {
         BootDrivers::Modules(_) => Vec::new(),
         BootDrivers::Initrd(_) => [&DRIVERS[..], &[file_system], &OPTIONAL_DRIVERS].concat(),
     };
     BootInstructions {
-        partition: files.access.root.number,
+        partition: access.root.number,
         file_system: file_system.to_owned(),
-        usr: files.access.root.usr,
+        usr: access.root.usr,
         drivers: drivers.into_iter().map(str::to_owned).collect(),
         grow,
         network,

@@ -45,11 +45,12 @@ impl Fault for PlantingError {
 
     fn hints(&self) -> Vec<String> {
         match self {
-            PlantingError::NoDirectBoot(_) => vec![
-                "planting starts the kernel of the image as `boot = \"direct\"` does, with the same needs; an image with a \
-                 working cloud-init has none of them"
-                    .into(),
-            ],
+            PlantingError::NoDirectBoot(failure) => {
+                let needs = "planting starts the kernel of the image as `boot = \"direct\"` does, with the same needs; an image \
+                             with a working cloud-init has none of them";
+                let of_kernel = if is_of_separate_kernel(failure) { failure.hints() } else { Vec::new() };
+                [vec![needs.to_owned()], of_kernel].concat()
+            }
             PlantingError::Failed { .. } => {
                 vec!["an image with a working cloud-init needs no planted agent, whatever its init".into()]
             }
@@ -62,6 +63,12 @@ impl Fault for PlantingError {
             PlantingError::Failed { .. } => Vec::new(),
         }
     }
+}
+
+/// Returns whether the kernel that failed is not on the disk; for it, a full boot is no way out.
+fn is_of_separate_kernel(failure: &Failure) -> bool {
+    matches!(failure.fault(), Some(BootError::Direct { is_separate: true, .. }))
+        || matches!(failure.fault(), Some(KernelError::NoDriverBeside { .. }))
 }
 
 /// Plants the agent in the overlay of a machine that is yet to boot, by a direct boot of its own. Grows the root file system

@@ -11,13 +11,15 @@ use crate::disk::qcow2::create_overlay;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Events, NoticeLevel};
 use crate::machine::argv::{self, BackingFiles, OVERLAY, SEED, UEFI_VARS};
+use crate::machine::kernel_links::link_kernel;
 use crate::machine::{MachineError, host, network_filter};
 use crate::plan::INSTALL_FIRMWARE;
 use crate::plan::agent::AgentStart;
-use crate::plan::machine::{Accelerator, MachineFirmware, PlannedMachine, PrivateNetworkAccess};
+use crate::plan::machine::{Accelerator, MachineFirmware, MachineKernel, PlannedMachine, PrivateNetworkAccess};
 use crate::size::ByteSize;
 use crate::specfile::{DiskFormat, NetworkBackend};
 use crate::store::Artifact;
+use crate::store::manifest::StoredFile;
 use crate::workdir::Workdir;
 use crate::{process, seed};
 
@@ -151,12 +153,21 @@ pub(crate) async fn machine(artifact: &Artifact, wanted: WantedMachine) -> Resul
         memory: wanted.memory,
         disk: None,
         firmware,
+        kernel: stored_kernel(artifact),
         agent: AgentStart::CloudInit,
         network: wanted.network,
         private_network: wanted.private_network,
         boot_timeout: Duration::MAX,
         clock: None,
     })
+}
+
+/// Returns the kernel that an image has beside its disk, if it has one.
+fn stored_kernel(artifact: &Artifact) -> Option<MachineKernel> {
+    let kernel = artifact.manifest().kernel.as_ref()?;
+    let path = |file: &StoredFile| artifact.folder().join(&file.file);
+    let initrd = kernel.initrd.as_ref().map(path);
+    Some(MachineKernel { image: path(&kernel.image), initrd, cmdline: kernel.cmdline.clone() })
 }
 
 impl Clone {
@@ -167,9 +178,10 @@ impl Clone {
     /// # Errors
     /// When QEMU cannot be started or fails.
     pub async fn run<T>(self, events: &Events, cancel: CancellationToken, terminal: T) -> Result<(), Failure> {
-        if let MachineFirmware::Uefi(uefi) = &self.machine.firmware {
+        if let Some(uefi) = self.machine.started_uefi() {
             std::fs::copy(&uefi.vars_template, self.work.join(UEFI_VARS)).map_err(CloneError::Seed)?;
         }
+        link_kernel(&self.machine, self.work.path()).map_err(MachineError::prepare("the links to the kernel"))?;
         let uuid = random_uuid().map_err(MachineError::prepare("a UUID"))?;
         // The terminal belongs to the guest's console until QEMU has ended.
         let (reports, reported) = std::sync::mpsc::channel();

@@ -38,6 +38,10 @@ pub const SEED: &str = "seed.img";
 pub const KERNEL: &str = "kernel";
 /// Name of the initramfs of a direct boot in the scratch folder.
 pub const INITRAMFS: &str = "initramfs";
+/// Name of the link to a kernel that is not on the disk.
+pub const BASE_KERNEL: &str = "base-kernel";
+/// Name of the link to the initrd of that kernel.
+pub const BASE_INITRD: &str = "base-initrd";
 /// Name of this machine's copy of the UEFI variable store in the scratch folder.
 pub const UEFI_VARS: &str = "uefi-vars.fd";
 
@@ -80,13 +84,9 @@ pub fn argv(machine: &PlannedMachine, backing: &BackingFiles, start: Start) -> V
         // QEMU reports nothing that happens before its monitor is used, such as a KVM that fails on the first instruction.
         args.flag("-S");
     }
-    if machine.boots_directly() {
-        kernel(&mut args);
-    } else {
-        firmware(&mut args, machine);
-    }
+    kernel_or_firmware(&mut args, machine);
     channels(&mut args);
-    disks(&mut args, backing, machine.boots_directly());
+    disks(&mut args, backing, machine);
     if machine.agent == AgentStart::CloudInit {
         seed(&mut args);
     }
@@ -103,9 +103,9 @@ pub fn argv(machine: &PlannedMachine, backing: &BackingFiles, start: Start) -> V
 pub fn interactive(machine: &PlannedMachine, backing: &BackingFiles, ssh: Option<u16>, uuid: &str) -> Vec<String> {
     let mut args = QemuArgs::default();
     basics(&mut args, machine, Start::Boot, uuid);
-    firmware(&mut args, machine);
+    kernel_or_firmware(&mut args, machine);
     args.option("-serial", "mon:stdio");
-    disks(&mut args, backing, false);
+    disks(&mut args, backing, machine);
     seed(&mut args);
     let forward = ssh.map(|port| format!(",hostfwd=tcp:127.0.0.1:{port}-:22")).unwrap_or_default();
     user_network(&mut args, machine, &forward);
@@ -167,11 +167,25 @@ fn basics(args: &mut QemuArgs, machine: &PlannedMachine, start: Start, uuid: &st
     args.option("-device", format!("pcie-root-port,id={HOTPLUG_BUS},chassis=1,slot=1"));
 }
 
-/// Adds the kernel that QEMU starts by itself.
-fn kernel(args: &mut QemuArgs) {
-    args.option("-kernel", KERNEL);
-    args.option("-initrd", INITRAMFS);
-    args.option("-append", COMMAND_LINE);
+/// Adds what starts first: a kernel, with the initramfs of a direct boot or its own, or else the firmware.
+fn kernel_or_firmware(args: &mut QemuArgs, machine: &PlannedMachine) {
+    match &machine.kernel {
+        None if machine.boots_directly() => kernel(args, KERNEL, Some(INITRAMFS), COMMAND_LINE),
+        None => firmware(args, machine),
+        Some(own) if machine.boots_directly() => {
+            kernel(args, BASE_KERNEL, Some(INITRAMFS), &format!("{COMMAND_LINE} {}", own.cmdline));
+        }
+        Some(own) => kernel(args, BASE_KERNEL, own.initrd.is_some().then_some(BASE_INITRD), &own.cmdline),
+    }
+}
+
+/// Adds a kernel that QEMU starts by itself.
+fn kernel(args: &mut QemuArgs, image: &str, initrd: Option<&str>, cmdline: &str) {
+    args.option("-kernel", image);
+    if let Some(initrd) = initrd {
+        args.option("-initrd", initrd);
+    }
+    args.option("-append", cmdline);
 }
 
 fn firmware(args: &mut QemuArgs, machine: &PlannedMachine) {
@@ -197,13 +211,13 @@ fn channels(args: &mut QemuArgs) {
     args.option("-device", format!("virtserialport,id={DEVICE},bus=ports.0,chardev=agent,name={PORT}"));
 }
 
-fn disks(args: &mut QemuArgs, backing: &BackingFiles, boots_directly: bool) {
+fn disks(args: &mut QemuArgs, backing: &BackingFiles, machine: &PlannedMachine) {
     // no-flush: the overlay is scratch until the guest has powered off, and is worthless if the host dies before that.
     let mut node = overlay_node(TOP, OVERLAY);
     node["backing"] = backing_nodes(args, backing);
     args.blockdev(&node);
     // QEMU gives the first place to a kernel that it starts itself.
-    let place = if boots_directly { "" } else { ",bootindex=0" };
+    let place = if machine.starts_kernel() { "" } else { ",bootindex=0" };
     args.option("-device", format!("virtio-blk-pci,drive=disk,serial={DISK_SERIAL}{place},werror=stop,rerror=stop"));
 }
 

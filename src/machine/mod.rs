@@ -40,6 +40,7 @@ pub mod checkpoint;
 pub mod console;
 pub mod firmware;
 pub mod host;
+pub(crate) mod kernel_links;
 pub(crate) mod network_filter;
 mod packet_filter;
 pub mod qmp;
@@ -50,6 +51,7 @@ mod test_frames;
 use agent_port::AgentPort;
 use argv::{AGENT_FD, BackingFiles, CONSOLE_FD, HOTPLUG_BUS, QMP_FD, Start, UEFI_VARS};
 use console::Console;
+use kernel_links::link_kernel;
 use network_filter::FilterReport;
 use qmp::{Qmp, QmpError};
 
@@ -305,6 +307,7 @@ pub async fn launch(
         let copied = std::fs::copy(&uefi.vars_template, folder.join(UEFI_VARS));
         copied.map_err(MachineError::prepare("the UEFI variable store"))?;
     }
+    link_kernel(machine, folder).map_err(MachineError::prepare("the links to the kernel"))?;
     let (qmp, qmp_theirs) = channel().map_err(MachineError::prepare("QEMU's monitor channel"))?;
     let (agent, agent_theirs) = channel().map_err(MachineError::prepare("the agent's channel"))?;
     let (serial, serial_theirs) = channel().map_err(MachineError::prepare("the console's channel"))?;

@@ -8,11 +8,13 @@ use crate::error::Failure;
 use crate::event::NoticeLevel;
 use crate::plan::Plan;
 use crate::plan::graph::{Graph, SpecNode};
+use crate::plan::kernel::KernelFacts;
 use crate::plan::trace::{ChangedInput, RunReason, Trace, list_inputs};
 use crate::resolve::base::{BaseError, BaseResolver, is_yet_to_come};
 use crate::resolve::facts::{self, SurveyError};
 use crate::resolve::path_policy::ReachPolicy;
 use crate::specfile::{BaseSource, Spec};
+use crate::store::manifest::ManifestKernel;
 use crate::store::{Artifact, ImageId, Manifest, Reference, Store, StoreError};
 
 use super::{OutdatedImage, OutdatedReason};
@@ -102,6 +104,9 @@ fn changes(plan: &Plan, manifest: &Manifest, last: Option<&Trace>) -> Vec<Change
     if plan.base.sha256 != manifest.base.sha256 {
         what.push(ChangedInput::Base);
     }
+    if last.is_none() && has_other_kernel(plan, manifest) {
+        what.push(ChangedInput::Other("the kernel beside the base image".to_owned()));
+    }
     let machine = last.map(|last| now.base_changes(last)).unwrap_or_default();
     what.extend(machine.into_iter().filter(|input| *input != ChangedInput::Base));
     if !what.is_empty() {
@@ -119,6 +124,12 @@ fn changes(plan: &Plan, manifest: &Manifest, last: Option<&Trace>) -> Vec<Change
             format!("step {} {}{why}", index + 1, plan.steps[index].step.name)
         }
     })]
+}
+
+fn has_other_kernel(plan: &Plan, manifest: &Manifest) -> bool {
+    let planned = plan.base.kernel.iter().flat_map(KernelFacts::files).map(|file| file.sha256);
+    let made = manifest.kernel.iter().flat_map(ManifestKernel::files).map(|file| file.sha256);
+    !planned.eq(made)
 }
 
 /// Returns the index of the first step that is not the same in the plan and in the image.

@@ -14,11 +14,12 @@ use crate::digest::Sha256Digest;
 use crate::disk::chunk_index::ChunkIndex;
 use crate::disk::identity::DiskIdentity;
 use crate::error::{Failure, Fault, Kind};
-use crate::event::{Events, Stage};
+use crate::event::{Events, NoticeLevel, Stage};
 use crate::package::content::PackageContent;
 use crate::package::{PackageError, PackageFacts, simplestreams};
 use crate::plan::check_size;
 use crate::plan::output::Outputs;
+use crate::plan::output::without_kernel;
 use crate::progress::run_blocking;
 use crate::size::ByteSize;
 use crate::specfile::{self, DiskFormat, FirmwareKind, OutputFormat};
@@ -97,6 +98,9 @@ pub async fn export(
     let folder = if is_folder { &wish } else { wish.parent().unwrap_or(Path::new("/")) };
     let scratch = scratch(folder)?;
     let limits = Deadline::new(cancel, Duration::MAX);
+    if let Some(note) = without_kernel(wanted.output.format).filter(|_| artifact.manifest().kernel.is_some()) {
+        events.notice(NoticeLevel::Warning, note);
+    }
     let made = make(artifact, &wanted.output, scratch.path(), events);
     let mut made = limits.hold(in_stage(events, Stage::Convert, made)).await?;
     let names = made.iter().map(|output| {

@@ -1,6 +1,8 @@
 //! Publication: the evidence beside the image, and the moment at which it becomes a version of the store.
 
 use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,15 +10,17 @@ use jiff::Timestamp;
 use tokio::task::spawn_blocking;
 
 use crate::context::{BuildContext, BuildOptions, ScratchError};
-use crate::digest::Sha256Digest;
+use crate::digest::{Sha256Digest, sha256_file};
 use crate::error::Failure;
 use crate::event::{Event, Events, NoticeLevel, Stage};
 use crate::guest::step_record::StepRecord;
 use crate::plan::agent::RecordedPlanting;
+use crate::plan::kernel::{HashedFile, KernelFacts};
 use crate::plan::machine::format_name;
 use crate::plan::output::Outputs;
 use crate::plan::{Plan, PlannedStep, StoredBase};
 use crate::progress::Progress;
+use crate::resolve::facts::unreadable_kernel;
 use crate::secret_scan::LeakPlace;
 use crate::sign::Signer;
 use crate::specfile::NetworkBackend;
@@ -56,9 +60,10 @@ pub(crate) async fn publish(
 ) -> Result<Artifact, Failure> {
     let contents = async { converted.contents.await.expect("reading the tree does not panic") };
     let contents = build.limits.hold(contents).await?;
+    stage_kernel(build.plan, staging.path()).await?;
     let manifest = manifest(build, record, converted.disk_chunks_sha256, contents);
     for log in [BUILD_LOG, CONSOLE_LOG] {
-        let copied = std::fs::copy(build.work.join(log), staging.path().join(log));
+        let copied = fs::copy(build.work.join(log), staging.path().join(log));
         copied.map_err(ScratchError::at(log, staging.path()))?;
     }
     let manifest = search_for_secrets(build, manifest, staging.path()).await?;
@@ -125,7 +130,7 @@ fn manifest(
             format: format_name(plan.base.format).to_owned(),
             image: plan.base.image.as_ref().map(base_image),
         },
-        kernel: None,
+        kernel: plan.base.kernel.as_ref().map(|kernel| staged_kernel(plan, kernel)),
         machine: machine(plan, record.had_agent),
         steps: plan.steps.iter().zip(&record.steps).map(step).collect(),
         outputs: staged_outputs(&plan.outputs, plan.disk_size()),
@@ -147,6 +152,40 @@ fn manifest(
         finished: Timestamp::now(),
         source_date_epoch: plan.source_date_epoch,
     }
+}
+
+/// Returns the names of the kernel and the initrd in the version's folder.
+fn kernel_names(plan: &Plan) -> [String; 2] {
+    let image = &plan.spec.image;
+    ["kernel", "initrd"].map(|ending| format!("{}-{}.{ending}", image.name, image.version))
+}
+
+/// Returns the kernel as the manifest lists it, not digested yet.
+fn staged_kernel(plan: &Plan, kernel: &KernelFacts) -> manifest::ManifestKernel {
+    let [image, initrd] = kernel_names(plan).map(manifest::StoredFile::staged);
+    manifest::ManifestKernel {
+        image,
+        initrd: kernel.initrd.is_some().then_some(initrd),
+        cmdline: kernel.cmdline.clone(),
+    }
+}
+
+/// Copies the kernel beside the base image, and its initrd, to the staging folder.
+async fn stage_kernel(plan: &Plan, staging: &Path) -> Result<(), Failure> {
+    let Some(kernel) = plan.base.kernel.clone() else { return Ok(()) };
+    let targets = kernel_names(plan).map(|name| staging.join(name));
+    let copied = spawn_blocking(move || kernel.files().zip(targets).try_for_each(|(file, to)| copy_planned(file, &to)));
+    copied.await.expect("copying does not panic")
+}
+
+/// Copies a file, and checks that it is the planned one.
+fn copy_planned(file: &HashedFile, to: &Path) -> Result<(), Failure> {
+    fs::copy(&file.path, to).map_err(ScratchError::at("the kernel of the version", to))?;
+    let sha256 = File::open(to).and_then(|copy| sha256_file(&copy));
+    if sha256.map_err(ScratchError::at("the kernel of the version", to))? == file.sha256 {
+        return Ok(());
+    }
+    Err(unreadable_kernel(&file.path)(io::Error::other("it changed during the build")).into())
 }
 
 fn base_image(base: &StoredBase) -> manifest::ManifestBaseImage {
@@ -190,6 +229,6 @@ pub(super) fn staged_outputs(outputs: &Outputs, disk_size: u64) -> Vec<manifest:
 }
 
 /// Returns the events of one build, with its log as an additional listener.
-pub(crate) fn with_log(around: &BuildOptions, folder: &Path) -> std::io::Result<Events> {
+pub(crate) fn with_log(around: &BuildOptions, folder: &Path) -> io::Result<Events> {
     Ok(around.events.with((around.open_log)(&folder.join(BUILD_LOG))?))
 }

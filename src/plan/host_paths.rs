@@ -6,7 +6,7 @@ use std::fs::canonicalize;
 use std::path::Path;
 
 use crate::project::{Project, ProjectPathError, is_made_up, is_of_git};
-use crate::specfile::{Action, BaseSource, RemoteBase, SecretSource, Spec, SumsVerification};
+use crate::specfile::{Action, BaseSource, KernelSpec, RemoteBase, SecretSource, Spec, SumsVerification};
 use crate::url::Url;
 
 /// The rule for where a path of a spec may lead.
@@ -24,7 +24,9 @@ pub(crate) enum PathPolicy {
 
 /// The keys of a spec that hold a path on this host.
 #[cfg(test)]
-const PATH_KEYS: [(&str, PathPolicy); 6] = [
+const PATH_KEYS: [(&str, PathPolicy); 8] = [
+    ("Base.kernel", PathPolicy::Project),
+    ("Base.initrd", PathPolicy::Project),
     ("LocalFile.file", PathPolicy::AnyFile),
     ("RemoteFile.sums_key", PathPolicy::AnyFile),
     ("OtherSpec.spec", PathPolicy::BaseSpec),
@@ -90,12 +92,22 @@ impl<'s> HostPath<'s> {
 
 /// Returns the paths that a spec names for its base image.
 pub(crate) fn base_paths(spec: &Spec) -> Vec<HostPath<'_>> {
-    match &spec.base.source {
+    let mut paths = match &spec.base.source {
         BaseSource::File(path) => vec![HostPath::new(PathOwner::Base("file"), path, PathPolicy::AnyFile)],
         BaseSource::Spec { file, .. } => vec![HostPath::new(PathOwner::Base("spec"), file, PathPolicy::BaseSpec)],
         BaseSource::Url(remote) => remote_paths(remote),
         BaseSource::Image(_) => Vec::new(),
-    }
+    };
+    paths.extend(spec.base.kernel.iter().flat_map(kernel_paths));
+    paths
+}
+
+/// Returns the paths of a kernel and its initrd, which the guest and every reader of the image can read.
+fn kernel_paths(kernel: &KernelSpec) -> impl Iterator<Item = HostPath<'_>> {
+    let image = HostPath::new(PathOwner::Base("kernel"), &kernel.file, PathPolicy::Project);
+    let initrd = kernel.initrd.iter();
+    let initrd = initrd.map(|initrd| HostPath::new(PathOwner::Base("initrd"), initrd, PathPolicy::Project));
+    std::iter::once(image).chain(initrd)
 }
 
 fn remote_paths(remote: &RemoteBase) -> Vec<HostPath<'_>> {
@@ -184,7 +196,8 @@ mod tests {
                      sums-signature = 'file:///sig'";
         let mut found = Vec::new();
         let pinned = format!("url = 'https://example.org/a'\nsha256 = '{digest}'");
-        for base in ["file = 'f'", "spec = 's'", signed, local, &pinned] {
+        let kernel = "file = 'f'\nkernel = 'vmlinux'\ninitrd = 'i'";
+        for base in ["file = 'f'", kernel, "spec = 's'", signed, local, &pinned] {
             let spec = load(folder.path(), base);
             let paths = base_paths(&spec).into_iter().chain(input_paths(&spec));
             found.extend(paths.map(|named| {
@@ -193,12 +206,13 @@ mod tests {
         }
         found.sort();
         found.dedup();
-        let in_project = ["copied", "s", "script", "secret", "sig", "sums", "u"].map(|name| (name, true));
+        let in_project =
+            ["copied", "i", "s", "script", "secret", "sig", "sums", "u", "vmlinux"].map(|name| (name, true));
         let mut expected = [("f", false), ("k", false)].into_iter().chain(in_project).collect::<Vec<_>>();
         expected.sort_unstable();
         let expected: Vec<_> = expected.into_iter().map(|(name, project)| (name.to_owned(), project)).collect();
         assert_eq!(found, expected);
-        assert_eq!(PATH_KEYS.iter().filter(|(_, policy)| *policy != PathPolicy::AnyFile).count(), 4);
+        assert_eq!(PATH_KEYS.iter().filter(|(_, policy)| *policy != PathPolicy::AnyFile).count(), 6);
     }
 
     #[test]

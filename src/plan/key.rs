@@ -134,6 +134,10 @@ fn portable_content(spec: &Spec, facts: &Facts, machine: &PlannedMachine) -> Val
         AgentStart::Planted(_) => content["machine"]["agent"] = json!("planted"),
         AgentStart::Direct => content["machine"]["boot"] = json!("direct"),
     }
+    if let Some(kernel) = &facts.base.kernel {
+        let initrd = kernel.initrd.as_ref().map(|initrd| initrd.sha256);
+        content["kernel"] = json!({ "image": kernel.image.sha256, "initrd": initrd, "cmdline": kernel.cmdline });
+    }
     if !spec.network.private.is_empty() {
         content["network"] = json!({ "private": spec.network.private });
     }

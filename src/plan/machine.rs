@@ -33,6 +33,8 @@ pub struct PlannedMachine {
     pub disk: Option<ByteSize>,
     /// The firmware that starts the boot loader.
     pub firmware: MachineFirmware,
+    /// The kernel that QEMU starts by itself, where it is not on the disk.
+    pub kernel: Option<MachineKernel>,
     /// What starts the agent, and so how the guest boots.
     pub agent: AgentStart,
     /// Whether the guest has a network card.
@@ -43,6 +45,17 @@ pub struct PlannedMachine {
     pub boot_timeout: Duration,
     /// The machine's clock when it is turned on; `None` for the host's time.
     pub clock: Option<Timestamp>,
+}
+
+/// A kernel that is not on the disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineKernel {
+    /// Path of the kernel.
+    pub image: PathBuf,
+    /// Path of its initrd, if it has one.
+    pub initrd: Option<PathBuf>,
+    /// Its whole command line.
+    pub cmdline: String,
 }
 
 /// The destinations that a guest may reach besides public addresses.
@@ -60,16 +73,22 @@ impl PlannedMachine {
         !self.qemu_version.is_empty()
     }
 
-    /// Returns the UEFI firmware that the machine starts, if it starts any: a direct boot needs none.
+    /// Returns the UEFI firmware that the machine starts, if it starts any: a kernel that QEMU starts needs none.
     #[must_use]
     pub fn started_uefi(&self) -> Option<&UefiFirmware> {
         match &self.firmware {
-            MachineFirmware::Uefi(uefi) if !self.boots_directly() => Some(uefi),
+            MachineFirmware::Uefi(uefi) if !self.starts_kernel() => Some(uefi),
             _ => None,
         }
     }
 
-    /// Returns whether QEMU starts the kernel of the image, with the agent as the first process.
+    /// Returns whether QEMU starts a kernel by itself, without firmware and boot loader.
+    #[must_use]
+    pub fn starts_kernel(&self) -> bool {
+        self.kernel.is_some() || self.boots_directly()
+    }
+
+    /// Returns whether QEMU starts the kernel of the image, or the one beside it, with the agent as the first process.
     #[must_use]
     pub fn boots_directly(&self) -> bool {
         self.agent == AgentStart::Direct

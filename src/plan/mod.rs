@@ -19,6 +19,7 @@ pub(crate) mod agent;
 pub(crate) mod graph;
 pub(crate) mod host;
 pub(crate) mod host_paths;
+pub(crate) mod kernel;
 pub mod key;
 pub(crate) mod limits;
 pub(crate) mod machine;
@@ -27,10 +28,11 @@ pub(crate) mod trace;
 
 use agent::AgentStart;
 use host::{Host, KvmVerdict, UefiFirmware};
+use kernel::KernelFacts;
 use key::CacheKey;
 use limits::DiskSizeError;
 use machine::{Accelerator, MachineFirmware, PlannedMachine, PrivateNetworkAccess};
-use output::Outputs;
+use output::{Outputs, without_kernel};
 use trace::Parts;
 
 /// The factor by which timeouts are extended under software emulation; they are meant for hardware.
@@ -60,6 +62,8 @@ pub struct BaseFacts {
     pub agent_obstacle: Option<String>,
     /// The state of the file when it was hashed.
     pub stamp: FileStamp,
+    /// The kernel beside it, if there is one.
+    pub kernel: Option<KernelFacts>,
 }
 
 /// An image of the store that another image is built on.
@@ -322,6 +326,9 @@ impl Plan {
         if let AgentStart::Planted(reason) = &self.machine.agent {
             notes.push(format!("kiln's agent is planted in the guest by a direct boot before the first one: {reason}"));
         }
+        if self.base.kernel.is_some() {
+            notes.extend(self.outputs.all.iter().filter_map(|output| without_kernel(output.format)));
+        }
         if self.machine.cpus < u32::from(self.spec.machine.cpus) {
             notes.push(format!(
                 "{} CPUs instead of {}: the host has no more",
@@ -370,6 +377,7 @@ fn plan_machine(spec: &Spec, facts: &Facts) -> Result<PlannedMachine, PlanError>
         memory: wanted.memory,
         disk: wanted.disk,
         firmware: choose_firmware(wanted.firmware, facts)?,
+        kernel: facts.base.kernel.as_ref().map(KernelFacts::for_machine),
         agent: choose_agent_start(spec, facts)?,
         network: wanted.network,
         private_network: PrivateNetworkAccess::Listed(spec.network.private.clone()),

@@ -63,6 +63,13 @@ pub struct Published<'a> {
     pub virtual_bytes: u64,
 }
 
+/// Returns a note on a package of an image whose kernel is beside its disk; `None` for a format that is no package.
+#[must_use]
+pub fn without_kernel(format: OutputFormat) -> Option<String> {
+    let is_package = !format.besides().is_empty();
+    is_package.then(|| format!("the {} package holds the disk alone, not the kernel that starts it", format.name()))
+}
+
 impl Outputs {
     /// Names every file; each name begins with `stem`.
     pub fn new(stem: &str, wanted: &[specfile::OutputSpec]) -> Self {

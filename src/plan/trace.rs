@@ -264,6 +264,9 @@ fn changed_input(part: &str) -> ChangedInput {
     let inside = inside.strip_prefix("context.").unwrap_or(inside);
     ChangedInput::Other(match inside.split_once('.').unwrap_or((inside, "")) {
         ("base", _) => return ChangedInput::Base,
+        ("kernel", "image") => "the kernel beside the base image".into(),
+        ("kernel", "initrd") => "the initrd".into(),
+        ("kernel", _) => "the command line of the kernel".into(),
         ("run", _) => "the command".into(),
         ("script", _) => "the script".into(),
         ("copy", _) => "what is copied".into(),

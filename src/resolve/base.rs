@@ -26,7 +26,8 @@ use crate::error::{Failure, Fault, Kind};
 use crate::event::{Event, Events, NoticeLevel, Stage};
 use crate::plan::StoredBase;
 use crate::plan::machine::format_name;
-use crate::specfile::{BaseFormat, BaseSource, RemoteBase, Spec, SumsSpec, SumsVerification};
+use crate::specfile::{BaseFormat, BaseSource, KernelSpec, RemoteBase, Spec, SumsSpec, SumsVerification};
+use crate::store::manifest::{ManifestKernel, StoredFile};
 use crate::store::{Artifact, Reference, Store, StoreError};
 use crate::url::Url;
 
@@ -48,6 +49,8 @@ pub struct LocatedBase {
     pub image: Option<StoredBase>,
     /// Digest of the downloaded file, which may be compressed.
     pub downloaded: Option<Sha256Digest>,
+    /// The kernel beside it: that of the spec, or of the image of the store.
+    pub kernel: Option<KernelSpec>,
     /// Keeps an image of the store, or a download, from being removed while it is read.
     _held: Option<Arc<dyn Any + Send + Sync>>,
 }
@@ -192,6 +195,9 @@ impl BaseResolver {
         if let Some(locked) = pin.and_then(|pin| pin.sha256).filter(|_| located.downloaded.is_none()) {
             located.expected.get_or_insert((locked, DigestOrigin::Lockfile));
         }
+        if spec.base.kernel.is_some() {
+            located.kernel.clone_from(&spec.base.kernel);
+        }
         Ok(located)
     }
 
@@ -235,6 +241,7 @@ impl BaseResolver {
             source: remote.urls[0].to_string(),
             image: None,
             downloaded: Some(found.source_sha256),
+            kernel: None,
             _held: Some(Arc::new(found)),
         })
     }
@@ -266,6 +273,7 @@ fn local(file: &Path, spec: &Spec) -> LocatedBase {
         source: file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         image: None,
         downloaded: None,
+        kernel: None,
         _held: None,
     }
 }
@@ -291,8 +299,15 @@ fn stored(artifact: Arc<Artifact>, source: String, spec: &Spec) -> Result<Locate
         source,
         image: Some(image),
         downloaded: None,
+        kernel: manifest.kernel.as_ref().map(|kernel| stored_kernel(&artifact, kernel)),
         _held: Some(artifact),
     })
+}
+
+/// Returns the kernel of a stored image by the paths of its files.
+fn stored_kernel(artifact: &Artifact, kernel: &ManifestKernel) -> KernelSpec {
+    let path = |file: &StoredFile| artifact.folder().join(&file.file);
+    KernelSpec { file: path(&kernel.image), initrd: kernel.initrd.as_ref().map(path), cmdline: kernel.cmdline.clone() }
 }
 
 /// Returns the request for a download as the spec describes it, with the digest that is already known.

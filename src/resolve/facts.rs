@@ -17,6 +17,7 @@ use crate::event::{Events, NoticeLevel};
 use crate::machine::host;
 use crate::plan::host::Host;
 use crate::plan::host_paths::PathOwner;
+use crate::plan::kernel::KernelFacts;
 use crate::plan::{BaseFacts, Facts, FirmwareDigests, InputFacts, Plan};
 use crate::session;
 use crate::specfile::hardcoded_secrets::giveaways;
@@ -24,6 +25,7 @@ use crate::specfile::{self, Spec, SpecFile};
 
 use super::base::{BaseResolver, DigestOrigin, LocatedBase, is_yet_to_come};
 use super::inputs::{InputError, check_script, digest_file, examine};
+use super::kernel::{examine_files, examine_kernel};
 use super::path_policy::{self, ReachError, ReachPolicy, RefusedPath};
 use super::source_errors::{SourceErrors, SourceProblem};
 use super::{agent_support, secrets};
@@ -119,14 +121,15 @@ pub async fn plan(
     })
 }
 
-/// Checks what a spec brings from this host, without its base image.
+/// Checks what a spec brings from this host, without its base image: its inputs, and the kernel that it names.
 ///
 /// # Errors
 /// When an input is not usable.
 pub fn inputs(spec: &Spec, reach: ReachPolicy, memo: &DigestCache, events: &Events) -> Result<(), Failure> {
     let refused = check_reach(spec, reach, events)?;
     warn_of_giveaways(spec, reach, events);
-    let ((), examined) = examine_sources(spec, reach, &refused, Ok(()), memo)?;
+    let kernel = spec.base.kernel.as_ref().map(|kernel| examine_files(kernel, memo)).transpose();
+    let (_, examined) = examine_sources(spec, reach, &refused, kernel.map_err(Failure::from), memo)?;
     warn(&examined, events);
     Ok(())
 }
@@ -202,6 +205,8 @@ fn examine_base(base: &LocatedBase, memo: &DigestCache) -> Result<(BaseFacts, Ve
     if let Some((expected, origin)) = base.expected.filter(|(expected, _)| *expected != sha256) {
         return Err(SurveyError::WrongBase { path: base.file.clone(), found: sha256, expected, origin }.into());
     }
+    let place = (base.file.as_path(), base.format.into());
+    let kernel = base.kernel.as_ref().map(|kernel| examine_kernel(kernel, place, memo)).transpose()?;
     let facts = BaseFacts {
         file: base.file.clone(),
         format: base.format,
@@ -212,6 +217,7 @@ fn examine_base(base: &LocatedBase, memo: &DigestCache) -> Result<(BaseFacts, Ve
         image: base.image.clone(),
         agent_obstacle: agent_support::find_obstacle(&base.file, base.format.into()),
         stamp,
+        kernel,
     };
     Ok((facts, image.facts.warnings))
 }
@@ -249,19 +255,31 @@ pub(crate) fn unreadable_base(path: &Path) -> impl Fn(io::Error) -> FileError {
     FileError::of(Kind::Base, "read the base image", path)
 }
 
-/// Checks that the base image is the file that was hashed for the plan. Everything that lies on it is named after its
-/// digest, so nothing may be kept of a build whose base has changed under it, neither layers nor an image. Hashing it again
-/// would miss a change that QEMU has seen and that was reverted.
+/// Checks that the base image, and the kernel beside it, are the files that were hashed for the plan. Everything that lies on it
+/// is named after their digests, so nothing may be kept of a build whose base has changed under it, neither layers nor an image.
+/// Hashing it again would miss a change that QEMU has seen and that was reverted.
 ///
 /// # Errors
-/// When the file is no longer the planned one.
+/// When a file is no longer the planned one.
 pub(crate) fn check_base(plan: &Plan) -> Result<(), FileError> {
     let base = &plan.base;
-    let unreadable = unreadable_base(&base.file);
-    if stamp_of(&base.file).map_err(&unreadable)? == base.stamp {
+    check_stamp(&base.file, base.stamp, unreadable_base(&base.file))?;
+    for file in base.kernel.iter().flat_map(KernelFacts::files) {
+        check_stamp(&file.path, file.stamp, unreadable_kernel(&file.path))?;
+    }
+    Ok(())
+}
+
+fn check_stamp(path: &Path, stamp: FileStamp, unreadable: impl Fn(io::Error) -> FileError) -> Result<(), FileError> {
+    if stamp_of(path).map_err(&unreadable)? == stamp {
         return Ok(());
     }
     Err(unreadable(io::Error::other("it changed during the build")))
+}
+
+/// Returns a constructor of errors for a kernel or an initrd that cannot be read completely.
+pub(crate) fn unreadable_kernel(path: &Path) -> impl Fn(io::Error) -> FileError {
+    FileError::of(Kind::Base, "read the kernel or initrd beside the base image", path)
 }
 
 /// Remembers the digest of a base image whose file was too recent for the digest cache when the build began. Without that,

@@ -4,6 +4,8 @@ pub mod agent_support;
 pub mod base;
 pub mod facts;
 pub mod inputs;
+mod kernel;
+pub(crate) mod kernel_error;
 pub mod lockfile;
 pub mod path_policy;
 pub mod script_check;

@@ -13,6 +13,8 @@ use crate::specfile::{
     Action, BaseSource, SecretSource, Spec, SpecDocument, SpecError, SpecErrors, SpecFile, StepSpec, resolve_path,
 };
 
+use super::kernel_error::BaseKernelError;
+
 /// All errors in the base image and the inputs of a spec, or in its keys for them; never empty.
 #[derive(Debug)]
 pub struct SourceErrors {
@@ -62,9 +64,10 @@ impl SourceProblem {
 
     /// Returns a problem of the base image.
     pub(crate) fn of_base(failure: &Failure) -> Self {
+        let kernel = failure.fault().map(BaseKernelError::key);
         Self {
             kind: failure.kind(),
-            subject: BASE,
+            subject: kernel.map_or(BASE, |key| ProblemSubject::Path(PathOwner::Base(key))),
             message: failure.to_string(),
             hints: failure.hints(),
             evidence: failure.evidence(),
@@ -102,8 +105,8 @@ fn find_place(spec: &Spec, document: &SpecDocument, subject: &ProblemSubject) ->
         ProblemSubject::Path(owner) => owner,
     };
     match owner {
-        PathOwner::Base(_) => document
-            .find_string(1, |text| names_base(spec, text))
+        PathOwner::Base(key) => document
+            .find_string(1, |text| names_base(spec, key, text))
             .or_else(|| document.find_line(|line| line == "[base]" || line.starts_with("base"))),
         PathOwner::Secret(name) => {
             let secret = spec.secrets.get(name)?;
@@ -125,8 +128,14 @@ fn is_path(spec: &Spec, text: &str, path: &Path) -> bool {
     resolve_path(&spec.path, Path::new(text)) == path
 }
 
-fn names_base(spec: &Spec, text: &str) -> bool {
+/// Returns whether a string of the spec names the file of a key of `[base]`, or else the base image.
+fn names_base(spec: &Spec, key: &str, text: &str) -> bool {
     let resolved = resolve_path(&spec.path, Path::new(text));
+    match (key, &spec.base.kernel) {
+        ("kernel", Some(kernel)) => return resolved == kernel.file,
+        ("initrd", Some(kernel)) => return kernel.initrd.as_ref() == Some(&resolved),
+        _ => {}
+    }
     match &spec.base.source {
         BaseSource::File(file) => resolved == *file,
         BaseSource::Url(remote) => remote.urls.iter().any(|url| url.as_str() == text),
@@ -187,6 +196,10 @@ mod tests {
     fn a_problem_is_located_by_what_names_it() {
         let spec = "[base] # 'x'\nfile = \"b.qcow2\"\n[[step]]\nrun = 'true'\n[[step]]\nname = \"it's\"\ncopy = 'site/'\nto = '/srv'\n";
         assert_eq!(places(spec, &BASE), Some((5, "\"b.qcow2\"".into())));
+        let kernel = "[base]\nfile = 'x'\nkernel = 'vmlinux'\ninitrd = 'i'\n";
+        let of_key = |key| places(kernel, &ProblemSubject::Path(PathOwner::Base(key)));
+        assert_eq!(of_key("kernel"), Some((6, "'vmlinux'".into())));
+        assert_eq!(of_key("initrd"), Some((7, "'i'".into())));
         assert_eq!(places(spec, &ProblemSubject::Path(PathOwner::Step(8))), Some((10, "'site/'".into())));
         let variable = "[base]\nfile = \"{{ b }}\"\n[vars]\nb = 'x'\n[[step]]\ncopy = '{{ b }}'\nto = '/srv/'\n";
         assert_eq!(places(variable, &BASE), Some((7, "'x'".into())), "the value of the variable");

@@ -44,6 +44,8 @@ const SECRET: Word = Word::new("A-Za-z0-9_", "A-Za-z0-9_.-", 64);
 /// The longest name of a step or test, and the longest description, in characters.
 const MAX_TITLE: usize = 200;
 const MAX_LINE: usize = 1000;
+/// The most characters of a kernel's command line. The kernel accepts 2047 (`COMMAND_LINE_SIZE` on x86), with what kiln adds.
+const MAX_CMDLINE: usize = 1500;
 /// The most steps of a spec. Specs are written by people; more steps are a generator's mistake.
 const MAX_STEPS: usize = 1000;
 /// The longest timeout: a week, in seconds.
@@ -123,6 +125,13 @@ table! {
         /// The format of the base image; it is never guessed.
         format: BaseFormat =
             DefaultedKey(choice([("qcow2", BaseFormat::Qcow2), ("raw", BaseFormat::Raw)], &["vmdk", "vhd", "vhdx", "vdi"]), "'qcow2'"),
+        /// The Linux kernel that QEMU starts in place of firmware and boot loader: a bzImage, or an ELF file (`vmlinux`) with a
+        /// PVH entry. By default, that of the image of the store, if it has one.
+        kernel: Option<SpannedValue<SlashedPath<PathBuf>>> = Optional(host_path()),
+        /// The initrd of `kernel`.
+        initrd: Option<SpannedValue<SlashedPath<PathBuf>>> = Optional(host_path()),
+        /// The parameters of `kernel`. Without `console=ttyS0` or `root=`, kiln adds them.
+        cmdline: Option<SpannedValue<String>> = Optional(line(MAX_CMDLINE)),
     }
 }
 

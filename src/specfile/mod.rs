@@ -121,6 +121,19 @@ pub struct BaseImageSpec {
     pub sha256: Option<Sha256Digest>,
     /// The format of the base image; stated by the spec, never guessed.
     pub format: BaseFormat,
+    /// The kernel beside the base image, if the spec names one.
+    pub kernel: Option<KernelSpec>,
+}
+
+/// A kernel that QEMU starts in place of firmware and boot loader.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelSpec {
+    /// The kernel.
+    pub file: PathBuf,
+    /// Its initrd.
+    pub initrd: Option<PathBuf>,
+    /// Its parameters, as the spec states them.
+    pub cmdline: String,
 }
 
 /// The source of a base image.

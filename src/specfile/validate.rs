@@ -2,22 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::complaint::SpecError;
 use super::compound_kinds::DeclaredVariables;
 use super::document::{SpannedValue, values};
 use super::keys::{self, IMAGE_NAME, IMAGE_VERSION, Secret};
-use super::paths::host_file;
+use super::paths::{SlashedPath, host_file};
 use super::reader::SpecReader;
 use super::steps::{self, StepScope};
 use super::suggest::list;
 use super::table::ChosenVariant;
 use super::value_kinds::Word;
 use super::{
-    BaseImageSpec, BaseSource, BuildSpec, Compression, ImageSpec, MachineSpec, NetworkAccess, NetworkBackend,
-    OutputFormat, OutputSpec, RemoteBase, SealSpec, SecretDeclaration, SecretSource, Spec, SpecDocument, SumsSpec,
-    SumsVerification, validate_tests,
+    BaseImageSpec, BaseSource, BuildSpec, Compression, ImageSpec, KernelSpec, MachineSpec, NetworkAccess,
+    NetworkBackend, OutputFormat, OutputSpec, RemoteBase, SealSpec, SecretDeclaration, SecretSource, Spec,
+    SpecDocument, SumsSpec, SumsVerification, validate_tests,
 };
 
 /// Returns the spec, if nothing that it requires is missing. The reader knows whether there are errors.
@@ -91,7 +91,8 @@ fn overridden_version(version: &str, allowed: &Word, reader: &mut SpecReader) ->
 }
 
 fn base(raw: ChosenVariant<keys::Base, keys::Source>, spec: &Path, reader: &mut SpecReader) -> Option<BaseImageSpec> {
-    let keys::Base { sha256, format } = raw.common;
+    let keys::Base { sha256, format, kernel, initrd, cmdline } = raw.common;
+    let kernel = base_kernel(kernel, (initrd, cmdline), spec, reader);
     let source = match raw.variant? {
         keys::Source::LocalFile(source) => BaseSource::File(host_file(&source.file?, spec)),
         keys::Source::RemoteFile(source) => BaseSource::Url(remote(source, sha256.is_some(), spec, reader)?),
@@ -101,7 +102,29 @@ fn base(raw: ChosenVariant<keys::Base, keys::Source>, spec: &Path, reader: &mut 
             variant: source.variant.map(|variant| variant.value),
         },
     };
-    Some(BaseImageSpec { source, sha256: sha256.map(|digest| digest.value), format })
+    Some(BaseImageSpec { source, sha256: sha256.map(|digest| digest.value), format, kernel })
+}
+
+/// Returns the kernel beside a base image, and reports keys that need one.
+fn base_kernel(
+    kernel: Option<SpannedValue<SlashedPath<PathBuf>>>,
+    (initrd, cmdline): (Option<SpannedValue<SlashedPath<PathBuf>>>, Option<SpannedValue<String>>),
+    spec: &Path,
+    reader: &mut SpecReader,
+) -> Option<KernelSpec> {
+    let Some(kernel) = kernel else {
+        let spans = [("initrd", initrd.map(|initrd| initrd.span)), ("cmdline", cmdline.map(|cmdline| cmdline.span))];
+        for (key, span) in spans.into_iter().filter_map(|(key, span)| Some((key, span?))) {
+            let error = SpecError::new(span, format!("`{key}` is for a `kernel`, which is not there"));
+            reader.report(error.help("add the kernel that it belongs to, or leave it out"));
+        }
+        return None;
+    };
+    Some(KernelSpec {
+        file: host_file(&kernel, spec),
+        initrd: initrd.map(|initrd| host_file(&initrd, spec)),
+        cmdline: cmdline.map_or_else(String::new, |cmdline| cmdline.value),
+    })
 }
 
 /// Validates a download: it must be verified by a digest or by a list of digests.

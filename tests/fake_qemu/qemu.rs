@@ -58,6 +58,7 @@ fn run(mode: &str, args: &[String]) {
         "layers {}",
         args.iter().filter(|arg| arg.contains("\"node-name\":\"backing")).count().saturating_sub(1)
     ));
+    log_kernel(args);
     uefi_variable().inspect(|value| log(&format!("uefi variable `{value}`")));
     if args.iter().any(|arg| arg == "mon:stdio") {
         run_on_terminal(mode);
@@ -90,6 +91,16 @@ fn run(mode: &str, args: &[String]) {
         guest::live(&on, &agent, console, &mode, restored);
     });
     machine.serve_monitor(start);
+}
+
+/// Logs the kernel that is started, its initrd and its command line. As QEMU does, it needs the files.
+fn log_kernel(args: &[String]) {
+    for pair in args.windows(2).filter(|pair| ["-kernel", "-initrd", "-append"].contains(&pair[0].as_str())) {
+        log(&format!("{} {}", pair[0], pair[1]));
+        if pair[0] != "-append" && File::open(&pair[1]).is_err() {
+            fail(&format!("could not open kernel file '{}'", pair[1]));
+        }
+    }
 }
 
 /// Runs a guest whose console is this terminal. As QEMU does, it makes the terminal raw and its descriptor non-blocking, and

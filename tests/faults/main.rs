@@ -17,6 +17,7 @@ mod project;
 mod qemu;
 mod scripts;
 mod secrets;
+mod separate_kernel;
 mod steps;
 mod store;
 

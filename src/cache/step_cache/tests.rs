@@ -263,6 +263,7 @@ pub(super) fn facts(micro: u32) -> Facts {
             image: None,
             agent_obstacle: None,
             stamp: FileStamp::from(&fs::metadata("/").unwrap()),
+            kernel: None,
         },
         firmware: None,
         inputs: std::collections::BTreeMap::new(),
