@@ -17,6 +17,7 @@ mod faults;
 mod files;
 mod planted;
 mod sealing;
+mod separate_kernel;
 mod steps;
 
 use bench::{Bench, manifest, root, run};
