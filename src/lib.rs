@@ -19,6 +19,7 @@ mod initramfs;
 pub mod layer;
 pub mod machine;
 pub mod masking;
+pub mod network_record;
 mod outdated;
 mod output;
 mod ownership;

@@ -20,6 +20,7 @@ use super::output::{OutputPump, OutputSink};
 use super::processes::every_process;
 use super::secrets::SecretMount;
 use super::sys::{ProcessStart, UserCredentials};
+use super::tunnel::Tunnel;
 use super::{RequestFailure, login, shutdown, sys, terminal};
 use crate::wire::message::{ShellScript, TtySize};
 use crate::wire::tree::is_name;
@@ -33,16 +34,26 @@ const NO_TERMINAL: &str = "cannot open a terminal";
 
 /// Runs the command to its end. Processes that it left in the background live on, unless it timed out. Everything else that
 /// was observed is sent before this returns.
-pub fn run(lane: &Arc<Lane>, events: &Receiver<LaneEvent>, request: &ExecRequest, left: &Arc<Leftovers>) -> Exit {
+pub fn run(
+    lane: &Arc<Lane>,
+    events: &Receiver<LaneEvent>,
+    request: &ExecRequest,
+    (left, tunnel): (&Arc<Leftovers>, &Tunnel),
+) -> Exit {
     let log = KernelLog::open();
     if request.step.is_some() {
         left.note_mounts();
     }
+    let network = match request.network.as_ref().map(|access| tunnel.listen(access)).transpose() {
+        Ok(network) => network,
+        Err(refusal) => return Exit::NotStarted { text: refusal.text },
+    };
     let mut found = Aftermath { late: left.take_late(), ..Aftermath::default() };
     let exit = match RunningCommand::start(lane, request, left, &mut found.notes) {
         Ok(mut running) => running.supervise(events, request.timeout.map(Duration::from_millis)),
         Err(refusal) => Exit::NotStarted { text: refusal.text },
     };
+    drop(network);
     if exit != (Exit::Code { code: 0 }) {
         found.oom_killed = log.oom_killed();
     }

@@ -5,6 +5,7 @@
 //! one lane      for each request: a thread that works and owns what it started           exec, pack, unpack, list, mounts, device, seal
 //! leftovers     what commands leave behind, over all lanes                               leftovers, cgroup
 //! the link      one lock around writing; credit for each lane                            link
+//! the tunnel    connections of a command's programs, over a port of their own            tunnel, certificates
 //! ```
 //!
 //! The module is compiled twice: into the agent's executable and into the library, where tests run it in process and the
@@ -16,17 +17,20 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
 
 use crate::wire::{self, Class};
 use cgroup::CgroupTree;
 use leftovers::Leftovers;
+use tunnel::Tunnel;
 
 pub mod accounts;
 mod boot_console;
 pub mod boot_mode;
 mod bus;
+mod certificates;
 mod cgroup;
 mod device;
 mod disk_view;
@@ -56,6 +60,7 @@ pub mod shutdown;
 mod silent_program;
 mod sys;
 mod terminal;
+pub mod tunnel;
 mod unpack;
 mod user_managers;
 
@@ -100,9 +105,10 @@ impl RequestFailure {
 pub fn run(port: Option<&Path>, power_off: fn()) {
     sys::survive();
     let left = Leftovers::new(CgroupTree::find("kiln").ok());
+    let tunnel = Arc::new(Tunnel::default());
     loop {
-        let opened = port.map(Path::to_owned).or_else(find_port).and_then(|path| open(path).ok());
-        if let Some(Err(error)) = opened.map(|file| serve::converse(&file, &left, power_off)) {
+        let opened = port.map(Path::to_owned).or_else(|| find_port(wire::PORT)).and_then(|path| open(path).ok());
+        if let Some(Err(error)) = opened.map(|file| serve::converse(&file, &left, &tunnel, power_off)) {
             // The message goes to the journal or the console; there is no other reader.
             eprintln!("kiln-agent: {error}");
         }
@@ -115,10 +121,11 @@ fn open(path: impl AsRef<Path>) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(sys::O_NOCTTY).open(path)
 }
 
-fn find_port() -> Option<PathBuf> {
+/// Returns the device of the virtio-serial port with this name.
+fn find_port(wanted: &str) -> Option<PathBuf> {
     let mut ports = fs::read_dir("/sys/class/virtio-ports").ok()?.flatten();
-    let ours = ports
-        .find(|port| fs::read_to_string(port.path().join("name")).is_ok_and(|name| name.trim_end() == wire::PORT))?;
+    let ours =
+        ports.find(|port| fs::read_to_string(port.path().join("name")).is_ok_and(|name| name.trim_end() == wanted))?;
     Some(Path::new("/dev").join(ours.file_name()))
 }
 

@@ -15,6 +15,7 @@ use super::guest_files::RunningGuest;
 use super::leftovers::Leftovers;
 use super::link::{Lane, LaneEvent, LaneReader, LaneWriter, Link};
 use super::pack::{FetchedFiles, PackError, pack};
+use super::tunnel::Tunnel;
 use super::{RequestFailure, device, exec, facts, list, mounts, seal, sys, unpack};
 use crate::wire::cloud_init::find_obstacles;
 use crate::wire::code::Code;
@@ -32,9 +33,15 @@ const PORT: &str = "the port";
 ///
 /// # Errors
 /// When the port fails, or the host sends an invalid message.
-pub fn converse(port: &File, left: &Arc<Leftovers>, power_off: fn()) -> io::Result<()> {
+pub fn converse(
+    port: &File,
+    left: &Arc<Leftovers>,
+    tunnel: &Arc<Tunnel>,
+    power_off: fn(),
+) -> io::Result<()> {
     let mut conversation = Conversation {
         left: Arc::clone(left),
+        tunnel: Arc::clone(tunnel),
         link: Link::new(port.try_clone()?),
         splitter: Splitter::new(),
         state: Arc::new(ServeState::default()),
@@ -69,6 +76,8 @@ struct Conversation {
     execs: Vec<(u32, Vec<u8>)>,
     /// The processes that commands have left behind.
     left: Arc<Leftovers>,
+    /// The port of the network.
+    tunnel: Arc<Tunnel>,
     /// Called after a goodbye.
     power_off: fn(),
 }
@@ -180,7 +189,10 @@ impl Conversation {
         }
         let request = ExecRequest::decode(&whole).map_err(|why| why.to_string())?;
         let left = Arc::clone(&self.left);
-        self.serve(stream, move |lane, events| Message::Exited { exit: exec::run(lane, &events, &request, &left) })
+        let tunnel = Arc::clone(&self.tunnel);
+        self.serve(stream, move |lane, events| Message::Exited {
+            exit: exec::run(lane, &events, &request, (&left, &tunnel)),
+        })
     }
 
     /// Ends the processes that commands have left behind, and reports them.

@@ -11,6 +11,7 @@ use crate::process::describe_signal;
 use crate::size::ByteSize;
 use crate::wire::code::Code;
 use crate::wire::message::{Pair, ShellScript};
+use crate::wire::network::ProxyAccess;
 use crate::wire::{self, Aftermath, ExecRequest, HiddenBytes, MAX_DATA, MAX_EXEC, Message, Secret};
 
 use super::GuestError;
@@ -46,6 +47,8 @@ pub struct Exec {
     pub step: Option<u32>,
     /// Whether it gets the environment of a login of its user; kiln's own commands have a bare environment.
     pub login: bool,
+    /// What it needs to use the locked network; `None` for commands without it.
+    pub network: Option<ProxyAccess>,
 }
 
 /// Shows names only, since values may be secret.
@@ -69,6 +72,7 @@ impl Exec {
             stdin: None,
             step: None,
             login: false,
+            network: None,
         }
     }
 
@@ -94,6 +98,7 @@ impl Exec {
             secrets: secrets.collect(),
             step: self.step,
             login: self.login,
+            network: self.network.clone(),
         }
     }
 }

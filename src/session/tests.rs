@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as Socket;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::UnixStream;
@@ -24,7 +25,8 @@ mod trees;
 fn with_agent<F: Future<Output = ()>>(test: impl FnOnce(Session, Hello) -> F) {
     let (host, guest) = Socket::pair().unwrap();
     let left = testing::leftovers();
-    let agent = std::thread::spawn(move || serve::converse(&File::from(OwnedFd::from(guest)), &left, || ()));
+    let port = File::from(OwnedFd::from(guest));
+    let agent = std::thread::spawn(move || serve::converse(&port, &left, &Arc::default(), || ()));
     run(async {
         let (session, hello) = Session::accept(port(host)).await.unwrap();
         test(session, hello).await;

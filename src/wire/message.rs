@@ -6,6 +6,7 @@ use super::boot_mounts::BootReport;
 use super::cloud_init::SeedObstacle;
 use super::code::{Code, DecodeError, Fields, coded_enum, coded_struct};
 use super::mounts::GuestMount;
+use super::network::ProxyAccess;
 use super::{BUILD, VERSION};
 
 /// A message and the number of its stream; 0 is the conversation itself. The host chooses the numbers, upwards from 1.
@@ -145,6 +146,8 @@ coded_struct! {
         step: Option<u32>,
         /// The command has the environment of a login; kiln's own commands have a bare one.
         login: bool,
+        /// The command may use the locked network.
+        network: Option<ProxyAccess>,
     }
 }
 
@@ -431,6 +434,18 @@ coded_enum! {
             /// The reason.
             text: String,
         }
+        /// Either, as a greeting on the port of the network: connections of an earlier conversation are gone. The guest
+        /// begins, and the host answers with the same number.
+        60 Tunnel {
+            /// Version and build of the sender.
+            origin: ProtocolVersion,
+            /// A number that the guest has chosen.
+            nonce: u64,
+        }
+        /// Guest: a program has connected to the proxy. Opens a stream for `Data` in both directions; `Eof` ends one of them.
+        61 Connect {}
+        /// Either: ends the connection in both directions; the last message of its stream from this end.
+        62 Close {}
     }
 }
 
@@ -438,7 +453,14 @@ impl Message {
     /// Returns whether the message is a greeting, which a magic precedes.
     #[must_use]
     pub fn is_greeting(&self) -> bool {
-        matches!(self, Self::Hello { .. } | Self::Welcome { .. } | Self::Ready { .. } | Self::Resume { .. })
+        matches!(
+            self,
+            Self::Hello { .. }
+                | Self::Welcome { .. }
+                | Self::Ready { .. }
+                | Self::Resume { .. }
+                | Self::Tunnel { .. }
+        )
     }
 
     /// Returns how many bytes of credit the message needs.

@@ -4,7 +4,7 @@
 //! ```text
 //! frame    = length: u32 LE, body                       length of the body, 5 ..= MAX_FRAME
 //! body     = code: u8, stream: u32 LE, fields           see `message`
-//! greeting = MAGIC, frame of a Hello, Welcome, Ready or Resume, body <= MAX_GREETING
+//! greeting = MAGIC, frame of a Hello, Welcome, Ready, Resume or Tunnel, body <= MAX_GREETING
 //! ```
 //!
 //! A port may hold stale bytes of an earlier boot. Until a greeting was answered, a [`Splitter`] therefore searches for
@@ -25,6 +25,7 @@ pub mod listing;
 pub mod message;
 pub mod mount_unit;
 pub mod mounts;
+pub mod network;
 pub mod path_pattern;
 pub mod planted;
 pub mod power_words;

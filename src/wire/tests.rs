@@ -6,6 +6,7 @@ use super::boot_mount::{BootMount, MountPolicy};
 use super::boot_mounts::BootReport;
 use super::message::{Facts, Pair, ProtocolVersion, ShellScript, TtySize};
 use super::mounts::{DiskPartition, GuestMount};
+use super::network::ProxyAccess;
 use super::*;
 
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
@@ -139,9 +140,10 @@ fn request() -> impl Strategy<Value = ExecRequest> {
     let secret = (".*", bytes()).prop_map(|(name, value)| Secret { name, value: HiddenBytes(value) });
     let first = (vec(".*", 0..4), vec(pair, 0..4), ".*", ".*");
     let script = (".*", ".*").prop_map(|(name, text)| ShellScript { name, text });
-    let kind = (option::of(script), option::of(any::<u32>()), any::<bool>());
+    let access = bytes().prop_map(|authority| ProxyAccess { authority });
+    let kind = (option::of(script), option::of(any::<u32>()), any::<bool>(), option::of(access));
     (first, option::of(any::<u64>()), any::<bool>(), option::of(tty()), vec(secret, 0..3), kind).prop_map(
-        |((argv, env, dir, user), timeout, stdin, tty, secrets, (script, step, login))| ExecRequest {
+        |((argv, env, dir, user), timeout, stdin, tty, secrets, (script, step, login, network))| ExecRequest {
             argv,
             script,
             env,
@@ -153,6 +155,7 @@ fn request() -> impl Strategy<Value = ExecRequest> {
             secrets,
             step,
             login,
+            network,
         },
     )
 }
