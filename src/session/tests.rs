@@ -25,8 +25,8 @@ mod trees;
 fn with_agent<F: Future<Output = ()>>(test: impl FnOnce(Session, Hello) -> F) {
     let (host, guest) = Socket::pair().unwrap();
     let left = testing::leftovers();
-    let port = File::from(OwnedFd::from(guest));
-    let agent = std::thread::spawn(move || serve::converse(&port, &left, &Arc::default(), || ()));
+    let end = File::from(OwnedFd::from(guest));
+    let agent = std::thread::spawn(move || serve::converse(&end, &left, &Arc::default(), || ()));
     run(async {
         let (session, hello) = Session::accept(port(host)).await.unwrap();
         test(session, hello).await;
