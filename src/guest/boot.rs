@@ -20,7 +20,6 @@ use crate::plan::with_grace;
 use crate::seed;
 use crate::session::{AGENT, Exec, Exit, GuestError, Hello, Session};
 use crate::size::format_duration;
-use crate::specfile::NetworkBackend;
 use crate::wire::direct_boot::{REBOOT_REQUEST, REPORT_PREFIX};
 
 use super::agent_obstacles::KnownObstacles;
@@ -230,7 +229,7 @@ impl Fault for BootError {
 
 /// Writes the seed into the scratch folder.
 pub(crate) fn write_seed(site: MachineSite<'_>, boot: seed::BootPurpose) -> Result<(), Failure> {
-    let options = seed::SeedOptions { boot, network: site.machine.network == NetworkBackend::User };
+    let options = seed::SeedOptions { boot, network: site.machine.network.has_card() };
     let volume = seed::volume(AGENT, options).map_err(BootError::Seed)?;
     std::fs::write(site.folder.join(SEED), volume).map_err(BootError::Seed)?;
     Ok(())
@@ -365,7 +364,7 @@ impl Guest {
             return Err(BootError::OtherSeed(other.clone()).into());
         }
         let script = if self.hello.systemd { SETTLED_SYSTEMD } else { SETTLED_SYSVINIT };
-        let network = if site.machine.network == NetworkBackend::None { "none" } else { "user" };
+        let network = if site.machine.network.has_card() { "user" } else { "none" };
         let script = format!("{script}\n{}", seed::SETTLED);
         let exec = Exec { timeout: Some(patience), ..Exec::new(["sh", "-c", &script, "settled", network]) };
         let request = async { self.session.exec(&exec, &mut |_, _| {}).await };

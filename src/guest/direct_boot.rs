@@ -17,7 +17,7 @@ use crate::initramfs::InitramfsWriter;
 use crate::machine::argv::{BackingFiles, INITRAMFS, KERNEL};
 use crate::plan::machine::MachineKernel;
 use crate::session::AGENT;
-use crate::specfile::{DiskFormat, NetworkBackend};
+use crate::specfile::DiskFormat;
 use crate::wire::direct_boot::{BootInstructions, INSTRUCTIONS, MODULES};
 
 use super::boot::MachineSite;
@@ -69,7 +69,7 @@ pub(super) async fn prepare(site: MachineSite<'_>, backing: &BackingFiles, grow:
     let (base, format) = backing.0.last().cloned().expect("an overlay has a backing file");
     let kernel = site.machine.kernel.clone();
     let folder = site.folder.to_owned();
-    let network = site.machine.network == NetworkBackend::User;
+    let network = site.machine.network.has_card();
     let files = DirectBootFiles { base, format, kernel, folder, grow, network };
     let found = spawn_blocking(move || files.write()).await.expect("reading a disk does not panic")?;
     site.events.notice(NoticeLevel::Debug, format!("direct boot: {found}"));

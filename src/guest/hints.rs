@@ -234,7 +234,14 @@ fn hint_of_output(lines: &[String], network: NetworkBackend) -> Option<String> {
         T::CommandMissing => describe_command(line)?,
         T::NeedsBash => describe_bash(line),
         T::NoNetwork | T::PackageUnknown if network == NetworkBackend::None => {
-            "the guest has no network card: set `machine.network = \"user\"`".into()
+            "the guest has no network card: set `machine.network = \"locked\"`, which records in kiln.lock what steps download, \
+             or `machine.network = \"user\"` for all protocols"
+                .into()
+        }
+        T::NoNetwork if network == NetworkBackend::Locked => {
+            "the network is locked: only programs that use the proxy of `http_proxy` and `https_proxy` reach a host; others \
+             need `machine.network = \"user\"`"
+                .into()
         }
         _ => advice(trouble).into(),
     })

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::plan::agent::AgentStart;
 use crate::plan::machine::{Accelerator, PlannedMachine, PrivateNetworkAccess};
-use crate::specfile::{DiskFormat, NetworkBackend};
+use crate::specfile::DiskFormat;
 use crate::wire::{DISK_SERIAL, PORT};
 
 use super::agent_port::DEVICE;
@@ -90,7 +90,7 @@ pub fn argv(machine: &PlannedMachine, backing: &BackingFiles, start: Start) -> V
     if machine.agent == AgentStart::CloudInit {
         seed(&mut args);
     }
-    if machine.network == NetworkBackend::User {
+    if machine.network.has_card() {
         user_network(&mut args, machine, "");
     }
     args.0

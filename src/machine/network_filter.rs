@@ -88,7 +88,7 @@ pub(crate) fn start(
     report: impl FnMut(FilterReport) + Send + 'static,
 ) -> io::Result<Vec<(RawFd, OwnedFd)>> {
     match (machine.network, &machine.private_network) {
-        (NetworkBackend::None, _) | (_, PrivateNetworkAccess::All) => Ok(Vec::new()),
+        (NetworkBackend::None | NetworkBackend::Locked, _) | (_, PrivateNetworkAccess::All) => Ok(Vec::new()),
         (NetworkBackend::User, PrivateNetworkAccess::Listed(private)) => {
             spawn(AddressPolicy::of_host(private)?, report)
         }

@@ -23,7 +23,6 @@ use crate::progress::Progress;
 use crate::resolve::facts::unreadable_kernel;
 use crate::secret_scan::LeakPlace;
 use crate::sign::Signer;
-use crate::specfile::NetworkBackend;
 use crate::store::{Artifact, Documents, Evidence, ImageId, Manifest, Staging, manifest};
 
 use super::contents::Contents;
@@ -207,7 +206,7 @@ fn machine(plan: &Plan, had_agent: bool) -> manifest::ManifestMachine {
         firmware_sha256: plan.firmware.as_ref().map(|firmware| firmware.code),
         boot: machine.boots_directly().then(|| "direct".to_owned()),
         agent: RecordedPlanting::of_build(&machine.agent, had_agent).map(|planting| planting.name().to_owned()),
-        network: if machine.network == NetworkBackend::User { "user" } else { "none" }.to_owned(),
+        network: machine.network.name().to_owned(),
         private_network: plan.spec.network.private.iter().map(ToString::to_string).collect(),
     }
 }

@@ -113,6 +113,7 @@ pub(super) fn base_content(spec: &Spec, facts: &Facts, machine: &PlannedMachine)
 fn portable_content(spec: &Spec, facts: &Facts, machine: &PlannedMachine) -> Value {
     let network = match spec.machine.network {
         NetworkBackend::None => json!(false),
+        NetworkBackend::Locked => json!("locked"),
         NetworkBackend::User => json!("filtered"),
     };
     let mut content = json!({

@@ -13,7 +13,7 @@ use crate::url::Url;
 use super::arguments::argument;
 use super::compound_kinds::{CommandShape, DeclaredVariables, List, Map, OneOrMore, Variables};
 use super::document::SpannedValue;
-use super::network::private_destination;
+use super::network::{host_pattern, private_destination};
 use super::paths::{ACCOUNT, SlashedPath, guest_file, guest_folder, guest_path, host_path, kept_path, owner};
 use super::platform::Platform;
 use super::reader::{Section, SpecReader};
@@ -26,8 +26,8 @@ use super::value_kinds::{
     title, word,
 };
 use super::{
-    AccelChoice, AgentChoice, BaseFormat, BootMode, Command, Compression, FileOwner, FirmwareKind, NetworkBackend,
-    OutputFormat, PrivateDestination, seal,
+    AccelChoice, AgentChoice, BaseFormat, BootMode, Command, Compression, FileOwner, FirmwareKind, HostPattern,
+    NetworkBackend, OutputFormat, PrivateDestination, seal,
 };
 
 pub(super) const IMAGE_NAME: Word = Word::new("a-z0-9", "a-z0-9._-", 64);
@@ -206,8 +206,9 @@ table! {
         /// `auto` uses KVM if it works and software emulation otherwise; `kvm` requires KVM; `tcg` is software
         /// emulation.
         accel: AccelChoice = DefaultedKey(choice([("auto", AccelChoice::Auto), ("kvm", AccelChoice::Kvm), ("tcg", AccelChoice::Tcg)], &[]), "'auto'"),
-        /// `none` is no network card; `user` is QEMU's user-mode network, which reaches public addresses only.
-        network: NetworkBackend = DefaultedKey(choice([("none", NetworkBackend::None), ("user", NetworkBackend::User)], &[]), "'none'"),
+        /// `none` is no network; `locked` is no network card, but run and script steps can send HTTP and HTTPS requests, whose
+        /// answers `kiln.lock` records; `user` is QEMU's user-mode network, which reaches public addresses only.
+        network: NetworkBackend = DefaultedKey(choice(NetworkBackend::ALL.map(|network| (network.name(), network)), &[]), "'none'"),
         /// How long the guest may take to boot; extended under software emulation, which is reported.
         boot_timeout: Duration = DefaultedKey(duration(1..=WEEK), "'5m'"),
     }
@@ -219,6 +220,8 @@ table! {
         /// Destinations in addition to public addresses, with `machine.network = "user"`: `host` is the host that runs
         /// the build. A build needs `--allow-private-network` for them.
         private: Vec<SpannedValue<PrivateDestination>> = DefaultedKey(List(private_destination(), 100), "[]"),
+        /// Hosts to which steps can send requests, with `machine.network = "locked"`; by default, any host.
+        allow: Vec<SpannedValue<HostPattern>> = DefaultedKey(List(host_pattern(), 100), "[]"),
     }
 }
 

@@ -49,7 +49,7 @@ mod variants;
 pub use complaint::{LoadError, SpecError, SpecErrors};
 pub use document::{Position, SpecDocument};
 pub use format::{Compression, DiskFormat, OutputFormat};
-pub use network::{NetworkAccess, PrivateDestination};
+pub use network::{HostPattern, NetworkAccess, PrivateDestination};
 pub(crate) use paths::from_folder_of as resolve_path;
 pub use platform::Platform;
 pub use schema::schema;
@@ -213,7 +213,7 @@ pub struct MachineSpec {
     pub agent: AgentChoice,
     /// The accelerator that the spec asks for.
     pub accel: AccelChoice,
-    /// Whether the guest has a network card.
+    /// The network of the guest.
     pub network: NetworkBackend,
     /// How long the agent may take to answer; the plan scales it under software emulation.
     pub boot_timeout: Duration,
@@ -304,8 +304,34 @@ pub enum NetworkBackend {
     /// No network card at all.
     #[default]
     None,
+    /// No network card; a proxy on the host answers the HTTP requests of steps, and records the answers in `kiln.lock`.
+    Locked,
     /// QEMU's user-mode network.
     User,
+}
+
+impl NetworkBackend {
+    /// All networks.
+    pub const ALL: [Self; 3] = [Self::None, Self::Locked, Self::User];
+
+    /// Returns the name in specs and manifests.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            NetworkBackend::None => "none",
+            NetworkBackend::Locked => "locked",
+            NetworkBackend::User => "user",
+        }
+    }
+
+    /// Returns whether the guest has a network card.
+    #[must_use]
+    pub const fn has_card(self) -> bool {
+        match self {
+            NetworkBackend::None | NetworkBackend::Locked => false,
+            NetworkBackend::User => true,
+        }
+    }
 }
 
 /// A secret declared in `[secrets]`.

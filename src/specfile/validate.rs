@@ -1,6 +1,6 @@
 //! Checks between keys: from tables whose types are valid to a validated [`Spec`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -175,18 +175,23 @@ fn check_variant(raw: keys::Overlay, spec: &Path, reader: &mut SpecReader) {
     let _ = (machine(changed), outputs(output, reader), other.map(|other| base(other.value, spec, reader)));
 }
 
-/// Returns the `[network]` table, and reports it for guests that have no network.
+/// Returns the `[network]` table, and reports keys that are for another network than that of the guest.
 fn network_access(raw: keys::NetworkAccess, network: NetworkBackend, reader: &mut SpecReader) -> NetworkAccess {
-    if let Some(first) = raw.private.first()
-        && network != NetworkBackend::User
-    {
-        let error = SpecError::new(first.span.clone(), "`private` is for guests that have a network");
+    if let Some(first) = raw.private.first().filter(|_| network != NetworkBackend::User) {
+        let error = SpecError::new(first.span.clone(), "`private` is for guests that have a network card");
         reader.report(error.help("add `network = \"user\"` to `[machine]`, or leave `private` out"));
     }
-    let mut private: Vec<_> = raw.private.into_iter().map(|destination| destination.value).collect();
-    private.sort_unstable();
-    private.dedup();
-    NetworkAccess { private }
+    if let Some(first) = raw.allow.first().filter(|_| network != NetworkBackend::Locked) {
+        let error = SpecError::new(first.span.clone(), "`allow` is for guests whose network is locked");
+        reader.report(error.help("add `network = \"locked\"` to `[machine]`, or leave `allow` out"));
+    }
+    NetworkAccess { private: sorted(raw.private), allow: sorted(raw.allow) }
+}
+
+/// Returns the values of a list in a stable order, without duplicates.
+fn sorted<T: Ord>(list: Vec<SpannedValue<T>>) -> Vec<T> {
+    let values: BTreeSet<T> = list.into_iter().map(|item| item.value).collect();
+    values.into_iter().collect()
 }
 
 fn machine(raw: keys::Machine) -> MachineSpec {

@@ -302,7 +302,9 @@ fn a_cause_wins_over_what_follows_from_it() {
     let apt = lines(&["  Temporary failure resolving 'deb.debian.org'", "E: Unable to locate package nginx"]);
     assert_eq!(find_trouble(&apt).unwrap().0, T::NoNetwork);
     let without = hint_of_output(&apt, NetworkBackend::None).unwrap();
-    assert!(without.contains("machine.network = \"user\""), "{without}");
+    let locked = without.find("machine.network = \"locked\"").unwrap();
+    assert!(locked < without.find("machine.network = \"user\"").unwrap(), "{without}");
+    assert!(hint_of_output(&apt, NetworkBackend::Locked).unwrap().contains("use the proxy"));
     assert!(hint_of_output(&apt, NetworkBackend::User).unwrap().contains("did not reach that host"));
     let unknown = lines(&["E: Unable to locate package nginx"]);
     assert!(hint_of_output(&unknown, NetworkBackend::None).unwrap().contains("machine.network"));
