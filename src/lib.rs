@@ -33,6 +33,7 @@ pub mod provision;
 mod report;
 pub mod reproduce;
 mod resolve;
+mod rfc3339;
 pub mod scheduler;
 pub mod secret_scan;
 pub mod seed;

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Sha256Digest;
+use crate::rfc3339;
 
 use super::digest::Digest;
 use super::error::StoreError;
@@ -412,20 +413,6 @@ impl Manifest {
         let outputs = self.outputs.iter().map(|o| (o.file.as_str(), o.bytes, o.sha256));
         let kernel = self.kernel.iter().flat_map(ManifestKernel::files);
         outputs.chain(self.fetched.iter().chain(kernel).map(|f| (f.file.as_str(), f.bytes, f.sha256)))
-    }
-}
-
-/// Times as RFC 3339 in UTC, to the second.
-pub(super) mod rfc3339 {
-    use jiff::Timestamp;
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub(in super::super) fn serialize<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&time.strftime("%Y-%m-%dT%H:%M:%SZ"))
-    }
-
-    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
 

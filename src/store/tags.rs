@@ -12,10 +12,11 @@ use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
 use super::folder::Folder;
-use super::manifest::{SCHEMA, check_schema, rfc3339};
+use super::manifest::{SCHEMA, check_schema};
 use super::reference::{ImageId, Reference, Tag};
 use super::{Store, TMP_LOCK, check_part};
 use crate::fs::FileLock;
+use crate::rfc3339;
 
 /// Name of the file inside an image's folder.
 pub(super) const FILE: &str = "tags.json";
