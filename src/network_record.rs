@@ -1,6 +1,6 @@
 //! The record of a locked network: what each request of the steps was answered with, so that later builds get the same.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -61,13 +61,69 @@ fn is_ok(status: &u16) -> bool {
     *status == ok()
 }
 
+/// The answers that the steps of a build got over the network: only those of steps that ran.
+pub type StepAnswers = BTreeMap<String, Vec<RecordedAnswer>>;
+
 impl NetworkRecord {
+    /// Returns the record after a build of these steps. Answers stay attributed to the steps that did not run; the ones that
+    /// ran have exactly the answers that they got. Answers of no step are dropped.
+    ///
+    /// The time of the record stays while it has answers: the steps that ran saw that time too.
+    #[must_use]
+    pub fn after_build(before: Option<&Self>, steps: &BTreeSet<String>, ran: &StepAnswers, now: Timestamp) -> Self {
+        let before = before.filter(|record| !record.answers.is_empty());
+        let recorded = before.map_or(now, |record| record.recorded);
+        let mut answers: BTreeMap<RecordedRequest, RecordedAnswer> = BTreeMap::new();
+        for answer in before.iter().flat_map(|record| &record.answers) {
+            let attributed = answer.steps.iter().filter(|step| steps.contains(*step) && !ran.contains_key(*step));
+            let kept = RecordedAnswer { steps: attributed.cloned().collect(), ..answer.clone() };
+            answers.insert(kept.request.clone(), kept);
+        }
+        for (step, got) in ran {
+            for answer in got {
+                attribute(&mut answers, answer, step);
+            }
+        }
+        answers.retain(|_, answer| !answer.steps.is_empty());
+        Self { recorded, answers: answers.into_values().collect() }
+    }
+
+    /// Returns the answers that this record lacks: other requests, or other answers to them.
+    #[must_use]
+    pub fn lacks<'a>(&self, other: &'a Self) -> Vec<&'a RecordedAnswer> {
+        let known: HashMap<_, _> = self.answers.iter().map(|answer| (&answer.request, answer)).collect();
+        let answers = other.answers.iter();
+        answers.filter(|answer| known.get(&answer.request).is_none_or(|known| !known.is_same(answer))).collect()
+    }
+
+    /// Returns the answers that a step got.
+    pub fn of_step(&self, step: &str) -> impl Iterator<Item = &RecordedAnswer> {
+        self.answers.iter().filter(move |answer| answer.steps.contains(step))
+    }
+
     /// Returns a digest of everything that the step with this name was answered with.
     #[must_use]
     pub fn digest_of_step(&self, step: &str) -> Sha256Digest {
-        let answers = self.answers.iter().filter(|answer| answer.steps.contains(step));
-        digest_of(answers)
+        digest_of(self.of_step(step))
     }
+}
+
+impl RecordedAnswer {
+    /// Returns whether another answer has the same request and content, whichever steps got it.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let steps = self.steps.clone();
+        *self == Self { steps, ..other.clone() }
+    }
+}
+
+/// Attributes an answer to a step. It takes the place of another answer to the same request, which no longer is what a later
+/// step would get.
+fn attribute(answers: &mut BTreeMap<RecordedRequest, RecordedAnswer>, answer: &RecordedAnswer, step: &str) {
+    let known = answers.get(&answer.request).filter(|known| known.is_same(answer));
+    let mut steps = known.map(|known| known.steps.clone()).unwrap_or_default();
+    steps.insert(step.to_owned());
+    answers.insert(answer.request.clone(), RecordedAnswer { steps, ..answer.clone() });
 }
 
 /// Returns a digest of answers, which does not depend on their order, nor on which steps got them.
@@ -105,5 +161,71 @@ mod tests {
         assert_eq!(record.digest_of_step("three"), digest_of([]));
         let changed = RecordedAnswer { status: 404, ..b.clone() };
         assert_ne!(digest_of([&changed]), digest_of([&b]));
+    }
+
+    fn names(steps: &[&str]) -> BTreeSet<String> {
+        steps.iter().map(|step| (*step).to_owned()).collect()
+    }
+
+    /// Returns the URLs of a record with their steps.
+    fn attributions(record: &NetworkRecord) -> Vec<(String, Vec<String>)> {
+        let answers = record.answers.iter();
+        answers.map(|answer| (answer.request.url.clone(), answer.steps.iter().cloned().collect())).collect()
+    }
+
+    fn attributed(url: &str, steps: &[&str]) -> (String, Vec<String>) {
+        (url.to_owned(), steps.iter().map(|step| (*step).to_owned()).collect())
+    }
+
+    #[test]
+    fn a_step_that_ran_has_the_answers_that_it_got_and_others_keep_theirs() {
+        let before = NetworkRecord {
+            recorded: Timestamp::UNIX_EPOCH,
+            answers: vec![
+                answer("http://a/1", &["one"]),
+                answer("http://a/2", &["one", "two"]),
+                answer("http://a/3", &["two"]),
+                answer("http://a/4", &["gone"]),
+                answer("http://a/5", &["gone", "one"]),
+            ],
+        };
+        let ran = StepAnswers::from([("two".to_owned(), vec![answer("http://b/", &[]), answer("http://a/1", &[])])]);
+        let now = Timestamp::from_second(7).unwrap();
+        let after = NetworkRecord::after_build(Some(&before), &names(&["one", "two"]), &ran, now);
+        assert_eq!(
+            attributions(&after),
+            [
+                attributed("http://a/1", &["one", "two"]),
+                attributed("http://a/2", &["one"]),
+                attributed("http://a/5", &["one"]),
+                attributed("http://b/", &["two"]),
+            ]
+        );
+        assert_eq!(after.recorded, before.recorded);
+        let missing: Vec<_> = before.lacks(&after).into_iter().map(|answer| answer.request.url.as_str()).collect();
+        assert_eq!(missing, ["http://b/"]);
+        let same = NetworkRecord::after_build(Some(&after), &names(&["one", "two"]), &StepAnswers::new(), now);
+        assert_eq!(same, after);
+    }
+
+    #[test]
+    fn another_answer_to_a_request_is_that_of_the_steps_that_got_it() {
+        let before =
+            NetworkRecord { recorded: Timestamp::UNIX_EPOCH, answers: vec![answer("http://a/1", &["one", "two"])] };
+        let changed = RecordedAnswer { status: 404, ..answer("http://a/1", &[]) };
+        let ran = StepAnswers::from([("two".to_owned(), vec![changed.clone()])]);
+        let after = NetworkRecord::after_build(Some(&before), &names(&["one", "two"]), &ran, Timestamp::UNIX_EPOCH);
+        assert_eq!(after.answers, [RecordedAnswer { steps: names(&["two"]), ..changed }]);
+        assert_eq!(before.lacks(&after).len(), 1);
+    }
+
+    #[test]
+    fn the_first_record_has_the_time_of_its_build() {
+        let now = Timestamp::from_second(7).unwrap();
+        let ran = StepAnswers::from([("one".to_owned(), vec![answer("http://a/1", &[])])]);
+        let empty = NetworkRecord { recorded: Timestamp::UNIX_EPOCH, answers: Vec::new() };
+        for before in [None, Some(&empty)] {
+            assert_eq!(NetworkRecord::after_build(before, &names(&["one"]), &ran, now).recorded, now);
+        }
     }
 }

@@ -13,7 +13,7 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 /// The rooms by their height. Those of one row do not know each other.
 const ROWS: [&[&str]; 18] = [
     &["address", "digest", "masking", "process", "progress", "rfc3339", "size", "url", "wire"],
-    &["error", "fs", "initramfs"],
+    &["error", "fs", "initramfs", "network_record"],
     &["event", "ownership", "seed", "signal", "sign", "project", "workdir", "try_join"],
     &["digest_cache", "free_space", "specfile"],
     &["plan"],

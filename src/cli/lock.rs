@@ -9,13 +9,13 @@ use clap::Args;
 
 use crate::digest::Sha256Digest;
 use crate::error::Failure;
-use crate::event::NoticeLevel;
+use crate::event::{Events, NoticeLevel};
 use crate::plan::graph::{Graph, SpecNode};
 use crate::resolve::base::{BaseResolver, LocatedBase, LockfileMode};
 use crate::resolve::facts::{base_sha256, unreadable_base};
 use crate::resolve::lockfile::{LockFile, source};
 use crate::resolve::path_policy::FileReach;
-use crate::specfile::BaseSource;
+use crate::specfile::{BaseSource, HostPattern};
 
 use super::CommandContext;
 use super::args::SourceArgs;
@@ -25,7 +25,8 @@ use super::{path_line, print, specs};
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  kiln lock images && git add images/*/kiln.lock\n  kiln build images --locked\n\n\
         Writes kiln.lock beside each spec. Builds use the base images pinned there until `kiln lock` is run \
-        again, even if a tag moves or a list of digests changes.")]
+        again, even if a tag moves or a list of digests changes. What the steps of a spec with `network = \"locked\"` \
+        download is recorded by its builds; `--refresh` drops that.")]
 pub struct LockArgs {
     /// Spec files, folders with a kiln.toml, or folders that contain such folders
     #[arg(required = true, value_name = "SPEC")]
@@ -33,6 +34,11 @@ pub struct LockArgs {
     /// Do not download anything
     #[arg(long)]
     pub offline: bool,
+    /// Drop the recorded downloads of the given specs, or those of HOST (a name, an address or `*.DOMAIN`), so that the next
+    /// build records them anew
+    #[arg(long, value_name = "HOST", num_args = 0..=1, require_equals = true)]
+    #[expect(clippy::option_option, reason = "clap's type for an option with an optional value")]
+    pub refresh: Option<Option<HostPattern>>,
     /// Allow a spec to be a symbolic link out of its project, and to be built on specs and files outside of it; the project
     /// is the git work tree that the spec is named in, or else its folder
     #[arg(long)]
@@ -46,25 +52,51 @@ pub(super) async fn run(args: LockArgs, context: CommandContext<'_>, out: &mut d
     let reach = if args.allow_outside { FileReach::Host } else { FileReach::Project };
     let bases = BaseResolver { locking: LockfileMode::Ignore, ..context.bases(sources, reach, &events)? };
     let graph = Graph::new(specs::with_variants(&args.specs, reach)?, reach)?;
-    let mut files: BTreeMap<PathBuf, LockFile> = BTreeMap::new();
+    let mut folders: BTreeMap<PathBuf, Vec<LockChange<'_>>> = BTreeMap::new();
     for node in graph.nodes() {
         let parent = node.parent.map(|parent| graph.nodes()[parent].id());
         let (image, sha256) = found(node, parent, &bases).await?;
         let told = image.clone().or(sha256.map(|sha256| sha256.to_string())).unwrap_or_default();
         events.notice(NoticeLevel::Info, format!("{}: {} is {told}", node.id(), source(&node.spec)));
-        let pins = match files.entry(folder(&node.spec.path)) {
-            std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
-            std::collections::btree_map::Entry::Vacant(entry) => entry.insert(LockFile::beside(&node.spec)?),
-        };
-        pins.enter(&node.spec, image, sha256);
+        folders.entry(folder(&node.spec.path)).or_default().push(LockChange { node, image, sha256 });
     }
-    for pins in files.values() {
-        let (path, has_changed) = pins.save()?;
+    for changes in folders.values() {
+        let Some(LockChange { node, .. }) = changes.first() else { continue };
+        let change = |pins: &mut LockFile| apply(pins, changes, args.refresh.as_ref(), &events);
+        let (path, has_changed) = LockFile::update(&node.spec, change)?;
         if has_changed {
-            print(out, &path_line(path))?;
+            print(out, &path_line(&path))?;
         }
     }
     Ok(())
+}
+
+/// The new entry of a spec.
+struct LockChange<'a> {
+    node: &'a SpecNode,
+    image: Option<String>,
+    sha256: Option<Sha256Digest>,
+}
+
+/// Enters the base images of a folder's specs in its lock file. With `refresh`, the downloads of the specs that were asked
+/// for are dropped, or those of one host.
+fn apply(pins: &mut LockFile, changes: &[LockChange<'_>], refresh: Option<&Option<HostPattern>>, events: &Events) {
+    for LockChange { node, image, sha256 } in changes {
+        pins.enter(&node.spec, image.clone(), *sha256);
+        if let Some(host) = refresh.filter(|_| node.wanted) {
+            let dropped = pins.refresh(&node.spec, host.as_ref());
+            events.notice(NoticeLevel::Info, tell_refresh(&node.id(), dropped, host.as_ref()));
+        }
+    }
+}
+
+fn tell_refresh(id: &str, dropped: usize, host: Option<&HostPattern>) -> String {
+    let of_host = host.map(|host| format!(" of {host}")).unwrap_or_default();
+    match dropped {
+        0 => format!("{id}: no downloads{of_host} are recorded"),
+        1 => format!("{id}: 1 download{of_host} dropped; the next build records it anew"),
+        _ => format!("{id}: {dropped} downloads{of_host} dropped; the next build records them anew"),
+    }
 }
 
 /// Returns the folder of a spec without symbolic links, so that a spec has one `kiln.lock` whichever path names it.

@@ -1,29 +1,45 @@
-//! `kiln.lock`: the base images that the specs of a folder were last locked to, so that others build on the same ones.
+//! `kiln.lock`: the base images that the specs of a folder were last locked to, and what their steps downloaded, so that
+//! others build on the same ones.
 //!
-//! `kiln lock` writes it beside the specs, as TOML, to be kept in git. An entry applies as long as the spec names the same
-//! base image as when the entry was written.
+//! It is TOML beside the specs, to be kept in git. `kiln lock` writes the base images; such an entry applies as long as the
+//! spec names the same base image as when the entry was written. Builds write the downloads of specs with a locked network.
 
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
+use jiff::Timestamp;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Sha256Digest;
 use crate::error::{Fault, FileError, Kind};
-use crate::fs::{OnConflict, publish};
-use crate::specfile::{BaseSource, Spec, SumsVerification};
+use crate::fs::{FileLock, OnConflict, publish};
+use crate::network_record::NetworkRecord;
+use crate::specfile::{BaseSource, HostPattern, Spec, SumsVerification};
+
+use super::network_lock::NetworkEntry;
 
 /// The name of the lock file in a spec's folder.
 pub const FILE: &str = "kiln.lock";
 /// The schema version that this kiln writes, and the newest it reads.
 const SCHEMA: u32 = 1;
-/// The size of the largest lock file that is read, bytes: enough for a thousand specs.
-const LARGEST: u64 = 1 << 20;
+/// The size of the largest lock file that is read or written, bytes: enough for thirty specs with a thousand downloads each.
+const LARGEST: u64 = 16 << 20;
+/// The comment at the beginning of the lock file.
+const HEADER: &str =
+    "# The base images and downloads of the specs in this folder. Written by `kiln lock` and builds: keep it in git.\n";
+/// The number of URLs that an error names.
+const NAMED_URLS: usize = 5;
+/// The interval between attempts to lock a folder, and their number. A lock file is written in milliseconds, but anybody
+/// who can read the folder could hold its lock for ever.
+const TURN: Duration = Duration::from_millis(20);
+const MOST_TURNS: usize = 500;
 
 /// The lock file is not usable, or lacks what is required of it.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +53,28 @@ pub enum PinError {
         path: PathBuf,
         /// The error in the content.
         why: String,
+    },
+    /// The downloads of a build cannot be recorded.
+    #[error("{} cannot record the downloads of {spec}: {why}", path.display())]
+    Unrecordable {
+        path: PathBuf,
+        /// Name of the spec, with its variant.
+        spec: String,
+        /// The value that cannot be recorded.
+        why: String,
+    },
+    /// `--locked` was given, and steps made requests without a recorded answer.
+    #[error(
+        "{} has no answer to {} of the steps of {spec}, and --locked asks for one",
+        path.display(),
+        if urls.len() == 1 { "a request".to_owned() } else { format!("{} requests", urls.len()) }
+    )]
+    NotRecorded {
+        path: PathBuf,
+        /// Name of the spec, with its variant.
+        spec: String,
+        /// The URLs of the requests.
+        urls: Vec<String>,
     },
     /// `--locked` was given, and there is no entry.
     #[error("{} has no entry for {spec}, and --locked asks for one", path.display())]
@@ -74,10 +112,18 @@ impl Fault for PinError {
 
     fn hints(&self) -> Vec<String> {
         match self {
-            PinError::Io(_) => Vec::new(),
-            PinError::Damaged { .. } => vec!["delete it, and `kiln lock` writes a new one".into()],
+            PinError::Io(_) | PinError::Unrecordable { .. } => Vec::new(),
+            PinError::NotRecorded { .. } => vec!["`kiln build` without --locked records them".into()],
+            PinError::Damaged { .. } => vec!["restore it from git, or delete it: `kiln lock` and builds write a new one".into()],
             _ => vec!["`kiln lock` updates it".into()],
         }
+    }
+
+    fn evidence(&self) -> Vec<String> {
+        let PinError::NotRecorded { urls, .. } = self else { return Vec::new() };
+        let more = urls.len().saturating_sub(NAMED_URLS);
+        let more = (more > 0).then(|| format!("and {more} more"));
+        urls.iter().take(NAMED_URLS).cloned().chain(more).collect()
     }
 }
 
@@ -108,8 +154,10 @@ pub struct LockEntry {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LockFile {
     schema: u32,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     base: Vec<LockEntry>,
+    #[serde(default, skip_serializing)]
+    network: Vec<NetworkEntry>,
     #[serde(skip)]
     path: PathBuf,
 }
@@ -170,13 +218,54 @@ impl LockFile {
     /// When the file cannot be read, or is not what kiln writes.
     pub fn beside(spec: &Spec) -> Result<Self, PinError> {
         let path = spec.path.with_file_name(FILE);
-        let Some(text) = read(&path)? else { return Ok(Self { schema: SCHEMA, base: Vec::new(), path }) };
-        let pins: Self = toml::from_str(&text).map_err(|error| PinError::damaged(&path, error.message()))?;
+        let Some(text) = read(&path)? else { return Ok(Self { schema: SCHEMA, path, ..Self::default() }) };
+        let mut pins: Self = toml::from_str(&text).map_err(|error| PinError::damaged(&path, error.message()))?;
         if pins.schema > SCHEMA {
             let why = format!("it has schema {}, and this kiln reads {SCHEMA}", pins.schema);
             return Err(PinError::damaged(&path, why));
         }
+        pins.network.iter_mut().try_for_each(NetworkEntry::check).map_err(|why| PinError::damaged(&path, why))?;
         Ok(Self { path, ..pins })
+    }
+
+    /// Changes the lock file beside a spec, and writes it if its content is another one then. Other processes that change it
+    /// wait meanwhile. Returns its path, and whether it was written.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written, or is not what kiln writes.
+    pub fn update(spec: &Spec, change: impl FnOnce(&mut Self)) -> Result<(PathBuf, bool), PinError> {
+        let _turn = lock_folder(spec)?;
+        let mut pins = Self::beside(spec)?;
+        change(&mut pins);
+        let has_changed = pins.save(spec)?;
+        Ok((pins.path, has_changed))
+    }
+
+    /// Returns what the steps of a spec were answered with, if that was recorded.
+    #[must_use]
+    pub fn network(&self, spec: &Spec) -> Option<NetworkRecord> {
+        let name = name(spec);
+        let entry = self.network.iter().find(|entry| entry.spec == name && entry.variant == spec.variant)?;
+        Some(entry.record())
+    }
+
+    /// Drops the recorded downloads of a spec, or those of one host, and returns their number. The next build records them
+    /// anew.
+    pub fn refresh(&mut self, spec: &Spec, host: Option<&HostPattern>) -> usize {
+        let name = name(spec);
+        let mut of_spec = self.network.iter_mut().filter(|entry| entry.spec == name && entry.variant == spec.variant);
+        let dropped = of_spec.next().map_or(0, |entry| entry.forget(host, now()));
+        self.network.retain(|entry| !entry.is_empty());
+        dropped
+    }
+
+    /// Sets the downloads of a spec, in place of earlier ones.
+    fn set_network(&mut self, entry: NetworkEntry) {
+        self.network.retain(|other| (&other.spec, &other.variant) != (&entry.spec, &entry.variant));
+        if !entry.is_empty() {
+            self.network.push(entry);
+        }
+        self.network.sort_by(|one, other| (&one.spec, &one.variant).cmp(&(&other.spec, &other.variant)));
     }
 
     /// Returns the entry that applies to a spec. An entry that was written for another base image does not apply.
@@ -238,21 +327,81 @@ impl LockFile {
         self.base.sort_by(|one, other| (&one.spec, &one.variant).cmp(&(&other.spec, &other.variant)));
     }
 
-    /// Writes the lock file; returns its path, and whether it has changed.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub fn save(&self) -> Result<(&Path, bool), PinError> {
-        let body =
-            toml::to_string(self).map_err(io::Error::other).map_err(FileError::of(Kind::Host, "write", &self.path))?;
-        let text =
-            format!("# The base images of the specs in this folder. Written by `kiln lock`: keep it in git.\n{body}");
-        if read(&self.path).is_ok_and(|old| old.as_ref() == Some(&text)) {
-            return Ok((&self.path, false));
+    /// Writes the lock file for a change of this spec; returns whether it has changed.
+    fn save(&self, spec: &Spec) -> Result<bool, PinError> {
+        let unwritable = FileError::of(Kind::Host, "write", &self.path);
+        let text = self.to_toml().map_err(io::Error::other).map_err(&unwritable)?;
+        if text.len() as u64 > LARGEST {
+            let why = format!("the file would have {} bytes, and may have {LARGEST}", text.len());
+            return Err(PinError::Unrecordable { path: self.path.clone(), spec: told(spec), why });
         }
-        replace(&self.path, text.as_bytes()).map_err(FileError::of(Kind::Host, "write", &self.path))?;
-        Ok((&self.path, true))
+        if read(&self.path).is_ok_and(|old| old.as_ref() == Some(&text)) {
+            return Ok(false);
+        }
+        replace(&self.path, text.as_bytes()).map_err(unwritable)?;
+        Ok(true)
     }
+
+    fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        let mut text = format!("{HEADER}{}", toml::to_string(self)?);
+        for entry in &self.network {
+            text.push_str(&entry.to_toml()?);
+        }
+        Ok(text)
+    }
+}
+
+/// Records in the lock file beside a spec what its steps were answered with, in place of an earlier record. Returns whether
+/// the file has changed.
+///
+/// # Errors
+/// When the file cannot be read or written, or the record has a value that must not be in it.
+pub fn record_network(spec: &Spec, record: &NetworkRecord) -> Result<bool, PinError> {
+    let mut entry = NetworkEntry::new(name(spec), spec.variant.clone(), record);
+    if let Err(why) = entry.check() {
+        return Err(PinError::Unrecordable { path: spec.path.with_file_name(FILE), spec: told(spec), why });
+    }
+    let (_, has_changed) = LockFile::update(spec, |pins| pins.set_network(entry))?;
+    Ok(has_changed)
+}
+
+/// Checks that a record has nothing that the lock file beside a spec did not have when it was read.
+///
+/// # Errors
+/// When it has other answers.
+pub(crate) fn check_recorded(
+    spec: &Spec,
+    known: Option<&NetworkRecord>,
+    record: &NetworkRecord,
+) -> Result<(), PinError> {
+    let missing = known.map_or_else(|| record.answers.iter().collect(), |known| known.lacks(record));
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let urls = missing.into_iter().map(|answer| answer.request.url.clone()).collect();
+    Err(PinError::NotRecorded { path: spec.path.with_file_name(FILE), spec: told(spec), urls })
+}
+
+/// Returns the present time in whole seconds, as it is recorded.
+pub(crate) fn now() -> Timestamp {
+    Timestamp::from_second(Timestamp::now().as_second()).expect("whole seconds of a valid time")
+}
+
+/// Locks a spec's folder, so that no other process changes its lock file.
+fn lock_folder(spec: &Spec) -> Result<FileLock, PinError> {
+    let folder = spec.path.parent().unwrap_or(Path::new("."));
+    let locked = wait_for_lock(folder).map_err(FileError::of(Kind::Host, "lock the folder", folder))?;
+    Ok(locked)
+}
+
+fn wait_for_lock(folder: &Path) -> io::Result<FileLock> {
+    for _ in 0..MOST_TURNS {
+        match FileLock::try_exclusive(File::open(folder)?) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(TURN),
+            locked => return locked,
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::TimedOut, "another process does not release its lock"))
 }
 
 /// Reads the lock file; returns `None` where there is none. It must be a regular file and not a link: errors quote its
@@ -291,7 +440,10 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::network_record::{RecordedAnswer, RecordedRequest};
     use crate::project::FileReach;
     use crate::specfile::Overrides;
 
@@ -309,10 +461,10 @@ mod tests {
         assert!(pins.base.is_empty());
         assert!(matches!(pins.find(&first), Err(PinError::Missing { .. })));
         pins.enter(&first, Some("debian@12".into()), Some(Sha256Digest::new([0xab; 32])));
-        assert!(pins.save().unwrap().1);
+        assert!(pins.save(&first).unwrap());
         let read = LockFile::beside(&first).unwrap();
         assert_eq!(read, pins);
-        assert!(!read.save().unwrap().1, "nothing has changed");
+        assert!(!read.save(&first).unwrap(), "nothing has changed");
         assert_eq!(read.find(&first).unwrap().image.as_deref(), Some("debian@12"));
         let other = spec(folder.path(), "image = 'debian@candidate'");
         let error = read.find(&other).unwrap_err();
@@ -372,9 +524,102 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let spec = spec(folder.path(), "image = 'debian'");
         let cut = "schema = 1\n[[base]]\nspec = 'kiln.toml'\nsource = 'image debian'\nsha256 = 'abab'";
-        for text in ["schema = 2", "schema = 'x'", "base = []", "[[", "schema = 1\n[[base]]\nspec = 1", cut] {
+        let download = |url: &str, sha256: &str, more: &str| {
+            let entry =
+                "schema = 1\n[[network]]\nspec = 'kiln.toml'\nrecorded = '2026-01-02T03:04:05Z'\ndownloads = [\n";
+            format!("{entry}{{ url = '{url}', sha256 = '{sha256}', bytes = 1{more} }},\n]\n")
+        };
+        let digest = "ab".repeat(32);
+        fs::write(folder.path().join(FILE), download("http://a.example/", &digest, "")).unwrap();
+        assert_eq!(LockFile::beside(&spec).unwrap().network(&spec).unwrap().answers[0].status, 200);
+        let hostile = [
+            download("http://a.example/", "ab", ""),
+            download("file:///etc/passwd", &digest, ""),
+            download("http://a.example/", &digest, r#", headers = { a = "b\r\nc: d" }"#),
+            download("http://a.example/", &digest, ", status = 70000"),
+            download("http://a.example/", &digest, "").replace("2026-01-02T03:04:05Z", "today"),
+        ];
+        let others = ["schema = 2", "schema = 'x'", "base = []", "[[", "schema = 1\n[[base]]\nspec = 1", cut];
+        for text in others.into_iter().chain(hostile.iter().map(String::as_str)) {
             fs::write(folder.path().join(FILE), text).unwrap();
             assert!(matches!(LockFile::beside(&spec), Err(PinError::Damaged { .. })), "{text}");
         }
+    }
+
+    fn record(urls: &[&str]) -> NetworkRecord {
+        let answers = urls.iter().map(|url| RecordedAnswer {
+            request: RecordedRequest { url: (*url).to_owned(), head: false, accept: None },
+            status: 200,
+            sha256: Sha256Digest::of(url),
+            bytes: 1,
+            headers: BTreeMap::new(),
+            steps: ["a".to_owned()].into(),
+        });
+        NetworkRecord { recorded: Timestamp::UNIX_EPOCH, answers: answers.collect() }
+    }
+
+    #[test]
+    fn the_downloads_of_a_spec_are_recorded_beside_everything_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = spec(folder.path(), "image = 'debian@stable'");
+        let other = Spec { variant: Some("small".into()), ..first.clone() };
+        LockFile::update(&first, |pins| pins.enter(&first, Some("debian@12".into()), None)).unwrap();
+        let urls = ["http://a.example/1", "http://b.example/"];
+        assert!(record_network(&first, &record(&urls)).unwrap());
+        assert!(!record_network(&first, &record(&urls)).unwrap(), "nothing has changed");
+        assert!(record_network(&other, &record(&urls[..1])).unwrap());
+        LockFile::update(&first, |pins| pins.enter(&first, Some("debian@13".into()), None)).unwrap();
+        let mut pins = LockFile::beside(&first).unwrap();
+        assert_eq!(pins.find(&first).unwrap().image.as_deref(), Some("debian@13"));
+        assert_eq!(pins.network(&first), Some(record(&urls)));
+        assert_eq!(pins.network(&other), Some(record(&urls[..1])));
+        assert_eq!(pins.refresh(&first, Some(&"b.example".parse().unwrap())), 1);
+        assert_eq!(pins.network(&first).unwrap().answers, record(&urls[..1]).answers);
+        assert_eq!((pins.refresh(&first, None), pins.network(&first)), (1, None));
+        assert_eq!(pins.network(&other), Some(record(&urls[..1])));
+    }
+
+    #[test]
+    fn a_record_that_could_not_be_read_again_is_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = spec(folder.path(), "image = 'debian'");
+        let mut hostile = record(&["http://a.example/1"]);
+        hostile.answers[0].headers = [("etag".to_owned(), "a\r\nb".to_owned())].into();
+        assert!(matches!(record_network(&spec, &hostile), Err(PinError::Unrecordable { .. })));
+        let mut large = record(&["http://a.example/1"]);
+        large.answers[0].steps = (0..2200).map(|step| format!("{step:8000}")).collect();
+        assert!(matches!(record_network(&spec, &large), Err(PinError::Unrecordable { .. })));
+        assert!(!folder.path().join(FILE).exists());
+    }
+
+    #[test]
+    fn records_of_several_builds_at_once_are_all_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = spec(folder.path(), "image = 'debian'");
+        let variants: Vec<Spec> =
+            (0..8).map(|number| Spec { variant: Some(number.to_string()), ..first.clone() }).collect();
+        thread::scope(|scope| {
+            for spec in &variants {
+                scope.spawn(|| record_network(spec, &record(&["http://a.example/1"])).unwrap());
+            }
+        });
+        let pins = LockFile::beside(&first).unwrap();
+        assert!(variants.iter().all(|spec| pins.network(spec).is_some()));
+    }
+
+    #[test]
+    fn locked_builds_record_nothing_new() {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = spec(folder.path(), "image = 'debian'");
+        let urls: Vec<String> = (0..7).map(|number| format!("http://a.example/{number}")).collect();
+        let urls: Vec<&str> = urls.iter().map(String::as_str).collect();
+        check_recorded(&spec, Some(&record(&urls)), &record(&urls[..3])).unwrap();
+        check_recorded(&spec, None, &record(&[])).unwrap();
+        let error = check_recorded(&spec, Some(&record(&urls[..1])), &record(&urls)).unwrap_err();
+        assert!(error.to_string().contains("no answer to 6 requests"), "{error}");
+        assert_eq!(error.evidence().len(), NAMED_URLS + 1);
+        assert_eq!(error.evidence()[0], urls[1]);
+        let error = check_recorded(&spec, None, &record(&urls[..1])).unwrap_err();
+        assert!(error.to_string().contains("no answer to a request"), "{error}");
     }
 }

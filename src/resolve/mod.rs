@@ -7,6 +7,7 @@ pub mod inputs;
 mod kernel;
 pub(crate) mod kernel_error;
 pub mod lockfile;
+mod network_lock;
 pub mod path_policy;
 pub mod script_check;
 pub mod secrets;

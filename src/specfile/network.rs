@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 
 use regex_lite::Regex;
 use serde::{Serialize, Serializer};
@@ -73,6 +74,14 @@ impl fmt::Display for HostPattern {
     }
 }
 
+impl FromStr for HostPattern {
+    type Err = String;
+
+    fn from_str(written: &str) -> Result<Self, String> {
+        parse_host_pattern(written).map_err(|problem| problem.message)
+    }
+}
+
 impl Serialize for HostPattern {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
@@ -108,7 +117,7 @@ impl Serialize for PrivateDestination {
     }
 }
 
-impl std::str::FromStr for PrivateDestination {
+impl FromStr for PrivateDestination {
     type Err = AddressRangeError;
 
     fn from_str(written: &str) -> Result<Self, AddressRangeError> {

@@ -1,0 +1,257 @@
+//! The `[[network]]` entries of `kiln.lock`: what the requests of a spec's steps were answered with.
+//!
+//! An entry has one download a line, sorted by request, so that a change is a change of few lines and git merges them. Whoever
+//! can change a repository can write an entry, so everything is checked that ends up in an answer to a guest.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use toml::ser::ValueSerializer;
+use ureq::http::Uri;
+
+use crate::network_record::{NetworkRecord, RecordedAnswer, RecordedRequest};
+use crate::rfc3339;
+use crate::specfile::HostPattern;
+
+/// Length limit of a recorded URL, and of the value of a header, bytes.
+const LONGEST: usize = 8 << 10;
+/// The statuses that end a request.
+const STATUSES: std::ops::RangeInclusive<u16> = 200..=599;
+
+/// An entry of the lock file: the downloads of one spec.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct NetworkEntry {
+    /// File name of the spec.
+    pub(super) spec: String,
+    /// The spec's variant, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) variant: Option<String>,
+    /// The time of the recording.
+    #[serde(with = "rfc3339")]
+    recorded: Timestamp,
+    /// The recorded answers.
+    #[serde(default, skip_serializing)]
+    downloads: Vec<RecordedAnswer>,
+}
+
+impl NetworkEntry {
+    /// Creates the entry of a spec, with the answers in their order.
+    pub(super) fn new(spec: String, variant: Option<String>, record: &NetworkRecord) -> Self {
+        let mut downloads = record.answers.clone();
+        downloads.sort_by(|one, other| one.request.cmp(&other.request));
+        Self { spec, variant, recorded: record.recorded, downloads }
+    }
+
+    /// Returns the record that the entry holds.
+    pub(super) fn record(&self) -> NetworkRecord {
+        NetworkRecord { recorded: self.recorded, answers: self.downloads.clone() }
+    }
+
+    /// Checks that no answer is one that kiln does not write, and sorts them: a merge may have changed their order.
+    ///
+    /// # Errors
+    /// The first problem.
+    pub(super) fn check(&mut self) -> Result<(), String> {
+        for answer in &self.downloads {
+            check_answer(answer).map_err(|why| format!("the answer to {:?} {why}", answer.request.url))?;
+        }
+        self.downloads.sort_by(|one, other| one.request.cmp(&other.request));
+        match self.downloads.windows(2).find(|pair| pair[0].request == pair[1].request) {
+            Some(pair) => Err(format!("it has two answers to {:?}", pair[0].request.url)),
+            None => Ok(()),
+        }
+    }
+
+    /// Drops the downloads of a host, or all of them, and returns their number. Steps see `now` as their time then, for the
+    /// indices that they will get are newer than the earlier recording.
+    pub(super) fn forget(&mut self, host: Option<&HostPattern>, now: Timestamp) -> usize {
+        let before = self.downloads.len();
+        self.downloads.retain(|answer| host.is_some_and(|host| !host.matches(&host_of(&answer.request))));
+        let dropped = before - self.downloads.len();
+        if dropped > 0 {
+            self.recorded = now;
+        }
+        dropped
+    }
+
+    /// Returns whether no download is left.
+    pub(super) fn is_empty(&self) -> bool {
+        self.downloads.is_empty()
+    }
+
+    /// Returns the entry as TOML.
+    ///
+    /// # Errors
+    /// When a value cannot be written as TOML.
+    pub(super) fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        let mut text = format!("\n[[network]]\n{}downloads = [\n", toml::to_string(self)?);
+        for answer in &self.downloads {
+            answer_to_toml(answer, &mut text)?;
+        }
+        text.push_str("]\n");
+        Ok(text)
+    }
+}
+
+/// Appends an answer as a line with an inline table.
+fn answer_to_toml(answer: &RecordedAnswer, text: &mut String) -> Result<(), toml::ser::Error> {
+    let mut line = String::new();
+    answer.serialize(ValueSerializer::new(&mut line))?;
+    text.push_str("    ");
+    text.push_str(&line);
+    text.push_str(",\n");
+    Ok(())
+}
+
+/// Returns the host of a request, without a port.
+fn host_of(request: &RecordedRequest) -> String {
+    let uri: Option<Uri> = request.url.parse().ok();
+    uri.as_ref().and_then(Uri::host).unwrap_or_default().to_owned()
+}
+
+fn check_answer(answer: &RecordedAnswer) -> Result<(), Cow<'static, str>> {
+    let RecordedAnswer { request, status, sha256: _, bytes, headers, steps } = answer;
+    check_url(&request.url)?;
+    if !request.accept.iter().all(|accept| is_header_value(accept)) {
+        return Err("has an `accept` that is no value of a header".into());
+    }
+    if !STATUSES.contains(status) {
+        return Err(format!("has the status {status}").into());
+    }
+    if i64::try_from(*bytes).is_err() {
+        return Err(format!("has {bytes} bytes").into());
+    }
+    if steps.iter().any(|step| step.contains(char::is_control)) {
+        return Err("has control characters in the name of a step".into());
+    }
+    check_headers(headers)
+}
+
+fn check_headers(headers: &BTreeMap<String, String>) -> Result<(), Cow<'static, str>> {
+    match headers.iter().find(|(name, value)| !is_header_name(name) || !is_header_value(value)) {
+        Some((name, _)) => Err(format!("has the header {name:?}, which is not valid in HTTP").into()),
+        None => Ok(()),
+    }
+}
+
+/// Checks that a URL is one that a guest can ask for, and holds no credentials.
+fn check_url(url: &str) -> Result<(), &'static str> {
+    let is_visible = |byte: u8| byte.is_ascii_graphic() && byte != b'#';
+    let uri: Uri = url.parse().map_err(|_| "has no valid URL")?;
+    if url.len() > LONGEST || !url.bytes().all(is_visible) || uri.host().is_none_or(str::is_empty) {
+        return Err("has no valid URL");
+    }
+    if !matches!(uri.scheme_str(), Some("http" | "https")) {
+        return Err("has a URL that is neither http nor https");
+    }
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err("has a user name or password in its URL");
+    }
+    Ok(())
+}
+
+/// Returns whether this is the name of a header (RFC 9110, section 5.6.2) in lower case.
+fn is_header_name(name: &str) -> bool {
+    let is_token = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !name.is_empty() && name.len() <= LONGEST && name.bytes().all(is_token)
+}
+
+/// Returns whether this can be the value of a header: a line break would begin another header.
+fn is_header_value(value: &str) -> bool {
+    value.len() <= LONGEST && value.chars().all(|c| c == '\t' || !c.is_control())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Sha256Digest;
+
+    fn answer(url: &str) -> RecordedAnswer {
+        RecordedAnswer {
+            request: RecordedRequest { url: url.into(), head: false, accept: None },
+            status: 200,
+            sha256: Sha256Digest::of(url),
+            bytes: 1,
+            headers: BTreeMap::new(),
+            steps: ["install".to_owned()].into(),
+        }
+    }
+
+    fn entry(answers: Vec<RecordedAnswer>) -> NetworkEntry {
+        NetworkEntry::new("kiln.toml".into(), None, &NetworkRecord { recorded: Timestamp::UNIX_EPOCH, answers })
+    }
+
+    fn damage(change: impl FnOnce(&mut RecordedAnswer)) -> String {
+        let mut damaged = answer("http://a.example/1");
+        change(&mut damaged);
+        entry(vec![damaged]).check().unwrap_err()
+    }
+
+    #[test]
+    fn a_download_is_a_line_sorted_by_its_request() {
+        let mut other = answer("http://a.example/1");
+        other.request = RecordedRequest { head: true, accept: Some("text/\"html\"".into()), ..other.request };
+        other.status = 404;
+        other.headers = [("etag".to_owned(), "W/'\u{e4}'\t".to_owned())].into();
+        let written = entry(vec![answer("http://b.example/"), other]);
+        let text = written.to_toml().unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        let sha256 = Sha256Digest::of("http://b.example/");
+        let last =
+            format!("    {{ url = \"http://b.example/\", sha256 = \"{sha256}\", bytes = 1, steps = [\"install\"] }},");
+        assert_eq!(
+            lines[1..5],
+            ["[[network]]", "spec = \"kiln.toml\"", "recorded = \"1970-01-01T00:00:00Z\"", "downloads = ["]
+        );
+        assert!(lines[5].starts_with("    { url = \"http://a.example/1\", head = true, accept = "), "{text}");
+        assert_eq!(lines[6..], [last.as_str(), "]"]);
+        let mut read: BTreeMap<String, Vec<NetworkEntry>> = toml::from_str(&text).unwrap();
+        read.get_mut("network").unwrap()[0].check().unwrap();
+        assert_eq!(read["network"], [written]);
+    }
+
+    #[test]
+    fn hostile_answers_are_refused() {
+        let urls = [
+            "",
+            "http://",
+            "a.example/1",
+            "ftp://a.example/1",
+            "file:///etc/passwd",
+            "http://u:p@a.example/",
+            "http://a.example/\n",
+            "http://a.example/#a",
+            "http://a.example/ a",
+            "http://a.example/\u{e4}",
+        ];
+        for url in urls {
+            damage(|answer| answer.request.url = url.into());
+        }
+        for (name, value) in
+            [("a", "b\r\nc: d"), ("a", "b\nc"), ("a", "\0"), ("A", "b"), ("a b", "c"), ("a:", ""), ("", "a")]
+        {
+            damage(|answer| answer.headers = [(name.to_owned(), value.to_owned())].into());
+        }
+        damage(|answer| answer.request.accept = Some("a\r\nb: c".into()));
+        damage(|answer| answer.status = 100);
+        damage(|answer| answer.bytes = u64::MAX);
+        damage(|answer| answer.steps = ["a\u{1b}[2J".to_owned()].into());
+        let twice = vec![answer("http://a.example/1"), answer("http://a.example/1")];
+        assert!(entry(twice).check().unwrap_err().contains("two answers"));
+    }
+
+    #[test]
+    fn the_downloads_of_a_host_are_forgotten_alone() {
+        let urls = ["http://a.example:80/1", "https://A.example/2", "http://b.example/a.example"];
+        let mut entry = entry(urls.map(answer).into());
+        let now = Timestamp::from_second(7).unwrap();
+        assert_eq!(entry.forget(Some(&"c.example".parse().unwrap()), now), 0);
+        assert_eq!(entry.recorded, Timestamp::UNIX_EPOCH);
+        assert_eq!(entry.forget(Some(&"a.example".parse().unwrap()), now), 2);
+        assert_eq!((entry.recorded, entry.is_empty()), (now, false));
+        assert_eq!(entry.forget(None, now), 1);
+        assert!(entry.is_empty());
+    }
+}
