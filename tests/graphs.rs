@@ -339,3 +339,48 @@ fn check_knows_what_the_other_specs_make() {
     write(twice.place(), "two.toml", &fs::read_to_string(twice.place().join("one/kiln.toml")).unwrap());
     twice.args(["check", "one", "two.toml"]).fails(3).stderr_has("both make one@1").run();
 }
+
+/// Returns a lock file with two downloads of the step `install`.
+fn lock_of_downloads() -> String {
+    let digest = "ab".repeat(32);
+    let download =
+        |url: &str| format!("    {{ url = \"{url}\", sha256 = \"{digest}\", bytes = 1536, steps = [\"install\"] }},\n");
+    let downloads = download("http://a.example/1") + &download("http://b.example/");
+    let head = "schema = 1\n\n[[network]]\nspec = \"kiln.toml\"\nrecorded = \"2026-01-02T03:04:05Z\"\n";
+    format!("{head}downloads = [\n{downloads}]\n")
+}
+
+#[test]
+fn recorded_downloads_are_in_the_plan_until_they_are_refreshed() {
+    let steps = "[[step]]\nname = 'install'\nrun = 'exit 0'\n[[step]]\nname = 'other'\nrun = 'exit 0'";
+    let kiln = Kiln::new().machine("network = 'locked'").spec(steps).args(["plan", "."]);
+    let empty = kiln.stdout_has("network  locked: no downloads are recorded yet").run();
+    let key = |json: &str, step: usize| {
+        let plan: serde_json::Value = serde_json::from_str(json).unwrap();
+        (plan["steps"][step]["key"].to_string(), plan["steps"][step]["downloads"]["count"].as_u64())
+    };
+    let before = empty.then(["plan", ".", "--json"]).run().stdout;
+    fs::write(empty.place().join("kiln.lock"), lock_of_downloads()).unwrap();
+    let planned = empty.then(["plan", "."]).stdout_has("locked: 2 downloads, 3KiB, recorded 2026-01-02T03:04:05Z");
+    let planned = planned.stdout_has("install (2 downloads, 3KiB)").run();
+    let after = planned.then(["plan", ".", "--json"]).run().stdout;
+    assert_ne!(key(&before, 0).0, key(&after, 0).0);
+    assert_eq!((key(&before, 0).1, key(&after, 0).1, key(&after, 1).1), (Some(0), Some(2), Some(0)));
+    let locked = planned.then(["lock", "."]).run();
+    locked.then(["plan", "."]).stdout_has("locked: 2 downloads").run();
+    let refresh = locked.then(["lock", "--refresh=a.example", "."]);
+    let refreshed = refresh.stderr_has("1 download of a.example dropped; the next build records it anew").run();
+    let plan = refreshed.then(["plan", "."]).stdout_has("install (1 download, 1.5KiB)").run();
+    let all = plan.then(["lock", "--refresh", "."]).stderr_has("1 download dropped").stdout_has("kiln.lock").run();
+    assert_eq!(key(&all.then(["plan", ".", "--json"]).run().stdout, 0), key(&before, 0));
+    all.then(["lock", "--refresh", "."]).stderr_has("no downloads are recorded").run();
+}
+
+#[test]
+fn a_damaged_record_of_downloads_is_refused() {
+    let kiln = Kiln::new().machine("network = 'locked'").spec("[[step]]\nrun = 'exit 0'");
+    let hostile = lock_of_downloads().replace("http://b.example/", "file:///etc/passwd");
+    let refused = kiln.file("kiln.lock", hostile).args(["plan", "."]).fails(3).stderr_has("is damaged").run();
+    refused.then(["build", "."]).fails(3).stderr_has("no valid URL").run();
+    refused.place().assert_nothing_published();
+}

@@ -9,6 +9,7 @@
 //! alone (`/run`, processes, kernel settings) is then lost, so a build continues from a disk without memory only where the
 //! guest was rebooted anyway: after a `reboot` step. See [`resume`].
 
+use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
@@ -96,6 +97,8 @@ impl FinishedStep {
 /// The layers that one build takes from the cache and adds to it.
 pub(crate) struct StepCache<'a> {
     plan: &'a Plan,
+    /// The plan with the keys of what the steps have downloaded so far.
+    planned: Cow<'a, Plan>,
     events: Events,
     /// The cache, or `None` where nothing is kept: with `--no-cache`, or where the folder is not usable.
     cache: Option<LayerCache>,
@@ -127,6 +130,7 @@ impl<'a> StepCache<'a> {
         let machine = fingerprint(&plan.machine);
         Self {
             plan,
+            planned: Cow::Borrowed(plan),
             events,
             place: cache.clone(),
             cache,
@@ -148,9 +152,19 @@ impl<'a> StepCache<'a> {
     }
 
     /// Returns the keys of possible layers: the boot, and the steps up to the first that is not cached.
-    fn keys(plan: &Plan) -> Vec<CacheKey> {
-        let cached = plan.steps.iter().take_while(|planned| planned.step.cache).map(|planned| planned.key);
-        std::iter::once(plan.base_key).chain(cached).collect()
+    fn keys(&self) -> Vec<CacheKey> {
+        let cached = self.planned.steps.iter().take_while(|planned| planned.step.cache).map(|planned| planned.key);
+        std::iter::once(self.plan.base_key).chain(cached).collect()
+    }
+
+    /// Computes the keys of a step and of all later ones anew, after the step got these downloads over a locked network.
+    #[cfg_attr(not(test), expect(dead_code, reason = "`provision` calls it as soon as steps have a proxy"))]
+    pub(crate) fn rekey(&mut self, index: usize, downloads: Sha256Digest) {
+        let mut digests: Vec<_> = self.planned.steps.iter().map(|planned| planned.downloads).collect();
+        if digests[index].is_some_and(|planned| planned != downloads) {
+            digests[index] = Some(downloads);
+            self.planned = Cow::Owned(self.planned.with_downloads(&digests));
+        }
     }
 
     /// Returns whether layers are kept.
@@ -200,7 +214,7 @@ impl<'a> StepCache<'a> {
     fn note_boot(&mut self, took: Duration) -> Option<FinishedStep> {
         let key = match &self.stack {
             None => Some(self.plan.base_key),
-            Some(stack) => Self::keys(self.plan).into_iter().find(|key| key.to_string() == stack.top().facts.name.key),
+            Some(stack) => self.keys().into_iter().find(|key| key.to_string() == stack.top().facts.name.key),
         };
         let key = key?;
         self.since_layer = took;
@@ -230,7 +244,7 @@ impl<'a> StepCache<'a> {
     ) -> Option<(LayerKind, FinishedStep)> {
         self.since_layer += done.took;
         self.spent += done.took;
-        let keys = Self::keys(self.plan);
+        let keys = self.keys();
         let Some(key) = keys.get(index + 1).copied() else {
             // Nothing after this step is kept either.
             self.cache = None;
@@ -423,7 +437,7 @@ impl<'a> StepCache<'a> {
         }
         drop(self.stack.take());
         if let (Some(index), Some(cache)) = (failure.and_then(find_power_request), &self.place) {
-            self.plan.steps.iter().skip(index).for_each(|planned| cache.forget(planned.key));
+            self.planned.steps.iter().skip(index).for_each(|planned| cache.forget(planned.key));
         }
         let Some(cache) = self.cache.take() else { return };
         let limit = cache.limit(CACHE_LIMIT);
@@ -439,7 +453,7 @@ impl<'a> StepCache<'a> {
 
     /// Returns the tree that a cached step has fetched, as the guest sent it.
     pub(crate) fn fetched(&self, index: usize) -> Option<PathBuf> {
-        let key = self.plan.steps[index].key.to_string();
+        let key = self.planned.steps[index].key.to_string();
         self.stack.iter().flat_map(Stack::layers).find_map(|layer| layer.fetched_by(&key))
     }
 }

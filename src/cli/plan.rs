@@ -1,10 +1,12 @@
 //! `kiln plan`: prints exactly what a build would do.
 
+use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::cache::history;
@@ -13,15 +15,17 @@ use crate::error::Failure;
 use crate::guest::build_boot::backing;
 use crate::layer::LayerCache;
 use crate::machine::argv::{Start, argv};
+use crate::network_record::RecordedAnswer;
 use crate::plan::kernel::KernelFacts;
 use crate::plan::trace::{ChangedInput, RunReason, Trace, list_inputs};
 use crate::plan::{InputFacts, Plan, PlannedStep};
 use crate::process::quote_argument;
 use crate::report::quote::TextPage;
+use crate::resolve::lockfile;
 use crate::resolve::secrets::SecretValues;
 use crate::scheduler;
 use crate::size::{ByteSize, format_duration};
-use crate::specfile::Spec;
+use crate::specfile::{NetworkBackend, Spec};
 
 use super::CommandContext;
 use super::args::{SourceArgs, SpecArgs};
@@ -98,6 +102,7 @@ fn as_json(plan: &Plan, fates: &StepReasons) -> Value {
                 "timeout": planned.step.timeout.as_secs(),
                 "input_digest": planned.input.as_ref().map(digest_set),
                 "input_bytes": planned.input.as_ref().map(|input| input.bytes),
+                "downloads": LockedDownloads::of_step(plan, planned),
             })
         })
         .collect();
@@ -128,6 +133,7 @@ fn as_json(plan: &Plan, fates: &StepReasons) -> Value {
             "firmware": plan.machine.firmware.name(), "agent": plan.machine.agent.name(), "boot_timeout": plan.machine.boot_timeout.as_secs(),
             "qemu": plan.machine.qemu_version, "argv": command_line(plan),
         },
+        "network": LockedDownloads::of_plan(plan),
         "steps": steps,
         "outputs": outputs,
         "tests": plan.spec.tests.iter().map(|test| &test.name).collect::<Vec<_>>(),
@@ -162,6 +168,9 @@ fn as_text(plan: &Plan, fates: &StepReasons) -> String {
         page.line("cmdline  ", &kernel.cmdline);
     }
     page.line("machine  ", &machine(plan));
+    if let Some(downloads) = LockedDownloads::of_plan(plan) {
+        page.line("network  ", &downloads.describe());
+    }
     for note in plan.notes() {
         page.line("note     ", &note);
     }
@@ -169,7 +178,7 @@ fn as_text(plan: &Plan, fates: &StepReasons) -> String {
         page.line("changed  ", &list_inputs(&fates.base));
     }
     for (number, (planned, reason)) in plan.steps.iter().zip(&fates.steps).enumerate() {
-        page.line("step ", &format!("{:<3} {}", number + 1, step(planned, reason.as_ref())));
+        page.line("step ", &format!("{:<3} {}", number + 1, step(plan, planned, reason.as_ref())));
     }
     for test in &plan.spec.tests {
         page.line("test     ", &test.name);
@@ -197,10 +206,57 @@ fn machine(plan: &Plan) -> String {
     )
 }
 
-fn step(planned: &PlannedStep, reason: Option<&RunReason>) -> String {
+/// The downloads that `kiln.lock` holds for a spec or one of its steps.
+#[derive(Debug, Serialize)]
+struct LockedDownloads {
+    count: usize,
+    bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recorded: Option<String>,
+}
+
+impl LockedDownloads {
+    /// Counts the downloads of a spec; `None` if its network is not locked.
+    fn of_plan(plan: &Plan) -> Option<Self> {
+        let is_locked = plan.spec.machine.network == NetworkBackend::Locked;
+        let recorded = plan.network.as_ref().map(|record| record.recorded.to_string());
+        let answers = plan.network.iter().flat_map(|record| &record.answers);
+        is_locked.then(|| Self { recorded, ..Self::count(answers) })
+    }
+
+    /// Counts the downloads of a step; `None` if it cannot download.
+    fn of_step(plan: &Plan, planned: &PlannedStep) -> Option<Self> {
+        planned.downloads?;
+        Some(Self::count(plan.network.iter().flat_map(|record| record.of_step(&planned.step.name))))
+    }
+
+    fn count<'a>(answers: impl Iterator<Item = &'a RecordedAnswer>) -> Self {
+        let sizes: Vec<u64> = answers.map(|answer| answer.bytes).collect();
+        let bytes = sizes.iter().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes));
+        Self { count: sizes.len(), bytes, recorded: None }
+    }
+
+    fn describe(&self) -> String {
+        match &self.recorded {
+            Some(recorded) => format!("locked: {self}, recorded {recorded}"),
+            None => format!("locked: no downloads are recorded yet; the build records them in {}", lockfile::FILE),
+        }
+    }
+}
+
+impl fmt::Display for LockedDownloads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = if self.count == 1 { "download" } else { "downloads" };
+        write!(f, "{} {unit}, {}", self.count, ByteSize(self.bytes))
+    }
+}
+
+fn step(plan: &Plan, planned: &PlannedStep, reason: Option<&RunReason>) -> String {
+    let downloads = LockedDownloads::of_step(plan, planned).filter(|downloads| downloads.count > 0);
+    let downloads = downloads.map(|downloads| format!(" ({downloads})")).unwrap_or_default();
     let input = planned.input.as_ref().map(|input| format!(" ({})", ByteSize(input.bytes))).unwrap_or_default();
     let key = &planned.key.to_string()[..12];
     let fate = if reason.is_none() { "cached" } else { "runs" };
     let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
-    format!("{key}  {fate:<6}  {}{input}{why}", planned.step.name)
+    format!("{key}  {fate:<6}  {}{input}{downloads}{why}", planned.step.name)
 }

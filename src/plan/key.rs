@@ -145,12 +145,29 @@ fn portable_content(spec: &Spec, facts: &Facts, machine: &PlannedMachine) -> Val
     content
 }
 
-/// Returns the key of a version. It depends on the inputs alone: the cache also requires the same machine, but a version
-/// that was built from these inputs on another host is the same version.
-pub(super) fn build_key(spec: &Spec, facts: &Facts, machine: &PlannedMachine, steps: &[PlannedStep]) -> CacheKey {
-    let base = CacheKey::root().then(&portable_content(spec, facts, machine));
-    let last = steps.iter().fold(base, |key, step| key.then(&step_content(spec, &step.step, step.input.as_ref())));
-    last.then(&result_value(spec, facts))
+/// What the key of a version depends on besides the steps.
+#[derive(Debug, Clone)]
+pub(super) struct VersionInputs {
+    /// The key before the first step.
+    base: CacheKey,
+    /// What is done after the last step.
+    result: Value,
+}
+
+impl VersionInputs {
+    pub(super) fn new(spec: &Spec, facts: &Facts, machine: &PlannedMachine) -> Self {
+        let base = CacheKey::root().then(&portable_content(spec, facts, machine));
+        Self { base, result: result_value(spec, facts) }
+    }
+
+    /// Returns the key of a version. It depends on the inputs alone: the cache also requires the same machine, but a version
+    /// that was built from these inputs on another host is the same version.
+    pub(super) fn build_key(&self, spec: &Spec, steps: &[PlannedStep]) -> CacheKey {
+        let last = steps.iter().fold(self.base, |key, planned| {
+            key.then(&step_content(spec, &planned.step, planned.input.as_ref(), planned.downloads))
+        });
+        last.then(&self.result)
+    }
 }
 
 /// Returns the name of the processor that the guest sees. Programs are compiled for it (`-march=native`) and select code by
@@ -165,12 +182,22 @@ fn processor(facts: &Facts, accelerator: Accelerator) -> String {
     }
 }
 
-/// Returns what a step adds to the key before it.
-pub(super) fn step_content(spec: &Spec, step: &specfile::StepSpec, input: Option<&InputFacts>) -> Value {
+/// Returns what a step adds to the key before it. `downloads` is the digest of what it gets over a locked network.
+pub(super) fn step_content(
+    spec: &Spec,
+    step: &specfile::StepSpec,
+    input: Option<&InputFacts>,
+    downloads: Option<Sha256Digest>,
+) -> Value {
     let mut content = json!({ "do": canonical(&step.action, input.map(|input| input.digest.sha256())) });
     // Only commands see the variables; strings that contained them have changed already.
-    if matches!(step.action, Action::Run { .. } | Action::Script { .. }) {
+    if step.action.is_command() {
         content["vars"] = json!(spec.vars);
+    }
+    if let Some(downloads) = downloads {
+        content["downloads"] = json!(downloads);
+        // A step may do something else where a host is refused.
+        content["allow"] = json!(spec.network.allow);
     }
     content
 }

@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use crate::digest::{FileStamp, Sha256Digest};
 use crate::error::{Fault, Kind};
+use crate::network_record::{NetworkRecord, digest_of};
 use crate::size::{ByteSize, format_duration};
-use crate::specfile::{self, Action, BaseFormat, OutputFormat, Spec};
+use crate::specfile::{self, Action, BaseFormat, NetworkBackend, OutputFormat, Spec, StepSpec};
 
 pub(crate) mod agent;
 pub(crate) mod graph;
@@ -29,7 +30,7 @@ pub(crate) mod trace;
 use agent::AgentStart;
 use host::{Host, KvmVerdict, UefiFirmware};
 use kernel::KernelFacts;
-use key::CacheKey;
+use key::{CacheKey, VersionInputs};
 use limits::DiskSizeError;
 use machine::{Accelerator, MachineFirmware, PlannedMachine, PrivateNetworkAccess};
 use output::{Outputs, without_kernel};
@@ -141,6 +142,8 @@ pub struct Facts {
     pub firmware: Option<FirmwareDigests>,
     /// Inputs by the index of their step.
     pub inputs: BTreeMap<usize, InputFacts>,
+    /// What the steps of a spec with a locked network were answered with, as `kiln.lock` records it.
+    pub network: Option<NetworkRecord>,
     /// Identifies the protocol and the behaviour of the agent.
     pub agent_build: String,
     /// Identifies the behaviour of sealing.
@@ -221,13 +224,15 @@ impl Fault for PlanError {
 #[derive(Debug, Clone)]
 pub struct PlannedStep {
     /// The step of the spec.
-    pub step: specfile::StepSpec,
+    pub step: StepSpec,
     /// The key of the guest's disk after the step.
     pub key: CacheKey,
     /// The digests of the parts that the key was computed from.
     pub parts: Parts,
     /// What the step brings from the host, if anything.
     pub input: Option<InputFacts>,
+    /// The digest of what a command gets over a locked network; `None` for other steps.
+    pub downloads: Option<Sha256Digest>,
 }
 
 /// Everything that a build does.
@@ -247,12 +252,15 @@ pub struct Plan {
     pub base_parts: Parts,
     /// The steps, in order.
     pub steps: Vec<PlannedStep>,
+    /// What the steps get over a locked network, as far as that is recorded.
+    pub network: Option<NetworkRecord>,
     /// The outputs, and the disk files they need.
     pub outputs: Outputs,
     /// The key of everything that is published.
     pub build_key: CacheKey,
     /// `SOURCE_DATE_EPOCH`, where it is set.
     pub source_date_epoch: Option<i64>,
+    version_inputs: VersionInputs,
 }
 
 impl Plan {
@@ -264,11 +272,16 @@ impl Plan {
         let machine = plan_machine(&spec, facts)?;
         let base_content = key::base_content(&spec, facts, &machine);
         let base_key = CacheKey::root().then(&base_content);
-        let steps = plan_steps(&spec, facts, base_key);
+        let brought = spec.steps.iter().enumerate().map(|(index, step)| BroughtInputs {
+            input: facts.inputs.get(&index).cloned(),
+            downloads: digest_downloads(&spec, step, facts.network.as_ref()),
+        });
+        let steps = plan_steps(&spec, base_key, brought);
         let disk_size = machine.disk.map_or(facts.base.virtual_size, ByteSize::bytes);
         spec.outputs.iter().try_for_each(|output| check_size(output.format, disk_size))?;
         let outputs = Outputs::new(&format!("{}-{}", spec.image.name, spec.image.version), &spec.outputs);
-        let build_key = key::build_key(&spec, facts, &machine, &steps);
+        let version_inputs = VersionInputs::new(&spec, facts, &machine);
+        let build_key = version_inputs.build_key(&spec, &steps);
         let base = facts.base.clone();
         Ok(Self {
             spec,
@@ -278,10 +291,32 @@ impl Plan {
             base_key,
             base_parts: trace::parts(&base_content),
             steps,
+            network: facts.network.clone(),
             outputs,
             build_key,
             source_date_epoch: facts.source_date_epoch,
+            version_inputs,
         })
+    }
+
+    /// Returns the plan of the same build in which the steps get other downloads, given by their digests, one for each step:
+    /// all keys that depend on them are computed anew.
+    #[must_use]
+    pub fn with_downloads(&self, digests: &[Option<Sha256Digest>]) -> Self {
+        let steps = self.steps.iter().zip(digests);
+        let brought =
+            steps.map(|(planned, downloads)| BroughtInputs { input: planned.input.clone(), downloads: *downloads });
+        let steps = plan_steps(&self.spec, self.base_key, brought);
+        let build_key = self.version_inputs.build_key(&self.spec, &steps);
+        Self { steps, build_key, ..self.clone() }
+    }
+
+    /// Returns the plan of the same build with another record of the downloads, as if `kiln.lock` had held it.
+    #[must_use]
+    pub fn with_network(&self, record: NetworkRecord) -> Self {
+        let steps = self.spec.steps.iter();
+        let digests: Vec<_> = steps.map(|step| digest_downloads(&self.spec, step, Some(&record))).collect();
+        Self { network: Some(record), ..self.with_downloads(&digests) }
     }
 
     /// Returns the virtual size of the disk, bytes.
@@ -415,15 +450,27 @@ fn choose_firmware(wanted: specfile::FirmwareKind, facts: &Facts) -> Result<Mach
     }
 }
 
-fn plan_steps(spec: &Spec, facts: &Facts, base: CacheKey) -> Vec<PlannedStep> {
+/// What a step gets from outside of the guest.
+struct BroughtInputs {
+    input: Option<InputFacts>,
+    downloads: Option<Sha256Digest>,
+}
+
+/// Computes the keys of the steps, one after the other.
+fn plan_steps(spec: &Spec, base: CacheKey, brought: impl Iterator<Item = BroughtInputs>) -> Vec<PlannedStep> {
     let mut key = base;
-    let planned = spec.steps.iter().enumerate().map(|(index, step)| {
-        let input = facts.inputs.get(&index).cloned();
-        let content = key::step_content(spec, step, input.as_ref());
+    let planned = spec.steps.iter().zip(brought).map(|(step, BroughtInputs { input, downloads })| {
+        let content = key::step_content(spec, step, input.as_ref(), downloads);
         key = key.then(&content);
-        PlannedStep { step: step.clone(), key, parts: trace::parts(&content), input }
+        PlannedStep { step: step.clone(), key, parts: trace::parts(&content), input, downloads }
     });
     planned.collect()
+}
+
+/// Returns the digest of what a command gets over a locked network, by the record: nothing, where there is none.
+fn digest_downloads(spec: &Spec, step: &StepSpec, record: Option<&NetworkRecord>) -> Option<Sha256Digest> {
+    let can_download = spec.machine.network == NetworkBackend::Locked && step.action.is_command();
+    can_download.then(|| record.map_or_else(|| digest_of([]), |record| record.digest_of_step(&step.name)))
 }
 
 /// Scales a duration that is meant for hardware to this accelerator.

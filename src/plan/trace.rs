@@ -271,6 +271,8 @@ fn changed_input(part: &str) -> ChangedInput {
         ("script", _) => "the script".into(),
         ("copy", _) => "what is copied".into(),
         ("write", _) => "the text".into(),
+        ("downloads", _) => "what it downloads".into(),
+        ("allow", _) => "`network.allow`".into(),
         ("name" | "contents" | "into", "") => "how it is copied".into(),
         ("vars", name) => format!("variable `{name}`"),
         ("env", name) => format!("`env.{name}`"),

@@ -15,17 +15,19 @@ use crate::disk::inspect::BaseImage;
 use crate::error::{Failure, Fault, FileError, Kind};
 use crate::event::{Events, NoticeLevel};
 use crate::machine::host;
+use crate::network_record::NetworkRecord;
 use crate::plan::host::Host;
 use crate::plan::host_paths::PathOwner;
 use crate::plan::kernel::KernelFacts;
 use crate::plan::{BaseFacts, Facts, FirmwareDigests, InputFacts, Plan};
 use crate::session;
 use crate::specfile::hardcoded_secrets::giveaways;
-use crate::specfile::{self, Spec, SpecFile};
+use crate::specfile::{self, NetworkBackend, Spec, SpecFile};
 
 use super::base::{BaseResolver, DigestOrigin, LocatedBase, is_yet_to_come};
 use super::inputs::{InputError, check_script, digest_file, examine};
 use super::kernel::{examine_files, examine_kernel};
+use super::lockfile::{LockFile, PinError};
 use super::path_policy::{self, ReachError, ReachPolicy, RefusedPath};
 use super::source_errors::{SourceErrors, SourceProblem};
 use super::{agent_support, secrets};
@@ -111,6 +113,7 @@ pub async fn plan(
         host,
         base,
         inputs: inputs.facts,
+        network: recorded_network(&spec)?,
         agent_build: session::BUILD.to_owned(),
         seal_build: session::SEAL_BUILD.to_owned(),
         source_date_epoch,
@@ -220,6 +223,14 @@ fn examine_base(base: &LocatedBase, memo: &DigestCache) -> Result<(BaseFacts, Ve
         kernel,
     };
     Ok((facts, image.facts.warnings))
+}
+
+/// Returns what `kiln.lock` records for a spec with a locked network.
+fn recorded_network(spec: &Spec) -> Result<Option<NetworkRecord>, PinError> {
+    match spec.machine.network {
+        NetworkBackend::Locked => Ok(LockFile::beside(spec)?.network(spec)),
+        NetworkBackend::None | NetworkBackend::User => Ok(None),
+    }
 }
 
 /// Hashes the UEFI firmware that a spec's machine starts with.

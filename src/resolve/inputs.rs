@@ -260,7 +260,13 @@ mod tests {
         let text = format!("[image]\nname = 'a'\nversion = '1'\n[base]\nfile = 'b'\n[[step]]\n{text}\n");
         let spec = Spec::parse(&folder.join("kiln.toml"), &text, &Overrides::default()).unwrap();
         let input = examine(&spec.steps[0], &DigestCache::load(folder))?;
-        Ok(PlannedStep { step: spec.steps[0].clone(), key: CacheKey::root(), parts: Parts::new(), input })
+        Ok(PlannedStep {
+            step: spec.steps[0].clone(),
+            key: CacheKey::root(),
+            parts: Parts::new(),
+            input,
+            downloads: None,
+        })
     }
 
     fn facts(text: &str, folder: &Path) -> Result<InputFacts, InputError> {

@@ -423,6 +423,12 @@ impl Action {
             Action::Reboot => "reboot",
         }
     }
+
+    /// Returns whether it runs a command in the guest: such steps see the variables, and download over a locked network.
+    #[must_use]
+    pub fn is_command(&self) -> bool {
+        matches!(self, Action::Run { .. } | Action::Script { .. })
+    }
 }
 
 /// The `copy` action. A trailing slash on either side means what it means to cp and rsync: see `docs/spec.md`.

@@ -174,7 +174,7 @@ impl StepCache<'_> {
         let mut points = StartingPoints { all: Vec::new(), unused: BTreeMap::new(), has_foreign_memory: false };
         // The time to repeat the steps after this layer; `None` for the deepest layer.
         let mut again = None;
-        let keys = Self::keys(self.plan);
+        let keys = self.keys();
         let last = keys.len() - 1;
         for (at, key) in keys.into_iter().enumerate().rev() {
             let mut stacks = index.find(key, &mut problem);
@@ -221,7 +221,7 @@ impl StepCache<'_> {
 
     /// Returns whether the trees that the steps before this place fetched are in the cache as well.
     fn has_fetched_trees(&self, at: usize, stack: &Stack) -> bool {
-        let mut fetching = self.plan.steps.iter().take(at).filter(|planned| fetches(&planned.step.action));
+        let mut fetching = self.planned.steps.iter().take(at).filter(|planned| fetches(&planned.step.action));
         fetching.all(|planned| {
             let key = planned.key.to_string();
             stack.layers().any(|layer| layer.fetched_by(&key).is_some())
@@ -245,7 +245,7 @@ impl StepCache<'_> {
 
     /// Returns the steps that a layer at this place in the keys covers.
     fn done(&self, at: usize, stack: &Stack) -> Vec<StepRecord> {
-        let covered = self.plan.steps.iter().take(at).map(|planned| {
+        let covered = self.planned.steps.iter().take(at).map(|planned| {
             let key = planned.key.to_string();
             let during = stack.layers().find_map(|layer| layer.during(&key));
             StepRecord { took: Duration::ZERO, fetched: FetchedTree::default(), cached: true, during }

@@ -1,9 +1,10 @@
 //! Random histories of one cache, compared with what each spec describes: builds of changing specs, killed ones, other
-//! machines, evictions and damage, in any order. The guest is two strings to which each step appends, one on its disk and
-//! one in its memory alone, which a boot empties. A layer's disk holds what its step appended, its memory both strings.
-//! Everything between the plan and the files is the real implementation.
+//! machines, downloads that change, evictions and damage, in any order. The guest is two strings to which each step appends,
+//! one on its disk and one in its memory alone, which a boot empties. A layer's disk holds what its step appended, its memory
+//! both strings. Everything between the plan and the files is the real implementation.
 
 use std::fs;
+use std::slice::from_ref;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -11,10 +12,11 @@ use crate::digest::{FileStamp, Sha256Digest};
 use crate::digest_cache::DigestCache;
 use crate::layer::evict::evict;
 use crate::machine::checkpoint::RamFormat;
+use crate::network_record::{NetworkRecord, RecordedAnswer, RecordedRequest, StepAnswers, digest_of};
 use crate::plan::host::{Host, KvmVerdict, Qemu, QemuVersion};
 use crate::plan::{BaseFacts, Facts};
 use crate::session::Hello;
-use crate::specfile::{Overrides, Spec};
+use crate::specfile::{NetworkBackend, Overrides, Spec};
 
 use super::*;
 
@@ -76,11 +78,15 @@ struct World {
     /// Another number, another QEMU.
     micro: u32,
     made: u64,
+    /// What `kiln.lock` records.
+    lock: Option<NetworkRecord>,
+    /// The state of the servers: with another number, every URL has another content.
+    upstream: u64,
 }
 
 impl World {
     fn new(seed: u64) -> Self {
-        Self { folder: scratch_folder(), dice: Dice::new(seed), micro: 0, made: 0 }
+        Self { folder: scratch_folder(), dice: Dice::new(seed), micro: 0, made: 0, lock: None, upstream: 0 }
     }
 
     fn cache(&self) -> LayerCache {
@@ -96,8 +102,26 @@ impl World {
             let step = format!("[[step]]\n{action}\ncache = {cache}\n");
             text.push_str(&step);
         }
+        if self.dice.roll(2) == 0 {
+            text.push_str("[machine]\nnetwork = 'locked'\n");
+        }
         let spec = Spec::parse(Path::new("/spec"), &text, &Overrides::default()).unwrap();
-        Plan::new(spec, &facts(self.micro)).unwrap()
+        let network = self.lock.clone().filter(|_| spec.machine.network == NetworkBackend::Locked);
+        Plan::new(spec, &Facts { network, ..facts(self.micro) }).unwrap()
+    }
+
+    /// Returns what a step that runs gets: `do 0` and steps without a network get nothing, others what is recorded for their
+    /// URL, or else what is there now.
+    fn download(&self, plan: &Plan, index: usize) -> Vec<RecordedAnswer> {
+        let step = &plan.steps[index];
+        let command = what(plan, index);
+        if step.downloads.is_none() || command.starts_with("do-0") {
+            return Vec::new();
+        }
+        let url = format!("http://a/{}", &command[..4]);
+        let mut recorded = plan.network.iter().flat_map(|record| &record.answers);
+        let known = recorded.find(|answer| answer.request.url == url).cloned();
+        vec![known.unwrap_or_else(|| answer(&url, &self.upstream.to_string(), &step.step.name))]
     }
 
     /// Runs a build to its end, or to a random step, and compares the guest with what it should be.
@@ -121,16 +145,33 @@ impl World {
         if booted {
             self.keep(&cache, &mut layers, plan.base_key, "boot", &mut guest);
         }
-        let keys = StepCache::keys(&plan);
+        let mut wanted = vec!["boot".to_owned()];
+        for (index, planned) in plan.steps.iter().enumerate().take(done.len()) {
+            let recorded = plan.network.iter().flat_map(|record| record.of_step(&planned.step.name));
+            wanted.push(what_with(&plan, index, recorded));
+        }
+        let mut ran = StepAnswers::new();
         for index in done.len()..steps {
-            let does = what(&plan, index);
-            match keys.get(index + 1) {
+            let answers = self.download(&plan, index);
+            let does = what_with(&plan, index, &answers);
+            layers.rekey(index, digest_of(&answers));
+            match layers.keys().get(index + 1) {
                 Some(key) => self.keep(&cache, &mut layers, *key, &does, &mut guest),
                 None => guest.add(&format!("{does}#0 "), does == "reboot"),
             }
+            wanted.push(does);
+            ran.insert(plan.steps[index].step.name.clone(), answers);
         }
-        let wanted = (0..steps.max(done.len())).map(|index| what(&plan, index));
-        let wanted: Vec<String> = std::iter::once("boot".to_owned()).chain(wanted).collect();
+        // A killed build records nothing.
+        if !killed && !ran.is_empty() && plan.spec.machine.network == NetworkBackend::Locked {
+            let names = plan.steps.iter().map(|planned| planned.step.name.clone()).collect();
+            let now = jiff::Timestamp::UNIX_EPOCH;
+            let record = NetworkRecord::after_build(plan.network.as_ref(), &names, &ran, now);
+            let replanned = plan.with_network(record.clone());
+            let next = StepCache::new(&replanned, Events::new(Vec::new()), None, self.folder.path());
+            assert_eq!(layers.keys(), next.keys());
+            self.lock = Some(record);
+        }
         assert_eq!(does(&guest.disk), wanted);
         let booted = wanted.iter().rposition(|does| *does == "boot" || *does == "reboot").unwrap();
         assert_eq!(does(&guest.memory), wanted[booted + 1..], "what lives in memory alone");
@@ -219,6 +260,12 @@ fn what(plan: &Plan, index: usize) -> String {
     format!("{}/{}", text.replace(' ', "-"), plan.spec.vars["v"])
 }
 
+/// Returns what a step does with what it downloads.
+fn what_with<'a>(plan: &Plan, index: usize, answers: impl IntoIterator<Item = &'a RecordedAnswer>) -> String {
+    let contents = answers.into_iter().map(|answer| format!("@{:.8}", answer.sha256));
+    what(plan, index) + &contents.collect::<String>()
+}
+
 fn disks(stack: &Stack) -> String {
     stack.layers().map(|layer| fs::read_to_string(layer.disk()).unwrap()).collect()
 }
@@ -267,6 +314,7 @@ pub(super) fn facts(micro: u32) -> Facts {
         },
         firmware: None,
         inputs: std::collections::BTreeMap::new(),
+        network: None,
         agent_build: "a".into(),
         seal_build: "s".into(),
         source_date_epoch: None,
@@ -279,7 +327,9 @@ fn random_histories_of_a_cache_never_lie() {
     for seed in 1..=HISTORIES {
         let mut world = World::new(seed);
         for _ in 0..EVENTS {
-            match world.dice.roll(8) {
+            match world.dice.roll(9) {
+                4 if world.dice.roll(2) == 0 => world.lock = None,
+                4 => world.upstream += 1,
                 0 => world.damage(),
                 1 => drop(evict(&world.cache(), world.dice.roll(60_000)).unwrap()),
                 2 => world.micro = 1 - world.micro,
@@ -317,4 +367,103 @@ fn another_machine_has_other_layers_and_the_same_version() {
         assert_ne!(there.steps[0].key, here.steps[0].key);
         assert_eq!(there.build_key, here.build_key);
     }
+}
+
+fn locked_plan(network: Option<NetworkRecord>) -> Plan {
+    let text = "[image]\nname = 'a'\nversion = '1'\n[base]\nfile = 'b'\n[vars]\nv = '0'\n\
+                [machine]\nnetwork = 'locked'\n\
+                [[step]]\nname = 'one'\nrun = 'one'\n[[step]]\nname = 'two'\nrun = 'two'\n[[step]]\nreboot = true\n";
+    let spec = Spec::parse(Path::new("/spec"), text, &Overrides::default()).unwrap();
+    Plan::new(spec, &Facts { network, ..facts(0) }).unwrap()
+}
+
+fn answer(url: &str, content: &str, step: &str) -> RecordedAnswer {
+    RecordedAnswer {
+        request: RecordedRequest { url: url.into(), head: false, accept: None },
+        status: 200,
+        sha256: Sha256Digest::of(content),
+        bytes: 1,
+        headers: std::collections::BTreeMap::new(),
+        steps: [step.to_owned()].into(),
+    }
+}
+
+fn record(answers: &[RecordedAnswer]) -> NetworkRecord {
+    NetworkRecord { recorded: jiff::Timestamp::UNIX_EPOCH, answers: answers.to_vec() }
+}
+
+/// Runs all steps with these downloads of the two commands, and returns the number of steps that came from the cache.
+fn run_locked(world: &mut World, plan: &Plan, downloads: [&[RecordedAnswer]; 2]) -> usize {
+    let cache = world.cache();
+    let mut layers = StepCache::new(plan, Events::new(Vec::new()), None, world.folder.path());
+    let (begin, done) = layers.look(&cache);
+    let is_cold = matches!(begin, ResumePoint::Base);
+    layers.began(begin);
+    let mut guest = GuestState::default();
+    if is_cold {
+        world.keep(&cache, &mut layers, plan.base_key, "boot", &mut guest);
+    }
+    for index in done.len()..plan.steps.len() {
+        if let Some(answers) = downloads.get(index) {
+            layers.rekey(index, digest_of(*answers));
+        }
+        let key = layers.keys()[index + 1];
+        world.keep(&cache, &mut layers, key, &what(plan, index), &mut guest);
+    }
+    done.len()
+}
+
+fn view(world: &World, plan: &Plan) -> CacheView {
+    view_cache(plan, &world.cache(), &Events::new(Vec::new()))
+}
+
+#[test]
+fn a_build_that_records_makes_the_layers_of_the_next_plan() {
+    let mut world = World::new(1);
+    let (one, two) = (answer("http://a/1", "1", "one"), answer("http://a/2", "2", "two"));
+    let first = locked_plan(None);
+    assert_eq!(run_locked(&mut world, &first, [from_ref(&one), from_ref(&two)]), 0);
+    let recorded = locked_plan(Some(record(&[one.clone(), two.clone()])));
+    assert_eq!(first.with_network(record(&[one.clone(), two.clone()])).build_key, recorded.build_key);
+    // Whether the last layer has memory is random; without that, repeating the reboot is faster than its boot.
+    let with_record = view(&world, &recorded);
+    assert!(with_record.cached >= 2, "{with_record:?}");
+    assert_eq!(with_record.unused.into_keys().collect::<Vec<_>>(), [0, 1, 2, 3], "every step has a layer");
+    assert_eq!(run_locked(&mut world, &recorded, [from_ref(&one), from_ref(&two)]), with_record.cached);
+    // Without the record nothing says that the layers are those of this spec, and other bytes make another layer.
+    assert_eq!(view(&world, &first).unused.into_keys().collect::<Vec<_>>(), [0]);
+    let changed = locked_plan(Some(record(&[one, answer("http://a/2", "changed", "two")])));
+    let keys = |plan: &Plan| plan.steps.iter().map(|planned| planned.key).collect::<Vec<_>>();
+    assert_eq!(keys(&changed)[0], keys(&recorded)[0]);
+    assert_ne!(keys(&changed)[1], keys(&recorded)[1]);
+    assert_ne!(keys(&changed)[2], keys(&recorded)[2]);
+    assert_ne!(changed.build_key, recorded.build_key);
+}
+
+#[test]
+fn a_step_that_downloads_nothing_keeps_its_key() {
+    let mut world = World::new(1);
+    let two = answer("http://a/2", "2", "two");
+    let first = locked_plan(None);
+    run_locked(&mut world, &first, [&[], from_ref(&two)]);
+    let recorded = locked_plan(Some(record(&[two])));
+    assert_eq!(recorded.steps[0].key, first.steps[0].key);
+    assert_ne!(recorded.steps[1].key, first.steps[1].key);
+    assert_eq!(
+        recorded.steps.iter().map(|planned| planned.downloads.is_some()).collect::<Vec<_>>(),
+        [true, true, false]
+    );
+}
+
+#[test]
+fn specs_without_a_locked_network_have_the_keys_of_before() {
+    let text = "[image]\nname = 'a'\nversion = '1'\n[base]\nfile = 'b'\n[[step]]\nrun = 'true'\n";
+    let spec = Spec::parse(Path::new("/spec"), text, &Overrides::default()).unwrap();
+    let plan = Plan::new(spec, &facts(0)).unwrap();
+    assert_eq!(plan.steps[0].downloads, None);
+    assert_eq!(plan.steps[0].key.to_string(), "1033d8467fbf475776010194c52af83da6db376740a0419b185ea13c1f6f640a");
+    assert_eq!(plan.build_key.to_string(), "698a9ed2b61e212017e79b40507020637142f4811e3ae1a5223bfe612c89b9c7");
+    let mut layers = StepCache::new(&plan, Events::new(Vec::new()), None, Path::new(""));
+    layers.rekey(0, Sha256Digest::of("anything"));
+    assert_eq!(layers.keys()[1], plan.steps[0].key);
 }
