@@ -1,6 +1,6 @@
 //! The context of a build: its plan, its folders, its limits and its listeners.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,10 +11,13 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use crate::deadline::Deadline;
+use crate::digest::Sha256Digest;
 use crate::digest_cache::DigestCache;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Event, EventSink, Events, Stage};
+use crate::network_record::{RecordedAnswer, StepAnswers, digest_of};
 use crate::plan::Plan;
+use crate::resolve::base::LockfileMode;
 use crate::resolve::secrets::SecretValues;
 use crate::session::Attach;
 use crate::sign::Signer;
@@ -50,6 +53,8 @@ pub struct BuildOptions {
     pub cancel: CancellationToken,
     /// Whether to replace a version that was built from other inputs.
     pub replace: bool,
+    /// How `kiln.lock` is used.
+    pub locking: LockfileMode,
     /// Whether to bypass the step cache: nothing is taken from it or added to it.
     pub no_cache: bool,
     /// Signs what is published, and what is up to date.
@@ -73,6 +78,27 @@ pub(crate) struct BuildContext<'a> {
     pub(crate) started: Timestamp,
     /// The number of steps that the guest has finished.
     pub(crate) finished: Cell<usize>,
+    /// What the steps that ran were answered with over a locked network.
+    pub(crate) answers: RefCell<StepAnswers>,
+    /// The plan with what the steps downloaded, once that is recorded.
+    pub(crate) recorded: OnceCell<Plan>,
+}
+
+impl BuildContext<'_> {
+    /// Records what a step that succeeded was answered with over a locked network, also if that is nothing. Returns the digest for
+    /// [`StepCache::rekey`](crate::cache::step_cache::StepCache::rekey).
+    #[expect(dead_code, reason = "`provision` calls it as soon as steps have a proxy")]
+    pub(crate) fn record_step(&self, index: usize, answers: Vec<RecordedAnswer>) -> Sha256Digest {
+        let digest = digest_of(&answers);
+        self.answers.borrow_mut().insert(self.plan.steps[index].step.name.clone(), answers);
+        digest
+    }
+
+    /// Returns the plan whose keys are those of the version that is built: with what the steps downloaded, once that is
+    /// recorded.
+    pub(crate) fn recorded_plan(&self) -> &Plan {
+        self.recorded.get().unwrap_or(self.plan)
+    }
 }
 
 /// A file in the scratch folder cannot be written.

@@ -9,7 +9,7 @@
 //! A stage's result is the next stage's argument: conversion takes a [`shutdown::CleanShutdown`], which only a guest that
 //! said goodbye and powered itself off can give, so an image of a guest that died cannot be published.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,13 +32,14 @@ use crate::guest::{build_boot, cloud_init, leftovers, shutdown};
 use crate::layer::LayerCache;
 use crate::machine::host::{self, HostError};
 use crate::output::contents::{self, SealedDisk};
-use crate::output::{convert, kept_logs, publish};
+use crate::output::{convert, kept_logs, locked_downloads, publish};
 use crate::plan::Plan;
 use crate::plan::agent::AgentStart;
 use crate::plan::machine::PlannedMachine;
 use crate::plan::trace::Trace;
 use crate::process;
 use crate::provision;
+use crate::resolve::base::LockfileMode;
 use crate::resolve::secrets;
 use crate::size::ByteSize;
 use crate::specfile::Test;
@@ -116,7 +117,8 @@ async fn claim_and_build(plan: &Plan, around: &BuildOptions) -> Result<(Artifact
     layers.finish(made.as_ref().err()).await;
     if !around.no_cache {
         // If the trace is lost, only an explanation is lost.
-        let _ = history::remember(&around.cache, plan, &Trace::of(plan).with_finished(build.finished.get()));
+        let trace = Trace::of(build.recorded_plan()).with_finished(build.finished.get());
+        let _ = history::remember(&around.cache, plan, &trace);
     }
     match made {
         Ok(artifact) => Ok((artifact, Outcome::Published)),
@@ -146,7 +148,18 @@ impl<'a> BuildContext<'a> {
         secrets.warn_of_short_ones(&events);
         let memo = Arc::clone(&around.memo);
         let started = Timestamp::now();
-        Ok(Self { plan, memo, events, limits, secrets, work, started, finished: Cell::new(0) })
+        Ok(Self {
+            plan,
+            memo,
+            events,
+            limits,
+            secrets,
+            work,
+            started,
+            finished: Cell::new(0),
+            answers: RefCell::default(),
+            recorded: OnceCell::new(),
+        })
     }
 
     /// Returns the step cache; with `--no-cache` or without a usable folder, every step runs.
@@ -166,7 +179,10 @@ impl<'a> BuildContext<'a> {
     ) -> Result<Artifact, Failure> {
         let mut record = publish::BuildRecord::default();
         let mut twin = BaseTwin::begin(self, around, layers.cache());
-        let (guest, steps) = self.provisioned(layers, staging.path(), around).await?;
+        let (guest, steps) = match self.provisioned(layers, staging.path(), around).await {
+            Ok((guest, steps)) => (self.recording(guest, around.locking).await?, steps),
+            Err(failure) => return Err(locked_downloads::record_finished(self, around.locking, failure).await),
+        };
         let tests = if around.skip_tests { &[] } else { &self.plan.spec.tests[..] };
         let (guest, agent) = self.testable(guest, tests).await?;
         let sealed = self.sealed(guest, &steps, layers).await?;
@@ -207,6 +223,14 @@ impl<'a> BuildContext<'a> {
                 }
                 Err(guest.abandon(failure).await)
             }
+        }
+    }
+
+    /// Records what the steps downloaded.
+    async fn recording(&self, guest: Guest, locking: LockfileMode) -> Result<Guest, Failure> {
+        match locked_downloads::record(self, locking).await {
+            Ok(()) => Ok(guest),
+            Err(failure) => Err(guest.abandon(failure).await),
         }
     }
 

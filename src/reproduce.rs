@@ -19,9 +19,11 @@ use crate::disk::entry::{ContentDigest, DiskEntry, canonical};
 use crate::disk::listing::split_field;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::NoticeLevel;
+use crate::network_record::NetworkRecord;
 use crate::output::attribution::Attribution;
 use crate::output::contents::SealedDisk;
 use crate::output::contents::{GuestEvidence, SealedView};
+use crate::output::locked_downloads;
 use crate::pipeline::require_qemu;
 use crate::plan::Plan;
 use crate::resolve::secrets::SecretValues;
@@ -85,6 +87,8 @@ struct BuildResult {
     content_sha256: Sha256Digest,
     all: BTreeMap<Vec<u8>, ComparedFile>,
     fetched: FetchedFiles,
+    /// What its steps get over a locked network.
+    network: Option<NetworkRecord>,
 }
 
 /// What steps fetched, by path.
@@ -106,9 +110,11 @@ pub async fn reproduce(plan: &Plan, around: &BuildOptions) -> Result<Sha256Diges
     let mut first = plan.clone();
     // Programs that respect `SOURCE_DATE_EPOCH` see the same time in both builds.
     first.source_date_epoch = plan.source_date_epoch.or(Some(Timestamp::now().as_second()));
-    let second = varied(&first);
     around.events.notice(NoticeLevel::Info, format!("first build: {}", describe_machine(&first)));
     let one = once(&first, around, limits.clone()).await?;
+    let mut second = varied(&first);
+    // The second build gets what the first one downloaded.
+    second.network = one.network.clone();
     let machine = describe_machine(&second);
     around.events.notice(NoticeLevel::Info, format!("second build: {machine}, a clock that is a day ahead"));
     let other = once(&second, around, limits).await?;
@@ -150,7 +156,8 @@ async fn once(plan: &Plan, around: &BuildOptions, limits: Deadline) -> Result<Bu
             let digests = digest_fetched(&fetched, files).map_err(ScratchError::at("the fetched files", &fetched))?;
             read(&open_files(disk.chain)?, &evidence, digests)
         });
-        build.limits.hold(async { reading.await.expect("reading the tree does not panic") }).await
+        let result = build.limits.hold(async { reading.await.expect("reading the tree does not panic") }).await?;
+        Ok(BuildResult { network: locked_downloads::current_record(&build), ..result })
     };
     let made = made.await;
     layers.finish(made.as_ref().err()).await;
@@ -201,7 +208,7 @@ fn read(
     if !is_whole {
         return Err(ComparisonError { missing: view.missing }.into());
     }
-    Ok(BuildResult { content_sha256: content.finish(), all, fetched })
+    Ok(BuildResult { content_sha256: content.finish(), all, fetched, network: None })
 }
 
 fn found(entry: &DiskEntry, writers: &Attribution) -> ComparedFile {

@@ -16,7 +16,7 @@ use crate::plan::graph::Graph;
 use crate::report::ProgressMode;
 use crate::report::log::LogSink;
 use crate::reproduce::reproduce;
-use crate::resolve::base::BaseResolver;
+use crate::resolve::base::{BaseResolver, LockfileMode};
 use crate::resolve::path_policy::ReachPolicy;
 use crate::scheduler::{self, Budget, BuildScheduler, NodeOutcome};
 use crate::sign::Signer;
@@ -99,6 +99,7 @@ pub(super) async fn run(args: BuildArgs, context: CommandContext<'_>) -> Result<
     let around = BuildOptions {
         signer,
         replace: args.replace,
+        locking: args.sources.locking(),
         no_cache: args.no_cache,
         skip_tests: args.no_test,
         on_failure: args.on_failure,
@@ -198,6 +199,7 @@ pub(super) fn surroundings(context: &CommandContext<'_>, events: Events) -> Resu
         open_log: |path| Ok(Arc::new(LogSink::create(path)?)),
         cancel: context.cancel.clone(),
         replace: false,
+        locking: LockfileMode::Follow,
         no_cache: false,
         signer: None,
         skip_tests: false,

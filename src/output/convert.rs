@@ -67,7 +67,7 @@ pub(crate) async fn convert(
     check_sealed(build, &layers, &sealed.evidence)?;
     let contents = contents::read(build, layers.clone(), sealed.evidence, staging)?;
     let files = build.plan.outputs.disks.iter().map(|disk| (disk.clone(), place(build, disk, staging))).collect();
-    let disks = DiskFileWriter::new((layers.clone(), None), files, identity_of(build.plan), &build.events)?;
+    let disks = DiskFileWriter::new((layers.clone(), None), files, identity_of(build.recorded_plan()), &build.events)?;
     let base = async { twin?.ready().await };
     let written = async {
         let base = disks.write(base).await?;

@@ -7,6 +7,7 @@ pub mod disk_files;
 mod evidence;
 pub mod export;
 pub mod kept_logs;
+pub mod locked_downloads;
 pub mod package;
 pub mod platform;
 pub mod publish;

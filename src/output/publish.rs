@@ -66,7 +66,7 @@ pub(crate) async fn publish(
         copied.map_err(ScratchError::at(log, staging.path()))?;
     }
     let manifest = search_for_secrets(build, manifest, staging.path()).await?;
-    let evidence = Evidence { documents: Documents::new(evidence::documents(build.plan)), signer };
+    let evidence = Evidence { documents: Documents::new(evidence::documents(build.recorded_plan())), signer };
     let events = build.events.clone();
     let progress = Progress::new(build.limits.cancel(), move |done, total| {
         events.emit(&Event::Progress { stage: Stage::Publish, done, total });
@@ -80,7 +80,7 @@ pub(crate) async fn publish(
 async fn search_for_secrets(build: &BuildContext<'_>, manifest: Manifest, staging: &Path) -> Result<Manifest, Failure> {
     let Some(searched) = build.secrets.searched().cloned() else { return Ok(manifest) };
     let images: BTreeSet<PathBuf> = manifest.outputs.iter().map(|output| PathBuf::from(&output.file)).collect();
-    let documents = evidence::documents(build.plan)(&manifest);
+    let documents = evidence::documents(build.recorded_plan())(&manifest);
     let staging = staging.to_owned();
     let search = spawn_blocking(move || {
         let findings = searched.scan_folder(&staging, &|path| images.contains(path));
@@ -107,7 +107,7 @@ fn manifest(
     disk_chunks_sha256: Sha256Digest,
     contents: Contents,
 ) -> Manifest {
-    let plan = build.plan;
+    let plan = build.recorded_plan();
     let spec = &plan.spec;
     let trees = record.steps.iter().map(|done| &done.fetched);
     let fetched = trees.clone().flat_map(|tree| &tree.files).map(manifest::StoredFile::staged).collect();
