@@ -102,7 +102,9 @@ fn uuid_of(sha256: &str) -> String {
 mod tests {
     use super::*;
     use crate::digest::Sha256Digest;
-    use crate::store::manifest::{ListedContents, ManifestKernel, ManifestOs, StoredFile, tests::sample};
+    use crate::store::manifest::{
+        ListedContents, ManifestDownload, ManifestKernel, ManifestOs, StoredFile, tests::sample,
+    };
 
     fn package(name: &str, version: &str, arch: &str) -> ManifestPackage {
         ManifestPackage { name: name.into(), version: version.into(), arch: arch.into(), kind: None }
@@ -165,6 +167,31 @@ mod tests {
             { "name": "initrd", "digest": { "sha256": initrd_digest } },
         ]);
         assert_eq!(dependencies.as_array().unwrap()[1..], expected.as_array().unwrap()[..]);
+    }
+
+    #[test]
+    fn the_files_that_steps_downloaded_are_dependencies() {
+        let download = |url: &str, status, head| ManifestDownload {
+            url: url.into(),
+            head,
+            sha256: Sha256Digest::of("file"),
+            bytes: 4,
+            status,
+            steps: ["install".to_owned()].into(),
+        };
+        let downloads = vec![
+            download("http://a.example/1", 200, false),
+            download("http://a.example/1", 200, false),
+            download("http://a.example/1", 200, true),
+            download("http://a.example/2", 404, false),
+        ];
+        let document = provenance::document(&Manifest { downloads, ..sample("web", "1", "k") }, &[]);
+        let dependencies = document["predicate"]["buildDefinition"]["resolvedDependencies"].as_array().unwrap();
+        let expected = serde_json::json!({
+            "uri": "http://a.example/1", "digest": { "sha256": Sha256Digest::of("file") },
+            "annotations": { "steps": ["install"] },
+        });
+        assert_eq!(dependencies[1..], [expected]);
     }
 
     #[test]

@@ -147,6 +147,12 @@ fn manifest(
         fetched_links,
         // The store determines them.
         fetched_folders: BTreeSet::new(),
+        downloads: plan
+            .network
+            .iter()
+            .flat_map(|record| &record.answers)
+            .map(manifest::ManifestDownload::from)
+            .collect(),
         started: build.started,
         finished: Timestamp::now(),
         source_date_epoch: plan.source_date_epoch,

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Sha256Digest;
+use crate::network_record::RecordedAnswer;
 use crate::rfc3339;
 
 use super::digest::Digest;
@@ -90,6 +91,9 @@ pub struct Manifest {
     /// Folders among the fetched files that contain no file and no link. They are not in `SHA256SUMS`.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub fetched_folders: BTreeSet<String>,
+    /// What steps were answered with over a locked network, sorted by URL.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub downloads: Vec<ManifestDownload>,
     /// Start time of the build.
     #[serde(with = "rfc3339")]
     pub started: Timestamp,
@@ -220,6 +224,38 @@ pub struct ManifestStep {
     pub cached: bool,
     /// Wall time; 0 for a cached step.
     pub seconds: f64,
+}
+
+/// An entry of `downloads`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestDownload {
+    /// The URL, without credentials.
+    pub url: String,
+    /// Whether the request was a `HEAD`, and the answer has no body.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub head: bool,
+    /// SHA-256 of the answer's body.
+    pub sha256: Sha256Digest,
+    /// Size of the answer's body.
+    pub bytes: u64,
+    /// HTTP status of the answer.
+    pub status: u16,
+    /// Names of the steps that made the request.
+    pub steps: BTreeSet<String>,
+}
+
+impl From<&RecordedAnswer> for ManifestDownload {
+    fn from(answer: &RecordedAnswer) -> Self {
+        let RecordedAnswer { request, status, sha256, bytes, headers: _, steps } = answer;
+        Self {
+            url: request.url.clone(),
+            head: request.head,
+            sha256: *sha256,
+            bytes: *bytes,
+            status: *status,
+            steps: steps.clone(),
+        }
+    }
 }
 
 /// An entry of `outputs`.
@@ -463,6 +499,7 @@ pub(crate) mod tests {
             fetched: Vec::new(),
             fetched_links: BTreeMap::new(),
             fetched_folders: BTreeSet::new(),
+            downloads: Vec::new(),
             started: "2026-01-02T03:04:05Z".parse().unwrap(),
             finished: "2026-01-02T03:05:05Z".parse().unwrap(),
             source_date_epoch: Some(1_767_323_045),

@@ -22,6 +22,7 @@ pub(super) fn document(manifest: &Manifest, inputs: &[StepInput]) -> Value {
     let brought = inputs
         .iter()
         .map(|input| json!({ "name": input.step, "digest": { input.digest.algorithm(): input.digest.sha256() } }));
+    let downloaded = downloads(manifest);
     let steps: Vec<Value> = manifest
         .steps
         .iter()
@@ -46,7 +47,7 @@ pub(super) fn document(manifest: &Manifest, inputs: &[StepInput]) -> Value {
                     "machine": describe_machine(machine),
                     "steps": steps,
                 },
-                "resolvedDependencies": std::iter::once(base).chain(kernel).chain(brought).collect::<Vec<_>>(),
+                "resolvedDependencies": std::iter::once(base).chain(kernel).chain(brought).chain(downloaded).collect::<Vec<_>>(),
             },
             "runDetails": {
                 "builder": { "id": "urn:kiln:local", "version": { "kiln": manifest.kiln } },
@@ -68,6 +69,21 @@ fn describe_kernel(kernel: &ManifestKernel) -> Vec<Value> {
     let initrd = kernel.initrd.iter();
     let initrd = initrd.map(|initrd| json!({ "name": "initrd", "digest": { "sha256": initrd.sha256 } }));
     std::iter::once(image).chain(initrd).collect()
+}
+
+/// Describes the files that steps downloaded over a locked network. Errors, redirections and requests for headers alone brought
+/// nothing into the image.
+fn downloads(manifest: &Manifest) -> Vec<Value> {
+    let files = manifest.downloads.iter().filter(|download| download.status == 200 && !download.head);
+    let mut files: Vec<Value> = files
+        .map(|file| {
+            let annotations = json!({ "steps": file.steps });
+            json!({ "uri": file.url, "digest": { "sha256": file.sha256 }, "annotations": annotations })
+        })
+        .collect();
+    // A resource may have been asked for in several forms, and be the same in each.
+    files.dedup_by(|later, earlier| later["uri"] == earlier["uri"] && later["digest"] == earlier["digest"]);
+    files
 }
 
 /// Describes the machine of the build. A full boot is not named, so that documents of before say the same.
