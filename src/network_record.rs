@@ -5,8 +5,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use ureq::http::Uri;
 
 use crate::digest::Sha256Digest;
+
+/// Length limit of a recorded URL, and of the value of a header, bytes.
+const LONGEST: usize = 8 << 10;
+/// The statuses that end a request.
+const STATUSES: std::ops::RangeInclusive<u16> = 200..=599;
 
 /// A request of the guest, as far as its answer depends on it. Credentials are not part of it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -108,7 +114,38 @@ impl NetworkRecord {
     }
 }
 
+impl RecordedRequest {
+    /// Returns the host of the URL, without a port.
+    #[must_use]
+    pub fn host(&self) -> String {
+        let uri: Option<Uri> = self.url.parse().ok();
+        uri.as_ref().and_then(Uri::host).unwrap_or_default().to_owned()
+    }
+}
+
 impl RecordedAnswer {
+    /// Checks that the answer can be recorded: that it is safe to send to a guest, and has no credentials in its URL.
+    ///
+    /// # Errors
+    /// The first reason, as the rest of a sentence about the answer.
+    pub fn check(&self) -> Result<(), String> {
+        let Self { request, status, sha256: _, bytes, headers, steps } = self;
+        check_url(&request.url)?;
+        if !request.accept.iter().all(|accept| is_header_value(accept)) {
+            return Err("has an `accept` that is no value of a header".into());
+        }
+        if !STATUSES.contains(status) {
+            return Err(format!("has the status {status}"));
+        }
+        if i64::try_from(*bytes).is_err() {
+            return Err(format!("has {bytes} bytes"));
+        }
+        if steps.iter().any(|step| step.contains(char::is_control)) {
+            return Err("has control characters in the name of a step".into());
+        }
+        check_headers(headers)
+    }
+
     /// Returns whether another answer has the same request and content, whichever steps got it.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
@@ -135,6 +172,40 @@ pub fn digest_of<'a>(answers: impl IntoIterator<Item = &'a RecordedAnswer>) -> S
         })
         .collect();
     Sha256Digest::of(json!(lines).to_string())
+}
+
+fn check_headers(headers: &BTreeMap<String, String>) -> Result<(), String> {
+    match headers.iter().find(|(name, value)| !is_header_name(name) || !is_header_value(value)) {
+        Some((name, _)) => Err(format!("has the header {name:?}, which is not valid in HTTP")),
+        None => Ok(()),
+    }
+}
+
+/// Checks that a URL is one that a guest can ask for, and holds no credentials.
+fn check_url(url: &str) -> Result<(), &'static str> {
+    let is_visible = |byte: u8| byte.is_ascii_graphic() && byte != b'#';
+    let uri: Uri = url.parse().map_err(|_| "has no valid URL")?;
+    if url.len() > LONGEST || !url.bytes().all(is_visible) || uri.host().is_none_or(str::is_empty) {
+        return Err("has no valid URL");
+    }
+    if !matches!(uri.scheme_str(), Some("http" | "https")) {
+        return Err("has a URL that is neither http nor https");
+    }
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err("has a user name or password in its URL");
+    }
+    Ok(())
+}
+
+/// Returns whether this is the name of a header (RFC 9110, section 5.6.2) in lower case.
+fn is_header_name(name: &str) -> bool {
+    let is_token = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !name.is_empty() && name.len() <= LONGEST && name.bytes().all(is_token)
+}
+
+/// Returns whether this can be the value of a header: a line break would begin another header.
+fn is_header_value(value: &str) -> bool {
+    value.len() <= LONGEST && value.chars().all(|c| c == '\t' || !c.is_control())
 }
 
 #[cfg(test)]

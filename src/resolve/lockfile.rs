@@ -114,7 +114,9 @@ impl Fault for PinError {
         match self {
             PinError::Io(_) | PinError::Unrecordable { .. } => Vec::new(),
             PinError::NotRecorded { .. } => vec!["`kiln build` without --locked records them".into()],
-            PinError::Damaged { .. } => vec!["restore it from git, or delete it: `kiln lock` and builds write a new one".into()],
+            PinError::Damaged { .. } => {
+                vec!["restore it from git, or delete it: `kiln lock` and builds write a new one".into()]
+            }
             _ => vec!["`kiln lock` updates it".into()],
         }
     }

@@ -3,22 +3,13 @@
 //! An entry has one download a line, sorted by request, so that a change is a change of few lines and git merges them. Whoever
 //! can change a repository can write an entry, so everything is checked that ends up in an answer to a guest.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
-
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use toml::ser::ValueSerializer;
-use ureq::http::Uri;
 
-use crate::network_record::{NetworkRecord, RecordedAnswer, RecordedRequest};
+use crate::network_record::{NetworkRecord, RecordedAnswer};
 use crate::rfc3339;
 use crate::specfile::HostPattern;
-
-/// Length limit of a recorded URL, and of the value of a header, bytes.
-const LONGEST: usize = 8 << 10;
-/// The statuses that end a request.
-const STATUSES: std::ops::RangeInclusive<u16> = 200..=599;
 
 /// An entry of the lock file: the downloads of one spec.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,7 +46,7 @@ impl NetworkEntry {
     /// The first problem.
     pub(super) fn check(&mut self) -> Result<(), String> {
         for answer in &self.downloads {
-            check_answer(answer).map_err(|why| format!("the answer to {:?} {why}", answer.request.url))?;
+            answer.check().map_err(|why| format!("the answer to {:?} {why}", answer.request.url))?;
         }
         self.downloads.sort_by(|one, other| one.request.cmp(&other.request));
         match self.downloads.windows(2).find(|pair| pair[0].request == pair[1].request) {
@@ -68,7 +59,7 @@ impl NetworkEntry {
     /// indices that they will get are newer than the earlier recording.
     pub(super) fn forget(&mut self, host: Option<&HostPattern>, now: Timestamp) -> usize {
         let before = self.downloads.len();
-        self.downloads.retain(|answer| host.is_some_and(|host| !host.matches(&host_of(&answer.request))));
+        self.downloads.retain(|answer| host.is_some_and(|host| !host.matches(&answer.request.host())));
         let dropped = before - self.downloads.len();
         if dropped > 0 {
             self.recorded = now;
@@ -105,68 +96,13 @@ fn answer_to_toml(answer: &RecordedAnswer, text: &mut String) -> Result<(), toml
     Ok(())
 }
 
-/// Returns the host of a request, without a port.
-fn host_of(request: &RecordedRequest) -> String {
-    let uri: Option<Uri> = request.url.parse().ok();
-    uri.as_ref().and_then(Uri::host).unwrap_or_default().to_owned()
-}
-
-fn check_answer(answer: &RecordedAnswer) -> Result<(), Cow<'static, str>> {
-    let RecordedAnswer { request, status, sha256: _, bytes, headers, steps } = answer;
-    check_url(&request.url)?;
-    if !request.accept.iter().all(|accept| is_header_value(accept)) {
-        return Err("has an `accept` that is no value of a header".into());
-    }
-    if !STATUSES.contains(status) {
-        return Err(format!("has the status {status}").into());
-    }
-    if i64::try_from(*bytes).is_err() {
-        return Err(format!("has {bytes} bytes").into());
-    }
-    if steps.iter().any(|step| step.contains(char::is_control)) {
-        return Err("has control characters in the name of a step".into());
-    }
-    check_headers(headers)
-}
-
-fn check_headers(headers: &BTreeMap<String, String>) -> Result<(), Cow<'static, str>> {
-    match headers.iter().find(|(name, value)| !is_header_name(name) || !is_header_value(value)) {
-        Some((name, _)) => Err(format!("has the header {name:?}, which is not valid in HTTP").into()),
-        None => Ok(()),
-    }
-}
-
-/// Checks that a URL is one that a guest can ask for, and holds no credentials.
-fn check_url(url: &str) -> Result<(), &'static str> {
-    let is_visible = |byte: u8| byte.is_ascii_graphic() && byte != b'#';
-    let uri: Uri = url.parse().map_err(|_| "has no valid URL")?;
-    if url.len() > LONGEST || !url.bytes().all(is_visible) || uri.host().is_none_or(str::is_empty) {
-        return Err("has no valid URL");
-    }
-    if !matches!(uri.scheme_str(), Some("http" | "https")) {
-        return Err("has a URL that is neither http nor https");
-    }
-    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
-        return Err("has a user name or password in its URL");
-    }
-    Ok(())
-}
-
-/// Returns whether this is the name of a header (RFC 9110, section 5.6.2) in lower case.
-fn is_header_name(name: &str) -> bool {
-    let is_token = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    !name.is_empty() && name.len() <= LONGEST && name.bytes().all(is_token)
-}
-
-/// Returns whether this can be the value of a header: a line break would begin another header.
-fn is_header_value(value: &str) -> bool {
-    value.len() <= LONGEST && value.chars().all(|c| c == '\t' || !c.is_control())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::digest::Sha256Digest;
+    use crate::network_record::RecordedRequest;
 
     fn answer(url: &str) -> RecordedAnswer {
         RecordedAnswer {
