@@ -1,6 +1,7 @@
 //! The context of a build: its plan, its folders, its limits and its listeners.
 
 use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,10 +14,12 @@ use tokio_util::sync::CancellationToken;
 use crate::deadline::Deadline;
 use crate::digest::Sha256Digest;
 use crate::digest_cache::DigestCache;
+use crate::download::NetworkMode;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Event, EventSink, Events, Stage};
 use crate::network_record::{RecordedAnswer, StepAnswers, digest_of};
 use crate::plan::Plan;
+use crate::proxy::{self, Proxy};
 use crate::resolve::base::LockfileMode;
 use crate::resolve::secrets::SecretValues;
 use crate::session::Attach;
@@ -65,6 +68,8 @@ pub struct BuildOptions {
     pub on_failure: OnFailure,
     /// Attaches the terminal to a shell in the guest.
     pub attach: Attach,
+    /// Whether the locked network may ask servers.
+    pub reach: NetworkMode,
 }
 
 /// A build in progress.
@@ -82,12 +87,13 @@ pub(crate) struct BuildContext<'a> {
     pub(crate) answers: RefCell<StepAnswers>,
     /// The plan with what the steps downloaded, once that is recorded.
     pub(crate) recorded: OnceCell<Plan>,
+    /// The proxy of the locked network.
+    pub(crate) proxy: Option<Proxy>,
 }
 
 impl BuildContext<'_> {
     /// Records what a step that succeeded was answered with over a locked network, also if that is nothing. Returns the digest for
     /// [`StepCache::rekey`](crate::cache::step_cache::StepCache::rekey).
-    #[expect(dead_code, reason = "`provision` calls it as soon as steps have a proxy")]
     pub(crate) fn record_step(&self, index: usize, answers: Vec<RecordedAnswer>) -> Sha256Digest {
         let digest = digest_of(&answers);
         self.answers.borrow_mut().insert(self.plan.steps[index].step.name.clone(), answers);
@@ -98,6 +104,11 @@ impl BuildContext<'_> {
     /// recorded.
     pub(crate) fn recorded_plan(&self) -> &Plan {
         self.recorded.get().unwrap_or(self.plan)
+    }
+
+    /// Returns the environment variables by which a command uses the locked network; none without it.
+    pub(crate) fn proxy_environment(&self) -> BTreeMap<String, String> {
+        self.proxy.as_ref().map(|_| proxy::environment()).unwrap_or_default()
     }
 }
 

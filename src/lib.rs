@@ -30,6 +30,7 @@ pub mod process;
 pub mod progress;
 pub mod project;
 pub mod provision;
+pub mod proxy;
 mod report;
 pub mod reproduce;
 mod resolve;

@@ -22,6 +22,7 @@ use crate::cache::history::{self, BaseFiles};
 use crate::cache::step_cache::{ResumePoint, StepCache};
 use crate::context::{BuildContext, BuildOptions, OnFailure, ScratchError, in_stage};
 use crate::deadline::{Deadline, DeadlineError};
+use crate::download::DownloadCache;
 use crate::error::Failure;
 use crate::event::{Event, NoticeLevel, Outcome, Stage};
 use crate::free_space;
@@ -39,10 +40,11 @@ use crate::plan::machine::PlannedMachine;
 use crate::plan::trace::Trace;
 use crate::process;
 use crate::provision;
+use crate::proxy::{Proxy, ProxyOptions};
 use crate::resolve::base::LockfileMode;
 use crate::resolve::secrets;
 use crate::size::ByteSize;
-use crate::specfile::Test;
+use crate::specfile::{NetworkBackend, Test};
 use crate::store::{Artifact, Lookup, Staging, manifest};
 use crate::test;
 use crate::workdir::Workdir;
@@ -132,6 +134,23 @@ pub(crate) async fn require_qemu(plan: &Plan) -> Result<(), HostError> {
     if plan.machine.has_qemu() { Ok(()) } else { host::qemu().await.map(drop) }
 }
 
+/// Returns the proxy of the locked network, for a spec that has it.
+fn open_proxy(plan: &Plan, around: &BuildOptions, secrets: &secrets::SecretValues) -> Result<Option<Proxy>, Failure> {
+    if plan.spec.machine.network != NetworkBackend::Locked {
+        return Ok(None);
+    }
+    let mask = secrets.mask().clone();
+    let proxy = Proxy::new(ProxyOptions {
+        cache: DownloadCache::open(&around.cache, Arc::clone(&around.memo), around.reach)?,
+        record: plan.network.as_ref(),
+        allow: plan.spec.network.allow.clone(),
+        is_strict: around.locking == LockfileMode::Require,
+        holds_secret: Box::new(move |text| mask.mask_text(text) != text),
+        cancel: around.cancel.clone(),
+    })?;
+    Ok(Some(proxy))
+}
+
 impl<'a> BuildContext<'a> {
     /// Reads the secrets and creates the scratch folder, with the log in it.
     pub(crate) fn open(plan: &'a Plan, around: &BuildOptions, limits: Deadline) -> Result<Self, Failure> {
@@ -147,6 +166,7 @@ impl<'a> BuildContext<'a> {
         let events = events.masked(secrets.mask());
         secrets.warn_of_short_ones(&events);
         let memo = Arc::clone(&around.memo);
+        let proxy = open_proxy(plan, around, &secrets)?;
         let started = Timestamp::now();
         Ok(Self {
             plan,
@@ -159,6 +179,7 @@ impl<'a> BuildContext<'a> {
             finished: Cell::new(0),
             answers: RefCell::default(),
             recorded: OnceCell::new(),
+            proxy,
         })
     }
 

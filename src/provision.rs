@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use jiff::Timestamp;
 use tokio::task::spawn_blocking;
 
 use crate::cache::step_cache::StepCache;
@@ -21,6 +22,7 @@ use crate::machine::MachineExit;
 use crate::plan::agent::AgentStart;
 use crate::plan::{InputDigest, PlannedStep};
 use crate::progress::run_blocking;
+use crate::proxy::Proxy;
 use crate::resolve::inputs::{check_sent, read_script};
 use crate::session::receive::receive;
 use crate::session::{
@@ -69,6 +71,7 @@ pub(crate) async fn provision(
         let step = &planned.step;
         let verb = step.action.key();
         build.events.emit(&Event::StepStarted { index, name: step.name.clone(), verb, steps });
+        begin_traffic(build, guest).await?;
         // Files have the time of the last tick of the guest's clock, so one tick has to lie between two steps.
         build.limits.pause(TICK).await?;
         let start = guest.clock(build.site()).await;
@@ -80,6 +83,7 @@ pub(crate) async fn provision(
         let result = running.run().await;
         let took = began.elapsed();
         build.events.emit(&Event::StepFinished { index, ok: result.is_ok(), seconds: took.as_secs_f64() });
+        let result = end_traffic(build, layers, index, result).await;
         let brought = result?;
         if cloud_init::may_change(&step.action) {
             cloud_init::watch(build, guest, Some(index)).await;
@@ -102,6 +106,52 @@ pub(crate) async fn provision(
         build.finished.set(done.len());
     }
     Ok(done)
+}
+
+/// Begins a step's use of the locked network. The guest's clock is that of the recording, so that what has expired since is
+/// accepted again.
+async fn begin_traffic(build: &BuildContext<'_>, guest: &mut Guest) -> Result<(), Failure> {
+    let Some(proxy) = &build.proxy else { return Ok(()) };
+    proxy.begin_step();
+    let Some(record) = &build.plan.network else { return Ok(()) };
+    let passed = build.started.duration_until(Timestamp::now());
+    guest.set_clock(build.site(), (record.recorded + passed).into()).await
+}
+
+/// Ends a step's use of the locked network: what it got is recorded, and what it did not get is told.
+async fn end_traffic<T>(
+    build: &BuildContext<'_>,
+    layers: &mut StepCache<'_>,
+    index: usize,
+    result: Result<T, Failure>,
+) -> Result<T, Failure> {
+    let Some(proxy) = build.proxy.clone() else { return result };
+    let ended = spawn_blocking(move || proxy.end_step());
+    let traffic = build.limits.hold(async { Ok::<_, Failure>(ended.await.expect("recording does not panic")) }).await?;
+    if let Some(changed) = traffic.changed.into_iter().next() {
+        return Err(changed.into());
+    }
+    match result {
+        Ok(done) => {
+            for refusal in traffic.refusals {
+                build.events.notice(NoticeLevel::Warning, format!("step {}: the locked network: {refusal}", index + 1));
+            }
+            if traffic.has_gaps {
+                // Its key would say that it got everything it asked for.
+                layers.stop_keeping();
+            }
+            if build.plan.steps[index].downloads.is_some() {
+                layers.rekey(index, build.record_step(index, traffic.answers));
+            }
+            Ok(done)
+        }
+        Err(mut failure) => {
+            for refusal in traffic.refusals {
+                failure.attach(format!("the locked network: {refusal}"));
+            }
+            Err(failure)
+        }
+    }
 }
 
 /// Writes the tree that a cached step has fetched, as when it came from the guest.
@@ -207,7 +257,8 @@ impl RunningStep<'_, '_> {
 
     async fn command(&mut self, exec: Exec, context: &Context) -> Result<(), Failure> {
         let timeout = self.planned.step.timeout;
-        let mut env = self.build.plan.spec.vars.clone();
+        let mut env = self.build.proxy_environment();
+        env.extend(self.build.plan.spec.vars.clone());
         env.extend(context.env.clone());
         let exec = Exec {
             env,
@@ -217,6 +268,7 @@ impl RunningStep<'_, '_> {
             secrets: self.build.secrets.pick(&context.secrets),
             step: u32::try_from(self.index + 1).ok(),
             login: true,
+            network: self.build.proxy.as_ref().map(Proxy::access),
             ..exec
         };
         let mut emit = emit_output(&self.build.events, self.index);

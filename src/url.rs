@@ -52,6 +52,14 @@ impl Url {
         &self.0
     }
 
+    /// Parses the URL of any resource: unlike that of a file, it may end with a slash.
+    ///
+    /// # Errors
+    /// As for the URL of a file otherwise.
+    pub fn of_resource(text: &str) -> Result<Self, UrlError> {
+        parse(text).map(Self)
+    }
+
     /// Returns the scheme of the URL.
     pub fn scheme(&self) -> Scheme {
         match self.0.split_once(':') {
@@ -60,6 +68,12 @@ impl Url {
             // No URL with another scheme is ever created.
             _ => Scheme::File,
         }
+    }
+
+    /// Returns the host, in lower case and without a port; empty for a `file` URL.
+    pub fn host(&self) -> String {
+        let uri: Option<Uri> = self.0.parse().ok();
+        uri.and_then(|uri| Some(uri.host()?.to_ascii_lowercase())).unwrap_or_default()
     }
 
     /// Returns the last component of its path, decoded: the file's name at its source.
@@ -80,31 +94,35 @@ impl FromStr for Url {
     type Err = UrlError;
 
     fn from_str(text: &str) -> Result<Self, UrlError> {
-        let (scheme, rest) = text.split_once("://").ok_or(UrlError::Scheme)?;
-        if text.len() > LONGEST || rest.contains(|c: char| c.is_control() || c.is_whitespace() || c == '#') {
-            return Err(malformed(text));
-        }
-        let path = match scheme {
-            "file" => rest.strip_prefix("localhost").unwrap_or(rest).to_owned(),
-            "https" | "http" => {
-                let uri: Uri = text.parse().map_err(|_| malformed(text))?;
-                let authority = uri.authority().filter(|_| !uri.host().unwrap_or_default().is_empty());
-                if authority.ok_or_else(|| malformed(text))?.as_str().contains('@') {
-                    return Err(UrlError::Credentials);
-                }
-                uri.path().to_owned()
-            }
-            _ => return Err(UrlError::Scheme),
-        };
-        // A file has no query; in a path a `?` is written `%3F` (RFC 8089, section 2).
-        if !path.starts_with('/') || scheme == "file" && path.contains('?') {
-            return Err(malformed(text));
-        }
-        if path.ends_with('/') {
-            return Err(UrlError::Folder(text.to_owned()));
-        }
-        Ok(Self(if scheme == "file" { format!("file://{path}") } else { text.to_owned() }))
+        let url = parse(text)?;
+        let path = url.split('?').next().unwrap_or_default();
+        if path.ends_with('/') { Err(UrlError::Folder(text.to_owned())) } else { Ok(Self(url)) }
     }
+}
+
+/// Checks a URL, and returns it in the form that is kept.
+fn parse(text: &str) -> Result<String, UrlError> {
+    let (scheme, rest) = text.split_once("://").ok_or(UrlError::Scheme)?;
+    if text.len() > LONGEST || rest.contains(|c: char| c.is_control() || c.is_whitespace() || c == '#') {
+        return Err(malformed(text));
+    }
+    let path = match scheme {
+        "file" => rest.strip_prefix("localhost").unwrap_or(rest).to_owned(),
+        "https" | "http" => {
+            let uri: Uri = text.parse().map_err(|_| malformed(text))?;
+            let authority = uri.authority().filter(|_| !uri.host().unwrap_or_default().is_empty());
+            if authority.ok_or_else(|| malformed(text))?.as_str().contains('@') {
+                return Err(UrlError::Credentials);
+            }
+            uri.path().to_owned()
+        }
+        _ => return Err(UrlError::Scheme),
+    };
+    // A file has no query; in a path a `?` is written `%3F` (RFC 8089, section 2).
+    if !path.starts_with('/') || scheme == "file" && path.contains('?') {
+        return Err(malformed(text));
+    }
+    Ok(if scheme == "file" { format!("file://{path}") } else { text.to_owned() })
 }
 
 fn malformed(text: &str) -> UrlError {

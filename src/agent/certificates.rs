@@ -10,13 +10,16 @@ use std::path::{Path, PathBuf};
 use super::sys;
 use crate::wire::network::{AUTHORITY, BUNDLE, FOLDER};
 
-/// The bundles that programs read: those of Debian, Alpine and Arch; Fedora, CentOS and their relatives; openSUSE; and of
-/// OpenSSL in Alpine. Some of them are links to others.
+/// The bundles that programs read, each of one family of distributions. Some of them are links to others.
 const BUNDLES: [&str; 5] = [
+    // Debian, Alpine, Arch.
     "/etc/ssl/certs/ca-certificates.crt",
+    // Fedora and its relatives.
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
     "/etc/pki/tls/certs/ca-bundle.crt",
+    // SUSE.
     "/var/lib/ca-certificates/ca-bundle.pem",
+    // OpenSSL in Alpine.
     "/etc/ssl/cert.pem",
 ];
 

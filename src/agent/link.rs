@@ -107,7 +107,12 @@ impl Link {
 
     /// Returns whether any lane is open.
     pub fn is_busy(&self) -> bool {
-        !lock(&self.lanes).is_empty()
+        self.open_lanes() > 0
+    }
+
+    /// Returns the number of open lanes.
+    pub fn open_lanes(&self) -> usize {
+        lock(&self.lanes).len()
     }
 
     /// Ends every lane, since the conversation has ended.

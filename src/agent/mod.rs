@@ -42,7 +42,7 @@ pub mod init;
 mod init_root;
 mod kernel_log;
 mod leftovers;
-mod link;
+pub(crate) mod link;
 pub mod list;
 mod login;
 mod mount_table;
@@ -60,7 +60,7 @@ pub mod shutdown;
 mod silent_program;
 mod sys;
 mod terminal;
-pub mod tunnel;
+pub(crate) mod tunnel;
 mod unpack;
 mod user_managers;
 

@@ -33,12 +33,7 @@ const PORT: &str = "the port";
 ///
 /// # Errors
 /// When the port fails, or the host sends an invalid message.
-pub fn converse(
-    port: &File,
-    left: &Arc<Leftovers>,
-    tunnel: &Arc<Tunnel>,
-    power_off: fn(),
-) -> io::Result<()> {
+pub fn converse(port: &File, left: &Arc<Leftovers>, tunnel: &Arc<Tunnel>, power_off: fn()) -> io::Result<()> {
     let mut conversation = Conversation {
         left: Arc::clone(left),
         tunnel: Arc::clone(tunnel),

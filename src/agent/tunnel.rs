@@ -55,6 +55,9 @@ pub struct ProxyListener {
 
 impl Tunnel {
     /// Begins to accept connections, and makes programs trust the proxy.
+    ///
+    /// # Errors
+    /// When there is no such port, the host does not answer, or something in the guest is in the way.
     pub fn listen(&self, access: &ProxyAccess) -> Result<ProxyListener, RequestFailure> {
         let port = self.port().map_err(RequestFailure::at("the port of the network"))?;
         port.greet()?;
@@ -125,10 +128,9 @@ impl OpenPort {
         loop {
             match file.read(&mut buffer) {
                 Ok(count @ 1..) => self.take(&buffer[..count]),
-                // The host is gone, or was never there.
-                Ok(0) => sleep(TICK),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => sleep(TICK),
+                // The host is gone, or was never there.
+                _ => sleep(TICK),
             }
         }
     }

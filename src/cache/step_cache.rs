@@ -158,7 +158,6 @@ impl<'a> StepCache<'a> {
     }
 
     /// Computes the keys of a step and of all later ones anew, after the step got these downloads over a locked network.
-    #[cfg_attr(not(test), expect(dead_code, reason = "`provision` calls it as soon as steps have a proxy"))]
     pub(crate) fn rekey(&mut self, index: usize, downloads: Sha256Digest) {
         let mut digests: Vec<_> = self.planned.steps.iter().map(|planned| planned.downloads).collect();
         if digests[index].is_some_and(|planned| planned != downloads) {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
+use crate::download::NetworkMode;
 use crate::report::ProgressMode;
 use crate::resolve::base::LockfileMode;
 use crate::resolve::path_policy::{FileReach, NetworkReach, ReachPolicy};
@@ -64,6 +65,11 @@ pub struct SourceArgs {
 }
 
 impl SourceArgs {
+    /// Returns whether downloads may use the network.
+    pub fn reach(self) -> NetworkMode {
+        if self.offline { NetworkMode::Offline } else { NetworkMode::Online }
+    }
+
     /// Returns how `kiln.lock` is used.
     pub fn locking(self) -> LockfileMode {
         if self.locked { LockfileMode::Require } else { LockfileMode::Follow }

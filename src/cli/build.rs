@@ -16,7 +16,7 @@ use crate::plan::graph::Graph;
 use crate::report::ProgressMode;
 use crate::report::log::LogSink;
 use crate::reproduce::reproduce;
-use crate::resolve::base::{BaseResolver, LockfileMode};
+use crate::resolve::base::BaseResolver;
 use crate::resolve::path_policy::ReachPolicy;
 use crate::scheduler::{self, Budget, BuildScheduler, NodeOutcome};
 use crate::sign::Signer;
@@ -99,11 +99,10 @@ pub(super) async fn run(args: BuildArgs, context: CommandContext<'_>) -> Result<
     let around = BuildOptions {
         signer,
         replace: args.replace,
-        locking: args.sources.locking(),
         no_cache: args.no_cache,
         skip_tests: args.no_test,
         on_failure: args.on_failure,
-        ..surroundings(&context, events)?
+        ..surroundings(&context, args.sources, events)?
     };
     if args.check_reproducible {
         return check_reproducible(graph, &bases, &around, args.reading.reach()).await;
@@ -190,7 +189,11 @@ fn summary(graph: &Graph, ended: &[NodeOutcome]) -> String {
 }
 
 /// Returns the surroundings of a build: folders, terminal, and default options.
-pub(super) fn surroundings(context: &CommandContext<'_>, events: Events) -> Result<BuildOptions, Failure> {
+pub(super) fn surroundings(
+    context: &CommandContext<'_>,
+    sources: SourceArgs,
+    events: Events,
+) -> Result<BuildOptions, Failure> {
     Ok(BuildOptions {
         store: context.folders.store()?,
         cache: context.folders.cache()?,
@@ -199,12 +202,13 @@ pub(super) fn surroundings(context: &CommandContext<'_>, events: Events) -> Resu
         open_log: |path| Ok(Arc::new(LogSink::create(path)?)),
         cancel: context.cancel.clone(),
         replace: false,
-        locking: LockfileMode::Follow,
+        locking: sources.locking(),
         no_cache: false,
         signer: None,
         skip_tests: false,
         on_failure: OnFailure::Clean,
         attach: terminal::attach,
+        reach: sources.reach(),
     })
 }
 

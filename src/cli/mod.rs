@@ -11,7 +11,6 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio_util::sync::CancellationToken;
 
 use crate::deadline::Deadline;
-use crate::download::NetworkMode;
 use crate::error::{Failure, Kind};
 use crate::event::Events;
 use crate::project::FileReach;
@@ -78,7 +77,7 @@ impl CommandContext<'_> {
             memo: self.folders.memo()?,
             events: events.clone(),
             locking: sources.locking(),
-            reach: if sources.offline { NetworkMode::Offline } else { NetworkMode::Online },
+            reach: sources.reach(),
             files,
             cancel: self.cancel.clone(),
         })

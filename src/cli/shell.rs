@@ -66,7 +66,7 @@ pub(super) async fn run(args: ShellArgs, context: CommandContext<'_>) -> Result<
         (None, Some(step)) => find(&spec.steps, step)? + 1,
         (None, None) => spec.steps.len(),
     };
-    let around = super::build::surroundings(&context, context.events())?;
+    let around = super::build::surroundings(&context, args.sources, context.events())?;
     let bases = context.bases(args.sources, reach.files, &around.events)?;
     let (plan, _held) = scheduler::plan(spec, &bases, reach).await?;
     shell::shell(&plan, steps, &around).await

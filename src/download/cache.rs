@@ -10,6 +10,7 @@ use sha2::{Digest as _, Sha256};
 use crate::digest::Sha256Digest;
 use crate::digest_cache::DigestRecord;
 use crate::fs::{FileLock, is_at};
+use crate::size::ByteSize;
 use crate::url::Url;
 
 use super::checksum::{Algorithm, Checksum};
@@ -18,7 +19,8 @@ use super::partial_file::{DownloadClaim, ExpectedFile, PartialDownload, Verified
 use super::watch::DownloadWatch;
 use super::{DownloadCache, DownloadRequest, FOLDER_MODE, NetworkMode, places};
 
-const DATA: &str = "data";
+/// Name of a file as it was downloaded.
+pub(super) const DATA: &str = "data";
 const UNPACKED: &str = "unpacked.";
 /// Size of reads, bytes.
 const PIECE: usize = 1 << 20;
@@ -121,6 +123,17 @@ impl DownloadCache {
         drop(entry);
         self.remove_damaged(&folder, &path, watch)?;
         Ok(None)
+    }
+
+    /// Returns the file with this digest, as it was downloaded, if it is in the cache and intact.
+    pub(super) fn find_file(
+        &self,
+        sha256: Sha256Digest,
+        watch: &mut DownloadWatch<'_>,
+    ) -> Result<Option<Download>, DownloadError> {
+        let checksum = Checksum::Sha256(sha256);
+        let wanted = ExpectedFile { name: String::new(), checksum, packing: None, limit: ByteSize(u64::MAX) };
+        self.find(&wanted, watch)
     }
 
     fn remove_damaged(&self, folder: &Path, path: &Path, watch: &mut DownloadWatch<'_>) -> Result<(), DownloadError> {

@@ -188,6 +188,12 @@ impl DownloadError {
         !tried.is_empty() && !tried.iter().any(|tried| tried.problem.is_final())
     }
 
+    /// Returns the error of a file that has one place.
+    pub(super) fn of_place(url: &Url, problem: TransferError) -> Self {
+        let tried = vec![FailedAttempt { url: url.clone(), problem }];
+        Self::Failed { file: url.file_name(), tried }
+    }
+
     /// Returns an adapter for the error of a failed call: `.map_err(DownloadError::cache("read", path))`.
     pub(super) fn cache(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();

@@ -4,13 +4,19 @@
 //! A redirection is followed ten times at most, and never from `https` to `http`. Connecting, sending the request and every
 //! single read have a time limit; the whole exchange has none. Dropping the exchange closes its connection.
 
+use std::collections::BTreeMap;
 use std::io::Read;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, LazyLock};
 use std::thread;
 
-use ureq::http::{HeaderMap, Request, Response, header};
+use ureq::config::{Config, ConfigBuilder};
+use ureq::http::{HeaderMap, Request, Response, Uri, header, request};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::typestate::AgentScope;
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Body, Proxy};
 
 use super::DownloadLimits;
@@ -22,6 +28,22 @@ const PIECE: usize = 256 << 10;
 /// Number of pieces that may wait in the channel.
 const WAITING: usize = 4;
 const MOST_REDIRECTIONS: u32 = 10;
+/// The longest header of an answer that is recorded, bytes.
+const LONGEST_HEADER: usize = 4096;
+/// Headers of answers that are recorded: those that clients act on.
+const RECORDED_HEADERS: [&str; 11] = [
+    "cache-control",
+    "content-disposition",
+    "content-encoding",
+    "content-language",
+    "content-type",
+    "docker-content-digest",
+    "docker-distribution-api-version",
+    "link",
+    "location",
+    "x-pypi-last-serial",
+    "www-authenticate",
+];
 
 /// Head of a server's response.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,6 +55,8 @@ pub(super) struct ResponseHead {
     /// The strong entity tag, if there is one.
     pub(super) etag: Option<String>,
     pub(super) last_modified: Option<String>,
+    /// The other headers that clients act on, by their names in lower case.
+    pub(super) headers: BTreeMap<String, String>,
 }
 
 /// A message of the channel. It ends after [`HttpMessage::End`] or an error.
@@ -51,36 +75,124 @@ pub(super) struct ResumeRange {
 /// A running exchange.
 pub(super) struct Exchange {
     pub(super) messages: Receiver<Result<HttpMessage, TransferError>>,
-    agent: Agent,
+    /// The client, if it serves this exchange alone.
+    agent: Option<Agent>,
+}
+
+/// A function that decides whether a connection may be opened to an address of a host.
+pub(crate) type AddressGuard = dyn Fn(&str, IpAddr) -> bool + Send + Sync;
+
+/// A client for requests on behalf of a guest. It follows no redirection, and keeps connections for further requests.
+#[derive(Debug, Clone)]
+pub(crate) struct GuestClient {
+    http: Agent,
+    https: Agent,
+}
+
+/// A request on behalf of a guest.
+#[derive(Debug, Clone)]
+pub(crate) struct GuestRequest {
+    /// The URL.
+    pub(crate) url: Url,
+    /// Whether only the head of the answer is asked for.
+    pub(crate) is_head: bool,
+    /// Headers of the guest's request that are passed on.
+    pub(crate) headers: Vec<(String, String)>,
+}
+
+impl GuestClient {
+    /// Creates a client that connects only where `guard` allows it. Through a proxy of the host, the proxy decides.
+    pub(crate) fn new(guard: &Arc<AddressGuard>, limits: &DownloadLimits) -> Result<Self, TransferError> {
+        let client = |scheme| guarded_agent(scheme, limits, Arc::clone(guard));
+        Ok(Self { http: client(Scheme::Http)?, https: client(Scheme::Https)? })
+    }
+
+    fn agent(&self, url: &Url) -> &Agent {
+        if url.scheme() == Scheme::Https { &self.https } else { &self.http }
+    }
+}
+
+/// Resolves names, and leaves out the addresses that the guard does not allow.
+struct GuardedResolver {
+    guard: Arc<AddressGuard>,
+    resolver: DefaultResolver,
+}
+
+impl std::fmt::Debug for GuardedResolver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GuardedResolver").finish_non_exhaustive()
+    }
+}
+
+impl Resolver for GuardedResolver {
+    fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let host = uri.host().unwrap_or_default();
+        let resolved = self.resolver.resolve(uri, config, timeout)?;
+        let mut allowed = self.empty();
+        for address in resolved.iter().filter(|address: &&SocketAddr| (self.guard)(host, address.ip())) {
+            allowed.push(*address);
+        }
+        if allowed.is_empty() {
+            let why = format!("{host} is at {}, which is no public address", resolved[0].ip());
+            return Err(ureq::Error::Other(why.into()));
+        }
+        Ok(allowed)
+    }
 }
 
 impl Exchange {
     /// Requests a file, or its rest.
     pub(super) fn start(url: &Url, rest: Option<ResumeRange>, limits: &DownloadLimits) -> Result<Self, TransferError> {
-        // A content coding would change the bytes that the digest is of.
-        let mut request = Request::get(url.as_str()).header(header::ACCEPT_ENCODING, "identity");
-        if let Some(rest) = rest {
-            request = request.header(header::RANGE, format!("bytes={}-", rest.byte));
-            if let Some(if_range) = rest.if_range {
-                request = request.header(header::IF_RANGE, if_range);
-            }
-        }
+        let request = get(url, rest);
         let request = request.body(()).map_err(|error| TransferError::Refused(error.to_string()))?;
         let agent = agent(url, limits)?;
-        let (sender, messages) = sync_channel(WAITING);
-        let worker = agent.clone();
-        let thread = thread::Builder::new().name("download".into());
-        thread
-            .spawn(move || talk(&worker, request, &sender))
-            .map_err(|error| TransferError::Exchange(error.to_string()))?;
-        Ok(Self { messages, agent })
+        let messages = begin(agent.clone(), request)?;
+        Ok(Self { messages, agent: Some(agent) })
     }
+
+    /// Requests a resource on behalf of a guest, or its rest.
+    pub(super) fn start_for_guest(
+        client: &GuestClient,
+        request: &GuestRequest,
+        rest: Option<ResumeRange>,
+    ) -> Result<Self, TransferError> {
+        let builder = if request.is_head { Request::head(request.url.as_str()) } else { get(&request.url, rest) };
+        let headers = request.headers.iter();
+        let builder = headers.fold(builder, |builder, (name, value)| builder.header(name, value));
+        let sent = builder.body(()).map_err(|error| TransferError::Refused(error.to_string()))?;
+        let messages = begin(client.agent(&request.url).clone(), sent)?;
+        Ok(Self { messages, agent: None })
+    }
+}
+
+/// Starts the thread of an exchange, and returns its messages.
+fn begin(agent: Agent, request: Request<()>) -> Result<Receiver<Result<HttpMessage, TransferError>>, TransferError> {
+    let (sender, messages) = sync_channel(WAITING);
+    let thread = thread::Builder::new().name("download".into());
+    let started = thread.spawn(move || talk(&agent, request, &sender));
+    started.map_err(|error| TransferError::Exchange(error.to_string()))?;
+    Ok(messages)
+}
+
+/// Returns a request for a file, or its rest.
+fn get(url: &Url, rest: Option<ResumeRange>) -> request::Builder {
+    // A content coding would change the bytes that the digest is of.
+    let mut request = Request::get(url.as_str()).header(header::ACCEPT_ENCODING, "identity");
+    if let Some(rest) = rest {
+        request = request.header(header::RANGE, format!("bytes={}-", rest.byte));
+        if let Some(if_range) = rest.if_range {
+            request = request.header(header::IF_RANGE, if_range);
+        }
+    }
+    request
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
         // The thread may be waiting for data. If it is still connecting, its own time limit ends it.
-        self.agent.clone().shutdown();
+        if let Some(agent) = &self.agent {
+            agent.clone().shutdown();
+        }
     }
 }
 
@@ -116,12 +228,29 @@ fn head(response: &Response<Body>) -> ResponseHead {
     let headers = response.headers();
     ResponseHead {
         status: response.status().as_u16(),
-        length: response.body().content_length(),
+        length: response.body().content_length().or_else(|| announced_length(headers)),
         content_range: text(headers, &header::CONTENT_RANGE),
         // A weak entity tag does not identify bytes (RFC 9110 8.8.1).
         etag: text(headers, &header::ETAG).filter(|etag| etag.starts_with('"')),
         last_modified: text(headers, &header::LAST_MODIFIED),
+        headers: recorded_headers(headers),
     }
+}
+
+/// Returns the length of the body that a `GET` would be answered with, for the answer to a `HEAD`.
+fn announced_length(headers: &HeaderMap) -> Option<u64> {
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        return None;
+    }
+    text(headers, &header::CONTENT_LENGTH)?.parse().ok()
+}
+
+fn recorded_headers(headers: &HeaderMap) -> BTreeMap<String, String> {
+    let present = RECORDED_HEADERS.iter().filter_map(|name| {
+        let value = headers.get(*name)?.to_str().ok().filter(|value| value.len() <= LONGEST_HEADER)?;
+        Some(((*name).to_owned(), value.to_owned()))
+    });
+    present.collect()
 }
 
 fn text(headers: &HeaderMap, name: &header::HeaderName) -> Option<String> {
@@ -130,7 +259,7 @@ fn text(headers: &HeaderMap, name: &header::HeaderName) -> Option<String> {
 
 /// Converts an error of the client into a problem, which decides whether a retry may succeed.
 fn problem(error: &ureq::Error) -> TransferError {
-    use ureq::Error::{BadUri, Http, InvalidProxyUrl, Io, RequireHttpsOnly, Timeout, TooManyRedirects};
+    use ureq::Error::{BadUri, Http, InvalidProxyUrl, Io, Other, RequireHttpsOnly, Timeout, TooManyRedirects};
     match error {
         Io(error) => TransferError::Exchange(error.to_string()),
         Timeout(ureq::Timeout::PerRead | ureq::Timeout::RecvResponse) => {
@@ -139,6 +268,8 @@ fn problem(error: &ureq::Error) -> TransferError {
         Timeout(what) => TransferError::Exchange(format!("it took too long to {what}")),
         TooManyRedirects => TransferError::Refused(format!("more than {MOST_REDIRECTIONS} redirections")),
         RequireHttpsOnly(to) => TransferError::Refused(format!("it redirects from https to {to}")),
+        // The guard of a guest's client refuses an address.
+        Other(why) => TransferError::Refused(why.to_string()),
         Http(_) | BadUri(_) | InvalidProxyUrl => TransferError::Refused(error.to_string()),
         other => TransferError::Exchange(other.to_string()),
     }
@@ -148,12 +279,28 @@ fn agent(url: &Url, limits: &DownloadLimits) -> Result<Agent, TransferError> {
     #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
     super::name_lookup::use_built_in_services();
     let is_https = url.scheme() == Scheme::Https;
+    let config = config(url.scheme(), limits)?.https_only(is_https).max_redirects(MOST_REDIRECTIONS);
+    Ok(config.build().into())
+}
+
+/// Returns a client for guests. The addresses of the host's own proxy are not judged: it is the host's way out.
+fn guarded_agent(scheme: Scheme, limits: &DownloadLimits, guard: Arc<AddressGuard>) -> Result<Agent, TransferError> {
+    #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
+    super::name_lookup::use_built_in_services();
+    let config = config(scheme, limits)?.max_redirects(0).max_idle_connections_per_host(8).build();
+    if config.proxy().is_some() {
+        return Ok(config.into());
+    }
+    let resolver = GuardedResolver { guard, resolver: DefaultResolver::default() };
+    Ok(Agent::with_parts(config, DefaultConnector::new(), resolver))
+}
+
+/// Returns what all clients of kiln have in common.
+fn config(scheme: Scheme, limits: &DownloadLimits) -> Result<ConfigBuilder<AgentScope>, TransferError> {
     let mut config = Agent::config_builder()
         .http_status_as_error(false)
-        .https_only(is_https)
-        .max_redirects(MOST_REDIRECTIONS)
         .user_agent(concat!("kiln/", env!("CARGO_PKG_VERSION")))
-        .proxy(proxy(url.scheme(), &|name| std::env::var(name).ok())?)
+        .proxy(proxy(scheme, &|name| std::env::var(name).ok())?)
         .timeout_resolve(Some(limits.connect))
         .timeout_connect(Some(limits.connect))
         .timeout_send_request(Some(limits.silence))
@@ -163,7 +310,7 @@ fn agent(url: &Url, limits: &DownloadLimits) -> Result<Agent, TransferError> {
     if let Some(roots) = system_roots() {
         config = config.tls_config(TlsConfig::builder().root_certs(roots).build());
     }
-    Ok(config.build().into())
+    Ok(config)
 }
 
 /// Returns the authorities that this host trusts, so that a company's own is among them; `SSL_CERT_FILE` and `SSL_CERT_DIR`

@@ -319,7 +319,7 @@ impl DownloadIntake {
 }
 
 /// Opens the file for writing. It may be read-only, if kiln was killed after that was set.
-fn open(path: &Path) -> io::Result<File> {
+pub(super) fn open(path: &Path) -> io::Result<File> {
     match fs::set_permissions(path, Permissions::from_mode(0o600)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

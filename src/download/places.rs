@@ -39,7 +39,7 @@ pub(super) fn fetch<T: TransferTarget>(
 }
 
 /// Tries one place repeatedly.
-fn persist<T: TransferTarget>(
+pub(super) fn persist<T: TransferTarget>(
     url: &Url,
     target: &mut T,
     limits: &DownloadLimits,

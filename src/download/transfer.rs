@@ -41,6 +41,19 @@ pub(super) trait TransferTarget {
     /// Returns the origin of these bytes; `None` if they cannot be continued.
     fn origin(&self) -> Option<&TransferOrigin>;
 
+    /// Starts an exchange for the file, or for its rest.
+    fn request(
+        &self,
+        url: &Url,
+        rest: Option<ResumeRange>,
+        limits: &DownloadLimits,
+    ) -> Result<Exchange, TransferError> {
+        Exchange::start(url, rest, limits)
+    }
+
+    /// Shows the head of each answer, before anything is decided about it.
+    fn answered(&mut self, _head: &ResponseHead) {}
+
     /// Announces the origin of the next bytes, which follow the existing ones or replace them.
     fn begin(&mut self, origin: TransferOrigin, how: TransferStart) -> Result<(), DownloadError>;
 
@@ -111,10 +124,11 @@ fn download<T: TransferTarget>(
         return Ok(());
     }
     let rest = there.as_ref().map(|origin| ResumeRange { byte: target.length(), if_range: validator(origin, url) });
-    let exchange = Exchange::start(url, rest, limits)?;
+    let exchange = target.request(url, rest, limits)?;
     let HttpMessage::Head(head) = watch.receive(&exchange.messages)?.ok_or_else(broken_off)?? else {
         return Err(broken_off().into());
     };
+    target.answered(&head);
     let how = place(url, target, there.as_ref(), &head, limits)?;
     let origin = origin(url, &head, how, there);
     let announced = origin.total;

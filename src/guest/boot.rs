@@ -17,6 +17,7 @@ use crate::machine::{self, MachineExit, RunningMachine};
 use crate::masking::SecretMask;
 use crate::plan::machine::PlannedMachine;
 use crate::plan::with_grace;
+use crate::proxy::Proxy;
 use crate::seed;
 use crate::session::{AGENT, Exec, Exit, GuestError, Hello, Session};
 use crate::size::format_duration;
@@ -63,6 +64,18 @@ pub(crate) struct MachineSite<'a> {
     pub(crate) events: &'a Events,
     /// Masks secrets on the console.
     pub(crate) mask: &'a SecretMask,
+    /// The proxy of the locked network.
+    pub(crate) proxy: Option<&'a Proxy>,
+}
+
+impl MachineSite<'_> {
+    /// Connects a machine that has the locked network to its proxy.
+    fn connect(self, running: &mut RunningMachine) -> Result<(), Failure> {
+        if let (Some(proxy), Some(port)) = (self.proxy, running.take_network()) {
+            proxy.serve(port)?;
+        }
+        Ok(())
+    }
 }
 
 impl BuildContext<'_> {
@@ -73,6 +86,7 @@ impl BuildContext<'_> {
             limits: &self.limits,
             events: &self.events,
             mask: self.secrets.mask(),
+            proxy: self.proxy.as_ref(),
         }
     }
 }
@@ -244,7 +258,8 @@ pub(crate) async fn resume(
 ) -> Result<Guest, Failure> {
     let (ram, format) = memory;
     let launched = machine::launch(site.machine, backing, Start::Restore, site.folder, site.events, site.mask);
-    let (running, stream) = site.limits.hold(launched).await?;
+    let (mut running, stream) = site.limits.hold(launched).await?;
+    site.connect(&mut running)?;
     let awake = async {
         site.limits.hold(running.restore(ram, format)).await?;
         site.limits.call(&running, WAKING, wake(stream, &hello.boot_id)).await
@@ -264,11 +279,15 @@ pub(crate) async fn resume(
 /// Wakes the agent of a machine that was restored, and sends it the time and new entropy.
 async fn wake(stream: UnixStream, boot_id: &str) -> Result<Session, GuestError> {
     let mut session = Session::resumed(stream, boot_id).await?;
+    session.wake(SystemTime::now(), draw_entropy()?).await?;
+    Ok(session)
+}
+
+fn draw_entropy() -> Result<[u8; 64], GuestError> {
     let mut entropy = [0; 64];
     let drawn = File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut entropy));
     drawn.map_err(GuestError::Port)?;
-    session.wake(SystemTime::now(), entropy).await?;
-    Ok(session)
+    Ok(entropy)
 }
 
 /// Boots, and boots once more if QEMU crashes before the guest is up. `attempt` creates the overlay anew, so nothing of the
@@ -300,7 +319,8 @@ fn is_crash(failure: &Failure) -> bool {
 /// Starts a machine, and waits until its agent connects and the boot is over.
 pub(crate) async fn start(site: MachineSite<'_>, backing: &BackingFiles) -> Result<Guest, Failure> {
     let launched = machine::launch(site.machine, backing, Start::Boot, site.folder, site.events, site.mask);
-    let (running, stream) = site.limits.hold(launched).await?;
+    let (mut running, stream) = site.limits.hold(launched).await?;
+    site.connect(&mut running)?;
     let patience = site.machine.boot_timeout;
     let accepted = async {
         site.limits.hold(running.boot(RESETS_AT_BOOT)).await?;
@@ -387,6 +407,12 @@ impl Guest {
         let asked = site.limits.call(&self.machine, PATIENCE, self.session.clock()).await;
         #[expect(clippy::cast_precision_loss, reason = "microseconds of this century fit")]
         asked.ok().map(|nanoseconds| nanoseconds as f64 / 1e9)
+    }
+
+    /// Sets the guest's clock.
+    pub(crate) async fn set_clock(&mut self, site: MachineSite<'_>, now: SystemTime) -> Result<(), Failure> {
+        let request = async { self.session.wake(now, draw_entropy()?).await };
+        site.limits.call(&self.machine, WAKING, request).await
     }
 
     /// Reboots the guest from inside. The agent is started again as at the boot before, on the same port.

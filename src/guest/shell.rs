@@ -1,6 +1,5 @@
 //! A shell in the guest for a person. Changes made there are thrown away.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
@@ -8,6 +7,7 @@ use crate::context::BuildContext;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::Event;
 use crate::machine::MachineExit;
+use crate::proxy::Proxy;
 use crate::session::exec::SHELL;
 use crate::session::{Attach, Exec, Exit, GuestError};
 use crate::specfile::Action;
@@ -77,10 +77,12 @@ impl BuildContext<'_> {
             Some(Action::Run { context, .. } | Action::Script { context, .. }) => Some(context),
             _ => None,
         };
-        let mut env: BTreeMap<_, _> = self.plan.spec.vars.clone();
+        let mut env = self.proxy_environment();
+        env.extend(self.plan.spec.vars.clone());
         env.extend(context.into_iter().flat_map(|context| context.env.clone()));
         let dir = context.map_or_else(|| "/".to_owned(), |context| context.dir.clone());
-        Exec { env, dir, login: true, ..Exec::new([SHELL, "-c", LOGIN]) }
+        let network = self.proxy.as_ref().map(Proxy::access);
+        Exec { env, dir, login: true, network, ..Exec::new([SHELL, "-c", LOGIN]) }
     }
 
     /// Opens a shell after a step that failed in a guest that is still running, if the user asked for one. The step's

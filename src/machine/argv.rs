@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 use crate::plan::agent::AgentStart;
 use crate::plan::machine::{Accelerator, PlannedMachine, PrivateNetworkAccess};
-use crate::specfile::DiskFormat;
-use crate::wire::{DISK_SERIAL, PORT};
+use crate::specfile::{DiskFormat, NetworkBackend};
+use crate::wire::{DISK_SERIAL, PORT, network};
 
 use super::agent_port::DEVICE;
 
@@ -29,6 +29,9 @@ pub const OUTBOUND_FD: RawFd = 6;
 pub const ALLOWED_FD: RawFd = 7;
 /// Descriptor of the network filter's answers to the guest.
 pub const ANSWERS_FD: RawFd = 8;
+
+/// Descriptor of the channel of the locked network.
+pub const NETWORK_FD: RawFd = 9;
 
 /// Name of the overlay in the scratch folder.
 pub const OVERLAY: &str = "overlay.qcow2";
@@ -86,6 +89,9 @@ pub fn argv(machine: &PlannedMachine, backing: &BackingFiles, start: Start) -> V
     }
     kernel_or_firmware(&mut args, machine);
     channels(&mut args);
+    if machine.network == NetworkBackend::Locked {
+        locked_network(&mut args);
+    }
     disks(&mut args, backing, machine);
     if machine.agent == AgentStart::CloudInit {
         seed(&mut args);
@@ -209,6 +215,12 @@ fn channels(args: &mut QemuArgs) {
     args.option("-chardev", format!("socket,id=agent,fd={AGENT_FD}"));
     args.option("-device", "virtio-serial-pci,id=ports");
     args.option("-device", format!("virtserialport,id={DEVICE},bus=ports.0,chardev=agent,name={PORT}"));
+}
+
+/// Adds the port that carries the connections of programs to kiln's proxy.
+fn locked_network(args: &mut QemuArgs) {
+    args.option("-chardev", format!("socket,id=network,fd={NETWORK_FD}"));
+    args.option("-device", format!("virtserialport,bus=ports.0,chardev=network,name={}", network::PORT));
 }
 
 fn disks(args: &mut QemuArgs, backing: &BackingFiles, machine: &PlannedMachine) {

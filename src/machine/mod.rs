@@ -32,6 +32,7 @@ use crate::event::{Events, NoticeLevel};
 use crate::masking::SecretMask;
 use crate::plan::machine::PlannedMachine;
 use crate::process;
+use crate::specfile::NetworkBackend;
 
 pub mod accel;
 mod agent_port;
@@ -49,7 +50,7 @@ mod refusal_reply;
 mod test_frames;
 
 use agent_port::AgentPort;
-use argv::{AGENT_FD, BackingFiles, CONSOLE_FD, HOTPLUG_BUS, QMP_FD, Start, UEFI_VARS};
+use argv::{AGENT_FD, BackingFiles, CONSOLE_FD, HOTPLUG_BUS, NETWORK_FD, QMP_FD, Start, UEFI_VARS};
 use console::Console;
 use kernel_links::link_kernel;
 use network_filter::FilterReport;
@@ -273,6 +274,8 @@ pub struct RunningMachine {
     /// The node that takes the guest's writes, and the number of its predecessors.
     top: String,
     frozen: u32,
+    /// The channel of the locked network, until it is taken.
+    network: Option<std::os::unix::net::UnixStream>,
 }
 
 /// Proof that the guest has shut itself down and QEMU has exited with status 0: nobody writes to the overlay any more.
@@ -313,6 +316,12 @@ pub async fn launch(
     let (serial, serial_theirs) = channel().map_err(MachineError::prepare("the console's channel"))?;
     let console_file = open_console(&folder.join("console.log")).map_err(MachineError::prepare("console.log"))?;
     let mut descriptors = vec![(QMP_FD, qmp_theirs), (AGENT_FD, agent_theirs), (CONSOLE_FD, serial_theirs)];
+    let mut network = None;
+    if machine.network == NetworkBackend::Locked {
+        let (ours, theirs) = network_filter::channel().map_err(MachineError::prepare("the network's channel"))?;
+        descriptors.push((NETWORK_FD, theirs));
+        network = Some(ours);
+    }
     let filter = network_filter::start(machine, report_to(events.clone()));
     descriptors.extend(filter.map_err(MachineError::prepare("the network filter"))?);
     let mut command = process::with_descriptors(&machine.qemu, descriptors);
@@ -327,7 +336,7 @@ pub async fn launch(
     tokio::task::spawn_local(console::record(serial, console_file, mask.stream(), console.clone(), events.clone()));
     let (qmp, qmp_events) = connect(qmp, life.subscribe(), group).await?;
     tokio::task::spawn_local(follow(qmp_events, life.clone()));
-    Ok((RunningMachine { group, qmp, life, console, plugged: 0, top: argv::TOP.into(), frozen: 0 }, agent))
+    Ok((RunningMachine { group, qmp, life, console, plugged: 0, top: argv::TOP.into(), frozen: 0, network }, agent))
 }
 
 /// Reports refusals of the network filter as notices of a build.
@@ -392,6 +401,11 @@ impl RunningMachine {
     #[must_use]
     pub fn console(&self) -> &Console {
         &self.console
+    }
+
+    /// Takes the channel of the locked network; `None` if the machine has none, or it was taken before.
+    pub fn take_network(&mut self) -> Option<std::os::unix::net::UnixStream> {
+        self.network.take()
     }
 
     /// Starts the guest's firmware. It and boot loaders may reset the machine this often.

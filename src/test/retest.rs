@@ -148,7 +148,8 @@ pub async fn retest(
     // An image of the store was searched for its secrets before it was published.
     let limits = Deadline::new(cancel, Duration::MAX);
     let mask = SecretMask::default();
-    let site = MachineSite { machine: &machine, folder: work.path(), limits: &limits, events, mask: &mask };
+    let site =
+        MachineSite { machine: &machine, folder: work.path(), limits: &limits, events, mask: &mask, proxy: None };
     let bench = Bench { site, disk_size: output.virtual_bytes, tests };
     let logs = cache.join(kept_logs::FAILED).join(format!("{}-{}", id.name(), id.version()));
     let mut outcomes = Vec::new();

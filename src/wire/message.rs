@@ -455,11 +455,7 @@ impl Message {
     pub fn is_greeting(&self) -> bool {
         matches!(
             self,
-            Self::Hello { .. }
-                | Self::Welcome { .. }
-                | Self::Ready { .. }
-                | Self::Resume { .. }
-                | Self::Tunnel { .. }
+            Self::Hello { .. } | Self::Welcome { .. } | Self::Ready { .. } | Self::Resume { .. } | Self::Tunnel { .. }
         )
     }
 

@@ -1,0 +1,264 @@
+//! Finds the answer to each request: in the record of an earlier build, else from the server, which is asked once.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::digest::Sha256Digest;
+use crate::download::{
+    AnswerHead, DownloadCache, DownloadError, DownloadLimits, DownloadWatch, GuestClient, GuestRequest, IncomingAnswer,
+};
+use crate::error::{Fault, Kind};
+use crate::network_record::{NetworkRecord, RecordedAnswer, RecordedRequest};
+use crate::url::{Scheme, Url, UrlError};
+
+use super::policy::HostPolicy;
+use super::redaction::redact;
+use super::request::RequestHead;
+
+/// The most refusals of one step that are told.
+const MOST_REFUSALS: usize = 10;
+/// The number of attempts without progress: the program in the guest tries again by itself, and waits meanwhile.
+const ATTEMPTS: u32 = 3;
+/// The longest `Accept` that is recorded, bytes.
+const LONGEST_ACCEPT: usize = 1024;
+/// Headers of a request that are passed on.
+const PASSED_ON: [&str; 3] = ["accept", "accept-language", "user-agent"];
+
+/// The reason why a request is not answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refusal {
+    /// The HTTP status for the client.
+    pub(super) status: u16,
+    /// A sentence for the one who wrote the step.
+    pub(super) reason: String,
+}
+
+impl Refusal {
+    pub(super) fn new(status: u16, reason: impl Into<String>) -> Self {
+        Self { status, reason: reason.into() }
+    }
+}
+
+/// What a build's requests may use.
+pub(super) struct Recorder {
+    pub(super) cache: DownloadCache,
+    pub(super) client: GuestClient,
+    pub(super) limits: DownloadLimits,
+    pub(super) policy: HostPolicy,
+    pub(super) cancel: CancellationToken,
+    /// Whether only recorded answers are given.
+    pub(super) is_strict: bool,
+    /// Returns whether a text holds a secret of the spec.
+    pub(super) holds_secret: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    pub(super) known: BTreeMap<RecordedRequest, RecordedAnswer>,
+    pub(super) state: Mutex<RecorderState>,
+}
+
+#[derive(Default)]
+pub(super) struct RecorderState {
+    answers: HashMap<RecordedRequest, Arc<IncomingAnswer>>,
+    /// The requests of the running step.
+    asked: BTreeSet<RecordedRequest>,
+    refusals: Vec<String>,
+}
+
+/// What the proxy did for one step.
+#[derive(Debug, Clone, Default)]
+pub struct StepTraffic {
+    /// The answers that the step got, sorted by their requests; without the names of steps.
+    pub answers: Vec<RecordedAnswer>,
+    /// Why requests were refused, a sentence each.
+    pub refusals: Vec<String>,
+    /// Recorded answers that servers do not give any more.
+    pub changed: Vec<ChangedAnswerError>,
+    /// Whether a request got no answer for a reason that may be another one the next time, such as a silent server.
+    pub has_gaps: bool,
+}
+
+/// A server gives another answer than the recorded one, which is not in the cache any more.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct ChangedAnswerError(Arc<DownloadError>);
+
+impl Fault for ChangedAnswerError {
+    fn kind(&self) -> Kind {
+        Kind::Base
+    }
+
+    fn hints(&self) -> Vec<String> {
+        vec!["`kiln lock --refresh` forgets what was recorded, so that the next build records what is there now".into()]
+    }
+}
+
+impl Recorder {
+    /// Creates a recorder that answers from this record first.
+    pub(super) fn new(
+        cache: DownloadCache,
+        client: GuestClient,
+        policy: HostPolicy,
+        record: Option<&NetworkRecord>,
+    ) -> Self {
+        let answers = record.into_iter().flat_map(|record| &record.answers);
+        Self {
+            cache,
+            client,
+            limits: DownloadLimits { download: super::LARGEST_BODY, attempts: ATTEMPTS, ..DownloadLimits::default() },
+            policy,
+            cancel: CancellationToken::new(),
+            is_strict: false,
+            holds_secret: Box::new(|_| false),
+            known: answers.map(|answer| (answer.request.clone(), answer.clone())).collect(),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Returns the answer to a request, whose body may still be to come.
+    pub(super) fn answer(self: &Arc<Self>, url: &str, head: &RequestHead) -> Result<Arc<IncomingAnswer>, Refusal> {
+        let (request, sent) = self.judge(url, head)?;
+        let mut state = self.lock();
+        state.asked.insert(request.clone());
+        if let Some(answer) = state.answers.get(&request).filter(|answer| !answer.has_failed()) {
+            return Ok(Arc::clone(answer));
+        }
+        let known = self.known.get(&request).cloned();
+        if known.is_none() && self.is_strict {
+            let why = "is not in kiln.lock, and --locked allows nothing else; `kiln build` without it records it";
+            return Err(Refusal::new(403, format!("{} {why}", request.url)));
+        }
+        let answer = Arc::new(IncomingAnswer::default());
+        state.answers.insert(request, Arc::clone(&answer));
+        drop(state);
+        let (recorder, incoming) = (Arc::clone(self), Arc::clone(&answer));
+        let thread = thread::Builder::new().name("recording".into());
+        match thread.spawn(move || recorder.fetch(known, &sent, &incoming)) {
+            Ok(_) => Ok(answer),
+            Err(error) => Err(Refusal::new(503, format!("kiln cannot start a thread: {error}"))),
+        }
+    }
+
+    /// Checks a request. Returns it as it is recorded, and as it is sent.
+    fn judge(&self, url: &str, head: &RequestHead) -> Result<(RecordedRequest, GuestRequest), Refusal> {
+        let shown = redact(url);
+        let is_head = match head.method.as_str() {
+            "GET" => false,
+            "HEAD" => true,
+            other => {
+                let why = "the locked network has GET and HEAD alone, whose answers can be given again";
+                return Err(Refusal::new(405, format!("{other} {shown} is refused: {why}")));
+            }
+        };
+        if head.has_body() {
+            return Err(Refusal::new(400, format!("{shown} is refused: a GET with a body")));
+        }
+        let parsed = Url::of_resource(url.split('#').next().unwrap_or_default());
+        let url = match parsed {
+            Ok(url) if url.scheme() != Scheme::File && url.as_str().is_ascii() => url,
+            Err(UrlError::Credentials) => {
+                return Err(Refusal::new(403, "a URL with a user name is refused: its answer could not be recorded"));
+            }
+            _ => return Err(Refusal::new(403, format!("{shown} is refused: only http and https can be recorded"))),
+        };
+        if (self.holds_secret)(url.as_str()) {
+            let why = "the URL holds a secret, which would be in kiln.lock; download it on the host and copy it";
+            return Err(Refusal::new(403, format!("a request is refused: {why}")));
+        }
+        let host = url.host();
+        if !self.policy.allows(&host) {
+            let why = "`allow` of [network] in the spec does not list this host";
+            return Err(Refusal::new(403, format!("{shown} is refused: {why}")));
+        }
+        let accept = head.header("accept").filter(|accept| *accept != "*/*").map(str::to_owned);
+        if accept.as_ref().is_some_and(|accept| !is_recordable(accept) || (self.holds_secret)(accept)) {
+            return Err(Refusal::new(400, format!("{shown} is refused: its `Accept` header cannot be recorded")));
+        }
+        let passed_on = PASSED_ON.iter().filter_map(|name| Some(((*name).to_owned(), head.header(name)?.to_owned())));
+        let sent = GuestRequest { url, is_head, headers: passed_on.collect() };
+        Ok((RecordedRequest { url: shown, head: is_head, accept }, sent))
+    }
+
+    /// Fills an answer: from the cache if it is known, else from the server.
+    fn fetch(&self, known: Option<RecordedAnswer>, sent: &GuestRequest, incoming: &IncomingAnswer) {
+        let (mut progress, mut notice) = (|_| {}, |_| {});
+        let mut watch = DownloadWatch::new(&self.cancel, &mut progress, &mut notice);
+        let expected = match known {
+            Some(known) => match self.give_again(&known, incoming, &mut watch) {
+                Ok(true) => return,
+                Ok(false) => Some(known.sha256),
+                Err(error) => return incoming.fail(error),
+            },
+            None => None,
+        };
+        // The error is in the answer.
+        let _ = self.cache.record((&self.client, sent), expected, &self.limits, (incoming, &mut watch));
+    }
+
+    /// Gives a recorded answer, if its body is in the cache.
+    fn give_again(
+        &self,
+        known: &RecordedAnswer,
+        incoming: &IncomingAnswer,
+        watch: &mut DownloadWatch<'_>,
+    ) -> Result<bool, DownloadError> {
+        let RecordedAnswer { status, headers, bytes, sha256, .. } = known;
+        let has_body = *sha256 != Sha256Digest::of("");
+        let body = if has_body { self.cache.find_recorded(*sha256, watch)? } else { None };
+        if has_body && body.is_none() {
+            return Ok(false);
+        }
+        let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(*bytes);
+        let head = AnswerHead { status: *status, length: Some(length), headers: headers.clone() };
+        incoming.complete(head, *sha256, body)?;
+        Ok(true)
+    }
+
+    /// Notes why a request of the running step was refused.
+    pub(super) fn note_refusal(&self, reason: &str) {
+        let mut state = self.lock();
+        if state.refusals.len() < MOST_REFUSALS && !state.refusals.iter().any(|other| other == reason) {
+            state.refusals.push(reason.to_owned());
+        }
+    }
+
+    /// Begins a step: what was asked before does not belong to it.
+    pub(super) fn begin_step(&self) {
+        let mut state = self.lock();
+        state.asked.clear();
+        state.refusals.clear();
+    }
+
+    /// Returns what the step got. Blocks until the bodies that it asked for are complete, whether it read them or not.
+    pub(super) fn end_step(&self) -> StepTraffic {
+        let mut state = self.lock();
+        let asked = std::mem::take(&mut state.asked);
+        let refusals = std::mem::take(&mut state.refusals);
+        let answers: Vec<_> =
+            asked.into_iter().filter_map(|request| Some((state.answers.get(&request)?.clone(), request))).collect();
+        drop(state);
+        let mut traffic = StepTraffic { refusals, ..StepTraffic::default() };
+        for (answer, request) in answers {
+            match answer.finished() {
+                Ok(_) => traffic.answers.extend(recorded(&answer, request)),
+                Err(error) if error.is_wrong_digest() => traffic.changed.push(ChangedAnswerError(error)),
+                Err(_) => traffic.has_gaps = true,
+            }
+        }
+        traffic
+    }
+
+    fn lock(&self) -> MutexGuard<'_, RecorderState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns whether a header can be on a line of `kiln.lock`.
+fn is_recordable(header: &str) -> bool {
+    header.len() <= LONGEST_ACCEPT && header.bytes().all(|byte| matches!(byte, b' '..=b'~'))
+}
+
+fn recorded(answer: &IncomingAnswer, request: RecordedRequest) -> Option<RecordedAnswer> {
+    let (AnswerHead { status, headers, .. }, sha256, bytes) = answer.recorded()?;
+    Some(RecordedAnswer { request, status, sha256, bytes, headers, steps: BTreeSet::new() })
+}

@@ -1,0 +1,325 @@
+//! Tests of the proxy against servers on this host, and clients that behave in any way.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream as Socket;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::*;
+use crate::digest::Sha256Digest;
+use crate::digest_cache::DigestCache;
+use crate::download::NetworkMode;
+use crate::network_record::RecordedAnswer;
+
+/// A server that answers each request with the bytes that a function returns for its path, and counts the requests.
+struct Server {
+    port: u16,
+    asked: Arc<AtomicUsize>,
+    heads: Arc<Mutex<Vec<String>>>,
+}
+
+impl Server {
+    fn start(answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (asked, heads) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
+        let (counted, kept, answer) = (Arc::clone(&asked), Arc::clone(&heads), Arc::new(answer));
+        thread::spawn(move || {
+            for socket in listener.incoming().map_while(Result::ok) {
+                let (counted, kept, answer) = (Arc::clone(&counted), Arc::clone(&kept), Arc::clone(&answer));
+                thread::spawn(move || {
+                    let head = read_head(&socket);
+                    counted.fetch_add(1, Ordering::SeqCst);
+                    let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
+                    kept.lock().unwrap().push(head);
+                    let _ = (&socket).write_all(&answer(&path));
+                    let _ = socket.shutdown(Shutdown::Both);
+                });
+            }
+        });
+        Self { port, asked, heads }
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
+}
+
+fn read_head(mut socket: &TcpStream) -> String {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") && socket.read(&mut byte).unwrap_or(0) == 1 {
+        head.push(byte[0]);
+    }
+    String::from_utf8_lossy(&head).into_owned()
+}
+
+fn ok(body: &str) -> Vec<u8> {
+    format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nETag: \"e\"\r\nContent-Type: text/plain\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+/// The options of a proxy that may reach this host.
+fn options(cache: &Path, reach: NetworkMode) -> ProxyOptions<'static> {
+    let memo = Arc::new(DigestCache::load(cache));
+    ProxyOptions {
+        cache: DownloadCache::open(cache, memo, reach).unwrap(),
+        record: None,
+        allow: vec!["127.0.0.1".parse().unwrap(), "localhost".parse().unwrap()],
+        is_strict: false,
+        holds_secret: Box::new(|text| text.contains("hunter2")),
+        cancel: CancellationToken::new(),
+    }
+}
+
+fn proxy(cache: &Path) -> Proxy {
+    Proxy::new(options(cache, NetworkMode::Online)).unwrap()
+}
+
+/// Sends bytes to the proxy as a program would, and returns everything that comes back.
+fn talk(proxy: &Proxy, sent: &str) -> String {
+    String::from_utf8_lossy(&talk_bytes(proxy, sent.as_bytes())).into_owned()
+}
+
+fn talk_bytes(proxy: &Proxy, sent: &[u8]) -> Vec<u8> {
+    let (ours, theirs) = Socket::pair().unwrap();
+    let core = Arc::clone(&proxy.core);
+    let thread = thread::spawn(move || exchange::serve(theirs, &core));
+    (&ours).write_all(sent).unwrap();
+    ours.shutdown(Shutdown::Write).unwrap();
+    let mut came = Vec::new();
+    let _ = (&ours).read_to_end(&mut came);
+    thread.join().unwrap();
+    came
+}
+
+fn get(url: &str, headers: &str) -> String {
+    format!("GET {url} HTTP/1.1\r\nHost: a\r\n{headers}\r\n")
+}
+
+fn body(answer: &str) -> &str {
+    answer.split_once("\r\n\r\n").unwrap().1
+}
+
+/// Returns the record of what a step got.
+fn record(proxy: &Proxy) -> NetworkRecord {
+    NetworkRecord { recorded: Timestamp::UNIX_EPOCH, answers: proxy.end_step().answers }
+}
+
+#[test]
+fn an_answer_is_recorded_once_and_given_again_without_the_server() {
+    let cache = tempfile::tempdir().unwrap();
+    let server = Server::start(|path| ok(&format!("the file {path}")));
+    let url = server.url("/a/b?c=1");
+    let first = proxy(cache.path());
+    first.begin_step();
+    let answer = talk(&first, &(get(&url, "") + &get(&url, "")));
+    assert_eq!(answer.matches("the file /a/b?c=1").count(), 2, "{answer}");
+    assert!(answer.contains("etag: \"e\"") && answer.contains("content-type: text/plain"), "{answer}");
+    assert_eq!(server.asked(), 1);
+    let record = record(&first);
+    let [RecordedAnswer { request, status: 200, sha256, bytes: 17, .. }] = &record.answers[..] else {
+        panic!("{record:?}");
+    };
+    assert_eq!((request.url.as_str(), *sha256), (url.as_str(), Sha256Digest::of("the file /a/b?c=1")));
+
+    let again = ProxyOptions { record: Some(&record), is_strict: true, ..options(cache.path(), NetworkMode::Offline) };
+    let again = Proxy::new(again).unwrap();
+    again.begin_step();
+    let second = talk(&again, &get(&url, ""));
+    assert_eq!(body(&second), "the file /a/b?c=1");
+    let other = talk(&again, &get(&server.url("/other"), ""));
+    assert!(other.starts_with("HTTP/1.1 403") && other.contains("is not in kiln.lock"), "{other}");
+    let traffic = again.end_step();
+    assert_eq!(traffic.answers, record.answers);
+    assert_eq!(traffic.refusals.len(), 1);
+    assert_eq!(server.asked(), 1);
+}
+
+#[test]
+fn a_body_that_is_lost_is_downloaded_again_and_must_be_the_same() {
+    let cache = tempfile::tempdir().unwrap();
+    let text = Arc::new(Mutex::new("a".repeat(200_000)));
+    let served = Arc::clone(&text);
+    let server = Server::start(move |_| ok(&served.lock().unwrap()));
+    let url = server.url("/a");
+    let first = proxy(cache.path());
+    talk(&first, &get(&url, ""));
+    let record = record(&first);
+    let digest = record.answers[0].sha256;
+    for (content, is_same) in [("a", true), ("b", false)] {
+        let other = tempfile::tempdir().unwrap();
+        *text.lock().unwrap() = content.repeat(200_000);
+        let again = ProxyOptions { record: Some(&record), ..options(other.path(), NetworkMode::Online) };
+        let again = Proxy::new(again).unwrap();
+        let answer = talk(&again, &get(&url, ""));
+        assert_eq!(body(&answer).len() == 200_000, is_same);
+        let traffic = again.end_step();
+        assert_eq!(traffic.answers.len(), usize::from(is_same));
+        let kept = other.path().join("downloads/sha256").join(digest.to_string()).join("data");
+        assert_eq!(kept.exists(), is_same);
+    }
+}
+
+#[test]
+fn clients_get_the_parts_that_they_ask_for() {
+    let cache = tempfile::tempdir().unwrap();
+    let server = Server::start(|_| ok("0123456789"));
+    let proxy = proxy(cache.path());
+    let url = server.url("/a");
+    for (headers, status, expected) in [
+        ("Range: bytes=2-4\r\n", "206", "234"),
+        ("Range: bytes=8-\r\nIf-Range: \"e\"\r\n", "206", "89"),
+        ("Range: bytes=8-\r\nIf-Range: \"other\"\r\n", "200", "0123456789"),
+        ("Range: bytes=10-\r\n", "416", ""),
+        ("If-None-Match: \"x\", W/\"e\"\r\n", "304", ""),
+        ("If-None-Match: \"x\"\r\n", "200", "0123456789"),
+    ] {
+        let answer = talk(&proxy, &get(&url, headers));
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{headers}: {answer}");
+        assert_eq!(body(&answer), expected, "{headers}");
+    }
+    assert_eq!(server.asked(), 1);
+    let head = talk(&proxy, &format!("HEAD {url} HTTP/1.1\r\nHost: a\r\n\r\n"));
+    assert!(head.contains("Content-Length: 10") && body(&head).is_empty(), "{head}");
+}
+
+#[test]
+fn errors_and_redirections_are_answers_too() {
+    let cache = tempfile::tempdir().unwrap();
+    let server = Server::start(|path| match path {
+        "/moved" => b"HTTP/1.1 302 Found\r\nLocation: http://other.example/a\r\nContent-Length: 2\r\n\r\nno".to_vec(),
+        "/login" => b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n".to_vec(),
+        _ => b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\nnone".to_vec(),
+    });
+    let proxy = proxy(cache.path());
+    let moved = talk(&proxy, &get(&server.url("/moved"), ""));
+    assert!(moved.starts_with("HTTP/1.1 302") && moved.contains("location: http://other.example/a"), "{moved}");
+    assert!(talk(&proxy, &get(&server.url("/none"), "")).starts_with("HTTP/1.1 404"));
+    let login = talk(&proxy, &get(&server.url("/login"), "Authorization: Basic aHVudGVyMg==\r\n"));
+    assert!(login.starts_with("HTTP/1.1 502") && login.contains("copy it"), "{login}");
+    let traffic = proxy.end_step();
+    let statuses: Vec<u16> = traffic.answers.iter().map(|answer| answer.status).collect();
+    assert_eq!(statuses, [302, 404]);
+    assert!(!server.heads.lock().unwrap().iter().any(|head| head.to_lowercase().contains("authorization")));
+}
+
+#[test]
+fn what_cannot_be_given_again_is_refused_with_its_url() {
+    let cache = tempfile::tempdir().unwrap();
+    let server = Server::start(|_| ok("secret"));
+    let proxy = proxy(cache.path());
+    let url = server.url("/a");
+    for (sent, status, words) in [
+        (format!("POST {url} HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc"), 405, "/a is refused"),
+        (format!("GET {url} HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc"), 400, "a GET with a body"),
+        (get("file:///etc/passwd", ""), 403, "only http and https"),
+        (get("ftp://example.org/a", ""), 403, "only http and https"),
+        (get("/origin/form", ""), 403, "only http and https"),
+        (get("http://169.254.169.254/latest", ""), 403, "does not list this host"),
+        (get("http://user:word@127.0.0.1/", ""), 403, "a URL with a user name"),
+        (get(&format!("{url}?a=hunter2"), ""), 403, "the URL holds a secret"),
+        ("CONNECT 10.0.0.1:443 HTTP/1.1\r\n\r\n".into(), 403, "does not list this host"),
+        ("\x16\x03\x01garbage\r\n\r\n".into(), 400, "something else than HTTP"),
+    ] {
+        let answer = talk(&proxy, &sent);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{sent}: {answer}");
+        assert!(answer.contains(words), "{sent}: {answer}");
+        assert!(!answer.contains("hunter2") && !answer.contains("word@"), "{answer}");
+    }
+    assert_eq!(server.asked(), 0);
+    assert_eq!(proxy.end_step().refusals.len(), 10);
+}
+
+#[test]
+fn a_name_that_leads_to_a_private_address_is_refused() {
+    let cache = tempfile::tempdir().unwrap();
+    let server = Server::start(|_| ok("inner"));
+    let open = ProxyOptions { allow: Vec::new(), ..options(cache.path(), NetworkMode::Online) };
+    let proxy = Proxy::new(open).unwrap();
+    for host in ["127.0.0.1", "localhost", "[::1]", "169.254.169.254", "192.168.0.1"] {
+        let answer = talk(&proxy, &get(&format!("http://{host}:{}/a", server.port), ""));
+        assert!(answer.starts_with("HTTP/1.1 502") && answer.contains("no public address"), "{host}: {answer}");
+    }
+    assert_eq!(server.asked(), 0);
+}
+
+#[test]
+fn servers_that_break_off_or_lie_end_in_bounded_time() {
+    let cache = tempfile::tempdir().unwrap();
+    let server = Server::start(|path| match path {
+        "/short" => b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc".to_vec(),
+        "/long" => b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nabcdef".to_vec(),
+        "/garbage" => b"hello\r\n\r\n".to_vec(),
+        "/unknown" => b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nabc".to_vec(),
+        _ => Vec::new(),
+    });
+    let mut fast = Proxy::new(options(cache.path(), NetworkMode::Online)).unwrap();
+    let core = Arc::get_mut(&mut fast.core).unwrap();
+    let limits = &mut Arc::get_mut(&mut core.recorder).unwrap().limits;
+    (limits.attempts, limits.pause) = (2, Duration::from_millis(1));
+    let short = talk(&fast, &get(&server.url("/short"), ""));
+    assert!(body(&short).len() < 100, "{short}");
+    assert_eq!(body(&talk(&fast, &get(&server.url("/long"), ""))), "ab", "the rest belongs to no answer");
+    for path in ["/garbage", "/closed"] {
+        let answer = talk(&fast, &get(&server.url(path), ""));
+        assert!(answer.starts_with("HTTP/1.1 502"), "{path}: {answer}");
+    }
+    let unknown = talk(&fast, &get(&server.url("/unknown"), ""));
+    assert!(unknown.contains("Transfer-Encoding: chunked") && unknown.ends_with("3\r\nabc\r\n0\r\n\r\n"), "{unknown}");
+    let traffic = fast.end_step();
+    let urls: Vec<_> = traffic.answers.iter().map(|answer| answer.request.url.rsplit('/').next().unwrap()).collect();
+    assert_eq!(urls, ["long", "unknown"]);
+}
+
+#[test]
+fn requests_in_a_tunnel_are_recorded_as_https() {
+    use rustls::pki_types::pem::PemObject;
+    let cache = tempfile::tempdir().unwrap();
+    let proxy = proxy(cache.path());
+    let mut roots = rustls::RootCertStore::empty();
+    let authority = rustls::pki_types::CertificateDer::from_pem_slice(&proxy.access().authority).unwrap();
+    roots.add(authority).unwrap();
+    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+    let config = config.with_safe_default_protocol_versions().unwrap();
+    let config = config.with_root_certificates(roots).with_no_client_auth();
+    let (ours, theirs) = Socket::pair().unwrap();
+    let core = Arc::clone(&proxy.core);
+    thread::spawn(move || exchange::serve(theirs, &core));
+    (&ours).write_all(b"CONNECT localhost:9 HTTP/1.1\r\nHost: localhost:9\r\n\r\n").unwrap();
+    let mut established = [0; 39];
+    (&ours).read_exact(&mut established).unwrap();
+    assert!(established.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&established));
+    let name = "localhost".try_into().unwrap();
+    let connection = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut tunnel = rustls::StreamOwned::new(connection, ours);
+    tunnel.write_all(b"GET /a HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    let _ = tunnel.read_to_string(&mut answer);
+    // Nothing listens on that port.
+    assert!(answer.starts_with("HTTP/1.1 502") && answer.contains("https://localhost:9/a"), "{answer}");
+}
+
+#[test]
+fn a_program_that_trusts_others_is_told_by_the_name_of_its_host() {
+    let cache = tempfile::tempdir().unwrap();
+    let proxy = proxy(cache.path());
+    let sent = b"CONNECT localhost:22 HTTP/1.1\r\n\r\nSSH-2.0-OpenSSH_9.2\r\n";
+    let answer = talk_bytes(&proxy, sent);
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+    let refusals = proxy.end_step().refusals;
+    assert!(refusals.is_empty() || refusals[0].contains("localhost"), "{refusals:?}");
+}
