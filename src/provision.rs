@@ -118,7 +118,7 @@ async fn begin_traffic(build: &BuildContext<'_>, guest: &mut Guest) -> Result<()
     guest.set_clock(build.site(), (record.recorded + passed).into()).await
 }
 
-/// Ends a step's use of the locked network: what it got is recorded, and what it did not get is told.
+/// Ends a step's use of the locked network: records what it got, and reports what it did not get.
 async fn end_traffic<T>(
     build: &BuildContext<'_>,
     layers: &mut StepCache<'_>,

@@ -57,7 +57,7 @@ impl Url {
     /// # Errors
     /// As for the URL of a file otherwise.
     pub fn of_resource(text: &str) -> Result<Self, UrlError> {
-        parse(text).map(Self)
+        parse(text).map(|(url, _)| Self(url))
     }
 
     /// Returns the scheme of the URL.
@@ -94,14 +94,13 @@ impl FromStr for Url {
     type Err = UrlError;
 
     fn from_str(text: &str) -> Result<Self, UrlError> {
-        let url = parse(text)?;
-        let path = url.split('?').next().unwrap_or_default();
+        let (url, path) = parse(text)?;
         if path.ends_with('/') { Err(UrlError::Folder(text.to_owned())) } else { Ok(Self(url)) }
     }
 }
 
-/// Checks a URL, and returns it in the form that is kept.
-fn parse(text: &str) -> Result<String, UrlError> {
+/// Checks a URL, and returns it in the form that is kept, with its path.
+fn parse(text: &str) -> Result<(String, String), UrlError> {
     let (scheme, rest) = text.split_once("://").ok_or(UrlError::Scheme)?;
     if text.len() > LONGEST || rest.contains(|c: char| c.is_control() || c.is_whitespace() || c == '#') {
         return Err(malformed(text));
@@ -122,7 +121,8 @@ fn parse(text: &str) -> Result<String, UrlError> {
     if !path.starts_with('/') || scheme == "file" && path.contains('?') {
         return Err(malformed(text));
     }
-    Ok(if scheme == "file" { format!("file://{path}") } else { text.to_owned() })
+    let url = if scheme == "file" { format!("file://{path}") } else { text.to_owned() };
+    Ok((url, path))
 }
 
 fn malformed(text: &str) -> UrlError {

@@ -18,7 +18,7 @@ use super::policy::HostPolicy;
 use super::redaction::redact;
 use super::request::RequestHead;
 
-/// The most refusals of one step that are told.
+/// The most refusals of one step that are reported.
 const MOST_REFUSALS: usize = 10;
 /// The number of attempts without progress: the program in the guest tries again by itself, and waits meanwhile.
 const ATTEMPTS: u32 = 3;
