@@ -113,7 +113,9 @@ pub(crate) async fn provision(
 async fn begin_traffic(build: &BuildContext<'_>, guest: &mut Guest) -> Result<(), Failure> {
     let Some(proxy) = &build.proxy else { return Ok(()) };
     proxy.begin_step();
-    let Some(record) = &build.plan.network else { return Ok(()) };
+    // Without answers everything is recorded anew.
+    let record = build.plan.network.as_ref().filter(|record| !record.answers.is_empty());
+    let Some(record) = record else { return Ok(()) };
     let passed = build.started.duration_until(Timestamp::now());
     guest.set_clock(build.site(), (record.recorded + passed).into()).await
 }
@@ -128,8 +130,8 @@ async fn end_traffic<T>(
     let Some(proxy) = build.proxy.clone() else { return result };
     let ended = spawn_blocking(move || proxy.end_step());
     let traffic = build.limits.hold(async { Ok::<_, Failure>(ended.await.expect("recording does not panic")) }).await?;
-    if let Some(changed) = traffic.changed.into_iter().next() {
-        return Err(changed.into());
+    if let Some(error) = traffic.unanswered.into_iter().next() {
+        return Err(error.into());
     }
     match result {
         Ok(done) => {

@@ -182,6 +182,22 @@ impl DownloadError {
         matches!(self, DownloadError::Failed { tried, .. } if has_wrong_digest(tried))
     }
 
+    /// Returns whether the file would have had to be downloaded, which is not allowed.
+    pub(crate) fn is_offline(&self) -> bool {
+        matches!(self, DownloadError::Offline(_))
+    }
+
+    /// Returns the HTTP status with which the only place refused, if it did.
+    pub(crate) fn status(&self) -> Option<u16> {
+        match self {
+            DownloadError::Failed { tried, .. } => match &tried[..] {
+                [FailedAttempt { problem: TransferError::Status(status), .. }] => Some(*status),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// Returns whether no place answers as a working server does, so that nothing is known about its files.
     pub(super) fn is_down(&self) -> bool {
         let DownloadError::Failed { tried, .. } = self else { return false };

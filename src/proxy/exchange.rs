@@ -278,7 +278,7 @@ fn failed(url: &str, head: &RequestHead, error: &DownloadError) -> Refusal {
     } else if let Some(hint) = error.hints().first() {
         reason = format!("{reason}; {hint}");
     }
-    Refusal::new(502, reason)
+    Refusal::new(error.status().unwrap_or(502), reason)
 }
 
 /// Explains why a program did not accept the tunnel.

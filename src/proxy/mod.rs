@@ -36,7 +36,7 @@ mod tunnel;
 use authority::{Authority, AuthorityError};
 use policy::HostPolicy;
 use recorder::Recorder;
-pub use recorder::{ChangedAnswerError, StepTraffic};
+pub use recorder::{StepTraffic, UnansweredError};
 
 /// The size limit of one body.
 const LARGEST_BODY: ByteSize = ByteSize::gib(8);

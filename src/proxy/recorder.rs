@@ -24,8 +24,6 @@ const MOST_REFUSALS: usize = 10;
 const ATTEMPTS: u32 = 3;
 /// The longest `Accept` that is recorded, bytes.
 const LONGEST_ACCEPT: usize = 1024;
-/// Headers of a request that are passed on.
-const PASSED_ON: [&str; 3] = ["accept", "accept-language", "user-agent"];
 
 /// The reason why a request is not answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +61,10 @@ pub(super) struct RecorderState {
     /// The requests of the running step.
     asked: BTreeSet<RecordedRequest>,
     refusals: Vec<String>,
+    /// The requests of the running step that were not in the lock, where nothing else is allowed.
+    unrecorded: BTreeSet<String>,
+    /// The URL with which each request was made first.
+    urls: HashMap<RecordedRequest, Url>,
 }
 
 /// What the proxy did for one step.
@@ -72,24 +74,41 @@ pub struct StepTraffic {
     pub answers: Vec<RecordedAnswer>,
     /// Why requests were refused, a sentence each.
     pub refusals: Vec<String>,
-    /// Recorded answers that servers do not give any more.
-    pub changed: Vec<ChangedAnswerError>,
+    /// Requests without the answer that the lock promises.
+    pub unanswered: Vec<UnansweredError>,
     /// Whether a request got no answer for a reason that may be another one the next time, such as a silent server.
     pub has_gaps: bool,
 }
 
-/// A server gives another answer than the recorded one, which is not in the cache any more.
+/// A request without the answer that the lock promises: the image would be another one, whatever the step makes of it.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{0}")]
-pub struct ChangedAnswerError(Arc<DownloadError>);
+pub enum UnansweredError {
+    /// The recorded answer is not in the cache any more, and the server gives none, or another one.
+    #[error("what kiln.lock has for {url} is to be had no more: {why}")]
+    Recorded {
+        /// The URL.
+        url: String,
+        /// The error of asking the server.
+        why: Arc<DownloadError>,
+    },
+    /// There is no recorded answer, and no server may be asked.
+    #[error("a step asks for {0}, which is not in kiln.lock")]
+    Unrecorded(String),
+}
 
-impl Fault for ChangedAnswerError {
+impl Fault for UnansweredError {
     fn kind(&self) -> Kind {
         Kind::Base
     }
 
     fn hints(&self) -> Vec<String> {
-        vec!["`kiln lock --refresh` forgets what was recorded, so that the next build records what is there now".into()]
+        let hint = match self {
+            Self::Recorded { .. } => {
+                "`kiln lock --refresh` forgets what was recorded, so that the next build records what is there now"
+            }
+            Self::Unrecorded(_) => "a build without --offline and --locked records it",
+        };
+        vec![hint.into()]
     }
 }
 
@@ -119,12 +138,17 @@ impl Recorder {
     pub(super) fn answer(self: &Arc<Self>, url: &str, head: &RequestHead) -> Result<Arc<IncomingAnswer>, Refusal> {
         let (request, sent) = self.judge(url, head)?;
         let mut state = self.lock();
+        if state.urls.entry(request.clone()).or_insert_with(|| sent.url.clone()) != &sent.url {
+            let why = "another request differs from it in a credential alone, which is not recorded";
+            return Err(Refusal::new(409, format!("{} is refused: {why}", request.url)));
+        }
         state.asked.insert(request.clone());
         if let Some(answer) = state.answers.get(&request).filter(|answer| !answer.has_failed()) {
             return Ok(Arc::clone(answer));
         }
         let known = self.known.get(&request).cloned();
         if known.is_none() && self.is_strict {
+            state.unrecorded.insert(request.url.clone());
             let why = "is not in kiln.lock, and --locked allows nothing else; `kiln build` without it records it";
             return Err(Refusal::new(403, format!("{} {why}", request.url)));
         }
@@ -174,8 +198,12 @@ impl Recorder {
         if accept.as_ref().is_some_and(|accept| !is_recordable(accept) || (self.holds_secret)(accept)) {
             return Err(Refusal::new(400, format!("{shown} is refused: its `Accept` header cannot be recorded")));
         }
-        let passed_on = PASSED_ON.iter().filter_map(|name| Some(((*name).to_owned(), head.header(name)?.to_owned())));
-        let sent = GuestRequest { url, is_head, headers: passed_on.collect() };
+        if head.has_credentials() {
+            self.note_refusal(&format!("the login that a program sent with a request for {shown} is not passed on"));
+        }
+        // No other header is passed on: an answer that depends on it would be given to other requests as well.
+        let headers = accept.iter().map(|accept| ("accept".to_owned(), accept.clone())).collect();
+        let sent = GuestRequest { url, is_head, headers };
         Ok((RecordedRequest { url: shown, head: is_head, accept }, sent))
     }
 
@@ -227,6 +255,7 @@ impl Recorder {
         let mut state = self.lock();
         state.asked.clear();
         state.refusals.clear();
+        state.unrecorded.clear();
     }
 
     /// Returns what the step got. Blocks until the bodies that it asked for are complete, whether it read them or not.
@@ -234,14 +263,21 @@ impl Recorder {
         let mut state = self.lock();
         let asked = std::mem::take(&mut state.asked);
         let refusals = std::mem::take(&mut state.refusals);
+        let unrecorded = std::mem::take(&mut state.unrecorded).into_iter().map(UnansweredError::Unrecorded);
+        let unanswered = unrecorded.collect();
         let answers: Vec<_> =
             asked.into_iter().filter_map(|request| Some((state.answers.get(&request)?.clone(), request))).collect();
         drop(state);
-        let mut traffic = StepTraffic { refusals, ..StepTraffic::default() };
+        let mut traffic = StepTraffic { refusals, unanswered, ..StepTraffic::default() };
         for (answer, request) in answers {
             match answer.finished() {
                 Ok(_) => traffic.answers.extend(recorded(&answer, request)),
-                Err(error) if error.is_wrong_digest() => traffic.changed.push(ChangedAnswerError(error)),
+                Err(why) if self.known.contains_key(&request) => {
+                    traffic.unanswered.push(UnansweredError::Recorded { url: request.url, why });
+                }
+                Err(error) if error.is_offline() => {
+                    traffic.unanswered.push(UnansweredError::Unrecorded(request.url));
+                }
                 Err(_) => traffic.has_gaps = true,
             }
         }
@@ -259,6 +295,11 @@ fn is_recordable(header: &str) -> bool {
 }
 
 fn recorded(answer: &IncomingAnswer, request: RecordedRequest) -> Option<RecordedAnswer> {
-    let (AnswerHead { status, headers, .. }, sha256, bytes) = answer.recorded()?;
+    let (AnswerHead { status, mut headers, .. }, sha256, bytes) = answer.recorded()?;
+    for name in ["location", "link"] {
+        if let Some(value) = headers.get_mut(name) {
+            *value = redact(value);
+        }
+    }
     Some(RecordedAnswer { request, status, sha256, bytes, headers, steps: BTreeSet::new() })
 }

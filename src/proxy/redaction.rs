@@ -1,22 +1,25 @@
 //! Leaves credentials out of URLs: what is recorded is read by everybody who reads `kiln.lock`, a log or a provenance.
 
-/// Parts of the names of parameters whose values are credentials, in lower case without `-`, `_` and `.`.
-const CREDENTIALS: [&str; 12] = [
+/// Words in the names of parameters whose values are credentials.
+const WORDS: [&str; 17] = [
     "token",
     "apikey",
     "accesskey",
+    "accesskeyid",
     "secret",
     "password",
     "passwd",
+    "pwd",
     "signature",
+    "sig",
     "credential",
     "authorization",
+    "auth",
+    "key",
+    "jwt",
     "sessionid",
-    "privatekey",
-    "keypairid",
+    "session",
 ];
-/// Names of parameters that are credentials as a whole.
-const WHOLE_NAMES: [&str; 7] = ["auth", "key", "sig", "pass", "pwd", "jwt", "policy"];
 /// What stands for a credential.
 const LEFT_OUT: &str = "-";
 
@@ -36,9 +39,22 @@ fn redact_parameter(parameter: &str) -> String {
 }
 
 fn is_credential(name: &str) -> bool {
-    let name: String =
-        name.chars().filter(char::is_ascii_alphanumeric).map(|letter| letter.to_ascii_lowercase()).collect();
-    WHOLE_NAMES.contains(&name.as_str()) || CREDENTIALS.iter().any(|part| name.contains(part))
+    let words = name.split(|letter: char| !letter.is_ascii_alphanumeric()).flat_map(camel_words);
+    words.into_iter().any(|word| WORDS.contains(&word.to_ascii_lowercase().as_str()))
+}
+
+/// Splits a name before each capital that follows a small letter.
+fn camel_words(name: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut was_small = false;
+    for letter in name.chars() {
+        if letter.is_ascii_uppercase() && was_small {
+            words.push(String::new());
+        }
+        was_small = letter.is_ascii_lowercase();
+        words.last_mut().expect("there is a word").push(letter);
+    }
+    words
 }
 
 #[cfg(test)]
@@ -54,6 +70,11 @@ mod tests {
             ("https://a/b?v=1&X-Amz-Signature=f00&X-Amz-Date=1", "https://a/b?v=1&X-Amz-Signature=-&X-Amz-Date=1"),
             ("https://a/b?sig=x&se=2030&sp=r", "https://a/b?sig=-&se=2030&sp=r"),
             ("https://a/b?api_key=1&access-token=2&keyword=3", "https://a/b?api_key=-&access-token=-&keyword=3"),
+            (
+                "https://a/b?tokenizer=x&accessToken=2&AWSAccessKeyId=3",
+                "https://a/b?tokenizer=x&accessToken=-&AWSAccessKeyId=-",
+            ),
+            ("/b?X-Amz-Security-Token=1", "/b?X-Amz-Security-Token=-"),
         ] {
             assert_eq!(redact(url), expected);
             assert_eq!(redact(expected), expected);
