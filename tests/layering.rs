@@ -18,7 +18,7 @@ const ROWS: [&[&str]; 18] = [
     &["digest_cache", "free_space", "specfile"],
     &["plan"],
     &["disk", "download", "session", "store"],
-    &["layer", "machine", "package", "secret_scan"],
+    &["layer", "machine", "package", "proxy", "secret_scan"],
     &["deadline", "resolve"],
     &["context"],
     &["guest"],
@@ -31,8 +31,10 @@ const ROWS: [&[&str]; 18] = [
     &["report"],
     &["cli"],
 ];
-/// The agent is a program of its own: it knows `wire` and nothing else. Only `session`, its other end, may use its parts.
+/// The agent is a program of its own: it knows `wire` and nothing else.
 const AGENT: &str = "agent";
+/// The other ends of the agent's ports, which alone may use its parts.
+const ENDS: [&str; 2] = ["proxy", "session"];
 
 /// A module by its path below the crate.
 type Module = Vec<String>;
@@ -190,7 +192,7 @@ fn may_import(from: &str, to: &str) -> bool {
     match (from, to) {
         _ if from == to => true,
         (AGENT, _) => to == "wire",
-        (_, AGENT) => from == "session",
+        (_, AGENT) => ENDS.contains(&from),
         _ => height(from).zip(height(to)).is_some_and(|(from, to)| to < from),
     }
 }
