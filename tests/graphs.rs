@@ -378,7 +378,7 @@ fn recorded_downloads_are_in_the_plan_until_they_are_refreshed() {
 }
 
 #[test]
-fn a_damaged_record_of_downloads_is_refused() {
+fn n19_a_damaged_record_of_downloads_is_refused() {
     let kiln = Kiln::new().machine("network = 'locked'").spec("[[step]]\nrun = 'exit 0'");
     let hostile = lock_of_downloads().replace("http://b.example/", "file:///etc/passwd");
     let refused = kiln.file("kiln.lock", hostile).args(["plan", "."]).fails(3).stderr_has("is damaged").run();

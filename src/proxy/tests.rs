@@ -17,6 +17,8 @@ use crate::digest_cache::DigestCache;
 use crate::download::NetworkMode;
 use crate::network_record::RecordedAnswer;
 
+mod faults;
+
 /// A server that answers each request with the bytes that a function returns for its path, and counts the requests.
 struct Server {
     port: u16,
@@ -120,7 +122,7 @@ fn record(proxy: &Proxy) -> NetworkRecord {
 }
 
 #[test]
-fn an_answer_is_recorded_once_and_given_again_without_the_server() {
+fn n20_an_answer_is_recorded_once_and_given_again_without_the_server() {
     let cache = tempfile::tempdir().unwrap();
     let server = Server::start(|path| ok(&format!("the file {path}")));
     let url = server.url("/a/b?c=1");
@@ -150,7 +152,7 @@ fn an_answer_is_recorded_once_and_given_again_without_the_server() {
 }
 
 #[test]
-fn a_body_that_is_lost_is_downloaded_again_and_must_be_the_same() {
+fn n5_a_body_that_is_lost_is_downloaded_again_and_must_be_the_same() {
     let cache = tempfile::tempdir().unwrap();
     let text = Arc::new(Mutex::new("a".repeat(200_000)));
     let served = Arc::clone(&text);
@@ -198,7 +200,7 @@ fn clients_get_the_parts_that_they_ask_for() {
 }
 
 #[test]
-fn errors_and_redirections_are_answers_too() {
+fn n6_n15_errors_and_redirections_are_answers_too() {
     let cache = tempfile::tempdir().unwrap();
     let server = Server::start(|path| match path {
         "/moved" => b"HTTP/1.1 302 Found\r\nLocation: http://other.example/a\r\nContent-Length: 2\r\n\r\nno".to_vec(),
@@ -218,7 +220,7 @@ fn errors_and_redirections_are_answers_too() {
 }
 
 #[test]
-fn what_cannot_be_given_again_is_refused_with_its_url() {
+fn n12_n13_n15_n17_what_cannot_be_given_again_is_refused_with_its_url() {
     let cache = tempfile::tempdir().unwrap();
     let server = Server::start(|_| ok("secret"));
     let proxy = proxy(cache.path());
@@ -245,7 +247,7 @@ fn what_cannot_be_given_again_is_refused_with_its_url() {
 }
 
 #[test]
-fn a_name_that_leads_to_a_private_address_is_refused() {
+fn n13_n14_a_name_that_leads_to_a_private_address_is_refused() {
     let cache = tempfile::tempdir().unwrap();
     let server = Server::start(|_| ok("inner"));
     let open = ProxyOptions { allow: Vec::new(), ..options(cache.path(), NetworkMode::Online) };
@@ -258,7 +260,7 @@ fn a_name_that_leads_to_a_private_address_is_refused() {
 }
 
 #[test]
-fn servers_that_break_off_or_lie_end_in_bounded_time() {
+fn n1_n3_servers_that_break_off_or_lie_end_in_bounded_time() {
     let cache = tempfile::tempdir().unwrap();
     let server = Server::start(|path| match path {
         "/short" => b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc".to_vec(),
