@@ -15,6 +15,7 @@ mod contents;
 mod direct;
 mod faults;
 mod files;
+mod locked_network;
 mod planted;
 mod sealing;
 mod separate_kernel;
