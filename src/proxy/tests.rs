@@ -148,6 +148,7 @@ fn n20_an_answer_is_recorded_once_and_given_again_without_the_server() {
     let traffic = again.end_step();
     assert_eq!(traffic.answers, record.answers);
     assert_eq!(traffic.refusals.len(), 1);
+    assert!(matches!(&traffic.unanswered[..], [UnansweredError::Unrecorded(url)] if url.ends_with("/other")));
     assert_eq!(server.asked(), 1);
 }
 
@@ -212,7 +213,7 @@ fn n6_n15_errors_and_redirections_are_answers_too() {
     assert!(moved.starts_with("HTTP/1.1 302") && moved.contains("location: http://other.example/a"), "{moved}");
     assert!(talk(&proxy, &get(&server.url("/none"), "")).starts_with("HTTP/1.1 404"));
     let login = talk(&proxy, &get(&server.url("/login"), "Authorization: Basic aHVudGVyMg==\r\n"));
-    assert!(login.starts_with("HTTP/1.1 502") && login.contains("copy it"), "{login}");
+    assert!(login.starts_with("HTTP/1.1 401") && login.contains("copy it"), "{login}");
     let traffic = proxy.end_step();
     let statuses: Vec<u16> = traffic.answers.iter().map(|answer| answer.status).collect();
     assert_eq!(statuses, [302, 404]);
@@ -324,4 +325,50 @@ fn a_program_that_trusts_others_is_told_by_the_name_of_its_host() {
     assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
     let refusals = proxy.end_step().refusals;
     assert!(refusals.is_empty() || refusals[0].contains("localhost"), "{refusals:?}");
+}
+
+#[test]
+fn n16_credentials_in_urls_are_neither_recorded_nor_taken_for_each_other() {
+    let cache = tempfile::tempdir().unwrap();
+    let server = Server::start(|path| match path {
+        "/signed" => {
+            b"HTTP/1.1 302 Found\r\nLocation: /a?v=1&X-Amz-Signature=f00\r\nContent-Length: 0\r\n\r\n".to_vec()
+        }
+        _ => ok(path),
+    });
+    let proxy = proxy(cache.path());
+    let moved = talk(&proxy, &get(&server.url("/signed"), ""));
+    assert!(moved.contains("X-Amz-Signature=f00"), "the program itself gets it: {moved}");
+    assert_eq!(body(&talk(&proxy, &get(&server.url("/a?v=1&X-Amz-Signature=f00"), ""))), "/a?v=1&X-Amz-Signature=f00");
+    let other = talk(&proxy, &get(&server.url("/a?v=1&X-Amz-Signature=bad"), ""));
+    assert!(other.starts_with("HTTP/1.1 409"), "{other}");
+    let record = record(&proxy);
+    assert!(!format!("{record:?}").contains("f00"), "{record:?}");
+
+    let again = ProxyOptions { record: Some(&record), ..options(cache.path(), NetworkMode::Offline) };
+    let again = Proxy::new(again).unwrap();
+    let moved = talk(&again, &get(&server.url("/signed"), ""));
+    assert!(moved.contains("location: /a?v=1&X-Amz-Signature=-"), "{moved}");
+    let followed = talk(&again, &get(&server.url("/a?v=1&X-Amz-Signature=-"), ""));
+    assert!(body(&followed).starts_with("/a?v=1"), "{followed}");
+}
+
+#[test]
+fn n20_a_recorded_answer_that_is_lost_ends_an_offline_build() {
+    let cache = tempfile::tempdir().unwrap();
+    let server = Server::start(|_| ok("file"));
+    let url = server.url("/a");
+    let first = proxy(cache.path());
+    talk(&first, &get(&url, ""));
+    let record = record(&first);
+    let other = tempfile::tempdir().unwrap();
+    let offline = ProxyOptions { record: Some(&record), ..options(other.path(), NetworkMode::Offline) };
+    let offline = Proxy::new(offline).unwrap();
+    talk(&offline, &(get(&url, "") + &get(&server.url("/new"), "")));
+    let traffic = offline.end_step();
+    let errors: Vec<String> = traffic.unanswered.iter().map(ToString::to_string).collect();
+    let [lost, new] = &errors[..] else { panic!("{errors:?}") };
+    assert!(lost.contains(&url) && lost.contains("had no more"), "{lost}");
+    assert!(new.contains("/new") && new.contains("not in kiln.lock"), "{new}");
+    assert!(traffic.answers.is_empty() && !traffic.has_gaps);
 }

@@ -77,7 +77,7 @@ pub enum PinError {
         urls: Vec<String>,
     },
     /// `--locked` was given, and there is no entry.
-    #[error("{} has no entry for {spec}, and --locked asks for one", path.display())]
+    #[error("{} has no entry for {spec} under [[base]], and --locked asks for one", path.display())]
     Missing {
         path: PathBuf,
         /// Name of the spec, with its variant.

@@ -41,7 +41,8 @@ fn ask(proxy: &Proxy, sent: &str) -> (String, StepTraffic) {
 
 /// Checks that nothing was recorded, and that the cache has no body.
 fn kept_nothing(traffic: &StepTraffic, cache: &Path) {
-    assert!(traffic.answers.is_empty() && traffic.has_gaps, "{traffic:?}");
+    assert!(traffic.answers.is_empty(), "{traffic:?}");
+    assert!(traffic.has_gaps || !traffic.unanswered.is_empty(), "{traffic:?}");
     assert_eq!(files_of(&cache.join("downloads")), BTreeSet::new());
 }
 
