@@ -209,10 +209,11 @@ fn is_header_value(value: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn answer(url: &str, steps: &[&str]) -> RecordedAnswer {
+    /// Returns the answer to a URL that these steps got.
+    pub(crate) fn answer(url: &str, steps: &[&str]) -> RecordedAnswer {
         RecordedAnswer {
             request: RecordedRequest { url: url.into(), head: false, accept: None },
             status: 200,

@@ -41,7 +41,7 @@ pub struct Download {
 
 /// A folder of the cache in use.
 pub(super) struct DownloadFolder {
-    folder: PathBuf,
+    pub(super) folder: PathBuf,
     used: FileLock,
 }
 
@@ -125,8 +125,9 @@ impl DownloadCache {
         Ok(None)
     }
 
-    /// Returns the file with this digest, as it was downloaded, if it is in the cache and intact.
-    pub(super) fn find_file(
+    /// Returns the file with this digest, as it was downloaded, if it is in the cache and intact. Blocks while it is hashed,
+    /// unless its digest is remembered.
+    pub(crate) fn find_file(
         &self,
         sha256: Sha256Digest,
         watch: &mut DownloadWatch<'_>,
@@ -219,13 +220,8 @@ impl DownloadCache {
         wanted: &ExpectedFile,
         whole: &VerifiedFile,
     ) -> Result<Download, DownloadError> {
-        let folder = self.entry(whole.sha256);
-        let entry = loop {
-            self.fs.ensure_dir(&folder, FOLDER_MODE).map_err(DownloadError::cache("write", &folder))?;
-            if let Some(entry) = DownloadFolder::open(&folder, FileLock::shared)? {
-                break entry;
-            }
-        };
+        let entry = self.enter(whole.sha256)?;
+        let folder = entry.folder.clone();
         let (path, sha256) = match &whole.unpacked {
             Some(unpacked) => (folder.join(format!("{UNPACKED}{}", unpacked.sha256)), unpacked.sha256),
             None => (folder.join(DATA), whole.sha256),
@@ -234,6 +230,17 @@ impl DownloadCache {
         self.remember(&wanted.checksum, whole.sha256)?;
         let bytes = path.metadata().map_err(DownloadError::cache("write", &folder))?.len();
         Ok(Download { path, sha256, bytes, source_sha256: whole.sha256, _used: entry.used })
+    }
+
+    /// Makes the folder of a file with this digest, if it is missing, and takes it into use.
+    pub(super) fn enter(&self, sha256: Sha256Digest) -> Result<DownloadFolder, DownloadError> {
+        let folder = self.entry(sha256);
+        loop {
+            self.fs.ensure_dir(&folder, FOLDER_MODE).map_err(DownloadError::cache("write", &folder))?;
+            if let Some(entry) = DownloadFolder::open(&folder, FileLock::shared)? {
+                return Ok(entry);
+            }
+        }
     }
 
     /// Renames the file, if it is new, and its unpacked form to their final names, durably.

@@ -18,18 +18,17 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::Sha256Digest;
-use crate::fs::FileLock;
 use crate::url::Url;
 
-use super::cache::{DATA, DownloadFolder};
+use super::cache::DATA;
 use super::checksum::Checksum;
 use super::error::{AttemptError, DownloadError, TransferError};
 use super::http::{Exchange, GuestClient, GuestRequest, HttpMessage, ResponseHead, ResumeRange};
 use super::partial_file::{DownloadClaim, open};
 use super::places::persist;
-use super::transfer::{TransferOrigin, TransferStart, TransferTarget};
+use super::transfer::{TransferOrigin, TransferStart, TransferTarget, broken_off};
 use super::watch::DownloadWatch;
-use super::{Download, DownloadCache, DownloadLimits, FILE_MODE, FOLDER_MODE, NetworkMode};
+use super::{Download, DownloadCache, DownloadLimits, FILE_MODE, NetworkMode};
 
 /// The number of bytes that are held back until the digest was compared.
 const HELD_BACK: u64 = 64 << 10;
@@ -113,26 +112,19 @@ impl IncomingAnswer {
         }
     }
 
-    /// Waits for the end of the body, and returns its digest and size.
+    /// Waits for the end of the body, and returns the head, and the digest and the size of the body.
     ///
     /// # Errors
     /// When the body did not come to its end.
-    pub(crate) fn finished(&self) -> Result<(Sha256Digest, u64), Arc<DownloadError>> {
+    pub(crate) fn finished(&self) -> Result<(AnswerHead, Sha256Digest, u64), Arc<DownloadError>> {
         let state = self.wait(|state| state.end.is_some());
-        let end = state.end.clone().expect("the end was waited for");
-        end.map(|sha256| (sha256, state.available))
+        let sha256 = state.end.clone().expect("the end was waited for")?;
+        Ok((state.head.clone().expect("an answer ends after its head"), sha256, state.available))
     }
 
     /// Returns whether the answer has failed, so that only another request can succeed.
     pub(crate) fn has_failed(&self) -> bool {
         matches!(self.lock().end, Some(Err(_)))
-    }
-
-    /// Returns the digest and size of the body, and the head; `None` if it is still incomplete or has failed.
-    pub(crate) fn recorded(&self) -> Option<(AnswerHead, Sha256Digest, u64)> {
-        let state = self.lock();
-        let sha256 = state.end.as_ref()?.as_ref().ok()?;
-        Some((state.head.clone()?, *sha256, state.available))
     }
 
     /// Ends the answer without a body.
@@ -166,16 +158,6 @@ impl IncomingAnswer {
 }
 
 impl DownloadCache {
-    /// Returns the file with this digest, if it is in the cache and intact. Blocks while it is hashed, unless its digest is
-    /// remembered.
-    pub(crate) fn find_recorded(
-        &self,
-        sha256: Sha256Digest,
-        watch: &mut DownloadWatch<'_>,
-    ) -> Result<Option<Download>, DownloadError> {
-        self.find_file(sha256, watch)
-    }
-
     /// Asks the server, and passes the answer on to `incoming` as it comes. The whole body is in the cache when this
     /// returns. Blocks the calling thread.
     ///
@@ -232,7 +214,7 @@ impl DownloadCache {
         let file = open(&path).map_err(DownloadError::cache("open", &path))?;
         let file = Arc::new(file);
         incoming.change(|state| state.file = Some(Arc::clone(&file)));
-        let target = RecordingTarget {
+        let mut target = RecordingTarget {
             client,
             request,
             expected,
@@ -243,7 +225,6 @@ impl DownloadCache {
             origin: None,
             head: None,
         };
-        let mut target = target;
         match persist(&request.url, &mut target, limits, watch) {
             Ok(sha256) => {
                 self.keep_recorded(claim, &target.file, sha256)?;
@@ -257,19 +238,13 @@ impl DownloadCache {
 
     /// Gives a recorded body its name in the cache.
     fn keep_recorded(&self, claim: &DownloadClaim, file: &File, sha256: Sha256Digest) -> Result<(), DownloadError> {
-        let folder = self.entry(sha256);
-        let entry = loop {
-            self.fs.ensure_dir(&folder, FOLDER_MODE).map_err(DownloadError::cache("write", &folder))?;
-            if let Some(entry) = DownloadFolder::open(&folder, FileLock::shared)? {
-                break entry;
-            }
-        };
-        let path = folder.join(DATA);
+        let entry = self.enter(sha256)?;
+        let path = entry.folder.join(DATA);
         if !path.exists() {
             let kept = self.fs.seal(file, FILE_MODE).and_then(|()| self.fs.rename(&claim.data(), &path));
-            kept.and_then(|()| self.fs.sync_dir(&folder)).map_err(DownloadError::cache("write", &folder))?;
+            let kept = kept.and_then(|()| self.fs.sync_dir(&entry.folder));
+            kept.map_err(DownloadError::cache("write", &entry.folder))?;
         }
-        drop(entry);
         Ok(())
     }
 }
@@ -283,7 +258,7 @@ fn record_head(
     let failed = |problem| DownloadError::of_place(&request.url, problem);
     let exchange = Exchange::start_for_guest(client, request, None).map_err(failed)?;
     let message = watch.receive(&exchange.messages)?;
-    match message.unwrap_or_else(|| Err(TransferError::Exchange("the exchange broke off".into()))).map_err(failed)? {
+    match message.unwrap_or_else(|| Err(broken_off())).map_err(failed)? {
         HttpMessage::Head(head) if is_lasting(head.status) => {
             let mut answered = answer_head(&head, head.length);
             if let Some(length) = head.length {
@@ -293,7 +268,7 @@ fn record_head(
             Ok(())
         }
         HttpMessage::Head(head) => Err(failed(TransferError::Status(head.status))),
-        _ => Err(failed(TransferError::Exchange("the exchange broke off".into()))),
+        _ => Err(failed(broken_off())),
     }
 }
 

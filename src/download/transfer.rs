@@ -156,7 +156,8 @@ fn download<T: TransferTarget>(
     }
 }
 
-fn broken_off() -> TransferError {
+/// Returns the problem of an exchange whose thread has ended without a word.
+pub(super) fn broken_off() -> TransferError {
     TransferError::Exchange("the exchange broke off".into())
 }
 

@@ -22,6 +22,20 @@ enum Persistence {
     Close,
 }
 
+impl Persistence {
+    fn after(closes: bool) -> Self {
+        if closes { Self::Close } else { Self::KeepOpen }
+    }
+
+    /// Returns the header that tells the client, as a line.
+    fn header(self) -> &'static str {
+        match self {
+            Self::KeepOpen => "Connection: keep-alive\r\n",
+            Self::Close => "Connection: close\r\n",
+        }
+    }
+}
+
 /// Serves a connection to its end. Errors are those of the client, which is gone then.
 pub(super) fn serve(connection: impl Read + Write, core: &Arc<ProxyCore>) {
     let _ = serve_plain(connection, core);
@@ -54,7 +68,7 @@ impl<S: Read + Write> Client<'_, S> {
             Err(HeadError::Io(error)) => Err(error),
             Err(HeadError::Malformed(why)) => {
                 let refusal = Refusal::new(400, format!("a program sent the proxy something else than HTTP: {why}"));
-                self.refuse(&refusal, true)?;
+                self.refuse(&refusal, Persistence::Close)?;
                 Ok(None)
             }
         }
@@ -63,13 +77,14 @@ impl<S: Read + Write> Client<'_, S> {
     /// Serves the requests inside a TLS tunnel.
     fn open_tunnel(mut self, head: &RequestHead) -> io::Result<()> {
         let (host, _) = head.target.rsplit_once(':').unwrap_or((&head.target, ""));
-        if !self.core.recorder.policy.allows(host) {
-            let why = "`allow` of [network] in the spec does not list this host";
-            return self.refuse(&Refusal::new(403, format!("https://{host} is refused: {why}")), true);
-        }
-        let server = match self.core.authority.server(host.trim_matches(['[', ']'])) {
+        let allowed = self.core.recorder.check_host(host, &format!("https://{host}"));
+        let server = allowed.and_then(|()| {
+            let server = self.core.authority.server(host.trim_matches(['[', ']']));
+            server.map_err(|error| Refusal::new(502, format!("https://{host} is refused: {error}")))
+        });
+        let server = match server {
             Ok(server) => server,
-            Err(error) => return self.refuse(&Refusal::new(502, format!("https://{host} is refused: {error}")), true),
+            Err(refusal) => return self.refuse(&refusal, Persistence::Close).map(drop),
         };
         self.stream.get_mut().write_all(b"HTTP/1.1 200 Connection established\r\n\r\n")?;
         let connection = ServerConnection::new(server).map_err(io::Error::other)?;
@@ -100,33 +115,28 @@ impl<S: Read + Write> Client<'_, S> {
     /// Answers one request.
     fn answer(&mut self, url: &str, head: &RequestHead) -> io::Result<Persistence> {
         // The body of a request that is refused would be read as the next request.
-        let closes = head.wants_close() || head.has_body();
+        let after = Persistence::after(head.wants_close() || head.has_body());
         let answer = match self.core.recorder.answer(url, head) {
             Ok(answer) => answer,
-            Err(refusal) => {
-                self.refuse(&refusal, closes)?;
-                return Ok(if closes { Persistence::Close } else { Persistence::KeepOpen });
-            }
+            Err(refusal) => return self.refuse(&refusal, after),
         };
         match answer.head() {
             Ok(answered) => self.give(&answer, &answered, head),
-            Err(error) => {
-                self.refuse(&failed(url, head, &error), closes)?;
-                Ok(if closes { Persistence::Close } else { Persistence::KeepOpen })
-            }
+            Err(error) => self.refuse(&failed(url, head, &error), after),
         }
     }
 
-    fn refuse(&mut self, refusal: &Refusal, closes: bool) -> io::Result<()> {
+    fn refuse(&mut self, refusal: &Refusal, after: Persistence) -> io::Result<Persistence> {
         self.core.recorder.note_refusal(&refusal.reason);
         let body = format!("kiln: {}\n", refusal.reason);
-        let connection = if closes { "close" } else { "keep-alive" };
+        let connection = after.header();
         let head = format!(
-            "HTTP/1.1 {} Refused by kiln\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nConnection: {connection}\r\n\r\n",
+            "HTTP/1.1 {} Refused by kiln\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n{connection}\r\n",
             refusal.status,
             body.len(),
         );
-        self.write(&[head.as_bytes(), body.as_bytes()].concat())
+        self.write(&[head.as_bytes(), body.as_bytes()].concat())?;
+        Ok(after)
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -138,18 +148,20 @@ impl<S: Read + Write> Client<'_, S> {
     fn give(&mut self, answer: &IncomingAnswer, answered: &AnswerHead, head: &RequestHead) -> io::Result<Persistence> {
         let part = AnswerPart::choose(answered, head);
         let is_chunked = part == AnswerPart::UnknownLength && head.takes_chunks();
-        let closes = head.wants_close() || (part == AnswerPart::UnknownLength && !head.takes_chunks());
+        let is_endless = part == AnswerPart::UnknownLength && !is_chunked;
+        let after = Persistence::after(head.wants_close() || is_endless);
         let mut text =
             format!("HTTP/1.1 {} {}\r\n", part.status(answered.status), reason(part.status(answered.status)));
         let headers = answered.headers.iter().filter(|(name, _)| *name != "content-length");
         text.extend(headers.map(|(name, value)| format!("{name}: {value}\r\n")));
         text.push_str(&part.framing(answered.length, is_chunked));
-        text.push_str(if closes { "Connection: close\r\n\r\n" } else { "Connection: keep-alive\r\n\r\n" });
+        text.push_str(after.header());
+        text.push_str("\r\n");
         self.write(text.as_bytes())?;
         if head.method != "HEAD" {
             self.give_body(answer, part, is_chunked)?;
         }
-        Ok(if closes { Persistence::Close } else { Persistence::KeepOpen })
+        Ok(after)
     }
 
     fn give_body(&mut self, answer: &IncomingAnswer, part: AnswerPart, is_chunked: bool) -> io::Result<()> {

@@ -189,11 +189,7 @@ impl Recorder {
             let why = "the URL holds a secret, which would be in kiln.lock; download it on the host and copy it";
             return Err(Refusal::new(403, format!("a request is refused: {why}")));
         }
-        let host = url.host();
-        if !self.policy.allows(&host) {
-            let why = "`allow` of [network] in the spec does not list this host";
-            return Err(Refusal::new(403, format!("{shown} is refused: {why}")));
-        }
+        self.check_host(&url.host(), &shown)?;
         let accept = head.header("accept").filter(|accept| *accept != "*/*").map(str::to_owned);
         if accept.as_ref().is_some_and(|accept| !is_recordable(accept) || (self.holds_secret)(accept)) {
             return Err(Refusal::new(400, format!("{shown} is refused: its `Accept` header cannot be recorded")));
@@ -205,6 +201,15 @@ impl Recorder {
         let headers = accept.iter().map(|accept| ("accept".to_owned(), accept.clone())).collect();
         let sent = GuestRequest { url, is_head, headers };
         Ok((RecordedRequest { url: shown, head: is_head, accept }, sent))
+    }
+
+    /// Refuses what is asked of a host that the spec does not allow.
+    pub(super) fn check_host(&self, host: &str, shown: &str) -> Result<(), Refusal> {
+        if self.policy.allows(host) {
+            return Ok(());
+        }
+        let why = "`allow` of [network] in the spec does not list this host";
+        Err(Refusal::new(403, format!("{shown} is refused: {why}")))
     }
 
     /// Fills an answer: from the cache if it is known, else from the server.
@@ -232,7 +237,7 @@ impl Recorder {
     ) -> Result<bool, DownloadError> {
         let RecordedAnswer { status, headers, bytes, sha256, .. } = known;
         let has_body = *sha256 != Sha256Digest::of("");
-        let body = if has_body { self.cache.find_recorded(*sha256, watch)? } else { None };
+        let body = if has_body { self.cache.find_file(*sha256, watch)? } else { None };
         if has_body && body.is_none() {
             return Ok(false);
         }
@@ -271,7 +276,7 @@ impl Recorder {
         let mut traffic = StepTraffic { refusals, unanswered, ..StepTraffic::default() };
         for (answer, request) in answers {
             match answer.finished() {
-                Ok(_) => traffic.answers.extend(recorded(&answer, request)),
+                Ok(finished) => traffic.answers.push(recorded(finished, request)),
                 Err(why) if self.known.contains_key(&request) => {
                     traffic.unanswered.push(UnansweredError::Recorded { url: request.url, why });
                 }
@@ -294,12 +299,15 @@ fn is_recordable(header: &str) -> bool {
     header.len() <= LONGEST_ACCEPT && header.bytes().all(|byte| matches!(byte, b' '..=b'~'))
 }
 
-fn recorded(answer: &IncomingAnswer, request: RecordedRequest) -> Option<RecordedAnswer> {
-    let (AnswerHead { status, mut headers, .. }, sha256, bytes) = answer.recorded()?;
+/// Returns the form in which an answer is recorded: without credentials.
+fn recorded(
+    (AnswerHead { status, mut headers, .. }, sha256, bytes): (AnswerHead, Sha256Digest, u64),
+    request: RecordedRequest,
+) -> RecordedAnswer {
     for name in ["location", "link"] {
         if let Some(value) = headers.get_mut(name) {
             *value = redact(value);
         }
     }
-    Some(RecordedAnswer { request, status, sha256, bytes, headers, steps: BTreeSet::new() })
+    RecordedAnswer { request, status, sha256, bytes, headers, steps: BTreeSet::new() }
 }

@@ -105,14 +105,7 @@ mod tests {
     use crate::network_record::RecordedRequest;
 
     fn answer(url: &str) -> RecordedAnswer {
-        RecordedAnswer {
-            request: RecordedRequest { url: url.into(), head: false, accept: None },
-            status: 200,
-            sha256: Sha256Digest::of(url),
-            bytes: 1,
-            headers: BTreeMap::new(),
-            steps: ["install".to_owned()].into(),
-        }
+        crate::network_record::tests::answer(url, &["install"])
     }
 
     fn entry(answers: Vec<RecordedAnswer>) -> NetworkEntry {

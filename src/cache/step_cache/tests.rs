@@ -12,7 +12,7 @@ use crate::digest::{FileStamp, Sha256Digest};
 use crate::digest_cache::DigestCache;
 use crate::layer::evict::evict;
 use crate::machine::checkpoint::RamFormat;
-use crate::network_record::{NetworkRecord, RecordedAnswer, RecordedRequest, StepAnswers, digest_of};
+use crate::network_record::{NetworkRecord, RecordedAnswer, StepAnswers, digest_of};
 use crate::plan::host::{Host, KvmVerdict, Qemu, QemuVersion};
 use crate::plan::{BaseFacts, Facts};
 use crate::session::Hello;
@@ -378,14 +378,8 @@ fn locked_plan(network: Option<NetworkRecord>) -> Plan {
 }
 
 fn answer(url: &str, content: &str, step: &str) -> RecordedAnswer {
-    RecordedAnswer {
-        request: RecordedRequest { url: url.into(), head: false, accept: None },
-        status: 200,
-        sha256: Sha256Digest::of(content),
-        bytes: 1,
-        headers: std::collections::BTreeMap::new(),
-        steps: [step.to_owned()].into(),
-    }
+    let answer = crate::network_record::tests::answer(url, &[step]);
+    RecordedAnswer { sha256: Sha256Digest::of(content), ..answer }
 }
 
 fn record(answers: &[RecordedAnswer]) -> NetworkRecord {
