@@ -17,6 +17,7 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 
+use crate::cache::base_files::BaseFileDigests;
 use crate::cache::base_twin::BaseTwin;
 use crate::cache::history::{self, BaseFiles};
 use crate::cache::step_cache::{ResumePoint, StepCache};
@@ -208,8 +209,9 @@ impl<'a> BuildContext<'a> {
         let (guest, agent) = self.testable(guest, tests).await?;
         let sealed = self.sealed(guest, &steps, layers).await?;
         record.had_agent = sealed.disk.had_agent();
-        let converted =
-            self.stage(Stage::Convert, convert::convert(self, sealed, twin.as_mut(), staging.path())).await?;
+        let known_files = BaseFileDigests::new(self.plan, (!around.no_cache).then_some(&around.cache));
+        let converting = convert::convert(self, sealed, twin.as_mut(), known_files, staging.path());
+        let converted = self.stage(Stage::Convert, converting).await?;
         record.tests = if tests.is_empty() {
             test::skipped(&self.plan.spec.tests)
         } else {

@@ -3,13 +3,13 @@
 //!
 //! ```text
 //! CACHE/layers/KEY.ID/         the twin
-//! CACHE/base-chunks/KEY        the SHA-256 of KEY and the rest of the file in hex, and the digests (crate::disk::chunk_index)
+//! CACHE/base-chunks/KEY        the digests (crate::disk::chunk_index; super::base_records)
 //! ```
 //! They only save time: without them everything is compressed and hashed, and the bytes are the same. A digest is known when
 //! a conversion has compared the twin's chunk with the base's.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -21,8 +21,6 @@ use tokio::sync::oneshot::error::TryRecvError;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::context::{BuildContext, BuildOptions, ScratchError};
-use crate::digest::Sha256Digest;
-use crate::digest_cache;
 use crate::disk::base_twin::{PreparedBase, TwinReader};
 use crate::disk::chain::{Chain, ChainFile};
 use crate::disk::chunk_index::{self, KnownChunks};
@@ -40,6 +38,7 @@ use crate::progress::Progress;
 use crate::resolve::facts::check_base;
 use crate::specfile::Compression;
 
+use super::base_records::BaseRecords;
 use super::step_cache::unusable;
 
 /// Name of the twin's file in the scratch folder.
@@ -47,8 +46,6 @@ const FILE: &str = "base.qcow2";
 
 /// Name of the folder with the digests of bases, in the cache.
 const CHUNKS: &str = "base-chunks";
-/// The number of bases whose digests are kept.
-const MOST_CHUNK_FILES: usize = 64;
 /// The name of the twin of a base that is compressed like an output.
 const ITSELF: &str = "itself";
 
@@ -228,8 +225,8 @@ impl TwinBuilder {
 /// The digests of a base in the cache.
 #[derive(Clone)]
 struct ChunkCache {
-    /// The folder of the digests of all bases; `None` if the cache is not used.
-    folder: Option<PathBuf>,
+    /// `None` if the cache is not used.
+    records: Option<BaseRecords>,
     base: CacheKey,
     disk_size: u64,
 }
@@ -238,63 +235,36 @@ impl ChunkCache {
     fn new(plan: &Plan, cache: Option<&PathBuf>) -> Self {
         let disk_size = plan.disk_size();
         let base = twin_key(plan).then(&json!({ "disk": disk_size }));
-        Self { folder: cache.map(|cache| cache.join(CHUNKS)), base, disk_size }
+        let records = cache.map(|cache| BaseRecords::new(cache.join(CHUNKS), chunk_index::LARGEST));
+        Self { records, base, disk_size }
     }
 
-    /// Returns the file for the twin of this name: another twin may be another file.
-    fn path(&self, twin: &str) -> Option<PathBuf> {
-        Some(self.folder.as_ref()?.join(self.base.then(&json!({ "twin": twin })).to_string()))
+    /// Returns the key for the twin of this name: another twin may be another file.
+    fn key(&self, twin: &str) -> CacheKey {
+        self.base.then(&json!({ "twin": twin }))
     }
 
     fn find(&self, twin: &str) -> Option<KnownChunks> {
-        read_chunks(&self.path(twin)?).filter(|chunks| chunks.disk_size() == self.disk_size)
+        let kept = self.records.as_ref()?.find(self.key(twin))?;
+        let chunks = KnownChunks::parse(std::str::from_utf8(&kept).ok()?)?;
+        (chunks.disk_size() == self.disk_size).then_some(chunks)
     }
 
-    /// Keeps digests, if they are others than before, and removes those that were kept longest ago.
     fn keep(&self, twin: &str, chunks: &KnownChunks) -> io::Result<()> {
-        let Some((folder, path)) = self.folder.as_ref().zip(self.path(twin)) else { return Ok(()) };
-        if self.find(twin).as_ref() == Some(chunks) {
-            return Ok(());
-        }
-        let text = chunks.to_text();
-        digest_cache::replace(&path, format!("{}\n{text}", bound_digest(&path, &text)).as_bytes())?;
-        let mut kept = Vec::new();
-        for entry in fs::read_dir(folder)? {
-            let entry = entry?;
-            kept.push((entry.metadata()?.modified()?, entry.path()));
-        }
-        kept.sort_unstable();
-        let surplus = kept.len().saturating_sub(MOST_CHUNK_FILES);
-        kept[..surplus].iter().try_for_each(|(_, path)| fs::remove_file(path))
+        let Some(records) = &self.records else { return Ok(()) };
+        records.keep(self.key(twin), chunks.to_text().as_bytes())
     }
-}
-
-/// Reads digests; `None` if the file does not exist or is damaged.
-fn read_chunks(path: &Path) -> Option<KnownChunks> {
-    let mut text = String::new();
-    File::open(path).ok()?.take(chunk_index::LARGEST).read_to_string(&mut text).ok()?;
-    let (sha256, text) = text.split_once('\n')?;
-    if bound_digest(path, text).to_string() == sha256 { KnownChunks::parse(text) } else { None }
-}
-
-/// Returns the digest of a file's text and of its name: the digests of another base are not taken for those of this one.
-fn bound_digest(path: &Path, text: &str) -> Sha256Digest {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    Sha256Digest::of(format!("{name}\n{text}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn cache(folder: &Path, base: CacheKey) -> ChunkCache {
-        ChunkCache { folder: Some(folder.to_owned()), base, disk_size: 9 << 20 }
-    }
-
     #[test]
-    fn digests_of_a_base_survive_and_damaged_ones_are_not_used() {
+    fn digests_belong_to_a_twin_and_a_size_of_the_disk() {
         let folder = tempfile::tempdir().unwrap();
-        let cache = cache(folder.path(), CacheKey::root());
+        let records = Some(BaseRecords::new(folder.path().to_owned(), chunk_index::LARGEST));
+        let cache = ChunkCache { records, base: CacheKey::root(), disk_size: 9 << 20 };
         let chunks = KnownChunks::new(9 << 20);
         assert_eq!(cache.find("a"), None);
         cache.keep("a", &chunks).unwrap();
@@ -302,35 +272,8 @@ mod tests {
         assert_eq!(cache.find("b"), None, "another twin was not compared with the base");
         let larger = ChunkCache { disk_size: 10 << 20, ..cache.clone() };
         assert_eq!(larger.find("a"), None);
-        let path = cache.path("a").unwrap();
-        let sound = fs::read(&path).unwrap();
-        for index in 0..sound.len() {
-            let mut damaged = sound.clone();
-            damaged[index] ^= 1;
-            fs::write(&path, &damaged).unwrap();
-            assert_eq!(cache.find("a"), None, "{index}");
-            fs::write(&path, &sound[..index]).unwrap();
-            assert_eq!(cache.find("a"), None, "{index}");
-        }
-        fs::copy(&path, cache.path("b").unwrap()).unwrap();
-        assert_eq!(cache.find("b"), None, "the file of another twin");
-        fs::write(&path, &sound).unwrap();
-        assert_eq!(cache.find("a").as_ref(), Some(&chunks));
-        let unused = ChunkCache { folder: None, ..cache };
+        let unused = ChunkCache { records: None, ..cache };
         unused.keep("a", &chunks).unwrap();
         assert_eq!(unused.find("a"), None);
-    }
-
-    #[test]
-    fn the_digests_of_bases_are_not_kept_for_ever() {
-        let folder = tempfile::tempdir().unwrap();
-        let chunks = KnownChunks::new(9 << 20);
-        let mut key = CacheKey::root();
-        for _ in 0..MOST_CHUNK_FILES + 5 {
-            key = key.then(&json!("next"));
-            cache(folder.path(), key).keep("a", &chunks).unwrap();
-        }
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), MOST_CHUNK_FILES);
-        assert_eq!(cache(folder.path(), key).find("a"), Some(chunks));
     }
 }

@@ -37,6 +37,7 @@ pub mod inspect;
 mod inventory;
 pub mod journal_eraser;
 pub mod kernel_file;
+pub mod known_files;
 pub mod linux_kernel;
 pub mod listing;
 mod lookup;

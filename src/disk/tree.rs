@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::chain::ChainError;
 use super::entry::{Chunk, ContentDigest, DiskEntry, FileDigest, FileKind};
 use super::gap::{PartitionContent, TreeGap, TreeMount};
+use super::known_files::UnchangedFiles;
 use super::partition::Partition;
 use super::sparse::hash_zeroes;
 use super::volume::{Volume, VolumeError, VolumeNode};
@@ -90,6 +91,11 @@ impl Fault for TreeError {
 
 /// Observes a tree as it is read.
 pub trait TreeVisitor {
+    /// Returns whether it has to see the content of every file. If not, that of files with a known digest is not read.
+    fn reads_content(&self) -> bool {
+        true
+    }
+
     /// Begins the content of the file whose entry comes next. It may be begun again; only the last time counts. A file of
     /// several names is read once.
     fn begin_content(&mut self) {}
@@ -105,6 +111,10 @@ pub trait TreeVisitor {
 pub(crate) struct EntryVisitor<'v>(pub(crate) &'v mut dyn FnMut(&DiskEntry) -> ControlFlow<()>);
 
 impl TreeVisitor for EntryVisitor<'_> {
+    fn reads_content(&self) -> bool {
+        false
+    }
+
     fn visit_entry(&mut self, entry: &DiskEntry) -> ControlFlow<()> {
         (self.0)(entry)
     }
@@ -360,10 +370,19 @@ impl<'c> Tree<'c> {
     /// # Errors
     /// As [`Tree::walk`].
     pub fn walk_contents(&self, visitor: &mut dyn TreeVisitor) -> Result<(), TreeError> {
+        self.walk_changes(visitor, &mut UnchangedFiles::none())
+    }
+
+    /// Walks as [`Tree::walk_contents`] does, without reading the files whose digests are known, if the visitor does not
+    /// read them.
+    ///
+    /// # Errors
+    /// As [`Tree::walk`].
+    pub fn walk_changes(&self, visitor: &mut dyn TreeVisitor, unchanged: &mut UnchangedFiles) -> Result<(), TreeError> {
         let size: u64 = self.volumes.iter().map(Volume::size).sum();
         let structure = size.saturating_mul(MAX_CONTENT);
         let content = most_content(structure, self.volumes[0].disk().file_bytes());
-        let mut walk = TreeWalk { content, structure, directories: HashSet::new(), digests: HashMap::new() };
+        let mut walk = TreeWalk { content, structure, directories: HashSet::new(), digests: HashMap::new(), unchanged };
         let root = self.root();
         let mut open = vec![(Vec::new(), root.0, walk.enter(root, &self.node(root)?)?.into_iter())];
         let entry = walk.entry(b"/".to_vec(), root, &self.node(root)?, visitor)?;
@@ -452,7 +471,7 @@ fn most_content(worth: u64, file_bytes: u64) -> u64 {
 }
 
 /// The state of a walk.
-struct TreeWalk {
+struct TreeWalk<'w> {
     /// How many bytes of content may still be hashed.
     content: u64,
     /// How many bytes of directories, paths and attributes may still be read.
@@ -461,9 +480,11 @@ struct TreeWalk {
     directories: HashSet<Place>,
     /// The digests of files with several names, so that each is hashed once.
     digests: HashMap<Place, FileDigest>,
+    /// The digests of files that are as in the base.
+    unchanged: &'w mut UnchangedFiles,
 }
 
-impl TreeWalk {
+impl TreeWalk<'_> {
     fn enter(&mut self, place: Place, directory: &VolumeNode<'_>) -> Result<Vec<(Vec<u8>, u64)>, TreeError> {
         if !self.directories.insert(place) {
             return Err(TreeError::Loop(place.1));
@@ -504,11 +525,28 @@ impl TreeWalk {
         }
         let digest = match self.sparse_digest(file, visitor)? {
             Some(digest) => FileDigest::Sparse(digest),
-            None => FileDigest::Content(self.content_digest(file, visitor)?),
+            None => FileDigest::Content(self.known_digest(file, visitor)?),
         };
         if file.is_shared() {
             self.digests.insert(place, digest);
         }
+        Ok(digest)
+    }
+
+    /// Returns the digest of a file's content, which is not read if nobody has to see it and the base decides it.
+    fn known_digest(
+        &mut self,
+        file: &VolumeNode<'_>,
+        visitor: &mut dyn TreeVisitor,
+    ) -> Result<Sha256Digest, TreeError> {
+        let Some(layout) = self.unchanged.are_sought().then(|| file.layout()).transpose()?.flatten() else {
+            return self.content_digest(file, visitor);
+        };
+        if let Some(digest) = self.unchanged.find(&layout).filter(|_| !visitor.reads_content()) {
+            return Ok(digest);
+        }
+        let digest = self.content_digest(file, visitor)?;
+        self.unchanged.learn(&layout, digest);
         Ok(digest)
     }
 

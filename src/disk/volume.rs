@@ -7,6 +7,7 @@ use super::entry::{Chunk, DiskEntry, FileKind, Time};
 use super::ext4::{self, Ext4, Ext4Error};
 use super::fat::{self, Fat, FatError};
 use super::gap::{UncleanReason, VolumeKind};
+use super::known_files::FileLayout;
 use super::partition::Partition;
 use crate::error::{self, Fault};
 
@@ -173,6 +174,15 @@ impl VolumeNode<'_> {
         Ok(match self {
             VolumeNode::Ext4(ext4, inode) => ext4.read_chunks(inode, visit)?,
             VolumeNode::Fat(fat, node) => fat.read_chunks(node, visit)?,
+        })
+    }
+
+    /// Returns the places of a file's content on the disk, where they identify the content. The clusters of FAT are read
+    /// as they are found.
+    pub(super) fn layout(&self) -> Result<Option<FileLayout>, VolumeError> {
+        Ok(match self {
+            VolumeNode::Ext4(ext4, inode) => ext4.layout(inode)?,
+            VolumeNode::Fat(..) => None,
         })
     }
 

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use tokio::task::{JoinHandle, spawn_blocking};
 
+use crate::cache::base_files::BaseFileDigests;
 use crate::context::{BuildContext, ScratchError};
 use crate::digest::Sha256Digest;
 use crate::disk::as_mounted::{left_over, readable_volumes};
@@ -24,6 +25,7 @@ use crate::disk::chain::{Chain, DiskFiles, open_files};
 use crate::disk::entry::{Chunk, ContentDigest, DiskEntry};
 use crate::disk::gap::TreeGap;
 use crate::disk::guest_listing::GuestListing;
+use crate::disk::known_files::UnchangedFiles;
 use crate::disk::listing::{self, ListingWriter};
 use crate::disk::os_release::{self, OsRelease};
 use crate::disk::packages::InstalledPackage;
@@ -216,15 +218,15 @@ impl<'d> SealedView<'d> {
     /// # Errors
     /// When they cannot be read, or `visit` breaks.
     pub(crate) fn walk(&self, visit: &mut dyn FnMut(&DiskEntry) -> ControlFlow<()>) -> Result<bool, TreeError> {
-        self.walk_contents(&mut EntryVisitor(visit))
+        self.walk_contents(&mut EntryVisitor(visit), &mut UnchangedFiles::none())
     }
 
     /// Walks as [`SealedView::walk`] does, with the contents of the files that kiln reads.
-    fn walk_contents(&self, visitor: &mut dyn TreeVisitor) -> Result<bool, TreeError> {
+    fn walk_contents(&self, visitor: &mut dyn TreeVisitor, unchanged: &mut UnchangedFiles) -> Result<bool, TreeError> {
         match (&self.source, &self.tree) {
             _ if !self.missing.is_empty() => return Ok(false),
             (FileSource::Guest { list, .. }, _) => list.walk(&mut |entry| visitor.visit_entry(entry))?,
-            (_, Some(tree)) => tree.walk_contents(visitor)?,
+            (_, Some(tree)) => tree.walk_changes(visitor, unchanged)?,
             (_, None) => return Ok(false),
         }
         Ok(true)
@@ -237,6 +239,7 @@ pub(crate) fn read(
     build: &BuildContext<'_>,
     layers: DiskFiles,
     evidence: GuestEvidence,
+    known: BaseFileDigests,
     staging: &Path,
 ) -> Result<JoinHandle<Result<Contents, Failure>>, Failure> {
     let chain = open_files(layers)?;
@@ -254,7 +257,9 @@ pub(crate) fn read(
         if let Some(searched) = &searched {
             search_volumes(&chain, &view, searched, &events)?;
         }
-        let content_sha256 = list_files(&view, &evidence.writers, &path, searched, &events)?;
+        let mut unchanged = known.find(&chain)?;
+        let content_sha256 = list_files(&view, &evidence.writers, &path, searched, &mut unchanged, &events)?;
+        known.keep(&unchanged, &events);
         let listed = manifest::ListedContents {
             complete: view.missing.is_empty(),
             missing: view.missing,
@@ -363,6 +368,10 @@ struct FileLister<'w> {
 }
 
 impl TreeVisitor for FileLister<'_> {
+    fn reads_content(&self) -> bool {
+        self.search.is_some()
+    }
+
     fn begin_content(&mut self) {
         if let Some(search) = &mut self.search {
             search.begin_content();
@@ -395,6 +404,7 @@ fn list_files(
     writers: &Attribution,
     path: &Path,
     searched: Option<SearchedSecrets>,
+    unchanged: &mut UnchangedFiles,
     events: &Events,
 ) -> Result<Option<Sha256Digest>, Failure> {
     if !view.missing.is_empty() {
@@ -405,7 +415,7 @@ fn list_files(
     let search = searched.map(TreeSearch::new);
     let mut lister =
         FileLister { writers, content: ContentDigest::new(), list: file.map_err(failed)?, written: Ok(()), search };
-    let walked = view.walk_contents(&mut lister);
+    let walked = view.walk_contents(&mut lister, unchanged);
     lister.written.map_err(failed)?;
     if let Some(search) = lister.search {
         report(search.into_findings(), events)?;

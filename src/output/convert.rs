@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::try_join;
 
+use crate::cache::base_files::BaseFileDigests;
 use crate::cache::base_twin::BaseTwin;
 use crate::context::{BuildContext, ScratchError};
 use crate::digest::Sha256Digest;
@@ -59,13 +60,14 @@ pub(crate) async fn convert(
     build: &BuildContext<'_>,
     sealed: SealedDisk,
     twin: Option<&mut BaseTwin>,
+    known_files: BaseFileDigests,
     staging: &Path,
 ) -> Result<Converted, Failure> {
     check_base(build.plan)?;
     remember_base(build.plan, &build.memo);
     let layers = without_journals(build, sealed.disk.chain).await?;
     check_sealed(build, &layers, &sealed.evidence)?;
-    let contents = contents::read(build, layers.clone(), sealed.evidence, staging)?;
+    let contents = contents::read(build, layers.clone(), sealed.evidence, known_files, staging)?;
     let files = build.plan.outputs.disks.iter().map(|disk| (disk.clone(), place(build, disk, staging))).collect();
     let disks = DiskFileWriter::new((layers.clone(), None), files, identity_of(build.recorded_plan()), &build.events)?;
     let base = async { twin?.ready().await };

@@ -15,6 +15,7 @@ mod layouts;
 mod linux_kernel;
 mod mount_gaps;
 mod sparse_files;
+mod unchanged_files;
 
 use std::fs::{self, File};
 use std::ops::ControlFlow;

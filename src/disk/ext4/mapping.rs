@@ -8,6 +8,7 @@ use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 use super::{Ext4, Ext4Error, Inode, damaged, join};
 use crate::disk::bytes::{slice_at, struct_at};
 use crate::disk::entry::{Chunk, FileKind};
+use crate::disk::known_files::FileLayout;
 
 /// The most runs of a file. One run is one extent or more; no real file has a million of them.
 const MAX_RUNS: usize = 1 << 20;
@@ -102,6 +103,22 @@ impl Ext4<'_> {
             at = end;
         }
         Ok(zeroes(at, inode.size, visit))
+    }
+
+    /// Returns the places of a file's content on the disk; `None` where the content is in the inode.
+    ///
+    /// # Errors
+    /// When the file system is damaged or cannot be read.
+    pub(in crate::disk) fn layout(&self, inode: &Inode) -> Result<Option<FileLayout>, Ext4Error> {
+        if inode.is_inline() {
+            return Ok(None);
+        }
+        let bits = self.superblock.block_bits;
+        let parts = self.runs(inode)?.into_iter().map(|run| {
+            let start = self.start + (run.physical << bits);
+            (run.logical << bits, start..start + (run.count << bits))
+        });
+        Ok(Some(FileLayout::new(inode.size, parts)))
     }
 
     /// Reads the whole content of a small file.
