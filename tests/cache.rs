@@ -150,6 +150,26 @@ fn the_plan_says_what_is_cached() {
 }
 
 #[test]
+fn a_plan_names_old_results_that_depend_on_a_network() {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    for (network, days, notes) in [("user", 8.0, 2), ("user", 6.0, 0), ("none", 8.0, 0)] {
+        let first = Kiln::new().machine(&format!("network = '{network}'")).spec(STEPS).build().run();
+        let ended = serde_json::json!({ "start": now - days * 86_400.0, "end": now - days * 86_400.0 });
+        edit_layers(&first, |facts| {
+            facts["during"] = ended.clone();
+            for covered in facts["covers"].as_array_mut().into_iter().flatten() {
+                covered["during"] = ended.clone();
+            }
+        });
+        let plan = first.then(["plan", "."]).run().stdout;
+        let stale = plan.lines().filter(|line| line.contains("is cached from 8 days ago")).count();
+        assert_eq!(stale, notes, "{network} {days}: {plan}");
+        let plan = first.then(["plan", ".", "--json"]).run().stdout;
+        assert_eq!(plan.matches("\"stale_days\": 8").count(), notes, "{plan}");
+    }
+}
+
+#[test]
 fn memory_that_is_damaged_is_not_used() {
     type Damage = fn(&PathBuf);
     let damages: [(&str, Damage); 3] = [

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
+use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -25,7 +26,7 @@ use crate::resolve::lockfile;
 use crate::resolve::secrets::SecretValues;
 use crate::scheduler;
 use crate::size::{ByteSize, format_duration};
-use crate::specfile::{NetworkBackend, Spec};
+use crate::specfile::{Action, NetworkBackend, Spec};
 
 use super::CommandContext;
 use super::args::{SourceArgs, SpecArgs};
@@ -33,6 +34,9 @@ use super::configuration::allowed_variables;
 
 /// Schema version of the JSON output.
 const SCHEMA: u32 = 1;
+/// The age in days from which a cached result of a step with `network = "user"` is reported: by then, what it downloaded has
+/// most likely changed.
+const STALE_DAYS: i64 = 7;
 
 /// Arguments of `kiln plan`.
 #[derive(Debug, Args)]
@@ -80,14 +84,28 @@ struct StepReasons {
     base: Vec<ChangedInput>,
     /// The reason why a step runs; `None` for a cached one.
     steps: Vec<Option<RunReason>>,
+    /// The ages of cached results that depend on a network, in days, where these are old.
+    stale_days: Vec<Option<i64>>,
 }
 
 impl StepReasons {
     fn new(plan: &Plan, view: &CacheView, last: Option<&Trace>) -> Self {
         let now = Trace::of(plan);
         let base = last.map(|last| now.base_changes(last)).unwrap_or_default();
-        Self { base, steps: now.reasons(plan, view.cached, &view.unused, last) }
+        let stale_days = plan.steps.iter().enumerate();
+        let stale_days =
+            stale_days.map(|(index, planned)| stale_days_of(plan, planned, view.ended.get(index).copied()?));
+        Self { base, steps: now.reasons(plan, view.cached, &view.unused, last), stale_days: stale_days.collect() }
     }
+}
+
+/// Returns the age in days of a cached result, where the step could use a network that records nothing and the result is
+/// old.
+fn stale_days_of(plan: &Plan, planned: &PlannedStep, ended: Option<Timestamp>) -> Option<i64> {
+    let may_download = matches!(planned.step.action, Action::Run { .. } | Action::Script { .. });
+    let days = Timestamp::now().duration_since(ended?).as_hours() / 24;
+    let is_stale = plan.spec.machine.network == NetworkBackend::User && may_download && days >= STALE_DAYS;
+    is_stale.then_some(days)
 }
 
 fn as_json(plan: &Plan, fates: &StepReasons) -> Value {
@@ -95,14 +113,15 @@ fn as_json(plan: &Plan, fates: &StepReasons) -> Value {
         .steps
         .iter()
         .zip(&fates.steps)
-        .map(|(planned, reason)| {
+        .zip(&fates.stale_days)
+        .map(|((planned, reason), stale_days)| {
             json!({
                 "name": planned.step.name, "verb": planned.step.action.key(), "line": planned.step.line,
                 "key": planned.key, "cached": reason.is_none(), "reason": reason.as_ref().map(RunReason::to_string),
                 "timeout": planned.step.timeout.as_secs(),
                 "input_digest": planned.input.as_ref().map(digest_set),
                 "input_bytes": planned.input.as_ref().map(|input| input.bytes),
-                "downloads": LockedDownloads::of_step(plan, planned),
+                "downloads": LockedDownloads::of_step(plan, planned), "stale_days": stale_days,
             })
         })
         .collect();
@@ -179,6 +198,14 @@ fn as_text(plan: &Plan, fates: &StepReasons) -> String {
     }
     for (number, (planned, reason)) in plan.steps.iter().zip(&fates.steps).enumerate() {
         page.line("step ", &format!("{:<3} {}", number + 1, step(plan, planned, reason.as_ref())));
+        if let Some(days) = fates.stale_days[number] {
+            let text = format!(
+                "step {} is cached from {days} days ago, and what it downloaded may have changed since: `--no-cache` runs it again, \
+                 and `network = \"locked\"` records downloads",
+                number + 1
+            );
+            page.line("note     ", &text);
+        }
     }
     for test in &plan.spec.tests {
         page.line("test     ", &test.name);

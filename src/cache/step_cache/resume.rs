@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use tokio::task::spawn_blocking;
 
 use crate::error::Failure;
@@ -74,6 +75,8 @@ impl StartingPoint {
 pub struct CacheView {
     /// The number of steps that the layer covers with which the build begins.
     pub cached: usize,
+    /// The time at which each of these steps ended, by the guest's clock, if it is known.
+    pub ended: Vec<Option<Timestamp>>,
     /// The reasons for not beginning with other layers of the plan, by the number of their step, from 1; 0 is the boot.
     pub unused: BTreeMap<usize, UnusedLayer>,
 }
@@ -260,5 +263,10 @@ pub fn view_cache(plan: &Plan, cache: &LayerCache, events: &Events) -> CacheView
     let layers = StepCache::new(plan, events.clone(), None, Path::new(""));
     let mut points = layers.starting_points(cache);
     let (_, done) = layers.choose(cache, &mut points);
-    CacheView { cached: done.len(), unused: points.unused }
+    CacheView { cached: done.len(), ended: done.iter().map(ended_at).collect(), unused: points.unused }
+}
+
+fn ended_at(step: &StepRecord) -> Option<Timestamp> {
+    let since_1970 = SignedDuration::try_from_secs_f64(step.during?.end).ok()?;
+    Timestamp::from_duration(since_1970).ok()
 }
