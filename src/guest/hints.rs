@@ -243,6 +243,11 @@ fn hint_of_output(lines: &[String], network: NetworkBackend) -> Option<String> {
              need `machine.network = \"user\"`"
                 .into()
         }
+        T::ClockBehind | T::ReleaseExpired if network == NetworkBackend::Locked => {
+            "with a locked network, the guest's clock is at the time of the recording: `kiln lock --refresh SPEC` drops what was \
+             recorded, and the next build records it anew, with the present time"
+                .into()
+        }
         _ => advice(trouble).into(),
     })
 }
