@@ -15,16 +15,40 @@ const LONGEST: usize = 8 << 10;
 const STATUSES: std::ops::RangeInclusive<u16> = 200..=599;
 
 /// A request of the guest, as far as its answer depends on it. Credentials are not part of it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RecordedRequest {
     /// The URL, without credentials and fragment.
     pub url: String,
-    /// The request is a `HEAD`, and its answer has no body.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub head: bool,
+    /// The kind of request.
+    #[serde(default, skip_serializing_if = "RequestKind::is_get")]
+    pub kind: RequestKind,
     /// The value of `Accept`, if it is not `*/*`: servers choose between forms of a resource by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accept: Option<String>,
+    /// The value of `Git-Protocol`, by which git servers choose the version of the answer.
+    #[serde(default, rename = "git-protocol", skip_serializing_if = "Option::is_none")]
+    pub git_protocol: Option<String>,
+}
+
+/// The kinds of requests whose answers can be given again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RequestKind {
+    /// A `GET`.
+    #[default]
+    Get,
+    /// A `HEAD`, whose answer has no body.
+    Head,
+    /// A `POST` by which git fetches objects, with the SHA-256 digest of its body as it was sent.
+    UploadPack(Sha256Digest),
+}
+
+impl RequestKind {
+    /// Returns whether this is a `GET`.
+    #[must_use]
+    pub fn is_get(&self) -> bool {
+        *self == Self::Get
+    }
 }
 
 /// The recorded answer to a request.
@@ -134,6 +158,9 @@ impl RecordedAnswer {
         if !request.accept.iter().all(|accept| is_header_value(accept)) {
             return Err("has an `accept` that is no value of a header".into());
         }
+        if !request.git_protocol.iter().all(|protocol| is_header_value(protocol)) {
+            return Err("has a `git-protocol` that is no value of a header".into());
+        }
         if !STATUSES.contains(status) {
             return Err(format!("has the status {status}"));
         }
@@ -168,7 +195,7 @@ pub fn digest_of<'a>(answers: impl IntoIterator<Item = &'a RecordedAnswer>) -> S
     let lines: BTreeSet<String> = answers
         .into_iter()
         .map(|RecordedAnswer { request, status, sha256, bytes, headers, steps: _ }| {
-            json!([request.url, request.head, request.accept, status, sha256, bytes, headers]).to_string()
+            json!([request, status, sha256, bytes, headers]).to_string()
         })
         .collect();
     Sha256Digest::of(json!(lines).to_string())
@@ -215,7 +242,7 @@ pub(crate) mod tests {
     /// Returns the answer to a URL that these steps got.
     pub(crate) fn answer(url: &str, steps: &[&str]) -> RecordedAnswer {
         RecordedAnswer {
-            request: RecordedRequest { url: url.into(), head: false, accept: None },
+            request: RecordedRequest { url: url.into(), ..RecordedRequest::default() },
             status: 200,
             sha256: Sha256Digest::of(url),
             bytes: 1,

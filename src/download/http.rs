@@ -17,7 +17,7 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::typestate::AgentScope;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
-use ureq::{Agent, Body, Proxy};
+use ureq::{Agent, AsSendBody, Body, Proxy};
 
 use super::DownloadLimits;
 use super::error::TransferError;
@@ -94,10 +94,21 @@ pub(crate) struct GuestClient {
 pub(crate) struct GuestRequest {
     /// The URL.
     pub(crate) url: Url,
-    /// Whether only the head of the answer is asked for.
-    pub(crate) is_head: bool,
+    /// The method.
+    pub(crate) method: GuestMethod,
     /// Headers of the guest's request that are passed on.
     pub(crate) headers: Vec<(String, String)>,
+}
+
+/// The method of a request on behalf of a guest.
+#[derive(Debug, Clone)]
+pub(crate) enum GuestMethod {
+    /// A `GET`.
+    Get,
+    /// A `HEAD`: only the head of the answer is asked for.
+    Head,
+    /// A `POST` that changes nothing, with its body. There is no request for the rest of its answer.
+    Post(Vec<u8>),
 }
 
 impl GuestClient {
@@ -144,9 +155,8 @@ impl Exchange {
     /// Requests a file, or its rest.
     pub(super) fn start(url: &Url, rest: Option<ResumeRange>, limits: &DownloadLimits) -> Result<Self, TransferError> {
         let request = get(url, rest);
-        let request = request.body(()).map_err(|error| TransferError::Refused(error.to_string()))?;
         let agent = agent(url, limits)?;
-        let messages = begin(agent.clone(), request)?;
+        let messages = begin(agent.clone(), with_body(request, ())?)?;
         Ok(Self { messages, agent: Some(agent) })
     }
 
@@ -156,17 +166,32 @@ impl Exchange {
         request: &GuestRequest,
         rest: Option<ResumeRange>,
     ) -> Result<Self, TransferError> {
-        let builder = if request.is_head { Request::head(request.url.as_str()) } else { get(&request.url, rest) };
+        let url = request.url.as_str();
+        let builder = match &request.method {
+            GuestMethod::Get => get(&request.url, rest),
+            GuestMethod::Head => Request::head(url),
+            GuestMethod::Post(_) => Request::post(url).header(header::ACCEPT_ENCODING, "identity"),
+        };
         let headers = request.headers.iter();
         let builder = headers.fold(builder, |builder, (name, value)| builder.header(name, value));
-        let sent = builder.body(()).map_err(|error| TransferError::Refused(error.to_string()))?;
-        let messages = begin(client.agent(&request.url).clone(), sent)?;
-        Ok(Self { messages, agent: None })
+        let agent = client.agent(&request.url).clone();
+        let messages = match &request.method {
+            GuestMethod::Get | GuestMethod::Head => begin(agent, with_body(builder, ())?),
+            GuestMethod::Post(body) => begin(agent, with_body(builder, body.clone())?),
+        };
+        Ok(Self { messages: messages?, agent: None })
     }
 }
 
+fn with_body<B>(request: request::Builder, body: B) -> Result<Request<B>, TransferError> {
+    request.body(body).map_err(|error| TransferError::Refused(error.to_string()))
+}
+
 /// Starts the thread of an exchange, and returns its messages.
-fn begin(agent: Agent, request: Request<()>) -> Result<Receiver<Result<HttpMessage, TransferError>>, TransferError> {
+fn begin<B: AsSendBody + Send + 'static>(
+    agent: Agent,
+    request: Request<B>,
+) -> Result<Receiver<Result<HttpMessage, TransferError>>, TransferError> {
     let (sender, messages) = sync_channel(WAITING);
     let thread = thread::Builder::new().name("download".into());
     let started = thread.spawn(move || talk(&agent, request, &sender));
@@ -197,7 +222,7 @@ impl Drop for Exchange {
 }
 
 /// Runs the exchange. If the receiver is gone, nothing is left to do.
-fn talk(agent: &Agent, request: Request<()>, sender: &SyncSender<Result<HttpMessage, TransferError>>) {
+fn talk(agent: &Agent, request: Request<impl AsSendBody>, sender: &SyncSender<Result<HttpMessage, TransferError>>) {
     let answer = agent.run(request);
     let response = match answer.map_err(|error| problem(&error)) {
         Ok(response) => response,

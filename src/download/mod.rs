@@ -48,7 +48,7 @@ pub use cache::Download;
 pub use checksum::{Algorithm, Checksum, ChecksumError};
 pub use error::{DownloadError, FailedAttempt, SignatureError, TransferError};
 pub use evict::DownloadEviction;
-pub(crate) use http::{AddressGuard, GuestClient, GuestRequest};
+pub(crate) use http::{AddressGuard, GuestClient, GuestMethod, GuestRequest};
 pub(crate) use recording::{AnswerHead, IncomingAnswer};
 pub use sums::{ChecksumList, Location, SumsTrust};
 pub use unpack::{FileCompression, UnpackError};

@@ -23,7 +23,7 @@ use crate::url::Url;
 use super::cache::DATA;
 use super::checksum::Checksum;
 use super::error::{AttemptError, DownloadError, TransferError};
-use super::http::{Exchange, GuestClient, GuestRequest, HttpMessage, ResponseHead, ResumeRange};
+use super::http::{Exchange, GuestClient, GuestMethod, GuestRequest, HttpMessage, ResponseHead, ResumeRange};
 use super::partial_file::{DownloadClaim, open};
 use super::places::persist;
 use super::transfer::{TransferOrigin, TransferStart, TransferTarget, broken_off};
@@ -173,7 +173,7 @@ impl DownloadCache {
     ) -> Result<(), Arc<DownloadError>> {
         let recorded = if self.reach == NetworkMode::Offline {
             Err(DownloadError::Offline(request.url.to_string()))
-        } else if request.is_head {
+        } else if matches!(request.method, GuestMethod::Head) {
             record_head(client, request, (incoming, watch))
         } else {
             self.record_body((client, request), expected, limits, (incoming, watch))

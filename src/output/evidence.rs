@@ -102,6 +102,7 @@ fn uuid_of(sha256: &str) -> String {
 mod tests {
     use super::*;
     use crate::digest::Sha256Digest;
+    use crate::network_record::RequestKind;
     use crate::store::manifest::{
         ListedContents, ManifestDownload, ManifestKernel, ManifestOs, StoredFile, tests::sample,
     };
@@ -171,19 +172,20 @@ mod tests {
 
     #[test]
     fn the_files_that_steps_downloaded_are_dependencies() {
-        let download = |url: &str, status, head| ManifestDownload {
+        let download = |url: &str, status, kind| ManifestDownload {
             url: url.into(),
-            head,
+            kind,
             sha256: Sha256Digest::of("file"),
             bytes: 4,
             status,
             steps: ["install".to_owned()].into(),
         };
         let downloads = vec![
-            download("http://a.example/1", 200, false),
-            download("http://a.example/1", 200, false),
-            download("http://a.example/1", 200, true),
-            download("http://a.example/2", 404, false),
+            download("http://a.example/1", 200, RequestKind::Get),
+            download("http://a.example/1", 200, RequestKind::Get),
+            download("http://a.example/1", 200, RequestKind::Head),
+            download("http://a.example/2", 404, RequestKind::Get),
+            download("http://a.example/3/git-upload-pack", 200, RequestKind::UploadPack(Sha256Digest::of("want"))),
         ];
         let document = provenance::document(&Manifest { downloads, ..sample("web", "1", "k") }, &[]);
         let dependencies = document["predicate"]["buildDefinition"]["resolvedDependencies"].as_array().unwrap();
@@ -191,7 +193,11 @@ mod tests {
             "uri": "http://a.example/1", "digest": { "sha256": Sha256Digest::of("file") },
             "annotations": { "steps": ["install"] },
         });
-        assert_eq!(dependencies[1..], [expected]);
+        let fetched = serde_json::json!({
+            "uri": "http://a.example/3/git-upload-pack", "digest": { "sha256": Sha256Digest::of("file") },
+            "annotations": { "steps": ["install"], "request_sha256": Sha256Digest::of("want") },
+        });
+        assert_eq!(dependencies[1..], [expected, fetched]);
     }
 
     #[test]

@@ -114,9 +114,10 @@ impl<S: Read + Write> Client<'_, S> {
 
     /// Answers one request.
     fn answer(&mut self, url: &str, head: &RequestHead) -> io::Result<Persistence> {
-        // The body of a request that is refused would be read as the next request.
-        let after = Persistence::after(head.wants_close() || head.has_body());
-        let answer = match self.core.recorder.answer(url, head) {
+        let body = head.upload_pack_length(url).map(|length| self.read_body(head, length)).transpose()?;
+        // A body that was not read would be read as the next request.
+        let after = Persistence::after(head.wants_close() || (head.has_body() && body.is_none()));
+        let answer = match self.core.recorder.answer(url, head, body) {
             Ok(answer) => answer,
             Err(refusal) => return self.refuse(&refusal, after),
         };
@@ -124,6 +125,15 @@ impl<S: Read + Write> Client<'_, S> {
             Ok(answered) => self.give(&answer, &answered, head),
             Err(error) => self.refuse(&failed(url, head, &error), after),
         }
+    }
+
+    fn read_body(&mut self, head: &RequestHead, length: usize) -> io::Result<Vec<u8>> {
+        if head.expects_continue() {
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+        }
+        let mut body = vec![0; length];
+        self.stream.read_exact(&mut body)?;
+        Ok(body)
     }
 
     fn refuse(&mut self, refusal: &Refusal, after: Persistence) -> io::Result<Persistence> {

@@ -8,10 +8,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::digest::Sha256Digest;
 use crate::download::{
-    AnswerHead, DownloadCache, DownloadError, DownloadLimits, DownloadWatch, GuestClient, GuestRequest, IncomingAnswer,
+    AnswerHead, DownloadCache, DownloadError, DownloadLimits, DownloadWatch, GuestClient, GuestMethod, GuestRequest,
+    IncomingAnswer,
 };
 use crate::error::{Fault, Kind};
-use crate::network_record::{NetworkRecord, RecordedAnswer, RecordedRequest};
+use crate::network_record::{NetworkRecord, RecordedAnswer, RecordedRequest, RequestKind};
 use crate::url::{Scheme, Url, UrlError};
 
 use super::policy::HostPolicy;
@@ -134,9 +135,14 @@ impl Recorder {
         }
     }
 
-    /// Returns the answer to a request, whose body may still be to come.
-    pub(super) fn answer(self: &Arc<Self>, url: &str, head: &RequestHead) -> Result<Arc<IncomingAnswer>, Refusal> {
-        let (request, sent) = self.judge(url, head)?;
+    /// Returns the answer to a request, whose body may still be to come. `body` is that of a fetch of git.
+    pub(super) fn answer(
+        self: &Arc<Self>,
+        url: &str,
+        head: &RequestHead,
+        body: Option<Vec<u8>>,
+    ) -> Result<Arc<IncomingAnswer>, Refusal> {
+        let (request, sent) = self.judge(url, head, body)?;
         let mut state = self.lock();
         if state.urls.entry(request.clone()).or_insert_with(|| sent.url.clone()) != &sent.url {
             let why = "another request differs from it in a credential alone, which is not recorded";
@@ -164,19 +170,25 @@ impl Recorder {
     }
 
     /// Checks a request. Returns it as it is recorded, and as it is sent.
-    fn judge(&self, url: &str, head: &RequestHead) -> Result<(RecordedRequest, GuestRequest), Refusal> {
+    fn judge(
+        &self,
+        url: &str,
+        head: &RequestHead,
+        body: Option<Vec<u8>>,
+    ) -> Result<(RecordedRequest, GuestRequest), Refusal> {
         let shown = redact(url);
-        let is_head = match head.method.as_str() {
-            "GET" => false,
-            "HEAD" => true,
-            other => {
-                let why = "the locked network has GET and HEAD alone, whose answers can be given again";
+        let method = match (head.method.as_str(), body) {
+            ("POST", Some(body)) => GuestMethod::Post(body),
+            ("GET" | "HEAD", _) if head.has_body() => {
+                return Err(Refusal::new(400, format!("{shown} is refused: a GET with a body")));
+            }
+            ("GET", _) => GuestMethod::Get,
+            ("HEAD", _) => GuestMethod::Head,
+            (other, _) => {
+                let why = "the locked network has GET, HEAD and git fetches alone, whose answers can be given again";
                 return Err(Refusal::new(405, format!("{other} {shown} is refused: {why}")));
             }
         };
-        if head.has_body() {
-            return Err(Refusal::new(400, format!("{shown} is refused: a GET with a body")));
-        }
         let parsed = Url::of_resource(url.split('#').next().unwrap_or_default());
         let url = match parsed {
             Ok(url) if url.scheme() != Scheme::File && url.as_str().is_ascii() => url,
@@ -197,10 +209,20 @@ impl Recorder {
         if head.has_credentials() {
             self.note_refusal(&format!("the login that a program sent with a request for {shown} is not passed on"));
         }
+        let git_protocol = head.git_protocol().map(str::to_owned);
+        let kind = match &method {
+            GuestMethod::Get => RequestKind::Get,
+            GuestMethod::Head => RequestKind::Head,
+            GuestMethod::Post(body) => RequestKind::UploadPack(Sha256Digest::of(body)),
+        };
         // No other header is passed on: an answer that depends on it would be given to other requests as well.
-        let headers = accept.iter().map(|accept| ("accept".to_owned(), accept.clone())).collect();
-        let sent = GuestRequest { url, is_head, headers };
-        Ok((RecordedRequest { url: shown, head: is_head, accept }, sent))
+        let recorded = [("accept", accept.as_deref()), ("git-protocol", git_protocol.as_deref())];
+        // These are as they are because the body is.
+        let of_body = ["content-type", "content-encoding"].map(|name| (name, head.header(name)));
+        let of_body = of_body.into_iter().filter(|_| matches!(method, GuestMethod::Post(_)));
+        let headers = recorded.into_iter().chain(of_body);
+        let headers = headers.filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))).collect();
+        Ok((RecordedRequest { url: shown, kind, accept, git_protocol }, GuestRequest { url, method, headers }))
     }
 
     /// Refuses what is asked of a host that the spec does not allow.

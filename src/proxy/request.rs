@@ -4,6 +4,8 @@ use std::io::{self, BufRead};
 
 /// The longest head, bytes.
 const LONGEST_HEAD: usize = 64 << 10;
+/// The longest body of a request by which git fetches: git sends longer ones in chunks, after a request that probes.
+const LONGEST_BODY: usize = 1 << 20;
 /// The most headers.
 const MOST_HEADERS: usize = 100;
 
@@ -96,6 +98,30 @@ impl RequestHead {
     /// Returns whether a body follows the head.
     pub(super) fn has_body(&self) -> bool {
         self.header("transfer-encoding").is_some() || self.header("content-length").is_some_and(|length| length != "0")
+    }
+
+    /// Returns the length of the body if the request is one by which git fetches objects (git-http-backend(1)). It changes
+    /// nothing, and its answer depends on the body alone.
+    pub(super) fn upload_pack_length(&self, url: &str) -> Option<usize> {
+        let path = url.split(['?', '#']).next().unwrap_or_default();
+        let is_fetch = self.method == "POST"
+            && path.ends_with("/git-upload-pack")
+            && self.header("content-type") == Some("application/x-git-upload-pack-request")
+            && self.header("content-encoding").is_none_or(|encoding| encoding == "gzip")
+            && self.header("transfer-encoding").is_none();
+        let length = self.header("content-length").filter(|_| is_fetch)?;
+        length.parse().ok().filter(|length| *length <= LONGEST_BODY)
+    }
+
+    /// Returns the version of git's protocol that the client asks for (gitprotocol-http(5)).
+    pub(super) fn git_protocol(&self) -> Option<&str> {
+        let version = self.header("git-protocol")?;
+        version.strip_prefix("version=")?.parse::<u8>().is_ok().then_some(version)
+    }
+
+    /// Returns whether the client waits for an answer before it sends the body (RFC 9110, section 10.1.1).
+    pub(super) fn expects_continue(&self) -> bool {
+        self.is_1_1 && self.header("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue"))
     }
 
     /// Returns whether the request bears the name of a user.

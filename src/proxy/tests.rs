@@ -15,7 +15,7 @@ use super::*;
 use crate::digest::Sha256Digest;
 use crate::digest_cache::DigestCache;
 use crate::download::NetworkMode;
-use crate::network_record::RecordedAnswer;
+use crate::network_record::{RecordedAnswer, RequestKind};
 
 mod faults;
 
@@ -36,7 +36,7 @@ impl Server {
             for socket in listener.incoming().map_while(Result::ok) {
                 let (counted, kept, answer) = (Arc::clone(&counted), Arc::clone(&kept), Arc::clone(&answer));
                 thread::spawn(move || {
-                    let head = read_head(&socket);
+                    let head = read_request(&socket);
                     counted.fetch_add(1, Ordering::SeqCst);
                     let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
                     kept.lock().unwrap().push(head);
@@ -64,6 +64,17 @@ fn read_head(mut socket: &TcpStream) -> String {
         head.push(byte[0]);
     }
     String::from_utf8_lossy(&head).into_owned()
+}
+
+/// Reads a request with its body.
+fn read_request(mut socket: &TcpStream) -> String {
+    let mut request = read_head(socket);
+    let lower = request.to_lowercase();
+    let length = lower.split("content-length: ").nth(1).and_then(|rest| rest.lines().next());
+    let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
+    let _ = socket.read_exact(&mut body);
+    request.push_str(&String::from_utf8_lossy(&body));
+    request
 }
 
 fn ok(body: &str) -> Vec<u8> {
@@ -175,6 +186,77 @@ fn n5_a_body_that_is_lost_is_downloaded_again_and_must_be_the_same() {
         let kept = other.path().join("downloads/sha256").join(digest.to_string()).join("data");
         assert_eq!(kept.exists(), is_same);
     }
+}
+
+/// Returns a request by which git fetches, with further headers.
+fn upload_pack(url: &str, headers: &str, body: &str) -> String {
+    let kind = "Content-Type: application/x-git-upload-pack-request";
+    let length = body.len();
+    format!("POST {url} HTTP/1.1\r\nHost: a\r\n{kind}\r\nContent-Length: {length}\r\n{headers}\r\n{body}")
+}
+
+#[test]
+fn n20_n21_a_fetch_of_git_is_recorded_by_its_body_and_given_again() {
+    let cache = tempfile::tempdir().unwrap();
+    let count = AtomicUsize::new(0);
+    let server = Server::start(move |_| ok(&format!("pack {}", count.fetch_add(1, Ordering::SeqCst))));
+    let url = server.url("/a.git/git-upload-pack");
+    let first = proxy(cache.path());
+    first.begin_step();
+    let gzip = upload_pack(&url, "Git-Protocol: version=2\r\nContent-Encoding: gzip\r\n", "want 2");
+    let sent = [upload_pack(&url, "", "want 1"), upload_pack(&url, "", "want 1"), gzip.clone()].concat();
+    let answers = talk(&first, &sent);
+    assert_eq!((answers.matches("pack 0").count(), answers.matches("pack 1").count()), (2, 1), "{answers}");
+    let seen = server.heads.lock().unwrap().clone();
+    assert_eq!(seen.len(), 2);
+    assert!(seen[0].ends_with("\r\n\r\nwant 1") && !seen[0].to_lowercase().contains("git-protocol"), "{seen:?}");
+    for header in ["git-protocol: version=2", "content-encoding: gzip", "content-type: application/x-git-upload-pack"] {
+        assert!(seen[1].to_lowercase().contains(header), "{header}: {seen:?}");
+    }
+    let record = record(&first);
+    let kinds: Vec<_> = record.answers.iter().map(|answer| answer.request.kind).collect();
+    assert_eq!(kinds.len(), 2);
+    for body in ["want 1", "want 2"] {
+        assert!(kinds.contains(&RequestKind::UploadPack(Sha256Digest::of(body))), "{kinds:?}");
+    }
+
+    let again = ProxyOptions { record: Some(&record), is_strict: true, ..options(cache.path(), NetworkMode::Offline) };
+    let again = Proxy::new(again).unwrap();
+    again.begin_step();
+    assert_eq!(body(&talk(&again, &gzip)), "pack 1");
+    assert_eq!(body(&talk(&again, &upload_pack(&url, "Expect: 100-continue\r\n", "want 1"))[25..]), "pack 0");
+    assert_eq!(again.end_step().answers, record.answers);
+    for other in [upload_pack(&url, "", "want 3"), upload_pack(&url, "Git-Protocol: version=1\r\n", "want 2")] {
+        assert!(talk(&again, &other).starts_with("HTTP/1.1 403"), "{other}");
+    }
+    assert_eq!(server.asked(), 2);
+}
+
+#[test]
+fn n15_n21_other_posts_of_git_are_refused_with_their_url() {
+    let cache = tempfile::tempdir().unwrap();
+    let server = Server::start(|_| ok("taken"));
+    let proxy = proxy(cache.path());
+    let url = server.url("/a.git/git-upload-pack");
+    let fetch = upload_pack(&url, "", "want 1");
+    for (sent, shown) in [
+        (fetch.replace("upload-pack", "receive-pack"), "/a.git/git-receive-pack"),
+        (fetch.replace("/git-upload-pack", "/info/lfs/objects/batch"), "/a.git/info/lfs/objects/batch"),
+        (fetch.replace("x-git-upload-pack-request", "json"), "/a.git/git-upload-pack"),
+        (fetch.replace("/git-upload-pack", "/a?b=/git-upload-pack"), "/a.git/a?b=/git-upload-pack"),
+        (fetch.replace("Content-Length: 6", "Content-Length: 1048577"), "/a.git/git-upload-pack"),
+        (fetch.replace("Content-Length: 6", "Content-Length: -1"), "/a.git/git-upload-pack"),
+        (upload_pack(&url, "Content-Encoding: br\r\n", "want 1"), "/a.git/git-upload-pack"),
+        (upload_pack(&url, "Transfer-Encoding: chunked\r\n", "want 1"), "/a.git/git-upload-pack"),
+    ] {
+        let answer = talk(&proxy, &(sent.clone() + &get(&server.url("/b"), "")));
+        assert!(answer.starts_with("HTTP/1.1 405"), "{sent}: {answer}");
+        assert!(answer.contains(&format!("{shown} is refused")) && answer.contains("git fetches alone"), "{answer}");
+        assert!(!answer.contains("taken"), "{answer}");
+    }
+    // A body that breaks off is no request.
+    let broken = talk(&proxy, &fetch[..fetch.len() - 1]);
+    assert_eq!((broken.as_str(), server.asked()), ("", 0));
 }
 
 #[test]

@@ -102,7 +102,7 @@ mod tests {
 
     use super::*;
     use crate::digest::Sha256Digest;
-    use crate::network_record::RecordedRequest;
+    use crate::network_record::{RecordedRequest, RequestKind};
 
     fn answer(url: &str) -> RecordedAnswer {
         crate::network_record::tests::answer(url, &["install"])
@@ -121,7 +121,8 @@ mod tests {
     #[test]
     fn a_download_is_a_line_sorted_by_its_request() {
         let mut other = answer("http://a.example/1");
-        other.request = RecordedRequest { head: true, accept: Some("text/\"html\"".into()), ..other.request };
+        other.request =
+            RecordedRequest { kind: RequestKind::Head, accept: Some("text/\"html\"".into()), ..other.request };
         other.status = 404;
         other.headers = [("etag".to_owned(), "W/'\u{e4}'\t".to_owned())].into();
         let written = entry(vec![answer("http://b.example/"), other]);
@@ -134,7 +135,7 @@ mod tests {
             lines[1..5],
             ["[[network]]", "spec = \"kiln.toml\"", "recorded = \"1970-01-01T00:00:00Z\"", "downloads = ["]
         );
-        assert!(lines[5].starts_with("    { url = \"http://a.example/1\", head = true, accept = "), "{text}");
+        assert!(lines[5].starts_with("    { url = \"http://a.example/1\", kind = \"head\", accept = "), "{text}");
         assert_eq!(lines[6..], [last.as_str(), "]"]);
         let mut read: BTreeMap<String, Vec<NetworkEntry>> = toml::from_str(&text).unwrap();
         read.get_mut("network").unwrap()[0].check().unwrap();

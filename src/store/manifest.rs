@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Sha256Digest;
-use crate::network_record::RecordedAnswer;
+use crate::network_record::{RecordedAnswer, RequestKind};
 use crate::rfc3339;
 
 use super::digest::Digest;
@@ -231,9 +231,9 @@ pub struct ManifestStep {
 pub struct ManifestDownload {
     /// The URL, without credentials.
     pub url: String,
-    /// Whether the request was a `HEAD`, and the answer has no body.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub head: bool,
+    /// Kind of the request; absent for a `GET`.
+    #[serde(default, skip_serializing_if = "RequestKind::is_get")]
+    pub kind: RequestKind,
     /// SHA-256 of the answer's body.
     pub sha256: Sha256Digest,
     /// Size of the answer's body.
@@ -249,7 +249,7 @@ impl From<&RecordedAnswer> for ManifestDownload {
         let RecordedAnswer { request, status, sha256, bytes, headers: _, steps } = answer;
         Self {
             url: request.url.clone(),
-            head: request.head,
+            kind: request.kind,
             sha256: *sha256,
             bytes: *bytes,
             status: *status,

@@ -24,7 +24,7 @@ run = '''
 unset no_proxy NO_PROXY
 [ "$(ls /sys/class/net)" = lo ]
 curl -fsS -o /root/file http://127.0.0.1:PORT/file
-curl -sS -X POST https://127.0.0.1:1/ | grep -q 'GET and HEAD alone'
+curl -sS -X POST https://127.0.0.1:1/ | grep -q 'GET, HEAD and git fetches alone'
 cat /run/kiln/network/authority.pem
 date +%s >/root/time
 '''

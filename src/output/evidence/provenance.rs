@@ -6,6 +6,7 @@
 use serde_json::{Value, json};
 
 use crate::disk::chunk_index;
+use crate::network_record::RequestKind;
 use crate::store::Manifest;
 use crate::store::manifest::{ManifestKernel, ManifestMachine};
 
@@ -74,10 +75,14 @@ fn describe_kernel(kernel: &ManifestKernel) -> Vec<Value> {
 /// Describes the files that steps downloaded over a locked network. Errors, redirections and requests for headers alone brought
 /// nothing into the image.
 fn downloads(manifest: &Manifest) -> Vec<Value> {
-    let files = manifest.downloads.iter().filter(|download| download.status == 200 && !download.head);
+    let files =
+        manifest.downloads.iter().filter(|download| download.status == 200 && download.kind != RequestKind::Head);
     let mut files: Vec<Value> = files
         .map(|file| {
-            let annotations = json!({ "steps": file.steps });
+            let mut annotations = json!({ "steps": file.steps });
+            if let RequestKind::UploadPack(request) = file.kind {
+                annotations["request_sha256"] = json!(request);
+            }
             json!({ "uri": file.url, "digest": { "sha256": file.sha256 }, "annotations": annotations })
         })
         .collect();

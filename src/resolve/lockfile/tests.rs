@@ -106,7 +106,7 @@ fn what_kiln_has_not_written_is_refused() {
 
 fn record(urls: &[&str]) -> NetworkRecord {
     let answers = urls.iter().map(|url| RecordedAnswer {
-        request: RecordedRequest { url: (*url).to_owned(), head: false, accept: None },
+        request: RecordedRequest { url: (*url).to_owned(), ..RecordedRequest::default() },
         status: 200,
         sha256: Sha256Digest::of(url),
         bytes: 1,
