@@ -20,7 +20,7 @@ use super::output::{OutputPump, OutputSink};
 use super::processes::every_process;
 use super::secrets::SecretMount;
 use super::sys::{ProcessStart, UserCredentials};
-use super::tunnel::Tunnel;
+use super::tunnel::{ProxyListener, Tunnel};
 use super::{RequestFailure, login, shutdown, sys, terminal};
 use crate::wire::message::{ShellScript, TtySize};
 use crate::wire::tree::is_name;
@@ -53,7 +53,7 @@ pub fn run(
         Ok(mut running) => running.supervise(events, request.timeout.map(Duration::from_millis)),
         Err(refusal) => Exit::NotStarted { text: refusal.text },
     };
-    drop(network);
+    found.notes.extend(network.map(ProxyListener::close).unwrap_or_default());
     if exit != (Exit::Code { code: 0 }) {
         found.oom_killed = log.oom_killed();
     }

@@ -90,6 +90,9 @@ const RNDRESEEDCRNG: u64 = 0x5207;
 const SECOND: i64 = 1_000_000_000;
 /// `init_module` of x86-64 (syscalls(2)), which the C library does not offer.
 const SYS_INIT_MODULE: c_long = 175;
+/// `renameat2` of x86-64, which older C libraries do not offer.
+const SYS_RENAMEAT2: c_long = 316;
+const RENAME_EXCHANGE: u32 = 2;
 
 #[repr(C)]
 struct Timespec {
@@ -323,6 +326,15 @@ pub fn make_fifo(path: &Path, mode: u32) -> io::Result<()> {
     let path = c_path(path)?;
     // SAFETY: a valid C string.
     check(unsafe { mkfifo(path.as_ptr(), mode) })
+}
+
+/// Exchanges two names of one file system, in one step.
+#[expect(unsafe_code, reason = "libc")]
+pub fn exchange_names(one: &Path, other: &Path) -> io::Result<()> {
+    let (one, other) = (c_path(one)?, c_path(other)?);
+    // SAFETY: valid C strings, and the arguments that the call wants.
+    let result = unsafe { syscall(SYS_RENAMEAT2, AT_FDCWD, one.as_ptr(), AT_FDCWD, other.as_ptr(), RENAME_EXCHANGE) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Sets the modification time, in nanoseconds since the epoch; symbolic links are not followed.

@@ -50,7 +50,8 @@ struct OpenPort {
 pub struct ProxyListener {
     port: Arc<OpenPort>,
     is_over: Arc<AtomicBool>,
-    _trusted: TrustedAuthority,
+    /// There until the listener is closed.
+    trusted: Option<TrustedAuthority>,
 }
 
 impl Tunnel {
@@ -67,7 +68,7 @@ impl Tunnel {
         let is_over = Arc::new(AtomicBool::new(false));
         let (accepting, over) = (Arc::clone(&port), Arc::clone(&is_over));
         thread::spawn(move || accepting.accept(&listener, &over));
-        Ok(ProxyListener { port, is_over, _trusted: trusted })
+        Ok(ProxyListener { port, is_over, trusted: Some(trusted) })
     }
 
     fn port(&self) -> io::Result<Arc<OpenPort>> {
@@ -79,6 +80,14 @@ impl Tunnel {
         let opened = OpenPort::start(file)?;
         *port = Some(Arc::clone(&opened));
         Ok(opened)
+    }
+}
+
+impl ProxyListener {
+    /// Ends all connections, and restores the certificates of the guest. Returns a sentence for each file that could not be
+    /// restored.
+    pub fn close(mut self) -> Vec<String> {
+        self.trusted.take().map(TrustedAuthority::unmount).unwrap_or_default()
     }
 }
 

@@ -29,6 +29,42 @@ cat /run/kiln/network/authority.pem
 date +%s >/root/time
 '''
 [[step]]
+name = "authorities"
+run = '''
+unset no_proxy NO_PROXY
+cd /etc/ssl/certs
+# Without the variables, curl reads the file of the distribution.
+trusts() {
+    env -u CURL_CA_BUNDLE -u SSL_CERT_FILE curl -sS -X POST https://127.0.0.1:1/ | grep -q 'git fetches alone'
+}
+# A new list is covered in a moment.
+soon() { for try in $(seq 50); do "$@" 2>/dev/null && return; sleep 0.1; done; "$@"; }
+trusts
+count=$(grep -c BEGIN ca-certificates.crt)
+sed -i '0,/^mozilla/s/^mozilla/!mozilla/' /etc/ca-certificates.conf
+update-ca-certificates --fresh
+soon trusts
+[ "$(grep -c BEGIN ca-certificates.crt)" = $((count - 1)) ]
+# Copies and additions are the image's, but for the certificate of the proxy.
+cp ca-certificates.crt copy
+rm ca-certificates.crt
+sleep 0.1
+mv copy ca-certificates.crt
+soon trusts
+sleep 0.5
+echo '# added' >>ca-certificates.crt
+grep -q '# added' ca-certificates.crt
+'''
+[[step]]
+name = "authorities again"
+run = '''
+unset no_proxy NO_PROXY
+env -u CURL_CA_BUNDLE -u SSL_CERT_FILE curl -sS -X POST https://127.0.0.1:1/ | grep -q 'git fetches alone'
+'''
+[[step]]
+fetch = "/etc/ssl/certs/ca-certificates.crt"
+to = "authorities"
+[[step]]
 fetch = "/root/file"
 to = "file"
 [[step]]
@@ -90,7 +126,7 @@ fn answer(mut socket: TcpStream, body: &str) {
 
 #[test]
 #[ignore = "boots a VM"]
-fn n5_n18_n20_a_download_is_recorded_and_given_again_without_its_server() {
+fn n5_n18_n20_n22_a_download_is_recorded_and_given_again_without_its_server() {
     let bench = Bench::cold();
     let server = Server::start(0, BODIES[0]);
     let port = server.port;
@@ -104,6 +140,7 @@ fn n5_n18_n20_a_download_is_recorded_and_given_again_without_its_server() {
     assert!(lock.contains(&line), "{lock}");
     assert!(!lock.contains("https:"), "{lock}");
     leaves_no_trace(&bench, &first);
+    has_own_authorities(&first);
 
     fs::write(bench.path("kiln.lock"), set_year_of_record(&lock)).unwrap();
     assert!(bench.kiln(&["lock", "--offline", spec.to_str().unwrap()]).status.success());
@@ -126,6 +163,19 @@ fn n5_n18_n20_a_download_is_recorded_and_given_again_without_its_server() {
     for said in [&format!("http://127.0.0.1:{port}/file"), DIGESTS[0], DIGESTS[1], "kiln lock --refresh"] {
         assert!(stderr.contains(said), "{said}: {stderr}");
     }
+}
+
+/// Checks that the list of authorities is the one that a step has made, and an ordinary file.
+fn has_own_authorities(image: &Path) {
+    let authorities = fs::read_to_string(image.with_file_name("authorities")).unwrap();
+    assert!(authorities.ends_with("-----END CERTIFICATE-----\n# added\n"), "{authorities}");
+    let files = run("zstd", &["-dc", "files.zst"], image.parent().unwrap()).stdout;
+    let files = String::from_utf8(files).unwrap();
+    let listed: Vec<&str> =
+        files.lines().filter(|line| line.starts_with("path=/etc/ssl/certs/ca-certificates.crt ")).collect();
+    let [file] = listed[..] else { panic!("{listed:?}") };
+    assert!(file.contains(" type=file mode=0644 "), "{file}");
+    assert!(!files.contains(".kiln "), "a covered bundle is left");
 }
 
 /// Builds into a new store, without the step cache.
