@@ -5,9 +5,10 @@
 use serde_json::Value;
 
 use crate::disk::packages::PackageType;
+use crate::network_record::RequestKind;
 use crate::plan::{InputDigest, Plan, PlannedStep};
 use crate::store::Manifest;
-use crate::store::manifest::ManifestPackage;
+use crate::store::manifest::{ManifestDownload, ManifestPackage};
 
 mod cyclonedx;
 mod provenance;
@@ -51,6 +52,17 @@ fn time(at: jiff::Timestamp) -> String {
 fn created(manifest: &Manifest) -> String {
     let epoch = manifest.source_date_epoch.and_then(|epoch| jiff::Timestamp::from_second(epoch).ok());
     time(epoch.unwrap_or(manifest.finished))
+}
+
+/// Returns the files that steps downloaded over a locked network. Errors, redirections and requests for headers alone
+/// brought nothing into the image.
+fn downloaded_files(manifest: &Manifest) -> Vec<&ManifestDownload> {
+    let downloads = manifest.downloads.iter();
+    let mut files: Vec<_> =
+        downloads.filter(|download| download.status == 200 && download.kind != RequestKind::Head).collect();
+    // A resource may have been asked for in several forms, and be the same in each.
+    files.dedup_by_key(|file| (&file.url, file.sha256));
+    files
 }
 
 /// Returns a package URL (purl-spec, PURL-TYPES `deb`, `apk` and `rpm`): the namespace is the distribution, and `distro`
@@ -102,9 +114,8 @@ fn uuid_of(sha256: &str) -> String {
 mod tests {
     use super::*;
     use crate::digest::Sha256Digest;
-    use crate::network_record::RequestKind;
     use crate::store::manifest::{
-        ListedContents, ManifestDownload, ManifestKernel, ManifestOs, StoredFile, tests::sample,
+        ListedContents, ManifestKernel, ManifestOs, StoredFile, tests::sample,
     };
 
     fn package(name: &str, version: &str, arch: &str) -> ManifestPackage {
@@ -187,7 +198,8 @@ mod tests {
             download("http://a.example/2", 404, RequestKind::Get),
             download("http://a.example/3/git-upload-pack", 200, RequestKind::UploadPack(Sha256Digest::of("want"))),
         ];
-        let document = provenance::document(&Manifest { downloads, ..sample("web", "1", "k") }, &[]);
+        let manifest = Manifest { downloads, ..sample("web", "1", "k") };
+        let document = provenance::document(&manifest, &[]);
         let dependencies = document["predicate"]["buildDefinition"]["resolvedDependencies"].as_array().unwrap();
         let expected = serde_json::json!({
             "uri": "http://a.example/1", "digest": { "sha256": Sha256Digest::of("file") },
@@ -198,6 +210,17 @@ mod tests {
             "annotations": { "steps": ["install"], "request_sha256": Sha256Digest::of("want") },
         });
         assert_eq!(dependencies[1..], [expected, fetched]);
+        let sha256 = Sha256Digest::of("file").to_string();
+        let components = cyclonedx::document(&manifest)["components"].as_array().unwrap().clone();
+        let file = &components[components.len() - 2];
+        assert_eq!(file["externalReferences"][0]["url"], "http://a.example/1");
+        assert_eq!(file["hashes"][0]["content"], sha256);
+        assert_eq!(file["properties"], serde_json::json!([{ "name": "kiln:step", "value": "install" }]));
+        let packages = spdx::document(&manifest)["packages"].as_array().unwrap().clone();
+        let file = &packages[packages.len() - 2];
+        assert_eq!(file["downloadLocation"], "http://a.example/1");
+        assert_eq!(file["checksums"][0]["checksumValue"], sha256);
+        assert_eq!(file["comment"], "Downloaded by the step \"install\"");
     }
 
     #[test]

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use crate::disk::chunk_index;
 use crate::network_record::RequestKind;
 use crate::store::Manifest;
-use crate::store::manifest::{ManifestKernel, ManifestMachine};
+use crate::store::manifest::{ManifestDownload, ManifestKernel, ManifestMachine};
 
-use super::{StepInput, time};
+use super::{StepInput, downloaded_files, time};
 
 pub(super) fn document(manifest: &Manifest, inputs: &[StepInput]) -> Value {
     let subject =
@@ -72,23 +72,16 @@ fn describe_kernel(kernel: &ManifestKernel) -> Vec<Value> {
     std::iter::once(image).chain(initrd).collect()
 }
 
-/// Describes the files that steps downloaded over a locked network. Errors, redirections and requests for headers alone brought
-/// nothing into the image.
+/// Describes the files that steps downloaded over a locked network.
 fn downloads(manifest: &Manifest) -> Vec<Value> {
-    let files =
-        manifest.downloads.iter().filter(|download| download.status == 200 && download.kind != RequestKind::Head);
-    let mut files: Vec<Value> = files
-        .map(|file| {
-            let mut annotations = json!({ "steps": file.steps });
-            if let RequestKind::UploadPack(request) = file.kind {
-                annotations["request_sha256"] = json!(request);
-            }
-            json!({ "uri": file.url, "digest": { "sha256": file.sha256 }, "annotations": annotations })
-        })
-        .collect();
-    // A resource may have been asked for in several forms, and be the same in each.
-    files.dedup_by(|later, earlier| later["uri"] == earlier["uri"] && later["digest"] == earlier["digest"]);
-    files
+    let describe = |file: &ManifestDownload| {
+        let mut annotations = json!({ "steps": file.steps });
+        if let RequestKind::UploadPack(request) = file.kind {
+            annotations["request_sha256"] = json!(request);
+        }
+        json!({ "uri": file.url, "digest": { "sha256": file.sha256 }, "annotations": annotations })
+    };
+    downloaded_files(manifest).into_iter().map(describe).collect()
 }
 
 /// Describes the machine of the build. A full boot is not named, so that documents of before say the same.

@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 
 use crate::store::Manifest;
+use crate::store::manifest::ManifestDownload;
 
-use super::{created, purl, uuid};
+use super::{created, downloaded_files, purl, uuid};
 
 const IMAGE: &str = "SPDXRef-image";
 
@@ -43,6 +44,11 @@ pub(super) fn document(manifest: &Manifest) -> Value {
         relationships.push(relationship(IMAGE, "CONTAINS", &id));
         packages.push(described);
     }
+    for (file, number) in downloaded_files(manifest).into_iter().zip(1..) {
+        let id = format!("SPDXRef-download-{number}");
+        relationships.push(relationship(&id, "BUILD_DEPENDENCY_OF", IMAGE));
+        packages.push(downloaded_file(&id, file));
+    }
     json!({
         "spdxVersion": "SPDX-2.3",
         "dataLicense": "CC0-1.0",
@@ -52,6 +58,18 @@ pub(super) fn document(manifest: &Manifest) -> Value {
         "creationInfo": { "created": created(manifest), "creators": [format!("Tool: kiln-{}", manifest.kiln)] },
         "packages": packages,
         "relationships": relationships,
+    })
+}
+
+/// Describes a file that steps downloaded over a locked network.
+fn downloaded_file(id: &str, file: &ManifestDownload) -> Value {
+    let steps: Vec<String> = file.steps.iter().map(|step| format!("{step:?}")).collect();
+    let noun = if steps.len() == 1 { "step" } else { "steps" };
+    json!({
+        "SPDXID": id, "name": file.url, "downloadLocation": file.url, "filesAnalyzed": false,
+        "checksums": [{ "algorithm": "SHA256", "checksumValue": file.sha256 }],
+        "comment": format!("Downloaded by the {noun} {}", steps.join(", ")),
+        "licenseConcluded": "NOASSERTION", "licenseDeclared": "NOASSERTION", "copyrightText": "NOASSERTION",
     })
 }
 
