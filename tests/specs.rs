@@ -9,7 +9,7 @@ use kiln::error::{Fault, Kind};
 use kiln::project::FileReach;
 use kiln::size::ByteSize;
 use kiln::specfile::seal::OPERATIONS;
-use kiln::specfile::{Action, BaseSource, LoadError, MAX_BYTES, Overrides, Spec, SpecErrors, schema};
+use kiln::specfile::{Action, BaseSource, LoadError, MAX_BYTES, NetworkBackend, Overrides, Spec, SpecErrors, schema};
 use kiln::wire::sealing::{IdentityForm, IdentityMaker, IdentityRenewal, MachineIdentity};
 use proptest::prelude::*;
 use serde_json::Value as Json;
@@ -73,6 +73,31 @@ fn fixtures_and_snapshots_are_the_same_set() {
     let found: BTreeSet<String> = names.filter(ours).collect();
     assert_eq!(expected, found);
     assert!(expected.len() >= 60, "the fixtures are not all there");
+}
+
+/// The images of this repository are there to be copied.
+#[test]
+fn images_of_this_repository_are_valid_tested_and_record_their_downloads() {
+    let folders = fs::read_dir("images").unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+    let specs: Vec<_> = folders.map(|folder| load(&folder).unwrap_or_else(|error| panic!("{error}"))).collect();
+    assert!(specs.len() >= 10, "{} images", specs.len());
+    for spec in specs {
+        assert!(!spec.tests.is_empty(), "{} has no tests", spec.image.name);
+        assert_ne!(spec.machine.network, NetworkBackend::User, "{}", spec.image.name);
+    }
+}
+
+#[test]
+fn the_lock_file_of_the_python_application_has_its_requirements() {
+    let read = |name: &str| fs::read_to_string(Path::new("images/python-app").join(name)).unwrap();
+    let (requirements, lock) = (read("app/requirements.txt"), read("kiln.lock"));
+    let lines: Vec<_> = requirements.lines().filter(|line| !line.starts_with('#')).collect();
+    assert!(!lines.is_empty());
+    for line in lines {
+        let (_, file) = line.split_once(" @ ").unwrap();
+        let (url, sha256) = file.split_once(" --hash=sha256:").unwrap();
+        assert!(lock.contains(&format!("url = \"{url}\", sha256 = \"{sha256}\"")), "kiln.lock lacks {line}");
+    }
 }
 
 #[test]
