@@ -285,7 +285,7 @@ fn check_stamp(path: &Path, stamp: FileStamp, unreadable: impl Fn(io::Error) -> 
     if stamp_of(path).map_err(&unreadable)? == stamp {
         return Ok(());
     }
-    Err(unreadable(io::Error::other("it changed during the build")))
+    Err(unreadable(io::Error::other("it changed during the build; new hard links, names and modes count as well")))
 }
 
 /// Returns a constructor of errors for a kernel or an initrd that cannot be read completely.
