@@ -11,6 +11,7 @@ mod images;
 mod kills;
 mod listing;
 mod nested_kvm;
+mod networks;
 mod older_qemu;
 mod planted;
 
