@@ -126,7 +126,7 @@ impl GuestClient {
 /// Resolves names, and leaves out the addresses that the guard does not allow.
 struct GuardedResolver {
     guard: Arc<AddressGuard>,
-    resolver: DefaultResolver,
+    resolver: Box<dyn Resolver>,
 }
 
 impl std::fmt::Debug for GuardedResolver {
@@ -316,8 +316,13 @@ fn guarded_agent(scheme: Scheme, limits: &DownloadLimits, guard: Arc<AddressGuar
     if config.proxy().is_some() {
         return Ok(config.into());
     }
-    let resolver = GuardedResolver { guard, resolver: DefaultResolver::default() };
-    Ok(Agent::with_parts(config, DefaultConnector::new(), resolver))
+    Ok(resolving_agent(config, GuardedResolver { guard, resolver: Box::new(DefaultResolver::default()) }))
+}
+
+/// Returns a client that resolves a name once for each connection: it connects to the addresses that the guard has allowed,
+/// whatever the name resolves to afterwards.
+fn resolving_agent(config: Config, resolver: GuardedResolver) -> Agent {
+    Agent::with_parts(config, DefaultConnector::new(), resolver)
 }
 
 /// Returns what all clients of kiln have in common.
@@ -386,6 +391,12 @@ fn build_proxy(url: &str, exceptions: &str) -> Result<Proxy, ureq::Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+    use std::io::Write;
+    use std::net::TcpListener;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     /// Returns the chosen proxy as `host:port`, and whether it is bypassed for a host.
@@ -427,5 +438,58 @@ mod tests {
         for exceptions in ["", "other", "ample.org", "org.example"] {
             assert!(!left_out(exceptions, "example.org"), "{exceptions}");
         }
+    }
+
+    /// A resolver that answers with the next of these lists of addresses each time.
+    #[derive(Debug)]
+    struct ChangingResolver {
+        answers: Mutex<VecDeque<Vec<SocketAddr>>>,
+    }
+
+    impl Resolver for ChangingResolver {
+        fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
+            let mut resolved = self.empty();
+            for address in self.answers.lock().unwrap().pop_front().expect("no more lookups than answers") {
+                resolved.push(address);
+            }
+            Ok(resolved)
+        }
+    }
+
+    /// Serves one answer for each connection to an address of this host, and counts the connections.
+    fn serve(address: &str, body: &'static str) -> (SocketAddr, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind(address).unwrap();
+        let (address, count) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+        let counted = Arc::clone(&count);
+        thread::spawn(move || {
+            for mut stream in listener.incoming().map_while(Result::ok) {
+                counted.fetch_add(1, Ordering::SeqCst);
+                let _ = stream.read(&mut [0; 4096]);
+                let length = body.len();
+                let _ =
+                    write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}");
+            }
+        });
+        (address, count)
+    }
+
+    #[test]
+    fn n28_a_name_that_resolves_to_another_address_after_the_check_is_connected_at_the_checked_one() {
+        let (outer, _) = serve("127.0.0.1:0", "outer");
+        let (inner, entered) = serve("127.0.0.2:0", "inner");
+        let answers = [vec![outer], vec![inner], vec![inner, outer], vec![outer]];
+        let resolver = Box::new(ChangingResolver { answers: Mutex::new(answers.into()) });
+        let guard: Arc<AddressGuard> = Arc::new(|_, address| address.to_string() == "127.0.0.1");
+        let config = config(Scheme::Http, &DownloadLimits::default()).unwrap().proxy(None).build();
+        let agent = resolving_agent(config, GuardedResolver { guard, resolver });
+        let get = || agent.get("http://rebinding.example/a").call().map_err(|error| error.to_string());
+        let read = |response: Result<Response<Body>, String>| response.unwrap().body_mut().read_to_string().unwrap();
+        // A second lookup for the same connection would lead inside.
+        assert_eq!(read(get()), "outer");
+        let refused = get().unwrap_err();
+        assert!(refused.contains("rebinding.example is at 127.0.0.2, which is no public address"), "{refused}");
+        assert_eq!(read(get()), "outer");
+        assert_eq!(read(get()), "outer");
+        assert_eq!(entered.load(Ordering::SeqCst), 0);
     }
 }
