@@ -139,6 +139,22 @@ impl NetworkRecord {
 }
 
 impl RecordedRequest {
+    /// Checks that the request can be recorded: that it is one that a guest can make, and has no user name in its URL.
+    ///
+    /// # Errors
+    /// The first reason, as the rest of a sentence about the request.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let Self { url, kind: _, accept, git_protocol } = self;
+        check_url(url)?;
+        if !accept.iter().all(|accept| is_header_value(accept)) {
+            return Err("has an `accept` that is no value of a header");
+        }
+        if !git_protocol.iter().all(|protocol| is_header_value(protocol)) {
+            return Err("has a `git-protocol` that is no value of a header");
+        }
+        Ok(())
+    }
+
     /// Returns the host of the URL, without a port.
     #[must_use]
     pub fn host(&self) -> String {
@@ -154,13 +170,7 @@ impl RecordedAnswer {
     /// The first reason, as the rest of a sentence about the answer.
     pub fn check(&self) -> Result<(), String> {
         let Self { request, status, sha256: _, bytes, headers, steps } = self;
-        check_url(&request.url)?;
-        if !request.accept.iter().all(|accept| is_header_value(accept)) {
-            return Err("has an `accept` that is no value of a header".into());
-        }
-        if !request.git_protocol.iter().all(|protocol| is_header_value(protocol)) {
-            return Err("has a `git-protocol` that is no value of a header".into());
-        }
+        request.check()?;
         if !STATUSES.contains(status) {
             return Err(format!("has the status {status}"));
         }

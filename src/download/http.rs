@@ -94,6 +94,8 @@ pub(crate) struct GuestClient {
 pub(crate) struct GuestRequest {
     /// The URL.
     pub(crate) url: Url,
+    /// The URL for messages, without credentials.
+    pub(crate) shown: Url,
     /// The method.
     pub(crate) method: GuestMethod,
     /// Headers of the guest's request that are passed on.

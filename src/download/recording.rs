@@ -172,7 +172,7 @@ impl DownloadCache {
         (incoming, watch): (&IncomingAnswer, &mut DownloadWatch<'_>),
     ) -> Result<(), Arc<DownloadError>> {
         let recorded = if self.reach == NetworkMode::Offline {
-            Err(DownloadError::Offline(request.url.to_string()))
+            Err(DownloadError::Offline(request.shown.to_string()))
         } else if matches!(request.method, GuestMethod::Head) {
             record_head(client, request, (incoming, watch))
         } else {
@@ -182,6 +182,21 @@ impl DownloadCache {
             incoming.fail(error);
         }
         incoming.finished().map(drop)
+    }
+
+    /// Asks the server, and returns the head of its answer, whatever the status is. Blocks the calling thread.
+    ///
+    /// # Errors
+    /// When the server does not answer, or must not be asked.
+    pub(crate) fn ask(
+        &self,
+        (client, request): (&GuestClient, &GuestRequest),
+        watch: &mut DownloadWatch<'_>,
+    ) -> Result<AnswerHead, DownloadError> {
+        if self.reach == NetworkMode::Offline {
+            return Err(DownloadError::Offline(request.shown.to_string()));
+        }
+        ask_head(client, request, watch).map(|head| answer_head(&head, head.length))
     }
 
     fn record_body(
@@ -225,7 +240,7 @@ impl DownloadCache {
             origin: None,
             head: None,
         };
-        match persist(&request.url, &mut target, limits, watch) {
+        match persist(&request.shown, &mut target, limits, watch) {
             Ok(sha256) => {
                 self.keep_recorded(claim, &target.file, sha256)?;
                 incoming.change(|state| state.end = Some(Ok(sha256)));
@@ -255,19 +270,28 @@ fn record_head(
     request: &GuestRequest,
     (incoming, watch): (&IncomingAnswer, &mut DownloadWatch<'_>),
 ) -> Result<(), DownloadError> {
-    let failed = |problem| DownloadError::of_place(&request.url, problem);
+    let head = ask_head(client, request, watch)?;
+    if !is_lasting(head.status) {
+        return Err(DownloadError::of_place(&request.shown, TransferError::Status(head.status)));
+    }
+    let mut answered = answer_head(&head, head.length);
+    if let Some(length) = head.length {
+        answered.headers.insert("content-length".to_owned(), length.to_string());
+    }
+    incoming.end_empty(answered);
+    Ok(())
+}
+
+/// Returns the head of a server's answer, whatever its status, and leaves the body.
+fn ask_head(
+    client: &GuestClient,
+    request: &GuestRequest,
+    watch: &mut DownloadWatch<'_>,
+) -> Result<ResponseHead, DownloadError> {
+    let failed = |problem| DownloadError::of_place(&request.shown, problem);
     let exchange = Exchange::start_for_guest(client, request, None).map_err(failed)?;
-    let message = watch.receive(&exchange.messages)?;
-    match message.unwrap_or_else(|| Err(broken_off())).map_err(failed)? {
-        HttpMessage::Head(head) if is_lasting(head.status) => {
-            let mut answered = answer_head(&head, head.length);
-            if let Some(length) = head.length {
-                answered.headers.insert("content-length".to_owned(), length.to_string());
-            }
-            incoming.end_empty(answered);
-            Ok(())
-        }
-        HttpMessage::Head(head) => Err(failed(TransferError::Status(head.status))),
+    match watch.receive(&exchange.messages)?.unwrap_or_else(|| Err(broken_off())).map_err(failed)? {
+        HttpMessage::Head(head) => Ok(head),
         _ => Err(failed(broken_off())),
     }
 }
@@ -302,11 +326,12 @@ struct RecordingTarget<'a> {
 }
 
 impl RecordingTarget<'_> {
-    /// Records an answer without a body, such as a redirection or "not found". Other problems remain.
+    /// Records an answer without a body, such as a redirection or "not found", unless a body is expected. Other problems
+    /// remain.
     fn settle(&self, problem: TransferError) -> Result<(), DownloadError> {
-        let head = self.head.as_ref().filter(|head| is_lasting(head.status));
+        let head = self.head.as_ref().filter(|head| is_lasting(head.status) && self.expected.is_none());
         let Some(head) = head.filter(|_| matches!(problem, TransferError::Status(_)) && self.length == 0) else {
-            return Err(DownloadError::of_place(&self.request.url, problem));
+            return Err(DownloadError::of_place(&self.request.shown, problem));
         };
         self.incoming.end_empty(answer_head(head, Some(0)));
         Ok(())
@@ -337,7 +362,7 @@ impl TransferTarget for RecordingTarget<'_> {
             if self.length > 0 {
                 // The bytes before were passed on already.
                 let changed = TransferError::Exchange("the server cannot continue what it has begun".into());
-                return Err(DownloadError::of_place(&self.request.url, changed));
+                return Err(DownloadError::of_place(&self.request.shown, changed));
             }
             let head = self.head.as_ref().map(|head| answer_head(head, origin.total));
             self.incoming.change(|state| state.head = head);
@@ -347,7 +372,7 @@ impl TransferTarget for RecordingTarget<'_> {
     }
 
     fn accept(&mut self, bytes: &[u8]) -> Result<(), DownloadError> {
-        (&*self.file).write_all(bytes).map_err(DownloadError::cache("write", self.request.url.file_name()))?;
+        (&*self.file).write_all(bytes).map_err(DownloadError::cache("write", self.request.shown.file_name()))?;
         self.hash.update(bytes);
         self.length += bytes.len() as u64;
         let held_back = if self.expected.is_some() { HELD_BACK } else { 0 };
@@ -361,7 +386,7 @@ impl TransferTarget for RecordingTarget<'_> {
         if let Some(expected) = self.expected.filter(|expected| *expected != found) {
             let (expected, found) = (Checksum::Sha256(expected), Checksum::Sha256(found));
             let wrong = TransferError::Digest { expected, found };
-            return Err(AttemptError::Error(DownloadError::of_place(&self.request.url, wrong)));
+            return Err(AttemptError::Error(DownloadError::of_place(&self.request.shown, wrong)));
         }
         let length = self.length;
         self.incoming.change(|state| state.available = length);

@@ -28,6 +28,7 @@ mod exchange;
 mod policy;
 mod recorder;
 mod redaction;
+mod redirection;
 mod request;
 #[cfg(test)]
 mod tests;

@@ -16,15 +16,13 @@ use crate::network_record::{NetworkRecord, RecordedAnswer, RecordedRequest, Requ
 use crate::url::{Scheme, Url, UrlError};
 
 use super::policy::HostPolicy;
-use super::redaction::redact;
+use super::redaction::{is_redacted, redact, redact_links};
 use super::request::RequestHead;
 
 /// The most refusals of one step that are reported.
 const MOST_REFUSALS: usize = 10;
 /// The number of attempts without progress: the program in the guest tries again by itself, and waits meanwhile.
 const ATTEMPTS: u32 = 3;
-/// The longest `Accept` that is recorded, bytes.
-const LONGEST_ACCEPT: usize = 1024;
 
 /// The reason why a request is not answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,8 +62,18 @@ pub(super) struct RecorderState {
     refusals: Vec<String>,
     /// The requests of the running step that were not in the lock, where nothing else is allowed.
     unrecorded: BTreeSet<String>,
-    /// The URL with which each request was made first.
+    /// The URLs of requests of the running step that differ from another one in a credential alone.
+    ambiguous: BTreeSet<String>,
+    /// The URL with which each request with credentials was made first.
     urls: HashMap<RecordedRequest, Url>,
+}
+
+impl RecorderState {
+    /// Returns whether an earlier request of the build differs from this one in a credential alone. One whose credentials
+    /// were left out by an earlier recording asks for what was recorded.
+    fn is_ambiguous(&mut self, request: &RecordedRequest, sent: &Url) -> bool {
+        sent.as_str() != request.url && self.urls.entry(request.clone()).or_insert_with(|| sent.clone()) != sent
+    }
 }
 
 /// What the proxy did for one step.
@@ -95,6 +103,11 @@ pub enum UnansweredError {
     /// There is no recorded answer, and no server may be asked.
     #[error("a step asks for {0}, which is not in kiln.lock")]
     Unrecorded(String),
+    /// Another request has the same form in the lock, which has no credentials, and its answer may be another one.
+    #[error(
+        "{0} was requested with two values of a parameter that kiln.lock has as `-`, and only one answer can be recorded"
+    )]
+    Ambiguous(String),
 }
 
 impl Fault for UnansweredError {
@@ -108,6 +121,7 @@ impl Fault for UnansweredError {
                 "`kiln lock --refresh` forgets what was recorded, so that the next build records what is there now"
             }
             Self::Unrecorded(_) => "a build without --offline and --locked records it",
+            Self::Ambiguous(_) => "request it once, or download one of the files on the host and `copy` it",
         };
         vec![hint.into()]
     }
@@ -144,9 +158,10 @@ impl Recorder {
     ) -> Result<Arc<IncomingAnswer>, Refusal> {
         let (request, sent) = self.judge(url, head, body)?;
         let mut state = self.lock();
-        if state.urls.entry(request.clone()).or_insert_with(|| sent.url.clone()) != &sent.url {
-            let why = "another request differs from it in a credential alone, which is not recorded";
-            return Err(Refusal::new(409, format!("{} is refused: {why}", request.url)));
+        if state.is_ambiguous(&request, &sent.url) {
+            let refusal = Refusal::new(409, UnansweredError::Ambiguous(request.url.clone()).to_string());
+            state.ambiguous.insert(request.url);
+            return Err(refusal);
         }
         state.asked.insert(request.clone());
         if let Some(answer) = state.answers.get(&request).filter(|answer| !answer.has_failed()) {
@@ -203,8 +218,9 @@ impl Recorder {
         }
         self.check_host(&url.host(), &shown)?;
         let accept = head.header("accept").filter(|accept| *accept != "*/*").map(str::to_owned);
-        if accept.as_ref().is_some_and(|accept| !is_recordable(accept) || (self.holds_secret)(accept)) {
-            return Err(Refusal::new(400, format!("{shown} is refused: its `Accept` header cannot be recorded")));
+        if accept.as_ref().is_some_and(|accept| (self.holds_secret)(accept)) {
+            let why = "its `Accept` header holds a secret, which would be in kiln.lock";
+            return Err(Refusal::new(403, format!("{shown} is refused: {why}")));
         }
         if head.has_credentials() {
             self.note_refusal(&format!("the login that a program sent with a request for {shown} is not passed on"));
@@ -222,7 +238,12 @@ impl Recorder {
         let of_body = of_body.into_iter().filter(|_| matches!(method, GuestMethod::Post(_)));
         let headers = recorded.into_iter().chain(of_body);
         let headers = headers.filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))).collect();
-        Ok((RecordedRequest { url: shown, kind, accept, git_protocol }, GuestRequest { url, method, headers }))
+        let request = RecordedRequest { url: shown, kind, accept, git_protocol };
+        let checked = request.check().and_then(|()| Url::of_resource(&request.url).map_err(|_| "has no valid URL"));
+        match checked {
+            Ok(shown) => Ok((request, GuestRequest { url, shown, method, headers })),
+            Err(why) => Err(Refusal::new(400, format!("{} is refused: the request {why}", request.url))),
+        }
     }
 
     /// Refuses what is asked of a host that the spec does not allow.
@@ -246,6 +267,8 @@ impl Recorder {
             },
             None => None,
         };
+        let renewed = self.renew(sent, &mut watch);
+        let sent = renewed.as_ref().unwrap_or(sent);
         // The error is in the answer.
         let _ = self.cache.record((&self.client, sent), expected, &self.limits, (incoming, &mut watch));
     }
@@ -283,6 +306,7 @@ impl Recorder {
         state.asked.clear();
         state.refusals.clear();
         state.unrecorded.clear();
+        state.ambiguous.clear();
     }
 
     /// Returns what the step got. Blocks until the bodies that it asked for are complete, whether it read them or not.
@@ -291,13 +315,15 @@ impl Recorder {
         let asked = std::mem::take(&mut state.asked);
         let refusals = std::mem::take(&mut state.refusals);
         let unrecorded = std::mem::take(&mut state.unrecorded).into_iter().map(UnansweredError::Unrecorded);
-        let unanswered = unrecorded.collect();
+        let ambiguous = std::mem::take(&mut state.ambiguous).into_iter().map(UnansweredError::Ambiguous);
+        let unanswered = unrecorded.chain(ambiguous).collect();
         let answers: Vec<_> =
             asked.into_iter().filter_map(|request| Some((state.answers.get(&request)?.clone(), request))).collect();
         drop(state);
         let mut traffic = StepTraffic { refusals, unanswered, ..StepTraffic::default() };
         for (answer, request) in answers {
             match answer.finished() {
+                Ok((head, ..)) if is_about_credential(head.status, &request.url) => traffic.has_gaps = true,
                 Ok(finished) => traffic.answers.push(recorded(finished, request)),
                 Err(why) if self.known.contains_key(&request) => {
                     traffic.unanswered.push(UnansweredError::Recorded { url: request.url, why });
@@ -316,9 +342,23 @@ impl Recorder {
     }
 }
 
-/// Returns whether a header can be on a line of `kiln.lock`.
-fn is_recordable(header: &str) -> bool {
-    header.len() <= LONGEST_ACCEPT && header.bytes().all(|byte| matches!(byte, b' '..=b'~'))
+/// Returns whether an answer with this status may be about the credentials in the URL, which can have expired, rather than
+/// about the resource.
+fn is_about_credential(status: u16, url: &str) -> bool {
+    matches!(status, 400 | 403) && is_redacted(url)
+}
+
+/// Returns the request that was recorded, as it can be sent again; `None` for one with a body.
+pub(super) fn request_of(recorded: &RecordedRequest) -> Option<GuestRequest> {
+    let method = match recorded.kind {
+        RequestKind::Get => GuestMethod::Get,
+        RequestKind::Head => GuestMethod::Head,
+        RequestKind::UploadPack(_) => return None,
+    };
+    let headers = [("accept", &recorded.accept), ("git-protocol", &recorded.git_protocol)];
+    let headers = headers.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
+    let url = Url::of_resource(&recorded.url).ok()?;
+    Some(GuestRequest { shown: url.clone(), url, method, headers: headers.collect() })
 }
 
 /// Returns the form in which an answer is recorded: without credentials.
@@ -326,7 +366,7 @@ fn recorded(
     (AnswerHead { status, mut headers, .. }, sha256, bytes): (AnswerHead, Sha256Digest, u64),
     request: RecordedRequest,
 ) -> RecordedAnswer {
-    for name in ["location", "link"] {
+    for (name, redact) in [("location", redact as fn(&str) -> String), ("link", redact_links)] {
         if let Some(value) = headers.get_mut(name) {
             *value = redact(value);
         }

@@ -410,7 +410,7 @@ fn a_program_that_trusts_others_is_told_by_the_name_of_its_host() {
 }
 
 #[test]
-fn n16_credentials_in_urls_are_neither_recorded_nor_taken_for_each_other() {
+fn n16_n27_credentials_in_urls_are_neither_recorded_nor_taken_for_each_other() {
     let cache = tempfile::tempdir().unwrap();
     let server = Server::start(|path| match path {
         "/signed" => {
@@ -423,8 +423,11 @@ fn n16_credentials_in_urls_are_neither_recorded_nor_taken_for_each_other() {
     assert!(moved.contains("X-Amz-Signature=f00"), "the program itself gets it: {moved}");
     assert_eq!(body(&talk(&proxy, &get(&server.url("/a?v=1&X-Amz-Signature=f00"), ""))), "/a?v=1&X-Amz-Signature=f00");
     let other = talk(&proxy, &get(&server.url("/a?v=1&X-Amz-Signature=bad"), ""));
-    assert!(other.starts_with("HTTP/1.1 409"), "{other}");
-    let record = record(&proxy);
+    assert!(other.starts_with("HTTP/1.1 409") && other.contains("/a?v=1&X-Amz-Signature=- was requested"), "{other}");
+    let traffic = proxy.end_step();
+    let [UnansweredError::Ambiguous(url)] = &traffic.unanswered[..] else { panic!("{traffic:?}") };
+    assert_eq!(*url, server.url("/a?v=1&X-Amz-Signature=-"));
+    let record = NetworkRecord { recorded: Timestamp::UNIX_EPOCH, answers: traffic.answers };
     assert!(!format!("{record:?}").contains("f00"), "{record:?}");
 
     let again = ProxyOptions { record: Some(&record), ..options(cache.path(), NetworkMode::Offline) };
@@ -433,6 +436,148 @@ fn n16_credentials_in_urls_are_neither_recorded_nor_taken_for_each_other() {
     assert!(moved.contains("location: /a?v=1&X-Amz-Signature=-"), "{moved}");
     let followed = talk(&again, &get(&server.url("/a?v=1&X-Amz-Signature=-"), ""));
     assert!(body(&followed).starts_with("/a?v=1"), "{followed}");
+}
+
+/// A server of releases, as the big ones have it: `/get` redirects to a signed URL, another one each time, and only the
+/// newest one is valid.
+fn releases(content: &Arc<Mutex<String>>) -> Server {
+    let (newest, content) = (AtomicUsize::new(0), Arc::clone(content));
+    Server::start(move |path| {
+        if path == "/get" {
+            let number = newest.fetch_add(1, Ordering::SeqCst) + 1;
+            let to = format!("store/file?se={number}&code=Zk3vQ9xT1bLm8RsWp0Yc{number}");
+            return format!("HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n").into_bytes();
+        }
+        let valid = format!("code=Zk3vQ9xT1bLm8RsWp0Yc{}", newest.load(Ordering::SeqCst));
+        if path.starts_with("/store/file?") && path.ends_with(&valid) {
+            return ok(&content.lock().unwrap());
+        }
+        b"HTTP/1.1 403 Forbidden\r\nContent-Length: 7\r\n\r\nexpired".to_vec()
+    })
+}
+
+/// Asks for the release as a program does, and returns the answer to which the redirection leads.
+fn follow(proxy: &Proxy, server: &Server) -> String {
+    let moved = talk(proxy, &get(&server.url("/get"), ""));
+    let to = moved.lines().find_map(|line| line.strip_prefix("location: ")).expect("a redirection");
+    talk(proxy, &get(&server.url(&format!("/{to}")), ""))
+}
+
+#[test]
+fn n25_n26_a_redirection_to_a_url_that_is_signed_anew_each_time_is_recorded_and_given_again() {
+    let cache = tempfile::tempdir().unwrap();
+    let content = Arc::new(Mutex::new("release".to_owned()));
+    let server = releases(&content);
+    let first = proxy(cache.path());
+    for _ in 0..2 {
+        assert_eq!(body(&follow(&first, &server)), "release");
+    }
+    assert_eq!(server.asked(), 2);
+    let record = record(&first);
+    assert!(!format!("{record:?}").contains("Zk3v"), "{record:?}");
+    let urls: Vec<_> = record.answers.iter().map(|answer| answer.request.url.clone()).collect();
+    assert_eq!(urls, [server.url("/get"), server.url("/store/file?se=1&code=-")]);
+    // The URL that was recorded has expired.
+    talk(&proxy(tempfile::tempdir().unwrap().path()), &get(&server.url("/get"), ""));
+
+    let later = |cache: &Path, reach| {
+        let options = ProxyOptions { record: Some(&record), is_strict: true, ..options(cache, reach) };
+        let proxy = Proxy::new(options).unwrap();
+        let answer = follow(&proxy, &server);
+        (answer, proxy.end_step())
+    };
+    let (offline, traffic) = later(cache.path(), NetworkMode::Offline);
+    assert_eq!((body(&offline), &traffic.answers), ("release", &record.answers));
+    // Another host has the lock and an empty cache.
+    let other = tempfile::tempdir().unwrap();
+    let (elsewhere, traffic) = later(other.path(), NetworkMode::Online);
+    assert_eq!((body(&elsewhere), &traffic.answers), ("release", &record.answers));
+    assert!(traffic.unanswered.is_empty() && !traffic.has_gaps, "{traffic:?}");
+
+    *content.lock().unwrap() = "other bytes".to_owned();
+    let empty = tempfile::tempdir().unwrap();
+    let (changed, traffic) = later(empty.path(), NetworkMode::Online);
+    assert!(!changed.contains("other bytes"), "{changed}");
+    let [UnansweredError::Recorded { url, .. }] = &traffic.unanswered[..] else { panic!("{traffic:?}") };
+    assert_eq!(*url, urls[1]);
+}
+
+#[test]
+fn n26_an_expired_signature_says_nothing_about_the_file() {
+    let cache = tempfile::tempdir().unwrap();
+    let server = releases(&Arc::new(Mutex::new("release".to_owned())));
+    let proxy = proxy(cache.path());
+    let answer = talk(&proxy, &get(&server.url("/store/file?se=0&sig=expired"), ""));
+    assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+    let traffic = proxy.end_step();
+    assert!(traffic.answers.is_empty() && traffic.has_gaps, "{traffic:?}");
+    // Without credentials, it does.
+    talk(&proxy, &get(&server.url("/store/file?se=0"), ""));
+    assert_eq!(proxy.end_step().answers.len(), 1);
+}
+
+#[test]
+fn n16_n25_a_message_about_a_url_has_no_credentials() {
+    let cache = tempfile::tempdir().unwrap();
+    let server = Server::start(|path| {
+        let is_limited = path.starts_with("/limited");
+        if is_limited { b"HTTP/1.1 429 X\r\nContent-Length: 0\r\n\r\n".to_vec() } else { b"no HTTP\r\n\r\n".to_vec() }
+    });
+    for method in ["GET", "HEAD"] {
+        for path in ["/garbage?sig=hunter3", "/limited?code=Zk3vQ9xT1bLm8RsWp0Yc"] {
+            for reach in [NetworkMode::Online, NetworkMode::Offline] {
+                let mut proxy = Proxy::new(options(cache.path(), reach)).unwrap();
+                let recorder = &mut Arc::get_mut(&mut proxy.core).unwrap().recorder;
+                Arc::get_mut(recorder).unwrap().limits.pause = Duration::from_millis(1);
+                let answer = talk(&proxy, &format!("{method} {} HTTP/1.1\r\n\r\n", server.url(path)));
+                let told = format!("{answer} {:?}", proxy.end_step());
+                assert!(told.contains("=-") && !told.contains("hunter3") && !told.contains("Zk3v"), "{told}");
+            }
+        }
+    }
+}
+
+#[test]
+fn n30_an_error_in_place_of_a_recorded_body_ends_the_build() {
+    let content = Arc::new(Mutex::new(ok("file")));
+    let served = Arc::clone(&content);
+    let server = Server::start(move |_| served.lock().unwrap().clone());
+    let (cache, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let first = proxy(cache.path());
+    talk(&first, &get(&server.url("/a"), ""));
+    let record = record(&first);
+    *content.lock().unwrap() = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec();
+    let again = ProxyOptions { record: Some(&record), ..options(other.path(), NetworkMode::Online) };
+    let again = Proxy::new(again).unwrap();
+    let answer = talk(&again, &get(&server.url("/a"), ""));
+    assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+    let traffic = again.end_step();
+    assert!(traffic.answers.is_empty(), "{traffic:?}");
+    let [UnansweredError::Recorded { why, .. }] = &traffic.unanswered[..] else { panic!("{traffic:?}") };
+    assert!(why.to_string().contains("404"), "{why}");
+}
+
+#[test]
+fn what_is_answered_can_be_recorded_and_nothing_else() {
+    let cache = tempfile::tempdir().unwrap();
+    let server = Server::start(|_| ok("file"));
+    let proxy = proxy(cache.path());
+    for (accept, is_accepted) in [
+        ("a/b".to_owned(), true),
+        ("a/b;\tq=1".to_owned(), true),
+        (format!("a/{}", "b".repeat(2000)), true),
+        ("a/\u{e4}".to_owned(), true),
+        (format!("a/{}", "b".repeat(9000)), false),
+        ("a\u{85}/b".to_owned(), false),
+    ] {
+        let answer = talk(&proxy, &get(&server.url("/a"), &format!("Accept: {accept}\r\n")));
+        let traffic = proxy.end_step();
+        assert_eq!(answer.starts_with("HTTP/1.1 200"), is_accepted, "{accept}: {answer}");
+        assert_eq!(traffic.answers.len(), usize::from(is_accepted), "{accept}: {traffic:?}");
+        assert!(traffic.answers.iter().all(|answer| answer.check().is_ok()), "{traffic:?}");
+        assert!(is_accepted || traffic.refusals[0].contains("no value of a header"), "{traffic:?}");
+        proxy.begin_step();
+    }
 }
 
 #[test]
