@@ -16,8 +16,19 @@ pub const OBEYED: &str = "\u{1b}]52;c;cm0=\u{7}\r::set-output name=x::y ##[error
 pub const MODES: &str = concat!(
     "\x1b]0;guest\x07\x1b[1;31;44m\x1b(0\x1b)0\x0e\x1b%@\x1b[4;20;2h\x1b[12l\x1b[?1h\x1b=\x1b[?5h\x1b[?7;8;25l\x1b[?45h",
     "\x1b[5 q\x1b[?9h\x1b[?1000;1001;1002;1003;1004;1005;1006;1015;1016h\x1b[?2004h\x1b[>4;2m\x1b[>1u\x1b[3g",
-    "\x1b[?1049h\x1b[32m\x1b[?69h\x1b[?6h\x1b[2;5r\x1b]4;1;rgb:00/00/00\x1b\\\x1b]10;red\x1b\\\x1b[?2026h\x1b]2;half"
+    // Sets of G2 and G3, eight-bit answers, protected characters, a link that never ends, lights, a locator.
+    "\x1b*0\x1b+0\x1b G\x1b[1\"q\x1b]8;;https://guest.example\x1b\\\x1b[2q\x1b[1;1'z",
+    // Keypad, backarrow, smooth scrolling, changes of the width, graphics, the scheme's and the size's reports, Windows' keys.
+    "\x1b[?66h\x1b[?67h\x1b[?4h\x1b[?40h\x1b[?80h\x1b[?2031h\x1b[?2048h\x1b[?9001h\x1b[>1;3m\x1b[>2;3m\x1b[=1u",
+    // Colours of text, background, cursor, pointer and selection, and the form of the pointer.
+    "\x1b]5;0;red\x1b\\\x1b]11;red\x1b\\\x1b]12;red\x1b\\\x1b]13;red\x1b\\\x1b]14;red\x1b\\\x1b]17;red\x1b\\\x1b]19;red\x1b\\\x1b]22;wait\x1b\\",
+    "\x1b[?1049h\x1b[32m\x1b[?69h\x1b[3;9s\x1b[?6h\x1b[2;5r\x1b]4;1;rgb:00/00/00\x1b\\\x1b]10;red\x1b\\\x1b[?2026h",
+    // A status line, a printer, and a title without an end.
+    "\x1b[2$~\x1b[1$}\x1b[?5i\x1b]2;half"
 );
+
+/// Ends that title, gives all further output to a printer, and begins a mode that knows no other sequence.
+pub const DEAFENING: &str = "\x18\x1b\\\x1b[5i\x1b[?2l";
 
 /// The code of `Exited`, which is written by hand here to hold what its type cannot.
 const EXITED: u8 = 15;

@@ -22,8 +22,21 @@ pub struct TerminalModes {
     cursor_style: String,
     colours: BTreeSet<String>,
     tabs: BTreeSet<usize>,
-    other_keys: String,
+    /// Encodings of keys, by xterm's number of the resource.
+    key_formats: BTreeSet<String>,
     kitty_keys: usize,
+    is_vt52: bool,
+    has_eight_bits: bool,
+    is_protected: bool,
+    link: String,
+    lights: String,
+    locator: String,
+    status_line: String,
+    writes_to_status_line: bool,
+    is_printing: bool,
+    is_auto_printing: bool,
+    side_margins: Option<String>,
+    pointer: String,
 }
 
 impl Default for TerminalModes {
@@ -43,8 +56,20 @@ impl Default for TerminalModes {
             cursor_style: String::new(),
             colours: BTreeSet::new(),
             tabs: (9..400).step_by(8).collect(),
-            other_keys: String::new(),
+            key_formats: BTreeSet::new(),
             kitty_keys: 0,
+            is_vt52: false,
+            has_eight_bits: false,
+            is_protected: false,
+            link: String::new(),
+            lights: String::new(),
+            locator: String::new(),
+            status_line: String::new(),
+            writes_to_status_line: false,
+            is_printing: false,
+            is_auto_printing: false,
+            side_margins: None,
+            pointer: String::new(),
         }
     }
 }
@@ -53,6 +78,8 @@ impl Default for TerminalModes {
 #[derive(Debug, Default)]
 pub struct TerminalModel {
     pub modes: TerminalModes,
+    /// How many sequences were obeyed.
+    pub obeyed: usize,
     /// Whether something on the screen was erased.
     pub is_erased: bool,
     column: usize,
@@ -74,8 +101,14 @@ impl TerminalModel {
     }
 
     fn escape(&mut self, rest: &mut std::str::Chars<'_>) {
+        self.obeyed += 1;
         match rest.next() {
+            Some('<') => self.modes.is_vt52 = false,
+            // A VT52 has sequences of one letter alone, none of which changes a mode.
+            _ if self.modes.is_vt52 => {}
             Some('[') => self.control(rest),
+            _ if self.modes.is_printing => {}
+            Some(' ') => self.modes.has_eight_bits = rest.next() == Some('G'),
             Some(']') => self.command(rest),
             Some('c') => (self.modes, self.is_erased) = (TerminalModes::default(), true),
             Some(set @ ('(' | ')' | '*' | '+')) => {
@@ -117,8 +150,13 @@ impl TerminalModel {
         let (number, value) = text.split_once(';').unwrap_or((&text, ""));
         match number {
             "0" | "2" => value.clone_into(&mut self.modes.title),
+            "8" => value.trim_start_matches(';').clone_into(&mut self.modes.link),
+            "22" => value.clone_into(&mut self.modes.pointer),
             "104" => self.modes.colours.retain(|colour| colour != "4"),
-            "110" | "111" | "112" => drop(self.modes.colours.remove(&number.replacen("11", "1", 1))),
+            "105" => drop(self.modes.colours.remove("5")),
+            "110" | "111" | "112" | "113" | "114" | "117" | "119" => {
+                self.modes.colours.remove(&number.replacen("11", "1", 1));
+            }
             _ => drop(self.modes.colours.insert(number.to_owned())),
         }
     }
@@ -137,18 +175,35 @@ impl TerminalModel {
     fn end_control(&mut self, parameters: &str, end: char) {
         let modes = &mut self.modes;
         match (parameters, end) {
+            ("4" | "5", 'i') => modes.is_printing = parameters == "5",
+            // The printer gets the sequence.
+            (_, end) if modes.is_printing && (parameters, end) != ("?2", 'l') => {}
+            ("?4" | "?5", 'i') => modes.is_auto_printing = parameters == "?5",
+            (line, '}') => modes.writes_to_status_line = line == "1$",
+            (line, '~') => line.trim_matches(['0', '$']).clone_into(&mut modes.status_line),
+            (locator, 'z') => locator.trim_matches(['0', '\'']).clone_into(&mut modes.locator),
+            (margins, 's') => modes.side_margins = Some(margins.to_owned()),
             (_, 'h' | 'l') => self.set_modes(parameters, end == 'h'),
             ("" | "0", 'm') => modes.is_plain = true,
-            (keys, 'm') if keys.starts_with('>') => keys.trim_start_matches(">4").clone_into(&mut modes.other_keys),
+            (keys, 'm') if keys.starts_with('>') => {
+                let (resource, value) = keys.split_once(';').unwrap_or((keys, ""));
+                if value.is_empty() {
+                    modes.key_formats.remove(resource);
+                } else {
+                    modes.key_formats.insert(resource.to_owned());
+                }
+            }
             (_, 'm') => modes.is_plain = false,
             ("", 'r') => modes.margins = None,
             (margins, 'r') => modes.margins = Some(margins.to_owned()),
             ("22;0", 't') => modes.titles.push(modes.title.clone()),
             ("23;0", 't') => modes.title = modes.titles.pop().unwrap_or_default(),
+            (protection, 'q') if protection.ends_with('"') => modes.is_protected = protection == "1\"",
+            (lights, 'q') if !lights.ends_with(' ') => lights.trim_matches('0').clone_into(&mut modes.lights),
             (style, 'q') => style.trim().trim_matches('0').clone_into(&mut modes.cursor_style),
             ("3", 'g') => modes.tabs.clear(),
             (column, 'G') => self.column = column.parse().unwrap_or(1),
-            (keys, 'u') if keys.starts_with('>') => modes.kitty_keys += 1,
+            (keys, 'u') if keys.starts_with(['>', '=']) => modes.kitty_keys += 1,
             (keys, 'u') if keys.starts_with('<') => {
                 modes.kitty_keys = modes.kitty_keys.saturating_sub(keys[1..].parse().unwrap_or(1));
             }
@@ -164,6 +219,11 @@ impl TerminalModel {
         };
         for mode in numbers(private) {
             match mode {
+                2 => self.modes.is_vt52 = !on,
+                69 if !on => {
+                    self.modes.side_margins = None;
+                    set(&mut self.modes.private, mode, on);
+                }
                 1049 if on => {
                     self.saved[0] = Some(self.modes.clone());
                     self.modes.is_alternate = true;
