@@ -16,8 +16,18 @@ pub(crate) const OTHERS: u32 = 0o002;
 /// Permission bits that allow the group or others to write.
 pub(crate) const GROUP_AND_OTHERS: u32 = 0o022;
 /// Names of the folders in the cache.
-pub(crate) const CACHE_PARTS: [&str; 9] =
-    ["layers", "downloads", "work", "failed", "plans", "bases", "base-chunks", "base-files", "digests.json"];
+pub(crate) const CACHE_PARTS: [&str; 10] = [
+    "layers",
+    "downloads",
+    "work",
+    "failed",
+    "plans",
+    "bases",
+    "base-chunks",
+    "base-files",
+    "machines",
+    "digests.json",
+];
 
 /// The reason why a folder is not trusted.
 #[derive(Debug)]

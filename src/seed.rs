@@ -62,22 +62,12 @@ pub fn volume(agent: &[u8], options: SeedOptions) -> io::Result<Vec<u8>> {
 /// Shell commands to run when the guest has finished booting.
 pub const SETTLED: &str = "[ ! -r /run/kiln/seed/settled ] || . /run/kiln/seed/settled";
 
-/// Returns the volume for an interactive first boot: a new instance, whose default user accepts these SSH keys. Without keys
-/// the setting is left out, since cloud-init rejects an empty list.
+/// Returns the volume for an interactive first boot: a new instance with this user-data.
 ///
 /// # Errors
-/// Only when the keys do not fit.
-pub fn first_boot(instance_id: &str, ssh_keys: &[String]) -> io::Result<Vec<u8>> {
-    let user_data = first_boot_data(ssh_keys);
+/// Only when the user-data does not fit.
+pub fn first_boot(instance_id: &str, user_data: &str) -> io::Result<Vec<u8>> {
     fat(&[("user-data", user_data.as_bytes()), ("meta-data", meta_data(instance_id).as_bytes())])
-}
-
-fn first_boot_data(ssh_keys: &[String]) -> String {
-    let config = match ssh_keys {
-        [] => serde_json::json!({}),
-        keys => serde_json::json!({ "ssh_authorized_keys": keys }),
-    };
-    format!("#cloud-config\n{config}\n")
 }
 
 fn fat(files: &[(&str, &[u8])]) -> io::Result<Vec<u8>> {
@@ -278,13 +268,6 @@ mod tests {
             settled(PLAIN.boot).contains("boot-finished") && !settled(BootPurpose::First).contains("boot-finished")
         );
         assert!(!first.contains("modules") && !first.contains("cloud-final.service") && first.contains("bootcmd"));
-    }
-
-    #[test]
-    fn a_first_boot_without_keys_has_no_empty_list_of_them() {
-        assert_eq!(first_boot_data(&[]), "#cloud-config\n{}\n");
-        let keys = ["ssh-ed25519 AAAA a@b".to_owned()];
-        assert_eq!(first_boot_data(&keys), "#cloud-config\n{\"ssh_authorized_keys\":[\"ssh-ed25519 AAAA a@b\"]}\n");
     }
 
     #[test]

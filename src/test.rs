@@ -38,6 +38,7 @@ mod describe;
 mod failed;
 mod parse;
 pub mod retest;
+pub mod visit;
 
 use check::Probe;
 use failed::NotPlanted;
@@ -152,7 +153,9 @@ pub(crate) async fn test(
 ) -> Result<(), Failure> {
     let round = async |image: &DiskImage, tests: &[Test]| {
         let bench = Bench { tests, disk_size: image.format.virtual_size(bench.disk_size), ..*bench };
-        Round::new(&bench, image)?.planted().await?.run().await
+        let mut round = Round::new(&bench, image)?;
+        round.planted().await.map_err(|why| round.describe_failure(why))?;
+        round.run().await
     };
     let tested = if coverage == Coverage::All { images.len() } else { images.len().min(1) };
     let (tested, booted) = images.split_at(tested);
@@ -241,8 +244,8 @@ impl<'a> Round<'a> {
     }
 
     /// Plants the agent in an overlay below those of all machines, if they need that.
-    async fn planted(mut self) -> Result<Self, Failure> {
-        let AgentStart::Planted(reason) = &self.bench.site.machine.agent else { return Ok(self) };
+    async fn planted(&mut self) -> Result<(), Failure> {
+        let AgentStart::Planted(reason) = &self.bench.site.machine.agent else { return Ok(()) };
         let events = self.bench.site.events;
         events.notice(NoticeLevel::Info, format!("kiln's agent is planted in a copy of the image: {reason}"));
         let folder = made(self.folder.join(PLANTED))?;
@@ -251,10 +254,9 @@ impl<'a> Round<'a> {
             create_overlay(&overlay, self.bench.disk_size).map_err(ScratchError::at("an overlay", &overlay))?;
             planting::plant(self.site(&folder), &self.backing, false).await
         };
-        let planted = boot::boot_despite_crash(events, attempt).await;
-        planted.map_err(|why| self.describe_failure(why))?;
+        boot::boot_despite_crash(events, attempt).await?;
         self.backing.0.insert(0, (overlay, DiskFormat::Qcow2));
-        Ok(self)
+        Ok(())
     }
 
     fn describe_failure(&self, why: Failure) -> Failure {
@@ -310,8 +312,13 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Boots the image; also returns how long that took.
+    /// Boots the image for tests; also returns how long that took.
     async fn boot(&self, folder: &Path) -> Result<(Guest, Duration), Failure> {
+        self.boot_clone(folder).await.map_err(|why| self.describe_failure(why))
+    }
+
+    /// Boots a clone of the image; also returns how long that took.
+    async fn boot_clone(&self, folder: &Path) -> Result<(Guest, Duration), Failure> {
         let attempt = async || {
             self.prepare(folder)?;
             let began = Instant::now();
@@ -319,8 +326,7 @@ impl<'a> Round<'a> {
             guest.announce(self.bench.site.events);
             Ok((guest, began.elapsed()))
         };
-        let booted = boot::boot_despite_crash(self.bench.site.events, attempt).await;
-        booted.map_err(|why| self.describe_failure(why))
+        boot::boot_despite_crash(self.bench.site.events, attempt).await
     }
 
     /// Boots once for these tests and freezes the guest. Where that is not possible, runs them in this guest and returns

@@ -28,6 +28,18 @@ impl Workdir {
         DraftFolder::create_in(&Fs::default(), parent, PREFIX, MODE).map(Self)
     }
 
+    /// Creates a folder below `parent` with the first free name of `stem-1`, `stem-2` and so on, after removing those of dead
+    /// processes there. Also returns the name. All folders below `parent` must be such folders.
+    ///
+    /// # Errors
+    /// When the folder cannot be created.
+    pub fn create_numbered(parent: &Path, stem: &str) -> io::Result<(Self, String)> {
+        DirBuilder::new().recursive(true).mode(MODE).create(parent)?;
+        sweep_numbered(parent)?;
+        let (draft, name) = DraftFolder::create_numbered(&Fs::default(), parent, stem, MODE)?;
+        Ok((Self(draft), name))
+    }
+
     /// Returns the path of the folder.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -57,6 +69,14 @@ impl Workdir {
 /// When `parent` cannot be read or locked. A folder that cannot be removed is left for the next time.
 pub fn sweep(parent: &Path) -> io::Result<()> {
     DraftFolder::clear_in(&Fs::default(), parent, PREFIX)
+}
+
+/// Removes the folders of dead processes below the parent of [`Workdir::create_numbered`].
+///
+/// # Errors
+/// As [`sweep`].
+pub fn sweep_numbered(parent: &Path) -> io::Result<()> {
+    DraftFolder::clear_in(&Fs::default(), parent, "")
 }
 
 #[cfg(test)]

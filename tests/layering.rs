@@ -14,8 +14,8 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 const ROWS: [&[&str]; 18] = [
     &["address", "digest", "masking", "process", "progress", "rfc3339", "size", "url", "wire"],
     &["error", "fs", "initramfs", "network_record"],
-    &["event", "ownership", "seed", "signal", "sign", "project", "workdir", "try_join"],
-    &["digest_cache", "free_space", "specfile"],
+    &["event", "ownership", "seed", "signal", "sign", "project", "user_data", "workdir", "try_join"],
+    &["digest_cache", "free_space", "machine_registry", "specfile"],
     &["plan"],
     &["disk", "download", "session", "store"],
     &["layer", "machine", "package", "proxy", "secret_scan"],

@@ -124,7 +124,14 @@ impl OnTerminal {
         let input = input.map_or_else(slave, |path| Stdio::from(File::open(path).unwrap()));
         let place = before.place();
         let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
-        command.args(args).current_dir(place.path()).stdin(input).stdout(slave()).stderr(slave());
+        let path = std::env::var("PATH").unwrap();
+        command
+            .env("PATH", format!("{}:{path}", place.join("bin").display()))
+            .args(args)
+            .current_dir(place.path())
+            .stdin(input)
+            .stdout(slave())
+            .stderr(slave());
         command.env("KILN_QEMU", fake_qemu()).env("KILN_STORE", place.store()).env("KILN_CACHE", place.cache());
         command.env("KILN_FAKE_LOG", place.join("fake.log")).env("TERM", "xterm");
         command.env("KILN_FAKE", fake).env("HOME", place.join("home"));
@@ -226,7 +233,10 @@ fn g20_a_clone_leaves_every_mode_of_the_terminal_as_it_was() {
         kiln.wait_until("the console", |kiln| kiln.log_has("console"));
         kiln
     };
-    assert_as_before(run("").end_and_show(), 0);
+    let (code, model) = run("").end_and_show();
+    assert!(model.obeyed >= 2 * 50, "{} sequences and their opposites", model.obeyed);
+    assert_as_before((code, model), 0);
+    assert_as_before(run("deafening").end_and_show(), 0);
     assert_as_before(run("killed").end_and_show(), 4);
     for signal in [Signal::SIGTERM, Signal::SIGHUP] {
         let kiln = run("waits");
@@ -281,4 +291,79 @@ fn three_escapes_end_a_shell_that_hangs() {
     kiln.type_in("hang\r");
     kiln.type_in("\x1d\x1d\x1d");
     assert_eq!(kiln.end(), Some(130));
+}
+
+/// A client of SSH that is let in, and what it shows there leaves no mode of the terminal as it was.
+const SSH: &str = "#!/bin/sh\ncase \"$*\" in *BatchMode=yes*) exit 0;; esac\necho \"$*\" >>ssh.log\n\
+                   printf '\\033[?7l\\033[?1049h\\033[?2004h'\nread -r line\necho \"typed $line\"\nexit 7\n";
+
+/// A built image of Debian, whose default user is known, and that client in the path of kiln.
+fn built_for_ssh() -> Ended {
+    let built = Kiln::new().spec(STEPS).file("bin/ssh", SSH).build().run();
+    let place = built.place();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(place.join("bin/ssh"), executable).unwrap();
+    let manifest = place.store().join("web/1/manifest.json");
+    let text = std::fs::read_to_string(&manifest).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json["os"] = serde_json::json!({ "id": "debian", "version": "12", "name": "Debian" });
+    support::make_writable(&manifest);
+    std::fs::write(&manifest, json.to_string()).unwrap();
+    built
+}
+
+#[test]
+fn ssh_logs_in_when_the_guest_answers_and_its_end_is_the_machines() {
+    let mut kiln = OnTerminal::start(built_for_ssh(), &["run", "web", "--ssh"]);
+    kiln.wait_for("\x1b[?2004h");
+    kiln.type_in("hello\r");
+    kiln.wait_for("typed hello");
+    let place = std::sync::Arc::clone(kiln.before.place());
+    assert_as_before(kiln.end_and_show(), 7);
+    let logged = std::fs::read_to_string(place.join("ssh.log")).unwrap();
+    assert!(logged.contains("StrictHostKeyChecking=accept-new") && logged.ends_with(" debian@127.0.0.1\n"), "{logged}");
+    place.assert_no_process();
+    // A client that does not notice the end of its machine is ended.
+    let mut kiln = OnTerminal::start(built_for_ssh(), &["run", "web", "--ssh"]);
+    kiln.wait_for("\x1b[?2004h");
+    kill(kiln.before.place().qemu(), Signal::SIGKILL).unwrap();
+    assert_as_before(kiln.end_and_show(), 4);
+}
+
+#[test]
+fn a_guest_that_never_answers_can_be_left_and_one_that_ends_is_an_error() {
+    let kiln = OnTerminal::start_with(built_for_ssh(), &["run", "web", "--ssh", "-v"], "silent-servers");
+    kiln.wait_until("the guest", |kiln| kiln.log_has("forwarded"));
+    kiln.signal(Signal::SIGTERM);
+    assert_eq!(kiln.end(), Some(130));
+    let kiln = OnTerminal::start_with(built_for_ssh(), &["run", "web", "--ssh"], "gives-up-direct-boot");
+    assert_eq!(kiln.end(), Some(6));
+}
+
+#[test]
+fn a_port_for_ssh_leaves_the_console_on_the_terminal() {
+    let mut kiln = OnTerminal::start(built_for_ssh(), &["run", "web", "--ssh", "0"]);
+    kiln.wait_for("a port is a number from 1 to 65535");
+    assert_eq!(kiln.end(), Some(2));
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut kiln = OnTerminal::start(built_for_ssh(), &["run", "web", "--ssh", &port.to_string()]);
+    kiln.wait_for("]2;half");
+    assert!(kiln.log_has(&format!("forward tcp:127.0.0.1:{port}-:22")), "{}", kiln.seen);
+    assert_as_before(kiln.end_and_show(), 0);
+}
+
+#[test]
+fn an_image_has_a_shell_of_its_own_and_a_folder_of_its_name_takes_precedence() {
+    let built = Kiln::new().spec(STEPS).file("typed", "echo in a clone\nexit 5\n").build().run();
+    let in_image = built.then(["shell", "web"]).after("exec <typed").fails(5).run();
+    assert_eq!(in_image.stdout, "in a clone\n");
+    assert_eq!((ran(&built, "echo two"), ran(&built, "echo three")), (1, 1), "no step runs again");
+    built.then(["shell", "web@1"]).after("exec <typed").fails(5).stdout_has("in a clone").run();
+    built.then(["shell", "web", "--at", "2"]).fails(2).stderr_has("`web` is an image, and --at names a step").run();
+    built.then(["shell", "nothing"]).fails(8).stderr_has("nothing").run();
+    let spec = std::fs::read_to_string(built.place().join("kiln.toml")).unwrap().replace("base.qcow2", "../base.qcow2");
+    let both =
+        built.then(["shell", "web", "--allow-outside"]).file("web/kiln.toml", spec).after("exec <typed").fails(5).run();
+    assert!(both.stderr.contains("`web` is read as the spec web/kiln.toml; the image is `web@1`"), "{}", both.stderr);
+    built.place().assert_no_process();
 }

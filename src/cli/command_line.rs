@@ -4,8 +4,8 @@ use clap::{Args, Parser, Subcommand};
 
 use super::args::GlobalArgs;
 use super::{
-    build, check, diff, doctor, export, gc, init, inspect, list, lock, outdated, plan, remove, run, shell, tag, test,
-    verify,
+    build, check, diff, doctor, export, gc, init, inspect, list, lock, logs, outdated, plan, ps, remove, run, shell,
+    stop, tag, test, verify,
 };
 
 /// Build sealed, versioned, checksummed VM images from TOML specs.
@@ -40,10 +40,16 @@ pub enum CliCommand {
     Lock(lock::LockArgs),
     /// Run the tests of an image in the store
     Test(test::TestArgs),
-    /// Open a shell in the guest before or after a step
+    /// Open a shell in the guest before or after a step, or in a clone of an image
     Shell(shell::ShellArgs),
-    /// Boot a throw-away clone of an image, with its console on this terminal
+    /// Boot a throw-away clone of an image
     Run(run::RunArgs),
+    /// List running machines
+    Ps(ps::PsArgs),
+    /// Stop running machines
+    Stop(stop::StopArgs),
+    /// Print the log of an image, a failed build or a running machine
+    Logs(logs::LogsArgs),
     /// List the images in the store
     List(list::ListArgs),
     /// Show an image's manifest

@@ -16,7 +16,7 @@ use crate::layer::evict::{evict, rehearse_eviction};
 use crate::output::kept_logs;
 use crate::size::ByteSize;
 use crate::store::{IfBase, Reference, RetentionReason, Store, StoreError, Summary};
-use crate::workdir;
+use crate::{machine_registry, workdir};
 
 use super::folders::Folders;
 use super::list::{align, counted, unreadable};
@@ -143,6 +143,8 @@ fn clean_leftovers(cache: &Path, store: &Path) -> Result<(), Failure> {
     if work.is_dir() {
         workdir::sweep(&work).map_err(&failed)?;
     }
+    // Listing removes the folders of machines that are dead.
+    machine_registry::list(cache)?;
     kept_logs::remove_old(cache).map_err(&failed)?;
     if store.exists() {
         let versions = Store::open(store)?.list()?.versions;

@@ -7,11 +7,12 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 const COMMANDS: &[(&[&str], &str)] = &[
     (&["validate", "lint", "verify-spec", "vet"], "`kiln check SPEC` checks specs"),
     (
-        &["logs", "log", "journal"],
-        "the log of a version is build.log in its folder, which `kiln inspect IMAGE` names; of a failed build, in the folder `failed` of the cache",
+        &["log", "journal"],
+        "`kiln logs IMAGE` prints the log of a version, and `kiln logs SPEC` that of the last failed build",
     ),
     (&["history"], "`kiln inspect IMAGE` shows the steps of a version, and `kiln tag IMAGE --history` what tags named"),
-    (&["images", "image", "ps", "versions", "ls"], "`kiln list` lists images and versions"),
+    (&["images", "image", "versions", "ls"], "`kiln list` lists images and versions"),
+    (&["kill", "halt", "shutdown"], "`kiln stop ID` ends a machine; `kiln ps` lists them"),
     (&["up", "start", "boot", "launch"], "`kiln run IMAGE` boots a throw-away clone of an image"),
     (
         &["push", "publish", "upload", "deploy"],
@@ -22,7 +23,7 @@ const COMMANDS: &[(&[&str], &str)] = &[
     (&["prune", "clean", "cleanup"], "`kiln gc` makes room"),
     (
         &["ssh", "exec", "console", "connect", "attach", "debug"],
-        "`kiln shell SPEC` opens a terminal in the guest; `kiln run IMAGE` shows a clone's console",
+        "`kiln run IMAGE --ssh` logs in to a clone; `kiln shell IMAGE` opens a shell in one without SSH",
     ),
     (&["new", "create", "scaffold"], "`kiln init` writes a spec to begin with"),
     (&["make", "bake"], "`kiln build SPEC` builds an image"),
@@ -49,7 +50,7 @@ const OPTIONS: &[(&[&str], &str)] = &[
     (&["--dry-run", "-n"], "`kiln plan SPEC` shows what a build would do"),
     (&["--debug", "--verbose=2", "-vv"], "`-v` shows the guest's console and details as well"),
     (&["--rm"], "nothing of a clone is kept"),
-    (&["-p", "--port", "--publish"], "`--ssh PORT` forwards a port of this host to the guest's SSH"),
+    (&["--publish"], "`-p HOST:GUEST` forwards a port of this host to the guest"),
     (&["--parallel"], "`--jobs N` builds as many images at once"),
     (&["--output-dir", "--out"], "`-o DIR` also puts the files there"),
     (
@@ -123,7 +124,7 @@ mod tests {
             let text = explained(&[typed]);
             assert!(text.contains(meant) && !text.contains("similar"), "{typed}: {text}");
         }
-        assert!(explained(&["history"]).contains("kiln inspect") && explained(&["logs"]).contains("build.log"));
+        assert!(explained(&["history"]).contains("kiln inspect") && explained(&["journal"]).contains("kiln logs"));
         assert!(explained(&["biuld"]).contains("'build'"), "slips of typing are clap's");
     }
 

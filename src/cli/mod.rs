@@ -34,14 +34,18 @@ mod init;
 mod inspect;
 mod list;
 mod lock;
+mod logs;
 mod mistakes;
 mod outdated;
 mod plan;
+mod ps;
 mod remove;
 mod run;
 mod shell;
 mod specs;
+mod stop;
 mod tag;
+mod target;
 mod terminal;
 mod terminal_modes;
 mod test;
@@ -128,7 +132,10 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         CliCommand::Lock(args) => runtime.run(|context| lock::run(args, context, out)),
         CliCommand::Test(args) => runtime.run(|context| test::run(args, context, out)),
         CliCommand::Shell(args) => return runtime.run(|context| shell::run(args, context)),
-        CliCommand::Run(args) => runtime.run(|context| run::run(args, context)),
+        CliCommand::Run(args) => return runtime.run(|context| run::run(args, context)),
+        CliCommand::Ps(args) => ps::run(&folders.cache()?, args.json, out),
+        CliCommand::Stop(args) => stop::run(&args, &folders.cache()?, &mut std::io::stderr().lock()),
+        CliCommand::Logs(args) => logs::run(&args, &folders, out),
         CliCommand::List(args) => list::run(&folders.store()?, args.json, out),
         CliCommand::Inspect(args) if args.disk_sha256 => {
             runtime.run(|context| inspect::run_digest(&args.image, context, out))
@@ -145,7 +152,7 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
             let is_any = runtime.run_until_cancelled(|context| outdated::run(&args, context, out))?;
             return Ok(u8::from(args.exit_code && is_any));
         }
-        CliCommand::Remove(args) => remove::run(&folders.store()?, &args, &mut std::io::stderr().lock()),
+        CliCommand::Remove(args) => remove::run(&folders, &args, &mut std::io::stderr().lock()),
         CliCommand::Gc(args) => gc::run(&args, &folders, &mut std::io::stderr().lock()),
         CliCommand::Seal(_) => print(out, &seal_list()),
         CliCommand::Doctor(args) => runtime.run_until_cancelled(|context| doctor(args, context, out)),

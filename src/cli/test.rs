@@ -8,9 +8,8 @@ use regex_lite::Regex;
 use serde_json::json;
 
 use crate::error::{Failure, Fault, FileError, Kind};
-use crate::event::{Events, NoticeLevel};
 use crate::report::{github, junit};
-use crate::specfile::{Spec, Test, spec_file};
+use crate::specfile::{Spec, Test};
 use crate::store::{Artifact, ImageId, Reference, Store, StoreError};
 use crate::test::retest::{recorded, retest};
 use crate::test::{Coverage, Outcome};
@@ -18,7 +17,7 @@ use crate::test::{Coverage, Outcome};
 use super::CommandContext;
 use super::args::SpecArgs;
 use super::list::align;
-use super::{print, print_json};
+use super::{print, print_json, target};
 
 /// Arguments of `kiln test`.
 #[derive(Debug, Args)]
@@ -96,7 +95,7 @@ pub(super) async fn run(args: TestArgs, context: CommandContext<'_>, out: &mut d
     let store = context.folders.store()?;
     let cache = context.folders.cache()?;
     let events = context.events();
-    tell_which_is_meant(&args.target, &store, &events);
+    target::tell_which_is_meant(&args.target, &store, &events);
     let (artifact, tests, source) = find(&args, &store)?;
     let tests = filtered(tests, args.filter.as_ref())?;
     let reach = args.reading.reach().network;
@@ -122,7 +121,7 @@ pub(super) async fn run(args: TestArgs, context: CommandContext<'_>, out: &mut d
 
 /// Finds the image, its tests, and the file that defines them.
 fn find(args: &TestArgs, store: &Store) -> Result<(Artifact, Vec<Test>, PathBuf), Failure> {
-    if is_spec(&args.target) {
+    if target::is_spec(&args.target) {
         let overrides = args.reading.overrides(args.version.as_ref());
         let spec = Spec::load(Path::new(&args.target), args.reading.reach().files, &overrides)?;
         let id = ImageId::new(&*spec.image.name, &*spec.image.version)?;
@@ -140,28 +139,6 @@ fn find(args: &TestArgs, store: &Store) -> Result<(Artifact, Vec<Test>, PathBuf)
 
 fn not_built(id: &ImageId, spec: &str) -> Failure {
     TestCommandError::NotBuilt { id: id.to_string(), spec: spec.to_owned() }.into()
-}
-
-/// Emits a notice that a folder is read as a spec although an image of the store has the same name.
-fn tell_which_is_meant(target: &str, store: &Store, events: &Events) {
-    let spec = spec_file(Path::new(target));
-    if target.contains('/') || !is_spec(target) || !spec.exists() {
-        return;
-    }
-    let Ok(reference) = target.parse::<Reference>() else { return };
-    if let Ok(image) = store.artifact(&reference) {
-        let text = format!("`{target}` is read as the spec {}; the image is `{}`", spec.display(), image.id());
-        events.notice(NoticeLevel::Info, text);
-    }
-}
-
-/// Returns whether a target is a spec: an existing file, or a string that is written like a path.
-fn is_spec(target: &str) -> bool {
-    let path = Path::new(target);
-    target.contains('/')
-        || path.extension().is_some_and(|end| end == "toml")
-        || path.join("kiln.toml").exists()
-        || target == "."
 }
 
 fn filtered(tests: Vec<Test>, filter: Option<&Regex>) -> Result<Vec<Test>, TestCommandError> {
@@ -213,11 +190,5 @@ mod tests {
         assert_eq!(filtered(tests(), Some(&filter("^t"))).unwrap().len(), 1);
         let error = filtered(tests(), Some(&filter("x"))).unwrap_err();
         assert_eq!((error.kind().exit_code(), error.hints()), (2, vec!["the tests are `one`, `two`".to_owned()]));
-    }
-
-    #[test]
-    fn a_path_is_a_spec_and_a_name_is_an_image() {
-        assert!(is_spec("images/hello") && is_spec("web.toml") && is_spec(".") && is_spec("./web"));
-        assert!(!is_spec("web") && !is_spec("web@1.4.0"));
     }
 }

@@ -209,6 +209,21 @@ impl BaseImage {
     }
 }
 
+/// Checks a file that a guest will write to as a disk, by the rules for base images, but that it may be blank. Returns the
+/// open file.
+///
+/// # Errors
+/// As [`BaseImage::open`].
+pub fn open_extra_disk(path: &Path, format: BaseFormat) -> Result<File, BaseHeaderError> {
+    let file = open_regular(path)?;
+    let length = file.metadata()?.len();
+    match inspect(&file, format) {
+        Err(BaseHeaderError::Blank) if !length.is_multiple_of(512) => Err(BaseHeaderError::PartSector(length)),
+        Ok(_) | Err(BaseHeaderError::Blank) => Ok(file),
+        Err(why) => Err(why),
+    }
+}
+
 /// Opens a regular file and nothing else. The type is checked first, because opening alone may do something (a tape rewinds,
 /// a watchdog starts), and again afterwards, because another file may have got the name in between; `O_NONBLOCK` keeps a
 /// FIFO that got the name from blocking kiln.

@@ -43,6 +43,20 @@ impl DraftFolder {
         Self::create(fs, parent.join(format!("{prefix}{}", fs.fresh_name())), mode)
     }
 
+    /// Creates a folder below `parent` with the first free name of `stem-1`, `stem-2` and so on, and returns that as well. Waits
+    /// for [`Self::clear_in`].
+    pub(crate) fn create_numbered(fs: &Fs, parent: &Path, stem: &str, mode: u32) -> io::Result<(Self, String)> {
+        let _turn = FileLock::exclusive(File::open(parent)?)?;
+        let mut number = 1_u64;
+        loop {
+            let name = format!("{stem}-{number}");
+            match Self::create(fs, parent.join(&name), mode) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+                other => return Ok((other?, name)),
+            }
+        }
+    }
+
     /// Removes the drafts of dead processes: the folders below `parent` whose names begin with `prefix` and that nobody has
     /// locked. One that cannot be removed is left for the next time.
     pub(crate) fn clear_in(fs: &Fs, parent: &Path, prefix: &str) -> io::Result<()> {

@@ -12,7 +12,7 @@ use crate::session::exec::SHELL;
 use crate::session::{Attach, Exec, Exit, GuestError};
 use crate::specfile::Action;
 
-use super::boot::Guest;
+use super::boot::{Guest, MachineSite};
 use super::step_error::{StepError, StepFailure};
 
 /// Starts the user's own shell, as at a login: `SHELL` is taken from the guest's passwd.
@@ -40,16 +40,20 @@ impl Fault for ShellError {
     }
 }
 
-impl BuildContext<'_> {
-    /// Connects a person to a shell in the guest, where a step of this kind would run. Returns its exit code.
+/// Returns the command that starts a shell as root in a guest that nothing is built in.
+pub(crate) fn login() -> Exec {
+    Exec { dir: "/".into(), login: true, ..Exec::new([SHELL, "-c", LOGIN]) }
+}
+
+impl MachineSite<'_> {
+    /// Connects a person to a shell in the guest that this command starts. Returns its exit code.
     pub(crate) async fn visit(
-        &self,
+        self,
         guest: &mut Guest,
-        at: Option<&Action>,
+        mut exec: Exec,
         why: Event,
         attach: Attach,
     ) -> Result<u8, Failure> {
-        let mut exec = self.login(at);
         self.events.emit(&why);
         let mut attached = attach().map_err(ShellError::Terminal)?;
         exec.env.insert("TERM".into(), attached.term.clone());
@@ -69,6 +73,19 @@ impl BuildContext<'_> {
         self.events.emit(&Event::ShellFinished { code });
         Ok(code)
     }
+}
+
+impl BuildContext<'_> {
+    /// Connects a person to a shell in the guest, where a step of this kind would run. Returns its exit code.
+    pub(crate) async fn visit(
+        &self,
+        guest: &mut Guest,
+        at: Option<&Action>,
+        why: Event,
+        attach: Attach,
+    ) -> Result<u8, Failure> {
+        self.site().visit(guest, self.login(at), why, attach).await
+    }
 
     /// Returns the command that starts the shell: as root, whoever runs the step, with what the step sees, except its
     /// secrets.
@@ -82,7 +99,7 @@ impl BuildContext<'_> {
         env.extend(context.into_iter().flat_map(|context| context.env.clone()));
         let dir = context.map_or_else(|| "/".to_owned(), |context| context.dir.clone());
         let network = self.proxy.as_ref().map(Proxy::access);
-        Exec { env, dir, login: true, network, ..Exec::new([SHELL, "-c", LOGIN]) }
+        Exec { env, dir, network, ..login() }
     }
 
     /// Opens a shell after a step that failed in a guest that is still running, if the user asked for one. The step's

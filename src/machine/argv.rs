@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::plan::agent::AgentStart;
-use crate::plan::machine::{Accelerator, PlannedMachine, PrivateNetworkAccess};
+use crate::plan::machine::{Accelerator, ExtraDisk, PlannedMachine, PrivateNetworkAccess};
 use crate::specfile::{DiskFormat, NetworkBackend};
 use crate::wire::{DISK_SERIAL, PORT, network};
 
@@ -82,7 +82,7 @@ pub enum Start {
 #[must_use]
 pub fn argv(machine: &PlannedMachine, backing: &BackingFiles, start: Start) -> Vec<String> {
     let mut args = QemuArgs::default();
-    basics(&mut args, machine, start, SYSTEM_UUID);
+    basics(&mut args, machine, start);
     if start == Start::Boot {
         // QEMU reports nothing that happens before its monitor is used, such as a KVM that fails on the first instruction.
         args.flag("-S");
@@ -97,24 +97,21 @@ pub fn argv(machine: &PlannedMachine, backing: &BackingFiles, start: Start) -> V
         seed(&mut args);
     }
     if machine.network.has_card() {
-        user_network(&mut args, machine, "");
+        user_network(&mut args, machine);
     }
     args.0
 }
 
-/// Returns the command line of an interactive machine: its console and QEMU's monitor share this terminal, and a port of
-/// this host may lead to the guest's SSH. It has a UUID of its own, since a guest may derive its machine ID (machine-id(5))
-/// and names of storage from it.
+/// Returns the command line of an interactive machine: its console and QEMU's monitor share this terminal.
 #[must_use]
-pub fn interactive(machine: &PlannedMachine, backing: &BackingFiles, ssh: Option<u16>, uuid: &str) -> Vec<String> {
+pub fn interactive(machine: &PlannedMachine, backing: &BackingFiles) -> Vec<String> {
     let mut args = QemuArgs::default();
-    basics(&mut args, machine, Start::Boot, uuid);
+    basics(&mut args, machine, Start::Boot);
     kernel_or_firmware(&mut args, machine);
     args.option("-serial", "mon:stdio");
     disks(&mut args, backing, machine);
     seed(&mut args);
-    let forward = ssh.map(|port| format!(",hostfwd=tcp:127.0.0.1:{port}-:22")).unwrap_or_default();
-    user_network(&mut args, machine, &forward);
+    user_network(&mut args, machine);
     args.0
 }
 
@@ -136,7 +133,8 @@ impl QemuArgs {
     }
 }
 
-fn basics(args: &mut QemuArgs, machine: &PlannedMachine, start: Start, uuid: &str) {
+fn basics(args: &mut QemuArgs, machine: &PlannedMachine, start: Start) {
+    let uuid = machine.extras.uuid.as_deref().unwrap_or(SYSTEM_UUID);
     args.option("-name", "kiln,process=kiln-guest,debug-threads=on");
     args.flag("-nodefaults");
     args.flag("-no-user-config");
@@ -231,6 +229,25 @@ fn disks(args: &mut QemuArgs, backing: &BackingFiles, machine: &PlannedMachine) 
     // QEMU gives the first place to a kernel that it starts itself.
     let place = if machine.starts_kernel() { "" } else { ",bootindex=0" };
     args.option("-device", format!("virtio-blk-pci,drive=disk,serial={DISK_SERIAL}{place},werror=stop,rerror=stop"));
+    for (disk, number) in machine.extras.disks.iter().zip(1..) {
+        extra_disk(args, disk, number);
+    }
+}
+
+/// Adds a disk that the user keeps: what the guest has flushed is on this host's disk. While QEMU runs, it holds the locks
+/// of the file by which other QEMUs see that it is in use.
+fn extra_disk(args: &mut QemuArgs, disk: &ExtraDisk, number: usize) {
+    let name = format!("extra{number}");
+    let mut node = json!({
+        "node-name": name, "driver": disk.format.driver(), "discard": "unmap",
+        "file": { "driver": "file", "filename": disk.path, "discard": "unmap", "locking": "on" },
+    });
+    if disk.format == DiskFormat::Qcow2 {
+        // Inspection has refused a file with a backing file.
+        node["backing"] = Value::Null;
+    }
+    args.blockdev(&node);
+    args.option("-device", format!("virtio-blk-pci,drive={name},serial=kiln-{name},werror=report,rerror=report"));
 }
 
 /// Adds the seed. It comes last: cloud-init tries labelled devices in reverse order, so that it takes precedence over one that
@@ -279,8 +296,9 @@ fn file_node(path: &Path, read_only: bool) -> Value {
     json!({ "driver": "file", "filename": path, "read-only": read_only })
 }
 
-fn user_network(args: &mut QemuArgs, machine: &PlannedMachine, forward: &str) {
-    args.option("-netdev", format!("user,id=net0{forward}"));
+fn user_network(args: &mut QemuArgs, machine: &PlannedMachine) {
+    let forwards = machine.extras.forwards.iter().map(|forward| format!(",hostfwd={}", forward.host_forward()));
+    args.option("-netdev", format!("user,id=net0{}", forwards.collect::<String>()));
     args.option("-device", format!("virtio-net-pci,netdev=net0,mac={MAC},romfile="));
     if machine.private_network != PrivateNetworkAccess::All {
         network_filter(args);

@@ -41,6 +41,7 @@ pub mod checkpoint;
 pub mod console;
 pub mod firmware;
 pub mod host;
+pub mod host_ports;
 pub(crate) mod kernel_links;
 pub(crate) mod network_filter;
 mod packet_filter;
@@ -322,7 +323,7 @@ pub async fn launch(
         descriptors.push((NETWORK_FD, theirs));
         network = Some(ours);
     }
-    let filter = network_filter::start(machine, report_to(events.clone()));
+    let filter = network_filter::start(machine, report_to(machine, events.clone()));
     descriptors.extend(filter.map_err(MachineError::prepare("the network filter"))?);
     let mut command = process::with_descriptors(&machine.qemu, descriptors);
     command.args(argv::argv(machine, backing, start)).current_dir(folder).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -339,11 +340,18 @@ pub async fn launch(
     Ok((RunningMachine { group, qmp, life, console, plugged: 0, top: argv::TOP.into(), frozen: 0, network }, agent))
 }
 
-/// Reports refusals of the network filter as notices of a build.
-fn report_to(events: Events) -> impl FnMut(FilterReport) + Send + 'static {
+/// Reports refusals of the network filter as notices, with the remedy for a build or for a machine that a user runs.
+fn report_to(machine: &PlannedMachine, events: Events) -> impl FnMut(FilterReport) + Send + 'static {
+    let is_build = machine.extras.uuid.is_none();
     move |report| {
         let sentence = report.sentence(|name| {
-            format!("if it must, add \"{name}\" to `private` of [network] in the spec and pass --allow-private-network")
+            if is_build {
+                format!(
+                    "if it must, add \"{name}\" to `private` of [network] in the spec and pass --allow-private-network"
+                )
+            } else {
+                "--allow-private-network allows it".to_owned()
+            }
         });
         events.notice(NoticeLevel::Info, sentence);
     }
@@ -421,6 +429,27 @@ impl RunningMachine {
     /// Allows the guest to reset itself this many times more before it counts as rebooting unexpectedly.
     pub fn tolerate_resets(&self, more: u32) {
         self.life.send_modify(|life| life.tolerated_resets = life.resets + more);
+    }
+
+    /// Allows the guest to reset itself as often as it likes.
+    pub(crate) fn tolerate_all_resets(&self) {
+        self.life.send_modify(|life| life.tolerated_resets = u32::MAX);
+    }
+
+    /// Asks the guest to power off, as its power button does (ACPI).
+    ///
+    /// # Errors
+    /// When QEMU refuses.
+    pub(crate) async fn press_power_button(&self) -> Result<(), MachineError> {
+        self.qmp.execute(schema::system_powerdown {}).await?;
+        Ok(())
+    }
+
+    /// Waits until QEMU has exited.
+    pub(crate) async fn exited(&self) {
+        let mut life = self.life.subscribe();
+        // The sender is dropped when QEMU has ended.
+        let _ = life.wait_for(|life| life.exited.is_some()).await;
     }
 
     /// Waits for an unexpected end, and returns it.

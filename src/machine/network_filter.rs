@@ -90,7 +90,7 @@ pub(crate) fn start(
     match (machine.network, &machine.private_network) {
         (NetworkBackend::None | NetworkBackend::Locked, _) | (_, PrivateNetworkAccess::All) => Ok(Vec::new()),
         (NetworkBackend::User, PrivateNetworkAccess::Listed(private)) => {
-            spawn(AddressPolicy::of_host(private)?, report)
+            spawn(AddressPolicy::of_host(private)?.with_forwards(&machine.extras.forwards), report)
         }
     }
 }

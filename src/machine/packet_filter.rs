@@ -15,6 +15,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::address::{AddressClass, AddressRange, DNS_V4, DNS_V6, GATEWAY_V4, GUEST_NETWORK_V6, classify, embedded_v4};
+use crate::plan::port_forward::{PortForward, PortProtocol};
 use crate::specfile::PrivateDestination;
 
 /// Length of an Ethernet header without a VLAN tag.
@@ -55,6 +56,8 @@ pub(crate) struct AddressPolicy {
     own: BTreeSet<IpAddr>,
     ranges: Vec<AddressRange>,
     allows_host: bool,
+    /// The ports of this host that lead into the guest.
+    forwards: Vec<PortForward>,
 }
 
 impl AddressPolicy {
@@ -70,6 +73,11 @@ impl AddressPolicy {
             v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
         });
         Ok(Self::new(own.collect(), private))
+    }
+
+    /// Returns the policy with these ports of the host leading into the guest, which may answer.
+    pub(crate) fn with_forwards(self, forwards: &[PortForward]) -> Self {
+        Self { forwards: forwards.to_vec(), ..self }
     }
 
     fn new(own: BTreeSet<IpAddr>, private: &[PrivateDestination]) -> Self {
@@ -164,7 +172,8 @@ pub(crate) fn judge<'f>(frame: &'f [u8], policy: &AddressPolicy) -> FrameVerdict
         _ => None,
     };
     let Some(packet) = packet else { return FrameVerdict::Drop };
-    if packet.is_of_the_network() || policy.permits(packet.destination) || packet.is_reply_to_forwarded() {
+    let is_allowed = packet.is_of_the_network() || policy.permits(packet.destination);
+    if is_allowed || packet.is_reply_to_forwarded(&policy.forwards) {
         FrameVerdict::Pass
     } else if header[0] & 1 == 1 || !packet.is_attempt() {
         // Group addresses are for announcements, which programs repeat for as long as they run.
@@ -232,12 +241,24 @@ impl<'f> IpPacket<'f> {
         is_on_the_link && self.payload.first().is_some_and(|kind| NEIGHBOUR_DISCOVERY.contains(kind))
     }
 
-    /// Returns whether the packet is a segment of a connection that was forwarded to the guest: its peer is the gateway.
-    /// Without the segment that opens a connection, libslirp opens none.
-    fn is_reply_to_forwarded(&self) -> bool {
-        self.destination == IpAddr::V4(GATEWAY_V4)
-            && self.fragment == Fragment::Whole
-            && self.tcp_flags().is_some_and(|flags| !opens(flags))
+    /// Returns whether the packet may be an answer to somebody who was forwarded to the guest. A program of this host has the
+    /// gateway's address there, and another host its own (libslirp, `sotranslate_accept`).
+    ///
+    /// A TCP segment opens nothing unless it is the first of its connection: libslirp drops the others. For UDP, whatever the
+    /// guest sends from a forwarded port is taken for an answer.
+    fn is_reply_to_forwarded(&self, forwards: &[PortForward]) -> bool {
+        let is_for_this_host = self.destination == IpAddr::V4(GATEWAY_V4);
+        let protocol = match (self.fragment, self.protocol, self.tcp_flags()) {
+            (Fragment::Whole, PROTOCOL_TCP, Some(flags)) if !opens(flags) => PortProtocol::Tcp,
+            (Fragment::Whole, PROTOCOL_UDP, _) => PortProtocol::Udp,
+            _ => return false,
+        };
+        let is_from_forwarded = |forward: &PortForward| {
+            let is_of_others = self.destination.is_ipv4() && !forward.address.is_loopback();
+            (protocol, self.source_port()) == (forward.protocol, Some(forward.guest))
+                && (is_for_this_host || is_of_others)
+        };
+        (protocol == PortProtocol::Tcp && is_for_this_host) || forwards.iter().any(is_from_forwarded)
     }
 
     /// Returns whether a program tries to reach somebody with the packet, and an answer is possible.
@@ -259,6 +280,11 @@ impl<'f> IpPacket<'f> {
 
     fn port(&self) -> Option<u16> {
         matches!(self.protocol, PROTOCOL_TCP | PROTOCOL_UDP).then(|| self.destination_port()).flatten()
+    }
+
+    /// Returns the first field of a TCP or UDP header.
+    fn source_port(&self) -> Option<u16> {
+        be16(self.payload, 0)
     }
 
     /// Returns the second field of a TCP or UDP header.

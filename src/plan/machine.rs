@@ -11,6 +11,7 @@ use crate::specfile::{BaseFormat, DiskFormat, FirmwareKind, NetworkBackend, Priv
 
 use super::agent::AgentStart;
 use super::host::UefiFirmware;
+use super::port_forward::PortForward;
 
 /// A virtual machine. Everything in it is a fact about the guest's hardware, so it is also recorded in the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +46,28 @@ pub struct PlannedMachine {
     pub boot_timeout: Duration,
     /// The machine's clock when it is turned on; `None` for the host's time.
     pub clock: Option<Timestamp>,
+    /// The additions of a machine that a user runs.
+    pub extras: MachineExtras,
+}
+
+/// The additions of a machine that a user runs. The machine of a build has none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MachineExtras {
+    /// UUID of the machine; `None` for that of every build.
+    pub uuid: Option<String>,
+    /// The ports of this host that lead into the guest.
+    pub forwards: Vec<PortForward>,
+    /// The disks besides the image's own.
+    pub disks: Vec<ExtraDisk>,
+}
+
+/// A file of the user that a guest reads and writes as a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExtraDisk {
+    /// Absolute path of the file.
+    pub path: PathBuf,
+    /// Format of the file.
+    pub format: DiskFormat,
 }
 
 /// A kernel that is not on the disk.
@@ -103,7 +126,8 @@ impl PlannedMachine {
     /// Returns the machine in which the agent is planted: booted directly, and without a network card.
     #[must_use]
     pub fn for_planting(&self) -> Self {
-        Self { agent: AgentStart::Direct, network: NetworkBackend::None, ..self.clone() }
+        let extras = MachineExtras::default();
+        Self { agent: AgentStart::Direct, network: NetworkBackend::None, extras, ..self.clone() }
     }
 
     /// Sets the UEFI variables that the machine begins with, in place of those that come with the firmware.

@@ -25,6 +25,7 @@ pub mod key;
 pub(crate) mod limits;
 pub(crate) mod machine;
 pub(crate) mod output;
+pub(crate) mod port_forward;
 pub(crate) mod trace;
 
 use agent::AgentStart;
@@ -32,7 +33,7 @@ use host::{Host, KvmVerdict, UefiFirmware};
 use kernel::KernelFacts;
 use key::{CacheKey, VersionInputs};
 use limits::DiskSizeError;
-use machine::{Accelerator, MachineFirmware, PlannedMachine, PrivateNetworkAccess};
+use machine::{Accelerator, MachineExtras, MachineFirmware, PlannedMachine, PrivateNetworkAccess};
 use output::{Outputs, without_kernel};
 use trace::Parts;
 
@@ -418,6 +419,7 @@ fn plan_machine(spec: &Spec, facts: &Facts) -> Result<PlannedMachine, PlanError>
         private_network: PrivateNetworkAccess::Listed(spec.network.private.clone()),
         boot_timeout: scaled(wanted.boot_timeout, accelerator),
         clock: None,
+        extras: MachineExtras::default(),
     })
 }
 

@@ -11,11 +11,11 @@ use crate::deadline::Deadline;
 use crate::error::{Failure, Fault, Kind};
 use crate::event::{Events, NoticeLevel};
 use crate::guest::boot::MachineSite;
-use crate::guest::run::{CloneError, WantedMachine, bootable, machine};
+use crate::guest::run::{CloneError, DiskImage, WantedMachine, bootable, machine};
 use crate::masking::SecretMask;
 use crate::output::kept_logs::{self, keep_logs};
 use crate::plan::agent::RecordedPlanting;
-use crate::plan::machine::PrivateNetworkAccess;
+use crate::plan::machine::{PlannedMachine, PrivateNetworkAccess};
 use crate::plan::scaled;
 use crate::resolve::agent_support;
 use crate::resolve::path_policy::{NetworkReach, check_network};
@@ -125,35 +125,17 @@ pub async fn retest(
     if tests.is_empty() {
         return Err(RetestError::NoTests(id.to_string()).into());
     }
-    let images = bootable(artifact);
-    let (Some(output), Some(image)) = (artifact.manifest().outputs.first(), images.first().cloned()) else {
-        return Err(CloneError::NotBootable(id.to_string()).into());
-    };
-    let made = &artifact.manifest().machine;
-    let choice = agent_choice(artifact)?;
-    let agent = agent_support::choose_for_image(choice, image.path, image.format).await?;
-    let private = private_destinations(artifact)?;
-    check_network(&private, reach, events)?;
-    let wanted = WantedMachine {
-        memory: ByteSize(made.memory),
-        network: if made.network == "user" { NetworkBackend::User } else { NetworkBackend::None },
-        private_network: PrivateNetworkAccess::Listed(private),
-    };
-    let mut machine = machine(artifact, wanted).await?.started_by(agent);
-    machine.boot_timeout = scaled(BOOT_TIMEOUT, machine.accelerator);
-    if let Some(reason) = &machine.accel_reason {
-        events.notice(NoticeLevel::Info, format!("software emulation (tcg): {reason}"));
-    }
+    let clones = machine_of_clones(artifact, reach, events).await?;
+    let CloneMachine { machine, images, disk_size } = &clones;
     let work = Workdir::create(&cache.join("work")).map_err(ScratchError::at("a scratch folder", cache))?;
     // An image of the store was searched for its secrets before it was published.
     let limits = Deadline::new(cancel, Duration::MAX);
     let mask = SecretMask::default();
-    let site =
-        MachineSite { machine: &machine, folder: work.path(), limits: &limits, events, mask: &mask, proxy: None };
-    let bench = Bench { site, disk_size: output.virtual_bytes, tests };
+    let site = MachineSite { machine, folder: work.path(), limits: &limits, events, mask: &mask, proxy: None };
+    let bench = Bench { site, disk_size: *disk_size, tests };
     let logs = cache.join(kept_logs::FAILED).join(format!("{}-{}", id.name(), id.version()));
     let mut outcomes = Vec::new();
-    let tested = test(&bench, &images, coverage, &mut outcomes).await;
+    let tested = test(&bench, images, coverage, &mut outcomes).await;
     let failed = match tested {
         Ok(()) => TestsFailed::check(&outcomes, id.to_string(), source, work.path(), &logs).err().map(Failure::from),
         Err(failure) => Some(failure),
@@ -163,4 +145,42 @@ pub async fn retest(
     // A report has to show that the image does not boot; an older report must not be mistaken for the new one.
     outcomes.extend(failure.fault().map(Outcome::of));
     if failure.kind() == Kind::Test { Ok(Tested { outcomes, failed: Some(failure) }) } else { Err(failure) }
+}
+
+/// The machine in which clones of an image are booted with kiln's agent.
+pub(super) struct CloneMachine {
+    pub(super) machine: PlannedMachine,
+    /// The files of the image that QEMU boots; never empty.
+    pub(super) images: Vec<DiskImage>,
+    /// Virtual size of the disk, bytes.
+    pub(super) disk_size: u64,
+}
+
+/// Returns the machine of an image's clones: the one that the image was built in, with what starts the agent in them.
+pub(super) async fn machine_of_clones(
+    artifact: &Artifact,
+    reach: NetworkReach,
+    events: &Events,
+) -> Result<CloneMachine, Failure> {
+    let images = bootable(artifact);
+    let (Some(output), Some(image)) = (artifact.manifest().outputs.first(), images.first().cloned()) else {
+        return Err(CloneError::NotBootable(artifact.id().to_string()).into());
+    };
+    let made = &artifact.manifest().machine;
+    let choice = agent_choice(artifact)?;
+    let agent = agent_support::choose_for_image(choice, image.path, image.format).await?;
+    let private = private_destinations(artifact)?;
+    check_network(&private, reach, events)?;
+    let wanted = WantedMachine {
+        cpus: None,
+        memory: ByteSize(made.memory),
+        network: if made.network == "user" { NetworkBackend::User } else { NetworkBackend::None },
+        private_network: PrivateNetworkAccess::Listed(private),
+    };
+    let mut machine = machine(artifact, wanted).await?.started_by(agent);
+    machine.boot_timeout = scaled(BOOT_TIMEOUT, machine.accelerator);
+    if let Some(reason) = &machine.accel_reason {
+        events.notice(NoticeLevel::Info, format!("software emulation (tcg): {reason}"));
+    }
+    Ok(CloneMachine { machine, images, disk_size: output.virtual_bytes })
 }

@@ -25,6 +25,7 @@ pub struct Machine {
     /// Half of a memory file, which it could not write to its end.
     half: Mutex<Option<String>>,
     fails_to_save: bool,
+    ignores_power_button: bool,
 }
 
 #[derive(Default)]
@@ -36,7 +37,15 @@ struct Disks {
 impl Machine {
     pub fn new(monitor: UnixStream, mode: &str) -> Self {
         let fails_to_save = mode == "half-a-checkpoint";
-        Self { monitor, disks: Mutex::default(), finishing: AtomicU8::new(0), half: Mutex::default(), fails_to_save }
+        let ignores_power_button = mode == "ignores-power-button";
+        Self {
+            monitor,
+            disks: Mutex::default(),
+            finishing: AtomicU8::new(0),
+            half: Mutex::default(),
+            fails_to_save,
+            ignores_power_button,
+        }
     }
 
     /// Greets and answers until kiln is gone. `start` hears when the guest may run.
@@ -79,7 +88,12 @@ impl Machine {
             }
             "migrate" => self.save(text("uri").trim_start_matches("file:")),
             "migrate-incoming" => self.load(text("uri").trim_start_matches("file:")),
-            "system_powerdown" => self.power_off(),
+            "system_powerdown" => {
+                super::log("power button");
+                if !self.ignores_power_button {
+                    self.power_off();
+                }
+            }
             "quit" => {
                 self.event("SHUTDOWN", &json!({ "guest": false, "reason": "host-qmp-quit" }));
                 exit(0);

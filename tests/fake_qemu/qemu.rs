@@ -6,7 +6,8 @@
 //! variables of the kiln that starts it, which hands no such thing on to a QEMU: see [`setting`].
 
 use std::fs::File;
-use std::io::{Write, stdin, stdout};
+use std::io::{Read, Write, stdin, stdout};
+use std::net::TcpListener;
 use std::os::fd::{FromRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::exit;
@@ -59,6 +60,7 @@ fn run(mode: &str, args: &[String]) {
         args.iter().filter(|arg| arg.contains("\"node-name\":\"backing")).count().saturating_sub(1)
     ));
     log_kernel(args);
+    serve_forwarded(mode, args);
     uefi_variable().inspect(|value| log(&format!("uefi variable `{value}`")));
     if args.iter().any(|arg| arg == "mon:stdio") {
         run_on_terminal(mode);
@@ -103,6 +105,36 @@ fn log_kernel(args: &[String]) {
     }
 }
 
+/// Answers on each forwarded TCP port of the host as the guest's servers do: one of SSH on port 22, and one of the web on any
+/// other. As QEMU does, it ends when a port is taken.
+fn serve_forwarded(mode: &str, args: &[String]) {
+    let network = args.windows(2).find(|pair| pair[0] == "-netdev").map_or("", |pair| pair[1].as_str());
+    for forward in network.split(',').filter_map(|option| option.strip_prefix("hostfwd=")) {
+        log(&format!("forward {forward}"));
+        let Some((address, guest)) = forward.strip_prefix("tcp:").and_then(|ports| ports.split_once("-:")) else {
+            continue;
+        };
+        let Ok(listener) = TcpListener::bind(address) else {
+            return fail(&format!("Could not set up host forwarding rule '{forward}'"));
+        };
+        let is_silent = ["silent-servers", "gives-up-direct-boot"].contains(&mode);
+        let is_ssh = guest == "22";
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten().filter(|_| !is_silent) {
+                // A client of the web speaks first; closing with its request unread would reset the connection.
+                let answered = if is_ssh {
+                    stream.write_all(b"SSH-2.0-fake\r\n")
+                } else {
+                    let page = b"HTTP/1.0 200 OK\r\n\r\nthe page of the guest\n";
+                    stream.read(&mut [0; 1024]).and_then(|_| stream.write_all(page))
+                };
+                let _ = answered;
+            }
+        });
+        log("forwarded");
+    }
+}
+
 /// Runs a guest whose console is this terminal. As QEMU does, it makes the terminal raw and its descriptor non-blocking, and
 /// takes that back when it ends in order.
 fn run_on_terminal(mode: &str) -> ! {
@@ -113,7 +145,9 @@ fn run_on_terminal(mode: &str) -> ! {
         tcsetattr(stdin(), SetArg::TCSANOW, &raw).expect("a terminal");
     }
     fcntl(stdin(), FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK)).expect("an open descriptor");
-    stdout().write_all(hostile::MODES.as_bytes()).and_then(|()| stdout().flush()).expect("kiln's terminal");
+    let deafening = if mode == "deafening" { hostile::DEAFENING } else { "" };
+    let output = [hostile::MODES, deafening].concat();
+    stdout().write_all(output.as_bytes()).and_then(|()| stdout().flush()).expect("kiln's terminal");
     log("console");
     match mode {
         "killed" => raise(Signal::SIGKILL).expect("it exists"),

@@ -210,6 +210,11 @@ impl Kiln {
         self.start().finish()
     }
 
+    /// Runs it to its end, beside machines that run on.
+    pub fn run_beside_machines(self) -> Ended {
+        self.start().finish_untidy()
+    }
+
     /// Starts it.
     pub fn start(self) -> Live {
         let Self { place, mut command, exits, stdout_has, stderr_has, within, .. } = self;
@@ -428,6 +433,7 @@ impl Place {
     /// Neither scratch folders nor anything half-made is left.
     pub fn assert_no_leftovers(&self) {
         assert_eq!(names(&self.cache().join("work")), [""; 0], "scratch folders are left");
+        assert_eq!(names(&self.cache().join("machines")), [""; 0], "folders of machines are left");
         assert_eq!(names(&self.store().join(".kiln/tmp")), [""; 0], "the store holds something half-made");
     }
 

@@ -5,6 +5,7 @@ use super::super::test_frames::{
     ACK, SYN, arp_request, broadcast, dhcp_discover, ethernet, fragment, packet, packet_v4, tcp, udp,
 };
 use super::*;
+use crate::plan::port_forward::PortRequest;
 
 /// Addresses of this host, public and private.
 const OWN: [&str; 3] = ["203.0.113.7", "192.168.1.20", "2001:db8::7"];
@@ -139,6 +140,27 @@ fn replies_to_a_forwarded_connection_pass_and_openings_do_not() {
         assert!(!passes(&packet(ip("10.1.2.3"), PROTOCOL_TCP, &tcp(40000, flags))), "{flags:#x}");
     }
     assert!(is_dropped(&packet(gateway, PROTOCOL_TCP, &tcp(40000, ACK)[..19])));
+}
+
+/// The source port of the test frames is 40000.
+#[test]
+fn answers_from_a_forwarded_port_pass_and_others_do_not() {
+    let judged = |forward: &str, to: &str, protocol: u8, payload: &[u8]| {
+        let request: PortRequest = forward.parse().unwrap();
+        let PortRequest { protocol: forwarded, address, guest, .. } = request;
+        let forward = PortForward { protocol: forwarded, address, host: 8080, guest };
+        judge(&packet(ip(to), protocol, payload), &policy(&[]).with_forwards(&[forward])) == FrameVerdict::Pass
+    };
+    let (answer, datagram) = (tcp(80, ACK), udp(80, b"answer"));
+    assert!(judged("0.0.0.0:8080:40000", "192.168.1.9", PROTOCOL_TCP, &answer));
+    assert!(!judged("0.0.0.0:8080:40000", "192.168.1.9", PROTOCOL_TCP, &tcp(80, SYN)), "it opens a connection");
+    assert!(!judged("8080:40000", "192.168.1.9", PROTOCOL_TCP, &answer), "no other host reaches the loopback");
+    assert!(!judged("0.0.0.0:8080:40001", "192.168.1.9", PROTOCOL_TCP, &answer), "another port");
+    assert!(judged("8080:40000/udp", "10.0.2.2", PROTOCOL_UDP, &datagram));
+    assert!(!judged("8080:40000/udp", "192.168.1.9", PROTOCOL_UDP, &datagram));
+    assert!(judged("0.0.0.0:8080:40000/udp", "192.168.1.9", PROTOCOL_UDP, &datagram));
+    assert!(!judged("8080:40001/udp", "10.0.2.2", PROTOCOL_UDP, &datagram), "another port");
+    assert!(!judged("8080:40000", "10.0.2.2", PROTOCOL_UDP, &datagram), "another protocol");
 }
 
 #[test]
