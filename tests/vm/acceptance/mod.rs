@@ -14,6 +14,7 @@ mod nested_kvm;
 mod networks;
 mod older_qemu;
 mod planted;
+mod run;
 
 use std::path::PathBuf;
 
