@@ -133,6 +133,19 @@ pub enum Event {
         /// The line; bytes that are not UTF-8 are replaced.
         line: String,
     },
+    /// A try of a step failed, and the next one follows after a pause.
+    StepRetried {
+        /// Index of the step in the spec, from 0.
+        index: usize,
+        /// Number of the try that failed, from 1.
+        attempt: u32,
+        /// Number of tries that the step has.
+        attempts: u32,
+        /// How the try failed, such as `failed with exit status 1`.
+        reason: String,
+        /// The pause before the next try, seconds.
+        pause: f64,
+    },
     /// A step is not run, because its result is in the cache.
     StepCached {
         /// Index of the step in the spec, from 0.
@@ -205,7 +218,9 @@ impl Event {
     fn mask_secrets(&self, mask: &SecretMask) -> Self {
         let mut event = self.clone();
         match &mut event {
-            Event::Notice { text, .. } | Event::TestFinished { found: text, .. } => *text = mask.mask_text(text),
+            Event::Notice { text, .. }
+            | Event::TestFinished { found: text, .. }
+            | Event::StepRetried { reason: text, .. } => *text = mask.mask_text(text),
             Event::ShellStarted { failure, tail } => {
                 for text in failure.iter_mut().chain(tail) {
                     *text = mask.mask_text(text);

@@ -37,6 +37,10 @@ use crate::wire::SCRIPT_FOLDER;
 const PORT_LIMIT: u64 = 8 << 20;
 /// The size of the largest tree that can be fetched, bytes.
 const FETCH_LIMIT: u64 = 16 << 30;
+/// The pause before the first retry of a step.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause between two tries of a step.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// The interval at which the kernel's clock for files advances, at its slowest (`CONFIG_HZ=100`).
 const TICK: Duration = Duration::from_millis(10);
 
@@ -80,7 +84,7 @@ pub(crate) async fn provision(
         let fetching = FetchContext { folder: fetched, limits, keep: layers.keeps().then(|| stream.clone()) };
         let lines = LineSplitter::new(build.secrets.mask());
         let mut running = RunningStep { build, guest, index, planned, lines, fetching };
-        let result = running.run().await;
+        let result = running.run_with_retries().await;
         let took = began.elapsed();
         build.events.emit(&Event::StepFinished { index, ok: result.is_ok(), seconds: took.as_secs_f64() });
         let result = end_traffic(build, layers, index, result).await;
@@ -198,6 +202,28 @@ fn emit_progress(events: &Events, total: u64) -> impl FnMut(u64) {
     move |done| events.emit(&Event::Progress { stage: Stage::Provision, done, total })
 }
 
+/// Returns how a try of a step failed, if another try may succeed: the guest runs, and its agent has ended the command.
+fn retry_reason(failure: &Failure) -> Option<String> {
+    let how = &failure.fault::<StepError>()?.how;
+    match how {
+        StepFailure::Status(_)
+        | StepFailure::Signal(_)
+        | StepFailure::TimedOut(_)
+        | StepFailure::OutOfMemory { .. } => Some(how.to_string()),
+        StepFailure::NotStarted(_)
+        | StepFailure::Machine(_)
+        | StepFailure::Transfer(_)
+        | StepFailure::NoWayBack(_)
+        | StepFailure::AgentEnded
+        | StepFailure::PowerRequest { .. } => None,
+    }
+}
+
+/// Returns the pause after a try that failed, given its number, from 1: each pause is twice as long as the one before.
+fn pause_after(attempt: u32) -> Duration {
+    FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(attempt - 1)).min(LONGEST_PAUSE)
+}
+
 /// The destination of a fetched tree.
 struct FetchContext<'a> {
     folder: &'a Path,
@@ -216,6 +242,28 @@ struct RunningStep<'a, 'b> {
 }
 
 impl RunningStep<'_, '_> {
+    /// Runs the step, and again while it fails and has retries left.
+    async fn run_with_retries(&mut self) -> Result<FetchedTree, Failure> {
+        let attempts = u32::from(self.planned.step.retries) + 1;
+        for attempt in 1..attempts {
+            let result = self.run().await;
+            let reason = result.as_ref().err().and_then(retry_reason);
+            let Some(reason) = reason else { return result };
+            let pause = pause_after(attempt);
+            let event = Event::StepRetried { index: self.index, attempt, attempts, reason, pause: pause.as_secs_f64() };
+            self.build.events.emit(&event);
+            self.build.limits.pause(pause).await?;
+            // Errors show the output of the last try alone.
+            self.lines = LineSplitter::new(self.build.secrets.mask());
+        }
+        self.run().await.map_err(|mut failure| {
+            if attempts > 1 && retry_reason(&failure).is_some() {
+                failure.attach(format!("this was the last of {attempts} tries (`retry`)"));
+            }
+            failure
+        })
+    }
+
     async fn run(&mut self) -> Result<FetchedTree, Failure> {
         let done = match &self.planned.step.action {
             Action::Run { command, context } => {
@@ -426,5 +474,16 @@ impl RunningStep<'_, '_> {
         });
         let findings = self.build.limits.hold(async { search.await.expect("searching does not panic") }).await?;
         Ok(findings.leaks.into_result()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_between_tries_double_up_to_a_limit() {
+        let pauses = [1, 2, 3, 5, 6, 7, 40, u32::MAX].map(|attempt| pause_after(attempt).as_secs());
+        assert_eq!(pauses, [1, 2, 4, 16, 30, 30, 30, 30]);
     }
 }

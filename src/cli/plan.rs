@@ -118,7 +118,7 @@ fn as_json(plan: &Plan, fates: &StepReasons) -> Value {
             json!({
                 "name": planned.step.name, "verb": planned.step.action.key(), "line": planned.step.line,
                 "key": planned.key, "cached": reason.is_none(), "reason": reason.as_ref().map(RunReason::to_string),
-                "timeout": planned.step.timeout.as_secs(),
+                "timeout": planned.step.timeout.as_secs(), "retry": planned.step.retries,
                 "input_digest": planned.input.as_ref().map(digest_set),
                 "input_bytes": planned.input.as_ref().map(|input| input.bytes),
                 "downloads": LockedDownloads::of_step(plan, planned), "stale_days": stale_days,

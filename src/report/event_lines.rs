@@ -78,6 +78,11 @@ impl EventFormatter {
                 let place = format!("step {}/{steps}", index + 1);
                 (LineTopic::Done, format!("{place} {}  cached", escape(name)))
             }
+            Event::StepRetried { index, attempt, attempts, reason, pause } => {
+                let label = self.step_label(*index);
+                let tried = format!("try {attempt} of {attempts} {}", escape(reason));
+                (LineTopic::Warning, format!("warning: {label}: {tried}; the next one begins in {}", span(*pause)))
+            }
             Event::StepFinished { index, ok, seconds } => {
                 over(*ok, format!("{}  {}", self.step_label(*index), span(*seconds)))
             }

@@ -36,6 +36,7 @@ fn events(text: &str) -> Vec<Event> {
         Event::ShellStarted { failure: Some(text.into()), tail: vec![text.into()] },
         Event::TestFinished { name: text.into(), ok: true, seconds: 1.0, found: text.into() },
         Event::TestFinished { name: text.into(), ok: false, seconds: 1.0, found: text.into() },
+        Event::StepRetried { index: 0, attempt: 1, attempts: 2, reason: text.into(), pause: 1.0 },
         Event::StepFinished { index: 0, ok: false, seconds: 1.0 },
     ]
 }

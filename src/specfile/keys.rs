@@ -48,6 +48,8 @@ const MAX_LINE: usize = 1000;
 const MAX_CMDLINE: usize = 1500;
 /// The most steps of a spec. Specs are written by people; more steps are a generator's mistake.
 const MAX_STEPS: usize = 1000;
+/// The most retries of a step; with the pauses between them, they take most of an hour.
+const MAX_RETRIES: u8 = 100;
 /// The longest timeout: a week, in seconds.
 const WEEK: u64 = 7 * 24 * 3600;
 const TIB: u64 = 1 << 40;
@@ -256,7 +258,7 @@ table! {
     Step {
         /// The name in output and logs; by default, it is derived from the action.
         name: Option<SpannedValue<String>> = Optional(title(MAX_TITLE)),
-        /// How long the step may take.
+        /// How long the step may take; with `retry`, how long each try may take.
         timeout: Duration = DefaultedKey(duration(1..=WEEK), "'1h'"),
         /// With `false`, this step and all later ones run in every build. A version whose inputs are unchanged is not
         /// built again without `--replace`.
@@ -276,6 +278,8 @@ table! {
     RunCommand {
         /// The command: a string is a script for `sh -eu`, a list of strings is an argument vector that needs no shell.
         run: Option<SpannedValue<Command>> = Required(CommandShape),
+        /// How often the step is tried again if it fails.
+        retry: u8 = DefaultedKey(Integer(0_u8..=MAX_RETRIES), "0"),
         /// Environment variables for this step.
         env: Texts = DefaultedKey(Map(VARIABLE, text()), "{}"),
         /// The user that runs it.
@@ -294,6 +298,8 @@ table! {
         script: Option<SpannedValue<SlashedPath<PathBuf>>> = Required(host_path()),
         /// Its arguments.
         args: Vec<SpannedValue<String>> = DefaultedKey(List(argument(), 1000), "[]"),
+        /// How often the step is tried again if it fails.
+        retry: u8 = DefaultedKey(Integer(0_u8..=MAX_RETRIES), "0"),
         /// Environment variables for this step.
         env: Texts = DefaultedKey(Map(VARIABLE, text()), "{}"),
         /// The user that runs it.

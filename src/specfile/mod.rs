@@ -359,8 +359,10 @@ pub struct StepSpec {
     pub name: String,
     /// The step's action.
     pub action: Action,
-    /// How long the step may take.
+    /// How long the step may take; each try of it, if there are retries.
     pub timeout: Duration,
+    /// How often the step is tried again if it fails; 0 for actions other than commands.
+    pub retries: u8,
     /// Whether the step may come from the cache; with `false` it always runs, and so does everything after it.
     pub cache: bool,
     /// Line of the spec file on which the step begins, from 1.

@@ -46,14 +46,23 @@ pub(super) fn steps(raw: Vec<SpannedValue<ChosenVariant<keys::Step, Verb>>>, aro
     let mut fetched = Vec::new();
     let mut steps = Vec::new();
     for SpannedValue { value: ChosenVariant { common, variant }, span } in raw {
-        let Some((action, default_name)) = variant.and_then(|verb| action(verb, &mut fetched, around)) else {
-            continue;
-        };
+        let Some(verb) = variant else { continue };
+        let retries = retries(&verb);
+        let Some((action, default_name)) = action(verb, &mut fetched, around) else { continue };
         let name = common.name.map_or_else(|| unique(&default_name, &mut taken), |name| name.value);
         let line = around.reader.document.line(span.start);
-        steps.push(StepSpec { name, action, timeout: common.timeout, cache: common.cache, line });
+        steps.push(StepSpec { name, action, timeout: common.timeout, retries, cache: common.cache, line });
     }
     steps
+}
+
+/// Returns how often an action is tried again; only commands can be.
+fn retries(verb: &Verb) -> u8 {
+    match verb {
+        Verb::RunCommand(raw) => raw.retry,
+        Verb::RunScript(raw) => raw.retry,
+        Verb::CopyIn(_) | Verb::WriteFile(_) | Verb::FetchOut(_) | Verb::Reboot(_) => 0,
+    }
 }
 
 /// Converts a step's keys to its action, and returns it with the step's default name.

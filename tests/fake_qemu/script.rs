@@ -1,11 +1,15 @@
 //! The language of this guest's steps: a command a line (or between `;`), none of which touches the host.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use kiln::wire::cloud_init::SeedObstacle;
 use kiln::wire::{Aftermath, ExecRequest, Exit, HiddenBytes, LateOutput, LeftProcess, Message};
 
 use super::hostile;
+
+/// How often `flaky` ran in this machine.
+static FLAKY_RUNS: AtomicUsize = AtomicUsize::new(0);
 
 /// What comes of a script.
 pub enum Does {
@@ -100,6 +104,13 @@ pub fn run(script: &str, request: &ExecRequest, file: impl Fn(&str) -> Option<Ve
             "late" => {
                 let late = LateOutput { step: 1, bytes: HiddenBytes(rest.as_bytes().to_vec()) };
                 out.push(noticed(Aftermath { late: vec![late], ..Aftermath::default() }));
+            }
+            // Fails as often as this before it succeeds.
+            "flaky" => {
+                let failures: usize = rest.parse().expect("flaky TIMES");
+                if FLAKY_RUNS.fetch_add(1, Ordering::SeqCst) < failures {
+                    return Does::Ends(out, Exit::Code { code: 75 });
+                }
             }
             "exit" => return Does::Ends(out, Exit::Code { code: rest.parse().expect("exit CODE") }),
             "kill" => return Does::Ends(out, Exit::Signal { number: rest.parse().expect("kill SIGNAL") }),
